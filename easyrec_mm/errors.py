@@ -1,0 +1,31 @@
+"""Errors that a user can cause and mend. The command line prints them in plain words, never with a stack trace."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+
+class UserError(Exception):
+    """A mistake in a config, a file or the data: says where, what was given and what to do."""
+
+
+class ConfigError(UserError):
+    """A mistake in a pipeline config."""
+
+
+class DataError(UserError):
+    """Input files that are missing or unreadable, or more bad records than allowed."""
+
+
+class CheckpointError(UserError):
+    """A checkpoint that cannot be written, read or matched with the model."""
+
+
+def did_you_mean(name: str, choices: Iterable[str]) -> str:
+    """The end of a message about an unknown `name`: the nearest choice, or all of them when none is near."""
+    choices = sorted(set(choices))
+    near = difflib.get_close_matches(name, choices, n=1, cutoff=0.7)
+    if near:
+        return f"did you mean '{near[0]}'?"
+    return f"choose one of {', '.join(choices)}" if choices else "there is none"
