@@ -14,6 +14,28 @@ class ConfigError(UserError):
     """A mistake in a pipeline config."""
 
 
+class Problems:
+    """Collects what is wrong in a config, each with its config path, and remarks that are no errors."""
+
+    def __init__(self, path: str) -> None:
+        self._path = path
+        self._messages: list[str] = []
+        self.notes: list[str] = []
+
+    def add(self, place: str, message: str) -> None:
+        """Add a problem at a config path such as "data_config.selected_cols"."""
+        self._messages.append(f"{self._path}: {place}: {message}")
+
+    def unknown(self, place: str, what: str, name: str, choices: Iterable[str]) -> None:
+        """Add a problem about a name that nothing has."""
+        self.add(place, f"no {what} named '{name}'; {did_you_mean(name, choices)}")
+
+    def raise_if_any(self) -> None:
+        """Raise ConfigError with every problem, if there is one."""
+        if self._messages:
+            raise ConfigError("\n".join(self._messages))
+
+
 class DataError(UserError):
     """Input files that are missing or unreadable, or more bad records than allowed."""
 

@@ -1,0 +1,292 @@
+"""Checks the network, training, evaluation and export sections of a config against each other and the Schema.
+
+Adds every problem to a Problems list with its config path. Never imports TensorFlow.
+"""
+
+from __future__ import annotations
+
+import re
+from graphlib import CycleError, TopologicalSorter
+from itertools import pairwise
+
+from google.protobuf.message import Message
+
+from easyrec_mm.config_schema import IMAGE_GROUP
+from easyrec_mm.errors import Problems
+from easyrec_mm.protos.eval_pb2 import EvalMetrics
+from easyrec_mm.protos.model_pb2 import DNN, BayesTaskTower
+from easyrec_mm.protos.optimizer_pb2 import LearningRate
+from easyrec_mm.protos.pipeline_pb2 import EasyRecConfig
+from easyrec_mm.schema import Schema, Task
+
+MODEL_CLASS = "E2E_MM_DBMTL"
+BACKBONE_NAMES = ("ResNet", "MobileNet")
+ACTIVATION_NAMES = (
+    "relu", "gelu", "selu", "elu", "leaky_relu", "tanh", "sigmoid", "swish", "softplus", "linear",
+)  # fmt: skip
+GAUC_REDUCTIONS = ("mean", "mean_by_sample_num", "mean_by_positive_num")
+
+# Metrics by the outputs that they make sense for.
+BINARY_METRICS = {"auc", "gauc", "normalized_entropy", "calibration", "ece"}
+CLASS_METRICS = {"log_loss", "accuracy"}
+VALUE_METRICS = {"mean_squared_error", "root_mean_squared_error", "mean_absolute_error"}
+METRICS_OF_ACTIVATION = {
+    "binary": BINARY_METRICS | CLASS_METRICS | VALUE_METRICS,
+    "multiclass": CLASS_METRICS,
+    "value": VALUE_METRICS | {"calibration"},
+    "sigmoid_value": VALUE_METRICS | {"calibration"},
+}
+
+
+def check_model_and_training(config: EasyRecConfig, schema: Schema, problems: Problems) -> None:
+    """Add every problem of model_config, train_config, eval_config and export_config."""
+    _check_model(config, schema, problems)
+    _check_training(config, problems)
+    _check_export(config, schema, problems)
+    for i, metric in enumerate(config.eval_config.metrics_set):
+        _check_metric(metric, f"eval_config.metrics_set[{i}]", None, schema, problems)
+
+
+def activation_name(name: str) -> str:
+    """Keras's name of an activation that may be written as TensorFlow's: "tf.nn.relu" -> "relu"."""
+    return re.sub(r"^(tf\.)?(nn\.|math\.|keras\.activations\.)?", "", name.strip()).lower() or "linear"
+
+
+def relation_order(towers: list[BayesTaskTower]) -> list[int]:
+    """Indices of the towers so that each stands behind the towers of its relation_tower_names.
+
+    Raises:
+      CycleError: if there is no such order.
+    """
+    index = {tower.tower_name: i for i, tower in enumerate(towers)}
+    graph = {i: [index[name] for name in tower.relation_tower_names] for i, tower in enumerate(towers)}
+    return list(TopologicalSorter(graph).static_order())
+
+
+def _check_model(config: EasyRecConfig, schema: Schema, problems: Problems) -> None:
+    model = config.model_config
+    network = model.e2e_mm_dbmtl
+    place = "model_config.e2e_mm_dbmtl"
+    if model.model_class != MODEL_CLASS:
+        problems.add(
+            "model_config.model_class", f"'{model.model_class}' is not supported; the only one is {MODEL_CLASS}"
+        )
+    if not model.HasField("e2e_mm_dbmtl"):
+        problems.add(place, "is missing; it holds the network")
+        return
+    if model.embedding_regularization < 0:
+        problems.add("model_config.embedding_regularization", f"{model.embedding_regularization} is negative")
+    if network.l2_regularization < 0:
+        problems.add(f"{place}.l2_regularization", f"{network.l2_regularization} is negative")
+    for name in ("img_dnn", "bottom_dnn", "expert_dnn"):
+        _check_dnn(network, name, place, problems)
+    _check_image_part(config, schema, problems)
+    if network.HasField("expert_dnn") != (network.num_expert > 0):
+        missing = "num_expert" if network.HasField("expert_dnn") else "expert_dnn"
+        problems.add(f"{place}.{missing}", "expert_dnn and num_expert go together; set both or neither")
+    if not network.task_towers:
+        problems.add(f"{place}.task_towers", "is empty; the model needs a task")
+    _check_towers(list(network.task_towers), schema, problems)
+
+
+def _check_image_part(config: EasyRecConfig, schema: Schema, problems: Problems) -> None:
+    network = config.model_config.e2e_mm_dbmtl
+    place = "model_config.e2e_mm_dbmtl"
+    if not schema.uses_image:
+        for name in ("img_model", "img_dnn", "highway_dnn", "image_fusion"):
+            if network.HasField(name):
+                problems.add(
+                    f"{place}.{name}", f"has no effect: no feature group '{IMAGE_GROUP}'; add it or remove this"
+                )
+        return
+    if network.img_model.model_name not in BACKBONE_NAMES:
+        problems.unknown(f"{place}.img_model.model_name", "backbone", network.img_model.model_name, BACKBONE_NAMES)
+    if network.img_model.num_classes == 0:
+        problems.add(f"{place}.img_model.num_classes", "0 is no width; give the width of the projection")
+    if network.HasField("img_dnn") and network.HasField("highway_dnn"):
+        problems.add(f"{place}.highway_dnn", "img_dnn is set too; keep one of the two")
+    if network.HasField("highway_dnn"):
+        if network.highway_dnn.input != IMAGE_GROUP:
+            problems.unknown(f"{place}.highway_dnn.input", "image group", network.highway_dnn.input, [IMAGE_GROUP])
+        if network.highway_dnn.emb_size == 0:
+            problems.add(f"{place}.highway_dnn.emb_size", "0 is no width; give the width of the image vector")
+
+
+def _check_dnn(parent: Message, name: str, place: str, problems: Problems) -> None:
+    if not parent.HasField(name):
+        return
+    dnn: DNN = getattr(parent, name)
+    place = f"{place}.{name}"
+    if not dnn.hidden_units:
+        problems.add(f"{place}.hidden_units", "is empty; give the units of each layer, or remove the whole")
+    if any(units == 0 for units in dnn.hidden_units):
+        problems.add(f"{place}.hidden_units", f"{list(dnn.hidden_units)} has a layer of 0 units; give 1 or more")
+    if dnn.dropout_ratio and len(dnn.dropout_ratio) != len(dnn.hidden_units):
+        problems.add(
+            f"{place}.dropout_ratio",
+            f"has {len(dnn.dropout_ratio)} values for {len(dnn.hidden_units)} layers; give one a layer, or none",
+        )
+    for ratio in dnn.dropout_ratio:
+        if not 0 <= ratio < 1:
+            problems.add(f"{place}.dropout_ratio", f"{ratio:g} is no share; give 0 <= share < 1")
+    if activation_name(dnn.activation) not in ACTIVATION_NAMES:
+        problems.unknown(f"{place}.activation", "activation", dnn.activation, ACTIVATION_NAMES)
+
+
+def _check_towers(towers: list[BayesTaskTower], schema: Schema, problems: Problems) -> None:
+    names = [tower.tower_name for tower in towers]
+    relations_known = True
+    for i, (tower, task) in enumerate(zip(towers, schema.tasks, strict=True)):
+        place = f"model_config.e2e_mm_dbmtl.task_towers[{i}]"
+        if tower.tower_name in names[:i]:
+            problems.add(f"{place}.tower_name", f"a second tower named '{tower.tower_name}'; rename one")
+        if not re.fullmatch(r"\w[\w.-]*", tower.tower_name):
+            problems.add(f"{place}.tower_name", f"'{tower.tower_name}' is no name; use letters, digits and _")
+        for name in ("dnn", "relation_dnn"):
+            _check_dnn(tower, name, place, problems)
+        for relation in tower.relation_tower_names:
+            if relation == tower.tower_name:
+                problems.add(f"{place}.relation_tower_names", f"'{relation}' is the tower itself; name another")
+                relations_known = False
+            elif relation not in names:
+                problems.unknown(f"{place}.relation_tower_names", "tower", relation, names)
+                relations_known = False
+        _check_tower_weights(tower, place, schema, problems)
+        for j, metric in enumerate(tower.metrics_set):
+            _check_metric(metric, f"{place}.metrics_set[{j}]", task, schema, problems)
+    if relations_known:
+        try:
+            relation_order(towers)
+        except CycleError as error:
+            cycle = " -> ".join(names[i] for i in reversed(error.args[1]))
+            place = "model_config.e2e_mm_dbmtl.task_towers"
+            problems.add(place, f"relation_tower_names go in a circle: {cycle}; remove one of them")
+
+
+def _check_tower_weights(tower: BayesTaskTower, place: str, schema: Schema, problems: Problems) -> None:
+    for name in ("weight", "in_task_space_weight", "out_task_space_weight"):
+        if getattr(tower, name) < 0:
+            problems.add(f"{place}.{name}", f"{getattr(tower, name):g} is negative; give 0 or more")
+    for i, loss in enumerate(tower.losses):
+        if loss.weight < 0:
+            problems.add(f"{place}.losses[{i}].weight", f"{loss.weight:g} is negative; give 0 or more")
+    indicator = tower.task_space_indicator_label
+    if indicator and indicator not in schema.labels:
+        problems.unknown(f"{place}.task_space_indicator_label", "label", indicator, schema.labels)
+    for name in ("in_task_space_weight", "out_task_space_weight"):
+        if tower.HasField(name) and not indicator:
+            problems.add(f"{place}.{name}", "has no effect without task_space_indicator_label; set it or remove this")
+
+
+def _check_metric(metric: EvalMetrics, place: str, task: Task | None, schema: Schema, problems: Problems) -> None:
+    name = metric.WhichOneof("metric")
+    if name is None:
+        problems.add(place, f"is empty; choose one of {', '.join(EvalMetrics.DESCRIPTOR.fields_by_name)}")
+        return
+    if task is not None and name not in METRICS_OF_ACTIVATION[task.activation]:
+        choices = ", ".join(sorted(METRICS_OF_ACTIVATION[task.activation]))
+        problems.add(place, f"{name} does not apply to tower '{task.name}' ({task.activation}); choose from {choices}")
+    if name == "gauc":
+        if metric.gauc.uid_field not in (*schema.layout.sample_fields, *schema.labels):
+            problems.unknown(
+                f"{place}.gauc.uid_field", "input field", metric.gauc.uid_field, schema.layout.sample_fields
+            )
+        if metric.gauc.reduction not in GAUC_REDUCTIONS:
+            problems.unknown(f"{place}.gauc.reduction", "reduction", metric.gauc.reduction, GAUC_REDUCTIONS)
+    if name == "ece" and metric.ece.num_bins == 0:
+        problems.add(f"{place}.ece.num_bins", "0 bins are none; give 1 or more")
+
+
+def _check_training(config: EasyRecConfig, problems: Problems) -> None:
+    train, data = config.train_config, config.data_config
+    if data.batch_size == 0:
+        problems.add("data_config.batch_size", "0 groups are no batch; give 1 or more")
+    if data.HasField("eval_batch_size") and data.eval_batch_size == 0:
+        problems.add("data_config.eval_batch_size", "0 groups are no batch; give 1 or more, or remove it")
+    if data.shuffle and data.shuffle_buffer_size < 1:
+        problems.add("data_config.shuffle_buffer_size", f"{data.shuffle_buffer_size} is no size; or set shuffle: false")
+    if not 0 <= data.max_bad_record_share <= 1:
+        problems.add("data_config.max_bad_record_share", f"{data.max_bad_record_share:g} is no share from 0 to 1")
+    if train.num_epochs and data.num_epochs and train.num_epochs != data.num_epochs:
+        problems.add("train_config.num_epochs", f"{train.num_epochs}, but data_config.num_epochs is {data.num_epochs}")
+    if not train.optimizer_config:
+        problems.add("train_config.optimizer_config", "is missing; choose an optimizer and its learning rate")
+    if len(train.optimizer_config) > 3:
+        problems.add(
+            "train_config.optimizer_config",
+            f"has {len(train.optimizer_config)} entries; give 1 (all), 2 (embeddings, rest) or 3 (embeddings, dense, "
+            "image tower)",
+        )
+    for i, optimizer in enumerate(train.optimizer_config):
+        place = f"train_config.optimizer_config[{i}]"
+        kind = optimizer.WhichOneof("optimizer")
+        if kind is None:
+            problems.add(place, "names no optimizer; choose adam_optimizer, adagrad_optimizer, ...")
+            continue
+        _check_learning_rate(getattr(optimizer, kind).learning_rate, f"{place}.{kind}.learning_rate", problems)
+        if optimizer.use_moving_average and not 0 < optimizer.moving_average_decay < 1:
+            problems.add(f"{place}.moving_average_decay", f"{optimizer.moving_average_decay:g} is not between 0 and 1")
+    if len({(o.use_moving_average, o.moving_average_decay) for o in train.optimizer_config}) > 1:
+        problems.add("train_config.optimizer_config", "use_moving_average differs; the average is of the whole model")
+    for i, pattern in enumerate(train.freeze_gradient):
+        try:
+            re.compile(pattern)
+        except re.error as error:
+            problems.add(f"train_config.freeze_gradient[{i}]", f"'{pattern}' is no regular expression: {error}")
+    for name in ("save_checkpoints_steps", "keep_checkpoint_max", "log_step_count_steps", "save_summary_steps"):
+        if getattr(train, name) == 0:
+            problems.add(f"train_config.{name}", "0 is no number of steps or checkpoints; give 1 or more")
+    if train.gradient_clipping_by_norm < 0:
+        problems.add("train_config.gradient_clipping_by_norm", f"{train.gradient_clipping_by_norm:g} is negative")
+    if not train.sync_replicas:
+        problems.add("train_config.sync_replicas", "false is not supported: training is synchronous; remove it")
+    if train.fine_tune_ckpt_var_map and not train.fine_tune_checkpoint:
+        problems.add("train_config.fine_tune_ckpt_var_map", "has no effect without fine_tune_checkpoint; set it")
+
+
+def _check_learning_rate(rate: LearningRate, place: str, problems: Problems) -> None:
+    kind = rate.WhichOneof("learning_rate")
+    if kind is None:
+        problems.add(place, "is empty; choose constant_learning_rate, exponential_decay_learning_rate, ...")
+        return
+    schedule = getattr(rate, kind)
+    place = f"{place}.{kind}"
+    for name in ("learning_rate", "initial_learning_rate", "learning_rate_base"):
+        if name in schedule.DESCRIPTOR.fields_by_name and getattr(schedule, name) <= 0:
+            problems.add(f"{place}.{name}", f"{getattr(schedule, name):g} is no learning rate; give a number above 0")
+    for name in ("decay_steps", "total_steps"):
+        if name in schedule.DESCRIPTOR.fields_by_name and getattr(schedule, name) < 1:
+            problems.add(f"{place}.{name}", f"{getattr(schedule, name)} is no number of steps; give 1 or more")
+    if kind == "manual_step_learning_rate":
+        steps = [item.step for item in schedule.schedule]
+        if not steps or steps[0] == 0 or any(a >= b for a, b in pairwise(steps)):
+            problems.add(f"{place}.schedule", f"steps {steps} must begin above 0 and ascend")
+    if kind == "cosine_decay_learning_rate" and schedule.total_steps <= (
+        schedule.warmup_steps + schedule.hold_base_rate_steps
+    ):
+        problems.add(
+            f"{place}.total_steps",
+            f"{schedule.total_steps} leaves no step after warmup_steps ({schedule.warmup_steps}) and "
+            f"hold_base_rate_steps ({schedule.hold_base_rate_steps}); raise it or lower them",
+        )
+    if kind == "poly_decay_learning_rate" and schedule.total_steps <= schedule.warmup_steps:
+        problems.add(f"{place}.total_steps", f"{schedule.total_steps} is not above warmup_steps; raise it")
+    if kind == "exponential_decay_learning_rate" and schedule.burnin_learning_rate > 0 and schedule.burnin_steps == 0:
+        problems.add(f"{place}.burnin_steps", "is 0, so burnin_learning_rate has no effect; set both or neither")
+
+
+def _check_export(config: EasyRecConfig, schema: Schema, problems: Problems) -> None:
+    export, image = config.export_config, schema.image
+    if not export.multi_placeholder:
+        problems.add("export_config.multi_placeholder", "false is not supported: inputs are named by field; remove it")
+    if export.HasField("img_input_name") and export.img_input_name != image.field:
+        problems.unknown("export_config.img_input_name", "image field", export.img_input_name, [image.field])
+    if export.HasField("img_shape"):
+        shape = export.img_shape
+        wanted = (image.width, image.height, image.channels)
+        if (shape.width, shape.height, shape.channel) != wanted:
+            problems.add(
+                "export_config.img_shape",
+                f"{shape.width} x {shape.height} x {shape.channel}, but the ImgFeature has "
+                f"{wanted[0]} x {wanted[1]} x {wanted[2]}; make them equal",
+            )

@@ -1,0 +1,317 @@
+"""Checks the data, feature-group and label sections of a config and derives the Schema.
+
+Every problem is collected with its config path, so that a user sees all of them at once. Never imports TensorFlow.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+
+from easyrec_mm.config_features import derive_features, features_by_name
+from easyrec_mm.errors import Problems
+from easyrec_mm.protos.data_pb2 import DatasetConfig
+from easyrec_mm.protos.feature_pb2 import FeatureConfig
+from easyrec_mm.protos.loss_pb2 import LossType
+from easyrec_mm.protos.model_pb2 import BayesTaskTower
+from easyrec_mm.protos.pipeline_pb2 import EasyRecConfig
+from easyrec_mm.schema import Activation, Dtype, Field, Image, RowLayout, Schema, Task
+
+INTEGER_PATTERN = r"\s*[+-]?[0-9]{1,18}\s*"
+NUMBER_PATTERN = r"\s*[+-]?(?:[0-9]+\.?[0-9]*|\.[0-9]+)(?:[eE][+-]?[0-9]{1,2})?\s*"
+BOOL_PATTERN = r"(?:true|True|TRUE|false|False|FALSE|0|1)"
+
+# BOOL is kept as 0 or 1.
+DTYPES: dict[int, Dtype] = {
+    DatasetConfig.INT32: "int64",
+    DatasetConfig.INT64: "int64",
+    DatasetConfig.BOOL: "int64",
+    DatasetConfig.STRING: "string",
+    DatasetConfig.FLOAT: "float32",
+    DatasetConfig.DOUBLE: "float32",
+}
+
+# What a loss makes of a tower's output.
+ACTIVATIONS: dict[int, Activation] = {
+    LossType.CLASSIFICATION: "binary",
+    LossType.BINARY_FOCAL_LOSS: "binary",
+    LossType.L2_LOSS: "value",
+    LossType.SIGMOID_L2_LOSS: "sigmoid_value",
+}
+
+IMAGE_GROUP, SIZE_GROUP, MAIN_GROUP = "img", "sample_num", "all"
+
+
+def derive_schema(config: EasyRecConfig, problems: Problems) -> Schema:
+    """The Schema of a parsed config.
+
+    Raises:
+      ConfigError: with every problem of the data, feature and feature-group sections and of the towers' labels.
+    """
+    fields = _fields(config.data_config, problems)
+    features = list(config.feature_config.features) or list(config.feature_configs)
+    place = "feature_config.features" if config.feature_config.features else "feature_configs"
+    if config.feature_config.features and config.feature_configs:
+        problems.add("feature_configs", "feature_config.features is set too; keep one of the two")
+    if not features:
+        problems.add("feature_config.features", "is empty; the model needs features")
+    named = features_by_name(features, place, problems)
+    image_name, image = _image(config.data_config, named, fields, problems)
+    size_name, size_field = _group_size(named, fields, problems)
+    labels = _labels(config, fields, problems)
+    problems.raise_if_any()
+
+    layout = _layout(config.data_config, labels, [f.name for f in fields], image.field, size_field, problems)
+    groups = _feature_groups(config, named, problems)
+    _check_special_group(groups, IMAGE_GROUP, image_name, problems)
+    _check_special_group(groups, SIZE_GROUP, size_name, problems)
+    used = [named[name] for name in groups.get(MAIN_GROUP, []) if name in named]
+    schema_features, tables = derive_features(used, config.data_config, layout, {f.name: f for f in fields}, problems)
+    tasks = _tasks(config, labels, problems)
+    sample_weight = _sample_weight(config.data_config, fields, layout, labels, problems)
+    problems.raise_if_any()
+    return Schema(
+        fields=tuple(fields),
+        labels=labels,
+        sample_weight=sample_weight,
+        features=schema_features,
+        tables=tables,
+        image=image,
+        uses_image=IMAGE_GROUP in groups,
+        group_size_field=size_field,
+        layout=layout,
+        tasks=tasks,
+    )
+
+
+def value_pattern(dtype: Dtype) -> str | None:
+    """Regular expression that the text of a value of that type matches; None where any text will do."""
+    return {"int64": INTEGER_PATTERN, "float32": NUMBER_PATTERN, "string": None}[dtype]
+
+
+def _fields(data: DatasetConfig, problems: Problems) -> list[Field]:
+    fields: dict[str, Field] = {}
+    if not data.input_fields:
+        problems.add("data_config.input_fields", "is empty; list every field of a sample, in the order of the row")
+    for i, item in enumerate(data.input_fields):
+        place = f"data_config.input_fields[{i}]"
+        if item.input_name in fields:
+            problems.add(f"{place}.input_name", f"'{item.input_name}' is listed twice; remove one")
+            continue
+        dtype = DTYPES[item.input_type]
+        default = item.default_val or ("" if dtype == "string" else "0")
+        if item.input_type == DatasetConfig.BOOL:
+            default = "1" if default.lower() == "true" else "0" if default.lower() == "false" else default
+        pattern = value_pattern(dtype)
+        if pattern and not re.fullmatch(pattern, default):
+            kind = DatasetConfig.FieldType.Name(item.input_type)
+            problems.add(f"{place}.default_val", f"'{default}' is no {kind}; give a number or remove it")
+            default = "0"
+        fields[item.input_name] = Field(item.input_name, dtype, default)
+    return list(fields.values())
+
+
+def _only(
+    kind: int, named: dict[str, tuple[str, FeatureConfig]], why: str, fields: Sequence[Field], problems: Problems
+) -> tuple[str, str, FeatureConfig] | None:
+    """Name, path and config of the one feature of that type."""
+    found = [(name, *item) for name, item in named.items() if item[1].feature_type == kind]
+    type_name = FeatureConfig.FeatureType.Name(kind)
+    if not found:
+        problems.add("feature_config.features", f"has no {type_name}; add one: {why}")
+        return None
+    name, place, feature = found[0]
+    for _, other, _ in found[1:]:
+        problems.add(other, f"a second {type_name}; a group has one")
+    if len(feature.input_names) != 1:
+        problems.add(f"{place}.input_names", f"{type_name} reads one field, not {len(feature.input_names)}")
+    if feature.input_names[0] not in {f.name for f in fields}:
+        problems.unknown(f"{place}.input_names", "input field", feature.input_names[0], [f.name for f in fields])
+        return None
+    return name, place, feature
+
+
+def _image(
+    data: DatasetConfig, named: dict[str, tuple[str, FeatureConfig]], fields: Sequence[Field], problems: Problems
+) -> tuple[str, Image]:
+    found = _only(FeatureConfig.ImgFeature, named, "it names the field of the image path", fields, problems)
+    if found is None:
+        return "", Image("", 1, 1, 3, "BILINEAR", True, 1)
+    name, place, feature = found
+    if not feature.HasField("img_shape"):
+        problems.add(f"{place}.img_shape", "is missing; give width and height in pixels")
+    shape = feature.img_shape
+    if feature.HasField("img_shape") and (shape.width == 0 or shape.height == 0):
+        problems.add(f"{place}.img_shape", f"{shape.width} x {shape.height} is no size; give width and height >= 1")
+    if shape.channel not in (1, 3):
+        problems.add(f"{place}.img_shape.channel", f"{shape.channel} is not supported; choose 3 (RGB) or 1 (grey)")
+    if data.max_image_pixels == 0:
+        problems.add("data_config.max_image_pixels", "0 refuses every picture; give a limit in pixels")
+    method = FeatureConfig.ResizeMethod.Name(feature.resize_method)
+    pixels = data.max_image_pixels
+    return name, Image(
+        feature.input_names[0], shape.height, shape.width, shape.channel, method, feature.antialias, pixels
+    )
+
+
+def _group_size(
+    named: dict[str, tuple[str, FeatureConfig]], fields: Sequence[Field], problems: Problems
+) -> tuple[str, str]:
+    found = _only(FeatureConfig.SampleNumFeature, named, "it names the field of the group size", fields, problems)
+    return (found[0], found[2].input_names[0]) if found else ("", "")
+
+
+def _labels(config: EasyRecConfig, fields: Sequence[Field], problems: Problems) -> tuple[str, ...]:
+    data = config.data_config
+    by_name = {f.name: f for f in fields}
+    if data.label_fields:
+        labels = list(data.label_fields)
+    else:
+        towers = config.model_config.e2e_mm_dbmtl.task_towers
+        named = {t.label_name for t in towers} | {t.task_space_indicator_label for t in towers}
+        labels = [f.name for f in fields if f.name in named]
+    for i, label in enumerate(labels):
+        place = f"data_config.label_fields[{i}]"
+        if label not in by_name:
+            problems.unknown(place, "input field", label, by_name)
+        elif labels.index(label) < i:
+            problems.add(place, f"'{label}' is listed twice; remove one")
+        elif by_name[label].dtype == "string":
+            problems.add(place, f"'{label}' is a STRING field; a label is a number, make it INT32 or FLOAT")
+    return tuple(labels)
+
+
+def _layout(
+    data: DatasetConfig,
+    labels: tuple[str, ...],
+    fields: list[str],
+    image_field: str,
+    size_field: str,
+    problems: Problems,
+) -> RowLayout:
+    place = "data_config.selected_cols"
+    try:
+        columns = [int(column) for column in data.selected_cols.split(",")]
+    except ValueError:
+        columns = []
+    wanted = f"{len(labels)} label column(s) ({', '.join(labels) or 'none'}), features, image path, group size"
+    if not columns or min(columns) < 0:
+        problems.add(place, f"'{data.selected_cols}' is no list of column indices from 0; give {wanted}")
+    elif len(columns) != len(labels) + 3:
+        problems.add(
+            place, f"'{data.selected_cols}' has {len(columns)} columns, not {len(labels) + 3}: it gives {wanted}"
+        )
+    elif len(set(columns)) != len(columns):
+        problems.add(place, f"'{data.selected_cols}' names a column twice; each part has its own")
+    separators = {
+        "rtp_separator": data.rtp_separator,
+        "group_sample_separator": data.group_sample_separator,
+        "separator": data.separator,
+    }
+    for i, (name, value) in enumerate(separators.items()):
+        for other, other_value in list(separators.items())[:i]:
+            if value == other_value:
+                problems.add(f"data_config.{name}", f"{value!r} is also {other}; lines could not be split, change one")
+    if len(columns) != len(labels) + 3:
+        columns = list(range(len(labels) + 3))  # a problem is noted; the checks that follow need some layout
+    not_in_features = {*labels, image_field, size_field}
+    return RowLayout(
+        label_columns=tuple(columns[: len(labels)]),
+        features_column=columns[-3],
+        image_column=columns[-2],
+        size_column=columns[-1],
+        sample_fields=tuple(name for name in fields if name not in not_in_features),
+        column_separator=data.rtp_separator,
+        sample_separator=data.group_sample_separator,
+        value_separator=data.separator,
+    )
+
+
+def _sample_weight(
+    data: DatasetConfig, fields: Sequence[Field], layout: RowLayout, labels: tuple[str, ...], problems: Problems
+) -> str | None:
+    name = data.sample_weight
+    if not name:
+        return None
+    known = {*layout.sample_fields, *labels}
+    if name not in known:
+        problems.unknown("data_config.sample_weight", "input field", name, known)
+    elif next(f for f in fields if f.name == name).dtype == "string":
+        problems.add("data_config.sample_weight", f"'{name}' is a STRING field; a weight is a number, make it FLOAT")
+    return name
+
+
+def _feature_groups(
+    config: EasyRecConfig, named: dict[str, tuple[str, FeatureConfig]], problems: Problems
+) -> dict[str, list[str]]:
+    groups: dict[str, list[str]] = {}
+    for i, group in enumerate(config.model_config.feature_groups):
+        place = f"model_config.feature_groups[{i}]"
+        if group.group_name not in (MAIN_GROUP, IMAGE_GROUP, SIZE_GROUP):
+            choices = (MAIN_GROUP, IMAGE_GROUP, SIZE_GROUP)
+            problems.unknown(f"{place}.group_name", "feature group", group.group_name, choices)
+            continue
+        if group.group_name in groups:
+            problems.add(f"{place}.group_name", f"'{group.group_name}' is listed twice; join the two")
+        if not group.feature_names:
+            problems.add(f"{place}.feature_names", f"group '{group.group_name}' names no feature; add one or remove it")
+        groups[group.group_name] = list(group.feature_names)
+        for j, name in enumerate(group.feature_names):
+            here = f"{place}.feature_names[{j}]"
+            if name not in named:
+                problems.unknown(here, "feature", name, named)
+            elif name in group.feature_names[:j]:
+                problems.add(here, f"'{name}' is listed twice; remove one")
+            elif group.group_name == MAIN_GROUP:
+                kind = named[name][1].feature_type
+                if kind in (FeatureConfig.ImgFeature, FeatureConfig.SampleNumFeature):
+                    other = IMAGE_GROUP if kind == FeatureConfig.ImgFeature else SIZE_GROUP
+                    problems.add(here, f"'{name}' is a {FeatureConfig.FeatureType.Name(kind)}; move it to '{other}'")
+    if MAIN_GROUP not in groups:
+        problems.add("model_config.feature_groups", f"has no group '{MAIN_GROUP}'; it names the features of the model")
+    return groups
+
+
+def _check_special_group(groups: dict[str, list[str]], group: str, feature: str, problems: Problems) -> None:
+    names = groups.get(group)
+    if names and names != [feature]:
+        listed = ", ".join(names)
+        problems.add(f"model_config.feature_groups '{group}'", f"holds {listed}; it holds '{feature}' alone")
+
+
+def _tasks(config: EasyRecConfig, labels: tuple[str, ...], problems: Problems) -> tuple[Task, ...]:
+    tasks = []
+    towers = config.model_config.e2e_mm_dbmtl.task_towers
+    for i, tower in enumerate(towers):
+        place = f"model_config.e2e_mm_dbmtl.task_towers[{i}]"
+        label = tower.label_name or (labels[i] if i < len(labels) else "")
+        if label not in labels:
+            problems.unknown(f"{place}.label_name", "label", label, labels)
+        tasks.append(Task(tower.tower_name, label, _activation(tower, place, problems), tower.num_class))
+    used = {task.label for task in tasks} | {t.task_space_indicator_label for t in towers}
+    used.add(config.data_config.sample_weight)
+    for i, label in enumerate(labels):
+        if label not in used:
+            problems.notes.append(
+                f"data_config.label_fields[{i}]: label '{label}' is read and checked; no tower uses it"
+            )
+    return tuple(tasks)
+
+
+def _activation(tower: BayesTaskTower, place: str, problems: Problems) -> Activation:
+    losses = [(f"{place}.losses[{i}].loss_type", loss.loss_type) for i, loss in enumerate(tower.losses)]
+    losses = losses or [(f"{place}.loss_type", tower.loss_type)]
+    if tower.losses and tower.HasField("loss_type") and tower.loss_type not in [kind for _, kind in losses]:
+        problems.add(f"{place}.loss_type", "has no effect beside losses; remove it")
+    activation = ACTIVATIONS[losses[0][1]]
+    for where, kind in losses:
+        if ACTIVATIONS[kind] != activation:
+            first, this = LossType.Name(losses[0][1]), LossType.Name(kind)
+            problems.add(where, f"{this} needs another output than {first}; a tower has one, split it in two towers")
+    if tower.num_class == 0:
+        problems.add(f"{place}.num_class", "0 classes are none; 1 means binary")
+    if tower.num_class > 1:
+        if activation != "binary" or any(kind != LossType.CLASSIFICATION for _, kind in losses):
+            problems.add(f"{place}.num_class", f"{tower.num_class} classes go with CLASSIFICATION alone; remove it")
+        return "multiclass"
+    return activation

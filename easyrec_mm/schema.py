@@ -1,0 +1,145 @@
+"""What every stage agrees on: fields, features, tables, the picture and the tasks, as plain values.
+
+A Schema is derived once from a pipeline config (config_schema.py) and needs neither protobuf nor TensorFlow, so that
+reading, training, export and serving share one definition. It knows nothing of files, layers or optimizers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Literal
+
+Dtype = Literal["int64", "float32", "string"]
+Encoding = Literal["hash", "identity", "vocabulary"]
+FeatureKind = Literal["id", "raw", "tag", "combo"]
+Activation = Literal["binary", "multiclass", "value", "sigmoid_value"]
+
+
+@dataclass(frozen=True)
+class Field:
+    """A value of a sample as the input holds it. `default` is the text that stands for an empty value."""
+
+    name: str
+    dtype: Dtype
+    default: str
+
+
+@dataclass(frozen=True)
+class Table:
+    """An embedding table `[rows, dim]`. `initializer` is a name and its parameters."""
+
+    name: str
+    rows: int
+    dim: int
+    initializer: tuple[str, tuple[float, ...]]
+
+
+@dataclass(frozen=True)
+class Feature:
+    """How input fields become one feature, and how wide it is in the network.
+
+    id     one category a sample -> its row of `table`
+    combo  the cross of `inputs` -> one row of `table`
+    tag    any number of categories a sample -> rows of `table`, combined
+    raw    `raw_dim` numbers -> as they are, or a bucket by `boundaries` (one-hot or a row of `table`),
+           or numbers times `table` (one row a number)
+    """
+
+    name: str
+    kind: FeatureKind
+    inputs: tuple[str, ...]
+    width: int
+    table: str | None = None
+    encoding: Encoding | None = None
+    num_ids: int = 0
+    vocabulary: tuple[str, ...] = ()
+    precision: int = -1
+    separator: str = ""
+    kv_separator: str = ""
+    combiner: str = ""
+    raw_dim: int = 1
+    boundaries: tuple[float, ...] = ()
+    min_value: float = 0.0
+    max_value: float = 0.0
+
+    @property
+    def weight_input(self) -> str | None:
+        """The field that holds a tag feature's weights, when a second input does."""
+        return self.inputs[1] if self.kind == "tag" and len(self.inputs) == 2 else None
+
+
+@dataclass(frozen=True)
+class Image:
+    """The picture of a group: its field, and how bytes become the pixels that the network sees."""
+
+    field: str
+    height: int
+    width: int
+    channels: int
+    resize_method: str
+    antialias: bool
+    max_pixels: int
+
+
+@dataclass(frozen=True)
+class Task:
+    """What a task tower predicts, and the names under which its outputs leave the model."""
+
+    name: str
+    label: str
+    activation: Activation
+    num_class: int
+
+    @property
+    def output_names(self) -> tuple[str, ...]:
+        """Names as in EasyRec: logits_, probs_ for classes; y_ for values and for the most probable of several."""
+        if self.activation == "binary":
+            return (f"logits_{self.name}", f"probs_{self.name}")
+        if self.activation == "multiclass":
+            return (f"logits_{self.name}", f"probs_{self.name}", f"y_{self.name}")
+        return (f"y_{self.name}",)
+
+    @property
+    def score_name(self) -> str:
+        """The output that metrics compare with the label."""
+        return self.output_names[1] if self.activation in ("binary", "multiclass") else self.output_names[0]
+
+
+@dataclass(frozen=True)
+class RowLayout:
+    """Where the parts of a GroupRTP line stand: column indices, separators and the order of a sample's values."""
+
+    label_columns: tuple[int, ...]
+    features_column: int
+    image_column: int
+    size_column: int
+    sample_fields: tuple[str, ...]
+    column_separator: str
+    sample_separator: str
+    value_separator: str
+
+
+@dataclass(frozen=True)
+class Schema:
+    """Everything about the data and the outputs that more than one stage needs."""
+
+    fields: tuple[Field, ...]
+    labels: tuple[str, ...]
+    sample_weight: str | None
+    features: tuple[Feature, ...]
+    tables: tuple[Table, ...]
+    image: Image
+    uses_image: bool
+    group_size_field: str
+    layout: RowLayout
+    tasks: tuple[Task, ...]
+
+    def field(self, name: str) -> Field:
+        """The field of that name."""
+        return next(field for field in self.fields if field.name == name)
+
+    def feature_fields(self) -> Iterator[str]:
+        """Names of the fields that the model's features read, each once, in the order of the row."""
+        used = {name for feature in self.features for name in feature.inputs}
+        return (name for name in self.layout.sample_fields if name in used)
