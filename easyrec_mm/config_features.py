@@ -47,7 +47,7 @@ CATEGORY_KINDS: dict[int, FeatureKind] = {
 
 
 def features_by_name(
-    features: Sequence[FeatureConfig], place: str, problems: Problems
+    features: Sequence[FeatureConfig], place: str, fields: Sequence[Field], problems: Problems
 ) -> dict[str, tuple[str, FeatureConfig]]:
     """Feature name -> (config path, feature), for every feature of the config."""
     named: dict[str, tuple[str, FeatureConfig]] = {}
@@ -61,6 +61,9 @@ def features_by_name(
             problems.add(here, f"a second feature named '{name}'; give one of them another feature_name")
             continue
         named[name] = (here, feature)
+        known = [field.name for field in fields]
+        for missing in (i for i in feature.input_names if i not in known):
+            problems.unknown(f"{here}.input_names", "input field", missing, known)
         kind = FeatureConfig.FeatureType.Name(feature.feature_type)
         for setting, types in SETTINGS_OF_TYPES.items():
             if feature.feature_type not in types and _is_set(feature, setting):
@@ -85,15 +88,10 @@ def derive_features(
     tables: dict[str, tuple[str, Table]] = {}
     for place, item in used:
         name = item.feature_name or item.input_names[0]
-        unknown = [i for i in item.input_names if i not in layout.sample_fields]
-        for missing in unknown:
-            if missing in fields:
-                problems.add(
-                    f"{place}.input_names", f"'{missing}' is no feature value of a sample (label, image or size)"
-                )
-            else:
-                problems.unknown(f"{place}.input_names", "input field", missing, layout.sample_fields)
-        if unknown:
+        misplaced = [i for i in item.input_names if i not in layout.sample_fields]
+        for field in misplaced:
+            problems.add(f"{place}.input_names", f"'{field}' is no feature value of a sample (label, image or size)")
+        if misplaced:
             continue
         if item.feature_type == FeatureConfig.RawFeature:
             feature, rows = _raw_feature(name, place, item, fields, data, problems)
@@ -106,8 +104,8 @@ def derive_features(
             if first != table:
                 problems.add(
                     f"{place}.embedding_name",
-                    f"table '{table.name}' is {first.rows} x {first.dim} at {first_place} and {table.rows} x {table.dim} here, "
-                    "or its initializer differs; make them equal",
+                    f"table '{table.name}' is {table.rows} x {table.dim} here and {first.rows} x {first.dim} at "
+                    f"{first_place}, or its initializer differs; make them equal",
                 )
     return tuple(features), tuple(table for _, table in tables.values())
 

@@ -15,11 +15,8 @@ from easyrec_mm.protos.feature_pb2 import FeatureConfig
 from easyrec_mm.protos.loss_pb2 import LossType
 from easyrec_mm.protos.model_pb2 import BayesTaskTower
 from easyrec_mm.protos.pipeline_pb2 import EasyRecConfig
-from easyrec_mm.schema import Activation, Dtype, Field, Image, RowLayout, Schema, Task
+from easyrec_mm.schema import VALUE_PATTERNS, Activation, Dtype, Field, Image, RowLayout, Schema, Task
 
-INTEGER_PATTERN = r"\s*[+-]?[0-9]{1,18}\s*"
-NUMBER_PATTERN = r"\s*[+-]?(?:[0-9]+\.?[0-9]*|\.[0-9]+)(?:[eE][+-]?[0-9]{1,2})?\s*"
-BOOL_PATTERN = r"(?:true|True|TRUE|false|False|FALSE|0|1)"
 
 # BOOL is kept as 0 or 1.
 DTYPES: dict[int, Dtype] = {
@@ -55,9 +52,9 @@ def derive_schema(config: EasyRecConfig, problems: Problems) -> Schema:
         problems.add("feature_configs", "feature_config.features is set too; keep one of the two")
     if not features:
         problems.add("feature_config.features", "is empty; the model needs features")
-    named = features_by_name(features, place, problems)
-    image_name, image = _image(config.data_config, named, fields, problems)
-    size_name, size_field = _group_size(named, fields, problems)
+    named = features_by_name(features, place, fields, problems)
+    image_name, image = _image(config.data_config, named, problems)
+    size_name, size_field = _group_size(named, problems)
     labels = _labels(config, fields, problems)
     problems.raise_if_any()
 
@@ -84,11 +81,6 @@ def derive_schema(config: EasyRecConfig, problems: Problems) -> Schema:
     )
 
 
-def value_pattern(dtype: Dtype) -> str | None:
-    """Regular expression that the text of a value of that type matches; None where any text will do."""
-    return {"int64": INTEGER_PATTERN, "float32": NUMBER_PATTERN, "string": None}[dtype]
-
-
 def _fields(data: DatasetConfig, problems: Problems) -> list[Field]:
     fields: dict[str, Field] = {}
     if not data.input_fields:
@@ -102,7 +94,7 @@ def _fields(data: DatasetConfig, problems: Problems) -> list[Field]:
         default = item.default_val or ("" if dtype == "string" else "0")
         if item.input_type == DatasetConfig.BOOL:
             default = "1" if default.lower() == "true" else "0" if default.lower() == "false" else default
-        pattern = value_pattern(dtype)
+        pattern = VALUE_PATTERNS.get(dtype)
         if pattern and not re.fullmatch(pattern, default):
             kind = DatasetConfig.FieldType.Name(item.input_type)
             problems.add(f"{place}.default_val", f"'{default}' is no {kind}; give a number or remove it")
@@ -112,7 +104,7 @@ def _fields(data: DatasetConfig, problems: Problems) -> list[Field]:
 
 
 def _only(
-    kind: int, named: dict[str, tuple[str, FeatureConfig]], why: str, fields: Sequence[Field], problems: Problems
+    kind: int, named: dict[str, tuple[str, FeatureConfig]], why: str, problems: Problems
 ) -> tuple[str, str, FeatureConfig] | None:
     """Name, path and config of the one feature of that type."""
     found = [(name, *item) for name, item in named.items() if item[1].feature_type == kind]
@@ -125,16 +117,11 @@ def _only(
         problems.add(other, f"a second {type_name}; a group has one")
     if len(feature.input_names) != 1:
         problems.add(f"{place}.input_names", f"{type_name} reads one field, not {len(feature.input_names)}")
-    if feature.input_names[0] not in {f.name for f in fields}:
-        problems.unknown(f"{place}.input_names", "input field", feature.input_names[0], [f.name for f in fields])
-        return None
     return name, place, feature
 
 
-def _image(
-    data: DatasetConfig, named: dict[str, tuple[str, FeatureConfig]], fields: Sequence[Field], problems: Problems
-) -> tuple[str, Image]:
-    found = _only(FeatureConfig.ImgFeature, named, "it names the field of the image path", fields, problems)
+def _image(data: DatasetConfig, named: dict[str, tuple[str, FeatureConfig]], problems: Problems) -> tuple[str, Image]:
+    found = _only(FeatureConfig.ImgFeature, named, "it names the field of the image path", problems)
     if found is None:
         return "", Image("", 1, 1, 3, "BILINEAR", True, 1)
     name, place, feature = found
@@ -154,10 +141,8 @@ def _image(
     )
 
 
-def _group_size(
-    named: dict[str, tuple[str, FeatureConfig]], fields: Sequence[Field], problems: Problems
-) -> tuple[str, str]:
-    found = _only(FeatureConfig.SampleNumFeature, named, "it names the field of the group size", fields, problems)
+def _group_size(named: dict[str, tuple[str, FeatureConfig]], problems: Problems) -> tuple[str, str]:
+    found = _only(FeatureConfig.SampleNumFeature, named, "it names the field of the group size", problems)
     return (found[0], found[2].input_names[0]) if found else ("", "")
 
 

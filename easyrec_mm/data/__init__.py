@@ -1,0 +1,1 @@
+"""From files to batches: lines are parsed and checked, features transformed, pictures decoded."""
