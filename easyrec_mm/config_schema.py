@@ -18,11 +18,10 @@ from easyrec_mm.protos.pipeline_pb2 import EasyRecConfig
 from easyrec_mm.schema import VALUE_PATTERNS, Activation, Dtype, Field, Image, RowLayout, Schema, Task
 
 
-# BOOL is kept as 0 or 1.
 DTYPES: dict[int, Dtype] = {
     DatasetConfig.INT32: "int64",
     DatasetConfig.INT64: "int64",
-    DatasetConfig.BOOL: "int64",
+    DatasetConfig.BOOL: "bool",
     DatasetConfig.STRING: "string",
     DatasetConfig.FLOAT: "float32",
     DatasetConfig.DOUBLE: "float32",
@@ -92,8 +91,6 @@ def _fields(data: DatasetConfig, problems: Problems) -> list[Field]:
             continue
         dtype = DTYPES[item.input_type]
         default = item.default_val or ("" if dtype == "string" else "0")
-        if item.input_type == DatasetConfig.BOOL:
-            default = "1" if default.lower() == "true" else "0" if default.lower() == "false" else default
         pattern = VALUE_PATTERNS.get(dtype)
         if pattern and not re.fullmatch(pattern, default):
             kind = DatasetConfig.FieldType.Name(item.input_type)

@@ -70,9 +70,7 @@ class FeatureTransform:
             return tf.strings.to_hash_bucket_fast(text, feature.num_ids)
         return self._vocabularies[feature.name].lookup(text)
 
-    def _tags(
-        self, feature: Feature, fields: dict[str, tf.Tensor]
-    ) -> tuple[tf.RaggedTensor, tf.RaggedTensor | None]:
+    def _tags(self, feature: Feature, fields: dict[str, tf.Tensor]) -> tuple[tf.RaggedTensor, tf.RaggedTensor | None]:
         tags = split_tags(fields[feature.inputs[0]], feature.separator)
         weights = None
         if feature.kv_separator:

@@ -1,0 +1,106 @@
+"""Counts and writes down every group and picture that could not be used, and stops when they are too many."""
+
+from __future__ import annotations
+
+import json
+import time
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Literal
+
+from easyrec_mm.errors import DataError
+
+# Groups or pictures from which on the share is a share rather than chance; before, only at the end of the data.
+MIN_COUNT = 1000
+NUM_SHOWN = 10
+# Distinct records remembered, so that each is written once however many epochs meet it.
+MAX_REMEMBERED = 100_000
+
+
+@dataclass(frozen=True)
+class BadRecord:
+    """One group or picture: the file and row (from 1) that hold it, where in the row, and what is wrong."""
+
+    kind: Literal["group", "picture"]
+    file: str
+    row: int
+    where: str
+    problem: str
+
+    def __str__(self) -> str:
+        return f"{self.file}:{self.row}: {self.where}: {self.problem}"
+
+
+class BadRecords:
+    """The bad records of one run.
+
+    Args:
+      path: jsonl file that they are appended to; None writes nothing.
+      max_share: share of the groups, and of the pictures, that may be bad.
+    """
+
+    def __init__(self, path: str | None, max_share: float) -> None:
+        self._path = path
+        self._max_share = max_share
+        self._read = {"group": 0, "picture": 0}
+        self._bad = {"group": 0, "picture": 0}
+        self._shown: dict[str, list[BadRecord]] = {"group": [], "picture": []}
+        self._seen: set[BadRecord] = set()
+
+    @property
+    def counts(self) -> dict[str, int]:
+        """Groups and pictures read and bad, each time they were met."""
+        return {
+            "groups": self._read["group"],
+            "bad_groups": self._bad["group"],
+            "pictures": self._read["picture"],
+            "bad_pictures": self._bad["picture"],
+        }
+
+    def add(self, num_groups: int, num_pictures: int, records: list[BadRecord]) -> None:
+        """Count what a batch read, and what of it was bad.
+
+        Raises:
+          DataError: when the bad ones are more than the share, with the first of them.
+        """
+        self._read["group"] += num_groups
+        self._read["picture"] += num_pictures
+        new = []
+        for record in records:
+            self._bad[record.kind] += 1
+            if record not in self._seen and len(self._seen) < MAX_REMEMBERED:
+                self._seen.add(record)
+                new.append(record)
+                if len(self._shown[record.kind]) < NUM_SHOWN:
+                    self._shown[record.kind].append(record)
+        if new and self._path:
+            self._write(new)
+        self._check(MIN_COUNT)
+
+    def check_all(self) -> None:
+        """At the end of the data or of an epoch: raise DataError when the share is passed, however few were read."""
+        self._check(1)
+
+    def summary(self) -> str:
+        """One line for the user; empty when nothing was bad."""
+        parts = [f"{self._bad[kind]} of {self._read[kind]} {kind}s" for kind in ("group", "picture") if self._bad[kind]]
+        return f"bad records: {' and '.join(parts)}; see {self._path}" if parts else ""
+
+    def _check(self, min_count: int) -> None:
+        for kind in ("group", "picture"):
+            read, bad = self._read[kind], self._bad[kind]
+            if read >= min_count and bad > self._max_share * read:
+                shown = "\n".join(f"  {record}" for record in self._shown[kind])
+                raise DataError(
+                    f"{bad} of {read} {kind}s cannot be used, more than data_config.max_bad_record_share "
+                    f"({self._max_share:g}). The first:\n{shown}"
+                    + (f"\nAll are in {self._path}. Mend the data or raise the share." if self._path else "")
+                )
+
+    def _write(self, records: list[BadRecord]) -> None:
+        path = Path(self._path or "")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        now = time.strftime("%Y-%m-%dT%H:%M:%S")
+        with path.open("a", encoding="utf-8") as file:
+            for record in records:
+                file.write(json.dumps({**asdict(record), "time": now}, ensure_ascii=False) + "\n")

@@ -1,0 +1,262 @@
+"""The GroupRTP text format: lines -> checked, typed values of samples. See docs/data_format.md.
+
+Owns the format alone: files, shuffling and pictures are elsewhere. Each group is checked against every one of its
+columns and each of its samples, never a flattened batch, in which mistakes can cancel out (15 then 17 samples instead
+of 16 and 16) and teach wrong pictures silently. A group that fails is left out and reported whole; `explain` then says
+in plain Python what is wrong with it.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import NamedTuple
+
+import tensorflow as tf
+
+from easyrec_mm.data.transform import split_tags, text_patterns
+from easyrec_mm.schema import VALUE_PATTERNS, Feature, Field, Schema, Task
+
+DTYPES = {"int64": tf.int64, "bool": tf.bool, "float32": tf.float32}
+
+# Between the values of a column when all are matched at once; a line of text cannot contain it.
+_LINE_END = "\n"
+
+
+class GroupRows(NamedTuple):
+    """The good groups of some lines. G groups, S samples.
+
+    fields        field name -> [S], of the field's dtype: labels (float32) and the fields that were asked for
+    image_path    string [G]
+    group_size    int64 [G]
+    kept          int64 [G]: group -> index of its line
+    refused       int64 [lines - G]: indices of the lines that are left out
+    """
+
+    fields: dict[str, tf.Tensor]
+    image_path: tf.Tensor
+    group_size: tf.Tensor
+    kept: tf.Tensor
+    refused: tf.Tensor
+
+
+class _Texts(NamedTuple):
+    """The split lines, before any value is read."""
+
+    labels: dict[str, tf.Tensor]  # [S]
+    values: tf.Tensor  # [S * number of sample fields]
+    image_path: tf.Tensor  # [G]
+    group_size: tf.Tensor  # [G]
+
+
+class GroupRtpParser:
+    """Parses lines of text within a graph.
+
+    Args:
+      schema: fields, layout and tasks.
+      labels: label fields to read; empty when predicting, where label columns may hold anything.
+      fields: fields among a sample's values to read.
+      num_columns: columns that every line must have.
+    """
+
+    def __init__(self, schema: Schema, labels: tuple[str, ...], fields: tuple[str, ...], num_columns: int) -> None:
+        self._schema = schema
+        self._layout = schema.layout
+        self._labels = [(schema.field(name), schema.layout.label_columns[schema.labels.index(name)]) for name in labels]
+        self._fields = [(schema.field(name), schema.layout.sample_fields.index(name)) for name in fields]
+        self._num_columns = num_columns
+        self._patterns = text_patterns(schema)
+        self._weighted_tags = [f for f in schema.features if f.weight_input]
+
+    def __call__(self, lines: tf.Tensor) -> GroupRows:
+        """Lines, string `[G]` -> the good groups among them."""
+        texts, is_whole = self._split(lines)
+        texts = tf.cond(
+            tf.reduce_all(is_whole), lambda: texts, lambda: self._split(tf.boolean_mask(lines, is_whole))[0]
+        )
+        whole = tf.where(is_whole)[:, 0]
+        values = tf.reshape(texts.values, [-1, len(self._layout.sample_fields)])
+        fields, is_good_sample = self._read(texts.labels, values)
+
+        sample_group = tf.repeat(tf.range(tf.size(whole)), texts.group_size)  # [S]
+        num_bad = tf.math.unsorted_segment_sum(tf.cast(~is_good_sample, tf.int32), sample_group, tf.size(whole))
+        is_good = tf.equal(num_bad, 0)  # of the whole groups
+        groups = (texts.image_path, texts.group_size, whole)
+
+        def only_good() -> tuple[dict[str, tf.Tensor], tuple[tf.Tensor, ...]]:
+            of_good_group = tf.gather(is_good, sample_group)
+            return (
+                {name: tf.boolean_mask(value, of_good_group) for name, value in fields.items()},
+                tuple(tf.boolean_mask(value, is_good) for value in groups),
+            )
+
+        fields, groups = tf.cond(tf.reduce_all(is_good), lambda: (fields, groups), only_good)
+        refused = tf.concat([tf.where(~is_whole)[:, 0], tf.boolean_mask(whole, ~is_good)], 0)
+        return GroupRows(fields, *groups, refused)
+
+    def _split(self, lines: tf.Tensor) -> tuple[_Texts, tf.Tensor]:
+        """Split lines into values, and tell which lines are whole: bool [G]."""
+        layout = self._layout
+        num_groups = tf.size(lines)
+        columns = split(lines, layout.column_separator)
+        is_whole = tf.equal(columns.row_lengths(), self._num_columns)
+        starts, last = columns.row_starts(), columns.row_limits() - 1
+
+        def column(index: int) -> tf.Tensor:
+            # A line with too few columns is refused, whatever is read here for it.
+            return tf.gather(columns.flat_values, tf.minimum(starts + index, last))
+
+        group_size, has_size = _read_numbers(column(layout.size_column), [VALUE_PATTERNS["int64"]], "0", tf.int64)
+        is_whole &= has_size & (group_size > 0)
+        labels = {}
+        for field, index in self._labels:
+            entries = split(column(index), layout.sample_separator)
+            is_whole &= tf.equal(entries.row_lengths(), group_size)
+            labels[field.name] = entries.flat_values
+        samples = split(column(layout.features_column), layout.sample_separator)
+        is_whole &= tf.equal(samples.row_lengths(), group_size)
+        values = split(samples.flat_values, layout.value_separator)
+        is_ragged = tf.not_equal(values.row_lengths(), len(layout.sample_fields))  # [S]
+        num_ragged = tf.math.unsorted_segment_sum(tf.cast(is_ragged, tf.int32), samples.value_rowids(), num_groups)
+        is_whole &= tf.equal(num_ragged, 0)
+        return _Texts(labels, values.flat_values, column(layout.image_column), group_size), is_whole
+
+    def _read(self, label_texts: dict[str, tf.Tensor], values: tf.Tensor) -> tuple[dict[str, tf.Tensor], tf.Tensor]:
+        """Texts -> typed values, and which samples' values all are what they should be: bool [S]."""
+        fields: dict[str, tf.Tensor] = {}
+        is_good = tf.ones(tf.shape(values)[:1], tf.bool)
+        for field, _ in self._labels:
+            # A label that is written as a whole number and one that is not mean the same.
+            numbers, ok = _read_numbers(label_texts[field.name], [VALUE_PATTERNS["float32"]], field.default, tf.float32)
+            low, high, whole = label_range(self._schema.tasks, field.name)
+            ok &= (numbers >= low) & (numbers <= high)
+            if whole:
+                ok &= tf.equal(numbers, tf.round(numbers))
+            fields[field.name] = numbers
+            is_good &= ok
+        for field, index in self._fields:
+            patterns = self._patterns.get(field.name, [])
+            if field.dtype == "string":
+                text = values[:, index]
+                fields[field.name] = tf.where(tf.equal(text, ""), field.default, text) if field.default else text
+                ok = tf.equal(text, "") | _matches(text, patterns) if patterns else None
+            else:
+                fields[field.name], ok = _read_numbers(values[:, index], patterns, field.default, DTYPES[field.dtype])
+            is_good = is_good if ok is None else is_good & ok
+        for feature in self._weighted_tags:
+            counts = [split_tags(fields[name], feature.separator).row_lengths() for name in feature.inputs]
+            is_good &= tf.equal(*counts)
+        return fields, is_good
+
+    def explain(self, line: bytes) -> tuple[str, str] | None:
+        """What is wrong with a line: (where in it, what); None for a good one. The same checks, in plain Python."""
+        schema, layout = self._schema, self._layout
+        columns = _split_text(line.decode("utf-8", "replace"), layout.column_separator)
+        if len(columns) != self._num_columns:
+            return "line", f"{len(columns)} columns, not {self._num_columns}"
+        size_text = columns[layout.size_column]
+        if not re.fullmatch(VALUE_PATTERNS["int64"], size_text) or int(size_text) <= 0:
+            return _column(layout.size_column, schema.group_size_field), f"group size {size_text!r}, not 1 or more"
+        size = int(size_text)
+        for field, index in self._labels:
+            entries = _split_text(columns[index], layout.sample_separator)
+            if len(entries) != size:
+                return _column(index, field.name), f"{len(entries)} entries, group size {size}"
+            for number, entry in enumerate(entries):
+                problem = _explain_label(entry or field.default, schema.tasks, field.name)
+                if problem:
+                    return _column(index, field.name), f"sample {number}: {problem}"
+        samples = _split_text(columns[layout.features_column], layout.sample_separator)
+        where = _column(layout.features_column, "features")
+        if len(samples) != size:
+            return where, f"{len(samples)} samples, group size {size}"
+        for number, sample in enumerate(samples):
+            problem = self._explain_sample(_split_text(sample, layout.value_separator))
+            if problem:
+                return where, f"sample {number}: {problem}"
+        return None
+
+    def _explain_sample(self, values: list[str]) -> str:
+        num_values = len(self._layout.sample_fields)
+        if len(values) != num_values:
+            return f"{len(values)} values, not {num_values}"
+        for field, index in self._fields:
+            problem = _explain_value(values[index], field, self._patterns.get(field.name, []))
+            if problem:
+                return f"{field.name}: {problem}"
+        named = dict(zip(self._layout.sample_fields, values, strict=True))
+        return next(filter(None, (_explain_weights(feature, named) for feature in self._weighted_tags)), "")
+
+
+def split(text: tf.Tensor, separator: str) -> tf.RaggedTensor:
+    """Text `[N]` -> ragged `[N, (parts)]`; the empty separator splits into single bytes, as in EasyRec."""
+    return tf.strings.split(text, separator) if separator else tf.strings.bytes_split(text)
+
+
+def label_range(tasks: tuple[Task, ...], label: str) -> tuple[float, float, bool]:
+    """Least and greatest value of a label, and whether it must be a whole number."""
+    for task in tasks:
+        if task.label == label and task.activation == "multiclass":
+            return 0.0, task.num_class - 1.0, True
+        if task.label == label and task.activation == "binary":
+            return 0.0, 1.0, False
+    return tf.float32.min, tf.float32.max, False
+
+
+def _read_numbers(text: tf.Tensor, patterns: list[str], default: str, dtype: tf.DType) -> tuple[tf.Tensor, tf.Tensor]:
+    """Text `[N]` -> numbers `[N]` (bool as int64), and which are as they should be: bool `[N]`. "" is `default`."""
+    text = tf.where(tf.equal(text, ""), default, text)
+    ok = _matches(text, patterns)
+    if dtype == tf.bool:
+        return tf.cast(tf.strings.regex_full_match(text, "(?i:true)|1"), tf.int64), ok
+    numbers = tf.strings.to_number(tf.where(ok, text, "0"), dtype)
+    return numbers, ok & tf.math.is_finite(numbers) if dtype.is_floating else ok
+
+
+def _matches(text: tf.Tensor, patterns: list[str]) -> tf.Tensor:
+    """Which texts match every pattern: bool `[N]`.
+
+    One match over all of them joined costs a fraction of N matches, and nearly always is all that is needed.
+    """
+    joined = tf.strings.reduce_join(text, separator=_LINE_END)
+    all_match = tf.reduce_all(
+        [tf.strings.regex_full_match(joined, f"(?:{p})(?:{_LINE_END}(?:{p}))*") for p in patterns]
+    )
+
+    def one_by_one() -> tf.Tensor:
+        return tf.reduce_all([tf.strings.regex_full_match(text, p) for p in patterns], axis=0)
+
+    return tf.cond(all_match | tf.equal(tf.size(text), 0), lambda: tf.ones(tf.shape(text), tf.bool), one_by_one)
+
+
+def _explain_label(text: str, tasks: tuple[Task, ...], label: str) -> str:
+    if not re.fullmatch(VALUE_PATTERNS["float32"], text) or abs(float(text)) > tf.float32.max:
+        return f"label {text!r} is no number"
+    low, high, whole = label_range(tasks, label)
+    if not low <= float(text) <= high or (whole and not float(text).is_integer()):
+        return f"label {text} is not {'a class' if whole else ''} from {low:g} to {high:g}".replace("  ", " ")
+    return ""
+
+
+def _explain_value(text: str, field: Field, patterns: list[str]) -> str:
+    if not text:
+        return ""
+    if not all(re.fullmatch(pattern, text) for pattern in patterns):
+        return f"{text!r} is no {'number' if field.dtype != 'string' else 'value of the form its feature needs'}"
+    if field.dtype == "float32" and abs(float(text)) > tf.float32.max:
+        return f"{text!r} is too large a number"
+    return ""
+
+
+def _explain_weights(feature: Feature, values: dict[str, str]) -> str:
+    tags, weights = ([part for part in values[name].split(feature.separator) if part] for name in feature.inputs)
+    if len(tags) != len(weights):
+        return f"{feature.inputs[0]} has {len(tags)} tags and {feature.inputs[1]} {len(weights)} weights"
+    return ""
+
+
+def _split_text(text: str, separator: str) -> list[str]:
+    return text.split(separator) if separator else list(text)
+
+
+def _column(index: int, name: str) -> str:
+    return f"column {index} ({name})"

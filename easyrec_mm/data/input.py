@@ -1,0 +1,308 @@
+"""Files -> batches: which files, in which order, from which position on, with pictures loaded ahead of the step.
+
+The order of the data is a function of the config's seed and the epoch alone, so that a training that goes on from a
+checkpoint reads on where it stopped: it skips the batches that were read, at the speed of reading lines.
+"""
+
+from __future__ import annotations
+
+import os
+import zlib
+from collections import Counter, deque
+from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+
+import tensorflow as tf
+
+from easyrec_mm.data.bad_records import BadRecord, BadRecords
+from easyrec_mm.data.batch import Batch
+from easyrec_mm.data.group_rtp import GroupRtpParser, split
+from easyrec_mm.data.pictures import PictureLoader, Pictures
+from easyrec_mm.data.transform import FeatureTransform
+from easyrec_mm.errors import DataError
+from easyrec_mm.protos.data_pb2 import DatasetConfig
+from easyrec_mm.schema import Schema
+
+# Files read side by side. Fixed, because it decides the order of the lines.
+NUM_OPEN_FILES = 4
+# Lines from which the number of columns is taken.
+NUM_PROBE_LINES = 100
+_GZIP_MAGIC = b"\x1f\x8b"
+
+
+@dataclass(frozen=True)
+class InputBatch:
+    """A batch and what it says of its origin.
+
+    batch          the samples; there may be none, if every group was bad
+    kept           field name -> [S], the fields that were asked for beside the model's
+    num_groups     groups read, the bad ones included
+    epoch          epoch (from 0) of the batch's last group
+    """
+
+    batch: Batch
+    kept: dict[str, tf.Tensor]
+    num_groups: int
+    epoch: int
+
+
+class Input:
+    """The batches of some files.
+
+    Args:
+      data: the config's data section.
+      schema: what a row means.
+      path: files, separated by commas, each may be a glob.
+      setting: the config path of `path`, for messages.
+      bad_records: where bad groups and pictures are counted.
+      training: shuffle, and read labels; else one epoch in the order of the files.
+      labels: label fields to read; () when predicting.
+      kept_fields: further input fields to hand out beside the batch.
+
+    Raises:
+      DataError: if there is no file, or one cannot be read.
+    """
+
+    def __init__(
+        self,
+        data: DatasetConfig,
+        schema: Schema,
+        path: str,
+        setting: str,
+        bad_records: BadRecords,
+        training: bool = False,
+        labels: tuple[str, ...] | None = None,
+        kept_fields: tuple[str, ...] = (),
+    ) -> None:
+        self._data = data
+        self._schema = schema
+        self._training = training
+        self._bad_records = bad_records
+        self._kept_fields = kept_fields
+        self.files = find_files(path, setting)
+        self._compressions = _compressions(self.files)
+        self._labels = schema.labels if labels is None else labels
+        used = {*schema.feature_fields(), *kept_fields, schema.sample_weight} & set(schema.layout.sample_fields)
+        fields = tuple(name for name in schema.layout.sample_fields if name in used)
+        self._parser = GroupRtpParser(schema, self._labels, fields, self._count_columns())
+        self._transform = FeatureTransform(schema)
+        self._pictures = PictureLoader(schema.image, data.image_root) if schema.uses_image else None
+        self._num_threads = data.num_parallel_calls or os.cpu_count() or 1
+
+    @property
+    def batch_size(self) -> int:
+        """Groups in a batch."""
+        return self._data.batch_size if self._training else self._data.eval_batch_size or self._data.batch_size
+
+    def fingerprint(self) -> int:
+        """A number that changes with the files and the settings that decide which lines a batch holds."""
+        parts = [f"{file}:{_size(file)}" for file in self.files]
+        data = self._data
+        parts += [str(v) for v in (data.batch_size, data.shuffle, data.shuffle_buffer_size, data.seed)]
+        return zlib.crc32("\n".join(parts).encode())
+
+    def batches(self, num_epochs: int = 1, num_skipped: int = 0) -> Iterator[InputBatch]:
+        """Batches in order, parsed and with pictures loaded ahead.
+
+        Args:
+          num_epochs: times the files are read; 0 means without end.
+          num_skipped: batches to leave out at the start.
+
+        Raises:
+          DataError: when a file cannot be read on, or more records are bad than allowed.
+        """
+        dataset = self._dataset(num_epochs, num_skipped)
+        pending: deque[tuple[dict[str, tf.Tensor], Future[Pictures] | None]] = deque()
+        epoch = 0
+        with ThreadPoolExecutor(self._num_threads, thread_name_prefix="pictures") as pool:
+            try:
+                for rows in _read(dataset, self.files, self._compressions):
+                    loading = (
+                        pool.submit(self._pictures.load, list(rows["image_path"].numpy())) if self._pictures else None
+                    )
+                    pending.append((rows, loading))
+                    if len(pending) > self._data.prefetch_size:
+                        batch = self._finish(*pending.popleft())
+                        if batch.epoch > epoch:
+                            epoch = batch.epoch
+                            self._bad_records.check_all()
+                        yield batch
+                while pending:
+                    yield self._finish(*pending.popleft())
+            finally:
+                pool.shutdown(wait=False, cancel_futures=True)
+        self._bad_records.check_all()
+
+    def rows(self, num_epochs: int = 1) -> tf.data.Dataset:
+        """The parsed batches without their pictures, as tf.data yields them."""
+        return self._dataset(num_epochs, 0)
+
+    def _dataset(self, num_epochs: int, num_skipped: int) -> tf.data.Dataset:
+        epochs = tf.data.Dataset.range(num_epochs or tf.int64.max)
+        lines = epochs.flat_map(self._lines) if num_epochs != 1 else self._lines(tf.constant(0, tf.int64))
+        if num_skipped:
+            lines = lines.skip(num_skipped * self.batch_size)
+        batched = lines.batch(self.batch_size, drop_remainder=self._training and self._data.drop_remainder)
+        parsed = batched.map(self._parse, num_parallel_calls=self._num_threads, deterministic=True)
+        return parsed.prefetch(self._data.prefetch_size)
+
+    def _lines(self, epoch: tf.Tensor) -> tf.data.Dataset:
+        """(epoch, index of the file, row from 1, line) of an epoch."""
+        num_files = len(self.files)
+        order = tf.range(num_files, dtype=tf.int64)
+        shuffled = self._training and self._data.shuffle
+        if shuffled:
+            seed = tf.stack([tf.constant(self._data.seed, tf.int64), epoch])
+            order = tf.random.experimental.stateless_shuffle(order, seed)
+        paths, compressions = tf.constant(self.files), tf.constant(self._compressions)
+
+        def read_file(index: tf.Tensor) -> tf.data.Dataset:
+            file = tf.data.TextLineDataset(paths[index], compressions[index])
+            return file.enumerate(start=1).map(lambda row, line: (epoch, index, row, line))
+
+        files = tf.data.Dataset.from_tensor_slices(order)
+        if not self._training:
+            return files.flat_map(read_file)
+        open_files = min(NUM_OPEN_FILES, num_files)
+        lines = files.interleave(read_file, open_files, num_parallel_calls=open_files, deterministic=True)
+        if shuffled:
+            seed = tf.constant(self._data.seed, tf.int64) + epoch
+            lines = lines.shuffle(self._data.shuffle_buffer_size, seed=seed, reshuffle_each_iteration=False)
+        return lines
+
+    def _parse(self, epoch: tf.Tensor, file: tf.Tensor, row: tf.Tensor, lines: tf.Tensor) -> dict[str, tf.Tensor]:
+        """Lines `[G]` -> the tensors of a batch, and where its groups and its refused lines come from."""
+        groups = self._parser(lines)
+        num_groups = tf.size(groups.kept)
+        sample_group = tf.repeat(tf.range(num_groups), groups.group_size)  # [S]
+        images, group_image = tf.unique(groups.image_path)  # [U], [G]
+        first_group = tf.math.unsorted_segment_min(tf.range(num_groups), group_image, tf.size(images))  # [U]
+        image_line = tf.gather(groups.kept, first_group)
+        per_group = {self._schema.image.field: groups.image_path, self._schema.group_size_field: groups.group_size}
+        kept = {
+            name: tf.gather(per_group[name], sample_group) if name in per_group else groups.fields[name]
+            for name in self._kept_fields
+        }
+        weight = self._schema.sample_weight
+        return {
+            "features": self._transform(groups.fields),
+            "labels": {name: groups.fields[name] for name in self._labels},
+            "sample_weight": tf.cast(groups.fields[weight], tf.float32) if weight in groups.fields else (),
+            "sample_image": tf.gather(group_image, sample_group),
+            "kept": kept,
+            "image_path": images,
+            "image_origin": (tf.gather(file, image_line), tf.gather(row, image_line)),
+            "refused": tuple(tf.gather(value, groups.refused) for value in (file, row, lines)),
+            "num_groups": tf.size(lines),
+            "epoch": epoch[-1],
+        }
+
+    def _finish(self, rows: dict[str, tf.Tensor], loading: Future[Pictures] | None) -> InputBatch:
+        pictures = loading.result() if loading else None
+        num_groups = int(rows["num_groups"])
+        records = self._bad_groups(*rows["refused"])
+        if pictures:
+            records += self._bad_pictures(rows["image_path"].numpy(), rows["image_origin"], pictures.problems)
+        self._bad_records.add(num_groups, len(rows["image_path"]) if pictures else 0, records)
+        weight = rows["sample_weight"]
+        batch = Batch(
+            features=rows["features"],
+            labels=rows["labels"],
+            sample_weight=None if isinstance(weight, tuple) else weight,
+            pixels=pictures.pixels if pictures else None,
+            sample_image=rows["sample_image"],
+        )
+        return InputBatch(batch, rows["kept"], num_groups, int(rows["epoch"]))
+
+    def _bad_groups(self, files: tf.Tensor, rows: tf.Tensor, lines: tf.Tensor) -> list[BadRecord]:
+        records = []
+        for file, row, line in zip(files.numpy(), rows.numpy(), lines.numpy(), strict=True):
+            where, problem = self._parser.explain(line) or ("line", "malformed")
+            records.append(BadRecord("group", self.files[file], int(row), where, problem))
+        return records
+
+    def _bad_pictures(
+        self, paths: list[bytes], origin: tuple[tf.Tensor, tf.Tensor], problems: dict[int, str]
+    ) -> list[BadRecord]:
+        files, rows = (tensor.numpy() for tensor in origin) if problems else ([], [])
+        return [
+            BadRecord("picture", self.files[files[i]], int(rows[i]), os.fsdecode(paths[i]), problem)
+            for i, problem in problems.items()
+        ]
+
+    def _count_columns(self) -> int:
+        """Columns of most of the first lines; every line must have as many."""
+        counts: Counter[int] = Counter()
+        probe = self._lines(tf.constant(0, tf.int64)).take(NUM_PROBE_LINES) if self.files else []
+        for _, _, _, line in _read(probe, self.files, self._compressions):
+            counts[int(split(line, self._schema.layout.column_separator).shape[0])] += 1
+        if not counts:
+            raise DataError(f"{', '.join(self.files[:3])}: no line of data; give files that hold groups")
+        num_columns = counts.most_common(1)[0][0]
+        layout = self._schema.layout
+        needed = max(*layout.label_columns, layout.features_column, layout.image_column, layout.size_column) + 1
+        if num_columns < needed:
+            raise DataError(
+                f"{self.files[0]}: lines have {num_columns} column(s), and data_config.selected_cols reads column "
+                f"{needed - 1}; check selected_cols and rtp_separator {layout.column_separator!r}"
+            )
+        return num_columns
+
+
+def find_files(path: str, setting: str) -> list[str]:
+    """Files of a comma-separated list of paths and globs, in the order given, each glob sorted.
+
+    Raises:
+      DataError: naming the setting and the part that matches nothing or is a folder.
+    """
+    files: list[str] = []
+    for part in (part.strip() for part in path.split(",")):
+        if not part:
+            continue
+        try:
+            found = sorted(tf.io.gfile.glob(part))
+        except tf.errors.OpError as error:
+            raise DataError(f"{setting}: '{part}' cannot be listed: {error.message}") from error
+        if not found:
+            raise DataError(f"{setting}: '{part}' matches no file; check the path")
+        for file in found:
+            if tf.io.gfile.isdir(file):
+                raise DataError(f"{setting}: '{file}' is a folder; name its files, as in '{file.rstrip('/')}/*'")
+        files += [file for file in found if file not in files]
+    if not files:
+        raise DataError(f"{setting}: is not set; give the files to read")
+    return files
+
+
+def _compressions(files: list[str]) -> list[str]:
+    """TextLineDataset's compression type of each file, told by its first bytes."""
+
+    def compression(file: str) -> str:
+        try:
+            with tf.io.gfile.GFile(file, "rb") as stream:
+                return "GZIP" if stream.read(2) == _GZIP_MAGIC else ""
+        except tf.errors.OpError as error:
+            raise DataError(f"{file}: cannot be read: {error.message}") from error
+
+    with ThreadPoolExecutor(16) as pool:
+        return list(pool.map(compression, files))
+
+
+def _size(file: str) -> int:
+    return int(tf.io.gfile.stat(file).length)
+
+
+def _read(dataset: tf.data.Dataset, files: list[str], compressions: list[str]) -> Iterator[dict[str, tf.Tensor]]:
+    """Iterate a dataset; an error of a file becomes a DataError that names it."""
+    try:
+        yield from dataset
+    except tf.errors.OpError as error:
+        for file, compression in zip(files, compressions, strict=True):
+            try:
+                for _ in tf.data.TextLineDataset(file, compression).batch(1000):
+                    pass
+            except tf.errors.OpError as file_error:
+                problem = (file_error.message or "").split("}}")[-1].split("[Op:")[0].strip()
+                raise DataError(f"{file}: cannot be read to its end: {problem}") from error
+        raise
