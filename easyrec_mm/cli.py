@@ -1,0 +1,204 @@
+"""The command line: `easyrec-mm train | eval | predict | check`. Imports TensorFlow only when a command needs it."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+import tempfile
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING
+
+from easyrec_mm import __version__
+from easyrec_mm.errors import UserError
+
+if TYPE_CHECKING:
+    from easyrec_mm.config import Pipeline
+
+SIGNAL_EXIT_BASE = 128
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run a command; the exit status: 0, 1 for a user's mistake, 2 for wrong flags, 128 + n after signal n."""
+    options = _parser().parse_args(arguments)
+    command: Callable[[argparse.Namespace], int] = options.command
+    try:
+        return command(options)
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+    except OSError as error:
+        print(f"error: {error.filename or 'input or output'}: {error.strerror or error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print("\ninterrupted", file=sys.stderr)
+        return SIGNAL_EXIT_BASE + 2
+
+
+def _train(options: argparse.Namespace) -> int:
+    pipeline = _load(options)
+    _require(pipeline.config.train_input_path, pipeline, "train_input_path", "the training data")
+    from easyrec_mm.trainer import Trainer
+
+    result = Trainer(pipeline).train()
+    print(f"step {result.step}; checkpoint {result.checkpoint}", flush=True)
+    if result.signal is None:
+        return 0
+    print(f"stopped; go on with: easyrec-mm train --pipeline_config {options.pipeline_config}", flush=True)
+    return SIGNAL_EXIT_BASE + result.signal
+
+
+def _eval(options: argparse.Namespace) -> int:
+    pipeline = _load(options)
+    path = options.eval_input_path or pipeline.config.eval_input_path
+    _require(path, pipeline, "eval_input_path", "the evaluation data")
+    from easyrec_mm.checkpoint import resolve_checkpoint
+    from easyrec_mm.data.bad_records import BadRecords
+    from easyrec_mm.evaluator import evaluate, load_model, table, write_result
+    from easyrec_mm.trainer import BAD_RECORDS, EVAL_RESULT
+
+    config = pipeline.config
+    checkpoint = resolve_checkpoint(options.checkpoint_path or config.model_dir, "--checkpoint_path")
+    model, step = load_model(config, pipeline.schema, checkpoint)
+    bad_records = BadRecords(os.path.join(config.model_dir, BAD_RECORDS), config.data_config.max_bad_record_share)
+    results = evaluate(model, config, path, "eval_input_path", bad_records)
+    result_path = os.path.join(config.model_dir, EVAL_RESULT)
+    write_result(result_path, results)
+    print(table(results))
+    print(f"{checkpoint} (step {step}) on {path}; written to {result_path}")
+    if bad_records.summary():
+        print(bad_records.summary())
+    return 0
+
+
+def _predict(options: argparse.Namespace) -> int:
+    pipeline = _load(options)
+    config, schema = pipeline.config, pipeline.schema
+    reserved = tuple(name.strip() for name in options.reserved_columns.split(",") if name.strip())
+    from easyrec_mm.errors import ConfigError, did_you_mean
+
+    known = [field.name for field in schema.fields]
+    for name in reserved:
+        if name not in known:
+            raise ConfigError(f"--reserved_columns: no input field '{name}'; {did_you_mean(name, known)}")
+    if not options.output.endswith((".parquet", ".csv")):
+        raise UserError(f"--output {options.output}: write to a file that ends in .parquet or .csv")
+    from easyrec_mm.checkpoint import resolve_checkpoint
+    from easyrec_mm.data.bad_records import BadRecords
+    from easyrec_mm.evaluator import load_model, predict
+    from easyrec_mm.trainer import BAD_RECORDS
+
+    checkpoint = resolve_checkpoint(options.checkpoint_path or config.model_dir, "--checkpoint_path")
+    model, step = load_model(config, schema, checkpoint)
+    bad_records = BadRecords(os.path.join(config.model_dir, BAD_RECORDS), config.data_config.max_bad_record_share)
+    num_rows = predict(model, config, options.predict_input_path, options.output, reserved, bad_records)
+    print(f"{num_rows} rows by {checkpoint} (step {step}) in {options.output}")
+    if bad_records.summary():
+        print(bad_records.summary())
+    return 0
+
+
+def _check(options: argparse.Namespace) -> int:
+    pipeline = _load(options)
+    from easyrec_mm.check import check
+
+    print(check(pipeline, options.num_groups))
+    return 0
+
+
+def _load(options: argparse.Namespace) -> Pipeline:
+    """Check the config, then load TensorFlow."""
+    from easyrec_mm.config import load_pipeline
+
+    pipeline = load_pipeline(options.pipeline_config, options.set, options.ignore_unsupported)
+    for note in pipeline.notes:
+        print(f"note: {note}", file=sys.stderr)
+    _import_tensorflow()
+    return pipeline
+
+
+def _import_tensorflow() -> None:
+    """Import TensorFlow without the notices that its libraries write to the terminal, unless it fails."""
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+    os.environ.setdefault("KERAS_BACKEND", "tensorflow")
+    stderr = os.dup(2)
+    with tempfile.TemporaryFile() as notices:
+        os.dup2(notices.fileno(), 2)
+        try:
+            import tensorflow  # noqa: F401
+        except BaseException:
+            notices.seek(0)
+            os.write(stderr, notices.read())
+            raise
+        finally:
+            os.dup2(stderr, 2)
+            os.close(stderr)
+
+
+def _require(path: str, pipeline: Pipeline, setting: str, what: str) -> None:
+    if not path:
+        raise UserError(f"{pipeline.path}: {setting}: is missing; give the files of {what}")
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="easyrec-mm", description="Train click models on item pictures, end to end, from one config file."
+    )
+    parser.add_argument("--version", action="version", version=f"easyrec-mm {__version__}")
+    commands = parser.add_subparsers(required=True, metavar="command")
+
+    _command(commands, "train", _train, "train; goes on from the last checkpoint in model_dir")
+    evaluation = _command(commands, "eval", _eval, "evaluate a checkpoint")
+    _checkpoint_flag(evaluation)
+    evaluation.add_argument("--eval_input_path", metavar="P", help="files instead of the config's eval_input_path")
+    prediction = _command(commands, "predict", _predict, "write the model's outputs for every sample of some files")
+    _checkpoint_flag(prediction)
+    prediction.add_argument("--predict_input_path", metavar="P", required=True, help="files to predict")
+    prediction.add_argument("--output", metavar="F", required=True, help="file to write, .parquet or .csv")
+    prediction.add_argument(
+        "--reserved_columns", metavar="A,B", default="", help="input fields to copy into the output"
+    )
+    check = _command(commands, "check", _check, "check the config and show what it makes of the data")
+    check.add_argument("--num_groups", metavar="N", type=int, default=1000, help="groups to read (default 1000)")
+    return parser
+
+
+def _command(
+    commands: argparse._SubParsersAction[argparse.ArgumentParser],
+    name: str,
+    run: Callable[[argparse.Namespace], int],
+    text: str,
+) -> argparse.ArgumentParser:
+    command = commands.add_parser(name, help=text, description=text[0].upper() + text[1:] + ".")
+    command.set_defaults(command=run)
+    command.add_argument(
+        "--pipeline_config", "--pipeline_config_path", metavar="C", required=True, help="pipeline config file"
+    )
+    command.add_argument(
+        "--set",
+        metavar="FIELD=VALUE",
+        action="append",
+        default=[],
+        help="change a setting of the config, such as train_config.num_steps=100; may be repeated",
+    )
+    command.add_argument(
+        "--ignore_unsupported",
+        action="store_true",
+        help="skip fields of EasyRec's language that are not supported, listing each",
+    )
+    return command
+
+
+def _checkpoint_flag(command: argparse.ArgumentParser) -> None:
+    command.add_argument(
+        "--checkpoint_path",
+        metavar="K",
+        help="checkpoint, or folder of checkpoints; the newest in model_dir by default",
+    )
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -41,7 +41,7 @@ METRICS_OF_ACTIVATION = {
 def check_model_and_training(config: EasyRecConfig, schema: Schema, problems: Problems) -> None:
     """Add every problem of model_config, train_config, eval_config and export_config."""
     _check_model(config, schema, problems)
-    _check_training(config, problems)
+    _check_training(config, schema, problems)
     _check_export(config, schema, problems)
     for i, metric in enumerate(config.eval_config.metrics_set):
         _check_metric(metric, f"eval_config.metrics_set[{i}]", None, schema, problems)
@@ -197,7 +197,7 @@ def _check_metric(metric: EvalMetrics, place: str, task: Task | None, schema: Sc
         problems.add(f"{place}.ece.num_bins", "0 bins are none; give 1 or more")
 
 
-def _check_training(config: EasyRecConfig, problems: Problems) -> None:
+def _check_training(config: EasyRecConfig, schema: Schema, problems: Problems) -> None:
     train, data = config.train_config, config.data_config
     if data.batch_size == 0:
         problems.add("data_config.batch_size", "0 groups are no batch; give 1 or more")
@@ -217,6 +217,10 @@ def _check_training(config: EasyRecConfig, problems: Problems) -> None:
             f"has {len(train.optimizer_config)} entries; give 1 (all), 2 (embeddings, rest) or 3 (embeddings, dense, "
             "image tower)",
         )
+    if len(train.optimizer_config) > 1 and not schema.tables:
+        problems.add("train_config.optimizer_config[0]", "is for embedding tables and the model has none; remove it")
+    if len(train.optimizer_config) > 2 and not schema.uses_image:
+        problems.add("train_config.optimizer_config[2]", "is for the image tower and the model has none; remove it")
     for i, optimizer in enumerate(train.optimizer_config):
         place = f"train_config.optimizer_config[{i}]"
         kind = optimizer.WhichOneof("optimizer")

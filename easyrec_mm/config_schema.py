@@ -17,7 +17,6 @@ from easyrec_mm.protos.model_pb2 import BayesTaskTower
 from easyrec_mm.protos.pipeline_pb2 import EasyRecConfig
 from easyrec_mm.schema import VALUE_PATTERNS, Activation, Dtype, Field, Image, RowLayout, Schema, Task
 
-
 DTYPES: dict[int, Dtype] = {
     DatasetConfig.INT32: "int64",
     DatasetConfig.INT64: "int64",

@@ -78,6 +78,11 @@ class Feature:
         """The field that holds a tag feature's weights, when a second input does."""
         return self.inputs[1] if self.kind == "tag" and len(self.inputs) == 2 else None
 
+    @property
+    def weight_key(self) -> str:
+        """Key under which a tag feature's weights stand beside its ids among the feature values."""
+        return f"{self.name}:weight"
+
 
 @dataclass(frozen=True)
 class Image:

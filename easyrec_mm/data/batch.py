@@ -12,15 +12,15 @@ class Batch(NamedTuple):
 
     features       feature name -> values, as data/transform.py lists them
     labels         label name -> float32 [S]; empty for prediction
-    sample_weight  float32 [S], or None
-    pixels         uint8 [U, H, W, C], or None for a model without pictures
+    sample_weight  float32 [S]; ones unless the config names a field
+    pixels         uint8 [U, H, W, C]; U is 0 for a model without pictures
     sample_image   int32 [S]: sample -> row of pixels
     """
 
     features: dict[str, tf.Tensor | tf.RaggedTensor]
     labels: dict[str, tf.Tensor]
-    sample_weight: tf.Tensor | None
-    pixels: tf.Tensor | None
+    sample_weight: tf.Tensor
+    pixels: tf.Tensor
     sample_image: tf.Tensor
 
     @property
@@ -30,5 +30,5 @@ class Batch(NamedTuple):
 
     @property
     def num_images(self) -> int:
-        """U; 0 for a model without pictures."""
-        return 0 if self.pixels is None else int(self.pixels.shape[0])
+        """U."""
+        return int(self.pixels.shape[0])

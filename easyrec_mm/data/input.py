@@ -12,6 +12,7 @@ from collections import Counter, deque
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
+from typing import Any
 
 import tensorflow as tf
 
@@ -138,6 +139,15 @@ class Input:
         """The parsed batches without their pictures, as tf.data yields them."""
         return self._dataset(num_epochs, 0)
 
+    def spec(self) -> Batch:
+        """Shapes and dtypes of the batches, for tf.function: G, S and U are open."""
+        return _batch(self._dataset(1, 0).element_spec, self._pixel_spec)
+
+    @property
+    def _pixel_spec(self) -> tf.TensorSpec:
+        image = self._schema.image
+        return tf.TensorSpec([None, image.height, image.width, image.channels], tf.uint8)
+
     def _dataset(self, num_epochs: int, num_skipped: int) -> tf.data.Dataset:
         epochs = tf.data.Dataset.range(num_epochs or tf.int64.max)
         lines = epochs.flat_map(self._lines) if num_epochs != 1 else self._lines(tf.constant(0, tf.int64))
@@ -184,11 +194,11 @@ class Input:
             name: tf.gather(per_group[name], sample_group) if name in per_group else groups.fields[name]
             for name in self._kept_fields
         }
-        weight = self._schema.sample_weight
+        weight, ones = self._schema.sample_weight, tf.ones(tf.shape(sample_group), tf.float32)
         return {
             "features": self._transform(groups.fields),
             "labels": {name: groups.fields[name] for name in self._labels},
-            "sample_weight": tf.cast(groups.fields[weight], tf.float32) if weight in groups.fields else (),
+            "sample_weight": tf.cast(groups.fields[weight], tf.float32) if weight in groups.fields else ones,
             "sample_image": tf.gather(group_image, sample_group),
             "kept": kept,
             "image_path": images,
@@ -205,14 +215,8 @@ class Input:
         if pictures:
             records += self._bad_pictures(rows["image_path"].numpy(), rows["image_origin"], pictures.problems)
         self._bad_records.add(num_groups, len(rows["image_path"]) if pictures else 0, records)
-        weight = rows["sample_weight"]
-        batch = Batch(
-            features=rows["features"],
-            labels=rows["labels"],
-            sample_weight=None if isinstance(weight, tuple) else weight,
-            pixels=pictures.pixels if pictures else None,
-            sample_image=rows["sample_image"],
-        )
+        pixels = pictures.pixels if pictures else tf.zeros([0, *self._pixel_spec.shape[1:]], tf.uint8)
+        batch = _batch(rows, pixels)
         return InputBatch(batch, rows["kept"], num_groups, int(rows["epoch"]))
 
     def _bad_groups(self, files: tf.Tensor, rows: tf.Tensor, lines: tf.Tensor) -> list[BadRecord]:
@@ -248,6 +252,12 @@ class Input:
                 f"{needed - 1}; check selected_cols and rtp_separator {layout.column_separator!r}"
             )
         return num_columns
+
+
+def _batch(rows: dict[str, Any], pixels: Any) -> Batch:
+    """A Batch of tensors, or of their specs."""
+    parts = {name: rows[name] for name in ("features", "labels", "sample_weight", "sample_image")}
+    return Batch(pixels=pixels, **parts)
 
 
 def find_files(path: str, setting: str) -> list[str]:

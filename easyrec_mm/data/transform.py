@@ -4,7 +4,7 @@
 
     id, combo, raw with boundaries   int64 [S], a row of the table or a bucket
     raw                              float32 [S, raw_dim]
-    tag                              ragged int64 [S, (tags)]; weights, if any, under "<name>:weight", ragged float32
+    tag                              ragged int64 [S, (tags)]; weights, if any, under Feature.weight_key, ragged float32
 
 `text_patterns` says what the text of a field must look like for that to succeed; input formats check it first.
 """
@@ -19,11 +19,6 @@ from easyrec_mm.schema import INTEGER_PATTERN, NUMBER_PATTERN, VALUE_PATTERNS, F
 
 # Between the values of a cross before it is hashed; ASCII's "group separator" does not occur in values.
 _CROSS_SEPARATOR = "\x1d"
-
-
-def weight_key(feature_name: str) -> str:
-    """Key under which a tag feature's weights stand beside its ids."""
-    return f"{feature_name}:weight"
 
 
 class FeatureTransform:
@@ -52,7 +47,7 @@ class FeatureTransform:
                 ids, weights = self._tags(feature, fields)
                 features[feature.name] = ids
                 if weights is not None:
-                    features[weight_key(feature.name)] = weights
+                    features[feature.weight_key] = weights
             elif feature.kind == "combo":
                 parts = [_as_text(fields[name], feature.precision) for name in feature.inputs]
                 features[feature.name] = self._encode(feature, tf.strings.join(parts, _CROSS_SEPARATOR))

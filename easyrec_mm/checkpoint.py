@@ -1,0 +1,241 @@
+"""Checkpoints: named variables in TensorFlow's checkpoint format, written so that the last good one always stays.
+
+A checkpoint is `model.ckpt-<step>.index` and `.data-*`, and holds each variable under its name
+(model.MultimodalModel.named_variables); `tf.train.load_checkpoint` reads it. Variables are written and read in slices,
+so that a table of many gigabytes is never copied whole, and a checkpoint is listed in the folder's `checkpoint` file
+only when it is complete.
+"""
+
+from __future__ import annotations
+
+import re
+import shutil
+from collections.abc import Mapping
+from contextlib import suppress
+from pathlib import Path
+
+import tensorflow as tf
+
+from easyrec_mm.errors import CheckpointError, did_you_mean
+
+PREFIX = "model.ckpt"
+_SLICE_BYTES = 64 << 20
+
+
+class Checkpoints:
+    """The checkpoints of a folder.
+
+    Args:
+      folder: where they are; made when the first is saved.
+      keep: number of newest ones that stay.
+    """
+
+    def __init__(self, folder: str, keep: int = 10) -> None:
+        self._folder = Path(folder)
+        self._keep = keep
+
+    def all(self) -> list[str]:
+        """Paths of the complete checkpoints, oldest first."""
+        state = tf.train.get_checkpoint_state(str(self._folder))
+        paths = list(state.all_model_checkpoint_paths) if state else []
+        return [path for path in paths if tf.io.gfile.exists(f"{path}.index")]
+
+    def latest(self) -> str | None:
+        """Path of the newest one."""
+        paths = self.all()
+        return paths[-1] if paths else None
+
+    def save(self, step: int, variables: Mapping[str, tf.Variable]) -> str:
+        """Write the variables as `model.ckpt-<step>` and remove the oldest checkpoints beyond `keep`.
+
+        Raises:
+          CheckpointError: if it cannot be written, as on a full disk; what was there before stays.
+        """
+        path = self._folder / f"{PREFIX}-{step}"
+        temporary = self._folder / f".{PREFIX}-{step}.tmp"
+        try:
+            self._folder.mkdir(parents=True, exist_ok=True)
+            shutil.rmtree(temporary, ignore_errors=True)
+            temporary.mkdir()
+            parts = _write_parts(temporary, variables)
+            tf.raw_ops.MergeV2Checkpoints(checkpoint_prefixes=parts, destination_prefix=str(path), delete_old_dirs=True)
+            paths = [*[p for p in self.all() if p != str(path)], str(path)]
+            tf.compat.v1.train.update_checkpoint_state(
+                str(self._folder), str(path), all_model_checkpoint_paths=paths[-self._keep :]
+            )
+        except (OSError, tf.errors.OpError) as error:
+            if str(path) not in self.all():
+                _remove(str(path))
+            good = self.latest()
+            rest = f"the last good one is {good}" if good else "there is none before it"
+            reason = error.strerror if isinstance(error, OSError) else (error.message or "").split(" [Op:")[0]
+            raise CheckpointError(f"{path}: cannot be written: {reason}; {rest}") from error
+        finally:
+            shutil.rmtree(temporary, ignore_errors=True)
+        for old in paths[: -self._keep]:
+            _remove(old)
+        return str(path)
+
+
+def resolve_checkpoint(path: str, setting: str) -> str:
+    """The checkpoint that a user names: its path, one of its files, or a folder (its newest).
+
+    Raises:
+      CheckpointError: naming the setting, if there is none.
+    """
+    if tf.io.gfile.isdir(path):
+        found = Checkpoints(path).latest() or tf.train.latest_checkpoint(path)
+        if not found:
+            raise CheckpointError(f"{setting}: folder '{path}' holds no checkpoint; train first, or name another")
+        return str(found)
+    prefix = re.sub(r"\.(index|meta|data-\d+-of-\d+)$", "", path)
+    if not tf.io.gfile.exists(f"{prefix}.index"):
+        raise CheckpointError(f"{setting}: no checkpoint '{path}'; give a path such as model_dir/{PREFIX}-1000")
+    return prefix
+
+
+def checkpoint_shapes(path: str) -> dict[str, list[int]]:
+    """Name -> shape of everything in a checkpoint."""
+    try:
+        return dict(tf.train.load_checkpoint(path).get_variable_to_shape_map())
+    except (tf.errors.OpError, ValueError, RuntimeError) as error:
+        raise CheckpointError(f"{path}: is no readable checkpoint: {error}") from error
+
+
+def restore(path: str, variables: Mapping[str, tf.Variable]) -> None:
+    """Assign the checkpoint's values to variables.
+
+    Raises:
+      CheckpointError: if a variable is missing in the checkpoint or has another shape, with both sides.
+    """
+    shapes = checkpoint_shapes(path)
+    problems = []
+    for name, variable in variables.items():
+        if name not in shapes:
+            problems.append(
+                f"  {name}: model {list(variable.shape)}, checkpoint has none; {did_you_mean(name, shapes)}"
+            )
+        elif list(variable.shape) != list(shapes[name]):
+            problems.append(f"  {name}: model {list(variable.shape)}, checkpoint {list(shapes[name])}")
+    if problems:
+        more = f"\n  and {len(problems) - 10} more" if len(problems) > 10 else ""
+        raise CheckpointError(
+            f"{path}: does not fit this config:\n" + "\n".join(problems[:10]) + more + "\n"
+            "Use the config it was trained with (model_dir/pipeline.config), another model_dir or fine_tune_checkpoint."
+        )
+    for name, variable in variables.items():
+        read_into(path, name, variable)
+
+
+def read_into(path: str, name: str, variable: tf.Variable) -> None:
+    """Assign the value named `name` of a checkpoint to a variable of the same shape."""
+    try:
+        for start, stop, spec in _slices(variable):
+            (value,) = tf.raw_ops.RestoreV2(
+                prefix=path, tensor_names=[name], shape_and_slices=[spec], dtypes=[variable.dtype]
+            )
+            if spec:
+                variable.scatter_update(tf.IndexedSlices(value, tf.range(start, stop)))
+            else:
+                variable.assign(value)
+    except tf.errors.OpError as error:
+        raise CheckpointError(f"{path}: {name} cannot be read: {(error.message or '').split(' [Op:')[0]}") from error
+
+
+def warm_start(path: str, variables: Mapping[str, tf.Variable], names: Mapping[str, str]) -> str:
+    """Assign what a checkpoint has for variables whose names and shapes agree.
+
+    Args:
+      path: checkpoint, of this project or any other in TensorFlow's format.
+      variables: variables by name.
+      names: name of a variable -> its name in the checkpoint, where they differ.
+
+    Returns:
+      A report of what was and what was not restored, one line a variable.
+
+    Raises:
+      CheckpointError: if nothing agrees, or `names` names a variable that one side does not have.
+    """
+    shapes = checkpoint_shapes(path)
+    for name, source in names.items():
+        if name not in variables:
+            raise CheckpointError(f"fine_tune_ckpt_var_map: no variable '{name}'; {did_you_mean(name, variables)}")
+        if source not in shapes:
+            raise CheckpointError(f"fine_tune_ckpt_var_map: {path} has no '{source}'; {did_you_mean(source, shapes)}")
+    lines, num_restored = [], 0
+    for name, variable in variables.items():
+        source = names.get(name, name)
+        shape = list(variable.shape)
+        if source not in shapes:
+            lines.append(f"  not restored: {name} {shape}: not in the checkpoint")
+        elif list(shapes[source]) != shape:
+            lines.append(f"  not restored: {name} {shape}: the checkpoint's {source} is {list(shapes[source])}")
+        else:
+            read_into(path, source, variable)
+            num_restored += 1
+            lines.append(f"  restored: {name} {shape}" + (f" from {source}" if source != name else ""))
+    if not num_restored:
+        raise CheckpointError(
+            f"train_config.fine_tune_checkpoint: {path} has no variable of this model; it has, for example, "
+            f"{', '.join(sorted(shapes)[:5])}; map the names with fine_tune_ckpt_var_map"
+        )
+    unused = set(shapes) - {names.get(name, name) for name in variables}
+    lines += [f"  not used: {name} {list(shapes[name])}" for name in sorted(unused) if _is_weight(name)]
+    head = f"fine_tune_checkpoint {path}: {num_restored} of {len(variables)} variables restored"
+    return "\n".join([head, *lines])
+
+
+def _is_weight(name: str) -> bool:
+    """Whether a checkpoint's entry is a weight rather than the state of a training."""
+    return not name.startswith(("optimizer_", "average/", "progress/"))
+
+
+def _write_parts(folder: Path, variables: Mapping[str, tf.Variable]) -> list[str]:
+    """Write the variables to files of at most about _SLICE_BYTES each; the prefixes of the files."""
+    parts: list[str] = []
+    names: list[str] = []
+    specs: list[str] = []
+    values: list[tf.Tensor] = []
+
+    def flush() -> None:
+        if names:
+            parts.append(str(folder / f"part-{len(parts)}"))
+            tf.raw_ops.SaveV2(prefix=parts[-1], tensor_names=names, shape_and_slices=specs, tensors=values)
+            for buffered in (names, specs, values):
+                buffered.clear()
+
+    num_bytes = 0
+    for name, variable in variables.items():
+        for start, stop, spec in _slices(variable):
+            value = tf.gather(variable, tf.range(start, stop)) if spec else tf.convert_to_tensor(variable)
+            num_bytes += value.dtype.size * int(tf.size(value))
+            names.append(name)
+            specs.append(spec)
+            values.append(value)
+            if num_bytes >= _SLICE_BYTES:
+                flush()
+                num_bytes = 0
+    flush()
+    return parts
+
+
+def _slices(variable: tf.Variable) -> list[tuple[int, int, str]]:
+    """(first row, row behind the last, TensorFlow's slice spec); one slice with the spec "" is the whole."""
+    shape = list(variable.shape)
+    row_bytes = variable.dtype.size * int(tf.reduce_prod(shape[1:])) if shape else 1
+    rows_at_a_time = max(1, _SLICE_BYTES // max(row_bytes, 1))
+    if not shape or shape[0] <= rows_at_a_time:
+        return [(0, 0, "")]
+    dims = " ".join(str(dim) for dim in shape)
+    rest = ":-" * (len(shape) - 1)
+    slices = []
+    for start in range(0, shape[0], rows_at_a_time):
+        stop = min(start + rows_at_a_time, shape[0])
+        slices.append((start, stop, f"{dims} {start},{stop - start}{rest}"))
+    return slices
+
+
+def _remove(path: str) -> None:
+    for file in tf.io.gfile.glob([f"{path}.index", f"{path}.data-*"]):
+        with suppress(tf.errors.OpError):
+            tf.io.gfile.remove(file)

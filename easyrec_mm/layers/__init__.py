@@ -1,0 +1,1 @@
+"""Layers of the network. They take plain arguments and know no config."""

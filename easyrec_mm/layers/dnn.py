@@ -1,0 +1,88 @@
+"""Dense layers: stacks, highway, mixture of experts. Formulas as in EasyRec, so that its configs mean the same."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import keras
+import tensorflow as tf
+
+# EasyRec's l2_regularization r adds r / 2 * sum(w^2); Keras's L2(r) adds r * sum(w^2).
+_L2_FACTOR = 0.5
+
+
+def dense(units: int, name: str, l2: float, activation: str = "linear", dtype: str | None = None) -> keras.layers.Dense:
+    """A dense layer with EasyRec's initial values (Glorot uniform, zeros) and regularisation of the kernel."""
+    regularizer = keras.regularizers.L2(_L2_FACTOR * l2) if l2 else None
+    return keras.layers.Dense(units, activation, kernel_regularizer=regularizer, name=name, dtype=dtype)
+
+
+class DNN(keras.layers.Layer):
+    """Dense -> batch norm -> activation -> dropout, once for each of `hidden_units`: `[N, F]` -> `[N, units]`."""
+
+    def __init__(
+        self,
+        hidden_units: Sequence[int],
+        dropout: Sequence[float] = (),
+        activation: str = "relu",
+        use_bn: bool = True,
+        l2: float = 0.0,
+        name: str = "dnn",
+        dtype: str | None = None,
+    ) -> None:
+        super().__init__(name=name, dtype=dtype)
+        self._activation = keras.activations.get(activation)
+        self._dense = [dense(units, f"dense_{i}", l2, dtype=dtype) for i, units in enumerate(hidden_units)]
+        self._bn = [
+            keras.layers.BatchNormalization(name=f"bn_{i}", dtype=dtype) for i in range(len(hidden_units) * use_bn)
+        ]
+        self._dropout = [
+            keras.layers.Dropout(ratio, name=f"dropout_{i}", dtype=dtype) if ratio else None
+            for i, ratio in enumerate(dropout)
+        ]
+
+    def call(self, x: tf.Tensor, training: bool = False) -> tf.Tensor:
+        for i, layer in enumerate(self._dense):
+            x = layer(x)
+            if self._bn:
+                x = self._bn[i](x, training=training)
+            x = self._activation(x)
+            if self._dropout and self._dropout[i]:
+                x = self._dropout[i](x, training=training)
+        return x
+
+
+class Highway(keras.layers.Layer):
+    """Projection and one highway layer (Srivastava et al., 2015): `[N, F]` -> `[N, units]`.
+
+    x = relu(W_p input), gate = sigmoid(W_g x), output = gate * relu(W_h x) + (1 - gate) * x; biases everywhere.
+    """
+
+    def __init__(self, units: int, name: str = "highway", dtype: str | None = None) -> None:
+        super().__init__(name=name, dtype=dtype)
+        self._projection = dense(units, "input_projection", 0.0, "relu", dtype)
+        self._gate = dense(units, "gate", 0.0, "sigmoid", dtype)
+        self._transform = dense(units, "transform", 0.0, "relu", dtype)
+
+    def call(self, x: tf.Tensor) -> tf.Tensor:
+        x = self._projection(x)
+        gate = self._gate(x)
+        return gate * self._transform(x) + (1.0 - gate) * x
+
+
+class ExpertMixture(keras.layers.Layer):
+    """Multi-gate mixture of experts (MMoE, Ma et al., KDD 2018): `[S, F]` -> T tensors `[S, units]`.
+
+    Task t gets sum over experts e of softmax(W_t x)_e * expert_e(x).
+    """
+
+    def __init__(
+        self, experts: Sequence[DNN], num_tasks: int, l2: float, name: str = "mmoe", dtype: str | None = None
+    ) -> None:
+        super().__init__(name=name, dtype=dtype)
+        self._experts = list(experts)
+        self._gates = [dense(len(experts), f"gate_{t}", l2, "softmax", dtype) for t in range(num_tasks)]
+
+    def call(self, x: tf.Tensor, training: bool = False) -> list[tf.Tensor]:
+        outputs = tf.stack([expert(x, training=training) for expert in self._experts], axis=1)  # [S, experts, units]
+        return [tf.reduce_sum(outputs * gate(x)[:, :, None], axis=1) for gate in self._gates]

@@ -1,0 +1,111 @@
+"""Embedding tables and the layer that turns features into one vector a sample."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import keras
+import tensorflow as tf
+
+from easyrec_mm.schema import Feature, Table
+
+
+class EmbeddingTable(keras.layers.Layer):
+    """A table `[rows, dim]`, float32 whatever the precision of the rest.
+
+    The gradient of `lookup` is tf.IndexedSlices of the rows looked up: a step's cost does not depend on the number of
+    rows, provided the optimizer handles them (optimizers.py).
+    """
+
+    def __init__(self, table: Table) -> None:
+        super().__init__(dtype="float32")
+        self.embeddings = self.add_weight(
+            shape=(table.rows, table.dim),
+            initializer=_initializer(table),
+            name="embeddings",
+            dtype="float32",
+            autocast=False,
+        )
+        self.built = True
+
+    def lookup(self, ids: tf.Tensor) -> tf.Tensor:
+        """Rows `ids` -> float32 `[*ids.shape, dim]`."""
+        # On the tf.Variable itself this compiles to ResourceGather; a plain read before tf.gather would make the
+        # optimizer's in-place update copy the whole table.
+        return tf.nn.embedding_lookup(self.embeddings.value, ids)
+
+
+class FeatureEmbedding(keras.layers.Layer):
+    """All features of a sample, each as `width` numbers, side by side in the order of `features`.
+
+    Args:
+      features: what the features are.
+      tables: their tables; features that name the same table share it.
+    """
+
+    def __init__(self, features: Sequence[Feature], tables: Sequence[Table], name: str = "features") -> None:
+        super().__init__(name=name, dtype="float32")
+        self._features = features
+        self.tables = {table.name: EmbeddingTable(table) for table in tables}
+
+    def call(self, values: dict[str, tf.Tensor | tf.RaggedTensor]) -> tuple[tf.Tensor, tf.Tensor]:
+        """Feature values as data/transform.py makes them.
+
+        Returns:
+          float32 `[S, sum of widths]`, and the scalar sum of the squares of all that came from tables.
+        """
+        outputs, squares = [], tf.constant(0.0)
+        for feature in self._features:
+            output = self._embed(feature, values)
+            if feature.table:
+                squares += tf.reduce_sum(tf.square(output))
+            outputs.append(output)
+        return tf.concat(outputs, axis=1), squares
+
+    def _embed(self, feature: Feature, values: dict[str, tf.Tensor | tf.RaggedTensor]) -> tf.Tensor:
+        value = values[feature.name]
+        if not feature.table:
+            return tf.one_hot(value, feature.width) if feature.boundaries else value
+        table = self.tables[feature.table]
+        if feature.kind == "raw" and not feature.boundaries:
+            return tf.matmul(value, table.lookup(tf.range(feature.raw_dim, dtype=tf.int64)))
+        if feature.kind == "tag":
+            return combine(table.lookup(value.flat_values), value, values.get(feature.weight_key), feature.combiner)
+        return table.lookup(value)
+
+
+def combine(rows: tf.Tensor, tags: tf.RaggedTensor, weights: tf.RaggedTensor | None, combiner: str) -> tf.Tensor:
+    """Combine the rows of each sample's tags; a sample without tags gets zeros.
+
+    mean: sum(w x) / sum(w); sum: sum(w x); sqrtn: sum(w x) / sqrt(sum(w^2)); w is 1 without weights.
+
+    Args:
+      rows: float32 `[number of tags, dim]`.
+      tags: ragged `[S, (tags)]`, for its row partition.
+      weights: as tags, float32, or None.
+
+    Returns:
+      float32 `[S, dim]`.
+    """
+    weight = tf.ones(tf.shape(rows)[:1]) if weights is None else weights.flat_values
+    num_samples, sample = tags.nrows(), tags.value_rowids()
+    total = tf.math.unsorted_segment_sum(rows * weight[:, None], sample, num_samples)
+    if combiner == "sum":
+        return total
+    if combiner == "mean":
+        divisor = tf.math.unsorted_segment_sum(weight, sample, num_samples)
+    else:
+        divisor = tf.sqrt(tf.math.unsorted_segment_sum(tf.square(weight), sample, num_samples))
+    return tf.math.divide_no_nan(total, divisor[:, None])
+
+
+def _initializer(table: Table) -> keras.initializers.Initializer:
+    kind, values = table.initializer
+    if kind == "truncated_normal":
+        return keras.initializers.TruncatedNormal(*values)
+    if kind == "random_normal":
+        return keras.initializers.RandomNormal(*values)
+    if kind == "glorot_normal":
+        return keras.initializers.GlorotNormal()
+    row = tf.broadcast_to(tf.constant(values, tf.float32), [table.dim])
+    return lambda shape, dtype=None: tf.broadcast_to(row, shape)

@@ -1,0 +1,80 @@
+"""The moving average of weights that evaluation, prediction and export can use instead of the last weights."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import keras
+import tensorflow as tf
+
+_ROWS_AT_A_TIME = 1 << 20
+
+
+class MovingAverage:
+    """Exponential moving average of variables: average = decay * average + (1 - decay) * variable, after each step.
+
+    Of a table only the rows of the batch are touched: a row that is not used keeps its value, so its average since the
+    row's last use has a closed form, variable + (average - variable) * decay^steps, and is brought up to date when the
+    row is used again or the average is read. The result is exactly the average over all steps.
+
+    Args:
+      named: variables by name.
+      tables: names of the embedding tables among them.
+      decay: per step.
+    """
+
+    def __init__(self, named: dict[str, keras.Variable], tables: Sequence[str], decay: float) -> None:
+        self._named = named
+        self._tables = list(tables)
+        self._decay = decay
+        self._averages = {name: tf.Variable(v.value, trainable=False) for name, v in named.items()}
+        self._last_used = {
+            name: tf.Variable(tf.zeros([named[name].shape[0]], tf.int32), trainable=False) for name in self._tables
+        }
+
+    def named_variables(self) -> dict[str, tf.Variable]:
+        """What a checkpoint must hold."""
+        return {f"{name}/average": v for name, v in self._averages.items()} | {
+            f"{name}/last_used": v for name, v in self._last_used.items()
+        }
+
+    def start_from_variables(self) -> None:
+        """Begin anew at the variables' present values."""
+        for name, average in self._averages.items():
+            average.assign(self._named[name].value)
+
+    def around(self, update: Callable[[], None], rows: dict[str, tf.Tensor], step: tf.Tensor) -> None:
+        """Run `update`, which changes the variables, then move the averages.
+
+        Args:
+          update: the optimizers' step.
+          rows: table name -> distinct ids of the rows that it changes.
+          step: number of the step under way, from 1.
+        """
+        before = {name: self._row_averages(name, ids, step - 1) for name, ids in rows.items()}
+        with tf.control_dependencies(list(before.values())):
+            update()
+        for name, average in self._averages.items():
+            if name not in self._last_used:
+                average.assign_sub((1.0 - self._decay) * (average - self._named[name].value))
+        for name, ids in rows.items():
+            new = self._decay * before[name] + (1.0 - self._decay) * tf.gather(self._named[name].value, ids)
+            self._averages[name].scatter_update(tf.IndexedSlices(new, ids))
+            self._last_used[name].scatter_update(tf.IndexedSlices(tf.fill(tf.shape(ids), step), ids))
+
+    def assign_to_variables(self, step: tf.Tensor) -> None:
+        """Overwrite the variables with their averages after `step` steps."""
+        for name, variable in self._named.items():
+            if name in self._last_used:
+                for start in range(0, variable.shape[0], _ROWS_AT_A_TIME):
+                    ids = tf.range(start, min(start + _ROWS_AT_A_TIME, variable.shape[0]))
+                    rows = self._row_averages(name, ids, step)
+                    variable.value.scatter_update(tf.IndexedSlices(rows, ids))
+            else:
+                variable.assign(self._averages[name])
+
+    def _row_averages(self, name: str, ids: tf.Tensor, step: tf.Tensor) -> tf.Tensor:
+        """Averages of these rows after `step` steps, for rows unused since their last."""
+        steps = tf.cast(tf.cast(step, tf.int32) - tf.gather(self._last_used[name], ids), tf.float32)
+        value = tf.gather(self._named[name].value, ids)
+        return value + (tf.gather(self._averages[name], ids) - value) * tf.pow(self._decay, steps)[:, None]

@@ -1,0 +1,35 @@
+"""Chooses the number format of the computation: bfloat16 where the processor has it in hardware."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import tensorflow as tf
+
+from easyrec_mm.model import FLOAT32, MIXED_BFLOAT16
+from easyrec_mm.protos.train_pb2 import Precision
+
+# Flags of Linux's /proc/cpuinfo for bfloat16 dot products and matrix products.
+_BFLOAT16_FLAGS = {"avx512_bf16", "amx_bf16", "bf16"}
+# NVIDIA's Ampere.
+_FIRST_BFLOAT16_COMPUTE_CAPABILITY = (8, 0)
+
+
+def dtype_policy(precision: int) -> str:
+    """Keras dtype policy of a config's precision on this machine."""
+    if precision == Precision.AUTO:
+        return MIXED_BFLOAT16 if _has_bfloat16() else FLOAT32
+    return MIXED_BFLOAT16 if precision == Precision.BFLOAT16 else FLOAT32
+
+
+def _has_bfloat16() -> bool:
+    gpus = tf.config.list_physical_devices("GPU")
+    if gpus:
+        details = tf.config.experimental.get_device_details(gpus[0])
+        return tuple(details.get("compute_capability", (0, 0))) >= _FIRST_BFLOAT16_COMPUTE_CAPABILITY
+    try:
+        cpu = Path("/proc/cpuinfo").read_text(encoding="utf-8")
+    except OSError:
+        return False
+    flags = next((line for line in cpu.splitlines() if line.startswith(("flags", "Features"))), "")
+    return bool(_BFLOAT16_FLAGS & set(flags.split()))

@@ -1,0 +1,112 @@
+"""What a run tells: a bar on a terminal, plain lines elsewhere, lines of metrics.jsonl and TensorBoard summaries."""
+
+from __future__ import annotations
+
+import json
+import math
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import tensorflow as tf
+from tqdm import tqdm
+
+
+class Progress:
+    """Counts and shows the work of a loop.
+
+    Args:
+      name: what is going on, such as "train".
+      total: steps until the end; None if unknown.
+      first: steps done before.
+      unit: what a step is called.
+    """
+
+    def __init__(self, name: str, total: int | None, first: int = 0, unit: str = "step") -> None:
+        self._name = name
+        self._total = total
+        self._done = first
+        self._unit = unit
+        self._bar = None
+        if sys.stderr.isatty():
+            self._bar = tqdm(total=total, initial=first, desc=name, unit=unit, dynamic_ncols=True, file=sys.stderr)
+        self._reset()
+
+    def _reset(self) -> None:
+        self._since = time.perf_counter()
+        self._samples = self._images = 0
+        self._waited = 0.0
+
+    def add(self, num_samples: int, num_images: int, waited_s: float) -> None:
+        """Count a step and the seconds it waited for its input."""
+        self._done += 1
+        self._samples += num_samples
+        self._images += num_images
+        self._waited += waited_s
+        if self._bar is not None:
+            self._bar.update()
+
+    def rates(self) -> dict[str, float]:
+        """Speeds since the last call."""
+        seconds = max(time.perf_counter() - self._since, 1e-9)
+        rates = {
+            "samples_per_second": self._samples / seconds,
+            "images_per_second": self._images / seconds,
+            "samples_per_image": self._samples / self._images if self._images else 0.0,
+            "input_wait_share": min(self._waited / seconds, 1.0),
+        }
+        self._reset()
+        return rates
+
+    def show(self, values: dict[str, float], rates: dict[str, float]) -> None:
+        """Show values and speeds: behind the bar, or as a line."""
+        parts = [f"{name} {value:.4g}" for name, value in values.items()]
+        parts += [f"{rates['samples_per_second']:.0f} samples/s"]
+        if rates["images_per_second"]:
+            parts += [f"{rates['images_per_second']:.0f} images/s", f"{rates['samples_per_image']:.1f} samples/image"]
+        parts += [f"input wait {rates['input_wait_share']:.0%}"]
+        if self._bar is not None:
+            self._bar.set_postfix_str(", ".join(parts))
+        else:
+            of_total = f"/{self._total}" if self._total else ""
+            print(f"{self._name} {self._unit} {self._done}{of_total}: {', '.join(parts)}", flush=True)
+
+    def say(self, message: str) -> None:
+        """Show a message without breaking the bar."""
+        if self._bar is not None:
+            tqdm.write(message, file=sys.stderr)
+        else:
+            print(message, flush=True)
+
+    def close(self) -> None:
+        """Remove the bar."""
+        if self._bar is not None:
+            self._bar.close()
+
+
+class MetricsLog:
+    """`metrics.jsonl` and TensorBoard's event files of a model_dir."""
+
+    def __init__(self, model_dir: str) -> None:
+        self._path = Path(model_dir) / "metrics.jsonl"
+        self._path.parent.mkdir(parents=True, exist_ok=True)
+        self._writer = tf.summary.create_file_writer(model_dir)
+
+    def write_line(self, kind: str, step: int, values: dict[str, Any]) -> None:
+        """Append a line: {"kind": "train" or "eval", "step": ..., ...}; a number that is no number becomes null."""
+        clean = {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in values.items()}
+        line = json.dumps({"kind": kind, "step": step, "time": round(time.time(), 3), **clean})
+        with self._path.open("a", encoding="utf-8") as file:
+            file.write(line + "\n")
+
+    def write_summaries(self, kind: str, step: int, values: dict[str, float]) -> None:
+        """Write scalars for TensorBoard under "<kind>/<name>"."""
+        with self._writer.as_default(step=step):
+            for name, value in values.items():
+                tf.summary.scalar(f"{kind}/{name}", value)
+        self._writer.flush()
+
+    def close(self) -> None:
+        """Close the event file."""
+        self._writer.close()

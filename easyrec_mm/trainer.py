@@ -1,0 +1,352 @@
+"""Training: one custom loop over batches, with checkpoints from which it goes on as if it had never stopped.
+
+Keras's `fit` breaks under multi-worker strategies and hides the gradients of embedding tables from the optimizer; here
+the step is a plain function of a batch.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+import signal
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from types import FrameType
+
+import keras
+import tensorflow as tf
+
+from easyrec_mm.checkpoint import Checkpoints, read_into, resolve_checkpoint, restore, warm_start
+from easyrec_mm.config import Pipeline, write_config
+from easyrec_mm.data.bad_records import BadRecords
+from easyrec_mm.data.batch import Batch
+from easyrec_mm.data.input import Input, InputBatch
+from easyrec_mm.errors import CheckpointError, ConfigError, UserError
+from easyrec_mm.evaluator import STEP_NAME, evaluate, moving_average, table, write_result
+from easyrec_mm.model import MultimodalModel
+from easyrec_mm.optimizers import RowOptimizer, build_optimizer, sum_duplicate_rows
+from easyrec_mm.precision import dtype_policy
+from easyrec_mm.progress import MetricsLog, Progress
+
+EVAL_RESULT = "eval_result.json"
+BAD_RECORDS = "bad_records.jsonl"
+PIPELINE_CONFIG = "pipeline.config"
+
+
+@dataclass(frozen=True)
+class TrainResult:
+    """step: steps done in all; checkpoint: the last one; signal: number of the signal that ended it, or None."""
+
+    step: int
+    checkpoint: str | None
+    signal: int | None
+
+
+class Trainer:
+    """Trains the model of a pipeline in its model_dir; goes on from the last checkpoint there, if there is one.
+
+    Raises:
+      UserError: for data, checkpoints and settings that do not fit; see the modules that raise it.
+    """
+
+    def __init__(self, pipeline: Pipeline) -> None:
+        self._config, self._schema = pipeline.config, pipeline.schema
+        self._train_config = self._config.train_config
+        self._model_dir = Path(self._config.model_dir)
+        self._bad_records = BadRecords(
+            str(self._model_dir / BAD_RECORDS), self._config.data_config.max_bad_record_share
+        )
+        self._input = Input(
+            self._config.data_config,
+            self._schema,
+            self._config.train_input_path,
+            "train_input_path",
+            self._bad_records,
+            training=True,
+        )
+        self._checkpoints = Checkpoints(str(self._model_dir), self._train_config.keep_checkpoint_max)
+        self._dtype = dtype_policy(self._train_config.precision)
+        self._model = MultimodalModel(self._config, self._schema, self._dtype)
+        self._named = self._model.named_variables()
+        self._trained = self._trained_variables()
+        self._optimizers = self._build_optimizers()
+        self._average = moving_average(self._config, self._model)
+        self._step = tf.Variable(0, dtype=tf.int64, trainable=False)
+        # Batches of the training data read, and what that data was: where to read on.
+        self._batches_read = tf.Variable(0, dtype=tf.int64, trainable=False)
+        self._input_fingerprint = tf.Variable(self._input.fingerprint(), dtype=tf.int64, trainable=False)
+        self._train_step = tf.function(self._train_batch, input_signature=[self._input.spec()], autograph=False)
+        self._evaluated_at = time.monotonic()
+
+    def train(self) -> TrainResult:
+        """Train to the end of num_steps or num_epochs, or until SIGINT or SIGTERM."""
+        config = self._train_config
+        self._model_dir.mkdir(parents=True, exist_ok=True)
+        self._start()
+        write_config(self._config, str(self._model_dir / PIPELINE_CONFIG))
+        num_epochs = config.num_epochs or self._config.data_config.num_epochs
+        log = MetricsLog(str(self._model_dir))
+        progress = Progress("train", config.num_steps or None, first=int(self._step))
+        saved = self._checkpoints.latest() if int(self._step) else None
+        try:
+            with _caught_signals() as caught:
+                saved = self._loop(num_epochs, log, progress, caught, saved)
+        finally:
+            progress.close()
+            log.close()
+        if self._bad_records.summary():
+            print(self._bad_records.summary(), flush=True)
+        return TrainResult(int(self._step), saved, caught.number)
+
+    def _loop(
+        self, num_epochs: int, log: MetricsLog, progress: Progress, caught: _Caught, saved: str | None
+    ) -> str | None:
+        """Steps until the end; the path of the last checkpoint."""
+        config = self._train_config
+        batches = self._input.batches(num_epochs, int(self._batches_read))
+        pending: list[dict[str, tf.Tensor]] = []
+        saved_at, saved_step = time.monotonic(), int(self._step)
+        try:
+            while not caught.number and not (config.num_steps and int(self._step) >= config.num_steps):
+                started = time.perf_counter()
+                item = next(batches, None)
+                waited = time.perf_counter() - started
+                if item is None:
+                    break
+                losses = self._run_step(item)
+                if losses is None:
+                    continue
+                step = int(self._step)
+                pending.append(losses)
+                progress.add(item.batch.num_samples, item.batch.num_images, waited)
+                if step % config.log_step_count_steps == 0:
+                    self._log(pending, step, item.epoch, log, progress)
+                if step % config.save_summary_steps == 0:
+                    log.write_summaries("train", step, {name: float(value) for name, value in losses.items()})
+                due = config.save_checkpoints_secs and time.monotonic() - saved_at >= config.save_checkpoints_secs
+                if due or step % config.save_checkpoints_steps == 0:
+                    saved = self._save(pending)
+                    saved_at, saved_step = time.monotonic(), step
+                    if time.monotonic() - self._evaluated_at >= self._config.eval_config.eval_interval_secs:
+                        self._evaluate(saved, log, progress)
+            if pending:
+                self._log(pending, int(self._step), item.epoch if item else 0, log, progress)
+        finally:
+            batches.close()
+        if int(self._step) != saved_step or saved is None:
+            saved = self._save(pending)
+        if not caught.number:
+            self._bad_records.check_all()
+            self._evaluate(saved, log, progress)
+        return saved
+
+    def _start(self) -> None:
+        """Go on from the last checkpoint, or start from fine_tune_checkpoint, or from the initial weights."""
+        latest = self._checkpoints.latest()
+        if latest:
+            self._resume(latest)
+        elif self._train_config.fine_tune_checkpoint:
+            path = resolve_checkpoint(self._train_config.fine_tune_checkpoint, "train_config.fine_tune_checkpoint")
+            names = _read_name_map(self._train_config.fine_tune_ckpt_var_map)
+            weights = {name: v.value for name, v in self._named.items() if "seed_generator" not in name}
+            print(warm_start(path, weights, names), flush=True)
+            if self._average is not None:
+                self._average.start_from_variables()
+        num_weights = sum(math.prod(v.shape) for v in self._trained.values())
+        frozen = [name for name, v in self._named.items() if v.trainable and name not in self._trained]
+        print(
+            f"model: {num_weights:,} trained weights in {len(self._trained)} variables"
+            + (f", {len(frozen)} frozen by freeze_gradient" if frozen else "")
+            + f"; computing in {'bfloat16' if 'bfloat16' in self._dtype else 'float32'}",
+            flush=True,
+        )
+
+    def _resume(self, path: str) -> None:
+        fingerprint = int(self._input_fingerprint)
+        try:
+            restore(path, self._state())
+        except CheckpointError as error:
+            raise CheckpointError(f"model_dir '{self._model_dir}' holds another training. {error}") from error
+        same_data = int(self._input_fingerprint) == fingerprint
+        print(f"going on from {path} (step {int(self._step)})", flush=True)
+        if not same_data:
+            print("the training data or its order is not that of the checkpoint: reading from its start", flush=True)
+            self._batches_read.assign(0)
+            self._input_fingerprint.assign(fingerprint)
+
+    def _state(self) -> dict[str, tf.Variable]:
+        """Everything that a checkpoint holds, by name."""
+        state = {name: v.value for name, v in self._named.items()}
+        for i, (optimizer, names) in enumerate(self._optimizers):
+            state |= {f"optimizer_{i}/{name}": v.value for name, v in optimizer.named_slots(names).items()}
+            state[f"optimizer_{i}/iterations"] = optimizer.iterations.value
+        if self._average is not None:
+            state |= self._average.named_variables()
+        return state | {
+            STEP_NAME: self._step,
+            "progress/batches_read": self._batches_read,
+            "progress/input_fingerprint": self._input_fingerprint,
+        }
+
+    def _trained_variables(self) -> dict[str, keras.Variable]:
+        trained = {name: v for name, v in self._named.items() if v.trainable}
+        for pattern in self._train_config.freeze_gradient:
+            frozen = [name for name in trained if re.search(pattern, name)]
+            if not frozen:
+                raise ConfigError(
+                    f"train_config.freeze_gradient: '{pattern}' matches no variable; names are such as "
+                    f"{', '.join(list(trained)[:: max(1, len(trained) // 5)][:5])}"
+                )
+            trained = {name: v for name, v in trained.items() if name not in frozen}
+        if not trained:
+            raise ConfigError("train_config.freeze_gradient: freezes every variable; leave something to train")
+        return trained
+
+    def _build_optimizers(self) -> list[tuple[RowOptimizer, list[str]]]:
+        """Optimizers and the names of their variables: one for all, or by part as TrainConfig says."""
+        configs = self._train_config.optimizer_config
+        tables = self._model.tables()
+
+        def part(name: str) -> int:
+            if len(configs) == 1:
+                return 0
+            if name in tables:
+                return 0
+            return 2 if len(configs) == 3 and name.startswith("image/") else 1
+
+        optimizers = []
+        for i, config in enumerate(configs):
+            names = [name for name in self._trained if part(name) == i]
+            optimizer = build_optimizer(config, list(tables.values()))
+            optimizer.build([self._trained[name] for name in names])
+            optimizers.append((optimizer, names))
+        return optimizers
+
+    def _run_step(self, item: InputBatch) -> dict[str, tf.Tensor] | None:
+        """One step; None if the batch has no samples left, which is no step."""
+        self._batches_read.assign_add(1)
+        return self._train_step(item.batch) if item.batch.num_samples else None
+
+    def _train_batch(self, batch: Batch) -> dict[str, tf.Tensor]:
+        """Forward, backward and update; the losses, the gradient's norm and the learning rate."""
+        variables = [v.value for v in self._trained.values()]
+        with tf.GradientTape(watch_accessed_variables=False) as tape:
+            tape.watch(variables)
+            losses = self._model.losses(batch, training=True)
+            loss = tf.add_n(list(losses.values()))
+        gradients = [sum_duplicate_rows(gradient) for gradient in tape.gradient(loss, variables)]
+        norm = tf.linalg.global_norm(gradients)
+        if self._train_config.gradient_clipping_by_norm > 0:
+            limit = self._train_config.gradient_clipping_by_norm
+            gradients, _ = tf.clip_by_global_norm(gradients, limit, use_norm=norm)
+        values = {
+            "loss": loss,
+            **{f"loss_{name}": value for name, value in losses.items()},
+            "gradient_norm": norm,
+            "learning_rate": tf.convert_to_tensor(self._optimizers[0][0].learning_rate),
+        }
+        self._apply(dict(zip(self._trained, gradients, strict=True)))
+        return values
+
+    def _apply(self, gradients: dict[str, tf.Tensor | tf.IndexedSlices | None]) -> None:
+        def update() -> None:
+            for optimizer, names in self._optimizers:
+                used = [name for name in names if gradients[name] is not None]
+                optimizer.apply([gradients[name] for name in used], [self._trained[name] for name in used])
+
+        step = tf.cast(self._step.assign_add(1), tf.int32)
+        if self._average is None:
+            update()
+            return
+        rows = {name: g.indices for name, g in gradients.items() if isinstance(g, tf.IndexedSlices)}
+        self._average.around(update, rows, step)
+
+    def _log(
+        self, pending: list[dict[str, tf.Tensor]], step: int, epoch: int, log: MetricsLog, progress: Progress
+    ) -> None:
+        """Show and write the means since the last time."""
+        means = {name: float(tf.reduce_mean([losses[name] for losses in pending])) for name in pending[0]}
+        pending.clear()
+        self._require_finite(means["loss"], step)
+        rates = progress.rates()
+        task_losses = [f"loss_{task.name}" for task in self._schema.tasks]
+        shown = {name: means[name] for name in ["loss", *(task_losses if len(task_losses) > 1 else [])]}
+        progress.show({"epoch": epoch, **shown}, rates)
+        log.write_line("train", step, {"epoch": epoch, **means, **rates, **self._bad_records.counts})
+
+    def _require_finite(self, loss: float, step: int) -> None:
+        if not math.isfinite(loss):
+            good = self._checkpoints.latest()
+            raise UserError(
+                f"the loss is {loss} at step {step}; lower the learning rate, set gradient_clipping_by_norm, or look "
+                f"for extreme values with 'easyrec-mm check'. The last good checkpoint is {good or 'none'}."
+            )
+
+    def _save(self, pending: list[dict[str, tf.Tensor]]) -> str:
+        """Write a checkpoint, unless the weights are spoilt."""
+        if pending:
+            self._require_finite(float(pending[-1]["loss"]), int(self._step))
+        return self._checkpoints.save(int(self._step), self._state())
+
+    def _evaluate(self, checkpoint: str, log: MetricsLog, progress: Progress) -> None:
+        """Evaluate the weights of the checkpoint just saved (or their average)."""
+        if not self._config.eval_input_path:
+            return
+        step = int(self._step)
+        if self._average is not None:
+            self._average.assign_to_variables(self._step)
+        bad_records = BadRecords(str(self._model_dir / BAD_RECORDS), self._config.data_config.max_bad_record_share)
+        path = self._config.eval_input_path
+        results = evaluate(self._model, self._config, path, "eval_input_path", bad_records)
+        if self._average is not None:
+            for name, variable in self._trained.items():
+                read_into(checkpoint, name, variable.value)
+        progress.say(f"evaluation at step {step}:\n{table(results)}")
+        log.write_line("eval", step, results)
+        log.write_summaries("eval", step, results)
+        write_result(str(self._model_dir / EVAL_RESULT), results)
+        self._evaluated_at = time.monotonic()
+
+
+class _Caught:
+    """The first SIGINT or SIGTERM; a second one ends the process as usual."""
+
+    number: int | None = None
+
+
+@contextmanager
+def _caught_signals() -> Iterator[_Caught]:
+    caught = _Caught()
+
+    def remember(number: int, frame: FrameType | None) -> None:
+        caught.number = number
+        print("\nstopping after this step, then saving a checkpoint; once more to stop at once", flush=True)
+        signal.signal(number, previous[number])
+
+    previous = {number: signal.signal(number, remember) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield caught
+    finally:
+        for number, handler in previous.items():
+            signal.signal(number, handler)
+
+
+def _read_name_map(path: str) -> dict[str, str]:
+    """Lines "variable<tab>name in the checkpoint" -> a dict."""
+    if not path:
+        return {}
+    try:
+        lines = Path(path).read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"train_config.fine_tune_ckpt_var_map: '{path}' cannot be read: {error}") from error
+    names = {}
+    for number, line in enumerate(lines, 1):
+        parts = line.split("\t")
+        if len(parts) == 2:
+            names[parts[0].strip()] = parts[1].strip()
+        elif line.strip():
+            raise ConfigError(f"{path}:{number}: '{line}' is not: variable, tab, name in the checkpoint")
+    return names
