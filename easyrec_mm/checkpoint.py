@@ -8,6 +8,7 @@ only when it is complete.
 
 from __future__ import annotations
 
+import os
 import re
 import shutil
 from collections.abc import Mapping
@@ -60,9 +61,7 @@ class Checkpoints:
             parts = _write_parts(temporary, variables)
             tf.raw_ops.MergeV2Checkpoints(checkpoint_prefixes=parts, destination_prefix=str(path), delete_old_dirs=True)
             paths = [*[p for p in self.all() if p != str(path)], str(path)]
-            tf.compat.v1.train.update_checkpoint_state(
-                str(self._folder), str(path), all_model_checkpoint_paths=paths[-self._keep :]
-            )
+            self._write_list(paths[-self._keep :])
         except (OSError, tf.errors.OpError) as error:
             if str(path) not in self.all():
                 _remove(str(path))
@@ -75,6 +74,17 @@ class Checkpoints:
         for old in paths[: -self._keep]:
             _remove(old)
         return str(path)
+
+    def _write_list(self, paths: list[str]) -> None:
+        """TensorFlow's `checkpoint` file, with relative paths, so that the folder can be moved."""
+        names = [Path(path).name for path in paths]
+        lines = [f'model_checkpoint_path: "{names[-1]}"', *(f'all_model_checkpoint_paths: "{n}"' for n in names)]
+        temporary = self._folder / "checkpoint.tmp"
+        with temporary.open("w", encoding="utf-8") as file:
+            file.write("\n".join(lines) + "\n")
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, self._folder / "checkpoint")
 
 
 def resolve_checkpoint(path: str, setting: str) -> str:

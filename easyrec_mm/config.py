@@ -95,7 +95,9 @@ def apply_override(config: EasyRecConfig, override: str) -> None:
     try:
         text_format.Parse(_as_text(field, value.strip()), parsed)
     except text_format.ParseError as error:
-        raise ConfigError(f"{place}: {value!r} is no value for {name}: {error}") from error
+        raise ConfigError(f"{place}: {value!r} is no value for {name}: {_unlocated(error)}") from error
+    if any(other.name != name for other, _ in parsed.ListFields()):
+        raise ConfigError(f"{place}: {value!r} is no value for {name}: it sets other fields too")
     if index is None:
         message.ClearField(name)
         message.MergeFrom(parsed)
@@ -115,6 +117,8 @@ def _descend(message: Message, part: str, place: str) -> Message:
     if not field.message_type:
         raise ConfigError(f"{place}: {name} is a value and has no fields")
     if not field.is_repeated:
+        if index is not None:
+            raise ConfigError(f"{place}: {name} has no elements; write it without [{index}]")
         child: Message = getattr(message, name)
         child.SetInParent()
         return child
@@ -191,22 +195,30 @@ class _Scanner:
             field = descriptor.fields_by_name.get(name) if descriptor else None
             if descriptor is not None and field is None:
                 self._report(descriptor, name, f"{place}{name}", where)
-            index = f"[{counts.get(name, 0)}]" if field is not None and field.is_repeated else ""
-            counts[name] = counts.get(name, 0) + 1
             tokens.TryConsume(":")
-            self._value(field, f"{place}{name}{index}")
+            first = counts.get(name, 0)
+            counts[name] = first + self._values(field, f"{place}{name}", first)
             if not tokens.TryConsume(","):
                 tokens.TryConsume(";")
         if end:
             tokens.Consume(end)
 
+    def _values(self, field: FieldDescriptor | None, place: str, first: int) -> int:
+        """One value, or a list of them, of which the first has that index; their number."""
+        tokens = self._tokens
+        is_list, is_repeated = tokens.TryConsume("["), field is not None and field.is_repeated
+        count = 0
+        while not (is_list and tokens.TryConsume("]")):
+            self._value(field, f"{place}[{first + count}]" if is_repeated else place)
+            count += 1
+            if not is_list:
+                break
+            tokens.TryConsume(",")
+        return count
+
     def _value(self, field: FieldDescriptor | None, place: str) -> None:
         tokens = self._tokens
-        if tokens.TryConsume("["):
-            while not tokens.TryConsume("]"):
-                self._value(field, place)
-                tokens.TryConsume(",")
-        elif tokens.TryConsume("{"):
+        if tokens.TryConsume("{"):
             self._fields(field.message_type if field else None, f"{place}.", "}")
         elif tokens.TryConsume("<"):
             self._fields(field.message_type if field else None, f"{place}.", ">")
@@ -215,6 +227,8 @@ class _Scanner:
         else:
             tokens.TryConsume("-")
             value = tokens.token
+            if not re.match(r"[\w.+-]", value):
+                raise tokens.ParseError(f"Expected a value, got {value or 'the end of the file'}.")
             tokens.NextToken()
             if field is not None and field.enum_type and value not in field.enum_type.values_by_name:
                 self._report_enum(field.enum_type, value, place, self._where())
@@ -249,7 +263,7 @@ class _Scanner:
 
 def _read_text(path: str) -> str:
     try:
-        return Path(path).read_bytes().decode("utf-8")
+        return Path(path).read_bytes().decode("utf-8-sig")
     except FileNotFoundError as error:
         raise ConfigError(f"{path}: no such file; give the pipeline config with --pipeline_config") from error
     except UnicodeDecodeError as error:
@@ -259,8 +273,11 @@ def _read_text(path: str) -> str:
 
 
 def _located(path: str, error: text_format.ParseError) -> str:
-    message = re.sub(r"^\d+:\d+ : ", "", str(error))
-    return f"{path}:{error.GetLine()}:{error.GetColumn()}: {message}"
+    return f"{path}:{error.GetLine()}:{error.GetColumn()}: {_unlocated(error)}"
+
+
+def _unlocated(error: text_format.ParseError) -> str:
+    return re.sub(r"^\d+:\d+ : ", "", str(error))
 
 
 def _require_fields(config: EasyRecConfig, path: str) -> None:

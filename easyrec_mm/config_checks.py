@@ -14,6 +14,7 @@ from google.protobuf.message import Message
 from easyrec_mm.config_schema import IMAGE_GROUP
 from easyrec_mm.errors import Problems
 from easyrec_mm.protos.eval_pb2 import EvalMetrics
+from easyrec_mm.protos.loss_pb2 import LossType
 from easyrec_mm.protos.model_pb2 import DNN, BayesTaskTower
 from easyrec_mm.protos.optimizer_pb2 import LearningRate
 from easyrec_mm.protos.pipeline_pb2 import EasyRecConfig
@@ -151,7 +152,7 @@ def _check_towers(towers: list[BayesTaskTower], schema: Schema, problems: Proble
             elif relation not in names:
                 problems.unknown(f"{place}.relation_tower_names", "tower", relation, names)
                 relations_known = False
-        _check_tower_weights(tower, place, schema, problems)
+        _check_tower_losses(tower, place, schema, problems)
         for j, metric in enumerate(tower.metrics_set):
             _check_metric(metric, f"{place}.metrics_set[{j}]", task, schema, problems)
     if relations_known:
@@ -163,13 +164,16 @@ def _check_towers(towers: list[BayesTaskTower], schema: Schema, problems: Proble
             problems.add(place, f"relation_tower_names go in a circle: {cycle}; remove one of them")
 
 
-def _check_tower_weights(tower: BayesTaskTower, place: str, schema: Schema, problems: Problems) -> None:
+def _check_tower_losses(tower: BayesTaskTower, place: str, schema: Schema, problems: Problems) -> None:
     for name in ("weight", "in_task_space_weight", "out_task_space_weight"):
         if getattr(tower, name) < 0:
             problems.add(f"{place}.{name}", f"{getattr(tower, name):g} is negative; give 0 or more")
     for i, loss in enumerate(tower.losses):
         if loss.weight < 0:
             problems.add(f"{place}.losses[{i}].weight", f"{loss.weight:g} is negative; give 0 or more")
+        if loss.HasField("binary_focal_loss") and loss.loss_type != LossType.BINARY_FOCAL_LOSS:
+            kind = LossType.Name(loss.loss_type)
+            problems.add(f"{place}.losses[{i}].binary_focal_loss", f"has no effect on {kind}; remove it")
     indicator = tower.task_space_indicator_label
     if indicator and indicator not in schema.labels:
         problems.unknown(f"{place}.task_space_indicator_label", "label", indicator, schema.labels)

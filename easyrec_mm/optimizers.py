@@ -69,6 +69,11 @@ class RowOptimizer(keras.optimizers.Optimizer):
         rate = tf.cast(learning_rate, variable.dtype)
         if id(variable) in self._tables:
             rate *= self._table_multiplier
+        self._apply_gradient(variable, slots, gradient, rate)
+
+    def _apply_gradient(
+        self, variable: tf.Variable, slots: list[tf.Variable], gradient: tf.Tensor | tf.IndexedSlices, rate: tf.Tensor
+    ) -> None:
         if not isinstance(gradient, tf.IndexedSlices):
             self.apply_dense(variable, slots, gradient, rate)
             return
@@ -189,13 +194,22 @@ class Ftrl(RowOptimizer):
         self.slots = {"accumulator": initial_accumulator, "linear": 0.0}
         self._power, self._l1, self._l2, self._shrinkage = power, l1, l2, shrinkage
 
+    def _apply_gradient(
+        self, variable: tf.Variable, slots: list[tf.Variable], gradient: tf.Tensor | tf.IndexedSlices, rate: tf.Tensor
+    ) -> None:
+        # The rule divides by the rate; where that is 0, as when a warm-up starts and a cosine ends, nothing changes.
+        update = super()._apply_gradient
+        tf.cond(rate > 0, lambda: update(variable, slots, gradient, rate), lambda: None)
+
     def rule(self, rows: tf.Tensor, slots: Rows, gradient: tf.Tensor, rate: tf.Tensor) -> tuple[tf.Tensor, Rows]:
         old, linear = slots
         accumulator = old + tf.square(gradient)
         sigma = (tf.pow(accumulator, -self._power) - tf.pow(old, -self._power)) / rate
         linear += gradient + 2.0 * self._shrinkage * rows - sigma * rows
         quadratic = tf.pow(accumulator, -self._power) / rate + 2.0 * self._l2
-        return (tf.clip_by_value(linear, -self._l1, self._l1) - linear) / quadratic, [accumulator, linear]
+        numerator = tf.clip_by_value(linear, -self._l1, self._l1) - linear
+        # Both are 0 for an accumulator that starts at 0 and a gradient of 0; the fused kernel has 0 there too.
+        return tf.math.divide_no_nan(numerator, quadratic), [accumulator, linear]
 
     def apply_dense(
         self, variable: tf.Variable, slots: list[tf.Variable], gradient: tf.Tensor, rate: tf.Tensor

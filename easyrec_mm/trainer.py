@@ -108,7 +108,9 @@ class Trainer:
         config = self._train_config
         batches = self._input.batches(num_epochs, int(self._batches_read))
         pending: list[dict[str, tf.Tensor]] = []
-        saved_at, saved_step = time.monotonic(), int(self._step)
+        first_step = saved_step = int(self._step)
+        saved_at = time.monotonic()
+        epoch = 0
         try:
             while not caught.number and not (config.num_steps and int(self._step) >= config.num_steps):
                 started = time.perf_counter()
@@ -120,10 +122,11 @@ class Trainer:
                 if losses is None:
                     continue
                 step = int(self._step)
+                epoch = item.epoch
                 pending.append(losses)
                 progress.add(item.batch.num_samples, item.batch.num_images, waited)
                 if step % config.log_step_count_steps == 0:
-                    self._log(pending, step, item.epoch, log, progress)
+                    self._log(pending, step, epoch, log, progress)
                 if step % config.save_summary_steps == 0:
                     log.write_summaries("train", step, {name: float(value) for name, value in losses.items()})
                 due = config.save_checkpoints_secs and time.monotonic() - saved_at >= config.save_checkpoints_secs
@@ -133,9 +136,16 @@ class Trainer:
                     if time.monotonic() - self._evaluated_at >= self._config.eval_config.eval_interval_secs:
                         self._evaluate(saved, log, progress)
             if pending:
-                self._log(pending, int(self._step), item.epoch if item else 0, log, progress)
+                self._log(pending, int(self._step), epoch, log, progress)
         finally:
             batches.close()
+        if int(self._step) == first_step and saved is not None:
+            print(
+                f"nothing left to train: step {first_step}, num_steps {config.num_steps}, num_epochs {num_epochs}; "
+                "raise them to train on, or choose another model_dir",
+                flush=True,
+            )
+            return saved
         if int(self._step) != saved_step or saved is None:
             saved = self._save(pending)
         if not caught.number:

@@ -86,7 +86,8 @@ class Input:
         self._labels = schema.labels if labels is None else labels
         used = {*schema.feature_fields(), *kept_fields, schema.sample_weight} & set(schema.layout.sample_fields)
         fields = tuple(name for name in schema.layout.sample_fields if name in used)
-        self._parser = GroupRtpParser(schema, self._labels, fields, self._count_columns())
+        read_labels = tuple(name for name in schema.labels if name in self._labels or name in kept_fields)
+        self.parser = GroupRtpParser(schema, read_labels, fields, self._count_columns())
         self._transform = FeatureTransform(schema)
         self._pictures = PictureLoader(schema.image, data.image_root) if schema.uses_image else None
         self._num_threads = data.num_parallel_calls or os.cpu_count() or 1
@@ -134,6 +135,11 @@ class Input:
             finally:
                 pool.shutdown(wait=False, cancel_futures=True)
         self._bad_records.check_all()
+
+    def lines(self) -> Iterator[tuple[str, int, bytes]]:
+        """(file, row from 1, line) of one epoch, as they stand in the files."""
+        for _, file, row, line in _read(self._lines(tf.constant(0, tf.int64)), self.files, self._compressions):
+            yield self.files[int(file)], int(row), line.numpy()
 
     def rows(self, num_epochs: int = 1) -> tf.data.Dataset:
         """The parsed batches without their pictures, as tf.data yields them."""
@@ -183,7 +189,7 @@ class Input:
 
     def _parse(self, epoch: tf.Tensor, file: tf.Tensor, row: tf.Tensor, lines: tf.Tensor) -> dict[str, tf.Tensor]:
         """Lines `[G]` -> the tensors of a batch, and where its groups and its refused lines come from."""
-        groups = self._parser(lines)
+        groups = self.parser(lines)
         num_groups = tf.size(groups.kept)
         sample_group = tf.repeat(tf.range(num_groups), groups.group_size)  # [S]
         images, group_image = tf.unique(groups.image_path)  # [U], [G]
@@ -222,7 +228,7 @@ class Input:
     def _bad_groups(self, files: tf.Tensor, rows: tf.Tensor, lines: tf.Tensor) -> list[BadRecord]:
         records = []
         for file, row, line in zip(files.numpy(), rows.numpy(), lines.numpy(), strict=True):
-            where, problem = self._parser.explain(line) or ("line", "malformed")
+            where, problem = self.parser.explain(line) or ("line", "malformed")
             records.append(BadRecord("group", self.files[file], int(row), where, problem))
         return records
 

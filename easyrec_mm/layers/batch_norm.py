@@ -44,8 +44,11 @@ def with_fused_batch_norm(model: keras.Model, dtype: str) -> keras.Model:
       dtype: a Keras dtype policy, such as "mixed_bfloat16".
     """
 
-    def clone(layer: keras.layers.Layer) -> keras.layers.Layer:
-        config = {**layer.get_config(), "dtype": dtype}
+    def clone(layer: keras.Operation) -> keras.Operation:
+        config = layer.get_config()
+        # An operation such as the + of `x + 3` takes the dtype of its inputs.
+        if isinstance(layer, keras.layers.Layer):
+            config["dtype"] = dtype
         is_batch_norm = type(layer) is keras.layers.BatchNormalization
         return (FusedBatchNorm if is_batch_norm else type(layer)).from_config(config)
 

@@ -36,10 +36,15 @@ class DNN(keras.layers.Layer):
         self._bn = [
             keras.layers.BatchNormalization(name=f"bn_{i}", dtype=dtype) for i in range(len(hidden_units) * use_bn)
         ]
-        self._dropout = [
-            keras.layers.Dropout(ratio, name=f"dropout_{i}", dtype=dtype) if ratio else None
-            for i, ratio in enumerate(dropout)
-        ]
+        self._dropout = list(dropout)
+
+    def build(self, input_shape: tuple[int | None, ...]) -> None:
+        """Create the random states of dropout."""
+        # keras.layers.Dropout would name them by how many there are in the process, so that no other process (and no
+        # second model in this one) would find them in a checkpoint.
+        self._seeds = {
+            i: keras.random.SeedGenerator(name=f"dropout_{i}") for i, ratio in enumerate(self._dropout) if ratio
+        }
 
     def call(self, x: tf.Tensor, training: bool = False) -> tf.Tensor:
         for i, layer in enumerate(self._dense):
@@ -47,8 +52,8 @@ class DNN(keras.layers.Layer):
             if self._bn:
                 x = self._bn[i](x, training=training)
             x = self._activation(x)
-            if self._dropout and self._dropout[i]:
-                x = self._dropout[i](x, training=training)
+            if training and i in self._seeds:
+                x = keras.random.dropout(x, self._dropout[i], seed=self._seeds[i])
         return x
 
 

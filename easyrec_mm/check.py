@@ -1,0 +1,196 @@
+"""The check command: what a config makes of a sample of its data, as text for a person."""
+
+from __future__ import annotations
+
+import os
+from collections import Counter
+from dataclasses import dataclass, field
+from itertools import islice
+
+import numpy as np
+from PIL import Image as Pillow
+from PIL import UnidentifiedImageError
+
+from easyrec_mm.config import Pipeline
+from easyrec_mm.data.bad_records import NUM_SHOWN, BadRecord, BadRecords
+from easyrec_mm.data.input import Input
+from easyrec_mm.data.pictures import PictureLoader
+from easyrec_mm.errors import UserError
+from easyrec_mm.schema import Feature, Schema
+
+NUM_EXAMPLES = 3
+NUM_PICTURES = 200
+
+
+@dataclass
+class _Sample:
+    """Texts of the good groups read."""
+
+    values: dict[str, list[str]]  # by field, one a sample
+    group_sizes: list[int] = field(default_factory=list)
+    pictures: dict[str, tuple[str, int]] = field(default_factory=dict)  # path -> first (file, row)
+    bad: list[BadRecord] = field(default_factory=list)
+    num_groups: int = 0
+
+
+def check(pipeline: Pipeline, num_groups: int) -> str:
+    """A report on the first groups of the training data (or evaluation data, where there is no other).
+
+    Raises:
+      UserError: if there is no data to read, or more of it is bad than training would accept; the report is then the
+        first part of the message.
+    """
+    config, schema = pipeline.config, pipeline.schema
+    setting = "train_input_path" if config.train_input_path else "eval_input_path"
+    path = config.train_input_path or config.eval_input_path
+    if not path:
+        raise UserError(f"{pipeline.path}: train_input_path: is missing; give the files of the training data")
+    inputs = Input(config.data_config, schema, path, setting, BadRecords(None, 1.0))
+    sample = _read_sample(inputs, schema, num_groups)
+    picture_lines = _check_pictures(sample, pipeline) if schema.uses_image else ["  not used: no feature group 'img'"]
+    report = "\n".join(
+        [
+            f"{pipeline.path}: the config is valid",
+            f"\ndata: {len(inputs.files)} file(s), {sample.num_groups} groups read, "
+            f"{len(sample.values[schema.layout.sample_fields[0]])} samples",
+            *_group_lines(sample.group_sizes),
+            "\nlabels",
+            *_label_lines(schema, sample),
+            "\nfeatures",
+            *_feature_lines(schema, sample),
+            "\npictures",
+            *picture_lines,
+            "\nbad records" if sample.bad else "\nbad records: none",
+            *[f"  {record}" for record in sample.bad[:NUM_SHOWN]],
+            *([f"  and {len(sample.bad) - NUM_SHOWN} more"] if len(sample.bad) > NUM_SHOWN else []),
+        ]
+    )
+    _require_few_bad(sample, config.data_config.max_bad_record_share, report)
+    return report
+
+
+def _read_sample(inputs: Input, schema: Schema, num_groups: int) -> _Sample:
+    layout = schema.layout
+    sample = _Sample({name: [] for name in (*layout.sample_fields, *schema.labels)})
+    for file, row, line in islice(inputs.lines(), num_groups):
+        sample.num_groups += 1
+        problem = inputs.parser.explain(line)
+        if problem:
+            sample.bad.append(BadRecord("group", file, row, *problem))
+            continue
+        columns = line.decode("utf-8", "replace").split(layout.column_separator)
+        sample.group_sizes.append(int(columns[layout.size_column]))
+        sample.pictures.setdefault(columns[layout.image_column], (file, row))
+        for label, column in zip(schema.labels, layout.label_columns, strict=True):
+            sample.values[label] += columns[column].split(layout.sample_separator)
+        for one in columns[layout.features_column].split(layout.sample_separator):
+            values = one.split(layout.value_separator) if layout.value_separator else list(one)
+            for name, value in zip(layout.sample_fields, values, strict=True):
+                sample.values[name].append(value)
+    return sample
+
+
+def _group_lines(sizes: list[int]) -> list[str]:
+    if not sizes:
+        return ["  no good group"]
+    array = np.array(sizes)
+    return [f"  group size: {array.min()} to {array.max()}, mean {array.mean():.1f}, median {np.median(array):.0f}"]
+
+
+def _label_lines(schema: Schema, sample: _Sample) -> list[str]:
+    lines = []
+    for label in schema.labels:
+        default = schema.field(label).default
+        values = np.array([float(text or default) for text in sample.values[label]] or [np.nan])
+        towers = [task.name for task in schema.tasks if task.label == label]
+        use = f"tower {', '.join(towers)}" if towers else "no tower"
+        lines.append(
+            f"  {label}: mean {values.mean():.4g}, {values.min():.4g} to {values.max():.4g}, "
+            f"missing {_missing(sample.values[label]):.1%}; {use}"
+        )
+    return lines
+
+
+def _feature_lines(schema: Schema, sample: _Sample) -> list[str]:
+    rows = [("name", "kind", "width", "table rows", "missing", "unknown", "examples")]
+    table_rows = {table.name: table.rows for table in schema.tables}
+    for feature in schema.features:
+        texts = sample.values[feature.inputs[0]]
+        if len(feature.inputs) > 1:
+            texts = [" x ".join(parts) for parts in zip(*(sample.values[i] for i in feature.inputs), strict=True)]
+        common = [text for text, _ in Counter(filter(None, texts)).most_common(NUM_EXAMPLES)]
+        rows.append(
+            (
+                feature.name,
+                f"{feature.kind}{f' ({feature.encoding})' if feature.encoding else ''}",
+                str(feature.width),
+                f"{table_rows[feature.table]:,}" if feature.table else "-",
+                f"{_missing(sample.values[feature.inputs[0]]):.1%}",
+                _unknown(feature, texts),
+                ", ".join(text if len(text) <= 24 else text[:21] + "..." for text in common),
+            )
+        )
+    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]) - 1)]
+    lines = [
+        "  " + "  ".join(f"{cell:<{w}}" for cell, w in zip(row, widths, strict=False)) + f"  {row[-1]}" for row in rows
+    ]
+    return [*lines, f"  in all {sum(f.width for f in schema.features)} numbers a sample"]
+
+
+def _unknown(feature: Feature, texts: list[str]) -> str:
+    """Share of the values that the feature cannot tell apart: outside num_buckets or the vocabulary."""
+    present = [text for text in texts if text]
+    if feature.kind == "tag":
+        present = [
+            tag.split(feature.kv_separator or "\0")[0] for t in present for tag in t.split(feature.separator) if tag
+        ]
+    if not present or feature.encoding not in ("identity", "vocabulary"):
+        return "-"
+    if feature.encoding == "vocabulary":
+        known = set(feature.vocabulary)
+        return f"{np.mean([text not in known for text in present]):.1%}"
+    return f"{np.mean([not 0 <= int(text) < feature.num_ids for text in present]):.1%}"
+
+
+def _check_pictures(sample: _Sample, pipeline: Pipeline) -> list[str]:
+    """Load some pictures, as training would, and add those that fail to the bad records."""
+    image, root = pipeline.schema.image, pipeline.config.data_config.image_root
+    paths = list(sample.pictures)[:NUM_PICTURES]
+    problems = PictureLoader(image, root).load([os.fsencode(path) for path in paths]).problems
+    for row, problem in problems.items():
+        sample.bad.append(BadRecord("picture", *sample.pictures[paths[row]], paths[row], problem))
+    sizes: Counter[str] = Counter()
+    formats: Counter[str] = Counter()
+    for path in (path for row, path in enumerate(paths) if row not in problems and "://" not in path):
+        try:
+            with Pillow.open(os.path.join(root, path)) as picture:
+                sizes[f"{picture.width} x {picture.height}"] += 1
+                formats[str(picture.format)] += 1
+        except (OSError, UnidentifiedImageError):
+            formats["unknown to Pillow"] += 1
+    return [
+        f"  {len(sample.pictures)} distinct in {len(sample.group_sizes)} groups; {len(paths)} opened, "
+        f"{len(problems)} of them bad",
+        f"  formats: {_counts(formats)}",
+        f"  sizes: {_counts(sizes)}; the network sees {image.width} x {image.height} x {image.channels}",
+    ]
+
+
+def _counts(counter: Counter[str]) -> str:
+    shown = ", ".join(f"{name} ({count})" for name, count in counter.most_common(5))
+    return shown + (f" and {len(counter) - 5} more" if len(counter) > 5 else "") or "none"
+
+
+def _missing(texts: list[str]) -> float:
+    return sum(not text for text in texts) / len(texts) if texts else 0.0
+
+
+def _require_few_bad(sample: _Sample, max_share: float, report: str) -> None:
+    num_pictures = min(len(sample.pictures), NUM_PICTURES)
+    for kind, total in (("group", sample.num_groups), ("picture", num_pictures)):
+        bad = sum(record.kind == kind for record in sample.bad)
+        if bad > max_share * total:
+            raise UserError(
+                f"{report}\n\n{bad} of {total} {kind}s are bad, more than data_config.max_bad_record_share "
+                f"({max_share:g}): training would stop. Mend the data or raise the share."
+            )

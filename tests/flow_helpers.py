@@ -1,0 +1,68 @@
+"""Small demo data and a small model for tests of whole commands."""
+
+from __future__ import annotations
+
+import importlib.util
+from pathlib import Path
+from types import ModuleType
+
+import keras
+
+from easyrec_mm.layers import image_tower
+
+ROOT = Path(__file__).resolve().parents[1]
+IMAGE_SIZE = 16
+
+
+def load_script(path: str) -> ModuleType:
+    """A script of the repository as a module."""
+    spec = importlib.util.spec_from_file_location(Path(path).stem, ROOT / path)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def make_data(folder: Path, num_train_groups: int = 48) -> Path:
+    """Demo data of a few groups; the folder."""
+    demo = load_script("samples/make_demo_data.py")
+    options = demo.DemoOptions(
+        num_train_groups=num_train_groups, num_eval_groups=12, num_test_groups=12, group_size=4, image_size=IMAGE_SIZE
+    )
+    demo.write_demo_data(folder, options)
+    return folder
+
+
+def small_backbone(channels: int) -> keras.Model:
+    """One convolution with batch norm, in place of ResNet-18."""
+    inputs = keras.Input((None, None, channels))
+    x = keras.layers.Conv2D(8, 3, strides=2, use_bias=False, name="conv")(inputs)
+    x = keras.layers.BatchNormalization(name="bn")(x)
+    return keras.Model(inputs, keras.layers.ReLU(name="relu")(x))
+
+
+def use_small_backbone(monkeypatch) -> None:
+    """Replace the demo's backbone."""
+    monkeypatch.setitem(
+        image_tower.BACKBONES, "ResNet", image_tower.Backbone(small_backbone, image_tower.MINUS_ONE_TO_ONE)
+    )
+
+
+def demo_flags(data: Path, model_dir: Path, **settings: object) -> list[str]:
+    """Flags of the demo config for that data, small batches, one epoch; more settings by keyword, "__" for "."."""
+    changed = {
+        "train_input_path": f"{data}/train/*",
+        "eval_input_path": f"{data}/eval/*",
+        "model_dir": model_dir,
+        "data_config.image_root": data,
+        "data_config.batch_size": 8,
+        "data_config.num_parallel_calls": 2,
+        "feature_config.features[11].img_shape.width": IMAGE_SIZE,
+        "feature_config.features[11].img_shape.height": IMAGE_SIZE,
+        "export_config.img_shape.width": IMAGE_SIZE,
+        "export_config.img_shape.height": IMAGE_SIZE,
+        "train_config.precision": "FLOAT32",
+        "train_config.num_epochs": 1,
+        "train_config.log_step_count_steps": 1,
+        **{name.replace("__", "."): value for name, value in settings.items()},
+    }
+    return ["--pipeline_config", str(ROOT / "configs/demo.config"), *[f"--set={k}={v}" for k, v in changed.items()]]

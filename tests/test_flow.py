@@ -1,0 +1,320 @@
+"""Whole commands, from files to files."""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+import tensorflow as tf
+from flow_helpers import ROOT, demo_flags, make_data, use_small_backbone
+
+from easyrec_mm.cli import main
+from easyrec_mm.metrics import AUC
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    return make_data(tmp_path_factory.mktemp("demo") / "data")
+
+
+@pytest.fixture(autouse=True)
+def _small(monkeypatch):
+    use_small_backbone(monkeypatch)
+
+
+def run(*arguments, expect=0):
+    assert main([str(a) for a in arguments]) == expect
+
+
+def checkpoint_values(path) -> dict[str, np.ndarray]:
+    reader = tf.train.load_checkpoint(str(path))
+    return {name: reader.get_tensor(name) for name in reader.get_variable_to_shape_map()}
+
+
+def lines(path: Path) -> list[dict]:
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+def test_train_eval_predict_write_what_they_promise(data, tmp_path, capsys):
+    flags = demo_flags(data, tmp_path / "m", train_config__save_summary_steps=2, train_config__save_checkpoints_steps=4)
+    run("train", *flags)
+    model_dir = tmp_path / "m"
+    assert (model_dir / "pipeline.config").exists()
+    assert sorted(p.name for p in model_dir.glob("*.index")) == ["model.ckpt-4.index", "model.ckpt-6.index"]
+    assert list(model_dir.glob("events.out.tfevents.*"))
+    log = lines(model_dir / "metrics.jsonl")
+    train_lines = [line for line in log if line["kind"] == "train"]
+    assert [line["step"] for line in train_lines] == [1, 2, 3, 4, 5, 6]
+    assert train_lines[-1]["loss"] == pytest.approx(
+        sum(train_lines[-1][k] for k in train_lines[-1] if k.startswith("loss_")), rel=1e-5
+    )
+    assert {"samples_per_second", "images_per_second", "samples_per_image", "input_wait_share"} <= set(train_lines[0])
+    result = json.loads((model_dir / "eval_result.json").read_text())
+    assert {"auc_click", "gauc_click", "mean_squared_error_play_time", "num_samples"} <= set(result)
+
+    output = tmp_path / "p.parquet"
+    run("predict", *flags, "--predict_input_path", f"{data}/eval/*", "--output", output,
+        "--reserved_columns", "user_id,img_path,click,group_size")  # fmt: skip
+    rows = pq.read_table(output)
+    expected = ["user_id", "img_path", "click", "group_size", "logits_click", "probs_click", "y_play_time"]
+    assert rows.column_names == expected
+    assert rows["user_id"].to_pylist() == input_values(data / "eval", "user_id")
+    np.testing.assert_allclose(rows["probs_click"], 1 / (1 + np.exp(-np.array(rows["logits_click"]))), atol=1e-6)
+    auc = AUC()
+    auc.update(rows["click"].to_numpy(), rows["probs_click"].to_numpy())
+
+    capsys.readouterr()
+    run("eval", *flags)
+    assert json.loads((model_dir / "eval_result.json").read_text())["auc_click"] == pytest.approx(
+        auc.result(), abs=1e-6
+    )
+    assert "auc_click" in capsys.readouterr().out
+
+    run("predict", *flags, "--predict_input_path", f"{data}/eval/*", "--output", tmp_path / "p.csv")
+    with (tmp_path / "p.csv").open() as file:
+        table = list(csv.DictReader(file))
+    np.testing.assert_array_equal(
+        np.array([row["probs_click"] for row in table], np.float32), rows["probs_click"].to_numpy()
+    )
+
+
+def input_values(folder: Path, field: str) -> list[str]:
+    """Values of a field as a plain reader of the demo's lines sees them."""
+    names = ["user_id", "user_age_level", "user_gender", "user_city", "user_taste", "hour", "category", "price"]
+    found = []
+    for path in sorted(folder.glob("*.txt")):
+        for line in path.read_text().splitlines():
+            samples = line.split("|")[4].split("\x01")
+            found += [sample.split("\x02")[names.index(field)] for sample in samples]
+    return found
+
+
+def test_continued_training_equals_uninterrupted(data, tmp_path):
+    dropout = {"model_config__e2e_mm_dbmtl__bottom_dnn__dropout_ratio": "[0.5, 0.2]", "train_config__num_epochs": 2}
+    run("train", *demo_flags(data, tmp_path / "whole", **dropout))
+    run("train", *demo_flags(data, tmp_path / "parts", **dropout, train_config__num_steps=5))
+    run("train", *demo_flags(data, tmp_path / "parts", **dropout))
+    whole, parts = (checkpoint_values(tmp_path / name / "model.ckpt-12") for name in ("whole", "parts"))
+    assert whole.keys() == parts.keys()
+    for name in whole:
+        np.testing.assert_allclose(parts[name], whole[name], rtol=1e-4, atol=1e-6, err_msg=name)
+
+
+def test_other_data_is_read_from_its_start(data, tmp_path, capsys):
+    more = make_data(tmp_path / "more", num_train_groups=24)
+    run("train", *demo_flags(data, tmp_path / "m"))
+    run("train", *demo_flags(more, tmp_path / "m"))
+    assert "reading from its start" in capsys.readouterr().out
+    assert (tmp_path / "m" / "model.ckpt-9.index").exists()  # 6 steps and 3 more
+    run("train", *demo_flags(more, tmp_path / "m"))
+    assert "nothing left to train" in capsys.readouterr().out
+
+
+def test_fine_tune_restores_by_name_and_map(data, tmp_path, capsys):
+    run("train", *demo_flags(data, tmp_path / "first"))
+    first = checkpoint_values(tmp_path / "first" / "model.ckpt-6")
+    names = tmp_path / "map.txt"
+    names.write_text("embedding/user_city\tembedding/user_taste\n")
+    rate = "train_config__optimizer_config[0]__adam_optimizer__learning_rate__cosine_decay_learning_rate"
+    settings = {
+        "train_config__fine_tune_checkpoint": tmp_path / "first",
+        "train_config__fine_tune_ckpt_var_map": names,
+        "train_config__num_steps": 1,
+        "model_config__e2e_mm_dbmtl__task_towers[0]__relation_dnn__hidden_units": 5,
+        f"{rate}__learning_rate_base": 1e-12,
+        f"{rate}__warmup_learning_rate": 1e-12,
+    }
+    run("train", *demo_flags(data, tmp_path / "second", **settings))
+    second = checkpoint_values(tmp_path / "second" / "model.ckpt-1")
+    np.testing.assert_allclose(second["embedding/user_city"], first["embedding/user_taste"], atol=1e-6)
+    np.testing.assert_allclose(
+        second["rec/bottom_dnn/dense_0/kernel"], first["rec/bottom_dnn/dense_0/kernel"], atol=1e-6
+    )
+    report = capsys.readouterr().out
+    assert "restored: embedding/user_city [100, 8] from embedding/user_taste" in report
+    assert "not restored: rec/tower_click/relation_dnn/dense_0/kernel [32, 5]: the checkpoint's" in report
+
+
+def test_freeze_gradient(data, tmp_path):
+    frozen = {"train_config__freeze_gradient": '["^image/backbone/", "embedding/hour"]'}
+    run("train", *demo_flags(data, tmp_path / "m", **frozen, train_config__save_checkpoints_steps=1))
+    before, after = (checkpoint_values(tmp_path / "m" / f"model.ckpt-{step}") for step in (1, 6))
+    changed = {name for name in before if not np.array_equal(before[name], after[name])}
+    assert not {name for name in changed if "backbone" in name and "moving" not in name}
+    assert not {name for name in changed if name.startswith("embedding/hour")}
+    assert {"image/projection/kernel", "embedding/category"} <= changed
+
+
+@pytest.mark.parametrize("kinds", [("adagrad", "sgd"), ("ftrl", "adam", "momentum")])
+def test_optimizer_for_each_part(data, tmp_path, kinds):
+    rate = "learning_rate { constant_learning_rate { learning_rate: 0.01 } }"
+    optimizers = ", ".join(f"{{ {kind}_optimizer {{ {rate} }} }}" for kind in kinds)
+    run("train", *demo_flags(data, tmp_path / "m", train_config__optimizer_config=f"[{optimizers}]"))
+    names = set(checkpoint_values(tmp_path / "m" / "model.ckpt-6"))
+    assert "optimizer_0/embedding/hour/accumulator" in names
+    assert not [name for name in names if name.startswith("optimizer_0/") and "/rec/" in name]
+    if len(kinds) == 3:
+        assert "optimizer_1/rec/bottom_dnn/dense_0/kernel/m" in names
+        assert "optimizer_2/image/projection/kernel/accumulator" in names
+
+
+def test_moving_average_is_what_is_evaluated(data, tmp_path):
+    average = {"train_config__optimizer_config[0]__use_moving_average": "true",
+               "train_config__optimizer_config[0]__moving_average_decay": 0.5}  # fmt: skip
+    flags = demo_flags(data, tmp_path / "m", **average, eval_config__eval_interval_secs=0,
+                       train_config__save_checkpoints_steps=3)  # fmt: skip
+    run("train", *flags)
+    during = json.loads((tmp_path / "m" / "eval_result.json").read_text())
+    run("eval", *flags)
+    after = json.loads((tmp_path / "m" / "eval_result.json").read_text())
+    assert during["log_loss_click"] == pytest.approx(after["log_loss_click"], abs=1e-6)
+    # The evaluation at step 3 swapped averages in and out; the training must not have noticed.
+    plain = demo_flags(data, tmp_path / "plain")
+    run("train", *plain)
+    trained, reference = (checkpoint_values(tmp_path / name / "model.ckpt-6") for name in ("m", "plain"))
+    for name in reference:
+        np.testing.assert_allclose(trained[name], reference[name], rtol=1e-4, atol=1e-6, err_msg=name)
+    run("eval", *plain)
+    last = json.loads((tmp_path / "plain" / "eval_result.json").read_text())
+    assert last["log_loss_click"] != pytest.approx(after["log_loss_click"], abs=1e-6)
+
+
+def test_bad_groups_and_pictures_are_recorded_and_stop_the_training(tmp_path, capsys):
+    data = make_data(tmp_path / "data", num_train_groups=40)
+    file = data / "train/part-0000.txt"
+    text = file.read_text().splitlines()
+    text[1] = text[1].replace("\x02", "", 1)
+    file.write_text("\n".join(text) + "\n")
+    picture = data / text[3].split("|")[5]
+    picture.write_bytes(picture.read_bytes()[:200])
+    run("train", *demo_flags(data, tmp_path / "m", data_config__max_bad_record_share=0.5))
+    records = {(r["kind"], r["row"]): r for r in lines(tmp_path / "m" / "bad_records.jsonl")}
+    assert records[("group", 2)]["file"] == str(file)
+    assert "10 values, not 11" in records[("group", 2)]["problem"]
+    assert "damaged" in records[("picture", 4)]["problem"]
+    assert "1 of 40 groups" in capsys.readouterr().out
+    run("train", *demo_flags(data, tmp_path / "m2"), expect=1)
+    error = capsys.readouterr().err
+    assert "1 of 40 groups cannot be used" in error
+    assert f"{file}:2" in error
+
+
+def test_a_loss_that_is_no_number_stops_without_spoiling_the_checkpoint(data, tmp_path, capsys):
+    rate = "learning_rate { constant_learning_rate { learning_rate: 1e30 } }"
+    optimizer = f"[{{ sgd_optimizer {{ {rate} }} }}]"
+    flags = demo_flags(data, tmp_path / "m", train_config__optimizer_config=optimizer)
+    run("train", *flags, expect=1)
+    assert "the loss is" in capsys.readouterr().err
+    assert not list((tmp_path / "m").glob("*.index"))
+
+
+@pytest.mark.parametrize("config", sorted((ROOT / "configs").glob("*.config")), ids=lambda path: path.name)
+def test_every_config_builds_and_runs_a_step(config, data, tmp_path):
+    flags = demo_flags(data, tmp_path / "m", train_config__num_steps=1)
+    run("train", "--pipeline_config", config, *flags[2:])
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["eval"], "holds no checkpoint"),
+        (["eval", "--checkpoint_path", "nowhere"], "--checkpoint_path: no checkpoint 'nowhere'"),
+        (["predict", "--predict_input_path", "x", "--output", "p.txt"], "ends in .parquet or .csv"),
+        (["predict", "--predict_input_path", "x", "--output", "p.csv", "--reserved_columns", "usr_id"], "'user_id'?"),
+        (["train", "--set", "train_input_path=/nowhere/*"], "'/nowhere/*' matches no file"),
+        (["train", "--set", "train_input_path="], "train_input_path: is missing"),
+        (["train", "--set", "train_config.freeze_gradient=nothing_like_it"], "matches no variable"),
+        (["train", "--set", "train_config.fine_tune_checkpoint=/nowhere"], "no checkpoint '/nowhere'"),
+        (["train", "--set", "model_dir=/proc/nowhere"], "/proc/nowhere"),
+    ],
+)
+def test_mistakes_are_told_in_plain_words(data, tmp_path, capsys, arguments, message):
+    (tmp_path / "m").mkdir()
+    command, *rest = arguments
+    run(command, *demo_flags(data, tmp_path / "m"), *rest, expect=1)
+    error = capsys.readouterr().err
+    assert message in error
+    assert "Traceback" not in error
+
+
+def test_check_shows_what_it_understood(data, tmp_path, capsys):
+    run("check", *demo_flags(data, tmp_path / "m"))
+    report = capsys.readouterr().out
+    assert "the config is valid" in report
+    assert "user_gender" in report
+    assert f"{16} x {16}" in report
+    run("check", *demo_flags(data, tmp_path / "m", data_config__selected_cols="2,3,4,6,5"), expect=1)
+    assert "group size 'images/" in capsys.readouterr().err
+
+
+def start(*arguments, **environment) -> subprocess.Popen:
+    code = (
+        "import sys; sys.path.insert(0, 'tests'); import flow_helpers as f; import easyrec_mm.layers.image_tower as t;"
+        "t.BACKBONES['ResNet'] = t.Backbone(f.small_backbone, t.MINUS_ONE_TO_ONE);"
+        "from easyrec_mm.cli import main; sys.exit(main(sys.argv[1:]))"
+    )
+    return subprocess.Popen(
+        [sys.executable, "-c", code, *map(str, arguments)],
+        cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env={**os.environ, **environment},
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_saves_and_says_how_to_go_on(data, tmp_path, number):
+    flags = demo_flags(data, tmp_path / "m", train_config__num_epochs=10000)
+    process = start("train", *flags)
+    for line in process.stdout:
+        if "train step 3" in line:
+            break
+    process.send_signal(number)
+    output, _ = process.communicate(timeout=60)
+    assert process.returncode == 128 + number
+    assert "go on with: easyrec-mm train --pipeline_config" in output
+    assert "Traceback" not in output
+    saved = list((tmp_path / "m").glob("*.index"))
+    assert len(saved) == 1
+    step = int(saved[0].stem.split("-")[1])
+    assert step >= 3
+    run("train", *flags, f"--set=train_config.num_steps={step + 1}")
+    assert (tmp_path / "m" / f"model.ckpt-{step + 1}.index").exists()
+
+
+def test_a_full_disk_leaves_the_last_checkpoint(data, tmp_path):
+    flags = demo_flags(data, tmp_path / "m")
+    run("train", *flags, "--set=train_config.num_steps=2")
+    code = (
+        "import resource, signal, sys; signal.signal(signal.SIGXFSZ, signal.SIG_IGN);"
+        "resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000));"
+    )
+    command = start("train", *flags).args
+    process = subprocess.run(
+        [command[0], "-c", code + command[2], *command[3:]], cwd=ROOT, capture_output=True, text=True, check=False
+    )
+    assert process.returncode == 1
+    assert "model.ckpt-6: cannot be written" in process.stderr
+    assert "the last good one is" in process.stderr
+    assert "Traceback" not in process.stderr
+    assert [path.name for path in (tmp_path / "m").glob("*.index")] == ["model.ckpt-2.index"]
+    assert not list((tmp_path / "m").glob(".*"))
+    run("eval", *flags)
+
+
+def test_help_does_not_load_tensorflow():
+    code = (
+        "import sys, easyrec_mm.cli as c\n"
+        "try: c.main(['train', '--help'])\n"
+        "except SystemExit: pass\n"
+        "assert not {'tensorflow', 'google.protobuf', 'numpy'} & set(sys.modules)"
+    )
+    begin = time.perf_counter()
+    subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT, capture_output=True)
+    assert time.perf_counter() - begin < 5
