@@ -269,7 +269,7 @@ def _check_learning_rate(rate: LearningRate, place: str, problems: Problems) -> 
         steps = [item.step for item in schedule.schedule]
         if not steps or steps[0] == 0 or any(a >= b for a, b in pairwise(steps)):
             problems.add(f"{place}.schedule", f"steps {steps} must begin above 0 and ascend")
-    if kind == "cosine_decay_learning_rate" and schedule.total_steps <= (
+    if kind == "cosine_decay_learning_rate" and 1 <= schedule.total_steps <= (
         schedule.warmup_steps + schedule.hold_base_rate_steps
     ):
         problems.add(
@@ -277,7 +277,7 @@ def _check_learning_rate(rate: LearningRate, place: str, problems: Problems) -> 
             f"{schedule.total_steps} leaves no step after warmup_steps ({schedule.warmup_steps}) and "
             f"hold_base_rate_steps ({schedule.hold_base_rate_steps}); raise it or lower them",
         )
-    if kind == "poly_decay_learning_rate" and schedule.total_steps <= schedule.warmup_steps:
+    if kind == "poly_decay_learning_rate" and 1 <= schedule.total_steps <= schedule.warmup_steps:
         problems.add(f"{place}.total_steps", f"{schedule.total_steps} is not above warmup_steps; raise it")
     if kind == "exponential_decay_learning_rate" and schedule.burnin_learning_rate > 0 and schedule.burnin_steps == 0:
         problems.add(f"{place}.burnin_steps", "is 0, so burnin_learning_rate has no effect; set both or neither")

@@ -60,7 +60,7 @@ def derive_schema(config: EasyRecConfig, problems: Problems) -> Schema:
     groups = _feature_groups(config, named, problems)
     _check_special_group(groups, IMAGE_GROUP, image_name, problems)
     _check_special_group(groups, SIZE_GROUP, size_name, problems)
-    used = [named[name] for name in groups.get(MAIN_GROUP, []) if name in named]
+    used = [named[name] for name in groups.get(MAIN_GROUP, []) if name in named and name not in (image_name, size_name)]
     schema_features, tables = derive_features(used, config.data_config, layout, {f.name: f for f in fields}, problems)
     tasks = _tasks(config, labels, problems)
     sample_weight = _sample_weight(config.data_config, fields, layout, labels, problems)

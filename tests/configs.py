@@ -20,8 +20,6 @@ FEATURES = (
 )  # fmt: skip
 LABELS = ("is_valid_play", "play_time", "like", "comment", "share", "follow")
 
-_IMAGE_SIZE = "width: {size}\n      height: {size}\n      channel: 3\n"
-
 _TEXT = r"""
 train_input_path: "{train_input_path}"
 eval_input_path: "{eval_input_path}"
@@ -152,7 +150,10 @@ feature_config: {
     input_names: "img_path"
     feature_type: ImgFeature
     img_shape {
-      {image_size}    }
+      width: {image_size}
+      height: {image_size}
+      channel: 3
+    }
   }
   features: {
     input_names: "group_size"
@@ -252,7 +253,10 @@ export_config {
   multi_placeholder: true
   img_input_name: "img_path"
   img_shape {
-    {image_size}  }
+    width: {image_size}
+    height: {image_size}
+    channel: 3
+  }
 }
 """
 
@@ -277,7 +281,7 @@ def reference_config(
         "{train_input_path}": train_input_path,
         "{eval_input_path}": eval_input_path,
         "{model_dir}": model_dir,
-        "{image_size}": _IMAGE_SIZE.format(size=image_size),
+        "{image_size}": str(image_size),
     }
     text = _TEXT.lstrip()
     for name, value in settings.items():

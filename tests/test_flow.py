@@ -146,7 +146,12 @@ def test_fine_tune_restores_by_name_and_map(data, tmp_path, capsys):
 
 def test_freeze_gradient(data, tmp_path):
     frozen = {"train_config__freeze_gradient": '["^image/backbone/", "embedding/hour"]'}
-    run("train", *demo_flags(data, tmp_path / "m", **frozen, train_config__save_checkpoints_steps=1))
+    run(
+        "train",
+        *demo_flags(
+            data, tmp_path / "m", **frozen, train_config__save_checkpoints_steps=1, train_config__keep_checkpoint_max=9
+        ),
+    )
     before, after = (checkpoint_values(tmp_path / "m" / f"model.ckpt-{step}") for step in (1, 6))
     changed = {name for name in before if not np.array_equal(before[name], after[name])}
     assert not {name for name in changed if "backbone" in name and "moving" not in name}

@@ -29,8 +29,6 @@ from google.protobuf.descriptor_pb2 import (
 from grpc_tools import protoc
 
 ROOT = Path(__file__).resolve().parents[1]
-PROTOS = ROOT / "protos"
-TARGET = ROOT / "docs" / "config.md"
 PACKAGE = ".easyrec_mm.protos."
 ROOT_MESSAGE = "EasyRecConfig"
 
@@ -59,17 +57,19 @@ def main(arguments: list[str] | None = None) -> int:
     """Write the file, or with --check compare it; the exit status."""
     parser = argparse.ArgumentParser(description="Generate docs/config.md from protos/*.proto.")
     parser.add_argument("--check", action="store_true", help="write nothing; exit 1 if the file is out of date")
+    parser.add_argument("--protos", metavar="D", type=Path, default=ROOT / "protos", help="folder of .proto files")
+    parser.add_argument("--output", metavar="F", type=Path, default=ROOT / "docs" / "config.md", help="file to write")
     options = parser.parse_args(arguments)
-    language = read_language(PROTOS)
+    language = read_language(options.protos)
     missing = uncommented(language)
     if missing:
-        print(f"no comment in protos/: {', '.join(missing)}; write one above each", file=sys.stderr)
+        print(f"{options.protos}: no comment above {', '.join(missing)}; write one", file=sys.stderr)
         return 1
     text = render(language)
     if not options.check:
-        TARGET.write_text(text, encoding="utf-8")
-    elif not TARGET.exists() or TARGET.read_text(encoding="utf-8") != text:
-        print(f"{TARGET.relative_to(ROOT)} is out of date; run python tools/gen_config_docs.py", file=sys.stderr)
+        options.output.write_text(text, encoding="utf-8")
+    elif not options.output.exists() or options.output.read_text(encoding="utf-8") != text:
+        print(f"{options.output} is out of date; run python tools/gen_config_docs.py", file=sys.stderr)
         return 1
     return 0
 

@@ -1,0 +1,938 @@
+"""Tests of every mistake that the checks of a config's meaning find: each names its place and what was given.
+
+A case is what is done to the reference config (overrides as the command line takes them, or edits of the text), the
+config path of the problem and a piece of its message. Unless it says otherwise, the problem must be the only one: a
+mistake must not drag along messages about its consequences.
+"""
+
+from itertools import pairwise
+
+import pytest
+
+from configs import FEATURES, LABELS, reference_config, write_config
+from easyrec_mm.config import load_pipeline
+from easyrec_mm.config_checks import BACKBONE_NAMES
+from easyrec_mm.config_features import SETTINGS_OF_TYPES
+from easyrec_mm.errors import ConfigError
+
+DATA = "data_config"
+MODEL = "model_config"
+NETWORK = "model_config.e2e_mm_dbmtl"
+TOWERS = f"{NETWORK}.task_towers"
+TRAIN = "train_config"
+OPTIMIZER = "train_config.optimizer_config[0]"
+EXPORT = "export_config"
+# The features stand in the order of a sample's values, then the picture and the group size.
+FEATURE = {name: f"feature_config.features[{i}]" for i, name in enumerate((*FEATURES, "img_path", "group_size"))}
+FIELD = {
+    name: f"data_config.input_fields[{i}]" for i, name in enumerate((*LABELS, *FEATURES, "img_path", "group_size"))
+}
+GROUP = {name: f"model_config.feature_groups[{i}]" for i, name in enumerate(("img", "sample_num", "all"))}
+
+
+@pytest.fixture
+def problems(tmp_path):
+    """(place, message) of every problem, when the reference config is loaded with some changes."""
+
+    def run(changes):
+        edits = [change for change in changes if isinstance(change, tuple)]
+        overrides = [change for change in changes if isinstance(change, str)]
+        path = write_config(tmp_path, reference_config(*edits))
+        with pytest.raises(ConfigError) as caught:
+            load_pipeline(path, overrides)
+        lines = str(caught.value).split("\n")
+        assert all(line.startswith(f"{path}: ") for line in lines)
+        assert all(len(line) < 400 + len(path) for line in lines)
+        return [tuple(line.removeprefix(f"{path}: ").split(": ", 1)) for line in lines]
+
+    return run
+
+
+def case(*changes, place, says):
+    return pytest.param(changes, place, says, id=f"{place}: {says}"[:100])
+
+
+def tower(text):
+    return f"{TOWERS}=[{{ tower_name: 'a' label_name: 'like' {text} }}]"
+
+
+def second_feature(text):
+    """An edit that puts one more feature before that of the group size."""
+    last = '  features: {\n    input_names: "group_size"'
+    return last, f'  features: {{ feature_name: "second" input_names: "city" {text} }}\n{last}'
+
+
+def rate(text):
+    return f"{OPTIMIZER}=sgd_optimizer {{ learning_rate {{ {text} }} }}"
+
+
+RATE = f"{OPTIMIZER}.sgd_optimizer.learning_rate"
+NO_IMAGE_GROUP = ('  feature_groups {\n    group_name: "img"\n    feature_names: "img_path"\n  }\n', "")
+NO_HIGHWAY = ('    highway_dnn {\n      input: "img"\n      emb_size: 16\n    }\n', "")
+SGD = "{ sgd_optimizer { learning_rate { constant_learning_rate {} } } }"
+
+# --- data_config
+
+DATA_CASES = [
+    case(
+        f"{FIELD['city']}.input_name=os",
+        f"{FEATURE['city']}.input_names=province",
+        f"{FEATURE['city']}.feature_name=city",
+        place=f"{FIELD['os']}.input_name",
+        says="'os' is listed twice; remove one",
+    ),
+    case(
+        f"{FIELD['day_h']}.default_val=noon",
+        place=f"{FIELD['day_h']}.default_val",
+        says="'noon' is no INT32; give a number or remove it",
+    ),
+    case(
+        f"{FIELD['fans_num']}.default_val=1.5",
+        place=f"{FIELD['fans_num']}.default_val",
+        says="'1.5' is no INT64; give a number or remove it",
+    ),
+    case(
+        f"{FIELD['latitude']}.default_val=north",
+        place=f"{FIELD['latitude']}.default_val",
+        says="'north' is no DOUBLE; give a number or remove it",
+    ),
+    case(
+        f"{FIELD['is_member']}.input_type=BOOL",
+        f"{FIELD['is_member']}.default_val=2",
+        place=f"{FIELD['is_member']}.default_val",
+        says="'2' is no BOOL",
+    ),
+    case(
+        f"{DATA}.label_fields[5]=folow",
+        place=f"{DATA}.label_fields[5]",
+        says="no input field named 'folow'; did you mean 'follow'?",
+    ),
+    case(f"{DATA}.label_fields[5]=like", place=f"{DATA}.label_fields[5]", says="'like' is listed twice; remove one"),
+    case(
+        f"{FIELD['follow']}.input_type=STRING",
+        place=f"{DATA}.label_fields[5]",
+        says="'follow' is a STRING field; a label is a number, make it INT32 or FLOAT",
+    ),
+    case(
+        ('  selected_cols: "3,4,5,6,7,8,9,11,12"\n', ""),
+        place=f"{DATA}.selected_cols",
+        says="'' is no list of column indices from 0; give 6 label column(s) (is_valid_play, play_time, like, comment, "
+        "share, follow), features, image path, group size",
+    ),
+    case(
+        f"{DATA}.selected_cols=3;4;5;6;7;8;9;11;12",
+        place=f"{DATA}.selected_cols",
+        says="'3;4;5;6;7;8;9;11;12' is no list of column indices from 0",
+    ),
+    case(
+        f"{DATA}.selected_cols=-1,4,5,6,7,8,9,11,12",
+        place=f"{DATA}.selected_cols",
+        says="'-1,4,5,6,7,8,9,11,12' is no list of column indices from 0",
+    ),
+    case(
+        f"{DATA}.selected_cols=3,4,9,11,12",
+        place=f"{DATA}.selected_cols",
+        says="'3,4,9,11,12' has 5 columns, not 9: it gives 6 label column(s)",
+    ),
+    case(
+        f"{DATA}.selected_cols=3,4,5,6,7,8,9,11,11",
+        place=f"{DATA}.selected_cols",
+        says="'3,4,5,6,7,8,9,11,11' names a column twice",
+    ),
+    case(f"{DATA}.separator=|", place=f"{DATA}.separator", says="'|' is also rtp_separator; lines could not be split"),
+    case(
+        f"{DATA}.group_sample_separator=|",
+        place=f"{DATA}.group_sample_separator",
+        says="'|' is also rtp_separator",
+    ),
+    # What a copy of a web page leaves of control characters.
+    case(
+        f"{DATA}.separator=",
+        f"{DATA}.group_sample_separator=",
+        place=f"{DATA}.separator",
+        says="'' is also group_sample_separator",
+    ),
+    case(
+        f"{DATA}.sample_weight=play_tme",
+        place=f"{DATA}.sample_weight",
+        says="no input field named 'play_tme'; did you mean 'play_time'?",
+    ),
+    case(
+        f"{DATA}.sample_weight=city",
+        place=f"{DATA}.sample_weight",
+        says="'city' is a STRING field; a weight is a number, make it FLOAT",
+    ),
+    case(f"{DATA}.sample_weight=img_path", place=f"{DATA}.sample_weight", says="no input field named 'img_path'"),
+    case(f"{DATA}.max_image_pixels=0", place=f"{DATA}.max_image_pixels", says="0 refuses every picture"),
+    case(f"{DATA}.batch_size=0", place=f"{DATA}.batch_size", says="0 groups are no batch; give 1 or more"),
+    case(f"{DATA}.eval_batch_size=0", place=f"{DATA}.eval_batch_size", says="0 groups are no batch; give 1 or more"),
+    case(
+        f"{DATA}.shuffle_buffer_size=0",
+        place=f"{DATA}.shuffle_buffer_size",
+        says="0 is no size; or set shuffle: false",
+    ),
+    case(
+        f"{DATA}.max_bad_record_share=1.5",
+        place=f"{DATA}.max_bad_record_share",
+        says="1.5 is no share from 0 to 1",
+    ),
+    case(
+        f"{DATA}.max_bad_record_share=-0.1",
+        place=f"{DATA}.max_bad_record_share",
+        says="-0.1 is no share from 0 to 1",
+    ),
+]
+
+# --- feature_config
+
+FEATURE_CASES = [
+    case(
+        f"{FEATURE['city']}.input_names=[]",
+        place=f"{FEATURE['city']}.input_names",
+        says="is empty; name the input field(s)",
+    ),
+    case(
+        f"{FEATURE['os']}.input_names=city",
+        place=FEATURE["os"],
+        says="a second feature named 'city'; give one of them another feature_name",
+    ),
+    case(
+        f"{FEATURE['city']}.input_names=cty",
+        place=f"{FEATURE['city']}.input_names",
+        says="no input field named 'cty'; did you mean 'city'?",
+    ),
+    case(
+        "feature_configs=input_names: 'city' feature_type: IdFeature",
+        place="feature_configs",
+        says="feature_config.features is set too; keep one of the two",
+    ),
+    # Fields among the labels and columns of a group are no values of a sample.
+    *(
+        case(
+            f"{FEATURE['city']}.input_names={field}",
+            f"{FEATURE['city']}.feature_name=city",
+            place=f"{FEATURE['city']}.input_names",
+            says=f"'{field}' is no feature value of a sample (label, image or size)",
+        )
+        for field in ("like", "img_path", "group_size")
+    ),
+    case(
+        f"{FEATURE['city']}.embedding_name=places",
+        f"{FEATURE['province']}.embedding_name=places",
+        place=f"{FEATURE['province']}.embedding_name",
+        says=f"table 'places' is 100 x 16 here and 1000 x 16 at {FEATURE['city']}, or its initializer differs",
+    ),
+    case(
+        f"{FEATURE['city']}.embedding_name=places",
+        f"{FEATURE['os_version']}.embedding_name=places",
+        f"{FEATURE['os_version']}.initializer.random_normal_initializer=",
+        place=f"{FEATURE['os_version']}.embedding_name",
+        says="or its initializer differs; make them equal",
+    ),
+    # RawFeature
+    case(
+        f'{FEATURE["fans_num"]}.input_names=["fans_num", "follow_num"]',
+        place=f"{FEATURE['fans_num']}.input_names",
+        says="RawFeature reads one field, not 2",
+    ),
+    case(
+        f"{FEATURE['latitude']}.boundaries=[1, 3, 2]",
+        place=f"{FEATURE['latitude']}.boundaries",
+        says="[1.0, 3.0, 2.0] does not ascend; sort it, without repeats",
+    ),
+    case(
+        f"{FEATURE['latitude']}.boundaries=[1, 2, 2]",
+        place=f"{FEATURE['latitude']}.boundaries",
+        says="[1.0, 2.0, 2.0] does not ascend",
+    ),
+    case(
+        f"{FEATURE['fans_num']}.raw_input_dim=0",
+        place=f"{FEATURE['fans_num']}.raw_input_dim",
+        says="0 numbers are no feature; give 1 or more",
+    ),
+    case(
+        f"{FEATURE['fans_num']}.raw_input_dim=2",
+        f"{FEATURE['fans_num']}.separator=,",
+        place=f"{FEATURE['fans_num']}.raw_input_dim",
+        says="more than one number needs a STRING field, 'fans_num' is not",
+    ),
+    case(
+        f"{FEATURE['city']}=input_names: 'city' feature_type: RawFeature raw_input_dim: 2 separator: ',' boundaries: 1",
+        place=f"{FEATURE['city']}.boundaries",
+        says="go with raw_input_dim 1",
+    ),
+    case(
+        f"{FEATURE['city']}=input_names: 'city' feature_type: RawFeature raw_input_dim: 2",
+        place=f"{FEATURE['city']}.separator",
+        says="'|' is also data_config.rtp_separator, which splits the line first; choose another",
+    ),
+    case(
+        f"{FEATURE['fans_num']}.max_val=-1",
+        place=f"{FEATURE['fans_num']}.max_val",
+        says="-1.0 is not above min_val 0.0; swap or remove them",
+    ),
+    case(
+        f"{FEATURE['billboard_num']}.min_val=3",
+        place=f"{FEATURE['billboard_num']}.max_val",
+        says="0.0 is not above min_val 3.0",
+    ),
+    case(
+        f"{FEATURE['fans_num']}.embedding_name=numbers",
+        place=f"{FEATURE['fans_num']}.embedding_dim",
+        says="is 0, so the feature has no table; set it, or remove embedding_name",
+    ),
+    case(
+        f"{FEATURE['fans_num']}.initializer.glorot_normal_initializer=",
+        place=f"{FEATURE['fans_num']}.embedding_dim",
+        says="is 0, so the feature has no table",
+    ),
+    # Categories
+    case(
+        f"{FEATURE['city']}.embedding_dim=0",
+        place=f"{FEATURE['city']}.embedding_dim",
+        says="is 0; give the width of the embedding of 'city'",
+    ),
+    case(
+        f'{FEATURE["city"]}.input_names=["city", "os"]',
+        place=f"{FEATURE['city']}.input_names",
+        says="id feature reads 1 to 1 fields, not 2",
+    ),
+    case(
+        f"{FEATURE['city']}.feature_type=ComboFeature",
+        place=f"{FEATURE['city']}.input_names",
+        says="combo feature reads 2 to 64 fields, not 1",
+    ),
+    case(
+        f"{FEATURE['city']}=input_names: ['city', 'os', 'province'] feature_type: TagFeature separator: ','"
+        " embedding_dim: 8 hash_bucket_size: 9",
+        place=f"{FEATURE['city']}.input_names",
+        says="tag feature reads 1 to 2 fields, not 3",
+    ),
+    case(
+        f"{FIELD['city']}.input_type=FLOAT",
+        place=f"{FEATURE['city']}.precision",
+        says="'city' is a FLOAT; set the digits with which it becomes an id",
+    ),
+    case(
+        f"{FIELD['gender']}=input_name: 'gender' input_type: DOUBLE",
+        place=f"{FEATURE['gender']}.precision",
+        says="'gender' is a FLOAT; set the digits with which it becomes an id",
+    ),
+    case(
+        f"{FIELD['day_h']}.input_type=FLOAT",
+        place=f"{FEATURE['day_h']}.num_buckets",
+        says="'day_h' is a FLOAT; an id by num_buckets is an integer",
+    ),
+    case(
+        f"{FEATURE['day_h']}=input_names: 'day_h' feature_type: TagFeature separator: ',' num_buckets: 24"
+        " embedding_dim: 8",
+        place=f"{FEATURE['day_h']}.input_names",
+        says="'day_h' must be a STRING field to hold several tags",
+    ),
+    case(
+        f"{FEATURE['city']}=input_names: ['city', 'day_h'] feature_type: TagFeature separator: ','"
+        " embedding_dim: 8 hash_bucket_size: 9",
+        place=f"{FEATURE['city']}.input_names",
+        says="'day_h' must be a STRING field to hold several weights",
+    ),
+    *(
+        case(
+            f"{FEATURE['city']}.feature_type=TagFeature",
+            *([] if text.startswith("separator") else [f"{FEATURE['city']}.separator=,"]),
+            f"{FEATURE['city']}.{text}",
+            place=f"{FEATURE['city']}.{text.partition('=')[0]}",
+            says=says,
+        )
+        for text, says in (
+            ("combiner=max", "'max' is unknown; choose mean, sum or sqrtn"),
+            ("separator=", "is empty; give the character between values"),
+            ("separator=|", "'|' is also data_config.rtp_separator"),
+            ('separator="\\001"', "'\\x01' is also data_config.group_sample_separator"),
+            ('separator="\\002"', "'\\x02' is also data_config.separator"),
+            ("kv_separator=", "is empty; give the character between values"),
+            ("kv_separator=,", "',' is also separator; change one"),
+            ("kv_separator=|", "'|' is also data_config.rtp_separator"),
+        )
+    ),
+    case(
+        f"{FEATURE['city']}=input_names: ['city', 'os'] feature_type: TagFeature separator: ',' kv_separator: ':'"
+        " embedding_dim: 8 hash_bucket_size: 9",
+        place=f"{FEATURE['city']}.kv_separator",
+        says="the second input name holds the weights already; remove one",
+    ),
+    case(
+        f"{FEATURE['city']}.hash_bucket_size=0",
+        place=FEATURE["city"],
+        says="'city' has no number of ids; give one of hash_bucket_size, num_buckets, vocab_list or vocab_file",
+    ),
+    case(
+        f"{FEATURE['city']}.num_buckets=3",
+        place=FEATURE["city"],
+        says="'city' has hash_bucket_size, num_buckets; give one of",
+    ),
+    case(
+        f"{FEATURE['city']}=input_names: ['city', 'os'] feature_type: ComboFeature embedding_dim: 8",
+        place=FEATURE["city"],
+        says="'city' has no number of ids; give one of hash_bucket_size",
+    ),
+    case(
+        f"{FEATURE['gender']}.vocab_list=[]",
+        f"{FEATURE['gender']}.vocab_file=/nowhere/words.txt",
+        place=f"{FEATURE['gender']}.vocab_file",
+        says="'/nowhere/words.txt' cannot be read: ",
+    ),
+    case(
+        f'{FEATURE["gender"]}.vocab_list=["M", "F", "M"]',
+        place=f"{FEATURE['gender']}.vocab_list",
+        says="holds 'M' twice; each value has one row",
+    ),
+    case(
+        f"{FEATURE['city']}.initializer=",
+        place=f"{FEATURE['city']}.initializer",
+        says="is empty; choose one of its fields or remove it",
+    ),
+    case(
+        f"{FEATURE['city']}.initializer.constant_initializer.consts=[1, 2, 3]",
+        place=f"{FEATURE['city']}.initializer.constant_initializer.consts",
+        says="has 3 values; give 1 or embedding_dim (16)",
+    ),
+    # The picture and the group size
+    case(
+        f"{FEATURE['img_path']}=input_names: 'city' feature_name: 'img_path' feature_type: IdFeature embedding_dim: 8"
+        " hash_bucket_size: 9",
+        place="feature_config.features",
+        says="has no ImgFeature; add one: it names the field of the image path",
+    ),
+    case(
+        f"{FEATURE['group_size']}=input_names: 'group_size' feature_type: RawFeature",
+        place="feature_config.features",
+        says="has no SampleNumFeature; add one: it names the field of the group size",
+    ),
+    case(
+        second_feature("feature_type: ImgFeature img_shape { width: 8 height: 8 }"),
+        place="feature_config.features[20]",
+        says="a second ImgFeature; a group has one",
+    ),
+    case(
+        second_feature("feature_type: SampleNumFeature"),
+        place="feature_config.features[21]",
+        says="a second SampleNumFeature; a group has one",
+    ),
+    case(
+        f'{FEATURE["img_path"]}.input_names=["img_path", "city"]',
+        place=f"{FEATURE['img_path']}.input_names",
+        says="ImgFeature reads one field, not 2",
+    ),
+    case(
+        f'{FEATURE["group_size"]}.input_names=["group_size", "level"]',
+        place=f"{FEATURE['group_size']}.input_names",
+        says="SampleNumFeature reads one field, not 2",
+    ),
+    case(
+        f"{FEATURE['img_path']}=input_names: 'img_path' feature_type: ImgFeature",
+        place=f"{FEATURE['img_path']}.img_shape",
+        says="is missing; give width and height in pixels",
+    ),
+    case(
+        f"{FEATURE['img_path']}.img_shape.width=0",
+        place=f"{FEATURE['img_path']}.img_shape",
+        says="0 x 224 is no size; give width and height >= 1",
+    ),
+    case(
+        f"{FEATURE['img_path']}.img_shape.channel=2",
+        place=f"{FEATURE['img_path']}.img_shape.channel",
+        says="2 is not supported; choose 3 (RGB) or 1 (grey)",
+    ),
+]
+
+# --- model_config
+
+MODEL_CASES = [
+    # Feature groups
+    case(
+        f"{GROUP['sample_num']}.group_name=sample_nums",
+        place=f"{GROUP['sample_num']}.group_name",
+        says="no feature group named 'sample_nums'; did you mean 'sample_num'?",
+    ),
+    case(
+        f"{GROUP['sample_num']}.group_name=img",
+        f"{GROUP['sample_num']}.feature_names=img_path",
+        place=f"{GROUP['sample_num']}.group_name",
+        says="'img' is listed twice; join the two",
+    ),
+    case(
+        f"{GROUP['img']}.feature_names=[]",
+        place=f"{GROUP['img']}.feature_names",
+        says="group 'img' names no feature; add one or remove it",
+    ),
+    case(
+        f"{GROUP['all']}.feature_names=[]",
+        place=f"{GROUP['all']}.feature_names",
+        says="group 'all' names no feature",
+    ),
+    case(
+        f"{GROUP['all']}.feature_names[2]=cty",
+        place=f"{GROUP['all']}.feature_names[2]",
+        says="no feature named 'cty'; did you mean 'city'?",
+    ),
+    case(
+        f"{GROUP['all']}.feature_names[3]=city",
+        place=f"{GROUP['all']}.feature_names[3]",
+        says="'city' is listed twice; remove one",
+    ),
+    case(
+        f"{GROUP['all']}.feature_names[3]=img_path",
+        place=f"{GROUP['all']}.feature_names[3]",
+        says="'img_path' is a ImgFeature; move it to 'img'",
+    ),
+    case(
+        f"{GROUP['all']}.feature_names[3]=group_size",
+        place=f"{GROUP['all']}.feature_names[3]",
+        says="'group_size' is a SampleNumFeature; move it to 'sample_num'",
+    ),
+    case(
+        f"{MODEL}.feature_groups=[{{ group_name: 'img' feature_names: 'img_path' }}]",
+        place=f"{MODEL}.feature_groups",
+        says="has no group 'all'; it names the features of the model",
+    ),
+    case(
+        f"{GROUP['img']}.feature_names=city",
+        place=f"{MODEL}.feature_groups 'img'",
+        says="holds city; it holds 'img_path' alone",
+    ),
+    case(
+        f'{GROUP["sample_num"]}.feature_names=["group_size", "city"]',
+        place=f"{MODEL}.feature_groups 'sample_num'",
+        says="holds group_size, city; it holds 'group_size' alone",
+    ),
+    # The network as a whole
+    case(
+        f"{MODEL}.model_class=DBMTL",
+        place=f"{MODEL}.model_class",
+        says="'DBMTL' is not supported; the only one is E2E_MM_DBMTL",
+    ),
+    case(
+        f"{MODEL}=model_class: 'E2E_MM_DBMTL' feature_groups {{ group_name: 'all' feature_names: 'city' }}",
+        place=NETWORK,
+        says="is missing; it holds the network",
+    ),
+    case(f"{MODEL}.embedding_regularization=-1", place=f"{MODEL}.embedding_regularization", says="-1.0 is negative"),
+    case(f"{NETWORK}.l2_regularization=-1", place=f"{NETWORK}.l2_regularization", says="-1.0 is negative"),
+    case(
+        NO_IMAGE_GROUP,
+        place=f"{NETWORK}.highway_dnn",
+        says="has no effect: no feature group 'img'; add it or remove this",
+    ),
+    *(
+        case(NO_IMAGE_GROUP, NO_HIGHWAY, f"{NETWORK}.{setting}={value}", place=f"{NETWORK}.{setting}", says="no effect")
+        for setting, value in (("img_model", ""), ("img_dnn", "hidden_units: 8"), ("image_fusion", "AFTER_BOTTOM"))
+    ),
+    case(
+        f"{NETWORK}.img_model.model_name=ResNett",
+        place=f"{NETWORK}.img_model.model_name",
+        says="no backbone named 'ResNett'; did you mean 'ResNet'?",
+    ),
+    case(
+        f"{NETWORK}.img_model.model_name=vgg16",
+        place=f"{NETWORK}.img_model.model_name",
+        says=f"no backbone named 'vgg16'; choose one of {', '.join(sorted(BACKBONE_NAMES))}",
+    ),
+    case(f"{NETWORK}.img_model.num_classes=0", place=f"{NETWORK}.img_model.num_classes", says="0 is no width"),
+    case(
+        f"{NETWORK}.img_dnn.hidden_units=8",
+        place=f"{NETWORK}.highway_dnn",
+        says="img_dnn is set too; keep one of the two",
+    ),
+    case(
+        f"{NETWORK}.highway_dnn.input=image",
+        place=f"{NETWORK}.highway_dnn.input",
+        says="no image group named 'image'; did you mean 'img'?",
+    ),
+    case(f"{NETWORK}.highway_dnn.emb_size=0", place=f"{NETWORK}.highway_dnn.emb_size", says="0 is no width"),
+    case(
+        f"{NETWORK}.expert_dnn.hidden_units=8",
+        place=f"{NETWORK}.num_expert",
+        says="expert_dnn and num_expert go together; set both or neither",
+    ),
+    case(f"{NETWORK}.num_expert=3", place=f"{NETWORK}.expert_dnn", says="expert_dnn and num_expert go together"),
+    case(f"{NETWORK}.task_towers=[]", place=f"{NETWORK}.task_towers", says="is empty; the model needs a task"),
+    # Dense layers, wherever they are
+    *(
+        case(*changes, f"{dnn}={text}", place=f"{dnn}.{setting}", says=says)
+        for dnn, changes in (
+            (f"{NETWORK}.bottom_dnn", []),
+            (f"{NETWORK}.img_dnn", [NO_HIGHWAY]),
+            (f"{NETWORK}.expert_dnn", [f"{NETWORK}.num_expert=2"]),
+            (f"{TOWERS}[0].dnn", []),
+            (f"{TOWERS}[1].relation_dnn", []),
+        )
+        for text, setting, says in (
+            ("use_bn: true", "hidden_units", "is empty; give the units of each layer, or remove the whole"),
+            ("hidden_units: [8, 0]", "hidden_units", "[8, 0] has a layer of 0 units; give 1 or more"),
+            (
+                "hidden_units: [8, 4] dropout_ratio: 0.1",
+                "dropout_ratio",
+                "has 1 values for 2 layers; give one a layer, or none",
+            ),
+            ("hidden_units: 8 dropout_ratio: 1", "dropout_ratio", "1 is no share; give 0 <= share < 1"),
+            ("hidden_units: 8 dropout_ratio: -0.5", "dropout_ratio", "-0.5 is no share; give 0 <= share < 1"),
+            ("hidden_units: 8 activation: 'tf.nn.rellu'", "activation", "no activation named 'tf.nn.rellu'; "),
+        )
+    ),
+    # Towers
+    case(
+        f"{TOWERS}[0].label_name=is_valid_pay",
+        place=f"{TOWERS}[0].label_name",
+        says="no label named 'is_valid_pay'; did you mean 'is_valid_play'?",
+    ),
+    case(
+        f"{TOWERS}[1].tower_name=is_valid_play",
+        f"{TOWERS}[1].relation_tower_names=[]",
+        place=f"{TOWERS}[1].tower_name",
+        says="a second tower named 'is_valid_play'; rename one",
+    ),
+    case(
+        f"{TOWERS}[1].tower_name=play time",
+        place=f"{TOWERS}[1].tower_name",
+        says="'play time' is no name; use letters, digits and _",
+    ),
+    case(f"{TOWERS}[1].tower_name=", place=f"{TOWERS}[1].tower_name", says="'' is no name"),
+    case(
+        f"{TOWERS}[1].relation_tower_names=is_valid_ply",
+        place=f"{TOWERS}[1].relation_tower_names",
+        says="no tower named 'is_valid_ply'; did you mean 'is_valid_play'?",
+    ),
+    case(
+        f"{TOWERS}[1].relation_tower_names=play_time",
+        place=f"{TOWERS}[1].relation_tower_names",
+        says="'play_time' is the tower itself; name another",
+    ),
+    case(
+        f"{TOWERS}[0].relation_tower_names=play_time",
+        place=TOWERS,
+        says="relation_tower_names go in a circle: ",
+    ),
+    *(
+        case(f"{TOWERS}[1].{name}=-1", *changes, place=f"{TOWERS}[1].{name}", says="-1 is negative; give 0 or more")
+        for name, changes in (
+            ("weight", []),
+            ("in_task_space_weight", [f"{TOWERS}[1].task_space_indicator_label=like"]),
+            ("out_task_space_weight", [f"{TOWERS}[1].task_space_indicator_label=like"]),
+        )
+    ),
+    *(
+        case(
+            f"{TOWERS}[1].{name}=2",
+            place=f"{TOWERS}[1].{name}",
+            says="has no effect without task_space_indicator_label; set it or remove this",
+        )
+        for name in ("in_task_space_weight", "out_task_space_weight")
+    ),
+    case(
+        f"{TOWERS}[1].task_space_indicator_label=likes",
+        place=f"{TOWERS}[1].task_space_indicator_label",
+        says="no label named 'likes'; did you mean 'like'?",
+    ),
+    # Losses and classes
+    case(
+        tower("losses { loss_type: L2_LOSS weight: -1 }"),
+        place=f"{TOWERS}[0].losses[0].weight",
+        says="-1 is negative; give 0 or more",
+    ),
+    case(
+        tower("losses { loss_type: CLASSIFICATION binary_focal_loss {} }"),
+        place=f"{TOWERS}[0].losses[0].binary_focal_loss",
+        says="has no effect on CLASSIFICATION; remove it",
+    ),
+    case(
+        tower("loss_type: L2_LOSS losses { loss_type: SIGMOID_L2_LOSS }"),
+        place=f"{TOWERS}[0].loss_type",
+        says="has no effect beside losses; remove it",
+    ),
+    case(
+        tower("losses { loss_type: CLASSIFICATION } losses { loss_type: L2_LOSS }"),
+        place=f"{TOWERS}[0].losses[1].loss_type",
+        says="L2_LOSS needs another output than CLASSIFICATION; a tower has one, split it in two towers",
+    ),
+    case(tower("num_class: 0"), place=f"{TOWERS}[0].num_class", says="0 classes are none; 1 means binary"),
+    *(
+        case(tower(f"num_class: 3 {losses}"), place=f"{TOWERS}[0].num_class", says="3 classes go with CLASSIFICATION")
+        for losses in (
+            "loss_type: L2_LOSS",
+            "loss_type: BINARY_FOCAL_LOSS",
+            "losses { loss_type: CLASSIFICATION } losses { loss_type: BINARY_FOCAL_LOSS }",
+        )
+    ),
+]
+
+# --- metrics_set of towers and of eval_config
+
+METRIC_CASES = [
+    case(
+        f"{TOWERS}[1].metrics_set[0].auc=",
+        place=f"{TOWERS}[1].metrics_set[0]",
+        says="auc does not apply to tower 'play_time' (value); choose from calibration, mean_absolute_error, ",
+    ),
+    case(
+        tower("num_class: 3 metrics_set { auc {} }"),
+        place=f"{TOWERS}[0].metrics_set[0]",
+        says="auc does not apply to tower 'a' (multiclass); choose from accuracy, log_loss",
+    ),
+    *(
+        case(f"{metrics}[0]{change}", place=f"{metrics}[0]{place}", says=says)
+        for metrics in (f"{TOWERS}[0].metrics_set", "eval_config.metrics_set")
+        for change, place, says in (
+            ("=", "", "is empty; choose one of auc, gauc, log_loss, "),
+            (".gauc.uid_field=familyd", ".gauc.uid_field", "no input field named 'familyd'; did you mean 'familyid'?"),
+            (
+                "=gauc { uid_field: 'familyid' reduction: 'men' }",
+                ".gauc.reduction",
+                "no reduction named 'men'; did you mean 'mean'?",
+            ),
+            (".ece.num_bins=0", ".ece.num_bins", "0 bins are none; give 1 or more"),
+        )
+    ),
+]
+
+# --- train_config and export_config
+
+TRAIN_CASES = [
+    case(
+        f"{TRAIN}.num_epochs=2",
+        place=f"{TRAIN}.num_epochs",
+        says="2, but data_config.num_epochs is 1",
+    ),
+    case(
+        f"{TRAIN}.optimizer_config=[]",
+        place=f"{TRAIN}.optimizer_config",
+        says="is missing; choose an optimizer and its learning rate",
+    ),
+    case(
+        f"{TRAIN}.optimizer_config=[{SGD}, {SGD}, {SGD}, {SGD}]",
+        place=f"{TRAIN}.optimizer_config",
+        says="has 4 entries; give 1 (all), 2 (embeddings, rest) or 3 (embeddings, dense, image tower)",
+    ),
+    case(
+        f"{TRAIN}.optimizer_config=[{SGD}, {SGD}]",
+        f"{GROUP['all']}.feature_names=fans_num",
+        place=f"{TRAIN}.optimizer_config[0]",
+        says="is for embedding tables and the model has none; remove it",
+    ),
+    case(
+        f"{TRAIN}.optimizer_config=[{SGD}, {SGD}, {SGD}]",
+        NO_IMAGE_GROUP,
+        NO_HIGHWAY,
+        place=f"{TRAIN}.optimizer_config[2]",
+        says="is for the image tower and the model has none; remove it",
+    ),
+    case(f"{OPTIMIZER}=", place=OPTIMIZER, says="names no optimizer; choose adam_optimizer, adagrad_optimizer, ..."),
+    *(
+        case(
+            f"{OPTIMIZER}.use_moving_average=true",
+            f"{OPTIMIZER}.moving_average_decay={decay}",
+            place=f"{OPTIMIZER}.moving_average_decay",
+            says=f"{decay} is not between 0 and 1",
+        )
+        for decay in (0, 1)
+    ),
+    case(
+        f"{TRAIN}.optimizer_config=[{SGD}, {SGD}]",
+        f"{OPTIMIZER}.use_moving_average=true",
+        place=f"{TRAIN}.optimizer_config",
+        says="use_moving_average differs; the average is of the whole model",
+    ),
+    case(
+        f'{TRAIN}.freeze_gradient=["ok", "image/("]',
+        place=f"{TRAIN}.freeze_gradient[1]",
+        says="'image/(' is no regular expression: ",
+    ),
+    *(
+        case(f"{TRAIN}.{name}=0", place=f"{TRAIN}.{name}", says="0 is no number of steps or checkpoints")
+        for name in ("save_checkpoints_steps", "keep_checkpoint_max", "log_step_count_steps", "save_summary_steps")
+    ),
+    case(
+        f"{TRAIN}.gradient_clipping_by_norm=-1",
+        place=f"{TRAIN}.gradient_clipping_by_norm",
+        says="-1 is negative",
+    ),
+    case(
+        f"{TRAIN}.sync_replicas=false",
+        place=f"{TRAIN}.sync_replicas",
+        says="false is not supported: training is synchronous; remove it",
+    ),
+    case(
+        f"{TRAIN}.fine_tune_ckpt_var_map=names.txt",
+        place=f"{TRAIN}.fine_tune_ckpt_var_map",
+        says="has no effect without fine_tune_checkpoint; set it",
+    ),
+    # Learning rates
+    case(rate(""), place=RATE, says="is empty; choose constant_learning_rate, exponential_decay_learning_rate, ..."),
+    *(
+        case(rate(f"{kind} {{ {text} }}"), place=f"{RATE}.{kind}.{setting}", says=says)
+        for kind, text, setting, says in (
+            ("constant_learning_rate", "learning_rate: 0", "learning_rate", "0 is no learning rate; give a number"),
+            (
+                "exponential_decay_learning_rate",
+                "initial_learning_rate: -0.1",
+                "initial_learning_rate",
+                "-0.1 is no learning rate; give a number above 0",
+            ),
+            ("cosine_decay_learning_rate", "total_steps: 0", "total_steps", "0 is no number of steps; give 1 or more"),
+            ("exponential_decay_learning_rate", "decay_steps: 0", "decay_steps", "0 is no number of steps"),
+            (
+                "exponential_decay_learning_rate",
+                "burnin_learning_rate: 0.1",
+                "burnin_steps",
+                "is 0, so burnin_learning_rate has no effect; set both or neither",
+            ),
+            (
+                "manual_step_learning_rate",
+                "initial_learning_rate: 0 schedule { step: 1 }",
+                "initial_learning_rate",
+                "0 is no learning rate",
+            ),
+            ("manual_step_learning_rate", "", "schedule", "steps [] must begin above 0 and ascend"),
+            (
+                "manual_step_learning_rate",
+                "schedule { step: 0 }",
+                "schedule",
+                "steps [0] must begin above 0 and ascend",
+            ),
+            (
+                "manual_step_learning_rate",
+                "schedule { step: 2 } schedule { step: 2 }",
+                "schedule",
+                "steps [2, 2] must begin above 0 and ascend",
+            ),
+            (
+                "cosine_decay_learning_rate",
+                "learning_rate_base: 0",
+                "learning_rate_base",
+                "0 is no learning rate",
+            ),
+            (
+                "cosine_decay_learning_rate",
+                "total_steps: 110 warmup_steps: 100 hold_base_rate_steps: 10",
+                "total_steps",
+                "110 leaves no step after warmup_steps (100) and hold_base_rate_steps (10); raise it or lower them",
+            ),
+            (
+                "poly_decay_learning_rate",
+                "learning_rate_base: 1 total_steps: -5 power: 1",
+                "total_steps",
+                "-5 is no number of steps; give 1 or more",
+            ),
+            (
+                "poly_decay_learning_rate",
+                "learning_rate_base: 1 total_steps: 5 power: 1 warmup_steps: 5",
+                "total_steps",
+                "5 is not above warmup_steps; raise it",
+            ),
+        )
+    ),
+    # Export
+    case(
+        f"{EXPORT}.multi_placeholder=false",
+        place=f"{EXPORT}.multi_placeholder",
+        says="false is not supported: inputs are named by field; remove it",
+    ),
+    case(
+        f"{EXPORT}.img_input_name=image_path",
+        place=f"{EXPORT}.img_input_name",
+        says="no image field named 'image_path'; did you mean 'img_path'?",
+    ),
+    *(
+        case(
+            f"{EXPORT}.img_shape.{name}={value}",
+            place=f"{EXPORT}.img_shape",
+            says=f"{shape}, but the ImgFeature has 224 x 224 x 3; make them equal",
+        )
+        for name, value, shape in (
+            ("width", 64, "64 x 224 x 3"),
+            ("height", 64, "224 x 64 x 3"),
+            ("channel", 1, "224 x 224 x 1"),
+        )
+    ),
+]
+
+
+@pytest.mark.parametrize(
+    ("changes", "place", "says"), [*DATA_CASES, *FEATURE_CASES, *MODEL_CASES, *METRIC_CASES, *TRAIN_CASES]
+)
+def test_a_mistake_is_named_with_its_place_and_value_and_nothing_else_is(problems, changes, place, says):
+    ((found_place, message),) = problems(changes)
+    assert found_place == place
+    assert says in message
+
+
+# A setting -> a feature of a type that does not use it, and a value.
+MISPLACED = {
+    "embedding_name": ("img_path", "embedding_name=x"),
+    "initializer": ("group_size", "initializer.glorot_normal_initializer="),
+    "hash_bucket_size": ("fans_num", "hash_bucket_size=9"),
+    "num_buckets": ("fans_num", "num_buckets=9"),
+    "vocab_list": ("fans_num", "vocab_list=a"),
+    "vocab_file": ("fans_num", "vocab_file=a"),
+    "precision": ("fans_num", "precision=2"),
+    "kv_separator": ("city", "kv_separator=:"),
+    "raw_input_dim": ("city", "raw_input_dim=1"),
+    "boundaries": ("city", "boundaries=[1, 2]"),
+    "min_val": ("city", "min_val=0"),
+    "max_val": ("city", "max_val=0"),
+    "img_shape": ("city", "img_shape=width: 8 height: 8"),
+    "resize_method": ("city", "resize_method=BILINEAR"),
+    "antialias": ("group_size", "antialias=true"),
+}
+KINDS = {"img_path": "ImgFeature", "group_size": "SampleNumFeature", "city": "IdFeature", "fans_num": "RawFeature"}
+
+
+@pytest.mark.parametrize("setting", SETTINGS_OF_TYPES)
+def test_a_setting_without_effect_on_a_type_of_feature(problems, setting):
+    name, text = MISPLACED[setting]
+    assert problems([f"{FEATURE[name]}.{text}"]) == [
+        (f"{FEATURE[name]}.{setting}", f"has no effect on {KINDS[name]} '{name}'; remove it")
+    ]
+
+
+def test_several_mistakes_of_one_stage_are_named_together(problems):
+    found = problems(
+        [
+            f"{DATA}.batch_size=0",
+            f"{NETWORK}.highway_dnn.emb_size=0",
+            f"{TRAIN}.sync_replicas=false",
+            f"{EXPORT}.multi_placeholder=false",
+            "eval_config.metrics_set[0].ece.num_bins=0",
+        ]
+    )
+    assert [place for place, _ in found] == [
+        f"{NETWORK}.highway_dnn.emb_size",
+        f"{DATA}.batch_size",
+        f"{TRAIN}.sync_replicas",
+        f"{EXPORT}.multi_placeholder",
+        "eval_config.metrics_set[0].ece.num_bins",
+    ]
+
+
+def test_a_circle_of_relations_names_its_towers_in_their_order(problems):
+    towers = [
+        f"{{ tower_name: '{name}' label_name: 'like' relation_tower_names: '{seen}' }}"
+        for name, seen in ("ab", "bc", "ca")
+    ]
+    ((place, message),) = problems([f"{TOWERS}=[{', '.join(towers)}]"])
+    assert place == TOWERS
+    circle = message.split(": ")[1].split(";")[0].split(" -> ")
+    assert sorted(circle[:-1]) == ["a", "b", "c"]
+    assert circle[0] == circle[-1]
+    sees = {"a": "b", "b": "c", "c": "a"}
+    assert all(sees[tower] == other for tower, other in pairwise(circle))
+
+
+def test_a_config_without_fields_or_without_features(problems):
+    fields = problems([f"{DATA}.input_fields=[]"])
+    assert fields[0][0] == f"{DATA}.input_fields"
+    assert fields[0][1].startswith("is empty; list every field of a sample")
+    assert problems(["feature_config="]) == [
+        ("feature_config.features", "is empty; the model needs features"),
+        ("feature_config.features", "has no ImgFeature; add one: it names the field of the image path"),
+        ("feature_config.features", "has no SampleNumFeature; add one: it names the field of the group size"),
+    ]

@@ -1,0 +1,257 @@
+"""Tests of the project's own rules: which module may import which, tables that equal the protos, docs that are current.
+
+A new module needs a row in MAY_IMPORT: say there what it stands on, and nothing above it can creep in.
+"""
+
+import ast
+import re
+import subprocess
+import sys
+from pathlib import Path
+from typing import get_args
+
+import pytest
+
+from easyrec_mm import config_checks, config_features, config_schema
+from easyrec_mm.protos.data_pb2 import DatasetConfig
+from easyrec_mm.protos.eval_pb2 import EvalMetrics
+from easyrec_mm.protos.feature_pb2 import FeatureConfig
+from easyrec_mm.protos.loss_pb2 import LossType
+from easyrec_mm.protos.optimizer_pb2 import LearningRate, Optimizer
+from easyrec_mm.protos.pipeline_pb2 import EasyRecConfig
+from easyrec_mm.schema import Activation
+
+ROOT = Path(__file__).parents[1]
+PACKAGE = ROOT / "easyrec_mm"
+
+# Module -> the modules of easyrec_mm that it may import; a folder stands for what is in it.
+CONFIG_BASE = ("errors", "schema", "protos")
+TRAINING_BASE = ("errors", "schema", "protos", "data", "model", "moving_average", "precision", "progress", "checkpoint")
+MAY_IMPORT = {
+    "errors": (),
+    "schema": (),
+    "config_features": CONFIG_BASE,
+    "config_schema": (*CONFIG_BASE, "config_features"),
+    "config_checks": (*CONFIG_BASE, "config_schema"),
+    "config": (*CONFIG_BASE, "config_schema", "config_checks"),
+    "metrics": ("errors",),
+    "losses": (),
+    "learning_rates": ("protos",),
+    "optimizers": ("learning_rates", "protos"),
+    "moving_average": (),
+    "layers": ("errors", "schema", "layers"),
+    "data": ("errors", "schema", "protos", "data"),
+    "model": ("layers", "losses", "data.batch", "schema", "config_checks", "protos"),
+    "precision": ("model", "protos"),
+    "progress": (),
+    "checkpoint": ("errors",),
+    "evaluator": (*TRAINING_BASE, "metrics", "config_checks"),
+    "trainer": (*TRAINING_BASE, "optimizers", "evaluator", "config"),
+    "check": ("errors", "schema", "data", "config"),
+    "cli": ("errors",),
+}
+# Load in a moment: what a user can get wrong in a config fails before TensorFlow is imported.
+WITHOUT_TENSORFLOW = {
+    "errors",
+    "schema",
+    "config_features",
+    "config_schema",
+    "config_checks",
+    "config",
+    "metrics",
+    "cli",
+}
+# Talk to the person at the terminal; all others return what they have to say, or raise it.
+MAY_PRINT = {"cli", "trainer", "progress"}
+
+MODULES = {
+    ".".join(path.relative_to(PACKAGE).with_suffix("").parts): path
+    for path in sorted(PACKAGE.rglob("*.py"))
+    if path.name != "__init__.py" and "protos" not in path.parts
+}
+
+
+def stands_in(module, names):
+    """Whether a module is one of the names or lies in a folder that is."""
+    return any(module == name or module.startswith(f"{name}.") for name in names)
+
+
+def statements(module):
+    """The nodes of a module's code. Of the command line only what runs when it is imported: it loads as it needs."""
+    tree = ast.parse(MODULES[module].read_text(encoding="utf-8"))
+    if module != "cli":
+        return list(ast.walk(tree))
+    at_import = [
+        node
+        for node in tree.body
+        if not isinstance(node, ast.FunctionDef)
+        and not (isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING")
+    ]
+    return [inner for node in at_import for inner in ast.walk(node)]
+
+
+def imports(module):
+    """Full names of what a module imports; of `from package import name` both, for the name may be a module."""
+    names = []
+    for node in statements(module):
+        if isinstance(node, ast.Import):
+            names += [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{module} imports relatively, line {node.lineno}"
+            names += [node.module, *(f"{node.module}.{alias.name}" for alias in node.names)]
+    return names
+
+
+# --- Modules
+
+
+def test_every_module_has_its_place_in_the_table():
+    assert [module for module in MODULES if not stands_in(module, MAY_IMPORT)] == []
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_imports_run_one_way(module):
+    allowed = next(names for owner, names in MAY_IMPORT.items() if stands_in(module, [owner]))
+    own = [name.removeprefix("easyrec_mm.") for name in imports(module) if name.startswith("easyrec_mm.")]
+    imported = {name for name in own if name in MODULES or name.startswith("protos.")}
+    assert {name for name in imported if not stands_in(name, allowed)} == set()
+
+
+def test_the_table_has_no_circles():
+    for module, allowed in MAY_IMPORT.items():
+        order = list(MAY_IMPORT)
+        above = [name for name in allowed if name in order and order.index(name) > order.index(module)]
+        assert above == [], module
+
+
+@pytest.mark.parametrize("module", sorted(WITHOUT_TENSORFLOW))
+def test_light_modules_import_no_tensorflow(module):
+    assert {name for name in imports(module) if stands_in(name, ("tensorflow", "keras", "keras_hub"))} == set()
+    own = {name.removeprefix("easyrec_mm.") for name in imports(module)} & set(MODULES)
+    assert own <= WITHOUT_TENSORFLOW
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_library_code_asserts_nothing_and_prints_nothing(module):
+    nodes = list(ast.walk(ast.parse(MODULES[module].read_text(encoding="utf-8"))))
+    assert [node.lineno for node in nodes if isinstance(node, ast.Assert)] == []
+    prints = [node.lineno for node in nodes if isinstance(node, ast.Call) and ast.unparse(node.func) == "print"]
+    assert not prints or module in MAY_PRINT
+
+
+# --- Tables and protos
+
+
+def members(message, oneof):
+    return {field.name for field in message.DESCRIPTOR.oneofs_by_name[oneof].fields}
+
+
+def test_each_optimizer_of_the_proto_has_its_class():
+    from easyrec_mm.optimizers import OPTIMIZERS
+
+    assert set(OPTIMIZERS) == members(Optimizer, "optimizer")
+
+
+def test_each_learning_rate_of_the_proto_has_its_function():
+    from easyrec_mm.learning_rates import SCHEDULES
+
+    assert set(SCHEDULES) == members(LearningRate, "learning_rate")
+
+
+def test_each_metric_of_the_proto_has_its_class_and_its_outputs():
+    from easyrec_mm.metrics import GAUC, METRICS
+
+    assert set(METRICS) == members(EvalMetrics, "metric")
+    assert set().union(*config_checks.METRICS_OF_ACTIVATION.values()) == set(METRICS)
+    assert set(config_checks.METRICS_OF_ACTIVATION) == set(get_args(Activation))
+    assert set(config_checks.GAUC_REDUCTIONS) == set(GAUC.REDUCTIONS)
+
+
+def test_each_loss_of_the_proto_has_its_function_and_its_output():
+    from easyrec_mm.losses import LOSSES
+
+    assert set(LOSSES) == set(LossType.keys())
+    assert set(config_schema.ACTIVATIONS) == set(LossType.values())
+    assert set(config_schema.ACTIVATIONS.values()) <= set(get_args(Activation))
+
+
+def test_backbones_and_activations_that_the_checks_allow_exist():
+    import keras
+
+    from easyrec_mm.layers.image_tower import BACKBONES
+
+    assert set(BACKBONES) == set(config_checks.BACKBONE_NAMES)
+    for name in config_checks.ACTIVATION_NAMES:
+        assert callable(keras.activations.get(name)), name
+
+
+def test_each_resize_method_of_the_proto_is_one_of_tensorflow():
+    import tensorflow as tf
+
+    known = {getattr(tf.image.ResizeMethod, name) for name in dir(tf.image.ResizeMethod) if name.isupper()}
+    assert {name.lower() for name in FeatureConfig.ResizeMethod.keys()} <= known  # noqa: SIM118
+
+
+def test_tables_of_fields_and_features_cover_the_protos():
+    assert set(config_schema.DTYPES) == set(DatasetConfig.FieldType.values())
+    settings = set(FeatureConfig.DESCRIPTOR.fields_by_name)
+    for_every_type = {"feature_name", "input_names", "feature_type", "embedding_dim", "separator", "combiner"}
+    assert set(config_features.SETTINGS_OF_TYPES) == settings - for_every_type
+    types = {kind for kinds in config_features.SETTINGS_OF_TYPES.values() for kind in kinds}
+    assert types | {FeatureConfig.SampleNumFeature} == set(FeatureConfig.FeatureType.values())
+
+
+# --- docs/config.md
+
+
+def run_docs_tool(*flags):
+    """Its exit status and what it says. In a process of its own: protoc as a library does not bear TensorFlow."""
+    command = [sys.executable, ROOT / "tools" / "gen_config_docs.py", *flags]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    return done.returncode, done.stderr
+
+
+def test_the_reference_of_the_config_language_is_current():
+    assert run_docs_tool("--check") == (0, "")
+
+
+def test_a_reference_that_is_missing_or_out_of_date_is_told(tmp_path):
+    output = tmp_path / "config.md"
+    told = (1, f"{output} is out of date; run python tools/gen_config_docs.py\n")
+    assert run_docs_tool("--check", "--output", output) == told
+    assert run_docs_tool("--output", output) == (0, "")
+    text = output.read_text(encoding="utf-8")
+    assert text == (ROOT / "docs" / "config.md").read_text(encoding="utf-8")
+    output.write_text(text.replace("Older spelling", "Newer spelling"), encoding="utf-8")
+    assert run_docs_tool("--check", "--output", output) == told
+
+
+def test_a_field_without_a_comment_is_told(tmp_path):
+    for path in (ROOT / "protos").glob("*.proto"):
+        text = path.read_text(encoding="utf-8").replace("  // Units of each layer.\n", "")
+        (tmp_path / path.name).write_text(text, encoding="utf-8")
+    told = f"{tmp_path}: no comment above DNN.hidden_units; write one\n"
+    assert run_docs_tool("--protos", tmp_path, "--output", tmp_path / "config.md") == (1, told)
+
+
+def reachable(descriptor, found):
+    """Every message and enum that a config can hold, by name."""
+    found[descriptor.full_name.removeprefix("easyrec_mm.protos.")] = descriptor
+    for field in getattr(descriptor, "fields", ()):
+        part = field.message_type or field.enum_type
+        if part is not None and part not in found.values():
+            reachable(part, found)
+    return found
+
+
+def test_the_reference_lists_every_field_and_value_once_and_its_links_lead_somewhere():
+    text = (ROOT / "docs" / "config.md").read_text(encoding="utf-8")
+    sections = {part.split("\n")[0]: part for part in text.split("\n## ")[1:]}
+    found = reachable(EasyRecConfig.DESCRIPTOR, {})
+    assert set(sections) == set(found)
+    for name, descriptor in found.items():
+        parts = descriptor.fields if hasattr(descriptor, "fields") else descriptor.values
+        rows = re.findall(r"^\| `(\w+)` \|.* (\S+) \|$", sections[name], re.MULTILINE)
+        assert [row for row, _ in rows] == [part.name for part in parts]
+    anchors = {re.sub(r"[^a-z0-9_-]", "", name.lower()) for name in sections}
+    assert set(re.findall(r"\(#([^)]*)\)", text)) <= anchors
