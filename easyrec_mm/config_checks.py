@@ -203,6 +203,8 @@ def _check_metric(metric: EvalMetrics, place: str, task: Task | None, schema: Sc
 
 def _check_training(config: EasyRecConfig, schema: Schema, problems: Problems) -> None:
     train, data = config.train_config, config.data_config
+    if not config.model_dir:
+        problems.add("model_dir", "is empty; name a folder for checkpoints and metrics")
     if data.batch_size == 0:
         problems.add("data_config.batch_size", "0 groups are no batch; give 1 or more")
     if data.HasField("eval_batch_size") and data.eval_batch_size == 0:
@@ -232,6 +234,9 @@ def _check_training(config: EasyRecConfig, schema: Schema, problems: Problems) -
             problems.add(place, "names no optimizer; choose adam_optimizer, adagrad_optimizer, ...")
             continue
         _check_learning_rate(getattr(optimizer, kind).learning_rate, f"{place}.{kind}.learning_rate", problems)
+        if optimizer.embedding_learning_rate_multiplier < 0:
+            value = f"{optimizer.embedding_learning_rate_multiplier:g}"
+            problems.add(f"{place}.embedding_learning_rate_multiplier", f"{value} is negative; give 0 or more")
         if optimizer.use_moving_average and not 0 < optimizer.moving_average_decay < 1:
             problems.add(f"{place}.moving_average_decay", f"{optimizer.moving_average_decay:g} is not between 0 and 1")
     if len({(o.use_moving_average, o.moving_average_decay) for o in train.optimizer_config}) > 1:

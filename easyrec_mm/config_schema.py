@@ -190,8 +190,11 @@ def _layout(
         "separator": data.separator,
     }
     for i, (name, value) in enumerate(separators.items()):
+        if not value and name != "separator":
+            hint = 'a control character that was lost in copying is written "\\001"'
+            problems.add(f"data_config.{name}", f"is empty; give the character between the parts ({hint})")
         for other, other_value in list(separators.items())[:i]:
-            if value == other_value:
+            if value and value == other_value:
                 problems.add(f"data_config.{name}", f"{value!r} is also {other}; lines could not be split, change one")
     if len(columns) != len(labels) + 3:
         columns = list(range(len(labels) + 3))  # a problem is noted; the checks that follow need some layout

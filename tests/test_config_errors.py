@@ -149,9 +149,10 @@ DATA_CASES = [
     case(
         f"{DATA}.separator=",
         f"{DATA}.group_sample_separator=",
-        place=f"{DATA}.separator",
-        says="'' is also group_sample_separator",
+        place=f"{DATA}.group_sample_separator",
+        says="is empty; give the character between the parts (a control character that was lost in copying",
     ),
+    case(f"{DATA}.rtp_separator=", place=f"{DATA}.rtp_separator", says="is empty; give the character"),
     case(
         f"{DATA}.sample_weight=play_tme",
         place=f"{DATA}.sample_weight",
@@ -726,6 +727,12 @@ TRAIN_CASES = [
         says="is for the image tower and the model has none; remove it",
     ),
     case(f"{OPTIMIZER}=", place=OPTIMIZER, says="names no optimizer; choose adam_optimizer, adagrad_optimizer, ..."),
+    case("model_dir=", place="model_dir", says="is empty; name a folder"),
+    case(
+        f"{OPTIMIZER}.embedding_learning_rate_multiplier=-0.5",
+        place=f"{OPTIMIZER}.embedding_learning_rate_multiplier",
+        says="-0.5 is negative",
+    ),
     *(
         case(
             f"{OPTIMIZER}.use_moving_average=true",

@@ -3,6 +3,7 @@
 import io
 import struct
 import zlib
+from dataclasses import replace
 from functools import lru_cache
 
 import numpy as np
@@ -20,9 +21,9 @@ HEIGHT, WIDTH = 17, 21
 NUM_PIXELS = HEIGHT * WIDTH
 # Every picture below has NUM_PIXELS pixels or fewer: decoding it also shows that the limit itself is allowed.
 WIDE = Image("img", HEIGHT, WIDTH, 3, "BILINEAR", True, NUM_PIXELS)
-TALL = Image("img", WIDTH, HEIGHT, 3, "BILINEAR", True, NUM_PIXELS)
-GREY = Image("img", HEIGHT, WIDTH, 1, "BILINEAR", True, NUM_PIXELS)
-STRICT = Image("img", HEIGHT, WIDTH, 3, "BILINEAR", True, NUM_PIXELS - 1)
+TALL = replace(WIDE, height=WIDTH, width=HEIGHT)
+GREY = replace(WIDE, channels=1)
+STRICT = replace(WIDE, max_pixels=NUM_PIXELS - 1)
 # Lossy formats leave the decoder some freedom; the fast inverse DCT, for one, is off by up to 14.
 LOSSY = 4
 
@@ -123,7 +124,6 @@ LOSSLESS = {
     "bmp top down": bmp(WIDTH, -HEIGHT, 24, np.random.default_rng(8).bytes(64 * HEIGHT)),
     "webp lossless": encode(RGB, "WEBP", lossless=True),
     "webp lossless with alpha": encode(RGBA, "WEBP", lossless=True, exact=True),
-    "webp animated": encode(RGB, "WEBP", lossless=True, save_all=True, append_images=[RGB.rotate(180)]),
 }
 LOSSY_FILES = {
     "jpeg": encode(RGB, "JPEG", quality=95),
@@ -352,7 +352,7 @@ def test_overshoot_is_cut_and_does_not_wrap(method):
 
 def test_a_larger_picture_is_decoded_and_then_resized():
     large = RGB.resize((60, 50))
-    image = Image("img", HEIGHT, WIDTH, 3, "BILINEAR", True, 3000)
+    image = replace(WIDE, max_pixels=3000)
     expected = large.resize((WIDTH, HEIGHT), Pillow.Resampling.BILINEAR)
     assert difference(decode(encode(large, "PNG"), image), np.array(expected)) <= 2
 
@@ -397,6 +397,16 @@ def test_one_pixel_more_than_allowed_is_too_many(name):
     refuses(FILES[name], TOO_MANY_PIXELS, STRICT)
 
 
+def test_the_first_frame_of_an_animated_webp_and_how_many_frames_are_too_many():
+    others = [picture(i) for i in range(20, 23)]
+    data = encode(RGB, "WEBP", lossless=True, save_all=True, append_images=others)
+    assert Pillow.open(io.BytesIO(data)).n_frames == 4
+    # Unpacked, the frames take 4 x 4 bytes a pixel; a picture takes 3.
+    allowed = NUM_PIXELS * 16 // 3
+    np.testing.assert_array_equal(decode(data, replace(WIDE, max_pixels=allowed)), np.array(RGB))
+    refuses(data, TOO_MANY_PIXELS, replace(WIDE, max_pixels=allowed - 1))
+
+
 def gif(screen, frames, global_palette=True):
     """A GIF of one-coloured frames (width, height, extensions before it, own palette)."""
     palette = bytes(range(6))
@@ -433,7 +443,7 @@ def test_the_frames_of_a_gif_count_together(num_extensions, own_palette, global_
 
     # Three bytes a pixel are allowed, and the first frame takes one.
     assert Pillow.open(io.BytesIO(with_second_frame(HEIGHT))).n_frames == 2
-    allowed = Image("img", HEIGHT, 2 * WIDTH, 3, "BILINEAR", True, NUM_PIXELS)
+    allowed = replace(WIDE, width=2 * WIDTH)
     decode(with_second_frame(HEIGHT), allowed)
     refuses(with_second_frame(HEIGHT + 1), TOO_MANY_PIXELS, allowed)
 
@@ -490,7 +500,7 @@ def test_bmp_that_tensorflow_would_misread_is_refused():
 
 @pytest.mark.parametrize("screen", [(WIDTH + 1, HEIGHT), (WIDTH, HEIGHT + 1)])
 def test_a_gif_frame_smaller_than_the_screen_is_refused(screen):
-    image = Image("img", HEIGHT, WIDTH, 3, "BILINEAR", True, 10**6)
+    image = replace(WIDE, max_pixels=10**6)
     refuses(gif_with_screen(*screen), "the frame of a GIF is not full", image)
 
 

@@ -213,11 +213,12 @@ def test_forward_pass(tmp_path, network):
     pipeline = make_pipeline(tmp_path, NETWORKS[network])
     model = randomise(make_model(pipeline))
     batch = random_batch(pipeline.schema, MIXED)
-    expected = Reference(arrays(model), pipeline).outputs(batch)
+    reference = Reference(arrays(model), pipeline)
+    expected = reference.outputs(batch)
     assert_same(numpy(model.predict(batch)), expected)
     assert list(expected) == [name for task in pipeline.schema.tasks for name in task.output_names]
-    spread = {name: value.std() for name, value in expected.items() if name != "y_star"}
-    assert min(spread.values()) > 1e-3, spread
+    # The layers are alive: samples differ.
+    assert all(value.std() > 1e-2 for value in reference.logits(batch).values())
 
 
 def test_forward_pass_without_pictures(tmp_path):
@@ -284,10 +285,11 @@ def test_embed_once_equals_embed_every_sample(tmp_path):
         assert_same(numpy(model.predict(batch)), numpy(model.predict(naive(batch))))
 
 
-@pytest.mark.parametrize("network", ["before bottom", "experts after bottom"])
+# A batch norm behind the pictures lets their gradients cancel out over the batch: rounding errors count for more.
+@pytest.mark.parametrize(("network", "tolerance"), [("no batch norm", 1e-5), ("experts after bottom", 2e-4)])
 @pytest.mark.parametrize("sample_image", [(0, 0, 0, 1, 1, 1, 2, 2, 2, 3, 3, 3), (2, 0, 1, 1, 2, 0)])
-def test_embed_once_has_the_gradients_of_embed_every_sample(tmp_path, network, sample_image):
-    """In training with groups of one size, so that the statistics of the pictures' batch norm are the same."""
+def test_embed_once_has_the_gradients_of_embed_every_sample(tmp_path, network, tolerance, sample_image):
+    """In training with groups of one size, so that the statistics of the pictures' batch norms are the same."""
     pipeline = make_pipeline(tmp_path, NETWORKS[network], model="embedding_regularization: 0.01")
     model = randomise(make_model(pipeline))
     batch = random_batch(pipeline.schema, sample_image)
@@ -303,13 +305,11 @@ def test_embed_once_has_the_gradients_of_embed_every_sample(tmp_path, network, s
     naive_loss, every = gradients(naive(batch))
     assert loss == pytest.approx(naive_loss, rel=1e-5)
     assert once.keys() == variables.keys()
-    # A bias before a batch norm has a gradient of rounding errors; they are small beside all others. In the backbone
-    # rounding errors are those of sums over 225 places a picture.
+    # The gradient of a bias before a batch norm is 0, but for rounding errors: small beside all others.
     largest = max(np.abs(gradient).max() for gradient in every.values())
     for name, gradient in every.items():
-        share = 5e-5 if name.startswith("image/backbone/") else 1e-5
-        tolerance = share * np.abs(gradient).max() + 1e-7 * largest
-        np.testing.assert_allclose(once[name], gradient, rtol=0, atol=tolerance, err_msg=name)
+        limit = tolerance * np.abs(gradient).max() + 1e-6 * largest
+        np.testing.assert_allclose(once[name], gradient, rtol=0, atol=limit, err_msg=name)
     assert np.abs(once["image/backbone/conv/kernel"]).max() > 1e-4
 
 
