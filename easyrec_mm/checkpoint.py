@@ -17,7 +17,7 @@ from pathlib import Path
 
 import tensorflow as tf
 
-from easyrec_mm.errors import CheckpointError, did_you_mean
+from easyrec_mm.errors import CheckpointError, did_you_mean, tensorflow_reason
 
 PREFIX = "model.ckpt"
 _SLICE_BYTES = 64 << 20
@@ -29,16 +29,25 @@ class Checkpoints:
     Args:
       folder: where they are; made when the first is saved.
       keep: number of newest ones that stay.
+
+    Raises:
+      CheckpointError: if TensorFlow would take the folder's name for a pattern.
     """
 
     def __init__(self, folder: str, keep: int = 10) -> None:
+        if re.search(r"[*?\[\\]", folder):
+            raise CheckpointError(
+                f"folder '{folder}': TensorFlow cannot read checkpoints from a folder with *, ?, [ or \\ in its name; "
+                "choose another model_dir"
+            )
         self._folder = Path(folder)
         self._keep = keep
 
     def all(self) -> list[str]:
         """Paths of the complete checkpoints, oldest first."""
         state = tf.train.get_checkpoint_state(str(self._folder))
-        paths = list(state.all_model_checkpoint_paths) if state else []
+        names = [Path(path).name for path in state.all_model_checkpoint_paths] if state else []
+        paths = [str(self._folder / name) for name in names]
         return [path for path in paths if tf.io.gfile.exists(f"{path}.index")]
 
     def latest(self) -> str | None:
@@ -67,7 +76,7 @@ class Checkpoints:
                 _remove(str(path))
             good = self.latest()
             rest = f"the last good one is {good}" if good else "there is none before it"
-            reason = error.strerror if isinstance(error, OSError) else (error.message or "").split(" [Op:")[0]
+            reason = error.strerror if isinstance(error, OSError) else tensorflow_reason(error.message)
             raise CheckpointError(f"{path}: cannot be written: {reason}; {rest}") from error
         finally:
             shutil.rmtree(temporary, ignore_errors=True)
@@ -80,11 +89,14 @@ class Checkpoints:
         names = [Path(path).name for path in paths]
         lines = [f'model_checkpoint_path: "{names[-1]}"', *(f'all_model_checkpoint_paths: "{n}"' for n in names)]
         temporary = self._folder / "checkpoint.tmp"
-        with temporary.open("w", encoding="utf-8") as file:
-            file.write("\n".join(lines) + "\n")
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, self._folder / "checkpoint")
+        try:
+            with temporary.open("w", encoding="utf-8") as file:
+                file.write("\n".join(lines) + "\n")
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(temporary, self._folder / "checkpoint")
+        finally:
+            temporary.unlink(missing_ok=True)
 
 
 def resolve_checkpoint(path: str, setting: str) -> str:
@@ -149,7 +161,7 @@ def read_into(path: str, name: str, variable: tf.Variable) -> None:
             else:
                 variable.assign(value)
     except tf.errors.OpError as error:
-        raise CheckpointError(f"{path}: {name} cannot be read: {(error.message or '').split(' [Op:')[0]}") from error
+        raise CheckpointError(f"{path}: {name} cannot be read: {tensorflow_reason(error.message)}") from error
 
 
 def warm_start(path: str, variables: Mapping[str, tf.Variable], names: Mapping[str, str]) -> str:

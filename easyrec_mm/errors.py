@@ -44,6 +44,14 @@ class CheckpointError(UserError):
     """A checkpoint that cannot be written, read or matched with the model."""
 
 
+def tensorflow_reason(message: str | None) -> str:
+    """What TensorFlow's error message says, without the names of graph nodes before and behind it."""
+    message = message or ""
+    if message.startswith("{{"):
+        message = message.split("}}", 1)[-1]
+    return " ".join(message.split("[[")[0].split(" [Op:")[0].split())
+
+
 def did_you_mean(name: str, choices: Iterable[str]) -> str:
     """The end of a message about an unknown `name`: the nearest choice, or all of them when none is near."""
     choices = sorted(set(choices))

@@ -66,7 +66,7 @@ OWN_NAMES = {*SPLITS, "images", "truth_eval.csv", "truth_test.csv", "README.txt"
 class DemoOptions:
     """Sizes of the data; each field is a command-line option of the same name. Raises ValueError for a bad one."""
 
-    num_train_groups: int = 4000
+    num_train_groups: int = 10_000
     num_eval_groups: int = 500
     num_test_groups: int = 1000
     group_size: int = 16

@@ -83,8 +83,7 @@ def make_model(pipeline: Pipeline, dtype: str = FLOAT32) -> MultimodalModel:
     return MultimodalModel(pipeline.config, pipeline.schema, dtype)
 
 
-@pytest.fixture
-def tiny_backbone(monkeypatch):
+def use_tiny_backbone(patch: pytest.MonkeyPatch) -> None:
     """In place of ResNet: a convolution of 3 x 3 with stride 2, batch norm and relu."""
 
     def build(channels: int) -> keras.Model:
@@ -93,7 +92,7 @@ def tiny_backbone(monkeypatch):
         x = keras.layers.BatchNormalization(epsilon=1e-5, momentum=0.9, name="bn")(x)
         return keras.Model(inputs, keras.layers.ReLU(name="relu")(x))
 
-    monkeypatch.setitem(BACKBONES, "ResNet", Backbone(build, IMAGENET))
+    patch.setitem(BACKBONES, "ResNet", Backbone(build, IMAGENET))
 
 
 def random_batch(schema: Schema, sample_image=(0, 0, 0, 1, 1, 1, 2, 2, 2, 3, 3, 3), seed: int = 0) -> Batch:

@@ -9,7 +9,7 @@ from itertools import pairwise
 
 import pytest
 
-from configs import FEATURES, LABELS, reference_config, write_config
+from reference import FEATURES, LABELS, reference_config, write_config
 from easyrec_mm.config import load_pipeline
 from easyrec_mm.config_checks import BACKBONE_NAMES
 from easyrec_mm.config_features import SETTINGS_OF_TYPES

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import csv
 import json
-import os
 import signal
 import subprocess
 import sys
@@ -16,6 +15,7 @@ import pyarrow.parquet as pq
 import pytest
 import tensorflow as tf
 from flow_helpers import ROOT, demo_flags, make_data, use_small_backbone
+from reference import reference_config, write_config, write_reference_data
 
 from easyrec_mm.cli import main
 from easyrec_mm.metrics import AUC
@@ -85,6 +85,24 @@ def test_train_eval_predict_write_what_they_promise(data, tmp_path, capsys):
     np.testing.assert_array_equal(
         np.array([row["probs_click"] for row in table], np.float32), rows["probs_click"].to_numpy()
     )
+
+
+def test_an_easyrec_file_trains_unchanged(tmp_path, monkeypatch):
+    """The reference case, with its 224 x 224 pictures and its own backbone; only the paths are the test's."""
+    monkeypatch.undo()
+    data = write_reference_data(tmp_path / "data", num_groups=6, seed=1)
+    text = reference_config(
+        train_input_path=data.input_path, eval_input_path=data.input_path, model_dir=str(tmp_path / "m")
+    )
+    config = write_config(tmp_path, text)
+    run("train", "--pipeline_config", config)
+    result = json.loads((tmp_path / "m" / "eval_result.json").read_text())
+    assert {"auc_is_valid_play", "mean_squared_error_play_time"} <= set(result)
+    output = tmp_path / "p.parquet"
+    run("predict", "--pipeline_config", config, "--predict_input_path", data.input_path, "--output", output)
+    rows = pq.read_table(output)
+    assert rows.column_names == ["logits_is_valid_play", "probs_is_valid_play", "y_play_time"]
+    assert rows.num_rows == result["num_samples"]
 
 
 def input_values(folder: Path, field: str) -> list[str]:
@@ -261,22 +279,22 @@ def test_check_shows_what_it_understood(data, tmp_path, capsys):
     assert "group size 'images/" in capsys.readouterr().err
 
 
-def start(*arguments, **environment) -> subprocess.Popen:
+def command(*arguments, before: str = "") -> list[str]:
+    """The command line as a process of its own, with the small backbone; `before` is code that it runs first."""
     code = (
         "import sys; sys.path.insert(0, 'tests'); import flow_helpers as f; import easyrec_mm.layers.image_tower as t;"
         "t.BACKBONES['ResNet'] = t.Backbone(f.small_backbone, t.MINUS_ONE_TO_ONE);"
         "from easyrec_mm.cli import main; sys.exit(main(sys.argv[1:]))"
     )
-    return subprocess.Popen(
-        [sys.executable, "-c", code, *map(str, arguments)],
-        cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env={**os.environ, **environment},
-    )  # fmt: skip
+    return [sys.executable, "-c", before + code, *map(str, arguments)]
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_signal_saves_and_says_how_to_go_on(data, tmp_path, number):
     flags = demo_flags(data, tmp_path / "m", train_config__num_epochs=10000)
-    process = start("train", *flags)
+    process = subprocess.Popen(
+        command("train", *flags), cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+    )
     for line in process.stdout:
         if "train step 3" in line:
             break
@@ -296,13 +314,12 @@ def test_a_signal_saves_and_says_how_to_go_on(data, tmp_path, number):
 def test_a_full_disk_leaves_the_last_checkpoint(data, tmp_path):
     flags = demo_flags(data, tmp_path / "m")
     run("train", *flags, "--set=train_config.num_steps=2")
-    code = (
-        "import resource, signal, sys; signal.signal(signal.SIGXFSZ, signal.SIG_IGN);"
+    limit = (
+        "import resource, signal; signal.signal(signal.SIGXFSZ, signal.SIG_IGN);"
         "resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000));"
     )
-    command = start("train", *flags).args
     process = subprocess.run(
-        [command[0], "-c", code + command[2], *command[3:]], cwd=ROOT, capture_output=True, text=True, check=False
+        command("train", *flags, before=limit), cwd=ROOT, capture_output=True, text=True, check=False
     )
     assert process.returncode == 1
     assert "model.ckpt-6: cannot be written" in process.stderr

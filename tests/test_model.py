@@ -6,7 +6,7 @@ import keras
 import numpy as np
 import pytest
 import tensorflow as tf
-from model_helpers import CLICK, make_model, make_pipeline, random_batch, tiny_backbone  # noqa: F401
+from model_helpers import CLICK, make_model, make_pipeline, random_batch, use_tiny_backbone
 from numpy.lib.stride_tricks import sliding_window_view
 
 from easyrec_mm import precision
@@ -17,7 +17,10 @@ from easyrec_mm.layers.image_tower import IMAGENET
 from easyrec_mm.model import FLOAT32, MIXED_BFLOAT16
 from easyrec_mm.protos.train_pb2 import Precision
 
-pytestmark = pytest.mark.usefixtures("tiny_backbone")
+
+@pytest.fixture(autouse=True)
+def _tiny_backbone(monkeypatch):
+    use_tiny_backbone(monkeypatch)
 
 
 # The network in plain NumPy: weights by name, in float64.
@@ -205,6 +208,15 @@ FULL = NETWORKS["experts"]
 MIXED = (0, 2, 1, 1, 0, 2, 2, 0, 1, 3)
 
 
+@pytest.fixture(scope="module")
+def full(tmp_path_factory):
+    """Pipeline and model with every part, for tests that leave its weights alone."""
+    with pytest.MonkeyPatch.context() as patch:
+        use_tiny_backbone(patch)
+        pipeline = make_pipeline(tmp_path_factory.mktemp("full"), FULL)
+        return pipeline, randomise(make_model(pipeline))
+
+
 # The forward pass
 
 
@@ -243,9 +255,8 @@ def test_forward_pass_from_a_checkpoint(tmp_path, network):
     assert_same(numpy(model.predict(batch)), Reference(weights, pipeline).outputs(batch))
 
 
-def test_prediction_function(tmp_path):
-    pipeline = make_pipeline(tmp_path, FULL)
-    model = randomise(make_model(pipeline))
+def test_prediction_function(full):
+    pipeline, model = full
     batch = random_batch(pipeline.schema, MIXED)
     spec = Batch(*(tf.nest.map_structure(tf.type_spec_from_value, tuple(batch))))
     function = model.prediction_function(spec)
@@ -277,9 +288,8 @@ def naive(batch):
     return batch._replace(pixels=pixels, sample_image=tf.range(batch.num_samples))
 
 
-def test_embed_once_equals_embed_every_sample(tmp_path):
-    pipeline = make_pipeline(tmp_path, FULL)
-    model = randomise(make_model(pipeline))
+def test_embed_once_equals_embed_every_sample(full):
+    pipeline, model = full
     for sample_image in ((0, 0, 0, 1, 1, 1, 2, 2, 2, 3, 3, 3), MIXED, (0,), (1, 0)):
         batch = random_batch(pipeline.schema, sample_image)
         assert_same(numpy(model.predict(batch)), numpy(model.predict(naive(batch))))
@@ -313,9 +323,8 @@ def test_embed_once_has_the_gradients_of_embed_every_sample(tmp_path, network, t
     assert np.abs(once["image/backbone/conv/kernel"]).max() > 1e-4
 
 
-def test_the_image_tower_gets_distinct_pictures(tmp_path, monkeypatch):
-    pipeline = make_pipeline(tmp_path, FULL)
-    model = make_model(pipeline)
+def test_the_image_tower_gets_distinct_pictures(full, monkeypatch):
+    pipeline, model = full
     tower, shapes = model.image, []
 
     def spy(pixels, training):
@@ -327,9 +336,8 @@ def test_the_image_tower_gets_distinct_pictures(tmp_path, monkeypatch):
     assert shapes == [(4, 32, 32, 3)]
 
 
-def test_permuting_samples_permutes_outputs(tmp_path):
-    pipeline = make_pipeline(tmp_path, FULL)
-    model = randomise(make_model(pipeline))
+def test_permuting_samples_permutes_outputs(full):
+    pipeline, model = full
     batch = random_batch(pipeline.schema, MIXED)
     order = np.random.default_rng(1).permutation(len(MIXED))
     permuted = batch._replace(
@@ -340,9 +348,8 @@ def test_permuting_samples_permutes_outputs(tmp_path):
     assert_same(numpy(model.predict(permuted)), expected)
 
 
-def test_permuting_pictures_changes_nothing(tmp_path):
-    pipeline = make_pipeline(tmp_path, FULL)
-    model = randomise(make_model(pipeline))
+def test_permuting_pictures_changes_nothing(full):
+    pipeline, model = full
     batch = random_batch(pipeline.schema, MIXED)
     order = np.array([2, 0, 3, 1])
     place = tf.constant(np.argsort(order), tf.int32)

@@ -1,7 +1,8 @@
 """The one definition of how the bytes of a picture become the pixels that the network sees.
 
 TensorFlow operations alone, so that training, the exported image model and serving cannot differ. Handles JPEG (also
-CMYK, grey and rotated by EXIF), PNG, GIF (first frame), BMP (also with a palette) and WebP; transparency is dropped.
+CMYK, grey and rotated by EXIF), PNG, GIF (first frame), BMP (also with a palette) and WebP (no animations);
+transparency is dropped.
 """
 
 from __future__ import annotations
@@ -10,9 +11,11 @@ import tensorflow as tf
 
 from easyrec_mm.schema import Image
 
-# Parts of the messages of the errors that mean "no picture" and "decompression bomb".
+# Parts of the messages of the errors that mean "no picture", "decompression bomb" and what TensorFlow gets wrong.
 UNKNOWN_FORMAT = "not a JPEG, PNG, GIF, BMP or WebP picture"
 TOO_MANY_PIXELS = "more than max_image_pixels"
+ANIMATED_WEBP = "an animated WebP, which is not supported"
+PARTIAL_GIF = "a GIF whose first frame does not fill its screen, which is not supported"
 
 # The TIFF entry of EXIF's orientation (tag 0x0112, type short, count 1) in both byte orders; its value follows.
 _ORIENTATION_LITTLE_ENDIAN = r"(?s)^\C*Exif\x00\x00II\C*?\x12\x01\x03\x00\x01\x00\x00\x00([\x01-\x08])\x00\C*$"
@@ -64,7 +67,7 @@ def decode_pictures(data: tf.Tensor, image: Image) -> tf.Tensor:
                     lambda: _upright(_decode_jpeg(one, image.max_pixels), one_orientation),
                     lambda: _decode_palette_bmp(one),
                     lambda: tf.io.decode_image(one, channels=3, expand_animations=False),
-                    lambda: _decode_webp(one, image.max_pixels),
+                    lambda: _decode_webp(one),
                     lambda: _decode_gif(one, image.max_pixels),
                 ],
             )
@@ -128,35 +131,31 @@ def _decode_jpeg(data: tf.Tensor, max_pixels: int) -> tf.Tensor:
         return tf.io.decode_jpeg(tf.identity(data), channels=3, dct_method="INTEGER_ACCURATE")
 
 
-# Kept a function in the graph: inlined, its operations would cost time even where another format is decoded.
-@tf.function(autograph=False, experimental_attributes={"_noinline": True})
-def _decode_webp(data: tf.Tensor, max_pixels: int) -> tf.Tensor:
-    """The first frame, without alpha, which TensorFlow refuses to leave out while it decodes."""
-    num_frames = tf.size(tf.strings.split(data, "ANMF")) - 1  # 0 unless it is an animation
-    byte = tf.cast(tf.io.decode_raw(tf.strings.substr(data, 24, 6), tf.uint8), tf.int64)
-    frame_pixels = tf.reduce_prod(tf.reduce_sum(tf.reshape(byte, [2, 3]) * [1, 256, 65536], axis=1) + 1)
-    small = _fits(4 * tf.cast(num_frames, tf.int64) * frame_pixels, max_pixels)
-    with tf.control_dependencies([small]):
+def _decode_webp(data: tf.Tensor) -> tf.Tensor:
+    """Without alpha, which TensorFlow refuses to leave out while it decodes."""
+    # Animations must not reach TensorFlow 2.21: it writes behind the memory that it takes for them.
+    head = tf.strings.join([data, b"\x00" * _HEAD_BYTES])
+    flags = tf.io.decode_raw(tf.strings.substr(head, 20, 1), tf.uint8)[0]
+    is_animated = _has(head, b"VP8X", 12) & (flags % 4 >= 2)
+    with tf.control_dependencies([tf.debugging.Assert(~is_animated, [ANIMATED_WEBP])]):
         pixels = tf.io.decode_image(tf.identity(data), channels=0, expand_animations=False)
     pixels.set_shape([None, None, None])
     return pixels[:, :, :3]
 
 
+# Kept a function in the graph: inlined, its operations would cost time even where another format is decoded.
 @tf.function(autograph=False, experimental_attributes={"_noinline": True})
 def _decode_gif(data: tf.Tensor, max_pixels: int) -> tf.Tensor:
     """The first frame. One that leaves a part of the screen free is refused: TensorFlow moves and cuts it."""
-    with tf.control_dependencies([_fits(_num_gif_pixels(data), max_pixels)]):
+    # For the first, TensorFlow unpacks all, a byte a pixel: no more bytes are allowed than another picture may take.
+    small = tf.debugging.Assert(_num_gif_pixels(data) <= 3 * max_pixels, [TOO_MANY_PIXELS])
+    with tf.control_dependencies([small]):
         pixels = tf.io.decode_image(tf.identity(data), channels=3, expand_animations=False)
     byte = tf.cast(tf.io.decode_raw(tf.strings.substr(data, 6, 4), tf.uint8), tf.int32)
     screen = tf.stack([byte[2] + byte[3] * 256, byte[0] + byte[1] * 256])
-    full = tf.debugging.Assert(tf.reduce_all(tf.shape(pixels)[:2] >= screen), ["the frame of a GIF is not full"])
+    full = tf.debugging.Assert(tf.reduce_all(tf.shape(pixels)[:2] >= screen), [PARTIAL_GIF])
     with tf.control_dependencies([full]):
         return tf.identity(pixels)
-
-
-def _fits(num_bytes: tf.Tensor, max_pixels: int) -> tf.Operation:
-    """Asserts that all frames of an animation, which TensorFlow unpacks for the first, are no larger than a picture."""
-    return tf.debugging.Assert(num_bytes <= 3 * max_pixels, [TOO_MANY_PIXELS])
 
 
 def _num_gif_pixels(data: tf.Tensor) -> tf.Tensor:
@@ -195,7 +194,10 @@ def _decode_palette_bmp(data: tf.Tensor) -> tf.Tensor:
     byte = tf.cast(tf.io.decode_raw(tf.strings.substr(data, 0, _HEAD_BYTES), tf.uint8), tf.int32)
     indices = tf.cast(tf.io.decode_bmp(data)[..., 0], tf.int32)  # [h, w]
     palette_start = 14 + byte[14] + byte[15] * 256
-    padded = tf.strings.join([data, b"\x00" * 1024])
+    # A message of substr's would hold the data, which Python cannot read as text.
+    within = tf.debugging.Assert(palette_start <= tf.strings.length(data), ["the palette is missing"])
+    with tf.control_dependencies([within]):
+        padded = tf.strings.join([data, b"\x00" * 1024])
     palette = tf.reshape(tf.io.decode_raw(tf.strings.substr(padded, palette_start, 1024), tf.uint8), [256, 4])
     return tf.gather(palette[:, 2::-1], indices)  # blue, green, red -> red, green, blue
 

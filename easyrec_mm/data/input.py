@@ -21,7 +21,7 @@ from easyrec_mm.data.batch import Batch
 from easyrec_mm.data.group_rtp import GroupRtpParser, split
 from easyrec_mm.data.pictures import PictureLoader, Pictures
 from easyrec_mm.data.transform import FeatureTransform
-from easyrec_mm.errors import DataError
+from easyrec_mm.errors import DataError, tensorflow_reason
 from easyrec_mm.protos.data_pb2 import DatasetConfig
 from easyrec_mm.schema import Schema
 
@@ -319,6 +319,6 @@ def _read(dataset: tf.data.Dataset, files: list[str], compressions: list[str]) -
                 for _ in tf.data.TextLineDataset(file, compression).batch(1000):
                     pass
             except tf.errors.OpError as file_error:
-                problem = (file_error.message or "").split("}}")[-1].split("[Op:")[0].strip()
+                problem = tensorflow_reason(file_error.message)
                 raise DataError(f"{file}: cannot be read to its end: {problem}") from error
         raise

@@ -10,6 +10,7 @@ import numpy as np
 import tensorflow as tf
 
 from easyrec_mm.data.decode import TOO_MANY_PIXELS, UNKNOWN_FORMAT, decode_pictures
+from easyrec_mm.errors import tensorflow_reason
 from easyrec_mm.schema import Image
 
 
@@ -105,6 +106,4 @@ def _decoding_problem(error: tf.errors.OpError, image: Image) -> str:
         return f"is {UNKNOWN_FORMAT}"
     if TOO_MANY_PIXELS in message:
         return f"has more than {image.max_pixels} pixels (data_config.max_image_pixels)"
-    # TensorFlow puts the function before the reason and the graph's nodes behind it.
-    reason = message.split("}}")[1] if message.startswith("{{") and "}}" in message else message
-    return f"is damaged: {' '.join(reason.split('[[')[0].split())[:160]}"
+    return f"is damaged: {tensorflow_reason(message)[:160]}"
