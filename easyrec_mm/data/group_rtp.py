@@ -11,6 +11,7 @@ from __future__ import annotations
 import re
 from typing import NamedTuple
 
+import numpy as np
 import tensorflow as tf
 
 from easyrec_mm.data.transform import split_tags, text_patterns
@@ -150,32 +151,32 @@ class GroupRtpParser:
     def explain(self, line: bytes) -> tuple[str, str] | None:
         """What is wrong with a line: (where in it, what); None for a good one. The same checks, in plain Python."""
         schema, layout = self._schema, self._layout
-        columns = _split_text(line.decode("utf-8", "replace"), layout.column_separator)
+        columns = _split_bytes(line, layout.column_separator)
         if len(columns) != self._num_columns:
             return "line", f"{len(columns)} columns, not {self._num_columns}"
-        size_text = columns[layout.size_column]
+        size_text = _text(columns[layout.size_column])
         if not re.fullmatch(VALUE_PATTERNS["int64"], size_text) or int(size_text) <= 0:
             return _column(layout.size_column, schema.group_size_field), f"group size {size_text!r}, not 1 or more"
         size = int(size_text)
         for field, index in self._labels:
-            entries = _split_text(columns[index], layout.sample_separator)
+            entries = _split_bytes(columns[index], layout.sample_separator)
             if len(entries) != size:
                 return _column(index, field.name), f"{len(entries)} entries, group size {size}"
             for number, entry in enumerate(entries):
-                problem = _explain_label(entry or field.default, schema.tasks, field.name)
+                problem = _explain_label(_text(entry) or field.default, schema.tasks, field.name)
                 if problem:
                     return _column(index, field.name), f"sample {number}: {problem}"
-        samples = _split_text(columns[layout.features_column], layout.sample_separator)
+        samples = _split_bytes(columns[layout.features_column], layout.sample_separator)
         where = _column(layout.features_column, "features")
         if len(samples) != size:
             return where, f"{len(samples)} samples, group size {size}"
         for number, sample in enumerate(samples):
-            problem = self._explain_sample(_split_text(sample, layout.value_separator))
+            problem = self._explain_sample(_split_bytes(sample, layout.value_separator))
             if problem:
                 return where, f"sample {number}: {problem}"
         return None
 
-    def _explain_sample(self, values: list[str]) -> str:
+    def _explain_sample(self, values: list[bytes]) -> str:
         num_values = len(self._layout.sample_fields)
         if len(values) != num_values:
             return f"{len(values)} values, not {num_values}"
@@ -183,7 +184,7 @@ class GroupRtpParser:
             problem = _explain_value(values[index], field, self._patterns.get(field.name, []))
             if problem:
                 return f"{field.name}: {problem}"
-        named = dict(zip(self._layout.sample_fields, values, strict=True))
+        named = {field.name: _text(values[index]) or field.default for field, index in self._fields}
         return next(filter(None, (_explain_weights(feature, named) for feature in self._weighted_tags)), "")
 
 
@@ -229,20 +230,23 @@ def _matches(text: tf.Tensor, patterns: list[str]) -> tf.Tensor:
 
 
 def _explain_label(text: str, tasks: tuple[Task, ...], label: str) -> str:
-    if not re.fullmatch(VALUE_PATTERNS["float32"], text) or abs(float(text)) > tf.float32.max:
+    if not re.fullmatch(VALUE_PATTERNS["float32"], text) or not np.isfinite(_as_float32(text)):
         return f"label {text!r} is no number"
     low, high, whole = label_range(tasks, label)
-    if not low <= float(text) <= high or (whole and not float(text).is_integer()):
+    if not low <= _as_float32(text) <= high or (whole and not _as_float32(text).is_integer()):
         return f"label {text} is not {'a class' if whole else ''} from {low:g} to {high:g}".replace("  ", " ")
     return ""
 
 
-def _explain_value(text: str, field: Field, patterns: list[str]) -> str:
+def _explain_value(value: bytes, field: Field, patterns: list[str]) -> str:
+    text = _text(value)
     if not text:
         return ""
+    if patterns and not _is_utf8(value):
+        return f"{text!r} is no UTF-8"
     if not all(re.fullmatch(pattern, text) for pattern in patterns):
         return f"{text!r} is no {'number' if field.dtype != 'string' else 'value of the form its feature needs'}"
-    if field.dtype == "float32" and abs(float(text)) > tf.float32.max:
+    if field.dtype == "float32" and not np.isfinite(_as_float32(text)):
         return f"{text!r} is too large a number"
     return ""
 
@@ -254,8 +258,26 @@ def _explain_weights(feature: Feature, values: dict[str, str]) -> str:
     return ""
 
 
-def _split_text(text: str, separator: str) -> list[str]:
-    return text.split(separator) if separator else list(text)
+def _split_bytes(data: bytes, separator: str) -> list[bytes]:
+    return data.split(separator.encode()) if separator else [data[i : i + 1] for i in range(len(data))]
+
+
+def _text(data: bytes) -> str:
+    return data.decode("utf-8", "replace")
+
+
+def _is_utf8(data: bytes) -> bool:
+    try:
+        data.decode()
+    except UnicodeDecodeError:
+        return False
+    return True
+
+
+def _as_float32(text: str) -> np.float32:
+    """The value of a number's text as the graph has it; infinite if it is too large."""
+    with np.errstate(over="ignore"):
+        return np.float32(text)
 
 
 def _column(index: int, name: str) -> str:

@@ -89,6 +89,11 @@ class Input:
         read_labels = tuple(name for name in schema.labels if name in self._labels or name in kept_fields)
         self.parser = GroupRtpParser(schema, read_labels, fields, self._count_columns())
         self._transform = FeatureTransform(schema)
+        numbers = tf.TensorSpec([None], tf.int64)
+        # Traced once for all the datasets that use it.
+        self._parse_lines = tf.function(
+            self._parse, input_signature=[numbers, numbers, numbers, tf.TensorSpec([None], tf.string)], autograph=False
+        )
         self._pictures = PictureLoader(schema.image, data.image_root) if schema.uses_image else None
         self._num_threads = data.num_parallel_calls or os.cpu_count() or 1
 
@@ -160,7 +165,7 @@ class Input:
         if num_skipped:
             lines = lines.skip(num_skipped * self.batch_size)
         batched = lines.batch(self.batch_size, drop_remainder=self._training and self._data.drop_remainder)
-        parsed = batched.map(self._parse, num_parallel_calls=self._num_threads, deterministic=True)
+        parsed = batched.map(self._parse_lines, num_parallel_calls=self._num_threads, deterministic=True)
         return parsed.prefetch(self._data.prefetch_size)
 
     def _lines(self, epoch: tf.Tensor) -> tf.data.Dataset:

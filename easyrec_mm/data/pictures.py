@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import os
+import re
 import stat
 from typing import NamedTuple
 
 import numpy as np
 import tensorflow as tf
 
-from easyrec_mm.data.decode import TOO_MANY_PIXELS, UNKNOWN_FORMAT, decode_pictures
+from easyrec_mm.data.decode import ANIMATED_WEBP, PARTIAL_GIF, TOO_MANY_PIXELS, UNKNOWN_FORMAT, decode_pictures
 from easyrec_mm.errors import tensorflow_reason
 from easyrec_mm.schema import Image
 
@@ -48,7 +49,7 @@ class PictureLoader:
         for row, path in enumerate(paths):
             try:
                 data.append(self._read(path))
-            except (OSError, tf.errors.OpError) as error:
+            except (OSError, ValueError, tf.errors.OpError) as error:  # ValueError: no file can have that path
                 data.append(b"")
                 problems[row] = _reading_problem(error)
             else:
@@ -79,6 +80,7 @@ class PictureLoader:
         if self._root and not os.path.isabs(path) and "://" not in path:
             path = os.path.join(self._root, path)
         if "://" in path:
+            path.encode()  # TensorFlow takes UTF-8 alone
             with tf.io.gfile.GFile(path, "rb") as file:
                 content: bytes = file.read()
                 return content
@@ -96,14 +98,16 @@ def _open_regular_file(path: str, flags: int) -> int:
 
 
 def _reading_problem(error: Exception) -> str:
-    reason = error.strerror if isinstance(error, OSError) else str(error).splitlines()[0]
-    return f"cannot be read: {reason}"
+    reason = error.strerror if isinstance(error, OSError) else str(error).partition("\n")[0]
+    return f"cannot be read: {reason or type(error).__name__}"
 
 
 def _decoding_problem(error: tf.errors.OpError, image: Image) -> str:
     message = error.message or ""
-    if UNKNOWN_FORMAT in message:
-        return f"is {UNKNOWN_FORMAT}"
+    for reason in (UNKNOWN_FORMAT, ANIMATED_WEBP, PARTIAL_GIF):
+        if reason in message:
+            return f"is {reason}"
     if TOO_MANY_PIXELS in message:
         return f"has more than {image.max_pixels} pixels (data_config.max_image_pixels)"
-    return f"is damaged: {tensorflow_reason(message)[:160]}"
+    without_functions = re.sub(r"\{\{.*?\}\}", "", message)  # one may stand within another
+    return f"is damaged: {tensorflow_reason(without_functions)[:160]}"

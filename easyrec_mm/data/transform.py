@@ -20,6 +20,9 @@ from easyrec_mm.schema import INTEGER_PATTERN, NUMBER_PATTERN, VALUE_PATTERNS, F
 # Between the values of a cross before it is hashed; ASCII's "group separator" does not occur in values.
 _CROSS_SEPARATOR = "\x1d"
 
+# RE2 repeats a part at most 1000 times, and a part that holds "{1,2}" half as often.
+_MOST_REPEATS = 400
+
 
 class FeatureTransform:
     """Turns typed field values into feature values; see the module's docstring for shapes."""
@@ -131,23 +134,34 @@ def text_patterns(schema: Schema) -> dict[str, list[str]]:
 def _feature_patterns(feature: Feature) -> list[tuple[str, str]]:
     separator = re.escape(feature.separator)
     first = feature.inputs[0]
+    number, integer = (_between(p, feature.separator + feature.kv_separator) for p in (NUMBER_PATTERN, INTEGER_PATTERN))
     if feature.kind == "raw":
-        rest = f"(?:{separator}{NUMBER_PATTERN}){{{feature.raw_dim - 1}}}" if feature.raw_dim > 1 else ""
-        return [(first, NUMBER_PATTERN + rest)]
+        whole, rest = divmod(feature.raw_dim - 1, _MOST_REPEATS)
+        repeats = [_MOST_REPEATS] * whole + [rest] * (rest > 0)
+        return [(first, number + "".join(f"(?:{separator}{number}){{{count}}}" for count in repeats))]
     if feature.kind == "id" and feature.encoding == "identity":
         return [(first, INTEGER_PATTERN)]
     if feature.kind != "tag":
         return []
     found = []
     key_separator = re.escape(feature.kv_separator)
-    tag = INTEGER_PATTERN if feature.encoding == "identity" else f"[^{separator}{key_separator}]*"
+    # Input formats match many values at once, between line ends.
+    tag = integer if feature.encoding == "identity" else rf"[^{separator}{key_separator}\n]*"
     if feature.kv_separator:
-        found.append((first, _list_of(f"{tag}{key_separator}{NUMBER_PATTERN}", separator)))
+        found.append((first, _list_of(f"{tag}{key_separator}{number}", separator)))
     elif feature.encoding == "identity":
         found.append((first, _list_of(tag, separator)))
     if feature.weight_input:
-        found.append((feature.weight_input, _list_of(NUMBER_PATTERN, separator)))
+        found.append((feature.weight_input, _list_of(number, separator)))
     return found
+
+
+def _between(pattern: str, separators: str) -> str:
+    """The pattern of a number where separators split first: a space or a sign among them is no part of a number."""
+    spaces = "".join(space for space in " \t" if space not in separators)
+    signs = "".join(sign for sign in "+-" if sign not in separators)
+    pattern = pattern.replace(r"[ \t]*", f"[{spaces}]*" if spaces else "")
+    return pattern.replace("[+-]?", f"[{signs}]?" if signs else "")
 
 
 def _list_of(element: str, separator: str) -> str:

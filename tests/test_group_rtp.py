@@ -1,0 +1,652 @@
+"""The GroupRTP parser against a reference that is written here in plain Python, one group and one value at a time."""
+
+import gzip
+import re
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import tensorflow as tf
+from data_helpers import COLUMNS, SAMPLES, VALUES, group_line, schema
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
+
+from easyrec_mm.data.group_rtp import GroupRtpParser, label_range
+from easyrec_mm.schema import Feature
+
+# Columns: what is not read, and the labels after the features, so that order and gaps matter.
+NUM_COLUMNS = 8
+LABEL_COLUMNS = {"click": 4, "stars": 3, "seconds": 7}
+FEATURES_COLUMN, IMAGE_COLUMN, SIZE_COLUMN = 1, 0, 5
+SAMPLE_FIELDS = ("user", "age", "vip", "price", "pairs", "place", "liked", "liked_weights", "groups", "unread")
+DEFAULTS = {"user": "nobody", "age": "7", "vip": "true", "price": "-1.5", "click": "1", "stars": "2"}
+SCHEMA = schema(
+    labels={"click": "int64", "stars": "int64", "seconds": "float32"},
+    values={
+        "user": "string",
+        "age": "int64",
+        "vip": "bool",
+        "price": "float32",
+        "pairs": "string",
+        "place": "string",
+        "liked": "string",
+        "liked_weights": "string",
+        "groups": "string",
+        "unread": "float32",
+    },
+    features=[
+        Feature("pairs", "tag", ("pairs",), 4, "t", "hash", 9, separator="|", kv_separator=":"),
+        Feature("place", "raw", ("place",), 2, separator="|", raw_dim=2),
+        Feature("liked", "tag", ("liked", "liked_weights"), 4, "t", "hash", 9, separator="|"),
+        Feature("groups", "tag", ("groups",), 4, "t", "identity", 9, separator=" "),
+    ],
+    defaults=DEFAULTS,
+    tasks=[("click", "binary", 1), ("stars", "multiclass", 5), ("seconds", "value", 1)],
+    columns=[*LABEL_COLUMNS.values(), FEATURES_COLUMN, IMAGE_COLUMN, SIZE_COLUMN],
+)
+READ = tuple(name for name in SAMPLE_FIELDS if name != "unread")
+
+
+def parser_of(schema, labels, fields, num_columns):
+    parser = GroupRtpParser(schema, labels, fields, num_columns)
+    function = tf.function(parser, input_signature=[tf.TensorSpec([None], tf.string)], autograph=False)
+
+    def parse(lines):
+        return tf.nest.map_structure(lambda tensor: tensor.numpy(), function(tf.constant(lines, tf.string)))
+
+    parse.explain = parser.explain
+    return parse
+
+
+PARSE = parser_of(SCHEMA, tuple(LABEL_COLUMNS), READ, NUM_COLUMNS)
+
+
+# The reference. Numbers are read by Python's own float and int, after a look at their characters.
+
+
+def integer(text):
+    digits = text.strip(" \t").lstrip("+-")
+    if not 1 <= len(digits) <= 18 or set(text) - set("+-0123456789 \t"):
+        return None
+    try:
+        return int(text)
+    except ValueError:
+        return None
+
+
+def number(text):
+    exponent = re.split("[eE]", text.strip(" \t"))[1:]
+    if set(text) - set("+-0123456789.eE \t") or any(len(part.lstrip("+-")) > 2 for part in exponent):
+        return None
+    try:
+        with np.errstate(over="ignore"):
+            value = np.float32(float(text))
+    except ValueError:
+        return None
+    return value if np.isfinite(value) else None
+
+
+def boolean(text):
+    return {"true": 1, "1": 1, "false": 0, "0": 0}.get(text.lower())
+
+
+def is_utf8(data):
+    try:
+        data.decode()
+    except UnicodeDecodeError:
+        return False
+    return True
+
+
+def parts(text, separator="|"):
+    return [part for part in text.split(separator) if part]
+
+
+def is_pair(text):
+    key_and_weight = text.split(":")
+    # Infinite weights are not told apart from large ones; none are generated.
+    return len(key_and_weight) == 2 and number(key_and_weight[1]) is not None
+
+
+def is_place(text):
+    return len(text.split("|")) == 2 and all(number(part) is not None for part in text.split("|"))
+
+
+FORMS = {
+    "pairs": lambda text: all(is_pair(part) for part in parts(text)),
+    "place": is_place,
+    "liked_weights": lambda text: all(number(part) is not None for part in parts(text)),
+    "groups": lambda text: all(integer(part) is not None for part in parts(text, " ")),
+}
+
+
+def reference_label(name, data):
+    value = number(data.decode("utf-8", "replace") or DEFAULTS.get(name, "0"))
+    if value is None or name == "seconds":
+        return value
+    is_known = 0 <= value <= 1 if name == "click" else value in (0, 1, 2, 3, 4)
+    return value if is_known else None
+
+
+def reference_value(name, data):
+    if name in ("age", "vip", "price"):
+        read = {"age": integer, "vip": boolean, "price": number}[name]
+        return read(data.decode("utf-8", "replace") or DEFAULTS[name])
+    if data and name in FORMS and not (is_utf8(data) and FORMS[name](data.decode())):
+        return None
+    return data or DEFAULTS.get(name, "").encode()
+
+
+def reference_group(line):
+    """The group of a line, field -> values; None if anything in it is wrong."""
+    columns = line.split(COLUMNS.encode())
+    if len(columns) != NUM_COLUMNS:
+        return None
+    size = integer(columns[SIZE_COLUMN].decode("utf-8", "replace"))
+    samples = [sample.split(VALUES.encode()) for sample in columns[FEATURES_COLUMN].split(SAMPLES.encode())]
+    if size is None or len(samples) != size or any(len(values) != len(SAMPLE_FIELDS) for values in samples):
+        return None
+    fields = {name: [reference_value(name, values[SAMPLE_FIELDS.index(name)]) for values in samples] for name in READ}
+    for name, column in LABEL_COLUMNS.items():
+        entries = columns[column].split(SAMPLES.encode())
+        if len(entries) != size:
+            return None
+        fields[name] = [reference_label(name, entry) for entry in entries]
+    if any(value is None for values in fields.values() for value in values):
+        return None
+    for liked, weights in zip(fields["liked"], fields["liked_weights"], strict=True):
+        if len(parts(liked.decode("latin-1"))) != len(parts(weights.decode("latin-1"))):
+            return None
+    return fields, columns[IMAGE_COLUMN], size
+
+
+def assert_equals_reference(lines, parse=PARSE, reference=reference_group):
+    """The groups that are kept, their values, those refused, and what is said of each line."""
+    expected = [reference(line) for line in lines]
+    rows = parse(lines)
+    good = [i for i, group in enumerate(expected) if group is not None]
+    assert rows.kept.tolist() == good
+    assert sorted(rows.refused) == [i for i, group in enumerate(expected) if group is None]
+    assert [parse.explain(line) is None for line in lines] == [group is not None for group in expected]
+    assert rows.image_path.tolist() == [expected[i][1] for i in good]
+    assert rows.group_size.tolist() == [expected[i][2] for i in good]
+    for name, values in rows.fields.items():
+        np.testing.assert_array_equal(values.tolist(), [v for i in good for v in expected[i][0][name]], err_msg=name)
+    return rows
+
+
+# Groups and what may be wrong with them.
+
+WORDS = [
+    *("", " ", "0", "1", "2", "4", "5", "-1", "+1", " 1", "1 ", "\t1", "0.5", "1.", ".5", ".", "1.5", "1e0", "1E-3"),
+    *("1e", "e1", "1e+05", "1e100", "1e39", "1e-50", "-0", "007", "--1", "+-1", "+ 1", "1 2", "0x10", "1_0", "1,5"),
+    *("nan", "inf", "-inf", "NaN", "abc", "true", "FALSE", "True ", "t", "9" * 18, "9" * 19, "9" * 40, "1.00000001"),
+    *("a:1", "a:1|b:2", "a:1||b:2.5|", "a:", ":1", ":", "a", "a:b", "a:1:2", "a:1|b", "a|b:1", "|", "||", "1|2"),
+    *("1|2|3", "1|", "|1", "1|x", " 1 |+2", "0.5|1e3", "3 4", "3  4 ", "3,4", "3 x"),
+    *("é", "日本", "２", "\udcff", "\udcc3", "a\udcff:1", "\udced\udca0\udc80", "\U0001f600:1", "\x00", "\x1d", "\r", "'\"\\"),
+]  # fmt: skip
+
+words = st.one_of(
+    st.sampled_from(WORDS),
+    st.text(alphabet="0123456789+-.eE \t", max_size=6),
+    st.text(alphabet="ab1:|. ", max_size=8),
+    st.text(st.characters(blacklist_characters="\n\x01\x02;", blacklist_categories=["Cs"]), max_size=5),
+)
+GOOD_VALUES = {
+    "user": words,
+    "age": st.sampled_from(["", "0", "31", " -4 ", "+5"]),
+    "vip": st.sampled_from(["", "0", "1", "true", "FALSE"]),
+    "price": st.sampled_from(["", "0", "2.5", "-1e-3", "1e30"]),
+    "pairs": st.sampled_from(["", "a:1", "a:1|b:-2.5", "||é:.5|"]),
+    "place": st.sampled_from(["", "1|2", " 1.5|-2e3"]),
+    "liked": st.sampled_from(["x|y", "|é||z|"]),
+    "liked_weights": st.sampled_from(["1|2", "0.5||.25|"]),
+    "groups": st.sampled_from(["", "1 2 3", " 4  5"]),
+    "unread": words,
+}
+GOOD_LABELS = {
+    "click": st.sampled_from(["0", "1", "", "0.25"]),
+    "stars": st.sampled_from(["0", "4", "", "3.0"]),
+    "seconds": st.sampled_from(["0", "12.5", "", "-3"]),
+}
+SIZES = ["0", "-1", "abc", "", "9" * 17, "9" * 30, "2.0", " 2", "+2", "1e0", "nan", "\udcff"]
+
+
+@st.composite
+def groups(draw):
+    """A good group, as columns: of labels lists of entries, of features lists of lists of values, else text."""
+    size = draw(st.integers(1, 4))
+    columns = [draw(words) for _ in range(NUM_COLUMNS)]
+    for name, column in LABEL_COLUMNS.items():
+        columns[column] = [draw(GOOD_LABELS[name]) for _ in range(size)]
+    columns[FEATURES_COLUMN] = [[draw(GOOD_VALUES[name]) for name in SAMPLE_FIELDS] for _ in range(size)]
+    columns[SIZE_COLUMN] = str(size)
+    return columns
+
+
+def damage(draw, columns):
+    """Change one thing."""
+    labels = columns[draw(st.sampled_from(list(LABEL_COLUMNS.values())))]
+    samples = columns[FEATURES_COLUMN]
+    kind = draw(st.sampled_from(["column", "label entry", "sample", "value", "size", "label", "word", "shift", "move"]))
+    drop = draw(st.booleans())
+
+    def drop_or_add(items, item):
+        if drop and items:
+            del items[draw(st.integers(0, len(items) - 1))]
+        else:
+            items.insert(draw(st.integers(0, len(items))), item)
+
+    if kind == "column":
+        drop_or_add(columns, draw(words))
+    elif kind == "label entry":
+        drop_or_add(labels, "1")
+    elif kind == "sample":
+        drop_or_add(samples, list(draw(st.sampled_from(samples))))
+    elif kind == "size":
+        columns[SIZE_COLUMN] = draw(st.sampled_from([*SIZES, str(len(samples) + 1), str(len(samples) - 1)]))
+    elif kind == "label":
+        labels[draw(st.integers(0, len(labels) - 1))] = draw(words)
+    else:
+        row = draw(st.integers(0, len(samples) - 1))
+        if kind == "value":
+            drop_or_add(samples[row], draw(words))
+        elif kind == "word":
+            samples[row][draw(st.integers(0, len(samples[row]) - 1))] = draw(words)
+        elif kind == "shift":
+            samples[row].append(samples[row].pop(0))
+        else:
+            samples[(row + 1) % len(samples)].insert(0, samples[row].pop())
+
+
+def text_of(columns):
+    def joined(column):
+        if isinstance(column, str):
+            return column
+        return SAMPLES.join(VALUES.join(part) if isinstance(part, list) else part for part in column)
+
+    return COLUMNS.join(joined(column) for column in columns).encode("utf-8", "surrogateescape")
+
+
+@st.composite
+def lines(draw):
+    columns = draw(groups())
+    if draw(st.integers(0, 3)):
+        damage(draw, columns)
+    return text_of(columns)
+
+
+@given(st.lists(groups(), max_size=5))
+@settings(max_examples=60, deadline=None)
+def test_good_groups_are_all_kept(good):
+    rows = assert_equals_reference([text_of(columns) for columns in good])
+    assert rows.kept.tolist() == list(range(len(good)))
+
+
+@given(st.lists(lines(), min_size=1, max_size=6))
+@settings(max_examples=400, deadline=None)
+@example([b""])
+@example([COLUMNS.encode() * (NUM_COLUMNS - 1)])
+def test_kept_groups_and_values_equal_the_reference(some_lines):
+    assert_equals_reference(some_lines)
+
+
+@given(st.lists(st.binary(max_size=40).filter(lambda data: b"\n" not in data), min_size=1, max_size=4))
+@settings(max_examples=60, deadline=None)
+def test_arbitrary_bytes_are_refused(some_lines):
+    assert_equals_reference(some_lines)
+
+
+WORD_FIELDS = [name for name in READ if name not in ("liked", "liked_weights")]
+
+
+@pytest.mark.parametrize("name", [*WORD_FIELDS, *LABEL_COLUMNS])
+def test_every_word_in_every_field(name):
+    def line(word):
+        values = {"liked": "x", "liked_weights": "1"}
+        if name in values or name in WORD_FIELDS:
+            values[name] = word
+        columns = [""] * NUM_COLUMNS
+        for label, column in LABEL_COLUMNS.items():
+            columns[column] = [word if label == name else "1"]
+        columns[FEATURES_COLUMN] = [[values.get(field, "") for field in SAMPLE_FIELDS]]
+        columns[SIZE_COLUMN] = "1"
+        return text_of(columns)
+
+    # One by one too: together, all values of a field are matched at once.
+    assert_equals_reference([line(word) for word in WORDS])
+    for word in WORDS:
+        assert_equals_reference([line(word), line("")])
+
+
+def test_no_line():
+    rows = PARSE([])
+    assert rows.kept.tolist() == []
+    assert rows.refused.tolist() == []
+    assert {name: len(values) for name, values in rows.fields.items()} == dict.fromkeys([*LABEL_COLUMNS, *READ], 0)
+
+
+# Mistakes that a flattened batch would not show.
+
+SIMPLE = schema({"click": "int64"}, {"user": "string", "age": "int64"}, tasks=[("click", "binary", 1)])
+SIMPLE_PARSE = parser_of(SIMPLE, ("click",), ("user", "age"), 4)
+
+
+def simple_line(num_labels, num_samples, size, path="picture"):
+    samples = [[f"u{i}", str(i)] for i in range(num_samples)]
+    return group_line([[str(i % 2) for i in range(num_labels)]], samples, path, size)
+
+
+def test_15_and_17_samples_are_not_16_and_16():
+    lines = [simple_line(15, 15, 16), simple_line(17, 17, 16), simple_line(16, 16, 16)]
+    rows = SIMPLE_PARSE(lines)
+    assert rows.kept.tolist() == [2]
+    assert rows.refused.tolist() == [0, 1]
+    assert rows.fields["user"].tolist() == [f"u{i}".encode() for i in range(16)]
+    assert SIMPLE_PARSE.explain(lines[0]) == ("column 0 (click)", "15 entries, group size 16")
+    assert SIMPLE_PARSE.explain(lines[1]) == ("column 0 (click)", "17 entries, group size 16")
+
+
+def test_labels_that_fit_and_features_that_do_not():
+    lines = [simple_line(16, 15, 16), simple_line(16, 17, 16)]
+    assert SIMPLE_PARSE(lines).refused.tolist() == [0, 1]
+    assert SIMPLE_PARSE.explain(lines[0]) == ("column 1 (features)", "15 samples, group size 16")
+
+
+def test_features_that_fit_and_labels_that_do_not():
+    lines = [simple_line(15, 16, 16), simple_line(17, 16, 16)]
+    assert SIMPLE_PARSE(lines).refused.tolist() == [0, 1]
+
+
+def test_sizes_that_were_swapped_between_groups():
+    lines = [simple_line(2, 2, 3, "first"), simple_line(3, 3, 2, "second")]
+    assert SIMPLE_PARSE(lines).refused.tolist() == [0, 1]
+
+
+def test_a_value_that_moved_to_the_next_sample():
+    samples = [["u0", "1", "u1"], ["2"], ["u2", "3"]]
+    line = group_line([["0", "1", "0"]], samples)
+    assert SIMPLE_PARSE([line, simple_line(2, 2, 2)]).refused.tolist() == [0]
+    assert SIMPLE_PARSE.explain(line) == ("column 1 (features)", "sample 0: 3 values, not 2")
+
+
+def test_a_bad_value_refuses_its_group_alone():
+    bad = group_line([["0", "1"]], [["a", "1"], ["b", "x"]])
+    rows = SIMPLE_PARSE([simple_line(1, 1, 1, "p0"), bad, simple_line(3, 3, 3, "p2")])
+    assert rows.kept.tolist() == [0, 2]
+    assert rows.image_path.tolist() == [b"p0", b"p2"]
+    assert rows.group_size.tolist() == [1, 3]
+    assert rows.fields["age"].tolist() == [0, 0, 1, 2]
+    assert rows.fields["click"].tolist() == [0, 0, 1, 0]
+    assert SIMPLE_PARSE.explain(bad) == ("column 1 (features)", "sample 1: age: 'x' is no number")
+
+
+def test_two_wrong_tags_whose_ends_would_make_a_right_one():
+    # Matched together, "a" and "b:1" would read as one pair with the key "a\nb".
+    parse = pairs_parser()
+    lines = [pairs_line("a"), pairs_line("b:1"), pairs_line("c"), pairs_line("d:2")]
+    assert parse(lines).refused.tolist() == [0, 2]
+    assert parse.explain(lines[0])[1] == "sample 0: pairs: 'a' is no value of the form its feature needs"
+
+
+def pairs_parser():
+    feature = Feature("pairs", "tag", ("pairs",), 4, "t", "hash", 9, separator="|", kv_separator=":")
+    return parser_of(schema({"click": "int64"}, {"pairs": "string"}, [feature]), ("click",), ("pairs",), 4)
+
+
+def pairs_line(text):
+    return group_line([["0"]], [[text]])
+
+
+# What is said.
+
+
+@pytest.mark.parametrize(
+    ("change", "expected"),
+    [
+        ({"columns": 3}, ("line", "3 columns, not 4")),
+        ({"group_size": "0"}, ("column 3 (group_size)", "group size '0', not 1 or more")),
+        ({"group_size": "-2"}, ("column 3 (group_size)", "group size '-2', not 1 or more")),
+        ({"group_size": "two"}, ("column 3 (group_size)", "group size 'two', not 1 or more")),
+        ({"group_size": "2.0"}, ("column 3 (group_size)", "group size '2.0', not 1 or more")),
+        ({"group_size": ""}, ("column 3 (group_size)", "group size '', not 1 or more")),
+        ({"labels": ["1", "no"]}, ("column 0 (click)", "sample 1: label 'no' is no number")),
+        ({"labels": ["1", "1e39"]}, ("column 0 (click)", "sample 1: label '1e39' is no number")),
+        ({"labels": ["2", "1"]}, ("column 0 (click)", "sample 0: label 2 is not from 0 to 1")),
+        ({"labels": ["1"]}, ("column 0 (click)", "1 entries, group size 2")),
+        ({"samples": [["a", "1"]]}, ("column 1 (features)", "1 samples, group size 2")),
+        ({"samples": [["a", "1"], ["b"]]}, ("column 1 (features)", "sample 1: 1 values, not 2")),
+        ({"samples": [["a", "1"], ["b", "1.5"]]}, ("column 1 (features)", "sample 1: age: '1.5' is no number")),
+    ],
+)
+def test_explanations_name_the_place_and_what_is_there(change, expected):
+    labels = change.get("labels", ["0", "1"])
+    line = group_line([labels], change.get("samples", [["a", "1"], ["b", "2"]]), "p", change.get("group_size", 2))
+    line = COLUMNS.encode().join(line.split(COLUMNS.encode())[: change.get("columns", 4)])
+    assert SIMPLE_PARSE.explain(line) == expected
+    assert SIMPLE_PARSE([line]).refused.tolist() == [0]
+
+
+def test_explanations_of_numbers_that_are_too_large_weights_and_bytes():
+    def explain(**values):
+        columns = [""] * NUM_COLUMNS
+        for column in LABEL_COLUMNS.values():
+            columns[column] = ["1"]
+        columns[FEATURES_COLUMN] = [[values.get(name, "") for name in SAMPLE_FIELDS]]
+        columns[SIZE_COLUMN] = "1"
+        return PARSE.explain(text_of(columns))[1]
+
+    assert explain(price="1e39") == "sample 0: price: '1e39' is too large a number"
+    assert explain(liked="a|b", liked_weights="1") == "sample 0: liked has 2 tags and liked_weights 1 weights"
+    assert explain(pairs="\udcff:1") == "sample 0: pairs: '\ufffd:1' is no UTF-8"
+    assert explain(place="1|2|3") == "sample 0: place: '1|2|3' is no value of the form its feature needs"
+
+
+# Labels.
+
+
+def label_parser(activation, num_class):
+    return parser_of(
+        schema({"y": "float32"}, {"user": "string"}, tasks=[("y", activation, num_class)]), ("y",), ("user",), 4
+    )
+
+
+@pytest.mark.parametrize(
+    ("activation", "num_class", "good", "bad"),
+    [
+        ("binary", 1, ["0", "1", "0.5", "1.0", "1e-3"], ["-0.001", "1.001", "2", "-1"]),
+        ("multiclass", 4, ["0", "3", "2.0", "1e0"], ["4", "-1", "1.5", "0.001", "3.1"]),
+        ("value", 1, ["-5", "3.25", "1e38"], ["1e39", "nan", "x"]),
+        ("sigmoid_value", 1, ["0", "0.5", "2"], ["inf"]),
+    ],
+)
+def test_labels_must_be_what_their_task_takes(activation, num_class, good, bad):
+    parse = label_parser(activation, num_class)
+    texts = [*good, *bad]
+    lines = [group_line([[text]], [["u"]]) for text in texts]
+    rows = parse(lines)
+    assert rows.kept.tolist() == list(range(len(good)))
+    np.testing.assert_array_equal(rows.fields["y"], np.float32([float(text) for text in good]))
+    assert rows.fields["y"].dtype == np.float32
+    assert [parse.explain(line) is None for line in lines] == [True] * len(good) + [False] * len(bad)
+
+
+def test_a_class_that_does_not_exist_is_explained():
+    explain = label_parser("multiclass", 4).explain
+    expected = ("column 0 (y)", "sample 0: label 1.5 is not a class from 0 to 3")
+    assert explain(group_line([["1.5"]], [["u"]])) == expected
+
+
+def test_a_label_without_a_task_may_be_any_number():
+    assert label_range((), "y") == (tf.float32.min, tf.float32.max, False)
+
+
+def test_without_labels_their_columns_may_hold_anything():
+    parse = parser_of(SIMPLE, (), ("user", "age"), 4)
+    lines = [group_line([labels], [["a", "1"], ["b", "2"]]) for labels in (["0", "1"], ["?"], [], ["5"] * 9)]
+    rows = parse(lines)
+    assert rows.kept.tolist() == [0, 1, 2, 3]
+    assert set(rows.fields) == {"user", "age"}
+    assert [parse.explain(line) for line in lines] == [None] * 4
+
+
+def test_labels_stand_where_selected_cols_says():
+    order = ("seconds", "click", "stars")
+    rows = parser_of(SCHEMA, order, ("user",), NUM_COLUMNS)([text_of(several_labels())])
+    assert {name: rows.fields[name].tolist() for name in order} == {
+        "click": [1, 0], "stars": [3, 4], "seconds": [2.5, 7]
+    }  # fmt: skip
+
+
+def several_labels():
+    columns = ["ignored"] * NUM_COLUMNS
+    for name, entries in {"click": ["1", "0"], "stars": ["3", "4"], "seconds": ["2.5", "7"]}.items():
+        columns[LABEL_COLUMNS[name]] = entries
+    columns[FEATURES_COLUMN] = [[""] * len(SAMPLE_FIELDS)] * 2
+    columns[SIZE_COLUMN] = "2"
+    return columns
+
+
+# Values.
+
+
+def test_empty_values_take_their_default():
+    rows = SIMPLE_PARSE([group_line([["", "1"]], [["", ""], ["b", "2"]])])
+    assert rows.fields["click"].tolist() == [0, 1]
+    assert rows.fields["user"].tolist() == [b"", b"b"]
+    assert rows.fields["age"].tolist() == [0, 2]
+    with_defaults = schema(
+        {"click": "int64"},
+        {"user": "string", "age": "int64", "vip": "bool", "price": "float32"},
+        defaults={"click": "1", "user": "é", "age": "-3", "vip": "true", "price": "2.5"},
+    )
+    rows = parser_of(with_defaults, ("click",), ("user", "age", "vip", "price"), 4)([group_line([[""]], [[""] * 4])])
+    values = {name: value.tolist() for name, value in rows.fields.items()}
+    assert values == {"click": [1], "user": ["é".encode()], "age": [-3], "vip": [1], "price": [2.5]}
+
+
+def test_defaults_count_as_tags_and_weights():
+    features = [Feature("liked", "tag", ("liked", "weights"), 4, "t", "hash", 9, separator="|")]
+    one = schema({"y": "float32"}, {"liked": "string", "weights": "string"}, features, {"liked": "a|b"})
+    parse = parser_of(one, ("y",), ("liked", "weights"), 4)
+    lines = [group_line([["0"]], [values]) for values in (["", ""], ["", "1|2"], ["x", "1"], ["x", "1|2"])]
+    assert parse(lines).kept.tolist() == [1, 2]
+    assert [parse.explain(line) is None for line in lines] == [False, True, True, False]
+
+
+def test_bool_fields_become_0_and_1():
+    one = schema({"y": "float32"}, {"vip": "bool"})
+    parse = parser_of(one, ("y",), ("vip",), 4)
+    texts = ["true", "false", "True", "FALSE", "tRuE", "1", "0", ""]
+    rows = parse([group_line([["0"] * len(texts)], [[text] for text in texts])])
+    assert rows.fields["vip"].tolist() == [1, 0, 1, 0, 1, 1, 0, 0]
+    assert rows.fields["vip"].dtype == np.int64
+    bad = [group_line([["0"]], [[text]]) for text in ("yes", "2", " true", "truefalse", "10")]
+    assert parse(bad).refused.tolist() == list(range(5))
+    assert all(parse.explain(line) for line in bad)
+
+
+def test_large_integers_keep_every_digit():
+    texts = ["123456789012345678", "-999999999999999999", "9007199254740993"]
+    rows = SIMPLE_PARSE([group_line([["0"] * 3], [["u", text] for text in texts])])
+    assert rows.fields["age"].tolist() == [int(text) for text in texts]
+
+
+@given(st.lists(st.binary(max_size=12), min_size=1, max_size=5))
+@settings(max_examples=80, deadline=None)
+def test_any_bytes_survive_in_a_string_field(values):
+    taken = {b"\n", *(separator.encode() for separator in (COLUMNS, SAMPLES, VALUES))}
+    values = [b"".join(bytes([byte]) for byte in value if bytes([byte]) not in taken) for value in values]
+    line = group_line([["0"] * len(values)], [[v.decode("utf-8", "surrogateescape"), "1"] for v in values])
+    rows = SIMPLE_PARSE([line])
+    assert rows.fields["user"].tolist() == values
+    assert SIMPLE_PARSE.explain(line) is None
+
+
+def test_picture_paths_are_bytes_as_they_stand():
+    paths = ["", " a b ", "é/日本.jpg", "\udcff\udcfe", "https://x/y?z=1|2"]
+    rows = SIMPLE_PARSE([group_line([["0"]], [["u", "1"]], path) for path in paths])
+    assert rows.image_path.tolist() == [path.encode("utf-8", "surrogateescape") for path in paths]
+
+
+# Separators.
+
+
+def test_the_empty_separator_splits_into_single_bytes():
+    one = schema({"y": "float32"}, {"a": "string", "b": "int64", "c": "string"}, separators=(";", ",", ""))
+    parse = parser_of(one, ("y",), ("a", "b", "c"), 4)
+    lines = [b"0,1;x5y,z6w;p;2", b"0;x5;p;1", b"0;x5yz;p;1", b"0;5xy;p;1", "0;5é;p;1".encode(), "0;é5;p;1".encode()]
+    rows = parse(lines)
+    assert rows.kept.tolist() == [0]
+    assert rows.fields["a"].tolist() == [b"x", b"z"]
+    assert rows.fields["b"].tolist() == [5, 6]
+    assert rows.fields["c"].tolist() == [b"y", b"w"]
+    assert [parse.explain(line) is None for line in lines] == [True] + [False] * 5
+    # A letter of two bytes is two values, and bytes that are no UTF-8 are one each.
+    for two_bytes in ("é".encode(), b"\xff\xfe", b"\xfe\xc3"):
+        line = b"0;" + two_bytes[:1] + b"7" + two_bytes[1:] + b";p;1"
+        assert parse([line]).fields["c"].tolist() == [two_bytes[1:]]
+        assert parse.explain(line) is None
+
+
+def test_separators_of_several_and_of_special_characters():
+    one = schema({"y": "float32"}, {"a": "string", "b": "int64"}, separators=("||", "é", "^]"))
+    parse = parser_of(one, ("y",), ("a", "b"), 4)
+    line = "0é1||x^]1éy|^]2||p||2".encode()
+    rows = parse([line, "0é1||x^]1y|^]2||p||2".encode()])
+    assert rows.kept.tolist() == [0]
+    assert rows.fields["a"].tolist() == [b"x", b"y|"]
+    assert rows.fields["b"].tolist() == [1, 2]
+    assert rows.fields["y"].tolist() == [0, 1]
+    assert parse.explain(line) is None
+
+
+@pytest.mark.parametrize("separator", [" ", "-", "+"])
+def test_a_separator_that_could_be_part_of_a_number_splits_first(separator):
+    feature = Feature("place", "raw", ("place",), 3, separator=separator, raw_dim=3)
+    one = schema({"y": "float32"}, {"place": "string"}, [feature])
+    parse = parser_of(one, ("y",), ("place",), 4)
+    texts = [separator.join(numbers) for numbers in (["1", "2.5", "3"], ["1", "", "2", "3"], ["1", "2", "3", ""])]
+    lines = [group_line([["0"]], [[text]]) for text in texts]
+    assert parse(lines).kept.tolist() == [0]
+    assert [parse.explain(line) is None for line in lines] == [True, False, False]
+
+
+def test_explaining_long_lists_of_spaces_takes_no_time():
+    feature = Feature("groups", "tag", ("groups",), 4, "t", "identity", 9, separator=" ")
+    one = schema({"y": "float32"}, {"groups": "string"}, [feature])
+    line = group_line([["0"]], [["1  " * 200 + "x"]])
+    assert "is no value of the form" in parser_of(one, ("y",), ("groups",), 4).explain(line)[1]
+
+
+@pytest.mark.parametrize("raw_dim", [2, 401, 768, 2048])
+def test_long_vectors(raw_dim):
+    feature = Feature("vector", "raw", ("vector",), raw_dim, separator="|", raw_dim=raw_dim)
+    one = schema({"y": "float32"}, {"vector": "string"}, [feature])
+    parse = parser_of(one, ("y",), ("vector",), 4)
+    lines = [group_line([["0"]], [["|".join(["-0.125"] * count)]]) for count in (raw_dim, raw_dim - 1, raw_dim + 1)]
+    assert parse(lines).kept.tolist() == [0]
+    assert [parse.explain(line) is None for line in lines] == [True, False, False]
+
+
+# Lines as they come from files.
+
+
+@pytest.mark.parametrize("compression", ["", "GZIP"])
+def test_lines_that_end_as_on_windows(tmp_path, compression):
+    path = tmp_path / "lines"
+    lines = [simple_line(2, 2, 2), simple_line(1, 1, 1)]
+    content = b"\r\n".join([*lines, b""])
+    path.write_bytes(gzip.compress(content) if compression else content)
+    read = list(tf.data.TextLineDataset(str(path), compression).as_numpy_iterator())
+    assert read == lines
+    rows = SIMPLE_PARSE(read)
+    assert rows.kept.tolist() == [0, 1]
+    assert rows.group_size.tolist() == [2, 1]
+
+
+def test_a_schema_with_one_column_less_refuses_all():
+    parser = parser_of(replace(SIMPLE), ("click",), ("user",), 5)
+    rows = parser([simple_line(1, 1, 1)] * 3)
+    assert rows.refused.tolist() == [0, 1, 2]
+    assert rows.fields["user"].tolist() == []
