@@ -28,7 +28,6 @@ class GenerateProto(Command):
         from grpc_tools import protoc
 
         target = ROOT / PROTO_PACKAGE
-        target.mkdir(exist_ok=True)
         for old in target.glob("*_pb2.py*"):
             old.unlink()
         (target / "__init__.py").write_text('"""Generated from protos/ by setup.py."""\n', encoding="utf-8")
@@ -58,6 +57,9 @@ def _requirements() -> list[str]:
     lines = (ROOT / "requirements/base.in").read_text(encoding="utf-8").splitlines()
     return [line for line in (line.split("#")[0].strip() for line in lines) if line]
 
+
+# setuptools wants to see the package before build_py has filled it.
+(ROOT / PROTO_PACKAGE).mkdir(exist_ok=True)
 
 setup(
     name="easyrec-mm",
