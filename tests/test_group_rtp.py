@@ -183,7 +183,8 @@ WORDS = [
     *("nan", "inf", "-inf", "NaN", "abc", "true", "FALSE", "True ", "t", "9" * 18, "9" * 19, "9" * 40, "1.00000001"),
     *("a:1", "a:1|b:2", "a:1||b:2.5|", "a:", ":1", ":", "a", "a:b", "a:1:2", "a:1|b", "a|b:1", "|", "||", "1|2"),
     *("1|2|3", "1|", "|1", "1|x", " 1 |+2", "0.5|1e3", "3 4", "3  4 ", "3,4", "3 x"),
-    *("é", "日本", "２", "\udcff", "\udcc3", "a\udcff:1", "\udced\udca0\udc80", "\U0001f600:1", "\x00", "\x1d", "\r", "'\"\\"),
+    *("é", "日本", "２", "\udcff", "\udcc3", "a\udcff:1", "\udced\udca0\udc80", "\U0001f600:1", "\x00", "\x1d"),
+    *("\r", "'", '"', "\\"),
 ]  # fmt: skip
 
 words = st.one_of(
@@ -284,7 +285,7 @@ def test_good_groups_are_all_kept(good):
 
 
 @given(st.lists(lines(), min_size=1, max_size=6))
-@settings(max_examples=400, deadline=None)
+@settings(max_examples=250, deadline=None)
 @example([b""])
 @example([COLUMNS.encode() * (NUM_COLUMNS - 1)])
 def test_kept_groups_and_values_equal_the_reference(some_lines):
@@ -492,13 +493,13 @@ def test_without_labels_their_columns_may_hold_anything():
 
 def test_labels_stand_where_selected_cols_says():
     order = ("seconds", "click", "stars")
-    rows = parser_of(SCHEMA, order, ("user",), NUM_COLUMNS)([text_of(several_labels())])
+    rows = parser_of(SCHEMA, order, ("user",), NUM_COLUMNS)([text_of(three_labels())])
     assert {name: rows.fields[name].tolist() for name in order} == {
         "click": [1, 0], "stars": [3, 4], "seconds": [2.5, 7]
     }  # fmt: skip
 
 
-def several_labels():
+def three_labels():
     columns = ["ignored"] * NUM_COLUMNS
     for name, entries in {"click": ["1", "0"], "stars": ["3", "4"], "seconds": ["2.5", "7"]}.items():
         columns[LABEL_COLUMNS[name]] = entries

@@ -66,7 +66,7 @@ class GroupRtpParser:
         self._fields = [(schema.field(name), schema.layout.sample_fields.index(name)) for name in fields]
         self._num_columns = num_columns
         self._patterns = text_patterns(schema)
-        self._weighted_tags = [f for f in schema.features if f.weight_input]
+        self._weighted_tags = [f for f in schema.features if f.weight_input and set(f.inputs) <= set(fields)]
 
     def __call__(self, lines: tf.Tensor) -> GroupRows:
         """Lines, string `[G]` -> the good groups among them."""

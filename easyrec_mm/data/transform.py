@@ -158,7 +158,7 @@ def _feature_patterns(feature: Feature) -> list[tuple[str, str]]:
 
 def _between(pattern: str, separators: str) -> str:
     """The pattern of a number where separators split first: a space or a sign among them is no part of a number."""
-    spaces = "".join(space for space in " \t" if space not in separators)
+    spaces = "".join(code for space, code in ((" ", " "), ("\t", r"\t")) if space not in separators)
     signs = "".join(sign for sign in "+-" if sign not in separators)
     pattern = pattern.replace(r"[ \t]*", f"[{spaces}]*" if spaces else "")
     return pattern.replace("[+-]?", f"[{signs}]?" if signs else "")

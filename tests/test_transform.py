@@ -1,0 +1,476 @@
+"""Each kind of feature against plain Python and NumPy, and the patterns against both regular expression engines."""
+
+import re
+
+import numpy as np
+import pytest
+import tensorflow as tf
+from data_helpers import schema
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from easyrec_mm.data.transform import FeatureTransform, split_tags, text_patterns
+from easyrec_mm.schema import INTEGER_PATTERN, NUMBER_PATTERN, VALUE_PATTERNS, Feature
+
+
+def transform(feature, **fields):
+    """What one feature becomes: NumPy arrays, ragged ones as lists; with weights a pair."""
+    dtypes = {name: "string" if isinstance(values[0], str | bytes) else "other" for name, values in fields.items()}
+    tensors = {name: as_tensor(values) for name, values in fields.items()}
+    features = FeatureTransform(schema({"y": "float32"}, dtypes, [feature]))(tensors)
+    found = [
+        value.to_list() if isinstance(value, tf.RaggedTensor) else value.numpy()
+        for value in (features.pop(name) for name in (feature.name, feature.weight_key) if name in features)
+    ]
+    assert not features
+    return found[0] if len(found) == 1 else tuple(found)
+
+
+def as_tensor(values):
+    if isinstance(values[0], str | bytes):
+        return tf.constant(values, tf.string)
+    return tf.constant(values, tf.int64 if isinstance(values[0], int) else tf.float32)
+
+
+def id_feature(encoding="hash", num_ids=1000, **options):
+    return Feature("f", "id", ("x",), 4, "t", encoding, num_ids, **options)
+
+
+def tag_feature(encoding="hash", num_ids=1000, inputs=("x",), **options):
+    return Feature("f", "tag", inputs, 4, "t", encoding, num_ids, **{"separator": "|", **options})
+
+
+def raw_feature(**options):
+    return Feature("f", "raw", ("x",), options.pop("width", 1), **options)
+
+
+def buckets(texts, num_ids=1000):
+    """farmhash64 of the texts, modulo the number of rows, by the op whose constants the first test pins."""
+    return tf.strings.to_hash_bucket_fast(tf.constant(texts, tf.string), num_ids).numpy().tolist()
+
+
+# Hashing.
+
+
+def test_hash_is_farmhash_fingerprint64():
+    # farmhash::Fingerprint64 of these strings; a table that was trained with them must never be read with others.
+    fingerprints = {
+        "": 0x9AE16A3B2F90404F,
+        "a": 0xB3454265B6DF75E3,
+        "hello": 0xB48BE5A931380CE8,
+    }
+    num_ids = 2**40
+    found = transform(id_feature(num_ids=num_ids), x=list(fingerprints))
+    assert found.tolist() == [value % num_ids for value in fingerprints.values()]
+    assert found.dtype == np.int64
+
+
+@given(st.lists(st.one_of(st.text(max_size=20), st.binary(max_size=20)), min_size=1, max_size=8), st.integers(1, 10**9))
+@settings(max_examples=20, deadline=None)
+def test_text_is_hashed_as_it_stands(texts, num_ids):
+    texts = [text.encode("utf-8", "surrogatepass") if isinstance(text, str) else text for text in texts]
+    assert transform(id_feature(num_ids=num_ids), x=texts).tolist() == buckets(texts, num_ids)
+
+
+def test_integers_are_hashed_as_decimal_text():
+    values = [0, 7, -3, 10**17, -(10**17), 2**53 + 1]
+    assert transform(id_feature(), x=values).tolist() == buckets([str(value) for value in values])
+
+
+@pytest.mark.parametrize("precision", [0, 2, 5])
+def test_numbers_are_hashed_as_text_of_fixed_precision(precision):
+    values = np.float32([0.0, 1.0, 0.1, 2.675, -12.3456789, 1e10, 0.00001, 0.5, 1.5]).tolist()
+    texts = [f"{value:.{precision}f}" for value in values]
+    assert transform(id_feature(precision=precision), x=values).tolist() == buckets(texts)
+
+
+def test_a_number_is_hashed_from_its_float32():
+    # 0.1 is 0.100000001490116... in float32.
+    assert transform(id_feature(precision=12), x=[0.1]).tolist() == buckets(["0.100000001490"])
+
+
+# Identity.
+
+
+@pytest.mark.parametrize("as_text", [False, True])
+def test_identity_is_the_value_and_row_0_outside(as_text):
+    values = [0, 1, 9, 10, 11, -1, -10, 10**17, 3]
+    expected = [value if 0 <= value < 10 else 0 for value in values]
+    found = transform(id_feature("identity", 10), x=[str(value) for value in values] if as_text else values)
+    assert found.tolist() == expected
+
+
+def test_identity_of_text_forms():
+    assert transform(id_feature("identity", 10), x=["", " 3 ", "+4", "007", "\t5"]).tolist() == [0, 3, 4, 7, 5]
+
+
+# Vocabularies.
+
+
+def test_vocabulary_rows_and_the_last_one_for_the_unknown():
+    vocabulary = ("M", "F", "é", "")
+    feature = id_feature("vocabulary", 5, vocabulary=vocabulary)
+    texts = ["F", "M", "x", "", "é", "f", " M"]
+    assert transform(feature, x=texts).tolist() == [
+        vocabulary.index(text) if text in vocabulary else len(vocabulary) for text in texts
+    ]
+
+
+def test_vocabulary_of_numbers():
+    integers = id_feature("vocabulary", 4, vocabulary=("10", "2", "-1"))
+    assert transform(integers, x=[2, -1, 10, 3]).tolist() == [1, 2, 0, 3]
+    numbers = id_feature("vocabulary", 3, vocabulary=("0.50", "2.00"), precision=2)
+    assert transform(numbers, x=[2.0, 0.5, 0.501, 0.51]).tolist() == [1, 0, 0, 2]
+
+
+# Crosses.
+
+
+def test_combo_hashes_its_inputs_joined():
+    feature = Feature("f", "combo", ("x", "z", "w"), 4, "t", "hash", 1000, precision=1)
+    found = transform(feature, x=["a", "ab", ""], z=[1, -2, 3], w=[0.25, 1.0, 0.0])
+    texts = ["a\x1d1\x1d0.2", "ab\x1d-2\x1d1.0", "\x1d3\x1d0.0"]
+    assert found.tolist() == buckets(texts)
+
+
+def test_combo_tells_its_inputs_apart():
+    feature = Feature("f", "combo", ("x", "z"), 4, "t", "hash", 2**40)
+    found = transform(feature, x=["ab", "a", "", "abc"], z=["c", "bc", "abc", ""])
+    assert len(set(found.tolist())) == 4
+
+
+def test_inputs_are_taken_in_the_order_of_the_feature():
+    forward = Feature("f", "combo", ("x", "z"), 4, "t", "hash", 1000)
+    assert transform(forward, z=["2"], x=["1"]).tolist() == buckets(["1\x1d2"])
+
+
+# Tags.
+
+
+@pytest.mark.parametrize("separator", ["|", "||", "é", " ", "."])
+def test_empty_tags_are_dropped(separator):
+    samples = [["a", "b"], ["", "a", "", "", "c", ""], [""], [], ["", ""], ["d"]]
+    texts = [separator.join(tags) for tags in samples]
+    expected = [[tag for tag in text.split(separator) if tag] for text in texts]
+    assert split_tags(tf.constant(texts), separator).to_list() == [[tag.encode() for tag in tags] for tags in expected]
+    found = transform(tag_feature(separator=separator), x=texts)
+    assert found == [buckets(tags) if tags else [] for tags in expected]
+
+
+def test_no_tag_at_all():
+    assert transform(tag_feature(), x=["", "|", ""]) == [[], [], []]
+    assert split_tags(tf.constant([], tf.string), "|").to_list() == []
+
+
+def test_tags_of_each_encoding():
+    assert transform(tag_feature("identity", 10), x=["1|9", "10|-1", " 3"]) == [[1, 9], [0, 0], [3]]
+    with_vocabulary = tag_feature("vocabulary", 3, vocabulary=("red", "blue"))
+    assert transform(with_vocabulary, x=["blue|green", "red"]) == [[1, 2], [0]]
+
+
+def test_weights_behind_tags():
+    ids, weights = transform(tag_feature(kv_separator=":"), x=["a:1|b:0.5", "", "|c:-2e1||d: 3 |", ":4"])
+    assert ids == [buckets(["a", "b"]), [], buckets(["c", "d"]), buckets([""])]
+    assert weights == [[1.0, 0.5], [], [-20.0, 3.0], [4.0]]
+
+
+def test_weights_behind_tags_that_are_rows():
+    ids, weights = transform(tag_feature("identity", 5, kv_separator="="), x=["4=.5|5=2"])
+    assert ids == [[4, 0]]
+    assert weights == [[0.5, 2.0]]
+
+
+def test_weights_of_a_second_input():
+    feature = tag_feature(inputs=("x", "w"))
+    ids, weights = transform(feature, x=["a|b", "", "|c|"], w=["1|0.25", "", "||-3"])
+    assert ids == [buckets(["a", "b"]), [], buckets(["c"])]
+    assert weights == [[1.0, 0.25], [], [-3.0]]
+
+
+# Numbers.
+
+
+def test_a_number_stays_as_it_is():
+    values = [0.5, -3.0, 1e30]
+    found = transform(raw_feature(), x=values)
+    np.testing.assert_array_equal(found, np.float32(values)[:, None])
+    assert found.dtype == np.float32
+    np.testing.assert_array_equal(transform(raw_feature(), x=[3, -4]), [[3.0], [-4.0]])
+    np.testing.assert_array_equal(transform(raw_feature(), x=["1.5", "", " 2e1"]), [[1.5], [0.0], [20.0]])
+
+
+@pytest.mark.parametrize("separator", ["|", "||", " "])
+def test_vectors(separator):
+    feature = raw_feature(width=3, raw_dim=3, separator=separator)
+    texts = [separator.join(numbers) for numbers in (["1", "-2.5", "3e2"], [".5", "0", "7"])]
+    np.testing.assert_array_equal(transform(feature, x=[*texts, ""]), [[1, -2.5, 300], [0.5, 0, 7], [0, 0, 0]])
+
+
+@given(
+    st.lists(st.floats(-1e6, 1e6, width=32), min_size=1, max_size=5),
+    st.floats(-1000, 1000),
+    st.floats(0.001, 1000),
+)
+@settings(max_examples=20, deadline=None)
+def test_numbers_are_scaled_to_their_limits(values, low, extent):
+    high = low + extent
+    found = transform(raw_feature(min_value=low, max_value=high), x=values)
+    expected = (np.float32(values) - np.float32(low)) / np.float32(high - low)
+    np.testing.assert_allclose(found[:, 0], expected, rtol=1e-6)
+
+
+def test_limits_become_0_and_1():
+    found = transform(raw_feature(min_value=-1.0, max_value=3.0), x=[-1.0, 3.0, 1.0, 7.0])
+    np.testing.assert_array_equal(found[:, 0], [0, 1, 0.5, 2])
+
+
+@given(
+    st.lists(st.floats(-100, 100, width=32), min_size=1, max_size=6, unique=True),
+    st.lists(st.floats(-150, 150, width=32), min_size=1, max_size=8),
+)
+@settings(max_examples=40, deadline=None)
+def test_buckets_equal_searchsorted(boundaries, values):
+    boundaries = sorted(boundaries)
+    values = [*values, *boundaries]  # the limits themselves
+    found = transform(raw_feature(boundaries=tuple(boundaries), width=len(boundaries) + 1), x=values)
+    assert found.tolist() == np.searchsorted(np.float32(boundaries), np.float32(values), side="right").tolist()
+    assert found.dtype == np.int64
+
+
+def test_a_bucket_holds_its_lower_limit():
+    found = transform(raw_feature(boundaries=(1.0, 2.5)), x=[0.0, 0.999, 1.0, 2.4, 2.5, 1e9, -1e9])
+    assert found.tolist() == [0, 0, 1, 1, 2, 2, 0]
+
+
+def test_buckets_of_text_integers_and_scaled_numbers():
+    assert transform(raw_feature(boundaries=(0.0, 2.0)), x=["", "-1", "2"]).tolist() == [1, 0, 2]
+    assert transform(raw_feature(boundaries=(0.0, 2.0)), x=[-5, 0, 1, 2]).tolist() == [0, 1, 1, 2]
+    scaled = raw_feature(boundaries=(0.5,), min_value=0.0, max_value=10.0)
+    assert transform(scaled, x=[4.9, 5.0]).tolist() == [0, 1]
+
+
+# Several features, and no sample.
+
+
+def test_features_share_fields_and_come_in_the_order_of_the_schema():
+    features = [
+        Feature("hashed", "id", ("x",), 4, "t", "hash", 50),
+        Feature("row", "id", ("n",), 4, "t2", "identity", 3),
+        Feature("cross", "combo", ("x", "n"), 4, "t3", "hash", 50),
+        Feature("number", "raw", ("n",), 1),
+    ]
+    values = FeatureTransform(schema({"y": "float32"}, {"x": "string", "n": "int64"}, features))(
+        {"x": tf.constant(["a", "b"]), "n": tf.constant([1, 5], tf.int64)}
+    )
+    assert list(values) == ["hashed", "row", "cross", "number"]
+    assert values["hashed"].numpy().tolist() == buckets(["a", "b"], 50)
+    assert values["row"].numpy().tolist() == [1, 0]
+    assert values["cross"].numpy().tolist() == buckets(["a\x1d1", "b\x1d5"], 50)
+    assert values["number"].numpy().tolist() == [[1.0], [5.0]]
+
+
+@pytest.mark.parametrize(
+    ("feature", "shape"),
+    [
+        (id_feature(), [0]),
+        (id_feature("identity", 3), [0]),
+        (id_feature("vocabulary", 2, vocabulary=("a",)), [0]),
+        (tag_feature(kv_separator=":"), [0, None]),
+        (tag_feature(separator="||"), [0, None]),
+        (raw_feature(), [0, 1]),
+        (raw_feature(width=3, raw_dim=3, separator="|"), [0, 3]),
+        (raw_feature(boundaries=(1.0,)), [0]),
+    ],
+)
+def test_no_sample(feature, shape):
+    fields = {"x": tf.constant([], tf.string)}
+    values = FeatureTransform(schema({"y": "float32"}, {"x": "string"}, [feature]))(fields)
+    assert values["f"].shape.as_list() == shape
+
+
+def test_the_same_in_a_graph():
+    features = [
+        Feature("tags", "tag", ("x",), 4, "t", "vocabulary", 3, vocabulary=("a", "b"), separator="|", kv_separator=":"),
+        Feature("vector", "raw", ("v",), 2, raw_dim=2, separator=","),
+    ]
+    one = FeatureTransform(schema({"y": "float32"}, {"x": "string", "v": "string"}, features))
+    fields = {"x": tf.constant(["b:1|z:2", ""]), "v": tf.constant(["1,2", ""])}
+    eager = one(fields)
+    graph = tf.function(one, autograph=False)(fields)
+    assert list(eager) == list(graph) == ["tags", "tags:weight", "vector"]
+    for name, value in eager.items():
+        as_list = (lambda v: v.to_list()) if isinstance(value, tf.RaggedTensor) else (lambda v: v.numpy().tolist())
+        assert as_list(value) == as_list(graph[name])
+
+
+# Patterns: what a field's text must look like.
+
+
+def patterns_of(*features, **dtypes):
+    return text_patterns(schema({"y": "float32"}, dtypes, features))
+
+
+def both_match(patterns, text):
+    """Whether the text matches; the two engines must agree."""
+    python = all(re.fullmatch(pattern, text) for pattern in patterns)
+    re2 = all(bool(tf.strings.regex_full_match(text, pattern)) for pattern in patterns)
+    assert python == re2, (patterns, text)
+    return python
+
+
+def is_number(text, kind=float, separators=""):
+    """Python's opinion, on decimal text of the lengths that the format allows."""
+    if set(text) - (set("0123456789+-.eE \t") - set(separators)):
+        return False
+    digits = re.split("[eE]", text.strip(" \t"))
+    if (kind is int and len(digits[0].lstrip("+-")) > 18) or any(len(part.lstrip("+-")) > 2 for part in digits[1:]):
+        return False
+    try:
+        kind(text)
+    except ValueError:
+        return False
+    return True
+
+
+number_texts = st.one_of(
+    st.text("0159+-.eE \t", max_size=7),
+    st.text("0123456789", min_size=15, max_size=20),
+    st.floats(width=32).map(str),
+    st.integers(-(10**20), 10**20).map(str),
+    st.text(max_size=4),
+).filter(lambda text: "\x00" not in text)
+
+
+@given(number_texts)
+@settings(max_examples=400, deadline=None)
+def test_numbers_are_what_python_takes_for_numbers(text):
+    assert both_match([NUMBER_PATTERN], text) == is_number(text)
+    assert both_match([INTEGER_PATTERN], text) == is_number(text, int)
+    if is_number(text):
+        assert tf.strings.to_number(text).numpy() == np.float32(float(text))
+    if is_number(text, int):
+        assert tf.strings.to_number(text, tf.int64).numpy() == int(text)
+
+
+@given(
+    st.one_of(st.sampled_from(["true", "FALSE", "tRue", "0", "1", "01", "truefalse", "", " 1"]), st.text(max_size=5))
+)
+@settings(max_examples=60, deadline=None)
+def test_truth_values(text):
+    both_match([VALUE_PATTERNS["bool"]], text)
+
+
+def test_truth_values_are_two_words_and_two_digits():
+    accepted = [text for text in ("true", "False", "TRUE", "0", "1") if both_match([VALUE_PATTERNS["bool"]], text)]
+    assert len(accepted) == 5
+    assert not any(
+        both_match([VALUE_PATTERNS["bool"]], text) for text in ("", "2", "yes", "t", "true ", "10", "truefalse")
+    )
+
+
+def parts(text, separator):
+    return [part for part in text.split(separator) if part]
+
+
+def vector_reference(separator, dim):
+    return lambda text: (
+        len(text.split(separator)) == dim and all(is_number(part, float, separator) for part in text.split(separator))
+    )
+
+
+def weights_reference(separator):
+    return lambda text: all(is_number(part) for part in parts(text, separator))
+
+
+def rows_reference(separator):
+    return lambda text: all(is_number(part, int) for part in parts(text, separator))
+
+
+def pairs_reference(separator, kv_separator, is_key=lambda key: True):
+    def accepts(text):
+        pairs = [part.split(kv_separator) for part in parts(text, separator)]
+        return all(len(pair) == 2 and is_key(pair[0]) and is_number(pair[1]) for pair in pairs)
+
+    return accepts
+
+
+TEXT_FORMS = {
+    "vector": (raw_feature(width=2, raw_dim=2, separator="|"), "x", vector_reference("|", 2), "12.-e|| "),
+    "vector of 3, comma": (raw_feature(width=3, raw_dim=3, separator=","), "x", vector_reference(",", 3), "12.,,"),
+    "vector, space": (raw_feature(width=2, raw_dim=2, separator=" "), "x", vector_reference(" ", 2), "12.\t  "),
+    "vector, minus": (raw_feature(width=2, raw_dim=2, separator="-"), "x", vector_reference("-", 2), "12.--+"),
+    "vector, several": (raw_feature(width=2, raw_dim=2, separator="||"), "x", vector_reference("||", 2), "12|||"),
+    "number": (raw_feature(), "x", is_number, "12.-+e "),
+    "row": (id_feature("identity", 5), "x", lambda text: is_number(text, int), "12.-+ "),
+    "rows": (tag_feature("identity", 5), "x", rows_reference("|"), "12|| -"),
+    "rows, space": (tag_feature("identity", 5, separator=" "), "x", rows_reference(" "), "12  \t"),
+    "rows, point": (tag_feature("identity", 5, separator="."), "x", rows_reference("."), "12.. "),
+    "weights": (tag_feature(inputs=("x", "w")), "w", weights_reference("|"), "12|.|- "),
+    "pairs": (tag_feature(kv_separator=":"), "x", pairs_reference("|", ":"), "a1::||."),
+    "pairs, special": (tag_feature(separator="]", kv_separator="^"), "x", pairs_reference("]", "^"), "a1^^]]\\"),
+    "pairs, minus": (tag_feature(separator=",", kv_separator="-"), "x", pairs_reference(",", "-"), "a1--,,"),
+    "pairs, equals": (tag_feature(separator="&", kv_separator="="), "x", pairs_reference("&", "="), "aé1==&& "),
+    "pairs of rows": (
+        tag_feature("identity", 5, kv_separator=":"), "x",
+        pairs_reference("|", ":", lambda key: is_number(key, int)), "12::||.",
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", TEXT_FORMS)
+@given(data=st.data())
+@settings(max_examples=60, deadline=None)
+def test_patterns_accept_what_python_accepts_and_the_transform_takes(name, data):
+    feature, field, reference, alphabet = TEXT_FORMS[name]
+    text = data.draw(st.text(alphabet, min_size=1, max_size=9))
+    accepts = both_match(patterns_of(feature, x="string", w="string")[field], text)
+    assert accepts == reference(text)
+    if accepts:
+        fields = {"x": text, "w": text} if len(feature.inputs) == 2 else {"x": text}
+        transform(feature, **{name: [value] for name, value in fields.items()})  # without an error
+
+
+def test_a_pattern_does_not_reach_over_a_line_end():
+    # Input formats join values by line ends before they match them.
+    pattern = patterns_of(tag_feature(kv_separator=":"), x="string")["x"][0]
+    assert both_match([pattern], "a:1|b:2")
+    assert not both_match([pattern], "a\nb:1")
+
+
+@pytest.mark.parametrize("raw_dim", [1, 2, 400, 401, 402, 801, 1500])
+def test_patterns_of_long_vectors_count_exactly(raw_dim):
+    pattern = patterns_of(raw_feature(width=raw_dim, raw_dim=raw_dim, separator="|"), x="string")["x"][0]
+    lengths = [length for length in (raw_dim - 1, raw_dim, raw_dim + 1) if length]
+    assert [both_match([pattern], "|".join(["1"] * length)) for length in lengths] == [n == raw_dim for n in lengths]
+
+
+def test_fields_have_the_patterns_of_their_type_and_of_every_feature():
+    features = [
+        Feature("a", "id", ("text",), 4, "t", "hash", 9),
+        Feature("b", "id", ("number",), 4, "t2", "identity", 9),
+        Feature("c", "raw", ("both",), 1),
+        Feature("d", "id", ("both",), 4, "t3", "identity", 9),
+    ]
+    found = patterns_of(*features, text="string", number="int64", price="float32", vip="bool", both="string")
+    assert found == {
+        "y": [NUMBER_PATTERN],
+        "number": [INTEGER_PATTERN],
+        "price": [NUMBER_PATTERN],
+        "vip": [VALUE_PATTERNS["bool"]],
+        "both": [NUMBER_PATTERN, INTEGER_PATTERN],
+        "group_size": [INTEGER_PATTERN],
+    }
+
+
+def test_the_patterns_that_are_rewritten_still_hold_what_is_replaced():
+    # A separator among spaces or signs is taken out of these by text; were they written otherwise, it would stay in.
+    for pattern in (NUMBER_PATTERN, INTEGER_PATTERN):
+        assert pattern.count(r"[ \t]*") == 2
+        assert "[+-]?" in pattern
+    for separator in " +-":
+        feature = raw_feature(width=2, raw_dim=2, separator=separator)
+        pattern = patterns_of(feature, x="string")["x"][0]
+        accepted = [text for text in ("12", "1", "2") if both_match([pattern], separator.join([text, text]))]
+        assert accepted == ["12", "1", "2"]
+        doubled = (separator.join(["1", "", "2"]), separator.join(["", "1", "2"]), separator.join(["1", "2", ""]))
+        assert not any(both_match([pattern], text) for text in doubled)
