@@ -62,7 +62,8 @@ class Checkpoints:
           CheckpointError: if it cannot be written, as on a full disk; what was there before stays.
         """
         path = self._folder / f"{PREFIX}-{step}"
-        temporary = self._folder / f".{PREFIX}-{step}.tmp"
+        # One name for all steps: what a killed save left is cleared by the next.
+        temporary = self._folder / f".{PREFIX}.tmp"
         try:
             self._folder.mkdir(parents=True, exist_ok=True)
             shutil.rmtree(temporary, ignore_errors=True)

@@ -25,6 +25,8 @@ BACKBONE_NAMES = ("ResNet", "MobileNet")
 ACTIVATION_NAMES = (
     "relu", "gelu", "selu", "elu", "leaky_relu", "tanh", "sigmoid", "swish", "softplus", "linear",
 )  # fmt: skip
+# Parts of the loss beside those of the towers, under which they are logged.
+REGULARIZATION_LOSSES = ("embedding_regularization", "l2_regularization")
 GAUC_REDUCTIONS = ("mean", "mean_by_sample_num", "mean_by_positive_num")
 
 # Metrics by the outputs that they make sense for.
@@ -143,6 +145,8 @@ def _check_towers(towers: list[BayesTaskTower], schema: Schema, problems: Proble
             problems.add(f"{place}.tower_name", f"a second tower named '{tower.tower_name}'; rename one")
         if not re.fullmatch(r"\w[\w.-]*", tower.tower_name):
             problems.add(f"{place}.tower_name", f"'{tower.tower_name}' is no name; use letters, digits and _")
+        if tower.tower_name in REGULARIZATION_LOSSES:
+            problems.add(f"{place}.tower_name", f"'{tower.tower_name}' names a part of the loss; rename the tower")
         for name in ("dnn", "relation_dnn"):
             _check_dnn(tower, name, place, problems)
         for relation in tower.relation_tower_names:

@@ -11,7 +11,7 @@ from collections.abc import Callable
 import keras
 import tensorflow as tf
 
-from easyrec_mm.config_checks import activation_name, relation_order
+from easyrec_mm.config_checks import REGULARIZATION_LOSSES, activation_name, relation_order
 from easyrec_mm.data.batch import Batch
 from easyrec_mm.layers.dnn import DNN, ExpertMixture, Highway, dense
 from easyrec_mm.layers.embedding import FeatureEmbedding
@@ -23,6 +23,7 @@ from easyrec_mm.protos.pipeline_pb2 import EasyRecConfig
 from easyrec_mm.schema import Schema, Task
 
 FLOAT32, MIXED_BFLOAT16 = "float32", "mixed_bfloat16"
+EMBEDDING_REGULARIZATION, L2_REGULARIZATION = REGULARIZATION_LOSSES
 
 
 class RecModel(keras.layers.Layer):
@@ -138,10 +139,10 @@ class MultimodalModel:
         for tower, task in zip(self._towers, self.schema.tasks, strict=True):
             losses[task.name] = _tower_loss(tower, task, logits[task.name], batch)
         if self._embedding_regularization:
-            losses["embedding_regularization"] = 0.5 * self._embedding_regularization * squares
+            losses[EMBEDDING_REGULARIZATION] = 0.5 * self._embedding_regularization * squares
         kernels = self.rec.losses + (self.image.losses if self.image else [])
         if kernels:
-            losses["l2_regularization"] = tf.add_n(kernels)
+            losses[L2_REGULARIZATION] = tf.add_n(kernels)
         return losses
 
     def predict(self, batch: Batch) -> dict[str, tf.Tensor]:

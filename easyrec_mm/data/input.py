@@ -25,7 +25,7 @@ from easyrec_mm.errors import DataError, tensorflow_reason
 from easyrec_mm.protos.data_pb2 import DatasetConfig
 from easyrec_mm.schema import Schema
 
-# Files read side by side. Fixed, because it decides the order of the lines.
+# Files read side by side when lines are shuffled. Fixed, because it decides their order.
 NUM_OPEN_FILES = 4
 # Lines from which the number of columns is taken.
 NUM_PROBE_LINES = 100
@@ -121,7 +121,7 @@ class Input:
         """
         dataset = self._dataset(num_epochs, num_skipped)
         pending: deque[tuple[dict[str, tf.Tensor], Future[Pictures] | None]] = deque()
-        epoch = 0
+        epoch: int | None = None  # of the batch before
         with ThreadPoolExecutor(self._num_threads, thread_name_prefix="pictures") as pool:
             try:
                 for rows in _read(dataset, self.files, self._compressions):
@@ -131,9 +131,9 @@ class Input:
                     pending.append((rows, loading))
                     if len(pending) > self._data.prefetch_size:
                         batch = self._finish(*pending.popleft())
-                        if batch.epoch > epoch:
-                            epoch = batch.epoch
+                        if epoch is not None and batch.epoch > epoch:
                             self._bad_records.check_all()
+                        epoch = batch.epoch
                         yield batch
                 while pending:
                     yield self._finish(*pending.popleft())
@@ -183,14 +183,12 @@ class Input:
             return file.enumerate(start=1).map(lambda row, line: (epoch, index, row, line))
 
         files = tf.data.Dataset.from_tensor_slices(order)
-        if not self._training:
+        if not shuffled:
             return files.flat_map(read_file)
         open_files = min(NUM_OPEN_FILES, num_files)
         lines = files.interleave(read_file, open_files, num_parallel_calls=open_files, deterministic=True)
-        if shuffled:
-            seed = tf.constant(self._data.seed, tf.int64) + epoch
-            lines = lines.shuffle(self._data.shuffle_buffer_size, seed=seed, reshuffle_each_iteration=False)
-        return lines
+        seed = tf.constant(self._data.seed, tf.int64) + epoch
+        return lines.shuffle(self._data.shuffle_buffer_size, seed=seed, reshuffle_each_iteration=False)
 
     def _parse(self, epoch: tf.Tensor, file: tf.Tensor, row: tf.Tensor, lines: tf.Tensor) -> dict[str, tf.Tensor]:
         """Lines `[G]` -> the tensors of a batch, and where its groups and its refused lines come from."""
@@ -242,7 +240,9 @@ class Input:
     ) -> list[BadRecord]:
         files, rows = (tensor.numpy() for tensor in origin) if problems else ([], [])
         return [
-            BadRecord("picture", self.files[files[i]], int(rows[i]), os.fsdecode(paths[i]), problem)
+            BadRecord(
+                "picture", self.files[files[i]], int(rows[i]), paths[i].decode("utf-8", "backslashreplace"), problem
+            )
             for i, problem in problems.items()
         ]
 
