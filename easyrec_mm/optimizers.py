@@ -10,6 +10,7 @@ To add one: a class here with its `rule` and `apply_dense`, and its key in OPTIM
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import keras
@@ -48,9 +49,9 @@ class RowOptimizer(keras.optimizers.Optimizer):
         """Create the slots of these variables."""
         super().build(variables)
         for slot, initial in self.slots.items():
-            self._slot_variables[slot] = [
-                self.add_variable_from_reference(v, slot, keras.initializers.Constant(initial)) for v in variables
-            ]
+            # Keras's Constant multiplies a tensor of ones: one more copy of the table.
+            fill = partial(_fill, initial)
+            self._slot_variables[slot] = [self.add_variable_from_reference(v, slot, fill) for v in variables]
 
     def named_slots(self, names: Sequence[str]) -> dict[str, keras.Variable]:
         """Slots by "<name of the variable>/<slot>", for the names of the variables that it was built with."""
@@ -98,6 +99,10 @@ class RowOptimizer(keras.optimizers.Optimizer):
     def _step(self) -> tf.Tensor:
         """Number of the step under way, from 1."""
         return tf.cast(self.iterations.value + 1, tf.float32)
+
+
+def _fill(value: float, shape: Sequence[int], dtype: str | None = None) -> tf.Tensor:
+    return tf.fill(shape, tf.cast(value, dtype or tf.float32))
 
 
 class Sgd(RowOptimizer):

@@ -206,17 +206,18 @@ def test_vectors(separator):
     np.testing.assert_array_equal(transform(feature, x=[*texts, ""]), [[1, -2.5, 300], [0.5, 0, 7], [0, 0, 0]])
 
 
-@given(
-    st.lists(st.floats(-1e6, 1e6, width=32), min_size=1, max_size=5),
-    st.floats(-1000, 1000),
-    st.floats(0.001, 1000),
-)
+def floats(low, high):
+    """Without those below 1.2e-38, which TensorFlow takes for 0."""
+    return st.floats(low, high, width=32, allow_subnormal=False)
+
+
+@given(st.lists(floats(-(2**20), 2**20), min_size=1, max_size=5), floats(-1024, 1024), floats(2**-10, 1024))
 @settings(max_examples=20, deadline=None)
 def test_numbers_are_scaled_to_their_limits(values, low, extent):
     high = low + extent
     found = transform(raw_feature(min_value=low, max_value=high), x=values)
     expected = (np.float32(values) - np.float32(low)) / np.float32(high - low)
-    np.testing.assert_allclose(found[:, 0], expected, rtol=1e-6)
+    np.testing.assert_allclose(found[:, 0], expected, rtol=1e-6, atol=2e-38)
 
 
 def test_limits_become_0_and_1():
@@ -225,8 +226,8 @@ def test_limits_become_0_and_1():
 
 
 @given(
-    st.lists(st.floats(-100, 100, width=32), min_size=1, max_size=6, unique=True),
-    st.lists(st.floats(-150, 150, width=32), min_size=1, max_size=8),
+    st.lists(floats(-100, 100), min_size=1, max_size=6, unique=True),
+    st.lists(floats(-150, 150), min_size=1, max_size=8),
 )
 @settings(max_examples=40, deadline=None)
 def test_buckets_equal_searchsorted(boundaries, values):
@@ -342,7 +343,7 @@ number_texts = st.one_of(
 
 
 @given(number_texts)
-@settings(max_examples=400, deadline=None)
+@settings(max_examples=300, deadline=None)
 def test_numbers_are_what_python_takes_for_numbers(text):
     assert both_match([NUMBER_PATTERN], text) == is_number(text)
     assert both_match([INTEGER_PATTERN], text) == is_number(text, int)
@@ -399,6 +400,8 @@ TEXT_FORMS = {
     "vector of 3, comma": (raw_feature(width=3, raw_dim=3, separator=","), "x", vector_reference(",", 3), "12.,,"),
     "vector, space": (raw_feature(width=2, raw_dim=2, separator=" "), "x", vector_reference(" ", 2), "12.\t  "),
     "vector, minus": (raw_feature(width=2, raw_dim=2, separator="-"), "x", vector_reference("-", 2), "12.--+"),
+    "vector, point": (raw_feature(width=2, raw_dim=2, separator="."), "x", vector_reference(".", 2), "12..-e"),
+    "vector, e": (raw_feature(width=2, raw_dim=2, separator="e"), "x", vector_reference("e", 2), "12.ee-+"),
     "vector, several": (raw_feature(width=2, raw_dim=2, separator="||"), "x", vector_reference("||", 2), "12|||"),
     "number": (raw_feature(), "x", is_number, "12.-+e "),
     "row": (id_feature("identity", 5), "x", lambda text: is_number(text, int), "12.-+ "),
@@ -463,11 +466,11 @@ def test_fields_have_the_patterns_of_their_type_and_of_every_feature():
 
 
 def test_the_patterns_that_are_rewritten_still_hold_what_is_replaced():
-    # A separator among spaces or signs is taken out of these by text; were they written otherwise, it would stay in.
+    # A separator is taken out of these by text; were they written otherwise, it would stay in.
     for pattern in (NUMBER_PATTERN, INTEGER_PATTERN):
         assert pattern.count(r"[ \t]*") == 2
         assert "[+-]?" in pattern
-    for separator in " +-":
+    for separator in " +-.e":
         feature = raw_feature(width=2, raw_dim=2, separator=separator)
         pattern = patterns_of(feature, x="string")["x"][0]
         accepted = [text for text in ("12", "1", "2") if both_match([pattern], separator.join([text, text]))]

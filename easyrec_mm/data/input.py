@@ -7,6 +7,7 @@ checkpoint reads on where it stopped: it skips the batches that were read, at th
 from __future__ import annotations
 
 import os
+import threading
 import zlib
 from collections import Counter, deque
 from collections.abc import Iterator
@@ -19,6 +20,7 @@ import tensorflow as tf
 from easyrec_mm.data.bad_records import BadRecord, BadRecords
 from easyrec_mm.data.batch import Batch
 from easyrec_mm.data.group_rtp import GroupRtpParser, split
+from easyrec_mm.data.gzip_files import first_truncated
 from easyrec_mm.data.pictures import PictureLoader, Pictures
 from easyrec_mm.data.transform import FeatureTransform
 from easyrec_mm.errors import DataError, tensorflow_reason
@@ -122,13 +124,18 @@ class Input:
         dataset = self._dataset(num_epochs, num_skipped)
         pending: deque[tuple[dict[str, tf.Tensor], Future[Pictures] | None]] = deque()
         epoch: int | None = None  # of the batch before
-        with ThreadPoolExecutor(self._num_threads, thread_name_prefix="pictures") as pool:
+        gzip_files = [file for file, kind in zip(self.files, self._compressions, strict=True) if kind]
+        stop = threading.Event()
+        with ThreadPoolExecutor(self._num_threads + bool(gzip_files), thread_name_prefix="pictures") as pool:
+            truncated = pool.submit(first_truncated, gzip_files, stop)
             try:
                 for rows in _read(dataset, self.files, self._compressions):
                     loading = (
                         pool.submit(self._pictures.load, list(rows["image_path"].numpy())) if self._pictures else None
                     )
                     pending.append((rows, loading))
+                    if truncated.done():
+                        _require_none(truncated)
                     if len(pending) > self._data.prefetch_size:
                         batch = self._finish(*pending.popleft())
                         if epoch is not None and batch.epoch > epoch:
@@ -137,7 +144,9 @@ class Input:
                         yield batch
                 while pending:
                     yield self._finish(*pending.popleft())
+                _require_none(truncated)
             finally:
+                stop.set()
                 pool.shutdown(wait=False, cancel_futures=True)
         self._bad_records.check_all()
 
@@ -308,6 +317,12 @@ def _compressions(files: list[str]) -> list[str]:
 
     with ThreadPoolExecutor(16) as pool:
         return list(pool.map(compression, files))
+
+
+def _require_none(truncated: Future[str | None]) -> None:
+    file = truncated.result()
+    if file:
+        raise DataError(f"{file}: cannot be read to its end: the gzip file is truncated; write it again")
 
 
 def _size(file: str) -> int:

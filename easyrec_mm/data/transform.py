@@ -157,7 +157,11 @@ def _feature_patterns(feature: Feature) -> list[tuple[str, str]]:
 
 
 def _between(pattern: str, separators: str) -> str:
-    """The pattern of a number where separators split first: a space or a sign among them is no part of a number."""
+    """The pattern of a number where separators split first: none of their characters is part of a number."""
+    if "." in separators:
+        pattern = pattern.replace(r"(?:[0-9]+\.?[0-9]*|\.[0-9]+)", "[0-9]+")
+    if "e" in separators.lower():
+        pattern = pattern.replace("(?:[eE][+-]?[0-9]{1,2})?", "")
     spaces = "".join(code for space, code in ((" ", " "), ("\t", r"\t")) if space not in separators)
     signs = "".join(sign for sign in "+-" if sign not in separators)
     pattern = pattern.replace(r"[ \t]*", f"[{spaces}]*" if spaces else "")

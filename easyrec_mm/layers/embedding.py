@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Callable, Sequence
 
 import keras
 import tensorflow as tf
 
 from easyrec_mm.schema import Feature, Table
+
+_ROWS_AT_A_TIME = 1 << 18
+# Standard deviation of a standard normal distribution cut at -2 and 2.
+_CUT_DEVIATION = 0.87962566
 
 
 class EmbeddingTable(keras.layers.Layer):
@@ -20,12 +25,13 @@ class EmbeddingTable(keras.layers.Layer):
     def __init__(self, table: Table) -> None:
         super().__init__(dtype="float32")
         self.embeddings = self.add_weight(
-            shape=(table.rows, table.dim),
-            initializer=_initializer(table),
-            name="embeddings",
-            dtype="float32",
-            autocast=False,
+            shape=(table.rows, table.dim), initializer="zeros", name="embeddings", dtype="float32", autocast=False
         )
+        # Some rows at a time: the random numbers of a whole table would need its memory several times over.
+        for start in range(0, table.rows, _ROWS_AT_A_TIME):
+            ids = tf.range(start, min(start + _ROWS_AT_A_TIME, table.rows))
+            rows = _initializer(table)(shape=(len(ids), table.dim), dtype="float32")
+            self.embeddings.value.scatter_update(tf.IndexedSlices(rows, ids))
         self.built = True
 
     def lookup(self, ids: tf.Tensor) -> tf.Tensor:
@@ -99,13 +105,14 @@ def combine(rows: tf.Tensor, tags: tf.RaggedTensor, weights: tf.RaggedTensor | N
     return tf.math.divide_no_nan(total, divisor[:, None])
 
 
-def _initializer(table: Table) -> keras.initializers.Initializer:
+def _initializer(table: Table) -> Callable[..., tf.Tensor]:
+    """Initial values of some rows of a table; each call makes another one, with a seed of its own."""
     kind, values = table.initializer
-    if kind == "truncated_normal":
-        return keras.initializers.TruncatedNormal(*values)
+    if kind == "constant":
+        return lambda shape, dtype: tf.broadcast_to(tf.constant(values, dtype), shape)
     if kind == "random_normal":
         return keras.initializers.RandomNormal(*values)
-    if kind == "glorot_normal":
-        return keras.initializers.GlorotNormal()
-    row = tf.broadcast_to(tf.constant(values, tf.float32), [table.dim])
-    return lambda shape, dtype=None: tf.broadcast_to(row, shape)
+    if kind == "truncated_normal":
+        return keras.initializers.TruncatedNormal(*values)
+    # Glorot's deviation is that of the whole table, and of what is left of a normal distribution cut at two of it.
+    return keras.initializers.TruncatedNormal(0.0, math.sqrt(2.0 / (table.rows + table.dim)) / _CUT_DEVIATION)
