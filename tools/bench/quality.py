@@ -1,8 +1,8 @@
 """What the pictures are worth: test AUC on demo data, between what is possible without pictures and with the truth.
 
 The generator knows the true click probability of every sample, and the best guess without the picture. For each seed
-new data is made, the demo's config is trained on it by the public commands, and the share of the way from the image-free
-ceiling to the oracle is printed.
+new data is made, the demo's config is trained on it by the public commands, and the share of the way from the
+image-free ceiling to the oracle is printed.
 
     python tools/bench/quality.py [--seeds 0 1 2] [--set FIELD=VALUE ...]
 """
