@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import importlib.util
 from pathlib import Path
-from types import ModuleType
 
 import keras
+import make_demo_data as demo
 
 from easyrec_mm.layers import image_tower
 
@@ -14,17 +13,8 @@ ROOT = Path(__file__).resolve().parents[1]
 IMAGE_SIZE = 16
 
 
-def load_script(path: str) -> ModuleType:
-    """A script of the repository as a module."""
-    spec = importlib.util.spec_from_file_location(Path(path).stem, ROOT / path)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
 def make_data(folder: Path, num_train_groups: int = 48) -> Path:
     """Demo data of a few groups; the folder."""
-    demo = load_script("samples/make_demo_data.py")
     options = demo.DemoOptions(
         num_train_groups=num_train_groups, num_eval_groups=12, num_test_groups=12, group_size=4, image_size=IMAGE_SIZE
     )

@@ -2,28 +2,19 @@
 
 import csv
 import gzip
-import importlib.util
 import os
 import subprocess
 import sys
 from pathlib import Path
 
+import demo_pictures
+import make_demo_data as demo
 import numpy as np
 import pytest
 from PIL import Image
 
 SCRIPT = Path(__file__).parents[1] / "samples" / "make_demo_data.py"
 
-
-def load_script():
-    spec = importlib.util.spec_from_file_location("make_demo_data", SCRIPT)
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module
-    spec.loader.exec_module(module)
-    return module
-
-
-demo = load_script()
 SMALL = {
     "num_train_groups": 44,
     "num_eval_groups": 6,
@@ -255,7 +246,7 @@ def test_style_shows_in_the_pixels_even_without_colour():
 
 
 def test_every_category_is_drawn_with_its_own_silhouette():
-    masks = [np.asarray(demo._mask(c, 64, np.zeros(2), 0.6, 0.0)) > 0 for c in range(len(demo.CATEGORIES))]
+    masks = [np.asarray(demo_pictures._mask(c, 64, np.zeros(2), 0.6, 0.0)) > 0 for c in range(len(demo.CATEGORIES))]
     for one, mask in enumerate(masks):
         assert 0.08 < mask.mean() < 0.45
         assert all((mask ^ other).mean() > 0.015 for other in masks[:one])

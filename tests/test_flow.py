@@ -282,7 +282,8 @@ def test_check_shows_what_it_understood(data, tmp_path, capsys):
 def command(*arguments, before: str = "") -> list[str]:
     """The command line as a process of its own, with the small backbone; `before` is code that it runs first."""
     code = (
-        "import sys; sys.path.insert(0, 'tests'); import flow_helpers as f; import easyrec_mm.layers.image_tower as t;"
+        "import sys; sys.path[:0] = ['tests', 'samples'];"
+        "import flow_helpers as f; import easyrec_mm.layers.image_tower as t;"
         "t.BACKBONES['ResNet'] = t.Backbone(f.small_backbone, t.MINUS_ONE_TO_ONE);"
         "from easyrec_mm.cli import main; sys.exit(main(sys.argv[1:]))"
     )
