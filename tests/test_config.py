@@ -10,8 +10,8 @@ from google.protobuf import text_format
 from google.protobuf.descriptor_pb2 import DescriptorProto, EnumDescriptorProto
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-
 from reference import FEATURES, LABELS, reference_config, write_config, write_reference_data
+
 from easyrec_mm import config as config_module
 from easyrec_mm.config import apply_override, load_pipeline, parse_config
 from easyrec_mm.config_checks import activation_name, relation_order

@@ -8,8 +8,8 @@ mistake must not drag along messages about its consequences.
 from itertools import pairwise
 
 import pytest
-
 from reference import FEATURES, LABELS, reference_config, write_config
+
 from easyrec_mm.config import load_pipeline
 from easyrec_mm.config_checks import BACKBONE_NAMES
 from easyrec_mm.config_features import SETTINGS_OF_TYPES

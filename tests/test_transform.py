@@ -348,7 +348,8 @@ def test_numbers_are_what_python_takes_for_numbers(text):
     assert both_match([NUMBER_PATTERN], text) == is_number(text)
     assert both_match([INTEGER_PATTERN], text) == is_number(text, int)
     if is_number(text):
-        assert tf.strings.to_number(text).numpy() == np.float32(float(text))
+        with np.errstate(over="ignore"):
+            assert tf.strings.to_number(text).numpy() == np.float32(float(text))
     if is_number(text, int):
         assert tf.strings.to_number(text, tf.int64).numpy() == int(text)
 
