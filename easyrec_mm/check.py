@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import os
 from collections import Counter
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from dataclasses import field as attribute
 from itertools import islice
 
 import numpy as np
@@ -13,6 +14,7 @@ from PIL import UnidentifiedImageError
 
 from easyrec_mm.config import Pipeline
 from easyrec_mm.data.bad_records import NUM_SHOWN, BadRecord, BadRecords
+from easyrec_mm.data.group_rtp import label_value, split_bytes
 from easyrec_mm.data.input import Input
 from easyrec_mm.data.pictures import PictureLoader
 from easyrec_mm.errors import UserError
@@ -27,9 +29,9 @@ class _Sample:
     """Texts of the good groups read."""
 
     values: dict[str, list[str]]  # by field, one a sample
-    group_sizes: list[int] = field(default_factory=list)
-    pictures: dict[str, tuple[str, int]] = field(default_factory=dict)  # path -> first (file, row)
-    bad: list[BadRecord] = field(default_factory=list)
+    group_sizes: list[int] = attribute(default_factory=list)
+    pictures: dict[bytes, tuple[str, int]] = attribute(default_factory=dict)  # path -> first (file, row)
+    bad: list[BadRecord] = attribute(default_factory=list)
     num_groups: int = 0
 
 
@@ -78,16 +80,19 @@ def _read_sample(inputs: Input, schema: Schema, num_groups: int) -> _Sample:
         if problem:
             sample.bad.append(BadRecord("group", file, row, *problem))
             continue
-        columns = line.decode("utf-8", "replace").split(layout.column_separator)
+        columns = split_bytes(line, layout.column_separator)
         sample.group_sizes.append(int(columns[layout.size_column]))
         sample.pictures.setdefault(columns[layout.image_column], (file, row))
         for label, column in zip(schema.labels, layout.label_columns, strict=True):
-            sample.values[label] += columns[column].split(layout.sample_separator)
-        for one in columns[layout.features_column].split(layout.sample_separator):
-            values = one.split(layout.value_separator) if layout.value_separator else list(one)
-            for name, value in zip(layout.sample_fields, values, strict=True):
-                sample.values[name].append(value)
+            sample.values[label] += map(_text, split_bytes(columns[column], layout.sample_separator))
+        for one in split_bytes(columns[layout.features_column], layout.sample_separator):
+            for name, value in zip(layout.sample_fields, split_bytes(one, layout.value_separator), strict=True):
+                sample.values[name].append(_text(value))
     return sample
+
+
+def _text(value: bytes) -> str:
+    return value.decode("utf-8", "replace")
 
 
 def _group_lines(sizes: list[int]) -> list[str]:
@@ -100,8 +105,8 @@ def _group_lines(sizes: list[int]) -> list[str]:
 def _label_lines(schema: Schema, sample: _Sample) -> list[str]:
     lines = []
     for label in schema.labels:
-        default = schema.field(label).default
-        values = np.array([float(text or default) for text in sample.values[label]] or [np.nan])
+        field = schema.field(label)
+        values = np.array([label_value(text, field) for text in sample.values[label]] or [np.nan])
         towers = [task.name for task in schema.tasks if task.label == label]
         use = f"tower {', '.join(towers)}" if towers else "no tower"
         lines.append(
@@ -156,12 +161,13 @@ def _check_pictures(sample: _Sample, pipeline: Pipeline) -> list[str]:
     """Load some pictures, as training would, and add those that fail to the bad records."""
     image, root = pipeline.schema.image, pipeline.config.data_config.image_root
     paths = list(sample.pictures)[:NUM_PICTURES]
-    problems = PictureLoader(image, root).load([os.fsencode(path) for path in paths]).problems
+    problems = PictureLoader(image, root).load(paths).problems
     for row, problem in problems.items():
-        sample.bad.append(BadRecord("picture", *sample.pictures[paths[row]], paths[row], problem))
+        sample.bad.append(BadRecord("picture", *sample.pictures[paths[row]], _text(paths[row]), problem))
     sizes: Counter[str] = Counter()
     formats: Counter[str] = Counter()
-    for path in (path for row, path in enumerate(paths) if row not in problems and "://" not in path):
+    good = (os.fsdecode(path) for row, path in enumerate(paths) if row not in problems)
+    for path in (path for path in good if "://" not in path):
         try:
             with Pillow.open(os.path.join(root, path)) as picture:
                 sizes[f"{picture.width} x {picture.height}"] += 1

@@ -48,7 +48,7 @@ def _train(options: argparse.Namespace) -> int:
     if result.signal is None:
         return 0
     print(f"stopped; go on with: easyrec-mm train --pipeline_config {options.pipeline_config}", flush=True)
-    return SIGNAL_EXIT_BASE + result.signal
+    return SIGNAL_EXIT_BASE + int(result.signal)
 
 
 def _eval(options: argparse.Namespace) -> int:

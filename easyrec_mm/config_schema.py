@@ -15,7 +15,8 @@ from easyrec_mm.protos.feature_pb2 import FeatureConfig
 from easyrec_mm.protos.loss_pb2 import LossType
 from easyrec_mm.protos.model_pb2 import BayesTaskTower
 from easyrec_mm.protos.pipeline_pb2 import EasyRecConfig
-from easyrec_mm.schema import VALUE_PATTERNS, Activation, Dtype, Field, Image, RowLayout, Schema, Task
+from easyrec_mm.schema import Activation, Dtype, Field, Image, RowLayout, Schema, Task
+from easyrec_mm.text_patterns import VALUE_PATTERNS, text_patterns
 
 DTYPES: dict[int, Dtype] = {
     DatasetConfig.INT32: "int64",
@@ -65,7 +66,7 @@ def derive_schema(config: EasyRecConfig, problems: Problems) -> Schema:
     tasks = _tasks(config, labels, problems)
     sample_weight = _sample_weight(config.data_config, fields, layout, labels, problems)
     problems.raise_if_any()
-    return Schema(
+    schema = Schema(
         fields=tuple(fields),
         labels=labels,
         sample_weight=sample_weight,
@@ -77,6 +78,18 @@ def derive_schema(config: EasyRecConfig, problems: Problems) -> Schema:
         layout=layout,
         tasks=tasks,
     )
+    _check_defaults(schema, problems)
+    return schema
+
+
+def _check_defaults(schema: Schema, problems: Problems) -> None:
+    """A default of a STRING field must be what the features that read it can take."""
+    patterns = text_patterns(schema)
+    for i, field in enumerate(schema.fields):
+        fits = all(re.fullmatch(pattern, field.default) for pattern in patterns.get(field.name, []))
+        if field.dtype == "string" and field.default and not fits:
+            what = f"'{field.default}' is not of the form that the features of '{field.name}' need"
+            problems.add(f"data_config.input_fields[{i}].default_val", f"{what}; give a value like those of the data")
 
 
 def _fields(data: DatasetConfig, problems: Problems) -> list[Field]:

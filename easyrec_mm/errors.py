@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import re
 from collections.abc import Iterable
 
 
@@ -46,9 +47,7 @@ class CheckpointError(UserError):
 
 def tensorflow_reason(message: str | None) -> str:
     """What TensorFlow's error message says, without the names of graph nodes before and behind it."""
-    message = message or ""
-    if message.startswith("{{"):
-        message = message.split("}}", 1)[-1]
+    message = re.sub(r"^(\s*\{\{.*?\}\})+", "", message or "")
     return " ".join(message.split("[[")[0].split(" [Op:")[0].split())
 
 

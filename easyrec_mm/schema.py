@@ -16,15 +16,6 @@ Encoding = Literal["hash", "identity", "vocabulary"]
 FeatureKind = Literal["id", "raw", "tag", "combo"]
 Activation = Literal["binary", "multiclass", "value", "sigmoid_value"]
 
-# What the text of a value looks like, for Python's re and for RE2; other types take any text.
-INTEGER_PATTERN = r"[ \t]*[+-]?[0-9]{1,18}[ \t]*"
-NUMBER_PATTERN = r"[ \t]*[+-]?(?:[0-9]+\.?[0-9]*|\.[0-9]+)(?:[eE][+-]?[0-9]{1,2})?[ \t]*"
-VALUE_PATTERNS: dict[Dtype, str] = {
-    "int64": INTEGER_PATTERN,
-    "bool": r"(?i:true|false)|[01]",
-    "float32": NUMBER_PATTERN,
-}
-
 
 @dataclass(frozen=True)
 class Field:

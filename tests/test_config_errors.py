@@ -145,6 +145,12 @@ DATA_CASES = [
         place=f"{DATA}.group_sample_separator",
         says="'|' is also rtp_separator",
     ),
+    case(
+        f"{FEATURE['os']}=input_names: 'os' feature_type: IdFeature num_buckets: 9 embedding_dim: 4",
+        f"{FIELD['os']}.default_val=none",
+        place=f"{FIELD['os']}.default_val",
+        says="'none' is not of the form that the features of 'os' need",
+    ),
     # What a copy of a web page leaves of control characters.
     case(
         f"{DATA}.separator=",

@@ -30,8 +30,9 @@ TRAINING_BASE = ("errors", "schema", "protos", "data", "model", "moving_average"
 MAY_IMPORT = {
     "errors": (),
     "schema": (),
+    "text_patterns": ("schema",),
     "config_features": CONFIG_BASE,
-    "config_schema": (*CONFIG_BASE, "config_features"),
+    "config_schema": (*CONFIG_BASE, "config_features", "text_patterns"),
     "config_checks": (*CONFIG_BASE, "config_schema"),
     "config": (*CONFIG_BASE, "config_schema", "config_checks"),
     "metrics": ("errors",),
@@ -40,7 +41,7 @@ MAY_IMPORT = {
     "optimizers": ("learning_rates", "protos"),
     "moving_average": (),
     "layers": ("errors", "schema", "layers"),
-    "data": ("errors", "schema", "protos", "data"),
+    "data": ("errors", "schema", "text_patterns", "protos", "data"),
     "model": ("layers", "losses", "data.batch", "schema", "config_checks", "protos"),
     "precision": ("model", "protos"),
     "progress": (),
@@ -49,11 +50,13 @@ MAY_IMPORT = {
     "trainer": (*TRAINING_BASE, "optimizers", "evaluator", "config"),
     "check": ("errors", "schema", "data", "config"),
     "cli": ("errors",),
+    "__main__": ("cli",),
 }
 # Load in a moment: what a user can get wrong in a config fails before TensorFlow is imported.
 WITHOUT_TENSORFLOW = {
     "errors",
     "schema",
+    "text_patterns",
     "config_features",
     "config_schema",
     "config_checks",

@@ -9,8 +9,9 @@ from data_helpers import schema
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from easyrec_mm.data.transform import FeatureTransform, split_tags, text_patterns
-from easyrec_mm.schema import INTEGER_PATTERN, NUMBER_PATTERN, VALUE_PATTERNS, Feature
+from easyrec_mm.data.transform import FeatureTransform, split_tags
+from easyrec_mm.schema import Feature
+from easyrec_mm.text_patterns import INTEGER_PATTERN, NUMBER_PATTERN, VALUE_PATTERNS, text_patterns
 
 
 def transform(feature, **fields):
@@ -456,14 +457,18 @@ def test_fields_have_the_patterns_of_their_type_and_of_every_feature():
         Feature("d", "id", ("both",), 4, "t3", "identity", 9),
     ]
     found = patterns_of(*features, text="string", number="int64", price="float32", vip="bool", both="string")
+    number_of_a_string, integer = found.pop("both")
     assert found == {
         "y": [NUMBER_PATTERN],
         "number": [INTEGER_PATTERN],
         "price": [NUMBER_PATTERN],
         "vip": [VALUE_PATTERNS["bool"]],
-        "both": [NUMBER_PATTERN, INTEGER_PATTERN],
         "group_size": [INTEGER_PATTERN],
     }
+    assert integer == INTEGER_PATTERN
+    # A number within a string cannot be too large for float32: nothing checks it once more.
+    for text, accepted in {"1.5": True, "-2e19": True, "1e-99": True, "1e20": False, "1e99": False}.items():
+        assert both_match([number_of_a_string], text) == accepted
 
 
 def test_the_patterns_that_are_rewritten_still_hold_what_is_replaced():

@@ -14,8 +14,9 @@ from typing import NamedTuple
 import numpy as np
 import tensorflow as tf
 
-from easyrec_mm.data.transform import split_tags, text_patterns
-from easyrec_mm.schema import VALUE_PATTERNS, Feature, Field, Schema, Task
+from easyrec_mm.data.transform import split_tags
+from easyrec_mm.schema import Dtype, Feature, Field, Schema, Task
+from easyrec_mm.text_patterns import VALUE_PATTERNS, text_patterns
 
 DTYPES = {"int64": tf.int64, "bool": tf.bool, "float32": tf.float32}
 
@@ -126,8 +127,9 @@ class GroupRtpParser:
         fields: dict[str, tf.Tensor] = {}
         is_good = tf.ones(tf.shape(values)[:1], tf.bool)
         for field, _ in self._labels:
-            # A label that is written as a whole number and one that is not mean the same.
-            numbers, ok = _read_numbers(label_texts[field.name], [VALUE_PATTERNS["float32"]], field.default, tf.float32)
+            dtype = _label_dtype(field)
+            numbers, ok = _read_numbers(label_texts[field.name], [VALUE_PATTERNS[dtype]], field.default, DTYPES[dtype])
+            numbers = tf.cast(numbers, tf.float32)
             low, high, whole = label_range(self._schema.tasks, field.name)
             ok &= (numbers >= low) & (numbers <= high)
             if whole:
@@ -151,7 +153,7 @@ class GroupRtpParser:
     def explain(self, line: bytes) -> tuple[str, str] | None:
         """What is wrong with a line: (where in it, what); None for a good one. The same checks, in plain Python."""
         schema, layout = self._schema, self._layout
-        columns = _split_bytes(line, layout.column_separator)
+        columns = split_bytes(line, layout.column_separator)
         if len(columns) != self._num_columns:
             return "line", f"{len(columns)} columns, not {self._num_columns}"
         size_text = _text(columns[layout.size_column])
@@ -159,19 +161,19 @@ class GroupRtpParser:
             return _column(layout.size_column, schema.group_size_field), f"group size {size_text!r}, not 1 or more"
         size = int(size_text)
         for field, index in self._labels:
-            entries = _split_bytes(columns[index], layout.sample_separator)
+            entries = split_bytes(columns[index], layout.sample_separator)
             if len(entries) != size:
                 return _column(index, field.name), f"{len(entries)} entries, group size {size}"
             for number, entry in enumerate(entries):
-                problem = _explain_label(_text(entry) or field.default, schema.tasks, field.name)
+                problem = _explain_label(_text(entry) or field.default, schema.tasks, field)
                 if problem:
                     return _column(index, field.name), f"sample {number}: {problem}"
-        samples = _split_bytes(columns[layout.features_column], layout.sample_separator)
+        samples = split_bytes(columns[layout.features_column], layout.sample_separator)
         where = _column(layout.features_column, "features")
         if len(samples) != size:
             return where, f"{len(samples)} samples, group size {size}"
         for number, sample in enumerate(samples):
-            problem = self._explain_sample(_split_bytes(sample, layout.value_separator))
+            problem = self._explain_sample(split_bytes(sample, layout.value_separator))
             if problem:
                 return where, f"sample {number}: {problem}"
         return None
@@ -229,13 +231,26 @@ def _matches(text: tf.Tensor, patterns: list[str]) -> tf.Tensor:
     return tf.cond(all_match | tf.equal(tf.size(text), 0), lambda: tf.ones(tf.shape(text), tf.bool), one_by_one)
 
 
-def _explain_label(text: str, tasks: tuple[Task, ...], label: str) -> str:
-    if not re.fullmatch(VALUE_PATTERNS["float32"], text) or not np.isfinite(_as_float32(text)):
-        return f"label {text!r} is no number"
-    low, high, whole = label_range(tasks, label)
-    if not low <= _as_float32(text) <= high or (whole and not _as_float32(text).is_integer()):
-        return f"label {text} is not {'a class' if whole else ''} from {low:g} to {high:g}".replace("  ", " ")
+def _label_dtype(field: Field) -> Dtype:
+    """How a label's text is read: a whole number and another mean the same; a BOOL may be written out."""
+    return "bool" if field.dtype == "bool" else "float32"
+
+
+def _explain_label(text: str, tasks: tuple[Task, ...], field: Field) -> str:
+    dtype = _label_dtype(field)
+    if not re.fullmatch(VALUE_PATTERNS[dtype], text) or (dtype == "float32" and not np.isfinite(_as_float32(text))):
+        return f"label {text!r} is no {'bool' if dtype == 'bool' else 'number'}"
+    value = label_value(text, field)
+    low, high, whole = label_range(tasks, field.name)
+    if not low <= value <= high or (whole and not value.is_integer()):
+        return f"label {text} is not {'a class ' if whole else ''}from {low:g} to {high:g}"
     return ""
+
+
+def label_value(text: str, field: Field) -> float:
+    """The value of a good label's text, or of the default of an empty one."""
+    text = text or field.default
+    return float(text.lower() in ("true", "1")) if field.dtype == "bool" else float(_as_float32(text))
 
 
 def _explain_value(value: bytes, field: Field, patterns: list[str]) -> str:
@@ -258,7 +273,8 @@ def _explain_weights(feature: Feature, values: dict[str, str]) -> str:
     return ""
 
 
-def _split_bytes(data: bytes, separator: str) -> list[bytes]:
+def split_bytes(data: bytes, separator: str) -> list[bytes]:
+    """`split` in plain Python."""
     return data.split(separator.encode()) if separator else [data[i : i + 1] for i in range(len(data))]
 
 

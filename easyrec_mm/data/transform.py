@@ -6,22 +6,17 @@
     raw                              float32 [S, raw_dim]
     tag                              ragged int64 [S, (tags)]; weights, if any, under Feature.weight_key, ragged float32
 
-`text_patterns` says what the text of a field must look like for that to succeed; input formats check it first.
+It takes for granted what text_patterns.py says of the text of fields; input formats check that first.
 """
 
 from __future__ import annotations
 
-import re
-
 import tensorflow as tf
 
-from easyrec_mm.schema import INTEGER_PATTERN, NUMBER_PATTERN, VALUE_PATTERNS, Feature, Schema
+from easyrec_mm.schema import Feature, Schema
 
 # Between the values of a cross before it is hashed; ASCII's "group separator" does not occur in values.
 _CROSS_SEPARATOR = "\x1d"
-
-# RE2 repeats a part at most 1000 times, and a part that holds "{1,2}" half as often.
-_MOST_REPEATS = 400
 
 
 class FeatureTransform:
@@ -118,55 +113,3 @@ def _as_text(values: tf.Tensor, precision: int) -> tf.Tensor:
     if values.dtype.is_integer:
         return tf.strings.as_string(values)
     return tf.strings.as_string(values, precision=precision)
-
-
-def text_patterns(schema: Schema) -> dict[str, list[str]]:
-    """Regular expressions (of both RE2 and Python) that a field's text, if it is not empty, must match in full."""
-    patterns = {field.name: [VALUE_PATTERNS[field.dtype]] for field in schema.fields if field.dtype in VALUE_PATTERNS}
-    string_fields = {field.name for field in schema.fields if field.dtype == "string"}
-    for feature in schema.features:
-        for name, pattern in _feature_patterns(feature):
-            if name in string_fields:
-                patterns.setdefault(name, []).append(pattern)
-    return patterns
-
-
-def _feature_patterns(feature: Feature) -> list[tuple[str, str]]:
-    separator = re.escape(feature.separator)
-    first = feature.inputs[0]
-    number, integer = (_between(p, feature.separator + feature.kv_separator) for p in (NUMBER_PATTERN, INTEGER_PATTERN))
-    if feature.kind == "raw":
-        whole, rest = divmod(feature.raw_dim - 1, _MOST_REPEATS)
-        repeats = [_MOST_REPEATS] * whole + [rest] * (rest > 0)
-        return [(first, number + "".join(f"(?:{separator}{number}){{{count}}}" for count in repeats))]
-    if feature.kind == "id" and feature.encoding == "identity":
-        return [(first, INTEGER_PATTERN)]
-    if feature.kind != "tag":
-        return []
-    found = []
-    key_separator = re.escape(feature.kv_separator)
-    # Input formats match many values at once, between line ends.
-    tag = integer if feature.encoding == "identity" else rf"[^{separator}{key_separator}\n]*"
-    if feature.kv_separator:
-        found.append((first, _list_of(f"{tag}{key_separator}{number}", separator)))
-    elif feature.encoding == "identity":
-        found.append((first, _list_of(tag, separator)))
-    if feature.weight_input:
-        found.append((feature.weight_input, _list_of(number, separator)))
-    return found
-
-
-def _between(pattern: str, separators: str) -> str:
-    """The pattern of a number where separators split first: none of their characters is part of a number."""
-    if "." in separators:
-        pattern = pattern.replace(r"(?:[0-9]+\.?[0-9]*|\.[0-9]+)", "[0-9]+")
-    if "e" in separators.lower():
-        pattern = pattern.replace("(?:[eE][+-]?[0-9]{1,2})?", "")
-    spaces = "".join(code for space, code in ((" ", " "), ("\t", r"\t")) if space not in separators)
-    signs = "".join(sign for sign in "+-" if sign not in separators)
-    pattern = pattern.replace(r"[ \t]*", f"[{spaces}]*" if spaces else "")
-    return pattern.replace("[+-]?", f"[{signs}]?" if signs else "")
-
-
-def _list_of(element: str, separator: str) -> str:
-    return f"(?:(?:{element})?{separator})*(?:{element})?"
