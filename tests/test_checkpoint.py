@@ -253,7 +253,7 @@ def test_the_first_write_fails(tmp_path):
 
 
 def test_remains_of_a_killed_write_do_not_disturb(tmp_path):
-    remains = tmp_path / ".model.ckpt-1.tmp"
+    remains = tmp_path / ".model.ckpt.tmp"
     remains.mkdir()
     (remains / "part-0.index").write_text("rubbish", encoding="utf-8")
     (tmp_path / "checkpoint.tmp").write_text("rubbish", encoding="utf-8")
