@@ -2,7 +2,7 @@
 
 The same number of samples a step and the same network; only the number of pictures differs. The two take turns.
 
-    python tools/bench/once_per_image.py [--image_size 224] [--samples 64] [--turns 5]
+    python tools/bench/once_per_image.py [--image_size 224] [--samples 256] [--turns 5]
 """
 
 from __future__ import annotations
@@ -23,8 +23,8 @@ def main() -> None:
     """Run and report."""
     flags = workload.parser(__doc__)
     flags.add_argument("--image_size", type=int, default=224)
-    flags.add_argument("--samples", type=int, default=64, help="samples a step, a multiple of 16")
-    flags.add_argument("--steps", type=int, default=2)
+    flags.add_argument("--samples", type=int, default=256, help="samples a step, a multiple of 16")
+    flags.add_argument("--steps", type=int, default=1)
     flags.add_argument("--turns", type=int, default=5)
     options = flags.parse_args()
     from easyrec_mm.trainer import Trainer
