@@ -45,7 +45,10 @@ def lines(path: Path) -> list[dict]:
 
 
 def test_train_eval_predict_write_what_they_promise(data, tmp_path, capsys):
-    flags = demo_flags(data, tmp_path / "m", train_config__save_summary_steps=2, train_config__save_checkpoints_steps=4)
+    flags = demo_flags(
+        data, tmp_path / "m", eval_input_path=f"{data}/eval/*",
+        train_config__save_summary_steps=2, train_config__save_checkpoints_steps=4,
+    )  # fmt: skip
     run("train", *flags)
     model_dir = tmp_path / "m"
     assert (model_dir / "pipeline.config").exists()
@@ -193,20 +196,19 @@ def test_optimizer_for_each_part(data, tmp_path, kinds):
 def test_moving_average_is_what_is_evaluated(data, tmp_path):
     average = {"train_config__optimizer_config[0]__use_moving_average": "true",
                "train_config__optimizer_config[0]__moving_average_decay": 0.5}  # fmt: skip
-    flags = demo_flags(data, tmp_path / "m", **average, eval_config__eval_interval_secs=0,
-                       train_config__save_checkpoints_steps=3)  # fmt: skip
+    flags = demo_flags(data, tmp_path / "m", **average, eval_input_path=f"{data}/eval/*",
+                       eval_config__eval_interval_secs=0, train_config__save_checkpoints_steps=3)  # fmt: skip
     run("train", *flags)
     during = json.loads((tmp_path / "m" / "eval_result.json").read_text())
     run("eval", *flags)
     after = json.loads((tmp_path / "m" / "eval_result.json").read_text())
     assert during["log_loss_click"] == pytest.approx(after["log_loss_click"], abs=1e-6)
     # The evaluation at step 3 swapped averages in and out; the training must not have noticed.
-    plain = demo_flags(data, tmp_path / "plain")
+    plain = demo_flags(data, tmp_path / "plain", eval_input_path=f"{data}/eval/*")
     run("train", *plain)
     trained, reference = (checkpoint_values(tmp_path / name / "model.ckpt-6") for name in ("m", "plain"))
     for name in reference:
         np.testing.assert_allclose(trained[name], reference[name], rtol=1e-4, atol=1e-6, err_msg=name)
-    run("eval", *plain)
     last = json.loads((tmp_path / "plain" / "eval_result.json").read_text())
     assert last["log_loss_click"] != pytest.approx(after["log_loss_click"], abs=1e-6)
 
@@ -249,8 +251,12 @@ def test_every_config_builds_and_runs_a_step(config, data, tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["eval"], "holds no checkpoint"),
-        (["eval", "--checkpoint_path", "nowhere"], "--checkpoint_path: no checkpoint 'nowhere'"),
+        (["eval"], "eval_input_path: is missing"),
+        (["eval", "--eval_input_path", "x"], "holds no checkpoint"),
+        (
+            ["eval", "--eval_input_path", "x", "--checkpoint_path", "nowhere"],
+            "--checkpoint_path: no checkpoint 'nowhere'",
+        ),
         (["predict", "--predict_input_path", "x", "--output", "p.txt"], "ends in .parquet or .csv"),
         (["predict", "--predict_input_path", "x", "--output", "p.csv", "--reserved_columns", "usr_id"], "'user_id'?"),
         (["train", "--set", "train_input_path=/nowhere/*"], "'/nowhere/*' matches no file"),
@@ -328,7 +334,7 @@ def test_a_full_disk_leaves_the_last_checkpoint(data, tmp_path):
     assert "Traceback" not in process.stderr
     assert [path.name for path in (tmp_path / "m").glob("*.index")] == ["model.ckpt-2.index"]
     assert not list((tmp_path / "m").glob(".*"))
-    run("eval", *flags)
+    run("eval", *flags, "--eval_input_path", f"{data}/eval/*")
 
 
 def test_help_does_not_load_tensorflow():
