@@ -320,8 +320,8 @@ def both_match(patterns, text):
     return python
 
 
-def is_number(text, kind=float, separators=""):
-    """Python's opinion, on decimal text of the lengths that the format allows."""
+def is_number(text, kind=float, separators="", largest_exponent=99):
+    """Python's opinion, on decimal text of the lengths and exponents that the format allows."""
     if set(text) - (set("0123456789+-.eE \t") - set(separators)):
         return False
     digits = re.split("[eE]", text.strip(" \t"))
@@ -329,9 +329,9 @@ def is_number(text, kind=float, separators=""):
         return False
     try:
         kind(text)
+        return all(int(exponent) <= largest_exponent for exponent in digits[1:])
     except ValueError:
         return False
-    return True
 
 
 number_texts = st.one_of(
@@ -375,14 +375,18 @@ def parts(text, separator):
     return [part for part in text.split(separator) if part]
 
 
+# Of numbers within a string field: docs/data_format.md.
+LARGEST_EXPONENT = 19
+
+
 def vector_reference(separator, dim):
-    return lambda text: (
-        len(text.split(separator)) == dim and all(is_number(part, float, separator) for part in text.split(separator))
+    return lambda text: len(text.split(separator)) == dim and all(
+        is_number(part, float, separator, LARGEST_EXPONENT) for part in text.split(separator)
     )
 
 
 def weights_reference(separator):
-    return lambda text: all(is_number(part) for part in parts(text, separator))
+    return lambda text: all(is_number(part, float, separator, LARGEST_EXPONENT) for part in parts(text, separator))
 
 
 def rows_reference(separator):
@@ -392,7 +396,7 @@ def rows_reference(separator):
 def pairs_reference(separator, kv_separator, is_key=lambda key: True):
     def accepts(text):
         pairs = [part.split(kv_separator) for part in parts(text, separator)]
-        return all(len(pair) == 2 and is_key(pair[0]) and is_number(pair[1]) for pair in pairs)
+        return all(len(pair) == 2 and is_key(pair[0]) and is_number(pair[1], largest_exponent=LARGEST_EXPONENT) for pair in pairs)
 
     return accepts
 
@@ -405,7 +409,7 @@ TEXT_FORMS = {
     "vector, point": (raw_feature(width=2, raw_dim=2, separator="."), "x", vector_reference(".", 2), "12..-e"),
     "vector, e": (raw_feature(width=2, raw_dim=2, separator="e"), "x", vector_reference("e", 2), "12.ee-+"),
     "vector, several": (raw_feature(width=2, raw_dim=2, separator="||"), "x", vector_reference("||", 2), "12|||"),
-    "number": (raw_feature(), "x", is_number, "12.-+e "),
+    "number": (raw_feature(), "x", lambda text: is_number(text, largest_exponent=LARGEST_EXPONENT), "12.-+e "),
     "row": (id_feature("identity", 5), "x", lambda text: is_number(text, int), "12.-+ "),
     "rows": (tag_feature("identity", 5), "x", rows_reference("|"), "12|| -"),
     "rows, space": (tag_feature("identity", 5, separator=" "), "x", rows_reference(" "), "12  \t"),
