@@ -20,7 +20,7 @@ import tensorflow as tf
 from easyrec_mm.errors import CheckpointError, did_you_mean, tensorflow_reason
 
 PREFIX = "model.ckpt"
-_SLICE_BYTES = 64 << 20
+_SLICE_BYTES = 16 << 20
 
 
 class Checkpoints:
