@@ -380,8 +380,9 @@ LARGEST_EXPONENT = 19
 
 
 def vector_reference(separator, dim):
-    return lambda text: len(text.split(separator)) == dim and all(
-        is_number(part, float, separator, LARGEST_EXPONENT) for part in text.split(separator)
+    return lambda text: (
+        len(text.split(separator)) == dim
+        and all(is_number(part, float, separator, LARGEST_EXPONENT) for part in text.split(separator))
     )
 
 
@@ -396,7 +397,10 @@ def rows_reference(separator):
 def pairs_reference(separator, kv_separator, is_key=lambda key: True):
     def accepts(text):
         pairs = [part.split(kv_separator) for part in parts(text, separator)]
-        return all(len(pair) == 2 and is_key(pair[0]) and is_number(pair[1], largest_exponent=LARGEST_EXPONENT) for pair in pairs)
+        return all(
+            len(pair) == 2 and is_key(pair[0]) and is_number(pair[1], largest_exponent=LARGEST_EXPONENT)
+            for pair in pairs
+        )
 
     return accepts
 
