@@ -167,7 +167,8 @@ def _count_by_user(scores: Array, positives: Array, users: Array) -> Counts:
     negatives_before = np.cumsum(run_negatives) - run_negatives  # of all users so far
     negatives_before -= np.repeat(negatives_before[first_runs], np.diff(first_runs, append=len(runs)))
     doubled_pairs = run_positives * (2 * negatives_before + run_negatives)
-    return np.add.reduceat(np.stack([run_positives, run_negatives, doubled_pairs]), first_runs, axis=1)
+    counts: Counts = np.add.reduceat(np.stack([run_positives, run_negatives, doubled_pairs]), first_runs, axis=1)
+    return counts
 
 
 class _SumMetric(Metric):
