@@ -7,11 +7,12 @@ the step is a plain function of a batch.
 from __future__ import annotations
 
 import math
+import os
 import re
 import signal
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
@@ -333,8 +334,10 @@ def _caught_signals() -> Iterator[_Caught]:
 
     def remember(number: int, frame: FrameType | None) -> None:
         caught.number = number
-        print("\nstopping after this step, then saving a checkpoint; once more to stop at once", flush=True)
         signal.signal(number, previous[number])
+        # Not by print, which refuses to be called while it is at work.
+        with suppress(OSError):
+            os.write(2, b"\nstopping after this step, then saving a checkpoint; once more to stop at once\n")
 
     previous = {number: signal.signal(number, remember) for number in (signal.SIGINT, signal.SIGTERM)}
     try:

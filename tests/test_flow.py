@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import io
 import json
 import signal
 import subprocess
@@ -17,6 +18,7 @@ import tensorflow as tf
 from flow_helpers import ROOT, demo_flags, make_data, use_small_backbone
 from reference import reference_config, write_config, write_reference_data
 
+from easyrec_mm import trainer
 from easyrec_mm.cli import main
 from easyrec_mm.metrics import AUC
 
@@ -302,12 +304,14 @@ def test_a_signal_saves_and_says_how_to_go_on(data, tmp_path, number):
     process = subprocess.Popen(
         command("train", *flags), cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
     )
+    output = ""
     for line in process.stdout:
+        output += line
         if "train step 3" in line:
             break
     process.send_signal(number)
-    output, _ = process.communicate(timeout=60)
-    assert process.returncode == 128 + number
+    output += process.communicate(timeout=60)[0]
+    assert process.returncode == 128 + number, output
     assert "go on with: easyrec-mm train --pipeline_config" in output
     assert "Traceback" not in output
     saved = list((tmp_path / "m").glob("*.index"))
@@ -316,6 +320,22 @@ def test_a_signal_saves_and_says_how_to_go_on(data, tmp_path, number):
     assert step >= 3
     run("train", *flags, f"--set=train_config.num_steps={step + 1}")
     assert (tmp_path / "m" / f"model.ckpt-{step + 1}.index").exists()
+
+
+def test_a_signal_may_come_while_a_line_is_printed(monkeypatch):
+    class Terminal(io.RawIOBase):
+        def writable(self):
+            return True
+
+        def write(self, data):
+            if caught.number is None:
+                signal.raise_signal(signal.SIGTERM)
+            return len(data)
+
+    monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(io.BufferedWriter(Terminal())))
+    with trainer._caught_signals() as caught:
+        print("train step 1", flush=True)
+    assert caught.number == signal.SIGTERM
 
 
 def test_a_full_disk_leaves_the_last_checkpoint(data, tmp_path):
