@@ -461,7 +461,7 @@ def test_batches_fit_their_spec(tmp_path, pictures):
 
 def test_rows_are_the_batches_without_pictures(several):
     one = input_of(several / "*", batch_size=4)
-    found = [rows["kept"]["user"].numpy().astype(str).tolist() for rows in one.rows(num_epochs=2)]
+    found = [rows["kept"]["user"].numpy().astype(str).tolist() for rows in one._dataset(2, 0)]
     assert found == users(one.batches(num_epochs=2))
 
 

@@ -155,10 +155,6 @@ class Input:
         for _, file, row, line in _read(self._lines(tf.constant(0, tf.int64)), self.files, self._compressions):
             yield self.files[int(file)], int(row), line.numpy()
 
-    def rows(self, num_epochs: int = 1) -> tf.data.Dataset:
-        """The parsed batches without their pictures, as tf.data yields them."""
-        return self._dataset(num_epochs, 0)
-
     def spec(self) -> Batch:
         """Shapes and dtypes of the batches, for tf.function: G, S and U are open."""
         return _batch(self._dataset(1, 0).element_spec, self._pixel_spec)
@@ -331,8 +327,12 @@ def _size(file: str) -> int:
 
 def _read(dataset: tf.data.Dataset, files: list[str], compressions: list[str]) -> Iterator[dict[str, tf.Tensor]]:
     """Iterate a dataset; an error of a file becomes a DataError that names it."""
+    options = tf.data.Options()
+    # Its thread sometimes misses that an iterator ends and keeps it waiting for up to a minute (TensorFlow 2.21).
+    # Nothing is left to it anyway: all numbers of threads and buffers are given.
+    options.autotune.enabled = False
     try:
-        yield from dataset
+        yield from dataset.with_options(options)
     except tf.errors.OpError as error:
         for file, compression in zip(files, compressions, strict=True):
             try:
