@@ -8,6 +8,7 @@ only when it is complete.
 
 from __future__ import annotations
 
+import math
 import os
 import re
 import shutil
@@ -21,6 +22,8 @@ from easyrec_mm.errors import CheckpointError, did_you_mean, tensorflow_reason
 
 PREFIX = "model.ckpt"
 _SLICE_BYTES = 16 << 20
+# Of a variable: a table of 100 GiB goes into files of 400 MiB.
+_MOST_SLICES = 256
 
 
 class Checkpoints:
@@ -214,7 +217,7 @@ def _is_weight(name: str) -> bool:
 
 
 def _write_parts(folder: Path, variables: Mapping[str, tf.Variable]) -> list[str]:
-    """Write the variables to files of at most about _SLICE_BYTES each; the prefixes of the files."""
+    """Write the variables to files of about a slice each; the prefixes of the files."""
     parts: list[str] = []
     names: list[str] = []
     specs: list[str] = []
@@ -246,9 +249,9 @@ def _slices(variable: tf.Variable) -> list[tuple[int, int, str]]:
     """(first row, row behind the last, TensorFlow's slice spec); one slice with the spec "" is the whole."""
     shape = list(variable.shape)
     row_bytes = variable.dtype.size * int(tf.reduce_prod(shape[1:])) if shape else 1
-    rows_at_a_time = max(1, _SLICE_BYTES // max(row_bytes, 1))
-    if not shape or shape[0] <= rows_at_a_time:
+    if not shape or shape[0] * row_bytes <= _SLICE_BYTES:
         return [(0, 0, "")]
+    rows_at_a_time = max(1, _SLICE_BYTES // row_bytes, math.ceil(shape[0] / _MOST_SLICES))
     dims = " ".join(str(dim) for dim in shape)
     rest = ":-" * (len(shape) - 1)
     slices = []

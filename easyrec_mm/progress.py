@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import sys
 import time
 from pathlib import Path
@@ -11,6 +12,10 @@ from typing import Any
 
 import tensorflow as tf
 from tqdm import tqdm
+
+_SIZE_WHERE_NONE_IS_TOLD = {"ncols": 120, "nrows": 24}
+# Narrow, so that speeds stay readable behind it.
+_BAR_FORMAT = "{desc} {n_fmt}/{total_fmt} {bar:8} {elapsed}<{remaining}{postfix}"
 
 
 class Progress:
@@ -25,13 +30,27 @@ class Progress:
 
     def __init__(self, name: str, total: int | None, first: int = 0, unit: str = "step") -> None:
         self._name = name
-        self._total = total
+        self._total = str(total or "")
         self._done = first
         self._unit = unit
         self._bar = None
         if sys.stderr.isatty():
-            self._bar = tqdm(total=total, initial=first, desc=name, unit=unit, dynamic_ncols=True, file=sys.stderr)
+            # tqdm shows nothing on a terminal that tells no size, as those of some containers.
+            shown = (
+                {"dynamic_ncols": True}
+                if all(os.get_terminal_size(sys.stderr.fileno()))
+                else dict(_SIZE_WHERE_NONE_IS_TOLD)
+            )
+            self._bar = tqdm(
+                total=total, initial=first, desc=name, unit=unit, file=sys.stderr, bar_format=_BAR_FORMAT, **shown
+            )
         self._reset()
+
+    def expect(self, total: int) -> None:
+        """Set an estimate of the number of steps."""
+        self._total = f"~{total}"
+        if self._bar is not None:
+            self._bar.total = total
 
     def _reset(self) -> None:
         self._since = time.perf_counter()
@@ -60,17 +79,17 @@ class Progress:
         return rates
 
     def show(self, values: dict[str, float], rates: dict[str, float]) -> None:
-        """Show values and speeds: behind the bar, or as a line."""
-        parts = [f"{name} {value:.4g}" for name, value in values.items()]
-        parts += [f"{rates['samples_per_second']:.0f} samples/s"]
+        """Show values and speeds: behind the bar, where a narrow terminal cuts the values off, or as a line."""
+        shown = [f"{name} {value:.4g}" for name, value in values.items()]
+        speeds = [f"{rates['samples_per_second']:.0f} samples/s"]
         if rates["images_per_second"]:
-            parts += [f"{rates['images_per_second']:.0f} images/s", f"{rates['samples_per_image']:.1f} samples/image"]
-        parts += [f"input wait {rates['input_wait_share']:.0%}"]
+            speeds += [f"{rates['images_per_second']:.0f} images/s", f"{rates['samples_per_image']:.1f} samples/image"]
+        speeds += [f"input wait {rates['input_wait_share']:.0%}"]
         if self._bar is not None:
-            self._bar.set_postfix_str(", ".join(parts))
+            self._bar.set_postfix_str(", ".join(speeds + shown))
         else:
             of_total = f"/{self._total}" if self._total else ""
-            print(f"{self._name} {self._unit} {self._done}{of_total}: {', '.join(parts)}", flush=True)
+            print(f"{self._name} {self._unit} {self._done}{of_total}: {', '.join(shown + speeds)}", flush=True)
 
     def say(self, message: str) -> None:
         """Show a message without breaking the bar."""

@@ -123,6 +123,8 @@ class Trainer:
                 if losses is None:
                     continue
                 step = int(self._step)
+                if item.epoch > epoch and num_epochs and not config.num_steps:
+                    progress.expect(round(step * num_epochs / item.epoch))
                 epoch = item.epoch
                 pending.append(losses)
                 progress.add(item.batch.num_samples, item.batch.num_images, waited)

@@ -77,6 +77,17 @@ def test_slices_of_another_size_than_when_written(tmp_path, monkeypatch):
     assert_same(restored, saved)
 
 
+@pytest.mark.parametrize("rows", [4, 5, 16, 17, 100])
+def test_a_large_variable_makes_few_files(tmp_path, monkeypatch, rows):
+    monkeypatch.setattr(checkpoint, "_SLICE_BYTES", 8)
+    monkeypatch.setattr(checkpoint, "_MOST_SLICES", 4)
+    saved, restored = ({"table": tf.Variable(np.full([rows, 2], value))} for value in (1.5, 0.0))
+    path = Checkpoints(str(tmp_path)).save(1, saved)
+    assert len(list(tmp_path.glob("*.data-*"))) <= 4
+    restore(path, restored)
+    assert_same(restored, saved)
+
+
 def test_large_variable_is_never_copied_whole(tmp_path, monkeypatch):
     """No file written and no tensor read is larger than a slice (of one row at least)."""
     monkeypatch.setattr(checkpoint, "_SLICE_BYTES", 64)

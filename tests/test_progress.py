@@ -1,0 +1,42 @@
+"""What a run shows while it works."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import struct
+import sys
+import termios
+
+import pytest
+
+from easyrec_mm.progress import Progress
+
+RATES = {"samples_per_second": 800.0, "images_per_second": 50.0, "samples_per_image": 16.0, "input_wait_share": 0.25}
+
+
+@pytest.mark.parametrize("size", [(0, 0), (30, 100)])
+def test_a_terminal_gets_a_bar_with_speeds_whatever_size_it_tells(monkeypatch, size):
+    ours, theirs = os.openpty()
+    fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", *size, 0, 0))
+    with open(theirs, "w", encoding="utf-8") as terminal:
+        monkeypatch.setattr(sys, "stderr", terminal)
+        progress = Progress("train", None)
+        progress.expect(20)
+        progress.add(256, 16, 0.1)
+        progress.show({"loss": 0.5}, RATES)
+        progress.close()
+        shown = os.read(ours, 10_000).decode()
+    os.close(ours)
+    assert "train 1/20" in shown
+    assert "800 samples/s, 50 images/s, 16.0 samples/image, input wait 25%" in shown
+
+
+def test_elsewhere_a_plain_line(capsys):
+    progress = Progress("train", None, first=3)
+    progress.add(256, 16, 0.1)
+    progress.show({"loss": 0.5}, RATES)
+    progress.expect(20)
+    progress.show({"loss": 0.5}, RATES)
+    values = "loss 0.5, 800 samples/s, 50 images/s, 16.0 samples/image, input wait 25%"
+    assert capsys.readouterr().out == f"train step 4: {values}\ntrain step 4/~20: {values}\n"
