@@ -14,6 +14,8 @@ from easyrec_mm.errors import UserError
 
 if TYPE_CHECKING:
     from easyrec_mm.config import Pipeline
+    from easyrec_mm.data.bad_records import BadRecords
+    from easyrec_mm.model import MultimodalModel
 
 SIGNAL_EXIT_BASE = 128
 
@@ -55,20 +57,16 @@ def _eval(options: argparse.Namespace) -> int:
     pipeline = _load(options)
     path = options.eval_input_path or pipeline.config.eval_input_path
     _require(path, pipeline, "eval_input_path", "the evaluation data")
-    from easyrec_mm.checkpoint import resolve_checkpoint
-    from easyrec_mm.data.bad_records import BadRecords
-    from easyrec_mm.evaluator import evaluate, load_model, table, write_result
-    from easyrec_mm.trainer import BAD_RECORDS, EVAL_RESULT
+    from easyrec_mm.evaluator import evaluate, table, write_result
+    from easyrec_mm.trainer import EVAL_RESULT
 
     config = pipeline.config
-    checkpoint = resolve_checkpoint(options.checkpoint_path or config.model_dir, "--checkpoint_path")
-    model, step = load_model(config, pipeline.schema, checkpoint)
-    bad_records = BadRecords(os.path.join(config.model_dir, BAD_RECORDS), config.data_config.max_bad_record_share)
+    model, bad_records, trained = _trained(pipeline, options.checkpoint_path)
     results = evaluate(model, config, path, "eval_input_path", bad_records)
     result_path = os.path.join(config.model_dir, EVAL_RESULT)
     write_result(result_path, results)
     print(table(results))
-    print(f"{checkpoint} (step {step}) on {path}; written to {result_path}")
+    print(f"{trained} on {path}; written to {result_path}")
     if bad_records.summary():
         print(bad_records.summary())
     return 0
@@ -76,29 +74,37 @@ def _eval(options: argparse.Namespace) -> int:
 
 def _predict(options: argparse.Namespace) -> int:
     pipeline = _load(options)
-    config, schema = pipeline.config, pipeline.schema
     reserved = tuple(name.strip() for name in options.reserved_columns.split(",") if name.strip())
     from easyrec_mm.errors import ConfigError, did_you_mean
 
-    known = [field.name for field in schema.fields]
+    known = [field.name for field in pipeline.schema.fields]
     for name in reserved:
         if name not in known:
             raise ConfigError(f"--reserved_columns: no input field '{name}'; {did_you_mean(name, known)}")
     if not options.output.endswith((".parquet", ".csv")):
         raise UserError(f"--output {options.output}: write to a file that ends in .parquet or .csv")
-    from easyrec_mm.checkpoint import resolve_checkpoint
-    from easyrec_mm.data.bad_records import BadRecords
-    from easyrec_mm.evaluator import load_model, predict
-    from easyrec_mm.trainer import BAD_RECORDS
+    from easyrec_mm.evaluator import predict
 
-    checkpoint = resolve_checkpoint(options.checkpoint_path or config.model_dir, "--checkpoint_path")
-    model, step = load_model(config, schema, checkpoint)
-    bad_records = BadRecords(os.path.join(config.model_dir, BAD_RECORDS), config.data_config.max_bad_record_share)
-    num_rows = predict(model, config, options.predict_input_path, options.output, reserved, bad_records)
-    print(f"{num_rows} rows by {checkpoint} (step {step}) in {options.output}")
+    model, bad_records, trained = _trained(pipeline, options.checkpoint_path)
+    num_rows = predict(model, pipeline.config, options.predict_input_path, options.output, reserved, bad_records)
+    print(f"{num_rows} rows by {trained} in {options.output}")
     if bad_records.summary():
         print(bad_records.summary())
     return 0
+
+
+def _trained(pipeline: Pipeline, checkpoint_path: str | None) -> tuple[MultimodalModel, BadRecords, str]:
+    """The model of a checkpoint, the newest in model_dir if none is named; where bad records go; and its name."""
+    from easyrec_mm.checkpoint import resolve_checkpoint
+    from easyrec_mm.data.bad_records import BadRecords
+    from easyrec_mm.evaluator import load_model
+    from easyrec_mm.trainer import BAD_RECORDS
+
+    config = pipeline.config
+    checkpoint = resolve_checkpoint(checkpoint_path or config.model_dir, "--checkpoint_path")
+    model, step = load_model(config, pipeline.schema, checkpoint)
+    bad_records = BadRecords(os.path.join(config.model_dir, BAD_RECORDS), config.data_config.max_bad_record_share)
+    return model, bad_records, f"{checkpoint} (step {step})"
 
 
 def _check(options: argparse.Namespace) -> int:
