@@ -93,6 +93,28 @@ def _predict(options: argparse.Namespace) -> int:
     return 0
 
 
+def _export(options: argparse.Namespace) -> int:
+    if not (options.model_dir or options.pipeline_config):
+        raise UserError("--model_dir: give the folder of the training, or its config with --pipeline_config_path")
+    options.pipeline_config = options.pipeline_config or os.path.join(options.model_dir, "pipeline.config")
+    if options.model_dir:
+        options.set.append(f"model_dir={options.model_dir}")
+    pipeline = _load(options)
+    from easyrec_mm.export import ExportFolders, choose_checkpoint, export
+
+    path = options.eval_input_path or pipeline.config.eval_input_path or pipeline.config.train_input_path
+    _require(path, pipeline, "eval_input_path", "the data on which the models are compared")
+    checkpoint = choose_checkpoint(pipeline, options.checkpoint_path)
+    folders = ExportFolders(options.img_model_export_dir, options.rec_model_export_dir, options.total_model_export_dir)
+    assets = tuple(name.strip() for name in options.asset_files.split(",") if name.strip())
+    parity = export(pipeline, checkpoint, folders, path, assets, options.parity_groups)
+    print(f"{checkpoint}: image model in {folders.image}, rec model in {folders.rec}, total model in {folders.total}")
+    print(f"compared on {parity['num_samples']} samples with {parity['num_pictures']} pictures; largest differences:")
+    for ways, differences in parity["max_abs_difference"].items():
+        print(f"  {ways}: " + ", ".join(f"{name} {value:.1e}" for name, value in differences.items()))
+    return 0
+
+
 def _trained(pipeline: Pipeline, checkpoint_path: str | None) -> tuple[MultimodalModel, BadRecords, str]:
     """The model of a checkpoint, the newest in model_dir if none is named; where bad records go; and its name."""
     from easyrec_mm.checkpoint import resolve_checkpoint
@@ -167,6 +189,23 @@ def _parser() -> argparse.ArgumentParser:
     prediction.add_argument(
         "--reserved_columns", metavar="A,B", default="", help="input fields to copy into the output"
     )
+    cut = _command(
+        commands, "export", _export, "cut a trained model into image, rec and total model", config_flag=False
+    )
+    cut.add_argument("--model_dir", metavar="D", help="folder of the training, instead of the config's model_dir")
+    cut.add_argument(
+        "--pipeline_config_path",
+        "--pipeline_config",
+        dest="pipeline_config",
+        metavar="C",
+        help="pipeline config file; pipeline.config in the model_dir by default",
+    )
+    _checkpoint_flag(cut)
+    for name, model in (("rec", "rec"), ("total", "total"), ("img", "image")):
+        cut.add_argument(f"--{name}_model_export_dir", metavar="F", required=True, help=f"folder of the {model} model")
+    cut.add_argument("--asset_files", metavar="A,B", default="", help="files to add to the assets of the models")
+    cut.add_argument("--eval_input_path", metavar="P", help="files of samples on which the models are compared")
+    cut.add_argument("--parity_groups", metavar="N", type=int, default=100, help="groups to compare (default 100)")
     check = _command(commands, "check", _check, "check the config and show what it makes of the data")
     check.add_argument("--num_groups", metavar="N", type=int, default=1000, help="groups to read (default 1000)")
     return parser
@@ -177,12 +216,14 @@ def _command(
     name: str,
     run: Callable[[argparse.Namespace], int],
     text: str,
+    config_flag: bool = True,
 ) -> argparse.ArgumentParser:
     command = commands.add_parser(name, help=text, description=text[0].upper() + text[1:] + ".")
     command.set_defaults(command=run)
-    command.add_argument(
-        "--pipeline_config", "--pipeline_config_path", metavar="C", required=True, help="pipeline config file"
-    )
+    if config_flag:
+        command.add_argument(
+            "--pipeline_config", "--pipeline_config_path", metavar="C", required=True, help="pipeline config file"
+        )
     command.add_argument(
         "--set",
         metavar="FIELD=VALUE",

@@ -26,6 +26,7 @@ ACTIVATION_NAMES = (
     "relu", "gelu", "selu", "elu", "leaky_relu", "tanh", "sigmoid", "swish", "softplus", "linear",
 )  # fmt: skip
 # Parts of the loss beside those of the towers, under which they are logged.
+EXPORTER_TYPES = ("best", "final", "latest")
 REGULARIZATION_LOSSES = ("embedding_regularization", "l2_regularization")
 GAUC_REDUCTIONS = ("mean", "mean_by_sample_num", "mean_by_positive_num")
 
@@ -296,6 +297,8 @@ def _check_export(config: EasyRecConfig, schema: Schema, problems: Problems) -> 
     export, image = config.export_config, schema.image
     if not export.multi_placeholder:
         problems.add("export_config.multi_placeholder", "false is not supported: inputs are named by field; remove it")
+    if export.exporter_type not in EXPORTER_TYPES:
+        problems.unknown("export_config.exporter_type", "exporter type", export.exporter_type, EXPORTER_TYPES)
     if export.HasField("img_input_name") and export.img_input_name != image.field:
         problems.unknown("export_config.img_input_name", "image field", export.img_input_name, [image.field])
     if export.HasField("img_shape"):

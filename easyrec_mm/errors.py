@@ -41,6 +41,10 @@ class DataError(UserError):
     """Input files that are missing or unreadable, or more bad records than allowed."""
 
 
+class ExportError(UserError):
+    """An export that fails its own proof, or a folder that does not hold what an export wrote."""
+
+
 class CheckpointError(UserError):
     """A checkpoint that cannot be written, read or matched with the model."""
 

@@ -75,13 +75,17 @@ def _metric(kind: str, message: EvalMetrics) -> tuple[Metric, str | None]:
     return METRICS[kind](**settings), message.gauc.uid_field if kind == "gauc" else None
 
 
-def load_model(config: EasyRecConfig, schema: Schema, checkpoint: str) -> tuple[MultimodalModel, int]:
+def load_model(
+    config: EasyRecConfig, schema: Schema, checkpoint: str, dtype: str | None = None
+) -> tuple[MultimodalModel, int]:
     """The model with the weights of a checkpoint (their moving average, if the config uses it), and its step.
+
+    It computes in `dtype`, a Keras dtype policy, or in the precision that the config names.
 
     Raises:
       CheckpointError: if the checkpoint does not fit the config.
     """
-    model = MultimodalModel(config, schema, dtype_policy(config.train_config.precision))
+    model = MultimodalModel(config, schema, dtype or dtype_policy(config.train_config.precision))
     named = model.named_variables()
     step = tf.Variable(0, dtype=tf.int64)
     variables = {name: v.value for name, v in named.items()} | {STEP_NAME: step}

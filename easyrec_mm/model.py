@@ -66,6 +66,10 @@ class RecModel(keras.layers.Layer):
           task name -> logits float32 `[S, num_class]`; and the sum of squares of the embedding vectors, a scalar.
         """
         x, squares = self.feature_embedding(features)  # [S, F]
+        return self.logits(x, image_vector, training), squares
+
+    def logits(self, x: tf.Tensor, image_vector: tf.Tensor | None, training: bool = False) -> dict[str, tf.Tensor]:
+        """Embedded features `[S, F]` and image vectors -> logits as `call` returns them."""
         x = self._feature_bn(x, training=training)
         if image_vector is not None and self._image_joins_first:
             x = tf.concat([x, image_vector], axis=1)
@@ -80,7 +84,7 @@ class RecModel(keras.layers.Layer):
             name = self._tasks[i].name
             related = [relations[other] for other in self._relations[i]]
             relations[name], logits[name] = self._towers[i](inputs[i], related, training=training)
-        return {task.name: logits[task.name] for task in self._tasks}, squares
+        return {task.name: logits[task.name] for task in self._tasks}
 
 
 class TaskTower(keras.layers.Layer):
@@ -110,7 +114,11 @@ class MultimodalModel:
       schema: its Schema.
       dtype: Keras dtype policy, FLOAT32 or MIXED_BFLOAT16. Embeddings, normalisation statistics, the output layers and
         losses are float32 in both.
+
+    `image_width` is D, 0 without pictures.
     """
+
+    image_width = 0
 
     def __init__(self, config: EasyRecConfig, schema: Schema, dtype: str = FLOAT32) -> None:
         network = config.model_config.e2e_mm_dbmtl
@@ -172,6 +180,10 @@ class MultimodalModel:
             parts.insert(0, self.image)
         return {names.get(id(v), v.path): v for part in parts for v in part.variables}
 
+    def weights(self) -> dict[str, tf.Variable]:
+        """named_variables() without the state of dropout, as TensorFlow's variables."""
+        return {name: v.value for name, v in self.named_variables().items() if "seed_generator" not in name}
+
     def tables(self) -> dict[str, keras.Variable]:
         """The embedding tables among named_variables()."""
         return {f"embedding/{name}": t.embeddings for name, t in self.rec.feature_embedding.tables.items()}
@@ -189,8 +201,11 @@ class MultimodalModel:
             else:
                 features[feature.name] = tf.zeros([1], tf.int64)
         image = self.schema.image
-        pixels = tf.zeros([1, image.height, image.width, image.channels], tf.uint8)
-        self.logits(Batch(features, {}, tf.ones([1]), pixels, tf.zeros([1], tf.int32)))
+        vector = None
+        if self.image is not None:
+            vector = self.image(tf.zeros([1, image.height, image.width, image.channels], tf.uint8))
+            self.image_width = int(vector.shape[1])
+        self.rec(features, vector)
 
 
 def task_outputs(task: Task, logits: tf.Tensor) -> dict[str, tf.Tensor]:

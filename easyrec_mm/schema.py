@@ -7,8 +7,11 @@ reading, training, export and serving share one definition. It knows nothing of 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
-from typing import Literal
+from dataclasses import asdict, dataclass
+from typing import Any, Literal
+
+# Between the values of a cross before it is hashed; ASCII's "group separator" does not occur in values.
+CROSS_SEPARATOR = "\x1d"
 
 # bool is kept as int64, 0 or 1.
 Dtype = Literal["int64", "bool", "float32", "string"]
@@ -24,6 +27,14 @@ class Field:
     name: str
     dtype: Dtype
     default: str
+
+    @property
+    def default_value(self) -> int | bool | float | str:
+        """The default as a value."""
+        if self.dtype == "bool":
+            return self.default.lower() in ("true", "1")
+        kinds: dict[str, type[int] | type[float] | type[str]] = {"int64": int, "float32": float, "string": str}
+        return kinds[self.dtype](self.default)
 
 
 @dataclass(frozen=True)
@@ -68,6 +79,11 @@ class Feature:
     def weight_input(self) -> str | None:
         """The field that holds a tag feature's weights, when a second input does."""
         return self.inputs[1] if self.kind == "tag" and len(self.inputs) == 2 else None
+
+    @property
+    def multiplies_rows(self) -> bool:
+        """Whether the feature is numbers times the rows of its table, one row a number."""
+        return self.kind == "raw" and self.table is not None and not self.boundaries
 
     @property
     def weight_key(self) -> str:
@@ -149,3 +165,32 @@ class Schema:
         """Names of the fields that the model's features read, each once, in the order of the row."""
         used = {name for feature in self.features for name in feature.inputs}
         return (name for name in self.layout.sample_fields if name in used)
+
+    def to_dict(self) -> dict[str, Any]:
+        """As values that JSON has."""
+        return asdict(self)
+
+    @staticmethod
+    def from_dict(values: dict[str, Any]) -> Schema:
+        """The Schema of which `values` is the `to_dict`, also after a passage through JSON.
+
+        Raises:
+          KeyError, TypeError, ValueError: if `values` is no Schema.
+        """
+        parts = {
+            **values,
+            "fields": [Field(**field) for field in values["fields"]],
+            "features": [Feature(**_with_tuples(feature)) for feature in values["features"]],
+            "tables": [
+                Table(**{**table, "initializer": (table["initializer"][0], tuple(table["initializer"][1]))})
+                for table in values["tables"]
+            ],
+            "image": Image(**values["image"]),
+            "layout": RowLayout(**_with_tuples(values["layout"])),
+            "tasks": [Task(**task) for task in values["tasks"]],
+        }
+        return Schema(**_with_tuples(parts))
+
+
+def _with_tuples(values: dict[str, Any]) -> dict[str, Any]:
+    return {name: tuple(value) if isinstance(value, list) else value for name, value in values.items()}

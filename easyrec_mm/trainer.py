@@ -164,8 +164,7 @@ class Trainer:
         elif self._train_config.fine_tune_checkpoint:
             path = resolve_checkpoint(self._train_config.fine_tune_checkpoint, "train_config.fine_tune_checkpoint")
             names = _read_name_map(self._train_config.fine_tune_ckpt_var_map)
-            weights = {name: v.value for name, v in self._named.items() if "seed_generator" not in name}
-            print(warm_start(path, weights, names), flush=True)
+            print(warm_start(path, self._model.weights(), names), flush=True)
             if self._average is not None:
                 self._average.start_from_variables()
         num_weights = sum(math.prod(v.shape) for v in self._trained.values())

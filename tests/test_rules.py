@@ -48,6 +48,12 @@ MAY_IMPORT = {
     "checkpoint": ("errors",),
     "evaluator": (*TRAINING_BASE, "metrics", "config_checks"),
     "trainer": (*TRAINING_BASE, "optimizers", "evaluator", "config"),
+    "manifest": ("errors", "schema"),
+    "serving": ("errors", "schema", "manifest", "serving"),
+    "parts": ("data.decode", "data.transform", "model", "schema"),
+    "onnx_models": ("layers.embedding", "model", "parts", "schema"),
+    "parity": ("errors", "schema", "protos", "data", "model", "metrics", "parts", "onnx_models", "serving.transform"),
+    "export": (*TRAINING_BASE, "config", "evaluator", "layers", "manifest", "onnx_models", "parity", "parts"),
     "check": ("errors", "schema", "data", "config"),
     "cli": ("errors",),
     "__main__": ("cli",),
@@ -62,6 +68,8 @@ WITHOUT_TENSORFLOW = {
     "config_checks",
     "config",
     "metrics",
+    "manifest",
+    "serving.transform",
     "cli",
 }
 # Talk to the person at the terminal; all others return what they have to say, or raise it.

@@ -44,6 +44,10 @@ class PictureLoader:
 
     def load(self, paths: list[bytes]) -> Pictures:
         """Pictures of these paths, in their order."""
+        return self.decode(*self.read(paths))
+
+    def read(self, paths: list[bytes]) -> tuple[list[bytes], dict[int, str]]:
+        """The files' contents, b"" where there is none, and row -> why."""
         data: list[bytes] = []
         problems: dict[int, str] = {}
         for row, path in enumerate(paths):
@@ -55,14 +59,18 @@ class PictureLoader:
             else:
                 if not data[-1]:
                     problems[row] = "is empty (0 bytes)"
+        return data, problems
+
+    def decode(self, data: list[bytes], problems: dict[int, str]) -> Pictures:
+        """Pictures of what `read` returned."""
         if not problems:
             try:
                 return Pictures(self._decode(tf.constant(data, tf.string)), {})
             except tf.errors.OpError:
                 pass  # one of them is damaged; find out which
-        return self._load_one_by_one(data, problems)
+        return self._decode_one_by_one(data, dict(problems))
 
-    def _load_one_by_one(self, data: list[bytes], problems: dict[int, str]) -> Pictures:
+    def _decode_one_by_one(self, data: list[bytes], problems: dict[int, str]) -> Pictures:
         pixels = np.repeat(self._blank[None], len(data), axis=0)
         for row, one in enumerate(data):
             if row in problems:

@@ -13,10 +13,7 @@ from __future__ import annotations
 
 import tensorflow as tf
 
-from easyrec_mm.schema import Feature, Schema
-
-# Between the values of a cross before it is hashed; ASCII's "group separator" does not occur in values.
-_CROSS_SEPARATOR = "\x1d"
+from easyrec_mm.schema import CROSS_SEPARATOR, Feature, Schema
 
 
 class FeatureTransform:
@@ -24,7 +21,7 @@ class FeatureTransform:
 
     def __init__(self, schema: Schema) -> None:
         self._schema = schema
-        self._vocabularies = {
+        self.vocabularies = {
             feature.name: tf.lookup.StaticHashTable(
                 tf.lookup.KeyValueTensorInitializer(
                     tf.constant(feature.vocabulary, tf.string), tf.range(len(feature.vocabulary), dtype=tf.int64)
@@ -48,7 +45,7 @@ class FeatureTransform:
                     features[feature.weight_key] = weights
             elif feature.kind == "combo":
                 parts = [_as_text(fields[name], feature.precision) for name in feature.inputs]
-                features[feature.name] = self._encode(feature, tf.strings.join(parts, _CROSS_SEPARATOR))
+                features[feature.name] = self._encode(feature, tf.strings.join(parts, CROSS_SEPARATOR))
             else:
                 features[feature.name] = self._encode(feature, fields[feature.inputs[0]])
         return features
@@ -61,7 +58,7 @@ class FeatureTransform:
         text = _as_text(values, feature.precision)
         if feature.encoding == "hash":
             return tf.strings.to_hash_bucket_fast(text, feature.num_ids)
-        return self._vocabularies[feature.name].lookup(text)
+        return self.vocabularies[feature.name].lookup(text)
 
     def _tags(self, feature: Feature, fields: dict[str, tf.Tensor]) -> tuple[tf.RaggedTensor, tf.RaggedTensor | None]:
         tags = split_tags(fields[feature.inputs[0]], feature.separator)

@@ -62,22 +62,44 @@ class FeatureEmbedding(keras.layers.Layer):
         """
         outputs, squares = [], tf.constant(0.0)
         for feature in self._features:
-            output = self._embed(feature, values)
+            output = feature_vector(feature, values, self._rows(feature, values[feature.name]))
             if feature.table:
                 squares += tf.reduce_sum(tf.square(output))
             outputs.append(output)
         return tf.concat(outputs, axis=1), squares
 
-    def _embed(self, feature: Feature, values: dict[str, tf.Tensor | tf.RaggedTensor]) -> tf.Tensor:
-        value = values[feature.name]
+    def _rows(self, feature: Feature, value: tf.Tensor | tf.RaggedTensor) -> tf.Tensor | None:
         if not feature.table:
-            return tf.one_hot(value, feature.width) if feature.boundaries else value
+            return None
         table = self.tables[feature.table]
-        if feature.kind == "raw" and not feature.boundaries:
-            return tf.matmul(value, table.lookup(tf.range(feature.raw_dim, dtype=tf.int64)))
-        if feature.kind == "tag":
-            return combine(table.lookup(value.flat_values), value, values.get(feature.weight_key), feature.combiner)
-        return table.lookup(value)
+        if feature.multiplies_rows:
+            return table.lookup(tf.range(feature.raw_dim, dtype=tf.int64))
+        return table.lookup(value.flat_values if feature.kind == "tag" else value)
+
+
+def feature_vector(
+    feature: Feature, values: dict[str, tf.Tensor | tf.RaggedTensor], rows: tf.Tensor | None
+) -> tf.Tensor:
+    """A feature's numbers in the network: float32 `[S, width]`.
+
+    Args:
+      feature: what it is.
+      values: feature values as data/transform.py makes them; of a tag, only the row partition and weights are read.
+        Instead of the ragged tags there may be the dense weights `[S, L]` under `weight_key`, 0 where a sample has
+        fewer tags; `rows` is then `[S, L, dim]`.
+      rows: what a feature with a table looked up there.
+    """
+    if rows is None:
+        value = values[feature.name]
+        return tf.one_hot(value, feature.width) if feature.boundaries else value
+    if feature.multiplies_rows:
+        return tf.matmul(values[feature.name], rows)
+    if feature.kind != "tag":
+        return rows
+    weights = values.get(feature.weight_key)
+    if rows.shape.rank == 3:
+        return combine_padded(rows, weights, feature.combiner)
+    return combine(rows, values[feature.name], weights, feature.combiner)
 
 
 def combine(rows: tf.Tensor, tags: tf.RaggedTensor, weights: tf.RaggedTensor | None, combiner: str) -> tf.Tensor:
@@ -95,13 +117,23 @@ def combine(rows: tf.Tensor, tags: tf.RaggedTensor, weights: tf.RaggedTensor | N
     """
     weight = tf.ones(tf.shape(rows)[:1]) if weights is None else weights.flat_values
     num_samples, sample = tags.nrows(), tags.value_rowids()
-    total = tf.math.unsorted_segment_sum(rows * weight[:, None], sample, num_samples)
+    return _combined(
+        rows * weight[:, None], weight, combiner, lambda x: tf.math.unsorted_segment_sum(x, sample, num_samples)
+    )
+
+
+def combine_padded(rows: tf.Tensor, weights: tf.Tensor, combiner: str) -> tf.Tensor:
+    """As `combine`, of rows `[S, L, dim]` and weights `[S, L]`, 0 where there is no tag: operations that ONNX has."""
+    return _combined(rows * weights[:, :, None], weights, combiner, lambda x: tf.reduce_sum(x, axis=1))
+
+
+def _combined(
+    weighted: tf.Tensor, weights: tf.Tensor, combiner: str, sum_of_sample: Callable[[tf.Tensor], tf.Tensor]
+) -> tf.Tensor:
+    total = sum_of_sample(weighted)
     if combiner == "sum":
         return total
-    if combiner == "mean":
-        divisor = tf.math.unsorted_segment_sum(weight, sample, num_samples)
-    else:
-        divisor = tf.sqrt(tf.math.unsorted_segment_sum(tf.square(weight), sample, num_samples))
+    divisor = sum_of_sample(weights) if combiner == "mean" else tf.sqrt(sum_of_sample(tf.square(weights)))
     return tf.math.divide_no_nan(total, divisor[:, None])
 
 

@@ -9,6 +9,7 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 import keras
+import numpy as np
 import tensorflow as tf
 
 from easyrec_mm.layers.batch_norm import with_fused_batch_norm
@@ -75,7 +76,8 @@ class ImageTower(keras.layers.Layer):
     ) -> None:
         super().__init__(name=name, dtype=dtype)
         entry = BACKBONES[backbone]
-        mean, deviation = (tf.constant(values[:channels], tf.float32) for values in entry.normalisation)
+        # Arrays, not tensors, which a traced function would capture as inputs of its own.
+        mean, deviation = (np.array(values[:channels], np.float32) for values in entry.normalisation)
         self._scale, self._shift = 1.0 / deviation, -mean / deviation
         self.backbone = with_fused_batch_norm(entry.build(channels), dtype)
         self._projection = dense(projection, "projection", 0.0, dtype=dtype)

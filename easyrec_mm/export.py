@@ -1,0 +1,254 @@
+"""The export: a checkpoint -> folders of the image, rec and total model, proven equal, each with its manifest.
+
+Everything is written beside its place and moved there when all of it has passed: an export that fails or is killed
+leaves what was there before. Models compute in float32, whatever the precision of the training.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+from dataclasses import asdict, dataclass
+from datetime import datetime, timezone
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import tensorflow as tf
+from tensorflow.core.protobuf import saved_model_pb2
+
+from easyrec_mm import __version__
+from easyrec_mm.checkpoint import Checkpoints, resolve_checkpoint
+from easyrec_mm.config import Pipeline
+from easyrec_mm.errors import ExportError
+from easyrec_mm.evaluator import load_model
+from easyrec_mm.layers.image_tower import BACKBONES
+from easyrec_mm.manifest import MANIFEST, Kind, Manifest, list_files, write_manifest
+from easyrec_mm.model import FLOAT32, MultimodalModel
+from easyrec_mm.onnx_models import write_image_onnx, write_rec_onnx
+from easyrec_mm.parity import Exported, measure_parity
+from easyrec_mm.parts import Part, image_part, rec_part, total_part
+from easyrec_mm.precision import dtype_policy
+from easyrec_mm.schema import Schema
+
+NUM_PARITY_GROUPS = 100
+_PACKAGES = ("tensorflow", "keras", "keras-hub", "numpy", "onnx", "tf2onnx", "onnxruntime")
+
+
+@dataclass(frozen=True)
+class ExportFolders:
+    """Where the three models go."""
+
+    image: str
+    rec: str
+    total: str
+
+
+def export(
+    pipeline: Pipeline,
+    checkpoint: str,
+    folders: ExportFolders,
+    data_path: str,
+    asset_files: tuple[str, ...] = (),
+    num_parity_groups: int = NUM_PARITY_GROUPS,
+) -> dict[str, Any]:
+    """Write the three models of a checkpoint; returns the parity report.
+
+    Args:
+      pipeline: the config that trained it.
+      checkpoint: its path.
+      folders: where to write; an export that is there is replaced.
+      data_path: files of samples on which the models are compared.
+      asset_files: files to copy into the folder `assets` of every model.
+      num_parity_groups: groups of the data to compare.
+
+    Raises:
+      ExportError: if the models disagree, or a folder holds something else or cannot be written.
+      CheckpointError: if the checkpoint does not fit the config.
+    """
+    config, schema = pipeline.config, pipeline.schema
+    _require_exportable(schema)
+    targets: dict[Kind, Path] = {kind: Path(folder) for kind, folder in asdict(folders).items()}
+    _check_targets(targets)
+    model, step = load_model(config, schema, checkpoint, FLOAT32)
+    dtype = dtype_policy(config.train_config.precision)
+    trained = load_model(config, schema, checkpoint, dtype)[0] if dtype != FLOAT32 else None
+    image_input = config.export_config.img_input_name or schema.image.field
+    written = {kind: target.parent / f".{target.name}.tmp-{os.getpid()}" for kind, target in targets.items()}
+    try:
+        for folder in written.values():
+            folder.parent.mkdir(parents=True, exist_ok=True)
+            shutil.rmtree(folder, ignore_errors=True)
+        signatures = _write_models(model, image_input, written, asset_files)
+        exported = Exported(written["image"], written["rec"], written["total"], image_input)
+        parity = measure_parity(model, trained, exported, config.data_config, data_path, num_parity_groups)
+        fingerprint = image_tower_fingerprint(model, config.model_config.e2e_mm_dbmtl.img_model.model_name)
+        created = datetime.now(timezone.utc).isoformat(timespec="seconds")
+        for kind, folder in written.items():
+            manifest = Manifest(
+                kind=kind,
+                schema=schema,
+                image_input=image_input,
+                image_width=model.image_width,
+                signatures=signatures[kind],
+                checkpoint=Path(checkpoint).name,
+                step=step,
+                image_tower_fingerprint=fingerprint,
+                versions={"easyrec_mm": __version__, **{name: metadata.version(name) for name in _PACKAGES}},
+                parity=parity,
+                files=list_files(folder),
+                created=created,
+            )
+            write_manifest(folder, manifest)
+        for kind, folder in written.items():
+            _move(folder, targets[kind])
+    except OSError as error:
+        raise ExportError(f"{error.filename or folders.rec}: cannot be written: {error.strerror or error}") from error
+    finally:
+        for folder in written.values():
+            shutil.rmtree(folder, ignore_errors=True)
+    return parity
+
+
+def image_tower_fingerprint(model: MultimodalModel, backbone: str) -> str:
+    """SHA-256 over everything that decides the vector of a picture: preprocessing, architecture, weights."""
+    preprocessing = {
+        "image": asdict(model.schema.image),
+        "backbone": backbone,
+        "normalisation": BACKBONES[backbone].normalisation,
+    }
+    digest = hashlib.sha256(json.dumps(preprocessing, sort_keys=True).encode())
+    for name, weight in sorted(model.weights().items()):
+        if name.startswith("image/"):
+            digest.update(f"{name} {list(weight.shape)}".encode())
+            digest.update(weight.numpy().tobytes())
+    return digest.hexdigest()
+
+
+def choose_checkpoint(pipeline: Pipeline, path: str | None) -> str:
+    """The checkpoint named; by default the newest in model_dir, or with `exporter_type: "best"` the best evaluated.
+
+    Raises:
+      CheckpointError: if there is none.
+      ExportError: if the best is asked for and no evaluation tells it.
+    """
+    config = pipeline.config
+    if path:
+        return resolve_checkpoint(path, "--checkpoint_path")
+    if config.export_config.exporter_type != "best":
+        return resolve_checkpoint(config.model_dir, "--model_dir")
+    metric = config.export_config.best_exporter_metric
+    scores = _evaluations(Path(config.model_dir) / "metrics.jsonl", metric)
+    steps = {int(found.rpartition("-")[2]): found for found in Checkpoints(config.model_dir).all()}
+    scored = {step: score for step, score in scores.items() if step in steps}
+    if not scored:
+        raise ExportError(
+            f"export_config.exporter_type: no evaluation of a checkpoint in {config.model_dir} tells "
+            f"'{metric}' (best_exporter_metric); name one with --checkpoint_path"
+        )
+    choose = max if config.export_config.metric_bigger else min
+    return steps[choose(scored, key=lambda step: (scored[step], step))]
+
+
+def _evaluations(path: Path, metric: str) -> dict[int, float]:
+    """Step -> value of a metric, or of the first tower's, over the evaluations of a training."""
+    scores = {}
+    for line in path.read_text(encoding="utf-8").splitlines() if path.exists() else []:
+        values = json.loads(line)
+        if values["kind"] == "eval":
+            found = [value for name, value in values.items() if name == metric or name.startswith(f"{metric}_")]
+            if found and found[0] is not None:
+                scores[int(values["step"])] = float(found[0])
+    return scores
+
+
+def _require_exportable(schema: Schema) -> None:
+    if not schema.uses_image:
+        raise ExportError("the model has no picture (feature group 'img'): there is nothing to cut")
+    # TensorFlow would silently name the input otherwise.
+    odd = [name for name in schema.feature_fields() if not name.isidentifier()]
+    if odd:
+        raise ExportError(f"input fields {', '.join(odd)}: name them with letters, digits and _ to export the model")
+
+
+def _check_targets(targets: dict[Kind, Path]) -> None:
+    places = [str(target.absolute()) for target in targets.values()]
+    if len(set(places)) < len(places):
+        raise ExportError(f"{', '.join(places)}: give each of the three models a folder of its own")
+    for target in targets.values():
+        if target.is_dir() and any(target.iterdir()) and not (target / MANIFEST).exists():
+            raise ExportError(f"{target}: holds files that are not of an export; choose a new folder")
+        if target.exists() and not target.is_dir():
+            raise ExportError(f"{target}: is a file; choose a new folder")
+        for stale in target.parent.glob(f".{target.name}.tmp-*"):
+            if not _is_running(stale.name.rpartition("-")[2]):
+                shutil.rmtree(stale, ignore_errors=True)
+
+
+def _is_running(process: str) -> bool:
+    return process.isdigit() and Path(f"/proc/{process}").exists()
+
+
+def _write_models(
+    model: MultimodalModel, image_input: str, folders: dict[Kind, Path], asset_files: tuple[str, ...]
+) -> dict[Kind, dict[str, Any]]:
+    """Write SavedModels, ONNX models and assets; the signatures of each."""
+    written: dict[Kind, Part] = {
+        "image": image_part(model, image_input),
+        "rec": rec_part(model),
+        "total": total_part(model, image_input),
+    }
+    for kind, part in written.items():
+        _write_saved_model(part, model.schema, folders[kind])
+        for file in asset_files:
+            (folders[kind] / "assets").mkdir(exist_ok=True)
+            shutil.copy(file, folders[kind] / "assets")
+    write_image_onnx(model, image_input, folders["image"])
+    write_rec_onnx(model, folders["rec"])
+    return {kind: _describe(part) for kind, part in written.items()}
+
+
+def _write_saved_model(part: Part, schema: Schema, folder: Path) -> None:
+    # It warns of what it leaves out for TensorFlow 1.
+    tf.get_logger().setLevel("ERROR")
+    tf.saved_model.save(part.module, str(folder), signatures=part.signatures)
+    # A random number of this export; nothing reads it.
+    (folder / "fingerprint.pb").unlink(missing_ok=True)
+    path = folder / "saved_model.pb"
+    saved = saved_model_pb2.SavedModel()
+    saved.ParseFromString(path.read_bytes())
+    # Fields that a request leaves out, as TensorFlow Serving understands it.
+    for signature in saved.meta_graphs[0].signature_def.values():
+        for name in set(signature.inputs) & set(schema.feature_fields()):
+            field = schema.field(name)
+            signature.defaults[name].CopyFrom(tf.make_tensor_proto([field.default_value], signature.inputs[name].dtype))
+    path.write_bytes(saved.SerializeToString(deterministic=True))
+
+
+def _describe(part: Part) -> dict[str, Any]:
+    def describe(specs: dict[str, tf.TensorSpec]) -> dict[str, Any]:
+        return {
+            name: {"dtype": spec.dtype.name, "shape": [-1 if size is None else size for size in spec.shape]}
+            for name, spec in sorted(specs.items())
+        }
+
+    return {
+        name: {
+            "inputs": describe(function.structured_input_signature[1]),
+            "outputs": describe(function.structured_outputs),
+        }
+        for name, function in part.signatures.items()
+    }
+
+
+def _move(folder: Path, target: Path) -> None:
+    """Put a folder in the place of another."""
+    if target.exists():
+        old = target.parent / f".{target.name}.tmp-{os.getpid()}-old"
+        os.replace(target, old)
+        os.replace(folder, target)
+        shutil.rmtree(old)
+    else:
+        os.replace(folder, target)

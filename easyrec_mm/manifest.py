@@ -1,0 +1,112 @@
+"""manifest.json: what an export folder holds, where it comes from and how exactly its models agree.
+
+Written last into each of the three folders. Serving and embedding read nothing of a folder before its manifest says
+that it is whole and of the kind they need.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from easyrec_mm.errors import ExportError
+from easyrec_mm.schema import Schema
+
+Kind = Literal["image", "rec", "total"]
+MANIFEST = "manifest.json"
+_FORMAT = 1
+_READ_BYTES = 1 << 20
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """The contents of a manifest.json.
+
+    kind                     which of the three models
+    schema                   fields, features, picture and tasks
+    image_input              name of the input that takes pixels or pictures
+    image_width              D, numbers of an image vector
+    signatures               signature -> "inputs" and "outputs" -> name -> dtype and shape (-1: any)
+    checkpoint, step         what was exported
+    image_tower_fingerprint  of the image tower's weights and preprocessing: vectors of two towers never mix
+    versions                 package -> version
+    parity                   how far the models are from each other, and the limits they had to keep
+    files                    file of the folder -> bytes and SHA-256
+    created                  UTC
+    """
+
+    kind: Kind
+    schema: Schema
+    image_input: str
+    image_width: int
+    signatures: dict[str, dict[str, dict[str, dict[str, Any]]]]
+    checkpoint: str
+    step: int
+    image_tower_fingerprint: str
+    versions: dict[str, str]
+    parity: dict[str, Any]
+    files: dict[str, dict[str, Any]]
+    created: str
+
+
+def write_manifest(folder: Path, manifest: Manifest) -> None:
+    """Write manifest.json."""
+    values = {"format": _FORMAT, **asdict(manifest), "schema": manifest.schema.to_dict()}
+    (folder / MANIFEST).write_text(json.dumps(values, indent=1, sort_keys=True) + "\n", encoding="utf-8")
+
+
+def read_manifest(folder: str, kind: Kind) -> Manifest:
+    """Read the manifest of a folder and check that it is of that kind and that its files are as they were written.
+
+    Raises:
+      ExportError: if there is none, it is of another kind or format, or a file is missing or has changed.
+    """
+    path = Path(folder) / MANIFEST
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise ExportError(f"{folder}: no {MANIFEST}; give a folder that easyrec-mm export has written") from error
+    except (OSError, ValueError) as error:
+        raise ExportError(f"{path}: cannot be read: {error}; export again") from error
+    try:
+        if values.pop("format") != _FORMAT:
+            raise ValueError(f"only format {_FORMAT} is known")
+        manifest = Manifest(**{**values, "schema": Schema.from_dict(values["schema"])})
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise ExportError(f"{path}: is not understood ({error}); export with this version") from error
+    if manifest.kind != kind:
+        raise ExportError(f"{folder}: holds the {manifest.kind} model, not the {kind} model")
+    for name, expected in manifest.files.items():
+        _check_file(Path(folder) / name, expected)
+    return manifest
+
+
+def list_files(folder: Path) -> dict[str, dict[str, Any]]:
+    """Manifest.files of what is in a folder."""
+    paths = sorted(path for path in folder.rglob("*") if path.is_file() and path.name != MANIFEST)
+    return {str(path.relative_to(folder)): _describe(path) for path in paths}
+
+
+def _describe(path: Path) -> dict[str, Any]:
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while chunk := file.read(_READ_BYTES):
+            digest.update(chunk)
+    return {"bytes": path.stat().st_size, "sha256": digest.hexdigest()}
+
+
+def _check_file(path: Path, expected: dict[str, Any]) -> None:
+    try:
+        found = _describe(path)
+    except OSError as error:
+        raise ExportError(
+            f"{path}: cannot be read ({error.strerror}) though {MANIFEST} lists it; export again"
+        ) from error
+    if found != expected:
+        raise ExportError(
+            f"{path}: has {found['bytes']} bytes with SHA-256 {found['sha256'][:12]}, {MANIFEST} says "
+            f"{expected['bytes']} with {expected['sha256'][:12]}; it is damaged or of another export; export again"
+        )

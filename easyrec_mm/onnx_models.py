@@ -1,0 +1,171 @@
+"""The image model and the rec model for ONNX Runtime.
+
+The rec model takes ids and numbers (serving/transform.py makes them): string hashing and bucketizing have no exact ONNX
+operation. The network is converted by tf2onnx; embedding tables are then put before it as Gather nodes whose values lie
+in a file of their own, which is written some rows at a time and may be larger than protobuf's 2 GiB.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+from pathlib import Path
+
+import numpy as np
+import onnx
+import tensorflow as tf
+from onnx import TensorProto, helper, numpy_helper
+
+from easyrec_mm.layers.embedding import feature_vector
+from easyrec_mm.model import MultimodalModel, task_outputs
+from easyrec_mm.parts import IMAGE_VECTOR
+from easyrec_mm.schema import Feature
+
+IMAGE_ONNX, REC_ONNX, TABLES_FILE = "image.onnx", "rec.onnx", "rec.tables"
+_OPSET = 18
+# Memory pages: ONNX Runtime maps the file.
+_ALIGNMENT = 4096
+_ROWS_AT_A_TIME = 1 << 16
+
+
+def write_image_onnx(model: MultimodalModel, image_input: str, folder: Path) -> None:
+    """Write image.onnx: pixels float32 `[N, H, W, C]` -> `img_emb_vector` float32 `[N, D]`."""
+    image = model.schema.image
+    spec = tf.TensorSpec([None, image.height, image.width, image.channels], tf.float32, name="input_0")
+    network = _convert(lambda pixels: model.image(pixels, training=False), [spec])
+    _rename(network.graph, {"input_0": image_input, network.graph.output[0].name: IMAGE_VECTOR})
+    onnx.save(network, str(folder / IMAGE_ONNX))
+
+
+def write_rec_onnx(model: MultimodalModel, folder: Path) -> None:
+    """Write rec.onnx and rec.tables: inputs of serving/transform.py and `img_emb_vector` -> outputs of every task."""
+    features = model.schema.features
+    specs: dict[str, tf.TensorSpec] = {}
+    for feature in features:
+        specs |= _network_inputs(feature)
+    specs[IMAGE_VECTOR] = tf.TensorSpec([None, model.image_width], tf.float32)
+    output_names = [name for task in model.schema.tasks for name in task.output_names]
+
+    def outputs(*tensors: tf.Tensor) -> list[tf.Tensor]:
+        values = dict(zip(specs, tensors, strict=True))
+        vectors = [feature_vector(feature, values, values.get(_rows_name(feature))) for feature in features]
+        logits = model.rec.logits(tf.concat(vectors, axis=1), values[IMAGE_VECTOR])
+        found: dict[str, tf.Tensor] = {}
+        for task in model.schema.tasks:
+            found |= task_outputs(task, logits[task.name])
+        return [found[name] for name in output_names]
+
+    # tf2onnx takes no names with such characters as features may have.
+    numbered = [tf.TensorSpec(s.shape, s.dtype, name=f"input_{i}") for i, s in enumerate(specs.values())]
+    network = _convert(outputs, numbered)
+    names = dict(zip([spec.name for spec in numbered], specs, strict=True))
+    names |= dict(zip([output.name for output in network.graph.output], output_names, strict=True))
+    _rename(network.graph, names)
+    _put_tables_before(network.graph, model, folder / TABLES_FILE)
+    onnx.save(network, str(folder / REC_ONNX))
+
+
+def _network_inputs(feature: Feature) -> dict[str, tf.TensorSpec]:
+    """What the network behind the tables takes of a feature; `rows:` is what Gather found."""
+    rows = _rows_name(feature)
+    dim = feature.width
+    if feature.kind == "tag":
+        return {
+            rows: tf.TensorSpec([None, None, dim], tf.float32),
+            feature.weight_key: tf.TensorSpec([None, None], tf.float32),
+        }
+    numbers = {feature.name: tf.TensorSpec([None, feature.raw_dim], tf.float32)}
+    if feature.multiplies_rows:
+        return {**numbers, rows: tf.TensorSpec([feature.raw_dim, dim], tf.float32)}
+    if feature.table:
+        return {rows: tf.TensorSpec([None, dim], tf.float32)}
+    return {feature.name: tf.TensorSpec([None], tf.int64)} if feature.boundaries else numbers
+
+
+def _rows_name(feature: Feature) -> str:
+    return f"rows:{feature.name}"
+
+
+def _convert(function: object, specs: list[tf.TensorSpec]) -> onnx.ModelProto:
+    """A function of tensors as an ONNX model with the inputs' names, weights inside."""
+    import tf2onnx  # five seconds, and only an export needs it
+
+    # It reports every optimisation.
+    logging.getLogger("tf2onnx").setLevel(logging.ERROR)
+    compiled = tf.function(function, input_signature=specs, autograph=False)
+    network, _ = tf2onnx.convert.from_function(compiled, input_signature=specs, opset=_OPSET)
+    _number_names(network.graph)
+    return network
+
+
+def _number_names(graph: onnx.GraphProto) -> None:
+    """Name everything inside by its order: tf2onnx's own names are others in every process."""
+    kept = {value.name for value in (*graph.input, *graph.output)}
+    names: dict[str, str] = {}
+    for i, node in enumerate(graph.node):
+        node.name = f"{node.op_type}_{i}"
+        for name in (*node.input, *node.output):
+            if name and name not in kept:
+                names.setdefault(name, f"value_{len(names)}")
+    for initializer in graph.initializer:
+        initializer.name = names.get(initializer.name, initializer.name)
+    ordered = sorted(graph.initializer, key=lambda initializer: initializer.name)
+    del graph.initializer[:]
+    graph.initializer.extend(ordered)
+    del graph.value_info[:]
+    _rename(graph, names)
+
+
+def _rename(graph: onnx.GraphProto, names: dict[str, str]) -> None:
+    """Rename inputs and outputs throughout a graph."""
+    for value in (*graph.input, *graph.output):
+        value.name = names.get(value.name, value.name)
+    for node in graph.node:
+        for i, name in enumerate(node.input):
+            node.input[i] = names.get(name, name)
+        for i, name in enumerate(node.output):
+            node.output[i] = names.get(name, name)
+
+
+def _put_tables_before(graph: onnx.GraphProto, model: MultimodalModel, path: Path) -> None:
+    """Replace the inputs `rows:*` by what tables hold for ids, which become inputs."""
+    tables = model.tables()
+    inputs = {value.name: value for value in graph.input}
+    nodes: list[onnx.NodeProto] = []
+    with path.open("wb") as file:
+        initializers = {name: _write_table(file, name, table.value) for name, table in tables.items()}
+        for feature in model.schema.features:
+            rows = _rows_name(feature)
+            if rows not in inputs:
+                continue
+            graph.input.remove(inputs[rows])
+            table = f"embedding/{feature.table}"
+            if feature.multiplies_rows:
+                first = tables[table].value[: feature.raw_dim].numpy()
+                graph.initializer.append(numpy_helper.from_array(first, rows))
+                continue
+            shape = ["S", "L"] if feature.kind == "tag" else ["S"]
+            graph.input.append(helper.make_tensor_value_info(feature.name, TensorProto.INT64, shape))
+            nodes.append(helper.make_node("Gather", [table, feature.name], [rows], name=f"gather:{feature.name}"))
+        file.flush()
+        os.fsync(file.fileno())
+    used = {node.input[0] for node in nodes}
+    graph.initializer.extend(initializer for name, initializer in initializers.items() if name in used)
+    following = list(graph.node)
+    del graph.node[:]
+    graph.node.extend([*nodes, *following])
+
+
+def _write_table(file: object, name: str, table: tf.Variable) -> TensorProto:
+    """Append a table to a file; the initializer that refers to it there."""
+    file.write(b"\x00" * (-file.tell() % _ALIGNMENT))
+    start = file.tell()
+    rows, dim = table.shape
+    for first in range(0, rows, _ROWS_AT_A_TIME):
+        ids = tf.range(first, min(first + _ROWS_AT_A_TIME, rows))
+        file.write(np.ascontiguousarray(tf.gather(table, ids).numpy()).data)
+    initializer = TensorProto(name=name, data_type=TensorProto.FLOAT, dims=[rows, dim])
+    initializer.data_location = TensorProto.EXTERNAL
+    for key, value in (("location", TABLES_FILE), ("offset", start), ("length", file.tell() - start)):
+        initializer.external_data.add(key=key, value=str(value))
+    return initializer

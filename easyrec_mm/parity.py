@@ -1,0 +1,279 @@
+"""Proves an export: the written models, loaded afresh, against each other and against the network that was trained.
+
+On a sample of data, every way from a picture and raw fields to predictions must agree. Limits are for probabilities;
+other outputs, which have no natural scale, must agree as well relative to their size, or to 1 where they are smaller.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnxruntime
+import tensorflow as tf
+
+from easyrec_mm import parts
+from easyrec_mm.data.bad_records import BadRecords
+from easyrec_mm.data.batch import Batch
+from easyrec_mm.data.input import Input
+from easyrec_mm.data.pictures import PictureLoader
+from easyrec_mm.errors import ExportError
+from easyrec_mm.metrics import AUC
+from easyrec_mm.model import MultimodalModel
+from easyrec_mm.onnx_models import IMAGE_ONNX, REC_ONNX
+from easyrec_mm.protos.data_pb2 import DatasetConfig
+from easyrec_mm.schema import Schema
+from easyrec_mm.serving.transform import NumpyTransform
+
+LIMIT_WITHIN_TENSORFLOW, LIMIT_TO_ONNX = 1e-6, 1e-5
+# Groups at a time, and samples of a picture that are compared: the total model embeds its picture once for each.
+_BATCH_SIZE, _SAMPLES_OF_A_PICTURE = 20, 16
+# Outputs other than probabilities go through no sigmoid, which shrinks differences.
+_FACTOR_OF_OTHERS = 10.0
+
+GRAPH, TRAINED = "network", "network in the precision of the training"
+REC, VECTOR, TOTAL = "rec(image)", "rec(image) by vector", "total"
+ENCODED, ONNX = "rec(image of encoded pictures)", "onnx rec(image)"
+# (one way, the other, limit for probabilities)
+COMPARISONS = (
+    (REC, TOTAL, LIMIT_WITHIN_TENSORFLOW),
+    (VECTOR, REC, LIMIT_WITHIN_TENSORFLOW),
+    (REC, GRAPH, LIMIT_WITHIN_TENSORFLOW),
+    (ENCODED, REC, LIMIT_WITHIN_TENSORFLOW),
+    (ONNX, REC, LIMIT_TO_ONNX),
+)
+
+Outputs = dict[str, np.ndarray]
+
+
+@dataclass(frozen=True)
+class Exported:
+    """The folders of the written models, and the name of the picture's input."""
+
+    image: Path
+    rec: Path
+    total: Path
+    image_input: str
+
+
+def measure_parity(
+    model: MultimodalModel,
+    trained: MultimodalModel | None,
+    exported: Exported,
+    data: DatasetConfig,
+    path: str,
+    num_groups: int,
+) -> dict[str, Any]:
+    """The parity report.
+
+    Args:
+      model: the network in float32.
+      trained: the same weights in the precision of the training, if that is another.
+      exported: the written models.
+      data: the config's data section.
+      path: files of samples.
+      num_groups: groups to compare.
+
+    Raises:
+      ExportError: if two ways differ by more than their limit.
+      DataError: if the data cannot be read.
+    """
+    ways = _Ways(model, trained, exported, data.image_root)
+    small_batches = DatasetConfig()
+    small_batches.CopyFrom(data)
+    small_batches.eval_batch_size = min(_BATCH_SIZE, num_groups)
+    inputs = Input(small_batches, model.schema, path, "eval_input_path", BadRecords(None, 1.0), kept_fields=ways.fields)
+    collected: dict[str, list[Outputs]] = {}
+    labels: list[Outputs] = []
+    num_pictures = seen = 0
+    for item in inputs.batches():
+        if item.batch.num_samples:
+            batch, kept = _first_samples(item.batch, item.kept)
+            for way, outputs in ways.run(batch, kept):
+                collected.setdefault(way, []).append(outputs)
+            labels.append(_arrays(batch.labels))
+            num_pictures += batch.num_images
+        seen += item.num_groups
+        if seen >= num_groups:
+            break
+    if not labels:
+        raise ExportError(f"{path}: no good group to compare the models on; give other data with --eval_input_path")
+    by_way = {way: _joined(outputs) for way, outputs in collected.items()}
+    return _report(model.schema, by_way, _joined(labels), num_pictures, trained is not None)
+
+
+class _Ways:
+    """The ways from a batch to its outputs."""
+
+    def __init__(
+        self, model: MultimodalModel, trained: MultimodalModel | None, exported: Exported, image_root: str
+    ) -> None:
+        self._model, self._trained = model, trained
+        schema = model.schema
+        self._image_input = exported.image_input
+        self._pictures = PictureLoader(schema.image, image_root)
+        self._image, self._rec, self._total = (
+            tf.saved_model.load(str(folder)).signatures for folder in (exported.image, exported.rec, exported.total)
+        )
+        self._image_onnx = _session(exported.image / IMAGE_ONNX)
+        self._rec_onnx = _session(exported.rec / REC_ONNX)
+        self._numpy_transform = NumpyTransform(schema)
+        self._feature_fields = tuple(schema.feature_fields())
+        self._bool_fields = {field.name for field in schema.fields if field.dtype == "bool"}
+        self.fields = (*self._feature_fields, schema.image.field)
+
+    def run(self, batch: Batch, kept: dict[str, tf.Tensor]) -> Iterator[tuple[str, Outputs]]:
+        """(way, outputs) of each way."""
+        yield GRAPH, _arrays(self._compiled(self._model, batch))
+        if self._trained is not None:
+            yield TRAINED, _arrays(self._compiled(self._trained, batch))
+        fields = {
+            name: tf.cast(kept[name], tf.bool) if name in self._bool_fields else kept[name]
+            for name in self._feature_fields
+        }
+        pixels = tf.cast(batch.pixels, tf.float32)  # [U, H, W, C]
+        image = self._image[parts.DEFAULT](**{self._image_input: pixels})
+        self._require_exact_text(image)
+        text = tf.gather(image[parts.IMAGE_TEXT], batch.sample_image)
+        yield REC, _arrays(self._rec[parts.DEFAULT](**fields, **{parts.IMAGE_TEXT: text}))
+        encoded = self._image[parts.ENCODED](**{self._image_input: self._contents(batch, kept)})
+        for way, outputs in ((VECTOR, image), (ENCODED, encoded)):
+            vector = tf.gather(outputs[parts.IMAGE_VECTOR], batch.sample_image)
+            yield way, _arrays(self._rec[parts.VECTOR](**fields, **{parts.IMAGE_VECTOR: vector}))
+        yield TOTAL, self._run_total(batch, fields, pixels)
+        yield ONNX, self._run_onnx(batch, fields, pixels.numpy())
+
+    @staticmethod
+    def _compiled(model: MultimodalModel, batch: Batch) -> dict[str, tf.Tensor]:
+        # Not eagerly: TensorFlow fuses operations of a graph, which changes the last digits.
+        return tf.function(model.predict, autograph=False, reduce_retracing=True)(batch)
+
+    def _run_total(self, batch: Batch, fields: dict[str, tf.Tensor], pixels: tf.Tensor) -> Outputs:
+        """The total model, which takes a picture a sample: all pictures with one sample of each, again and again.
+
+        So the tower sees the same pictures side by side as in the other ways; kernels choose the order of their sums
+        by the number of pictures.
+        """
+        sample_image = batch.sample_image.numpy()
+        samples_of = [np.flatnonzero(sample_image == row) for row in range(batch.num_images)]
+        outputs: Outputs = {}
+        for turn in range(max(len(samples) for samples in samples_of)):
+            samples = np.array([some[min(turn, len(some) - 1)] for some in samples_of])
+            taken = {name: tf.gather(value, samples) for name, value in fields.items()}
+            for name, value in self._total[parts.DEFAULT](**taken, **{self._image_input: pixels}).items():
+                array = value.numpy()
+                outputs.setdefault(name, np.zeros((batch.num_samples, *array.shape[1:]), array.dtype))[samples] = array
+        return outputs
+
+    def _contents(self, batch: Batch, kept: dict[str, tf.Tensor]) -> tf.Tensor:
+        """Contents of the batch's picture files `[U]`; of one that cannot be read, its stand-in as a PNG."""
+        sample_image = batch.sample_image.numpy()
+        paths = kept[self._model.schema.image.field].numpy()
+        first_sample = [int(np.flatnonzero(sample_image == row)[0]) for row in range(batch.num_images)]
+        contents, problems = self._pictures.read([paths[sample] for sample in first_sample])
+        loaded = self._pictures.decode(contents, problems)
+        return tf.stack(
+            [
+                tf.io.encode_png(batch.pixels[row]) if row in loaded.problems else tf.constant(content)
+                for row, content in enumerate(contents)
+            ]
+        )
+
+    def _run_onnx(self, batch: Batch, fields: dict[str, tf.Tensor], pixels: np.ndarray) -> Outputs:
+        (vector,) = self._image_onnx.run([parts.IMAGE_VECTOR], {self._image_input: pixels})
+        values = {
+            name: [text.decode() for text in value.numpy()] if value.dtype == tf.string else value.numpy()
+            for name, value in fields.items()
+        }
+        inputs = {**self._numpy_transform(values), parts.IMAGE_VECTOR: vector[batch.sample_image.numpy()]}
+        names = [output.name for output in self._rec_onnx.get_outputs()]
+        taken = {value.name for value in self._rec_onnx.get_inputs()}
+        return dict(zip(names, self._rec_onnx.run(names, {n: v for n, v in inputs.items() if n in taken}), strict=True))
+
+    @staticmethod
+    def _require_exact_text(image: dict[str, tf.Tensor]) -> None:
+        vector = image[parts.IMAGE_VECTOR]
+        read = parts.text_vector(image[parts.IMAGE_TEXT], int(vector.shape[1]))
+        if not bool(tf.reduce_all(tf.equal(read, vector))):
+            raise ExportError(f"{parts.IMAGE_TEXT} does not give back the float32 numbers of {parts.IMAGE_VECTOR}")
+
+
+def _report(
+    schema: Schema, by_way: dict[str, Outputs], labels: Outputs, num_pictures: int, training_precision: bool
+) -> dict[str, Any]:
+    """The differences and AUCs; raises ExportError where a difference is too large."""
+    differences: dict[str, dict[str, float]] = {}
+    limits: dict[str, float] = {}
+    problems: list[str] = []
+    for one, other, limit in COMPARISONS:
+        name = f"{one} vs {other}"
+        limits[name] = limit
+        differences[name] = {output: _difference(by_way[one][output], by_way[other][output]) for output in by_way[one]}
+        for output, difference in differences[name].items():
+            allowed = limit if output.startswith("probs_") else limit * _FACTOR_OF_OTHERS
+            a, b = by_way[one][output], by_way[other][output]
+            scale = 1.0 if output.startswith("probs_") else np.maximum(1.0, np.abs(b))
+            if not np.max(np.abs(a - b) / scale, initial=0.0) <= allowed:
+                problems.append(f"  {name}: {output} differs by {difference:.2e}, allowed is {allowed:.0e}")
+    if problems:
+        raise ExportError("the exported models disagree:\n" + "\n".join(problems))
+    if training_precision:
+        differences[f"{TRAINED} vs {GRAPH}"] = {
+            output: _difference(by_way[TRAINED][output], by_way[GRAPH][output]) for output in by_way[GRAPH]
+        }
+    num_samples = len(next(iter(labels.values())))
+    return {
+        "num_samples": num_samples,
+        "num_pictures": num_pictures,
+        "max_abs_difference": differences,
+        "limit_of_probabilities": limits,
+        "auc": {way: _aucs(schema, outputs, labels) for way, outputs in by_way.items()},
+    }
+
+
+def _aucs(schema: Schema, outputs: Outputs, labels: Outputs) -> dict[str, float | None]:
+    found: dict[str, float | None] = {}
+    for task in schema.tasks:
+        if task.activation == "binary":
+            metric = AUC()
+            metric.update(labels[task.label], outputs[task.score_name], None)
+            value = metric.result()
+            found[f"auc_{task.name}"] = value if np.isfinite(value) else None
+    return found
+
+
+def _difference(one: np.ndarray, other: np.ndarray) -> float:
+    return float(np.max(np.abs(one.astype(np.float64) - other), initial=0.0))
+
+
+def _first_samples(batch: Batch, kept: dict[str, tf.Tensor]) -> tuple[Batch, dict[str, tf.Tensor]]:
+    """The first samples of every picture."""
+    sample_image = batch.sample_image.numpy()
+    rows = [np.flatnonzero(sample_image == row)[:_SAMPLES_OF_A_PICTURE] for row in range(batch.num_images)]
+    samples = np.sort(np.concatenate(rows))
+
+    def some(values: dict[str, Any]) -> dict[str, Any]:
+        return {name: tf.gather(value, samples) for name, value in values.items()}
+
+    taken = batch._replace(
+        features=some(batch.features),
+        labels=some(batch.labels),
+        sample_weight=tf.gather(batch.sample_weight, samples),
+        sample_image=tf.gather(batch.sample_image, samples),
+    )
+    return taken, some(kept)
+
+
+def _arrays(tensors: dict[str, tf.Tensor]) -> Outputs:
+    return {name: tensor.numpy() for name, tensor in tensors.items()}
+
+
+def _joined(parts_of_all: list[Outputs]) -> Outputs:
+    return {name: np.concatenate([outputs[name] for outputs in parts_of_all]) for name in parts_of_all[0]}
+
+
+def _session(path: Path) -> onnxruntime.InferenceSession:
+    return onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])

@@ -1,0 +1,123 @@
+"""Raw field values -> the ids and numbers that the ONNX rec model takes, in NumPy.
+
+The second back end of what data/transform.py defines in TensorFlow; tests hold the two equal, value by value. Inputs:
+
+    id, combo, raw with boundaries   int64 [S]
+    raw                              float32 [S, raw_dim]
+    tag                              int64 [S, L], and float32 [S, L] under Feature.weight_key: 0 where there is no tag
+
+L is the largest number of tags of a sample of the batch, and at least 1.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import numpy as np
+from farmhash import Fingerprint64
+
+from easyrec_mm.schema import CROSS_SEPARATOR, Feature, Schema
+
+# Of a field: S of them, str for text, or an array of int64, bool or float32.
+Values = Sequence[str] | np.ndarray
+
+
+class NumpyTransform:
+    """Turns typed field values into the inputs of the ONNX rec model."""
+
+    def __init__(self, schema: Schema) -> None:
+        self._features = schema.features
+        self._rows = {f.name: _row_function(f) for f in schema.features if f.encoding}
+
+    def __call__(self, fields: dict[str, Values]) -> dict[str, np.ndarray]:
+        """Fields by name, S values each, defaults filled in -> inputs by name.
+
+        Raises:
+          ValueError: if a text is not of the form that its feature needs (text_patterns.py).
+        """
+        inputs: dict[str, np.ndarray] = {}
+        for feature in self._features:
+            values = fields[feature.inputs[0]]
+            if feature.kind == "raw":
+                inputs[feature.name] = _raw(feature, values)
+            elif feature.kind == "tag":
+                weights = fields[feature.weight_input] if feature.weight_input else None
+                inputs[feature.name], inputs[feature.weight_key] = self._tags(feature, values, weights)
+            elif feature.kind == "combo":
+                parts = [_as_texts(fields[name], feature.precision) for name in feature.inputs]
+                inputs[feature.name] = self._encode(
+                    feature, [CROSS_SEPARATOR.join(p) for p in zip(*parts, strict=True)]
+                )
+            else:
+                inputs[feature.name] = self._encode(feature, values)
+        return inputs
+
+    def _encode(self, feature: Feature, values: Values) -> np.ndarray:
+        """Values -> rows of the table, int64 `[S]`."""
+        if feature.encoding == "identity":
+            ids = _as_integers(values)
+            return np.where((ids >= 0) & (ids < feature.num_ids), ids, 0)
+        row = self._rows[feature.name]
+        texts = _as_texts(values, feature.precision)
+        return np.fromiter((row(text) for text in texts), np.int64, len(texts))
+
+    def _tags(self, feature: Feature, values: Values, weights: Values | None) -> tuple[np.ndarray, np.ndarray]:
+        tags = [[tag for tag in text.split(feature.separator) if tag] for text in values]
+        numbers = [["1"] * len(some) for some in tags]
+        if feature.kv_separator:
+            pairs = [[tag.split(feature.kv_separator) for tag in some] for some in tags]
+            tags = [[pair[0] for pair in some] for some in pairs]
+            numbers = [[pair[1] for pair in some] for some in pairs]
+        if weights is not None:
+            numbers = [[part for part in text.split(feature.separator) if part] for text in weights]
+        counts = np.array([len(some) for some in tags], np.int64)
+        if [len(some) for some in numbers] != counts.tolist():
+            raise ValueError(f"{feature.name}: the numbers of tags and weights differ")
+        is_tag = np.arange(max(1, counts.max(initial=0))) < counts[:, None]  # [S, L]
+        ids = np.zeros(is_tag.shape, np.int64)
+        ids[is_tag] = self._encode(feature, [tag for some in tags for tag in some])
+        padded = np.zeros(is_tag.shape, np.float32)
+        padded[is_tag] = _as_floats([number for some in numbers for number in some])
+        return ids, padded
+
+
+def _row_function(feature: Feature) -> Callable[[str], int]:
+    """Text -> row of the table."""
+    if feature.encoding == "vocabulary":
+        rows = {text: row for row, text in enumerate(feature.vocabulary)}
+        return lambda text: rows.get(text, len(rows))
+    return lambda text: Fingerprint64(text.encode()) % feature.num_ids
+
+
+def _raw(feature: Feature, values: Values) -> np.ndarray:
+    if feature.separator:
+        zeros = feature.separator.join(["0"] * feature.raw_dim)
+        values = [part for text in values for part in (text or zeros).split(feature.separator)]
+    numbers = _as_floats(values).reshape(-1, feature.raw_dim)
+    if feature.max_value > feature.min_value:
+        numbers = (numbers - np.float32(feature.min_value)) / np.float32(feature.max_value - feature.min_value)
+    if feature.boundaries:
+        boundaries = np.array(feature.boundaries, np.float32)
+        return np.searchsorted(boundaries, numbers[:, 0], side="right").astype(np.int64)
+    return numbers
+
+
+def _as_floats(values: Values) -> np.ndarray:
+    if isinstance(values, np.ndarray):
+        return values.astype(np.float32)
+    return np.array([text or 0 for text in values], np.float32)
+
+
+def _as_integers(values: Values) -> np.ndarray:
+    if isinstance(values, np.ndarray):
+        return values.astype(np.int64)
+    return np.array([int(text or 0) for text in values], np.int64)
+
+
+def _as_texts(values: Values, precision: int) -> Sequence[str]:
+    """The text under which a value is hashed or looked up: integers in decimal, numbers with `precision` digits."""
+    if not isinstance(values, np.ndarray):
+        return values
+    if values.dtype.kind == "f":
+        return [f"{value:.{precision if precision >= 0 else 6}f}" for value in values.tolist()]
+    return [str(value) for value in values.astype(np.int64).tolist()]

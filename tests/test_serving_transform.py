@@ -1,0 +1,130 @@
+"""The NumPy transform of the server against the TensorFlow transform of training and the exported models."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import tensorflow as tf
+from data_helpers import schema
+
+from easyrec_mm.data.transform import FeatureTransform
+from easyrec_mm.schema import Feature
+from easyrec_mm.serving.transform import NumpyTransform
+
+FIELDS = {
+    "user": "string", "count": "int64", "score": "float32", "flag": "bool", "shop": "string", "digit": "string",
+    "vector": "string", "number": "string", "tags": "string", "rows": "string", "pairs": "string", "weights": "string",
+}  # fmt: skip
+
+FEATURES = [
+    Feature("user", "id", ("user",), 4, "t", "hash", 1_000_003),
+    Feature("count", "id", ("count",), 4, "t", "hash", 999),
+    Feature("flag", "id", ("flag",), 4, "t", "hash", 999),
+    Feature("score", "id", ("score",), 4, "t", "hash", 999_983),
+    Feature("score_2", "id", ("score",), 4, "t", "hash", 999_983, precision=2),
+    Feature("row", "id", ("count",), 4, "t", "identity", 50),
+    Feature("row_of_text", "id", ("digit",), 4, "t", "identity", 5),
+    Feature("shop", "id", ("shop",), 4, "t", "vocabulary", 4, vocabulary=("a", "b", "é")),
+    Feature("count_known", "id", ("count",), 4, "t", "vocabulary", 3, vocabulary=("7", "-3")),
+    Feature("cross", "combo", ("user", "count", "score"), 4, "t", "hash", 999_983, precision=1),
+    Feature("score_raw", "raw", ("score",), 1),
+    Feature("count_raw", "raw", ("count",), 1),
+    Feature("scaled", "raw", ("score",), 1, min_value=-3.7, max_value=11.3),
+    Feature("bucket", "raw", ("score",), 5, boundaries=(-1.1, 0.0, 0.3, 2.7)),
+    Feature("number", "raw", ("number",), 1),
+    Feature("vector", "raw", ("vector",), 3, raw_dim=3, separator=","),
+    Feature("tags", "tag", ("tags",), 4, "t", "hash", 999_983, separator="|"),
+    Feature("rows", "tag", ("rows",), 4, "t", "identity", 9, separator="||"),
+    Feature("pairs", "tag", ("pairs",), 4, "t", "hash", 999, separator=",", kv_separator=":"),
+    Feature("weighted", "tag", ("tags", "weights"), 4, "t", "hash", 999, separator="|"),
+]
+
+
+def random_fields(rng, num):
+    """Texts and numbers of every form that input formats accept, empty ones among them."""
+
+    def texts(most, alphabet):
+        lengths = rng.integers(0, most, num)
+        letters = rng.choice(list(alphabet), (num, most))
+        return ["".join(row[:length]) for row, length in zip(letters, lengths, strict=True)]
+
+    def numbers(count):
+        values = rng.normal(0, 10.0 ** rng.integers(-3, 4, count))
+        forms = ("{:.3f}", "{:g}", " {:.1e}", "{:+.7f}", "{:.0f}")
+        return [forms[form].format(value) for form, value in zip(rng.integers(0, 5, count), values, strict=True)]
+
+    def lists(separator, parts):
+        lengths = rng.integers(0, 4, num)
+        values = iter(parts(int(lengths.sum())))
+        return lengths, [separator.join(next(values) for _ in range(length)) for length in lengths]
+
+    lengths, tags = lists("|", lambda count: [f"t{i}é" for i in rng.integers(0, 9999, count)])
+    _, rows = lists("||", lambda count: [str(i) for i in rng.integers(-2, 12, count)])
+    _, pairs = lists(",", lambda count: [f"k{i}:{w}" for i, w in enumerate(numbers(count))])
+    weights = ["|".join(numbers(length)) for length in lengths]
+    vectors = [",".join(numbers(3)) if filled else "" for filled in rng.random(num) < 0.9]
+    score = rng.normal(0, 3, num).astype(np.float32)
+    score[::7] = rng.choice(np.float32([-1.1, 0.0, 0.3, 2.7, 0.25, 0.35]), len(score[::7]))
+    return {
+        "user": texts(40, "abz019 _-é漢\x1d"),
+        "count": rng.integers(-(10**12), 10**12, num) % (10 ** rng.integers(1, 12, num)),
+        "score": score,
+        "flag": rng.random(num) < 0.5,
+        "shop": rng.choice(["a", "b", "é", "", "x"], num).tolist(),
+        "digit": rng.choice(["", "-1", " 3", "7", "+4 ", "99"], num).tolist(),
+        "vector": vectors,
+        "number": numbers(num),
+        "tags": tags,
+        "rows": rows,
+        "pairs": pairs,
+        "weights": weights,
+    }
+
+
+def both(fields, features=FEATURES):
+    """What the two make of the same fields: the inputs of the ONNX model."""
+    one = schema({"y": "float32"}, FIELDS, features)
+    used = {name: fields[name] for feature in features for name in feature.inputs}
+    tensors = {
+        name: tf.cast(value, tf.int64) if np.asarray(value).dtype == bool else tf.constant(value)
+        for name, value in used.items()
+    }
+    values = FeatureTransform(one)(tensors)
+    for feature in features:
+        if feature.kind == "tag":
+            values.setdefault(feature.weight_key, tf.ones_like(values[feature.name], tf.float32))
+    padded = {name: v.to_tensor() if isinstance(v, tf.RaggedTensor) else v for name, v in values.items()}
+    return NumpyTransform(one)(used), {name: value.numpy() for name, value in padded.items()}
+
+
+def test_equal_on_a_million_values():
+    num = 60_000
+    found, expected = both(random_fields(np.random.default_rng(0), num))
+    assert found.keys() == expected.keys()
+    assert sum(value.size for value in expected.values()) > 1_000_000
+    for name, value in expected.items():
+        assert found[name].dtype == value.dtype, name
+        np.testing.assert_array_equal(found[name], value, err_msg=name)
+
+
+def test_samples_without_any_tag_have_one_that_weighs_nothing():
+    found, _ = both(
+        {"tags": ["", "||"], "weights": ["", ""]}, [feature for feature in FEATURES if feature.name == "tags"]
+    )
+    np.testing.assert_array_equal(found["tags:weight"], [[0.0], [0.0]])
+    assert found["tags"].shape == (2, 1)
+
+
+@pytest.mark.parametrize(
+    ("fields", "name"),
+    [
+        ({"tags": ["a|b"], "weights": ["1"]}, "weighted"),
+        ({"pairs": ["a:x"]}, "pairs"),
+        ({"digit": ["x"]}, "row_of_text"),
+        ({"vector": ["1,2"]}, "vector"),
+    ],
+)
+def test_text_of_another_form_is_refused(fields, name):
+    transform = NumpyTransform(schema({"y": "float32"}, FIELDS, [f for f in FEATURES if f.name == name]))
+    with pytest.raises(ValueError, match=r"differ|could not convert|invalid literal|cannot reshape"):
+        transform(fields)
