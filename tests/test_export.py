@@ -1,0 +1,381 @@
+"""The export: three models that plain TensorFlow loads, equal to each other and to what `predict` writes."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import onnxruntime
+import pyarrow.parquet as pq
+import pytest
+import tensorflow as tf
+from flow_helpers import ROOT, demo_flags, make_data, use_small_backbone
+from model_helpers import CLICK, make_model, make_pipeline, random_batch, use_tiny_backbone
+
+from easyrec_mm import export, parts
+from easyrec_mm.cli import main
+from easyrec_mm.config import load_pipeline
+from easyrec_mm.errors import ExportError
+from easyrec_mm.manifest import read_manifest
+from easyrec_mm.model import task_outputs
+from easyrec_mm.onnx_models import REC_ONNX, write_rec_onnx
+
+KINDS = {"image": "img", "rec": "rec", "total": "total"}
+
+
+class Trained:
+    """A training of a few steps, and its export."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.data = make_data(folder / "data")
+        self.flags = demo_flags(self.data, folder / "m")
+        assert main(["train", *self.flags]) == 0
+        self.exported = folder / "exported"
+        assert main(self.export_arguments(self.exported)) == 0
+
+    def export_arguments(self, folder: Path) -> list[str]:
+        return [
+            "export", "--model_dir", str(self.folder / "m"), "--eval_input_path", f"{self.data}/eval/*",
+            "--parity_groups", "12", *[f"--{flag}_model_export_dir={folder / kind}" for kind, flag in KINDS.items()],
+        ]  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    with pytest.MonkeyPatch.context() as patch:
+        use_small_backbone(patch)
+        yield Trained(tmp_path_factory.mktemp("export"))
+
+
+@pytest.fixture(autouse=True)
+def _small(monkeypatch):
+    use_small_backbone(monkeypatch)
+
+
+def signatures(folder):
+    return tf.saved_model.load(str(folder)).signatures
+
+
+def samples(trained, tmp_path):
+    """What `predict` writes for the test data: raw fields and outputs, by column."""
+    output = tmp_path / "p.parquet"
+    fields = list(read_manifest(str(trained.exported / "rec"), "rec").signatures[parts.DEFAULT]["inputs"])
+    fields = [name for name in fields if name != parts.IMAGE_TEXT]
+    arguments = ["--predict_input_path", f"{trained.data}/test/*", "--output", str(output)]
+    assert main(["predict", *trained.flags, *arguments, "--reserved_columns", ",".join([*fields, "img_path"])]) == 0
+    columns = pq.read_table(output).to_pydict()
+    inputs = {name: tf.constant(columns[name]) for name in fields}
+    manifest = read_manifest(str(trained.exported / "rec"), "rec")
+    dtypes = {name: manifest.signatures[parts.DEFAULT]["inputs"][name]["dtype"] for name in fields}
+    return columns, {name: tf.cast(v, dtypes[name]) if dtypes[name] != "string" else v for name, v in inputs.items()}
+
+
+def outputs_of(columns):
+    return {name: np.array(v) for name, v in columns.items() if name.startswith(("logits_", "probs_", "y_"))}
+
+
+def assert_close(found, expected):
+    assert found.keys() == expected.keys()
+    for name, value in expected.items():
+        np.testing.assert_allclose(found[name], value, rtol=1e-5, atol=2e-6, err_msg=name)
+
+
+# --- What they compute
+
+
+def test_image_and_rec_model_give_what_predict_writes(trained, tmp_path):
+    columns, fields = samples(trained, tmp_path)
+    contents = tf.constant([(trained.data / path).read_bytes() for path in columns["img_path"]])
+    image = signatures(trained.exported / "image")
+    vectors = image["encoded"](img_path=contents)
+    rec = signatures(trained.exported / "rec")
+    expected = outputs_of(columns)
+    by_text = rec["serving_default"](**fields, img_emb=vectors["img_emb"])
+    assert_close({name: v.numpy() for name, v in by_text.items()}, expected)
+    by_vector = rec["vector"](**fields, img_emb_vector=vectors["img_emb_vector"])
+    assert_close({name: v.numpy() for name, v in by_vector.items()}, expected)
+    total = signatures(trained.exported / "total")["encoded"](**fields, img_path=contents)
+    assert_close({name: v.numpy() for name, v in total.items()}, expected)
+
+
+def test_pixels_and_files_give_the_same_vector(trained):
+    files = sorted((trained.data / "images").rglob("*.jpg"))[:5]
+    contents = tf.constant([path.read_bytes() for path in files])
+    image = signatures(trained.exported / "image")
+    pixels = image["decode"](img_path=contents)["pixels"]
+    assert pixels.dtype == tf.uint8
+    by_pixels = image["serving_default"](img_path=tf.cast(pixels, tf.float32))
+    by_file = image["encoded"](img_path=contents)
+    np.testing.assert_array_equal(by_pixels["img_emb_vector"], by_file["img_emb_vector"])
+    vectors = by_file["img_emb_vector"].numpy()
+    texts = [text.decode().split(",") for text in by_file["img_emb"].numpy()]
+    np.testing.assert_array_equal(np.array(texts, np.float32), vectors)
+    assert len(np.unique(vectors, axis=0)) > 1
+
+
+def test_text_gives_back_every_float32():
+    # TensorFlow computes with 0 for the numbers below 1.2e-38.
+    bits = np.random.default_rng(0).integers(0, 2**32, 400_000, dtype=np.uint32)
+    vector = bits.view(np.float32)
+    vector = vector[np.isfinite(vector) & (np.abs(vector) > 1.2e-38)]
+    vector = np.append(vector, np.float32([0, 1, -0.1, 1 / 3, 3.4028235e38, 1.1754944e-38, 123456789]))
+    np.testing.assert_array_equal(parts.text_vector(parts.vector_text(vector[None]), len(vector))[0], vector)
+
+
+def test_a_field_of_one_sample_counts_for_all(trained, tmp_path):
+    _, fields = samples(trained, tmp_path)
+    rec = signatures(trained.exported / "rec")["vector"]
+    vector = tf.random.normal([3, read_manifest(str(trained.exported / "rec"), "rec").image_width], seed=1)
+    first = {name: value[:1] for name, value in fields.items()}
+    repeated = {name: tf.repeat(value, 3) for name, value in first.items()}
+    once, thrice = rec(**first, img_emb_vector=vector), rec(**repeated, img_emb_vector=vector)
+    for name in once:
+        np.testing.assert_array_equal(once[name], thrice[name])
+
+
+def test_empty_text_takes_the_default(trained, tmp_path):
+    _, fields = samples(trained, tmp_path)
+    rec = signatures(trained.exported / "rec")["vector"]
+    vector = tf.zeros([1, read_manifest(str(trained.exported / "rec"), "rec").image_width])
+    one = {name: value[:1] for name, value in fields.items()}
+    empty, default = (rec(**{**one, "user_gender": tf.constant([v])}, img_emb_vector=vector) for v in ("", "unknown"))
+    np.testing.assert_array_equal(empty["logits_click"], default["logits_click"])
+
+
+@pytest.mark.parametrize("text", ["", "1,2", "1,2,3,x"])
+def test_a_text_that_is_no_vector_is_refused(trained, tmp_path, text):
+    _, fields = samples(trained, tmp_path)
+    rec = signatures(trained.exported / "rec")["serving_default"]
+    with pytest.raises(tf.errors.InvalidArgumentError, match=r"img_emb must hold|could not be|StringToNumber"):
+        rec(**fields, img_emb=tf.constant([text]))
+
+
+NETWORKS = {
+    "highway": f'highway_dnn {{ input: "img" emb_size: 6 }} bottom_dnn {{ hidden_units: [8] }} {CLICK}',
+    "experts": "img_dnn { hidden_units: [5] } expert_dnn { hidden_units: [6] } num_expert: 2 "
+    'task_towers { tower_name: "stars" label_name: "stars" num_class: 4 dnn { hidden_units: [6] } } '
+    f'{CLICK[:-1]} relation_tower_names: "stars" relation_dnn {{ hidden_units: [3] }} }}',
+    "after bottom": "image_fusion: AFTER_BOTTOM bottom_dnn { hidden_units: [8] } "
+    'task_towers { tower_name: "seconds" label_name: "seconds" loss_type: SIGMOID_L2_LOSS dnn { hidden_units: [6] } }',
+}
+
+
+@pytest.mark.parametrize("network", NETWORKS)
+@pytest.mark.parametrize("combiner", ["mean", "sum", "sqrtn"])
+def test_onnx_rec_model_equals_the_network(tmp_path, monkeypatch, network, combiner):
+    use_tiny_backbone(monkeypatch)
+    pipeline = make_pipeline(tmp_path, NETWORKS[network])
+    text = Path(pipeline.path).read_text().replace('separator: ","', f'separator: "," combiner: "{combiner}"')
+    Path(pipeline.path).write_text(text)
+    model = make_model(load_pipeline(pipeline.path))
+    write_rec_onnx(model, tmp_path)
+    batch = random_batch(model.schema)
+    vector = np.random.default_rng(1).normal(size=(batch.num_samples, model.image_width)).astype(np.float32)
+    inputs = {parts.IMAGE_VECTOR: vector}
+    for name, value in batch.features.items():
+        inputs[name] = value.to_tensor().numpy() if isinstance(value, tf.RaggedTensor) else value.numpy()
+    session = onnxruntime.InferenceSession(str(tmp_path / REC_ONNX), providers=["CPUExecutionProvider"])
+    names = [output.name for output in session.get_outputs()]
+    found = dict(zip(names, session.run(names, inputs), strict=True))
+    logits, _ = model.rec(batch.features, vector)
+    expected = {}
+    for task in model.schema.tasks:
+        expected |= {name: value.numpy() for name, value in task_outputs(task, logits[task.name]).items()}
+    assert_close(found, expected)
+
+
+# --- What is written
+
+
+def test_plain_tensorflow_loads_them(trained):
+    code = (
+        "import sys, tensorflow as tf\n"
+        "for folder in sys.argv[1:]:\n"
+        "    loaded = tf.saved_model.load(folder)\n"
+        "    print(sorted(loaded.signatures))\n"
+        "assert not {name for name in sys.modules if name.startswith(('easyrec_mm', 'keras_hub'))}\n"
+    )
+    folders = [str(trained.exported / kind) for kind in KINDS]
+    found = subprocess.run([sys.executable, "-I", "-c", code, *folders], capture_output=True, text=True, check=True)
+    assert found.stdout.splitlines() == [
+        "['decode', 'encoded', 'serving_default']", "['serving_default', 'vector']", "['encoded', 'serving_default']",
+    ]  # fmt: skip
+
+
+def test_each_holds_its_own_variables_and_no_python_function(trained):
+    names = {}
+    for kind in KINDS:
+        folder = trained.exported / kind
+        variables = tf.train.load_checkpoint(str(folder / "variables" / "variables")).get_variable_to_shape_map()
+        names[kind] = {name for name in variables if not name.startswith("_CHECKPOINTABLE")}
+        assert b"PyFunc" not in (folder / "saved_model.pb").read_bytes()
+    assert names["image"]
+    assert names["rec"]
+    assert not names["image"] & names["rec"]
+    assert names["image"] | names["rec"] == names["total"]
+    assert not any("seed_generator" in name or "optimizer" in name for name in names["total"])
+
+
+def test_signature_defaults_are_those_of_the_fields(trained):
+    saved = tf.saved_model.load(str(trained.exported / "rec"))
+    assert set(saved.signatures["serving_default"].structured_input_signature[1]) > {"user_gender", "img_emb"}
+    from tensorflow.core.protobuf import saved_model_pb2
+
+    model = saved_model_pb2.SavedModel()
+    model.ParseFromString((trained.exported / "rec" / "saved_model.pb").read_bytes())
+    defaults = model.meta_graphs[0].signature_def["serving_default"].defaults
+    assert tf.make_ndarray(defaults["user_gender"]).tolist() == [b"unknown"]
+    assert tf.make_ndarray(defaults["hour"]).tolist() == [0]
+    assert "img_emb" not in defaults
+
+
+def test_manifest_tells_where_it_comes_from(trained):
+    image, rec = (read_manifest(str(trained.exported / kind), kind) for kind in ("image", "rec"))
+    assert image.image_tower_fingerprint == rec.image_tower_fingerprint
+    assert image.checkpoint == f"model.ckpt-{image.step}"
+    assert image.schema == rec.schema == load_pipeline(str(trained.folder / "m" / "pipeline.config")).schema
+    assert {"tensorflow", "easyrec_mm", "onnxruntime"} <= set(rec.versions)
+    assert set(rec.files) >= {"saved_model.pb", "rec.onnx", "rec.tables"}
+    report = rec.parity
+    assert report["num_pictures"] == 12
+    assert report["num_samples"] > 24
+    differences = report["max_abs_difference"]
+    assert differences["rec(image) vs total"]["probs_click"] <= 1e-6
+    assert differences["onnx rec(image) vs rec(image)"]["probs_click"] <= 1e-5
+    aucs = [values["auc_click"] for values in report["auc"].values()]
+    assert np.ptp(aucs) < 1e-3
+
+
+def test_fingerprint_changes_with_weights_and_pixels_alone(tmp_path, monkeypatch):
+    use_tiny_backbone(monkeypatch)
+
+    def fingerprint(change=lambda model: None, text=lambda t: t):
+        pipeline = make_pipeline(tmp_path)
+        Path(pipeline.path).write_text(text(Path(pipeline.path).read_text()))
+        model = make_model(load_pipeline(pipeline.path))
+        change(model)
+        return export.image_tower_fingerprint(model, "ResNet")
+
+    one = fingerprint()
+    assert one == fingerprint()
+    assert one != fingerprint(lambda model: model.weights()["image/projection/bias"].assign_add(tf.ones([16]) * 1e-6))
+    assert one != fingerprint(text=lambda t: t.replace("width: 32 height: 32", "width: 32 height: 31"))
+    assert one == fingerprint(text=lambda t: t.replace("hidden_units: [6]", "hidden_units: [7]"))
+
+
+# --- What goes wrong
+
+
+def test_models_that_disagree_are_not_written(trained, tmp_path, monkeypatch, capsys):
+    folder = tmp_path / "e"
+    shutil.copytree(trained.exported, folder)
+    before = {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+    monkeypatch.setattr(parts, "task_outputs", lambda task, logits: task_outputs(task, logits * 1.001))
+    assert main(trained.export_arguments(folder)) == 1
+    assert "the exported models disagree" in capsys.readouterr().err
+    assert {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()} == before
+    assert sorted(path.name for path in folder.iterdir()) == sorted(KINDS)
+
+
+def test_a_folder_that_holds_something_else(trained, tmp_path, capsys):
+    (tmp_path / "rec").mkdir()
+    (tmp_path / "rec" / "thesis.txt").write_text("x")
+    assert main(trained.export_arguments(tmp_path)) == 1
+    assert "rec: holds files that are not of an export" in capsys.readouterr().err
+    assert (tmp_path / "rec" / "thesis.txt").exists()
+
+
+def test_one_folder_for_two_models(trained, tmp_path, capsys):
+    arguments = [*trained.export_arguments(tmp_path), f"--img_model_export_dir={tmp_path / 'rec'}"]
+    assert main(arguments) == 1
+    assert "give each of the three models a folder of its own" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (lambda folder: (folder / "manifest.json").unlink(), "no manifest.json"),
+        (lambda folder: (folder / "manifest.json").write_text("{"), "cannot be read"),
+        (lambda folder: (folder / "manifest.json").write_text('{"format": 9}'), "only format 1"),
+        (lambda folder: (folder / "manifest.json").write_text('{"format": 1, "schema": {}}'), "is not understood"),
+        (lambda folder: (folder / "rec.tables").write_bytes(b"x"), "rec.tables: has 1 bytes"),
+        (lambda folder: (folder / "rec.onnx").unlink(), "rec.onnx: cannot be read"),
+    ],
+)
+def test_a_damaged_folder(trained, tmp_path, damage, message):
+    shutil.copytree(trained.exported / "rec", tmp_path / "rec")
+    damage(tmp_path / "rec")
+    with pytest.raises(ExportError, match=message):
+        read_manifest(str(tmp_path / "rec"), "rec")
+
+
+def test_a_folder_of_another_model(trained):
+    with pytest.raises(ExportError, match="holds the total model, not the rec model"):
+        read_manifest(str(trained.exported / "total"), "rec")
+
+
+def test_best_checkpoint_by_evaluations(trained, tmp_path):
+    shutil.copytree(trained.folder / "m", tmp_path / "m")
+    step = int(next((tmp_path / "m").glob("*.index")).stem.partition("-")[2])
+    for other in (1, 2):
+        for file in (tmp_path / "m").glob(f"model.ckpt-{step}.*"):
+            shutil.copy(file, str(file).replace(f"ckpt-{step}", f"ckpt-{other}"))
+    names = "".join(f'all_model_checkpoint_paths: "model.ckpt-{s}"\n' for s in (1, 2, step))
+    (tmp_path / "m" / "checkpoint").write_text(f'model_checkpoint_path: "model.ckpt-{step}"\n{names}')
+    scores = {1: 0.6, 2: 0.7, step: 0.5, 99: 0.9}
+    lines = [json.dumps({"kind": "eval", "step": s, "num_samples": 9, "auc_click": v}) for s, v in scores.items()]
+    (tmp_path / "m" / "metrics.jsonl").write_text("\n".join(lines) + "\n")
+
+    def chosen(*settings):
+        flags = [f"model_dir={tmp_path / 'm'}", *settings]
+        pipeline = load_pipeline(str(tmp_path / "m" / "pipeline.config"), flags)
+        return Path(export.choose_checkpoint(pipeline, None)).name
+
+    best = 'export_config.exporter_type="best"'
+    assert chosen() == f"model.ckpt-{step}"
+    assert chosen(best) == "model.ckpt-2"
+    assert chosen(best, 'export_config.best_exporter_metric="auc_click"') == "model.ckpt-2"
+    assert chosen(best, "export_config.metric_bigger=false") == f"model.ckpt-{step}"
+    with pytest.raises(ExportError, match=r"tells 'gauc' \(best_exporter_metric\)"):
+        chosen(best, 'export_config.best_exporter_metric="gauc"')
+
+
+# --- Processes of their own
+
+
+def process(trained, folder):
+    """An export in a new process, with the small backbone."""
+    code = (
+        "import sys; sys.path.insert(0, 'tests'); sys.path.insert(0, 'samples')\n"
+        "import pytest, flow_helpers, easyrec_mm.cli as cli\n"
+        "flow_helpers.use_small_backbone(pytest.MonkeyPatch()); sys.exit(cli.main(sys.argv[1:]))\n"
+    )
+    return subprocess.Popen([sys.executable, "-c", code, *trained.export_arguments(folder)], cwd=ROOT)
+
+
+@pytest.mark.slow
+def test_repeated_and_killed_exports(trained, tmp_path):
+    """The same bytes every time; a kill at any moment leaves the whole old export or the whole new one."""
+    folder = tmp_path / "e"
+    started = time.monotonic()
+    assert process(trained, folder).wait(120) == 0
+    duration = time.monotonic() - started
+    first = {path.relative_to(folder): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+    for share in (0.6, 0.9):
+        killed = process(trained, folder)
+        time.sleep(share * duration)
+        killed.send_signal(signal.SIGKILL)
+        killed.wait()
+        for kind in KINDS:
+            read_manifest(str(folder / kind), kind)
+    assert process(trained, folder).wait(120) == 0
+    assert sorted(path.name for path in folder.iterdir()) == sorted(KINDS)
+    for path, content in first.items():
+        assert path.name == "manifest.json" or (folder / path).read_bytes() == content, path
