@@ -45,6 +45,10 @@ class ExportError(UserError):
     """An export that fails its own proof, or a folder that does not hold what an export wrote."""
 
 
+class StoreError(UserError):
+    """A store of image vectors that cannot be reached, or does not hold what it should."""
+
+
 class CheckpointError(UserError):
     """A checkpoint that cannot be written, read or matched with the model."""
 

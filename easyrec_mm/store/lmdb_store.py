@@ -1,0 +1,207 @@
+"""lmdb://path: a folder on disk, read by many processes without a server while one process writes."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import struct
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TypeVar
+
+import lmdb
+
+from easyrec_mm.errors import StoreError
+from easyrec_mm.store.base import (
+    Generation,
+    Meta,
+    Store,
+    Vectors,
+    join_vectors,
+    meta_from_dict,
+    meta_to_dict,
+    require_current,
+)
+
+# The largest the file may ever be: addresses, not memory or disk.
+_MAP_BYTES = 1 << 40
+_MAX_READERS = 1024
+# What the keys of a generation start with; 0 is none, so that the meta data stand before them all.
+_PREFIX = struct.Struct(">I")
+_META_KEY = _PREFIX.pack(0) + b"easyrec_mm"
+# LMDB takes keys of at most 511 bytes. A longer one becomes this byte, with which no UTF-8 starts, and a hash; behind
+# its record then stand the whole key and its length.
+_MAX_KEY_BYTES = 511 - _PREFIX.size
+_LONG_KEY = b"\xff"
+_KEY_LENGTH = struct.Struct("<I")
+_AT_A_TIME = 10_000
+
+T = TypeVar("T")
+
+
+@dataclass
+class _Opened:
+    """An environment of this process, which LMDB allows once a path, and how many stores use it."""
+
+    environment: lmdb.Environment
+    writable: bool
+    num_users: int = 0
+
+
+_opened: dict[str, _Opened] = {}
+
+
+class LmdbStore(Store):
+    """See Store. Where a process has a path open for reading, it cannot open it for writing besides."""
+
+    def __init__(self, uri: str, writable: bool = False) -> None:
+        super().__init__(uri)
+        path = uri.partition("://")[2]
+        if not path:
+            raise StoreError(f"--store {uri}: give a path, as in lmdb://vectors")
+        if not writable and not (Path(path) / "data.mdb").exists():
+            raise StoreError(f"--store {uri}: no store there; write one with easyrec-mm embed")
+
+        self._path = os.path.realpath(path)
+        if self._path not in _opened:
+            _opened[self._path] = self._guarded(lambda: _open(self._path, writable))
+        opened = _opened[self._path]
+        if writable and not opened.writable:
+            raise StoreError(f"--store {uri}: this process reads it already; close that store before writing")
+        opened.num_users += 1
+        self._environment: lmdb.Environment | None = opened.environment
+
+    def meta(self) -> Meta:
+        return self._within(self._read_meta)
+
+    def get_many(self, keys: Sequence[str]) -> Vectors:
+        def read(transaction: lmdb.Transaction) -> Vectors:
+            generation = require_current(self._read_meta(transaction), self.uri)
+            return join_vectors(generation, _values(transaction, generation, keys), keys, self.uri)
+
+        return self._within(read)
+
+    def close(self) -> None:
+        if self._environment is not None:
+            self._environment = None
+            opened = _opened[self._path]
+            opened.num_users -= 1
+            if not opened.num_users:
+                _opened.pop(self._path).environment.close()
+
+    def _read_meta(self, transaction: lmdb.Transaction) -> Meta:
+        value = transaction.get(_META_KEY)
+        if value is None and not transaction.cursor().first():
+            return Meta(0, {})
+        try:
+            return meta_from_dict(json.loads(value or b""), self.uri)
+        except ValueError as error:
+            raise StoreError(f"{self.uri}: holds no image vectors of easyrec_mm; choose another place") from error
+
+    def _write_meta(self, meta: Meta) -> None:
+        content = json.dumps(meta_to_dict(meta)).encode()
+        self._within(lambda transaction: transaction.put(_META_KEY, content), write=True)
+
+    def _read(self, generation: Generation, keys: Sequence[str]) -> list[bytes | None]:
+        return self._within(lambda transaction: _values(transaction, generation, keys))
+
+    def _write(self, generation: Generation, items: Sequence[tuple[str, bytes]]) -> None:
+        def write(transaction: lmdb.Transaction) -> None:
+            for key, record in items:
+                stored = _stored_key(generation, key)
+                transaction.put(stored, _with_key(record, key) if _is_long(stored) else record)
+
+        self._within(write, write=True)
+
+    def _scan(self, generation: Generation) -> Iterator[tuple[str, bytes]]:
+        # Not in one transaction, which would keep the pages of everything that is replaced meanwhile.
+        start = _PREFIX.pack(generation.number)
+        while page := self._page(generation, start):
+            for stored, value in page:
+                key, record = _split(stored, value)
+                yield key.decode(), record
+            start = page[-1][0] + b"\x00"
+
+    def _page(self, generation: Generation, start: bytes) -> list[tuple[bytes, bytes]]:
+        """Some of what a generation holds, from a stored key on."""
+
+        def read(transaction: lmdb.Transaction) -> list[tuple[bytes, bytes]]:
+            found: list[tuple[bytes, bytes]] = []
+            with transaction.cursor() as cursor:
+                more = cursor.set_range(start)
+                while more and len(found) < _AT_A_TIME and cursor.key().startswith(_PREFIX.pack(generation.number)):
+                    found.append(cursor.item())
+                    more = cursor.next()
+            return found
+
+        return self._within(read)
+
+    def _delete(self, generation: Generation) -> None:
+        # Some at a time: a transaction holds what it changes in memory.
+        def delete(transaction: lmdb.Transaction, page: list[tuple[bytes, bytes]]) -> None:
+            for stored, _ in page:
+                transaction.delete(stored)
+
+        while page := self._page(generation, _PREFIX.pack(generation.number)):
+            self._within(lambda transaction, page=page: delete(transaction, page), write=True)  # type: ignore[misc]
+
+    def _within(self, function: Callable[[lmdb.Transaction], T], write: bool = False) -> T:
+        """The result of a function in a transaction."""
+
+        def run() -> T:
+            if self._environment is None:
+                raise OSError("the store is closed")
+            with self._environment.begin(write=write) as transaction:
+                return function(transaction)
+
+        return self._guarded(run)
+
+    def _guarded(self, function: Callable[[], T]) -> T:
+        try:
+            return function()
+        except (lmdb.Error, OSError) as error:
+            raise StoreError(f"{self.uri}: {error}; check the path, its permissions and the free space") from error
+
+
+def _open(path: str, writable: bool) -> _Opened:
+    Path(path).mkdir(parents=True, exist_ok=True)
+    environment = lmdb.open(
+        path, map_size=_MAP_BYTES, max_readers=_MAX_READERS, readonly=not writable, create=writable, readahead=False
+    )
+    return _Opened(environment, writable)
+
+
+def _values(transaction: lmdb.Transaction, generation: Generation, keys: Sequence[str]) -> list[bytes | None]:
+    """Encoded records of keys."""
+    stored = [_stored_key(generation, key) for key in keys]
+    with transaction.cursor() as cursor:
+        found = dict(cursor.getmulti(stored))
+    return [_split(key, found[key])[1] if key in found else None for key in stored]
+
+
+def _stored_key(generation: Generation, key: str) -> bytes:
+    encoded = key.encode()
+    if len(encoded) > _MAX_KEY_BYTES:
+        encoded = _LONG_KEY + hashlib.blake2b(encoded, digest_size=32).digest()
+    return _PREFIX.pack(generation.number) + encoded
+
+
+def _is_long(stored: bytes) -> bool:
+    return stored.startswith(_LONG_KEY, _PREFIX.size)
+
+
+def _with_key(record: bytes, key: str) -> bytes:
+    """What is stored for a long key."""
+    encoded = key.encode()
+    return record + encoded + _KEY_LENGTH.pack(len(encoded))
+
+
+def _split(stored: bytes, value: bytes) -> tuple[bytes, bytes]:
+    """(key, record) of what LMDB holds."""
+    if not _is_long(stored):
+        return stored[_PREFIX.size :], value
+    (length,) = _KEY_LENGTH.unpack(value[-_KEY_LENGTH.size :])
+    end = len(value) - _KEY_LENGTH.size
+    return value[end - length : end], value[: end - length]

@@ -1,0 +1,131 @@
+"""redis://[user:password@]host:port/db[?prefix=easyrec_mm]: vectors in a Redis server; rediss:// with TLS.
+
+A generation is one hash, `<prefix>:<number>`, the meta data a string, `<prefix>:meta`.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, TypeVar
+from urllib.parse import parse_qs, urlsplit, urlunsplit
+
+import redis
+
+from easyrec_mm.errors import StoreError
+from easyrec_mm.store.base import (
+    Generation,
+    Meta,
+    Store,
+    Vectors,
+    join_vectors,
+    meta_from_dict,
+    meta_to_dict,
+    require_current,
+)
+
+_TIMEOUT_S = 2.0
+_AT_A_TIME = 5_000
+
+T = TypeVar("T")
+
+
+class RedisStore(Store):
+    """See Store. A server that does not answer within two seconds is an error; the next call tries anew."""
+
+    def __init__(self, uri: str, writable: bool = False) -> None:
+        super().__init__(without_password(uri))
+        parts = urlsplit(uri)
+        self._prefix = parse_qs(parts.query).get("prefix", ["easyrec_mm"])[0]
+        self._client: Any = self._guarded(
+            lambda: redis.Redis.from_url(
+                urlunsplit(parts._replace(query="")),
+                socket_timeout=_TIMEOUT_S,
+                socket_connect_timeout=_TIMEOUT_S,
+                health_check_interval=30,
+            )
+        )
+        self._meta_key = f"{self._prefix}:meta"
+        self._last_meta = self.meta()
+        if not writable and not self._last_meta.generations:
+            raise StoreError(
+                f"{self.uri}: no vectors under the prefix '{self._prefix}'; write some with easyrec-mm embed"
+            )
+
+    def meta(self) -> Meta:
+        return self._parse(self._guarded(lambda: self._client.get(self._meta_key)))
+
+    def get_many(self, keys: Sequence[str]) -> Vectors:
+        if not keys:
+            return join_vectors(require_current(self.meta(), self.uri), [], keys, self.uri)
+        # One round trip: the vectors of the generation that was current last time, and whether it still is.
+        while True:
+            generation = require_current(self._last_meta, self.uri)
+            text, values = self._guarded(lambda g=generation: self._meta_and_values(g, keys))
+            self._last_meta = self._parse(text)
+            if self._last_meta.current == generation.number:
+                return join_vectors(generation, values, keys, self.uri)
+
+    def close(self) -> None:
+        self._client.close()
+
+    def _meta_and_values(self, generation: Generation, keys: Sequence[str]) -> list[Any]:
+        pipeline = self._client.pipeline(transaction=True)
+        pipeline.get(self._meta_key)
+        pipeline.hmget(self._hash(generation), list(keys))
+        return list(pipeline.execute())
+
+    def _parse(self, text: bytes | None) -> Meta:
+        if text is None:
+            return Meta(0, {})
+        try:
+            return meta_from_dict(json.loads(text), self.uri)
+        except ValueError as error:
+            raise StoreError(f"{self.uri}: '{self._meta_key}' is not of easyrec_mm; choose another prefix") from error
+
+    def _write_meta(self, meta: Meta) -> None:
+        self._guarded(lambda: self._client.set(self._meta_key, json.dumps(meta_to_dict(meta))))
+        self._last_meta = meta
+
+    def _read(self, generation: Generation, keys: Sequence[str]) -> list[bytes | None]:
+        if not keys:
+            return []
+        return list(self._guarded(lambda: self._client.hmget(self._hash(generation), list(keys))))
+
+    def _write(self, generation: Generation, items: Sequence[tuple[str, bytes]]) -> None:
+        if items:
+            self._guarded(lambda: self._client.hset(self._hash(generation), mapping=dict(items)))
+
+    def _scan(self, generation: Generation) -> Iterator[tuple[str, bytes]]:
+        position = 0
+        seen: set[bytes] = set()  # of this page: Redis may return a key twice while the hash grows
+        while True:
+            position, page = self._guarded(
+                lambda p=position: self._client.hscan(self._hash(generation), p, count=_AT_A_TIME)
+            )
+            for key, value in page.items():
+                if key not in seen:
+                    yield key.decode(), value
+            seen = set(page)
+            if not position:
+                return
+
+    def _delete(self, generation: Generation) -> None:
+        self._guarded(lambda: self._client.unlink(self._hash(generation)))
+
+    def _hash(self, generation: Generation) -> str:
+        return f"{self._prefix}:{generation.number}"
+
+    def _guarded(self, function: Callable[[], T]) -> T:
+        try:
+            return function()
+        except (redis.RedisError, OSError, ValueError) as error:
+            raise StoreError(f"{self.uri}: {error}; check that the server runs and the address is right") from error
+
+
+def without_password(uri: str) -> str:
+    """A URI as it may be shown."""
+    parts = urlsplit(uri)
+    if parts.password is None:
+        return uri
+    return urlunsplit(parts._replace(netloc=parts.netloc.replace(f":{parts.password}@", ":***@", 1)))

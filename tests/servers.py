@@ -1,0 +1,118 @@
+"""Real Redis and PostgreSQL servers for tests, on loopback, each with a folder of its own."""
+
+from __future__ import annotations
+
+import os
+import pwd
+import shutil
+import socket
+import subprocess
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+
+def free_port() -> int:
+    with socket.socket() as found:
+        found.bind(("127.0.0.1", 0))
+        return int(found.getsockname()[1])
+
+
+class Server:
+    """A server that can be stopped and started again on the same port and data."""
+
+    def __init__(self) -> None:
+        self.port = free_port()
+        self.folder = Path(tempfile.mkdtemp(prefix="easyrec_mm_server_"))
+        self._process: subprocess.Popen[bytes] | None = None
+        self.uri = ""
+
+    def start(self) -> None:
+        raise NotImplementedError
+
+    def stop(self) -> None:
+        """As a crash would: at once."""
+        if self._process is not None:
+            self._process.kill()
+            self._process.wait()
+            self._process = None
+
+    def remove(self) -> None:
+        self.stop()
+        shutil.rmtree(self.folder, ignore_errors=True)
+
+    def _run(self, command: list[str], is_up: Callable[[], bool]) -> None:
+        with (self.folder.parent / f"{self.folder.name}.log").open("ab") as log:
+            self._process = subprocess.Popen(command, stdout=log, stderr=log)
+        for _ in range(200):
+            if is_up():
+                return
+            time.sleep(0.05)
+        raise RuntimeError(f"{command[0]} did not start; see {self.folder}.log")
+
+
+class RedisServer(Server):
+    """Writes every change to disk before it answers."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.uri = f"redis://127.0.0.1:{self.port}/0"
+        self.start()
+
+    def start(self) -> None:
+        import redis
+
+        client = redis.Redis(port=self.port)
+
+        def is_up() -> bool:
+            try:
+                return bool(client.ping())
+            except redis.RedisError:
+                return False
+
+        flags = ["--port", str(self.port), "--dir", str(self.folder), "--appendonly", "yes", "--appendfsync", "always"]
+        self._run([find("redis-server"), "--bind", "127.0.0.1", "--save", "", *flags], is_up)
+
+
+class PostgresServer(Server):
+    """Runs as the user postgres where the tests run as root, which PostgreSQL refuses."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._as_user: list[str] = []
+        user = pwd.getpwuid(os.getuid()).pw_name
+        if os.getuid() == 0:
+            user = "postgres"
+            account = pwd.getpwnam(user)
+            os.chown(self.folder, account.pw_uid, account.pw_gid)
+            self._as_user = ["setpriv", f"--reuid={user}", f"--regid={account.pw_gid}", "--clear-groups"]
+        self.uri = f"postgresql://{user}@127.0.0.1:{self.port}/postgres"
+        initialise = [find("initdb"), "--pgdata", str(self.folder / "data"), "--auth", "trust", "--no-sync"]
+        subprocess.run([*self._as_user, *initialise], check=True, capture_output=True)
+        self.start()
+
+    def start(self) -> None:
+        import psycopg
+
+        def is_up() -> bool:
+            try:
+                psycopg.connect(self.uri, connect_timeout=1).close()
+            except psycopg.Error:
+                return False
+            return True
+
+        flags = ["-D", str(self.folder / "data"), "-p", str(self.port), "-h", "127.0.0.1", "-k", str(self.folder)]
+        self._run([*self._as_user, find("postgres"), *flags], is_up)
+
+
+def find(program: str) -> str:
+    """Path of a server's program, also where Debian keeps PostgreSQL's."""
+    places = [
+        *os.environ.get("PATH", "").split(os.pathsep),
+        *map(str, sorted(Path("/usr/lib/postgresql").glob("*/bin"))),
+    ]
+    found = shutil.which(program, path=os.pathsep.join(places))
+    if found is None:
+        raise FileNotFoundError(f"{program} is not installed; scripts/services installs it (Debian, as root)")
+    return found

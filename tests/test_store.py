@@ -1,0 +1,261 @@
+"""Stores of image vectors, each against a dict and against what a reader must never see; on real servers."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import time
+
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from servers import PostgresServer, RedisServer
+
+from easyrec_mm.errors import StoreError
+from easyrec_mm.store import Record, State, open_store
+from easyrec_mm.store.base import content_hash
+
+SERVERS = {"redis": RedisServer, "postgres": PostgresServer}
+
+
+@pytest.fixture(scope="module")
+def servers():
+    started = {}
+
+    def get(name):
+        if name not in started:
+            try:
+                started[name] = SERVERS[name]()
+            except FileNotFoundError as error:
+                if os.environ.get("CI"):
+                    raise
+                pytest.skip(str(error))
+        return started[name]
+
+    yield get
+    for server in started.values():
+        server.remove()
+
+
+@pytest.fixture(params=["lmdb", "redis", "postgres"])
+def uri(request, tmp_path, servers):
+    """Of a place where nothing is yet."""
+    name = f"t{time.time_ns()}"
+    if request.param == "lmdb":
+        return f"lmdb://{tmp_path}/{name}"
+    option = {"redis": "prefix", "postgres": "table"}[request.param]
+    return f"{servers(request.param).uri}?{option}={name}"
+
+
+def vector(seed, width=4):
+    return np.random.default_rng(seed).normal(size=width).astype(np.float32)
+
+
+def record(key, seed, width=4):
+    value = None if seed is None else vector(seed, width)
+    return Record(key, value, content_hash(str(seed).encode()), 1_700_000_000 + (seed or 0))
+
+
+def fill(uri, seeds, fingerprint="tower", dtype="float32", width=4):
+    store = open_store(uri, writable=True)
+    generation = store.begin(fingerprint, width, dtype)
+    store.put_many(generation, [record(key, seed, width) for key, seed in seeds.items()])
+    store.complete(generation)
+    return store, generation
+
+
+def test_round_trip(uri):
+    seeds = {"a.jpg": 1, "b/ü ,;|.png": 2, "bad": None, "k" * 600: 3, "k" * 599 + "ü": 4}
+    fill(uri, seeds)[0].close()
+    store = open_store(uri)
+    found = store.get_many([*seeds, "no such key", "a.jpg"])
+    assert found.states.tolist() == [1, 1, 2, 1, 1, 0, 1]
+    expected = [np.zeros(4) if seed is None else vector(seed) for seed in seeds.values()]
+    np.testing.assert_array_equal(found.vectors, np.array([*expected, np.zeros(4), vector(1)], np.float32))
+    generation = store.meta().current_generation
+    assert (generation.fingerprint, generation.width, generation.dtype, found.generation) == ("tower", 4, "float32", 1)
+    records = {r.key: r for r in store.scan(generation)}
+    assert records.keys() == seeds.keys()
+    for key, seed in seeds.items():
+        expected = record(key, seed)
+        assert records[key].content_hash == expected.content_hash
+        assert records[key].written_s == expected.written_s
+        assert (records[key].vector is None) == (seed is None)
+    assert store.hashes(generation, ["bad", "x", "a.jpg"]) == [content_hash(b"None"), None, content_hash(b"1")]
+    store.close()
+
+
+def test_half_precision(uri):
+    store, _ = fill(uri, {"a": 1, "b": None}, dtype="float16")
+    found = store.get_many(["a", "b"])
+    assert found.vectors.dtype == np.float32
+    np.testing.assert_array_equal(found.vectors[0], vector(1).astype(np.float16))
+    assert found.states.tolist() == [State.PRESENT, State.ABSENT]
+
+
+def test_no_key(uri):
+    store, _ = fill(uri, {"a": 1})
+    found = store.get_many([])
+    assert found.vectors.shape == (0, 4)
+    assert store.hashes(store.meta().current_generation, []) == []
+
+
+def test_a_new_tower_makes_a_new_generation_that_readers_see_at_once(uri):
+    store, first = fill(uri, {"a": 1, "b": 2})
+    reader = open_store(uri)
+    assert reader.get_many(["a"]).generation == 1
+    second = store.begin("other tower", 3, "float32")
+    assert second.number == 2
+    store.put_many(second, [record("a", 7, width=3)])
+    assert reader.get_many(["a"]).vectors.shape == (1, 4)  # not complete
+    store.complete(second)
+    found = reader.get_many(["a", "b"])
+    assert (found.generation, found.states.tolist()) == (2, [1, 0])
+    np.testing.assert_array_equal(found.vectors[0], vector(7, 3))
+    assert store.rollback().number == 1
+    np.testing.assert_array_equal(reader.get_many(["a"]).vectors[0], vector(1))
+    with pytest.raises(StoreError, match="nothing to roll back to"):
+        store.rollback()
+    store.complete(second)
+    third = store.begin("third", 2, "float32")
+    store.put_many(third, [record("c", 1, width=2)])
+    assert store.prune() == [1]
+    assert set(store.meta().generations) == {2, 3}  # the third is being written
+    assert list(store.scan(first)) == []
+    assert reader.get_many(["a"]).generation == 2
+
+
+def test_the_same_tower_goes_on_in_its_generation(uri):
+    store = open_store(uri, writable=True)
+    begun = store.begin("tower", 4, "float32")
+    store.put_many(begun, [record("a", 1)])
+    store.close()
+    again = open_store(uri, writable=True)
+    assert again.begin("tower", 4, "float32").number == begun.number
+    with pytest.raises(StoreError, match="holds vectors of 4 float32, not 4 float16"):
+        again.begin("tower", 4, "float16")
+    with pytest.raises(StoreError, match="no complete generation"):
+        again.get_many(["a"])
+    again.complete(begun)
+    assert again.get_many(["a"]).states.tolist() == [1]
+
+
+@pytest.mark.parametrize("bad", [np.zeros(5), np.array([1, 2, np.nan, 3]), np.array([1, 2, np.inf, 3])])
+def test_a_vector_that_is_none(uri, bad):
+    store, generation = fill(uri, {})
+    with pytest.raises(StoreError, match="x: "):
+        store.put_many(generation, [Record("x", bad.astype(np.float32), bytes(16), 0)])
+
+
+def test_too_large_for_half_precision(uri):
+    store, generation = fill(uri, {}, dtype="float16")
+    with pytest.raises(StoreError, match="not finite in float16"):
+        store.put_many(generation, [Record("x", np.full(4, 1e5, np.float32), bytes(16), 0)])
+
+
+def test_a_place_without_a_store(uri):
+    with pytest.raises(StoreError, match=r"easyrec-mm embed|does not exist"):
+        open_store(uri)
+
+
+KEYS = st.text(st.characters(exclude_characters="\x00", exclude_categories=["Cs"]), min_size=1, max_size=8)
+WRITES = st.lists(st.dictionaries(KEYS, st.one_of(st.none(), st.integers(0, 99)), max_size=6), max_size=4)
+
+
+@given(writes=WRITES, asked=st.lists(KEYS, max_size=5))
+@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_like_a_dict(uri, writes, asked):
+    store, generation = fill(f"{uri}{time.time_ns()}", {})
+    written = {}
+    for seeds in writes:
+        store.put_many(generation, [record(key, seed) for key, seed in seeds.items()])
+        written |= seeds
+    keys = [*asked, *written]
+    found = store.get_many(keys)
+    for key, row, state in zip(keys, found.vectors, found.states, strict=True):
+        seed = written.get(key)
+        assert state == (State.MISSING if key not in written else State.ABSENT if seed is None else State.PRESENT)
+        np.testing.assert_array_equal(row, np.zeros(4) if seed is None else vector(seed))
+    assert {r.key for r in store.scan(generation)} == written.keys()
+    store.close()
+
+
+def _switch(uri, num_switches):
+    store = open_store(uri, writable=True)
+    for number in range(num_switches):
+        generation = store.begin(f"tower {number}", 4, "float32")
+        store.put_many(generation, [Record(f"k{i}", np.full(4, number, np.float32), bytes(16), 0) for i in range(50)])
+        store.complete(generation)
+
+
+def test_a_reader_never_sees_two_generations_in_one_answer(uri):
+    _switch(uri, 1)
+    reader = open_store(uri)
+    writer = multiprocessing.get_context("spawn").Process(target=_switch, args=(uri, 40))
+    writer.start()
+    seen = set()
+    while writer.is_alive():
+        found = reader.get_many([f"k{i}" for i in range(50)])
+        assert found.states.all()
+        assert len(np.unique(found.vectors)) == 1
+        assert found.vectors[0, 0] == found.generation - 1
+        seen.add(found.generation)
+    writer.join()
+    assert writer.exitcode == 0
+    assert len(seen) > 2
+
+
+@pytest.mark.parametrize("name", SERVERS)
+def test_a_server_that_is_down_and_comes_back(name, servers):
+    server = servers(name)
+    option = {"redis": "prefix", "postgres": "table"}[name]
+    uri = f"{server.uri}?{option}=down{time.time_ns()}"
+    store, _ = fill(uri, {"a": 1})
+    server.stop()
+    for attempt in (lambda: store.get_many(["a"]), lambda: open_store(uri)):
+        started = time.monotonic()
+        with pytest.raises(StoreError, match="check that the server runs"):
+            attempt()
+        assert time.monotonic() - started < 10
+    server.start()
+    np.testing.assert_array_equal(store.get_many(["a"]).vectors[0], vector(1))
+
+
+def test_passwords_are_not_shown():
+    with pytest.raises(StoreError) as error:
+        open_store("redis://user:geheim@127.0.0.1:1/0")
+    assert "geheim" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("uri", "message"),
+    [
+        ("vectors", "no store has the scheme '://'"),
+        ("lmbd://x", "did you mean 'lmdb'"),
+        ("lmdb://", "give a path"),
+        ("postgresql://u@127.0.0.1:1/d?table=a;b", "use letters, digits and _"),
+    ],
+)
+def test_an_address_that_is_none(uri, message):
+    with pytest.raises(StoreError, match=message):
+        open_store(uri, writable=True)
+
+
+def test_a_damaged_file(tmp_path):
+    fill(f"lmdb://{tmp_path}", {f"k{i}": i for i in range(2000)})[0].close()
+    for content in (b"", b"nonsense" * 1000):
+        (tmp_path / "data.mdb").write_bytes(content)
+        with pytest.raises(StoreError, match=r"lmdb://"):
+            open_store(f"lmdb://{tmp_path}").get_many(["k1"])
+
+
+def test_a_foreign_database(tmp_path):
+    import lmdb
+
+    with lmdb.open(str(tmp_path), max_dbs=2) as environment:
+        database = environment.open_db(b"easyrec_mm")
+        with environment.begin(write=True) as transaction:
+            transaction.put(b"meta", b"{}", db=database)
+    with pytest.raises(StoreError, match="holds no image vectors of easyrec_mm"):
+        open_store(f"lmdb://{tmp_path}").meta()
