@@ -225,26 +225,22 @@ def vector_bytes(generation: Generation) -> int:
     return generation.width * np.dtype(generation.dtype).itemsize
 
 
-def join_vectors(
-    generation: Generation, values: Sequence[bytes | memoryview | None], keys: Sequence[str], uri: str
-) -> Vectors:
+def join_vectors(generation: Generation, values: Sequence[bytes | None], keys: Sequence[str], uri: str) -> Vectors:
     """Encoded records of keys as one array."""
     size = _HEADER.size + vector_bytes(generation)
-    states = np.zeros(len(values), np.int8)
-    nothing = bytes(size)
-    whole = []
-    for i, value in enumerate(values):
-        if value is None:
-            whole.append(nothing)
-        elif len(value) == size:
-            states[i] = State.PRESENT
-            whole.append(value)
-        else:
-            decode(keys[i], bytes(value), generation, uri)
-            states[i] = State.ABSENT
-            whole.append(nothing)
-    table = np.frombuffer(b"".join(whole), np.uint8).reshape(len(values), size)
-    vectors = np.ascontiguousarray(table[:, _HEADER.size :]).view(generation.dtype).astype(np.float32)
+    states = np.full(len(values), State.PRESENT, np.int8)
+    lengths = {0 if value is None else len(value) for value in values}
+    if lengths != {size}:
+        whole, nothing = list(values), bytes(size)
+        for i, value in enumerate(values):
+            if value is None or len(value) != size:
+                whole[i] = nothing
+                states[i] = State.MISSING if value is None else State.ABSENT
+                if value is not None:
+                    decode(keys[i], value, generation, uri)  # raises for what is no record
+        values = whole
+    table = np.frombuffer(b"".join(values), np.uint8).reshape(-1, size)  # type: ignore[arg-type]
+    vectors = np.ascontiguousarray(table[:, _HEADER.size :]).view(generation.dtype).astype(np.float32, copy=False)
     return Vectors(generation.number, vectors, states)
 
 

@@ -64,6 +64,7 @@ class LmdbStore(Store):
         if not writable and not (Path(path) / "data.mdb").exists():
             raise StoreError(f"--store {uri}: no store there; write one with easyrec-mm embed")
 
+        self._last_meta: tuple[bytes | None, Meta] = (None, Meta(0, {}))
         self._path = os.path.realpath(path)
         if self._path not in _opened:
             _opened[self._path] = self._guarded(lambda: _open(self._path, writable))
@@ -93,10 +94,13 @@ class LmdbStore(Store):
 
     def _read_meta(self, transaction: lmdb.Transaction) -> Meta:
         value = transaction.get(_META_KEY)
+        if value is not None and value == self._last_meta[0]:
+            return self._last_meta[1]
         if value is None and not transaction.cursor().first():
             return Meta(0, {})
         try:
-            return meta_from_dict(json.loads(value or b""), self.uri)
+            self._last_meta = (value, meta_from_dict(json.loads(value or b""), self.uri))
+            return self._last_meta[1]
         except ValueError as error:
             raise StoreError(f"{self.uri}: holds no image vectors of easyrec_mm; choose another place") from error
 
@@ -175,10 +179,14 @@ def _open(path: str, writable: bool) -> _Opened:
 
 def _values(transaction: lmdb.Transaction, generation: Generation, keys: Sequence[str]) -> list[bytes | None]:
     """Encoded records of keys."""
-    stored = [_stored_key(generation, key) for key in keys]
-    with transaction.cursor() as cursor:
-        found = dict(cursor.getmulti(stored))
-    return [_split(key, found[key])[1] if key in found else None for key in stored]
+    prefix = _PREFIX.pack(generation.number)
+    stored = [prefix + key.encode() for key in keys]
+    if has_long := max(map(len, stored), default=0) > _MAX_KEY_BYTES + _PREFIX.size:
+        stored = [_stored_key(generation, key) for key in keys]
+    values = [transaction.get(key) for key in stored]  # a cursor's getmulti takes a third longer
+    if has_long:
+        values = [value and _split(key, value)[1] for key, value in zip(stored, values, strict=True)]
+    return values
 
 
 def _stored_key(generation: Generation, key: str) -> bytes:
