@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from easyrec_mm.model import MultimodalModel
 
 SIGNAL_EXIT_BASE = 128
+_STORE_HELP = "store of image vectors: lmdb://path, redis://host:port/db, postgresql://user@host/db"
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -115,6 +116,57 @@ def _export(options: argparse.Namespace) -> int:
     return 0
 
 
+def _embed(options: argparse.Namespace) -> int:
+    from easyrec_mm.items import read_items
+    from easyrec_mm.store import open_store
+
+    _import_tensorflow()
+    from easyrec_mm.embed import ImageModel, embed
+
+    model = ImageModel(options.img_model_dir, options.runtime)
+    schema = model.manifest.schema
+    items = read_items(options.input, schema, options.image_root, options.key_column, options.path_column)
+    store = open_store(options.store, writable=True)
+    try:
+        result = embed(
+            model,
+            items,
+            store,
+            options.bad_pictures,
+            options.refresh,
+            options.dtype,
+            options.image_root,
+            options.batch_size,
+        )
+    finally:
+        store.close()
+    print(
+        f"{result.embedded} pictures embedded by {model.runtime}, {result.unchanged} were there, {result.bad} bad"
+        f"{f' (absent; listed in {options.bad_pictures})' if result.bad else ''}; "
+        f"generation {result.generation} of {store.uri} is current"
+    )
+    return 0
+
+
+def _store(options: argparse.Namespace) -> int:
+    from easyrec_mm.store import open_store
+
+    store = open_store(options.store, writable=options.action != "stat")
+    try:
+        if options.action == "prune":
+            removed = store.prune()
+            print(f"removed generations: {', '.join(map(str, removed)) or 'none'}")
+        elif options.action == "rollback":
+            print(f"generation {store.rollback().number} is current")
+        else:
+            from easyrec_mm.store.stat import stat
+
+            print(stat(store, options.keys))
+    finally:
+        store.close()
+    return 0
+
+
 def _trained(pipeline: Pipeline, checkpoint_path: str | None) -> tuple[MultimodalModel, BadRecords, str]:
     """The model of a checkpoint, the newest in model_dir if none is named; where bad records go; and its name."""
     from easyrec_mm.checkpoint import resolve_checkpoint
@@ -206,6 +258,15 @@ def _parser() -> argparse.ArgumentParser:
     cut.add_argument("--asset_files", metavar="A,B", default="", help="files to add to the assets of the models")
     cut.add_argument("--eval_input_path", metavar="P", help="files of samples on which the models are compared")
     cut.add_argument("--parity_groups", metavar="N", type=int, default=100, help="groups to compare (default 100)")
+    _embed_flags(_simple_command(commands, "embed", _embed, "embed the pictures of all items into a store"))
+    stores = _simple_command(commands, "store", _store, "look after a store of image vectors")
+    stores.add_argument(
+        "action",
+        choices=["stat", "prune", "rollback"],
+        help="stat: what it holds; prune: remove old generations; rollback: make the one before current again",
+    )
+    stores.add_argument("--store", metavar="URI", required=True, help=_STORE_HELP)
+    stores.add_argument("--keys", metavar="F", help="stat: file with a key a line, to tell how many of them it has")
     check = _command(commands, "check", _check, "check the config and show what it makes of the data")
     check.add_argument("--num_groups", metavar="N", type=int, default=1000, help="groups to read (default 1000)")
     return parser
@@ -218,8 +279,7 @@ def _command(
     text: str,
     config_flag: bool = True,
 ) -> argparse.ArgumentParser:
-    command = commands.add_parser(name, help=text, description=text[0].upper() + text[1:] + ".")
-    command.set_defaults(command=run)
+    command = _simple_command(commands, name, run, text)
     if config_flag:
         command.add_argument(
             "--pipeline_config", "--pipeline_config_path", metavar="C", required=True, help="pipeline config file"
@@ -237,6 +297,43 @@ def _command(
         help="skip fields of EasyRec's language that are not supported, listing each",
     )
     return command
+
+
+def _simple_command(
+    commands: argparse._SubParsersAction[argparse.ArgumentParser],
+    name: str,
+    run: Callable[[argparse.Namespace], int],
+    text: str,
+) -> argparse.ArgumentParser:
+    command = commands.add_parser(name, help=text, description=text[0].upper() + text[1:] + ".")
+    command.set_defaults(command=run)
+    return command
+
+
+def _embed_flags(command: argparse.ArgumentParser) -> None:
+    add = command.add_argument
+    add("--img_model_dir", metavar="I", required=True, help="folder of the exported image model")
+    add(
+        "--input",
+        metavar="P",
+        required=True,
+        help="pictures: a .txt with a path a line, .csv or .parquet, grouped samples, or the pictures themselves; "
+        "globs and lists with commas",
+    )
+    add("--store", metavar="URI", required=True, help=_STORE_HELP)
+    add("--image_root", metavar="R", default="", help="folder that relative paths start from")
+    add("--key_column", metavar="C", default="", help="column of the keys (default: the image field)")
+    add("--path_column", metavar="C", default="", help="column of the paths (default: that of the keys)")
+    add(
+        "--refresh",
+        choices=["new", "changed", "all"],
+        default="new",
+        help="new: what the store lacks (default); changed: also pictures whose content is another; all",
+    )
+    add("--dtype", choices=["float32", "float16"], default="float32", help="number format of the stored vectors")
+    add("--bad_pictures", metavar="F", default="bad_pictures.jsonl", help="file to list bad pictures in")
+    add("--batch_size", metavar="N", type=int, default=64, help="pictures at a time (default 64)")
+    add("--runtime", choices=["auto", "onnx", "tensorflow"], default="auto", help="default: the faster")
 
 
 def _checkpoint_flag(command: argparse.ArgumentParser) -> None:

@@ -14,6 +14,7 @@ import tensorflow as tf
 from tqdm import tqdm
 
 _SIZE_WHERE_NONE_IS_TOLD = {"ncols": 120, "nrows": 24}
+_LINE_EVERY_S = 10.0
 # Narrow, so that speeds stay readable behind it.
 _BAR_FORMAT = "{desc} {n_fmt}/{total_fmt} {bar:8} {elapsed}<{remaining}{postfix}"
 
@@ -33,17 +34,7 @@ class Progress:
         self._total = str(total or "")
         self._done = first
         self._unit = unit
-        self._bar = None
-        if sys.stderr.isatty():
-            # tqdm shows nothing on a terminal that tells no size, as those of some containers.
-            shown = (
-                {"dynamic_ncols": True}
-                if all(os.get_terminal_size(sys.stderr.fileno()))
-                else dict(_SIZE_WHERE_NONE_IS_TOLD)
-            )
-            self._bar = tqdm(
-                total=total, initial=first, desc=name, unit=unit, file=sys.stderr, bar_format=_BAR_FORMAT, **shown
-            )
+        self._bar = _bar(total, first, name, unit)
         self._reset()
 
     def expect(self, total: int) -> None:
@@ -102,6 +93,45 @@ class Progress:
         """Remove the bar."""
         if self._bar is not None:
             self._bar.close()
+
+
+class PictureProgress:
+    """Shows how many of a known number of pictures are done, images/s and the time left."""
+
+    def __init__(self, name: str, total: int) -> None:
+        self._name, self._total = name, total
+        self._bar = _bar(total, 0, name, "image")
+        self._done = 0
+        self._started = self._shown = time.monotonic()
+
+    def add(self, num_pictures: int) -> None:
+        """Count pictures; outside of a terminal a line every ten seconds."""
+        self._done += num_pictures
+        now = time.monotonic()
+        rate = self._done / max(now - self._started, 1e-9)
+        if self._bar is not None:
+            self._bar.set_postfix_str(f"{rate:.0f} images/s", refresh=False)
+            self._bar.update(num_pictures)
+        elif now - self._shown > _LINE_EVERY_S:
+            self._shown = now
+            left = (self._total - self._done) / max(rate, 1e-9)
+            print(f"{self._name} {self._done}/{self._total}: {rate:.0f} images/s, {left:.0f} s left", flush=True)
+
+    def close(self) -> None:
+        """Remove the bar."""
+        if self._bar is not None:
+            self._bar.close()
+
+
+def _bar(total: int | None, first: int, name: str, unit: str) -> Any:
+    """A bar on a terminal, None elsewhere."""
+    if not sys.stderr.isatty():
+        return None
+    # tqdm shows nothing on a terminal that tells no size, as those of some containers.
+    shown: dict[str, Any] = dict(_SIZE_WHERE_NONE_IS_TOLD)
+    if all(os.get_terminal_size(sys.stderr.fileno())):
+        shown = {"dynamic_ncols": True}
+    return tqdm(total=total, initial=first, desc=name, unit=unit, file=sys.stderr, bar_format=_BAR_FORMAT, **shown)
 
 
 class MetricsLog:

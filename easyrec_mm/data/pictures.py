@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 import stat
+from collections.abc import Callable
 from typing import NamedTuple
 
 import numpy as np
@@ -28,12 +29,13 @@ class PictureLoader:
     Args:
       image: size and limits.
       root: folder that relative paths start from; "" for the current one.
+      decode: an exported model's decode_pictures, instead of this version's.
     """
 
-    def __init__(self, image: Image, root: str = "") -> None:
+    def __init__(self, image: Image, root: str = "", decode: Callable[[tf.Tensor], tf.Tensor] | None = None) -> None:
         self._image = image
         self._root = root
-        self._decode = tf.function(
+        self._decode = decode or tf.function(
             lambda data: decode_pictures(data, image),
             input_signature=[tf.TensorSpec([None], tf.string)],
             autograph=False,

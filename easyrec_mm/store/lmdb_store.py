@@ -9,7 +9,7 @@ import struct
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeAlias, TypeVar
 
 import lmdb
 
@@ -39,6 +39,8 @@ _KEY_LENGTH = struct.Struct("<I")
 _AT_A_TIME = 10_000
 
 T = TypeVar("T")
+# lmdb.Transaction, whose types allow for buffers instead of the bytes that we ask for.
+Transaction: TypeAlias = Any
 
 
 @dataclass
@@ -78,7 +80,7 @@ class LmdbStore(Store):
         return self._within(self._read_meta)
 
     def get_many(self, keys: Sequence[str]) -> Vectors:
-        def read(transaction: lmdb.Transaction) -> Vectors:
+        def read(transaction: Transaction) -> Vectors:
             generation = require_current(self._read_meta(transaction), self.uri)
             return join_vectors(generation, _values(transaction, generation, keys), keys, self.uri)
 
@@ -92,7 +94,7 @@ class LmdbStore(Store):
             if not opened.num_users:
                 _opened.pop(self._path).environment.close()
 
-    def _read_meta(self, transaction: lmdb.Transaction) -> Meta:
+    def _read_meta(self, transaction: Transaction) -> Meta:
         value = transaction.get(_META_KEY)
         if value is not None and value == self._last_meta[0]:
             return self._last_meta[1]
@@ -112,7 +114,7 @@ class LmdbStore(Store):
         return self._within(lambda transaction: _values(transaction, generation, keys))
 
     def _write(self, generation: Generation, items: Sequence[tuple[str, bytes]]) -> None:
-        def write(transaction: lmdb.Transaction) -> None:
+        def write(transaction: Transaction) -> None:
             for key, record in items:
                 stored = _stored_key(generation, key)
                 transaction.put(stored, _with_key(record, key) if _is_long(stored) else record)
@@ -131,7 +133,7 @@ class LmdbStore(Store):
     def _page(self, generation: Generation, start: bytes) -> list[tuple[bytes, bytes]]:
         """Some of what a generation holds, from a stored key on."""
 
-        def read(transaction: lmdb.Transaction) -> list[tuple[bytes, bytes]]:
+        def read(transaction: Transaction) -> list[tuple[bytes, bytes]]:
             found: list[tuple[bytes, bytes]] = []
             with transaction.cursor() as cursor:
                 more = cursor.set_range(start)
@@ -144,14 +146,14 @@ class LmdbStore(Store):
 
     def _delete(self, generation: Generation) -> None:
         # Some at a time: a transaction holds what it changes in memory.
-        def delete(transaction: lmdb.Transaction, page: list[tuple[bytes, bytes]]) -> None:
+        def delete(transaction: Transaction, page: list[tuple[bytes, bytes]]) -> None:
             for stored, _ in page:
                 transaction.delete(stored)
 
         while page := self._page(generation, _PREFIX.pack(generation.number)):
             self._within(lambda transaction, page=page: delete(transaction, page), write=True)  # type: ignore[misc]
 
-    def _within(self, function: Callable[[lmdb.Transaction], T], write: bool = False) -> T:
+    def _within(self, function: Callable[[Transaction], T], write: bool = False) -> T:
         """The result of a function in a transaction."""
 
         def run() -> T:
@@ -177,7 +179,7 @@ def _open(path: str, writable: bool) -> _Opened:
     return _Opened(environment, writable)
 
 
-def _values(transaction: lmdb.Transaction, generation: Generation, keys: Sequence[str]) -> list[bytes | None]:
+def _values(transaction: Transaction, generation: Generation, keys: Sequence[str]) -> list[bytes | None]:
     """Encoded records of keys."""
     prefix = _PREFIX.pack(generation.number)
     stored = [prefix + key.encode() for key in keys]

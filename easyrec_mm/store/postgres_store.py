@@ -126,19 +126,17 @@ class PostgresStore(Store):
 
     def _scan(self, generation: Generation) -> Iterator[tuple[str, bytes]]:
         last: str | None = None
-        while True:
-            rows = self._guarded(
-                lambda c, after=last: c.execute(
-                    f"SELECT key, value FROM {self._table} WHERE generation = %s AND (%s::text IS NULL OR key > %s)"
-                    " ORDER BY key LIMIT %s",
-                    [generation.number, after, after, _SCANNED_AT_A_TIME],
-                    binary=True,
-                ).fetchall()
-            )
+        while rows := self._guarded(lambda c: self._page(c, generation, last)):  # noqa: B023
             yield from rows
-            if not rows:
-                return
             last = rows[-1][0]
+
+    def _page(self, connection: psycopg.Connection[Any], generation: Generation, after: str | None) -> list[Any]:
+        return connection.execute(
+            f"SELECT key, value FROM {self._table} WHERE generation = %s AND (%s::text IS NULL OR key > %s)"
+            " ORDER BY key LIMIT %s",
+            [generation.number, after, after, _SCANNED_AT_A_TIME],
+            binary=True,
+        ).fetchall()
 
     def _delete(self, generation: Generation) -> None:
         self._guarded(lambda c: c.execute(f"DELETE FROM {self._table} WHERE generation = %s", [generation.number]))

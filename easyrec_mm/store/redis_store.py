@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from typing import Any, TypeVar
 from urllib.parse import parse_qs, urlsplit, urlunsplit
 
@@ -61,7 +62,7 @@ class RedisStore(Store):
         # One round trip: the vectors of the generation that was current last time, and whether it still is.
         while True:
             generation = require_current(self._last_meta, self.uri)
-            text, values = self._guarded(lambda g=generation: self._meta_and_values(g, keys))
+            text, values = self._guarded(partial(self._meta_and_values, generation, keys))
             self._last_meta = self._parse(text)
             if self._last_meta.current == generation.number:
                 return join_vectors(generation, values, keys, self.uri)
@@ -101,7 +102,7 @@ class RedisStore(Store):
         seen: set[bytes] = set()  # of this page: Redis may return a key twice while the hash grows
         while True:
             position, page = self._guarded(
-                lambda p=position: self._client.hscan(self._hash(generation), p, count=_AT_A_TIME)
+                partial(self._client.hscan, self._hash(generation), position, count=_AT_A_TIME)
             )
             for key, value in page.items():
                 if key not in seen:
