@@ -108,7 +108,7 @@ def _fields(data: DatasetConfig, problems: Problems) -> list[Field]:
             kind = DatasetConfig.FieldType.Name(item.input_type)
             problems.add(f"{place}.default_val", f"'{default}' is no {kind}; give a number or remove it")
             default = "0"
-        fields[item.input_name] = Field(item.input_name, dtype, default)
+        fields[item.input_name] = Field(item.input_name, dtype, default, item.HasField("default_val"))
     return list(fields.values())
 
 

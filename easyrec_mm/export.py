@@ -223,7 +223,9 @@ def _write_saved_model(part: Part, schema: Schema, folder: Path) -> None:
     for signature in saved.meta_graphs[0].signature_def.values():
         for name in set(signature.inputs) & set(schema.feature_fields()):
             field = schema.field(name)
-            signature.defaults[name].CopyFrom(tf.make_tensor_proto([field.default_value], signature.inputs[name].dtype))
+            if field.optional:
+                value = tf.make_tensor_proto([field.default_value], signature.inputs[name].dtype)
+                signature.defaults[name].CopyFrom(value)
     path.write_bytes(saved.SerializeToString(deterministic=True))
 
 

@@ -188,7 +188,10 @@ class _Ways:
             name: [text.decode() for text in value.numpy()] if value.dtype == tf.string else value.numpy()
             for name, value in fields.items()
         }
-        inputs = {**self._numpy_transform(values), parts.IMAGE_VECTOR: vector[batch.sample_image.numpy()]}
+        inputs = {
+            **self._numpy_transform(values, batch.num_samples),
+            parts.IMAGE_VECTOR: vector[batch.sample_image.numpy()],
+        }
         names = [output.name for output in self._rec_onnx.get_outputs()]
         taken = {value.name for value in self._rec_onnx.get_inputs()}
         return dict(zip(names, self._rec_onnx.run(names, {n: v for n, v in inputs.items() if n in taken}), strict=True))

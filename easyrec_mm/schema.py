@@ -22,11 +22,15 @@ Activation = Literal["binary", "multiclass", "value", "sigmoid_value"]
 
 @dataclass(frozen=True)
 class Field:
-    """A value of a sample as the input holds it. `default` is the text that stands for an empty value."""
+    """A value of a sample as the input holds it. `default` is the text that stands for an empty value.
+
+    A field that has a `default_val` in the config is optional in requests to exported models.
+    """
 
     name: str
     dtype: Dtype
     default: str
+    optional: bool = False
 
     @property
     def default_value(self) -> int | bool | float | str:

@@ -232,8 +232,7 @@ def test_signature_defaults_are_those_of_the_fields(trained):
     model.ParseFromString((trained.exported / "rec" / "saved_model.pb").read_bytes())
     defaults = model.meta_graphs[0].signature_def["serving_default"].defaults
     assert tf.make_ndarray(defaults["user_gender"]).tolist() == [b"unknown"]
-    assert tf.make_ndarray(defaults["hour"]).tolist() == [0]
-    assert "img_emb" not in defaults
+    assert set(defaults) == {"user_gender"}  # the only field with a default_val
 
 
 def test_manifest_tells_where_it_comes_from(trained):

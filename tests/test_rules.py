@@ -51,7 +51,7 @@ MAY_IMPORT = {
     "manifest": ("errors", "schema"),
     "store": ("errors", "store"),
     "items": ("errors", "schema"),
-    "serving": ("errors", "schema", "manifest", "store", "serving"),
+    "serving": ("errors", "schema", "text_patterns", "manifest", "store", "serving"),
     "parts": ("data.decode", "data.transform", "model", "schema"),
     "onnx_models": ("layers.embedding", "model", "parts", "schema"),
     "parity": ("errors", "schema", "protos", "data", "model", "metrics", "parts", "onnx_models", "serving.transform"),

@@ -94,7 +94,9 @@ def both(fields, features=FEATURES):
         if feature.kind == "tag":
             values.setdefault(feature.weight_key, tf.ones_like(values[feature.name], tf.float32))
     padded = {name: v.to_tensor() if isinstance(v, tf.RaggedTensor) else v for name, v in values.items()}
-    return NumpyTransform(one)(used), {name: value.numpy() for name, value in padded.items()}
+    return NumpyTransform(one)(used, len(next(iter(used.values())))), {
+        name: value.numpy() for name, value in padded.items()
+    }
 
 
 def test_equal_on_a_million_values():
@@ -127,4 +129,21 @@ def test_samples_without_any_tag_have_one_that_weighs_nothing():
 def test_text_of_another_form_is_refused(fields, name):
     transform = NumpyTransform(schema({"y": "float32"}, FIELDS, [f for f in FEATURES if f.name == name]))
     with pytest.raises(ValueError, match=r"differ|could not convert|invalid literal|cannot reshape"):
-        transform(fields)
+        transform(fields, 1)
+
+
+def test_a_field_given_once_counts_for_all():
+    fields = random_fields(np.random.default_rng(1), 50)
+    one = schema({"y": "float32"}, FIELDS, FEATURES)
+    transform = NumpyTransform(one)
+    for shared in (("user", "flag", "tags", "weights"), ("count", "score"), tuple(FIELDS)):
+        once = {name: value[:1] if name in shared else value for name, value in fields.items()}
+        repeated = {
+            name: np.repeat(value[:1], 50) if isinstance(value, np.ndarray) else [value[0]] * 50
+            for name, value in fields.items()
+        }
+        expected = transform({name: repeated[name] if name in shared else fields[name] for name in FIELDS}, 50)
+        found = transform(once, 50)
+        assert found.keys() == expected.keys()
+        for name, value in expected.items():
+            np.testing.assert_array_equal(found[name], value, err_msg=name)

@@ -29,28 +29,31 @@ class NumpyTransform:
         self._features = schema.features
         self._rows = {f.name: _row_function(f) for f in schema.features if f.encoding}
 
-    def __call__(self, fields: dict[str, Values]) -> dict[str, np.ndarray]:
-        """Fields by name, S values each, defaults filled in -> inputs by name.
+    def __call__(self, fields: dict[str, Values], num_samples: int) -> dict[str, np.ndarray]:
+        """Fields by name, S values each or one for all, defaults filled in -> inputs by name.
 
         Raises:
           ValueError: if a text is not of the form that its feature needs (text_patterns.py).
         """
         inputs: dict[str, np.ndarray] = {}
         for feature in self._features:
-            values = fields[feature.inputs[0]]
-            if feature.kind == "raw":
-                inputs[feature.name] = _raw(feature, values)
-            elif feature.kind == "tag":
-                weights = fields[feature.weight_input] if feature.weight_input else None
-                inputs[feature.name], inputs[feature.weight_key] = self._tags(feature, values, weights)
-            elif feature.kind == "combo":
-                parts = [_as_texts(fields[name], feature.precision) for name in feature.inputs]
-                inputs[feature.name] = self._encode(
-                    feature, [CROSS_SEPARATOR.join(p) for p in zip(*parts, strict=True)]
-                )
-            else:
-                inputs[feature.name] = self._encode(feature, values)
+            values = _aligned([fields[name] for name in feature.inputs], num_samples)
+            for name, value in self._inputs(feature, values).items():
+                inputs[name] = value if len(value) == num_samples else np.repeat(value, num_samples, axis=0)
         return inputs
+
+    def _inputs(self, feature: Feature, values: list[Values]) -> dict[str, np.ndarray]:
+        """The inputs of one feature; `values` are those of its fields."""
+        if feature.kind == "raw":
+            return {feature.name: _raw(feature, values[0])}
+        if feature.kind == "tag":
+            ids, weights = self._tags(feature, *values)
+            return {feature.name: ids, feature.weight_key: weights}
+        if feature.kind == "combo":
+            parts = [_as_texts(some, feature.precision) for some in values]
+            crosses = [CROSS_SEPARATOR.join(texts) for texts in zip(*parts, strict=True)]
+            return {feature.name: self._encode(feature, crosses)}
+        return {feature.name: self._encode(feature, values[0])}
 
     def _encode(self, feature: Feature, values: Values) -> np.ndarray:
         """Values -> rows of the table, int64 `[S]`."""
@@ -61,7 +64,7 @@ class NumpyTransform:
         texts = _as_texts(values, feature.precision)
         return np.fromiter((row(text) for text in texts), np.int64, len(texts))
 
-    def _tags(self, feature: Feature, values: Values, weights: Values | None) -> tuple[np.ndarray, np.ndarray]:
+    def _tags(self, feature: Feature, values: Values, weights: Values | None = None) -> tuple[np.ndarray, np.ndarray]:
         tags = [[tag for tag in text.split(feature.separator) if tag] for text in values]
         numbers = [["1"] * len(some) for some in tags]
         if feature.kv_separator:
@@ -79,6 +82,17 @@ class NumpyTransform:
         padded = np.zeros(is_tag.shape, np.float32)
         padded[is_tag] = _as_floats([number for some in numbers for number in some])
         return ids, padded
+
+
+def _aligned(values: list[Values], num_samples: int) -> list[Values]:
+    """Fields that are read together, all of one length: one value for all is repeated beside others of S."""
+    if len({len(some) for some in values}) == 1:
+        return values
+    return [
+        some if len(some) == num_samples else np.repeat(some, num_samples) if isinstance(some, np.ndarray)
+        else [some[0]] * num_samples
+        for some in values
+    ]  # fmt: skip
 
 
 def _row_function(feature: Feature) -> Callable[[str], int]:

@@ -1,0 +1,109 @@
+"""The rec model of an export folder, ready to run: by ONNX Runtime, or as the SavedModel.
+
+ONNX Runtime takes what the NumPy transform makes and keeps TensorFlow out of the process; the SavedModel takes raw
+fields.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+
+from easyrec_mm.errors import ExportError
+from easyrec_mm.manifest import Manifest, read_manifest
+from easyrec_mm.serving.transform import NumpyTransform, Values
+
+Runtime = Literal["onnx", "tensorflow"]
+REC_ONNX, IMAGE_VECTOR = "rec.onnx", "img_emb_vector"
+
+
+class Predictor(ABC):
+    """Fields and image vectors of S candidates -> outputs by name, `[S]` or `[S, classes]`."""
+
+    def __init__(self, manifest: Manifest) -> None:
+        self.manifest = manifest
+
+    @abstractmethod
+    def __call__(self, fields: dict[str, Values], vectors: np.ndarray) -> dict[str, np.ndarray]:
+        """Outputs.
+
+        Args:
+          fields: S values each, or one for all.
+          vectors: float32 `[S, D]`.
+        """
+
+
+class OnnxPredictor(Predictor):
+    """Runs rec.onnx."""
+
+    def __init__(self, folder: str, manifest: Manifest, num_threads: int) -> None:
+        super().__init__(manifest)
+        import onnxruntime
+
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads = num_threads
+        options.inter_op_num_threads = 1
+        # Threads that wait for work in a loop would take it from the other workers.
+        options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+        self._session: Any = onnxruntime.InferenceSession(
+            str(Path(folder) / REC_ONNX), options, providers=["CPUExecutionProvider"]
+        )
+        self._taken = {value.name for value in self._session.get_inputs()}
+        self._names = [value.name for value in self._session.get_outputs()]
+        self._transform = NumpyTransform(manifest.schema)
+
+    def __call__(self, fields: dict[str, Values], vectors: np.ndarray) -> dict[str, np.ndarray]:
+        inputs = self._transform(fields, len(vectors))
+        inputs[IMAGE_VECTOR] = vectors
+        taken = {name: value for name, value in inputs.items() if name in self._taken}
+        return dict(zip(self._names, self._session.run(self._names, taken), strict=True))
+
+
+class TensorFlowPredictor(Predictor):
+    """Runs the SavedModel."""
+
+    def __init__(self, folder: str, manifest: Manifest, num_threads: int) -> None:
+        super().__init__(manifest)
+        import tensorflow as tf
+
+        self._tensorflow: Any = tf
+        if not tf.config.threading.get_intra_op_parallelism_threads():
+            tf.config.threading.set_intra_op_parallelism_threads(num_threads)
+        self._loaded = tf.saved_model.load(folder)  # the signatures die with it
+        self._run = self._loaded.signatures["vector"]
+        self._dtypes = {
+            name: tf.as_dtype(entry["dtype"]) for name, entry in manifest.signatures["vector"]["inputs"].items()
+        }
+
+    def __call__(self, fields: dict[str, Values], vectors: np.ndarray) -> dict[str, np.ndarray]:
+        constant = self._tensorflow.constant
+        inputs = {
+            name: self._tensorflow.cast(constant(value), self._dtypes[name])
+            if isinstance(value, np.ndarray)
+            else constant(value, self._dtypes[name])
+            for name, value in fields.items()
+        }
+        outputs = self._run(**inputs, **{IMAGE_VECTOR: constant(vectors)})
+        return {name: value.numpy() for name, value in outputs.items()}
+
+
+_RUNTIMES: dict[str, type[OnnxPredictor] | type[TensorFlowPredictor]] = {
+    "onnx": OnnxPredictor,
+    "tensorflow": TensorFlowPredictor,
+}
+
+
+def load_predictor(folder: str, runtime: Runtime = "onnx", num_threads: int = 1) -> Predictor:
+    """The rec model of a folder.
+
+    Raises:
+      ExportError: if the folder holds none, or what it holds is damaged or cannot be loaded.
+    """
+    manifest = read_manifest(folder, "rec")
+    try:
+        return _RUNTIMES[runtime](folder, manifest, num_threads)
+    except Exception as error:  # each runtime has its own kinds
+        raise ExportError(f"{folder}: the rec model cannot be loaded: {error}") from error

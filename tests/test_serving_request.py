@@ -1,0 +1,145 @@
+"""Requests: what is read from them, and which instance and field an error names."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+from data_helpers import schema
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from easyrec_mm.schema import Feature, Field
+from easyrec_mm.serving.request import RequestError, RequestReader
+
+FIELDS = {"user": "string", "age": "int64", "price": "float32", "new": "bool", "tags": "string", "place": "string"}
+FEATURES = [
+    Feature("user", "id", ("user",), 4, "t", "hash", 10),
+    Feature("age", "id", ("age",), 4, "t", "hash", 10),
+    Feature("price", "raw", ("price",), 1),
+    Feature("new", "id", ("new",), 4, "t", "hash", 10),
+    Feature("tags", "tag", ("tags",), 4, "t", "hash", 10, separator="|", kv_separator=":"),
+    Feature("place", "raw", ("place",), 2, raw_dim=2, separator=","),
+]
+ONE = {"user": "u1", "age": 3, "price": 1.5, "new": True, "tags": "a:1|b:2", "place": "1,2", "img_path": "a.jpg"}
+
+
+@pytest.fixture(scope="module")
+def reader():
+    found = schema({"click": "float32"}, FIELDS, FEATURES, defaults={"age": "7", "tags": "z:1"})
+    optional = {"age", "tags"}
+    fields = tuple(Field(f.name, f.dtype, f.default, f.name in optional) for f in found.fields)
+    return RequestReader(type(found)(**{**found.__dict__, "fields": fields}), 3, max_instances=5)
+
+
+def test_values_by_column(reader):
+    other = {**ONE, "user": "ü", "age": -(2**63), "price": 2, "new": 0, "tags": "", "place": "", "img_path": "b"}
+    found = reader.read({"instances": [ONE, other]})
+    assert found.number == 2
+    assert found.fields["user"] == ["u1", "ü"]
+    assert found.fields["age"].tolist() == [3, -(2**63)]
+    assert found.fields["price"].dtype == np.float32
+    assert found.fields["price"].tolist() == [1.5, 2.0]
+    assert found.fields["new"].tolist() == [1, 0]
+    assert found.fields["tags"] == ["a:1|b:2", "z:1"]  # empty takes the default
+    assert found.fields["place"] == ["1,2", ""]
+    assert found.keys == ["a.jpg", "b"]
+    assert found.vectors == {}
+
+
+def test_shared_values_stand_once(reader):
+    shared = {name: ONE[name] for name in ("user", "age", "new")}
+    rest = {name: value for name, value in ONE.items() if name not in shared}
+    found = reader.read({"instances": [rest, rest], "shared": shared})
+    assert found.fields["user"] == ["u1"]
+    assert found.fields["age"].tolist() == [3]
+    assert len(found.fields["tags"]) == 2
+
+
+def test_optional_fields_take_their_default(reader):
+    without = {name: value for name, value in ONE.items() if name not in ("age", "tags")}
+    found = reader.read({"instances": [without, {**ONE, "age": None}]})
+    assert found.fields["age"].tolist() == [7, 7]
+    assert found.fields["tags"] == ["z:1", "a:1|b:2"]
+
+
+@pytest.mark.parametrize("vector", ["1,2.5,-3e1", [1, 2.5, -30], "1, 2.5 ,-30"])
+def test_vectors_instead_of_keys(reader, vector):
+    without = {name: value for name, value in ONE.items() if name != "img_path"}
+    found = reader.read({"instances": [{**without, "img_emb": vector}, ONE]})
+    assert found.keys == ["", "a.jpg"]
+    assert found.vectors[0].tolist() == [1.0, 2.5, -30.0]
+    shared = reader.read({"instances": [without, ONE], "shared": {"img_emb": vector}})
+    assert shared.keys == ["", "a.jpg"]
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"user": None}, "instance 1: user: is missing; give a string"),
+        ({"user": 5}, "instance 1: user: is 5, not a string"),
+        ({"user": ["a"]}, r"instance 1: user: is \['a'\], not a string"),
+        ({"age": True}, "instance 1: age: is True, not a int64"),
+        ({"age": 1.0}, "instance 1: age: is 1.0, not a int64"),
+        ({"age": 2**63}, "instance 1: age: 9223372036854775808 is not a int64"),
+        ({"price": "1"}, "instance 1: price: is '1', not a float32"),
+        ({"price": float("nan")}, "instance 1: price: nan is not a finite float32"),
+        ({"price": 1e39}, r"instance 1: price: 1e\+39 is not a finite float32"),
+        ({"new": 2}, "instance 1: new: 2 is not a bool"),
+        ({"tags": "a:x"}, "instance 1: tags: 'a:x' is not of the form that its feature needs"),
+        ({"place": "1"}, "instance 1: place: '1' is not of the form"),
+        ({"img_path": None}, "instance 1: img_path: is missing; give the picture's key, or img_emb"),
+        ({"img_path": 3}, "instance 1: img_path: is 3, not a string"),
+        ({"img_emb": "1,2"}, "instance 1: img_emb: '1,2' is not 3 finite numbers"),
+        ({"img_emb": [1, 2, "nan"]}, "instance 1: img_emb"),
+        ({"img_emb": [1, 2, True]}, "instance 1: img_emb"),
+        ({"img_emb": {"a": 1}}, "instance 1: img_emb"),
+        ({"usr": "u"}, "instance 1: no field 'usr'; did you mean 'user'?"),
+    ],
+)
+def test_an_error_names_instance_and_field(reader, change, message):
+    with pytest.raises(RequestError, match=message):
+        reader.read({"instances": [ONE, {**ONE, **change}]})
+
+
+@pytest.mark.parametrize(
+    ("body", "message"),
+    [
+        (None, "the body must be"),
+        ([], "the body must be"),
+        ({"instances": {}}, "the body must be"),
+        ({"instances": []}, "'instances' is empty"),
+        ({"instances": [ONE] * 6}, "6 instances; at most 5"),
+        ({"instances": [ONE, 3]}, "instance 1 is 3, not an object"),
+        ({"instances": [ONE], "shared": [1]}, r"'shared' is \[1\], not an object"),
+        ({"instances": [ONE], "sharde": {}}, "unknown part 'sharde'"),
+        ({"instances": [ONE], "shared": {"x": 1}}, "shared: no field 'x'"),
+        ({"instances": [ONE], "shared": {"user": "u"}}, "instance 0: 'user' is in 'shared', too"),
+    ],
+)
+def test_a_body_of_another_shape(reader, body, message):
+    with pytest.raises(RequestError, match=message):
+        reader.read(body)
+
+
+json_values = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=5),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=5), inner, max_size=3),
+    max_leaves=6,
+)
+
+
+@given(
+    st.dictionaries(st.sampled_from([*ONE, "img_emb", "click", "x"]), json_values, max_size=4),
+    st.dictionaries(st.sampled_from([*ONE, "img_emb"]), json_values, max_size=3),
+)
+@settings(max_examples=300, deadline=None)
+def test_any_json_is_read_or_refused(reader, change, shared):
+    body = {"instances": [{**ONE, **change}], "shared": shared}
+    try:
+        found = reader.read(json.loads(json.dumps(body)))
+    except RequestError:
+        return
+    assert found.number == len(found.keys) == 1
+    assert found.fields.keys() == FIELDS.keys()
