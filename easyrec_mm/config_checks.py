@@ -26,7 +26,7 @@ ACTIVATION_NAMES = (
     "relu", "gelu", "selu", "elu", "leaky_relu", "tanh", "sigmoid", "swish", "softplus", "linear",
 )  # fmt: skip
 # Parts of the loss beside those of the towers, under which they are logged.
-EXPORTER_TYPES = ("best", "final", "latest")
+EXPORTER_TYPES = ("best", "final", "latest", "none")
 REGULARIZATION_LOSSES = ("embedding_regularization", "l2_regularization")
 GAUC_REDUCTIONS = ("mean", "mean_by_sample_num", "mean_by_positive_num")
 

@@ -442,7 +442,6 @@ def test_every_unsupported_field_is_named_all_in_one_error():
         "model_config.e2e_mm_dbmtl.task_towers[0].metrics_set[0].max_f1",
         "train_config.optimizer_config[0].rms_prop_optimizer.learning_rate.transformer_learning_rate",
         "eval_config.eval_online",
-        "export_config.exporter_type",
     } < set(places)
     with pytest.raises(ConfigError) as caught:
         parse_config(text, "x.config")

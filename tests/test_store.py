@@ -113,6 +113,7 @@ def test_a_new_tower_makes_a_new_generation_that_readers_see_at_once(uri):
     found = reader.get_many(["a", "b"])
     assert (found.generation, found.states.tolist()) == (2, [1, 0])
     np.testing.assert_array_equal(found.vectors[0], vector(7, 3))
+    np.testing.assert_array_equal(reader.get_many(["a"], first).vectors[0], vector(1))  # an old one, while it is kept
     assert store.rollback().number == 1
     np.testing.assert_array_equal(reader.get_many(["a"]).vectors[0], vector(1))
     with pytest.raises(StoreError, match="nothing to roll back to"):
@@ -123,6 +124,9 @@ def test_a_new_tower_makes_a_new_generation_that_readers_see_at_once(uri):
     assert store.prune() == [1]
     assert set(store.meta().generations) == {2, 3}  # the third is being written
     assert list(store.scan(first)) == []
+    for one in (reader, store):
+        with pytest.raises(StoreError, match="generation 1 is gone"):
+            one.get_many(["a"], first)
     assert reader.get_many(["a"]).generation == 2
 
 

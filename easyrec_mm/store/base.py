@@ -111,8 +111,12 @@ class Store(ABC):
         """Let go of files and connections."""
 
     @abstractmethod
-    def get_many(self, keys: Sequence[str]) -> Vectors:
-        """Vectors of keys, all of one generation: the one that is current when they are read."""
+    def get_many(self, keys: Sequence[str], generation: Generation | None = None) -> Vectors:
+        """Vectors of keys, all of one generation: the given one, or the one that is current when they are read.
+
+        Raises:
+          StoreError: if that generation is gone, or none is complete.
+        """
 
     # What all stores do alike.
 
@@ -269,12 +273,17 @@ def meta_from_dict(values: dict[str, Any], uri: str) -> Meta:
         raise StoreError(f"{uri}: holds no image vectors of easyrec_mm ({error}); choose another place") from error
 
 
-def require_current(meta: Meta, uri: str) -> Generation:
-    """The current generation.
+def require_generation(meta: Meta, wanted: Generation | None, uri: str) -> Generation:
+    """The wanted generation as the store has it now, the current one by default.
 
     Raises:
-      StoreError: if there is none.
+      StoreError: if it is gone, or none is complete.
     """
+    if wanted is not None:
+        found = meta.generations.get(wanted.number)
+        if found is None or (found.fingerprint, found.begun_s) != (wanted.fingerprint, wanted.begun_s):
+            raise StoreError(f"{uri}: generation {wanted.number} is gone; load what is current")
+        return found
     current = meta.current_generation
     if current is None:
         raise StoreError(f"{uri}: holds no complete generation of vectors; run easyrec-mm embed to its end")

@@ -22,7 +22,7 @@ from easyrec_mm.store.base import (
     join_vectors,
     meta_from_dict,
     meta_to_dict,
-    require_current,
+    require_generation,
 )
 
 # The largest the file may ever be: addresses, not memory or disk.
@@ -79,10 +79,10 @@ class LmdbStore(Store):
     def meta(self) -> Meta:
         return self._within(self._read_meta)
 
-    def get_many(self, keys: Sequence[str]) -> Vectors:
+    def get_many(self, keys: Sequence[str], generation: Generation | None = None) -> Vectors:
         def read(transaction: Transaction) -> Vectors:
-            generation = require_current(self._read_meta(transaction), self.uri)
-            return join_vectors(generation, _values(transaction, generation, keys), keys, self.uri)
+            found = require_generation(self._read_meta(transaction), generation, self.uri)
+            return join_vectors(found, _values(transaction, found, keys), keys, self.uri)
 
         return self._within(read)
 

@@ -22,7 +22,7 @@ from easyrec_mm.store.base import (
     join_vectors,
     meta_from_dict,
     meta_to_dict,
-    require_current,
+    require_generation,
 )
 from easyrec_mm.store.redis_store import without_password
 
@@ -54,20 +54,20 @@ class PostgresStore(Store):
         rows = self._guarded(lambda c: c.execute(f"SELECT content FROM {self._table}_meta").fetchall())
         return self._parse(rows)
 
-    def get_many(self, keys: Sequence[str]) -> Vectors:
-        def read(connection: psycopg.Connection[Any]) -> tuple[Any, Any]:
+    def get_many(self, keys: Sequence[str], generation: Generation | None = None) -> Vectors:
+        def read(connection: psycopg.Connection[Any]) -> list[Any]:
             # One statement sees one state of the database.
-            rows = connection.execute(
+            return connection.execute(
                 f"SELECT m.content, v.key, v.value FROM {self._table}_meta m LEFT JOIN {self._table} v"
-                " ON v.generation = m.current AND v.key = ANY(%s)",
-                [list(keys)],
+                " ON v.generation = COALESCE(%s::integer, m.current) AND v.key = ANY(%s)",
+                [generation and generation.number, list(keys)],
                 binary=True,
             ).fetchall()
-            return rows[:1], {key: value for _, key, value in rows}
 
-        meta_rows, found = self._guarded(read)
-        generation = require_current(self._parse([row[:1] for row in meta_rows]), self.uri)
-        return join_vectors(generation, [found.get(key) for key in keys], keys, self.uri)
+        rows = self._guarded(read)
+        found = require_generation(self._parse(rows[:1]), generation, self.uri)
+        values = {key: value for _, key, value in rows}
+        return join_vectors(found, [values.get(key) for key in keys], keys, self.uri)
 
     def close(self) -> None:
         if self._connection is not None:

@@ -22,7 +22,7 @@ from easyrec_mm.store.base import (
     join_vectors,
     meta_from_dict,
     meta_to_dict,
-    require_current,
+    require_generation,
 )
 
 _TIMEOUT_S = 2.0
@@ -56,16 +56,14 @@ class RedisStore(Store):
     def meta(self) -> Meta:
         return self._parse(self._guarded(lambda: self._client.get(self._meta_key)))
 
-    def get_many(self, keys: Sequence[str]) -> Vectors:
-        if not keys:
-            return join_vectors(require_current(self.meta(), self.uri), [], keys, self.uri)
+    def get_many(self, keys: Sequence[str], generation: Generation | None = None) -> Vectors:
         # One round trip: the vectors of the generation that was current last time, and whether it still is.
         while True:
-            generation = require_current(self._last_meta, self.uri)
-            text, values = self._guarded(partial(self._meta_and_values, generation, keys))
+            found = require_generation(self._last_meta, generation, self.uri)
+            text, values = self._guarded(partial(self._meta_and_values, found, keys))
             self._last_meta = self._parse(text)
-            if self._last_meta.current == generation.number:
-                return join_vectors(generation, values, keys, self.uri)
+            if require_generation(self._last_meta, generation, self.uri).number == found.number:
+                return join_vectors(found, values, keys, self.uri)
 
     def close(self) -> None:
         self._client.close()
@@ -73,8 +71,10 @@ class RedisStore(Store):
     def _meta_and_values(self, generation: Generation, keys: Sequence[str]) -> list[Any]:
         pipeline = self._client.pipeline(transaction=True)
         pipeline.get(self._meta_key)
-        pipeline.hmget(self._hash(generation), list(keys))
-        return list(pipeline.execute())
+        if keys:
+            pipeline.hmget(self._hash(generation), list(keys))
+        text, *values = pipeline.execute()
+        return [text, values[0] if values else []]
 
     def _parse(self, text: bytes | None) -> Meta:
         if text is None:
