@@ -64,6 +64,18 @@ def read_manifest(folder: str, kind: Kind) -> Manifest:
     Raises:
       ExportError: if there is none, it is of another kind or format, or a file is missing or has changed.
     """
+    manifest = read_header(folder, kind)
+    for name, expected in manifest.files.items():
+        _check_file(Path(folder) / name, expected)
+    return manifest
+
+
+def read_header(folder: str, kind: Kind) -> Manifest:
+    """As `read_manifest`, without looking at the files.
+
+    Raises:
+      ExportError: if there is no manifest, or it is of another kind or format.
+    """
     path = Path(folder) / MANIFEST
     try:
         values = json.loads(path.read_text(encoding="utf-8"))
@@ -79,8 +91,6 @@ def read_manifest(folder: str, kind: Kind) -> Manifest:
         raise ExportError(f"{path}: is not understood ({error}); export with this version") from error
     if manifest.kind != kind:
         raise ExportError(f"{folder}: holds the {manifest.kind} model, not the {kind} model")
-    for name, expected in manifest.files.items():
-        _check_file(Path(folder) / name, expected)
     return manifest
 
 

@@ -7,6 +7,7 @@ from pathlib import Path
 import keras
 import make_demo_data as demo
 
+from easyrec_mm.cli import main
 from easyrec_mm.layers import image_tower
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -56,3 +57,28 @@ def demo_flags(data: Path, model_dir: Path, **settings: object) -> list[str]:
         **{name.replace("__", "."): value for name, value in settings.items()},
     }
     return ["--pipeline_config", str(ROOT / "configs/demo.config"), *[f"--set={k}={v}" for k, v in changed.items()]]
+
+
+KINDS = {"image": "img", "rec": "rec", "total": "total"}
+
+
+class Exported:
+    """Demo data, a training of a few steps, and its export: `folder/exported/{image,rec,total}`."""
+
+    def __init__(self, folder: Path, seed: int = 0) -> None:
+        self.data = make_data(folder / "data")
+        self.model_dir = folder / "m"
+        self.flags = demo_flags(self.data, self.model_dir, data_config__seed=seed)
+        assert main(["train", *self.flags]) == 0
+        self.folder = folder / "exported"
+        assert main(self.export_arguments(self.folder)) == 0
+
+    def export_arguments(self, folder: Path) -> list[str]:
+        return [
+            "export", "--model_dir", str(self.model_dir), "--eval_input_path", f"{self.data}/eval/*",
+            "--parity_groups", "12", *[f"--{flag}_model_export_dir={folder / kind}" for kind, flag in KINDS.items()],
+        ]  # fmt: skip
+
+    def keys(self) -> list[str]:
+        """Pictures of the test data."""
+        return sorted(str(path.relative_to(self.data)) for path in (self.data / "images" / "test").iterdir())

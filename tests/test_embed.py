@@ -17,7 +17,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import tensorflow as tf
-from flow_helpers import ROOT, demo_flags, make_data, use_small_backbone
+from flow_helpers import ROOT, Exported, use_small_backbone
 
 from easyrec_mm.cli import main
 from easyrec_mm.errors import DataError
@@ -26,29 +26,10 @@ from easyrec_mm.manifest import read_manifest
 from easyrec_mm.store import State, open_store
 
 
-class Exported:
-    def __init__(self, folder: Path) -> None:
-        self.data = make_data(folder / "data")
-        self.image = folder / "exported" / "img"
-        flags = demo_flags(self.data, folder / "m", train_config__num_steps=2)
-        assert main(["train", *flags]) == 0
-        self.export(folder / "m", self.image)
-
-    def export(self, model_dir: Path, image: Path) -> None:
-        arguments = ["export", "--model_dir", str(model_dir), "--eval_input_path", f"{self.data}/eval/*"]
-        arguments += [f"--{kind}_model_export_dir={image.parent / kind}" for kind in ("rec", "total")]
-        assert main([*arguments, "--parity_groups=4", f"--img_model_export_dir={image}"]) == 0
-
-    def vectors(self, keys):
-        contents = tf.constant([(self.data / key).read_bytes() for key in keys])
-        return tf.saved_model.load(str(self.image)).signatures["encoded"](img_path=contents)["img_emb_vector"].numpy()
-
-
-@pytest.fixture(scope="module")
-def exported(tmp_path_factory):
-    with pytest.MonkeyPatch.context() as patch:
-        use_small_backbone(patch)
-        yield Exported(tmp_path_factory.mktemp("embed"))
+def vectors(exported, keys):
+    contents = tf.constant([(exported.data / key).read_bytes() for key in keys])
+    image = tf.saved_model.load(str(exported.folder / "image")).signatures["encoded"]
+    return image(img_path=contents)["img_emb_vector"].numpy()
 
 
 @pytest.fixture
@@ -59,7 +40,7 @@ def root(exported, tmp_path):
 
 
 def embed(exported, root, *flags, expect=0, image=None):
-    arguments = ["embed", "--img_model_dir", str(image or exported.image), "--store", f"lmdb://{root}/store"]
+    arguments = ["embed", "--img_model_dir", str(image or exported.folder / "image"), "--store", f"lmdb://{root}/store"]
     arguments += ["--input", f"{root}/images/test/*", "--image_root", str(root), "--batch_size", "5"]
     assert main([*arguments, "--bad_pictures", f"{root}/bad.jsonl", *map(str, flags)]) == expect
 
@@ -83,7 +64,7 @@ def test_vectors_are_the_image_models(exported, root, capsys, runtime):
     assert f"{len(keys)} pictures embedded by" in capsys.readouterr().out
     found = stored(root, keys)
     assert found.states.all()
-    np.testing.assert_allclose(found.vectors, exported.vectors(keys), rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(found.vectors, vectors(exported, keys), rtol=1e-4, atol=1e-5)
 
 
 def test_a_second_run_finds_all_there(exported, root, capsys):
@@ -136,12 +117,9 @@ def test_another_tower_makes_another_generation(exported, root, tmp_path_factory
     use_small_backbone(monkeypatch)
     embed(exported, root)
     first = stored(root, keys_of(root))
-    other = tmp_path_factory.mktemp("other")
-    flags = demo_flags(exported.data, other / "m", train_config__num_steps=1, data_config__seed=5)
-    assert main(["train", *flags]) == 0
-    exported.export(other / "m", other / "e" / "img")
+    other = Exported(tmp_path_factory.mktemp("other"), seed=5)
     capsys.readouterr()
-    embed(exported, root, image=other / "e" / "img")
+    embed(exported, root, image=other.folder / "image")
     second = stored(root, keys_of(root))
     assert (first.generation, second.generation) == (1, 2)
     assert not np.allclose(first.vectors, second.vectors)
@@ -152,7 +130,7 @@ def test_another_tower_makes_another_generation(exported, root, tmp_path_factory
     number = len(keys_of(root))
     assert f"of {number + 1} keys; 1 missing, 0 absent" in shown
     assert f"drift from generation 1: {number} of {number} keys" in shown
-    assert read_manifest(str(exported.image), "image").image_tower_fingerprint[:12] in shown
+    assert read_manifest(str(exported.folder / "image"), "image").image_tower_fingerprint[:12] in shown
     assert main(["store", "rollback", "--store", f"lmdb://{root}/store"]) == 0
     np.testing.assert_array_equal(stored(root, keys_of(root)).vectors, first.vectors)
     assert main(["store", "prune", "--store", f"lmdb://{root}/store"]) == 0
@@ -165,7 +143,7 @@ def test_a_killed_run_goes_on_where_it_was(exported, root):
         for key in keys_of(exported.data)[:10]:
             shutil.copy(root / key, root / "images" / "test" / f"copy_{copy}_{Path(key).name}")
     keys = keys_of(root)
-    arguments = ["embed", "--img_model_dir", exported.image, "--store", f"lmdb://{root}/store", "--input"]
+    arguments = ["embed", "--img_model_dir", exported.folder / "image", "--store", f"lmdb://{root}/store", "--input"]
     arguments += [f"{root}/images/test/*", "--image_root", root, "--batch_size", "1", "--runtime", "onnx"]
     code = "import sys, easyrec_mm.cli as cli; sys.exit(cli.main(sys.argv[1:]))"
     seen = 0
@@ -205,7 +183,7 @@ def test_a_full_disk(exported, root):
         "import resource, signal, sys, easyrec_mm.cli as cli; signal.signal(signal.SIGXFSZ, signal.SIG_IGN);"
         "resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 20_000)); sys.exit(cli.main(sys.argv[1:]))"
     )
-    arguments = ["embed", "--img_model_dir", exported.image, "--store", f"lmdb://{root}/store", "--input"]
+    arguments = ["embed", "--img_model_dir", exported.folder / "image", "--store", f"lmdb://{root}/store", "--input"]
     arguments += [f"{root}/images/test/*", "--image_root", root, "--bad_pictures", root / "bad.jsonl"]
     found = subprocess.run(
         [sys.executable, "-c", code, *map(str, arguments)], cwd=ROOT, capture_output=True, text=True, check=False
@@ -234,9 +212,9 @@ def test_mistakes(exported, root, capsys, flags, message):
 # --- What an input names
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture
 def schema(exported):
-    return read_manifest(str(exported.image), "image").schema
+    return read_manifest(str(exported.folder / "image"), "image").schema
 
 
 def test_items_of_tables_and_lists(schema, tmp_path):

@@ -15,7 +15,7 @@ import onnxruntime
 import pyarrow.parquet as pq
 import pytest
 import tensorflow as tf
-from flow_helpers import ROOT, demo_flags, make_data, use_small_backbone
+from flow_helpers import KINDS, ROOT, use_small_backbone
 from model_helpers import CLICK, make_model, make_pipeline, random_batch, use_tiny_backbone
 
 from easyrec_mm import export, parts
@@ -25,33 +25,6 @@ from easyrec_mm.errors import ExportError
 from easyrec_mm.manifest import read_manifest
 from easyrec_mm.model import task_outputs
 from easyrec_mm.onnx_models import REC_ONNX, write_rec_onnx
-
-KINDS = {"image": "img", "rec": "rec", "total": "total"}
-
-
-class Trained:
-    """A training of a few steps, and its export."""
-
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
-        self.data = make_data(folder / "data")
-        self.flags = demo_flags(self.data, folder / "m")
-        assert main(["train", *self.flags]) == 0
-        self.exported = folder / "exported"
-        assert main(self.export_arguments(self.exported)) == 0
-
-    def export_arguments(self, folder: Path) -> list[str]:
-        return [
-            "export", "--model_dir", str(self.folder / "m"), "--eval_input_path", f"{self.data}/eval/*",
-            "--parity_groups", "12", *[f"--{flag}_model_export_dir={folder / kind}" for kind, flag in KINDS.items()],
-        ]  # fmt: skip
-
-
-@pytest.fixture(scope="module")
-def trained(tmp_path_factory):
-    with pytest.MonkeyPatch.context() as patch:
-        use_small_backbone(patch)
-        yield Trained(tmp_path_factory.mktemp("export"))
 
 
 @pytest.fixture(autouse=True)
@@ -63,16 +36,16 @@ def signatures(folder):
     return tf.saved_model.load(str(folder)).signatures
 
 
-def samples(trained, tmp_path):
+def samples(exported, tmp_path):
     """What `predict` writes for the test data: raw fields and outputs, by column."""
     output = tmp_path / "p.parquet"
-    fields = list(read_manifest(str(trained.exported / "rec"), "rec").signatures[parts.DEFAULT]["inputs"])
+    fields = list(read_manifest(str(exported.folder / "rec"), "rec").signatures[parts.DEFAULT]["inputs"])
     fields = [name for name in fields if name != parts.IMAGE_TEXT]
-    arguments = ["--predict_input_path", f"{trained.data}/test/*", "--output", str(output)]
-    assert main(["predict", *trained.flags, *arguments, "--reserved_columns", ",".join([*fields, "img_path"])]) == 0
+    arguments = ["--predict_input_path", f"{exported.data}/test/*", "--output", str(output)]
+    assert main(["predict", *exported.flags, *arguments, "--reserved_columns", ",".join([*fields, "img_path"])]) == 0
     columns = pq.read_table(output).to_pydict()
     inputs = {name: tf.constant(columns[name]) for name in fields}
-    manifest = read_manifest(str(trained.exported / "rec"), "rec")
+    manifest = read_manifest(str(exported.folder / "rec"), "rec")
     dtypes = {name: manifest.signatures[parts.DEFAULT]["inputs"][name]["dtype"] for name in fields}
     return columns, {name: tf.cast(v, dtypes[name]) if dtypes[name] != "string" else v for name, v in inputs.items()}
 
@@ -90,25 +63,25 @@ def assert_close(found, expected):
 # --- What they compute
 
 
-def test_image_and_rec_model_give_what_predict_writes(trained, tmp_path):
-    columns, fields = samples(trained, tmp_path)
-    contents = tf.constant([(trained.data / path).read_bytes() for path in columns["img_path"]])
-    image = signatures(trained.exported / "image")
+def test_image_and_rec_model_give_what_predict_writes(exported, tmp_path):
+    columns, fields = samples(exported, tmp_path)
+    contents = tf.constant([(exported.data / path).read_bytes() for path in columns["img_path"]])
+    image = signatures(exported.folder / "image")
     vectors = image["encoded"](img_path=contents)
-    rec = signatures(trained.exported / "rec")
+    rec = signatures(exported.folder / "rec")
     expected = outputs_of(columns)
     by_text = rec["serving_default"](**fields, img_emb=vectors["img_emb"])
     assert_close({name: v.numpy() for name, v in by_text.items()}, expected)
     by_vector = rec["vector"](**fields, img_emb_vector=vectors["img_emb_vector"])
     assert_close({name: v.numpy() for name, v in by_vector.items()}, expected)
-    total = signatures(trained.exported / "total")["encoded"](**fields, img_path=contents)
+    total = signatures(exported.folder / "total")["encoded"](**fields, img_path=contents)
     assert_close({name: v.numpy() for name, v in total.items()}, expected)
 
 
-def test_pixels_and_files_give_the_same_vector(trained):
-    files = sorted((trained.data / "images").rglob("*.jpg"))[:5]
+def test_pixels_and_files_give_the_same_vector(exported):
+    files = sorted((exported.data / "images").rglob("*.jpg"))[:5]
     contents = tf.constant([path.read_bytes() for path in files])
-    image = signatures(trained.exported / "image")
+    image = signatures(exported.folder / "image")
     pixels = image["decode"](img_path=contents)["pixels"]
     assert pixels.dtype == tf.uint8
     by_pixels = image["serving_default"](img_path=tf.cast(pixels, tf.float32))
@@ -129,10 +102,10 @@ def test_text_gives_back_every_float32():
     np.testing.assert_array_equal(parts.text_vector(parts.vector_text(vector[None]), len(vector))[0], vector)
 
 
-def test_a_field_of_one_sample_counts_for_all(trained, tmp_path):
-    _, fields = samples(trained, tmp_path)
-    rec = signatures(trained.exported / "rec")["vector"]
-    vector = tf.random.normal([3, read_manifest(str(trained.exported / "rec"), "rec").image_width], seed=1)
+def test_a_field_of_one_sample_counts_for_all(exported, tmp_path):
+    _, fields = samples(exported, tmp_path)
+    rec = signatures(exported.folder / "rec")["vector"]
+    vector = tf.random.normal([3, read_manifest(str(exported.folder / "rec"), "rec").image_width], seed=1)
     first = {name: value[:1] for name, value in fields.items()}
     repeated = {name: tf.repeat(value, 3) for name, value in first.items()}
     once, thrice = rec(**first, img_emb_vector=vector), rec(**repeated, img_emb_vector=vector)
@@ -140,19 +113,19 @@ def test_a_field_of_one_sample_counts_for_all(trained, tmp_path):
         np.testing.assert_array_equal(once[name], thrice[name])
 
 
-def test_empty_text_takes_the_default(trained, tmp_path):
-    _, fields = samples(trained, tmp_path)
-    rec = signatures(trained.exported / "rec")["vector"]
-    vector = tf.zeros([1, read_manifest(str(trained.exported / "rec"), "rec").image_width])
+def test_empty_text_takes_the_default(exported, tmp_path):
+    _, fields = samples(exported, tmp_path)
+    rec = signatures(exported.folder / "rec")["vector"]
+    vector = tf.zeros([1, read_manifest(str(exported.folder / "rec"), "rec").image_width])
     one = {name: value[:1] for name, value in fields.items()}
     empty, default = (rec(**{**one, "user_gender": tf.constant([v])}, img_emb_vector=vector) for v in ("", "unknown"))
     np.testing.assert_array_equal(empty["logits_click"], default["logits_click"])
 
 
 @pytest.mark.parametrize("text", ["", "1,2", "1,2,3,x"])
-def test_a_text_that_is_no_vector_is_refused(trained, tmp_path, text):
-    _, fields = samples(trained, tmp_path)
-    rec = signatures(trained.exported / "rec")["serving_default"]
+def test_a_text_that_is_no_vector_is_refused(exported, tmp_path, text):
+    _, fields = samples(exported, tmp_path)
+    rec = signatures(exported.folder / "rec")["serving_default"]
     with pytest.raises(tf.errors.InvalidArgumentError, match=r"img_emb must hold|could not be|StringToNumber"):
         rec(**fields, img_emb=tf.constant([text]))
 
@@ -194,7 +167,7 @@ def test_onnx_rec_model_equals_the_network(tmp_path, monkeypatch, network, combi
 # --- What is written
 
 
-def test_plain_tensorflow_loads_them(trained):
+def test_plain_tensorflow_loads_them(exported):
     code = (
         "import sys, tensorflow as tf\n"
         "for folder in sys.argv[1:]:\n"
@@ -202,17 +175,17 @@ def test_plain_tensorflow_loads_them(trained):
         "    print(sorted(loaded.signatures))\n"
         "assert not {name for name in sys.modules if name.startswith(('easyrec_mm', 'keras_hub'))}\n"
     )
-    folders = [str(trained.exported / kind) for kind in KINDS]
+    folders = [str(exported.folder / kind) for kind in KINDS]
     found = subprocess.run([sys.executable, "-I", "-c", code, *folders], capture_output=True, text=True, check=True)
     assert found.stdout.splitlines() == [
         "['decode', 'encoded', 'serving_default']", "['serving_default', 'vector']", "['encoded', 'serving_default']",
     ]  # fmt: skip
 
 
-def test_each_holds_its_own_variables_and_no_python_function(trained):
+def test_each_holds_its_own_variables_and_no_python_function(exported):
     names = {}
     for kind in KINDS:
-        folder = trained.exported / kind
+        folder = exported.folder / kind
         variables = tf.train.load_checkpoint(str(folder / "variables" / "variables")).get_variable_to_shape_map()
         names[kind] = {name for name in variables if not name.startswith("_CHECKPOINTABLE")}
         assert b"PyFunc" not in (folder / "saved_model.pb").read_bytes()
@@ -223,23 +196,23 @@ def test_each_holds_its_own_variables_and_no_python_function(trained):
     assert not any("seed_generator" in name or "optimizer" in name for name in names["total"])
 
 
-def test_signature_defaults_are_those_of_the_fields(trained):
-    saved = tf.saved_model.load(str(trained.exported / "rec"))
+def test_signature_defaults_are_those_of_the_fields(exported):
+    saved = tf.saved_model.load(str(exported.folder / "rec"))
     assert set(saved.signatures["serving_default"].structured_input_signature[1]) > {"user_gender", "img_emb"}
     from tensorflow.core.protobuf import saved_model_pb2
 
     model = saved_model_pb2.SavedModel()
-    model.ParseFromString((trained.exported / "rec" / "saved_model.pb").read_bytes())
+    model.ParseFromString((exported.folder / "rec" / "saved_model.pb").read_bytes())
     defaults = model.meta_graphs[0].signature_def["serving_default"].defaults
     assert tf.make_ndarray(defaults["user_gender"]).tolist() == [b"unknown"]
     assert set(defaults) == {"user_gender"}  # the only field with a default_val
 
 
-def test_manifest_tells_where_it_comes_from(trained):
-    image, rec = (read_manifest(str(trained.exported / kind), kind) for kind in ("image", "rec"))
+def test_manifest_tells_where_it_comes_from(exported):
+    image, rec = (read_manifest(str(exported.folder / kind), kind) for kind in ("image", "rec"))
     assert image.image_tower_fingerprint == rec.image_tower_fingerprint
     assert image.checkpoint == f"model.ckpt-{image.step}"
-    assert image.schema == rec.schema == load_pipeline(str(trained.folder / "m" / "pipeline.config")).schema
+    assert image.schema == rec.schema == load_pipeline(str(exported.model_dir / "pipeline.config")).schema
     assert {"tensorflow", "easyrec_mm", "onnxruntime"} <= set(rec.versions)
     assert set(rec.files) >= {"saved_model.pb", "rec.onnx", "rec.tables"}
     report = rec.parity
@@ -272,27 +245,27 @@ def test_fingerprint_changes_with_weights_and_pixels_alone(tmp_path, monkeypatch
 # --- What goes wrong
 
 
-def test_models_that_disagree_are_not_written(trained, tmp_path, monkeypatch, capsys):
+def test_models_that_disagree_are_not_written(exported, tmp_path, monkeypatch, capsys):
     folder = tmp_path / "e"
-    shutil.copytree(trained.exported, folder)
+    shutil.copytree(exported.folder, folder)
     before = {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
     monkeypatch.setattr(parts, "task_outputs", lambda task, logits: task_outputs(task, logits * 1.001))
-    assert main(trained.export_arguments(folder)) == 1
+    assert main(exported.export_arguments(folder)) == 1
     assert "the exported models disagree" in capsys.readouterr().err
     assert {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()} == before
     assert sorted(path.name for path in folder.iterdir()) == sorted(KINDS)
 
 
-def test_a_folder_that_holds_something_else(trained, tmp_path, capsys):
+def test_a_folder_that_holds_something_else(exported, tmp_path, capsys):
     (tmp_path / "rec").mkdir()
     (tmp_path / "rec" / "thesis.txt").write_text("x")
-    assert main(trained.export_arguments(tmp_path)) == 1
+    assert main(exported.export_arguments(tmp_path)) == 1
     assert "rec: holds files that are not of an export" in capsys.readouterr().err
     assert (tmp_path / "rec" / "thesis.txt").exists()
 
 
-def test_one_folder_for_two_models(trained, tmp_path, capsys):
-    arguments = [*trained.export_arguments(tmp_path), f"--img_model_export_dir={tmp_path / 'rec'}"]
+def test_one_folder_for_two_models(exported, tmp_path, capsys):
+    arguments = [*exported.export_arguments(tmp_path), f"--img_model_export_dir={tmp_path / 'rec'}"]
     assert main(arguments) == 1
     assert "give each of the three models a folder of its own" in capsys.readouterr().err
 
@@ -308,20 +281,20 @@ def test_one_folder_for_two_models(trained, tmp_path, capsys):
         (lambda folder: (folder / "rec.onnx").unlink(), "rec.onnx: cannot be read"),
     ],
 )
-def test_a_damaged_folder(trained, tmp_path, damage, message):
-    shutil.copytree(trained.exported / "rec", tmp_path / "rec")
+def test_a_damaged_folder(exported, tmp_path, damage, message):
+    shutil.copytree(exported.folder / "rec", tmp_path / "rec")
     damage(tmp_path / "rec")
     with pytest.raises(ExportError, match=message):
         read_manifest(str(tmp_path / "rec"), "rec")
 
 
-def test_a_folder_of_another_model(trained):
+def test_a_folder_of_another_model(exported):
     with pytest.raises(ExportError, match="holds the total model, not the rec model"):
-        read_manifest(str(trained.exported / "total"), "rec")
+        read_manifest(str(exported.folder / "total"), "rec")
 
 
-def test_best_checkpoint_by_evaluations(trained, tmp_path):
-    shutil.copytree(trained.folder / "m", tmp_path / "m")
+def test_best_checkpoint_by_evaluations(exported, tmp_path):
+    shutil.copytree(exported.model_dir, tmp_path / "m")
     step = int(next((tmp_path / "m").glob("*.index")).stem.partition("-")[2])
     for other in (1, 2):
         for file in (tmp_path / "m").glob(f"model.ckpt-{step}.*"):
@@ -349,32 +322,32 @@ def test_best_checkpoint_by_evaluations(trained, tmp_path):
 # --- Processes of their own
 
 
-def process(trained, folder):
+def process(exported, folder):
     """An export in a new process, with the small backbone."""
     code = (
         "import sys; sys.path.insert(0, 'tests'); sys.path.insert(0, 'samples')\n"
         "import pytest, flow_helpers, easyrec_mm.cli as cli\n"
         "flow_helpers.use_small_backbone(pytest.MonkeyPatch()); sys.exit(cli.main(sys.argv[1:]))\n"
     )
-    return subprocess.Popen([sys.executable, "-c", code, *trained.export_arguments(folder)], cwd=ROOT)
+    return subprocess.Popen([sys.executable, "-c", code, *exported.export_arguments(folder)], cwd=ROOT)
 
 
 @pytest.mark.slow
-def test_repeated_and_killed_exports(trained, tmp_path):
+def test_repeated_and_killed_exports(exported, tmp_path):
     """The same bytes every time; a kill at any moment leaves the whole old export or the whole new one."""
     folder = tmp_path / "e"
     started = time.monotonic()
-    assert process(trained, folder).wait(120) == 0
+    assert process(exported, folder).wait(120) == 0
     duration = time.monotonic() - started
     first = {path.relative_to(folder): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
     for share in (0.6, 0.9):
-        killed = process(trained, folder)
+        killed = process(exported, folder)
         time.sleep(share * duration)
         killed.send_signal(signal.SIGKILL)
         killed.wait()
         for kind in KINDS:
             read_manifest(str(folder / kind), kind)
-    assert process(trained, folder).wait(120) == 0
+    assert process(exported, folder).wait(120) == 0
     assert sorted(path.name for path in folder.iterdir()) == sorted(KINDS)
     for path, content in first.items():
         assert path.name == "manifest.json" or (folder / path).read_bytes() == content, path
