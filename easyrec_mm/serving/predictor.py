@@ -6,6 +6,7 @@ fields.
 
 from __future__ import annotations
 
+import os
 from abc import ABC, abstractmethod
 from pathlib import Path
 from typing import Any, Literal
@@ -67,11 +68,11 @@ class TensorFlowPredictor(Predictor):
 
     def __init__(self, folder: str, manifest: Manifest, num_threads: int) -> None:
         super().__init__(manifest)
+        # Only what TensorFlow finds when it starts counts.
+        os.environ.setdefault("TF_NUM_INTRAOP_THREADS", str(num_threads))
         import tensorflow as tf
 
         self._tensorflow: Any = tf
-        if not tf.config.threading.get_intra_op_parallelism_threads():
-            tf.config.threading.set_intra_op_parallelism_threads(num_threads)
         self._loaded = tf.saved_model.load(folder)  # the signatures die with it
         self._run = self._loaded.signatures["vector"]
         self._dtypes = {

@@ -1,0 +1,263 @@
+"""The service behind the server: what answers say, what is exchanged and what is refused."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import shutil
+import threading
+import time
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+from flow_helpers import Exported, use_small_backbone
+
+from easyrec_mm.cli import main
+from easyrec_mm.errors import ExportError
+from easyrec_mm.manifest import MANIFEST, read_header, write_manifest
+from easyrec_mm.serving import service as service_module
+from easyrec_mm.serving.request import RequestError
+from easyrec_mm.serving.service import Service, ServiceOptions, ServingError, Source, newest_export
+from easyrec_mm.store import Record, open_store
+
+
+@pytest.fixture(scope="module")
+def samples(exported, tmp_path_factory):
+    """Requests' instances of the test data, and what `predict` says of them."""
+    folder = tmp_path_factory.mktemp("samples")
+    schema = read_header(str(exported.folder / "rec"), "rec").schema
+    names = [*schema.feature_fields(), "img_path"]
+    arguments = ["--predict_input_path", f"{exported.data}/test/*", "--output", f"{folder}/p.parquet"]
+    with pytest.MonkeyPatch.context() as patch:
+        use_small_backbone(patch)
+        assert main(["predict", *exported.flags, *arguments, "--reserved_columns", ",".join(names)]) == 0
+    rows = pq.read_table(folder / "p.parquet").to_pylist()
+    return [{name: row[name] for name in names} for row in rows], rows
+
+
+@pytest.fixture
+def place(exported, tmp_path):
+    """A rec model and a store that a test may change."""
+    shutil.copytree(exported.folder / "rec", tmp_path / "rec")
+    arguments = ["embed", "--img_model_dir", str(exported.folder / "image"), "--store", f"lmdb://{tmp_path}/store"]
+    arguments += ["--input", f"{exported.data}/images/test/*", "--image_root", str(exported.data)]
+    assert main([*arguments, "--bad_pictures", f"{tmp_path}/bad"]) == 0
+    return tmp_path
+
+
+def serve(place, compute=None, **options):
+    options = {"rec_model_dir": str(place / "rec"), **options}
+    return Service(ServiceOptions(**options), open_store(f"lmdb://{place}/store", writable=True), compute)
+
+
+@pytest.mark.parametrize("runtime", ["onnx", "tensorflow"])
+def test_answers_are_what_predict_says(place, samples, runtime):
+    instances, rows = samples
+    answer = serve(place, runtime=runtime).answer({"instances": instances})
+    for name, values in answer.outputs.items():
+        np.testing.assert_allclose(values, [row[name] for row in rows], rtol=1e-4, atol=1e-5, err_msg=name)
+    assert (answer.sources == Source.STORE).all()
+    assert answer.outputs.keys() == {name for name in rows[0] if name not in instances[0]}
+
+
+def test_shared_fields_and_vectors_of_the_request(place, samples):
+    instances, _ = samples
+    users = ("user_age_level", "user_gender", "user_city", "user_taste", "hour")
+    first = {name: instances[0][name] for name in users}
+    repeated = [{**instance, **first} for instance in instances]
+    shared = [{name: value for name, value in instance.items() if name not in users} for instance in instances]
+    one = serve(place)
+    expected = one.answer({"instances": repeated})
+    found = one.answer({"instances": shared, "shared": first})
+    np.testing.assert_array_equal(found.outputs["probs_click"], expected.outputs["probs_click"])
+    vectors = open_store(f"lmdb://{place}/store", writable=True).get_many([i["img_path"] for i in instances]).vectors
+    brought = [
+        {**{n: v for n, v in instance.items() if n != "img_path"}, "img_emb": vector.tolist()}
+        for instance, vector in zip(repeated, vectors, strict=True)
+    ]
+    brought[1] = repeated[1]
+    found = one.answer({"instances": brought})
+    np.testing.assert_array_equal(found.outputs["probs_click"], expected.outputs["probs_click"])
+    assert found.sources[:3].tolist() == [Source.REQUEST, Source.STORE, Source.REQUEST]
+
+
+def test_a_missing_vector(place, samples):
+    instances = [dict(instance) for instance in samples[0][:4]]
+    instances[2]["img_path"] = "unknown.jpg"
+    store = open_store(f"lmdb://{place}/store", writable=True)
+    generation = store.meta().current_generation
+    store.put_many(generation, [Record("bad.jpg", None, bytes(16), 0)])
+    instances[3]["img_path"] = "bad.jpg"
+    mean = np.mean([r.vector for r in store.scan(generation) if r.vector is not None], axis=0)
+    with_mean = serve(place).answer({"instances": instances})
+    assert with_mean.sources.tolist() == [Source.STORE, Source.STORE, Source.MEAN, Source.MEAN]
+    by_hand = [*instances[:2], *({**instance, "img_emb": mean.tolist()} for instance in instances[2:])]
+    expected = serve(place).answer({"instances": by_hand})
+    np.testing.assert_allclose(with_mean.outputs["logits_click"], expected.outputs["logits_click"], rtol=1e-4)
+    with pytest.raises(ServingError, match=r"instance 2: the store has no vector of 'unknown.jpg'"):
+        serve(place, missing_vector="error").answer({"instances": instances})
+    computed = serve(
+        place, lambda keys: [mean + 1 if k == "unknown.jpg" else None for k in keys], missing_vector="compute"
+    )
+    answer = computed.answer({"instances": instances})
+    assert answer.sources.tolist() == [Source.STORE, Source.STORE, Source.COMPUTED, Source.MEAN]
+    with pytest.raises(ServingError, match="give the image model"):
+        serve(place, missing_vector="compute")
+
+
+def test_a_store_that_is_down(place, samples, monkeypatch):
+    from easyrec_mm.errors import StoreError
+
+    ours, strict = serve(place), serve(place, missing_vector="error")
+    calls = []
+
+    def fail(keys, generation):
+        calls.append(keys)
+        raise StoreError("no connection")
+
+    body = {"instances": samples[0][:2]}
+    for one in (ours, strict):
+        monkeypatch.setattr(one._store, "get_many", fail)
+    assert (ours.answer(body).sources == Source.MEAN).all()
+    assert (ours.answer(body).sources == Source.MEAN).all()
+    assert len(calls) == 1  # left alone for a second
+    with pytest.raises(ServingError, match="no connection"):
+        strict.answer(body)
+    with pytest.raises(ServingError, match="is down"):
+        strict.answer(body)
+    monkeypatch.undo()
+    monkeypatch.setattr(service_module.time, "monotonic", lambda: time.time() * 1e9)
+    assert (ours.answer(body).sources == Source.STORE).all()
+
+
+def test_a_store_of_another_tower_is_refused(place, samples):
+    store = open_store(f"lmdb://{place}/store", writable=True)
+    other = store.begin("f" * 64, 16, "float32")
+    store.complete(other)
+    ours = serve(place)  # the generation of the rec model's tower is still there
+    assert (ours.release.generation.number, store.meta().current) == (1, 2)
+    assert ours.answer({"instances": samples[0][:1]}).sources.tolist() == [Source.STORE]
+    store.prune()
+    fingerprint = read_header(str(place / "rec"), "rec").image_tower_fingerprint[:12]
+    with pytest.raises(ServingError, match=rf"belongs to image tower {fingerprint}, .*generation 2 of ffffffffffff"):
+        serve(place)
+
+
+def test_a_new_generation_of_the_tower_is_taken(place):
+    ours = serve(place)
+    assert ours.reload() is None
+    store = open_store(f"lmdb://{place}/store", writable=True)
+    meta = store.meta()
+    first = meta.generations[1]
+    again = dataclasses.replace(first, number=2, begun_s=first.begun_s + 5, completed_s=first.begun_s + 6)
+    store._write_meta(dataclasses.replace(meta, current=2, generations={1: first, 2: again}))
+    assert ours.reload().generation.number == 2
+
+
+def test_model_and_vectors_are_exchanged_together(exported, place, samples, tmp_path_factory, monkeypatch):
+    """Whichever comes first, no answer is computed by one tower's model on another tower's vectors."""
+    use_small_backbone(monkeypatch)
+    ours = serve(place)
+    body = {"instances": samples[0]}
+    expected = {ours.release.identity: ours.answer(body).outputs["logits_click"]}
+    other = Exported(tmp_path_factory.mktemp("other"), seed=9)
+    arguments = ["embed", "--img_model_dir", str(other.folder / "image"), "--store", f"lmdb://{place}/store"]
+    arguments += ["--input", f"{exported.data}/images/test/*", "--image_root", str(exported.data)]
+    answers, stop = [], threading.Event()
+
+    def ask():
+        while not stop.is_set():
+            answers.append(ours.answer(body))
+
+    asking = threading.Thread(target=ask)
+    asking.start()
+    try:
+        assert main([*arguments, "--bad_pictures", f"{place}/bad"]) == 0
+        assert ours.reload() is None  # the new vectors wait for their model
+        shutil.copytree(other.folder / "rec", place / "new")
+        (place / "rec").rename(place / "old")
+        (place / "new").rename(place / "rec")
+        new = ours.reload()
+        assert new.generation.number == 2
+        time.sleep(0.2)
+    finally:
+        stop.set()
+        asking.join()
+    expected[new.identity] = serve(place).answer(body).outputs["logits_click"]
+    assert len({answer.release.identity for answer in answers}) == 2
+    for answer in answers:
+        assert (answer.sources == Source.STORE).all()
+        np.testing.assert_array_equal(answer.outputs["logits_click"], expected[answer.release.identity])
+
+
+def spoil_onnx(folder):
+    (folder / "rec.onnx").write_bytes(b"x" * 100)
+
+
+def take_other_fields(folder):
+    header = read_header(str(folder), "rec")
+    fields = tuple(dataclasses.replace(f, dtype="float32") if f.name == "hour" else f for f in header.schema.fields)
+    more = dataclasses.replace(header.schema.features[0], name="more", inputs=("no_such",))
+    fields += (dataclasses.replace(fields[0], name="no_such", optional=False),)
+    layout = dataclasses.replace(header.schema.layout, sample_fields=(*header.schema.layout.sample_fields, "no_such"))
+    schema = dataclasses.replace(header.schema, fields=fields, features=(*header.schema.features, more), layout=layout)
+    write_manifest(folder, dataclasses.replace(header, schema=schema))
+
+
+def claim_another_tower(folder):
+    values = json.loads((folder / MANIFEST).read_text())
+    (folder / MANIFEST).write_text(json.dumps({**values, "image_tower_fingerprint": "0" * 64}))
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (spoil_onnx, "rec.onnx: has 100 bytes"),
+        (lambda folder: (folder / MANIFEST).write_text("{"), "cannot be read"),
+        (claim_another_tower, "belongs to image tower 000000000000"),
+        (take_other_fields, "answers none of the last requests: instance 0: no_such: is missing"),
+        (shutil.rmtree, "no manifest.json"),
+    ],
+)
+def test_a_bad_release_stays_out(place, samples, damage, message):
+    ours = serve(place)
+    body = {"instances": samples[0]}
+    before = ours.answer(body)
+    shutil.copytree(place / "rec", place / "next")
+    (place / "rec").rename(place / "old")
+    (place / "next").rename(place / "rec")
+    damage(place / "rec")
+    with pytest.raises((ExportError, ServingError), match=message):
+        ours.reload()
+    after = ours.answer(body)
+    assert after.release is before.release
+    np.testing.assert_array_equal(after.outputs["logits_click"], before.outputs["logits_click"])
+
+
+def test_what_is_not_finite_is_never_answered(place, samples, monkeypatch):
+    ours = serve(place)
+    run = ours.release.predictor.__class__.__call__
+
+    def spoilt(self, fields, vectors):
+        outputs = run(self, fields, vectors)
+        outputs["probs_click"] = np.where(np.arange(len(vectors)) == 1, np.nan, outputs["probs_click"])
+        return outputs
+
+    monkeypatch.setattr(ours.release.predictor.__class__, "__call__", spoilt)
+    with pytest.raises(ServingError, match="instance 1: the model's probs_click is nan"):
+        ours.answer({"instances": samples[0][:3]})
+
+
+def test_a_wrong_request(place):
+    with pytest.raises(RequestError, match="instance 0: user_age_level: is missing"):
+        serve(place).answer({"instances": [{"img_path": "a"}]})
+
+
+def test_the_newest_of_numbered_exports(exported, tmp_path):
+    for name in ("9", "10", "x"):
+        shutil.copytree(exported.folder / "rec", tmp_path / name)
+    (tmp_path / "11").mkdir()  # being written
+    assert newest_export(str(tmp_path)) == str(tmp_path / "10")
+    with pytest.raises(ExportError, match="or one of such"):
+        newest_export(str(tmp_path / "11"))
