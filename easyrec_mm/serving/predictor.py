@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
+from numpy.typing import NDArray
 
 from easyrec_mm.errors import ExportError
 from easyrec_mm.manifest import Manifest, read_manifest
@@ -28,7 +29,7 @@ class Predictor(ABC):
         self.manifest = manifest
 
     @abstractmethod
-    def __call__(self, fields: dict[str, Values], vectors: np.ndarray) -> dict[str, np.ndarray]:
+    def __call__(self, fields: dict[str, Values], vectors: NDArray[Any]) -> dict[str, NDArray[Any]]:
         """Outputs.
 
         Args:
@@ -56,7 +57,7 @@ class OnnxPredictor(Predictor):
         self._names = [value.name for value in self._session.get_outputs()]
         self._transform = NumpyTransform(manifest.schema)
 
-    def __call__(self, fields: dict[str, Values], vectors: np.ndarray) -> dict[str, np.ndarray]:
+    def __call__(self, fields: dict[str, Values], vectors: NDArray[Any]) -> dict[str, NDArray[Any]]:
         inputs = self._transform(fields, len(vectors))
         inputs[IMAGE_VECTOR] = vectors
         taken = {name: value for name, value in inputs.items() if name in self._taken}
@@ -79,7 +80,7 @@ class TensorFlowPredictor(Predictor):
             name: tf.as_dtype(entry["dtype"]) for name, entry in manifest.signatures["vector"]["inputs"].items()
         }
 
-    def __call__(self, fields: dict[str, Values], vectors: np.ndarray) -> dict[str, np.ndarray]:
+    def __call__(self, fields: dict[str, Values], vectors: NDArray[Any]) -> dict[str, NDArray[Any]]:
         constant = self._tensorflow.constant
         inputs = {
             name: self._tensorflow.cast(constant(value), self._dtypes[name])

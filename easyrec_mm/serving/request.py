@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from easyrec_mm.errors import UserError, did_you_mean
 from easyrec_mm.schema import Field, Schema
@@ -47,7 +48,7 @@ class Candidates:
     fields: dict[str, Values]
     number: int
     keys: list[str]
-    vectors: dict[int, np.ndarray]
+    vectors: dict[int, NDArray[Any]]
 
 
 class RequestReader:
@@ -154,9 +155,9 @@ class RequestReader:
 
     def _pictures(
         self, instances: list[dict[str, Any]], shared: dict[str, Any]
-    ) -> tuple[list[str], dict[int, np.ndarray]]:
+    ) -> tuple[list[str], dict[int, NDArray[Any]]]:
         keys: list[str] = []
-        vectors: dict[int, np.ndarray] = {}
+        vectors: dict[int, NDArray[Any]] = {}
         shared_vector = self._vector(shared[IMAGE_TEXT], "shared") if shared.get(IMAGE_TEXT) is not None else None
         for i, instance in enumerate(instances):
             if instance.get(IMAGE_TEXT) is not None:
@@ -177,7 +178,7 @@ class RequestReader:
             keys.append(key)
         return keys, vectors
 
-    def _vector(self, value: object, place: str) -> np.ndarray:
+    def _vector(self, value: object, place: str) -> NDArray[Any]:
         """A vector given as text, as the image model writes it, or as a list of numbers."""
         parts: Sequence[Any] = value.split(",") if isinstance(value, str) else value if isinstance(value, list) else ()
         try:

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
+from numpy.typing import NDArray
 
 from easyrec_mm.errors import ExportError, StoreError, UserError
 from easyrec_mm.manifest import MANIFEST, read_header
@@ -62,8 +63,8 @@ class ServiceOptions:
 class Answer:
     """outputs: name -> `[S]` or `[S, classes]`; sources: `[S]`, a Source each; release: what it was computed by."""
 
-    outputs: dict[str, np.ndarray]
-    sources: np.ndarray
+    outputs: dict[str, NDArray[Any]]
+    sources: NDArray[Any]
     release: Release
 
 
@@ -80,7 +81,7 @@ class Release:
     predictor: Predictor
     reader: RequestReader
     generation: Generation
-    mean: np.ndarray
+    mean: NDArray[Any]
 
     @property
     def name(self) -> str:
@@ -104,7 +105,7 @@ class Service:
         self,
         options: ServiceOptions,
         store: Store,
-        compute: Callable[[list[str]], list[np.ndarray | None]] | None = None,
+        compute: Callable[[list[str]], list[NDArray[Any] | None]] | None = None,
     ) -> None:
         self._options, self._store, self._compute = options, store, compute
         if options.missing_vector == "compute" and compute is None:
@@ -191,7 +192,7 @@ class Service:
         reader = RequestReader(manifest.schema, manifest.image_width, options.key_field, options.max_instances)
         return Release(folder, identity, predictor, reader, generation, self._mean(generation))
 
-    def _mean(self, generation: Generation) -> np.ndarray:
+    def _mean(self, generation: Generation) -> NDArray[Any]:
         with self._store_lock:
             records = islice(self._store.scan(generation), _NUM_OF_MEAN)
             vectors = [record.vector for record in records if record.vector is not None]
@@ -222,7 +223,7 @@ class Service:
                 raise ServingError(f"instance {instance}: the model's {name} is {values[instance]}")
         return Answer(outputs, sources, release)
 
-    def _vectors(self, release: Release, candidates: Candidates) -> tuple[np.ndarray, np.ndarray]:
+    def _vectors(self, release: Release, candidates: Candidates) -> tuple[NDArray[Any], NDArray[Any]]:
         """Image vectors `[S, D]` of candidates, and where they come from."""
         sources = np.full(candidates.number, Source.STORE, np.int8)
         if len(candidates.vectors) == candidates.number:
@@ -238,7 +239,7 @@ class Service:
             self._fill(release, candidates.keys, missing, found, sources)
         return found, sources
 
-    def _look_up(self, release: Release, keys: list[str]) -> tuple[np.ndarray, np.ndarray]:
+    def _look_up(self, release: Release, keys: list[str]) -> tuple[NDArray[Any], NDArray[Any]]:
         nothing = np.zeros((len(keys), release.generation.width), np.float32), np.zeros(len(keys), np.int8)
         if time.monotonic() < self._store_pause_until:
             if self._options.missing_vector == "error":
@@ -255,12 +256,12 @@ class Service:
         return np.array(found.vectors), found.states
 
     def _fill(
-        self, release: Release, keys: list[str], missing: np.ndarray, vectors: np.ndarray, sources: np.ndarray
+        self, release: Release, keys: list[str], missing: NDArray[Any], vectors: NDArray[Any], sources: NDArray[Any]
     ) -> None:
         """Put something in the place of missing vectors, as the options say."""
         if self._options.missing_vector == "error":
             raise ServingError(f"instance {missing[0]}: the store has no vector of '{keys[missing[0]]}'")
-        computed: list[np.ndarray | None] = [None] * len(missing)
+        computed: list[NDArray[Any] | None] = [None] * len(missing)
         if self._compute is not None and self._options.missing_vector == "compute":
             computed = self._compute([keys[i] for i in missing])
         for i, vector in zip(missing, computed, strict=True):

@@ -12,14 +12,16 @@ L is the largest number of tags of a sample of the batch, and at least 1.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import numpy as np
 from farmhash import Fingerprint64
+from numpy.typing import NDArray
 
 from easyrec_mm.schema import CROSS_SEPARATOR, Feature, Schema
 
 # Of a field: S of them, str for text, or an array of int64, bool or float32.
-Values = Sequence[str] | np.ndarray
+Values = Sequence[str] | NDArray[Any]
 
 
 class NumpyTransform:
@@ -29,20 +31,20 @@ class NumpyTransform:
         self._features = schema.features
         self._rows = {f.name: _row_function(f) for f in schema.features if f.encoding}
 
-    def __call__(self, fields: dict[str, Values], num_samples: int) -> dict[str, np.ndarray]:
+    def __call__(self, fields: dict[str, Values], num_samples: int) -> dict[str, NDArray[Any]]:
         """Fields by name, S values each or one for all, defaults filled in -> inputs by name.
 
         Raises:
           ValueError: if a text is not of the form that its feature needs (text_patterns.py).
         """
-        inputs: dict[str, np.ndarray] = {}
+        inputs: dict[str, NDArray[Any]] = {}
         for feature in self._features:
             values = _aligned([fields[name] for name in feature.inputs], num_samples)
             for name, value in self._inputs(feature, values).items():
                 inputs[name] = value if len(value) == num_samples else np.repeat(value, num_samples, axis=0)
         return inputs
 
-    def _inputs(self, feature: Feature, values: list[Values]) -> dict[str, np.ndarray]:
+    def _inputs(self, feature: Feature, values: list[Values]) -> dict[str, NDArray[Any]]:
         """The inputs of one feature; `values` are those of its fields."""
         if feature.kind == "raw":
             return {feature.name: _raw(feature, values[0])}
@@ -55,7 +57,7 @@ class NumpyTransform:
             return {feature.name: self._encode(feature, crosses)}
         return {feature.name: self._encode(feature, values[0])}
 
-    def _encode(self, feature: Feature, values: Values) -> np.ndarray:
+    def _encode(self, feature: Feature, values: Values) -> NDArray[Any]:
         """Values -> rows of the table, int64 `[S]`."""
         if feature.encoding == "identity":
             ids = _as_integers(values)
@@ -64,7 +66,9 @@ class NumpyTransform:
         texts = _as_texts(values, feature.precision)
         return np.fromiter((row(text) for text in texts), np.int64, len(texts))
 
-    def _tags(self, feature: Feature, values: Values, weights: Values | None = None) -> tuple[np.ndarray, np.ndarray]:
+    def _tags(
+        self, feature: Feature, values: Values, weights: Values | None = None
+    ) -> tuple[NDArray[Any], NDArray[Any]]:
         tags = [[tag for tag in text.split(feature.separator) if tag] for text in values]
         numbers = [["1"] * len(some) for some in tags]
         if feature.kv_separator:
@@ -103,11 +107,11 @@ def _row_function(feature: Feature) -> Callable[[str], int]:
     return lambda text: Fingerprint64(text.encode()) % feature.num_ids
 
 
-def _raw(feature: Feature, values: Values) -> np.ndarray:
+def _raw(feature: Feature, values: Values) -> NDArray[Any]:
     if feature.separator:
         zeros = feature.separator.join(["0"] * feature.raw_dim)
         values = [part for text in values for part in (text or zeros).split(feature.separator)]
-    numbers = _as_floats(values).reshape(-1, feature.raw_dim)
+    numbers: NDArray[Any] = _as_floats(values).reshape(-1, feature.raw_dim)
     if feature.max_value > feature.min_value:
         numbers = (numbers - np.float32(feature.min_value)) / np.float32(feature.max_value - feature.min_value)
     if feature.boundaries:
@@ -116,13 +120,13 @@ def _raw(feature: Feature, values: Values) -> np.ndarray:
     return numbers
 
 
-def _as_floats(values: Values) -> np.ndarray:
+def _as_floats(values: Values) -> NDArray[Any]:
     if isinstance(values, np.ndarray):
         return values.astype(np.float32)
     return np.array([text or 0 for text in values], np.float32)
 
 
-def _as_integers(values: Values) -> np.ndarray:
+def _as_integers(values: Values) -> NDArray[Any]:
     if isinstance(values, np.ndarray):
         return values.astype(np.int64)
     return np.array([int(text or 0) for text in values], np.int64)

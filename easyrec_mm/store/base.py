@@ -12,6 +12,7 @@ from enum import IntEnum
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
+from numpy.typing import NDArray
 
 from easyrec_mm.errors import StoreError
 
@@ -33,7 +34,7 @@ class Record(NamedTuple):
     """A key's entry: the vector float32 `[D]`, or None for a bad picture; the hash of the picture's bytes; when (s)."""
 
     key: str
-    vector: np.ndarray | None
+    vector: NDArray[Any] | None
     content_hash: bytes
     written_s: int
 
@@ -42,8 +43,8 @@ class Vectors(NamedTuple):
     """Answer to a look-up of K keys: the generation, vectors float32 `[K, D]` (0 where there is none), states `[K]`."""
 
     generation: int
-    vectors: np.ndarray
-    states: np.ndarray
+    vectors: NDArray[Any]
+    states: NDArray[Any]
 
 
 @dataclass(frozen=True)
