@@ -17,11 +17,10 @@ import tensorflow as tf
 from onnx import TensorProto, helper, numpy_helper
 
 from easyrec_mm.layers.embedding import feature_vector
+from easyrec_mm.manifest import IMAGE_ONNX, IMAGE_VECTOR, REC_ONNX, TABLES_FILE
 from easyrec_mm.model import MultimodalModel, task_outputs
-from easyrec_mm.parts import IMAGE_VECTOR
 from easyrec_mm.schema import Feature
 
-IMAGE_ONNX, REC_ONNX, TABLES_FILE = "image.onnx", "rec.onnx", "rec.tables"
 _OPSET = 18
 # Memory pages: ONNX Runtime maps the file.
 _ALIGNMENT = 4096

@@ -17,11 +17,12 @@ import tensorflow as tf
 
 from easyrec_mm.data.decode import decode_pictures
 from easyrec_mm.data.transform import FeatureTransform
+from easyrec_mm.manifest import IMAGE_TEXT, IMAGE_VECTOR
 from easyrec_mm.model import MultimodalModel, task_outputs
 from easyrec_mm.schema import Field, Schema
 
 DEFAULT, ENCODED, DECODE, VECTOR = "serving_default", "encoded", "decode", "vector"
-IMAGE_TEXT, IMAGE_VECTOR, PIXELS = "img_emb", "img_emb_vector", "pixels"
+PIXELS = "pixels"
 TEXT_SEPARATOR = ","
 # Decimal digits from which every float32 is read back exactly.
 _FLOAT32_DIGITS = 9

@@ -15,11 +15,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from easyrec_mm.errors import ExportError
-from easyrec_mm.manifest import Manifest, read_manifest
+from easyrec_mm.manifest import IMAGE_VECTOR, REC_ONNX, Manifest, read_manifest
 from easyrec_mm.serving.transform import NumpyTransform, Values
 
 Runtime = Literal["onnx", "tensorflow"]
-REC_ONNX, IMAGE_VECTOR = "rec.onnx", "img_emb_vector"
 
 
 class Predictor(ABC):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import struct
 import time
 from abc import ABC, abstractmethod
@@ -10,6 +11,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from enum import IntEnum
 from typing import Any, Literal, NamedTuple
+from urllib.parse import urlsplit, urlunsplit
 
 import numpy as np
 from numpy.typing import NDArray
@@ -259,13 +261,16 @@ def meta_to_dict(meta: Meta) -> dict[str, Any]:
     return {"format": 1, "current": meta.current, "generations": [asdict(g) for g in meta.generations.values()]}
 
 
-def meta_from_dict(values: dict[str, Any], uri: str) -> Meta:
-    """The Meta of its dict.
+def parse_meta(text: bytes | str | None, uri: str) -> Meta:
+    """The Meta that a store holds as JSON; nothing is a store without generations.
 
     Raises:
-      StoreError: if it is none.
+      StoreError: if the text is something else.
     """
+    if text is None:
+        return Meta(0, {})
     try:
+        values = json.loads(text)
         if values["format"] != 1:
             raise ValueError(f"format {values['format']}")
         generations = [Generation(**generation) for generation in values["generations"]]
@@ -289,3 +294,11 @@ def require_generation(meta: Meta, wanted: Generation | None, uri: str) -> Gener
     if current is None:
         raise StoreError(f"{uri}: holds no complete generation of vectors; run easyrec-mm embed to its end")
     return current
+
+
+def without_password(uri: str) -> str:
+    """A URI as it may be shown."""
+    parts = urlsplit(uri)
+    if parts.password is None:
+        return uri
+    return urlunsplit(parts._replace(netloc=parts.netloc.replace(f":{parts.password}@", ":***@", 1)))

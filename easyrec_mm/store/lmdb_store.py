@@ -20,8 +20,8 @@ from easyrec_mm.store.base import (
     Store,
     Vectors,
     join_vectors,
-    meta_from_dict,
     meta_to_dict,
+    parse_meta,
     require_generation,
 )
 
@@ -100,11 +100,8 @@ class LmdbStore(Store):
             return self._last_meta[1]
         if value is None and not transaction.cursor().first():
             return Meta(0, {})
-        try:
-            self._last_meta = (value, meta_from_dict(json.loads(value or b""), self.uri))
-            return self._last_meta[1]
-        except ValueError as error:
-            raise StoreError(f"{self.uri}: holds no image vectors of easyrec_mm; choose another place") from error
+        self._last_meta = (value, parse_meta(value or b"", self.uri))
+        return self._last_meta[1]
 
     def _write_meta(self, meta: Meta) -> None:
         content = json.dumps(meta_to_dict(meta)).encode()

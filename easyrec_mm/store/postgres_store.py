@@ -20,11 +20,11 @@ from easyrec_mm.store.base import (
     Store,
     Vectors,
     join_vectors,
-    meta_from_dict,
     meta_to_dict,
+    parse_meta,
     require_generation,
+    without_password,
 )
-from easyrec_mm.store.redis_store import without_password
 
 _CONNECT_TIMEOUT_S = 2
 _STATEMENT_TIMEOUT_MS = 10_000
@@ -52,7 +52,7 @@ class PostgresStore(Store):
 
     def meta(self) -> Meta:
         rows = self._guarded(lambda c: c.execute(f"SELECT content FROM {self._table}_meta").fetchall())
-        return self._parse(rows)
+        return parse_meta(rows[0][0] if rows else None, self.uri)
 
     def get_many(self, keys: Sequence[str], generation: Generation | None = None) -> Vectors:
         def read(connection: psycopg.Connection[Any]) -> list[Any]:
@@ -65,7 +65,7 @@ class PostgresStore(Store):
             ).fetchall()
 
         rows = self._guarded(read)
-        found = require_generation(self._parse(rows[:1]), generation, self.uri)
+        found = require_generation(parse_meta(rows[0][0] if rows else None, self.uri), generation, self.uri)
         values = {key: value for _, key, value in rows}
         return join_vectors(found, [values.get(key) for key in keys], keys, self.uri)
 
@@ -73,14 +73,6 @@ class PostgresStore(Store):
         if self._connection is not None:
             self._connection.close()
             self._connection = None
-
-    def _parse(self, rows: list[Any]) -> Meta:
-        if not rows:
-            return Meta(0, {})
-        try:
-            return meta_from_dict(json.loads(rows[0][0]), self.uri)
-        except ValueError as error:
-            raise StoreError(f"{self.uri}: '{self._table}_meta' is not of easyrec_mm; choose another table") from error
 
     def _create_tables(self, connection: psycopg.Connection[Any]) -> None:
         with connection.transaction():

@@ -20,9 +20,10 @@ from easyrec_mm.store.base import (
     Store,
     Vectors,
     join_vectors,
-    meta_from_dict,
     meta_to_dict,
+    parse_meta,
     require_generation,
+    without_password,
 )
 
 _TIMEOUT_S = 2.0
@@ -54,14 +55,14 @@ class RedisStore(Store):
             )
 
     def meta(self) -> Meta:
-        return self._parse(self._guarded(lambda: self._client.get(self._meta_key)))
+        return parse_meta(self._guarded(lambda: self._client.get(self._meta_key)), self.uri)
 
     def get_many(self, keys: Sequence[str], generation: Generation | None = None) -> Vectors:
         # One round trip: the vectors of the generation that was current last time, and whether it still is.
         while True:
             found = require_generation(self._last_meta, generation, self.uri)
             text, values = self._guarded(partial(self._meta_and_values, found, keys))
-            self._last_meta = self._parse(text)
+            self._last_meta = parse_meta(text, self.uri)
             if require_generation(self._last_meta, generation, self.uri).number == found.number:
                 return join_vectors(found, values, keys, self.uri)
 
@@ -75,14 +76,6 @@ class RedisStore(Store):
             pipeline.hmget(self._hash(generation), list(keys))
         text, *values = pipeline.execute()
         return [text, values[0] if values else []]
-
-    def _parse(self, text: bytes | None) -> Meta:
-        if text is None:
-            return Meta(0, {})
-        try:
-            return meta_from_dict(json.loads(text), self.uri)
-        except ValueError as error:
-            raise StoreError(f"{self.uri}: '{self._meta_key}' is not of easyrec_mm; choose another prefix") from error
 
     def _write_meta(self, meta: Meta) -> None:
         self._guarded(lambda: self._client.set(self._meta_key, json.dumps(meta_to_dict(meta))))
@@ -122,11 +115,3 @@ class RedisStore(Store):
             return function()
         except (redis.RedisError, OSError, ValueError) as error:
             raise StoreError(f"{self.uri}: {error}; check that the server runs and the address is right") from error
-
-
-def without_password(uri: str) -> str:
-    """A URI as it may be shown."""
-    parts = urlsplit(uri)
-    if parts.password is None:
-        return uri
-    return urlunsplit(parts._replace(netloc=parts.netloc.replace(f":{parts.password}@", ":***@", 1)))
