@@ -104,6 +104,37 @@ class ImageModel:
         return min(times)
 
 
+class PictureEmbedder:
+    """Keys of pictures -> vectors by an image model, for a server whose store lacks them.
+
+    Args:
+      folder: an exported image model.
+      image_root: folder that the keys, which are paths, start from; with one, a key that leads out of it is not read,
+        for keys come from requests.
+
+    Raises:
+      ExportError: if the folder holds no image model.
+    """
+
+    def __init__(self, folder: str, image_root: str = "") -> None:
+        self._model = ImageModel(folder)
+        self.fingerprint = self._model.manifest.image_tower_fingerprint
+        self._has_root = bool(image_root)
+        self._pictures = PictureLoader(self._model.manifest.schema.image, image_root, self._model.decode)
+
+    def __call__(self, keys: list[str]) -> list[np.ndarray | None]:
+        """Vectors `[D]`, None for a picture that cannot be had."""
+        vectors: dict[str, np.ndarray] = {}
+        allowed = [key for key in keys if not (self._has_root and _leads_out(key))]
+        if allowed:
+            pixels, problems = self._pictures.load([os.fsencode(key) for key in allowed])
+            good = [row for row in range(len(allowed)) if row not in problems]
+            if good:
+                found = self._model.embed(pixels.numpy()[good])
+                vectors = {allowed[row]: vector for row, vector in zip(good, found, strict=True)}
+        return [vectors.get(key) for key in keys]
+
+
 def embed(
     model: ImageModel,
     items: Sequence[Item],
@@ -242,3 +273,8 @@ def _open_list(path: str) -> TextIO:
         return open(path, "w", encoding="utf-8")
     except OSError as error:
         raise UserError(f"--bad_pictures {path}: cannot be written: {error.strerror}") from error
+
+
+def _leads_out(key: str) -> bool:
+    """Whether a path is not below the folder that it is joined to."""
+    return key.startswith("/") or "://" in key or ".." in key.split("/")

@@ -58,7 +58,8 @@ MAY_IMPORT = {
     "export": (*TRAINING_BASE, "config", "evaluator", "layers", "manifest", "onnx_models", "parity", "parts"),
     "embed": ("errors", "items", "manifest", "store", "data.pictures", "onnx_models", "parts", "progress"),
     "check": ("errors", "schema", "data", "config"),
-    "cli": ("errors",),
+    "commands": ("errors",),
+    "cli": ("commands", "errors"),
     "__main__": ("cli",),
 }
 # Load in a moment: what a user can get wrong in a config fails before TensorFlow is imported.
@@ -79,10 +80,11 @@ WITHOUT_TENSORFLOW = {
     "store.postgres_store",
     "store.redis_store",
     "store.stat",
+    "commands",
     "cli",
 }
 # Talk to the person at the terminal; all others return what they have to say, or raise it.
-MAY_PRINT = {"cli", "trainer", "progress"}
+MAY_PRINT = {"cli", "commands", "trainer", "progress"}
 
 MODULES = {
     ".".join(path.relative_to(PACKAGE).with_suffix("").parts): path
@@ -97,9 +99,9 @@ def stands_in(module, names):
 
 
 def statements(module):
-    """The nodes of a module's code. Of the command line only what runs when it is imported: it loads as it needs."""
+    """The nodes of a module's code. Of the commands only what runs when they are imported: each loads what it needs."""
     tree = ast.parse(MODULES[module].read_text(encoding="utf-8"))
-    if module != "cli":
+    if module != "commands":
         return list(ast.walk(tree))
     at_import = [
         node

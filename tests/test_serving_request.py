@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 
 import numpy as np
@@ -25,12 +26,56 @@ FEATURES = [
 ONE = {"user": "u1", "age": 3, "price": 1.5, "new": True, "tags": "a:1|b:2", "place": "1,2", "img_path": "a.jpg"}
 
 
+class BothForms(RequestReader):
+    """Reads a body as objects and as JSON, and finds the same."""
+
+    def read(self, body):
+        try:
+            found = super().read(body)
+        except RequestError as error:
+            with contextlib.suppress(ValueError):  # what JSON does not have, such as NaN
+                with pytest.raises(RequestError) as raised:
+                    super().read(json.dumps(body, allow_nan=False).encode())
+                assert str(raised.value) == str(error)
+            raise
+        parsed = super().read(json.dumps(body).encode())
+        assert (parsed.number, parsed.keys) == (found.number, found.keys)
+        for name, values in found.fields.items():
+            np.testing.assert_array_equal(parsed.fields[name], values)
+        assert parsed.vectors.keys() == found.vectors.keys()
+        for i, vector in found.vectors.items():
+            np.testing.assert_array_equal(parsed.vectors[i], vector)
+        return found
+
+
 @pytest.fixture(scope="module")
 def reader():
+    return make_reader()
+
+
+def make_reader(**options):
     found = schema({"click": "float32"}, FIELDS, FEATURES, defaults={"age": "7", "tags": "z:1"})
     optional = {"age", "tags"}
     fields = tuple(Field(f.name, f.dtype, f.default, f.name in optional) for f in found.fields)
-    return RequestReader(type(found)(**{**found.__dict__, "fields": fields}), 3, max_instances=5)
+    return BothForms(type(found)(**{**found.__dict__, "fields": fields}), 3, max_instances=5, **options)
+
+
+def test_keys_of_another_field():
+    reader = make_reader(key_field="age")
+    assert reader.read({"instances": [ONE, {**ONE, "age": 12}]}).keys == ["3", "12"]
+    with pytest.raises(RequestError, match="instance 0: age: is missing; give the picture's key"):
+        reader.read({"instances": [{**ONE, "age": None}]})
+    reader = make_reader(key_field="item id")
+    one = {name: value for name, value in ONE.items() if name != "img_path"}
+    assert reader.read({"instances": [{**one, "item id": "a"}, {**one, "item id": 7}]}).keys == ["a", "7"]
+    with pytest.raises(RequestError, match=r"instance 0: item id: is 1.5, not a key"):
+        reader.read({"instances": [{**one, "item id": 1.5}]})
+
+
+@pytest.mark.parametrize("body", [b"", b"{", b'{"instances": [{"price": NaN}]}', b'{"instances": "\\ud800"}', b"\xff"])
+def test_what_is_not_json(reader, body):
+    with pytest.raises(RequestError, match=r"the body (is not JSON|must be)"):
+        RequestReader.read(reader, body)
 
 
 def test_values_by_column(reader):
@@ -90,7 +135,7 @@ def test_vectors_instead_of_keys(reader, vector):
         ({"tags": "a:x"}, "instance 1: tags: 'a:x' is not of the form that its feature needs"),
         ({"place": "1"}, "instance 1: place: '1' is not of the form"),
         ({"img_path": None}, "instance 1: img_path: is missing; give the picture's key, or img_emb"),
-        ({"img_path": 3}, "instance 1: img_path: is 3, not a string"),
+        ({"img_path": 3}, "instance 1: img_path: is 3, not a key"),
         ({"img_emb": "1,2"}, "instance 1: img_emb: '1,2' is not 3 finite numbers"),
         ({"img_emb": [1, 2, "nan"]}, "instance 1: img_emb"),
         ({"img_emb": [1, 2, True]}, "instance 1: img_emb"),
@@ -112,7 +157,7 @@ def test_an_error_names_instance_and_field(reader, change, message):
         ({"instances": []}, "'instances' is empty"),
         ({"instances": [ONE] * 6}, "6 instances; at most 5"),
         ({"instances": [ONE, 3]}, "instance 1 is 3, not an object"),
-        ({"instances": [ONE], "shared": [1]}, r"'shared' is \[1\], not an object"),
+        ({"instances": [ONE], "shared": [1]}, r"shared is \[1\], not an object"),
         ({"instances": [ONE], "sharde": {}}, "unknown part 'sharde'"),
         ({"instances": [ONE], "shared": {"x": 1}}, "shared: no field 'x'"),
         ({"instances": [ONE], "shared": {"user": "u"}}, "instance 0: 'user' is in 'shared', too"),

@@ -6,12 +6,15 @@ given once ("shared"). A candidate names its picture by key, or brings the vecto
 
 from __future__ import annotations
 
+import functools
 import math
+import operator
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
+import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
@@ -23,12 +26,15 @@ from easyrec_mm.text_patterns import text_patterns
 
 _INT64_LIMIT = 2**63
 # Kinds of JSON values that a field may have; True is no number, though Python has it as one.
-_TYPES: dict[str, tuple[type, ...]] = {
-    "string": (str,),
-    "int64": (int,),
-    "bool": (bool, int),
-    "float32": (int, float),
+_TYPES: dict[str, frozenset[type]] = {
+    "string": frozenset({str}),
+    "int64": frozenset({int}),
+    "bool": frozenset({bool, int}),
+    "float32": frozenset({int, float}),
 }
+# How the types stand in JSON; an integer may be wider, to be told so.
+_TYPE_OF_JSON: dict[str, Any] = {"string": str, "int64": int, "bool": bool | int, "float32": float}
+_BLANK: dict[str, Any] = {"string": "", "int64": 0, "bool": 0, "float32": 0.0}
 
 
 class RequestError(UserError):
@@ -51,8 +57,19 @@ class Candidates:
     vectors: dict[int, NDArray[Any]]
 
 
+class _Columns(NamedTuple):
+    """A request's values: by field those of each candidate `[S]`, None where it has none; and what they share."""
+
+    number: int
+    own: dict[str, Sequence[Any]]
+    shared: dict[str, Any]
+
+
 class RequestReader:
     """Reads requests for one rec model.
+
+    A body of bytes is parsed into structs of the schema's types, which costs a third of dicts; only one that does not
+    fit is parsed again, into dicts, to say what is wrong with it.
 
     Args:
       schema: its fields and features.
@@ -66,8 +83,13 @@ class RequestReader:
         self._width = image_width
         self._max_instances = max_instances
         self._fields = {name: schema.field(name) for name in schema.feature_fields()}
+        self._read_names = list(dict.fromkeys([*self._fields, self.key_field, IMAGE_TEXT]))
         # Other fields of the data may be there, and are not looked at.
-        self._known = {field.name for field in schema.fields} | {self.key_field, IMAGE_TEXT}
+        self._known = {field.name for field in schema.fields}.union(self._read_names)
+        # A field that is not of the data may hold keys of either kind.
+        key_dtypes = [field.dtype for field in schema.fields if field.name == self.key_field] or ["string", "int64"]
+        self._key_types = frozenset[type]().union(*(_TYPES[dtype] for dtype in key_dtypes))
+        self._decoder = self._make_decoder()
         self._patterns = {
             name: [re.compile(pattern) for pattern in patterns]
             for name, patterns in text_patterns(schema).items()
@@ -75,49 +97,92 @@ class RequestReader:
         }
 
     def read(self, body: object) -> Candidates:
-        """Read `{"instances": [{field: value, ...}, ...], "shared": {field: value, ...}}`.
+        """Read `{"instances": [{field: value, ...}, ...], "shared": {field: value, ...}}`, as JSON or as objects.
 
         Raises:
           RequestError: for anything else, and for fields that are unknown, missing or of another type.
         """
+        columns = self._parse(body) if isinstance(body, bytes) else self._columns(body)
+        for name in columns.shared:
+            given = [i for i, value in enumerate(columns.own[name]) if value is not None]
+            if given:
+                raise RequestError(f"instance {given[0]}: '{name}' is in 'shared', too; give it once")
+        fields = {
+            name: self._values(field, [columns.shared[name]], "shared")
+            if name in columns.shared
+            else self._values(field, columns.own[name], "instance")
+            for name, field in self._fields.items()
+        }
+        return Candidates(fields, columns.number, *self._pictures(columns))
+
+    def blank_fields(self) -> dict[str, Values]:
+        """The fields of a candidate of which nothing is known: the defaults, or nothing, one value for all."""
+        return {
+            name: self._values(field, [field.default_value if field.optional else _BLANK[field.dtype]], "blank")
+            for name, field in self._fields.items()
+        }
+
+    def _make_decoder(self) -> msgspec.json.Decoder[Any]:
+        types: dict[str, Any] = {name: _TYPE_OF_JSON[field.dtype] for name, field in self._fields.items()}
+        types.setdefault(self.key_field, functools.reduce(operator.or_, self._key_types))
+        others = self._known.difference(self._read_names)
+        names = [*self._read_names, *sorted(others)]
+        # Numbered, for a field's name need not be one that Python has.
+        fields = [(f"f{i}", types[name] | None if name in types else Any, None) for i, name in enumerate(names)]
+        renamed = {f"f{i}": name for i, name in enumerate(names)}
+        candidate = msgspec.defstruct("candidate", fields, rename=renamed, forbid_unknown_fields=True, gc=False)
+        parts = [("instances", list[candidate]), ("shared", candidate | None, None)]  # type: ignore[valid-type]
+        return msgspec.json.Decoder(msgspec.defstruct("body", parts, forbid_unknown_fields=True, gc=False))
+
+    def _parse(self, body: bytes) -> _Columns:
+        """Columns of a body of JSON."""
+        try:
+            decoded = self._decoder.decode(body)
+        except msgspec.ValidationError:
+            return self._columns(msgspec.json.decode(body))
+        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+            raise RequestError(f"the body is not JSON: {error}") from error
+        self._check_number(len(decoded.instances))
+        own = zip(*map(msgspec.structs.astuple, decoded.instances), strict=True)
+        shared = msgspec.structs.astuple(decoded.shared) if decoded.shared else ()
+        return _Columns(
+            len(decoded.instances),
+            dict(zip(self._read_names, own, strict=False)),
+            {name: value for name, value in zip(self._read_names, shared, strict=False) if value is not None},
+        )
+
+    def _columns(self, body: object) -> _Columns:
+        """Columns of a body of objects."""
         if not isinstance(body, dict) or not isinstance(body.get("instances"), list):
             raise RequestError('the body must be {"instances": [{...}, ...], "shared": {...}}')
         if unknown := set(body) - {"instances", "shared"}:
             raise RequestError(f"unknown part '{min(map(str, unknown))}'; the body has 'instances' and 'shared'")
-        instances, shared = body["instances"], body.get("shared") or {}
-        self._check_shapes(instances, shared)
-        fields = {
-            name: self._values(field, [shared[name]], "shared")
-            if shared.get(name) is not None
-            else self._values(field, [instance.get(name) for instance in instances], "instance")
-            for name, field in self._fields.items()
-        }
-        keys, vectors = self._pictures(instances, shared)
-        return Candidates(fields, len(instances), keys, vectors)
-
-    def _check_shapes(self, instances: list[Any], shared: Any) -> None:
-        if not instances:
-            raise RequestError("'instances' is empty; give at least one")
-        if len(instances) > self._max_instances:
-            raise RequestError(f"{len(instances)} instances; at most {self._max_instances} are answered at a time")
-        if not isinstance(shared, dict):
-            raise RequestError(f"'shared' is {_shown(shared)}, not an object of fields")
-        self._require_known(shared, "shared")
+        instances, shared = body["instances"], body.get("shared")
+        self._check_number(len(instances))
+        shared = self._object({} if shared is None else shared, "shared")
         for i, instance in enumerate(instances):
-            if not isinstance(instance, dict):
-                raise RequestError(f"instance {i} is {_shown(instance)}, not an object of fields")
-            if not instance.keys() <= self._known:
-                self._require_known(instance, f"instance {i}")
-            if shared and not shared.keys().isdisjoint(instance):
-                name = min(set(shared) & set(instance))
-                raise RequestError(f"instance {i}: '{name}' is in 'shared', too; give it once")
+            self._object(instance, f"instance {i}")
+        return _Columns(
+            len(instances),
+            {name: [instance.get(name) for instance in instances] for name in self._read_names},
+            {name: shared[name] for name in self._read_names if shared.get(name) is not None},
+        )
 
-    def _require_known(self, values: Mapping[str, Any], place: str) -> None:
+    def _check_number(self, number: int) -> None:
+        if not number:
+            raise RequestError("'instances' is empty; give at least one")
+        if number > self._max_instances:
+            raise RequestError(f"{number} instances; at most {self._max_instances} are answered at a time")
+
+    def _object(self, values: Any, place: str) -> dict[str, Any]:
+        if not isinstance(values, dict):
+            raise RequestError(f"{place} is {_shown(values)}, not an object of fields")
         for name in values:
             if name not in self._known:
                 raise RequestError(f"{place}: no field '{name}'; {did_you_mean(name, self._known)}")
+        return values
 
-    def _values(self, field: Field, values: list[Any], place: str) -> Values:
+    def _values(self, field: Field, values: Sequence[Any], place: str) -> Values:
         """One field's values, checked, empty ones replaced by the default."""
 
         def fail(index: int, problem: str) -> RequestError:
@@ -125,7 +190,7 @@ class RequestReader:
             return RequestError(f"{where}: {field.name}: {problem}")
 
         allowed = _TYPES[field.dtype]
-        if not all(type(value) in allowed for value in values):
+        if not allowed.issuperset(map(type, values)):
             for i, value in enumerate(values):
                 if value is None and not field.optional:
                     raise fail(i, f"is missing; give a {field.dtype}")
@@ -148,43 +213,52 @@ class RequestReader:
                 raise fail(i, f"{_shown(values[i])} is not a finite float32")
             return numbers
         low, high = (0, 1) if field.dtype == "bool" else (-_INT64_LIMIT, _INT64_LIMIT - 1)
-        for i, value in enumerate(values):
-            if not low <= value <= high:
-                raise fail(i, f"{_shown(value)} is not a {field.dtype}")
-        return np.array(values, np.int64)
+        try:
+            integers = np.array(values, np.int64)
+        except OverflowError:
+            integers = None
+        if integers is None or (field.dtype == "bool" and not ((integers >= 0) & (integers <= 1)).all()):
+            i = next(i for i, value in enumerate(values) if not low <= value <= high)
+            raise fail(i, f"{_shown(values[i])} is not a {field.dtype}")
+        return integers
 
-    def _pictures(
-        self, instances: list[dict[str, Any]], shared: dict[str, Any]
-    ) -> tuple[list[str], dict[int, NDArray[Any]]]:
-        keys: list[str] = []
+    def _pictures(self, columns: _Columns) -> tuple[list[str], dict[int, NDArray[Any]]]:
+        """Keys `[S]`, and the vectors of candidates that bring theirs."""
+        keys = columns.own[self.key_field]
+        texts = columns.own[IMAGE_TEXT]
+        has_vectors = IMAGE_TEXT in columns.shared or any(text is not None for text in texts)
+        if not has_vectors and _TYPES["string"].issuperset(map(type, keys)):
+            return list(keys), {}
         vectors: dict[int, NDArray[Any]] = {}
-        shared_vector = self._vector(shared[IMAGE_TEXT], "shared") if shared.get(IMAGE_TEXT) is not None else None
-        for i, instance in enumerate(instances):
-            if instance.get(IMAGE_TEXT) is not None:
-                vectors[i] = self._vector(instance[IMAGE_TEXT], f"instance {i}")
-                keys.append("")
-                continue
-            key = instance.get(self.key_field)
-            if key is None and shared_vector is not None:
+        shared_key, shared_vector = columns.shared.get(self.key_field), None
+        if IMAGE_TEXT in columns.shared:
+            shared_vector = self._vector(columns.shared[IMAGE_TEXT], "shared")
+        found: list[str] = []
+        for i, (text, key) in enumerate(zip(texts, keys, strict=True)):
+            if text is not None:
+                vectors[i] = self._vector(text, f"instance {i}")
+            elif key is None and shared_vector is not None:
                 vectors[i] = shared_vector
-                keys.append("")
-                continue
-            key = shared.get(self.key_field) if key is None else key
-            if not isinstance(key, str):
-                problem = "is missing" if key is None else f"is {_shown(key)}, not a string"
+            key = shared_key if key is None else key
+            if i not in vectors and type(key) not in self._key_types:
+                problem = "is missing" if key is None else f"is {_shown(key)}, not a key"
                 raise RequestError(
                     f"instance {i}: {self.key_field}: {problem}; give the picture's key, or {IMAGE_TEXT}"
                 )
-            keys.append(key)
-        return keys, vectors
+            found.append("" if i in vectors else str(key))
+        return found, vectors
 
     def _vector(self, value: object, place: str) -> NDArray[Any]:
-        """A vector given as text, as the image model writes it, or as a list of numbers."""
-        parts: Sequence[Any] = value.split(",") if isinstance(value, str) else value if isinstance(value, list) else ()
-        try:
-            numbers = np.array([_number(part) for part in parts], np.float64)
-        except (TypeError, ValueError):
-            numbers = np.array([math.nan])
+        """A vector given as text, as the image model writes it, as a list of numbers, or as an array."""
+        numbers: NDArray[Any]
+        if isinstance(value, np.ndarray):
+            numbers = value
+        else:
+            parts: Sequence[Any] = value.split(",") if isinstance(value, str) else value  # type: ignore[assignment]
+            try:
+                numbers = np.array([_number(part) for part in parts], np.float64)
+            except (TypeError, ValueError):
+                numbers = np.array([math.nan])
         with np.errstate(over="ignore"):
             vector = numbers.astype(np.float32)
         if vector.shape != (self._width,) or not np.isfinite(vector).all():

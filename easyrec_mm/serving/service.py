@@ -9,13 +9,13 @@ from __future__ import annotations
 
 import threading
 import time
-from collections import deque
+from collections import OrderedDict, deque
 from collections.abc import Callable
 from dataclasses import dataclass
 from enum import IntEnum
 from itertools import islice
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -29,13 +29,32 @@ from easyrec_mm.store import Generation, State, Store
 MissingVector = Literal["mean", "compute", "error"]
 # Vectors of the store that the mean is taken over.
 _NUM_OF_MEAN = 10_000
+_SCANNED_AT_A_TIME = 100
 _NUM_RECORDED = 20
+_NUM_COMPUTED_KEPT = 10_000
 # A store that failed is left alone for this long, so that requests do not wait for it one after the other.
 _STORE_PAUSE_S = 1.0
 
 
 class ServingError(UserError):
     """A request that is right but cannot be answered now."""
+
+
+class MissingVectorError(ServingError):
+    """A vector that the store lacks where that is an error; `number` candidates are without one."""
+
+    def __init__(self, message: str, number: int) -> None:
+        super().__init__(message)
+        self.number = number
+
+
+class Embedder(Protocol):
+    """An image model that computes the vectors which the store lacks."""
+
+    fingerprint: str
+
+    def __call__(self, keys: list[str]) -> list[NDArray[Any] | None]:
+        """Vectors `[D]` of the pictures of some keys, None for one that cannot be had."""
 
 
 class Source(IntEnum):
@@ -74,6 +93,8 @@ class Release:
 
     identity   changes when the folder or the generation does
     mean       float32 `[D]`, of the generation's vectors
+    embedder   of the same image tower, where missing vectors are computed
+    computed   vectors that it has computed, the last used one last
     """
 
     folder: str
@@ -82,11 +103,18 @@ class Release:
     reader: RequestReader
     generation: Generation
     mean: NDArray[Any]
+    embedder: Embedder | None
+    computed: OrderedDict[str, NDArray[Any]]
 
-    @property
-    def name(self) -> str:
-        """For logs and answers."""
-        return f"{self.predictor.manifest.checkpoint} with generation {self.generation.number}"
+    def version(self) -> dict[str, Any]:
+        """What it is, for answers, metrics and logs."""
+        manifest = self.predictor.manifest
+        return {
+            "checkpoint": Path(manifest.checkpoint).name,
+            "step": manifest.step,
+            "generation": self.generation.number,
+            "image_tower": manifest.image_tower_fingerprint[:12],
+        }
 
 
 class Service:
@@ -95,7 +123,7 @@ class Service:
     Args:
       options: which model, and how.
       store: open for reading.
-      compute: keys of pictures -> their vectors `[K, D]`, None for one that cannot be had; for "compute".
+      load_embedder: loads the image model; for "compute".
 
     Raises:
       ExportError, StoreError, ServingError: if there is nothing to serve with.
@@ -105,16 +133,19 @@ class Service:
         self,
         options: ServiceOptions,
         store: Store,
-        compute: Callable[[list[str]], list[NDArray[Any] | None]] | None = None,
+        load_embedder: Callable[[], Embedder] | None = None,
     ) -> None:
-        self._options, self._store, self._compute = options, store, compute
-        if options.missing_vector == "compute" and compute is None:
+        self._options, self._store, self._load_embedder = options, store, load_embedder
+        if options.missing_vector == "compute" and load_embedder is None:
             raise ServingError("--missing_vector compute: give the image model with --img_model_dir")
         self._store_lock = threading.Lock()
+        self._computed_lock = threading.Lock()
         self._store_pause_until = 0.0
         self._recorded: deque[Any] = deque(maxlen=_NUM_RECORDED)
         self._release: Release | None = None
-        self._release = self._load(*self._newest())
+        release = self._load(*self._newest())
+        self._try(release)
+        self._release = release
 
     @property
     def release(self) -> Release:
@@ -190,18 +221,42 @@ class Service:
                 f"{self._store.uri} has {generation.width}"
             )
         reader = RequestReader(manifest.schema, manifest.image_width, options.key_field, options.max_instances)
-        return Release(folder, identity, predictor, reader, generation, self._mean(generation))
+        embedder = self._embedder(generation)
+        return Release(folder, identity, predictor, reader, generation, self._mean(generation), embedder, OrderedDict())
+
+    def _embedder(self, generation: Generation) -> Embedder | None:
+        """The image model of the generation's tower, the one that is loaded if it is that."""
+        if self._load_embedder is None or self._options.missing_vector != "compute":
+            return None
+        last = self._release.embedder if self._release else None
+        embedder = last if last and last.fingerprint == generation.fingerprint else self._load_embedder()
+        if embedder.fingerprint != generation.fingerprint:
+            raise ServingError(
+                f"--img_model_dir holds image tower {embedder.fingerprint[:12]}, the rec model belongs to "
+                f"{generation.fingerprint[:12]}; give the image model of the same export"
+            )
+        return embedder
 
     def _mean(self, generation: Generation) -> NDArray[Any]:
-        with self._store_lock:
-            records = islice(self._store.scan(generation), _NUM_OF_MEAN)
-            vectors = [record.vector for record in records if record.vector is not None]
+        records = islice(self._store.scan(generation), _NUM_OF_MEAN)
+        vectors: list[NDArray[Any]] = []
+        while True:
+            with self._store_lock:  # not for the whole scan: requests wait for it
+                some = list(islice(records, _SCANNED_AT_A_TIME))
+            if not some:
+                break
+            vectors += [record.vector for record in some if record.vector is not None]
         if not vectors:
             return np.zeros(generation.width, np.float32)
         return np.asarray(np.mean(vectors, axis=0), np.float32)
 
     def _try(self, release: Release) -> None:
-        """Answer recorded requests with a release; it must manage one of them, and never give what is not finite."""
+        """Run a release on blank fields, then on recorded requests, of which it must answer at least one.
+
+        Raises:
+          ServingError: if it cannot, or gives what is not finite.
+        """
+        _require_finite(release.predictor(release.reader.blank_fields(), release.mean[None]))
         problems: list[UserError] = []
         recorded = list(self._recorded)
         for body in recorded:
@@ -216,11 +271,7 @@ class Service:
         candidates = release.reader.read(body)
         vectors, sources = self._vectors(release, candidates)
         outputs = release.predictor(candidates.fields, vectors)
-        for name, values in outputs.items():
-            finite = np.isfinite(values)
-            if not finite.all():
-                instance = int(np.argwhere(~finite)[0][0])
-                raise ServingError(f"instance {instance}: the model's {name} is {values[instance]}")
+        _require_finite(outputs)
         return Answer(outputs, sources, release)
 
     def _vectors(self, release: Release, candidates: Candidates) -> tuple[NDArray[Any], NDArray[Any]]:
@@ -240,33 +291,57 @@ class Service:
         return found, sources
 
     def _look_up(self, release: Release, keys: list[str]) -> tuple[NDArray[Any], NDArray[Any]]:
-        nothing = np.zeros((len(keys), release.generation.width), np.float32), np.zeros(len(keys), np.int8)
-        if time.monotonic() < self._store_pause_until:
-            if self._options.missing_vector == "error":
-                raise ServingError(f"the store {self._store.uri} is down")
-            return nothing
-        try:
-            with self._store_lock:
-                found = self._store.get_many(keys, release.generation)
-        except StoreError as error:
-            self._store_pause_until = time.monotonic() + _STORE_PAUSE_S
-            if self._options.missing_vector == "error":
-                raise ServingError(str(error)) from error
-            return nothing
-        return np.array(found.vectors), found.states
+        """What the store has: vectors `[S, D]` and states `[S]`; nothing while it is down, unless that is an error."""
+        with self._store_lock:
+            problem = f"the store {self._store.uri} is down"
+            if time.monotonic() >= self._store_pause_until:
+                try:
+                    found = self._store.get_many(keys, release.generation)
+                    return np.array(found.vectors), found.states
+                except StoreError as error:
+                    self._store_pause_until = time.monotonic() + _STORE_PAUSE_S
+                    problem = str(error)
+        if self._options.missing_vector == "error":
+            raise MissingVectorError(problem, len(keys))
+        return np.zeros((len(keys), release.generation.width), np.float32), np.full(len(keys), State.MISSING, np.int8)
 
     def _fill(
         self, release: Release, keys: list[str], missing: NDArray[Any], vectors: NDArray[Any], sources: NDArray[Any]
     ) -> None:
         """Put something in the place of missing vectors, as the options say."""
         if self._options.missing_vector == "error":
-            raise ServingError(f"instance {missing[0]}: the store has no vector of '{keys[missing[0]]}'")
-        computed: list[NDArray[Any] | None] = [None] * len(missing)
-        if self._compute is not None and self._options.missing_vector == "compute":
-            computed = self._compute([keys[i] for i in missing])
-        for i, vector in zip(missing, computed, strict=True):
+            first = missing[0]
+            raise MissingVectorError(f"instance {first}: the store has no vector of '{keys[first]}'", len(missing))
+        computed: dict[str, NDArray[Any]] = {}
+        if release.embedder is not None:
+            computed = self._computed(release, release.embedder, sorted({keys[i] for i in missing}))
+        for i in missing:
+            vector = computed.get(keys[i])
             vectors[i] = release.mean if vector is None else vector
             sources[i] = Source.MEAN if vector is None else Source.COMPUTED
+
+    def _computed(self, release: Release, embedder: Embedder, keys: list[str]) -> dict[str, NDArray[Any]]:
+        """Vectors of those pictures that can be had; what was computed lately is not computed again."""
+        with self._computed_lock:
+            known = {key: release.computed[key] for key in keys if key in release.computed}
+            unknown = [key for key in keys if key not in known]
+            if unknown:
+                vectors = zip(unknown, embedder(unknown), strict=True)
+                known |= {key: vector for key, vector in vectors if vector is not None}
+            for key, vector in known.items():
+                release.computed[key] = vector
+                release.computed.move_to_end(key)
+            while len(release.computed) > _NUM_COMPUTED_KEPT:
+                release.computed.popitem(last=False)
+        return known
+
+
+def _require_finite(outputs: dict[str, NDArray[Any]]) -> None:
+    for name, values in outputs.items():
+        finite = np.isfinite(values)
+        if not finite.all():
+            instance = int(np.argwhere(~finite)[0][0])
+            raise ServingError(f"instance {instance}: the model's {name} is {values[instance]}")
 
 
 def newest_export(folder: str) -> str:

@@ -11,7 +11,7 @@ L is the largest number of tags of a sample of the batch, and at least 1.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -29,7 +29,11 @@ class NumpyTransform:
 
     def __init__(self, schema: Schema) -> None:
         self._features = schema.features
-        self._rows = {f.name: _row_function(f) for f in schema.features if f.encoding}
+        self._rows = {
+            f.name: {text: row for row, text in enumerate(f.vocabulary)}
+            for f in schema.features
+            if f.encoding == "vocabulary"
+        }
 
     def __call__(self, fields: dict[str, Values], num_samples: int) -> dict[str, NDArray[Any]]:
         """Fields by name, S values each or one for all, defaults filled in -> inputs by name.
@@ -62,9 +66,12 @@ class NumpyTransform:
         if feature.encoding == "identity":
             ids = _as_integers(values)
             return np.where((ids >= 0) & (ids < feature.num_ids), ids, 0)
-        row = self._rows[feature.name]
         texts = _as_texts(values, feature.precision)
-        return np.fromiter((row(text) for text in texts), np.int64, len(texts))
+        if feature.encoding == "vocabulary":
+            rows = self._rows[feature.name]
+            return np.array([rows.get(text, len(rows)) for text in texts], np.int64)
+        hashes = np.fromiter(map(Fingerprint64, texts), np.uint64, len(texts))
+        return (hashes % np.uint64(feature.num_ids)).astype(np.int64)
 
     def _tags(
         self, feature: Feature, values: Values, weights: Values | None = None
@@ -97,14 +104,6 @@ def _aligned(values: list[Values], num_samples: int) -> list[Values]:
         else [some[0]] * num_samples
         for some in values
     ]  # fmt: skip
-
-
-def _row_function(feature: Feature) -> Callable[[str], int]:
-    """Text -> row of the table."""
-    if feature.encoding == "vocabulary":
-        rows = {text: row for row, text in enumerate(feature.vocabulary)}
-        return lambda text: rows.get(text, len(rows))
-    return lambda text: Fingerprint64(text.encode()) % feature.num_ids
 
 
 def _raw(feature: Feature, values: Values) -> NDArray[Any]:

@@ -36,7 +36,7 @@ _META_KEY = _PREFIX.pack(0) + b"easyrec_mm"
 _MAX_KEY_BYTES = 511 - _PREFIX.size
 _LONG_KEY = b"\xff"
 _KEY_LENGTH = struct.Struct("<I")
-_AT_A_TIME = 10_000
+_AT_A_TIME = 1_000
 
 T = TypeVar("T")
 # lmdb.Transaction, whose types allow for buffers instead of the bytes that we ask for.

@@ -27,7 +27,7 @@ from easyrec_mm.store.base import (
 )
 
 _TIMEOUT_S = 2.0
-_AT_A_TIME = 5_000
+_AT_A_TIME = 1_000
 
 T = TypeVar("T")
 

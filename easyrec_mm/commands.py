@@ -1,0 +1,248 @@
+"""What each command of the command line runs. A command takes the parsed flags and returns the exit status.
+
+Each imports what it needs when it runs, so that none waits for TensorFlow which does not use it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+import tempfile
+from contextlib import ExitStack
+from typing import TYPE_CHECKING
+
+from easyrec_mm.errors import UserError
+
+if TYPE_CHECKING:
+    from easyrec_mm.config import Pipeline
+    from easyrec_mm.data.bad_records import BadRecords
+    from easyrec_mm.model import MultimodalModel
+
+SIGNAL_EXIT_BASE = 128
+
+
+def train_command(options: argparse.Namespace) -> int:
+    pipeline = _load(options)
+    _require(pipeline.config.train_input_path, pipeline, "train_input_path", "the training data")
+    from easyrec_mm.trainer import Trainer
+
+    result = Trainer(pipeline).train()
+    print(f"step {result.step}; checkpoint {result.checkpoint}", flush=True)
+    if result.signal is None:
+        return 0
+    print(f"stopped; go on with: easyrec-mm train --pipeline_config {options.pipeline_config}", flush=True)
+    return SIGNAL_EXIT_BASE + int(result.signal)
+
+
+def eval_command(options: argparse.Namespace) -> int:
+    pipeline = _load(options)
+    path = options.eval_input_path or pipeline.config.eval_input_path
+    _require(path, pipeline, "eval_input_path", "the evaluation data")
+    from easyrec_mm.evaluator import evaluate, table, write_result
+    from easyrec_mm.trainer import EVAL_RESULT
+
+    config = pipeline.config
+    model, bad_records, trained = _trained(pipeline, options.checkpoint_path)
+    results = evaluate(model, config, path, "eval_input_path", bad_records)
+    result_path = os.path.join(config.model_dir, EVAL_RESULT)
+    write_result(result_path, results)
+    print(table(results))
+    print(f"{trained} on {path}; written to {result_path}")
+    if bad_records.summary():
+        print(bad_records.summary())
+    return 0
+
+
+def predict_command(options: argparse.Namespace) -> int:
+    pipeline = _load(options)
+    reserved = tuple(name.strip() for name in options.reserved_columns.split(",") if name.strip())
+    from easyrec_mm.errors import ConfigError, did_you_mean
+
+    known = [field.name for field in pipeline.schema.fields]
+    for name in reserved:
+        if name not in known:
+            raise ConfigError(f"--reserved_columns: no input field '{name}'; {did_you_mean(name, known)}")
+    if not options.output.endswith((".parquet", ".csv")):
+        raise UserError(f"--output {options.output}: write to a file that ends in .parquet or .csv")
+    from easyrec_mm.evaluator import predict
+
+    model, bad_records, trained = _trained(pipeline, options.checkpoint_path)
+    num_rows = predict(model, pipeline.config, options.predict_input_path, options.output, reserved, bad_records)
+    print(f"{num_rows} rows by {trained} in {options.output}")
+    if bad_records.summary():
+        print(bad_records.summary())
+    return 0
+
+
+def export_command(options: argparse.Namespace) -> int:
+    if not (options.model_dir or options.pipeline_config):
+        raise UserError("--model_dir: give the folder of the training, or its config with --pipeline_config_path")
+    options.pipeline_config = options.pipeline_config or os.path.join(options.model_dir, "pipeline.config")
+    if options.model_dir:
+        options.set.append(f"model_dir={options.model_dir}")
+    pipeline = _load(options)
+    from easyrec_mm.export import ExportFolders, choose_checkpoint, export
+
+    path = options.eval_input_path or pipeline.config.eval_input_path or pipeline.config.train_input_path
+    _require(path, pipeline, "eval_input_path", "the data on which the models are compared")
+    checkpoint = choose_checkpoint(pipeline, options.checkpoint_path)
+    folders = ExportFolders(options.img_model_export_dir, options.rec_model_export_dir, options.total_model_export_dir)
+    assets = tuple(name.strip() for name in options.asset_files.split(",") if name.strip())
+    parity = export(pipeline, checkpoint, folders, path, assets, options.parity_groups)
+    print(f"{checkpoint}: image model in {folders.image}, rec model in {folders.rec}, total model in {folders.total}")
+    print(f"compared on {parity['num_samples']} samples with {parity['num_pictures']} pictures; largest differences:")
+    for ways, differences in parity["max_abs_difference"].items():
+        print(f"  {ways}: " + ", ".join(f"{name} {value:.1e}" for name, value in differences.items()))
+    return 0
+
+
+def embed_command(options: argparse.Namespace) -> int:
+    from easyrec_mm.items import read_items
+    from easyrec_mm.store import open_store
+
+    _import_tensorflow()
+    from easyrec_mm.embed import ImageModel, embed
+
+    model = ImageModel(options.img_model_dir, options.runtime)
+    schema = model.manifest.schema
+    items = read_items(options.input, schema, options.image_root, options.key_column, options.path_column)
+    store = open_store(options.store, writable=True)
+    try:
+        result = embed(
+            model,
+            items,
+            store,
+            options.bad_pictures,
+            options.refresh,
+            options.dtype,
+            options.image_root,
+            options.batch_size,
+        )
+    finally:
+        store.close()
+    print(
+        f"{result.embedded} pictures embedded by {model.runtime}, {result.unchanged} were there, {result.bad} bad"
+        f"{f' (absent; listed in {options.bad_pictures})' if result.bad else ''}; "
+        f"generation {result.generation} of {store.uri} is current"
+    )
+    return 0
+
+
+def store_command(options: argparse.Namespace) -> int:
+    from easyrec_mm.store import open_store
+
+    store = open_store(options.store, writable=options.action != "stat")
+    try:
+        if options.action == "prune":
+            removed = store.prune()
+            print(f"removed generations: {', '.join(map(str, removed)) or 'none'}")
+        elif options.action == "rollback":
+            print(f"generation {store.rollback().number} is current")
+        else:
+            from easyrec_mm.store.stat import stat
+
+            print(stat(store, options.keys))
+    finally:
+        store.close()
+    return 0
+
+
+def search_command(options: argparse.Namespace) -> int:
+    raise NotImplementedError
+
+
+def serve_command(options: argparse.Namespace) -> int:
+    _quiet_tensorflow()
+    cores = len(os.sched_getaffinity(0))
+    with ExitStack() as stack:
+        if options.workers > 1:
+            # Where the processes put their metrics together; looked at when prometheus_client is imported.
+            folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="easyrec_mm_metrics_"))
+            os.environ["PROMETHEUS_MULTIPROC_DIR"] = folder
+        from easyrec_mm.serving.server import ServerOptions, serve
+        from easyrec_mm.serving.service import ServiceOptions
+
+        service = ServiceOptions(
+            rec_model_dir=options.rec_model_dir,
+            key_field=options.key_field,
+            missing_vector=options.missing_vector,
+            runtime=options.runtime,
+            num_threads=options.num_threads or max(1, cores // options.workers),
+            max_instances=options.max_instances,
+        )
+        serve(
+            ServerOptions(
+                service=service,
+                store=options.store,
+                image_model_dir=options.img_model_dir,
+                image_root=options.image_root,
+                http_port=options.http_port,
+                grpc_port=options.grpc_port,
+                workers=options.workers,
+                reload_every_s=options.reload_every_s,
+                max_request_bytes=options.max_request_bytes,
+                max_connections=options.max_connections,
+            )
+        )
+    return 0
+
+
+def _trained(pipeline: Pipeline, checkpoint_path: str | None) -> tuple[MultimodalModel, BadRecords, str]:
+    """The model of a checkpoint, the newest in model_dir if none is named; where bad records go; and its name."""
+    from easyrec_mm.checkpoint import resolve_checkpoint
+    from easyrec_mm.data.bad_records import BadRecords
+    from easyrec_mm.evaluator import load_model
+    from easyrec_mm.trainer import BAD_RECORDS
+
+    config = pipeline.config
+    checkpoint = resolve_checkpoint(checkpoint_path or config.model_dir, "--checkpoint_path")
+    model, step = load_model(config, pipeline.schema, checkpoint)
+    bad_records = BadRecords(os.path.join(config.model_dir, BAD_RECORDS), config.data_config.max_bad_record_share)
+    return model, bad_records, f"{checkpoint} (step {step})"
+
+
+def check_command(options: argparse.Namespace) -> int:
+    pipeline = _load(options)
+    from easyrec_mm.check import check
+
+    print(check(pipeline, options.num_groups))
+    return 0
+
+
+def _load(options: argparse.Namespace) -> Pipeline:
+    """Check the config, then load TensorFlow."""
+    from easyrec_mm.config import load_pipeline
+
+    pipeline = load_pipeline(options.pipeline_config, options.set, options.ignore_unsupported)
+    for note in pipeline.notes:
+        print(f"note: {note}", file=sys.stderr)
+    _import_tensorflow()
+    return pipeline
+
+
+def _import_tensorflow() -> None:
+    """Import TensorFlow without the notices that its libraries write to the terminal, unless it fails."""
+    _quiet_tensorflow()
+    stderr = os.dup(2)
+    with tempfile.TemporaryFile() as notices:
+        os.dup2(notices.fileno(), 2)
+        try:
+            import tensorflow  # noqa: F401
+        except BaseException:
+            notices.seek(0)
+            os.write(stderr, notices.read())
+            raise
+        finally:
+            os.dup2(stderr, 2)
+            os.close(stderr)
+
+
+def _quiet_tensorflow() -> None:
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+    os.environ.setdefault("KERAS_BACKEND", "tensorflow")
+
+
+def _require(path: str, pipeline: Pipeline, setting: str, what: str) -> None:
+    if not path:
+        raise UserError(f"{pipeline.path}: {setting}: is missing; give the files of {what}")

@@ -1,0 +1,124 @@
+"""What a server says of itself: metrics for Prometheus, and logs as JSON lines."""
+
+from __future__ import annotations
+
+import json
+import logging
+import logging.config
+import os
+import re
+import time
+import warnings
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import prometheus_client
+from kserve.errors import InvalidInput, ModelNotFound
+from numpy.typing import NDArray
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
+from prometheus_client.exposition import choose_encoder
+from prometheus_client.multiprocess import MultiProcessCollector, mark_process_dead
+
+from easyrec_mm.serving.service import Release, Source
+
+# Folder through which the processes of a server share their metrics; prometheus_client reads it when it is imported.
+SHARED_METRICS = "PROMETHEUS_MULTIPROC_DIR"
+
+prometheus_client.disable_created_metrics()
+_LATENCY_BUCKETS = (0.001, 0.002, 0.003, 0.004, 0.006, 0.008, 0.012, 0.016, 0.024, 0.032, 0.064, 0.128, 0.5, 2.0)
+REQUESTS = Counter("easyrec_mm_requests", "Requests by outcome: ok, wrong (4xx), unavailable (5xx)", ["outcome"])
+LATENCY = Histogram("easyrec_mm_request_seconds", "Time of a request within the model", buckets=_LATENCY_BUCKETS)
+CANDIDATES = Counter("easyrec_mm_candidates", "Candidates answered")
+VECTOR_HITS = Counter("easyrec_mm_vector_hits", "Candidates whose image vector the store had")
+VECTOR_MISSES = Counter(
+    "easyrec_mm_vector_misses", "Candidates whose image vector the store lacked, by what was done", ["filled"]
+)
+RELOADS = Counter("easyrec_mm_reloads", "New releases by outcome: taken, refused", ["outcome"])
+_RELEASE_LABELS = ("checkpoint", "step", "generation", "image_tower")
+RELEASE = Gauge(
+    "easyrec_mm_release",
+    "Processes that answer with this model and store generation",
+    _RELEASE_LABELS,
+    multiprocess_mode="livesum",
+)
+
+
+def count_sources(sources: NDArray[Any]) -> None:
+    """Count where the vectors of answered candidates came from (Source, `[S]`)."""
+    counts = np.bincount(sources, minlength=len(Source))
+    CANDIDATES.inc(len(sources))
+    VECTOR_HITS.inc(int(counts[Source.STORE]))
+    for source in (Source.MEAN, Source.COMPUTED):
+        if counts[source]:
+            VECTOR_MISSES.labels(source.name.lower()).inc(int(counts[source]))
+
+
+def show_release(new: Release, old: Release | None = None) -> None:
+    """Set the gauge to what requests are answered by."""
+    if old is not None:
+        RELEASE.labels(**old.version()).set(0)
+    RELEASE.labels(**new.version()).set(1)
+
+
+def metrics_page(accept: str) -> tuple[bytes, str]:
+    """The page for Prometheus, of all processes of the server, and its content type."""
+    encode, content_type = choose_encoder(accept)
+    registry = prometheus_client.REGISTRY
+    if folder := os.environ.get(SHARED_METRICS):
+        _forget_dead_processes(folder)
+        registry = CollectorRegistry()
+        MultiProcessCollector(registry, folder)
+    return encode(registry), content_type
+
+
+def _forget_dead_processes(folder: str) -> None:
+    found = (re.search(r"_(\d+)\.db$", path.name) for path in Path(folder).glob("gauge_live*.db"))
+    for process in {int(match[1]) for match in found if match}:
+        if not Path(f"/proc/{process}").exists():
+            mark_process_dead(process, folder)
+
+
+class JsonFormatter(logging.Formatter):
+    """A record as one JSON line; the fields of `extra={"fields": {...}}` stand beside the message."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        values: dict[str, Any] = {
+            "time": time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(record.created)) + f".{int(record.msecs):03d}Z",
+            "level": record.levelname,
+            "logger": record.name,
+            "process": record.process,
+            "message": record.getMessage(),
+            **getattr(record, "fields", {}),
+        }
+        if record.exc_info:
+            values["exception"] = self.formatException(record.exc_info)
+        return json.dumps(values, ensure_ascii=False, default=str)
+
+
+def _is_no_mistake_of_a_client(record: logging.LogRecord) -> bool:
+    """A client is told of its mistakes; KServe would log each with the place in the code where it was found."""
+    return not (record.exc_info and isinstance(record.exc_info[1], InvalidInput | ModelNotFound))
+
+
+def configure_logs() -> None:
+    """JSON lines to stderr: ours from INFO, those of the libraries from WARNING, nothing for each request."""
+    handler = {
+        "class": "logging.StreamHandler",
+        "stream": "ext://sys.stderr",
+        "formatter": "json",
+        "filters": ["mistakes"],
+    }
+    warnings.filterwarnings("ignore", message="ORJSONResponse is deprecated")  # of KServe's routes
+    levels = {"easyrec_mm": "INFO", "kserve": "WARNING", "uvicorn": "WARNING", "uvicorn.access": "CRITICAL"}
+    logging.config.dictConfig(
+        {
+            "version": 1,
+            "disable_existing_loggers": False,
+            "filters": {"mistakes": {"()": lambda: _is_no_mistake_of_a_client}},
+            "formatters": {"json": {"()": JsonFormatter}},
+            "handlers": {"stderr": handler},
+            "root": {"handlers": ["stderr"], "level": "WARNING"},
+            "loggers": {name: {"level": level} for name, level in levels.items()},
+        }
+    )

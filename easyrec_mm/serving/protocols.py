@@ -1,0 +1,122 @@
+"""Requests and answers as the network has them: KServe's V1 protocol (JSON) and V2, Open Inference (tensors by name).
+
+V1 has `{"instances": [...], "shared": {...}}` and predictions by candidate; V2 has a tensor a field, `[S]` or `[1]` for
+what all candidates share, and a tensor an output. Both say for each candidate where its image vector came from.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import orjson
+from kserve import InferInput, InferOutput, InferRequest, InferResponse
+from kserve.errors import InferenceError, InvalidInput
+from numpy.typing import NDArray
+
+from easyrec_mm.manifest import IMAGE_TEXT, IMAGE_VECTOR, Manifest
+from easyrec_mm.serving.request import RequestError
+from easyrec_mm.serving.service import Answer, Source
+
+VECTOR_SOURCE = "img_emb_source"
+_SOURCE_NAMES = np.array([source.name.lower() for source in sorted(Source)], object)
+_INTEGERS = ("INT8", "INT16", "INT32", "INT64", "UINT8", "UINT16", "UINT32", "UINT64")
+_DATATYPES = {"string": "BYTES", "int64": "INT64", "int32": "INT32", "float32": "FP32", "bool": "BOOL"}
+
+
+def predictions(answer: Answer) -> bytes:
+    """The answer to a V1 request, JSON."""
+    columns = {**answer.outputs, VECTOR_SOURCE: _SOURCE_NAMES[answer.sources]}
+    rows = zip(*(list(values) for values in columns.values()), strict=True)
+    found = [dict(zip(columns, row, strict=True)) for row in rows]
+    content = {"predictions": found, "model": answer.release.version()}
+    return orjson.dumps(content, option=orjson.OPT_SERIALIZE_NUMPY)
+
+
+def body_of_tensors(request: InferRequest) -> dict[str, Any]:
+    """The same body of a V2 request.
+
+    Raises:
+      RequestError: if a tensor is not what it says, or their lengths differ.
+    """
+    columns = {tensor.name: _values(tensor) for tensor in request.inputs}
+    if len(columns) != len(request.inputs):
+        raise RequestError("two tensors have the same name")
+    if not columns:
+        raise RequestError("no tensors; give one for each field")
+    if IMAGE_VECTOR in columns:
+        columns[IMAGE_TEXT] = columns.pop(IMAGE_VECTOR)
+    number = max(len(values) for values in columns.values())
+    for name, values in columns.items():
+        if len(values) not in (1, number):
+            raise RequestError(f"{name}: has {len(values)} values, others have {number}; give as many, or one for all")
+    alone = {name: values for name, values in columns.items() if len(values) == number}
+    shared = {name: values[0] for name, values in columns.items() if len(values) != number}
+    instances = [dict(zip(alone, row, strict=True)) for row in zip(*alone.values(), strict=True)]
+    return {"instances": instances, "shared": shared}
+
+
+def _values(tensor: InferInput) -> list[Any]:
+    """A tensor's values as JSON would have them; the rows of IMAGE_VECTOR as arrays."""
+    try:
+        array: NDArray[Any] = tensor.as_numpy()
+        if isinstance(tensor.data, list) and tensor.datatype in _INTEGERS:
+            # NumPy has cut off what no integer has.
+            given = np.array(tensor.data, object).ravel()
+            if any(type(value) is not int for value in given):
+                raise ValueError("not all values are integers")
+    except (ValueError, TypeError, OverflowError, InvalidInput, InferenceError, ArithmeticError) as error:
+        raise RequestError(f"{tensor.name}: {error}") from error
+    except Exception as error:  # struct.error and whatever else broken bytes lead to
+        raise RequestError(f"{tensor.name}: its bytes are not {tensor.datatype} of {tensor.shape}") from error
+    if tensor.name == IMAGE_VECTOR and array.ndim == 2 and array.dtype.kind == "f":
+        return list(array.astype(np.float64))
+    if array.ndim == 2 and array.shape[1] == 1:
+        array = array[:, 0]
+    if array.ndim != 1:
+        expected = "[S, D] of floats" if tensor.name == IMAGE_VECTOR else "[S]"
+        raise RequestError(f"{tensor.name}: is {tensor.datatype} of shape {list(array.shape)}, not {expected}")
+    if tensor.datatype != "BYTES":
+        return list(array.tolist())
+    try:
+        return [value.decode() if isinstance(value, bytes) else value for value in array]
+    except UnicodeDecodeError as error:
+        raise RequestError(f"{tensor.name}: is not UTF-8: {error}") from error
+
+
+def tensors(request: InferRequest, answer: Answer) -> InferResponse:
+    """The answer to a V2 request."""
+    columns = {**answer.outputs, VECTOR_SOURCE: _SOURCE_NAMES[answer.sources]}
+    outputs = []
+    for name, values in columns.items():
+        if values.dtype == object:
+            outputs.append(InferOutput(name, list(values.shape), "BYTES", values.tolist()))
+        else:
+            outputs.append(InferOutput(name, list(values.shape), _DATATYPES[values.dtype.name], values))
+    return InferResponse(
+        request.id or "",
+        request.model_name,
+        outputs,
+        parameters=answer.release.version(),
+        from_grpc=request.from_grpc,
+        use_binary_outputs=request.use_binary_outputs,
+        requested_outputs=request.request_outputs,
+    )
+
+
+def input_tensors(manifest: Manifest, key_field: str) -> list[dict[str, Any]]:
+    """The model's inputs as V2's meta data have them: the fields and the picture's key."""
+    schema = manifest.schema
+    fields = [(name, schema.field(name).dtype) for name in schema.feature_fields()]
+    if key_field not in dict(fields):
+        fields.append((key_field, "string"))
+    return [{"name": name, "datatype": _DATATYPES[dtype], "shape": [-1]} for name, dtype in fields]
+
+
+def output_tensors(manifest: Manifest) -> list[dict[str, Any]]:
+    """The model's outputs as V2's meta data have them."""
+    found = manifest.signatures["vector"]["outputs"].items()
+    outputs = [
+        {"name": name, "datatype": _DATATYPES[entry["dtype"]], "shape": list(entry["shape"])} for name, entry in found
+    ]
+    return [*outputs, {"name": VECTOR_SOURCE, "datatype": "BYTES", "shape": [-1]}]

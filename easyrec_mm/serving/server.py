@@ -1,0 +1,360 @@
+"""The network side of serving: KServe's ModelServer, REST and gRPC, around a Service.
+
+Routes, protocols, worker processes and health are KServe's. Here stand the model that it calls, the status codes of our
+errors, the limits of what a client may ask for, and the thread that looks for new releases.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import logging
+import resource
+import socket
+import sys
+import threading
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable, MutableMapping
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, TypeVar
+
+from easyrec_mm.errors import UserError
+from easyrec_mm.serving.request import RequestError
+from easyrec_mm.serving.service import Answer, Embedder, MissingVectorError, Release, Service, ServiceOptions
+from easyrec_mm.store import open_store
+
+_command_line, sys.argv = sys.argv, sys.argv[:1]  # kserve reads the command line when it is imported
+import fastapi  # noqa: E402
+import kserve  # noqa: E402
+import uvloop  # noqa: E402
+from fastapi.exceptions import RequestValidationError  # noqa: E402
+from fastapi.responses import JSONResponse  # noqa: E402
+from grpc_interceptor.exceptions import GrpcException, Internal, InvalidArgument, Unavailable  # noqa: E402
+from kserve import model_server  # noqa: E402
+from kserve.errors import InvalidInput  # noqa: E402
+from kserve.protocol.model_repository_extension import ModelRepositoryExtension  # noqa: E402
+from starlette.exceptions import HTTPException  # noqa: E402
+from starlette.routing import Route  # noqa: E402
+
+sys.argv = _command_line
+
+from easyrec_mm.serving import monitoring, protocols  # noqa: E402
+
+MODEL_NAME = "rec"
+_LOG = logging.getLogger("easyrec_mm.serving")
+# A release that was refused is tried again after this long, then after twice as long, and so on.
+_LONGEST_RETRY_S = 60.0
+
+T = TypeVar("T")
+Message = MutableMapping[str, Any]
+Receive = Callable[[], Awaitable[Message]]
+Send = Callable[[Message], Awaitable[None]]
+
+
+@dataclass(frozen=True)
+class ServerOptions:
+    """What a process of the server needs.
+
+    service            the model, and what to do about missing vectors
+    store              URI
+    image_model_dir    for missing vectors that are computed
+    image_root         folder that their paths start from
+    reload_every_s     between looks for a new release; 0: never
+    max_request_bytes  of a body
+    max_connections    of a process; more are answered with 503
+    """
+
+    service: ServiceOptions
+    store: str
+    image_model_dir: str = ""
+    image_root: str = ""
+    http_port: int = 8080
+    grpc_port: int = 8081
+    workers: int = 1
+    reload_every_s: float = 5.0
+    max_request_bytes: int = 8 << 20
+    max_connections: int = 1000
+
+
+class RecModel(kserve.Model):  # type: ignore[misc]
+    """The model as KServe calls it. A worker process gets one that loads before it accepts connections."""
+
+    def __init__(self, options: ServerOptions) -> None:
+        super().__init__(MODEL_NAME)
+        monitoring.configure_logs()
+        self._options = options
+        self._service: Service | None = None
+        # A remote store or a picture to embed is waited for beside the loop that serves the connections.
+        self._in_thread = not options.store.startswith("lmdb:") or options.service.missing_vector == "compute"
+        _prepare_application(self, options.max_request_bytes)
+
+    def __reduce__(self) -> tuple[type[RecModel], tuple[ServerOptions]]:
+        return RecModel, (self._options,)
+
+    @property
+    def service(self) -> Service:
+        """What answers."""
+        if self._service is None:
+            raise RuntimeError("the model is not loaded")
+        return self._service
+
+    def load(self) -> bool:
+        """Load model and store, unless it is done, and begin to look for new ones.
+
+        Raises:
+          ExportError, StoreError, ServingError: if there is nothing to serve with.
+        """
+        if self._service is not None:
+            return True
+        self._service = _make_service(self._options)
+        release = self._service.release
+        monitoring.show_release(release)
+        _log_release("serving", release)
+        if self._options.reload_every_s:
+            threading.Thread(target=self._reload_for_ever, name="reload", daemon=True).start()
+        # What is here now stays: the garbage collector need not look through it time and again.
+        gc.collect()
+        gc.freeze()
+        self.ready = True
+        return True
+
+    def stop(self) -> None:
+        """KServe says this when the server is told to end; requests that have come are still answered."""
+
+    async def predict(self, payload: Any, headers: dict[str, str] | None = None) -> Any:
+        """Answer a request of the V2 protocol, over REST or gRPC; those of V1 have a route of their own.
+
+        Raises:
+          InvalidArgument, Unavailable, Internal: with what to tell the client.
+        """
+        return await self._answer(lambda: protocols.body_of_tensors(payload), partial(protocols.tensors, payload))
+
+    async def predict_v1(self, body: bytes) -> bytes:
+        """As `predict`, for the body of a V1 request."""
+        return await self._answer(lambda: body, protocols.predictions)
+
+    async def _answer(self, read: Callable[[], object], write: Callable[[Answer], T]) -> T:
+        started = time.perf_counter()
+        outcome = "unavailable"
+        try:
+            body = read()
+            answer = (
+                await asyncio.to_thread(self.service.answer, body) if self._in_thread else self.service.answer(body)
+            )
+            monitoring.count_sources(answer.sources)
+            result = write(answer)
+            outcome = "ok"
+            return result
+        except RequestError as error:
+            outcome = "wrong"
+            raise InvalidArgument(str(error)) from error
+        except UserError as error:
+            if isinstance(error, MissingVectorError):
+                monitoring.VECTOR_MISSES.labels("error").inc(error.number)
+            _LOG.warning("a request could not be answered: %s", error)
+            raise Unavailable(str(error)) from error
+        except Exception as error:
+            _LOG.exception("a request could not be answered")
+            raise Internal("internal error; the server's log has more") from error
+        finally:
+            monitoring.REQUESTS.labels(outcome).inc()
+            monitoring.LATENCY.observe(time.perf_counter() - started)
+
+    def get_input_types(self) -> list[dict[str, Any]]:
+        """See protocols.input_tensors."""
+        release = self.service.release
+        return protocols.input_tensors(release.predictor.manifest, release.reader.key_field)
+
+    def get_output_types(self) -> list[dict[str, Any]]:
+        """See protocols.output_tensors."""
+        return protocols.output_tensors(self.service.release.predictor.manifest)
+
+    def _reload_for_ever(self) -> None:
+        wait_s, last_problem = self._options.reload_every_s, ""
+        while True:
+            time.sleep(wait_s)
+            old = self.service.release
+            try:
+                new = self.service.reload()
+            except Exception as error:
+                if str(error) != last_problem:
+                    wait_s, last_problem = self._options.reload_every_s, str(error)
+                    is_known = isinstance(error, UserError | OSError)
+                    _LOG.error("a new release is refused, the old one serves on: %s", error, exc_info=not is_known)
+                    monitoring.RELOADS.labels("refused").inc()
+                else:
+                    wait_s = max(min(2 * wait_s, _LONGEST_RETRY_S), self._options.reload_every_s)
+                continue
+            wait_s, last_problem = self._options.reload_every_s, ""
+            if new is not None:
+                monitoring.RELOADS.labels("taken").inc()
+                monitoring.show_release(new, old)
+                _log_release("reloaded", new)
+
+
+def serve(options: ServerOptions) -> None:
+    """Serve until a signal ends it.
+
+    Raises:
+      ExportError, StoreError, ServingError: if there is nothing to serve with.
+      UserError: if a port is taken.
+    """
+    for flag, port in (("--http_port", options.http_port), ("--grpc_port", options.grpc_port)):
+        _require_free(flag, port)
+    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
+    model = RecModel(options)
+    model.load()
+    # KServe leaves the choice to its worker processes, but runs the loop of a single one itself.
+    asyncio.set_event_loop_policy(uvloop.EventLoopPolicy())
+    asyncio.set_event_loop(asyncio.new_event_loop())
+    # Of KServe's command line, which is not ours.
+    model_server.args.grpc_max_receive_message_length = options.max_request_bytes
+    _Server(options).start([model])
+
+
+class _Server(model_server.ModelServer):  # type: ignore[misc]
+    """KServe's server with our limits, whose one model is not a client's to load and unload."""
+
+    def __init__(self, options: ServerOptions) -> None:
+        super().__init__(
+            http_port=options.http_port,
+            grpc_port=options.grpc_port,
+            workers=options.workers,
+            enable_grpc=bool(options.grpc_port),
+            enable_latency_logging=False,
+        )
+        self._max_connections = options.max_connections
+        self.model_repository_extension = _FixedModel(self.registered_models)
+
+    async def _serve(self) -> None:
+        several = self._rest_multiprocess_server
+        config = (several._rest_server if several else self._rest_server).config
+        config.limit_concurrency = self._max_connections
+        config.backlog = max(config.backlog, self._max_connections)
+        config.access_log = False
+        await super()._serve()
+
+
+class _FixedModel(ModelRepositoryExtension):  # type: ignore[misc]
+    async def load(self, model_name: str) -> dict[str, Any]:
+        raise InvalidInput("the server takes new models by itself; see --reload_every_s")
+
+    async def unload(self, model_name: str) -> dict[str, Any]:
+        raise InvalidInput("the model cannot be unloaded; end the server instead")
+
+
+def _make_service(options: ServerOptions) -> Service:
+    def load_embedder() -> Embedder:
+        from easyrec_mm.embed import PictureEmbedder  # with TensorFlow, which only this needs
+        from easyrec_mm.serving.service import newest_export
+
+        return PictureEmbedder(newest_export(options.image_model_dir), options.image_root)
+
+    store = open_store(options.store)
+    return Service(options.service, store, load_embedder if options.image_model_dir else None)
+
+
+def _log_release(event: str, release: Release) -> None:
+    _LOG.info(event, extra={"fields": {"rec_model_dir": release.folder, **release.version()}})
+
+
+def _require_free(flag: str, port: int) -> None:
+    """Raise UserError if a port is taken, which gRPC would share with whoever has it."""
+    if not port:
+        return
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind(("", port))
+        except (OSError, OverflowError) as error:
+            raise UserError(f"{flag} {port}: cannot be used: {error}; choose another port") from error
+
+
+_STATUS = {InvalidArgument: 400, Unavailable: 503, Internal: 500}
+
+
+def _prepare_application(model: RecModel, max_request_bytes: int) -> None:
+    """Add to KServe's web application what is ours; it adds its own routes later."""
+    application = model_server.app
+
+    @asynccontextmanager
+    async def load(_: fastapi.FastAPI) -> AsyncIterator[None]:
+        # In a worker process, whose parent kills it if it does not get a sign of life for five seconds.
+        await asyncio.to_thread(model.load)
+        yield
+
+    application.router.lifespan_context = load
+
+    async def tell(_: fastapi.Request, error: Exception) -> JSONResponse:
+        details = error.details if isinstance(error, GrpcException) else str(error)
+        return JSONResponse({"error": details}, _STATUS.get(type(error), 500))  # type: ignore[call-overload]
+
+    async def tell_not_valid(_: fastapi.Request, error: RequestValidationError) -> JSONResponse:
+        problem = error.errors()[0]
+        place = ".".join(str(part) for part in problem["loc"][1:] if not str(part).startswith("Inference"))
+        return JSONResponse({"error": f"{place or 'the body'}: {problem['msg']}"}, 400)
+
+    async def metrics(request: fastapi.Request) -> fastapi.Response:
+        page, content_type = monitoring.metrics_page(request.headers.get("accept", ""))
+        return fastapi.Response(page, headers={"content-type": content_type})
+
+    async def tell_status(_: fastapi.Request, error: HTTPException) -> JSONResponse:
+        return JSONResponse({"error": error.detail}, error.status_code, error.headers)
+
+    application.add_exception_handler(HTTPException, tell_status)
+    for kind in _STATUS:
+        application.add_exception_handler(kind, tell)
+    application.add_exception_handler(RequestValidationError, tell_not_valid)
+    application.router.routes.append(Route(f"/v1/models/{MODEL_NAME}:predict", _PredictV1(model), methods=["POST"]))
+    application.add_api_route("/metrics", metrics, methods=["GET"])
+    application.add_middleware(_Guard, max_request_bytes=max_request_bytes)
+
+
+class _PredictV1:
+    """Answers V1 requests. KServe's route for them, through two frameworks, takes as long again as a small request."""
+
+    def __init__(self, model: RecModel) -> None:
+        self._model = model
+
+    async def __call__(self, scope: Message, receive: Receive, send: Send) -> None:
+        content = await self._model.predict_v1(await fastapi.Request(scope, receive).body())
+        await fastapi.Response(content, media_type="application/json")(scope, receive, send)
+
+
+class _Guard:
+    """Refuses bodies that are too large, and those that KServe fails to read."""
+
+    def __init__(self, application: Any, max_request_bytes: int) -> None:
+        self._application, self._max_bytes = application, max_request_bytes
+
+    async def __call__(self, scope: Message, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self._application(scope, receive, send)
+            return
+        num_bytes, has_answered = 0, False
+
+        async def receive_some() -> Message:
+            nonlocal num_bytes
+            message = await receive()
+            num_bytes += len(message.get("body", b""))
+            if num_bytes > self._max_bytes:
+                text = f"the body is larger than {self._max_bytes} bytes; ask for fewer candidates at a time"
+                raise HTTPException(413, text, {"connection": "close"})
+            return message
+
+        async def send_on(message: Message) -> None:
+            nonlocal has_answered
+            has_answered = True
+            await send(message)
+
+        try:
+            await self._application(scope, receive_some, send_on)
+        except Exception as error:
+            # What the model raises has a status; the rest is KServe's reading of a body that no client should send.
+            if has_answered:
+                raise
+            text = f"the request cannot be read: {type(error).__name__}: {error}"
+            await JSONResponse({"error": text}, 400)(scope, receive, send)
