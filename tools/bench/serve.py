@@ -1,15 +1,17 @@
 """The server under load: latency, throughput, and what of them is the model; the reference config, 1M stored vectors.
 
-The load generator runs in a process of its own and keeps connections open. Saturation: as many requests as 32
-connections get answered. Latency: requests are sent at half that rate at times that are fixed beforehand, and counted
-from then on. "Bare" is one ONNX Runtime session with as many threads as cores, on arrays that are prepared.
+The load generator runs in a process of its own and keeps 32 connections open. Saturation: the requests that it gets
+answered in turns of a few seconds, between turns of a bare ONNX Runtime session with as many threads as cores, which
+gets arrays that are prepared of as many requests; shares are of neighbouring turns. Latency: requests are sent at half
+of the saturation, at times that are fixed beforehand, and counted from then on.
 
-    python tools/bench/serve.py [--folder F] [--runtime onnx] [--workers 2] [--seconds 15]
+    python tools/bench/serve.py [--folder F] [--runtime onnx] [--workers 2] [--seconds 5] [--turns 5]
 """
 
 from __future__ import annotations
 
 import http.client
+import itertools
 import json
 import multiprocessing
 import os
@@ -19,7 +21,8 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -44,7 +47,8 @@ def main() -> None:
     flags.add_argument("--folder", type=Path, help="to keep model and store in; made if need be")
     flags.add_argument("--runtime", choices=["onnx", "tensorflow"], default="onnx")
     flags.add_argument("--workers", type=int, default=2)
-    flags.add_argument("--seconds", type=float, default=15.0)
+    flags.add_argument("--seconds", type=float, default=5.0, help="of a turn")
+    flags.add_argument("--turns", type=int, default=5)
     options = flags.parse_args()
     with tempfile.TemporaryDirectory() as temporary:
         folder = options.folder or Path(temporary)
@@ -56,13 +60,12 @@ def main() -> None:
             if making.exitcode:
                 raise SystemExit(making.exitcode)
         figures: dict[str, Any] = {"runtime": options.runtime, "workers": options.workers}
-        figures |= measure_parts(folder)
-        for name, number, is_shared in (("one", 1, False), ("200", 200, False), ("200_shared", 200, True)):
-            bodies = [request(folder, number, is_shared, seed) for seed in range(NUM_BODIES)]
-            figures |= measure_server(folder, options, name, number, bodies)
-        bare = figures["bare_candidates_per_s"]
-        for name in ("200", "200_shared"):
-            figures[f"share_of_bare_{name}"] = figures[f"candidates_per_s_{name}"] / bare
+        bare = BareSession(folder)
+        figures["get_many_200_ms"] = bare.look_up_ms
+        with server(folder, options):
+            for name, number, is_shared in (("one", 1, False), ("200", 200, False), ("200_shared", 200, True)):
+                bodies = [json.dumps(request(folder, number, is_shared, seed)).encode() for seed in range(NUM_BODIES)]
+                figures |= measure(bare, options, name, number, bodies)
     workload.report("serve", figures)
 
 
@@ -117,57 +120,74 @@ def request(folder: Path, number: int, is_shared: bool, seed: int) -> dict[str, 
     return {"instances": own, "shared": shared}
 
 
-def measure_parts(folder: Path) -> dict[str, float]:
-    """What the look-up of 200 vectors takes, and how many candidates a bare session manages."""
-    import onnxruntime
+class BareSession:
+    """The rec model in ONNX Runtime with nothing around it; and how long 200 look-ups take (ms)."""
 
-    from easyrec_mm.manifest import IMAGE_VECTOR, REC_ONNX
-    from easyrec_mm.serving.service import Service, ServiceOptions
-    from easyrec_mm.store import open_store
+    def __init__(self, folder: Path) -> None:
+        import onnxruntime
 
-    store = open_store(f"lmdb://{folder}/store")
-    random = np.random.default_rng(1)
-    for _ in store.scan(store.meta().generations[1]):
-        pass  # what is measured is not the disk
-    keys = [[key(int(i)) for i in random.integers(NUM_VECTORS, size=200)] for _ in range(501)]
-    look_ups = iter(keys)
-    look_up_ms = workload.median(workload.seconds(lambda: store.get_many(next(look_ups)), 500)) * 1e3
-    service = Service(ServiceOptions(str(folder / "rec")), store)
-    release = service.release
-    candidates = release.reader.read(request(folder, 200, False, 0))
-    session = onnxruntime.InferenceSession(str(folder / "rec" / REC_ONNX), providers=["CPUExecutionProvider"])
-    inputs = release.predictor._transform(candidates.fields, 200)  # type: ignore[attr-defined]
-    inputs[IMAGE_VECTOR] = store.get_many(candidates.keys).vectors
-    taken = {value.name for value in session.get_inputs()}
-    inputs = {name: value for name, value in inputs.items() if name in taken}
-    bare_s = workload.median(workload.seconds(lambda: session.run(None, inputs), 1000))
-    store.close()
-    return {"get_many_200_ms": look_up_ms, "bare_200_ms": bare_s * 1e3, "bare_candidates_per_s": 200 / bare_s}
+        from easyrec_mm.manifest import IMAGE_VECTOR, REC_ONNX
+        from easyrec_mm.serving.service import Service, ServiceOptions
+        from easyrec_mm.store import open_store
+
+        store = open_store(f"lmdb://{folder}/store")
+        for _ in store.scan(store.meta().generations[1]):
+            pass  # what is measured is not the disk
+        random = np.random.default_rng(1)
+        keys = iter([[key(int(i)) for i in random.integers(NUM_VECTORS, size=200)] for _ in range(1001)])
+        self.look_up_ms = workload.median(workload.seconds(lambda: store.get_many(next(keys)), 1000)) * 1e3
+        release = Service(ServiceOptions(str(folder / "rec")), store).release
+        self._session = onnxruntime.InferenceSession(str(folder / "rec" / REC_ONNX), providers=["CPUExecutionProvider"])
+        taken = {value.name for value in self._session.get_inputs()}
+        self._inputs = []
+        for seed in range(NUM_BODIES):
+            candidates = release.reader.read(request(folder, 200, False, seed))
+            inputs = release.predictor._transform(candidates.fields, 200)  # type: ignore[attr-defined]
+            inputs[IMAGE_VECTOR] = store.get_many(candidates.keys).vectors
+            self._inputs.append({name: value for name, value in inputs.items() if name in taken})
+        store.close()
+
+    def candidates_per_s(self) -> float:
+        """Of a turn of half a second or so."""
+        inputs = itertools.cycle(self._inputs)
+        return 200 / workload.median(workload.seconds(lambda: self._session.run(None, next(inputs)), 400))
 
 
-def measure_server(
-    folder: Path, options: Any, name: str, number: int, bodies: Sequence[dict[str, Any]]
-) -> dict[str, float]:
-    """Start a server, load it, and end it."""
+def measure(bare: BareSession, options: Any, name: str, number: int, bodies: Sequence[bytes]) -> dict[str, Any]:
+    """Figures of requests for that many candidates."""
+    load(bodies, 3.0, 0.0)  # warms the server up
+    per_s, shares, p50_ms, p99_ms = [], [], [], []
+    for _ in range(options.turns):
+        before = bare.candidates_per_s()
+        per_s.append(len(load(bodies, options.seconds, 0.0)) / options.seconds)
+        shares.append(per_s[-1] * number / ((before + bare.candidates_per_s()) / 2))
+        latencies = load(bodies, options.seconds, per_s[-1] / 2)
+        p50_ms.append(float(np.percentile(latencies, 50)) * 1e3)
+        p99_ms.append(float(np.percentile(latencies, 99)) * 1e3)
+    figures: dict[str, Any] = {
+        f"requests_per_s_{name}": workload.median(per_s),
+        f"p50_ms_{name}": workload.median(p50_ms),
+        f"p99_ms_{name}": workload.median(p99_ms),
+    }
+    if number > 1:
+        figures[f"candidates_per_s_{name}"] = workload.median(per_s) * number
+        figures[f"share_of_bare_{name}"] = workload.median(shares)
+        figures[f"shares_of_bare_{name}"] = [round(share, 3) for share in shares]
+    return figures
+
+
+@contextmanager
+def server(folder: Path, options: Any) -> Iterator[None]:
+    """A server that has started, ended afterwards."""
     command = [sys.executable, "-m", "easyrec_mm", "serve", "--rec_model_dir", str(folder / "rec"), "--store"]
     command += [f"lmdb://{folder}/store", "--http_port", str(PORT), "--grpc_port", "0", "--runtime", options.runtime]
-    server = subprocess.Popen([*command, "--workers", str(options.workers)], stderr=subprocess.DEVNULL)
+    process = subprocess.Popen([*command, "--workers", str(options.workers)], stderr=subprocess.DEVNULL)
     try:
-        encoded = [json.dumps(body).encode() for body in bodies]
         wait_until_ready()
-        load(encoded, 3.0, 0.0)  # warms it up
-        saturation = load(encoded, options.seconds, 0.0)
-        per_s = len(saturation) / options.seconds
-        latencies = load(encoded, options.seconds, per_s / 2)
+        yield
     finally:
-        server.terminate()
-        server.wait()
-    return {
-        f"requests_per_s_{name}": per_s,
-        f"candidates_per_s_{name}": per_s * number,
-        f"p50_ms_{name}": float(np.percentile(latencies, 50)) * 1e3,
-        f"p99_ms_{name}": float(np.percentile(latencies, 99)) * 1e3,
-    }
+        process.terminate()
+        process.wait()
 
 
 def wait_until_ready() -> None:
@@ -183,7 +203,7 @@ def wait_until_ready() -> None:
     raise RuntimeError("the server did not start")
 
 
-def load(bodies: list[bytes], seconds: float, per_s: float) -> list[float]:
+def load(bodies: Sequence[bytes], seconds: float, per_s: float) -> list[float]:
     """Seconds that each answer took; per_s 0 means as many requests as are answered."""
     context = multiprocessing.get_context("spawn")
     queue: Any = context.Queue()
@@ -194,7 +214,7 @@ def load(bodies: list[bytes], seconds: float, per_s: float) -> list[float]:
     return latencies
 
 
-def generate_load(bodies: list[bytes], seconds: float, per_s: float, queue: Any) -> None:
+def generate_load(bodies: Sequence[bytes], seconds: float, per_s: float, queue: Any) -> None:
     """The load generator's process."""
     latencies: list[float] = []
     start = time.perf_counter() + 0.2
