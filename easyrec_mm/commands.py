@@ -10,14 +10,17 @@ import os
 import sys
 import tempfile
 from contextlib import ExitStack
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from easyrec_mm.errors import UserError
 
 if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
     from easyrec_mm.config import Pipeline
     from easyrec_mm.data.bad_records import BadRecords
     from easyrec_mm.model import MultimodalModel
+    from easyrec_mm.store import Store
 
 SIGNAL_EXIT_BASE = 128
 
@@ -149,7 +152,67 @@ def store_command(options: argparse.Namespace) -> int:
 
 
 def search_command(options: argparse.Namespace) -> int:
-    raise NotImplementedError
+    from easyrec_mm.search import evaluate, read_index, write_page
+    from easyrec_mm.store import State, open_store
+
+    wanted = options.image or options.key
+    if not (wanted or options.eval):
+        raise UserError("give what to look for: --image with --img_model_dir, or --key, or --eval with labels")
+    store = open_store(options.store)
+    try:
+        # The picture first: a wrong path or model is told before a large store is read.
+        vector = _vector_of_picture(options, store) if options.image else None
+        index = read_index(store, options.index)
+        if options.key:
+            found = store.get_many([options.key])
+            if found.states[0] != State.PRESENT:
+                reason = "is a bad picture" if found.states[0] == State.ABSENT else "is not in the store"
+                raise UserError(f"--key {options.key}: {reason}, {store.uri}; see easyrec-mm store stat")
+            vector = found.vectors[0]
+    finally:
+        store.close()
+    if index.kind != "exact":
+        print(
+            f"{index.kind} index of {len(index.keys)} vectors; recall@{options.top_k} {index.recall(options.top_k):.4f}"
+        )
+    if vector is not None:
+        neighbours = index.neighbours(vector, options.top_k, options.key)
+        for rank, neighbour in enumerate(neighbours, 1):
+            print(f"{rank:>4}  {neighbour.cosine:.6f}  {neighbour.key}")
+        if options.html:
+            query_path = options.image or os.path.join(options.image_root, options.key)
+            write_page(options.html, wanted, query_path, neighbours, options.image_root)
+            print(f"as a page: {options.html}")
+    if options.eval:
+        result = evaluate(index, options.eval, options.top_k)
+        for k, recall in result.recall.items():
+            print(f"recall@{k}  {recall:.4f}")
+        print(f"mMP@5  {result.mmp:.4f}")
+        print(
+            f"{result.num_queries} queries; {result.num_alone} items alone with their label, "
+            f"{result.num_missing} of {options.eval} not in the store"
+        )
+    return 0
+
+
+def _vector_of_picture(options: argparse.Namespace, store: Store) -> NDArray[Any]:
+    """The vector of --image by --img_model_dir, which must be the model that the store's vectors are of."""
+    if not options.img_model_dir:
+        raise UserError("--image: give the image model with --img_model_dir")
+    _import_tensorflow()
+    from easyrec_mm.embed import PictureEmbedder
+
+    embedder = PictureEmbedder(options.img_model_dir)
+    generation = store.meta().current_generation
+    if generation is not None and generation.fingerprint != embedder.fingerprint:
+        raise UserError(
+            f"--img_model_dir {options.img_model_dir}: is image tower {embedder.fingerprint[:12]}, generation "
+            f"{generation.number} of {store.uri} is of {generation.fingerprint[:12]}; give the model of those vectors"
+        )
+    (vector,) = embedder([options.image])
+    if vector is None:
+        raise UserError(f"--image {options.image}: cannot be read as a picture")
+    return vector
 
 
 def serve_command(options: argparse.Namespace) -> int:

@@ -57,6 +57,7 @@ MAY_IMPORT = {
     "parity": ("errors", "schema", "protos", "data", "model", "metrics", "parts", "onnx_models", "serving.transform"),
     "export": (*TRAINING_BASE, "config", "evaluator", "layers", "manifest", "onnx_models", "parity", "parts"),
     "embed": ("errors", "items", "manifest", "store", "data.pictures", "onnx_models", "parts", "progress"),
+    "search": ("errors", "store"),
     "check": ("errors", "schema", "data", "config"),
     "commands": ("errors",),
     "cli": ("commands", "errors"),

@@ -1,0 +1,267 @@
+"""Nearest items by the cosine of their image vectors, with faiss: for a person who looks whether vectors are any good.
+
+Works on the current generation of a store. Cosine is the inner product of vectors of length 1; one of length 0 has 0
+with all others.
+"""
+
+from __future__ import annotations
+
+import base64
+import csv
+import html
+import io
+import os
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal, NamedTuple
+
+import faiss
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, UnidentifiedImageError
+
+from easyrec_mm.errors import StoreError, UserError
+from easyrec_mm.store import Store
+
+IndexKind = Literal["auto", "exact", "hnsw", "ivf"]
+# Up to so many vectors, each query is compared with all of them.
+_MOST_EXACT = 1_000_000
+_NUM_RECALL_QUERIES = 200
+_QUERIES_AT_A_TIME = 1000
+_THUMBNAIL = 224
+# Cut-off of the mean precision of the Google Universal Image Embedding challenge.
+_PRECISION_AT = 5
+
+
+class Neighbour(NamedTuple):
+    """A found item and its cosine with the query."""
+
+    key: str
+    cosine: float
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """How often neighbours share a label.
+
+    recall         at k -> share of queries with at least one item of their label among their k nearest
+    mmp            mMP@5: mean over queries of the precision among the nearest min(n, 5), n: other items of the label
+    num_queries    items with a label that another one has, too
+    num_alone      items whose label no other has; no queries
+    num_missing    items of the file that the store has no vector of
+    """
+
+    recall: dict[int, float]
+    mmp: float
+    num_queries: int
+    num_alone: int
+    num_missing: int
+
+
+class Index:
+    """Vectors that can be searched.
+
+    Args:
+      keys: N names.
+      vectors: float32 `[N, D]`; taken over, made of length 1.
+      kind: "exact"; "hnsw" and "ivf" are faster and may miss neighbours: `recall` says how many they find; "auto":
+        exact up to a million vectors, then ivf, which is built quickly.
+    """
+
+    def __init__(self, keys: Sequence[str], vectors: NDArray[Any], kind: IndexKind = "auto") -> None:
+        self.keys = keys
+        self.vectors = np.ascontiguousarray(vectors, np.float32)
+        faiss.normalize_L2(self.vectors)
+        self.kind = kind if kind != "auto" else "exact" if len(keys) <= _MOST_EXACT else "ivf"
+        self._index = _KINDS[self.kind](*self.vectors.shape)
+        self._index.train(self.vectors)
+        self._index.add(self.vectors)
+
+    def search(self, queries: NDArray[Any], top_k: int) -> tuple[NDArray[Any], NDArray[Any]]:
+        """Rows `[Q, k]` of the nearest, nearest first, and their cosines; row -1 where fewer were found."""
+        queries = np.array(queries, np.float32)
+        faiss.normalize_L2(queries)
+        cosines, rows = self._index.search(queries, min(top_k, len(self.keys)))
+        return rows, cosines
+
+    def neighbours(self, query: NDArray[Any], top_k: int, without: str | None = None) -> list[Neighbour]:
+        """The nearest items of one vector `[D]`, but for the one it belongs to."""
+        rows, cosines = self.search(query[None], top_k + (without is not None))
+        found = [
+            Neighbour(self.keys[row], float(cosine))
+            for row, cosine in zip(rows[0], cosines[0], strict=True)
+            if row >= 0
+        ]
+        return [neighbour for neighbour in found if neighbour.key != without][:top_k]
+
+    def recall(self, top_k: int) -> float:
+        """Share of the true top k of some of its own vectors that it finds."""
+        some = np.random.default_rng(0).permutation(len(self.keys))[:_NUM_RECALL_QUERIES]
+        exact = _KINDS["exact"](*self.vectors.shape)
+        exact.add(self.vectors)
+        _, expected = exact.search(self.vectors[some], top_k)
+        found, _ = self.search(self.vectors[some], top_k)
+        shares = [len(set(a) & set(b)) / len(set(b)) for a, b in zip(found.tolist(), expected.tolist(), strict=True)]
+        return float(np.mean(shares))
+
+
+def _hnsw(number: int, width: int) -> Any:
+    index = faiss.IndexHNSWFlat(width, 32, faiss.METRIC_INNER_PRODUCT)
+    index.hnsw.efConstruction = 100
+    index.hnsw.efSearch = 128
+    return index
+
+
+def _ivf(number: int, width: int) -> Any:
+    # About 4 * sqrt(N) lists (faiss, "Guidelines to choose an index"), but enough vectors to train each.
+    num_lists = max(1, min(int(4 * number**0.5), number // 39))
+    index = faiss.IndexIVFFlat(faiss.IndexFlatIP(width), width, num_lists, faiss.METRIC_INNER_PRODUCT)
+    index.nprobe = max(1, min(64, num_lists // 4))
+    return index
+
+
+_KINDS: dict[str, Callable[[int, int], Any]] = {
+    "exact": lambda number, width: faiss.IndexFlatIP(width),
+    "hnsw": _hnsw,
+    "ivf": _ivf,
+}
+
+
+def read_index(store: Store, kind: IndexKind = "auto") -> Index:
+    """The vectors of a store's current generation.
+
+    Raises:
+      StoreError: if it has none.
+    """
+    generation = store.meta().current_generation
+    if generation is None:
+        raise StoreError(f"{store.uri}: holds no complete generation of vectors; run easyrec-mm embed to its end")
+    keys: list[str] = []
+    vectors: list[NDArray[Any]] = []
+    for record in store.scan(generation):
+        if record.vector is not None:
+            keys.append(record.key)
+            vectors.append(record.vector)
+    if not keys:
+        raise StoreError(f"{store.uri}: generation {generation.number} holds no vector")
+    return Index(keys, np.stack(vectors), kind)
+
+
+def evaluate(index: Index, labels_file: str, top_k: int) -> Evaluation:
+    """Search with every labelled item among the other labelled ones.
+
+    mMP@5: Google Universal Image Embedding challenge (Kaggle, 2022), there called modified mean precision at 5.
+
+    Args:
+      index: of all items.
+      labels_file: CSV with the columns key and label.
+      top_k: where recall is counted besides at 1.
+
+    Raises:
+      UserError: if the file is no such, or no two of its items share a label.
+    """
+    labels = _read_labels(labels_file)
+    known = {key: row for row, key in enumerate(index.keys)}
+    rows = [known[key] for key in labels if key in known]
+    names = [labels[index.keys[row]] for row in rows]
+    counts = Counter(names)
+    queries = [i for i, name in enumerate(names) if counts[name] > 1]
+    if not queries:
+        raise UserError(
+            f"--eval {labels_file}: no two of its items in the store ({len(rows)} of {len(labels)}) share a label"
+        )
+    gallery = Index([index.keys[row] for row in rows], index.vectors[rows], index.kind)
+    label_of = np.unique(names, return_inverse=True)[1]
+    hits_at: dict[int, int] = dict.fromkeys(sorted({1, top_k}), 0)
+    precision = 0.0
+    depth = max(top_k, _PRECISION_AT)
+    for start in range(0, len(queries), _QUERIES_AT_A_TIME):
+        some = np.array(queries[start : start + _QUERIES_AT_A_TIME])
+        found, _ = gallery.search(gallery.vectors[some], depth + 1)
+        for query, nearest in zip(some, found, strict=True):
+            others = nearest[(nearest != query) & (nearest >= 0)][:depth]
+            is_hit = label_of[others] == label_of[query]
+            for k in hits_at:
+                hits_at[k] += bool(is_hit[:k].any())
+            most = min(counts[names[query]] - 1, _PRECISION_AT)
+            precision += is_hit[:most].sum() / most
+    number = len(queries)
+    recall = {k: hits / number for k, hits in hits_at.items()}
+    return Evaluation(recall, precision / number, number, len(rows) - number, len(labels) - len(rows))
+
+
+def _read_labels(path: str) -> dict[str, str]:
+    try:
+        with open(path, encoding="utf-8", newline="") as file:
+            reader = csv.DictReader(file)
+            if not {"key", "label"} <= set(reader.fieldnames or ()):
+                raise UserError(f"--eval {path}: has the columns {reader.fieldnames}; give one with key and label")
+            return {row["key"]: row["label"] for row in reader if row["label"]}
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        raise UserError(f"--eval {path}: cannot be read: {error}") from error
+
+
+def write_page(path: str, query: str, query_path: str, found: Sequence[Neighbour], image_root: str) -> None:
+    """Write a page of pictures that stands alone: they are in it, made small.
+
+    Args:
+      path: file to write.
+      query: what was looked for.
+      query_path: its picture.
+      found: whose keys are paths.
+      image_root: folder that relative paths start from.
+
+    Raises:
+      UserError: if it cannot be written.
+    """
+    title = f"Nearest to {query}"
+    figures = [_figure(query, "query", query_path)]
+    figures += [_figure(f.key, f"{f.cosine:.4f}", os.path.join(image_root, f.key)) for f in found]
+    page = f"""<!doctype html>
+<html lang="en">
+<meta charset="utf-8">
+<meta name="viewport" content="width=device-width">
+<title>{html.escape(title)}</title>
+<style>
+  body {{ font: 14px system-ui, sans-serif; margin: 2rem; }}
+  main {{ display: flex; flex-wrap: wrap; gap: 1rem; }}
+  figure {{ margin: 0; width: {_THUMBNAIL}px; }}
+  figure:first-child {{ outline: 3px solid; outline-offset: 4px; }}
+  img, .none {{ width: 100%; aspect-ratio: 1; object-fit: contain; background: #eee; }}
+  figcaption {{ overflow-wrap: anywhere; }}
+</style>
+<h1>{html.escape(title)}</h1>
+<main>
+{"".join(figures)}</main>
+</html>
+"""
+    try:
+        with open(path, "w", encoding="utf-8") as file:
+            file.write(page)
+    except OSError as error:
+        raise UserError(f"--html {path}: cannot be written: {error.strerror}") from error
+
+
+def _figure(key: str, note: str, path: str) -> str:
+    picture = _thumbnail(path)
+    shown = (
+        f'<img alt="" src="data:image/jpeg;base64,{picture}">'
+        if picture
+        else '<div class="none">the picture cannot be read</div>'
+    )
+    return f"<figure>{shown}<figcaption><b>{html.escape(note)}</b> {html.escape(key)}</figcaption></figure>\n"
+
+
+def _thumbnail(path: str) -> str | None:
+    """A small JPEG as base64; None if there is no picture at that path."""
+    try:
+        with Image.open(path) as picture:
+            picture.draft("RGB", (_THUMBNAIL, _THUMBNAIL))
+            small = picture.convert("RGB")
+    except (OSError, ValueError, UnidentifiedImageError, Image.DecompressionBombError):
+        return None
+    small.thumbnail((_THUMBNAIL, _THUMBNAIL))
+    content = io.BytesIO()
+    small.save(content, "JPEG", quality=85)
+    return base64.b64encode(content.getvalue()).decode()

@@ -1,0 +1,105 @@
+"""The manifests in configs/deploy: valid by the API's schema, and their commands are ones that the command line takes."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import kserve
+import kubernetes.client.models as kubernetes
+import pytest
+import yaml
+
+from easyrec_mm import cli
+
+FOLDER = Path(__file__).parents[1] / "configs" / "deploy"
+KINDS = {
+    ("apps/v1", "Deployment"): "V1Deployment",
+    ("v1", "Service"): "V1Service",
+    ("autoscaling/v2", "HorizontalPodAutoscaler"): "V2HorizontalPodAutoscaler",
+    ("serving.kserve.io/v1beta1", "InferenceService"): "V1beta1InferenceService",
+}
+SIMPLE = {"str": str, "int": int, "bool": bool, "float": (int, float)}
+
+
+def documents():
+    return [(path.name, part) for path in sorted(FOLDER.glob("*.yaml")) for part in yaml.safe_load_all(path.read_text())]
+
+
+def problems(value, kind, place):
+    """What of a value does not fit a type of the API, whose models know their fields, types and what is required."""
+    if match := re.fullmatch(r"[Ll]ist\[(.*)\]", kind):
+        if not isinstance(value, list):
+            return [f"{place}: no list"]
+        return [p for i, one in enumerate(value) for p in problems(one, match[1], f"{place}[{i}]")]
+    if match := re.fullmatch(r"[Dd]ict[(\[]str, (.*)[)\]]", kind):
+        return [p for name, one in value.items() for p in problems(one, match[1], f"{place}.{name}")]
+    if kind == "object":  # a port by number or name
+        return [] if isinstance(value, str | int) else [f"{place}: {value!r}"]
+    if kind in SIMPLE:
+        return [] if isinstance(value, SIMPLE[kind]) else [f"{place}: {value!r} is no {kind}"]
+    model = getattr(kubernetes, kind, None) or getattr(kserve, kind, None)
+    if model is None:
+        return [f"{place}: no type {kind}"]
+    if not isinstance(value, dict):
+        return [f"{place}: {value!r} is no {kind}"]
+    attributes = {json_name: name for name, json_name in model.attribute_map.items()}
+    found = [f"{place}.{name}: {kind} has no such field" for name in value if name not in attributes]
+    known = {name: one for name, one in value.items() if name in attributes}
+    try:
+        model(**{attributes[name]: one for name, one in known.items()})
+    except ValueError as error:
+        found.append(f"{place}: {error}")
+    for name, one in known.items():
+        found += problems(one, model.openapi_types[attributes[name]], f"{place}.{name}")
+    return found
+
+
+@pytest.mark.parametrize(("file", "document"), documents())
+def test_a_manifest_is_valid(file, document):
+    kind = KINDS[document["apiVersion"], document["kind"]]
+    assert problems(document, kind, file) == []
+
+
+def test_what_is_wrong_is_found():
+    document = next(document for _, document in documents() if document["kind"] == "Deployment")
+    container = document["spec"]["template"]["spec"]["containers"][0]
+    container["prots"] = container.pop("ports")
+    container["args"] = "--x"
+    del document["spec"]["selector"]
+    found = "\n".join(problems(document, KINDS[document["apiVersion"], document["kind"]], "x"))
+    for part in ("containers[0].prots: V1Container has no such field", "containers[0].args: no list", "selector"):
+        assert part in found
+
+
+def containers(document):
+    spec = document.get("spec", {})
+    spec = spec.get("predictor") or spec.get("template", {}).get("spec", {})
+    return spec.get("containers", [])
+
+
+def test_commands_are_known_and_probes_are_ports_of_theirs():
+    commands = [c for _, document in documents() for c in containers(document)]
+    assert len(commands) == 3
+    for container in commands:
+        ports = {port["containerPort"] for port in container["ports"]} | {port["name"] for port in container["ports"]}
+        probes = [value for name, value in container.items() if name.endswith("Probe")]
+        assert {probe["httpGet"]["port"] for probe in probes} <= ports
+        if "command" in container:
+            program, *arguments = [*container["command"], *container["args"]]
+            assert program == "easyrec-mm"
+            options = cli._parser().parse_args(arguments)
+            assert options.workers == int(container["resources"]["limits"]["cpu"])
+            assert options.http_port in ports
+
+
+def test_selectors_meet_labels():
+    by_kind = {}
+    for file, document in documents():
+        by_kind.setdefault((file, document["kind"]), document)
+    for (file, kind), document in by_kind.items():
+        if kind == "Service":
+            pods = by_kind[file, "Deployment"]["spec"]["template"]
+            assert document["spec"]["selector"].items() <= pods["metadata"]["labels"].items()
+            names = {port["name"] for c in pods["spec"]["containers"] for port in c["ports"]}
+            assert {port["targetPort"] for port in document["spec"]["ports"]} <= names
