@@ -2,8 +2,17 @@
 
 from __future__ import annotations
 
+import os
+
+import pyarrow.parquet as pq
 import pytest
 from flow_helpers import Exported, use_small_backbone
+from servers import PostgresServer, RedisServer
+
+from easyrec_mm.cli import main
+from easyrec_mm.manifest import read_header
+
+SERVERS = {"redis": RedisServer, "postgres": PostgresServer}
 
 
 @pytest.fixture(scope="session")
@@ -12,3 +21,37 @@ def exported(tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         use_small_backbone(patch)
         return Exported(tmp_path_factory.mktemp("exported"))
+
+
+@pytest.fixture(scope="session")
+def samples(exported, tmp_path_factory):
+    """Requests' instances of the test data, and what `predict` says of them."""
+    folder = tmp_path_factory.mktemp("samples")
+    schema = read_header(str(exported.folder / "rec"), "rec").schema
+    names = [*schema.feature_fields(), "img_path"]
+    arguments = ["--predict_input_path", f"{exported.data}/test/*", "--output", f"{folder}/p.parquet"]
+    with pytest.MonkeyPatch.context() as patch:
+        use_small_backbone(patch)
+        assert main(["predict", *exported.flags, *arguments, "--reserved_columns", ",".join(names)]) == 0
+    rows = pq.read_table(folder / "p.parquet").to_pylist()
+    return [{name: row[name] for name in names} for row in rows], rows
+
+
+@pytest.fixture(scope="session")
+def servers():
+    """Starts a server by name; skips the test where it is not installed, but never in continuous integration."""
+    started = {}
+
+    def get(name):
+        if name not in started:
+            try:
+                started[name] = SERVERS[name]()
+            except FileNotFoundError as error:
+                if os.environ.get("CI"):
+                    raise
+                pytest.skip(str(error))
+        return started[name]
+
+    yield get
+    for server in started.values():
+        server.remove()

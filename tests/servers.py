@@ -25,6 +25,7 @@ class Server:
     def __init__(self) -> None:
         self.port = free_port()
         self.folder = Path(tempfile.mkdtemp(prefix="easyrec_mm_server_"))
+        self._log = self.folder.with_suffix(".log")
         self._process: subprocess.Popen[bytes] | None = None
         self.uri = ""
 
@@ -41,15 +42,16 @@ class Server:
     def remove(self) -> None:
         self.stop()
         shutil.rmtree(self.folder, ignore_errors=True)
+        self._log.unlink(missing_ok=True)
 
     def _run(self, command: list[str], is_up: Callable[[], bool]) -> None:
-        with (self.folder.parent / f"{self.folder.name}.log").open("ab") as log:
+        with self._log.open("ab") as log:
             self._process = subprocess.Popen(command, stdout=log, stderr=log)
         for _ in range(200):
             if is_up():
                 return
             time.sleep(0.05)
-        raise RuntimeError(f"{command[0]} did not start; see {self.folder}.log")
+        raise RuntimeError(f"{command[0]} did not start; see {self._log}")
 
 
 class RedisServer(Server):

@@ -1,4 +1,4 @@
-"""The manifests in configs/deploy: valid by the API's schema, and their commands are ones that the command line takes."""
+"""The manifests in configs/deploy: valid by the API's schema, with commands that the command line takes."""
 
 from __future__ import annotations
 
@@ -23,7 +23,8 @@ SIMPLE = {"str": str, "int": int, "bool": bool, "float": (int, float)}
 
 
 def documents():
-    return [(path.name, part) for path in sorted(FOLDER.glob("*.yaml")) for part in yaml.safe_load_all(path.read_text())]
+    paths = sorted(FOLDER.glob("*.yaml"))
+    return [(path.name, document) for path in paths for document in yaml.safe_load_all(path.read_text())]
 
 
 def problems(value, kind, place):

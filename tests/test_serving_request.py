@@ -77,7 +77,9 @@ def test_keys_of_another_field():
         reader.read({"instances": [{**one, "item id": 1.5}]})
 
 
-@pytest.mark.parametrize("body", [b"", b"{", b'{"instances": [{"price": NaN}]}', b'{"instances": "\\ud800"}', b"\xff"])
+@pytest.mark.parametrize(
+    "body", [b"", b"{", b'{"x": Infinity}', b'{"instances": [{"price": NaN}]}', b'{"instances": "\\ud800"}', b"\xff"]
+)
 def test_what_is_not_json(reader, body):
     with pytest.raises(RequestError, match=r"the body (is not JSON|must be)"):
         RequestReader.read(reader, body)

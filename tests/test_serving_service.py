@@ -9,31 +9,17 @@ import threading
 import time
 
 import numpy as np
-import pyarrow.parquet as pq
 import pytest
 from flow_helpers import Exported, use_small_backbone
 
 from easyrec_mm.cli import main
+from easyrec_mm.embed import PictureEmbedder
 from easyrec_mm.errors import ExportError
 from easyrec_mm.manifest import MANIFEST, read_header, write_manifest
 from easyrec_mm.serving import service as service_module
 from easyrec_mm.serving.request import RequestError
 from easyrec_mm.serving.service import Service, ServiceOptions, ServingError, Source, newest_export
 from easyrec_mm.store import Record, open_store
-
-
-@pytest.fixture(scope="module")
-def samples(exported, tmp_path_factory):
-    """Requests' instances of the test data, and what `predict` says of them."""
-    folder = tmp_path_factory.mktemp("samples")
-    schema = read_header(str(exported.folder / "rec"), "rec").schema
-    names = [*schema.feature_fields(), "img_path"]
-    arguments = ["--predict_input_path", f"{exported.data}/test/*", "--output", f"{folder}/p.parquet"]
-    with pytest.MonkeyPatch.context() as patch:
-        use_small_backbone(patch)
-        assert main(["predict", *exported.flags, *arguments, "--reserved_columns", ",".join(names)]) == 0
-    rows = pq.read_table(folder / "p.parquet").to_pylist()
-    return [{name: row[name] for name in names} for row in rows], rows
 
 
 @pytest.fixture
@@ -46,9 +32,9 @@ def place(exported, tmp_path):
     return tmp_path
 
 
-def serve(place, compute=None, **options):
+def serve(place, load_embedder=None, **options):
     options = {"rec_model_dir": str(place / "rec"), **options}
-    return Service(ServiceOptions(**options), open_store(f"lmdb://{place}/store", writable=True), compute)
+    return Service(ServiceOptions(**options), open_store(f"lmdb://{place}/store", writable=True), load_embedder)
 
 
 @pytest.mark.parametrize("runtime", ["onnx", "tensorflow"])
@@ -97,13 +83,31 @@ def test_a_missing_vector(place, samples):
     np.testing.assert_allclose(with_mean.outputs["logits_click"], expected.outputs["logits_click"], rtol=1e-4)
     with pytest.raises(ServingError, match=r"instance 2: the store has no vector of 'unknown.jpg'"):
         serve(place, missing_vector="error").answer({"instances": instances})
-    computed = serve(
-        place, lambda keys: [mean + 1 if k == "unknown.jpg" else None for k in keys], missing_vector="compute"
-    )
-    answer = computed.answer({"instances": instances})
-    assert answer.sources.tolist() == [Source.STORE, Source.STORE, Source.COMPUTED, Source.MEAN]
     with pytest.raises(ServingError, match="give the image model"):
         serve(place, missing_vector="compute")
+
+
+def test_missing_vectors_are_computed(exported, place, samples, tmp_path):
+    """As they would have been embedded, by the image model of the same tower; what cannot be read has the mean."""
+    store = open_store(f"lmdb://{place}/store", writable=True)
+    generation = store.meta().current_generation
+    instances = [dict(samples[0][0]), dict(samples[0][5]), dict(samples[0][0])]
+    key = instances[0]["img_path"]
+    shutil.copy(exported.data / key, tmp_path / "new.jpg")
+    shutil.copy(exported.data / key, tmp_path.parent / "outside.jpg")
+    instances[0]["img_path"], instances[2]["img_path"] = "new.jpg", "../outside.jpg"
+    embedder = PictureEmbedder(str(exported.folder / "image"), str(tmp_path))
+    ours = serve(place, lambda: embedder, missing_vector="compute")
+    answer = ours.answer({"instances": instances})
+    assert answer.sources.tolist() == [Source.COMPUTED, Source.STORE, Source.MEAN]
+    brought = [{**instances[0], "img_emb": store.get_many([key], generation).vectors[0].tolist()}]
+    expected = ours.answer({"instances": brought}).outputs["logits_click"][0]
+    np.testing.assert_allclose(answer.outputs["logits_click"][0], expected, rtol=1e-4, atol=1e-6)
+    (tmp_path / "new.jpg").unlink()  # it is kept
+    assert ours.answer({"instances": instances[:1]}).sources.tolist() == [Source.COMPUTED]
+    embedder.fingerprint = "0" * 64
+    with pytest.raises(ServingError, match="--img_model_dir holds image tower 000000000000, the rec model belongs to"):
+        serve(place, lambda: embedder, missing_vector="compute")
 
 
 def test_a_store_that_is_down(place, samples, monkeypatch):

@@ -3,39 +3,16 @@
 from __future__ import annotations
 
 import multiprocessing
-import os
 import time
 
 import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from servers import PostgresServer, RedisServer
 
 from easyrec_mm.errors import StoreError
 from easyrec_mm.store import Record, State, open_store
 from easyrec_mm.store.base import content_hash
-
-SERVERS = {"redis": RedisServer, "postgres": PostgresServer}
-
-
-@pytest.fixture(scope="module")
-def servers():
-    started = {}
-
-    def get(name):
-        if name not in started:
-            try:
-                started[name] = SERVERS[name]()
-            except FileNotFoundError as error:
-                if os.environ.get("CI"):
-                    raise
-                pytest.skip(str(error))
-        return started[name]
-
-    yield get
-    for server in started.values():
-        server.remove()
 
 
 @pytest.fixture(params=["lmdb", "redis", "postgres"])
@@ -210,7 +187,7 @@ def test_a_reader_never_sees_two_generations_in_one_answer(uri):
     assert len(seen) > 2
 
 
-@pytest.mark.parametrize("name", SERVERS)
+@pytest.mark.parametrize("name", ["redis", "postgres"])
 def test_a_server_that_is_down_and_comes_back(name, servers):
     server = servers(name)
     option = {"redis": "prefix", "postgres": "table"}[name]

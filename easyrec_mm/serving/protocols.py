@@ -99,13 +99,11 @@ def _values(tensor: InferInput) -> list[Any]:
 
 def tensors(request: InferRequest, answer: Answer) -> InferResponse:
     """The answer to a V2 request."""
-    columns = {**answer.outputs, VECTOR_SOURCE: _SOURCE_NAMES[answer.sources]}
     outputs = []
-    for name, values in columns.items():
-        if values.dtype == object:
-            outputs.append(InferOutput(name, list(values.shape), "BYTES", values.tolist()))
-        else:
-            outputs.append(InferOutput(name, list(values.shape), _DATATYPES[values.dtype.name], values))
+    for name, values in {**answer.outputs, VECTOR_SOURCE: _SOURCE_NAMES[answer.sources]}.items():
+        datatype = "BYTES" if values.dtype == object else _DATATYPES[values.dtype.name]
+        outputs.append(InferOutput(name, list(values.shape), datatype))
+        outputs[-1].set_data_from_numpy(values, binary_data=request.use_binary_outputs)
     return InferResponse(
         request.id or "",
         request.model_name,

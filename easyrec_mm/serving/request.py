@@ -137,9 +137,10 @@ class RequestReader:
     def _parse(self, body: bytes) -> _Columns:
         """Columns of a body of JSON."""
         try:
-            decoded = self._decoder.decode(body)
-        except msgspec.ValidationError:
-            return self._columns(msgspec.json.decode(body))
+            try:
+                decoded = self._decoder.decode(body)
+            except msgspec.ValidationError:
+                return self._columns(msgspec.json.decode(body))
         except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
             raise RequestError(f"the body is not JSON: {error}") from error
         self._check_number(len(decoded.instances))

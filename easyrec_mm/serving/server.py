@@ -9,7 +9,10 @@ from __future__ import annotations
 import asyncio
 import gc
 import logging
+import multiprocessing
+import os
 import resource
+import signal
 import socket
 import sys
 import threading
@@ -273,6 +276,19 @@ def _require_free(flag: str, port: int) -> None:
             raise UserError(f"{flag} {port}: cannot be used: {error}; choose another port") from error
 
 
+def _end_with_parent() -> None:
+    """See to it that a worker process does not keep the port when its parent is killed."""
+    parent = multiprocessing.parent_process()
+
+    def wait() -> None:
+        if parent is not None:
+            parent.join()
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    if parent is not None:
+        threading.Thread(target=wait, name="parent", daemon=True).start()
+
+
 _STATUS = {InvalidArgument: 400, Unavailable: 503, Internal: 500}
 
 
@@ -283,6 +299,7 @@ def _prepare_application(model: RecModel, max_request_bytes: int) -> None:
     @asynccontextmanager
     async def load(_: fastapi.FastAPI) -> AsyncIterator[None]:
         # In a worker process, whose parent kills it if it does not get a sign of life for five seconds.
+        _end_with_parent()
         await asyncio.to_thread(model.load)
         yield
 
