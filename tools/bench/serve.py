@@ -70,10 +70,18 @@ def main() -> None:
 
 
 def prepare(folder: Path) -> None:
-    """Train the reference config for a step, export it, and write a store of vectors."""
+    """Make the model and the store."""
+    from easyrec_mm.store import open_store
+
+    make_model(folder)
+    store = open_store(f"lmdb://{folder}/store", writable=True)
+    fill_store(store, folder / "rec", NUM_VECTORS)
+    (folder / "done").touch()
+
+
+def make_model(folder: Path, seed: int = 0) -> None:
+    """Train the reference config for a step and export it into img, rec and total."""
     from easyrec_mm.cli import main as run
-    from easyrec_mm.manifest import read_header
-    from easyrec_mm.store import Record, open_store
 
     folder.mkdir(parents=True, exist_ok=True)
     data = reference.write_reference_data(folder, 64)
@@ -81,18 +89,24 @@ def prepare(folder: Path) -> None:
     text = reference.reference_config(("num_steps: 2000", "num_steps: 1"), image_size=32, **paths)
     config = reference.write_config(folder, text)
     exports = [f"--{flag}_model_export_dir={folder / flag}" for flag in ("img", "rec", "total")]
-    for command in (["train", "--pipeline_config", config], ["export", "--pipeline_config_path", config, *exports]):
+    train = ["train", "--pipeline_config", config, "--set", f"data_config.seed={seed}"]
+    for command in (train, ["export", "--pipeline_config_path", config, *exports]):
         if run(command):
             raise RuntimeError(f"{command} failed")
-    manifest = read_header(str(folder / "rec"), "rec")
-    store = open_store(f"lmdb://{folder}/store", writable=True)
+
+
+def fill_store(store: Any, rec: Path, number: int) -> None:
+    """Write random vectors for a rec model's image tower and make them current."""
+    from easyrec_mm.manifest import read_header
+    from easyrec_mm.store import Record
+
+    manifest = read_header(str(rec), "rec")
     generation = store.begin(manifest.image_tower_fingerprint, manifest.image_width, "float32")
     random = np.random.default_rng(0)
-    for start in range(0, NUM_VECTORS, 10_000):
+    for start in range(0, number, 10_000):
         vectors = random.normal(size=(10_000, manifest.image_width)).astype(np.float32)
         store.put_many(generation, [Record(key(start + i), vector, bytes(16), 0) for i, vector in enumerate(vectors)])
     store.complete(generation)
-    (folder / "done").touch()
 
 
 def key(number: int) -> str:
@@ -100,7 +114,7 @@ def key(number: int) -> str:
     return f"pictures/2026/{number:07d}.jpg"
 
 
-def request(folder: Path, number: int, is_shared: bool, seed: int) -> dict[str, Any]:
+def request(folder: Path, number: int, is_shared: bool, seed: int, num_vectors: int = NUM_VECTORS) -> dict[str, Any]:
     """A request for that many candidates, each with its 19 features and a picture."""
     from easyrec_mm.manifest import read_header
 
@@ -112,7 +126,7 @@ def request(folder: Path, number: int, is_shared: bool, seed: int) -> dict[str, 
         _, texts = reference._sample(0.5, random)
         fields = [schema.field(name) for name in reference.FEATURES]
         values = {f.name: kinds[f.dtype](text or f.default) for f, text in zip(fields, texts, strict=True)}
-        instances.append({**values, "img_path": key(int(random.integers(NUM_VECTORS)))})
+        instances.append({**values, "img_path": key(int(random.integers(num_vectors)))})
     if not is_shared:
         return {"instances": instances}
     shared = {name: instances[0][name] for name in SHARED}
