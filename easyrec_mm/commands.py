@@ -209,6 +209,7 @@ def _vector_of_picture(options: argparse.Namespace, store: Store) -> NDArray[Any
             f"--img_model_dir {options.img_model_dir}: is image tower {embedder.fingerprint[:12]}, generation "
             f"{generation.number} of {store.uri} is of {generation.fingerprint[:12]}; give the model of those vectors"
         )
+    vector: NDArray[Any] | None
     (vector,) = embedder([options.image])
     if vector is None:
         raise UserError(f"--image {options.image}: cannot be read as a picture")

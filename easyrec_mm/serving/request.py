@@ -131,7 +131,8 @@ class RequestReader:
         fields = [(f"f{i}", types[name] | None if name in types else Any, None) for i, name in enumerate(names)]
         renamed = {f"f{i}": name for i, name in enumerate(names)}
         candidate = msgspec.defstruct("candidate", fields, rename=renamed, forbid_unknown_fields=True, gc=False)
-        parts = [("instances", list[candidate]), ("shared", candidate | None, None)]  # type: ignore[valid-type]
+        # Of the type that a variable holds, which a type checker cannot follow.
+        parts: list[Any] = [("instances", list[candidate]), ("shared", candidate | None, None)]  # type: ignore[valid-type]
         return msgspec.json.Decoder(msgspec.defstruct("body", parts, forbid_unknown_fields=True, gc=False))
 
     def _parse(self, body: bytes) -> _Columns:

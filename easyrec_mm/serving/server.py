@@ -254,7 +254,8 @@ def _make_service(options: ServerOptions) -> Service:
         from easyrec_mm.embed import PictureEmbedder  # with TensorFlow, which only this needs
         from easyrec_mm.serving.service import newest_export
 
-        return PictureEmbedder(newest_export(options.image_model_dir), options.image_root)
+        embedder: Embedder = PictureEmbedder(newest_export(options.image_model_dir), options.image_root)
+        return embedder
 
     store = open_store(options.store)
     return Service(options.service, store, load_embedder if options.image_model_dir else None)
@@ -289,7 +290,7 @@ def _end_with_parent() -> None:
         threading.Thread(target=wait, name="parent", daemon=True).start()
 
 
-_STATUS = {InvalidArgument: 400, Unavailable: 503, Internal: 500}
+_STATUS: dict[type[Exception], int] = {InvalidArgument: 400, Unavailable: 503, Internal: 500}
 
 
 def _prepare_application(model: RecModel, max_request_bytes: int) -> None:
@@ -307,7 +308,7 @@ def _prepare_application(model: RecModel, max_request_bytes: int) -> None:
 
     async def tell(_: fastapi.Request, error: Exception) -> JSONResponse:
         details = error.details if isinstance(error, GrpcException) else str(error)
-        return JSONResponse({"error": details}, _STATUS.get(type(error), 500))  # type: ignore[call-overload]
+        return JSONResponse({"error": details}, _STATUS[type(error)])
 
     async def tell_not_valid(_: fastapi.Request, error: RequestValidationError) -> JSONResponse:
         problem = error.errors()[0]
