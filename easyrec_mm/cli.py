@@ -128,7 +128,7 @@ def _embed_flags(command: Parser) -> None:
     )
     add("--dtype", choices=["float32", "float16"], default="float32", help="number format of the stored vectors")
     add("--bad_pictures", metavar="F", default="bad_pictures.jsonl", help="file to list bad pictures in")
-    add("--batch_size", metavar="N", type=int, default=64, help="pictures at a time (default 64)")
+    add("--batch_size", metavar="N", type=_not_negative, default=0, help="pictures at a time (default by their size)")
     add("--runtime", choices=["auto", "onnx", "tensorflow"], default="auto", help="default: the faster")
 
 

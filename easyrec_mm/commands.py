@@ -127,7 +127,7 @@ def embed_command(options: argparse.Namespace) -> int:
     print(
         f"{result.embedded} pictures embedded by {model.runtime}, {result.unchanged} were there, {result.bad} bad"
         f"{f' (absent; listed in {options.bad_pictures})' if result.bad else ''}; "
-        f"generation {result.generation} of {store.uri} is current"
+        f"generation {result.generation} of {store.uri} is current; {result.per_s:.4g} images/s"
     )
     return 0
 
@@ -224,7 +224,7 @@ def serve_command(options: argparse.Namespace) -> int:
             # Where the processes put their metrics together; looked at when prometheus_client is imported.
             folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="easyrec_mm_metrics_"))
             os.environ["PROMETHEUS_MULTIPROC_DIR"] = folder
-        from easyrec_mm.serving.server import ServerOptions, serve
+        from easyrec_mm.server import ServerOptions, serve
         from easyrec_mm.serving.service import ServiceOptions
 
         service = ServiceOptions(

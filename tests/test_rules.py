@@ -58,6 +58,7 @@ MAY_IMPORT = {
     "export": (*TRAINING_BASE, "config", "evaluator", "layers", "manifest", "onnx_models", "parity", "parts"),
     "embed": ("errors", "items", "manifest", "store", "data.pictures", "onnx_models", "parts", "progress"),
     "search": ("errors", "store"),
+    "server": ("errors", "serving", "store", "embed"),
     "check": ("errors", "schema", "data", "config"),
     "commands": ("errors",),
     "cli": ("commands", "errors"),
