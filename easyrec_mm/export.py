@@ -22,7 +22,7 @@ from tensorflow.core.protobuf import saved_model_pb2
 from easyrec_mm import __version__
 from easyrec_mm.checkpoint import Checkpoints, resolve_checkpoint
 from easyrec_mm.config import Pipeline
-from easyrec_mm.errors import ExportError
+from easyrec_mm.errors import ExportError, tensorflow_reason
 from easyrec_mm.evaluator import load_model
 from easyrec_mm.layers.image_tower import BACKBONES
 from easyrec_mm.manifest import MANIFEST, Kind, Manifest, list_files, write_manifest
@@ -201,7 +201,11 @@ def _write_models(
         "total": total_part(model, image_input),
     }
     for kind, part in written.items():
-        _write_saved_model(part, model.schema, folders[kind])
+        try:
+            _write_saved_model(part, model.schema, folders[kind])
+        except tf.errors.OpError as error:  # such as a full disk
+            place = folders[kind].parent
+            raise ExportError(f"{place}: cannot be written: {tensorflow_reason(error.message)}") from error
         for file in asset_files:
             (folders[kind] / "assets").mkdir(exist_ok=True)
             shutil.copy(file, folders[kind] / "assets")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 import signal
 import subprocess
@@ -322,14 +323,30 @@ def test_best_checkpoint_by_evaluations(exported, tmp_path):
 # --- Processes of their own
 
 
-def process(exported, folder):
+def process(exported, folder, first="", **options):
     """An export in a new process, with the small backbone."""
     code = (
-        "import sys; sys.path.insert(0, 'tests'); sys.path.insert(0, 'samples')\n"
+        f"{first}\nimport sys; sys.path.insert(0, 'tests'); sys.path.insert(0, 'samples')\n"
         "import pytest, flow_helpers, easyrec_mm.cli as cli\n"
         "flow_helpers.use_small_backbone(pytest.MonkeyPatch()); sys.exit(cli.main(sys.argv[1:]))\n"
     )
-    return subprocess.Popen([sys.executable, "-c", code, *exported.export_arguments(folder)], cwd=ROOT)
+    command = [sys.executable, "-c", code, *exported.export_arguments(folder)]
+    return subprocess.Popen(command, cwd=ROOT, text=True, **options)
+
+
+@pytest.mark.parametrize("most_bytes", [3_000, 60_000, 300_000])
+def test_a_full_disk(exported, tmp_path, most_bytes):
+    """Wherever writing stops, it is told and nothing is left."""
+    limit = (
+        "import resource, signal; signal.signal(signal.SIGXFSZ, signal.SIG_IGN)\n"
+        f"resource.setrlimit(resource.RLIMIT_FSIZE, ({most_bytes}, {most_bytes}))"
+    )
+    export = process(exported, tmp_path / "e", limit, stderr=subprocess.PIPE)
+    _, text = export.communicate()
+    assert export.returncode == 1
+    assert re.search(r"^error: .*(cannot be written|File too large)", text, re.MULTILINE), text
+    assert "Traceback" not in text
+    assert list((tmp_path / "e").iterdir()) == []
 
 
 @pytest.mark.slow
