@@ -37,6 +37,7 @@ from fastapi.responses import JSONResponse  # noqa: E402
 from grpc_interceptor.exceptions import GrpcException, Internal, InvalidArgument, Unavailable  # noqa: E402
 from kserve import model_server  # noqa: E402
 from kserve.errors import InvalidInput  # noqa: E402
+from kserve.model_repository import ModelRepository  # noqa: E402
 from kserve.protocol.model_repository_extension import ModelRepositoryExtension  # noqa: E402
 from starlette.exceptions import HTTPException  # noqa: E402
 from starlette.routing import Route  # noqa: E402
@@ -122,9 +123,6 @@ class RecModel(kserve.Model):  # type: ignore[misc]
         gc.freeze()
         self.ready = True
         return True
-
-    def stop(self) -> None:
-        """KServe says this when the server is told to end; requests that have come are still answered."""
 
     async def predict(self, payload: Any, headers: dict[str, str] | None = None) -> Any:
         """Answer a request of the V2 protocol, over REST or gRPC; those of V1 have a route of their own.
@@ -228,6 +226,7 @@ class _Server(model_server.ModelServer):  # type: ignore[misc]
             workers=options.workers,
             enable_grpc=bool(options.grpc_port),
             enable_latency_logging=False,
+            registered_models=_OneModel(),
         )
         self._max_connections = options.max_connections
         self.model_repository_extension = _FixedModel(self.registered_models)
@@ -239,6 +238,11 @@ class _Server(model_server.ModelServer):  # type: ignore[misc]
         config.backlog = max(config.backlog, self._max_connections)
         config.access_log = False
         await super()._serve()
+
+
+class _OneModel(ModelRepository):  # type: ignore[misc]
+    def unload(self, name: str) -> None:
+        """KServe says this when the server is told to end; requests that have come are still answered."""
 
 
 class _FixedModel(ModelRepositoryExtension):  # type: ignore[misc]
