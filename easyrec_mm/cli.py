@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import math
 import os
 import sys
 from collections.abc import Callable, Sequence
@@ -184,7 +185,9 @@ def _serve_flags(command: Parser) -> None:
         help="what to do without a vector: take the mean of the store's (default), compute it, or refuse the request",
     )
     add("--runtime", choices=["onnx", "tensorflow"], default="onnx", help="what runs the rec model (default onnx)")
-    add("--reload_every_s", metavar="S", type=float, default=5.0, help="look for a new release; 0: never (default 5)")
+    add(
+        "--reload_every_s", metavar="S", type=_seconds, default=5.0, help="look for a new release; 0: never (default 5)"
+    )
     add("--max_request_bytes", metavar="N", type=_positive, default=8 << 20, help="of a body (default 8 MiB)")
     add("--max_instances", metavar="N", type=_positive, default=10_000, help="of a request (default 10000)")
     add(
@@ -244,6 +247,16 @@ def _positive(text: str) -> int:
 
 def _not_negative(text: str) -> int:
     return _integer(text, 0)
+
+
+def _seconds(text: str) -> float:
+    try:
+        number = float(text)
+    except ValueError:
+        number = -1.0
+    if not 0 <= number < math.inf:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number of seconds from 0 on")
+    return number
 
 
 def _integer(text: str, least: int) -> int:

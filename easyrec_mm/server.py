@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import gc
 import logging
+import math
 import multiprocessing
 import os
 import resource
@@ -50,6 +51,7 @@ MODEL_NAME = "rec"
 _LOG = logging.getLogger("easyrec_mm.serving")
 # A release that was refused is tried again after this long, then after twice as long, and so on.
 _LONGEST_RETRY_S = 60.0
+_WARN_EVERY_S = 1.0
 
 T = TypeVar("T")
 Message = MutableMapping[str, Any]
@@ -90,6 +92,7 @@ class RecModel(kserve.Model):  # type: ignore[misc]
         monitoring.configure_logs()
         self._options = options
         self._service: Service | None = None
+        self._warned_s = -math.inf
         # A remote store or a picture to embed is waited for beside the loop that serves the connections.
         self._in_thread = not options.store.startswith("lmdb:") or options.service.missing_vector == "compute"
         _prepare_application(self, options.max_request_bytes)
@@ -154,7 +157,7 @@ class RecModel(kserve.Model):  # type: ignore[misc]
         except UserError as error:
             if isinstance(error, MissingVectorError):
                 monitoring.VECTOR_MISSES.labels("error").inc(error.number)
-            _LOG.warning("a request could not be answered: %s", error)
+            self._warn(error)
             raise Unavailable(str(error)) from error
         except Exception as error:
             _LOG.exception("a request could not be answered")
@@ -162,6 +165,13 @@ class RecModel(kserve.Model):  # type: ignore[misc]
         finally:
             monitoring.REQUESTS.labels(outcome).inc()
             monitoring.LATENCY.observe(time.perf_counter() - started)
+
+    def _warn(self, error: UserError) -> None:
+        """Log why a request was not answered; the metrics count all, the log has one a second."""
+        now = time.monotonic()
+        if now > self._warned_s + _WARN_EVERY_S:
+            self._warned_s = now
+            _LOG.warning("a request could not be answered: %s", error)
 
     def get_input_types(self) -> list[dict[str, Any]]:
         """See protocols.input_tensors."""
