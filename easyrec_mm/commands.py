@@ -13,6 +13,7 @@ from contextlib import ExitStack
 from typing import TYPE_CHECKING, Any
 
 from easyrec_mm.errors import UserError
+from easyrec_mm.tensorflow_import import import_tensorflow
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -104,7 +105,7 @@ def embed_command(options: argparse.Namespace) -> int:
     from easyrec_mm.items import read_items
     from easyrec_mm.store import open_store
 
-    _import_tensorflow()
+    import_tensorflow()
     from easyrec_mm.embed import ImageModel, embed
 
     model = ImageModel(options.img_model_dir, options.runtime)
@@ -199,7 +200,7 @@ def _vector_of_picture(options: argparse.Namespace, store: Store) -> NDArray[Any
     """The vector of --image by --img_model_dir, which must be the model that the store's vectors are of."""
     if not options.img_model_dir:
         raise UserError("--image: give the image model with --img_model_dir")
-    _import_tensorflow()
+    import_tensorflow()
     from easyrec_mm.embed import PictureEmbedder
 
     embedder = PictureEmbedder(options.img_model_dir)
@@ -217,7 +218,6 @@ def _vector_of_picture(options: argparse.Namespace, store: Store) -> NDArray[Any
 
 
 def serve_command(options: argparse.Namespace) -> int:
-    _quiet_tensorflow()
     cores = len(os.sched_getaffinity(0))
     with ExitStack() as stack:
         if options.workers > 1:
@@ -281,30 +281,8 @@ def _load(options: argparse.Namespace) -> Pipeline:
     pipeline = load_pipeline(options.pipeline_config, options.set, options.ignore_unsupported)
     for note in pipeline.notes:
         print(f"note: {note}", file=sys.stderr)
-    _import_tensorflow()
+    import_tensorflow()
     return pipeline
-
-
-def _import_tensorflow() -> None:
-    """Import TensorFlow without the notices that its libraries write to the terminal, unless it fails."""
-    _quiet_tensorflow()
-    stderr = os.dup(2)
-    with tempfile.TemporaryFile() as notices:
-        os.dup2(notices.fileno(), 2)
-        try:
-            import tensorflow  # noqa: F401
-        except BaseException:
-            notices.seek(0)
-            os.write(stderr, notices.read())
-            raise
-        finally:
-            os.dup2(stderr, 2)
-            os.close(stderr)
-
-
-def _quiet_tensorflow() -> None:
-    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
-    os.environ.setdefault("KERAS_BACKEND", "tensorflow")
 
 
 def _require(path: str, pipeline: Pipeline, setting: str, what: str) -> None:

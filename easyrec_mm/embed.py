@@ -121,8 +121,11 @@ class PictureEmbedder:
     def __init__(self, folder: str, image_root: str = "") -> None:
         self._model = ImageModel(folder)
         self.fingerprint = self._model.manifest.image_tower_fingerprint
+        image = self._model.manifest.schema.image
+        # Chooses the runtime now, not while a request waits.
+        self._model.embed(np.zeros((1, image.height, image.width, image.channels), np.uint8))
         self._has_root = bool(image_root)
-        self._pictures = PictureLoader(self._model.manifest.schema.image, image_root, self._model.decode)
+        self._pictures = PictureLoader(image, image_root, self._model.decode)
 
     def __call__(self, keys: list[str]) -> list[np.ndarray | None]:
         """Vectors `[D]`, None for a picture that cannot be had."""

@@ -28,6 +28,7 @@ from easyrec_mm.errors import UserError
 from easyrec_mm.serving.request import RequestError
 from easyrec_mm.serving.service import Answer, Embedder, MissingVectorError, Release, Service, ServiceOptions
 from easyrec_mm.store import open_store
+from easyrec_mm.tensorflow_import import import_tensorflow
 
 _command_line, sys.argv = sys.argv, sys.argv[:1]  # kserve reads the command line when it is imported
 import fastapi  # noqa: E402
@@ -265,6 +266,7 @@ class _FixedModel(ModelRepositoryExtension):  # type: ignore[misc]
 
 def _make_service(options: ServerOptions) -> Service:
     def load_embedder() -> Embedder:
+        import_tensorflow()
         from easyrec_mm.embed import PictureEmbedder  # with TensorFlow, which only this needs
         from easyrec_mm.serving.service import newest_export
 

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from easyrec_mm.errors import ExportError
 from easyrec_mm.manifest import IMAGE_VECTOR, REC_ONNX, Manifest, read_manifest
 from easyrec_mm.serving.transform import NumpyTransform, Values
+from easyrec_mm.tensorflow_import import import_tensorflow
 
 Runtime = Literal["onnx", "tensorflow"]
 
@@ -70,6 +71,7 @@ class TensorFlowPredictor(Predictor):
         super().__init__(manifest)
         # Only what TensorFlow finds when it starts counts.
         os.environ.setdefault("TF_NUM_INTRAOP_THREADS", str(num_threads))
+        import_tensorflow()
         import tensorflow as tf
 
         self._tensorflow: Any = tf

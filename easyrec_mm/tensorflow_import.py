@@ -1,0 +1,24 @@
+"""Importing TensorFlow without what its libraries write to the terminal meanwhile."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+
+
+def import_tensorflow() -> None:
+    """Import TensorFlow, for modules that are imported next; its notices are shown only if it fails."""
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+    os.environ.setdefault("KERAS_BACKEND", "tensorflow")
+    stderr = os.dup(2)
+    with tempfile.TemporaryFile() as notices:
+        os.dup2(notices.fileno(), 2)
+        try:
+            import tensorflow  # noqa: F401
+        except BaseException:
+            notices.seek(0)
+            os.write(stderr, notices.read())
+            raise
+        finally:
+            os.dup2(stderr, 2)
+            os.close(stderr)
