@@ -105,6 +105,9 @@ def embed_command(options: argparse.Namespace) -> int:
     from easyrec_mm.items import read_items
     from easyrec_mm.store import open_store
 
+    if options.runtime != "tensorflow":
+        # It only decodes, a picture a thread: more threads for each would take the cores from ONNX Runtime.
+        os.environ.setdefault("TF_NUM_INTRAOP_THREADS", "1")
     import_tensorflow()
     from easyrec_mm.embed import ImageModel, embed
 

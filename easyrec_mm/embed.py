@@ -34,7 +34,7 @@ from easyrec_mm.store.base import Generation, VectorDtype, content_hash
 Refresh = Literal["new", "changed", "all"]
 Runtime = Literal["auto", "onnx", "tensorflow"]
 NO_CONTENT = bytes(16)
-_TRIALS, _TRIAL_PICTURES = 3, 16
+_TRIALS, _TRIAL_PICTURES = 3, 64
 _LOOKED_UP_AT_A_TIME = 1000
 _PIXELS_AT_A_TIME = 64 * 224 * 224
 
