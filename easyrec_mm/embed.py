@@ -24,16 +24,14 @@ import tensorflow as tf
 from easyrec_mm.data.pictures import PictureLoader
 from easyrec_mm.errors import ExportError, UserError
 from easyrec_mm.items import Item
-from easyrec_mm.manifest import Manifest, read_manifest
-from easyrec_mm.onnx_models import IMAGE_ONNX
-from easyrec_mm.parts import DECODE, DEFAULT, IMAGE_VECTOR, PIXELS
+from easyrec_mm.manifest import DECODE, DEFAULT, IMAGE_ONNX, IMAGE_VECTOR, PIXELS, Manifest, read_manifest
 from easyrec_mm.progress import PictureProgress
 from easyrec_mm.store import Record, Store
-from easyrec_mm.store.base import Generation, VectorDtype, content_hash
+from easyrec_mm.store.base import HASH_BYTES, Generation, VectorDtype, content_hash
 
 Refresh = Literal["new", "changed", "all"]
 Runtime = Literal["auto", "onnx", "tensorflow"]
-NO_CONTENT = bytes(16)
+NO_CONTENT = bytes(HASH_BYTES)
 _TRIALS, _TRIAL_PICTURES = 3, 64
 _LOOKED_UP_AT_A_TIME = 1000
 _PIXELS_AT_A_TIME = 64 * 224 * 224

@@ -17,9 +17,10 @@ from easyrec_mm.schema import Schema
 
 Kind = Literal["image", "rec", "total"]
 MANIFEST = "manifest.json"
-# Files of the folders, and tensors, that the export writes and serving reads.
+# Files of the folders, signatures and tensors that the export writes, and embedding and serving read.
 IMAGE_ONNX, REC_ONNX, TABLES_FILE = "image.onnx", "rec.onnx", "rec.tables"
-IMAGE_TEXT, IMAGE_VECTOR = "img_emb", "img_emb_vector"
+DEFAULT, ENCODED, DECODE, VECTOR = "serving_default", "encoded", "decode", "vector"
+PIXELS, IMAGE_TEXT, IMAGE_VECTOR = "pixels", "img_emb", "img_emb_vector"
 _FORMAT = 1
 _READ_BYTES = 1 << 20
 

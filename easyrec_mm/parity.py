@@ -15,7 +15,7 @@ import numpy as np
 import onnxruntime
 import tensorflow as tf
 
-from easyrec_mm import parts
+from easyrec_mm import manifest, parts
 from easyrec_mm.data.bad_records import BadRecords
 from easyrec_mm.data.batch import Batch
 from easyrec_mm.data.input import Input
@@ -23,7 +23,6 @@ from easyrec_mm.data.pictures import PictureLoader
 from easyrec_mm.errors import ExportError
 from easyrec_mm.metrics import AUC
 from easyrec_mm.model import MultimodalModel
-from easyrec_mm.onnx_models import IMAGE_ONNX, REC_ONNX
 from easyrec_mm.protos.data_pb2 import DatasetConfig
 from easyrec_mm.schema import Schema
 from easyrec_mm.serving.transform import NumpyTransform
@@ -118,8 +117,8 @@ class _Ways:
         self._image, self._rec, self._total = (
             tf.saved_model.load(str(folder)).signatures for folder in (exported.image, exported.rec, exported.total)
         )
-        self._image_onnx = _session(exported.image / IMAGE_ONNX)
-        self._rec_onnx = _session(exported.rec / REC_ONNX)
+        self._image_onnx = _session(exported.image / manifest.IMAGE_ONNX)
+        self._rec_onnx = _session(exported.rec / manifest.REC_ONNX)
         self._numpy_transform = NumpyTransform(schema)
         self._feature_fields = tuple(schema.feature_fields())
         self._bool_fields = {field.name for field in schema.fields if field.dtype == "bool"}
@@ -135,14 +134,14 @@ class _Ways:
             for name in self._feature_fields
         }
         pixels = tf.cast(batch.pixels, tf.float32)  # [U, H, W, C]
-        image = self._image[parts.DEFAULT](**{self._image_input: pixels})
+        image = self._image[manifest.DEFAULT](**{self._image_input: pixels})
         self._require_exact_text(image)
-        text = tf.gather(image[parts.IMAGE_TEXT], batch.sample_image)
-        yield REC, _arrays(self._rec[parts.DEFAULT](**fields, **{parts.IMAGE_TEXT: text}))
-        encoded = self._image[parts.ENCODED](**{self._image_input: self._contents(batch, kept)})
+        text = tf.gather(image[manifest.IMAGE_TEXT], batch.sample_image)
+        yield REC, _arrays(self._rec[manifest.DEFAULT](**fields, **{manifest.IMAGE_TEXT: text}))
+        encoded = self._image[manifest.ENCODED](**{self._image_input: self._contents(batch, kept)})
         for way, outputs in ((VECTOR, image), (ENCODED, encoded)):
-            vector = tf.gather(outputs[parts.IMAGE_VECTOR], batch.sample_image)
-            yield way, _arrays(self._rec[parts.VECTOR](**fields, **{parts.IMAGE_VECTOR: vector}))
+            vector = tf.gather(outputs[manifest.IMAGE_VECTOR], batch.sample_image)
+            yield way, _arrays(self._rec[manifest.VECTOR](**fields, **{manifest.IMAGE_VECTOR: vector}))
         yield TOTAL, self._run_total(batch, fields, pixels)
         yield ONNX, self._run_onnx(batch, fields, pixels.numpy())
 
@@ -163,7 +162,7 @@ class _Ways:
         for turn in range(max(len(samples) for samples in samples_of)):
             samples = np.array([some[min(turn, len(some) - 1)] for some in samples_of])
             taken = {name: tf.gather(value, samples) for name, value in fields.items()}
-            for name, value in self._total[parts.DEFAULT](**taken, **{self._image_input: pixels}).items():
+            for name, value in self._total[manifest.DEFAULT](**taken, **{self._image_input: pixels}).items():
                 array = value.numpy()
                 outputs.setdefault(name, np.zeros((batch.num_samples, *array.shape[1:]), array.dtype))[samples] = array
         return outputs
@@ -183,14 +182,14 @@ class _Ways:
         )
 
     def _run_onnx(self, batch: Batch, fields: dict[str, tf.Tensor], pixels: np.ndarray) -> Outputs:
-        (vector,) = self._image_onnx.run([parts.IMAGE_VECTOR], {self._image_input: pixels})
+        (vector,) = self._image_onnx.run([manifest.IMAGE_VECTOR], {self._image_input: pixels})
         values = {
             name: [text.decode() for text in value.numpy()] if value.dtype == tf.string else value.numpy()
             for name, value in fields.items()
         }
         inputs = {
             **self._numpy_transform(values, batch.num_samples),
-            parts.IMAGE_VECTOR: vector[batch.sample_image.numpy()],
+            manifest.IMAGE_VECTOR: vector[batch.sample_image.numpy()],
         }
         names = [output.name for output in self._rec_onnx.get_outputs()]
         taken = {value.name for value in self._rec_onnx.get_inputs()}
@@ -198,10 +197,12 @@ class _Ways:
 
     @staticmethod
     def _require_exact_text(image: dict[str, tf.Tensor]) -> None:
-        vector = image[parts.IMAGE_VECTOR]
-        read = parts.text_vector(image[parts.IMAGE_TEXT], int(vector.shape[1]))
+        vector = image[manifest.IMAGE_VECTOR]
+        read = parts.text_vector(image[manifest.IMAGE_TEXT], int(vector.shape[1]))
         if not bool(tf.reduce_all(tf.equal(read, vector))):
-            raise ExportError(f"{parts.IMAGE_TEXT} does not give back the float32 numbers of {parts.IMAGE_VECTOR}")
+            raise ExportError(
+                f"{manifest.IMAGE_TEXT} does not give back the float32 numbers of {manifest.IMAGE_VECTOR}"
+            )
 
 
 def _report(

@@ -17,12 +17,10 @@ import tensorflow as tf
 
 from easyrec_mm.data.decode import decode_pictures
 from easyrec_mm.data.transform import FeatureTransform
-from easyrec_mm.manifest import IMAGE_TEXT, IMAGE_VECTOR
+from easyrec_mm.manifest import DECODE, DEFAULT, ENCODED, IMAGE_TEXT, IMAGE_VECTOR, PIXELS, VECTOR
 from easyrec_mm.model import MultimodalModel, task_outputs
 from easyrec_mm.schema import Field, Schema
 
-DEFAULT, ENCODED, DECODE, VECTOR = "serving_default", "encoded", "decode", "vector"
-PIXELS = "pixels"
 TEXT_SEPARATOR = ","
 # Decimal digits from which every float32 is read back exactly.
 _FLOAT32_DIGITS = 9

@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from easyrec_mm.errors import ExportError
-from easyrec_mm.manifest import IMAGE_VECTOR, REC_ONNX, Manifest, read_manifest
+from easyrec_mm.manifest import IMAGE_VECTOR, REC_ONNX, VECTOR, Manifest, read_manifest
 from easyrec_mm.serving.transform import NumpyTransform, Values
 from easyrec_mm.tensorflow_import import import_tensorflow
 
@@ -76,9 +76,9 @@ class TensorFlowPredictor(Predictor):
 
         self._tensorflow: Any = tf
         self._loaded = tf.saved_model.load(folder)  # the signatures die with it
-        self._run = self._loaded.signatures["vector"]
+        self._run = self._loaded.signatures[VECTOR]
         self._dtypes = {
-            name: tf.as_dtype(entry["dtype"]) for name, entry in manifest.signatures["vector"]["inputs"].items()
+            name: tf.as_dtype(entry["dtype"]) for name, entry in manifest.signatures[VECTOR]["inputs"].items()
         }
 
     def __call__(self, fields: dict[str, Values], vectors: NDArray[Any]) -> dict[str, NDArray[Any]]:

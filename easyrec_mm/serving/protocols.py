@@ -14,7 +14,7 @@ from kserve import InferInput, InferOutput, InferRequest, InferResponse
 from kserve.errors import InferenceError, InvalidInput
 from numpy.typing import NDArray
 
-from easyrec_mm.manifest import IMAGE_TEXT, IMAGE_VECTOR, Manifest
+from easyrec_mm.manifest import IMAGE_TEXT, IMAGE_VECTOR, VECTOR, Manifest
 from easyrec_mm.serving.request import RequestError
 from easyrec_mm.serving.service import Answer, Source
 
@@ -126,7 +126,7 @@ def input_tensors(manifest: Manifest, key_field: str) -> list[dict[str, Any]]:
 
 def output_tensors(manifest: Manifest) -> list[dict[str, Any]]:
     """The model's outputs as V2's meta data have them."""
-    found = manifest.signatures["vector"]["outputs"].items()
+    found = manifest.signatures[VECTOR]["outputs"].items()
     outputs = [
         {"name": name, "datatype": _DATATYPES[entry["dtype"]], "shape": list(entry["shape"])} for name, entry in found
     ]

@@ -172,11 +172,10 @@ class Service:
         Raises:
           ExportError, StoreError, ServingError: if the newer one cannot be served; the old one stays.
         """
-        folder, generation_of = self._newest()
-        candidate_identity = _identity(folder, self._generation_of(folder, generation_of))
-        if candidate_identity == self.release.identity:
+        folder, by_tower = self._newest()
+        if _identity(folder, self._generation_of(folder, by_tower)) == self.release.identity:
             return None
-        release = self._load(folder, generation_of)
+        release = self._load(folder, by_tower)
         self._try(release)
         self._release = release
         return release
