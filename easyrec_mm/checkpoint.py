@@ -12,7 +12,7 @@ import math
 import os
 import re
 import shutil
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from contextlib import suppress
 from pathlib import Path
 
@@ -58,7 +58,7 @@ class Checkpoints:
         paths = self.all()
         return paths[-1] if paths else None
 
-    def save(self, step: int, variables: Mapping[str, tf.Variable]) -> str:
+    def save(self, step: int, variables: Mapping[str, tf.Variable | tf.Tensor]) -> str:
         """Write the variables as `model.ckpt-<step>` and remove the oldest checkpoints beyond `keep`.
 
         Raises:
@@ -168,13 +168,16 @@ def read_into(path: str, name: str, variable: tf.Variable) -> None:
         raise CheckpointError(f"{path}: {name} cannot be read: {tensorflow_reason(error.message)}") from error
 
 
-def warm_start(path: str, variables: Mapping[str, tf.Variable], names: Mapping[str, str]) -> str:
+def warm_start(
+    path: str, variables: Mapping[str, tf.Variable], names: Mapping[str, str], left_out: Collection[str] = ()
+) -> str:
     """Assign what a checkpoint has for variables whose names and shapes agree.
 
     Args:
       path: checkpoint, of this project or any other in TensorFlow's format.
       variables: variables by name.
       names: name of a variable -> its name in the checkpoint, where they differ.
+      left_out: variables that keep their initial values.
 
     Returns:
       A report of what was and what was not restored, one line a variable.
@@ -192,7 +195,9 @@ def warm_start(path: str, variables: Mapping[str, tf.Variable], names: Mapping[s
     for name, variable in variables.items():
         source = names.get(name, name)
         shape = list(variable.shape)
-        if source not in shapes:
+        if name in left_out:
+            lines.append(f"  not restored: {name} {shape}: left out")
+        elif source not in shapes:
             lines.append(f"  not restored: {name} {shape}: not in the checkpoint")
         elif list(shapes[source]) != shape:
             lines.append(f"  not restored: {name} {shape}: the checkpoint's {source} is {list(shapes[source])}")
@@ -213,7 +218,7 @@ def warm_start(path: str, variables: Mapping[str, tf.Variable], names: Mapping[s
 
 def _is_weight(name: str) -> bool:
     """Whether a checkpoint's entry is a weight rather than the state of a training."""
-    return not name.startswith(("optimizer_", "average/", "progress/"))
+    return not name.startswith(("optimizer_", "average/", "progress/", "picture_bank/"))
 
 
 def _write_parts(folder: Path, variables: Mapping[str, tf.Variable]) -> list[str]:

@@ -11,6 +11,7 @@ from itertools import pairwise
 
 from google.protobuf.message import Message
 
+from easyrec_mm.config_image import check_image_tower
 from easyrec_mm.config_schema import IMAGE_GROUP
 from easyrec_mm.errors import Problems
 from easyrec_mm.protos.eval_pb2 import EvalMetrics
@@ -21,7 +22,6 @@ from easyrec_mm.protos.pipeline_pb2 import EasyRecConfig
 from easyrec_mm.schema import Schema, Task
 
 MODEL_CLASS = "E2E_MM_DBMTL"
-BACKBONE_NAMES = ("ResNet", "MobileNet")
 ACTIVATION_NAMES = (
     "relu", "gelu", "selu", "elu", "leaky_relu", "tanh", "sigmoid", "swish", "softplus", "linear",
 )  # fmt: skip
@@ -103,10 +103,7 @@ def _check_image_part(config: EasyRecConfig, schema: Schema, problems: Problems)
                     f"{place}.{name}", f"has no effect: no feature group '{IMAGE_GROUP}'; add it or remove this"
                 )
         return
-    if network.img_model.model_name not in BACKBONE_NAMES:
-        problems.unknown(f"{place}.img_model.model_name", "backbone", network.img_model.model_name, BACKBONE_NAMES)
-    if network.img_model.num_classes == 0:
-        problems.add(f"{place}.img_model.num_classes", "0 is no width; give the width of the projection")
+    check_image_tower(config, schema, problems)
     if network.HasField("img_dnn") and network.HasField("highway_dnn"):
         problems.add(f"{place}.highway_dnn", "img_dnn is set too; keep one of the two")
     if network.HasField("highway_dnn"):
@@ -222,16 +219,19 @@ def _check_training(config: EasyRecConfig, schema: Schema, problems: Problems) -
         problems.add("train_config.num_epochs", f"{train.num_epochs}, but data_config.num_epochs is {data.num_epochs}")
     if not train.optimizer_config:
         problems.add("train_config.optimizer_config", "is missing; choose an optimizer and its learning rate")
-    if len(train.optimizer_config) > 3:
+    by_part = [i for i, optimizer in enumerate(train.optimizer_config) if not optimizer.variables]
+    if len(by_part) > 3:
         problems.add(
             "train_config.optimizer_config",
-            f"has {len(train.optimizer_config)} entries; give 1 (all), 2 (embeddings, rest) or 3 (embeddings, dense, "
-            "image tower)",
+            f"has {len(by_part)} entries without `variables`; give 1 (all), 2 (embeddings, rest) or 3 (embeddings, "
+            "dense, image tower)",
         )
-    if len(train.optimizer_config) > 1 and not schema.tables:
-        problems.add("train_config.optimizer_config[0]", "is for embedding tables and the model has none; remove it")
-    if len(train.optimizer_config) > 2 and not schema.uses_image:
-        problems.add("train_config.optimizer_config[2]", "is for the image tower and the model has none; remove it")
+    if len(by_part) > 1 and not schema.tables:
+        place = f"train_config.optimizer_config[{by_part[0]}]"
+        problems.add(place, "is for embedding tables and the model has none; remove it")
+    if len(by_part) > 2 and not schema.uses_image:
+        place = f"train_config.optimizer_config[{by_part[2]}]"
+        problems.add(place, "is for the image tower and the model has none; remove it")
     for i, optimizer in enumerate(train.optimizer_config):
         place = f"train_config.optimizer_config[{i}]"
         kind = optimizer.WhichOneof("optimizer")
@@ -242,15 +242,14 @@ def _check_training(config: EasyRecConfig, schema: Schema, problems: Problems) -
         if optimizer.embedding_learning_rate_multiplier < 0:
             value = f"{optimizer.embedding_learning_rate_multiplier:g}"
             problems.add(f"{place}.embedding_learning_rate_multiplier", f"{value} is negative; give 0 or more")
+        for j, pattern in enumerate(optimizer.variables):
+            _check_pattern(pattern, f"{place}.variables[{j}]", problems)
         if optimizer.use_moving_average and not 0 < optimizer.moving_average_decay < 1:
             problems.add(f"{place}.moving_average_decay", f"{optimizer.moving_average_decay:g} is not between 0 and 1")
     if len({(o.use_moving_average, o.moving_average_decay) for o in train.optimizer_config}) > 1:
         problems.add("train_config.optimizer_config", "use_moving_average differs; the average is of the whole model")
     for i, pattern in enumerate(train.freeze_gradient):
-        try:
-            re.compile(pattern)
-        except re.error as error:
-            problems.add(f"train_config.freeze_gradient[{i}]", f"'{pattern}' is no regular expression: {error}")
+        _check_pattern(pattern, f"train_config.freeze_gradient[{i}]", problems)
     for name in ("save_checkpoints_steps", "keep_checkpoint_max", "log_step_count_steps", "save_summary_steps"):
         if getattr(train, name) == 0:
             problems.add(f"train_config.{name}", "0 is no number of steps or checkpoints; give 1 or more")
@@ -260,6 +259,15 @@ def _check_training(config: EasyRecConfig, schema: Schema, problems: Problems) -
         problems.add("train_config.sync_replicas", "false is not supported: training is synchronous; remove it")
     if train.fine_tune_ckpt_var_map and not train.fine_tune_checkpoint:
         problems.add("train_config.fine_tune_ckpt_var_map", "has no effect without fine_tune_checkpoint; set it")
+    if train.warm_start and not train.fine_tune_checkpoint:
+        problems.add("train_config.warm_start", "has no effect without fine_tune_checkpoint; set it")
+
+
+def _check_pattern(pattern: str, place: str, problems: Problems) -> None:
+    try:
+        re.compile(pattern)
+    except re.error as error:
+        problems.add(place, f"'{pattern}' is no regular expression: {error}")
 
 
 def _check_learning_rate(rate: LearningRate, place: str, problems: Problems) -> None:

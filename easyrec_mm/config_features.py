@@ -37,6 +37,7 @@ SETTINGS_OF_TYPES: dict[str, tuple[int, ...]] = {
     "img_shape": (FeatureConfig.ImgFeature,),
     "resize_method": (FeatureConfig.ImgFeature,),
     "antialias": (FeatureConfig.ImgFeature,),
+    "per_group": _TABLE_TYPES,
 }
 
 CATEGORY_KINDS: dict[int, FeatureKind] = {

@@ -9,9 +9,11 @@ import re
 from collections.abc import Sequence
 
 from easyrec_mm.config_features import derive_features, features_by_name
+from easyrec_mm.config_image import PLACE, image_losses
 from easyrec_mm.errors import Problems
 from easyrec_mm.protos.data_pb2 import DatasetConfig
 from easyrec_mm.protos.feature_pb2 import FeatureConfig
+from easyrec_mm.protos.image_pb2 import ImgModel
 from easyrec_mm.protos.loss_pb2 import LossType
 from easyrec_mm.protos.model_pb2 import BayesTaskTower
 from easyrec_mm.protos.pipeline_pb2 import EasyRecConfig
@@ -52,7 +54,7 @@ def derive_schema(config: EasyRecConfig, problems: Problems) -> Schema:
     if not features:
         problems.add("feature_config.features", "is empty; the model needs features")
     named = features_by_name(features, place, fields, problems)
-    image_name, image = _image(config.data_config, named, problems)
+    image_name, image = _image(config, named, problems)
     size_name, size_field = _group_size(named, problems)
     labels = _labels(config, fields, problems)
     problems.raise_if_any()
@@ -63,9 +65,14 @@ def derive_schema(config: EasyRecConfig, problems: Problems) -> Schema:
     _check_special_group(groups, SIZE_GROUP, size_name, problems)
     used = [named[name] for name in groups.get(MAIN_GROUP, []) if name in named and name not in (image_name, size_name)]
     schema_features, tables = derive_features(used, config.data_config, layout, {f.name: f for f in fields}, problems)
+    image_features = _image_features(config, named, groups, problems)
+    read_per_image, _ = derive_features(
+        image_features, config.data_config, layout, {f.name: f for f in fields}, problems
+    )
     tasks = _tasks(config, labels, problems)
     sample_weight = _sample_weight(config.data_config, fields, layout, labels, problems)
     problems.raise_if_any()
+    tower = config.model_config.e2e_mm_dbmtl.img_model
     schema = Schema(
         fields=tuple(fields),
         labels=labels,
@@ -77,7 +84,14 @@ def derive_schema(config: EasyRecConfig, problems: Problems) -> Schema:
         group_size_field=size_field,
         layout=layout,
         tasks=tasks,
+        group_fields=_group_fields(config, named),
+        image_features=read_per_image,
+        category_feature=tower.category_feature,
+        image_labels=_image_labels(config, problems),
+        image_separator=tower.image_separator,
+        has_no_image_vector=tower.no_image_vector,
     )
+    problems.raise_if_any()
     _check_defaults(schema, problems)
     return schema
 
@@ -129,7 +143,8 @@ def _only(
     return name, place, feature
 
 
-def _image(data: DatasetConfig, named: dict[str, tuple[str, FeatureConfig]], problems: Problems) -> tuple[str, Image]:
+def _image(config: EasyRecConfig, named: dict[str, tuple[str, FeatureConfig]], problems: Problems) -> tuple[str, Image]:
+    data = config.data_config
     found = _only(FeatureConfig.ImgFeature, named, "it names the field of the image path", problems)
     if found is None:
         return "", Image("", 1, 1, 3, "BILINEAR", True, 1)
@@ -145,8 +160,9 @@ def _image(data: DatasetConfig, named: dict[str, tuple[str, FeatureConfig]], pro
         problems.add("data_config.max_image_pixels", "0 refuses every picture; give a limit in pixels")
     method = FeatureConfig.ResizeMethod.Name(feature.resize_method)
     pixels = data.max_image_pixels
+    resize = ImgModel.Resize.Name(config.model_config.e2e_mm_dbmtl.img_model.resize)
     return name, Image(
-        feature.input_names[0], shape.height, shape.width, shape.channel, method, feature.antialias, pixels
+        feature.input_names[0], shape.height, shape.width, shape.channel, method, feature.antialias, pixels, resize
     )
 
 
@@ -276,6 +292,60 @@ def _check_special_group(groups: dict[str, list[str]], group: str, feature: str,
         problems.add(f"model_config.feature_groups '{group}'", f"holds {listed}; it holds '{feature}' alone")
 
 
+def _image_features(
+    config: EasyRecConfig,
+    named: dict[str, tuple[str, FeatureConfig]],
+    groups: dict[str, list[str]],
+    problems: Problems,
+) -> list[tuple[str, FeatureConfig]]:
+    """The features that are read once a picture, each with its config path."""
+    tower = config.model_config.e2e_mm_dbmtl.img_model
+    wanted = [(f"{PLACE}.category_feature", tower.category_feature)] if tower.category_feature else []
+    for i, loss in enumerate(tower.image_losses):
+        if loss.WhichOneof("loss") == "contrastive":
+            place = f"{PLACE}.image_losses[{i}].contrastive.item_feature"
+            wanted.append((place, loss.contrastive.item_feature))
+            if loss.contrastive.item_feature in named and loss.contrastive.item_feature not in groups.get(
+                MAIN_GROUP, []
+            ):
+                problems.add(place, f"'{loss.contrastive.item_feature}' is not in group '{MAIN_GROUP}'; add it there")
+    kinds = (FeatureConfig.IdFeature, FeatureConfig.ComboFeature)
+    found: dict[str, tuple[str, FeatureConfig]] = {}
+    for place, name in wanted:
+        if name not in named:
+            problems.unknown(place, "feature", name, [n for n, (_, f) in named.items() if f.feature_type in kinds])
+        elif named[name][1].feature_type not in kinds:
+            kind = FeatureConfig.FeatureType.Name(named[name][1].feature_type)
+            problems.add(place, f"'{name}' is a {kind}; name an IdFeature or ComboFeature")
+        elif not named[name][1].per_group:
+            problems.add(place, f"'{name}' may differ within a group; set per_group: true on it")
+        else:
+            found[name] = named[name]
+    return list(found.values())
+
+
+def _group_fields(config: EasyRecConfig, named: dict[str, tuple[str, FeatureConfig]]) -> tuple[str, ...]:
+    """Fields of features per group, and the labels of losses on image vectors."""
+    fields = [name for _, feature in named.values() if feature.per_group for name in feature.input_names]
+    labels = [loss.label_name for loss in image_losses(config.model_config.e2e_mm_dbmtl.img_model) if loss.label_name]
+    return tuple(dict.fromkeys([*fields, *labels]))
+
+
+def _image_labels(config: EasyRecConfig, problems: Problems) -> tuple[tuple[str, int], ...]:
+    """Labels of the losses on image vectors and their classes."""
+    classes: dict[str, int] = {}
+    towers = config.model_config.e2e_mm_dbmtl.task_towers
+    of_towers = {tower.label_name: tower.num_class for tower in towers if tower.num_class > 1}
+    for i, loss in enumerate(image_losses(config.model_config.e2e_mm_dbmtl.img_model)):
+        if loss.label_name:
+            other = classes.get(loss.label_name, of_towers.get(loss.label_name, loss.num_class))
+            if other != loss.num_class:
+                place = f"{PLACE}.image_losses[{i}].num_class"
+                problems.add(place, f"{loss.num_class}, but '{loss.label_name}' has {other} elsewhere; make them equal")
+            classes[loss.label_name] = loss.num_class
+    return tuple(classes.items())
+
+
 def _tasks(config: EasyRecConfig, labels: tuple[str, ...], problems: Problems) -> tuple[Task, ...]:
     tasks = []
     towers = config.model_config.e2e_mm_dbmtl.task_towers
@@ -287,6 +357,7 @@ def _tasks(config: EasyRecConfig, labels: tuple[str, ...], problems: Problems) -
         tasks.append(Task(tower.tower_name, label, _activation(tower, place, problems), tower.num_class))
     used = {task.label for task in tasks} | {t.task_space_indicator_label for t in towers}
     used.add(config.data_config.sample_weight)
+    used |= {loss.label_name for loss in image_losses(config.model_config.e2e_mm_dbmtl.img_model)}
     for i, label in enumerate(labels):
         if label not in used:
             problems.notes.append(

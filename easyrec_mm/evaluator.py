@@ -103,7 +103,7 @@ def moving_average(config: EasyRecConfig, model: MultimodalModel) -> MovingAvera
     optimizers = config.train_config.optimizer_config
     if not optimizers or not optimizers[0].use_moving_average:
         return None
-    named = {name: v for name, v in model.named_variables().items() if v.trainable}
+    named = {name: v for name, v in model.named_variables().items() if name in model.all_trainable()}
     return MovingAverage(named, list(model.tables()), optimizers[0].moving_average_decay)
 
 

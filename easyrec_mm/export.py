@@ -24,13 +24,13 @@ from easyrec_mm.checkpoint import Checkpoints, resolve_checkpoint
 from easyrec_mm.config import Pipeline
 from easyrec_mm.errors import ExportError, tensorflow_reason
 from easyrec_mm.evaluator import load_model
-from easyrec_mm.layers.image_tower import BACKBONES
 from easyrec_mm.manifest import MANIFEST, Kind, Manifest, list_files, write_manifest
 from easyrec_mm.model import FLOAT32, MultimodalModel
 from easyrec_mm.onnx_models import write_image_onnx, write_rec_onnx
 from easyrec_mm.parity import Exported, measure_parity
 from easyrec_mm.parts import Part, image_part, rec_part, total_part
 from easyrec_mm.precision import dtype_policy
+from easyrec_mm.protos.image_pb2 import ImgModel
 from easyrec_mm.schema import Schema
 
 NUM_PARITY_GROUPS = 100
@@ -84,7 +84,7 @@ def export(
         signatures = _write_models(model, image_input, written, asset_files)
         exported = Exported(written["image"], written["rec"], written["total"], image_input)
         parity = measure_parity(model, trained, exported, config.data_config, data_path, num_parity_groups)
-        fingerprint = image_tower_fingerprint(model, config.model_config.e2e_mm_dbmtl.img_model.model_name)
+        fingerprint = image_tower_fingerprint(model, config.model_config.e2e_mm_dbmtl.img_model)
         created = datetime.now(timezone.utc).isoformat(timespec="seconds")
         for kind, folder in written.items():
             manifest = Manifest(
@@ -112,14 +112,20 @@ def export(
     return parity
 
 
-def image_tower_fingerprint(model: MultimodalModel, backbone: str) -> str:
+def image_tower_fingerprint(model: MultimodalModel, settings: ImgModel) -> str:
     """SHA-256 over everything that decides the vector of a picture: preprocessing, architecture, weights."""
-    preprocessing = {
-        "image": asdict(model.schema.image),
-        "backbone": backbone,
-        "normalisation": BACKBONES[backbone].normalisation,
+    schema = model.schema
+    architecture = {
+        "image": asdict(schema.image),
+        "backbone": model.image.source,
+        "normalisation": model.image.normalisation,
+        "feature_layer": settings.feature_layer,
+        "pooling": settings.pooling,
+        "category": asdict(schema.category) if schema.category else None,
+        "attention": settings.category_attention,
+        "item_pooling": settings.image_pooling if schema.image_separator else None,
     }
-    digest = hashlib.sha256(json.dumps(preprocessing, sort_keys=True).encode())
+    digest = hashlib.sha256(json.dumps(architecture, sort_keys=True).encode())
     for name, weight in sorted(model.weights().items()):
         if name.startswith("image/"):
             digest.update(f"{name} {list(weight.shape)}".encode())

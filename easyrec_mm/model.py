@@ -12,18 +12,27 @@ import keras
 import tensorflow as tf
 
 from easyrec_mm.config_checks import REGULARIZATION_LOSSES, activation_name, relation_order
-from easyrec_mm.data.batch import Batch
+from easyrec_mm.config_image import AUGMENTATIONS, PLACE, backbone_name, image_losses
+from easyrec_mm.data.batch import Batch, Images
+from easyrec_mm.errors import ConfigError
+from easyrec_mm.layers.augmentation import Augmentation
+from easyrec_mm.layers.backbones import BackboneError, named_backbone, preset_backbone
 from easyrec_mm.layers.dnn import DNN, ExpertMixture, Highway, dense
 from easyrec_mm.layers.embedding import FeatureEmbedding
-from easyrec_mm.layers.image_tower import ImageTower
+from easyrec_mm.layers.image_losses import ClassLoss, ContrastiveLoss, MultiSimilarityLoss
+from easyrec_mm.layers.image_tower import ImageTower, ItemImage, TowerOptions
 from easyrec_mm.losses import LOSSES, weighted_mean
+from easyrec_mm.picture_bank import PictureBank
+from easyrec_mm.protos.image_pb2 import ContrastiveImageLoss, ImageLoss, ImagePooling, ImgModel
 from easyrec_mm.protos.loss_pb2 import LossType
 from easyrec_mm.protos.model_pb2 import E2E_MM_DBMTL, BayesTaskTower
 from easyrec_mm.protos.pipeline_pb2 import EasyRecConfig
 from easyrec_mm.schema import Schema, Task
 
-FLOAT32, MIXED_BFLOAT16 = "float32", "mixed_bfloat16"
+FLOAT32, MIXED_BFLOAT16, MIXED_FLOAT16 = "float32", "mixed_bfloat16", "mixed_float16"
 EMBEDDING_REGULARIZATION, L2_REGULARIZATION = REGULARIZATION_LOSSES
+# What names of variables begin with, or hold.
+_BACKBONE, _RANDOM_STATE = "image/backbone/", "seed_generator"
 
 
 class RecModel(keras.layers.Layer):
@@ -112,10 +121,13 @@ class MultimodalModel:
     Args:
       config: a checked pipeline config.
       schema: its Schema.
-      dtype: Keras dtype policy, FLOAT32 or MIXED_BFLOAT16. Embeddings, normalisation statistics, the output layers and
-        losses are float32 in both.
+      dtype: Keras dtype policy: FLOAT32, MIXED_BFLOAT16 or MIXED_FLOAT16. Embeddings, normalisation statistics, the
+        output layers and losses are float32 in all.
 
-    `image_width` is D, 0 without pictures.
+    `image_width` is D, 0 without pictures; `item` makes the vector of an item of those of its pictures.
+
+    Raises:
+      ConfigError: if the backbone cannot be had or lacks what the config asks of it.
     """
 
     image_width = 0
@@ -124,28 +136,62 @@ class MultimodalModel:
         network = config.model_config.e2e_mm_dbmtl
         keras.utils.set_random_seed(config.data_config.seed)
         self.schema = schema
-        self.image = _image_tower(network, schema, dtype) if schema.uses_image else None
+        self._img_model = network.img_model
+        try:
+            self.image = _image_tower(config, schema, dtype) if schema.uses_image else None
+        except BackboneError as error:
+            raise ConfigError(f"{PLACE}.{error.setting}: {error}") from error
         self.rec = RecModel(network, schema, dtype)
+        self.item: ItemImage | None = None
         self._embedding_regularization = config.model_config.embedding_regularization
         self._towers = list(network.task_towers)
         self._prediction_functions: dict[str, Callable[[Batch], dict[str, tf.Tensor]]] = {}
         self._build()
+        self._image_losses = ImageLosses(network.img_model, schema, self.image_width, self.rec.feature_embedding)
+        # What is trained where nothing is frozen.
+        self._trainable = {name for name, variable in self.named_variables().items() if variable.trainable}
 
-    def logits(self, batch: Batch, training: bool = False) -> tuple[dict[str, tf.Tensor], tf.Tensor]:
+    def logits(
+        self, batch: Batch, training: bool = False, bank: PictureBank | None = None
+    ) -> tuple[dict[str, tf.Tensor], tf.Tensor]:
         """As RecModel.call: each distinct picture goes through the tower once, its vector to all its samples."""
-        vector = None
-        if self.image is not None:
-            image_vector = self.image(batch.pixels, training=training)  # [U, D]
-            vector = tf.gather(image_vector, batch.sample_image)  # [S, D]
-        logits: tuple[dict[str, tf.Tensor], tf.Tensor] = self.rec(batch.features, vector, training=training)
-        return logits
+        return self._logits(batch, self.image_vectors(batch, training, bank), training)
 
-    def losses(self, batch: Batch, training: bool = True) -> dict[str, tf.Tensor]:
-        """Scalars that add up to the loss: one a tower, the regularisation of embeddings, that of dense kernels."""
-        logits, squares = self.logits(batch, training)
+    def image_vectors(self, batch: Batch, training: bool = False, bank: PictureBank | None = None) -> tf.Tensor | None:
+        """Vectors of the images of a batch, float32 `[U, D]`, zeros for one without a picture; None without a tower.
+
+        Args:
+          batch: its pixels are those of the pictures that are to be encoded.
+          training: whether the backbone, if it is trained, works as in training.
+          bank: has the vectors of the other pictures, and takes those that are made.
+        """
+        if self.image is None or self.item is None:
+            return None
+        images = batch.images
+        category = tf.gather(images.category, images.encoded) if bank else images.category
+        if bank is None:
+            vectors = self.image(batch.pixels, category, training=training)  # [P, D]
+        elif self.is_frozen("NONE"):
+            vectors = self._from_bank(self.image(batch.pixels, category, training=False), images, bank)
+        elif self.is_frozen("HEAD"):
+            features = self._from_bank(self.image.features(batch.pixels, category, training=False), images, bank)
+            vectors = self.image.vectors(tf.cast(features, self.image.compute_dtype), training)
+        else:
+            vectors = self._from_bank(self.image(batch.pixels, category, training=training), images, bank)
+        if not (self.schema.image_separator or self.schema.has_no_image_vector):
+            return vectors
+        of_links = tf.gather(vectors, images.link_picture)  # [L, D]
+        return self.item.pooled(of_links, images.link_image, tf.size(images.has_picture))
+
+    def losses(self, batch: Batch, training: bool = True, bank: PictureBank | None = None) -> dict[str, tf.Tensor]:
+        """Scalars that add up to the loss: of towers, of image vectors, and regularisation of tables and kernels."""
+        image_vectors = self.image_vectors(batch, training, bank)
+        logits, squares = self._logits(batch, image_vectors, training)
         losses = {}
         for tower, task in zip(self._towers, self.schema.tasks, strict=True):
             losses[task.name] = _tower_loss(tower, task, logits[task.name], batch)
+        if image_vectors is not None:
+            losses |= self._image_losses(image_vectors, batch.images, training)
         if self._embedding_regularization:
             losses[EMBEDDING_REGULARIZATION] = 0.5 * self._embedding_regularization * squares
         kernels = self.rec.losses + (self.image.losses if self.image else [])
@@ -168,6 +214,44 @@ class MultimodalModel:
             self._prediction_functions[key] = tf.function(self.predict, input_signature=[spec], autograph=False)
         return self._prediction_functions[key]
 
+    def freeze(self, trainable: str) -> None:
+        """Train of the image tower what img_model.trainable calls ALL, HEAD, NONE or LAST_N_STAGES, from now on.
+
+        Functions that were traced before go on as they were.
+
+        Raises:
+          ConfigError: if the backbone has fewer stages.
+        """
+        self._frozen = trainable
+        if self.image is not None:
+            stages = {"ALL": None, "LAST_N_STAGES": self._img_model.last_n_stages}.get(trainable, 0)
+            try:
+                self.image.train_last_stages(stages)
+            except BackboneError as error:
+                raise ConfigError(f"{PLACE}.{error.setting}: {error}") from error
+
+    def is_frozen(self, trainable: str) -> bool:
+        """Whether `freeze` was told that last."""
+        return self._frozen == trainable
+
+    def bank_width(self) -> int:
+        """Numbers a picture that a bank keeps: of the last part that is frozen, or of the image vector."""
+        if self.image is not None and self.is_frozen("HEAD"):
+            return int(self.image.features(self._a_picture(), self._a_category()).shape[1])
+        return self.image_width
+
+    def trained_variables(self) -> dict[str, keras.Variable]:
+        """Those of named_variables() that are trained, given what is frozen."""
+        return {
+            name: v
+            for name, v in self.named_variables().items()
+            if name in self._trainable and self._is_trained(name, v)
+        }
+
+    def all_trainable(self) -> set[str]:
+        """Names of the variables that are trained where nothing is frozen."""
+        return self._trainable
+
     def named_variables(self) -> dict[str, keras.Variable]:
         """Every variable, and the state of dropout, under the name that checkpoints, reports and freeze_gradient use:
         "embedding/user_id", "rec/tower_click/dnn/dense_0/kernel", "image/backbone/conv1_conv/kernel".
@@ -176,17 +260,68 @@ class MultimodalModel:
         parts: list[keras.layers.Layer] = [self.rec]
         if self.image is not None:
             # A functional model's variables do not carry the name of the layer that it is part of.
-            names.update({id(v): f"image/backbone/{v.path}" for v in self.image.backbone.variables})
+            names |= {key: f"{_BACKBONE}{name}" for key, name in self.image.variable_names().items()}
             parts.insert(0, self.image)
+        if self.item is not None:
+            names |= {id(v): f"image/{v.path}" for v in self.item.variables}
+            parts += [self.item, *self._image_losses.layers]
         return {names.get(id(v), v.path): v for part in parts for v in part.variables}
 
     def weights(self) -> dict[str, tf.Variable]:
         """named_variables() without the state of dropout, as TensorFlow's variables."""
-        return {name: v.value for name, v in self.named_variables().items() if "seed_generator" not in name}
+        return {name: v.value for name, v in self.named_variables().items() if _RANDOM_STATE not in name}
 
     def tables(self) -> dict[str, keras.Variable]:
         """The embedding tables among named_variables()."""
-        return {f"embedding/{name}": t.embeddings for name, t in self.rec.feature_embedding.tables.items()}
+        tables = {f"embedding/{name}": t.embeddings for name, t in self.rec.feature_embedding.tables.items()}
+        if self.image is not None:
+            tables |= {f"image/category/{name}": table for name, table in self.image.category_tables().items()}
+        return tables
+
+    def learning_rate_factors(self) -> dict[str, float]:
+        """Name -> factor of the learning rate, of the variables whose factor is not 1."""
+        if self.image is None:
+            return {}
+        settings, stages = self._img_model, self.image.variable_stages()
+        factors = {}
+        for name, variable in self.named_variables().items():
+            if name.startswith("image/"):
+                depth = len(self.image.stages) - stages[id(variable)] if id(variable) in stages else 0
+                factors[name] = settings.learning_rate_multiplier * settings.layer_decay**depth
+        return {name: factor for name, factor in factors.items() if factor != 1.0}
+
+    def _logits(
+        self, batch: Batch, image_vectors: tf.Tensor | None, training: bool
+    ) -> tuple[dict[str, tf.Tensor], tf.Tensor]:
+        vector = None
+        if image_vectors is not None and self.item is not None:
+            shown = self.item(image_vectors, batch.images.has_picture, training=training)  # [U, D]
+            vector = tf.gather(shown, batch.sample_image)  # [S, D]
+        logits: tuple[dict[str, tf.Tensor], tf.Tensor] = self.rec(batch.features, vector, training=training)
+        return logits
+
+    @staticmethod
+    def _from_bank(made: tf.Tensor, images: Images, bank: PictureBank) -> tf.Tensor:
+        """What was made of the encoded pictures `[E, W]`, and the bank's vectors of the others: float32 `[P, W]`."""
+        made = tf.cast(made, tf.float32)
+        rows = tf.gather(images.bank_row, images.encoded)
+        bank.vectors.scatter_update(tf.IndexedSlices(tf.stop_gradient(made), rows))
+        kept = tf.stop_gradient(tf.gather(bank.vectors, images.bank_row))
+        return tf.tensor_scatter_nd_update(kept, images.encoded[:, None], made)
+
+    def _is_trained(self, name: str, variable: keras.Variable) -> bool:
+        if self.image is None or not name.startswith("image/") or name.startswith("image/item/"):
+            return True
+        if self.is_frozen("NONE"):
+            return False
+        if name.startswith(("image/category/", "image/attention_")):
+            return not self.is_frozen("HEAD")
+        if not name.startswith(_BACKBONE):
+            return True
+        if self._img_model.lora_rank and id(variable) not in self.image.lora_variables():
+            return False
+        stage = self.image.variable_stages()[id(variable)]
+        return stage >= len(self.image.stages) - self.image.num_trained_stages
 
     def _build(self) -> None:
         """Create all variables, by a batch of one sample."""
@@ -200,12 +335,62 @@ class MultimodalModel:
                 features[feature.name] = tf.zeros([1, feature.raw_dim])
             else:
                 features[feature.name] = tf.zeros([1], tf.int64)
-        image = self.schema.image
         vector = None
         if self.image is not None:
-            vector = self.image(tf.zeros([1, image.height, image.width, image.channels], tf.uint8))
+            vector = self.image(self._a_picture(), self._a_category())
             self.image_width = int(vector.shape[1])
+            self.item = _item_image(self._img_model, self.image_width)
         self.rec(features, vector)
+
+    def _a_picture(self) -> tf.Tensor:
+        image = self.schema.image
+        return tf.zeros([1, image.height, image.width, image.channels], tf.uint8)
+
+    @staticmethod
+    def _a_category() -> tf.Tensor:
+        return tf.zeros([1], tf.int64)
+
+
+class ImageLosses:
+    """The losses on the vectors of images that a config asks for."""
+
+    def __init__(self, settings: ImgModel, schema: Schema, width: int, embedding: FeatureEmbedding) -> None:
+        self._losses = image_losses(settings) if schema.uses_image else []
+        self._embedding = embedding
+        self._features = {feature.name: feature for feature in schema.features}
+        self.layers = [self._layer(loss, f"image_loss_{i}") for i, loss in enumerate(self._losses)]
+        for layer in self.layers:
+            layer.build((None, width))
+
+    def __call__(self, vectors: tf.Tensor, images: Images, training: bool) -> dict[str, tf.Tensor]:
+        """Vectors `[U, D]` -> weighted losses by name."""
+        found: dict[str, tf.Tensor] = {}
+        counted = images.has_picture
+        for loss, layer in zip(self._losses, self.layers, strict=True):
+            if loss.WhichOneof("loss") == "contrastive":
+                name = loss.contrastive.item_feature
+                rows = self._embedding.tables[self._features[name].table].lookup(images.features[name])
+                value = layer(vectors, rows, images.features[name], counted)
+            else:
+                label = tf.cast(images.labels[loss.label_name], tf.int64)
+                # Only a ClassLoss counts the classes that it has seen.
+                extra = {"training": training} if isinstance(layer, ClassLoss) else {}
+                value = layer(vectors, label, counted, **extra)
+            found[layer.name] = loss.weight * value
+        return found
+
+    def _layer(self, loss: ImageLoss, name: str) -> keras.layers.Layer:
+        kind = loss.WhichOneof("loss")
+        settings = getattr(loss, kind)
+        if kind == "contrastive":
+            stop = ContrastiveImageLoss.StopGradient.Name(settings.stop_gradient).lower()
+            dim = self._features[settings.item_feature].width
+            return ContrastiveLoss(dim, settings.temperature, "none" if stop == "neither" else stop, name=name)
+        if kind == "multi_similarity":
+            return MultiSimilarityLoss(settings.alpha, settings.beta, settings.base, settings.epsilon, name=name)
+        if kind == "softmax":
+            return ClassLoss(loss.num_class, "softmax", name=name)
+        return ClassLoss(loss.num_class, kind, settings.scale, settings.margin, settings.rarity_power, name=name)
 
 
 def task_outputs(task: Task, logits: tf.Tensor) -> dict[str, tf.Tensor]:
@@ -230,12 +415,42 @@ def build_dnn(parent: E2E_MM_DBMTL | BayesTaskTower, field: str, name: str, l2: 
     return DNN(config.hidden_units, config.dropout_ratio, activation, config.use_bn, l2, name, dtype)
 
 
-def _image_tower(network: E2E_MM_DBMTL, schema: Schema, dtype: str) -> ImageTower:
+def _image_tower(config: EasyRecConfig, schema: Schema, dtype: str) -> ImageTower:
+    network, image = config.model_config.e2e_mm_dbmtl, schema.image
+    settings = network.img_model
+    shape = (image.height, image.width, image.channels)
+    name = backbone_name(settings.model_name) or settings.model_name
+    build, source = (preset_backbone, settings.preset) if settings.preset else (named_backbone, name)
+    backbone = build(source, shape, dtype, settings.feature_layer)
     head: keras.layers.Layer | None = build_dnn(network, "img_dnn", "img_dnn", network.l2_regularization, dtype)
     if network.HasField("highway_dnn"):
         head = Highway(network.highway_dnn.emb_size, "highway_dnn", dtype)
-    img_model = network.img_model
-    return ImageTower(img_model.model_name, schema.image.channels, img_model.num_classes, head, dtype)
+    category = schema.category
+    options = TowerOptions(
+        pooling=ImgModel.Pooling.Name(settings.pooling),
+        num_categories=category.num_ids if category else 0,
+        category_dim=category.width if category else 0,
+        attention_places=ImgModel.AttentionPlaces.Name(settings.category_attention),
+        lora_rank=settings.lora_rank,
+        lora_alpha=settings.lora_alpha or settings.lora_rank,
+        augmentation=_augmentation(config),
+        rematerialize=settings.rematerialize,
+        micro_batch=settings.image_micro_batch,
+    )
+    return ImageTower(backbone, shape, settings.num_classes, head, dtype, options)
+
+
+def _augmentation(config: EasyRecConfig) -> Augmentation | None:
+    settings = config.model_config.e2e_mm_dbmtl.img_model
+    if not settings.HasField("augmentation"):
+        return None
+    values = {name: getattr(settings.augmentation, name) for name in AUGMENTATIONS}
+    return Augmentation(**values, seed=config.data_config.seed)
+
+
+def _item_image(settings: ImgModel, width: int) -> ItemImage:
+    pooling = ImagePooling.Name(settings.image_pooling) if settings.image_separator else ""
+    return ItemImage(width, pooling, settings.no_image_vector, settings.modality_dropout)
 
 
 def _tower_loss(tower: BayesTaskTower, task: Task, logits: tf.Tensor, batch: Batch) -> tf.Tensor:

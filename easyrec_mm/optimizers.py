@@ -9,7 +9,7 @@ To add one: a class here with its `rule` and `apply_dense`, and its key in OPTIM
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -27,8 +27,7 @@ class RowOptimizer(keras.optimizers.Optimizer):
 
     Args:
       learning_rate: schedule.
-      tables: embedding tables among the variables.
-      table_multiplier: learning rate of the tables relative to the others.
+      rate_factors: id of a variable -> factor of its learning rate, where that is not 1.
     """
 
     # Name of each slot variable -> its initial value.
@@ -37,12 +36,10 @@ class RowOptimizer(keras.optimizers.Optimizer):
     def __init__(
         self,
         learning_rate: keras.optimizers.schedules.LearningRateSchedule,
-        tables: Sequence[keras.Variable] = (),
-        table_multiplier: float = 1.0,
+        rate_factors: Mapping[int, float] | None = None,
     ) -> None:
         super().__init__(learning_rate=learning_rate, name=type(self).__name__)
-        self._tables = {id(table.value) for table in tables}
-        self._table_multiplier = table_multiplier
+        self._rate_factors = dict(rate_factors or {})
         self._slot_variables: dict[str, list[keras.Variable]] = {}
 
     def build(self, variables: list[keras.Variable]) -> None:
@@ -68,8 +65,8 @@ class RowOptimizer(keras.optimizers.Optimizer):
         index = self._get_variable_index(variable)
         slots = [variables[index].value for variables in self._slot_variables.values()]
         rate = tf.cast(learning_rate, variable.dtype)
-        if id(variable) in self._tables:
-            rate *= self._table_multiplier
+        if id(variable) in self._rate_factors:
+            rate *= self._rate_factors[id(variable)]
         self._apply_gradient(variable, slots, gradient, rate)
 
     def _apply_gradient(
@@ -290,16 +287,25 @@ OPTIMIZERS: dict[str, Callable[..., RowOptimizer]] = {
 }
 
 
-def build_optimizer(config: OptimizerConfig, tables: Sequence[keras.Variable] = ()) -> RowOptimizer:
-    """The optimizer of a config; `tables` are the embedding tables among the variables it will be given."""
+def build_optimizer(
+    config: OptimizerConfig,
+    tables: Sequence[keras.Variable] = (),
+    rate_factors: Mapping[int, float] | None = None,
+) -> RowOptimizer:
+    """The optimizer of a config.
+
+    Args:
+      config: its settings.
+      tables: the embedding tables among the variables it will be given.
+      rate_factors: id of a tf.Variable -> factor of its learning rate, where that is not 1.
+    """
     kind = config.WhichOneof("optimizer")
     settings = getattr(config, kind)
-    return OPTIMIZERS[kind](
-        settings,
-        learning_rate=Schedule(settings.learning_rate),
-        tables=tables,
-        table_multiplier=config.embedding_learning_rate_multiplier,
-    )
+    factors = dict(rate_factors or {})
+    if config.embedding_learning_rate_multiplier != 1:
+        for table in tables:
+            factors[id(table.value)] = factors.get(id(table.value), 1.0) * config.embedding_learning_rate_multiplier
+    return OPTIMIZERS[kind](settings, learning_rate=Schedule(settings.learning_rate), rate_factors=factors)
 
 
 def sum_duplicate_rows(gradient: tf.Tensor | tf.IndexedSlices | None) -> tf.Tensor | tf.IndexedSlices | None:

@@ -66,7 +66,7 @@ def rec_part(model: MultimodalModel) -> Part:
     Image vectors are text as the image model writes it, string `[S]`; in the signature "vector" float32 `[S, D]`.
     """
     schema = model.schema
-    transform = FeatureTransform(schema)
+    transform = FeatureTransform(schema.features)
     width = model.image_width
 
     def outputs(fields: dict[str, tf.Tensor], vector: tf.Tensor) -> dict[str, tf.Tensor]:
@@ -90,7 +90,7 @@ def rec_part(model: MultimodalModel) -> Part:
 def total_part(model: MultimodalModel, image_input: str) -> Part:
     """Fields `[S]` and a picture a sample, or one for all -> outputs as of rec_part; inputs of both parts."""
     schema = model.schema
-    transform = FeatureTransform(schema)
+    transform = FeatureTransform(schema.features)
 
     def outputs(inputs: dict[str, tf.Tensor], pixels: tf.Tensor) -> dict[str, tf.Tensor]:
         vector = model.image(pixels, training=False)  # [N, D]

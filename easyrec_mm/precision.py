@@ -1,4 +1,4 @@
-"""Chooses the number format of the computation: bfloat16 where the processor has it in hardware."""
+"""Chooses the number format of the computation: where the config leaves it open, bfloat16 if the hardware has it."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from pathlib import Path
 
 import tensorflow as tf
 
-from easyrec_mm.model import FLOAT32, MIXED_BFLOAT16
+from easyrec_mm.model import FLOAT32, MIXED_BFLOAT16, MIXED_FLOAT16
 from easyrec_mm.protos.train_pb2 import Precision
 
 # Flags of Linux's /proc/cpuinfo for bfloat16 dot products and matrix products.
@@ -19,7 +19,7 @@ def dtype_policy(precision: int) -> str:
     """Keras dtype policy of a config's precision on this machine."""
     if precision == Precision.AUTO:
         return MIXED_BFLOAT16 if _has_bfloat16() else FLOAT32
-    return MIXED_BFLOAT16 if precision == Precision.BFLOAT16 else FLOAT32
+    return {Precision.BFLOAT16: MIXED_BFLOAT16, Precision.FLOAT16: MIXED_FLOAT16}.get(precision, FLOAT32)
 
 
 def _has_bfloat16() -> bool:

@@ -6,6 +6,7 @@ reading, training, export and serving share one definition. It knows nothing of 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
@@ -97,7 +98,10 @@ class Feature:
 
 @dataclass(frozen=True)
 class Image:
-    """The picture of a group: its field, and how bytes become the pixels that the network sees."""
+    """The picture of a group: its field, and how bytes become the pixels that the network sees.
+
+    `resize` is what becomes of a picture of another shape: STRETCH, CENTER_CROP or PAD (data/decode.py).
+    """
 
     field: str
     height: int
@@ -106,6 +110,7 @@ class Image:
     resize_method: str
     antialias: bool
     max_pixels: int
+    resize: str = "STRETCH"  # manifests written before there was a choice do not say
 
 
 @dataclass(frozen=True)
@@ -160,6 +165,23 @@ class Schema:
     group_size_field: str
     layout: RowLayout
     tasks: tuple[Task, ...]
+    # Fields that are the same for all samples of a group.
+    group_fields: tuple[str, ...] = ()
+    # Features read once a picture: the category that the image tower sees, the item of a contrastive loss.
+    image_features: tuple[Feature, ...] = ()
+    # Name of the one among them that the image tower sees; "" for none.
+    category_feature: str = ""
+    # Labels of losses on image vectors -> their classes.
+    image_labels: tuple[tuple[str, int], ...] = ()
+    # Between the paths of an item's pictures; "" for one path.
+    image_separator: str = ""
+    # Whether an item may be without a picture: a trained vector then takes its place.
+    has_no_image_vector: bool = False
+
+    @property
+    def category(self) -> Feature | None:
+        """The feature that the image tower sees beside the picture."""
+        return next((feature for feature in self.image_features if feature.name == self.category_feature), None)
 
     def field(self, name: str) -> Field:
         """The field of that name."""
@@ -169,6 +191,15 @@ class Schema:
         """Names of the fields that the model's features read, each once, in the order of the row."""
         used = {name for feature in self.features for name in feature.inputs}
         return (name for name in self.layout.sample_fields if name in used)
+
+    def label_range(self, label: str) -> tuple[float, float, bool]:
+        """Least and greatest value of a label, and whether it must be a whole number."""
+        classes = dict(self.image_labels) | {t.label: t.num_class for t in self.tasks if t.activation == "multiclass"}
+        if label in classes:
+            return 0.0, classes[label] - 1.0, True
+        if any(task.label == label and task.activation == "binary" for task in self.tasks):
+            return 0.0, 1.0, False
+        return -math.inf, math.inf, False
 
     def to_dict(self) -> dict[str, Any]:
         """As values that JSON has."""
@@ -192,6 +223,8 @@ class Schema:
             "image": Image(**values["image"]),
             "layout": RowLayout(**_with_tuples(values["layout"])),
             "tasks": [Task(**task) for task in values["tasks"]],
+            "image_features": [Feature(**_with_tuples(f)) for f in values.get("image_features", ())],
+            "image_labels": [tuple(label) for label in values.get("image_labels", ())],
         }
         return Schema(**_with_tuples(parts))
 

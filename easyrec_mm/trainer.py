@@ -11,26 +11,33 @@ import os
 import re
 import signal
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from types import FrameType
+from typing import NamedTuple
 
 import keras
 import tensorflow as tf
 
 from easyrec_mm.checkpoint import Checkpoints, read_into, resolve_checkpoint, restore, warm_start
 from easyrec_mm.config import Pipeline, write_config
+from easyrec_mm.config_image import PLACE
 from easyrec_mm.data.bad_records import BadRecords
 from easyrec_mm.data.batch import Batch
 from easyrec_mm.data.input import Input, InputBatch
 from easyrec_mm.errors import CheckpointError, ConfigError, UserError
 from easyrec_mm.evaluator import STEP_NAME, evaluate, moving_average, table, write_result
-from easyrec_mm.model import MultimodalModel
+from easyrec_mm.loss_scale import LossScale
+from easyrec_mm.model import MIXED_FLOAT16, MultimodalModel
 from easyrec_mm.optimizers import RowOptimizer, build_optimizer, sum_duplicate_rows
+from easyrec_mm.picture_bank import PictureBank
 from easyrec_mm.precision import dtype_policy
 from easyrec_mm.progress import MetricsLog, Progress
+from easyrec_mm.protos.image_pb2 import ImgModel
+from easyrec_mm.protos.train_pb2 import WarmStart
 
 EVAL_RESULT = "eval_result.json"
 BAD_RECORDS = "bad_records.jsonl"
@@ -44,6 +51,23 @@ class TrainResult:
     step: int
     checkpoint: str | None
     signal: int | None
+
+
+class Phase(NamedTuple):
+    """What a part of the training trains.
+
+    trainable    as img_model.trainable
+    trained      variables by name
+    bank         vectors of pictures that it spares itself
+    keeps_bank   whether the bank belongs to the state of the training: that of a frozen tower is made again
+    train_step   the compiled step
+    """
+
+    trainable: str
+    trained: dict[str, keras.Variable]
+    bank: PictureBank | None
+    keeps_bank: bool
+    train_step: Callable[[Batch], dict[str, tf.Tensor]]
 
 
 class Trainer:
@@ -72,14 +96,15 @@ class Trainer:
         self._dtype = dtype_policy(self._train_config.precision)
         self._model = MultimodalModel(self._config, self._schema, self._dtype)
         self._named = self._model.named_variables()
-        self._trained = self._trained_variables()
+        self._phases = self._build_phases()
+        self._trained = {name: v for name, v in self._named.items() if any(name in p.trained for p in self._phases)}
         self._optimizers = self._build_optimizers()
         self._average = moving_average(self._config, self._model)
+        self._loss_scale = LossScale() if self._dtype == MIXED_FLOAT16 else None
         self._step = tf.Variable(0, dtype=tf.int64, trainable=False)
         # Batches of the training data read, and what that data was: where to read on.
         self._batches_read = tf.Variable(0, dtype=tf.int64, trainable=False)
         self._input_fingerprint = tf.Variable(self._input.fingerprint(), dtype=tf.int64, trainable=False)
-        self._train_step = tf.function(self._train_batch, input_signature=[self._input.spec()], autograph=False)
         self._evaluated_at = time.monotonic()
 
     def train(self) -> TrainResult:
@@ -107,7 +132,9 @@ class Trainer:
     ) -> str | None:
         """Steps until the end; the path of the last checkpoint."""
         config = self._train_config
-        batches = self._input.batches(num_epochs, int(self._batches_read))
+        batches = self._input.batches(
+            num_epochs, int(self._batches_read), int(self._step), lambda step: self._phase(step).bank
+        )
         pending: list[dict[str, tf.Tensor]] = []
         first_step = saved_step = int(self._step)
         saved_at = time.monotonic()
@@ -164,17 +191,20 @@ class Trainer:
         elif self._train_config.fine_tune_checkpoint:
             path = resolve_checkpoint(self._train_config.fine_tune_checkpoint, "train_config.fine_tune_checkpoint")
             names = _read_name_map(self._train_config.fine_tune_ckpt_var_map)
-            print(warm_start(path, self._model.weights(), names), flush=True)
+            print(warm_start(path, self._model.weights(), names, self._left_out()), flush=True)
             if self._average is not None:
                 self._average.start_from_variables()
-        num_weights = sum(math.prod(v.shape) for v in self._trained.values())
-        frozen = [name for name, v in self._named.items() if v.trainable and name not in self._trained]
+        trained = self._phase(int(self._step)).trained
+        num_weights = sum(math.prod(v.shape) for v in trained.values())
+        num_frozen = len(self._model.all_trainable()) - len(trained)
         print(
-            f"model: {num_weights:,} trained weights in {len(self._trained)} variables"
-            + (f", {len(frozen)} frozen by freeze_gradient" if frozen else "")
-            + f"; computing in {'bfloat16' if 'bfloat16' in self._dtype else 'float32'}",
+            f"model: {num_weights:,} trained weights in {len(trained)} variables"
+            + (f", {num_frozen} frozen" if num_frozen else "")
+            + f"; computing in {self._dtype.removeprefix('mixed_')}",
             flush=True,
         )
+        if self._loss_scale is not None and not tf.config.list_physical_devices("GPU"):
+            print("note: float16 is slow without a GPU; train_config.precision: AUTO chooses what is fast", flush=True)
 
     def _resume(self, path: str) -> None:
         fingerprint = int(self._input_fingerprint)
@@ -182,6 +212,9 @@ class Trainer:
             restore(path, self._state())
         except CheckpointError as error:
             raise CheckpointError(f"model_dir '{self._model_dir}' holds another training. {error}") from error
+        for phase in self._phases:
+            if phase.bank is not None and phase.keeps_bank:
+                phase.bank.restore(path)
         same_data = int(self._input_fingerprint) == fingerprint
         print(f"going on from {path} (step {int(self._step)})", flush=True)
         if not same_data:
@@ -197,20 +230,74 @@ class Trainer:
             state[f"optimizer_{i}/iterations"] = optimizer.iterations.value
         if self._average is not None:
             state |= self._average.named_variables()
+        if self._loss_scale is not None:
+            state |= self._loss_scale.named_variables()
         return state | {
             STEP_NAME: self._step,
             "progress/batches_read": self._batches_read,
             "progress/input_fingerprint": self._input_fingerprint,
         }
 
+    def _build_phases(self) -> list[Phase]:
+        """What is trained first, and what from unfreeze_at_step on."""
+        settings = self._config.model_config.e2e_mm_dbmtl.img_model
+        kinds = [ImgModel.Trainable.Name(settings.trainable)]
+        if settings.unfreeze_at_step:
+            kinds.append("ALL")
+            self._require_reached(settings.unfreeze_at_step)
+        phases = []
+        for kind in kinds:
+            self._model.freeze(kind)
+            is_frozen = kind in ("HEAD", "NONE")
+            bank = None
+            if not self._schema.uses_image:
+                pass
+            elif is_frozen and not settings.HasField("augmentation"):
+                bank = PictureBank(self._model.bank_width())
+            elif not is_frozen and settings.encode_ratio < 1:
+                bank = PictureBank(
+                    self._model.bank_width(),
+                    settings.encode_ratio,
+                    settings.max_staleness_steps,
+                    self._config.data_config.seed,
+                )
+            step = tf.function(
+                partial(self._train_batch, len(phases)), input_signature=[self._input.spec()], autograph=False
+            )
+            phases.append(Phase(kind, self._trained_variables(), bank, not is_frozen, step))
+        self._model.freeze(kinds[0])
+        return phases
+
+    def _phase(self, step: int) -> Phase:
+        """The phase of the step that follows `step` steps."""
+        unfreeze = self._config.model_config.e2e_mm_dbmtl.img_model.unfreeze_at_step
+        return self._phases[1] if len(self._phases) > 1 and step >= unfreeze else self._phases[0]
+
+    def _require_reached(self, step: int) -> None:
+        """Whether the training is long enough, where it ends with the data."""
+        num_epochs = self._train_config.num_epochs or self._config.data_config.num_epochs
+        if self._train_config.num_steps or not num_epochs:
+            return
+        num_steps = self._input.count_batches() * num_epochs
+        if step >= num_steps:
+            raise ConfigError(
+                f"{PLACE}.unfreeze_at_step: {step} is past the last step ({num_steps}: {num_epochs} epochs); lower it"
+            )
+
+    def _left_out(self) -> set[str]:
+        """Variables that warm_start leaves as they are."""
+        if self._train_config.warm_start != WarmStart.ALL_BUT_ID_EMBEDDINGS:
+            return set()
+        return {f"embedding/{f.table}" for f in self._schema.features if f.kind in ("id", "tag", "combo")}
+
     def _trained_variables(self) -> dict[str, keras.Variable]:
-        trained = {name: v for name, v in self._named.items() if v.trainable}
+        trained = self._model.trained_variables()
         for pattern in self._train_config.freeze_gradient:
-            frozen = [name for name in trained if re.search(pattern, name)]
+            frozen = [name for name in self._model.all_trainable() if re.search(pattern, name)]
             if not frozen:
                 raise ConfigError(
                     f"train_config.freeze_gradient: '{pattern}' matches no variable; names are such as "
-                    f"{', '.join(list(trained)[:: max(1, len(trained) // 5)][:5])}"
+                    f"{_some(list(trained))}"
                 )
             trained = {name: v for name, v in trained.items() if name not in frozen}
         if not trained:
@@ -218,21 +305,34 @@ class Trainer:
         return trained
 
     def _build_optimizers(self) -> list[tuple[RowOptimizer, list[str]]]:
-        """Optimizers and the names of their variables: one for all, or by part as TrainConfig says."""
-        configs = self._train_config.optimizer_config
+        """Optimizers and the names of their variables: those that it names, one for all others, or by part."""
+        configs = list(self._train_config.optimizer_config)
         tables = self._model.tables()
+        factors = {id(self._named[n].value): f for n, f in self._model.learning_rate_factors().items()}
+        by_part = [i for i, config in enumerate(configs) if not config.variables]
 
-        def part(name: str) -> int:
-            if len(configs) == 1:
-                return 0
-            if name in tables:
-                return 0
-            return 2 if len(configs) == 3 and name.startswith("image/") else 1
+        def optimizer_of(name: str) -> int:
+            for i, config in enumerate(configs):
+                if any(re.search(pattern, name) for pattern in config.variables):
+                    return i
+            if not by_part:
+                raise ConfigError(
+                    f"train_config.optimizer_config: none is for variable {name}; add one without `variables`"
+                )
+            if len(by_part) == 1 or name in tables:
+                return by_part[0]
+            return by_part[2 if len(by_part) == 3 and name.startswith("image/") else 1]
 
+        chosen = {name: optimizer_of(name) for name in self._trained}
         optimizers = []
         for i, config in enumerate(configs):
-            names = [name for name in self._trained if part(name) == i]
-            optimizer = build_optimizer(config, list(tables.values()))
+            names = [name for name, number in chosen.items() if number == i]
+            if config.variables and not names:
+                raise ConfigError(
+                    f"train_config.optimizer_config[{i}].variables: nothing is left for {', '.join(config.variables)}; "
+                    f"names are such as {_some(list(chosen))}"
+                )
+            optimizer = build_optimizer(config, list(tables.values()), factors)
             optimizer.build([self._trained[name] for name in names])
             optimizers.append((optimizer, names))
         return optimizers
@@ -240,16 +340,28 @@ class Trainer:
     def _run_step(self, item: InputBatch) -> dict[str, tf.Tensor] | None:
         """One step; None if the batch has no samples left, which is no step."""
         self._batches_read.assign_add(1)
-        return self._train_step(item.batch) if item.batch.num_samples else None
+        if not item.batch.num_samples:
+            return None
+        phase = self._phase(item.step)
+        if not self._model.is_frozen(phase.trainable):
+            self._model.freeze(phase.trainable)
+            print(f"step {int(self._step)}: all of the image tower is trained from now on", flush=True)
+        if phase.bank is not None:
+            phase.bank.before_step(item.batch.images.bank_row, item.batch.images.encoded, item.step)
+        return phase.train_step(item.batch)
 
-    def _train_batch(self, batch: Batch) -> dict[str, tf.Tensor]:
+    def _train_batch(self, phase_number: int, batch: Batch) -> dict[str, tf.Tensor]:
         """Forward, backward and update; the losses and the learning rate, and the gradient's norm if it is clipped."""
-        variables = [v.value for v in self._trained.values()]
+        phase = self._phases[phase_number]
+        variables = [v.value for v in phase.trained.values()]
         with tf.GradientTape(watch_accessed_variables=False) as tape:
             tape.watch(variables)
-            losses = self._model.losses(batch, training=True)
+            losses = self._model.losses(batch, training=True, bank=phase.bank)
             loss = tf.add_n(list(losses.values()))
-        gradients = [sum_duplicate_rows(gradient) for gradient in tape.gradient(loss, variables)]
+            scaled = loss if self._loss_scale is None else self._loss_scale.scaled(loss)
+        gradients = [sum_duplicate_rows(gradient) for gradient in tape.gradient(scaled, variables)]
+        if self._loss_scale is not None:
+            gradients = self._loss_scale.unscaled(gradients)
         values = {
             "loss": loss,
             **{f"loss_{name}": value for name, value in losses.items()},
@@ -260,16 +372,21 @@ class Trainer:
             # Not for its own sake: reading every gradient once more is some percent of a step on a CPU.
             values["gradient_norm"] = tf.linalg.global_norm(gradients)
             gradients, _ = tf.clip_by_global_norm(gradients, limit, use_norm=values["gradient_norm"])
-        self._apply(dict(zip(self._trained, gradients, strict=True)))
+        step = tf.cast(self._step.assign_add(1), tf.int32)
+        by_name = dict(zip(phase.trained, gradients, strict=True))
+        if self._loss_scale is None:
+            self._apply(by_name, step)
+        else:
+            self._loss_scale.apply_if_finite(gradients, lambda: self._apply(by_name, step))
+            values["loss_scale"] = tf.convert_to_tensor(self._loss_scale.value)
         return values
 
-    def _apply(self, gradients: dict[str, tf.Tensor | tf.IndexedSlices | None]) -> None:
+    def _apply(self, gradients: dict[str, tf.Tensor | tf.IndexedSlices | None], step: tf.Tensor) -> None:
         def update() -> None:
             for optimizer, names in self._optimizers:
-                used = [name for name in names if gradients[name] is not None]
+                used = [name for name in names if gradients.get(name) is not None]
                 optimizer.apply([gradients[name] for name in used], [self._trained[name] for name in used])
 
-        step = tf.cast(self._step.assign_add(1), tf.int32)
         if self._average is None:
             update()
             return
@@ -301,7 +418,11 @@ class Trainer:
         """Write a checkpoint, unless the weights are spoilt."""
         if pending:
             self._require_finite(float(pending[-1]["loss"]), int(self._step))
-        return self._checkpoints.save(int(self._step), self._state())
+        state: dict[str, tf.Variable | tf.Tensor] = {**self._state()}
+        for phase in self._phases:
+            if phase.bank is not None and phase.keeps_bank:
+                state |= phase.bank.state()
+        return self._checkpoints.save(int(self._step), state)
 
     def _evaluate(self, checkpoint: str, log: MetricsLog, progress: Progress) -> None:
         """Evaluate the weights of the checkpoint just saved (or their average)."""
@@ -321,6 +442,11 @@ class Trainer:
         log.write_summaries("eval", step, results)
         write_result(str(self._model_dir / EVAL_RESULT), results)
         self._evaluated_at = time.monotonic()
+
+
+def _some(names: list[str]) -> str:
+    """Five of many, from all over."""
+    return ", ".join(names[:: max(1, len(names) // 5)][:5])
 
 
 class _Caught:

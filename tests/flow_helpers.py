@@ -8,7 +8,7 @@ import keras
 import make_demo_data as demo
 
 from easyrec_mm.cli import main
-from easyrec_mm.layers import image_tower
+from easyrec_mm.layers import backbones
 
 ROOT = Path(__file__).resolve().parents[1]
 IMAGE_SIZE = 16
@@ -23,9 +23,9 @@ def make_data(folder: Path, num_train_groups: int = 48) -> Path:
     return folder
 
 
-def small_backbone(channels: int) -> keras.Model:
+def small_backbone(shape: tuple[int, int, int]) -> keras.Model:
     """One convolution with batch norm, in place of ResNet-18."""
-    inputs = keras.Input((None, None, channels))
+    inputs = keras.Input((None, None, shape[2]))
     x = keras.layers.Conv2D(8, 3, strides=2, use_bias=False, name="conv")(inputs)
     x = keras.layers.BatchNormalization(name="bn")(x)
     return keras.Model(inputs, keras.layers.ReLU(name="relu")(x))
@@ -33,9 +33,7 @@ def small_backbone(channels: int) -> keras.Model:
 
 def use_small_backbone(monkeypatch) -> None:
     """Replace the demo's backbone."""
-    monkeypatch.setitem(
-        image_tower.BACKBONES, "ResNet", image_tower.Backbone(small_backbone, image_tower.MINUS_ONE_TO_ONE)
-    )
+    monkeypatch.setitem(backbones.BACKBONES, "ResNet-18", backbones.Entry(small_backbone, backbones.MINUS_ONE_TO_ONE))
 
 
 def demo_flags(data: Path, model_dir: Path, **settings: object) -> list[str]:

@@ -6,8 +6,8 @@ import pytest
 import tensorflow as tf
 
 from easyrec_mm.config import Pipeline, load_pipeline
-from easyrec_mm.data.batch import Batch
-from easyrec_mm.layers.image_tower import BACKBONES, IMAGENET, Backbone
+from easyrec_mm.data.batch import Batch, one_picture_each
+from easyrec_mm.layers.backbones import BACKBONES, IMAGENET, Entry
 from easyrec_mm.model import FLOAT32, MultimodalModel
 from easyrec_mm.schema import Schema
 
@@ -86,13 +86,13 @@ def make_model(pipeline: Pipeline, dtype: str = FLOAT32) -> MultimodalModel:
 def use_tiny_backbone(patch: pytest.MonkeyPatch) -> None:
     """In place of ResNet: a convolution of 3 x 3 with stride 2, batch norm and relu."""
 
-    def build(channels: int) -> keras.Model:
-        inputs = keras.Input((None, None, channels))
+    def build(shape: tuple[int, int, int]) -> keras.Model:
+        inputs = keras.Input((None, None, shape[2]))
         x = keras.layers.Conv2D(5, 3, strides=2, use_bias=False, name="conv")(inputs)
         x = keras.layers.BatchNormalization(epsilon=1e-5, momentum=0.9, name="bn")(x)
         return keras.Model(inputs, keras.layers.ReLU(name="relu")(x))
 
-    patch.setitem(BACKBONES, "ResNet", Backbone(build, IMAGENET))
+    patch.setitem(BACKBONES, "ResNet-18", Entry(build, IMAGENET))
 
 
 def random_batch(schema: Schema, sample_image=(0, 0, 0, 1, 1, 1, 2, 2, 2, 3, 3, 3), seed: int = 0) -> Batch:
@@ -134,4 +134,8 @@ def random_batch(schema: Schema, sample_image=(0, 0, 0, 1, 1, 1, 2, 2, 2, 3, 3, 
         labels[schema.sample_weight] if schema.sample_weight else tf.ones(num_samples),
         tf.constant(pixels, tf.uint8),
         tf.constant(sample_image, tf.int32),
+        one_picture_each(num_images)._replace(
+            features={f.name: tf.constant(rng.integers(0, f.num_ids, num_images)) for f in schema.image_features},
+            labels={name: tf.constant(rng.integers(0, n, num_images), tf.float32) for name, n in schema.image_labels},
+        ),
     )

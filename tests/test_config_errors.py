@@ -11,8 +11,8 @@ import pytest
 from reference import FEATURES, LABELS, reference_config, write_config
 
 from easyrec_mm.config import load_pipeline
-from easyrec_mm.config_checks import BACKBONE_NAMES
 from easyrec_mm.config_features import SETTINGS_OF_TYPES
+from easyrec_mm.config_image import BACKBONE_NAMES
 from easyrec_mm.errors import ConfigError
 
 DATA = "data_config"
@@ -537,7 +537,7 @@ MODEL_CASES = [
     case(
         f"{NETWORK}.img_model.model_name=ResNett",
         place=f"{NETWORK}.img_model.model_name",
-        says="no backbone named 'ResNett'; did you mean 'ResNet'?",
+        says="no backbone named 'ResNett'; did you mean 'ResNet-50'?",
     ),
     case(
         f"{NETWORK}.img_model.model_name=vgg16",
@@ -717,7 +717,7 @@ TRAIN_CASES = [
     case(
         f"{TRAIN}.optimizer_config=[{SGD}, {SGD}, {SGD}, {SGD}]",
         place=f"{TRAIN}.optimizer_config",
-        says="has 4 entries; give 1 (all), 2 (embeddings, rest) or 3 (embeddings, dense, image tower)",
+        says="has 4 entries without `variables`; give 1 (all), 2 (embeddings, rest) or 3 (embeddings, dense, image tower)",
     ),
     case(
         f"{TRAIN}.optimizer_config=[{SGD}, {SGD}]",
@@ -895,6 +895,7 @@ MISPLACED = {
     "img_shape": ("city", "img_shape=width: 8 height: 8"),
     "resize_method": ("city", "resize_method=BILINEAR"),
     "antialias": ("group_size", "antialias=true"),
+    "per_group": ("group_size", "per_group=true"),
 }
 KINDS = {"img_path": "ImgFeature", "group_size": "SampleNumFeature", "city": "IdFeature", "fans_num": "RawFeature"}
 

@@ -291,8 +291,8 @@ def command(*arguments, before: str = "") -> list[str]:
     """The command line as a process of its own, with the small backbone; `before` is code that it runs first."""
     code = (
         "import sys; sys.path[:0] = ['tests', 'samples'];"
-        "import flow_helpers as f; import easyrec_mm.layers.image_tower as t;"
-        "t.BACKBONES['ResNet'] = t.Backbone(f.small_backbone, t.MINUS_ONE_TO_ONE);"
+        "import flow_helpers as f; import easyrec_mm.layers.backbones as t;"
+        "t.BACKBONES['ResNet-18'] = t.Entry(f.small_backbone, t.MINUS_ONE_TO_ONE);"
         "from easyrec_mm.cli import main; sys.exit(main(sys.argv[1:]))"
     )
     return [sys.executable, "-c", before + code, *map(str, arguments)]

@@ -5,10 +5,11 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
+from easyrec_mm.layers.backbones import BACKBONES, named_backbone
 from easyrec_mm.layers.batch_norm import FusedBatchNorm, with_fused_batch_norm
 from easyrec_mm.layers.dnn import DNN, ExpertMixture, Highway
 from easyrec_mm.layers.embedding import EmbeddingTable, FeatureEmbedding, combine
-from easyrec_mm.layers.image_tower import BACKBONES, ImageTower
+from easyrec_mm.layers.image_tower import ImageTower
 from easyrec_mm.schema import Feature, Table
 
 
@@ -120,9 +121,9 @@ def test_batch_norm_without_scale_and_offset():
     assert [v.name for v in layer.weights] == ["moving_mean", "moving_variance"]
 
 
-def small_mobile_net(channels):
+def small_mobile_net(shape):
     return keras.applications.MobileNetV3Small(
-        input_shape=(None, None, channels),
+        input_shape=(None, None, shape[2]),
         include_top=False,
         weights=None,
         include_preprocessing=False,
@@ -130,11 +131,14 @@ def small_mobile_net(channels):
     )
 
 
-@pytest.mark.parametrize("build", [BACKBONES["ResNet"].build, BACKBONES["MobileNet"].build, small_mobile_net],
-                         ids=["ResNet", "MobileNet", "MobileNetV3Small"])  # fmt: skip
+@pytest.mark.parametrize(
+    "build",
+    [BACKBONES["ResNet-18"].build, BACKBONES["MobileNetV3-Large"].build, small_mobile_net],
+    ids=["ResNet", "MobileNet", "MobileNetV3Small"],
+)
 def test_copy_with_fused_batch_norm(build):
     """Every weight and every output in inference are those of Keras's own model."""
-    original = build(3)
+    original = build((32, 32, 3))
     randomise(original)
     copy = with_fused_batch_norm(original, "float32")
     kinds = {type(layer) for layer in copy.layers}
@@ -151,10 +155,10 @@ def test_copy_with_fused_batch_norm(build):
     np.testing.assert_allclose(copy(x, training=False), expected, rtol=1e-4, atol=1e-4 * np.abs(expected).max())
 
 
-@pytest.mark.parametrize("backbone", BACKBONES)
+@pytest.mark.parametrize("backbone", ["ResNet-18", "MobileNetV3-Large"])
 def test_backbone_in_bfloat16(backbone):
     """Every layer computes in bfloat16 on variables of float32, and training moves the averages."""
-    copy = with_fused_batch_norm(BACKBONES[backbone].build(1), "mixed_bfloat16")
+    copy = with_fused_batch_norm(BACKBONES[backbone].build((32, 32, 1)), "mixed_bfloat16")
     assert {layer.compute_dtype for layer in copy.layers[1:]} == {"bfloat16"}  # behind the input
     assert {v.dtype for v in copy.variables} == {"float32"}
     x = tf.cast(random(2, 32, 32, 1), tf.bfloat16)
@@ -461,17 +465,22 @@ def identity_backbone(monkeypatch, channels=3):
     inputs = keras.Input((None, None, channels))
     model = keras.Model(inputs, keras.layers.BatchNormalization(epsilon=0.0, name="bn")(inputs))
     for name, backbone in BACKBONES.items():
-        monkeypatch.setitem(BACKBONES, name, backbone._replace(build=lambda channels: model))
+        monkeypatch.setitem(BACKBONES, name, backbone._replace(build=lambda shape: model))
+
+
+def make_tower(backbone, projection, head, dtype, channels=3, options=None):
+    shape = (6, 4, channels)
+    return ImageTower(named_backbone(backbone, shape, dtype), shape, projection, head, dtype, options)
 
 
 @pytest.mark.parametrize(("backbone", "mean", "deviation"), [
-    ("ResNet", [123.675, 116.28, 103.53], [58.395, 57.12, 57.375]), ("MobileNet", [127.5] * 3, [127.5] * 3),
+    ("ResNet-18", [123.675, 116.28, 103.53], [58.395, 57.12, 57.375]), ("MobileNetV3-Large", [127.5] * 3, [127.5] * 3),
 ])  # fmt: skip
 @pytest.mark.parametrize("dtype", ["uint8", "float32"])
 def test_image_tower(monkeypatch, backbone, mean, deviation, dtype):
     """Pixels are normalised, averaged over the picture and projected, and go through the head."""
     identity_backbone(monkeypatch)
-    tower = ImageTower(backbone, 3, 4, Highway(5, "highway"), "float32")
+    tower = make_tower(backbone, 4, Highway(5, "highway"), "float32")
     pixels = np.random.default_rng(0).integers(0, 256, (2, 6, 4, 3)).astype(dtype)
     tower(pixels)
     w = randomise(tower._projection) | randomise(tower._head)
@@ -483,7 +492,7 @@ def test_image_tower(monkeypatch, backbone, mean, deviation, dtype):
 
 def test_image_tower_of_grey_pictures(monkeypatch):
     identity_backbone(monkeypatch, channels=1)
-    tower = ImageTower("ResNet", 1, 1, None, "float32")
+    tower = make_tower("ResNet-18", 1, None, "float32", channels=1)
     pixels = np.random.default_rng(0).integers(0, 256, (2, 6, 4, 1)).astype(np.uint8)
     tower(pixels)
     tower._projection.set_weights([np.ones((1, 1)), np.zeros(1)])
@@ -494,12 +503,12 @@ def test_image_tower_of_grey_pictures(monkeypatch):
 def test_image_tower_in_bfloat16_gives_float32(monkeypatch):
     """The vector is what the store keeps; the projection has float32 weights."""
     identity_backbone(monkeypatch)
-    tower = ImageTower("ResNet", 3, 4, None, "mixed_bfloat16")
+    tower = make_tower("ResNet-18", 4, None, "mixed_bfloat16")
     pixels = np.random.default_rng(0).integers(0, 256, (2, 6, 4, 3)).astype(np.uint8)
     vector = tower(pixels)
     assert vector.dtype == tf.float32
     assert {v.dtype for v in tower.variables} == {"float32"}
-    wide = ImageTower("ResNet", 3, 4, None, "float32")
+    wide = make_tower("ResNet-18", 4, None, "float32")
     wide(pixels)
     wide.set_weights(tower.get_weights())
     np.testing.assert_allclose(vector, wide(pixels), rtol=0.05, atol=0.05)

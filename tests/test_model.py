@@ -13,7 +13,6 @@ from easyrec_mm import precision
 from easyrec_mm.checkpoint import Checkpoints
 from easyrec_mm.config_checks import activation_name
 from easyrec_mm.data.batch import Batch
-from easyrec_mm.layers.image_tower import IMAGENET
 from easyrec_mm.model import FLOAT32, MIXED_BFLOAT16
 from easyrec_mm.protos.train_pb2 import Precision
 
@@ -61,8 +60,7 @@ class Reference:
         return x
 
     def image_vector(self, pixels):
-        mean, deviation = IMAGENET
-        x = (pixels.astype(np.float64) - mean) / deviation
+        x = (pixels.astype(np.float64) - [123.675, 116.28, 103.53]) / [58.395, 57.12, 57.375]
         windows = sliding_window_view(x, (3, 3), axis=(1, 2))[:, ::2, ::2]  # [U, h, w, C, 3, 3]
         x = np.einsum("uhwcij,ijcf->uhwf", windows, self.w["image/backbone/conv/kernel"])
         x = np.maximum(self.batch_norm("image/backbone/bn", x, 1e-5), 0).mean(axis=(1, 2))
@@ -327,9 +325,9 @@ def test_the_image_tower_gets_distinct_pictures(full, monkeypatch):
     pipeline, model = full
     tower, shapes = model.image, []
 
-    def spy(pixels, training):
+    def spy(pixels, category, training):
         shapes.append(tuple(pixels.shape))
-        return tower(pixels, training=training)
+        return tower(pixels, category, training=training)
 
     monkeypatch.setattr(model, "image", spy)
     model.predict(random_batch(pipeline.schema, MIXED))

@@ -12,7 +12,7 @@ from typing import get_args
 
 import pytest
 
-from easyrec_mm import config_checks, config_features, config_schema
+from easyrec_mm import config_checks, config_features, config_image, config_schema
 from easyrec_mm.protos.data_pb2 import DatasetConfig
 from easyrec_mm.protos.eval_pb2 import EvalMetrics
 from easyrec_mm.protos.feature_pb2 import FeatureConfig
@@ -33,22 +33,43 @@ MAY_IMPORT = {
     "schema": (),
     "text_patterns": ("schema",),
     "config_features": CONFIG_BASE,
-    "config_schema": (*CONFIG_BASE, "config_features", "text_patterns"),
-    "config_checks": (*CONFIG_BASE, "config_schema"),
+    "config_image": CONFIG_BASE,
+    "config_schema": (*CONFIG_BASE, "config_features", "config_image", "text_patterns"),
+    "config_checks": (*CONFIG_BASE, "config_image", "config_schema"),
     "config": (*CONFIG_BASE, "config_schema", "config_checks"),
     "metrics": ("errors",),
     "losses": (),
     "learning_rates": ("protos",),
     "optimizers": ("learning_rates", "protos"),
     "moving_average": (),
+    "loss_scale": (),
+    "checkpoint": ("errors",),
+    "picture_bank": ("checkpoint",),
     "layers": ("errors", "schema", "layers"),
-    "data": ("errors", "schema", "text_patterns", "protos", "data"),
-    "model": ("layers", "losses", "data.batch", "schema", "config_checks", "protos"),
+    "data": ("errors", "schema", "text_patterns", "protos", "data", "picture_bank"),
+    "model": (
+        "errors",
+        "layers",
+        "losses",
+        "data.batch",
+        "schema",
+        "config_checks",
+        "config_image",
+        "picture_bank",
+        "protos",
+    ),
     "precision": ("model", "protos"),
     "progress": (),
-    "checkpoint": ("errors",),
     "evaluator": (*TRAINING_BASE, "metrics", "config_checks"),
-    "trainer": (*TRAINING_BASE, "optimizers", "evaluator", "config"),
+    "trainer": (
+        *TRAINING_BASE,
+        "config",
+        "config_image",
+        "evaluator",
+        "loss_scale",
+        "optimizers",
+        "picture_bank",
+    ),
     "manifest": ("errors", "schema"),
     "store": ("errors", "store"),
     "items": ("errors", "schema"),
@@ -71,6 +92,7 @@ WITHOUT_TENSORFLOW = {
     "schema",
     "text_patterns",
     "config_features",
+    "config_image",
     "config_schema",
     "config_checks",
     "config",
@@ -203,9 +225,9 @@ def test_each_loss_of_the_proto_has_its_function_and_its_output():
 def test_backbones_and_activations_that_the_checks_allow_exist():
     import keras
 
-    from easyrec_mm.layers.image_tower import BACKBONES
+    from easyrec_mm.layers.backbones import BACKBONES
 
-    assert set(BACKBONES) == set(config_checks.BACKBONE_NAMES)
+    assert tuple(BACKBONES) == config_image.BACKBONE_NAMES
     for name in config_checks.ACTIVATION_NAMES:
         assert callable(keras.activations.get(name)), name
 

@@ -89,7 +89,7 @@ def both(fields, features=FEATURES):
         name: tf.cast(value, tf.int64) if np.asarray(value).dtype == bool else tf.constant(value)
         for name, value in used.items()
     }
-    values = FeatureTransform(one)(tensors)
+    values = FeatureTransform(features)(tensors)
     for feature in features:
         if feature.kind == "tag":
             values.setdefault(feature.weight_key, tf.ones_like(values[feature.name], tf.float32))

@@ -16,9 +16,8 @@ from easyrec_mm.text_patterns import INTEGER_PATTERN, NUMBER_PATTERN, VALUE_PATT
 
 def transform(feature, **fields):
     """What one feature becomes: NumPy arrays, ragged ones as lists; with weights a pair."""
-    dtypes = {name: "string" if isinstance(values[0], str | bytes) else "other" for name, values in fields.items()}
     tensors = {name: as_tensor(values) for name, values in fields.items()}
-    features = FeatureTransform(schema({"y": "float32"}, dtypes, [feature]))(tensors)
+    features = FeatureTransform([feature])(tensors)
     found = [
         value.to_list() if isinstance(value, tf.RaggedTensor) else value.numpy()
         for value in (features.pop(name) for name in (feature.name, feature.weight_key) if name in features)
@@ -261,9 +260,7 @@ def test_features_share_fields_and_come_in_the_order_of_the_schema():
         Feature("cross", "combo", ("x", "n"), 4, "t3", "hash", 50),
         Feature("number", "raw", ("n",), 1),
     ]
-    values = FeatureTransform(schema({"y": "float32"}, {"x": "string", "n": "int64"}, features))(
-        {"x": tf.constant(["a", "b"]), "n": tf.constant([1, 5], tf.int64)}
-    )
+    values = FeatureTransform(features)({"x": tf.constant(["a", "b"]), "n": tf.constant([1, 5], tf.int64)})
     assert list(values) == ["hashed", "row", "cross", "number"]
     assert values["hashed"].numpy().tolist() == buckets(["a", "b"], 50)
     assert values["row"].numpy().tolist() == [1, 0]
@@ -286,7 +283,7 @@ def test_features_share_fields_and_come_in_the_order_of_the_schema():
 )
 def test_no_sample(feature, shape):
     fields = {"x": tf.constant([], tf.string)}
-    values = FeatureTransform(schema({"y": "float32"}, {"x": "string"}, [feature]))(fields)
+    values = FeatureTransform([feature])(fields)
     assert values["f"].shape.as_list() == shape
 
 
@@ -295,7 +292,7 @@ def test_the_same_in_a_graph():
         Feature("tags", "tag", ("x",), 4, "t", "vocabulary", 3, vocabulary=("a", "b"), separator="|", kv_separator=":"),
         Feature("vector", "raw", ("v",), 2, raw_dim=2, separator=","),
     ]
-    one = FeatureTransform(schema({"y": "float32"}, {"x": "string", "v": "string"}, features))
+    one = FeatureTransform(features)
     fields = {"x": tf.constant(["b:1|z:2", ""]), "v": tf.constant(["1,2", ""])}
     eager = one(fields)
     graph = tf.function(one, autograph=False)(fields)

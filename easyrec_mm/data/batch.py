@@ -1,4 +1,8 @@
-"""What one step works on. Shape legend: S samples, U distinct pictures, H x W x C pixels."""
+"""What one step works on.
+
+Shape legend: S samples; U distinct images, what the image field of a group names: a picture, several, or none; P
+distinct pictures; E of them with pixels; L pairs of an image and a picture of it; H x W x C pixels.
+"""
 
 from __future__ import annotations
 
@@ -7,14 +11,38 @@ from typing import NamedTuple
 import tensorflow as tf
 
 
+class Images(NamedTuple):
+    """Which pictures the images of a batch have, and what is known of them.
+
+    encoded        int32 [E]: row of pixels -> picture; the other pictures have a vector in the picture bank
+    category       int64 [P], what the image tower sees beside the picture; zeros where it sees nothing
+    bank_row       int32 [P]: picture -> row of the picture bank; zeros without one
+    link_picture   int32 [L]: pair -> picture
+    link_image     int32 [L]: pair -> image, ascending
+    has_picture    bool [U]
+    features       feature name -> int64 [U], what losses on image vectors compare with
+    labels         label name -> float32 [U], of losses on image vectors
+    """
+
+    encoded: tf.Tensor
+    category: tf.Tensor
+    bank_row: tf.Tensor
+    link_picture: tf.Tensor
+    link_image: tf.Tensor
+    has_picture: tf.Tensor
+    features: dict[str, tf.Tensor]
+    labels: dict[str, tf.Tensor]
+
+
 class Batch(NamedTuple):
     """The samples of a number of groups, whatever input they came from.
 
     features       feature name -> values, as data/transform.py lists them
     labels         label name -> float32 [S]; empty for prediction
     sample_weight  float32 [S]; ones unless the config names a field
-    pixels         uint8 [U, H, W, C]; U is 0 for a model without pictures
-    sample_image   int32 [S]: sample -> row of pixels
+    pixels         uint8 [E, H, W, C]; E is 0 for a model without pictures
+    sample_image   int32 [S]: sample -> image
+    images         of the groups
     """
 
     features: dict[str, tf.Tensor | tf.RaggedTensor]
@@ -22,6 +50,7 @@ class Batch(NamedTuple):
     sample_weight: tf.Tensor
     pixels: tf.Tensor
     sample_image: tf.Tensor
+    images: Images
 
     @property
     def num_samples(self) -> int:
@@ -31,4 +60,19 @@ class Batch(NamedTuple):
     @property
     def num_images(self) -> int:
         """U."""
-        return int(self.pixels.shape[0])
+        return int(self.images.has_picture.shape[0])
+
+
+def one_picture_each(num_images: int) -> Images:
+    """Images of one picture each, all with pixels."""
+    rows = tf.range(num_images)
+    return Images(
+        encoded=rows,
+        category=tf.zeros([num_images], tf.int64),
+        bank_row=tf.zeros([num_images], tf.int32),
+        link_picture=rows,
+        link_image=rows,
+        has_picture=tf.ones([num_images], tf.bool),
+        features={},
+        labels={},
+    )

@@ -17,6 +17,9 @@ TOO_MANY_PIXELS = "more than max_image_pixels"
 ANIMATED_WEBP = "an animated WebP, which is not supported"
 PARTIAL_GIF = "a GIF whose first frame does not fill its screen, which is not supported"
 
+# Neither black nor white: near the mean of natural pictures, so that it moves the network least.
+MID_GREY = 128
+
 # The TIFF entry of EXIF's orientation (tag 0x0112, type short, count 1) in both byte orders; its value follows.
 _ORIENTATION_LITTLE_ENDIAN = r"(?s)^\C*Exif\x00\x00II\C*?\x12\x01\x03\x00\x01\x00\x00\x00([\x01-\x08])\x00\C*$"
 _ORIENTATION_BIG_ENDIAN = r"(?s)^\C*Exif\x00\x00MM\C*?\x01\x12\x00\x03\x00\x00\x00\x01\x00([\x01-\x08])\C*$"
@@ -79,15 +82,46 @@ def decode_pictures(data: tf.Tensor, image: Image) -> tf.Tensor:
 
 
 def resize(pixels: tf.Tensor, image: Image) -> tf.Tensor:
-    """Pixels uint8 `[h, w, c]` -> uint8 `[height, width, c]`; a picture of that size stays as it is."""
-    size = [image.height, image.width]
+    """Pixels of any size -> pixels of the size that the network takes.
+
+    Args:
+      pixels: uint8 `[h, w, c]`.
+      image: size and method. Its `resize` says what becomes of a picture of another aspect ratio:
+        STRETCH scales height and width, each by its own factor.
+        CENTER_CROP cuts the largest part of the target's ratio out of the middle and scales that part.
+        PAD scales the whole by the one factor with which it just fits, and fills up with MID_GREY around it.
+        The part of CENTER_CROP and the scaled picture of PAD have whole pixels, the next to the exact side, one at
+        least. Of an odd margin the larger half is at the right or at the bottom.
+
+    Returns:
+      uint8 `[height, width, c]`. What needs no scaling keeps its pixels as they are.
+    """
+    target = [image.height, image.width]
+    if image.resize == "CENTER_CROP":
+        cut = _fitted(target, tf.shape(pixels)[:2])
+        start = (tf.shape(pixels)[:2] - cut) // 2
+        pixels = tf.slice(pixels, tf.concat([start, [0]], axis=0), tf.concat([cut, [-1]], axis=0))
+    size = _fitted(tf.shape(pixels)[:2], target) if image.resize == "PAD" else target
 
     def resized() -> tf.Tensor:
         smooth = tf.image.resize(pixels, size, image.resize_method.lower(), antialias=image.antialias)
         return tf.saturate_cast(tf.round(tf.cast(smooth, tf.float32)), tf.uint8)
 
     same_size = tf.reduce_all(tf.equal(tf.shape(pixels)[:2], size))
-    return tf.ensure_shape(tf.cond(same_size, lambda: pixels, resized), [*size, image.channels])
+    result = tf.cond(same_size, lambda: pixels, resized)
+    if image.resize == "PAD":
+        before = (target - size) // 2
+        margins = tf.stack([before, target - size - before], axis=1)
+        result = tf.pad(result, tf.concat([margins, [[0, 0]]], axis=0), constant_values=MID_GREY)
+    return tf.ensure_shape(result, [*target, image.channels])
+
+
+def _fitted(size: tf.Tensor | list[int], frame: tf.Tensor | list[int]) -> tf.Tensor:
+    """int32 `[2]`: height and width `size`, both scaled by the one factor with which they just fit into `frame`."""
+    # Exact for products of sides, which int32 does not hold.
+    size, frame = tf.cast(size, tf.float64), tf.cast(frame, tf.float64)
+    side = size * frame[::-1] / size[::-1]  # each where the other one fills the frame
+    return tf.cast(tf.minimum(tf.maximum(tf.round(side), 1.0), frame), tf.int32)
 
 
 def _has(head: tf.Tensor, magic: bytes, position: int = 0) -> tf.Tensor:

@@ -15,7 +15,7 @@ import numpy as np
 import tensorflow as tf
 
 from easyrec_mm.data.transform import split_tags
-from easyrec_mm.schema import Dtype, Feature, Field, Schema, Task
+from easyrec_mm.schema import Dtype, Feature, Field, Schema
 from easyrec_mm.text_patterns import VALUE_PATTERNS, text_patterns
 
 DTYPES = {"int64": tf.int64, "bool": tf.bool, "float32": tf.float32}
@@ -67,6 +67,8 @@ class GroupRtpParser:
         self._fields = [(schema.field(name), schema.layout.sample_fields.index(name)) for name in fields]
         self._num_columns = num_columns
         self._patterns = text_patterns(schema)
+        read = {*labels, *fields}
+        self._group_fields = [name for name in schema.group_fields if name in read]
         self._weighted_tags = [f for f in schema.features if f.weight_input and set(f.inputs) <= set(fields)]
 
     def __call__(self, lines: tf.Tensor) -> GroupRows:
@@ -80,6 +82,10 @@ class GroupRtpParser:
         fields, is_good_sample = self._read(texts.labels, values)
 
         sample_group = tf.repeat(tf.range(tf.size(whole)), texts.group_size)  # [S]
+        first_sample = tf.cast(tf.cumsum(texts.group_size, exclusive=True), tf.int32)  # [G]
+        for name in self._group_fields:
+            of_first = tf.gather(tf.gather(fields[name], first_sample), sample_group)
+            is_good_sample &= tf.equal(fields[name], of_first)
         num_bad = tf.math.unsorted_segment_sum(tf.cast(~is_good_sample, tf.int32), sample_group, tf.size(whole))
         is_good = tf.equal(num_bad, 0)  # of the whole groups
         groups = (texts.image_path, texts.group_size, whole)
@@ -130,7 +136,7 @@ class GroupRtpParser:
             dtype = _label_dtype(field)
             numbers, ok = _read_numbers(label_texts[field.name], [VALUE_PATTERNS[dtype]], field.default, DTYPES[dtype])
             numbers = tf.cast(numbers, tf.float32)
-            low, high, whole = label_range(self._schema.tasks, field.name)
+            low, high, whole = self._schema.label_range(field.name)
             ok &= (numbers >= low) & (numbers <= high)
             if whole:
                 ok &= tf.equal(numbers, tf.round(numbers))
@@ -165,9 +171,13 @@ class GroupRtpParser:
             if len(entries) != size:
                 return _column(index, field.name), f"{len(entries)} entries, group size {size}"
             for number, entry in enumerate(entries):
-                problem = _explain_label(_text(entry) or field.default, schema.tasks, field)
+                problem = _explain_label(_text(entry) or field.default, schema, field)
                 if problem:
                     return _column(index, field.name), f"sample {number}: {problem}"
+            if field.name in self._group_fields:
+                problem = _explain_disagreement(entries, [label_value(_text(entry), field) for entry in entries])
+                if problem:
+                    return _column(index, field.name), problem
         samples = split_bytes(columns[layout.features_column], layout.sample_separator)
         where = _column(layout.features_column, "features")
         if len(samples) != size:
@@ -176,6 +186,13 @@ class GroupRtpParser:
             problem = self._explain_sample(split_bytes(sample, layout.value_separator))
             if problem:
                 return where, f"sample {number}: {problem}"
+        split_samples = [split_bytes(sample, layout.value_separator) for sample in samples]
+        for field, index in self._fields:
+            if field.name in self._group_fields:
+                texts = [values[index] for values in split_samples]
+                problem = _explain_disagreement(texts, [_value(text, field) for text in texts])
+                if problem:
+                    return where, f"{field.name}: {problem}"
         return None
 
     def _explain_sample(self, values: list[bytes]) -> str:
@@ -193,16 +210,6 @@ class GroupRtpParser:
 def split(text: tf.Tensor, separator: str) -> tf.RaggedTensor:
     """Text `[N]` -> ragged `[N, (parts)]`; the empty separator splits into single bytes, as in EasyRec."""
     return tf.strings.split(text, separator) if separator else tf.strings.bytes_split(text)
-
-
-def label_range(tasks: tuple[Task, ...], label: str) -> tuple[float, float, bool]:
-    """Least and greatest value of a label, and whether it must be a whole number."""
-    for task in tasks:
-        if task.label == label and task.activation == "multiclass":
-            return 0.0, task.num_class - 1.0, True
-        if task.label == label and task.activation == "binary":
-            return 0.0, 1.0, False
-    return tf.float32.min, tf.float32.max, False
 
 
 def _read_numbers(text: tf.Tensor, patterns: list[str], default: str, dtype: tf.DType) -> tuple[tf.Tensor, tf.Tensor]:
@@ -236,12 +243,12 @@ def _label_dtype(field: Field) -> Dtype:
     return "bool" if field.dtype == "bool" else "float32"
 
 
-def _explain_label(text: str, tasks: tuple[Task, ...], field: Field) -> str:
+def _explain_label(text: str, schema: Schema, field: Field) -> str:
     dtype = _label_dtype(field)
     if not re.fullmatch(VALUE_PATTERNS[dtype], text) or (dtype == "float32" and not np.isfinite(_as_float32(text))):
         return f"label {text!r} is no {'bool' if dtype == 'bool' else 'number'}"
     value = label_value(text, field)
-    low, high, whole = label_range(tasks, field.name)
+    low, high, whole = schema.label_range(field.name)
     if not low <= value <= high or (whole and not value.is_integer()):
         return f"label {text} is not {'a class ' if whole else ''}from {low:g} to {high:g}"
     return ""
@@ -264,6 +271,22 @@ def _explain_value(value: bytes, field: Field, patterns: list[str]) -> str:
     if field.dtype == "float32" and not np.isfinite(_as_float32(text)):
         return f"{text!r} is too large a number"
     return ""
+
+
+def _explain_disagreement(texts: list[bytes], values: list[bytes | float]) -> str:
+    """Where a value that is the same for a whole group is not."""
+    for number, value in enumerate(values):
+        if value != values[0]:
+            first, other = _text(texts[0]), _text(texts[number])
+            return f"sample {number}: {other!r}, but {first!r} in sample 0 of the group; it must be the same for all"
+    return ""
+
+
+def _value(text: bytes, field: Field) -> bytes | float:
+    """A good value as the graph reads it."""
+    if field.dtype == "string":
+        return text or field.default.encode()
+    return label_value(_text(text), field) if field.dtype != "int64" else int(_text(text) or field.default)
 
 
 def _explain_weights(feature: Feature, values: dict[str, str]) -> str:

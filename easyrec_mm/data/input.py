@@ -10,22 +10,25 @@ import os
 import threading
 import zlib
 from collections import Counter, deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import tensorflow as tf
+from numpy.typing import NDArray
 
 from easyrec_mm.data.bad_records import BadRecord, BadRecords
-from easyrec_mm.data.batch import Batch
+from easyrec_mm.data.batch import Batch, Images
 from easyrec_mm.data.group_rtp import GroupRtpParser, split
 from easyrec_mm.data.gzip_files import first_truncated
 from easyrec_mm.data.pictures import PictureLoader, Pictures
 from easyrec_mm.data.transform import FeatureTransform
 from easyrec_mm.errors import DataError, tensorflow_reason
+from easyrec_mm.picture_bank import PictureBank, Plan
 from easyrec_mm.protos.data_pb2 import DatasetConfig
-from easyrec_mm.schema import Schema
+from easyrec_mm.schema import CROSS_SEPARATOR, Schema
 
 # Files read side by side when lines are shuffled. Fixed, because it decides their order.
 NUM_OPEN_FILES = 4
@@ -42,12 +45,25 @@ class InputBatch:
     kept           field name -> [S], the fields that were asked for beside the model's
     num_groups     groups read, the bad ones included
     epoch          epoch (from 0) of the batch's last group
+    step           the step that is to train it
     """
 
     batch: Batch
     kept: dict[str, tf.Tensor]
     num_groups: int
     epoch: int
+    step: int
+
+
+@dataclass(frozen=True)
+class _Pending:
+    """A batch whose pictures are being loaded."""
+
+    rows: dict[str, tf.Tensor]
+    step: int
+    bank: PictureBank | None
+    plan: Plan | None
+    loading: Future[Pictures] | None
 
 
 class Input:
@@ -86,11 +102,14 @@ class Input:
         self.files = find_files(path, setting)
         self._compressions = _compressions(self.files)
         self._labels = schema.labels if labels is None else labels
-        used = {*schema.feature_fields(), *kept_fields, schema.sample_weight} & set(schema.layout.sample_fields)
+        of_images = {name for feature in schema.image_features for name in feature.inputs}
+        wanted = {*schema.feature_fields(), *of_images, *schema.group_fields, *kept_fields, schema.sample_weight}
+        used = wanted & set(schema.layout.sample_fields)
         fields = tuple(name for name in schema.layout.sample_fields if name in used)
         read_labels = tuple(name for name in schema.labels if name in self._labels or name in kept_fields)
         self.parser = GroupRtpParser(schema, read_labels, fields, self._count_columns())
-        self._transform = FeatureTransform(schema)
+        self._transform = FeatureTransform(schema.features)
+        self._image_transform = FeatureTransform(schema.image_features)
         numbers = tf.TensorSpec([None], tf.int64)
         # Traced once for all the datasets that use it.
         self._parse_lines = tf.function(
@@ -111,44 +130,56 @@ class Input:
         parts += [str(v) for v in (data.batch_size, data.shuffle, data.shuffle_buffer_size, data.seed)]
         return zlib.crc32("\n".join(parts).encode())
 
-    def batches(self, num_epochs: int = 1, num_skipped: int = 0) -> Iterator[InputBatch]:
+    def batches(
+        self,
+        num_epochs: int = 1,
+        num_skipped: int = 0,
+        first_step: int = 0,
+        bank_of: Callable[[int], PictureBank | None] = lambda step: None,
+    ) -> Iterator[InputBatch]:
         """Batches in order, parsed and with pictures loaded ahead.
 
         Args:
           num_epochs: times the files are read; 0 means without end.
           num_skipped: batches to leave out at the start.
+          first_step: the step that trains the first batch.
+          bank_of: step -> the bank that spares the encoding of pictures then.
 
         Raises:
           DataError: when a file cannot be read on, or more records are bad than allowed.
         """
         dataset = self._dataset(num_epochs, num_skipped)
-        pending: deque[tuple[dict[str, tf.Tensor], Future[Pictures] | None]] = deque()
+        pending: deque[_Pending] = deque()
         epoch: int | None = None  # of the batch before
         gzip_files = [file for file, kind in zip(self.files, self._compressions, strict=True) if kind]
         stop = threading.Event()
         with ThreadPoolExecutor(self._num_threads + bool(gzip_files), thread_name_prefix="pictures") as pool:
             truncated = pool.submit(first_truncated, gzip_files, stop)
             try:
-                for rows in _read(dataset, self.files, self._compressions):
-                    loading = (
-                        pool.submit(self._pictures.load, list(rows["image_path"].numpy())) if self._pictures else None
-                    )
-                    pending.append((rows, loading))
+                for step, rows in enumerate(_read(dataset, self.files, self._compressions), first_step):
+                    pending.append(self._load_ahead(rows, step, bank_of(step), pool))
                     if truncated.done():
                         _require_none(truncated)
                     if len(pending) > self._data.prefetch_size:
-                        batch = self._finish(*pending.popleft())
+                        batch = self._finish(pending.popleft())
                         if epoch is not None and batch.epoch > epoch:
                             self._bad_records.check_all()
                         epoch = batch.epoch
                         yield batch
                 while pending:
-                    yield self._finish(*pending.popleft())
+                    yield self._finish(pending.popleft())
                 _require_none(truncated)
             finally:
                 stop.set()
                 pool.shutdown(wait=False, cancel_futures=True)
         self._bad_records.check_all()
+
+    def count_batches(self) -> int:
+        """Batches of one epoch. Reads all lines."""
+        lines = self._lines(tf.constant(0, tf.int64)).batch(1 << 12)
+        num_groups = sum(int(tf.size(row)) for _, _, row, _ in _read(lines, self.files, self._compressions))
+        drops = self._training and self._data.drop_remainder
+        return num_groups // self.batch_size if drops else -(-num_groups // self.batch_size)
 
     def lines(self) -> Iterator[tuple[str, int, bytes]]:
         """(file, row from 1, line) of one epoch, as they stand in the files."""
@@ -157,7 +188,19 @@ class Input:
 
     def spec(self) -> Batch:
         """Shapes and dtypes of the batches, for tf.function: G, S and U are open."""
-        return _batch(self._dataset(1, 0).element_spec, self._pixel_spec)
+        rows = self._dataset(1, 0).element_spec
+        rows_of_pictures = tf.TensorSpec([None], tf.int32)
+        images = Images(
+            encoded=rows_of_pictures,
+            category=rows["category"],
+            bank_row=rows_of_pictures,
+            link_picture=rows["link_picture"],
+            link_image=rows["link_image"],
+            has_picture=tf.TensorSpec([None], tf.bool),
+            features=rows["image_features"],
+            labels=rows["image_labels"],
+        )
+        return _batch(rows, self._pixel_spec, images)
 
     @property
     def _pixel_spec(self) -> tf.TensorSpec:
@@ -200,9 +243,14 @@ class Input:
         groups = self.parser(lines)
         num_groups = tf.size(groups.kept)
         sample_group = tf.repeat(tf.range(num_groups), groups.group_size)  # [S]
-        images, group_image = tf.unique(groups.image_path)  # [U], [G]
-        first_group = tf.math.unsorted_segment_min(tf.range(num_groups), group_image, tf.size(images))  # [U]
-        image_line = tf.gather(groups.kept, first_group)
+        first_sample = tf.cast(tf.cumsum(groups.group_size, exclusive=True), tf.int32)  # [G]
+        of_groups = {n: tf.gather(groups.fields[n], first_sample) for n in self._image_transform.fields}
+        features = self._image_transform(of_groups)  # [G]
+        # Pictures of two categories are two to the image tower.
+        category = features.get(self._schema.category_feature, tf.zeros([num_groups], tf.int64))
+        group_image, first_group = _distinct(_image_keys(groups.image_path, category))  # [G], [U]
+        pictures = self._distinct_pictures(tf.gather(groups.image_path, first_group), tf.gather(category, first_group))
+        picture_line = tf.gather(groups.kept, tf.gather(first_group, pictures.pop("first_image")))  # [P]
         per_group = {self._schema.image.field: groups.image_path, self._schema.group_size_field: groups.group_size}
         kept = {
             name: tf.gather(per_group[name], sample_group) if name in per_group else groups.fields[name]
@@ -215,23 +263,105 @@ class Input:
             "sample_weight": tf.cast(groups.fields[weight], tf.float32) if weight in groups.fields else ones,
             "sample_image": tf.gather(group_image, sample_group),
             "kept": kept,
-            "image_path": images,
-            "image_origin": (tf.gather(file, image_line), tf.gather(row, image_line)),
+            **pictures,
+            "picture_origin": (tf.gather(file, picture_line), tf.gather(row, picture_line)),
+            "image_features": {name: tf.gather(value, first_group) for name, value in features.items()},
+            "image_labels": {
+                name: tf.gather(tf.gather(groups.fields[name], first_sample), first_group)
+                for name, _ in self._schema.image_labels
+                if name in self._labels
+            },
+            "num_images": tf.size(first_group),
             "refused": tuple(tf.gather(value, groups.refused) for value in (file, row, lines)),
             "num_groups": tf.size(lines),
             "epoch": epoch[-1],
         }
 
-    def _finish(self, rows: dict[str, tf.Tensor], loading: Future[Pictures] | None) -> InputBatch:
-        pictures = loading.result() if loading else None
+    def _distinct_pictures(self, path: tf.Tensor, category: tf.Tensor) -> dict[str, tf.Tensor]:
+        """The pictures of images, each once, and which images they are of.
+
+        Args:
+          path: string `[U]`, as it stands in the image field.
+          category: int64 `[U]`.
+        """
+        schema = self._schema
+        rows = tf.range(tf.size(path))
+        link_image = rows
+        if schema.image_separator:
+            paths = tf.strings.split(path, schema.image_separator)
+            paths = tf.ragged.boolean_mask(paths, tf.not_equal(paths, ""))
+            # An image without a path is a bad picture, unless it may be without.
+            without = tf.where(tf.equal(paths.row_lengths(), 0))[:, 0]
+            link_image = tf.concat([tf.gather(rows, paths.value_rowids()), tf.gather(rows, without)], 0)
+            path = tf.concat([paths.flat_values, tf.fill(tf.shape(without), "")], 0)
+            order = tf.argsort(link_image, stable=True)
+            link_image, path = tf.gather(link_image, order), tf.gather(path, order)
+        if schema.has_no_image_vector:
+            named = tf.not_equal(path, "")
+            link_image, path = tf.boolean_mask(link_image, named), tf.boolean_mask(path, named)
+        category = tf.gather(category, link_image)
+        keys = _image_keys(path, category)
+        link_picture, first_link = _distinct(keys)  # [L], [P]
+        return {
+            "picture_path": tf.gather(path, first_link),
+            "picture_key": tf.gather(keys, first_link),
+            "category": tf.gather(category, first_link),
+            "link_picture": link_picture,
+            "link_image": link_image,
+            "first_image": tf.gather(link_image, first_link),
+        }
+
+    def _load_ahead(
+        self, rows: dict[str, tf.Tensor], step: int, bank: PictureBank | None, pool: ThreadPoolExecutor
+    ) -> _Pending:
+        if self._pictures is None:
+            return _Pending(rows, step, None, None, None)
+        paths = list(rows["picture_path"].numpy())
+        plan = bank.plan(list(rows["picture_key"].numpy()), step) if bank else None
+        wanted = paths if plan is None else [paths[i] for i in plan.encoded]
+        return _Pending(rows, step, bank, plan, pool.submit(self._pictures.load, wanted))
+
+    def _finish(self, pending: _Pending) -> InputBatch:
+        rows, plan = pending.rows, pending.plan
         num_groups = int(rows["num_groups"])
         records = self._bad_groups(*rows["refused"])
-        if pictures:
-            records += self._bad_pictures(rows["image_path"].numpy(), rows["image_origin"], pictures.problems)
-        self._bad_records.add(num_groups, len(rows["image_path"]) if pictures else 0, records)
-        pixels = pictures.pixels if pictures else tf.zeros([0, *self._pixel_spec.shape[1:]], tf.uint8)
-        batch = _batch(rows, pixels)
-        return InputBatch(batch, rows["kept"], num_groups, int(rows["epoch"]))
+        num_pictures = len(rows["picture_path"])
+        is_bad = np.zeros(num_pictures, bool)
+        encoded = np.arange(num_pictures, dtype=np.int32) if plan is None else plan.encoded
+        pixels = tf.zeros([0, *self._pixel_spec.shape[1:]], tf.uint8)
+        if pending.loading is not None:
+            pictures = pending.loading.result()
+            pixels = pictures.pixels
+            problems = {int(encoded[row]): problem for row, problem in pictures.problems.items()}
+            records += self._bad_pictures(rows["picture_path"].numpy(), rows["picture_origin"], problems)
+            is_bad[list(problems)] = True
+            if pending.bank is not None and plan is not None:
+                pending.bank.mark_bad(plan.rows[is_bad])
+                is_bad |= pending.bank.are_bad(plan.rows)
+        self._bad_records.add(num_groups, len(encoded) if pending.loading is not None else 0, records)
+        images = self._images(rows, encoded, plan, is_bad)
+        return InputBatch(_batch(rows, pixels, images), rows["kept"], num_groups, int(rows["epoch"]), pending.step)
+
+    def _images(
+        self, rows: dict[str, tf.Tensor], encoded: NDArray[np.int32], plan: Plan | None, is_bad: NDArray[np.bool_]
+    ) -> Images:
+        link_picture, link_image = rows["link_picture"], rows["link_image"]
+        num_images = int(rows["num_images"]) if self._schema.uses_image else 0
+        has_picture = np.ones(num_images, bool)
+        if self._schema.has_no_image_vector:
+            good = ~is_bad[link_picture.numpy()]
+            link_picture, link_image = tf.boolean_mask(link_picture, good), tf.boolean_mask(link_image, good)
+            has_picture = np.bincount(link_image.numpy(), minlength=num_images) > 0
+        return Images(
+            encoded=tf.constant(encoded),
+            category=rows["category"],
+            bank_row=tf.zeros(tf.shape(rows["category"]), tf.int32) if plan is None else tf.constant(plan.rows),
+            link_picture=link_picture,
+            link_image=link_image,
+            has_picture=tf.constant(has_picture),
+            features=rows["image_features"],
+            labels=rows["image_labels"],
+        )
 
     def _bad_groups(self, files: tf.Tensor, rows: tf.Tensor, lines: tf.Tensor) -> list[BadRecord]:
         records = []
@@ -270,10 +400,21 @@ class Input:
         return num_columns
 
 
-def _batch(rows: dict[str, Any], pixels: Any) -> Batch:
+def _batch(rows: dict[str, Any], pixels: Any, images: Images) -> Batch:
     """A Batch of tensors, or of their specs."""
     parts = {name: rows[name] for name in ("features", "labels", "sample_weight", "sample_image")}
-    return Batch(pixels=pixels, **parts)
+    return Batch(pixels=pixels, images=images, **parts)
+
+
+def _image_keys(path: tf.Tensor, category: tf.Tensor) -> tf.Tensor:
+    """Text `[N]` that is the same for the same picture and category alone."""
+    return tf.strings.join([path, tf.strings.as_string(category)], CROSS_SEPARATOR)
+
+
+def _distinct(keys: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+    """Keys `[N]` -> int32 `[N]`, which of the distinct ones each is, and `[distinct]`, where each stands first."""
+    distinct, index = tf.unique(keys)
+    return index, tf.math.unsorted_segment_min(tf.range(tf.size(keys)), index, tf.size(distinct))
 
 
 def find_files(path: str, setting: str) -> list[str]:

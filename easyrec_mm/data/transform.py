@@ -11,16 +11,19 @@ It takes for granted what text_patterns.py says of the text of fields; input for
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import tensorflow as tf
 
-from easyrec_mm.schema import CROSS_SEPARATOR, Feature, Schema
+from easyrec_mm.schema import CROSS_SEPARATOR, Feature
 
 
 class FeatureTransform:
-    """Turns typed field values into feature values; see the module's docstring for shapes."""
+    """Turns typed field values into the values of these features; see the module's docstring for shapes."""
 
-    def __init__(self, schema: Schema) -> None:
-        self._schema = schema
+    def __init__(self, features: Sequence[Feature]) -> None:
+        self._features = features
+        self.fields = tuple(dict.fromkeys(name for feature in features for name in feature.inputs))
         self.vocabularies = {
             feature.name: tf.lookup.StaticHashTable(
                 tf.lookup.KeyValueTensorInitializer(
@@ -28,14 +31,14 @@ class FeatureTransform:
                 ),
                 default_value=len(feature.vocabulary),
             )
-            for feature in schema.features
+            for feature in features
             if feature.encoding == "vocabulary"
         }
 
     def __call__(self, fields: dict[str, tf.Tensor]) -> dict[str, tf.Tensor | tf.RaggedTensor]:
-        """Fields by name, each `[S]` of its dtype -> features by name."""
+        """Fields by name (`fields`), each `[S]` of its dtype -> features by name."""
         features: dict[str, tf.Tensor | tf.RaggedTensor] = {}
-        for feature in self._schema.features:
+        for feature in self._features:
             if feature.kind == "raw":
                 features[feature.name] = _raw(feature, fields[feature.inputs[0]])
             elif feature.kind == "tag":

@@ -1,96 +1,357 @@
-"""The image tower: pixels -> image vector. Backbones come from keras-hub and keras.applications.
+"""The image tower: pixels -> vectors of pictures -> vectors of items.
 
-To add a backbone, add its builder to BACKBONES.
+Shape legend: P pictures, U images (what an item shows: one picture, several, or none), D width of a vector, F filters.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import NamedTuple
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import Any
 
 import keras
 import numpy as np
 import tensorflow as tf
 
-from easyrec_mm.layers.batch_norm import with_fused_batch_norm
+from easyrec_mm.layers.augmentation import Augmentation
+from easyrec_mm.layers.backbones import Backbone, BackboneError, variable_names
+from easyrec_mm.layers.category_attention import CategoryAttention, CategoryEmbeddings
 from easyrec_mm.layers.dnn import dense
+from easyrec_mm.layers.recompute import in_micro_batches, recompute
 
-# Mean and deviation of the pixels 0-255 that a backbone expects as (x - mean) / deviation, a channel each.
-Normalisation = tuple[tuple[float, float, float], tuple[float, float, float]]
-IMAGENET: Normalisation = ((123.675, 116.28, 103.53), (58.395, 57.12, 57.375))
-MINUS_ONE_TO_ONE: Normalisation = ((127.5, 127.5, 127.5), (127.5, 127.5, 127.5))
-
-
-class Backbone(NamedTuple):
-    """How to build a backbone: channels -> functional model `[U, H, W, channels]` -> `[U, h, w, filters]`."""
-
-    build: Callable[[int], keras.Model]
-    normalisation: Normalisation
+_GEM_POWER = 3.0
+_GEM_EPSILON = 1e-6
 
 
-def _resnet18(channels: int) -> keras.Model:
-    import keras_hub  # half a second, and only this backbone needs it
+@dataclass(frozen=True)
+class TowerOptions:
+    """What an image tower does beside the plain way; the defaults are that.
 
-    return keras_hub.models.ResNetBackbone(
-        input_conv_filters=[64],
-        input_conv_kernel_sizes=[7],
-        stackwise_num_filters=[64, 128, 256, 512],
-        stackwise_num_blocks=[2, 2, 2, 2],
-        stackwise_num_strides=[1, 2, 2, 2],
-        block_type="basic_block",
-        image_shape=(None, None, channels),
-    )
+    pooling             AVG, MAX, GEM or CLS_TOKEN
+    num_categories      ids of the category that attention sees; 0 for no attention
+    category_dim        width of its embeddings
+    attention_places    EACH_STAGE or EACH_BLOCK
+    lora_rank           rank of the updates of a transformer's layers; 0 for none
+    lora_alpha          they are scaled by lora_alpha / lora_rank
+    augmentation        changes of training pictures
+    rematerialize       compute the stages of the backbone again for the gradient
+    micro_batch         pictures at a time in training; 0 for all
+    """
 
-
-def _mobilenet_v3_large(channels: int) -> keras.Model:
-    return keras.applications.MobileNetV3Large(
-        input_shape=(None, None, channels), include_top=False, weights=None, include_preprocessing=False
-    )
-
-
-BACKBONES: dict[str, Backbone] = {
-    "ResNet": Backbone(_resnet18, IMAGENET),
-    "MobileNet": Backbone(_mobilenet_v3_large, MINUS_ONE_TO_ONE),
-}
+    pooling: str = "AVG"
+    num_categories: int = 0
+    category_dim: int = 0
+    attention_places: str = "EACH_STAGE"
+    lora_rank: int = 0
+    lora_alpha: float = 0.0
+    augmentation: Augmentation | None = None
+    rematerialize: bool = False
+    micro_batch: int = 0
 
 
 class ImageTower(keras.layers.Layer):
-    """Pixels -> normalised -> backbone -> average over the picture -> projection -> head.
+    """Pixels -> normalised -> backbone, with attention between its stages -> pooled -> projection -> head.
 
     Args:
-      backbone: key of BACKBONES.
-      channels: 3 or 1.
+      backbone: what finds features in pictures.
+      shape: height, width and channels of the pictures.
       projection: width of the projection.
       head: further layer over the projection, or None.
-      dtype: Keras dtype policy of the whole tower.
+      dtype: Keras dtype policy of the whole tower, the backbone's.
+      options: further settings.
+
+    Raises:
+      BackboneError: if the backbone lacks what an option needs.
     """
 
     def __init__(
         self,
-        backbone: str,
-        channels: int,
+        backbone: Backbone,
+        shape: tuple[int, int, int],
         projection: int,
         head: keras.layers.Layer | None,
         dtype: str,
+        options: TowerOptions | None = None,
         name: str = "image",
     ) -> None:
         super().__init__(name=name, dtype=dtype)
-        entry = BACKBONES[backbone]
+        self._options = options or TowerOptions()
+        self.backbone = backbone.model
+        self.stages = backbone.stages
+        self.source = backbone.source
+        self.normalisation = backbone.normalisation
         # Arrays, not tensors, which a traced function would capture as inputs of its own.
-        mean, deviation = (np.array(values[:channels], np.float32) for values in entry.normalisation)
-        self._scale, self._shift = 1.0 / deviation, -mean / deviation
-        self.backbone = with_fused_batch_norm(entry.build(channels), dtype)
+        self._scale, self._shift = (np.array(v[: shape[2]], np.float32) for v in backbone.normalisation)
+        self._num_special = backbone.num_special
+        self._check_pooling(backbone)
         self._projection = dense(projection, "projection", 0.0, dtype=dtype)
         self._head = head
+        self._augmentation = self._options.augmentation
+        self._segments, self._attention = self._divided(backbone, shape, dtype)
+        self._categories = None
+        if self._options.num_categories:
+            self._categories = CategoryEmbeddings(self._options.num_categories, self._options.category_dim, "category")
+        if self._options.pooling == "GEM":
+            self._gem_power = self.add_weight(
+                shape=(), initializer=keras.initializers.Constant(_GEM_POWER), name="gem_power", dtype="float32"
+            )
+        self._lora_layers = self._with_lora() if self._options.lora_rank else []
+        self._is_recomputing = False
+        if self._options.rematerialize and backbone.is_transformer:
+            self._recompute_blocks()
+        # The last stages that are trained, of all; None for all.
+        self.num_trained_stages = len(self.stages)
 
-    def call(self, pixels: tf.Tensor, training: bool = False) -> tf.Tensor:
-        """Pixels `[U, H, W, C]`, 0-255, uint8 or float -> image vector float32 `[U, D]`."""
+    def call(self, pixels: tf.Tensor, category: tf.Tensor | None = None, training: bool = False) -> tf.Tensor:
+        """Pixels `[P, H, W, C]`, 0-255, uint8 or float, and category ids int64 `[P]` -> vectors float32 `[P, D]`."""
+        return self.vectors(self.features(pixels, category, training), training)
+
+    def features(self, pixels: tf.Tensor, category: tf.Tensor | None = None, training: bool = False) -> tf.Tensor:
+        """The part of `call` up to the pooling: `[P, F]`."""
+        if self._augmentation is not None:
+            pixels = self._augmentation(pixels, training=training)
+        embeddings = self._categories(category) if self._categories is not None else ()  # a pair of [P, E]
+        is_trained = training and self.num_trained_stages > 0
+
+        def encode(pixels: tf.Tensor, *embeddings: tf.Tensor) -> tf.Tensor:
+            return self._encode(pixels, embeddings, is_trained)
+
+        self._is_recomputing = is_trained and self._options.rematerialize
+        try:
+            if training and self._options.micro_batch:
+                return in_micro_batches(encode, self._options.micro_batch, pixels, *embeddings)
+            return encode(pixels, *embeddings)
+        finally:
+            self._is_recomputing = False
+
+    def vectors(self, features: tf.Tensor, training: bool = False) -> tf.Tensor:
+        """The part of `call` behind the pooling: `[P, F]` -> float32 `[P, D]`."""
+        x = self._projection(features)
+        if self._head is not None:
+            x = self._head(x, training=training)
+        return tf.cast(x, tf.float32)
+
+    def train_last_stages(self, number: int | None) -> None:
+        """Train the last stages of the backbone alone; None for all. What is traced later goes by it.
+
+        Raises:
+          BackboneError: if there are not so many.
+        """
+        number = len(self.stages) if number is None else number
+        if number > len(self.stages):
+            names = ", ".join(stage.name for stage in self.stages)
+            raise BackboneError("last_n_stages", f"{number}, but the backbone has {len(self.stages)}: {names}")
+        self.num_trained_stages = number
+        for i, stage in enumerate(self.stages):
+            for layer in stage.layers:
+                # Batch norm then works with its averages.
+                layer.trainable = i >= len(self.stages) - number
+
+    def variable_names(self) -> dict[int, str]:
+        """id of each variable of the backbone -> its name there."""
+        return variable_names(self.backbone)
+
+    def variable_stages(self) -> dict[int, int]:
+        """id of each variable of the backbone -> the number of its stage, from 0."""
+        stages = {}
+        for number, stage in enumerate(self.stages):
+            for layer in stage.layers:
+                stages |= {id(variable): number for variable in layer.variables}
+        # A layer that holds others may be of an earlier stage than they.
+        for number, stage in enumerate(self.stages):
+            for layer in stage.layers:
+                if not any(True for _ in layer._flatten_layers(include_self=False)):
+                    stages |= {id(variable): number for variable in layer.variables}
+        return stages
+
+    def lora_variables(self) -> dict[int, keras.Variable]:
+        """id -> the trained factors of low-rank updates."""
+        return {
+            id(variable): variable
+            for layer in self._lora_layers
+            for variable in (layer.lora_kernel_a, layer.lora_kernel_b)
+        }
+
+    def kernels_with_updates(self) -> list[tuple[keras.Variable, tf.Tensor]]:
+        """Each kernel that has a low-rank update, and what it is together with it."""
+        return [(layer._kernel, layer.kernel) for layer in self._lora_layers]
+
+    def category_tables(self) -> dict[str, keras.Variable]:
+        """The embedding tables of the category, by name."""
+        if self._categories is None:
+            return {}
+        return {"channel": self._categories.channel, "spatial": self._categories.spatial}
+
+    def _encode(self, pixels: tf.Tensor, embeddings: tuple[tf.Tensor, ...], training: bool) -> tf.Tensor:
         # Repeated along a row of pixels: a product with one number a channel alone takes five times as long.
         row = tf.shape(pixels)[2:]
         x = tf.cast(pixels, tf.float32) * tf.broadcast_to(self._scale, row) + tf.broadcast_to(self._shift, row)
-        x = self.backbone(tf.cast(x, self.compute_dtype), training=training)
-        x = tf.reduce_mean(x, axis=[1, 2])  # [U, filters]
-        x = self._projection(x)
-        if self._head is not None:
-            x = self._head(x)
-        return tf.cast(x, tf.float32)
+        x = tf.cast(x, self.compute_dtype)
+        for segment, attention in zip(self._segments, self._attention, strict=True):
+            run = self._step(segment, attention, training)
+            x = (
+                recompute(run, x, *embeddings)
+                if self._is_recomputing and len(self._segments) > 1
+                else run(x, *embeddings)
+            )
+        return self._pooled(x)
+
+    @staticmethod
+    def _step(segment: keras.Model, attention: keras.layers.Layer | None, training: bool) -> Callable[..., tf.Tensor]:
+        def run(x: tf.Tensor, *embeddings: tf.Tensor) -> tf.Tensor:
+            x = segment(x, training=training)
+            return x if attention is None else attention(x, *embeddings)
+
+        return run
+
+    def _pooled(self, x: tf.Tensor) -> tf.Tensor:
+        """Feature map `[P, h, w, F]`, tokens `[P, T, F]` or vectors -> `[P, F]`."""
+        if x.shape.rank == 2:
+            return x
+        if self._options.pooling == "CLS_TOKEN":
+            return x[:, 0]
+        axes = [1, 2] if x.shape.rank == 4 else [1]
+        if x.shape.rank == 3:
+            x = x[:, self._num_special :]
+        if self._options.pooling == "MAX":
+            return tf.reduce_max(x, axis=axes)
+        if self._options.pooling == "GEM":
+            power = tf.convert_to_tensor(self._gem_power)
+            positive = tf.maximum(tf.cast(x, tf.float32), _GEM_EPSILON)
+            mean = tf.reduce_mean(tf.pow(positive, power), axis=axes)
+            return tf.cast(tf.pow(mean, 1.0 / power), x.dtype)
+        return tf.reduce_mean(x, axis=axes)
+
+    def _check_pooling(self, backbone: Backbone) -> None:
+        pooling = self._options.pooling
+        rank = len(backbone.model.output.shape)
+        if pooling == "CLS_TOKEN" and not (rank == 3 and backbone.num_special):
+            raise BackboneError("pooling", "this backbone has no class token; choose AVG, MAX or GEM")
+        if rank == 2 and pooling != "AVG":
+            raise BackboneError(
+                "pooling", f"{pooling} has no effect: this backbone makes one vector of a picture itself"
+            )
+
+    def _divided(
+        self, backbone: Backbone, shape: tuple[int, int, int], dtype: str
+    ) -> tuple[list[keras.Model], list[CategoryAttention | None]]:
+        """The backbone in parts, and the attention behind each."""
+        options = self._options
+        ends = [end for stage in self.stages for end in stage.block_ends[-1:]]
+        attended: list[Any] = []
+        if options.num_categories:
+            if not ends:
+                raise BackboneError("category_feature", "this backbone has no feature maps for its attention")
+            last = options.attention_places == "EACH_STAGE"
+            attended = [
+                end for stage in self.stages[1:] for end in (stage.block_ends[-1:] if last else stage.block_ends)
+            ]
+        if not ends or not (attended or options.rematerialize):
+            return [self.backbone], [None]
+        cuts = [end for stage in self.stages for end in stage.block_ends if end in ends or _is_among(end, attended)]
+        starts = [backbone.model.input, *cuts]
+        segments = [keras.Model(start, end) for start, end in pairwise(starts)]
+        size = (1, *shape)
+        attention: list[CategoryAttention | None] = []
+        for i, (segment, end) in enumerate(zip(segments, cuts, strict=True)):
+            size = segment.compute_output_spec(keras.KerasTensor(size, dtype=end.dtype)).shape
+            wanted = _is_among(end, attended)
+            attention.append(
+                CategoryAttention(size[3], size[1], size[2], dtype=dtype, name=f"attention_{i}") if wanted else None
+            )
+        return segments, attention
+
+    def _with_lora(self) -> list[keras.layers.Layer]:
+        """Give the dense layers within the blocks of a transformer low-rank updates; those layers."""
+        kinds = (keras.layers.Dense, keras.layers.EinsumDense)
+        blocks = [layer for stage in self.stages[1:] if not stage.block_ends for layer in stage.layers]
+        layers = [layer for layer in blocks if isinstance(layer, kinds)]
+        if not layers:
+            raise BackboneError(
+                "lora_rank", "this backbone is no transformer: it has no blocks of attention and dense layers"
+            )
+        for layer in layers:
+            layer.enable_lora(self._options.lora_rank, lora_alpha=self._options.lora_alpha or None)
+        return layers
+
+    def _recompute_blocks(self) -> None:
+        """Run the blocks of a transformer by `recompute` while `_is_recomputing`."""
+        for stage in self.stages[1:]:
+            block = stage.layers[0]
+            block.call = self._recomputing(block.call)
+
+    def _recomputing(self, call: Callable[..., tf.Tensor]) -> Callable[..., tf.Tensor]:
+        def run(x: tf.Tensor, *args: Any, **kwargs: Any) -> tf.Tensor:
+            if not self._is_recomputing:
+                return call(x, *args, **kwargs)
+            return recompute(lambda x: call(x, *args, **kwargs), x)
+
+        return run
+
+
+def _is_among(tensor: Any, tensors: list[Any]) -> bool:
+    return any(tensor is other for other in tensors)
+
+
+class ItemImage(keras.layers.Layer):
+    """Vectors of pictures -> the vector of each image: of one picture, of several together, or of none.
+
+    Args:
+      width: D.
+      pooling: MEAN, MAX or ATTENTION over an item's pictures; "" if an item has one.
+      has_no_image_vector: train a vector for items without a picture.
+      dropout: share of the images that take that vector in a step of training.
+      seed: of that choice.
+    """
+
+    def __init__(
+        self, width: int, pooling: str = "", has_no_image_vector: bool = False, dropout: float = 0.0, seed: int = 0
+    ) -> None:
+        super().__init__(name="item", dtype="float32")
+        self._pooling, self._dropout = pooling, dropout
+        self.no_image = None
+        if has_no_image_vector:
+            self.no_image = self.add_weight(shape=(width,), initializer="zeros", name="no_image", dtype="float32")
+        self._hidden = self._score = None
+        if pooling == "ATTENTION":
+            self._hidden = dense(width, "attention_hidden", 0.0, "tanh", "float32")
+            self._score = dense(1, "attention_score", 0.0, dtype="float32")
+            self._hidden.build((None, width))
+            self._score.build((None, width))
+        self._draws = keras.random.SeedGenerator(seed, name="modality_dropout") if dropout else None
+        self.built = True
+
+    def pooled(self, vectors: tf.Tensor, image: tf.Tensor, num_images: tf.Tensor) -> tf.Tensor:
+        """One vector for the pictures of each image.
+
+        Args:
+          vectors: float32 `[L, D]`, of the pictures of all images.
+          image: int32 `[L]`: which image each is of.
+          num_images: U.
+
+        Returns:
+          float32 `[U, D]`, zeros for an image without a picture.
+        """
+        if not self._pooling:
+            return tf.math.unsorted_segment_sum(vectors, image, num_images)
+        if self._pooling == "MEAN":
+            return tf.math.unsorted_segment_mean(vectors, image, num_images)
+        if self._pooling == "MAX":
+            counts = tf.math.unsorted_segment_sum(tf.ones_like(image), image, num_images)
+            largest = tf.math.unsorted_segment_max(vectors, image, num_images)
+            return tf.where(counts[:, None] > 0, largest, 0.0)
+        scores = self._score(self._hidden(vectors))[:, 0]  # [L]
+        largest = tf.math.unsorted_segment_max(tf.stop_gradient(scores), image, num_images)
+        weights = tf.exp(scores - tf.gather(largest, image))
+        totals = tf.math.unsorted_segment_sum(weights, image, num_images)
+        return tf.math.unsorted_segment_sum(vectors * (weights / tf.gather(totals, image))[:, None], image, num_images)
+
+    def call(self, vectors: tf.Tensor, has_picture: tf.Tensor, training: bool = False) -> tf.Tensor:
+        """Vectors float32 `[U, D]`, bool `[U]` -> `[U, D]`, with the trained vector where there is no picture."""
+        if self.no_image is None:
+            return vectors
+        if training and self._draws is not None:
+            kept = keras.random.uniform(tf.shape(has_picture), seed=self._draws) >= self._dropout
+            has_picture &= kept
+        return tf.where(has_picture[:, None], vectors, tf.convert_to_tensor(self.no_image))

@@ -90,12 +90,12 @@ def bare_tower(
     precision: str, optimizer_config: Optimizer, num_pictures: int, size: int
 ) -> tf.types.experimental.PolymorphicFunction:
     """One step of the backbone alone: forward, mean as the loss, backward, update by the fused kernels."""
+    from easyrec_mm.layers.backbones import BACKBONES
     from easyrec_mm.layers.batch_norm import with_fused_batch_norm
-    from easyrec_mm.layers.image_tower import BACKBONES
     from easyrec_mm.optimizers import build_optimizer
 
     dtype = "mixed_bfloat16" if precision == "BFLOAT16" else "float32"
-    backbone = with_fused_batch_norm(BACKBONES["ResNet"].build(3), dtype)
+    backbone = with_fused_batch_norm(BACKBONES["ResNet-18"].build((size, size, 3)), dtype)
     pixels = tf.random.normal([num_pictures, size, size, 3])
     variables = [v.value for v in backbone.trainable_variables]
     optimizer = build_optimizer(optimizer_config)

@@ -1,0 +1,302 @@
+"""Checks `img_model`, the image tower's section of a config.
+
+Adds every problem to a Problems list with its config path. Never imports TensorFlow: what only the built backbone can
+tell (its layers and stages, the weights of a preset) is checked in layers/backbones.py.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from easyrec_mm.errors import Problems
+from easyrec_mm.protos.image_pb2 import Augmentation, ImageLoss, ImgModel
+from easyrec_mm.protos.pipeline_pb2 import EasyRecConfig
+from easyrec_mm.schema import Schema
+
+PLACE = "model_config.e2e_mm_dbmtl.img_model"
+CONVOLUTIONAL = (
+    "ResNet-18", "ResNet-34", "ResNet-50", "ResNet-101", "MobileNetV3-Small", "MobileNetV3-Large", "EfficientNetV2-B0",
+    "ConvNeXt-Tiny",
+)  # fmt: skip
+TRANSFORMERS = ("ViT-Tiny", "ViT-Small", "ViT-Base")
+BACKBONE_NAMES = (*CONVOLUTIONAL, *TRANSFORMERS)
+# What EasyRec's branch calls them.
+ALIASES = {"ResNet": "ResNet-18", "MobileNet": "MobileNetV3-Large"}
+VIT_PATCH_SIZE = 16
+# Label of ImgModel.img_loss_weight.
+CATE_LABEL = "cate_label"
+
+# A setting of Augmentation -> (the value that changes nothing, least, greatest).
+AUGMENTATIONS: dict[str, tuple[float, float, float]] = {
+    "random_resized_crop_min_area": (1.0, 0.01, 1.0),
+    "horizontal_flip": (False, False, True),
+    "brightness": (0.0, 0.0, 1.0),
+    "contrast": (0.0, 0.0, 1.0),
+    "saturation": (0.0, 0.0, 1.0),
+    "hue": (0.0, 0.0, 1.0),
+    "random_erasing": (0.0, 0.0, 1.0),
+}
+
+
+def backbone_name(name: str) -> str | None:
+    """The name in BACKBONE_NAMES that a config means, whatever its case and hyphens; None for an unknown one."""
+    known = {_plain(choice): choice for choice in BACKBONE_NAMES}
+    known |= {_plain(alias): choice for alias, choice in ALIASES.items()}
+    return known.get(_plain(name))
+
+
+def _plain(name: str) -> str:
+    return re.sub(r"[-_ ]", "", name).lower()
+
+
+def image_losses(tower: ImgModel) -> list[ImageLoss]:
+    """The losses on image vectors, with the one that img_loss_weight is short for."""
+    losses = list(tower.image_losses)
+    if tower.img_loss_weight > 0:
+        short = ImageLoss(weight=tower.img_loss_weight, label_name=CATE_LABEL, num_class=tower.num_classes)
+        short.softmax.SetInParent()
+        losses.append(short)
+    return losses
+
+
+def is_frozen_for_good(tower: ImgModel) -> bool:
+    """Whether the backbone is never trained."""
+    return tower.trainable in (ImgModel.HEAD, ImgModel.NONE) and not tower.unfreeze_at_step
+
+
+def check_image_tower(config: EasyRecConfig, schema: Schema, problems: Problems) -> None:
+    """Add every problem of img_model, for a model that sees pictures."""
+    tower = config.model_config.e2e_mm_dbmtl.img_model
+    _check_backbone(tower, schema, problems)
+    _check_training(tower, config, problems)
+    _check_category(tower, problems)
+    _check_losses(tower, schema, problems)
+    _check_pictures(tower, config, problems)
+    _check_compute(tower, config, problems)
+
+
+def _check_backbone(tower: ImgModel, schema: Schema, problems: Problems) -> None:
+    if tower.num_classes == 0:
+        problems.add(f"{PLACE}.num_classes", "0 is no width; give the width of the projection")
+    if tower.preset and tower.HasField("model_name"):
+        problems.add(f"{PLACE}.model_name", "has no effect beside preset; keep one of the two")
+    if tower.preset:
+        _check_preset(tower.preset, schema, problems)
+        return
+    name = backbone_name(tower.model_name)
+    if name is None:
+        problems.unknown(f"{PLACE}.model_name", "backbone", tower.model_name, BACKBONE_NAMES)
+    is_transformer = name in TRANSFORMERS
+    image = schema.image
+    if is_transformer and (image.height % VIT_PATCH_SIZE or image.width % VIT_PATCH_SIZE):
+        problems.add(
+            f"{PLACE}.model_name",
+            f"{name} cuts pictures into patches of {VIT_PATCH_SIZE} x {VIT_PATCH_SIZE}, and img_shape is "
+            f"{image.width} x {image.height}; give multiples of {VIT_PATCH_SIZE}",
+        )
+    if name and not is_transformer and tower.pooling == ImgModel.CLS_TOKEN:
+        problems.add(f"{PLACE}.pooling", f"{name} has no class token; choose AVG, MAX or GEM")
+    if name and not is_transformer and tower.lora_rank:
+        problems.add(f"{PLACE}.lora_rank", f"{name} is no transformer; choose one, or remove it")
+    if is_transformer and tower.category_feature:
+        problems.add(
+            f"{PLACE}.category_feature",
+            f"{name} has no convolutions for its attention; choose one that has, or remove it",
+        )
+
+
+class PresetFiles(NamedTuple):
+    """What a folder with a preset says: `image_shape` (height, width, channels) as the backbone takes it, None for any;
+    `image_size` (height, width) that the pixels are resized to, None if it does not say.
+    """
+
+    image_shape: tuple[int | None, ...]
+    image_size: tuple[int, int] | None
+
+
+def read_preset(folder: Path) -> PresetFiles:
+    """What the configs of a preset's folder say.
+
+    Raises:
+      ValueError: naming what is missing.
+    """
+    backbone = _settings(folder / "config.json")
+    if "image_shape" not in backbone and "vision_encoder" in backbone:
+        backbone = backbone["vision_encoder"].get("config", {})
+    converter_file = folder / "image_converter.json"
+    size = _settings(converter_file).get("image_size") if converter_file.exists() else None
+    return PresetFiles(tuple(backbone.get("image_shape") or (None, None, None)), tuple(size) if size else None)
+
+
+def _settings(path: Path) -> dict[str, Any]:
+    try:
+        settings: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))["config"]
+        settings.get("")
+    except OSError as error:
+        there = ", ".join(sorted(item.name for item in path.parent.iterdir())[:8]) or "nothing"
+        raise ValueError(f"{path.name} is missing ({there} is there); a preset is what save_to_preset wrote") from error
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise ValueError(f"{path.name} is no config of a keras-hub preset") from error
+    return settings
+
+
+def _check_preset(preset: str, schema: Schema, problems: Problems) -> None:
+    folder, place = Path(preset), f"{PLACE}.preset"
+    if not folder.is_dir():
+        if "/" in preset and "://" not in preset:
+            problems.add(
+                place, f"no folder '{preset}'; give a folder that save_to_preset wrote, or a name of keras-hub"
+            )
+        return
+    try:
+        files = read_preset(folder)
+    except ValueError as error:
+        problems.add(place, f"'{preset}': {error}")
+        return
+    image = schema.image
+    given = (image.height, image.width, image.channels)
+    height, width = files.image_size or (None, None)
+    wanted = tuple(own or converted for own, converted in zip(files.image_shape, (height, width, None), strict=True))
+    if any(want is not None and want != have for want, have in zip(wanted, given, strict=True)):
+        text = " x ".join("any" if size is None else str(size) for size in (wanted[1], wanted[0], wanted[2]))
+        problems.add(
+            place,
+            f"'{preset}' takes pictures of {text} (width x height x channels), and img_shape is {image.width} x "
+            f"{image.height} x {image.channels}; make img_shape equal to the preset's",
+        )
+
+
+def _check_training(tower: ImgModel, config: EasyRecConfig, problems: Problems) -> None:
+    is_partial = tower.trainable == ImgModel.LAST_N_STAGES
+    if is_partial != (tower.last_n_stages > 0):
+        problems.add(f"{PLACE}.last_n_stages", "goes with trainable: LAST_N_STAGES; set both or neither")
+    train = config.train_config
+    if tower.unfreeze_at_step and tower.trainable == ImgModel.ALL:
+        problems.add(f"{PLACE}.unfreeze_at_step", "has no effect: all is trained from the start; set trainable")
+    if train.num_steps and tower.unfreeze_at_step >= train.num_steps:
+        problems.add(
+            f"{PLACE}.unfreeze_at_step",
+            f"{tower.unfreeze_at_step} is past the last step ({train.num_steps}, train_config.num_steps); lower it",
+        )
+    if not tower.learning_rate_multiplier > 0:
+        value = f"{tower.learning_rate_multiplier:g}"
+        problems.add(
+            f"{PLACE}.learning_rate_multiplier", f"{value} is not above 0; to train nothing set trainable: NONE"
+        )
+    if not 0 < tower.layer_decay <= 1:
+        problems.add(f"{PLACE}.layer_decay", f"{tower.layer_decay:g} is no factor; give 0 < factor <= 1")
+    if tower.HasField("lora_alpha") and not tower.lora_rank:
+        problems.add(f"{PLACE}.lora_alpha", "has no effect without lora_rank; set it or remove this")
+    if tower.lora_rank and tower.HasField("lora_alpha") and not tower.lora_alpha > 0:
+        problems.add(f"{PLACE}.lora_alpha", f"{tower.lora_alpha:g} is not above 0")
+    never_trained = {
+        "learning_rate_multiplier": tower.trainable == ImgModel.NONE and tower.learning_rate_multiplier != 1,
+        "layer_decay": tower.layer_decay != 1,
+        "lora_rank": tower.lora_rank > 0,
+        "rematerialize": tower.rematerialize,
+        "image_micro_batch": tower.image_micro_batch > 0,
+        "encode_ratio": tower.encode_ratio < 1,
+        "augmentation": tower.trainable == ImgModel.NONE and tower.HasField("augmentation"),
+        "image_losses": tower.trainable == ImgModel.NONE and bool(image_losses(tower)),
+    }
+    if is_frozen_for_good(tower):
+        kind = ImgModel.Trainable.Name(tower.trainable)
+        for name, is_set in never_trained.items():
+            if is_set:
+                problems.add(f"{PLACE}.{name}", f"has no effect with trainable: {kind}; remove one of the two")
+        plain = [optimizer for optimizer in train.optimizer_config if not optimizer.variables]
+        if tower.trainable == ImgModel.NONE and len(plain) > 2:
+            place = f"train_config.optimizer_config[{list(train.optimizer_config).index(plain[2])}]"
+            problems.add(place, "is for the image tower, which trainable: NONE does not train; remove it")
+
+
+def _check_category(tower: ImgModel, problems: Problems) -> None:
+    if tower.HasField("category_attention") and not tower.category_feature:
+        problems.add(f"{PLACE}.category_attention", "has no effect without category_feature; set it or remove this")
+
+
+def _check_losses(tower: ImgModel, schema: Schema, problems: Problems) -> None:
+    if tower.img_loss_weight < 0:
+        problems.add(f"{PLACE}.img_loss_weight", f"{tower.img_loss_weight:g} is negative; give 0 or more")
+    if tower.img_loss_weight > 0 and CATE_LABEL not in schema.labels:
+        problems.add(f"{PLACE}.img_loss_weight", f"needs a label field '{CATE_LABEL}'; add it, or use image_losses")
+    for i, loss in enumerate(tower.image_losses):
+        place = f"{PLACE}.image_losses[{i}]"
+        kind = loss.WhichOneof("loss")
+        if kind is None:
+            kinds = ", ".join(field.name for field in ImageLoss.DESCRIPTOR.oneofs_by_name["loss"].fields)
+            problems.add(place, f"names no loss; choose one of {kinds}")
+            continue
+        if not loss.weight > 0:
+            problems.add(f"{place}.weight", f"{loss.weight:g} is not above 0")
+        if kind == "contrastive":
+            for name in ("label_name", "num_class"):
+                if loss.HasField(name):
+                    problems.add(f"{place}.{name}", "has no effect on contrastive, which compares items; remove it")
+            if not loss.contrastive.temperature > 0:
+                problems.add(f"{place}.contrastive.temperature", f"{loss.contrastive.temperature:g} is not above 0")
+            continue
+        if loss.label_name not in schema.labels:
+            problems.unknown(f"{place}.label_name", "label", loss.label_name, schema.labels)
+        if loss.num_class < 2:
+            problems.add(f"{place}.num_class", f"{loss.num_class} classes tell nothing apart; give 2 or more")
+        settings = getattr(loss, kind)
+        for name in ("scale", "alpha", "beta"):
+            if name in settings.DESCRIPTOR.fields_by_name and not getattr(settings, name) > 0:
+                problems.add(f"{place}.{kind}.{name}", f"{getattr(settings, name):g} is not above 0")
+        for name in ("margin", "rarity_power", "epsilon"):
+            if name in settings.DESCRIPTOR.fields_by_name and getattr(settings, name) < 0:
+                problems.add(f"{place}.{kind}.{name}", f"{getattr(settings, name):g} is negative")
+
+
+def _check_pictures(tower: ImgModel, config: EasyRecConfig, problems: Problems) -> None:
+    if not 0 <= tower.modality_dropout < 1:
+        problems.add(f"{PLACE}.modality_dropout", f"{tower.modality_dropout:g} is no share; give 0 <= share < 1")
+    if tower.modality_dropout and not tower.no_image_vector:
+        problems.add(f"{PLACE}.modality_dropout", "needs no_image_vector: true, which takes the pictures' place")
+    if tower.HasField("image_pooling") and not tower.image_separator:
+        problems.add(f"{PLACE}.image_pooling", "has no effect without image_separator; set it or remove this")
+    if tower.image_separator:
+        data = config.data_config
+        for name in ("rtp_separator", "group_sample_separator"):
+            if tower.image_separator == getattr(data, name):
+                problems.add(
+                    f"{PLACE}.image_separator", f"{tower.image_separator!r} is also data_config.{name}; change one"
+                )
+    if tower.HasField("augmentation"):
+        changes: Augmentation = tower.augmentation
+        for name, (_, least, greatest) in AUGMENTATIONS.items():
+            value = getattr(changes, name)
+            if not least <= value <= greatest:
+                problems.add(f"{PLACE}.augmentation.{name}", f"{value:g} is not between {least:g} and {greatest:g}")
+        if all(getattr(changes, name) == neutral for name, (neutral, _, _) in AUGMENTATIONS.items()):
+            problems.add(f"{PLACE}.augmentation", "changes nothing; set one of its fields, or remove it")
+        channels = next((f.img_shape.channel for f in _features(config) if f.HasField("img_shape")), 3)
+        for name in ("saturation", "hue"):
+            if channels == 1 and getattr(changes, name):
+                problems.add(f"{PLACE}.augmentation.{name}", "has no effect on grey pictures; remove it")
+
+
+def _features(config: EasyRecConfig) -> list[Any]:
+    return [*config.feature_config.features, *config.feature_configs]
+
+
+def _check_compute(tower: ImgModel, config: EasyRecConfig, problems: Problems) -> None:
+    if not 0 < tower.encode_ratio <= 1:
+        problems.add(f"{PLACE}.encode_ratio", f"{tower.encode_ratio:g} is no share; give 0 < share <= 1")
+    if tower.HasField("max_staleness_steps") and not tower.encode_ratio < 1:
+        problems.add(
+            f"{PLACE}.max_staleness_steps", "has no effect without encode_ratio below 1; set it or remove this"
+        )
+    if tower.max_staleness_steps == 0:
+        problems.add(f"{PLACE}.max_staleness_steps", "0 steps would leave nothing in the memory bank; give 1 or more")
+    batch_size = config.data_config.batch_size
+    if tower.image_micro_batch >= max(batch_size, 1) and not tower.image_separator:
+        problems.add(
+            f"{PLACE}.image_micro_batch",
+            f"{tower.image_micro_batch} has no effect: a batch has at most {batch_size} pictures "
+            "(data_config.batch_size); lower or remove it",
+        )

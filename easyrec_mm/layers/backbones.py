@@ -1,0 +1,448 @@
+"""Backbones of the image tower: built by name or loaded from a preset, cut to a layer, and divided into stages.
+
+They come from keras-hub and keras.applications. To add one, add its builder to BACKBONES and its name to
+config_image.py. Shape legend: P pictures, H x W x C pixels, T tokens of a transformer.
+"""
+
+from __future__ import annotations
+
+import difflib
+import json
+import logging
+import math
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import keras
+import numpy as np
+
+from easyrec_mm.errors import did_you_mean
+from easyrec_mm.layers.batch_norm import FusedBatchNorm, with_fused_batch_norm
+
+Shape = tuple[int, int, int]
+# What pixels 0-255 are multiplied by and what is then added, a channel each.
+Normalisation = tuple[tuple[float, ...], tuple[float, ...]]
+
+
+def _by_mean(mean: tuple[float, ...], deviation: tuple[float, ...]) -> Normalisation:
+    """(x - mean) / deviation."""
+    scale = 1.0 / np.array(deviation, np.float32)
+    return tuple(scale.tolist()), tuple((-np.array(mean, np.float32) / np.array(deviation, np.float32)).tolist())
+
+
+IMAGENET = _by_mean((123.675, 116.28, 103.53), (58.395, 57.12, 57.375))
+MINUS_ONE_TO_ONE = _by_mean((127.5,) * 3, (127.5,) * 3)
+
+
+class BackboneError(Exception):
+    """A backbone that does not exist, cannot be loaded, or lacks what is asked of it. `setting`: what was asked."""
+
+    def __init__(self, setting: str, message: str) -> None:
+        super().__init__(message)
+        self.setting = setting
+
+
+class Entry(NamedTuple):
+    """How to build a backbone: (height, width, channels) -> functional model of pictures `[P, H, W, C]`."""
+
+    build: Callable[[Shape], keras.Model]
+    normalisation: Normalisation
+
+
+def _resnet(block_type: str, num_blocks: tuple[int, ...], shape: Shape) -> keras.Model:
+    import keras_hub  # half a second, and only some backbones need it
+
+    return keras_hub.models.ResNetBackbone(
+        input_conv_filters=[64],
+        input_conv_kernel_sizes=[7],
+        stackwise_num_filters=[64, 128, 256, 512],
+        stackwise_num_blocks=list(num_blocks),
+        stackwise_num_strides=[1, 2, 2, 2],
+        block_type=block_type,
+        image_shape=(None, None, shape[2]),
+    )
+
+
+def _vit(width: int, heads: int, shape: Shape) -> keras.Model:
+    """Dosovitskiy et al., ICLR 2021; Touvron et al., ICML 2021 for the tiny and the small one."""
+    import keras_hub
+
+    return keras_hub.models.ViTBackbone(
+        image_shape=shape, patch_size=16, num_layers=12, num_heads=heads, hidden_dim=width, mlp_dim=4 * width
+    )
+
+
+def _of_applications(build: Callable[..., keras.Model], shape: Shape) -> keras.Model:
+    return build(input_shape=(None, None, shape[2]), include_top=False, weights=None, include_preprocessing=False)
+
+
+BACKBONES: dict[str, Entry] = {
+    "ResNet-18": Entry(partial(_resnet, "basic_block", (2, 2, 2, 2)), IMAGENET),
+    "ResNet-34": Entry(partial(_resnet, "basic_block", (3, 4, 6, 3)), IMAGENET),
+    "ResNet-50": Entry(partial(_resnet, "bottleneck_block", (3, 4, 6, 3)), IMAGENET),
+    "ResNet-101": Entry(partial(_resnet, "bottleneck_block", (3, 4, 23, 3)), IMAGENET),
+    "MobileNetV3-Small": Entry(partial(_of_applications, keras.applications.MobileNetV3Small), MINUS_ONE_TO_ONE),
+    "MobileNetV3-Large": Entry(partial(_of_applications, keras.applications.MobileNetV3Large), MINUS_ONE_TO_ONE),
+    "EfficientNetV2-B0": Entry(partial(_of_applications, keras.applications.EfficientNetV2B0), IMAGENET),
+    "ConvNeXt-Tiny": Entry(partial(_of_applications, keras.applications.ConvNeXtTiny), IMAGENET),
+    "ViT-Tiny": Entry(partial(_vit, 192, 3), MINUS_ONE_TO_ONE),
+    "ViT-Small": Entry(partial(_vit, 384, 6), MINUS_ONE_TO_ONE),
+    "ViT-Base": Entry(partial(_vit, 768, 12), MINUS_ONE_TO_ONE),
+}
+
+
+@dataclass(frozen=True)
+class Stage:
+    """A part of a backbone that is frozen, unfrozen or recomputed as one: what works at one resolution, or a block of a
+    transformer. The first is the stem.
+
+    name         for messages
+    layers       what its weights are in
+    block_ends   outputs of its convolution blocks, the last of them that of the stage; () within a transformer
+    """
+
+    name: str
+    layers: tuple[keras.layers.Layer, ...]
+    block_ends: tuple[keras.KerasTensor, ...]
+
+
+@dataclass(frozen=True)
+class Backbone:
+    """A backbone that is built.
+
+    model           functional, pictures `[P, H, W, C]` -> `[P, h, w, filters]` or tokens `[P, T, width]`
+    normalisation   of its pixels
+    stages          in the order of the data
+    num_special     leading tokens that stand for no place of the picture: class and register tokens
+    source          what decides the architecture, for fingerprints
+    """
+
+    model: keras.Model
+    normalisation: Normalisation
+    stages: tuple[Stage, ...]
+    num_special: int
+    source: str
+
+    @property
+    def is_transformer(self) -> bool:
+        """Whether its output is tokens."""
+        return len(self.model.output.shape) == 3
+
+
+def variable_names(model: keras.Model) -> dict[int, str]:
+    """id of each variable of a backbone -> its name, the same in every process.
+
+    Keras counts the layers of a process that have no name of their own (`layer_normalization_3`); here they are counted
+    within the backbone.
+    """
+    renamed: dict[str, str] = {}
+    counts: dict[str, int] = {}
+    owners: dict[int, keras.layers.Layer] = {}
+    for layer in model._flatten_layers(include_self=False):
+        kind = keras.utils.to_snake_case(type(layer).__name__) if hasattr(keras.utils, "to_snake_case") else ""
+        kind = kind or re.sub(r"(?<=[a-z0-9])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z])", "_", type(layer).__name__).lower()
+        if re.fullmatch(rf"{kind}(_\d+)?", layer.name) and layer.name not in renamed:
+            number = counts[kind] = counts.get(kind, -1) + 1
+            renamed[layer.name] = f"{kind}_{number}" if number else kind
+        owners |= {id(generator.state): layer for generator in layer._seed_generators}
+    names = {}
+    for variable in model.variables:
+        owner = owners.get(id(variable))
+        path = f"{owner.path or owner.name}/seed_generator_state" if owner else variable.path
+        names[id(variable)] = "/".join(renamed.get(part, part) for part in path.split("/"))
+    return names
+
+
+def named_backbone(name: str, shape: Shape, dtype: str, feature_layer: str = "") -> Backbone:
+    """A backbone with random weights.
+
+    Args:
+      name: key of BACKBONES.
+      shape: height, width and channels of the pictures.
+      dtype: Keras dtype policy it computes in.
+      feature_layer: layer whose output is taken; "" for the last.
+
+    Raises:
+      BackboneError: if there is no such layer.
+    """
+    entry = BACKBONES[name]
+    built = entry.build(shape)
+    # The layers of keras-hub's transformers cannot be copied one by one.
+    model = with_fused_batch_norm(built, dtype) if len(built.output.shape) == 4 else _in_dtype(built, dtype)
+    return _finished(model, entry.normalisation, shape, feature_layer, name)
+
+
+def preset_backbone(preset: str, shape: Shape, dtype: str, feature_layer: str = "") -> Backbone:
+    """The image backbone of a keras-hub preset with its weights; arguments as of `named_backbone`.
+
+    Args:
+      preset: a folder, which is read without a network, or a name that keras-hub knows.
+
+    Raises:
+      BackboneError: if it cannot be loaded, is no image backbone, or takes pictures of another shape.
+    """
+    import keras_hub
+
+    model = _load_preset(preset)
+    image_part = getattr(model, "vision_encoder", None)
+    model = image_part if isinstance(image_part, keras.Model) else model
+    inputs = [tuple(tensor.shape[1:]) for tensor in model.inputs]
+    if len(inputs) != 1 or len(inputs[0]) != 3:
+        names = ", ".join(f"{tensor.name} {list(tensor.shape[1:])}" for tensor in model.inputs)
+        raise BackboneError("preset", f"'{preset}' is no image backbone: it takes {names}")
+    if any(want is not None and want != have for want, have in zip(inputs[0], shape, strict=True)):
+        raise BackboneError(
+            "preset",
+            f"'{preset}' takes pictures {list(inputs[0])} (height, width, channels), and img_shape is {list(shape)}",
+        )
+    source = _architecture(model)
+    model = _in_dtype(model, dtype)
+    try:
+        with _quiet():
+            converter = keras_hub.layers.ImageConverter.from_preset(preset)
+    except Exception:  # a backbone may be saved alone; keras-hub has no error of its own for that
+        return _finished(model, IMAGENET, shape, feature_layer, source)
+    normalisation = (_per_channel(converter.scale, 1.0), _per_channel(converter.offset, 0.0))
+    return _finished(model, normalisation, shape, feature_layer, source)
+
+
+def _in_dtype(built: keras.Model, dtype: str) -> keras.Model:
+    """A copy of a keras-hub backbone that computes in `dtype`, on fused batch norm."""
+    model = type(built).from_config({**built.get_config(), "dtype": dtype})
+    model.set_weights(built.get_weights())
+    for layer in model._flatten_layers():
+        is_of_maps = type(layer) is keras.layers.BatchNormalization and layer.input_spec.ndim == 4
+        if is_of_maps and layer.axis in (-1, 3):
+            # In place, because it may be a part of a layer that cannot be copied with another one in it.
+            layer.__class__ = FusedBatchNorm
+    return model
+
+
+def _per_channel(value: Any, neutral: float) -> tuple[float, ...]:
+    values = np.ravel(neutral if value is None else value).astype(float)
+    return tuple(np.broadcast_to(values, [3]).tolist() if len(values) == 1 else values.tolist())
+
+
+def _architecture(model: keras.Model) -> str:
+    return json.dumps({"class": type(model).__name__, "config": model.get_config()}, sort_keys=True, default=str)
+
+
+def _load_preset(preset: str) -> keras.Model:
+    import keras_hub
+
+    if Path(preset).is_dir():
+        try:
+            with _quiet():
+                return keras_hub.models.Backbone.from_preset(preset)
+        except Exception as error:  # whatever keras-hub and Keras raise for files that do not fit
+            raise BackboneError(
+                "preset", f"'{preset}' cannot be loaded: {_preset_problem(Path(preset), error)}"
+            ) from error
+    known = sorted(keras_hub.models.Backbone.presets)
+    if "://" not in preset and preset not in known:
+        near = difflib.get_close_matches(preset, known, n=3, cutoff=0.6)
+        hint = f"nearest names: {', '.join(near)}" if near else f"keras-hub has {len(known)}, such as {known[0]}"
+        raise BackboneError("preset", f"neither a folder nor a preset of keras-hub: '{preset}'; {hint}")
+    try:
+        with _quiet():
+            return keras_hub.models.Backbone.from_preset(preset)
+    except Exception as error:
+        reason = str(error).strip().partition("\n")[0][:200]
+        raise BackboneError(
+            "preset",
+            f"'{preset}' cannot be fetched: {reason or type(error).__name__}; without a network give a folder that "
+            "save_to_preset wrote",
+        ) from error
+
+
+def _preset_problem(folder: Path, error: Exception) -> str:
+    """What of a preset's folder does not fit, with both sides where its weights do not fit its config."""
+    import keras_hub
+
+    weights = folder / "model.weights.h5"
+    if not weights.exists():
+        there = ", ".join(sorted(path.name for path in folder.iterdir())[:8]) or "nothing"
+        return f"model.weights.h5 is missing ({there} is there)"
+    first_line = str(error).strip().partition("\n")[0][:200] or type(error).__name__
+    try:
+        with _quiet():
+            wanted = keras_hub.models.Backbone.from_preset(str(folder), load_weights=False)
+        wanted_shapes, found_shapes = _saved_shapes(wanted), _shapes_in_file(weights)
+    except Exception:
+        return first_line
+    names = sorted({*wanted_shapes, *found_shapes})
+    differing = [name for name in names if wanted_shapes.get(name) != found_shapes.get(name)]
+    if not differing:
+        return first_line
+    none = "has none"
+    lines = [
+        f"  {name}: config.json {wanted_shapes.get(name, none)}, model.weights.h5 {found_shapes.get(name, none)}"
+        for name in differing[:8]
+    ]
+    more = f"\n  and {len(differing) - 8} more" if len(differing) > 8 else ""
+    return "its weights are not those of its config:\n" + "\n".join(lines) + more
+
+
+def _saved_shapes(model: keras.Model) -> dict[str, list[int]]:
+    """Weights by their path in a file that Keras writes."""
+    import tempfile
+
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "model.weights.h5"
+        model.save_weights(str(path))
+        return _shapes_in_file(path)
+
+
+def _shapes_in_file(path: Path) -> dict[str, list[int]]:
+    import h5py
+
+    shapes: dict[str, list[int]] = {}
+    with h5py.File(path) as file:
+        file.visititems(lambda name, item: shapes.update({name: list(item.shape)}) if hasattr(item, "shape") else None)
+    return shapes
+
+
+class _quiet:  # noqa: N801
+    """keras-hub tells on its logger what it cannot find."""
+
+    def __enter__(self) -> None:
+        self._level = logging.getLogger("absl").level
+        logging.getLogger("absl").setLevel(logging.ERROR)
+
+    def __exit__(self, *args: object) -> None:
+        logging.getLogger("absl").setLevel(self._level)
+
+
+def _finished(
+    built: keras.Model, normalisation: Normalisation, shape: Shape, feature_layer: str, source: str
+) -> Backbone:
+    output = built.output
+    if isinstance(output, dict):
+        output = output.get("sequence_output", next(iter(output.values())))
+    if feature_layer:
+        layers = {operation.name: operation for operation in built.operations}
+        if feature_layer not in layers:
+            raise BackboneError(
+                "feature_layer", f"no layer named '{feature_layer}'; {did_you_mean(feature_layer, layers)}"
+            )
+        output = layers[feature_layer].output
+        if not isinstance(output, keras.KerasTensor) or len(output.shape) not in (3, 4):
+            raise BackboneError("feature_layer", f"the output of '{feature_layer}' is no feature map and no tokens")
+    # Of the layers up to the output alone, and of one plain input.
+    model = keras.Model(built.inputs[0], output)
+    stages = tuple(_stages(model))
+    return Backbone(model, normalisation, stages, _num_special_tokens(model, built, shape), source)
+
+
+def _num_special_tokens(model: keras.Model, built: keras.Model, shape: Shape) -> int:
+    """Tokens more than patches."""
+    patch = getattr(built, "patch_size", None)
+    if len(model.output.shape) != 3 or patch is None or model.output.shape[1] is None:
+        return 0
+    height, width = (patch, patch) if isinstance(patch, int) else tuple(patch)[:2]
+    return max(0, int(model.output.shape[1]) - (shape[0] // height) * (shape[1] // width))
+
+
+# What the names of the layers of one convolution block begin with, in keras-hub and keras.applications.
+_BLOCK_NAME = re.compile(r"^(.*?(?:block_?\d+[a-z]?|expanded_conv(?:_\d+)?))_|^(.*downsampling_block_\d+)$")
+# Side of the pictures by which a backbone that takes any size is divided.
+_PROBE_SIZE = 256
+
+
+def _stages(model: keras.Model) -> list[Stage]:
+    blocks = _transformer_blocks(model)
+    return _token_stages(model, blocks) if blocks else _map_stages(model)
+
+
+def _transformer_blocks(model: keras.Model) -> list[keras.layers.Layer]:
+    """The smallest layers that hold an attention layer and dense layers beside it."""
+    found: list[keras.layers.Layer] = []
+    for layer in model._flatten_layers(include_self=False):
+        below = list(layer._flatten_layers(include_self=False))
+        attention = [part for part in below if "attention" in type(part).__name__.lower()]
+        in_attention = {id(part) for one in attention for part in one._flatten_layers()}
+        dense = [part for part in below if isinstance(part, keras.layers.Dense) and id(part) not in in_attention]
+        if attention and dense:
+            found.append(layer)
+    holds = {id(layer): {id(part) for part in layer._flatten_layers(include_self=False)} for layer in found}
+    return [layer for layer in found if not any(id(other) in holds[id(layer)] for other in found)]
+
+
+def _token_stages(model: keras.Model, blocks: list[keras.layers.Layer]) -> list[Stage]:
+    index = {id(part): i for i, block in enumerate(blocks, 1) for part in block._flatten_layers()}
+    members: list[list[keras.layers.Layer]] = [[] for _ in range(len(blocks) + 1)]
+    current = 0
+    for layer in model._flatten_layers(include_self=False):
+        current = index.get(id(layer), current)
+        members[current].append(layer)
+    names = ["stem", *[f"block {i}" for i in range(1, len(blocks) + 1)]]
+    return [Stage(name, tuple(layers), ()) for name, layers in zip(names, members, strict=True)]
+
+
+def _map_stages(model: keras.Model) -> list[Stage]:
+    """Stages of a convolutional backbone: blocks by the names of layers, stages by the resolution at a block's end."""
+    operations = [op for op in model.operations if not isinstance(op, keras.layers.InputLayer)]
+    levels = _levels(model, operations)
+    is_cut = _cuts(model, operations)
+    matches = [_BLOCK_NAME.match(op.name) for op in operations]
+    keys = [(match.group(1) or match.group(2)) if match else None for match in matches]
+    ends: list[int] = []
+    before: str | None = None
+    for i, key in enumerate(keys):
+        if key is not None and key != before:
+            previous = [j for j in range(ends[-1] + 1 if ends else 0, i) if is_cut[j]]
+            ends += previous[-1:]
+            before = key
+    if before is None:
+        ends = [
+            j for j, k in zip(range(len(operations) - 1), range(1, len(operations)), strict=True)
+            if is_cut[j] and levels[k] is not None and levels[j] is not None and levels[k] > levels[j]
+        ]  # fmt: skip
+    ends.append(len(operations) - 1)
+    stages: list[list[int]] = []
+    for number, end in enumerate(ends):
+        is_new = number < 2 or levels[end] != levels[ends[number - 1]]
+        # What stands behind the last block, such as a last convolution, is of its stage.
+        if is_new and not (before and number == len(ends) - 1 and keys[end] is None and number > 1):
+            stages.append([])
+        stages[-1].append(end)
+    made, start = [], 0
+    for number, block_ends in enumerate(stages):
+        inside = operations[start : block_ends[-1] + 1]
+        start = block_ends[-1] + 1
+        layers = [part for op in inside if isinstance(op, keras.layers.Layer) for part in op._flatten_layers()]
+        name = "stem" if number == 0 else f"stage {number}"
+        made.append(Stage(name, tuple(layers), tuple(operations[end].output for end in block_ends)))
+    return made
+
+
+def _levels(model: keras.Model, operations: list[keras.Operation]) -> list[int | None]:
+    """How often each output is halved; None for what is no feature map."""
+    shape = model.inputs[0].shape
+    size = shape[1] or _PROBE_SIZE
+    probe = keras.Model(model.inputs[0], [op.output for op in operations])
+    outputs = probe.compute_output_spec(keras.KerasTensor((1, size, shape[2] or _PROBE_SIZE, shape[3])))
+    return [
+        round(math.log2(size / spec.shape[1])) if len(spec.shape) == 4 and spec.shape[1] else None for spec in outputs
+    ]
+
+
+def _cuts(model: keras.Model, operations: list[keras.Operation]) -> list[bool]:
+    """For each operation whether all that follows depends on its output alone."""
+    position = {id(op): i for i, op in enumerate(operations)}
+    last_use = [0] * len(operations)
+    for i, op in enumerate(operations):
+        tensors = op.input if isinstance(op.input, (list, tuple)) else [op.input]
+        for tensor in tensors:
+            producer = position.get(id(tensor._keras_history.operation))
+            if producer is not None:
+                last_use[producer] = max(last_use[producer], i)
+    cuts, reach = [], 0
+    for i in range(len(operations)):
+        cuts.append(reach <= i)
+        reach = max(reach, last_use[i])
+    return cuts

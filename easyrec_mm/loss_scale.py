@@ -1,0 +1,63 @@
+"""Dynamic loss scaling: keeps gradients within the range of float16 (Micikevicius et al., ICLR 2018, section 3.2)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import tensorflow as tf
+
+Gradient = tf.Tensor | tf.IndexedSlices | None
+
+_FIRST, _LARGEST = 2.0**15, 2.0**24
+# Steps without an overflow after which the scale is doubled.
+_STEPS_BEFORE_GROWTH = 2000
+
+
+class LossScale:
+    """The factor that a loss is multiplied by before its gradient is taken.
+
+    Where a gradient overflows the step changes nothing and the factor is halved; after 2000 good steps it is doubled.
+    """
+
+    def __init__(self) -> None:
+        self.value = tf.Variable(_FIRST, trainable=False)
+        self._good_steps = tf.Variable(0, dtype=tf.int64, trainable=False)
+
+    def named_variables(self) -> dict[str, tf.Variable]:
+        """What a checkpoint keeps."""
+        return {"progress/loss_scale": self.value, "progress/steps_since_overflow": self._good_steps}
+
+    def scaled(self, loss: tf.Tensor) -> tf.Tensor:
+        """The loss to take the gradient of."""
+        return loss * self.value
+
+    def unscaled(self, gradients: Sequence[Gradient]) -> list[Gradient]:
+        """The gradients of the loss itself, from those of the scaled one."""
+        factor = 1.0 / self.value
+
+        def one(gradient: Gradient) -> Gradient:
+            if isinstance(gradient, tf.IndexedSlices):
+                return tf.IndexedSlices(gradient.values * factor, gradient.indices, gradient.dense_shape)
+            return None if gradient is None else gradient * factor
+
+        return [one(gradient) for gradient in gradients]
+
+    def apply_if_finite(self, gradients: Sequence[Gradient], update: Callable[[], None]) -> None:
+        """Run `update` unless a gradient is infinite or no number, and move the scale."""
+        values = [g.values if isinstance(g, tf.IndexedSlices) else g for g in gradients if g is not None]
+        is_finite = tf.reduce_all([tf.reduce_all(tf.math.is_finite(value)) for value in values])
+
+        def good() -> tf.Tensor:
+            update()
+            steps = self._good_steps.assign_add(1)
+            grows = steps >= _STEPS_BEFORE_GROWTH
+            self.value.assign(tf.where(grows, tf.minimum(2.0 * self.value, _LARGEST), self.value))
+            self._good_steps.assign(tf.where(grows, tf.zeros_like(steps), steps))
+            return tf.constant(True)
+
+        def overflowed() -> tf.Tensor:
+            self.value.assign(tf.maximum(0.5 * self.value, 1.0))
+            self._good_steps.assign(0)
+            return tf.constant(False)
+
+        tf.cond(is_finite, good, overflowed)

@@ -1,0 +1,117 @@
+"""Vectors of pictures that a training keeps, so that it need not encode every picture of every batch.
+
+A picture whose vector is in the bank, and not too old, is encoded only by chance (`encode_ratio`); with a frozen tower
+never again. The plan is made when a batch is read, some steps ahead of its training, so that pictures that are not
+needed are not even read from disk. Batches are numbered by the step that trains them.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from typing import NamedTuple
+
+import numpy as np
+import tensorflow as tf
+from numpy.typing import NDArray
+
+from easyrec_mm.checkpoint import checkpoint_shapes
+
+_FIRST_ROWS = 1024
+# A key is told from others by that many bytes of a hash: 2^60 pictures would make one mistake likely.
+_DIGEST_BYTES = 16
+_STATE = "picture_bank/"
+
+
+class Plan(NamedTuple):
+    """What is to be done with the P pictures of a batch.
+
+    rows       int32 [P]: where the vector of each stands in the bank
+    encoded    int32 [E]: those to encode, ascending
+    """
+
+    rows: NDArray[np.int32]
+    encoded: NDArray[np.int32]
+
+
+class PictureBank:
+    """Vectors by picture.
+
+    Args:
+      width: of a vector.
+      encode_ratio: share of the known pictures of a batch that are encoded all the same.
+      max_staleness_steps: a vector that was made more steps ago is not used; 0 means that none grows old.
+      seed: of the choice of pictures.
+    """
+
+    def __init__(self, width: int, encode_ratio: float = 0.0, max_staleness_steps: int = 0, seed: int = 0) -> None:
+        self._encode_ratio, self._max_staleness_steps, self._seed = encode_ratio, max_staleness_steps, seed
+        # Digest of a picture's key -> its row; row -> the step whose batch is to make its vector, or made it.
+        self._rows: dict[bytes, int] = {}
+        self._planned: list[int] = []
+        self._bad: set[int] = set()
+        # Rows are added some thousand at a time; a graph takes the variable at any size.
+        self.vectors = tf.Variable(
+            tf.zeros([_FIRST_ROWS, width]), shape=[None, width], trainable=False, name="picture_bank"
+        )
+        # What the steps that were trained have written: the state of a checkpoint. Plans run ahead of it.
+        self._written: dict[int, int] = {}
+
+    def plan(self, keys: list[bytes], step: int) -> Plan:
+        """Decide which pictures of a batch to encode; the batches of a training in their order."""
+        digests = [hashlib.blake2b(key, digest_size=_DIGEST_BYTES).digest() for key in keys]
+        rows = np.array([self._rows.setdefault(digest, len(self._rows)) for digest in digests], np.int32)
+        known = len(self._planned)
+        is_fresh = np.array([row < known and self._is_fresh(self._planned[row], step) for row in rows], bool)
+        encoded = ~is_fresh
+        if self._encode_ratio:
+            fresh = np.flatnonzero(is_fresh)
+            random = np.random.default_rng([self._seed, step])
+            number = int(self._encode_ratio * len(fresh) + random.random())
+            encoded[random.permutation(fresh)[:number]] = True
+        self._planned += [step] * (len(self._rows) - known)
+        for row in rows[encoded]:
+            self._planned[row] = step
+        return Plan(rows, np.flatnonzero(encoded).astype(np.int32))
+
+    def mark_bad(self, rows: NDArray[np.int32]) -> None:
+        """Remember pictures that could not be had."""
+        self._bad.update(rows.tolist())
+
+    def are_bad(self, rows: NDArray[np.int32]) -> NDArray[np.bool_]:
+        """Which pictures could not be had when they were read."""
+        return np.array([row in self._bad for row in rows.tolist()], bool)
+
+    def before_step(self, rows: tf.Tensor, encoded: tf.Tensor, step: int) -> None:
+        """Make room for the vectors of a batch, and note that this step makes some of them."""
+        rows = rows.numpy()
+        size = int(tf.shape(self.vectors)[0])
+        needed = int(rows.max(initial=-1)) + 1
+        if needed > size:
+            added = max(needed, 2 * size) - size
+            self.vectors.assign(tf.pad(self.vectors, [[0, added], [0, 0]]))
+        self._written.update(dict.fromkeys(rows[encoded.numpy()].tolist(), step))
+
+    def state(self) -> dict[str, tf.Tensor]:
+        """What a checkpoint keeps, so that a training that goes on decides and computes as if it had not stopped."""
+        digests = list(self._rows)
+        rows = sorted(self._written)
+        keys = np.frombuffer(b"".join(digests[row] for row in rows), np.int64).reshape(-1, 2)
+        return {
+            f"{_STATE}keys": tf.constant(keys),
+            f"{_STATE}written": tf.constant([self._written[row] for row in rows], tf.int64),
+            f"{_STATE}vectors": tf.gather(self.vectors, tf.constant(rows, tf.int32)),
+        }
+
+    def restore(self, path: str) -> None:
+        """Take up the state of a checkpoint; nothing if it has none."""
+        if f"{_STATE}keys" not in checkpoint_shapes(path):
+            return
+        reader = tf.train.load_checkpoint(path)
+        keys, written, vectors = (reader.get_tensor(f"{_STATE}{name}") for name in ("keys", "written", "vectors"))
+        self._rows = {key.tobytes(): row for row, key in enumerate(keys)}
+        self._planned = written.tolist()
+        self._written = dict(enumerate(self._planned))
+        self.vectors.assign(tf.pad(vectors, [[0, _FIRST_ROWS], [0, 0]]))
+
+    def _is_fresh(self, written: int, step: int) -> bool:
+        return not self._max_staleness_steps or step - written <= self._max_staleness_steps
