@@ -237,7 +237,7 @@ class MultimodalModel:
     def bank_width(self) -> int:
         """Numbers a picture that a bank keeps: of the last part that is frozen, or of the image vector."""
         if self.image is not None and self.is_frozen("HEAD"):
-            return int(self.image.features(self._a_picture(), self._a_category()).shape[1])
+            return self.image.num_features
         return self.image_width
 
     def trained_variables(self) -> dict[str, keras.Variable]:
@@ -436,6 +436,9 @@ def _image_tower(config: EasyRecConfig, schema: Schema, dtype: str) -> ImageTowe
         augmentation=_augmentation(config),
         rematerialize=settings.rematerialize,
         micro_batch=settings.image_micro_batch,
+        may_be_empty=settings.no_image_vector
+        or settings.encode_ratio < 1
+        or settings.trainable in (ImgModel.HEAD, ImgModel.NONE),
     )
     return ImageTower(backbone, shape, settings.num_classes, head, dtype, options)
 

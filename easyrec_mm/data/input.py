@@ -348,10 +348,13 @@ class Input:
         link_picture, link_image = rows["link_picture"], rows["link_image"]
         num_images = int(rows["num_images"]) if self._schema.uses_image else 0
         has_picture = np.ones(num_images, bool)
-        if self._schema.has_no_image_vector:
-            good = ~is_bad[link_picture.numpy()]
-            link_picture, link_image = tf.boolean_mask(link_picture, good), tf.boolean_mask(link_image, good)
-            has_picture = np.bincount(link_image.numpy(), minlength=num_images) > 0
+        if self._schema.has_no_image_vector or self._schema.image_separator:
+            # A bad picture is left out where the item has another, or may be without.
+            is_good = ~is_bad[link_picture.numpy()]
+            has_good = np.bincount(link_image.numpy(), is_good, num_images) > 0
+            has_picture = has_good if self._schema.has_no_image_vector else np.ones(num_images, bool)
+            kept = is_good | ~has_good[link_image.numpy()] & has_picture[link_image.numpy()]
+            link_picture, link_image = tf.boolean_mask(link_picture, kept), tf.boolean_mask(link_image, kept)
         return Images(
             encoded=tf.constant(encoded),
             category=rows["category"],

@@ -37,6 +37,7 @@ class TowerOptions:
     augmentation        changes of training pictures
     rematerialize       compute the stages of the backbone again for the gradient
     micro_batch         pictures at a time in training; 0 for all
+    may_be_empty        whether a batch may have no picture
     """
 
     pooling: str = "AVG"
@@ -48,6 +49,7 @@ class TowerOptions:
     augmentation: Augmentation | None = None
     rematerialize: bool = False
     micro_batch: int = 0
+    may_be_empty: bool = False
 
 
 class ImageTower(keras.layers.Layer):
@@ -94,18 +96,26 @@ class ImageTower(keras.layers.Layer):
             self._categories = CategoryEmbeddings(self._options.num_categories, self._options.category_dim, "category")
         if self._options.pooling == "GEM":
             self._gem_power = self.add_weight(
-                shape=(), initializer=keras.initializers.Constant(_GEM_POWER), name="gem_power", dtype="float32"
+                shape=(),
+                initializer=keras.initializers.Constant(_GEM_POWER),
+                name="gem_power",
+                dtype="float32",
+                autocast=False,
             )
         self._lora_layers = self._with_lora() if self._options.lora_rank else []
         self._is_recomputing = False
         if self._options.rematerialize and backbone.is_transformer:
             self._recompute_blocks()
-        # The last stages that are trained, of all; None for all.
+        # F, known after the first call.
+        self.num_features = 0
+        # The last stages of the backbone, that many, are trained.
         self.num_trained_stages = len(self.stages)
 
     def call(self, pixels: tf.Tensor, category: tf.Tensor | None = None, training: bool = False) -> tf.Tensor:
         """Pixels `[P, H, W, C]`, 0-255, uint8 or float, and category ids int64 `[P]` -> vectors float32 `[P, D]`."""
-        return self.vectors(self.features(pixels, category, training), training)
+        features = self.features(pixels, category, training)
+        self.num_features = int(features.shape[-1])
+        return self.vectors(features, training)
 
     def features(self, pixels: tf.Tensor, category: tf.Tensor | None = None, training: bool = False) -> tf.Tensor:
         """The part of `call` up to the pooling: `[P, F]`."""
@@ -117,11 +127,18 @@ class ImageTower(keras.layers.Layer):
         def encode(pixels: tf.Tensor, *embeddings: tf.Tensor) -> tf.Tensor:
             return self._encode(pixels, embeddings, is_trained)
 
-        self._is_recomputing = is_trained and self._options.rematerialize
-        try:
+        def encode_all() -> tf.Tensor:
             if training and self._options.micro_batch:
                 return in_micro_batches(encode, self._options.micro_batch, pixels, *embeddings)
             return encode(pixels, *embeddings)
+
+        self._is_recomputing = is_trained and self._options.rematerialize
+        try:
+            if not self._options.may_be_empty or not self.num_features:
+                return encode_all()
+            # Kernels of convolutions and batch norm refuse a batch of nothing.
+            nothing = tf.zeros([0, self.num_features], self.compute_dtype)
+            return tf.cond(tf.shape(pixels)[0] > 0, encode_all, lambda: nothing)
         finally:
             self._is_recomputing = False
 

@@ -1,33 +1,37 @@
-"""Training with less memory for the same gradients: what a function computes on the way is made again for them.
+"""Training with less memory for the same gradients: what a function computes on the way is computed again for them.
 
 Both ways trace a function as a pure one of its inputs and of the state that it writes (averages of batch norm, states
 of dropout) and run that trace twice from the same state. So the second run draws the random numbers of the first, and
 the state moves once.
 
-They are for use within a tf.function. The function's layers must be built; its state must stand in Keras variables,
-random numbers come from keras.random.SeedGenerator; a tensor that needs a gradient must be one of its inputs.
+They are for use within a tf.function. A function's layers must be built. Its state must stand in Keras variables, that
+of random numbers too: those of keras.random repeat, those of tf.random do not. Variables that it only reads must keep
+their values until the gradient is computed, and a tensor that needs a gradient must be one of its inputs.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import keras
 import tensorflow as tf
+from tensorflow.python.eager import record
+
+Tensors = Sequence[tf.Tensor]
 
 
 def recompute(function: Callable[..., Any], *inputs: tf.Tensor) -> Any:
     """`function(*inputs)`, of which the gradient keeps the inputs alone (Chen et al., 2016, arXiv:1604.06174).
 
-    The gradient runs the function once more, and only if one is wanted of the inputs or of a variable.
+    The gradient runs the function once more, and only where one is wanted.
 
     Args:
       function: tensors -> a tensor, or a structure of tensors.
       inputs: of any dtype; those of float type have gradients.
 
     Raises:
-      ValueError: if the function adds losses or uses float tensors from outside that are not its inputs.
+      ValueError: if the function adds losses, or reads a float tensor of the graph that is not among its inputs.
     """
     pure = _PureFunction(function, [tf.TensorSpec.from_tensor(x) for x in inputs])
     before = pure.read_state()
@@ -35,14 +39,12 @@ def recompute(function: Callable[..., Any], *inputs: tf.Tensor) -> Any:
 
     @tf.custom_gradient
     def run(*inputs: tf.Tensor) -> tuple[Any, Callable[..., Any]]:
-        outputs, state = pure(inputs, before)
-        after.extend(state)
+        outputs, after[:] = pure(inputs, before)
 
         def gradient(*upstream: tf.Tensor, variables: Sequence[tf.Variable] = ()) -> Any:
-            upstream = [tf.convert_to_tensor(g) for g in upstream]
-            again, state = _delayed(inputs, upstream), _delayed(before, upstream)
+            again, state, upstream = _delayed(inputs, before, upstream)
             gradients, _ = pure.gradients(again, state, upstream, variables)
-            return _by_source(gradients, inputs, variables)
+            return _for_custom_gradient(gradients, inputs)
 
         return outputs, gradient
 
@@ -54,68 +56,43 @@ def recompute(function: Callable[..., Any], *inputs: tf.Tensor) -> Any:
 def in_micro_batches(function: Callable[..., tf.Tensor], size: int, *inputs: tf.Tensor) -> tf.Tensor:
     """`function(*inputs)` on `size` rows at a time, of which the gradient keeps the inputs alone.
 
-    The gradient runs the function once more on each slice and adds the slices' gradients up. It is that of the whole
-    where rows do not meet; batch norm takes the statistics of each slice, and moves its averages once a slice.
+    The gradient runs the function once more on each slice, one after the other, and adds the slices' gradients up. It
+    is that of the whole where no row depends on another one; batch norm takes the statistics of each slice, and moves
+    its averages once a slice.
 
     Args:
       function: tensors of at most `size` rows -> a tensor of as many.
       size: rows of a slice; the last one may have fewer.
-      inputs: `[P, ...]` of any dtype; those of float type have gradients. The function does not run if P is 0.
+      inputs: `[P, ...]` of any dtype; those of float type have gradients, whose computation is not saved if nobody
+        asks for them. If P is 0, the function does not run.
 
     Returns:
       `[P, ...]`.
 
     Raises:
-      ValueError: if size is not positive; if the shape of a row of the output or of a float input is open; if the
-        function looks up rows of a trained table, which is for the caller to do: its gradient, summed, would take the
-        memory of the table; and as `recompute` does.
+      ValueError: if size is not positive; if the shape of a row is open, of the output or of a float input; if the
+        function looks up rows of a trained table, whose summed gradient would be as large as the table (look them up
+        outside, and pass them as an input); and as `recompute` does.
     """
     if size < 1:
-        raise ValueError(f"in_micro_batches: size is {size}; give the number of rows of a slice")
+        raise ValueError(f"in_micro_batches: size is {size}; give the number of rows of a slice, 1 or more")
     pure = _PureFunction(function, [tf.TensorSpec([None, *x.shape[1:]], x.dtype) for x in inputs])
-    num_rows = tf.shape(inputs[0])[0]
-    num_slices = -(-num_rows // size)
+    slices = _Slices(size, number=-(-tf.shape(inputs[0])[0] // size))
     before = pure.read_state()
     after: list[tf.Tensor] = []
 
-    def rows(i: tf.Tensor, tensors: Iterable[tf.Tensor]) -> list[tf.Tensor]:
-        return [x[i * size : (i + 1) * size] for x in tensors]
-
-    def for_each_slice(body: Callable[..., Any], *values: Any) -> Any:
-        # One after the other: by default ten would run, and hold their tensors, at a time.
-        _, *values = tf.while_loop(
-            lambda i, *_: i < num_slices,
-            lambda i, *values: (i + 1, *body(i, *values)),
-            (tf.constant(0), *values),
-            parallel_iterations=1,
-        )
-        return values
-
     @tf.custom_gradient
     def run(*inputs: tf.Tensor) -> tuple[tf.Tensor, Callable[..., Any]]:
-        def forward(i: tf.Tensor, outputs: tf.TensorArray, state: list[tf.Tensor]) -> tuple[Any, ...]:
-            output, state = pure(rows(i, inputs), state)
+        def forward(i: tf.Tensor, outputs: tf.TensorArray, state: Tensors) -> tuple[tf.TensorArray, Tensors]:
+            output, state = pure(slices.rows(i, inputs), state)
             return outputs.write(i, output), state
 
-        outputs, state = for_each_slice(forward, _slices(num_slices, pure.outputs), before)
-        after.extend(state)
+        outputs, after[:] = slices.for_each(forward, slices.array(pure.outputs), before)
 
         def gradient(upstream: tf.Tensor, variables: Sequence[tf.Variable] = ()) -> Any:
-            upstream = tf.convert_to_tensor(upstream)
-            again, state = _delayed(inputs, [upstream]), _delayed(before, [upstream])
-            has_gradient: list[bool] = []
-
-            def backward(i: tf.Tensor, sums: list[Any], state: list[tf.Tensor]) -> tuple[Any, ...]:
-                gradients, state = pure.gradients(rows(i, again), state, rows(i, [upstream]), variables)
-                has_gradient[:] = [g is not None for g in gradients]
-                return [_add(total, i, g) for total, g in zip(sums, gradients, strict=True)], state
-
-            # An input of integers has no gradient, but a place.
-            sums = [_slices(num_slices, x) if x.dtype.is_floating else tf.constant(0.0) for x in inputs]
-            sums += [tf.zeros_like(v) for v in variables]
-            sums, _ = for_each_slice(backward, sums, state)
-            sums = [_whole(total) if has else None for total, has in zip(sums, has_gradient, strict=True)]
-            return _by_source(sums, inputs, variables)
+            again, state, upstream = _delayed(inputs, before, [upstream])
+            gradients = _sum_of_gradients(pure, slices, again, state, upstream, variables)
+            return _for_custom_gradient(gradients, inputs)
 
         return outputs.concat(), gradient
 
@@ -125,109 +102,174 @@ def in_micro_batches(function: Callable[..., tf.Tensor], size: int, *inputs: tf.
 
 
 class _State(keras.StatelessScope):
-    """A scope in which a Keras variable that is written keeps its value, and reads within the scope see the new one.
+    """A scope that leaves Keras variables as they are: what is written there, only reads within it see.
 
-    `written` holds the variables, by identity.
+    `variables` holds, by identity, those that have a value of the scope's own.
     """
 
-    def __init__(self, values: Iterable[tuple[keras.Variable, tf.Tensor]] = ()) -> None:
+    def __init__(self, values: Iterable[tuple[keras.Variable, tf.Tensor]]) -> None:
         super().__init__(collect_losses=True)
-        self.written: dict[int, keras.Variable] = {}
+        self.variables: dict[int, keras.Variable] = {}
         for update in values:
             self.add_update(update)
 
     def add_update(self, update: tuple[keras.Variable, tf.Tensor]) -> None:
-        self.written[id(update[0])] = update[0]
+        self.variables[id(update[0])] = update[0]
         super().add_update(update)
 
     def get_current_value(self, variable: keras.Variable) -> tf.Tensor | None:
         value = super().get_current_value(variable)
         if value is None and self.original_scope is not None:
-            return self.original_scope.get_current_value(variable)
+            value = self.original_scope.get_current_value(variable)
+            if value is not None:
+                self.add_update((variable, value))
         return value
 
 
 class _PureFunction:
-    """A function, traced: inputs and the state before -> outputs and the state after, which is not yet written."""
+    """A traced function: inputs and the state before -> outputs and the state after, which is not written yet."""
 
     def __init__(self, function: Callable[..., Any], specs: Sequence[tf.TensorSpec]) -> None:
         self._function = function
-        # The first trace tells what the function writes, the second has that as inputs and outputs.
         self._state: list[keras.Variable] = []
+        # The first trace finds the state, which the second has among its inputs and outputs.
         self._traced = self._trace(specs)
         if self._state:
             self._traced = self._trace(specs)
         self.outputs = self._traced.structured_outputs[0]
+        if any(tf.is_symbolic_tensor(x) and x.dtype.is_floating for x in self._traced.captured_inputs):
+            raise ValueError(
+                f"recompute: {function} reads a float tensor from outside, which would get no gradient; "
+                "make it an input, or compute it inside"
+            )
+        self._watched = {v.ref() for v in self._traced.graph.variables if _is_watched(v)}
 
     def _trace(self, specs: Sequence[tf.TensorSpec]) -> Any:
         variables = self._state
 
-        def pure(inputs: list[tf.Tensor], state: list[tf.Tensor]) -> tuple[Any, list[tf.Tensor]]:
+        def pure(inputs: Tensors, state: Tensors) -> tuple[Any, list[tf.Tensor]]:
             with _State(zip(variables, state, strict=True)) as scope:
                 outputs = self._function(*inputs)
             if scope.losses:
-                raise ValueError("recompute: the function adds losses (add_loss); let it return them")
-            self._state = list(scope.written.values())
-            # What moves an average is no path of the gradient.
+                raise ValueError(f"recompute: {self._function} adds losses; let it return what they are made of")
+            self._state = list(scope.variables.values())
+            # Without this the gradient would also run through the moments of a batch, as that of zeros.
             return outputs, [tf.stop_gradient(scope.get_current_value(v)) for v in self._state]
 
         state_specs = [tf.TensorSpec(v.shape, v.dtype) for v in variables]
         return tf.function(pure, autograph=False).get_concrete_function(list(specs), state_specs)
 
-    def __call__(self, inputs: Sequence[tf.Tensor], state: Sequence[tf.Tensor]) -> tuple[Any, list[tf.Tensor]]:
+    def __call__(self, inputs: Tensors, state: Tensors) -> tuple[Any, list[tf.Tensor]]:
         outputs, state = self._traced(list(inputs), list(state))
         return outputs, list(state)
 
+    def has_gradient(self, source: tf.Tensor | tf.Variable) -> bool:
+        """Whether a gradient is worth its computation: that of floats, of variables if a tape watches them."""
+        if isinstance(source, tf.Variable):
+            return source.ref() in self._watched
+        return source.dtype.is_floating
+
     def gradients(
-        self,
-        inputs: Sequence[tf.Tensor],
-        state: Sequence[tf.Tensor],
-        upstream: Sequence[tf.Tensor],
-        variables: Sequence[tf.Variable],
+        self, inputs: Tensors, state: Tensors, upstream: Tensors, variables: Sequence[tf.Variable]
     ) -> tuple[list[Any], list[tf.Tensor]]:
-        """Gradients of the inputs and of the variables, by a run of the function; and the state after that."""
+        """Runs the function -> gradients of inputs and variables, None where there is none; and the state after."""
         sources = [*inputs, *variables]
         with tf.GradientTape(watch_accessed_variables=False) as tape:
-            tape.watch([x for x in sources if x.dtype.is_floating])
+            tape.watch([x for x in sources if self.has_gradient(x)])
             outputs, state = self(inputs, state)
-        return tape.gradient(tf.nest.flatten(outputs), sources, output_gradients=list(upstream)), state
+        # An output of integers has no gradient.
+        used = [(y, g) for y, g in zip(tf.nest.flatten(outputs), upstream, strict=True) if g is not None]
+        targets, upstream = zip(*used, strict=True)
+        return tape.gradient(targets, sources, output_gradients=upstream), state
 
     def read_state(self) -> list[tf.Tensor]:
         return [tf.convert_to_tensor(v.value) for v in self._state]
 
-    def write_state(self, values: Sequence[tf.Tensor]) -> None:
+    def write_state(self, values: Tensors) -> None:
         for variable, value in zip(self._state, values, strict=True):
             variable.assign(value)
 
 
-def _delayed(tensors: Sequence[tf.Tensor], upstream: Sequence[tf.Tensor]) -> list[tf.Tensor]:
-    """The same tensors, not before the gradient `upstream` is there.
+class _Slices(NamedTuple):
+    """Slices of `size` rows, as many as `number` says."""
 
-    Else the second run would start at once, and TensorFlow would take its operations for those of the first.
-    """
-    with tf.control_dependencies([tf.identity(g) for g in upstream]):
-        return [tf.identity(x) for x in tensors]
+    size: int
+    number: tf.Tensor
+
+    def rows(self, i: tf.Tensor, tensors: Tensors) -> list[tf.Tensor]:
+        """Those of slice i."""
+        return [x[i * self.size : (i + 1) * self.size] for x in tensors]
+
+    def array(self, whole: tf.Tensor) -> tf.TensorArray:
+        """A place for the slices of such a tensor."""
+        if not whole.shape[1:].is_fully_defined():
+            raise ValueError(f"in_micro_batches: a row has the open shape {whole.shape[1:]}; set its dimensions")
+        return tf.TensorArray(whole.dtype, self.number, element_shape=[None, *whole.shape[1:]], infer_shape=False)
+
+    def for_each(self, body: Callable[..., Any], *values: Any) -> Any:
+        """The values after body(i, *values) for each slice i."""
+        # One slice after the other: by default ten would run, and hold their tensors, at a time.
+        _, *values = tf.while_loop(
+            lambda i, *_: i < self.number,
+            lambda i, *values: (i + 1, *body(i, *values)),
+            (tf.constant(0), *values),
+            parallel_iterations=1,
+        )
+        return values
 
 
-def _slices(num_slices: tf.Tensor, whole: tf.Tensor) -> tf.TensorArray:
-    """For the slices of a tensor such as `whole`."""
-    if not whole.shape[1:].is_fully_defined():
-        raise ValueError(f"in_micro_batches: a row has the shape {whole.shape[1:]}; give every dimension a size")
-    return tf.TensorArray(whole.dtype, num_slices, element_shape=[None, *whole.shape[1:]], infer_shape=False)
+def _sum_of_gradients(
+    pure: _PureFunction,
+    slices: _Slices,
+    inputs: Tensors,
+    state: Tensors,
+    upstream: Tensors,
+    variables: Sequence[tf.Variable],
+) -> list[tf.Tensor | None]:
+    """Gradients of the inputs, slice after slice, and of the variables, summed."""
+    is_connected: list[bool] = []
+
+    def body(i: tf.Tensor, sums: list[Any], state: Tensors) -> tuple[list[Any], Tensors]:
+        gradients, state = pure.gradients(slices.rows(i, inputs), state, slices.rows(i, upstream), variables)
+        is_connected[:] = [gradient is not None for gradient in gradients]
+        return [_add(total, i, gradient) for total, gradient in zip(sums, gradients, strict=True)], state
+
+    # Only what a tape watches: TensorFlow does not leave out of a loop what nobody asks for.
+    sums: list[Any] = [slices.array(x) if pure.has_gradient(x) else tf.constant(0) for x in inputs]
+    sums += [tf.zeros_like(v) if pure.has_gradient(v) else tf.constant(0) for v in variables]
+    sums, _ = slices.for_each(body, sums, state)
+    return [_total(x) if connected else None for x, connected in zip(sums, is_connected, strict=True)]
 
 
 def _add(total: Any, i: tf.Tensor, gradient: Any) -> Any:
-    if isinstance(gradient, tf.IndexedSlices):
-        raise ValueError("in_micro_batches: the function looks up rows of a table; look them up outside, as an input")
     if gradient is None:
         return total
+    if isinstance(gradient, tf.IndexedSlices):
+        raise ValueError("in_micro_batches: the function looks up rows of a table; look them up outside, as an input")
     return total.write(i, gradient) if isinstance(total, tf.TensorArray) else total + gradient
 
 
-def _whole(total: Any) -> tf.Tensor:
+def _total(total: tf.Tensor | tf.TensorArray) -> tf.Tensor:
     return total.concat() if isinstance(total, tf.TensorArray) else total
 
 
-def _by_source(gradients: list[Any], inputs: Sequence[tf.Tensor], variables: Sequence[tf.Variable]) -> Any:
-    """As tf.custom_gradient wants them."""
-    return (gradients[: len(inputs)], gradients[len(inputs) :]) if variables else gradients
+def _delayed(inputs: Tensors, state: Tensors, upstream: Tensors) -> tuple[list[tf.Tensor], ...]:
+    """The same, but inputs and state not before the upstream gradients are there.
+
+    Else the second run would start at once, beside the first one, or be taken for it.
+    """
+    # A control dependency on a function's call is lost when the call is replaced by what the function does.
+    upstream = [None if g is None else tf.identity(tf.convert_to_tensor(g)) for g in upstream]
+    with tf.control_dependencies([g for g in upstream if g is not None]):
+        return [tf.identity(x) for x in inputs], [tf.identity(x) for x in state], upstream
+
+
+def _is_watched(variable: tf.Variable) -> bool:
+    """Whether a tape is to give the variable's gradient; True if there is none yet, for one may come."""
+    return not record.could_possibly_record() or record.should_record_backprop([variable.handle])
+
+
+def _for_custom_gradient(gradients: list[Any], inputs: Tensors) -> Any:
+    """Gradients of inputs and variables as tf.custom_gradient wants them."""
+    of_inputs, of_variables = gradients[: len(inputs)], gradients[len(inputs) :]
+    return (of_inputs, of_variables) if of_variables else of_inputs
