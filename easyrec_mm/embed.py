@@ -15,7 +15,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
-from typing import Literal, NamedTuple, TextIO
+from typing import Any, Literal, NamedTuple, TextIO
 
 import numpy as np
 import onnxruntime
@@ -24,14 +24,26 @@ import tensorflow as tf
 from easyrec_mm.data.pictures import PictureLoader
 from easyrec_mm.errors import ExportError, UserError
 from easyrec_mm.items import Item
-from easyrec_mm.manifest import DECODE, DEFAULT, IMAGE_ONNX, IMAGE_VECTOR, PIXELS, Manifest, read_manifest
+from easyrec_mm.manifest import (
+    DECODE,
+    DEFAULT,
+    IMAGE_ONNX,
+    IMAGE_VECTOR,
+    PICTURE_ITEM,
+    PIXELS,
+    Manifest,
+    read_manifest,
+)
 from easyrec_mm.progress import PictureProgress
+from easyrec_mm.schema import Schema
+from easyrec_mm.serving.transform import NumpyTransform, Values
 from easyrec_mm.store import Record, Store
 from easyrec_mm.store.base import HASH_BYTES, Generation, VectorDtype, content_hash
 
 Refresh = Literal["new", "changed", "all"]
 Runtime = Literal["auto", "onnx", "tensorflow"]
 NO_CONTENT = bytes(HASH_BYTES)
+_NUMPY_TYPES = {"int64": np.int64, "bool": np.bool_, "float32": np.float32}
 _TRIALS, _TRIAL_PICTURES = 3, 64
 _LOOKED_UP_AT_A_TIME = 1000
 _PIXELS_AT_A_TIME = 64 * 224 * 224
@@ -49,12 +61,23 @@ class EmbedResult:
 
 
 class _Loaded(NamedTuple):
-    """A batch ready for the tower: items to embed with their pixels, bad ones, and how many stay as they are."""
+    """A batch ready for the tower.
+
+    items           to embed, K of them
+    hashes          [K], of what they are made from
+    pixels          uint8 [N, H, W, C], of all their pictures
+    owner           int64 [N]: which of the K each is of
+    absent          items without a good picture, and what they are made from
+    bad             (item, path, problem) of each bad picture
+    num_unchanged   items that stay as they are
+    """
 
     items: list[Item]
     hashes: list[bytes]
-    pixels: np.ndarray  # uint8 [N, H, W, C]
-    bad: list[tuple[Item, bytes, str]]
+    pixels: np.ndarray
+    owner: np.ndarray
+    absent: list[tuple[Item, bytes]]
+    bad: list[tuple[Item, str, str]]
     num_unchanged: int
 
 
@@ -68,6 +91,9 @@ class ImageModel:
     def __init__(self, folder: str, runtime: Runtime = "auto") -> None:
         self.manifest: Manifest = read_manifest(folder, "image")
         self._input = self.manifest.image_input
+        schema = self.manifest.schema
+        self.fields = schema.image_fields()
+        self._numpy_category = NumpyTransform([schema.category] if schema.category else [])
         try:
             self._signatures = tf.saved_model.load(folder).signatures
             options = onnxruntime.SessionOptions()
@@ -76,36 +102,70 @@ class ImageModel:
             )
         except Exception as error:  # each runtime has its own kinds
             raise ExportError(f"{folder}: the image model cannot be loaded: {error}") from error
-        self._runtimes: dict[str, Callable[[np.ndarray], np.ndarray]] = {
-            "onnx": lambda pixels: self._session.run([IMAGE_VECTOR], {self._input: pixels})[0],
-            "tensorflow": lambda pixels: self._signatures[DEFAULT](**{self._input: tf.constant(pixels)})[
-                IMAGE_VECTOR
-            ].numpy(),
-        }
+        self._runtimes = {"onnx": self._run_onnx, "tensorflow": self._run_tensorflow}
         self.runtime: str = runtime
 
     def decode(self, contents: tf.Tensor) -> tf.Tensor:
         """Contents of files, string `[N]` -> uint8 `[N, H, W, C]`; see data/decode.py."""
         return self._signatures[DECODE](**{self._input: contents})[PIXELS]
 
-    def embed(self, pixels: np.ndarray) -> np.ndarray:
-        """uint8 `[N, H, W, C]` -> float32 `[N, D]`."""
-        numbers = pixels.astype(np.float32)
-        if self.runtime == "auto":
-            self.runtime = min(self._runtimes, key=lambda name: self._seconds(name, numbers[:_TRIAL_PICTURES]))
-        return self._runtimes[self.runtime](numbers)
+    def embed(
+        self, pixels: np.ndarray, fields: dict[str, Sequence[Any]] | None = None, owner: np.ndarray | None = None
+    ) -> np.ndarray:
+        """Vectors of K items, float32 `[K, D]`.
 
-    def _seconds(self, runtime: str, pixels: np.ndarray) -> float:
+        Args:
+          pixels: uint8 `[N, H, W, C]`.
+          fields: values `[K]` of each of `self.fields`; None for their defaults.
+          owner: int64 `[N]`, which item, from 0, each picture is of; None if each is one.
+        """
+        numbers = pixels.astype(np.float32)
+        owner = np.arange(len(pixels)) if owner is None else owner
+        num_items = int(owner[-1]) + 1 if len(owner) else 0
+        schema = self.manifest.schema
+        values: dict[str, Values] = {}
+        for name in self.fields:
+            field = schema.field(name)
+            given = fields[name] if fields else [field.default_value] * num_items
+            values[name] = list(given) if field.dtype == "string" else np.array(given, _NUMPY_TYPES[field.dtype])
+        if self.runtime == "auto":
+            whole = owner < owner[:_TRIAL_PICTURES][-1] + 1
+            some = {name: value[: int(owner[whole][-1]) + 1] for name, value in values.items()}
+            self.runtime = min(self._runtimes, key=lambda name: self._seconds(name, numbers[whole], some, owner[whole]))
+        return self._runtimes[self.runtime](numbers, values, owner)
+
+    def _run_onnx(self, pixels: np.ndarray, fields: dict[str, Values], owner: np.ndarray) -> np.ndarray:
+        inputs = {self._input: pixels, **self._numpy_category(fields, int(owner[-1]) + 1), **self._owner(owner)}
+        vectors: np.ndarray = self._session.run([IMAGE_VECTOR], inputs)[0]
+        return vectors
+
+    def _run_tensorflow(self, pixels: np.ndarray, fields: dict[str, Values], owner: np.ndarray) -> np.ndarray:
+        inputs = {self._input: pixels, **fields, **self._owner(owner)}
+        tensors = {name: tf.constant(value) for name, value in inputs.items()}
+        vectors: np.ndarray = self._signatures[DEFAULT](**tensors)[IMAGE_VECTOR].numpy()
+        return vectors
+
+    def _owner(self, owner: np.ndarray) -> dict[str, np.ndarray]:
+        return {PICTURE_ITEM: owner.astype(np.int64)} if self.manifest.schema.image_separator else {}
+
+    def _seconds(self, runtime: str, pixels: np.ndarray, fields: dict[str, Values], owner: np.ndarray) -> float:
         times = []
         for _ in range(_TRIALS):
             start = time.perf_counter()
-            self._runtimes[runtime](pixels)
+            self._runtimes[runtime](pixels, fields, owner)
             times.append(time.perf_counter() - start)
         return min(times)
+
+    def paths(self, text: str) -> list[str]:
+        """The paths that an image field or a key names."""
+        separator = self.manifest.schema.image_separator
+        return [path for path in text.split(separator) if path] if separator else [text]
 
 
 class PictureEmbedder:
     """Keys of pictures -> vectors by an image model, for a server whose store lacks them.
+
+    `fields` are the names of what it needs beside a key.
 
     Args:
       folder: an exported image model.
@@ -119,23 +179,32 @@ class PictureEmbedder:
     def __init__(self, folder: str, image_root: str = "") -> None:
         self._model = ImageModel(folder)
         self.fingerprint = self._model.manifest.image_tower_fingerprint
+        self.fields = self._model.fields
         image = self._model.manifest.schema.image
         # Chooses the runtime now, not while a request waits.
         self._model.embed(np.zeros((1, image.height, image.width, image.channels), np.uint8))
         self._has_root = bool(image_root)
         self._pictures = PictureLoader(image, image_root, self._model.decode)
 
-    def __call__(self, keys: list[str]) -> list[np.ndarray | None]:
-        """Vectors `[D]`, None for a picture that cannot be had."""
-        vectors: dict[str, np.ndarray] = {}
-        allowed = [key for key in keys if not (self._has_root and _leads_out(key))]
-        if allowed:
-            pixels, problems = self._pictures.load([os.fsencode(key) for key in allowed])
-            good = [row for row in range(len(allowed)) if row not in problems]
-            if good:
-                found = self._model.embed(pixels.numpy()[good])
-                vectors = {allowed[row]: vector for row, vector in zip(good, found, strict=True)}
-        return [vectors.get(key) for key in keys]
+    def __call__(self, keys: Sequence[str], fields: dict[str, Sequence[Any]] | None = None) -> list[np.ndarray | None]:
+        """Vectors `[D]` of some keys, with the values of `fields` of each; None for one without a good picture."""
+        paths = [
+            (row, path)
+            for row, key in enumerate(keys)
+            for path in self._model.paths(key)
+            if not (self._has_root and _leads_out(path))
+        ]
+        vectors: list[np.ndarray | None] = [None] * len(keys)
+        if not paths:
+            return vectors
+        pixels, problems = self._pictures.load([os.fsencode(path) for _, path in paths])
+        good = [i for i in range(len(paths)) if i not in problems]
+        if good:
+            rows, owner = np.unique([paths[i][0] for i in good], return_inverse=True)
+            given = {name: [fields[name][row] for row in rows] for name in self.fields} if fields else None
+            for row, vector in zip(rows, self._model.embed(pixels.numpy()[good], given, owner), strict=True):
+                vectors[row] = vector
+        return vectors
 
 
 def embed(
@@ -180,22 +249,22 @@ def embed(
         for loaded in _ahead(
             readers, _to_load(store, generation, items, refresh, batch_size), loader.load, threads + 2
         ):
-            records = [Record(item.key, None, hash_, int(time.time())) for item, hash_, _ in loaded.bad]
+            records = [Record(item.key, None, hash_, int(time.time())) for item, hash_ in loaded.absent]
             if loaded.items:
-                vectors = model.embed(loaded.pixels)
+                vectors = model.embed(loaded.pixels, _values(loaded.items, manifest.schema), loaded.owner)
                 now = int(time.time())
                 for item, vector, hash_ in zip(loaded.items, vectors, loaded.hashes, strict=True):
                     records.append(Record(item.key, vector, hash_, now))
-            for item, _, problem in loaded.bad:
-                bad_list.write(json.dumps({"key": item.key, "path": item.path, "problem": problem}) + "\n")
+            for item, path, problem in loaded.bad:
+                bad_list.write(json.dumps({"key": item.key, "path": path, "problem": problem}) + "\n")
             bad_list.flush()
             if writing is not None:
                 writing.result()
             writing = writer.submit(store.put_many, generation, records) if records else None
             embedded += len(loaded.items)
             unchanged += loaded.num_unchanged
-            bad += len(loaded.bad)
-            progress.add(len(loaded.items) + len(loaded.bad) + loaded.num_unchanged)
+            bad += len(loaded.absent)
+            progress.add(len(loaded.items) + len(loaded.absent) + loaded.num_unchanged)
         if writing is not None:
             writing.result()
     progress.close()
@@ -237,26 +306,63 @@ class _Loader:
 
     def __init__(self, model: ImageModel, image_root: str, refresh: Refresh) -> None:
         self._pictures = PictureLoader(model.manifest.schema.image, image_root, model.decode)
+        self._paths = model.paths
         self._refresh = refresh
 
     def load(self, batch: tuple[list[Item], list[bytes | None], int]) -> _Loaded:
         """Items and their known hashes -> what is to be embedded of them."""
         items, known, num_done = batch
-        contents, unreadable = self._pictures.read([os.fsencode(item.path) for item in items])
-        hashes = [NO_CONTENT if row in unreadable else content_hash(content) for row, content in enumerate(contents)]
-        rows = [row for row in range(len(items)) if self._refresh != "changed" or hashes[row] != known[row]]
-        problems = {i: unreadable[row] for i, row in enumerate(rows) if row in unreadable}
-        loaded = self._pictures.decode([contents[row] for row in rows], problems) if rows else None
+        pictures = [(row, path) for row, item in enumerate(items) for path in self._paths(item.path) or [""]]
+        contents, unreadable = self._pictures.read([os.fsencode(path) for _, path in pictures])
+        hashes = self._hashes(items, pictures, contents, unreadable)
+        wanted = {row for row in range(len(items)) if self._refresh != "changed" or hashes[row] != known[row]}
+        chosen = [i for i, (row, _) in enumerate(pictures) if row in wanted]
+        problems = {at: unreadable[i] for at, i in enumerate(chosen) if i in unreadable}
+        loaded = self._pictures.decode([contents[i] for i in chosen], problems) if chosen else None
         found = loaded.problems if loaded else {}
-        good = [i for i in range(len(rows)) if i not in found]
+        good = [at for at in range(len(chosen)) if at not in found]
+        rows, owner = np.unique([pictures[chosen[at]][0] for at in good], return_inverse=True)
         pixels = loaded.pixels.numpy() if loaded else np.zeros((0, 1, 1, 1), np.uint8)
+        bad = [(*pictures[chosen[at]], problem) for at, problem in found.items()]
         return _Loaded(
-            items=[items[rows[i]] for i in good],
-            hashes=[hashes[rows[i]] for i in good],
-            pixels=pixels if len(good) == len(rows) else pixels[good],
-            bad=[(items[rows[i]], hashes[rows[i]], problem) for i, problem in found.items()],
-            num_unchanged=num_done + len(items) - len(rows),
+            items=[items[row] for row in rows],
+            hashes=[hashes[row] for row in rows],
+            pixels=pixels if len(good) == len(chosen) else pixels[good],
+            owner=owner,
+            absent=[(items[row], hashes[row]) for row in sorted(wanted.difference(rows.tolist()))],
+            bad=[(items[row], path, problem) for row, path, problem in bad],
+            num_unchanged=num_done + len(items) - len(wanted),
         )
+
+    def _hashes(
+        self,
+        items: list[Item],
+        pictures: list[tuple[int, str]],
+        contents: list[bytes],
+        unreadable: dict[int, str],
+    ) -> list[bytes]:
+        """Of each item, what its vector is made from: the contents of its pictures, and its category."""
+        parts: list[list[bytes]] = [[] for _ in items]
+        for i, (row, _) in enumerate(pictures):
+            if i not in unreadable:
+                parts[row].append(contents[i])
+        hashes = []
+        for item, some in zip(items, parts, strict=True):
+            if not some:
+                hashes.append(NO_CONTENT)
+            elif len(some) == 1 and not item.fields:
+                hashes.append(content_hash(some[0]))
+            else:
+                hashes.append(content_hash(b"".join([*map(content_hash, some), *(f.encode() for f in item.fields)])))
+        return hashes
+
+
+def _values(items: Sequence[Item], schema: Schema) -> dict[str, Sequence[Any]]:
+    """The values of the fields that the image model takes, by name."""
+    return {
+        name: [schema.field(name).value(item.fields[i]) for item in items]
+        for i, name in enumerate(schema.image_fields())
+    }
 
 
 def _ahead(

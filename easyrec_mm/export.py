@@ -25,7 +25,7 @@ from easyrec_mm.config import Pipeline
 from easyrec_mm.errors import ExportError, tensorflow_reason
 from easyrec_mm.evaluator import load_model
 from easyrec_mm.manifest import MANIFEST, Kind, Manifest, list_files, write_manifest
-from easyrec_mm.model import FLOAT32, MultimodalModel
+from easyrec_mm.model import FLOAT32, MultimodalModel, without_updates
 from easyrec_mm.onnx_models import write_image_onnx, write_rec_onnx
 from easyrec_mm.parity import Exported, measure_parity
 from easyrec_mm.parts import Part, image_part, rec_part, total_part
@@ -73,6 +73,7 @@ def export(
     targets: dict[Kind, Path] = {kind: Path(folder) for kind, folder in asdict(folders).items()}
     _check_targets(targets)
     model, step = load_model(config, schema, checkpoint, FLOAT32)
+    model = without_updates(model, config)
     dtype = dtype_policy(config.train_config.precision)
     trained = load_model(config, schema, checkpoint, dtype)[0] if dtype != FLOAT32 else None
     image_input = config.export_config.img_input_name or schema.image.field
@@ -100,6 +101,7 @@ def export(
                 parity=parity,
                 files=list_files(folder),
                 created=created,
+                no_image_vector=model.no_image_vector(),
             )
             write_manifest(folder, manifest)
         for kind, folder in written.items():
@@ -174,7 +176,7 @@ def _require_exportable(schema: Schema) -> None:
     if not schema.uses_image:
         raise ExportError("the model has no picture (feature group 'img'): there is nothing to cut")
     # TensorFlow would silently name the input otherwise.
-    odd = [name for name in schema.feature_fields() if not name.isidentifier()]
+    odd = [name for name in (*schema.feature_fields(), *schema.image_fields()) if not name.isidentifier()]
     if odd:
         raise ExportError(f"input fields {', '.join(odd)}: name them with letters, digits and _ to export the model")
 
@@ -231,7 +233,7 @@ def _write_saved_model(part: Part, schema: Schema, folder: Path) -> None:
     saved.ParseFromString(path.read_bytes())
     # Fields that a request leaves out, as TensorFlow Serving understands it.
     for signature in saved.meta_graphs[0].signature_def.values():
-        for name in set(signature.inputs) & set(schema.feature_fields()):
+        for name in set(signature.inputs) & {*schema.feature_fields(), *schema.image_fields()}:
             field = schema.field(name)
             if field.optional:
                 value = tf.make_tensor_proto([field.default_value], signature.inputs[name].dtype)

@@ -1,4 +1,4 @@
-"""Which pictures there are: keys and paths from a list, a table, grouped samples or a folder."""
+"""Which items with pictures there are: keys, paths and categories from a list, a table, grouped samples or a folder."""
 
 from __future__ import annotations
 
@@ -20,16 +20,22 @@ _PICTURE_ENDINGS = (".jpg", ".jpeg", ".png", ".gif", ".bmp", ".webp")
 
 
 class Item(NamedTuple):
-    """A picture: the key under which its vector is stored and looked up, and where the file is."""
+    """An item: the key under which its vector is stored and looked up, where the picture is, and what else the image
+    model takes.
+
+    path     as the image field holds it: several, with the schema's separator, if an item may have several
+    fields   texts of schema.image_fields()
+    """
 
     key: str
     path: str
+    fields: tuple[str, ...] = ()
 
 
 def read_items(
     paths: str, schema: Schema, image_root: str = "", key_column: str = "", path_column: str = ""
 ) -> list[Item]:
-    """The pictures that an input names, each key once, in order.
+    """The items that an input names, each key once, in order.
 
     Args:
       paths: files, separated by commas, each may be a glob: .txt with a path a line; .csv and .parquet with columns;
@@ -40,16 +46,22 @@ def read_items(
       path_column: column of the paths; the keys' by default.
 
     Raises:
-      DataError: if a file is missing, unreadable or lacks a column.
+      DataError: if a file is missing, unreadable or lacks a column, or gives a key two categories.
     """
     key_column = key_column or schema.image.field
-    found: dict[str, str] = {}
+    found: dict[str, Item] = {}
     for path in _files(paths):
-        for key, file in _items_of(path, schema, image_root, key_column, path_column or key_column):
-            found.setdefault(key, file)
+        for item in _items_of(path, schema, image_root, key_column, path_column or key_column):
+            first = found.setdefault(item.key, item)
+            if first.fields != item.fields:
+                names, here, before = (", ".join(some) for some in (schema.image_fields(), item.fields, first.fields))
+                raise DataError(
+                    f"{path}: key '{item.key}' has {names} '{here}' here and '{before}' before; a key has one vector: "
+                    "give a table with keys of items (--key_column), and serve with --key_field"
+                )
     if not found:
         raise DataError(f"--input {paths}: names no picture; give files that list some")
-    return [Item(key, path) for key, path in found.items()]
+    return list(found.values())
 
 
 def _files(paths: str) -> list[str]:
@@ -62,62 +74,97 @@ def _files(paths: str) -> list[str]:
     return files
 
 
-def _items_of(
-    path: str, schema: Schema, image_root: str, key_column: str, path_column: str
-) -> Iterator[tuple[str, str]]:
+def _items_of(path: str, schema: Schema, image_root: str, key_column: str, path_column: str) -> Iterator[Item]:
     ending = Path(path).suffix.lower()
+    columns = (key_column, path_column, *schema.image_fields())
     try:
         if ending in _PICTURE_ENDINGS:
+            _require_no_fields(path, schema)
             inside = image_root and not os.path.relpath(path, image_root).startswith("..")
             key = os.path.relpath(path, image_root) if inside else path
-            yield key, os.path.abspath(path) if inside else path
+            yield Item(key, os.path.abspath(path) if inside else path)
         elif ending == ".parquet":
-            yield from _parquet_items(path, key_column, path_column)
+            yield from _items_of_rows(path, schema, _parquet_rows(path, columns))
         elif ending == ".csv":
-            yield from _csv_items(path, key_column, path_column)
+            yield from _items_of_rows(path, schema, _csv_rows(path, columns))
         else:
             yield from _line_items(path, schema)
     except (OSError, EOFError, UnicodeDecodeError, pa.ArrowException, csv.Error) as error:
         raise DataError(f"{path}: cannot be read: {error}") from error
 
 
-def _parquet_items(path: str, key_column: str, path_column: str) -> Iterator[tuple[str, str]]:
+def _parquet_rows(path: str, columns: tuple[str, ...]) -> Iterator[tuple[object, ...]]:
     file = pq.ParquetFile(path)
-    _require_columns(path, file.schema_arrow.names, (key_column, path_column))
-    for batch in file.iter_batches(columns=list({key_column, path_column})):
-        columns = batch.to_pydict()
-        yield from _pairs(zip(columns[key_column], columns[path_column], strict=True))
+    _require_columns(path, file.schema_arrow.names, columns)
+    for batch in file.iter_batches(columns=list(dict.fromkeys(columns))):
+        values = batch.to_pydict()
+        yield from zip(*(values[name] for name in columns), strict=True)
 
 
-def _csv_items(path: str, key_column: str, path_column: str) -> Iterator[tuple[str, str]]:
+def _csv_rows(path: str, columns: tuple[str, ...]) -> Iterator[tuple[object, ...]]:
     with open(path, newline="", encoding="utf-8") as file:
         rows = csv.DictReader(file)
-        _require_columns(path, list(rows.fieldnames or ()), (key_column, path_column))
-        yield from _pairs((row[key_column], row[path_column]) for row in rows)
+        _require_columns(path, list(rows.fieldnames or ()), columns)
+        yield from (tuple(row[name] for name in columns) for row in rows)
 
 
-def _pairs(values: Iterable[tuple[object, object]]) -> Iterator[tuple[str, str]]:
-    return ((str(key), str(path)) for key, path in values if key not in (None, "") and path not in (None, ""))
+def _items_of_rows(path: str, schema: Schema, rows: Iterable[tuple[object, ...]]) -> Iterator[Item]:
+    """Rows of key, path and fields; those without a key or a path are left out."""
+    for number, (key, picture, *values) in enumerate(rows, 1):
+        if key not in (None, "") and picture not in (None, ""):
+            fields = tuple("" if value is None else str(value) for value in values)
+            _check_fields(f"{path}: row {number}", schema, fields)
+            yield Item(str(key), str(picture), fields)
+
+
+def _check_fields(place: str, schema: Schema, fields: tuple[str, ...]) -> None:
+    for name, text in zip(schema.image_fields(), fields, strict=True):
+        try:
+            schema.field(name).value(text)
+        except ValueError as error:
+            raise DataError(f"{place}: {name}: '{text}' is no {schema.field(name).dtype}; correct it") from error
 
 
 def _require_columns(path: str, columns: list[str], needed: tuple[str, ...]) -> None:
     for name in needed:
         if name not in columns:
             raise DataError(
-                f"{path}: no column '{name}'; {did_you_mean(name, columns)} Name it with --key_column or --path_column."
+                f"{path}: no column '{name}'; {did_you_mean(name, columns)} Keys and paths are named with --key_column "
+                "and --path_column."
             )
 
 
-def _line_items(path: str, schema: Schema) -> Iterator[tuple[str, str]]:
+def _require_no_fields(path: str, schema: Schema) -> None:
+    if schema.image_fields():
+        names = "', '".join(schema.image_fields())
+        raise DataError(
+            f"{path}: the image model also takes '{names}'; give grouped samples, or CSV or Parquet with that column"
+        )
+
+
+def _line_items(path: str, schema: Schema) -> Iterator[Item]:
     """Lines of grouped samples, or of paths, told by whether every one has the columns of a group."""
     layout = schema.layout
     needed = max(layout.image_column, layout.size_column, layout.features_column)
+    places = [layout.sample_fields.index(name) for name in schema.image_fields()]
     with open(path, "rb") as file:
         is_gzip = file.read(2) == b"\x1f\x8b"
     with gzip.open(path) if is_gzip else open(path, "rb") as lines:
-        for raw in lines:
+        for number, raw in enumerate(lines, 1):
             line = raw.decode().rstrip("\r\n")
             columns = line.split(layout.column_separator) if layout.column_separator else [line]
-            image = columns[layout.image_column] if len(columns) > needed else line
-            if image.strip():
-                yield image, image
+            if len(columns) <= needed:
+                _require_no_fields(path, schema)
+                columns = [line] * (needed + 1)
+            image = columns[layout.image_column]
+            if not image.strip():
+                continue
+            fields: tuple[str, ...] = ()
+            if places:
+                sample = columns[layout.features_column].split(layout.sample_separator)[0]
+                values = sample.split(layout.value_separator) if layout.value_separator else list(sample)
+                if len(values) != len(layout.sample_fields):
+                    continue  # a bad line, which training leaves out, too
+                fields = tuple(values[place] for place in places)
+                _check_fields(f"{path}: line {number}", schema, fields)
+            yield Item(image, image, fields)

@@ -20,7 +20,7 @@ MANIFEST = "manifest.json"
 # Files of the folders, signatures and tensors that the export writes, and embedding and serving read.
 IMAGE_ONNX, REC_ONNX, TABLES_FILE = "image.onnx", "rec.onnx", "rec.tables"
 DEFAULT, ENCODED, DECODE, VECTOR = "serving_default", "encoded", "decode", "vector"
-PIXELS, IMAGE_TEXT, IMAGE_VECTOR = "pixels", "img_emb", "img_emb_vector"
+PIXELS, IMAGE_TEXT, IMAGE_VECTOR, PICTURE_ITEM = "pixels", "img_emb", "img_emb_vector", "picture_item"
 _FORMAT = 1
 _READ_BYTES = 1 << 20
 
@@ -33,6 +33,7 @@ class Manifest:
     schema                   fields, features, picture and tasks
     image_input              name of the input that takes pixels or pictures
     image_width              D, numbers of an image vector
+    no_image_vector          the D numbers that stand for no picture; () if the model has none
     signatures               signature -> "inputs" and "outputs" -> name -> dtype and shape (-1: any)
     checkpoint, step         what was exported
     image_tower_fingerprint  of the image tower's weights and preprocessing: vectors of two towers never mix
@@ -54,6 +55,7 @@ class Manifest:
     parity: dict[str, Any]
     files: dict[str, dict[str, Any]]
     created: str
+    no_image_vector: tuple[float, ...] = ()
 
 
 def write_manifest(folder: Path, manifest: Manifest) -> None:
@@ -90,7 +92,10 @@ def read_header(folder: str, kind: Kind) -> Manifest:
     try:
         if values.pop("format") != _FORMAT:
             raise ValueError(f"only format {_FORMAT} is known")
-        manifest = Manifest(**{**values, "schema": Schema.from_dict(values["schema"])})
+        no_image_vector = tuple(values.pop("no_image_vector", ()))
+        manifest = Manifest(
+            **{**values, "schema": Schema.from_dict(values["schema"]), "no_image_vector": no_image_vector}
+        )
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise ExportError(f"{path}: is not understood ({error}); export with this version") from error
     if manifest.kind != kind:

@@ -134,7 +134,8 @@ class MultimodalModel:
 
     def __init__(self, config: EasyRecConfig, schema: Schema, dtype: str = FLOAT32) -> None:
         network = config.model_config.e2e_mm_dbmtl
-        keras.utils.set_random_seed(config.data_config.seed)
+        self._seed = config.data_config.seed
+        keras.utils.set_random_seed(self._seed)
         self.schema = schema
         self._img_model = network.img_model
         try:
@@ -169,15 +170,15 @@ class MultimodalModel:
             return None
         images = batch.images
         category = tf.gather(images.category, images.encoded) if bank else images.category
-        if bank is None:
-            vectors = self.image(batch.pixels, category, training=training)  # [P, D]
-        elif self.is_frozen("NONE"):
-            vectors = self._from_bank(self.image(batch.pixels, category, training=False), images, bank)
-        elif self.is_frozen("HEAD"):
-            features = self._from_bank(self.image.features(batch.pixels, category, training=False), images, bank)
-            vectors = self.image.vectors(tf.cast(features, self.image.compute_dtype), training)
+        may_be_empty = bank is not None or self.schema.has_no_image_vector
+        if bank is not None and self.is_frozen("HEAD"):
+            features = self.image.features(batch.pixels, category, False, may_be_empty)  # [E, F]
+            features = tf.cast(self._from_bank(features, images, bank), self.image.compute_dtype)
+            vectors = self.image.vectors(features, training, may_be_empty)  # [P, D]
         else:
-            vectors = self._from_bank(self.image(batch.pixels, category, training=training), images, bank)
+            is_training = training and not self.is_frozen("NONE")
+            vectors = self.image(batch.pixels, category, training=is_training, may_be_empty=may_be_empty)  # [E, D]
+            vectors = vectors if bank is None else self._from_bank(vectors, images, bank)  # [P, D]
         if not (self.schema.image_separator or self.schema.has_no_image_vector):
             return vectors
         of_links = tf.gather(vectors, images.link_picture)  # [L, D]
@@ -263,9 +264,15 @@ class MultimodalModel:
             names |= {key: f"{_BACKBONE}{name}" for key, name in self.image.variable_names().items()}
             parts.insert(0, self.image)
         if self.item is not None:
-            names |= {id(v): f"image/{v.path}" for v in self.item.variables}
+            names |= {id(v): f"image/item/{v.path.removeprefix('item/')}" for v in self.item.variables}
             parts += [self.item, *self._image_losses.layers]
         return {names.get(id(v), v.path): v for part in parts for v in part.variables}
+
+    def no_image_vector(self) -> tuple[float, ...]:
+        """The numbers that stand for no picture, () if there are none."""
+        if self.item is None or self.item.no_image is None:
+            return ()
+        return tuple(self.item.no_image.numpy().tolist())
 
     def weights(self) -> dict[str, tf.Variable]:
         """named_variables() without the state of dropout, as TensorFlow's variables."""
@@ -314,7 +321,8 @@ class MultimodalModel:
             return True
         if self.is_frozen("NONE"):
             return False
-        if name.startswith(("image/category/", "image/attention_")):
+        # A bank keeps what is pooled, which would not follow the power.
+        if name.startswith(("image/category/", "image/attention_", "image/gem_power")):
             return not self.is_frozen("HEAD")
         if not name.startswith(_BACKBONE):
             return True
@@ -339,7 +347,7 @@ class MultimodalModel:
         if self.image is not None:
             vector = self.image(self._a_picture(), self._a_category())
             self.image_width = int(vector.shape[1])
-            self.item = _item_image(self._img_model, self.image_width)
+            self.item = _item_image(self._img_model, self.image_width, self._seed)
         self.rec(features, vector)
 
     def _a_picture(self) -> tf.Tensor:
@@ -349,6 +357,22 @@ class MultimodalModel:
     @staticmethod
     def _a_category() -> tf.Tensor:
         return tf.zeros([1], tf.int64)
+
+
+def without_updates(model: MultimodalModel, config: EasyRecConfig) -> MultimodalModel:
+    """The same network in float32 with low-rank updates merged into the weights that they update."""
+    if not config.model_config.e2e_mm_dbmtl.img_model.lora_rank or model.image is None:
+        return model
+    plain_config = EasyRecConfig()
+    plain_config.CopyFrom(config)
+    for name in ("lora_rank", "lora_alpha"):
+        plain_config.model_config.e2e_mm_dbmtl.img_model.ClearField(name)
+    plain = MultimodalModel(plain_config, model.schema, FLOAT32)
+    merged = {id(kernel): value for kernel, value in model.image.kernels_with_updates()}
+    named = model.named_variables()
+    for name, variable in plain.named_variables().items():
+        variable.assign(merged.get(id(named[name]), named[name]))
+    return plain
 
 
 class ImageLosses:
@@ -436,9 +460,6 @@ def _image_tower(config: EasyRecConfig, schema: Schema, dtype: str) -> ImageTowe
         augmentation=_augmentation(config),
         rematerialize=settings.rematerialize,
         micro_batch=settings.image_micro_batch,
-        may_be_empty=settings.no_image_vector
-        or settings.encode_ratio < 1
-        or settings.trainable in (ImgModel.HEAD, ImgModel.NONE),
     )
     return ImageTower(backbone, shape, settings.num_classes, head, dtype, options)
 
@@ -451,9 +472,9 @@ def _augmentation(config: EasyRecConfig) -> Augmentation | None:
     return Augmentation(**values, seed=config.data_config.seed)
 
 
-def _item_image(settings: ImgModel, width: int) -> ItemImage:
+def _item_image(settings: ImgModel, width: int, seed: int) -> ItemImage:
     pooling = ImagePooling.Name(settings.image_pooling) if settings.image_separator else ""
-    return ItemImage(width, pooling, settings.no_image_vector, settings.modality_dropout)
+    return ItemImage(width, pooling, settings.no_image_vector, settings.modality_dropout, seed)
 
 
 def _tower_loss(tower: BayesTaskTower, task: Task, logits: tf.Tensor, batch: Batch) -> tf.Tensor:

@@ -17,8 +17,9 @@ import tensorflow as tf
 from onnx import TensorProto, helper, numpy_helper
 
 from easyrec_mm.layers.embedding import feature_vector
-from easyrec_mm.manifest import IMAGE_ONNX, IMAGE_VECTOR, REC_ONNX, TABLES_FILE
+from easyrec_mm.manifest import IMAGE_ONNX, IMAGE_VECTOR, PICTURE_ITEM, REC_ONNX, TABLES_FILE
 from easyrec_mm.model import MultimodalModel, task_outputs
+from easyrec_mm.parts import item_vectors
 from easyrec_mm.schema import Feature
 
 _OPSET = 18
@@ -28,11 +29,27 @@ _ROWS_AT_A_TIME = 1 << 16
 
 
 def write_image_onnx(model: MultimodalModel, image_input: str, folder: Path) -> None:
-    """Write image.onnx: pixels float32 `[N, H, W, C]` -> `img_emb_vector` float32 `[N, D]`."""
-    image = model.schema.image
-    spec = tf.TensorSpec([None, image.height, image.width, image.channels], tf.float32, name="input_0")
-    network = _convert(lambda pixels: model.image(pixels, training=False), [spec])
-    _rename(network.graph, {"input_0": image_input, network.graph.output[0].name: IMAGE_VECTOR})
+    """Write image.onnx: pixels float32 `[N, H, W, C]` -> `img_emb_vector` float32 `[K, D]`.
+
+    Beside the pixels, where the tower takes them: ids int64 `[K]` under the name of the category feature, and
+    `picture_item` (parts.py).
+    """
+    schema, image = model.schema, model.schema.image
+    specs = {image_input: tf.TensorSpec([None, image.height, image.width, image.channels], tf.float32)}
+    if schema.category:
+        specs[schema.category.name] = tf.TensorSpec([None], tf.int64)
+    if schema.image_separator:
+        specs[PICTURE_ITEM] = tf.TensorSpec([None], tf.int64)
+
+    def vectors(*tensors: tf.Tensor) -> tf.Tensor:
+        inputs = dict(zip(specs, tensors, strict=True))
+        category = inputs[schema.category.name] if schema.category else None
+        return item_vectors(model, inputs[image_input], category, inputs.get(PICTURE_ITEM))
+
+    numbered = [tf.TensorSpec(s.shape, s.dtype, name=f"input_{i}") for i, s in enumerate(specs.values())]
+    network = _convert(vectors, numbered)
+    names = dict(zip([spec.name for spec in numbered], specs, strict=True))
+    _rename(network.graph, {**names, network.graph.output[0].name: IMAGE_VECTOR})
     onnx.save(network, str(folder / IMAGE_ONNX))
 
 

@@ -91,7 +91,7 @@ def measure_parity(
     for item in inputs.batches():
         if item.batch.num_samples:
             batch, kept = _first_samples(item.batch, item.kept)
-            for way, outputs in ways.run(batch, kept):
+            for way, outputs in ways.run(batch, kept, item.picture_path):
                 collected.setdefault(way, []).append(outputs)
             labels.append(_arrays(batch.labels))
             num_pictures += batch.num_images
@@ -111,7 +111,7 @@ class _Ways:
         self, model: MultimodalModel, trained: MultimodalModel | None, exported: Exported, image_root: str
     ) -> None:
         self._model, self._trained = model, trained
-        schema = model.schema
+        schema = self._schema = model.schema
         self._image_input = exported.image_input
         self._pictures = PictureLoader(schema.image, image_root)
         self._image, self._rec, self._total = (
@@ -119,38 +119,59 @@ class _Ways:
         )
         self._image_onnx = _session(exported.image / manifest.IMAGE_ONNX)
         self._rec_onnx = _session(exported.rec / manifest.REC_ONNX)
-        self._numpy_transform = NumpyTransform(schema)
-        self._feature_fields = tuple(schema.feature_fields())
+        self._numpy_transform = NumpyTransform(schema.features)
+        self._numpy_category = NumpyTransform([schema.category] if schema.category else [])
+        self._feature_fields, self._image_fields = tuple(schema.feature_fields()), schema.image_fields()
         self._bool_fields = {field.name for field in schema.fields if field.dtype == "bool"}
-        self.fields = (*self._feature_fields, schema.image.field)
+        self.fields = tuple(dict.fromkeys((*self._feature_fields, *self._image_fields)))
 
-    def run(self, batch: Batch, kept: dict[str, tf.Tensor]) -> Iterator[tuple[str, Outputs]]:
-        """(way, outputs) of each way."""
+    def run(self, batch: Batch, kept: dict[str, tf.Tensor], picture_path: tf.Tensor) -> Iterator[tuple[str, Outputs]]:
+        """(way, outputs) of each way.
+
+        Args:
+          batch: some samples.
+          kept: the values of `fields`, `[S]` each.
+          picture_path: string `[P]`.
+        """
         yield GRAPH, _arrays(self._compiled(self._model, batch))
         if self._trained is not None:
             yield TRAINED, _arrays(self._compiled(self._trained, batch))
         fields = {
-            name: tf.cast(kept[name], tf.bool) if name in self._bool_fields else kept[name]
-            for name in self._feature_fields
+            name: tf.cast(kept[name], tf.bool) if name in self._bool_fields else kept[name] for name in self.fields
         }
-        pixels = tf.cast(batch.pixels, tf.float32)  # [U, H, W, C]
-        image = self._image[manifest.DEFAULT](**{self._image_input: pixels})
+        features = {name: fields[name] for name in self._feature_fields}
+        shown = _Shown.of(batch, picture_path)
+        beside = {name: tf.gather(fields[name], shown.first_sample) for name in self._image_fields}  # [K]
+        if self._schema.image_separator:
+            beside[manifest.PICTURE_ITEM] = tf.constant(shown.item)
+        image = self._image[manifest.DEFAULT](**{self._image_input: shown.pixels}, **beside)
         self._require_exact_text(image)
-        text = tf.gather(image[manifest.IMAGE_TEXT], batch.sample_image)
-        yield REC, _arrays(self._rec[manifest.DEFAULT](**fields, **{manifest.IMAGE_TEXT: text}))
-        encoded = self._image[manifest.ENCODED](**{self._image_input: self._contents(batch, kept)})
+        text = tf.gather(self._with_no_image(shown, image[manifest.IMAGE_TEXT]), batch.sample_image)
+        yield REC, _arrays(self._rec[manifest.DEFAULT](**features, **{manifest.IMAGE_TEXT: text}))
+        encoded = self._image[manifest.ENCODED](**{self._image_input: self._contents(shown)}, **beside)
         for way, outputs in ((VECTOR, image), (ENCODED, encoded)):
-            vector = tf.gather(outputs[manifest.IMAGE_VECTOR], batch.sample_image)
-            yield way, _arrays(self._rec[manifest.VECTOR](**fields, **{manifest.IMAGE_VECTOR: vector}))
-        yield TOTAL, self._run_total(batch, fields, pixels)
-        yield ONNX, self._run_onnx(batch, fields, pixels.numpy())
+            vectors = self._with_no_image(shown, outputs[manifest.IMAGE_VECTOR])
+            vector = tf.gather(vectors, batch.sample_image)
+            yield way, _arrays(self._rec[manifest.VECTOR](**features, **{manifest.IMAGE_VECTOR: vector}))
+        yield TOTAL, self._run_total(batch, fields, shown)
+        yield ONNX, self._run_onnx(batch, features, beside, shown)
 
     @staticmethod
     def _compiled(model: MultimodalModel, batch: Batch) -> dict[str, tf.Tensor]:
         # Not eagerly: TensorFlow fuses operations of a graph, which changes the last digits.
         return tf.function(model.predict, autograph=False, reduce_retracing=True)(batch)
 
-    def _run_total(self, batch: Batch, fields: dict[str, tf.Tensor], pixels: tf.Tensor) -> Outputs:
+    def _with_no_image(self, shown: _Shown, values: tf.Tensor) -> tf.Tensor:
+        """Text `[K]` or vectors `[K, D]` of the images that have a picture -> those of all U images."""
+        if len(shown.images) == shown.num_images:
+            return values
+        no_image = tf.convert_to_tensor(self._model.item.no_image)[None]
+        stand_in = parts.vector_text(no_image) if values.dtype == tf.string else no_image
+        row = np.full(shown.num_images, len(shown.images), np.int32)
+        row[shown.images] = np.arange(len(shown.images))
+        return tf.gather(tf.concat([values, stand_in], 0), row)
+
+    def _run_total(self, batch: Batch, fields: dict[str, tf.Tensor], shown: _Shown) -> Outputs:
         """The total model, which takes a picture a sample: all pictures with one sample of each, again and again.
 
         So the tower sees the same pictures side by side as in the other ways; kernels choose the order of their sums
@@ -159,34 +180,43 @@ class _Ways:
         sample_image = batch.sample_image.numpy()
         samples_of = [np.flatnonzero(sample_image == row) for row in range(batch.num_images)]
         outputs: Outputs = {}
-        for turn in range(max(len(samples) for samples in samples_of)):
-            samples = np.array([some[min(turn, len(some) - 1)] for some in samples_of])
-            taken = {name: tf.gather(value, samples) for name, value in fields.items()}
-            for name, value in self._total[manifest.DEFAULT](**taken, **{self._image_input: pixels}).items():
+
+        def add(samples: np.ndarray, found: dict[str, tf.Tensor]) -> None:
+            for name, value in found.items():
                 array = value.numpy()
                 outputs.setdefault(name, np.zeros((batch.num_samples, *array.shape[1:]), array.dtype))[samples] = array
+
+        item = {manifest.PICTURE_ITEM: tf.constant(shown.item)} if self._schema.image_separator else {}
+        for turn in range(max((len(samples_of[image]) for image in shown.images), default=0)):
+            samples = np.array([samples_of[i][min(turn, len(samples_of[i]) - 1)] for i in shown.images])
+            taken = {name: tf.gather(value, samples) for name, value in fields.items()}
+            add(samples, self._total[manifest.DEFAULT](**taken, **{self._image_input: shown.pixels}, **item))
+        without = np.flatnonzero(~np.isin(sample_image, shown.images))
+        if len(without):
+            taken = {name: tf.gather(value, without) for name, value in fields.items()}
+            item = {name: tf.range(len(without), dtype=tf.int64) for name in item}
+            nothing = {self._image_input: tf.fill([len(without)], "")}
+            add(without, self._total[manifest.ENCODED](**taken, **nothing, **item))
         return outputs
 
-    def _contents(self, batch: Batch, kept: dict[str, tf.Tensor]) -> tf.Tensor:
-        """Contents of the batch's picture files `[U]`; of one that cannot be read, its stand-in as a PNG."""
-        sample_image = batch.sample_image.numpy()
-        paths = kept[self._model.schema.image.field].numpy()
-        first_sample = [int(np.flatnonzero(sample_image == row)[0]) for row in range(batch.num_images)]
-        contents, problems = self._pictures.read([paths[sample] for sample in first_sample])
-        loaded = self._pictures.decode(contents, problems)
-        return tf.stack(
-            [
-                tf.io.encode_png(batch.pixels[row]) if row in loaded.problems else tf.constant(content)
-                for row, content in enumerate(contents)
-            ]
-        )
+    def _contents(self, shown: _Shown) -> tf.Tensor:
+        """Contents of the pictures' files `[N]`; of one that cannot be read, its stand-in as a PNG."""
+        contents, problems = self._pictures.read(list(shown.paths))
+        for row in self._pictures.decode(contents, problems).problems:
+            contents[row] = tf.io.encode_png(tf.cast(shown.pixels[row], tf.uint8)).numpy()
+        return tf.constant(contents)
 
-    def _run_onnx(self, batch: Batch, fields: dict[str, tf.Tensor], pixels: np.ndarray) -> Outputs:
-        (vector,) = self._image_onnx.run([manifest.IMAGE_VECTOR], {self._image_input: pixels})
-        values = {
-            name: [text.decode() for text in value.numpy()] if value.dtype == tf.string else value.numpy()
-            for name, value in fields.items()
-        }
+    def _run_onnx(
+        self, batch: Batch, features: dict[str, tf.Tensor], beside: dict[str, tf.Tensor], shown: _Shown
+    ) -> Outputs:
+        image_inputs = {self._image_input: shown.pixels.numpy()}
+        category = {name: _values(value) for name, value in beside.items() if name in self._image_fields}
+        image_inputs |= self._numpy_category(category, len(shown.images))
+        if manifest.PICTURE_ITEM in beside:
+            image_inputs[manifest.PICTURE_ITEM] = shown.item
+        (found,) = self._image_onnx.run([manifest.IMAGE_VECTOR], image_inputs)
+        vector = self._with_no_image(shown, tf.constant(found)).numpy()
+        values = {name: _values(value) for name, value in features.items()}
         inputs = {
             **self._numpy_transform(values, batch.num_samples),
             manifest.IMAGE_VECTOR: vector[batch.sample_image.numpy()],
@@ -269,6 +299,46 @@ def _first_samples(batch: Batch, kept: dict[str, tf.Tensor]) -> tuple[Batch, dic
         sample_image=tf.gather(batch.sample_image, samples),
     )
     return taken, some(kept)
+
+
+@dataclass(frozen=True)
+class _Shown:
+    """The pictures of a batch, item by item, as the exported models take them: K of the U images have some.
+
+    num_images     U
+    images         int [K]: which images
+    first_sample   int [K]: a sample of each
+    pixels         float32 [N, H, W, C]
+    item           int64 [N]: which of the K each is of
+    paths          [N]
+    """
+
+    num_images: int
+    images: np.ndarray
+    first_sample: np.ndarray
+    pixels: tf.Tensor
+    item: np.ndarray
+    paths: list[bytes]
+
+    @staticmethod
+    def of(batch: Batch, picture_path: tf.Tensor) -> _Shown:
+        """Of a batch all of whose pictures have pixels."""
+        link_picture, link_image = batch.images.link_picture, batch.images.link_image.numpy()
+        images, item = np.unique(link_image, return_inverse=True)
+        sample_image = batch.sample_image.numpy()
+        return _Shown(
+            num_images=batch.num_images,
+            images=images,
+            first_sample=np.array([np.flatnonzero(sample_image == row)[0] for row in images], np.int64),
+            pixels=tf.cast(tf.gather(batch.pixels, link_picture), tf.float32),
+            item=item.astype(np.int64),
+            paths=list(tf.gather(picture_path, link_picture).numpy()),
+        )
+
+
+def _values(tensor: tf.Tensor) -> list[str] | np.ndarray:
+    """A field's values as the NumPy transform takes them."""
+    return [text.decode() for text in tensor.numpy()] if tensor.dtype == tf.string else tensor.numpy()
 
 
 def _arrays(tensors: dict[str, tf.Tensor]) -> Outputs:

@@ -5,19 +5,32 @@
     total   raw fields and pictures -> outputs of every task, to prove the cut
 
 Each part is a tf.Module that tracks only its own variables, with its signatures. Shapes: N pictures, S samples, D width
-of the image vector. Fields are named as in `input_fields`; one given for a single sample counts for all S.
+of the image vector, K items. Fields are named as in `input_fields`; one given for a single sample counts for all S.
+
+An image tower that sees the item's category takes its field beside the pictures. One that takes several pictures an
+item takes `picture_item`, int64 `[N]`, beside them: which item, from 0, each is of; image vectors are then `[K, D]`.
+Without, each picture is an item. Where items may be without a picture, empty contents of a file stand for none.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import NamedTuple
 
 import tensorflow as tf
 
 from easyrec_mm.data.decode import decode_pictures
 from easyrec_mm.data.transform import FeatureTransform
-from easyrec_mm.manifest import DECODE, DEFAULT, ENCODED, IMAGE_TEXT, IMAGE_VECTOR, PIXELS, VECTOR
+from easyrec_mm.manifest import (
+    DECODE,
+    DEFAULT,
+    ENCODED,
+    IMAGE_TEXT,
+    IMAGE_VECTOR,
+    PICTURE_ITEM,
+    PIXELS,
+    VECTOR,
+)
 from easyrec_mm.model import MultimodalModel, task_outputs
 from easyrec_mm.schema import Field, Schema
 
@@ -46,18 +59,18 @@ def image_part(model: MultimodalModel, image_input: str) -> Part:
         of picture files in the signature "encoded". "decode" returns the pixels of files, uint8.
     """
     image = model.schema.image
+    pictures = _Pictures(model, image_input)
 
-    def outputs(pixels: tf.Tensor) -> dict[str, tf.Tensor]:
-        vector = model.image(pixels, training=False)  # [N, D]
+    def outputs(vector: tf.Tensor) -> dict[str, tf.Tensor]:
         return {IMAGE_TEXT: vector_text(vector), IMAGE_VECTOR: vector}
 
-    pixels, contents = _picture_specs(model.schema, image_input)
+    beside = {**_specs(model.schema, model.schema.image_fields()), **pictures.item_spec}
     functions = {
-        DEFAULT: (lambda **inputs: outputs(inputs[image_input]), pixels),
-        ENCODED: (lambda **inputs: outputs(decode_pictures(inputs[image_input], image)), contents),
-        DECODE: (lambda **inputs: {PIXELS: decode_pictures(inputs[image_input], image)}, contents),
+        DEFAULT: (lambda **inputs: outputs(pictures.of_pixels(inputs)), {**pictures.pixel_spec, **beside}),
+        ENCODED: (lambda **inputs: outputs(pictures.of_contents(inputs)), {**pictures.content_spec, **beside}),
+        DECODE: (lambda **inputs: {PIXELS: decode_pictures(inputs[image_input], image)}, pictures.content_spec),
     }
-    return _part(model, ("image/",), functions)
+    return _part(model, ("image/",), functions, pictures.transform)
 
 
 def rec_part(model: MultimodalModel) -> Part:
@@ -91,27 +104,28 @@ def total_part(model: MultimodalModel, image_input: str) -> Part:
     """Fields `[S]` and a picture a sample, or one for all -> outputs as of rec_part; inputs of both parts."""
     schema = model.schema
     transform = FeatureTransform(schema.features)
+    pictures = _Pictures(model, image_input)
 
-    def outputs(inputs: dict[str, tf.Tensor], pixels: tf.Tensor) -> dict[str, tf.Tensor]:
-        vector = model.image(pixels, training=False)  # [N, D]
-        fields, num_samples = broadcast_fields(schema, inputs, tf.shape(vector)[0])
+    def outputs(inputs: dict[str, tf.Tensor], vector: tf.Tensor) -> dict[str, tf.Tensor]:
+        given = {name: inputs[name] for name in schema.feature_fields()}
+        fields, num_samples = broadcast_fields(schema, given, tf.shape(vector)[0])
         return _outputs(model, transform, fields, tf.broadcast_to(vector, [num_samples, model.image_width]))
 
-    fields = field_specs(schema)
-    pixels, contents = _picture_specs(schema, image_input)
+    beside = {**field_specs(schema), **_specs(schema, schema.image_fields()), **pictures.item_spec}
     functions = {
-        DEFAULT: (lambda **inputs: outputs(inputs, inputs.pop(image_input)), {**fields, **pixels}),
-        ENCODED: (
-            lambda **inputs: outputs(inputs, decode_pictures(inputs.pop(image_input), schema.image)),
-            {**fields, **contents},
-        ),
+        DEFAULT: (lambda **inputs: outputs(inputs, pictures.of_pixels(inputs)), {**beside, **pictures.pixel_spec}),
+        ENCODED: (lambda **inputs: outputs(inputs, pictures.of_contents(inputs)), {**beside, **pictures.content_spec}),
     }
-    return _part(model, ("image/", *_REC_WEIGHTS), functions, transform)
+    return _part(model, ("image/", *_REC_WEIGHTS), functions, transform, pictures.transform)
 
 
 def field_specs(schema: Schema) -> dict[str, tf.TensorSpec]:
     """The fields that the features read: name -> `[S]` of its dtype."""
-    return {name: tf.TensorSpec([None], _DTYPES[schema.field(name).dtype]) for name in schema.feature_fields()}
+    return _specs(schema, schema.feature_fields())
+
+
+def _specs(schema: Schema, names: Iterable[str]) -> dict[str, tf.TensorSpec]:
+    return {name: tf.TensorSpec([None], _DTYPES[schema.field(name).dtype]) for name in names}
 
 
 def broadcast_fields(
@@ -156,22 +170,93 @@ def _outputs(
     return outputs
 
 
-def _picture_specs(schema: Schema, image_input: str) -> tuple[dict[str, tf.TensorSpec], dict[str, tf.TensorSpec]]:
-    image = schema.image
-    shape = [None, image.height, image.width, image.channels]
-    return {image_input: tf.TensorSpec(shape, tf.float32)}, {image_input: tf.TensorSpec([None], tf.string)}
+class _Pictures:
+    """Inputs of the image model -> vectors of items `[K, D]`."""
+
+    def __init__(self, model: MultimodalModel, image_input: str) -> None:
+        self._model, self._schema, self._input = model, model.schema, image_input
+        category = model.schema.category
+        self.transform = FeatureTransform([category] if category else [])
+        image = model.schema.image
+        shape = [None, image.height, image.width, image.channels]
+        self.pixel_spec = {image_input: tf.TensorSpec(shape, tf.float32)}
+        self.content_spec = {image_input: tf.TensorSpec([None], tf.string)}
+        takes_several = bool(model.schema.image_separator)
+        self.item_spec = {PICTURE_ITEM: tf.TensorSpec([None], tf.int64)} if takes_several else {}
+
+    def of_pixels(self, inputs: dict[str, tf.Tensor]) -> tf.Tensor:
+        """Pixels float32 `[N, H, W, C]` 0-255, and what stands beside them."""
+        return item_vectors(self._model, inputs[self._input], self._category(inputs), inputs.get(PICTURE_ITEM))
+
+    def of_contents(self, inputs: dict[str, tf.Tensor]) -> tf.Tensor:
+        """Contents of picture files, string `[N]`, and what stands beside them."""
+        contents, item = inputs[self._input], inputs.get(PICTURE_ITEM)
+        if not self._schema.has_no_image_vector:
+            pixels = decode_pictures(contents, self._schema.image)
+            return item_vectors(self._model, pixels, self._category(inputs), item)
+        num_items = tf.size(contents, tf.int64) if item is None else _num_items(item)
+        item = tf.range(num_items) if item is None else item
+        is_picture = tf.not_equal(contents, "")
+        pixels = decode_pictures(tf.boolean_mask(contents, is_picture), self._schema.image)
+        item = tf.boolean_mask(item, is_picture)
+        return item_vectors(self._model, pixels, self._category(inputs), item, num_items, may_be_empty=True)
+
+    def _category(self, inputs: dict[str, tf.Tensor]) -> tf.Tensor | None:
+        """Ids of the items' categories, int64 `[K]` or `[1]`."""
+        if self._schema.category is None:
+            return None
+        given = {name: inputs[name] for name in self._schema.image_fields()}
+        fields, _ = broadcast_fields(self._schema, given, tf.constant(1))
+        return self.transform(fields)[self._schema.category.name]
+
+
+def item_vectors(
+    model: MultimodalModel,
+    pixels: tf.Tensor,
+    category: tf.Tensor | None,
+    item: tf.Tensor | None = None,
+    num_items: tf.Tensor | None = None,
+    may_be_empty: bool = False,
+) -> tf.Tensor:
+    """Pictures -> float32 `[K, D]`.
+
+    Args:
+      model: the trained network.
+      pixels: `[N, H, W, C]`, 0-255.
+      category: category ids int64 `[K]`, or `[1]` for all; None if the tower sees none.
+      item: int64 `[N]`, which item each picture is of; None if each is one.
+      num_items: K, if there may be items without a picture behind the last that has one.
+      may_be_empty: whether N may be 0; then with `item`.
+    """
+    if item is None:
+        if category is not None:
+            num_pictures = tf.maximum(tf.shape(pixels)[0], tf.size(category))
+            pixels = tf.broadcast_to(pixels, [num_pictures, *pixels.shape[1:]])
+            category = tf.broadcast_to(category, [num_pictures])
+        return model.image(pixels, category, training=False)  # [N, D]
+    num_items = _num_items(item) if num_items is None else num_items
+    if category is not None:
+        num_items = tf.maximum(num_items, tf.size(category, tf.int64))
+        category = tf.gather(tf.broadcast_to(category, [num_items]), item)
+    vectors = model.image(pixels, category, training=False, may_be_empty=may_be_empty)
+    num_pictures_of = tf.math.unsorted_segment_sum(tf.ones_like(item), item, num_items)
+    return model.item(model.item.pooled(vectors, item, num_items), num_pictures_of > 0, training=False)
+
+
+def _num_items(item: tf.Tensor) -> tf.Tensor:
+    return tf.reduce_max(tf.concat([item, [-1]], 0)) + 1
 
 
 def _part(
     model: MultimodalModel,
     prefixes: tuple[str, ...],
     functions: dict[str, tuple[Callable[..., dict[str, tf.Tensor]], dict[str, tf.TensorSpec]]],
-    transform: FeatureTransform | None = None,
+    *transforms: FeatureTransform,
 ) -> Part:
-    """A module with the variables under these names and the vocabularies of the transform."""
+    """A module with the variables under these names and the vocabularies of the transforms."""
     module = tf.Module()
     module.weights = {name: weight for name, weight in model.weights().items() if name.startswith(prefixes)}
-    module.vocabularies = transform.vocabularies if transform else {}
+    module.vocabularies = [transform.vocabularies for transform in transforms]
     signatures = {
         name: tf.function(function, autograph=False).get_concrete_function(**specs)
         for name, (function, specs) in functions.items()

@@ -73,12 +73,13 @@ class PictureBank:
             self._planned[row] = step
         return Plan(rows, np.flatnonzero(encoded).astype(np.int32))
 
-    def mark_bad(self, rows: NDArray[np.int32]) -> None:
-        """Remember pictures that could not be had."""
-        self._bad.update(rows.tolist())
+    def mark_bad(self, rows: NDArray[np.int32], is_bad: NDArray[np.bool_]) -> None:
+        """Remember which of the pictures that were read could not be had."""
+        self._bad.difference_update(rows.tolist())
+        self._bad.update(rows[is_bad].tolist())
 
     def are_bad(self, rows: NDArray[np.int32]) -> NDArray[np.bool_]:
-        """Which pictures could not be had when they were read."""
+        """Which pictures could not be had when they were last read."""
         return np.array([row in self._bad for row in rows.tolist()], bool)
 
     def before_step(self, rows: tf.Tensor, encoded: tf.Tensor, step: int) -> None:
@@ -99,6 +100,7 @@ class PictureBank:
         return {
             f"{_STATE}keys": tf.constant(keys),
             f"{_STATE}written": tf.constant([self._written[row] for row in rows], tf.int64),
+            f"{_STATE}is_bad": tf.constant([row in self._bad for row in rows], tf.bool),
             f"{_STATE}vectors": tf.gather(self.vectors, tf.constant(rows, tf.int32)),
         }
 
@@ -107,10 +109,13 @@ class PictureBank:
         if f"{_STATE}keys" not in checkpoint_shapes(path):
             return
         reader = tf.train.load_checkpoint(path)
-        keys, written, vectors = (reader.get_tensor(f"{_STATE}{name}") for name in ("keys", "written", "vectors"))
+        keys, written, is_bad, vectors = (
+            reader.get_tensor(f"{_STATE}{name}") for name in ("keys", "written", "is_bad", "vectors")
+        )
         self._rows = {key.tobytes(): row for row, key in enumerate(keys)}
         self._planned = written.tolist()
         self._written = dict(enumerate(self._planned))
+        self._bad = set(np.flatnonzero(is_bad).tolist())
         self.vectors.assign(tf.pad(vectors, [[0, _FIRST_ROWS], [0, 0]]))
 
     def _is_fresh(self, written: int, step: int) -> bool:

@@ -36,10 +36,21 @@ class Field:
     @property
     def default_value(self) -> int | bool | float | str:
         """The default as a value."""
+        return self.value(self.default)
+
+    def value(self, text: str) -> int | bool | float | str:
+        """What a text stands for; the default for an empty one.
+
+        Raises:
+          ValueError: for a text that is no such value.
+        """
+        text = text or self.default
         if self.dtype == "bool":
-            return self.default.lower() in ("true", "1")
+            if text.lower() not in ("true", "false", "1", "0"):
+                raise ValueError(f"'{text}' is no bool")
+            return text.lower() in ("true", "1")
         kinds: dict[str, type[int] | type[float] | type[str]] = {"int64": int, "float32": float, "string": str}
-        return kinds[self.dtype](self.default)
+        return kinds[self.dtype](text)
 
 
 @dataclass(frozen=True)
@@ -200,6 +211,10 @@ class Schema:
         if any(task.label == label and task.activation == "binary" for task in self.tasks):
             return 0.0, 1.0, False
         return -math.inf, math.inf, False
+
+    def image_fields(self) -> tuple[str, ...]:
+        """Names of the fields that the image model reads beside the picture."""
+        return self.category.inputs if self.category else ()
 
     def to_dict(self) -> dict[str, Any]:
         """As values that JSON has."""

@@ -245,26 +245,26 @@ class Trainer:
         if settings.unfreeze_at_step:
             kinds.append("ALL")
             self._require_reached(settings.unfreeze_at_step)
+        kept = None
+        if self._schema.uses_image and settings.encode_ratio < 1:
+            # One for all phases: a checkpoint has room for one.
+            kept = PictureBank(
+                self._model.image_width,
+                settings.encode_ratio,
+                settings.max_staleness_steps,
+                self._config.data_config.seed,
+            )
         phases = []
         for kind in kinds:
             self._model.freeze(kind)
-            is_frozen = kind in ("HEAD", "NONE")
-            bank = None
-            if not self._schema.uses_image:
-                pass
-            elif is_frozen and not settings.HasField("augmentation"):
-                bank = PictureBank(self._model.bank_width())
-            elif not is_frozen and settings.encode_ratio < 1:
-                bank = PictureBank(
-                    self._model.bank_width(),
-                    settings.encode_ratio,
-                    settings.max_staleness_steps,
-                    self._config.data_config.seed,
-                )
+            bank = kept
+            if kind in ("HEAD", "NONE"):
+                has_bank = self._schema.uses_image and not (kind == "HEAD" and settings.HasField("augmentation"))
+                bank = PictureBank(self._model.bank_width()) if has_bank else None
             step = tf.function(
                 partial(self._train_batch, len(phases)), input_signature=[self._input.spec()], autograph=False
             )
-            phases.append(Phase(kind, self._trained_variables(), bank, not is_frozen, step))
+            phases.append(Phase(kind, self._trained_variables(), bank, bank is not None and bank is kept, step))
         self._model.freeze(kinds[0])
         return phases
 
@@ -278,7 +278,7 @@ class Trainer:
         num_epochs = self._train_config.num_epochs or self._config.data_config.num_epochs
         if self._train_config.num_steps or not num_epochs:
             return
-        num_steps = self._input.count_batches() * num_epochs
+        num_steps = self._input.count_batches(num_epochs)
         if step >= num_steps:
             raise ConfigError(
                 f"{PLACE}.unfreeze_at_step: {step} is past the last step ({num_steps}: {num_epochs} epochs); lower it"

@@ -234,7 +234,7 @@ def test_fingerprint_changes_with_weights_and_pixels_alone(tmp_path, monkeypatch
         Path(pipeline.path).write_text(text(Path(pipeline.path).read_text()))
         model = make_model(load_pipeline(pipeline.path))
         change(model)
-        return export.image_tower_fingerprint(model, "ResNet")
+        return export.image_tower_fingerprint(model, pipeline.config.model_config.e2e_mm_dbmtl.img_model)
 
     one = fingerprint()
     assert one == fingerprint()

@@ -83,7 +83,6 @@ def random_fields(rng, num):
 
 def both(fields, features=FEATURES):
     """What the two make of the same fields: the inputs of the ONNX model."""
-    one = schema({"y": "float32"}, FIELDS, features)
     used = {name: fields[name] for feature in features for name in feature.inputs}
     tensors = {
         name: tf.cast(value, tf.int64) if np.asarray(value).dtype == bool else tf.constant(value)
@@ -94,7 +93,7 @@ def both(fields, features=FEATURES):
         if feature.kind == "tag":
             values.setdefault(feature.weight_key, tf.ones_like(values[feature.name], tf.float32))
     padded = {name: v.to_tensor() if isinstance(v, tf.RaggedTensor) else v for name, v in values.items()}
-    return NumpyTransform(one)(used, len(next(iter(used.values())))), {
+    return NumpyTransform(features)(used, len(next(iter(used.values())))), {
         name: value.numpy() for name, value in padded.items()
     }
 
@@ -127,15 +126,14 @@ def test_samples_without_any_tag_have_one_that_weighs_nothing():
     ],
 )
 def test_text_of_another_form_is_refused(fields, name):
-    transform = NumpyTransform(schema({"y": "float32"}, FIELDS, [f for f in FEATURES if f.name == name]))
+    transform = NumpyTransform([f for f in FEATURES if f.name == name])
     with pytest.raises(ValueError, match=r"differ|could not convert|invalid literal|cannot reshape"):
         transform(fields, 1)
 
 
 def test_a_field_given_once_counts_for_all():
     fields = random_fields(np.random.default_rng(1), 50)
-    one = schema({"y": "float32"}, FIELDS, FEATURES)
-    transform = NumpyTransform(one)
+    transform = NumpyTransform(FEATURES)
     for shared in (("user", "flag", "tags", "weights"), ("count", "score"), tuple(FIELDS)):
         once = {name: value[:1] if name in shared else value for name, value in fields.items()}
         repeated = {

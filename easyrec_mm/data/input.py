@@ -45,7 +45,8 @@ class InputBatch:
     kept           field name -> [S], the fields that were asked for beside the model's
     num_groups     groups read, the bad ones included
     epoch          epoch (from 0) of the batch's last group
-    step           the step that is to train it
+    step           the step that is to train it; a batch without samples has that of the next one
+    picture_path   string [P], as the image field names it
     """
 
     batch: Batch
@@ -53,6 +54,7 @@ class InputBatch:
     num_groups: int
     epoch: int
     step: int
+    picture_path: tf.Tensor
 
 
 @dataclass(frozen=True)
@@ -142,7 +144,7 @@ class Input:
         Args:
           num_epochs: times the files are read; 0 means without end.
           num_skipped: batches to leave out at the start.
-          first_step: the step that trains the first batch.
+          first_step: the step that trains the first batch; a batch without samples is no step.
           bank_of: step -> the bank that spares the encoding of pictures then.
 
         Raises:
@@ -156,8 +158,10 @@ class Input:
         with ThreadPoolExecutor(self._num_threads + bool(gzip_files), thread_name_prefix="pictures") as pool:
             truncated = pool.submit(first_truncated, gzip_files, stop)
             try:
-                for step, rows in enumerate(_read(dataset, self.files, self._compressions), first_step):
+                step = first_step
+                for rows in _read(dataset, self.files, self._compressions):
                     pending.append(self._load_ahead(rows, step, bank_of(step), pool))
+                    step += len(rows["sample_image"]) > 0
                     if truncated.done():
                         _require_none(truncated)
                     if len(pending) > self._data.prefetch_size:
@@ -174,10 +178,11 @@ class Input:
                 pool.shutdown(wait=False, cancel_futures=True)
         self._bad_records.check_all()
 
-    def count_batches(self) -> int:
-        """Batches of one epoch. Reads all lines."""
+    def count_batches(self, num_epochs: int = 1) -> int:
+        """Batches of so many epochs, which may share one. Reads all lines."""
         lines = self._lines(tf.constant(0, tf.int64)).batch(1 << 12)
         num_groups = sum(int(tf.size(row)) for _, _, row, _ in _read(lines, self.files, self._compressions))
+        num_groups *= num_epochs
         drops = self._training and self._data.drop_remainder
         return num_groups // self.batch_size if drops else -(-num_groups // self.batch_size)
 
@@ -336,11 +341,12 @@ class Input:
             records += self._bad_pictures(rows["picture_path"].numpy(), rows["picture_origin"], problems)
             is_bad[list(problems)] = True
             if pending.bank is not None and plan is not None:
-                pending.bank.mark_bad(plan.rows[is_bad])
-                is_bad |= pending.bank.are_bad(plan.rows)
+                pending.bank.mark_bad(plan.rows[encoded], is_bad[encoded])
+                is_bad = pending.bank.are_bad(plan.rows)
         self._bad_records.add(num_groups, len(encoded) if pending.loading is not None else 0, records)
         images = self._images(rows, encoded, plan, is_bad)
-        return InputBatch(_batch(rows, pixels, images), rows["kept"], num_groups, int(rows["epoch"]), pending.step)
+        batch = _batch(rows, pixels, images)
+        return InputBatch(batch, rows["kept"], num_groups, int(rows["epoch"]), pending.step, rows["picture_path"])
 
     def _images(
         self, rows: dict[str, tf.Tensor], encoded: NDArray[np.int32], plan: Plan | None, is_bad: NDArray[np.bool_]

@@ -1,7 +1,8 @@
-"""Backbones of the image tower: built by name or loaded from a preset, cut to a layer, and divided into stages.
+"""Backbones of the image tower: built by name or loaded from a preset, and cut to a layer.
 
 They come from keras-hub and keras.applications. To add one, add its builder to BACKBONES and its name to
-config_image.py. Shape legend: P pictures, H x W x C pixels, T tokens of a transformer.
+config_image.py. How they are divided into stages stands in backbone_stages.py. Shape legend: P pictures, H x W x C
+pixels, T tokens of a transformer.
 """
 
 from __future__ import annotations
@@ -9,18 +10,19 @@ from __future__ import annotations
 import difflib
 import json
 import logging
-import math
-import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any, NamedTuple
 
 import keras
 import numpy as np
 
 from easyrec_mm.errors import did_you_mean
+from easyrec_mm.layers.backbone_stages import Stage, stages_of
 from easyrec_mm.layers.batch_norm import FusedBatchNorm, with_fused_batch_norm
 
 Shape = tuple[int, int, int]
@@ -96,21 +98,6 @@ BACKBONES: dict[str, Entry] = {
 
 
 @dataclass(frozen=True)
-class Stage:
-    """A part of a backbone that is frozen, unfrozen or recomputed as one: what works at one resolution, or a block of a
-    transformer. The first is the stem.
-
-    name         for messages
-    layers       what its weights are in
-    block_ends   outputs of its convolution blocks, the last of them that of the stage; () within a transformer
-    """
-
-    name: str
-    layers: tuple[keras.layers.Layer, ...]
-    block_ends: tuple[keras.KerasTensor, ...]
-
-
-@dataclass(frozen=True)
 class Backbone:
     """A backbone that is built.
 
@@ -129,32 +116,8 @@ class Backbone:
 
     @property
     def is_transformer(self) -> bool:
-        """Whether its output is tokens."""
-        return len(self.model.output.shape) == 3
-
-
-def variable_names(model: keras.Model) -> dict[int, str]:
-    """id of each variable of a backbone -> its name, the same in every process.
-
-    Keras counts the layers of a process that have no name of their own (`layer_normalization_3`); here they are counted
-    within the backbone.
-    """
-    renamed: dict[str, str] = {}
-    counts: dict[str, int] = {}
-    owners: dict[int, keras.layers.Layer] = {}
-    for layer in model._flatten_layers(include_self=False):
-        kind = keras.utils.to_snake_case(type(layer).__name__) if hasattr(keras.utils, "to_snake_case") else ""
-        kind = kind or re.sub(r"(?<=[a-z0-9])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z])", "_", type(layer).__name__).lower()
-        if re.fullmatch(rf"{kind}(_\d+)?", layer.name) and layer.name not in renamed:
-            number = counts[kind] = counts.get(kind, -1) + 1
-            renamed[layer.name] = f"{kind}_{number}" if number else kind
-        owners |= {id(generator.state): layer for generator in layer._seed_generators}
-    names = {}
-    for variable in model.variables:
-        owner = owners.get(id(variable))
-        path = f"{owner.path or owner.name}/seed_generator_state" if owner else variable.path
-        names[id(variable)] = "/".join(renamed.get(part, part) for part in path.split("/"))
-    return names
+        """Whether its stages are blocks of attention and dense layers."""
+        return not any(stage.block_ends for stage in self.stages)
 
 
 def named_backbone(name: str, shape: Shape, dtype: str, feature_layer: str = "") -> Backbone:
@@ -212,7 +175,8 @@ def preset_backbone(preset: str, shape: Shape, dtype: str, feature_layer: str = 
 
 def _in_dtype(built: keras.Model, dtype: str) -> keras.Model:
     """A copy of a keras-hub backbone that computes in `dtype`, on fused batch norm."""
-    model = type(built).from_config({**built.get_config(), "dtype": dtype})
+    with _default_dtype(dtype):
+        model = type(built).from_config({**built.get_config(), "dtype": dtype})
     model.set_weights(built.get_weights())
     for layer in model._flatten_layers():
         is_of_maps = type(layer) is keras.layers.BatchNormalization and layer.input_spec.ndim == 4
@@ -289,9 +253,7 @@ def _preset_problem(folder: Path, error: Exception) -> str:
 
 def _saved_shapes(model: keras.Model) -> dict[str, list[int]]:
     """Weights by their path in a file that Keras writes."""
-    import tempfile
-
-    with tempfile.TemporaryDirectory() as folder:
+    with TemporaryDirectory() as folder:
         path = Path(folder) / "model.weights.h5"
         model.save_weights(str(path))
         return _shapes_in_file(path)
@@ -306,15 +268,27 @@ def _shapes_in_file(path: Path) -> dict[str, list[int]]:
     return shapes
 
 
-class _quiet:  # noqa: N801
+@contextmanager
+def _quiet() -> Iterator[None]:
     """keras-hub tells on its logger what it cannot find."""
+    logger = logging.getLogger("absl")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        logger.setLevel(level)
 
-    def __enter__(self) -> None:
-        self._level = logging.getLogger("absl").level
-        logging.getLogger("absl").setLevel(logging.ERROR)
 
-    def __exit__(self, *args: object) -> None:
-        logging.getLogger("absl").setLevel(self._level)
+@contextmanager
+def _default_dtype(dtype: str) -> Iterator[None]:
+    """For layers that keras-hub does not tell which dtype they compute in."""
+    before = keras.config.dtype_policy()
+    keras.config.set_dtype_policy(dtype)
+    try:
+        yield
+    finally:
+        keras.config.set_dtype_policy(before)
 
 
 def _finished(
@@ -334,8 +308,7 @@ def _finished(
             raise BackboneError("feature_layer", f"the output of '{feature_layer}' is no feature map and no tokens")
     # Of the layers up to the output alone, and of one plain input.
     model = keras.Model(built.inputs[0], output)
-    stages = tuple(_stages(model))
-    return Backbone(model, normalisation, stages, _num_special_tokens(model, built, shape), source)
+    return Backbone(model, normalisation, stages_of(model), _num_special_tokens(model, built, shape), source)
 
 
 def _num_special_tokens(model: keras.Model, built: keras.Model, shape: Shape) -> int:
@@ -345,104 +318,3 @@ def _num_special_tokens(model: keras.Model, built: keras.Model, shape: Shape) ->
         return 0
     height, width = (patch, patch) if isinstance(patch, int) else tuple(patch)[:2]
     return max(0, int(model.output.shape[1]) - (shape[0] // height) * (shape[1] // width))
-
-
-# What the names of the layers of one convolution block begin with, in keras-hub and keras.applications.
-_BLOCK_NAME = re.compile(r"^(.*?(?:block_?\d+[a-z]?|expanded_conv(?:_\d+)?))_|^(.*downsampling_block_\d+)$")
-# Side of the pictures by which a backbone that takes any size is divided.
-_PROBE_SIZE = 256
-
-
-def _stages(model: keras.Model) -> list[Stage]:
-    blocks = _transformer_blocks(model)
-    return _token_stages(model, blocks) if blocks else _map_stages(model)
-
-
-def _transformer_blocks(model: keras.Model) -> list[keras.layers.Layer]:
-    """The smallest layers that hold an attention layer and dense layers beside it."""
-    found: list[keras.layers.Layer] = []
-    for layer in model._flatten_layers(include_self=False):
-        below = list(layer._flatten_layers(include_self=False))
-        attention = [part for part in below if "attention" in type(part).__name__.lower()]
-        in_attention = {id(part) for one in attention for part in one._flatten_layers()}
-        dense = [part for part in below if isinstance(part, keras.layers.Dense) and id(part) not in in_attention]
-        if attention and dense:
-            found.append(layer)
-    holds = {id(layer): {id(part) for part in layer._flatten_layers(include_self=False)} for layer in found}
-    return [layer for layer in found if not any(id(other) in holds[id(layer)] for other in found)]
-
-
-def _token_stages(model: keras.Model, blocks: list[keras.layers.Layer]) -> list[Stage]:
-    index = {id(part): i for i, block in enumerate(blocks, 1) for part in block._flatten_layers()}
-    members: list[list[keras.layers.Layer]] = [[] for _ in range(len(blocks) + 1)]
-    current = 0
-    for layer in model._flatten_layers(include_self=False):
-        current = index.get(id(layer), current)
-        members[current].append(layer)
-    names = ["stem", *[f"block {i}" for i in range(1, len(blocks) + 1)]]
-    return [Stage(name, tuple(layers), ()) for name, layers in zip(names, members, strict=True)]
-
-
-def _map_stages(model: keras.Model) -> list[Stage]:
-    """Stages of a convolutional backbone: blocks by the names of layers, stages by the resolution at a block's end."""
-    operations = [op for op in model.operations if not isinstance(op, keras.layers.InputLayer)]
-    levels = _levels(model, operations)
-    is_cut = _cuts(model, operations)
-    matches = [_BLOCK_NAME.match(op.name) for op in operations]
-    keys = [(match.group(1) or match.group(2)) if match else None for match in matches]
-    ends: list[int] = []
-    before: str | None = None
-    for i, key in enumerate(keys):
-        if key is not None and key != before:
-            previous = [j for j in range(ends[-1] + 1 if ends else 0, i) if is_cut[j]]
-            ends += previous[-1:]
-            before = key
-    if before is None:
-        ends = [
-            j for j, k in zip(range(len(operations) - 1), range(1, len(operations)), strict=True)
-            if is_cut[j] and levels[k] is not None and levels[j] is not None and levels[k] > levels[j]
-        ]  # fmt: skip
-    ends.append(len(operations) - 1)
-    stages: list[list[int]] = []
-    for number, end in enumerate(ends):
-        is_new = number < 2 or levels[end] != levels[ends[number - 1]]
-        # What stands behind the last block, such as a last convolution, is of its stage.
-        if is_new and not (before and number == len(ends) - 1 and keys[end] is None and number > 1):
-            stages.append([])
-        stages[-1].append(end)
-    made, start = [], 0
-    for number, block_ends in enumerate(stages):
-        inside = operations[start : block_ends[-1] + 1]
-        start = block_ends[-1] + 1
-        layers = [part for op in inside if isinstance(op, keras.layers.Layer) for part in op._flatten_layers()]
-        name = "stem" if number == 0 else f"stage {number}"
-        made.append(Stage(name, tuple(layers), tuple(operations[end].output for end in block_ends)))
-    return made
-
-
-def _levels(model: keras.Model, operations: list[keras.Operation]) -> list[int | None]:
-    """How often each output is halved; None for what is no feature map."""
-    shape = model.inputs[0].shape
-    size = shape[1] or _PROBE_SIZE
-    probe = keras.Model(model.inputs[0], [op.output for op in operations])
-    outputs = probe.compute_output_spec(keras.KerasTensor((1, size, shape[2] or _PROBE_SIZE, shape[3])))
-    return [
-        round(math.log2(size / spec.shape[1])) if len(spec.shape) == 4 and spec.shape[1] else None for spec in outputs
-    ]
-
-
-def _cuts(model: keras.Model, operations: list[keras.Operation]) -> list[bool]:
-    """For each operation whether all that follows depends on its output alone."""
-    position = {id(op): i for i, op in enumerate(operations)}
-    last_use = [0] * len(operations)
-    for i, op in enumerate(operations):
-        tensors = op.input if isinstance(op.input, (list, tuple)) else [op.input]
-        for tensor in tensors:
-            producer = position.get(id(tensor._keras_history.operation))
-            if producer is not None:
-                last_use[producer] = max(last_use[producer], i)
-    cuts, reach = [], 0
-    for i in range(len(operations)):
-        cuts.append(reach <= i)
-        reach = max(reach, last_use[i])
-    return cuts

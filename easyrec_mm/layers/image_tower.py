@@ -15,7 +15,8 @@ import numpy as np
 import tensorflow as tf
 
 from easyrec_mm.layers.augmentation import Augmentation
-from easyrec_mm.layers.backbones import Backbone, BackboneError, variable_names
+from easyrec_mm.layers.backbone_stages import variable_names
+from easyrec_mm.layers.backbones import Backbone, BackboneError
 from easyrec_mm.layers.category_attention import CategoryAttention, CategoryEmbeddings
 from easyrec_mm.layers.dnn import dense
 from easyrec_mm.layers.recompute import in_micro_batches, recompute
@@ -37,7 +38,6 @@ class TowerOptions:
     augmentation        changes of training pictures
     rematerialize       compute the stages of the backbone again for the gradient
     micro_batch         pictures at a time in training; 0 for all
-    may_be_empty        whether a batch may have no picture
     """
 
     pooling: str = "AVG"
@@ -49,7 +49,6 @@ class TowerOptions:
     augmentation: Augmentation | None = None
     rematerialize: bool = False
     micro_batch: int = 0
-    may_be_empty: bool = False
 
 
 class ImageTower(keras.layers.Layer):
@@ -106,18 +105,39 @@ class ImageTower(keras.layers.Layer):
         self._is_recomputing = False
         if self._options.rematerialize and backbone.is_transformer:
             self._recompute_blocks()
-        # F, known after the first call.
-        self.num_features = 0
+        # F and D, known after the first call.
+        self.num_features = self.width = 0
         # The last stages of the backbone, that many, are trained.
         self.num_trained_stages = len(self.stages)
 
-    def call(self, pixels: tf.Tensor, category: tf.Tensor | None = None, training: bool = False) -> tf.Tensor:
-        """Pixels `[P, H, W, C]`, 0-255, uint8 or float, and category ids int64 `[P]` -> vectors float32 `[P, D]`."""
-        features = self.features(pixels, category, training)
-        self.num_features = int(features.shape[-1])
-        return self.vectors(features, training)
+    def call(
+        self,
+        pixels: tf.Tensor,
+        category: tf.Tensor | None = None,
+        training: bool = False,
+        may_be_empty: bool = False,
+    ) -> tf.Tensor:
+        """Vectors of pictures, float32 `[P, D]`.
 
-    def features(self, pixels: tf.Tensor, category: tf.Tensor | None = None, training: bool = False) -> tf.Tensor:
+        Args:
+          pixels: `[P, H, W, C]`, 0-255, uint8 or float.
+          category: category ids int64 `[P]`, where the tower sees them.
+          training: whether what is trained works as in training.
+          may_be_empty: whether P may be 0.
+        """
+        features = self.features(pixels, category, training, may_be_empty)
+        self.num_features = int(features.shape[-1])
+        vectors = self.vectors(features, training, may_be_empty)
+        self.width = int(vectors.shape[-1])
+        return vectors
+
+    def features(
+        self,
+        pixels: tf.Tensor,
+        category: tf.Tensor | None = None,
+        training: bool = False,
+        may_be_empty: bool = False,
+    ) -> tf.Tensor:
         """The part of `call` up to the pooling: `[P, F]`."""
         if self._augmentation is not None:
             pixels = self._augmentation(pixels, training=training)
@@ -134,7 +154,7 @@ class ImageTower(keras.layers.Layer):
 
         self._is_recomputing = is_trained and self._options.rematerialize
         try:
-            if not self._options.may_be_empty or not self.num_features:
+            if not may_be_empty:
                 return encode_all()
             # Kernels of convolutions and batch norm refuse a batch of nothing.
             nothing = tf.zeros([0, self.num_features], self.compute_dtype)
@@ -142,12 +162,20 @@ class ImageTower(keras.layers.Layer):
         finally:
             self._is_recomputing = False
 
-    def vectors(self, features: tf.Tensor, training: bool = False) -> tf.Tensor:
+    def vectors(self, features: tf.Tensor, training: bool = False, may_be_empty: bool = False) -> tf.Tensor:
         """The part of `call` behind the pooling: `[P, F]` -> float32 `[P, D]`."""
-        x = self._projection(features)
-        if self._head is not None:
-            x = self._head(x, training=training)
-        return tf.cast(x, tf.float32)
+
+        def all_vectors() -> tf.Tensor:
+            x = self._projection(features)
+            if self._head is not None:
+                x = self._head(x, training=training)
+            return tf.cast(x, tf.float32)
+
+        if not (training and may_be_empty):
+            return all_vectors()
+        # The moments of nothing, which are no numbers, would stay in batch norm's averages for good.
+        nothing = tf.zeros([0, self.width])
+        return tf.cond(tf.shape(features)[0] > 0, all_vectors, lambda: nothing)
 
     def train_last_stages(self, number: int | None) -> None:
         """Train the last stages of the backbone alone; None for all. What is traced later goes by it.

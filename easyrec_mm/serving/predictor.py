@@ -55,7 +55,7 @@ class OnnxPredictor(Predictor):
         )
         self._taken = {value.name for value in self._session.get_inputs()}
         self._names = [value.name for value in self._session.get_outputs()]
-        self._transform = NumpyTransform(manifest.schema)
+        self._transform = NumpyTransform(manifest.schema.features)
 
     def __call__(self, fields: dict[str, Values], vectors: NDArray[Any]) -> dict[str, NDArray[Any]]:
         inputs = self._transform(fields, len(vectors))

@@ -18,7 +18,7 @@ import numpy as np
 from farmhash import Fingerprint64
 from numpy.typing import NDArray
 
-from easyrec_mm.schema import CROSS_SEPARATOR, Feature, Schema
+from easyrec_mm.schema import CROSS_SEPARATOR, Feature
 
 # Of a field: S of them, str for text, or an array of int64, bool or float32.
 Values = Sequence[str] | NDArray[Any]
@@ -27,12 +27,10 @@ Values = Sequence[str] | NDArray[Any]
 class NumpyTransform:
     """Turns typed field values into the inputs of the ONNX rec model."""
 
-    def __init__(self, schema: Schema) -> None:
-        self._features = schema.features
+    def __init__(self, features: Sequence[Feature]) -> None:
+        self._features = features
         self._rows = {
-            f.name: {text: row for row, text in enumerate(f.vocabulary)}
-            for f in schema.features
-            if f.encoding == "vocabulary"
+            f.name: {text: row for row, text in enumerate(f.vocabulary)} for f in features if f.encoding == "vocabulary"
         }
 
     def __call__(self, fields: dict[str, Values], num_samples: int) -> dict[str, NDArray[Any]]:
