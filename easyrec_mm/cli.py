@@ -151,6 +151,13 @@ def _search_flags(command: Parser) -> None:
     wanted.add_argument("--key", metavar="K", help="key of an item in the store to look for")
     add("--eval", metavar="F", help="CSV with the columns key and label: how often the nearest share the label")
     add("--img_model_dir", metavar="I", help="folder of the exported image model, for --image")
+    add(
+        "--field",
+        metavar="NAME=VALUE",
+        action="append",
+        default=[],
+        help="what the image model takes beside --image, such as its category; may be repeated",
+    )
     add("--top_k", metavar="N", type=_positive, default=12, help="items to find (default 12)")
     add("--html", metavar="F", help="write the found pictures as a page, too")
     _image_root_flag(command)
@@ -180,9 +187,9 @@ def _serve_flags(command: Parser) -> None:
     add("--key_field", metavar="F", default="", help="field with the picture's key (default: the image field)")
     add(
         "--missing_vector",
-        choices=["mean", "compute", "error"],
-        default="mean",
-        help="what to do without a vector: take the mean of the store's (default), compute it, or refuse the request",
+        choices=["mean", "compute", "error", "no_image"],
+        help="what to do without a vector: take the mean of the store's, compute it, refuse the request, or take what "
+        "the model was trained to take for no picture (default where it was, else the mean)",
     )
     add("--runtime", choices=["onnx", "tensorflow"], default="onnx", help="what runs the rec model (default onnx)")
     add(

@@ -12,7 +12,7 @@ import tempfile
 from contextlib import ExitStack
 from typing import TYPE_CHECKING, Any
 
-from easyrec_mm.errors import UserError
+from easyrec_mm.errors import UserError, did_you_mean
 from easyrec_mm.tensorflow_import import import_tensorflow
 
 if TYPE_CHECKING:
@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
     from easyrec_mm.config import Pipeline
     from easyrec_mm.data.bad_records import BadRecords
+    from easyrec_mm.embed import PictureEmbedder
     from easyrec_mm.model import MultimodalModel
     from easyrec_mm.store import Store
 
@@ -214,10 +215,30 @@ def _vector_of_picture(options: argparse.Namespace, store: Store) -> NDArray[Any
             f"{generation.number} of {store.uri} is of {generation.fingerprint[:12]}; give the model of those vectors"
         )
     vector: NDArray[Any] | None
-    (vector,) = embedder([options.image])
+    (vector,) = embedder([options.image], _fields(options.field, embedder))
     if vector is None:
         raise UserError(f"--image {options.image}: cannot be read as a picture")
     return vector
+
+
+def _fields(given: list[str], embedder: PictureEmbedder) -> dict[str, list[Any]]:
+    """What --field says of the picture, for the fields that its model takes."""
+    texts = dict(text.partition("=")[::2] for text in given)
+    for name in texts:
+        if name not in embedder.fields:
+            raise UserError(
+                f"--field {name}: the image model takes no such field; {did_you_mean(name, embedder.fields)}"
+            )
+    values: dict[str, list[Any]] = {}
+    for name in embedder.fields:
+        if name not in texts:
+            raise UserError(f"--image: the image model also takes '{name}'; give it with --field {name}=VALUE")
+        try:
+            values[name] = [embedder.schema.field(name).value(texts[name])]
+        except ValueError as error:
+            kind = embedder.schema.field(name).dtype
+            raise UserError(f"--field {name}={texts[name]}: is no {kind}; correct it") from error
+    return values
 
 
 def serve_command(options: argparse.Namespace) -> int:

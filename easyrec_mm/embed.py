@@ -180,7 +180,8 @@ class PictureEmbedder:
         self._model = ImageModel(folder)
         self.fingerprint = self._model.manifest.image_tower_fingerprint
         self.fields = self._model.fields
-        image = self._model.manifest.schema.image
+        self.schema = self._model.manifest.schema
+        image = self.schema.image
         # Chooses the runtime now, not while a request waits.
         self._model.embed(np.zeros((1, image.height, image.width, image.channels), np.uint8))
         self._has_root = bool(image_root)

@@ -1,33 +1,29 @@
-"""Backbones of the image tower: built by name or loaded from a preset, and cut to a layer.
+"""Backbones of the image tower: built by name or from a preset, in a precision, and cut to a layer.
 
 They come from keras-hub and keras.applications. To add one, add its builder to BACKBONES and its name to
-config_image.py. How they are divided into stages stands in backbone_stages.py. Shape legend: P pictures, H x W x C
-pixels, T tokens of a transformer.
+config_image.py. Presets are read in presets.py, stages found in backbone_stages.py. Shape legend: P pictures,
+H x W x C pixels, T tokens of a transformer.
 """
 
 from __future__ import annotations
 
 import difflib
 import json
-import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
-from tempfile import TemporaryDirectory
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import keras
 import numpy as np
 
-from easyrec_mm.errors import did_you_mean
+from easyrec_mm.layers import presets
 from easyrec_mm.layers.backbone_stages import Stage, stages_of
 from easyrec_mm.layers.batch_norm import FusedBatchNorm, with_fused_batch_norm
+from easyrec_mm.layers.presets import Normalisation, PresetError
 
 Shape = tuple[int, int, int]
-# What pixels 0-255 are multiplied by and what is then added, a channel each.
-Normalisation = tuple[tuple[float, ...], tuple[float, ...]]
 
 
 def _by_mean(mean: tuple[float, ...], deviation: tuple[float, ...]) -> Normalisation:
@@ -148,29 +144,25 @@ def preset_backbone(preset: str, shape: Shape, dtype: str, feature_layer: str = 
     Raises:
       BackboneError: if it cannot be loaded, is no image backbone, or takes pictures of another shape.
     """
-    import keras_hub
-
-    model = _load_preset(preset)
-    image_part = getattr(model, "vision_encoder", None)
-    model = image_part if isinstance(image_part, keras.Model) else model
-    inputs = [tuple(tensor.shape[1:]) for tensor in model.inputs]
-    if len(inputs) != 1 or len(inputs[0]) != 3:
-        names = ", ".join(f"{tensor.name} {list(tensor.shape[1:])}" for tensor in model.inputs)
-        raise BackboneError("preset", f"'{preset}' is no image backbone: it takes {names}")
-    if any(want is not None and want != have for want, have in zip(inputs[0], shape, strict=True)):
+    try:
+        model = presets.load_image_model(preset)
+        normalisation = presets.normalisation(preset) or IMAGENET
+    except PresetError as error:
+        raise BackboneError("preset", str(error)) from error
+    wanted = model.inputs[0].shape[1:]
+    if any(want is not None and want != have for want, have in zip(wanted, shape, strict=True)):
         raise BackboneError(
             "preset",
-            f"'{preset}' takes pictures {list(inputs[0])} (height, width, channels), and img_shape is {list(shape)}",
+            f"'{preset}' takes pictures of {_size(wanted)} (width x height x channels), and img_shape is "
+            f"{_size(shape)}; make img_shape equal to the preset's",
         )
     source = _architecture(model)
-    model = _in_dtype(model, dtype)
-    try:
-        with _quiet():
-            converter = keras_hub.layers.ImageConverter.from_preset(preset)
-    except Exception:  # a backbone may be saved alone; keras-hub has no error of its own for that
-        return _finished(model, IMAGENET, shape, feature_layer, source)
-    normalisation = (_per_channel(converter.scale, 1.0), _per_channel(converter.offset, 0.0))
-    return _finished(model, normalisation, shape, feature_layer, source)
+    return _finished(_in_dtype(model, dtype), normalisation, shape, feature_layer, source)
+
+
+def _size(shape: Sequence[int | None]) -> str:
+    height, width, channels = ("any" if size is None else str(size) for size in shape)
+    return f"{width} x {height} x {channels}"
 
 
 def _in_dtype(built: keras.Model, dtype: str) -> keras.Model:
@@ -186,98 +178,8 @@ def _in_dtype(built: keras.Model, dtype: str) -> keras.Model:
     return model
 
 
-def _per_channel(value: Any, neutral: float) -> tuple[float, ...]:
-    values = np.ravel(neutral if value is None else value).astype(float)
-    return tuple(np.broadcast_to(values, [3]).tolist() if len(values) == 1 else values.tolist())
-
-
 def _architecture(model: keras.Model) -> str:
     return json.dumps({"class": type(model).__name__, "config": model.get_config()}, sort_keys=True, default=str)
-
-
-def _load_preset(preset: str) -> keras.Model:
-    import keras_hub
-
-    if Path(preset).is_dir():
-        try:
-            with _quiet():
-                return keras_hub.models.Backbone.from_preset(preset)
-        except Exception as error:  # whatever keras-hub and Keras raise for files that do not fit
-            raise BackboneError(
-                "preset", f"'{preset}' cannot be loaded: {_preset_problem(Path(preset), error)}"
-            ) from error
-    known = sorted(keras_hub.models.Backbone.presets)
-    if "://" not in preset and preset not in known:
-        near = difflib.get_close_matches(preset, known, n=3, cutoff=0.6)
-        hint = f"nearest names: {', '.join(near)}" if near else f"keras-hub has {len(known)}, such as {known[0]}"
-        raise BackboneError("preset", f"neither a folder nor a preset of keras-hub: '{preset}'; {hint}")
-    try:
-        with _quiet():
-            return keras_hub.models.Backbone.from_preset(preset)
-    except Exception as error:
-        reason = str(error).strip().partition("\n")[0][:200]
-        raise BackboneError(
-            "preset",
-            f"'{preset}' cannot be fetched: {reason or type(error).__name__}; without a network give a folder that "
-            "save_to_preset wrote",
-        ) from error
-
-
-def _preset_problem(folder: Path, error: Exception) -> str:
-    """What of a preset's folder does not fit, with both sides where its weights do not fit its config."""
-    import keras_hub
-
-    weights = folder / "model.weights.h5"
-    if not weights.exists():
-        there = ", ".join(sorted(path.name for path in folder.iterdir())[:8]) or "nothing"
-        return f"model.weights.h5 is missing ({there} is there)"
-    first_line = str(error).strip().partition("\n")[0][:200] or type(error).__name__
-    try:
-        with _quiet():
-            wanted = keras_hub.models.Backbone.from_preset(str(folder), load_weights=False)
-        wanted_shapes, found_shapes = _saved_shapes(wanted), _shapes_in_file(weights)
-    except Exception:
-        return first_line
-    names = sorted({*wanted_shapes, *found_shapes})
-    differing = [name for name in names if wanted_shapes.get(name) != found_shapes.get(name)]
-    if not differing:
-        return first_line
-    none = "has none"
-    lines = [
-        f"  {name}: config.json {wanted_shapes.get(name, none)}, model.weights.h5 {found_shapes.get(name, none)}"
-        for name in differing[:8]
-    ]
-    more = f"\n  and {len(differing) - 8} more" if len(differing) > 8 else ""
-    return "its weights are not those of its config:\n" + "\n".join(lines) + more
-
-
-def _saved_shapes(model: keras.Model) -> dict[str, list[int]]:
-    """Weights by their path in a file that Keras writes."""
-    with TemporaryDirectory() as folder:
-        path = Path(folder) / "model.weights.h5"
-        model.save_weights(str(path))
-        return _shapes_in_file(path)
-
-
-def _shapes_in_file(path: Path) -> dict[str, list[int]]:
-    import h5py
-
-    shapes: dict[str, list[int]] = {}
-    with h5py.File(path) as file:
-        file.visititems(lambda name, item: shapes.update({name: list(item.shape)}) if hasattr(item, "shape") else None)
-    return shapes
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """keras-hub tells on its logger what it cannot find."""
-    logger = logging.getLogger("absl")
-    level = logger.level
-    logger.setLevel(logging.ERROR)
-    try:
-        yield
-    finally:
-        logger.setLevel(level)
 
 
 @contextmanager
@@ -300,9 +202,8 @@ def _finished(
     if feature_layer:
         layers = {operation.name: operation for operation in built.operations}
         if feature_layer not in layers:
-            raise BackboneError(
-                "feature_layer", f"no layer named '{feature_layer}'; {did_you_mean(feature_layer, layers)}"
-            )
+            nearest = ", ".join(difflib.get_close_matches(feature_layer, layers, n=5, cutoff=0.0))
+            raise BackboneError("feature_layer", f"no layer named '{feature_layer}'; nearest names: {nearest}")
         output = layers[feature_layer].output
         if not isinstance(output, keras.KerasTensor) or len(output.shape) not in (3, 4):
             raise BackboneError("feature_layer", f"the output of '{feature_layer}' is no feature map and no tokens")

@@ -49,7 +49,7 @@ def count_sources(sources: NDArray[Any]) -> None:
     counts = np.bincount(sources, minlength=len(Source))
     CANDIDATES.inc(len(sources))
     VECTOR_HITS.inc(int(counts[Source.STORE]))
-    for source in (Source.MEAN, Source.COMPUTED):
+    for source in (Source.MEAN, Source.COMPUTED, Source.NO_IMAGE):
         if counts[source]:
             VECTOR_MISSES.labels(source.name.lower()).inc(int(counts[source]))
 

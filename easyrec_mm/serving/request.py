@@ -76,12 +76,21 @@ class RequestReader:
       image_width: D.
       key_field: field that holds a picture's key; "" means the schema's image field.
       max_instances: candidates of a request.
+      key_optional: whether a candidate without a key is one without a picture; its key is "".
     """
 
-    def __init__(self, schema: Schema, image_width: int, key_field: str = "", max_instances: int = 10_000) -> None:
+    def __init__(
+        self,
+        schema: Schema,
+        image_width: int,
+        key_field: str = "",
+        max_instances: int = 10_000,
+        key_optional: bool = False,
+    ) -> None:
         self.key_field = key_field or schema.image.field
         self._width = image_width
         self._max_instances = max_instances
+        self._key_optional = key_optional
         self._fields = {name: schema.field(name) for name in schema.feature_fields()}
         self._read_names = list(dict.fromkeys([*self._fields, self.key_field, IMAGE_TEXT]))
         # Other fields of the data may be there, and are not looked at.
@@ -242,6 +251,10 @@ class RequestReader:
             elif key is None and shared_vector is not None:
                 vectors[i] = shared_vector
             key = shared_key if key is None else key
+            if key is None and self._key_optional:
+                key = ""
+                found.append(key)
+                continue
             if i not in vectors and type(key) not in self._key_types:
                 problem = "is missing" if key is None else f"is {_shown(key)}, not a key"
                 raise RequestError(

@@ -10,7 +10,7 @@ from __future__ import annotations
 import threading
 import time
 from collections import OrderedDict, deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from enum import IntEnum
 from itertools import islice
@@ -26,7 +26,7 @@ from easyrec_mm.serving.predictor import Predictor, Runtime, load_predictor
 from easyrec_mm.serving.request import Candidates, RequestError, RequestReader
 from easyrec_mm.store import Generation, State, Store
 
-MissingVector = Literal["mean", "compute", "error"]
+MissingVector = Literal["mean", "compute", "error", "no_image"]
 # Vectors of the store that the mean is taken over.
 _NUM_OF_MEAN = 10_000
 _SCANNED_AT_A_TIME = 100
@@ -52,8 +52,12 @@ class Embedder(Protocol):
     """An image model that computes the vectors which the store lacks."""
 
     fingerprint: str
+    # Fields that it needs beside the keys.
+    fields: tuple[str, ...]
 
-    def __call__(self, keys: list[str]) -> list[NDArray[Any] | None]:
+    def __call__(
+        self, keys: Sequence[str], fields: dict[str, Sequence[Any]] | None = None
+    ) -> Sequence[NDArray[Any] | None]:
         """Vectors `[D]` of the pictures of some keys, None for one that cannot be had."""
 
 
@@ -64,15 +68,18 @@ class Source(IntEnum):
     REQUEST = 1
     MEAN = 2
     COMPUTED = 3
+    NO_IMAGE = 4
 
 
 @dataclass(frozen=True)
 class ServiceOptions:
-    """rec_model_dir: an export, or a folder of exports named by numbers, of which the greatest counts."""
+    """rec_model_dir: an export, or a folder of exports named by numbers, of which the greatest counts; missing_vector:
+    None takes the model's no-image vector if it has one, else the mean.
+    """
 
     rec_model_dir: str
     key_field: str = ""
-    missing_vector: MissingVector = "mean"
+    missing_vector: MissingVector | None = None
     runtime: Runtime = "onnx"
     num_threads: int = 1
     max_instances: int = 10_000
@@ -92,9 +99,10 @@ class Release:
     """A rec model and its vectors.
 
     identity   changes when the folder or the generation does
-    mean       float32 `[D]`, of the generation's vectors
+    stand_in   float32 `[D]` that takes the place of a missing vector, and what it is
+    no_image   float32 `[D]` that the network was trained to take for no picture; None if it was not
     embedder   of the same image tower, where missing vectors are computed
-    computed   vectors that it has computed, the last used one last
+    computed   vectors that it has computed, by key and fields, the last used one last
     """
 
     folder: str
@@ -102,9 +110,10 @@ class Release:
     predictor: Predictor
     reader: RequestReader
     generation: Generation
-    mean: NDArray[Any]
+    stand_in: tuple[NDArray[Any], Source]
+    no_image: NDArray[Any] | None
     embedder: Embedder | None
-    computed: OrderedDict[str, NDArray[Any]]
+    computed: OrderedDict[tuple[Any, ...], NDArray[Any]]
 
     def version(self) -> dict[str, Any]:
         """What it is, for answers, metrics and logs."""
@@ -219,11 +228,21 @@ class Service:
                 f"{folder} takes vectors of {manifest.image_width} numbers, generation {generation.number} of "
                 f"{self._store.uri} has {generation.width}"
             )
-        reader = RequestReader(manifest.schema, manifest.image_width, options.key_field, options.max_instances)
-        embedder = self._embedder(generation)
-        return Release(folder, identity, predictor, reader, generation, self._mean(generation), embedder, OrderedDict())
+        no_image = np.array(manifest.no_image_vector, np.float32) if manifest.no_image_vector else None
+        reader = RequestReader(
+            manifest.schema, manifest.image_width, options.key_field, options.max_instances, no_image is not None
+        )
+        embedder = self._embedder(generation, reader)
+        if no_image is None and options.missing_vector == "no_image":
+            raise ServingError(
+                f"--missing_vector no_image: {folder} was trained without a no-image vector (no_image_vector); choose "
+                "another"
+            )
+        takes_mean = no_image is None or options.missing_vector == "mean"
+        stand_in = (self._mean(generation), Source.MEAN) if takes_mean else (no_image, Source.NO_IMAGE)
+        return Release(folder, identity, predictor, reader, generation, stand_in, no_image, embedder, OrderedDict())
 
-    def _embedder(self, generation: Generation) -> Embedder | None:
+    def _embedder(self, generation: Generation, reader: RequestReader) -> Embedder | None:
         """The image model of the generation's tower, the one that is loaded if it is that."""
         if self._load_embedder is None or self._options.missing_vector != "compute":
             return None
@@ -233,6 +252,11 @@ class Service:
             raise ServingError(
                 f"--img_model_dir holds image tower {embedder.fingerprint[:12]}, the rec model belongs to "
                 f"{generation.fingerprint[:12]}; give the image model of the same export"
+            )
+        if lacking := [name for name in embedder.fields if name not in reader.blank_fields()]:
+            raise ServingError(
+                f"--missing_vector compute: the image model also takes {', '.join(lacking)}, which no feature of the rec "
+                "model reads; choose another, or add it to the feature group 'all'"
             )
         return embedder
 
@@ -255,7 +279,7 @@ class Service:
         Raises:
           ServingError: if it cannot, or gives what is not finite.
         """
-        _require_finite(release.predictor(release.reader.blank_fields(), release.mean[None]))
+        _require_finite(release.predictor(release.reader.blank_fields(), release.stand_in[0][None]))
         problems: list[UserError] = []
         recorded = list(self._recorded)
         for body in recorded:
@@ -286,7 +310,7 @@ class Service:
             sources[i] = Source.REQUEST
         missing = np.flatnonzero(states != State.PRESENT)
         if len(missing):
-            self._fill(release, candidates.keys, missing, found, sources)
+            self._fill(release, candidates, missing, found, sources)
         return found, sources
 
     def _look_up(self, release: Release, keys: list[str]) -> tuple[NDArray[Any], NDArray[Any]]:
@@ -305,27 +329,47 @@ class Service:
         return np.zeros((len(keys), release.generation.width), np.float32), np.full(len(keys), State.MISSING, np.int8)
 
     def _fill(
-        self, release: Release, keys: list[str], missing: NDArray[Any], vectors: NDArray[Any], sources: NDArray[Any]
+        self,
+        release: Release,
+        candidates: Candidates,
+        missing: NDArray[Any],
+        vectors: NDArray[Any],
+        sources: NDArray[Any],
     ) -> None:
         """Put something in the place of missing vectors, as the options say."""
+        keys = candidates.keys
+        if release.no_image is not None:
+            # Known to have no picture, which the network was trained for: nothing is missing.
+            without = [i for i in missing if not keys[i]]
+            vectors[without], sources[without] = release.no_image, Source.NO_IMAGE
+            missing = np.array([i for i in missing if keys[i]], np.int64)
+        if not len(missing):
+            return
         if self._options.missing_vector == "error":
             first = missing[0]
             raise MissingVectorError(f"instance {first}: the store has no vector of '{keys[first]}'", len(missing))
-        computed: dict[str, NDArray[Any]] = {}
+        computed: dict[tuple[Any, ...], NDArray[Any]] = {}
+        wanted: list[tuple[Any, ...]] = []
         if release.embedder is not None:
-            computed = self._computed(release, release.embedder, sorted({keys[i] for i in missing}))
-        for i in missing:
-            vector = computed.get(keys[i])
-            vectors[i] = release.mean if vector is None else vector
-            sources[i] = Source.MEAN if vector is None else Source.COMPUTED
+            beside = [candidates.fields[name] for name in release.embedder.fields]
+            wanted = [(keys[i], *(some[i if len(some) > 1 else 0] for some in beside)) for i in missing]
+            computed = self._computed(release, release.embedder, sorted(set(wanted)))
+        stand_in, source = release.stand_in
+        for at, i in enumerate(missing):
+            vector = computed.get(wanted[at]) if wanted else None
+            vectors[i] = stand_in if vector is None else vector
+            sources[i] = source if vector is None else Source.COMPUTED
 
-    def _computed(self, release: Release, embedder: Embedder, keys: list[str]) -> dict[str, NDArray[Any]]:
-        """Vectors of those pictures that can be had; what was computed lately is not computed again."""
+    def _computed(
+        self, release: Release, embedder: Embedder, wanted: list[tuple[Any, ...]]
+    ) -> dict[tuple[Any, ...], NDArray[Any]]:
+        """Vectors by key and fields, if they can be had; what was computed lately is not computed again."""
         with self._computed_lock:
-            known = {key: release.computed[key] for key in keys if key in release.computed}
-            unknown = [key for key in keys if key not in known]
+            known = {key: release.computed[key] for key in wanted if key in release.computed}
+            unknown = [key for key in wanted if key not in known]
             if unknown:
-                vectors = zip(unknown, embedder(unknown), strict=True)
+                fields = {name: [key[i] for key in unknown] for i, name in enumerate(embedder.fields, 1)}
+                vectors = zip(unknown, embedder([key[0] for key in unknown], fields), strict=True)
                 known |= {key: vector for key, vector in vectors if vector is not None}
             for key, vector in known.items():
                 release.computed[key] = vector

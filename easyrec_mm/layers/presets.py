@@ -1,0 +1,152 @@
+"""Presets of keras-hub: the image model that a folder or a name stands for, and how it wants its pixels.
+
+A folder is read without a network. What becomes of the model stands in backbones.py.
+"""
+
+from __future__ import annotations
+
+import difflib
+import json
+import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import keras
+import numpy as np
+
+# What pixels 0-255 are multiplied by and what is then added, a channel each.
+Normalisation = tuple[tuple[float, ...], tuple[float, ...]]
+
+_MOST_NAMES = 8
+
+
+class PresetError(Exception):
+    """A preset that does not exist, cannot be loaded, or is of no image model."""
+
+
+def load_image_model(preset: str) -> keras.Model:
+    """The functional model of a preset, with its weights; of one of pictures and text the image part.
+
+    Args:
+      preset: a folder that save_to_preset wrote, or a name that keras-hub knows.
+
+    Raises:
+      PresetError: if it cannot be loaded, or takes something else than pictures `[height, width, channels]`.
+    """
+    model = _load(preset)
+    image_part = getattr(model, "vision_encoder", None)
+    model = image_part if isinstance(image_part, keras.Model) else model
+    if [len(tensor.shape) for tensor in model.inputs] != [4]:
+        inputs = ", ".join(f"{tensor.name} {list(tensor.shape[1:])}" for tensor in model.inputs)
+        raise PresetError(f"'{preset}' is no image backbone: it takes {inputs}")
+    return model
+
+
+def normalisation(preset: str) -> Normalisation | None:
+    """That of the preset's image converter; None for a backbone that was saved without one.
+
+    Raises:
+      PresetError: if there is one that cannot be read.
+    """
+    import keras_hub  # half a second, and only some backbones need it
+
+    folder = Path(preset)
+    try:
+        with _quiet():
+            if folder.is_dir():
+                text = (folder / "image_converter.json").read_text(encoding="utf-8")
+                converter = keras.saving.deserialize_keras_object(json.loads(text))
+            else:
+                converter = keras_hub.layers.ImageConverter.from_preset(preset)
+        return _per_channel(converter.scale, 1.0), _per_channel(converter.offset, 0.0)
+    except FileNotFoundError:
+        return None
+    except Exception as error:  # whatever keras-hub and Keras raise for a file that they do not know
+        raise PresetError(f"'{preset}': image_converter.json cannot be read: {_first_line(error)}") from error
+
+
+def _per_channel(value: float | list[float] | None, neutral: float) -> tuple[float, ...]:
+    values = np.ravel(neutral if value is None else value).astype(float)
+    return tuple((np.broadcast_to(values, 3) if len(values) == 1 else values).tolist())
+
+
+def _load(preset: str) -> keras.Model:
+    import keras_hub
+
+    is_folder = Path(preset).is_dir()
+    known = sorted(keras_hub.models.Backbone.presets)
+    if not is_folder and "://" not in preset and preset not in known:
+        near = difflib.get_close_matches(preset, known, n=3)
+        hint = f"nearest names: {', '.join(near)}" if near else f"keras-hub has {len(known)}, such as {known[0]}"
+        raise PresetError(f"neither a folder nor a preset of keras-hub: '{preset}'; {hint}")
+    try:
+        with _quiet():
+            return keras_hub.models.Backbone.from_preset(preset)
+    except Exception as error:  # whatever keras-hub and Keras raise for files that do not fit, or without a network
+        if is_folder:
+            raise PresetError(f"'{preset}' cannot be loaded: {_misfit(Path(preset), error)}") from error
+        raise PresetError(
+            f"'{preset}' cannot be fetched: {_first_line(error)}; without a network give a folder that save_to_preset "
+            "wrote"
+        ) from error
+
+
+def _misfit(folder: Path, error: Exception) -> str:
+    """What of a preset's folder does not fit, with both sides where its weights do not fit its config."""
+    import keras_hub
+
+    weights = folder / "model.weights.h5"
+    if not any(folder.glob("model.weights.*")):
+        there = ", ".join(sorted(path.name for path in folder.iterdir())[:_MOST_NAMES]) or "nothing"
+        return f"{weights.name} is missing ({there} is there)"
+    try:
+        with _quiet():
+            model = keras_hub.models.Backbone.from_preset(str(folder), load_weights=False)
+        wanted, found = _shapes_as_saved(model), _shapes_in_file(weights)
+    except Exception:  # the config does not fit itself, or the weights are no file of Keras
+        return _first_line(error)
+    differing = [name for name in sorted({*wanted, *found}) if wanted.get(name) != found.get(name)]
+    if not differing:
+        return _first_line(error)
+    lines = [
+        f"  {name}: config.json {wanted.get(name, 'has none')}, {weights.name} {found.get(name, 'has none')}"
+        for name in differing[:_MOST_NAMES]
+    ]
+    if len(differing) > _MOST_NAMES:
+        lines.append(f"  and {len(differing) - _MOST_NAMES} more")
+    return "\n".join(["its weights are not those of its config:", *lines])
+
+
+def _shapes_as_saved(model: keras.Model) -> dict[str, list[int]]:
+    """Shapes of weights by their path in a file that Keras writes."""
+    with TemporaryDirectory() as folder:
+        path = Path(folder) / "model.weights.h5"
+        model.save_weights(str(path))
+        return _shapes_in_file(path)
+
+
+def _shapes_in_file(path: Path) -> dict[str, list[int]]:
+    import h5py
+
+    shapes: dict[str, list[int]] = {}
+    with h5py.File(path) as file:
+        file.visititems(lambda name, item: shapes.update({name: list(item.shape)}) if hasattr(item, "shape") else None)
+    return shapes
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).strip().partition("\n")[0][:200] or type(error).__name__
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """keras-hub tells on its logger what it cannot find."""
+    logger = logging.getLogger("absl")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        logger.setLevel(level)
