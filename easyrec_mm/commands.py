@@ -226,9 +226,8 @@ def _fields(given: list[str], embedder: PictureEmbedder) -> dict[str, list[Any]]
     texts = dict(text.partition("=")[::2] for text in given)
     for name in texts:
         if name not in embedder.fields:
-            raise UserError(
-                f"--field {name}: the image model takes no such field; {did_you_mean(name, embedder.fields)}"
-            )
+            known = did_you_mean(name, embedder.fields)
+            raise UserError(f"--field {name}: the image model takes no such field; {known}")
     values: dict[str, list[Any]] = {}
     for name in embedder.fields:
         if name not in texts:

@@ -10,7 +10,7 @@ import json
 import os
 import time
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import islice
@@ -110,7 +110,7 @@ class ImageModel:
         return self._signatures[DECODE](**{self._input: contents})[PIXELS]
 
     def embed(
-        self, pixels: np.ndarray, fields: dict[str, Sequence[Any]] | None = None, owner: np.ndarray | None = None
+        self, pixels: np.ndarray, fields: Mapping[str, Sequence[Any]] | None = None, owner: np.ndarray | None = None
     ) -> np.ndarray:
         """Vectors of K items, float32 `[K, D]`.
 
@@ -187,7 +187,9 @@ class PictureEmbedder:
         self._has_root = bool(image_root)
         self._pictures = PictureLoader(image, image_root, self._model.decode)
 
-    def __call__(self, keys: Sequence[str], fields: dict[str, Sequence[Any]] | None = None) -> list[np.ndarray | None]:
+    def __call__(
+        self, keys: Sequence[str], fields: Mapping[str, Sequence[Any]] | None = None
+    ) -> list[np.ndarray | None]:
         """Vectors `[D]` of some keys, with the values of `fields` of each; None for one without a good picture."""
         paths = [
             (row, path)

@@ -10,7 +10,7 @@ from __future__ import annotations
 import threading
 import time
 from collections import OrderedDict, deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from enum import IntEnum
 from itertools import islice
@@ -56,7 +56,7 @@ class Embedder(Protocol):
     fields: tuple[str, ...]
 
     def __call__(
-        self, keys: Sequence[str], fields: dict[str, Sequence[Any]] | None = None
+        self, keys: Sequence[str], fields: Mapping[str, Sequence[Any]] | None = None
     ) -> Sequence[NDArray[Any] | None]:
         """Vectors `[D]` of the pictures of some keys, None for one that cannot be had."""
 
@@ -238,8 +238,11 @@ class Service:
                 f"--missing_vector no_image: {folder} was trained without a no-image vector (no_image_vector); choose "
                 "another"
             )
-        takes_mean = no_image is None or options.missing_vector == "mean"
-        stand_in = (self._mean(generation), Source.MEAN) if takes_mean else (no_image, Source.NO_IMAGE)
+        stand_in: tuple[NDArray[Any], Source]
+        if no_image is None or options.missing_vector == "mean":
+            stand_in = (self._mean(generation), Source.MEAN)
+        else:
+            stand_in = (no_image, Source.NO_IMAGE)
         return Release(folder, identity, predictor, reader, generation, stand_in, no_image, embedder, OrderedDict())
 
     def _embedder(self, generation: Generation, reader: RequestReader) -> Embedder | None:
@@ -255,8 +258,8 @@ class Service:
             )
         if lacking := [name for name in embedder.fields if name not in reader.blank_fields()]:
             raise ServingError(
-                f"--missing_vector compute: the image model also takes {', '.join(lacking)}, which no feature of the rec "
-                "model reads; choose another, or add it to the feature group 'all'"
+                f"--missing_vector compute: the image model also takes {', '.join(lacking)}, which no feature "
+                "of the rec model reads; choose another, or add it to the feature group 'all'"
             )
         return embedder
 
