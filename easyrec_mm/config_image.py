@@ -74,7 +74,7 @@ def check_image_tower(config: EasyRecConfig, schema: Schema, problems: Problems)
     _check_training(tower, config, problems)
     _check_category(tower, problems)
     _check_losses(tower, schema, problems)
-    _check_pictures(tower, config, problems)
+    _check_pictures(tower, config, schema, problems)
     _check_compute(tower, config, problems)
 
 
@@ -109,12 +109,14 @@ def _check_backbone(tower: ImgModel, schema: Schema, problems: Problems) -> None
 
 
 class PresetFiles(NamedTuple):
-    """What a folder with a preset says: `image_shape` (height, width, channels) as the backbone takes it, None for any;
-    `image_size` (height, width) that the pixels are resized to, None if it does not say.
+    """What a folder with a preset says of its pictures, None for any size.
+
+    image_shape   height, width and channels that the backbone takes
+    image_size    height and width that pictures are resized to for it
     """
 
     image_shape: tuple[int | None, ...]
-    image_size: tuple[int, int] | None
+    image_size: tuple[int | None, ...]
 
 
 def read_preset(folder: Path) -> PresetFiles:
@@ -123,24 +125,41 @@ def read_preset(folder: Path) -> PresetFiles:
     Raises:
       ValueError: naming what is missing.
     """
-    backbone = _settings(folder / "config.json")
+    config_file, converter_file = folder / "config.json", folder / "image_converter.json"
+    backbone = _settings(config_file)
     if "image_shape" not in backbone and "vision_encoder" in backbone:
-        backbone = backbone["vision_encoder"].get("config", {})
-    converter_file = folder / "image_converter.json"
-    size = _settings(converter_file).get("image_size") if converter_file.exists() else None
-    return PresetFiles(tuple(backbone.get("image_shape") or (None, None, None)), tuple(size) if size else None)
+        # A model of pictures and text.
+        backbone = _settings_of(backbone["vision_encoder"], config_file)
+    converter = _settings(converter_file) if converter_file.exists() else {}
+    # Presets of keras-hub may still have the names of before image_size.
+    size = converter.get("image_size", [converter.get("height"), converter.get("width")])
+    return PresetFiles(_sizes(backbone.get("image_shape"), 3, config_file), _sizes(size, 2, converter_file))
 
 
 def _settings(path: Path) -> dict[str, Any]:
     try:
-        settings: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))["config"]
-        settings.get("")
+        saved = json.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
         there = ", ".join(sorted(item.name for item in path.parent.iterdir())[:8]) or "nothing"
         raise ValueError(f"{path.name} is missing ({there} is there); a preset is what save_to_preset wrote") from error
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise ValueError(f"{path.name} is no config of a keras-hub preset") from error
+    except ValueError as error:
+        raise ValueError(f"{path.name} is no JSON; a preset is what save_to_preset wrote") from error
+    return _settings_of(saved, path)
+
+
+def _settings_of(saved: object, path: Path) -> dict[str, Any]:
+    """The settings of an object that Keras saved."""
+    settings = saved.get("config") if isinstance(saved, dict) else None
+    if not isinstance(settings, dict):
+        raise ValueError(f"{path.name} is no config of a keras-hub preset; a preset is what save_to_preset wrote")
     return settings
+
+
+def _sizes(given: object, number: int, path: Path) -> tuple[int | None, ...]:
+    sizes = [None] * number if given is None else given
+    if not isinstance(sizes, list) or len(sizes) != number or {type(size) for size in sizes} - {int, type(None)}:
+        raise ValueError(f"{path.name} is no config of a keras-hub preset: it has pictures of {sizes}")
+    return tuple(sizes)
 
 
 def _check_preset(preset: str, schema: Schema, problems: Problems) -> None:
@@ -158,8 +177,7 @@ def _check_preset(preset: str, schema: Schema, problems: Problems) -> None:
         return
     image = schema.image
     given = (image.height, image.width, image.channels)
-    height, width = files.image_size or (None, None)
-    wanted = tuple(own or converted for own, converted in zip(files.image_shape, (height, width, None), strict=True))
+    wanted = [own or resized for own, resized in zip(files.image_shape, (*files.image_size, None), strict=True)]
     if any(want is not None and want != have for want, have in zip(wanted, given, strict=True)):
         text = " x ".join("any" if size is None else str(size) for size in (wanted[1], wanted[0], wanted[2]))
         problems.add(
@@ -176,7 +194,7 @@ def _check_training(tower: ImgModel, config: EasyRecConfig, problems: Problems) 
     train = config.train_config
     if tower.unfreeze_at_step and tower.trainable == ImgModel.ALL:
         problems.add(f"{PLACE}.unfreeze_at_step", "has no effect: all is trained from the start; set trainable")
-    if train.num_steps and tower.unfreeze_at_step >= train.num_steps:
+    elif train.num_steps and tower.unfreeze_at_step >= train.num_steps:
         problems.add(
             f"{PLACE}.unfreeze_at_step",
             f"{tower.unfreeze_at_step} is past the last step ({train.num_steps}, train_config.num_steps); lower it",
@@ -200,16 +218,17 @@ def _check_training(tower: ImgModel, config: EasyRecConfig, problems: Problems) 
         "image_micro_batch": tower.image_micro_batch > 0,
         "encode_ratio": tower.encode_ratio < 1,
         "augmentation": tower.trainable == ImgModel.NONE and tower.HasField("augmentation"),
-        "image_losses": tower.trainable == ImgModel.NONE and bool(image_losses(tower)),
+        "image_losses": tower.trainable == ImgModel.NONE and bool(tower.image_losses),
+        "img_loss_weight": tower.trainable == ImgModel.NONE and tower.img_loss_weight > 0,
     }
     if is_frozen_for_good(tower):
         kind = ImgModel.Trainable.Name(tower.trainable)
         for name, is_set in never_trained.items():
             if is_set:
                 problems.add(f"{PLACE}.{name}", f"has no effect with trainable: {kind}; remove one of the two")
-        plain = [optimizer for optimizer in train.optimizer_config if not optimizer.variables]
+        plain = [i for i, optimizer in enumerate(train.optimizer_config) if not optimizer.variables]
         if tower.trainable == ImgModel.NONE and len(plain) > 2:
-            place = f"train_config.optimizer_config[{list(train.optimizer_config).index(plain[2])}]"
+            place = f"train_config.optimizer_config[{plain[2]}]"
             problems.add(place, "is for the image tower, which trainable: NONE does not train; remove it")
 
 
@@ -252,7 +271,7 @@ def _check_losses(tower: ImgModel, schema: Schema, problems: Problems) -> None:
                 problems.add(f"{place}.{kind}.{name}", f"{getattr(settings, name):g} is negative")
 
 
-def _check_pictures(tower: ImgModel, config: EasyRecConfig, problems: Problems) -> None:
+def _check_pictures(tower: ImgModel, config: EasyRecConfig, schema: Schema, problems: Problems) -> None:
     if not 0 <= tower.modality_dropout < 1:
         problems.add(f"{PLACE}.modality_dropout", f"{tower.modality_dropout:g} is no share; give 0 <= share < 1")
     if tower.modality_dropout and not tower.no_image_vector:
@@ -270,18 +289,14 @@ def _check_pictures(tower: ImgModel, config: EasyRecConfig, problems: Problems) 
         changes: Augmentation = tower.augmentation
         for name, (_, least, greatest) in AUGMENTATIONS.items():
             value = getattr(changes, name)
-            if not least <= value <= greatest:
+            # A float of 32 bits has seven digits; 0.01 is a little less than Python's.
+            if not least <= round(value, 7) <= greatest:
                 problems.add(f"{PLACE}.augmentation.{name}", f"{value:g} is not between {least:g} and {greatest:g}")
         if all(getattr(changes, name) == neutral for name, (neutral, _, _) in AUGMENTATIONS.items()):
             problems.add(f"{PLACE}.augmentation", "changes nothing; set one of its fields, or remove it")
-        channels = next((f.img_shape.channel for f in _features(config) if f.HasField("img_shape")), 3)
         for name in ("saturation", "hue"):
-            if channels == 1 and getattr(changes, name):
+            if schema.image.channels == 1 and getattr(changes, name):
                 problems.add(f"{PLACE}.augmentation.{name}", "has no effect on grey pictures; remove it")
-
-
-def _features(config: EasyRecConfig) -> list[Any]:
-    return [*config.feature_config.features, *config.feature_configs]
 
 
 def _check_compute(tower: ImgModel, config: EasyRecConfig, problems: Problems) -> None:
@@ -291,7 +306,7 @@ def _check_compute(tower: ImgModel, config: EasyRecConfig, problems: Problems) -
         problems.add(
             f"{PLACE}.max_staleness_steps", "has no effect without encode_ratio below 1; set it or remove this"
         )
-    if tower.max_staleness_steps == 0:
+    elif tower.max_staleness_steps == 0:
         problems.add(f"{PLACE}.max_staleness_steps", "0 steps would leave nothing in the memory bank; give 1 or more")
     batch_size = config.data_config.batch_size
     if tower.image_micro_batch >= max(batch_size, 1) and not tower.image_separator:

@@ -232,7 +232,10 @@ def render_item(split_name: str, split: Split, item: int, options: DemoOptions) 
 
 
 def group_lines(world: World, name: str, split: Split) -> Iterator[str]:
-    """One line a group, without the line end: group_id|item_id|click|play_time|features|image path|group size."""
+    """One line a group, without the line end.
+
+    group_id|item_id|click|play_time|features|image path|group size|cate_label
+    """
     start = 0
     for group, (item, size) in enumerate(zip(split.group_item, split.group_size, strict=True)):
         samples = range(start, start + size)
@@ -250,6 +253,7 @@ def group_lines(world: World, name: str, split: Split) -> Iterator[str]:
         columns.append(SAMPLE_SEPARATOR.join(str(split.click[sample]) for sample in samples))
         columns.append(SAMPLE_SEPARATOR.join(f"{split.play_time[sample]:.2f}" for sample in samples))
         columns += [SAMPLE_SEPARATOR.join(features), f"images/{name}/{split.item_ids[item]}.jpg", str(size)]
+        columns.append(SAMPLE_SEPARATOR.join([str(split.category[item])] * size))
         yield COLUMN_SEPARATOR.join(columns)
 
 
@@ -291,7 +295,8 @@ def _readme(splits: dict[str, Split], options: DemoOptions) -> str:
 {settings}
 
 train/ eval/ test/  One line a group: the impressions of one item. No item is in two splits.
-  columns, split by "|": group_id, item_id, click, play_time (seconds), features, image path (from this folder), size
+  columns, split by "|": group_id, item_id, click, play_time (seconds), features, image path (from this folder), size,
+  cate_label (the category as a number from 0 to {len(CATEGORIES) - 1})
   data_config: selected_cols "2,3,4,5,6"  rtp_separator "|"  group_sample_separator "\\001"  separator "\\002"
   features of a sample: {", ".join(FEATURES)}
   item_tags has several values, split by ","; an empty value is missing.

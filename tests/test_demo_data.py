@@ -66,7 +66,7 @@ def test_every_line_agrees_with_its_group_size_and_the_features(written):
         assert len(lines) == SMALL[f"num_{name}_groups"]
         for line, group_id, size in zip(lines, splits[name].group_ids, splits[name].group_size, strict=True):
             columns = line.split("|")
-            assert len(columns) == 7
+            assert len(columns) == 8
             assert columns[0] == group_id
             assert int(columns[6]) == size
             clicks, play_times, samples = (column.split("\x01") for column in columns[2:5])

@@ -1,11 +1,12 @@
 """Values that are the same for a whole group, and the pictures that groups show: both against plain Python."""
 
+import json
 from dataclasses import replace
 
 import numpy as np
 import pytest
 import tensorflow as tf
-from data_helpers import COLUMNS, SAMPLES, VALUES, group_line, schema
+from data_helpers import group_line, schema
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -229,9 +230,10 @@ def loaded(monkeypatch):
     return found
 
 
-def input_of(path, one, records=None, **changes):
-    data = {"input_type": DatasetConfig.GroupRTPInput, "num_parallel_calls": 1, "batch_size": 7, **changes}
-    return Input(DatasetConfig(**data), one, str(path), "train_input_path", records or BadRecords(None, 1.0))
+def input_of(path, one, records=None, training=False, labels=None, **changes):
+    data = {"input_type": DatasetConfig.GroupRTPInput, "num_parallel_calls": 1, "batch_size": 7, "shuffle": False}
+    records = records or BadRecords(None, 1.0)
+    return Input(DatasetConfig(**{**data, **changes}), one, str(path), "train_input_path", records, training, labels)
 
 
 def item_hash(text):
@@ -273,13 +275,6 @@ def reference_images(some, one):
         "category": [some[g][1] for g in first],
         "kind": [some[g][3] for g in first],
         "sample_image": [u for u, group in zip(group_image, some, strict=True) for _ in range(group[4])],
-        "bad": {
-            (p, some[next(g for g, u in enumerate(group_image) if u == images_of[0])][0]): images_of
-            for p, images_of in (
-                (p, [u for u, of_image in enumerate(paths) if p in of_image]) for p, _ in pictures
-            )
-            if not p[:1].isdigit()
-        },
     }
 
 
@@ -296,14 +291,18 @@ def chunks(some, size=7):
 
 
 SETTINGS = [
-    dict(category=category, separator=separator, no_image=no_image)
+    {"category": category, "separator": separator, "no_image": no_image}
     for category in (False, True)
-    for separator in ("", ",", "||")
+    for separator in ("", "||")
     for no_image in (False, True)
 ]
 
 
-@pytest.mark.parametrize("wanted", SETTINGS, ids=lambda s: f"{s['category']}-{s['separator']}-{s['no_image']}")
+def name_of(wanted):
+    return "-".join(str(value) for value in wanted.values())
+
+
+@pytest.mark.parametrize("wanted", SETTINGS, ids=name_of)
 def test_images_equal_the_reference(tmp_path, wanted):
     one, some = image_schema(**wanted), random_groups(separator=wanted["separator"])
     records = BadRecords(None, 1.0)
@@ -333,3 +332,189 @@ def test_images_equal_the_reference(tmp_path, wanted):
         "groups": len(some), "bad_groups": 0, "pictures": num_loaded, "bad_pictures": num_bad
     }  # fmt: skip
     assert num_bad
+
+
+def read(tmp_path, some, one, records=None, **changes):
+    return list(input_of(write(tmp_path / "a", some), one, records, **changes).batches())
+
+
+def test_one_picture_a_group_is_the_plain_case(tmp_path):
+    """Without any of the settings: as one_picture_each, whatever is wrong with the pictures."""
+    one = replace(image_schema(category=False), image_features=(), image_labels=(), group_fields=())
+    for item in read(tmp_path, random_groups(40), one):
+        assert plain(item.batch.images) == plain(one_picture_each(item.batch.num_images))
+        assert item.batch.pixels.shape[0] == item.batch.num_images
+
+
+def test_a_model_without_pictures_has_none(tmp_path, loaded):
+    one = replace(image_schema(category=False, uses_image=False), image_features=(), image_labels=())
+    for item in read(tmp_path, random_groups(20), one):
+        assert plain(item.batch.images) == plain(one_picture_each(0))
+        assert item.batch.pixels.shape == (0, 4, 5, 3)
+    assert loaded == []
+
+
+def test_one_picture_in_two_categories_is_two_to_the_tower(tmp_path, loaded):
+    some = [("1.png", 0, "a", 0, 1), ("1.png", 1, "a", 0, 1), ("1.png", 0, "b", 0, 1), ("2.png", 1, "b", 0, 1)]
+    (item,) = read(tmp_path, some, image_schema())
+    assert loaded == ["1.png", "1.png", "2.png"]
+    assert plain(item.batch.images.category) == [0, 1, 1]
+    assert item.batch.sample_image.numpy().tolist() == [0, 1, 0, 2]
+    loaded.clear()
+    (item,) = read(tmp_path, some, image_schema(category=False))
+    assert loaded == ["1.png", "2.png"]
+
+
+def test_several_pictures_of_an_item(tmp_path, loaded):
+    """Shared ones are loaded once; one that is named twice counts twice; empty names are none."""
+    some = [("1,2", 0, "a", 0, 2), (",2,,3,", 0, "b", 0, 1), ("1,1", 0, "c", 0, 1), ("1", 0, "d", 0, 1)]
+    (item,) = read(tmp_path, some, image_schema(separator=","))
+    assert loaded == ["1", "2", "3"]
+    assert links_of(plain(item.batch.images)) == [(0, 0), (1, 0), (1, 1), (2, 1), (0, 2), (0, 2), (0, 3)]
+    assert item.batch.sample_image.numpy().tolist() == [0, 0, 1, 2, 3]
+
+
+@pytest.mark.parametrize("path", ["", ",,"])
+@pytest.mark.parametrize("no_image", [False, True])
+def test_an_item_that_names_no_picture(tmp_path, loaded, path, no_image):
+    records = BadRecords(str(tmp_path / "bad.jsonl"), 1.0)
+    some = [(path, 0, "a", 0, 1), ("1", 0, "b", 0, 1)]
+    (item,) = read(tmp_path, some, image_schema(separator=",", no_image=no_image), records)
+    images = plain(item.batch.images)
+    if no_image:
+        assert (loaded, links_of(images), images.has_picture) == (["1"], [(0, 1)], [False, True])
+        assert records.counts["bad_pictures"] == 0
+    else:
+        assert (loaded, links_of(images), images.has_picture) == (["", "1"], [(0, 0), (1, 1)], [True, True])
+        assert records.counts["bad_pictures"] == 1
+
+
+def test_bad_pictures_among_several_are_left_out(tmp_path):
+    some = [("bad1,1", 0, "a", 0, 1), ("bad1,bad2", 0, "b", 0, 1), ("2,bad2,1", 0, "c", 0, 1)]
+    (item,) = read(tmp_path, some, image_schema(separator=","))
+    # Where all are bad, they stand in blank.
+    assert links_of(plain(item.batch.images)) == [(1, 0), (0, 1), (2, 1), (3, 2), (1, 2)]
+    assert item.batch.pixels.numpy()[:, 0, 0, 0].tolist() == [128, 20, 128, 40]
+    (item,) = read(tmp_path, some, image_schema(separator=",", no_image=True))
+    assert links_of(plain(item.batch.images)) == [(1, 0), (3, 2), (1, 2)]
+    assert plain(item.batch.images.has_picture) == [True, False, True]
+
+
+def test_an_unreadable_picture_is_counted_and_takes_the_no_image_vector(tmp_path):
+    records = BadRecords(str(tmp_path / "bad.jsonl"), 1.0)
+    some = [("bad1", 0, "a", 0, 1), ("", 0, "b", 0, 2), ("1", 0, "c", 0, 1), ("bad1", 0, "c", 0, 1)]
+    (item,) = read(tmp_path, some, image_schema(no_image=True), records)
+    images = plain(item.batch.images)
+    assert images.has_picture == [False, False, True]
+    assert links_of(images) == [(1, 2)]
+    assert item.batch.sample_image.numpy().tolist() == [0, 1, 1, 2, 0]
+    assert records.counts == {"groups": 4, "bad_groups": 0, "pictures": 2, "bad_pictures": 1}
+
+
+def test_bad_records_name_file_row_and_value(tmp_path):
+    output = tmp_path / "bad.jsonl"
+    some = [("1", 0, "a", 0, 2), ("1,bad1", 0, "b", 0, 2), ("bad2,bad1", 1, "b", 1, 2), (",", 0, "a", 2, 1)]
+    path = write(tmp_path / "a", some)
+    lines = path.read_bytes().split(b"\n")
+    lines[1:1] = [lines[0].replace(b"0\x02a\x021", b"3\x02a\x021"), lines[0].replace(b";0\x010;", b";0\x011;")]
+    path.write_bytes(b"\n".join(lines))
+    list(input_of(path, image_schema(separator=","), BadRecords(str(output), 1.0)).batches())
+    records = [json.loads(text) for text in output.read_text().splitlines()]
+    assert {record["file"] for record in records} == {str(path)}
+    assert [(r["kind"], r["row"], r["where"], r["problem"]) for r in records] == [
+        ("group", 2, "column 2 (features)",
+         "cat: sample 1: '3', but '0' in sample 0 of the group; it must be the same for all"),
+        ("group", 3, "column 1 (kind)", "sample 1: '1', but '0' in sample 0 of the group; it must be the same for all"),
+        ("picture", 4, "bad1", "cannot be read"),
+        ("picture", 5, "bad2", "cannot be read"),
+        ("picture", 5, "bad1", "cannot be read"),  # in another category than before
+        ("picture", 6, "", "cannot be read"),
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize("wanted", SETTINGS[-2:], ids=["blank", "no image"])
+def test_a_batch_of_bad_groups_has_no_image(tmp_path, wanted):
+    path = write(tmp_path / "a", [("1,2", 0, "a", 0, 1)] * 3)
+    path.write_bytes(b"?\n?\n" + path.read_bytes())
+    reader = input_of(path, image_schema(**wanted), batch_size=2)
+    batch = next(iter(reader.batches())).batch
+    assert batch.num_samples == batch.num_images == batch.pixels.shape[0] == 0
+    assert {len(tensor) for tensor in tf.nest.flatten(batch.images)} == {0}
+
+
+def test_for_prediction_no_label_is_read(tmp_path):
+    path = write(tmp_path / "a", [("1", 0, "a", 0, 2)])
+    path.write_bytes(path.read_bytes().replace(b"0\x010;", b"0\x01?;"))
+    reader = input_of(path, image_schema(), BadRecords(None, 0.0), labels=())
+    (item,) = reader.batches()
+    assert item.batch.images.labels == reader.spec().images.labels == {}
+    assert plain(item.batch.images.features) == {"category": [0], "item": [item_hash("a")]}
+
+
+# Steps, and pictures that a bank knows.
+
+
+def test_batches_are_numbered_by_the_steps_that_train_them(tmp_path):
+    """A batch of bad groups is no step, so that a training that goes on behind it counts as if it had not stopped."""
+    path = write(tmp_path / "a", [("1", 0, "a", 0, 1)] * 6)
+    lines = path.read_bytes().split(b"\n")
+    path.write_bytes(b"\n".join([*lines[:2], b"?", b"?", *lines[2:]]))
+    reader = input_of(path, image_schema(), batch_size=2, prefetch_size=1)
+    asked = []
+    batches = list(reader.batches(first_step=10, bank_of=lambda step: asked.append(step)))
+    assert [(item.batch.num_samples, item.step) for item in batches] == [(2, 10), (0, 11), (2, 11), (2, 12)]
+    assert asked == [10, 11, 11, 12]
+    rest = list(reader.batches(num_skipped=2, first_step=11))
+    assert [(item.batch.num_samples, item.step) for item in rest] == [(2, 11), (2, 12)]
+
+
+@pytest.mark.parametrize(("training", "drop_remainder"), [(False, True), (True, False), (True, True)])
+def test_batches_of_some_epochs_are_counted(tmp_path, training, drop_remainder):
+    path = write(tmp_path / "a", [("1", 0, "a", 0, 1)] * 10)
+    one = image_schema(uses_image=False)
+    reader = input_of(path, one, training=training, batch_size=4, drop_remainder=drop_remainder)
+    for num_epochs in (1, 2, 3):
+        assert reader.count_batches(num_epochs) == len(list(reader.batches(num_epochs)))
+
+
+@pytest.mark.parametrize("wanted", SETTINGS[3:5] + SETTINGS[-1:], ids=name_of)
+def test_a_frozen_bank_changes_nothing_but_what_is_encoded(tmp_path, loaded, wanted):
+    """Each picture is loaded once in three epochs; what is known of the others is what was found then."""
+    one, some = image_schema(**wanted), random_groups(60, wanted["separator"])
+    path = write(tmp_path / "a", some)
+    reader = input_of(path, one, training=True)
+    without = [item.batch for item in reader.batches(3)]
+    loaded.clear()
+    bank = PictureBank(2)
+    row_keys, keys = {}, set()
+    for item, full, groups in zip(reader.batches(3, bank_of=lambda step: bank), without, chunks(some * 3), strict=True):
+        images, expected = item.batch.images, full.images
+        for name in ("category", "link_picture", "link_image", "has_picture", "features", "labels"):
+            tf.nest.map_structure(np.testing.assert_array_equal, getattr(images, name), getattr(expected, name))
+        np.testing.assert_array_equal(item.batch.sample_image, full.sample_image)
+        encoded = images.encoded.numpy()
+        np.testing.assert_array_equal(item.batch.pixels, full.pixels.numpy()[encoded])
+        pictures = reference_images(groups, one)["pictures"]
+        assert [pictures[i] for i in encoded] == [picture for picture in pictures if picture not in keys]
+        keys |= set(pictures)
+        for picture, row in zip(pictures, images.bank_row.numpy(), strict=True):
+            assert row_keys.setdefault(row, picture) == picture
+    assert len(loaded) == len(keys) == len(row_keys)
+
+
+def test_a_picture_that_can_be_read_again_is_good_again(tmp_path, monkeypatch):
+    """As where a storage fails for a moment: what counts is the last time that it was read."""
+    path = write(tmp_path / "a", [("1", 0, "a", 0, 1), ("2", 0, "a", 0, 1)])
+    reader = input_of(path, image_schema(no_image=True), batch_size=2, training=True, prefetch_size=0)
+    is_down = iter([True, False, True])
+
+    def load(loader, paths):
+        pixels = tf.zeros([len(paths), 4, 5, 3], tf.uint8)
+        return Pictures(pixels, dict.fromkeys(range(len(paths)), "is gone") if paths and next(is_down) else {})
+
+    monkeypatch.setattr(PictureLoader, "load", load)
+    bank = PictureBank(2, encode_ratio=1e-9, max_staleness_steps=2)
+    batches = [item.batch for item in reader.batches(9, bank_of=lambda step: bank)]
+    found = [(batch.pixels.shape[0], plain(batch.images.has_picture)) for batch in batches]
+    bad, good = [False, False], [True, True]
+    assert found == [(2, bad), (0, bad), (0, bad), (2, good), (0, good), (0, good), (2, bad), (0, bad), (0, bad)]

@@ -20,7 +20,7 @@ import tensorflow as tf
 from numpy.typing import NDArray
 
 from easyrec_mm.data.bad_records import BadRecord, BadRecords
-from easyrec_mm.data.batch import Batch, Images
+from easyrec_mm.data.batch import Batch, Images, one_picture_each
 from easyrec_mm.data.group_rtp import GroupRtpParser, split
 from easyrec_mm.data.gzip_files import first_truncated
 from easyrec_mm.data.pictures import PictureLoader, Pictures
@@ -351,8 +351,10 @@ class Input:
     def _images(
         self, rows: dict[str, tf.Tensor], encoded: NDArray[np.int32], plan: Plan | None, is_bad: NDArray[np.bool_]
     ) -> Images:
+        if not self._schema.uses_image:
+            return one_picture_each(0)
         link_picture, link_image = rows["link_picture"], rows["link_image"]
-        num_images = int(rows["num_images"]) if self._schema.uses_image else 0
+        num_images = int(rows["num_images"])
         has_picture = np.ones(num_images, bool)
         if self._schema.has_no_image_vector or self._schema.image_separator:
             # A bad picture is left out where the item has another, or may be without.

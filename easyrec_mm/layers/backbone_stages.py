@@ -13,11 +13,12 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
+from typing import Any
 
 import keras
 
 # What the names of the layers of one convolution block begin with, in keras-hub and keras.applications.
-_BLOCK_NAME = re.compile(r"^(.*?(?:block_?\d+[a-z]?|expanded_conv(?:_\d+)?))_|^(.*downsampling_block_\d+)$")
+_BLOCK_NAME = re.compile(r"(.*?(?:block_?\d+[a-z]?|expanded_conv(?:_\d+)?))_")
 # Side of the pictures by which a backbone that takes any size is divided.
 _PROBE_SIZE = 256
 
@@ -119,77 +120,74 @@ def _token_stages(model: keras.Model, blocks: list[keras.layers.Layer]) -> list[
 def _map_stages(model: keras.Model) -> list[Stage]:
     """The stem, and then the blocks of one resolution together; what stands behind the last block belongs to it."""
     operations = [op for op in model.operations if not isinstance(op, keras.layers.InputLayer)]
-    levels = _levels(model, operations)
-    ends = _block_ends(model, operations, levels)
-    starts = [0, *[end + 1 for end in ends]]
-    block_levels = [_level_of_block(operations, levels, start, stop) for start, stop in pairwise(starts)]
+    # The last operation may have more outputs than the one that the model takes.
+    outputs = [*[op.output for op in operations[:-1]], model.output]
     stages: list[list[int]] = []
-    for i, end in enumerate(ends):
-        if i < 2 or block_levels[i] != block_levels[i - 1]:
+    before: int | None = None
+    for i, (end, level) in enumerate(_blocks(operations, _cuts(model, operations, outputs), _levels(model, outputs))):
+        if i < 2 or level != before:
             stages.append([])
         stages[-1].append(end)
+        before = level
     limits = pairwise([0, *[block_ends[-1] + 1 for block_ends in stages]])
     made = []
     for number, ((start, stop), block_ends) in enumerate(zip(limits, stages, strict=True)):
         inside = [op for op in operations[start:stop] if isinstance(op, keras.layers.Layer)]
         layers = tuple(layer for op in inside for layer in (op, *_layers_within(op)))
         name = "stem" if number == 0 else f"stage {number}"
-        made.append(Stage(name, layers, tuple(operations[end].output for end in block_ends)))
+        made.append(Stage(name, layers, tuple(outputs[end] for end in block_ends)))
     return made
 
 
-def _block_name(operation: keras.Operation) -> str | None:
-    """What the names of the layers of its block begin with; None outside of blocks."""
-    match = _BLOCK_NAME.match(operation.name)
-    return (match.group(1) or match.group(2)) if match else None
-
-
-def _block_ends(model: keras.Model, operations: list[keras.Operation], levels: list[int | None]) -> list[int]:
-    """Where blocks end: before the next one begins by its name, or without such names before each halving."""
-    is_cut = _cuts(model, operations)
+def _blocks(
+    operations: list[keras.Operation], is_cut: list[bool], levels: list[int | None]
+) -> list[tuple[int, int | None]]:
+    """Where each convolution block ends, and how often the picture is halved there; the stem first."""
     last = len(operations) - 1
-    names = [_block_name(op) for op in operations]
-    ends: list[int] = []
-    if not any(names):
-        return [*(i for i in range(last) if is_cut[i] and _is_halved(levels[i], levels[i + 1])), last]
-    before: str | None = None
-    for i, name in enumerate(names):
-        if name is not None and name != before:
-            ends += [j for j in range(ends[-1] + 1 if ends else 0, i) if is_cut[j]][-1:]
-            before = name
-    return [*ends, last]
+    matches = [_BLOCK_NAME.match(operation.name) for operation in operations]
+    if not any(matches):
+        ends = [i for i in range(last) if is_cut[i] and _is_halved(levels[i], levels[i + 1])]
+        return [(end, levels[end]) for end in [*ends, last]]
+    blocks: list[tuple[int, int | None]] = []
+    name, level, start = "", None, 0
+    for i, match in enumerate(matches):
+        if match is None:
+            continue
+        if match[1] != name:
+            cuts = [j for j in range(start, i) if is_cut[j]]
+            # What halves the picture between two blocks belongs to the second one.
+            ends = [j for j in cuts if levels[j] == level] if name else cuts
+            if cuts:
+                blocks.append(((ends or cuts)[-1], level))
+                start = blocks[-1][0] + 1
+            name = match[1]
+        level = levels[i]
+    return [*blocks, (last, level)]
 
 
 def _is_halved(level: int | None, following: int | None) -> bool:
     return level is not None and following is not None and following > level
 
 
-def _level_of_block(operations: list[keras.Operation], levels: list[int | None], start: int, stop: int) -> int | None:
-    """The level of the last operation that has a block's name: a transition to the next level may stand behind it."""
-    named = [i for i in range(start, stop) if _block_name(operations[i])]
-    return levels[named[-1] if named else stop - 1]
-
-
-def _levels(model: keras.Model, operations: list[keras.Operation]) -> list[int | None]:
+def _levels(model: keras.Model, outputs: list[Any]) -> list[int | None]:
     """How often each output is halved; None for what is no feature map."""
     shape = model.inputs[0].shape
     size = shape[1] or _PROBE_SIZE
-    probe = keras.Model(model.inputs[0], [op.output for op in operations])
-    outputs = probe.compute_output_spec(keras.KerasTensor((1, size, shape[2] or _PROBE_SIZE, shape[3])))
-    return [
-        round(math.log2(size / spec.shape[1])) if len(spec.shape) == 4 and spec.shape[1] else None for spec in outputs
-    ]
+    probe = keras.Model(model.inputs[0], outputs)
+    specs = probe.compute_output_spec(keras.KerasTensor((1, size, shape[2] or _PROBE_SIZE, shape[3])))
+    is_map = [isinstance(x, keras.KerasTensor) and len(x.shape) == 4 and bool(x.shape[1]) for x in specs]
+    return [round(math.log2(size / x.shape[1])) if ok else None for x, ok in zip(specs, is_map, strict=True)]
 
 
-def _cuts(model: keras.Model, operations: list[keras.Operation]) -> list[bool]:
-    """For each operation whether all that follows depends on its output alone."""
+def _cuts(model: keras.Model, operations: list[keras.Operation], outputs: list[Any]) -> list[bool]:
+    """For each operation whether its output is one tensor, and all that follows depends on that alone."""
     last_use = {
         id(tensor._keras_history.operation): i
         for i, operation in enumerate(operations)
         for tensor in keras.tree.flatten(operation.input)
     }
     cuts, reach = [], last_use[id(model.inputs[0]._keras_history.operation)]
-    for i, operation in enumerate(operations):
-        cuts.append(reach <= i)
+    for i, (operation, output) in enumerate(zip(operations, outputs, strict=True)):
+        cuts.append(reach <= i and isinstance(output, keras.KerasTensor))
         reach = max(reach, last_use.get(id(operation), i))
     return cuts

@@ -198,7 +198,8 @@ def _finished(
 ) -> Backbone:
     output = built.output
     if isinstance(output, dict):
-        output = output.get("sequence_output", next(iter(output.values())))
+        # Feature maps of several stages come in their order.
+        output = output.get("sequence_output", [*output.values()][-1])
     if feature_layer:
         layers = {operation.name: operation for operation in built.operations}
         if feature_layer not in layers:

@@ -286,15 +286,15 @@ class ImageTower(keras.layers.Layer):
         ends = [end for stage in self.stages for end in stage.block_ends[-1:]]
         attended: list[Any] = []
         if options.num_categories:
-            if not ends:
-                raise BackboneError("category_feature", "this backbone has no feature maps for its attention")
             last = options.attention_places == "EACH_STAGE"
-            attended = [
-                end for stage in self.stages[1:] for end in (stage.block_ends[-1:] if last else stage.block_ends)
-            ]
+            # Not behind the stem, unless there is nothing else.
+            behind = self.stages[1:] or self.stages
+            attended = [end for stage in behind for end in (stage.block_ends[-1:] if last else stage.block_ends)]
+            if not attended:
+                raise BackboneError("category_feature", "this backbone has no feature maps for its attention")
         if not ends or not (attended or options.rematerialize):
             return [self.backbone], [None]
-        cuts = [end for stage in self.stages for end in stage.block_ends if end in ends or _is_among(end, attended)]
+        cuts = [end for stage in self.stages for end in stage.block_ends if _is_among(end, [*ends, *attended])]
         starts = [backbone.model.input, *cuts]
         segments = [keras.Model(start, end) for start, end in pairwise(starts)]
         size = (1, *shape)
@@ -327,10 +327,19 @@ class ImageTower(keras.layers.Layer):
             block.call = self._recomputing(block.call)
 
     def _recomputing(self, call: Callable[..., tf.Tensor]) -> Callable[..., tf.Tensor]:
-        def run(x: tf.Tensor, *args: Any, **kwargs: Any) -> tf.Tensor:
+        def run(*args: Any, **kwargs: Any) -> Any:
             if not self._is_recomputing:
-                return call(x, *args, **kwargs)
-            return recompute(lambda x: call(x, *args, **kwargs), x)
+                return call(*args, **kwargs)
+            parts = tf.nest.flatten((args, kwargs))
+            tensors = [part for part in parts if tf.is_tensor(part)]
+
+            def again(*tensors: tf.Tensor) -> Any:
+                rest = iter(tensors)
+                filled = [next(rest) if tf.is_tensor(part) else part for part in parts]
+                args_again, kwargs_again = tf.nest.pack_sequence_as((args, kwargs), filled)
+                return call(*args_again, **kwargs_again)
+
+            return recompute(again, *tensors)
 
         return run
 
