@@ -164,7 +164,7 @@ class MultimodalModel:
         Args:
           batch: its pixels are those of the pictures that are to be encoded.
           training: whether the backbone, if it is trained, works as in training.
-          bank: has the vectors of the other pictures, and takes those that are made.
+          bank: has what was made of the other pictures, and takes what is made; see `bank_width`.
         """
         if self.image is None or self.item is None:
             return None
@@ -235,11 +235,11 @@ class MultimodalModel:
         """Whether `freeze` was told that last."""
         return self._frozen == trainable
 
-    def bank_width(self) -> int:
-        """Numbers a picture that a bank keeps: of the last part that is frozen, or of the image vector."""
-        if self.image is not None and self.is_frozen("HEAD"):
-            return self.image.num_features
-        return self.image_width
+    def bank_width(self, trainable: str) -> int:
+        """Numbers a picture that a bank keeps where that much is trained: the image vector, or what comes out of a frozen
+        backbone if the head behind it is trained.
+        """
+        return self.image.num_features if self.image is not None and trainable == "HEAD" else self.image_width
 
     def trained_variables(self) -> dict[str, keras.Variable]:
         """Those of named_variables() that are trained, given what is frozen."""

@@ -132,9 +132,7 @@ class Trainer:
     ) -> str | None:
         """Steps until the end; the path of the last checkpoint."""
         config = self._train_config
-        batches = self._input.batches(
-            num_epochs, int(self._batches_read), int(self._step), lambda step: self._phase(step).bank
-        )
+        batches = self._batches(num_epochs)
         pending: list[dict[str, tf.Tensor]] = []
         first_step = saved_step = int(self._step)
         saved_at = time.monotonic()
@@ -182,6 +180,11 @@ class Trainer:
             self._bad_records.check_all()
             self._evaluate(saved, log, progress)
         return saved
+
+    def _batches(self, num_epochs: int) -> Iterator[InputBatch]:
+        """The batches from where the training stands."""
+        first = int(self._step)
+        return self._input.batches(num_epochs, int(self._batches_read), first, lambda step: self._phase(step).bank)
 
     def _start(self) -> None:
         """Go on from the last checkpoint, or start from fine_tune_checkpoint, or from the initial weights."""
@@ -249,7 +252,7 @@ class Trainer:
         if self._schema.uses_image and settings.encode_ratio < 1:
             # One for all phases: a checkpoint has room for one.
             kept = PictureBank(
-                self._model.image_width,
+                self._model.bank_width("ALL"),
                 settings.encode_ratio,
                 settings.max_staleness_steps,
                 self._config.data_config.seed,
@@ -260,7 +263,7 @@ class Trainer:
             bank = kept
             if kind in ("HEAD", "NONE"):
                 has_bank = self._schema.uses_image and not (kind == "HEAD" and settings.HasField("augmentation"))
-                bank = PictureBank(self._model.bank_width()) if has_bank else None
+                bank = PictureBank(self._model.bank_width(kind)) if has_bank else None
             step = tf.function(
                 partial(self._train_batch, len(phases)), input_signature=[self._input.spec()], autograph=False
             )

@@ -1,149 +1,343 @@
 """Training with what img_model and the optimizers can be told: what is trained, what is encoded, what is kept."""
 
-import json
+import shutil
 
-import keras
 import numpy as np
 import pytest
-import tensorflow as tf
-from PIL import Image as Pillow
+from training_helpers import (
+    NUM_KINDS,
+    NUM_PICTURES,
+    Training,
+    assert_same_values,
+    make_training_data,
+    optimizer,
+    spy_on_loading,
+    use_backbone_of_three_stages,
+)
 
-from easyrec_mm.config import load_pipeline
-from easyrec_mm.layers import backbones
-from easyrec_mm.trainer import Trainer
-
-NUM_GROUPS, NUM_PICTURES, NUM_KINDS, BATCH_SIZE = 12, 5, 3, 4
-STEPS_PER_EPOCH = NUM_GROUPS // BATCH_SIZE
-
-_TEXT = r"""
-train_input_path: "%(data)s/train.txt"
-model_dir: "%(model_dir)s"
-data_config {
-  input_type: GroupRTPInput
-  batch_size: 4
-  image_root: "%(data)s"
-  num_parallel_calls: 1
-  separator: "\002"
-  rtp_separator: "|"
-  selected_cols: "0,1,2,3,4"
-  label_fields: ["click", "kind"]
-  input_fields { input_name: "click" input_type: INT32 }
-  input_fields { input_name: "kind" input_type: INT32 }
-  input_fields { input_name: "user" input_type: STRING }
-  input_fields { input_name: "item" input_type: STRING }
-  input_fields { input_name: "cat" input_type: INT32 }
-  input_fields { input_name: "price" input_type: FLOAT }
-  input_fields { input_name: "path" input_type: STRING }
-  input_fields { input_name: "size" input_type: INT32 }
-}
-feature_config {
-  features { input_names: "user" feature_type: IdFeature hash_bucket_size: 12 embedding_dim: 3 }
-  features { input_names: "item" feature_type: IdFeature hash_bucket_size: 12 embedding_dim: 3 per_group: true }
-  features { input_names: "cat" feature_type: IdFeature num_buckets: 2 embedding_dim: 3 per_group: true }
-  features { input_names: "price" feature_type: RawFeature }
-  features { input_names: "path" feature_type: ImgFeature img_shape { width: 12 height: 12 } }
-  features { input_names: "size" feature_type: SampleNumFeature }
-}
-model_config {
-  model_class: "E2E_MM_DBMTL"
-  feature_groups { group_name: "img" feature_names: "path" }
-  feature_groups { group_name: "all" feature_names: ["user", "item", "price"] }
-  e2e_mm_dbmtl {
-    img_model { num_classes: 4 %(img_model)s }
-    %(head)s
-    task_towers { tower_name: "click" label_name: "click" dnn { hidden_units: [4] use_bn: false } }
-    l2_regularization: 0
-  }
-}
-train_config {
-  %(optimizers)s
-  precision: %(precision)s
-  log_step_count_steps: 1
-  %(train)s
-}
-"""
-SGD = "optimizer_config { sgd_optimizer { learning_rate { constant_learning_rate { learning_rate: %g } } } %s }"
-ADAM = "optimizer_config { adam_optimizer { learning_rate { constant_learning_rate { learning_rate: %g } } } %s }"
-HEAD = "highway_dnn { input: 'img' emb_size: 4 }"
-
-
-def path_of(i):
-    return f"{i % NUM_PICTURES}.png"
+from easyrec_mm.errors import ConfigError
+from easyrec_mm.layers.batch_norm import FusedBatchNorm
 
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory):
-    """Groups of one to three samples that share five pictures, of two categories."""
-    folder = tmp_path_factory.mktemp("data")
-    rng = np.random.default_rng(0)
-    for i in range(NUM_PICTURES):
-        Pillow.fromarray(rng.integers(0, 256, (12, 12, 3), np.uint8)).save(folder / f"{i}.png")
-    lines = []
-    for i in range(NUM_GROUPS):
-        size, picture = 1 + i % 3, i % NUM_PICTURES
-        samples = [f"u{rng.integers(9)}\x02i{i % 7}\x02{picture % 2}\x02{rng.normal():.3f}" for _ in range(size)]
-        clicks = [str(rng.integers(2)) for _ in range(size)]
-        lines.append("|".join(["\x01".join(clicks), "\x01".join([str(picture % NUM_KINDS)] * size), "\x01".join(samples), path_of(i), str(size)]))
-    (folder / "train.txt").write_text("\n".join(lines) + "\n")
-    return folder
-
-
-def backbone(shape, batch_norm=True):
-    inputs = x = keras.Input((None, None, shape[2]))
-    for i, filters in enumerate((3, 4, 4)):
-        x = keras.layers.Conv2D(filters, 3, strides=2, padding="same", use_bias=not batch_norm, name=f"conv{i}")(x)
-        if batch_norm:
-            x = keras.layers.BatchNormalization(name=f"bn{i}")(x)
-        x = keras.layers.ReLU(name=f"relu{i}")(x)
-    return keras.Model(inputs, x)
+    return make_training_data(tmp_path_factory.mktemp("data"))
 
 
 @pytest.fixture(autouse=True)
 def _small(monkeypatch):
-    use_backbone(monkeypatch)
+    use_backbone_of_three_stages(monkeypatch)
 
 
-def use_backbone(monkeypatch, **options):
-    entry = backbones.Entry(lambda shape: backbone(shape, **options), backbones.MINUS_ONE_TO_ONE)
-    monkeypatch.setitem(backbones.BACKBONES, "ResNet-18", entry)
+# What is trained.
+
+EVERYTHING = 'category_feature: "cat" pooling: GEM image_separator: ";" image_pooling: ATTENTION no_image_vector: true '
+AVERAGES = ("moving_mean", "moving_variance")
 
 
-class Training:
-    """A training in its own folder; settings are texts of the config."""
-
-    def __init__(self, data, folder, img_model="", head=HEAD, optimizers=ADAM % (0.01, ""), precision="FLOAT32",
-                 train="num_epochs: 1", change=lambda text: text):  # fmt: skip
-        self.folder = folder
-        folder.mkdir(exist_ok=True)
-        values = {"data": data, "model_dir": folder / "m", "img_model": img_model, "head": head}
-        text = _TEXT % {**values, "optimizers": optimizers, "precision": precision, "train": train}
-        (folder / "test.config").write_text(change(text))
-        self.trainer = Trainer(load_pipeline(str(folder / "test.config")))
-        self.names = self.trainer._model.named_variables()
-
-    def run(self):
-        self.result = self.trainer.train()
-        return self
-
-    @property
-    def values(self):
-        return {name: v.numpy() for name, v in self.names.items()}
-
-    @property
-    def log(self):
-        return [json.loads(line) for line in (self.folder / "m/metrics.jsonl").read_text().splitlines()]
+def of_stage(name, *numbers):
+    return name.startswith(tuple(f"image/backbone/{layer}{i}/" for layer in ("conv", "bn") for i in numbers))
 
 
-import time
+def is_behind_the_backbone(name):
+    return name.startswith(("image/projection/", "image/highway_dnn/"))
 
 
-@pytest.mark.parametrize("i", range(3))
-def test_time(data, tmp_path, i):
-    t0 = time.time()
-    t = Training(data, tmp_path)
-    t1 = time.time()
-    print([s.name for s in t.trainer._model.image.stages])
-    print(list(t.names))
-    t.run()
-    print("TIMES", t1 - t0, time.time() - t1)
-    print(t.log[0])
+TRAINED = {
+    "ALL": lambda name: True,
+    "LAST_N_STAGES last_n_stages: 1": lambda name: not of_stage(name, 0, 1),
+    "HEAD": lambda name: not name.startswith("image/") or is_behind_the_backbone(name) or "image/item/" in name,
+    "NONE": lambda name: not name.startswith("image/") or "image/item/" in name,
+}
+
+
+@pytest.mark.parametrize("trainable", TRAINED)
+def test_what_is_trained(data, tmp_path, trainable):
+    """Exactly these variables change, and the averages of batch norm with them."""
+    training = Training(data, tmp_path, EVERYTHING + f"trainable: {trainable}", file="several.txt").run()
+    names = training.history[0].keys()
+    assert {"image/item/attention_hidden/kernel", "image/item/no_image", "image/gem_power", "image/category/channel",
+            "image/attention_1/channel_hidden/kernel", "image/backbone/bn2/moving_mean"} <= names  # fmt: skip
+    # Adding a number to all scores changes no weight: only rounding errors move it.
+    expected = {name for name in names if TRAINED[trainable](name)} - {"image/item/attention_score/bias"}
+    assert training.changed() - {"image/item/attention_score/bias"} == expected
+    assert any(name.endswith(AVERAGES) for name in expected)
+
+
+@pytest.mark.parametrize(("trainable", "frozen"), [("HEAD", "^image/backbone/"), ("NONE", "^image/")])
+def test_a_frozen_tower_encodes_each_picture_once(data, tmp_path, monkeypatch, trainable, frozen):
+    """And trains as one whose gradients are left out and whose batch norm has its averages, encoded in each step."""
+    loaded = spy_on_loading(monkeypatch)
+    settings = {"train": "num_epochs: 3", "optimizers": optimizer("momentum", 0.05)}
+    once = Training(data, tmp_path / "once", f"trainable: {trainable}", **settings).run()
+    assert sum(once.encoded) == len(loaded) == len(set(loaded)) == NUM_PICTURES
+    call = FusedBatchNorm.call
+    monkeypatch.setattr(FusedBatchNorm, "call", lambda self, x, training=None, mask=None: call(self, x, False))
+    settings["train"] += f' freeze_gradient: "{frozen}"'
+    always = Training(data, tmp_path / "always", **settings).run()
+    assert sum(always.encoded) > 4 * NUM_PICTURES
+    assert_same_values(once.values(), always.values(), tolerance=1e-5)
+    assert "rec/tower_click/dnn/dense_0/kernel" in always.changed()
+
+
+def going_on(whole, step, *args, **settings):
+    """A training that goes on from that checkpoint of another, as if that had been stopped there; to its end."""
+    data, folder, *rest = args
+    model_dir = folder / "m"
+    model_dir.mkdir(parents=True)
+    for path in whole.model_dir.glob(f"model.ckpt-{step}.*"):
+        shutil.copy(path, model_dir)
+    name = f"model.ckpt-{step}"
+    (model_dir / "checkpoint").write_text(f'model_checkpoint_path: "{name}"\nall_model_checkpoint_paths: "{name}"\n')
+    return Training(data, folder, *rest, **settings).run()
+
+
+EACH_STEP = "num_epochs: 2 save_checkpoints_steps: 1 keep_checkpoint_max: 9"
+
+
+def test_unfreezing(data, tmp_path):
+    """The tower is as it was until that step, and trained from it on; going on from before, at and behind it."""
+    img_model = "trainable: NONE unfreeze_at_step: 2"
+    whole = Training(data, tmp_path / "whole", img_model, EACH_STEP).run()
+    of_tower = {name for name in whole.history[0] if name.startswith("image/")}
+    assert not whole.changed(0, 2) & of_tower
+    assert whole.changed(2, 3) >= of_tower
+    seen = [line["pictures"] for line in whole.log]
+    assert sum(whole.encoded[:2]) <= NUM_PICTURES
+    assert whole.encoded[2:] == np.diff(seen).tolist()[1:]
+    for step in (1, 2):
+        resumed = going_on(whole, step, data, tmp_path / str(step), img_model, EACH_STEP)
+        assert_same_values(resumed.checkpoint(6), whole.checkpoint(6))
+
+
+@pytest.mark.parametrize(("img_model", "step"), [
+    ("encode_ratio: 0.3 max_staleness_steps: 3", 2),
+    ("trainable: LAST_N_STAGES last_n_stages: 1 unfreeze_at_step: 4 encode_ratio: 0.4", 3),
+])  # fmt: skip
+def test_a_bank_goes_on(data, tmp_path, monkeypatch, img_model, step):
+    """To the last bit, with what it holds and what it draws. Pictures that are not encoded are not read."""
+    loaded = spy_on_loading(monkeypatch)
+    whole = Training(data, tmp_path / "whole", img_model, EACH_STEP).run()
+    assert len(loaded) == sum(whole.encoded) < 6 * 3
+    resumed = going_on(whole, step, data, tmp_path / "resumed", img_model, EACH_STEP)
+    assert resumed.encoded == whole.encoded[step:]
+    found, expected = resumed.checkpoint(6), whole.checkpoint(6)
+    assert expected["picture_bank/vectors"].shape == (NUM_PICTURES, 4)
+    assert_same_values(found, expected)
+
+
+def test_a_bank_whose_vectors_are_always_too_old_is_none(data, tmp_path):
+    """Each picture stands once in an epoch of three steps."""
+    changes = {"batch_size: 4": "batch_size: 4 shuffle: false"}
+    found = [
+        Training(data, tmp_path / name, img_model, "num_epochs: 2", file="own.txt", changes=changes).run()
+        for name, img_model in (("bank", "encode_ratio: 0.1 max_staleness_steps: 1"), ("none", ""))
+    ]
+    assert found[0].encoded == found[1].encoded
+    assert_same_values(found[0].values(), found[1].values())
+
+
+def test_unfreezing_must_be_reached(data, tmp_path):
+    """24 groups of two epochs are 5 batches of 5."""
+    changes = {"batch_size: 4": "batch_size: 5"}
+    with pytest.raises(
+        ConfigError, match=r"img_model.unfreeze_at_step: 5 is past the last step \(5: 2 epochs\); lower"
+    ):
+        Training(data, tmp_path, "trainable: HEAD unfreeze_at_step: 5", "num_epochs: 2", changes=changes)
+    Training(data, tmp_path, "trainable: HEAD unfreeze_at_step: 4", "num_epochs: 2", changes=changes)
+
+
+# Learning rates.
+
+
+@pytest.fixture(scope="module")
+def plain_step(data, tmp_path_factory):
+    """What one step of gradient descent at rate 1 adds to each variable."""
+    with pytest.MonkeyPatch.context() as patch:
+        use_backbone_of_three_stages(patch)
+        return added(data, tmp_path_factory.mktemp("plain"), optimizer("sgd", 1.0))
+
+
+def added(data, folder, optimizers, img_model=""):
+    img_model = f'category_feature: "cat" {img_model}'
+    first, last = Training(data, folder, img_model, "num_steps: 1", optimizers=optimizers).run().history
+    return {name: last[name] - first[name] for name in last if not name.endswith(AVERAGES)}
+
+
+def assert_scaled(found, plain, factor):
+    for name, value in plain.items():
+        assert np.abs(value).max() > 1e-6, name
+        np.testing.assert_allclose(found[name], factor(name) * value, rtol=1e-3, atol=3e-7, err_msg=name)
+
+
+def test_optimizers_for_variables_by_name(data, tmp_path, plain_step):
+    """The first that names a variable has it; the embeddings' factor is that of their own optimizer."""
+    optimizers = " ".join([
+        optimizer("sgd", 1.0, "embedding_learning_rate_multiplier: 3"),
+        optimizer("sgd", 0.25, 'variables: "image/backbone/conv1/" variables: "^rec/tower"'),
+        optimizer("sgd", 2.0, 'variables: "conv1|embedding/user" embedding_learning_rate_multiplier: 0.5'),
+        optimizer("sgd", 0.5, 'variables: "conv"'),
+    ])  # fmt: skip
+
+    def factor(name):
+        if name.startswith(("image/backbone/conv1/", "rec/tower")):
+            return 0.25
+        if name == "embedding/user":
+            return 1.0
+        if "conv" in name:
+            return 0.5
+        return 3.0 if name.startswith(("embedding/", "image/category/")) else 1.0
+
+    assert_scaled(added(data, tmp_path, optimizers), plain_step, factor)
+
+
+def test_learning_rates_of_the_image_tower(data, tmp_path, plain_step):
+    """A factor for all of it, another one more for each stage of the backbone, and that of embeddings."""
+    optimizers = optimizer("sgd", 1.0, "embedding_learning_rate_multiplier: 3")
+    found = added(data, tmp_path, optimizers, "learning_rate_multiplier: 0.5 layer_decay: 0.25")
+
+    def factor(name):
+        stage = next((i for i in range(3) if of_stage(name, i)), 3)
+        table = 3.0 if name.startswith(("embedding/", "image/category/")) else 1.0
+        return table * (0.5 * 0.25 ** (3 - stage) if name.startswith("image/") else 1.0)
+
+    assert_scaled(found, plain_step, factor)
+
+
+@pytest.mark.parametrize(("img_model", "optimizers", "message"), [
+    ("", optimizer() + optimizer("sgd", 0.1, 'variables: "conv9"'),
+     r"optimizer_config\[1\].variables: nothing is left for conv9; names are such as .*image/backbone/conv0/kernel"),
+    ("", optimizer() + optimizer("sgd", 0.1, 'variables: "conv1"') + optimizer("sgd", 0.1, 'variables: "conv1/kernel"'),
+     r"optimizer_config\[2\].variables: nothing is left for conv1/kernel"),
+    ("trainable: NONE", optimizer() + optimizer("sgd", 0.1, 'variables: "image/backbone"'),
+     r"optimizer_config\[1\].variables: nothing is left for image/backbone"),
+    ("", optimizer("sgd", 0.1, 'variables: "image/"'),
+     "none is for variable embedding/user; add one without `variables`"),
+])  # fmt: skip
+def test_optimizers_that_do_not_fit_the_variables(data, tmp_path, img_model, optimizers, message):
+    with pytest.raises(ConfigError, match=message):
+        Training(data, tmp_path, img_model, optimizers=optimizers)
+
+
+# Warm starts.
+
+
+def test_a_warm_start_without_the_embeddings_of_ids(data, tmp_path):
+    changes = {
+        'features { input_names: "price"': """
+            features {
+              feature_name: "cross" input_names: ["user", "item"] feature_type: ComboFeature hash_bucket_size: 5
+              embedding_dim: 2
+            }
+            features { feature_name: "tags" input_names: "user" feature_type: TagFeature hash_bucket_size: 5
+                       embedding_dim: 2 embedding_name: "words" separator: "," }
+            features { feature_name: "bucket" input_names: "price" feature_type: RawFeature boundaries: [0]
+                       embedding_dim: 2 }
+            features { input_names: "price" """,
+        '"item", "price"]': '"item", "price", "cross", "tags", "bucket"]',
+    }
+    img_model = 'no_image_vector: true image_losses { label_name: "kind" num_class: 3 softmax {} }'
+    first = Training(data, tmp_path / "first", img_model, changes=changes)
+    rng = np.random.default_rng(0)
+    for v in first.model.weights().values():
+        v.assign(rng.normal(size=v.shape))
+    first.trainer._save([])
+    train = f'num_epochs: 1 fine_tune_checkpoint: "{first.model_dir}" warm_start: ALL_BUT_ID_EMBEDDINGS'
+    second = Training(data, tmp_path / "second", img_model, train, changes=changes)
+    initial, source = second.values(), first.values()
+    second.trainer._start()
+    left_out = {"embedding/user", "embedding/item", "embedding/cross", "embedding/words"}
+    assert left_out | {"embedding/bucket", "image/item/no_image", "image_loss_0/kernel"} <= initial.keys()
+    assert_same_values(second.values(), {n: (initial if n in left_out else source)[n] for n in source})
+
+
+# Losses on image vectors.
+
+IMAGE_LOSSES = """
+  image_losses { weight: 0.5 label_name: "kind" num_class: 3 softmax {} }
+  image_losses { label_name: "kind" num_class: 3 arcface { rarity_power: 0.5 } }
+  image_losses { label_name: "kind" num_class: 3 cosface {} }
+  image_losses { label_name: "kind" num_class: 3 multi_similarity {} }
+  image_losses { contrastive { item_feature: "item" } }
+"""
+
+
+@pytest.mark.parametrize("trainable", ["ALL", "HEAD"])
+def test_losses_on_image_vectors(data, tmp_path, trainable):
+    training = Training(data, tmp_path, f"trainable: {trainable} {IMAGE_LOSSES}", "num_epochs: 2").run()
+    for line in training.log:
+        parts = {name: value for name, value in line.items() if name.startswith("loss_")}
+        assert parts.keys() == {"loss_click", *(f"loss_image_loss_{i}" for i in range(5))}
+        assert line["loss"] == pytest.approx(sum(parts.values()), rel=1e-5)
+        assert all(np.isfinite(value) and value >= 0 for value in parts.values())
+    assert all(any(line[f"loss_image_loss_{i}"] > 0.01 for line in training.log) for i in range(5))
+    names = {name for name in training.values() if name.startswith("image_loss_")}
+    assert names == {
+        *(f"image_loss_0/{name}" for name in ("kernel", "bias")),
+        *(f"image_loss_1/{name}" for name in ("kernel", "class_counts")), "image_loss_2/kernel",
+        "image_loss_4/projection/kernel",
+    }  # fmt: skip
+    assert training.changed() >= names | {"embedding/item", "image/projection/kernel"}
+    assert ("image/backbone/conv0/kernel" in training.changed()) == (trainable == "ALL")
+    # Each image of each batch is counted once.
+    counts = training.values()["image_loss_1/class_counts"]
+    assert counts.sum() == sum(len(batch) for batch in images_of_batches(data, training))
+    expected = [sum(i % NUM_KINDS == kind for batch in images_of_batches(data, training) for i in batch)
+                for kind in range(NUM_KINDS)]  # fmt: skip
+    assert counts.tolist() == expected
+
+
+def images_of_batches(data, training):
+    """Of each batch the numbers of its pictures."""
+    reader = training.trainer._input
+    return [{int(path.decode().split(".")[0]) for path in item.picture_path.numpy()} for item in reader.batches(2)]
+
+
+# No picture.
+
+
+def test_modality_dropout_trains_the_vector_that_stands_for_no_picture(data, tmp_path):
+    """Though every group has a picture; without dropout nothing would."""
+    for share, is_trained in ((0.0, False), (0.5, True)):
+        img_model = f"no_image_vector: true modality_dropout: {share}"
+        training = Training(data, tmp_path / str(share), img_model, optimizers=optimizer("sgd", 0.1)).run()
+        assert ("image/item/no_image" in training.changed()) == is_trained
+        assert training.trainer._bad_records.counts["bad_pictures"] == 0
+
+
+@pytest.mark.parametrize("img_model", ["", "encode_ratio: 0.5", "trainable: HEAD"])
+def test_batches_without_a_picture(data, tmp_path, img_model):
+    """Batch norm behind the backbone sees nothing, and keeps its averages."""
+    training = Training(
+        data, tmp_path, f"no_image_vector: true {img_model}", "num_epochs: 2", "img_dnn { hidden_units: [3] }",
+        file="none.txt", changes={"batch_size: 4": "batch_size: 4 shuffle: false"},
+    ).run()  # fmt: skip
+    assert training.encoded[0] == training.encoded[3] == 0
+    assert {name for name in training.changed(0, 1) if name.startswith("image/")} == {"image/item/no_image"}
+    assert "image/img_dnn/bn_0/moving_mean" in training.changed(1, 3)
+    assert all(np.isfinite(value).all() for value in training.values().values())
+
+
+# Together.
+
+AVERAGED = "use_moving_average: true moving_average_decay: 0.7"
+
+ALL_AT_ONCE = f"""
+  {EVERYTHING} encode_ratio: 0.5 max_staleness_steps: 4 image_micro_batch: 2 rematerialize: true
+  modality_dropout: 0.3 layer_decay: 0.8 learning_rate_multiplier: 0.5 resize: PAD
+  trainable: LAST_N_STAGES last_n_stages: 2 unfreeze_at_step: 3
+  augmentation {{ random_resized_crop_min_area: 0.5 horizontal_flip: true brightness: 0.2 random_erasing: 0.5 }}
+  image_losses {{ label_name: "kind" num_class: 3 arcface {{ rarity_power: 1 }} }}
+  image_losses {{ contrastive {{ item_feature: "item" }} }}
+"""
+
+
+def test_all_at_once_goes_on_as_if_it_had_not_stopped(data, tmp_path):
+    settings = {
+        "head": "img_dnn { hidden_units: [5, 3] dropout_ratio: [0.3, 0] }", "file": "several.txt",
+        "optimizers": optimizer(more=AVERAGED) + optimizer("momentum", 0.02, f'variables: "image/backbone" {AVERAGED}'),
+    }  # fmt: skip
+    whole = Training(data, tmp_path / "whole", ALL_AT_ONCE, EACH_STEP, **settings).run()
+    assert all(np.isfinite(value).all() for value in whole.values().values())
+    resumed = going_on(whole, 2, data, tmp_path / "resumed", ALL_AT_ONCE, EACH_STEP, **settings)
+    assert_same_values(resumed.checkpoint(6), whole.checkpoint(6))

@@ -386,7 +386,7 @@ def memory(call):
     x = inputs = keras.Input((64, 64, 4))
     parts = []
     for i in range(NUM_LAYERS):
-        x = keras.layers.Conv2D(4, 3, padding="same", activation="tanh", name=f"conv_{i}")(x)
+        x = keras.layers.Conv2D(4, 1, activation="relu", name=f"conv_{i}")(x)
         if i % 4 == 3:
             parts.append(keras.Model(inputs, x))
             inputs = x

@@ -129,9 +129,10 @@ def named_backbone(name: str, shape: Shape, dtype: str, feature_layer: str = "")
       BackboneError: if there is no such layer.
     """
     entry = BACKBONES[name]
-    built = entry.build(shape)
-    # The layers of keras-hub's transformers cannot be copied one by one.
-    model = with_fused_batch_norm(built, dtype) if len(built.output.shape) == 4 else _in_dtype(built, dtype)
+    with _default_dtype(dtype):
+        built = entry.build(shape)
+    # Transformers have no batch norm, and the layers of keras-hub's cannot be copied one by one.
+    model = with_fused_batch_norm(built, dtype) if len(built.output.shape) == 4 else built
     return _finished(model, entry.normalisation, shape, feature_layer, name)
 
 
@@ -184,7 +185,7 @@ def _architecture(model: keras.Model) -> str:
 
 @contextmanager
 def _default_dtype(dtype: str) -> Iterator[None]:
-    """For layers that keras-hub does not tell which dtype they compute in."""
+    """What layers compute in that are not told it, as some parts of models are not."""
     before = keras.config.dtype_policy()
     keras.config.set_dtype_policy(dtype)
     try:

@@ -44,7 +44,7 @@ def recompute(function: Callable[..., Any], *inputs: tf.Tensor) -> Any:
         def gradient(*upstream: tf.Tensor, variables: Sequence[tf.Variable] = ()) -> Any:
             again, state, upstream = _delayed(inputs, before, upstream)
             gradients, _ = pure.gradients(again, state, upstream, variables)
-            return _for_custom_gradient(gradients, inputs)
+            return _for_custom_gradient(_ended(gradients, len(inputs)), inputs)
 
         return outputs, gradient
 
@@ -258,10 +258,24 @@ def _delayed(inputs: Tensors, state: Tensors, upstream: Tensors) -> tuple[list[t
 
     Else the second run would start at once, beside the first one, or be taken for it.
     """
-    # A control dependency on a function's call is lost when the call is replaced by what the function does.
     upstream = [None if g is None else tf.identity(tf.convert_to_tensor(g)) for g in upstream]
     with tf.control_dependencies([g for g in upstream if g is not None]):
         return [tf.identity(x) for x in inputs], [tf.identity(x) for x in state], upstream
+
+
+def _ended(gradients: list[Any], num_inputs: int) -> list[Any]:
+    """The same, but those of inputs not before those of variables are there.
+
+    Else what leads to the inputs could start its second run while this one's tensors still wait for their use.
+    """
+    of_inputs, of_variables = gradients[:num_inputs], [_identity(g) for g in gradients[num_inputs:]]
+    with tf.control_dependencies([g for g in of_variables if g is not None]):
+        return [*(_identity(g) for g in of_inputs), *of_variables]
+
+
+def _identity(gradient: Any) -> Any:
+    """A gradient to wait for: a control dependency on a function's call is lost as TensorFlow puts its body there."""
+    return None if gradient is None else tf.identity(gradient)
 
 
 def _is_watched(variable: tf.Variable) -> bool:

@@ -38,7 +38,7 @@ def main() -> None:
             batch_size = options.samples // per_image
             text = workload.config_text(data, str(folder / "model"), batch_size, options.image_size)
             trainer = Trainer(workload.pipeline(folder, text))
-            runs[kind] = (trainer, trainer._input.batches(num_epochs=0))
+            runs[kind] = (trainer, trainer._batches(num_epochs=0))
 
         rates: dict[str, list[float]] = {kind: [] for kind in runs}
         for turn in range(options.turns + 1):

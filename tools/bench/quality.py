@@ -10,7 +10,6 @@ image-free ceiling to the oracle is printed.
 from __future__ import annotations
 
 import csv
-import subprocess
 import sys
 import tempfile
 from pathlib import Path
@@ -21,14 +20,12 @@ import workload
 
 from easyrec_mm.metrics import AUC
 
-ROOT = Path(__file__).resolve().parents[2]
-
 
 def main() -> None:
     """Run and report."""
     flags = workload.parser(__doc__)
     flags.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
-    flags.add_argument("--config", default=str(ROOT / "configs/demo.config"))
+    flags.add_argument("--config", default=str(workload.ROOT / "configs/demo.config"))
     flags.add_argument("--set", action="append", default=[], help="further settings for the training")
     options = flags.parse_args()
     figures: dict[str, object] = {}
@@ -44,7 +41,9 @@ def main() -> None:
 def measure(folder: Path, seed: int, config: str, settings: list[str]) -> dict[str, float]:
     """AUCs of one seed."""
     data, output = folder / "data", folder / "predictions.parquet"
-    run(sys.executable, str(ROOT / "samples/make_demo_data.py"), "--output", str(data), "--seed", str(seed))
+    workload.run(
+        sys.executable, str(workload.ROOT / "samples/make_demo_data.py"), "--output", str(data), "--seed", str(seed)
+    )
     changed = {
         "train_input_path": f"{data}/train/*",
         "eval_input_path": f"{data}/eval/*",
@@ -53,9 +52,9 @@ def measure(folder: Path, seed: int, config: str, settings: list[str]) -> dict[s
     }
     flags = [f"--set={name}={value}" for name, value in changed.items()] + [f"--set={value}" for value in settings]
     command = [sys.executable, "-m", "easyrec_mm.cli"]
-    run(*command, "train", "--pipeline_config", config, *flags)
+    workload.run(*command, "train", "--pipeline_config", config, *flags)
     predict = ["predict", "--predict_input_path", f"{data}/test/*", "--output", str(output)]
-    run(*command, *predict, "--pipeline_config", config, *flags)
+    workload.run(*command, *predict, "--pipeline_config", config, *flags)
     with (data / "truth_test.csv").open(encoding="utf-8") as file:
         truth = list(csv.DictReader(file))
     click = np.array([float(row["click"]) for row in truth])
@@ -71,12 +70,6 @@ def measure(folder: Path, seed: int, config: str, settings: list[str]) -> dict[s
         aucs[name] = metric.result()
     way = aucs["oracle"] - aucs["image_free_ceiling"]
     return {**aucs, "share": (aucs["model"] - aucs["image_free_ceiling"]) / way}
-
-
-def run(*command: str) -> None:
-    """Run a command and show it."""
-    print("$", " ".join(command), flush=True)
-    subprocess.run(command, check=True, cwd=ROOT, stdout=subprocess.DEVNULL)
 
 
 if __name__ == "__main__":

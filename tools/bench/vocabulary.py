@@ -109,7 +109,7 @@ def training(folder: Path, name: str, rows: int) -> tuple[Trainer, Iterator[Inpu
     text = workload.config_text(data, str(folder / f"m{rows}"), GROUPS, 0, optimizer)
     text = text.replace("hash_bucket_size: 100000", f'num_buckets: {rows} embedding_name: "shared"')
     trainer = Trainer(workload.pipeline(folder, text))
-    return trainer, trainer._input.batches(num_epochs=0)
+    return trainer, trainer._batches(num_epochs=0)
 
 
 if __name__ == "__main__":

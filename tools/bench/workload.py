@@ -6,6 +6,8 @@ import argparse
 import json
 import platform
 import statistics
+import subprocess
+import sys
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -14,6 +16,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+ROOT = Path(__file__).resolve().parents[2]
 NUM_ID_FEATURES = 12
 NUM_RAW_FEATURES = 6
 EMBEDDING_DIM = 16
@@ -79,8 +82,9 @@ def config_text(
     hash_bucket_size: int = 100_000,
     precision: str = "AUTO",
     num_steps: int = 0,
+    img_model: str = "",
 ) -> str:
-    """Pipeline config of the workload; image_size 0 means a model without pictures."""
+    """Pipeline config of the workload; image_size 0 means a model without pictures; img_model: text of its settings."""
     ids = [f"id_{i}" for i in range(NUM_ID_FEATURES)]
     raws = [f"raw_{i}" for i in range(NUM_RAW_FEATURES)]
     fields = [("click", "INT32"), ("play_time", "FLOAT")]
@@ -117,6 +121,7 @@ model_config {{
   feature_groups {{ group_name: "all" {names} }}
   embedding_regularization: 1e-5
   e2e_mm_dbmtl {{
+    {f"img_model {{ {img_model} }}" if img_model else ""}
     {image_head}
     bottom_dnn {{ hidden_units: [1024, 512] dropout_ratio: [0.3, 0.3] use_bn: false }}
     task_towers {{ tower_name: "click" label_name: "click" {tower} }}
@@ -136,6 +141,18 @@ def pipeline(folder: Path, text: str) -> Any:
     path = folder / "bench.config"
     path.write_text(text, encoding="utf-8")
     return load_pipeline(str(path))
+
+
+def run(*command: object) -> None:
+    """Run a command in the project's folder, and show it."""
+    texts = [str(part) for part in command]
+    print("$", " ".join(texts), flush=True)
+    subprocess.run(texts, check=True, cwd=ROOT, stdout=subprocess.DEVNULL)
+
+
+def make_demo_data(folder: Path, seed: int) -> None:
+    """Write the demo's data."""
+    run(sys.executable, ROOT / "samples/make_demo_data.py", "--output", folder, "--seed", seed)
 
 
 def seconds(run: Callable[[], object], repeats: int) -> list[float]:
