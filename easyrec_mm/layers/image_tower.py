@@ -147,18 +147,11 @@ class ImageTower(keras.layers.Layer):
         def encode(pixels: tf.Tensor, *embeddings: tf.Tensor) -> tf.Tensor:
             return self._encode(pixels, embeddings, is_trained)
 
-        def encode_all() -> tf.Tensor:
-            if training and self._options.micro_batch:
-                return in_micro_batches(encode, self._options.micro_batch, pixels, *embeddings)
-            return encode(pixels, *embeddings)
-
         self._is_recomputing = is_trained and self._options.rematerialize
         try:
-            if not may_be_empty:
-                return encode_all()
-            # Kernels of convolutions and batch norm refuse a batch of nothing.
-            nothing = tf.zeros([0, self.num_features], self.compute_dtype)
-            return tf.cond(tf.shape(pixels)[0] > 0, encode_all, lambda: nothing)
+            if training and self._options.micro_batch:
+                return in_micro_batches(encode, self._options.micro_batch, pixels, *embeddings)
+            return self._or_nothing(encode, pixels, *embeddings) if may_be_empty else encode(pixels, *embeddings)
         finally:
             self._is_recomputing = False
 
@@ -227,6 +220,20 @@ class ImageTower(keras.layers.Layer):
         if self._categories is None:
             return {}
         return {"channel": self._categories.channel, "spatial": self._categories.spatial}
+
+    def _or_nothing(self, encode: Callable[..., tf.Tensor], *inputs: tf.Tensor) -> tf.Tensor:
+        """`encode(*inputs)` of `[P, ...]`, where P may be 0."""
+        # Kernels of convolutions and batch norm refuse a batch of nothing: they get one of zeros, of which nothing
+        # stays. Not by a tf.cond around them, in which `recompute` has no gradient.
+        num_pictures = tf.shape(inputs[0])[0]
+        is_empty = tf.equal(num_pictures, 0)
+        averages = [v for v in self.backbone.variables if v.name in ("moving_mean", "moving_variance")]
+        before = [tf.convert_to_tensor(v.value) for v in averages]
+        some = [tf.cond(is_empty, lambda x=x: tf.zeros([1, *x.shape[1:]], x.dtype), lambda x=x: x) for x in inputs]
+        features = encode(*some)
+        for variable, value in zip(averages, before, strict=True):
+            variable.assign(tf.where(is_empty, value, variable))
+        return features[:num_pictures]
 
     def _encode(self, pixels: tf.Tensor, embeddings: tuple[tf.Tensor, ...], training: bool) -> tf.Tensor:
         # Repeated along a row of pixels: a product with one number a channel alone takes five times as long.
