@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from collections import Counter
 from dataclasses import dataclass
@@ -18,6 +19,7 @@ from easyrec_mm.data.group_rtp import label_value, split_bytes
 from easyrec_mm.data.input import Input
 from easyrec_mm.data.pictures import PictureLoader
 from easyrec_mm.errors import UserError
+from easyrec_mm.model import FLOAT32, image_tower
 from easyrec_mm.schema import Feature, Schema
 
 NUM_EXAMPLES = 3
@@ -62,6 +64,7 @@ def check(pipeline: Pipeline, num_groups: int) -> str:
             *_feature_lines(schema, sample),
             "\npictures",
             *picture_lines,
+            *_tower_lines(pipeline),
             "\nbad records" if sample.bad else "\nbad records: none",
             *[f"  {record}" for record in sample.bad[:NUM_SHOWN]],
             *([f"  and {len(sample.bad) - NUM_SHOWN} more"] if len(sample.bad) > NUM_SHOWN else []),
@@ -82,13 +85,20 @@ def _read_sample(inputs: Input, schema: Schema, num_groups: int) -> _Sample:
             continue
         columns = split_bytes(line, layout.column_separator)
         sample.group_sizes.append(int(columns[layout.size_column]))
-        sample.pictures.setdefault(columns[layout.image_column], (file, row))
+        for picture in _pictures(columns[layout.image_column], schema):
+            sample.pictures.setdefault(picture, (file, row))
         for label, column in zip(schema.labels, layout.label_columns, strict=True):
             sample.values[label] += map(_text, split_bytes(columns[column], layout.sample_separator))
         for one in split_bytes(columns[layout.features_column], layout.sample_separator):
             for name, value in zip(layout.sample_fields, split_bytes(one, layout.value_separator), strict=True):
                 sample.values[name].append(_text(value))
     return sample
+
+
+def _pictures(image: bytes, schema: Schema) -> list[bytes]:
+    """The paths that an image field names."""
+    paths = split_bytes(image, schema.image_separator) if schema.image_separator else [image]
+    return [path for path in paths if path] or ([] if schema.has_no_image_vector else [b""])
 
 
 def _text(value: bytes) -> str:
@@ -179,6 +189,19 @@ def _check_pictures(sample: _Sample, pipeline: Pipeline) -> list[str]:
         f"{len(problems)} of them bad",
         f"  formats: {_counts(formats)}",
         f"  sizes: {_counts(sizes)}; the network sees {image.width} x {image.height} x {image.channels}",
+    ]
+
+
+def _tower_lines(pipeline: Pipeline) -> list[str]:
+    """The image tower: built, because only then its layers, stages and weights are known."""
+    if not pipeline.schema.uses_image:
+        return []
+    tower = image_tower(pipeline.config, pipeline.schema, FLOAT32)
+    num_weights = sum(math.prod(variable.shape) for variable in tower.backbone.variables)
+    return [
+        f"\nimage tower: backbone of {num_weights:,} weights in {len(tower.stages)} stages "
+        f"({', '.join(stage.name for stage in tower.stages)})",
+        f"  output: {tower.backbone.layers[-1].name}, {tower.backbone.output.shape[-1]} features",
     ]
 
 

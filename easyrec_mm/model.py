@@ -138,10 +138,7 @@ class MultimodalModel:
         keras.utils.set_random_seed(self._seed)
         self.schema = schema
         self._img_model = network.img_model
-        try:
-            self.image = _image_tower(config, schema, dtype) if schema.uses_image else None
-        except BackboneError as error:
-            raise ConfigError(f"{PLACE}.{error.setting}: {error}") from error
+        self.image = image_tower(config, schema, dtype) if schema.uses_image else None
         self.rec = RecModel(network, schema, dtype)
         self.item: ItemImage | None = None
         self._embedding_regularization = config.model_config.embedding_regularization
@@ -219,25 +216,19 @@ class MultimodalModel:
         """Train of the image tower what img_model.trainable calls ALL, HEAD, NONE or LAST_N_STAGES, from now on.
 
         Functions that were traced before go on as they were.
-
-        Raises:
-          ConfigError: if the backbone has fewer stages.
         """
         self._frozen = trainable
         if self.image is not None:
             stages = {"ALL": None, "LAST_N_STAGES": self._img_model.last_n_stages}.get(trainable, 0)
-            try:
-                self.image.train_last_stages(stages)
-            except BackboneError as error:
-                raise ConfigError(f"{PLACE}.{error.setting}: {error}") from error
+            self.image.train_last_stages(stages)
 
     def is_frozen(self, trainable: str) -> bool:
         """Whether `freeze` was told that last."""
         return self._frozen == trainable
 
     def bank_width(self, trainable: str) -> int:
-        """Numbers a picture that a bank keeps where that much is trained: the image vector, or what comes out of a frozen
-        backbone if the head behind it is trained.
+        """Numbers a picture that a bank keeps where that much is trained: the image vector, or what comes out of a
+        frozen backbone if the head behind it is trained.
         """
         return self.image.num_features if self.image is not None and trainable == "HEAD" else self.image_width
 
@@ -437,6 +428,20 @@ def build_dnn(parent: E2E_MM_DBMTL | BayesTaskTower, field: str, name: str, l2: 
     config = getattr(parent, field)
     activation = activation_name(config.activation)
     return DNN(config.hidden_units, config.dropout_ratio, activation, config.use_bn, l2, name, dtype)
+
+
+def image_tower(config: EasyRecConfig, schema: Schema, dtype: str) -> ImageTower:
+    """The image tower of a config.
+
+    Raises:
+      ConfigError: if the backbone cannot be had or lacks what the config asks of it.
+    """
+    try:
+        tower = _image_tower(config, schema, dtype)
+        tower.require_stages(config.model_config.e2e_mm_dbmtl.img_model.last_n_stages)
+    except BackboneError as error:
+        raise ConfigError(f"{PLACE}.{error.setting}: {error}") from error
+    return tower
 
 
 def _image_tower(config: EasyRecConfig, schema: Schema, dtype: str) -> ImageTower:

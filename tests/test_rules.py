@@ -90,7 +90,7 @@ MAY_IMPORT = {
     ),
     "search": ("errors", "store"),
     "server": ("errors", "serving", "store", "embed", "tensorflow_import"),
-    "check": ("errors", "schema", "data", "config"),
+    "check": ("errors", "schema", "data", "config", "model"),
     "commands": ("errors", "tensorflow_import"),
     "cli": ("commands", "errors"),
     "__main__": ("cli",),

@@ -24,8 +24,8 @@ class CategoryAttention(keras.layers.Layer):
 
     F' = M_c * F, M_c = sigmoid(MLP[AvgP(F), A_c] + MLP[MaxP(F), A_c]), pooled over the picture, one MLP for both;
     F'' = M_s * F', M_s = sigmoid(Conv[MaxP(F'), AvgP(F'), A_s]), pooled over the channels. A_c and A_s are the two
-    embeddings of the category, A_s projected to a map `[h, w]` (CSCNN, section 4). Both maps start near 0.95, so that what
-    a backbone has learnt before passes.
+    embeddings of the category, A_s projected to a map `[h, w]` (CSCNN, section 4). Both maps start near 0.95, so that
+    what a backbone has learnt before passes.
 
     Args:
       channels: C.

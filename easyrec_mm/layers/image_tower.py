@@ -151,7 +151,13 @@ class ImageTower(keras.layers.Layer):
         try:
             if training and self._options.micro_batch:
                 return in_micro_batches(encode, self._options.micro_batch, pixels, *embeddings)
-            return self._or_nothing(encode, pixels, *embeddings) if may_be_empty else encode(pixels, *embeddings)
+            if not may_be_empty:
+                return encode(pixels, *embeddings)
+            # Kernels of convolutions and batch norm refuse a batch of nothing.
+            if is_trained:
+                return self._or_of_zeros(encode, pixels, *embeddings)
+            nothing = tf.zeros([0, self.num_features], self.compute_dtype)
+            return tf.cond(tf.shape(pixels)[0] > 0, lambda: encode(pixels, *embeddings), lambda: nothing)
         finally:
             self._is_recomputing = False
 
@@ -170,6 +176,16 @@ class ImageTower(keras.layers.Layer):
         nothing = tf.zeros([0, self.width])
         return tf.cond(tf.shape(features)[0] > 0, all_vectors, lambda: nothing)
 
+    def require_stages(self, number: int) -> None:
+        """Check that the backbone has so many stages.
+
+        Raises:
+          BackboneError: if it has not.
+        """
+        if number > len(self.stages):
+            names = ", ".join(stage.name for stage in self.stages)
+            raise BackboneError("last_n_stages", f"{number}, but the backbone has {len(self.stages)}: {names}")
+
     def train_last_stages(self, number: int | None) -> None:
         """Train the last stages of the backbone alone; None for all. What is traced later goes by it.
 
@@ -177,9 +193,7 @@ class ImageTower(keras.layers.Layer):
           BackboneError: if there are not so many.
         """
         number = len(self.stages) if number is None else number
-        if number > len(self.stages):
-            names = ", ".join(stage.name for stage in self.stages)
-            raise BackboneError("last_n_stages", f"{number}, but the backbone has {len(self.stages)}: {names}")
+        self.require_stages(number)
         self.num_trained_stages = number
         for i, stage in enumerate(self.stages):
             for layer in stage.layers:
@@ -221,10 +235,9 @@ class ImageTower(keras.layers.Layer):
             return {}
         return {"channel": self._categories.channel, "spatial": self._categories.spatial}
 
-    def _or_nothing(self, encode: Callable[..., tf.Tensor], *inputs: tf.Tensor) -> tf.Tensor:
-        """`encode(*inputs)` of `[P, ...]`, where P may be 0."""
-        # Kernels of convolutions and batch norm refuse a batch of nothing: they get one of zeros, of which nothing
-        # stays. Not by a tf.cond around them, in which `recompute` has no gradient.
+    def _or_of_zeros(self, encode: Callable[..., tf.Tensor], *inputs: tf.Tensor) -> tf.Tensor:
+        """`encode(*inputs)` of `[P, ...]` in training; if P is 0, of one picture of zeros, of which nothing stays."""
+        # In a tf.cond `recompute` would have no gradient.
         num_pictures = tf.shape(inputs[0])[0]
         is_empty = tf.equal(num_pictures, 0)
         averages = [v for v in self.backbone.variables if v.name in ("moving_mean", "moving_variance")]
