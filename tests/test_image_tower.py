@@ -54,10 +54,10 @@ def conv_backbone(batch_norm=True, dropout=0.0, channels=3):
 
 
 def vit_backbone(dropout=0.0):
-    """Three blocks on a class token and 16 others."""
+    """Two blocks on a class token and 16 others."""
     keras.utils.set_random_seed(3)
     model = keras_hub.models.ViTBackbone(
-        SHAPE, patch_size=4, num_layers=3, num_heads=2, hidden_dim=8, mlp_dim=16, dropout_rate=dropout
+        SHAPE, patch_size=4, num_layers=2, num_heads=2, hidden_dim=8, mlp_dim=16, dropout_rate=dropout
     )
     return as_backbone(keras.Model(model.inputs[0], model.output), num_special=1)
 
@@ -250,6 +250,12 @@ def step(tower, pictures=PICTURES, may_be_empty=False):
     return loss.numpy(), gradients, after
 
 
+def assert_same_gradient(actual, expected, rtol=1e-5):
+    """Relative to the largest number of the variable's."""
+    expected = tf.convert_to_tensor(expected).numpy()
+    np.testing.assert_allclose(tf.convert_to_tensor(actual), expected, rtol=rtol, atol=rtol * np.abs(expected).max())
+
+
 def assert_same_step(tower, other, rtol=2e-5):
     """The two towers have the same variables, in the same order."""
     assert [v.shape for v in tower.variables] == [v.shape for v in other.variables]
@@ -258,12 +264,9 @@ def assert_same_step(tower, other, rtol=2e-5):
     (loss, gradients, after), (expected_loss, expected_gradients, expected_after) = step(tower), step(other)
     np.testing.assert_allclose(loss, expected_loss, rtol=rtol)
     for actual, expected in zip(gradients, expected_gradients, strict=True):
-        assert type(actual) is type(expected)
+        assert (actual is None) == (expected is None)
         if expected is not None:
-            expected = tf.convert_to_tensor(expected).numpy()
-            np.testing.assert_allclose(
-                tf.convert_to_tensor(actual), expected, rtol=rtol, atol=rtol * np.abs(expected).max()
-            )
+            assert_same_gradient(actual, expected, rtol)
     for actual, expected in zip(after, expected_after, strict=True):
         np.testing.assert_allclose(actual, expected, rtol=rtol, atol=rtol)
 
@@ -286,13 +289,11 @@ def recomputed(monkeypatch):
     ("build", "options", "number"),
     [
         (functools.partial(conv_backbone, dropout=0.3), {}, 3),
-        (conv_backbone, CATEGORIES, 3),
         (conv_backbone, {**CATEGORIES, "attention_places": "EACH_BLOCK"}, 4),
-        (functools.partial(vit_backbone, dropout=0.3), {}, 3),
-        (vit_backbone, {"pooling": "CLS_TOKEN", "lora_rank": 2}, 3),
+        (functools.partial(vit_backbone, dropout=0.3), {"pooling": "CLS_TOKEN", "lora_rank": 2}, 2),
         (dinov3_backbone, {}, 2),
     ],
-    ids=["conv", "attention", "attention of blocks", "vit", "lora", "dinov3"],
+    ids=["conv", "attention", "vit", "dinov3"],
 )
 def test_rematerialized_step_is_the_plain_one(recomputed, build, options, number):
     """Loss, gradients, averages of batch norm, states of dropout; each stage or block computed again."""
@@ -308,15 +309,16 @@ def test_rematerialized_step_is_the_plain_one(recomputed, build, options, number
     assert not recomputed
 
 
-@pytest.mark.parametrize("size", [1, 4, P, 10])
 @pytest.mark.parametrize(
-    ("build", "options"),
+    ("build", "options", "size"),
     [
-        (functools.partial(conv_backbone, batch_norm=False), {}),
-        (functools.partial(conv_backbone, batch_norm=False), {**CATEGORIES, "pooling": "GEM"}),
-        (vit_backbone, {}),
+        *(
+            (functools.partial(conv_backbone, batch_norm=False), {**CATEGORIES, "pooling": "GEM"}, size)
+            for size in (1, 4, 10)
+        ),
+        (vit_backbone, {}, 4),
     ],
-    ids=["conv", "attention", "vit"],
+    ids=["conv-1", "conv-4", "conv-10", "vit-4"],
 )
 def test_step_in_micro_batches_is_the_plain_one(build, options, size):
     assert_same_step(make_tower(build(), micro_batch=size, **options), make_tower(build(), **options))
@@ -344,15 +346,17 @@ def test_gradients_of_category_tables_are_rows(options):
 
 
 @pytest.mark.parametrize(
-    "options",
-    [{}, CATEGORIES, {"micro_batch": 4}, {"rematerialize": True}, {"rematerialize": True, "micro_batch": 4}],
-    ids=str,
+    ("build", "options"),
+    [
+        (conv_backbone, {}),
+        (conv_backbone, {**CATEGORIES, "micro_batch": 4}),
+        (conv_backbone, {"rematerialize": True}),
+        (conv_backbone, {"rematerialize": True, "micro_batch": 4}),
+        (functools.partial(vit_backbone, dropout=0.3), {"rematerialize": True}),
+    ],
 )
-@pytest.mark.parametrize("build", [conv_backbone, functools.partial(vit_backbone, dropout=0.3)], ids=["conv", "vit"])
 def test_a_batch_without_pictures(build, options):
     """No vectors, no gradients, no change of averages; with pictures all is as ever."""
-    if build is not conv_backbone and "num_categories" in options:
-        return
     tower = make_tower(build(), DNN([5, D], dropout=[0.2, 0.0]), **options)
     no_pictures = np.zeros([0, *SHAPE], np.float32)
     assert tower(no_pictures, CATEGORY[:0], may_be_empty=True).shape == (0, D)
@@ -364,17 +368,12 @@ def test_a_batch_without_pictures(build, options):
     for v, value, then in zip(tower.variables, before, after, strict=True):
         if "seed" not in v.path:
             np.testing.assert_array_equal(then, value, err_msg=v.path)
-    if options.get("micro_batch") and not options.get("rematerialize"):
-        # Slices take their own moments and random numbers: there is no plain step to compare with.
-        return
     loss, gradients, after = step(tower, may_be_empty=True)
     expected_loss, expected_gradients, expected_after = step(tower)
     np.testing.assert_allclose(loss, expected_loss, rtol=1e-6)
     for gradient, expected in zip(gradients, expected_gradients, strict=True):
-        expected = tf.convert_to_tensor(expected).numpy()
-        np.testing.assert_allclose(
-            tf.convert_to_tensor(gradient), expected, rtol=1e-5, atol=1e-5 * np.abs(expected).max()
-        )
+        if expected is not None:
+            assert_same_gradient(gradient, expected)
     for value, expected in zip(after, expected_after, strict=True):
         np.testing.assert_allclose(value, expected, rtol=1e-6, atol=1e-6)
 
@@ -435,13 +434,11 @@ def test_the_last_stages_of_a_transformer_are_its_last_blocks():
     tower = make_tower(vit_backbone())
     tower.train_last_stages(1)
     one = trained(tower)
-    block = "vit_encoder/transformer_block_3/"
+    block = "vit_encoder/transformer_block_2/"
     assert {name for name in one if not name.startswith(block)} == {"vit_encoder/ln/gamma", "vit_encoder/ln/beta"}
     assert len([name for name in one if name.startswith(block)]) == 16
     tower.train_last_stages(2)
-    assert {name.split("/")[1] for name in trained(tower) - one} == {"transformer_block_2"}
-    tower.train_last_stages(3)
-    assert not any("embedding" in name for name in trained(tower))
+    assert {name.split("/")[1] for name in trained(tower) - one} == {"transformer_block_1"}
     tower.train_last_stages(None)
     assert any("embedding" in name for name in trained(tower))
     tower.train_last_stages(0)
@@ -454,7 +451,7 @@ def test_more_stages_than_there_are():
         tower.train_last_stages(4)
     assert caught.value.setting == "last_n_stages"
     assert tower.num_trained_stages == 3
-    with pytest.raises(BackboneError, match="9, but the backbone has 4: stem, block 1, block 2, block 3"):
+    with pytest.raises(BackboneError, match="9, but the backbone has 3: stem, block 1, block 2"):
         make_tower(vit_backbone()).train_last_stages(9)
 
 
@@ -480,12 +477,12 @@ def test_stages_of_variables(build, options):
     stages, names = tower.variable_stages(), tower.variable_names()
     assert stages.keys() == names.keys() == {id(v) for v in tower.backbone.variables}
     number = {"stem": 0, "block1a": 1, "block1b": 1, "block2a": 2}
-    number |= {f"transformer_block_{i}": i for i in (1, 2, 3)} | {"layers_0": 1, "layers_1": 2}
+    number |= {f"transformer_block_{i}": i for i in (1, 2)} | {"layers_0": 1, "layers_1": 2}
     last = len(tower.stages) - 1
     for key, name in names.items():
         parts = [*name.split("/"), name.split("_")[0]]
         expected = next((number[part] for part in parts if part in number), 0)
-        if parts[0].endswith("layernorm") or "/ln/" in name:
+        if parts[0].endswith("layernorm") or name.startswith(("vit_encoder/ln/", "vit_encoder/dropout/")):
             expected = last
         assert stages[key] == expected, name
 
@@ -501,7 +498,7 @@ def test_updates_start_as_nothing():
     kinds = {names[key].split("/")[-1] for key in tower.lora_variables()}
     assert kinds == {"lora_kernel_a", "lora_kernel_b"}
     # Query, key, value and output of attention, and two dense layers, of each block.
-    assert len(tower.lora_variables()) == 3 * 6 * 2
+    assert len(tower.lora_variables()) == 2 * 6 * 2
     assert all("transformer_block_" in names[key] for key in tower.lora_variables())
     assert {v.dtype for v in tower.lora_variables().values()} == {"float32"}
     assert len(set(names.values())) == len(names)
@@ -517,7 +514,7 @@ def test_kernels_together_with_their_updates():
     plain = make_tower(vit_backbone())
     plain_by_name = {name: v for v in plain.backbone.variables for name in [plain.variable_names()[id(v)]]}
     merged = tower.kernels_with_updates()
-    assert len(merged) == 3 * 6
+    assert len(merged) == 2 * 6
     for kernel, together in merged:
         layer = names[id(kernel)].removesuffix("/kernel")
         a, b = (by_name[f"{layer}/lora_kernel_{part}"].numpy().astype(np.float64) for part in "ab")

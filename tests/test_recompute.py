@@ -1,5 +1,6 @@
 """recompute and in_micro_batches against the plain call: the same values, gradients and state, in less memory."""
 
+import functools
 import os
 from collections import Counter
 
@@ -62,7 +63,8 @@ def by_plain_slices(size):
     return lambda model, x: tf.concat([plain(model, x[i : i + size]) for i in range(0, P, size)], axis=0)
 
 
-def step(call, pictures=PICTURES, **settings):
+@functools.cache
+def step(call, num_pictures=P, **settings):
     """Output, gradients (of the pictures and every weight) and state after one step, with an open P."""
     model = network(**settings)
     weights = {v.path: v.value for v in model.trainable_variables}
@@ -78,7 +80,7 @@ def step(call, pictures=PICTURES, **settings):
             )
         return output, tape.gradient(loss, {"pictures": x, **weights})
 
-    output, gradients = run(pictures.astype(np.float32))
+    output, gradients = run(PICTURES[:num_pictures].astype(np.float32))
     state = {f"{i} {v.name}": v.numpy() for i, v in enumerate(model.non_trainable_variables)}
     return {"output": output.numpy(), **{name: g.numpy() for name, g in gradients.items()}}, state
 
@@ -103,10 +105,15 @@ def assert_same_step(actual, expected, rtol=1e-6):
 # The same step
 
 
-@pytest.mark.parametrize("call", [recomputed, recomputed_by_halves])
-@pytest.mark.parametrize(
-    "settings", [{}, {"batch_norm": "keras"}, {"dtype": "mixed_bfloat16"}], ids=["fused", "keras", "bfloat16"]
-)
+STEPS = {
+    "whole": (recomputed, {}),
+    "halves": (recomputed_by_halves, {}),
+    "keras": (recomputed_by_halves, {"batch_norm": "keras"}),
+    "bfloat16": (recomputed_by_halves, {"dtype": "mixed_bfloat16"}),
+}
+
+
+@pytest.mark.parametrize(("call", "settings"), STEPS.values(), ids=STEPS)
 def test_recomputed_step_is_the_plain_one(call, settings):
     """Batch norm's averages move once, and the second run drops what the first one dropped."""
     expected = step(plain, **settings)
@@ -122,15 +129,15 @@ def test_gradients_of_micro_batches_are_those_of_the_whole(size):
 
 
 MICRO_BATCHES = {
-    "plain": in_slices(4),
-    "recomputed": in_slices(4, recomputed),
-    "halves": in_slices(4, recomputed_by_halves),
-    "inside": lambda model, x: recompute(lambda x: in_slices(4)(model, x), x),
+    "plain": (in_slices(4), "float32"),
+    "bfloat16": (in_slices(4), "mixed_bfloat16"),
+    "of parts": (in_slices(4, recomputed_by_halves), "float32"),
+    "of parts in bfloat16": (in_slices(4, recomputed_by_halves), "mixed_bfloat16"),
+    "recomputed": (lambda model, x: recompute(lambda x: in_slices(4)(model, x), x), "float32"),
 }
 
 
-@pytest.mark.parametrize("call", MICRO_BATCHES.values(), ids=MICRO_BATCHES)
-@pytest.mark.parametrize("dtype", ["float32", "mixed_bfloat16"])
+@pytest.mark.parametrize(("call", "dtype"), MICRO_BATCHES.values(), ids=MICRO_BATCHES)
 def test_micro_batches_are_slices_one_after_the_other(call, dtype):
     """With batch norm and dropout: each slice by its own statistics and random numbers, the averages in order."""
     rtol = 2e-6 if dtype == "float32" else 1e-2  # the plain slices' gradients are added in bfloat16
@@ -138,7 +145,7 @@ def test_micro_batches_are_slices_one_after_the_other(call, dtype):
 
 
 def test_micro_batches_of_nothing():
-    values, state = step(in_slices(4), PICTURES[:0])
+    values, state = step(in_slices(4), 0)
     assert values["output"].shape == (0, 6)
     assert values["pictures"].shape == (0, SIDE, SIDE, 3)
     untouched = network()
@@ -374,7 +381,28 @@ def test_the_second_run_is_one_and_only_for_what_is_watched(way, num_slices):
 
 # Memory
 
-ROWS, NUM_LAYERS = 32, 24
+ROWS, WIDTH, NUM_LAYERS, NUM_PARTS = 32, 1 << 14, 24, 6
+
+
+def layers_of(weights):
+    def function(x):
+        for weight in weights:
+            x = tf.tanh(x * weight)
+        return x
+
+    return function
+
+
+def in_turn(parts, x):
+    for part in parts:
+        x = layers_of(part)(x)
+    return x
+
+
+def recomputed_in_turn(parts, x):
+    for part in parts:
+        x = recompute(layers_of(part), x)
+    return x
 
 
 def memory(call):
@@ -382,24 +410,17 @@ def memory(call):
 
     TensorFlow's own count is exact, but leaves out tensors below 256 KiB.
     """
-    keras.utils.set_random_seed(1)
-    x = inputs = keras.Input((64, 64, 4))
-    parts = []
-    for i in range(NUM_LAYERS):
-        x = keras.layers.Conv2D(4, 1, activation="relu", name=f"conv_{i}")(x)
-        if i % 4 == 3:
-            parts.append(keras.Model(inputs, x))
-            inputs = x
-    weights = [v.value for part in parts for v in part.trainable_variables]
+    weights = [tf.Variable(random(WIDTH, seed=i)) for i in range(NUM_LAYERS)]
+    parts = [weights[i::NUM_PARTS] for i in range(NUM_PARTS)]
 
     @tf.function(autograph=False)
     def run(x):
         with tf.GradientTape(watch_accessed_variables=False) as tape:
             tape.watch(weights)
             loss = tf.reduce_mean(call(parts, x))
-        return [tf.reduce_sum(g) for g in tape.gradient(loss, weights)]
+        return tape.gradient(loss, weights)
 
-    pictures = tf.random.stateless_uniform([ROWS, 64, 64, 4], seed=(1, 2))
+    rows = tf.constant(random(ROWS, WIDTH))
     try:
         tf.config.experimental.reset_memory_stats("CPU:0")
     except ValueError:
@@ -407,26 +428,14 @@ def memory(call):
             raise
         pytest.skip("TensorFlow counts no memory on this processor")
     before = tf.config.experimental.get_memory_info("CPU:0")["current"]
-    run(pictures)
+    run(rows)
     return tf.config.experimental.get_memory_info("CPU:0")["peak"] - before
 
 
-def in_turn(parts, x):
-    for part in parts:
-        x = part(x, training=True)
-    return x
-
-
-def recomputed_in_turn(parts, x):
-    for part in parts:
-        x = recompute(lambda x, part=part: part(x, training=True), x)
-    return x
-
-
 def test_memory():
-    """Parts of 4 layers keep 6 inputs and 4 outputs instead of 24 outputs; slices keep a quarter of the rows."""
+    """6 parts of 4 layers keep 6 inputs and the outputs of 4, not of 24; slices keep those of a quarter of the rows."""
     whole = memory(in_turn)
-    assert whole > NUM_LAYERS * ROWS * 64 * 64 * 4 * 4  # the outputs of all layers, in bytes
+    assert whole > NUM_LAYERS * ROWS * WIDTH * 4  # the outputs of all layers, in bytes
     assert memory(recomputed_in_turn) < whole / 1.7
     assert memory(lambda parts, x: in_micro_batches(lambda x: in_turn(parts, x), 8, x)) < whole / 2.5
     assert memory(lambda parts, x: in_micro_batches(lambda x: recomputed_in_turn(parts, x), 8, x)) < whole / 4

@@ -15,7 +15,8 @@ from easyrec_mm.layers.dnn import dense
 
 # Of the hidden layer, where `reduction` would leave fewer.
 _FEWEST_HIDDEN_UNITS = 4
-# What the maps start from, by biases: sigmoid(3) is 0.95. From 0 on, four places would leave 1/256 of a picture.
+# What the maps start from, by biases: sigmoid(3) is 0.95. From 0 on, four places would leave 1/256 of a picture, and
+# random kernels would hide some of it.
 _FIRST_LOGIT = 3.0
 
 
@@ -24,8 +25,8 @@ class CategoryAttention(keras.layers.Layer):
 
     F' = M_c * F, M_c = sigmoid(MLP[AvgP(F), A_c] + MLP[MaxP(F), A_c]), pooled over the picture, one MLP for both;
     F'' = M_s * F', M_s = sigmoid(Conv[MaxP(F'), AvgP(F'), A_s]), pooled over the channels. A_c and A_s are the two
-    embeddings of the category, A_s projected to a map `[h, w]` (CSCNN, section 4). Both maps start near 0.95, so that
-    what a backbone has learnt before passes.
+    embeddings of the category, A_s projected to a map `[h, w]` (CSCNN, section 4). Both maps start as 0.95 all
+    over, so that what a backbone has learnt before passes.
 
     Args:
       channels: C.
@@ -51,13 +52,15 @@ class CategoryAttention(keras.layers.Layer):
         self._hidden_units = max(channels // reduction, _FEWEST_HIDDEN_UNITS)
         self._channel_hidden = dense(self._hidden_units, "channel_hidden", 0.0, "relu", dtype)
         self._channel_output = dense(channels, "channel_output", 0.0, dtype=dtype)
-        # Of two, which are added.
+        self._channel_output.kernel_initializer = keras.initializers.Zeros()
+        # Of two outputs, which are added.
         self._channel_output.bias_initializer = keras.initializers.Constant(_FIRST_LOGIT / 2)
         self._spatial_projection = dense(height * width, "spatial_projection", 0.0, dtype=dtype)
         self._spatial_conv = keras.layers.Conv2D(
             1,
             kernel_size,
             padding="same",
+            kernel_initializer="zeros",
             bias_initializer=keras.initializers.Constant(_FIRST_LOGIT),
             name="spatial_conv",
             dtype=dtype,
