@@ -148,6 +148,7 @@ class MultimodalModel:
         self._image_losses = ImageLosses(network.img_model, schema, self.image_width, self.rec.feature_embedding)
         # What is trained where nothing is frozen.
         self._trainable = {name for name, variable in self.named_variables().items() if variable.trainable}
+        self._frozen = "ALL"  # as `freeze` names it: nothing
 
     def logits(
         self, batch: Batch, training: bool = False, bank: PictureBank | None = None

@@ -1,9 +1,12 @@
 """Training with what img_model and the optimizers can be told: what is trained, what is encoded, what is kept."""
 
+import json
 import shutil
 
 import numpy as np
 import pytest
+import tensorflow as tf
+from model_helpers import CLICK, make_model, make_pipeline, random_batch, use_tiny_backbone
 from training_helpers import (
     NUM_KINDS,
     NUM_PICTURES,
@@ -15,8 +18,11 @@ from training_helpers import (
     use_backbone_of_three_stages,
 )
 
+from easyrec_mm.data.bad_records import BadRecords
 from easyrec_mm.errors import ConfigError
+from easyrec_mm.evaluator import evaluate, load_model
 from easyrec_mm.layers.batch_norm import FusedBatchNorm
+from easyrec_mm.picture_bank import PictureBank
 
 
 @pytest.fixture(scope="module")
@@ -92,6 +98,12 @@ def going_on(whole, step, *args, **settings):
     return Training(data, folder, *rest, **settings).run()
 
 
+def images_of_batches(training):
+    """Of each batch of two epochs the numbers of its pictures."""
+    reader = training.trainer._input
+    return [[int(path.decode().split(".")[0]) for path in item.picture_path.numpy()] for item in reader.batches(2)]
+
+
 EACH_STEP = "num_epochs: 2 save_checkpoints_steps: 1 keep_checkpoint_max: 9"
 
 
@@ -110,17 +122,14 @@ def test_unfreezing(data, tmp_path):
         assert_same_values(resumed.checkpoint(6), whole.checkpoint(6))
 
 
-@pytest.mark.parametrize(("img_model", "step"), [
-    ("encode_ratio: 0.3 max_staleness_steps: 3", 2),
-    ("trainable: LAST_N_STAGES last_n_stages: 1 unfreeze_at_step: 4 encode_ratio: 0.4", 3),
-])  # fmt: skip
-def test_a_bank_goes_on(data, tmp_path, monkeypatch, img_model, step):
+def test_a_bank_goes_on(data, tmp_path, monkeypatch):
     """To the last bit, with what it holds and what it draws. Pictures that are not encoded are not read."""
+    img_model = "trainable: LAST_N_STAGES last_n_stages: 1 unfreeze_at_step: 4 encode_ratio: 0.4 max_staleness_steps: 3"
     loaded = spy_on_loading(monkeypatch)
     whole = Training(data, tmp_path / "whole", img_model, EACH_STEP).run()
-    assert len(loaded) == sum(whole.encoded) < 6 * 3
-    resumed = going_on(whole, step, data, tmp_path / "resumed", img_model, EACH_STEP)
-    assert resumed.encoded == whole.encoded[step:]
+    assert len(loaded) == sum(whole.encoded) < sum(len(batch) for batch in images_of_batches(whole))
+    resumed = going_on(whole, 3, data, tmp_path / "resumed", img_model, EACH_STEP)
+    assert resumed.encoded == whole.encoded[3:]
     found, expected = resumed.checkpoint(6), whole.checkpoint(6)
     assert expected["picture_bank/vectors"].shape == (NUM_PICTURES, 4)
     assert_same_values(found, expected)
@@ -159,8 +168,13 @@ def plain_step(data, tmp_path_factory):
 
 
 def added(data, folder, optimizers, img_model=""):
-    img_model = f'category_feature: "cat" {img_model}'
-    first, last = Training(data, folder, img_model, "num_steps: 1", optimizers=optimizers).run().history
+    training = Training(data, folder, f'category_feature: "cat" {img_model}', "num_steps: 1", optimizers=optimizers)
+    rng = np.random.default_rng(0)
+    for name, v in training.model.weights().items():
+        # It starts as a constant, whose inputs have no gradient.
+        if name.startswith("image/attention_"):
+            v.assign(rng.normal(size=v.shape))
+    first, last = training.run().history
     return {name: last[name] - first[name] for name in last if not name.endswith(AVERAGES)}
 
 
@@ -262,9 +276,9 @@ IMAGE_LOSSES = """
 """
 
 
-@pytest.mark.parametrize("trainable", ["ALL", "HEAD"])
-def test_losses_on_image_vectors(data, tmp_path, trainable):
-    training = Training(data, tmp_path, f"trainable: {trainable} {IMAGE_LOSSES}", "num_epochs: 2").run()
+def test_losses_on_image_vectors(data, tmp_path):
+    """With a head that is trained alone; those that are trained with the backbone are in test_all_at_once."""
+    training = Training(data, tmp_path, f"trainable: HEAD {IMAGE_LOSSES}", "num_epochs: 2").run()
     for line in training.log:
         parts = {name: value for name, value in line.items() if name.startswith("loss_")}
         assert parts.keys() == {"loss_click", *(f"loss_image_loss_{i}" for i in range(5))}
@@ -278,31 +292,21 @@ def test_losses_on_image_vectors(data, tmp_path, trainable):
         "image_loss_4/projection/kernel",
     }  # fmt: skip
     assert training.changed() >= names | {"embedding/item", "image/projection/kernel"}
-    assert ("image/backbone/conv0/kernel" in training.changed()) == (trainable == "ALL")
-    # Each image of each batch is counted once.
-    counts = training.values()["image_loss_1/class_counts"]
-    assert counts.sum() == sum(len(batch) for batch in images_of_batches(data, training))
-    expected = [sum(i % NUM_KINDS == kind for batch in images_of_batches(data, training) for i in batch)
-                for kind in range(NUM_KINDS)]  # fmt: skip
-    assert counts.tolist() == expected
-
-
-def images_of_batches(data, training):
-    """Of each batch the numbers of its pictures."""
-    reader = training.trainer._input
-    return [{int(path.decode().split(".")[0]) for path in item.picture_path.numpy()} for item in reader.batches(2)]
+    assert not any(name.startswith("image/backbone/") for name in training.changed())
+    # Each image of each batch is counted once, though each is encoded once in all.
+    kinds = [picture % NUM_KINDS for batch in images_of_batches(training) for picture in batch]
+    assert training.values()["image_loss_1/class_counts"].tolist() == np.bincount(kinds).tolist()
+    assert sum(training.encoded) == NUM_PICTURES < len(kinds)
 
 
 # No picture.
 
 
 def test_modality_dropout_trains_the_vector_that_stands_for_no_picture(data, tmp_path):
-    """Though every group has a picture; without dropout nothing would."""
-    for share, is_trained in ((0.0, False), (0.5, True)):
-        img_model = f"no_image_vector: true modality_dropout: {share}"
-        training = Training(data, tmp_path / str(share), img_model, optimizers=optimizer("sgd", 0.1)).run()
-        assert ("image/item/no_image" in training.changed()) == is_trained
-        assert training.trainer._bad_records.counts["bad_pictures"] == 0
+    """Though every group has a picture."""
+    training = Training(data, tmp_path, "no_image_vector: true modality_dropout: 0.5").run()
+    assert "image/item/no_image" in training.changed()
+    assert training.trainer._bad_records.counts["bad_pictures"] == 0
 
 
 @pytest.mark.parametrize("img_model", ["", "encode_ratio: 0.5", "trainable: HEAD"])
@@ -325,7 +329,7 @@ AVERAGED = "use_moving_average: true moving_average_decay: 0.7"
 ALL_AT_ONCE = f"""
   {EVERYTHING} encode_ratio: 0.5 max_staleness_steps: 4 image_micro_batch: 2 rematerialize: true
   modality_dropout: 0.3 layer_decay: 0.8 learning_rate_multiplier: 0.5 resize: PAD
-  trainable: LAST_N_STAGES last_n_stages: 2 unfreeze_at_step: 3
+  trainable: LAST_N_STAGES last_n_stages: 2
   augmentation {{ random_resized_crop_min_area: 0.5 horizontal_flip: true brightness: 0.2 random_erasing: 0.5 }}
   image_losses {{ label_name: "kind" num_class: 3 arcface {{ rarity_power: 1 }} }}
   image_losses {{ contrastive {{ item_feature: "item" }} }}
@@ -341,3 +345,59 @@ def test_all_at_once_goes_on_as_if_it_had_not_stopped(data, tmp_path):
     assert all(np.isfinite(value).all() for value in whole.values().values())
     resumed = going_on(whole, 2, data, tmp_path / "resumed", ALL_AT_ONCE, EACH_STEP, **settings)
     assert_same_values(resumed.checkpoint(6), whole.checkpoint(6))
+
+
+def test_the_average_of_a_tower_of_which_the_head_is_trained_is_what_is_evaluated(data, tmp_path):
+    """In the middle of a training that goes on with the weights themselves; what is frozen is its own average."""
+    evaluated = f'eval_input_path: "{data}/own.txt" eval_config {{ eval_interval_secs: 0 }}'
+    training = Training(
+        data, tmp_path, "trainable: HEAD", "num_steps: 5 save_checkpoints_steps: 2",
+        optimizers=optimizer(more=AVERAGED), changes={"train_config {": f"{evaluated} train_config {{"},
+    ).run()  # fmt: skip
+    assert_same_values(training.values(), training.history[-1])
+    last = training.checkpoint(5)
+    averages = {name: last[f"{name}/average"] for name in last if f"{name}/average" in last}
+    assert averages.keys() == training.model.all_trainable()
+    for name, average in averages.items():
+        assert np.array_equal(average, last[name]) == name.startswith("image/backbone/"), name
+    model, step = load_model(
+        training.pipeline.config, training.pipeline.schema, str(training.model_dir / "model.ckpt-5")
+    )
+    assert step == 5
+    results = evaluate(model, training.pipeline.config, f"{data}/own.txt", "eval_input_path", BadRecords(None, 0.0))
+    assert results == pytest.approx(json.loads((training.model_dir / "eval_result.json").read_text()), abs=1e-6)
+    assert [line["step"] for line in training.lines("eval")] == [2, 4, 5]
+
+
+# Gradients.
+
+
+def test_gradients_flow_to_the_pictures_that_are_encoded(tmp_path, monkeypatch):
+    """The vectors of the others are numbers that the bank has."""
+    use_tiny_backbone(monkeypatch)
+    pipeline = make_pipeline(tmp_path, f"img_model {{ num_classes: 6 encode_ratio: 0.5 }} {CLICK}")
+    model = make_model(pipeline)
+    bank = PictureBank(model.bank_width("ALL"))
+    known = np.random.default_rng(0).normal(size=[2, model.bank_width("ALL")]).astype(np.float32)
+    bank.vectors.scatter_update(tf.IndexedSlices(known, bank.plan([b"0", b"2"], 0).rows))
+    plan = bank.plan([b"0", b"1", b"2", b"3"], 1)
+    assert plan.encoded.tolist() == [1, 3]
+    bank.before_step(tf.constant(plan.rows), tf.constant(plan.encoded), 1)
+    batch = random_batch(pipeline.schema)
+    images = batch.images._replace(encoded=tf.constant(plan.encoded), bank_row=tf.constant(plan.rows))
+    batch = batch._replace(pixels=tf.gather(batch.pixels, plan.encoded), images=images)
+    variables = {name: v.value for name, v in model.trained_variables().items()}
+    with tf.GradientTape(persistent=True) as tape:
+        loss = model.losses(batch, training=True, bank=bank)["click"]
+        made = model.image(batch.pixels, training=True)
+        vectors = tf.stack([known[0], made[0], known[1], made[1]])
+        logits = model.rec(batch.features, tf.gather(vectors, batch.sample_image), training=True)[0]["click"][:, 0]
+        expected = tf.reduce_mean(tf.nn.sigmoid_cross_entropy_with_logits(batch.labels["click"], logits))
+    assert float(loss) == pytest.approx(float(expected), rel=1e-6)
+    found, expected = (tape.gradient(x, variables) for x in (loss, expected))
+    for name, gradient in expected.items():
+        gradient = tf.convert_to_tensor(gradient).numpy()
+        np.testing.assert_allclose(tf.convert_to_tensor(found[name]), gradient, rtol=1e-4, atol=1e-7, err_msg=name)
+    assert np.abs(expected["image/backbone/conv/kernel"]).max() > 1e-4
+    np.testing.assert_array_equal(tf.gather(bank.vectors, plan.rows[::2]), known)
+    np.testing.assert_allclose(tf.gather(bank.vectors, plan.rows[1::2]), made, rtol=1e-5, atol=1e-6)

@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 import tensorflow as tf
+from training_helpers import Training, make_training_data, optimizer, use_backbone_of_three_stages
 
 from easyrec_mm.checkpoint import Checkpoints, restore
 from easyrec_mm.loss_scale import _FIRST, _LARGEST, _STEPS_BEFORE_GROWTH, LossScale
@@ -127,3 +128,42 @@ def test_a_checkpoint_holds_its_state(tmp_path):
     path = Checkpoints(str(tmp_path)).save(1, run.scale.named_variables())
     restore(path, other.named_variables())
     assert state(other) == state(run.scale) == {"loss_scale": _FIRST / 2, "steps_since_overflow": 1}
+
+
+# Trainings in float16.
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    return make_training_data(tmp_path_factory.mktemp("data"))
+
+
+def training_of(data, folder, precision, train="num_epochs: 2"):
+    changes = {"FLOAT32": precision}
+    return Training(data, folder, train=train, optimizers=optimizer("momentum", 0.05), changes=changes)
+
+
+def test_float16_trains_like_float32(data, tmp_path, monkeypatch):
+    use_backbone_of_three_stages(monkeypatch)
+    wide, narrow = (training_of(data, tmp_path / name, name).run() for name in ("FLOAT32", "FLOAT16"))
+    losses, expected = ([line["loss"] for line in training.log] for training in (narrow, wide))
+    np.testing.assert_allclose(losses, expected, rtol=0.01)
+    assert losses != expected
+    assert np.ptp(expected) > 0.02  # it learns
+    assert {line["loss_scale"] for line in narrow.log} == {_FIRST}
+    state = narrow.checkpoint(6)
+    assert (state["progress/loss_scale"], state["progress/steps_since_overflow"]) == (_FIRST, 6)
+    assert "progress/loss_scale" not in wide.checkpoint(6)
+
+
+def test_a_step_that_overflows_is_left_out(data, tmp_path, monkeypatch):
+    """It counts as a step, and the next one has half the scale."""
+    use_backbone_of_three_stages(monkeypatch)
+    training = training_of(data, tmp_path, "FLOAT16", "num_steps: 2")
+    training.trainer._loss_scale.value.assign(2.0**100)
+    training.run()
+    trained = training.model.all_trainable()
+    assert not training.changed() & trained
+    assert [line["loss_scale"] for line in training.log] == [2.0**99, 2.0**98]
+    assert all(np.isfinite(value).all() for value in training.values().values())
+    assert int(training.trainer._step) == 2

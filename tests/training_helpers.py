@@ -166,9 +166,13 @@ class Training:
 
     @property
     def log(self) -> list[dict]:
-        """Lines of metrics.jsonl of steps."""
+        """What metrics.jsonl says of each step."""
+        return self.lines("train")
+
+    def lines(self, kind: str) -> list[dict]:
+        """Lines of that kind of metrics.jsonl."""
         lines = [json.loads(text) for text in (self.model_dir / "metrics.jsonl").read_text().splitlines()]
-        return [line for line in lines if line["kind"] == "train"]
+        return [line for line in lines if line["kind"] == kind]
 
     def checkpoint(self, step: int) -> dict[str, np.ndarray]:
         """Everything that the checkpoint of a step holds."""
