@@ -19,7 +19,8 @@ from easyrec_mm.data.group_rtp import label_value, split_bytes
 from easyrec_mm.data.input import Input
 from easyrec_mm.data.pictures import PictureLoader
 from easyrec_mm.errors import UserError
-from easyrec_mm.model import FLOAT32, image_tower
+from easyrec_mm.image_network import image_tower
+from easyrec_mm.precision import FLOAT32
 from easyrec_mm.schema import Feature, Schema
 
 NUM_EXAMPLES = 3

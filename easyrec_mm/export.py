@@ -25,11 +25,11 @@ from easyrec_mm.config import Pipeline
 from easyrec_mm.errors import ExportError, tensorflow_reason
 from easyrec_mm.evaluator import load_model
 from easyrec_mm.manifest import MANIFEST, Kind, Manifest, list_files, write_manifest
-from easyrec_mm.model import FLOAT32, MultimodalModel, without_updates
+from easyrec_mm.model import MultimodalModel, without_updates
 from easyrec_mm.onnx_models import write_image_onnx, write_rec_onnx
 from easyrec_mm.parity import Exported, measure_parity
 from easyrec_mm.parts import Part, image_part, rec_part, total_part
-from easyrec_mm.precision import dtype_policy
+from easyrec_mm.precision import FLOAT32, dtype_policy
 from easyrec_mm.protos.image_pb2 import ImgModel
 from easyrec_mm.schema import Schema
 

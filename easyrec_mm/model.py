@@ -1,7 +1,7 @@
-"""The network of a config: an image tower, a rec network, and the two together.
+"""The network of a config: the image tower and the rec network together, and the loss of a batch.
 
-The parts share weights: the total model is rec(features, image(pixels) of each sample's picture). Shapes: U distinct
-pictures, S samples, D width of the image vector, F width of the features, T tasks.
+The parts share weights: the total model is rec(features, image(pixels) of each sample's picture). Shapes: P distinct
+pictures, U distinct images, S samples, D width of the image vector.
 """
 
 from __future__ import annotations
@@ -11,108 +11,22 @@ from collections.abc import Callable
 import keras
 import tensorflow as tf
 
-from easyrec_mm.config_checks import REGULARIZATION_LOSSES, activation_name, relation_order
-from easyrec_mm.config_image import AUGMENTATIONS, PLACE, backbone_name, image_losses
+from easyrec_mm.config_checks import REGULARIZATION_LOSSES
 from easyrec_mm.data.batch import Batch, Images
-from easyrec_mm.errors import ConfigError
-from easyrec_mm.layers.augmentation import Augmentation
-from easyrec_mm.layers.backbones import BackboneError, named_backbone, preset_backbone
-from easyrec_mm.layers.dnn import DNN, ExpertMixture, Highway, dense
-from easyrec_mm.layers.embedding import FeatureEmbedding
-from easyrec_mm.layers.image_losses import ClassLoss, ContrastiveLoss, MultiSimilarityLoss
-from easyrec_mm.layers.image_tower import ImageTower, ItemImage, TowerOptions
+from easyrec_mm.image_network import ImageLosses, image_tower, item_image
+from easyrec_mm.layers.image_tower import ItemImage
 from easyrec_mm.losses import LOSSES, weighted_mean
 from easyrec_mm.picture_bank import PictureBank
-from easyrec_mm.protos.image_pb2 import ContrastiveImageLoss, ImageLoss, ImagePooling, ImgModel
+from easyrec_mm.precision import FLOAT32
 from easyrec_mm.protos.loss_pb2 import LossType
-from easyrec_mm.protos.model_pb2 import E2E_MM_DBMTL, BayesTaskTower
+from easyrec_mm.protos.model_pb2 import BayesTaskTower
 from easyrec_mm.protos.pipeline_pb2 import EasyRecConfig
+from easyrec_mm.rec_network import RecModel, task_outputs
 from easyrec_mm.schema import Schema, Task
 
-FLOAT32, MIXED_BFLOAT16, MIXED_FLOAT16 = "float32", "mixed_bfloat16", "mixed_float16"
 EMBEDDING_REGULARIZATION, L2_REGULARIZATION = REGULARIZATION_LOSSES
 # What names of variables begin with, or hold.
 _BACKBONE, _RANDOM_STATE = "image/backbone/", "seed_generator"
-
-
-class RecModel(keras.layers.Layer):
-    """Features and image vectors -> logits of every task.
-
-    Features are embedded and batch-normalised, joined by the image vector before the shared bottom layers (or behind
-    them), and go through optional experts into one tower a task. A task's relation layers also see the relation layers
-    of its relation_tower_names (DBMTL, Wang et al., 2019: P(task | input, related tasks)).
-    """
-
-    def __init__(self, network: E2E_MM_DBMTL, schema: Schema, dtype: str) -> None:
-        # float32: numbers and image vectors reach the batch norm unrounded, whatever the layers compute in.
-        super().__init__(name="rec", dtype=FLOAT32)
-        l2 = network.l2_regularization
-        self.feature_embedding = FeatureEmbedding(schema.features, schema.tables)
-        self._feature_bn = keras.layers.BatchNormalization(name="features_bn", dtype=FLOAT32)
-        self._image_joins_first = network.image_fusion == E2E_MM_DBMTL.BEFORE_BOTTOM
-        self._bottom = build_dnn(network, "bottom_dnn", "bottom_dnn", l2, dtype)
-        self._experts = None
-        if network.HasField("expert_dnn"):
-            experts = [build_dnn(network, "expert_dnn", f"expert_{e}", l2, dtype) for e in range(network.num_expert)]
-            self._experts = ExpertMixture(experts, len(schema.tasks), l2, dtype=dtype)
-        self._towers = [
-            TaskTower(tower, task, l2, dtype) for tower, task in zip(network.task_towers, schema.tasks, strict=True)
-        ]
-        self._tasks = schema.tasks
-        self._relations = [list(tower.relation_tower_names) for tower in network.task_towers]
-        self._order = relation_order(list(network.task_towers))
-
-    def call(
-        self, features: dict[str, tf.Tensor | tf.RaggedTensor], image_vector: tf.Tensor | None, training: bool = False
-    ) -> tuple[dict[str, tf.Tensor], tf.Tensor]:
-        """Logits of a batch.
-
-        Args:
-          features: as data/transform.py makes them, S samples.
-          image_vector: float32 `[S, D]`; None for a model without pictures.
-
-        Returns:
-          task name -> logits float32 `[S, num_class]`; and the sum of squares of the embedding vectors, a scalar.
-        """
-        x, squares = self.feature_embedding(features)  # [S, F]
-        return self.logits(x, image_vector, training), squares
-
-    def logits(self, x: tf.Tensor, image_vector: tf.Tensor | None, training: bool = False) -> dict[str, tf.Tensor]:
-        """Embedded features `[S, F]` and image vectors -> logits as `call` returns them."""
-        x = self._feature_bn(x, training=training)
-        if image_vector is not None and self._image_joins_first:
-            x = tf.concat([x, image_vector], axis=1)
-        if self._bottom is not None:
-            x = self._bottom(x, training=training)
-        if image_vector is not None and not self._image_joins_first:
-            x = tf.concat([tf.cast(x, tf.float32), image_vector], axis=1)
-        inputs = self._experts(x, training=training) if self._experts else [x] * len(self._towers)
-        relations: dict[str, tf.Tensor] = {}
-        logits: dict[str, tf.Tensor] = {}
-        for i in self._order:
-            name = self._tasks[i].name
-            related = [relations[other] for other in self._relations[i]]
-            relations[name], logits[name] = self._towers[i](inputs[i], related, training=training)
-        return {task.name: logits[task.name] for task in self._tasks}
-
-
-class TaskTower(keras.layers.Layer):
-    """One task: its own layers, the relation layers and the output layer."""
-
-    def __init__(self, tower: BayesTaskTower, task: Task, l2: float, dtype: str) -> None:
-        super().__init__(name=f"tower_{task.name}", dtype=dtype)
-        self._dnn = build_dnn(tower, "dnn", "dnn", l2, dtype)
-        self._relation_dnn = build_dnn(tower, "relation_dnn", "relation_dnn", l2, dtype)
-        self._output = dense(task.num_class, "output", l2, dtype=FLOAT32)
-
-    def call(self, x: tf.Tensor, related: list[tf.Tensor], training: bool = False) -> tuple[tf.Tensor, tf.Tensor]:
-        """`[S, F]` and the relation outputs of other towers -> this relation output `[S, units]`, logits."""
-        if self._dnn is not None:
-            x = self._dnn(x, training=training)
-        x = tf.concat([x, *related], axis=1) if related else x
-        if self._relation_dnn is not None:
-            x = self._relation_dnn(x, training=training)
-        return x, self._output(x)
 
 
 class MultimodalModel:
@@ -339,7 +253,7 @@ class MultimodalModel:
         if self.image is not None:
             vector = self.image(self._a_picture(), self._a_category())
             self.image_width = int(vector.shape[1])
-            self.item = _item_image(self._img_model, self.image_width, self._seed)
+            self.item = item_image(self._img_model, self.image_width, self._seed)
         self.rec(features, vector)
 
     def _a_picture(self) -> tf.Tensor:
@@ -365,122 +279,6 @@ def without_updates(model: MultimodalModel, config: EasyRecConfig) -> Multimodal
     for name, variable in plain.named_variables().items():
         variable.assign(merged.get(id(named[name]), named[name]))
     return plain
-
-
-class ImageLosses:
-    """The losses on the vectors of images that a config asks for."""
-
-    def __init__(self, settings: ImgModel, schema: Schema, width: int, embedding: FeatureEmbedding) -> None:
-        self._losses = image_losses(settings) if schema.uses_image else []
-        self._embedding = embedding
-        self._features = {feature.name: feature for feature in schema.features}
-        self.layers = [self._layer(loss, f"image_loss_{i}") for i, loss in enumerate(self._losses)]
-        for layer in self.layers:
-            layer.build((None, width))
-
-    def __call__(self, vectors: tf.Tensor, images: Images, training: bool) -> dict[str, tf.Tensor]:
-        """Vectors `[U, D]` -> weighted losses by name."""
-        found: dict[str, tf.Tensor] = {}
-        counted = images.has_picture
-        for loss, layer in zip(self._losses, self.layers, strict=True):
-            if loss.WhichOneof("loss") == "contrastive":
-                name = loss.contrastive.item_feature
-                rows = self._embedding.tables[self._features[name].table].lookup(images.features[name])
-                value = layer(vectors, rows, images.features[name], counted)
-            else:
-                label = tf.cast(images.labels[loss.label_name], tf.int64)
-                # Only a ClassLoss counts the classes that it has seen.
-                extra = {"training": training} if isinstance(layer, ClassLoss) else {}
-                value = layer(vectors, label, counted, **extra)
-            found[layer.name] = loss.weight * value
-        return found
-
-    def _layer(self, loss: ImageLoss, name: str) -> keras.layers.Layer:
-        kind = loss.WhichOneof("loss")
-        settings = getattr(loss, kind)
-        if kind == "contrastive":
-            stop = ContrastiveImageLoss.StopGradient.Name(settings.stop_gradient).lower()
-            dim = self._features[settings.item_feature].width
-            return ContrastiveLoss(dim, settings.temperature, "none" if stop == "neither" else stop, name=name)
-        if kind == "multi_similarity":
-            return MultiSimilarityLoss(settings.alpha, settings.beta, settings.base, settings.epsilon, name=name)
-        if kind == "softmax":
-            return ClassLoss(loss.num_class, "softmax", name=name)
-        return ClassLoss(loss.num_class, kind, settings.scale, settings.margin, settings.rarity_power, name=name)
-
-
-def task_outputs(task: Task, logits: tf.Tensor) -> dict[str, tf.Tensor]:
-    """Named outputs of a task: `[S]`, or `[S, num_class]` for the logits and probabilities of several classes."""
-    if task.activation == "binary":
-        values = (logits[:, 0], tf.sigmoid(logits[:, 0]))
-    elif task.activation == "multiclass":
-        values = (logits, tf.nn.softmax(logits), tf.argmax(logits, axis=1))
-    elif task.activation == "sigmoid_value":
-        values = (tf.sigmoid(logits[:, 0]),)
-    else:
-        values = (logits[:, 0],)
-    return dict(zip(task.output_names, values, strict=True))
-
-
-def build_dnn(parent: E2E_MM_DBMTL | BayesTaskTower, field: str, name: str, l2: float, dtype: str) -> DNN | None:
-    """The DNN of a config field, None where the field is not set."""
-    if not parent.HasField(field):
-        return None
-    config = getattr(parent, field)
-    activation = activation_name(config.activation)
-    return DNN(config.hidden_units, config.dropout_ratio, activation, config.use_bn, l2, name, dtype)
-
-
-def image_tower(config: EasyRecConfig, schema: Schema, dtype: str) -> ImageTower:
-    """The image tower of a config.
-
-    Raises:
-      ConfigError: if the backbone cannot be had or lacks what the config asks of it.
-    """
-    try:
-        tower = _image_tower(config, schema, dtype)
-        tower.require_stages(config.model_config.e2e_mm_dbmtl.img_model.last_n_stages)
-    except BackboneError as error:
-        raise ConfigError(f"{PLACE}.{error.setting}: {error}") from error
-    return tower
-
-
-def _image_tower(config: EasyRecConfig, schema: Schema, dtype: str) -> ImageTower:
-    network, image = config.model_config.e2e_mm_dbmtl, schema.image
-    settings = network.img_model
-    shape = (image.height, image.width, image.channels)
-    name = backbone_name(settings.model_name) or settings.model_name
-    build, source = (preset_backbone, settings.preset) if settings.preset else (named_backbone, name)
-    backbone = build(source, shape, dtype, settings.feature_layer)
-    head: keras.layers.Layer | None = build_dnn(network, "img_dnn", "img_dnn", network.l2_regularization, dtype)
-    if network.HasField("highway_dnn"):
-        head = Highway(network.highway_dnn.emb_size, "highway_dnn", dtype)
-    category = schema.category
-    options = TowerOptions(
-        pooling=ImgModel.Pooling.Name(settings.pooling),
-        num_categories=category.num_ids if category else 0,
-        category_dim=category.width if category else 0,
-        attention_places=ImgModel.AttentionPlaces.Name(settings.category_attention),
-        lora_rank=settings.lora_rank,
-        lora_alpha=settings.lora_alpha or settings.lora_rank,
-        augmentation=_augmentation(config),
-        rematerialize=settings.rematerialize,
-        micro_batch=settings.image_micro_batch,
-    )
-    return ImageTower(backbone, shape, settings.num_classes, head, dtype, options)
-
-
-def _augmentation(config: EasyRecConfig) -> Augmentation | None:
-    settings = config.model_config.e2e_mm_dbmtl.img_model
-    if not settings.HasField("augmentation"):
-        return None
-    values = {name: getattr(settings.augmentation, name) for name in AUGMENTATIONS}
-    return Augmentation(**values, seed=config.data_config.seed)
-
-
-def _item_image(settings: ImgModel, width: int, seed: int) -> ItemImage:
-    pooling = ImagePooling.Name(settings.image_pooling) if settings.image_separator else ""
-    return ItemImage(width, pooling, settings.no_image_vector, settings.modality_dropout, seed)
 
 
 def _tower_loss(tower: BayesTaskTower, task: Task, logits: tf.Tensor, batch: Batch) -> tf.Tensor:

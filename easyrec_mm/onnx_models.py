@@ -18,8 +18,9 @@ from onnx import TensorProto, helper, numpy_helper
 
 from easyrec_mm.layers.embedding import feature_vector
 from easyrec_mm.manifest import IMAGE_ONNX, IMAGE_VECTOR, PICTURE_ITEM, REC_ONNX, TABLES_FILE
-from easyrec_mm.model import MultimodalModel, task_outputs
+from easyrec_mm.model import MultimodalModel
 from easyrec_mm.parts import item_vectors
+from easyrec_mm.rec_network import task_outputs
 from easyrec_mm.schema import Feature
 
 _OPSET = 18

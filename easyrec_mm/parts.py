@@ -31,7 +31,8 @@ from easyrec_mm.manifest import (
     PIXELS,
     VECTOR,
 )
-from easyrec_mm.model import MultimodalModel, task_outputs
+from easyrec_mm.model import MultimodalModel
+from easyrec_mm.rec_network import task_outputs
 from easyrec_mm.schema import Field, Schema
 
 TEXT_SEPARATOR = ","

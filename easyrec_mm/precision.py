@@ -6,8 +6,10 @@ from pathlib import Path
 
 import tensorflow as tf
 
-from easyrec_mm.model import FLOAT32, MIXED_BFLOAT16, MIXED_FLOAT16
 from easyrec_mm.protos.train_pb2 import Precision
+
+# Keras dtype policies.
+FLOAT32, MIXED_BFLOAT16, MIXED_FLOAT16 = "float32", "mixed_bfloat16", "mixed_float16"
 
 # Flags of Linux's /proc/cpuinfo for bfloat16 dot products and matrix products.
 _BFLOAT16_FLAGS = {"avx512_bf16", "amx_bf16", "bf16"}

@@ -31,10 +31,10 @@ from easyrec_mm.data.input import Input, InputBatch
 from easyrec_mm.errors import CheckpointError, ConfigError, UserError
 from easyrec_mm.evaluator import STEP_NAME, evaluate, moving_average, table, write_result
 from easyrec_mm.loss_scale import LossScale
-from easyrec_mm.model import MIXED_FLOAT16, MultimodalModel
+from easyrec_mm.model import MultimodalModel
 from easyrec_mm.optimizers import RowOptimizer, build_optimizer, sum_duplicate_rows
 from easyrec_mm.picture_bank import PictureBank
-from easyrec_mm.precision import dtype_policy
+from easyrec_mm.precision import MIXED_FLOAT16, dtype_policy
 from easyrec_mm.progress import MetricsLog, Progress
 from easyrec_mm.protos.image_pb2 import ImgModel
 from easyrec_mm.protos.train_pb2 import WarmStart

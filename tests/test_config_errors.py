@@ -717,7 +717,8 @@ TRAIN_CASES = [
     case(
         f"{TRAIN}.optimizer_config=[{SGD}, {SGD}, {SGD}, {SGD}]",
         place=f"{TRAIN}.optimizer_config",
-        says="has 4 entries without `variables`; give 1 (all), 2 (embeddings, rest) or 3 (embeddings, dense, image tower)",
+        says="has 4 entries without `variables`; give 1 (all), 2 (embeddings, rest) or 3 (embeddings, dense, image "
+        "tower)",
     ),
     case(
         f"{TRAIN}.optimizer_config=[{SGD}, {SGD}]",

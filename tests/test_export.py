@@ -24,8 +24,8 @@ from easyrec_mm.cli import main
 from easyrec_mm.config import load_pipeline
 from easyrec_mm.errors import ExportError
 from easyrec_mm.manifest import REC_ONNX, read_manifest
-from easyrec_mm.model import task_outputs
 from easyrec_mm.onnx_models import write_rec_onnx
+from easyrec_mm.rec_network import task_outputs
 
 
 @pytest.fixture(autouse=True)

@@ -72,6 +72,13 @@ def dinov3_backbone():
     return as_backbone(keras.Model(model.inputs[0], model.output), num_special=3)
 
 
+def deit_backbone():
+    """Its blocks give their outputs together with a None."""
+    keras.utils.set_random_seed(3)
+    model = keras_hub.models.DeiTBackbone(SHAPE, 4, num_layers=2, num_heads=2, hidden_dim=8, intermediate_dim=16)
+    return as_backbone(keras.Model(model.inputs[0], model.output), num_special=2)
+
+
 def token_backbone(number, width, num_special):
     """Gives back its input, as tokens."""
     inputs = keras.Input((SIDE, SIDE, 3))
@@ -87,6 +94,9 @@ def make_tower(backbone, head=None, dtype="float32", **options):
     keras.utils.set_random_seed(5)
     tower = ImageTower(backbone, SHAPE, D, head, dtype, TowerOptions(**options))
     tower(tf.zeros([1, *SHAPE]), tf.zeros([1], tf.int64))
+    # Attention starts as the same for all pictures and categories.
+    for i, v in enumerate(v for layer in tower._attention if layer for v in layer.trainable_variables):
+        v.assign(random(*v.shape, seed=i))
     return tower
 
 
@@ -231,8 +241,8 @@ def test_attention_needs_maps():
 # The same step by other ways
 
 
-def step(tower, pictures=PICTURES, may_be_empty=False):
-    """Loss, gradients by variable, and all variables after one step in training; with an open number of pictures."""
+def steps(tower, may_be_empty=False):
+    """A function of pictures: loss, gradients by variable, and all variables after one step in training from here."""
     variables = [v for v in tower.trainable_variables if "seed" not in v.path]
 
     @tf.function(autograph=False, input_signature=[tf.TensorSpec([None, *SHAPE]), tf.TensorSpec([None], tf.int64)])
@@ -242,12 +252,15 @@ def step(tower, pictures=PICTURES, may_be_empty=False):
             loss = tf.reduce_sum(tf.square(vectors) * tf.range(1.0, D + 1))
         return loss, tape.gradient(loss, [v.value for v in variables])
 
-    before = [v.numpy() for v in tower.variables]
-    loss, gradients = run(pictures, CATEGORY[: len(pictures)])
-    after = [v.numpy() for v in tower.variables]
-    for variable, value in zip(tower.variables, before, strict=True):
-        variable.assign(value)
-    return loss.numpy(), gradients, after
+    def step(pictures):
+        before = [v.numpy() for v in tower.variables]
+        loss, gradients = run(pictures, CATEGORY[: len(pictures)])
+        after = [v.numpy() for v in tower.variables]
+        for variable, value in zip(tower.variables, before, strict=True):
+            variable.assign(value)
+        return loss.numpy(), gradients, after
+
+    return step
 
 
 def assert_same_gradients(actual, expected, rtol=1e-5):
@@ -260,16 +273,21 @@ def assert_same_gradients(actual, expected, rtol=1e-5):
             np.testing.assert_allclose(gradient, other, rtol=rtol, atol=rtol * largest)
 
 
-def assert_same_step(tower, other, rtol=2e-5):
-    """The two towers have the same variables, in the same order."""
-    assert [v.shape for v in tower.variables] == [v.shape for v in other.variables]
-    for v, value in zip(tower.variables, other.variables, strict=True):
-        v.assign(value)
-    (loss, gradients, after), (expected_loss, expected_gradients, expected_after) = step(tower), step(other)
+def assert_same_steps(step, expected_step, rtol=2e-5):
+    loss, gradients, after = step(PICTURES)
+    expected_loss, expected_gradients, expected_after = expected_step(PICTURES)
     np.testing.assert_allclose(loss, expected_loss, rtol=rtol)
     assert_same_gradients(gradients, expected_gradients, rtol)
     for actual, expected in zip(after, expected_after, strict=True):
         np.testing.assert_allclose(actual, expected, rtol=rtol, atol=rtol)
+
+
+def assert_same_training(tower, other):
+    """The two towers have the same variables, in the same order."""
+    assert [v.shape for v in tower.variables] == [v.shape for v in other.variables]
+    for v, value in zip(tower.variables, other.variables, strict=True):
+        v.assign(value)
+    assert_same_steps(steps(tower), steps(other))
 
 
 @pytest.fixture
@@ -293,14 +311,15 @@ def recomputed(monkeypatch):
         (conv_backbone, {**CATEGORIES, "attention_places": "EACH_BLOCK"}, 4),
         (functools.partial(vit_backbone, dropout=0.3), {"pooling": "CLS_TOKEN", "lora_rank": 2}, 2),
         (dinov3_backbone, {}, 2),
+        (deit_backbone, {}, 2),
     ],
-    ids=["conv", "attention", "vit", "dinov3"],
+    ids=["conv", "attention", "vit", "dinov3", "deit"],
 )
 def test_rematerialized_step_is_the_plain_one(recomputed, build, options, number):
     """Loss, gradients, averages of batch norm, states of dropout; each stage or block computed again."""
     plain = make_tower(build(), **options)
     tower = make_tower(build(), rematerialize=True, **options)
-    assert_same_step(tower, plain)
+    assert_same_training(tower, plain)
     assert len(recomputed) == number
     # Where nothing is trained there is nothing to compute again.
     recomputed.clear()
@@ -311,31 +330,34 @@ def test_rematerialized_step_is_the_plain_one(recomputed, build, options, number
 
 
 @pytest.mark.parametrize(
-    ("build", "options", "size"),
+    ("build", "options"),
     [
-        *(
-            (functools.partial(conv_backbone, batch_norm=False), {**CATEGORIES, "pooling": "GEM"}, size)
-            for size in (1, 4, 10)
+        (functools.partial(conv_backbone, batch_norm=False), {**CATEGORIES, "pooling": "GEM"}),
+        pytest.param(
+            vit_backbone,
+            {},
+            marks=pytest.mark.xfail(
+                raises=ValueError, strict=True, reason="in_micro_batches refuses the rows of the positions' embedding"
+            ),
         ),
-        (vit_backbone, {}, 4),
     ],
-    ids=["conv-1", "conv-4", "conv-10", "vit-4"],
+    ids=["conv", "vit"],
 )
-def test_step_in_micro_batches_is_the_plain_one(build, options, size):
-    assert_same_step(make_tower(build(), micro_batch=size, **options), make_tower(build(), **options))
+def test_step_in_micro_batches_is_the_plain_one(build, options):
+    assert_same_training(make_tower(build(), micro_batch=4, **options), make_tower(build(), **options))
 
 
 def test_rematerialized_step_in_micro_batches():
     options = {**CATEGORIES, "micro_batch": 4}
     build = functools.partial(conv_backbone, dropout=0.3)
-    assert_same_step(make_tower(build(), rematerialize=True, **options), make_tower(build(), **options))
+    assert_same_training(make_tower(build(), rematerialize=True, **options), make_tower(build(), **options))
 
 
-@pytest.mark.parametrize("options", [{}, {"micro_batch": 4}, {"rematerialize": True}], ids=str)
+@pytest.mark.parametrize("options", [{}, {"micro_batch": 4, "rematerialize": True}], ids=["plain", "again"])
 def test_gradients_of_category_tables_are_rows(options):
     tower = make_tower(conv_backbone(), **CATEGORIES, **options)
     tables = {id(table) for table in tower.category_tables().values()}
-    _, gradients, _ = step(tower)
+    _, gradients, _ = steps(tower)(PICTURES)
     found = [gradient for v, gradient in zip(tower.trainable_variables, gradients, strict=True) if id(v) in tables]
     assert len(found) == 2
     for gradient in found:
@@ -347,34 +369,25 @@ def test_gradients_of_category_tables_are_rows(options):
 
 
 @pytest.mark.parametrize(
-    ("build", "options"),
-    [
-        (conv_backbone, {}),
-        (conv_backbone, {**CATEGORIES, "micro_batch": 4}),
-        (conv_backbone, {"rematerialize": True}),
-        (conv_backbone, {"rematerialize": True, "micro_batch": 4}),
-        (functools.partial(vit_backbone, dropout=0.3), {"rematerialize": True}),
-    ],
+    "options",
+    [{}, {"rematerialize": True}, {**CATEGORIES, "rematerialize": True, "micro_batch": 4}],
+    ids=["plain", "recomputed", "in slices"],
 )
-def test_a_batch_without_pictures(build, options):
+def test_a_batch_without_pictures(options):
     """No vectors, no gradients, no change of averages; with pictures all is as ever."""
-    tower = make_tower(build(), DNN([5, D], dropout=[0.2, 0.0]), **options)
+    tower = make_tower(conv_backbone(), DNN([5, D], dropout=[0.2, 0.0]), **options)
     no_pictures = np.zeros([0, *SHAPE], np.float32)
     assert tower(no_pictures, CATEGORY[:0], may_be_empty=True).shape == (0, D)
+    step = steps(tower, may_be_empty=True)
     before = [v.numpy() for v in tower.variables]
-    loss, gradients, after = step(tower, no_pictures, may_be_empty=True)
+    loss, gradients, after = step(no_pictures)
     assert loss == 0
     for gradient in gradients:
         assert gradient is None or not tf.convert_to_tensor(gradient).numpy().any()
     for v, value, then in zip(tower.variables, before, after, strict=True):
         if "seed" not in v.path:
             np.testing.assert_array_equal(then, value, err_msg=v.path)
-    loss, gradients, after = step(tower, may_be_empty=True)
-    expected_loss, expected_gradients, expected_after = step(tower)
-    np.testing.assert_allclose(loss, expected_loss, rtol=1e-6)
-    assert_same_gradients(gradients, expected_gradients)
-    for value, expected in zip(after, expected_after, strict=True):
-        np.testing.assert_allclose(value, expected, rtol=1e-6, atol=1e-6)
+    assert_same_steps(step, steps(tower))
 
 
 # What is trained

@@ -13,7 +13,7 @@ from easyrec_mm import precision
 from easyrec_mm.checkpoint import Checkpoints
 from easyrec_mm.config_checks import activation_name
 from easyrec_mm.data.batch import Batch
-from easyrec_mm.model import FLOAT32, MIXED_BFLOAT16
+from easyrec_mm.precision import FLOAT32, MIXED_BFLOAT16
 from easyrec_mm.protos.train_pb2 import Precision
 
 
@@ -325,9 +325,9 @@ def test_the_image_tower_gets_distinct_pictures(full, monkeypatch):
     pipeline, model = full
     tower, shapes = model.image, []
 
-    def spy(pixels, category, training):
+    def spy(pixels, *args, **kwargs):
         shapes.append(tuple(pixels.shape))
-        return tower(pixels, category, training=training)
+        return tower(pixels, *args, **kwargs)
 
     monkeypatch.setattr(model, "image", spy)
     model.predict(random_batch(pipeline.schema, MIXED))

@@ -5,7 +5,6 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import tensorflow as tf
-from data_helpers import schema
 
 from easyrec_mm.data.transform import FeatureTransform
 from easyrec_mm.schema import Feature

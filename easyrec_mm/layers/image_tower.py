@@ -5,7 +5,7 @@ Shape legend: P pictures, U images (what an item shows: one picture, several, or
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
@@ -346,22 +346,34 @@ class ImageTower(keras.layers.Layer):
             block = stage.layers[0]
             block.call = self._recomputing(block.call)
 
-    def _recomputing(self, call: Callable[..., tf.Tensor]) -> Callable[..., tf.Tensor]:
+    def _recomputing(self, call: Callable[..., Any]) -> Callable[..., Any]:
         def run(*args: Any, **kwargs: Any) -> Any:
             if not self._is_recomputing:
                 return call(*args, **kwargs)
-            parts = tf.nest.flatten((args, kwargs))
-            tensors = [part for part in parts if tf.is_tensor(part)]
+            inputs, with_inputs = _tensors_of((args, kwargs))
+            with_outputs: list[Callable[[Sequence[tf.Tensor]], Any]] = []
 
-            def again(*tensors: tf.Tensor) -> Any:
-                rest = iter(tensors)
-                filled = [next(rest) if tf.is_tensor(part) else part for part in parts]
-                args_again, kwargs_again = tf.nest.pack_sequence_as((args, kwargs), filled)
-                return call(*args_again, **kwargs_again)
+            def tensors(*inputs: tf.Tensor) -> list[tf.Tensor]:
+                args, kwargs = with_inputs(inputs)
+                outputs, put_back = _tensors_of(call(*args, **kwargs))
+                with_outputs[:] = [put_back]
+                return outputs
 
-            return recompute(again, *tensors)
+            outputs = recompute(tensors, *inputs)
+            return with_outputs[0](outputs)
 
         return run
+
+
+def _tensors_of(structure: Any) -> tuple[list[tf.Tensor], Callable[[Sequence[tf.Tensor]], Any]]:
+    """The tensors among the parts of a structure, and what makes the structure of others in their place."""
+    parts = tf.nest.flatten(structure)
+
+    def put_back(tensors: Sequence[tf.Tensor]) -> Any:
+        rest = iter(tensors)
+        return tf.nest.pack_sequence_as(structure, [next(rest) if tf.is_tensor(part) else part for part in parts])
+
+    return [part for part in parts if tf.is_tensor(part)], put_back
 
 
 def _is_among(tensor: Any, tensors: list[Any]) -> bool:

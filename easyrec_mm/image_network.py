@@ -1,0 +1,118 @@
+"""The image side of the network of a config: the image tower, the vector of an item, and the losses on image vectors.
+
+Shapes: U images, D width of their vectors.
+"""
+
+from __future__ import annotations
+
+import keras
+import tensorflow as tf
+
+from easyrec_mm.config_image import AUGMENTATIONS, PLACE, backbone_name, image_losses
+from easyrec_mm.data.batch import Images
+from easyrec_mm.errors import ConfigError
+from easyrec_mm.layers.augmentation import Augmentation
+from easyrec_mm.layers.backbones import BackboneError, named_backbone, preset_backbone
+from easyrec_mm.layers.dnn import Highway
+from easyrec_mm.layers.embedding import FeatureEmbedding
+from easyrec_mm.layers.image_losses import ClassLoss, ContrastiveLoss, MultiSimilarityLoss
+from easyrec_mm.layers.image_tower import ImageTower, ItemImage, TowerOptions
+from easyrec_mm.protos.image_pb2 import ContrastiveImageLoss, ImageLoss, ImagePooling, ImgModel
+from easyrec_mm.protos.pipeline_pb2 import EasyRecConfig
+from easyrec_mm.rec_network import build_dnn
+from easyrec_mm.schema import Schema
+
+
+def image_tower(config: EasyRecConfig, schema: Schema, dtype: str) -> ImageTower:
+    """The image tower of a config.
+
+    Raises:
+      ConfigError: if the backbone cannot be had or lacks what the config asks of it.
+    """
+    try:
+        tower = _image_tower(config, schema, dtype)
+        tower.require_stages(config.model_config.e2e_mm_dbmtl.img_model.last_n_stages)
+    except BackboneError as error:
+        raise ConfigError(f"{PLACE}.{error.setting}: {error}") from error
+    return tower
+
+
+def _image_tower(config: EasyRecConfig, schema: Schema, dtype: str) -> ImageTower:
+    network, image = config.model_config.e2e_mm_dbmtl, schema.image
+    settings = network.img_model
+    shape = (image.height, image.width, image.channels)
+    name = backbone_name(settings.model_name) or settings.model_name
+    build, source = (preset_backbone, settings.preset) if settings.preset else (named_backbone, name)
+    backbone = build(source, shape, dtype, settings.feature_layer)
+    head: keras.layers.Layer | None = build_dnn(network, "img_dnn", "img_dnn", network.l2_regularization, dtype)
+    if network.HasField("highway_dnn"):
+        head = Highway(network.highway_dnn.emb_size, "highway_dnn", dtype)
+    category = schema.category
+    options = TowerOptions(
+        pooling=ImgModel.Pooling.Name(settings.pooling),
+        num_categories=category.num_ids if category else 0,
+        category_dim=category.width if category else 0,
+        attention_places=ImgModel.AttentionPlaces.Name(settings.category_attention),
+        lora_rank=settings.lora_rank,
+        lora_alpha=settings.lora_alpha or settings.lora_rank,
+        augmentation=_augmentation(config),
+        rematerialize=settings.rematerialize,
+        micro_batch=settings.image_micro_batch,
+    )
+    return ImageTower(backbone, shape, settings.num_classes, head, dtype, options)
+
+
+def _augmentation(config: EasyRecConfig) -> Augmentation | None:
+    settings = config.model_config.e2e_mm_dbmtl.img_model
+    if not settings.HasField("augmentation"):
+        return None
+    values = {name: getattr(settings.augmentation, name) for name in AUGMENTATIONS}
+    return Augmentation(**values, seed=config.data_config.seed)
+
+
+def item_image(settings: ImgModel, width: int, seed: int) -> ItemImage:
+    """What makes the vector of an item of those of its pictures, `width` numbers each."""
+    pooling = ImagePooling.Name(settings.image_pooling) if settings.image_separator else ""
+    return ItemImage(width, pooling, settings.no_image_vector, settings.modality_dropout, seed)
+
+
+class ImageLosses:
+    """The losses on the vectors of images that a config asks for."""
+
+    def __init__(self, settings: ImgModel, schema: Schema, width: int, embedding: FeatureEmbedding) -> None:
+        self._losses = image_losses(settings) if schema.uses_image else []
+        self._embedding = embedding
+        self._features = {feature.name: feature for feature in schema.features}
+        self.layers = [self._layer(loss, f"image_loss_{i}") for i, loss in enumerate(self._losses)]
+        for layer in self.layers:
+            layer.build((None, width))
+
+    def __call__(self, vectors: tf.Tensor, images: Images, training: bool) -> dict[str, tf.Tensor]:
+        """Vectors `[U, D]` -> weighted losses by name."""
+        found: dict[str, tf.Tensor] = {}
+        counted = images.has_picture
+        for loss, layer in zip(self._losses, self.layers, strict=True):
+            if loss.WhichOneof("loss") == "contrastive":
+                name = loss.contrastive.item_feature
+                rows = self._embedding.tables[self._features[name].table].lookup(images.features[name])
+                value = layer(vectors, rows, images.features[name], counted)
+            else:
+                label = tf.cast(images.labels[loss.label_name], tf.int64)
+                # Only a ClassLoss counts the classes that it has seen.
+                extra = {"training": training} if isinstance(layer, ClassLoss) else {}
+                value = layer(vectors, label, counted, **extra)
+            found[layer.name] = loss.weight * value
+        return found
+
+    def _layer(self, loss: ImageLoss, name: str) -> keras.layers.Layer:
+        kind = loss.WhichOneof("loss")
+        settings = getattr(loss, kind)
+        if kind == "contrastive":
+            stop = ContrastiveImageLoss.StopGradient.Name(settings.stop_gradient).lower()
+            dim = self._features[settings.item_feature].width
+            return ContrastiveLoss(dim, settings.temperature, "none" if stop == "neither" else stop, name=name)
+        if kind == "multi_similarity":
+            return MultiSimilarityLoss(settings.alpha, settings.beta, settings.base, settings.epsilon, name=name)
+        if kind == "softmax":
+            return ClassLoss(loss.num_class, "softmax", name=name)
+        return ClassLoss(loss.num_class, kind, settings.scale, settings.margin, settings.rarity_power, name=name)

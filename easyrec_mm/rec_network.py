@@ -1,0 +1,118 @@
+"""The rec network of a config: features and image vectors -> logits of every task, and what leaves the model.
+
+Shapes: S samples, D width of the image vector, F width of the features, T tasks.
+"""
+
+from __future__ import annotations
+
+import keras
+import tensorflow as tf
+
+from easyrec_mm.config_checks import activation_name, relation_order
+from easyrec_mm.layers.dnn import DNN, ExpertMixture, dense
+from easyrec_mm.layers.embedding import FeatureEmbedding
+from easyrec_mm.precision import FLOAT32
+from easyrec_mm.protos.model_pb2 import E2E_MM_DBMTL, BayesTaskTower
+from easyrec_mm.schema import Schema, Task
+
+
+class RecModel(keras.layers.Layer):
+    """Features and image vectors -> logits of every task.
+
+    Features are embedded and batch-normalised, joined by the image vector before the shared bottom layers (or behind
+    them), and go through optional experts into one tower a task. A task's relation layers also see the relation layers
+    of its relation_tower_names (DBMTL, Wang et al., 2019: P(task | input, related tasks)).
+    """
+
+    def __init__(self, network: E2E_MM_DBMTL, schema: Schema, dtype: str) -> None:
+        # float32: numbers and image vectors reach the batch norm unrounded, whatever the layers compute in.
+        super().__init__(name="rec", dtype=FLOAT32)
+        l2 = network.l2_regularization
+        self.feature_embedding = FeatureEmbedding(schema.features, schema.tables)
+        self._feature_bn = keras.layers.BatchNormalization(name="features_bn", dtype=FLOAT32)
+        self._image_joins_first = network.image_fusion == E2E_MM_DBMTL.BEFORE_BOTTOM
+        self._bottom = build_dnn(network, "bottom_dnn", "bottom_dnn", l2, dtype)
+        self._experts = None
+        if network.HasField("expert_dnn"):
+            experts = [build_dnn(network, "expert_dnn", f"expert_{e}", l2, dtype) for e in range(network.num_expert)]
+            self._experts = ExpertMixture(experts, len(schema.tasks), l2, dtype=dtype)
+        self._towers = [
+            TaskTower(tower, task, l2, dtype) for tower, task in zip(network.task_towers, schema.tasks, strict=True)
+        ]
+        self._tasks = schema.tasks
+        self._relations = [list(tower.relation_tower_names) for tower in network.task_towers]
+        self._order = relation_order(list(network.task_towers))
+
+    def call(
+        self, features: dict[str, tf.Tensor | tf.RaggedTensor], image_vector: tf.Tensor | None, training: bool = False
+    ) -> tuple[dict[str, tf.Tensor], tf.Tensor]:
+        """Logits of a batch.
+
+        Args:
+          features: as data/transform.py makes them, S samples.
+          image_vector: float32 `[S, D]`; None for a model without pictures.
+
+        Returns:
+          task name -> logits float32 `[S, num_class]`; and the sum of squares of the embedding vectors, a scalar.
+        """
+        x, squares = self.feature_embedding(features)  # [S, F]
+        return self.logits(x, image_vector, training), squares
+
+    def logits(self, x: tf.Tensor, image_vector: tf.Tensor | None, training: bool = False) -> dict[str, tf.Tensor]:
+        """Embedded features `[S, F]` and image vectors -> logits as `call` returns them."""
+        x = self._feature_bn(x, training=training)
+        if image_vector is not None and self._image_joins_first:
+            x = tf.concat([x, image_vector], axis=1)
+        if self._bottom is not None:
+            x = self._bottom(x, training=training)
+        if image_vector is not None and not self._image_joins_first:
+            x = tf.concat([tf.cast(x, tf.float32), image_vector], axis=1)
+        inputs = self._experts(x, training=training) if self._experts else [x] * len(self._towers)
+        relations: dict[str, tf.Tensor] = {}
+        logits: dict[str, tf.Tensor] = {}
+        for i in self._order:
+            name = self._tasks[i].name
+            related = [relations[other] for other in self._relations[i]]
+            relations[name], logits[name] = self._towers[i](inputs[i], related, training=training)
+        return {task.name: logits[task.name] for task in self._tasks}
+
+
+class TaskTower(keras.layers.Layer):
+    """One task: its own layers, the relation layers and the output layer."""
+
+    def __init__(self, tower: BayesTaskTower, task: Task, l2: float, dtype: str) -> None:
+        super().__init__(name=f"tower_{task.name}", dtype=dtype)
+        self._dnn = build_dnn(tower, "dnn", "dnn", l2, dtype)
+        self._relation_dnn = build_dnn(tower, "relation_dnn", "relation_dnn", l2, dtype)
+        self._output = dense(task.num_class, "output", l2, dtype=FLOAT32)
+
+    def call(self, x: tf.Tensor, related: list[tf.Tensor], training: bool = False) -> tuple[tf.Tensor, tf.Tensor]:
+        """`[S, F]` and the relation outputs of other towers -> this relation output `[S, units]`, logits."""
+        if self._dnn is not None:
+            x = self._dnn(x, training=training)
+        x = tf.concat([x, *related], axis=1) if related else x
+        if self._relation_dnn is not None:
+            x = self._relation_dnn(x, training=training)
+        return x, self._output(x)
+
+
+def task_outputs(task: Task, logits: tf.Tensor) -> dict[str, tf.Tensor]:
+    """Named outputs of a task: `[S]`, or `[S, num_class]` for the logits and probabilities of several classes."""
+    if task.activation == "binary":
+        values = (logits[:, 0], tf.sigmoid(logits[:, 0]))
+    elif task.activation == "multiclass":
+        values = (logits, tf.nn.softmax(logits), tf.argmax(logits, axis=1))
+    elif task.activation == "sigmoid_value":
+        values = (tf.sigmoid(logits[:, 0]),)
+    else:
+        values = (logits[:, 0],)
+    return dict(zip(task.output_names, values, strict=True))
+
+
+def build_dnn(parent: E2E_MM_DBMTL | BayesTaskTower, field: str, name: str, l2: float, dtype: str) -> DNN | None:
+    """The DNN of a config field, None where the field is not set."""
+    if not parent.HasField(field):
+        return None
+    config = getattr(parent, field)
+    activation = activation_name(config.activation)
+    return DNN(config.hidden_units, config.dropout_ratio, activation, config.use_bn, l2, name, dtype)
