@@ -42,11 +42,12 @@ def _image_tower(config: EasyRecConfig, schema: Schema, dtype: str) -> ImageTowe
     settings = network.img_model
     shape = (image.height, image.width, image.channels)
     name = backbone_name(settings.model_name) or settings.model_name
-    build, source = (preset_backbone, settings.preset) if settings.preset else (named_backbone, name)
-    backbone = build(source, shape, dtype, settings.feature_layer)
+    # Before the backbone: the order decides which initial weights a seed gives.
     head: keras.layers.Layer | None = build_dnn(network, "img_dnn", "img_dnn", network.l2_regularization, dtype)
     if network.HasField("highway_dnn"):
         head = Highway(network.highway_dnn.emb_size, "highway_dnn", dtype)
+    build, source = (preset_backbone, settings.preset) if settings.preset else (named_backbone, name)
+    backbone = build(source, shape, dtype, settings.feature_layer)
     category = schema.category
     options = TowerOptions(
         pooling=ImgModel.Pooling.Name(settings.pooling),

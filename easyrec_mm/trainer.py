@@ -8,18 +8,15 @@ from __future__ import annotations
 
 import math
 import os
-import re
 import signal
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from types import FrameType
-from typing import NamedTuple
 
-import keras
 import tensorflow as tf
 
 from easyrec_mm.checkpoint import Checkpoints, read_into, resolve_checkpoint, restore, warm_start
@@ -32,12 +29,12 @@ from easyrec_mm.errors import CheckpointError, ConfigError, UserError
 from easyrec_mm.evaluator import STEP_NAME, evaluate, moving_average, table, write_result
 from easyrec_mm.loss_scale import LossScale
 from easyrec_mm.model import MultimodalModel
-from easyrec_mm.optimizers import RowOptimizer, build_optimizer, sum_duplicate_rows
+from easyrec_mm.optimizers import sum_duplicate_rows
 from easyrec_mm.picture_bank import PictureBank
 from easyrec_mm.precision import MIXED_FLOAT16, dtype_policy
 from easyrec_mm.progress import MetricsLog, Progress
-from easyrec_mm.protos.image_pb2 import ImgModel
 from easyrec_mm.protos.train_pb2 import WarmStart
+from easyrec_mm.training_plan import Phase, build_optimizers, build_phases
 
 EVAL_RESULT = "eval_result.json"
 BAD_RECORDS = "bad_records.jsonl"
@@ -51,23 +48,6 @@ class TrainResult:
     step: int
     checkpoint: str | None
     signal: int | None
-
-
-class Phase(NamedTuple):
-    """What a part of the training trains.
-
-    trainable    as img_model.trainable
-    trained      variables by name
-    bank         vectors of pictures that it spares itself
-    keeps_bank   whether the bank belongs to the state of the training: that of a frozen tower is made again
-    train_step   the compiled step
-    """
-
-    trainable: str
-    trained: dict[str, keras.Variable]
-    bank: PictureBank | None
-    keeps_bank: bool
-    train_step: Callable[[Batch], dict[str, tf.Tensor]]
 
 
 class Trainer:
@@ -96,15 +76,20 @@ class Trainer:
         self._dtype = dtype_policy(self._train_config.precision)
         self._model = MultimodalModel(self._config, self._schema, self._dtype)
         self._named = self._model.named_variables()
-        self._phases = self._build_phases()
+        self._phases = build_phases(self._model, self._config)
+        self._require_unfreezing()
         self._trained = {name: v for name, v in self._named.items() if any(name in p.trained for p in self._phases)}
-        self._optimizers = self._build_optimizers()
+        self._optimizers = build_optimizers(self._model, self._trained, self._train_config)
         self._average = moving_average(self._config, self._model)
         self._loss_scale = LossScale() if self._dtype == MIXED_FLOAT16 else None
         self._step = tf.Variable(0, dtype=tf.int64, trainable=False)
         # Batches of the training data read, and what that data was: where to read on.
         self._batches_read = tf.Variable(0, dtype=tf.int64, trainable=False)
         self._input_fingerprint = tf.Variable(self._input.fingerprint(), dtype=tf.int64, trainable=False)
+        self._train_steps = [
+            tf.function(partial(self._train_batch, phase), input_signature=[self._input.spec()], autograph=False)
+            for phase in self._phases
+        ]
         self._evaluated_at = time.monotonic()
 
     def train(self) -> TrainResult:
@@ -184,7 +169,7 @@ class Trainer:
     def _batches(self, num_epochs: int) -> Iterator[InputBatch]:
         """The batches from where the training stands."""
         first = int(self._step)
-        return self._input.batches(num_epochs, int(self._batches_read), first, lambda step: self._phase(step).bank)
+        return self._input.batches(num_epochs, int(self._batches_read), first, self._bank)
 
     def _start(self) -> None:
         """Go on from the last checkpoint, or start from fine_tune_checkpoint, or from the initial weights."""
@@ -197,7 +182,7 @@ class Trainer:
             print(warm_start(path, self._model.weights(), names, self._left_out()), flush=True)
             if self._average is not None:
                 self._average.start_from_variables()
-        trained = self._phase(int(self._step)).trained
+        trained = self._phases[self._phase(int(self._step))].trained
         num_weights = sum(math.prod(v.shape) for v in trained.values())
         num_frozen = len(self._model.all_trainable()) - len(trained)
         print(
@@ -241,47 +226,20 @@ class Trainer:
             "progress/input_fingerprint": self._input_fingerprint,
         }
 
-    def _build_phases(self) -> list[Phase]:
-        """What is trained first, and what from unfreeze_at_step on."""
-        settings = self._config.model_config.e2e_mm_dbmtl.img_model
-        kinds = [ImgModel.Trainable.Name(settings.trainable)]
-        if settings.unfreeze_at_step:
-            kinds.append("ALL")
-            self._require_reached(settings.unfreeze_at_step)
-        kept = None
-        if self._schema.uses_image and settings.encode_ratio < 1:
-            # One for all phases: a checkpoint has room for one.
-            kept = PictureBank(
-                self._model.bank_width("ALL"),
-                settings.encode_ratio,
-                settings.max_staleness_steps,
-                self._config.data_config.seed,
-            )
-        phases = []
-        for kind in kinds:
-            self._model.freeze(kind)
-            bank = kept
-            if kind in ("HEAD", "NONE"):
-                has_bank = self._schema.uses_image and not (kind == "HEAD" and settings.HasField("augmentation"))
-                bank = PictureBank(self._model.bank_width(kind)) if has_bank else None
-            step = tf.function(
-                partial(self._train_batch, len(phases)), input_signature=[self._input.spec()], autograph=False
-            )
-            phases.append(Phase(kind, self._trained_variables(), bank, bank is not None and bank is kept, step))
-        self._model.freeze(kinds[0])
-        return phases
+    def _phase(self, step: int) -> int:
+        """Number of the phase of the step that follows `step` steps."""
+        return max(i for i, phase in enumerate(self._phases) if phase.first_step <= step)
 
-    def _phase(self, step: int) -> Phase:
-        """The phase of the step that follows `step` steps."""
-        unfreeze = self._config.model_config.e2e_mm_dbmtl.img_model.unfreeze_at_step
-        return self._phases[1] if len(self._phases) > 1 and step >= unfreeze else self._phases[0]
+    def _bank(self, step: int) -> PictureBank | None:
+        """The bank of that step."""
+        return self._phases[self._phase(step)].bank
 
-    def _require_reached(self, step: int) -> None:
-        """Whether the training is long enough, where it ends with the data."""
+    def _require_unfreezing(self) -> None:
+        """Check that the training reaches unfreeze_at_step, where it ends with the data; reads all lines for it."""
         num_epochs = self._train_config.num_epochs or self._config.data_config.num_epochs
-        if self._train_config.num_steps or not num_epochs:
+        if len(self._phases) == 1 or not num_epochs or self._train_config.num_steps:
             return
-        num_steps = self._input.count_batches(num_epochs)
+        step, num_steps = self._phases[1].first_step, self._input.count_batches(num_epochs)
         if step >= num_steps:
             raise ConfigError(
                 f"{PLACE}.unfreeze_at_step: {step} is past the last step ({num_steps}: {num_epochs} epochs); lower it"
@@ -293,69 +251,22 @@ class Trainer:
             return set()
         return {f"embedding/{f.table}" for f in self._schema.features if f.kind in ("id", "tag", "combo")}
 
-    def _trained_variables(self) -> dict[str, keras.Variable]:
-        trained = self._model.trained_variables()
-        for pattern in self._train_config.freeze_gradient:
-            frozen = [name for name in self._model.all_trainable() if re.search(pattern, name)]
-            if not frozen:
-                raise ConfigError(
-                    f"train_config.freeze_gradient: '{pattern}' matches no variable; names are such as "
-                    f"{_some(list(trained))}"
-                )
-            trained = {name: v for name, v in trained.items() if name not in frozen}
-        if not trained:
-            raise ConfigError("train_config.freeze_gradient: freezes every variable; leave something to train")
-        return trained
-
-    def _build_optimizers(self) -> list[tuple[RowOptimizer, list[str]]]:
-        """Optimizers and the names of their variables: those that it names, one for all others, or by part."""
-        configs = list(self._train_config.optimizer_config)
-        tables = self._model.tables()
-        factors = {id(self._named[n].value): f for n, f in self._model.learning_rate_factors().items()}
-        by_part = [i for i, config in enumerate(configs) if not config.variables]
-
-        def optimizer_of(name: str) -> int:
-            for i, config in enumerate(configs):
-                if any(re.search(pattern, name) for pattern in config.variables):
-                    return i
-            if not by_part:
-                raise ConfigError(
-                    f"train_config.optimizer_config: none is for variable {name}; add one without `variables`"
-                )
-            if len(by_part) == 1 or name in tables:
-                return by_part[0]
-            return by_part[2 if len(by_part) == 3 and name.startswith("image/") else 1]
-
-        chosen = {name: optimizer_of(name) for name in self._trained}
-        optimizers = []
-        for i, config in enumerate(configs):
-            names = [name for name, number in chosen.items() if number == i]
-            if config.variables and not names:
-                raise ConfigError(
-                    f"train_config.optimizer_config[{i}].variables: nothing is left for {', '.join(config.variables)}; "
-                    f"names are such as {_some(list(chosen))}"
-                )
-            optimizer = build_optimizer(config, list(tables.values()), factors)
-            optimizer.build([self._trained[name] for name in names])
-            optimizers.append((optimizer, names))
-        return optimizers
-
     def _run_step(self, item: InputBatch) -> dict[str, tf.Tensor] | None:
         """One step; None if the batch has no samples left, which is no step."""
         self._batches_read.assign_add(1)
         if not item.batch.num_samples:
             return None
-        phase = self._phase(item.step)
+        number = self._phase(item.step)
+        phase = self._phases[number]
         if not self._model.is_frozen(phase.trainable):
             self._model.freeze(phase.trainable)
             print(f"step {int(self._step)}: all of the image tower is trained from now on", flush=True)
         if phase.bank is not None:
             phase.bank.before_step(item.batch.images.bank_row, item.batch.images.encoded, item.step)
-        return phase.train_step(item.batch)
+        return self._train_steps[number](item.batch)
 
-    def _train_batch(self, phase_number: int, batch: Batch) -> dict[str, tf.Tensor]:
+    def _train_batch(self, phase: Phase, batch: Batch) -> dict[str, tf.Tensor]:
         """Forward, backward and update; the losses and the learning rate, and the gradient's norm if it is clipped."""
-        phase = self._phases[phase_number]
         variables = [v.value for v in phase.trained.values()]
         with tf.GradientTape(watch_accessed_variables=False) as tape:
             tape.watch(variables)
@@ -445,11 +356,6 @@ class Trainer:
         log.write_summaries("eval", step, results)
         write_result(str(self._model_dir / EVAL_RESULT), results)
         self._evaluated_at = time.monotonic()
-
-
-def _some(names: list[str]) -> str:
-    """Five of many, from all over."""
-    return ", ".join(names[:: max(1, len(names) // 5)][:5])
 
 
 class _Caught:

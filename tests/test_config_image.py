@@ -204,6 +204,13 @@ TRAINING_CASES = [
         place=f"{TRAIN}.optimizer_config[2]",
         says="is for the image tower, which trainable: NONE does not train; remove it",
     ),
+    # One for variables by name is not counted.
+    case(
+        f"{IMAGE}.trainable=NONE",
+        f"{TRAIN}.optimizer_config=[{SGD[:-1]} variables: 'rec/' }}, {SGD}, {SGD}, {SGD}]",
+        place=f"{TRAIN}.optimizer_config[3]",
+        says="is for the image tower, which trainable: NONE does not train; remove it",
+    ),
     # Optimizers and warm starts
     case(
         f"{TRAIN}.optimizer_config=[{SGD}, {SGD[:-1]} variables: ['rec/', 'image/('] }}]",

@@ -293,8 +293,7 @@ def chunks(some, size=7):
 SETTINGS = [
     {"category": category, "separator": separator, "no_image": no_image}
     for category, separator, no_image in (
-        (False, "", False), (True, "", False), (True, "", True), (False, "||", False), (True, "||", False),
-        (True, "||", True),
+        (False, "", False), (True, "", False), (True, "", True), (False, "||", False), (True, "||", True),
     )
 ]  # fmt: skip
 
@@ -436,11 +435,10 @@ def test_bad_records_name_file_row_and_value(tmp_path):
     ]  # fmt: skip
 
 
-@pytest.mark.parametrize("wanted", SETTINGS[-2:], ids=["blank", "no image"])
-def test_a_batch_of_bad_groups_has_no_image(tmp_path, wanted):
+def test_a_batch_of_bad_groups_has_no_image(tmp_path):
     path = write(tmp_path / "a", [("1,2", 0, "a", 0, 1)] * 3)
     path.write_bytes(b"?\n?\n" + path.read_bytes())
-    reader = input_of(path, image_schema(**wanted), batch_size=2)
+    reader = input_of(path, image_schema(separator=","), batch_size=2)
     batch = next(iter(reader.batches())).batch
     assert batch.num_samples == batch.num_images == batch.pixels.shape[0] == 0
     assert {len(tensor) for tensor in tf.nest.flatten(batch.images)} == {0}
@@ -472,16 +470,16 @@ def test_batches_are_numbered_by_the_steps_that_train_them(tmp_path):
     assert [(item.batch.num_samples, item.step) for item in rest] == [(2, 11), (2, 12)]
 
 
-@pytest.mark.parametrize(("training", "drop_remainder"), [(False, True), (True, False), (True, True)])
-def test_batches_of_some_epochs_are_counted(tmp_path, training, drop_remainder):
+@pytest.mark.parametrize("drop_remainder", [False, True])
+def test_batches_of_some_epochs_are_counted(tmp_path, drop_remainder):
     path = write(tmp_path / "a", [("1", 0, "a", 0, 1)] * 10)
     one = image_schema(uses_image=False)
-    reader = input_of(path, one, training=training, batch_size=4, drop_remainder=drop_remainder)
-    for num_epochs in (1, 2, 3):
+    reader = input_of(path, one, training=True, batch_size=4, drop_remainder=drop_remainder)
+    for num_epochs in (1, 3):
         assert reader.count_batches(num_epochs) == len(list(reader.batches(num_epochs)))
 
 
-@pytest.mark.parametrize("wanted", SETTINGS[2:4] + SETTINGS[-1:], ids=name_of)
+@pytest.mark.parametrize("wanted", SETTINGS[3:], ids=name_of)
 def test_a_frozen_bank_changes_nothing_but_what_is_encoded(tmp_path, loaded, wanted):
     """Each picture is loaded once in three epochs; what is known of the others is what was found then."""
     one, some = image_schema(**wanted), random_groups(60, wanted["separator"])

@@ -56,6 +56,7 @@ MAY_IMPORT = {
     ),
     "progress": (),
     "evaluator": (*TRAINING_BASE, "metrics", "config_checks"),
+    "training_plan": ("errors", "model", "optimizers", "picture_bank", "protos"),
     "trainer": (
         *TRAINING_BASE,
         "config",
@@ -64,6 +65,7 @@ MAY_IMPORT = {
         "loss_scale",
         "optimizers",
         "picture_bank",
+        "training_plan",
     ),
     "manifest": ("errors", "schema"),
     "store": ("errors", "store"),

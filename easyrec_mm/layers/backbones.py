@@ -217,7 +217,9 @@ def _finished(
 def _num_special_tokens(model: keras.Model, built: keras.Model, shape: Shape) -> int:
     """Tokens more than patches."""
     patch = getattr(built, "patch_size", None)
-    if len(model.output.shape) != 3 or patch is None or model.output.shape[1] is None:
+    if len(model.output.shape) != 3 or patch is None:
         return 0
     height, width = (patch, patch) if isinstance(patch, int) else tuple(patch)[:2]
-    return max(0, int(model.output.shape[1]) - (shape[0] // height) * (shape[1] // width))
+    # Counted, because the shape that keras-hub says of SigLIP's tokens has one too many.
+    num_tokens = model(np.zeros((1, *shape), np.float32)).shape[1]
+    return max(0, int(num_tokens) - (shape[0] // height) * (shape[1] // width))

@@ -1,0 +1,128 @@
+"""What a training trains, by which optimizer, and from which step on.
+
+Without `unfreeze_at_step` a training has one phase; with it a second one, in which all of the image tower is trained.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+from typing import NamedTuple
+
+import keras
+
+from easyrec_mm.errors import ConfigError
+from easyrec_mm.model import MultimodalModel
+from easyrec_mm.optimizers import RowOptimizer, build_optimizer
+from easyrec_mm.picture_bank import PictureBank
+from easyrec_mm.protos.image_pb2 import ImgModel
+from easyrec_mm.protos.pipeline_pb2 import EasyRecConfig
+from easyrec_mm.protos.train_pb2 import TrainConfig
+
+
+class Phase(NamedTuple):
+    """A part of the training, of steps of one kind.
+
+    first_step   the step before which it does not begin
+    trainable    as img_model.trainable
+    trained      variables by name
+    bank         vectors of pictures that it spares itself
+    keeps_bank   whether the bank belongs to the state of the training: that of a frozen tower is made again
+    """
+
+    first_step: int
+    trainable: str
+    trained: dict[str, keras.Variable]
+    bank: PictureBank | None
+    keeps_bank: bool
+
+
+def build_phases(model: MultimodalModel, config: EasyRecConfig) -> list[Phase]:
+    """The phases in their order; the model is then frozen as the first says.
+
+    Raises:
+      ConfigError: if freeze_gradient matches nothing, or leaves nothing to train.
+    """
+    settings = config.model_config.e2e_mm_dbmtl.img_model
+    uses_image = model.schema.uses_image
+    kinds = [(0, ImgModel.Trainable.Name(settings.trainable))]
+    if settings.unfreeze_at_step:
+        kinds.append((settings.unfreeze_at_step, "ALL"))
+    kept = None
+    if uses_image and settings.encode_ratio < 1:
+        # One for all phases: a checkpoint has room for one.
+        width, seed = model.bank_width("ALL"), config.data_config.seed
+        kept = PictureBank(width, settings.encode_ratio, settings.max_staleness_steps, seed)
+    phases = []
+    for first_step, kind in kinds:
+        model.freeze(kind)
+        bank = kept
+        if kind in ("HEAD", "NONE"):
+            has_bank = uses_image and not (kind == "HEAD" and settings.HasField("augmentation"))
+            bank = PictureBank(model.bank_width(kind)) if has_bank else None
+        trained = _trained_variables(model, config.train_config.freeze_gradient)
+        phases.append(Phase(first_step, kind, trained, bank, bank is not None and bank is kept))
+    model.freeze(kinds[0][1])
+    return phases
+
+
+def build_optimizers(
+    model: MultimodalModel, trained: dict[str, keras.Variable], config: TrainConfig
+) -> list[tuple[RowOptimizer, list[str]]]:
+    """Optimizers and the names of their variables: those that one names, one for all others, or by part.
+
+    Raises:
+      ConfigError: if an optimizer is for no variable, or a variable has none.
+    """
+    configs = list(config.optimizer_config)
+    tables = model.tables()
+    named = model.named_variables()
+    factors = {id(named[name].value): factor for name, factor in model.learning_rate_factors().items()}
+    by_part = [i for i, optimizer in enumerate(configs) if not optimizer.variables]
+
+    def optimizer_of(name: str) -> int:
+        for i, optimizer in enumerate(configs):
+            if any(re.search(pattern, name) for pattern in optimizer.variables):
+                return i
+        if not by_part:
+            raise ConfigError(
+                f"train_config.optimizer_config: none is for variable {name}; add one without `variables`"
+            )
+        if len(by_part) == 1 or name in tables:
+            return by_part[0]
+        return by_part[2 if len(by_part) == 3 and name.startswith("image/") else 1]
+
+    chosen = {name: optimizer_of(name) for name in trained}
+    optimizers = []
+    for i, settings in enumerate(configs):
+        names = [name for name, number in chosen.items() if number == i]
+        if settings.variables and not names:
+            raise ConfigError(
+                f"train_config.optimizer_config[{i}].variables: nothing is left for {', '.join(settings.variables)}; "
+                f"names are such as {_some(list(chosen))}"
+            )
+        optimizer = build_optimizer(settings, list(tables.values()), factors)
+        optimizer.build([trained[name] for name in names])
+        optimizers.append((optimizer, names))
+    return optimizers
+
+
+def _trained_variables(model: MultimodalModel, freeze_gradient: Iterable[str]) -> dict[str, keras.Variable]:
+    """What is trained, given what is frozen, but for what matches a pattern."""
+    trained = model.trained_variables()
+    for pattern in freeze_gradient:
+        frozen = [name for name in model.all_trainable() if re.search(pattern, name)]
+        if not frozen:
+            raise ConfigError(
+                f"train_config.freeze_gradient: '{pattern}' matches no variable; names are such as "
+                f"{_some(list(trained))}"
+            )
+        trained = {name: v for name, v in trained.items() if name not in frozen}
+    if not trained:
+        raise ConfigError("train_config.freeze_gradient: freezes every variable; leave something to train")
+    return trained
+
+
+def _some(names: list[str]) -> str:
+    """Five of many, from all over."""
+    return ", ".join(names[:: max(1, len(names) // 5)][:5])
