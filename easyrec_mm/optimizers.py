@@ -28,6 +28,7 @@ class RowOptimizer(keras.optimizers.Optimizer):
     Args:
       learning_rate: schedule.
       rate_factors: id of a variable -> factor of its learning rate, where that is not 1.
+      first_steps: id of a variable -> the step, from 0, that trains it first, where that is not 0.
     """
 
     # Name of each slot variable -> its initial value.
@@ -37,9 +38,13 @@ class RowOptimizer(keras.optimizers.Optimizer):
         self,
         learning_rate: keras.optimizers.schedules.LearningRateSchedule,
         rate_factors: Mapping[int, float] | None = None,
+        first_steps: Mapping[int, int] | None = None,
     ) -> None:
         super().__init__(learning_rate=learning_rate, name=type(self).__name__)
         self._rate_factors = dict(rate_factors or {})
+        self._first_steps = dict(first_steps or {})
+        # Of the variable under way.
+        self._first_step = 0
         self._slot_variables: dict[str, list[keras.Variable]] = {}
 
     def build(self, variables: list[keras.Variable]) -> None:
@@ -67,6 +72,7 @@ class RowOptimizer(keras.optimizers.Optimizer):
         rate = tf.cast(learning_rate, variable.dtype)
         if id(variable) in self._rate_factors:
             rate *= self._rate_factors[id(variable)]
+        self._first_step = self._first_steps.get(id(variable), 0)
         self._apply_gradient(variable, slots, gradient, rate)
 
     def _apply_gradient(
@@ -94,8 +100,9 @@ class RowOptimizer(keras.optimizers.Optimizer):
 
     @property
     def _step(self) -> tf.Tensor:
-        """Number of the step under way, from 1."""
-        return tf.cast(self.iterations.value + 1, tf.float32)
+        """Number of the step under way, from 1, among those that train the variable under way."""
+        # A step that overflowed did not count.
+        return tf.cast(tf.maximum(self.iterations.value + 1 - self._first_step, 1), tf.float32)
 
 
 def _fill(value: float, shape: Sequence[int], dtype: str | None = None) -> tf.Tensor:
@@ -291,6 +298,7 @@ def build_optimizer(
     config: OptimizerConfig,
     tables: Sequence[keras.Variable] = (),
     rate_factors: Mapping[int, float] | None = None,
+    first_steps: Mapping[int, int] | None = None,
 ) -> RowOptimizer:
     """The optimizer of a config.
 
@@ -298,6 +306,7 @@ def build_optimizer(
       config: its settings.
       tables: the embedding tables among the variables it will be given.
       rate_factors: id of a tf.Variable -> factor of its learning rate, where that is not 1.
+      first_steps: id of a tf.Variable -> the step, from 0, that trains it first, where that is not 0.
     """
     kind = config.WhichOneof("optimizer")
     settings = getattr(config, kind)
@@ -305,7 +314,9 @@ def build_optimizer(
     if config.embedding_learning_rate_multiplier != 1:
         for table in tables:
             factors[id(table.value)] = factors.get(id(table.value), 1.0) * config.embedding_learning_rate_multiplier
-    return OPTIMIZERS[kind](settings, learning_rate=Schedule(settings.learning_rate), rate_factors=factors)
+    return OPTIMIZERS[kind](
+        settings, learning_rate=Schedule(settings.learning_rate), rate_factors=factors, first_steps=first_steps
+    )
 
 
 def sum_duplicate_rows(gradient: tf.Tensor | tf.IndexedSlices | None) -> tf.Tensor | tf.IndexedSlices | None:

@@ -79,7 +79,7 @@ class Trainer:
         self._phases = build_phases(self._model, self._config)
         self._require_unfreezing()
         self._trained = {name: v for name, v in self._named.items() if any(name in p.trained for p in self._phases)}
-        self._optimizers = build_optimizers(self._model, self._trained, self._train_config)
+        self._optimizers = build_optimizers(self._model, self._trained, self._phases, self._train_config)
         self._average = moving_average(self._config, self._model)
         self._loss_scale = LossScale() if self._dtype == MIXED_FLOAT16 else None
         self._step = tf.Variable(0, dtype=tf.int64, trainable=False)
@@ -299,7 +299,11 @@ class Trainer:
         def update() -> None:
             for optimizer, names in self._optimizers:
                 used = [name for name in names if gradients.get(name) is not None]
-                optimizer.apply([gradients[name] for name in used], [self._trained[name] for name in used])
+                if used:
+                    optimizer.apply([gradients[name] for name in used], [self._trained[name] for name in used])
+                else:
+                    # Its learning rate goes by the steps of the training, also before its variables are unfrozen.
+                    optimizer.iterations.assign_add(1)
 
         if self._average is None:
             update()

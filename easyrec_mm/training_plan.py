@@ -6,7 +6,7 @@ Without `unfreeze_at_step` a training has one phase; with it a second one, in wh
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
 import keras
@@ -67,7 +67,7 @@ def build_phases(model: MultimodalModel, config: EasyRecConfig) -> list[Phase]:
 
 
 def build_optimizers(
-    model: MultimodalModel, trained: dict[str, keras.Variable], config: TrainConfig
+    model: MultimodalModel, trained: dict[str, keras.Variable], phases: Sequence[Phase], config: TrainConfig
 ) -> list[tuple[RowOptimizer, list[str]]]:
     """Optimizers and the names of their variables: those that one names, one for all others, or by part.
 
@@ -78,6 +78,7 @@ def build_optimizers(
     tables = model.tables()
     named = model.named_variables()
     factors = {id(named[name].value): factor for name, factor in model.learning_rate_factors().items()}
+    first_steps = {id(v.value): phase.first_step for phase in reversed(phases) for v in phase.trained.values()}
     by_part = [i for i, optimizer in enumerate(configs) if not optimizer.variables]
 
     def optimizer_of(name: str) -> int:
@@ -101,7 +102,7 @@ def build_optimizers(
                 f"train_config.optimizer_config[{i}].variables: nothing is left for {', '.join(settings.variables)}; "
                 f"names are such as {_some(list(chosen))}"
             )
-        optimizer = build_optimizer(settings, list(tables.values()), factors)
+        optimizer = build_optimizer(settings, list(tables.values()), factors, first_steps)
         optimizer.build([trained[name] for name in names])
         optimizers.append((optimizer, names))
     return optimizers

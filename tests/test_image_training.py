@@ -107,17 +107,25 @@ EACH_STEP = "num_epochs: 2 save_checkpoints_steps: 1 keep_checkpoint_max: 9"
 
 
 def test_unfreezing(data, tmp_path):
-    """The tower is as it was until that step, and trained from it on; going on from before, at and behind it."""
-    img_model = "trainable: NONE unfreeze_at_step: 2"
-    whole = Training(data, tmp_path / "whole", img_model, EACH_STEP).run()
+    """The tower is as it was until that step, and trained from it on; going on from before and at it."""
+    settings = {
+        "img_model": "trainable: NONE unfreeze_at_step: 2", "train": EACH_STEP,
+        "optimizers": optimizer("adam", 0.01) + optimizer("adam", 0.02, 'variables: "image/backbone"'),
+    }  # fmt: skip
+    whole = Training(data, tmp_path / "whole", **settings).run()
     of_tower = {name for name in whole.history[0] if name.startswith("image/")}
     assert not whole.changed(0, 2) & of_tower
     assert whole.changed(2, 3) >= of_tower
+    # The first step of Adam, whenever it is: the rate along each coordinate.
+    before, after = whole.history[2:4]
+    for name, rate in (("image/projection/kernel", 0.01), ("image/backbone/conv0/kernel", 0.02)):
+        np.testing.assert_allclose(np.median(np.abs(after[name] - before[name])), rate, rtol=1e-3)
+    assert [whole.checkpoint(6)[f"optimizer_{i}/iterations"] for i in (0, 1)] == [6, 6]
     seen = [line["pictures"] for line in whole.log]
     assert sum(whole.encoded[:2]) <= NUM_PICTURES
     assert whole.encoded[2:] == np.diff(seen).tolist()[1:]
     for step in (1, 2):
-        resumed = going_on(whole, step, data, tmp_path / str(step), img_model, EACH_STEP)
+        resumed = going_on(whole, step, data, tmp_path / str(step), **settings)
         assert_same_values(resumed.checkpoint(6), whole.checkpoint(6))
 
 
