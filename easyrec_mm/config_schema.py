@@ -87,7 +87,7 @@ def derive_schema(config: EasyRecConfig, problems: Problems) -> Schema:
         group_fields=_group_fields(config, named),
         image_features=read_per_image,
         category_feature=tower.category_feature,
-        image_labels=_image_labels(config, problems),
+        image_labels=_image_labels(tower, tasks, problems),
         image_separator=tower.image_separator,
         has_no_image_vector=tower.no_image_vector,
     )
@@ -331,16 +331,16 @@ def _group_fields(config: EasyRecConfig, named: dict[str, tuple[str, FeatureConf
     return tuple(dict.fromkeys([*fields, *labels]))
 
 
-def _image_labels(config: EasyRecConfig, problems: Problems) -> tuple[tuple[str, int], ...]:
+def _image_labels(tower: ImgModel, tasks: Sequence[Task], problems: Problems) -> tuple[tuple[str, int], ...]:
     """Labels of the losses on image vectors and their classes."""
     classes: dict[str, int] = {}
-    towers = config.model_config.e2e_mm_dbmtl.task_towers
-    of_towers = {tower.label_name: tower.num_class for tower in towers if tower.num_class > 1}
-    for i, loss in enumerate(image_losses(config.model_config.e2e_mm_dbmtl.img_model)):
+    of_tasks = {task.label: max(task.num_class, 2) for task in tasks if task.activation in ("binary", "multiclass")}
+    for i, loss in enumerate(image_losses(tower)):
         if loss.label_name:
-            other = classes.get(loss.label_name, of_towers.get(loss.label_name, loss.num_class))
+            other = classes.get(loss.label_name, of_tasks.get(loss.label_name, loss.num_class))
             if other != loss.num_class:
-                place = f"{PLACE}.image_losses[{i}].num_class"
+                is_short = i == len(tower.image_losses)
+                place = f"{PLACE}.{'img_loss_weight' if is_short else f'image_losses[{i}].num_class'}"
                 problems.add(place, f"{loss.num_class}, but '{loss.label_name}' has {other} elsewhere; make them equal")
             classes[loss.label_name] = loss.num_class
     return tuple(classes.items())

@@ -336,9 +336,6 @@ def test_rematerialized_step_is_the_plain_one(recomputed, build, options, number
         pytest.param(
             vit_backbone,
             {},
-            marks=pytest.mark.xfail(
-                raises=ValueError, strict=True, reason="in_micro_batches refuses the rows of the positions' embedding"
-            ),
         ),
     ],
     ids=["conv", "vit"],

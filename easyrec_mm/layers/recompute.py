@@ -245,6 +245,10 @@ def _add(total: Any, i: tf.Tensor, gradient: Any) -> Any:
     if gradient is None:
         return total
     if isinstance(gradient, tf.IndexedSlices):
+        num_rows = gradient.indices.shape[0]
+        if num_rows is not None and num_rows >= total.shape[0]:
+            # An embedding of positions, of which all rows are looked up.
+            return total + tf.convert_to_tensor(gradient)
         raise ValueError("in_micro_batches: the function looks up rows of a table; look them up outside, as an input")
     return total.write(i, gradient) if isinstance(total, tf.TensorArray) else total + gradient
 
