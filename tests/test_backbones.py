@@ -123,7 +123,10 @@ class Presets:
 
     def _original(self, family):
         keras.utils.set_random_seed(1)
-        model = FAMILIES[family]()
+        try:
+            model = FAMILIES[family]()
+        except AttributeError as error:  # the last keras-hub for Python 3.10 has fewer
+            pytest.skip(str(error))
         model.save_to_preset(str(self._folder / family))
         return image_part(model)
 
@@ -261,7 +264,11 @@ def test_names_are_those_that_layers_were_given():
     # Keras gives the last one no name.
     assert {"convnext_tiny_stem/convnext_tiny_stem_conv/kernel", "layer_normalization/gamma"} <= names
     names = set(variable_names(named("ViT-Tiny").model).values())
-    assert {"vit_encoder/transformer_block_12/mha/query/kernel", "vit_encoder/ln/beta"} <= names
+    assert "vit_encoder/ln/beta" in names
+    # keras-hub before 0.26 wrote "tranformer".
+    assert {name.replace("tranformer", "transformer") for name in names} >= {
+        "vit_encoder/transformer_block_12/mha/query/kernel"
+    }
 
 
 def test_names_of_layers_without_a_name_are_numbered_where_they_stand():
