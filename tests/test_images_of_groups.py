@@ -96,7 +96,7 @@ def groups(draw):
 
 
 @given(st.lists(groups(), max_size=6))
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=100, deadline=None)
 def test_a_group_whose_samples_disagree_is_refused(some):
     lines = [line_of(group) for group in some]
     expected = [disagreement(group) for group in some]

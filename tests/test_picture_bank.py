@@ -53,7 +53,7 @@ def train(bank, step, keys, plan):
 
 
 @given(batches, ratios, staleness)
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=100, deadline=None)
 def test_pictures_are_encoded_when_first_seen_and_no_vector_is_too_old(batches, ratio, limit):
     """Nothing else is, in a bank without a ratio."""
     bank = PictureBank(WIDTH, ratio, limit)
