@@ -9,7 +9,9 @@ from __future__ import annotations
 
 import logging
 import os
+from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -110,9 +112,30 @@ def _convert(function: object, specs: list[tf.TensorSpec]) -> onnx.ModelProto:
     # It reports every optimisation.
     logging.getLogger("tf2onnx").setLevel(logging.ERROR)
     compiled = tf.function(function, input_signature=specs, autograph=False)
-    network, _ = tf2onnx.convert.from_function(compiled, input_signature=specs, opset=_OPSET)
+    network, _ = tf2onnx.convert.from_function(
+        compiled, input_signature=specs, opset=_OPSET, custom_op_handlers={"Erfc": (_as_erf, [])}
+    )
+    _hold_captured(network.graph, compiled.get_concrete_function().graph.captures)
     _number_names(network.graph)
     return network
+
+
+def _hold_captured(graph: onnx.GraphProto, captures: Iterable[tuple[tf.Tensor, tf.Tensor]]) -> None:
+    """Make initializers of tensors that layers keep, as a transformer its positions: tf2onnx takes them for inputs."""
+    values = {inside.name: outside for outside, inside in captures if outside.dtype != tf.resource}
+    for value in [value for value in graph.input if value.name in values]:
+        graph.input.remove(value)
+        graph.initializer.append(numpy_helper.from_array(values[value.name].numpy(), value.name))
+
+
+def _as_erf(graph: Any, node: Any, name: str, args: object) -> None:
+    """erfc(x) of GELU, which tf2onnx does not know, as 1 - erf(x)."""
+    node.type = "Erf"
+    one = graph.make_const(f"{name}_one", np.array(1.0, np.float32))
+    negative = graph.insert_new_node_on_output("Neg", node.output[0], name=f"{name}_negative")
+    graph.insert_new_node_on_output(
+        "Add", negative.output[0], name=f"{name}_complement", inputs=[negative.output[0], one.output[0]]
+    )
 
 
 def _number_names(graph: onnx.GraphProto) -> None:

@@ -7,6 +7,7 @@ import json
 from dataclasses import replace
 from pathlib import Path
 
+import keras_hub
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
@@ -17,6 +18,7 @@ from easyrec_mm.cli import main
 from easyrec_mm.embed import ImageModel, PictureEmbedder
 from easyrec_mm.errors import DataError
 from easyrec_mm.items import read_items
+from easyrec_mm.layers import backbones
 from easyrec_mm.manifest import ENCODED, IMAGE_VECTOR, PICTURE_ITEM, read_header
 from easyrec_mm.serving.request import RequestError
 from easyrec_mm.serving.service import MissingVectorError, Service, ServiceOptions, ServingError, Source
@@ -28,6 +30,7 @@ KINDS_OF_ITEMS = {
     "category": CATEGORY,
     "no picture": {f"{TOWER}.no_image_vector": "true", f"{TOWER}.modality_dropout": "0.3"},
     "several": {f"{TOWER}.image_separator": ";", f"{TOWER}.image_pooling": "ATTENTION"},
+    "low-rank": {f"{TOWER}.model_name": "vit_tiny", f"{TOWER}.lora_rank": "2", f"{TOWER}.lora_alpha": "8"},
     "all": {
         **CATEGORY,
         f"{TOWER}.no_image_vector": "true",
@@ -120,6 +123,12 @@ class Trained:
         return {name: np.array([row[name] for row in self.rows]) for name in names}
 
 
+def small_transformer(shape):
+    return keras_hub.models.ViTBackbone(
+        image_shape=shape, patch_size=4, num_layers=2, num_heads=2, hidden_dim=8, mlp_dim=16
+    )
+
+
 def run(*arguments, expect=0):
     assert main([*map(str, arguments)]) == expect
 
@@ -128,6 +137,7 @@ def run(*arguments, expect=0):
 def trained(request, tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         use_small_backbone(patch)
+        patch.setitem(backbones.BACKBONES, "ViT-Tiny", backbones.Entry(small_transformer, backbones.MINUS_ONE_TO_ONE))
         return Trained(tmp_path_factory.mktemp("trained"), request.param)
 
 
@@ -193,6 +203,14 @@ def test_a_model_without_the_vector_refuses_no_image(trained):
         del instances[0]["key"]
         with pytest.raises(RequestError, match="key: is missing"):
             trained.service().answer({"instances": instances})
+
+
+def test_low_rank_updates_are_merged(trained):
+    """No variable of them is left, and kernels are others than those before the training."""
+    module = tf.saved_model.load(str(trained.folder / "image"))
+    names = list(module.weights)
+    assert names
+    assert not any("lora" in name for name in names)
 
 
 def test_empty_contents_stand_for_no_picture(trained):
