@@ -123,9 +123,11 @@ def _convert(function: object, specs: list[tf.TensorSpec]) -> onnx.ModelProto:
 def _hold_captured(graph: onnx.GraphProto, captures: Iterable[tuple[tf.Tensor, tf.Tensor]]) -> None:
     """Make initializers of tensors that layers keep, as a transformer its positions: tf2onnx takes them for inputs."""
     values = {inside.name: outside for outside, inside in captures if outside.dtype != tf.resource}
+    used = {name for node in graph.node for name in node.input}
     for value in [value for value in graph.input if value.name in values]:
         graph.input.remove(value)
-        graph.initializer.append(numpy_helper.from_array(values[value.name].numpy(), value.name))
+        if value.name in used:
+            graph.initializer.append(numpy_helper.from_array(values[value.name].numpy(), value.name))
 
 
 def _as_erf(graph: Any, node: Any, name: str, args: object) -> None:
