@@ -1,4 +1,4 @@
-"""Batch normalisation of pictures by TensorFlow's fused kernel."""
+"""Layers of image models on TensorFlow's own kernels: fused batch normalisation, depthwise convolution."""
 
 from __future__ import annotations
 
@@ -36,6 +36,26 @@ class FusedBatchNorm(keras.layers.BatchNormalization):
         return outputs
 
 
+class DepthwiseConv(keras.layers.Conv2D):
+    """Keras's Conv2D with a group a channel, on TensorFlow's kernel for it.
+
+    Keras compiles grouped convolutions by XLA, which is slow on a CPU and which ONNX cannot hold.
+    """
+
+    def call(self, inputs: tf.Tensor) -> tf.Tensor:
+        """float `[N, H, W, C]` -> `[N, h, w, C]`."""
+        kernel = tf.transpose(tf.convert_to_tensor(self.kernel), [0, 1, 3, 2])  # [k, k, C, 1]
+        strides = [1, *self.strides, 1]
+        x = tf.nn.depthwise_conv2d(inputs, kernel, strides, self.padding.upper(), dilations=self.dilation_rate)
+        if self.bias is not None:
+            x = tf.nn.bias_add(x, tf.convert_to_tensor(self.bias))
+        return self.activation(x)
+
+
+def _is_depthwise(layer: keras.Operation) -> bool:
+    return type(layer) is keras.layers.Conv2D and 1 < layer.groups == layer.filters == layer.input.shape[-1]
+
+
 def with_fused_batch_norm(model: keras.Model, dtype: str) -> keras.Model:
     """A copy of a functional image model with FusedBatchNorm, and with every layer computing in `dtype`.
 
@@ -49,8 +69,9 @@ def with_fused_batch_norm(model: keras.Model, dtype: str) -> keras.Model:
         # An operation such as the + of `x + 3` takes the dtype of its inputs.
         if isinstance(layer, keras.layers.Layer):
             config["dtype"] = dtype
-        is_batch_norm = type(layer) is keras.layers.BatchNormalization
-        return (FusedBatchNorm if is_batch_norm else type(layer)).from_config(config)
+        kind = DepthwiseConv if _is_depthwise(layer) else type(layer)
+        kind = FusedBatchNorm if kind is keras.layers.BatchNormalization else kind
+        return kind.from_config(config)
 
     copy = keras.models.clone_model(model, clone_function=clone)
     copy.set_weights(model.get_weights())
