@@ -16,7 +16,8 @@ from easyrec_mm.layers.backbones import BackboneError, named_backbone, preset_ba
 from easyrec_mm.layers.dnn import Highway
 from easyrec_mm.layers.embedding import FeatureEmbedding
 from easyrec_mm.layers.image_losses import ClassLoss, ContrastiveLoss, MultiSimilarityLoss
-from easyrec_mm.layers.image_tower import ImageTower, ItemImage, TowerOptions
+from easyrec_mm.layers.image_tower import ImageTower, TowerOptions
+from easyrec_mm.layers.item_image import ItemImage
 from easyrec_mm.protos.image_pb2 import ContrastiveImageLoss, ImageLoss, ImagePooling, ImgModel
 from easyrec_mm.protos.pipeline_pb2 import EasyRecConfig
 from easyrec_mm.rec_network import build_dnn

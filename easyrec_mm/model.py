@@ -14,7 +14,7 @@ import tensorflow as tf
 from easyrec_mm.config_checks import REGULARIZATION_LOSSES
 from easyrec_mm.data.batch import Batch, Images
 from easyrec_mm.image_network import ImageLosses, image_tower, item_image
-from easyrec_mm.layers.image_tower import ItemImage
+from easyrec_mm.layers.item_image import ItemImage
 from easyrec_mm.losses import LOSSES, weighted_mean
 from easyrec_mm.picture_bank import PictureBank
 from easyrec_mm.precision import FLOAT32

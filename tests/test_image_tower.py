@@ -16,7 +16,8 @@ from easyrec_mm.layers.backbone_stages import stages_of
 from easyrec_mm.layers.backbones import Backbone, BackboneError
 from easyrec_mm.layers.batch_norm import with_fused_batch_norm
 from easyrec_mm.layers.dnn import DNN
-from easyrec_mm.layers.image_tower import ImageTower, ItemImage, TowerOptions
+from easyrec_mm.layers.image_tower import ImageTower, TowerOptions
+from easyrec_mm.layers.item_image import ItemImage
 
 P, SIDE, D = 6, 16, 4
 SHAPE = (SIDE, SIDE, 3)

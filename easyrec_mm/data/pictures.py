@@ -11,7 +11,14 @@ from typing import NamedTuple
 import numpy as np
 import tensorflow as tf
 
-from easyrec_mm.data.decode import ANIMATED_WEBP, PARTIAL_GIF, TOO_MANY_PIXELS, UNKNOWN_FORMAT, decode_pictures
+from easyrec_mm.data.decode import (
+    ANIMATED_WEBP,
+    MID_GREY,
+    PARTIAL_GIF,
+    TOO_MANY_PIXELS,
+    UNKNOWN_FORMAT,
+    decode_pictures,
+)
 from easyrec_mm.errors import tensorflow_reason
 from easyrec_mm.schema import Image
 
@@ -41,8 +48,7 @@ class PictureLoader:
             autograph=False,
         )
         shape = (image.height, image.width, image.channels)
-        # Neither black nor white: near the mean of natural pictures, so that it moves the network least.
-        self._blank = np.full(shape, 128, np.uint8)
+        self._blank = np.full(shape, MID_GREY, np.uint8)
 
     def load(self, paths: list[bytes]) -> Pictures:
         """Pictures of these paths, in their order."""
