@@ -23,7 +23,7 @@ from easyrec_mm.layers.backbones import (
     named_backbone,
     preset_backbone,
 )
-from easyrec_mm.layers.batch_norm import FusedBatchNorm
+from easyrec_mm.layers.fast_layers import FusedBatchNorm
 
 SIDE = 64
 SHAPE = (SIDE, SIDE, 3)

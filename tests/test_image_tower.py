@@ -14,8 +14,8 @@ import tensorflow as tf
 from easyrec_mm.layers import image_tower
 from easyrec_mm.layers.backbone_stages import stages_of
 from easyrec_mm.layers.backbones import Backbone, BackboneError
-from easyrec_mm.layers.batch_norm import with_fused_batch_norm
 from easyrec_mm.layers.dnn import DNN
+from easyrec_mm.layers.fast_layers import with_fast_layers
 from easyrec_mm.layers.image_tower import ImageTower, TowerOptions
 from easyrec_mm.layers.item_image import ItemImage
 
@@ -51,7 +51,7 @@ def conv_backbone(batch_norm=True, dropout=0.0, channels=3):
         if name == "block1b":
             x = keras.layers.Add(name=f"{name}_add")([x, shortcut])
     model = keras.Model(inputs, x)
-    return as_backbone(with_fused_batch_norm(model, "float32"))
+    return as_backbone(with_fast_layers(model, "float32"))
 
 
 def vit_backbone(dropout=0.0):

@@ -21,7 +21,7 @@ from training_helpers import (
 from easyrec_mm.data.bad_records import BadRecords
 from easyrec_mm.errors import ConfigError
 from easyrec_mm.evaluator import evaluate, load_model
-from easyrec_mm.layers.batch_norm import FusedBatchNorm
+from easyrec_mm.layers.fast_layers import FusedBatchNorm
 from easyrec_mm.picture_bank import PictureBank
 
 

@@ -6,9 +6,9 @@ import pytest
 import tensorflow as tf
 
 from easyrec_mm.layers.backbones import BACKBONES, named_backbone
-from easyrec_mm.layers.batch_norm import FusedBatchNorm, with_fused_batch_norm
 from easyrec_mm.layers.dnn import DNN, ExpertMixture, Highway
 from easyrec_mm.layers.embedding import EmbeddingTable, FeatureEmbedding, combine
+from easyrec_mm.layers.fast_layers import DepthwiseConv, FusedBatchNorm, with_fast_layers
 from easyrec_mm.layers.image_tower import ImageTower
 from easyrec_mm.schema import Feature, Table
 
@@ -136,11 +136,11 @@ def small_mobile_net(shape):
     [BACKBONES["ResNet-18"].build, BACKBONES["MobileNetV3-Large"].build, small_mobile_net],
     ids=["ResNet", "MobileNet", "MobileNetV3Small"],
 )
-def test_copy_with_fused_batch_norm(build):
+def test_copy_with_fast_layers(build):
     """Every weight and every output in inference are those of Keras's own model."""
     original = build((32, 32, 3))
     randomise(original)
-    copy = with_fused_batch_norm(original, "float32")
+    copy = with_fast_layers(original, "float32")
     kinds = {type(layer) for layer in copy.layers}
     assert FusedBatchNorm in kinds
     assert keras.layers.BatchNormalization not in kinds
@@ -158,7 +158,7 @@ def test_copy_with_fused_batch_norm(build):
 @pytest.mark.parametrize("backbone", ["ResNet-18", "MobileNetV3-Large"])
 def test_backbone_in_bfloat16(backbone):
     """Every layer computes in bfloat16 on variables of float32, and training moves the averages."""
-    copy = with_fused_batch_norm(BACKBONES[backbone].build((32, 32, 1)), "mixed_bfloat16")
+    copy = with_fast_layers(BACKBONES[backbone].build((32, 32, 1)), "mixed_bfloat16")
     assert {layer.compute_dtype for layer in copy.layers[1:]} == {"bfloat16"}  # behind the input
     assert {v.dtype for v in copy.variables} == {"float32"}
     x = tf.cast(random(2, 32, 32, 1), tf.bfloat16)
@@ -167,6 +167,18 @@ def test_backbone_in_bfloat16(backbone):
     copy(x, training=True)
     assert averages
     assert all((v.numpy() != 1).any() for v in averages)
+
+
+@pytest.mark.parametrize(("strides", "padding"), [(1, "same"), (2, "valid")])
+def test_depthwise_convolution_is_that_of_keras(strides, padding):
+    inputs = keras.Input((9, 9, 6))
+    conv = keras.layers.Conv2D(6, 3, strides, padding, groups=6, activation="relu", name="conv")
+    original = keras.Model(inputs, conv(inputs))
+    randomise(original)
+    copy = with_fast_layers(original, "float32")
+    assert type(copy.get_layer("conv")) is DepthwiseConv
+    x = tf.constant(random(2, 9, 9, 6))
+    np.testing.assert_allclose(copy(x), original(x), rtol=1e-5, atol=1e-6)
 
 
 # Dense layers

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from easyrec_mm.layers.batch_norm import with_fused_batch_norm
+from easyrec_mm.layers.fast_layers import with_fast_layers
 from easyrec_mm.layers.recompute import in_micro_batches, recompute
 
 P, SIDE = 10, 8
@@ -32,7 +32,7 @@ def network(batch_norm="fused", dropout=0.3, dtype="float32"):
             x = keras.layers.Identity(name=f"block_{i}", dtype=policy)(x)
     x = keras.layers.GlobalAveragePooling2D(dtype=policy)(x)
     model = keras.Model(inputs, x)
-    return with_fused_batch_norm(model, dtype) if batch_norm == "fused" else model
+    return with_fast_layers(model, dtype) if batch_norm == "fused" else model
 
 
 def halves(model):

@@ -20,7 +20,7 @@ import numpy as np
 
 from easyrec_mm.layers import presets
 from easyrec_mm.layers.backbone_stages import Stage, stages_of
-from easyrec_mm.layers.batch_norm import FusedBatchNorm, with_fused_batch_norm
+from easyrec_mm.layers.fast_layers import FusedBatchNorm, with_fast_layers
 from easyrec_mm.layers.presets import Normalisation, PresetError
 
 Shape = tuple[int, int, int]
@@ -132,7 +132,7 @@ def named_backbone(name: str, shape: Shape, dtype: str, feature_layer: str = "")
     with _default_dtype(dtype):
         built = entry.build(shape)
     # Transformers have no batch norm, and the layers of keras-hub's cannot be copied one by one.
-    model = with_fused_batch_norm(built, dtype) if len(built.output.shape) == 4 else built
+    model = with_fast_layers(built, dtype) if len(built.output.shape) == 4 else built
     return _finished(model, entry.normalisation, shape, feature_layer, name)
 
 

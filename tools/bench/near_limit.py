@@ -91,11 +91,11 @@ def bare_tower(
 ) -> tf.types.experimental.PolymorphicFunction:
     """One step of the backbone alone: forward, mean as the loss, backward, update by the fused kernels."""
     from easyrec_mm.layers.backbones import BACKBONES
-    from easyrec_mm.layers.batch_norm import with_fused_batch_norm
+    from easyrec_mm.layers.fast_layers import with_fast_layers
     from easyrec_mm.optimizers import build_optimizer
 
     dtype = "mixed_bfloat16" if precision == "BFLOAT16" else "float32"
-    backbone = with_fused_batch_norm(BACKBONES["ResNet-18"].build((size, size, 3)), dtype)
+    backbone = with_fast_layers(BACKBONES["ResNet-18"].build((size, size, 3)), dtype)
     pixels = tf.random.normal([num_pictures, size, size, 3])
     variables = [v.value for v in backbone.trainable_variables]
     optimizer = build_optimizer(optimizer_config)

@@ -56,8 +56,8 @@ def _is_depthwise(layer: keras.Operation) -> bool:
     return type(layer) is keras.layers.Conv2D and 1 < layer.groups == layer.filters == layer.input.shape[-1]
 
 
-def with_fused_batch_norm(model: keras.Model, dtype: str) -> keras.Model:
-    """A copy of a functional image model with FusedBatchNorm, and with every layer computing in `dtype`.
+def with_fast_layers(model: keras.Model, dtype: str) -> keras.Model:
+    """A copy of a functional image model with FusedBatchNorm and DepthwiseConv, and all layers computing in `dtype`.
 
     Args:
       model: the model; its weights are copied.
