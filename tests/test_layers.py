@@ -8,7 +8,7 @@ import tensorflow as tf
 from easyrec_mm.layers.backbones import BACKBONES, named_backbone
 from easyrec_mm.layers.dnn import DNN, ExpertMixture, Highway
 from easyrec_mm.layers.embedding import EmbeddingTable, FeatureEmbedding, combine
-from easyrec_mm.layers.fast_layers import DepthwiseConv, FusedBatchNorm, with_fast_layers
+from easyrec_mm.layers.fast_layers import DepthwiseConv, FusedBatchNorm, GroupedDepthwiseConv, with_fast_layers
 from easyrec_mm.layers.image_tower import ImageTower
 from easyrec_mm.schema import Feature, Table
 
@@ -41,16 +41,16 @@ def randomise(layer, seed=0):
 MOMENTUM, EPSILON, CHANNELS = 0.8, 1e-3, 5
 
 
-def fused_batch_norm(dtype="float32"):
+def fused_batch_norm(dtype="float32", channels=CHANNELS):
     layer = FusedBatchNorm(momentum=MOMENTUM, epsilon=EPSILON, dtype=dtype, name="bn")
-    layer.build((None, None, None, CHANNELS))
+    layer.build((None, None, None, channels))
     weights = randomise(layer, seed=1)
     return layer, {path.split("/")[-1]: value for path, value in weights.items()}
 
 
-def pictures(dtype="float32"):
+def pictures(dtype="float32", channels=CHANNELS):
     """Values that the dtype can hold, and the same in float64."""
-    x = tf.cast(3 * random(4, 6, 5, CHANNELS) + 2, dtype)
+    x = tf.cast(3 * random(4, 6, 5, channels) + 2, dtype)
     return x, tf.cast(x, tf.float64).numpy()
 
 
@@ -58,16 +58,18 @@ def normalised(x, mean, variance, weights):
     return (x - mean) / np.sqrt(variance + EPSILON) * weights["gamma"] + weights["beta"]
 
 
-# An output of bfloat16 has 8 bits; statistics are sums in float32 in both.
-PRECISIONS = pytest.mark.parametrize(("policy", "dtype", "rtol"), [
-    ("float32", "float32", 1e-5), ("mixed_bfloat16", "bfloat16", 1e-2),
+# An output of bfloat16 has 8 bits; statistics are sums in float32 in both. Multiples of 16 have a kernel of their own.
+PRECISIONS = pytest.mark.parametrize(("policy", "dtype", "rtol", "channels"), [
+    ("float32", "float32", 1e-5, CHANNELS),
+    ("mixed_bfloat16", "bfloat16", 1e-2, CHANNELS),
+    ("mixed_bfloat16", "bfloat16", 1e-2, 16),
 ])  # fmt: skip
 
 
 @PRECISIONS
-def test_batch_norm_in_training(policy, dtype, rtol):
-    layer, w = fused_batch_norm(policy)
-    x, wide = pictures(dtype)
+def test_batch_norm_in_training(policy, dtype, rtol, channels):
+    layer, w = fused_batch_norm(policy, channels)
+    x, wide = pictures(dtype, channels)
     y = layer(x, training=True)
     assert y.dtype == dtype
     mean, biased, unbiased = wide.mean((0, 1, 2)), wide.var((0, 1, 2)), wide.var((0, 1, 2), ddof=1)
@@ -82,11 +84,11 @@ def test_batch_norm_in_training(policy, dtype, rtol):
 
 @PRECISIONS
 @pytest.mark.parametrize("frozen", [False, True])
-def test_batch_norm_by_the_averages(policy, dtype, rtol, frozen):
+def test_batch_norm_by_the_averages(policy, dtype, rtol, channels, frozen):
     """In inference, and in training if the layer is not trainable."""
-    layer, w = fused_batch_norm(policy)
+    layer, w = fused_batch_norm(policy, channels)
     layer.trainable = not frozen
-    x, wide = pictures(dtype)
+    x, wide = pictures(dtype, channels)
     y = layer(x, training=frozen)
     expected = normalised(wide, w["moving_mean"], w["moving_variance"], w)
     np.testing.assert_allclose(tf.cast(y, tf.float64), expected, rtol=rtol, atol=rtol)
@@ -169,16 +171,25 @@ def test_backbone_in_bfloat16(backbone):
     assert all((v.numpy() != 1).any() for v in averages)
 
 
-@pytest.mark.parametrize(("strides", "padding"), [(1, "same"), (2, "valid")])
-def test_depthwise_convolution_is_that_of_keras(strides, padding):
+@pytest.mark.parametrize("kind", [DepthwiseConv, GroupedDepthwiseConv])
+@pytest.mark.parametrize(("size", "strides", "padding"), [(3, 1, "same"), (3, 2, "valid"), (5, 1, "same")])
+def test_depthwise_convolution_is_that_of_keras(kind, size, strides, padding):
+    """In bfloat16, too, of which a CPU has a part of the kernels only."""
     inputs = keras.Input((9, 9, 6))
-    conv = keras.layers.Conv2D(6, 3, strides, padding, groups=6, activation="relu", name="conv")
+    if kind is DepthwiseConv:
+        conv = keras.layers.DepthwiseConv2D(size, strides, padding, activation="relu", name="conv")
+    else:
+        conv = keras.layers.Conv2D(6, size, strides, padding, groups=6, activation="relu", name="conv")
     original = keras.Model(inputs, conv(inputs))
     randomise(original)
     copy = with_fast_layers(original, "float32")
-    assert type(copy.get_layer("conv")) is DepthwiseConv
+    assert type(copy.get_layer("conv")) is kind
     x = tf.constant(random(2, 9, 9, 6))
-    np.testing.assert_allclose(copy(x), original(x), rtol=1e-5, atol=1e-6)
+    expected = original(x).numpy()
+    np.testing.assert_allclose(copy(x), expected, rtol=1e-5, atol=1e-6)
+    half = with_fast_layers(original, "mixed_bfloat16")(tf.cast(x, tf.bfloat16))
+    assert half.dtype == tf.bfloat16
+    np.testing.assert_allclose(tf.cast(half, tf.float32), expected, rtol=0.02, atol=0.02 * np.abs(expected).max())
 
 
 # Dense layers

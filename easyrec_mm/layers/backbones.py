@@ -20,7 +20,7 @@ import numpy as np
 
 from easyrec_mm.layers import presets
 from easyrec_mm.layers.backbone_stages import Stage, stages_of
-from easyrec_mm.layers.fast_layers import FusedBatchNorm, with_fast_layers
+from easyrec_mm.layers.fast_layers import fast_kind, with_fast_layers
 from easyrec_mm.layers.presets import Normalisation, PresetError
 
 Shape = tuple[int, int, int]
@@ -167,15 +167,14 @@ def _size(shape: Sequence[int | None]) -> str:
 
 
 def _in_dtype(built: keras.Model, dtype: str) -> keras.Model:
-    """A copy of a keras-hub backbone that computes in `dtype`, on fused batch norm."""
+    """A copy of a keras-hub backbone that computes in `dtype`, with fast layers."""
     with _default_dtype(dtype):
         model = type(built).from_config({**built.get_config(), "dtype": dtype})
     model.set_weights(built.get_weights())
     for layer in model._flatten_layers():
-        is_of_maps = type(layer) is keras.layers.BatchNormalization and layer.input_spec.ndim == 4
-        if is_of_maps and layer.axis in (-1, 3):
-            # In place, because it may be a part of a layer that cannot be copied with another one in it.
-            layer.__class__ = FusedBatchNorm
+        # In place, because it may be a part of a layer that cannot be copied with another one in it.
+        if fast_kind(layer) is not type(layer):
+            layer.__class__ = fast_kind(layer)
     return model
 
 

@@ -3,7 +3,7 @@
 Every variant trains configs/demo.config with some settings changed, by the public commands, on the same data. "Frozen
 pretrained" trains the tower first on nothing but the category of the pictures (the label cate_label), then keeps it.
 
-    python tools/bench/image_quality.py [--seeds 0 1 2] [--variants "no picture" "end to end"] [--output FILE]
+    python tools/bench/image_quality.py [--seeds 0 1 2] [--variants "no picture" "end to end"]
 """
 
 from __future__ import annotations
