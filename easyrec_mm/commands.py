@@ -96,6 +96,8 @@ def export_command(options: argparse.Namespace) -> int:
     assets = tuple(name.strip() for name in options.asset_files.split(",") if name.strip())
     parity = export(pipeline, checkpoint, folders, path, assets, options.parity_groups)
     print(f"{checkpoint}: image model in {folders.image}, rec model in {folders.rec}, total model in {folders.total}")
+    for name, reason in parity["left_out"].items():
+        print(f"warning: {name} is left out, so embed computes by TensorFlow: {reason}", file=sys.stderr)
     print(f"compared on {parity['num_samples']} samples with {parity['num_pictures']} pictures; largest differences:")
     for ways, differences in parity["max_abs_difference"].items():
         print(f"  {ways}: " + ", ".join(f"{name} {value:.1e}" for name, value in differences.items()))
@@ -104,9 +106,10 @@ def export_command(options: argparse.Namespace) -> int:
 
 def embed_command(options: argparse.Namespace) -> int:
     from easyrec_mm.items import read_items
+    from easyrec_mm.manifest import IMAGE_ONNX, read_header
     from easyrec_mm.store import open_store
 
-    if options.runtime != "tensorflow":
+    if options.runtime != "tensorflow" and IMAGE_ONNX in read_header(options.img_model_dir, "image").files:
         # It only decodes, a picture a thread: more threads for each would take the cores from ONNX Runtime.
         os.environ.setdefault("TF_NUM_INTRAOP_THREADS", "1")
     import_tensorflow()

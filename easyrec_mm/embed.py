@@ -94,15 +94,20 @@ class ImageModel:
         schema = self.manifest.schema
         self.fields = schema.image_fields()
         self._numpy_category = NumpyTransform([schema.category] if schema.category else [])
+        has_onnx = IMAGE_ONNX in self.manifest.files
+        if runtime == "onnx" and not has_onnx:
+            reason = self.manifest.parity.get("left_out", {}).get(IMAGE_ONNX, "")
+            raise ExportError(f"{folder}: has no {IMAGE_ONNX} ({reason}); embed with --runtime tensorflow")
         try:
             self._signatures = tf.saved_model.load(folder).signatures
-            options = onnxruntime.SessionOptions()
-            self._session = onnxruntime.InferenceSession(
-                str(Path(folder) / IMAGE_ONNX), options, providers=["CPUExecutionProvider"]
-            )
+            if has_onnx:
+                path = str(Path(folder) / IMAGE_ONNX)
+                self._session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
         except Exception as error:  # each runtime has its own kinds
             raise ExportError(f"{folder}: the image model cannot be loaded: {error}") from error
-        self._runtimes = {"onnx": self._run_onnx, "tensorflow": self._run_tensorflow}
+        self._runtimes = {"tensorflow": self._run_tensorflow}
+        if has_onnx:
+            self._runtimes["onnx"] = self._run_onnx
         self.runtime: str = runtime
 
     def decode(self, contents: tf.Tensor) -> tf.Tensor:

@@ -24,7 +24,7 @@ from easyrec_mm.checkpoint import Checkpoints, resolve_checkpoint
 from easyrec_mm.config import Pipeline
 from easyrec_mm.errors import ExportError, tensorflow_reason
 from easyrec_mm.evaluator import load_model
-from easyrec_mm.manifest import MANIFEST, Kind, Manifest, list_files, write_manifest
+from easyrec_mm.manifest import IMAGE_ONNX, MANIFEST, Kind, Manifest, list_files, write_manifest
 from easyrec_mm.model import MultimodalModel, without_updates
 from easyrec_mm.onnx_models import write_image_onnx, write_rec_onnx
 from easyrec_mm.parity import Exported, measure_parity
@@ -82,9 +82,10 @@ def export(
         for folder in written.values():
             folder.parent.mkdir(parents=True, exist_ok=True)
             shutil.rmtree(folder, ignore_errors=True)
-        signatures = _write_models(model, image_input, written, asset_files)
+        signatures, left_out = _write_models(model, image_input, written, asset_files)
         exported = Exported(written["image"], written["rec"], written["total"], image_input)
         parity = measure_parity(model, trained, exported, config.data_config, data_path, num_parity_groups)
+        parity["left_out"] = left_out
         fingerprint = image_tower_fingerprint(model, config.model_config.e2e_mm_dbmtl.img_model)
         created = datetime.now(timezone.utc).isoformat(timespec="seconds")
         for kind, folder in written.items():
@@ -201,8 +202,12 @@ def _is_running(process: str) -> bool:
 
 def _write_models(
     model: MultimodalModel, image_input: str, folders: dict[Kind, Path], asset_files: tuple[str, ...]
-) -> dict[Kind, dict[str, Any]]:
-    """Write SavedModels, ONNX models and assets; the signatures of each."""
+) -> tuple[dict[Kind, dict[str, Any]], dict[str, str]]:
+    """Write SavedModels, ONNX models and assets.
+
+    Returns:
+      The signatures of each; file that cannot be had -> why.
+    """
     written: dict[Kind, Part] = {
         "image": image_part(model, image_input),
         "rec": rec_part(model),
@@ -217,9 +222,9 @@ def _write_models(
         for file in asset_files:
             (folders[kind] / "assets").mkdir(exist_ok=True)
             shutil.copy(file, folders[kind] / "assets")
-    write_image_onnx(model, image_input, folders["image"])
+    problem = write_image_onnx(model, image_input, folders["image"])
     write_rec_onnx(model, folders["rec"])
-    return {kind: _describe(part) for kind, part in written.items()}
+    return {kind: _describe(part) for kind, part in written.items()}, {IMAGE_ONNX: problem} if problem else {}
 
 
 def _write_saved_model(part: Part, schema: Schema, folder: Path) -> None:

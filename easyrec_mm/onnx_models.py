@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 import onnx
+import onnxruntime
 import tensorflow as tf
 from onnx import TensorProto, helper, numpy_helper
 
@@ -29,14 +30,25 @@ _OPSET = 18
 # Memory pages: ONNX Runtime maps the file.
 _ALIGNMENT = 4096
 _ROWS_AT_A_TIME = 1 << 16
+_NUMPY_TYPES = {"tensor(float)": np.float32, "tensor(int64)": np.int64}
 
 
-def write_image_onnx(model: MultimodalModel, image_input: str, folder: Path) -> None:
+def write_image_onnx(model: MultimodalModel, image_input: str, folder: Path) -> str:
     """Write image.onnx: pixels float32 `[N, H, W, C]` -> `img_emb_vector` float32 `[K, D]`.
 
     Beside the pixels, where the tower takes them: ids int64 `[K]` under the name of the category feature, and
-    `picture_item` (parts.py).
+    `picture_item` (parts.py). Returns why there is none, "" if there is: not every backbone can be had in ONNX.
     """
+    try:
+        content = _image_network(model, image_input).SerializeToString()
+        _try(content)
+    except Exception as error:  # of tf2onnx, of protobuf beyond 2 GiB, of ONNX Runtime, each with kinds of its own
+        return str(error).strip().partition("\n")[0] or type(error).__name__
+    (folder / IMAGE_ONNX).write_bytes(content)
+    return ""
+
+
+def _image_network(model: MultimodalModel, image_input: str) -> onnx.ModelProto:
     schema, image = model.schema, model.schema.image
     specs = {image_input: tf.TensorSpec([None, image.height, image.width, image.channels], tf.float32)}
     if schema.category:
@@ -53,7 +65,17 @@ def write_image_onnx(model: MultimodalModel, image_input: str, folder: Path) -> 
     network = _convert(vectors, numbered)
     names = dict(zip([spec.name for spec in numbered], specs, strict=True))
     _rename(network.graph, {**names, network.graph.output[0].name: IMAGE_VECTOR})
-    onnx.save(network, str(folder / IMAGE_ONNX))
+    return network
+
+
+def _try(content: bytes) -> None:
+    """Run a model of pictures on one and on several: some conversions work for one number alone."""
+    session = onnxruntime.InferenceSession(content, providers=["CPUExecutionProvider"])
+    for number in (1, 3):
+        inputs = {
+            value.name: np.zeros([number, *value.shape[1:]], _NUMPY_TYPES[value.type]) for value in session.get_inputs()
+        }
+        session.run(None, inputs)
 
 
 def write_rec_onnx(model: MultimodalModel, folder: Path) -> None:
@@ -109,8 +131,8 @@ def _convert(function: object, specs: list[tf.TensorSpec]) -> onnx.ModelProto:
     """A function of tensors as an ONNX model with the inputs' names, weights inside."""
     import tf2onnx  # five seconds, and only an export needs it
 
-    # It reports every optimisation.
-    logging.getLogger("tf2onnx").setLevel(logging.ERROR)
+    # It reports every optimisation; what it cannot convert shows when the model is loaded.
+    logging.getLogger("tf2onnx").setLevel(logging.CRITICAL)
     compiled = tf.function(function, input_signature=specs, autograph=False)
     network, _ = tf2onnx.convert.from_function(
         compiled, input_signature=specs, opset=_OPSET, custom_op_handlers={"Erfc": (_as_erf, [])}

@@ -117,7 +117,8 @@ class _Ways:
         self._image, self._rec, self._total = (
             tf.saved_model.load(str(folder)).signatures for folder in (exported.image, exported.rec, exported.total)
         )
-        self._image_onnx = _session(exported.image / manifest.IMAGE_ONNX)
+        image_onnx = exported.image / manifest.IMAGE_ONNX
+        self._image_onnx = _session(image_onnx) if image_onnx.exists() else None
         self._rec_onnx = _session(exported.rec / manifest.REC_ONNX)
         self._numpy_transform = NumpyTransform(schema.features)
         self._numpy_category = NumpyTransform([schema.category] if schema.category else [])
@@ -154,7 +155,7 @@ class _Ways:
             vector = tf.gather(vectors, batch.sample_image)
             yield way, _arrays(self._rec[manifest.VECTOR](**features, **{manifest.IMAGE_VECTOR: vector}))
         yield TOTAL, self._run_total(batch, fields, shown)
-        yield ONNX, self._run_onnx(batch, features, beside, shown)
+        yield ONNX, self._run_onnx(batch, features, self._onnx_vectors(image, beside, shown), shown)
 
     @staticmethod
     def _compiled(model: MultimodalModel, batch: Batch) -> dict[str, tf.Tensor]:
@@ -206,16 +207,24 @@ class _Ways:
             contents[row] = tf.io.encode_png(tf.cast(shown.pixels[row], tf.uint8)).numpy()
         return tf.constant(contents)
 
-    def _run_onnx(
-        self, batch: Batch, features: dict[str, tf.Tensor], beside: dict[str, tf.Tensor], shown: _Shown
-    ) -> Outputs:
+    def _onnx_vectors(
+        self, image: dict[str, tf.Tensor], beside: dict[str, tf.Tensor], shown: _Shown
+    ) -> tf.Tensor | np.ndarray:
+        """Vectors `[K, D]` by ONNX Runtime; those of the image model where there is no image.onnx."""
+        if self._image_onnx is None:
+            return image[manifest.IMAGE_VECTOR]
         image_inputs = {self._image_input: shown.pixels.numpy()}
         category = {name: _values(value) for name, value in beside.items() if name in self._image_fields}
         image_inputs |= self._numpy_category(category, len(shown.images))
         if manifest.PICTURE_ITEM in beside:
             image_inputs[manifest.PICTURE_ITEM] = shown.item
-        (found,) = self._image_onnx.run([manifest.IMAGE_VECTOR], image_inputs)
-        vector = self._with_no_image(shown, tf.constant(found)).numpy()
+        vectors: np.ndarray = self._image_onnx.run([manifest.IMAGE_VECTOR], image_inputs)[0]
+        return vectors
+
+    def _run_onnx(
+        self, batch: Batch, features: dict[str, tf.Tensor], vectors: tf.Tensor | np.ndarray, shown: _Shown
+    ) -> Outputs:
+        vector = self._with_no_image(shown, tf.convert_to_tensor(vectors)).numpy()
         values = {name: _values(value) for name, value in features.items()}
         inputs = {
             **self._numpy_transform(values, batch.num_samples),

@@ -243,7 +243,7 @@ def test_items_of_grouped_samples_and_of_a_folder(exported, schema, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("name", "content"), [("x.parquet", b"nonsense"), ("x.txt.gz", gzip.compress(b"a" * 999)[:20])]
+    ("name", "content"), [("x.parquet", b"nonsense"), ("x.txt.gz", gzip.compress(b"a" * 999, mtime=0)[:20])]
 )
 def test_items_of_a_damaged_file(schema, tmp_path, name, content):
     (tmp_path / name).write_bytes(content)

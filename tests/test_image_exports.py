@@ -7,12 +7,13 @@ import json
 from dataclasses import replace
 from pathlib import Path
 
+import keras
 import keras_hub
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import tensorflow as tf
-from flow_helpers import KINDS, demo_flags, make_data, use_small_backbone
+from flow_helpers import KINDS, Exported, demo_flags, make_data, small_backbone, use_small_backbone
 
 from easyrec_mm.cli import main
 from easyrec_mm.embed import ImageModel, PictureEmbedder
@@ -203,6 +204,37 @@ def test_a_model_without_the_vector_refuses_no_image(trained):
         del instances[0]["key"]
         with pytest.raises(RequestError, match="key: is missing"):
             trained.service().answer({"instances": instances})
+
+
+class Bessel(keras.layers.Layer):
+    """ONNX has no such operation."""
+
+    def call(self, x):
+        return tf.math.bessel_i0e(x)
+
+
+def test_a_backbone_that_onnx_lacks(tmp_path, monkeypatch, capsys):
+    """It is exported, embedded and served, by TensorFlow."""
+
+    def build(shape):
+        model = small_backbone(shape)
+        return keras.Model(model.input, Bessel(name="bessel")(model.output))
+
+    monkeypatch.setitem(backbones.BACKBONES, "ResNet-18", backbones.Entry(build, backbones.MINUS_ONE_TO_ONE))
+    exported = Exported(tmp_path)
+    assert "warning: image.onnx is left out, so embed computes by TensorFlow: " in capsys.readouterr().err
+    image = str(exported.folder / "image")
+    manifest = read_header(image, "image")
+    assert "image.onnx" not in manifest.files
+    assert "Bessel" in manifest.parity["left_out"]["image.onnx"]
+    to_embed = ["embed", "--img_model_dir", image, "--input", f"{exported.data}/images/test/*"]
+    to_embed += ["--store", f"lmdb://{tmp_path}/s", "--bad_pictures", tmp_path / "bad.jsonl"]
+    run(*to_embed)
+    assert "embedded by tensorflow" in capsys.readouterr().out
+    run(*to_embed, "--runtime", "onnx", expect=1)
+    error = capsys.readouterr().err
+    assert "has no image.onnx" in error
+    assert "--runtime tensorflow" in error
 
 
 def test_low_rank_updates_are_merged(trained):
