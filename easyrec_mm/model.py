@@ -25,6 +25,8 @@ from easyrec_mm.rec_network import RecModel, task_outputs
 from easyrec_mm.schema import Schema, Task
 
 EMBEDDING_REGULARIZATION, L2_REGULARIZATION = REGULARIZATION_LOSSES
+# With TensorFlow's global seed at 0 no dataset can be shuffled inside of a graph.
+_SEED_FOR_0 = 2**32 - 1
 # What names of variables begin with, or hold.
 _BACKBONE, _RANDOM_STATE = "image/backbone/", "seed_generator"
 
@@ -49,7 +51,7 @@ class MultimodalModel:
     def __init__(self, config: EasyRecConfig, schema: Schema, dtype: str = FLOAT32) -> None:
         network = config.model_config.e2e_mm_dbmtl
         self._seed = config.data_config.seed
-        keras.utils.set_random_seed(self._seed)
+        keras.utils.set_random_seed(self._seed or _SEED_FOR_0)
         self.schema = schema
         self._img_model = network.img_model
         self.image = image_tower(config, schema, dtype) if schema.uses_image else None

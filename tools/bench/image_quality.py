@@ -11,6 +11,8 @@ from __future__ import annotations
 import json
 import sys
 import tempfile
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import workload
@@ -20,24 +22,36 @@ from easyrec_mm.config import parse_config
 
 TOWER = "model_config.e2e_mm_dbmtl.img_model"
 TOWERS = "model_config.e2e_mm_dbmtl.task_towers"
+RATE = "train_config.optimizer_config[0].adamw_optimizer.learning_rate.cosine_decay_learning_rate"
 NUM_CATEGORIES = 8
 SOFTMAX = f'label_name: "cate_label" num_class: {NUM_CATEGORIES} softmax {{}}'
-PRETRAINING = [
-    f"{TOWER}.image_losses={SOFTMAX}",
-    f"{TOWERS}[0].weight=0",
-    f"{TOWERS}[1].weight=0",
-]
-NO_PICTURE = "no picture"
-PRETRAINED = "frozen, pretrained on the category"
-VARIANTS: dict[str, list[str]] = {
-    NO_PICTURE: [],
-    "frozen, random": [f"{TOWER}.trainable=NONE"],
-    PRETRAINED: [f"{TOWER}.trainable=NONE"],
-    "end to end": [],
-    "+ category attention": [f"{TOWER}.category_feature=category"],
-    "+ auxiliary loss": [f"{TOWER}.image_losses=weight: 0.1 {SOFTMAX}"],
-    "encode_ratio 0.5": [f"{TOWER}.encode_ratio=0.5"],
-    "encode_ratio 0.2": [f"{TOWER}.encode_ratio=0.2"],
+CONTINUATION = ["train_config.num_epochs=3", f"{RATE}.learning_rate_base=0.0002", f"{RATE}.total_steps=471"]
+
+
+@dataclass(frozen=True)
+class Variant:
+    """Settings, and the variant whose weights it begins with."""
+
+    settings: Sequence[str] = ()
+    begins_with: str = ""
+    is_result: bool = True
+
+
+NO_PICTURE, PRETRAINING, END_TO_END = "no picture", "pretraining on the category", "end to end"
+VARIANTS = {
+    NO_PICTURE: Variant(),
+    "frozen, random": Variant([f"{TOWER}.trainable=NONE"]),
+    PRETRAINING: Variant(
+        [f"{TOWER}.image_losses={SOFTMAX}", f"{TOWERS}[0].weight=0", f"{TOWERS}[1].weight=0"], is_result=False
+    ),
+    "frozen, pretrained on the category": Variant([f"{TOWER}.trainable=NONE"], PRETRAINING),
+    END_TO_END: Variant(),
+    "+ category attention": Variant([f"{TOWER}.category_feature=category"]),
+    "+ auxiliary loss": Variant([f"{TOWER}.image_losses=weight: 0.1 {SOFTMAX}"]),
+    "encode_ratio 0.5": Variant([f"{TOWER}.encode_ratio=0.5"]),
+    "encode_ratio 0.2": Variant([f"{TOWER}.encode_ratio=0.2"]),
+    "end to end, 3 epochs more": Variant(CONTINUATION, END_TO_END),
+    "encode_ratio 0.2, 3 epochs more": Variant([*CONTINUATION, f"{TOWER}.encode_ratio=0.2"], END_TO_END),
 }
 
 
@@ -51,25 +65,32 @@ def main() -> None:
     for seed in options.seeds:
         with tempfile.TemporaryDirectory() as name:
             folder = Path(name)
-            workload.run(
-                sys.executable, workload.ROOT / "samples/make_demo_data.py", "--output", folder / "data", "--seed", seed
-            )
+            workload.make_demo_data(folder / "data", seed)
             for variant in options.variants:
-                figures[f"seed_{seed}, {variant}"] = measure(folder, variant)
-                print(f"seed {seed}, {variant}: {figures[f'seed_{seed}, {variant}']:.4f}", flush=True)
+                auc = measure(folder, variant, seed)
+                if VARIANTS[variant].is_result:
+                    print(f"seed {seed}, {variant}: {auc:.4f}", flush=True)
+                    figures[f"seed {seed}, {variant}"] = auc
     workload.report("image_quality", figures)
 
 
-def measure(folder: Path, variant: str) -> float:
-    """Test AUC of a variant on the data in a folder."""
-    settings = list(VARIANTS[variant])
-    if variant == PRETRAINED:
-        before = folder / "pretraining"
-        train(folder, before, PRETRAINING)
+def measure(folder: Path, name: str, seed: int) -> float:
+    """Test AUC of a variant on the data in a folder, where its model stays; those it begins with are trained before."""
+    variant, model = VARIANTS[name], model_dir(folder, name)
+    settings = [*variant.settings, f"data_config.seed={seed}"]
+    if variant.begins_with:
+        before = model_dir(folder, variant.begins_with)
+        if not before.exists():
+            measure(folder, variant.begins_with, seed)
         settings.append(f"train_config.fine_tune_checkpoint={before}")
-    model = folder / variant.replace(" ", "_").replace(",", "")
-    train(folder, model, settings, has_pictures=variant != NO_PICTURE)
+    if not model.exists():
+        train(folder, model, settings, has_pictures=name != NO_PICTURE)
     return float(json.loads((model / "eval_result.json").read_text(encoding="utf-8"))["auc_click"])
+
+
+def model_dir(folder: Path, variant: str) -> Path:
+    """Where the model of a variant goes."""
+    return folder / variant.replace(" ", "_").replace(",", "")
 
 
 def train(folder: Path, model: Path, settings: list[str], has_pictures: bool = True) -> None:
