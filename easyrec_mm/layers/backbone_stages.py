@@ -69,7 +69,8 @@ def _names_of_siblings(parts: Sequence[keras.layers.Layer | keras.Variable]) -> 
         bare = re.sub(r"_\d+$", "", part.name)
         # A class may stand in for the one that the layer was made of.
         kinds = {_snake_case(kind.__name__) for kind in type(part).__mro__}
-        name = bare if bare in kinds else part.name
+        # keras-hub before 0.26 misspelled it; checkpoints have one name.
+        name = (bare if bare in kinds else part.name).replace("tranformer", "transformer")
         names.append(f"{name}_{counts[name]}" if counts[name] else name)
         counts[name] += 1
     return names

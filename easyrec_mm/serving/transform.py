@@ -82,10 +82,10 @@ class NumpyTransform:
             numbers = [[pair[1] for pair in some] for some in pairs]
         if weights is not None:
             numbers = [[part for part in text.split(feature.separator) if part] for text in weights]
-        counts = np.array([len(some) for some in tags], np.int64)
-        if [len(some) for some in numbers] != counts.tolist():
+        counts = [len(some) for some in tags]
+        if [len(some) for some in numbers] != counts:
             raise ValueError(f"{feature.name}: the numbers of tags and weights differ")
-        is_tag = np.arange(max(1, counts.max(initial=0))) < counts[:, None]  # [S, L]
+        is_tag = np.arange(max([1, *counts])) < np.array(counts, np.int64)[:, None]  # [S, L]
         ids = np.zeros(is_tag.shape, np.int64)
         ids[is_tag] = self._encode(feature, [tag for some in tags for tag in some])
         padded = np.zeros(is_tag.shape, np.float32)
