@@ -8,8 +8,6 @@ pretrained" trains the tower first on nothing but the category of the pictures (
 
 from __future__ import annotations
 
-import json
-import sys
 import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -22,10 +20,8 @@ from easyrec_mm.config import parse_config
 
 TOWER = "model_config.e2e_mm_dbmtl.img_model"
 TOWERS = "model_config.e2e_mm_dbmtl.task_towers"
-RATE = "train_config.optimizer_config[0].adamw_optimizer.learning_rate.cosine_decay_learning_rate"
 NUM_CATEGORIES = 8
 SOFTMAX = f'label_name: "cate_label" num_class: {NUM_CATEGORIES} softmax {{}}'
-CONTINUATION = ["train_config.num_epochs=3", f"{RATE}.learning_rate_base=0.0002", f"{RATE}.total_steps=471"]
 
 
 @dataclass(frozen=True)
@@ -47,11 +43,12 @@ VARIANTS = {
     "frozen, pretrained on the category": Variant([f"{TOWER}.trainable=NONE"], PRETRAINING),
     END_TO_END: Variant(),
     "+ category attention": Variant([f"{TOWER}.category_feature=category"]),
-    "+ auxiliary loss": Variant([f"{TOWER}.image_losses=weight: 0.1 {SOFTMAX}"]),
+    "+ auxiliary loss, weight 0.01": Variant([f"{TOWER}.image_losses=weight: 0.01 {SOFTMAX}"]),
+    "+ auxiliary loss, weight 0.1": Variant([f"{TOWER}.image_losses=weight: 0.1 {SOFTMAX}"]),
     "encode_ratio 0.5": Variant([f"{TOWER}.encode_ratio=0.5"]),
     "encode_ratio 0.2": Variant([f"{TOWER}.encode_ratio=0.2"]),
-    "end to end, 3 epochs more": Variant(CONTINUATION, END_TO_END),
-    "encode_ratio 0.2, 3 epochs more": Variant([*CONTINUATION, f"{TOWER}.encode_ratio=0.2"], END_TO_END),
+    "end to end, 3 epochs more": Variant(workload.CONTINUATION, END_TO_END),
+    "encode_ratio 0.2, 3 epochs more": Variant([*workload.CONTINUATION, f"{TOWER}.encode_ratio=0.2"], END_TO_END),
 }
 
 
@@ -76,16 +73,14 @@ def main() -> None:
 
 def measure(folder: Path, name: str, seed: int) -> float:
     """Test AUC of a variant on the data in a folder, where its model stays; those it begins with are trained before."""
-    variant, model = VARIANTS[name], model_dir(folder, name)
+    variant = VARIANTS[name]
     settings = [*variant.settings, f"data_config.seed={seed}"]
     if variant.begins_with:
-        before = model_dir(folder, variant.begins_with)
-        if not before.exists():
-            measure(folder, variant.begins_with, seed)
-        settings.append(f"train_config.fine_tune_checkpoint={before}")
-    if not model.exists():
-        train(folder, model, settings, has_pictures=name != NO_PICTURE)
-    return float(json.loads((model / "eval_result.json").read_text(encoding="utf-8"))["auc_click"])
+        measure(folder, variant.begins_with, seed)
+        settings.append(f"train_config.fine_tune_checkpoint={model_dir(folder, variant.begins_with)}")
+    config = folder / "bench.config"
+    config.write_text(config_text(has_pictures=name != NO_PICTURE), encoding="utf-8")
+    return workload.demo_auc(folder / "data", model_dir(folder, name), settings, config)
 
 
 def model_dir(folder: Path, variant: str) -> Path:
@@ -93,25 +88,9 @@ def model_dir(folder: Path, variant: str) -> Path:
     return folder / variant.replace(" ", "_").replace(",", "")
 
 
-def train(folder: Path, model: Path, settings: list[str], has_pictures: bool = True) -> None:
-    """Train and evaluate on the test data."""
-    config = folder / "bench.config"
-    config.write_text(config_text(has_pictures), encoding="utf-8")
-    data = folder / "data"
-    changed = [
-        f"train_input_path={data}/train/*",
-        f"eval_input_path={data}/test/*",
-        f"data_config.image_root={data}",
-        f"model_dir={model}",
-        *settings,
-    ]
-    command = [sys.executable, "-m", "easyrec_mm.cli", "train", "--pipeline_config", config]
-    workload.run(*command, *[f"--set={setting}" for setting in changed])
-
-
 def config_text(has_pictures: bool) -> str:
     """The demo's config with a label for the category, and its item features as such; without pictures if wanted."""
-    path = workload.ROOT / "configs/demo.config"
+    path = workload.DEMO_CONFIG
     config, _ = parse_config(path.read_text(encoding="utf-8"), str(path))
     data, model = config.data_config, config.model_config
     data.selected_cols = "2,3,7,4,5,6"

@@ -25,7 +25,7 @@ def main() -> None:
     """Run and report."""
     flags = workload.parser(__doc__)
     flags.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
-    flags.add_argument("--config", default=str(workload.ROOT / "configs/demo.config"))
+    flags.add_argument("--config", default=str(workload.DEMO_CONFIG))
     flags.add_argument("--set", action="append", default=[], help="further settings for the training")
     options = flags.parse_args()
     figures: dict[str, object] = {}
@@ -41,9 +41,7 @@ def main() -> None:
 def measure(folder: Path, seed: int, config: str, settings: list[str]) -> dict[str, float]:
     """AUCs of one seed."""
     data, output = folder / "data", folder / "predictions.parquet"
-    workload.run(
-        sys.executable, str(workload.ROOT / "samples/make_demo_data.py"), "--output", str(data), "--seed", str(seed)
-    )
+    workload.make_demo_data(data, seed)
     changed = {
         "train_input_path": f"{data}/train/*",
         "eval_input_path": f"{data}/eval/*",

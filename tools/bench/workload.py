@@ -22,6 +22,9 @@ NUM_RAW_FEATURES = 6
 EMBEDDING_DIM = 16
 
 ADAM = "adam_optimizer { learning_rate { constant_learning_rate { learning_rate: 0.001 } } }"
+# Settings with which a model of the demo goes on: three epochs at a tenth of the learning rate.
+_RATE = "train_config.optimizer_config[0].adamw_optimizer.learning_rate.cosine_decay_learning_rate"
+CONTINUATION = ("train_config.num_epochs=3", f"{_RATE}.learning_rate_base=0.0002", f"{_RATE}.total_steps=471")
 SGD = "sgd_optimizer { learning_rate { constant_learning_rate { learning_rate: 0.001 } } }"
 
 
@@ -153,6 +156,23 @@ def run(*command: object) -> None:
 def make_demo_data(folder: Path, seed: int) -> None:
     """Write the demo's data."""
     run(sys.executable, ROOT / "samples/make_demo_data.py", "--output", folder, "--seed", seed)
+
+
+def demo_auc(
+    data: Path, model_dir: Path, settings: Sequence[str], config: Path = ROOT / "configs/demo.config"
+) -> float:
+    """Train on the demo's data, unless the model is there; its click AUC on the test data."""
+    if not model_dir.exists():
+        changed = [
+            f"train_input_path={data}/train/*",
+            f"eval_input_path={data}/test/*",
+            f"data_config.image_root={data}",
+            f"model_dir={model_dir}",
+            *settings,
+        ]
+        command = [sys.executable, "-m", "easyrec_mm.cli", "train", "--pipeline_config", config]
+        run(*command, *[f"--set={setting}" for setting in changed])
+    return float(json.loads((model_dir / "eval_result.json").read_text(encoding="utf-8"))["auc_click"])
 
 
 def seconds(run: Callable[[], object], repeats: int) -> list[float]:
