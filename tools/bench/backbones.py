@@ -2,7 +2,7 @@
 
 A step is forward, backward and update of the backbone with SGD on pictures in memory. The share of each kind of
 operation is its time on the processor by TensorFlow's profiler, over three steps; AUC is that of configs/demo.config
-with the backbone in place of its own, on 96 x 96 pictures where a transformer needs more than 48 x 48.
+with the backbone in place of its own, from random weights and as a trained model goes on.
 
     python tools/bench/backbones.py [--backbones ResNet-18 ...] [--batch_size 16] [--image_size 224] [--auc]
 """

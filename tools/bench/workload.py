@@ -17,6 +17,7 @@ import numpy as np
 from PIL import Image
 
 ROOT = Path(__file__).resolve().parents[2]
+DEMO_CONFIG = ROOT / "configs/demo.config"
 NUM_ID_FEATURES = 12
 NUM_RAW_FEATURES = 6
 EMBEDDING_DIM = 16
@@ -158,9 +159,7 @@ def make_demo_data(folder: Path, seed: int) -> None:
     run(sys.executable, ROOT / "samples/make_demo_data.py", "--output", folder, "--seed", seed)
 
 
-def demo_auc(
-    data: Path, model_dir: Path, settings: Sequence[str], config: Path = ROOT / "configs/demo.config"
-) -> float:
+def demo_auc(data: Path, model_dir: Path, settings: Sequence[str], config: Path = DEMO_CONFIG) -> float:
     """Train on the demo's data, unless the model is there; its click AUC on the test data."""
     if not model_dir.exists():
         changed = [
