@@ -33,6 +33,7 @@ class Variant:
     is_result: bool = True
 
 
+TWENTY_EPOCHS = ["train_config.num_epochs=20", f"{workload.DEMO_RATE}.total_steps=3140"]
 NO_PICTURE, PRETRAINING, END_TO_END = "no picture", "pretraining on the category", "end to end"
 VARIANTS = {
     NO_PICTURE: Variant(),
@@ -47,6 +48,8 @@ VARIANTS = {
     "+ auxiliary loss, weight 0.1": Variant([f"{TOWER}.image_losses=weight: 0.1 {SOFTMAX}"]),
     "encode_ratio 0.5": Variant([f"{TOWER}.encode_ratio=0.5"]),
     "encode_ratio 0.2": Variant([f"{TOWER}.encode_ratio=0.2"]),
+    "end to end, 20 epochs": Variant(TWENTY_EPOCHS),
+    "encode_ratio 0.2, 20 epochs": Variant([*TWENTY_EPOCHS, f"{TOWER}.encode_ratio=0.2"]),
     "end to end, 3 epochs more": Variant(workload.CONTINUATION, END_TO_END),
     "encode_ratio 0.2, 3 epochs more": Variant([*workload.CONTINUATION, f"{TOWER}.encode_ratio=0.2"], END_TO_END),
 }
