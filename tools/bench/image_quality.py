@@ -59,7 +59,7 @@ def main() -> None:
     """Run and report."""
     flags = workload.parser(__doc__)
     flags.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
-    flags.add_argument("--variants", nargs="+", default=list(VARIANTS), choices=list(VARIANTS))
+    flags.add_argument("--variants", nargs="+", default=list(VARIANTS), choices=list(VARIANTS), metavar="NAME")
     options = flags.parse_args()
     figures: dict[str, object] = {}
     for seed in options.seeds:

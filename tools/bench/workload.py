@@ -23,12 +23,13 @@ NUM_RAW_FEATURES = 6
 EMBEDDING_DIM = 16
 
 ADAM = "adam_optimizer { learning_rate { constant_learning_rate { learning_rate: 0.001 } } }"
+SGD = "sgd_optimizer { learning_rate { constant_learning_rate { learning_rate: 0.001 } } }"
+
 DEMO_RATE = "train_config.optimizer_config[0].adamw_optimizer.learning_rate.cosine_decay_learning_rate"
 # A trained model of the demo goes on: three epochs at a tenth of the learning rate.
 CONTINUATION = (
     "train_config.num_epochs=3", f"{DEMO_RATE}.learning_rate_base=0.0002", f"{DEMO_RATE}.total_steps=471"
 )  # fmt: skip
-SGD = "sgd_optimizer { learning_rate { constant_learning_rate { learning_rate: 0.001 } } }"
 
 
 def write_data(
