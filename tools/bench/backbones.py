@@ -23,7 +23,30 @@ import workload
 
 BACKBONES = ("ResNet-18", "ResNet-50", "MobileNetV3-Large", "EfficientNetV2-B0", "ViT-Small")
 PRECISIONS = {"float32": "float32", "bfloat16": "mixed_bfloat16"}
-NUM_KINDS_SHOWN = 6
+# Kinds of operations by how TensorFlow's names begin.
+KINDS = {
+    "convolutions": ("Conv2D", "FusedConv2D"),
+    "depthwise convolutions": ("DepthwiseConv2d",),
+    "batch norm": ("FusedBatchNorm",),
+    "matrix products": ("MatMul", "FusedMatMul", "BatchMatMul", "Einsum"),
+    "activations": ("Relu", "Sigmoid", "Erf", "Tanh", "Softmax", "Exp", "Softplus"),
+    "casts": ("Cast",),
+    "elementwise": (
+        "Mul",
+        "Add",
+        "Sub",
+        "Neg",
+        "RealDiv",
+        "Select",
+        "Square",
+        "Rsqrt",
+        "Minimum",
+        "Maximum",
+        "Greater",
+    ),
+    "reductions": ("Sum", "Mean", "BiasAdd", "SquaredDifference"),
+}
+SMALLEST_SHARE = 0.01
 # "name of the node:kind of operation".
 _OPERATION = re.compile(r"[^:]*[^:]:(?:_MklNative|_Mkl|_Fused)?(\w+)")
 
@@ -113,9 +136,15 @@ def operation_shares(step: tf.types.experimental.PolymorphicFunction) -> str:
                 name = plane.event_metadata[event.metadata_id].name
                 match = _OPERATION.fullmatch(name)
                 if match:
-                    totals[match.group(1)] += event.duration_ps
+                    totals[kind_of(match.group(1))] += event.duration_ps
     all_time = sum(totals.values()) or 1
-    return ", ".join(f"{kind} {time / all_time:.0%}" for kind, time in totals.most_common(NUM_KINDS_SHOWN))
+    shares = {kind: time / all_time for kind, time in totals.most_common()}
+    return ", ".join(f"{kind} {share:.0%}" for kind, share in shares.items() if share >= SMALLEST_SHARE)
+
+
+def kind_of(operation: str) -> str:
+    """The name in KINDS, or that of the operation."""
+    return next((kind for kind, names in KINDS.items() if operation.startswith(names)), operation)
 
 
 def auc(name: str) -> dict[str, object]:
