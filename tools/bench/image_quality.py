@@ -21,7 +21,9 @@ from easyrec_mm.config import parse_config
 TOWER = "model_config.e2e_mm_dbmtl.img_model"
 TOWERS = "model_config.e2e_mm_dbmtl.task_towers"
 NUM_CATEGORIES = 8
-SOFTMAX = f'label_name: "cate_label" num_class: {NUM_CATEGORIES} softmax {{}}'
+ON_CATEGORY = f'label_name: "cate_label" num_class: {NUM_CATEGORIES}'
+SOFTMAX = f"{ON_CATEGORY} softmax {{}}"
+COSFACE = f"{ON_CATEGORY} cosface {{ margin: 0 scale: 10 }}"
 
 
 @dataclass(frozen=True)
@@ -44,8 +46,10 @@ VARIANTS = {
     "frozen, pretrained on the category": Variant([f"{TOWER}.trainable=NONE"], PRETRAINING),
     END_TO_END: Variant(),
     "+ category attention": Variant([f"{TOWER}.category_feature=category"]),
-    "+ auxiliary loss, weight 0.01": Variant([f"{TOWER}.image_losses=weight: 0.01 {SOFTMAX}"]),
-    "+ auxiliary loss, weight 0.1": Variant([f"{TOWER}.image_losses=weight: 0.1 {SOFTMAX}"]),
+    "+ softmax loss, weight 0.01": Variant([f"{TOWER}.image_losses=weight: 0.01 {SOFTMAX}"]),
+    "+ softmax loss, weight 0.1": Variant([f"{TOWER}.image_losses=weight: 0.1 {SOFTMAX}"]),
+    "+ cosface loss, weight 0.01": Variant([f"{TOWER}.image_losses=weight: 0.01 {COSFACE}"]),
+    "+ cosface loss, weight 0.1": Variant([f"{TOWER}.image_losses=weight: 0.1 {COSFACE}"]),
     "encode_ratio 0.5": Variant([f"{TOWER}.encode_ratio=0.5"]),
     "encode_ratio 0.2": Variant([f"{TOWER}.encode_ratio=0.2"]),
     "end to end, 20 epochs": Variant(TWENTY_EPOCHS),
