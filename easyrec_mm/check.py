@@ -18,6 +18,7 @@ from easyrec_mm.data.bad_records import NUM_SHOWN, BadRecord, BadRecords
 from easyrec_mm.data.group_rtp import label_value, split_bytes
 from easyrec_mm.data.input import Input
 from easyrec_mm.data.pictures import PictureLoader
+from easyrec_mm.data.source import Problem
 from easyrec_mm.errors import UserError
 from easyrec_mm.image_network import image_tower
 from easyrec_mm.precision import FLOAT32
@@ -56,7 +57,7 @@ def check(pipeline: Pipeline, num_groups: int) -> str:
     report = "\n".join(
         [
             f"{pipeline.path}: the config is valid",
-            f"\ndata: {len(inputs.files)} file(s), {sample.num_groups} groups read, "
+            f"\ndata: {len(inputs.source.files)} file(s), {sample.num_groups} groups read, "
             f"{len(sample.values[schema.layout.sample_fields[0]])} samples",
             *_group_lines(sample.group_sizes),
             "\nlabels",
@@ -76,23 +77,17 @@ def check(pipeline: Pipeline, num_groups: int) -> str:
 
 
 def _read_sample(inputs: Input, schema: Schema, num_groups: int) -> _Sample:
-    layout = schema.layout
-    sample = _Sample({name: [] for name in (*layout.sample_fields, *schema.labels)})
-    for file, row, line in islice(inputs.lines(), num_groups):
+    sample = _Sample({name: [] for name in (*schema.layout.sample_fields, *schema.labels)})
+    for file, row, group in islice(inputs.source.texts(), num_groups):
         sample.num_groups += 1
-        problem = inputs.parser.explain(line)
-        if problem:
-            sample.bad.append(BadRecord("group", file, row, *problem))
+        if isinstance(group, Problem):
+            sample.bad.append(BadRecord("group", file, row, *group))
             continue
-        columns = split_bytes(line, layout.column_separator)
-        sample.group_sizes.append(int(columns[layout.size_column]))
-        for picture in _pictures(columns[layout.image_column], schema):
+        sample.group_sizes.append(group.size)
+        for picture in _pictures(group.image, schema):
             sample.pictures.setdefault(picture, (file, row))
-        for label, column in zip(schema.labels, layout.label_columns, strict=True):
-            sample.values[label] += map(_text, split_bytes(columns[column], layout.sample_separator))
-        for one in split_bytes(columns[layout.features_column], layout.sample_separator):
-            for name, value in zip(layout.sample_fields, split_bytes(one, layout.value_separator), strict=True):
-                sample.values[name].append(_text(value))
+        for name, texts in group.values.items():
+            sample.values[name] += texts
     return sample
 
 

@@ -234,11 +234,9 @@ def _encoding(item: FeatureConfig, name: str, place: str, problems: Problems) ->
 
 
 def _check_inner_separator(separator: str, place: str, data: DatasetConfig, problems: Problems) -> None:
-    outer = {
-        "data_config.rtp_separator": data.rtp_separator,
-        "data_config.group_sample_separator": data.group_sample_separator,
-        "data_config.separator": data.separator,
-    }
+    names = ("rtp_separator", "group_sample_separator", "separator")
+    is_text = data.input_type == DatasetConfig.GroupRTPInput
+    outer = {f"data_config.{name}": getattr(data, name) for name in names if is_text}
     if not separator:
         problems.add(place, "is empty; give the character between values")
     for name, value in outer.items():

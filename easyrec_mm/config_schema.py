@@ -55,11 +55,13 @@ def derive_schema(config: EasyRecConfig, problems: Problems) -> Schema:
         problems.add("feature_config.features", "is empty; the model needs features")
     named = features_by_name(features, place, fields, problems)
     image_name, image = _image(config, named, problems)
-    size_name, size_field = _group_size(named, problems)
+    size_name, size_field = _group_size(config.data_config, named, problems)
     labels = _labels(config, fields, problems)
     problems.raise_if_any()
 
-    layout = _layout(config.data_config, labels, [f.name for f in fields], image.field, size_field, problems)
+    not_in_features = {*labels, image.field, size_field}
+    sample_fields = tuple(field.name for field in fields if field.name not in not_in_features)
+    layout = _layout(config.data_config, labels, sample_fields, problems)
     groups = _feature_groups(config, named, problems)
     _check_special_group(groups, IMAGE_GROUP, image_name, problems)
     _check_special_group(groups, SIZE_GROUP, size_name, problems)
@@ -166,7 +168,12 @@ def _image(config: EasyRecConfig, named: dict[str, tuple[str, FeatureConfig]], p
     )
 
 
-def _group_size(named: dict[str, tuple[str, FeatureConfig]], problems: Problems) -> tuple[str, str]:
+def _group_size(
+    data: DatasetConfig, named: dict[str, tuple[str, FeatureConfig]], problems: Problems
+) -> tuple[str, str]:
+    kinds = [feature.feature_type for _, feature in named.values()]
+    if data.input_type != DatasetConfig.GroupRTPInput and FeatureConfig.SampleNumFeature not in kinds:
+        return "", ""  # tables say it by the length of their lists
     found = _only(FeatureConfig.SampleNumFeature, named, "it names the field of the group size", problems)
     return (found[0], found[2].input_names[0]) if found else ("", "")
 
@@ -192,12 +199,20 @@ def _labels(config: EasyRecConfig, fields: Sequence[Field], problems: Problems) 
 
 
 def _layout(
-    data: DatasetConfig,
-    labels: tuple[str, ...],
-    fields: list[str],
-    image_field: str,
-    size_field: str,
-    problems: Problems,
+    data: DatasetConfig, labels: tuple[str, ...], sample_fields: tuple[str, ...], problems: Problems
+) -> RowLayout:
+    """Where the parts of a line stand; of other inputs than GroupRTP, the fields alone."""
+    if data.input_type == DatasetConfig.GroupRTPInput:
+        return _line_layout(data, labels, sample_fields, problems)
+    kind = DatasetConfig.InputType.Name(data.input_type)
+    for setting in ("rtp_separator", "group_sample_separator", "selected_cols", "separator"):
+        if data.HasField(setting):
+            problems.add(f"data_config.{setting}", f"has no effect with input_type {kind}; remove it")
+    return RowLayout((), -1, -1, -1, sample_fields, "", "", "")
+
+
+def _line_layout(
+    data: DatasetConfig, labels: tuple[str, ...], sample_fields: tuple[str, ...], problems: Problems
 ) -> RowLayout:
     place = "data_config.selected_cols"
     try:
@@ -227,13 +242,12 @@ def _layout(
                 problems.add(f"data_config.{name}", f"{value!r} is also {other}; lines could not be split, change one")
     if len(columns) != len(labels) + 3:
         columns = list(range(len(labels) + 3))  # a problem is noted; the checks that follow need some layout
-    not_in_features = {*labels, image_field, size_field}
     return RowLayout(
         label_columns=tuple(columns[: len(labels)]),
         features_column=columns[-3],
         image_column=columns[-2],
         size_column=columns[-1],
-        sample_fields=tuple(name for name in fields if name not in not_in_features),
+        sample_fields=sample_fields,
         column_separator=data.rtp_separator,
         sample_separator=data.group_sample_separator,
         value_separator=data.separator,

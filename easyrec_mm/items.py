@@ -153,9 +153,9 @@ def _line_items(path: str, schema: Schema) -> Iterator[Item]:
         for number, raw in enumerate(lines, 1):
             line = raw.decode().rstrip("\r\n")
             columns = line.split(layout.column_separator) if layout.column_separator else [line]
-            if len(columns) <= needed:
+            if needed < 0 or len(columns) <= needed:
                 _require_no_fields(path, schema)
-                columns = [line] * (needed + 1)
+                columns = [line] * max(needed + 1, 1)
             image = columns[layout.image_column]
             if not image.strip():
                 continue

@@ -150,7 +150,10 @@ class Task:
 
 @dataclass(frozen=True)
 class RowLayout:
-    """Where the parts of a GroupRTP line stand: column indices, separators and the order of a sample's values."""
+    """Where the parts of a GroupRTP line stand: column indices, separators and the order of a sample's values.
+
+    Other inputs name their columns, and have `sample_fields` alone; indices are -1.
+    """
 
     label_columns: tuple[int, ...]
     features_column: int

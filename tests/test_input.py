@@ -18,6 +18,7 @@ from easyrec_mm.data.bad_records import MIN_COUNT, NUM_SHOWN, BadRecord, BadReco
 from easyrec_mm.data.gzip_files import first_truncated
 from easyrec_mm.data.input import Input, find_files
 from easyrec_mm.data.pictures import PictureLoader
+from easyrec_mm.data.source import TextGroup
 from easyrec_mm.errors import DataError
 from easyrec_mm.protos.data_pb2 import DatasetConfig
 from easyrec_mm.schema import Feature
@@ -93,11 +94,12 @@ def test_without_shuffling_the_order_is_that_of_the_files(several, training):
     assert [batch.epoch for batch in batches] == [0] * 4 + [1] * 6
 
 
-def test_lines_are_given_with_their_file_and_row(several):
-    found = list(input_of(several / "*").lines())
-    names = [f"{os.path.basename(file)}{row}" for file, row, _ in found]
-    assert names == IN_ORDER
-    assert [content for _, _, content in found] == [line([name]) for name in IN_ORDER]
+def test_texts_are_given_with_their_file_and_row(several):
+    found = list(input_of(several / "*").source.texts())
+    assert [f"{os.path.basename(file)}{row}" for file, row, _ in found] == IN_ORDER
+    for name, (_, _, group) in zip(IN_ORDER, found, strict=True):
+        values = {"click": ["0"], "seconds": ["0.5"], "user": [name], "age": ["0"], "weight": ["0.25"]}
+        assert group == TextGroup(1, b"", values)
 
 
 @pytest.fixture(scope="module")

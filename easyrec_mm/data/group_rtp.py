@@ -9,36 +9,34 @@ in plain Python what is wrong with it.
 from __future__ import annotations
 
 import re
+from collections import Counter
+from collections.abc import Iterator
+from itertools import islice
 from typing import NamedTuple
 
 import numpy as np
 import tensorflow as tf
 
+from easyrec_mm.data.record_files import RecordFiles
+from easyrec_mm.data.source import Chunk, GroupRows, Order, Problem, TextGroup
 from easyrec_mm.data.transform import split_tags
-from easyrec_mm.schema import Dtype, Feature, Field, Schema
+from easyrec_mm.errors import DataError
+from easyrec_mm.schema import Dtype, Feature, Field, RowLayout, Schema
 from easyrec_mm.text_patterns import VALUE_PATTERNS, text_patterns
 
 DTYPES = {"int64": tf.int64, "bool": tf.bool, "float32": tf.float32}
 
 # Between the values of a column when all are matched at once; a line of text cannot contain it.
 _LINE_END = "\n"
+# Lines from which the number of columns is taken.
+NUM_PROBE_LINES = 100
 
 
-class GroupRows(NamedTuple):
-    """The good groups of some lines. G groups, S samples.
+class _Parts(NamedTuple):
+    """Split texts: all their parts in order, string [P], and how many each has, int64 [N]."""
 
-    fields        field name -> [S], of the field's dtype: labels (float32) and the fields that were asked for
-    image_path    string [G]
-    group_size    int64 [G]
-    kept          int64 [G]: group -> index of its line
-    refused       int64 [lines - G]: indices of the lines that are left out
-    """
-
-    fields: dict[str, tf.Tensor]
-    image_path: tf.Tensor
-    group_size: tf.Tensor
-    kept: tf.Tensor
-    refused: tf.Tensor
+    values: tf.Tensor
+    lengths: tf.Tensor
 
 
 class _Texts(NamedTuple):
@@ -48,6 +46,54 @@ class _Texts(NamedTuple):
     values: tf.Tensor  # [S * number of sample fields]
     image_path: tf.Tensor  # [G]
     group_size: tf.Tensor  # [G]
+
+
+class GroupRtpSource(RecordFiles):
+    """The groups of GroupRTP files.
+
+    Args:
+      files: text, gzip or not.
+      schema, labels, fields: as for GroupRtpParser.
+      order: of the lines of an epoch.
+
+    Raises:
+      DataError: if a file cannot be read, there is no line, or lines have too few columns.
+    """
+
+    def __init__(
+        self, files: list[str], schema: Schema, labels: tuple[str, ...], fields: tuple[str, ...], order: Order
+    ) -> None:
+        super().__init__(files, tf.data.TextLineDataset, order)
+        self._schema = schema
+        self._parser = GroupRtpParser(schema, labels, fields, self._count_columns(schema.layout))
+
+    def parse(self, epoch: tf.Tensor, file: tf.Tensor, row: tf.Tensor, lines: tf.Tensor) -> Chunk:
+        """See Source.parse."""
+        return Chunk(epoch, file, row, self._parser(lines))
+
+    def explain(self, evidence: bytes) -> Problem:
+        """See Source.explain; the evidence is the line."""
+        return self._parser.explain(evidence) or Problem("line", "malformed")
+
+    def texts(self) -> Iterator[tuple[str, int, TextGroup | Problem]]:
+        """See Source.texts."""
+        for file, row, line in self.read():
+            yield file, row, self._parser.explain(line) or _text_group(line, self._schema)
+
+    def _count_columns(self, layout: RowLayout) -> int:
+        """Columns of most of the first lines; every line must have as many."""
+        probe = islice(self.read(), NUM_PROBE_LINES)
+        counts = Counter(len(split_bytes(line, layout.column_separator)) for _, _, line in probe)
+        if not counts:
+            raise DataError(f"{', '.join(self.files[:3])}: no line of data; give files that hold groups")
+        num_columns = counts.most_common(1)[0][0]
+        needed = max(*layout.label_columns, layout.features_column, layout.image_column, layout.size_column) + 1
+        if num_columns < needed:
+            raise DataError(
+                f"{self.files[0]}: lines have {num_columns} column(s), and data_config.selected_cols reads column "
+                f"{needed - 1}; check selected_cols and rtp_separator {layout.column_separator!r}"
+            )
+        return num_columns
 
 
 class GroupRtpParser:
@@ -98,40 +144,42 @@ class GroupRtpParser:
             )
 
         fields, groups = tf.cond(tf.reduce_all(is_good), lambda: (fields, groups), only_good)
-        refused = tf.concat([tf.where(~is_whole)[:, 0], tf.boolean_mask(whole, ~is_good)], 0)
-        return GroupRows(fields, *groups, refused)
+        refused = tf.sort(tf.concat([tf.where(~is_whole)[:, 0], tf.boolean_mask(whole, ~is_good)], 0))
+        return GroupRows(fields, *groups, refused, evidence=tf.gather(lines, refused))
 
     def _split(self, lines: tf.Tensor) -> tuple[_Texts, tf.Tensor]:
         """Split lines into values, and tell which lines are whole: bool [G]."""
         layout = self._layout
-        num_groups = tf.size(lines)
-        columns = split(lines, layout.column_separator)
-        is_whole = tf.equal(columns.row_lengths(), self._num_columns)
-        starts, last = columns.row_starts(), columns.row_limits() - 1
+        columns = _split(lines, layout.column_separator)
+        is_whole = tf.equal(columns.lengths, self._num_columns)
+        starts = tf.cumsum(columns.lengths, exclusive=True)
+        last = starts + columns.lengths - 1
 
         def column(index: int) -> tf.Tensor:
             # A line with too few columns is refused, whatever is read here for it.
-            return tf.gather(columns.flat_values, tf.minimum(starts + index, last))
+            return tf.gather(columns.values, tf.minimum(starts + index, last))
 
         group_size, has_size = _read_numbers(column(layout.size_column), [VALUE_PATTERNS["int64"]], "0", tf.int64)
         is_whole &= has_size & (group_size > 0)
         labels = {}
         for field, index in self._labels:
-            entries = split(column(index), layout.sample_separator)
-            is_whole &= tf.equal(entries.row_lengths(), group_size)
-            labels[field.name] = entries.flat_values
-        samples = split(column(layout.features_column), layout.sample_separator)
-        is_whole &= tf.equal(samples.row_lengths(), group_size)
-        values = split(samples.flat_values, layout.value_separator)
-        is_ragged = tf.not_equal(values.row_lengths(), len(layout.sample_fields))  # [S]
-        num_ragged = tf.math.unsorted_segment_sum(tf.cast(is_ragged, tf.int32), samples.value_rowids(), num_groups)
+            entries = _split(column(index), layout.sample_separator)
+            is_whole &= tf.equal(entries.lengths, group_size)
+            labels[field.name] = entries.values
+        samples = _split(column(layout.features_column), layout.sample_separator)
+        is_whole &= tf.equal(samples.lengths, group_size)
+        values = _split(samples.values, layout.value_separator)
+        is_ragged = tf.not_equal(values.lengths, len(layout.sample_fields))  # [S]
+        sample_line = tf.repeat(tf.range(tf.size(lines)), samples.lengths)  # [S]
+        num_ragged = tf.math.unsorted_segment_sum(tf.cast(is_ragged, tf.int32), sample_line, tf.size(lines))
         is_whole &= tf.equal(num_ragged, 0)
-        return _Texts(labels, values.flat_values, column(layout.image_column), group_size), is_whole
+        return _Texts(labels, values.values, column(layout.image_column), group_size), is_whole
 
     def _read(self, label_texts: dict[str, tf.Tensor], values: tf.Tensor) -> tuple[dict[str, tf.Tensor], tf.Tensor]:
         """Texts -> typed values, and which samples' values all are what they should be: bool [S]."""
         fields: dict[str, tf.Tensor] = {}
         is_good = tf.ones(tf.shape(values)[:1], tf.bool)
+        columns = tf.unstack(values, len(self._layout.sample_fields), axis=1)
         for field, _ in self._labels:
             dtype = _label_dtype(field)
             numbers, ok = _read_numbers(label_texts[field.name], [VALUE_PATTERNS[dtype]], field.default, DTYPES[dtype])
@@ -145,54 +193,56 @@ class GroupRtpParser:
         for field, index in self._fields:
             patterns = self._patterns.get(field.name, [])
             if field.dtype == "string":
-                text = values[:, index]
+                text = columns[index]
                 fields[field.name] = tf.where(tf.equal(text, ""), field.default, text) if field.default else text
                 ok = tf.equal(text, "") | _matches(text, patterns) if patterns else None
             else:
-                fields[field.name], ok = _read_numbers(values[:, index], patterns, field.default, DTYPES[field.dtype])
+                fields[field.name], ok = _read_numbers(columns[index], patterns, field.default, DTYPES[field.dtype])
             is_good = is_good if ok is None else is_good & ok
         for feature in self._weighted_tags:
             counts = [split_tags(fields[name], feature.separator).row_lengths() for name in feature.inputs]
             is_good &= tf.equal(*counts)
         return fields, is_good
 
-    def explain(self, line: bytes) -> tuple[str, str] | None:
-        """What is wrong with a line: (where in it, what); None for a good one. The same checks, in plain Python."""
+    def explain(self, line: bytes) -> Problem | None:
+        """What is wrong with a line; None for a good one. The same checks, in plain Python."""
         schema, layout = self._schema, self._layout
         columns = split_bytes(line, layout.column_separator)
         if len(columns) != self._num_columns:
-            return "line", f"{len(columns)} columns, not {self._num_columns}"
+            return Problem("line", f"{len(columns)} columns, not {self._num_columns}")
         size_text = _text(columns[layout.size_column])
         if not re.fullmatch(VALUE_PATTERNS["int64"], size_text) or int(size_text) <= 0:
-            return _column(layout.size_column, schema.group_size_field), f"group size {size_text!r}, not 1 or more"
+            return Problem(
+                _column(layout.size_column, schema.group_size_field), f"group size {size_text!r}, not 1 or more"
+            )
         size = int(size_text)
         for field, index in self._labels:
             entries = split_bytes(columns[index], layout.sample_separator)
             if len(entries) != size:
-                return _column(index, field.name), f"{len(entries)} entries, group size {size}"
+                return Problem(_column(index, field.name), f"{len(entries)} entries, group size {size}")
             for number, entry in enumerate(entries):
                 problem = _explain_label(_text(entry) or field.default, schema, field)
                 if problem:
-                    return _column(index, field.name), f"sample {number}: {problem}"
+                    return Problem(_column(index, field.name), f"sample {number}: {problem}")
             if field.name in self._group_fields:
                 problem = _explain_disagreement(entries, [label_value(_text(entry), field) for entry in entries])
                 if problem:
-                    return _column(index, field.name), problem
+                    return Problem(_column(index, field.name), problem)
         samples = split_bytes(columns[layout.features_column], layout.sample_separator)
         where = _column(layout.features_column, "features")
         if len(samples) != size:
-            return where, f"{len(samples)} samples, group size {size}"
+            return Problem(where, f"{len(samples)} samples, group size {size}")
         for number, sample in enumerate(samples):
             problem = self._explain_sample(split_bytes(sample, layout.value_separator))
             if problem:
-                return where, f"sample {number}: {problem}"
+                return Problem(where, f"sample {number}: {problem}")
         split_samples = [split_bytes(sample, layout.value_separator) for sample in samples]
         for field, index in self._fields:
             if field.name in self._group_fields:
                 texts = [values[index] for values in split_samples]
                 problem = _explain_disagreement(texts, [_value(text, field) for text in texts])
                 if problem:
-                    return where, f"{field.name}: {problem}"
+                    return Problem(where, f"{field.name}: {problem}")
         return None
 
     def _explain_sample(self, values: list[bytes]) -> str:
@@ -207,9 +257,28 @@ class GroupRtpParser:
         return next(filter(None, (_explain_weights(feature, named) for feature in self._weighted_tags)), "")
 
 
-def split(text: tf.Tensor, separator: str) -> tf.RaggedTensor:
-    """Text `[N]` -> ragged `[N, (parts)]`; the empty separator splits into single bytes, as in EasyRec."""
-    return tf.strings.split(text, separator) if separator else tf.strings.bytes_split(text)
+def _text_group(line: bytes, schema: Schema) -> TextGroup:
+    """A good line's values."""
+    layout = schema.layout
+    columns = split_bytes(line, layout.column_separator)
+    samples = split_bytes(columns[layout.features_column], layout.sample_separator)
+    rows = [split_bytes(sample, layout.value_separator) for sample in samples]
+    values = {name: [_text(row[i]) for row in rows] for i, name in enumerate(layout.sample_fields)}
+    for label, index in zip(schema.labels, layout.label_columns, strict=True):
+        values[label] = [_text(entry) for entry in split_bytes(columns[index], layout.sample_separator)]
+    return TextGroup(len(samples), columns[layout.image_column], values)
+
+
+def _split(text: tf.Tensor, separator: str) -> _Parts:
+    """Split texts `[N]`; the empty separator splits into single bytes, as in EasyRec."""
+    if not separator:
+        parts = tf.strings.bytes_split(text)
+        return _Parts(parts.flat_values, parts.row_lengths())
+    # tf.strings.split takes twice as long, for a RaggedTensor that is not needed.
+    found = tf.raw_ops.StringSplitV2(input=text, sep=separator)
+    no_weights = tf.zeros([0], tf.int64)
+    size = tf.size(text, tf.int64)
+    return _Parts(found.values, tf.raw_ops.DenseBincount(input=found.indices[:, 0], size=size, weights=no_weights))
 
 
 def _read_numbers(text: tf.Tensor, patterns: list[str], default: str, dtype: tf.DType) -> tuple[tf.Tensor, tf.Tensor]:

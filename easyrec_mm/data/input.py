@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import threading
 import zlib
-from collections import Counter, deque
+from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
@@ -21,20 +21,17 @@ from numpy.typing import NDArray
 
 from easyrec_mm.data.bad_records import BadRecord, BadRecords
 from easyrec_mm.data.batch import Batch, Images, one_picture_each
-from easyrec_mm.data.group_rtp import GroupRtpParser, split
-from easyrec_mm.data.gzip_files import first_truncated
 from easyrec_mm.data.pictures import PictureLoader, Pictures
+from easyrec_mm.data.source import Chunk, Order, Source
+from easyrec_mm.data.sources import What, open_source
 from easyrec_mm.data.transform import FeatureTransform
-from easyrec_mm.errors import DataError, tensorflow_reason
+from easyrec_mm.errors import DataError
 from easyrec_mm.picture_bank import PictureBank, Plan
 from easyrec_mm.protos.data_pb2 import DatasetConfig
 from easyrec_mm.schema import CROSS_SEPARATOR, Schema
 
-# Files read side by side when lines are shuffled. Fixed, because it decides their order.
-NUM_OPEN_FILES = 4
-# Lines from which the number of columns is taken.
-NUM_PROBE_LINES = 100
-_GZIP_MAGIC = b"\x1f\x8b"
+# Groups that are parsed at once, at least: an operation on those of one small batch costs more than its work.
+CHUNK_GROUPS = 256
 
 
 @dataclass(frozen=True)
@@ -101,22 +98,16 @@ class Input:
         self._training = training
         self._bad_records = bad_records
         self._kept_fields = kept_fields
-        self.files = find_files(path, setting)
-        self._compressions = _compressions(self.files)
         self._labels = schema.labels if labels is None else labels
         of_images = {name for feature in schema.image_features for name in feature.inputs}
         wanted = {*schema.feature_fields(), *of_images, *schema.group_fields, *kept_fields, schema.sample_weight}
         used = wanted & set(schema.layout.sample_fields)
         fields = tuple(name for name in schema.layout.sample_fields if name in used)
         read_labels = tuple(name for name in schema.labels if name in self._labels or name in kept_fields)
-        self.parser = GroupRtpParser(schema, read_labels, fields, self._count_columns())
+        order = Order(training and data.shuffle, data.seed, data.shuffle_buffer_size)
+        self.source = open_source(data, schema, What(find_files(path, setting), read_labels, fields, order))
         self._transform = FeatureTransform(schema.features)
         self._image_transform = FeatureTransform(schema.image_features)
-        numbers = tf.TensorSpec([None], tf.int64)
-        # Traced once for all the datasets that use it.
-        self._parse_lines = tf.function(
-            self._parse, input_signature=[numbers, numbers, numbers, tf.TensorSpec([None], tf.string)], autograph=False
-        )
         self._pictures = PictureLoader(schema.image, data.image_root) if schema.uses_image else None
         self._num_threads = data.num_parallel_calls or os.cpu_count() or 1
 
@@ -127,7 +118,7 @@ class Input:
 
     def fingerprint(self) -> int:
         """A number that changes with the files and the settings that decide which lines a batch holds."""
-        parts = [f"{file}:{_size(file)}" for file in self.files]
+        parts = [f"{file}:{_size(file)}" for file in self.source.files]
         data = self._data
         parts += [str(v) for v in (data.batch_size, data.shuffle, data.shuffle_buffer_size, data.seed)]
         return zlib.crc32("\n".join(parts).encode())
@@ -153,17 +144,16 @@ class Input:
         dataset = self._dataset(num_epochs, num_skipped)
         pending: deque[_Pending] = deque()
         epoch: int | None = None  # of the batch before
-        gzip_files = [file for file, kind in zip(self.files, self._compressions, strict=True) if kind]
         stop = threading.Event()
-        with ThreadPoolExecutor(self._num_threads + bool(gzip_files), thread_name_prefix="pictures") as pool:
-            truncated = pool.submit(first_truncated, gzip_files, stop)
+        with ThreadPoolExecutor(self._num_threads + 1, thread_name_prefix="pictures") as pool:
+            whole = pool.submit(self.source.check_whole, stop)
             try:
                 step = first_step
-                for rows in _read(dataset, self.files, self._compressions):
+                for rows in _read(dataset, self.source):
                     pending.append(self._load_ahead(rows, step, bank_of(step), pool))
                     step += len(rows["sample_image"]) > 0
-                    if truncated.done():
-                        _require_none(truncated)
+                    if whole.done():
+                        whole.result()
                     if len(pending) > self._data.prefetch_size:
                         batch = self._finish(pending.popleft())
                         if epoch is not None and batch.epoch > epoch:
@@ -172,24 +162,20 @@ class Input:
                         yield batch
                 while pending:
                     yield self._finish(pending.popleft())
-                _require_none(truncated)
+                whole.result()
             finally:
                 stop.set()
                 pool.shutdown(wait=False, cancel_futures=True)
         self._bad_records.check_all()
 
     def count_batches(self, num_epochs: int = 1) -> int:
-        """Batches of so many epochs, which may share one. Reads all lines."""
-        lines = self._lines(tf.constant(0, tf.int64)).batch(1 << 12)
-        num_groups = sum(int(tf.size(row)) for _, _, row, _ in _read(lines, self.files, self._compressions))
-        num_groups *= num_epochs
-        drops = self._training and self._data.drop_remainder
-        return num_groups // self.batch_size if drops else -(-num_groups // self.batch_size)
+        """Batches of so many epochs, which may share one. May read all files.
 
-    def lines(self) -> Iterator[tuple[str, int, bytes]]:
-        """(file, row from 1, line) of one epoch, as they stand in the files."""
-        for _, file, row, line in _read(self._lines(tf.constant(0, tf.int64)), self.files, self._compressions):
-            yield self.files[int(file)], int(row), line.numpy()
+        Raises:
+          DataError: when a file cannot be read.
+        """
+        num_groups = self.source.count() * num_epochs
+        return num_groups // self.batch_size if self._drops_remainder else -(-num_groups // self.batch_size)
 
     def spec(self) -> Batch:
         """Shapes and dtypes of the batches, for tf.function: G, S and U are open."""
@@ -212,74 +198,87 @@ class Input:
         image = self._schema.image
         return tf.TensorSpec([None, image.height, image.width, image.channels], tf.uint8)
 
+    @property
+    def _drops_remainder(self) -> bool:
+        return self._training and self._data.drop_remainder
+
     def _dataset(self, num_epochs: int, num_skipped: int) -> tf.data.Dataset:
-        epochs = tf.data.Dataset.range(num_epochs or tf.int64.max)
-        lines = epochs.flat_map(self._lines) if num_epochs != 1 else self._lines(tf.constant(0, tf.int64))
-        if num_skipped:
-            lines = lines.skip(num_skipped * self.batch_size)
-        batched = lines.batch(self.batch_size, drop_remainder=self._training and self._data.drop_remainder)
-        parsed = batched.map(self._parse_lines, num_parallel_calls=self._num_threads, deterministic=True)
-        return parsed.prefetch(self._data.prefetch_size)
+        batches_at_once = -(-CHUNK_GROUPS // self.batch_size)
+        records = self.source.records(num_epochs, num_skipped * self.batch_size, batches_at_once * self.batch_size)
+        chunks = records.map(self._read_chunk, num_parallel_calls=self._num_threads, deterministic=True)
+        return chunks.flat_map(self._batches_of_chunk).prefetch(self._data.prefetch_size)
 
-    def _lines(self, epoch: tf.Tensor) -> tf.data.Dataset:
-        """(epoch, index of the file, row from 1, line) of an epoch."""
-        num_files = len(self.files)
-        order = tf.range(num_files, dtype=tf.int64)
-        shuffled = self._training and self._data.shuffle
-        if shuffled:
-            seed = tf.stack([tf.constant(self._data.seed, tf.int64), epoch])
-            order = tf.random.experimental.stateless_shuffle(order, seed)
-        paths, compressions = tf.constant(self.files), tf.constant(self._compressions)
-
-        def read_file(index: tf.Tensor) -> tf.data.Dataset:
-            file = tf.data.TextLineDataset(paths[index], compressions[index])
-            return file.enumerate(start=1).map(lambda row, line: (epoch, index, row, line))
-
-        files = tf.data.Dataset.from_tensor_slices(order)
-        if not shuffled:
-            return files.flat_map(read_file)
-        open_files = min(NUM_OPEN_FILES, num_files)
-        lines = files.interleave(read_file, open_files, num_parallel_calls=open_files, deterministic=True)
-        seed = tf.constant(self._data.seed, tf.int64) + epoch
-        return lines.shuffle(self._data.shuffle_buffer_size, seed=seed, reshuffle_each_iteration=False)
-
-    def _parse(self, epoch: tf.Tensor, file: tf.Tensor, row: tf.Tensor, lines: tf.Tensor) -> dict[str, tf.Tensor]:
-        """Lines `[G]` -> the tensors of a batch, and where its groups and its refused lines come from."""
-        groups = self.parser(lines)
-        num_groups = tf.size(groups.kept)
-        sample_group = tf.repeat(tf.range(num_groups), groups.group_size)  # [S]
-        first_sample = tf.cast(tf.cumsum(groups.group_size, exclusive=True), tf.int32)  # [G]
+    def _read_chunk(self, *element: Any) -> dict[str, Any]:
+        """An element of the source -> its good groups, transformed, in the order of the file."""
+        chunk: Chunk = self.source.parse(*element)
+        groups = chunk.groups
+        first_sample = tf.cumsum(groups.group_size, exclusive=True)  # [G]
         of_groups = {n: tf.gather(groups.fields[n], first_sample) for n in self._image_transform.fields}
-        features = self._image_transform(of_groups)  # [G]
-        # Pictures of two categories are two to the image tower.
-        category = features.get(self._schema.category_feature, tf.zeros([num_groups], tf.int64))
-        group_image, first_group = _distinct(_image_keys(groups.image_path, category))  # [G], [U]
-        pictures = self._distinct_pictures(tf.gather(groups.image_path, first_group), tf.gather(category, first_group))
-        picture_line = tf.gather(groups.kept, tf.gather(first_group, pictures.pop("first_image")))  # [P]
         per_group = {self._schema.image.field: groups.image_path, self._schema.group_size_field: groups.group_size}
         kept = {
-            name: tf.gather(per_group[name], sample_group) if name in per_group else groups.fields[name]
+            name: tf.repeat(per_group[name], groups.group_size) if name in per_group else groups.fields[name]
             for name in self._kept_fields
         }
-        weight, ones = self._schema.sample_weight, tf.ones(tf.shape(sample_group), tf.float32)
+        weight = self._schema.sample_weight
+        num_samples = tf.reduce_sum(groups.group_size)
         return {
-            "features": self._transform(groups.fields),
-            "labels": {name: groups.fields[name] for name in self._labels},
-            "sample_weight": tf.cast(groups.fields[weight], tf.float32) if weight in groups.fields else ones,
-            "sample_image": tf.gather(group_image, sample_group),
-            "kept": kept,
-            **pictures,
-            "picture_origin": (tf.gather(file, picture_line), tf.gather(row, picture_line)),
-            "image_features": {name: tf.gather(value, first_group) for name, value in features.items()},
-            "image_labels": {
-                name: tf.gather(tf.gather(groups.fields[name], first_sample), first_group)
-                for name, _ in self._schema.image_labels
-                if name in self._labels
+            "samples": {
+                "features": self._transform(groups.fields),
+                "labels": {name: groups.fields[name] for name in self._labels},
+                "sample_weight": tf.cast(groups.fields[weight], tf.float32)
+                if weight in groups.fields
+                else tf.ones([num_samples], tf.float32),
+                "kept": kept,
             },
+            "groups": {
+                "image_path": groups.image_path,
+                "group_size": groups.group_size,
+                "record": groups.kept,
+                "image_features": self._image_transform(of_groups),
+                "image_labels": {
+                    name: tf.gather(groups.fields[name], first_sample)
+                    for name, _ in self._schema.image_labels
+                    if name in self._labels
+                },
+            },
+            "first_sample": tf.concat([first_sample, [num_samples]], 0),  # [G + 1]
+            "refused": {"record": groups.refused, "evidence": groups.evidence},
+            "records": {"epoch": chunk.epoch, "file": chunk.file, "row": chunk.row},
+        }
+
+    def _batches_of_chunk(self, chunk: dict[str, Any]) -> tf.data.Dataset:
+        size = tf.size(chunk["records"]["row"], tf.int64)
+        num_batches = size // self.batch_size if self._drops_remainder else -(-size // self.batch_size)
+        return tf.data.Dataset.range(num_batches).map(lambda i: self._batch_of_chunk(chunk, i * self.batch_size))
+
+    def _batch_of_chunk(self, chunk: dict[str, Any], first: tf.Tensor) -> dict[str, Any]:
+        """The batch of `batch_size` records from `first` on: its tensors, and where its groups come from."""
+        limits = tf.stack([first, first + self.batch_size])
+        records = _slice(chunk["records"], limits)
+        group_limits = tf.searchsorted(chunk["groups"]["record"], limits, out_type=tf.int64)
+        groups = _slice(chunk["groups"], group_limits)
+        samples = _slice(chunk["samples"], tf.gather(chunk["first_sample"], group_limits))
+        refused = _slice(chunk["refused"], tf.searchsorted(chunk["refused"]["record"], limits, out_type=tf.int64))
+        features = groups["image_features"]
+        # Pictures of two categories are two to the image tower.
+        no_category = tf.zeros_like(groups["group_size"])
+        category = features.get(self._schema.category_feature, no_category)
+        group_image, first_group = _distinct(_image_keys(groups["image_path"], category))  # [G], [U]
+        pictures = self._distinct_pictures(
+            tf.gather(groups["image_path"], first_group), tf.gather(category, first_group)
+        )
+        picture_group = tf.gather(first_group, pictures.pop("first_image"))  # [P]
+        return {
+            **samples,
+            "sample_image": tf.repeat(group_image, groups["group_size"]),
+            **pictures,
+            "picture_origin": _gather(records, tf.gather(groups["record"], picture_group) - first),
+            "image_features": _gather(features, first_group),
+            "image_labels": _gather(groups["image_labels"], first_group),
             "num_images": tf.size(first_group),
-            "refused": tuple(tf.gather(value, groups.refused) for value in (file, row, lines)),
-            "num_groups": tf.size(lines),
-            "epoch": epoch[-1],
+            "refused": {"evidence": refused["evidence"], **_gather(records, refused["record"] - first)},
+            "num_groups": tf.size(records["row"]),
+            "epoch": records["epoch"][-1],
         }
 
     def _distinct_pictures(self, path: tf.Tensor, category: tf.Tensor) -> dict[str, tf.Tensor]:
@@ -329,7 +328,7 @@ class Input:
     def _finish(self, pending: _Pending) -> InputBatch:
         rows, plan = pending.rows, pending.plan
         num_groups = int(rows["num_groups"])
-        records = self._bad_groups(*rows["refused"])
+        records = self._bad_groups(rows["refused"])
         num_pictures = len(rows["picture_path"])
         is_bad = np.zeros(num_pictures, bool)
         encoded = np.arange(num_pictures, dtype=np.int32) if plan is None else plan.encoded
@@ -374,47 +373,43 @@ class Input:
             labels=rows["image_labels"],
         )
 
-    def _bad_groups(self, files: tf.Tensor, rows: tf.Tensor, lines: tf.Tensor) -> list[BadRecord]:
-        records = []
-        for file, row, line in zip(files.numpy(), rows.numpy(), lines.numpy(), strict=True):
-            where, problem = self.parser.explain(line) or ("line", "malformed")
-            records.append(BadRecord("group", self.files[file], int(row), where, problem))
-        return records
+    def _bad_groups(self, refused: dict[str, tf.Tensor]) -> list[BadRecord]:
+        places = zip(*(refused[name].numpy() for name in ("file", "row", "evidence")), strict=True)
+        return [
+            BadRecord("group", self.source.files[file], int(row), *self.source.explain(evidence))
+            for file, row, evidence in places
+        ]
 
     def _bad_pictures(
-        self, paths: list[bytes], origin: tuple[tf.Tensor, tf.Tensor], problems: dict[int, str]
+        self, paths: list[bytes], origin: dict[str, tf.Tensor], problems: dict[int, str]
     ) -> list[BadRecord]:
-        files, rows = (tensor.numpy() for tensor in origin) if problems else ([], [])
+        files, rows = (origin[name].numpy() if problems else [] for name in ("file", "row"))
         return [
             BadRecord(
-                "picture", self.files[files[i]], int(rows[i]), paths[i].decode("utf-8", "backslashreplace"), problem
+                "picture",
+                self.source.files[files[i]],
+                int(rows[i]),
+                paths[i].decode("utf-8", "backslashreplace"),
+                problem,
             )
             for i, problem in problems.items()
         ]
-
-    def _count_columns(self) -> int:
-        """Columns of most of the first lines; every line must have as many."""
-        counts: Counter[int] = Counter()
-        probe = self._lines(tf.constant(0, tf.int64)).take(NUM_PROBE_LINES) if self.files else []
-        for _, _, _, line in _read(probe, self.files, self._compressions):
-            counts[int(split(line, self._schema.layout.column_separator).shape[0])] += 1
-        if not counts:
-            raise DataError(f"{', '.join(self.files[:3])}: no line of data; give files that hold groups")
-        num_columns = counts.most_common(1)[0][0]
-        layout = self._schema.layout
-        needed = max(*layout.label_columns, layout.features_column, layout.image_column, layout.size_column) + 1
-        if num_columns < needed:
-            raise DataError(
-                f"{self.files[0]}: lines have {num_columns} column(s), and data_config.selected_cols reads column "
-                f"{needed - 1}; check selected_cols and rtp_separator {layout.column_separator!r}"
-            )
-        return num_columns
 
 
 def _batch(rows: dict[str, Any], pixels: Any, images: Images) -> Batch:
     """A Batch of tensors, or of their specs."""
     parts = {name: rows[name] for name in ("features", "labels", "sample_weight", "sample_image")}
     return Batch(pixels=pixels, images=images, **parts)
+
+
+def _slice(values: Any, limits: tf.Tensor) -> Any:
+    """Rows `limits[0]` to `limits[1]` of every tensor."""
+    return tf.nest.map_structure(lambda tensor: tensor[limits[0] : limits[1]], values)
+
+
+def _gather(values: dict[str, tf.Tensor], rows: tf.Tensor) -> dict[str, tf.Tensor]:
+    """These rows of every tensor."""
+    return {name: tf.gather(tensor, rows) for name, tensor in values.items()}
 
 
 def _image_keys(path: tf.Tensor, category: tf.Tensor) -> tf.Tensor:
@@ -453,31 +448,11 @@ def find_files(path: str, setting: str) -> list[str]:
     return files
 
 
-def _compressions(files: list[str]) -> list[str]:
-    """TextLineDataset's compression type of each file, told by its first bytes."""
-
-    def compression(file: str) -> str:
-        try:
-            with tf.io.gfile.GFile(file, "rb") as stream:
-                return "GZIP" if stream.read(2) == _GZIP_MAGIC else ""
-        except tf.errors.OpError as error:
-            raise DataError(f"{file}: cannot be read: {error.message}") from error
-
-    with ThreadPoolExecutor(16) as pool:
-        return list(pool.map(compression, files))
-
-
-def _require_none(truncated: Future[str | None]) -> None:
-    file = truncated.result()
-    if file:
-        raise DataError(f"{file}: cannot be read to its end: the gzip file is truncated; write it again")
-
-
 def _size(file: str) -> int:
     return int(tf.io.gfile.stat(file).length)
 
 
-def _read(dataset: tf.data.Dataset, files: list[str], compressions: list[str]) -> Iterator[dict[str, tf.Tensor]]:
+def _read(dataset: tf.data.Dataset, source: Source) -> Iterator[dict[str, Any]]:
     """Iterate a dataset; an error of a file becomes a DataError that names it."""
     options = tf.data.Options()
     # Its thread sometimes misses that an iterator ends and keeps it waiting for up to a minute (TensorFlow 2.21).
@@ -486,11 +461,7 @@ def _read(dataset: tf.data.Dataset, files: list[str], compressions: list[str]) -
     try:
         yield from dataset.with_options(options)
     except tf.errors.OpError as error:
-        for file, compression in zip(files, compressions, strict=True):
-            try:
-                for _ in tf.data.TextLineDataset(file, compression).batch(1000):
-                    pass
-            except tf.errors.OpError as file_error:
-                problem = tensorflow_reason(file_error.message)
-                raise DataError(f"{file}: cannot be read to its end: {problem}") from error
+        failure = source.failure(error)
+        if failure:
+            raise failure from error
         raise

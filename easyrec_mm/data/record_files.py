@@ -1,0 +1,119 @@
+"""Files of one record a group, text lines or TFRecords: in which order they are read, and which of them is broken."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+
+import tensorflow as tf
+
+from easyrec_mm.data.gzip_files import first_truncated
+from easyrec_mm.data.source import Order
+from easyrec_mm.errors import DataError, tensorflow_reason
+
+# Files read side by side when groups are shuffled. Fixed, because it decides their order.
+NUM_OPEN_FILES = 4
+_GZIP_MAGIC = b"\x1f\x8b"
+
+
+@dataclass
+class RecordFiles:
+    """Records, bytes each, of some files.
+
+    Args:
+      files: paths.
+      open_file: path and compression type -> dataset of the file's records.
+      order: of the records of an epoch.
+
+    Raises:
+      DataError: if a file cannot be opened.
+    """
+
+    files: list[str]
+    open_file: Callable[[tf.Tensor, tf.Tensor], tf.data.Dataset]
+    order: Order
+
+    def __post_init__(self) -> None:
+        self._compressions = _compressions(self.files)
+
+    def records(self, num_epochs: int, num_skipped: int, size: int) -> tf.data.Dataset:
+        """(epoch, index of the file, row from 1, record), each `[size]`; see Source.records."""
+        epochs = tf.data.Dataset.range(num_epochs or tf.int64.max)
+        records = epochs.flat_map(self._epoch) if num_epochs != 1 else self._epoch(tf.constant(0, tf.int64))
+        batches = records.skip(num_skipped).batch(size) if num_skipped else records.batch(size)
+        return batches.map(lambda origin, row, record: (*origin, row, record))
+
+    def read(self) -> Iterator[tuple[str, int, bytes]]:
+        """(file, row from 1, record) of one epoch without shuffling.
+
+        Raises:
+          DataError: if a file cannot be read.
+        """
+        try:
+            for index, (file, compression) in enumerate(zip(self.files, self._compressions, strict=True)):
+                for row, record in enumerate(self.open_file(file, compression).as_numpy_iterator(), 1):
+                    yield self.files[index], row, record
+        except tf.errors.OpError as error:
+            raise self.failure(error) or error from error
+
+    def count(self) -> int:
+        """Records in the files."""
+        batches = tf.data.Dataset.from_tensor_slices((self.files, self._compressions)).flat_map(self.open_file)
+        return sum(len(batch) for batch in batches.batch(1 << 12))
+
+    def failure(self, error: tf.errors.OpError) -> DataError | None:
+        """The file and the record that cannot be read."""
+        for file, compression in zip(self.files, self._compressions, strict=True):
+            num_read = 0
+            try:
+                for _ in self.open_file(file, compression):
+                    num_read += 1
+            except tf.errors.OpError as file_error:
+                problem = tensorflow_reason(file_error.message)
+                return DataError(f"{file}: cannot be read to its end: {problem}, after row {num_read}")
+        return None
+
+    def check_whole(self, stop: threading.Event) -> None:
+        """See Source.check_whole: gzip files that break off, which TensorFlow reads without a word."""
+        packed = [file for file, kind in zip(self.files, self._compressions, strict=True) if kind]
+        file = first_truncated(packed, stop)
+        if file:
+            raise DataError(f"{file}: cannot be read to its end: the gzip file is truncated; write it again")
+
+    def _epoch(self, epoch: tf.Tensor) -> tf.data.Dataset:
+        order = tf.range(len(self.files), dtype=tf.int64)
+        if self.order.is_shuffled:
+            seed = tf.stack([tf.constant(self.order.seed, tf.int64), epoch])
+            order = tf.random.experimental.stateless_shuffle(order, seed)
+        paths, compressions = tf.constant(self.files), tf.constant(self._compressions)
+
+        def read_file(index: tf.Tensor) -> tf.data.Dataset:
+            records = self.open_file(paths[index], compressions[index])
+            rows = tf.data.Dataset.range(1, tf.int64.max)
+            # Not by map: a call of a function takes longer than reading a record.
+            origin = tf.data.Dataset.from_tensors((epoch, index)).repeat()
+            return tf.data.Dataset.zip((origin, rows, records))
+
+        files = tf.data.Dataset.from_tensor_slices(order)
+        if not self.order.is_shuffled:
+            return files.flat_map(read_file)
+        open_files = min(NUM_OPEN_FILES, len(self.files))
+        records = files.interleave(read_file, open_files, num_parallel_calls=open_files, deterministic=True)
+        seed = tf.constant(self.order.seed, tf.int64) + epoch
+        return records.shuffle(self.order.buffer_size, seed=seed, reshuffle_each_iteration=False)
+
+
+def _compressions(files: list[str]) -> list[str]:
+    """TensorFlow's compression type of each file, told by its first bytes."""
+
+    def compression(file: str) -> str:
+        try:
+            with tf.io.gfile.GFile(file, "rb") as stream:
+                return "GZIP" if stream.read(2) == _GZIP_MAGIC else ""
+        except tf.errors.OpError as error:
+            raise DataError(f"{file}: cannot be read: {error.message}") from error
+
+    with ThreadPoolExecutor(16) as pool:
+        return list(pool.map(compression, files))

@@ -1,0 +1,247 @@
+"""Files of tables, a row a group: Parquet with grouped samples, or Parquet and CSV with a row a sample.
+
+Rows are read and shuffled as tables, many at a time. A row of a flat log is a group of one sample; when training, rows
+of one picture are put side by side within the shuffle buffer, so that a batch shows it to the image tower once.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import tensorflow as tf
+
+from easyrec_mm.data.source import Chunk, GroupRows, Order, Problem, TextGroup
+from easyrec_mm.data.typed_groups import TypedGroups, TypedRows
+from easyrec_mm.errors import DataError
+from easyrec_mm.schema import Schema
+
+# Files read side by side when rows are shuffled. Fixed, because it decides their order.
+NUM_OPEN_FILES = 4
+# Where a row comes from: index of the file, and row from 1.
+_FILE, _ROW = "easyrec_mm:file", "easyrec_mm:row"
+# Between the parts of a problem on its way through a graph.
+_PART_END = "\x1f"
+
+
+@dataclass
+class TableSource:
+    """The groups of files of tables; a Source.
+
+    Args:
+      files: paths.
+      schema: fields and tasks.
+      groups: reads the tables.
+      order: of the rows of an epoch.
+      read_file: path -> its tables, in order, with a column PROBLEM or without.
+      count_rows: path -> its rows.
+      is_flat: whether a row is a sample, so that rows of one picture belong side by side.
+
+    Raises:
+      DataError: if there is no row, or a file cannot be read or lacks a column.
+    """
+
+    files: list[str]
+    schema: Schema
+    groups: TypedGroups
+    order: Order
+    read_file: Callable[[str], Iterator[pa.Table]]
+    count_rows: Callable[[str], int]
+    is_flat: bool = False
+    _failure: DataError | None = field(default=None, init=False)
+
+    def __post_init__(self) -> None:
+        if not any(len(table) for table in self._tables(range(len(self.files)))):
+            raise DataError(f"{', '.join(self.files[:3])}: no row of data; give files that hold groups")
+
+    def records(self, num_epochs: int, num_skipped: int, size: int) -> tf.data.Dataset:
+        """See Source.records; the groups are checked already. The dataset can be iterated once."""
+        chunks = _InOrder(self._chunks(num_epochs, num_skipped, size))
+        signature = self._signature()
+        specs = tf.nest.flatten(signature)
+
+        def read(index: int) -> list[Any]:
+            try:
+                parts = chunks.get(index)
+            except DataError as error:
+                self._failure = error
+                raise
+            return tf.nest.flatten(self._read(parts)) if parts else [_nothing(spec.dtype) for spec in specs]
+
+        def element(index: tf.Tensor) -> Any:
+            # from_generator takes half as long again.
+            tensors = tf.numpy_function(read, [index], [spec.dtype for spec in specs])
+            for tensor, spec in zip(tensors, specs, strict=True):
+                tensor.set_shape(spec.shape)
+            return tf.nest.pack_sequence_as(signature, tensors)
+
+        elements = tf.data.Dataset.counter().map(element, num_parallel_calls=2, deterministic=True)
+        return elements.take_while(lambda epoch, *_: tf.size(epoch) > 0)
+
+    def parse(self, *element: Any) -> Chunk:
+        """See Source.parse."""
+        return Chunk(*element[:3], GroupRows(*element[3]))
+
+    def explain(self, evidence: bytes) -> Problem:
+        """See Source.explain."""
+        return Problem(*evidence.decode().split(_PART_END))
+
+    def count(self) -> int:
+        """See Source.count."""
+        return sum(self.count_rows(file) for file in self.files)
+
+    def texts(self) -> Iterator[tuple[str, int, TextGroup | Problem]]:
+        """See Source.texts."""
+        for table in self._tables(range(len(self.files))):
+            for start in range(0, len(table), 256):
+                yield from self._texts_of(table.slice(start, 256))
+
+    def failure(self, error: tf.errors.OpError) -> DataError | None:
+        """See Source.failure."""
+        return self._failure
+
+    def check_whole(self, stop: threading.Event) -> None:
+        """See Source.check_whole: such files say themselves where they end."""
+
+    def _signature(self) -> tuple[Any, ...]:
+        numbers, texts = tf.TensorSpec([None], tf.int64), tf.TensorSpec([None], tf.string)
+        kinds = {"string": tf.string, "float32": tf.float32, "int64": tf.int64, "bool": tf.int64}
+        fields = {name: tf.TensorSpec([None], kinds[dtype]) for name, dtype in self.groups.dtypes.items()}
+        return (numbers, numbers, numbers, (fields, texts, numbers, numbers, numbers, texts))
+
+    def _chunks(self, num_epochs: int, num_skipped: int, size: int) -> Iterator[list[tuple[int, pa.Table]]]:
+        """Rows of as many groups each, in parts of one epoch."""
+        waiting: deque[tuple[int, pa.Table]] = deque()
+        num_waiting = 0
+        epoch = 0
+        while epoch < num_epochs or not num_epochs:
+            for table in self._epoch(epoch):
+                rows = table.slice(min(num_skipped, len(table)))
+                num_skipped -= len(table) - len(rows)
+                waiting.append((epoch, rows))
+                num_waiting += len(rows)
+                while num_waiting >= size:
+                    yield _take_first(waiting, size)
+                    num_waiting -= size
+            epoch += 1
+        if num_waiting:
+            yield _take_first(waiting, num_waiting)
+
+    def _read(self, parts: list[tuple[int, pa.Table]]) -> tuple[Any, ...]:
+        """A Chunk as arrays."""
+        epochs = np.repeat(np.array([epoch for epoch, _ in parts], np.int64), [len(table) for _, table in parts])
+        table = pa.concat_tables(table for _, table in parts).combine_chunks()
+        rows = self.groups.read(table)
+        refused = np.array(sorted(rows.problems), np.int64)
+        evidence = np.array([_PART_END.join(rows.problems[i]).encode() for i in refused.tolist()], object)
+        groups = (rows.fields, rows.image_path, rows.group_size, rows.kept, refused, evidence)
+        return epochs, table[_FILE].to_numpy(), table[_ROW].to_numpy(), groups
+
+    def _epoch(self, epoch: int) -> Iterator[pa.Table]:
+        """Tables of an epoch, in its order, with columns _FILE and _ROW."""
+        if not self.order.is_shuffled:
+            yield from self._tables(range(len(self.files)))
+            return
+        random = np.random.default_rng([self.order.seed, epoch])
+        waiting = deque(random.permutation(len(self.files)).tolist())
+        opened: deque[Iterator[pa.Table]] = deque()
+        held: list[pa.Table] = []
+        while waiting or opened or held:
+            while waiting and len(opened) < NUM_OPEN_FILES:
+                opened.append(self._tables([waiting.popleft()]))
+            if opened:
+                table = next(opened[0], None)
+                if table is None:
+                    opened.popleft()
+                    continue
+                opened.rotate(-1)
+                held.append(table)
+            # Twice the buffer at a time, of which half goes on: each row is copied twice, however large the buffer.
+            num_held = sum(map(len, held))
+            if num_held < 2 * self.order.buffer_size and (opened or waiting):
+                continue
+            rows = pa.concat_tables(held)
+            order = random.permutation(num_held)
+            num_left = self.order.buffer_size if opened or waiting else 0
+            held = [rows.take(pa.array(order[:num_left]))] if num_left else []
+            yield self._side_by_side(rows.take(pa.array(order[num_left:])), random)
+
+    def _side_by_side(self, table: pa.Table, random: np.random.Generator) -> pa.Table:
+        """Rows of one picture side by side, in an order of pictures by chance; groups as they are."""
+        if not self.is_flat:
+            return table
+        picture = table[self.schema.image.field].combine_chunks().dictionary_encode()
+        code = pc.fill_null(picture.indices, 0).to_numpy(zero_copy_only=False)
+        place = random.permutation(max(len(picture.dictionary), 1))
+        return table.take(pa.array(np.argsort(place[code], kind="stable")))
+
+    def _tables(self, indices: Iterable[int]) -> Iterator[pa.Table]:
+        """What is read of these files, with columns _FILE and _ROW."""
+        for index in indices:
+            first = 1
+            for table in self.read_file(self.files[index]):
+                rows = self.groups.prepare(self.files[index], table)
+                rows = rows.append_column(_FILE, pa.array(np.full(len(rows), index)))
+                yield rows.append_column(_ROW, pa.array(np.arange(first, first + len(rows))))
+                first += len(rows)
+
+    def _texts_of(self, table: pa.Table) -> Iterator[tuple[str, int, TextGroup | Problem]]:
+        rows: TypedRows = self.groups.read(table)
+        sizes = dict(zip(rows.kept.tolist(), rows.group_size.tolist(), strict=True))
+        image = dict(zip(rows.kept.tolist(), rows.image_path, strict=True))
+        columns = {name: table[name].to_pylist() for name in self.groups.dtypes}
+        for i, (file, row) in enumerate(zip(table[_FILE].to_pylist(), table[_ROW].to_pylist(), strict=True)):
+            if i in rows.problems:
+                yield self.files[file], row, rows.problems[i]
+                continue
+            values = {}
+            for name, column in columns.items():
+                entries = column[i] if isinstance(column[i], list) else [column[i]] * sizes[i]
+                values[name] = [_text(entry) for entry in entries]
+            yield self.files[file], row, TextGroup(sizes[i], image[i], values)
+
+
+class _InOrder:
+    """Elements of an iterator by number, for threads that ask for them almost in order."""
+
+    def __init__(self, elements: Iterator[Any]) -> None:
+        self._elements = elements
+        self._lock = threading.Lock()
+        self._next = 0
+        self._read: dict[int, Any] = {}
+
+    def get(self, index: int) -> Any:
+        """Element `index`, once; None behind the end."""
+        with self._lock:
+            while self._next <= index:
+                self._read[self._next] = next(self._elements, None)
+                self._next += 1
+            return self._read.pop(index)
+
+
+def _nothing(dtype: tf.DType) -> np.ndarray:
+    return np.empty(0, object if dtype == tf.string else dtype.as_numpy_dtype)
+
+
+def _take_first(waiting: deque[tuple[int, pa.Table]], size: int) -> list[tuple[int, pa.Table]]:
+    """Take `size` rows from the front."""
+    parts = []
+    while size:
+        epoch, table = waiting.popleft()
+        parts.append((epoch, table.slice(0, size)))
+        if len(table) > size:
+            waiting.appendleft((epoch, table.slice(size)))
+        size -= len(parts[-1][1])
+    return parts
+
+
+def _text(value: Any) -> str:
+    if value is None:
+        return ""
+    return value.decode("utf-8", "replace") if isinstance(value, bytes) else str(value)

@@ -1,0 +1,344 @@
+"""Groups as a table holds them, a row each: checked value by value, and laid out sample behind sample.
+
+A column of lists has an entry a sample; any other column has one value for the whole group. A null is a missing value:
+it takes the field's default, but a label that is missing needs a default_val. What is refused is refused as a whole
+group, so that no sample is taught another one's picture.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+from numpy.typing import NDArray
+
+from easyrec_mm.data.source import Problem
+from easyrec_mm.errors import DataError, did_you_mean
+from easyrec_mm.schema import Dtype, Field, Schema
+from easyrec_mm.text_patterns import VALUE_PATTERNS, text_patterns
+
+# A column in which a reader says what is wrong with a row; null for a good one.
+PROBLEM = "easyrec_mm:problem"
+_KINDS: dict[Dtype, str] = {"int64": "whole numbers", "bool": "bool", "float32": "numbers", "string": "text"}
+
+
+@dataclass
+class TypedRows:
+    """The good ones of N groups: G groups of S samples.
+
+    fields      field name -> [S]: int64, float32, or bytes as objects
+    image_path  bytes as objects [G]
+    group_size  int64 [G]
+    kept        int64 [G]: which of the N groups each is
+    problems    group -> what is wrong with it, for the others
+    """
+
+    fields: dict[str, NDArray[np.generic]]
+    image_path: NDArray[np.object_]
+    group_size: NDArray[np.int64]
+    kept: NDArray[np.int64]
+    problems: dict[int, Problem]
+
+
+@dataclass
+class _Flat:
+    """Values of samples in a row, and which groups they make."""
+
+    size: NDArray[np.int64]  # [G]
+    is_good: NDArray[np.bool_] = field(init=False)  # [G]
+    problems: dict[int, Problem] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self.is_good = np.ones(len(self.size), bool)
+        self.group = np.repeat(np.arange(len(self.size)), self.size)  # [S]
+        self.first = np.cumsum(self.size) - self.size  # [G]
+
+    def refuse(self, is_bad: NDArray[np.bool_], where: str, what: Callable[[int], str]) -> None:
+        """Refuse the groups of these samples `[S]`; `what` says what is wrong with a sample."""
+        for sample in np.flatnonzero(is_bad):
+            group = int(self.group[sample])
+            if self.is_good[group]:
+                self.is_good[group] = False
+                number = sample - self.first[group]
+                place = f"sample {number}: " if self.size[group] > 1 else ""
+                self.problems[group] = Problem(where, f"{place}{what(int(sample))}")
+
+
+class TypedGroups:
+    """Reads tables of groups.
+
+    Args:
+      schema: fields and tasks.
+      labels: label fields to read.
+      fields: other fields to read.
+      is_flat: whether a row is a sample; a column of lists then holds several values a sample.
+      has_texts: whether numbers may be written as text, as in a CSV file.
+    """
+
+    def __init__(
+        self,
+        schema: Schema,
+        labels: tuple[str, ...],
+        fields: tuple[str, ...],
+        is_flat: bool = False,
+        has_texts: bool = False,
+    ) -> None:
+        self._schema = schema
+        self._fields = [schema.field(name) for name in (*labels, *fields)]
+        self._labels = set(labels)
+        self._is_flat = is_flat
+        self._has_texts = has_texts
+        self._patterns = text_patterns(schema)
+        self._weighted_tags = [f for f in schema.features if f.weight_input and set(f.inputs) <= {*labels, *fields}]
+        self.columns = (*(field.name for field in self._fields), schema.image.field)
+        self._separators = {name: f.separator for f in schema.features for name in f.inputs if f.separator}
+
+    @property
+    def dtypes(self) -> dict[str, Dtype]:
+        """Field name -> dtype of what `read` gives: labels are float32."""
+        return {one.name: "float32" if one.name in self._labels else one.dtype for one in self._fields}
+
+    def present(self, place: str, columns: list[str]) -> list[str]:
+        """Those of a file's columns that are read.
+
+        Raises:
+          DataError: if one is missing.
+        """
+        for name in self.columns:
+            if name not in columns:
+                raise DataError(f"{place}: no column '{name}'; {did_you_mean(name, columns)}")
+        return [name for name in (*self.columns, self._schema.group_size_field) if name in columns]
+
+    def prepare(self, place: str, table: pa.Table) -> pa.Table:
+        """The columns that are read, in one type whatever the file's.
+
+        Args:
+          place: the file, for messages.
+          table: the columns that are present, as they stand in the file.
+
+        Raises:
+          DataError: if a column is of another type.
+        """
+        columns = {name: self._prepare(place, name, table[name]) for name in self.columns}
+        size = self._schema.group_size_field
+        if size in table.column_names and pa.types.is_integer(table[size].type):
+            columns[size] = table[size].cast(pa.int64())
+        if PROBLEM in table.column_names:
+            columns[PROBLEM] = table[PROBLEM]
+        return pa.table(columns)
+
+    def _prepare(self, place: str, name: str, column: pa.ChunkedArray) -> pa.ChunkedArray:
+        is_text = name == self._schema.image.field or self._schema.field(name).dtype == "string"
+        kind = column.type
+        if self._is_flat and _is_list(kind) and is_text:
+            return pc.binary_join(column.cast(pa.list_(pa.string())), self._separators.get(name, "|"))
+        inner = kind.value_type if _is_list(kind) else kind
+        inner = inner.value_type if pa.types.is_dictionary(inner) else inner
+        if _is_text(inner):
+            fits, target = is_text or self._has_texts, pa.large_binary() if pa.types.is_binary(inner) else pa.string()
+        elif pa.types.is_floating(inner):
+            # Whole numbers are floating ones where a table could not say otherwise that some are missing.
+            fits, target = not is_text, pa.float64()
+        else:
+            # An id may be told by its number.
+            fits = pa.types.is_integer(inner) or pa.types.is_boolean(inner) or pa.types.is_null(inner)
+            target = pa.string() if is_text else pa.int64()
+        if not fits or (self._is_flat and _is_list(kind)):
+            expected = "text" if is_text else _KINDS[self._schema.field(name).dtype]
+            raise DataError(
+                f"{place}: column '{name}' is {kind}, and data_config.input_fields says {expected}; change the field's "
+                "input_type, or write the column so"
+            )
+        return column.cast(pa.list_(target) if _is_list(kind) else target)
+
+    def read(self, table: pa.Table) -> TypedRows:
+        """The good groups of a table whose columns were checked."""
+        table, kept, problems = self._whole_groups(table)
+        size = self._group_sizes(table)
+        flat = _Flat(size)
+        values = {one.name: self._values(table[one.name], one, flat) for one in self._fields}
+        image_path = self._image_path(table, flat)
+        for name in self._schema.group_fields:
+            if name in values:
+                self._require_agreement(name, values[name], flat)
+        for feature in self._weighted_tags:
+            counts = [_count_tags(values[name], feature.separator) for name in feature.inputs]
+            flat.refuse(
+                counts[0] != counts[1],
+                _column(feature.inputs[0]),
+                lambda i, c=counts, f=feature: f"{c[0][i]} tags, and {f.inputs[1]} has {c[1][i]} weights",
+            )
+        problems |= {int(kept[group]): problem for group, problem in flat.problems.items()}
+        if flat.problems:
+            of_good = flat.is_good[flat.group]
+            values = {name: array[of_good] for name, array in values.items()}
+            image_path, size, kept = image_path[flat.is_good], size[flat.is_good], kept[flat.is_good]
+        return TypedRows(values, image_path, size, kept, problems)
+
+    def _whole_groups(self, table: pa.Table) -> tuple[pa.Table, NDArray[np.int64], dict[int, Problem]]:
+        """The groups whose lists have an entry a sample; which they are; what is wrong with others."""
+        problems: dict[int, Problem] = {}
+        if PROBLEM in table.column_names:
+            for group in np.flatnonzero(table[PROBLEM].is_valid()):
+                problems[int(group)] = Problem("row", table[PROBLEM][group].as_py())
+        size = self._told_size(table)
+        for name in self.columns:
+            column = table[name]
+            if not _is_list(column.type):
+                continue
+            length = pc.fill_null(pc.list_value_length(column), -1).to_numpy().astype(np.int64)
+            size = length if size is None else size
+            for group in np.flatnonzero(length != size):
+                told = "is null" if length[group] < 0 else f"{length[group]} entries"
+                problems.setdefault(int(group), Problem(_column(name), f"{told}, group size {size[group]}"))
+        if size is not None:
+            for group in np.flatnonzero(size <= 0):
+                problems[int(group)] = Problem("row", f"group size {size[group]}, not 1 or more")
+        kept = np.setdiff1d(np.arange(len(table)), list(problems))
+        return (table.take(pa.array(kept)) if problems else table), kept, problems
+
+    def _told_size(self, table: pa.Table) -> NDArray[np.int64] | None:
+        name = self._schema.group_size_field
+        return pc.fill_null(table[name], 0).to_numpy() if name in table.column_names else None
+
+    def _group_sizes(self, table: pa.Table) -> NDArray[np.int64]:
+        """Sizes of whole groups."""
+        size = self._told_size(table)
+        lists = (table[name] for name in self.columns if _is_list(table[name].type))
+        of_lists = (pc.list_value_length(column).to_numpy().astype(np.int64) for column in lists)
+        return next(of_lists, np.ones(len(table), np.int64)) if size is None else size
+
+    def _values(self, column: pa.ChunkedArray, field: Field, flat: _Flat) -> NDArray[np.generic]:
+        """A column's values `[S]`, missing ones replaced by the default."""
+        values = _flatten(column, flat)
+        if field.dtype == "string":
+            return self._texts(values, field, flat)
+        where = _column(field.name)
+        values = self._parse(values, field, flat) if _is_text(values.type) else values
+        if values.null_count:
+            if field.name in self._labels and not field.optional:
+                is_missing = values.is_null().to_numpy(zero_copy_only=False)
+                flat.refuse(is_missing, where, lambda i: "the label is missing, and its field has no default_val")
+            values = pc.fill_null(values, pa.scalar(field.default_value).cast(values.type, safe=False))
+        array = values.to_numpy(zero_copy_only=False)
+        if field.name in self._labels:
+            return self._label(array, field, flat)
+        if field.dtype == "float32":
+            with np.errstate(over="ignore"):
+                numbers = array.astype(np.float32)
+            flat.refuse(~np.isfinite(numbers), where, lambda i: f"{array[i]} is no finite number")
+            return numbers
+        if array.dtype.kind == "f":
+            is_bad = ~(np.abs(array) < 2**63) | (array != np.round(array))
+            flat.refuse(is_bad, where, lambda i: f"{array[i]} is not whole")
+            array = np.where(is_bad, 0, array).astype(np.int64)
+        if field.dtype == "bool":
+            flat.refuse((array != 0) & (array != 1), where, lambda i: f"{array[i]} is no bool")
+        return array
+
+    def _label(self, array: NDArray[np.generic], field: Field, flat: _Flat) -> NDArray[np.float32]:
+        with np.errstate(over="ignore"):
+            numbers = array.astype(np.float32)
+        low, high, whole = self._schema.label_range(field.name)
+        is_bad = ~(np.isfinite(numbers) & (numbers >= low) & (numbers <= high))
+        if whole:
+            is_bad |= numbers != np.round(numbers)
+        kind = f"{'a class ' if whole else ''}from {low:g} to {high:g}" if np.isfinite(high) else "a finite number"
+        flat.refuse(is_bad, _column(field.name), lambda i: f"label {array[i]} is not {kind}")
+        return numbers
+
+    def _parse(self, texts: pa.Array, field: Field, flat: _Flat) -> pa.Array:
+        """Texts -> numbers; "" is missing."""
+        texts = pc.if_else(pc.equal(texts, ""), None, texts)
+        # A label may be a whole number or another, whatever its field says; a BOOL may be written out.
+        dtype: Dtype = "float32" if field.name in self._labels and field.dtype != "bool" else field.dtype
+        is_bad = ~pc.fill_null(pc.match_substring_regex(texts, f"^(?:{VALUE_PATTERNS[dtype]})$"), True).to_numpy(
+            zero_copy_only=False
+        )
+        flat.refuse(
+            is_bad, _column(field.name), lambda i: f"'{texts[i]}' is no {'bool' if dtype == 'bool' else 'number'}"
+        )
+        texts = pc.if_else(pa.array(is_bad), "0", texts)
+        if dtype == "bool":
+            texts = pc.if_else(
+                pc.is_in(pc.utf8_lower(texts), pa.array(["true", "1"])), "1", pc.if_else(texts.is_valid(), "0", None)
+            )
+        plain = pc.replace_substring(pc.utf8_trim(texts, " \t"), "+", "", max_replacements=1)
+        return plain.cast(pa.int64() if dtype != "float32" else pa.float64())
+
+    def _texts(self, values: pa.Array, field: Field, flat: _Flat) -> NDArray[np.object_]:
+        patterns = self._patterns.get(field.name, [])
+        for pattern in patterns:
+            matches = pc.match_substring_regex(values, f"^(?:{pattern})$")
+            is_good = pc.or_(pc.fill_null(matches, True), pc.fill_null(pc.equal(pc.binary_length(values), 0), True))
+            flat.refuse(
+                ~is_good.to_numpy(zero_copy_only=False),
+                _column(field.name),
+                lambda i: f"'{values[i]}' is no value of the form its feature needs",
+            )
+        if field.default:
+            is_empty = pc.fill_null(pc.equal(pc.binary_length(values), 0), True)
+            values = pc.if_else(is_empty, pa.scalar(field.default).cast(values.type), values)
+        return _bytes(values)
+
+    def _image_path(self, table: pa.Table, flat: _Flat) -> NDArray[np.object_]:
+        column = table[self._schema.image.field]
+        if not _is_list(column.type):
+            return _bytes(column.combine_chunks())
+        paths = _bytes(_flatten(column, flat))
+        self._require_agreement(self._schema.image.field, paths, flat)
+        return paths[flat.first]
+
+    def _require_agreement(self, name: str, values: NDArray[np.generic], flat: _Flat) -> None:
+        of_first = values[flat.first[flat.group]]
+        flat.refuse(
+            values != of_first,
+            _column(name),
+            lambda i: (
+                f"{_shown(values[i])}, but {_shown(of_first[i])} in sample 0 of the group; it must be the same for all"
+            ),
+        )
+
+
+def _flatten(column: pa.ChunkedArray, flat: _Flat) -> pa.Array:
+    """Values of samples `[S]`, as text where they are that, and numbers elsewhere."""
+    values = column.combine_chunks()
+    if _is_list(values.type):
+        values = values.flatten()
+    elif flat.size.max(initial=1) > 1:
+        values = values.take(pa.array(flat.group))
+    return values
+
+
+def _bytes(values: pa.Array) -> NDArray[np.object_]:
+    """Texts as bytes objects; b"" for a missing one."""
+    return pc.fill_null(values.cast(pa.large_binary()), b"").to_numpy(zero_copy_only=False)
+
+
+def _is_list(kind: pa.DataType) -> bool:
+    return pa.types.is_list(kind) or pa.types.is_large_list(kind)
+
+
+def _is_text(kind: pa.DataType) -> bool:
+    return (
+        pa.types.is_string(kind)
+        or pa.types.is_large_string(kind)
+        or pa.types.is_binary(kind)
+        or pa.types.is_large_binary(kind)
+    )
+
+
+def _count_tags(values: Iterable[bytes], separator: str) -> NDArray[np.int64]:
+    part = separator.encode()
+    return np.array([sum(map(bool, value.split(part))) for value in values], np.int64)
+
+
+def _column(name: str) -> str:
+    return f"column '{name}'"
+
+
+def _shown(value: object) -> str:
+    return repr(value.decode("utf-8", "replace")) if isinstance(value, bytes) else str(value)
