@@ -202,11 +202,15 @@ def _layout(
     data: DatasetConfig, labels: tuple[str, ...], sample_fields: tuple[str, ...], problems: Problems
 ) -> RowLayout:
     """Where the parts of a line stand; of other inputs than GroupRTP, the fields alone."""
+    if data.with_header and data.input_type != DatasetConfig.CSVInput:
+        problems.add("data_config.with_header", "has no effect but with input_type CSVInput; remove it")
     if data.input_type == DatasetConfig.GroupRTPInput:
         return _line_layout(data, labels, sample_fields, problems)
     kind = DatasetConfig.InputType.Name(data.input_type)
+    if data.input_type == DatasetConfig.CSVInput and len(data.separator) != 1:
+        problems.add("data_config.separator", f"{data.separator!r} does not split CSV; give one character")
     for setting in ("rtp_separator", "group_sample_separator", "selected_cols", "separator"):
-        if data.HasField(setting):
+        if data.HasField(setting) and not (setting == "separator" and data.input_type == DatasetConfig.CSVInput):
             problems.add(f"data_config.{setting}", f"has no effect with input_type {kind}; remove it")
     return RowLayout((), -1, -1, -1, sample_fields, "", "", "")
 

@@ -195,7 +195,7 @@ class GroupRtpParser:
             if field.dtype == "string":
                 text = columns[index]
                 fields[field.name] = tf.where(tf.equal(text, ""), field.default, text) if field.default else text
-                ok = tf.equal(text, "") | _matches(text, patterns) if patterns else None
+                ok = tf.equal(text, "") | matches(text, patterns) if patterns else None
             else:
                 fields[field.name], ok = _read_numbers(columns[index], patterns, field.default, DTYPES[field.dtype])
             is_good = is_good if ok is None else is_good & ok
@@ -284,14 +284,14 @@ def _split(text: tf.Tensor, separator: str) -> _Parts:
 def _read_numbers(text: tf.Tensor, patterns: list[str], default: str, dtype: tf.DType) -> tuple[tf.Tensor, tf.Tensor]:
     """Text `[N]` -> numbers `[N]` (bool as int64), and which are as they should be: bool `[N]`. "" is `default`."""
     text = tf.where(tf.equal(text, ""), default, text)
-    ok = _matches(text, patterns)
+    ok = matches(text, patterns)
     if dtype == tf.bool:
         return tf.cast(tf.strings.regex_full_match(text, "(?i:true)|1"), tf.int64), ok
     numbers = tf.strings.to_number(tf.where(ok, text, "0"), dtype)
     return numbers, ok & tf.math.is_finite(numbers) if dtype.is_floating else ok
 
 
-def _matches(text: tf.Tensor, patterns: list[str]) -> tf.Tensor:
+def matches(text: tf.Tensor, patterns: list[str]) -> tf.Tensor:
     """Which texts match every pattern: bool `[N]`.
 
     One match over all of them joined costs a fraction of N matches, and nearly always is all that is needed.

@@ -14,6 +14,9 @@ import tensorflow as tf
 
 from easyrec_mm.errors import DataError
 
+# Between the parts of a problem on its way through a graph.
+_PART_END = "\x1f"
+
 
 class GroupRows(NamedTuple):
     """The good ones of N groups.
@@ -70,6 +73,15 @@ class Problem(NamedTuple):
 
     where: str
     what: str
+
+    def encode(self) -> bytes:
+        """As bytes, which pass through a graph."""
+        return _PART_END.join(self).encode()
+
+    @staticmethod
+    def decode(data: bytes) -> Problem:
+        """The problem of which `data` is the `encode`."""
+        return Problem(*data.decode().split(_PART_END, 1))
 
 
 class Source(Protocol):

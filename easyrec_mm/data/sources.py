@@ -2,22 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
-
-import pyarrow as pa
-import pyarrow.parquet as pq
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 
 from easyrec_mm.data.group_rtp import GroupRtpSource
+from easyrec_mm.data.group_tfrecord import GroupTfRecordSource
 from easyrec_mm.data.source import Order, Source
 from easyrec_mm.data.table_files import TableSource
+from easyrec_mm.data.table_readers import CsvReader, ParquetReader
 from easyrec_mm.data.typed_groups import TypedGroups
-from easyrec_mm.errors import DataError
 from easyrec_mm.protos.data_pb2 import DatasetConfig
 from easyrec_mm.schema import Schema
 
 # Rows of a file that are read at once.
 READ_GROUPS, READ_SAMPLES = 1 << 10, 1 << 14
+# Batches in the shuffle buffer of flat rows, at least.
+FLAT_BUFFER_BATCHES = 16
 
 
 @dataclass(frozen=True)
@@ -43,36 +43,35 @@ def _group_rtp(data: DatasetConfig, schema: Schema, what: What) -> Source:
     return GroupRtpSource(what.files, schema, what.labels, what.fields, what.order)
 
 
+def _group_tfrecord(data: DatasetConfig, schema: Schema, what: What) -> Source:
+    return GroupTfRecordSource(what.files, schema, what.labels, what.fields, what.order)
+
+
 def _group_parquet(data: DatasetConfig, schema: Schema, what: What) -> Source:
     groups = TypedGroups(schema, what.labels, what.fields)
-    return TableSource(what.files, schema, groups, what.order, _read_parquet(groups, READ_GROUPS), _count_parquet)
+    return TableSource(what.files, schema, groups, what.order, ParquetReader(groups, READ_GROUPS))
 
 
 def _parquet(data: DatasetConfig, schema: Schema, what: What) -> Source:
     groups = TypedGroups(schema, what.labels, what.fields, is_flat=True)
-    reader = _read_parquet(groups, READ_SAMPLES)
-    return TableSource(what.files, schema, groups, what.order, reader, _count_parquet, is_flat=True)
+    return TableSource(what.files, schema, groups, _wide(what.order, data), ParquetReader(groups, READ_SAMPLES))
 
 
-def _read_parquet(groups: TypedGroups, num_rows: int) -> Callable[[str], Iterator[pa.Table]]:
-    def read(file: str) -> Iterator[pa.Table]:
-        try:
-            with pq.ParquetFile(file) as opened:
-                columns = groups.present(file, opened.schema_arrow.names)
-                for batch in opened.iter_batches(num_rows, columns=columns):
-                    yield pa.Table.from_batches([batch])
-        except (OSError, pa.ArrowException) as error:
-            raise DataError(f"{file}: cannot be read as Parquet: {error}") from error
-
-    return read
+def _csv(data: DatasetConfig, schema: Schema, what: What) -> Source:
+    groups = TypedGroups(schema, what.labels, what.fields, is_flat=True, has_texts=True)
+    names = () if data.with_header else tuple(field.input_name for field in data.input_fields)
+    return TableSource(what.files, schema, groups, _wide(what.order, data), CsvReader(groups, data.separator, names))
 
 
-def _count_parquet(file: str) -> int:
-    return int(pq.read_metadata(file).num_rows)
+def _wide(order: Order, data: DatasetConfig) -> Order:
+    """An order that lets samples of one picture meet, though shuffle_buffer_size is that of groups."""
+    return replace(order, buffer_size=max(order.buffer_size, FLAT_BUFFER_BATCHES * data.batch_size))
 
 
 SOURCES: dict[int, Callable[[DatasetConfig, Schema, What], Source]] = {
     DatasetConfig.GroupRTPInput: _group_rtp,
     DatasetConfig.GroupParquetInput: _group_parquet,
+    DatasetConfig.GroupTFRecordInput: _group_tfrecord,
+    DatasetConfig.CSVInput: _csv,
     DatasetConfig.ParquetInput: _parquet,
 }

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import threading
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -18,16 +18,15 @@ import pyarrow.compute as pc
 import tensorflow as tf
 
 from easyrec_mm.data.source import Chunk, GroupRows, Order, Problem, TextGroup
-from easyrec_mm.data.typed_groups import TypedGroups, TypedRows
+from easyrec_mm.data.table_readers import CsvReader, ParquetReader
+from easyrec_mm.data.typed_groups import ROW, TypedGroups
 from easyrec_mm.errors import DataError
 from easyrec_mm.schema import Schema
 
 # Files read side by side when rows are shuffled. Fixed, because it decides their order.
 NUM_OPEN_FILES = 4
-# Where a row comes from: index of the file, and row from 1.
-_FILE, _ROW = "easyrec_mm:file", "easyrec_mm:row"
-# Between the parts of a problem on its way through a graph.
-_PART_END = "\x1f"
+# Index of the file of a row.
+_FILE = "easyrec_mm:file"
 
 
 @dataclass
@@ -39,9 +38,7 @@ class TableSource:
       schema: fields and tasks.
       groups: reads the tables.
       order: of the rows of an epoch.
-      read_file: path -> its tables, in order, with a column PROBLEM or without.
-      count_rows: path -> its rows.
-      is_flat: whether a row is a sample, so that rows of one picture belong side by side.
+      reader: reads a file.
 
     Raises:
       DataError: if there is no row, or a file cannot be read or lacks a column.
@@ -51,9 +48,7 @@ class TableSource:
     schema: Schema
     groups: TypedGroups
     order: Order
-    read_file: Callable[[str], Iterator[pa.Table]]
-    count_rows: Callable[[str], int]
-    is_flat: bool = False
+    reader: ParquetReader | CsvReader
     _failure: DataError | None = field(default=None, init=False)
 
     def __post_init__(self) -> None:
@@ -63,7 +58,8 @@ class TableSource:
     def records(self, num_epochs: int, num_skipped: int, size: int) -> tf.data.Dataset:
         """See Source.records; the groups are checked already. The dataset can be iterated once."""
         chunks = _InOrder(self._chunks(num_epochs, num_skipped, size))
-        signature = self._signature()
+        numbers = tf.TensorSpec([None], tf.int64)
+        signature = (numbers, numbers, numbers, self.groups.signature())
         specs = tf.nest.flatten(signature)
 
         def read(index: int) -> list[Any]:
@@ -90,17 +86,19 @@ class TableSource:
 
     def explain(self, evidence: bytes) -> Problem:
         """See Source.explain."""
-        return Problem(*evidence.decode().split(_PART_END))
+        return Problem.decode(evidence)
 
     def count(self) -> int:
         """See Source.count."""
-        return sum(self.count_rows(file) for file in self.files)
+        return sum(self.reader.count(file) for file in self.files)
 
     def texts(self) -> Iterator[tuple[str, int, TextGroup | Problem]]:
         """See Source.texts."""
         for table in self._tables(range(len(self.files))):
             for start in range(0, len(table), 256):
-                yield from self._texts_of(table.slice(start, 256))
+                part = table.slice(start, 256)
+                places = (self.files[i] for i in part[_FILE].to_pylist())
+                yield from zip(places, part[ROW].to_pylist(), self.groups.texts(part), strict=True)
 
     def failure(self, error: tf.errors.OpError) -> DataError | None:
         """See Source.failure."""
@@ -108,12 +106,6 @@ class TableSource:
 
     def check_whole(self, stop: threading.Event) -> None:
         """See Source.check_whole: such files say themselves where they end."""
-
-    def _signature(self) -> tuple[Any, ...]:
-        numbers, texts = tf.TensorSpec([None], tf.int64), tf.TensorSpec([None], tf.string)
-        kinds = {"string": tf.string, "float32": tf.float32, "int64": tf.int64, "bool": tf.int64}
-        fields = {name: tf.TensorSpec([None], kinds[dtype]) for name, dtype in self.groups.dtypes.items()}
-        return (numbers, numbers, numbers, (fields, texts, numbers, numbers, numbers, texts))
 
     def _chunks(self, num_epochs: int, num_skipped: int, size: int) -> Iterator[list[tuple[int, pa.Table]]]:
         """Rows of as many groups each, in parts of one epoch."""
@@ -137,14 +129,11 @@ class TableSource:
         """A Chunk as arrays."""
         epochs = np.repeat(np.array([epoch for epoch, _ in parts], np.int64), [len(table) for _, table in parts])
         table = pa.concat_tables(table for _, table in parts).combine_chunks()
-        rows = self.groups.read(table)
-        refused = np.array(sorted(rows.problems), np.int64)
-        evidence = np.array([_PART_END.join(rows.problems[i]).encode() for i in refused.tolist()], object)
-        groups = (rows.fields, rows.image_path, rows.group_size, rows.kept, refused, evidence)
-        return epochs, table[_FILE].to_numpy(), table[_ROW].to_numpy(), groups
+        groups = self.groups.read(table).as_arrays()
+        return epochs, table[_FILE].to_numpy(), table[ROW].to_numpy(), groups
 
     def _epoch(self, epoch: int) -> Iterator[pa.Table]:
-        """Tables of an epoch, in its order, with columns _FILE and _ROW."""
+        """Tables of an epoch, in its order, with columns _FILE and ROW."""
         if not self.order.is_shuffled:
             yield from self._tables(range(len(self.files)))
             return
@@ -174,7 +163,7 @@ class TableSource:
 
     def _side_by_side(self, table: pa.Table, random: np.random.Generator) -> pa.Table:
         """Rows of one picture side by side, in an order of pictures by chance; groups as they are."""
-        if not self.is_flat:
+        if not self.groups.is_flat:
             return table
         picture = table[self.schema.image.field].combine_chunks().dictionary_encode()
         code = pc.fill_null(picture.indices, 0).to_numpy(zero_copy_only=False)
@@ -182,29 +171,15 @@ class TableSource:
         return table.take(pa.array(np.argsort(place[code], kind="stable")))
 
     def _tables(self, indices: Iterable[int]) -> Iterator[pa.Table]:
-        """What is read of these files, with columns _FILE and _ROW."""
+        """What is read of these files, with columns _FILE and ROW."""
         for index in indices:
             first = 1
-            for table in self.read_file(self.files[index]):
+            for table in self.reader.read(self.files[index]):
                 rows = self.groups.prepare(self.files[index], table)
-                rows = rows.append_column(_FILE, pa.array(np.full(len(rows), index)))
-                yield rows.append_column(_ROW, pa.array(np.arange(first, first + len(rows))))
-                first += len(rows)
-
-    def _texts_of(self, table: pa.Table) -> Iterator[tuple[str, int, TextGroup | Problem]]:
-        rows: TypedRows = self.groups.read(table)
-        sizes = dict(zip(rows.kept.tolist(), rows.group_size.tolist(), strict=True))
-        image = dict(zip(rows.kept.tolist(), rows.image_path, strict=True))
-        columns = {name: table[name].to_pylist() for name in self.groups.dtypes}
-        for i, (file, row) in enumerate(zip(table[_FILE].to_pylist(), table[_ROW].to_pylist(), strict=True)):
-            if i in rows.problems:
-                yield self.files[file], row, rows.problems[i]
-                continue
-            values = {}
-            for name, column in columns.items():
-                entries = column[i] if isinstance(column[i], list) else [column[i]] * sizes[i]
-                values[name] = [_text(entry) for entry in entries]
-            yield self.files[file], row, TextGroup(sizes[i], image[i], values)
+                if ROW not in rows.column_names:
+                    rows = rows.append_column(ROW, pa.array(np.arange(first, first + len(rows))))
+                    first += len(rows)
+                yield rows.append_column(_FILE, pa.array(np.full(len(rows), index)))
 
 
 class _InOrder:
@@ -239,9 +214,3 @@ def _take_first(waiting: deque[tuple[int, pa.Table]], size: int) -> list[tuple[i
             waiting.appendleft((epoch, table.slice(size)))
         size -= len(parts[-1][1])
     return parts
-
-
-def _text(value: Any) -> str:
-    if value is None:
-        return ""
-    return value.decode("utf-8", "replace") if isinstance(value, bytes) else str(value)

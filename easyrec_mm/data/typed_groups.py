@@ -9,19 +9,21 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
+import tensorflow as tf
 from numpy.typing import NDArray
 
-from easyrec_mm.data.source import Problem
+from easyrec_mm.data.source import Problem, TextGroup
 from easyrec_mm.errors import DataError, did_you_mean
 from easyrec_mm.schema import Dtype, Field, Schema
 from easyrec_mm.text_patterns import VALUE_PATTERNS, text_patterns
 
-# A column in which a reader says what is wrong with a row; null for a good one.
-PROBLEM = "easyrec_mm:problem"
+# Columns in which a reader says the number of a row, and what is wrong with it; null for a good one.
+ROW, PROBLEM = "easyrec_mm:row", "easyrec_mm:problem"
 _KINDS: dict[Dtype, str] = {"int64": "whole numbers", "bool": "bool", "float32": "numbers", "string": "text"}
 
 
@@ -41,6 +43,12 @@ class TypedRows:
     group_size: NDArray[np.int64]
     kept: NDArray[np.int64]
     problems: dict[int, Problem]
+
+    def as_arrays(self) -> tuple[Any, ...]:
+        """What GroupRows holds, as arrays."""
+        refused = np.array(sorted(self.problems), np.int64)
+        evidence = np.array([self.problems[i].encode() for i in refused.tolist()], object)
+        return self.fields, self.image_path, self.group_size, self.kept, refused, evidence
 
 
 @dataclass
@@ -88,18 +96,25 @@ class TypedGroups:
     ) -> None:
         self._schema = schema
         self._fields = [schema.field(name) for name in (*labels, *fields)]
-        self._labels = set(labels)
-        self._is_flat = is_flat
+        self.labels = set(labels)
+        self.is_flat = is_flat
         self._has_texts = has_texts
         self._patterns = text_patterns(schema)
-        self._weighted_tags = [f for f in schema.features if f.weight_input and set(f.inputs) <= {*labels, *fields}]
+        self.weighted_tags = [f for f in schema.features if f.weight_input and set(f.inputs) <= {*labels, *fields}]
         self.columns = (*(field.name for field in self._fields), schema.image.field)
         self._separators = {name: f.separator for f in schema.features for name in f.inputs if f.separator}
 
     @property
     def dtypes(self) -> dict[str, Dtype]:
         """Field name -> dtype of what `read` gives: labels are float32."""
-        return {one.name: "float32" if one.name in self._labels else one.dtype for one in self._fields}
+        return {one.name: "float32" if one.name in self.labels else one.dtype for one in self._fields}
+
+    def signature(self) -> tuple[Any, ...]:
+        """Specs of TypedRows.as_arrays."""
+        numbers, texts = tf.TensorSpec([None], tf.int64), tf.TensorSpec([None], tf.string)
+        kinds = {"string": tf.string, "float32": tf.float32, "int64": tf.int64, "bool": tf.int64}
+        fields = {name: tf.TensorSpec([None], kinds[dtype]) for name, dtype in self.dtypes.items()}
+        return fields, texts, numbers, numbers, numbers, texts
 
     def present(self, place: str, columns: list[str]) -> list[str]:
         """Those of a file's columns that are read.
@@ -122,18 +137,23 @@ class TypedGroups:
         Raises:
           DataError: if a column is of another type.
         """
-        columns = {name: self._prepare(place, name, table[name]) for name in self.columns}
+        nothing = pa.nulls(len(table))
+        columns = {
+            name: self._prepare(place, name, table[name] if name in table.column_names else pa.chunked_array([nothing]))
+            for name in self.columns
+        }
         size = self._schema.group_size_field
         if size in table.column_names and pa.types.is_integer(table[size].type):
             columns[size] = table[size].cast(pa.int64())
-        if PROBLEM in table.column_names:
-            columns[PROBLEM] = table[PROBLEM]
+        if ROW in table.column_names:
+            columns[ROW] = table[ROW]
+            columns[PROBLEM] = table[PROBLEM] if PROBLEM in table.column_names else nothing.cast(pa.string())
         return pa.table(columns)
 
     def _prepare(self, place: str, name: str, column: pa.ChunkedArray) -> pa.ChunkedArray:
         is_text = name == self._schema.image.field or self._schema.field(name).dtype == "string"
         kind = column.type
-        if self._is_flat and _is_list(kind) and is_text:
+        if self.is_flat and _is_list(kind) and is_text:
             return pc.binary_join(column.cast(pa.list_(pa.string())), self._separators.get(name, "|"))
         inner = kind.value_type if _is_list(kind) else kind
         inner = inner.value_type if pa.types.is_dictionary(inner) else inner
@@ -146,7 +166,7 @@ class TypedGroups:
             # An id may be told by its number.
             fits = pa.types.is_integer(inner) or pa.types.is_boolean(inner) or pa.types.is_null(inner)
             target = pa.string() if is_text else pa.int64()
-        if not fits or (self._is_flat and _is_list(kind)):
+        if not fits or (self.is_flat and _is_list(kind)):
             expected = "text" if is_text else _KINDS[self._schema.field(name).dtype]
             raise DataError(
                 f"{place}: column '{name}' is {kind}, and data_config.input_fields says {expected}; change the field's "
@@ -164,7 +184,7 @@ class TypedGroups:
         for name in self._schema.group_fields:
             if name in values:
                 self._require_agreement(name, values[name], flat)
-        for feature in self._weighted_tags:
+        for feature in self.weighted_tags:
             counts = [_count_tags(values[name], feature.separator) for name in feature.inputs]
             flat.refuse(
                 counts[0] != counts[1],
@@ -177,6 +197,19 @@ class TypedGroups:
             values = {name: array[of_good] for name, array in values.items()}
             image_path, size, kept = image_path[flat.is_good], size[flat.is_good], kept[flat.is_good]
         return TypedRows(values, image_path, size, kept, problems)
+
+    def texts(self, table: pa.Table) -> list[TextGroup | Problem]:
+        """Each group of a table as texts, or what is wrong with it."""
+        rows = self.read(table)
+        columns = {name: table[name].to_pylist() for name in self.dtypes}
+        groups: dict[int, TextGroup | Problem] = dict(rows.problems)
+        for i, size, image in zip(rows.kept.tolist(), rows.group_size.tolist(), rows.image_path, strict=True):
+            values = {}
+            for name, column in columns.items():
+                entries = column[i] if isinstance(column[i], list) else [column[i]] * size
+                values[name] = [_text(entry) for entry in entries]
+            groups[i] = TextGroup(size, image, values)
+        return [groups[i] for i in range(len(table))]
 
     def _whole_groups(self, table: pa.Table) -> tuple[pa.Table, NDArray[np.int64], dict[int, Problem]]:
         """The groups whose lists have an entry a sample; which they are; what is wrong with others."""
@@ -219,12 +252,12 @@ class TypedGroups:
         where = _column(field.name)
         values = self._parse(values, field, flat) if _is_text(values.type) else values
         if values.null_count:
-            if field.name in self._labels and not field.optional:
+            if field.name in self.labels and not field.optional:
                 is_missing = values.is_null().to_numpy(zero_copy_only=False)
                 flat.refuse(is_missing, where, lambda i: "the label is missing, and its field has no default_val")
             values = pc.fill_null(values, pa.scalar(field.default_value).cast(values.type, safe=False))
         array = values.to_numpy(zero_copy_only=False)
-        if field.name in self._labels:
+        if field.name in self.labels:
             return self._label(array, field, flat)
         if field.dtype == "float32":
             with np.errstate(over="ignore"):
@@ -252,22 +285,18 @@ class TypedGroups:
 
     def _parse(self, texts: pa.Array, field: Field, flat: _Flat) -> pa.Array:
         """Texts -> numbers; "" is missing."""
-        texts = pc.if_else(pc.equal(texts, ""), None, texts)
+        texts = pc.if_else(pc.equal(pc.binary_length(texts), 0), None, texts)
         # A label may be a whole number or another, whatever its field says; a BOOL may be written out.
-        dtype: Dtype = "float32" if field.name in self._labels and field.dtype != "bool" else field.dtype
-        is_bad = ~pc.fill_null(pc.match_substring_regex(texts, f"^(?:{VALUE_PATTERNS[dtype]})$"), True).to_numpy(
-            zero_copy_only=False
-        )
-        flat.refuse(
-            is_bad, _column(field.name), lambda i: f"'{texts[i]}' is no {'bool' if dtype == 'bool' else 'number'}"
-        )
-        texts = pc.if_else(pa.array(is_bad), "0", texts)
+        dtype: Dtype = "float32" if field.name in self.labels and field.dtype != "bool" else field.dtype
+        is_good = pc.fill_null(pc.match_substring_regex(texts, f"^(?:{VALUE_PATTERNS[dtype]})$"), True)
+        kind = "bool" if dtype == "bool" else "number"
+        is_bad = ~is_good.to_numpy(zero_copy_only=False)
+        flat.refuse(is_bad, _column(field.name), lambda i: f"{_shown(texts[i].as_py())} is no {kind}")
+        plain = pc.utf8_trim(pc.if_else(is_good, texts, None).cast(pa.string()), " \t")
         if dtype == "bool":
-            texts = pc.if_else(
-                pc.is_in(pc.utf8_lower(texts), pa.array(["true", "1"])), "1", pc.if_else(texts.is_valid(), "0", None)
-            )
-        plain = pc.replace_substring(pc.utf8_trim(texts, " \t"), "+", "", max_replacements=1)
-        return plain.cast(pa.int64() if dtype != "float32" else pa.float64())
+            return pc.or_(pc.equal(plain, "1"), pc.equal(pc.utf8_lower(plain), "true")).cast(pa.int64())
+        plain = pc.replace_substring_regex(plain, r"^\+", "")
+        return plain.cast(pa.int64() if dtype == "int64" else pa.float64())
 
     def _texts(self, values: pa.Array, field: Field, flat: _Flat) -> NDArray[np.object_]:
         patterns = self._patterns.get(field.name, [])
@@ -342,3 +371,9 @@ def _column(name: str) -> str:
 
 def _shown(value: object) -> str:
     return repr(value.decode("utf-8", "replace")) if isinstance(value, bytes) else str(value)
+
+
+def _text(value: object) -> str:
+    if value is None:
+        return ""
+    return value.decode("utf-8", "replace") if isinstance(value, bytes) else str(value)

@@ -1,0 +1,218 @@
+"""The TFRecord format: a tf.train.Example a group, of which a feature holds a value a sample.
+
+    INT32, INT64, BOOL   int64_list
+    FLOAT, DOUBLE        float_list
+    STRING               bytes_list
+
+What is the same for a whole group (image path, group size, fields of features with per_group) may have one value.
+
+Nearly always all is well in many groups at once, which TensorFlow's operations tell in a fraction of the time that
+reading them as a table takes; where it is not, typed_groups.py says which group is bad, and why.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import tensorflow as tf
+from numpy.typing import NDArray
+
+from easyrec_mm.data.group_rtp import matches
+from easyrec_mm.data.record_files import RecordFiles
+from easyrec_mm.data.source import Chunk, GroupRows, Order, Problem, TextGroup
+from easyrec_mm.data.transform import split_tags
+from easyrec_mm.data.typed_groups import TypedGroups
+from easyrec_mm.errors import DataError, tensorflow_reason
+from easyrec_mm.schema import Dtype, Schema
+from easyrec_mm.text_patterns import text_patterns
+
+_DTYPES: dict[Dtype, tf.DType] = {"int64": tf.int64, "bool": tf.int64, "float32": tf.float32, "string": tf.string}
+
+
+class GroupTfRecordSource(RecordFiles):
+    """The groups of TFRecord files.
+
+    Args:
+      files: gzip or not.
+      schema: fields and tasks.
+      labels: label fields to read.
+      fields: other fields to read.
+      order: of the records of an epoch.
+
+    Raises:
+      DataError: if a file cannot be read, there is no record, or the first lacks a feature or has another type.
+    """
+
+    def __init__(
+        self, files: list[str], schema: Schema, labels: tuple[str, ...], fields: tuple[str, ...], order: Order
+    ) -> None:
+        super().__init__(files, tf.data.TFRecordDataset, order)
+        self._schema = schema
+        self._groups = TypedGroups(schema, labels, fields)
+        self._dtypes = {name: _DTYPES[schema.field(name).dtype] for name in (*labels, *fields)}
+        self._dtypes[schema.image.field] = tf.string
+        self._group_fields = {schema.image.field, schema.group_size_field, *schema.group_fields}
+        self._patterns = text_patterns(schema)
+        if self._first_has_size():
+            self._dtypes[schema.group_size_field] = tf.int64
+
+    def parse(self, epoch: tf.Tensor, file: tf.Tensor, row: tf.Tensor, records: tf.Tensor) -> Chunk:
+        """See Source.parse."""
+        columns = tf.io.parse_example(records, self._features)
+        size = self._sizes(columns)
+        groups = tf.cond(
+            self._is_plain(columns, size), lambda: self._plain(columns, size), lambda: self._checked(columns, size)
+        )
+        return Chunk(epoch, file, row, groups)
+
+    def explain(self, evidence: bytes) -> Problem:
+        """See Source.explain."""
+        return Problem.decode(evidence)
+
+    def texts(self) -> Iterator[tuple[str, int, TextGroup | Problem]]:
+        """See Source.texts."""
+        for file, row, record in self.read():
+            columns = tf.io.parse_example(tf.constant([record]), self._features)
+            arrays = [array.numpy() for array in self._arrays(columns, self._sizes(columns))]
+            (group,) = self._groups.texts(self._table(*arrays))
+            yield file, row, group
+
+    def failure(self, error: tf.errors.OpError) -> DataError | None:
+        """See Source.failure: also a record that is no Example, or has a feature of another type."""
+        found = super().failure(error)
+        if found is None:
+            for file, row, record in self.read():
+                try:
+                    tf.io.parse_example(tf.constant([record]), self._features)
+                except tf.errors.OpError as record_error:
+                    return DataError(f"{file}: record {row} cannot be read: {tensorflow_reason(record_error.message)}")
+        return found
+
+    @property
+    def _features(self) -> dict[str, tf.io.RaggedFeature]:
+        return {name: tf.io.RaggedFeature(dtype, row_splits_dtype=tf.int64) for name, dtype in self._dtypes.items()}
+
+    def _sizes(self, columns: dict[str, tf.RaggedTensor]) -> tf.Tensor:
+        """int64 `[N]`: samples of each group, as the group size says or the first feature of samples."""
+        if self._schema.group_size_field in columns:
+            # One that is not there counts as 0, which is refused.
+            return tf.reduce_max(columns[self._schema.group_size_field], axis=1)
+        of_samples = [column for name, column in columns.items() if name not in self._group_fields]
+        return (
+            of_samples[0].row_lengths() if of_samples else tf.ones_like(columns[self._schema.image.field].row_lengths())
+        )
+
+    def _is_plain(self, columns: dict[str, tf.RaggedTensor], size: tf.Tensor) -> tf.Tensor:
+        """Whether every group is good."""
+        checks = [tf.reduce_all(size > 0)]
+        for name, column in columns.items():
+            lengths, values = column.row_lengths(), column.flat_values
+            is_whole = tf.reduce_all(tf.equal(lengths, size))
+            if name in self._group_fields:
+                is_whole |= tf.reduce_all(tf.equal(lengths, 1))
+                of_first = tf.gather(values, tf.repeat(column.row_starts(), lengths))
+                checks.append(tf.reduce_all(tf.equal(values, of_first)))
+            checks.append(is_whole)
+            if name in self._groups.labels:
+                low, high, is_class = self._schema.label_range(name)
+                numbers = tf.cast(values, tf.float32)
+                checks.append(tf.reduce_all((numbers >= low) & (numbers <= high) & tf.math.is_finite(numbers)))
+                if is_class:
+                    checks.append(tf.reduce_all(tf.equal(numbers, tf.round(numbers))))
+            elif values.dtype == tf.float32:
+                checks.append(tf.reduce_all(tf.math.is_finite(values)))
+            elif values.dtype == tf.string and name in self._patterns:
+                checks.append(tf.reduce_all(tf.equal(values, "") | matches(values, self._patterns[name])))
+            elif name in self._groups.dtypes and self._schema.field(name).dtype == "bool":
+                checks.append(tf.reduce_all(tf.equal(values, 0) | tf.equal(values, 1)))
+        for feature in self._groups.weighted_tags:
+            texts = (columns[name].flat_values for name in feature.inputs)
+            tags, weights = (split_tags(text, feature.separator).row_lengths() for text in texts)
+            checks.append(tf.reduce_all(tf.equal(tf.size(tags), tf.size(weights))) & _all_equal(tags, weights))
+        return tf.reduce_all(checks)
+
+    def _plain(self, columns: dict[str, tf.RaggedTensor], size: tf.Tensor) -> GroupRows:
+        """Good groups."""
+        fields = {}
+        for name, dtype in self._groups.dtypes.items():
+            values = columns[name].flat_values
+            if name in self._group_fields:
+                values = tf.cond(
+                    tf.equal(tf.size(values), tf.size(size)),
+                    lambda v=values: tf.repeat(v, size),
+                    lambda v=values: v,
+                )
+            if dtype == "string" and self._schema.field(name).default:
+                values = tf.where(tf.equal(values, ""), self._schema.field(name).default, values)
+            fields[name] = tf.cast(values, _DTYPES[dtype])
+        image = columns[self._schema.image.field]
+        image_path = tf.gather(image.flat_values, image.row_starts())
+        nothing = tf.zeros([0], tf.int64)
+        return GroupRows(fields, image_path, size, tf.range(tf.size(size, tf.int64)), nothing, tf.zeros([0], tf.string))
+
+    def _checked(self, columns: dict[str, tf.RaggedTensor], size: tf.Tensor) -> GroupRows:
+        """Groups of which some are bad."""
+
+        def read(*arrays: NDArray[Any]) -> list[Any]:
+            return tf.nest.flatten(self._groups.read(self._table(*arrays)).as_arrays())
+
+        signature = self._groups.signature()
+        specs = tf.nest.flatten(signature)
+        tensors = tf.numpy_function(read, self._arrays(columns, size), [spec.dtype for spec in specs], stateful=False)
+        for tensor, spec in zip(tensors, specs, strict=True):
+            tensor.set_shape(spec.shape)
+        return GroupRows(*tf.nest.pack_sequence_as(signature, tensors))
+
+    def _arrays(self, columns: dict[str, tf.RaggedTensor], size: tf.Tensor) -> list[tf.Tensor]:
+        """What `_table` takes."""
+        parts = ((columns[name].flat_values, columns[name].row_splits) for name in self._dtypes)
+        return [size, *(part for pair in parts for part in pair)]
+
+    def _table(self, size: NDArray[np.int64], *arrays: NDArray[Any]) -> pa.Table:
+        """A table of the groups, from values and row splits of each feature."""
+        columns = {}
+        for i, name in enumerate(self._dtypes):
+            values, splits = arrays[2 * i : 2 * i + 2]
+            if name == self._schema.group_size_field:
+                columns[name] = pa.array(size)
+                continue
+            lengths = np.diff(splits)
+            if name in self._group_fields:
+                # One value for the group is one for each sample.
+                is_one = (lengths == 1) & (size > 0)
+                values = values.repeat(np.where(is_one, size, 1).repeat(lengths))
+                lengths = np.where(is_one, size, lengths)
+            kind = pa.large_binary() if values.dtype == object else None
+            offsets = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int32)
+            columns[name] = pa.ListArray.from_arrays(pa.array(offsets), pa.array(values, kind))
+        return pa.table(columns)
+
+    def _first_has_size(self) -> bool:
+        """Check the first record, and tell whether it says the size of its group."""
+        file, row, record = next(self.read(), ("", 0, b""))
+        if not row:
+            raise DataError(f"{', '.join(self.files[:3])}: no record of data; give files that hold groups")
+        try:
+            features = tf.train.Example.FromString(record).features.feature
+        except Exception as error:  # protobuf's own, which has no public name
+            raise DataError(f"{file}: record 1 is no tf.train.Example; give files of such, a group each") from error
+        names = self._groups.present(file, list(features))
+        kinds = {tf.int64: "int64_list", tf.float32: "float_list", tf.string: "bytes_list"}
+        for name in names:
+            dtype = self._dtypes.get(name, tf.int64)
+            kind = features[name].WhichOneof("kind")
+            if kind not in (None, kinds[dtype]):
+                raise DataError(
+                    f"{file}: feature '{name}' is {kind}, and data_config.input_fields needs {kinds[dtype]}; "
+                    "change the field's input_type, or write the feature so"
+                )
+        return self._schema.group_size_field in names
+
+
+def _all_equal(first: tf.Tensor, second: tf.Tensor) -> tf.Tensor:
+    """Whether two vectors are equal, if of one length."""
+    shortest = tf.minimum(tf.size(first), tf.size(second))
+    return tf.reduce_all(tf.equal(first[:shortest], second[:shortest]))

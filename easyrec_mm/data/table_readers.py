@@ -1,0 +1,133 @@
+"""Reads Parquet and CSV files as tables, some rows at a time."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import pyarrow as pa
+import pyarrow.csv
+import pyarrow.parquet as pq
+
+from easyrec_mm.data.typed_groups import PROBLEM, ROW, TypedGroups
+from easyrec_mm.errors import DataError
+
+_GZIP_MAGIC = b"\x1f\x8b"
+_CSV_BLOCK_BYTES = 1 << 21
+
+
+@dataclass(frozen=True)
+class ParquetReader:
+    """Reads Parquet files, `num_rows` rows at a time."""
+
+    groups: TypedGroups
+    num_rows: int
+
+    def read(self, file: str) -> Iterator[pa.Table]:
+        """The columns that are read.
+
+        Raises:
+          DataError: if the file cannot be read or lacks a column.
+        """
+        try:
+            with pq.ParquetFile(file) as opened:
+                columns = self.groups.present(file, opened.schema_arrow.names)
+                for batch in opened.iter_batches(self.num_rows, columns=columns):
+                    yield pa.Table.from_batches([batch])
+        except (OSError, pa.ArrowException) as error:
+            raise DataError(f"{file}: cannot be read as Parquet: {_reason(error)}") from error
+
+    def count(self, file: str) -> int:
+        """Rows of a file."""
+        try:
+            return int(pq.read_metadata(file).num_rows)
+        except (OSError, pa.ArrowException) as error:
+            raise DataError(f"{file}: cannot be read as Parquet: {_reason(error)}") from error
+
+
+@dataclass(frozen=True)
+class CsvReader:
+    """Reads CSV files, gzip or not, with quotes as RFC 4180 has them.
+
+    A row with too many or too few values is a problem of that row; rows are counted as lines of the file.
+
+    Args:
+      groups: what is read.
+      separator: a character between values.
+      names: of the columns, in order; empty if the first line has them.
+    """
+
+    groups: TypedGroups
+    separator: str
+    names: Sequence[str] = ()
+
+    def read(self, file: str) -> Iterator[pa.Table]:
+        """The columns that are read, as text.
+
+        Raises:
+          DataError: if the file cannot be read or lacks a column.
+        """
+        invalid: dict[int, str] = {}
+        first = row = 1 if self.names else 2
+        try:
+            for batch in self._open(file, invalid):
+                # Rows that were left out count.
+                rows = []
+                while len(rows) < len(batch):
+                    if row not in invalid:
+                        rows.append(row)
+                    row += 1
+                yield pa.Table.from_batches([batch]).append_column(ROW, pa.array(rows, pa.int64()))
+        except (OSError, pa.ArrowException, UnicodeDecodeError) as error:
+            raise DataError(f"{file}: cannot be read as CSV from row {max(row, first)} on: {_reason(error)}") from error
+        if invalid:
+            yield pa.table({ROW: list(invalid), PROBLEM: list(invalid.values())})
+
+    def count(self, file: str) -> int:
+        """Rows of a file."""
+        return sum(len(table) for table in self.read(file))
+
+    def _open(self, file: str, invalid: dict[int, str]) -> Iterator[pa.RecordBatch]:
+        with open(file, "rb") as stream:
+            compression = "gzip" if stream.read(2) == _GZIP_MAGIC else None
+        with pa.input_stream(file, compression=compression) as stream:
+            names = list(self.names) or _header(stream, self.separator)
+        columns = self.groups.present(file, names)
+
+        def note(row: pa.csv.InvalidRow) -> str:
+            invalid[row.number] = f"{row.actual_columns} values, not {row.expected_columns}"
+            return "skip"
+
+        with pa.input_stream(file, compression=compression) as stream:
+            read = pa.csv.ReadOptions(
+                # Threads would not tell the numbers of rows.
+                use_threads=False,
+                block_size=_CSV_BLOCK_BYTES,
+                column_names=names,
+                skip_rows=0 if self.names else 1,
+            )
+            parse = pa.csv.ParseOptions(delimiter=self.separator, newlines_in_values=True, invalid_row_handler=note)
+            convert = pa.csv.ConvertOptions(
+                check_utf8=False,
+                include_columns=columns,
+                column_types={name: pa.string() for name in columns},
+                strings_can_be_null=False,
+            )
+            yield from pa.csv.open_csv(stream, read, parse, convert)
+
+
+def _header(stream: pa.NativeFile, separator: str) -> list[str]:
+    """Names in the first line."""
+    line = stream.read(1 << 20).split(b"\n", 1)[0].rstrip(b"\r")
+    if not line:
+        return []
+    options = pa.csv.ParseOptions(delimiter=separator)
+    read = pa.csv.ReadOptions(autogenerate_column_names=True)
+    table = pa.csv.read_csv(
+        pa.BufferReader(line + b"\n"), read, options, pa.csv.ConvertOptions(strings_can_be_null=False)
+    )
+    return [str(column[0].as_py()) for column in table.columns]
+
+
+def _reason(error: Exception) -> str:
+    return str(error).splitlines()[0] if str(error) else type(error).__name__
