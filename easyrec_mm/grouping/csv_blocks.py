@@ -1,0 +1,150 @@
+"""CSV files by blocks of whole rows: where a block ends, and what is in it.
+
+Quoted values may hold separators and line ends. A row is counted even if it cannot be read, so that rows have numbers.
+"""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Iterator
+from typing import IO, NamedTuple
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.csv as pa_csv
+from numpy.typing import NDArray
+
+from easyrec_mm.errors import DataError
+
+BLOCK_BYTES = 1 << 23
+_MAX_HEADER_BYTES = 1 << 20
+
+
+class CsvRows(NamedTuple):
+    """The rows of a block.
+
+    table      text columns, null where a value is empty; the rows that have a value for each column
+    number     int64 [rows of the table]: which of all rows of the block each is, from 0
+    malformed  (which row, what is wrong with it) of the others
+    """
+
+    table: pa.Table
+    number: NDArray[np.int64]
+    malformed: list[tuple[int, str]]
+
+    @property
+    def num_rows(self) -> int:
+        """All rows, malformed ones among them."""
+        return len(self.number) + len(self.malformed)
+
+
+def read_header(stream: IO[bytes], path: str, separator: str) -> tuple[list[str], int]:
+    """Names of the columns, and bytes of the line that holds them; none of an empty file.
+
+    Raises:
+      DataError: if a name is missing or there twice.
+    """
+    line = stream.readline(_MAX_HEADER_BYTES)
+    try:
+        text = line.decode("utf-8-sig").strip("\r\n")
+    except UnicodeDecodeError as error:
+        raise DataError(f"{path}: the header is no UTF-8: {error}; a CSV file begins with column names") from error
+    names = next(csv.reader([text], delimiter=separator), []) if text.strip() else []
+    for i, name in enumerate(names):
+        if not name.strip():
+            raise DataError(f"{path}: column {i} of the header has no name; give the columns' names in the first line")
+        if name in names[:i]:
+            raise DataError(f"{path}: two columns are named '{name}'; rename one")
+    return names, len(line)
+
+
+def blocks(stream: IO[bytes], num_bytes: int = -1, size: int = BLOCK_BYTES) -> Iterator[bytes]:
+    """Pieces of a stream that end where a row ends, until the stream or `num_bytes` do."""
+    block = b""
+    while data := stream.read(size if num_bytes < 0 else min(size, num_bytes)):
+        num_bytes -= len(data) if num_bytes >= 0 else 0
+        # What was read before is cut only now that more follows: the last block ends where the stream does.
+        end = _last_row_end(block, size)
+        if end:
+            yield block[:end]
+        block = block[end:] + data
+    if block:
+        yield block
+
+
+def _last_row_end(block: bytes, size: int) -> int:
+    """Where the last whole row ends: at a line end outside of quotes."""
+    end = block.rfind(b"\n") + 1
+    num_quotes = block.count(b'"', 0, end)
+    line_end = end
+    while line_end and num_quotes % 2:
+        before = block.rfind(b"\n", 0, line_end - 1) + 1
+        num_quotes -= block.count(b'"', before, line_end)
+        line_end = before
+        if len(block) - line_end > size:
+            return end  # a quote that is none, as in 5": a line end is then a row's end
+    return line_end
+
+
+def parse(block: bytes, names: list[str], separator: str) -> CsvRows:
+    """The rows of a block."""
+    parts: list[CsvRows] = []
+    while block:
+        part, block = _parse_until_open_quote(block, names, separator)
+        parts.append(part)
+    if len(parts) == 1:
+        return parts[0]
+    first = np.cumsum([0, *(part.num_rows for part in parts)])[:-1].tolist()
+    binary = pa.schema([(name, pa.binary()) for name in names])
+    return CsvRows(
+        pa.concat_tables(part.table.cast(binary) for part in parts),
+        np.concatenate([part.number + start for part, start in zip(parts, first, strict=True)]),
+        [(row + start, what) for part, start in zip(parts, first, strict=True) for row, what in part.malformed],
+    )
+
+
+def _parse_until_open_quote(block: bytes, names: list[str], separator: str) -> tuple[CsvRows, bytes]:
+    """Rows, and the lines behind one whose quote is not closed: it would take all of them for its value."""
+    invalid: list[pa_csv.InvalidRow] = []
+
+    def note(row: pa_csv.InvalidRow) -> str:
+        invalid.append(row)
+        return "skip"
+
+    try:
+        table = _parse(block, names, separator, note, pa.string())
+    except pa.ArrowInvalid:
+        invalid.clear()
+        table = _parse(block, names, separator, note, pa.binary())
+    malformed = [(row.number - 1, f"{row.actual_columns} values, not {row.expected_columns}") for row in invalid]
+    number = np.delete(np.arange(table.num_rows + len(malformed)), [row for row, _ in malformed])
+    rows, rest = CsvRows(table, number, malformed), b""
+    if malformed and malformed[-1][0] == rows.num_rows - 1:
+        tail = invalid[-1].text.encode()
+        row_start = len(block.rstrip(b"\r\n")) - len(tail.rstrip(b"\r\n"))
+    elif len(number):
+        value = table[names[-1]][-1].as_py() or ""
+        tail = b'"' + (value.encode() if isinstance(value, str) else value).replace(b'"', b'""')
+        row_start = block.rfind(b"\n", 0, len(block) - len(tail)) + 1
+    else:
+        return rows, rest
+    if b"\n" in tail and block.rstrip(b"\r\n").endswith(tail.rstrip(b"\r\n")) and not block.endswith(b'"'):
+        what = (rows.num_rows - 1, "a quote is not closed")
+        if malformed and malformed[-1][0] == rows.num_rows - 1:
+            malformed[-1] = what
+        else:
+            malformed.append(what)
+            rows = CsvRows(table.slice(0, len(table) - 1), number[:-1], malformed)
+        rest = block[block.find(b"\n", row_start) + 1 :]
+    return rows, rest
+
+
+def _parse(block: bytes, names: list[str], separator: str, note: object, kind: pa.DataType) -> pa.Table:
+    return pa_csv.read_csv(
+        pa.BufferReader(block),
+        read_options=pa_csv.ReadOptions(column_names=names, use_threads=False, block_size=len(block) + 1),
+        parse_options=pa_csv.ParseOptions(delimiter=separator, newlines_in_values=True, invalid_row_handler=note),
+        convert_options=pa_csv.ConvertOptions(
+            column_types=dict.fromkeys(names, kind), null_values=[""], strings_can_be_null=True
+        ),
+    )
