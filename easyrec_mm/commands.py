@@ -60,7 +60,7 @@ def group_command(options: argparse.Namespace) -> int:
     )
     packer = None
     if wanted.embed_images:
-        packer = PicturePacker(wanted.image_root, _resizer(wanted.image_size))
+        packer = PicturePacker(os.path.abspath(wanted.image_root), _resizer(wanted.image_size))
     elif wanted.image_size:
         raise UserError("--image_size: has no effect without --embed_images; give both or neither")
     if options.engine == "spark":

@@ -24,7 +24,7 @@ from easyrec_mm.grouping.columns import ORDER, ROW_BITS, Kind, Typed, kind_of, s
 
 # Rows of Parquet that are read at once, and bytes and rows of a split.
 READ_ROWS = 1 << 16
-SPLIT_BYTES, SPLIT_ROWS = 1 << 28, 1 << 21
+SPLIT_BYTES, SPLIT_ROWS = 1 << 26, 1 << 18
 _PARQUET_MAGIC, _GZIP_MAGIC = b"PAR1", b"\x1f\x8b"
 # Values of a block of text by which is told whether it is worth trying to read all of them as numbers.
 _NUM_PROBED = 1000
@@ -56,24 +56,15 @@ class FilePlan(NamedTuple):
     splits: list[Split]
 
 
-class Refused(NamedTuple):
-    """A row that is left out: file and row (from 1), column or other place, and what is wrong."""
-
-    file: str
-    row: int
-    where: str
-    problem: str
-
-
 class Piece(NamedTuple):
     """Some rows of a split: a table of the columns that were asked for, as they stand in the file, with ORDER.
 
-    refused    rows that cannot be read
+    malformed  (row, what is wrong) of those that cannot be read
     num_rows   all rows, those among them
     """
 
     table: pa.Table
-    refused: list[Refused]
+    malformed: list[tuple[int, str]]
     num_rows: int
 
 
@@ -205,9 +196,9 @@ def _parquet_pieces(split: Split, columns: list[str]) -> Iterator[Piece]:
 def _csv_pieces(split: Split, columns: list[str], separator: str) -> Iterator[Piece]:
     row = split.first_row
     for rows in _csv_rows(split, separator):
-        refused = [Refused(split.path, row + number, "row", problem) for number, problem in rows.malformed]
+        malformed = [(row + number, problem) for number, problem in rows.malformed]
         table = rows.table.select(columns).append_column(ORDER, _order(split.file, row + rows.number))
-        yield Piece(table, refused, rows.num_rows)
+        yield Piece(table, malformed, rows.num_rows)
         row += rows.num_rows
     if split.num_rows and row - split.first_row != split.num_rows:
         raise OSError(f"{row - split.first_row} rows from row {split.first_row} on, and {split.num_rows} before")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterable
 from dataclasses import replace
 from functools import partial
@@ -43,7 +44,7 @@ def plan_log(options: GroupOptions, run: Map) -> LogPlan:
       DataError: if a file cannot be read, lacks a column or has it in another type, or there is no row.
     """
     files = find_inputs(options.input)
-    plans = run(_PlanFile(options.separator), list(enumerate(files)))
+    plans = run(_PlanFile(options.separator), [(i, os.path.abspath(file)) for i, file in enumerate(files)])
     names = _columns(options, files, plans)
     splits, texts = _scan([split for plan in plans for split in plan.splits], options.separator, run)
     if not any(split.num_rows for split in splits):

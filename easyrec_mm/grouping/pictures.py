@@ -58,8 +58,7 @@ class PicturePacker:
 
     def _read(self, path: str) -> bytes | str:
         """The content of a picture, or what is wrong with it."""
-        if self.image_root and not os.path.isabs(path):
-            path = os.path.join(self.image_root, path)
+        path = os.path.join(self.image_root, path)  # an absolute one stays as it is
         try:
             with open(path, "rb", opener=_open_regular_file) as file:
                 return file.read() or "is empty (0 bytes)"

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -16,7 +17,7 @@ from numpy.typing import NDArray
 
 from easyrec_mm.grouping.column_stats import LogStats
 from easyrec_mm.grouping.columns import ARROW_TYPES, ORDER, ROW_BITS, Kind, to_kind
-from easyrec_mm.grouping.flat_files import Piece, Refused, Split, pieces
+from easyrec_mm.grouping.flat_files import Piece, Split, pieces
 from easyrec_mm.grouping.grouped_rtp import FORBIDDEN
 from easyrec_mm.grouping.sides import SIDES, SideRule
 
@@ -37,12 +38,21 @@ _KIND_NAMES: dict[Kind, str] = {
 }
 
 
+class Refused(NamedTuple):
+    """A row that is left out: file and row (from 1), column or other place, and what is wrong."""
+
+    file: str
+    row: int
+    where: str
+    problem: str
+
+
 @dataclass(frozen=True)
 class LogLayout:
     """What the columns of a log are.
 
     kinds         column -> kind, of those that are used, in the order of the first file
-    files         paths
+    files         names of the files, as they are told
     group_by      column of the item
     image         column of the picture's path
     group_fields  columns that must be the same for all rows of an item, too
@@ -132,7 +142,9 @@ class SplitReader:
         good = ~checks.is_bad
         table = pa.table({**columns, ORDER: piece.table[ORDER]})
         table = table if good.all() else table.filter(pa.array(good))
-        refused = sorted(piece.refused + checks.refused(), key=lambda row: row.row)
+        file = layout.files[self._split.file]
+        malformed = [Refused(file, row, "row", problem) for row, problem in piece.malformed]
+        refused = sorted(malformed + checks.refused(), key=lambda row: row.row)
         self.report.num_rows += piece.num_rows
         self.report.num_refused += len(refused)
         self.report.refused += refused[: MAX_LISTED - len(self.report.refused)]
