@@ -111,6 +111,7 @@ def _output_flags(command: Parser) -> None:
     add = command.add_argument
     add("--output", metavar="D", required=True, help="folder to make")
     add("--format", choices=["parquet", "tfrecord", "rtp"], default="parquet", help="of the files (default parquet)")
+    add("--rtp_separator", metavar="S", default="|", help="between the columns of RTP lines (default |)")
     add("--overwrite", action="store_true", help="replace the folder if it holds something")
     add(
         "--max_bad_share",

@@ -46,7 +46,7 @@ def group_command(options: argparse.Namespace) -> int:
         time_field=options.time_field,
         columns=_names(options.columns),
         types=parse_types(options.types),
-        separator=_separator(options.separator),
+        separator=_separator(options.separator, "--separator"),
         split_by=parse_split_by(options.split_by),
         eval_share=options.eval_share,
         num_shards=options.num_shards,
@@ -56,6 +56,7 @@ def group_command(options: argparse.Namespace) -> int:
         image_root=options.image_root,
         image_size=parse_image_size(options.image_size),
         pipeline_config_template=options.pipeline_config_template,
+        rtp_separator=_separator(options.rtp_separator, "--rtp_separator"),
         overwrite=options.overwrite,
     )
     packer = None
@@ -82,10 +83,10 @@ def _names(text: str) -> tuple[str, ...]:
     return tuple(name.strip() for name in text.split(",") if name.strip())
 
 
-def _separator(text: str) -> str:
+def _separator(text: str, flag: str) -> str:
     separator = text.encode().decode("unicode_escape") if text.isascii() else text
-    if len(separator) != 1 or separator in '"\n\r':
-        raise UserError(f"--separator {text!r}: give one character, as ';' or '\\t'")
+    if len(separator) != 1 or separator in '"\n\r\x01\x02':
+        raise UserError(f"{flag} {text!r}: give one character, such as ';' or '\\t'")
     return separator
 
 
@@ -99,7 +100,22 @@ def _resizer(size: tuple[int, int] | None) -> Any:
 
 
 def convert_command(options: argparse.Namespace) -> int:
-    raise UserError("convert: not yet")
+    from easyrec_mm.config import load_pipeline
+    from easyrec_mm.grouping.convert import ConvertOptions, convert
+
+    pipeline = load_pipeline(options.pipeline_config, options.set, options.ignore_unsupported)
+    wanted = ConvertOptions(
+        input=options.input,
+        output=options.output,
+        format=options.format,
+        max_bad_share=options.max_bad_share,
+        num_workers=options.num_workers or len(os.sched_getaffinity(0)),
+        pipeline_config_template=options.pipeline_config_template,
+        rtp_separator=_separator(options.rtp_separator, "--rtp_separator"),
+        overwrite=options.overwrite,
+    )
+    print(convert(pipeline, wanted))
+    return 0
 
 
 def train_command(options: argparse.Namespace) -> int:

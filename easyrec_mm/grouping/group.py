@@ -101,7 +101,7 @@ def group(options: GroupOptions, engine: Engine, packer: PicturePacker | None) -
         has_sides = options.split_by is not None
         for side in SIDES if has_sides else ():
             os.mkdir(os.path.join(folder, side))
-        fields = inference.group_fields(options.image_field)
+        fields = inference.group_fields(options)
         rule = OutputRule(folder, options.format, fields, num_shards, has_sides, packer)
         shards = engine.write(rule)
         num_pictures = sum(shard.num_pictures + len(shard.bad_pictures) for shard in shards)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -35,6 +36,9 @@ _NUM_PROBE_LINES = 100
 _TINY = 1e-99
 
 
+HOLDS_SEPARATOR = "contains a separator of lines; choose another --rtp_separator or --format"
+
+
 @dataclass(frozen=True)
 class RtpLayout:
     """Where the parts of a line stand, as schema.RowLayout: column indices and separators."""
@@ -48,17 +52,18 @@ class RtpLayout:
     value_separator: str = "\x02"
 
     @staticmethod
-    def of(num_labels: int) -> RtpLayout:
+    def of(num_labels: int, column_separator: str = "|") -> RtpLayout:
         """Labels, features, image path, group size, and nothing else."""
-        return RtpLayout(tuple(range(num_labels)), num_labels, num_labels + 1, num_labels + 2)
+        return RtpLayout(tuple(range(num_labels)), num_labels, num_labels + 1, num_labels + 2, column_separator)
 
 
-# What no text may contain that becomes part of a line, as a regular expression. A carriage return would be lost.
-FORBIDDEN = r"[|\x01\x02\n\r]"
+def forbidden(column_separator: str) -> str:
+    """What no text may contain that becomes part of a line, as a regular expression."""
+    return rf"[\x01\x02\n\r]|{re.escape(column_separator)}"  # a carriage return would be lost
 
 
 class RtpWriter:
-    """A GroupWriter of lines with labels, features, image path and group size; the default separators."""
+    """A GroupWriter of lines with labels, features, image path and group size."""
 
     def __init__(self, path: str, fields: GroupFields) -> None:
         self._fields = fields
@@ -81,7 +86,7 @@ def encode(groups: Groups, fields: GroupFields) -> pa.Array:
     Raises:
       DataError: if a text contains a separator; `find_forbidden` tells which groups are so.
     """
-    layout = RtpLayout.of(len(fields.labels))
+    layout = RtpLayout.of(len(fields.labels), fields.column_separator)
     problems = find_forbidden(groups, fields)
     if problems.is_bad.any():
         bad = problems.bad_groups(np.arange(1, len(groups.size) + 1))[0]
@@ -115,14 +120,14 @@ def _joined(texts: pa.Array, of_lists: pa.Array, layout: RtpLayout) -> pa.Array:
 
 
 def find_forbidden(groups: Groups, fields: GroupFields) -> Problems:
-    """Groups with a text that contains a separator of the default layout, or a line end."""
+    """Groups with a text that contains a separator, or a line end."""
     problems = Problems(groups.size)
     for name, kind in fields.kinds.items():
         if kind == "string":
             column = groups.columns[name]
-            is_bad = contains(column, FORBIDDEN)
+            is_bad = contains(column, forbidden(fields.column_separator))
             refuse = problems.refuse if name in fields.per_group else problems.refuse_samples
-            refuse(is_bad, f"column '{name}'", lambda i, c=column: f"{c[i].as_py()!r} contains a separator of the text")
+            refuse(is_bad, f"column '{name}'", lambda i, c=column: f"{c[i].as_py()!r} {HOLDS_SEPARATOR}")
     return problems
 
 

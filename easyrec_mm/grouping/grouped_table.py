@@ -34,6 +34,7 @@ class GroupFields:
     size       name of the group size
     per_group  fields that have one value a group; the image among them
     defaults   what stands for a missing number where a format has no place for it; 0 or False by default
+    column_separator  between the columns of a line of text
     """
 
     kinds: dict[str, Kind]
@@ -42,6 +43,7 @@ class GroupFields:
     size: str
     per_group: frozenset[str]
     defaults: dict[str, Any]
+    column_separator: str = "|"
 
     @property
     def sample_fields(self) -> tuple[str, ...]:

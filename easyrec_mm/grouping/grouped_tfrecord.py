@@ -290,7 +290,7 @@ def _group(data: bytes, fields: GroupFields) -> tuple[tuple[str, str] | None, in
     if size <= 0:
         return (f"feature '{fields.size}'", f"group size {size}, not 1 or more"), 0, nothing
     for name, some in lists.items():
-        if len(some) == 1 and name in fields.per_group:
+        if len(some) == 1:
             lists[name] = some * size
         elif len(some) != size:
             return (f"feature '{name}'", f"{len(some)} entries, group size {size}"), 0, nothing

@@ -82,15 +82,16 @@ class Inference:
     left_out: dict[str, str] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
 
-    def group_fields(self, image: str) -> GroupFields:
+    def group_fields(self, options: GroupOptions) -> GroupFields:
         """How the columns are written."""
         return GroupFields(
             kinds={one.name: one.kind for one in self.fields},
             labels=tuple(label.name for label in self.labels),
-            image=image,
+            image=options.image_field,
             size=GROUP_SIZE,
             per_group=frozenset(one.name for one in self.fields if one.per_group),
             defaults={one.name: one.default for one in self.fields if one.default is not None},
+            column_separator=options.rtp_separator,
         )
 
 

@@ -12,6 +12,7 @@ from easyrec_mm.errors import DataError, did_you_mean
 from easyrec_mm.grouping.column_stats import RowSample
 from easyrec_mm.grouping.columns import ORDER, Kind, join_kinds, to_kind
 from easyrec_mm.grouping.flat_files import FilePlan, Split, TextCounts, find_inputs, pieces, plan_file, scan_split
+from easyrec_mm.grouping.grouped_rtp import forbidden
 from easyrec_mm.grouping.options import GROUP_SIZE, GroupOptions
 from easyrec_mm.grouping.rows import LogLayout
 from easyrec_mm.grouping.sides import SideRule
@@ -63,7 +64,7 @@ def plan_log(options: GroupOptions, run: Map) -> LogPlan:
         image=options.image_field,
         group_fields=options.group_fields,
         labels=options.label_fields,
-        is_text=options.format == "rtp",
+        forbidden=forbidden(options.rtp_separator) if options.format == "rtp" else "",
         seed=options.seed,
     )
     return LogPlan(splits, replace(layout, side_rule=_side_rule(options, layout, splits, run)))

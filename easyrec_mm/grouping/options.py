@@ -56,6 +56,7 @@ class GroupOptions:
     image_root: str = ""
     image_size: tuple[int, int] | None = None
     pipeline_config_template: str = ""
+    rtp_separator: str = "|"
     overwrite: bool = False
 
 

@@ -94,7 +94,7 @@ def _data(options: GroupOptions, inference: Inference, grouped: Grouped) -> list
     lines += _comment("", [f"Groups; {size:.1f} samples each on average."])
     lines.append(f"batch_size: {_batch_size(grouped)}")
     if options.format == "rtp":
-        layout = RtpLayout.of(len(inference.labels))
+        layout = RtpLayout.of(len(inference.labels), options.rtp_separator)
         columns = (*layout.label_columns, layout.features_column, layout.image_column, layout.size_column)
         lines.append(f"rtp_separator: {_text(layout.column_separator)}")
         lines.append(f"group_sample_separator: {_text(layout.sample_separator)}")

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from easyrec_mm.grouping.column_stats import LogStats
 from easyrec_mm.grouping.columns import ARROW_TYPES, ORDER, ROW_BITS, Kind, to_kind
 from easyrec_mm.grouping.flat_files import Piece, Split, pieces
-from easyrec_mm.grouping.grouped_rtp import FORBIDDEN
+from easyrec_mm.grouping.grouped_rtp import HOLDS_SEPARATOR
 from easyrec_mm.grouping.sides import SIDES, SideRule
 
 # The side of a row (int8), and a hash of its values (int64), by which rows that are there twice are found.
@@ -58,7 +58,7 @@ class LogLayout:
     group_fields  columns that must be the same for all rows of an item, too
     labels        columns without which a row is of no use
     side_rule     how rows are divided into train and eval; None if all train
-    is_text       whether rows become lines of text, which no value may divide
+    forbidden     what no text may contain, as a regular expression; "" for nothing
     """
 
     kinds: dict[str, Kind]
@@ -69,7 +69,7 @@ class LogLayout:
     group_fields: tuple[str, ...] = ()
     labels: tuple[str, ...] = ()
     side_rule: SideRule | None = None
-    is_text: bool = False
+    forbidden: str = ""
     seed: int = 0
 
     @property
@@ -183,10 +183,9 @@ class _Checks:
         if kind == "float64":
             is_large = pc.fill_null(pc.greater(pc.abs(typed.values), _MAX_FLOAT32), False)
             self._refuse_where(name, is_large, lambda row: f"{typed.values[row]} does not fit into 32 bits")
-        elif kind == "string" and self._layout.is_text:
-            is_divided = pc.fill_null(pc.match_substring_regex(typed.values, FORBIDDEN), False)
-            what = "contains a separator of the lines of text; choose another --format, or leave the column out"
-            self._refuse_where(name, is_divided, lambda row: f"{_shown(values[row].as_py())!r} {what}")
+        elif kind == "string" and self._layout.forbidden:
+            is_divided = pc.fill_null(pc.match_substring_regex(typed.values, self._layout.forbidden), False)
+            self._refuse_where(name, is_divided, lambda row: f"{_shown(values[row].as_py())!r} {HOLDS_SEPARATOR}")
         return typed.values
 
     def require(self, name: str, values: pa.Array) -> None:
