@@ -70,13 +70,23 @@ def _group_flags(command: Parser) -> None:
     add("--image_field", metavar="C", required=True, help="column of the path of the item's picture")
     _output_flags(command)
     add("--max_group_size", metavar="N", type=_positive, default=16, help="rows of a group (default 16)")
-    add("--pipeline_config_template", metavar="F", default="", help="write a config to train with, inferred from the data")
+    add(
+        "--pipeline_config_template",
+        metavar="F",
+        default="",
+        help="write a config to train with, inferred from the data",
+    )
     add("--label_fields", metavar="A,B", default="", help="columns that are labels (default: guessed)")
     add("--user_field", metavar="C", default="", help="column of the user")
     add("--time_field", metavar="C", default="", help="column of the time, which is no feature")
     add("--group_fields", metavar="A,B", default="", help="columns that must be the same for all rows of an item")
     add("--columns", metavar="A,B", default="", help="columns to take, beside those that are named (default: all)")
-    add("--types", metavar="C=TYPE", default="", help="types of columns instead of those that were found: a=STRING,b=INT64")
+    add(
+        "--types",
+        metavar="C=TYPE",
+        default="",
+        help="types of columns instead of those that were found: a=STRING,b=INT64",
+    )
     add("--separator", metavar="S", default=",", help="between the values of a CSV file (default a comma)")
     add(
         "--split_by",
@@ -93,8 +103,19 @@ def _group_flags(command: Parser) -> None:
     _image_root_flag(command)
     add("--engine", choices=["local", "spark"], default="local", help="this machine (default), or Spark")
     add("--memory_gib", metavar="N", type=_gib, default=4.0, help="memory that the local engine may take (default 4)")
-    add("--num_workers", metavar="N", type=_not_negative, default=0, help="threads of the local engine (default: its cores)")
-    add("--spark_master", metavar="M", default="", help="cluster of the Spark engine, as local[4] (default: as configured)")
+    add(
+        "--num_workers",
+        metavar="N",
+        type=_not_negative,
+        default=0,
+        help="threads of the local engine (default: its cores)",
+    )
+    add(
+        "--spark_master",
+        metavar="M",
+        default="",
+        help="cluster of the Spark engine, as local[4] (default: as configured)",
+    )
 
 
 def _convert_flags(command: Parser) -> None:

@@ -86,6 +86,9 @@ MAY_IMPORT = {
         "progress",
     ),
     "search": ("errors", "store"),
+    "quantiles": (),
+    # The one that resizes pictures stands on the input's definition of decoding; no other does.
+    "grouping": ("errors", "config", "protos", "quantiles", "grouping"),
     "server": ("errors", "serving", "store", "embed", "tensorflow_import"),
     "check": ("errors", "schema", "data", "config", "image_network", "precision"),
     "commands": ("errors", "tensorflow_import"),
@@ -113,6 +116,8 @@ WITHOUT_TENSORFLOW = {
     "store.stat",
     "commands",
     "cli",
+    "quantiles",
+    *(f"grouping.{path.stem}" for path in (PACKAGE / "grouping").glob("*.py") if path.stem != "__init__"),
 }
 # Talk to the person at the terminal; all others return what they have to say, or raise it.
 MAY_PRINT = {"cli", "commands", "trainer", "progress"}

@@ -1,4 +1,4 @@
-"""Pictures made to the size that training wants, before it reads them: the same pixels, decoded by the same definition."""
+"""Pictures made to the size of training before it reads them: decoded by the same definition, to the same pixels."""
 
 from __future__ import annotations
 

@@ -1,1 +1,1 @@
-"""From flat logs, a row an impression, to grouped samples; and between the formats of grouped samples. No TensorFlow."""
+"""From flat logs, a row an impression, to grouped samples, and from one format of these to another."""

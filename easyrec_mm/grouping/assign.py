@@ -163,7 +163,9 @@ def assign(keys: pa.Table, rule: GroupRule) -> Assignment:
         num_items=len(item_hash) // 2,
         num_duplicate_rows=_count_repeated(keys[ROW_HASH].to_numpy()),
         num_rows_without_picture=int(sizes[is_empty].sum()),
-        pictures=hash_column(pictures)[_distinct_pairs(item[first_rows][~is_empty], len(item_hash) // 2, picture[~is_empty])],
+        pictures=hash_column(pictures)[
+            _distinct_pairs(item[first_rows][~is_empty], len(item_hash) // 2, picture[~is_empty])
+        ],
         sizes=np.stack([np.bincount(group_size[side == s], minlength=rule.max_group_size + 1) for s in (0, 1)]),
     )
     _find_conflicts(keys, rule, first_rows, run_item, codes, is_empty, report)

@@ -67,8 +67,8 @@ class ColumnStats:
             _raise_registers(self.registers, hashes)
         self._count(encoded)
         codes = pc.fill_null(encoded.indices, len(distinct)).to_numpy(zero_copy_only=False)
-        of_null = hash_column(pa.nulls(1, values.type))
-        return np.concatenate([hashes, of_null])[codes]
+        of_rows: Hashes = np.concatenate([hashes, hash_column(pa.nulls(1, values.type))])[codes]
+        return of_rows
 
     def merge(self, other: ColumnStats) -> None:
         """Take in what other rows of the same column hold."""

@@ -1,10 +1,10 @@
 """Columns of a flat log in one of five kinds, whatever a file's types; and which values are not of theirs.
 
-    int64    whole numbers, bool among others
-    float32  numbers that the file holds with 32 bits
-    float64  other numbers
-    bool     true or false
-    string   text: also times, decimal ids beyond 18 digits, and lists, whose values are joined with LIST_SEPARATOR
+int64    whole numbers, bool among others
+float32  numbers that the file holds with 32 bits
+float64  other numbers
+bool     true or false
+string   text: also times, decimal ids beyond 18 digits, and lists, whose values are joined with LIST_SEPARATOR
 """
 
 from __future__ import annotations
@@ -201,11 +201,11 @@ def _like_list(column: pa.Array, values: pa.Array) -> pa.Array:
 
 
 def _is_list(kind: pa.DataType) -> bool:
-    return pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind)
+    return bool(pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind))
 
 
 def _is_text(kind: pa.DataType) -> bool:
-    return (
+    return bool(
         pa.types.is_string(kind)
         or pa.types.is_large_string(kind)
         or pa.types.is_binary(kind)

@@ -21,9 +21,11 @@ import pyarrow.compute as pc
 from google.protobuf import text_format
 
 from easyrec_mm.config import Pipeline, load_pipeline
-from easyrec_mm.errors import ConfigError, DataError, UserError
+from easyrec_mm.errors import ConfigError, UserError
+from easyrec_mm.grouping.bad_rows import BAD_ROWS, BadRow, BadRows
 from easyrec_mm.grouping.columns import Kind
 from easyrec_mm.grouping.flat_files import find_inputs
+from easyrec_mm.grouping.group_stats import STATS, SUCCESS
 from easyrec_mm.grouping.grouped_parquet import read_parquet
 from easyrec_mm.grouping.grouped_rtp import RtpLayout, find_forbidden, read_rtp
 from easyrec_mm.grouping.grouped_table import BadGroup, GroupFields, Groups, GroupsPiece, Problems
@@ -37,9 +39,7 @@ from easyrec_mm.protos.data_pb2 import DatasetConfig
 from easyrec_mm.protos.feature_pb2 import FeatureConfig
 from easyrec_mm.protos.pipeline_pb2 import EasyRecConfig
 
-BAD_ROWS, STATS, SUCCESS = "bad_rows.jsonl", "stats.json", "_SUCCESS"
 PICTURES_ENDING = ".pictures.tar"
-_NUM_SHOWN = 10
 # Bytes of input from which on processes beside each other are worth starting.
 _MANY_BYTES = 64 << 20
 
@@ -117,7 +117,9 @@ def source_format(pipeline: Pipeline, rtp_separator: str = "|") -> SourceFormat:
     size = schema.group_size_field or GROUP_SIZE
     kinds: dict[str, Kind] = {name: TYPE_NAMES[kind] for name, kind in types.items() if name != schema.group_size_field}
     if size in kinds:
-        raise ConfigError(f"{pipeline.path}: field '{size}' is not the group size; give the feature of it, or rename it")
+        raise ConfigError(
+            f"{pipeline.path}: field '{size}' is not the group size; give the feature of it, or rename it"
+        )
     fields = GroupFields(
         kinds=kinds,
         labels=schema.labels,
@@ -194,20 +196,24 @@ def _convert_files(
             done = list(pool.map(_convert_file, tasks))
     else:
         done = [_convert_file(task) for task in tasks]
-    bad = [(file, one) for file, some in zip(files, done, strict=True) for one in some.refused]
+    refused = [BadRow("group", file, *one) for file, some in zip(files, done, strict=True) for one in some.refused]
     num_groups = sum(some.num_groups for some in done)
-    _require_few(bad, num_groups + len(bad), options)
+    bad = BadRows(shown_folder, options.max_bad_share)
+    bad.add(len(refused), num_groups + len(refused), "groups", refused)
     for task, some in zip(tasks, done, strict=True):
         counts = FORMATS[options.format].count(task.output, source.fields)
         if counts != (some.num_groups, some.num_samples):
-            raise UserError(f"{task.path}: {some.num_groups} groups became {counts[0]}: nothing is kept; tell us")
+            raise UserError(
+                f"{task.path}: {some.num_groups} groups became {counts[0]}, by a mistake of this program; nothing is "
+                "kept"
+            )
         pictures = os.path.splitext(task.path)[0] + PICTURES_ENDING
         if os.path.exists(pictures):
             shutil.copyfile(pictures, os.path.splitext(task.output)[0] + PICTURES_ENDING)
-    _write_list(bad, os.path.join(folder, BAD_ROWS))
+    bad.write(os.path.join(folder, BAD_ROWS))
     values: dict[str, Any] = {
-        "groups_in": num_groups + len(bad),
-        "groups_refused": len(bad),
+        "groups_in": num_groups + len(refused),
+        "groups_refused": len(refused),
         "groups_out": num_groups,
         "rows": sum(some.num_samples for some in done),
         "files": [
@@ -217,15 +223,14 @@ def _convert_files(
     }
     with open(os.path.join(folder, STATS), "w", encoding="utf-8") as file:
         json.dump(values, file, indent=1, ensure_ascii=False)
-    open(os.path.join(folder, SUCCESS), "wb").close()
+    with open(os.path.join(folder, SUCCESS), "wb"):
+        pass
     lines = [f"{shown_folder}: {num_groups:,} groups of {values['rows']:,} rows in {len(files)} file(s)"]
     for field in source.fields.kinds:
         num_rounded = sum(some.num_rounded.get(field, 0) for some in done)
         if num_rounded:
             lines.append(f"note: '{field}': {num_rounded:,} numbers are kept with 32 bits, as training reads them")
-    if bad:
-        lines.append(f"{len(bad):,} of {num_groups + len(bad):,} groups cannot be used; see {shown_folder}/{BAD_ROWS}")
-    return lines
+    return lines + bad.told()
 
 
 def _convert_file(task: _Task) -> _Done:
@@ -268,25 +273,6 @@ def _count_rounded(groups: Groups, counts: dict[str, int]) -> None:
         if pa.types.is_float64(column.type):
             numbers = pc.fill_null(column, 0).to_numpy(zero_copy_only=False)
             counts[name] = counts.get(name, 0) + int(np.count_nonzero(numbers.astype(np.float32) != numbers))
-
-
-def _require_few(bad: list[tuple[str, BadGroup]], num_groups: int, options: ConvertOptions) -> None:
-    if len(bad) <= options.max_bad_share * num_groups:
-        return
-    path = f"{options.output.rstrip('/')}.{BAD_ROWS}"
-    _write_list(bad, path)
-    shown = "\n".join(f"  {file}:{one.row}: {one.where}: {one.problem}" for file, one in bad[:_NUM_SHOWN])
-    raise DataError(
-        f"{len(bad):,} of {num_groups:,} groups cannot be used, more than --max_bad_share ({options.max_bad_share:g}). "
-        f"The first:\n{shown}\nAll are in {path}. Mend the data or raise the share."
-    )
-
-
-def _write_list(bad: list[tuple[str, BadGroup]], path: str) -> None:
-    with open(path, "w", encoding="utf-8") as file:
-        for name, one in bad:
-            values = {"kind": "group", "file": name, **one._asdict()}
-            file.write(json.dumps(values, ensure_ascii=False) + "\n")
 
 
 def _write_config(pipeline: Pipeline, options: ConvertOptions, sides: list[str]) -> None:

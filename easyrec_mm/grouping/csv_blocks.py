@@ -58,8 +58,12 @@ def read_header(stream: IO[bytes], path: str, separator: str) -> tuple[list[str]
     return names, len(line)
 
 
-def blocks(stream: IO[bytes], num_bytes: int = -1, size: int = BLOCK_BYTES) -> Iterator[bytes]:
-    """Pieces of a stream that end where a row ends, until the stream or `num_bytes` do."""
+def blocks(stream: IO[bytes], num_bytes: int = -1, size: int = 0) -> Iterator[bytes]:
+    """Pieces of a stream that end where a row ends, until the stream or `num_bytes` do.
+
+    A row must not be longer than `size`, BLOCK_BYTES by default.
+    """
+    size = size or BLOCK_BYTES
     block = b""
     while data := stream.read(size if num_bytes < 0 else min(size, num_bytes)):
         num_bytes -= len(data) if num_bytes >= 0 else 0
@@ -95,9 +99,10 @@ def parse(block: bytes, names: list[str], separator: str) -> CsvRows:
     if len(parts) == 1:
         return parts[0]
     first = np.cumsum([0, *(part.num_rows for part in parts)])[:-1].tolist()
+    kinds = {part.table.schema for part in parts}
     binary = pa.schema([(name, pa.binary()) for name in names])
     return CsvRows(
-        pa.concat_tables(part.table.cast(binary) for part in parts),
+        pa.concat_tables(part.table if len(kinds) == 1 else part.table.cast(binary) for part in parts),
         np.concatenate([part.number + start for part, start in zip(parts, first, strict=True)]),
         [(row + start, what) for part, start in zip(parts, first, strict=True) for row, what in part.malformed],
     )

@@ -273,18 +273,18 @@ def scan_split(split: Split, separator: str) -> Scanned:
 
 
 def _look_at(values: pa.Array) -> TextCounts:
-    values = values.drop_null()
+    readable = to_kind(values.drop_null(), "string")
+    values, num_unreadable = readable.values.drop_null(), _num_bad(readable)
     probe = values.slice(0, _NUM_PROBED)
-    is_text = not pa.types.is_string(values.type)
-    if is_text or 2 * min(_num_bad(to_kind(probe, kind)) for kind in ("float64", "bool")) > len(probe):
-        return TextCounts(len(values))
+    if 2 * min(_num_bad(to_kind(probe, kind)) for kind in ("float64", "bool")) > len(probe):
+        return TextCounts(len(values) + num_unreadable)
     numbers = to_kind(values, "float64")
     num_bad = _num_bad(numbers)
     texts = values if not numbers.values.null_count else values.filter(numbers.values.is_valid())
     num_numbers = len(texts)
     is_bool = to_kind(values, "bool") if num_bad else None
     return TextCounts(
-        num_values=num_numbers + num_bad,
+        num_values=num_numbers + num_bad + num_unreadable,
         num_numbers=num_numbers,
         num_bools=num_numbers + num_bad - _num_bad(is_bool) if is_bool else 0,
         has_fractions=_has_fractions(texts, numbers.values.drop_null()),

@@ -176,9 +176,7 @@ def _num_columns(path: str, lines: list[bytes], layout: RtpLayout) -> int:
     return num_columns
 
 
-def decode(
-    lines: list[bytes], first_row: int, fields: GroupFields, layout: RtpLayout, num_columns: int
-) -> GroupsPiece:
+def decode(lines: list[bytes], first_row: int, fields: GroupFields, layout: RtpLayout, num_columns: int) -> GroupsPiece:
     """Lines -> groups; `first_row` is the row of the first."""
     rows: Ints = np.arange(first_row, first_row + len(lines))
     columns = _split(pa.array(lines, pa.binary()), layout.column_separator)
@@ -193,7 +191,9 @@ def decode(
 
     num_found = _lengths(columns)
     refuse(num_found != num_columns, "line", lambda i: f"{num_found[i]} columns, not {num_columns}")
-    place = np.minimum(np.arange(num_columns)[:, None], np.maximum(num_found - 1, 0)) + _first(columns)  # [column, line]
+    place = np.minimum(np.arange(num_columns)[:, None], np.maximum(num_found - 1, 0)) + _first(
+        columns
+    )  # [column, line]
 
     def column(index: int) -> pa.Array:
         return columns.values.take(pa.array(place[index]))

@@ -343,9 +343,7 @@ def _example_class() -> Any:
     entry = features.nested_type.add(name="FeatureEntry")
     entry.options.map_entry = True
     entry.field.add(name="key", number=1, type=kinds.TYPE_STRING, label=kinds.LABEL_OPTIONAL)
-    entry.field.add(
-        name="value", number=2, type=nested, label=kinds.LABEL_OPTIONAL, type_name=".tensorflow.Feature"
-    )
+    entry.field.add(name="value", number=2, type=nested, label=kinds.LABEL_OPTIONAL, type_name=".tensorflow.Feature")
     message("Example", ("features", 1, nested, ".tensorflow.Features"))
     pool = descriptor_pool.DescriptorPool()
     pool.AddSerializedFile(file.SerializeToString())

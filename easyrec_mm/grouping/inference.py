@@ -113,7 +113,9 @@ def infer(options: GroupOptions, stats: LogStats, constant: ConstantColumns) -> 
         if name not in names and name != options.image_field and name not in left_out:
             _plan_feature(plan, column, options, stats, result)
         if column.num_missing * 2 > column.num_rows:
-            result.notes.append(f"column '{name}' is missing in {_share(column.num_missing, column.num_rows)} of the rows")
+            result.notes.append(
+                f"column '{name}' is missing in {_share(column.num_missing, column.num_rows)} of the rows"
+            )
     return result
 
 
@@ -149,7 +151,7 @@ def _labels(
             left_out[name] = "looks like a label that is not in --label_fields; as a feature it would tell the answer"
         elif column.num_missing:
             left_out[name] = (
-                f"looks like a label and is missing in {column.num_missing:,} rows; name it in --label_fields, and such "
+                f"looks like a label and is missing in {column.num_missing:,} rows; name it in --label_fields: such "
                 "rows are refused"
             )
         else:
@@ -254,7 +256,9 @@ def _text_feature(plan: FieldPlan, column: ColumnStats, stats: LogStats) -> Feat
     if counts and len(counts) <= _MAX_VOCABULARY:
         words = [str(value) for value in sorted(counts, key=lambda value: (-counts[value], value))]
         settings = {"vocab_list": words, "embedding_dim": _SMALL_DIM}
-        return FeaturePlan(plan.name, "IdFeature", settings, f"{len(words)} distinct values{_missing(column)}: a row each")
+        return FeaturePlan(
+            plan.name, "IdFeature", settings, f"{len(words)} distinct values{_missing(column)}: a row each"
+        )
     return _hashed_feature(plan, column, stats)
 
 
@@ -317,7 +321,9 @@ def _number_feature(plan: FieldPlan, column: ColumnStats, stats: LogStats) -> Fe
     low, middle, high = (float(limit) for limit in np.quantile(values, (0.01, 0.5, 0.99)))
     if column.num_missing:
         plan.default = round(middle) if plan.kind == "int64" else _short(middle)
-    told = f"numbers from {_short(column.least)} to {_short(column.greatest)}, median {_short(middle)}{_missing(column)}"
+    told = (
+        f"numbers from {_short(column.least)} to {_short(column.greatest)}, median {_short(middle)}{_missing(column)}"
+    )
     near, far = sorted((middle - low, high - middle))
     # Half of the values on a tenth of the range, or extremes far outside, would make the rest all alike.
     is_skewed = far > 4 * near or max(high - low, 1e-30) * 4 < float(column.greatest) - float(column.least)
@@ -327,10 +333,10 @@ def _number_feature(plan: FieldPlan, column: ColumnStats, stats: LogStats) -> Fe
             settings = {"boundaries": [_short(limit) for limit in limits], "embedding_dim": _SMALL_DIM}
             why = f"{told}, skewed: {len(limits) + 1} buckets that hold about as many rows each"
             return FeaturePlan(plan.name, "RawFeature", settings, why)
-    limits = [_short(column.least), _short(column.greatest)]
-    if limits[0] == limits[1]:
+    least, greatest = _short(column.least), _short(column.greatest)
+    if least == greatest:
         return FeaturePlan(plan.name, "RawFeature", {}, told)
-    return FeaturePlan(plan.name, "RawFeature", {"min_val": limits[0], "max_val": limits[1]}, f"{told}: scaled to 0 to 1")
+    return FeaturePlan(plan.name, "RawFeature", {"min_val": least, "max_val": greatest}, f"{told}: scaled to 0 to 1")
 
 
 def _table_rows(num_distinct: int) -> tuple[int, str]:

@@ -54,7 +54,9 @@ class LocalEngine:
     def read(self, splits: list[Split], layout: LogLayout) -> RowsReport:
         """Read and check the rows; they are kept for `group`."""
         num_rows = sum(split.num_rows for split in splits)
-        texts = [name for name in (layout.group_by, layout.image, *layout.group_fields) if layout.kinds[name] == "string"]
+        texts = [
+            name for name in (layout.group_by, layout.image, *layout.group_fields) if layout.kinds[name] == "string"
+        ]
         key_bytes = num_rows * (_KEY_BYTES + _TEXT_KEY_BYTES * len(texts))
         self._num_partitions = max(1, -(-key_bytes // (self._memory // 2)))
         read = self.map(lambda split: self._read_split(split, layout), splits)

@@ -17,6 +17,7 @@ from easyrec_mm.grouping.columns import Kind
 from easyrec_mm.grouping.grouped_rtp import RtpLayout
 from easyrec_mm.grouping.inference import FeaturePlan, FieldPlan, Inference, LabelPlan
 from easyrec_mm.grouping.options import GROUP_SIZE, GroupOptions
+from easyrec_mm.protos.data_pb2 import DatasetConfig
 
 INPUT_TYPES = {"parquet": "GroupParquetInput", "tfrecord": "GroupTFRecordInput", "rtp": "GroupRTPInput"}
 _FIELD_TYPES: dict[Kind, str] = {
@@ -105,7 +106,7 @@ def _data(options: GroupOptions, inference: Inference, grouped: Grouped) -> list
     lines.append(f"shuffle_buffer_size: {min(_SHUFFLE_GROUPS, max(grouped.num_groups, 1))}")
     if options.image_root:
         lines.append(f"image_root: {_text(options.image_root)}")
-    if options.embed_images:
+    if options.embed_images and "packed_images" in DatasetConfig.DESCRIPTOR.fields_by_name:
         lines += _comment("", ["Pictures are in tar files beside the shards."])
         lines.append("packed_images: true")
     for one in inference.fields:
@@ -161,7 +162,9 @@ def _network(options: GroupOptions, inference: Inference, grouped: Grouped) -> l
     units = (256, 128) if grouped.num_rows >= 1_000_000 else (128, 64)
     lines = []
     if grouped.num_rows_without_picture:
-        lines += _comment("", [f"{grouped.num_rows_without_picture:,} rows have no picture: they take a trained vector."])
+        lines += _comment(
+            "", [f"{grouped.num_rows_without_picture:,} rows have no picture: they take a trained vector."]
+        )
         lines.append('img_model { model_name: "ResNet" num_classes: 16 no_image_vector: true }')
     else:
         lines.append('img_model { model_name: "ResNet" num_classes: 16 }')
@@ -184,7 +187,9 @@ def _tower(label: LabelPlan, first: LabelPlan, units: int, options: GroupOptions
         lines.append("loss_type: CLASSIFICATION")
     else:
         metrics = ["root_mean_squared_error {}", "mean_absolute_error {}"]
-        why = f"A number: mean {label.mean:.4g}, variance {label.variance:.4g}; the weight makes it as heavy as a click."
+        why = (
+            f"A number: mean {label.mean:.4g}, variance {label.variance:.4g}; the weight makes it as heavy as a click."
+        )
         lines.append("loss_type: L2_LOSS")
         lines.append(f"weight: {_weight(label.variance):.1g}")
     lines += [f"metrics_set {{ {metric} }}" for metric in metrics]
@@ -259,7 +264,7 @@ def _comment(indent: str, lines: Iterable[str]) -> list[str]:
 
 
 def _text(value: str) -> str:
-    return '"' + text_encoding.CEscape(value.encode(), as_utf8=True) + '"'
+    return f'"{text_encoding.CEscape(value.encode(), as_utf8=True)}"'
 
 
 def _value(value: Any) -> str:

@@ -224,4 +224,3 @@ def merged(reports: Iterable[RowsReport], layout: LogLayout) -> RowsReport:
     for report in reports:
         whole.merge(report)
     return whole
-

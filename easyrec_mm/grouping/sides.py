@@ -40,6 +40,9 @@ class SideRule:
         """TRAIN or EVAL, int8 `[N]`, of rows that have a value in `column`."""
         values = table[self.column].combine_chunks()
         if self.by == "time":
-            return pc.greater_equal(values, pa.scalar(self.cut, values.type)).cast(pa.int8()).to_numpy()
+            is_late: NDArray[np.int8] = (
+                pc.greater_equal(values, pa.scalar(self.cut, values.type)).cast(pa.int8()).to_numpy()
+            )
+            return is_late
         hashes = seeded(hash_column(values.dictionary_encode()), seed ^ _SEED_OF_SIDES)
         return (hashes.astype(np.float64) < self.share * 2.0**64).astype(np.int8)

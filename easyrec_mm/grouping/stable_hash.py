@@ -1,4 +1,4 @@
-"""Hashes of columns that are the same on every machine and in every process: what is decided by them is reproducible."""
+"""Hashes of columns that are the same on every machine and in every process, so that what they decide is, too."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def mix(values: Hashes) -> Hashes:
         return z ^ (z >> np.uint64(31))
 
 
-def combine(first: Hashes, second: Hashes) -> Hashes:
+def combine(first: Hashes, second: Hashes | np.uint64) -> Hashes:
     """Hash of pairs, uint64 `[N]`; the order of the two matters."""
     with np.errstate(over="ignore"):
         return mix(first * np.uint64(0xD6E8FEB86659FD93) ^ second)
