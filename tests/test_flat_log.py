@@ -41,6 +41,7 @@ def reference_hash(text: str) -> int:
     return z ^ (z >> 31)
 
 
+@settings(deadline=None)
 @given(st.lists(st.none() | TEXTS, max_size=20), st.integers(0, 5))
 def test_hash_of_texts_is_its_formula_wherever_they_stand(texts, start):
     array = pa.array([*["x"] * start, *texts], pa.string()).slice(start)
@@ -172,7 +173,7 @@ def test_kind_of_a_csv_column_is_that_of_nearly_all_values(tmp_path, texts, kind
 ROWS = st.lists(st.tuples(TEXTS, TEXTS), min_size=1, max_size=12)
 
 
-@settings(max_examples=200)
+@settings(max_examples=200, deadline=None)
 @given(ROWS, st.integers(0, 40), st.sampled_from(["\n", "\r\n"]), st.booleans())
 def test_blocks_of_csv_hold_what_python_reads(rows, more, line_end, ends_with_line_end):
     """Quoted separators, quotes and line ends, at any place of a block; a row is no longer than a block."""
@@ -203,6 +204,9 @@ def test_blocks_of_csv_hold_what_python_reads(rows, more, line_end, ends_with_li
         (b'1,5"\n3,4\n', {0: "1", 1: "3"}, []),
         (b'1,"x\r\n3,4\r\n', {1: "3"}, [0]),
         (b'1,"x\n2,"y\n3,4\n', {0: "1", 1: "3"}, []),
+        (b'1,"\n"\n', {0: "1"}, []),
+        (b'1,"x\ny",2\n3,4\n', {1: "3"}, [0]),
+        (b'1,2\n3,"x\ny",2\n', {0: "1"}, [1]),
         (b"1,\xff\n2,\n", {0: b"1", 1: b"2"}, []),
     ],
 )
@@ -287,6 +291,7 @@ def test_parquet_is_divided_by_row_groups(tmp_path, monkeypatch):
 # --- Statistics
 
 
+@settings(deadline=None)
 @given(st.lists(st.lists(st.none() | st.integers(-5, 5), max_size=8), min_size=1, max_size=5), st.randoms())
 def test_statistics_do_not_depend_on_the_pieces(parts, random):
     def stats(some):
@@ -350,6 +355,7 @@ def test_a_sample_is_drawn_evenly():
 # --- Spilling
 
 
+@settings(deadline=None)
 @given(st.lists(st.tuples(st.integers(0, 5), TEXTS), min_size=1, max_size=30), st.integers(1, 4))
 def test_a_bucket_comes_back_in_its_order(rows, num_files):
     import tempfile

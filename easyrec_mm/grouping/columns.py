@@ -32,10 +32,12 @@ LIST_SEPARATOR = "|"
 # What stands for a missing number in a text; an empty value is missing in every column of a text file.
 NULL_WORDS = ("NULL", "null", "NaN", "nan", "None", "NA", "N/A", r"\N")
 WHOLE = r"[+-]?[0-9]{1,18}"
-NUMBER = r"[+-]?(?:[0-9]+\.?[0-9]*|\.[0-9]+)(?:[eE][+-]?[0-9]{1,3})?"
+NUMBER = r"[+-]?(?:[0-9]+\.?[0-9]*|\.[0-9]+)(?:[eE][+-]?[0-9]{1,2})?"
 BOOL = "(?i:true|false)"
 # Whole numbers from here on are kept as text: the trainer reads 18 digits.
 MAX_WHOLE = 10**18
+# The largest number that fits into 32 bits.
+MAX_NUMBER = float(np.finfo(np.float32).max)
 
 Mask = NDArray[np.bool_]
 
@@ -88,8 +90,14 @@ def join_kinds(first: Kind | None, second: Kind | None) -> Kind | None:
     return "int64" if kinds == {"int64", "bool"} else "float64"
 
 
-def to_kind(column: pa.Array, kind: Kind) -> Typed:
-    """A column as a file holds it -> its values in their kind."""
+def to_kind(column: pa.Array, kind: Kind, strict: bool = False) -> Typed:
+    """A column as a file holds it -> its values in their kind.
+
+    Args:
+      column: of any type that kind_of knows, `[N]`.
+      kind: what it becomes.
+      strict: as training reads groups: NaN and NULL_WORDS are bad, in a log they are missing numbers.
+    """
     if pa.types.is_dictionary(column.type):
         column = column.dictionary_decode()
     if _is_list(column.type):
@@ -99,8 +107,11 @@ def to_kind(column: pa.Array, kind: Kind) -> Typed:
     if kind == "string":
         return _texts(column)
     if _is_text(column.type):
-        return _parsed(_texts(column).values, kind)
-    return _numbers(column, kind)
+        texts = _texts(column)
+        parsed = _parsed(texts.values, kind, strict)
+        masks = [one.is_bad for one in (texts, parsed) if one.is_bad is not None]
+        return Typed(parsed.values, np.logical_or.reduce(masks) if masks else None)
+    return _numbers(column, kind, strict)
 
 
 def _texts(column: pa.Array) -> Typed:
@@ -121,28 +132,31 @@ def _is_utf8(value: bytes | None) -> bool:
     return True
 
 
-def _numbers(column: pa.Array, kind: Kind) -> Typed:
+def _numbers(column: pa.Array, kind: Kind, strict: bool) -> Typed:
     """Numbers, bool or nulls -> a kind of numbers."""
     if not pa.types.is_floating(column.type):
         if pa.types.is_decimal(column.type):
             column = column.cast(pa.float64())
         return Typed(column.cast(ARROW_TYPES[kind], safe=False), None)
+    if pa.types.is_float16(column.type):
+        column = column.cast(pa.float32())
     is_nan = pc.is_nan(column)
-    column = pc.if_else(is_nan, None, column) if pc.any(is_nan).as_py() else column
+    if not strict and pc.any(is_nan).as_py():
+        column = pc.if_else(is_nan, None, column)
     numbers = pc.fill_null(column, 0).to_numpy(zero_copy_only=False)
     if kind == "int64":
-        is_bad = (numbers != np.round(numbers)) | (np.abs(numbers) >= MAX_WHOLE)
+        is_bad = ~(np.abs(numbers) < MAX_WHOLE) | (numbers != np.round(numbers))
     elif kind == "bool":
         is_bad = (numbers != 0) & (numbers != 1)
     else:
-        is_bad = ~np.isfinite(numbers)
+        is_bad = ~(np.abs(numbers) <= MAX_NUMBER)
     if not is_bad.any():
         return Typed(column.cast(ARROW_TYPES[kind], safe=False), None)
     good = pc.if_else(pa.array(is_bad), None, column)
     return Typed(good.cast(ARROW_TYPES[kind], safe=False), is_bad)
 
 
-def _parsed(texts: pa.Array, kind: Kind) -> Typed:
+def _parsed(texts: pa.Array, kind: Kind, strict: bool) -> Typed:
     """Texts -> numbers or bool; "" is missing."""
     texts = pc.if_else(pc.equal(texts, ""), None, texts)
     if kind != "bool" and (kind != "int64" or not starts_with_zero(texts)):
@@ -151,24 +165,24 @@ def _parsed(texts: pa.Array, kind: Kind) -> Typed:
         except pa.ArrowInvalid:
             pass
         else:
-            if _has_no_extremes(numbers):
+            if pc.all(_is_in_range(numbers)).as_py() is not False:
                 return Typed(numbers, None)
-    return _parsed_one_by_one(texts, kind)
+    return _parsed_one_by_one(texts, kind, strict)
 
 
-def _has_no_extremes(numbers: pa.Array) -> bool:
-    """Whether the numbers have at most 18 digits, and none is infinite or no number."""
-    if pa.types.is_floating(numbers.type):
-        return pc.all(pc.is_finite(numbers)).as_py() is not False
-    limits = pc.min_max(numbers).as_py()
-    return limits["min"] is None or (-MAX_WHOLE < limits["min"] and limits["max"] < MAX_WHOLE)
+def _is_in_range(numbers: pa.Array) -> pa.Array:
+    """Which numbers have at most 18 digits, or fit into 32 bits; a number that is none does not."""
+    if not pa.types.is_floating(numbers.type):
+        return pc.and_(pc.less(numbers, MAX_WHOLE), pc.greater(numbers, -MAX_WHOLE))
+    return pc.less_equal(pc.abs(numbers), MAX_NUMBER)
 
 
-def _parsed_one_by_one(texts: pa.Array, kind: Kind) -> Typed:
+def _parsed_one_by_one(texts: pa.Array, kind: Kind, strict: bool) -> Typed:
     """The same where some are not as they should be, or written with more than is needed."""
     texts = pc.utf8_trim_whitespace(texts)
-    is_missing = pc.or_(pc.equal(texts, ""), pc.is_in(texts, pa.array(NULL_WORDS)))
-    texts = pc.if_else(is_missing, None, texts)
+    if not strict:
+        is_missing = pc.or_(pc.equal(texts, ""), pc.is_in(texts, pa.array(NULL_WORDS)))
+        texts = pc.if_else(is_missing, None, texts)
     pattern = {"int64": WHOLE, "bool": f"{BOOL}|[01]"}.get(kind, NUMBER)
     fits = pc.fill_null(pc.match_substring_regex(texts, f"^(?:{pattern})$"), True)
     good = pc.if_else(fits, texts, None)
@@ -178,11 +192,9 @@ def _parsed_one_by_one(texts: pa.Array, kind: Kind) -> Typed:
     else:
         plain = pc.replace_substring_regex(good, r"^(\+|(-?)0+)([0-9])", r"\2\3")
         values = plain.cast(ARROW_TYPES[kind])
+        in_range = pc.fill_null(_is_in_range(values), True)
+        fits, values = pc.and_(fits, in_range), pc.if_else(in_range, values, None)
     is_bad = ~fits.to_numpy(zero_copy_only=False)
-    if kind in ("float32", "float64"):
-        is_infinite = pc.fill_null(pc.is_inf(values), False)
-        is_bad = is_bad | is_infinite.to_numpy(zero_copy_only=False)
-        values = pc.if_else(is_infinite, None, values)
     return Typed(values, is_bad if is_bad.any() else None)
 
 

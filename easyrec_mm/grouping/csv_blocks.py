@@ -123,25 +123,38 @@ def _parse_until_open_quote(block: bytes, names: list[str], separator: str) -> t
         table = _parse(block, names, separator, note, pa.binary())
     malformed = [(row.number - 1, f"{row.actual_columns} values, not {row.expected_columns}") for row in invalid]
     number = np.delete(np.arange(table.num_rows + len(malformed)), [row for row, _ in malformed])
-    rows, rest = CsvRows(table, number, malformed), b""
-    if malformed and malformed[-1][0] == rows.num_rows - 1:
-        tail = invalid[-1].text.encode()
-        row_start = len(block.rstrip(b"\r\n")) - len(tail.rstrip(b"\r\n"))
+    rows = CsvRows(table, number, malformed)
+    last = rows.num_rows - 1
+    if malformed and malformed[-1][0] == last:
+        start = _open_malformed(block, invalid[-1].text)
     elif len(number):
-        value = table[names[-1]][-1].as_py() or ""
-        tail = b'"' + (value.encode() if isinstance(value, str) else value).replace(b'"', b'""')
-        row_start = block.rfind(b"\n", 0, len(block) - len(tail)) + 1
-    else:
-        return rows, rest
-    if b"\n" in tail and block.rstrip(b"\r\n").endswith(tail.rstrip(b"\r\n")) and not block.endswith(b'"'):
-        what = (rows.num_rows - 1, "a quote is not closed")
-        if malformed and malformed[-1][0] == rows.num_rows - 1:
-            malformed[-1] = what
-        else:
-            malformed.append(what)
+        start = _open_value(block, table[names[-1]][-1].as_py() or "", separator)
+        if start >= 0:
             rows = CsvRows(table.slice(0, len(table) - 1), number[:-1], malformed)
-        rest = block[block.find(b"\n", row_start) + 1 :]
-    return rows, rest
+    else:
+        start = -1
+    if start < 0:
+        return rows, b""
+    malformed[:] = [one for one in malformed if one[0] != last] + [(last, "a quote is not closed")]
+    return rows, block[block.find(b"\n", start) + 1 :]
+
+
+def _open_malformed(block: bytes, text: str) -> int:
+    """Where the last row begins, if it is malformed because of an open quote that took in other lines; else -1."""
+    data = text.rstrip("\r\n").encode()
+    if b"\n" not in data or data.count(b'"') % 2 == 0:
+        return -1
+    return len(block.rstrip(b"\r\n")) - len(data)
+
+
+def _open_value(block: bytes, value: str | bytes, separator: str) -> int:
+    """Where the last row begins, if the quote of its last value is open and the value has the rest of the block."""
+    data = value.encode() if isinstance(value, str) else value
+    # Only what has no closing quote ends as the block does: with the line end of the row.
+    tail = separator.encode() + b'"' + data.replace(b'"', b'""')
+    if b"\n" not in data or not block.endswith(tail):
+        return -1
+    return block.rfind(b"\n", 0, len(block) - len(tail)) + 1
 
 
 def _parse(block: bytes, names: list[str], separator: str, note: object, kind: pa.DataType) -> pa.Table:

@@ -139,7 +139,7 @@ def _piece(table: pa.Table, fields: GroupFields, rows: Ints) -> GroupsPiece:
     for name, kind in fields.kinds.items():
         column = table[name].combine_chunks()
         column = column.flatten() if is_list[name] else column
-        typed = to_kind(column, kind)
+        typed = to_kind(column, kind, strict=True)
         if typed.is_bad is not None:
             refuse = problems.refuse_samples if is_list[name] else problems.refuse
             refuse(typed.is_bad, f"column '{name}'", lambda i, c=column, k=kind: f"'{c[i]}' is no {k}")

@@ -199,7 +199,7 @@ def decode(lines: list[bytes], first_row: int, fields: GroupFields, layout: RtpL
         return columns.values.take(pa.array(place[index]))
 
     size_text = column(layout.size_column)
-    typed = to_kind(size_text, "int64")
+    typed = to_kind(size_text, "int64", strict=True)
     size = pc.fill_null(typed.values, 0).to_numpy(zero_copy_only=False)
     where = f"column {layout.size_column} ({fields.size})"
     refuse(size <= 0, where, lambda i: f"group size '{_shown(size_text[i])}', not 1 or more")
@@ -241,7 +241,7 @@ def _typed(
             columns[name] = pc.fill_null(typed.values, "")
             refuse = problems.refuse
         else:
-            typed = _label(texts[name], kind) if name in fields.labels else to_kind(texts[name], kind)
+            typed = _label(texts[name], kind) if name in fields.labels else to_kind(texts[name], kind, strict=True)
             refuse = problems.refuse_samples
             if kind == "string":
                 typed = Typed(pc.if_else(pc.equal(typed.values, ""), None, typed.values), typed.is_bad)
@@ -257,10 +257,10 @@ def _typed(
 
 def _label(texts: pa.Array, kind: Kind) -> Typed:
     """A label may be written as a number with a fraction of zero, whatever its field says."""
-    typed = to_kind(texts, kind)
+    typed = to_kind(texts, kind, strict=True)
     if kind != "int64" or typed.is_bad is None:
         return typed
-    numbers = to_kind(texts, "float64")
+    numbers = to_kind(texts, "float64", strict=True)
     whole = to_kind(numbers.values, "int64")
     is_bad = [one.is_bad for one in (numbers, whole) if one.is_bad is not None]
     return Typed(whole.values.cast(ARROW_TYPES[kind]), np.logical_or.reduce(is_bad) if is_bad else None)

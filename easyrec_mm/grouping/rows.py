@@ -27,12 +27,11 @@ OWN_COLUMNS = {ORDER: pa.int64(), SIDE: pa.int8(), ROW_HASH: pa.int64()}
 # Refused rows that are listed, those that stand first.
 MAX_LISTED = 100_000
 SAMPLE_ROWS = 1 << 15
-_MAX_FLOAT32 = float(np.finfo(np.float32).max)
 
 _KIND_NAMES: dict[Kind, str] = {
     "int64": "whole number of at most 18 digits",
-    "float32": "finite number",
-    "float64": "finite number",
+    "float32": "finite number of 32 bits",
+    "float64": "finite number of 32 bits",
     "bool": "true or false",
     "string": "UTF-8 text",
 }
@@ -180,10 +179,7 @@ class _Checks:
         typed = to_kind(values, kind)
         if typed.is_bad is not None:
             self._refuse(name, typed.is_bad, lambda row: f"'{_shown(values[row].as_py())}' is no {_KIND_NAMES[kind]}")
-        if kind == "float64":
-            is_large = pc.fill_null(pc.greater(pc.abs(typed.values), _MAX_FLOAT32), False)
-            self._refuse_where(name, is_large, lambda row: f"{typed.values[row]} does not fit into 32 bits")
-        elif kind == "string" and self._layout.forbidden:
+        if kind == "string" and self._layout.forbidden:
             is_divided = pc.fill_null(pc.match_substring_regex(typed.values, self._layout.forbidden), False)
             self._refuse_where(name, is_divided, lambda row: f"{_shown(values[row].as_py())!r} {HOLDS_SEPARATOR}")
         return typed.values
