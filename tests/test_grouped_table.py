@@ -267,7 +267,7 @@ def test_groups_of_parquet_that_cannot_be_used(tmp_path):
         (2, "column 'user'", "1 entries, group size 2"),
         (3, "column 'cate'", "sample 1: 'd', but 'c' in sample 0 of the group"),
         (4, "column 'seconds'", "'inf' is no float32"),
-        (5, "row", "group size -1, not 1 or more"),
+        (5, "column 'click'", "is null"),
         (7, "column 'cate'", "sample 1: 'c', but 'None' in sample 0 of the group"),
     ]
 

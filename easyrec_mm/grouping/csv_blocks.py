@@ -11,6 +11,7 @@ from typing import IO, NamedTuple
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.csv as pa_csv
 from numpy.typing import NDArray
 
@@ -18,12 +19,16 @@ from easyrec_mm.errors import DataError
 
 BLOCK_BYTES = 1 << 23
 _MAX_HEADER_BYTES = 1 << 20
+# Stands for a byte that is no UTF-8 while rows are told apart; Unicode has no such character.
+_MARK = "\ufdd0"
+_MARKS = dict.fromkeys(range(0xDC80, 0xDD00), _MARK)
 
 
 class CsvRows(NamedTuple):
     """The rows of a block.
 
-    table      text columns, null where a value is empty; the rows that have a value for each column
+    table      text columns (binary if some is no UTF-8), null where a value is empty; the rows that have a value for
+               each column
     number     int64 [rows of the table]: which of all rows of the block each is, from 0
     malformed  (which row, what is wrong with it) of the others
     """
@@ -92,20 +97,41 @@ def _last_row_end(block: bytes, size: int) -> int:
 
 def parse(block: bytes, names: list[str], separator: str) -> CsvRows:
     """The rows of a block."""
+    is_text = _is_utf8(block)
+    block = block if is_text else _mark(block)
     parts: list[CsvRows] = []
     while block:
         part, block = _parse_until_open_quote(block, names, separator)
         parts.append(part)
-    if len(parts) == 1:
-        return parts[0]
     first = np.cumsum([0, *(part.num_rows for part in parts)])[:-1].tolist()
-    kinds = {part.table.schema for part in parts}
-    binary = pa.schema([(name, pa.binary()) for name in names])
+    table = pa.concat_tables(part.table for part in parts)
     return CsvRows(
-        pa.concat_tables(part.table if len(kinds) == 1 else part.table.cast(binary) for part in parts),
+        table if is_text else _unmark(table),
         np.concatenate([part.number + start for part, start in zip(parts, first, strict=True)]),
         [(row + start, what) for part, start in zip(parts, first, strict=True) for row, what in part.malformed],
     )
+
+
+def _is_utf8(block: bytes) -> bool:
+    limits = pa.py_buffer(np.array([0, len(block)], np.int64))
+    try:
+        pa.Array.from_buffers(pa.large_binary(), 1, [None, limits, pa.py_buffer(block)]).cast(pa.large_string())
+    except pa.ArrowInvalid:
+        return False
+    return True
+
+
+def _mark(block: bytes) -> bytes:
+    """The block with a mark for each byte that is no UTF-8; pyarrow could not even tell such a row."""
+    return block.decode("utf-8", "surrogateescape").translate(_MARKS).encode()
+
+
+def _unmark(table: pa.Table) -> pa.Table:
+    """The values of a marked block: binary, and again no UTF-8 where they were none."""
+    columns = [
+        pc.replace_substring(column.cast(pa.binary()), _MARK.encode(), b"\xff") for column in table.itercolumns()
+    ]
+    return pa.Table.from_arrays(columns, names=table.column_names)
 
 
 def _parse_until_open_quote(block: bytes, names: list[str], separator: str) -> tuple[CsvRows, bytes]:
@@ -116,11 +142,7 @@ def _parse_until_open_quote(block: bytes, names: list[str], separator: str) -> t
         invalid.append(row)
         return "skip"
 
-    try:
-        table = _parse(block, names, separator, note, pa.string())
-    except pa.ArrowInvalid:
-        invalid.clear()
-        table = _parse(block, names, separator, note, pa.binary())
+    table = _parse(block, names, separator, note)
     malformed = [(row.number - 1, f"{row.actual_columns} values, not {row.expected_columns}") for row in invalid]
     number = np.delete(np.arange(table.num_rows + len(malformed)), [row for row, _ in malformed])
     rows = CsvRows(table, number, malformed)
@@ -147,9 +169,9 @@ def _open_malformed(block: bytes, text: str) -> int:
     return len(block.rstrip(b"\r\n")) - len(data)
 
 
-def _open_value(block: bytes, value: str | bytes, separator: str) -> int:
+def _open_value(block: bytes, value: str, separator: str) -> int:
     """Where the last row begins, if the quote of its last value is open and the value has the rest of the block."""
-    data = value.encode() if isinstance(value, str) else value
+    data = value.encode()
     # Only what has no closing quote ends as the block does: with the line end of the row.
     tail = separator.encode() + b'"' + data.replace(b'"', b'""')
     if b"\n" not in data or not block.endswith(tail):
@@ -157,12 +179,12 @@ def _open_value(block: bytes, value: str | bytes, separator: str) -> int:
     return block.rfind(b"\n", 0, len(block) - len(tail)) + 1
 
 
-def _parse(block: bytes, names: list[str], separator: str, note: object, kind: pa.DataType) -> pa.Table:
+def _parse(block: bytes, names: list[str], separator: str, note: object) -> pa.Table:
     return pa_csv.read_csv(
         pa.BufferReader(block),
         read_options=pa_csv.ReadOptions(column_names=names, use_threads=False, block_size=len(block) + 1),
         parse_options=pa_csv.ParseOptions(delimiter=separator, newlines_in_values=True, invalid_row_handler=note),
         convert_options=pa_csv.ConvertOptions(
-            column_types=dict.fromkeys(names, kind), null_values=[""], strings_can_be_null=True
+            column_types=dict.fromkeys(names, pa.string()), null_values=[""], strings_can_be_null=True
         ),
     )

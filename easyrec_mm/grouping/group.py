@@ -104,9 +104,9 @@ def _conflicts(groups: GroupsReport, layout: LogLayout) -> Iterator[BadRow]:
 
 
 def _bad_pictures(shards: list[ShardReport], layout: LogLayout) -> Iterator[BadRow]:
-    for shard in shards:
-        for one in shard.bad_pictures:
-            yield BadRow("picture", *layout.place(one.order), one.path, one.problem)
+    found = [one for shard in shards for one in shard.bad_pictures]
+    for one in sorted(found, key=lambda one: one.order):
+        yield BadRow("picture", *layout.place(one.order), one.path, one.problem)
 
 
 def _num_shards(options: GroupOptions, stats: list[LogStats]) -> tuple[int, int]:

@@ -124,6 +124,8 @@ def _piece(table: pa.Table, fields: GroupFields, rows: Ints) -> GroupsPiece:
     if fields.size in table.column_names:
         size = pc.fill_null(table[fields.size].cast(pa.int64()), 0).to_numpy()
     whole = Problems(size)
+    for name, length in lengths.items():
+        whole.refuse(length < 0, f"column '{name}'", lambda i: "is null")
     whole.refuse(size <= 0, "row", lambda i: f"group size {size[i]}, not 1 or more")
     for name, length in lengths.items():
         what = f"column '{name}'"

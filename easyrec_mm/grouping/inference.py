@@ -214,10 +214,10 @@ def _why_no_feature(name: str, column: ColumnStats, options: GroupOptions) -> st
 def _telling(name: str, column: ColumnStats, stats: LogStats, labels: list[LabelPlan]) -> str:
     if column.kind == "string" or stats.sample.table is None:
         return ""
-    values = stats.sample.table[name].cast(pa.float64()).to_numpy()
+    values = stats.sample.table[name].cast(pa.float64(), safe=False).to_numpy()
     for label in labels:
         if label.is_binary:
-            target = stats.sample.table[label.name].cast(pa.float64()).to_numpy()
+            target = stats.sample.table[label.name].cast(pa.float64(), safe=False).to_numpy()
             known = ~np.isnan(values) & ~np.isnan(target)
             auc = _auc(target[known] > 0.5, values[known])
             if max(auc, 1 - auc) >= _TELLING_AUC:
@@ -240,7 +240,7 @@ def _numbers(stats: LogStats, name: str) -> NDArray[np.float64]:
     """The values of a column in the sample."""
     if stats.sample.table is None:
         return np.zeros(0)
-    return stats.sample.table[name].drop_null().cast(pa.float64()).to_numpy()  # type: ignore[no-any-return]
+    return stats.sample.table[name].drop_null().cast(pa.float64(), safe=False).to_numpy()  # type: ignore[no-any-return]
 
 
 # --- Kinds of features

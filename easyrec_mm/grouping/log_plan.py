@@ -19,6 +19,8 @@ from easyrec_mm.grouping.sides import SideRule
 
 # Times by which the cut is found.
 _NUM_TIMES = 1 << 17
+# Share of the values of a column of numbers that may be none.
+_MAX_BAD_TEXTS = 0.01
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -143,7 +145,8 @@ class _ScanSplit:
 def _kind(
     name: str, files: list[str], plans: list[FilePlan], texts: dict[str, TextCounts], max_bad_share: float
 ) -> Kind:
-    kind = texts[name].kind(max_bad_share) if name in texts else None
+    # Some bad values do not make a column text; many do, however many rows may be refused.
+    kind = texts[name].kind(min(max_bad_share, _MAX_BAD_TEXTS)) if name in texts else None
     first = "the text files"
     for file, plan in zip(files, plans, strict=True):
         try:

@@ -104,7 +104,7 @@ def write_shard(shard: int, tables: Iterable[pa.Table], rule: OutputRule) -> Sha
             paths = groups.columns[rule.fields.image].to_pylist()
             for picture, order in zip(paths, first.tolist(), strict=True):
                 if picture:
-                    pictures.setdefault(picture, order)
+                    pictures[picture] = min(order, pictures.get(picture, order))
     writer.close()
     report = ShardReport(side, os.path.basename(path), *kind.count(path, rule.fields))
     if rule.packer:
