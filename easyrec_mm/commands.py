@@ -65,7 +65,10 @@ def group_command(options: argparse.Namespace) -> int:
     elif wanted.image_size:
         raise UserError("--image_size: has no effect without --embed_images; give both or neither")
     if options.engine == "spark":
-        from easyrec_mm.grouping.spark_engine import spark_engine
+        try:
+            from easyrec_mm.grouping.spark_engine import spark_engine
+        except ImportError as error:
+            raise UserError(f"--engine spark: {error}; pip install 'easyrec-mm[spark]'") from error
 
         with spark_engine(options.spark_master) as engine:
             print(group(wanted, engine, packer))

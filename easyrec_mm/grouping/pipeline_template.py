@@ -260,7 +260,11 @@ def _block(name: str, lines: Iterable[str]) -> list[str]:
 
 
 def _comment(indent: str, lines: Iterable[str]) -> list[str]:
-    return [f"{indent}# {part}" for line in lines for part in textwrap.wrap(line, 112, subsequent_indent="  ") or [""]]
+    def wrap(line: str) -> list[str]:
+        # Paths and commands stay whole.
+        return textwrap.wrap(line, 112, subsequent_indent="  ", break_long_words=False, break_on_hyphens=False) or [""]
+
+    return [f"{indent}# {part}" for line in lines for part in wrap(line)]
 
 
 def _text(value: str) -> str:

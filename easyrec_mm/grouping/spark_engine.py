@@ -9,16 +9,19 @@ from __future__ import annotations
 import itertools
 import os
 import pickle
+import shutil
 import sys
 import tempfile
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
 import numpy as np
 import pyarrow as pa
+from py4j.protocol import Py4JError
 from pyspark import StorageLevel
+from pyspark.errors import PySparkException
 from pyspark.sql import Column, DataFrame, SparkSession, functions
 from pyspark.sql.pandas.types import from_arrow_schema
 
@@ -42,6 +45,8 @@ _TOLD, _ITEM = "easyrec_mm:told", "easyrec_mm:item"
 _TASK_ROWS, _HELD_BYTES = 2_000_000, 64 << 20
 _MAX_SLICES = 1000
 _BATCH_ROWS = 1 << 16
+# Folder of shards that are being written, in that of the output.
+_ATTEMPTS = ".attempts"
 
 
 @contextmanager
@@ -50,14 +55,31 @@ def spark_engine(master: str = "") -> Iterator[SparkEngine]:
 
     Args:
       master: cluster of a new session; "" for what Spark's own configuration says.
+
+    Raises:
+      DataError: if there can be no session, or a task fails again and again.
     """
     running = SparkSession.getActiveSession()
-    session = running or _new_session(master)
+    try:
+        session = running or _new_session(master)
+    except (PySparkException, Py4JError) as error:
+        raise DataError(
+            f"--engine spark: no session on '{master or 'the configured master'}': {_cause(error)}; check "
+            "--spark_master, and that Java 17 or later is installed"
+        ) from error
     try:
         yield SparkEngine(session)
+    except (PySparkException, Py4JError) as error:
+        raise DataError(f"--engine spark: {_cause(error)}; see Spark's log") from error
     finally:
         if running is None:
             session.stop()
+
+
+def _cause(error: Exception) -> str:
+    """The line of a Spark error that says what happened; stack traces of two languages are around it."""
+    lines = [line.strip(" :") for line in str(error).splitlines() if line.strip(" :")]
+    return next((line for line in lines if "Exception: " in line or "Error: " in line), lines[0] if lines else "")
 
 
 def _new_session(master: str) -> SparkSession:
@@ -116,6 +138,8 @@ class SparkEngine:
 
     def write(self, rule: OutputRule) -> list[ShardReport]:
         """Write the shards of what was grouped."""
+        attempts = os.path.join(rule.folder, _ATTEMPTS)
+        os.mkdir(attempts)
         places = [functions.col(f"`{name}`") for name in (SHARD, POSITION, FIRST, ORDER)]
         rows = _without_told(self._placed).repartition(sum(rule.num_shards), places[0]).sortWithinPartitions(*places)
         written = rows.mapInArrow(_WriteShards(rule), from_arrow_schema(pa.schema([(_TOLD, pa.binary())])))
@@ -125,6 +149,7 @@ class SparkEngine:
         for shard in range(sum(rule.num_shards)):
             if shard not in reports:
                 reports[shard] = write_shard(shard, [], rule)
+        shutil.rmtree(attempts, ignore_errors=True)  # also what tasks left that were killed
         return [reports[shard] for shard in sorted(reports)]
 
     def _run(self, rows: DataFrame, function: Any, schema: pa.Schema) -> tuple[DataFrame, list[Any]]:
@@ -266,8 +291,18 @@ class _WriteShards:
         reports = []
         parts = itertools.chain.from_iterable(map(_by_shard, batches))
         for shard, some in itertools.groupby(parts, key=lambda part: part[0]):
-            reports.append((shard, write_shard(shard, (table for _, table in some), self.rule)))
+            reports.append((shard, _write_whole(shard, (table for _, table in some), self.rule)))
         return reports
+
+
+def _write_whole(shard: int, tables: Iterable[pa.Table], rule: OutputRule) -> ShardReport:
+    """write_shard to a folder of its own, and from there to its place: Spark may run a task twice, at the same time."""
+    target = os.path.dirname(rule.place(shard)[1])
+    with tempfile.TemporaryDirectory(dir=os.path.join(rule.folder, _ATTEMPTS)) as folder:
+        report = write_shard(shard, tables, replace(rule, folder=folder, has_sides=False))
+        for name in os.listdir(folder):
+            os.replace(os.path.join(folder, name), os.path.join(target, name))
+    return report
 
 
 def _by_shard(batch: pa.RecordBatch) -> Iterator[tuple[int, pa.Table]]:
