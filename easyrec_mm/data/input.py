@@ -21,11 +21,12 @@ from numpy.typing import NDArray
 
 from easyrec_mm.data.bad_records import BadRecord, BadRecords
 from easyrec_mm.data.batch import Batch, Images, one_picture_each
+from easyrec_mm.data.data_files import find_infos, require_unchanged
 from easyrec_mm.data.pictures import PictureLoader, Pictures
 from easyrec_mm.data.source import Chunk, Order, Source
 from easyrec_mm.data.sources import What, open_source
 from easyrec_mm.data.transform import FeatureTransform
-from easyrec_mm.errors import DataError
+from easyrec_mm.files.local_copies import local_copies
 from easyrec_mm.picture_bank import PictureBank, Plan
 from easyrec_mm.protos.data_pb2 import DatasetConfig
 from easyrec_mm.schema import CROSS_SEPARATOR, Schema
@@ -105,7 +106,10 @@ class Input:
         fields = tuple(name for name in schema.layout.sample_fields if name in used)
         read_labels = tuple(name for name in schema.labels if name in self._labels or name in kept_fields)
         order = Order(training and data.shuffle, data.seed, data.shuffle_buffer_size)
-        self.source = open_source(data, schema, What(find_files(path, setting), read_labels, fields, order))
+        copies = local_copies(data.file_cache_dir, data.file_cache_gib)
+        self._files = find_infos(path, setting, copies)
+        names = [info.path for info in self._files]
+        self.source = open_source(data, schema, What(names, read_labels, fields, order))
         self._transform = FeatureTransform(schema.features)
         self._image_transform = FeatureTransform(schema.image_features)
         self._pictures = PictureLoader(schema.image, data.image_root) if schema.uses_image else None
@@ -118,7 +122,7 @@ class Input:
 
     def fingerprint(self) -> int:
         """A number that changes with the files and the settings that decide which lines a batch holds."""
-        parts = [f"{file}:{_size(file)}" for file in self.source.files]
+        parts = [f"{info.path}:{info.size}" for info in self._files]
         data = self._data
         parts += [str(v) for v in (data.batch_size, data.shuffle, data.shuffle_buffer_size, data.seed)]
         return zlib.crc32("\n".join(parts).encode())
@@ -157,12 +161,14 @@ class Input:
                     if len(pending) > self._data.prefetch_size:
                         batch = self._finish(pending.popleft())
                         if epoch is not None and batch.epoch > epoch:
+                            require_unchanged(self._files)
                             self._bad_records.check_all()
                         epoch = batch.epoch
                         yield batch
                 while pending:
                     yield self._finish(pending.popleft())
                 whole.result()
+                require_unchanged(self._files)
             finally:
                 stop.set()
                 pool.shutdown(wait=False, cancel_futures=True)
@@ -421,35 +427,6 @@ def _distinct(keys: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
     """Keys `[N]` -> int32 `[N]`, which of the distinct ones each is, and `[distinct]`, where each stands first."""
     distinct, index = tf.unique(keys)
     return index, tf.math.unsorted_segment_min(tf.range(tf.size(keys)), index, tf.size(distinct))
-
-
-def find_files(path: str, setting: str) -> list[str]:
-    """Files of a comma-separated list of paths and globs, in the order given, each glob sorted.
-
-    Raises:
-      DataError: naming the setting and the part that matches nothing or is a folder.
-    """
-    files: list[str] = []
-    for part in (part.strip() for part in path.split(",")):
-        if not part:
-            continue
-        try:
-            found = sorted(tf.io.gfile.glob(part))
-        except tf.errors.OpError as error:
-            raise DataError(f"{setting}: '{part}' cannot be listed: {error.message}") from error
-        if not found:
-            raise DataError(f"{setting}: '{part}' matches no file; check the path")
-        for file in found:
-            if tf.io.gfile.isdir(file):
-                raise DataError(f"{setting}: '{file}' is a folder; name its files, as in '{file.rstrip('/')}/*'")
-        files += [file for file in found if file not in files]
-    if not files:
-        raise DataError(f"{setting}: is not set; give the files to read")
-    return files
-
-
-def _size(file: str) -> int:
-    return int(tf.io.gfile.stat(file).length)
 
 
 def _read(dataset: tf.data.Dataset, source: Source) -> Iterator[dict[str, Any]]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import threading
 from collections import OrderedDict
-from collections.abc import Sequence
 from concurrent.futures import Future
 from functools import lru_cache, partial
 from pathlib import Path
@@ -40,15 +39,13 @@ class LocalCopies:
         self._fetching: dict[str, Future[Held]] = {}
         self._places = threading.Semaphore(_NUM_FETCHED_AT_A_TIME)
 
-    def get(self, info: FileInfo, then: Sequence[FileInfo] = ()) -> str:
-        """The path of a file's copy, to be opened at once. Begins to fetch those that are read next.
+    def get(self, info: FileInfo) -> str:
+        """The path of a file's copy, to be opened at once.
 
         Raises:
           DataError: if it cannot be fetched, or is no longer what it was when it was listed.
         """
-        future = self._begin(info)
-        for other in then:
-            self._begin(other)
+        future = self.begin(info)
         try:
             held = future.result()
         finally:
@@ -58,7 +55,8 @@ class LocalCopies:
             self._keep(_key(info), held)
         return str(held.path)
 
-    def _begin(self, info: FileInfo) -> Future[Held]:
+    def begin(self, info: FileInfo) -> Future[Held]:
+        """Begin to fetch a file's copy, for `get`."""
         key = _key(info)
         with self._lock:
             if key not in self._fetching:

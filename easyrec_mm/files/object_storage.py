@@ -266,5 +266,5 @@ def _understood(message: str) -> tuple[Failure, str]:
 
 def _shortened(text: str) -> str:
     """Without the history of its tries."""
-    text = re.sub(r" in [\d.]+[mµn]?s(, after \d+ retries, max_retries: \d+, retry_timeout: \w+ *)?", "", text)
+    text = re.sub(r" in [\d.]+[mµn]?s(, after \d+ retries, max_retries: \d+, retry_timeout: \w+ *)?( ?- )?", ": ", text)
     return " ".join(text.split()).removeprefix("Generic S3 error: ").removeprefix("Generic GCS error: ")[:300]
