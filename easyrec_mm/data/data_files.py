@@ -7,8 +7,10 @@ one that it cannot read.
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import partial
 
 import tensorflow as tf
 
@@ -21,8 +23,23 @@ from easyrec_mm.files.tensorflow_storage import knows
 NUM_AHEAD = 2
 _STATS_AT_A_TIME = 16
 
-# Remote file -> what it was when it was found, and where its copy is kept.
-_found: dict[str, tuple[FileInfo, LocalCopies]] = {}
+
+@dataclass
+class _Found:
+    """A remote file as it was when it was found, where its copy is kept, and a file that is needed with it."""
+
+    info: FileInfo
+    copies: LocalCopies
+    beside: FileInfo | None = None
+
+    def begin(self) -> None:
+        """Begin to copy both."""
+        self.copies.begin(self.info)
+        if self.beside is not None:
+            self.copies.begin(self.beside)
+
+
+_found: dict[str, _Found] = {}
 
 
 def find_files(path: str, setting: str) -> list[str]:
@@ -54,8 +71,36 @@ def find_infos(path: str, setting: str, copies: LocalCopies | None = None) -> li
         raise DataError(f"{setting}: is not set; give the files to read")
     for name, info in infos.items():
         if is_remote(name):
-            _found[name] = info, copies or local_copies()
+            _found[name] = _Found(info, copies or local_copies())
     return list(infos.values())
+
+
+def find_beside(beside: Mapping[str, str], setting: str, copies: LocalCopies) -> list[FileInfo]:
+    """Files that belong to others, and are fetched with them.
+
+    Args:
+      beside: file that was found -> the one that belongs to it.
+      setting: that asks for them, for messages.
+      copies: where copies of remote ones are kept.
+
+    Raises:
+      DataError: if one is missing.
+    """
+    with ThreadPoolExecutor(_STATS_AT_A_TIME) as pool:
+        infos = list(pool.map(partial(_info_beside, setting), beside, beside.values()))
+    for file, info in zip(beside, infos, strict=True):
+        if is_remote(file):
+            _known(file).beside = info
+            _found[info.path] = _Found(info, copies)
+    return infos
+
+
+def _info_beside(setting: str, file: str, name: str) -> FileInfo:
+    try:
+        return place_of(name).stat(name) if is_remote(name) else _info_here(name)
+    except (StorageError, OSError) as error:
+        reason = error.reason if isinstance(error, StorageError) else error.strerror
+        raise DataError(f"{setting}: {file} needs {name} beside it, which cannot be found: {reason}") from error
 
 
 def opened_at(file: str, by_tensorflow: bool = False) -> str:
@@ -68,16 +113,16 @@ def opened_at(file: str, by_tensorflow: bool = False) -> str:
         return file if by_tensorflow else plain(file)
     if by_tensorflow and not needs_copy(file):
         return file
-    info, copies = _known(file)
-    return copies.get(info)
+    found = _known(file)
+    found.begin()
+    return found.copies.get(found.info)
 
 
 def fetch_ahead(files: Sequence[str], by_tensorflow: bool = False) -> None:
     """Begin to copy these files, which are to be opened next: NUM_AHEAD of them."""
     for file in files:
         if needs_copy(file) if by_tensorflow else is_remote(file):
-            info, copies = _known(file)
-            copies.begin(info)
+            _known(file).begin()
 
 
 def needs_copy(file: str) -> bool:
@@ -114,9 +159,9 @@ def _change(info: FileInfo) -> str | None:
     return f"{info.path}: was written anew while it was read" if now.version != info.version else None
 
 
-def _known(file: str) -> tuple[FileInfo, LocalCopies]:
+def _known(file: str) -> _Found:
     if file not in _found:
-        _found[file] = place_of(file).stat(file), local_copies()
+        _found[file] = _Found(place_of(file).stat(file), local_copies())
     return _found[file]
 
 

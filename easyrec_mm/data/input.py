@@ -22,7 +22,8 @@ from numpy.typing import NDArray
 from easyrec_mm.data.bad_records import BadRecord, BadRecords
 from easyrec_mm.data.batch import Batch, Images, one_picture_each
 from easyrec_mm.data.data_files import find_infos, require_unchanged
-from easyrec_mm.data.pictures import PictureLoader, Pictures
+from easyrec_mm.data.packed_pictures import find_tars, packed_path
+from easyrec_mm.data.pictures import Pictures, picture_loader
 from easyrec_mm.data.source import Chunk, Order, Source
 from easyrec_mm.data.sources import What, open_source
 from easyrec_mm.data.transform import FeatureTransform
@@ -44,7 +45,7 @@ class InputBatch:
     num_groups     groups read, the bad ones included
     epoch          epoch (from 0) of the batch's last group
     step           the step that is to train it; a batch without samples has that of the next one
-    picture_path   string [P], as the image field names it
+    picture_path   what PictureLoader takes of each of the P pictures
     """
 
     batch: Batch
@@ -52,7 +53,7 @@ class InputBatch:
     num_groups: int
     epoch: int
     step: int
-    picture_path: tf.Tensor
+    picture_path: list[bytes]
 
 
 @dataclass(frozen=True)
@@ -60,6 +61,7 @@ class _Pending:
     """A batch whose pictures are being loaded."""
 
     rows: dict[str, tf.Tensor]
+    paths: list[bytes]
     step: int
     bank: PictureBank | None
     plan: Plan | None
@@ -109,10 +111,13 @@ class Input:
         copies = local_copies(data.file_cache_dir, data.file_cache_gib)
         self._files = find_infos(path, setting, copies)
         names = [info.path for info in self._files]
+        self._packed = data.packed_images and schema.uses_image
+        if self._packed:
+            self._files = [*self._files, *find_tars(names, copies)]
         self.source = open_source(data, schema, What(names, read_labels, fields, order))
         self._transform = FeatureTransform(schema.features)
         self._image_transform = FeatureTransform(schema.image_features)
-        self._pictures = PictureLoader(schema.image, data.image_root) if schema.uses_image else None
+        self._pictures = picture_loader(schema.image, data) if schema.uses_image else None
         self._num_threads = data.num_parallel_calls or os.cpu_count() or 1
 
     @property
@@ -122,7 +127,7 @@ class Input:
 
     def fingerprint(self) -> int:
         """A number that changes with the files and the settings that decide which lines a batch holds."""
-        parts = [f"{info.path}:{info.size}" for info in self._files]
+        parts = [f"{info.path}:{info.size}" for info in self._files[: len(self.source.files)]]
         data = self._data
         parts += [str(v) for v in (data.batch_size, data.shuffle, data.shuffle_buffer_size, data.seed)]
         return zlib.crc32("\n".join(parts).encode())
@@ -172,6 +177,8 @@ class Input:
             finally:
                 stop.set()
                 pool.shutdown(wait=False, cancel_futures=True)
+                if self._pictures is not None:
+                    self._pictures.forget()
         self._bad_records.check_all()
 
     def count_batches(self, num_epochs: int = 1) -> int:
@@ -325,11 +332,15 @@ class Input:
         self, rows: dict[str, tf.Tensor], step: int, bank: PictureBank | None, pool: ThreadPoolExecutor
     ) -> _Pending:
         if self._pictures is None:
-            return _Pending(rows, step, None, None, None)
+            return _Pending(rows, [], step, None, None, None)
         paths = list(rows["picture_path"].numpy())
+        if self._packed:
+            files = rows["picture_origin"]["file"].numpy()
+            paths = [packed_path(self.source.files[file], path) for file, path in zip(files, paths, strict=True)]
         plan = bank.plan(list(rows["picture_key"].numpy()), step) if bank else None
         wanted = paths if plan is None else [paths[i] for i in plan.encoded]
-        return _Pending(rows, step, bank, plan, pool.submit(self._pictures.load, wanted))
+        self._pictures.begin(wanted)
+        return _Pending(rows, paths, step, bank, plan, pool.submit(self._pictures.load, wanted))
 
     def _finish(self, pending: _Pending) -> InputBatch:
         rows, plan = pending.rows, pending.plan
@@ -351,7 +362,7 @@ class Input:
         self._bad_records.add(num_groups, len(encoded) if pending.loading is not None else 0, records)
         images = self._images(rows, encoded, plan, is_bad)
         batch = _batch(rows, pixels, images)
-        return InputBatch(batch, rows["kept"], num_groups, int(rows["epoch"]), pending.step, rows["picture_path"])
+        return InputBatch(batch, rows["kept"], num_groups, int(rows["epoch"]), pending.step, pending.paths)
 
     def _images(
         self, rows: dict[str, tf.Tensor], encoded: NDArray[np.int32], plan: Plan | None, is_bad: NDArray[np.bool_]

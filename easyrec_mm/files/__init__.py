@@ -7,7 +7,7 @@ else obstore (s3, gs) or fsspec (all others). What needs files of this machine w
 
 from __future__ import annotations
 
-import shutil
+import os
 from pathlib import Path
 
 from easyrec_mm.files.paths import is_remote, join, place_name, plain, scheme_of
@@ -29,6 +29,7 @@ __all__ = [
     "put",
     "read",
     "scheme_of",
+    "written_at",
 ]
 
 
@@ -54,11 +55,11 @@ def put(local: Path, path: str) -> None:
         place_of(path).upload(local, path)
         local.unlink()
     else:
-        shutil.move(local, plain(path))
+        os.replace(local, plain(path))
 
 
 def written_at(path: str) -> Path:
     """Where to write a file before it is `put` in its place: beside it, or here if that is another machine."""
     if is_remote(path):
         return Path(work_folder()) / f"put-{abs(hash(path))}"
-    return Path(f"{plain(path)}.tmp")
+    return Path(f"{plain(path)}.tmp-{os.getpid()}")

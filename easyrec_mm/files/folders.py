@@ -7,7 +7,6 @@ sees no half: files first, then those that say that others are complete.
 from __future__ import annotations
 
 import itertools
-import re
 from collections.abc import Callable, Collection, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -56,7 +55,7 @@ class Folder:
         """Names of the files that were there when they were listed last, and of those put there since."""
         return list(self._remote)
 
-    def list(self) -> None:
+    def look(self) -> None:
         """Look what is there.
 
         Raises:
@@ -83,17 +82,13 @@ class Folder:
 
         _side_by_side(fetch, names)
 
-    def put(self, order: Callable[[str], int] = lambda name: 0) -> None:
-        """Put there what was written here, those of a higher `order` after those of a lower.
+    def put(self, order: Callable[[str], int | None]) -> None:
+        """Put there what was written here, those of a higher `order` after those of a lower, and not those of None.
 
         Raises:
           StorageError: if one cannot be written.
         """
-        if not self.is_remote:
-            return
-        here = [str(path.relative_to(self.local)) for path in self.local.rglob("*") if path.is_file()]
-        # Files that are being written, as TensorFlow and this project name them.
-        here = [name for name in here if not re.search(r"(^|/)\.|\.tmp(-|$)|\.tempstate", name)]
+        here = [name for name in self._names_here() if order(name) is not None]
         changed = [name for name in here if self._same.get(name) != _status(self.local / name)]
 
         def put(name: str) -> None:
@@ -103,8 +98,23 @@ class Folder:
             self._same[name] = status
             self._remote[name] = FileInfo(path, status[0], "")
 
-        for _, some in itertools.groupby(sorted(changed, key=order), order):
-            _side_by_side(put, some)
+        for number in sorted({order(name) or 0 for name in changed}):
+            _side_by_side(put, [name for name in changed if (order(name) or 0) == number])
+
+    def replace(self, last: str) -> None:
+        """Put there what is here in the place of all that was there; `last` is gone before and comes last.
+
+        Raises:
+          StorageError: if it cannot be written.
+        """
+        if last in self._remote:
+            self.remove([last])
+        self.put(lambda name: None if name == last else 0)
+        self.remove(set(self._remote).difference(self._names_here()))
+        self.put(lambda name: 0)
+
+    def _names_here(self) -> list[str]:
+        return [str(path.relative_to(self.local)) for path in self.local.rglob("*") if path.is_file()]
 
     def remove(self, names: Collection[str]) -> None:
         """Remove files there.

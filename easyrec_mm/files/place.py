@@ -20,6 +20,8 @@ from easyrec_mm.files.storage import Content, Failure, FileInfo, Storage, Storag
 FIRST_TRY_S, TRY_S = 10.0, 120.0
 FIRST_WAIT_S = 15.0
 _FIRST_PAUSE_S, _LONGEST_PAUSE_S = 0.1, 8.0
+# A place of which nothing can be had is not asked again for this long.
+_LEFT_ALONE_S = 20.0
 
 T = TypeVar("T")
 
@@ -36,8 +38,10 @@ class Place:
         self._path = path
         self._storage: Storage | None = None
         self._lock = threading.Lock()
-        # When it answered last, and whether it ever gave what was asked for.
+        # When it answered last; 0.0: never.
         self.answered_s = 0.0
+        # Why nothing can be had of it, and until when nobody asks again.
+        self._failure: tuple[StorageError, float] | None = None
 
     def find(self, pattern: str) -> list[FileInfo]:
         """See Storage.find."""
@@ -72,9 +76,17 @@ class Place:
         self._call(lambda storage: storage.remove(path))
 
     def _call(self, request: Callable[[Storage], T]) -> T:
-        if self.answered_s:
-            return self._try(request, TRY_S)
-        return _in_time(lambda: self._try(request, FIRST_TRY_S), self.name)
+        if self._failure is not None and time.monotonic() < self._failure[1]:
+            known = self._failure[0]
+            raise StorageError(known.path, known.reason, known.failure)
+        try:
+            if self.answered_s:
+                return self._try(request, TRY_S)
+            return _in_time(lambda: self._try(request, FIRST_TRY_S), self.name)
+        except StorageError as error:
+            if error.failure == Failure.PLACE:
+                self._failure = error, time.monotonic() + _LEFT_ALONE_S
+            raise
 
     def _try(self, request: Callable[[Storage], T], limit_s: float) -> T:
         begun = time.monotonic()
