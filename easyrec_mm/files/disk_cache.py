@@ -77,7 +77,7 @@ class DiskCache:
         while True:
             try:
                 descriptor = os.open(path, os.O_RDONLY)
-            except FileNotFoundError:
+            except (FileNotFoundError, NotADirectoryError):
                 return None
             fcntl.flock(descriptor, fcntl.LOCK_SH)
             if os.fstat(descriptor).st_nlink:

@@ -1,4 +1,4 @@
-"""Places of any scheme that fsspec knows: http and https, oss, hdfs, memory and what else is installed."""
+"""Places of any scheme that fsspec knows: http and https, hdfs, memory and what else is installed."""
 
 from __future__ import annotations
 
@@ -17,8 +17,6 @@ _VERSION_KEYS = (
     "updated", "created", "checksum",
 )  # fmt: skip
 _PASSING_STATUS = (408, 429)
-# Packages of schemes that are not installed with this one.
-_EXTRAS = {"oss": "oss"}
 _KNOWN = "s3, oss, gs, hdfs, http and https are known"
 
 
@@ -29,7 +27,7 @@ class FsspecStorage:
         import fsspec
 
         scheme = scheme_of(path)
-        place = place_name(path)
+        place = self._place = place_name(path)
         try:
             # Without what they remember of earlier listings: files come and go while we look.
             self._files: Any = fsspec.filesystem(scheme, **_options(path), use_listings_cache=False)
@@ -37,10 +35,11 @@ class FsspecStorage:
             reason = f"no file system has the scheme '{scheme}://'; {_KNOWN}"
             raise StorageError(place, reason, Failure.PLACE) from error
         except ImportError as error:
-            extra = f"; pip install 'easyrec-mm[{_EXTRAS[scheme]}]'" if scheme in _EXTRAS else ""
-            raise StorageError(place, f"{error}{extra}", Failure.PLACE) from error
+            raise StorageError(place, str(error), Failure.PLACE) from error
         except Exception as error:  # each has its own kinds
             raise StorageError(place, f"cannot be reached: {_text(error)}", Failure.PLACE) from error
+        # What the file system calls the place; paths go on from it.
+        self._root = str(self._files._strip_protocol(place)).rstrip("/")
 
     def find(self, pattern: str) -> list[FileInfo]:
         """See Storage.find."""
@@ -87,6 +86,8 @@ class FsspecStorage:
 
     def upload(self, local: Path, path: str) -> None:
         """See Storage.upload."""
+        if scheme_of(path) in ("http", "https"):
+            raise StorageError(path, "a web server takes no files; write elsewhere", Failure.REFUSED)
         temporary = f"{path}.tmp" if scheme_of(path) in ("hdfs", "webhdfs") else ""
         with self._translated(path):
             self._files.makedirs(self._files._parent(path), exist_ok=True)
@@ -103,7 +104,7 @@ class FsspecStorage:
 
     def _info(self, info: dict[str, Any], path: str = "") -> FileInfo:
         version = next((str(info[key]) for key in _VERSION_KEYS if info.get(key)), "")
-        path = path or str(self._files.unstrip_protocol(info["name"]))
+        path = path or f"{self._place}{str(info['name']).removeprefix(self._root)}"
         return FileInfo(path, int(info.get("size") or 0), version, info.get("type") == "directory")
 
     @contextmanager
