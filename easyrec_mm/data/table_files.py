@@ -52,10 +52,16 @@ class TableSource:
     order: Order
     reader: ParquetReader | CsvReader
     _failure: DataError | None = field(default=None, init=False)
+    _first: tuple[str, pa.Schema] | None = field(default=None, init=False)
 
     def __post_init__(self) -> None:
         if not any(len(table) for table in self._tables(range(len(self.files)))):
             raise DataError(f"{', '.join(self.files[:3])}: no row of data; give files that hold groups")
+
+    @property
+    def chunk_size(self) -> int:
+        """Larger than that of records: the calls of Arrow and NumPy hold Python's lock."""
+        return 8192 if self.groups.is_flat else 1024
 
     def records(self, num_epochs: int, num_skipped: int, size: int) -> tf.data.Dataset:
         """See Source.records; the groups are checked already. The dataset can be iterated once."""
@@ -180,10 +186,22 @@ class TableSource:
             fetch_ahead([self.files[i] for i in indices[number : number + NUM_AHEAD]])
             for table in self.reader.read(self.files[index]):
                 rows = self.groups.prepare(self.files[index], table)
+                self._require_equal_types(self.files[index], rows.select(self.groups.columns).schema)
                 if ROW not in rows.column_names:
                     rows = rows.append_column(ROW, pa.array(np.arange(first, first + len(rows))))
                     first += len(rows)
                 yield rows.append_column(_FILE, pa.array(np.full(len(rows), index)))
+
+    def _require_equal_types(self, file: str, columns: pa.Schema) -> None:
+        """Check that columns are lists in all files or in none."""
+        if self._first is None:
+            self._first = (file, columns)
+        elif columns != self._first[1]:
+            first, types = self._first
+            name, kind = next((column.name, column.type) for column in columns if column != types.field(column.name))
+            raise DataError(
+                f"{file}: column '{name}' is {kind}, and {types.field(name).type} in {first}; write all files alike"
+            )
 
 
 class _InOrder:
