@@ -69,7 +69,10 @@ setup(
     long_description_content_type="text/markdown",
     license="Apache-2.0",
     python_requires=">=3.10,<3.14",
-    packages=["easyrec_mm", *(f"easyrec_mm.{name}" for name in ("data", "layers", "protos", "serving", "store"))],
+    packages=[
+        "easyrec_mm",
+        *(f"easyrec_mm.{name}" for name in ("data", "files", "layers", "protos", "serving", "store")),
+    ],
     install_requires=_requirements(),
     entry_points={"console_scripts": ["easyrec-mm=easyrec_mm.cli:main"]},
     cmdclass={"generate_proto": GenerateProto, "build_py": BuildPy},

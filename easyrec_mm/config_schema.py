@@ -5,6 +5,7 @@ Every problem is collected with its config path, so that a user sees all of them
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Sequence
 
@@ -71,6 +72,7 @@ def derive_schema(config: EasyRecConfig, problems: Problems) -> Schema:
     read_per_image, _ = derive_features(
         image_features, config.data_config, layout, {f.name: f for f in fields}, problems
     )
+    _check_caches(config.data_config, IMAGE_GROUP in groups, problems)
     tasks = _tasks(config, labels, problems)
     sample_weight = _sample_weight(config.data_config, fields, layout, labels, problems)
     problems.raise_if_any()
@@ -96,6 +98,26 @@ def derive_schema(config: EasyRecConfig, problems: Problems) -> Schema:
     problems.raise_if_any()
     _check_defaults(schema, problems)
     return schema
+
+
+def _check_caches(data: DatasetConfig, uses_image: bool, problems: Problems) -> None:
+    """Where copies of files are kept, and how pictures are stored."""
+    for name in ("image_cache_dir", "file_cache_dir"):
+        if "://" in getattr(data, name):
+            problems.add(f"data_config.{name}", f"'{getattr(data, name)}' is not of this machine; give a folder of it")
+    for name in ("image_cache_gib", "file_cache_gib"):
+        if not 0 < getattr(data, name) < math.inf:
+            problems.add(f"data_config.{name}", f"{getattr(data, name):g} is no size; give GiB above 0")
+    if data.HasField("image_cache_gib") and not data.image_cache_dir:
+        problems.add("data_config.image_cache_gib", "has no effect without image_cache_dir; set it or remove this")
+    for name in ("image_cache_dir", "packed_images"):
+        if getattr(data, name) and not uses_image:
+            problems.add(
+                f"data_config.{name}", f"has no effect: no feature group '{IMAGE_GROUP}'; add it or remove this"
+            )
+    for name in ("image_cache_dir", "image_root"):
+        if data.packed_images and getattr(data, name):
+            problems.add(f"data_config.{name}", "has no effect on packed_images, which lie beside the data; remove it")
 
 
 def _check_defaults(schema: Schema, problems: Problems) -> None:

@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import threading
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from itertools import islice
 from typing import Any
 
 import numpy as np
@@ -17,6 +18,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import tensorflow as tf
 
+from easyrec_mm.data.data_files import NUM_AHEAD, fetch_ahead
 from easyrec_mm.data.source import Chunk, GroupRows, Order, Problem, TextGroup
 from easyrec_mm.data.table_readers import CsvReader, ParquetReader
 from easyrec_mm.data.typed_groups import ROW, TypedGroups
@@ -150,6 +152,7 @@ class TableSource:
         while waiting or opened or held:
             while waiting and len(opened) < NUM_OPEN_FILES:
                 opened.append(self._tables([waiting.popleft()]))
+                fetch_ahead([self.files[i] for i in islice(waiting, NUM_AHEAD)])
             if opened:
                 table = next(opened[0], None)
                 if table is None:
@@ -176,10 +179,11 @@ class TableSource:
         place = random.permutation(max(len(picture.dictionary), 1))
         return table.take(pa.array(np.argsort(place[code], kind="stable")))
 
-    def _tables(self, indices: Iterable[int]) -> Iterator[pa.Table]:
+    def _tables(self, indices: Sequence[int]) -> Iterator[pa.Table]:
         """What is read of these files, with columns _FILE and ROW."""
-        for index in indices:
+        for number, index in enumerate(indices, 1):
             first = 1
+            fetch_ahead([self.files[i] for i in indices[number : number + NUM_AHEAD]])
             for table in self.reader.read(self.files[index]):
                 rows = self.groups.prepare(self.files[index], table)
                 self._require_equal_types(self.files[index], rows.select(self.groups.columns).schema)
