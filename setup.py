@@ -74,6 +74,7 @@ setup(
         *(f"easyrec_mm.{name}" for name in ("data", "files", "layers", "protos", "serving", "store")),
     ],
     install_requires=_requirements(),
+    extras_require={"odps": ["pyodps>=0.12"]},
     entry_points={"console_scripts": ["easyrec-mm=easyrec_mm.cli:main"]},
     cmdclass={"generate_proto": GenerateProto, "build_py": BuildPy},
 )

@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import struct
 import threading
+import time
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from urllib.parse import parse_qs, urlsplit
@@ -17,6 +18,7 @@ from odps.tunnel.checksum import Checksum
 
 PROJECT, ACCESS_ID = "shop", "an-id"
 _CHUNK_BYTES = 1 << 16
+_ORIGIN = "<RequestId>1</RequestId><HostId>stub</HostId>"
 _TYPES = {pa.string(): "string", pa.int64(): "bigint", pa.binary(): "binary", pa.float64(): "double"}
 
 
@@ -42,12 +44,14 @@ class OdpsServer:
     requests     the ranges (table, partition, start, count) that were asked for
     most_busy    requests for rows that were answered at a time, at most
     refusals     how many requests for rows are still answered with 503
+    delay        seconds that a request for rows takes
     """
 
     tables: dict[str, StubTable]
     requests: list[tuple[str, str, int, int]] = field(default_factory=list)
     most_busy: int = 0
     refusals: int = 0
+    delay: float = 0.0
 
     def __post_init__(self) -> None:
         self._lock = threading.Lock()
@@ -82,10 +86,10 @@ class _Handler(BaseHTTPRequestHandler):
     def log_message(self, *args: object) -> None:
         pass
 
-    def do_POST(self) -> None:  # noqa: N802
+    def do_POST(self) -> None:
         self.do_GET()
 
-    def do_GET(self) -> None:  # noqa: N802
+    def do_GET(self) -> None:
         url = urlsplit(self.path)
         query = {name: values[0] for name, values in parse_qs(url.query, keep_blank_values=True).items()}
         parts = url.path.strip("/").split("/")[1:]  # without "api"
@@ -113,9 +117,8 @@ class _Handler(BaseHTTPRequestHandler):
                 self._answer(_session_json(table, table.partitions[partition]))
         else:
             schema = {"name": name, "columns": _columns(table.columns), "partitionKeys": _levels(table)}
-            self._answer(
-                f'<Table format="Json"><Name>{name}</Name><Schema><![CDATA[{json.dumps(schema)}]]></Schema></Table>'.encode()
-            )
+            text = f"<Schema><![CDATA[{json.dumps(schema)}]]></Schema>"
+            self._answer(f'<Table format="Json"><Name>{name}</Name>{text}</Table>'.encode())
 
     def _rows(self, name: str, partition: str, rows: pa.Table, query: dict[str, str]) -> None:
         start, count = (int(number) for number in query["rowrange"].strip("()").split(","))
@@ -124,13 +127,14 @@ class _Handler(BaseHTTPRequestHandler):
             if not self.stub.count_request(name, partition, start, count):
                 self._error(503, "ServiceUnavailable", "busy")
                 return
+            time.sleep(self.stub.delay)
             some = rows.slice(start, count).select([c for c in rows.column_names if c in wanted])
             self._answer(_framed(some))
         finally:
             self.stub.end_request()
 
     def _error(self, status: int, code: str, message: str) -> None:
-        self._answer(f"<Error><Code>{code}</Code><Message>{message}</Message></Error>".encode(), status)
+        self._answer(f"<Error><Code>{code}</Code><Message>{message}</Message>{_ORIGIN}</Error>".encode(), status)
 
     def _answer(self, body: bytes, status: int = 200) -> None:
         self.send_response(status)

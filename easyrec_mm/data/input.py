@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 
 from easyrec_mm.data.bad_records import BadRecord, BadRecords
 from easyrec_mm.data.batch import Batch, Images, one_picture_each
-from easyrec_mm.data.data_files import find_infos, require_unchanged
+from easyrec_mm.data.data_files import require_unchanged
 from easyrec_mm.data.packed_pictures import find_tars, packed_path
 from easyrec_mm.data.packing import Packing, cut
 from easyrec_mm.data.pictures import Pictures, picture_loader
@@ -106,13 +106,11 @@ class Input:
         fields = tuple(name for name in schema.layout.sample_fields if name in used)
         read_labels = tuple(name for name in schema.labels if name in self._labels or name in kept_fields)
         order = Order(training and data.shuffle, data.seed, data.shuffle_buffer_size)
-        copies = local_copies(data.file_cache_dir, data.file_cache_gib)
-        self._files = find_infos(path, setting, copies)
-        names = [info.path for info in self._files]
+        self.source, self._files = open_source(data, schema, path, setting, What(read_labels, fields, order))
         self._packed = data.packed_images and schema.uses_image
         if self._packed:
-            self._files = [*self._files, *find_tars(names, copies)]
-        self.source = open_source(data, schema, What(names, read_labels, fields, order))
+            copies = local_copies(data.file_cache_dir, data.file_cache_gib)
+            self._files = [*self._files, *find_tars(self.source.files, copies)]
         self._transform = FeatureTransform(schema.features)
         self._image_transform = FeatureTransform(schema.image_features)
         self._pictures = picture_loader(schema.image, data) if schema.uses_image else None

@@ -18,13 +18,17 @@ from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import Any, NamedTuple
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from easyrec_mm.data.typed_groups import ROW
 from easyrec_mm.errors import DataError, did_you_mean
 
 # Groups in a slice: some MiB, so that a request is worth its round trip and a table has many slices to shuffle.
 SLICE_ROWS = 4096
+# Column of the lines.
+LINE = "easyrec_mm:line"
 # Slices that are fetched at a time.
 NUM_WORKERS = 4
 # Between the columns of a line that a row becomes; not in any text that people use to write samples.
@@ -33,7 +37,6 @@ COLUMN_SEPARATOR = "\x1f\x1e\x1f"
 _SESSION_SECONDS = 12 * 3600
 _CONNECT_SECONDS = 10
 _PATH = re.compile(r"odps://(?P<project>[^/]+)/tables/(?P<table>[^/]+)(?P<partition>(?:/[^/=]+=[^/]+)*)/?")
-_INI_NAMES = {"access_id": "access_id", "secret_access_key": "access_key", "endpoint": "end_point"}
 
 
 class Slice(NamedTuple):
@@ -49,7 +52,7 @@ class Slice(NamedTuple):
     count: int
 
     def __str__(self) -> str:
-        return f"{self.place} rows {self.start + 1} to {self.start + self.count}"
+        return f"{self.place}[{self.start + 1}-{self.start + self.count}]"
 
 
 @dataclass
@@ -82,48 +85,56 @@ class _Partition:
 
 
 class OdpsTables:
-    """Rows of some tables as lines: columns as texts, with COLUMN_SEPARATOR between them; a null is an empty text.
+    """Reads rows of some tables as lines; a TableReader whose files are slices.
+
+    A line has the columns as texts, with a separator between them; a null is an empty text.
 
     Args:
       path: paths, separated by commas: odps://project/tables/name, and the partition or the first of its levels behind:
         odps://project/tables/name/dt=20261121.
       setting: the config path of `path`, for messages.
       columns: their names.
+      separator: between the columns of a line; no column contains it.
 
     Raises:
       DataError: if PyODPS or credentials are missing, or a table cannot be opened or lacks a column.
     """
 
-    def __init__(self, path: str, setting: str, columns: Sequence[str]) -> None:
+    def __init__(self, path: str, setting: str, columns: Sequence[str], separator: str) -> None:
         self._columns = list(columns)
+        self._separator = separator.encode()
         self._partitions: dict[str, _Partition] = {}
         for part in filter(None, (part.strip() for part in path.split(","))):
             for partition in self._find(part, setting):
                 self._partitions.setdefault(partition.place, partition)
         if not self._partitions:
-            raise DataError(f"{setting}: is not set; give the tables to read, as odps://project/tables/name/dt=20261121")
-        self.slices = [
-            Slice(place, start, min(SLICE_ROWS, partition.count - start))
-            for place, partition in self._partitions.items()
-            for start in range(0, partition.count, SLICE_ROWS)
-        ]
+            raise DataError(
+                f"{setting}: is not set; give the tables to read, as odps://project/tables/name/dt=20261121"
+            )
+        self.slices = {
+            str(one): one for place, partition in self._partitions.items() for one in _slices(place, partition.count)
+        }
         self._pool = ThreadPoolExecutor(NUM_WORKERS, thread_name_prefix="odps")
-        self._fetched: dict[Slice, Future[pa.Array]] = {}
+        self._fetched: dict[str, Future[pa.Table]] = {}
 
-    def ahead(self, slices: Sequence[Slice]) -> None:
-        """Begin to fetch slices that are read next."""
-        for one in slices:
-            if one not in self._fetched:
-                self._fetched[one] = self._pool.submit(self._fetch, one)
+    def ahead(self, files: Sequence[str]) -> None:
+        """Begin to fetch slices, by name, that are read next."""
+        for name in files:
+            if name not in self._fetched:
+                self._fetched[name] = self._pool.submit(self._fetch, self.slices[name])
 
-    def lines(self, some: Slice) -> pa.Array:
-        """The rows of a slice, binary.
+    def read(self, file: str) -> Iterator[pa.Table]:
+        """The rows of a slice, in columns LINE (binary) and ROW.
 
         Raises:
           DataError: if they cannot be fetched.
         """
-        self.ahead([some])
-        return self._fetched.pop(some).result()
+        self.ahead([file])
+        yield self._fetched.pop(file).result()
+
+    def count(self, file: str) -> int:
+        """Rows of a slice."""
+        return self.slices[file].count
 
     def _find(self, path: str, setting: str) -> Iterator[_Partition]:
         """The partitions that a path names."""
@@ -160,7 +171,7 @@ class OdpsTables:
             if name not in names:
                 raise DataError(f"{path}: no column '{name}' (data_config.selected_cols); {did_you_mean(name, names)}")
 
-    def _fetch(self, some: Slice) -> pa.Array:
+    def _fetch(self, some: Slice) -> pa.Table:
         with _reasons(str(some)):
             session = self._partitions[some.place].session()
             with session.open_arrow_reader(some.start, some.count, columns=self._columns) as reader:
@@ -168,7 +179,8 @@ class OdpsTables:
         if len(table) != some.count:
             raise DataError(f"{some}: {len(table)} rows came, not {some.count}; try again")
         columns = [_texts(table[name]) for name in self._columns]
-        return pc.binary_join_element_wise(*columns, COLUMN_SEPARATOR.encode()).combine_chunks()
+        rows = np.arange(some.start + 1, some.start + 1 + some.count)
+        return pa.table({LINE: pc.binary_join_element_wise(*columns, self._separator), ROW: rows})
 
 
 @contextmanager
@@ -180,8 +192,13 @@ def _reasons(place: str) -> Iterator[None]:
     try:
         yield
     except (BaseODPSError, requests.RequestException, OSError, pa.ArrowException) as error:
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        reason = " ".join(str(error).split()) or type(error).__name__
         raise DataError(f"{place}: cannot be read: {reason}") from error
+
+
+def _slices(place: str, count: int) -> Iterator[Slice]:
+    for start in range(0, count, SLICE_ROWS):
+        yield Slice(place, start, min(SLICE_ROWS, count - start))
 
 
 def _texts(column: pa.ChunkedArray) -> pa.ChunkedArray:
@@ -212,27 +229,27 @@ def _client(project: str) -> Any:
     """
     try:
         from odps import ODPS, options
+        from odps.accounts import from_environments
     except ImportError as error:
         raise DataError("reading MaxCompute needs PyODPS; install it: pip install 'easyrec_mm[odps]'") from error
     options.connect_timeout = _CONNECT_SECONDS
     options.retry_times = 2
     ini = _read_ini()
-    try:
-        key = {
-            "access_id": os.environ.get("ODPS_ACCESS_ID") or ini.get("access_id"),
-            "secret_access_key": os.environ.get("ODPS_ACCESS_KEY") or ini.get("access_key"),
-        }
-        return ODPS(
-            **(key if key["access_id"] else {}),
-            project=project,
-            endpoint=os.environ.get("ODPS_ENDPOINT") or ini.get("end_point"),
-            tunnel_endpoint=os.environ.get("ODPS_TUNNEL_ENDPOINT") or ini.get("tunnel_endpoint"),
-        )
-    except TypeError as error:
+    access_id = os.environ.get("ODPS_ACCESS_ID") or ini.get("access_id")
+    account = None if access_id else from_environments()
+    if not (access_id or account):
         raise DataError(
-            f"odps://{project}: no credentials of MaxCompute; set ODPS_ACCESS_ID, ODPS_ACCESS_KEY and ODPS_ENDPOINT, or "
-            "ODPS_CONFIG_FILE_PATH to a file that has access_id, access_key and end_point"
-        ) from error
+            f"odps://{project}: no credentials of MaxCompute; set ODPS_ACCESS_ID, ODPS_ACCESS_KEY and ODPS_ENDPOINT, "
+            "or ODPS_CONFIG_FILE_PATH to a file that has access_id, access_key and end_point"
+        )
+    return ODPS(
+        access_id,
+        os.environ.get("ODPS_ACCESS_KEY") or ini.get("access_key"),
+        account=account,
+        project=project,
+        endpoint=os.environ.get("ODPS_ENDPOINT") or ini.get("end_point"),
+        tunnel_endpoint=os.environ.get("ODPS_TUNNEL_ENDPOINT") or ini.get("tunnel_endpoint"),
+    )
 
 
 @lru_cache(8)

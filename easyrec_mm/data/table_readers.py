@@ -9,7 +9,7 @@ import pyarrow as pa
 import pyarrow.csv
 import pyarrow.parquet as pq
 
-from easyrec_mm.data.data_files import opened_at
+from easyrec_mm.data.data_files import fetch_ahead, opened_at
 from easyrec_mm.data.source import Problem
 from easyrec_mm.data.typed_groups import PROBLEM, ROW, TypedGroups
 from easyrec_mm.errors import DataError
@@ -38,6 +38,10 @@ class ParquetReader:
                     yield pa.Table.from_batches([batch])
         except (OSError, pa.ArrowException) as error:
             raise DataError(f"{file}: cannot be read as Parquet: {_reason(error)}") from error
+
+    def ahead(self, files: Sequence[str]) -> None:
+        """Begin to copy files that are read next."""
+        fetch_ahead(files)
 
     def count(self, file: str) -> int:
         """Rows of a file."""
@@ -84,6 +88,10 @@ class CsvReader:
             raise DataError(f"{file}: cannot be read as CSV from row {max(row, first)} on: {_reason(error)}") from error
         if invalid:
             yield pa.table({ROW: list(invalid), PROBLEM: list(invalid.values())})
+
+    def ahead(self, files: Sequence[str]) -> None:
+        """Begin to copy files that are read next."""
+        fetch_ahead(files)
 
     def count(self, file: str) -> int:
         """Rows of a file."""
