@@ -10,7 +10,7 @@ from setuptools.command.build_py import build_py
 
 ROOT = Path(__file__).parent
 PROTO_PACKAGE = "easyrec_mm/protos"
-SUBPACKAGES = ("data", "grouping", "layers", "protos", "serving", "store")
+SUBPACKAGES = ("data", "files", "grouping", "layers", "protos", "serving", "store")
 
 
 class GenerateProto(Command):
@@ -72,7 +72,7 @@ setup(
     python_requires=">=3.10,<3.14",
     packages=["easyrec_mm", *(f"easyrec_mm.{name}" for name in SUBPACKAGES)],
     install_requires=_requirements("base"),
-    extras_require={"spark": _requirements("spark")},
+    extras_require={"odps": ["pyodps>=0.12"], "spark": _requirements("spark")},
     entry_points={"console_scripts": ["easyrec-mm=easyrec_mm.cli:main"]},
     cmdclass={"generate_proto": GenerateProto, "build_py": BuildPy},
 )

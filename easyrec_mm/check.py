@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import io
 import math
-import os
 from collections import Counter
 from dataclasses import dataclass
 from dataclasses import field as attribute
@@ -17,7 +17,8 @@ from easyrec_mm.config import Pipeline
 from easyrec_mm.data.bad_records import NUM_SHOWN, BadRecord, BadRecords
 from easyrec_mm.data.group_rtp import label_value, split_bytes
 from easyrec_mm.data.input import Input
-from easyrec_mm.data.pictures import PictureLoader
+from easyrec_mm.data.packed_pictures import packed_path
+from easyrec_mm.data.pictures import picture_loader
 from easyrec_mm.data.source import Problem
 from easyrec_mm.errors import UserError
 from easyrec_mm.image_network import image_tower
@@ -165,17 +166,20 @@ def _unknown(feature: Feature, texts: list[str]) -> str:
 
 def _check_pictures(sample: _Sample, pipeline: Pipeline) -> list[str]:
     """Load some pictures, as training would, and add those that fail to the bad records."""
-    image, root = pipeline.schema.image, pipeline.config.data_config.image_root
+    image, data = pipeline.schema.image, pipeline.config.data_config
     paths = list(sample.pictures)[:NUM_PICTURES]
-    problems = PictureLoader(image, root).load(paths).problems
+    loader = picture_loader(image, data)
+    contents, unreadable = loader.read(
+        [packed_path(sample.pictures[path][0], path) if data.packed_images else path for path in paths]
+    )
+    problems = loader.decode(contents, unreadable).problems
     for row, problem in problems.items():
         sample.bad.append(BadRecord("picture", *sample.pictures[paths[row]], _text(paths[row]), problem))
     sizes: Counter[str] = Counter()
     formats: Counter[str] = Counter()
-    good = (os.fsdecode(path) for row, path in enumerate(paths) if row not in problems)
-    for path in (path for path in good if "://" not in path):
+    for content in (content for row, content in enumerate(contents) if row not in problems):
         try:
-            with Pillow.open(os.path.join(root, path)) as picture:
+            with Pillow.open(io.BytesIO(content)) as picture:
                 sizes[f"{picture.width} x {picture.height}"] += 1
                 formats[str(picture.format)] += 1
         except (OSError, UnidentifiedImageError):

@@ -21,6 +21,8 @@ import tensorflow as tf
 from easyrec_mm.errors import CheckpointError, did_you_mean, tensorflow_reason
 
 PREFIX = "model.ckpt"
+# The list of a folder's checkpoints.
+STATE = "checkpoint"
 _SLICE_BYTES = 16 << 20
 # Of a variable: a table of 100 GiB goes into files of 400 MiB.
 _MOST_SLICES = 256
@@ -92,13 +94,13 @@ class Checkpoints:
         """TensorFlow's `checkpoint` file, with relative paths, so that the folder can be moved."""
         names = [Path(path).name for path in paths]
         lines = [f'model_checkpoint_path: "{names[-1]}"', *(f'all_model_checkpoint_paths: "{n}"' for n in names)]
-        temporary = self._folder / "checkpoint.tmp"
+        temporary = self._folder / f"{STATE}.tmp"
         try:
             with temporary.open("w", encoding="utf-8") as file:
                 file.write("\n".join(lines) + "\n")
                 file.flush()
                 os.fsync(file.fileno())
-            os.replace(temporary, self._folder / "checkpoint")
+            os.replace(temporary, self._folder / STATE)
         finally:
             temporary.unlink(missing_ok=True)
 

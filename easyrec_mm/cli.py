@@ -11,6 +11,7 @@ from collections.abc import Callable, Sequence
 from easyrec_mm import __version__, commands
 from easyrec_mm.commands import SIGNAL_EXIT_BASE
 from easyrec_mm.errors import UserError
+from easyrec_mm.files.folders import shown
 
 Parser = argparse.ArgumentParser
 Command = Callable[[argparse.Namespace], int]
@@ -23,7 +24,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         return command(options)
     except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error: {shown(str(error))}", file=sys.stderr)
         return 1
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

@@ -13,6 +13,8 @@ from contextlib import ExitStack
 from typing import TYPE_CHECKING, Any
 
 from easyrec_mm.errors import UserError, did_you_mean
+from easyrec_mm.files import join
+from easyrec_mm.files.folders import shown
 from easyrec_mm.tensorflow_import import import_tensorflow
 
 if TYPE_CHECKING:
@@ -22,6 +24,7 @@ if TYPE_CHECKING:
     from easyrec_mm.data.bad_records import BadRecords
     from easyrec_mm.embed import PictureEmbedder
     from easyrec_mm.model import MultimodalModel
+    from easyrec_mm.model_dir import ModelDir
     from easyrec_mm.store import Store
 
 SIGNAL_EXIT_BASE = 128
@@ -142,14 +145,14 @@ def eval_command(options: argparse.Namespace) -> int:
     from easyrec_mm.trainer import EVAL_RESULT
 
     config = pipeline.config
-    model, bad_records, trained = _trained(pipeline, options.checkpoint_path)
-    results = evaluate(model, config, path, "eval_input_path", bad_records)
-    result_path = os.path.join(config.model_dir, EVAL_RESULT)
-    write_result(result_path, results)
+    model, folder, bad_records, trained = _trained(pipeline, options.checkpoint_path)
+    with folder.logs_put():
+        results = evaluate(model, config, path, "eval_input_path", bad_records)
+        write_result(str(folder.local / EVAL_RESULT), results)
     print(table(results))
-    print(f"{trained} on {path}; written to {result_path}")
+    print(f"{trained} on {path}; written to {join(config.model_dir, EVAL_RESULT)}")
     if bad_records.summary():
-        print(bad_records.summary())
+        print(shown(bad_records.summary()))
     return 0
 
 
@@ -166,18 +169,19 @@ def predict_command(options: argparse.Namespace) -> int:
         raise UserError(f"--output {options.output}: write to a file that ends in .parquet or .csv")
     from easyrec_mm.evaluator import predict
 
-    model, bad_records, trained = _trained(pipeline, options.checkpoint_path)
-    num_rows = predict(model, pipeline.config, options.predict_input_path, options.output, reserved, bad_records)
+    model, folder, bad_records, trained = _trained(pipeline, options.checkpoint_path)
+    with folder.logs_put():
+        num_rows = predict(model, pipeline.config, options.predict_input_path, options.output, reserved, bad_records)
     print(f"{num_rows} rows by {trained} in {options.output}")
     if bad_records.summary():
-        print(bad_records.summary())
+        print(shown(bad_records.summary()))
     return 0
 
 
 def export_command(options: argparse.Namespace) -> int:
     if not (options.model_dir or options.pipeline_config):
         raise UserError("--model_dir: give the folder of the training, or its config with --pipeline_config_path")
-    options.pipeline_config = options.pipeline_config or os.path.join(options.model_dir, "pipeline.config")
+    options.pipeline_config = options.pipeline_config or join(options.model_dir, "pipeline.config")
     if options.model_dir:
         options.set.append(f"model_dir={options.model_dir}")
     pipeline = _load(options)
@@ -189,7 +193,8 @@ def export_command(options: argparse.Namespace) -> int:
     folders = ExportFolders(options.img_model_export_dir, options.rec_model_export_dir, options.total_model_export_dir)
     assets = tuple(name.strip() for name in options.asset_files.split(",") if name.strip())
     parity = export(pipeline, checkpoint, folders, path, assets, options.parity_groups)
-    print(f"{checkpoint}: image model in {folders.image}, rec model in {folders.rec}, total model in {folders.total}")
+    places = f"image model in {folders.image}, rec model in {folders.rec}, total model in {folders.total}"
+    print(f"{shown(checkpoint)}: {places}")
     for name, reason in parity["left_out"].items():
         print(f"warning: {name} is left out, so embed computes by TensorFlow: {reason}", file=sys.stderr)
     print(f"compared on {parity['num_samples']} samples with {parity['num_pictures']} pictures; largest differences:")
@@ -282,7 +287,7 @@ def search_command(options: argparse.Namespace) -> int:
         for rank, neighbour in enumerate(neighbours, 1):
             print(f"{rank:>4}  {neighbour.cosine:.6f}  {neighbour.key}")
         if options.html:
-            query_path = options.image or os.path.join(options.image_root, options.key)
+            query_path = options.image or join(options.image_root, options.key)
             write_page(options.html, wanted, query_path, neighbours, options.image_root)
             print(f"as a page: {options.html}")
     if options.eval:
@@ -372,18 +377,20 @@ def serve_command(options: argparse.Namespace) -> int:
     return 0
 
 
-def _trained(pipeline: Pipeline, checkpoint_path: str | None) -> tuple[MultimodalModel, BadRecords, str]:
-    """The model of a checkpoint, the newest in model_dir if none is named; where bad records go; and its name."""
-    from easyrec_mm.checkpoint import resolve_checkpoint
+def _trained(pipeline: Pipeline, checkpoint_path: str | None) -> tuple[MultimodalModel, ModelDir, BadRecords, str]:
+    """The model of a checkpoint, the newest in model_dir if none is named; model_dir; its bad records; its name."""
     from easyrec_mm.data.bad_records import BadRecords
     from easyrec_mm.evaluator import load_model
+    from easyrec_mm.model_dir import ModelDir, find_checkpoint
     from easyrec_mm.trainer import BAD_RECORDS
 
     config = pipeline.config
-    checkpoint = resolve_checkpoint(checkpoint_path or config.model_dir, "--checkpoint_path")
+    folder = ModelDir(config.model_dir).open()
+    setting = "--checkpoint_path"
+    checkpoint = find_checkpoint(checkpoint_path, setting) if checkpoint_path else folder.checkpoint(setting)
     model, step = load_model(config, pipeline.schema, checkpoint)
-    bad_records = BadRecords(os.path.join(config.model_dir, BAD_RECORDS), config.data_config.max_bad_record_share)
-    return model, bad_records, f"{checkpoint} (step {step})"
+    bad_records = BadRecords(str(folder.local / BAD_RECORDS), config.data_config.max_bad_record_share)
+    return model, folder, bad_records, f"{shown(checkpoint)} (step {step})"
 
 
 def check_command(options: argparse.Namespace) -> int:

@@ -14,9 +14,11 @@ from google.protobuf import descriptor_pb2, text_encoding, text_format
 from google.protobuf.descriptor import Descriptor, EnumDescriptor, FieldDescriptor
 from google.protobuf.message import Message
 
+from easyrec_mm import files
 from easyrec_mm.config_checks import check_model_and_training
 from easyrec_mm.config_schema import derive_schema
 from easyrec_mm.errors import ConfigError, Problems, did_you_mean
+from easyrec_mm.files import StorageError
 from easyrec_mm.protos.pipeline_pb2 import EasyRecConfig
 from easyrec_mm.schema import Schema
 
@@ -263,13 +265,15 @@ class _Scanner:
 
 def _read_text(path: str) -> str:
     try:
-        return Path(path).read_bytes().decode("utf-8-sig")
+        return files.read(path).decode("utf-8-sig")
     except FileNotFoundError as error:
         raise ConfigError(f"{path}: no such file; give the pipeline config with --pipeline_config") from error
     except UnicodeDecodeError as error:
         raise ConfigError(f"{path}: byte {error.start} is not UTF-8 text; save the config as UTF-8") from error
     except OSError as error:
         raise ConfigError(f"{path}: cannot be read: {error.strerror}") from error
+    except StorageError as error:
+        raise ConfigError(f"{path}: cannot be read: {error.reason}") from error
 
 
 def _located(path: str, error: text_format.ParseError) -> str:

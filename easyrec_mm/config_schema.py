@@ -5,6 +5,7 @@ Every problem is collected with its config path, so that a user sees all of them
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Sequence
 
@@ -36,6 +37,11 @@ ACTIVATIONS: dict[int, Activation] = {
     LossType.L2_LOSS: "value",
     LossType.SIGMOID_L2_LOSS: "sigmoid_value",
 }
+
+# Inputs of lines.
+GROUP_RTP = (DatasetConfig.GroupRTPInput, DatasetConfig.OdpsGroupRTPInput)
+# Between the columns of a line that a row of a table becomes; not in any text that people use to write samples.
+ODPS_SEPARATOR = "\x1f\x1e\x1f"
 
 IMAGE_GROUP, SIZE_GROUP, MAIN_GROUP = "img", "sample_num", "all"
 
@@ -71,6 +77,7 @@ def derive_schema(config: EasyRecConfig, problems: Problems) -> Schema:
     read_per_image, _ = derive_features(
         image_features, config.data_config, layout, {f.name: f for f in fields}, problems
     )
+    _check_caches(config.data_config, IMAGE_GROUP in groups, problems)
     tasks = _tasks(config, labels, problems)
     sample_weight = _sample_weight(config.data_config, fields, layout, labels, problems)
     problems.raise_if_any()
@@ -96,6 +103,26 @@ def derive_schema(config: EasyRecConfig, problems: Problems) -> Schema:
     problems.raise_if_any()
     _check_defaults(schema, problems)
     return schema
+
+
+def _check_caches(data: DatasetConfig, uses_image: bool, problems: Problems) -> None:
+    """Where copies of files are kept, and how pictures are stored."""
+    for name in ("image_cache_dir", "file_cache_dir"):
+        if "://" in getattr(data, name):
+            problems.add(f"data_config.{name}", f"'{getattr(data, name)}' is not of this machine; give a folder of it")
+    for name in ("image_cache_gib", "file_cache_gib"):
+        if not 0 < getattr(data, name) < math.inf:
+            problems.add(f"data_config.{name}", f"{getattr(data, name):g} is no size; give GiB above 0")
+    if data.HasField("image_cache_gib") and not data.image_cache_dir:
+        problems.add("data_config.image_cache_gib", "has no effect without image_cache_dir; set it or remove this")
+    for name in ("image_cache_dir", "packed_images"):
+        if getattr(data, name) and not uses_image:
+            problems.add(
+                f"data_config.{name}", f"has no effect: no feature group '{IMAGE_GROUP}'; add it or remove this"
+            )
+    for name in ("image_cache_dir", "image_root"):
+        if data.packed_images and getattr(data, name):
+            problems.add(f"data_config.{name}", "has no effect on packed_images, which lie beside the data; remove it")
 
 
 def _check_defaults(schema: Schema, problems: Problems) -> None:
@@ -172,7 +199,7 @@ def _group_size(
     data: DatasetConfig, named: dict[str, tuple[str, FeatureConfig]], problems: Problems
 ) -> tuple[str, str]:
     kinds = [feature.feature_type for _, feature in named.values()]
-    if data.input_type != DatasetConfig.GroupRTPInput and FeatureConfig.SampleNumFeature not in kinds:
+    if data.input_type not in GROUP_RTP and FeatureConfig.SampleNumFeature not in kinds:
         return "", ""  # tables say it by the length of their lists
     found = _only(FeatureConfig.SampleNumFeature, named, "it names the field of the group size", problems)
     return (found[0], found[2].input_names[0]) if found else ("", "")
@@ -204,7 +231,7 @@ def _layout(
     """Where the parts of a line stand; of other inputs than GroupRTP, the fields alone."""
     if data.with_header and data.input_type != DatasetConfig.CSVInput:
         problems.add("data_config.with_header", "has no effect but with input_type CSVInput; remove it")
-    if data.input_type == DatasetConfig.GroupRTPInput:
+    if data.input_type in GROUP_RTP:
         return _line_layout(data, labels, sample_fields, problems)
     kind = DatasetConfig.InputType.Name(data.input_type)
     if data.input_type == DatasetConfig.CSVInput and len(data.separator) != 1:
@@ -218,22 +245,12 @@ def _layout(
 def _line_layout(
     data: DatasetConfig, labels: tuple[str, ...], sample_fields: tuple[str, ...], problems: Problems
 ) -> RowLayout:
-    place = "data_config.selected_cols"
-    try:
-        columns = [int(column) for column in data.selected_cols.split(",")]
-    except ValueError:
-        columns = []
-    wanted = f"{len(labels)} label column(s) ({', '.join(labels) or 'none'}), features, image path, group size"
-    if not columns or min(columns) < 0:
-        problems.add(place, f"'{data.selected_cols}' is no list of column indices from 0; give {wanted}")
-    elif len(columns) != len(labels) + 3:
-        problems.add(
-            place, f"'{data.selected_cols}' has {len(columns)} columns, not {len(labels) + 3}: it gives {wanted}"
-        )
-    elif len(set(columns)) != len(columns):
-        problems.add(place, f"'{data.selected_cols}' names a column twice; each part has its own")
+    columns = _selected_columns(data, labels, problems)
+    is_table = data.input_type == DatasetConfig.OdpsGroupRTPInput
+    if is_table and data.HasField("rtp_separator"):
+        problems.add("data_config.rtp_separator", "has no effect with input_type OdpsGroupRTPInput; remove it")
     separators = {
-        "rtp_separator": data.rtp_separator,
+        "rtp_separator": ODPS_SEPARATOR if is_table else data.rtp_separator,
         "group_sample_separator": data.group_sample_separator,
         "separator": data.separator,
     }
@@ -244,18 +261,36 @@ def _line_layout(
         for other, other_value in list(separators.items())[:i]:
             if value and value == other_value:
                 problems.add(f"data_config.{name}", f"{value!r} is also {other}; lines could not be split, change one")
-    if len(columns) != len(labels) + 3:
-        columns = list(range(len(labels) + 3))  # a problem is noted; the checks that follow need some layout
     return RowLayout(
         label_columns=tuple(columns[: len(labels)]),
         features_column=columns[-3],
         image_column=columns[-2],
         size_column=columns[-1],
         sample_fields=sample_fields,
-        column_separator=data.rtp_separator,
+        column_separator=separators["rtp_separator"],
         sample_separator=data.group_sample_separator,
         value_separator=data.separator,
     )
+
+
+def _selected_columns(data: DatasetConfig, labels: tuple[str, ...], problems: Problems) -> list[int]:
+    """Which columns of a line are read. Lines of a table have those that are read, and no others."""
+    place = "data_config.selected_cols"
+    num_columns = len(labels) + 3
+    wanted = f"{len(labels)} label column(s) ({', '.join(labels) or 'none'}), features, image path, group size"
+    texts = [text.strip() for text in data.selected_cols.split(",")]
+    is_table = data.input_type == DatasetConfig.OdpsGroupRTPInput
+    if not (all(texts) if is_table else all(re.fullmatch("[0-9]+", text) for text in texts)):
+        what = "names of columns" if is_table else "column indices from 0"
+        problems.add(place, f"'{data.selected_cols}' is no list of {what}; give {wanted}")
+    elif len(texts) != num_columns:
+        problems.add(place, f"'{data.selected_cols}' has {len(texts)} columns, not {num_columns}: it gives {wanted}")
+    elif len(set(texts if is_table else map(int, texts))) != num_columns:
+        problems.add(place, f"'{data.selected_cols}' names a column twice; each part has its own")
+    elif not is_table:
+        return [int(text) for text in texts]
+    # If a problem is noted, the checks that follow need some layout.
+    return list(range(num_columns))
 
 
 def _sample_weight(

@@ -12,6 +12,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -23,6 +24,7 @@ import tensorflow as tf
 
 from easyrec_mm.data.pictures import PictureLoader
 from easyrec_mm.errors import ExportError, UserError
+from easyrec_mm.files import is_remote, plain, put, written_at
 from easyrec_mm.items import Item
 from easyrec_mm.manifest import (
     DECODE,
@@ -32,6 +34,7 @@ from easyrec_mm.manifest import (
     PICTURE_ITEM,
     PIXELS,
     Manifest,
+    local_export,
     read_manifest,
 )
 from easyrec_mm.progress import PictureProgress
@@ -89,6 +92,7 @@ class ImageModel:
     """
 
     def __init__(self, folder: str, runtime: Runtime = "auto") -> None:
+        folder = local_export(folder)
         self.manifest: Manifest = read_manifest(folder, "image")
         self._input = self.manifest.image_input
         schema = self.manifest.schema
@@ -389,11 +393,20 @@ def _ahead(
         yield pending.popleft().result()
 
 
-def _open_list(path: str) -> TextIO:
+@contextmanager
+def _open_list(path: str) -> Iterator[TextIO]:
+    """A file to write; a remote one is there when it is closed."""
+    place = written_at(path) if is_remote(path) else Path(plain(path))
     try:
-        return open(path, "w", encoding="utf-8")
+        file = place.open("w", encoding="utf-8")
     except OSError as error:
         raise UserError(f"--bad_pictures {path}: cannot be written: {error.strerror}") from error
+    try:
+        with file:
+            yield file
+    finally:
+        if is_remote(path):
+            put(place, path)
 
 
 def _leads_out(key: str) -> bool:

@@ -21,6 +21,7 @@ from easyrec_mm.data.bad_records import BadRecords
 from easyrec_mm.data.batch import Batch
 from easyrec_mm.data.input import Input
 from easyrec_mm.errors import UserError
+from easyrec_mm.files import put, written_at
 from easyrec_mm.metrics import METRICS, Metric
 from easyrec_mm.model import MultimodalModel
 from easyrec_mm.moving_average import MovingAverage
@@ -152,7 +153,7 @@ def predict(
         labels=(),
         kept_fields=reserved_columns,
     )
-    temporary = f"{output}.tmp-{os.getpid()}"
+    temporary = str(written_at(output))
     num_rows = 0
     writer: _CsvWriter | _ParquetWriter | None = None
     try:
@@ -162,7 +163,7 @@ def predict(
             writer.write(columns)
             num_rows += len(next(iter(columns.values())))
         writer.close()
-        os.replace(temporary, output)
+        put(Path(temporary), output)
     except OSError as error:
         raise UserError(f"{output}: cannot be written: {error.strerror or error}") from error
     finally:

@@ -13,19 +13,23 @@ import shutil
 from dataclasses import asdict, dataclass
 from datetime import datetime, timezone
 from importlib import metadata
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import Any
 
 import tensorflow as tf
 from tensorflow.core.protobuf import saved_model_pb2
 
 from easyrec_mm import __version__
-from easyrec_mm.checkpoint import Checkpoints, resolve_checkpoint
+from easyrec_mm.checkpoint import Checkpoints
 from easyrec_mm.config import Pipeline
 from easyrec_mm.errors import ExportError, tensorflow_reason
 from easyrec_mm.evaluator import load_model
+from easyrec_mm.files import is_remote, plain
+from easyrec_mm.files.folders import Folder
+from easyrec_mm.files.local_copies import local_copy
 from easyrec_mm.manifest import IMAGE_ONNX, MANIFEST, Kind, Manifest, list_files, write_manifest
 from easyrec_mm.model import MultimodalModel, without_updates
+from easyrec_mm.model_dir import ModelDir, find_checkpoint
 from easyrec_mm.onnx_models import write_image_onnx, write_rec_onnx
 from easyrec_mm.parity import Exported, measure_parity
 from easyrec_mm.parts import Part, image_part, rec_part, total_part
@@ -70,7 +74,9 @@ def export(
     """
     config, schema = pipeline.config, pipeline.schema
     _require_exportable(schema)
-    targets: dict[Kind, Path] = {kind: Path(folder) for kind, folder in asdict(folders).items()}
+    places: dict[Kind, Folder] = {kind: Folder(folder) for kind, folder in asdict(folders).items()}
+    _check_places(list(places.values()))
+    targets: dict[Kind, Path] = {kind: place.local for kind, place in places.items()}
     _check_targets(targets)
     model, step = load_model(config, schema, checkpoint, FLOAT32)
     model = without_updates(model, config)
@@ -107,10 +113,13 @@ def export(
             write_manifest(folder, manifest)
         for kind, folder in written.items():
             _move(folder, targets[kind])
+            if places[kind].is_remote:
+                places[kind].replace(last=MANIFEST)
     except OSError as error:
         raise ExportError(f"{error.filename or folders.rec}: cannot be written: {error.strerror or error}") from error
     finally:
-        for folder in written.values():
+        copies = [place.local for place in places.values() if place.is_remote]
+        for folder in [*written.values(), *copies]:
             shutil.rmtree(folder, ignore_errors=True)
     return parity
 
@@ -145,12 +154,13 @@ def choose_checkpoint(pipeline: Pipeline, path: str | None) -> str:
     """
     config = pipeline.config
     if path:
-        return resolve_checkpoint(path, "--checkpoint_path")
+        return find_checkpoint(path, "--checkpoint_path")
+    model_dir = ModelDir(config.model_dir).open()
     if config.export_config.exporter_type != "best":
-        return resolve_checkpoint(config.model_dir, "--model_dir")
+        return model_dir.checkpoint("--model_dir")
     metric = config.export_config.best_exporter_metric
-    scores = _evaluations(Path(config.model_dir) / "metrics.jsonl", metric)
-    steps = {int(found.rpartition("-")[2]): found for found in Checkpoints(config.model_dir).all()}
+    scores = _evaluations(model_dir.local / "metrics.jsonl", metric)
+    steps = {int(found.rpartition("-")[2]): found for found in Checkpoints(str(model_dir.local)).all()}
     scored = {step: score for step, score in scores.items() if step in steps}
     if not scored:
         raise ExportError(
@@ -158,7 +168,9 @@ def choose_checkpoint(pipeline: Pipeline, path: str | None) -> str:
             f"'{metric}' (best_exporter_metric); name one with --checkpoint_path"
         )
     choose = max if config.export_config.metric_bigger else min
-    return steps[choose(scored, key=lambda step: (scored[step], step))]
+    chosen = steps[choose(scored, key=lambda step: (scored[step], step))]
+    model_dir.fetch_checkpoint(chosen)
+    return chosen
 
 
 def _evaluations(path: Path, metric: str) -> dict[int, float]:
@@ -182,10 +194,17 @@ def _require_exportable(schema: Schema) -> None:
         raise ExportError(f"input fields {', '.join(odd)}: name them with letters, digits and _ to export the model")
 
 
+def _check_places(places: list[Folder]) -> None:
+    names = [place.path.rstrip("/") if place.is_remote else str(place.local.absolute()) for place in places]
+    if len(set(names)) < len(names):
+        raise ExportError(f"{', '.join(names)}: give each of the three models a folder of its own")
+    for place in places:
+        place.look()
+        if place.names() and MANIFEST not in place.names():
+            raise ExportError(f"{place.path}: holds files that are not of an export; choose a new folder")
+
+
 def _check_targets(targets: dict[Kind, Path]) -> None:
-    places = [str(target.absolute()) for target in targets.values()]
-    if len(set(places)) < len(places):
-        raise ExportError(f"{', '.join(places)}: give each of the three models a folder of its own")
     for target in targets.values():
         if target.is_dir() and any(target.iterdir()) and not (target / MANIFEST).exists():
             raise ExportError(f"{target}: holds files that are not of an export; choose a new folder")
@@ -221,10 +240,14 @@ def _write_models(
             raise ExportError(f"{place}: cannot be written: {tensorflow_reason(error.message)}") from error
         for file in asset_files:
             (folders[kind] / "assets").mkdir(exist_ok=True)
-            shutil.copy(file, folders[kind] / "assets")
+            shutil.copy(_asset(file), folders[kind] / "assets" / PurePath(file).name)
     problem = write_image_onnx(model, image_input, folders["image"])
     write_rec_onnx(model, folders["rec"])
     return {kind: _describe(part) for kind, part in written.items()}, {IMAGE_ONNX: problem} if problem else {}
+
+
+def _asset(file: str) -> str:
+    return local_copy(file) if is_remote(file) else plain(file)
 
 
 def _write_saved_model(part: Part, schema: Schema, folder: Path) -> None:

@@ -14,6 +14,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from easyrec_mm.errors import DataError, did_you_mean
+from easyrec_mm.files import StorageError, is_remote, place_of, plain
+from easyrec_mm.files.local_copies import local_copy
 from easyrec_mm.schema import Schema
 
 _PICTURE_ENDINGS = (".jpg", ".jpeg", ".png", ".gif", ".bmp", ".webp")
@@ -67,7 +69,10 @@ def read_items(
 def _files(paths: str) -> list[str]:
     files: list[str] = []
     for part in filter(None, (part.strip() for part in paths.split(","))):
-        some = sorted(name for name in glob.glob(part, recursive=True) if not os.path.isdir(name))
+        if is_remote(part):
+            some = [info.path for info in place_of(part).find(part) if not info.is_folder]
+        else:
+            some = sorted(name for name in glob.glob(plain(part), recursive=True) if not os.path.isdir(name))
         if not some:
             raise DataError(f"--input: '{part}' matches no file; check the path")
         files += some
@@ -80,21 +85,35 @@ def _items_of(path: str, schema: Schema, image_root: str, key_column: str, path_
     try:
         if ending in _PICTURE_ENDINGS:
             _require_no_fields(path, schema)
-            inside = image_root and not os.path.relpath(path, image_root).startswith("..")
-            key = os.path.relpath(path, image_root) if inside else path
-            yield Item(key, os.path.abspath(path) if inside else path)
+            inside = _inside(path, image_root)
+            yield Item(inside or path, os.path.abspath(path) if inside and not is_remote(path) else path)
         elif ending == ".parquet":
             yield from _items_of_rows(path, schema, _parquet_rows(path, columns))
         elif ending == ".csv":
             yield from _items_of_rows(path, schema, _csv_rows(path, columns))
         else:
             yield from _line_items(path, schema)
+    except StorageError:
+        raise
     except (OSError, EOFError, UnicodeDecodeError, pa.ArrowException, csv.Error) as error:
         raise DataError(f"{path}: cannot be read: {error}") from error
 
 
+def _inside(path: str, root: str) -> str:
+    """A path as it goes on from a folder; "" if it is not below it."""
+    if is_remote(path) or is_remote(root):
+        prefix = f"{root.rstrip('/')}/"
+        return path[len(prefix) :] if root and path.startswith(prefix) else ""
+    inner = os.path.relpath(path, root) if root else ".."
+    return "" if inner.startswith("..") else inner
+
+
+def _opened_at(path: str) -> str:
+    return local_copy(path) if is_remote(path) else path
+
+
 def _parquet_rows(path: str, columns: tuple[str, ...]) -> Iterator[tuple[object, ...]]:
-    file = pq.ParquetFile(path)
+    file = pq.ParquetFile(_opened_at(path))
     _require_columns(path, file.schema_arrow.names, columns)
     for batch in file.iter_batches(columns=list(dict.fromkeys(columns))):
         values = batch.to_pydict()
@@ -102,7 +121,7 @@ def _parquet_rows(path: str, columns: tuple[str, ...]) -> Iterator[tuple[object,
 
 
 def _csv_rows(path: str, columns: tuple[str, ...]) -> Iterator[tuple[object, ...]]:
-    with open(path, newline="", encoding="utf-8") as file:
+    with open(_opened_at(path), newline="", encoding="utf-8") as file:
         rows = csv.DictReader(file)
         _require_columns(path, list(rows.fieldnames or ()), columns)
         yield from (tuple(row[name] for name in columns) for row in rows)
@@ -147,9 +166,10 @@ def _line_items(path: str, schema: Schema) -> Iterator[Item]:
     layout = schema.layout
     needed = max(layout.image_column, layout.size_column, layout.features_column)
     places = [layout.sample_fields.index(name) for name in schema.image_fields()]
-    with open(path, "rb") as file:
+    opened_at = _opened_at(path)
+    with open(opened_at, "rb") as file:
         is_gzip = file.read(2) == b"\x1f\x8b"
-    with gzip.open(path) if is_gzip else open(path, "rb") as lines:
+    with gzip.open(opened_at) if is_gzip else open(opened_at, "rb") as lines:
         for number, raw in enumerate(lines, 1):
             line = raw.decode().rstrip("\r\n")
             columns = line.split(layout.column_separator) if layout.column_separator else [line]

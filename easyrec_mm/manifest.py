@@ -13,6 +13,8 @@ from pathlib import Path
 from typing import Any, Literal
 
 from easyrec_mm.errors import ExportError
+from easyrec_mm.files import Failure, StorageError, join, read
+from easyrec_mm.files.folders import Folder
 from easyrec_mm.schema import Schema
 
 Kind = Literal["image", "rec", "total"]
@@ -82,12 +84,12 @@ def read_header(folder: str, kind: Kind) -> Manifest:
     Raises:
       ExportError: if there is no manifest, or it is of another kind or format.
     """
-    path = Path(folder) / MANIFEST
+    path = join(folder, MANIFEST)
     try:
-        values = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError as error:
-        raise ExportError(f"{folder}: no {MANIFEST}; give a folder that easyrec-mm export has written") from error
-    except (OSError, ValueError) as error:
+        values = json.loads(read(path))
+    except (OSError, StorageError, ValueError) as error:
+        if isinstance(error, FileNotFoundError) or getattr(error, "failure", None) == Failure.MISSING:
+            raise ExportError(f"{folder}: no {MANIFEST}; give a folder that easyrec-mm export has written") from error
         raise ExportError(f"{path}: cannot be read: {error}; export again") from error
     try:
         if values.pop("format") != _FORMAT:
@@ -101,6 +103,22 @@ def read_header(folder: str, kind: Kind) -> Manifest:
     if manifest.kind != kind:
         raise ExportError(f"{folder}: holds the {manifest.kind} model, not the {kind} model")
     return manifest
+
+
+def local_export(folder: str) -> str:
+    """The folder of an export; of a remote one, a copy.
+
+    Raises:
+      ExportError: if it holds no export.
+      StorageError: if it cannot be read.
+    """
+    export = Folder(folder)
+    if export.is_remote:
+        export.look()
+        if MANIFEST not in export.names():
+            raise ExportError(f"{folder}: no {MANIFEST}; give a folder that easyrec-mm export has written")
+        export.fetch()
+    return str(export.local)
 
 
 def list_files(folder: Path) -> dict[str, dict[str, Any]]:

@@ -19,7 +19,7 @@ from easyrec_mm import manifest, parts
 from easyrec_mm.data.bad_records import BadRecords
 from easyrec_mm.data.batch import Batch
 from easyrec_mm.data.input import Input
-from easyrec_mm.data.pictures import PictureLoader
+from easyrec_mm.data.pictures import PictureLoader, picture_loader
 from easyrec_mm.errors import ExportError
 from easyrec_mm.metrics import AUC
 from easyrec_mm.model import MultimodalModel
@@ -80,7 +80,7 @@ def measure_parity(
       ExportError: if two ways differ by more than their limit.
       DataError: if the data cannot be read.
     """
-    ways = _Ways(model, trained, exported, data.image_root)
+    ways = _Ways(model, trained, exported, picture_loader(model.schema.image, data))
     small_batches = DatasetConfig()
     small_batches.CopyFrom(data)
     small_batches.eval_batch_size = min(_BATCH_SIZE, num_groups)
@@ -108,12 +108,12 @@ class _Ways:
     """The ways from a batch to its outputs."""
 
     def __init__(
-        self, model: MultimodalModel, trained: MultimodalModel | None, exported: Exported, image_root: str
+        self, model: MultimodalModel, trained: MultimodalModel | None, exported: Exported, pictures: PictureLoader
     ) -> None:
         self._model, self._trained = model, trained
         schema = self._schema = model.schema
         self._image_input = exported.image_input
-        self._pictures = PictureLoader(schema.image, image_root)
+        self._pictures = pictures
         self._image, self._rec, self._total = (
             tf.saved_model.load(str(folder)).signatures for folder in (exported.image, exported.rec, exported.total)
         )
@@ -126,13 +126,13 @@ class _Ways:
         self._bool_fields = {field.name for field in schema.fields if field.dtype == "bool"}
         self.fields = tuple(dict.fromkeys((*self._feature_fields, *self._image_fields)))
 
-    def run(self, batch: Batch, kept: dict[str, tf.Tensor], picture_path: tf.Tensor) -> Iterator[tuple[str, Outputs]]:
+    def run(self, batch: Batch, kept: dict[str, tf.Tensor], picture_path: list[bytes]) -> Iterator[tuple[str, Outputs]]:
         """(way, outputs) of each way.
 
         Args:
           batch: some samples.
           kept: the values of `fields`, `[S]` each.
-          picture_path: string `[P]`.
+          picture_path: InputBatch.picture_path.
         """
         yield GRAPH, _arrays(self._compiled(self._model, batch))
         if self._trained is not None:
@@ -330,7 +330,7 @@ class _Shown:
     paths: list[bytes]
 
     @staticmethod
-    def of(batch: Batch, picture_path: tf.Tensor) -> _Shown:
+    def of(batch: Batch, picture_path: list[bytes]) -> _Shown:
         """Of a batch all of whose pictures have pixels."""
         link_picture, link_image = batch.images.link_picture, batch.images.link_image.numpy()
         images, item = np.unique(link_image, return_inverse=True)
@@ -341,7 +341,7 @@ class _Shown:
             first_sample=np.array([np.flatnonzero(sample_image == row)[0] for row in images], np.int64),
             pixels=tf.cast(tf.gather(batch.pixels, link_picture), tf.float32),
             item=item.astype(np.int64),
-            paths=list(tf.gather(picture_path, link_picture).numpy()),
+            paths=[picture_path[i] for i in link_picture.numpy()],
         )
 
 

@@ -10,7 +10,6 @@ import base64
 import csv
 import html
 import io
-import os
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -22,6 +21,7 @@ from numpy.typing import NDArray
 from PIL import Image, UnidentifiedImageError
 
 from easyrec_mm.errors import StoreError, UserError
+from easyrec_mm.files import StorageError, join, put, read, written_at
 from easyrec_mm.store import Store
 
 IndexKind = Literal["auto", "exact", "hnsw", "ivf"]
@@ -193,12 +193,11 @@ def evaluate(index: Index, labels_file: str, top_k: int) -> Evaluation:
 
 def _read_labels(path: str) -> dict[str, str]:
     try:
-        with open(path, encoding="utf-8", newline="") as file:
-            reader = csv.DictReader(file)
-            if not {"key", "label"} <= set(reader.fieldnames or ()):
-                raise UserError(f"--eval {path}: has the columns {reader.fieldnames}; give one with key and label")
-            return {row["key"]: row["label"] for row in reader if row["label"]}
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        reader = csv.DictReader(io.StringIO(read(path).decode("utf-8"), newline=""))
+        if not {"key", "label"} <= set(reader.fieldnames or ()):
+            raise UserError(f"--eval {path}: has the columns {reader.fieldnames}; give one with key and label")
+        return {row["key"]: row["label"] for row in reader if row["label"]}
+    except (OSError, StorageError, UnicodeDecodeError, csv.Error) as error:
         raise UserError(f"--eval {path}: cannot be read: {error}") from error
 
 
@@ -217,7 +216,7 @@ def write_page(path: str, query: str, query_path: str, found: Sequence[Neighbour
     """
     title = f"Nearest to {query}"
     figures = [_figure(query, "query", query_path)]
-    figures += [_figure(f.key, f"{f.cosine:.4f}", os.path.join(image_root, f.key)) for f in found]
+    figures += [_figure(f.key, f"{f.cosine:.4f}", join(image_root, f.key)) for f in found]
     page = f"""<!doctype html>
 <html lang="en">
 <meta charset="utf-8">
@@ -237,8 +236,9 @@ def write_page(path: str, query: str, query_path: str, found: Sequence[Neighbour
 </html>
 """
     try:
-        with open(path, "w", encoding="utf-8") as file:
-            file.write(page)
+        temporary = written_at(path)
+        temporary.write_text(page, encoding="utf-8")
+        put(temporary, path)
     except OSError as error:
         raise UserError(f"--html {path}: cannot be written: {error.strerror}") from error
 
@@ -256,10 +256,10 @@ def _figure(key: str, note: str, path: str) -> str:
 def _thumbnail(path: str) -> str | None:
     """A small JPEG as base64; None if there is no picture at that path."""
     try:
-        with Image.open(path) as picture:
+        with Image.open(io.BytesIO(read(path))) as picture:
             picture.draft("RGB", (_THUMBNAIL, _THUMBNAIL))
             small = picture.convert("RGB")
-    except (OSError, ValueError, UnidentifiedImageError, Image.DecompressionBombError):
+    except (OSError, StorageError, ValueError, UnidentifiedImageError, Image.DecompressionBombError):
         return None
     small.thumbnail((_THUMBNAIL, _THUMBNAIL))
     content = io.BytesIO()

@@ -25,6 +25,7 @@ from functools import partial
 from typing import Any, TypeVar
 
 from easyrec_mm.errors import UserError
+from easyrec_mm.files.folders import shown
 from easyrec_mm.serving.request import RequestError
 from easyrec_mm.serving.service import Answer, Embedder, MissingVectorError, Release, Service, ServiceOptions
 from easyrec_mm.store import open_store
@@ -194,7 +195,8 @@ class RecModel(kserve.Model):  # type: ignore[misc]
                 if str(error) != last_problem:
                     wait_s, last_problem = self._options.reload_every_s, str(error)
                     is_known = isinstance(error, UserError | OSError)
-                    _LOG.error("a new release is refused, the old one serves on: %s", error, exc_info=not is_known)
+                    text = shown(str(error))
+                    _LOG.error("a new release is refused, the old one serves on: %s", text, exc_info=not is_known)
                     monitoring.RELOADS.labels("refused").inc()
                 else:
                     wait_s = max(min(2 * wait_s, _LONGEST_RETRY_S), self._options.reload_every_s)

@@ -14,12 +14,12 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
 from types import FrameType
 
 import tensorflow as tf
 
-from easyrec_mm.checkpoint import Checkpoints, read_into, resolve_checkpoint, restore, warm_start
+from easyrec_mm import files
+from easyrec_mm.checkpoint import Checkpoints, read_into, restore, warm_start
 from easyrec_mm.config import Pipeline, write_config
 from easyrec_mm.config_image import PLACE
 from easyrec_mm.data.bad_records import BadRecords
@@ -27,8 +27,11 @@ from easyrec_mm.data.batch import Batch
 from easyrec_mm.data.input import Input, InputBatch
 from easyrec_mm.errors import CheckpointError, ConfigError, UserError
 from easyrec_mm.evaluator import STEP_NAME, evaluate, moving_average, table, write_result
+from easyrec_mm.files import StorageError
+from easyrec_mm.files.folders import shown
 from easyrec_mm.loss_scale import LossScale
 from easyrec_mm.model import MultimodalModel
+from easyrec_mm.model_dir import ModelDir, find_checkpoint
 from easyrec_mm.optimizers import sum_duplicate_rows
 from easyrec_mm.picture_bank import PictureBank
 from easyrec_mm.precision import MIXED_FLOAT16, dtype_policy
@@ -60,7 +63,8 @@ class Trainer:
     def __init__(self, pipeline: Pipeline) -> None:
         self._config, self._schema = pipeline.config, pipeline.schema
         self._train_config = self._config.train_config
-        self._model_dir = Path(self._config.model_dir)
+        self._folder = ModelDir(self._config.model_dir)
+        self._model_dir = self._folder.local
         self._bad_records = BadRecords(
             str(self._model_dir / BAD_RECORDS), self._config.data_config.max_bad_record_share
         )
@@ -95,6 +99,7 @@ class Trainer:
     def train(self) -> TrainResult:
         """Train to the end of num_steps or num_epochs, or until SIGINT or SIGTERM."""
         config = self._train_config
+        self._folder.open()
         self._model_dir.mkdir(parents=True, exist_ok=True)
         self._start()
         write_config(self._config, str(self._model_dir / PIPELINE_CONFIG))
@@ -102,15 +107,16 @@ class Trainer:
         log = MetricsLog(str(self._model_dir))
         progress = Progress("train", config.num_steps or None, first=int(self._step))
         saved = self._checkpoints.latest() if int(self._step) else None
-        try:
-            with _caught_signals() as caught:
-                saved = self._loop(num_epochs, log, progress, caught, saved)
-        finally:
-            progress.close()
-            log.close()
+        with self._folder.logs_put():
+            try:
+                with _caught_signals() as caught:
+                    saved = self._loop(num_epochs, log, progress, caught, saved)
+            finally:
+                progress.close()
+                log.close()
         if self._bad_records.summary():
-            print(self._bad_records.summary(), flush=True)
-        return TrainResult(int(self._step), saved, caught.number)
+            print(shown(self._bad_records.summary()), flush=True)
+        return TrainResult(int(self._step), saved and shown(saved), caught.number)
 
     def _loop(
         self, num_epochs: int, log: MetricsLog, progress: Progress, caught: _Caught, saved: str | None
@@ -175,11 +181,12 @@ class Trainer:
         """Go on from the last checkpoint, or start from fine_tune_checkpoint, or from the initial weights."""
         latest = self._checkpoints.latest()
         if latest:
+            self._folder.fetch_checkpoint(latest)
             self._resume(latest)
         elif self._train_config.fine_tune_checkpoint:
-            path = resolve_checkpoint(self._train_config.fine_tune_checkpoint, "train_config.fine_tune_checkpoint")
+            path = find_checkpoint(self._train_config.fine_tune_checkpoint, "train_config.fine_tune_checkpoint")
             names = _read_name_map(self._train_config.fine_tune_ckpt_var_map)
-            print(warm_start(path, self._model.weights(), names, self._left_out()), flush=True)
+            print(shown(warm_start(path, self._model.weights(), names, self._left_out())), flush=True)
             if self._average is not None:
                 self._average.start_from_variables()
         trained = self._phases[self._phase(int(self._step))].trained
@@ -204,7 +211,7 @@ class Trainer:
             if phase.bank is not None and phase.keeps_bank:
                 phase.bank.restore(path)
         same_data = int(self._input_fingerprint) == fingerprint
-        print(f"going on from {path} (step {int(self._step)})", flush=True)
+        print(f"going on from {shown(path)} (step {int(self._step)})", flush=True)
         if not same_data:
             print("the training data or its order is not that of the checkpoint: reading from its start", flush=True)
             self._batches_read.assign(0)
@@ -323,6 +330,7 @@ class Trainer:
         shown = {name: means[name] for name in ["loss", *(task_losses if len(task_losses) > 1 else [])]}
         progress.show({"epoch": epoch, **shown}, rates)
         log.write_line("train", step, {"epoch": epoch, **means, **rates, **self._bad_records.counts})
+        self._folder.put_logs(at_once=False)
 
     def _require_finite(self, loss: float, step: int) -> None:
         if not math.isfinite(loss):
@@ -340,7 +348,9 @@ class Trainer:
         for phase in self._phases:
             if phase.bank is not None and phase.keeps_bank:
                 state |= phase.bank.state()
-        return self._checkpoints.save(int(self._step), state)
+        path = self._checkpoints.save(int(self._step), state)
+        self._folder.put_checkpoint()
+        return path
 
     def _evaluate(self, checkpoint: str, log: MetricsLog, progress: Progress) -> None:
         """Evaluate the weights of the checkpoint just saved (or their average)."""
@@ -392,8 +402,8 @@ def _read_name_map(path: str) -> dict[str, str]:
     if not path:
         return {}
     try:
-        lines = Path(path).read_text(encoding="utf-8").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
+        lines = files.read(path).decode("utf-8").splitlines()
+    except (OSError, StorageError, UnicodeDecodeError) as error:
         raise ConfigError(f"train_config.fine_tune_ckpt_var_map: '{path}' cannot be read: {error}") from error
     names = {}
     for number, line in enumerate(lines, 1):

@@ -7,6 +7,7 @@ import os
 import pyarrow.parquet as pq
 import pytest
 from flow_helpers import Exported, use_small_backbone
+from s3_server import s3_server
 from servers import PostgresServer, RedisServer
 
 from easyrec_mm.cli import main
@@ -55,3 +56,24 @@ def servers():
     yield get
     for server in started.values():
         server.remove()
+
+
+@pytest.fixture(scope="session")
+def _s3_of_session():
+    with pytest.MonkeyPatch.context() as patch:
+        server = s3_server(patch)
+        yield server
+        server.stop()
+
+
+@pytest.fixture(scope="module")
+def s3(_s3_of_session):
+    """S3 on loopback, at which the environment points, and which is told in `faults` how to fail."""
+    return _s3_of_session
+
+
+@pytest.fixture(autouse=True)
+def _s3_without_faults(request):
+    yield
+    if "_s3_of_session" in request.fixturenames:
+        request.getfixturevalue("_s3_of_session").faults.reset()

@@ -493,11 +493,11 @@ def test_skipped_fields_leave_a_config_that_loads(load, problems):
 
 
 def test_an_unsupported_value_beside_an_unsupported_field_names_what_stays_wrong(problems):
-    edits = [("input_type: GroupRTPInput", "input_type: OdpsGroupRTPInput\n  file_shard: true")]
+    edits = [("input_type: GroupRTPInput", "input_type: OdpsRTPInput\n  file_shard: true")]
     assert len(problems(*edits)) == 3
     lines = problems(*edits, ignore_unsupported=True)
     assert len(lines) == 2
-    assert "OdpsGroupRTPInput is not supported; choose one of GroupRTPInput" in lines[0]
+    assert "OdpsRTPInput is not supported; choose one of GroupRTPInput" in lines[0]
     assert lines[1].endswith("does not support: remove them")
 
 

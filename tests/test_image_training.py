@@ -100,7 +100,7 @@ def going_on(whole, step, *args, **settings):
 def images_of_batches(training):
     """Of each batch of two epochs the numbers of its pictures."""
     reader = training.trainer._input
-    return [[int(path.decode().split(".")[0]) for path in item.picture_path.numpy()] for item in reader.batches(2)]
+    return [[int(path.decode().split(".")[0]) for path in item.picture_path] for item in reader.batches(2)]
 
 
 EACH_STEP = "num_epochs: 2 save_checkpoints_steps: 1 keep_checkpoint_max: 9"

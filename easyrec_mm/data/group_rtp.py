@@ -64,7 +64,6 @@ class GroupRtpSource(RecordFiles):
         self, files: list[str], schema: Schema, labels: tuple[str, ...], fields: tuple[str, ...], order: Order
     ) -> None:
         super().__init__(files, tf.data.TextLineDataset, order)
-        self._schema = schema
         self._parser = GroupRtpParser(schema, labels, fields, self._count_columns(schema.layout))
 
     def parse(self, epoch: tf.Tensor, file: tf.Tensor, row: tf.Tensor, lines: tf.Tensor) -> Chunk:
@@ -78,7 +77,7 @@ class GroupRtpSource(RecordFiles):
     def texts(self) -> Iterator[tuple[str, int, TextGroup | Problem]]:
         """See Source.texts."""
         for file, row, line in self.read():
-            yield file, row, self._parser.explain(line) or _text_group(line, self._schema)
+            yield file, row, self._parser.texts(line)
 
     def _count_columns(self, layout: RowLayout) -> int:
         """Columns of most of the first lines; every line must have as many."""
@@ -245,6 +244,20 @@ class GroupRtpParser:
                     return Problem(where, f"{field.name}: {problem}")
         return None
 
+    def texts(self, line: bytes) -> TextGroup | Problem:
+        """A line's values, or what is wrong with it."""
+        problem = self.explain(line)
+        if problem:
+            return problem
+        layout = self._layout
+        columns = split_bytes(line, layout.column_separator)
+        samples = split_bytes(columns[layout.features_column], layout.sample_separator)
+        rows = [split_bytes(sample, layout.value_separator) for sample in samples]
+        values = {name: [_text(row[i]) for row in rows] for i, name in enumerate(layout.sample_fields)}
+        for label, index in zip(self._schema.labels, layout.label_columns, strict=True):
+            values[label] = [_text(entry) for entry in split_bytes(columns[index], layout.sample_separator)]
+        return TextGroup(len(samples), columns[layout.image_column], values)
+
     def _explain_sample(self, values: list[bytes]) -> str:
         num_values = len(self._layout.sample_fields)
         if len(values) != num_values:
@@ -255,18 +268,6 @@ class GroupRtpParser:
                 return f"{field.name}: {problem}"
         named = {field.name: _text(values[index]) or field.default for field, index in self._fields}
         return next(filter(None, (_explain_weights(feature, named) for feature in self._weighted_tags)), "")
-
-
-def _text_group(line: bytes, schema: Schema) -> TextGroup:
-    """A good line's values."""
-    layout = schema.layout
-    columns = split_bytes(line, layout.column_separator)
-    samples = split_bytes(columns[layout.features_column], layout.sample_separator)
-    rows = [split_bytes(sample, layout.value_separator) for sample in samples]
-    values = {name: [_text(row[i]) for row in rows] for i, name in enumerate(layout.sample_fields)}
-    for label, index in zip(schema.labels, layout.label_columns, strict=True):
-        values[label] = [_text(entry) for entry in split_bytes(columns[index], layout.sample_separator)]
-    return TextGroup(len(samples), columns[layout.image_column], values)
 
 
 def _split(text: tf.Tensor, separator: str) -> _Parts:

@@ -21,12 +21,14 @@ from numpy.typing import NDArray
 
 from easyrec_mm.data.bad_records import BadRecord, BadRecords
 from easyrec_mm.data.batch import Batch, Images, one_picture_each
+from easyrec_mm.data.data_files import require_unchanged
+from easyrec_mm.data.packed_pictures import find_tars, packed_path
 from easyrec_mm.data.packing import Packing, cut
-from easyrec_mm.data.pictures import PictureLoader, Pictures
+from easyrec_mm.data.pictures import Pictures, picture_loader
 from easyrec_mm.data.source import Chunk, Order, Source
 from easyrec_mm.data.sources import What, open_source
 from easyrec_mm.data.transform import FeatureTransform
-from easyrec_mm.errors import DataError
+from easyrec_mm.files.local_copies import local_copies
 from easyrec_mm.picture_bank import PictureBank, Plan
 from easyrec_mm.protos.data_pb2 import DatasetConfig
 from easyrec_mm.schema import CROSS_SEPARATOR, Schema
@@ -41,7 +43,7 @@ class InputBatch:
     num_groups     groups read, the bad ones included
     epoch          epoch (from 0) of the batch's last group
     step           the step that is to train it; a batch without samples has that of the next one
-    picture_path   string [P], as the image field names it
+    picture_path   what PictureLoader takes of each of the P pictures
     """
 
     batch: Batch
@@ -49,7 +51,7 @@ class InputBatch:
     num_groups: int
     epoch: int
     step: int
-    picture_path: tf.Tensor
+    picture_path: list[bytes]
 
 
 @dataclass(frozen=True)
@@ -57,6 +59,7 @@ class _Pending:
     """A batch whose pictures are being loaded."""
 
     rows: dict[str, tf.Tensor]
+    paths: list[bytes]
     step: int
     bank: PictureBank | None
     plan: Plan | None
@@ -103,12 +106,16 @@ class Input:
         fields = tuple(name for name in schema.layout.sample_fields if name in used)
         read_labels = tuple(name for name in schema.labels if name in self._labels or name in kept_fields)
         order = Order(training and data.shuffle, data.seed, data.shuffle_buffer_size)
-        self.source = open_source(data, schema, What(find_files(path, setting), read_labels, fields, order))
+        self.source, self._files = open_source(data, schema, path, setting, What(read_labels, fields, order))
+        self._packed = data.packed_images and schema.uses_image
+        if self._packed:
+            copies = local_copies(data.file_cache_dir, data.file_cache_gib)
+            self._files = [*self._files, *find_tars(self.source.files, copies)]
         self._transform = FeatureTransform(schema.features)
         self._image_transform = FeatureTransform(schema.image_features)
-        self._pictures = PictureLoader(schema.image, data.image_root) if schema.uses_image else None
+        self._pictures = picture_loader(schema.image, data) if schema.uses_image else None
         self._no_pixels = tf.zeros([0, *self._pixel_spec.shape[1:]], tf.uint8)
-        self._no_images, self._no_path = one_picture_each(0), tf.zeros([0], tf.string)
+        self._no_images = one_picture_each(0)
         self._num_threads = data.num_parallel_calls or os.cpu_count() or 1
         # Traced once for all the datasets that use them.
         records = self.source.records(1, 0, 1)
@@ -124,7 +131,7 @@ class Input:
 
     def fingerprint(self) -> int:
         """A number that changes with the files and the settings that decide which lines a batch holds."""
-        parts = [f"{file}:{_size(file)}" for file in self.source.files]
+        parts = [f"{info.path}:{info.size}" for info in self._files[: len(self.source.files)]]
         data = self._data
         parts += [str(v) for v in (data.batch_size, data.shuffle, data.shuffle_buffer_size, data.seed)]
         return zlib.crc32("\n".join(parts).encode())
@@ -163,15 +170,19 @@ class Input:
                     if len(pending) > self._data.prefetch_size:
                         batch = self._finish(pending.popleft())
                         if epoch is not None and batch.epoch > epoch:
+                            require_unchanged(self._files)
                             self._bad_records.check_all()
                         epoch = batch.epoch
                         yield batch
                 while pending:
                     yield self._finish(pending.popleft())
                 whole.result()
+                require_unchanged(self._files)
             finally:
                 stop.set()
                 pool.shutdown(wait=False, cancel_futures=True)
+                if self._pictures is not None:
+                    self._pictures.forget()
         self._bad_records.check_all()
 
     def count_batches(self, num_epochs: int = 1) -> int:
@@ -338,11 +349,15 @@ class Input:
         self, rows: dict[str, tf.Tensor], step: int, bank: PictureBank | None, pool: ThreadPoolExecutor
     ) -> _Pending:
         if self._pictures is None:
-            return _Pending(rows, step, None, None, None)
+            return _Pending(rows, [], step, None, None, None)
         paths = list(rows["picture_path"].numpy())
+        if self._packed:
+            files = rows["picture_origin"]["file"].numpy()
+            paths = [packed_path(self.source.files[file], path) for file, path in zip(files, paths, strict=True)]
         plan = bank.plan(list(rows["picture_key"].numpy()), step) if bank else None
         wanted = paths if plan is None else [paths[i] for i in plan.encoded]
-        return _Pending(rows, step, bank, plan, pool.submit(self._pictures.load, wanted))
+        self._pictures.begin(wanted)
+        return _Pending(rows, paths, step, bank, plan, pool.submit(self._pictures.load, wanted))
 
     def _finish(self, pending: _Pending) -> InputBatch:
         rows, plan = pending.rows, pending.plan
@@ -364,10 +379,9 @@ class Input:
             images = self._images(rows, encoded, plan, is_bad)
             num_loaded = len(encoded)
         self._bad_records.add(num_groups, num_loaded, records)
-        picture_path = rows.get("picture_path", self._no_path)
         samples = self._packing.unpack(rows["samples"])
         batch = _batch(samples, rows["sample_image"], pixels, images)
-        return InputBatch(batch, samples["kept"], num_groups, epoch, pending.step, picture_path)
+        return InputBatch(batch, samples["kept"], num_groups, epoch, pending.step, pending.paths)
 
     def _images(
         self, rows: dict[str, tf.Tensor], encoded: NDArray[np.int32], plan: Plan | None, is_bad: NDArray[np.bool_]
@@ -441,35 +455,6 @@ def _distinct(keys: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
     """Keys `[N]` -> int32 `[N]`, which of the distinct ones each is, and `[distinct]`, where each stands first."""
     distinct, index = tf.unique(keys)
     return index, tf.math.unsorted_segment_min(tf.range(tf.size(keys)), index, tf.size(distinct))
-
-
-def find_files(path: str, setting: str) -> list[str]:
-    """Files of a comma-separated list of paths and globs, in the order given, each glob sorted.
-
-    Raises:
-      DataError: naming the setting and the part that matches nothing or is a folder.
-    """
-    files: list[str] = []
-    for part in (part.strip() for part in path.split(",")):
-        if not part:
-            continue
-        try:
-            found = sorted(tf.io.gfile.glob(part))
-        except tf.errors.OpError as error:
-            raise DataError(f"{setting}: '{part}' cannot be listed: {error.message}") from error
-        if not found:
-            raise DataError(f"{setting}: '{part}' matches no file; check the path")
-        for file in found:
-            if tf.io.gfile.isdir(file):
-                raise DataError(f"{setting}: '{file}' is a folder; name its files, as in '{file.rstrip('/')}/*'")
-        files += [file for file in found if file not in files]
-    if not files:
-        raise DataError(f"{setting}: is not set; give the files to read")
-    return files
-
-
-def _size(file: str) -> int:
-    return int(tf.io.gfile.stat(file).length)
 
 
 def _read(dataset: tf.data.Dataset, source: Source) -> Iterator[dict[str, Any]]:

@@ -1,10 +1,8 @@
-"""Reads pictures and decodes them; a picture that cannot be had is named with its reason and stands in blank."""
+"""Pictures, read and decoded; a picture that cannot be had is named with its reason and stands in blank."""
 
 from __future__ import annotations
 
-import os
 import re
-import stat
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -19,7 +17,10 @@ from easyrec_mm.data.decode import (
     UNKNOWN_FORMAT,
     decode_pictures,
 )
+from easyrec_mm.data.picture_reader import PictureReader, content_cache
 from easyrec_mm.errors import tensorflow_reason
+from easyrec_mm.files.content_cache import ContentCache
+from easyrec_mm.protos.data_pb2 import DatasetConfig
 from easyrec_mm.schema import Image
 
 
@@ -30,6 +31,16 @@ class Pictures(NamedTuple):
     problems: dict[int, str]
 
 
+def picture_loader(image: Image, data: DatasetConfig) -> PictureLoader:
+    """A loader of the pictures of some data.
+
+    Raises:
+      DataError: if image_cache_dir cannot be written.
+    """
+    cache = content_cache(data.image_cache_dir, data.image_cache_gib)
+    return PictureLoader(image, data.image_root, cache=cache, packed=data.packed_images)
+
+
 class PictureLoader:
     """Loads pictures by path.
 
@@ -37,11 +48,20 @@ class PictureLoader:
       image: size and limits.
       root: folder that relative paths start from; "" for the current one.
       decode: an exported model's decode_pictures, instead of this version's.
+      cache: where remote pictures are kept.
+      packed: whether paths are packed_pictures.packed_path's.
     """
 
-    def __init__(self, image: Image, root: str = "", decode: Callable[[tf.Tensor], tf.Tensor] | None = None) -> None:
+    def __init__(
+        self,
+        image: Image,
+        root: str = "",
+        decode: Callable[[tf.Tensor], tf.Tensor] | None = None,
+        cache: ContentCache | None = None,
+        packed: bool = False,
+    ) -> None:
         self._image = image
-        self._root = root
+        self._reader = PictureReader(root, cache, packed)
         self._decode = decode or tf.function(
             lambda data: decode_pictures(data, image),
             input_signature=[tf.TensorSpec([None], tf.string)],
@@ -54,20 +74,21 @@ class PictureLoader:
         """Pictures of these paths, in their order."""
         return self.decode(*self.read(paths))
 
+    def begin(self, paths: list[bytes]) -> None:
+        """Begin to read what is remote of pictures that are loaded next."""
+        self._reader.begin(paths)
+
+    def forget(self) -> None:
+        """Give up what was begun and not loaded."""
+        self._reader.forget()
+
     def read(self, paths: list[bytes]) -> tuple[list[bytes], dict[int, str]]:
-        """The files' contents, b"" where there is none, and row -> why."""
-        data: list[bytes] = []
-        problems: dict[int, str] = {}
-        for row, path in enumerate(paths):
-            try:
-                data.append(self._read(path))
-            except (OSError, ValueError, tf.errors.OpError) as error:  # ValueError: no file can have that path
-                data.append(b"")
-                problems[row] = _reading_problem(error)
-            else:
-                if not data[-1]:
-                    problems[row] = "is empty (0 bytes)"
-        return data, problems
+        """The files' contents, b"" where there is none, and row -> why.
+
+        Raises:
+          DataError: see PictureReader.read.
+        """
+        return self._reader.read(paths)
 
     def decode(self, data: list[bytes], problems: dict[int, str]) -> Pictures:
         """Pictures of what `read` returned."""
@@ -88,34 +109,6 @@ class PictureLoader:
             except tf.errors.OpError as error:
                 problems[row] = _decoding_problem(error, self._image)
         return Pictures(tf.constant(pixels), problems)
-
-    def _read(self, path_bytes: bytes) -> bytes:
-        path = os.fsdecode(path_bytes)
-        if not path:
-            raise FileNotFoundError(0, "the path is empty")
-        if self._root and not os.path.isabs(path) and "://" not in path:
-            path = os.path.join(self._root, path)
-        if "://" in path:
-            path.encode()  # TensorFlow takes UTF-8 alone
-            with tf.io.gfile.GFile(path, "rb") as file:
-                content: bytes = file.read()
-                return content
-        with open(path, "rb", opener=_open_regular_file) as file:
-            return file.read()
-
-
-def _open_regular_file(path: str, flags: int) -> int:
-    """Opens without waiting, and only what has an end: a pipe or a device would stall or flood the training."""
-    descriptor = os.open(path, flags | os.O_NONBLOCK)
-    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
-        os.close(descriptor)
-        raise OSError(0, "is no regular file")
-    return descriptor
-
-
-def _reading_problem(error: Exception) -> str:
-    reason = error.strerror if isinstance(error, OSError) else str(error).partition("\n")[0]
-    return f"cannot be read: {reason or type(error).__name__}"
 
 
 def _decoding_problem(error: tf.errors.OpError, image: Image) -> str:

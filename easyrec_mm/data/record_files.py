@@ -7,11 +7,15 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
+import numpy as np
 import tensorflow as tf
+from numpy.typing import NDArray
 
+from easyrec_mm.data.data_files import NUM_AHEAD, fetch_ahead, needs_copy, opened_at
 from easyrec_mm.data.gzip_files import first_truncated
 from easyrec_mm.data.source import Order
 from easyrec_mm.errors import DataError, tensorflow_reason
+from easyrec_mm.files import place_of
 
 # Files read side by side when groups are shuffled. Fixed, because it decides their order.
 NUM_OPEN_FILES = 4
@@ -38,6 +42,9 @@ class RecordFiles:
 
     def __post_init__(self) -> None:
         self._compressions = _compressions(self.files)
+        self._is_copied = any(needs_copy(file) for file in self.files)
+        self._copies_checked: set[str] = set()
+        self._failure: DataError | None = None
 
     def records(self, num_epochs: int, num_skipped: int, size: int) -> tf.data.Dataset:
         """(epoch, index of the file, row from 1, record), each `[size]`; see Source.records."""
@@ -54,22 +61,26 @@ class RecordFiles:
         """
         try:
             for index, (file, compression) in enumerate(zip(self.files, self._compressions, strict=True)):
-                for row, record in enumerate(self.open_file(file, compression).as_numpy_iterator(), 1):
-                    yield self.files[index], row, record
+                opened = self.open_file(self._opened_at(index), compression)
+                for row, record in enumerate(opened.as_numpy_iterator(), 1):
+                    yield file, row, record
         except tf.errors.OpError as error:
             raise self.failure(error) or error from error
 
     def count(self) -> int:
         """Records in the files."""
-        batches = tf.data.Dataset.from_tensor_slices((self.files, self._compressions)).flat_map(self.open_file)
-        return sum(len(batch) for batch in batches.batch(1 << 12))
+        order = tf.range(len(self.files), dtype=tf.int64)
+        records = tf.data.Dataset.from_tensor_slices(self._with_next(order)).flat_map(self._open)
+        return sum(len(batch) for batch in records.batch(1 << 12))
 
     def failure(self, error: tf.errors.OpError) -> DataError | None:
         """The file and the record that cannot be read."""
-        for file, compression in zip(self.files, self._compressions, strict=True):
+        if self._failure:
+            return self._failure
+        for index, (file, compression) in enumerate(zip(self.files, self._compressions, strict=True)):
             num_read = 0
             try:
-                for _ in self.open_file(file, compression):
+                for _ in self.open_file(self._opened_at(index), compression):
                     num_read += 1
             except tf.errors.OpError as file_error:
                 problem = tensorflow_reason(file_error.message)
@@ -78,26 +89,25 @@ class RecordFiles:
 
     def check_whole(self, stop: threading.Event) -> None:
         """See Source.check_whole: gzip files that break off, which TensorFlow reads without a word."""
-        packed = [file for file, kind in zip(self.files, self._compressions, strict=True) if kind]
-        file = first_truncated(packed, stop)
-        if file:
-            raise DataError(f"{file}: cannot be read to its end: the gzip file is truncated; write it again")
+        packed = [
+            file for file, kind in zip(self.files, self._compressions, strict=True) if kind and not needs_copy(file)
+        ]
+        _require_whole(first_truncated(packed, stop))
 
     def _epoch(self, epoch: tf.Tensor) -> tf.data.Dataset:
         order = tf.range(len(self.files), dtype=tf.int64)
         if self.order.is_shuffled:
             seed = tf.stack([tf.constant(self.order.seed, tf.int64), epoch])
             order = tf.random.experimental.stateless_shuffle(order, seed)
-        paths, compressions = tf.constant(self.files), tf.constant(self._compressions)
 
-        def read_file(index: tf.Tensor) -> tf.data.Dataset:
-            records = self.open_file(paths[index], compressions[index])
+        def read_file(index: tf.Tensor, then: tf.Tensor) -> tf.data.Dataset:
+            records = self._open(index, then)
             rows = tf.data.Dataset.range(1, tf.int64.max)
             # Not by map: a call of a function takes longer than reading a record.
             origin = tf.data.Dataset.from_tensors((epoch, index)).repeat()
             return tf.data.Dataset.zip((origin, rows, records))
 
-        files = tf.data.Dataset.from_tensor_slices(order)
+        files = tf.data.Dataset.from_tensor_slices(self._with_next(order))
         if not self.order.is_shuffled:
             return files.flat_map(read_file)
         open_files = min(NUM_OPEN_FILES, len(self.files))
@@ -105,11 +115,48 @@ class RecordFiles:
         seed = tf.constant(self.order.seed, tf.int64) + epoch
         return records.shuffle(self.order.buffer_size, seed=seed, reshuffle_each_iteration=False)
 
+    def _with_next(self, order: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+        """Indices of files `[N]` in the order in which they are opened, and of those that follow, `[N, NUM_AHEAD]`."""
+        return order, tf.stack([tf.roll(order, -i, 0) for i in range(1, NUM_AHEAD + 1)], 1)
+
+    def _open(self, index: tf.Tensor, then: tf.Tensor) -> tf.data.Dataset:
+        """The records of a file; `then` are those that are opened next."""
+        path = tf.constant(self.files)[index]
+        if self._is_copied:
+            path = tf.numpy_function(self._fetched, [index, then], tf.string)
+            path.set_shape([])
+        return self.open_file(path, tf.constant(self._compressions)[index])
+
+    def _fetched(self, index: int, then: NDArray[np.int64]) -> bytes:
+        try:
+            path = self._opened_at(index)
+            fetch_ahead([self.files[i] for i in then], by_tensorflow=True)
+            return path.encode()
+        except DataError as error:
+            self._failure = error
+            raise
+
+    def _opened_at(self, index: int) -> str:
+        """Where TensorFlow can read a file. A copy that is packed is looked through when it is new."""
+        file = self.files[index]
+        path = opened_at(file, by_tensorflow=True)
+        if path != file and self._compressions[index] and file not in self._copies_checked:
+            _require_whole(first_truncated([path], threading.Event()) and file)
+            self._copies_checked.add(file)
+        return path
+
+
+def _require_whole(truncated: str | None) -> None:
+    if truncated:
+        raise DataError(f"{truncated}: cannot be read to its end: the gzip file is truncated; write it again")
+
 
 def _compressions(files: list[str]) -> list[str]:
     """TensorFlow's compression type of each file, told by its first bytes."""
 
     def compression(file: str) -> str:
+        if needs_copy(file):
+            return "GZIP" if place_of(file).start(file, 2) == _GZIP_MAGIC else ""
         try:
             with tf.io.gfile.GFile(file, "rb") as stream:
                 return "GZIP" if stream.read(2) == _GZIP_MAGIC else ""

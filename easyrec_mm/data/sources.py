@@ -5,12 +5,17 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
+from easyrec_mm.data.data_files import find_infos
 from easyrec_mm.data.group_rtp import GroupRtpSource
 from easyrec_mm.data.group_tfrecord import GroupTfRecordSource
+from easyrec_mm.data.odps_group_rtp import OdpsGroupRtpSource
+from easyrec_mm.data.odps_tables import OdpsTables
 from easyrec_mm.data.source import Order, Source
 from easyrec_mm.data.table_files import TableSource
 from easyrec_mm.data.table_readers import CsvReader, ParquetReader
 from easyrec_mm.data.typed_groups import TypedGroups
+from easyrec_mm.files import FileInfo
+from easyrec_mm.files.local_copies import local_copies
 from easyrec_mm.protos.data_pb2 import DatasetConfig
 from easyrec_mm.schema import Schema
 
@@ -22,45 +27,53 @@ FLAT_BUFFER_BATCHES = 16
 
 @dataclass(frozen=True)
 class What:
-    """What to read of some files: label fields, other fields, in which order."""
+    """What to read: label fields, other fields, in which order."""
 
-    files: list[str]
     labels: tuple[str, ...]
     fields: tuple[str, ...]
     order: Order
 
 
-def open_source(data: DatasetConfig, schema: Schema, what: What) -> Source:
-    """The source of a config's input type.
+def open_source(
+    data: DatasetConfig, schema: Schema, path: str, setting: str, what: What
+) -> tuple[Source, list[FileInfo]]:
+    """The source of a config's input type, and its files.
 
     Raises:
-      DataError: if a file cannot be read or does not hold what the config says.
+      DataError: if a file is missing, cannot be read or does not hold what the config says.
     """
-    return SOURCES[data.input_type](data, schema, what)
+    if data.input_type == DatasetConfig.OdpsGroupRTPInput:
+        columns = [name.strip() for name in data.selected_cols.split(",")]
+        tables = OdpsTables(path, setting, columns, schema.layout.column_separator)
+        source = OdpsGroupRtpSource(tables, schema, what.labels, what.fields, what.order)
+        return source, [FileInfo(name, one.count, "") for name, one in tables.slices.items()]
+    infos = find_infos(path, setting, local_copies(data.file_cache_dir, data.file_cache_gib))
+    files = [info.path for info in infos]
+    return SOURCES[data.input_type](data, schema, files, what), infos
 
 
-def _group_rtp(data: DatasetConfig, schema: Schema, what: What) -> Source:
-    return GroupRtpSource(what.files, schema, what.labels, what.fields, what.order)
+def _group_rtp(data: DatasetConfig, schema: Schema, files: list[str], what: What) -> Source:
+    return GroupRtpSource(files, schema, what.labels, what.fields, what.order)
 
 
-def _group_tfrecord(data: DatasetConfig, schema: Schema, what: What) -> Source:
-    return GroupTfRecordSource(what.files, schema, what.labels, what.fields, what.order)
+def _group_tfrecord(data: DatasetConfig, schema: Schema, files: list[str], what: What) -> Source:
+    return GroupTfRecordSource(files, schema, what.labels, what.fields, what.order)
 
 
-def _group_parquet(data: DatasetConfig, schema: Schema, what: What) -> Source:
+def _group_parquet(data: DatasetConfig, schema: Schema, files: list[str], what: What) -> Source:
     groups = TypedGroups(schema, what.labels, what.fields)
-    return TableSource(what.files, schema, groups, what.order, ParquetReader(groups, READ_GROUPS))
+    return TableSource(files, schema, groups, what.order, ParquetReader(groups, READ_GROUPS))
 
 
-def _parquet(data: DatasetConfig, schema: Schema, what: What) -> Source:
+def _parquet(data: DatasetConfig, schema: Schema, files: list[str], what: What) -> Source:
     groups = TypedGroups(schema, what.labels, what.fields, is_flat=True)
-    return TableSource(what.files, schema, groups, _wide(what.order, data), ParquetReader(groups, READ_SAMPLES))
+    return TableSource(files, schema, groups, _wide(what.order, data), ParquetReader(groups, READ_SAMPLES))
 
 
-def _csv(data: DatasetConfig, schema: Schema, what: What) -> Source:
+def _csv(data: DatasetConfig, schema: Schema, files: list[str], what: What) -> Source:
     groups = TypedGroups(schema, what.labels, what.fields, is_flat=True, has_texts=True)
     names = () if data.with_header else tuple(field.input_name for field in data.input_fields)
-    return TableSource(what.files, schema, groups, _wide(what.order, data), CsvReader(groups, data.separator, names))
+    return TableSource(files, schema, groups, _wide(what.order, data), CsvReader(groups, data.separator, names))
 
 
 def _wide(order: Order, data: DatasetConfig) -> Order:
@@ -68,7 +81,8 @@ def _wide(order: Order, data: DatasetConfig) -> Order:
     return replace(order, buffer_size=max(order.buffer_size, FLAT_BUFFER_BATCHES * data.batch_size))
 
 
-SOURCES: dict[int, Callable[[DatasetConfig, Schema, What], Source]] = {
+# Of inputs of files.
+SOURCES: dict[int, Callable[[DatasetConfig, Schema, list[str], What], Source]] = {
     DatasetConfig.GroupRTPInput: _group_rtp,
     DatasetConfig.GroupParquetInput: _group_parquet,
     DatasetConfig.GroupTFRecordInput: _group_tfrecord,

@@ -8,18 +8,19 @@ from __future__ import annotations
 
 import threading
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from itertools import islice
+from typing import Any, Protocol
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import tensorflow as tf
 
+from easyrec_mm.data.data_files import NUM_AHEAD
 from easyrec_mm.data.source import Chunk, GroupRows, Order, Problem, TextGroup
-from easyrec_mm.data.table_readers import CsvReader, ParquetReader
-from easyrec_mm.data.typed_groups import ROW, TypedGroups
+from easyrec_mm.data.typed_groups import ROW
 from easyrec_mm.errors import DataError
 from easyrec_mm.schema import Schema
 
@@ -27,6 +28,42 @@ from easyrec_mm.schema import Schema
 NUM_OPEN_FILES = 4
 # Index of the file of a row.
 _FILE = "easyrec_mm:file"
+
+
+class TableReader(Protocol):
+    """Reads files of tables."""
+
+    def read(self, file: str) -> Iterator[pa.Table]:
+        """The rows of a file that are read, some at a time."""
+
+    def count(self, file: str) -> int:
+        """Rows of a file."""
+
+    def ahead(self, files: Sequence[str]) -> None:
+        """Begin to fetch files that are read next."""
+
+
+class TableGroups(Protocol):
+    """Reads groups of the rows of tables; TypedGroups says of what each method is.
+
+    is_flat  whether a row is a sample
+    columns  of a table that are read
+    """
+
+    is_flat: bool
+    columns: tuple[str, ...]
+
+    def prepare(self, place: str, table: pa.Table) -> pa.Table:
+        """The columns that are read, in one type whatever the file's."""
+
+    def signature(self) -> Any:
+        """Specs of `arrays`."""
+
+    def arrays(self, table: pa.Table) -> Any:
+        """What `TableSource.parse` takes of the groups."""
+
+    def texts(self, table: pa.Table) -> Iterable[TextGroup | Problem]:
+        """The groups as texts."""
 
 
 @dataclass
@@ -46,9 +83,9 @@ class TableSource:
 
     files: list[str]
     schema: Schema
-    groups: TypedGroups
+    groups: TableGroups
     order: Order
-    reader: ParquetReader | CsvReader
+    reader: TableReader
     _failure: DataError | None = field(default=None, init=False)
     _first: tuple[str, pa.Schema] | None = field(default=None, init=False)
 
@@ -135,8 +172,7 @@ class TableSource:
         """A Chunk as arrays."""
         epochs = np.repeat(np.array([epoch for epoch, _ in parts], np.int64), [len(table) for _, table in parts])
         table = pa.concat_tables(table for _, table in parts).combine_chunks()
-        groups = self.groups.read(table).as_arrays()
-        return epochs, table[_FILE].to_numpy(), table[ROW].to_numpy(), groups
+        return epochs, table[_FILE].to_numpy(), table[ROW].to_numpy(), self.groups.arrays(table)
 
     def _epoch(self, epoch: int) -> Iterator[pa.Table]:
         """Tables of an epoch, in its order, with columns _FILE and ROW."""
@@ -150,6 +186,7 @@ class TableSource:
         while waiting or opened or held:
             while waiting and len(opened) < NUM_OPEN_FILES:
                 opened.append(self._tables([waiting.popleft()]))
+                self.reader.ahead([self.files[i] for i in islice(waiting, NUM_AHEAD)])
             if opened:
                 table = next(opened[0], None)
                 if table is None:
@@ -176,10 +213,11 @@ class TableSource:
         place = random.permutation(max(len(picture.dictionary), 1))
         return table.take(pa.array(np.argsort(place[code], kind="stable")))
 
-    def _tables(self, indices: Iterable[int]) -> Iterator[pa.Table]:
+    def _tables(self, indices: Sequence[int]) -> Iterator[pa.Table]:
         """What is read of these files, with columns _FILE and ROW."""
-        for index in indices:
+        for number, index in enumerate(indices, 1):
             first = 1
+            self.reader.ahead([self.files[i] for i in indices[number : number + NUM_AHEAD]])
             for table in self.reader.read(self.files[index]):
                 rows = self.groups.prepare(self.files[index], table)
                 self._require_equal_types(self.files[index], rows.select(self.groups.columns).schema)

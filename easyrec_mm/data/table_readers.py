@@ -9,6 +9,7 @@ import pyarrow as pa
 import pyarrow.csv
 import pyarrow.parquet as pq
 
+from easyrec_mm.data.data_files import fetch_ahead, opened_at
 from easyrec_mm.data.source import Problem
 from easyrec_mm.data.typed_groups import PROBLEM, ROW, TypedGroups
 from easyrec_mm.errors import DataError
@@ -31,17 +32,21 @@ class ParquetReader:
           DataError: if the file cannot be read or lacks a column.
         """
         try:
-            with pq.ParquetFile(file) as opened:
+            with pq.ParquetFile(opened_at(file)) as opened:
                 columns = self.groups.present(file, opened.schema_arrow.names)
                 for batch in opened.iter_batches(self.num_rows, columns=columns):
                     yield pa.Table.from_batches([batch])
         except (OSError, pa.ArrowException) as error:
             raise DataError(f"{file}: cannot be read as Parquet: {_reason(error)}") from error
 
+    def ahead(self, files: Sequence[str]) -> None:
+        """Begin to copy files that are read next."""
+        fetch_ahead(files)
+
     def count(self, file: str) -> int:
         """Rows of a file."""
         try:
-            return int(pq.read_metadata(file).num_rows)
+            return int(pq.read_metadata(opened_at(file)).num_rows)
         except (OSError, pa.ArrowException) as error:
             raise DataError(f"{file}: cannot be read as Parquet: {_reason(error)}") from error
 
@@ -84,14 +89,19 @@ class CsvReader:
         if invalid:
             yield pa.table({ROW: list(invalid), PROBLEM: list(invalid.values())})
 
+    def ahead(self, files: Sequence[str]) -> None:
+        """Begin to copy files that are read next."""
+        fetch_ahead(files)
+
     def count(self, file: str) -> int:
         """Rows of a file."""
         return sum(len(table) for table in self.read(file))
 
     def _open(self, file: str, invalid: dict[int, bytes]) -> Iterator[pa.RecordBatch]:
-        with open(file, "rb") as stream:
+        path = opened_at(file)
+        with open(path, "rb") as stream:
             compression = "gzip" if stream.read(2) == _GZIP_MAGIC else None
-        with pa.input_stream(file, compression=compression) as stream:
+        with pa.input_stream(path, compression=compression) as stream:
             names = list(self.names) or _header(stream, self.separator)
         columns = self.groups.present(file, names)
 
@@ -100,7 +110,7 @@ class CsvReader:
             invalid[row.number] = Problem("row", what).encode()
             return "skip"
 
-        with pa.input_stream(file, compression=compression) as stream:
+        with pa.input_stream(path, compression=compression) as stream:
             read = pa.csv.ReadOptions(
                 # Threads would not tell the numbers of rows.
                 use_threads=False,

@@ -76,7 +76,7 @@ class _Flat:
 
 
 class TypedGroups:
-    """Reads tables of groups.
+    """Reads tables of groups; TableGroups.
 
     Args:
       schema: fields and tasks.
@@ -108,6 +108,10 @@ class TypedGroups:
     def dtypes(self) -> dict[str, Dtype]:
         """Field name -> dtype of what `read` gives: labels are float32."""
         return {one.name: "float32" if one.name in self.labels else one.dtype for one in self._fields}
+
+    def arrays(self, table: pa.Table) -> tuple[Any, ...]:
+        """The groups of a table, as GroupRows holds them."""
+        return self.read(table).as_arrays()
 
     def signature(self) -> tuple[Any, ...]:
         """Specs of TypedRows.as_arrays."""

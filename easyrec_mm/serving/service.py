@@ -7,11 +7,12 @@ exchanges it; a release that fails stays out and the old one serves on.
 
 from __future__ import annotations
 
+import shutil
 import threading
 import time
 from collections import OrderedDict, deque
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import IntEnum
 from itertools import islice
 from pathlib import Path
@@ -21,7 +22,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from easyrec_mm.errors import ExportError, StoreError, UserError
-from easyrec_mm.manifest import MANIFEST, read_header
+from easyrec_mm.files import is_remote, join, place_of
+from easyrec_mm.manifest import MANIFEST, local_export, read_header
 from easyrec_mm.serving.predictor import Predictor, Runtime, load_predictor
 from easyrec_mm.serving.request import Candidates, RequestError, RequestReader
 from easyrec_mm.store import Generation, State, Store
@@ -103,6 +105,7 @@ class Release:
     no_image   float32 `[D]` that the network was trained to take for no picture; None if it was not
     embedder   of the same image tower, where missing vectors are computed
     computed   vectors that it has computed, by key and fields, the last used one last
+    copy       of a remote folder, from which it was loaded; else ""
     """
 
     folder: str
@@ -114,6 +117,7 @@ class Release:
     no_image: NDArray[Any] | None
     embedder: Embedder | None
     computed: OrderedDict[tuple[Any, ...], NDArray[Any]]
+    copy: str = ""
 
     def version(self) -> dict[str, Any]:
         """What it is, for answers, metrics and logs."""
@@ -184,9 +188,13 @@ class Service:
         folder, by_tower = self._newest()
         if _identity(folder, self._generation_of(folder, by_tower)) == self.release.identity:
             return None
+        last = self.release
         release = self._load(folder, by_tower)
         self._try(release)
         self._release = release
+        if last.copy:
+            # What is mapped of it stays until its last request is answered.
+            shutil.rmtree(last.copy, ignore_errors=True)
         return release
 
     def _newest(self) -> tuple[str, dict[str, Generation]]:
@@ -216,10 +224,20 @@ class Service:
         return generation
 
     def _load(self, folder: str, by_tower: dict[str, Generation]) -> Release:
-        options = self._options
         generation = self._generation_of(folder, by_tower)
         identity = _identity(folder, generation)
-        predictor = load_predictor(folder, options.runtime, options.num_threads)
+        if not is_remote(folder):
+            return self._load_copy(folder, folder, generation, identity)
+        copy = local_export(folder)
+        try:
+            return replace(self._load_copy(folder, copy, generation, identity), copy=copy)
+        except BaseException:
+            shutil.rmtree(copy, ignore_errors=True)
+            raise
+
+    def _load_copy(self, folder: str, copy: str, generation: Generation, identity: tuple[object, ...]) -> Release:
+        options = self._options
+        predictor = load_predictor(copy, options.runtime, options.num_threads)
         manifest = predictor.manifest
         if _identity(folder, generation) != identity:
             raise ExportError(f"{folder}: was replaced while it was loaded; it is loaded again")
@@ -396,12 +414,19 @@ def newest_export(folder: str) -> str:
     Raises:
       ExportError: if there is none.
     """
-    if (Path(folder) / MANIFEST).exists():
+    if is_remote(folder):
+        inner = len(folder.rstrip("/")) + 1
+        found = [info.path[inner:].rpartition("/") for info in place_of(folder).below(folder)]
+        names = {name for name, _, file in found if file == MANIFEST}
+    else:
+        names = {str(path.parent.relative_to(folder)) for path in Path(folder).glob(f"*/{MANIFEST}")}
+        names |= {"" for _ in Path(folder).glob(MANIFEST)}
+    if "" in names:
         return folder
-    numbered = [path for path in Path(folder).glob("*") if path.name.isdigit() and (path / MANIFEST).exists()]
+    numbered = [name for name in names if name.isdigit()]
     if not numbered:
         raise ExportError(f"{folder}: no {MANIFEST}; give a folder that easyrec-mm export has written, or one of such")
-    return str(max(numbered, key=lambda path: int(path.name)))
+    return join(folder, max(numbered, key=int))
 
 
 def _identity(folder: str, generation: Generation) -> tuple[object, ...]:
@@ -410,6 +435,9 @@ def _identity(folder: str, generation: Generation) -> tuple[object, ...]:
 
 def _status(folder: str) -> tuple[object, ...]:
     """Changes when the export in a folder is replaced."""
+    if is_remote(folder):
+        info = place_of(folder).stat(join(folder, MANIFEST))
+        return folder, info.version, info.size
     try:
         status = (Path(folder) / MANIFEST).stat()
     except OSError as error:

@@ -63,6 +63,11 @@ class LmdbStore(Store):
         path = uri.partition("://")[2]
         if not path:
             raise StoreError(f"--store {uri}: give a path, as in lmdb://vectors")
+        if "://" in path:
+            raise StoreError(
+                f"--store {uri}: LMDB reads and writes files of this machine; give a path of it, or redis:// or "
+                "postgresql:// for a store that several machines use"
+            )
         if not writable and not (Path(path) / "data.mdb").exists():
             raise StoreError(f"--store {uri}: no store there; write one with easyrec-mm embed")
 

@@ -1,0 +1,66 @@
+"""Groups in tables of MaxCompute: each row is joined into a line, which is parsed as those of GroupRTP files are."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+import pyarrow as pa
+import tensorflow as tf
+
+from easyrec_mm.data.group_rtp import GroupRtpParser
+from easyrec_mm.data.odps_tables import LINE, OdpsTables
+from easyrec_mm.data.source import Chunk, Order, Problem, TextGroup
+from easyrec_mm.data.table_files import TableSource
+from easyrec_mm.schema import Schema
+
+
+class _Lines:
+    """Lines as they are: the graph parses them. See TableGroups."""
+
+    is_flat = False
+    columns = (LINE,)
+
+    def __init__(self, parser: GroupRtpParser) -> None:
+        self._parser = parser
+
+    def prepare(self, place: str, table: pa.Table) -> pa.Table:
+        return table
+
+    def signature(self) -> tf.TensorSpec:
+        return tf.TensorSpec([None], tf.string)
+
+    def arrays(self, table: pa.Table) -> Any:
+        return table[LINE].to_numpy()
+
+    def texts(self, table: pa.Table) -> Iterable[TextGroup | Problem]:
+        return map(self._parser.texts, table[LINE].to_pylist())
+
+
+class OdpsGroupRtpSource(TableSource):
+    """The groups of tables; a Source.
+
+    Args:
+      tables: with the columns of a line.
+      schema, labels, fields: as for GroupRtpParser.
+      order: of the rows of an epoch.
+
+    Raises:
+      DataError: if there is no row.
+    """
+
+    chunk_size = 256
+
+    def __init__(
+        self, tables: OdpsTables, schema: Schema, labels: tuple[str, ...], fields: tuple[str, ...], order: Order
+    ) -> None:
+        self._parser = GroupRtpParser(schema, labels, fields, len(schema.labels) + 3)
+        super().__init__(list(tables.slices), schema, _Lines(self._parser), order, tables)
+
+    def parse(self, epoch: tf.Tensor, file: tf.Tensor, row: tf.Tensor, lines: tf.Tensor) -> Chunk:
+        """See Source.parse."""
+        return Chunk(epoch, file, row, self._parser(lines))
+
+    def explain(self, evidence: bytes) -> Problem:
+        """See Source.explain; the evidence is the line."""
+        return self._parser.explain(evidence) or Problem("line", "malformed")

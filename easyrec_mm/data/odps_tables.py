@@ -1,0 +1,273 @@
+"""Tables of MaxCompute (ODPS): found by PyODPS and read through its tunnel, in slices of rows that workers fetch side
+by side.
+
+A table is read as it was when its download session began, whoever writes to it meanwhile. PyODPS tries again what the
+service refuses for a while, and checks what it receives by CRC.
+"""
+
+from __future__ import annotations
+
+import configparser
+import os
+import re
+import time
+from collections.abc import Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from functools import lru_cache
+from typing import Any, NamedTuple
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from easyrec_mm.data.typed_groups import ROW
+from easyrec_mm.errors import DataError, did_you_mean
+
+# Groups in a slice: some MiB, so that a request is worth its round trip and a table has many slices to shuffle.
+SLICE_ROWS = 4096
+# Column of the lines.
+LINE = "easyrec_mm:line"
+# Slices that are fetched at a time.
+NUM_WORKERS = 4
+# Between the columns of a line that a row becomes; not in any text that people use to write samples.
+COLUMN_SEPARATOR = "\x1f\x1e\x1f"
+# A download session ends after 24 hours.
+_SESSION_SECONDS = 12 * 3600
+_CONNECT_SECONDS = 10
+_PATH = re.compile(r"odps://(?P<project>[^/]+)/tables/(?P<table>[^/]+)(?P<partition>(?:/[^/=]+=[^/]+)*)/?")
+
+
+class Slice(NamedTuple):
+    """Some rows of a table.
+
+    place      the table or its partition, as a path
+    start      the first row, from 0
+    count      how many rows
+    """
+
+    place: str
+    start: int
+    count: int
+
+    def __str__(self) -> str:
+        return f"{self.place}[{self.start + 1}-{self.start + self.count}]"
+
+
+@dataclass
+class _Partition:
+    """A table, or a partition of it, and the session that reads it."""
+
+    place: str
+    tunnel: Any
+    table: Any
+    spec: str | None
+    count: int = 0
+    _session: Any = None
+    _began: float = field(default=0.0)
+
+    def session(self) -> Any:
+        """A download session that has not ended.
+
+        Raises:
+          DataError: if a new one has other rows.
+        """
+        if self._session is None or time.monotonic() - self._began > _SESSION_SECONDS:
+            session = self.tunnel.create_download_session(self.table, partition_spec=self.spec, async_mode=True)
+            if self._session is not None and session.count != self.count:
+                raise DataError(
+                    f"{self.place}: has {session.count} rows now, {self.count} when reading began; "
+                    "start again, with a table that nobody writes to"
+                )
+            self._session, self._began, self.count = session, time.monotonic(), session.count
+        return self._session
+
+
+class OdpsTables:
+    """Reads rows of some tables as lines; a TableReader whose files are slices.
+
+    A line has the columns as texts, with a separator between them; a null is an empty text.
+
+    Args:
+      path: paths, separated by commas: odps://project/tables/name, and the partition or the first of its levels behind:
+        odps://project/tables/name/dt=20261121.
+      setting: the config path of `path`, for messages.
+      columns: their names.
+      separator: between the columns of a line; no column contains it.
+
+    Raises:
+      DataError: if PyODPS or credentials are missing, or a table cannot be opened or lacks a column.
+    """
+
+    def __init__(self, path: str, setting: str, columns: Sequence[str], separator: str) -> None:
+        self._columns = list(columns)
+        self._separator = separator.encode()
+        self._partitions: dict[str, _Partition] = {}
+        for part in filter(None, (part.strip() for part in path.split(","))):
+            for partition in self._find(part, setting):
+                self._partitions.setdefault(partition.place, partition)
+        if not self._partitions:
+            raise DataError(
+                f"{setting}: is not set; give the tables to read, as odps://project/tables/name/dt=20261121"
+            )
+        self.slices = {
+            str(one): one for place, partition in self._partitions.items() for one in _slices(place, partition.count)
+        }
+        self._pool = ThreadPoolExecutor(NUM_WORKERS, thread_name_prefix="odps")
+        self._fetched: dict[str, Future[pa.Table]] = {}
+
+    def ahead(self, files: Sequence[str]) -> None:
+        """Begin to fetch slices, by name, that are read next."""
+        for name in files:
+            if name not in self._fetched:
+                self._fetched[name] = self._pool.submit(self._fetch, self.slices[name])
+
+    def read(self, file: str) -> Iterator[pa.Table]:
+        """The rows of a slice, in columns LINE (binary) and ROW.
+
+        Raises:
+          DataError: if they cannot be fetched.
+        """
+        self.ahead([file])
+        yield self._fetched.pop(file).result()
+
+    def count(self, file: str) -> int:
+        """Rows of a slice."""
+        return self.slices[file].count
+
+    def _find(self, path: str, setting: str) -> Iterator[_Partition]:
+        """The partitions that a path names."""
+        match = _PATH.fullmatch(path)
+        if not match:
+            raise DataError(
+                f"{setting}: '{path}' is no table of MaxCompute; give odps://project/tables/name, with the partition "
+                "behind: odps://project/tables/name/dt=20261121"
+            )
+        project, name = match["project"], match["table"]
+        wanted = dict(level.split("=", 1) for level in match["partition"].split("/") if level)
+        client, tunnel = _client(project), _tunnel(project)
+        with _reasons(path):
+            table = client.get_table(name, project=project)
+            table.reload()
+            self._require_columns(path, [column.name for column in table.table_schema.simple_columns])
+            levels = [level.name for level in table.table_schema.partitions]
+            if unknown := next((level for level in wanted if level not in levels), None):
+                raise DataError(f"{setting}: '{path}': {_no_level(unknown, levels)}")
+            specs: list[str | None] = [None]
+            if levels:
+                found = (partition.partition_spec.kv for partition in table.iterate_partitions(_spec(wanted)))
+                specs = [_spec(one) for one in sorted((dict(one) for one in found), key=_levels)]
+            if not specs:
+                raise DataError(f"{setting}: '{path}' has no partition; check the path")
+            for spec in specs:
+                levels_path = "".join(f"/{level}" for level in (spec or "").split(",") if level)
+                partition = _Partition(f"odps://{project}/tables/{name}{levels_path}", tunnel, table, spec)
+                partition.session()
+                yield partition
+
+    def _require_columns(self, path: str, names: list[str]) -> None:
+        for name in self._columns:
+            if name not in names:
+                raise DataError(f"{path}: no column '{name}' (data_config.selected_cols); {did_you_mean(name, names)}")
+
+    def _fetch(self, some: Slice) -> pa.Table:
+        with _reasons(str(some)):
+            session = self._partitions[some.place].session()
+            with session.open_arrow_reader(some.start, some.count, columns=self._columns) as reader:
+                table = pa.Table.from_batches(list(reader))
+        if len(table) != some.count:
+            raise DataError(f"{some}: {len(table)} rows came, not {some.count}; try again")
+        columns = [_texts(table[name]) for name in self._columns]
+        rows = np.arange(some.start + 1, some.start + 1 + some.count)
+        return pa.table({LINE: pc.binary_join_element_wise(*columns, self._separator), ROW: rows})
+
+
+@contextmanager
+def _reasons(place: str) -> Iterator[None]:
+    """Turn what PyODPS raises into a DataError that says where."""
+    import requests
+    from odps.errors import BaseODPSError
+
+    try:
+        yield
+    except (BaseODPSError, requests.RequestException, OSError, pa.ArrowException) as error:
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise DataError(f"{place}: cannot be read: {reason}") from error
+
+
+def _slices(place: str, count: int) -> Iterator[Slice]:
+    for start in range(0, count, SLICE_ROWS):
+        yield Slice(place, start, min(SLICE_ROWS, count - start))
+
+
+def _texts(column: pa.ChunkedArray) -> pa.ChunkedArray:
+    """Values as they are written in lines of text."""
+    if not pa.types.is_binary(column.type):
+        column = column.cast(pa.string()).cast(pa.binary())
+    return pc.fill_null(column, b"")
+
+
+def _spec(levels: dict[str, str]) -> str | None:
+    return ",".join(f"{name}={value}" for name, value in levels.items()) or None
+
+
+def _levels(levels: dict[str, str]) -> tuple[str, ...]:
+    return tuple(levels.values())
+
+
+def _no_level(name: str, levels: list[str]) -> str:
+    return f"no partition level '{name}'; {did_you_mean(name, levels)}" if levels else "the table has no partitions"
+
+
+@lru_cache(8)
+def _client(project: str) -> Any:
+    """A client with the credentials of this machine.
+
+    Raises:
+      DataError: if there are none, or PyODPS is not installed.
+    """
+    try:
+        from odps import ODPS, options
+        from odps.accounts import from_environments
+    except ImportError as error:
+        raise DataError("reading MaxCompute needs PyODPS; install it: pip install 'easyrec_mm[odps]'") from error
+    options.connect_timeout = _CONNECT_SECONDS
+    options.retry_times = 2
+    ini = _read_ini()
+    access_id = os.environ.get("ODPS_ACCESS_ID") or ini.get("access_id")
+    account = None if access_id else from_environments()
+    if not (access_id or account):
+        raise DataError(
+            f"odps://{project}: no credentials of MaxCompute; set ODPS_ACCESS_ID, ODPS_ACCESS_KEY and ODPS_ENDPOINT, "
+            "or ODPS_CONFIG_FILE_PATH to a file that has access_id, access_key and end_point"
+        )
+    return ODPS(
+        access_id,
+        os.environ.get("ODPS_ACCESS_KEY") or ini.get("access_key"),
+        account=account,
+        project=project,
+        endpoint=os.environ.get("ODPS_ENDPOINT") or ini.get("end_point"),
+        tunnel_endpoint=os.environ.get("ODPS_TUNNEL_ENDPOINT") or ini.get("tunnel_endpoint"),
+    )
+
+
+@lru_cache(8)
+def _tunnel(project: str) -> Any:
+    from odps.tunnel import TableTunnel
+
+    return TableTunnel(_client(project))
+
+
+def _read_ini() -> dict[str, str]:
+    """What stands in the file that the tools of PAI and EasyRec use, lines of `name=value`."""
+    path = os.environ.get("ODPS_CONFIG_FILE_PATH")
+    if not path:
+        return {}
+    parser = configparser.ConfigParser(interpolation=None)
+    try:
+        with open(path, encoding="utf-8") as file:
+            parser.read_string("[odps]\n" + file.read())
+    except (OSError, configparser.Error) as error:
+        raise DataError(f"ODPS_CONFIG_FILE_PATH: {path}: cannot be read: {error}") from error
+    return dict(parser["odps"])

@@ -1,0 +1,108 @@
+"""Pictures packed into tar files, one beside each data file: part-0.pictures.tar has those of part-0.parquet.
+
+A tar is read through once for its headers when its first picture is wanted; from then on pictures are read by their
+place in it.
+"""
+
+from __future__ import annotations
+
+import os
+import tarfile
+import threading
+from collections import Counter, OrderedDict
+from dataclasses import dataclass, field
+from io import FileIO
+from pathlib import PurePosixPath
+
+from easyrec_mm.data.data_files import find_beside, opened_at
+from easyrec_mm.errors import DataError
+from easyrec_mm.files import FileInfo
+from easyrec_mm.files.local_copies import LocalCopies
+
+# Tars that are open at a time, of which the places of all pictures are known.
+NUM_OPEN_TARS = 32
+# Between the path of a tar and that of a picture in it; no path of a file contains it.
+_SEPARATOR = b"\x00"
+
+
+def tar_beside(file: str) -> str:
+    """The tar of a data file: its name without .gz and without its ending, and .pictures.tar."""
+    folder, slash, name = file.rpartition("/")
+    return f"{folder}{slash}{PurePosixPath(name.removesuffix('.gz')).stem}.pictures.tar"
+
+
+def packed_path(file: str, path: bytes) -> bytes:
+    """What `PackedPictures.read` takes for a picture of a data file."""
+    return os.fsencode(tar_beside(file)) + _SEPARATOR + path
+
+
+def find_tars(files: list[str], copies: LocalCopies) -> list[FileInfo]:
+    """The tars of data files; each is fetched with its data file where that is remote.
+
+    Raises:
+      DataError: if one is missing.
+    """
+    name, number = Counter(map(tar_beside, files)).most_common(1)[0]
+    if number > 1:
+        raise DataError(f"data_config.packed_images: {number} of the files have {name}; give files of different names")
+    return find_beside({file: tar_beside(file) for file in files}, "data_config.packed_images", copies)
+
+
+@dataclass
+class _Tar:
+    lock: threading.Lock = field(default_factory=threading.Lock)
+    # Closed when nobody uses it any more.
+    file: FileIO | None = None
+    places: dict[bytes, tuple[int, int]] = field(default_factory=dict)
+
+
+class PackedPictures:
+    """Reads pictures from tars, by many threads at once."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._tars: OrderedDict[str, _Tar] = OrderedDict()
+
+    def read(self, packed: bytes) -> bytes:
+        """A picture's content.
+
+        Args:
+          packed: see `packed_path`.
+
+        Raises:
+          OSError: if the tar has no such picture.
+          DataError: if the tar cannot be read.
+        """
+        tar_bytes, _, path = packed.partition(_SEPARATOR)
+        name = os.fsdecode(tar_bytes)
+        tar = self._tar(name)
+        if not path:
+            raise OSError(0, "the path is empty")
+        if path not in tar.places or tar.file is None:
+            raise OSError(0, f"is not in {os.path.basename(name)}")
+        offset, size = tar.places[path]
+        content = os.pread(tar.file.fileno(), size, offset)
+        if len(content) < size:
+            raise DataError(f"{name}: has changed while it was read; start again, with files that nobody writes to")
+        return content
+
+    def _tar(self, name: str) -> _Tar:
+        with self._lock:
+            tar = self._tars.setdefault(name, _Tar())
+            self._tars.move_to_end(name)
+            if len(self._tars) > NUM_OPEN_TARS:
+                self._tars.popitem(last=False)
+        with tar.lock:
+            if tar.file is None:
+                _open(name, tar)
+        return tar
+
+
+def _open(name: str, tar: _Tar) -> None:
+    try:
+        file = FileIO(opened_at(name))
+        with tarfile.open(fileobj=file, mode="r:", errors="surrogateescape") as members:
+            tar.places = {os.fsencode(m.name): (m.offset_data, m.size) for m in members if m.isreg()}
+    except (OSError, tarfile.TarError) as error:
+        raise DataError(f"{name}: cannot be read: {error}") from error
+    tar.file = file

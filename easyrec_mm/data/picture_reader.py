@@ -1,0 +1,157 @@
+"""Contents of pictures, wherever they lie: on this machine, in a tar, or remote, of which many are read at a time."""
+
+from __future__ import annotations
+
+import os
+import stat
+import threading
+from collections.abc import Iterable
+from concurrent.futures import Future, ThreadPoolExecutor
+from functools import lru_cache
+
+from easyrec_mm.data.packed_pictures import PackedPictures
+from easyrec_mm.errors import DataError
+from easyrec_mm.files import Failure, StorageError, is_remote, join, place_of, plain
+from easyrec_mm.files.content_cache import ContentCache
+from easyrec_mm.files.disk_cache import DiskCache
+
+# Remote pictures that are read at a time, by the whole process.
+NUM_READS = 128
+# When so many could not be read, and none could, it is not the pictures.
+_NUM_REFUSED = 8
+
+
+class PictureReader:
+    """Reads pictures by path.
+
+    Args:
+      root: folder that relative paths start from; "" for the current one.
+      cache: where remote pictures are kept.
+      packed: whether paths are packed_pictures.packed_path's.
+    """
+
+    def __init__(self, root: str = "", cache: ContentCache | None = None, packed: bool = False) -> None:
+        self._root = root
+        self._cache = cache
+        self._packed = PackedPictures() if packed else None
+        self._lock = threading.Lock()
+        # Remote path -> its content, and how often it was asked for and not taken.
+        self._begun: dict[str, tuple[Future[bytes], int]] = {}
+        self._num_refused = 0
+        self._has_read = False
+
+    def begin(self, paths: Iterable[bytes]) -> None:
+        """Begin to read those of the pictures that are remote; `read` then takes them."""
+        if self._packed is not None:
+            return
+        for path_bytes in paths:
+            path = self._whole(path_bytes)
+            if is_remote(path):
+                with self._lock:
+                    future, count = self._begun.get(path) or (_pool().submit(self._read_remote, path), 0)
+                    self._begun[path] = future, count + 1
+
+    def forget(self) -> None:
+        """Give up what was begun and not taken."""
+        with self._lock:
+            for future, _ in self._begun.values():
+                future.cancel()
+            self._begun.clear()
+
+    def read(self, paths: list[bytes]) -> tuple[list[bytes], dict[int, str]]:
+        """The pictures' contents, b"" where there is none, and row -> why.
+
+        Raises:
+          DataError: if no remote picture at all can be had, as with wrong credentials, or a tar cannot be read.
+        """
+        remote = {row: self._take(path) for row, one in enumerate(paths) if is_remote(path := self._whole(one))}
+        data: list[bytes] = []
+        problems: dict[int, str] = {}
+        for row, path in enumerate(paths):
+            try:
+                data.append(remote[row].result() if row in remote else self._read_here(path))
+            except StorageError as error:
+                self._require_hope(error)
+                data.append(b"")
+                problems[row] = f"cannot be read: {error.reason}"
+            except (OSError, ValueError) as error:  # ValueError: no file can have that path
+                reason = error.strerror if isinstance(error, OSError) else str(error)
+                data.append(b"")
+                problems[row] = f"cannot be read: {reason or type(error).__name__}"
+            else:
+                if not data[-1]:
+                    problems[row] = "is empty (0 bytes)"
+        return data, problems
+
+    def _whole(self, path_bytes: bytes) -> str:
+        if self._packed is not None:
+            return ""
+        path = os.fsdecode(path_bytes)
+        return join(self._root, path) if path else ""
+
+    def _take(self, path: str) -> Future[bytes]:
+        with self._lock:
+            future, count = self._begun.pop(path, (None, 0))
+            if future is None:
+                return _pool().submit(self._read_remote, path)
+            if count > 1:
+                self._begun[path] = future, count - 1
+            return future
+
+    def _read_remote(self, path: str) -> bytes:
+        place = place_of(path)
+        if self._cache is not None:
+            data = self._cache.read(place, path)
+        else:
+            content = place.read(path)
+            data = content.data if content else b""
+        self._has_read = True
+        return data
+
+    def _require_hope(self, error: StorageError) -> None:
+        """Raise an error that is not that of a picture.
+
+        A path of which nothing can be had, for its place does not exist say, is a bad picture like others. But wrong
+        credentials, or a place that is gone, would make bad pictures of all.
+        """
+        if error.failure == Failure.PLACE and place_of(error.path).answered_s:
+            raise error
+        if self._has_read or error.failure not in (Failure.PLACE, Failure.DENIED):
+            return
+        with self._lock:
+            self._num_refused += 1
+        if self._num_refused >= _NUM_REFUSED:
+            raise DataError(f"{error}; none of {self._num_refused} pictures can be read") from error
+
+    def _read_here(self, path_bytes: bytes) -> bytes:
+        if self._packed is not None:
+            return self._packed.read(path_bytes)
+        path = self._whole(path_bytes)
+        if not path:
+            raise FileNotFoundError(0, "the path is empty")
+        with open(plain(path), "rb", opener=_open_regular_file) as file:
+            return file.read()
+
+
+@lru_cache
+def content_cache(folder: str, max_gib: float) -> ContentCache | None:
+    """The one ContentCache of a folder in this process; None without a folder.
+
+    Raises:
+      DataError: if it cannot be written.
+    """
+    return ContentCache(DiskCache(folder, int(max_gib * 2**30), "data_config.image_cache_dir")) if folder else None
+
+
+@lru_cache
+def _pool() -> ThreadPoolExecutor:
+    return ThreadPoolExecutor(NUM_READS, thread_name_prefix="remote pictures")
+
+
+def _open_regular_file(path: str, flags: int) -> int:
+    """Opens without waiting, and only what has an end: a pipe or a device would stall or flood the training."""
+    descriptor = os.open(path, flags | os.O_NONBLOCK)
+    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+        os.close(descriptor)
+        raise OSError(0, "is no regular file")
+    return descriptor

@@ -1,0 +1,170 @@
+"""A folder of files that is kept below a size: those not used for longest go first.
+
+Several processes may use it at once, and each may be killed at any time: an entry appears complete or not at all, and
+one that is held is not removed.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import logging
+import os
+import threading
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
+
+from easyrec_mm.errors import DataError
+
+_LOG = logging.getLogger("easyrec_mm.files")
+_TEMPORARY = "tmp-"
+# What a killed process has left behind is as old as this at least.
+_ABANDONED_S = 3600.0
+# When room is made, some is made for what comes next; the whole is counted anew each time this part of it was added.
+_FILLED, _COUNTED = 0.9, 0.02
+
+
+class Held:
+    """An entry that stays until it is released, or the process ends."""
+
+    def __init__(self, path: Path, descriptor: int) -> None:
+        self.path = path
+        self._descriptor: int | None = descriptor
+
+    def release(self) -> None:
+        """Let it go when its time comes."""
+        if self._descriptor is not None:
+            os.close(self._descriptor)
+            self._descriptor = None
+
+
+class DiskCache:
+    """Files by key.
+
+    Args:
+      folder: made if it is not there.
+      max_bytes: of all entries together.
+      setting: what a message calls the folder.
+
+    Raises:
+      DataError: if the folder cannot be made.
+    """
+
+    def __init__(self, folder: str, max_bytes: int, setting: str) -> None:
+        self._folder = Path(folder)
+        self._max_bytes = max_bytes
+        self._lock = threading.Lock()
+        self._uncounted = max_bytes  # nothing is known yet
+        self._has_failed = False
+        try:
+            self._folder.mkdir(parents=True, exist_ok=True)
+            (self._folder / ".lock").touch()
+        except OSError as error:
+            raise DataError(
+                f"{setting}: '{folder}' cannot be written: {error.strerror}; give another folder"
+            ) from error
+
+    def place(self, key: str) -> Path:
+        """Where the entry of a key is, if there is one."""
+        name = hashlib.sha256(key.encode("utf-8", "surrogateescape")).hexdigest()[:40]
+        return self._folder / name[:2] / name[2:]
+
+    def hold(self, key: str) -> Held | None:
+        """The entry of a key, which stays while it is held; None if there is none."""
+        path = self.place(key)
+        while True:
+            try:
+                descriptor = os.open(path, os.O_RDONLY)
+            except (FileNotFoundError, NotADirectoryError):
+                return None
+            fcntl.flock(descriptor, fcntl.LOCK_SH)
+            if os.fstat(descriptor).st_nlink:
+                os.utime(path)
+                return Held(path, descriptor)
+            os.close(descriptor)  # removed meanwhile
+
+    def add(self, key: str, size: int, write: Callable[[Path], None]) -> None:
+        """Put a file of `size` bytes under a key, written by `write` to the path that it is given.
+
+        Raises:
+          OSError: if it cannot be written, as on a full disk.
+        """
+        path = self.place(key)
+        path.parent.mkdir(exist_ok=True)
+        self._make_room(size)
+        temporary = path.with_name(f"{_TEMPORARY}{os.getpid()}-{threading.get_ident()}-{path.name}")
+        try:
+            write(temporary)
+            os.replace(temporary, path)
+        finally:
+            with suppress(FileNotFoundError):
+                temporary.unlink()
+
+    def add_if_possible(self, key: str, data: bytes) -> None:
+        """Put data under a key; where that fails it is said once, for it can be had again."""
+        try:
+            self.add(key, len(data), lambda path: _write(path, data))
+        except OSError as error:
+            if not self._has_failed:
+                self._has_failed = True
+                _LOG.warning("%s: cannot be written, and caches nothing: %s", self._folder, error.strerror)
+
+    def _make_room(self, size: int) -> None:
+        """Remove entries where that is needed for `size` more bytes."""
+        with self._lock:
+            self._uncounted += size
+            if self._uncounted < self._max_bytes * _COUNTED:
+                return
+            self._uncounted = 0
+        with (self._folder / ".lock").open("rb") as lock:
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except OSError:
+                return  # another one is at it
+            entries = self._entries()
+            total = size + sum(num_bytes for _, num_bytes, _ in entries)
+            if total <= self._max_bytes * (1 - _COUNTED):
+                return
+            for _, num_bytes, path in sorted(entries):
+                if total <= self._max_bytes * _FILLED:
+                    return
+                if _remove(path):
+                    total -= num_bytes
+
+    def _entries(self) -> list[tuple[float, int, str]]:
+        """(when it was used last, bytes, path) of each."""
+        entries = []
+        now = time.time()
+        for folder in os.scandir(self._folder):
+            if not folder.is_dir():
+                continue
+            for entry in os.scandir(folder.path):
+                with suppress(FileNotFoundError):
+                    status = entry.stat()
+                    if not entry.name.startswith(_TEMPORARY):
+                        entries.append((status.st_atime, status.st_size, entry.path))
+                    elif now - status.st_mtime > _ABANDONED_S:
+                        os.unlink(entry.path)
+        return entries
+
+
+def _write(path: Path, data: bytes) -> None:
+    path.write_bytes(data)
+
+
+def _remove(path: str) -> bool:
+    """Remove an entry unless it is held; whether it is gone."""
+    try:
+        descriptor = os.open(path, os.O_RDONLY)
+    except FileNotFoundError:
+        return True
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        os.unlink(path)
+    except OSError:
+        return False
+    finally:
+        os.close(descriptor)
+    return True

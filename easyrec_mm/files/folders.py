@@ -1,0 +1,139 @@
+"""Remote folders that are worked on in copies on this machine.
+
+A program that reads a folder copies it here; one that writes puts back what has changed, in an order in which a reader
+sees no half: files first, then those that say that others are complete.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Collection, Iterable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+from easyrec_mm.files.paths import is_remote, join, plain
+from easyrec_mm.files.place import place_of
+from easyrec_mm.files.storage import FileInfo
+from easyrec_mm.files.work_folder import work_folder
+
+_FILES_AT_A_TIME = 4
+_numbers = itertools.count()
+# Copy -> what it is a copy of, for messages.
+_names: dict[str, str] = {}
+
+
+def shown(text: str) -> str:
+    """A message that speaks of what is copied, not of the copies."""
+    for copy, name in _names.items():
+        text = text.replace(copy, name)
+    return text
+
+
+def new_copy_of(path: str) -> Path:
+    """A path of this machine, at which nothing is yet, for the copy of a remote file or folder; see `shown`."""
+    copy = Path(work_folder()) / str(next(_numbers))
+    _names[str(copy)] = path.rstrip("/")
+    return copy
+
+
+class Folder:
+    """A folder and the copy of it that is worked on. One of this machine is its own copy.
+
+    Args:
+      path: of the folder; nothing is read yet.
+    """
+
+    def __init__(self, path: str) -> None:
+        self.path = path
+        self.is_remote = is_remote(path)
+        self.local = new_copy_of(path) if self.is_remote else Path(plain(path))
+        self._remote: dict[str, FileInfo] = {}
+        # Size and time of files here when they were last the same as there.
+        self._same: dict[str, tuple[int, int]] = {}
+
+    def names(self) -> list[str]:
+        """Names of the files that were there when they were listed last, and of those put there since."""
+        return list(self._remote)
+
+    def look(self) -> None:
+        """Look what is there.
+
+        Raises:
+          StorageError: if it cannot be listed.
+        """
+        if self.is_remote:
+            prefix = len(self.path.rstrip("/")) + 1
+            found = place_of(self.path).below(self.path)
+            self._remote = {info.path[prefix:]: info for info in found if not info.is_folder}
+
+    def fetch(self, wanted: Callable[[str], bool] = lambda name: True) -> None:
+        """Copy the files of these names that are not here.
+
+        Raises:
+          StorageError: if one cannot be read.
+        """
+        names = [name for name in self._remote if wanted(name) and name not in self._same]
+
+        def fetch(name: str) -> None:
+            path = self.local / name
+            path.parent.mkdir(parents=True, exist_ok=True)
+            place_of(self.path).download(self._remote[name], path)
+            self._same[name] = _status(path)
+
+        _side_by_side(fetch, names)
+
+    def put(self, order: Callable[[str], int | None]) -> None:
+        """Put there what was written here, those of a higher `order` after those of a lower, and not those of None.
+
+        Raises:
+          StorageError: if one cannot be written.
+        """
+        here = [name for name in self._names_here() if order(name) is not None]
+        changed = [name for name in here if self._same.get(name) != _status(self.local / name)]
+
+        def put(name: str) -> None:
+            status = _status(self.local / name)
+            path = join(self.path, name)
+            place_of(self.path).upload(self.local / name, path)
+            self._same[name] = status
+            self._remote[name] = FileInfo(path, status[0], "")
+
+        for number in sorted({order(name) or 0 for name in changed}):
+            _side_by_side(put, [name for name in changed if (order(name) or 0) == number])
+
+    def replace(self, last: str) -> None:
+        """Put there what is here in the place of all that was there; `last` is gone before and comes last.
+
+        Raises:
+          StorageError: if it cannot be written.
+        """
+        if last in self._remote:
+            self.remove([last])
+        self.put(lambda name: None if name == last else 0)
+        self.remove(set(self._remote).difference(self._names_here()))
+        self.put(lambda name: 0)
+
+    def _names_here(self) -> list[str]:
+        return [str(path.relative_to(self.local)) for path in self.local.rglob("*") if path.is_file()]
+
+    def remove(self, names: Collection[str]) -> None:
+        """Remove files there.
+
+        Raises:
+          StorageError: if one cannot be removed.
+        """
+        place = place_of(self.path)
+        _side_by_side(lambda name: place.remove(join(self.path, name)), names)
+        for name in names:
+            self._remote.pop(name, None)
+            self._same.pop(name, None)
+
+
+def _status(path: Path) -> tuple[int, int]:
+    status = path.stat()
+    return status.st_size, status.st_mtime_ns
+
+
+def _side_by_side(action: Callable[[str], None], names: Iterable[str]) -> None:
+    with ThreadPoolExecutor(_FILES_AT_A_TIME) as pool:
+        list(pool.map(action, names))

@@ -1,0 +1,152 @@
+"""Places of any scheme that fsspec knows: http and https, hdfs, memory and what else is installed."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+from easyrec_mm.files.paths import place_name, scheme_of
+from easyrec_mm.files.storage import Content, Failure, FileInfo, StorageError
+
+# What the file systems call the version of a file.
+_VERSION_KEYS = (
+    "ETag", "etag", "LastModified", "last_modified", "Last-Modified", "mtime", "modified", "modificationTime",
+    "updated", "created", "checksum",
+)  # fmt: skip
+_PASSING_STATUS = (408, 429)
+_KNOWN = "s3, oss, gs, hdfs, http and https are known"
+
+
+class FsspecStorage:
+    """A place of an fsspec file system; a Storage."""
+
+    def __init__(self, path: str) -> None:
+        import fsspec
+
+        scheme = scheme_of(path)
+        place = self._place = place_name(path)
+        try:
+            # Without what they remember of earlier listings: files come and go while we look.
+            self._files: Any = fsspec.filesystem(scheme, **_options(path), use_listings_cache=False)
+        except ValueError as error:
+            reason = f"no file system has the scheme '{scheme}://'; {_KNOWN}"
+            raise StorageError(place, reason, Failure.PLACE) from error
+        except ImportError as error:
+            raise StorageError(place, str(error), Failure.PLACE) from error
+        except Exception as error:  # each has its own kinds
+            raise StorageError(place, f"cannot be reached: {_text(error)}", Failure.PLACE) from error
+        # What the file system calls the place; paths go on from it.
+        self._root = str(self._files._strip_protocol(place)).rstrip("/")
+
+    def find(self, pattern: str) -> list[FileInfo]:
+        """See Storage.find."""
+        with self._translated(pattern):
+            is_pattern = "*" in pattern or (not pattern.startswith("http") and any(c in pattern for c in "?["))
+            if is_pattern:
+                found = self._files.glob(pattern, detail=True)
+                return sorted(self._info(info) for info in found.values())
+            try:
+                return [self._info(self._files.info(pattern), pattern)]
+            except FileNotFoundError:
+                return []
+
+    def below(self, folder: str) -> list[FileInfo]:
+        """See Storage.below."""
+        with self._translated(folder):
+            return [self._info(info) for info in self._files.find(folder, detail=True).values()]
+
+    def stat(self, path: str) -> FileInfo:
+        """See Storage.stat."""
+        with self._translated(path):
+            return self._info(self._files.info(path), path)
+
+    def read(self, path: str, known: str | None = None) -> Content | None:
+        """See Storage.read."""
+        version = "" if known is None else self.stat(path).version
+        if version and version == known:
+            return None
+        with self._translated(path):
+            return Content(bytes(self._files.cat_file(path)), version)
+
+    def start(self, path: str, size: int) -> bytes:
+        """See Storage.start."""
+        with self._translated(path), self._files.open(path, "rb", block_size=1 << 16) as file:
+            return bytes(file.read(size))
+
+    def download(self, info: FileInfo, local: Path) -> None:
+        """See Storage.download."""
+        with self._translated(info.path):
+            self._files.get_file(info.path, str(local))
+        now = self.stat(info.path)
+        if (now.size, now.version) != (info.size, info.version):
+            raise StorageError(info.path, "has changed while it was read", Failure.CHANGED)
+
+    def upload(self, local: Path, path: str) -> None:
+        """See Storage.upload."""
+        if scheme_of(path) in ("http", "https"):
+            raise StorageError(path, "a web server takes no files; write elsewhere", Failure.REFUSED)
+        temporary = f"{path}.tmp" if scheme_of(path) in ("hdfs", "webhdfs") else ""
+        with self._translated(path):
+            self._files.makedirs(self._files._parent(path), exist_ok=True)
+            self._files.put_file(str(local), temporary or path)
+            if temporary:
+                if self._files.exists(path):
+                    self._files.rm_file(path)
+                self._files.mv(temporary, path)
+
+    def remove(self, path: str) -> None:
+        """See Storage.remove."""
+        with self._translated(path), suppress(FileNotFoundError):
+            self._files.rm_file(path)
+
+    def _info(self, info: dict[str, Any], path: str = "") -> FileInfo:
+        version = next((str(info[key]) for key in _VERSION_KEYS if info.get(key)), "")
+        path = path or f"{self._place}{str(info['name']).removeprefix(self._root)}"
+        return FileInfo(path, int(info.get("size") or 0), version, info.get("type") == "directory")
+
+    @contextmanager
+    def _translated(self, path: str) -> Iterator[None]:
+        """The file system's errors as StorageErrors."""
+        try:
+            yield
+        except StorageError:
+            raise
+        except FileNotFoundError as error:
+            raise StorageError(path, "no such file", Failure.MISSING) from error
+        except PermissionError as error:
+            raise StorageError(path, f"access is denied ({_text(error)})", Failure.DENIED) from error
+        except (NotImplementedError, ValueError, IsADirectoryError, NotADirectoryError) as error:
+            raise StorageError(path, f"cannot be done there: {_text(error)}", Failure.REFUSED) from error
+        except Exception as error:  # each file system has its own kinds
+            raise StorageError(path, _text(error), _failure(error)) from error
+
+
+def _options(path: str) -> dict[str, Any]:
+    """Where a file system is, for those that are told so, and how long it is waited for."""
+    import fsspec.utils
+
+    scheme = scheme_of(path)
+    if scheme in ("hdfs", "webhdfs"):
+        address = fsspec.utils.infer_storage_options(path)
+        return {key: address[key] for key in ("host", "port", "user") if address.get(key)}
+    if scheme in ("http", "https"):
+        import aiohttp
+
+        return {"client_kwargs": {"timeout": aiohttp.ClientTimeout(total=None, connect=10, sock_read=60)}}
+    return {}
+
+
+def _failure(error: Exception) -> Failure:
+    status = getattr(error, "status", None) or getattr(error, "code", None)
+    if isinstance(status, int) and 400 <= status < 500 and status not in _PASSING_STATUS:
+        return Failure.DENIED if status in (401, 403) else Failure.REFUSED
+    return Failure.PASSING
+
+
+def _text(error: Exception) -> str:
+    if isinstance(error, (TimeoutError, asyncio.TimeoutError)) and not str(error):
+        return "no answer in time"
+    return " ".join(str(error).split())[:300] or type(error).__name__

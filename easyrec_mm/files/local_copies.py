@@ -1,0 +1,122 @@
+"""Copies of remote data files, fetched whole into a bounded folder on disk, the next ones ahead of time."""
+
+from __future__ import annotations
+
+import threading
+from collections import OrderedDict
+from concurrent.futures import Future
+from functools import lru_cache, partial
+from pathlib import Path
+
+from easyrec_mm.errors import DataError
+from easyrec_mm.files.disk_cache import DiskCache, Held
+from easyrec_mm.files.place import place_of
+from easyrec_mm.files.storage import Failure, FileInfo, StorageError
+from easyrec_mm.files.work_folder import work_folder
+
+# Copies that stay, whatever the folder's size: those that are being opened, and those fetched ahead.
+NUM_HELD = 8
+_NUM_FETCHED_AT_A_TIME = 2
+_CHANGED = "has changed since the data were listed; start again, with files that nobody writes to"
+
+
+class LocalCopies:
+    """Copies by path.
+
+    Args:
+      folder: where they are kept, also beyond this process; "" for a folder of the process.
+      max_gib: of all of them. One that was opened and then removed to make room can still be read to its end.
+
+    Raises:
+      DataError: if the folder cannot be made.
+    """
+
+    def __init__(self, folder: str, max_gib: float) -> None:
+        self._folder = folder or str(Path(work_folder()) / "copies")
+        self._cache = DiskCache(self._folder, int(max_gib * 2**30), "data_config.file_cache_dir")
+        self._lock = threading.Lock()
+        self._held: OrderedDict[str, Held] = OrderedDict()
+        self._fetching: dict[str, Future[Held]] = {}
+        self._places = threading.Semaphore(_NUM_FETCHED_AT_A_TIME)
+
+    def get(self, info: FileInfo) -> str:
+        """The path of a file's copy, to be opened at once.
+
+        Raises:
+          DataError: if it cannot be fetched, or is no longer what it was when it was listed.
+        """
+        future = self.begin(info)
+        try:
+            held = future.result()
+        finally:
+            with self._lock:
+                self._fetching.pop(_key(info), None)
+        with self._lock:
+            self._keep(_key(info), held)
+        return str(held.path)
+
+    def begin(self, info: FileInfo) -> Future[Held]:
+        """Begin to fetch a file's copy, for `get`."""
+        key = _key(info)
+        with self._lock:
+            if key not in self._fetching:
+                if len(self._fetching) >= NUM_HELD:
+                    self._forget_one()
+                self._fetching[key] = Future()
+                # Not of a pool, for whose threads the process would wait when it ends.
+                threading.Thread(target=self._run, args=(info, self._fetching[key]), daemon=True).start()
+            return self._fetching[key]
+
+    def _run(self, info: FileInfo, future: Future[Held]) -> None:
+        with self._places:
+            try:
+                future.set_result(self._fetch(info))
+            except BaseException as error:  # handed over
+                future.set_exception(error)
+
+    def _forget_one(self) -> None:
+        """Give up a copy that was fetched ahead and not asked for, as at the end of the data."""
+        for key, future in self._fetching.items():
+            if future.done():
+                if future.exception() is None:
+                    self._keep(key, future.result())
+                del self._fetching[key]
+                return
+
+    def _keep(self, key: str, held: Held) -> None:
+        before = self._held.pop(key, None)
+        if before is not None and before is not held:
+            before.release()
+        self._held[key] = held
+        while len(self._held) > NUM_HELD:
+            self._held.popitem(last=False)[1].release()
+
+    def _fetch(self, info: FileInfo) -> Held:
+        while (held := self._cache.hold(_key(info))) is None:
+            try:
+                self._cache.add(_key(info), info.size, partial(place_of(info.path).download, info))
+            except StorageError as error:
+                if error.failure in (Failure.MISSING, Failure.CHANGED):
+                    raise DataError(f"{info.path}: {_CHANGED}") from error
+                raise
+            except OSError as error:
+                raise DataError(
+                    f"{self._folder}: no room for a copy of {info.path} ({info.size} bytes): {error.strerror}; "
+                    "give a larger disk with data_config.file_cache_dir"
+                ) from error
+        return held
+
+
+@lru_cache
+def local_copies(folder: str = "", max_gib: float = 16.0) -> LocalCopies:
+    """The one LocalCopies of a folder in this process."""
+    return LocalCopies(folder, max_gib)
+
+
+def local_copy(path: str) -> str:
+    """A copy of a remote file as it is now, in the folder of this process; see LocalCopies.get."""
+    return local_copies().get(place_of(path).stat(path))
+
+
+def _key(info: FileInfo) -> str:
+    return f"{info.path}\n{info.size}\n{info.version}"

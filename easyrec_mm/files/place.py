@@ -1,0 +1,164 @@
+"""Places as the rest of the project uses them: every request is tried again with growing pauses, and ends in time."""
+
+from __future__ import annotations
+
+import random
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import TypeVar
+
+from easyrec_mm.files import tensorflow_storage
+from easyrec_mm.files.fsspec_storage import FsspecStorage
+from easyrec_mm.files.object_storage import STORES, ObjectStorage
+from easyrec_mm.files.paths import place_name, scheme_of
+from easyrec_mm.files.storage import Content, Failure, FileInfo, Storage, StorageError
+
+# A place that was never reached is given up after the first, one that was after the second; answers that never come
+# are waited for a little longer.
+FIRST_TRY_S, TRY_S = 10.0, 120.0
+FIRST_WAIT_S = 15.0
+_FIRST_PAUSE_S, _LONGEST_PAUSE_S = 0.1, 8.0
+# A place of which nothing can be had is not asked again for this long.
+_LEFT_ALONE_S = 20.0
+
+T = TypeVar("T")
+
+
+class Place:
+    """A bucket or server, reached by TensorFlow where it knows the scheme, else by obstore or fsspec.
+
+    A request that fails in passing is repeated, each time after a pause of up to twice as long. All methods are those
+    of Storage, may be called from any thread, and raise StorageError alone.
+    """
+
+    def __init__(self, path: str) -> None:
+        self.name = place_name(path)
+        self._path = path
+        self._storage: Storage | None = None
+        self._lock = threading.Lock()
+        # When it answered last; 0.0: never.
+        self.answered_s = 0.0
+        # Why nothing can be had of it, and until when nobody asks again.
+        self._failure: tuple[StorageError, float] | None = None
+
+    def find(self, pattern: str) -> list[FileInfo]:
+        """See Storage.find."""
+        return self._call(lambda storage: storage.find(pattern))
+
+    def below(self, folder: str) -> list[FileInfo]:
+        """See Storage.below."""
+        return self._call(lambda storage: storage.below(folder))
+
+    def stat(self, path: str) -> FileInfo:
+        """See Storage.stat."""
+        return self._call(lambda storage: storage.stat(path))
+
+    def read(self, path: str, known: str | None = None) -> Content | None:
+        """See Storage.read."""
+        return self._call(lambda storage: storage.read(path, known))
+
+    def start(self, path: str, size: int) -> bytes:
+        """See Storage.start."""
+        return self._call(lambda storage: storage.start(path, size))
+
+    def download(self, info: FileInfo, local: Path) -> None:
+        """See Storage.download."""
+        self._call(lambda storage: storage.download(info, local))
+
+    def upload(self, local: Path, path: str) -> None:
+        """See Storage.upload."""
+        self._call(lambda storage: storage.upload(local, path))
+
+    def remove(self, path: str) -> None:
+        """See Storage.remove."""
+        self._call(lambda storage: storage.remove(path))
+
+    def _call(self, request: Callable[[Storage], T]) -> T:
+        if self._failure is not None and time.monotonic() < self._failure[1]:
+            known = self._failure[0]
+            raise StorageError(known.path, known.reason, known.failure)
+        try:
+            if self.answered_s:
+                return self._try(request, TRY_S)
+            return _in_time(lambda: self._try(request, FIRST_TRY_S), self.name)
+        except StorageError as error:
+            if error.failure == Failure.PLACE:
+                self._failure = error, time.monotonic() + _LEFT_ALONE_S
+            raise
+
+    def _try(self, request: Callable[[Storage], T], limit_s: float) -> T:
+        begun = time.monotonic()
+        pause = _FIRST_PAUSE_S
+        while True:
+            try:
+                result = request(self._reached())
+            except StorageError as error:
+                if error.failure == Failure.MISSING:
+                    self.answered_s = time.monotonic()
+                if error.failure != Failure.PASSING:
+                    raise
+                now = time.monotonic()
+                if now + pause - begun > limit_s:
+                    if self.answered_s > begun:
+                        raise  # others are answered
+                    raise StorageError(
+                        self.name,
+                        f"no answer for {now - begun:.0f} s: {error.reason}; check the network and the endpoint",
+                        Failure.PLACE,
+                    ) from error
+            else:
+                self.answered_s = time.monotonic()
+                return result
+            time.sleep(pause * random.uniform(0.5, 1.0))
+            pause = min(2 * pause, _LONGEST_PAUSE_S)
+
+    def _reached(self) -> Storage:
+        with self._lock:
+            if self._storage is None:
+                self._storage = _open(self._path)
+            return self._storage
+
+
+def _open(path: str) -> Storage:
+    scheme = scheme_of(path)
+    if tensorflow_storage.knows(scheme):
+        return tensorflow_storage.TensorFlowStorage()
+    return ObjectStorage(path) if scheme in STORES else FsspecStorage(path)
+
+
+def _in_time(action: Callable[[], T], name: str) -> T:
+    """What `action` returns or raises; a StorageError if it does neither in time."""
+    results: list[T] = []
+    errors: list[BaseException] = []
+
+    def run() -> None:
+        try:
+            results.append(action())
+        except BaseException as error:  # handed over
+            errors.append(error)
+
+    # A thread that the process does not wait for when it ends, as it would for those of a pool.
+    thread = threading.Thread(target=run, daemon=True, name=f"first request to {name}")
+    thread.start()
+    thread.join(FIRST_WAIT_S)
+    if errors:
+        raise errors[0]
+    if not results:
+        reason = f"no answer within {FIRST_WAIT_S:.0f} s; check the network, the endpoint and the credentials"
+        raise StorageError(name, reason, Failure.PLACE)
+    return results[0]
+
+
+_places: dict[str, Place] = {}
+_places_lock = threading.Lock()
+
+
+def place_of(path: str) -> Place:
+    """The place of a path with a scheme; the same for all its paths."""
+    name = place_name(path)
+    with _places_lock:
+        if name not in _places:
+            _places[name] = Place(path)
+        return _places[name]

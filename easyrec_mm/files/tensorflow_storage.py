@@ -1,0 +1,111 @@
+"""Places that TensorFlow knows by itself, or since a library such as tensorflow-io has registered their scheme."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+from easyrec_mm.errors import tensorflow_reason
+from easyrec_mm.files.paths import join
+from easyrec_mm.files.storage import Content, Failure, FileInfo, StorageError
+
+_READ_BYTES = 16 << 20
+
+
+def knows(scheme: str) -> bool:
+    """Whether TensorFlow is loaded and has a file system of that scheme."""
+    loaded = sys.modules.get("tensorflow")
+    return hasattr(loaded, "io") and scheme in _tensorflow().io.gfile.get_registered_schemes()
+
+
+class TensorFlowStorage:
+    """A place of one of TensorFlow's file systems; a Storage."""
+
+    def __init__(self) -> None:
+        self._gfile: Any = _tensorflow().io.gfile
+
+    def find(self, pattern: str) -> list[FileInfo]:
+        """See Storage.find."""
+        with _translated(pattern):
+            return [self._info(path) for path in sorted(self._gfile.glob(pattern))]
+
+    def below(self, folder: str) -> list[FileInfo]:
+        """See Storage.below."""
+        with _translated(folder):
+            if not self._gfile.isdir(folder):
+                return []
+            walked = self._gfile.walk(folder)
+            return [self._info(join(inner, name)) for inner, _, names in walked for name in names]
+
+    def stat(self, path: str) -> FileInfo:
+        """See Storage.stat."""
+        with _translated(path):
+            return self._info(path)
+
+    def read(self, path: str, known: str | None = None) -> Content | None:
+        """See Storage.read."""
+        version = "" if known is None else self.stat(path).version
+        if version and version == known:
+            return None
+        with _translated(path), self._gfile.GFile(path, "rb") as file:
+            return Content(bytes(file.read()), version)
+
+    def start(self, path: str, size: int) -> bytes:
+        """See Storage.start."""
+        with _translated(path), self._gfile.GFile(path, "rb") as file:
+            return bytes(file.read(size))
+
+    def download(self, info: FileInfo, local: Path) -> None:
+        """See Storage.download."""
+        with _translated(info.path), self._gfile.GFile(info.path, "rb") as source, local.open("wb") as target:
+            while data := source.read(_READ_BYTES):
+                target.write(data)
+        if self.stat(info.path) != info:
+            raise StorageError(info.path, "has changed while it was read", Failure.CHANGED)
+
+    def upload(self, local: Path, path: str) -> None:
+        """See Storage.upload."""
+        with _translated(path):
+            self._gfile.makedirs(path.rpartition("/")[0])
+            self._gfile.copy(str(local), path, overwrite=True)
+
+    def remove(self, path: str) -> None:
+        """See Storage.remove."""
+        with _translated(path), suppress(_tensorflow().errors.NotFoundError):
+            self._gfile.remove(path)
+
+    def _info(self, path: str) -> FileInfo:
+        status = self._gfile.stat(path)
+        version = f"{status.length}-{status.mtime_nsec}"
+        return FileInfo(path, int(status.length), version, bool(status.is_directory))
+
+
+def _tensorflow() -> Any:
+    # Loaded, or nobody would ask: modules that need no TensorFlow read and write files, too.
+    return sys.modules["tensorflow"]
+
+
+@contextmanager
+def _translated(path: str) -> Iterator[None]:
+    """TensorFlow's errors as StorageErrors."""
+    errors = _tensorflow().errors
+    failures = {
+        errors.NotFoundError: Failure.MISSING,
+        errors.PermissionDeniedError: Failure.DENIED,
+        errors.UnauthenticatedError: Failure.PLACE,
+        errors.InvalidArgumentError: Failure.REFUSED,
+        errors.FailedPreconditionError: Failure.REFUSED,
+        errors.UnimplementedError: Failure.REFUSED,
+        errors.OutOfRangeError: Failure.REFUSED,
+    }
+    try:
+        path.encode()  # TensorFlow takes UTF-8 alone
+        yield
+    except UnicodeEncodeError as error:
+        raise StorageError(path, "the path is no UTF-8", Failure.REFUSED) from error
+    except errors.OpError as error:
+        failure = failures.get(type(error), Failure.PASSING)
+        raise StorageError(path, tensorflow_reason(error.message).partition("\n")[0], failure) from error

@@ -1,0 +1,262 @@
+"""Tables of MaxCompute: what is read of them, in which order, and what users are told. PyODPS talks to a stub of the
+service (odps_server.py)."""
+
+import re
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from flow_helpers import ROOT, demo_flags, make_data, use_small_backbone
+from odps_server import ACCESS_ID, PROJECT, OdpsServer, StubTable
+
+from easyrec_mm.cli import main
+from easyrec_mm.data import odps_tables
+from easyrec_mm.data.odps_tables import LINE, OdpsTables
+from easyrec_mm.data.typed_groups import ROW
+from easyrec_mm.errors import DataError
+
+COLUMNS = ["click", "play_time", "features", "img_path", "group_size"]
+SETTING = "train_input_path"
+
+
+def rows(count, first=0):
+    numbers = range(first, first + count)
+    return pa.table(
+        {
+            "group_size": pa.array([2] * count, pa.int64()),
+            "note": ["not read"] * count,
+            "click": ["1\x010"] * count,
+            "features": pa.array([f"{n};x\x01y\xff".encode("latin1") for n in numbers], pa.binary()),
+            "img_path": pa.array([None if n % 5 == 3 else f"p{n}.jpg" for n in numbers]),
+        }
+    )
+
+
+READ = ["click", "features", "img_path", "group_size"]
+
+
+def line(number):
+    picture = b"" if number % 5 == 3 else b"p%d.jpg" % number
+    return b"#".join([b"1\x010", b"%d;x\x01y\xff" % number, picture, b"2"])
+
+
+@pytest.fixture
+def server(monkeypatch):
+    partitions = {
+        "dt=1,hour=1": rows(3),
+        "dt=1,hour=2": rows(20, 3),
+        "dt=2,hour=1": rows(2, 100),
+        "dt=3,hour=1": rows(0),
+    }
+    server = OdpsServer({"flat": StubTable({"": rows(25)}), "parts": StubTable(partitions)})
+    use(server, monkeypatch)
+    monkeypatch.setattr(odps_tables, "SLICE_ROWS", 7)
+    yield server
+    server.close()
+
+
+def use(server, monkeypatch, **environment):
+    """Point the environment at the server, and forget clients of another one."""
+    values = {"ODPS_ACCESS_ID": ACCESS_ID, "ODPS_ACCESS_KEY": "a-key", "ODPS_ENDPOINT": server.endpoint, **environment}
+    for name, value in values.items():
+        monkeypatch.setenv(name, value)
+    odps_tables._client.cache_clear()
+    odps_tables._tunnel.cache_clear()
+
+
+def tables(path, columns=READ):
+    return OdpsTables(path, SETTING, columns, "#")
+
+
+def read(opened):
+    """(lines, rows) of all slices."""
+    found = pa.concat_tables(table for name in opened.slices for table in opened.read(name))
+    return found[LINE].to_pylist(), found[ROW].to_pylist()
+
+
+def test_a_table_is_read_in_slices_and_each_row_once(server):
+    opened = tables(f"odps://{PROJECT}/tables/flat")
+    assert list(opened.slices) == [f"odps://shop/tables/flat[{r}]" for r in ("1-7", "8-14", "15-21", "22-25")]
+    lines, numbers = read(opened)
+    assert lines == [line(n) for n in range(25)]
+    assert numbers == list(range(1, 26))
+    assert sorted(server.requests) == [("flat", "", 0, 7), ("flat", "", 7, 7), ("flat", "", 14, 7), ("flat", "", 21, 4)]
+
+
+def test_slices_are_fetched_side_by_side(server):
+    server.delay = 0.1
+    opened = tables(f"odps://{PROJECT}/tables/flat")
+    opened.ahead(list(opened.slices))
+    assert read(opened)[0] == [line(n) for n in range(25)]
+    assert server.most_busy == 4
+
+
+def test_a_path_names_partitions_whole_or_by_their_first_levels(server):
+    names = {
+        "odps://shop/tables/parts/dt=1/hour=1": [3],
+        "odps://shop/tables/parts/dt=1": [3, 7, 7, 6],
+        "odps://shop/tables/parts": [3, 7, 7, 6, 2],
+        "odps://shop/tables/parts/dt=2, odps://shop/tables/parts/dt=1/hour=1/": [2, 3],
+        "odps://shop/tables/parts/dt=1,odps://shop/tables/parts/dt=1/hour=1": [3, 7, 7, 6],
+    }
+    for path, sizes in names.items():
+        opened = tables(path)
+        assert [one.count for one in opened.slices.values()] == sizes, path
+    opened = tables("odps://shop/tables/parts/dt=1")
+    assert read(opened) == ([line(n) for n in range(23)], [1, 2, 3, *range(1, 21)])
+    assert "odps://shop/tables/parts/dt=1/hour=2[15-20]" in opened.slices
+
+
+@pytest.mark.parametrize(
+    ("path", "columns", "message"),
+    [
+        (
+            "shop.flat",
+            READ,
+            r"train_input_path: 'shop\.flat' is no table of MaxCompute; give odps://project/tables/name",
+        ),
+        ("", READ, "train_input_path: is not set"),
+        ("odps://shop/tables/none", READ, "odps://shop/tables/none: cannot be read: .*Table not found - none"),
+        ("odps://other/tables/flat", READ, "odps://other/tables/flat: cannot be read: .*no project"),
+        ("odps://shop/tables/flat/dt=1", READ, "'odps://shop/tables/flat/dt=1': the table has no partitions"),
+        ("odps://shop/tables/parts/dat=1", READ, "no partition level 'dat'; did you mean 'dt'"),
+        ("odps://shop/tables/parts/dt=9", READ, "'odps://shop/tables/parts/dt=9' has no partition; check the path"),
+        ("odps://shop/tables/flat", ["clik"], r"no column 'clik' \(data_config.selected_cols\); did you mean 'click'"),
+    ],
+)
+def test_what_is_not_there_is_named(server, path, columns, message):
+    with pytest.raises(DataError, match=message):
+        tables(path, columns)
+
+
+def test_credentials_that_are_wrong_or_missing_are_told_at_once(server, monkeypatch, tmp_path):
+    use(server, monkeypatch, ODPS_ACCESS_ID="somebody")
+    with pytest.raises(DataError, match=r"cannot be read: .*the access id is not known"):
+        tables("odps://shop/tables/flat")
+    monkeypatch.delenv("ODPS_ACCESS_ID")
+    odps_tables._client.cache_clear()
+    with pytest.raises(DataError, match="no credentials of MaxCompute; set ODPS_ACCESS_ID"):
+        tables("odps://shop/tables/flat")
+    use(server, monkeypatch, ODPS_ENDPOINT="http://127.0.0.1:9/api")
+    with pytest.raises(DataError, match=r"odps://shop/tables/flat: cannot be read: .*Connection refused"):
+        tables("odps://shop/tables/flat")
+    ini = tmp_path / "odps_config.ini"
+    ini.write_text(f"access_id={ACCESS_ID}\naccess_key=a%key\nend_point={server.endpoint}\n", encoding="utf-8")
+    use(server, monkeypatch, ODPS_CONFIG_FILE_PATH=str(ini), ODPS_ACCESS_ID="", ODPS_ACCESS_KEY="", ODPS_ENDPOINT="")
+    assert len(read(tables("odps://shop/tables/flat"))[0]) == 25
+
+
+def test_a_service_that_is_busy_is_asked_again(server):
+    server.refusals = 2
+    assert read(tables("odps://shop/tables/parts/dt=2")) == ([line(100), line(101)], [1, 2])
+
+
+def test_rows_that_change_are_told(server, monkeypatch):
+    opened = tables("odps://shop/tables/flat")
+    names = list(opened.slices)
+    list(opened.read(names[0]))
+    server.tables["flat"].partitions[""] = rows(20)
+    # The session that has begun still promises 25 rows.
+    with pytest.raises(DataError, match=r"flat\[15-21\]: 6 rows came, not 7; try again"):
+        list(opened.read(names[2]))
+    monkeypatch.setattr(odps_tables, "_SESSION_SECONDS", -1)
+    with pytest.raises(DataError, match="flat: has 20 rows now, 25 when reading began"):
+        list(opened.read(names[1]))
+
+
+@pytest.fixture(scope="module")
+def flow(tmp_path_factory):
+    """(folder, data, server): demo data as files, and as a table with a partition a split."""
+    folder = tmp_path_factory.mktemp("odps")
+    data = make_data(folder / "data")
+    splits = {}
+    for split in ("train", "test"):
+        lines = [one for path in sorted((data / split).iterdir()) for one in open_text(path).splitlines()]
+        columns = list(zip(*(one.split("|")[2:7] for one in lines), strict=True))
+        table = dict(zip(COLUMNS, map(list, columns), strict=True))
+        table["group_size"] = pa.array([int(size) for size in table["group_size"]], pa.int64())
+        splits[f"ds={split}"] = pa.table(table)
+    server = OdpsServer({"samples": StubTable(splits)})
+    text = (ROOT / "configs/demo.config").read_text(encoding="utf-8")
+    text = text.replace("input_type: GroupRTPInput", "input_type: OdpsGroupRTPInput")
+    text = re.sub(r"  rtp_separator: .*\n", "", text)
+    text = re.sub(r'selected_cols: "[^"]*"', f'selected_cols: "{",".join(COLUMNS)}"', text)
+    (folder / "odps.config").write_text(text, encoding="utf-8")
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        use_small_backbone(monkeypatch)
+        use(server, monkeypatch)
+        monkeypatch.setattr(odps_tables, "SLICE_ROWS", 10)
+        yield folder, data, server
+    server.close()
+
+
+def open_text(path):
+    import gzip
+
+    content = path.read_bytes()
+    return (gzip.decompress(content) if content[:2] == b"\x1f\x8b" else content).decode()
+
+
+def table_flags(flow, model, **settings):
+    folder, data, _ = flow
+    flags = demo_flags(data, folder / model, **settings)
+    flags[1] = str(folder / "odps.config")
+    return [*flags, f"--set=train_input_path=odps://{PROJECT}/tables/samples/ds=train"]
+
+
+def test_a_table_trains_the_model_that_its_lines_do(flow):
+    folder, data, _ = flow
+    assert main(["train", *demo_flags(data, folder / "text", data_config__shuffle="false")]) == 0
+    assert main(["train", *table_flags(flow, "table", data_config__shuffle="false")]) == 0
+    found = {}
+    for model, flags, path in (
+        ("text", demo_flags(data, folder / "text"), f"{data}/test/*"),
+        ("table", table_flags(flow, "table"), f"odps://{PROJECT}/tables/samples/ds=test"),
+    ):
+        output = folder / f"{model}.parquet"
+        arguments = ["--predict_input_path", path, "--output", str(output), "--reserved_columns", "user_id,img_path"]
+        assert main(["predict", *flags, *arguments]) == 0
+        found[model] = pq.read_table(output).to_pydict()
+    assert list(found["text"]) == list(found["table"])
+    for name, values in found["text"].items():
+        np.testing.assert_array_equal(found["table"][name], values)
+
+
+def test_a_shuffled_training_goes_on_where_it_stopped(flow):
+    folder, _, server = flow
+    whole = table_flags(flow, "whole", train_config__num_epochs=2)
+    assert main(["train", *whole]) == 0
+    parts = table_flags(flow, "parts", train_config__num_epochs=2)
+    assert main(["train", *parts, "--set=train_config.num_steps=7"]) == 0
+    server.requests.clear()
+    assert main(["train", *parts]) == 0
+    assert server.requests
+    found = []
+    for model, flags in (("whole", whole), ("parts", parts)):
+        output = folder / f"{model}.parquet"
+        path = f"odps://{PROJECT}/tables/samples/ds=test"
+        assert main(["predict", *flags, "--predict_input_path", path, "--output", str(output)]) == 0
+        found.append(pq.read_table(output).to_pydict())
+    assert found[0] == found[1]
+
+
+def test_bad_rows_are_told_with_table_and_row(flow, capsys):
+    _, _, server = flow
+    good = server.tables["samples"].partitions["ds=train"]
+    sizes = good["group_size"].to_pylist()
+    sizes[13] += 1
+    bad = good.set_column(good.column_names.index("group_size"), "group_size", pa.array(sizes))
+    server.tables["samples"].partitions["ds=bad"] = bad
+    flags = table_flags(flow, "bad", data_config__max_bad_record_share=0.5)
+    assert main(["check", *flags, f"--set=train_input_path=odps://{PROJECT}/tables/samples/ds=bad"]) == 0
+    report = capsys.readouterr().out
+    what = f"column 0 (click): {sizes[13] - 1} entries, group size {sizes[13]}"
+    assert f"odps://shop/tables/samples/ds=bad[11-20]:14: {what}" in report
+
+
+def test_settings_of_files_are_mistakes(flow, capsys):
+    assert main(["check", *table_flags(flow, "x"), '--set=data_config.rtp_separator=";"']) == 1
+    assert "data_config.rtp_separator: has no effect with input_type OdpsGroupRTPInput" in capsys.readouterr().err
+    assert main(["check", *table_flags(flow, "x"), '--set=data_config.selected_cols="click,features,img_path"']) == 1
+    assert "has 3 columns, not 5: it gives 2 label column(s) (click, play_time)" in capsys.readouterr().err
