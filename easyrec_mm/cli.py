@@ -52,6 +52,7 @@ def _parser() -> Parser:
     _group_flags(add("group", commands.group_command, "pack the rows of a click log into grouped samples"))
     _convert_flags(add("convert", commands.convert_command, "write grouped samples in another format"))
     _check_flags(add("check", commands.check_command, "check the config and show what it makes of the data"))
+    _stats_flags(add("stats", commands.stats_command, "tell what an input holds, as text and as a page with pictures"))
     _train_flags(add("train", commands.train_command, "train; goes on from the last checkpoint in model_dir"))
     _eval_flags(add("eval", commands.eval_command, "evaluate a checkpoint"))
     _predict_flags(add("predict", commands.predict_command, "write the model's outputs for every sample of some files"))
@@ -148,6 +149,20 @@ def _check_flags(command: Parser) -> None:
     _config_flag(command)
     _setting_flags(command)
     command.add_argument("--num_groups", metavar="N", type=int, default=1000, help="groups to read (default 1000)")
+
+
+def _stats_flags(command: Parser) -> None:
+    add = command.add_argument
+    add("--pipeline_config", metavar="F", default="", help="config whose input it is; without it a flat log is read")
+    _setting_flags(command)
+    add("--input", metavar="P", default="", help="files instead of train_input_path, or the log: .csv or .parquet")
+    add("--output", metavar="F", default="stats.html", help="the page (default stats.html)")
+    add("--json", metavar="F", default="", help="write the figures as JSON, too")
+    add("--num_pictures", metavar="N", type=_not_negative, default=2000, help="pictures to open (default 2000)")
+    add("--image_field", metavar="C", default="", help="of a log: column of the path of the picture")
+    add("--label_fields", metavar="A,B", default="", help="of a log: columns that are labels")
+    add("--separator", metavar="S", default=",", help="of a log: between the values of CSV (default a comma)")
+    _image_root_flag(command)
 
 
 def _train_flags(command: Parser) -> None:

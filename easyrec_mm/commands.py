@@ -401,6 +401,38 @@ def check_command(options: argparse.Namespace) -> int:
     return 0
 
 
+def stats_command(options: argparse.Namespace) -> int:
+    if not options.pipeline_config and not options.input:
+        raise UserError("--input: is missing; give a log, or a config with --pipeline_config")
+    if options.pipeline_config:
+        for flag in ("image_field", "label_fields"):
+            if getattr(options, flag):
+                raise UserError(f"--{flag}: has no effect with --pipeline_config, which says so itself; remove it")
+    if options.pipeline_config:
+        pipeline = _load(options)
+    else:
+        pipeline = None
+        import_tensorflow()
+    from easyrec_mm.stats.stats import StatsOptions, stats
+
+    print(
+        stats(
+            pipeline,
+            StatsOptions(
+                input=options.input,
+                output=options.output,
+                json=options.json,
+                num_pictures=options.num_pictures,
+                separator=options.separator,
+                image_field=options.image_field,
+                label_fields=_names(options.label_fields),
+                image_root=options.image_root,
+            ),
+        )
+    )
+    return 0
+
+
 def _load(options: argparse.Namespace) -> Pipeline:
     """Check the config, then load TensorFlow."""
     from easyrec_mm.config import load_pipeline

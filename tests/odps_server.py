@@ -16,6 +16,8 @@ from urllib.parse import parse_qs, urlsplit
 import pyarrow as pa
 from odps.tunnel.checksum import Checksum
 
+from easyrec_mm.data import odps_tables
+
 PROJECT, ACCESS_ID = "shop", "an-id"
 _CHUNK_BYTES = 1 << 16
 _ORIGIN = "<RequestId>1</RequestId><HostId>stub</HostId>"
@@ -77,6 +79,15 @@ class OdpsServer:
     def end_request(self) -> None:
         with self._lock:
             self._busy -= 1
+
+
+def use(server, monkeypatch, **environment):
+    """Point the environment at the server, and forget clients of another one."""
+    values = {"ODPS_ACCESS_ID": ACCESS_ID, "ODPS_ACCESS_KEY": "a-key", "ODPS_ENDPOINT": server.endpoint, **environment}
+    for name, value in values.items():
+        monkeypatch.setenv(name, value)
+    odps_tables._client.cache_clear()
+    odps_tables._tunnel.cache_clear()
 
 
 class _Handler(BaseHTTPRequestHandler):

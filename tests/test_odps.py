@@ -8,7 +8,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from flow_helpers import ROOT, demo_flags, make_data, use_small_backbone
-from odps_server import ACCESS_ID, PROJECT, OdpsServer, StubTable
+from input_helpers import table_of
+from odps_server import ACCESS_ID, PROJECT, OdpsServer, StubTable, use
 
 from easyrec_mm.cli import main
 from easyrec_mm.data import odps_tables
@@ -54,15 +55,6 @@ def server(monkeypatch):
     monkeypatch.setattr(odps_tables, "SLICE_ROWS", 7)
     yield server
     server.close()
-
-
-def use(server, monkeypatch, **environment):
-    """Point the environment at the server, and forget clients of another one."""
-    values = {"ODPS_ACCESS_ID": ACCESS_ID, "ODPS_ACCESS_KEY": "a-key", "ODPS_ENDPOINT": server.endpoint, **environment}
-    for name, value in values.items():
-        monkeypatch.setenv(name, value)
-    odps_tables._client.cache_clear()
-    odps_tables._tunnel.cache_clear()
 
 
 def tables(path, columns=READ):
@@ -172,11 +164,7 @@ def flow(tmp_path_factory):
     data = make_data(folder / "data")
     splits = {}
     for split in ("train", "test"):
-        lines = [one for path in sorted((data / split).iterdir()) for one in open_text(path).splitlines()]
-        columns = list(zip(*(one.split("|")[2:7] for one in lines), strict=True))
-        table = dict(zip(COLUMNS, map(list, columns), strict=True))
-        table["group_size"] = pa.array([int(size) for size in table["group_size"]], pa.int64())
-        splits[f"ds={split}"] = pa.table(table)
+        splits[f"ds={split}"] = table_of(data / split)
     server = OdpsServer({"samples": StubTable(splits)})
     text = (ROOT / "configs/demo.config").read_text(encoding="utf-8")
     text = text.replace("input_type: GroupRTPInput", "input_type: OdpsGroupRTPInput")
@@ -189,13 +177,6 @@ def flow(tmp_path_factory):
         monkeypatch.setattr(odps_tables, "SLICE_ROWS", 10)
         yield folder, data, server
     server.close()
-
-
-def open_text(path):
-    import gzip
-
-    content = path.read_bytes()
-    return (gzip.decompress(content) if content[:2] == b"\x1f\x8b" else content).decode()
 
 
 def table_flags(flow, model, **settings):

@@ -105,6 +105,7 @@ MAY_IMPORT = {
     "quantiles": (),
     # The one that resizes pictures stands on the input's definition of decoding; no other does.
     "grouping": ("errors", "config", "protos", "quantiles", "grouping"),
+    "stats": ("errors", "config", "data", "files", "grouping", "protos", "quantiles", "stats"),
     "server": ("errors", "files", "serving", "store", "embed", "tensorflow_import"),
     "check": ("errors", "schema", "data", "config", "image_network", "precision"),
     "commands": ("errors", "files", "tensorflow_import"),

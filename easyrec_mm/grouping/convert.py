@@ -107,7 +107,8 @@ def source_format(pipeline: Pipeline, rtp_separator: str = "|") -> SourceFormat:
       ConfigError: if they hold no groups.
     """
     data, schema = pipeline.config.data_config, pipeline.schema
-    formats = {DatasetConfig.InputType.Value(name): key for key, name in INPUT_TYPES.items() if name in _input_types()}
+    formats = {DatasetConfig.InputType.Value(name): key for key, name in INPUT_TYPES.items()}
+    formats[DatasetConfig.OdpsGroupRTPInput] = "rtp"  # a row of a table is read as a line
     if data.input_type not in formats:
         name = DatasetConfig.InputType.Name(data.input_type)
         raise ConfigError(
@@ -142,16 +143,14 @@ def source_format(pipeline: Pipeline, rtp_separator: str = "|") -> SourceFormat:
     return SourceFormat(formats[data.input_type], fields, layout)
 
 
-def _input_types() -> list[str]:
-    return list(DatasetConfig.InputType.keys())
-
-
 def convert(pipeline: Pipeline, options: ConvertOptions) -> str:
     """Run the command; what to tell the user.
 
     Raises:
       DataError: if a file cannot be read, or too many groups cannot be used.
     """
+    if pipeline.config.data_config.input_type == DatasetConfig.OdpsGroupRTPInput:
+        raise ConfigError(f"{pipeline.path}: data_config.input_type: a table of MaxCompute has no files to convert")
     source = source_format(pipeline, options.rtp_separator)
     optional = frozenset(one.name for one in pipeline.schema.fields if one.optional)
     paths = {"": options.input}

@@ -72,6 +72,38 @@ def plan_log(options: GroupOptions, run: Map) -> LogPlan:
     return LogPlan(splits, replace(layout, side_rule=_side_rule(options, layout, splits, run)))
 
 
+def plan_columns(paths: list[str], files: list[str], separator: str, max_bad_share: float) -> dict[str, Kind]:
+    """The columns that all files of a log have, and their kinds.
+
+    Args:
+      paths: where the files can be opened.
+      files: their names, for messages.
+      separator, max_bad_share: see GroupOptions.
+
+    Raises:
+      DataError: if a file cannot be read, or lacks a column or has it in another type than the first.
+    """
+    plans = [plan_file(i, path, separator) for i, path in enumerate(paths)]
+    names = next((list(plan.columns) for plan in plans if plan.columns), [])
+    if not names:
+        raise DataError(f"{', '.join(files[:3])}: no row of data; give files that hold rows")
+    for file, plan in zip(files, plans, strict=True):
+        _require_columns(file, plan, names, files[0])
+    texts = _scan([split for plan in plans for split in plan.splits], separator, _here)[1]
+    return {name: _kind(name, files, plans, texts, max_bad_share) for name in names}
+
+
+def _here(function: Callable[[Item], Result], items: Iterable[Item]) -> list[Result]:
+    """A Map in this thread."""
+    return [function(item) for item in items]
+
+
+def _require_columns(file: str, plan: FilePlan, names: list[str], first: str) -> None:
+    for name in names if plan.columns else ():
+        if name not in plan.columns:
+            raise DataError(f"{file}: no column '{name}', which {first} has; {did_you_mean(name, plan.columns)}")
+
+
 class _PlanFile:
     """plan_file with what is the same for all."""
 
@@ -108,9 +140,7 @@ def _columns(options: GroupOptions, files: list[str], plans: list[FilePlan]) -> 
     if GROUP_SIZE in names:
         raise DataError(f"{files[0]}: a column is named '{GROUP_SIZE}', as the one that is added; rename it")
     for file, plan in zip(files, plans, strict=True):
-        for name in names if plan.columns else ():
-            if name not in plan.columns:
-                raise DataError(f"{file}: no column '{name}', which {files[0]} has; {did_you_mean(name, plan.columns)}")
+        _require_columns(file, plan, names, files[0])
     return names
 
 

@@ -1,0 +1,192 @@
+"""What the pictures of an input are: how many, which of some can be read, sizes, formats, and which look alike."""
+
+from __future__ import annotations
+
+import io
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from itertools import pairwise
+from typing import NamedTuple
+
+import imagehash
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+from PIL import Image, UnidentifiedImageError
+from scipy.sparse import coo_matrix
+from scipy.sparse.csgraph import connected_components
+
+from easyrec_mm.data.picture_reader import PictureReader
+from easyrec_mm.grouping.stable_hash import Hashes, hash_column
+
+# Bits of 64 in which the hashes of pictures that look alike may differ.
+MAX_DISTANCE = 4
+_NUM_THREADS, _READ_AT_ONCE = 16, 256
+_THUMBNAIL = 96
+# Hashes that are kept before those that are there twice are left out.
+_COMPACT_AT = 1 << 20
+
+
+class Picture(NamedTuple):
+    """A picture that was opened.
+
+    alike      perceptual hash, 64 bits: DCT of the grey picture (imagehash.phash)
+    thumbnail  JPEG
+    """
+
+    path: str
+    num_bytes: int
+    format: str
+    mode: str
+    width: int
+    height: int
+    alike: int
+    thumbnail: bytes
+
+
+@dataclass
+class PathStats:
+    """Which pictures groups name: their number is exact, and those with the smallest hashes are to be opened."""
+
+    num_wanted: int
+    separator: str = ""
+    num_without: int = 0  # groups
+    _hashes: list[Hashes] = field(default_factory=list)
+    _num_kept: int = 0
+    _some: dict[int, tuple[str, str]] = field(default_factory=dict)
+
+    @property
+    def num_distinct(self) -> int:
+        """Different paths."""
+        self._compact()
+        return self._num_kept
+
+    @property
+    def some(self) -> list[tuple[str, str]]:
+        """(path, file that names it) of those to open, in an order by chance."""
+        return [self._some[key] for key in sorted(self._some)[: self.num_wanted]]
+
+    def add(self, image: pa.Array, file: str) -> None:
+        """Take in the paths of groups, `[G]`."""
+        texts = [text or "" for text in image.to_pylist()]
+        self.num_without += texts.count("")
+        split = (text.split(self.separator) if self.separator else (text,) for text in texts)
+        paths = list(dict.fromkeys(path for some in split for path in some if path))
+        hashes = hash_column(pa.array(paths, pa.string()))
+        self._hashes.append(hashes)
+        self._num_kept += len(hashes)
+        if self._num_kept > 2 * _COMPACT_AT:
+            self._compact()
+        limit = max(self._some) if len(self._some) >= self.num_wanted else None
+        for key, path in zip(hashes.tolist(), paths, strict=True):
+            if limit is None or key < limit:
+                self._some.setdefault(key, (path, file))
+        if len(self._some) > 2 * self.num_wanted:
+            self._some = {key: self._some[key] for key in sorted(self._some)[: self.num_wanted]}
+
+    def _compact(self) -> None:
+        self._hashes = [np.unique(np.concatenate(self._hashes))] if self._hashes else []
+        self._num_kept = sum(map(len, self._hashes))
+
+
+@dataclass
+class PictureStats:
+    """What pictures are that were opened.
+
+    problems  (path, what is wrong) of those that cannot be read
+    alike     groups of pictures that look alike, the largest first
+    """
+
+    pictures: list[Picture]
+    problems: list[tuple[str, str]]
+    alike: list[list[Picture]] = field(init=False)
+
+    def __post_init__(self) -> None:
+        hashes = np.array([picture.alike for picture in self.pictures], np.uint64)
+        groups = [[self.pictures[i] for i in group] for group in groups_alike(hashes)]
+        self.alike = sorted(groups, key=lambda group: (-len(group), group[0].path))
+
+    def counts(self, what: str) -> Counter[str]:
+        """Pictures by "format", "mode" or "size"."""
+        if what == "size":
+            return Counter(f"{one.width} x {one.height}" for one in self.pictures)
+        return Counter(getattr(one, what) for one in self.pictures)
+
+
+def open_pictures(paths: Sequence[bytes], reader: PictureReader, max_pixels: int) -> PictureStats:
+    """Open pictures.
+
+    Args:
+      paths: as the reader takes them.
+      reader: reads their contents.
+      max_pixels: a picture with more is refused, as in training.
+    """
+    good: list[Picture] = []
+    problems: list[tuple[str, str]] = []
+    with ThreadPoolExecutor(_NUM_THREADS) as pool:
+        for path, found in _opened(paths, reader, max_pixels, pool):
+            if isinstance(found, str):
+                problems.append((path, found))
+            else:
+                good.append(found)
+    return PictureStats(good, problems)
+
+
+def _opened(
+    paths: Sequence[bytes], reader: PictureReader, max_pixels: int, pool: ThreadPoolExecutor
+) -> Iterator[tuple[str, Picture | str]]:
+    for start in range(0, len(paths), _READ_AT_ONCE):
+        some = list(paths[start : start + _READ_AT_ONCE])
+        reader.begin(some)
+        contents, problems = reader.read(some)
+        names = [_name(path) for path in some]
+        found = pool.map(_look_at, names, contents, [max_pixels] * len(some))
+        for row, (name, picture) in enumerate(zip(names, found, strict=True)):
+            yield name, problems.get(row, picture)
+
+
+def _name(path: bytes) -> str:
+    return path.rpartition(b"\x00")[2].decode("utf-8", "replace")  # without the tar that it is in
+
+
+def _look_at(path: str, content: bytes, max_pixels: int) -> Picture | str:
+    try:
+        with Image.open(io.BytesIO(content)) as picture:
+            width, height, kind, mode = picture.width, picture.height, str(picture.format), picture.mode
+            if width * height > max_pixels:
+                return f"{width} x {height} pixels, more than max_image_pixels ({max_pixels})"
+            picture.draft("RGB", (4 * _THUMBNAIL, 4 * _THUMBNAIL))
+            grey = picture.convert("RGB")
+    except (OSError, UnidentifiedImageError, Image.DecompressionBombError, SyntaxError, ValueError) as error:
+        return f"is no picture that can be read: {error}" if content else "is empty (0 bytes)"
+    alike = int(str(imagehash.phash(grey)), 16)
+    grey.thumbnail((_THUMBNAIL, _THUMBNAIL))
+    stream = io.BytesIO()
+    grey.save(stream, "JPEG", quality=80)
+    return Picture(path, len(content), kind, mode, width, height, alike, stream.getvalue())
+
+
+def groups_alike(hashes: NDArray[np.uint64], max_distance: int = MAX_DISTANCE) -> list[list[int]]:
+    """Groups of indices whose hashes differ in at most `max_distance` of 64 bits, directly or by others between.
+
+    Of max_distance + 1 parts of such hashes, one at least is equal: only those are compared.
+    """
+    distinct, where = np.unique(hashes, return_inverse=True)
+    pairs = [np.zeros((0, 2), np.int64)]
+    limits = np.linspace(0, 64, max_distance + 2).astype(int)
+    for low, high in pairwise(limits):
+        part = (distinct >> np.uint64(low)) & np.uint64((1 << (high - low)) - 1)
+        order = np.argsort(part, kind="stable")
+        starts = np.flatnonzero(np.diff(part[order], prepend=part[order[:1]] + np.uint64(1)))
+        for some in np.split(order, starts[1:]) if len(order) else []:
+            for i, one in enumerate(some[:-1]):
+                others = some[i + 1 :]
+                near = others[np.bitwise_count(distinct[one] ^ distinct[others]) <= max_distance]
+                pairs.append(np.stack([np.full(len(near), one), near], 1))
+    found = np.concatenate(pairs)
+    graph = coo_matrix((np.ones(len(found)), (found[:, 0], found[:, 1])), (len(distinct), len(distinct)))
+    group = connected_components(graph, directed=False)[1][where.reshape(-1)] if len(distinct) else np.zeros(0, int)
+    members = np.split(np.argsort(group, kind="stable"), np.cumsum(np.bincount(group))[:-1]) if len(group) else []
+    return [some.tolist() for some in members if len(some) > 1]

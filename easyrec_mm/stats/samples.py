@@ -1,0 +1,215 @@
+"""Any input as tables of samples: grouped files of every format, tables of MaxCompute, and flat logs."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import NamedTuple, Protocol
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from easyrec_mm.config import Pipeline
+from easyrec_mm.data.data_files import find_files, opened_at
+from easyrec_mm.data.odps_tables import LINE, OdpsTables
+from easyrec_mm.data.typed_groups import ROW
+from easyrec_mm.errors import DataError, did_you_mean
+from easyrec_mm.grouping.columns import ORDER, ROW_BITS, Kind, to_kind
+from easyrec_mm.grouping.convert import source_format
+from easyrec_mm.grouping.flat_files import Split, pieces, plan_file
+from easyrec_mm.grouping.grouped_rtp import decode
+from easyrec_mm.grouping.grouped_table import BadGroup, GroupFields, GroupsPiece, Ints
+from easyrec_mm.grouping.log_plan import plan_columns
+from easyrec_mm.grouping.options import TYPE_NAMES
+from easyrec_mm.protos.data_pb2 import DatasetConfig
+
+_FLAT = (DatasetConfig.CSVInput, DatasetConfig.ParquetInput)
+
+
+class Samples(NamedTuple):
+    """Some groups of a file.
+
+    size     int64 [G], samples of each
+    image    text [G], "" where there is no picture
+    columns  field -> [S], in its kind, null where a value is missing
+    refused  groups that training would leave out
+    """
+
+    size: Ints
+    image: pa.Array
+    columns: dict[str, pa.Array]
+    refused: list[BadGroup]
+
+
+@dataclass(frozen=True)
+class Fields:
+    """What is read.
+
+    kinds       field -> kind, in order; without the picture's path and the group size
+    labels      fields that are labels
+    image       field of the picture's path; "" if there is none
+    is_flat     whether a row is a sample
+    separators  field -> separator of the several values that a text holds
+    """
+
+    kinds: dict[str, Kind]
+    labels: tuple[str, ...]
+    image: str
+    is_flat: bool
+    separators: dict[str, str] = field(default_factory=dict)
+
+
+class SampleReader(Protocol):
+    """Reads the samples of an input."""
+
+    fields: Fields
+    files: list[str]
+
+    def read(self, file: str) -> Iterator[Samples]:
+        """The samples of one of the files, some groups at a time.
+
+        Raises:
+          DataError: if it cannot be read, or lacks a column.
+        """
+
+
+def config_samples(pipeline: Pipeline, path: str, setting: str) -> SampleReader:
+    """The samples that a config's input holds.
+
+    Args:
+      pipeline: the config.
+      path: files or tables, as train_input_path has them.
+      setting: where `path` is from, for messages.
+
+    Raises:
+      DataError: if there is no such file.
+    """
+    data, schema = pipeline.config.data_config, pipeline.schema
+    types = {one.input_name: DatasetConfig.FieldType.Name(one.input_type) for one in data.input_fields}
+    kinds: dict[str, Kind] = {
+        name: TYPE_NAMES[kind]
+        for name, kind in types.items()
+        if name not in (schema.image.field, schema.group_size_field)
+    }
+    separators = {name: one.separator for one in schema.features for name in one.inputs if one.separator}
+    fields = Fields(kinds, schema.labels, schema.image.field, data.input_type in _FLAT, separators)
+    if data.input_type == DatasetConfig.OdpsGroupRTPInput:
+        columns = [name.strip() for name in data.selected_cols.split(",")]
+        return _TableSamples(fields, OdpsTables(path, setting, columns, schema.layout.column_separator), pipeline)
+    files = find_files(path, setting)
+    if not fields.is_flat:
+        return _GroupedSamples(fields, files, pipeline)
+    has_names = data.input_type == DatasetConfig.ParquetInput or data.with_header
+    names = () if has_names else tuple(one.input_name for one in data.input_fields)
+    return _FlatSamples(fields, files, data.separator, names)
+
+
+def log_samples(
+    path: str, separator: str = ",", image: str = "", labels: tuple[str, ...] = (), max_bad_share: float = 0.01
+) -> SampleReader:
+    """The rows of a flat log, CSV with a header or Parquet, whose types are told by its values.
+
+    Raises:
+      DataError: if a file cannot be read, or lacks a column.
+    """
+    files = find_files(path, "--input")
+    columns = plan_columns([opened_at(file) for file in files], files, separator, max_bad_share)
+    for flag, name in (("--image_field", image), *(("--label_fields", label) for label in labels)):
+        if name and name not in columns:
+            raise DataError(f"{flag}: {files[0]} has no column '{name}'; {did_you_mean(name, columns)}")
+    for label in labels:
+        if columns[label] == "string":
+            raise DataError(f"--label_fields: column '{label}' is text, and a label is a number; mend the data")
+    kinds = {name: kind for name, kind in columns.items() if name != image}
+    return _FlatSamples(Fields(kinds, labels, image, is_flat=True), files, separator)
+
+
+class _GroupedSamples:
+    """Samples of files of groups."""
+
+    def __init__(self, fields: Fields, files: list[str], pipeline: Pipeline) -> None:
+        self.fields = fields
+        self.files = files
+        self._source = source_format(pipeline)
+
+    def read(self, file: str) -> Iterator[Samples]:
+        """See SampleReader.read."""
+        for piece in self._source.read(opened_at(file)):
+            yield _of_groups(piece, self._source.fields, self.fields)
+
+
+class _TableSamples:
+    """Samples of tables of MaxCompute, whose slices are the files."""
+
+    def __init__(self, fields: Fields, tables: OdpsTables, pipeline: Pipeline) -> None:
+        self.fields = fields
+        self.files = list(tables.slices)
+        self._tables = tables
+        self._source = source_format(pipeline)
+
+    def read(self, file: str) -> Iterator[Samples]:
+        """See SampleReader.read."""
+        then = self.files.index(file) + 1
+        self._tables.ahead(self.files[then : then + 2])
+        for table in self._tables.read(file):
+            groups, num_columns = self._source.fields, len(self.fields.labels) + 3
+            first = table[ROW][0].as_py()
+            piece = decode(table[LINE].to_pylist(), first, groups, self._source.layout, num_columns)
+            yield _of_groups(piece, groups, self.fields)
+
+
+def _of_groups(piece: GroupsPiece, groups: GroupFields, fields: Fields) -> Samples:
+    columns = {name: piece.groups.samples(name, groups) for name in fields.kinds}
+    return Samples(piece.groups.size, piece.groups.columns[groups.image], columns, piece.refused)
+
+
+class _FlatSamples:
+    """Rows of a log; `names` are those of the columns of CSV without a header."""
+
+    def __init__(self, fields: Fields, files: list[str], separator: str, names: Sequence[str] = ()) -> None:
+        self.fields = fields
+        self.files = files
+        self._separator = separator
+        self._names = tuple(names)
+
+    def read(self, file: str) -> Iterator[Samples]:
+        """See SampleReader.read."""
+        path = opened_at(file)
+        if self._names:
+            splits = [Split(0, path, "csv", 0, -1, names=self._names)]
+        else:
+            plan = plan_file(0, path, self._separator)
+            splits = plan.splits
+            for name in (*self.fields.kinds, self.fields.image):
+                if name and splits and name not in plan.columns:
+                    raise DataError(f"{file}: no column '{name}'; {did_you_mean(name, plan.columns)}")
+        row = 1
+        for split in splits:
+            wanted = list(filter(None, (*self.fields.kinds, self.fields.image)))
+            for piece in pieces(split, wanted, self._separator):
+                # Splits of CSV do not know the number of their first row.
+                numbers = np.bitwise_and(piece.table[ORDER].to_numpy(), (1 << ROW_BITS) - 1)
+                numbers = numbers - split.first_row + row if split.format == "csv" else numbers
+                yield self._checked(piece.table, numbers, [BadGroup(r, "row", what) for r, what in piece.malformed])
+            row += split.num_rows
+
+    def _checked(self, table: pa.Table, rows: Ints, refused: list[BadGroup]) -> Samples:
+        columns: dict[str, pa.Array] = {}
+        is_good = np.ones(len(table), bool)
+        for name, kind in self.fields.kinds.items():
+            column = table[name].combine_chunks()
+            typed = to_kind(column, kind)
+            columns[name] = typed.values
+            if typed.is_bad is not None:
+                for i in np.flatnonzero(typed.is_bad & is_good):
+                    refused.append(BadGroup(int(rows[i]), f"column '{name}'", f"'{column[i]}' is no {kind}"))
+                is_good &= ~typed.is_bad
+        image = pa.array([""] * len(table))
+        if self.fields.image:
+            image = pc.fill_null(to_kind(table[self.fields.image].combine_chunks(), "string").values, "")
+        if not is_good.all():
+            good = pa.array(is_good)
+            columns = {name: column.filter(good) for name, column in columns.items()}
+            image = image.filter(good)
+        return Samples(np.ones(len(image), np.int64), image, columns, sorted(refused))

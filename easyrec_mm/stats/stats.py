@@ -1,0 +1,101 @@
+"""The command `stats`: reads an input once, opens some of its pictures, and tells what it holds."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+
+from easyrec_mm.config import Pipeline
+from easyrec_mm.data.bad_records import BadRecord
+from easyrec_mm.data.packed_pictures import packed_path
+from easyrec_mm.data.picture_reader import PictureReader, content_cache
+from easyrec_mm.errors import UserError
+from easyrec_mm.files import put, written_at
+from easyrec_mm.stats.fields import SampleStats
+from easyrec_mm.stats.page import page
+from easyrec_mm.stats.pictures import PathStats, PictureStats, open_pictures
+from easyrec_mm.stats.report import NUM_BAD_SHOWN, Report, make_report
+from easyrec_mm.stats.samples import SampleReader, config_samples, log_samples
+
+_MAX_PIXELS = 50_000_000
+
+
+@dataclass(frozen=True)
+class StatsOptions:
+    """The flags of the command; see cli.py for what they mean."""
+
+    input: str = ""
+    output: str = "stats.html"
+    json: str = ""
+    num_pictures: int = 2000
+    separator: str = ","
+    image_field: str = ""
+    label_fields: tuple[str, ...] = ()
+    image_root: str = ""
+
+
+@dataclass(frozen=True)
+class _Pictures:
+    """How pictures are read."""
+
+    reader: PictureReader
+    max_pixels: int
+    separator: str = ""
+    is_packed: bool = False
+
+
+def stats(pipeline: Pipeline | None, options: StatsOptions) -> str:
+    """Run the command; what to tell the user.
+
+    Args:
+      pipeline: a config that says what the input holds; None for a flat log, whose types are told by its values.
+      options: the flags.
+
+    Raises:
+      UserError: if there is no input, or it cannot be read.
+    """
+    if pipeline is None:
+        name = options.input
+        samples = log_samples(options.input, options.separator, options.image_field, options.label_fields)
+        pictures = _Pictures(PictureReader(options.image_root), _MAX_PIXELS)
+    else:
+        data = pipeline.config.data_config
+        name = options.input or pipeline.config.train_input_path
+        if not name:
+            raise UserError(f"--input: is missing, and {pipeline.path} has no train_input_path; give the files to read")
+        samples = config_samples(pipeline, name, "--input" if options.input else "train_input_path")
+        cache = content_cache(data.image_cache_dir, data.image_cache_gib)
+        reader = PictureReader(options.image_root or data.image_root, cache, data.packed_images)
+        pictures = _Pictures(reader, data.max_image_pixels, pipeline.schema.image_separator, data.packed_images)
+    report = _read(name, samples, pictures, options.num_pictures)
+    _write(options.output, page(report))
+    if options.json:
+        _write(options.json, json.dumps(report.as_dict(), indent=1, ensure_ascii=False))
+    return f"{report.text()}\n\npage: {options.output}"
+
+
+def _read(name: str, samples: SampleReader, pictures: _Pictures, num_pictures: int) -> Report:
+    found = SampleStats(samples.fields)
+    paths = PathStats(num_pictures, pictures.separator)
+    refused: list[BadRecord] = []
+    num_refused = 0
+    for file in samples.files:
+        for piece in samples.read(file):
+            found.add(piece)
+            num_refused += len(piece.refused)
+            refused += [BadRecord("group", file, *bad) for bad in piece.refused[: NUM_BAD_SHOWN - len(refused)]]
+            if samples.fields.image:
+                paths.add(piece.image, file)
+    opened: PictureStats | None = None
+    if samples.fields.image:
+        some = [path.encode("utf-8", "surrogateescape") for path, _ in paths.some]
+        if pictures.is_packed:
+            some = [packed_path(file, path) for path, (_, file) in zip(some, paths.some, strict=True)]
+        opened = open_pictures(some, pictures.reader, pictures.max_pixels)
+    return make_report(name, len(samples.files), found, refused, num_refused, paths, opened)
+
+
+def _write(path: str, text: str) -> None:
+    local = written_at(path)
+    local.write_text(text, encoding="utf-8")
+    put(local, path)
