@@ -16,6 +16,7 @@ import pyarrow.parquet as pq
 from easyrec_mm.errors import DataError, did_you_mean
 from easyrec_mm.files import StorageError, is_remote, place_of, plain
 from easyrec_mm.files.local_copies import local_copy
+from easyrec_mm.grouping.grouped_tfrecord import first_values, is_tfrecord
 from easyrec_mm.schema import Schema
 
 _PICTURE_ENDINGS = (".jpg", ".jpeg", ".png", ".gif", ".bmp", ".webp")
@@ -91,6 +92,8 @@ def _items_of(path: str, schema: Schema, image_root: str, key_column: str, path_
             yield from _items_of_rows(path, schema, _parquet_rows(path, columns))
         elif ending == ".csv":
             yield from _items_of_rows(path, schema, _csv_rows(path, columns))
+        elif is_tfrecord(_opened_at(path)):
+            yield from _items_of_rows(path, schema, _example_rows(path, columns))
         else:
             yield from _line_items(path, schema)
     except StorageError:
@@ -117,7 +120,20 @@ def _parquet_rows(path: str, columns: tuple[str, ...]) -> Iterator[tuple[object,
     _require_columns(path, file.schema_arrow.names, columns)
     for batch in file.iter_batches(columns=list(dict.fromkeys(columns))):
         values = batch.to_pydict()
-        yield from zip(*(values[name] for name in columns), strict=True)
+        yield from zip(*(map(_first, values[name]) for name in columns), strict=True)
+
+
+def _first(value: object) -> object:
+    """What is the same for the samples of a group may stand in a list of them."""
+    return next(iter(value), None) if isinstance(value, list) else value
+
+
+def _example_rows(path: str, columns: tuple[str, ...]) -> Iterator[tuple[object, ...]]:
+    for number, values in enumerate(first_values(_opened_at(path))):
+        if not number:
+            _require_columns(path, list(values), columns)
+        row = (values.get(name) for name in columns)
+        yield tuple(value.decode() if isinstance(value, bytes) else value for value in row)
 
 
 def _csv_rows(path: str, columns: tuple[str, ...]) -> Iterator[tuple[object, ...]]:

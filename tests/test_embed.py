@@ -18,6 +18,7 @@ import pyarrow.parquet as pq
 import pytest
 import tensorflow as tf
 from flow_helpers import ROOT, Exported, use_small_backbone
+from input_helpers import WRITERS, read_groups
 
 from easyrec_mm.cli import main
 from easyrec_mm.errors import DataError
@@ -240,6 +241,27 @@ def test_items_of_grouped_samples_and_of_a_folder(exported, schema, tmp_path):
     assert {item.key for item in read_items(f"{tmp_path}/*.gz", schema)} == from_lines
     from_folder = read_items(f"{exported.data}/images/test/**", schema, str(exported.data))
     assert {item.key for item in from_folder} == from_lines
+
+
+def test_items_of_groups_in_every_format(exported, schema, tmp_path):
+    groups = [group for path in sorted((exported.data / "test").iterdir()) for group in read_groups(path)]
+    for kind, write in WRITERS.items():
+        write(
+            tmp_path / ("part-0.parquet" if "Parquet" in kind else "part-0.csv" if kind == "CSVInput" else kind), groups
+        )
+    expected = read_items(f"{exported.data}/test/*", schema)
+    for path in tmp_path.iterdir():
+        assert read_items(str(path), schema) == expected, path
+    record = tmp_path / "GroupTFRecordInput"
+    by_city = {item.key for item in read_items(str(record), schema, "", "category", "img_path")}
+    assert by_city == {group["category"][0] for group in groups}
+    with pytest.raises(DataError, match=r"no column 'catgory'; did you mean 'category'\?"):
+        read_items(str(record), schema, "", "catgory", "img_path")
+    content = bytearray(record.read_bytes())
+    content[-7] ^= 1
+    record.write_bytes(content)
+    with pytest.raises(DataError, match=r"record \d+ has a wrong checksum"):
+        read_items(str(record), schema)
 
 
 @pytest.mark.parametrize(

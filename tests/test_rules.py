@@ -71,9 +71,12 @@ MAY_IMPORT = {
         "picture_bank",
         "training_plan",
     ),
+    "quantiles": (),
+    # The one that resizes pictures stands on the input's definition of decoding; no other does.
+    "grouping": ("errors", "config", "protos", "quantiles", "grouping"),
+    "items": ("errors", "files", "grouping", "schema"),
     "manifest": ("errors", "files", "schema"),
     "store": ("errors", "store"),
-    "items": ("errors", "files", "schema"),
     "serving": ("errors", "files", "schema", "text_patterns", "manifest", "store", "serving", "tensorflow_import"),
     "parts": ("data.decode", "data.transform", "manifest", "model", "rec_network", "schema"),
     "onnx_models": ("layers.embedding", "manifest", "model", "parts", "rec_network", "schema"),
@@ -102,9 +105,6 @@ MAY_IMPORT = {
         "progress",
     ),
     "search": ("errors", "files", "store"),
-    "quantiles": (),
-    # The one that resizes pictures stands on the input's definition of decoding; no other does.
-    "grouping": ("errors", "config", "protos", "quantiles", "grouping"),
     "stats": ("errors", "config", "data", "files", "grouping", "protos", "quantiles", "stats"),
     "server": ("errors", "files", "serving", "store", "embed", "tensorflow_import"),
     "check": ("errors", "schema", "data", "config", "image_network", "precision"),

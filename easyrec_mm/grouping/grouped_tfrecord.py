@@ -198,6 +198,29 @@ def records(stream: IO[bytes], path: str) -> Iterator[bytes]:
         yield record
 
 
+def is_tfrecord(path: str) -> bool:
+    """Whether a file begins as a TFRecord does, with a length and its checksum."""
+    with open_binary(path) as stream:
+        head = stream.read(12)
+    return len(head) == 12 and _checksum(head[:8]) == head[8:]
+
+
+def first_values(path: str) -> Iterator[dict[str, Any]]:
+    """The first value of each feature that has one, of each Example of a file.
+
+    Raises:
+      DataError: if a record is damaged or no Example.
+    """
+    with open_binary(path) as stream:
+        for row, record in enumerate(records(stream, path), 1):
+            try:
+                feature = _EXAMPLE.FromString(record).features.feature
+            except DecodeError as error:
+                raise DataError(f"{path}: record {row} is no tf.train.Example; write the file again") from error
+            found = {name: getattr(one, one.WhichOneof("kind") or "bytes_list").value for name, one in feature.items()}
+            yield {name: values[0] for name, values in found.items() if values}
+
+
 def read_tfrecord(path: str, fields: GroupFields) -> Iterator[GroupsPiece]:
     """The groups of a file.
 
