@@ -108,11 +108,11 @@ def bare_example(folder: Path) -> tf.data.Dataset:
     return records.batch(GROUPS).map(lambda r: tf.io.parse_example(r, features), num_parallel_calls=THREADS)
 
 
-def open_input(folder: Path, kind: str) -> Input:
+def open_input(folder: Path, kind: str, image_size: int = 0) -> Input:
     """The workload's input of that type, for training."""
     is_flat = kind in ("ParquetInput", "CSVInput")
     text = workload.config_text(
-        str(folder / FILES[kind]), str(folder / "m"), GROUPS * SAMPLES if is_flat else GROUPS, 0
+        str(folder / FILES[kind]), str(folder / "m"), GROUPS * SAMPLES if is_flat else GROUPS, image_size
     )
     if kind != "GroupRTPInput":
         header = "with_header: true" if kind == "CSVInput" else ""
@@ -125,9 +125,9 @@ def open_input(folder: Path, kind: str) -> Input:
     )
 
 
-def write_files(folder: Path, num_groups: int) -> None:
+def write_files(folder: Path, num_groups: int, image_size: int = 0) -> None:
     """The workload's groups in every format."""
-    path = workload.write_data(folder, num_groups, SAMPLES, 0)
+    path = workload.write_data(folder, num_groups, SAMPLES, image_size)
     values: dict[str, list[Any]] = {name: [] for name in ("click", "play_time", *IDS, *RAWS, "img_path", "group_size")}
     for line in Path(path).read_text(encoding="utf-8").splitlines():
         click, play_time, samples, picture, size = line.split("|")
