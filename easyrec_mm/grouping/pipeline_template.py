@@ -212,7 +212,7 @@ def _percent(share: float) -> str:
 
 def _training(options: GroupOptions, grouped: Grouped) -> list[str]:
     num_steps = max(1, math.ceil(grouped.num_groups / _batch_size(grouped)))
-    steps = num_steps * _NUM_EPOCHS
+    steps = max(1, math.ceil(grouped.num_groups * _NUM_EPOCHS / _batch_size(grouped)))  # batches run on over epochs
     rate = [
         "learning_rate_base: 0.002",
         f"total_steps: {steps}",
