@@ -521,6 +521,31 @@ def test_a_file_that_changes_meanwhile(tmp_path, capsys, monkeypatch):
     assert "log.csv: cannot be read: 299 rows from row 1 on, and 300 before" in refused(tmp_path, capsys)
 
 
+@pytest.mark.parametrize("kind", ["csv", "csv.gz", "parquet"])
+@pytest.mark.parametrize("size", [-1, 0, 0.5, 0.98])
+def test_a_file_that_vanishes_or_shrinks_before_it_is_read(tmp_path, capsys, monkeypatch, kind, size):
+    make_log(tmp_path)
+    path = tmp_path / f"log.{kind}"
+    if kind != "parquet":
+        table = pq.read_table(tmp_path / "log.parquet")
+        write_csv(tmp_path / "log.csv", zip(*table.to_pydict().values(), strict=True), table.column_names)
+    if kind == "csv.gz":
+        path.write_bytes(gzip.compress((tmp_path / "log.csv").read_bytes()))
+    read = local_engine_module.LocalEngine.read
+
+    def shrink_and_read(*arguments):
+        content = path.read_bytes()
+        path.unlink()
+        if size >= 0:
+            path.write_bytes(content[: int(size * len(content))])
+        return read(*arguments)
+
+    monkeypatch.setattr(local_engine_module.LocalEngine, "read", shrink_and_read)
+    message = refused(tmp_path, capsys, log=f"log.{kind}")
+    assert f"log.{kind}: cannot be read: " in message
+    assert "write it again, or leave it out" in message
+
+
 def test_an_output_that_exists_is_kept(tmp_path, capsys):
     write_csv(tmp_path / "log.csv", GOOD)
     (tmp_path / "out").mkdir()

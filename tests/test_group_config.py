@@ -219,6 +219,7 @@ def test_tables_have_an_end():
     assert "a larger table may pay" in told
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["parquet", "tfrecord", "rtp"])
 def test_training_takes_the_config_as_it_is(tmp_path, monkeypatch, kind):
     """Two commands from a log to a model; nothing is set but what the log is."""
