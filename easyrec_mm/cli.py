@@ -364,8 +364,8 @@ def _share(text: str) -> float:
 
 def _gib(text: str) -> float:
     number = _number(text)
-    if not 0.25 <= number < math.inf:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a number of GiB from 0.25 on")
+    if not 1 <= number < math.inf:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number of GiB from 1 on")
     return number
 
 

@@ -291,7 +291,7 @@ def test_parquet_that_breaks_off(tmp_path):
     write(tmp_path / "a.parquet", numbered(10), "parquet")
     content = (tmp_path / "a.parquet").read_bytes()
     (tmp_path / "a.parquet").write_bytes(content[:-50])
-    with pytest.raises(DataError, match="a.parquet: cannot be read as Parquet"):
+    with pytest.raises(DataError, match=r"a\.parquet: cannot be read as Parquet"):
         list(read_parquet(str(tmp_path / "a.parquet"), FIELDS))
 
 

@@ -37,13 +37,15 @@ class BadRows:
     """Collects what could not be used.
 
     Args:
-      output: folder of the command; the list is in it, or beside it when there is no output.
+      output: folder in which the list will be.
       max_share: share of the rows, items, pictures or groups that may be bad.
+      beside: folder of the command, beside which the list is when there is no output; that of the list by default.
     """
 
-    def __init__(self, output: str, max_share: float) -> None:
+    def __init__(self, output: str, max_share: float, beside: str = "") -> None:
         self._output = output
         self._max_share = max_share
+        self._beside = (beside or output).rstrip("/")
         self._rows: list[BadRow] = []
         self._counts: list[str] = []
         self._num_unlisted = 0
@@ -62,7 +64,7 @@ class BadRows:
         told = f"{num_bad:,} of {num_all:,} {what} {_PROBLEMS[what]}"
         self._counts.append(told)
         if num_bad > self._max_share * num_all:
-            path = f"{self._output.rstrip('/')}.{BAD_ROWS}"
+            path = f"{self._beside}.{BAD_ROWS}"
             os.makedirs(os.path.dirname(os.path.abspath(path)), exist_ok=True)
             self.write(path)
             shown = "\n".join(f"  {row}" for row in some[:NUM_SHOWN])

@@ -11,6 +11,8 @@ from numpy.typing import NDArray
 
 from easyrec_mm.grouping.stable_hash import Hashes, hash_column
 
+_ROWS_AT_ONCE = 1 << 16
+
 
 @dataclass
 class ConstantColumns:
@@ -32,12 +34,17 @@ class _Column:
     is_constant: bool = True
 
     def add(self, hashes: Hashes, run: NDArray[np.int32]) -> None:
-        hashes |= np.uint64(1)
+        hashes = hashes | np.uint64(1)
         with self.lock:
             if self.is_constant:
                 is_new = self.seen[run] == 0
                 self.seen[run[is_new]] = hashes[is_new]
                 self.is_constant = bool(np.all(self.seen[run] == hashes))
+
+
+def _hashes(values: pa.Array) -> Hashes:
+    """Of each value; numbers are hashed as fast as they are told apart."""
+    return hash_column(values.dictionary_encode() if pa.types.is_string(values.type) else values)
 
 
 class Constancy:
@@ -49,9 +56,13 @@ class Constancy:
 
     def add(self, rows: pa.Table, run: NDArray[np.int32]) -> None:
         """Take in rows; `run` [N] is the run of each."""
-        for name, column in self._columns.items():
-            if column.is_constant:
-                column.add(hash_column(rows[name].combine_chunks().dictionary_encode()), run)
+        # Some at a time: most columns show at once that they differ.
+        for start in range(0, len(rows), _ROWS_AT_ONCE):
+            end = start + _ROWS_AT_ONCE
+            for name, column in self._columns.items():
+                if column.is_constant:
+                    values = rows[name].slice(start, _ROWS_AT_ONCE).combine_chunks()
+                    column.add(_hashes(values), run[start:end])
 
     def result(self) -> ConstantColumns:
         """What was found."""

@@ -1,7 +1,8 @@
 """The command `convert`: grouped samples of one format -> the same samples in another.
 
-A file becomes a file; groups and samples keep their order. Values are kept as they are, numbers of a TFRecord with 32
-bits, as training reads them. What cannot be used is left out, counted and listed, as everywhere.
+A file becomes a file; groups, samples and values stay as they are, so that the way back leads to the same. Of a text
+that is empty and one that is missing, which are the same everywhere, the latter remains. What cannot be used, and what
+a format has no place for, is left out, counted and listed.
 """
 
 from __future__ import annotations
@@ -15,15 +16,13 @@ from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-import numpy as np
-import pyarrow as pa
 import pyarrow.compute as pc
 from google.protobuf import text_format
 
 from easyrec_mm.config import Pipeline, load_pipeline
 from easyrec_mm.errors import ConfigError, UserError
 from easyrec_mm.grouping.bad_rows import BAD_ROWS, BadRow, BadRows
-from easyrec_mm.grouping.columns import Kind
+from easyrec_mm.grouping.columns import MAX_WHOLE, Kind
 from easyrec_mm.grouping.flat_files import find_inputs
 from easyrec_mm.grouping.group_stats import STATS, SUCCESS
 from easyrec_mm.grouping.grouped_parquet import read_parquet
@@ -88,12 +87,11 @@ class _Task(NamedTuple):
 
 
 class _Done(NamedTuple):
-    """What became of a file: `num_rounded` numbers are not exactly what they were."""
+    """What became of a file."""
 
     num_groups: int
     num_samples: int
     refused: list[BadGroup]
-    num_rounded: dict[str, int]
 
 
 def source_format(pipeline: Pipeline, rtp_separator: str = "|") -> SourceFormat:
@@ -197,7 +195,7 @@ def _convert_files(
         done = [_convert_file(task) for task in tasks]
     refused = [BadRow("group", file, *one) for file, some in zip(files, done, strict=True) for one in some.refused]
     num_groups = sum(some.num_groups for some in done)
-    bad = BadRows(shown_folder, options.max_bad_share)
+    bad = BadRows(shown_folder, options.max_bad_share, options.output)
     bad.add(len(refused), num_groups + len(refused), "groups", refused)
     for task, some in zip(tasks, done, strict=True):
         counts = FORMATS[options.format].count(task.output, source.fields)
@@ -225,37 +223,41 @@ def _convert_files(
     with open(os.path.join(folder, SUCCESS), "wb"):
         pass
     lines = [f"{shown_folder}: {num_groups:,} groups of {values['rows']:,} rows in {len(files)} file(s)"]
-    for field in source.fields.kinds:
-        num_rounded = sum(some.num_rounded.get(field, 0) for some in done)
-        if num_rounded:
-            lines.append(f"note: '{field}': {num_rounded:,} numbers are kept with 32 bits, as training reads them")
     return lines + bad.told()
 
 
 def _convert_file(task: _Task) -> _Done:
     fields = task.source.fields
-    writer = FORMATS[task.format].writer(task.output, fields)
+    whole = {"keep_doubles": True} if task.format == "tfrecord" else {}
+    writer = FORMATS[task.format].writer(task.output, fields, **whole)
     num_groups = num_samples = 0
     refused: list[BadGroup] = []
-    num_rounded: dict[str, int] = {}
     for piece in task.source.read(task.path):
         problems = _unwritable(piece.groups, task)
         refused += piece.refused + problems.bad_groups(piece.rows)
         groups = piece.groups.select(~problems.is_bad, fields)
-        if task.format == "tfrecord":
-            _count_rounded(groups, num_rounded)
         writer.write(groups)
         num_groups += len(groups.size)
         num_samples += int(groups.size.sum())
     writer.close()
-    return _Done(num_groups, num_samples, refused, num_rounded)
+    return _Done(num_groups, num_samples, refused)
 
 
 def _unwritable(groups: Groups, task: _Task) -> Problems:
     """Groups that the format has no place for."""
     fields = task.source.fields
     if task.format == "rtp":
-        return find_forbidden(groups, fields)
+        problems = find_forbidden(groups, fields)
+        for name in (name for name, kind in fields.kinds.items() if kind == "int64"):
+            column = groups.columns[name]
+            is_long = pc.or_(pc.greater_equal(column, MAX_WHOLE), pc.less_equal(column, -MAX_WHOLE))
+            refuse = problems.refuse if name in fields.per_group else problems.refuse_samples
+            refuse(
+                pc.fill_null(is_long, False).to_numpy(zero_copy_only=False),
+                f"column '{name}'",
+                lambda i, c=column: f"{c[i]} has more than 18 digits, which lines of text may not; make it a STRING",
+            )
+        return problems
     problems = Problems(groups.size)
     if task.format == "tfrecord":
         for label in fields.labels:
@@ -265,13 +267,6 @@ def _unwritable(groups: Groups, task: _Task) -> Problems:
                 what = "the label is missing, and its field has no default_val"
                 problems.refuse_samples(is_missing, f"column '{label}'", lambda i, w=what: w)
     return problems
-
-
-def _count_rounded(groups: Groups, counts: dict[str, int]) -> None:
-    for name, column in groups.columns.items():
-        if pa.types.is_float64(column.type):
-            numbers = pc.fill_null(column, 0).to_numpy(zero_copy_only=False)
-            counts[name] = counts.get(name, 0) + int(np.count_nonzero(numbers.astype(np.float32) != numbers))
 
 
 def _write_config(pipeline: Pipeline, options: ConvertOptions, sides: list[str]) -> None:

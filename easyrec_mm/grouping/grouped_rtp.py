@@ -108,7 +108,7 @@ def encode(groups: Groups, fields: GroupFields) -> pa.Array:
 
 def _texts(column: pa.Array) -> pa.Array:
     if pa.types.is_floating(column.type):
-        is_tiny = pc.less(pc.abs(column), _TINY)
+        is_tiny = pc.and_(pc.less(pc.abs(column), _TINY), pc.not_equal(column, 0))  # -0.0 stays
         column = pc.if_else(is_tiny, pa.scalar(0, column.type), column)
     elif pa.types.is_boolean(column.type):
         column = column.cast(pa.int64())

@@ -6,7 +6,8 @@
 
 A list holds a value a sample, or one value of a group-level field. It has no place for a missing number: the field's
 default stands there, and MISSING, a bytes_list, holds for each field with such places the text "0,3,7 field", by which
-they are told from real values. Missing texts are empty.
+they are told from real values. Missing texts are empty. Numbers that 32 bits do not hold stand, where a writer is to
+keep them, in DOUBLES as well: a bytes_list of "field", a zero byte, and 64 bits a value. Training does not read it.
 """
 
 from __future__ import annotations
@@ -40,6 +41,7 @@ from easyrec_mm.grouping.grouped_table import (
 )
 
 MISSING = "easyrec_mm/missing"
+DOUBLES = "easyrec_mm/doubles"
 
 # Field numbers of tf.train.Feature's lists.
 _LISTS: dict[Kind, tuple[str, int]] = {
@@ -55,16 +57,18 @@ _CRC_MASK = 0xA282EAD8
 
 
 class TfRecordWriter:
-    """A GroupWriter."""
+    """A GroupWriter. `keep_doubles` is whether numbers of 64 bits are written whole, beside what training reads."""
 
-    def __init__(self, path: str, fields: GroupFields) -> None:
+    def __init__(self, path: str, fields: GroupFields, keep_doubles: bool = False) -> None:
         self._fields = fields
+        self._keep_doubles = keep_doubles
         self._file = open(path, "wb")  # noqa: SIM115
 
     def write(self, groups: Groups) -> None:
         """See GroupWriter.write."""
         for start, end in pieces(len(groups.size)):
-            for record in encode(groups.slice(start, end, self._fields), self._fields).to_pylist():
+            some = groups.slice(start, end, self._fields)
+            for record in encode(some, self._fields, self._keep_doubles).to_pylist():
                 write_record(self._file, record)
 
     def close(self) -> None:
@@ -83,21 +87,25 @@ def _checksum(data: bytes) -> bytes:
     return struct.pack("<I", ((crc >> 15 | crc << 17) + _CRC_MASK) & 0xFFFFFFFF)
 
 
-def encode(groups: Groups, fields: GroupFields) -> pa.Array:
+def encode(groups: Groups, fields: GroupFields, keep_doubles: bool = False) -> pa.Array:
     """Serialized tf.train.Examples, binary [G]. The group size is the first feature."""
     features = [_feature(fields.size, "int64", _packed_whole(pa.array(groups.size), None))]
     of_lists = offsets(groups.size)
-    missing = []
+    missing, doubles = [], []
     for name, kind in fields.kinds.items():
         column = groups.columns[name]
         limits = None if name in fields.per_group else of_lists
         if column.null_count and kind != "string":
             missing.append(_missing_places(name, column, limits))
-        features.append(_feature(name, kind, _values(_filled(column, name, kind, fields), kind, limits)))
-    if missing:
-        texts = _join(*(pc.fill_null(_delimited(1, some), b"") for some in missing))
-        feature = _feature(MISSING, "string", texts)
-        features.append(pc.if_else(pc.equal(pc.binary_length(texts), 0), _NOTHING, feature))
+        column = _filled(column, name, kind, fields)
+        if keep_doubles and kind == "float64":
+            doubles.append(_doubles(name, column, limits))
+        features.append(_feature(name, kind, _values(column, kind, limits)))
+    for name, notes in ((MISSING, missing), (DOUBLES, doubles)):
+        if notes:
+            entries = _join(*(pc.fill_null(_delimited(1, some), b"") for some in notes))
+            feature = _feature(name, "string", entries)
+            features.append(pc.if_else(pc.equal(pc.binary_length(entries), 0), _NOTHING, feature))
     return _delimited(1, _join(*features))
 
 
@@ -172,6 +180,16 @@ def _missing_places(name: str, column: pa.Array, limits: pa.Array | None) -> pa.
     lists = pa.ListArray.from_arrays(offsets(counts), places)
     texts = pc.binary_join_element_wise(pc.binary_join(lists, ","), name, " ").cast(_BINARY)
     return pc.if_else(pa.array(counts > 0), texts, pa.scalar(None, _BINARY))
+
+
+def _doubles(name: str, column: pa.Array, limits: pa.Array | None) -> pa.Array:
+    """The entry of DOUBLES, binary [G]; null where 32 bits hold all values of a group."""
+    numbers = column.to_numpy(zero_copy_only=False).astype("<f8")
+    starts = np.arange(len(numbers) + 1) if limits is None else limits.to_numpy().astype(np.int64)
+    num_rounded = np.cumsum(np.concatenate([[0], numbers.astype(np.float32) != numbers]))[starts]
+    buffers = [None, pa.py_buffer((8 * starts).astype(np.int32)), pa.py_buffer(numbers)]
+    entries = _join(pa.scalar(name.encode() + b"\0", _BINARY), pa.Array.from_buffers(_BINARY, len(starts) - 1, buffers))
+    return pc.if_else(pa.array(np.diff(num_rounded) > 0), entries, pa.scalar(None, _BINARY))
 
 
 # --- Reading
@@ -265,6 +283,7 @@ def decode(examples: list[bytes], first_row: int, fields: GroupFields) -> Groups
     columns: dict[str, pa.Array] = {}
     for name, kind in fields.kinds.items():
         column = _column(name, kind, values[name], size_array, problems)
+        column = pc.fill_null(column, "") if name == fields.image else column
         columns[name] = one_a_group(name, column, size_array, problems) if name in fields.per_group else column
     refused += problems.bad_groups(row_array)
     good = ~problems.is_bad
@@ -274,17 +293,17 @@ def decode(examples: list[bytes], first_row: int, fields: GroupFields) -> Groups
 def _column(name: str, kind: Kind, values: list[Any], size: Ints, problems: Problems) -> pa.Array:
     """Values of samples in their kind."""
     if kind in ("float32", "float64"):
-        column = pa.array(values, pa.float32())
+        column = pa.array(values, ARROW_TYPES[kind])
         is_bad = pc.fill_null(pc.invert(pc.is_finite(column)), False).to_numpy(zero_copy_only=False)
         problems.refuse_samples(is_bad, f"feature '{name}'", lambda i: f"{values[i]} is no finite number")
-        return column.cast(ARROW_TYPES[kind])
+        return column
     column = pa.array(values, pa.binary() if kind == "string" else pa.int64())
     if kind != "string":
         return column.cast(ARROW_TYPES[kind], safe=False)
     typed = to_kind(column, "string")
     if typed.is_bad is not None:
         problems.refuse_samples(typed.is_bad, f"feature '{name}'", lambda i: f"{values[i]!r} is no UTF-8")
-    return typed.values
+    return pc.if_else(pc.equal(typed.values, ""), None, typed.values)
 
 
 def _group(data: bytes, fields: GroupFields) -> tuple[tuple[str, str] | None, int, dict[str, list[Any]]]:
@@ -303,13 +322,18 @@ def _group(data: bytes, fields: GroupFields) -> tuple[tuple[str, str] | None, in
         if found not in (which, None):
             return (f"feature '{name}'", f"is a {found}, not a {which}"), 0, nothing
         lists[name] = list(getattr(feature[name], which).value)
+    for entry in feature[DOUBLES].bytes_list.value if DOUBLES in feature else ():
+        told, _, numbers = entry.partition(b"\0")
+        name = told.decode()
+        if len(numbers) == 8 * len(lists.get(name, ())):
+            lists[name] = np.frombuffer(numbers, "<f8").tolist()
     for text in feature[MISSING].bytes_list.value if MISSING in feature else ():
         places, _, name = text.decode().partition(" ")
         for place in places.split(",") if name in lists else ():
             lists[name][int(place)] = None
-    told = list(feature[fields.size].int64_list.value) if fields.size in feature else []
+    sizes = list(feature[fields.size].int64_list.value) if fields.size in feature else []
     of_samples = (len(some) for name, some in lists.items() if name not in fields.per_group)
-    size = told[0] if len(told) == 1 else next(of_samples, 1)
+    size = sizes[0] if len(sizes) == 1 else next(of_samples, 1)
     if size <= 0:
         return (f"feature '{fields.size}'", f"group size {size}, not 1 or more"), 0, nothing
     for name, some in lists.items():

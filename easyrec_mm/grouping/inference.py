@@ -39,6 +39,9 @@ _ID = re.compile(
     r"(\w+_)?(id|ids|uid|pid|cid|no|code|key|hash|type|cate|category|brand|shop|seller|city|province|region|country"
     r"|gender|sex|os|device|model|level|class|status|channel|slot|weekday|zip|idx|index)"
 )
+_TIME = re.compile(r"(\w+_)?(time|timestamp|ts|date|datetime|dt|day)|(\w+_)at")
+# Whole numbers from here on are no durations: dates as 20260131, seconds since 1970.
+_MIN_TIME = 10_000_000
 
 
 @dataclass
@@ -198,7 +201,7 @@ def _plan_feature(
 def _why_no_feature(name: str, column: ColumnStats, options: GroupOptions) -> str:
     by = options.split_by.by if options.split_by else ""
     time = options.split_by.column if options.split_by else ""
-    if name in (options.time_field, time):
+    if name in (options.time_field, time) or _is_time(name, column):
         return "a time: what comes later has values that no training saw"
     if name == options.group_by and by == "item":
         return "no item that evaluates is among those that train (--split_by item)"
@@ -209,6 +212,15 @@ def _why_no_feature(name: str, column: ColumnStats, options: GroupOptions) -> st
     if column.num_distinct == 1 and not column.num_missing:
         return f"is {column.least!r} in all rows"
     return ""
+
+
+def _is_time(name: str, column: ColumnStats) -> bool:
+    """Whether a column looks like a point in time: by its name, and dates or large numbers in it."""
+    if not _TIME.fullmatch(name.lower()) or column.least is None:
+        return False
+    if column.kind == "string":
+        return all(re.match("[0-9]{4}", str(limit)) for limit in (column.least, column.greatest))
+    return column.kind != "bool" and float(column.least) >= _MIN_TIME
 
 
 def _telling(name: str, column: ColumnStats, stats: LogStats, labels: list[LabelPlan]) -> str:

@@ -104,9 +104,10 @@ def _data(options: GroupOptions, inference: Inference, grouped: Grouped) -> list
     lines += [f"label_fields: {_text(label.name)}" for label in inference.labels]
     lines += _comment("", ["Groups are shuffled within and over the shards already."])
     lines.append(f"shuffle_buffer_size: {min(_SHUFFLE_GROUPS, max(grouped.num_groups, 1))}")
-    if options.image_root:
+    is_packed = options.embed_images and "packed_images" in DatasetConfig.DESCRIPTOR.fields_by_name
+    if options.image_root and not is_packed:
         lines.append(f"image_root: {_text(options.image_root)}")
-    if options.embed_images and "packed_images" in DatasetConfig.DESCRIPTOR.fields_by_name:
+    if is_packed:
         lines += _comment("", ["Pictures are in tar files beside the shards."])
         lines.append("packed_images: true")
     for one in inference.fields:
@@ -211,7 +212,7 @@ def _percent(share: float) -> str:
 
 def _training(options: GroupOptions, grouped: Grouped) -> list[str]:
     num_steps = max(1, math.ceil(grouped.num_groups / _batch_size(grouped)))
-    steps = num_steps * _NUM_EPOCHS
+    steps = max(1, math.ceil(grouped.num_groups * _NUM_EPOCHS / _batch_size(grouped)))  # batches run on over epochs
     rate = [
         "learning_rate_base: 0.002",
         f"total_steps: {steps}",

@@ -174,7 +174,7 @@ class _Checks:
         self.is_bad = np.zeros(len(piece.table), bool)
 
     def typed(self, name: str, kind: Kind) -> pa.Array:
-        """A column in its kind; rows with values that are not of it are bad."""
+        """A column in its kind, null where a value is missing or empty; rows with values that are not of it are bad."""
         values = self._table[name].combine_chunks()
         typed = to_kind(values, kind)
         if typed.is_bad is not None:
@@ -182,6 +182,9 @@ class _Checks:
         if kind == "string" and self._layout.forbidden:
             is_divided = pc.fill_null(pc.match_substring_regex(typed.values, self._layout.forbidden), False)
             self._refuse_where(name, is_divided, lambda row: f"{_shown(values[row].as_py())!r} {HOLDS_SEPARATOR}")
+        if kind == "string":
+            is_empty = pc.equal(typed.values, "")
+            return pc.if_else(is_empty, None, typed.values) if pc.any(is_empty).as_py() else typed.values
         return typed.values
 
     def require(self, name: str, values: pa.Array) -> None:

@@ -21,10 +21,15 @@ from easyrec_mm.grouping.sides import SIDES
 
 @dataclass(frozen=True)
 class Format:
-    """A format of grouped samples: the ending of its files, how one is written, and how what was written is counted."""
+    """A format of grouped samples.
+
+    ending  of its files
+    writer  path and fields -> what writes one
+    count   path and fields -> groups and samples of one that was written
+    """
 
     ending: str
-    writer: Callable[[str, GroupFields], GroupWriter]
+    writer: Callable[..., GroupWriter]
     count: Callable[[str, GroupFields], tuple[int, int]]
 
 
