@@ -13,7 +13,7 @@ from contextlib import ExitStack
 from typing import TYPE_CHECKING, Any
 
 from easyrec_mm.errors import UserError, did_you_mean
-from easyrec_mm.files import join
+from easyrec_mm.files import is_remote, join
 from easyrec_mm.files.folders import shown
 from easyrec_mm.tensorflow_import import import_tensorflow
 
@@ -64,7 +64,7 @@ def group_command(options: argparse.Namespace) -> int:
     )
     packer = None
     if wanted.embed_images:
-        packer = PicturePacker(os.path.abspath(wanted.image_root), _resizer(wanted.image_size))
+        packer = PicturePacker(_whole_root(wanted.image_root), _resizer(wanted.image_size))
     elif wanted.image_size:
         raise UserError("--image_size: has no effect without --embed_images; give both or neither")
     if options.engine == "spark":
@@ -83,6 +83,11 @@ def group_command(options: argparse.Namespace) -> int:
         memory = int(options.memory_gib * 2**30)
         print(group(wanted, LocalEngine(folder, memory, options.num_workers or cores), packer))
     return 0
+
+
+def _whole_root(root: str) -> str:
+    """Processes on other machines have other current folders."""
+    return root if is_remote(root) else os.path.abspath(root)
 
 
 def _names(text: str) -> tuple[str, ...]:

@@ -73,7 +73,7 @@ MAY_IMPORT = {
     ),
     "quantiles": (),
     # The one that resizes pictures stands on the input's definition of decoding; no other does.
-    "grouping": ("errors", "config", "protos", "quantiles", "grouping"),
+    "grouping": ("errors", "config", "files", "protos", "quantiles", "grouping"),
     "items": ("errors", "files", "grouping", "schema"),
     "manifest": ("errors", "files", "schema"),
     "store": ("errors", "store"),

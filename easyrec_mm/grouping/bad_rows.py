@@ -8,6 +8,8 @@ from collections.abc import Iterable
 from typing import NamedTuple
 
 from easyrec_mm.errors import DataError
+from easyrec_mm.files import is_remote, join
+from easyrec_mm.grouping.output_folder import written
 
 BAD_ROWS = "bad_rows.jsonl"
 NUM_SHOWN = 10
@@ -65,7 +67,8 @@ class BadRows:
         self._counts.append(told)
         if num_bad > self._max_share * num_all:
             path = f"{self._beside}.{BAD_ROWS}"
-            os.makedirs(os.path.dirname(os.path.abspath(path)), exist_ok=True)
+            if not is_remote(path):
+                os.makedirs(os.path.dirname(os.path.abspath(path)), exist_ok=True)
             self.write(path)
             shown = "\n".join(f"  {row}" for row in some[:NUM_SHOWN])
             raise DataError(
@@ -75,7 +78,7 @@ class BadRows:
 
     def write(self, path: str) -> None:
         """Write the list, a line each; what is not listed is told by its number."""
-        with open(path, "w", encoding="utf-8") as file:
+        with written(path) as here, open(here, "w", encoding="utf-8") as file:
             for row in self._rows:
                 file.write(json.dumps(row._asdict(), ensure_ascii=False) + "\n")
             if self._num_unlisted:
@@ -88,4 +91,4 @@ class BadRows:
 
     def told(self) -> list[str]:
         """Lines for the user."""
-        return [f"{count}; see {os.path.join(self._output, BAD_ROWS)}" for count in self._counts]
+        return [f"{count}; see {join(self._output, BAD_ROWS)}" for count in self._counts]

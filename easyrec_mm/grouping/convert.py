@@ -7,7 +7,6 @@ a format has no place for, is left out, counted and listed.
 
 from __future__ import annotations
 
-import json
 import multiprocessing
 import os
 import shutil
@@ -21,16 +20,17 @@ from google.protobuf import text_format
 
 from easyrec_mm.config import Pipeline, load_pipeline
 from easyrec_mm.errors import ConfigError, UserError
+from easyrec_mm.files import is_remote, join
 from easyrec_mm.grouping.bad_rows import BAD_ROWS, BadRow, BadRows
 from easyrec_mm.grouping.columns import MAX_WHOLE, Kind
-from easyrec_mm.grouping.flat_files import find_inputs
-from easyrec_mm.grouping.group_stats import STATS, SUCCESS
+from easyrec_mm.grouping.flat_files import exists, find_inputs, opened_at, size_of
+from easyrec_mm.grouping.group_stats import write_stats
 from easyrec_mm.grouping.grouped_parquet import read_parquet
 from easyrec_mm.grouping.grouped_rtp import RtpLayout, find_forbidden, read_rtp
 from easyrec_mm.grouping.grouped_table import BadGroup, GroupFields, Groups, GroupsPiece, Problems
 from easyrec_mm.grouping.grouped_tfrecord import read_tfrecord
 from easyrec_mm.grouping.options import GROUP_SIZE, TYPE_NAMES
-from easyrec_mm.grouping.output_folder import new_folder
+from easyrec_mm.grouping.output_folder import new_folder, written
 from easyrec_mm.grouping.pipeline_template import INPUT_TYPES
 from easyrec_mm.grouping.shards import FORMATS
 from easyrec_mm.grouping.sides import SIDES
@@ -92,6 +92,7 @@ class _Done(NamedTuple):
     num_groups: int
     num_samples: int
     refused: list[BadGroup]
+    num_written: tuple[int, int]  # groups and samples, counted in what was written
 
 
 def source_format(pipeline: Pipeline, rtp_separator: str = "|") -> SourceFormat:
@@ -161,10 +162,11 @@ def convert(pipeline: Pipeline, options: ConvertOptions) -> str:
     lines = []
     with new_folder(options.output, options.overwrite) as folder:
         for side, path in paths.items():
-            target = os.path.join(folder, side)
-            os.makedirs(target, exist_ok=True)
-            files = find_inputs(path)
-            lines += _convert_files(files, source, target, optional, options, os.path.join(options.output, side))
+            target = join(folder, side) if side else folder
+            if not is_remote(target):
+                os.makedirs(target, exist_ok=True)
+            shown = join(options.output, side) if side else options.output
+            lines += _convert_files(find_inputs(path), source, target, optional, options, shown)
     if options.pipeline_config_template:
         _write_config(pipeline, options, [side for side in SIDES if side in paths])
         lines.append(f"next: easyrec-mm train --pipeline_config {options.pipeline_config_template}")
@@ -184,10 +186,10 @@ def _convert_files(
     ending = FORMATS[options.format].ending
     names = [f"part-{i:05d}" for i in range(len(files))]
     tasks = [
-        _Task(source, file, os.path.join(folder, f"{name}.{ending}"), options.format, optional)
+        _Task(source, file, join(folder, f"{name}.{ending}"), options.format, optional)
         for file, name in zip(files, names, strict=True)
     ]
-    if options.num_workers > 1 and len(files) > 1 and sum(map(os.path.getsize, files)) > _MANY_BYTES:
+    if options.num_workers > 1 and len(files) > 1 and sum(map(size_of, files)) > _MANY_BYTES:
         context = multiprocessing.get_context("spawn")
         with ProcessPoolExecutor(options.num_workers, mp_context=context) as pool:
             done = list(pool.map(_convert_file, tasks))
@@ -198,16 +200,12 @@ def _convert_files(
     bad = BadRows(shown_folder, options.max_bad_share, options.output)
     bad.add(len(refused), num_groups + len(refused), "groups", refused)
     for task, some in zip(tasks, done, strict=True):
-        counts = FORMATS[options.format].count(task.output, source.fields)
-        if counts != (some.num_groups, some.num_samples):
+        if some.num_written != (some.num_groups, some.num_samples):
             raise UserError(
-                f"{task.path}: {some.num_groups} groups became {counts[0]}, by a mistake of this program; nothing is "
-                "kept"
+                f"{task.path}: {some.num_groups} groups became {some.num_written[0]}, by a mistake of this program; "
+                "nothing is kept"
             )
-        pictures = os.path.splitext(task.path)[0] + PICTURES_ENDING
-        if os.path.exists(pictures):
-            shutil.copyfile(pictures, os.path.splitext(task.output)[0] + PICTURES_ENDING)
-    bad.write(os.path.join(folder, BAD_ROWS))
+    bad.write(join(folder, BAD_ROWS))
     values: dict[str, Any] = {
         "groups_in": num_groups + len(refused),
         "groups_refused": len(refused),
@@ -218,10 +216,7 @@ def _convert_files(
             for name, file, some in zip(names, files, done, strict=True)
         ],
     }
-    with open(os.path.join(folder, STATS), "w", encoding="utf-8") as file:
-        json.dump(values, file, indent=1, ensure_ascii=False)
-    with open(os.path.join(folder, SUCCESS), "wb"):
-        pass
+    write_stats(folder, values)
     lines = [f"{shown_folder}: {num_groups:,} groups of {values['rows']:,} rows in {len(files)} file(s)"]
     return lines + bad.told()
 
@@ -229,18 +224,24 @@ def _convert_files(
 def _convert_file(task: _Task) -> _Done:
     fields = task.source.fields
     whole = {"keep_doubles": True} if task.format == "tfrecord" else {}
-    writer = FORMATS[task.format].writer(task.output, fields, **whole)
     num_groups = num_samples = 0
     refused: list[BadGroup] = []
-    for piece in task.source.read(task.path):
-        problems = _unwritable(piece.groups, task)
-        refused += piece.refused + problems.bad_groups(piece.rows)
-        groups = piece.groups.select(~problems.is_bad, fields)
-        writer.write(groups)
-        num_groups += len(groups.size)
-        num_samples += int(groups.size.sum())
-    writer.close()
-    return _Done(num_groups, num_samples, refused)
+    with written(task.output) as path:
+        writer = FORMATS[task.format].writer(path, fields, **whole)
+        for piece in task.source.read(task.path):
+            problems = _unwritable(piece.groups, task)
+            refused += piece.refused + problems.bad_groups(piece.rows)
+            groups = piece.groups.select(~problems.is_bad, fields)
+            writer.write(groups)
+            num_groups += len(groups.size)
+            num_samples += int(groups.size.sum())
+        writer.close()
+        num_written = FORMATS[task.format].count(path, fields)
+    pictures = os.path.splitext(task.path)[0] + PICTURES_ENDING
+    if exists(pictures):
+        with written(os.path.splitext(task.output)[0] + PICTURES_ENDING) as path:
+            shutil.copyfile(opened_at(pictures), path)
+    return _Done(num_groups, num_samples, refused, num_written)
 
 
 def _unwritable(groups: Groups, task: _Task) -> Problems:
@@ -290,12 +291,12 @@ def _write_config(pipeline: Pipeline, options: ConvertOptions, sides: list[str])
             features.add(input_names=[GROUP_SIZE], feature_type=FeatureConfig.SampleNumFeature)
     pattern = f"part-*.{FORMATS[options.format].ending}"
     config.ClearField("eval_input_path")
-    config.train_input_path = os.path.join(options.output, "" if not sides else "train", pattern)
+    config.train_input_path = join(join(options.output, "train") if sides else options.output, pattern)
     if "eval" in sides:
-        config.eval_input_path = os.path.join(options.output, "eval", pattern)
+        config.eval_input_path = join(join(options.output, "eval"), pattern)
     if sides and "train" not in sides:
         config.ClearField("train_input_path")
     path = options.pipeline_config_template
-    with open(path, "w", encoding="utf-8") as file:
+    with written(path) as here, open(here, "w", encoding="utf-8") as file:
         file.write(text_format.MessageToString(config, as_utf8=True))
     load_pipeline(path)

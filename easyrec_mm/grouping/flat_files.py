@@ -19,6 +19,8 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from easyrec_mm.errors import DataError
+from easyrec_mm.files import Failure, StorageError, is_remote, place_of, plain
+from easyrec_mm.files.local_copies import local_copy
 from easyrec_mm.grouping import csv_blocks
 from easyrec_mm.grouping.columns import ORDER, ROW_BITS, Kind, Typed, kind_of, starts_with_zero, to_kind
 
@@ -76,14 +78,42 @@ def find_inputs(paths: str) -> list[str]:
     """
     files: list[str] = []
     for part in filter(None, (part.strip() for part in paths.split(","))):
-        found = sorted(glob.glob(part, recursive=True)) if not os.path.exists(part) else [part]
-        found = [file for name in found for file in (_files_of(name) if os.path.isdir(name) else [name])]
+        found = _remote_files(part) if is_remote(part) else _files_here(plain(part))
         if not found:
             raise DataError(f"--input: '{part}' matches no file; check the path")
         files += [file for file in found if file not in files]
     if not files:
         raise DataError("--input: names no file; give the files of the log")
     return files
+
+
+def _remote_files(pattern: str) -> list[str]:
+    place = place_of(pattern)
+    found = []
+    for info in place.find(pattern):
+        inside = place.below(info.path) if info.is_folder else [info]
+        names = sorted(one.path for one in inside if not one.is_folder)
+        # Below a folder, hidden files and markers are none of the log.
+        found += [name for name in names if not info.is_folder or _is_of_log(name[len(info.path) :])]
+    return found
+
+
+def _is_of_log(name: str) -> bool:
+    return not any(part[0] in "._" for part in name.split("/") if part)
+
+
+def _files_here(pattern: str) -> list[str]:
+    found = sorted(glob.glob(pattern, recursive=True)) if not os.path.exists(pattern) else [pattern]
+    return [file for name in found for file in (_files_of(name) if os.path.isdir(name) else [name])]
+
+
+def opened_at(path: str) -> str:
+    """A path of this machine at which to open a file at once: its own, or that of a copy.
+
+    Raises:
+      DataError: if it cannot be fetched.
+    """
+    return local_copy(path) if is_remote(path) else path
 
 
 def _files_of(folder: str) -> list[str]:
@@ -102,7 +132,7 @@ def plan_file(file: int, path: str, separator: str) -> FilePlan:
       DataError: if it cannot be read.
     """
     try:
-        with open(path, "rb") as stream:
+        with open(opened_at(path), "rb") as stream:
             magic = stream.read(4)
         return _plan_parquet(file, path) if magic == _PARQUET_MAGIC else _plan_csv(file, path, separator)
     except (OSError, EOFError, pa.ArrowException) as error:
@@ -115,7 +145,7 @@ def unreadable(path: str, error: Exception) -> DataError:
 
 
 def _plan_parquet(file: int, path: str) -> FilePlan:
-    with pq.ParquetFile(path) as opened:
+    with pq.ParquetFile(opened_at(path)) as opened:
         columns: dict[str, Kind | None] = {}
         for field in opened.schema_arrow:
             try:
@@ -139,7 +169,7 @@ def _plan_csv(file: int, path: str, separator: str) -> FilePlan:
     with open_binary(path) as stream:
         header, start = csv_blocks.read_header(stream, path, separator)
         names = tuple(header)
-        if _is_gzip(path) or os.path.getsize(path) <= start + SPLIT_BYTES:
+        if _is_gzip(path) or size_of(path) <= start + SPLIT_BYTES:
             return FilePlan(dict.fromkeys(names), [Split(file, path, "csv", start, -1, names=names)] if names else [])
         splits = []
         end = start
@@ -155,11 +185,30 @@ def _plan_csv(file: int, path: str, separator: str) -> FilePlan:
 
 def open_binary(path: str) -> IO[bytes]:
     """A file, unpacked if it is gzip."""
+    path = opened_at(path)
     return gzip.open(path) if _is_gzip(path) else open(path, "rb")  # type: ignore[return-value]
 
 
+def exists(path: str) -> bool:
+    """Whether there is such a file."""
+    try:
+        size_of(path)
+    except StorageError as error:
+        if error.failure != Failure.MISSING:
+            raise
+        return False
+    except FileNotFoundError:
+        return False
+    return True
+
+
+def size_of(path: str) -> int:
+    """Bytes of a file."""
+    return place_of(path).stat(path).size if is_remote(path) else os.path.getsize(path)
+
+
 def _is_gzip(path: str) -> bool:
-    with open(path, "rb") as stream:
+    with open(opened_at(path), "rb") as stream:
         return stream.read(2) == _GZIP_MAGIC
 
 
@@ -182,7 +231,7 @@ def pieces(split: Split, columns: list[str], separator: str) -> Iterator[Piece]:
 
 
 def _parquet_pieces(split: Split, columns: list[str]) -> Iterator[Piece]:
-    with pq.ParquetFile(split.path) as opened:
+    with pq.ParquetFile(opened_at(split.path)) as opened:
         row = split.first_row
         for batch in opened.iter_batches(READ_ROWS, row_groups=range(split.start, split.end), columns=columns):
             order = _order(split.file, row + np.arange(len(batch)))

@@ -12,6 +12,7 @@ from typing import Protocol, TypeVar
 
 from easyrec_mm.config import load_pipeline
 from easyrec_mm.errors import DataError, UserError
+from easyrec_mm.files import is_remote, join
 from easyrec_mm.grouping.assign import GroupRule, GroupsReport
 from easyrec_mm.grouping.bad_rows import BAD_ROWS, BadRow, BadRows
 from easyrec_mm.grouping.column_stats import LogStats
@@ -21,7 +22,7 @@ from easyrec_mm.grouping.group_stats import GroupStats
 from easyrec_mm.grouping.inference import infer
 from easyrec_mm.grouping.log_plan import plan_log
 from easyrec_mm.grouping.options import GroupOptions
-from easyrec_mm.grouping.output_folder import check_output, new_folder
+from easyrec_mm.grouping.output_folder import check_output, new_folder, written
 from easyrec_mm.grouping.pictures import PicturePacker
 from easyrec_mm.grouping.pipeline_template import Grouped, template
 from easyrec_mm.grouping.rows import LogLayout, RowsReport
@@ -80,7 +81,7 @@ def group(options: GroupOptions, engine: Engine, packer: PicturePacker | None) -
 
     with new_folder(options.output, options.overwrite) as folder:
         has_sides = options.split_by is not None
-        for side in SIDES if has_sides else ():
+        for side in SIDES if has_sides and not is_remote(folder) else ():
             os.mkdir(os.path.join(folder, side))
         fields = inference.group_fields(options)
         shards = engine.write(OutputRule(folder, options.format, fields, num_shards, has_sides, packer))
@@ -89,7 +90,7 @@ def group(options: GroupOptions, engine: Engine, packer: PicturePacker | None) -
         bad.add(num_bad, num_pictures, "pictures", _bad_pictures(shards, plan.layout))
         stats = GroupStats(options, rows, groups, inference, shards)
         _require_all(stats)
-        bad.write(os.path.join(folder, BAD_ROWS))
+        bad.write(join(folder, BAD_ROWS))
         stats.write(folder)
     lines = [*stats.lines(), *bad.told(), *(f"note: {note}" for note in inference.notes)]
     if options.pipeline_config_template:
@@ -151,8 +152,8 @@ def _write_template(stats: GroupStats) -> list[str]:
     options, of_train = stats.options, stats.rows.stats[TRAIN]
 
     def files(side: int) -> str:
-        folder = os.path.join(options.output, SIDES[side]) if options.split_by else options.output
-        return os.path.join(folder, f"part-*.{FORMATS[options.format].ending}")
+        folder = join(options.output, SIDES[side]) if options.split_by else options.output
+        return join(folder, f"part-*.{FORMATS[options.format].ending}")
 
     sample = of_train.sample.table
     grouped = Grouped(
@@ -164,8 +165,9 @@ def _write_template(stats: GroupStats) -> list[str]:
         pictures=tuple(filter(None, sample[options.image_field].to_pylist())) if sample is not None else (),
     )
     path = options.pipeline_config_template
-    os.makedirs(os.path.dirname(os.path.abspath(path)), exist_ok=True)
-    with open(path, "w", encoding="utf-8") as file:
+    if not is_remote(path):
+        os.makedirs(os.path.dirname(os.path.abspath(path)), exist_ok=True)
+    with written(path) as here, open(here, "w", encoding="utf-8") as file:
         file.write(template(options, stats.inference, grouped))
     load_pipeline(path)
     labels = ", ".join(label.name for label in stats.inference.labels)

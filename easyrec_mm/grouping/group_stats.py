@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import json
-import os
 from dataclasses import dataclass
 from typing import Any
 
+from easyrec_mm.files import join
 from easyrec_mm.grouping.assign import GroupsReport
 from easyrec_mm.grouping.column_stats import LogStats
 from easyrec_mm.grouping.inference import Inference
 from easyrec_mm.grouping.options import GroupOptions
+from easyrec_mm.grouping.output_folder import written
 from easyrec_mm.grouping.rows import RowsReport
 from easyrec_mm.grouping.shards import ShardReport
 from easyrec_mm.grouping.sides import EVAL, SIDES
@@ -37,12 +38,7 @@ class GroupStats:
         for side, name in enumerate(SIDES):
             if self.options.split_by is None and side == EVAL:
                 continue
-            path = os.path.join(folder, name) if self.options.split_by else folder
-            values = self._whole() | self._side(side)
-            with open(os.path.join(path, STATS), "w", encoding="utf-8") as file:
-                json.dump(values, file, indent=1, ensure_ascii=False)
-            with open(os.path.join(path, SUCCESS), "wb"):
-                pass
+            write_stats(join(folder, name) if self.options.split_by else folder, self._whole() | self._side(side))
 
     def lines(self) -> list[str]:
         """The same in short."""
@@ -100,6 +96,14 @@ class GroupStats:
         if self.options.embed_images:
             values |= {"pictures": shard.num_pictures, "bad_pictures": len(shard.bad_pictures)}
         return values
+
+
+def write_stats(folder: str, values: dict[str, Any]) -> None:
+    """Write stats.json, and _SUCCESS, which says that all else in the folder is there."""
+    with written(join(folder, STATS)) as path, open(path, "w", encoding="utf-8") as file:
+        json.dump(values, file, indent=1, ensure_ascii=False)
+    with written(join(folder, SUCCESS)) as path, open(path, "wb"):
+        pass
 
 
 def _columns(stats: LogStats) -> dict[str, dict[str, Any]]:

@@ -11,6 +11,7 @@ import pyarrow.parquet as pq
 
 from easyrec_mm.errors import DataError, did_you_mean
 from easyrec_mm.grouping.columns import ARROW_TYPES, join_kinds, kind_of, to_kind
+from easyrec_mm.grouping.flat_files import opened_at
 from easyrec_mm.grouping.grouped_table import (
     READ_GROUPS,
     GroupFields,
@@ -82,7 +83,7 @@ def read_parquet(path: str, fields: GroupFields) -> Iterator[GroupsPiece]:
       DataError: if it cannot be read, or a column is missing or of another type.
     """
     try:
-        with pq.ParquetFile(path) as opened:
+        with pq.ParquetFile(opened_at(path)) as opened:
             names = opened.schema_arrow.names
             for name, kind in fields.kinds.items():
                 if name not in names:

@@ -11,11 +11,12 @@ from typing import TypeVar
 import numpy as np
 import pyarrow as pa
 
+from easyrec_mm.files import is_remote
 from easyrec_mm.grouping.assign import POSITION, SHARD, Assignment, GroupRule, GroupsReport, assign
 from easyrec_mm.grouping.constancy import Constancy, ConstantColumns
 from easyrec_mm.grouping.flat_files import Split
 from easyrec_mm.grouping.rows import LogLayout, RowsReport, SplitReader, merged
-from easyrec_mm.grouping.shards import OutputRule, ShardReport, sort_rows, write_shard
+from easyrec_mm.grouping.shards import OutputRule, ShardReport, put_shard, sort_rows, write_shard
 from easyrec_mm.grouping.spill import SpillFile, read_bucket, write_spill
 from easyrec_mm.grouping.stable_hash import hash_column, seeded
 
@@ -136,7 +137,9 @@ class LocalEngine:
 
     def write(self, rule: OutputRule) -> list[ShardReport]:
         """Write the shards of what was grouped."""
-        return self.map(lambda shard: write_shard(shard, self._rows_of_shard(shard), rule), range(sum(rule.num_shards)))
+        # A folder of this machine is not looked at before all is in it.
+        write = put_shard if is_remote(rule.folder) else write_shard
+        return self.map(lambda shard: write(shard, self._rows_of_shard(shard), rule), range(sum(rule.num_shards)))
 
     def _rows_of_shard(self, shard: int) -> Iterator[pa.Table]:
         for part in range(self._buckets_a_shard):

@@ -9,6 +9,7 @@ from functools import partial
 from typing import Any, NamedTuple, Protocol, TypeVar
 
 from easyrec_mm.errors import DataError, did_you_mean
+from easyrec_mm.files import is_remote
 from easyrec_mm.grouping.column_stats import RowSample
 from easyrec_mm.grouping.columns import ORDER, Kind, join_kinds, to_kind
 from easyrec_mm.grouping.flat_files import FilePlan, Split, TextCounts, find_inputs, pieces, plan_file, scan_split
@@ -47,7 +48,7 @@ def plan_log(options: GroupOptions, run: Map) -> LogPlan:
       DataError: if a file cannot be read, lacks a column or has it in another type, or there is no row.
     """
     files = find_inputs(options.input)
-    plans = run(_PlanFile(options.separator), [(i, os.path.abspath(file)) for i, file in enumerate(files)])
+    plans = run(_PlanFile(options.separator), list(enumerate(map(_whole_path, files))))
     names = _columns(options, files, plans)
     splits, texts = _scan([split for plan in plans for split in plan.splits], options.separator, run)
     if not any(split.num_rows for split in splits):
@@ -70,6 +71,11 @@ def plan_log(options: GroupOptions, run: Map) -> LogPlan:
         seed=options.seed,
     )
     return LogPlan(splits, replace(layout, side_rule=_side_rule(options, layout, splits, run)))
+
+
+def _whole_path(file: str) -> str:
+    """A path that other processes find, too."""
+    return file if is_remote(file) else os.path.abspath(file)
 
 
 def plan_columns(paths: list[str], files: list[str], separator: str, max_bad_share: float) -> dict[str, Kind]:

@@ -7,13 +7,18 @@ import shutil
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
 from easyrec_mm.errors import DataError
+from easyrec_mm.files import is_remote, place_of, put
+from easyrec_mm.files.work_folder import work_folder
 
 
 @contextmanager
 def new_folder(path: str, overwrite: bool) -> Iterator[str]:
     """A folder to write to; it becomes `path` when all went well, and vanishes otherwise.
+
+    A remote one is emptied, written in its place, and emptied again if something goes wrong.
 
     Args:
       path: may exist if it is empty.
@@ -23,6 +28,10 @@ def new_folder(path: str, overwrite: bool) -> Iterator[str]:
       DataError: if it exists and may not be replaced.
     """
     check_output(path, overwrite)
+    if is_remote(path):
+        with _new_remote_folder(path):
+            yield path
+        return
     parent, name = os.path.split(os.path.abspath(path))
     os.makedirs(parent, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=f".{name}.", dir=parent) as work:
@@ -34,8 +43,39 @@ def new_folder(path: str, overwrite: bool) -> Iterator[str]:
         os.rename(new, path)
 
 
+@contextmanager
+def _new_remote_folder(path: str) -> Iterator[None]:
+    _empty(path)
+    try:
+        yield
+    except BaseException:
+        _empty(path)
+        raise
+
+
+def _empty(path: str) -> None:
+    place = place_of(path)
+    for info in place.below(path):
+        place.remove(info.path)
+
+
+@contextmanager
+def written(path: str) -> Iterator[str]:
+    """Where to write a file on this machine that goes to `path`, which may be remote, once it is whole."""
+    if not is_remote(path):
+        yield path
+        return
+    with tempfile.TemporaryDirectory(dir=work_folder()) as folder:
+        yield os.path.join(folder, "file")
+        put(Path(folder) / "file", path)
+
+
 def check_output(path: str, overwrite: bool) -> None:
     """See new_folder."""
+    if is_remote(path):
+        if place_of(path).below(path) and not overwrite:
+            raise DataError(f"--output: {path} is not empty; name another folder, or replace it with --overwrite")
+        return
     if os.path.exists(path) and not os.path.isdir(path):
         raise DataError(f"--output: {path} is a file; name a folder")
     here = os.path.abspath(path)
@@ -47,8 +87,8 @@ def check_output(path: str, overwrite: bool) -> None:
 
 @contextmanager
 def scratch_folder(beside: str) -> Iterator[str]:
-    """A folder for what is needed meanwhile, on the disk on which `beside` will be."""
-    parent, name = os.path.split(os.path.abspath(beside))
+    """A folder for what is needed meanwhile, on the disk on which `beside` will be, if it is one of this machine."""
+    parent, name = os.path.split(os.path.join(work_folder(), "out") if is_remote(beside) else os.path.abspath(beside))
     os.makedirs(parent, exist_ok=True)
     folder = tempfile.mkdtemp(prefix=f".{name}.rows.", dir=parent)
     try:

@@ -13,8 +13,10 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
+from easyrec_mm.files import StorageError, is_remote, join, place_of
+
 # Pictures that are read at the same time, and that are held.
-_NUM_THREADS, _NUM_HELD = 16, 256
+_NUM_THREADS, _NUM_HELD = 64, 256
 
 # Contents of pictures -> what is stored of them, or what is wrong with one.
 Resize = Callable[[list[bytes]], list[bytes | str]]
@@ -58,10 +60,15 @@ class PicturePacker:
 
     def _read(self, path: str) -> bytes | str:
         """The content of a picture, or what is wrong with it."""
-        path = os.path.join(self.image_root, path)  # an absolute one stays as it is
+        path = join(self.image_root, path)  # an absolute one stays as it is
         try:
+            if is_remote(path):
+                content = place_of(path).read(path)
+                return (content and content.data) or "is empty (0 bytes)"
             with open(path, "rb", opener=_open_regular_file) as file:
                 return file.read() or "is empty (0 bytes)"
+        except StorageError as error:
+            return f"cannot be read: {error.reason}"
         except (OSError, ValueError) as error:  # ValueError: no file can have that path
             return f"cannot be read: {getattr(error, 'strerror', None) or error}"
 

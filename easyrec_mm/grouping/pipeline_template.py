@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import io
 import math
-import os
 import textwrap
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -13,6 +13,7 @@ from typing import Any
 from google.protobuf import text_encoding
 from PIL import Image, UnidentifiedImageError
 
+from easyrec_mm.files import StorageError, join, read
 from easyrec_mm.grouping.columns import Kind
 from easyrec_mm.grouping.grouped_rtp import RtpLayout
 from easyrec_mm.grouping.inference import FeaturePlan, FieldPlan, Inference, LabelPlan
@@ -243,9 +244,9 @@ def _image_size(options: GroupOptions, grouped: Grouped) -> tuple[tuple[int, int
     shorter = []
     for path in grouped.pictures[:_NUM_PICTURES]:
         try:
-            with Image.open(os.path.join(options.image_root, path)) as picture:
+            with Image.open(io.BytesIO(read(join(options.image_root, path)))) as picture:
                 shorter.append(min(picture.size))
-        except (OSError, ValueError, UnidentifiedImageError, Image.DecompressionBombError):
+        except (OSError, StorageError, ValueError, UnidentifiedImageError, Image.DecompressionBombError):
             continue
     if not shorter:
         return (224, 224), "No picture could be looked at; the size is that of most pretrained backbones."

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import os
+import tempfile
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
 
+from easyrec_mm.files import join, put
+from easyrec_mm.files.work_folder import work_folder
 from easyrec_mm.grouping.assign import FIRST, PLACE_COLUMNS, POSITION
 from easyrec_mm.grouping.columns import ORDER, to_kind
 from easyrec_mm.grouping.grouped_parquet import ParquetWriter, count_parquet
@@ -61,8 +65,8 @@ class OutputRule:
         """Side and path of a shard."""
         side = int(shard >= self.num_shards[0])
         number = shard - self.num_shards[0] * side
-        folder = os.path.join(self.folder, SIDES[side]) if self.has_sides else self.folder
-        return side, os.path.join(folder, f"part-{number:05d}.{FORMATS[self.format].ending}")
+        folder = join(self.folder, SIDES[side]) if self.has_sides else self.folder
+        return side, join(folder, f"part-{number:05d}.{FORMATS[self.format].ending}")
 
 
 @dataclass
@@ -116,6 +120,21 @@ def write_shard(shard: int, tables: Iterable[pa.Table], rule: OutputRule) -> Sha
         problems = rule.packer.pack(list(pictures), os.path.splitext(path)[0] + ".pictures.tar")
         report.num_pictures = len(pictures) - len(problems)
         report.bad_pictures = [BadPicture(pictures[picture], picture, what) for picture, what in problems.items()]
+    return report
+
+
+def put_shard(shard: int, tables: Iterable[pa.Table], rule: OutputRule, beside: str | None = None) -> ShardReport:
+    """write_shard to a folder of its own, and from there to its place, which may be remote.
+
+    Args:
+      shard, tables, rule: see write_shard.
+      beside: folder on the disk of the shard's place; None if that is not of this machine.
+    """
+    target = os.path.dirname(rule.place(shard)[1])
+    with tempfile.TemporaryDirectory(dir=beside or work_folder()) as folder:
+        report = write_shard(shard, tables, replace(rule, folder=folder, has_sides=False))
+        for name in os.listdir(folder):
+            put(Path(folder) / name, join(target, name))
     return report
 
 

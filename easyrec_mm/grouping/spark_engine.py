@@ -14,7 +14,7 @@ import sys
 import tempfile
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any, TypeVar
 
 import numpy as np
@@ -26,12 +26,13 @@ from pyspark.sql import Column, DataFrame, SparkSession, functions
 from pyspark.sql.pandas.types import from_arrow_schema
 
 from easyrec_mm.errors import DataError, UserError
+from easyrec_mm.files import is_remote
 from easyrec_mm.grouping.assign import FIRST, PLACE_COLUMNS, POSITION, SHARD, GroupRule, GroupsReport, assign
 from easyrec_mm.grouping.columns import ORDER
 from easyrec_mm.grouping.constancy import Constancy, ConstantColumns
 from easyrec_mm.grouping.flat_files import Split
 from easyrec_mm.grouping.rows import LogLayout, RowsReport, SplitReader, merged
-from easyrec_mm.grouping.shards import OutputRule, ShardReport, write_shard
+from easyrec_mm.grouping.shards import OutputRule, ShardReport, put_shard
 from easyrec_mm.grouping.spill import read_bucket, write_spill
 from easyrec_mm.grouping.stable_hash import hash_column
 
@@ -96,7 +97,7 @@ def _new_session(master: str) -> SparkSession:
 class SparkEngine:
     """Groups rows on the workers of a Spark session.
 
-    Input, output and pictures must be under the same paths on all of them.
+    Input, output and pictures must be under the same paths on all of them, or remote.
     """
 
     def __init__(self, session: SparkSession) -> None:
@@ -138,8 +139,9 @@ class SparkEngine:
 
     def write(self, rule: OutputRule) -> list[ShardReport]:
         """Write the shards of what was grouped."""
-        attempts = os.path.join(rule.folder, _ATTEMPTS)
-        os.mkdir(attempts)
+        attempts = _attempts(rule)
+        if attempts:
+            os.mkdir(attempts)
         places = [functions.col(f"`{name}`") for name in (SHARD, POSITION, FIRST, ORDER)]
         rows = _without_told(self._placed).repartition(sum(rule.num_shards), places[0]).sortWithinPartitions(*places)
         written = rows.mapInArrow(_WriteShards(rule), from_arrow_schema(pa.schema([(_TOLD, pa.binary())])))
@@ -148,8 +150,9 @@ class SparkEngine:
         # What no row belongs to is a file of no groups.
         for shard in range(sum(rule.num_shards)):
             if shard not in reports:
-                reports[shard] = write_shard(shard, [], rule)
-        shutil.rmtree(attempts, ignore_errors=True)  # also what tasks left that were killed
+                reports[shard] = put_shard(shard, [], rule, attempts)
+        if attempts:
+            shutil.rmtree(attempts, ignore_errors=True)  # also what tasks left that were killed
         return [reports[shard] for shard in sorted(reports)]
 
     def _run(self, rows: DataFrame, function: Any, schema: pa.Schema) -> tuple[DataFrame, list[Any]]:
@@ -291,18 +294,17 @@ class _WriteShards:
         reports = []
         parts = itertools.chain.from_iterable(map(_by_shard, batches))
         for shard, some in itertools.groupby(parts, key=lambda part: part[0]):
-            reports.append((shard, _write_whole(shard, (table for _, table in some), self.rule)))
+            reports.append((shard, self._put(shard, (table for _, table in some))))
         return reports
 
+    def _put(self, shard: int, tables: Iterable[pa.Table]) -> ShardReport:
+        # Spark may run a task twice, at the same time.
+        return put_shard(shard, tables, self.rule, _attempts(self.rule))
 
-def _write_whole(shard: int, tables: Iterable[pa.Table], rule: OutputRule) -> ShardReport:
-    """write_shard to a folder of its own, and from there to its place: Spark may run a task twice, at the same time."""
-    target = os.path.dirname(rule.place(shard)[1])
-    with tempfile.TemporaryDirectory(dir=os.path.join(rule.folder, _ATTEMPTS)) as folder:
-        report = write_shard(shard, tables, replace(rule, folder=folder, has_sides=False))
-        for name in os.listdir(folder):
-            os.replace(os.path.join(folder, name), os.path.join(target, name))
-    return report
+
+def _attempts(rule: OutputRule) -> str | None:
+    """Where shards are written before they are whole."""
+    return None if is_remote(rule.folder) else os.path.join(rule.folder, _ATTEMPTS)
 
 
 def _by_shard(batch: pa.RecordBatch) -> Iterator[tuple[int, pa.Table]]:
