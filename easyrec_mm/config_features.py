@@ -15,7 +15,7 @@ from google.protobuf.message import Message
 from easyrec_mm.errors import Problems
 from easyrec_mm.protos.data_pb2 import DatasetConfig
 from easyrec_mm.protos.feature_pb2 import FeatureConfig, Initializer
-from easyrec_mm.schema import Encoding, Feature, FeatureKind, Field, RowLayout, Table
+from easyrec_mm.schema import Encoding, Feature, FeatureKind, Field, Log1p, RowLayout, Table
 
 _TABLE_TYPES = (FeatureConfig.IdFeature, FeatureConfig.RawFeature, FeatureConfig.TagFeature, FeatureConfig.ComboFeature)
 _ID_TYPES = (FeatureConfig.IdFeature, FeatureConfig.TagFeature)
@@ -34,11 +34,16 @@ SETTINGS_OF_TYPES: dict[str, tuple[int, ...]] = {
     "boundaries": (FeatureConfig.RawFeature,),
     "min_val": (FeatureConfig.RawFeature,),
     "max_val": (FeatureConfig.RawFeature,),
+    "numeric_transform": (FeatureConfig.RawFeature,),
+    "normalizer_fn": (FeatureConfig.RawFeature,),
     "img_shape": (FeatureConfig.ImgFeature,),
     "resize_method": (FeatureConfig.ImgFeature,),
     "antialias": (FeatureConfig.ImgFeature,),
     "per_group": _TABLE_TYPES,
 }
+
+# Values of normalizer_fn.
+LOG1P_NAMES = ("tf.math.log1p", "tf.log1p", "log1p")
 
 CATEGORY_KINDS: dict[int, FeatureKind] = {
     FeatureConfig.IdFeature: "id",
@@ -145,8 +150,22 @@ def _raw_feature(
         boundaries=limits,
         min_value=item.min_val,
         max_value=item.max_val,
+        log1p=_log1p(item, place, problems),
     )
     return feature, rows
+
+
+def _log1p(item: FeatureConfig, place: str, problems: Problems) -> Log1p:
+    if not item.HasField("normalizer_fn"):
+        return "before" if item.numeric_transform == FeatureConfig.LOG1P else ""
+    if item.normalizer_fn not in LOG1P_NAMES:
+        problems.add(
+            f"{place}.normalizer_fn",
+            f"'{item.normalizer_fn}' is not supported; choose {LOG1P_NAMES[0]}, or write an ExprFeature",
+        )
+    if item.numeric_transform:
+        problems.add(f"{place}.normalizer_fn", "numeric_transform is set too; keep one of the two")
+    return "after"
 
 
 def _category_feature(

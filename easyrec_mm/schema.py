@@ -18,6 +18,8 @@ CROSS_SEPARATOR = "\x1d"
 Dtype = Literal["int64", "bool", "float32", "string"]
 Encoding = Literal["hash", "identity", "vocabulary"]
 FeatureKind = Literal["id", "raw", "tag", "combo"]
+# When log1p applies: never, or before or after numbers are scaled.
+Log1p = Literal["", "before", "after"]
 Activation = Literal["binary", "multiclass", "value", "sigmoid_value"]
 
 
@@ -90,6 +92,7 @@ class Feature:
     boundaries: tuple[float, ...] = ()
     min_value: float = 0.0
     max_value: float = 0.0
+    log1p: Log1p = ""
 
     @property
     def weight_input(self) -> str | None:

@@ -197,13 +197,16 @@ def test_kinds_of_features_and_tables(load, tmp_path):
         5: """input_names: "os_version" feature_type: RawFeature raw_input_dim: 3 separator: "," embedding_dim: 8
             initializer { glorot_normal_initializer {} }""",
         6: """input_names: "day_h" feature_type: RawFeature boundaries: [1, 2]""",
+        8: """input_names: "is_new_userid" feature_type: RawFeature numeric_transform: LOG1P""",
+        9: """input_names: "level" feature_type: RawFeature normalizer_fn: "tf.math.log1p" max_val: 9""",
         7: """input_names: "week_day" feature_type: IdFeature num_buckets: 7 embedding_dim: 8
             initializer { truncated_normal_initializer { mean: 1 stddev: 2 } }""",
     }
     schema = load(
         overrides=[
             *(f"feature_config.features[{i}]={text}" for i, text in settings_of.items()),
-            'model_config.feature_groups[2].feature_names=["city", "cross", "os", "os_version", "day_h", "week_day"]',
+            'model_config.feature_groups[2].feature_names=["city", "cross", "os", "os_version", "day_h", "week_day",'
+            '"is_new_userid", "level"]',
         ]
     ).schema
     assert schema.features == (
@@ -216,6 +219,8 @@ def test_kinds_of_features_and_tables(load, tmp_path):
         Feature("os_version", "raw", ("os_version",), 8, "os_version", separator=",", raw_dim=3),
         Feature("day_h", "raw", ("day_h",), 3, boundaries=(1.0, 2.0)),
         Feature("week_day", "id", ("week_day",), 8, "week_day", "identity", 7),
+        Feature("is_new_userid", "raw", ("is_new_userid",), 1, log1p="before"),
+        Feature("level", "raw", ("level",), 1, max_value=9.0, log1p="after"),
     )  # fmt: skip
     assert schema.features[0].weight_input == "province"
     assert schema.features[2].weight_input is None
@@ -225,7 +230,7 @@ def test_kinds_of_features_and_tables(load, tmp_path):
         Table("os_version", 3, 8, ("glorot_normal", ())),
         Table("week_day", 7, 8, ("truncated_normal", (1.0, 2.0))),
     )
-    used = ["latitude", "city", "province", "os", "os_version", "day_h", "week_day"]
+    used = ["latitude", "city", "province", "os", "os_version", "day_h", "week_day", "is_new_userid", "level"]
     assert list(schema.feature_fields()) == used
 
 

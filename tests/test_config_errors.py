@@ -293,6 +293,17 @@ FEATURE_CASES = [
         place=f"{FEATURE['fans_num']}.embedding_dim",
         says="is 0, so the feature has no table",
     ),
+    case(
+        f"{FEATURE['fans_num']}.normalizer_fn=tf.math.sqrt",
+        place=f"{FEATURE['fans_num']}.normalizer_fn",
+        says="'tf.math.sqrt' is not supported; choose tf.math.log1p, or write an ExprFeature",
+    ),
+    case(
+        f"{FEATURE['fans_num']}.normalizer_fn=tf.math.log1p",
+        f"{FEATURE['fans_num']}.numeric_transform=LOG1P",
+        place=f"{FEATURE['fans_num']}.normalizer_fn",
+        says="numeric_transform is set too; keep one of the two",
+    ),
     # Categories
     case(
         f"{FEATURE['city']}.embedding_dim=0",
@@ -893,6 +904,8 @@ MISPLACED = {
     "boundaries": ("city", "boundaries=[1, 2]"),
     "min_val": ("city", "min_val=0"),
     "max_val": ("city", "max_val=0"),
+    "numeric_transform": ("city", "numeric_transform=LOG1P"),
+    "normalizer_fn": ("city", "normalizer_fn=tf.math.log1p"),
     "img_shape": ("city", "img_shape=width: 8 height: 8"),
     "resize_method": ("city", "resize_method=BILINEAR"),
     "antialias": ("group_size", "antialias=true"),

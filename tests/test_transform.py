@@ -243,6 +243,38 @@ def test_a_bucket_holds_its_lower_limit():
     assert found.tolist() == [0, 0, 1, 1, 2, 2, 0]
 
 
+@given(st.lists(floats(-(2**100), 2**100), min_size=1, max_size=8), floats(-1024, 1024), floats(2**-10, 1024))
+@settings(max_examples=40, deadline=None)
+def test_log1p_before_and_after_scaling(values, low, extent):
+    def log1p(x):
+        return np.sign(x) * np.log1p(np.abs(x))
+
+    numbers = np.float32(values)
+    found = transform(raw_feature(log1p="before"), x=values)
+    np.testing.assert_allclose(found[:, 0], log1p(numbers.astype(np.float64)), rtol=1e-7, atol=1e-45)
+    assert found.dtype == np.float32
+    high = low + extent
+    scaled = raw_feature(min_value=low, max_value=high, log1p="before")
+    expected = (log1p(numbers.astype(np.float64)) - low) / (high - low)
+    np.testing.assert_allclose(transform(scaled, x=values)[:, 0], expected, rtol=1e-3, atol=1e-3)
+    scaled = raw_feature(min_value=low, max_value=high, log1p="after")
+    expected = log1p((numbers.astype(np.float64) - low) / (high - low))
+    np.testing.assert_allclose(transform(scaled, x=values)[:, 0], expected, rtol=1e-3, atol=1e-3)
+
+
+def test_log1p_of_counts_is_log1p():
+    found = transform(raw_feature(log1p="before"), x=[0, 1, 99, -1, -99])
+    np.testing.assert_allclose(found[:, 0], [0, np.log(2), np.log(100), -np.log(2), -np.log(100)], rtol=1e-7)
+
+
+def test_boundaries_divide_what_log1p_made():
+    limits = tuple(np.log1p([10.0, 100.0]).tolist())
+    found = transform(raw_feature(boundaries=limits, log1p="before"), x=[0.0, 9.9, 10.1, 99.0, 101.0])
+    assert found.tolist() == [0, 0, 1, 1, 2]
+    vector = raw_feature(width=2, raw_dim=2, separator=",", log1p="before")
+    np.testing.assert_allclose(transform(vector, x=["3,-3", ""]), [[np.log(4), -np.log(4)], [0, 0]], rtol=1e-7)
+
+
 def test_buckets_of_text_integers_and_scaled_numbers():
     assert transform(raw_feature(boundaries=(0.0, 2.0)), x=["", "-1", "2"]).tolist() == [1, 0, 2]
     assert transform(raw_feature(boundaries=(0.0, 2.0)), x=[-5, 0, 1, 2]).tolist() == [0, 1, 1, 2]

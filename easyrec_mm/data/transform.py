@@ -92,12 +92,22 @@ def _raw(feature: Feature, values: tf.Tensor) -> tf.Tensor:
         text = tf.where(tf.equal(values, ""), zeros, values)
         values = tf.strings.split(text, feature.separator).flat_values
     numbers = tf.reshape(_as_number(values, tf.float32), [-1, feature.raw_dim])  # [S, raw_dim]
+    if feature.log1p == "before":
+        numbers = _log1p(numbers)
     if feature.max_value > feature.min_value:
         numbers = (numbers - feature.min_value) / (feature.max_value - feature.min_value)
+    if feature.log1p == "after":
+        numbers = _log1p(numbers)
     if feature.boundaries:
         buckets = tf.raw_ops.Bucketize(input=numbers[:, 0], boundaries=list(feature.boundaries))
         return tf.cast(buckets, tf.int64)
     return numbers
+
+
+def _log1p(numbers: tf.Tensor) -> tf.Tensor:
+    """sign(x) log(1 + |x|). In float64, so that what is rounded to float32 is the same as in NumPy."""
+    wide = tf.cast(numbers, tf.float64)
+    return tf.cast(tf.sign(wide) * tf.math.log1p(tf.abs(wide)), tf.float32)
 
 
 def _as_number(values: tf.Tensor, dtype: tf.DType) -> tf.Tensor:

@@ -109,12 +109,22 @@ def _raw(feature: Feature, values: Values) -> NDArray[Any]:
         zeros = feature.separator.join(["0"] * feature.raw_dim)
         values = [part for text in values for part in (text or zeros).split(feature.separator)]
     numbers: NDArray[Any] = _as_floats(values).reshape(-1, feature.raw_dim)
+    if feature.log1p == "before":
+        numbers = _log1p(numbers)
     if feature.max_value > feature.min_value:
         numbers = (numbers - np.float32(feature.min_value)) / np.float32(feature.max_value - feature.min_value)
+    if feature.log1p == "after":
+        numbers = _log1p(numbers)
     if feature.boundaries:
         boundaries = np.array(feature.boundaries, np.float32)
         return np.searchsorted(boundaries, numbers[:, 0], side="right").astype(np.int64)
     return numbers
+
+
+def _log1p(numbers: NDArray[Any]) -> NDArray[Any]:
+    """sign(x) log(1 + |x|), computed in float64."""
+    wide = numbers.astype(np.float64)
+    return (np.sign(wide) * np.log1p(np.abs(wide))).astype(np.float32)
 
 
 def _as_floats(values: Values) -> NDArray[Any]:
