@@ -133,7 +133,7 @@ def _feature_lines(schema: Schema, sample: _Sample) -> list[str]:
         rows.append(
             (
                 feature.name,
-                f"{feature.kind}{f' ({feature.encoding})' if feature.encoding else ''}",
+                _kind(feature),
                 str(feature.width),
                 f"{table_rows[feature.table]:,}" if feature.table else "-",
                 f"{_missing(sample.values[feature.inputs[0]]):.1%}",
@@ -146,6 +146,11 @@ def _feature_lines(schema: Schema, sample: _Sample) -> list[str]:
         "  " + "  ".join(f"{cell:<{w}}" for cell, w in zip(row, widths, strict=False)) + f"  {row[-1]}" for row in rows
     ]
     return [*lines, f"  in all {sum(f.width for f in schema.features)} numbers a sample"]
+
+
+def _kind(feature: Feature) -> str:
+    how = "expression" if feature.expression else feature.encoding
+    return f"{feature.kind}{f' ({how})' if how else ''}"
 
 
 def _unknown(feature: Feature, texts: list[str]) -> str:

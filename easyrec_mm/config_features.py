@@ -13,11 +13,13 @@ from pathlib import Path
 from google.protobuf.message import Message
 
 from easyrec_mm.errors import Problems
+from easyrec_mm.expression import ExpressionError, parse_expression
 from easyrec_mm.protos.data_pb2 import DatasetConfig
 from easyrec_mm.protos.feature_pb2 import FeatureConfig, Initializer
 from easyrec_mm.schema import Encoding, Feature, FeatureKind, Field, Log1p, RowLayout, Table
 
-_TABLE_TYPES = (FeatureConfig.IdFeature, FeatureConfig.RawFeature, FeatureConfig.TagFeature, FeatureConfig.ComboFeature)
+_NUMBER_TYPES = (FeatureConfig.RawFeature, FeatureConfig.ExprFeature)
+_TABLE_TYPES = (FeatureConfig.IdFeature, *_NUMBER_TYPES, FeatureConfig.TagFeature, FeatureConfig.ComboFeature)
 _ID_TYPES = (FeatureConfig.IdFeature, FeatureConfig.TagFeature)
 
 # Settings of FeatureConfig that only some feature types use; the others apply to every type.
@@ -31,11 +33,12 @@ SETTINGS_OF_TYPES: dict[str, tuple[int, ...]] = {
     "precision": (FeatureConfig.IdFeature, FeatureConfig.ComboFeature),
     "kv_separator": (FeatureConfig.TagFeature,),
     "raw_input_dim": (FeatureConfig.RawFeature,),
-    "boundaries": (FeatureConfig.RawFeature,),
-    "min_val": (FeatureConfig.RawFeature,),
-    "max_val": (FeatureConfig.RawFeature,),
-    "numeric_transform": (FeatureConfig.RawFeature,),
-    "normalizer_fn": (FeatureConfig.RawFeature,),
+    "boundaries": _NUMBER_TYPES,
+    "min_val": _NUMBER_TYPES,
+    "max_val": _NUMBER_TYPES,
+    "numeric_transform": _NUMBER_TYPES,
+    "normalizer_fn": _NUMBER_TYPES,
+    "expression": (FeatureConfig.ExprFeature,),
     "img_shape": (FeatureConfig.ImgFeature,),
     "resize_method": (FeatureConfig.ImgFeature,),
     "antialias": (FeatureConfig.ImgFeature,),
@@ -99,7 +102,7 @@ def derive_features(
             problems.add(f"{place}.input_names", f"'{field}' is no feature value of a sample (label, image or size)")
         if misplaced:
             continue
-        if item.feature_type == FeatureConfig.RawFeature:
+        if item.feature_type in _NUMBER_TYPES:
             feature, rows = _raw_feature(name, place, item, fields, data, problems)
         else:
             feature, rows = _category_feature(name, place, item, fields, data, problems)
@@ -121,7 +124,10 @@ def _raw_feature(
 ) -> tuple[Feature, int]:
     """The feature and the rows of its table (0 without one)."""
     limits = tuple(item.boundaries)
-    if len(item.input_names) != 1:
+    expression = ""
+    if item.feature_type == FeatureConfig.ExprFeature:
+        expression = _expression(item, place, fields, problems)
+    elif len(item.input_names) != 1:
         problems.add(f"{place}.input_names", f"RawFeature reads one field, not {len(item.input_names)}")
     if any(a >= b for a, b in pairwise(limits)):
         problems.add(f"{place}.boundaries", f"{list(limits)} does not ascend; sort it, without repeats")
@@ -151,8 +157,34 @@ def _raw_feature(
         min_value=item.min_val,
         max_value=item.max_val,
         log1p=_log1p(item, place, problems),
+        expression=expression,
     )
     return feature, rows
+
+
+def _expression(item: FeatureConfig, place: str, fields: dict[str, Field], problems: Problems) -> str:
+    """The text of a checked expression, with all its parentheses."""
+    place = f"{place}.expression"
+    if not item.expression.strip():
+        problems.add(place, 'is empty; give one over input_names, as in "log1p(clicks) - log1p(shows)"')
+        return ""
+    try:
+        expression = parse_expression(item.expression)
+        expression.require_truths(frozenset(name for name in item.input_names if fields[name].dtype == "bool"))
+    except ExpressionError as error:
+        problems.add(place, str(error))
+        return ""
+    read = expression.fields()
+    unknown = [name for name in read if name not in item.input_names]
+    for name in unknown:
+        if name in fields:
+            problems.add(place, f"reads '{name}', which is not among input_names; add it there")
+        else:
+            problems.unknown(place, "input name", name, item.input_names)
+    for name in item.input_names:
+        if name not in read and not unknown:
+            problems.add(place, f"does not read '{name}'; use it, or remove it from input_names")
+    return str(expression)
 
 
 def _log1p(item: FeatureConfig, place: str, problems: Problems) -> Log1p:

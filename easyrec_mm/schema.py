@@ -72,8 +72,8 @@ class Feature:
     id     one category a sample -> its row of `table`
     combo  the cross of `inputs` -> one row of `table`
     tag    any number of categories a sample -> rows of `table`, combined
-    raw    `raw_dim` numbers -> as they are, or a bucket by `boundaries` (one-hot or a row of `table`),
-           or numbers times `table` (one row a number)
+    raw    `raw_dim` numbers, or the one that `expression` makes of `inputs` -> as they are, or a bucket by `boundaries`
+           (one-hot or a row of `table`), or numbers times `table` (one row a number)
     """
 
     name: str
@@ -93,6 +93,7 @@ class Feature:
     min_value: float = 0.0
     max_value: float = 0.0
     log1p: Log1p = ""
+    expression: str = ""
 
     @property
     def weight_input(self) -> str | None:

@@ -59,6 +59,8 @@ def _feature_patterns(feature: Feature) -> list[tuple[str, str]]:
     separators = feature.separator + feature.kv_separator
     separator, key_separator = re.escape(feature.separator), re.escape(feature.kv_separator)
     number = _number(separators, _LIST_EXPONENT)
+    if feature.expression:
+        return [(name, number) for name in feature.inputs]
     if feature.kind == "raw":
         whole, rest = divmod(feature.raw_dim - 1, _MOST_REPEATS)
         repeats = [_MOST_REPEATS] * whole + [rest] * (rest > 0)

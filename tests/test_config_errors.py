@@ -304,6 +304,29 @@ FEATURE_CASES = [
         place=f"{FEATURE['fans_num']}.normalizer_fn",
         says="numeric_transform is set too; keep one of the two",
     ),
+    # ExprFeature
+    *(
+        case(
+            f"{FEATURE['fans_num']}=feature_name: 'fans_num' input_names: ['fans_num', 'level'] "
+            f"feature_type: ExprFeature expression: '{expression}' {more}",
+            place=f"{FEATURE['fans_num']}.{setting}",
+            says=says,
+        )
+        for expression, more, setting, says in (
+            ("", "", "expression", 'is empty; give one over input_names, as in "log1p(clicks) - log1p(shows)"'),
+            ("fans_num + levle", "", "expression", "no input name named 'levle'; did you mean 'level'?"),
+            ("fans_num", "", "expression", "does not read 'level'; use it, or remove it from input_names"),
+            (
+                "fans_num + level + visitor_num",
+                "",
+                "expression",
+                "reads 'visitor_num', which is not among input_names; add it there",
+            ),
+            ("fans_num > level & level > 1", "", "expression", "compares twice; write (a < b) & (b < c)"),
+            ("fans_num + level > 1", "raw_input_dim: 2", "raw_input_dim", "has no effect on ExprFeature 'fans_num'"),
+            ("fans_num - level", "boundaries: [2, 1]", "boundaries", "[2.0, 1.0] does not ascend"),
+        )
+    ),
     # Categories
     case(
         f"{FEATURE['city']}.embedding_dim=0",
@@ -906,6 +929,7 @@ MISPLACED = {
     "max_val": ("city", "max_val=0"),
     "numeric_transform": ("city", "numeric_transform=LOG1P"),
     "normalizer_fn": ("city", "normalizer_fn=tf.math.log1p"),
+    "expression": ("city", "expression=city + 1"),
     "img_shape": ("city", "img_shape=width: 8 height: 8"),
     "resize_method": ("city", "resize_method=BILINEAR"),
     "antialias": ("group_size", "antialias=true"),

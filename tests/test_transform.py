@@ -443,6 +443,10 @@ TEXT_FORMS = {
     "vector, e": (raw_feature(width=2, raw_dim=2, separator="e"), "x", vector_reference("e", 2), "12.ee-+"),
     "vector, several": (raw_feature(width=2, raw_dim=2, separator="||"), "x", vector_reference("||", 2), "12|||"),
     "number": (raw_feature(), "x", lambda text: is_number(text, largest_exponent=LARGEST_EXPONENT), "12.-+e "),
+    "expression": (
+        raw_feature(expression="x + 1"), "x", lambda text: is_number(text, largest_exponent=LARGEST_EXPONENT),
+        "12.-+e ",
+    ),
     "row": (id_feature("identity", 5), "x", lambda text: is_number(text, int), "12.-+ "),
     "rows": (tag_feature("identity", 5), "x", rows_reference("|"), "12|| -"),
     "rows, space": (tag_feature("identity", 5, separator=" "), "x", rows_reference(" "), "12  \t"),

@@ -15,7 +15,24 @@ from collections.abc import Sequence
 
 import tensorflow as tf
 
+from easyrec_mm.expression import Functions, parse_expression
 from easyrec_mm.schema import CROSS_SEPARATOR, Feature
+
+# See expression.BACK_END.
+_FUNCTIONS: Functions = {
+    "abs": tf.abs,
+    "sqrt": tf.sqrt,
+    "exp": tf.exp,
+    "log": tf.math.log,
+    "log1p": tf.math.log1p,
+    "floor": tf.floor,
+    "minimum": tf.minimum,
+    "maximum": tf.maximum,
+    "where": tf.where,
+    "constant": lambda value: tf.constant(value, tf.float64),
+    "as_number": lambda truth: tf.cast(truth, tf.float64),
+    "is_finite": tf.math.is_finite,
+}
 
 
 class FeatureTransform:
@@ -34,13 +51,14 @@ class FeatureTransform:
             for feature in features
             if feature.encoding == "vocabulary"
         }
+        self._expressions = {f.name: parse_expression(f.expression) for f in features if f.expression}
 
     def __call__(self, fields: dict[str, tf.Tensor]) -> dict[str, tf.Tensor | tf.RaggedTensor]:
         """Fields by name (`fields`), each `[S]` of its dtype -> features by name."""
         features: dict[str, tf.Tensor | tf.RaggedTensor] = {}
         for feature in self._features:
             if feature.kind == "raw":
-                features[feature.name] = _raw(feature, fields[feature.inputs[0]])
+                features[feature.name] = _raw(feature, self._numbers(feature, fields))
             elif feature.kind == "tag":
                 ids, weights = self._tags(feature, fields)
                 features[feature.name] = ids
@@ -52,6 +70,19 @@ class FeatureTransform:
             else:
                 features[feature.name] = self._encode(feature, fields[feature.inputs[0]])
         return features
+
+    def _numbers(self, feature: Feature, fields: dict[str, tf.Tensor]) -> tf.Tensor:
+        """The numbers of a raw feature, float32 `[S, raw_dim]`."""
+        if feature.expression:
+            numbers = {name: _as_float64(fields[name]) for name in feature.inputs}
+            result = tf.cast(self._expressions[feature.name].evaluate(numbers, _FUNCTIONS), tf.float32)
+            return tf.where(tf.math.is_finite(result), result, 0.0)[:, None]
+        values = fields[feature.inputs[0]]
+        if feature.separator:
+            zeros = feature.separator.join(["0"] * feature.raw_dim)
+            text = tf.where(tf.equal(values, ""), zeros, values)
+            values = tf.strings.split(text, feature.separator).flat_values
+        return tf.reshape(_as_number(values, tf.float32), [-1, feature.raw_dim])
 
     def _encode(self, feature: Feature, values: tf.Tensor) -> tf.Tensor:
         """Values of any dtype -> rows of the table, int64, same shape."""
@@ -86,12 +117,8 @@ def split_tags(text: tf.Tensor, separator: str) -> tf.RaggedTensor:
     return tf.ragged.boolean_mask(tags, tf.not_equal(tags, ""))
 
 
-def _raw(feature: Feature, values: tf.Tensor) -> tf.Tensor:
-    if feature.separator:
-        zeros = feature.separator.join(["0"] * feature.raw_dim)
-        text = tf.where(tf.equal(values, ""), zeros, values)
-        values = tf.strings.split(text, feature.separator).flat_values
-    numbers = tf.reshape(_as_number(values, tf.float32), [-1, feature.raw_dim])  # [S, raw_dim]
+def _raw(feature: Feature, numbers: tf.Tensor) -> tf.Tensor:
+    """Numbers float32 `[S, raw_dim]` -> what they become: `[S, raw_dim]`, or buckets int64 `[S]`."""
     if feature.log1p == "before":
         numbers = _log1p(numbers)
     if feature.max_value > feature.min_value:
@@ -114,6 +141,11 @@ def _as_number(values: tf.Tensor, dtype: tf.DType) -> tf.Tensor:
     if values.dtype == tf.string:
         return tf.strings.to_number(tf.where(tf.equal(values, ""), "0", values), dtype)
     return tf.cast(values, dtype)
+
+
+def _as_float64(values: tf.Tensor) -> tf.Tensor:
+    """Text is read as float32, as everywhere."""
+    return tf.cast(_as_number(values, tf.float32) if values.dtype == tf.string else values, tf.float64)
 
 
 def _as_text(values: tf.Tensor, precision: int) -> tf.Tensor:

@@ -18,10 +18,28 @@ import numpy as np
 from farmhash import Fingerprint64
 from numpy.typing import NDArray
 
+from easyrec_mm.expression import Functions, parse_expression
 from easyrec_mm.schema import CROSS_SEPARATOR, Feature
 
 # Of a field: S of them, str for text, or an array of int64, bool or float32.
 Values = Sequence[str] | NDArray[Any]
+
+
+# See expression.BACK_END.
+_FUNCTIONS: Functions = {
+    "abs": np.abs,
+    "sqrt": np.sqrt,
+    "exp": np.exp,
+    "log": np.log,
+    "log1p": np.log1p,
+    "floor": np.floor,
+    "minimum": np.minimum,
+    "maximum": np.maximum,
+    "where": np.where,
+    "constant": np.float64,
+    "as_number": lambda truth: truth.astype(np.float64),
+    "is_finite": np.isfinite,
+}
 
 
 class NumpyTransform:
@@ -32,6 +50,7 @@ class NumpyTransform:
         self._rows = {
             f.name: {text: row for row, text in enumerate(f.vocabulary)} for f in features if f.encoding == "vocabulary"
         }
+        self._expressions = {f.name: parse_expression(f.expression) for f in features if f.expression}
 
     def __call__(self, fields: dict[str, Values], num_samples: int) -> dict[str, NDArray[Any]]:
         """Fields by name, S values each or one for all, defaults filled in -> inputs by name.
@@ -49,7 +68,7 @@ class NumpyTransform:
     def _inputs(self, feature: Feature, values: list[Values]) -> dict[str, NDArray[Any]]:
         """The inputs of one feature; `values` are those of its fields."""
         if feature.kind == "raw":
-            return {feature.name: _raw(feature, values[0])}
+            return {feature.name: _raw(feature, self._numbers(feature, values))}
         if feature.kind == "tag":
             ids, weights = self._tags(feature, *values)
             return {feature.name: ids, feature.weight_key: weights}
@@ -58,6 +77,19 @@ class NumpyTransform:
             crosses = [CROSS_SEPARATOR.join(texts) for texts in zip(*parts, strict=True)]
             return {feature.name: self._encode(feature, crosses)}
         return {feature.name: self._encode(feature, values[0])}
+
+    def _numbers(self, feature: Feature, values: list[Values]) -> NDArray[Any]:
+        """The numbers of a raw feature, float32 `[S, raw_dim]`."""
+        if feature.expression:
+            numbers = {name: _as_float64(some) for name, some in zip(feature.inputs, values, strict=True)}
+            with np.errstate(all="ignore"):
+                result = self._expressions[feature.name].evaluate(numbers, _FUNCTIONS).astype(np.float32)
+            return np.where(np.isfinite(result), result, np.float32(0))[:, None]
+        texts = values[0]
+        if feature.separator:
+            zeros = feature.separator.join(["0"] * feature.raw_dim)
+            texts = [part for text in texts for part in (text or zeros).split(feature.separator)]
+        return _as_floats(texts).reshape(-1, feature.raw_dim)
 
     def _encode(self, feature: Feature, values: Values) -> NDArray[Any]:
         """Values -> rows of the table, int64 `[S]`."""
@@ -104,11 +136,8 @@ def _aligned(values: list[Values], num_samples: int) -> list[Values]:
     ]  # fmt: skip
 
 
-def _raw(feature: Feature, values: Values) -> NDArray[Any]:
-    if feature.separator:
-        zeros = feature.separator.join(["0"] * feature.raw_dim)
-        values = [part for text in values for part in (text or zeros).split(feature.separator)]
-    numbers: NDArray[Any] = _as_floats(values).reshape(-1, feature.raw_dim)
+def _raw(feature: Feature, numbers: NDArray[Any]) -> NDArray[Any]:
+    """Numbers float32 `[S, raw_dim]` -> what they become: `[S, raw_dim]`, or buckets int64 `[S]`."""
     if feature.log1p == "before":
         numbers = _log1p(numbers)
     if feature.max_value > feature.min_value:
@@ -131,6 +160,11 @@ def _as_floats(values: Values) -> NDArray[Any]:
     if isinstance(values, np.ndarray):
         return values.astype(np.float32)
     return np.array([text or 0 for text in values], np.float32)
+
+
+def _as_float64(values: Values) -> NDArray[Any]:
+    """Text is read as float32, as everywhere."""
+    return values.astype(np.float64) if isinstance(values, np.ndarray) else _as_floats(values).astype(np.float64)
 
 
 def _as_integers(values: Values) -> NDArray[Any]:
