@@ -10,6 +10,7 @@ from dataclasses import field as attribute
 from itertools import islice
 
 import numpy as np
+import tensorflow as tf
 from PIL import Image as Pillow
 from PIL import UnidentifiedImageError
 
@@ -19,6 +20,7 @@ from easyrec_mm.data.group_rtp import label_value, split_bytes
 from easyrec_mm.data.input import Input
 from easyrec_mm.data.pictures import PictureLoader
 from easyrec_mm.data.source import Problem
+from easyrec_mm.data.transform import looked_up
 from easyrec_mm.errors import UserError
 from easyrec_mm.image_network import image_tower
 from easyrec_mm.precision import FLOAT32
@@ -136,8 +138,8 @@ def _feature_lines(schema: Schema, sample: _Sample) -> list[str]:
                 _kind(feature),
                 str(feature.width),
                 f"{table_rows[feature.table]:,}" if feature.table else "-",
-                f"{_missing(sample.values[feature.inputs[0]]):.1%}",
-                _unknown(feature, texts),
+                f"{_missing_share(feature, schema, sample):.1%}",
+                _unknown(feature, _categories(feature, schema, sample)),
                 ", ".join(text if len(text) <= 24 else text[:21] + "..." for text in common),
             )
         )
@@ -153,13 +155,30 @@ def _kind(feature: Feature) -> str:
     return f"{feature.kind}{f' ({how})' if how else ''}"
 
 
-def _unknown(feature: Feature, texts: list[str]) -> str:
-    """Share of the values that the feature cannot tell apart: outside num_buckets or the vocabulary."""
-    present = [text for text in texts if text]
+def _categories(feature: Feature, schema: Schema, sample: _Sample) -> list[list[str]]:
+    """The values of each sample, as texts, that become rows of the feature's table."""
+    texts = sample.values[feature.inputs[0]]
+    if feature.max_selected:
+        keys = [schema.field(feature.inputs[0]).value(text) for text in texts]
+        keys = [int(key) if isinstance(key, bool) else key for key in keys]
+        found = looked_up(feature, tf.constant(keys), tf.constant(sample.values[feature.inputs[1]])).to_list()
+        return [[value.decode("utf-8", "replace") for value in values] for values in found]
     if feature.kind == "tag":
-        present = [
-            tag.split(feature.kv_separator or "\0")[0] for t in present for tag in t.split(feature.separator) if tag
-        ]
+        tags = [[tag for tag in text.split(feature.separator) if tag] for text in texts]
+        return [[tag.split(feature.kv_separator or "\0")[0] for tag in some] for some in tags]
+    return [[text] if text else [] for text in texts]
+
+
+def _missing_share(feature: Feature, schema: Schema, sample: _Sample) -> float:
+    """Share of the samples that give the feature no value."""
+    if feature.kind == "tag":
+        return float(np.mean([not some for some in _categories(feature, schema, sample)] or [0.0]))
+    return _missing(sample.values[feature.inputs[0]])
+
+
+def _unknown(feature: Feature, categories: list[list[str]]) -> str:
+    """Share of the values that the feature cannot tell apart: outside num_buckets or the vocabulary."""
+    present = [text for some in categories for text in some]
     if not present or feature.encoding not in ("identity", "vocabulary"):
         return "-"
     if feature.encoding == "vocabulary":

@@ -19,8 +19,9 @@ from easyrec_mm.protos.feature_pb2 import FeatureConfig, Initializer
 from easyrec_mm.schema import Encoding, Feature, FeatureKind, Field, Log1p, RowLayout, Table
 
 _NUMBER_TYPES = (FeatureConfig.RawFeature, FeatureConfig.ExprFeature)
-_TABLE_TYPES = (FeatureConfig.IdFeature, *_NUMBER_TYPES, FeatureConfig.TagFeature, FeatureConfig.ComboFeature)
-_ID_TYPES = (FeatureConfig.IdFeature, FeatureConfig.TagFeature)
+_TAG_TYPES = (FeatureConfig.TagFeature, FeatureConfig.LookupFeature)
+_ID_TYPES = (FeatureConfig.IdFeature, *_TAG_TYPES)
+_TABLE_TYPES = (*_ID_TYPES, *_NUMBER_TYPES, FeatureConfig.ComboFeature)
 
 # Settings of FeatureConfig that only some feature types use; the others apply to every type.
 SETTINGS_OF_TYPES: dict[str, tuple[int, ...]] = {
@@ -31,7 +32,8 @@ SETTINGS_OF_TYPES: dict[str, tuple[int, ...]] = {
     "vocab_list": _ID_TYPES,
     "vocab_file": _ID_TYPES,
     "precision": (FeatureConfig.IdFeature, FeatureConfig.ComboFeature),
-    "kv_separator": (FeatureConfig.TagFeature,),
+    "kv_separator": _TAG_TYPES,
+    "lookup_max_sel_elem_num": (FeatureConfig.LookupFeature,),
     "raw_input_dim": (FeatureConfig.RawFeature,),
     "boundaries": _NUMBER_TYPES,
     "min_val": _NUMBER_TYPES,
@@ -51,6 +53,7 @@ LOG1P_NAMES = ("tf.math.log1p", "tf.log1p", "log1p")
 CATEGORY_KINDS: dict[int, FeatureKind] = {
     FeatureConfig.IdFeature: "id",
     FeatureConfig.TagFeature: "tag",
+    FeatureConfig.LookupFeature: "tag",
     FeatureConfig.ComboFeature: "combo",
 }
 
@@ -205,24 +208,25 @@ def _category_feature(
 ) -> tuple[Feature, int]:
     """The feature and the rows of its table."""
     kind = CATEGORY_KINDS[item.feature_type]
+    is_lookup = item.feature_type == FeatureConfig.LookupFeature
     if not item.embedding_dim:
         problems.add(f"{place}.embedding_dim", f"is 0; give the width of the embedding of '{name}'")
-    least, most = {"id": (1, 1), "tag": (1, 2), "combo": (2, 64)}[kind]
+    least, most = (2, 2) if is_lookup else {"id": (1, 1), "tag": (1, 2), "combo": (2, 64)}[kind]
     if not least <= len(item.input_names) <= most:
-        problems.add(
-            f"{place}.input_names", f"{kind} feature reads {least} to {most} fields, not {len(item.input_names)}"
-        )
-    inputs = item.input_names[:1] if kind == "tag" else item.input_names
+        what = "LookupFeature" if is_lookup else f"{kind} feature"
+        problems.add(f"{place}.input_names", f"{what} reads {least} to {most} fields, not {len(item.input_names)}")
     encoding, vocabulary, num_ids = _encoding(item, name, place, problems)
-    for field in (fields[i] for i in inputs):
-        if field.dtype == "float32" and encoding != "identity" and item.precision < 0:
-            problems.add(f"{place}.precision", f"'{field.name}' is a FLOAT; set the digits with which it becomes an id")
-        if field.dtype == "float32" and encoding == "identity":
-            problems.add(f"{place}.num_buckets", f"'{field.name}' is a FLOAT; an id by num_buckets is an integer")
-        if kind == "tag" and field.dtype != "string":
-            problems.add(f"{place}.input_names", f"'{field.name}' must be a STRING field to hold several tags")
-    if kind == "tag":
+    if is_lookup:
+        _check_lookup(item, place, fields, data, problems)
+    elif kind == "tag":
         _check_tag(item, place, fields, data, problems)
+    else:
+        for field in (fields[i] for i in item.input_names if fields[i].dtype == "float32"):
+            if encoding == "identity":
+                problems.add(f"{place}.num_buckets", f"'{field.name}' is a FLOAT; an id by num_buckets is an integer")
+            elif item.precision < 0:
+                what = f"'{field.name}' is a FLOAT; set the digits with which it becomes an id"
+                problems.add(f"{place}.precision", what)
     feature = Feature(
         name=name,
         kind=kind,
@@ -236,6 +240,7 @@ def _category_feature(
         separator=item.separator if kind == "tag" else "",
         kv_separator=item.kv_separator if kind == "tag" else "",
         combiner=item.combiner if kind == "tag" else "",
+        max_selected=item.lookup_max_sel_elem_num if is_lookup else 0,
     )
     return feature, num_ids
 
@@ -243,6 +248,33 @@ def _category_feature(
 def _check_tag(
     item: FeatureConfig, place: str, fields: dict[str, Field], data: DatasetConfig, problems: Problems
 ) -> None:
+    _check_lists(item, place, data, problems)
+    for name, what in zip(item.input_names, ("tags", "weights"), strict=False):
+        if fields[name].dtype != "string":
+            problems.add(f"{place}.input_names", f"'{name}' must be a STRING field to hold several {what}")
+    if item.HasField("kv_separator") and len(item.input_names) == 2:
+        problems.add(f"{place}.kv_separator", "the second input name holds the weights already; remove one")
+
+
+def _check_lookup(
+    item: FeatureConfig, place: str, fields: dict[str, Field], data: DatasetConfig, problems: Problems
+) -> None:
+    _check_lists(item, place, data, problems)
+    if not item.HasField("kv_separator"):
+        problems.add(f"{place}.kv_separator", 'is missing; give the character between key and value, such as ":"')
+    if item.lookup_max_sel_elem_num == 0:
+        problems.add(f"{place}.lookup_max_sel_elem_num", "0 values are none; give 1 or more")
+    if len(item.input_names) != 2:
+        return
+    key, values = (fields[name] for name in item.input_names)
+    if key.dtype == "float32":
+        problems.add(f"{place}.input_names", f"'{key.name}' is a FLOAT; a key is text or a whole number")
+    if values.dtype != "string":
+        problems.add(f"{place}.input_names", f"'{values.name}' must be a STRING field to hold a map")
+
+
+def _check_lists(item: FeatureConfig, place: str, data: DatasetConfig, problems: Problems) -> None:
+    """The separators and the combiner of a feature of several values."""
     if item.combiner not in ("mean", "sum", "sqrtn"):
         problems.add(f"{place}.combiner", f"'{item.combiner}' is unknown; choose mean, sum or sqrtn")
     _check_inner_separator(item.separator, f"{place}.separator", data, problems)
@@ -250,10 +282,6 @@ def _check_tag(
         _check_inner_separator(item.kv_separator, f"{place}.kv_separator", data, problems)
         if item.kv_separator == item.separator:
             problems.add(f"{place}.kv_separator", f"{item.kv_separator!r} is also separator; change one")
-        if len(item.input_names) == 2:
-            problems.add(f"{place}.kv_separator", "the second input name holds the weights already; remove one")
-    if len(item.input_names) == 2 and fields[item.input_names[1]].dtype != "string":
-        problems.add(f"{place}.input_names", f"'{item.input_names[1]}' must be a STRING field to hold several weights")
 
 
 def _encoding(item: FeatureConfig, name: str, place: str, problems: Problems) -> tuple[Encoding, tuple[str, ...], int]:

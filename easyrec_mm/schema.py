@@ -71,7 +71,8 @@ class Feature:
 
     id     one category a sample -> its row of `table`
     combo  the cross of `inputs` -> one row of `table`
-    tag    any number of categories a sample -> rows of `table`, combined
+    tag    any number of categories a sample -> rows of `table`, combined; with `max_selected` the values that the map
+           in the second of `inputs` has for the key in the first
     raw    `raw_dim` numbers, or the one that `expression` makes of `inputs` -> as they are, or a bucket by `boundaries`
            (one-hot or a row of `table`), or numbers times `table` (one row a number)
     """
@@ -94,11 +95,12 @@ class Feature:
     max_value: float = 0.0
     log1p: Log1p = ""
     expression: str = ""
+    max_selected: int = 0
 
     @property
     def weight_input(self) -> str | None:
         """The field that holds a tag feature's weights, when a second input does."""
-        return self.inputs[1] if self.kind == "tag" and len(self.inputs) == 2 else None
+        return self.inputs[1] if self.kind == "tag" and len(self.inputs) == 2 and not self.max_selected else None
 
     @property
     def multiplies_rows(self) -> bool:

@@ -71,7 +71,10 @@ def _feature_patterns(feature: Feature) -> list[tuple[str, str]]:
         return []
     found = []
     # Input formats match many values at once, between line ends.
-    tag = _integer(separators) if feature.encoding == "identity" else rf"[^{separator}{key_separator}\n]*"
+    text = rf"[^{separator}{key_separator}\n]*"
+    tag = _integer(separators) if feature.encoding == "identity" else text
+    if feature.max_selected:
+        return [(feature.inputs[1], _list_of(f"{text}{key_separator}{tag}", separator))]
     if feature.kv_separator:
         found.append((first, _list_of(f"{tag}{key_separator}{number}", separator)))
     elif feature.encoding == "identity":

@@ -442,7 +442,7 @@ def test_every_unsupported_field_is_named_all_in_one_error():
     assert {
         "fg_json_path",
         "data_config.input_fields[0].input_dim",
-        "feature_config.features[0].expression",
+        "feature_config.features[0].shared_names",
         "model_config.e2e_mm_dbmtl.task_towers[0].losses[0].binary_focal_loss.label_smoothing",
         "model_config.e2e_mm_dbmtl.task_towers[0].metrics_set[0].max_f1",
         "train_config.optimizer_config[0].rms_prop_optimizer.learning_rate.transformer_learning_rate",

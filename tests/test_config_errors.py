@@ -401,6 +401,57 @@ FEATURE_CASES = [
         place=f"{FEATURE['city']}.kv_separator",
         says="the second input name holds the weights already; remove one",
     ),
+    # LookupFeature
+    *(
+        case(
+            f"{FEATURE['city']}=feature_name: 'city' feature_type: LookupFeature embedding_dim: 8 hash_bucket_size: 9 "
+            f"{text}",
+            place=f"{FEATURE['city']}.{setting}",
+            says=says,
+        )
+        for text, setting, says in (
+            (
+                "input_names: 'city' separator: ',' kv_separator: ':'",
+                "input_names",
+                "LookupFeature reads 2 to 2 fields, not 1",
+            ),
+            (
+                "input_names: ['os', 'city'] separator: ','",
+                "kv_separator",
+                'is missing; give the character between key and value, such as ":"',
+            ),
+            (
+                "input_names: ['os', 'city'] separator: ',' kv_separator: ','",
+                "kv_separator",
+                "',' is also separator; change one",
+            ),
+            (
+                "input_names: ['os', 'city'] separator: ',' kv_separator: ':' lookup_max_sel_elem_num: 0",
+                "lookup_max_sel_elem_num",
+                "0 values are none; give 1 or more",
+            ),
+            (
+                "input_names: ['visitor_num', 'city'] separator: ',' kv_separator: ':'",
+                "input_names",
+                "'visitor_num' is a FLOAT; a key is text or a whole number",
+            ),
+            (
+                "input_names: ['city', 'level'] separator: ',' kv_separator: ':'",
+                "input_names",
+                "'level' must be a STRING field to hold a map",
+            ),
+            (
+                "input_names: ['os', 'city'] separator: ',' kv_separator: ':' combiner: 'max'",
+                "combiner",
+                "'max' is unknown; choose mean, sum or sqrtn",
+            ),
+            (
+                "input_names: ['os', 'city'] separator: ',' kv_separator: ':' initializer {}",
+                "initializer",
+                "is empty; choose one of its fields or remove it",
+            ),
+        )
+    ),
     case(
         f"{FEATURE['city']}.hash_bucket_size=0",
         place=FEATURE["city"],
@@ -930,6 +981,7 @@ MISPLACED = {
     "numeric_transform": ("city", "numeric_transform=LOG1P"),
     "normalizer_fn": ("city", "normalizer_fn=tf.math.log1p"),
     "expression": ("city", "expression=city + 1"),
+    "lookup_max_sel_elem_num": ("city", "lookup_max_sel_elem_num=3"),
     "img_shape": ("city", "img_shape=width: 8 height: 8"),
     "resize_method": ("city", "resize_method=BILINEAR"),
     "antialias": ("group_size", "antialias=true"),

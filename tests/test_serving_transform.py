@@ -13,6 +13,7 @@ from easyrec_mm.serving.transform import NumpyTransform
 FIELDS = {
     "user": "string", "count": "int64", "score": "float32", "flag": "bool", "shop": "string", "digit": "string",
     "vector": "string", "number": "string", "tags": "string", "rows": "string", "pairs": "string", "weights": "string",
+    "key": "int64", "map": "string",
 }  # fmt: skip
 
 FEATURES = [
@@ -45,6 +46,10 @@ FEATURES = [
     Feature("tags", "tag", ("tags",), 4, "t", "hash", 999_983, separator="|"),
     Feature("rows", "tag", ("rows",), 4, "t", "identity", 9, separator="||"),
     Feature("pairs", "tag", ("pairs",), 4, "t", "hash", 999, separator=",", kv_separator=":"),
+    Feature("found", "tag", ("key", "map"), 4, "t", "hash", 999, separator="|", kv_separator=":", max_selected=2),
+    Feature(
+        "found_row", "tag", ("digit", "map"), 4, "t", "identity", 5, separator="|", kv_separator=":", max_selected=9
+    ),
     Feature("weighted", "tag", ("tags", "weights"), 4, "t", "hash", 999, separator="|"),
 ]
 
@@ -70,6 +75,7 @@ def random_fields(rng, num):
     lengths, tags = lists("|", lambda count: [f"t{i}é" for i in rng.integers(0, 9999, count)])
     _, rows = lists("||", lambda count: [str(i) for i in rng.integers(-2, 12, count)])
     _, pairs = lists(",", lambda count: [f"k{i}:{w}" for i, w in enumerate(numbers(count))])
+    _, maps = lists("|", lambda count: [f"{k}:{v}" for k, v in rng.integers(-1, 8, (count, 2))])
     weights = ["|".join(numbers(length)) for length in lengths]
     vectors = [",".join(numbers(3)) if filled else "" for filled in rng.random(num) < 0.9]
     score = rng.normal(0, 3, num).astype(np.float32)
@@ -87,6 +93,8 @@ def random_fields(rng, num):
         "rows": rows,
         "pairs": pairs,
         "weights": weights,
+        "key": rng.integers(-1, 8, num),
+        "map": maps,
     }
 
 

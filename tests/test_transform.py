@@ -187,6 +187,45 @@ def test_weights_of_a_second_input():
     assert weights == [[1.0, 0.25], [], [-3.0]]
 
 
+# Maps.
+
+
+def lookup_feature(encoding="hash", num_ids=1000, **options):
+    settings = {"separator": "|", "kv_separator": ":", "max_selected": 10, **options}
+    return Feature("f", "tag", ("k", "m"), 4, "t", encoding, num_ids, **settings)
+
+
+def test_a_lookup_takes_what_the_map_has_for_the_key():
+    keys, maps = ["a", "b", "c", "", "a"], ["a:1|b:2|a:3", "|b:x||c:y|", "a:1", "a:1|:none", ""]
+    assert transform(lookup_feature(), k=keys, m=maps) == [
+        buckets(["1", "3"]),
+        buckets(["x"]),
+        [],
+        buckets(["none"]),
+        [],
+    ]
+    assert transform(lookup_feature(max_selected=1), k=keys, m=maps)[0] == buckets(["1"])
+
+
+def test_a_key_that_is_a_number_is_its_decimal_text():
+    assert transform(lookup_feature("identity", 9), k=[7, -3], m=["7:1|07:2|7:11", "-3:4"]) == [[1, 0], [4]]
+    vocabulary = lookup_feature("vocabulary", 3, vocabulary=("x", "y"))
+    assert transform(vocabulary, k=["é", "e"], m=["é:y|é:z", "é:y"]) == [[1, 2], []]
+
+
+lists = st.lists(st.tuples(st.sampled_from(["a", "b", "é", ""]), st.sampled_from(["1", "2", ""])), max_size=6)
+
+
+@given(st.lists(st.tuples(st.sampled_from(["a", "é", "", "z"]), lists), min_size=1, max_size=6), st.integers(1, 4))
+@settings(max_examples=40, deadline=None)
+def test_lookups_against_plain_python(samples, most):
+    keys = [key for key, _ in samples]
+    maps = ["//".join(f"{key}->{value}" for key, value in pairs) for _, pairs in samples]
+    feature = lookup_feature(separator="//", kv_separator="->", max_selected=most)
+    expected = [[value for other, value in pairs if other == key][:most] for key, pairs in samples]
+    assert transform(feature, k=keys, m=maps) == [buckets(values) if values else [] for values in expected]
+
+
 # Numbers.
 
 
@@ -434,6 +473,14 @@ def pairs_reference(separator, kv_separator, is_key=lambda key: True):
     return accepts
 
 
+def map_reference(separator, kv_separator, is_value=lambda value: True):
+    def accepts(text):
+        pairs = [part.split(kv_separator) for part in parts(text, separator)]
+        return all(len(pair) == 2 and is_value(pair[1]) for pair in pairs)
+
+    return accepts
+
+
 TEXT_FORMS = {
     "vector": (raw_feature(width=2, raw_dim=2, separator="|"), "x", vector_reference("|", 2), "12.-e|| "),
     "vector of 3, comma": (raw_feature(width=3, raw_dim=3, separator=","), "x", vector_reference(",", 3), "12.,,"),
@@ -456,6 +503,11 @@ TEXT_FORMS = {
     "pairs, special": (tag_feature(separator="]", kv_separator="^"), "x", pairs_reference("]", "^"), "a1^^]]\\"),
     "pairs, minus": (tag_feature(separator=",", kv_separator="-"), "x", pairs_reference(",", "-"), "a1--,,"),
     "pairs, equals": (tag_feature(separator="&", kv_separator="="), "x", pairs_reference("&", "="), "aé1==&& "),
+    "map": (lookup_feature(), "m", map_reference("|", ":"), "a1::||."),
+    "map of rows": (
+        lookup_feature("identity", 5, separator=","), "m",
+        map_reference(",", ":", lambda value: is_number(value, int)), "a1::,,-.",
+    ),
     "pairs of rows": (
         tag_feature("identity", 5, kv_separator=":"), "x",
         pairs_reference("|", ":", lambda key: is_number(key, int)), "12::||.",
@@ -469,11 +521,10 @@ TEXT_FORMS = {
 def test_patterns_accept_what_python_accepts_and_the_transform_takes(name, data):
     feature, field, reference, alphabet = TEXT_FORMS[name]
     text = data.draw(st.text(alphabet, min_size=1, max_size=9))
-    accepts = both_match(patterns_of(feature, x="string", w="string")[field], text)
+    accepts = both_match(patterns_of(feature, x="string", w="string", k="string", m="string")[field], text)
     assert accepts == reference(text)
     if accepts:
-        fields = {"x": text, "w": text} if len(feature.inputs) == 2 else {"x": text}
-        transform(feature, **{name: [value] for name, value in fields.items()})  # without an error
+        transform(feature, **{name: [text] for name in feature.inputs})  # without an error
 
 
 def test_a_pattern_does_not_reach_over_a_line_end():

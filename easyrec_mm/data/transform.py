@@ -95,8 +95,11 @@ class FeatureTransform:
         return self.vocabularies[feature.name].lookup(text)
 
     def _tags(self, feature: Feature, fields: dict[str, tf.Tensor]) -> tuple[tf.RaggedTensor, tf.RaggedTensor | None]:
-        tags = split_tags(fields[feature.inputs[0]], feature.separator)
         weights = None
+        if feature.max_selected:
+            tags = looked_up(feature, *(fields[name] for name in feature.inputs))
+            return tags.with_flat_values(self._encode(feature, tags.flat_values)), None
+        tags = split_tags(fields[feature.inputs[0]], feature.separator)
         if feature.kv_separator:
             pairs = tf.reshape(tf.strings.split(tags.flat_values, feature.kv_separator).flat_values, [-1, 2])
             weights = tags.with_flat_values(tf.strings.to_number(pairs[:, 1], tf.float32))
@@ -115,6 +118,15 @@ def split_tags(text: tf.Tensor, separator: str) -> tf.RaggedTensor:
         return tf.RaggedTensor.from_value_rowids(sparse.values, sparse.indices[:, 0], num_rows, validate=False)
     tags = tf.strings.split(text, separator)
     return tf.ragged.boolean_mask(tags, tf.not_equal(tags, ""))
+
+
+def looked_up(feature: Feature, keys: tf.Tensor, maps: tf.Tensor) -> tf.RaggedTensor:
+    """What maps, text `[S]`, have for keys `[S]` of any dtype: ragged text `[S, (values)]`."""
+    entries = split_tags(maps, feature.separator)
+    pairs = tf.reshape(tf.strings.split(entries.flat_values, feature.kv_separator).flat_values, [-1, 2])
+    wanted = tf.gather(_as_text(keys, feature.precision), entries.value_rowids())
+    is_wanted = entries.with_flat_values(tf.equal(pairs[:, 0], wanted))
+    return tf.ragged.boolean_mask(entries.with_flat_values(pairs[:, 1]), is_wanted)[:, : feature.max_selected]
 
 
 def _raw(feature: Feature, numbers: tf.Tensor) -> tf.Tensor:

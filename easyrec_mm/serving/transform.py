@@ -70,7 +70,7 @@ class NumpyTransform:
         if feature.kind == "raw":
             return {feature.name: _raw(feature, self._numbers(feature, values))}
         if feature.kind == "tag":
-            ids, weights = self._tags(feature, *values)
+            ids, weights = self._tags(feature, values)
             return {feature.name: ids, feature.weight_key: weights}
         if feature.kind == "combo":
             parts = [_as_texts(some, feature.precision) for some in values]
@@ -103,26 +103,49 @@ class NumpyTransform:
         hashes = np.fromiter(map(Fingerprint64, texts), np.uint64, len(texts))
         return (hashes % np.uint64(feature.num_ids)).astype(np.int64)
 
-    def _tags(
-        self, feature: Feature, values: Values, weights: Values | None = None
-    ) -> tuple[NDArray[Any], NDArray[Any]]:
-        tags = [[tag for tag in text.split(feature.separator) if tag] for text in values]
-        numbers = [["1"] * len(some) for some in tags]
-        if feature.kv_separator:
-            pairs = [[tag.split(feature.kv_separator) for tag in some] for some in tags]
-            tags = [[pair[0] for pair in some] for some in pairs]
-            numbers = [[pair[1] for pair in some] for some in pairs]
-        if weights is not None:
-            numbers = [[part for part in text.split(feature.separator) if part] for text in weights]
-        counts = [len(some) for some in tags]
-        if [len(some) for some in numbers] != counts:
-            raise ValueError(f"{feature.name}: the numbers of tags and weights differ")
-        is_tag = np.arange(max([1, *counts])) < np.array(counts, np.int64)[:, None]  # [S, L]
+    def _tags(self, feature: Feature, values: list[Values]) -> tuple[NDArray[Any], NDArray[Any]]:
+        """Ids `[S, L]` and weights `[S, L]` of a tag feature."""
+        numbers: list[list[str]] | None = None
+        if feature.max_selected:
+            tags = _selected(feature, *values)
+        else:
+            tags = _parts(values[0], feature.separator)
+            if feature.kv_separator:
+                pairs = [[tag.split(feature.kv_separator) for tag in some] for some in tags]
+                tags = [[pair[0] for pair in some] for some in pairs]
+                numbers = [[pair[1] for pair in some] for some in pairs]
+            if feature.weight_input:
+                numbers = _parts(values[1], feature.separator)
+        is_tag = _is_there(tags)
+        weights = is_tag.astype(np.float32)
+        if numbers is not None:
+            if list(map(len, numbers)) != list(map(len, tags)):
+                raise ValueError(f"{feature.name}: the numbers of tags and weights differ")
+            weights[is_tag] = _as_floats([number for some in numbers for number in some])
         ids = np.zeros(is_tag.shape, np.int64)
         ids[is_tag] = self._encode(feature, [tag for some in tags for tag in some])
-        padded = np.zeros(is_tag.shape, np.float32)
-        padded[is_tag] = _as_floats([number for some in numbers for number in some])
-        return ids, padded
+        return ids, weights
+
+
+def _parts(texts: Values, separator: str) -> list[list[str]]:
+    """Texts `[S]` -> the parts of each that are not empty."""
+    return [[part for part in text.split(separator) if part] for text in texts]
+
+
+def _selected(feature: Feature, keys: Values, maps: Values) -> list[list[str]]:
+    """What maps `[S]` have for keys `[S]`."""
+    found = []
+    for key, entries in zip(_as_texts(keys, -1), _parts(maps, feature.separator), strict=True):
+        pairs = [entry.split(feature.kv_separator) for entry in entries]
+        found.append([pair[1] for pair in pairs if pair[0] == key][: feature.max_selected])
+    return found
+
+
+def _is_there(lists: list[list[Any]]) -> NDArray[Any]:
+    """Which entries of `[S, L]` S lists fill, L being the longest, and at least 1: bool."""
+    counts = np.array([len(some) for some in lists], np.int64)
+    is_there: NDArray[Any] = np.arange(max(1, counts.max(initial=1))) < counts[:, None]
+    return is_there
 
 
 def _aligned(values: list[Values], num_samples: int) -> list[Values]:
