@@ -151,7 +151,7 @@ def _feature_lines(schema: Schema, sample: _Sample) -> list[str]:
 
 
 def _kind(feature: Feature) -> str:
-    how = "expression" if feature.expression else feature.encoding
+    how = "expression" if feature.expression else "numbers" if feature.elements == "raw" else feature.encoding
     return f"{feature.kind}{f' ({how})' if how else ''}"
 
 
@@ -163,7 +163,7 @@ def _categories(feature: Feature, schema: Schema, sample: _Sample) -> list[list[
         keys = [int(key) if isinstance(key, bool) else key for key in keys]
         found = looked_up(feature, tf.constant(keys), tf.constant(sample.values[feature.inputs[1]])).to_list()
         return [[value.decode("utf-8", "replace") for value in values] for values in found]
-    if feature.kind == "tag":
+    if feature.is_list:
         tags = [[tag for tag in text.split(feature.separator) if tag] for text in texts]
         return [[tag.split(feature.kv_separator or "\0")[0] for tag in some] for some in tags]
     return [[text] if text else [] for text in texts]
@@ -171,7 +171,7 @@ def _categories(feature: Feature, schema: Schema, sample: _Sample) -> list[list[
 
 def _missing_share(feature: Feature, schema: Schema, sample: _Sample) -> float:
     """Share of the samples that give the feature no value."""
-    if feature.kind == "tag":
+    if feature.is_list:
         return float(np.mean([not some for some in _categories(feature, schema, sample)] or [0.0]))
     return _missing(sample.values[feature.inputs[0]])
 

@@ -17,7 +17,9 @@ CROSS_SEPARATOR = "\x1d"
 # bool is kept as int64, 0 or 1.
 Dtype = Literal["int64", "bool", "float32", "string"]
 Encoding = Literal["hash", "identity", "vocabulary"]
-FeatureKind = Literal["id", "raw", "tag", "combo"]
+FeatureKind = Literal["id", "raw", "tag", "combo", "sequence"]
+# Of a sequence.
+Elements = Literal["", "id", "raw"]
 # When log1p applies: never, or before or after numbers are scaled.
 Log1p = Literal["", "before", "after"]
 Activation = Literal["binary", "multiclass", "value", "sigmoid_value"]
@@ -69,12 +71,14 @@ class Table:
 class Feature:
     """How input fields become one feature, and how wide it is in the network.
 
-    id     one category a sample -> its row of `table`
-    combo  the cross of `inputs` -> one row of `table`
-    tag    any number of categories a sample -> rows of `table`, combined; with `max_selected` the values that the map
-           in the second of `inputs` has for the key in the first
-    raw    `raw_dim` numbers, or the one that `expression` makes of `inputs` -> as they are, or a bucket by `boundaries`
-           (one-hot or a row of `table`), or numbers times `table` (one row a number)
+    id        one category a sample -> its row of `table`
+    combo     the cross of `inputs` -> one row of `table`
+    tag       any number of categories a sample -> rows of `table`, combined; with `max_selected` the values that the
+              map in the second of `inputs` has for the key in the first
+    raw       `raw_dim` numbers, or the one that `expression` makes of `inputs` -> as they are, or a bucket by
+              `boundaries` (one-hot or a row of `table`), or numbers times `table` (one row a number)
+    sequence  any number of `elements` a sample, at most `max_length` (0: all), each as a feature of that kind -> their
+              vectors, pooled by `combiner`; `number_separator` splits the numbers of an element
     """
 
     name: str
@@ -96,6 +100,10 @@ class Feature:
     log1p: Log1p = ""
     expression: str = ""
     max_selected: int = 0
+    elements: Elements = ""
+    number_separator: str = ""
+    max_length: int = 0
+    keeps_last: bool = False
 
     @property
     def weight_input(self) -> str | None:
@@ -105,11 +113,24 @@ class Feature:
     @property
     def multiplies_rows(self) -> bool:
         """Whether the feature is numbers times the rows of its table, one row a number."""
-        return self.kind == "raw" and self.table is not None and not self.boundaries
+        return self.has_numbers and self.table is not None
+
+    @property
+    def has_numbers(self) -> bool:
+        """Whether its values are numbers, and no rows of a table or buckets."""
+        return "raw" in (self.kind, self.elements) and not self.boundaries
+
+    @property
+    def is_list(self) -> bool:
+        """Whether a sample has any number of values."""
+        return self.kind in ("tag", "sequence")
 
     @property
     def weight_key(self) -> str:
-        """Key under which a tag feature's weights stand beside its ids among the feature values."""
+        """Key under which the weights of a tag feature's ids stand beside them among the feature values.
+
+        Where lists are padded, the weights of every list stand there, 0 for what is no value.
+        """
         return f"{self.name}:weight"
 
 

@@ -249,7 +249,7 @@ class Trainer:
         """Variables that warm_start leaves as they are."""
         if self._train_config.warm_start != WarmStart.ALL_BUT_ID_EMBEDDINGS:
             return set()
-        return {f"embedding/{f.table}" for f in self._schema.features if f.kind in ("id", "tag", "combo")}
+        return {f"embedding/{f.table}" for f in self._schema.features if f.encoding}
 
     def _run_step(self, item: InputBatch) -> dict[str, tf.Tensor] | None:
         """One step; None if the batch has no samples left, which is no step."""

@@ -199,6 +199,13 @@ def test_kinds_of_features_and_tables(load, tmp_path):
         6: """input_names: "day_h" feature_type: RawFeature boundaries: [1, 2]""",
         8: """input_names: "is_new_userid" feature_type: RawFeature numeric_transform: LOG1P""",
         9: """input_names: "level" feature_type: RawFeature normalizer_fn: "tf.math.log1p" max_val: 9""",
+        11: """input_names: "familyid" feature_type: SequenceFeature separator: "," max_seq_len: 5 kept_end: LAST
+            embedding_dim: 8 hash_bucket_size: 77 embedding_name: "x" combiner: "max" initializer {
+            random_normal_initializer { mean: 1 stddev: 2 } }""",
+        13: """input_names: "constellation" feature_type: SequenceFeature sub_feature_type: RawFeature separator: ","
+            raw_input_dim: 2 seq_multi_sep: ":" numeric_transform: LOG1P""",
+        14: """input_names: "user_auth_type" feature_type: SequenceFeature sub_feature_type: RawFeature separator: ","
+            boundaries: [1, 2] embedding_dim: 3""",
         7: """input_names: "week_day" feature_type: IdFeature num_buckets: 7 embedding_dim: 8
             initializer { truncated_normal_initializer { mean: 1 stddev: 2 } }""",
     }
@@ -206,7 +213,7 @@ def test_kinds_of_features_and_tables(load, tmp_path):
         overrides=[
             *(f"feature_config.features[{i}]={text}" for i, text in settings_of.items()),
             'model_config.feature_groups[2].feature_names=["city", "cross", "os", "os_version", "day_h", "week_day",'
-            '"is_new_userid", "level"]',
+            '"is_new_userid", "level", "familyid", "constellation", "user_auth_type"]',
         ]
     ).schema
     assert schema.features == (
@@ -221,6 +228,18 @@ def test_kinds_of_features_and_tables(load, tmp_path):
         Feature("week_day", "id", ("week_day",), 8, "week_day", "identity", 7),
         Feature("is_new_userid", "raw", ("is_new_userid",), 1, log1p="before"),
         Feature("level", "raw", ("level",), 1, max_value=9.0, log1p="after"),
+        Feature(
+            "familyid", "sequence", ("familyid",), 8, "x", "hash", 77, separator=",", combiner="max", elements="id",
+            max_length=5, keeps_last=True,
+        ),
+        Feature(
+            "constellation", "sequence", ("constellation",), 2, separator=",", combiner="mean", elements="raw",
+            raw_dim=2, number_separator=":", log1p="before",
+        ),
+        Feature(
+            "user_auth_type", "sequence", ("user_auth_type",), 3, "user_auth_type", separator=",", combiner="mean",
+            elements="raw", boundaries=(1.0, 2.0),
+        ),
     )  # fmt: skip
     assert schema.features[0].weight_input == "province"
     assert schema.features[2].weight_input is None
@@ -229,8 +248,10 @@ def test_kinds_of_features_and_tables(load, tmp_path):
         Table("x", 77, 8, ("random_normal", (1.0, 2.0))),
         Table("os_version", 3, 8, ("glorot_normal", ())),
         Table("week_day", 7, 8, ("truncated_normal", (1.0, 2.0))),
+        Table("user_auth_type", 3, 3, ("truncated_normal", (0.0, 1 / 3**0.5))),
     )
     used = ["latitude", "city", "province", "os", "os_version", "day_h", "week_day", "is_new_userid", "level"]
+    used += ["familyid", "constellation", "user_auth_type"]
     assert list(schema.feature_fields()) == used
 
 

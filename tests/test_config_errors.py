@@ -66,6 +66,7 @@ def rate(text):
     return f"{OPTIMIZER}=sgd_optimizer {{ learning_rate {{ {text} }} }}"
 
 
+IDS, NUMBERS = "embedding_dim: 4 hash_bucket_size: 9", "sub_feature_type: RawFeature"
 RATE = f"{OPTIMIZER}.sgd_optimizer.learning_rate"
 NO_IMAGE_GROUP = ('  feature_groups {\n    group_name: "img"\n    feature_names: "img_path"\n  }\n', "")
 NO_HIGHWAY = ('    highway_dnn {\n      input: "img"\n      emb_size: 16\n    }\n', "")
@@ -336,18 +337,18 @@ FEATURE_CASES = [
     case(
         f'{FEATURE["city"]}.input_names=["city", "os"]',
         place=f"{FEATURE['city']}.input_names",
-        says="id feature reads 1 to 1 fields, not 2",
+        says="IdFeature reads one field, not 2",
     ),
     case(
         f"{FEATURE['city']}.feature_type=ComboFeature",
         place=f"{FEATURE['city']}.input_names",
-        says="combo feature reads 2 to 64 fields, not 1",
+        says="ComboFeature reads 2 to 64 fields, not 1",
     ),
     case(
         f"{FEATURE['city']}=input_names: ['city', 'os', 'province'] feature_type: TagFeature separator: ','"
         " embedding_dim: 8 hash_bucket_size: 9",
         place=f"{FEATURE['city']}.input_names",
-        says="tag feature reads 1 to 2 fields, not 3",
+        says="TagFeature reads 1 to 2 fields, not 3",
     ),
     case(
         f"{FIELD['city']}.input_type=FLOAT",
@@ -413,7 +414,7 @@ FEATURE_CASES = [
             (
                 "input_names: 'city' separator: ',' kv_separator: ':'",
                 "input_names",
-                "LookupFeature reads 2 to 2 fields, not 1",
+                "LookupFeature reads 2 fields, not 1",
             ),
             (
                 "input_names: ['os', 'city'] separator: ','",
@@ -451,6 +452,68 @@ FEATURE_CASES = [
                 "is empty; choose one of its fields or remove it",
             ),
         )
+    ),
+    # SequenceFeature
+    *(
+        case(
+            f"{FEATURE['city']}=input_names: 'city' feature_type: SequenceFeature {text}",
+            place=f"{FEATURE['city']}.{setting}",
+            says=says,
+        )
+        for text, setting, says in (
+            (f"separator: ',' {IDS} input_names: 'os'", "input_names", "SequenceFeature reads one field, not 2"),
+            (IDS, "separator", "'|' is also data_config.rtp_separator"),
+            (f"separator: ',' {IDS} combiner: 'sqrtn'", "combiner", "'sqrtn' is unknown; choose mean, sum or max"),
+            (
+                f"separator: ',' {IDS} max_seq_len: 0",
+                "max_seq_len",
+                "0 elements are none; give 1 or more, or remove it",
+            ),
+            (f"separator: ',' {IDS} kept_end: LAST", "kept_end", "has no effect without max_seq_len; set it"),
+            (
+                f"separator: ',' {IDS} boundaries: 3",
+                "boundaries",
+                "has no effect on a sequence of IdFeature 'city'; remove it",
+            ),
+            ("separator: ',' hash_bucket_size: 9", "embedding_dim", "is 0; give the width of the embedding of 'city'"),
+            (
+                f"separator: ',' {NUMBERS} num_buckets: 3",
+                "num_buckets",
+                "has no effect on a sequence of RawFeature 'city'",
+            ),
+            (
+                f"separator: ',' {NUMBERS} seq_multi_sep: ':'",
+                "seq_multi_sep",
+                "has no effect on elements of one number",
+            ),
+            (f"separator: ',' {NUMBERS} raw_input_dim: 2", "seq_multi_sep", "is missing; give the character between"),
+            (
+                f"separator: ',' {NUMBERS} raw_input_dim: 2 seq_multi_sep: ','",
+                "seq_multi_sep",
+                "',' is also separator; change one",
+            ),
+            (
+                f"separator: ',' {NUMBERS} raw_input_dim: 2 seq_multi_sep: '|'",
+                "seq_multi_sep",
+                "'|' is also data_config.rtp_separator",
+            ),
+            (
+                f"separator: ',' {NUMBERS} raw_input_dim: 2 seq_multi_sep: ':' boundaries: 1",
+                "boundaries",
+                "go with raw_input_dim 1",
+            ),
+            (
+                "separator: ',' sub_feature_type: TagFeature",
+                "sub_feature_type",
+                "a sequence has no elements of TagFeature; choose IdFeature or RawFeature",
+            ),
+        )
+    ),
+    case(
+        f"{FEATURE['day_h']}=input_names: 'day_h' feature_type: SequenceFeature embedding_dim: 4 hash_bucket_size: 9"
+        " separator: ','",
+        place=f"{FEATURE['day_h']}.input_names",
+        says="'day_h' must be a STRING field to hold a sequence",
     ),
     case(
         f"{FEATURE['city']}.hash_bucket_size=0",
@@ -982,6 +1045,10 @@ MISPLACED = {
     "normalizer_fn": ("city", "normalizer_fn=tf.math.log1p"),
     "expression": ("city", "expression=city + 1"),
     "lookup_max_sel_elem_num": ("city", "lookup_max_sel_elem_num=3"),
+    "sub_feature_type": ("city", "sub_feature_type=IdFeature"),
+    "seq_multi_sep": ("city", "seq_multi_sep=,"),
+    "max_seq_len": ("city", "max_seq_len=3"),
+    "kept_end": ("city", "kept_end=LAST"),
     "img_shape": ("city", "img_shape=width: 8 height: 8"),
     "resize_method": ("city", "resize_method=BILINEAR"),
     "antialias": ("group_size", "antialias=true"),

@@ -36,12 +36,17 @@ data_config {
   input_fields { input_name: "budget" input_type: INT64 default_val: "5" }
   input_fields { input_name: "is_new" input_type: BOOL }
   input_fields { input_name: "clicks_of" input_type: STRING }
+  input_fields { input_name: "seen" input_type: STRING }
+  input_fields { input_name: "seen_prices" input_type: STRING }
+  input_fields { input_name: "seen_sizes" input_type: STRING }
   input_fields { input_name: "path" input_type: STRING }
   input_fields { input_name: "size" input_type: INT32 }
 }
 feature_config {
   features { input_names: "user" feature_type: IdFeature hash_bucket_size: 50 embedding_dim: 3 }
-  features { input_names: "price" feature_type: RawFeature numeric_transform: LOG1P boundaries: [0.5, 1, 2] embedding_dim: 2 }
+  features {
+    input_names: "price" feature_type: RawFeature numeric_transform: LOG1P boundaries: [0.5, 1, 2] embedding_dim: 2
+  }
   features {
     feature_name: "wanted" input_names: ["price", "budget", "is_new"] feature_type: ExprFeature
     expression: "((price <= budget) & is_new) * log1p(price) / budget"
@@ -50,13 +55,28 @@ feature_config {
     feature_name: "clicks_of_category" input_names: ["category", "clicks_of"] feature_type: LookupFeature
     separator: "|" kv_separator: ":" num_buckets: 10 embedding_dim: 3
   }
+  features {
+    input_names: "seen" feature_type: SequenceFeature separator: "|" max_seq_len: 3 kept_end: LAST combiner: "max"
+    hash_bucket_size: 50 embedding_dim: 3 embedding_name: "user"
+  }
+  features {
+    input_names: "seen_prices" feature_type: SequenceFeature sub_feature_type: RawFeature numeric_transform: LOG1P
+    boundaries: [0.5, 1, 2] combiner: "sum" separator: "|"
+  }
+  features {
+    input_names: "seen_sizes" feature_type: SequenceFeature sub_feature_type: RawFeature raw_input_dim: 2
+    seq_multi_sep: "x" embedding_dim: 2 separator: "|"
+  }
   features { input_names: "path" feature_type: ImgFeature img_shape { width: 12 height: 12 } }
   features { input_names: "size" feature_type: SampleNumFeature }
 }
 model_config {
   model_class: "E2E_MM_DBMTL"
   feature_groups { group_name: "img" feature_names: "path" }
-  feature_groups { group_name: "all" feature_names: ["user", "price", "wanted", "clicks_of_category"] }
+  feature_groups {
+    group_name: "all"
+    feature_names: ["user", "price", "wanted", "clicks_of_category", "seen", "seen_prices", "seen_sizes"]
+  }
   embedding_regularization: 1e-4
   e2e_mm_dbmtl {
     img_model { num_classes: 4 }
@@ -70,6 +90,7 @@ train_config { %(optimizer)s precision: FLOAT32 num_epochs: 4 log_step_count_ste
 def sample(rng: np.random.Generator) -> dict[str, str]:
     """Texts of a sample's values in the order of the row; some are empty."""
     clicks = "|".join(f"c{i}:{rng.integers(12)}" for i in rng.integers(0, 3, rng.integers(0, 4)))
+    num_seen = rng.integers(0, 6)
     return {
         "user": f"u{rng.integers(20)}",
         "category": f"c{rng.integers(3)}",
@@ -77,6 +98,9 @@ def sample(rng: np.random.Generator) -> dict[str, str]:
         "budget": str(rng.integers(-1, 9)) if rng.random() < 0.8 else "",
         "is_new": str(rng.random() < 0.5),
         "clicks_of": clicks,
+        "seen": "|".join(f"u{rng.integers(20)}" for _ in range(num_seen)),
+        "seen_prices": "|".join(f"{rng.lognormal(1, 1):.2f}" for _ in range(num_seen)),
+        "seen_sizes": "|".join(f"{rng.normal():.2f}x{rng.normal():.2f}" for _ in range(num_seen)),
     }
 
 
@@ -118,6 +142,9 @@ def test_check_shows_every_feature(trained, capsys, monkeypatch):
     assert found[1:5] == ["tag", "(identity)", "3", "10"]
     assert 0 < float(found[5].rstrip("%")) < 100  # samples whose map lacks the category
     assert 0 < float(found[6].rstrip("%")) < 50  # numbers above 9
+    assert lines["seen"].split()[1:3] == ["sequence", "(hash)"]
+    assert lines["seen_sizes"].split()[1:5] == ["sequence", "(numbers)", "2", "2"]
+    assert 0 < float(lines["seen"].split()[5].rstrip("%")) < 50  # without any
 
 
 @pytest.fixture(scope="module")

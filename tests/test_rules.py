@@ -34,7 +34,8 @@ MAY_IMPORT = {
     "text_patterns": ("schema",),
     "expression": ("errors",),
     "quantiles": (),
-    "config_features": (*CONFIG_BASE, "expression"),
+    "config_feature_kinds": (*CONFIG_BASE, "expression"),
+    "config_features": (*CONFIG_BASE, "config_feature_kinds"),
     "config_image": CONFIG_BASE,
     "config_schema": (*CONFIG_BASE, "config_features", "config_image", "text_patterns"),
     "config_checks": (*CONFIG_BASE, "config_image", "config_schema"),
@@ -100,6 +101,7 @@ WITHOUT_TENSORFLOW = {
     "schema",
     "text_patterns",
     "expression",
+    "config_feature_kinds",
     "config_features",
     "config_image",
     "config_schema",
@@ -252,6 +254,7 @@ def test_each_resize_method_of_the_proto_is_one_of_tensorflow():
 def test_tables_of_fields_and_features_cover_the_protos():
     assert set(config_schema.DTYPES) == set(DatasetConfig.FieldType.values())
     settings = set(FeatureConfig.DESCRIPTOR.fields_by_name)
+    assert set(config_features.SETTINGS_OF_ELEMENTS) <= settings
     for_every_type = {"feature_name", "input_names", "feature_type", "embedding_dim", "separator", "combiner"}
     assert set(config_features.SETTINGS_OF_TYPES) == settings - for_every_type
     types = {kind for kinds in config_features.SETTINGS_OF_TYPES.values() for kind in kinds}

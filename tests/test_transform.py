@@ -226,6 +226,52 @@ def test_lookups_against_plain_python(samples, most):
     assert transform(feature, k=keys, m=maps) == [buckets(values) if values else [] for values in expected]
 
 
+# Sequences.
+
+
+def sequence_feature(elements="id", **options):
+    settings = {"separator": "|", "elements": elements, **options}
+    if elements == "id":
+        settings = {"table": "t", "encoding": "hash", "num_ids": 1000, **settings}
+    return Feature("f", "sequence", ("x",), settings.pop("width", 4), **settings)
+
+
+def test_a_sequence_of_ids_keeps_its_order_and_repeats():
+    texts = ["b|a|b", "", "|c||a|"]
+    assert transform(sequence_feature(), x=texts) == [buckets(["b", "a", "b"]), [], buckets(["c", "a"])]
+    rows = sequence_feature(encoding="identity", num_ids=5)
+    assert transform(rows, x=["4|5| 3", "-1", ""]) == [[4, 0, 3], [0], []]
+    known = sequence_feature(encoding="vocabulary", num_ids=3, vocabulary=("a", "b"))
+    assert transform(known, x=["b|x|a", ""]) == [[1, 2, 0], []]
+
+
+@given(
+    st.lists(st.lists(st.sampled_from(["a", "b", "c", "", "é"]), max_size=7), min_size=1, max_size=6),
+    st.integers(1, 5), st.booleans(), st.sampled_from(["|", "||"]),
+)  # fmt: skip
+@settings(max_examples=60, deadline=None)
+def test_a_long_sequence_keeps_one_end(samples, most, keeps_last, separator):
+    feature = sequence_feature(separator=separator, max_length=most, keeps_last=keeps_last)
+    elements = [[element for element in sample if element] for sample in samples]
+    expected = [some[-most:] if keeps_last else some[:most] for some in elements]
+    found = transform(feature, x=[separator.join(sample) for sample in samples])
+    assert found == [buckets(some) if some else [] for some in expected]
+
+
+def test_sequences_of_numbers():
+    assert transform(sequence_feature("raw"), x=["1|-2.5", "", "|3e1|"]) == [[[1.0], [-2.5]], [], [[30.0]]]
+    scaled = sequence_feature("raw", min_value=0.0, max_value=4.0, max_length=2, keeps_last=True)
+    assert transform(scaled, x=["9|1|2", ""]) == [[[0.25], [0.5]], []]
+    logs = transform(sequence_feature("raw", log1p="before"), x=["0|1"])
+    np.testing.assert_allclose(logs, [[[0.0], [np.log(2)]]], rtol=1e-7)
+    assert transform(sequence_feature("raw", boundaries=(0.0, 2.0)), x=["-1|2", "", "0"]) == [[0, 2], [], [1]]
+
+
+def test_sequences_of_vectors():
+    feature = sequence_feature("raw", raw_dim=2, number_separator=",")
+    assert transform(feature, x=["1,2|3,-4", "", "|.5,0|"]) == [[[1.0, 2.0], [3.0, -4.0]], [], [[0.5, 0.0]]]
+
+
 # Numbers.
 
 
@@ -350,6 +396,8 @@ def test_features_share_fields_and_come_in_the_order_of_the_schema():
         (raw_feature(), [0, 1]),
         (raw_feature(width=3, raw_dim=3, separator="|"), [0, 3]),
         (raw_feature(boundaries=(1.0,)), [0]),
+        (sequence_feature(max_length=2), [0, None]),
+        (sequence_feature("raw", raw_dim=2, number_separator=","), [0, None, 2]),
     ],
 )
 def test_no_sample(feature, shape):
@@ -508,6 +556,12 @@ TEXT_FORMS = {
         lookup_feature("identity", 5, separator=","), "m",
         map_reference(",", ":", lambda value: is_number(value, int)), "a1::,,-.",
     ),
+    "row sequence": (sequence_feature(encoding="identity"), "x", rows_reference("|"), "12|| -"),
+    "number sequence": (sequence_feature("raw"), "x", weights_reference("|"), "12|.|- e"),
+    "vector sequence": (
+        sequence_feature("raw", raw_dim=2, number_separator=":"), "x",
+        lambda text: all(vector_reference(":", 2)(part) for part in parts(text, "|")), "12::||.-",
+    ),
     "pairs of rows": (
         tag_feature("identity", 5, kv_separator=":"), "x",
         pairs_reference("|", ":", lambda key: is_number(key, int)), "12::||.",
@@ -539,6 +593,15 @@ def test_patterns_of_long_vectors_count_exactly(raw_dim):
     pattern = patterns_of(raw_feature(width=raw_dim, raw_dim=raw_dim, separator="|"), x="string")["x"][0]
     lengths = [length for length in (raw_dim - 1, raw_dim, raw_dim + 1) if length]
     assert [both_match([pattern], "|".join(["1"] * length)) for length in lengths] == [n == raw_dim for n in lengths]
+
+
+@pytest.mark.parametrize("raw_dim", [2, 128, 768])
+def test_patterns_of_sequences_of_long_vectors_count_exactly(raw_dim):
+    feature = sequence_feature("raw", raw_dim=raw_dim, number_separator=",")
+    pattern = patterns_of(feature, x="string")["x"][0]
+    elements = [",".join(["1"] * length) for length in (raw_dim - 1, raw_dim, raw_dim + 1)]
+    found = [both_match([pattern], f"{elements[1]}|{element}") for element in elements]
+    assert found == [False, True, False]
 
 
 def test_fields_have_the_patterns_of_their_type_and_of_every_feature():

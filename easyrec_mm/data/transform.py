@@ -5,6 +5,7 @@
     id, combo, raw with boundaries   int64 [S], a row of the table or a bucket
     raw                              float32 [S, raw_dim]
     tag                              ragged int64 [S, (tags)]; weights, if any, under Feature.weight_key, ragged float32
+    sequence                         ragged [S, (elements), ...], an element as a feature of its kind
 
 It takes for granted what text_patterns.py says of the text of fields; input formats check that first.
 """
@@ -64,6 +65,8 @@ class FeatureTransform:
                 features[feature.name] = ids
                 if weights is not None:
                     features[feature.weight_key] = weights
+            elif feature.kind == "sequence":
+                features[feature.name] = self._sequence(feature, fields[feature.inputs[0]])
             elif feature.kind == "combo":
                 parts = [_as_text(fields[name], feature.precision) for name in feature.inputs]
                 features[feature.name] = self._encode(feature, tf.strings.join(parts, CROSS_SEPARATOR))
@@ -108,6 +111,18 @@ class FeatureTransform:
             texts = split_tags(fields[feature.weight_input], feature.separator)
             weights = tags.with_flat_values(tf.strings.to_number(texts.flat_values, tf.float32))
         return tags.with_flat_values(self._encode(feature, tags.flat_values)), weights
+
+    def _sequence(self, feature: Feature, texts: tf.Tensor) -> tf.RaggedTensor:
+        parts = split_tags(texts, feature.separator)
+        if feature.max_length:
+            parts = parts[:, -feature.max_length :] if feature.keeps_last else parts[:, : feature.max_length]
+        if feature.elements == "id":
+            return parts.with_flat_values(self._encode(feature, parts.flat_values))
+        numbers = parts.flat_values
+        if feature.number_separator:
+            numbers = tf.strings.split(numbers, feature.number_separator).flat_values
+        numbers = tf.reshape(tf.strings.to_number(numbers, tf.float32), [-1, feature.raw_dim])
+        return parts.with_flat_values(_raw(feature, numbers))
 
 
 def split_tags(text: tf.Tensor, separator: str) -> tf.RaggedTensor:

@@ -74,7 +74,7 @@ class FeatureEmbedding(keras.layers.Layer):
         table = self.tables[feature.table]
         if feature.multiplies_rows:
             return table.lookup(tf.range(feature.raw_dim, dtype=tf.int64))
-        return table.lookup(value.flat_values if feature.kind == "tag" else value)
+        return table.lookup(value.flat_values if feature.is_list else value)
 
 
 def feature_vector(
@@ -84,28 +84,34 @@ def feature_vector(
 
     Args:
       feature: what it is.
-      values: feature values as data/transform.py makes them; of a tag, only the row partition and weights are read.
-        Instead of the ragged tags there may be the dense weights `[S, L]` under `weight_key`, 0 where a sample has
-        fewer tags; `rows` is then `[S, L, dim]`.
-      rows: what a feature with a table looked up there.
+      values: feature values as data/transform.py makes them. Instead of a ragged list there may be a padded one, as
+        serving/transform.py makes it: `[S, L, ...]`, with the weights `[S, L]` under `weight_key`, 0 where a sample has
+        fewer values. Ids that `rows` are of need not be there.
+      rows: what a feature with a table looked up there, float32 `[S, dim]`; of a list `[values of all samples, dim]`,
+        or `[S, L, dim]` if it is padded; of numbers that multiply rows, all rows.
     """
-    if rows is None:
-        value = values[feature.name]
-        return tf.one_hot(value, feature.width) if feature.boundaries else value
+    value, weights = values.get(feature.name), values.get(feature.weight_key)
+    if not feature.is_list:
+        return _vectors(feature, value, rows)
+    if isinstance(value, tf.RaggedTensor):
+        return combine(_vectors(feature, value.flat_values, rows), value, weights, feature.combiner)
+    return combine_padded(_vectors(feature, value, rows), weights, feature.combiner)
+
+
+def _vectors(feature: Feature, value: tf.Tensor | None, rows: tf.Tensor | None) -> tf.Tensor:
+    """Values `[...]` of a feature, or of the elements of one -> float32 `[..., width]`."""
     if feature.multiplies_rows:
-        return tf.matmul(values[feature.name], rows)
-    if feature.kind != "tag":
+        return tf.matmul(value, rows)
+    if rows is not None:
         return rows
-    weights = values.get(feature.weight_key)
-    if rows.shape.rank == 3:
-        return combine_padded(rows, weights, feature.combiner)
-    return combine(rows, values[feature.name], weights, feature.combiner)
+    return tf.one_hot(value, feature.width) if feature.boundaries else value
 
 
 def combine(rows: tf.Tensor, tags: tf.RaggedTensor, weights: tf.RaggedTensor | None, combiner: str) -> tf.Tensor:
-    """Combine the rows of each sample's tags; a sample without tags gets zeros.
+    """Combine the rows of each sample's tags or elements; a sample without any gets zeros.
 
-    mean: sum(w x) / sum(w); sum: sum(w x); sqrtn: sum(w x) / sqrt(sum(w^2)); w is 1 without weights.
+    mean: sum(w x) / sum(w); sum: sum(w x); sqrtn: sum(w x) / sqrt(sum(w^2)); w is 1 without weights. max: without
+    weights, the largest of each number.
 
     Args:
       rows: float32 `[number of tags, dim]`.
@@ -115,8 +121,11 @@ def combine(rows: tf.Tensor, tags: tf.RaggedTensor, weights: tf.RaggedTensor | N
     Returns:
       float32 `[S, dim]`.
     """
-    weight = tf.ones(tf.shape(rows)[:1]) if weights is None else weights.flat_values
     num_samples, sample = tags.nrows(), tags.value_rowids()
+    if combiner == "max":
+        largest = tf.math.unsorted_segment_max(rows, sample, num_samples)
+        return tf.where(tags.row_lengths()[:, None] > 0, largest, 0.0)
+    weight = tf.ones(tf.shape(rows)[:1]) if weights is None else weights.flat_values
     return _combined(
         rows * weight[:, None], weight, combiner, lambda x: tf.math.unsorted_segment_sum(x, sample, num_samples)
     )
@@ -124,6 +133,9 @@ def combine(rows: tf.Tensor, tags: tf.RaggedTensor, weights: tf.RaggedTensor | N
 
 def combine_padded(rows: tf.Tensor, weights: tf.Tensor, combiner: str) -> tf.Tensor:
     """As `combine`, of rows `[S, L, dim]` and weights `[S, L]`, 0 where there is no tag: operations that ONNX has."""
+    if combiner == "max":
+        largest = tf.reduce_max(tf.where(weights[:, :, None] > 0, rows, rows.dtype.min), axis=1)
+        return tf.where(tf.reduce_max(weights, axis=1)[:, None] > 0, largest, 0.0)
     return _combined(rows * weights[:, :, None], weights, combiner, lambda x: tf.reduce_sum(x, axis=1))
 
 

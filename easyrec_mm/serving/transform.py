@@ -5,8 +5,9 @@ The second back end of what data/transform.py defines in TensorFlow; tests hold 
     id, combo, raw with boundaries   int64 [S]
     raw                              float32 [S, raw_dim]
     tag                              int64 [S, L], and float32 [S, L] under Feature.weight_key: 0 where there is no tag
+    sequence                         [S, L, ...], an element as a feature of its kind, and float32 [S, L] as for tags
 
-L is the largest number of tags of a sample of the batch, and at least 1.
+L is the largest number of tags or elements of a sample of the batch, and at least 1.
 """
 
 from __future__ import annotations
@@ -72,6 +73,9 @@ class NumpyTransform:
         if feature.kind == "tag":
             ids, weights = self._tags(feature, values)
             return {feature.name: ids, feature.weight_key: weights}
+        if feature.kind == "sequence":
+            elements, is_there = self._sequence(feature, values[0])
+            return {feature.name: elements, feature.weight_key: is_there}
         if feature.kind == "combo":
             parts = [_as_texts(some, feature.precision) for some in values]
             crosses = [CROSS_SEPARATOR.join(texts) for texts in zip(*parts, strict=True)]
@@ -125,6 +129,23 @@ class NumpyTransform:
         ids = np.zeros(is_tag.shape, np.int64)
         ids[is_tag] = self._encode(feature, [tag for some in tags for tag in some])
         return ids, weights
+
+    def _sequence(self, feature: Feature, texts: Values) -> tuple[NDArray[Any], NDArray[Any]]:
+        """Elements `[S, L, ...]`, and which there are `[S, L]`."""
+        parts = _parts(texts, feature.separator)
+        if feature.max_length:
+            kept = slice(-feature.max_length, None) if feature.keeps_last else slice(feature.max_length)
+            parts = [some[kept] for some in parts]
+        flat = [part for some in parts for part in some]
+        if feature.elements == "id":
+            values = self._encode(feature, flat)
+        else:
+            texts = [number for part in flat for number in part.split(feature.number_separator or None)]
+            values = _raw(feature, _as_floats(texts).reshape(-1, feature.raw_dim))
+        is_there = _is_there(parts)
+        elements = np.zeros((*is_there.shape, *values.shape[1:]), values.dtype)
+        elements[is_there] = values
+        return elements, is_there.astype(np.float32)
 
 
 def _parts(texts: Values, separator: str) -> list[list[str]]:
