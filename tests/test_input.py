@@ -461,12 +461,6 @@ def test_batches_fit_their_spec(tmp_path, pictures):
     assert [int(count(batch.batch)) for batch in one.batches()] == [2, 1, 0]
 
 
-def test_rows_are_the_batches_without_pictures(several):
-    one = input_of(several / "*", batch_size=4)
-    found = [rows["kept"]["user"].numpy().astype(str).tolist() for rows in one._dataset(2, 0)]
-    assert found == users(one.batches(num_epochs=2))
-
-
 def test_reading_can_be_left_early(tmp_path, pictures):
     path = write(tmp_path / "a", [line([f"u{i}"], f"{i % 5}.png") for i in range(200)])
     settings = {"batch_size": 2, "prefetch_size": 3, "image_root": str(pictures)}

@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 
 from easyrec_mm.data.bad_records import BadRecord, BadRecords
 from easyrec_mm.data.batch import Batch, Images, one_picture_each
+from easyrec_mm.data.packing import Packing, cut
 from easyrec_mm.data.pictures import PictureLoader, Pictures
 from easyrec_mm.data.source import Chunk, Order, Source
 from easyrec_mm.data.sources import What, open_source
@@ -109,7 +110,15 @@ class Input:
         self._transform = FeatureTransform(schema.features)
         self._image_transform = FeatureTransform(schema.image_features)
         self._pictures = PictureLoader(schema.image, data.image_root) if schema.uses_image else None
+        self._no_pixels = tf.zeros([0, *self._pixel_spec.shape[1:]], tf.uint8)
+        self._no_images, self._no_path = one_picture_each(0), tf.zeros([0], tf.string)
         self._num_threads = data.num_parallel_calls or os.cpu_count() or 1
+        # Traced once for all the datasets that use them.
+        records = self.source.records(1, 0, 1)
+        self._read = tf.function(self._read_chunk, input_signature=records.element_spec, autograph=False)
+        chunk = records.map(self._read).element_spec
+        first = tf.TensorSpec([], tf.int64)
+        self._cut = tf.function(self._batch_of_chunk, input_signature=(chunk, first), autograph=False)
 
     @property
     def batch_size(self) -> int:
@@ -180,18 +189,18 @@ class Input:
     def spec(self) -> Batch:
         """Shapes and dtypes of the batches, for tf.function: G, S and U are open."""
         rows = self._dataset(1, 0).element_spec
-        rows_of_pictures = tf.TensorSpec([None], tf.int32)
+        indices, numbers = tf.TensorSpec([None], tf.int32), tf.TensorSpec([None], tf.int64)
         images = Images(
-            encoded=rows_of_pictures,
-            category=rows["category"],
-            bank_row=rows_of_pictures,
-            link_picture=rows["link_picture"],
-            link_image=rows["link_image"],
+            encoded=indices,
+            category=numbers,
+            bank_row=indices,
+            link_picture=indices,
+            link_image=indices,
             has_picture=tf.TensorSpec([None], tf.bool),
-            features=rows["image_features"],
-            labels=rows["image_labels"],
+            features=rows.get("image_features", {}),
+            labels=rows.get("image_labels", {}),
         )
-        return _batch(rows, self._pixel_spec, images)
+        return _batch(self._packing.specs, indices, self._pixel_spec, images)
 
     @property
     def _pixel_spec(self) -> tf.TensorSpec:
@@ -205,7 +214,7 @@ class Input:
     def _dataset(self, num_epochs: int, num_skipped: int) -> tf.data.Dataset:
         batches_at_once = -(-CHUNK_GROUPS // self.batch_size)
         records = self.source.records(num_epochs, num_skipped * self.batch_size, batches_at_once * self.batch_size)
-        chunks = records.map(self._read_chunk, num_parallel_calls=self._num_threads, deterministic=True)
+        chunks = records.map(self._read, num_parallel_calls=self._num_threads, deterministic=True)
         return chunks.flat_map(self._batches_of_chunk).prefetch(self._data.prefetch_size)
 
     def _read_chunk(self, *element: Any) -> dict[str, Any]:
@@ -221,15 +230,16 @@ class Input:
         }
         weight = self._schema.sample_weight
         num_samples = tf.reduce_sum(groups.group_size)
+        has_weight = weight in groups.fields
+        samples = {
+            "features": self._transform(groups.fields),
+            "labels": {name: groups.fields[name] for name in self._labels},
+            "sample_weight": tf.cast(groups.fields[weight], tf.float32) if has_weight else tf.ones([num_samples]),
+            "kept": kept,
+        }
+        self._packing = Packing(tf.nest.map_structure(tf.type_spec_from_value, samples))
         return {
-            "samples": {
-                "features": self._transform(groups.fields),
-                "labels": {name: groups.fields[name] for name in self._labels},
-                "sample_weight": tf.cast(groups.fields[weight], tf.float32)
-                if weight in groups.fields
-                else tf.ones([num_samples], tf.float32),
-                "kept": kept,
-            },
+            "samples": self._packing.pack(samples),
             "groups": {
                 "image_path": groups.image_path,
                 "group_size": groups.group_size,
@@ -249,36 +259,44 @@ class Input:
     def _batches_of_chunk(self, chunk: dict[str, Any]) -> tf.data.Dataset:
         size = tf.size(chunk["records"]["row"], tf.int64)
         num_batches = size // self.batch_size if self._drops_remainder else -(-size // self.batch_size)
-        return tf.data.Dataset.range(num_batches).map(lambda i: self._batch_of_chunk(chunk, i * self.batch_size))
+        starts = tf.data.Dataset.range(0, num_batches * self.batch_size, self.batch_size)
+        return starts.map(lambda first: self._cut(chunk, first))
 
     def _batch_of_chunk(self, chunk: dict[str, Any], first: tf.Tensor) -> dict[str, Any]:
         """The batch of `batch_size` records from `first` on: its tensors, and where its groups come from."""
         limits = tf.stack([first, first + self.batch_size])
-        records = _slice(chunk["records"], limits)
         group_limits = tf.searchsorted(chunk["groups"]["record"], limits, out_type=tf.int64)
-        groups = _slice(chunk["groups"], group_limits)
-        samples = _slice(chunk["samples"], tf.gather(chunk["first_sample"], group_limits))
-        refused = _slice(chunk["refused"], tf.searchsorted(chunk["refused"]["record"], limits, out_type=tf.int64))
+        groups = cut(chunk["groups"], group_limits)
+        refused_limits = tf.searchsorted(chunk["refused"]["record"], limits, out_type=tf.int64)
+        refused = cut(chunk["refused"], refused_limits)
+        origin = {"file": chunk["records"]["file"], "row": chunk["records"]["row"]}
+        last = tf.minimum(limits[1], tf.size(origin["row"], tf.int64))
+        counts = [last - first, chunk["records"]["epoch"][last - 1], refused_limits[1] - refused_limits[0]]
+        return {
+            "samples": self._packing.cut(chunk["samples"], tf.gather(chunk["first_sample"], group_limits)),
+            **(self._images_of_groups(groups, origin) if self._schema.uses_image else _no_images(groups)),
+            "refused": {"evidence": refused["evidence"], **_gather(origin, refused["record"])},
+            # In one tensor: each costs the loop time.
+            "counts": tf.stack(counts),
+        }
+
+    def _images_of_groups(self, groups: dict[str, Any], origin: dict[str, tf.Tensor]) -> dict[str, Any]:
+        """Which images and pictures groups have."""
         features = groups["image_features"]
         # Pictures of two categories are two to the image tower.
-        no_category = tf.zeros_like(groups["group_size"])
-        category = features.get(self._schema.category_feature, no_category)
+        category = features.get(self._schema.category_feature, tf.zeros_like(groups["group_size"]))
         group_image, first_group = _distinct(_image_keys(groups["image_path"], category))  # [G], [U]
         pictures = self._distinct_pictures(
             tf.gather(groups["image_path"], first_group), tf.gather(category, first_group)
         )
         picture_group = tf.gather(first_group, pictures.pop("first_image"))  # [P]
         return {
-            **samples,
             "sample_image": tf.repeat(group_image, groups["group_size"]),
             **pictures,
-            "picture_origin": _gather(records, tf.gather(groups["record"], picture_group) - first),
+            "picture_origin": _gather(origin, tf.gather(groups["record"], picture_group)),
             "image_features": _gather(features, first_group),
             "image_labels": _gather(groups["image_labels"], first_group),
             "num_images": tf.size(first_group),
-            "refused": {"evidence": refused["evidence"], **_gather(records, refused["record"] - first)},
-            "num_groups": tf.size(records["row"]),
-            "epoch": records["epoch"][-1],
         }
 
     def _distinct_pictures(self, path: tf.Tensor, category: tf.Tensor) -> dict[str, tf.Tensor]:
@@ -327,31 +345,32 @@ class Input:
 
     def _finish(self, pending: _Pending) -> InputBatch:
         rows, plan = pending.rows, pending.plan
-        num_groups = int(rows["num_groups"])
-        records = self._bad_groups(rows["refused"])
-        num_pictures = len(rows["picture_path"])
-        is_bad = np.zeros(num_pictures, bool)
-        encoded = np.arange(num_pictures, dtype=np.int32) if plan is None else plan.encoded
-        pixels = tf.zeros([0, *self._pixel_spec.shape[1:]], tf.uint8)
+        num_groups, epoch, num_refused = rows["counts"].numpy().tolist()
+        records = self._bad_groups(rows["refused"]) if num_refused else []
+        pixels, images, num_loaded = self._no_pixels, self._no_images, 0
         if pending.loading is not None:
             pictures = pending.loading.result()
             pixels = pictures.pixels
+            num_pictures = len(rows["picture_path"])
+            encoded = np.arange(num_pictures, dtype=np.int32) if plan is None else plan.encoded
             problems = {int(encoded[row]): problem for row, problem in pictures.problems.items()}
-            records += self._bad_pictures(rows["picture_path"].numpy(), rows["picture_origin"], problems)
+            records += self._bad_pictures(rows["picture_path"], rows["picture_origin"], problems)
+            is_bad = np.zeros(num_pictures, bool)
             is_bad[list(problems)] = True
             if pending.bank is not None and plan is not None:
                 pending.bank.mark_bad(plan.rows[encoded], is_bad[encoded])
                 is_bad = pending.bank.are_bad(plan.rows)
-        self._bad_records.add(num_groups, len(encoded) if pending.loading is not None else 0, records)
-        images = self._images(rows, encoded, plan, is_bad)
-        batch = _batch(rows, pixels, images)
-        return InputBatch(batch, rows["kept"], num_groups, int(rows["epoch"]), pending.step, rows["picture_path"])
+            images = self._images(rows, encoded, plan, is_bad)
+            num_loaded = len(encoded)
+        self._bad_records.add(num_groups, num_loaded, records)
+        picture_path = rows.get("picture_path", self._no_path)
+        samples = self._packing.unpack(rows["samples"])
+        batch = _batch(samples, rows["sample_image"], pixels, images)
+        return InputBatch(batch, samples["kept"], num_groups, epoch, pending.step, picture_path)
 
     def _images(
         self, rows: dict[str, tf.Tensor], encoded: NDArray[np.int32], plan: Plan | None, is_bad: NDArray[np.bool_]
     ) -> Images:
-        if not self._schema.uses_image:
-            return one_picture_each(0)
         link_picture, link_image = rows["link_picture"], rows["link_image"]
         num_images = int(rows["num_images"])
         has_picture = np.ones(num_images, bool)
@@ -380,10 +399,10 @@ class Input:
             for file, row, evidence in places
         ]
 
-    def _bad_pictures(
-        self, paths: list[bytes], origin: dict[str, tf.Tensor], problems: dict[int, str]
-    ) -> list[BadRecord]:
-        files, rows = (origin[name].numpy() if problems else [] for name in ("file", "row"))
+    def _bad_pictures(self, path: tf.Tensor, origin: dict[str, tf.Tensor], problems: dict[int, str]) -> list[BadRecord]:
+        if not problems:
+            return []
+        paths, files, rows = (tensor.numpy() for tensor in (path, origin["file"], origin["row"]))
         return [
             BadRecord(
                 "picture",
@@ -396,15 +415,15 @@ class Input:
         ]
 
 
-def _batch(rows: dict[str, Any], pixels: Any, images: Images) -> Batch:
+def _batch(samples: dict[str, Any], sample_image: Any, pixels: Any, images: Images) -> Batch:
     """A Batch of tensors, or of their specs."""
-    parts = {name: rows[name] for name in ("features", "labels", "sample_weight", "sample_image")}
-    return Batch(pixels=pixels, images=images, **parts)
+    parts = {name: samples[name] for name in ("features", "labels", "sample_weight")}
+    return Batch(**parts, pixels=pixels, sample_image=sample_image, images=images)
 
 
-def _slice(values: Any, limits: tf.Tensor) -> Any:
-    """Rows `limits[0]` to `limits[1]` of every tensor."""
-    return tf.nest.map_structure(lambda tensor: tensor[limits[0] : limits[1]], values)
+def _no_images(groups: dict[str, Any]) -> dict[str, Any]:
+    """What `Input._images_of_groups` gives where the model has no pictures."""
+    return {"sample_image": tf.zeros([tf.reduce_sum(groups["group_size"])], tf.int32)}
 
 
 def _gather(values: dict[str, tf.Tensor], rows: tf.Tensor) -> dict[str, tf.Tensor]:

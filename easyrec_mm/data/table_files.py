@@ -50,6 +50,7 @@ class TableSource:
     order: Order
     reader: ParquetReader | CsvReader
     _failure: DataError | None = field(default=None, init=False)
+    _first: tuple[str, pa.Schema] | None = field(default=None, init=False)
 
     def __post_init__(self) -> None:
         if not any(len(table) for table in self._tables(range(len(self.files)))):
@@ -176,10 +177,22 @@ class TableSource:
             first = 1
             for table in self.reader.read(self.files[index]):
                 rows = self.groups.prepare(self.files[index], table)
+                self._require_equal_types(self.files[index], rows.select(self.groups.columns).schema)
                 if ROW not in rows.column_names:
                     rows = rows.append_column(ROW, pa.array(np.arange(first, first + len(rows))))
                     first += len(rows)
                 yield rows.append_column(_FILE, pa.array(np.full(len(rows), index)))
+
+    def _require_equal_types(self, file: str, columns: pa.Schema) -> None:
+        """Check that columns are lists in all files or in none."""
+        if self._first is None:
+            self._first = (file, columns)
+        elif columns != self._first[1]:
+            first, types = self._first
+            name, kind = next((column.name, column.type) for column in columns if column != types.field(column.name))
+            raise DataError(
+                f"{file}: column '{name}' is {kind}, and {types.field(name).type} in {first}; write all files alike"
+            )
 
 
 class _InOrder:

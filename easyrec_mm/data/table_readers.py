@@ -9,6 +9,7 @@ import pyarrow as pa
 import pyarrow.csv
 import pyarrow.parquet as pq
 
+from easyrec_mm.data.source import Problem
 from easyrec_mm.data.typed_groups import PROBLEM, ROW, TypedGroups
 from easyrec_mm.errors import DataError
 
@@ -67,7 +68,7 @@ class CsvReader:
         Raises:
           DataError: if the file cannot be read or lacks a column.
         """
-        invalid: dict[int, str] = {}
+        invalid: dict[int, bytes] = {}
         first = row = 1 if self.names else 2
         try:
             for batch in self._open(file, invalid):
@@ -87,7 +88,7 @@ class CsvReader:
         """Rows of a file."""
         return sum(len(table) for table in self.read(file))
 
-    def _open(self, file: str, invalid: dict[int, str]) -> Iterator[pa.RecordBatch]:
+    def _open(self, file: str, invalid: dict[int, bytes]) -> Iterator[pa.RecordBatch]:
         with open(file, "rb") as stream:
             compression = "gzip" if stream.read(2) == _GZIP_MAGIC else None
         with pa.input_stream(file, compression=compression) as stream:
@@ -95,7 +96,8 @@ class CsvReader:
         columns = self.groups.present(file, names)
 
         def note(row: pa.csv.InvalidRow) -> str:
-            invalid[row.number] = f"{row.actual_columns} values, not {row.expected_columns}"
+            what = f"{row.actual_columns} values, not {row.expected_columns}"
+            invalid[row.number] = Problem("row", what).encode()
             return "skip"
 
         with pa.input_stream(file, compression=compression) as stream:

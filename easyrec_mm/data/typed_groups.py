@@ -137,41 +137,52 @@ class TypedGroups:
         Raises:
           DataError: if a column is of another type.
         """
-        nothing = pa.nulls(len(table))
-        columns = {
-            name: self._prepare(place, name, table[name] if name in table.column_names else pa.chunked_array([nothing]))
-            for name in self.columns
-        }
+        missing = pa.chunked_array([pa.nulls(len(table))])
+        problems = table[PROBLEM].to_pylist() if PROBLEM in table.column_names else [None] * len(table)
+        columns = {}
+        for name in self.columns:
+            # A row that could not be read has no columns.
+            column = self._prepare(place, name, table[name] if name in table.column_names else missing)
+            if name in self.dtypes and self.dtypes[name] in ("int64", "bool") and _is_floating(column.type):
+                column, bad = _as_whole(column)
+                for row, value in bad.items():
+                    problems[row] = problems[row] or Problem(_column(name), f"{value} is not whole").encode()
+            columns[name] = column
         size = self._schema.group_size_field
         if size in table.column_names and pa.types.is_integer(table[size].type):
             columns[size] = table[size].cast(pa.int64())
         if ROW in table.column_names:
             columns[ROW] = table[ROW]
-            columns[PROBLEM] = table[PROBLEM] if PROBLEM in table.column_names else nothing.cast(pa.string())
+        columns[PROBLEM] = pa.array(problems, pa.binary())
         return pa.table(columns)
 
     def _prepare(self, place: str, name: str, column: pa.ChunkedArray) -> pa.ChunkedArray:
-        is_text = name == self._schema.image.field or self._schema.field(name).dtype == "string"
+        """A column of text, int64 or float64, or of lists of such."""
+        dtype: Dtype = "string" if name == self._schema.image.field else self.dtypes[name]
         kind = column.type
-        if self.is_flat and _is_list(kind) and is_text:
+        if self.is_flat and _is_list(kind) and dtype == "string":
             return pc.binary_join(column.cast(pa.list_(pa.string())), self._separators.get(name, "|"))
         inner = kind.value_type if _is_list(kind) else kind
         inner = inner.value_type if pa.types.is_dictionary(inner) else inner
-        if _is_text(inner):
-            fits, target = is_text or self._has_texts, pa.large_binary() if pa.types.is_binary(inner) else pa.string()
-        elif pa.types.is_floating(inner):
+        is_text, is_floating = _is_text(inner), pa.types.is_floating(inner)
+        target = {"string": pa.large_binary(), "float32": pa.float64()}.get(dtype, pa.int64())
+        if self._has_texts:
+            target = pa.large_binary()
+        elif target == pa.int64() and is_floating:
             # Whole numbers are floating ones where a table could not say otherwise that some are missing.
-            fits, target = not is_text, pa.float64()
-        else:
-            # An id may be told by its number.
-            fits = pa.types.is_integer(inner) or pa.types.is_boolean(inner) or pa.types.is_null(inner)
-            target = pa.string() if is_text else pa.int64()
-        if not fits or (self.is_flat and _is_list(kind)):
-            expected = "text" if is_text else _KINDS[self._schema.field(name).dtype]
+            target = pa.float64()
+        is_number = is_floating or pa.types.is_integer(inner) or pa.types.is_boolean(inner)
+        # An id may be told by its number.
+        fits = is_text or (is_number and not is_floating) if dtype == "string" else is_number
+        if not (fits or self._has_texts or pa.types.is_null(inner)) or (self.is_flat and _is_list(kind)):
             raise DataError(
-                f"{place}: column '{name}' is {kind}, and data_config.input_fields says {expected}; change the field's "
-                "input_type, or write the column so"
+                f"{place}: column '{name}' is {kind}, and data_config.input_fields says {_KINDS[dtype]}; change the "
+                "field's input_type, or write the column so"
             )
+        if is_number and target == pa.large_binary():
+            column = column.cast(pa.list_(pa.string()) if _is_list(kind) else pa.string())
+        if pa.types.is_integer(inner) and target == pa.float64():
+            return column.cast(pa.list_(target) if _is_list(kind) else target, safe=False)
         return column.cast(pa.list_(target) if _is_list(kind) else target)
 
     def read(self, table: pa.Table) -> TypedRows:
@@ -214,9 +225,9 @@ class TypedGroups:
     def _whole_groups(self, table: pa.Table) -> tuple[pa.Table, NDArray[np.int64], dict[int, Problem]]:
         """The groups whose lists have an entry a sample; which they are; what is wrong with others."""
         problems: dict[int, Problem] = {}
-        if PROBLEM in table.column_names:
+        if PROBLEM in table.column_names and table[PROBLEM].null_count < len(table):
             for group in np.flatnonzero(table[PROBLEM].is_valid()):
-                problems[int(group)] = Problem("row", table[PROBLEM][group].as_py())
+                problems[int(group)] = Problem.decode(table[PROBLEM][group].as_py())
         size = self._told_size(table)
         for name in self.columns:
             column = table[name]
@@ -264,10 +275,6 @@ class TypedGroups:
                 numbers = array.astype(np.float32)
             flat.refuse(~np.isfinite(numbers), where, lambda i: f"{array[i]} is no finite number")
             return numbers
-        if array.dtype.kind == "f":
-            is_bad = ~(np.abs(array) < 2**63) | (array != np.round(array))
-            flat.refuse(is_bad, where, lambda i: f"{array[i]} is not whole")
-            array = np.where(is_bad, 0, array).astype(np.int64)
         if field.dtype == "bool":
             flat.refuse((array != 0) & (array != 1), where, lambda i: f"{array[i]} is no bool")
         return array
@@ -345,6 +352,26 @@ def _flatten(column: pa.ChunkedArray, flat: _Flat) -> pa.Array:
 def _bytes(values: pa.Array) -> NDArray[np.object_]:
     """Texts as bytes objects; b"" for a missing one."""
     return pc.fill_null(values.cast(pa.large_binary()), b"").to_numpy(zero_copy_only=False)
+
+
+def _as_whole(column: pa.ChunkedArray) -> tuple[pa.Array, dict[int, float]]:
+    """A column of floating numbers, or of lists of such, as int64; and row -> number, of those that are not whole."""
+    whole = column.combine_chunks()
+    values = whole.values if _is_list(whole.type) else whole
+    numbers = values.to_numpy(zero_copy_only=False)  # missing ones are NaN
+    is_missing = values.is_null().to_numpy(zero_copy_only=False)
+    is_bad = ~is_missing & (~(np.abs(numbers) < 2**63) | (numbers != np.round(numbers)))
+    integers = pa.array(np.where(is_bad | is_missing, 0, numbers).astype(np.int64), mask=is_missing)
+    rows = np.flatnonzero(is_bad)
+    if _is_list(whole.type):
+        offsets = whole.offsets.to_numpy()
+        rows = np.searchsorted(offsets, rows, side="right") - 1
+        integers = pa.ListArray.from_arrays(whole.offsets.cast(pa.int32()), integers, mask=whole.is_null())
+    return integers, dict(zip(rows.tolist(), numbers[is_bad].tolist(), strict=True))
+
+
+def _is_floating(kind: pa.DataType) -> bool:
+    return pa.types.is_floating(kind.value_type if _is_list(kind) else kind)
 
 
 def _is_list(kind: pa.DataType) -> bool:

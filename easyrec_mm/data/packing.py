@@ -1,0 +1,95 @@
+"""Many small tensors in a few: handling a tensor costs more than its numbers.
+
+A batch of a small config has forty tensors of a kilobyte each. Cutting them out of a chunk one by one, and handing them
+to Python one by one, took most of the time of reading; those of one kind are cut and handed over as one.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import tensorflow as tf
+
+
+class Packing:
+    """Packs a nest of tensors of S samples.
+
+    Tensors `[S]` of one dtype become one `[n, S]`, tensors `[S, width]` one `[S, sum of widths]`; ragged ones and texts
+    stay as they are.
+
+    Args:
+      specs: nest of the specs of the tensors.
+    """
+
+    def __init__(self, specs: Any) -> None:
+        self.specs = specs
+        self._members: dict[str, list[int]] = {}
+        for index, spec in enumerate(tf.nest.flatten(specs)):
+            self._members.setdefault(_kind(spec), []).append(index)
+
+    def pack(self, values: Any) -> dict[str, Any]:
+        """A nest -> its packs by kind."""
+        flat = tf.nest.flatten(values)
+        packs: dict[str, Any] = {}
+        for kind, indices in self._members.items():
+            members = tuple(flat[index] for index in indices)  # a list would become one tensor in a dataset
+            if kind != _ALONE:
+                packs[kind] = tf.stack(members) if _is_stacked(kind) else tf.concat(members, 1)
+            else:
+                packs[kind] = members
+        return packs
+
+    def cut(self, packs: dict[str, Any], limits: tf.Tensor) -> dict[str, Any]:
+        """Packs of the samples from `limits[0]` to `limits[1]`."""
+        begin, size = limits[:1], limits[1:] - limits[:1]
+        parts: dict[str, Any] = {}
+        for kind, pack in packs.items():
+            if kind == _ALONE:
+                parts[kind] = cut(pack, limits)
+            else:
+                place = ([0], begin) if _is_stacked(kind) else (begin, [0])
+                shape = ([-1], size) if _is_stacked(kind) else (size, [-1])
+                parts[kind] = tf.raw_ops.Slice(input=pack, begin=tf.concat(place, 0), size=tf.concat(shape, 0))
+        return parts
+
+    def unpack(self, packs: dict[str, Any]) -> Any:
+        """The nest of which `packs` are the packs."""
+        specs = tf.nest.flatten(self.specs)
+        flat: list[Any] = [None] * len(specs)
+        for kind, indices in self._members.items():
+            if kind == _ALONE:
+                members = packs[kind]
+            elif _is_stacked(kind):
+                members = tf.raw_ops.Unpack(value=packs[kind], num=len(indices))
+            else:
+                members = tf.split(packs[kind], [specs[index].shape[1] for index in indices], 1)
+            for index, member in zip(indices, members, strict=True):
+                flat[index] = member
+        return tf.nest.pack_sequence_as(self.specs, flat)
+
+
+def cut(values: Any, limits: tf.Tensor) -> Any:
+    """Rows `limits[0]` to `limits[1]` of every tensor of a nest: `[N]`, or ragged of two dimensions."""
+    begin, size = limits[:1], limits[1:] - limits[:1]
+
+    def cut_one(tensor: tf.Tensor | tf.RaggedTensor) -> tf.Tensor | tf.RaggedTensor:
+        if not isinstance(tensor, tf.RaggedTensor):
+            return tf.raw_ops.Slice(input=tensor, begin=begin, size=size)
+        splits = tf.raw_ops.Slice(input=tensor.row_splits, begin=begin, size=size + 1)
+        parts = cut(tensor.flat_values, tf.stack([splits[0], splits[-1]]))
+        return tf.RaggedTensor.from_row_splits(parts, splits - splits[0], validate=False)
+
+    return tf.nest.map_structure(cut_one, values)
+
+
+_ALONE = "alone"
+
+
+def _kind(spec: Any) -> str:
+    if isinstance(spec, tf.TensorSpec) and spec.dtype != tf.string:
+        return f"{spec.dtype.name} {spec.shape.rank}"
+    return _ALONE
+
+
+def _is_stacked(kind: str) -> bool:
+    return kind.endswith(" 1")

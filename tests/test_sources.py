@@ -1,0 +1,628 @@
+"""Every input type: the same groups make the same batches, the same mistakes are refused, with file and row."""
+
+import csv
+import gzip
+from dataclasses import replace
+from itertools import islice, pairwise
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import tensorflow as tf
+from data_helpers import group_line, schema
+
+from easyrec_mm.data.bad_records import BadRecords
+from easyrec_mm.data.input import Input
+from easyrec_mm.data.source import Problem
+from easyrec_mm.errors import DataError
+from easyrec_mm.protos.data_pb2 import DatasetConfig
+from easyrec_mm.schema import Feature
+
+LABELS = {"click": "int64", "seconds": "float32"}
+VALUES = {
+    "user": "string",
+    "age": "int64",
+    "weight": "float32",
+    "vip": "bool",
+    "tags": "string",
+    "scores": "string",
+    "cate": "string",
+}
+DEFAULTS = {"user": "nobody", "age": "-1", "weight": "0.5"}
+FEATURES = [
+    Feature("user", "id", ("user",), 4, "user", "hash", 1000),
+    Feature("age", "raw", ("age",), 1),
+    Feature("weight", "raw", ("weight",), 1),
+    Feature("vip", "id", ("vip",), 4, "vip", "identity", 2),
+    Feature("tags", "tag", ("tags", "scores"), 4, "tags", "hash", 100, separator="|", combiner="sum"),
+    Feature("cate", "id", ("cate",), 4, "cate", "hash", 50),
+]
+SCHEMA = replace(
+    schema(LABELS, VALUES, FEATURES, DEFAULTS, [("click", "binary", 1), ("seconds", "value", 1)], uses_image=False),
+    group_fields=("cate",),
+)
+GROUPED = ("GroupRTPInput", "GroupParquetInput", "GroupTFRecordInput")
+FLAT = ("CSVInput", "ParquetInput")
+TYPES = {"int64": pa.int64(), "bool": pa.bool_(), "float32": pa.float32(), "string": pa.string()}
+
+
+def random_groups(count, seed=0, missing=0.2):
+    """Groups as dicts: picture, and field -> one value a sample; None is missing."""
+    random = np.random.default_rng(seed)
+
+    def value(name, row):
+        if name not in LABELS and name != "cate" and random.random() < missing:
+            return None
+        return {
+            "click": lambda: int(random.integers(2)),
+            "seconds": lambda: float(np.float32(random.normal())),
+            "user": lambda: f"u{row}.{random.integers(9)} é",
+            "age": lambda: int(random.integers(-9, 99)),
+            "weight": lambda: float(np.float32(random.normal())),
+            "vip": lambda: bool(random.integers(2)),
+        }[name]()
+
+    groups = []
+    for row in range(count):
+        size = int(random.integers(1, 5))
+        group = {name: [value(name, row) for _ in range(size)] for name in (*LABELS, "user", "age", "weight", "vip")}
+        tags = [int(random.integers(0, 4)) for _ in range(size)]
+        group["tags"] = ["|".join(f"t{i}" for i in range(n)) for n in tags]
+        group["scores"] = ["|".join(f"{i}.5" for i in range(n)) for n in tags]
+        group["cate"] = [f"c{row % 3}"] * size
+        group["img_path"] = f"p{row % 7}.jpg"
+        groups.append(group)
+    return groups
+
+
+def text(value):
+    if value is None:
+        return ""
+    return str(value).lower() if isinstance(value, bool) else str(value)
+
+
+def write_rtp(path, groups):
+    lines = []
+    for group in groups:
+        labels = [[text(v) for v in group[name]] for name in LABELS]
+        samples = [[text(v) for v in values] for values in zip(*(group[name] for name in VALUES), strict=True)]
+        lines.append(group_line(labels, samples, group["img_path"]))
+    path.write_bytes(b"".join(line + b"\n" for line in lines))
+
+
+def grouped_table(groups):
+    columns = {
+        name: pa.array([g[name] for g in groups], pa.list_(TYPES[kind])) for name, kind in (LABELS | VALUES).items()
+    }
+    columns["img_path"] = pa.array([group["img_path"] for group in groups])
+    columns["group_size"] = pa.array([len(group["click"]) for group in groups])
+    return pa.table(columns)
+
+
+def write_grouped_parquet(path, groups):
+    pq.write_table(grouped_table(groups), path, row_group_size=5)
+
+
+def feature_of(values, kind):
+    if kind == "string":
+        return tf.train.Feature(
+            bytes_list=tf.train.BytesList(value=[v if isinstance(v, bytes) else v.encode() for v in values])
+        )
+    if kind == "float32":
+        return tf.train.Feature(float_list=tf.train.FloatList(value=values))
+    return tf.train.Feature(int64_list=tf.train.Int64List(value=[int(v) for v in values]))
+
+
+def example(group):
+    """A group as tf.train.Example; a missing value is written as the field's default."""
+    features = {}
+    for name, kind in (LABELS | VALUES).items():
+        default = SCHEMA.field(name).default_value
+        features[name] = feature_of([default if v is None else v for v in group[name]], kind)
+    features["cate"] = feature_of(group["cate"][:1], "string")
+    features["img_path"] = feature_of([group["img_path"]], "string")
+    features["group_size"] = feature_of([len(group["click"])], "int64")
+    return tf.train.Example(features=tf.train.Features(feature=features))
+
+
+def write_records(path, records):
+    with tf.io.TFRecordWriter(str(path)) as writer:
+        for record in records:
+            writer.write(record if isinstance(record, bytes) else record.SerializeToString())
+
+
+def write_tfrecord(path, groups):
+    write_records(path, [example(group) for group in groups])
+
+
+def flat_rows(groups):
+    names = [*LABELS, *VALUES]
+    return [
+        {**{name: group[name][i] for name in names}, "img_path": group["img_path"]}
+        for group in groups
+        for i in range(len(group["click"]))
+    ]
+
+
+def write_csv(path, groups):
+    with open(path, "w", newline="", encoding="utf-8") as file:
+        writer = csv.writer(file, quoting=csv.QUOTE_MINIMAL)
+        writer.writerow([*LABELS, *VALUES, "img_path", "not read"])
+        for row in flat_rows(groups):
+            writer.writerow([*map(text, row.values()), 'a "quoted", one'])
+
+
+def write_parquet(path, groups):
+    rows = flat_rows(groups)
+    kinds = {**LABELS, **VALUES, "img_path": "string"}
+    pq.write_table(pa.table({n: pa.array([row[n] for row in rows], TYPES[k]) for n, k in kinds.items()}), path)
+
+
+WRITERS = {
+    "GroupRTPInput": write_rtp,
+    "GroupParquetInput": write_grouped_parquet,
+    "GroupTFRecordInput": write_tfrecord,
+    "CSVInput": write_csv,
+    "ParquetInput": write_parquet,
+}
+
+
+def input_of(kind, path, training=False, records=None, schema=SCHEMA, **settings):
+    data = DatasetConfig(
+        **{
+            "input_type": DatasetConfig.InputType.Value(kind),
+            "num_parallel_calls": 2,
+            "with_header": kind == "CSVInput",
+            "batch_size": 4,
+            **settings,
+        }
+    )
+    if kind not in GROUPED:
+        schema = replace(schema, group_size_field="")
+    records = records or BadRecords(None, 1.0)
+    return Input(data, schema, str(path), "train_input_path", records, training, kept_fields=("user", "img_path"))
+
+
+def values_of(batches):
+    """All samples: field -> values, in order."""
+    parts = {}
+    for batch in batches:
+        for name, value in {**batch.batch.features, **batch.batch.labels, **batch.kept}.items():
+            parts.setdefault(name, []).extend(value.to_list() if hasattr(value, "to_list") else value.numpy().tolist())
+    return parts
+
+
+def users(batches):
+    return [user.decode("utf-8", "replace") for batch in batches for user in batch.kept["user"].numpy()]
+
+
+@pytest.fixture(scope="module")
+def groups():
+    return random_groups(600)
+
+
+@pytest.fixture(scope="module")
+def folder(groups, tmp_path_factory):
+    """Each format's files: three, of different lengths."""
+    folder = tmp_path_factory.mktemp("sources")
+    for kind, write in WRITERS.items():
+        (folder / kind).mkdir()
+        for i, (first, last) in enumerate(((0, 90), (90, 91), (91, 600))):
+            write(folder / kind / f"part-{i}", groups[first:last])
+    return folder
+
+
+def expected_values(groups):
+    """What the samples are, in plain Python."""
+    rows = flat_rows(groups)
+
+    def of(name):
+        default = SCHEMA.field(name).default_value
+        return [default if row[name] is None else row[name] for row in rows]
+
+    hashed = lambda texts, n: [int(tf.strings.to_hash_bucket_fast(t, n)) for t in texts]  # noqa: E731
+    return {
+        "user": [user.encode() for user in of("user")],
+        "age": [[float(age)] for age in of("age")],
+        "weight": [[weight] for weight in of("weight")],
+        "vip": [int(vip) for vip in of("vip")],
+        "tags:weight": [[float(w) for w in scores.split("|") if w] for scores in of("scores")],
+        "tags": [hashed([t for t in tags.split("|") if t], 100) for tags in of("tags")],
+        "cate": hashed(of("cate"), 50),
+        "click": [float(click) for click in of("click")],
+        "seconds": of("seconds"),
+        "img_path": [row["img_path"].encode() for row in rows],
+    }
+
+
+@pytest.mark.parametrize("kind", WRITERS)
+def test_every_input_gives_the_samples_in_order(kind, folder, groups):
+    batches = list(input_of(kind, folder / kind / "*").batches())
+    found = values_of(batches)
+    for name, values in expected_values(groups).items():
+        assert found[name] == values, name
+    in_files = len(groups) if kind in GROUPED else len(found["user"])
+    assert sum(batch.num_groups for batch in batches) == in_files == input_of(kind, folder / kind / "*").source.count()
+
+
+@pytest.mark.parametrize("kind", WRITERS)
+def test_texts_are_what_stands_in_the_files(kind, folder, groups):
+    found = list(islice(input_of(kind, folder / kind / "*").source.texts(), 120))
+    assert [row for _, row, _ in found[:90]] == list(range(1, 91)) if kind in GROUPED else True
+    texts = [group.values for _, _, group in found]
+    read = {name: [v for group in texts for v in group[name]] for name in ("user", "click", "tags")}
+    rows = flat_rows(groups)[: len(read["user"])]
+    # A TFRecord cannot say that a value is missing.
+    nobody = "nobody" if kind == "GroupTFRecordInput" else ""
+    assert read["user"] == [nobody if row["user"] is None else row["user"] for row in rows]
+    assert read["tags"] == [row["tags"] for row in rows]
+    assert [float(click) for click in read["click"]] == [row["click"] for row in rows]
+
+
+@pytest.mark.parametrize("kind", WRITERS)
+def test_shuffling_is_a_permutation_and_a_function_of_the_seed(kind, folder, groups):
+    def epochs(num_skipped=0, **settings):
+        one = input_of(kind, folder / kind / "*", training=True, shuffle_buffer_size=50, **settings)
+        return list(one.batches(num_epochs=2, num_skipped=num_skipped))
+
+    batches = epochs(seed=1)
+    order = users(batches)
+    half = len(order) // 2
+    in_file_order = [user.decode() for user in expected_values(groups)["user"]]
+    assert sorted(order[:half]) == sorted(order[half:]) == sorted(in_file_order)
+    assert order[:half] != order[half:] != in_file_order
+    assert users(epochs(seed=1)) == order
+    assert users(epochs(seed=2)) != order
+    rest = epochs(num_skipped=70, seed=1)
+    assert users(rest) == users(batches[70:])
+    assert [batch.epoch for batch in rest] == [batch.epoch for batch in batches[70:]]
+
+
+@pytest.mark.parametrize("kind", FLAT)
+def test_samples_of_one_picture_come_side_by_side_when_training(kind, folder):
+    def runs(training):
+        one = input_of(kind, folder / kind / "*", training=training, shuffle_buffer_size=10_000)
+        pictures = [path for batch in one.batches() for path in batch.kept["img_path"].numpy()]
+        return 1 + sum(a != b for a, b in pairwise(pictures)), len(set(pictures))
+
+    num_runs, num_pictures = runs(training=True)
+    assert num_runs == num_pictures == 7
+    assert runs(training=False)[0] > 100
+
+
+def change(groups, row, **changes):
+    return [{**group, **changes} if i == row else group for i, group in enumerate(groups)]
+
+
+def refused(kind, path, **settings):
+    """(row, where, problem) of the bad groups, and the users that are left."""
+    records = BadRecords(None, 1.0)
+    left = users(input_of(kind, path, records=records, **settings).batches())
+    return [(bad.row, bad.where, bad.problem) for bad in records._shown["group"]], left
+
+
+BAD_VALUES = {
+    "label out of range": ({"click": [0, 7, 1]}, "click", "sample 1: label 7"),
+    "label that is not finite": ({"seconds": [0.5, 1.0, float("nan")]}, "seconds", "sample 2"),
+    "number that is not finite": ({"weight": [float("inf"), 1.0, 2.0]}, "weight", "sample 0"),
+    "more tags than scores": ({"tags": ["a", "a|b", ""], "scores": ["1", "1", ""]}, "tags", "2 "),
+    "score that is no number": ({"tags": ["a", "a", ""], "scores": ["1", "x", ""]}, "scores", "'x'"),
+    "categories that disagree": ({"cate": ["c", "d", "c"]}, "cate", "sample 1: 'd', but 'c' in sample 0"),
+}
+
+
+def whole(group):
+    """A good group of three samples."""
+    return {
+        "click": [0, 1, 0],
+        "seconds": [0.5, 1.5, 2.5],
+        "user": ["a", "b", "c"],
+        "age": [1, 2, 3],
+        "weight": [1.0, 2.0, 3.0],
+        "vip": [True, False, True],
+        "tags": ["", "", ""],
+        "scores": ["", "", ""],
+        "cate": ["c", "c", "c"],
+        "img_path": group["img_path"],
+    }
+
+
+@pytest.mark.parametrize("kind", ["GroupParquetInput", "GroupTFRecordInput"])
+@pytest.mark.parametrize("mistake", BAD_VALUES)
+def test_a_bad_value_refuses_its_group_alone(kind, mistake, tmp_path):
+    changes, where, problem = BAD_VALUES[mistake]
+    groups = change(random_groups(20, seed=1), 12, **whole({"img_path": "p"}))
+    good = users_of(groups[:12] + groups[13:])
+    if kind == "GroupTFRecordInput":
+        examples = [example(group) for group in groups]
+        for name, values in changes.items():
+            examples[12].features.feature[name].CopyFrom(feature_of(values, (LABELS | VALUES)[name]))
+        write_records(tmp_path / "a", examples)
+    else:
+        write_grouped_parquet(tmp_path / "a", change(groups, 12, **changes))
+    bad, left = refused(kind, tmp_path / "a")
+    assert [(row, place) for row, place, _ in bad] == [(13, f"column '{where}'")]
+    assert problem in bad[0][2]
+    assert left == good
+
+
+def users_of(groups):
+    return [user.decode() for user in expected_values(groups)["user"]]
+
+
+LENGTHS = {
+    "a list that is too short": ({"age": [1, 2]}, "age", "2 entries, group size 3"),
+    "a list that is too long": ({"user": ["a"] * 4}, "user", "4 entries, group size 3"),
+    "an empty list": ({"click": []}, "click", "0 entries, group size 3"),
+}
+
+
+@pytest.mark.parametrize("kind", ["GroupParquetInput", "GroupTFRecordInput"])
+@pytest.mark.parametrize("mistake", LENGTHS)
+def test_lists_are_as_long_as_the_group_each(kind, mistake, tmp_path):
+    changes, where, problem = LENGTHS[mistake]
+    groups = change(random_groups(20, seed=1), 12, **whole({"img_path": "p"}))
+    # The next group makes up for it: the flat columns would be equally long.
+    if kind == "GroupTFRecordInput":
+        examples = [example(group) for group in groups]
+        for name, values in changes.items():
+            examples[12].features.feature[name].CopyFrom(feature_of(values, (LABELS | VALUES)[name]))
+        write_records(tmp_path / "a", examples)
+    else:
+        table = grouped_table(groups)
+        for name, values in changes.items():
+            column = table[name].to_pylist()
+            column[12] = values
+            table = table.set_column(table.column_names.index(name), name, pa.array(column, table[name].type))
+        pq.write_table(table, tmp_path / "a")
+    bad, left = refused(kind, tmp_path / "a")
+    assert bad == [(13, f"column '{where}'", problem)]
+    assert left == users_of(groups[:12] + groups[13:])
+
+
+def test_missing_lists_labels_and_sizes_of_a_table(tmp_path):
+    groups = random_groups(8, seed=3)
+    table = grouped_table(groups)
+
+    def with_row(name, row, value):
+        column = table[name].to_pylist()
+        column[row] = value
+        return table.set_column(table.column_names.index(name), name, pa.array(column, table[name].type))
+
+    table = with_row("age", 1, None)
+    table = with_row("click", 3, [None] * len(groups[3]["click"]))
+    table = with_row("group_size", 5, 99)
+    table = with_row("group_size", 6, None)
+    pq.write_table(table, tmp_path / "a")
+    bad, left = refused("GroupParquetInput", tmp_path / "a")
+    assert sorted(bad) == [
+        (2, "column 'age'", f"is null, group size {len(groups[1]['age'])}"),
+        (4, "column 'click'", bad[[row for row, _, _ in bad].index(4)][2]),
+        (6, "column 'click'", f"{len(groups[5]['click'])} entries, group size 99"),
+        (7, "row", "group size 0, not 1 or more"),
+    ]
+    assert "label is missing" in next(problem for row, _, problem in bad if row == 4)
+    assert left == users_of([groups[i] for i in (0, 2, 4, 7)])
+
+
+def test_columns_for_the_whole_group_may_be_one_value_or_a_list(tmp_path):
+    groups = random_groups(30, seed=2)
+    one = grouped_table(groups)
+    cate = pa.array([group["cate"][0] for group in groups])
+    pictures = pa.array([[group["img_path"]] * len(group["click"]) for group in groups])
+    other = one.set_column(one.column_names.index("cate"), "cate", cate)
+    other = other.set_column(other.column_names.index("img_path"), "img_path", pictures).drop_columns("group_size")
+    pq.write_table(one, tmp_path / "one")
+    pq.write_table(other, tmp_path / "other")
+    expected = values_of(input_of("GroupParquetInput", tmp_path / "one").batches())
+    assert values_of(input_of("GroupParquetInput", tmp_path / "other").batches()) == expected
+    examples = [example(group) for group in groups]
+    for record, group in zip(examples, groups, strict=True):
+        record.features.feature["cate"].CopyFrom(feature_of(group["cate"], "string"))
+        del record.features.feature["group_size"]
+    write_records(tmp_path / "records", examples)
+    assert values_of(input_of("GroupTFRecordInput", tmp_path / "records").batches()) == expected
+
+
+def test_pictures_of_a_group_that_disagree(tmp_path):
+    groups = [whole({"img_path": "p"}), whole({"img_path": "q"})]
+    table = grouped_table(groups)
+    pictures = pa.array([["p", "p", "q"], ["q", "q", "q"]])
+    pq.write_table(table.set_column(table.column_names.index("img_path"), "img_path", pictures), tmp_path / "a")
+    bad, left = refused("GroupParquetInput", tmp_path / "a")
+    assert [(row, where) for row, where, _ in bad] == [(1, "column 'img_path'")]
+    assert left == ["a", "b", "c"]
+
+
+def test_types_that_say_the_same(tmp_path):
+    """Ids as numbers, whole numbers as floating ones, dictionaries, narrow types; of two files in two types each."""
+    groups = random_groups(12, seed=4, missing=0)
+    flat = flat_rows(groups)
+    columns = {
+        "click": pa.array([float(row["click"]) for row in flat]),
+        "seconds": pa.array([row["seconds"] for row in flat], pa.float64()),
+        "user": pa.array([row["user"] for row in flat]).dictionary_encode(),
+        "age": pa.array([row["age"] for row in flat], pa.int8()),
+        "weight": pa.array([row["weight"] for row in flat], pa.float64()),
+        "vip": pa.array([int(row["vip"]) for row in flat], pa.uint8()),
+        "tags": pa.array([[t for t in row["tags"].split("|") if t] for row in flat]),
+        "scores": pa.array([row["scores"] for row in flat], pa.large_string()),
+        "cate": pa.array([row["cate"] for row in flat]),
+        "img_path": pa.array([row["img_path"] for row in flat], pa.binary()),
+    }
+    pq.write_table(pa.table(columns), tmp_path / "a")
+    columns["age"] = pa.array([float(row["age"]) for row in flat])
+    pq.write_table(pa.table(columns), tmp_path / "b")
+    found = values_of(input_of("ParquetInput", tmp_path / "*", training=True).batches())
+    expected = expected_values(groups)
+    for name in ("user", "age", "vip", "click"):
+        assert sorted(found[name]) == sorted(expected[name] * 2), name
+    assert sorted(map(tuple, found["tags"])) == sorted(map(tuple, expected["tags"] * 2))
+
+
+def test_an_id_told_by_its_number(tmp_path):
+    pq.write_table(pa.table({"click": [1], "seconds": [0.5], "user": [123], "img_path": ["p"]}), tmp_path / "a")
+    small = schema(LABELS, {"user": "string"}, FEATURES[:1], tasks=[("click", "binary", 1)], uses_image=False)
+    assert users(input_of("ParquetInput", tmp_path / "a", schema=small).batches()) == ["123"]
+
+
+@pytest.mark.parametrize("compress", [False, True])
+def test_bad_rows_of_csv_are_named_by_their_line(tmp_path, compress):
+    lines = [
+        b"img_path,user,age,weight,vip,click,seconds,tags,scores,cate",
+        b"p,a,1,1.5,true,0,0.5,,,c",
+        b"p,b,one,1.5,true,0,0.5,,,c",
+        b"p,c,1,1.5,true,0,0.5,,,c,too many",
+        b"p,d,1,1.5,true,2,0.5,,,c",
+        b"p,e,1,nan,true,0,0.5,,,c",
+        b"p,f,1",
+        b"p,g,1,1.5,maybe,0,0.5,,,c",
+        b'p,"h, ""i""",+1, 1.5 ,1,1,.5,x,1,c',
+        b"p,j,1,1.5,0,,0.5,,,c",
+        b"p,\xff,1,1.5,0,1,0.5,,,c",
+    ]
+    content = b"\r\n".join(lines)
+    (tmp_path / "a").write_bytes(gzip.compress(content) if compress else content)
+    bad, left = refused("CSVInput", tmp_path / "a")
+    assert [(row, where) for row, where, _ in sorted(bad)] == [
+        (3, "column 'age'"),
+        (4, "row"),
+        (5, "column 'click'"),
+        (6, "column 'weight'"),
+        (7, "row"),
+        (8, "column 'vip'"),
+        (10, "column 'click'"),
+    ]
+    problems = {row: problem for row, _, problem in bad}
+    assert problems[3] == "'one' is no number"
+    assert problems[4] == "11 values, not 10"
+    assert problems[5] == "label 2.0 is not from 0 to 1"
+    assert problems[8] == "'maybe' is no bool"
+    assert left == ["a", 'h, "i"', "\ufffd"]
+
+
+def test_csv_without_a_header_is_in_the_order_of_input_fields(tmp_path):
+    (tmp_path / "a").write_text("1;0.5;x;p\n0;1.5;y;q\n")
+    small = schema(LABELS, {"user": "string"}, FEATURES[:1], tasks=[("click", "binary", 1)], uses_image=False)
+    fields = [{"input_name": name} for name in ("click", "seconds", "user", "img_path")]
+    one = input_of("CSVInput", tmp_path / "a", schema=small, with_header=False, separator=";", input_fields=fields)
+    found = values_of(one.batches())
+    assert found["user"] == [b"x", b"y"]
+    assert found["click"] == [1.0, 0.0]
+    assert [row for _, row, _ in one.source.texts()] == [1, 2]
+
+
+def test_a_whole_number_that_is_not_whole(tmp_path):
+    table = pa.table(
+        {"click": [1.0, 0.0], "seconds": [0.5, 0.5], "age": [1.0, 1.5], "user": ["a", "b"], "img_path": ["p", "p"]}
+    )
+    pq.write_table(table, tmp_path / "a")
+    small = schema(
+        LABELS, {"user": "string", "age": "int64"}, FEATURES[:2], tasks=[("click", "binary", 1)], uses_image=False
+    )
+    bad, left = refused("ParquetInput", tmp_path / "a", schema=small)
+    assert bad == [(2, "column 'age'", "1.5 is not whole")]
+    assert left == ["a"]
+
+
+# Files that cannot be read at all.
+
+
+def test_a_column_that_is_missing_or_of_another_type(tmp_path):
+    table = grouped_table(random_groups(3))
+    pq.write_table(table.rename_columns(["clik" if n == "click" else n for n in table.column_names]), tmp_path / "a")
+    with pytest.raises(DataError, match=r"/a: no column 'click'; did you mean 'clik'\?"):
+        input_of("GroupParquetInput", tmp_path / "a")
+    texts = pa.array([[str(v) for v in values] for values in table["age"].to_pylist()])
+    pq.write_table(table.set_column(table.column_names.index("age"), "age", texts), tmp_path / "a")
+    with pytest.raises(DataError, match=r"/a: column 'age' is list<element: string>, .* says whole numbers"):
+        input_of("GroupParquetInput", tmp_path / "a")
+    write_csv(tmp_path / "a", random_groups(3))
+    (tmp_path / "a").write_text((tmp_path / "a").read_text().replace("user", "usr", 1))
+    with pytest.raises(DataError, match=r"/a: no column 'user'; "):
+        input_of("CSVInput", tmp_path / "a")
+
+
+def test_files_of_one_input_are_alike(tmp_path):
+    table = grouped_table(random_groups(3))
+    pq.write_table(table, tmp_path / "a")
+    cate = pa.array([values[0] for values in table["cate"].to_pylist()])
+    pq.write_table(table.set_column(table.column_names.index("cate"), "cate", cate), tmp_path / "b")
+    with pytest.raises(
+        DataError, match=r"/b: column 'cate' is large_binary, and list<.*> in .*/a; write all files alike"
+    ):
+        list(input_of("GroupParquetInput", tmp_path / "*").batches())
+
+
+def test_a_feature_that_is_missing_or_of_another_type(tmp_path):
+    records = [example(group) for group in random_groups(300)]
+    del records[0].features.feature["age"]
+    write_records(tmp_path / "a", records)
+    with pytest.raises(DataError, match=r"/a: no column 'age'; "):
+        input_of("GroupTFRecordInput", tmp_path / "a")
+    records = [example(group) for group in random_groups(300)]
+    records[0].features.feature["age"].CopyFrom(feature_of([1.0], "float32"))
+    write_records(tmp_path / "a", records)
+    with pytest.raises(DataError, match=r"/a: feature 'age' is float_list, .* needs int64_list"):
+        input_of("GroupTFRecordInput", tmp_path / "a")
+    # Behind the first, it is found when it is read.
+    records = [example(group) for group in random_groups(300)]
+    records[280].features.feature["age"].CopyFrom(feature_of([1.0], "float32"))
+    write_records(tmp_path / "a", records)
+    with pytest.raises(DataError, match=r"/a: record 281 cannot be read: .*age"):
+        list(input_of("GroupTFRecordInput", tmp_path / "a").batches())
+
+
+def test_records_that_are_no_examples(tmp_path):
+    write_records(tmp_path / "a", [b"\xff\xff\xff"])
+    with pytest.raises(DataError, match=r"/a: record 1 is no tf.train.Example"):
+        input_of("GroupTFRecordInput", tmp_path / "a")
+
+
+@pytest.mark.parametrize("position", [40, -40])
+def test_a_tfrecord_with_a_bad_checksum(tmp_path, position):
+    write_tfrecord(tmp_path / "a", random_groups(600))
+    content = bytearray((tmp_path / "a").read_bytes())
+    content[position] ^= 0xFF
+    (tmp_path / "a").write_bytes(content)
+    with pytest.raises(DataError, match=r"/a: cannot be read to its end: .*, after row (0|599)$"):
+        list(input_of("GroupTFRecordInput", tmp_path / "a").batches())
+
+
+@pytest.mark.parametrize("kind", ["GroupParquetInput", "ParquetInput", "GroupTFRecordInput"])
+def test_a_file_that_breaks_off(kind, tmp_path):
+    WRITERS[kind](tmp_path / "a", random_groups(300))
+    content = (tmp_path / "a").read_bytes()
+    (tmp_path / "a").write_bytes(content[:-100])
+    with pytest.raises(DataError, match=r"/a: cannot be read"):
+        list(input_of(kind, tmp_path / "a").batches())
+
+
+def test_a_csv_gzip_that_breaks_off(tmp_path):
+    write_csv(tmp_path / "a", random_groups(300))
+    (tmp_path / "a").write_bytes(gzip.compress((tmp_path / "a").read_bytes())[:-100])
+    with pytest.raises(DataError, match=r"/a: cannot be read as CSV"):
+        list(input_of("CSVInput", tmp_path / "a").batches())
+
+
+@pytest.mark.parametrize("kind", [kind for kind in WRITERS if kind != "GroupRTPInput"])
+def test_files_without_a_row(kind, tmp_path):
+    WRITERS[kind](tmp_path / "a", [])
+    with pytest.raises(DataError, match=r"/a: no (row|record) of data"):
+        input_of(kind, tmp_path / "a")
+    # One among others is as good as none.
+    WRITERS[kind](tmp_path / "b", random_groups(5))
+    assert users(input_of(kind, tmp_path / "*").batches()) == users_of(random_groups(5))
+
+
+@pytest.mark.parametrize("kind", ["GroupParquetInput", "ParquetInput"])
+def test_a_parquet_file_of_0_bytes(kind, tmp_path):
+    (tmp_path / "a").write_bytes(b"")
+    with pytest.raises(DataError, match=r"/a: cannot be read as Parquet"):
+        input_of(kind, tmp_path / "a")
+
+
+def test_a_problem_passes_through_bytes():
+    problem = Problem("column 'é'", "sample 1: '\x02' is bad")
+    assert Problem.decode(problem.encode()) == problem
