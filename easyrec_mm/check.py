@@ -147,7 +147,7 @@ def _feature_lines(schema: Schema, sample: _Sample) -> list[str]:
     lines = [
         "  " + "  ".join(f"{cell:<{w}}" for cell, w in zip(row, widths, strict=False)) + f"  {row[-1]}" for row in rows
     ]
-    return [*lines, f"  in all {sum(f.width for f in schema.features)} numbers a sample"]
+    return [*lines, f"  in all {schema.width} numbers a sample"]
 
 
 def _kind(feature: Feature) -> str:

@@ -55,7 +55,7 @@ class MultimodalModel:
         self.schema = schema
         self._img_model = network.img_model
         self.image = image_tower(config, schema, dtype) if schema.uses_image else None
-        self.rec = RecModel(network, schema, dtype)
+        self.rec = RecModel(config.model_config, schema, dtype)
         self.item: ItemImage | None = None
         self._embedding_regularization = config.model_config.embedding_regularization
         self._towers = list(network.task_towers)

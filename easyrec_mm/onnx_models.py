@@ -19,7 +19,6 @@ import onnxruntime
 import tensorflow as tf
 from onnx import TensorProto, helper, numpy_helper
 
-from easyrec_mm.layers.embedding import feature_vector
 from easyrec_mm.manifest import IMAGE_ONNX, IMAGE_VECTOR, PICTURE_ITEM, REC_ONNX, TABLES_FILE
 from easyrec_mm.model import MultimodalModel
 from easyrec_mm.parts import item_vectors
@@ -89,8 +88,9 @@ def write_rec_onnx(model: MultimodalModel, folder: Path) -> None:
 
     def outputs(*tensors: tf.Tensor) -> list[tf.Tensor]:
         values = dict(zip(specs, tensors, strict=True))
-        vectors = [feature_vector(feature, values, values.get(_rows_name(feature))) for feature in features]
-        logits = model.rec.logits(tf.concat(vectors, axis=1), values[IMAGE_VECTOR])
+        rows = {feature.name: values.get(_rows_name(feature)) for feature in features}
+        x, _ = model.rec.feature_embedding.join(values, rows, values[IMAGE_VECTOR])
+        logits = model.rec.logits(x, values[IMAGE_VECTOR])
         found: dict[str, tf.Tensor] = {}
         for task in model.schema.tasks:
             found |= task_outputs(task, logits[task.name])

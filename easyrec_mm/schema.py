@@ -14,6 +14,9 @@ from typing import Any, Literal
 # Between the values of a cross before it is hashed; ASCII's "group separator" does not occur in values.
 CROSS_SEPARATOR = "\x1d"
 
+# The image vector among the keys of an attention; no feature has such a name.
+IMAGE_KEY = "\x1dimage"
+
 # bool is kept as int64, 0 or 1.
 Dtype = Literal["int64", "bool", "float32", "string"]
 Encoding = Literal["hash", "identity", "vocabulary"]
@@ -104,6 +107,8 @@ class Feature:
     number_separator: str = ""
     max_length: int = 0
     keeps_last: bool = False
+    # Whether its vector joins those of the others; else only attentions read it.
+    is_joined: bool = True
 
     @property
     def weight_input(self) -> str | None:
@@ -132,6 +137,23 @@ class Feature:
         Where lists are padded, the weights of every list stand there, 0 for what is no value.
         """
         return f"{self.name}:weight"
+
+
+@dataclass(frozen=True)
+class Attention:
+    """What a key finds in sequences of one sample (layers/target_attention.py); it joins the features.
+
+    keys       names of features, or IMAGE_KEY for the image vector, side by side
+    sequences  names of features, side by side: they have as many elements in every sample
+    width      numbers of the key, and of an element
+    joins_key  whether the key stands behind what it finds
+    """
+
+    name: str
+    keys: tuple[str, ...]
+    sequences: tuple[str, ...]
+    width: int
+    joins_key: bool
 
 
 @dataclass(frozen=True)
@@ -218,6 +240,23 @@ class Schema:
     image_separator: str = ""
     # Whether an item may be without a picture: a trained vector then takes its place.
     has_no_image_vector: bool = False
+    # What joins the features, behind them.
+    attentions: tuple[Attention, ...] = ()
+
+    @property
+    def width(self) -> int:
+        """Numbers of a sample that the network takes, beside the image vector."""
+        of_attentions = sum(attention.width * (1 + attention.joins_key) for attention in self.attentions)
+        return sum(feature.width for feature in self.features if feature.is_joined) + of_attentions
+
+    def aligned_lists(self) -> list[dict[str, str]]:
+        """Field -> separator, of lists that have as many values as each other in every sample."""
+        features = {feature.name: feature for feature in self.features}
+        found = [dict.fromkeys(f.inputs, f.separator) for f in self.features if f.weight_input]
+        for attention in self.attentions:
+            sequences = (features[name] for name in attention.sequences)
+            found.append({sequence.inputs[0]: sequence.separator for sequence in sequences})
+        return [lists for lists in found if len(lists) > 1]
 
     @property
     def category(self) -> Feature | None:
@@ -269,6 +308,7 @@ class Schema:
             "layout": RowLayout(**_with_tuples(values["layout"])),
             "tasks": [Task(**task) for task in values["tasks"]],
             "image_features": [Feature(**_with_tuples(f)) for f in values.get("image_features", ())],
+            "attentions": [Attention(**_with_tuples(attention)) for attention in values.get("attentions", ())],
             "image_labels": [tuple(label) for label in values.get("image_labels", ())],
         }
         return Schema(**_with_tuples(parts))

@@ -1,5 +1,6 @@
 """Tests of config.py: what a pipeline file becomes. Mistakes in what its settings mean are in test_config_errors.py."""
 
+import json
 import subprocess
 import sys
 from graphlib import CycleError
@@ -18,7 +19,7 @@ from easyrec_mm.config_checks import activation_name, relation_order
 from easyrec_mm.errors import ConfigError, UserError, did_you_mean
 from easyrec_mm.protos.model_pb2 import BayesTaskTower
 from easyrec_mm.protos.pipeline_pb2 import EasyRecConfig
-from easyrec_mm.schema import Feature, Image, RowLayout, Schema, Table, Task
+from easyrec_mm.schema import Attention, Feature, Image, RowLayout, Schema, Table, Task
 
 ROOT = Path(__file__).parents[1]
 UNUSED_LABELS = ("like", "comment", "share", "follow")
@@ -253,6 +254,42 @@ def test_kinds_of_features_and_tables(load, tmp_path):
     used = ["latitude", "city", "province", "os", "os_version", "day_h", "week_day", "is_new_userid", "level"]
     used += ["familyid", "constellation", "user_auth_type"]
     assert list(schema.feature_fields()) == used
+
+
+ATTENTION = """
+    sequence_features {
+      group_name: "seq_fea"
+      allow_key_search: true
+      seq_att_map { key: "brand" key: "cate_id" hist_seq: "tag_brand_list" hist_seq: "tag_category_list" }
+    }
+"""
+
+
+def test_target_attention_as_easyrec_writes_it(load):
+    sequence = 'feature_type: SequenceFeature separator: "," embedding_dim: 16 hash_bucket_size:'
+    features = [
+        '{ feature_name: "brand" input_names: "city" embedding_dim: 16 hash_bucket_size: 1000 }',
+        '{ feature_name: "cate_id" input_names: "os" embedding_dim: 16 hash_bucket_size: 10 embedding_name: "cate" }',
+        f'{{ feature_name: "tag_brand_list" input_names: "familyid" {sequence} 1000 max_seq_len: 5 }}',
+        f'{{ feature_name: "tag_category_list" input_names: "constellation" {sequence} 10 embedding_name: "cate" '
+        "max_seq_len: 5 }",
+    ]
+    schema = load(
+        ("    wide_deep: DEEP\n", f"    wide_deep: DEEP\n{ATTENTION}"),
+        ("feature_config: {", "feature_config: {" + "\n".join(f"  features: {text}" for text in features)),
+        overrides=['model_config.feature_groups[2].feature_names=["brand", "tag_category_list", "fans_num"]'],
+    ).schema
+    assert schema.attentions == (
+        Attention("seq_fea", ("brand", "cate_id"), ("tag_brand_list", "tag_category_list"), 32, True),
+    )
+    assert [(f.name, f.is_joined) for f in schema.features] == [
+        ("brand", True), ("tag_category_list", True), ("fans_num", True), ("cate_id", False), ("tag_brand_list", False),
+    ]  # fmt: skip
+    assert {table.name for table in schema.tables} == {"brand", "cate", "tag_brand_list"}
+    assert schema.width == 16 + 16 + 1 + 64
+    assert schema.aligned_lists() == [{"familyid": ",", "constellation": ","}]
+    assert list(schema.feature_fields()) == ["city", "os", "familyid", "constellation", "fans_num"]
+    assert Schema.from_dict(json.loads(json.dumps(schema.to_dict()))) == schema
 
 
 @pytest.mark.parametrize(

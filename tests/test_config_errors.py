@@ -820,6 +820,102 @@ MODEL_CASES = [
     ),
 ]
 
+# --- sequence_features
+
+SEQUENCE = 'feature_type: SequenceFeature separator: "," embedding_dim: 16 hash_bucket_size: 100'
+OTHER_SEQUENCES = "".join(
+    f'  features {{ feature_name: "{name}" input_names: "{field}" {SEQUENCE} {more} }}\n'
+    for name, field, more in (("seen", "familyid", ""), ("seen_8", "city", "max_seq_len: 8"))
+)
+
+
+def attention(text, name='group_name: "din"', groups=""):
+    """Edits that add sequences, and an attention to group "all"."""
+    return [
+        ("feature_config: {\n", f"feature_config: {{\n{OTHER_SEQUENCES}"),
+        ("    wide_deep: DEEP\n", f"    wide_deep: DEEP\n    sequence_features {{ {name} {text} }}\n{groups}"),
+    ]
+
+
+ATTENTION = "model_config.feature_groups[2].sequence_features[0]"
+GOOD_MAP = 'seq_att_map { key: "city" hist_seq: "seen" }'
+ATTENTION_CASES = [
+    case(*attention(GOOD_MAP, ""), place=f"{ATTENTION}.group_name", says="'' is no name; use letters, digits and _"),
+    case(
+        *attention(GOOD_MAP, groups=f'    sequence_features {{ group_name: "din" {GOOD_MAP} }}\n'),
+        place="model_config.feature_groups[2].sequence_features[1].group_name",
+        says="'din' is listed twice; rename one",
+    ),
+    case(*attention(""), place=f"{ATTENTION}.seq_att_map", says="is empty; name the keys and the sequences"),
+    *(
+        case(*attention(f"seq_att_map {{ {text} }}"), place=f"{ATTENTION}.{place}", says=says)
+        for text, place, says in (
+            ('hist_seq: "seen"', "seq_att_map[0].key", "is empty; name a feature"),
+            ('key: "city"', "seq_att_map[0].hist_seq", "is empty; name a feature"),
+            ('key: "cty" hist_seq: "seen"', "seq_att_map[0].key", "no feature named 'cty'; did you mean 'city'?"),
+            ('key: "city" hist_seq: "sen"', "seq_att_map[0].hist_seq", "no feature named 'sen'; did you mean 'seen'?"),
+            (
+                'key: "city" hist_seq: "os"',
+                "seq_att_map[0].hist_seq",
+                "'os' is a IdFeature; name a SequenceFeature",
+            ),
+            (
+                'key: "seen" hist_seq: "seen"',
+                "seq_att_map[0].key",
+                "'seen' is a SequenceFeature; a key is a feature of one vector a sample",
+            ),
+            (
+                'key: "group_size" hist_seq: "seen"',
+                "seq_att_map[0].key",
+                "'group_size' is a SampleNumFeature; a key is",
+            ),
+            (
+                'key: ["city", "fans_num"] hist_seq: "seen"',
+                "seq_att_map",
+                "keys city (16) + fans_num (1) have 17 numbers, sequences seen (16) have 16; make them equal",
+            ),
+            (
+                'key: ["city", "os"] hist_seq: ["seen", "seen_8"]',
+                "seq_att_map",
+                "'seen_8' and 'seen' differ in max_seq_len or kept_end",
+            ),
+        )
+    ),
+    case(
+        *attention(GOOD_MAP),
+        f'{GROUP["all"]}.feature_names=["os", "level"]',
+        place=f"{ATTENTION}.seq_att_map[0].key",
+        says="'city' is not in group 'all'; add it there or set allow_key_search: true",
+    ),
+    case(
+        *attention('seq_att_map { key: "img_path" hist_seq: "seen" }'),
+        NO_IMAGE_GROUP,
+        NO_HIGHWAY,
+        place="model_config.feature_groups[1].sequence_features[0].seq_att_map[0].key",
+        says="'img_path' needs the image tower: no feature group 'img'; add it",
+    ),
+    case(
+        *attention('seq_att_map { key: "img_path" hist_seq: "seen" }'),
+        f"{NETWORK}.highway_dnn.emb_size=8",
+        place=f"{ATTENTION}.seq_att_map",
+        says="keys img_path (8) have 8 numbers, sequences seen (16) have 16; make them equal",
+    ),
+    case(
+        *attention(GOOD_MAP)[:1],
+        ('    feature_names: "img_path"\n', f'    feature_names: "img_path" sequence_features {{ {GOOD_MAP} }}\n'),
+        place=f"{GROUP['img']}.sequence_features",
+        says="has no effect in group 'img'; move it to 'all'",
+    ),
+    *(
+        case(*attention(f"{GOOD_MAP} seq_dnn {{ {text} }}"), place=f"{ATTENTION}.seq_dnn.{setting}", says=says)
+        for text, setting, says in (
+            ("use_bn: true", "hidden_units", "is empty; give the units of each layer"),
+            ("hidden_units: [8, 4]", "hidden_units", "[8, 4] ends in 4; the last one is the score, add 1"),
+            ("hidden_units: [8, 1] dropout_ratio: 0.1", "dropout_ratio", "has 1 values for 2 layers"),
+        )
+    ),
+]
+
 # --- metrics_set of towers and of eval_config
 
 METRIC_CASES = [
@@ -1019,7 +1115,8 @@ TRAIN_CASES = [
 
 
 @pytest.mark.parametrize(
-    ("changes", "place", "says"), [*DATA_CASES, *FEATURE_CASES, *MODEL_CASES, *METRIC_CASES, *TRAIN_CASES]
+    ("changes", "place", "says"),
+    [*DATA_CASES, *FEATURE_CASES, *MODEL_CASES, *ATTENTION_CASES, *METRIC_CASES, *TRAIN_CASES],
 )
 def test_a_mistake_is_named_with_its_place_and_value_and_nothing_else_is(problems, changes, place, says):
     ((found_place, message),) = problems(changes)

@@ -12,6 +12,7 @@ from training_helpers import optimizer, use_backbone_of_three_stages
 
 from easyrec_mm.cli import main
 from easyrec_mm.manifest import read_manifest
+from easyrec_mm.serving.request import RequestError
 from easyrec_mm.serving.service import Service, ServiceOptions
 from easyrec_mm.store import open_store
 
@@ -38,7 +39,8 @@ data_config {
   input_fields { input_name: "clicks_of" input_type: STRING }
   input_fields { input_name: "seen" input_type: STRING }
   input_fields { input_name: "seen_prices" input_type: STRING }
-  input_fields { input_name: "seen_sizes" input_type: STRING }
+  input_fields { input_name: "seen_looks" input_type: STRING }
+  input_fields { input_name: "seen_categories" input_type: STRING }
   input_fields { input_name: "path" input_type: STRING }
   input_fields { input_name: "size" input_type: INT32 }
 }
@@ -64,8 +66,17 @@ feature_config {
     boundaries: [0.5, 1, 2] combiner: "sum" separator: "|"
   }
   features {
-    input_names: "seen_sizes" feature_type: SequenceFeature sub_feature_type: RawFeature raw_input_dim: 2
+    input_names: "seen_looks" feature_type: SequenceFeature sub_feature_type: RawFeature raw_input_dim: 4
     seq_multi_sep: "x" embedding_dim: 2 separator: "|"
+  }
+  features {
+    feature_name: "looks" input_names: "seen_looks" feature_type: SequenceFeature sub_feature_type: RawFeature
+    raw_input_dim: 4 seq_multi_sep: "x" separator: "|" max_seq_len: 4
+  }
+  features { input_names: "category" feature_type: IdFeature vocab_list: ["c0", "c1"] embedding_dim: 2 }
+  features {
+    input_names: "seen_categories" feature_type: SequenceFeature separator: "," max_seq_len: 3 kept_end: LAST
+    vocab_list: ["c0", "c1"] embedding_dim: 2 embedding_name: "category"
   }
   features { input_names: "path" feature_type: ImgFeature img_shape { width: 12 height: 12 } }
   features { input_names: "size" feature_type: SampleNumFeature }
@@ -75,7 +86,16 @@ model_config {
   feature_groups { group_name: "img" feature_names: "path" }
   feature_groups {
     group_name: "all"
-    feature_names: ["user", "price", "wanted", "clicks_of_category", "seen", "seen_prices", "seen_sizes"]
+    feature_names: ["user", "price", "wanted", "clicks_of_category", "seen", "seen_prices", "seen_looks"]
+    sequence_features {
+      group_name: "din"
+      allow_key_search: true
+      seq_att_map { key: ["user", "category"] hist_seq: ["seen", "seen_categories"] }
+      seq_dnn { hidden_units: [8, 1] }
+    }
+    sequence_features {
+      group_name: "look" need_key_feature: false seq_att_map { key: "path" hist_seq: "looks" }
+    }
   }
   embedding_regularization: 1e-4
   e2e_mm_dbmtl {
@@ -100,7 +120,8 @@ def sample(rng: np.random.Generator) -> dict[str, str]:
         "clicks_of": clicks,
         "seen": "|".join(f"u{rng.integers(20)}" for _ in range(num_seen)),
         "seen_prices": "|".join(f"{rng.lognormal(1, 1):.2f}" for _ in range(num_seen)),
-        "seen_sizes": "|".join(f"{rng.normal():.2f}x{rng.normal():.2f}" for _ in range(num_seen)),
+        "seen_looks": "|".join("x".join(f"{x:.2f}" for x in rng.normal(size=4)) for _ in range(num_seen)),
+        "seen_categories": ",".join(f"c{rng.integers(3)}" for _ in range(num_seen)),
     }
 
 
@@ -143,7 +164,7 @@ def test_check_shows_every_feature(trained, capsys, monkeypatch):
     assert 0 < float(found[5].rstrip("%")) < 100  # samples whose map lacks the category
     assert 0 < float(found[6].rstrip("%")) < 50  # numbers above 9
     assert lines["seen"].split()[1:3] == ["sequence", "(hash)"]
-    assert lines["seen_sizes"].split()[1:5] == ["sequence", "(numbers)", "2", "2"]
+    assert lines["seen_looks"].split()[1:5] == ["sequence", "(numbers)", "2", "4"]
     assert 0 < float(lines["seen"].split()[5].rstrip("%")) < 50  # without any
 
 
@@ -158,6 +179,23 @@ def rows(trained):
         columns = ["--reserved_columns", ",".join(names)]
         assert main(["predict", "--pipeline_config", f"{trained}/x.config", *arguments, *columns]) == 0
     return pq.read_table(f"{trained}/p.parquet").to_pylist(), names
+
+
+def test_lists_that_do_not_fit_each_other_are_refused(trained, rows):
+    rows, names = rows
+    service = Service(ServiceOptions(f"{trained}/rec"), open_store(f"lmdb://{trained}/store"))
+    instances = [{name: row[name] for name in names} for row in rows[:3]]
+    instances[2] |= {"seen": "u1|u2", "seen_categories": "c1"}
+    with pytest.raises(RequestError) as caught:
+        service.answer({"instances": instances})
+    assert str(caught.value) == "instance 2: 'seen' has 2 values and 'seen_categories' 1; they belong together"
+    for instance in instances:
+        instance["seen"] = "u1|u2"
+        del instance["seen_categories"]
+    with pytest.raises(RequestError, match="instance 0: 'seen' has 2 values and 'seen_categories' 3; they belong"):
+        service.answer({"instances": instances, "shared": {"seen_categories": "c0,c1,c2"}})
+    answer = service.answer({"instances": instances, "shared": {"seen_categories": "c0,c1"}})
+    assert len(answer.outputs["probs_click"]) == 3
 
 
 @pytest.mark.parametrize("runtime", ["onnx", "tensorflow"])

@@ -10,7 +10,8 @@ from easyrec_mm.layers.dnn import DNN, ExpertMixture, Highway
 from easyrec_mm.layers.embedding import EmbeddingTable, FeatureEmbedding, combine, feature_vector
 from easyrec_mm.layers.fast_layers import DepthwiseConv, FusedBatchNorm, GroupedDepthwiseConv, with_fast_layers
 from easyrec_mm.layers.image_tower import ImageTower
-from easyrec_mm.schema import Feature, Table
+from easyrec_mm.layers.target_attention import TargetAttention
+from easyrec_mm.schema import IMAGE_KEY, Attention, Feature, Table
 
 
 def random(*shape, seed=0):
@@ -443,6 +444,38 @@ def padded_values():
             found[f.weight_key] = weights.to_tensor(shape=shape)
             found[f.name] = value.to_tensor(shape=[*shape, *value.shape[2:]])
     return found
+
+
+@pytest.mark.parametrize("joins_key", [False, True])
+def test_attentions_join_behind_the_features(joins_key):
+    """A feature that only an attention reads does not join; what is attended to counts among the squares."""
+    features = (
+        feature("user", "id", 3, table="user"),
+        feature("friend", "id", 3, table="user", is_joined=False),
+        feature("seen_mean", "sequence", 3, table="tags", combiner="mean", elements="id"),
+        feature("seen_max", "sequence", 3, table="tags", combiner="max", elements="id", is_joined=False),
+        feature("numbers", "sequence", 2, combiner="max", elements="raw", raw_dim=2, is_joined=False),
+    )
+    attention = Attention("din", ("friend", IMAGE_KEY, "user"), ("seen_mean", "numbers", "seen_max"), 8, joins_key)
+    attend = TargetAttention(DNN([4, 1], ends_linear=True), "attention_din")
+    layer = FeatureEmbedding(features, TABLES, [(attention, attend)])
+    image = tf.constant(random(5, 2, seed=8))
+    output, squares = layer(values(), image)
+    w = {name: t.embeddings.numpy() for name, t in layer.tables.items()}
+    found = values()
+    key = np.concatenate([w["user"][found["friend"]], image, w["user"][found["user"]]], axis=1)
+    elements = w["tags"][np.concatenate(TAGS).astype(int)]
+    history = np.concatenate([elements, SEQUENCES["numbers"], elements], axis=1)
+    expected = attend(tf.constant(key), found["numbers"].with_flat_values(tf.constant(history)))
+    joined = [w["user"][found["user"]], pooled(elements, "mean"), expected.numpy(), *([key] if joins_key else [])]
+    np.testing.assert_allclose(output, np.concatenate(joined, axis=1), rtol=1e-5, atol=1e-6)
+    of_tables = [w["user"][found["user"]], w["user"][found["friend"]], joined[1], elements, elements]
+    assert float(squares) == pytest.approx(sum(np.sum(x**2) for x in of_tables), rel=1e-5)
+    rows = {f.name: layer._rows(f, found[f.name]) for f in features}
+    padded = padded_values()
+    rows |= {f.name: layer.tables["tags"].lookup(padded[f.name]) for f in features if f.kind == "sequence" and f.table}
+    given = {n: v for n, v in padded.items() if n not in ("seen_mean", "seen_max")}
+    np.testing.assert_allclose(layer.join(given, rows, image)[0], output, rtol=1e-5, atol=1e-6)
 
 
 def test_padded_lists_are_combined_as_ragged_ones():

@@ -17,7 +17,7 @@ from easyrec_mm.data.input import Input
 from easyrec_mm.data.source import Problem
 from easyrec_mm.errors import DataError
 from easyrec_mm.protos.data_pb2 import DatasetConfig
-from easyrec_mm.schema import Feature
+from easyrec_mm.schema import Attention, Feature
 
 LABELS = {"click": "int64", "seconds": "float32"}
 VALUES = {
@@ -626,3 +626,38 @@ def test_a_parquet_file_of_0_bytes(kind, tmp_path):
 def test_a_problem_passes_through_bytes():
     problem = Problem("column 'é'", "sample 1: '\x02' is bad")
     assert Problem.decode(problem.encode()) == problem
+
+
+# Sequences.
+
+SEQUENCES = replace(
+    SCHEMA,
+    features=(
+        Feature("user", "id", ("user",), 4, "user", "hash", 1000),
+        Feature("tags", "sequence", ("tags",), 3, "tags", "hash", 100, separator="|", elements="id"),
+        Feature("scores", "sequence", ("scores",), 1, separator="|", elements="raw"),
+        Feature("pairs", "sequence", ("scores",), 2, separator="|", elements="raw", raw_dim=2, number_separator="."),
+    ),
+    attentions=(Attention("din", ("user",), ("tags", "scores"), 4, True),),
+)
+
+
+@pytest.mark.parametrize("kind", WRITERS)
+def test_sequences_of_numbers_and_vectors_in_batches_cut_anywhere(kind, folder, groups):
+    found = values_of(input_of(kind, folder / kind / "*", schema=SEQUENCES, batch_size=7).batches())
+    texts = [row["scores"].split("|") if row["scores"] else [] for row in flat_rows(groups)]
+    assert found["scores"] == [[[float(text)] for text in some] for some in texts]
+    assert found["pairs"] == [[[float(part) for part in text.split(".")] for text in some] for some in texts]
+
+
+@pytest.mark.parametrize("kind", WRITERS)
+def test_sequences_that_are_attended_to_together_have_one_length(kind, tmp_path):
+    groups = change(random_groups(20, seed=1), 12, **whole({"img_path": "p"}))
+    bad_group = change(groups, 12, tags=["a", "a|b|c", "|"], scores=["1.0", "1.0||2.5", ""])
+    WRITERS[kind](tmp_path / "a", bad_group)
+    ((_, where, problem),), left = refused(kind, tmp_path / "a", schema=SEQUENCES)
+    assert "tags" in where + problem
+    assert "3" in problem
+    assert "scores" in problem
+    bad_users = ["a", "b", "c"] if kind in GROUPED else ["b"]
+    assert left == [user for user in users_of(groups) if user not in bad_users]

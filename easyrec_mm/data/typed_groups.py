@@ -100,7 +100,7 @@ class TypedGroups:
         self.is_flat = is_flat
         self._has_texts = has_texts
         self._patterns = text_patterns(schema)
-        self.weighted_tags = [f for f in schema.features if f.weight_input and set(f.inputs) <= {*labels, *fields}]
+        self.aligned = [lists for lists in schema.aligned_lists() if lists.keys() <= {*labels, *fields}]
         self.columns = (*(field.name for field in self._fields), schema.image.field)
         self._separators = {name: f.separator for f in schema.features for name in f.inputs if f.separator}
 
@@ -195,13 +195,15 @@ class TypedGroups:
         for name in self._schema.group_fields:
             if name in values:
                 self._require_agreement(name, values[name], flat)
-        for feature in self.weighted_tags:
-            counts = [_count_tags(values[name], feature.separator) for name in feature.inputs]
-            flat.refuse(
-                counts[0] != counts[1],
-                _column(feature.inputs[0]),
-                lambda i, c=counts, f=feature: f"{c[0][i]} tags, and {f.inputs[1]} has {c[1][i]} weights",
-            )
+        for lists in self.aligned:
+            counts = {name: _count_tags(values[name], separator) for name, separator in lists.items()}
+            first, *others = counts
+            for name in others:
+                flat.refuse(
+                    counts[first] != counts[name],
+                    _column(first),
+                    lambda i, f=counts[first], c=counts[name], n=name: f"{f[i]} values, and {n} has {c[i]}",
+                )
         problems |= {int(kept[group]): problem for group, problem in flat.problems.items()}
         if flat.problems:
             of_good = flat.is_good[flat.group]
