@@ -128,6 +128,22 @@ def _log1p(given: Given) -> Log1p:
     return "after"
 
 
+def vector_feature(given: Given) -> tuple[Feature, int]:
+    """VectorFeature."""
+    item = given.item
+    if not item.vector_dim:
+        given.add("vector_dim", "is 0; give the numbers of a vector")
+    if item.embedding_dim:
+        given.add("embedding_dim", "has no effect on a vector, which stays as it is; remove it")
+    if given.require_inputs("VectorFeature", 1, 1):
+        given.require_string(given.inputs[0], "a vector")
+    if item.vector_dim > 1:
+        _check_inner_separator(given, "separator")
+    separator = item.separator if item.vector_dim > 1 else ""
+    dim = item.vector_dim
+    return Feature(given.name, "raw", given.inputs, dim, raw_dim=dim, separator=separator), 0
+
+
 def _expression(given: Given) -> str:
     """The text of a checked expression, with all its parentheses."""
     if not given.item.expression.strip():
@@ -341,4 +357,5 @@ KINDS: dict[int, Callable[[Given], tuple[Feature, int]]] = {
     FeatureConfig.LookupFeature: lookup_feature,
     FeatureConfig.SequenceFeature: sequence_feature,
     FeatureConfig.ExprFeature: number_feature,
+    FeatureConfig.VectorFeature: vector_feature,
 }

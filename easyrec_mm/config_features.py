@@ -17,6 +17,7 @@ from easyrec_mm.protos.feature_pb2 import FeatureConfig, Initializer
 from easyrec_mm.schema import Feature, Field, RowLayout, Table
 
 _ONE_NUMBER_TYPES = (FeatureConfig.RawFeature, FeatureConfig.ExprFeature, FeatureConfig.SequenceFeature)
+_TABLE_TYPES = tuple(kind for kind in KINDS if kind != FeatureConfig.VectorFeature)
 _SEQUENCE_TYPES = (FeatureConfig.SequenceFeature,)
 _TAG_TYPES = (FeatureConfig.TagFeature, FeatureConfig.LookupFeature)
 _ID_TYPES = (FeatureConfig.IdFeature, *_TAG_TYPES, FeatureConfig.SequenceFeature)
@@ -24,8 +25,8 @@ _IDS, _NUMBERS = (FeatureConfig.IdFeature,), (FeatureConfig.RawFeature,)
 
 # Settings of FeatureConfig that only some feature types use; the others apply to every type.
 SETTINGS_OF_TYPES: dict[str, tuple[int, ...]] = {
-    "embedding_name": tuple(KINDS),
-    "initializer": tuple(KINDS),
+    "embedding_name": _TABLE_TYPES,
+    "initializer": _TABLE_TYPES,
     "hash_bucket_size": (*_ID_TYPES, FeatureConfig.ComboFeature),
     "num_buckets": _ID_TYPES,
     "vocab_list": _ID_TYPES,
@@ -44,6 +45,7 @@ SETTINGS_OF_TYPES: dict[str, tuple[int, ...]] = {
     "seq_multi_sep": _SEQUENCE_TYPES,
     "max_seq_len": _SEQUENCE_TYPES,
     "kept_end": _SEQUENCE_TYPES,
+    "vector_dim": (FeatureConfig.VectorFeature,),
     "img_shape": (FeatureConfig.ImgFeature,),
     "resize_method": (FeatureConfig.ImgFeature,),
     "antialias": (FeatureConfig.ImgFeature,),

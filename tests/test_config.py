@@ -207,6 +207,7 @@ def test_kinds_of_features_and_tables(load, tmp_path):
             raw_input_dim: 2 seq_multi_sep: ":" numeric_transform: LOG1P""",
         14: """input_names: "user_auth_type" feature_type: SequenceFeature sub_feature_type: RawFeature separator: ","
             boundaries: [1, 2] embedding_dim: 3""",
+        12: """input_names: "gender" feature_type: VectorFeature separator: "," vector_dim: 4""",
         7: """input_names: "week_day" feature_type: IdFeature num_buckets: 7 embedding_dim: 8
             initializer { truncated_normal_initializer { mean: 1 stddev: 2 } }""",
     }
@@ -214,7 +215,8 @@ def test_kinds_of_features_and_tables(load, tmp_path):
         overrides=[
             *(f"feature_config.features[{i}]={text}" for i, text in settings_of.items()),
             'model_config.feature_groups[2].feature_names=["city", "cross", "os", "os_version", "day_h", "week_day",'
-            '"is_new_userid", "level", "familyid", "constellation", "user_auth_type"]',
+            '"is_new_userid", "level", "familyid", "constellation", "user_auth_type", "gender"]',
+            "data_config.input_fields[18].default_val=1,2,3,4",
         ]
     ).schema
     assert schema.features == (
@@ -241,6 +243,7 @@ def test_kinds_of_features_and_tables(load, tmp_path):
             "user_auth_type", "sequence", ("user_auth_type",), 3, "user_auth_type", separator=",", combiner="mean",
             elements="raw", boundaries=(1.0, 2.0),
         ),
+        Feature("gender", "raw", ("gender",), 4, separator=",", raw_dim=4),
     )  # fmt: skip
     assert schema.features[0].weight_input == "province"
     assert schema.features[2].weight_input is None
@@ -252,7 +255,7 @@ def test_kinds_of_features_and_tables(load, tmp_path):
         Table("user_auth_type", 3, 3, ("truncated_normal", (0.0, 1 / 3**0.5))),
     )
     used = ["latitude", "city", "province", "os", "os_version", "day_h", "week_day", "is_new_userid", "level"]
-    used += ["familyid", "constellation", "user_auth_type"]
+    used += ["familyid", "gender", "constellation", "user_auth_type"]
     assert list(schema.feature_fields()) == used
 
 

@@ -453,6 +453,26 @@ FEATURE_CASES = [
             ),
         )
     ),
+    # VectorFeature
+    *(
+        case(
+            f"{FEATURE['city']}=input_names: 'city' feature_type: VectorFeature {text}",
+            place=f"{FEATURE['city']}.{setting}",
+            says=says,
+        )
+        for text, setting, says in (
+            ("", "vector_dim", "is 0; give the numbers of a vector"),
+            ("vector_dim: 4", "separator", "'|' is also data_config.rtp_separator"),
+            ("vector_dim: 1 embedding_dim: 4", "embedding_dim", "has no effect on a vector, which stays as it is"),
+            ("vector_dim: 1 input_names: 'os'", "input_names", "VectorFeature reads one field, not 2"),
+            ("vector_dim: 1 embedding_name: 'x'", "embedding_name", "has no effect on VectorFeature 'city'"),
+        )
+    ),
+    case(
+        f"{FEATURE['level']}=input_names: 'level' feature_type: VectorFeature vector_dim: 3 separator: ','",
+        place=f"{FEATURE['level']}.input_names",
+        says="'level' must be a STRING field to hold a vector",
+    ),
     # SequenceFeature
     *(
         case(
@@ -1146,6 +1166,7 @@ MISPLACED = {
     "seq_multi_sep": ("city", "seq_multi_sep=,"),
     "max_seq_len": ("city", "max_seq_len=3"),
     "kept_end": ("city", "kept_end=LAST"),
+    "vector_dim": ("city", "vector_dim=4"),
     "img_shape": ("city", "img_shape=width: 8 height: 8"),
     "resize_method": ("city", "resize_method=BILINEAR"),
     "antialias": ("group_size", "antialias=true"),

@@ -41,6 +41,7 @@ data_config {
   input_fields { input_name: "seen_prices" input_type: STRING }
   input_fields { input_name: "seen_looks" input_type: STRING }
   input_fields { input_name: "seen_categories" input_type: STRING }
+  input_fields { input_name: "look" input_type: STRING default_val: "1,0,0,0" }
   input_fields { input_name: "path" input_type: STRING }
   input_fields { input_name: "size" input_type: INT32 }
 }
@@ -78,6 +79,7 @@ feature_config {
     input_names: "seen_categories" feature_type: SequenceFeature separator: "," max_seq_len: 3 kept_end: LAST
     vocab_list: ["c0", "c1"] embedding_dim: 2 embedding_name: "category"
   }
+  features { input_names: "look" feature_type: VectorFeature vector_dim: 4 separator: "," }
   features { input_names: "path" feature_type: ImgFeature img_shape { width: 12 height: 12 } }
   features { input_names: "size" feature_type: SampleNumFeature }
 }
@@ -92,6 +94,10 @@ model_config {
       allow_key_search: true
       seq_att_map { key: ["user", "category"] hist_seq: ["seen", "seen_categories"] }
       seq_dnn { hidden_units: [8, 1] }
+    }
+    sequence_features {
+      group_name: "look_alike" allow_key_search: true seq_att_map { key: "look" hist_seq: "looks" }
+      seq_dnn { hidden_units: [4, 1] use_bn: false }
     }
     sequence_features {
       group_name: "look" need_key_feature: false seq_att_map { key: "path" hist_seq: "looks" }
@@ -122,6 +128,7 @@ def sample(rng: np.random.Generator) -> dict[str, str]:
         "seen_prices": "|".join(f"{rng.lognormal(1, 1):.2f}" for _ in range(num_seen)),
         "seen_looks": "|".join("x".join(f"{x:.2f}" for x in rng.normal(size=4)) for _ in range(num_seen)),
         "seen_categories": ",".join(f"c{rng.integers(3)}" for _ in range(num_seen)),
+        "look": ",".join(f"{x:.2f}" for x in rng.normal(size=4)) if rng.random() < 0.8 else "",
     }
 
 

@@ -661,3 +661,74 @@ def test_sequences_that_are_attended_to_together_have_one_length(kind, tmp_path)
     assert "scores" in problem
     bad_users = ["a", "b", "c"] if kind in GROUPED else ["b"]
     assert left == [user for user in users_of(groups) if user not in bad_users]
+
+
+# Values that are lists.
+
+LISTS = replace(
+    SCHEMA,
+    features=(
+        Feature("user", "id", ("user",), 4, "user", "hash", 1000),
+        Feature("tags", "raw", ("tags",), 2, separator="|", raw_dim=2),
+        Feature("scores", "sequence", ("scores",), 2, separator="|", elements="raw", raw_dim=2, number_separator=","),
+        Feature("cate", "raw", ("cate",), 3, separator="|", raw_dim=3),
+    ),
+)
+VECTORS = [[[0.5, -2.0], None, [1e-5, 3.0]], [[1.0, 2.0]]]  # two groups, of three samples and one
+SEQUENCES_OF_VECTORS = [[[[1.0, 2.0], [3.0, 4.0]], [], None], [[[5.0, 6.0]]]]
+OF_GROUPS = [[1.0, 2.0, 3.0], [4.0, 5.0, 6.0]]
+
+
+def number_list(values, *dims, fixed=False):
+    """An array of lists within each other, the innermost of a fixed size."""
+    kind = pa.float32()
+    for dim in reversed(dims):
+        kind = pa.list_(kind, dim) if fixed and dim else pa.list_(kind)
+    return pa.array(values, kind)
+
+
+@pytest.mark.parametrize("fixed", [False, True])
+def test_columns_of_lists_are_vectors(tmp_path, fixed):
+    groups = [whole({"img_path": "p"}), {name: values[:1] for name, values in whole({"img_path": "p"}).items()}]
+    groups[1]["img_path"] = "q"
+    columns = grouped_table(groups)
+    lists = {
+        "tags": number_list(VECTORS, 0, 2, fixed=fixed),
+        "scores": number_list(SEQUENCES_OF_VECTORS, 0, 0, 2, fixed=fixed),
+        "cate": number_list(OF_GROUPS, 3, fixed=fixed),
+    }
+    for name, values in lists.items():
+        columns = columns.set_column(columns.column_names.index(name), name, values)
+    expected = {
+        "tags": [[0.5, -2.0], [0.0, 0.0], [np.float32(1e-5), 3.0], [1.0, 2.0]],
+        "scores": [[[1.0, 2.0], [3.0, 4.0]], [], [], [[5.0, 6.0]]],
+        "cate": [[1.0, 2.0, 3.0]] * 3 + [[4.0, 5.0, 6.0]],
+    }
+    pq.write_table(columns, tmp_path / "grouped")
+    found = values_of(input_of("GroupParquetInput", tmp_path / "grouped", schema=LISTS).batches())
+    assert {name: found[name] for name in expected} == expected
+    rows = {
+        name: [value for group in groups for value in group[name]] for name in (*LABELS, "user", "age", "weight", "vip")
+    }
+    rows["img_path"] = ["p", "p", "p", "q"]
+    flat = pa.table(rows)
+    flat = flat.append_column("tags", number_list([v for group in VECTORS for v in group], 2, fixed=fixed))
+    flat = flat.append_column("scores", number_list([v for g in SEQUENCES_OF_VECTORS for v in g], 0, 2, fixed=fixed))
+    flat = flat.append_column("cate", number_list([OF_GROUPS[0]] * 3 + OF_GROUPS[1:], 3, fixed=fixed))
+    pq.write_table(flat, tmp_path / "flat")
+    found = values_of(input_of("ParquetInput", tmp_path / "flat", schema=LISTS).batches())
+    assert {name: found[name] for name in expected} == expected
+
+
+def test_a_list_too_deep_or_of_another_size_is_told(tmp_path):
+    groups = [whole({"img_path": "p"})]
+    columns = grouped_table(groups)
+    place = columns.column_names.index("tags")
+    pq.write_table(columns.set_column(place, "tags", number_list([[[[1.0]]] * 3], 0, 0, 0)), tmp_path / "deep")
+    with pytest.raises(DataError, match=r"column 'tags' is list<.*list<.*, and data_config.input_fields says text"):
+        list(input_of("GroupParquetInput", tmp_path / "deep", schema=LISTS).batches())
+    vectors = number_list([[[1.0, 2.0], [1.0], [3.0, float("nan")]]], 0, 0)
+    pq.write_table(columns.set_column(place, "tags", vectors), tmp_path / "short")
+    ((_, where, problem),), _ = refused("GroupParquetInput", tmp_path / "short", schema=LISTS)
+    assert where == "column 'tags'"
+    assert problem == "sample 1: '1' is no value of the form its feature needs"

@@ -102,7 +102,14 @@ class TypedGroups:
         self._patterns = text_patterns(schema)
         self.aligned = [lists for lists in schema.aligned_lists() if lists.keys() <= {*labels, *fields}]
         self.columns = (*(field.name for field in self._fields), schema.image.field)
-        self._separators = {name: f.separator for f in schema.features for name in f.inputs if f.separator}
+        # Of a value that is a list, or a list of lists: what splits them as text.
+        self._separators = {
+            name: [separator for separator in (f.separator, f.number_separator) if separator]
+            for f in schema.features
+            for name in f.inputs
+            if f.separator
+        }
+        self._vectors = {name for f in schema.features for name in f.inputs if f.raw_dim > 1}
 
     @property
     def dtypes(self) -> dict[str, Dtype]:
@@ -159,9 +166,9 @@ class TypedGroups:
     def _prepare(self, place: str, name: str, column: pa.ChunkedArray) -> pa.ChunkedArray:
         """A column of text, int64 or float64, or of lists of such."""
         dtype: Dtype = "string" if name == self._schema.image.field else self.dtypes[name]
+        if dtype == "string":
+            column = self._as_texts(name, column)
         kind = column.type
-        if self.is_flat and _is_list(kind) and dtype == "string":
-            return pc.binary_join(column.cast(pa.list_(pa.string())), self._separators.get(name, "|"))
         inner = kind.value_type if _is_list(kind) else kind
         inner = inner.value_type if pa.types.is_dictionary(inner) else inner
         is_text, is_floating = _is_text(inner), pa.types.is_floating(inner)
@@ -184,6 +191,18 @@ class TypedGroups:
         if pa.types.is_integer(inner) and target == pa.float64():
             return column.cast(pa.list_(target) if _is_list(kind) else target, safe=False)
         return column.cast(pa.list_(target) if _is_list(kind) else target)
+
+    def _as_texts(self, name: str, column: pa.ChunkedArray) -> pa.ChunkedArray:
+        """Values that are lists as the text of the feature that reads them; the list of a group's samples stays."""
+        depth, leaf = _depth(column.type)
+        separators = self._separators.get(name, ["|"])
+        own = depth if self.is_flat else depth - 1
+        if name in self._vectors and depth == len(separators) and not _is_text(leaf):
+            own = depth  # one vector for a whole group
+        if not 0 < own <= len(separators):
+            return column
+        texts = (_join_lists(chunk, separators[:own]) for chunk in column.cast(_text_type(depth)).chunks)
+        return pa.chunked_array(texts, _text_type(depth - own))
 
     def read(self, table: pa.Table) -> TypedRows:
         """The good groups of a table whose columns were checked."""
@@ -315,7 +334,7 @@ class TypedGroups:
             flat.refuse(
                 ~is_good.to_numpy(zero_copy_only=False),
                 _column(field.name),
-                lambda i: f"'{values[i]}' is no value of the form its feature needs",
+                lambda i: f"{_shown(values[i].as_py())} is no value of the form its feature needs",
             )
         if field.default:
             is_empty = pc.fill_null(pc.equal(pc.binary_length(values), 0), True)
@@ -374,6 +393,30 @@ def _as_whole(column: pa.ChunkedArray) -> tuple[pa.Array, dict[int, float]]:
 
 def _is_floating(kind: pa.DataType) -> bool:
     return pa.types.is_floating(kind.value_type if _is_list(kind) else kind)
+
+
+def _depth(kind: pa.DataType) -> tuple[int, pa.DataType]:
+    """Lists within each other, and what they hold."""
+    depth = 0
+    while _is_list(kind) or pa.types.is_fixed_size_list(kind):
+        depth, kind = depth + 1, kind.value_type
+    return depth, kind
+
+
+def _text_type(depth: int) -> pa.DataType:
+    kind = pa.string()
+    for _ in range(depth):
+        kind = pa.list_(kind)
+    return kind
+
+
+def _join_lists(lists: pa.Array, separators: list[str]) -> pa.Array:
+    """The innermost lists of texts, joined by the separators, the last of which is for the innermost."""
+    depth, _ = _depth(lists.type)
+    if depth > len(separators) or len(separators) > 1:
+        inner = _join_lists(lists.values, separators if depth > len(separators) else separators[1:])
+        lists = pa.ListArray.from_arrays(lists.offsets, inner, mask=lists.is_null())
+    return lists if depth > len(separators) else pc.binary_join(lists, separators[0])
 
 
 def _is_list(kind: pa.DataType) -> bool:
