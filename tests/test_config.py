@@ -543,7 +543,7 @@ def test_all_enums_with_unsupported_values_are_met():
 
 def test_skipped_fields_leave_a_config_that_loads(load, problems):
     edits = [
-        ("  batch_size: 64", "  with_header: true batch_size: 64"),
+        ("  batch_size: 64", "  file_shard: true batch_size: 64"),
         ("  model_class:", '  model_name: "first" model_class:'),
         ("  num_steps: 2000", "  num_gpus_per_worker: 2\n  num_steps: 2000"),
     ]
@@ -552,14 +552,14 @@ def test_skipped_fields_leave_a_config_that_loads(load, problems):
     assert pipeline.config == load().config
     assert [note.split(": ")[2] for note in pipeline.notes[:3]] == [
         "train_config.num_gpus_per_worker",
-        "data_config.with_header",
+        "data_config.file_shard",
         "model_config.model_name",
     ]
     assert all(note.startswith("skipped: ") for note in pipeline.notes[:3])
 
 
 def test_an_unsupported_value_beside_an_unsupported_field_names_what_stays_wrong(problems):
-    edits = [("input_type: GroupRTPInput", "input_type: OdpsGroupRTPInput\n  with_header: true")]
+    edits = [("input_type: GroupRTPInput", "input_type: OdpsGroupRTPInput\n  file_shard: true")]
     assert len(problems(*edits)) == 3
     lines = problems(*edits, ignore_unsupported=True)
     assert len(lines) == 2

@@ -31,9 +31,6 @@ from easyrec_mm.picture_bank import PictureBank, Plan
 from easyrec_mm.protos.data_pb2 import DatasetConfig
 from easyrec_mm.schema import CROSS_SEPARATOR, Schema
 
-# Groups that are parsed at once, at least: an operation on those of one small batch costs more than its work.
-CHUNK_GROUPS = 256
-
 
 @dataclass(frozen=True)
 class InputBatch:
@@ -150,7 +147,7 @@ class Input:
         Raises:
           DataError: when a file cannot be read on, or more records are bad than allowed.
         """
-        dataset = self._dataset(num_epochs, num_skipped)
+        dataset = self.dataset(num_epochs, num_skipped)
         pending: deque[_Pending] = deque()
         epoch: int | None = None  # of the batch before
         stop = threading.Event()
@@ -188,7 +185,7 @@ class Input:
 
     def spec(self) -> Batch:
         """Shapes and dtypes of the batches, for tf.function: G, S and U are open."""
-        rows = self._dataset(1, 0).element_spec
+        rows = self.dataset(1, 0).element_spec
         indices, numbers = tf.TensorSpec([None], tf.int32), tf.TensorSpec([None], tf.int64)
         images = Images(
             encoded=indices,
@@ -211,11 +208,14 @@ class Input:
     def _drops_remainder(self) -> bool:
         return self._training and self._data.drop_remainder
 
-    def _dataset(self, num_epochs: int, num_skipped: int) -> tf.data.Dataset:
-        batches_at_once = -(-CHUNK_GROUPS // self.batch_size)
+    def dataset(self, num_epochs: int, num_skipped: int) -> tf.data.Dataset:
+        """The batches before their pictures, in the form of `_finish`; arguments as for `batches`."""
+        batches_at_once = -(-self.source.chunk_size // self.batch_size)
         records = self.source.records(num_epochs, num_skipped * self.batch_size, batches_at_once * self.batch_size)
         chunks = records.map(self._read, num_parallel_calls=self._num_threads, deterministic=True)
-        return chunks.flat_map(self._batches_of_chunk).prefetch(self._data.prefetch_size)
+        places = chunks.flat_map(self._places_of_batches)
+        batches = places.map(self._cut, num_parallel_calls=self._num_threads, deterministic=True)
+        return batches.prefetch(self._data.prefetch_size)
 
     def _read_chunk(self, *element: Any) -> dict[str, Any]:
         """An element of the source -> its good groups, transformed, in the order of the file."""
@@ -256,11 +256,12 @@ class Input:
             "records": {"epoch": chunk.epoch, "file": chunk.file, "row": chunk.row},
         }
 
-    def _batches_of_chunk(self, chunk: dict[str, Any]) -> tf.data.Dataset:
+    def _places_of_batches(self, chunk: dict[str, Any]) -> tf.data.Dataset:
+        """(chunk, first record) of each batch in a chunk."""
         size = tf.size(chunk["records"]["row"], tf.int64)
         num_batches = size // self.batch_size if self._drops_remainder else -(-size // self.batch_size)
         starts = tf.data.Dataset.range(0, num_batches * self.batch_size, self.batch_size)
-        return starts.map(lambda first: self._cut(chunk, first))
+        return tf.data.Dataset.zip((tf.data.Dataset.from_tensors(chunk).repeat(), starts))
 
     def _batch_of_chunk(self, chunk: dict[str, Any], first: tf.Tensor) -> dict[str, Any]:
         """The batch of `batch_size` records from `first` on: its tensors, and where its groups come from."""

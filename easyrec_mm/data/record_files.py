@@ -34,6 +34,7 @@ class RecordFiles:
     files: list[str]
     open_file: Callable[[tf.Tensor, tf.Tensor], tf.data.Dataset]
     order: Order
+    chunk_size = 256
 
     def __post_init__(self) -> None:
         self._compressions = _compressions(self.files)

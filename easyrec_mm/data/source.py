@@ -85,9 +85,14 @@ class Problem(NamedTuple):
 
 
 class Source(Protocol):
-    """The groups of some files."""
+    """The groups of some files.
+
+    chunk_size: groups that are parsed at once, at least: an operation on those of one small batch costs more than its
+      work.
+    """
 
     files: list[str]
+    chunk_size: int
 
     def records(self, num_epochs: int, num_skipped: int, size: int) -> tf.data.Dataset:
         """Groups as they stand in the files, `size` at a time, for `parse`.

@@ -56,6 +56,11 @@ class TableSource:
         if not any(len(table) for table in self._tables(range(len(self.files)))):
             raise DataError(f"{', '.join(self.files[:3])}: no row of data; give files that hold groups")
 
+    @property
+    def chunk_size(self) -> int:
+        """Larger than that of records: the calls of Arrow and NumPy hold Python's lock."""
+        return 8192 if self.groups.is_flat else 1024
+
     def records(self, num_epochs: int, num_skipped: int, size: int) -> tf.data.Dataset:
         """See Source.records; the groups are checked already. The dataset can be iterated once."""
         chunks = _InOrder(self._chunks(num_epochs, num_skipped, size))
