@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
     from easyrec_mm.config import Pipeline
     from easyrec_mm.data.bad_records import BadRecords
+    from easyrec_mm.data.vectors import VectorStores
     from easyrec_mm.embed import PictureEmbedder
     from easyrec_mm.model import MultimodalModel
     from easyrec_mm.store import Store
@@ -48,8 +49,11 @@ def eval_command(options: argparse.Namespace) -> int:
     from easyrec_mm.trainer import EVAL_RESULT
 
     config = pipeline.config
-    model, bad_records, trained = _trained(pipeline, options.checkpoint_path)
-    results = evaluate(model, config, path, "eval_input_path", bad_records)
+    model, bad_records, vectors, trained = _trained(pipeline, options.checkpoint_path)
+    try:
+        results = evaluate(model, config, path, "eval_input_path", bad_records, vectors)
+    finally:
+        vectors.close()
     result_path = os.path.join(config.model_dir, EVAL_RESULT)
     write_result(result_path, results)
     print(table(results))
@@ -72,8 +76,12 @@ def predict_command(options: argparse.Namespace) -> int:
         raise UserError(f"--output {options.output}: write to a file that ends in .parquet or .csv")
     from easyrec_mm.evaluator import predict
 
-    model, bad_records, trained = _trained(pipeline, options.checkpoint_path)
-    num_rows = predict(model, pipeline.config, options.predict_input_path, options.output, reserved, bad_records)
+    model, bad_records, vectors, trained = _trained(pipeline, options.checkpoint_path)
+    path = options.predict_input_path
+    try:
+        num_rows = predict(model, pipeline.config, path, options.output, reserved, bad_records, vectors)
+    finally:
+        vectors.close()
     print(f"{num_rows} rows by {trained} in {options.output}")
     if bad_records.summary():
         print(bad_records.summary())
@@ -278,18 +286,20 @@ def serve_command(options: argparse.Namespace) -> int:
     return 0
 
 
-def _trained(pipeline: Pipeline, checkpoint_path: str | None) -> tuple[MultimodalModel, BadRecords, str]:
-    """The model of a checkpoint, the newest in model_dir if none is named; where bad records go; and its name."""
+def _trained(pipeline: Pipeline, checkpoint_path: str | None) -> tuple[MultimodalModel, BadRecords, VectorStores, str]:
+    """The model of a checkpoint, the newest in model_dir if none is named; where bad records go; the vectors that it
+    was trained with; and its name.
+    """
     from easyrec_mm.checkpoint import resolve_checkpoint
     from easyrec_mm.data.bad_records import BadRecords
-    from easyrec_mm.evaluator import load_model
+    from easyrec_mm.evaluator import load_model, vectors_of
     from easyrec_mm.trainer import BAD_RECORDS
 
     config = pipeline.config
     checkpoint = resolve_checkpoint(checkpoint_path or config.model_dir, "--checkpoint_path")
     model, step = load_model(config, pipeline.schema, checkpoint)
     bad_records = BadRecords(os.path.join(config.model_dir, BAD_RECORDS), config.data_config.max_bad_record_share)
-    return model, bad_records, f"{checkpoint} (step {step})"
+    return model, bad_records, vectors_of(pipeline.schema, checkpoint), f"{checkpoint} (step {step})"
 
 
 def check_command(options: argparse.Namespace) -> int:

@@ -11,14 +11,18 @@ from dataclasses import dataclass, replace
 from itertools import pairwise
 from pathlib import Path
 
-from easyrec_mm.errors import Problems
+from easyrec_mm.errors import Problems, did_you_mean
 from easyrec_mm.expression import ExpressionError, parse_expression
 from easyrec_mm.protos.data_pb2 import DatasetConfig
 from easyrec_mm.protos.feature_pb2 import FeatureConfig
 from easyrec_mm.schema import Encoding, Feature, Field, Log1p
 
+# Schemes of vector_store.
+STORE_SCHEMES = ("lmdb", "redis", "rediss", "postgresql", "postgres")
 # Values of normalizer_fn.
 LOG1P_NAMES = ("tf.math.log1p", "tf.log1p", "log1p")
+# Inputs of exported models beside fields and vectors of features.
+_IMAGE_NAMES = ("img_emb_vector",)
 COMBINERS, POOLINGS = ("mean", "sum", "sqrtn"), ("mean", "sum", "max")
 
 
@@ -135,13 +139,36 @@ def vector_feature(given: Given) -> tuple[Feature, int]:
         given.add("vector_dim", "is 0; give the numbers of a vector")
     if item.embedding_dim:
         given.add("embedding_dim", "has no effect on a vector, which stays as it is; remove it")
-    if given.require_inputs("VectorFeature", 1, 1):
-        given.require_string(given.inputs[0], "a vector")
+    has_input = given.require_inputs("VectorFeature", 1, 1)
+    feature = Feature(given.name, "raw", given.inputs, item.vector_dim, raw_dim=item.vector_dim)
+    if item.HasField("vector_store"):
+        _check_store(given)
+        if has_input and given.fields[given.inputs[0]].dtype == "float32":
+            given.add("input_names", f"'{given.inputs[0]}' is a FLOAT; a key is text or a whole number")
+        return replace(feature, store=item.vector_store, max_missing_share=item.max_missing_share), 0
+    if item.HasField("max_missing_share"):
+        given.add("max_missing_share", "has no effect without vector_store; set it or remove this")
+    if has_input:
+        given.require_string(given.inputs[0], "a vector; or set vector_store, if it holds a key")
     if item.vector_dim > 1:
         _check_inner_separator(given, "separator")
-    separator = item.separator if item.vector_dim > 1 else ""
-    dim = item.vector_dim
-    return Feature(given.name, "raw", given.inputs, dim, raw_dim=dim, separator=separator), 0
+        feature = replace(feature, separator=item.separator)
+    return feature, 0
+
+
+def _check_store(given: Given) -> None:
+    item = given.item
+    scheme, end, _ = item.vector_store.partition("://")
+    if not end or scheme not in STORE_SCHEMES:
+        known = did_you_mean(scheme, STORE_SCHEMES)
+        given.add("vector_store", f"'{item.vector_store}' is no store such as lmdb://path; scheme '{scheme}': {known}")
+    if not 0 <= item.max_missing_share <= 1:
+        given.add("max_missing_share", f"{item.max_missing_share:g} is no share from 0 to 1")
+    for key in (f"{given.name}_vector", f"{given.name}_length"):
+        if key in given.fields or key in _IMAGE_NAMES:
+            given.add(
+                "feature_name", f"'{given.name}' gives an input '{key}', which there is already; name it otherwise"
+            )
 
 
 def _expression(given: Given) -> str:
@@ -234,9 +261,12 @@ def sequence_feature(given: Given) -> tuple[Feature, int]:
     elif item.sub_feature_type == FeatureConfig.RawFeature:
         feature, rows = _numbers(given)
         _check_number_separator(given)
+    elif item.sub_feature_type == FeatureConfig.VectorFeature:
+        feature, rows = _vectors_of_keys(given), 0
     else:
         kind = FeatureConfig.FeatureType.Name(item.sub_feature_type)
-        given.add("sub_feature_type", f"a sequence has no elements of {kind}; choose IdFeature or RawFeature")
+        choices = "choose IdFeature, RawFeature or VectorFeature"
+        given.add("sub_feature_type", f"a sequence has no elements of {kind}; {choices}")
         return Feature(given.name, "sequence", given.inputs, 1, elements="raw"), 0
     sequence = replace(
         feature,
@@ -249,6 +279,22 @@ def sequence_feature(given: Given) -> tuple[Feature, int]:
         keeps_last=item.kept_end == FeatureConfig.LAST,
     )
     return sequence, rows
+
+
+def _vectors_of_keys(given: Given) -> Feature:
+    """A raw feature of the elements of a sequence of keys."""
+    item = given.item
+    if not item.vector_dim:
+        given.add("vector_dim", "is 0; give the numbers of a vector")
+    if item.embedding_dim:
+        given.add("embedding_dim", "has no effect on vectors, which stay as they are; remove it")
+    if item.HasField("vector_store"):
+        _check_store(given)
+    else:
+        other = "for vectors in the row choose RawFeature with raw_input_dim"
+        given.add("vector_store", f"is missing; name the store of the vectors, or {other}")
+    feature = Feature(given.name, "raw", given.inputs, item.vector_dim, raw_dim=item.vector_dim)
+    return replace(feature, store=item.vector_store, max_missing_share=item.max_missing_share)
 
 
 def _check_number_separator(given: Given) -> None:

@@ -18,6 +18,7 @@ from easyrec_mm.schema import Feature, Field, RowLayout, Table
 
 _ONE_NUMBER_TYPES = (FeatureConfig.RawFeature, FeatureConfig.ExprFeature, FeatureConfig.SequenceFeature)
 _TABLE_TYPES = tuple(kind for kind in KINDS if kind != FeatureConfig.VectorFeature)
+_VECTOR_TYPES = (FeatureConfig.VectorFeature, FeatureConfig.SequenceFeature)
 _SEQUENCE_TYPES = (FeatureConfig.SequenceFeature,)
 _TAG_TYPES = (FeatureConfig.TagFeature, FeatureConfig.LookupFeature)
 _ID_TYPES = (FeatureConfig.IdFeature, *_TAG_TYPES, FeatureConfig.SequenceFeature)
@@ -45,7 +46,9 @@ SETTINGS_OF_TYPES: dict[str, tuple[int, ...]] = {
     "seq_multi_sep": _SEQUENCE_TYPES,
     "max_seq_len": _SEQUENCE_TYPES,
     "kept_end": _SEQUENCE_TYPES,
-    "vector_dim": (FeatureConfig.VectorFeature,),
+    "vector_dim": _VECTOR_TYPES,
+    "vector_store": _VECTOR_TYPES,
+    "max_missing_share": _VECTOR_TYPES,
     "img_shape": (FeatureConfig.ImgFeature,),
     "resize_method": (FeatureConfig.ImgFeature,),
     "antialias": (FeatureConfig.ImgFeature,),
@@ -56,6 +59,8 @@ SETTINGS_OF_ELEMENTS: dict[str, tuple[int, ...]] = {
     **dict.fromkeys(("hash_bucket_size", "num_buckets", "vocab_list", "vocab_file"), _IDS),
     **dict.fromkeys(("raw_input_dim", "boundaries", "min_val", "max_val", "seq_multi_sep"), _NUMBERS),
     **dict.fromkeys(("numeric_transform", "normalizer_fn"), _NUMBERS),
+    **dict.fromkeys(("embedding_name", "initializer"), (*_IDS, *_NUMBERS)),
+    **dict.fromkeys(("vector_dim", "vector_store", "max_missing_share"), (FeatureConfig.VectorFeature,)),
 }
 
 

@@ -7,8 +7,9 @@ reading, training, export and serving share one definition. It knows nothing of 
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal
 
 # Between the values of a cross before it is hashed; ASCII's "group separator" does not occur in values.
@@ -82,6 +83,8 @@ class Feature:
               `boundaries` (one-hot or a row of `table`), or numbers times `table` (one row a number)
     sequence  any number of `elements` a sample, at most `max_length` (0: all), each as a feature of that kind -> their
               vectors, pooled by `combiner`; `number_separator` splits the numbers of an element
+
+    With `store`, the values are keys, text, and the numbers are those of the vector that the store has for each.
     """
 
     name: str
@@ -107,6 +110,9 @@ class Feature:
     number_separator: str = ""
     max_length: int = 0
     keeps_last: bool = False
+    # URI of the store that holds the vectors whose keys are its values; and the share of the keys that it may lack.
+    store: str = ""
+    max_missing_share: float = 1.0
     # Whether its vector joins those of the others; else only attentions read it.
     is_joined: bool = True
 
@@ -124,6 +130,16 @@ class Feature:
     def has_numbers(self) -> bool:
         """Whether its values are numbers, and no rows of a table or buckets."""
         return "raw" in (self.kind, self.elements) and not self.boundaries
+
+    @property
+    def vector_key(self) -> str:
+        """Input of the exported models for the vectors of a store."""
+        return f"{self.name}_vector"
+
+    @property
+    def length_key(self) -> str:
+        """Input of the exported models for how many vectors a sample has, of a sequence."""
+        return f"{self.name}_length"
 
     @property
     def is_list(self) -> bool:
@@ -272,6 +288,15 @@ class Schema:
         used = {name for feature in self.features for name in feature.inputs}
         return (name for name in self.layout.sample_fields if name in used)
 
+    def model_fields(self) -> Iterator[str]:
+        """As `feature_fields`, without what is read for keys alone: exported models take the vectors themselves."""
+        used = {name for feature in self.features if not feature.store for name in feature.inputs}
+        return (name for name in self.layout.sample_fields if name in used)
+
+    def stored_features(self) -> list[Feature]:
+        """The features whose vectors lie in a store."""
+        return [feature for feature in self.features if feature.store]
+
     def label_range(self, label: str) -> tuple[float, float, bool]:
         """Least and greatest value of a label, and whether it must be a whole number."""
         classes = dict(self.image_labels) | {t.label: t.num_class for t in self.tasks if t.activation == "multiclass"}
@@ -284,6 +309,11 @@ class Schema:
     def image_fields(self) -> tuple[str, ...]:
         """Names of the fields that the image model reads beside the picture."""
         return self.category.inputs if self.category else ()
+
+    def without_passwords(self) -> Schema:
+        """The same, with the URIs of stores as they may be shown."""
+        features = tuple(replace(f, store=_without_password(f.store)) if f.store else f for f in self.features)
+        return replace(self, features=features)
 
     def to_dict(self) -> dict[str, Any]:
         """As values that JSON has."""
@@ -312,6 +342,10 @@ class Schema:
             "image_labels": [tuple(label) for label in values.get("image_labels", ())],
         }
         return Schema(**_with_tuples(parts))
+
+
+def _without_password(uri: str) -> str:
+    return re.sub(r"(?<=://)([^/@:]*):[^/]*@", r"\1@", uri)
 
 
 def _with_tuples(values: dict[str, Any]) -> dict[str, Any]:

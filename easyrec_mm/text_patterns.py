@@ -56,6 +56,8 @@ def text_patterns(schema: Schema) -> dict[str, list[str]]:
 def _feature_patterns(feature: Feature) -> list[tuple[str, str]]:
     """(field, pattern) of what a feature reads from string fields."""
     first = feature.inputs[0]
+    if feature.store:
+        return []
     separators = feature.separator + feature.kv_separator
     separator, key_separator = re.escape(feature.separator), re.escape(feature.kv_separator)
     number = _number(separators, _LIST_EXPONENT)

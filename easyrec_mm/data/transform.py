@@ -7,6 +7,8 @@
     tag                              ragged int64 [S, (tags)]; weights, if any, under Feature.weight_key, ragged float32
     sequence                         ragged [S, (elements), ...], an element as a feature of its kind
 
+Of features whose vectors lie in a store there is nothing here but their keys (`vector_keys`).
+
 It takes for granted what text_patterns.py says of the text of fields; input formats check that first.
 """
 
@@ -40,6 +42,7 @@ class FeatureTransform:
     """Turns typed field values into the values of these features; see the module's docstring for shapes."""
 
     def __init__(self, features: Sequence[Feature]) -> None:
+        features = [feature for feature in features if not feature.store]
         self._features = features
         self.fields = tuple(dict.fromkeys(name for feature in features for name in feature.inputs))
         self.vocabularies = {
@@ -113,9 +116,7 @@ class FeatureTransform:
         return tags.with_flat_values(self._encode(feature, tags.flat_values)), weights
 
     def _sequence(self, feature: Feature, texts: tf.Tensor) -> tf.RaggedTensor:
-        parts = split_tags(texts, feature.separator)
-        if feature.max_length:
-            parts = parts[:, -feature.max_length :] if feature.keeps_last else parts[:, : feature.max_length]
+        parts = _elements(feature, texts)
         if feature.elements == "id":
             return parts.with_flat_values(self._encode(feature, parts.flat_values))
         numbers = parts.flat_values
@@ -123,6 +124,20 @@ class FeatureTransform:
             numbers = tf.strings.split(numbers, feature.number_separator).flat_values
         numbers = tf.reshape(tf.strings.to_number(numbers, tf.float32), [-1, feature.raw_dim])
         return parts.with_flat_values(_raw(feature, numbers))
+
+
+def vector_keys(feature: Feature, fields: dict[str, tf.Tensor]) -> tf.Tensor | tf.RaggedTensor:
+    """Keys of the vectors of a feature in its store: text `[S]`, or ragged `[S, (elements)]` of a sequence."""
+    values = fields[feature.inputs[0]]
+    return _elements(feature, values) if feature.kind == "sequence" else _as_text(values, feature.precision)
+
+
+def _elements(feature: Feature, texts: tf.Tensor) -> tf.RaggedTensor:
+    """Text `[S]` -> ragged text `[S, (elements)]` of a sequence."""
+    parts = split_tags(texts, feature.separator)
+    if not feature.max_length:
+        return parts
+    return parts[:, -feature.max_length :] if feature.keeps_last else parts[:, : feature.max_length]
 
 
 def split_tags(text: tf.Tensor, separator: str) -> tf.RaggedTensor:

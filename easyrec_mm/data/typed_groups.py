@@ -109,7 +109,7 @@ class TypedGroups:
             for name in f.inputs
             if f.separator
         }
-        self._vectors = {name for f in schema.features for name in f.inputs if f.raw_dim > 1}
+        self._vectors = {name for f in schema.features for name in f.inputs if f.raw_dim > 1 and not f.store}
 
     @property
     def dtypes(self) -> dict[str, Dtype]:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 from abc import ABC, abstractmethod
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,6 +22,15 @@ from easyrec_mm.tensorflow_import import import_tensorflow
 Runtime = Literal["onnx", "tensorflow"]
 
 
+class FeatureVectors(NamedTuple):
+    """Vectors of a feature that a store holds: float32 `[S, D]`; of a sequence `[S, L, D]`, L at least 1, with int64 `[S]`,
+    how many each sample has. S may be 1, for all.
+    """
+
+    vectors: NDArray[Any]
+    lengths: NDArray[Any] | None
+
+
 class Predictor(ABC):
     """Fields and image vectors of S candidates -> outputs by name, `[S]` or `[S, classes]`."""
 
@@ -29,12 +38,15 @@ class Predictor(ABC):
         self.manifest = manifest
 
     @abstractmethod
-    def __call__(self, fields: dict[str, Values], vectors: NDArray[Any]) -> dict[str, NDArray[Any]]:
+    def __call__(
+        self, fields: dict[str, Values], vectors: NDArray[Any], of_features: dict[str, FeatureVectors]
+    ) -> dict[str, NDArray[Any]]:
         """Outputs.
 
         Args:
-          fields: S values each, or one for all.
-          vectors: float32 `[S, D]`.
+          fields: S values each, or one for all; those that the model does not take are left out.
+          vectors: of images, float32 `[S, D]`.
+          of_features: by name, of those whose vectors a store holds.
         """
 
 
@@ -55,11 +67,19 @@ class OnnxPredictor(Predictor):
         )
         self._taken = {value.name for value in self._session.get_inputs()}
         self._names = [value.name for value in self._session.get_outputs()]
+        self._features = {feature.name: feature for feature in manifest.schema.features}
         self._transform = NumpyTransform(manifest.schema.features)
 
-    def __call__(self, fields: dict[str, Values], vectors: NDArray[Any]) -> dict[str, NDArray[Any]]:
+    def __call__(
+        self, fields: dict[str, Values], vectors: NDArray[Any], of_features: dict[str, FeatureVectors]
+    ) -> dict[str, NDArray[Any]]:
         inputs = self._transform(fields, len(vectors))
         inputs[IMAGE_VECTOR] = vectors
+        for name, given in of_features.items():
+            inputs[name] = _of_all(given.vectors, len(vectors))
+            if given.lengths is not None:
+                is_there = np.arange(given.vectors.shape[1]) < given.lengths[:, None]
+                inputs[self._features[name].weight_key] = _of_all(is_there.astype(np.float32), len(vectors))
         taken = {name: value for name, value in inputs.items() if name in self._taken}
         return dict(zip(self._names, self._session.run(self._names, taken), strict=True))
 
@@ -77,20 +97,32 @@ class TensorFlowPredictor(Predictor):
         self._tensorflow: Any = tf
         self._loaded = tf.saved_model.load(folder)  # the signatures die with it
         self._run = self._loaded.signatures[VECTOR]
+        self._features = {feature.name: feature for feature in manifest.schema.features}
         self._dtypes = {
             name: tf.as_dtype(entry["dtype"]) for name, entry in manifest.signatures[VECTOR]["inputs"].items()
         }
 
-    def __call__(self, fields: dict[str, Values], vectors: NDArray[Any]) -> dict[str, NDArray[Any]]:
+    def __call__(
+        self, fields: dict[str, Values], vectors: NDArray[Any], of_features: dict[str, FeatureVectors]
+    ) -> dict[str, NDArray[Any]]:
         constant = self._tensorflow.constant
         inputs = {
             name: self._tensorflow.cast(constant(value), self._dtypes[name])
             if isinstance(value, np.ndarray)
             else constant(value, self._dtypes[name])
             for name, value in fields.items()
+            if name in self._dtypes
         }
+        for name, given in of_features.items():
+            inputs[self._features[name].vector_key] = constant(given.vectors)
+            if given.lengths is not None:
+                inputs[self._features[name].length_key] = constant(given.lengths)
         outputs = self._run(**inputs, **{IMAGE_VECTOR: constant(vectors)})
         return {name: value.numpy() for name, value in outputs.items()}
+
+
+def _of_all(values: NDArray[Any], number: int) -> NDArray[Any]:
+    return values if len(values) == number else np.repeat(values, number, axis=0)
 
 
 _RUNTIMES: dict[str, type[OnnxPredictor] | type[TensorFlowPredictor]] = {

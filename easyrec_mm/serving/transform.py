@@ -47,6 +47,7 @@ class NumpyTransform:
     """Turns typed field values into the inputs of the ONNX rec model."""
 
     def __init__(self, features: Sequence[Feature]) -> None:
+        features = [feature for feature in features if not feature.store]
         self._features = features
         self._rows = {
             f.name: {text: row for row, text in enumerate(f.vocabulary)} for f in features if f.encoding == "vocabulary"
@@ -132,10 +133,7 @@ class NumpyTransform:
 
     def _sequence(self, feature: Feature, texts: Values) -> tuple[NDArray[Any], NDArray[Any]]:
         """Elements `[S, L, ...]`, and which there are `[S, L]`."""
-        parts = _parts(texts, feature.separator)
-        if feature.max_length:
-            kept = slice(-feature.max_length, None) if feature.keeps_last else slice(feature.max_length)
-            parts = [some[kept] for some in parts]
+        parts = _elements(feature, texts)
         flat = [part for some in parts for part in some]
         if feature.elements == "id":
             values = self._encode(feature, flat)
@@ -146,6 +144,20 @@ class NumpyTransform:
         elements = np.zeros((*is_there.shape, *values.shape[1:]), values.dtype)
         elements[is_there] = values
         return elements, is_there.astype(np.float32)
+
+
+def vector_keys(feature: Feature, values: Values) -> list[list[str]]:
+    """Keys of the vectors of a feature in its store, of each sample."""
+    return _elements(feature, values) if feature.kind == "sequence" else [[text] for text in _as_texts(values, -1)]
+
+
+def _elements(feature: Feature, texts: Values) -> list[list[str]]:
+    """The elements of a sequence, of each sample."""
+    parts = _parts(texts, feature.separator)
+    if not feature.max_length:
+        return parts
+    kept = slice(-feature.max_length, None) if feature.keeps_last else slice(feature.max_length)
+    return [some[kept] for some in parts]
 
 
 def _parts(texts: Values, separator: str) -> list[list[str]]:
