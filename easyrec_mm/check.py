@@ -22,6 +22,7 @@ from easyrec_mm.data.pictures import PictureLoader
 from easyrec_mm.data.source import Problem
 from easyrec_mm.data.transform import looked_up
 from easyrec_mm.errors import UserError
+from easyrec_mm.feature_vectors import VectorStores
 from easyrec_mm.image_network import image_tower
 from easyrec_mm.precision import FLOAT32
 from easyrec_mm.schema import Feature, Schema
@@ -56,6 +57,8 @@ def check(pipeline: Pipeline, num_groups: int) -> str:
     inputs = Input(config.data_config, schema, path, setting, BadRecords(None, 1.0))
     sample = _read_sample(inputs, schema, num_groups)
     picture_lines = _check_pictures(sample, pipeline) if schema.uses_image else ["  not used: no feature group 'img'"]
+    feature_lines = _feature_lines(schema, sample, inputs.vectors)
+    inputs.vectors.close()
     report = "\n".join(
         [
             f"{pipeline.path}: the config is valid",
@@ -65,7 +68,7 @@ def check(pipeline: Pipeline, num_groups: int) -> str:
             "\nlabels",
             *_label_lines(schema, sample),
             "\nfeatures",
-            *_feature_lines(schema, sample),
+            *feature_lines,
             "\npictures",
             *picture_lines,
             *_tower_lines(pipeline),
@@ -124,7 +127,7 @@ def _label_lines(schema: Schema, sample: _Sample) -> list[str]:
     return lines
 
 
-def _feature_lines(schema: Schema, sample: _Sample) -> list[str]:
+def _feature_lines(schema: Schema, sample: _Sample, vectors: VectorStores) -> list[str]:
     rows = [("name", "kind", "width", "table rows", "missing", "unknown", "examples")]
     table_rows = {table.name: table.rows for table in schema.tables}
     for feature in schema.features:
@@ -139,7 +142,7 @@ def _feature_lines(schema: Schema, sample: _Sample) -> list[str]:
                 str(feature.width),
                 f"{table_rows[feature.table]:,}" if feature.table else "-",
                 f"{_missing_share(feature, schema, sample):.1%}",
-                _unknown(feature, _categories(feature, schema, sample)),
+                _unknown(feature, _categories(feature, schema, sample), vectors),
                 ", ".join(text if len(text) <= 24 else text[:21] + "..." for text in common),
             )
         )
@@ -152,6 +155,7 @@ def _feature_lines(schema: Schema, sample: _Sample) -> list[str]:
 
 def _kind(feature: Feature) -> str:
     how = "expression" if feature.expression else "numbers" if feature.elements == "raw" else feature.encoding
+    how = "store" if feature.store else how
     return f"{feature.kind}{f' ({how})' if how else ''}"
 
 
@@ -176,9 +180,13 @@ def _missing_share(feature: Feature, schema: Schema, sample: _Sample) -> float:
     return _missing(sample.values[feature.inputs[0]])
 
 
-def _unknown(feature: Feature, categories: list[list[str]]) -> str:
-    """Share of the values that the feature cannot tell apart: outside num_buckets or the vocabulary."""
+def _unknown(feature: Feature, categories: list[list[str]], vectors: VectorStores) -> str:
+    """Share of the values that the feature cannot tell apart: outside num_buckets, the vocabulary or the store."""
     present = [text for some in categories for text in some]
+    if feature.store and present:
+        distinct = list(dict.fromkeys(present))
+        lacks = dict(zip(distinct, vectors.look_up(feature, distinct).is_missing.tolist(), strict=True))
+        return f"{np.mean([lacks[text] for text in present]):.1%}"
     if not present or feature.encoding not in ("identity", "vocabulary"):
         return "-"
     if feature.encoding == "vocabulary":

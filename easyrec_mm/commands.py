@@ -20,8 +20,8 @@ if TYPE_CHECKING:
 
     from easyrec_mm.config import Pipeline
     from easyrec_mm.data.bad_records import BadRecords
-    from easyrec_mm.data.vectors import VectorStores
     from easyrec_mm.embed import PictureEmbedder
+    from easyrec_mm.feature_vectors import VectorStores
     from easyrec_mm.model import MultimodalModel
     from easyrec_mm.store import Store
 
@@ -151,9 +151,20 @@ def embed_command(options: argparse.Namespace) -> int:
 def store_command(options: argparse.Namespace) -> int:
     from easyrec_mm.store import open_store
 
+    if options.action == "load" and not (options.input and options.origin):
+        raise UserError("store load: give the files with --input, and with --origin what computed the vectors")
     store = open_store(options.store, writable=options.action != "stat")
     try:
-        if options.action == "prune":
+        if options.action == "load":
+            from easyrec_mm.store.load import Columns, load
+
+            columns = Columns(options.key_column, options.vector_column, options.separator)
+            loaded = load(store, options.input, columns, options.origin, options.dtype)
+            print(
+                f"{loaded.number} vectors of {loaded.generation.width} numbers written; generation "
+                f"{loaded.generation.number} of {store.uri} is current"
+            )
+        elif options.action == "prune":
             removed = store.prune()
             print(f"removed generations: {', '.join(map(str, removed)) or 'none'}")
         elif options.action == "rollback":
@@ -268,6 +279,7 @@ def serve_command(options: argparse.Namespace) -> int:
             runtime=options.runtime,
             num_threads=options.num_threads or max(1, cores // options.workers),
             max_instances=options.max_instances,
+            vector_stores=_vector_stores(options.vector_store),
         )
         serve(
             ServerOptions(
@@ -284,6 +296,19 @@ def serve_command(options: argparse.Namespace) -> int:
             )
         )
     return 0
+
+
+def _vector_stores(given: list[str]) -> dict[str, str]:
+    """Feature -> store, of what --vector_store says."""
+    stores: dict[str, str] = {}
+    for text in given:
+        name, equals, uri = text.partition("=")
+        if not (name and equals and uri):
+            raise UserError(f"--vector_store {text}: give a feature and its store, as in title=lmdb://titles")
+        if name in stores:
+            raise UserError(f"--vector_store {text}: '{name}' has a store already; give it once")
+        stores[name] = uri
+    return stores
 
 
 def _trained(pipeline: Pipeline, checkpoint_path: str | None) -> tuple[MultimodalModel, BadRecords, VectorStores, str]:

@@ -20,8 +20,8 @@ from easyrec_mm.data.bad_records import BadRecords
 from easyrec_mm.data.batch import Batch
 from easyrec_mm.data.input import Input
 from easyrec_mm.data.pictures import PictureLoader
-from easyrec_mm.data.vectors import VectorStores
 from easyrec_mm.errors import ExportError
+from easyrec_mm.feature_vectors import VectorStores
 from easyrec_mm.metrics import AUC
 from easyrec_mm.model import MultimodalModel
 from easyrec_mm.protos.data_pb2 import DatasetConfig

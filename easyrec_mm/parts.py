@@ -7,8 +7,9 @@
 Each part is a tf.Module that tracks only its own variables, with its signatures. Shapes: N pictures, S samples, D width
 of the image vector, K items. Fields are named as in `input_fields`; one given for a single sample counts for all S.
 
-A feature whose vectors lie in a store takes them instead of its key, float32 `[S, numbers]` under its name and "_vector";
-a sequence of such takes `[S, L, numbers]`, and under "_length" how many of the L each sample has, int64 `[S]`.
+A feature whose vectors lie in a store takes them instead of its key, float32 `[S, numbers]` under its name and
+"_vector"; a sequence of such takes `[S, L, numbers]`, and under "_length" how many of the L each sample has, int64
+`[S]`.
 
 An image tower that sees the item's category takes its field beside the pictures. One that takes several pictures an
 item takes `picture_item`, int64 `[N]`, beside them: which item, from 0, each is of; image vectors are then `[K, D]`.

@@ -25,9 +25,9 @@ from easyrec_mm.config_image import PLACE
 from easyrec_mm.data.bad_records import BadRecords
 from easyrec_mm.data.batch import Batch
 from easyrec_mm.data.input import Input, InputBatch
-from easyrec_mm.data.vectors import origin_number
 from easyrec_mm.errors import CheckpointError, ConfigError, UserError
 from easyrec_mm.evaluator import STEP_NAME, VECTORS, evaluate, moving_average, table, vectors_of, write_result
+from easyrec_mm.feature_vectors import origin_number
 from easyrec_mm.loss_scale import LossScale
 from easyrec_mm.model import MultimodalModel
 from easyrec_mm.optimizers import sum_duplicate_rows
@@ -90,7 +90,7 @@ class Trainer:
         self._batches_read = tf.Variable(0, dtype=tf.int64, trainable=False)
         self._input_fingerprint = tf.Variable(self._input.fingerprint(), dtype=tf.int64, trainable=False)
         self._vector_origins = {
-            f"{VECTORS}{name}": tf.Variable(origin_number(generation), dtype=tf.int64, trainable=False)
+            f"{VECTORS}{name}": tf.Variable(origin_number(generation.fingerprint), dtype=tf.int64, trainable=False)
             for name, generation in self._vectors.generations.items()
         }
         self._train_steps = [

@@ -26,7 +26,10 @@ PACKAGE = ROOT / "easyrec_mm"
 
 # Module -> the modules of easyrec_mm that it may import; a folder stands for what is in it.
 CONFIG_BASE = ("errors", "schema", "protos")
-TRAINING_BASE = ("errors", "schema", "protos", "data", "model", "moving_average", "precision", "progress", "checkpoint")
+TRAINING_BASE = (
+    *("errors", "schema", "protos", "data", "feature_vectors", "model", "moving_average", "precision", "progress"),
+    "checkpoint",
+)
 MAY_IMPORT = {
     "errors": (),
     "tensorflow_import": (),
@@ -34,7 +37,8 @@ MAY_IMPORT = {
     "text_patterns": ("schema",),
     "expression": ("errors",),
     "quantiles": (),
-    "config_feature_kinds": (*CONFIG_BASE, "expression"),
+    "store": ("errors", "store"),
+    "config_feature_kinds": (*CONFIG_BASE, "expression", "store"),
     "config_features": (*CONFIG_BASE, "config_feature_kinds"),
     "config_image": CONFIG_BASE,
     "config_sequences": (*CONFIG_BASE, "config_image"),
@@ -50,8 +54,8 @@ MAY_IMPORT = {
     "checkpoint": ("errors",),
     "picture_bank": ("checkpoint",),
     "layers": ("errors", "schema", "layers"),
-    "store": ("errors", "store"),
-    "data": ("errors", "schema", "text_patterns", "expression", "store", "protos", "data", "picture_bank"),
+    "feature_vectors": ("errors", "schema", "store"),
+    "data": ("errors", "schema", "text_patterns", "expression", "feature_vectors", "protos", "data", "picture_bank"),
     "precision": ("protos",),
     "rec_network": ("layers", "schema", "config_checks", "precision", "protos"),
     "image_network": ("errors", "layers", "data.batch", "schema", "config_image", "protos", "rec_network"),
@@ -74,10 +78,16 @@ MAY_IMPORT = {
     ),
     "manifest": ("errors", "schema"),
     "items": ("errors", "schema"),
-    "serving": ("errors", "schema", "text_patterns", "expression", "manifest", "store", "serving", "tensorflow_import"),
+    "serving": (
+        *("errors", "schema", "text_patterns", "expression", "manifest", "store", "feature_vectors", "serving"),
+        "tensorflow_import",
+    ),
     "parts": ("data.decode", "data.transform", "manifest", "model", "rec_network", "schema"),
     "onnx_models": ("manifest", "model", "parts", "rec_network", "schema"),
-    "parity": ("errors", "schema", "protos", "data", "model", "metrics", "manifest", "parts", "serving.transform"),
+    "parity": (
+        *("errors", "schema", "protos", "data", "feature_vectors", "model", "metrics", "manifest", "parts"),
+        "serving.transform",
+    ),
     "export": (*TRAINING_BASE, "config", "evaluator", "layers", "manifest", "onnx_models", "parity", "parts", "store"),
     "embed": (
         "errors",
@@ -91,7 +101,7 @@ MAY_IMPORT = {
     ),
     "search": ("errors", "store"),
     "server": ("errors", "serving", "store", "embed", "tensorflow_import"),
-    "check": ("errors", "schema", "data", "config", "image_network", "precision"),
+    "check": ("errors", "schema", "data", "feature_vectors", "config", "image_network", "precision"),
     "commands": ("errors", "tensorflow_import"),
     "cli": ("commands", "errors"),
     "__main__": ("cli",),
@@ -119,6 +129,9 @@ WITHOUT_TENSORFLOW = {
     "store.postgres_store",
     "store.redis_store",
     "store.stat",
+    "store.load",
+    "feature_vectors",
+    "serving.feature_lookup",
     "commands",
     "cli",
 }

@@ -26,8 +26,8 @@ from easyrec_mm.data.pictures import PictureLoader, Pictures
 from easyrec_mm.data.source import Chunk, Order, Source
 from easyrec_mm.data.sources import What, open_source
 from easyrec_mm.data.transform import FeatureTransform, vector_keys
-from easyrec_mm.data.vectors import Found, VectorStores
 from easyrec_mm.errors import DataError
+from easyrec_mm.feature_vectors import Found, VectorStores
 from easyrec_mm.picture_bank import PictureBank, Plan
 from easyrec_mm.protos.data_pb2 import DatasetConfig
 from easyrec_mm.schema import CROSS_SEPARATOR, Feature, Schema
@@ -352,7 +352,7 @@ class Input:
         vectors = None
         if self._stored:
             keys = {name: of_feature["distinct"].numpy() for name, of_feature in rows["keys"].items()}
-            vectors = pool.submit(self.vectors.look_up, keys)
+            vectors = pool.submit(self._look_up, keys)
         if self._pictures is None:
             return _Pending(rows, step, None, None, None, vectors)
         paths = list(rows["picture_path"].numpy())
@@ -386,6 +386,14 @@ class Input:
             samples["features"] |= self._looked_up(rows["keys"], pending.vectors.result())
         batch = _batch(samples, rows["sample_image"], pixels, images)
         return InputBatch(batch, samples["kept"], num_groups, epoch, pending.step, picture_path)
+
+    def _look_up(self, keys: dict[str, NDArray[np.object_]]) -> dict[str, Found]:
+        """What the stores have of the distinct keys of features."""
+        found = {}
+        for feature in self._stored:
+            texts = [key.decode("utf-8", "replace") for key in keys[feature.name]]
+            found[feature.name] = self.vectors.look_up(feature, texts)
+        return found
 
     def _looked_up(
         self, keys: dict[str, dict[str, tf.Tensor]], found: dict[str, Found]

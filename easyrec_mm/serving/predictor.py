@@ -9,26 +9,18 @@ from __future__ import annotations
 import os
 from abc import ABC, abstractmethod
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
 from easyrec_mm.errors import ExportError
 from easyrec_mm.manifest import IMAGE_VECTOR, REC_ONNX, VECTOR, Manifest, read_manifest
+from easyrec_mm.serving.feature_lookup import FeatureVectors
 from easyrec_mm.serving.transform import NumpyTransform, Values
 from easyrec_mm.tensorflow_import import import_tensorflow
 
 Runtime = Literal["onnx", "tensorflow"]
-
-
-class FeatureVectors(NamedTuple):
-    """Vectors of a feature that a store holds: float32 `[S, D]`; of a sequence `[S, L, D]`, L at least 1, with int64 `[S]`,
-    how many each sample has. S may be 1, for all.
-    """
-
-    vectors: NDArray[Any]
-    lengths: NDArray[Any] | None
 
 
 class Predictor(ABC):

@@ -15,7 +15,7 @@ from urllib.parse import urlsplit
 from easyrec_mm.errors import StoreError, did_you_mean
 from easyrec_mm.store.base import Generation, Meta, Record, State, Store, Vectors
 
-__all__ = ["Generation", "Meta", "Record", "State", "Store", "Vectors", "open_store"]
+__all__ = ["Generation", "Meta", "Record", "State", "Store", "Vectors", "open_store", "scheme_problem"]
 
 # Scheme -> module and class; loaded when used, so that nobody needs the driver of a store that he does not use.
 _SCHEMES = {
@@ -37,9 +37,14 @@ def open_store(uri: str, writable: bool = False) -> Store:
     Raises:
       StoreError: if there is none, or it cannot be reached.
     """
-    scheme = urlsplit(uri).scheme
-    if scheme not in _SCHEMES:
-        raise StoreError(f"--store {uri}: no store has the scheme '{scheme}://'; {did_you_mean(scheme, _SCHEMES)}")
-    module, name = _SCHEMES[scheme]
+    if problem := scheme_problem(uri):
+        raise StoreError(f"--store {uri}: {problem}")
+    module, name = _SCHEMES[urlsplit(uri).scheme]
     store: Store = getattr(import_module(module), name)(uri, writable)
     return store
+
+
+def scheme_problem(uri: str) -> str:
+    """What is wrong with the scheme of a URI, "" if nothing is."""
+    scheme = urlsplit(uri).scheme
+    return "" if scheme in _SCHEMES else f"no store has the scheme '{scheme}://'; {did_you_mean(scheme, _SCHEMES)}"
