@@ -10,14 +10,16 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from itertools import pairwise
 from pathlib import Path
+from urllib.parse import urlsplit
 
-from easyrec_mm.errors import Problems
+from easyrec_mm.errors import Problems, did_you_mean
 from easyrec_mm.expression import ExpressionError, parse_expression
 from easyrec_mm.protos.data_pb2 import DatasetConfig
 from easyrec_mm.protos.feature_pb2 import FeatureConfig
 from easyrec_mm.schema import Encoding, Feature, Field, Log1p
-from easyrec_mm.store import scheme_problem
 
+# Those of store.SCHEMES, which would import NumPy.
+STORE_SCHEMES = ("lmdb", "redis", "rediss", "postgresql", "postgres")
 # Values of normalizer_fn.
 LOG1P_NAMES = ("tf.math.log1p", "tf.log1p", "log1p")
 # Inputs of exported models beside fields and vectors of features.
@@ -157,8 +159,10 @@ def vector_feature(given: Given) -> tuple[Feature, int]:
 
 def _check_store(given: Given) -> None:
     item = given.item
-    if problem := scheme_problem(item.vector_store):
-        given.add("vector_store", f"'{item.vector_store}': {problem}")
+    scheme = urlsplit(item.vector_store).scheme
+    if scheme not in STORE_SCHEMES:
+        known = did_you_mean(scheme, STORE_SCHEMES)
+        given.add("vector_store", f"'{item.vector_store}': no store has the scheme '{scheme}://'; {known}")
     if not 0 <= item.max_missing_share <= 1:
         given.add("max_missing_share", f"{item.max_missing_share:g} is no share from 0 to 1")
     for key in (f"{given.name}_vector", f"{given.name}_length"):

@@ -16,10 +16,12 @@ from reference import FEATURES, LABELS, reference_config, write_config, write_re
 from easyrec_mm import config as config_module
 from easyrec_mm.config import apply_override, load_pipeline, parse_config
 from easyrec_mm.config_checks import activation_name, relation_order
+from easyrec_mm.config_feature_kinds import STORE_SCHEMES
 from easyrec_mm.errors import ConfigError, UserError, did_you_mean
 from easyrec_mm.protos.model_pb2 import BayesTaskTower
 from easyrec_mm.protos.pipeline_pb2 import EasyRecConfig
 from easyrec_mm.schema import Attention, Feature, Image, RowLayout, Schema, Table, Task
+from easyrec_mm.store import SCHEMES
 
 ROOT = Path(__file__).parents[1]
 UNUSED_LABELS = ("like", "comment", "share", "follow")
@@ -184,6 +186,10 @@ def test_every_config_that_is_shipped_loads(path, monkeypatch):
     assert load_pipeline(str(path)).schema.tasks
 
 
+def test_stores_of_vectors_are_those_that_there_are():
+    assert set(STORE_SCHEMES) == set(SCHEMES)
+
+
 def test_kinds_of_features_and_tables(load, tmp_path):
     (tmp_path / "words.txt").write_bytes("a\r\nb\nö\n".encode())
     normal = "initializer { random_normal_initializer { mean: 1 stddev: 2 } }"
@@ -208,6 +214,10 @@ def test_kinds_of_features_and_tables(load, tmp_path):
         14: """input_names: "user_auth_type" feature_type: SequenceFeature sub_feature_type: RawFeature separator: ","
             boundaries: [1, 2] embedding_dim: 3""",
         12: """input_names: "gender" feature_type: VectorFeature separator: "," vector_dim: 4""",
+        15: """input_names: "fans_num" feature_type: VectorFeature vector_dim: 4 vector_store: "redis://x"
+            max_missing_share: 0""",
+        16: """input_names: "follow_num" feature_type: SequenceFeature sub_feature_type: VectorFeature vector_dim: 4
+            vector_store: "lmdb://x" separator: "," max_seq_len: 5""",
         7: """input_names: "week_day" feature_type: IdFeature num_buckets: 7 embedding_dim: 8
             initializer { truncated_normal_initializer { mean: 1 stddev: 2 } }""",
     }
@@ -215,7 +225,9 @@ def test_kinds_of_features_and_tables(load, tmp_path):
         overrides=[
             *(f"feature_config.features[{i}]={text}" for i, text in settings_of.items()),
             'model_config.feature_groups[2].feature_names=["city", "cross", "os", "os_version", "day_h", "week_day",'
-            '"is_new_userid", "level", "familyid", "constellation", "user_auth_type", "gender"]',
+            '"is_new_userid", "level", "familyid", "constellation", "user_auth_type", "gender", "fans_num",'
+            '"follow_num"]',
+            "data_config.input_fields[22].input_type=STRING",
             "data_config.input_fields[18].default_val=1,2,3,4",
         ]
     ).schema
@@ -244,6 +256,11 @@ def test_kinds_of_features_and_tables(load, tmp_path):
             elements="raw", boundaries=(1.0, 2.0),
         ),
         Feature("gender", "raw", ("gender",), 4, separator=",", raw_dim=4),
+        Feature("fans_num", "raw", ("fans_num",), 4, raw_dim=4, store="redis://x", max_missing_share=0.0),
+        Feature(
+            "follow_num", "sequence", ("follow_num",), 4, separator=",", combiner="mean", elements="raw", raw_dim=4,
+            max_length=5, store="lmdb://x", max_missing_share=0.5,
+        ),
     )  # fmt: skip
     assert schema.features[0].weight_input == "province"
     assert schema.features[2].weight_input is None
@@ -256,7 +273,8 @@ def test_kinds_of_features_and_tables(load, tmp_path):
     )
     used = ["latitude", "city", "province", "os", "os_version", "day_h", "week_day", "is_new_userid", "level"]
     used += ["familyid", "gender", "constellation", "user_auth_type"]
-    assert list(schema.feature_fields()) == used
+    assert list(schema.feature_fields()) == [*used, "fans_num", "follow_num"]
+    assert list(schema.model_fields()) == used  # exported models take the vectors of the others
 
 
 ATTENTION = """

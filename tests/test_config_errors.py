@@ -56,10 +56,10 @@ def tower(text):
     return f"{TOWERS}=[{{ tower_name: 'a' label_name: 'like' {text} }}]"
 
 
-def second_feature(text):
+def second_feature(text, name="second"):
     """An edit that puts one more feature before that of the group size."""
     last = '  features: {\n    input_names: "group_size"'
-    return last, f'  features: {{ feature_name: "second" input_names: "city" {text} }}\n{last}'
+    return last, f'  features: {{ feature_name: "{name}" input_names: "city" {text} }}\n{last}'
 
 
 def rate(text):
@@ -67,6 +67,7 @@ def rate(text):
 
 
 IDS, NUMBERS = "embedding_dim: 4 hash_bucket_size: 9", "sub_feature_type: RawFeature"
+KEYS = "sub_feature_type: VectorFeature"
 RATE = f"{OPTIMIZER}.sgd_optimizer.learning_rate"
 NO_IMAGE_GROUP = ('  feature_groups {\n    group_name: "img"\n    feature_names: "img_path"\n  }\n', "")
 NO_HIGHWAY = ('    highway_dnn {\n      input: "img"\n      emb_size: 16\n    }\n', "")
@@ -466,12 +467,41 @@ FEATURE_CASES = [
             ("vector_dim: 1 embedding_dim: 4", "embedding_dim", "has no effect on a vector, which stays as it is"),
             ("vector_dim: 1 input_names: 'os'", "input_names", "VectorFeature reads one field, not 2"),
             ("vector_dim: 1 embedding_name: 'x'", "embedding_name", "has no effect on VectorFeature 'city'"),
+            ("vector_dim: 1 max_missing_share: 0", "max_missing_share", "has no effect without vector_store; set it"),
+            (
+                "vector_dim: 1 vector_store: 'lmbd://x'",
+                "vector_store",
+                "'lmbd://x': no store has the scheme 'lmbd://'; did you mean 'lmdb'?",
+            ),
+            (
+                "vector_dim: 1 vector_store: 'x'",
+                "vector_store",
+                "'x': no store has the scheme '://'; choose one of",
+            ),
+            (
+                "vector_dim: 1 vector_store: 'lmdb://x' max_missing_share: 1.5",
+                "max_missing_share",
+                "1.5 is no share from 0 to 1",
+            ),
+            ("vector_store: 'lmdb://x'", "vector_dim", "is 0; give the numbers of a vector"),
         )
     ),
     case(
         f"{FEATURE['level']}=input_names: 'level' feature_type: VectorFeature vector_dim: 3 separator: ','",
         place=f"{FEATURE['level']}.input_names",
-        says="'level' must be a STRING field to hold a vector",
+        says="'level' must be a STRING field to hold a vector; or set vector_store, if it holds a key",
+    ),
+    case(
+        f"{FEATURE['level']}=input_names: 'level' feature_type: VectorFeature vector_dim: 3 vector_store: 'lmdb://x'",
+        f"{FIELD['level']}.input_type=FLOAT",
+        place=f"{FEATURE['level']}.input_names",
+        says="'level' is a FLOAT; a key is text or a whole number",
+    ),
+    case(
+        second_feature("feature_type: VectorFeature vector_dim: 3 vector_store: 'lmdb://x'", "img_emb"),
+        f"{GROUP['all']}.feature_names[0]=img_emb",
+        place=f"{FEATURE['group_size']}.feature_name",
+        says="'img_emb' gives an input 'img_emb_vector', which there is already; name it otherwise",
     ),
     # SequenceFeature
     *(
@@ -523,9 +553,31 @@ FEATURE_CASES = [
                 "go with raw_input_dim 1",
             ),
             (
+                f"separator: ',' {KEYS} vector_store: 'lmdb://x' vector_dim: 3 embedding_dim: 4",
+                "embedding_dim",
+                "has no effect on vectors, which stay as they are; remove it",
+            ),
+            (f"separator: ',' {KEYS} vector_store: 'lmdb://x'", "vector_dim", "is 0; give the numbers of a vector"),
+            (
+                f"separator: ',' {KEYS} vector_dim: 3",
+                "vector_store",
+                "is missing; name the store of the vectors, or for vectors in the row choose RawFeature with raw_input",
+            ),
+            (
+                f"separator: ',' {KEYS} vector_dim: 3 vector_store: 'file:///x'",
+                "vector_store",
+                "'file:///x': no store has the scheme 'file://'",
+            ),
+            (
+                f"separator: ',' {KEYS} vector_dim: 3 vector_store: 'lmdb://x' hash_bucket_size: 9",
+                "hash_bucket_size",
+                "has no effect on",
+            ),
+            (f"separator: ',' {NUMBERS} vector_dim: 3", "vector_dim", "has no effect on"),
+            (
                 "separator: ',' sub_feature_type: TagFeature",
                 "sub_feature_type",
-                "a sequence has no elements of TagFeature; choose IdFeature or RawFeature",
+                "a sequence has no elements of TagFeature; choose IdFeature, RawFeature or VectorFeature",
             ),
         )
     ),
@@ -1167,6 +1219,8 @@ MISPLACED = {
     "max_seq_len": ("city", "max_seq_len=3"),
     "kept_end": ("city", "kept_end=LAST"),
     "vector_dim": ("city", "vector_dim=4"),
+    "vector_store": ("city", "vector_store=lmdb://x"),
+    "max_missing_share": ("city", "max_missing_share=0.1"),
     "img_shape": ("city", "img_shape=width: 8 height: 8"),
     "resize_method": ("city", "resize_method=BILINEAR"),
     "antialias": ("group_size", "antialias=true"),

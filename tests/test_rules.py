@@ -38,7 +38,7 @@ MAY_IMPORT = {
     "expression": ("errors",),
     "quantiles": (),
     "store": ("errors", "store"),
-    "config_feature_kinds": (*CONFIG_BASE, "expression", "store"),
+    "config_feature_kinds": (*CONFIG_BASE, "expression"),
     "config_features": (*CONFIG_BASE, "config_feature_kinds"),
     "config_image": CONFIG_BASE,
     "config_sequences": (*CONFIG_BASE, "config_image"),

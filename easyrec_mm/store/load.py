@@ -109,10 +109,8 @@ def _tables(path: str, columns: Columns) -> Iterator[pa.Table]:
         return
     with pyarrow.csv.open_csv(path) as reader:
         _require_columns(path, reader.schema.names, wanted)
-    # As text: a key of digits keeps its zeros.
-    convert = pyarrow.csv.ConvertOptions(
-        include_columns=wanted, column_types=dict.fromkeys(wanted, pa.string()), strings_can_be_null=True
-    )
+    # As text: a key of digits keeps its zeros, and "NA" is a key.
+    convert = pyarrow.csv.ConvertOptions(include_columns=wanted, column_types=dict.fromkeys(wanted, pa.string()))
     with pyarrow.csv.open_csv(path, convert_options=convert) as reader:
         for batch in reader:
             yield pa.Table.from_batches([batch])
