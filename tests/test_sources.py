@@ -720,6 +720,57 @@ def test_columns_of_lists_are_vectors(tmp_path, fixed):
     assert {name: found[name] for name in expected} == expected
 
 
+SEEN = [[["a", "b c"], [], ["ü"]], [None], [["x", None, "", "y"]]]  # three groups, of three samples and one each
+PLACES = [[[3, 1], [], [20]], [None], [[7, None, 8]]]
+IDS_OF_LISTS = replace(
+    SCHEMA,
+    group_fields=(),
+    features=(
+        Feature("user", "id", ("user",), 4, "user", "hash", 1000),
+        Feature(
+            "tags", "sequence", ("tags",), 4, "tags", "vocabulary", 6, ("a", "b c", "ü", "x", "y"), separator="|",
+            elements="id",
+        ),
+        Feature("cate", "sequence", ("cate",), 4, "cate", "identity", 10, separator=";;", elements="id"),
+    ),
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", ["GroupParquetInput", "ParquetInput"])
+def test_columns_of_lists_are_sequences(tmp_path, kind):
+    """Of text and of numbers; what is null is missing, also among others."""
+    expected = {"tags": [[0, 1], [], [2], [], [3, 4]], "cate": [[3, 1], [], [0], [], [7, 8]]}
+    groups = [whole({"img_path": "p"})]
+    groups += [{name: values[:1] for name, values in whole({"img_path": "q"}).items()} for _ in range(2)]
+    for group, path in zip(groups, "pqr", strict=True):
+        group["img_path"] = path
+    columns = grouped_table(groups)
+    lists = {"tags": pa.array(SEEN, pa.list_(pa.list_(pa.large_string()))), "cate": pa.array(PLACES)}
+    if kind == "ParquetInput":
+        columns = pa.table({n: [v for g in groups for v in g[n]] for n in (*LABELS, "user", "age", "weight", "vip")})
+        columns = columns.append_column("img_path", pa.array([*"pppqr"]))
+        lists = {name: values.flatten() for name, values in lists.items()}
+    for name, values in lists.items():
+        at = columns.column_names.index(name) if name in columns.column_names else columns.num_columns
+        columns = columns.remove_column(at) if at < columns.num_columns else columns
+        columns = columns.append_column(name, values)
+    pq.write_table(columns, tmp_path / "a", row_group_size=2)
+    found = values_of(input_of(kind, tmp_path / "a", schema=IDS_OF_LISTS).batches())
+    assert {name: found[name] for name in expected} == expected
+
+
+def test_an_element_that_holds_the_separator_is_no_two(tmp_path):
+    groups = [whole({"img_path": "p"}), whole({"img_path": "q"})]
+    columns = grouped_table(groups)
+    place = columns.column_names.index("tags")
+    seen = pa.array([[["a"], [], ["x", "y"]], [["a"], ["b|c"], []]])
+    pq.write_table(columns.set_column(place, "tags", seen), tmp_path / "a")
+    schema = replace(IDS_OF_LISTS, features=IDS_OF_LISTS.features[:2])
+    ((_, where, problem),), left = refused("GroupParquetInput", tmp_path / "a", schema=schema)
+    assert (where, problem) == ("column 'tags'", "a value holds its separator")
+    assert left == ["a", "b", "c"]
+
+
 def test_a_list_too_deep_or_of_another_size_is_told(tmp_path):
     groups = [whole({"img_path": "p"})]
     columns = grouped_table(groups)

@@ -149,7 +149,12 @@ class TypedGroups:
         columns = {}
         for name in self.columns:
             # A row that could not be read has no columns.
-            column = self._prepare(place, name, table[name] if name in table.column_names else missing)
+            column = table[name] if name in table.column_names else missing
+            if self._dtype(name) == "string":
+                column, unclear = self._as_texts(name, column)
+                for row in unclear:
+                    problems[row] = problems[row] or Problem(_column(name), "a value holds its separator").encode()
+            column = self._prepare(place, name, column)
             if name in self.dtypes and self.dtypes[name] in ("int64", "bool") and _is_floating(column.type):
                 column, bad = _as_whole(column)
                 for row, value in bad.items():
@@ -165,10 +170,7 @@ class TypedGroups:
 
     def _prepare(self, place: str, name: str, column: pa.ChunkedArray) -> pa.ChunkedArray:
         """A column of text, int64 or float64, or of lists of such."""
-        dtype: Dtype = "string" if name == self._schema.image.field else self.dtypes[name]
-        if dtype == "string":
-            column = self._as_texts(name, column)
-        kind = column.type
+        dtype, kind = self._dtype(name), column.type
         inner = kind.value_type if _is_list(kind) else kind
         inner = inner.value_type if pa.types.is_dictionary(inner) else inner
         is_text, is_floating = _is_text(inner), pa.types.is_floating(inner)
@@ -192,17 +194,25 @@ class TypedGroups:
             return column.cast(pa.list_(target) if _is_list(kind) else target, safe=False)
         return column.cast(pa.list_(target) if _is_list(kind) else target)
 
-    def _as_texts(self, name: str, column: pa.ChunkedArray) -> pa.ChunkedArray:
-        """Values that are lists as the text of the feature that reads them; the list of a group's samples stays."""
+    def _dtype(self, name: str) -> Dtype:
+        return "string" if name == self._schema.image.field else self.dtypes[name]
+
+    def _as_texts(self, name: str, column: pa.ChunkedArray) -> tuple[pa.ChunkedArray, list[int]]:
+        """Values that are lists as the text of the feature that reads them; the list of a group's samples stays.
+
+        Also the rows whose text would be split elsewhere than the lists are.
+        """
         depth, leaf = _depth(column.type)
         separators = self._separators.get(name, ["|"])
         own = depth if self.is_flat else depth - 1
         if name in self._vectors and depth == len(separators) and not _is_text(leaf):
             own = depth  # one vector for a whole group
         if not 0 < own <= len(separators):
-            return column
-        texts = (_join_lists(chunk, separators[:own]) for chunk in column.cast(_text_type(depth)).chunks)
-        return pa.chunked_array(texts, _text_type(depth - own))
+            return column, []
+        joined = [_join_lists(chunk, separators[:own]) for chunk in column.cast(_text_type(depth)).chunks]
+        unclear = np.concatenate([np.zeros(0, bool), *(is_unclear for _, is_unclear in joined)])
+        texts = pa.chunked_array([text for text, _ in joined], _text_type(depth - own))
+        return texts, np.flatnonzero(unclear).tolist()
 
     def read(self, table: pa.Table) -> TypedRows:
         """The good groups of a table whose columns were checked."""
@@ -410,13 +420,26 @@ def _text_type(depth: int) -> pa.DataType:
     return kind
 
 
-def _join_lists(lists: pa.Array, separators: list[str]) -> pa.Array:
-    """The innermost lists of texts, joined by the separators, the last of which is for the innermost."""
+def _join_lists(lists: pa.Array, separators: list[str]) -> tuple[pa.Array, NDArray[np.bool_]]:
+    """The innermost lists of texts, joined by the separators, the last of which is for the innermost.
+
+    A null among the texts is an empty one. Also in which rows a text holds the separator that joins it.
+    """
     depth, _ = _depth(lists.type)
-    if depth > len(separators) or len(separators) > 1:
-        inner = _join_lists(lists.values, separators if depth > len(separators) else separators[1:])
-        lists = pa.ListArray.from_arrays(lists.offsets, inner, mask=lists.is_null())
-    return lists if depth > len(separators) else pc.binary_join(lists, separators[0])
+    stays = depth > len(separators)
+    offsets, is_null = lists.offsets.to_numpy(), lists.is_null()
+    texts, is_unclear = lists.values, np.zeros(len(lists.values), bool)
+    if stays or len(separators) > 1:
+        texts, is_unclear = _join_lists(texts, separators if stays else separators[1:])
+    num_unclear = np.concatenate([[0], np.cumsum(is_unclear)])
+    is_unclear = num_unclear[offsets[1:]] > num_unclear[offsets[:-1]]
+    texts = texts if stays else pc.fill_null(texts, "")
+    lists = pa.ListArray.from_arrays(pa.array(offsets), texts, mask=is_null)
+    if stays:
+        return lists, is_unclear
+    joined = pc.binary_join(lists, separators[0])
+    num_found = pc.fill_null(pc.count_substring(joined, separators[0]), 0).to_numpy(zero_copy_only=False)
+    return joined, is_unclear | (num_found > np.maximum(np.diff(offsets) - 1, 0))
 
 
 def _is_list(kind: pa.DataType) -> bool:
