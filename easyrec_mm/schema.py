@@ -7,10 +7,10 @@ reading, training, export and serving share one definition. It knows nothing of 
 from __future__ import annotations
 
 import math
-import re
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal
+from urllib.parse import urlsplit, urlunsplit
 
 # Between the values of a cross before it is hashed; ASCII's "group separator" does not occur in values.
 CROSS_SEPARATOR = "\x1d"
@@ -311,7 +311,7 @@ class Schema:
         return self.category.inputs if self.category else ()
 
     def without_passwords(self) -> Schema:
-        """The same, with the URIs of stores as they may be shown."""
+        """The same, with the URIs of stores as others may see them."""
         features = tuple(replace(f, store=_without_password(f.store)) if f.store else f for f in self.features)
         return replace(self, features=features)
 
@@ -345,7 +345,11 @@ class Schema:
 
 
 def _without_password(uri: str) -> str:
-    return re.sub(r"(?<=://)([^/@:]*):[^/]*@", r"\1@", uri)
+    parts = urlsplit(uri)
+    if parts.password is None:
+        return uri
+    host = parts.netloc.rpartition("@")[2]
+    return urlunsplit(parts._replace(netloc=f"{parts.username}@{host}" if parts.username else host))
 
 
 def _with_tuples(values: dict[str, Any]) -> dict[str, Any]:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import re
+import time
+
 import numpy as np
 import pytest
 
@@ -11,9 +14,13 @@ from easyrec_mm.schema import Feature
 from easyrec_mm.store import Record, open_store
 
 
-@pytest.fixture
-def uri(tmp_path):
-    return f"lmdb://{tmp_path}/store"
+@pytest.fixture(params=["lmdb", "redis", "postgres"])
+def uri(request, tmp_path, servers):
+    """Of a place where nothing is yet."""
+    if request.param == "lmdb":
+        return f"lmdb://{tmp_path}/store"
+    option = {"redis": "prefix", "postgres": "table"}[request.param]
+    return f"{servers(request.param).uri}?{option}=t{time.time_ns()}"
 
 
 @pytest.fixture
@@ -79,18 +86,20 @@ def test_vectors_stay_those_that_a_model_was_trained_with(uri, writer):
 
 
 def test_stores_that_cannot_be_used(uri, writer):
-    place = f"feature 'title': {uri}"
+    place = re.escape(f"feature 'title': {writer.uri}")
+    writer.begin("words", 2, "float32")
     with pytest.raises(StoreError, match=f"{place}: holds no complete generation of vectors; write one with"):
         VectorStores([feature(uri)])
-    with pytest.raises(
-        StoreError, match=f"{place}: holds nothing, and not the vectors that the model was trained with"
-    ):
+    with pytest.raises(StoreError, match=f"{place}: holds nothing, and not the vectors that the model was trained"):
         VectorStores([feature(uri)], {"title": 1})
     write(writer, "words", {"a": [1, 2]})
     with pytest.raises(StoreError, match=f"{place}: generation 1 has vectors of 2 numbers, vector_dim says 3; make"):
         VectorStores([feature(uri, width=3)])
-    with pytest.raises(StoreError, match=f"feature 'title': {uri}x: no store there"):
-        VectorStores([feature(f"{uri}x")])
+
+
+def test_a_store_that_is_not_there(tmp_path):
+    with pytest.raises(StoreError, match=f"^feature 'title': lmdb://{tmp_path}/x: no store there; write one with"):
+        VectorStores([feature(f"lmdb://{tmp_path}/x")])
 
 
 def test_numbers_of_origins():

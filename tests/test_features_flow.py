@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -467,6 +468,23 @@ def test_commands_take_vectors_of_the_origin_of_training(trained, command, capsy
         f"error: feature 'title': {uri}: holds generation 2 of 'other words', and not the vectors that the model was "
         "trained with; restore them"
     )
+
+
+@pytest.mark.parametrize(
+    ("given", "shown"),
+    [
+        ("redis://:secret@cache:6379/0?prefix=a@b", "redis://cache:6379/0?prefix=a@b"),
+        ("redis://me:secret@cache?prefix=a@b", "redis://me@cache?prefix=a@b"),
+        ("postgresql://user@db/x", "postgresql://user@db/x"),
+        ("lmdb:///a:b/c@d", "lmdb:///a:b/c@d"),
+        ("lmdb://a:b/c@d", "lmdb://a:b/c@d"),
+    ],
+)
+def test_exports_hold_no_passwords(trained, given, shown):
+    schema = read_manifest(f"{trained}/rec", "rec").schema
+    stored = [replace(f, store=given) if f.store else f for f in schema.features]
+    found = replace(schema, features=tuple(stored)).without_passwords().features
+    assert found == tuple(replace(f, store=shown) if f.store else f for f in stored)
 
 
 def test_flags_of_vector_stores_that_are_none(trained, capsys):
