@@ -269,7 +269,11 @@ def test_vectors_of_a_store_in_batches(trained):
 
 def test_too_few_vectors_stop_a_training(trained, capsys, monkeypatch):
     use_backbone_of_three_stages(monkeypatch)
-    settings = [f"model_dir={trained}/n", "feature_config.features[11].max_missing_share=0.05"]
+    settings = [
+        f"model_dir={trained}/n",
+        "train_config.num_epochs=1",
+        "feature_config.features[11].max_missing_share=0.05",
+    ]
     flags = [flag for setting in settings for flag in ("--set", setting)]
     assert main(["train", "--pipeline_config", f"{trained}/x.config", *flags]) == 1
     told = capsys.readouterr().err.splitlines()[-1]
