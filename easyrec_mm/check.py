@@ -10,6 +10,7 @@ from dataclasses import field as attribute
 from itertools import islice
 
 import numpy as np
+import tensorflow as tf
 from PIL import Image as Pillow
 from PIL import UnidentifiedImageError
 
@@ -20,7 +21,9 @@ from easyrec_mm.data.input import Input
 from easyrec_mm.data.packed_pictures import packed_path
 from easyrec_mm.data.pictures import picture_loader
 from easyrec_mm.data.source import Problem
+from easyrec_mm.data.transform import looked_up
 from easyrec_mm.errors import UserError
+from easyrec_mm.feature_vectors import VectorStores
 from easyrec_mm.image_network import image_tower
 from easyrec_mm.precision import FLOAT32
 from easyrec_mm.schema import Feature, Schema
@@ -55,6 +58,8 @@ def check(pipeline: Pipeline, num_groups: int) -> str:
     inputs = Input(config.data_config, schema, path, setting, BadRecords(None, 1.0))
     sample = _read_sample(inputs, schema, num_groups)
     picture_lines = _check_pictures(sample, pipeline) if schema.uses_image else ["  not used: no feature group 'img'"]
+    feature_lines = _feature_lines(schema, sample, inputs.vectors)
+    inputs.vectors.close()
     report = "\n".join(
         [
             f"{pipeline.path}: the config is valid",
@@ -64,7 +69,7 @@ def check(pipeline: Pipeline, num_groups: int) -> str:
             "\nlabels",
             *_label_lines(schema, sample),
             "\nfeatures",
-            *_feature_lines(schema, sample),
+            *feature_lines,
             "\npictures",
             *picture_lines,
             *_tower_lines(pipeline),
@@ -123,7 +128,7 @@ def _label_lines(schema: Schema, sample: _Sample) -> list[str]:
     return lines
 
 
-def _feature_lines(schema: Schema, sample: _Sample) -> list[str]:
+def _feature_lines(schema: Schema, sample: _Sample, vectors: VectorStores) -> list[str]:
     rows = [("name", "kind", "width", "table rows", "missing", "unknown", "examples")]
     table_rows = {table.name: table.rows for table in schema.tables}
     for feature in schema.features:
@@ -134,11 +139,11 @@ def _feature_lines(schema: Schema, sample: _Sample) -> list[str]:
         rows.append(
             (
                 feature.name,
-                f"{feature.kind}{f' ({feature.encoding})' if feature.encoding else ''}",
+                _kind(feature),
                 str(feature.width),
                 f"{table_rows[feature.table]:,}" if feature.table else "-",
-                f"{_missing(sample.values[feature.inputs[0]]):.1%}",
-                _unknown(feature, texts),
+                f"{_missing_share(feature, schema, sample):.1%}",
+                _unknown(feature, _categories(feature, schema, sample), vectors),
                 ", ".join(text if len(text) <= 24 else text[:21] + "..." for text in common),
             )
         )
@@ -146,16 +151,43 @@ def _feature_lines(schema: Schema, sample: _Sample) -> list[str]:
     lines = [
         "  " + "  ".join(f"{cell:<{w}}" for cell, w in zip(row, widths, strict=False)) + f"  {row[-1]}" for row in rows
     ]
-    return [*lines, f"  in all {sum(f.width for f in schema.features)} numbers a sample"]
+    return [*lines, f"  in all {schema.width} numbers a sample"]
 
 
-def _unknown(feature: Feature, texts: list[str]) -> str:
-    """Share of the values that the feature cannot tell apart: outside num_buckets or the vocabulary."""
-    present = [text for text in texts if text]
-    if feature.kind == "tag":
-        present = [
-            tag.split(feature.kv_separator or "\0")[0] for t in present for tag in t.split(feature.separator) if tag
-        ]
+def _kind(feature: Feature) -> str:
+    how = "expression" if feature.expression else "numbers" if feature.elements == "raw" else feature.encoding
+    how = "store" if feature.store else how
+    return f"{feature.kind}{f' ({how})' if how else ''}"
+
+
+def _categories(feature: Feature, schema: Schema, sample: _Sample) -> list[list[str]]:
+    """The values of each sample, as texts, that become rows of the feature's table."""
+    texts = sample.values[feature.inputs[0]]
+    if feature.max_selected:
+        keys = [schema.field(feature.inputs[0]).value(text) for text in texts]
+        keys = [int(key) if isinstance(key, bool) else key for key in keys]
+        found = looked_up(feature, tf.constant(keys), tf.constant(sample.values[feature.inputs[1]])).to_list()
+        return [[value.decode("utf-8", "replace") for value in values] for values in found]
+    if feature.is_list:
+        tags = [[tag for tag in text.split(feature.separator) if tag] for text in texts]
+        return [[tag.split(feature.kv_separator or "\0")[0] for tag in some] for some in tags]
+    return [[text] if text else [] for text in texts]
+
+
+def _missing_share(feature: Feature, schema: Schema, sample: _Sample) -> float:
+    """Share of the samples that give the feature no value."""
+    if feature.is_list:
+        return float(np.mean([not some for some in _categories(feature, schema, sample)] or [0.0]))
+    return _missing(sample.values[feature.inputs[0]])
+
+
+def _unknown(feature: Feature, categories: list[list[str]], vectors: VectorStores) -> str:
+    """Share of the values that the feature cannot tell apart: outside num_buckets, the vocabulary or the store."""
+    present = [text for some in categories for text in some]
+    if feature.store and present:
+        distinct = list(dict.fromkeys(present))
+        lacks = dict(zip(distinct, vectors.look_up(feature, distinct).is_missing.tolist(), strict=True))
+        return f"{np.mean([lacks[text] for text in present]):.1%}"
     if not present or feature.encoding not in ("identity", "vocabulary"):
         return "-"
     if feature.encoding == "vocabulary":

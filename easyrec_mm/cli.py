@@ -235,10 +235,27 @@ def _embed_flags(command: Parser) -> None:
 def _store_flags(command: Parser) -> None:
     command.add_argument(
         "action",
-        choices=["stat", "prune", "rollback"],
-        help="stat: what it holds; prune: remove old generations; rollback: make the one before current again",
+        choices=["stat", "load", "prune", "rollback"],
+        help="stat: what it holds; load: write vectors of a table; prune: remove old generations; rollback: make the "
+        "one before current again",
     )
     _store_flag(command)
+    add = command.add_argument
+    add("--input", metavar="P", help="load: .parquet or .csv files; globs and lists with commas")
+    add(
+        "--origin",
+        metavar="O",
+        help="load: name of what computed the vectors, such as clip-vit-b32; another one begins a new generation",
+    )
+    add("--key_column", metavar="C", default="key", help="load: column of the keys (default key)")
+    add(
+        "--vector_column",
+        metavar="C",
+        default="vector",
+        help="load: column of the vectors, lists or text (default vector)",
+    )
+    add("--separator", metavar="S", default=",", help="load: between the numbers of a vector that is text (default ,)")
+    add("--dtype", choices=["float32", "float16"], default="float32", help="load: number format of the stored vectors")
     command.add_argument("--keys", metavar="F", help="stat: file with a key a line, to tell how many of them it has")
 
 
@@ -289,6 +306,13 @@ def _serve_flags(command: Parser) -> None:
         choices=["mean", "compute", "error", "no_image"],
         help="what to do without a vector: take the mean of the store's, compute it, refuse the request, or take what "
         "the model was trained to take for no picture (default where it was, else the mean)",
+    )
+    add(
+        "--vector_store",
+        metavar="FEATURE=URI",
+        action="append",
+        default=[],
+        help="store of a feature's vectors, where it is another than the config's vector_store; may be repeated",
     )
     add("--runtime", choices=["onnx", "tensorflow"], default="onnx", help="what runs the rec model (default onnx)")
     add(

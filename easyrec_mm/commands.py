@@ -9,7 +9,7 @@ import argparse
 import os
 import sys
 import tempfile
-from contextlib import ExitStack
+from contextlib import ExitStack, closing
 from typing import TYPE_CHECKING, Any
 
 from easyrec_mm.errors import UserError, did_you_mean
@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from easyrec_mm.config import Pipeline
     from easyrec_mm.data.bad_records import BadRecords
     from easyrec_mm.embed import PictureEmbedder
+    from easyrec_mm.feature_vectors import VectorStores
     from easyrec_mm.model import MultimodalModel
     from easyrec_mm.model_dir import ModelDir
     from easyrec_mm.store import Store
@@ -150,9 +151,9 @@ def eval_command(options: argparse.Namespace) -> int:
     from easyrec_mm.trainer import EVAL_RESULT
 
     config = pipeline.config
-    model, folder, bad_records, trained = _trained(pipeline, options.checkpoint_path)
-    with folder.logs_put():
-        results = evaluate(model, config, path, "eval_input_path", bad_records)
+    model, folder, bad_records, vectors, trained = _trained(pipeline, options.checkpoint_path)
+    with folder.logs_put(), closing(vectors):
+        results = evaluate(model, config, path, "eval_input_path", bad_records, vectors)
         write_result(str(folder.local / EVAL_RESULT), results)
     print(table(results))
     print(f"{trained} on {path}; written to {join(config.model_dir, EVAL_RESULT)}")
@@ -174,9 +175,10 @@ def predict_command(options: argparse.Namespace) -> int:
         raise UserError(f"--output {options.output}: write to a file that ends in .parquet or .csv")
     from easyrec_mm.evaluator import predict
 
-    model, folder, bad_records, trained = _trained(pipeline, options.checkpoint_path)
-    with folder.logs_put():
-        num_rows = predict(model, pipeline.config, options.predict_input_path, options.output, reserved, bad_records)
+    model, folder, bad_records, vectors, trained = _trained(pipeline, options.checkpoint_path)
+    path = options.predict_input_path
+    with folder.logs_put(), closing(vectors):
+        num_rows = predict(model, pipeline.config, path, options.output, reserved, bad_records, vectors)
     print(f"{num_rows} rows by {trained} in {options.output}")
     if bad_records.summary():
         print(shown(bad_records.summary()))
@@ -247,9 +249,20 @@ def embed_command(options: argparse.Namespace) -> int:
 def store_command(options: argparse.Namespace) -> int:
     from easyrec_mm.store import open_store
 
+    if options.action == "load" and not (options.input and options.origin):
+        raise UserError("store load: give the files with --input, and with --origin what computed the vectors")
     store = open_store(options.store, writable=options.action != "stat")
     try:
-        if options.action == "prune":
+        if options.action == "load":
+            from easyrec_mm.store.load import Columns, load
+
+            columns = Columns(options.key_column, options.vector_column, options.separator)
+            loaded = load(store, options.input, columns, options.origin, options.dtype)
+            print(
+                f"{loaded.number} vectors of {loaded.generation.width} numbers written; generation "
+                f"{loaded.generation.number} of {store.uri} is current"
+            )
+        elif options.action == "prune":
             removed = store.prune()
             print(f"removed generations: {', '.join(map(str, removed)) or 'none'}")
         elif options.action == "rollback":
@@ -364,6 +377,7 @@ def serve_command(options: argparse.Namespace) -> int:
             runtime=options.runtime,
             num_threads=options.num_threads or max(1, cores // options.workers),
             max_instances=options.max_instances,
+            vector_stores=_vector_stores(options.vector_store),
         )
         serve(
             ServerOptions(
@@ -382,10 +396,27 @@ def serve_command(options: argparse.Namespace) -> int:
     return 0
 
 
-def _trained(pipeline: Pipeline, checkpoint_path: str | None) -> tuple[MultimodalModel, ModelDir, BadRecords, str]:
-    """The model of a checkpoint, the newest in model_dir if none is named; model_dir; its bad records; its name."""
+def _vector_stores(given: list[str]) -> dict[str, str]:
+    """Feature -> store, of what --vector_store says."""
+    stores: dict[str, str] = {}
+    for text in given:
+        name, equals, uri = text.partition("=")
+        if not (name and equals and uri):
+            raise UserError(f"--vector_store {text}: give a feature and its store, as in title=lmdb://titles")
+        if name in stores:
+            raise UserError(f"--vector_store {text}: '{name}' has a store already; give it once")
+        stores[name] = uri
+    return stores
+
+
+def _trained(
+    pipeline: Pipeline, checkpoint_path: str | None
+) -> tuple[MultimodalModel, ModelDir, BadRecords, VectorStores, str]:
+    """The model of a checkpoint, the newest in model_dir if none is named; model_dir; where bad records go; the vectors
+    that it was trained with; its name.
+    """
     from easyrec_mm.data.bad_records import BadRecords
-    from easyrec_mm.evaluator import load_model
+    from easyrec_mm.evaluator import load_model, vectors_of
     from easyrec_mm.model_dir import ModelDir, find_checkpoint
     from easyrec_mm.trainer import BAD_RECORDS
 
@@ -395,7 +426,8 @@ def _trained(pipeline: Pipeline, checkpoint_path: str | None) -> tuple[Multimoda
     checkpoint = find_checkpoint(checkpoint_path, setting) if checkpoint_path else folder.checkpoint(setting)
     model, step = load_model(config, pipeline.schema, checkpoint)
     bad_records = BadRecords(str(folder.local / BAD_RECORDS), config.data_config.max_bad_record_share)
-    return model, folder, bad_records, f"{shown(checkpoint)} (step {step})"
+    name = f"{shown(checkpoint)} (step {step})"
+    return model, folder, bad_records, vectors_of(pipeline.schema, checkpoint), name
 
 
 def check_command(options: argparse.Namespace) -> int:

@@ -16,7 +16,7 @@ from easyrec_mm.config_schema import IMAGE_GROUP
 from easyrec_mm.errors import Problems
 from easyrec_mm.protos.eval_pb2 import EvalMetrics
 from easyrec_mm.protos.loss_pb2 import LossType
-from easyrec_mm.protos.model_pb2 import DNN, BayesTaskTower
+from easyrec_mm.protos.model_pb2 import DNN, BayesTaskTower, SeqAttGroupConfig
 from easyrec_mm.protos.optimizer_pb2 import LearningRate
 from easyrec_mm.protos.pipeline_pb2 import EasyRecConfig
 from easyrec_mm.schema import Schema, Task
@@ -84,6 +84,9 @@ def _check_model(config: EasyRecConfig, schema: Schema, problems: Problems) -> N
         problems.add(f"{place}.l2_regularization", f"{network.l2_regularization} is negative")
     for name in ("img_dnn", "bottom_dnn", "expert_dnn"):
         _check_dnn(network, name, place, problems)
+    for i, group in enumerate(model.feature_groups):
+        for j, attention in enumerate(group.sequence_features):
+            _check_score_dnn(attention, f"model_config.feature_groups[{i}].sequence_features[{j}]", problems)
     _check_image_part(config, schema, problems)
     if network.HasField("expert_dnn") != (network.num_expert > 0):
         missing = "num_expert" if network.HasField("expert_dnn") else "expert_dnn"
@@ -111,6 +114,13 @@ def _check_image_part(config: EasyRecConfig, schema: Schema, problems: Problems)
             problems.unknown(f"{place}.highway_dnn.input", "image group", network.highway_dnn.input, [IMAGE_GROUP])
         if network.highway_dnn.emb_size == 0:
             problems.add(f"{place}.highway_dnn.emb_size", "0 is no width; give the width of the image vector")
+
+
+def _check_score_dnn(attention: SeqAttGroupConfig, place: str, problems: Problems) -> None:
+    _check_dnn(attention, "seq_dnn", place, problems)
+    units = list(attention.seq_dnn.hidden_units)
+    if units and units[-1] != 1:
+        problems.add(f"{place}.seq_dnn.hidden_units", f"{units} ends in {units[-1]}; the last one is the score, add 1")
 
 
 def _check_dnn(parent: Message, name: str, place: str, problems: Problems) -> None:

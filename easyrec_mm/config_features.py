@@ -7,18 +7,22 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from itertools import pairwise
-from pathlib import Path
 
 from google.protobuf.message import Message
 
+from easyrec_mm.config_feature_kinds import KINDS, Given
 from easyrec_mm.errors import Problems
 from easyrec_mm.protos.data_pb2 import DatasetConfig
 from easyrec_mm.protos.feature_pb2 import FeatureConfig, Initializer
-from easyrec_mm.schema import Encoding, Feature, FeatureKind, Field, RowLayout, Table
+from easyrec_mm.schema import Feature, Field, RowLayout, Table
 
-_TABLE_TYPES = (FeatureConfig.IdFeature, FeatureConfig.RawFeature, FeatureConfig.TagFeature, FeatureConfig.ComboFeature)
-_ID_TYPES = (FeatureConfig.IdFeature, FeatureConfig.TagFeature)
+_ONE_NUMBER_TYPES = (FeatureConfig.RawFeature, FeatureConfig.ExprFeature, FeatureConfig.SequenceFeature)
+_TABLE_TYPES = tuple(kind for kind in KINDS if kind != FeatureConfig.VectorFeature)
+_VECTOR_TYPES = (FeatureConfig.VectorFeature, FeatureConfig.SequenceFeature)
+_SEQUENCE_TYPES = (FeatureConfig.SequenceFeature,)
+_TAG_TYPES = (FeatureConfig.TagFeature, FeatureConfig.LookupFeature)
+_ID_TYPES = (FeatureConfig.IdFeature, *_TAG_TYPES, FeatureConfig.SequenceFeature)
+_IDS, _NUMBERS = (FeatureConfig.IdFeature,), (FeatureConfig.RawFeature,)
 
 # Settings of FeatureConfig that only some feature types use; the others apply to every type.
 SETTINGS_OF_TYPES: dict[str, tuple[int, ...]] = {
@@ -29,21 +33,34 @@ SETTINGS_OF_TYPES: dict[str, tuple[int, ...]] = {
     "vocab_list": _ID_TYPES,
     "vocab_file": _ID_TYPES,
     "precision": (FeatureConfig.IdFeature, FeatureConfig.ComboFeature),
-    "kv_separator": (FeatureConfig.TagFeature,),
-    "raw_input_dim": (FeatureConfig.RawFeature,),
-    "boundaries": (FeatureConfig.RawFeature,),
-    "min_val": (FeatureConfig.RawFeature,),
-    "max_val": (FeatureConfig.RawFeature,),
+    "kv_separator": _TAG_TYPES,
+    "lookup_max_sel_elem_num": (FeatureConfig.LookupFeature,),
+    "raw_input_dim": (FeatureConfig.RawFeature, FeatureConfig.SequenceFeature),
+    "boundaries": _ONE_NUMBER_TYPES,
+    "min_val": _ONE_NUMBER_TYPES,
+    "max_val": _ONE_NUMBER_TYPES,
+    "numeric_transform": _ONE_NUMBER_TYPES,
+    "normalizer_fn": _ONE_NUMBER_TYPES,
+    "expression": (FeatureConfig.ExprFeature,),
+    "sub_feature_type": _SEQUENCE_TYPES,
+    "seq_multi_sep": _SEQUENCE_TYPES,
+    "max_seq_len": _SEQUENCE_TYPES,
+    "kept_end": _SEQUENCE_TYPES,
+    "vector_dim": _VECTOR_TYPES,
+    "vector_store": _VECTOR_TYPES,
+    "max_missing_share": _VECTOR_TYPES,
     "img_shape": (FeatureConfig.ImgFeature,),
     "resize_method": (FeatureConfig.ImgFeature,),
     "antialias": (FeatureConfig.ImgFeature,),
-    "per_group": _TABLE_TYPES,
+    "per_group": tuple(KINDS),
 }
-
-CATEGORY_KINDS: dict[int, FeatureKind] = {
-    FeatureConfig.IdFeature: "id",
-    FeatureConfig.TagFeature: "tag",
-    FeatureConfig.ComboFeature: "combo",
+# Settings that only some types of elements of a SequenceFeature use.
+SETTINGS_OF_ELEMENTS: dict[str, tuple[int, ...]] = {
+    **dict.fromkeys(("hash_bucket_size", "num_buckets", "vocab_list", "vocab_file"), _IDS),
+    **dict.fromkeys(("raw_input_dim", "boundaries", "min_val", "max_val", "seq_multi_sep"), _NUMBERS),
+    **dict.fromkeys(("numeric_transform", "normalizer_fn"), _NUMBERS),
+    **dict.fromkeys(("embedding_name", "initializer"), (*_IDS, *_NUMBERS)),
+    **dict.fromkeys(("vector_dim", "vector_store", "max_missing_share"), (FeatureConfig.VectorFeature,)),
 }
 
 
@@ -69,6 +86,11 @@ def features_by_name(
         for setting, types in SETTINGS_OF_TYPES.items():
             if feature.feature_type not in types and _is_set(feature, setting):
                 problems.add(f"{here}.{setting}", f"has no effect on {kind} '{name}'; remove it")
+        if feature.feature_type == FeatureConfig.SequenceFeature:
+            kind = FeatureConfig.FeatureType.Name(feature.sub_feature_type)
+            for setting, types in SETTINGS_OF_ELEMENTS.items():
+                if feature.sub_feature_type not in types and _is_set(feature, setting):
+                    problems.add(f"{here}.{setting}", f"has no effect on a sequence of {kind} '{name}'; remove it")
     return named
 
 
@@ -94,10 +116,7 @@ def derive_features(
             problems.add(f"{place}.input_names", f"'{field}' is no feature value of a sample (label, image or size)")
         if misplaced:
             continue
-        if item.feature_type == FeatureConfig.RawFeature:
-            feature, rows = _raw_feature(name, place, item, fields, data, problems)
-        else:
-            feature, rows = _category_feature(name, place, item, fields, data, problems)
+        feature, rows = KINDS[item.feature_type](Given(name, place, item, fields, data, problems))
         features.append(feature)
         if feature.table:
             table = Table(feature.table, rows, item.embedding_dim, _initializer(item, place, problems))
@@ -109,139 +128,6 @@ def derive_features(
                     f"{first_place}, or its initializer differs; make them equal",
                 )
     return tuple(features), tuple(table for _, table in tables.values())
-
-
-def _raw_feature(
-    name: str, place: str, item: FeatureConfig, fields: dict[str, Field], data: DatasetConfig, problems: Problems
-) -> tuple[Feature, int]:
-    """The feature and the rows of its table (0 without one)."""
-    limits = tuple(item.boundaries)
-    if len(item.input_names) != 1:
-        problems.add(f"{place}.input_names", f"RawFeature reads one field, not {len(item.input_names)}")
-    if any(a >= b for a, b in pairwise(limits)):
-        problems.add(f"{place}.boundaries", f"{list(limits)} does not ascend; sort it, without repeats")
-    if item.raw_input_dim == 0:
-        problems.add(f"{place}.raw_input_dim", "0 numbers are no feature; give 1 or more")
-    if item.raw_input_dim > 1:
-        _check_inner_separator(item.separator, f"{place}.separator", data, problems)
-        if limits:
-            problems.add(f"{place}.boundaries", "go with raw_input_dim 1; split the vector into several features")
-        if fields[item.input_names[0]].dtype != "string":
-            problems.add(f"{place}.raw_input_dim", f"more than one number needs a STRING field, '{name}' is not")
-    if (item.HasField("min_val") or item.HasField("max_val")) and item.max_val <= item.min_val:
-        problems.add(f"{place}.max_val", f"{item.max_val} is not above min_val {item.min_val}; swap or remove them")
-    if (item.embedding_name or item.HasField("initializer")) and not item.embedding_dim:
-        problems.add(f"{place}.embedding_dim", "is 0, so the feature has no table; set it, or remove embedding_name")
-    rows = (len(limits) + 1 if limits else item.raw_input_dim) if item.embedding_dim else 0
-    width = item.embedding_dim or (len(limits) + 1 if limits else item.raw_input_dim)
-    feature = Feature(
-        name=name,
-        kind="raw",
-        inputs=tuple(item.input_names),
-        width=width,
-        table=(item.embedding_name or name) if rows else None,
-        separator=item.separator if item.raw_input_dim > 1 else "",
-        raw_dim=item.raw_input_dim,
-        boundaries=limits,
-        min_value=item.min_val,
-        max_value=item.max_val,
-    )
-    return feature, rows
-
-
-def _category_feature(
-    name: str, place: str, item: FeatureConfig, fields: dict[str, Field], data: DatasetConfig, problems: Problems
-) -> tuple[Feature, int]:
-    """The feature and the rows of its table."""
-    kind = CATEGORY_KINDS[item.feature_type]
-    if not item.embedding_dim:
-        problems.add(f"{place}.embedding_dim", f"is 0; give the width of the embedding of '{name}'")
-    least, most = {"id": (1, 1), "tag": (1, 2), "combo": (2, 64)}[kind]
-    if not least <= len(item.input_names) <= most:
-        problems.add(
-            f"{place}.input_names", f"{kind} feature reads {least} to {most} fields, not {len(item.input_names)}"
-        )
-    inputs = item.input_names[:1] if kind == "tag" else item.input_names
-    encoding, vocabulary, num_ids = _encoding(item, name, place, problems)
-    for field in (fields[i] for i in inputs):
-        if field.dtype == "float32" and encoding != "identity" and item.precision < 0:
-            problems.add(f"{place}.precision", f"'{field.name}' is a FLOAT; set the digits with which it becomes an id")
-        if field.dtype == "float32" and encoding == "identity":
-            problems.add(f"{place}.num_buckets", f"'{field.name}' is a FLOAT; an id by num_buckets is an integer")
-        if kind == "tag" and field.dtype != "string":
-            problems.add(f"{place}.input_names", f"'{field.name}' must be a STRING field to hold several tags")
-    if kind == "tag":
-        _check_tag(item, place, fields, data, problems)
-    feature = Feature(
-        name=name,
-        kind=kind,
-        inputs=tuple(item.input_names),
-        width=item.embedding_dim,
-        table=item.embedding_name or name,
-        encoding=encoding,
-        num_ids=num_ids,
-        vocabulary=vocabulary,
-        precision=item.precision,
-        separator=item.separator if kind == "tag" else "",
-        kv_separator=item.kv_separator if kind == "tag" else "",
-        combiner=item.combiner if kind == "tag" else "",
-    )
-    return feature, num_ids
-
-
-def _check_tag(
-    item: FeatureConfig, place: str, fields: dict[str, Field], data: DatasetConfig, problems: Problems
-) -> None:
-    if item.combiner not in ("mean", "sum", "sqrtn"):
-        problems.add(f"{place}.combiner", f"'{item.combiner}' is unknown; choose mean, sum or sqrtn")
-    _check_inner_separator(item.separator, f"{place}.separator", data, problems)
-    if item.HasField("kv_separator"):
-        _check_inner_separator(item.kv_separator, f"{place}.kv_separator", data, problems)
-        if item.kv_separator == item.separator:
-            problems.add(f"{place}.kv_separator", f"{item.kv_separator!r} is also separator; change one")
-        if len(item.input_names) == 2:
-            problems.add(f"{place}.kv_separator", "the second input name holds the weights already; remove one")
-    if len(item.input_names) == 2 and fields[item.input_names[1]].dtype != "string":
-        problems.add(f"{place}.input_names", f"'{item.input_names[1]}' must be a STRING field to hold several weights")
-
-
-def _encoding(item: FeatureConfig, name: str, place: str, problems: Problems) -> tuple[Encoding, tuple[str, ...], int]:
-    """How values become rows: encoding, vocabulary, number of rows."""
-    given = [s for s in ("hash_bucket_size", "num_buckets", "vocab_list", "vocab_file") if getattr(item, s)]
-    allowed = (
-        "hash_bucket_size"
-        if item.feature_type == FeatureConfig.ComboFeature
-        else ("hash_bucket_size, num_buckets, vocab_list or vocab_file")
-    )
-    if len(given) != 1:
-        problems.add(place, f"'{name}' has {', '.join(given) or 'no number of ids'}; give one of {allowed}")
-        return "hash", (), 1
-    if given[0] == "hash_bucket_size":
-        return "hash", (), item.hash_bucket_size
-    if given[0] == "num_buckets":
-        return "identity", (), item.num_buckets
-    values = tuple(item.vocab_list)
-    if given[0] == "vocab_file":
-        try:
-            values = tuple(Path(item.vocab_file).read_text(encoding="utf-8").split("\n"))
-        except (OSError, UnicodeDecodeError) as error:
-            problems.add(f"{place}.vocab_file", f"'{item.vocab_file}' cannot be read: {error}")
-        values = tuple(value.rstrip("\r") for value in (values[:-1] if values and not values[-1] else values))
-    if len(set(values)) != len(values):
-        repeated = next(v for i, v in enumerate(values) if v in values[:i])
-        problems.add(f"{place}.{given[0]}", f"holds '{repeated}' twice; each value has one row")
-    return "vocabulary", values, len(values) + 1
-
-
-def _check_inner_separator(separator: str, place: str, data: DatasetConfig, problems: Problems) -> None:
-    names = ("rtp_separator", "group_sample_separator", "separator")
-    is_text = data.input_type == DatasetConfig.GroupRTPInput
-    outer = {f"data_config.{name}": getattr(data, name) for name in names if is_text}
-    if not separator:
-        problems.add(place, "is empty; give the character between values")
-    for name, value in outer.items():
-        if separator and separator == value:
-            problems.add(place, f"{separator!r} is also {name}, which splits the line first; choose another")
 
 
 def _initializer(item: FeatureConfig, place: str, problems: Problems) -> tuple[str, tuple[float, ...]]:

@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 
 from easyrec_mm.errors import Problems
 from easyrec_mm.protos.image_pb2 import Augmentation, ImageLoss, ImgModel
+from easyrec_mm.protos.model_pb2 import E2E_MM_DBMTL
 from easyrec_mm.protos.pipeline_pb2 import EasyRecConfig
 from easyrec_mm.schema import Schema
 
@@ -60,6 +61,15 @@ def image_losses(tower: ImgModel) -> list[ImageLoss]:
         short.softmax.SetInParent()
         losses.append(short)
     return losses
+
+
+def image_vector_width(network: E2E_MM_DBMTL) -> int:
+    """Numbers of an image vector."""
+    if network.HasField("highway_dnn"):
+        return int(network.highway_dnn.emb_size)
+    if network.HasField("img_dnn"):
+        return int(network.img_dnn.hidden_units[-1]) if network.img_dnn.hidden_units else 0
+    return int(network.img_model.num_classes)
 
 
 def is_frozen_for_good(tower: ImgModel) -> bool:

@@ -8,9 +8,11 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Sequence
+from dataclasses import replace
 
 from easyrec_mm.config_features import derive_features, features_by_name
 from easyrec_mm.config_image import PLACE, image_losses
+from easyrec_mm.config_sequences import check_attentions, derive_attentions
 from easyrec_mm.errors import Problems
 from easyrec_mm.protos.data_pb2 import DatasetConfig
 from easyrec_mm.protos.feature_pb2 import FeatureConfig
@@ -71,7 +73,11 @@ def derive_schema(config: EasyRecConfig, problems: Problems) -> Schema:
     groups = _feature_groups(config, named, problems)
     _check_special_group(groups, IMAGE_GROUP, image_name, problems)
     _check_special_group(groups, SIZE_GROUP, size_name, problems)
-    used = [named[name] for name in groups.get(MAIN_GROUP, []) if name in named and name not in (image_name, size_name)]
+    joined = [name for name in groups.get(MAIN_GROUP, []) if name in named and name not in (image_name, size_name)]
+    only_attended = check_attentions(
+        config.model_config, MAIN_GROUP, named, image_name, IMAGE_GROUP in groups, problems
+    )
+    used = [named[name] for name in (*joined, *only_attended)]
     schema_features, tables = derive_features(used, config.data_config, layout, {f.name: f for f in fields}, problems)
     image_features = _image_features(config, named, groups, problems)
     read_per_image, _ = derive_features(
@@ -81,6 +87,8 @@ def derive_schema(config: EasyRecConfig, problems: Problems) -> Schema:
     tasks = _tasks(config, labels, problems)
     sample_weight = _sample_weight(config.data_config, fields, layout, labels, problems)
     problems.raise_if_any()
+    schema_features = tuple(replace(f, is_joined=f.name not in only_attended) for f in schema_features)
+    attentions = derive_attentions(config.model_config, MAIN_GROUP, schema_features, image_name, problems)
     tower = config.model_config.e2e_mm_dbmtl.img_model
     schema = Schema(
         fields=tuple(fields),
@@ -99,6 +107,7 @@ def derive_schema(config: EasyRecConfig, problems: Problems) -> Schema:
         image_labels=_image_labels(tower, tasks, problems),
         image_separator=tower.image_separator,
         has_no_image_vector=tower.no_image_vector,
+        attentions=attentions,
     )
     problems.raise_if_any()
     _check_defaults(schema, problems)

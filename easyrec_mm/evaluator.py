@@ -21,6 +21,7 @@ from easyrec_mm.data.bad_records import BadRecords
 from easyrec_mm.data.batch import Batch
 from easyrec_mm.data.input import Input
 from easyrec_mm.errors import UserError
+from easyrec_mm.feature_vectors import VectorStores
 from easyrec_mm.files import put, written_at
 from easyrec_mm.metrics import METRICS, Metric
 from easyrec_mm.model import MultimodalModel
@@ -34,6 +35,8 @@ from easyrec_mm.schema import Schema, Task
 # Seconds between progress lines.
 _SHOW_EVERY_S = 10.0
 STEP_NAME = "progress/step"
+# What a checkpoint says of the vectors of a feature: origin_number.
+VECTORS = "vectors/"
 
 
 class TaskMetrics:
@@ -108,16 +111,45 @@ def moving_average(config: EasyRecConfig, model: MultimodalModel) -> MovingAvera
     return MovingAverage(named, list(model.tables()), optimizers[0].moving_average_decay)
 
 
+def vectors_of(schema: Schema, checkpoint: str | None) -> VectorStores:
+    """The stores of the vectors that features name by key: what is current, or what a checkpoint was trained with.
+
+    Raises:
+      CheckpointError: if the checkpoint is of a model without such a feature.
+      StoreError: if a store does not have them.
+    """
+    features = schema.stored_features()
+    if checkpoint is None:
+        return VectorStores(features)
+    trained = {feature.name: tf.Variable(0, dtype=tf.int64) for feature in features}
+    restore(checkpoint, {f"{VECTORS}{name}": variable for name, variable in trained.items()})
+    return VectorStores(features, {name: int(variable) for name, variable in trained.items()})
+
+
 def evaluate(
-    model: MultimodalModel, config: EasyRecConfig, path: str, setting: str, bad_records: BadRecords
+    model: MultimodalModel,
+    config: EasyRecConfig,
+    path: str,
+    setting: str,
+    bad_records: BadRecords,
+    vectors: VectorStores | None = None,
 ) -> dict[str, float]:
     """Metrics over some files, and the number of samples as "num_samples".
+
+    Args:
+      model: what is evaluated.
+      config: how to read, and which metrics.
+      path: the files.
+      setting: the config path of `path`, for messages.
+      bad_records: where what cannot be read is counted.
+      vectors: of `vectors_of`; by default what is current.
 
     Raises:
       DataError: if the files cannot be read or hold too many bad records.
     """
     metrics = TaskMetrics(config, model.schema)
-    inputs = Input(config.data_config, model.schema, path, setting, bad_records, kept_fields=metrics.user_fields)
+    data, kept = config.data_config, metrics.user_fields
+    inputs = Input(data, model.schema, path, setting, bad_records, kept_fields=kept, vectors=vectors)
     limit = config.eval_config.num_examples
     num_samples = 0
     for batch, kept, outputs in _outputs(model, inputs, "evaluate"):
@@ -135,6 +167,7 @@ def predict(
     output: str,
     reserved_columns: tuple[str, ...],
     bad_records: BadRecords,
+    vectors: VectorStores | None = None,
 ) -> int:
     """Write one row a sample, in input order: the reserved fields and every output; returns the number of rows.
 
@@ -152,6 +185,7 @@ def predict(
         bad_records,
         labels=(),
         kept_fields=reserved_columns,
+        vectors=vectors,
     )
     temporary = str(written_at(output))
     num_rows = 0

@@ -23,7 +23,7 @@ from easyrec_mm import __version__
 from easyrec_mm.checkpoint import Checkpoints
 from easyrec_mm.config import Pipeline
 from easyrec_mm.errors import ExportError, tensorflow_reason
-from easyrec_mm.evaluator import load_model
+from easyrec_mm.evaluator import load_model, vectors_of
 from easyrec_mm.files import is_remote, plain
 from easyrec_mm.files.folders import Folder
 from easyrec_mm.files.local_copies import local_copy
@@ -36,6 +36,7 @@ from easyrec_mm.parts import Part, image_part, rec_part, total_part
 from easyrec_mm.precision import FLOAT32, dtype_policy
 from easyrec_mm.protos.image_pb2 import ImgModel
 from easyrec_mm.schema import Schema
+from easyrec_mm.store import Generation
 
 NUM_PARITY_GROUPS = 100
 _PACKAGES = ("tensorflow", "keras", "keras-hub", "numpy", "onnx", "tf2onnx", "onnxruntime")
@@ -83,6 +84,7 @@ def export(
     dtype = dtype_policy(config.train_config.precision)
     trained = load_model(config, schema, checkpoint, dtype)[0] if dtype != FLOAT32 else None
     image_input = config.export_config.img_input_name or schema.image.field
+    vectors = vectors_of(schema, checkpoint)
     written = {kind: target.parent / f".{target.name}.tmp-{os.getpid()}" for kind, target in targets.items()}
     try:
         for folder in written.values():
@@ -90,14 +92,15 @@ def export(
             shutil.rmtree(folder, ignore_errors=True)
         signatures, left_out = _write_models(model, image_input, written, asset_files)
         exported = Exported(written["image"], written["rec"], written["total"], image_input)
-        parity = measure_parity(model, trained, exported, config.data_config, data_path, num_parity_groups)
+        data = config.data_config
+        parity = measure_parity(model, trained, exported, data, data_path, num_parity_groups, vectors)
         parity["left_out"] = left_out
         fingerprint = image_tower_fingerprint(model, config.model_config.e2e_mm_dbmtl.img_model)
         created = datetime.now(timezone.utc).isoformat(timespec="seconds")
         for kind, folder in written.items():
             manifest = Manifest(
                 kind=kind,
-                schema=schema,
+                schema=schema.without_passwords(),
                 image_input=image_input,
                 image_width=model.image_width,
                 signatures=signatures[kind],
@@ -109,6 +112,7 @@ def export(
                 files=list_files(folder),
                 created=created,
                 no_image_vector=model.no_image_vector(),
+                vectors={name: _origin(generation) for name, generation in vectors.generations.items()},
             )
             write_manifest(folder, manifest)
         for kind, folder in written.items():
@@ -118,6 +122,7 @@ def export(
     except OSError as error:
         raise ExportError(f"{error.filename or folders.rec}: cannot be written: {error.strerror or error}") from error
     finally:
+        vectors.close()
         copies = [place.local for place in places.values() if place.is_remote]
         for folder in [*written.values(), *copies]:
             shutil.rmtree(folder, ignore_errors=True)
@@ -189,9 +194,10 @@ def _require_exportable(schema: Schema) -> None:
     if not schema.uses_image:
         raise ExportError("the model has no picture (feature group 'img'): there is nothing to cut")
     # TensorFlow would silently name the input otherwise.
-    odd = [name for name in (*schema.feature_fields(), *schema.image_fields()) if not name.isidentifier()]
+    names = [*schema.model_fields(), *schema.image_fields(), *(f.name for f in schema.stored_features())]
+    odd = [name for name in names if not name.isidentifier()]
     if odd:
-        raise ExportError(f"input fields {', '.join(odd)}: name them with letters, digits and _ to export the model")
+        raise ExportError(f"inputs {', '.join(odd)}: name them with letters, digits and _ to export the model")
 
 
 def _check_places(places: list[Folder]) -> None:
@@ -250,6 +256,10 @@ def _asset(file: str) -> str:
     return local_copy(file) if is_remote(file) else plain(file)
 
 
+def _origin(generation: Generation) -> dict[str, Any]:
+    return {"fingerprint": generation.fingerprint, "generation": generation.number, "width": generation.width}
+
+
 def _write_saved_model(part: Part, schema: Schema, folder: Path) -> None:
     # It warns of what it leaves out for TensorFlow 1.
     tf.get_logger().setLevel("ERROR")
@@ -261,7 +271,7 @@ def _write_saved_model(part: Part, schema: Schema, folder: Path) -> None:
     saved.ParseFromString(path.read_bytes())
     # Fields that a request leaves out, as TensorFlow Serving understands it.
     for signature in saved.meta_graphs[0].signature_def.values():
-        for name in set(signature.inputs) & {*schema.feature_fields(), *schema.image_fields()}:
+        for name in set(signature.inputs) & {*schema.model_fields(), *schema.image_fields()}:
             field = schema.field(name)
             if field.optional:
                 value = tf.make_tensor_proto([field.default_value], signature.inputs[name].dtype)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
@@ -43,6 +43,8 @@ class Manifest:
     parity                   how far the models are from each other, and the limits they had to keep
     files                    file of the folder -> bytes and SHA-256
     created                  UTC
+    vectors                  feature -> "fingerprint", "generation" and "width" of the vectors of its store that the
+                             model was trained with
     """
 
     kind: Kind
@@ -58,6 +60,7 @@ class Manifest:
     files: dict[str, dict[str, Any]]
     created: str
     no_image_vector: tuple[float, ...] = ()
+    vectors: dict[str, dict[str, Any]] = field(default_factory=dict)
 
 
 def write_manifest(folder: Path, manifest: Manifest) -> None:

@@ -55,7 +55,7 @@ class MultimodalModel:
         self.schema = schema
         self._img_model = network.img_model
         self.image = image_tower(config, schema, dtype) if schema.uses_image else None
-        self.rec = RecModel(network, schema, dtype)
+        self.rec = RecModel(config.model_config, schema, dtype)
         self.item: ItemImage | None = None
         self._embedding_regularization = config.model_config.embedding_regularization
         self._towers = list(network.task_towers)
@@ -243,14 +243,13 @@ class MultimodalModel:
         """Create all variables, by a batch of one sample."""
         features: dict[str, tf.Tensor | tf.RaggedTensor] = {}
         for feature in self.schema.features:
-            if feature.kind == "tag":
-                features[feature.name] = tf.RaggedTensor.from_row_splits(
-                    tf.zeros([0], tf.int64), tf.constant([0, 0], tf.int64)
-                )
-            elif feature.kind == "raw" and not feature.boundaries:
-                features[feature.name] = tf.zeros([1, feature.raw_dim])
-            else:
-                features[feature.name] = tf.zeros([1], tf.int64)
+            num_values = 0 if feature.is_list else 1
+            value = tf.zeros([num_values], tf.int64)
+            if feature.has_numbers:
+                value = tf.zeros([num_values, feature.raw_dim])
+            if feature.is_list:
+                value = tf.RaggedTensor.from_row_splits(value, tf.constant([0, 0], tf.int64))
+            features[feature.name] = value
         vector = None
         if self.image is not None:
             vector = self.image(self._a_picture(), self._a_category())

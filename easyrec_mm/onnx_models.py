@@ -19,7 +19,6 @@ import onnxruntime
 import tensorflow as tf
 from onnx import TensorProto, helper, numpy_helper
 
-from easyrec_mm.layers.embedding import feature_vector
 from easyrec_mm.manifest import IMAGE_ONNX, IMAGE_VECTOR, PICTURE_ITEM, REC_ONNX, TABLES_FILE
 from easyrec_mm.model import MultimodalModel
 from easyrec_mm.parts import item_vectors
@@ -89,8 +88,9 @@ def write_rec_onnx(model: MultimodalModel, folder: Path) -> None:
 
     def outputs(*tensors: tf.Tensor) -> list[tf.Tensor]:
         values = dict(zip(specs, tensors, strict=True))
-        vectors = [feature_vector(feature, values, values.get(_rows_name(feature))) for feature in features]
-        logits = model.rec.logits(tf.concat(vectors, axis=1), values[IMAGE_VECTOR])
+        rows = {feature.name: values.get(_rows_name(feature)) for feature in features}
+        x, _ = model.rec.feature_embedding.join(values, rows, values[IMAGE_VECTOR])
+        logits = model.rec.logits(x, values[IMAGE_VECTOR])
         found: dict[str, tf.Tensor] = {}
         for task in model.schema.tasks:
             found |= task_outputs(task, logits[task.name])
@@ -110,17 +110,18 @@ def _network_inputs(feature: Feature) -> dict[str, tf.TensorSpec]:
     """What the network behind the tables takes of a feature; `rows:` is what Gather found."""
     rows = _rows_name(feature)
     dim = feature.width
-    if feature.kind == "tag":
-        return {
-            rows: tf.TensorSpec([None, None, dim], tf.float32),
-            feature.weight_key: tf.TensorSpec([None, None], tf.float32),
-        }
-    numbers = {feature.name: tf.TensorSpec([None, feature.raw_dim], tf.float32)}
+    # S samples, and the L values of a list.
+    shape: list[int | None] = [None, None] if feature.is_list else [None]
+    inputs = {feature.weight_key: tf.TensorSpec(shape, tf.float32)} if feature.is_list else {}
+    if feature.has_numbers:
+        inputs[feature.name] = tf.TensorSpec([*shape, feature.raw_dim], tf.float32)
+    elif feature.table:
+        inputs[rows] = tf.TensorSpec([*shape, dim], tf.float32)
+    else:
+        inputs[feature.name] = tf.TensorSpec(shape, tf.int64)
     if feature.multiplies_rows:
-        return {**numbers, rows: tf.TensorSpec([feature.raw_dim, dim], tf.float32)}
-    if feature.table:
-        return {rows: tf.TensorSpec([None, dim], tf.float32)}
-    return {feature.name: tf.TensorSpec([None], tf.int64)} if feature.boundaries else numbers
+        inputs[rows] = tf.TensorSpec([feature.raw_dim, dim], tf.float32)
+    return inputs
 
 
 def _rows_name(feature: Feature) -> str:
@@ -208,7 +209,8 @@ def _put_tables_before(graph: onnx.GraphProto, model: MultimodalModel, path: Pat
                 first = tables[table].value[: feature.raw_dim].numpy()
                 graph.initializer.append(numpy_helper.from_array(first, rows))
                 continue
-            shape = ["S", "L"] if feature.kind == "tag" else ["S"]
+            # Sizes of one name are one size to ONNX Runtime, which shares memory by it.
+            shape = ["S", f"L:{feature.name}"] if feature.is_list else ["S"]
             graph.input.append(helper.make_tensor_value_info(feature.name, TensorProto.INT64, shape))
             nodes.append(helper.make_node("Gather", [table, feature.name], [rows], name=f"gather:{feature.name}"))
         file.flush()

@@ -21,6 +21,7 @@ from easyrec_mm.data.batch import Batch
 from easyrec_mm.data.input import Input
 from easyrec_mm.data.pictures import PictureLoader, picture_loader
 from easyrec_mm.errors import ExportError
+from easyrec_mm.feature_vectors import VectorStores
 from easyrec_mm.metrics import AUC
 from easyrec_mm.model import MultimodalModel
 from easyrec_mm.protos.data_pb2 import DatasetConfig
@@ -65,6 +66,7 @@ def measure_parity(
     data: DatasetConfig,
     path: str,
     num_groups: int,
+    vectors: VectorStores,
 ) -> dict[str, Any]:
     """The parity report.
 
@@ -75,6 +77,7 @@ def measure_parity(
       data: the config's data section.
       path: files of samples.
       num_groups: groups to compare.
+      vectors: those that the model was trained with.
 
     Raises:
       ExportError: if two ways differ by more than their limit.
@@ -84,7 +87,15 @@ def measure_parity(
     small_batches = DatasetConfig()
     small_batches.CopyFrom(data)
     small_batches.eval_batch_size = min(_BATCH_SIZE, num_groups)
-    inputs = Input(small_batches, model.schema, path, "eval_input_path", BadRecords(None, 1.0), kept_fields=ways.fields)
+    inputs = Input(
+        small_batches,
+        model.schema,
+        path,
+        "eval_input_path",
+        BadRecords(None, 1.0),
+        kept_fields=ways.fields,
+        vectors=vectors,
+    )
     collected: dict[str, list[Outputs]] = {}
     labels: list[Outputs] = []
     num_pictures = seen = 0
@@ -122,7 +133,7 @@ class _Ways:
         self._rec_onnx = _session(exported.rec / manifest.REC_ONNX)
         self._numpy_transform = NumpyTransform(schema.features)
         self._numpy_category = NumpyTransform([schema.category] if schema.category else [])
-        self._feature_fields, self._image_fields = tuple(schema.feature_fields()), schema.image_fields()
+        self._feature_fields, self._image_fields = tuple(schema.model_fields()), schema.image_fields()
         self._bool_fields = {field.name for field in schema.fields if field.dtype == "bool"}
         self.fields = tuple(dict.fromkeys((*self._feature_fields, *self._image_fields)))
 
@@ -141,6 +152,7 @@ class _Ways:
             name: tf.cast(kept[name], tf.bool) if name in self._bool_fields else kept[name] for name in self.fields
         }
         features = {name: fields[name] for name in self._feature_fields}
+        vectors = parts.vector_inputs(self._schema, batch.features)
         shown = _Shown.of(batch, picture_path)
         beside = {name: tf.gather(fields[name], shown.first_sample) for name in self._image_fields}  # [K]
         if self._schema.image_separator:
@@ -148,13 +160,15 @@ class _Ways:
         image = self._image[manifest.DEFAULT](**{self._image_input: shown.pixels}, **beside)
         self._require_exact_text(image)
         text = tf.gather(self._with_no_image(shown, image[manifest.IMAGE_TEXT]), batch.sample_image)
-        yield REC, _arrays(self._rec[manifest.DEFAULT](**features, **{manifest.IMAGE_TEXT: text}))
+        given = {**features, **vectors}
+        yield REC, _arrays(self._rec[manifest.DEFAULT](**given, **{manifest.IMAGE_TEXT: text}))
         encoded = self._image[manifest.ENCODED](**{self._image_input: self._contents(shown)}, **beside)
         for way, outputs in ((VECTOR, image), (ENCODED, encoded)):
-            vectors = self._with_no_image(shown, outputs[manifest.IMAGE_VECTOR])
-            vector = tf.gather(vectors, batch.sample_image)
-            yield way, _arrays(self._rec[manifest.VECTOR](**features, **{manifest.IMAGE_VECTOR: vector}))
-        yield TOTAL, self._run_total(batch, fields, shown)
+            of_images = self._with_no_image(shown, outputs[manifest.IMAGE_VECTOR])
+            vector = tf.gather(of_images, batch.sample_image)
+            yield way, _arrays(self._rec[manifest.VECTOR](**given, **{manifest.IMAGE_VECTOR: vector}))
+        of_total = {name: fields[name] for name in dict.fromkeys((*self._feature_fields, *self._image_fields))}
+        yield TOTAL, self._run_total(batch, {**of_total, **vectors}, shown)
         yield ONNX, self._run_onnx(batch, features, self._onnx_vectors(image, beside, shown), shown)
 
     @staticmethod
@@ -228,11 +242,25 @@ class _Ways:
         values = {name: _values(value) for name, value in features.items()}
         inputs = {
             **self._numpy_transform(values, batch.num_samples),
+            **self._padded_vectors(batch),
             manifest.IMAGE_VECTOR: vector[batch.sample_image.numpy()],
         }
         names = [output.name for output in self._rec_onnx.get_outputs()]
         taken = {value.name for value in self._rec_onnx.get_inputs()}
         return dict(zip(names, self._rec_onnx.run(names, {n: v for n, v in inputs.items() if n in taken}), strict=True))
+
+    def _padded_vectors(self, batch: Batch) -> dict[str, np.ndarray]:
+        """Vectors of features that a store holds, as the ONNX model takes them."""
+        found = {}
+        for feature in self._schema.stored_features():
+            value = batch.features[feature.name]
+            if isinstance(value, tf.RaggedTensor):
+                longest = tf.maximum(value.bounding_shape()[1], 1)
+                mask = tf.sequence_mask(value.row_lengths(), longest, tf.float32)
+                found[feature.weight_key] = mask.numpy()
+                value = value.to_tensor(shape=[None, longest, None])
+            found[feature.name] = value.numpy()
+        return found
 
     @staticmethod
     def _require_exact_text(image: dict[str, tf.Tensor]) -> None:

@@ -7,6 +7,10 @@
 Each part is a tf.Module that tracks only its own variables, with its signatures. Shapes: N pictures, S samples, D width
 of the image vector, K items. Fields are named as in `input_fields`; one given for a single sample counts for all S.
 
+A feature whose vectors lie in a store takes them instead of its key, float32 `[S, numbers]` under its name and
+"_vector"; a sequence of such takes `[S, L, numbers]`, and under "_length" how many of the L each sample has, int64
+`[S]`.
+
 An image tower that sees the item's category takes its field beside the pictures. One that takes several pictures an
 item takes `picture_item`, int64 `[N]`, beside them: which item, from 0, each is of; image vectors are then `[K, D]`.
 Without, each picture is an item. Where items may be without a picture, empty contents of a file stand for none.
@@ -15,7 +19,7 @@ Without, each picture is an item. Where items may be without a picture, empty co
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import tensorflow as tf
 
@@ -83,11 +87,10 @@ def rec_part(model: MultimodalModel) -> Part:
     transform = FeatureTransform(schema.features)
     width = model.image_width
 
-    def outputs(fields: dict[str, tf.Tensor], vector: tf.Tensor) -> dict[str, tf.Tensor]:
-        fields, num_samples = broadcast_fields(schema, fields, tf.shape(vector)[0])
-        return _outputs(model, transform, fields, tf.broadcast_to(vector, [num_samples, width]))
+    def outputs(inputs: dict[str, tf.Tensor], vector: tf.Tensor) -> dict[str, tf.Tensor]:
+        return _outputs(model, transform, inputs, vector)
 
-    fields = field_specs(schema)
+    fields = {**field_specs(schema), **vector_specs(schema)}
     functions = {
         DEFAULT: (
             lambda **inputs: outputs(inputs, text_vector(inputs.pop(IMAGE_TEXT), width)),
@@ -108,11 +111,14 @@ def total_part(model: MultimodalModel, image_input: str) -> Part:
     pictures = _Pictures(model, image_input)
 
     def outputs(inputs: dict[str, tf.Tensor], vector: tf.Tensor) -> dict[str, tf.Tensor]:
-        given = {name: inputs[name] for name in schema.feature_fields()}
-        fields, num_samples = broadcast_fields(schema, given, tf.shape(vector)[0])
-        return _outputs(model, transform, fields, tf.broadcast_to(vector, [num_samples, model.image_width]))
+        return _outputs(model, transform, inputs, vector)
 
-    beside = {**field_specs(schema), **_specs(schema, schema.image_fields()), **pictures.item_spec}
+    beside = {
+        **field_specs(schema),
+        **vector_specs(schema),
+        **_specs(schema, schema.image_fields()),
+        **pictures.item_spec,
+    }
     functions = {
         DEFAULT: (lambda **inputs: outputs(inputs, pictures.of_pixels(inputs)), {**beside, **pictures.pixel_spec}),
         ENCODED: (lambda **inputs: outputs(inputs, pictures.of_contents(inputs)), {**beside, **pictures.content_spec}),
@@ -122,7 +128,43 @@ def total_part(model: MultimodalModel, image_input: str) -> Part:
 
 def field_specs(schema: Schema) -> dict[str, tf.TensorSpec]:
     """The fields that the features read: name -> `[S]` of its dtype."""
-    return _specs(schema, schema.feature_fields())
+    return _specs(schema, schema.model_fields())
+
+
+def vector_specs(schema: Schema) -> dict[str, tf.TensorSpec]:
+    """The vectors of features that a store holds."""
+    specs: dict[str, tf.TensorSpec] = {}
+    for feature in schema.stored_features():
+        is_list = feature.kind == "sequence"
+        specs[feature.vector_key] = tf.TensorSpec([None] * (1 + is_list) + [feature.raw_dim], tf.float32)
+        if is_list:
+            specs[feature.length_key] = tf.TensorSpec([None], tf.int64)
+    return specs
+
+
+def vector_inputs(schema: Schema, features: dict[str, tf.Tensor | tf.RaggedTensor]) -> dict[str, tf.Tensor]:
+    """What `vector_specs` says, of the features of a batch."""
+    inputs: dict[str, tf.Tensor] = {}
+    for feature in schema.stored_features():
+        value = features[feature.name]
+        if isinstance(value, tf.RaggedTensor):
+            inputs[feature.length_key] = tf.cast(value.row_lengths(), tf.int64)
+            value = value.to_tensor()
+        inputs[feature.vector_key] = value
+    return inputs
+
+
+def _vectors(schema: Schema, inputs: dict[str, tf.Tensor], num_samples: tf.Tensor) -> dict[str, Any]:
+    """Features of a batch, of what `vector_specs` says."""
+    features: dict[str, Any] = {}
+    for feature in schema.stored_features():
+        given = inputs[feature.vector_key]
+        vectors = tf.broadcast_to(given, tf.concat([[num_samples], tf.shape(given)[1:]], 0))
+        if feature.kind == "sequence":
+            lengths = tf.broadcast_to(inputs[feature.length_key], [num_samples])
+            vectors = tf.RaggedTensor.from_tensor(vectors, lengths)
+        features[feature.name] = vectors
+    return features
 
 
 def _specs(schema: Schema, names: Iterable[str]) -> dict[str, tf.TensorSpec]:
@@ -162,9 +204,16 @@ def _with_default(value: tf.Tensor, field: Field) -> tf.Tensor:
 
 
 def _outputs(
-    model: MultimodalModel, transform: FeatureTransform, fields: dict[str, tf.Tensor], vector: tf.Tensor
+    model: MultimodalModel, transform: FeatureTransform, inputs: dict[str, tf.Tensor], vector: tf.Tensor
 ) -> dict[str, tf.Tensor]:
-    logits, _ = model.rec(transform(fields), vector, training=False)
+    """Outputs of all inputs, of which some may be of one sample for all."""
+    schema = model.schema
+    sizes = [tf.shape(vector)[0], *(tf.shape(inputs[name])[0] for name in vector_specs(schema))]
+    given = {name: inputs[name] for name in schema.model_fields()}
+    fields, num_samples = broadcast_fields(schema, given, tf.reduce_max(sizes))
+    features = {**transform(fields), **_vectors(schema, inputs, num_samples)}
+    vector = tf.broadcast_to(vector, [num_samples, model.image_width])
+    logits, _ = model.rec(features, vector, training=False)
     outputs: dict[str, tf.Tensor] = {}
     for task in model.schema.tasks:
         outputs.update(task_outputs(task, logits[task.name]))

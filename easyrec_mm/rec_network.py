@@ -11,9 +11,13 @@ import tensorflow as tf
 from easyrec_mm.config_checks import activation_name, relation_order
 from easyrec_mm.layers.dnn import DNN, ExpertMixture, dense
 from easyrec_mm.layers.embedding import FeatureEmbedding
+from easyrec_mm.layers.target_attention import TargetAttention
 from easyrec_mm.precision import FLOAT32
-from easyrec_mm.protos.model_pb2 import E2E_MM_DBMTL, BayesTaskTower
-from easyrec_mm.schema import Schema, Task
+from easyrec_mm.protos.model_pb2 import E2E_MM_DBMTL, BayesTaskTower, EasyRecModel
+from easyrec_mm.schema import Attention, Schema, Task
+
+# Of an attention whose seq_dnn is not set, as in EasyRec.
+DEFAULT_SCORE_UNITS = (128, 64, 32, 1)
 
 
 class RecModel(keras.layers.Layer):
@@ -24,11 +28,12 @@ class RecModel(keras.layers.Layer):
     of its relation_tower_names (DBMTL, Wang et al., 2019: P(task | input, related tasks)).
     """
 
-    def __init__(self, network: E2E_MM_DBMTL, schema: Schema, dtype: str) -> None:
+    def __init__(self, model: EasyRecModel, schema: Schema, dtype: str) -> None:
         # float32: numbers and image vectors reach the batch norm unrounded, whatever the layers compute in.
         super().__init__(name="rec", dtype=FLOAT32)
+        network = model.e2e_mm_dbmtl
         l2 = network.l2_regularization
-        self.feature_embedding = FeatureEmbedding(schema.features, schema.tables)
+        self.feature_embedding = FeatureEmbedding(schema.features, schema.tables, _attentions(model, schema, dtype))
         self._feature_bn = keras.layers.BatchNormalization(name="features_bn", dtype=FLOAT32)
         self._image_joins_first = network.image_fusion == E2E_MM_DBMTL.BEFORE_BOTTOM
         self._bottom = build_dnn(network, "bottom_dnn", "bottom_dnn", l2, dtype)
@@ -55,7 +60,7 @@ class RecModel(keras.layers.Layer):
         Returns:
           task name -> logits float32 `[S, num_class]`; and the sum of squares of the embedding vectors, a scalar.
         """
-        x, squares = self.feature_embedding(features)  # [S, F]
+        x, squares = self.feature_embedding(features, image_vector, training=training)  # [S, F]
         return self.logits(x, image_vector, training), squares
 
     def logits(self, x: tf.Tensor, image_vector: tf.Tensor | None, training: bool = False) -> dict[str, tf.Tensor]:
@@ -75,6 +80,26 @@ class RecModel(keras.layers.Layer):
             related = [relations[other] for other in self._relations[i]]
             relations[name], logits[name] = self._towers[i](inputs[i], related, training=training)
         return {task.name: logits[task.name] for task in self._tasks}
+
+
+def _attentions(model: EasyRecModel, schema: Schema, dtype: str) -> list[tuple[Attention, TargetAttention]]:
+    """The attentions of the schema, each with its layer."""
+    configs = {config.group_name: config for group in model.feature_groups for config in group.sequence_features}
+    found = []
+    for attention in schema.attentions:
+        config = configs[attention.name].seq_dnn
+        score = DNN(
+            config.hidden_units or DEFAULT_SCORE_UNITS,
+            config.dropout_ratio,
+            activation_name(config.activation),
+            config.use_bn,
+            model.e2e_mm_dbmtl.l2_regularization,
+            "seq_dnn",
+            dtype,
+            ends_linear=True,
+        )
+        found.append((attention, TargetAttention(score, f"attention_{attention.name}")))
+    return found
 
 
 class TaskTower(keras.layers.Layer):

@@ -8,16 +8,24 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal
+from urllib.parse import urlsplit, urlunsplit
 
 # Between the values of a cross before it is hashed; ASCII's "group separator" does not occur in values.
 CROSS_SEPARATOR = "\x1d"
 
+# The image vector among the keys of an attention; no feature has such a name.
+IMAGE_KEY = "\x1dimage"
+
 # bool is kept as int64, 0 or 1.
 Dtype = Literal["int64", "bool", "float32", "string"]
 Encoding = Literal["hash", "identity", "vocabulary"]
-FeatureKind = Literal["id", "raw", "tag", "combo"]
+FeatureKind = Literal["id", "raw", "tag", "combo", "sequence"]
+# Of a sequence.
+Elements = Literal["", "id", "raw"]
+# When log1p applies: never, or before or after numbers are scaled.
+Log1p = Literal["", "before", "after"]
 Activation = Literal["binary", "multiclass", "value", "sigmoid_value"]
 
 
@@ -67,11 +75,16 @@ class Table:
 class Feature:
     """How input fields become one feature, and how wide it is in the network.
 
-    id     one category a sample -> its row of `table`
-    combo  the cross of `inputs` -> one row of `table`
-    tag    any number of categories a sample -> rows of `table`, combined
-    raw    `raw_dim` numbers -> as they are, or a bucket by `boundaries` (one-hot or a row of `table`),
-           or numbers times `table` (one row a number)
+    id        one category a sample -> its row of `table`
+    combo     the cross of `inputs` -> one row of `table`
+    tag       any number of categories a sample -> rows of `table`, combined; with `max_selected` the values that the
+              map in the second of `inputs` has for the key in the first
+    raw       `raw_dim` numbers, or the one that `expression` makes of `inputs` -> as they are, or a bucket by
+              `boundaries` (one-hot or a row of `table`), or numbers times `table` (one row a number)
+    sequence  any number of `elements` a sample, at most `max_length` (0: all), each as a feature of that kind -> their
+              vectors, pooled by `combiner`; `number_separator` splits the numbers of an element
+
+    With `store`, the values are keys, text, and the numbers are those of the vector that the store has for each.
     """
 
     name: str
@@ -90,21 +103,73 @@ class Feature:
     boundaries: tuple[float, ...] = ()
     min_value: float = 0.0
     max_value: float = 0.0
+    log1p: Log1p = ""
+    expression: str = ""
+    max_selected: int = 0
+    elements: Elements = ""
+    number_separator: str = ""
+    max_length: int = 0
+    keeps_last: bool = False
+    # URI of the store that holds the vectors whose keys are its values; and the share of the keys that it may lack.
+    store: str = ""
+    max_missing_share: float = 1.0
+    # Whether its vector joins those of the others; else only attentions read it.
+    is_joined: bool = True
 
     @property
     def weight_input(self) -> str | None:
         """The field that holds a tag feature's weights, when a second input does."""
-        return self.inputs[1] if self.kind == "tag" and len(self.inputs) == 2 else None
+        return self.inputs[1] if self.kind == "tag" and len(self.inputs) == 2 and not self.max_selected else None
 
     @property
     def multiplies_rows(self) -> bool:
         """Whether the feature is numbers times the rows of its table, one row a number."""
-        return self.kind == "raw" and self.table is not None and not self.boundaries
+        return self.has_numbers and self.table is not None
+
+    @property
+    def has_numbers(self) -> bool:
+        """Whether its values are numbers, and no rows of a table or buckets."""
+        return "raw" in (self.kind, self.elements) and not self.boundaries
+
+    @property
+    def vector_key(self) -> str:
+        """Input of the exported models for the vectors of a store."""
+        return f"{self.name}_vector"
+
+    @property
+    def length_key(self) -> str:
+        """Input of the exported models for how many vectors a sample has, of a sequence."""
+        return f"{self.name}_length"
+
+    @property
+    def is_list(self) -> bool:
+        """Whether a sample has any number of values."""
+        return self.kind in ("tag", "sequence")
 
     @property
     def weight_key(self) -> str:
-        """Key under which a tag feature's weights stand beside its ids among the feature values."""
+        """Key under which the weights of a tag feature's ids stand beside them among the feature values.
+
+        Where lists are padded, the weights of every list stand there, 0 for what is no value.
+        """
         return f"{self.name}:weight"
+
+
+@dataclass(frozen=True)
+class Attention:
+    """What a key finds in sequences of one sample (layers/target_attention.py); it joins the features.
+
+    keys       names of features, or IMAGE_KEY for the image vector, side by side
+    sequences  names of features, side by side: they have as many elements in every sample
+    width      numbers of the key, and of an element
+    joins_key  whether the key stands behind what it finds
+    """
+
+    name: str
+    keys: tuple[str, ...]
+    sequences: tuple[str, ...]
+    width: int
+    joins_key: bool
 
 
 @dataclass(frozen=True)
@@ -191,6 +256,23 @@ class Schema:
     image_separator: str = ""
     # Whether an item may be without a picture: a trained vector then takes its place.
     has_no_image_vector: bool = False
+    # What joins the features, behind them.
+    attentions: tuple[Attention, ...] = ()
+
+    @property
+    def width(self) -> int:
+        """Numbers of a sample that the network takes, beside the image vector."""
+        of_attentions = sum(attention.width * (1 + attention.joins_key) for attention in self.attentions)
+        return sum(feature.width for feature in self.features if feature.is_joined) + of_attentions
+
+    def aligned_lists(self) -> list[dict[str, str]]:
+        """Field -> separator, of lists that have as many values as each other in every sample."""
+        features = {feature.name: feature for feature in self.features}
+        found = [dict.fromkeys(f.inputs, f.separator) for f in self.features if f.weight_input]
+        for attention in self.attentions:
+            sequences = (features[name] for name in attention.sequences)
+            found.append({sequence.inputs[0]: sequence.separator for sequence in sequences})
+        return [lists for lists in found if len(lists) > 1]
 
     @property
     def category(self) -> Feature | None:
@@ -206,6 +288,15 @@ class Schema:
         used = {name for feature in self.features for name in feature.inputs}
         return (name for name in self.layout.sample_fields if name in used)
 
+    def model_fields(self) -> Iterator[str]:
+        """As `feature_fields`, without what is read for keys alone: exported models take the vectors themselves."""
+        used = {name for feature in self.features if not feature.store for name in feature.inputs}
+        return (name for name in self.layout.sample_fields if name in used)
+
+    def stored_features(self) -> list[Feature]:
+        """The features whose vectors lie in a store."""
+        return [feature for feature in self.features if feature.store]
+
     def label_range(self, label: str) -> tuple[float, float, bool]:
         """Least and greatest value of a label, and whether it must be a whole number."""
         classes = dict(self.image_labels) | {t.label: t.num_class for t in self.tasks if t.activation == "multiclass"}
@@ -218,6 +309,11 @@ class Schema:
     def image_fields(self) -> tuple[str, ...]:
         """Names of the fields that the image model reads beside the picture."""
         return self.category.inputs if self.category else ()
+
+    def without_passwords(self) -> Schema:
+        """The same, with the URIs of stores as others may see them."""
+        features = tuple(replace(f, store=_without_password(f.store)) if f.store else f for f in self.features)
+        return replace(self, features=features)
 
     def to_dict(self) -> dict[str, Any]:
         """As values that JSON has."""
@@ -242,9 +338,18 @@ class Schema:
             "layout": RowLayout(**_with_tuples(values["layout"])),
             "tasks": [Task(**task) for task in values["tasks"]],
             "image_features": [Feature(**_with_tuples(f)) for f in values.get("image_features", ())],
+            "attentions": [Attention(**_with_tuples(attention)) for attention in values.get("attentions", ())],
             "image_labels": [tuple(label) for label in values.get("image_labels", ())],
         }
         return Schema(**_with_tuples(parts))
+
+
+def _without_password(uri: str) -> str:
+    parts = urlsplit(uri)
+    if parts.password is None:
+        return uri
+    host = parts.netloc.rpartition("@")[2]
+    return urlunsplit(parts._replace(netloc=f"{parts.username}@{host}" if parts.username else host))
 
 
 def _with_tuples(values: dict[str, Any]) -> dict[str, Any]:

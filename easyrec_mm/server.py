@@ -147,9 +147,11 @@ class RecModel(kserve.Model):  # type: ignore[misc]
         try:
             body = read()
             answer = (
-                await asyncio.to_thread(self.service.answer, body) if self._in_thread else self.service.answer(body)
+                await asyncio.to_thread(self.service.answer, body)
+                if self._in_thread or self.service.release.lookup.is_remote
+                else self.service.answer(body)
             )
-            monitoring.count_sources(answer.sources)
+            monitoring.count_vectors(answer)
             result = write(answer)
             outcome = "ok"
             return result

@@ -56,20 +56,27 @@ def text_patterns(schema: Schema) -> dict[str, list[str]]:
 def _feature_patterns(feature: Feature) -> list[tuple[str, str]]:
     """(field, pattern) of what a feature reads from string fields."""
     first = feature.inputs[0]
+    if feature.store:
+        return []
     separators = feature.separator + feature.kv_separator
     separator, key_separator = re.escape(feature.separator), re.escape(feature.kv_separator)
     number = _number(separators, _LIST_EXPONENT)
+    if feature.kind == "sequence":
+        return _sequence_patterns(feature)
+    if feature.expression:
+        return [(name, number) for name in feature.inputs]
     if feature.kind == "raw":
-        whole, rest = divmod(feature.raw_dim - 1, _MOST_REPEATS)
-        repeats = [_MOST_REPEATS] * whole + [rest] * (rest > 0)
-        return [(first, number + "".join(f"(?:{separator}{number}){{{count}}}" for count in repeats))]
+        return [(first, _vector(number, feature.separator, feature.raw_dim))]
     if feature.kind == "id" and feature.encoding == "identity":
         return [(first, INTEGER_PATTERN)]
     if feature.kind != "tag":
         return []
     found = []
     # Input formats match many values at once, between line ends.
-    tag = _integer(separators) if feature.encoding == "identity" else rf"[^{separator}{key_separator}\n]*"
+    text = rf"[^{separator}{key_separator}\n]*"
+    tag = _integer(separators) if feature.encoding == "identity" else text
+    if feature.max_selected:
+        return [(feature.inputs[1], _list_of(f"{text}{key_separator}{tag}", separator))]
     if feature.kv_separator:
         found.append((first, _list_of(f"{tag}{key_separator}{number}", separator)))
     elif feature.encoding == "identity":
@@ -77,6 +84,23 @@ def _feature_patterns(feature: Feature) -> list[tuple[str, str]]:
     if feature.weight_input:
         found.append((feature.weight_input, _list_of(number, separator)))
     return found
+
+
+def _sequence_patterns(feature: Feature) -> list[tuple[str, str]]:
+    separators = feature.separator + feature.number_separator
+    if feature.elements == "raw":
+        element = _vector(_number(separators, _LIST_EXPONENT), feature.number_separator, feature.raw_dim)
+    elif feature.encoding == "identity":
+        element = _integer(separators)
+    else:
+        return []
+    return [(feature.inputs[0], _list_of(element, re.escape(feature.separator)))]
+
+
+def _vector(number: str, separator: str, dim: int) -> str:
+    whole, rest = divmod(dim - 1, _MOST_REPEATS)
+    repeats = [_MOST_REPEATS] * whole + [rest] * (rest > 0)
+    return number + "".join(f"(?:{re.escape(separator)}{number}){{{count}}}" for count in repeats)
 
 
 def _list_of(element: str, separator: str) -> str:

@@ -26,7 +26,8 @@ from easyrec_mm.data.bad_records import BadRecords
 from easyrec_mm.data.batch import Batch
 from easyrec_mm.data.input import Input, InputBatch
 from easyrec_mm.errors import CheckpointError, ConfigError, UserError
-from easyrec_mm.evaluator import STEP_NAME, evaluate, moving_average, table, write_result
+from easyrec_mm.evaluator import STEP_NAME, VECTORS, evaluate, moving_average, table, vectors_of, write_result
+from easyrec_mm.feature_vectors import origin_number
 from easyrec_mm.files import StorageError
 from easyrec_mm.files.folders import shown
 from easyrec_mm.loss_scale import LossScale
@@ -68,6 +69,8 @@ class Trainer:
         self._bad_records = BadRecords(
             str(self._model_dir / BAD_RECORDS), self._config.data_config.max_bad_record_share
         )
+        self._checkpoints = Checkpoints(str(self._model_dir), self._train_config.keep_checkpoint_max)
+        self._vectors = vectors_of(self._schema, self._checkpoints.latest())
         self._input = Input(
             self._config.data_config,
             self._schema,
@@ -75,8 +78,8 @@ class Trainer:
             "train_input_path",
             self._bad_records,
             training=True,
+            vectors=self._vectors,
         )
-        self._checkpoints = Checkpoints(str(self._model_dir), self._train_config.keep_checkpoint_max)
         self._dtype = dtype_policy(self._train_config.precision)
         self._model = MultimodalModel(self._config, self._schema, self._dtype)
         self._named = self._model.named_variables()
@@ -90,6 +93,10 @@ class Trainer:
         # Batches of the training data read, and what that data was: where to read on.
         self._batches_read = tf.Variable(0, dtype=tf.int64, trainable=False)
         self._input_fingerprint = tf.Variable(self._input.fingerprint(), dtype=tf.int64, trainable=False)
+        self._vector_origins = {
+            f"{VECTORS}{name}": tf.Variable(origin_number(generation.fingerprint), dtype=tf.int64, trainable=False)
+            for name, generation in self._vectors.generations.items()
+        }
         self._train_steps = [
             tf.function(partial(self._train_batch, phase), input_signature=[self._input.spec()], autograph=False)
             for phase in self._phases
@@ -114,6 +121,7 @@ class Trainer:
             finally:
                 progress.close()
                 log.close()
+                self._vectors.close()
         if self._bad_records.summary():
             print(shown(self._bad_records.summary()), flush=True)
         return TrainResult(int(self._step), saved and shown(saved), caught.number)
@@ -227,11 +235,15 @@ class Trainer:
             state |= self._average.named_variables()
         if self._loss_scale is not None:
             state |= self._loss_scale.named_variables()
-        return state | {
-            STEP_NAME: self._step,
-            "progress/batches_read": self._batches_read,
-            "progress/input_fingerprint": self._input_fingerprint,
-        }
+        return (
+            state
+            | self._vector_origins
+            | {
+                STEP_NAME: self._step,
+                "progress/batches_read": self._batches_read,
+                "progress/input_fingerprint": self._input_fingerprint,
+            }
+        )
 
     def _phase(self, step: int) -> int:
         """Number of the phase of the step that follows `step` steps."""
@@ -256,7 +268,7 @@ class Trainer:
         """Variables that warm_start leaves as they are."""
         if self._train_config.warm_start != WarmStart.ALL_BUT_ID_EMBEDDINGS:
             return set()
-        return {f"embedding/{f.table}" for f in self._schema.features if f.kind in ("id", "tag", "combo")}
+        return {f"embedding/{f.table}" for f in self._schema.features if f.encoding}
 
     def _run_step(self, item: InputBatch) -> dict[str, tf.Tensor] | None:
         """One step; None if the batch has no samples left, which is no step."""
@@ -361,7 +373,7 @@ class Trainer:
             self._average.assign_to_variables(self._step)
         bad_records = BadRecords(str(self._model_dir / BAD_RECORDS), self._config.data_config.max_bad_record_share)
         path = self._config.eval_input_path
-        results = evaluate(self._model, self._config, path, "eval_input_path", bad_records)
+        results = evaluate(self._model, self._config, path, "eval_input_path", bad_records, self._vectors)
         if self._average is not None:
             for name, variable in self._trained.items():
                 read_into(checkpoint, name, variable.value)

@@ -103,15 +103,19 @@ def random_batch(schema: Schema, sample_image=(0, 0, 0, 1, 1, 1, 2, 2, 2, 3, 3, 
     rows = {table.name: table.rows for table in schema.tables}
     features: dict[str, tf.Tensor | tf.RaggedTensor] = {}
     for feature in schema.features:
-        if feature.kind == "tag":
+        if feature.is_list:
             lengths = rng.integers(0, 4, num_samples)
             lengths[0] = 0
-            ids = rng.integers(0, rows[feature.table], lengths.sum())
-            features[feature.name] = tf.RaggedTensor.from_row_lengths(tf.constant(ids, tf.int64), lengths)
+            if feature.has_numbers:
+                values = tf.constant(rng.normal(size=(lengths.sum(), feature.raw_dim)), tf.float32)
+            else:
+                num_ids = rows[feature.table] if feature.table else feature.width
+                values = tf.constant(rng.integers(0, num_ids, lengths.sum()), tf.int64)
+            features[feature.name] = tf.RaggedTensor.from_row_lengths(values, lengths)
             if feature.kv_separator or feature.weight_input:
                 weights = tf.constant(rng.uniform(0.5, 2, lengths.sum()), tf.float32)
                 features[feature.weight_key] = tf.RaggedTensor.from_row_lengths(weights, lengths)
-        elif feature.kind == "raw" and not feature.boundaries:
+        elif feature.has_numbers:
             features[feature.name] = tf.constant(rng.normal(size=(num_samples, feature.raw_dim)), tf.float32)
         else:
             num_ids = rows[feature.table] if feature.table else feature.width

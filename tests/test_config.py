@@ -1,5 +1,6 @@
 """Tests of config.py: what a pipeline file becomes. Mistakes in what its settings mean are in test_config_errors.py."""
 
+import json
 import subprocess
 import sys
 from graphlib import CycleError
@@ -15,10 +16,12 @@ from reference import FEATURES, LABELS, reference_config, write_config, write_re
 from easyrec_mm import config as config_module
 from easyrec_mm.config import apply_override, load_pipeline, parse_config
 from easyrec_mm.config_checks import activation_name, relation_order
+from easyrec_mm.config_feature_kinds import STORE_SCHEMES
 from easyrec_mm.errors import ConfigError, UserError, did_you_mean
 from easyrec_mm.protos.model_pb2 import BayesTaskTower
 from easyrec_mm.protos.pipeline_pb2 import EasyRecConfig
-from easyrec_mm.schema import Feature, Image, RowLayout, Schema, Table, Task
+from easyrec_mm.schema import Attention, Feature, Image, RowLayout, Schema, Table, Task
+from easyrec_mm.store import SCHEMES
 
 ROOT = Path(__file__).parents[1]
 UNUSED_LABELS = ("like", "comment", "share", "follow")
@@ -183,6 +186,10 @@ def test_every_config_that_is_shipped_loads(path, monkeypatch):
     assert load_pipeline(str(path)).schema.tasks
 
 
+def test_stores_of_vectors_are_those_that_there_are():
+    assert set(STORE_SCHEMES) == set(SCHEMES)
+
+
 def test_kinds_of_features_and_tables(load, tmp_path):
     (tmp_path / "words.txt").write_bytes("a\r\nb\nö\n".encode())
     normal = "initializer { random_normal_initializer { mean: 1 stddev: 2 } }"
@@ -197,13 +204,31 @@ def test_kinds_of_features_and_tables(load, tmp_path):
         5: """input_names: "os_version" feature_type: RawFeature raw_input_dim: 3 separator: "," embedding_dim: 8
             initializer { glorot_normal_initializer {} }""",
         6: """input_names: "day_h" feature_type: RawFeature boundaries: [1, 2]""",
+        8: """input_names: "is_new_userid" feature_type: RawFeature numeric_transform: LOG1P""",
+        9: """input_names: "level" feature_type: RawFeature normalizer_fn: "tf.math.log1p" max_val: 9""",
+        11: """input_names: "familyid" feature_type: SequenceFeature separator: "," max_seq_len: 5 kept_end: LAST
+            embedding_dim: 8 hash_bucket_size: 77 embedding_name: "x" combiner: "max" initializer {
+            random_normal_initializer { mean: 1 stddev: 2 } }""",
+        13: """input_names: "constellation" feature_type: SequenceFeature sub_feature_type: RawFeature separator: ","
+            raw_input_dim: 2 seq_multi_sep: ":" numeric_transform: LOG1P""",
+        14: """input_names: "user_auth_type" feature_type: SequenceFeature sub_feature_type: RawFeature separator: ","
+            boundaries: [1, 2] embedding_dim: 3""",
+        12: """input_names: "gender" feature_type: VectorFeature separator: "," vector_dim: 4""",
+        15: """input_names: "fans_num" feature_type: VectorFeature vector_dim: 4 vector_store: "redis://x"
+            max_missing_share: 0""",
+        16: """input_names: "follow_num" feature_type: SequenceFeature sub_feature_type: VectorFeature vector_dim: 4
+            vector_store: "lmdb://x" separator: "," max_seq_len: 5""",
         7: """input_names: "week_day" feature_type: IdFeature num_buckets: 7 embedding_dim: 8
             initializer { truncated_normal_initializer { mean: 1 stddev: 2 } }""",
     }
     schema = load(
         overrides=[
             *(f"feature_config.features[{i}]={text}" for i, text in settings_of.items()),
-            'model_config.feature_groups[2].feature_names=["city", "cross", "os", "os_version", "day_h", "week_day"]',
+            'model_config.feature_groups[2].feature_names=["city", "cross", "os", "os_version", "day_h", "week_day",'
+            '"is_new_userid", "level", "familyid", "constellation", "user_auth_type", "gender", "fans_num",'
+            '"follow_num"]',
+            "data_config.input_fields[22].input_type=STRING",
+            "data_config.input_fields[18].default_val=1,2,3,4",
         ]
     ).schema
     assert schema.features == (
@@ -216,6 +241,26 @@ def test_kinds_of_features_and_tables(load, tmp_path):
         Feature("os_version", "raw", ("os_version",), 8, "os_version", separator=",", raw_dim=3),
         Feature("day_h", "raw", ("day_h",), 3, boundaries=(1.0, 2.0)),
         Feature("week_day", "id", ("week_day",), 8, "week_day", "identity", 7),
+        Feature("is_new_userid", "raw", ("is_new_userid",), 1, log1p="before"),
+        Feature("level", "raw", ("level",), 1, max_value=9.0, log1p="after"),
+        Feature(
+            "familyid", "sequence", ("familyid",), 8, "x", "hash", 77, separator=",", combiner="max", elements="id",
+            max_length=5, keeps_last=True,
+        ),
+        Feature(
+            "constellation", "sequence", ("constellation",), 2, separator=",", combiner="mean", elements="raw",
+            raw_dim=2, number_separator=":", log1p="before",
+        ),
+        Feature(
+            "user_auth_type", "sequence", ("user_auth_type",), 3, "user_auth_type", separator=",", combiner="mean",
+            elements="raw", boundaries=(1.0, 2.0),
+        ),
+        Feature("gender", "raw", ("gender",), 4, separator=",", raw_dim=4),
+        Feature("fans_num", "raw", ("fans_num",), 4, raw_dim=4, store="redis://x", max_missing_share=0.0),
+        Feature(
+            "follow_num", "sequence", ("follow_num",), 4, separator=",", combiner="mean", elements="raw", raw_dim=4,
+            max_length=5, store="lmdb://x", max_missing_share=0.5,
+        ),
     )  # fmt: skip
     assert schema.features[0].weight_input == "province"
     assert schema.features[2].weight_input is None
@@ -224,9 +269,48 @@ def test_kinds_of_features_and_tables(load, tmp_path):
         Table("x", 77, 8, ("random_normal", (1.0, 2.0))),
         Table("os_version", 3, 8, ("glorot_normal", ())),
         Table("week_day", 7, 8, ("truncated_normal", (1.0, 2.0))),
+        Table("user_auth_type", 3, 3, ("truncated_normal", (0.0, 1 / 3**0.5))),
     )
-    used = ["latitude", "city", "province", "os", "os_version", "day_h", "week_day"]
-    assert list(schema.feature_fields()) == used
+    used = ["latitude", "city", "province", "os", "os_version", "day_h", "week_day", "is_new_userid", "level"]
+    used += ["familyid", "gender", "constellation", "user_auth_type"]
+    assert list(schema.feature_fields()) == [*used, "fans_num", "follow_num"]
+    assert list(schema.model_fields()) == used  # exported models take the vectors of the others
+
+
+ATTENTION = """
+    sequence_features {
+      group_name: "seq_fea"
+      allow_key_search: true
+      seq_att_map { key: "brand" key: "cate_id" hist_seq: "tag_brand_list" hist_seq: "tag_category_list" }
+    }
+"""
+
+
+def test_target_attention_as_easyrec_writes_it(load):
+    sequence = 'feature_type: SequenceFeature separator: "," embedding_dim: 16 hash_bucket_size:'
+    features = [
+        '{ feature_name: "brand" input_names: "city" embedding_dim: 16 hash_bucket_size: 1000 }',
+        '{ feature_name: "cate_id" input_names: "os" embedding_dim: 16 hash_bucket_size: 10 embedding_name: "cate" }',
+        f'{{ feature_name: "tag_brand_list" input_names: "familyid" {sequence} 1000 max_seq_len: 5 }}',
+        f'{{ feature_name: "tag_category_list" input_names: "constellation" {sequence} 10 embedding_name: "cate" '
+        "max_seq_len: 5 }",
+    ]
+    schema = load(
+        ("    wide_deep: DEEP\n", f"    wide_deep: DEEP\n{ATTENTION}"),
+        ("feature_config: {", "feature_config: {" + "\n".join(f"  features: {text}" for text in features)),
+        overrides=['model_config.feature_groups[2].feature_names=["brand", "tag_category_list", "fans_num"]'],
+    ).schema
+    assert schema.attentions == (
+        Attention("seq_fea", ("brand", "cate_id"), ("tag_brand_list", "tag_category_list"), 32, True),
+    )
+    assert [(f.name, f.is_joined) for f in schema.features] == [
+        ("brand", True), ("tag_category_list", True), ("fans_num", True), ("cate_id", False), ("tag_brand_list", False),
+    ]  # fmt: skip
+    assert {table.name for table in schema.tables} == {"brand", "cate", "tag_brand_list"}
+    assert schema.width == 16 + 16 + 1 + 64
+    assert schema.aligned_lists() == [{"familyid": ",", "constellation": ","}]
+    assert list(schema.feature_fields()) == ["city", "os", "familyid", "constellation", "fans_num"]
+    assert Schema.from_dict(json.loads(json.dumps(schema.to_dict()))) == schema
 
 
 @pytest.mark.parametrize(
@@ -437,7 +521,7 @@ def test_every_unsupported_field_is_named_all_in_one_error():
     assert {
         "fg_json_path",
         "data_config.input_fields[0].input_dim",
-        "feature_config.features[0].expression",
+        "feature_config.features[0].shared_names",
         "model_config.e2e_mm_dbmtl.task_towers[0].losses[0].binary_focal_loss.label_smoothing",
         "model_config.e2e_mm_dbmtl.task_towers[0].metrics_set[0].max_f1",
         "train_config.optimizer_config[0].rms_prop_optimizer.learning_rate.transformer_learning_rate",

@@ -56,16 +56,18 @@ def tower(text):
     return f"{TOWERS}=[{{ tower_name: 'a' label_name: 'like' {text} }}]"
 
 
-def second_feature(text):
+def second_feature(text, name="second"):
     """An edit that puts one more feature before that of the group size."""
     last = '  features: {\n    input_names: "group_size"'
-    return last, f'  features: {{ feature_name: "second" input_names: "city" {text} }}\n{last}'
+    return last, f'  features: {{ feature_name: "{name}" input_names: "city" {text} }}\n{last}'
 
 
 def rate(text):
     return f"{OPTIMIZER}=sgd_optimizer {{ learning_rate {{ {text} }} }}"
 
 
+IDS, NUMBERS = "embedding_dim: 4 hash_bucket_size: 9", "sub_feature_type: RawFeature"
+KEYS = "sub_feature_type: VectorFeature"
 RATE = f"{OPTIMIZER}.sgd_optimizer.learning_rate"
 NO_IMAGE_GROUP = ('  feature_groups {\n    group_name: "img"\n    feature_names: "img_path"\n  }\n', "")
 NO_HIGHWAY = ('    highway_dnn {\n      input: "img"\n      emb_size: 16\n    }\n', "")
@@ -293,6 +295,40 @@ FEATURE_CASES = [
         place=f"{FEATURE['fans_num']}.embedding_dim",
         says="is 0, so the feature has no table",
     ),
+    case(
+        f"{FEATURE['fans_num']}.normalizer_fn=tf.math.sqrt",
+        place=f"{FEATURE['fans_num']}.normalizer_fn",
+        says="'tf.math.sqrt' is not supported; choose tf.math.log1p, or write an ExprFeature",
+    ),
+    case(
+        f"{FEATURE['fans_num']}.normalizer_fn=tf.math.log1p",
+        f"{FEATURE['fans_num']}.numeric_transform=LOG1P",
+        place=f"{FEATURE['fans_num']}.normalizer_fn",
+        says="numeric_transform is set too; keep one of the two",
+    ),
+    # ExprFeature
+    *(
+        case(
+            f"{FEATURE['fans_num']}=feature_name: 'fans_num' input_names: ['fans_num', 'level'] "
+            f"feature_type: ExprFeature expression: '{expression}' {more}",
+            place=f"{FEATURE['fans_num']}.{setting}",
+            says=says,
+        )
+        for expression, more, setting, says in (
+            ("", "", "expression", 'is empty; give one over input_names, as in "log1p(clicks) - log1p(shows)"'),
+            ("fans_num + levle", "", "expression", "no input name named 'levle'; did you mean 'level'?"),
+            ("fans_num", "", "expression", "does not read 'level'; use it, or remove it from input_names"),
+            (
+                "fans_num + level + visitor_num",
+                "",
+                "expression",
+                "reads 'visitor_num', which is not among input_names; add it there",
+            ),
+            ("fans_num > level & level > 1", "", "expression", "compares twice; write (a < b) & (b < c)"),
+            ("fans_num + level > 1", "raw_input_dim: 2", "raw_input_dim", "has no effect on ExprFeature 'fans_num'"),
+            ("fans_num - level", "boundaries: [2, 1]", "boundaries", "[2.0, 1.0] does not ascend"),
+        )
+    ),
     # Categories
     case(
         f"{FEATURE['city']}.embedding_dim=0",
@@ -302,18 +338,18 @@ FEATURE_CASES = [
     case(
         f'{FEATURE["city"]}.input_names=["city", "os"]',
         place=f"{FEATURE['city']}.input_names",
-        says="id feature reads 1 to 1 fields, not 2",
+        says="IdFeature reads one field, not 2",
     ),
     case(
         f"{FEATURE['city']}.feature_type=ComboFeature",
         place=f"{FEATURE['city']}.input_names",
-        says="combo feature reads 2 to 64 fields, not 1",
+        says="ComboFeature reads 2 to 64 fields, not 1",
     ),
     case(
         f"{FEATURE['city']}=input_names: ['city', 'os', 'province'] feature_type: TagFeature separator: ','"
         " embedding_dim: 8 hash_bucket_size: 9",
         place=f"{FEATURE['city']}.input_names",
-        says="tag feature reads 1 to 2 fields, not 3",
+        says="TagFeature reads 1 to 2 fields, not 3",
     ),
     case(
         f"{FIELD['city']}.input_type=FLOAT",
@@ -366,6 +402,190 @@ FEATURE_CASES = [
         " embedding_dim: 8 hash_bucket_size: 9",
         place=f"{FEATURE['city']}.kv_separator",
         says="the second input name holds the weights already; remove one",
+    ),
+    # LookupFeature
+    *(
+        case(
+            f"{FEATURE['city']}=feature_name: 'city' feature_type: LookupFeature embedding_dim: 8 hash_bucket_size: 9 "
+            f"{text}",
+            place=f"{FEATURE['city']}.{setting}",
+            says=says,
+        )
+        for text, setting, says in (
+            (
+                "input_names: 'city' separator: ',' kv_separator: ':'",
+                "input_names",
+                "LookupFeature reads 2 fields, not 1",
+            ),
+            (
+                "input_names: ['os', 'city'] separator: ','",
+                "kv_separator",
+                'is missing; give the character between key and value, such as ":"',
+            ),
+            (
+                "input_names: ['os', 'city'] separator: ',' kv_separator: ','",
+                "kv_separator",
+                "',' is also separator; change one",
+            ),
+            (
+                "input_names: ['os', 'city'] separator: ',' kv_separator: ':' lookup_max_sel_elem_num: 0",
+                "lookup_max_sel_elem_num",
+                "0 values are none; give 1 or more",
+            ),
+            (
+                "input_names: ['visitor_num', 'city'] separator: ',' kv_separator: ':'",
+                "input_names",
+                "'visitor_num' is a FLOAT; a key is text or a whole number",
+            ),
+            (
+                "input_names: ['city', 'level'] separator: ',' kv_separator: ':'",
+                "input_names",
+                "'level' must be a STRING field to hold a map",
+            ),
+            (
+                "input_names: ['os', 'city'] separator: ',' kv_separator: ':' combiner: 'max'",
+                "combiner",
+                "'max' is unknown; choose mean, sum or sqrtn",
+            ),
+            (
+                "input_names: ['os', 'city'] separator: ',' kv_separator: ':' initializer {}",
+                "initializer",
+                "is empty; choose one of its fields or remove it",
+            ),
+        )
+    ),
+    # VectorFeature
+    *(
+        case(
+            f"{FEATURE['city']}=input_names: 'city' feature_type: VectorFeature {text}",
+            place=f"{FEATURE['city']}.{setting}",
+            says=says,
+        )
+        for text, setting, says in (
+            ("", "vector_dim", "is 0; give the numbers of a vector"),
+            ("vector_dim: 4", "separator", "'|' is also data_config.rtp_separator"),
+            ("vector_dim: 1 embedding_dim: 4", "embedding_dim", "has no effect on a vector, which stays as it is"),
+            ("vector_dim: 1 input_names: 'os'", "input_names", "VectorFeature reads one field, not 2"),
+            ("vector_dim: 1 embedding_name: 'x'", "embedding_name", "has no effect on VectorFeature 'city'"),
+            ("vector_dim: 1 max_missing_share: 0", "max_missing_share", "has no effect without vector_store; set it"),
+            (
+                "vector_dim: 1 vector_store: 'lmbd://x'",
+                "vector_store",
+                "'lmbd://x': no store has the scheme 'lmbd://'; did you mean 'lmdb'?",
+            ),
+            (
+                "vector_dim: 1 vector_store: 'x'",
+                "vector_store",
+                "'x': no store has the scheme '://'; choose one of",
+            ),
+            (
+                "vector_dim: 1 vector_store: 'lmdb://x' max_missing_share: 1.5",
+                "max_missing_share",
+                "1.5 is no share from 0 to 1",
+            ),
+            ("vector_store: 'lmdb://x'", "vector_dim", "is 0; give the numbers of a vector"),
+        )
+    ),
+    case(
+        f"{FEATURE['level']}=input_names: 'level' feature_type: VectorFeature vector_dim: 3 separator: ','",
+        place=f"{FEATURE['level']}.input_names",
+        says="'level' must be a STRING field to hold a vector; or set vector_store, if it holds a key",
+    ),
+    case(
+        f"{FEATURE['level']}=input_names: 'level' feature_type: VectorFeature vector_dim: 3 vector_store: 'lmdb://x'",
+        f"{FIELD['level']}.input_type=FLOAT",
+        place=f"{FEATURE['level']}.input_names",
+        says="'level' is a FLOAT; a key is text or a whole number",
+    ),
+    case(
+        second_feature("feature_type: VectorFeature vector_dim: 3 vector_store: 'lmdb://x'", "img_emb"),
+        f"{GROUP['all']}.feature_names[0]=img_emb",
+        place=f"{FEATURE['group_size']}.feature_name",
+        says="'img_emb' gives an input 'img_emb_vector', which there is already; name it otherwise",
+    ),
+    # SequenceFeature
+    *(
+        case(
+            f"{FEATURE['city']}=input_names: 'city' feature_type: SequenceFeature {text}",
+            place=f"{FEATURE['city']}.{setting}",
+            says=says,
+        )
+        for text, setting, says in (
+            (f"separator: ',' {IDS} input_names: 'os'", "input_names", "SequenceFeature reads one field, not 2"),
+            (IDS, "separator", "'|' is also data_config.rtp_separator"),
+            (f"separator: ',' {IDS} combiner: 'sqrtn'", "combiner", "'sqrtn' is unknown; choose mean, sum or max"),
+            (
+                f"separator: ',' {IDS} max_seq_len: 0",
+                "max_seq_len",
+                "0 elements are none; give 1 or more, or remove it",
+            ),
+            (f"separator: ',' {IDS} kept_end: LAST", "kept_end", "has no effect without max_seq_len; set it"),
+            (
+                f"separator: ',' {IDS} boundaries: 3",
+                "boundaries",
+                "has no effect on a sequence of IdFeature 'city'; remove it",
+            ),
+            ("separator: ',' hash_bucket_size: 9", "embedding_dim", "is 0; give the width of the embedding of 'city'"),
+            (
+                f"separator: ',' {NUMBERS} num_buckets: 3",
+                "num_buckets",
+                "has no effect on a sequence of RawFeature 'city'",
+            ),
+            (
+                f"separator: ',' {NUMBERS} seq_multi_sep: ':'",
+                "seq_multi_sep",
+                "has no effect on elements of one number",
+            ),
+            (f"separator: ',' {NUMBERS} raw_input_dim: 2", "seq_multi_sep", "is missing; give the character between"),
+            (
+                f"separator: ',' {NUMBERS} raw_input_dim: 2 seq_multi_sep: ','",
+                "seq_multi_sep",
+                "',' is also separator; change one",
+            ),
+            (
+                f"separator: ',' {NUMBERS} raw_input_dim: 2 seq_multi_sep: '|'",
+                "seq_multi_sep",
+                "'|' is also data_config.rtp_separator",
+            ),
+            (
+                f"separator: ',' {NUMBERS} raw_input_dim: 2 seq_multi_sep: ':' boundaries: 1",
+                "boundaries",
+                "go with raw_input_dim 1",
+            ),
+            (
+                f"separator: ',' {KEYS} vector_store: 'lmdb://x' vector_dim: 3 embedding_dim: 4",
+                "embedding_dim",
+                "has no effect on vectors, which stay as they are; remove it",
+            ),
+            (f"separator: ',' {KEYS} vector_store: 'lmdb://x'", "vector_dim", "is 0; give the numbers of a vector"),
+            (
+                f"separator: ',' {KEYS} vector_dim: 3",
+                "vector_store",
+                "is missing; name the store of the vectors, or for vectors in the row choose RawFeature with raw_input",
+            ),
+            (
+                f"separator: ',' {KEYS} vector_dim: 3 vector_store: 'file:///x'",
+                "vector_store",
+                "'file:///x': no store has the scheme 'file://'",
+            ),
+            (
+                f"separator: ',' {KEYS} vector_dim: 3 vector_store: 'lmdb://x' hash_bucket_size: 9",
+                "hash_bucket_size",
+                "has no effect on",
+            ),
+            (f"separator: ',' {NUMBERS} vector_dim: 3", "vector_dim", "has no effect on"),
+            (
+                "separator: ',' sub_feature_type: TagFeature",
+                "sub_feature_type",
+                "a sequence has no elements of TagFeature; choose IdFeature, RawFeature or VectorFeature",
+            ),
+        )
+    ),
+    case(
+        f"{FEATURE['day_h']}=input_names: 'day_h' feature_type: SequenceFeature embedding_dim: 4 hash_bucket_size: 9"
+        " separator: ','",
+        place=f"{FEATURE['day_h']}.input_names",
+        says="'day_h' must be a STRING field to hold a sequence",
     ),
     case(
         f"{FEATURE['city']}.hash_bucket_size=0",
@@ -672,6 +892,102 @@ MODEL_CASES = [
     ),
 ]
 
+# --- sequence_features
+
+SEQUENCE = 'feature_type: SequenceFeature separator: "," embedding_dim: 16 hash_bucket_size: 100'
+OTHER_SEQUENCES = "".join(
+    f'  features {{ feature_name: "{name}" input_names: "{field}" {SEQUENCE} {more} }}\n'
+    for name, field, more in (("seen", "familyid", ""), ("seen_8", "city", "max_seq_len: 8"))
+)
+
+
+def attention(text, name='group_name: "din"', groups=""):
+    """Edits that add sequences, and an attention to group "all"."""
+    return [
+        ("feature_config: {\n", f"feature_config: {{\n{OTHER_SEQUENCES}"),
+        ("    wide_deep: DEEP\n", f"    wide_deep: DEEP\n    sequence_features {{ {name} {text} }}\n{groups}"),
+    ]
+
+
+ATTENTION = "model_config.feature_groups[2].sequence_features[0]"
+GOOD_MAP = 'seq_att_map { key: "city" hist_seq: "seen" }'
+ATTENTION_CASES = [
+    case(*attention(GOOD_MAP, ""), place=f"{ATTENTION}.group_name", says="'' is no name; use letters, digits and _"),
+    case(
+        *attention(GOOD_MAP, groups=f'    sequence_features {{ group_name: "din" {GOOD_MAP} }}\n'),
+        place="model_config.feature_groups[2].sequence_features[1].group_name",
+        says="'din' is listed twice; rename one",
+    ),
+    case(*attention(""), place=f"{ATTENTION}.seq_att_map", says="is empty; name the keys and the sequences"),
+    *(
+        case(*attention(f"seq_att_map {{ {text} }}"), place=f"{ATTENTION}.{place}", says=says)
+        for text, place, says in (
+            ('hist_seq: "seen"', "seq_att_map[0].key", "is empty; name a feature"),
+            ('key: "city"', "seq_att_map[0].hist_seq", "is empty; name a feature"),
+            ('key: "cty" hist_seq: "seen"', "seq_att_map[0].key", "no feature named 'cty'; did you mean 'city'?"),
+            ('key: "city" hist_seq: "sen"', "seq_att_map[0].hist_seq", "no feature named 'sen'; did you mean 'seen'?"),
+            (
+                'key: "city" hist_seq: "os"',
+                "seq_att_map[0].hist_seq",
+                "'os' is a IdFeature; name a SequenceFeature",
+            ),
+            (
+                'key: "seen" hist_seq: "seen"',
+                "seq_att_map[0].key",
+                "'seen' is a SequenceFeature; a key is a feature of one vector a sample",
+            ),
+            (
+                'key: "group_size" hist_seq: "seen"',
+                "seq_att_map[0].key",
+                "'group_size' is a SampleNumFeature; a key is",
+            ),
+            (
+                'key: ["city", "fans_num"] hist_seq: "seen"',
+                "seq_att_map",
+                "keys city (16) + fans_num (1) have 17 numbers, sequences seen (16) have 16; make them equal",
+            ),
+            (
+                'key: ["city", "os"] hist_seq: ["seen", "seen_8"]',
+                "seq_att_map",
+                "'seen_8' and 'seen' differ in max_seq_len or kept_end",
+            ),
+        )
+    ),
+    case(
+        *attention(GOOD_MAP),
+        f'{GROUP["all"]}.feature_names=["os", "level"]',
+        place=f"{ATTENTION}.seq_att_map[0].key",
+        says="'city' is not in group 'all'; add it there or set allow_key_search: true",
+    ),
+    case(
+        *attention('seq_att_map { key: "img_path" hist_seq: "seen" }'),
+        NO_IMAGE_GROUP,
+        NO_HIGHWAY,
+        place="model_config.feature_groups[1].sequence_features[0].seq_att_map[0].key",
+        says="'img_path' needs the image tower: no feature group 'img'; add it",
+    ),
+    case(
+        *attention('seq_att_map { key: "img_path" hist_seq: "seen" }'),
+        f"{NETWORK}.highway_dnn.emb_size=8",
+        place=f"{ATTENTION}.seq_att_map",
+        says="keys img_path (8) have 8 numbers, sequences seen (16) have 16; make them equal",
+    ),
+    case(
+        *attention(GOOD_MAP)[:1],
+        ('    feature_names: "img_path"\n', f'    feature_names: "img_path" sequence_features {{ {GOOD_MAP} }}\n'),
+        place=f"{GROUP['img']}.sequence_features",
+        says="has no effect in group 'img'; move it to 'all'",
+    ),
+    *(
+        case(*attention(f"{GOOD_MAP} seq_dnn {{ {text} }}"), place=f"{ATTENTION}.seq_dnn.{setting}", says=says)
+        for text, setting, says in (
+            ("use_bn: true", "hidden_units", "is empty; give the units of each layer"),
+            ("hidden_units: [8, 4]", "hidden_units", "[8, 4] ends in 4; the last one is the score, add 1"),
+            ("hidden_units: [8, 1] dropout_ratio: 0.1", "dropout_ratio", "has 1 values for 2 layers"),
+        )
+    ),
+]
+
 # --- metrics_set of towers and of eval_config
 
 METRIC_CASES = [
@@ -871,7 +1187,8 @@ TRAIN_CASES = [
 
 
 @pytest.mark.parametrize(
-    ("changes", "place", "says"), [*DATA_CASES, *FEATURE_CASES, *MODEL_CASES, *METRIC_CASES, *TRAIN_CASES]
+    ("changes", "place", "says"),
+    [*DATA_CASES, *FEATURE_CASES, *MODEL_CASES, *ATTENTION_CASES, *METRIC_CASES, *TRAIN_CASES],
 )
 def test_a_mistake_is_named_with_its_place_and_value_and_nothing_else_is(problems, changes, place, says):
     ((found_place, message),) = problems(changes)
@@ -893,6 +1210,17 @@ MISPLACED = {
     "boundaries": ("city", "boundaries=[1, 2]"),
     "min_val": ("city", "min_val=0"),
     "max_val": ("city", "max_val=0"),
+    "numeric_transform": ("city", "numeric_transform=LOG1P"),
+    "normalizer_fn": ("city", "normalizer_fn=tf.math.log1p"),
+    "expression": ("city", "expression=city + 1"),
+    "lookup_max_sel_elem_num": ("city", "lookup_max_sel_elem_num=3"),
+    "sub_feature_type": ("city", "sub_feature_type=IdFeature"),
+    "seq_multi_sep": ("city", "seq_multi_sep=,"),
+    "max_seq_len": ("city", "max_seq_len=3"),
+    "kept_end": ("city", "kept_end=LAST"),
+    "vector_dim": ("city", "vector_dim=4"),
+    "vector_store": ("city", "vector_store=lmdb://x"),
+    "max_missing_share": ("city", "max_missing_share=0.1"),
     "img_shape": ("city", "img_shape=width: 8 height: 8"),
     "resize_method": ("city", "resize_method=BILINEAR"),
     "antialias": ("group_size", "antialias=true"),

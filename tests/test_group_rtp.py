@@ -438,7 +438,8 @@ def test_explanations_of_numbers_that_are_too_large_weights_and_bytes():
         return PARSE.explain(text_of(columns))[1]
 
     assert explain(price="1e39") == "sample 0: price: '1e39' is too large a number"
-    assert explain(liked="a|b", liked_weights="1") == "sample 0: liked has 2 tags and liked_weights 1 weights"
+    told = "sample 0: liked has 2 values and liked_weights 1; they belong together"
+    assert explain(liked="a|b", liked_weights="1") == told
     assert explain(pairs="\udcff:1") == "sample 0: pairs: '\ufffd:1' is no UTF-8"
     assert explain(place="1|2|3") == "sample 0: place: '1|2|3' is no value of the form its feature needs"
 

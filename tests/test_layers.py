@@ -7,10 +7,11 @@ import tensorflow as tf
 
 from easyrec_mm.layers.backbones import BACKBONES, named_backbone
 from easyrec_mm.layers.dnn import DNN, ExpertMixture, Highway
-from easyrec_mm.layers.embedding import EmbeddingTable, FeatureEmbedding, combine
+from easyrec_mm.layers.embedding import EmbeddingTable, FeatureEmbedding, combine, feature_vector
 from easyrec_mm.layers.fast_layers import DepthwiseConv, FusedBatchNorm, GroupedDepthwiseConv, with_fast_layers
 from easyrec_mm.layers.image_tower import ImageTower
-from easyrec_mm.schema import Feature, Table
+from easyrec_mm.layers.target_attention import TargetAttention
+from easyrec_mm.schema import IMAGE_KEY, Attention, Feature, Table
 
 
 def random(*shape, seed=0):
@@ -337,6 +338,15 @@ FEATURES = (
     feature("w_sum", "tag", 3, table="tags", combiner="sum", kv_separator=":"),
     feature("w_sqrtn", "tag", 3, table="tags", combiner="sqrtn", kv_separator=":"),
     feature("friend", "id", 3, table="user"),
+    feature("seen_mean", "sequence", 3, table="tags", combiner="mean", elements="id"),
+    feature("seen_sum", "sequence", 3, table="tags", combiner="sum", elements="id"),
+    feature("seen_max", "sequence", 3, table="tags", combiner="max", elements="id"),
+    feature("numbers", "sequence", 2, combiner="max", elements="raw", raw_dim=2),
+    feature("numbers_table", "sequence", 3, combiner="mean", elements="raw", raw_dim=2, table="vector_table"),
+    feature("buckets", "sequence", 4, combiner="sum", elements="raw", boundaries=(1.0, 2.0, 3.0)),
+    feature(
+        "buckets_table", "sequence", 2, combiner="max", elements="raw", boundaries=(1.0, 2.0), table="bucket_table"
+    ),
 )
 TABLES = (
     table("user", 6, 3),
@@ -347,6 +357,15 @@ TABLES = (
 )
 TAGS = [[0, 3, 3], [], [6], [1, 2, 4, 5], []]
 WEIGHTS = [[0.5, 2.0, -1.0], [], [3.0], [0.0, 0.25, 1.5, 2.0], []]
+
+
+# Of as many elements as TAGS.
+SEQUENCES = {
+    "numbers": random(8, 2, seed=3),
+    "numbers_table": random(8, 2, seed=4),
+    "buckets": np.array([0, 3, 3, 1, 2, 0, 0, 1]),
+    "buckets_table": np.array([2, 2, 0, 1, 0, 1, 1, 2]),
+}
 
 
 def values():
@@ -364,6 +383,11 @@ def values():
     for name in ("mean", "sum", "sqrtn"):
         found[name] = found[f"w_{name}"] = tf.ragged.constant(TAGS, tf.int64)
         found[f"w_{name}:weight"] = tf.ragged.constant(WEIGHTS, tf.float32)
+    for name in ("mean", "sum", "max"):
+        found[f"seen_{name}"] = tf.ragged.constant(TAGS, tf.int64)
+    lengths = [len(tags) for tags in TAGS]
+    for name, value in SEQUENCES.items():
+        found[name] = tf.RaggedTensor.from_row_lengths(tf.constant(value), lengths)
     return found
 
 
@@ -372,6 +396,14 @@ def combined(rows, tags, weights, combiner):
     total = sum((w * rows[t] for t, w in zip(tags, weights, strict=True)), np.zeros(rows.shape[1]))
     divisor = {"mean": sum(weights), "sum": 1.0, "sqrtn": np.sqrt(sum(w * w for w in weights))}[combiner]
     return total / divisor if tags else total
+
+
+def pooled(vectors, how):
+    """Vectors of all elements -> one a sample."""
+    ends = np.cumsum([len(tags) for tags in TAGS])
+    samples = [vectors[end - len(tags) : end] for end, tags in zip(ends, TAGS, strict=True)]
+    pool = {"mean": np.mean, "sum": np.sum, "max": np.max}[how]
+    return np.array([pool(some, axis=0) if len(some) else np.zeros(vectors.shape[1]) for some in samples])
 
 
 def feature_columns(w):
@@ -391,7 +423,74 @@ def feature_columns(w):
         ones = [[1.0] * len(tags) for tags in TAGS]
         columns[name] = np.array([combined(w["tags"], *s, name) for s in zip(TAGS, ones, strict=True)])
         columns[f"w_{name}"] = np.array([combined(w["tags"], *s, name) for s in zip(TAGS, WEIGHTS, strict=True)])
+    for name in ("mean", "sum", "max"):
+        columns[f"seen_{name}"] = pooled(w["tags"][np.concatenate(TAGS).astype(int)], name)
+    columns["numbers"] = pooled(SEQUENCES["numbers"], "max")
+    columns["numbers_table"] = pooled(SEQUENCES["numbers_table"] @ w["vector_table"], "mean")
+    columns["buckets"] = pooled(np.eye(4)[SEQUENCES["buckets"]], "sum")
+    columns["buckets_table"] = pooled(w["bucket_table"][SEQUENCES["buckets_table"]], "max")
     return columns
+
+
+def padded_values():
+    """The same values as serving/transform.py gives them."""
+    found = values()
+    for f in FEATURES:
+        if f.is_list:
+            value = found[f.name]
+            weights = found.get(f.weight_key, value.with_flat_values(tf.ones(value.flat_values.shape[0])))
+            # One more than the longest: padding changes nothing.
+            shape = [None, value.bounding_shape()[1] + 1]
+            found[f.weight_key] = weights.to_tensor(shape=shape)
+            found[f.name] = value.to_tensor(shape=[*shape, *value.shape[2:]])
+    return found
+
+
+@pytest.mark.parametrize("joins_key", [False, True])
+def test_attentions_join_behind_the_features(joins_key):
+    """A feature that only an attention reads does not join; what is attended to counts among the squares."""
+    features = (
+        feature("user", "id", 3, table="user"),
+        feature("friend", "id", 3, table="user", is_joined=False),
+        feature("seen_mean", "sequence", 3, table="tags", combiner="mean", elements="id"),
+        feature("seen_max", "sequence", 3, table="tags", combiner="max", elements="id", is_joined=False),
+        feature("numbers", "sequence", 2, combiner="max", elements="raw", raw_dim=2, is_joined=False),
+    )
+    attention = Attention("din", ("friend", IMAGE_KEY, "user"), ("seen_mean", "numbers", "seen_max"), 8, joins_key)
+    attend = TargetAttention(DNN([4, 1], ends_linear=True), "attention_din")
+    layer = FeatureEmbedding(features, TABLES, [(attention, attend)])
+    image = tf.constant(random(5, 2, seed=8))
+    output, squares = layer(values(), image)
+    w = {name: t.embeddings.numpy() for name, t in layer.tables.items()}
+    found = values()
+    key = np.concatenate([w["user"][found["friend"]], image, w["user"][found["user"]]], axis=1)
+    elements = w["tags"][np.concatenate(TAGS).astype(int)]
+    history = np.concatenate([elements, SEQUENCES["numbers"], elements], axis=1)
+    expected = attend(tf.constant(key), found["numbers"].with_flat_values(tf.constant(history)))
+    joined = [w["user"][found["user"]], pooled(elements, "mean"), expected.numpy(), *([key] if joins_key else [])]
+    np.testing.assert_allclose(output, np.concatenate(joined, axis=1), rtol=1e-5, atol=1e-6)
+    of_tables = [w["user"][found["user"]], w["user"][found["friend"]], joined[1], elements, elements]
+    assert float(squares) == pytest.approx(sum(np.sum(x**2) for x in of_tables), rel=1e-5)
+    rows = {f.name: layer._rows(f, found[f.name]) for f in features}
+    padded = padded_values()
+    rows |= {f.name: layer.tables["tags"].lookup(padded[f.name]) for f in features if f.kind == "sequence" and f.table}
+    given = {n: v for n, v in padded.items() if n not in ("seen_mean", "seen_max")}
+    np.testing.assert_allclose(layer.join(given, rows, image)[0], output, rtol=1e-5, atol=1e-6)
+
+
+def test_padded_lists_are_combined_as_ragged_ones():
+    layer = FeatureEmbedding(FEATURES, TABLES)
+    expected, _ = layer(values())
+    padded = padded_values()
+    vectors = []
+    for f in FEATURES:
+        rows = None
+        if f.table:
+            table = layer.tables[f.table]
+            rows = table.embeddings.value if f.multiplies_rows else table.lookup(padded[f.name])
+        given = {name: value for name, value in padded.items() if rows is None or name != f.name or f.multiplies_rows}
+        vectors.append(feature_vector(f, given, rows))
+    np.testing.assert_allclose(tf.concat(vectors, axis=1), expected, rtol=1e-5, atol=1e-6)
 
 
 def test_feature_embedding():
@@ -428,6 +527,15 @@ def test_feature_embedding_gradient_is_rows():
     np.add.at(expected, values()["friend"].numpy(), up["friend"])
     np.testing.assert_allclose(tf.convert_to_tensor(gradients["user"]), expected, rtol=1e-5, atol=1e-5)
     expected = np.zeros((7, 3))
+    rows = layer.tables["tags"].embeddings.numpy()
+    for s, tags in enumerate(TAGS):
+        np.add.at(expected, tags, up["seen_sum"][s])
+        np.add.at(expected, tags, up["seen_mean"][s] / max(len(tags), 1))
+        for column in range(3) if tags else ():
+            # The largest number takes the gradient, in equal shares where elements are equal.
+            found = rows[tags, column]
+            largest = np.flatnonzero(found == found.max())
+            np.add.at(expected[:, column], np.array(tags)[largest], up["seen_max"][s, column] / len(largest))
     for combiner in ("mean", "sum", "sqrtn"):
         for prefix, weights in (("", [[1.0] * len(tags) for tags in TAGS]), ("w_", WEIGHTS)):
             for s, (tags, weight) in enumerate(zip(TAGS, weights, strict=True)):
@@ -437,16 +545,18 @@ def test_feature_embedding_gradient_is_rows():
     np.testing.assert_allclose(tf.convert_to_tensor(gradients["tags"]), expected, rtol=1e-5, atol=1e-5)
 
 
-@pytest.mark.parametrize("combiner", ["mean", "sum", "sqrtn"])
+@pytest.mark.parametrize("combiner", ["mean", "sum", "sqrtn", "max"])
 def test_combine_nothing(combiner):
     """No sample has a tag; weights that add up to zero; no samples at all."""
     empty = tf.RaggedTensor.from_row_splits(tf.zeros([0], tf.int64), [0, 0, 0])
     np.testing.assert_array_equal(combine(tf.zeros([0, 3]), empty, None, combiner), np.zeros((2, 3)))
-    tags = tf.ragged.constant([[1, 2]], tf.int64)
-    zero = combine(tf.ones([2, 3]), tags, tags.with_flat_values(tf.zeros(2)), combiner)
-    np.testing.assert_array_equal(zero, np.zeros((1, 3)))
     none = tf.RaggedTensor.from_row_splits(tf.zeros([0], tf.int64), [0])
     assert combine(tf.zeros([0, 3]), none, None, combiner).shape == (0, 3)
+    tags = tf.ragged.constant([[1, 2]], tf.int64)
+    if combiner == "max":
+        return
+    zero = combine(tf.ones([2, 3]), tags, tags.with_flat_values(tf.zeros(2)), combiner)
+    np.testing.assert_array_equal(zero, np.zeros((1, 3)))
 
 
 def test_lookup_does_not_read_the_whole_table():

@@ -26,16 +26,24 @@ PACKAGE = ROOT / "easyrec_mm"
 
 # Module -> the modules of easyrec_mm that it may import; a folder stands for what is in it.
 CONFIG_BASE = ("errors", "schema", "protos")
-TRAINING_BASE = ("errors", "schema", "protos", "data", "model", "moving_average", "precision", "progress", "checkpoint")
+TRAINING_BASE = (
+    *("errors", "schema", "protos", "data", "feature_vectors", "model", "moving_average", "precision", "progress"),
+    "checkpoint",
+)
 MAY_IMPORT = {
     "errors": (),
     "files": ("errors", "files"),
     "tensorflow_import": (),
     "schema": (),
     "text_patterns": ("schema",),
-    "config_features": CONFIG_BASE,
+    "expression": ("errors",),
+    "quantiles": (),
+    "store": ("errors", "store"),
+    "config_feature_kinds": (*CONFIG_BASE, "expression"),
+    "config_features": (*CONFIG_BASE, "config_feature_kinds"),
     "config_image": CONFIG_BASE,
-    "config_schema": (*CONFIG_BASE, "config_features", "config_image", "text_patterns"),
+    "config_sequences": (*CONFIG_BASE, "config_image"),
+    "config_schema": (*CONFIG_BASE, "config_features", "config_image", "config_sequences", "text_patterns"),
     "config_checks": (*CONFIG_BASE, "config_image", "config_schema"),
     "config": (*CONFIG_BASE, "config_schema", "config_checks", "files"),
     "metrics": ("errors",),
@@ -48,7 +56,11 @@ MAY_IMPORT = {
     "model_dir": ("errors", "checkpoint", "files"),
     "picture_bank": ("checkpoint",),
     "layers": ("errors", "schema", "layers"),
-    "data": ("errors", "files", "schema", "text_patterns", "protos", "data", "picture_bank"),
+    "feature_vectors": ("errors", "schema", "store"),
+    "data": (
+        *("errors", "files", "schema", "text_patterns", "expression", "feature_vectors", "protos", "data"),
+        "picture_bank",
+    ),
     "precision": ("protos",),
     "rec_network": ("layers", "schema", "config_checks", "precision", "protos"),
     "image_network": ("errors", "layers", "data.batch", "schema", "config_image", "protos", "rec_network"),
@@ -71,27 +83,23 @@ MAY_IMPORT = {
         "picture_bank",
         "training_plan",
     ),
-    "quantiles": (),
     # The one that resizes pictures stands on the input's definition of decoding; no other does.
     "grouping": ("errors", "config", "files", "protos", "quantiles", "grouping"),
     "items": ("errors", "files", "grouping", "schema"),
     "manifest": ("errors", "files", "schema"),
-    "store": ("errors", "store"),
-    "serving": ("errors", "files", "schema", "text_patterns", "manifest", "store", "serving", "tensorflow_import"),
+    "serving": (
+        *("errors", "files", "schema", "text_patterns", "expression", "manifest", "store", "feature_vectors"),
+        *("serving", "tensorflow_import"),
+    ),
     "parts": ("data.decode", "data.transform", "manifest", "model", "rec_network", "schema"),
     "onnx_models": ("layers.embedding", "manifest", "model", "parts", "rec_network", "schema"),
-    "parity": ("errors", "schema", "protos", "data", "model", "metrics", "manifest", "parts", "serving.transform"),
+    "parity": (
+        *("errors", "schema", "protos", "data", "feature_vectors", "model", "metrics", "manifest", "parts"),
+        "serving.transform",
+    ),
     "export": (
         *TRAINING_BASE,
-        "files",
-        "model_dir",
-        "config",
-        "evaluator",
-        "layers",
-        "manifest",
-        "onnx_models",
-        "parity",
-        "parts",
+        *("config", "evaluator", "files", "layers", "manifest", "model_dir", "onnx_models", "parity", "parts", "store"),
     ),
     "embed": (
         "errors",
@@ -107,7 +115,7 @@ MAY_IMPORT = {
     "search": ("errors", "files", "store"),
     "stats": ("errors", "config", "data", "files", "grouping", "protos", "quantiles", "stats"),
     "server": ("errors", "files", "serving", "store", "embed", "tensorflow_import"),
-    "check": ("errors", "schema", "data", "config", "image_network", "precision"),
+    "check": ("errors", "schema", "data", "feature_vectors", "config", "image_network", "precision"),
     "commands": ("errors", "files", "tensorflow_import"),
     "cli": ("commands", "errors", "files"),
     "__main__": ("cli",),
@@ -128,12 +136,16 @@ WITHOUT_TENSORFLOW = {
     "files.work_folder",
     "schema",
     "text_patterns",
+    "expression",
+    "config_feature_kinds",
     "config_features",
     "config_image",
+    "config_sequences",
     "config_schema",
     "config_checks",
     "config",
     "metrics",
+    "quantiles",
     "manifest",
     "items",
     "serving.transform",
@@ -142,9 +154,11 @@ WITHOUT_TENSORFLOW = {
     "store.postgres_store",
     "store.redis_store",
     "store.stat",
+    "store.load",
+    "feature_vectors",
+    "serving.feature_lookup",
     "commands",
     "cli",
-    "quantiles",
     *(f"grouping.{path.stem}" for path in (PACKAGE / "grouping").glob("*.py") if path.stem != "__init__"),
 }
 # Talk to the person at the terminal; all others return what they have to say, or raise it.
@@ -281,6 +295,7 @@ def test_each_resize_method_of_the_proto_is_one_of_tensorflow():
 def test_tables_of_fields_and_features_cover_the_protos():
     assert set(config_schema.DTYPES) == set(DatasetConfig.FieldType.values())
     settings = set(FeatureConfig.DESCRIPTOR.fields_by_name)
+    assert set(config_features.SETTINGS_OF_ELEMENTS) <= settings
     for_every_type = {"feature_name", "input_names", "feature_type", "embedding_dim", "separator", "combiner"}
     assert set(config_features.SETTINGS_OF_TYPES) == settings - for_every_type
     types = {kind for kinds in config_features.SETTINGS_OF_TYPES.values() for kind in kinds}

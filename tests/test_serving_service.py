@@ -243,8 +243,8 @@ def test_what_is_not_finite_is_never_answered(place, samples, monkeypatch):
     ours = serve(place)
     run = ours.release.predictor.__class__.__call__
 
-    def spoilt(self, fields, vectors):
-        outputs = run(self, fields, vectors)
+    def spoilt(self, fields, vectors, of_features):
+        outputs = run(self, fields, vectors, of_features)
         outputs["probs_click"] = np.where(np.arange(len(vectors)) == 1, np.nan, outputs["probs_click"])
         return outputs
 

@@ -13,6 +13,7 @@ from easyrec_mm.serving.transform import NumpyTransform
 FIELDS = {
     "user": "string", "count": "int64", "score": "float32", "flag": "bool", "shop": "string", "digit": "string",
     "vector": "string", "number": "string", "tags": "string", "rows": "string", "pairs": "string", "weights": "string",
+    "key": "int64", "map": "string", "vectors": "string",
 }  # fmt: skip
 
 FEATURES = [
@@ -31,10 +32,66 @@ FEATURES = [
     Feature("scaled", "raw", ("score",), 1, min_value=-3.7, max_value=11.3),
     Feature("bucket", "raw", ("score",), 5, boundaries=(-1.1, 0.0, 0.3, 2.7)),
     Feature("number", "raw", ("number",), 1),
+    Feature("log", "raw", ("count",), 1, log1p="before"),
+    Feature("log_scaled", "raw", ("score",), 1, min_value=-3.7, max_value=11.3, log1p="before"),
+    Feature("scaled_log", "raw", ("score",), 1, min_value=-3.7, max_value=11.3, log1p="after"),
+    Feature("log_bucket", "raw", ("score",), 5, boundaries=(-0.9, 0.0, 0.3, 1.2), log1p="before"),
+    Feature("age", "raw", ("count", "score"), 1, expression="log1p(abs(count)) / clip(score, 0.5, 2) + exp(score)"),
+    Feature("ratio", "raw", ("score", "number"), 1, expression="score / number", log1p="before"),
+    Feature("root", "raw", ("score", "count"), 1, expression="sqrt(score) - log(score) * log1p(-count)"),
+    Feature("larger", "raw", ("score", "flag"), 1, expression="((score > 0.25) & flag) | (score == 0.35)"),
+    Feature("either", "raw", ("score", "flag"), 1, expression="where(flag, min(score, 1, -1), floor(-score) * 1e30)"),
+    Feature("parts", "raw", ("score", "count"), 5, expression="score * count", boundaries=(0, 1)),
     Feature("vector", "raw", ("vector",), 3, raw_dim=3, separator=","),
     Feature("tags", "tag", ("tags",), 4, "t", "hash", 999_983, separator="|"),
     Feature("rows", "tag", ("rows",), 4, "t", "identity", 9, separator="||"),
     Feature("pairs", "tag", ("pairs",), 4, "t", "hash", 999, separator=",", kv_separator=":"),
+    Feature("found", "tag", ("key", "map"), 4, "t", "hash", 999, separator="|", kv_separator=":", max_selected=2),
+    Feature(
+        "found_row", "tag", ("digit", "map"), 4, "t", "identity", 5, separator="|", kv_separator=":", max_selected=9
+    ),
+    Feature("seen", "sequence", ("tags",), 4, "t", "hash", 999, separator="|", elements="id"),
+    Feature(
+        "seen_last",
+        "sequence",
+        ("rows",),
+        4,
+        "t",
+        "identity",
+        9,
+        separator="||",
+        elements="id",
+        max_length=2,
+        keeps_last=True,
+    ),
+    Feature(
+        "seen_known",
+        "sequence",
+        ("tags",),
+        4,
+        "t",
+        "vocabulary",
+        3,
+        ("t1é", "t2é"),
+        separator="|",
+        elements="id",
+        max_length=1,
+    ),
+    Feature("numbers", "sequence", ("weights",), 1, separator="|", elements="raw", max_value=3.5, log1p="after"),
+    Feature(
+        "buckets", "sequence", ("weights",), 3, separator="|", elements="raw", boundaries=(-0.5, 1.25), log1p="before"
+    ),
+    Feature(
+        "vectors",
+        "sequence",
+        ("vectors",),
+        2,
+        separator="|",
+        elements="raw",
+        raw_dim=2,
+        number_separator=",",
+        max_length=2,
+    ),
     Feature("weighted", "tag", ("tags", "weights"), 4, "t", "hash", 999, separator="|"),
 ]
 
@@ -60,6 +117,8 @@ def random_fields(rng, num):
     lengths, tags = lists("|", lambda count: [f"t{i}é" for i in rng.integers(0, 9999, count)])
     _, rows = lists("||", lambda count: [str(i) for i in rng.integers(-2, 12, count)])
     _, pairs = lists(",", lambda count: [f"k{i}:{w}" for i, w in enumerate(numbers(count))])
+    _, maps = lists("|", lambda count: [f"{k}:{v}" for k, v in rng.integers(-1, 8, (count, 2))])
+    _, pairs_of_numbers = lists("|", lambda count: [",".join(numbers(2)) for _ in range(count)])
     weights = ["|".join(numbers(length)) for length in lengths]
     vectors = [",".join(numbers(3)) if filled else "" for filled in rng.random(num) < 0.9]
     score = rng.normal(0, 3, num).astype(np.float32)
@@ -77,6 +136,9 @@ def random_fields(rng, num):
         "rows": rows,
         "pairs": pairs,
         "weights": weights,
+        "key": rng.integers(-1, 8, num),
+        "map": maps,
+        "vectors": pairs_of_numbers,
     }
 
 
@@ -89,8 +151,9 @@ def both(fields, features=FEATURES):
     }
     values = FeatureTransform(features)(tensors)
     for feature in features:
-        if feature.kind == "tag":
-            values.setdefault(feature.weight_key, tf.ones_like(values[feature.name], tf.float32))
+        if feature.is_list:
+            value = values[feature.name]
+            values.setdefault(feature.weight_key, value.with_flat_values(tf.ones([tf.shape(value.flat_values)[0]])))
     padded = {name: v.to_tensor() if isinstance(v, tf.RaggedTensor) else v for name, v in values.items()}
     return NumpyTransform(features)(used, len(next(iter(used.values())))), {
         name: value.numpy() for name, value in padded.items()
@@ -105,6 +168,15 @@ def test_equal_on_a_million_values():
     for name, value in expected.items():
         assert found[name].dtype == value.dtype, name
         np.testing.assert_array_equal(found[name], value, err_msg=name)
+
+
+def test_samples_without_any_element_have_one_that_is_not_there():
+    features = [feature for feature in FEATURES if feature.name in ("seen", "vectors")]
+    found, _ = both({"tags": ["", "||"], "vectors": ["", ""]}, features)
+    assert {name: value.tolist() for name, value in found.items()} == {
+        "seen": [[0], [0]], "seen:weight": [[0.0], [0.0]],
+        "vectors": [[[0.0, 0.0]]] * 2, "vectors:weight": [[0.0], [0.0]],
+    }  # fmt: skip
 
 
 def test_samples_without_any_tag_have_one_that_weighs_nothing():

@@ -63,6 +63,15 @@ def test_round_trip(uri):
     store.close()
 
 
+def test_a_reader_is_asked_for_a_generation_that_it_has_not_seen(uri):
+    fill(uri, {"a": 1})[0].close()
+    reader = open_store(uri, writable=True)
+    store, generation = fill(uri, {"a": 2}, fingerprint="other tower")
+    np.testing.assert_array_equal(reader.get_many(["a"], generation).vectors, [vector(2)])
+    reader.close()
+    store.close()
+
+
 def test_half_precision(uri):
     store, _ = fill(uri, {"a": 1, "b": None}, dtype="float16")
     found = store.get_many(["a", "b"])

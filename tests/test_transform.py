@@ -187,6 +187,91 @@ def test_weights_of_a_second_input():
     assert weights == [[1.0, 0.25], [], [-3.0]]
 
 
+# Maps.
+
+
+def lookup_feature(encoding="hash", num_ids=1000, **options):
+    settings = {"separator": "|", "kv_separator": ":", "max_selected": 10, **options}
+    return Feature("f", "tag", ("k", "m"), 4, "t", encoding, num_ids, **settings)
+
+
+def test_a_lookup_takes_what_the_map_has_for_the_key():
+    keys, maps = ["a", "b", "c", "", "a"], ["a:1|b:2|a:3", "|b:x||c:y|", "a:1", "a:1|:none", ""]
+    assert transform(lookup_feature(), k=keys, m=maps) == [
+        buckets(["1", "3"]),
+        buckets(["x"]),
+        [],
+        buckets(["none"]),
+        [],
+    ]
+    assert transform(lookup_feature(max_selected=1), k=keys, m=maps)[0] == buckets(["1"])
+
+
+def test_a_key_that_is_a_number_is_its_decimal_text():
+    assert transform(lookup_feature("identity", 9), k=[7, -3], m=["7:1|07:2|7:11", "-3:4"]) == [[1, 0], [4]]
+    vocabulary = lookup_feature("vocabulary", 3, vocabulary=("x", "y"))
+    assert transform(vocabulary, k=["é", "e"], m=["é:y|é:z", "é:y"]) == [[1, 2], []]
+
+
+lists = st.lists(st.tuples(st.sampled_from(["a", "b", "é", ""]), st.sampled_from(["1", "2", ""])), max_size=6)
+
+
+@given(st.lists(st.tuples(st.sampled_from(["a", "é", "", "z"]), lists), min_size=1, max_size=6), st.integers(1, 4))
+@settings(max_examples=40, deadline=None)
+def test_lookups_against_plain_python(samples, most):
+    keys = [key for key, _ in samples]
+    maps = ["//".join(f"{key}->{value}" for key, value in pairs) for _, pairs in samples]
+    feature = lookup_feature(separator="//", kv_separator="->", max_selected=most)
+    expected = [[value for other, value in pairs if other == key][:most] for key, pairs in samples]
+    assert transform(feature, k=keys, m=maps) == [buckets(values) if values else [] for values in expected]
+
+
+# Sequences.
+
+
+def sequence_feature(elements="id", **options):
+    settings = {"separator": "|", "elements": elements, **options}
+    if elements == "id":
+        settings = {"table": "t", "encoding": "hash", "num_ids": 1000, **settings}
+    return Feature("f", "sequence", ("x",), settings.pop("width", 4), **settings)
+
+
+def test_a_sequence_of_ids_keeps_its_order_and_repeats():
+    texts = ["b|a|b", "", "|c||a|"]
+    assert transform(sequence_feature(), x=texts) == [buckets(["b", "a", "b"]), [], buckets(["c", "a"])]
+    rows = sequence_feature(encoding="identity", num_ids=5)
+    assert transform(rows, x=["4|5| 3", "-1", ""]) == [[4, 0, 3], [0], []]
+    known = sequence_feature(encoding="vocabulary", num_ids=3, vocabulary=("a", "b"))
+    assert transform(known, x=["b|x|a", ""]) == [[1, 2, 0], []]
+
+
+@given(
+    st.lists(st.lists(st.sampled_from(["a", "b", "c", "", "é"]), max_size=7), min_size=1, max_size=6),
+    st.integers(1, 5), st.booleans(), st.sampled_from(["|", "||"]),
+)  # fmt: skip
+@settings(max_examples=60, deadline=None)
+def test_a_long_sequence_keeps_one_end(samples, most, keeps_last, separator):
+    feature = sequence_feature(separator=separator, max_length=most, keeps_last=keeps_last)
+    elements = [[element for element in sample if element] for sample in samples]
+    expected = [some[-most:] if keeps_last else some[:most] for some in elements]
+    found = transform(feature, x=[separator.join(sample) for sample in samples])
+    assert found == [buckets(some) if some else [] for some in expected]
+
+
+def test_sequences_of_numbers():
+    assert transform(sequence_feature("raw"), x=["1|-2.5", "", "|3e1|"]) == [[[1.0], [-2.5]], [], [[30.0]]]
+    scaled = sequence_feature("raw", min_value=0.0, max_value=4.0, max_length=2, keeps_last=True)
+    assert transform(scaled, x=["9|1|2", ""]) == [[[0.25], [0.5]], []]
+    logs = transform(sequence_feature("raw", log1p="before"), x=["0|1"])
+    np.testing.assert_allclose(logs, [[[0.0], [np.log(2)]]], rtol=1e-7)
+    assert transform(sequence_feature("raw", boundaries=(0.0, 2.0)), x=["-1|2", "", "0"]) == [[0, 2], [], [1]]
+
+
+def test_sequences_of_vectors():
+    feature = sequence_feature("raw", raw_dim=2, number_separator=",")
+    assert transform(feature, x=["1,2|3,-4", "", "|.5,0|"]) == [[[1.0, 2.0], [3.0, -4.0]], [], [[0.5, 0.0]]]
+
+
 # Numbers.
 
 
@@ -243,6 +328,38 @@ def test_a_bucket_holds_its_lower_limit():
     assert found.tolist() == [0, 0, 1, 1, 2, 2, 0]
 
 
+@given(st.lists(floats(-(2**100), 2**100), min_size=1, max_size=8), floats(-1024, 1024), floats(2**-10, 1024))
+@settings(max_examples=40, deadline=None)
+def test_log1p_before_and_after_scaling(values, low, extent):
+    def log1p(x):
+        return np.sign(x) * np.log1p(np.abs(x))
+
+    numbers = np.float32(values)
+    found = transform(raw_feature(log1p="before"), x=values)
+    np.testing.assert_allclose(found[:, 0], log1p(numbers.astype(np.float64)), rtol=1e-7, atol=1e-45)
+    assert found.dtype == np.float32
+    high = low + extent
+    scaled = raw_feature(min_value=low, max_value=high, log1p="before")
+    expected = (log1p(numbers.astype(np.float64)) - low) / (high - low)
+    np.testing.assert_allclose(transform(scaled, x=values)[:, 0], expected, rtol=1e-3, atol=1e-3)
+    scaled = raw_feature(min_value=low, max_value=high, log1p="after")
+    expected = log1p((numbers.astype(np.float64) - low) / (high - low))
+    np.testing.assert_allclose(transform(scaled, x=values)[:, 0], expected, rtol=1e-3, atol=1e-3)
+
+
+def test_log1p_of_counts_is_log1p():
+    found = transform(raw_feature(log1p="before"), x=[0, 1, 99, -1, -99])
+    np.testing.assert_allclose(found[:, 0], [0, np.log(2), np.log(100), -np.log(2), -np.log(100)], rtol=1e-7)
+
+
+def test_boundaries_divide_what_log1p_made():
+    limits = tuple(np.log1p([10.0, 100.0]).tolist())
+    found = transform(raw_feature(boundaries=limits, log1p="before"), x=[0.0, 9.9, 10.1, 99.0, 101.0])
+    assert found.tolist() == [0, 0, 1, 1, 2]
+    vector = raw_feature(width=2, raw_dim=2, separator=",", log1p="before")
+    np.testing.assert_allclose(transform(vector, x=["3,-3", ""]), [[np.log(4), -np.log(4)], [0, 0]], rtol=1e-7)
+
+
 def test_buckets_of_text_integers_and_scaled_numbers():
     assert transform(raw_feature(boundaries=(0.0, 2.0)), x=["", "-1", "2"]).tolist() == [1, 0, 2]
     assert transform(raw_feature(boundaries=(0.0, 2.0)), x=[-5, 0, 1, 2]).tolist() == [0, 1, 1, 2]
@@ -279,6 +396,8 @@ def test_features_share_fields_and_come_in_the_order_of_the_schema():
         (raw_feature(), [0, 1]),
         (raw_feature(width=3, raw_dim=3, separator="|"), [0, 3]),
         (raw_feature(boundaries=(1.0,)), [0]),
+        (sequence_feature(max_length=2), [0, None]),
+        (sequence_feature("raw", raw_dim=2, number_separator=","), [0, None, 2]),
     ],
 )
 def test_no_sample(feature, shape):
@@ -402,6 +521,14 @@ def pairs_reference(separator, kv_separator, is_key=lambda key: True):
     return accepts
 
 
+def map_reference(separator, kv_separator, is_value=lambda value: True):
+    def accepts(text):
+        pairs = [part.split(kv_separator) for part in parts(text, separator)]
+        return all(len(pair) == 2 and is_value(pair[1]) for pair in pairs)
+
+    return accepts
+
+
 TEXT_FORMS = {
     "vector": (raw_feature(width=2, raw_dim=2, separator="|"), "x", vector_reference("|", 2), "12.-e|| "),
     "vector of 3, comma": (raw_feature(width=3, raw_dim=3, separator=","), "x", vector_reference(",", 3), "12.,,"),
@@ -411,6 +538,10 @@ TEXT_FORMS = {
     "vector, e": (raw_feature(width=2, raw_dim=2, separator="e"), "x", vector_reference("e", 2), "12.ee-+"),
     "vector, several": (raw_feature(width=2, raw_dim=2, separator="||"), "x", vector_reference("||", 2), "12|||"),
     "number": (raw_feature(), "x", lambda text: is_number(text, largest_exponent=LARGEST_EXPONENT), "12.-+e "),
+    "expression": (
+        raw_feature(expression="x + 1"), "x", lambda text: is_number(text, largest_exponent=LARGEST_EXPONENT),
+        "12.-+e ",
+    ),
     "row": (id_feature("identity", 5), "x", lambda text: is_number(text, int), "12.-+ "),
     "rows": (tag_feature("identity", 5), "x", rows_reference("|"), "12|| -"),
     "rows, space": (tag_feature("identity", 5, separator=" "), "x", rows_reference(" "), "12  \t"),
@@ -420,6 +551,17 @@ TEXT_FORMS = {
     "pairs, special": (tag_feature(separator="]", kv_separator="^"), "x", pairs_reference("]", "^"), "a1^^]]\\"),
     "pairs, minus": (tag_feature(separator=",", kv_separator="-"), "x", pairs_reference(",", "-"), "a1--,,"),
     "pairs, equals": (tag_feature(separator="&", kv_separator="="), "x", pairs_reference("&", "="), "aé1==&& "),
+    "map": (lookup_feature(), "m", map_reference("|", ":"), "a1::||."),
+    "map of rows": (
+        lookup_feature("identity", 5, separator=","), "m",
+        map_reference(",", ":", lambda value: is_number(value, int)), "a1::,,-.",
+    ),
+    "row sequence": (sequence_feature(encoding="identity"), "x", rows_reference("|"), "12|| -"),
+    "number sequence": (sequence_feature("raw"), "x", weights_reference("|"), "12|.|- e"),
+    "vector sequence": (
+        sequence_feature("raw", raw_dim=2, number_separator=":"), "x",
+        lambda text: all(vector_reference(":", 2)(part) for part in parts(text, "|")), "12::||.-",
+    ),
     "pairs of rows": (
         tag_feature("identity", 5, kv_separator=":"), "x",
         pairs_reference("|", ":", lambda key: is_number(key, int)), "12::||.",
@@ -433,11 +575,10 @@ TEXT_FORMS = {
 def test_patterns_accept_what_python_accepts_and_the_transform_takes(name, data):
     feature, field, reference, alphabet = TEXT_FORMS[name]
     text = data.draw(st.text(alphabet, min_size=1, max_size=9))
-    accepts = both_match(patterns_of(feature, x="string", w="string")[field], text)
+    accepts = both_match(patterns_of(feature, x="string", w="string", k="string", m="string")[field], text)
     assert accepts == reference(text)
     if accepts:
-        fields = {"x": text, "w": text} if len(feature.inputs) == 2 else {"x": text}
-        transform(feature, **{name: [value] for name, value in fields.items()})  # without an error
+        transform(feature, **{name: [text] for name in feature.inputs})  # without an error
 
 
 def test_a_pattern_does_not_reach_over_a_line_end():
@@ -452,6 +593,15 @@ def test_patterns_of_long_vectors_count_exactly(raw_dim):
     pattern = patterns_of(raw_feature(width=raw_dim, raw_dim=raw_dim, separator="|"), x="string")["x"][0]
     lengths = [length for length in (raw_dim - 1, raw_dim, raw_dim + 1) if length]
     assert [both_match([pattern], "|".join(["1"] * length)) for length in lengths] == [n == raw_dim for n in lengths]
+
+
+@pytest.mark.parametrize("raw_dim", [2, 128, 768])
+def test_patterns_of_sequences_of_long_vectors_count_exactly(raw_dim):
+    feature = sequence_feature("raw", raw_dim=raw_dim, number_separator=",")
+    pattern = patterns_of(feature, x="string")["x"][0]
+    elements = [",".join(["1"] * length) for length in (raw_dim - 1, raw_dim, raw_dim + 1)]
+    found = [both_match([pattern], f"{elements[1]}|{element}") for element in elements]
+    assert found == [False, True, False]
 
 
 def test_fields_have_the_patterns_of_their_type_and_of_every_feature():

@@ -1,10 +1,14 @@
-"""Counts and writes down every group and picture that could not be used, and stops when they are too many."""
+"""Counts and writes down every group and picture that could not be used, and stops when they are too many.
+
+So it does with keys that have no vector, which are no mistake, unless nearly all of them have none.
+"""
 
 from __future__ import annotations
 
 import json
 import time
-from dataclasses import asdict, dataclass
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Literal
 
@@ -15,6 +19,16 @@ MIN_COUNT = 1000
 NUM_SHOWN = 10
 # Distinct records remembered, so that each is written once however many epochs meet it.
 MAX_REMEMBERED = 100_000
+
+
+@dataclass
+class _Keys:
+    """Keys of the vectors of a feature."""
+
+    max_share: float
+    num: int = 0
+    num_missing: int = 0
+    examples: dict[str, None] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -46,6 +60,7 @@ class BadRecords:
         self._bad = {"group": 0, "picture": 0}
         self._shown: dict[str, list[BadRecord]] = {"group": [], "picture": []}
         self._seen: set[BadRecord] = set()
+        self._vectors: dict[str, _Keys] = {}
 
     @property
     def counts(self) -> dict[str, int]:
@@ -55,6 +70,8 @@ class BadRecords:
             "bad_groups": self._bad["group"],
             "pictures": self._read["picture"],
             "bad_pictures": self._bad["picture"],
+            **{f"vectors_{name}": keys.num for name, keys in self._vectors.items()},
+            **{f"missing_vectors_{name}": keys.num_missing for name, keys in self._vectors.items()},
         }
 
     def add(self, num_groups: int, num_pictures: int, records: list[BadRecord]) -> None:
@@ -77,14 +94,34 @@ class BadRecords:
             self._write(new)
         self._check(MIN_COUNT)
 
+    def add_keys(self, feature: str, num: int, missing: Sequence[bytes], num_missing: int, max_share: float) -> None:
+        """Count the keys of a batch: `num` of them, of which `num_missing` have no vector, `missing` being distinct.
+
+        Raises:
+          DataError: when a larger share than `max_share` has none.
+        """
+        keys = self._vectors.setdefault(feature, _Keys(max_share))
+        keys.num += num
+        keys.num_missing += num_missing
+        for key in missing[: NUM_SHOWN - len(keys.examples)]:
+            keys.examples.setdefault(key.decode("utf-8", "replace"))
+        self._check_keys(MIN_COUNT)
+
     def check_all(self) -> None:
         """At the end of the data or of an epoch: raise DataError when the share is passed, however few were read."""
         self._check(1)
+        self._check_keys(1)
 
     def summary(self) -> str:
         """One line for the user; empty when nothing was bad."""
         parts = [f"{self._bad[kind]} of {self._read[kind]} {kind}s" for kind in ("group", "picture") if self._bad[kind]]
-        return f"bad records: {' and '.join(parts)}; see {self._path}" if parts else ""
+        lines = [f"bad records: {' and '.join(parts)}; see {self._path}"] if parts else []
+        lines += [
+            f"feature '{name}': {keys.num_missing} of {keys.num} keys have no vector, such as '{min(keys.examples)}'"
+            for name, keys in self._vectors.items()
+            if keys.num_missing
+        ]
+        return "\n".join(lines)
 
     def _check(self, min_count: int) -> None:
         for kind in ("group", "picture"):
@@ -95,6 +132,15 @@ class BadRecords:
                     f"{bad} of {read} {kind}s cannot be used, more than data_config.max_bad_record_share "
                     f"({self._max_share:g}). The first:\n{shown}"
                     + (f"\nAll are in {self._path}. Mend the data or raise the share." if self._path else "")
+                )
+
+    def _check_keys(self, min_count: int) -> None:
+        for name, keys in self._vectors.items():
+            if keys.num >= min_count and keys.num_missing > keys.max_share * keys.num:
+                shown = ", ".join(f"'{key}'" for key in keys.examples)
+                raise DataError(
+                    f"feature '{name}': the store has no vector of {keys.num_missing} of {keys.num} keys, more than "
+                    f"max_missing_share ({keys.max_share:g}), such as {shown}; load the vectors or raise the share"
                 )
 
     def _write(self, records: list[BadRecord]) -> None:

@@ -21,7 +21,7 @@ from easyrec_mm.data.record_files import RecordFiles
 from easyrec_mm.data.source import Chunk, GroupRows, Order, Problem, TextGroup
 from easyrec_mm.data.transform import split_tags
 from easyrec_mm.errors import DataError
-from easyrec_mm.schema import Dtype, Feature, Field, RowLayout, Schema
+from easyrec_mm.schema import Dtype, Field, RowLayout, Schema
 from easyrec_mm.text_patterns import VALUE_PATTERNS, text_patterns
 
 DTYPES = {"int64": tf.int64, "bool": tf.bool, "float32": tf.float32}
@@ -114,7 +114,7 @@ class GroupRtpParser:
         self._patterns = text_patterns(schema)
         read = {*labels, *fields}
         self._group_fields = [name for name in schema.group_fields if name in read]
-        self._weighted_tags = [f for f in schema.features if f.weight_input and set(f.inputs) <= set(fields)]
+        self._aligned = [lists for lists in schema.aligned_lists() if lists.keys() <= set(fields)]
 
     def __call__(self, lines: tf.Tensor) -> GroupRows:
         """Lines, string `[G]` -> the good groups among them."""
@@ -198,9 +198,10 @@ class GroupRtpParser:
             else:
                 fields[field.name], ok = _read_numbers(columns[index], patterns, field.default, DTYPES[field.dtype])
             is_good = is_good if ok is None else is_good & ok
-        for feature in self._weighted_tags:
-            counts = [split_tags(fields[name], feature.separator).row_lengths() for name in feature.inputs]
-            is_good &= tf.equal(*counts)
+        for lists in self._aligned:
+            first, *others = [split_tags(fields[name], separator).row_lengths() for name, separator in lists.items()]
+            for other in others:
+                is_good &= tf.equal(first, other)
         return fields, is_good
 
     def explain(self, line: bytes) -> Problem | None:
@@ -267,7 +268,7 @@ class GroupRtpParser:
             if problem:
                 return f"{field.name}: {problem}"
         named = {field.name: _text(values[index]) or field.default for field, index in self._fields}
-        return next(filter(None, (_explain_weights(feature, named) for feature in self._weighted_tags)), "")
+        return next(filter(None, (_explain_lists(lists, named) for lists in self._aligned)), "")
 
 
 def _split(text: tf.Tensor, separator: str) -> _Parts:
@@ -359,10 +360,13 @@ def _value(text: bytes, field: Field) -> bytes | float:
     return label_value(_text(text), field) if field.dtype != "int64" else int(_text(text) or field.default)
 
 
-def _explain_weights(feature: Feature, values: dict[str, str]) -> str:
-    tags, weights = ([part for part in values[name].split(feature.separator) if part] for name in feature.inputs)
-    if len(tags) != len(weights):
-        return f"{feature.inputs[0]} has {len(tags)} tags and {feature.inputs[1]} {len(weights)} weights"
+def _explain_lists(lists: dict[str, str], values: dict[str, str]) -> str:
+    """Which of the lists (field -> separator) has another number of values than the first."""
+    counts = {name: sum(map(bool, values[name].split(separator))) for name, separator in lists.items()}
+    first = next(iter(counts))
+    for name, count in counts.items():
+        if count != counts[first]:
+            return f"{first} has {counts[first]} values and {name} {count}; they belong together"
     return ""
 
 

@@ -128,10 +128,11 @@ class GroupTfRecordSource(RecordFiles):
                 checks.append(tf.reduce_all(tf.equal(values, "") | matches(values, self._patterns[name])))
             elif name in self._groups.dtypes and self._schema.field(name).dtype == "bool":
                 checks.append(tf.reduce_all(tf.equal(values, 0) | tf.equal(values, 1)))
-        for feature in self._groups.weighted_tags:
-            texts = (columns[name].flat_values for name in feature.inputs)
-            tags, weights = (split_tags(text, feature.separator).row_lengths() for text in texts)
-            checks.append(tf.reduce_all(tf.equal(tf.size(tags), tf.size(weights))) & _all_equal(tags, weights))
+        for lists in self._groups.aligned:
+            texts = {name: columns[name].flat_values for name in lists}
+            first, *others = [split_tags(text, lists[name]).row_lengths() for name, text in texts.items()]
+            for other in others:
+                checks.append(tf.reduce_all(tf.equal(tf.size(first), tf.size(other))) & _all_equal(first, other))
         return tf.reduce_all(checks)
 
     def _plain(self, columns: dict[str, tf.RaggedTensor], size: tf.Tensor) -> GroupRows:

@@ -27,11 +27,12 @@ from easyrec_mm.data.packing import Packing, cut
 from easyrec_mm.data.pictures import Pictures, picture_loader
 from easyrec_mm.data.source import Chunk, Order, Source
 from easyrec_mm.data.sources import What, open_source
-from easyrec_mm.data.transform import FeatureTransform
+from easyrec_mm.data.transform import FeatureTransform, vector_keys
+from easyrec_mm.feature_vectors import Found, VectorStores
 from easyrec_mm.files.local_copies import local_copies
 from easyrec_mm.picture_bank import PictureBank, Plan
 from easyrec_mm.protos.data_pb2 import DatasetConfig
-from easyrec_mm.schema import CROSS_SEPARATOR, Schema
+from easyrec_mm.schema import CROSS_SEPARATOR, Feature, Schema
 
 
 @dataclass(frozen=True)
@@ -64,6 +65,7 @@ class _Pending:
     bank: PictureBank | None
     plan: Plan | None
     loading: Future[Pictures] | None
+    vectors: Future[dict[str, Found]] | None
 
 
 class Input:
@@ -78,9 +80,11 @@ class Input:
       training: shuffle, and read labels; else one epoch in the order of the files.
       labels: label fields to read; () when predicting.
       kept_fields: further input fields to hand out beside the batch.
+      vectors: where features name vectors by key; by default what is current in the stores that they name.
 
     Raises:
       DataError: if there is no file, or one cannot be read.
+      StoreError: if a store of vectors cannot be used.
     """
 
     def __init__(
@@ -93,6 +97,7 @@ class Input:
         training: bool = False,
         labels: tuple[str, ...] | None = None,
         kept_fields: tuple[str, ...] = (),
+        vectors: VectorStores | None = None,
     ) -> None:
         self._data = data
         self._schema = schema
@@ -113,6 +118,8 @@ class Input:
             self._files = [*self._files, *find_tars(self.source.files, copies)]
         self._transform = FeatureTransform(schema.features)
         self._image_transform = FeatureTransform(schema.image_features)
+        self._stored = schema.stored_features()
+        self.vectors = vectors or VectorStores(self._stored)
         self._pictures = picture_loader(schema.image, data) if schema.uses_image else None
         self._no_pixels = tf.zeros([0, *self._pixel_spec.shape[1:]], tf.uint8)
         self._no_images = one_picture_each(0)
@@ -208,7 +215,9 @@ class Input:
             features=rows.get("image_features", {}),
             labels=rows.get("image_labels", {}),
         )
-        return _batch(self._packing.specs, indices, self._pixel_spec, images)
+        of_vectors = {f.name: _vector_spec(f) for f in self._stored}
+        features = {**self._packing.specs["features"], **of_vectors}
+        return _batch({**self._packing.specs, "features": features}, indices, self._pixel_spec, images)
 
     @property
     def _pixel_spec(self) -> tf.TensorSpec:
@@ -251,6 +260,7 @@ class Input:
         self._packing = Packing(tf.nest.map_structure(tf.type_spec_from_value, samples))
         return {
             "samples": self._packing.pack(samples),
+            "keys": {feature.name: vector_keys(feature, groups.fields) for feature in self._stored},
             "groups": {
                 "image_path": groups.image_path,
                 "group_size": groups.group_size,
@@ -284,8 +294,10 @@ class Input:
         origin = {"file": chunk["records"]["file"], "row": chunk["records"]["row"]}
         last = tf.minimum(limits[1], tf.size(origin["row"], tf.int64))
         counts = [last - first, chunk["records"]["epoch"][last - 1], refused_limits[1] - refused_limits[0]]
+        sample_limits = tf.gather(chunk["first_sample"], group_limits)
         return {
-            "samples": self._packing.cut(chunk["samples"], tf.gather(chunk["first_sample"], group_limits)),
+            "samples": self._packing.cut(chunk["samples"], sample_limits),
+            "keys": {name: _distinct_keys(keys) for name, keys in cut(chunk["keys"], sample_limits).items()},
             **(self._images_of_groups(groups, origin) if self._schema.uses_image else _no_images(groups)),
             "refused": {"evidence": refused["evidence"], **_gather(origin, refused["record"])},
             # In one tensor: each costs the loop time.
@@ -348,8 +360,12 @@ class Input:
     def _load_ahead(
         self, rows: dict[str, tf.Tensor], step: int, bank: PictureBank | None, pool: ThreadPoolExecutor
     ) -> _Pending:
+        vectors = None
+        if self._stored:
+            keys = {name: of_feature["distinct"].numpy() for name, of_feature in rows["keys"].items()}
+            vectors = pool.submit(self._look_up, keys)
         if self._pictures is None:
-            return _Pending(rows, [], step, None, None, None)
+            return _Pending(rows, [], step, None, None, None, vectors)
         paths = list(rows["picture_path"].numpy())
         if self._packed:
             files = rows["picture_origin"]["file"].numpy()
@@ -357,7 +373,7 @@ class Input:
         plan = bank.plan(list(rows["picture_key"].numpy()), step) if bank else None
         wanted = paths if plan is None else [paths[i] for i in plan.encoded]
         self._pictures.begin(wanted)
-        return _Pending(rows, paths, step, bank, plan, pool.submit(self._pictures.load, wanted))
+        return _Pending(rows, paths, step, bank, plan, pool.submit(self._pictures.load, wanted), vectors)
 
     def _finish(self, pending: _Pending) -> InputBatch:
         rows, plan = pending.rows, pending.plan
@@ -380,8 +396,37 @@ class Input:
             num_loaded = len(encoded)
         self._bad_records.add(num_groups, num_loaded, records)
         samples = self._packing.unpack(rows["samples"])
+        if pending.vectors is not None:
+            samples["features"] |= self._looked_up(rows["keys"], pending.vectors.result())
         batch = _batch(samples, rows["sample_image"], pixels, images)
         return InputBatch(batch, samples["kept"], num_groups, epoch, pending.step, pending.paths)
+
+    def _look_up(self, keys: dict[str, NDArray[np.object_]]) -> dict[str, Found]:
+        """What the stores have of the distinct keys of features."""
+        found = {}
+        for feature in self._stored:
+            texts = [key.decode("utf-8", "replace") for key in keys[feature.name]]
+            found[feature.name] = self.vectors.look_up(feature, texts)
+        return found
+
+    def _looked_up(
+        self, keys: dict[str, dict[str, tf.Tensor]], found: dict[str, Found]
+    ) -> dict[str, tf.Tensor | tf.RaggedTensor]:
+        """Vectors of samples, float32 `[S, D]` or ragged `[S, (elements), D]`, of those of distinct keys."""
+        features: dict[str, tf.Tensor | tf.RaggedTensor] = {}
+        for feature in self._stored:
+            distinct, index = keys[feature.name]["distinct"].numpy(), keys[feature.name]["index"]
+            vectors, is_missing = found[feature.name]
+            rows = index.flat_values if isinstance(index, tf.RaggedTensor) else index
+            uses = np.bincount(rows.numpy(), minlength=len(distinct))
+            num = int(uses[distinct != b""].sum())
+            share = feature.max_missing_share
+            num_missing = int(uses[is_missing].sum())
+            self._bad_records.add_keys(feature.name, num, distinct[is_missing].tolist(), num_missing, share)
+            of_samples = tf.gather(vectors, rows)
+            is_list = isinstance(index, tf.RaggedTensor)
+            features[feature.name] = index.with_flat_values(of_samples) if is_list else of_samples
+        return features
 
     def _images(
         self, rows: dict[str, tf.Tensor], encoded: NDArray[np.int32], plan: Plan | None, is_bad: NDArray[np.bool_]
@@ -434,6 +479,21 @@ def _batch(samples: dict[str, Any], sample_image: Any, pixels: Any, images: Imag
     """A Batch of tensors, or of their specs."""
     parts = {name: samples[name] for name in ("features", "labels", "sample_weight")}
     return Batch(**parts, pixels=pixels, sample_image=sample_image, images=images)
+
+
+def _vector_spec(feature: Feature) -> tf.TensorSpec | tf.RaggedTensorSpec:
+    if feature.kind == "sequence":
+        return tf.RaggedTensorSpec([None, None, feature.raw_dim], tf.float32, ragged_rank=1)
+    return tf.TensorSpec([None, feature.raw_dim], tf.float32)
+
+
+def _distinct_keys(keys: tf.Tensor | tf.RaggedTensor) -> dict[str, tf.Tensor | tf.RaggedTensor]:
+    """Each key once, and which of them stands where."""
+    if isinstance(keys, tf.RaggedTensor):
+        distinct, index = tf.unique(keys.flat_values)
+        return {"distinct": distinct, "index": keys.with_flat_values(index)}
+    distinct, index = tf.unique(keys)
+    return {"distinct": distinct, "index": index}
 
 
 def _no_images(groups: dict[str, Any]) -> dict[str, Any]:

@@ -69,17 +69,23 @@ class Packing:
 
 
 def cut(values: Any, limits: tf.Tensor) -> Any:
-    """Rows `limits[0]` to `limits[1]` of every tensor of a nest: `[N]`, or ragged of two dimensions."""
+    """Rows `limits[0]` to `limits[1]` of every tensor of a nest: `[N, ...]`, or `[N, (ragged), ...]`."""
     begin, size = limits[:1], limits[1:] - limits[:1]
 
     def cut_one(tensor: tf.Tensor | tf.RaggedTensor) -> tf.Tensor | tf.RaggedTensor:
         if not isinstance(tensor, tf.RaggedTensor):
-            return tf.raw_ops.Slice(input=tensor, begin=begin, size=size)
+            inner = tensor.shape.rank - 1
+            place, shape = (begin, [0] * inner), (size, [-1] * inner)
+            return tf.raw_ops.Slice(input=tensor, begin=_joined(place), size=_joined(shape))
         splits = tf.raw_ops.Slice(input=tensor.row_splits, begin=begin, size=size + 1)
         parts = cut(tensor.flat_values, tf.stack([splits[0], splits[-1]]))
         return tf.RaggedTensor.from_row_splits(parts, splits - splits[0], validate=False)
 
     return tf.nest.map_structure(cut_one, values)
+
+
+def _joined(parts: tuple[tf.Tensor, list[int]]) -> tf.Tensor:
+    return tf.concat([parts[0], tf.constant(parts[1], tf.int64)], 0) if parts[1] else parts[0]
 
 
 _ALONE = "alone"

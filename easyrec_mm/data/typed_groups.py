@@ -100,9 +100,16 @@ class TypedGroups:
         self.is_flat = is_flat
         self._has_texts = has_texts
         self._patterns = text_patterns(schema)
-        self.weighted_tags = [f for f in schema.features if f.weight_input and set(f.inputs) <= {*labels, *fields}]
+        self.aligned = [lists for lists in schema.aligned_lists() if lists.keys() <= {*labels, *fields}]
         self.columns = (*(field.name for field in self._fields), schema.image.field)
-        self._separators = {name: f.separator for f in schema.features for name in f.inputs if f.separator}
+        # Of a value that is a list, or a list of lists: what splits them as text.
+        self._separators = {
+            name: [separator for separator in (f.separator, f.number_separator) if separator]
+            for f in schema.features
+            for name in f.inputs
+            if f.separator
+        }
+        self._vectors = {name for f in schema.features for name in f.inputs if f.raw_dim > 1 and not f.store}
 
     @property
     def dtypes(self) -> dict[str, Dtype]:
@@ -146,7 +153,12 @@ class TypedGroups:
         columns = {}
         for name in self.columns:
             # A row that could not be read has no columns.
-            column = self._prepare(place, name, table[name] if name in table.column_names else missing)
+            column = table[name] if name in table.column_names else missing
+            if self._dtype(name) == "string":
+                column, unclear = self._as_texts(name, column)
+                for row in unclear:
+                    problems[row] = problems[row] or Problem(_column(name), "a value holds its separator").encode()
+            column = self._prepare(place, name, column)
             if name in self.dtypes and self.dtypes[name] in ("int64", "bool") and _is_floating(column.type):
                 column, bad = _as_whole(column)
                 for row, value in bad.items():
@@ -162,10 +174,7 @@ class TypedGroups:
 
     def _prepare(self, place: str, name: str, column: pa.ChunkedArray) -> pa.ChunkedArray:
         """A column of text, int64 or float64, or of lists of such."""
-        dtype: Dtype = "string" if name == self._schema.image.field else self.dtypes[name]
-        kind = column.type
-        if self.is_flat and _is_list(kind) and dtype == "string":
-            return pc.binary_join(column.cast(pa.list_(pa.string())), self._separators.get(name, "|"))
+        dtype, kind = self._dtype(name), column.type
         inner = kind.value_type if _is_list(kind) else kind
         inner = inner.value_type if pa.types.is_dictionary(inner) else inner
         is_text, is_floating = _is_text(inner), pa.types.is_floating(inner)
@@ -189,6 +198,26 @@ class TypedGroups:
             return column.cast(pa.list_(target) if _is_list(kind) else target, safe=False)
         return column.cast(pa.list_(target) if _is_list(kind) else target)
 
+    def _dtype(self, name: str) -> Dtype:
+        return "string" if name == self._schema.image.field else self.dtypes[name]
+
+    def _as_texts(self, name: str, column: pa.ChunkedArray) -> tuple[pa.ChunkedArray, list[int]]:
+        """Values that are lists as the text of the feature that reads them; the list of a group's samples stays.
+
+        Also the rows whose text would be split elsewhere than the lists are.
+        """
+        depth, leaf = _depth(column.type)
+        separators = self._separators.get(name, ["|"])
+        own = depth if self.is_flat else depth - 1
+        if name in self._vectors and depth == len(separators) and not _is_text(leaf):
+            own = depth  # one vector for a whole group
+        if not 0 < own <= len(separators):
+            return column, []
+        joined = [_join_lists(chunk, separators[:own]) for chunk in column.cast(_text_type(depth)).chunks]
+        unclear = np.concatenate([np.zeros(0, bool), *(is_unclear for _, is_unclear in joined)])
+        texts = pa.chunked_array([text for text, _ in joined], _text_type(depth - own))
+        return texts, np.flatnonzero(unclear).tolist()
+
     def read(self, table: pa.Table) -> TypedRows:
         """The good groups of a table whose columns were checked."""
         table, kept, problems = self._whole_groups(table)
@@ -199,13 +228,15 @@ class TypedGroups:
         for name in self._schema.group_fields:
             if name in values:
                 self._require_agreement(name, values[name], flat)
-        for feature in self.weighted_tags:
-            counts = [_count_tags(values[name], feature.separator) for name in feature.inputs]
-            flat.refuse(
-                counts[0] != counts[1],
-                _column(feature.inputs[0]),
-                lambda i, c=counts, f=feature: f"{c[0][i]} tags, and {f.inputs[1]} has {c[1][i]} weights",
-            )
+        for lists in self.aligned:
+            counts = {name: _count_tags(values[name], separator) for name, separator in lists.items()}
+            first, *others = counts
+            for name in others:
+                flat.refuse(
+                    counts[first] != counts[name],
+                    _column(first),
+                    lambda i, f=counts[first], c=counts[name], n=name: f"{f[i]} values, and {n} has {c[i]}",
+                )
         problems |= {int(kept[group]): problem for group, problem in flat.problems.items()}
         if flat.problems:
             of_good = flat.is_good[flat.group]
@@ -317,7 +348,7 @@ class TypedGroups:
             flat.refuse(
                 ~is_good.to_numpy(zero_copy_only=False),
                 _column(field.name),
-                lambda i: f"'{values[i]}' is no value of the form its feature needs",
+                lambda i: f"{_shown(values[i].as_py())} is no value of the form its feature needs",
             )
         if field.default:
             is_empty = pc.fill_null(pc.equal(pc.binary_length(values), 0), True)
@@ -376,6 +407,43 @@ def _as_whole(column: pa.ChunkedArray) -> tuple[pa.Array, dict[int, float]]:
 
 def _is_floating(kind: pa.DataType) -> bool:
     return pa.types.is_floating(kind.value_type if _is_list(kind) else kind)
+
+
+def _depth(kind: pa.DataType) -> tuple[int, pa.DataType]:
+    """Lists within each other, and what they hold."""
+    depth = 0
+    while _is_list(kind) or pa.types.is_fixed_size_list(kind):
+        depth, kind = depth + 1, kind.value_type
+    return depth, kind
+
+
+def _text_type(depth: int) -> pa.DataType:
+    kind = pa.string()
+    for _ in range(depth):
+        kind = pa.list_(kind)
+    return kind
+
+
+def _join_lists(lists: pa.Array, separators: list[str]) -> tuple[pa.Array, NDArray[np.bool_]]:
+    """The innermost lists of texts, joined by the separators, the last of which is for the innermost.
+
+    A null among the texts is an empty one. Also in which rows a text holds the separator that joins it.
+    """
+    depth, _ = _depth(lists.type)
+    stays = depth > len(separators)
+    offsets, is_null = lists.offsets.to_numpy(), lists.is_null()
+    texts, is_unclear = lists.values, np.zeros(len(lists.values), bool)
+    if stays or len(separators) > 1:
+        texts, is_unclear = _join_lists(texts, separators if stays else separators[1:])
+    num_unclear = np.concatenate([[0], np.cumsum(is_unclear)])
+    is_unclear = num_unclear[offsets[1:]] > num_unclear[offsets[:-1]]
+    texts = texts if stays else pc.fill_null(texts, "")
+    lists = pa.ListArray.from_arrays(pa.array(offsets), texts, mask=is_null)
+    if stays:
+        return lists, is_unclear
+    joined = pc.binary_join(lists, separators[0])
+    num_found = pc.fill_null(pc.count_substring(joined, separators[0]), 0).to_numpy(zero_copy_only=False)
+    return joined, is_unclear | (num_found > np.maximum(np.diff(offsets) - 1, 0))
 
 
 def _is_list(kind: pa.DataType) -> bool:

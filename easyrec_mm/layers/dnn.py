@@ -18,7 +18,10 @@ def dense(units: int, name: str, l2: float, activation: str = "linear", dtype: s
 
 
 class DNN(keras.layers.Layer):
-    """Dense -> batch norm -> activation -> dropout, once for each of `hidden_units`: `[N, F]` -> `[N, units]`."""
+    """Dense -> batch norm -> activation -> dropout, once for each of `hidden_units`: `[N, F]` -> `[N, units]`.
+
+    With `ends_linear` the last one has neither batch norm nor activation.
+    """
 
     def __init__(
         self,
@@ -29,12 +32,14 @@ class DNN(keras.layers.Layer):
         l2: float = 0.0,
         name: str = "dnn",
         dtype: str | None = None,
+        ends_linear: bool = False,
     ) -> None:
         super().__init__(name=name, dtype=dtype)
         self._activation = keras.activations.get(activation)
+        self._num_active = len(hidden_units) - ends_linear
         self._dense = [dense(units, f"dense_{i}", l2, dtype=dtype) for i, units in enumerate(hidden_units)]
         self._bn = [
-            keras.layers.BatchNormalization(name=f"bn_{i}", dtype=dtype) for i in range(len(hidden_units) * use_bn)
+            keras.layers.BatchNormalization(name=f"bn_{i}", dtype=dtype) for i in range(self._num_active * use_bn)
         ]
         self._dropout = list(dropout)
 
@@ -49,9 +54,10 @@ class DNN(keras.layers.Layer):
     def call(self, x: tf.Tensor, training: bool = False) -> tf.Tensor:
         for i, layer in enumerate(self._dense):
             x = layer(x)
-            if self._bn:
-                x = self._bn[i](x, training=training)
-            x = self._activation(x)
+            if i < self._num_active:
+                if self._bn:
+                    x = self._bn[i](x, training=training)
+                x = self._activation(x)
             if training and i in self._seeds:
                 x = keras.random.dropout(x, self._dropout[i], seed=self._seeds[i])
         return x

@@ -8,7 +8,8 @@ from collections.abc import Callable, Sequence
 import keras
 import tensorflow as tf
 
-from easyrec_mm.schema import Feature, Table
+from easyrec_mm.layers.target_attention import TargetAttention
+from easyrec_mm.schema import IMAGE_KEY, Attention, Feature, Table
 
 _ROWS_AT_A_TIME = 1 << 18
 # Standard deviation of a standard normal distribution cut at -2 and 2.
@@ -42,31 +43,75 @@ class EmbeddingTable(keras.layers.Layer):
 
 
 class FeatureEmbedding(keras.layers.Layer):
-    """All features of a sample, each as `width` numbers, side by side in the order of `features`.
+    """All features of a sample, each as `width` numbers, side by side in the order of `features`, then the attentions.
 
     Args:
       features: what the features are.
       tables: their tables; features that name the same table share it.
+      attentions: what joins the features, each with its layer.
     """
 
-    def __init__(self, features: Sequence[Feature], tables: Sequence[Table], name: str = "features") -> None:
+    def __init__(
+        self,
+        features: Sequence[Feature],
+        tables: Sequence[Table],
+        attentions: Sequence[tuple[Attention, TargetAttention]] = (),
+        name: str = "features",
+    ) -> None:
         super().__init__(name=name, dtype="float32")
         self._features = features
         self.tables = {table.name: EmbeddingTable(table) for table in tables}
+        self._attentions = [attention for attention, _ in attentions]
+        self._attention_layers = [layer for _, layer in attentions]
+        self._by_name = {feature.name: feature for feature in features}
+        self._attended = {name for attention in self._attentions for name in attention.sequences}
 
-    def call(self, values: dict[str, tf.Tensor | tf.RaggedTensor]) -> tuple[tf.Tensor, tf.Tensor]:
-        """Feature values as data/transform.py makes them.
+    def call(
+        self,
+        values: dict[str, tf.Tensor | tf.RaggedTensor],
+        image_vector: tf.Tensor | None = None,
+        training: bool = False,
+    ) -> tuple[tf.Tensor, tf.Tensor]:
+        """Feature values as data/transform.py makes them, and the image vectors `[S, D]` that may be keys.
 
         Returns:
-          float32 `[S, sum of widths]`, and the scalar sum of the squares of all that came from tables.
+          float32 `[S, Schema.width]`, and the scalar sum of the squares of all that came from tables.
         """
-        outputs, squares = [], tf.constant(0.0)
+        rows = {feature.name: self._rows(feature, values[feature.name]) for feature in self._features}
+        return self.join(values, rows, image_vector, training)
+
+    def join(
+        self,
+        values: dict[str, tf.Tensor | tf.RaggedTensor],
+        rows: dict[str, tf.Tensor | None],
+        image_vector: tf.Tensor | None = None,
+        training: bool = False,
+    ) -> tuple[tf.Tensor, tf.Tensor]:
+        """As `call`, behind the tables: `values` and `rows` as feature_vector takes them."""
+        vectors: dict[str, tf.Tensor] = {} if image_vector is None else {IMAGE_KEY: image_vector}
+        elements: dict[str, tf.Tensor] = {}
+        squares = tf.constant(0.0)
         for feature in self._features:
-            output = feature_vector(feature, values, self._rows(feature, values[feature.name]))
-            if feature.table:
-                squares += tf.reduce_sum(tf.square(output))
-            outputs.append(output)
-        return tf.concat(outputs, axis=1), squares
+            name = feature.name
+            if name in self._attended:
+                elements[name] = element_vectors(feature, values, rows[name])
+                if feature.table:
+                    squares += tf.reduce_sum(tf.square(elements[name]))
+            if feature.is_joined or name not in self._attended:
+                vectors[name] = feature_vector(feature, values, rows[name])
+                if feature.table:
+                    squares += tf.reduce_sum(tf.square(vectors[name]))
+        joined = [vectors[feature.name] for feature in self._features if feature.is_joined]
+        for attention, layer in zip(self._attentions, self._attention_layers, strict=True):
+            key = tf.concat([vectors[name] for name in attention.keys], axis=1)
+            history = tf.concat([elements[name] for name in attention.sequences], axis=-1)
+            first = attention.sequences[0]
+            if isinstance(values.get(first), tf.RaggedTensor):
+                found = layer(key, values[first].with_flat_values(history), training=training)
+            else:
+                found = layer.padded(key, history, values[self._by_name[first].weight_key])
+            joined += [found, key] if attention.joins_key else [found]
+        return tf.concat(joined, axis=1), squares
 
     def _rows(self, feature: Feature, value: tf.Tensor | tf.RaggedTensor) -> tf.Tensor | None:
         if not feature.table:
@@ -74,7 +119,7 @@ class FeatureEmbedding(keras.layers.Layer):
         table = self.tables[feature.table]
         if feature.multiplies_rows:
             return table.lookup(tf.range(feature.raw_dim, dtype=tf.int64))
-        return table.lookup(value.flat_values if feature.kind == "tag" else value)
+        return table.lookup(value.flat_values if feature.is_list else value)
 
 
 def feature_vector(
@@ -84,28 +129,40 @@ def feature_vector(
 
     Args:
       feature: what it is.
-      values: feature values as data/transform.py makes them; of a tag, only the row partition and weights are read.
-        Instead of the ragged tags there may be the dense weights `[S, L]` under `weight_key`, 0 where a sample has
-        fewer tags; `rows` is then `[S, L, dim]`.
-      rows: what a feature with a table looked up there.
+      values: feature values as data/transform.py makes them. Instead of a ragged list there may be a padded one, as
+        serving/transform.py makes it: `[S, L, ...]`, with the weights `[S, L]` under `weight_key`, 0 where a sample has
+        fewer values. Ids that `rows` are of need not be there.
+      rows: what a feature with a table looked up there, float32 `[S, dim]`; of a list `[values of all samples, dim]`,
+        or `[S, L, dim]` if it is padded; of numbers that multiply rows, all rows.
     """
-    if rows is None:
-        value = values[feature.name]
-        return tf.one_hot(value, feature.width) if feature.boundaries else value
+    vectors = element_vectors(feature, values, rows)
+    if not feature.is_list:
+        return vectors
+    value, weights = values.get(feature.name), values.get(feature.weight_key)
+    if isinstance(value, tf.RaggedTensor):
+        return combine(vectors, value, weights, feature.combiner)
+    return combine_padded(vectors, weights, feature.combiner)
+
+
+def element_vectors(
+    feature: Feature, values: dict[str, tf.Tensor | tf.RaggedTensor], rows: tf.Tensor | None
+) -> tf.Tensor:
+    """As feature_vector, each value of a list by itself: `[values of all samples, width]`, or `[S, L, width]`."""
+    value = values.get(feature.name)
+    if isinstance(value, tf.RaggedTensor):
+        value = value.flat_values
     if feature.multiplies_rows:
-        return tf.matmul(values[feature.name], rows)
-    if feature.kind != "tag":
+        return tf.matmul(value, rows)
+    if rows is not None:
         return rows
-    weights = values.get(feature.weight_key)
-    if rows.shape.rank == 3:
-        return combine_padded(rows, weights, feature.combiner)
-    return combine(rows, values[feature.name], weights, feature.combiner)
+    return tf.one_hot(value, feature.width) if feature.boundaries else value
 
 
 def combine(rows: tf.Tensor, tags: tf.RaggedTensor, weights: tf.RaggedTensor | None, combiner: str) -> tf.Tensor:
-    """Combine the rows of each sample's tags; a sample without tags gets zeros.
+    """Combine the rows of each sample's tags or elements; a sample without any gets zeros.
 
-    mean: sum(w x) / sum(w); sum: sum(w x); sqrtn: sum(w x) / sqrt(sum(w^2)); w is 1 without weights.
+    mean: sum(w x) / sum(w); sum: sum(w x); sqrtn: sum(w x) / sqrt(sum(w^2)); w is 1 without weights. max: without
+    weights, the largest of each number.
 
     Args:
       rows: float32 `[number of tags, dim]`.
@@ -115,8 +172,11 @@ def combine(rows: tf.Tensor, tags: tf.RaggedTensor, weights: tf.RaggedTensor | N
     Returns:
       float32 `[S, dim]`.
     """
-    weight = tf.ones(tf.shape(rows)[:1]) if weights is None else weights.flat_values
     num_samples, sample = tags.nrows(), tags.value_rowids()
+    if combiner == "max":
+        largest = tf.math.unsorted_segment_max(rows, sample, num_samples)
+        return tf.where(tags.row_lengths()[:, None] > 0, largest, 0.0)
+    weight = tf.ones(tf.shape(rows)[:1]) if weights is None else weights.flat_values
     return _combined(
         rows * weight[:, None], weight, combiner, lambda x: tf.math.unsorted_segment_sum(x, sample, num_samples)
     )
@@ -124,6 +184,9 @@ def combine(rows: tf.Tensor, tags: tf.RaggedTensor, weights: tf.RaggedTensor | N
 
 def combine_padded(rows: tf.Tensor, weights: tf.Tensor, combiner: str) -> tf.Tensor:
     """As `combine`, of rows `[S, L, dim]` and weights `[S, L]`, 0 where there is no tag: operations that ONNX has."""
+    if combiner == "max":
+        largest = tf.reduce_max(tf.where(weights[:, :, None] > 0, rows, rows.dtype.min), axis=1)
+        return tf.where(tf.reduce_max(weights, axis=1)[:, None] > 0, largest, 0.0)
     return _combined(rows * weights[:, :, None], weights, combiner, lambda x: tf.reduce_sum(x, axis=1))
 
 

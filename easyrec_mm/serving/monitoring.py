@@ -15,12 +15,11 @@ from typing import Any
 import numpy as np
 import prometheus_client
 from kserve.errors import InvalidInput, ModelNotFound
-from numpy.typing import NDArray
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 from prometheus_client.exposition import choose_encoder
 from prometheus_client.multiprocess import MultiProcessCollector, mark_process_dead
 
-from easyrec_mm.serving.service import Release, Source
+from easyrec_mm.serving.service import Answer, Release, Source
 
 # Folder through which the processes of a server share their metrics; prometheus_client reads it when it is imported.
 SHARED_METRICS = "PROMETHEUS_MULTIPROC_DIR"
@@ -34,6 +33,9 @@ VECTOR_HITS = Counter("easyrec_mm_vector_hits", "Candidates whose image vector t
 VECTOR_MISSES = Counter(
     "easyrec_mm_vector_misses", "Candidates whose image vector the store lacked, by what was done", ["filled"]
 )
+FEATURE_VECTOR_MISSES = Counter(
+    "easyrec_mm_feature_vector_misses", "Keys of features of which their store had no vector", ["feature"]
+)
 RELOADS = Counter("easyrec_mm_reloads", "New releases by outcome: taken, refused", ["outcome"])
 _RELEASE_LABELS = ("checkpoint", "step", "generation", "image_tower")
 RELEASE = Gauge(
@@ -44,14 +46,16 @@ RELEASE = Gauge(
 )
 
 
-def count_sources(sources: NDArray[Any]) -> None:
-    """Count where the vectors of answered candidates came from (Source, `[S]`)."""
-    counts = np.bincount(sources, minlength=len(Source))
-    CANDIDATES.inc(len(sources))
+def count_vectors(answer: Answer) -> None:
+    """Count where the vectors of answered candidates came from, and those that features lacked."""
+    counts = np.bincount(answer.sources, minlength=len(Source))
+    CANDIDATES.inc(len(answer.sources))
     VECTOR_HITS.inc(int(counts[Source.STORE]))
     for source in (Source.MEAN, Source.COMPUTED, Source.NO_IMAGE):
         if counts[source]:
             VECTOR_MISSES.labels(source.name.lower()).inc(int(counts[source]))
+    for feature, number in answer.missing_vectors.items():
+        FEATURE_VECTOR_MISSES.labels(feature).inc(number)
 
 
 def show_release(new: Release, old: Release | None = None) -> None:

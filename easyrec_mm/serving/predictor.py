@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from easyrec_mm.errors import ExportError
 from easyrec_mm.manifest import IMAGE_VECTOR, REC_ONNX, VECTOR, Manifest, read_manifest
+from easyrec_mm.serving.feature_lookup import FeatureVectors
 from easyrec_mm.serving.transform import NumpyTransform, Values
 from easyrec_mm.tensorflow_import import import_tensorflow
 
@@ -29,12 +30,15 @@ class Predictor(ABC):
         self.manifest = manifest
 
     @abstractmethod
-    def __call__(self, fields: dict[str, Values], vectors: NDArray[Any]) -> dict[str, NDArray[Any]]:
+    def __call__(
+        self, fields: dict[str, Values], vectors: NDArray[Any], of_features: dict[str, FeatureVectors]
+    ) -> dict[str, NDArray[Any]]:
         """Outputs.
 
         Args:
-          fields: S values each, or one for all.
-          vectors: float32 `[S, D]`.
+          fields: S values each, or one for all; those that the model does not take are left out.
+          vectors: of images, float32 `[S, D]`.
+          of_features: by name, of those whose vectors a store holds.
         """
 
 
@@ -55,11 +59,19 @@ class OnnxPredictor(Predictor):
         )
         self._taken = {value.name for value in self._session.get_inputs()}
         self._names = [value.name for value in self._session.get_outputs()]
+        self._features = {feature.name: feature for feature in manifest.schema.features}
         self._transform = NumpyTransform(manifest.schema.features)
 
-    def __call__(self, fields: dict[str, Values], vectors: NDArray[Any]) -> dict[str, NDArray[Any]]:
+    def __call__(
+        self, fields: dict[str, Values], vectors: NDArray[Any], of_features: dict[str, FeatureVectors]
+    ) -> dict[str, NDArray[Any]]:
         inputs = self._transform(fields, len(vectors))
         inputs[IMAGE_VECTOR] = vectors
+        for name, given in of_features.items():
+            inputs[name] = _of_all(given.vectors, len(vectors))
+            if given.lengths is not None:
+                is_there = np.arange(given.vectors.shape[1]) < given.lengths[:, None]
+                inputs[self._features[name].weight_key] = _of_all(is_there.astype(np.float32), len(vectors))
         taken = {name: value for name, value in inputs.items() if name in self._taken}
         return dict(zip(self._names, self._session.run(self._names, taken), strict=True))
 
@@ -77,20 +89,32 @@ class TensorFlowPredictor(Predictor):
         self._tensorflow: Any = tf
         self._loaded = tf.saved_model.load(folder)  # the signatures die with it
         self._run = self._loaded.signatures[VECTOR]
+        self._features = {feature.name: feature for feature in manifest.schema.features}
         self._dtypes = {
             name: tf.as_dtype(entry["dtype"]) for name, entry in manifest.signatures[VECTOR]["inputs"].items()
         }
 
-    def __call__(self, fields: dict[str, Values], vectors: NDArray[Any]) -> dict[str, NDArray[Any]]:
+    def __call__(
+        self, fields: dict[str, Values], vectors: NDArray[Any], of_features: dict[str, FeatureVectors]
+    ) -> dict[str, NDArray[Any]]:
         constant = self._tensorflow.constant
         inputs = {
             name: self._tensorflow.cast(constant(value), self._dtypes[name])
             if isinstance(value, np.ndarray)
             else constant(value, self._dtypes[name])
             for name, value in fields.items()
+            if name in self._dtypes
         }
+        for name, given in of_features.items():
+            inputs[self._features[name].vector_key] = constant(given.vectors)
+            if given.lengths is not None:
+                inputs[self._features[name].length_key] = constant(given.lengths)
         outputs = self._run(**inputs, **{IMAGE_VECTOR: constant(vectors)})
         return {name: value.numpy() for name, value in outputs.items()}
+
+
+def _of_all(values: NDArray[Any], number: int) -> NDArray[Any]:
+    return values if len(values) == number else np.repeat(values, number, axis=0)
 
 
 _RUNTIMES: dict[str, type[OnnxPredictor] | type[TensorFlowPredictor]] = {

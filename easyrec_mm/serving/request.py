@@ -98,6 +98,7 @@ class RequestReader:
         # A field that is not of the data may hold keys of either kind.
         key_dtypes = [field.dtype for field in schema.fields if field.name == self.key_field] or ["string", "int64"]
         self._key_types = frozenset[type]().union(*(_TYPES[dtype] for dtype in key_dtypes))
+        self._aligned = schema.aligned_lists()
         self._decoder = self._make_decoder()
         self._patterns = {
             name: [re.compile(pattern) for pattern in patterns]
@@ -122,6 +123,8 @@ class RequestReader:
             else self._values(field, columns.own[name], "instance")
             for name, field in self._fields.items()
         }
+        for lists in self._aligned:
+            self._require_aligned(lists, fields)
         return Candidates(fields, columns.number, *self._pictures(columns))
 
     def blank_fields(self) -> dict[str, Values]:
@@ -232,6 +235,23 @@ class RequestReader:
             i = next(i for i, value in enumerate(values) if not low <= value <= high)
             raise fail(i, f"{_shown(values[i])} is not a {field.dtype}")
         return integers
+
+    @staticmethod
+    def _require_aligned(lists: dict[str, str], fields: dict[str, Values]) -> None:
+        """Check that lists in the texts of fields (field -> separator) have as many values as each other."""
+        counts = {
+            name: np.array([sum(map(bool, text.split(separator))) for text in fields[name]])
+            for name, separator in lists.items()
+        }
+        first = next(iter(counts))
+        for name, count in counts.items():
+            differ = np.flatnonzero(np.not_equal(*np.broadcast_arrays(counts[first], count)))
+            if len(differ):
+                i = int(differ[0])
+                told, other = (int(some[i if len(some) > 1 else 0]) for some in (counts[first], count))
+                raise RequestError(
+                    f"instance {i}: '{first}' has {told} values and '{name}' {other}; they belong together"
+                )
 
     def _pictures(self, columns: _Columns) -> tuple[list[str], dict[int, NDArray[Any]]]:
         """Keys `[S]`, and the vectors of candidates that bring theirs."""

@@ -12,7 +12,7 @@ import threading
 import time
 from collections import OrderedDict, deque
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from enum import IntEnum
 from itertools import islice
 from pathlib import Path
@@ -24,6 +24,7 @@ from numpy.typing import NDArray
 from easyrec_mm.errors import ExportError, StoreError, UserError
 from easyrec_mm.files import is_remote, join, place_of
 from easyrec_mm.manifest import MANIFEST, local_export, read_header
+from easyrec_mm.serving.feature_lookup import FeatureLookup
 from easyrec_mm.serving.predictor import Predictor, Runtime, load_predictor
 from easyrec_mm.serving.request import Candidates, RequestError, RequestReader
 from easyrec_mm.store import Generation, State, Store
@@ -76,7 +77,8 @@ class Source(IntEnum):
 @dataclass(frozen=True)
 class ServiceOptions:
     """rec_model_dir: an export, or a folder of exports named by numbers, of which the greatest counts; missing_vector:
-    None takes the model's no-image vector if it has one, else the mean.
+    None takes the model's no-image vector if it has one, else the mean; vector_stores: feature -> store of its vectors,
+    where it is another than in the config.
     """
 
     rec_model_dir: str
@@ -85,15 +87,19 @@ class ServiceOptions:
     runtime: Runtime = "onnx"
     num_threads: int = 1
     max_instances: int = 10_000
+    vector_stores: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
 class Answer:
-    """outputs: name -> `[S]` or `[S, classes]`; sources: `[S]`, a Source each; release: what it was computed by."""
+    """outputs: name -> `[S]` or `[S, classes]`; sources: `[S]`, a Source each; release: what it was computed by;
+    missing_vectors: feature -> keys of which its store has no vector.
+    """
 
     outputs: dict[str, NDArray[Any]]
     sources: NDArray[Any]
     release: Release
+    missing_vectors: Mapping[str, int]
 
 
 @dataclass(frozen=True)
@@ -105,6 +111,7 @@ class Release:
     no_image   float32 `[D]` that the network was trained to take for no picture; None if it was not
     embedder   of the same image tower, where missing vectors are computed
     computed   vectors that it has computed, by key and fields, the last used one last
+    lookup     vectors of features, where they name them by key
     copy       of a remote folder, from which it was loaded; else ""
     """
 
@@ -117,6 +124,7 @@ class Release:
     no_image: NDArray[Any] | None
     embedder: Embedder | None
     computed: OrderedDict[tuple[Any, ...], NDArray[Any]]
+    lookup: FeatureLookup
     copy: str = ""
 
     def version(self) -> dict[str, Any]:
@@ -186,7 +194,8 @@ class Service:
           ExportError, StoreError, ServingError: if the newer one cannot be served; the old one stays.
         """
         folder, by_tower = self._newest()
-        if _identity(folder, self._generation_of(folder, by_tower)) == self.release.identity:
+        last = self.release
+        if _identity(folder, self._generation_of(folder, by_tower)) == last.identity and last.lookup.is_newest():
             return None
         last = self.release
         release = self._load(folder, by_tower)
@@ -261,7 +270,11 @@ class Service:
             stand_in = (self._mean(generation), Source.MEAN)
         else:
             stand_in = (no_image, Source.NO_IMAGE)
-        return Release(folder, identity, predictor, reader, generation, stand_in, no_image, embedder, OrderedDict())
+        last = self._release.lookup if self._release else None
+        lookup = FeatureLookup(manifest, options.vector_stores, options.missing_vector == "error", last)
+        return Release(
+            folder, identity, predictor, reader, generation, stand_in, no_image, embedder, OrderedDict(), lookup
+        )
 
     def _embedder(self, generation: Generation, reader: RequestReader) -> Embedder | None:
         """The image model of the generation's tower, the one that is loaded if it is that."""
@@ -300,7 +313,8 @@ class Service:
         Raises:
           ServingError: if it cannot, or gives what is not finite.
         """
-        _require_finite(release.predictor(release.reader.blank_fields(), release.stand_in[0][None]))
+        blank = release.reader.blank_fields()
+        _require_finite(release.predictor(blank, release.stand_in[0][None], release.lookup(blank)[0]))
         problems: list[UserError] = []
         recorded = list(self._recorded)
         for body in recorded:
@@ -314,9 +328,10 @@ class Service:
     def _answer(self, release: Release, body: object) -> Answer:
         candidates = release.reader.read(body)
         vectors, sources = self._vectors(release, candidates)
-        outputs = release.predictor(candidates.fields, vectors)
+        of_features, num_missing = release.lookup(candidates.fields)
+        outputs = release.predictor(candidates.fields, vectors, of_features)
         _require_finite(outputs)
-        return Answer(outputs, sources, release)
+        return Answer(outputs, sources, release, num_missing)
 
     def _vectors(self, release: Release, candidates: Candidates) -> tuple[NDArray[Any], NDArray[Any]]:
         """Image vectors `[S, D]` of candidates, and where they come from."""

@@ -4,7 +4,8 @@ A generation holds the vectors of one image tower, told by its fingerprint, all 
 see the current one; another tower's vectors go into a new generation, which becomes current in one step when it is
 complete. The one before stays for a rollback until it is pruned. A key may be marked absent: its picture was bad.
 
-To add a store, subclass `Store` (base.py) in a file of its own and add its scheme to _SCHEMES.
+To add a store, subclass `Store` (base.py) in a file of its own and add its scheme to SCHEMES and STORE_SCHEMES
+(config_feature_kinds.py).
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from easyrec_mm.store.base import Generation, Meta, Record, State, Store, Vector
 __all__ = ["Generation", "Meta", "Record", "State", "Store", "Vectors", "open_store"]
 
 # Scheme -> module and class; loaded when used, so that nobody needs the driver of a store that he does not use.
-_SCHEMES = {
+SCHEMES = {
     "lmdb": ("easyrec_mm.store.lmdb_store", "LmdbStore"),
     "redis": ("easyrec_mm.store.redis_store", "RedisStore"),
     "rediss": ("easyrec_mm.store.redis_store", "RedisStore"),
@@ -38,8 +39,8 @@ def open_store(uri: str, writable: bool = False) -> Store:
       StoreError: if there is none, or it cannot be reached.
     """
     scheme = urlsplit(uri).scheme
-    if scheme not in _SCHEMES:
-        raise StoreError(f"--store {uri}: no store has the scheme '{scheme}://'; {did_you_mean(scheme, _SCHEMES)}")
-    module, name = _SCHEMES[scheme]
+    if scheme not in SCHEMES:
+        raise StoreError(f"--store {uri}: no store has the scheme '{scheme}://'; {did_you_mean(scheme, SCHEMES)}")
+    module, name = SCHEMES[scheme]
     store: Store = getattr(import_module(module), name)(uri, writable)
     return store

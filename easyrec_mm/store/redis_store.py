@@ -60,7 +60,8 @@ class RedisStore(Store):
     def get_many(self, keys: Sequence[str], generation: Generation | None = None) -> Vectors:
         # One round trip: the vectors of the generation that was current last time, and whether it still is.
         while True:
-            found = require_generation(self._last_meta, generation, self.uri)
+            # One that is named may be newer than what was seen last.
+            found = generation or require_generation(self._last_meta, None, self.uri)
             text, values = self._guarded(partial(self._meta_and_values, found, keys))
             self._last_meta = parse_meta(text, self.uri)
             if require_generation(self._last_meta, generation, self.uri).number == found.number:

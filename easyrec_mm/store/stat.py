@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import time
 from collections.abc import Iterator
 from itertools import islice
@@ -27,7 +28,7 @@ def stat(store: Store, keys_file: str | None = None) -> str:
     for generation in sorted(meta.generations.values(), key=lambda g: g.number):
         state = "current" if generation.number == meta.current else "kept" if generation.completed_s else "incomplete"
         lines.append(
-            f"  generation {generation.number} ({state}): image tower {generation.fingerprint[:12]}, "
+            f"  generation {generation.number} ({state}): by {_shown(generation.fingerprint)}, "
             f"{generation.width} numbers {generation.dtype}, begun {_date(generation.begun_s)}"
         )
     current = meta.current_generation
@@ -99,6 +100,11 @@ def _drift(store: Store, current: Generation, before: Generation) -> list[str]:
         low, middle = np.percentile(cosines, [5, 50])
         lines.append(f"  cosine of a key's two vectors: median {middle:.4f}, 5th percentile {low:.4f}")
     return lines
+
+
+def _shown(fingerprint: str) -> str:
+    """Of an image tower, a few digits of many; what else computed vectors has a name."""
+    return f"image tower {fingerprint[:12]}" if re.fullmatch("[0-9a-f]{64}", fingerprint) else f"'{fingerprint}'"
 
 
 def _date(seconds: int) -> str:

@@ -1,0 +1,128 @@
+"""Checks `sequence_features` of the feature groups: which keys attend to which sequences. Never imports TensorFlow."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Sequence
+
+from easyrec_mm.config_image import image_vector_width
+from easyrec_mm.errors import Problems
+from easyrec_mm.protos.feature_pb2 import FeatureConfig
+from easyrec_mm.protos.model_pb2 import EasyRecModel, FeatureGroupConfig, SeqAttGroupConfig
+from easyrec_mm.schema import IMAGE_KEY, Attention, Feature
+
+Named = dict[str, tuple[str, FeatureConfig]]
+# Types of features that are one for a group, and no vector of a table.
+_OF_GROUPS = (FeatureConfig.ImgFeature, FeatureConfig.SampleNumFeature)
+
+
+def attention_groups(
+    model: EasyRecModel, main_group: str
+) -> Iterator[tuple[str, FeatureGroupConfig, SeqAttGroupConfig]]:
+    """(config path, feature group, attention) of each attention of the main group, in order."""
+    for i, group in enumerate(model.feature_groups):
+        for j, attention in enumerate(group.sequence_features):
+            if group.group_name == main_group:
+                yield f"model_config.feature_groups[{i}].sequence_features[{j}]", group, attention
+
+
+def check_attentions(
+    model: EasyRecModel, main_group: str, named: Named, image_name: str, uses_image: bool, problems: Problems
+) -> list[str]:
+    """Check every attention; the features that they read and the main group does not name, each once.
+
+    Args:
+      model: the config's model section.
+      main_group: name of the feature group whose features are those of the network.
+      named: feature name -> config path and settings.
+      image_name: name of the ImgFeature.
+      uses_image: whether the network has an image tower.
+      problems: where mistakes go.
+    """
+    for i, group in enumerate(model.feature_groups):
+        if group.sequence_features and group.group_name != main_group:
+            place = f"model_config.feature_groups[{i}].sequence_features"
+            problems.add(place, f"has no effect in group '{group.group_name}'; move it to '{main_group}'")
+    names: list[str] = []
+    only_attended: list[str] = []
+    for place, group, attention in attention_groups(model, main_group):
+        if not re.fullmatch(r"\w[\w.-]*", attention.group_name):
+            problems.add(f"{place}.group_name", f"'{attention.group_name}' is no name; use letters, digits and _")
+        elif attention.group_name in names:
+            problems.add(f"{place}.group_name", f"'{attention.group_name}' is listed twice; rename one")
+        names.append(attention.group_name)
+        if not attention.seq_att_map:
+            problems.add(f"{place}.seq_att_map", "is empty; name the keys and the sequences that they attend to")
+        for j, pairs in enumerate(attention.seq_att_map):
+            here = f"{place}.seq_att_map[{j}]"
+            keys = _known(pairs.key, f"{here}.key", named, problems)
+            for name in keys:
+                _check_key(name, named[name][1].feature_type, attention, group, f"{here}.key", problems)
+            if image_name in pairs.key and not uses_image:
+                problems.add(f"{here}.key", f"'{image_name}' needs the image tower: no feature group 'img'; add it")
+            sequences = _known(pairs.hist_seq, f"{here}.hist_seq", named, problems)
+            for name in sequences:
+                kind = named[name][1].feature_type
+                if kind != FeatureConfig.SequenceFeature:
+                    told = FeatureConfig.FeatureType.Name(kind)
+                    problems.add(f"{here}.hist_seq", f"'{name}' is a {told}; name a SequenceFeature")
+            vectors = [name for name in keys if named[name][1].feature_type not in _OF_GROUPS]
+            only_attended += [name for name in (*vectors, *sequences) if name not in group.feature_names]
+        _check_ends(attention, place, named, problems)
+    return list(dict.fromkeys(only_attended))
+
+
+def derive_attentions(
+    model: EasyRecModel, main_group: str, features: Sequence[Feature], image_name: str, problems: Problems
+) -> tuple[Attention, ...]:
+    """The attentions of a checked config, given what its features are."""
+    widths = {feature.name: feature.width for feature in features}
+    widths[IMAGE_KEY] = image_vector_width(model.e2e_mm_dbmtl)
+    found = []
+    for place, _, attention in attention_groups(model, main_group):
+        keys = tuple(IMAGE_KEY if name == image_name else name for part in attention.seq_att_map for name in part.key)
+        sequences = tuple(name for part in attention.seq_att_map for name in part.hist_seq)
+        shown = {**{name: name for name in widths}, IMAGE_KEY: image_name}
+        total, other = (sum(widths[name] for name in names) for names in (keys, sequences))
+        if total != other:
+            told = [" + ".join(f"{shown[name]} ({widths[name]})" for name in names) for names in (keys, sequences)]
+            problems.add(
+                f"{place}.seq_att_map",
+                f"keys {told[0]} have {total} numbers, sequences {told[1]} have {other}; make them equal",
+            )
+        found.append(Attention(attention.group_name, keys, sequences, other, attention.need_key_feature))
+    return tuple(found)
+
+
+def _known(names: Sequence[str], place: str, named: Named, problems: Problems) -> list[str]:
+    """Those of the names that are features."""
+    if not names:
+        problems.add(place, "is empty; name a feature")
+    for name in names:
+        if name not in named:
+            problems.unknown(place, "feature", name, named)
+    return [name for name in names if name in named]
+
+
+def _check_key(
+    name: str, kind: int, attention: SeqAttGroupConfig, group: FeatureGroupConfig, place: str, problems: Problems
+) -> None:
+    if kind in (FeatureConfig.SequenceFeature, FeatureConfig.SampleNumFeature):
+        told = FeatureConfig.FeatureType.Name(kind)
+        problems.add(place, f"'{name}' is a {told}; a key is a feature of one vector a sample")
+    elif kind != FeatureConfig.ImgFeature and name not in group.feature_names and not attention.allow_key_search:
+        what = f"'{name}' is not in group '{group.group_name}'"
+        problems.add(place, f"{what}; add it there or set allow_key_search: true")
+
+
+def _check_ends(attention: SeqAttGroupConfig, place: str, named: Named, problems: Problems) -> None:
+    """Sequences that are attended to together are cut alike."""
+    sequences = [name for part in attention.seq_att_map for name in part.hist_seq if name in named]
+    ends = {name: (named[name][1].max_seq_len, named[name][1].kept_end) for name in sequences}
+    for name in sequences:
+        if ends[name] != ends[sequences[0]]:
+            problems.add(
+                f"{place}.seq_att_map",
+                f"'{name}' and '{sequences[0]}' differ in max_seq_len or kept_end; sequences that are attended to "
+                "together are cut alike, make them equal",
+            )

@@ -1,0 +1,212 @@
+"""Expressions over numeric fields: text -> a tree of known operations -> numbers. Nothing is ever evaluated as Python.
+
+Operators < <= == != > >= + - * / & | and functions; EasyRec's spelling "tf.math.log1p(x)" is understood. Numbers are
+float64; a comparison is 1 or 0, and & and | join comparisons. An operation whose result is no finite number, such as
+x / 0, log1p(-2) or sqrt(-1), gives 0. TensorFlow and NumPy evaluate the same tree (data/transform.py,
+serving/transform.py), each with its own table of `Functions`.
+"""
+
+from __future__ import annotations
+
+import ast
+import math
+import operator
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from easyrec_mm.errors import did_you_mean
+
+# Name -> least and greatest number of arguments.
+FUNCTIONS: dict[str, tuple[int, int]] = {
+    "abs": (1, 1), "sqrt": (1, 1), "exp": (1, 1), "log": (1, 1), "log1p": (1, 1), "floor": (1, 1),
+    "min": (2, 9), "max": (2, 9), "clip": (3, 3), "where": (3, 3),
+}  # fmt: skip
+# TensorFlow's names of some.
+_ALIASES = {"minimum": "min", "maximum": "max", "clip_by_value": "clip"}
+# What a back end has to offer beside Python's operators: of one argument; of two; of three; a constant; truth values as
+# 1 and 0; and which numbers are finite.
+BACK_END = (
+    *("abs", "sqrt", "exp", "log", "log1p", "floor"),
+    *("minimum", "maximum", "where", "constant", "as_number", "is_finite"),
+)
+Functions = Mapping[str, Callable[..., Any]]
+
+_ARITHMETIC = {ast.Add: "+", ast.Sub: "-", ast.Mult: "*", ast.Div: "/"}
+_LOGIC = {ast.BitAnd: "&", ast.BitOr: "|"}
+_COMPARISONS = {ast.Lt: "<", ast.LtE: "<=", ast.Eq: "==", ast.NotEq: "!=", ast.Gt: ">", ast.GtE: ">="}
+_OPERATORS: dict[str, Callable[[Any, Any], Any]] = {
+    "+": operator.add, "-": operator.sub, "*": operator.mul, "/": operator.truediv,
+    "<": operator.lt, "<=": operator.le, "==": operator.eq, "!=": operator.ne, ">": operator.gt, ">=": operator.ge,
+}  # fmt: skip
+_OPERATOR_NAMES = " ".join((*_COMPARISONS.values(), *_ARITHMETIC.values(), *_LOGIC.values()))
+_PARENTHESES = "& and | join comparisons; put parentheses around each, as in (a > 1) & (b < 2)"
+_MOST_LEVELS = 100
+
+
+class ExpressionError(ValueError):
+    """What is wrong with an expression, and what to do."""
+
+
+@dataclass(frozen=True)
+class Expression:
+    """A checked expression. `str` gives its text, which means the same again.
+
+    operation  an operator, a function, "negative", "field" or "number"
+    operands   of an operation; of a field its name; of a number its value
+    """
+
+    operation: str
+    operands: tuple[Any, ...]
+
+    def fields(self) -> tuple[str, ...]:
+        """Names of the fields that it reads, each once."""
+        if self.operation == "field":
+            return (self.operands[0],)
+        if self.operation == "number":
+            return ()
+        return tuple(dict.fromkeys(name for operand in self.operands for name in operand.fields()))
+
+    def require_truths(self, bool_fields: frozenset[str] = frozenset()) -> None:
+        """Check that what & and | join, and what `where` decides by, is true or false.
+
+        Raises:
+          ExpressionError: if it is not.
+        """
+        if self.operation in ("field", "number"):
+            return
+        tested = self.operands if self.operation in _LOGIC.values() else self.operands[: self.operation == "where"]
+        for operand in tested:
+            if not operand._is_truth(bool_fields):
+                raise ExpressionError(f"'{_short(str(operand))}' is a number, not true or false; {_PARENTHESES}")
+        for operand in self.operands:
+            if self.operation in _COMPARISONS.values() and operand.operation in _LOGIC.values():
+                raise ExpressionError(f"'{_short(str(operand))}' is compared, and is true or false; {_PARENTHESES}")
+            operand.require_truths(bool_fields)
+
+    def evaluate(self, fields: Mapping[str, Any], functions: Functions) -> Any:
+        """Float64 numbers of fields `[S]` -> float64 `[S]`, all finite."""
+        if self.operation == "field":
+            return fields[self.operands[0]]
+        if self.operation == "number":
+            return functions["constant"](self.operands[0])
+        values = [operand.evaluate(fields, functions) for operand in self.operands]
+        result = self._result(values, functions)
+        return functions["where"](functions["is_finite"](result), result, functions["constant"](0.0))
+
+    def _result(self, values: list[Any], functions: Functions) -> Any:
+        name = self.operation
+        if name in _LOGIC.values():
+            return functions["minimum" if name == "&" else "maximum"](*values)
+        if name in _COMPARISONS.values():
+            return functions["as_number"](_OPERATORS[name](*values))
+        if name in _OPERATORS:
+            return _OPERATORS[name](*values)
+        if name == "negative":
+            return -values[0]
+        if name in ("min", "max"):
+            result = values[0]
+            for value in values[1:]:
+                result = functions[f"{name}imum"](result, value)
+            return result
+        if name == "clip":
+            return functions["minimum"](functions["maximum"](values[0], values[1]), values[2])
+        if name == "where":
+            return functions["where"](values[0] > functions["constant"](0.0), values[1], values[2])
+        return functions[name](*values)
+
+    def _is_truth(self, bool_fields: frozenset[str]) -> bool:
+        if self.operation == "field":
+            return self.operands[0] in bool_fields
+        return self.operation in (*_LOGIC.values(), *_COMPARISONS.values())
+
+    def __str__(self) -> str:
+        if self.operation in ("field", "number"):
+            return str(self.operands[0])
+        if self.operation == "negative":
+            return f"(-{self.operands[0]})"
+        if self.operation in FUNCTIONS:
+            return f"{self.operation}({', '.join(map(str, self.operands))})"
+        return f"({self.operands[0]} {self.operation} {self.operands[1]})"
+
+
+def parse_expression(text: str) -> Expression:
+    """The expression of a text.
+
+    Raises:
+      ExpressionError: for anything but the operators and functions of the module's docstring.
+    """
+    text = re.sub(r"\s+", " ", text.strip())
+    try:
+        tree = ast.parse(text, mode="eval")
+    except SyntaxError as error:
+        raise ExpressionError(f"'{_short(text)}' cannot be read at column {error.offset or 1}: {error.msg}") from error
+    except (ValueError, RecursionError, MemoryError) as error:
+        raise ExpressionError(f"'{_short(text)}' cannot be read: {error or 'it is too deep'}") from error
+    return _Reader(text).read(tree.body, 1)
+
+
+class _Reader:
+    def __init__(self, text: str) -> None:
+        self._text = text
+
+    def read(self, node: ast.expr, level: int) -> Expression:
+        if level > _MOST_LEVELS:
+            raise ExpressionError(f"is nested more than {_MOST_LEVELS} levels deep; make several features of it")
+        if isinstance(node, ast.Name):
+            return Expression("field", (node.id,))
+        if isinstance(node, ast.Constant):
+            return Expression("number", (self._number(node),))
+        operation, operands = self._operation(node)
+        return Expression(operation, tuple(self.read(operand, level + 1) for operand in operands))
+
+    def _operation(self, node: ast.expr) -> tuple[str, list[ast.expr]]:
+        if isinstance(node, ast.BinOp) and type(node.op) in {**_ARITHMETIC, **_LOGIC}:
+            return {**_ARITHMETIC, **_LOGIC}[type(node.op)], [node.left, node.right]  # type: ignore[index]
+        if isinstance(node, ast.Compare):
+            if len(node.ops) > 1:
+                raise ExpressionError(f"'{self._part(node)}' compares twice; write (a < b) & (b < c)")
+            if type(node.ops[0]) in _COMPARISONS:
+                return _COMPARISONS[type(node.ops[0])], [node.left, node.comparators[0]]  # type: ignore[index]
+        if isinstance(node, ast.UnaryOp) and isinstance(node.op, ast.USub):
+            return "negative", [node.operand]
+        if isinstance(node, ast.Call):
+            return self._function(node), node.args
+        if isinstance(node, ast.BoolOp):
+            raise ExpressionError(f"'{self._part(node)}': write & for and, | for or, with parentheses")
+        raise ExpressionError(
+            f"'{self._part(node)}' is not supported; there are {_OPERATOR_NAMES}, numbers, fields and the functions "
+            f"{', '.join(FUNCTIONS)}"
+        )
+
+    def _function(self, node: ast.Call) -> str:
+        written = ast.unparse(node.func)
+        name = re.sub(r"^tf\.(math\.|nn\.)?", "", written)
+        name = _ALIASES.get(name, name)
+        if name not in FUNCTIONS:
+            raise ExpressionError(f"no function '{written}'; {did_you_mean(name, FUNCTIONS)}")
+        least, most = FUNCTIONS[name]
+        if node.keywords or any(isinstance(argument, ast.Starred) for argument in node.args):
+            raise ExpressionError(f"'{self._part(node)}': {name} takes its arguments one behind the other")
+        if not least <= len(node.args) <= most:
+            wanted = str(least) if least == most else f"{least} to {most}"
+            raise ExpressionError(f"'{self._part(node)}': {name} takes {wanted} arguments, not {len(node.args)}")
+        return name
+
+    def _number(self, node: ast.Constant) -> float:
+        if isinstance(node.value, int | float) and not isinstance(node.value, bool):
+            try:
+                number = float(node.value)
+            except OverflowError:
+                number = math.inf
+            if math.isfinite(number):
+                return number
+        raise ExpressionError(f"'{self._part(node)}' is no number")
+
+    def _part(self, node: ast.expr) -> str:
+        return _short(ast.get_source_segment(self._text, node) or self._text)
+
+
+def _short(text: str) -> str:
+    return text if len(text) <= 60 else f"{text[:57]}..."

@@ -1,0 +1,135 @@
+"""Vectors that features name by key: looked up in stores, many at a time.
+
+A training takes what is current in a store, and its checkpoints keep what that was computed by; everything that uses
+them later takes vectors of the same origin, or fails. K distinct keys, D numbers of a vector.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import threading
+from collections.abc import Iterable, Mapping, Sequence
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from easyrec_mm.errors import StoreError
+from easyrec_mm.schema import Feature
+from easyrec_mm.store import Generation, State, Store, open_store
+
+
+class Found(NamedTuple):
+    """What a store has: vectors float32 `[K, D]`, zeros for a key that it lacks, and bool `[K]`, which it lacks."""
+
+    vectors: NDArray[np.float32]
+    is_missing: NDArray[np.bool_]
+
+
+class VectorStores:
+    """The stores of features; may be used from several threads.
+
+    Args:
+      features: of which those that name no store are left out.
+      trained: feature -> `origin_number` of the vectors that a model was trained with; by default what is current.
+      others: whose open stores are used as well; they are then closed together.
+
+    Raises:
+      StoreError: if a store cannot be reached, or holds no such vectors, or of another width.
+    """
+
+    def __init__(
+        self,
+        features: Iterable[Feature],
+        trained: Mapping[str, int] | None = None,
+        others: VectorStores | None = None,
+    ) -> None:
+        self._lock: threading.Lock = others._lock if others else threading.Lock()
+        self._stores: dict[str, Store] = others._stores if others else {}
+        self._trained = trained
+        self.features = {feature.name: feature for feature in features if feature.store}
+        self.generations: dict[str, Generation] = {}
+        try:
+            self.generations = self._newest()
+        except StoreError:
+            if others is None:
+                self.close()
+            raise
+
+    def look_up(self, feature: Feature, keys: Sequence[str]) -> Found:
+        """Vectors of distinct keys; an empty key has none, and is not missing.
+
+        Raises:
+          StoreError: if the store cannot be reached, or its vectors are gone.
+        """
+        is_empty = np.array([not key for key in keys], bool)
+        if is_empty.all():
+            return Found(np.zeros((len(keys), feature.raw_dim), np.float32), ~is_empty)
+        with self._lock:
+            found = self._stores[feature.store].get_many(keys, self.generations[feature.name])
+        is_there = found.states == State.PRESENT
+        return Found(np.where(is_there[:, None], found.vectors, np.float32(0)), ~(is_there | is_empty))
+
+    def is_newest(self) -> bool:
+        """Whether the stores hold nothing newer of the same origin.
+
+        Raises:
+          StoreError: if they cannot be reached, or lack such vectors by now.
+        """
+        return {name: (g.number, g.begun_s) for name, g in self._newest().items()} == {
+            name: (g.number, g.begun_s) for name, g in self.generations.items()
+        }
+
+    def close(self) -> None:
+        """Let go of the stores."""
+        for store in self._stores.values():
+            store.close()
+        self._stores.clear()
+
+    def _newest(self) -> dict[str, Generation]:
+        """The generation that each feature takes."""
+        found = {}
+        with self._lock:
+            for feature in self.features.values():
+                if feature.store not in self._stores:
+                    self._stores[feature.store] = _opened(feature)
+                origin = None if self._trained is None else self._trained[feature.name]
+                found[feature.name] = _generation(feature, self._stores[feature.store], origin)
+        return found
+
+
+def origin_number(fingerprint: str) -> int:
+    """A number from 0 to 2**63 - 1 for what the vectors of a generation were computed by."""
+    return int.from_bytes(hashlib.sha256(fingerprint.encode()).digest()[:8], "big") >> 1
+
+
+def _opened(feature: Feature) -> Store:
+    try:
+        return open_store(feature.store)
+    except StoreError as error:
+        raise StoreError(f"feature '{feature.name}': {str(error).removeprefix('--store ')}") from error
+
+
+def _generation(feature: Feature, store: Store, origin: int | None) -> Generation:
+    """The generation of a store whose vectors a feature takes."""
+    meta = store.meta()
+    place = f"feature '{feature.name}': {store.uri}"
+    if origin is None:
+        found = meta.current_generation
+        if found is None:
+            raise StoreError(f"{place}: holds no complete generation of vectors; write one with easyrec-mm store load")
+    else:
+        complete = [generation for generation in meta.generations.values() if generation.completed_s]
+        same = [generation for generation in complete if origin_number(generation.fingerprint) == origin]
+        found = max(same, key=lambda generation: (generation.number == meta.current, generation.number), default=None)
+        if found is None:
+            held = ", ".join(f"generation {g.number} of '{g.fingerprint[:40]}'" for g in complete) or "nothing"
+            raise StoreError(
+                f"{place}: holds {held}, and not the vectors that the model was trained with; restore them"
+            )
+    if found.width != feature.raw_dim:
+        raise StoreError(
+            f"{place}: generation {found.number} has vectors of {found.width} numbers, vector_dim says "
+            f"{feature.raw_dim}; make them equal"
+        )
+    return found

@@ -1,0 +1,124 @@
+"""Vectors that features name by key, for the candidates of a request.
+
+A key that the store lacks is zeros, as it was in training, and is counted. S candidates, or 1 for all of them; L
+elements of the longest sequence, at least 1; D numbers of a vector.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from dataclasses import replace
+from itertools import chain
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from easyrec_mm.errors import ExportError, StoreError, did_you_mean
+from easyrec_mm.feature_vectors import Found, VectorStores, origin_number
+from easyrec_mm.manifest import Manifest
+from easyrec_mm.schema import Feature
+from easyrec_mm.serving.transform import Values, vector_keys
+
+# A store that failed is left alone for this long, so that requests do not wait for it one after the other.
+_PAUSE_S = 1.0
+
+
+class FeatureVectors(NamedTuple):
+    """Vectors of a feature that a store holds: float32 `[S, D]`; of a sequence `[S, L, D]`, L at least 1, with int64
+    `[S]`, how many each sample has. S may be 1, for all.
+    """
+
+    vectors: NDArray[Any]
+    lengths: NDArray[Any] | None
+
+
+class FeatureLookup:
+    """What looks the vectors of a model's features up.
+
+    Args:
+      manifest: of the rec model.
+      uris: feature -> store, where it is another than in the config.
+      needs_stores: whether a store that is down is an error; else it counts as one without vectors.
+      others: that of the release before, whose open stores are used as well.
+
+    Raises:
+      ExportError: if `uris` names a feature that has no store.
+      StoreError: if a store cannot be reached, or lacks the vectors that the model was trained with.
+    """
+
+    def __init__(
+        self,
+        manifest: Manifest,
+        uris: Mapping[str, str],
+        needs_stores: bool = False,
+        others: FeatureLookup | None = None,
+    ) -> None:
+        stored = {feature.name: feature for feature in manifest.schema.stored_features()}
+        for name in uris:
+            if name not in stored:
+                known = did_you_mean(name, stored) if stored else "the model has none; remove it"
+                raise ExportError(f"--vector_store {name}: no feature of that name has vectors in a store; {known}")
+        features = [replace(feature, store=uris.get(name, feature.store)) for name, feature in stored.items()]
+        trained = {name: origin_number(of["fingerprint"]) for name, of in manifest.vectors.items()}
+        self._needs_stores = needs_stores
+        self._stores: VectorStores = VectorStores(features, trained, others._stores if others else None)
+        self._pause_until: dict[str, float] = others._pause_until if others else {}
+        # Whether a look-up may take as long as a network.
+        self.is_remote = any(not feature.store.startswith("lmdb:") for feature in features)
+
+    def __call__(self, fields: Mapping[str, Values]) -> tuple[dict[str, FeatureVectors], dict[str, int]]:
+        """Vectors by feature, and of how many keys of each the store has none.
+
+        Args:
+          fields: values of candidates, as NumpyTransform takes them.
+
+        Raises:
+          StoreError: if a store is down where that is an error.
+        """
+        vectors: dict[str, FeatureVectors] = {}
+        num_missing: dict[str, int] = {}
+        for feature in self._stores.features.values():
+            keys = vector_keys(feature, fields[feature.inputs[0]])
+            rows: dict[str, int] = {}
+            index = np.array([rows.setdefault(key, len(rows)) for key in chain.from_iterable(keys)], np.int64)
+            found = self._find(feature, list(rows))
+            vectors[feature.name] = _of_samples(feature, keys, found.vectors[index])
+            num_missing[feature.name] = int(found.is_missing[index].sum())
+        return vectors, num_missing
+
+    def is_newest(self) -> bool:
+        """Whether the stores hold nothing newer of the same origin.
+
+        Raises:
+          StoreError: if they cannot be reached, or lack such vectors by now.
+        """
+        return self._stores.is_newest()
+
+    def close(self) -> None:
+        """Let go of the stores, also of those of `others`."""
+        self._stores.close()
+
+    def _find(self, feature: Feature, keys: list[str]) -> Found:
+        problem = f"feature '{feature.name}': the store is down"
+        if time.monotonic() >= self._pause_until.get(feature.store, 0.0):
+            try:
+                return self._stores.look_up(feature, keys)
+            except StoreError as error:
+                self._pause_until[feature.store] = time.monotonic() + _PAUSE_S
+                problem = f"feature '{feature.name}': {error}"
+        if self._needs_stores:
+            raise StoreError(problem)
+        nothing = np.zeros((len(keys), feature.raw_dim), np.float32)
+        return Found(nothing, np.array([bool(key) for key in keys], bool))
+
+
+def _of_samples(feature: Feature, keys: list[list[str]], vectors: NDArray[np.float32]) -> FeatureVectors:
+    """Vectors of all keys behind each other -> of each sample."""
+    if feature.kind != "sequence":
+        return FeatureVectors(vectors, None)
+    lengths = np.array([len(some) for some in keys], np.int64)
+    padded = np.zeros((len(keys), max(int(lengths.max(initial=0)), 1), feature.raw_dim), np.float32)
+    padded[np.arange(padded.shape[1]) < lengths[:, None]] = vectors
+    return FeatureVectors(padded, lengths)

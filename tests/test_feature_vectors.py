@@ -1,0 +1,108 @@
+"""Vectors that features name by key: which of a store's they are."""
+
+from __future__ import annotations
+
+import re
+import time
+
+import numpy as np
+import pytest
+
+from easyrec_mm.errors import StoreError
+from easyrec_mm.feature_vectors import VectorStores, origin_number
+from easyrec_mm.schema import Feature
+from easyrec_mm.store import Record, open_store
+
+
+@pytest.fixture(params=["lmdb", "redis", "postgres"])
+def uri(request, tmp_path, servers):
+    """Of a place where nothing is yet."""
+    if request.param == "lmdb":
+        return f"lmdb://{tmp_path}/store"
+    option = {"redis": "prefix", "postgres": "table"}[request.param]
+    return f"{servers(request.param).uri}?{option}=t{time.time_ns()}"
+
+
+@pytest.fixture
+def writer(uri):
+    store = open_store(uri, writable=True)
+    yield store
+    store.close()
+
+
+def write(store, origin, vectors):
+    """A generation; None is a key that is marked absent."""
+    width = next(len(vector) for vector in vectors.values() if vector is not None)
+    generation = store.begin(origin, width, "float32")
+    arrays = {key: None if vector is None else np.array(vector, np.float32) for key, vector in vectors.items()}
+    store.put_many(generation, [Record(key, array, bytes(16), 0) for key, array in arrays.items()])
+    store.complete(generation)
+
+
+def feature(uri, name="title", width=2):
+    return Feature(name, "raw", ("key",), width, raw_dim=width, store=uri)
+
+
+def test_what_is_missing(uri, writer):
+    write(writer, "words", {"a": [1, 2], "b": [3, 4], "bad": None})
+    one = feature(uri)
+    stores = VectorStores([one, Feature("other", "raw", ("x",), 1)])
+    found = stores.look_up(one, ["b", "", "c", "a", "bad"])
+    np.testing.assert_array_equal(found.vectors, np.float32([[3, 4], [0, 0], [0, 0], [1, 2], [0, 0]]))
+    assert found.vectors.dtype == np.float32
+    assert found.is_missing.tolist() == [False, False, True, False, True]
+    for keys in ([], ["", ""]):  # nothing is asked of the store
+        found = stores.look_up(one, keys)
+        assert (found.vectors.shape, found.is_missing.tolist()) == ((len(keys), 2), [False] * len(keys))
+    assert list(stores.features) == ["title"]
+    stores.close()
+
+
+def test_vectors_stay_those_that_a_model_was_trained_with(uri, writer):
+    write(writer, "words", {"a": [1, 2]})
+    one = feature(uri)
+    trained = VectorStores([one])
+    origins = {name: origin_number(generation.fingerprint) for name, generation in trained.generations.items()}
+    write(writer, "better words", {"a": [5, 6]})
+    pinned, current = VectorStores([one], origins), VectorStores([one])
+    for stores, expected in ((trained, [1, 2]), (pinned, [1, 2]), (current, [5, 6])):
+        assert stores.look_up(one, ["a"]).vectors.tolist() == [expected]
+    assert pinned.is_newest()
+    assert not trained.is_newest()
+    writer.prune()
+    with pytest.raises(StoreError, match="generation 1 is gone"):
+        pinned.look_up(one, ["a"])
+    with pytest.raises(StoreError, match=r"'title': .* holds generation 2 of 'better words', and not the vectors that"):
+        VectorStores([one], origins)
+    write(writer, "words", {"a": [7, 8]})
+    assert not pinned.is_newest()
+    both = VectorStores([one], origins, pinned)
+    assert both.look_up(one, ["a"]).vectors.tolist() == [[7, 8]]
+    both.close()
+    with pytest.raises(KeyError):  # they are one
+        pinned.look_up(one, ["a"])
+    for stores in (trained, current):
+        stores.close()
+
+
+def test_stores_that_cannot_be_used(uri, writer):
+    place = re.escape(f"feature 'title': {writer.uri}")
+    writer.begin("words", 2, "float32")
+    with pytest.raises(StoreError, match=f"{place}: holds no complete generation of vectors; write one with"):
+        VectorStores([feature(uri)])
+    with pytest.raises(StoreError, match=f"{place}: holds nothing, and not the vectors that the model was trained"):
+        VectorStores([feature(uri)], {"title": 1})
+    write(writer, "words", {"a": [1, 2]})
+    with pytest.raises(StoreError, match=f"{place}: generation 1 has vectors of 2 numbers, vector_dim says 3; make"):
+        VectorStores([feature(uri, width=3)])
+
+
+def test_a_store_that_is_not_there(tmp_path):
+    with pytest.raises(StoreError, match=f"^feature 'title': lmdb://{tmp_path}/x: no store there; write one with"):
+        VectorStores([feature(f"lmdb://{tmp_path}/x")])
+
+
+def test_numbers_of_origins():
+    numbers = [origin_number(f"tower {i}") for i in range(1000)]
+    assert len(set(numbers)) == 1000
+    assert all(0 <= number < 2**63 for number in numbers)

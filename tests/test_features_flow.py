@@ -1,0 +1,499 @@
+"""Every kind of feature through whole commands: trained, checked, predicted, exported, and served by both runtimes."""
+
+from __future__ import annotations
+
+import re
+import shutil
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import tensorflow as tf
+from PIL import Image as Pillow
+from prometheus_client import REGISTRY
+from training_helpers import optimizer, use_backbone_of_three_stages
+
+from easyrec_mm.cli import main
+from easyrec_mm.config import load_pipeline
+from easyrec_mm.data.bad_records import BadRecords
+from easyrec_mm.data.input import Input
+from easyrec_mm.errors import ExportError, StoreError
+from easyrec_mm.feature_vectors import VectorStores
+from easyrec_mm.manifest import read_manifest
+from easyrec_mm.serving import feature_lookup, monitoring
+from easyrec_mm.serving.request import RequestError
+from easyrec_mm.serving.service import Service, ServiceOptions
+from easyrec_mm.store import open_store
+
+NUM_GROUPS, GROUP_SIZE = 24, 3
+# Items that have a vector in the store; two more have none.
+NUM_TITLES = 8
+
+CONFIG = r"""
+train_input_path: "%(folder)s/data.txt"
+model_dir: "%(folder)s/m"
+data_config {
+  input_type: GroupRTPInput
+  batch_size: 8
+  image_root: "%(folder)s"
+  num_parallel_calls: 1
+  separator: "\002"
+  rtp_separator: ";"
+  selected_cols: "0,1,2,3"
+  label_fields: "click"
+  input_fields { input_name: "click" input_type: INT32 }
+  input_fields { input_name: "user" input_type: STRING }
+  input_fields { input_name: "category" input_type: STRING }
+  input_fields { input_name: "price" input_type: FLOAT }
+  input_fields { input_name: "budget" input_type: INT64 default_val: "5" }
+  input_fields { input_name: "is_new" input_type: BOOL }
+  input_fields { input_name: "clicks_of" input_type: STRING }
+  input_fields { input_name: "seen" input_type: STRING }
+  input_fields { input_name: "seen_prices" input_type: STRING }
+  input_fields { input_name: "seen_looks" input_type: STRING }
+  input_fields { input_name: "seen_categories" input_type: STRING }
+  input_fields { input_name: "look" input_type: STRING default_val: "1,0,0,0" }
+  input_fields { input_name: "item" input_type: INT64 }
+  input_fields { input_name: "seen_items" input_type: STRING }
+  input_fields { input_name: "path" input_type: STRING }
+  input_fields { input_name: "size" input_type: INT32 }
+}
+feature_config {
+  features { input_names: "user" feature_type: IdFeature hash_bucket_size: 50 embedding_dim: 3 }
+  features {
+    input_names: "price" feature_type: RawFeature numeric_transform: LOG1P boundaries: [0.5, 1, 2] embedding_dim: 2
+  }
+  features {
+    feature_name: "wanted" input_names: ["price", "budget", "is_new"] feature_type: ExprFeature
+    expression: "((price <= budget) & is_new) * log1p(price) / budget"
+  }
+  features {
+    feature_name: "clicks_of_category" input_names: ["category", "clicks_of"] feature_type: LookupFeature
+    separator: "|" kv_separator: ":" num_buckets: 10 embedding_dim: 3
+  }
+  features {
+    input_names: "seen" feature_type: SequenceFeature separator: "|" max_seq_len: 3 kept_end: LAST combiner: "max"
+    hash_bucket_size: 50 embedding_dim: 3 embedding_name: "user"
+  }
+  features {
+    input_names: "seen_prices" feature_type: SequenceFeature sub_feature_type: RawFeature numeric_transform: LOG1P
+    boundaries: [0.5, 1, 2] combiner: "sum" separator: "|"
+  }
+  features {
+    input_names: "seen_looks" feature_type: SequenceFeature sub_feature_type: RawFeature raw_input_dim: 4
+    seq_multi_sep: "x" embedding_dim: 2 separator: "|"
+  }
+  features {
+    feature_name: "looks" input_names: "seen_looks" feature_type: SequenceFeature sub_feature_type: RawFeature
+    raw_input_dim: 4 seq_multi_sep: "x" separator: "|" max_seq_len: 4
+  }
+  features { input_names: "category" feature_type: IdFeature vocab_list: ["c0", "c1"] embedding_dim: 2 }
+  features {
+    input_names: "seen_categories" feature_type: SequenceFeature separator: "," max_seq_len: 3 kept_end: LAST
+    vocab_list: ["c0", "c1"] embedding_dim: 2 embedding_name: "category"
+  }
+  features { input_names: "look" feature_type: VectorFeature vector_dim: 4 separator: "," }
+  features {
+    feature_name: "title" input_names: "item" feature_type: VectorFeature vector_dim: 5 vector_store: "%(titles)s"
+  }
+  features {
+    feature_name: "seen_titles" input_names: "seen_items" feature_type: SequenceFeature sub_feature_type: VectorFeature
+    vector_dim: 5 vector_store: "%(titles)s" separator: "," max_seq_len: 3 combiner: "max"
+  }
+  features { input_names: "path" feature_type: ImgFeature img_shape { width: 12 height: 12 } }
+  features { input_names: "size" feature_type: SampleNumFeature }
+}
+model_config {
+  model_class: "E2E_MM_DBMTL"
+  feature_groups { group_name: "img" feature_names: "path" }
+  feature_groups {
+    group_name: "all"
+    feature_names: ["user", "price", "wanted", "clicks_of_category", "seen", "seen_prices", "seen_looks"]
+    feature_names: ["title", "seen_titles"]
+    sequence_features {
+      group_name: "din"
+      allow_key_search: true
+      seq_att_map { key: ["user", "category"] hist_seq: ["seen", "seen_categories"] }
+      seq_dnn { hidden_units: [8, 1] }
+    }
+    sequence_features {
+      group_name: "look_alike" allow_key_search: true seq_att_map { key: "look" hist_seq: "looks" }
+      seq_dnn { hidden_units: [4, 1] use_bn: false }
+    }
+    sequence_features { group_name: "titles" seq_att_map { key: "title" hist_seq: "seen_titles" } }
+    sequence_features {
+      group_name: "look" need_key_feature: false seq_att_map { key: "path" hist_seq: "looks" }
+    }
+  }
+  embedding_regularization: 1e-4
+  e2e_mm_dbmtl {
+    img_model { num_classes: 4 }
+    task_towers { tower_name: "click" label_name: "click" dnn { hidden_units: [8] } }
+  }
+}
+train_config { %(optimizer)s precision: FLOAT32 num_epochs: 4 log_step_count_steps: 1 }
+"""
+
+
+def sample(rng: np.random.Generator) -> dict[str, str]:
+    """Texts of a sample's values in the order of the row; some are empty."""
+    clicks = "|".join(f"c{i}:{rng.integers(12)}" for i in rng.integers(0, 3, rng.integers(0, 4)))
+    num_seen = rng.integers(0, 6)
+    return {
+        "user": f"u{rng.integers(20)}",
+        "category": f"c{rng.integers(3)}",
+        "price": f"{rng.lognormal(1, 1):.2f}",
+        "budget": str(rng.integers(-1, 9)) if rng.random() < 0.8 else "",
+        "is_new": str(rng.random() < 0.5),
+        "clicks_of": clicks,
+        "seen": "|".join(f"u{rng.integers(20)}" for _ in range(num_seen)),
+        "seen_prices": "|".join(f"{rng.lognormal(1, 1):.2f}" for _ in range(num_seen)),
+        "seen_looks": "|".join("x".join(f"{x:.2f}" for x in rng.normal(size=4)) for _ in range(num_seen)),
+        "seen_categories": ",".join(f"c{rng.integers(3)}" for _ in range(num_seen)),
+        "look": ",".join(f"{x:.2f}" for x in rng.normal(size=4)) if rng.random() < 0.8 else "",
+        "item": str(rng.integers(NUM_TITLES + 2)),
+        "seen_items": ",".join(str(rng.integers(NUM_TITLES + 2)) for _ in range(rng.integers(0, 6))),
+    }
+
+
+def sample_names() -> list[str]:
+    return list(sample(np.random.default_rng(0)))
+
+
+def samples_of(line: str) -> list[str]:
+    return line.split(";")[1].split("\x01")
+
+
+def write_data(folder: Path) -> None:
+    rng = np.random.default_rng(0)
+    lines = []
+    for i in range(NUM_GROUPS):
+        Pillow.fromarray(rng.integers(0, 256, (12, 12, 3), np.uint8)).save(folder / f"{i}.png")
+        clicks = "\x01".join(str(rng.integers(2)) for _ in range(GROUP_SIZE))
+        samples = "\x01".join("\x02".join(sample(rng).values()) for _ in range(GROUP_SIZE))
+        lines.append(f"{clicks};{samples};{i}.png;{GROUP_SIZE}")
+    (folder / "data.txt").write_text("\n".join(lines) + "\n", encoding="utf-8")
+    titles = f"lmdb://{folder}/titles"
+    write_titles(folder, titles, "words")
+    settings = {"folder": folder, "optimizer": optimizer(), "titles": titles}
+    (folder / "x.config").write_text(CONFIG % settings, encoding="utf-8")
+
+
+def write_titles(folder: Path, store: str, origin: str) -> None:
+    """Vectors of items, those of an origin always the same."""
+    rng = np.random.default_rng(len(origin))
+    vectors = [vector.tolist() for vector in rng.normal(size=(NUM_TITLES, 5))]
+    pq.write_table(pa.table({"item": list(range(NUM_TITLES)), "vector": vectors}), folder / "titles.parquet")
+    arguments = ["--store", store, "--input", f"{folder}/titles.parquet", "--key_column", "item", "--origin", origin]
+    assert main(["store", "load", *arguments]) == 0
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    """Data, a training of it, its export and the vectors of its pictures."""
+    folder = tmp_path_factory.mktemp("features")
+    with pytest.MonkeyPatch.context() as patch:
+        use_backbone_of_three_stages(patch)
+        write_data(folder)
+        config = ["--pipeline_config", f"{folder}/x.config"]
+        assert main(["train", *config]) == 0
+        kinds = ("rec", "total", "img")
+        exports = [flag for kind in kinds for flag in (f"--{kind}_model_export_dir", f"{folder}/{kind}")]
+        assert main(["export", *config, *exports]) == 0
+        embed = ["embed", "--img_model_dir", f"{folder}/img", "--input", f"{folder}/*.png", "--image_root", f"{folder}"]
+        assert main([*embed, "--store", f"lmdb://{folder}/store", "--bad_pictures", f"{folder}/bad"]) == 0
+    return folder
+
+
+def test_check_shows_every_feature(trained, capsys, monkeypatch):
+    use_backbone_of_three_stages(monkeypatch)
+    assert main(["check", "--pipeline_config", f"{trained}/x.config"]) == 0
+    lines = {line.split()[0]: line for line in capsys.readouterr().out.split("\nfeatures\n")[1].splitlines() if line}
+    assert "raw (expression)" in lines["wanted"]
+    found = lines["clicks_of_category"].split()
+    assert found[1:5] == ["tag", "(identity)", "3", "10"]
+    assert 0 < float(found[5].rstrip("%")) < 100  # samples whose map lacks the category
+    assert 0 < float(found[6].rstrip("%")) < 50  # numbers above 9
+    assert lines["seen"].split()[1:3] == ["sequence", "(hash)"]
+    assert lines["seen_looks"].split()[1:5] == ["sequence", "(numbers)", "2", "4"]
+    assert 0 < float(lines["seen"].split()[5].rstrip("%")) < 50  # without any
+    for name, kind in (("title", "raw"), ("seen_titles", "sequence")):
+        found = lines[name].split()
+        assert found[1:5] == [kind, "(store)", "5", "-"]
+        assert 0 < float(found[6].rstrip("%")) < 50  # keys of which the store has no vector
+
+
+@pytest.fixture(scope="module")
+def rows(trained):
+    """What `predict` writes, beside the fields."""
+    manifest = read_manifest(f"{trained}/rec", "rec")
+    names = [*manifest.schema.feature_fields(), "path"]
+    arguments = ["--predict_input_path", f"{trained}/data.txt", "--output", f"{trained}/p.parquet"]
+    with pytest.MonkeyPatch.context() as patch:
+        use_backbone_of_three_stages(patch)
+        columns = ["--reserved_columns", ",".join(names)]
+        assert main(["predict", "--pipeline_config", f"{trained}/x.config", *arguments, *columns]) == 0
+    return pq.read_table(f"{trained}/p.parquet").to_pylist(), names
+
+
+def test_vectors_of_a_store_in_batches(trained):
+    """Against the table that was loaded and the lines themselves; what is missing is counted."""
+    pipeline = load_pipeline(f"{trained}/x.config")
+    bad_records = BadRecords(None, 1.0)
+    inputs = Input(pipeline.config.data_config, pipeline.schema, f"{trained}/data.txt", "train_input_path", bad_records)
+    batches = [one.batch.features for one in inputs.batches()]
+    table = pq.read_table(trained / "titles.parquet").to_pydict()
+    vectors = {str(key): np.float32(v) for key, v in zip(table["item"], table["vector"], strict=True)}
+    nothing = np.zeros(5, np.float32)
+    lines = (trained / "data.txt").read_text().splitlines()
+    samples = [dict(zip(sample_names(), s.split("\x02"), strict=True)) for x in lines for s in samples_of(x)]
+    expected = [vectors.get(s["item"], nothing) for s in samples]
+    np.testing.assert_array_equal(np.concatenate([batch["title"] for batch in batches]), expected)
+    kept = [[key for key in s["seen_items"].split(",") if key][:3] for s in samples]
+    seen = [row.numpy() for batch in batches for row in batch["seen_titles"]]
+    assert len(seen) == len(kept) > len(expected) - 1
+    for keys, found in zip(kept, seen, strict=True):
+        np.testing.assert_array_equal(found, np.reshape([vectors.get(key, nothing) for key in keys], [-1, 5]))
+    assert min(map(len, seen)) == 0  # also one without any
+    flat = [key for keys in kept for key in keys]
+    counts = bad_records.counts
+    assert (counts["vectors_title"], counts["vectors_seen_titles"]) == (len(samples), len(flat))
+    assert counts["missing_vectors_title"] == sum(s["item"] not in vectors for s in samples) > 0
+    assert counts["missing_vectors_seen_titles"] == sum(key not in vectors for key in flat) > 0
+    told = bad_records.summary().splitlines()[0]
+    assert re.fullmatch(r"feature 'title': \d+ of 72 keys have no vector, such as '8'", told)
+
+
+def test_too_few_vectors_stop_a_training(trained, capsys, monkeypatch):
+    use_backbone_of_three_stages(monkeypatch)
+    settings = [
+        f"model_dir={trained}/n",
+        "train_config.num_epochs=1",
+        "feature_config.features[11].max_missing_share=0.05",
+    ]
+    flags = [flag for setting in settings for flag in ("--set", setting)]
+    assert main(["train", "--pipeline_config", f"{trained}/x.config", *flags]) == 1
+    told = capsys.readouterr().err.splitlines()[-1]
+    assert re.fullmatch(
+        r"error: feature 'title': the store has no vector of \d+ of \d+ keys, more than max_missing_share \(0.05\), "
+        r"such as '[89]', '[89]'; load the vectors or raise the share",
+        told,
+    )
+
+
+def test_a_saved_model_takes_the_vectors(trained, rows):
+    """Whoever runs the SavedModel looks them up, and need not know what padding holds."""
+    rows, names = rows
+    store = open_store(f"lmdb://{trained}/titles")
+    loaded = tf.saved_model.load(f"{trained}/rec")
+    run = loaded.signatures["vector"]
+    inputs = run.structured_input_signature[1]
+    assert {"item", "seen_items"}.isdisjoint(inputs)
+    given = {n: tf.cast([row[n] for row in rows], inputs[n].dtype) for n in names if n in inputs}
+    seen = [[key for key in row["seen_items"].split(",") if key][:3] for row in rows]
+    padded = np.full((len(rows), 4, 5), 7, np.float32)
+    for i, keys in enumerate(seen):
+        padded[i, : len(keys)] = store.get_many(keys).vectors
+    vectors = {
+        "title_vector": store.get_many([str(row["item"]) for row in rows]).vectors,
+        "seen_titles_vector": padded,
+        "seen_titles_length": tf.constant([len(keys) for keys in seen], tf.int64),
+        "img_emb_vector": open_store(f"lmdb://{trained}/store").get_many([row["path"] for row in rows]).vectors,
+    }
+    outputs = run(**given, **{name: tf.constant(value) for name, value in vectors.items()})
+    np.testing.assert_allclose(outputs["logits_click"], [row["logits_click"] for row in rows], rtol=1e-4, atol=1e-5)
+    vectors["title_vector"] = vectors["title_vector"][::-1].copy()
+    others = run(**given, **{name: tf.constant(value) for name, value in vectors.items()})
+    assert np.abs(others["logits_click"] - outputs["logits_click"]).max() > 1e-4
+
+
+def test_lists_that_do_not_fit_each_other_are_refused(trained, rows):
+    rows, names = rows
+    service = Service(ServiceOptions(f"{trained}/rec"), open_store(f"lmdb://{trained}/store"))
+    instances = [{name: row[name] for name in names} for row in rows[:3]]
+    instances[2] |= {"seen": "u1|u2", "seen_categories": "c1"}
+    with pytest.raises(RequestError) as caught:
+        service.answer({"instances": instances})
+    assert str(caught.value) == "instance 2: 'seen' has 2 values and 'seen_categories' 1; they belong together"
+    for instance in instances:
+        instance["seen"] = "u1|u2"
+        del instance["seen_categories"]
+    with pytest.raises(RequestError, match="instance 0: 'seen' has 2 values and 'seen_categories' 3; they belong"):
+        service.answer({"instances": instances, "shared": {"seen_categories": "c0,c1,c2"}})
+    answer = service.answer({"instances": instances, "shared": {"seen_categories": "c0,c1"}})
+    assert len(answer.outputs["probs_click"]) == 3
+
+
+@pytest.mark.parametrize("runtime", ["onnx", "tensorflow"])
+def test_served_answers_are_the_predictions(trained, rows, runtime):
+    rows, names = rows
+    service = Service(ServiceOptions(f"{trained}/rec", runtime=runtime), open_store(f"lmdb://{trained}/store"))
+    instances = [{name: row[name] for name in names} for row in rows]
+    answer = service.answer({"instances": instances})
+    for name in ("logits_click", "probs_click"):
+        np.testing.assert_allclose(answer.outputs[name], [row[name] for row in rows], rtol=1e-4, atol=1e-5)
+    assert np.std(answer.outputs["logits_click"]) > 1e-3
+
+
+@pytest.fixture
+def served(trained, tmp_path):
+    """A function that serves the rec model with a copy of the titles, and the store of that copy."""
+    shutil.copytree(trained / "titles", tmp_path / "titles")
+    uri = f"lmdb://{tmp_path}/titles"
+    # One process may open it for reading beside, but not for writing after that.
+    stores = [open_store(uri, writable=True)]
+
+    def serve(**options):
+        vector_stores = {"title": uri, "seen_titles": uri}
+        options = ServiceOptions(f"{trained}/rec", vector_stores=vector_stores, **options)
+        stores.append(open_store(f"lmdb://{trained}/store"))
+        return Service(options, stores[-1])
+
+    yield serve, uri
+    for store in stores:
+        store.close()
+
+
+def test_a_server_counts_keys_without_vectors(rows, served):
+    rows, names = rows
+    serve, _ = served
+    service = serve()
+    instances = [{name: row[name] for name in names} for row in rows[:3]]
+    for instance, item, seen in zip(instances, (0, 99, 98), ("1,77", "", "77,76,2,3"), strict=True):
+        instance |= {"item": item, "seen_items": seen}
+    answer = service.answer({"instances": instances})
+    assert answer.missing_vectors == {"title": 2, "seen_titles": 3}  # of a longer sequence, what is kept
+    before = counted("seen_titles")
+    monitoring.count_vectors(answer)
+    assert counted("seen_titles") == before + 3
+    shared = [{n: v for n, v in instance.items() if n not in ("item", "seen_items")} for instance in instances]
+    together = service.answer({"instances": shared, "shared": {"item": 0, "seen_items": "1,77"}})
+    assert together.missing_vectors == {"title": 0, "seen_titles": 1}
+    np.testing.assert_allclose(together.outputs["logits_click"][0], answer.outputs["logits_click"][0], rtol=1e-5)
+
+
+def counted(feature):
+    return REGISTRY.get_sample_value("easyrec_mm_feature_vector_misses_total", {"feature": feature}) or 0.0
+
+
+def test_a_store_of_vectors_that_is_down(rows, served, monkeypatch):
+    """Counts as one without vectors, unless that is an error, and is asked again after a while."""
+    rows, names = rows
+    serve, _ = served
+    body = {"instances": [{name: rows[0][name] for name in names} | {"item": 1, "seen_items": "1"}]}
+    lenient, strict = serve(), serve(missing_vector="error")
+    expected = lenient.answer(body).outputs["logits_click"]
+    calls = []
+
+    def fail(*arguments):
+        calls.append(arguments)
+        raise StoreError("redis://far: no answer")
+
+    clock = [0.0]
+    monkeypatch.setattr(feature_lookup.time, "monotonic", lambda: clock[0])
+    with monkeypatch.context() as patch:
+        patch.setattr(VectorStores, "look_up", fail)
+        for _ in range(3):
+            answer = lenient.answer(body)
+            assert answer.missing_vectors == {"title": 1, "seen_titles": 1}
+            assert len(calls) == 1
+        with pytest.raises(StoreError, match=r"feature 'title': redis://far: no answer"):
+            strict.answer(body)
+    assert np.abs(answer.outputs["logits_click"] - expected).max() > 1e-4
+    with pytest.raises(StoreError, match="feature 'title': the store is down"):
+        strict.answer(body)
+    clock[0] = 1.0
+    for service in (lenient, strict):
+        np.testing.assert_allclose(service.answer(body).outputs["logits_click"], expected, rtol=1e-6)
+
+
+def test_a_server_takes_vectors_of_the_origin_of_training(rows, served, tmp_path):
+    rows, names = rows
+    serve, uri = served
+    service = serve()
+    body = {"instances": [{name: rows[0][name] for name in names} | {"item": 1}]}
+    expected = service.answer(body).outputs["logits_click"]
+    assert service.reload() is None
+    # Of another origin: the generation before stays, as long as it is there.
+    write_titles(tmp_path, uri, "other words")
+    assert service.reload() is None
+    np.testing.assert_array_equal(service.answer(body).outputs["logits_click"], expected)
+    np.testing.assert_array_equal(serve().answer(body).outputs["logits_click"], expected)
+    store = open_store(uri, writable=True)
+    assert store.prune() == [1]
+    with pytest.raises(StoreError, match="holds generation 2 of 'other words', and not the vectors that the model"):
+        service.reload()
+    # The same vectors again, in a new generation, which is taken without a restart.
+    write_titles(tmp_path, uri, "words")
+    old = service.release
+    assert service.reload() is service.release is not old
+    np.testing.assert_array_equal(service.answer(body).outputs["logits_click"], expected)
+    assert service.reload() is None
+
+
+def test_stores_that_the_server_is_told(trained, tmp_path):
+    store = open_store(f"lmdb://{trained}/store")
+
+    def serve(**vector_stores):
+        return Service(ServiceOptions(f"{trained}/rec", vector_stores=vector_stores), store)
+
+    with pytest.raises(ExportError, match=r"--vector_store titel: no feature of that name .* did you mean 'title'\?"):
+        serve(titel="lmdb://x")
+    with pytest.raises(StoreError, match=rf"feature 'title': lmdb://{tmp_path}/no: no store there; write one"):
+        serve(title=f"lmdb://{tmp_path}/no")
+    with pytest.raises(StoreError, match=r"feature 'title': .*: holds generation 1 of '[0-9a-f]{40}', and not"):
+        serve(title=store.uri)
+
+
+@pytest.mark.parametrize("command", ["train", "eval", "predict", "export"])
+def test_commands_take_vectors_of_the_origin_of_training(trained, command, capsys, monkeypatch, tmp_path):
+    use_backbone_of_three_stages(monkeypatch)
+    shutil.copytree(trained / "titles", tmp_path / "titles")
+    uri = f"lmdb://{tmp_path}/titles"
+    write_titles(tmp_path, uri, "other words")
+    flags = {
+        "train": [],
+        "eval": ["--eval_input_path", f"{trained}/data.txt"],
+        "predict": ["--predict_input_path", f"{trained}/data.txt", "--output", f"{tmp_path}/p.csv"],
+        "export": [f"--{k}_model_export_dir={tmp_path}/{k}" for k in ("rec", "total", "img")],
+    }[command]
+    for i in (11, 12):
+        flags += ["--set", f"feature_config.features[{i}].vector_store={uri}"]
+    # As a training of other vectors would find it: none of the origin that the checkpoint tells.
+    store = open_store(uri, writable=True)
+    assert store.prune() == [1]
+    store.close()
+    assert main([command, "--pipeline_config", f"{trained}/x.config", *flags]) == 1
+    told = capsys.readouterr().err.splitlines()[-1]
+    assert told == (
+        f"error: feature 'title': {uri}: holds generation 2 of 'other words', and not the vectors that the model was "
+        "trained with; restore them"
+    )
+
+
+@pytest.mark.parametrize(
+    ("given", "shown"),
+    [
+        ("redis://:secret@cache:6379/0?prefix=a@b", "redis://cache:6379/0?prefix=a@b"),
+        ("redis://me:secret@cache?prefix=a@b", "redis://me@cache?prefix=a@b"),
+        ("postgresql://user@db/x", "postgresql://user@db/x"),
+        ("lmdb:///a:b/c@d", "lmdb:///a:b/c@d"),
+        ("lmdb://a:b/c@d", "lmdb://a:b/c@d"),
+    ],
+)
+def test_exports_hold_no_passwords(trained, given, shown):
+    schema = read_manifest(f"{trained}/rec", "rec").schema
+    stored = [replace(f, store=given) if f.store else f for f in schema.features]
+    found = replace(schema, features=tuple(stored)).without_passwords().features
+    assert found == tuple(replace(f, store=shown) if f.store else f for f in stored)
+
+
+def test_flags_of_vector_stores_that_are_none(trained, capsys):
+    serve = ["serve", "--rec_model_dir", f"{trained}/rec", "--store", f"lmdb://{trained}/store"]
+    assert main([*serve, "--vector_store", "title"]) == 1
+    assert "--vector_store title: give a feature and its store, as in title=lmdb" in capsys.readouterr().err
+    assert main([*serve, "--vector_store", "title=lmdb://a", "--vector_store", "title=lmdb://b"]) == 1
+    assert "--vector_store title=lmdb://b: 'title' has a store already" in capsys.readouterr().err
