@@ -48,7 +48,7 @@ def _epsilon(values: pd.Series, wanted: NDArray[Any]) -> float:
     means = np.bincount(codes, wanted) / number
     within = float(np.square(wanted - means[codes]).sum())
     total = float(np.square(wanted - wanted.mean()).sum())
-    return max(1 - within / freedom * (len(codes) - 1) / total, 0.0) ** 0.5
+    return float(max(1 - within / freedom * (len(codes) - 1) / total, 0.0) ** 0.5)
 
 
 def _auc(numbers: NDArray[Any], wanted: NDArray[Any]) -> float:
@@ -57,4 +57,4 @@ def _auc(numbers: NDArray[Any], wanted: NDArray[Any]) -> float:
     num_ones = int(is_one.sum())
     ranks = rankdata(numbers)
     above = float(ranks[is_one].sum()) - num_ones * (num_ones + 1) / 2
-    return above / (num_ones * (len(wanted) - num_ones))
+    return float(above) / (num_ones * (len(wanted) - num_ones))

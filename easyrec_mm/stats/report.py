@@ -331,7 +331,9 @@ def _label_line(one: FieldReport) -> str:
 
 
 def _field_rows(fields: Iterable[FieldReport]) -> list[tuple[str, ...]]:
-    rows = [("name", "type", "missing", "distinct", "mean", "least", "greatest", "zeros", "most frequent")]
+    rows: list[tuple[str, ...]] = [
+        ("name", "type", "missing", "distinct", "mean", "least", "greatest", "zeros", "most frequent")
+    ]
     for one in fields:
         found = one.numbers
         told = [number(found.get(what)) for what in ("mean", "least", "greatest")]
