@@ -37,6 +37,7 @@ class Place:
         self.name = place_name(path)
         self._path = path
         self._storage: Storage | None = None
+        self._with_tensorflow = False
         self._lock = threading.Lock()
         # When it answered last; 0.0: never.
         self.answered_s = 0.0
@@ -116,7 +117,9 @@ class Place:
 
     def _reached(self) -> Storage:
         with self._lock:
-            if self._storage is None:
+            # A config may be read before TensorFlow is loaded.
+            if self._storage is None or self._with_tensorflow != tensorflow_storage.is_loaded():
+                self._with_tensorflow = tensorflow_storage.is_loaded()
                 self._storage = _open(self._path)
             return self._storage
 

@@ -15,10 +15,14 @@ from easyrec_mm.files.storage import Content, Failure, FileInfo, StorageError
 _READ_BYTES = 16 << 20
 
 
+def is_loaded() -> bool:
+    """Whether TensorFlow is."""
+    return hasattr(sys.modules.get("tensorflow"), "io")
+
+
 def knows(scheme: str) -> bool:
     """Whether TensorFlow is loaded and has a file system of that scheme."""
-    loaded = sys.modules.get("tensorflow")
-    return hasattr(loaded, "io") and scheme in _tensorflow().io.gfile.get_registered_schemes()
+    return is_loaded() and scheme in _tensorflow().io.gfile.get_registered_schemes()
 
 
 class TensorFlowStorage:
@@ -79,8 +83,10 @@ class TensorFlowStorage:
 
     def _info(self, path: str) -> FileInfo:
         status = self._gfile.stat(path)
+        if status.is_directory:
+            return FileInfo(path, 0, "", is_folder=True)
         version = f"{status.length}-{status.mtime_nsec}"
-        return FileInfo(path, int(status.length), version, bool(status.is_directory))
+        return FileInfo(path, int(status.length), version)
 
 
 def _tensorflow() -> Any:
@@ -108,4 +114,5 @@ def _translated(path: str) -> Iterator[None]:
         raise StorageError(path, "the path is no UTF-8", Failure.REFUSED) from error
     except errors.OpError as error:
         failure = failures.get(type(error), Failure.PASSING)
-        raise StorageError(path, tensorflow_reason(error.message).partition("\n")[0], failure) from error
+        reason = tensorflow_reason(error.message) or type(error).__name__
+        raise StorageError(path, "no such file" if failure == Failure.MISSING else reason, failure) from error
