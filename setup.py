@@ -74,6 +74,6 @@ setup(
         *(f"easyrec_mm.{name}" for name in ("data", "files", "layers", "protos", "serving", "store")),
     ],
     install_requires=_requirements(),
-    entry_points={"console_scripts": ["easyrec-mm=easyrec_mm.cli:main"]},
+    entry_points={"console_scripts": ["easyrec-mm=easyrec_mm.cli:run"]},
     cmdclass={"generate_proto": GenerateProto, "build_py": BuildPy},
 )

@@ -31,9 +31,7 @@ def data(tmp_path_factory):
 def bucket(s3, data):
     """A bucket with the demo data; s3://name."""
     name = s3.new_bucket()
-    for path in data.rglob("*"):
-        if path.is_file():
-            s3.put(f"{name}/data/{path.relative_to(data)}", path.read_bytes())
+    s3.put_folder(data, f"{name}/data")
     return name
 
 

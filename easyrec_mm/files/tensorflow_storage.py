@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from easyrec_mm.errors import tensorflow_reason
-from easyrec_mm.files.paths import join
+from easyrec_mm.files.paths import inside, join
 from easyrec_mm.files.storage import Content, Failure, FileInfo, StorageError
 
 _READ_BYTES = 16 << 20
@@ -73,7 +73,8 @@ class TensorFlowStorage:
     def upload(self, local: Path, path: str) -> None:
         """See Storage.upload."""
         with _translated(path):
-            self._gfile.makedirs(path.rpartition("/")[0])
+            if "/" in inside(path):  # a bucket itself is no folder to all of them
+                self._gfile.makedirs(path.rpartition("/")[0])
             self._gfile.copy(str(local), path, overwrite=True)
 
     def remove(self, path: str) -> None:
