@@ -137,7 +137,7 @@ def test_a_file_that_is_not_there(filled, tmp_path):
         lambda path: one.start(path, 1),
         lambda path: one.download(info, tmp_path / "x"),
     ):
-        with pytest.raises(StorageError, match="/top: no such file$") as caught:
+        with pytest.raises(StorageError, match=r"/top: no such file$") as caught:
             action(f"{folder}/top")
         assert caught.value.failure == Failure.MISSING
 
