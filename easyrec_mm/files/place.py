@@ -17,7 +17,7 @@ from easyrec_mm.files.storage import Content, Failure, FileInfo, Storage, Storag
 
 # A place that was never reached is given up after the first, one that was after the second; answers that never come
 # are waited for a little longer.
-FIRST_TRY_S, TRY_S = 10.0, 120.0
+FIRST_TRY_S, TRY_S = 8.0, 120.0
 FIRST_WAIT_S = 15.0
 _FIRST_PAUSE_S, _LONGEST_PAUSE_S = 0.1, 8.0
 # A place of which nothing can be had is not asked again for this long.
