@@ -1,4 +1,4 @@
-"""Whole commands with everything in a bucket: data, pictures, checkpoints, exports, outputs; S3 by moto, with failures."""
+"""Whole commands with everything in a bucket: data, pictures, checkpoints, exports, outputs; S3 by moto."""
 
 from __future__ import annotations
 
@@ -142,5 +142,5 @@ def test_what_cannot_be_reached_is_told_in_time(s3, data, tmp_path, capsys, monk
         s3.check_credentials(False)
     error = capsys.readouterr().err
     assert f"{bucket}: {expected}" in error
-    assert error.count("error: ") == 1
+    assert "Traceback" not in error
     assert time.monotonic() - begun < 30
