@@ -10,6 +10,7 @@ from setuptools.command.build_py import build_py
 
 ROOT = Path(__file__).parent
 PROTO_PACKAGE = "easyrec_mm/protos"
+SUBPACKAGES = ("data", "files", "grouping", "layers", "protos", "serving", "store")
 
 
 class GenerateProto(Command):
@@ -53,8 +54,8 @@ def _version() -> str:
     return match.group(1)
 
 
-def _requirements() -> list[str]:
-    lines = (ROOT / "requirements/base.in").read_text(encoding="utf-8").splitlines()
+def _requirements(name: str) -> list[str]:
+    lines = (ROOT / f"requirements/{name}.in").read_text(encoding="utf-8").splitlines()
     return [line for line in (line.split("#")[0].strip() for line in lines) if line]
 
 
@@ -69,11 +70,9 @@ setup(
     long_description_content_type="text/markdown",
     license="Apache-2.0",
     python_requires=">=3.10,<3.14",
-    packages=[
-        "easyrec_mm",
-        *(f"easyrec_mm.{name}" for name in ("data", "files", "layers", "protos", "serving", "store")),
-    ],
-    install_requires=_requirements(),
+    packages=["easyrec_mm", *(f"easyrec_mm.{name}" for name in SUBPACKAGES)],
+    install_requires=_requirements("base"),
+    extras_require={"spark": _requirements("spark")},
     entry_points={"console_scripts": ["easyrec-mm=easyrec_mm.cli:run"]},
     cmdclass={"generate_proto": GenerateProto, "build_py": BuildPy},
 )

@@ -67,6 +67,8 @@ def _parser() -> Parser:
         command.set_defaults(command=run)
         return command
 
+    _group_flags(add("group", commands.group_command, "pack the rows of a click log into grouped samples"))
+    _convert_flags(add("convert", commands.convert_command, "write grouped samples in another format"))
     _check_flags(add("check", commands.check_command, "check the config and show what it makes of the data"))
     _train_flags(add("train", commands.train_command, "train; goes on from the last checkpoint in model_dir"))
     _eval_flags(add("eval", commands.eval_command, "evaluate a checkpoint"))
@@ -77,6 +79,87 @@ def _parser() -> Parser:
     _search_flags(add("search", commands.search_command, "find the items whose pictures are nearest to one"))
     _serve_flags(add("serve", commands.serve_command, "answer requests over REST and gRPC"))
     return parser
+
+
+def _group_flags(command: Parser) -> None:
+    add = command.add_argument
+    files = "files, folders and globs, separated by commas"
+    add("--input", metavar="P", required=True, help=f"the log, .csv or .parquet, gzip or not: {files}")
+    add("--group_by", metavar="C", required=True, help="column of the item")
+    add("--image_field", metavar="C", required=True, help="column of the path of the item's picture")
+    _output_flags(command)
+    add("--max_group_size", metavar="N", type=_positive, default=16, help="rows of a group (default 16)")
+    add(
+        "--pipeline_config_template",
+        metavar="F",
+        default="",
+        help="write a config to train with, inferred from the data",
+    )
+    add("--label_fields", metavar="A,B", default="", help="columns that are labels (default: guessed)")
+    add("--user_field", metavar="C", default="", help="column of the user")
+    add("--time_field", metavar="C", default="", help="column of the time, which is no feature")
+    add("--group_fields", metavar="A,B", default="", help="columns that must be the same for all rows of an item")
+    add("--columns", metavar="A,B", default="", help="columns to take, beside those that are named (default: all)")
+    add(
+        "--types",
+        metavar="C=TYPE",
+        default="",
+        help="types of columns instead of those that were found: a=STRING,b=INT64",
+    )
+    add("--separator", metavar="S", default=",", help="between the values of a CSV file (default a comma)")
+    add(
+        "--split_by",
+        metavar="S",
+        default="",
+        help="set rows apart to evaluate: item or user, a share of them by hash; time:<column>, the last rows; "
+        "time:<column>:<first time that evaluates>",
+    )
+    add("--eval_share", metavar="R", type=_share, default=0.1, help="share that --split_by sets apart (default 0.1)")
+    add("--num_shards", metavar="N", type=_not_negative, default=0, help="files to write (default by their size)")
+    add("--seed", metavar="N", type=_not_negative, default=2020, help="of the order of groups (default 2020)")
+    add("--embed_images", action="store_true", help="put the pictures of a shard into a tar file beside it")
+    add("--image_size", metavar="WxH", default="", help="resize embedded pictures as training would")
+    _image_root_flag(command)
+    add("--engine", choices=["local", "spark"], default="local", help="this machine (default), or Spark")
+    add("--memory_gib", metavar="N", type=_gib, default=4.0, help="memory that the local engine may take (default 4)")
+    add(
+        "--num_workers",
+        metavar="N",
+        type=_not_negative,
+        default=0,
+        help="threads of the local engine (default: its cores)",
+    )
+    add(
+        "--spark_master",
+        metavar="M",
+        default="",
+        help="cluster of the Spark engine, as local[4] (default: as configured)",
+    )
+
+
+def _convert_flags(command: Parser) -> None:
+    _config_flag(command)
+    _setting_flags(command)
+    add = command.add_argument
+    add("--input", metavar="P", default="", help="files instead of the config's train_input_path")
+    _output_flags(command)
+    add("--pipeline_config_template", metavar="F", default="", help="write the config for what is written")
+    add("--num_workers", metavar="N", type=_not_negative, default=0, help="processes (default: the cores)")
+
+
+def _output_flags(command: Parser) -> None:
+    add = command.add_argument
+    add("--output", metavar="D", required=True, help="folder to make")
+    add("--format", choices=["parquet", "tfrecord", "rtp"], default="parquet", help="of the files (default parquet)")
+    add("--rtp_separator", metavar="S", default="|", help="between the columns of RTP lines (default |)")
+    add("--overwrite", action="store_true", help="replace the folder if it holds something")
+    add(
+        "--max_bad_share",
+        metavar="R",
+        type=_share,
+        default=0.01,
+        help="stop when more of the rows, items or pictures cannot be used (default 0.01)",
+    )
 
 
 def _check_flags(command: Parser) -> None:
@@ -275,11 +358,29 @@ def _not_negative(text: str) -> int:
     return _integer(text, 0)
 
 
-def _seconds(text: str) -> float:
+def _share(text: str) -> float:
+    number = _number(text)
+    if not 0 <= number <= 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is no share from 0 to 1")
+    return number
+
+
+def _gib(text: str) -> float:
+    number = _number(text)
+    if not 1 <= number < math.inf:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number of GiB from 1 on")
+    return number
+
+
+def _number(text: str) -> float:
     try:
-        number = float(text)
+        return float(text)
     except ValueError:
-        number = -1.0
+        return math.nan
+
+
+def _seconds(text: str) -> float:
+    number = _number(text)
     if not 0 <= number < math.inf:
         raise argparse.ArgumentTypeError(f"{text!r} is not a number of seconds from 0 on")
     return number

@@ -30,6 +30,100 @@ if TYPE_CHECKING:
 SIGNAL_EXIT_BASE = 128
 
 
+def group_command(options: argparse.Namespace) -> int:
+    from easyrec_mm.grouping.group import group
+    from easyrec_mm.grouping.options import GroupOptions, parse_image_size, parse_split_by, parse_types
+    from easyrec_mm.grouping.output_folder import scratch_folder
+    from easyrec_mm.grouping.pictures import PicturePacker
+
+    wanted = GroupOptions(
+        input=options.input,
+        group_by=options.group_by,
+        image_field=options.image_field,
+        output=options.output,
+        format=options.format,
+        max_group_size=options.max_group_size,
+        label_fields=_names(options.label_fields),
+        group_fields=_names(options.group_fields),
+        user_field=options.user_field,
+        time_field=options.time_field,
+        columns=_names(options.columns),
+        types=parse_types(options.types),
+        separator=_separator(options.separator, "--separator"),
+        split_by=parse_split_by(options.split_by),
+        eval_share=options.eval_share,
+        num_shards=options.num_shards,
+        seed=options.seed,
+        max_bad_share=options.max_bad_share,
+        embed_images=options.embed_images,
+        image_root=options.image_root,
+        image_size=parse_image_size(options.image_size),
+        pipeline_config_template=options.pipeline_config_template,
+        rtp_separator=_separator(options.rtp_separator, "--rtp_separator"),
+        overwrite=options.overwrite,
+    )
+    packer = None
+    if wanted.embed_images:
+        packer = PicturePacker(os.path.abspath(wanted.image_root), _resizer(wanted.image_size))
+    elif wanted.image_size:
+        raise UserError("--image_size: has no effect without --embed_images; give both or neither")
+    if options.engine == "spark":
+        try:
+            from easyrec_mm.grouping.spark_engine import spark_engine
+        except ImportError as error:
+            raise UserError(f"--engine spark: {error}; pip install 'easyrec-mm[spark]'") from error
+
+        with spark_engine(options.spark_master) as engine:
+            print(group(wanted, engine, packer))
+        return 0
+    from easyrec_mm.grouping.local_engine import LocalEngine
+
+    cores = len(os.sched_getaffinity(0))
+    with scratch_folder(wanted.output) as folder:
+        memory = int(options.memory_gib * 2**30)
+        print(group(wanted, LocalEngine(folder, memory, options.num_workers or cores), packer))
+    return 0
+
+
+def _names(text: str) -> tuple[str, ...]:
+    return tuple(name.strip() for name in text.split(",") if name.strip())
+
+
+def _separator(text: str, flag: str) -> str:
+    separator = text.encode().decode("unicode_escape") if text.isascii() else text
+    if len(separator) != 1 or separator in '"\n\r\x01\x02':
+        raise UserError(f"{flag} {text!r}: give one character, such as ';' or '\\t'")
+    return separator
+
+
+def _resizer(size: tuple[int, int] | None) -> Any:
+    if size is None:
+        return None
+    import_tensorflow()
+    from easyrec_mm.data.resized_pictures import Resizer
+
+    return Resizer(*size)
+
+
+def convert_command(options: argparse.Namespace) -> int:
+    from easyrec_mm.config import load_pipeline
+    from easyrec_mm.grouping.convert import ConvertOptions, convert
+
+    pipeline = load_pipeline(options.pipeline_config, options.set, options.ignore_unsupported)
+    wanted = ConvertOptions(
+        input=options.input,
+        output=options.output,
+        format=options.format,
+        max_bad_share=options.max_bad_share,
+        num_workers=options.num_workers or len(os.sched_getaffinity(0)),
+        pipeline_config_template=options.pipeline_config_template,
+        rtp_separator=_separator(options.rtp_separator, "--rtp_separator"),
+        overwrite=options.overwrite,
+    )
+    print(convert(pipeline, wanted))
+    return 0
+
+
 def train_command(options: argparse.Namespace) -> int:
     pipeline = _load(options)
     _require(pipeline.config.train_input_path, pipeline, "train_input_path", "the training data")

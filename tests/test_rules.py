@@ -102,6 +102,9 @@ MAY_IMPORT = {
         "progress",
     ),
     "search": ("errors", "files", "store"),
+    "quantiles": (),
+    # The one that resizes pictures stands on the input's definition of decoding; no other does.
+    "grouping": ("errors", "config", "protos", "quantiles", "grouping"),
     "server": ("errors", "files", "serving", "store", "embed", "tensorflow_import"),
     "check": ("errors", "schema", "data", "config", "image_network", "precision"),
     "commands": ("errors", "files", "tensorflow_import"),
@@ -140,6 +143,8 @@ WITHOUT_TENSORFLOW = {
     "store.stat",
     "commands",
     "cli",
+    "quantiles",
+    *(f"grouping.{path.stem}" for path in (PACKAGE / "grouping").glob("*.py") if path.stem != "__init__"),
 }
 # Talk to the person at the terminal; all others return what they have to say, or raise it.
 MAY_PRINT = {"cli", "commands", "trainer", "progress"}

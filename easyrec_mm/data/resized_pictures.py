@@ -1,0 +1,32 @@
+"""Pictures made to the size of training before it reads them: decoded by the same definition, to the same pixels."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import lru_cache
+
+import tensorflow as tf
+
+from easyrec_mm.data.pictures import PictureLoader
+from easyrec_mm.schema import Image
+
+MAX_PIXELS = 50_000_000
+
+
+@dataclass(frozen=True)
+class Resizer:
+    """Contents of pictures -> contents of PNG files of one size, which decoding does not change any more."""
+
+    width: int
+    height: int
+
+    def __call__(self, contents: list[bytes]) -> list[bytes | str]:
+        """What is stored of each picture; what is wrong with it where it cannot be decoded."""
+        pictures = _loader(self.width, self.height).decode(contents, {})
+        encoded = [tf.io.encode_png(pixels).numpy() for pixels in pictures.pixels]
+        return [pictures.problems.get(i, content) for i, content in enumerate(encoded)]
+
+
+@lru_cache(maxsize=1)
+def _loader(width: int, height: int) -> PictureLoader:
+    return PictureLoader(Image("", height, width, 3, "BILINEAR", True, MAX_PIXELS))

@@ -1,0 +1,275 @@
+"""Which group a row belongs to, and where the group is written: a function of its item's rows alone.
+
+Rows of one item and picture are cut, in the order of the log, into groups of at most max_group_size. The groups of an
+item go to one shard after the other, from one that its hash gives on, and to places within a shard as far apart as
+possible, so that a batch rarely holds an item twice; what is before and behind them is another for each seed.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from itertools import repeat
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+from numpy.typing import NDArray
+
+from easyrec_mm.grouping.columns import ORDER
+from easyrec_mm.grouping.rows import ROW_HASH, SIDE, LogLayout
+from easyrec_mm.grouping.stable_hash import hash_column, mix, seeded
+
+# What a row is told of its group: the shard (int32), the place in it (int64, 0 to 2^63) and the ORDER of the group's
+# first row (int64), which no other group has.
+SHARD, POSITION, FIRST = "easyrec_mm:shard", "easyrec_mm:position", "easyrec_mm:first"
+PLACE_COLUMNS = {SHARD: pa.int32(), POSITION: pa.int64(), FIRST: pa.int64()}
+# Conflicts that are listed.
+MAX_LISTED = 100_000
+
+Ints = NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class GroupRule:
+    """How groups are made. `num_shards` of each side; shards of the second are numbered behind those of the first."""
+
+    layout: LogLayout
+    max_group_size: int
+    num_shards: tuple[int, int]
+    seed: int
+
+    @property
+    def key_columns(self) -> list[str]:
+        """What of a row decides."""
+        layout = self.layout
+        return list(dict.fromkeys((layout.group_by, layout.image, *layout.group_fields, SIDE, ORDER, ROW_HASH)))
+
+
+@dataclass
+class Conflict:
+    """An item that has two values where one is expected; `order` is that of the first row with the second."""
+
+    order: int
+    item: str
+    column: str
+    first: str
+    second: str
+
+
+@dataclass
+class GroupsReport:
+    """What was made of whole items. Of conflicts, those whose rows stand first are listed."""
+
+    num_items: int = 0
+    num_conflicts: int = 0
+    conflicts: list[Conflict] = field(default_factory=list)
+    num_duplicate_rows: int = 0
+    num_rows_without_picture: int = 0
+    sizes: Ints = field(default_factory=lambda: np.zeros((2, 1), np.int64))  # [side, size]: groups
+    # Hash of the picture of each pair of an item and a picture.
+    pictures: NDArray[np.uint64] = field(default_factory=lambda: np.zeros(0, np.uint64))
+
+    def merge(self, other: GroupsReport) -> None:
+        """Take in what was made of other items."""
+        self.num_items += other.num_items
+        self.num_conflicts += other.num_conflicts
+        self.conflicts = sorted(self.conflicts + other.conflicts, key=lambda one: one.order)[:MAX_LISTED]
+        self.num_duplicate_rows += other.num_duplicate_rows
+        self.num_rows_without_picture += other.num_rows_without_picture
+        self.pictures = np.concatenate([self.pictures, other.pictures])
+        width = max(self.sizes.shape[1], other.sizes.shape[1])
+        self.sizes = _widened(self.sizes, width) + _widened(other.sizes, width)
+
+    def count_pictures(self) -> tuple[int, int]:
+        """Distinct pictures, and those of several items."""
+        _, counts = np.unique(self.pictures, return_counts=True)
+        return len(counts), int(np.count_nonzero(counts > 1))
+
+
+def _widened(sizes: Ints, width: int) -> Ints:
+    return np.pad(sizes, ((0, 0), (0, width - sizes.shape[1])))
+
+
+@dataclass
+class Assignment:
+    """The groups of N rows, which are all rows of I items.
+
+    row_group  [N], in the order of the rows that were given
+    row_run    [N]: which item and picture
+    shard, position, first  of each group
+    """
+
+    row_group: NDArray[np.int32]
+    row_run: NDArray[np.int32]
+    shard: NDArray[np.int32]
+    position: Ints
+    first: Ints
+    num_runs: int
+    report: GroupsReport
+
+    def places(self, start: int, size: int) -> dict[str, pa.Array]:
+        """PLACE_COLUMNS of the rows from `start` on."""
+        group = self.row_group[start : start + size]
+        return {
+            SHARD: pa.array(self.shard[group]),
+            POSITION: pa.array(self.position[group]),
+            FIRST: pa.array(self.first[group]),
+        }
+
+
+def assign(keys: pa.Table, rule: GroupRule) -> Assignment:
+    """Groups of rows.
+
+    Args:
+      keys: rule.key_columns of all rows of some items, in any order.
+      rule: how groups are made.
+    """
+    layout = rule.layout
+    order = keys[ORDER].to_numpy()
+    item, item_hash = _items(keys, layout.group_by, rule.seed)
+    fields = {name: _codes(keys[name]) for name in (layout.image, *layout.group_fields)}
+    run = item
+    for code, _ in fields.values():
+        run = _paired(run, code)
+
+    # Rows by item, within it by run as these first appear, within it in their order.
+    is_sorted = bool(np.all(order[1:] > order[:-1]))
+    by_run = np.argsort(run, kind="stable") if is_sorted else np.lexsort((order, run))
+    starts = _starts(run[by_run])
+    sizes = np.diff(np.append(starts, len(order)))
+    run_order = np.lexsort((order[by_run[starts]], item[by_run[starts]]))
+    by_run = by_run[np.repeat(starts[run_order], sizes[run_order]) + _counting(sizes[run_order])]
+    sizes = sizes[run_order]
+    first_rows = by_run[_from_sizes(sizes)]  # of the runs
+    run_item = item[first_rows]
+
+    # Groups: parts of runs.
+    groups_of_run = -(-sizes // rule.max_group_size)
+    group_run = np.repeat(np.arange(len(sizes)), groups_of_run)
+    part = _counting(groups_of_run)
+    group_size = np.minimum(rule.max_group_size, sizes[group_run] - part * rule.max_group_size)
+    group_item = run_item[group_run]
+    group_start = _from_sizes(group_size)
+    side = keys[SIDE].to_numpy()[by_run[group_start]]
+    shard, position = _places(group_item, item_hash[group_item], side, rule)
+
+    row_group, row_run = np.empty(len(order), np.int32), np.empty(len(order), np.int32)
+    row_group[by_run] = np.repeat(np.arange(len(group_size), dtype=np.int32), group_size)
+    row_run[by_run] = np.repeat(np.arange(len(sizes), dtype=np.int32), sizes)
+    codes = {name: code[first_rows] for name, (code, _) in fields.items()}
+    picture, pictures = codes[layout.image], fields[layout.image][1]
+    is_empty = picture == pc.index(pictures, pa.scalar("")).as_py()
+    report = GroupsReport(
+        num_items=len(item_hash) // 2,
+        num_duplicate_rows=_count_repeated(keys[ROW_HASH].to_numpy()),
+        num_rows_without_picture=int(sizes[is_empty].sum()),
+        pictures=hash_column(pictures)[
+            _distinct_pairs(item[first_rows][~is_empty], len(item_hash) // 2, picture[~is_empty])
+        ],
+        sizes=np.stack([np.bincount(group_size[side == s], minlength=rule.max_group_size + 1) for s in (0, 1)]),
+    )
+    _find_conflicts(keys, rule, first_rows, run_item, codes, is_empty, report)
+    first = order[by_run[group_start]]
+    return Assignment(row_group, row_run, shard, position, first, len(sizes), report)
+
+
+def _items(keys: pa.Table, group_by: str, seed: int) -> tuple[Ints, NDArray[np.uint64]]:
+    """Code of each row's item on its side, and the hash of each item."""
+    code, items = _codes(keys[group_by])
+    side = keys[SIDE].to_numpy().astype(np.int64)
+    hashes = seeded(hash_column(items), seed)
+    return code + side * len(items), np.concatenate([hashes, hashes])
+
+
+def _codes(column: pa.ChunkedArray) -> tuple[Ints, pa.Array]:
+    """Which of the distinct values each is, and these; a null has the code behind them."""
+    encoded = column.dictionary_encode()  # all chunks share the dictionary of the whole
+    distinct = encoded.chunk(0).dictionary if encoded.num_chunks else pa.array([], column.type)
+    codes = [pc.fill_null(c.indices, len(distinct)).to_numpy(zero_copy_only=False) for c in encoded.chunks]
+    return np.concatenate(codes or [np.zeros(0)]).astype(np.int64), distinct
+
+
+def _paired(first: Ints, second: Ints) -> Ints:
+    """One code for two."""
+    paired = first * (int(second.max(initial=0)) + 1) + second
+    return paired if paired.max(initial=0) < 1 << 40 else np.unique(paired, return_inverse=True)[1].astype(np.int64)
+
+
+def _starts(values: Ints) -> Ints:
+    """Where a sorted array has another value than before."""
+    return np.flatnonzero(np.diff(values, prepend=-1))
+
+
+def _distinct_pairs(item: Ints, num_items: int, picture: Ints) -> Ints:
+    """Pictures of the distinct pairs, whatever the side of the item."""
+    width = int(picture.max(initial=0)) + 1
+    return np.unique(item % num_items * width + picture) % width
+
+
+def _count_repeated(values: Ints) -> int:
+    """How many are there before."""
+    ordered = np.sort(values)  # np.unique takes four times as long
+    return int(np.count_nonzero(ordered[1:] == ordered[:-1]))
+
+
+def _from_sizes(sizes: Ints) -> Ints:
+    return np.cumsum(sizes) - sizes
+
+
+def _counting(sizes: Ints) -> Ints:
+    """0 to size - 1 for each size, one behind the other."""
+    return np.arange(int(sizes.sum())) - np.repeat(_from_sizes(sizes), sizes)
+
+
+def _places(
+    item: Ints, item_hash: NDArray[np.uint64], side: NDArray[np.int8], rule: GroupRule
+) -> tuple[NDArray[np.int32], Ints]:
+    """Shard and position of groups, which stand item by item."""
+    starts = _starts(item)
+    counts = np.diff(np.append(starts, len(item)))
+    number = _counting(counts).astype(np.uint64)  # of the group within its item
+    num_groups = np.repeat(counts, counts).astype(np.uint64)
+    num_shards = np.array(rule.num_shards, np.uint64)[side]
+    with np.errstate(over="ignore"):
+        shard = (item_hash % num_shards + number) % num_shards
+        # The groups of an item in one shard have equal distances, from a place that item and shard give.
+        place = mix(item_hash ^ (shard + np.uint64(1)) * np.uint64(0x9E3779B97F4A7C15))
+        rounds = (num_groups + num_shards - np.uint64(1)) // num_shards
+        place += (number // num_shards) * (np.uint64(2**64 - 1) // rounds)
+    first_shard = np.array([0, rule.num_shards[0]], np.int64)[side]
+    return (shard.astype(np.int64) + first_shard).astype(np.int32), (place >> np.uint64(1)).astype(np.int64)
+
+
+def _find_conflicts(
+    keys: pa.Table,
+    rule: GroupRule,
+    rows: Ints,
+    item: Ints,
+    codes: dict[str, Ints],
+    is_empty: NDArray[np.bool_],
+    report: GroupsReport,
+) -> None:
+    """Note items with two pictures, or two values of a group field.
+
+    Args:
+      keys: as for assign.
+      rule: how groups are made.
+      rows: int64 [R], the first rows of the runs, which stand item by item in the order of the log.
+      item: int64 [R], the runs' items.
+      codes: of image and group fields -> int64 [R].
+      is_empty: bool [R], which runs have no picture; that alone is no conflict.
+      report: what to note them in.
+    """
+    layout = rule.layout
+    order = keys[ORDER].to_numpy()[rows]
+    found: list[tuple[int, int, int, str]] = []  # order, run before, run, column
+    for name, code in codes.items():
+        runs = np.flatnonzero(~is_empty) if name == layout.image else np.arange(len(item))
+        is_other = (np.diff(item[runs]) == 0) & (np.diff(code[runs]) != 0)
+        before, after = runs[:-1][is_other], runs[1:][is_other]
+        _, first = np.unique(item[after], return_index=True)  # of each item the first
+        found += zip(order[after[first]].tolist(), before[first].tolist(), after[first].tolist(), repeat(name))
+    report.num_conflicts = len(np.unique(item[[after for _, _, after, _ in found]])) if found else 0
+    for place, before, after, name in sorted(found)[:MAX_LISTED]:
+        values = [str(keys[name][int(rows[run])].as_py()) for run in (before, after)]
+        report.conflicts.append(Conflict(place, str(keys[layout.group_by][int(rows[after])].as_py()), name, *values))

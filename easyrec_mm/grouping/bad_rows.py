@@ -1,0 +1,91 @@
+"""What could not be used: counted, listed in bad_rows.jsonl, and a reason to stop when it is too much."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterable
+from typing import NamedTuple
+
+from easyrec_mm.errors import DataError
+
+BAD_ROWS = "bad_rows.jsonl"
+NUM_SHOWN = 10
+
+_PROBLEMS = {
+    "rows": "cannot be used",
+    "items": "have two values where one is expected",
+    "pictures": "cannot be packed",
+    "groups": "cannot be used",
+}
+
+
+class BadRow(NamedTuple):
+    """A row, an item in conflict, a picture or a group; the file and row (from 1) that name it, and what is wrong."""
+
+    kind: str
+    file: str
+    row: int
+    where: str
+    problem: str
+
+    def __str__(self) -> str:
+        return f"{self.file}:{self.row}: {self.where}: {self.problem}"
+
+
+class BadRows:
+    """Collects what could not be used.
+
+    Args:
+      output: folder in which the list will be.
+      max_share: share of the rows, items, pictures or groups that may be bad.
+      beside: folder of the command, beside which the list is when there is no output; that of the list by default.
+    """
+
+    def __init__(self, output: str, max_share: float, beside: str = "") -> None:
+        self._output = output
+        self._max_share = max_share
+        self._beside = (beside or output).rstrip("/")
+        self._rows: list[BadRow] = []
+        self._counts: list[str] = []
+        self._num_unlisted = 0
+
+    def add(self, num_bad: int, num_all: int, what: str, rows: Iterable[BadRow]) -> None:
+        """Note `num_bad` of `num_all` rows, items, pictures or groups; `rows` are those of them that are listed.
+
+        Raises:
+          DataError: if they are more than the share, with the first of them.
+        """
+        some = list(rows)
+        self._rows += some
+        self._num_unlisted += num_bad - len(some)
+        if not num_bad:
+            return
+        told = f"{num_bad:,} of {num_all:,} {what} {_PROBLEMS[what]}"
+        self._counts.append(told)
+        if num_bad > self._max_share * num_all:
+            path = f"{self._beside}.{BAD_ROWS}"
+            os.makedirs(os.path.dirname(os.path.abspath(path)), exist_ok=True)
+            self.write(path)
+            shown = "\n".join(f"  {row}" for row in some[:NUM_SHOWN])
+            raise DataError(
+                f"{told}, more than --max_bad_share ({self._max_share:g}). The first:\n{shown}\nAll are in {path}. "
+                "Mend the data or raise the share."
+            )
+
+    def write(self, path: str) -> None:
+        """Write the list, a line each; what is not listed is told by its number."""
+        with open(path, "w", encoding="utf-8") as file:
+            for row in self._rows:
+                file.write(json.dumps(row._asdict(), ensure_ascii=False) + "\n")
+            if self._num_unlisted:
+                file.write(json.dumps({"kind": "more", "number": self._num_unlisted}) + "\n")
+
+    @property
+    def first(self) -> BadRow | None:
+        """The first that was noted."""
+        return self._rows[0] if self._rows else None
+
+    def told(self) -> list[str]:
+        """Lines for the user."""
+        return [f"{count}; see {os.path.join(self._output, BAD_ROWS)}" for count in self._counts]

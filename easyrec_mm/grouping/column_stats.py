@@ -1,0 +1,203 @@
+"""What the columns of a log hold, in bounded memory, and the same in whatever pieces and order it was read.
+
+Counts, limits and missing values are exact. Distinct values are exact up to MAX_COUNTED and estimated beyond, with an
+error of about 1 % (HyperLogLog, Flajolet et al., 2007). A sample of rows, those with the smallest hashes of their
+place, tells what numbers and texts look like.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+from numpy.typing import NDArray
+
+from easyrec_mm.grouping.columns import ORDER, Kind
+from easyrec_mm.grouping.stable_hash import Hashes, combine, hash_column, mix
+
+# Distinct values of a column up to which each is counted.
+MAX_COUNTED = 1000
+_REGISTER_BITS = 14
+_NUM_REGISTERS = 1 << _REGISTER_BITS
+
+
+@dataclass
+class ColumnStats:
+    """What one column holds.
+
+    counts     value -> rows, if at most MAX_COUNTED values are distinct, else None; without null
+    registers  uint8 [2^14], the sketch of the distinct values
+    """
+
+    kind: Kind
+    num_rows: int = 0
+    num_missing: int = 0
+    num_bytes: int = 0  # of texts
+    least: Any = None
+    greatest: Any = None
+    counts: dict[Any, int] | None = field(default_factory=dict)
+    registers: NDArray[np.uint8] = field(default_factory=lambda: np.zeros(_NUM_REGISTERS, np.uint8))
+
+    @property
+    def num_values(self) -> int:
+        """Rows that have a value."""
+        return self.num_rows - self.num_missing
+
+    @property
+    def num_distinct(self) -> int:
+        """Distinct values: exact where they are counted, else an estimate."""
+        return len(self.counts) if self.counts is not None else _estimate(self.registers)
+
+    def add(self, values: pa.Array) -> Hashes:
+        """Take in values `[N]`; their hashes, which were needed on the way."""
+        self.num_rows += len(values)
+        self.num_missing += values.null_count
+        if self.counts is None and not pa.types.is_string(values.type):
+            # Many distinct numbers: hashed as fast as they are told apart.
+            of_rows = hash_column(values)
+            self._note(
+                values.drop_null(),
+                of_rows[values.is_valid().to_numpy(zero_copy_only=False)] if values.null_count else of_rows,
+            )
+            return of_rows
+        encoded = values.dictionary_encode()
+        distinct = encoded.dictionary
+        hashes = hash_column(distinct)
+        if pa.types.is_string(values.type):
+            self.num_bytes += pc.sum(pc.binary_length(values)).as_py() or 0
+        self._note(distinct, hashes)
+        self._count(encoded)
+        codes = pc.fill_null(encoded.indices, len(distinct)).to_numpy(zero_copy_only=False)
+        of_codes: Hashes = np.concatenate([hashes, hash_column(pa.nulls(1, values.type))])[codes]
+        return of_codes
+
+    def merge(self, other: ColumnStats) -> None:
+        """Take in what other rows of the same column hold."""
+        self.num_rows += other.num_rows
+        self.num_missing += other.num_missing
+        self.num_bytes += other.num_bytes
+        if other.least is not None:
+            self._widen(other.least, other.greatest)
+        np.maximum(self.registers, other.registers, out=self.registers)
+        self._count_values(other.counts)
+
+    def _note(self, values: pa.Array, hashes: Hashes) -> None:
+        """Take values, each at least once, into limits and sketch."""
+        if len(values):
+            limits = pc.min_max(values).as_py()
+            self._widen(limits["min"], limits["max"])
+            _raise_registers(self.registers, hashes)
+
+    def _widen(self, least: Any, greatest: Any) -> None:
+        self.least = least if self.least is None else min(self.least, least)
+        self.greatest = greatest if self.greatest is None else max(self.greatest, greatest)
+
+    def _count(self, encoded: pa.DictionaryArray) -> None:
+        if self.counts is None:
+            return
+        if len(encoded.dictionary) > MAX_COUNTED:
+            self.counts = None
+            return
+        codes = encoded.indices.drop_null().to_numpy(zero_copy_only=False)
+        rows = np.bincount(codes, minlength=len(encoded.dictionary))
+        self._count_values(dict(zip(encoded.dictionary.to_pylist(), rows.tolist(), strict=True)))
+
+    def _count_values(self, counts: dict[Any, int] | None) -> None:
+        if self.counts is None or counts is None:
+            self.counts = None
+            return
+        for value, rows in counts.items():
+            self.counts[value] = self.counts.get(value, 0) + rows
+        if len(self.counts) > MAX_COUNTED:
+            self.counts = None
+
+
+def _raise_registers(registers: NDArray[np.uint8], hashes: Hashes) -> None:
+    """Each register keeps the longest run of zeros that it saw, plus one."""
+    index = (hashes >> np.uint64(64 - _REGISTER_BITS)).astype(np.int64)
+    rest = (hashes << np.uint64(_REGISTER_BITS)) >> np.uint64(12)  # its upper 50 bits, which float64 holds exactly
+    _, exponent = np.frexp(rest.astype(np.float64))  # rest < 2^exponent
+    np.maximum.at(registers, index, (53 - exponent).astype(np.uint8))
+
+
+def _estimate(registers: NDArray[np.uint8]) -> int:
+    size = float(_NUM_REGISTERS)
+    estimate = 0.7213 / (1 + 1.079 / size) * size**2 / float(np.sum(2.0 ** -registers.astype(np.float64)))
+    num_zeros = int(np.count_nonzero(registers == 0))
+    if estimate <= 2.5 * size and num_zeros:
+        estimate = size * float(np.log(size / num_zeros))
+    return round(estimate)
+
+
+@dataclass
+class RowSample:
+    """At most `size` rows: those whose place has the smallest hashes, in that order."""
+
+    size: int
+    table: pa.Table | None = None
+    hashes: Hashes = field(default_factory=lambda: np.zeros(0, np.uint64))
+
+    def add(self, table: pa.Table) -> None:
+        """Take in rows, with ORDER."""
+        hashes = mix(table[ORDER].to_numpy().astype(np.uint64))
+        if len(self.hashes) >= self.size:
+            is_small = hashes < self.hashes[self.size - 1]
+            table, hashes = table.filter(pa.array(is_small)), hashes[is_small]
+        if len(table):
+            self._join(table, hashes)
+
+    def merge(self, other: RowSample) -> None:
+        """Take in a sample of other rows."""
+        if other.table is not None:
+            self._join(other.table, other.hashes)
+
+    def _join(self, table: pa.Table, hashes: Hashes) -> None:
+        if self.table is not None:
+            table = pa.concat_tables([self.table, table])
+            hashes = np.concatenate([self.hashes, hashes])
+        order = np.argsort(hashes)[: self.size]
+        self.table, self.hashes = table.take(pa.array(order)).combine_chunks(), hashes[order]
+
+
+@dataclass
+class LogStats:
+    """What the rows of a log hold, column by column, and a sample of them."""
+
+    columns: dict[str, ColumnStats]
+    sample: RowSample
+
+    @staticmethod
+    def of(kinds: dict[str, Kind], sample_size: int) -> LogStats:
+        """Of no rows."""
+        return LogStats({name: ColumnStats(kind) for name, kind in kinds.items()}, RowSample(sample_size))
+
+    @property
+    def num_rows(self) -> int:
+        """Rows taken in."""
+        return next(iter(self.columns.values())).num_rows
+
+    def add(self, table: pa.Table) -> Hashes:
+        """Take in rows of these columns and ORDER; the hash of each row's values."""
+        hashes = np.zeros(len(table), np.uint64)
+        for name, stats in self.columns.items():
+            hashes = combine(hashes, stats.add(table[name].combine_chunks()))
+        self.sample.add(table.select([*self.columns, ORDER]))
+        return hashes
+
+    def merge(self, other: LogStats) -> None:
+        """Take in what other rows hold."""
+        for name, stats in self.columns.items():
+            stats.merge(other.columns[name])
+        self.sample.merge(other.sample)
+
+
+def merged(parts: Iterable[LogStats], kinds: dict[str, Kind], sample_size: int) -> LogStats:
+    """What all parts hold."""
+    whole = LogStats.of(kinds, sample_size)
+    for part in parts:
+        whole.merge(part)
+    return whole

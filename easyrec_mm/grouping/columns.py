@@ -1,0 +1,225 @@
+"""Columns of a flat log in one of five kinds, whatever a file's types; and which values are not of theirs.
+
+int64    whole numbers, bool among others
+float32  numbers that the file holds with 32 bits
+float64  other numbers
+bool     true or false
+string   text: also times, decimal ids beyond 18 digits, and lists, whose values are joined with LIST_SEPARATOR
+"""
+
+from __future__ import annotations
+
+from typing import Literal, NamedTuple
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+from numpy.typing import NDArray
+
+Kind = Literal["int64", "float32", "float64", "bool", "string"]
+ARROW_TYPES: dict[Kind, pa.DataType] = {
+    "int64": pa.int64(),
+    "float32": pa.float32(),
+    "float64": pa.float64(),
+    "bool": pa.bool_(),
+    "string": pa.string(),
+}
+# Where the log is read: file and row in one number, so that rows have an order.
+ORDER = "easyrec_mm:order"
+ROW_BITS = 40
+
+LIST_SEPARATOR = "|"
+# What stands for a missing number in a text; an empty value is missing in every column of a text file.
+NULL_WORDS = ("NULL", "null", "NaN", "nan", "None", "NA", "N/A", r"\N")
+WHOLE = r"[+-]?[0-9]{1,18}"
+NUMBER = r"[+-]?(?:[0-9]+\.?[0-9]*|\.[0-9]+)(?:[eE][+-]?[0-9]{1,2})?"
+BOOL = "(?i:true|false)"
+# Whole numbers from here on are kept as text: the trainer reads 18 digits.
+MAX_WHOLE = 10**18
+# The largest number that fits into 32 bits.
+MAX_NUMBER = float(np.finfo(np.float32).max)
+
+Mask = NDArray[np.bool_]
+
+
+class Typed(NamedTuple):
+    """A column in its kind `[N]`, null where a value is missing or bad; and which are bad, None if none is."""
+
+    values: pa.Array
+    is_bad: Mask | None
+
+
+def kind_of(kind: pa.DataType) -> Kind | None:
+    """The kind of a Parquet column; None if it holds nothing but nulls.
+
+    Raises:
+      ValueError: if a column of that type cannot be a feature.
+    """
+    is_type = pa.types
+    if is_type.is_null(kind):
+        return None
+    if is_type.is_dictionary(kind) or _is_list(kind):
+        inner = kind_of(kind.value_type)
+        return "string" if _is_list(kind) else inner
+    if _is_text(kind) or is_type.is_fixed_size_binary(kind) or is_type.is_uint64(kind):
+        return "string"
+    if is_type.is_temporal(kind) and not is_type.is_duration(kind) and not is_type.is_interval(kind):
+        return "string"
+    if is_type.is_integer(kind):
+        return "int64"
+    if is_type.is_floating(kind) or is_type.is_decimal(kind):
+        return "float64" if is_type.is_decimal(kind) or is_type.is_float64(kind) else "float32"
+    if is_type.is_boolean(kind):
+        return "bool"
+    raise ValueError(f"is {kind}, which cannot be a feature")
+
+
+def join_kinds(first: Kind | None, second: Kind | None) -> Kind | None:
+    """The kind that holds both; None for both unknown.
+
+    Raises:
+      ValueError: if one is text and the other is not.
+    """
+    if first == second or second is None:
+        return first
+    if first is None:
+        return second
+    kinds = {first, second}
+    if "string" in kinds:
+        raise ValueError(f"is {first} in one and {second} in the other")
+    return "int64" if kinds == {"int64", "bool"} else "float64"
+
+
+def to_kind(column: pa.Array, kind: Kind, strict: bool = False) -> Typed:
+    """A column as a file holds it -> its values in their kind.
+
+    Args:
+      column: of any type that kind_of knows, `[N]`.
+      kind: what it becomes.
+      strict: as training reads groups: NaN and NULL_WORDS are bad, in a log they are missing numbers.
+    """
+    if pa.types.is_dictionary(column.type):
+        column = column.dictionary_decode()
+    if _is_list(column.type):
+        texts = to_kind(column.flatten(), "string")
+        joined = pc.binary_join(_like_list(column, texts.values), LIST_SEPARATOR)
+        return Typed(joined, None)
+    if kind == "string":
+        return _texts(column)
+    if _is_text(column.type):
+        texts = _texts(column)
+        parsed = _parsed(texts.values, kind, strict)
+        masks = [one.is_bad for one in (texts, parsed) if one.is_bad is not None]
+        return Typed(parsed.values, np.logical_or.reduce(masks) if masks else None)
+    return _numbers(column, kind, strict)
+
+
+def _texts(column: pa.Array) -> Typed:
+    try:
+        return Typed(column.cast(pa.string()), None)
+    except pa.ArrowInvalid:
+        values = column.cast(pa.large_binary()).to_pylist()
+    is_bad = np.array([not _is_utf8(value) for value in values])
+    good = [None if bad else value for value, bad in zip(values, is_bad, strict=True)]
+    return Typed(pa.array(good, pa.binary()).cast(pa.string()), is_bad)
+
+
+def _is_utf8(value: bytes | None) -> bool:
+    try:
+        (value or b"").decode()
+    except UnicodeDecodeError:
+        return False
+    return True
+
+
+def _numbers(column: pa.Array, kind: Kind, strict: bool) -> Typed:
+    """Numbers, bool or nulls -> a kind of numbers."""
+    if not pa.types.is_floating(column.type):
+        if pa.types.is_decimal(column.type):
+            column = column.cast(pa.float64())
+        return Typed(column.cast(ARROW_TYPES[kind], safe=False), None)
+    if pa.types.is_float16(column.type):
+        column = column.cast(pa.float32())
+    is_nan = pc.is_nan(column)
+    if not strict and pc.any(is_nan).as_py():
+        column = pc.if_else(is_nan, None, column)
+    numbers = pc.fill_null(column, 0).to_numpy(zero_copy_only=False)
+    if kind == "int64":
+        is_bad = ~(np.abs(numbers) < MAX_WHOLE) | (numbers != np.round(numbers))
+    elif kind == "bool":
+        is_bad = (numbers != 0) & (numbers != 1)
+    else:
+        is_bad = ~(np.abs(numbers) <= MAX_NUMBER)
+    if not is_bad.any():
+        return Typed(column.cast(ARROW_TYPES[kind], safe=False), None)
+    good = pc.if_else(pa.array(is_bad), None, column)
+    return Typed(good.cast(ARROW_TYPES[kind], safe=False), is_bad)
+
+
+def _parsed(texts: pa.Array, kind: Kind, strict: bool) -> Typed:
+    """Texts -> numbers or bool; "" is missing."""
+    texts = pc.if_else(pc.equal(texts, ""), None, texts)
+    if kind != "bool" and (kind != "int64" or not starts_with_zero(texts)):
+        try:
+            numbers = texts.cast(ARROW_TYPES[kind])
+        except pa.ArrowInvalid:
+            pass
+        else:
+            if pc.all(_is_in_range(numbers)).as_py() is not False:
+                return Typed(numbers, None)
+    return _parsed_one_by_one(texts, kind, strict)
+
+
+def _is_in_range(numbers: pa.Array) -> pa.Array:
+    """Which numbers have at most 18 digits, or fit into 32 bits; a number that is none does not."""
+    if not pa.types.is_floating(numbers.type):
+        return pc.and_(pc.less(numbers, MAX_WHOLE), pc.greater(numbers, -MAX_WHOLE))
+    return pc.less_equal(pc.abs(numbers), MAX_NUMBER)
+
+
+def _parsed_one_by_one(texts: pa.Array, kind: Kind, strict: bool) -> Typed:
+    """The same where some are not as they should be, or written with more than is needed."""
+    texts = pc.utf8_trim_whitespace(texts)
+    if not strict:
+        is_missing = pc.or_(pc.equal(texts, ""), pc.is_in(texts, pa.array(NULL_WORDS)))
+        texts = pc.if_else(is_missing, None, texts)
+    pattern = {"int64": WHOLE, "bool": f"{BOOL}|[01]"}.get(kind, NUMBER)
+    fits = pc.fill_null(pc.match_substring_regex(texts, f"^(?:{pattern})$"), True)
+    good = pc.if_else(fits, texts, None)
+    if kind == "bool":
+        is_true = pc.is_in(pc.utf8_lower(good), pa.array(["true", "1"]))
+        values = pc.if_else(good.is_valid(), is_true, None)
+    else:
+        plain = pc.replace_substring_regex(good, r"^(\+|(-?)0+)([0-9])", r"\2\3")
+        values = plain.cast(ARROW_TYPES[kind])
+        in_range = pc.fill_null(_is_in_range(values), True)
+        fits, values = pc.and_(fits, in_range), pc.if_else(in_range, values, None)
+    is_bad = ~fits.to_numpy(zero_copy_only=False)
+    return Typed(values, is_bad if is_bad.any() else None)
+
+
+def starts_with_zero(texts: pa.Array) -> bool:
+    """Whether a text longer than "0" starts with it: 007, or 0x7, which Arrow takes for a number, too."""
+    return bool(pc.any(pc.and_(pc.starts_with(texts, "0"), pc.greater(pc.binary_length(texts), 1))).as_py())
+
+
+def _like_list(column: pa.Array, values: pa.Array) -> pa.Array:
+    """A column of lists with other values in them; a null stays one."""
+    lengths = pc.fill_null(pc.list_value_length(column), 0).to_numpy(zero_copy_only=False).astype(np.int64)
+    offsets = np.concatenate([[0], np.cumsum(lengths)])
+    mask = column.is_null() if column.null_count else None
+    filled = pc.fill_null(values, "")
+    return pa.LargeListArray.from_arrays(pa.array(offsets), filled, mask=mask)
+
+
+def _is_list(kind: pa.DataType) -> bool:
+    return bool(pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind))
+
+
+def _is_text(kind: pa.DataType) -> bool:
+    return bool(
+        pa.types.is_string(kind)
+        or pa.types.is_large_string(kind)
+        or pa.types.is_binary(kind)
+        or pa.types.is_large_binary(kind)
+    )

@@ -1,0 +1,302 @@
+"""The command `convert`: grouped samples of one format -> the same samples in another.
+
+A file becomes a file; groups, samples and values stay as they are, so that the way back leads to the same. Of a text
+that is empty and one that is missing, which are the same everywhere, the latter remains. What cannot be used, and what
+a format has no place for, is left out, counted and listed.
+"""
+
+from __future__ import annotations
+
+import json
+import multiprocessing
+import os
+import shutil
+from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import pyarrow.compute as pc
+from google.protobuf import text_format
+
+from easyrec_mm.config import Pipeline, load_pipeline
+from easyrec_mm.errors import ConfigError, UserError
+from easyrec_mm.grouping.bad_rows import BAD_ROWS, BadRow, BadRows
+from easyrec_mm.grouping.columns import MAX_WHOLE, Kind
+from easyrec_mm.grouping.flat_files import find_inputs
+from easyrec_mm.grouping.group_stats import STATS, SUCCESS
+from easyrec_mm.grouping.grouped_parquet import read_parquet
+from easyrec_mm.grouping.grouped_rtp import RtpLayout, find_forbidden, read_rtp
+from easyrec_mm.grouping.grouped_table import BadGroup, GroupFields, Groups, GroupsPiece, Problems
+from easyrec_mm.grouping.grouped_tfrecord import read_tfrecord
+from easyrec_mm.grouping.options import GROUP_SIZE, TYPE_NAMES
+from easyrec_mm.grouping.output_folder import new_folder
+from easyrec_mm.grouping.pipeline_template import INPUT_TYPES
+from easyrec_mm.grouping.shards import FORMATS
+from easyrec_mm.grouping.sides import SIDES
+from easyrec_mm.protos.data_pb2 import DatasetConfig
+from easyrec_mm.protos.feature_pb2 import FeatureConfig
+from easyrec_mm.protos.pipeline_pb2 import EasyRecConfig
+
+PICTURES_ENDING = ".pictures.tar"
+# Bytes of input from which on processes beside each other are worth starting.
+_MANY_BYTES = 64 << 20
+
+
+@dataclass(frozen=True)
+class ConvertOptions:
+    """The flags of the command; see cli.py for what they mean."""
+
+    input: str
+    output: str
+    format: str
+    max_bad_share: float = 0.01
+    num_workers: int = 1
+    pipeline_config_template: str = ""
+    rtp_separator: str = "|"
+    overwrite: bool = False
+
+
+@dataclass(frozen=True)
+class SourceFormat:
+    """How files are read: the format, the fields, and of text where the parts of a line stand."""
+
+    format: str
+    fields: GroupFields
+    layout: RtpLayout
+
+    def read(self, path: str) -> Iterator[GroupsPiece]:
+        """The groups of a file.
+
+        Raises:
+          DataError: if it cannot be read.
+        """
+        if self.format == "rtp":
+            return read_rtp(path, self.fields, self.layout)
+        return {"parquet": read_parquet, "tfrecord": read_tfrecord}[self.format](path, self.fields)
+
+
+class _Task(NamedTuple):
+    """A file to convert. `optional` are labels that may be missing."""
+
+    source: SourceFormat
+    path: str
+    output: str
+    format: str
+    optional: frozenset[str]
+
+
+class _Done(NamedTuple):
+    """What became of a file."""
+
+    num_groups: int
+    num_samples: int
+    refused: list[BadGroup]
+
+
+def source_format(pipeline: Pipeline, rtp_separator: str = "|") -> SourceFormat:
+    """How the files of a config are read.
+
+    Args:
+      pipeline: the config.
+      rtp_separator: between the columns of lines that are written.
+
+    Raises:
+      ConfigError: if they hold no groups.
+    """
+    data, schema = pipeline.config.data_config, pipeline.schema
+    formats = {DatasetConfig.InputType.Value(name): key for key, name in INPUT_TYPES.items() if name in _input_types()}
+    if data.input_type not in formats:
+        name = DatasetConfig.InputType.Name(data.input_type)
+        raise ConfigError(
+            f"{pipeline.path}: data_config.input_type: {name} holds no groups; easyrec-mm group makes them of flat logs"
+        )
+    types = {one.input_name: DatasetConfig.FieldType.Name(one.input_type) for one in data.input_fields}
+    size = schema.group_size_field or GROUP_SIZE
+    kinds: dict[str, Kind] = {name: TYPE_NAMES[kind] for name, kind in types.items() if name != schema.group_size_field}
+    if size in kinds:
+        raise ConfigError(
+            f"{pipeline.path}: field '{size}' is not the group size; give the feature of it, or rename it"
+        )
+    fields = GroupFields(
+        kinds=kinds,
+        labels=schema.labels,
+        image=schema.image.field,
+        size=size,
+        per_group=frozenset({schema.image.field, *schema.group_fields} - {*schema.labels}),
+        defaults={one.name: one.default_value for one in schema.fields if one.dtype != "string"},
+        column_separator=rtp_separator,
+    )
+    line = schema.layout
+    layout = RtpLayout(
+        line.label_columns,
+        line.features_column,
+        line.image_column,
+        line.size_column,
+        line.column_separator,
+        line.sample_separator,
+        line.value_separator,
+    )
+    return SourceFormat(formats[data.input_type], fields, layout)
+
+
+def _input_types() -> list[str]:
+    return list(DatasetConfig.InputType.keys())
+
+
+def convert(pipeline: Pipeline, options: ConvertOptions) -> str:
+    """Run the command; what to tell the user.
+
+    Raises:
+      DataError: if a file cannot be read, or too many groups cannot be used.
+    """
+    source = source_format(pipeline, options.rtp_separator)
+    optional = frozenset(one.name for one in pipeline.schema.fields if one.optional)
+    paths = {"": options.input}
+    if not options.input:
+        config = pipeline.config
+        paths = dict(zip(SIDES, (config.train_input_path, config.eval_input_path), strict=True))
+        paths = {side: path for side, path in paths.items() if path}
+        if not paths:
+            raise UserError(f"--input: give the files to convert; {pipeline.path} has no train_input_path")
+    lines = []
+    with new_folder(options.output, options.overwrite) as folder:
+        for side, path in paths.items():
+            target = os.path.join(folder, side)
+            os.makedirs(target, exist_ok=True)
+            files = find_inputs(path)
+            lines += _convert_files(files, source, target, optional, options, os.path.join(options.output, side))
+    if options.pipeline_config_template:
+        _write_config(pipeline, options, [side for side in SIDES if side in paths])
+        lines.append(f"next: easyrec-mm train --pipeline_config {options.pipeline_config_template}")
+    return "\n".join(lines)
+
+
+def _convert_files(
+    files: list[str],
+    source: SourceFormat,
+    folder: str,
+    optional: frozenset[str],
+    options: ConvertOptions,
+    shown_folder: str,
+) -> list[str]:
+    """Convert files into a folder; lines for the user."""
+    files = [file for file in files if not file.endswith((PICTURES_ENDING, ".json", ".jsonl"))]
+    ending = FORMATS[options.format].ending
+    names = [f"part-{i:05d}" for i in range(len(files))]
+    tasks = [
+        _Task(source, file, os.path.join(folder, f"{name}.{ending}"), options.format, optional)
+        for file, name in zip(files, names, strict=True)
+    ]
+    if options.num_workers > 1 and len(files) > 1 and sum(map(os.path.getsize, files)) > _MANY_BYTES:
+        context = multiprocessing.get_context("spawn")
+        with ProcessPoolExecutor(options.num_workers, mp_context=context) as pool:
+            done = list(pool.map(_convert_file, tasks))
+    else:
+        done = [_convert_file(task) for task in tasks]
+    refused = [BadRow("group", file, *one) for file, some in zip(files, done, strict=True) for one in some.refused]
+    num_groups = sum(some.num_groups for some in done)
+    bad = BadRows(shown_folder, options.max_bad_share, options.output)
+    bad.add(len(refused), num_groups + len(refused), "groups", refused)
+    for task, some in zip(tasks, done, strict=True):
+        counts = FORMATS[options.format].count(task.output, source.fields)
+        if counts != (some.num_groups, some.num_samples):
+            raise UserError(
+                f"{task.path}: {some.num_groups} groups became {counts[0]}, by a mistake of this program; nothing is "
+                "kept"
+            )
+        pictures = os.path.splitext(task.path)[0] + PICTURES_ENDING
+        if os.path.exists(pictures):
+            shutil.copyfile(pictures, os.path.splitext(task.output)[0] + PICTURES_ENDING)
+    bad.write(os.path.join(folder, BAD_ROWS))
+    values: dict[str, Any] = {
+        "groups_in": num_groups + len(refused),
+        "groups_refused": len(refused),
+        "groups_out": num_groups,
+        "rows": sum(some.num_samples for some in done),
+        "files": [
+            {"file": f"{name}.{ending}", "from": file, "groups": some.num_groups, "rows": some.num_samples}
+            for name, file, some in zip(names, files, done, strict=True)
+        ],
+    }
+    with open(os.path.join(folder, STATS), "w", encoding="utf-8") as file:
+        json.dump(values, file, indent=1, ensure_ascii=False)
+    with open(os.path.join(folder, SUCCESS), "wb"):
+        pass
+    lines = [f"{shown_folder}: {num_groups:,} groups of {values['rows']:,} rows in {len(files)} file(s)"]
+    return lines + bad.told()
+
+
+def _convert_file(task: _Task) -> _Done:
+    fields = task.source.fields
+    whole = {"keep_doubles": True} if task.format == "tfrecord" else {}
+    writer = FORMATS[task.format].writer(task.output, fields, **whole)
+    num_groups = num_samples = 0
+    refused: list[BadGroup] = []
+    for piece in task.source.read(task.path):
+        problems = _unwritable(piece.groups, task)
+        refused += piece.refused + problems.bad_groups(piece.rows)
+        groups = piece.groups.select(~problems.is_bad, fields)
+        writer.write(groups)
+        num_groups += len(groups.size)
+        num_samples += int(groups.size.sum())
+    writer.close()
+    return _Done(num_groups, num_samples, refused)
+
+
+def _unwritable(groups: Groups, task: _Task) -> Problems:
+    """Groups that the format has no place for."""
+    fields = task.source.fields
+    if task.format == "rtp":
+        problems = find_forbidden(groups, fields)
+        for name in (name for name, kind in fields.kinds.items() if kind == "int64"):
+            column = groups.columns[name]
+            is_long = pc.or_(pc.greater_equal(column, MAX_WHOLE), pc.less_equal(column, -MAX_WHOLE))
+            refuse = problems.refuse if name in fields.per_group else problems.refuse_samples
+            refuse(
+                pc.fill_null(is_long, False).to_numpy(zero_copy_only=False),
+                f"column '{name}'",
+                lambda i, c=column: f"{c[i]} has more than 18 digits, which lines of text may not; make it a STRING",
+            )
+        return problems
+    problems = Problems(groups.size)
+    if task.format == "tfrecord":
+        for label in fields.labels:
+            column = groups.columns[label]
+            if column.null_count and label not in task.optional:
+                is_missing = column.is_null().to_numpy(zero_copy_only=False)
+                what = "the label is missing, and its field has no default_val"
+                problems.refuse_samples(is_missing, f"column '{label}'", lambda i, w=what: w)
+    return problems
+
+
+def _write_config(pipeline: Pipeline, options: ConvertOptions, sides: list[str]) -> None:
+    """The same config for the new files, loaded as training will."""
+    config = EasyRecConfig()
+    config.CopyFrom(pipeline.config)
+    data = config.data_config
+    data.input_type = DatasetConfig.InputType.Value(INPUT_TYPES[options.format])
+    for setting in ("rtp_separator", "group_sample_separator", "separator", "selected_cols"):
+        data.ClearField(setting)
+    schema = pipeline.schema
+    if options.format == "rtp":
+        layout = RtpLayout.of(len(schema.labels), options.rtp_separator)
+        columns = (*layout.label_columns, layout.features_column, layout.image_column, layout.size_column)
+        data.selected_cols = ",".join(map(str, columns))
+        data.rtp_separator, data.group_sample_separator = layout.column_separator, layout.sample_separator
+        data.separator = layout.value_separator
+        if not schema.group_size_field:
+            data.input_fields.add(input_name=GROUP_SIZE, input_type=DatasetConfig.INT64)
+            features = config.feature_config.features or config.feature_configs
+            features.add(input_names=[GROUP_SIZE], feature_type=FeatureConfig.SampleNumFeature)
+    pattern = f"part-*.{FORMATS[options.format].ending}"
+    config.ClearField("eval_input_path")
+    config.train_input_path = os.path.join(options.output, "" if not sides else "train", pattern)
+    if "eval" in sides:
+        config.eval_input_path = os.path.join(options.output, "eval", pattern)
+    if sides and "train" not in sides:
+        config.ClearField("train_input_path")
+    path = options.pipeline_config_template
+    with open(path, "w", encoding="utf-8") as file:
+        file.write(text_format.MessageToString(config, as_utf8=True))
+    load_pipeline(path)

@@ -1,0 +1,309 @@
+"""Files of a flat log, CSV and Parquet: which there are, how they are divided, and their rows piece by piece.
+
+A file is divided into splits, so that several processes can read it; each knows the number of its first row. Rows are
+numbered from 1, without a header and empty lines.
+"""
+
+from __future__ import annotations
+
+import glob
+import gzip
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import IO, Literal, NamedTuple
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from easyrec_mm.errors import DataError
+from easyrec_mm.grouping import csv_blocks
+from easyrec_mm.grouping.columns import ORDER, ROW_BITS, Kind, Typed, kind_of, starts_with_zero, to_kind
+
+# Rows of Parquet that are read at once, and bytes and rows of a split.
+READ_ROWS = 1 << 16
+SPLIT_BYTES, SPLIT_ROWS = 1 << 26, 1 << 18
+_PARQUET_MAGIC, _GZIP_MAGIC = b"PAR1", b"\x1f\x8b"
+# Values of a block of text by which is told whether it is worth trying to read all of them as numbers.
+_NUM_PROBED = 1000
+
+
+@dataclass(frozen=True)
+class Split:
+    """Some rows of a file: bytes or row groups from `start` to before `end` (-1: to the end of the file).
+
+    first_row   number of the first, from 1
+    num_rows    how many they are
+    names       all columns of a CSV file, in its order
+    """
+
+    file: int
+    path: str
+    format: Literal["csv", "parquet"]
+    start: int
+    end: int
+    first_row: int = 1
+    num_rows: int = 0
+    names: tuple[str, ...] = ()
+
+
+class FilePlan(NamedTuple):
+    """What a file holds: its columns, with their kinds where it says them, and its splits."""
+
+    columns: dict[str, Kind | None]
+    splits: list[Split]
+
+
+class Piece(NamedTuple):
+    """Some rows of a split: a table of the columns that were asked for, as they stand in the file, with ORDER.
+
+    malformed  (row, what is wrong) of those that cannot be read
+    num_rows   all rows, those among them
+    """
+
+    table: pa.Table
+    malformed: list[tuple[int, str]]
+    num_rows: int
+
+
+def find_inputs(paths: str) -> list[str]:
+    """Files of a list with commas of files, folders and globs, each once, those of a folder or glob sorted.
+
+    Raises:
+      DataError: naming the part that matches nothing.
+    """
+    files: list[str] = []
+    for part in filter(None, (part.strip() for part in paths.split(","))):
+        found = sorted(glob.glob(part, recursive=True)) if not os.path.exists(part) else [part]
+        found = [file for name in found for file in (_files_of(name) if os.path.isdir(name) else [name])]
+        if not found:
+            raise DataError(f"--input: '{part}' matches no file; check the path")
+        files += [file for file in found if file not in files]
+    if not files:
+        raise DataError("--input: names no file; give the files of the log")
+    return files
+
+
+def _files_of(folder: str) -> list[str]:
+    """Files in a folder and below, but for hidden ones and markers such as _SUCCESS."""
+    found = []
+    for root, folders, names in os.walk(folder):
+        folders[:] = sorted(name for name in folders if name[0] not in "._")
+        found += [os.path.join(root, name) for name in sorted(names) if name[0] not in "._"]
+    return found
+
+
+def plan_file(file: int, path: str, separator: str) -> FilePlan:
+    """Divide a file.
+
+    Raises:
+      DataError: if it cannot be read.
+    """
+    try:
+        with open(path, "rb") as stream:
+            magic = stream.read(4)
+        return _plan_parquet(file, path) if magic == _PARQUET_MAGIC else _plan_csv(file, path, separator)
+    except (OSError, EOFError, pa.ArrowException) as error:
+        raise unreadable(path, error) from error
+
+
+def unreadable(path: str, error: Exception) -> DataError:
+    """What to raise for a file that breaks off, is damaged or vanishes."""
+    return DataError(f"{path}: cannot be read: {error}; write it again, or leave it out")
+
+
+def _plan_parquet(file: int, path: str) -> FilePlan:
+    with pq.ParquetFile(path) as opened:
+        columns: dict[str, Kind | None] = {}
+        for field in opened.schema_arrow:
+            try:
+                columns[field.name] = kind_of(field.type)
+            except ValueError as error:
+                raise DataError(
+                    f"{path}: column '{field.name}' {error}; leave it out by naming the others in --columns"
+                ) from error
+        splits: list[Split] = []
+        row, num_rows = 1, 0
+        start = 0
+        for i in range(opened.metadata.num_row_groups):
+            num_rows += opened.metadata.row_group(i).num_rows
+            if num_rows >= SPLIT_ROWS or i + 1 == opened.metadata.num_row_groups:
+                splits.append(Split(file, path, "parquet", start, i + 1, row, num_rows))
+                start, row, num_rows = i + 1, row + num_rows, 0
+        return FilePlan(columns, splits)
+
+
+def _plan_csv(file: int, path: str, separator: str) -> FilePlan:
+    with open_binary(path) as stream:
+        header, start = csv_blocks.read_header(stream, path, separator)
+        names = tuple(header)
+        if _is_gzip(path) or os.path.getsize(path) <= start + SPLIT_BYTES:
+            return FilePlan(dict.fromkeys(names), [Split(file, path, "csv", start, -1, names=names)] if names else [])
+        splits = []
+        end = start
+        for block in csv_blocks.blocks(stream):
+            end += len(block)
+            if end - start >= SPLIT_BYTES:
+                splits.append(Split(file, path, "csv", start, end, names=names))
+                start = end
+        if end > start:
+            splits.append(Split(file, path, "csv", start, end, names=names))
+        return FilePlan(dict.fromkeys(names), splits)
+
+
+def open_binary(path: str) -> IO[bytes]:
+    """A file, unpacked if it is gzip."""
+    return gzip.open(path) if _is_gzip(path) else open(path, "rb")  # type: ignore[return-value]
+
+
+def _is_gzip(path: str) -> bool:
+    with open(path, "rb") as stream:
+        return stream.read(2) == _GZIP_MAGIC
+
+
+def pieces(split: Split, columns: list[str], separator: str) -> Iterator[Piece]:
+    """The rows of a split.
+
+    Args:
+      split: which.
+      columns: those to read; the file has all of them.
+      separator: between the values of a CSV file.
+
+    Raises:
+      DataError: if the file breaks off, is damaged or vanished.
+    """
+    read = _csv_pieces(split, columns, separator) if split.format == "csv" else _parquet_pieces(split, columns)
+    try:
+        yield from read
+    except (OSError, EOFError, pa.ArrowException) as error:
+        raise unreadable(split.path, error) from error
+
+
+def _parquet_pieces(split: Split, columns: list[str]) -> Iterator[Piece]:
+    with pq.ParquetFile(split.path) as opened:
+        row = split.first_row
+        for batch in opened.iter_batches(READ_ROWS, row_groups=range(split.start, split.end), columns=columns):
+            order = _order(split.file, row + np.arange(len(batch)))
+            table = pa.Table.from_batches([batch]).select(columns).append_column(ORDER, order)
+            yield Piece(table, [], len(batch))
+            row += len(batch)
+        if row - split.first_row != split.num_rows:
+            raise OSError(f"{row - split.first_row} rows from row {split.first_row} on, and {split.num_rows} before")
+
+
+def _csv_pieces(split: Split, columns: list[str], separator: str) -> Iterator[Piece]:
+    row = split.first_row
+    for rows in _csv_rows(split, separator):
+        malformed = [(row + number, problem) for number, problem in rows.malformed]
+        table = rows.table.select(columns).append_column(ORDER, _order(split.file, row + rows.number))
+        yield Piece(table, malformed, rows.num_rows)
+        row += rows.num_rows
+    if split.num_rows and row - split.first_row != split.num_rows:
+        raise OSError(f"{row - split.first_row} rows from row {split.first_row} on, and {split.num_rows} before")
+
+
+def _csv_rows(split: Split, separator: str) -> Iterator[csv_blocks.CsvRows]:
+    with open_binary(split.path) as stream:
+        stream.seek(split.start)
+        num_bytes = split.end - split.start if split.end >= 0 else -1
+        for block in csv_blocks.blocks(stream, num_bytes):
+            yield csv_blocks.parse(block, list(split.names), separator)
+
+
+def _order(file: int, rows: np.ndarray) -> pa.Array:
+    return pa.array((np.int64(file) << ROW_BITS) | rows.astype(np.int64))
+
+
+@dataclass(frozen=True)
+class TextCounts:
+    """What the values of a column of texts look like: how many are numbers, among those that are not missing."""
+
+    num_values: int = 0
+    num_numbers: int = 0
+    num_bools: int = 0  # looked for only where some are no numbers
+    has_fractions: bool = False
+    is_id: bool = False  # some would not be the same after having been a number: 007, or more than 18 digits
+
+    def __add__(self, other: TextCounts) -> TextCounts:
+        return TextCounts(
+            self.num_values + other.num_values,
+            self.num_numbers + other.num_numbers,
+            self.num_bools + other.num_bools,
+            self.has_fractions or other.has_fractions,
+            self.is_id or other.is_id,
+        )
+
+    def kind(self, max_bad_share: float) -> Kind | None:
+        """What nearly all values are; None if there is none."""
+        if not self.num_values:
+            return None
+        if self.num_bools == self.num_values:
+            return "bool"
+        if self.is_id or self.num_values - self.num_numbers > max_bad_share * self.num_values:
+            return "string"
+        return "float64" if self.has_fractions else "int64"
+
+
+class Scanned(NamedTuple):
+    """The rows of a split of CSV, counted, and what its columns look like."""
+
+    num_rows: int
+    counts: dict[str, TextCounts]
+
+
+def scan_split(split: Split, separator: str) -> Scanned:
+    """Look at all values of a split of CSV.
+
+    Raises:
+      DataError: if the file breaks off, is damaged or vanished.
+    """
+    num_rows = 0
+    counts = dict.fromkeys(split.names, TextCounts())
+    try:
+        for rows in _csv_rows(split, separator):
+            num_rows += rows.num_rows
+            for name in split.names:
+                for chunk in rows.table[name].chunks:
+                    counts[name] += _look_at(chunk)
+    except (OSError, EOFError, pa.ArrowException) as error:
+        raise unreadable(split.path, error) from error
+    return Scanned(num_rows, counts)
+
+
+def _look_at(values: pa.Array) -> TextCounts:
+    readable = to_kind(values.drop_null(), "string")
+    values, num_unreadable = readable.values.drop_null(), _num_bad(readable)
+    probe = values.slice(0, _NUM_PROBED)
+    if 2 * min(_num_bad(to_kind(probe, kind)) for kind in ("float64", "bool")) > len(probe):
+        return TextCounts(len(values) + num_unreadable)
+    numbers = to_kind(values, "float64")
+    num_bad = _num_bad(numbers)
+    texts = values if not numbers.values.null_count else values.filter(numbers.values.is_valid())
+    num_numbers = len(texts)
+    is_bool = to_kind(values, "bool") if num_bad else None
+    return TextCounts(
+        num_values=num_numbers + num_bad + num_unreadable,
+        num_numbers=num_numbers,
+        num_bools=num_numbers + num_bad - _num_bad(is_bool) if is_bool else 0,
+        has_fractions=_has_fractions(texts, numbers.values.drop_null()),
+        is_id=_has_ids(texts),
+    )
+
+
+def _num_bad(typed: Typed) -> int:
+    return 0 if typed.is_bad is None else int(typed.is_bad.sum())
+
+
+def _has_fractions(texts: pa.Array, numbers: pa.Array) -> bool:
+    """Whether some numbers are written as others than whole ones: 0.5, 1.0, 1e3."""
+    is_whole = pc.all(pc.equal(pc.floor(numbers), numbers)).as_py() is not False
+    return not is_whole or bool(pc.any(pc.match_substring_regex(texts, "[.eE]")).as_py())
+
+
+def _has_ids(texts: pa.Array) -> bool:
+    if starts_with_zero(texts) and pc.any(pc.match_substring_regex(texts, "^-?0[0-9]")).as_py():
+        return True
+    is_long = pc.greater(pc.binary_length(texts), 18)
+    return bool(pc.any(pc.match_substring_regex(texts.filter(is_long), r"^[+-]?[0-9]{19,}$")).as_py())

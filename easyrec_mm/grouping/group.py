@@ -1,0 +1,173 @@
+"""The command `group`: a flat log -> shards of groups, statistics, what was refused, and a config to train with.
+
+The steps are those of an engine: look at the files, read the rows, make groups, write shards. Each ends before the next
+begins, because it decides what that does: how many shards there are, which columns are the same for an item.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterable, Iterator
+from typing import Protocol, TypeVar
+
+from easyrec_mm.config import load_pipeline
+from easyrec_mm.errors import DataError, UserError
+from easyrec_mm.grouping.assign import GroupRule, GroupsReport
+from easyrec_mm.grouping.bad_rows import BAD_ROWS, BadRow, BadRows
+from easyrec_mm.grouping.column_stats import LogStats
+from easyrec_mm.grouping.constancy import ConstantColumns
+from easyrec_mm.grouping.flat_files import Split
+from easyrec_mm.grouping.group_stats import GroupStats
+from easyrec_mm.grouping.inference import infer
+from easyrec_mm.grouping.log_plan import plan_log
+from easyrec_mm.grouping.options import GroupOptions
+from easyrec_mm.grouping.output_folder import check_output, new_folder
+from easyrec_mm.grouping.pictures import PicturePacker
+from easyrec_mm.grouping.pipeline_template import Grouped, template
+from easyrec_mm.grouping.rows import LogLayout, RowsReport
+from easyrec_mm.grouping.shards import FORMATS, OutputRule, ShardReport
+from easyrec_mm.grouping.sides import EVAL, SIDES, TRAIN
+
+# Bytes of a shard that are aimed at, groups that one has at least, and shards that there are if groups suffice.
+_SHARD_BYTES, _MIN_GROUPS, _MIN_SHARDS = 64 << 20, 64, 4
+
+Item = TypeVar("Item")
+Result = TypeVar("Result")
+
+
+class Engine(Protocol):
+    """Runs the steps, on one machine or many; both with the same functions and the same output."""
+
+    def map(self, function: Callable[[Item], Result], items: Iterable[Item]) -> list[Result]:
+        """The results for each item, in their order."""
+
+    def read(self, splits: list[Split], layout: LogLayout) -> RowsReport:
+        """Read and check the rows; they are kept for `group`."""
+
+    def group(self, rule: GroupRule) -> tuple[GroupsReport, ConstantColumns]:
+        """Make groups of what was read; they are kept for `write`."""
+
+    def write(self, rule: OutputRule) -> list[ShardReport]:
+        """Write the shards of what was grouped, in their order."""
+
+
+def group(options: GroupOptions, engine: Engine, packer: PicturePacker | None) -> str:
+    """Run the command; what to tell the user.
+
+    Args:
+      options: what is wanted.
+      engine: runs the steps.
+      packer: of the pictures; None to leave them where they are.
+
+    Raises:
+      DataError: if a file cannot be used, or too much of the log cannot.
+    """
+    check_output(options.output, options.overwrite)
+    plan = plan_log(options, engine.map)
+    bad = BadRows(options.output, options.max_bad_share)
+    rows = engine.read(plan.splits, plan.layout)
+    bad.add(rows.num_refused, rows.num_rows, "rows", (BadRow("row", *row) for row in rows.refused))
+    if not rows.stats[TRAIN].num_rows:
+        why = f"the first is refused: {bad.first}" if bad.first else "all are set apart to evaluate"
+        raise DataError(f"--input {options.input}: none of the {rows.num_rows} rows can train; {why}")
+
+    num_shards = _num_shards(options, rows.stats)
+    groups, constant = engine.group(GroupRule(plan.layout, options.max_group_size, num_shards, options.seed))
+    bad.add(groups.num_conflicts, groups.num_items, "items", _conflicts(groups, plan.layout))
+    inference = infer(options, rows.stats[TRAIN], constant)
+    if options.pipeline_config_template and not inference.labels:
+        raise DataError("--label_fields: no column looks like a label of 0 and 1; name the columns that are labels")
+
+    with new_folder(options.output, options.overwrite) as folder:
+        has_sides = options.split_by is not None
+        for side in SIDES if has_sides else ():
+            os.mkdir(os.path.join(folder, side))
+        fields = inference.group_fields(options)
+        shards = engine.write(OutputRule(folder, options.format, fields, num_shards, has_sides, packer))
+        num_bad = sum(len(shard.bad_pictures) for shard in shards)
+        num_pictures = num_bad + sum(shard.num_pictures for shard in shards)
+        bad.add(num_bad, num_pictures, "pictures", _bad_pictures(shards, plan.layout))
+        stats = GroupStats(options, rows, groups, inference, shards)
+        _require_all(stats)
+        bad.write(os.path.join(folder, BAD_ROWS))
+        stats.write(folder)
+    lines = [*stats.lines(), *bad.told(), *(f"note: {note}" for note in inference.notes)]
+    if options.pipeline_config_template:
+        lines += _write_template(stats)
+    return "\n".join(lines)
+
+
+def _conflicts(groups: GroupsReport, layout: LogLayout) -> Iterator[BadRow]:
+    for one in groups.conflicts:
+        problem = f"'{one.second}', but '{one.first}' before in item '{one.item}'"
+        yield BadRow("conflict", *layout.place(one.order), f"column '{one.column}'", problem)
+
+
+def _bad_pictures(shards: list[ShardReport], layout: LogLayout) -> Iterator[BadRow]:
+    found = [one for shard in shards for one in shard.bad_pictures]
+    for one in sorted(found, key=lambda one: one.order):
+        yield BadRow("picture", *layout.place(one.order), one.path, one.problem)
+
+
+def _num_shards(options: GroupOptions, stats: list[LogStats]) -> tuple[int, int]:
+    """Shards of each side: as told, those of eval in proportion; else by the bytes of the rows."""
+    rows = [side.num_rows for side in stats]
+    train = options.num_shards or _by_size(stats[TRAIN], options.max_group_size)
+    if not rows[EVAL]:
+        return train, 0
+    if options.num_shards:
+        return train, max(1, round(train * rows[EVAL] / rows[TRAIN]))
+    return train, _by_size(stats[EVAL], options.max_group_size)
+
+
+def _by_size(stats: LogStats, max_group_size: int) -> int:
+    num_bytes = sum(8 * column.num_rows + column.num_bytes for column in stats.columns.values())
+    most = max(1, stats.num_rows // max_group_size // _MIN_GROUPS)
+    return min(max(-(-num_bytes // _SHARD_BYTES), _MIN_SHARDS), most)
+
+
+def _require_all(stats: GroupStats) -> None:
+    """Every row that was read is refused or written, as counted in the files."""
+    num_kept = 0
+    for side, of_rows in enumerate(stats.rows.stats):
+        shards = stats.of_side(side)
+        written = sum(shard.num_rows for shard in shards), sum(shard.num_groups for shard in shards)
+        wanted = of_rows.num_rows, int(stats.groups.sizes[side].sum())
+        if written != wanted:
+            raise UserError(
+                f"{SIDES[side]}: {written[0]} rows in {written[1]} groups were written of {wanted[0]} in {wanted[1]}, "
+                "by a mistake of this program; nothing is kept"
+            )
+        num_kept += of_rows.num_rows
+    if stats.rows.num_rows != num_kept + stats.rows.num_refused:
+        raise UserError(
+            f"of {stats.rows.num_rows} rows {num_kept} are kept and {stats.rows.num_refused} refused, by a mistake of "
+            "this program; nothing is kept"
+        )
+
+
+def _write_template(stats: GroupStats) -> list[str]:
+    """Write the config, and load it as training will; lines for the user."""
+    options, of_train = stats.options, stats.rows.stats[TRAIN]
+
+    def files(side: int) -> str:
+        folder = os.path.join(options.output, SIDES[side]) if options.split_by else options.output
+        return os.path.join(folder, f"part-*.{FORMATS[options.format].ending}")
+
+    sample = of_train.sample.table
+    grouped = Grouped(
+        train_path=files(TRAIN),
+        eval_path=files(EVAL) if stats.of_side(EVAL) else "",
+        num_groups=int(stats.groups.sizes[TRAIN].sum()),
+        num_rows=of_train.num_rows,
+        num_rows_without_picture=stats.groups.num_rows_without_picture,
+        pictures=tuple(filter(None, sample[options.image_field].to_pylist())) if sample is not None else (),
+    )
+    path = options.pipeline_config_template
+    os.makedirs(os.path.dirname(os.path.abspath(path)), exist_ok=True)
+    with open(path, "w", encoding="utf-8") as file:
+        file.write(template(options, stats.inference, grouped))
+    load_pipeline(path)
+    labels = ", ".join(label.name for label in stats.inference.labels)
+    guessed = " (guessed; --label_fields tells others)" if stats.inference.are_labels_guessed else ""
+    return [f"labels: {labels}{guessed}", f"next: easyrec-mm train --pipeline_config {path}"]

@@ -1,0 +1,116 @@
+"""What grouping did, for a person and as stats.json: rows in and out, groups and their sizes, pictures, columns."""
+
+from __future__ import annotations
+
+import json
+import os
+from dataclasses import dataclass
+from typing import Any
+
+from easyrec_mm.grouping.assign import GroupsReport
+from easyrec_mm.grouping.column_stats import LogStats
+from easyrec_mm.grouping.inference import Inference
+from easyrec_mm.grouping.options import GroupOptions
+from easyrec_mm.grouping.rows import RowsReport
+from easyrec_mm.grouping.shards import ShardReport
+from easyrec_mm.grouping.sides import EVAL, SIDES
+
+STATS, SUCCESS = "stats.json", "_SUCCESS"
+
+
+@dataclass
+class GroupStats:
+    """Everything that the steps told."""
+
+    options: GroupOptions
+    rows: RowsReport
+    groups: GroupsReport
+    inference: Inference
+    shards: list[ShardReport]
+
+    def of_side(self, side: int) -> list[ShardReport]:
+        """The shards of a side."""
+        return [shard for shard in self.shards if shard.side == side]
+
+    def write(self, folder: str) -> None:
+        """Write stats.json and _SUCCESS, for each side where there are two."""
+        for side, name in enumerate(SIDES):
+            if self.options.split_by is None and side == EVAL:
+                continue
+            path = os.path.join(folder, name) if self.options.split_by else folder
+            values = self._whole() | self._side(side)
+            with open(os.path.join(path, STATS), "w", encoding="utf-8") as file:
+                json.dump(values, file, indent=1, ensure_ascii=False)
+            with open(os.path.join(path, SUCCESS), "wb"):
+                pass
+
+    def lines(self) -> list[str]:
+        """The same in short."""
+        pictures, several = self.groups.count_pictures()
+        num_out = sum(shard.num_rows for shard in self.shards)
+        lines = [
+            f"{self.options.output}: {self.rows.num_rows:,} rows in, {num_out:,} out, "
+            f"{self.rows.num_refused:,} refused; {self.groups.num_duplicate_rows:,} of them are there before",
+            f"{self.groups.num_items:,} items, {pictures:,} pictures ({several:,} of several items), "
+            f"{self.groups.num_rows_without_picture:,} rows without a picture",
+        ]
+        for side, name in enumerate(SIDES):
+            shards = self.of_side(side)
+            if shards:
+                num_groups = sum(shard.num_groups for shard in shards)
+                mean = sum(shard.num_rows for shard in shards) / max(num_groups, 1)
+                told = f"{num_groups:,} groups of {mean:.1f} rows on average in {len(shards)} file(s)"
+                lines.append(f"{name}: {told}" if self.options.split_by else told)
+        return lines
+
+    def _whole(self) -> dict[str, Any]:
+        """What is the same for both sides."""
+        pictures, several = self.groups.count_pictures()
+        return {
+            "rows_in": self.rows.num_rows,
+            "rows_refused": self.rows.num_refused,
+            "rows_out": sum(shard.num_rows for shard in self.shards),
+            "items": self.groups.num_items,
+            "items_in_conflict": self.groups.num_conflicts,
+            "pictures": pictures,
+            "pictures_of_several_items": several,
+            "rows_without_picture": self.groups.num_rows_without_picture,
+            "duplicate_rows": self.groups.num_duplicate_rows,
+            "labels": [label.name for label in self.inference.labels],
+            "per_group": sorted(one.name for one in self.inference.fields if one.per_group),
+        }
+
+    def _side(self, side: int) -> dict[str, Any]:
+        shards = self.of_side(side)
+        values = {
+            "split": SIDES[side] if self.options.split_by else None,
+            "rows": sum(shard.num_rows for shard in shards),
+            "groups": sum(shard.num_groups for shard in shards),
+            "group_sizes": {str(size): int(number) for size, number in enumerate(self.groups.sizes[side]) if number},
+            "shards": [self._shard(shard) for shard in shards],
+            "columns": _columns(self.rows.stats[side]),
+        }
+        if self.options.embed_images:
+            values["packed_pictures"] = sum(shard.num_pictures for shard in shards)
+            values["bad_pictures"] = sum(len(shard.bad_pictures) for shard in shards)
+        return values
+
+    def _shard(self, shard: ShardReport) -> dict[str, Any]:
+        values: dict[str, Any] = {"file": shard.name, "groups": shard.num_groups, "rows": shard.num_rows}
+        if self.options.embed_images:
+            values |= {"pictures": shard.num_pictures, "bad_pictures": len(shard.bad_pictures)}
+        return values
+
+
+def _columns(stats: LogStats) -> dict[str, dict[str, Any]]:
+    return {
+        name: {
+            "type": column.kind,
+            "missing": column.num_missing,
+            "distinct": column.num_distinct,
+            "distinct_is_exact": column.counts is not None,
+            "least": column.least,
+            "greatest": column.greatest,
+        }
+        for name, column in stats.columns.items()
+    }

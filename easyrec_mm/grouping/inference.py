@@ -1,0 +1,379 @@
+"""What a column of a log is to a model: label, feature of a kind, or nothing; and why."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+
+from easyrec_mm.grouping.column_stats import MAX_COUNTED, ColumnStats, LogStats
+from easyrec_mm.grouping.columns import MAX_WHOLE, Kind
+from easyrec_mm.grouping.constancy import ConstantColumns
+from easyrec_mm.grouping.grouped_table import GroupFields
+from easyrec_mm.grouping.options import GROUP_SIZE, GroupOptions
+from easyrec_mm.quantiles import quantile_boundaries
+
+# Distinct texts up to which a feature has a vocabulary, and rows of the largest table that is proposed.
+_MAX_VOCABULARY, _MAX_TABLE = 100, 50_000_000
+# Whole numbers from 0 to below this are rows of a table, if most of them occur.
+_MAX_BUCKETS = 1000
+_NUM_QUANTILES = 16
+_SMALL_DIM, _DIM = 8, 16
+# AUC of a column by which it tells a label, rather than helps to guess it.
+_TELLING_AUC = 0.98
+# Times that a column would have differed within an item if it were chance.
+_MIN_EVIDENCE = 20
+_TAG_SEPARATORS = ("|", ",", ";", " ")
+
+_LABEL = re.compile(
+    r"(is_)?(label|labels|click|clicked|clicks|clk|conversion|converted|convert|purchase|purchased|buy|bought|pay|paid"
+    r"|order|ordered|like|liked|favorite|favourite|cart|add_to_cart|install|share|shared|valid_play|finish)(_label)?"
+    r"|is_\w+|label_\w+|\w+_label"
+)
+_ID = re.compile(
+    r"(\w+_)?(id|ids|uid|pid|cid|no|code|key|hash|type|cate|category|brand|shop|seller|city|province|region|country"
+    r"|gender|sex|os|device|model|level|class|status|channel|slot|weekday|zip|idx|index)"
+)
+_TIME = re.compile(r"(\w+_)?(time|timestamp|ts|date|datetime|dt|day)|(\w+_)at")
+# Whole numbers from here on are no durations: dates as 20260131, seconds since 1970.
+_MIN_TIME = 10_000_000
+
+
+@dataclass
+class FieldPlan:
+    """An input field. `default` stands for a missing value; None where that is the language's own."""
+
+    name: str
+    kind: Kind
+    default: int | float | None = None
+    per_group: bool = False
+
+
+@dataclass
+class FeaturePlan:
+    """A feature: `settings` by name, and why they are so."""
+
+    name: str
+    feature_type: str
+    settings: dict[str, Any]
+    why: str
+
+
+@dataclass
+class LabelPlan:
+    """A label, and what is predicted: a class (0 or 1), or a number."""
+
+    name: str
+    is_binary: bool
+    mean: float
+    variance: float
+
+
+@dataclass
+class Inference:
+    """What the columns are. `left_out` and `notes` say what is no feature, and what a person should look at."""
+
+    fields: list[FieldPlan]
+    labels: list[LabelPlan]
+    are_labels_guessed: bool
+    features: list[FeaturePlan] = field(default_factory=list)
+    left_out: dict[str, str] = field(default_factory=dict)
+    notes: list[str] = field(default_factory=list)
+
+    def group_fields(self, options: GroupOptions) -> GroupFields:
+        """How the columns are written."""
+        return GroupFields(
+            kinds={one.name: one.kind for one in self.fields},
+            labels=tuple(label.name for label in self.labels),
+            image=options.image_field,
+            size=GROUP_SIZE,
+            per_group=frozenset(one.name for one in self.fields if one.per_group),
+            defaults={one.name: one.default for one in self.fields if one.default is not None},
+            column_separator=options.rtp_separator,
+        )
+
+
+def infer(options: GroupOptions, stats: LogStats, constant: ConstantColumns) -> Inference:
+    """What the columns are.
+
+    Args:
+      options: what the user says of them.
+      stats: of the rows that train.
+      constant: columns that are the same for all rows of an item.
+    """
+    labels, left_out = _labels(options, stats, constant)
+    result = Inference([], labels, not options.label_fields, left_out=left_out)
+    names = {label.name for label in labels}
+    for name, column in stats.columns.items():
+        per_group = name not in names and _is_per_group(name, column, options, constant)
+        plan = FieldPlan(name, _written_kind(column), per_group=per_group)
+        result.fields.append(plan)
+        if name not in names and name != options.image_field and name not in left_out:
+            _plan_feature(plan, column, options, stats, result)
+        if column.num_missing * 2 > column.num_rows:
+            result.notes.append(
+                f"column '{name}' is missing in {_share(column.num_missing, column.num_rows)} of the rows"
+            )
+    return result
+
+
+def _written_kind(column: ColumnStats) -> Kind:
+    """Whole numbers beyond 18 digits are ids, which the trainer reads as text."""
+    is_long = column.kind == "int64" and max(abs(column.least or 0), abs(column.greatest or 0)) >= MAX_WHOLE
+    return "string" if is_long else column.kind
+
+
+def _is_per_group(name: str, column: ColumnStats, options: GroupOptions, constant: ConstantColumns) -> bool:
+    """Whether the column describes the item: it never differed within one, though chance would have made it differ."""
+    if name in (options.group_by, options.image_field, *options.group_fields):
+        return True
+    if name not in constant.names or name in (options.user_field, options.time_field):
+        return False
+    shares = np.array(list(column.counts.values())) / max(column.num_values, 1) if column.counts else np.zeros(1)
+    return bool(constant.num_compared * (1 - float(np.sum(shares**2))) >= _MIN_EVIDENCE)
+
+
+def _labels(
+    options: GroupOptions, stats: LogStats, constant: ConstantColumns
+) -> tuple[list[LabelPlan], dict[str, str]]:
+    """The labels; and columns that look like labels and are none, which as features would tell the answer."""
+    found = list(options.label_fields)
+    left_out: dict[str, str] = {}
+    own = {options.group_by, options.image_field, options.user_field, options.time_field, *options.group_fields}
+    for name, column in stats.columns.items():
+        if name in found or name in own or not _LABEL.fullmatch(name.lower()) or not _is_binary(column):
+            continue
+        if name.lower().startswith("is_") and _is_per_group(name, column, options, constant):
+            continue  # of the item, as is_new
+        if options.label_fields:
+            left_out[name] = "looks like a label that is not in --label_fields; as a feature it would tell the answer"
+        elif column.num_missing:
+            left_out[name] = (
+                f"looks like a label and is missing in {column.num_missing:,} rows; name it in --label_fields: such "
+                "rows are refused"
+            )
+        else:
+            found.append(name)
+    return [_label(name, stats) for name in found], left_out
+
+
+def _is_binary(column: ColumnStats) -> bool:
+    return column.kind != "string" and column.counts is not None and set(column.counts) == {0, 1}
+
+
+def _label(name: str, stats: LogStats) -> LabelPlan:
+    values = _numbers(stats, name)
+    column = stats.columns[name]
+    is_binary = column.counts is not None and bool(column.counts) and set(column.counts) <= {0, 1}
+    mean, variance = (float(values.mean()), float(values.var())) if len(values) else (0.0, 0.0)
+    return LabelPlan(name, is_binary, mean, variance)
+
+
+def _plan_feature(
+    plan: FieldPlan, column: ColumnStats, options: GroupOptions, stats: LogStats, result: Inference
+) -> None:
+    """Add the feature of a column, or why it has none."""
+    why_not = _why_no_feature(plan.name, column, options) or _telling(plan.name, column, stats, result.labels)
+    if why_not:
+        result.left_out[plan.name] = why_not
+        return
+    is_id = bool(_ID.fullmatch(plan.name.lower())) or plan.name in (options.group_by, options.user_field)
+    make: Callable[[FieldPlan, ColumnStats, LogStats], FeaturePlan]
+    if plan.kind == "string":
+        make = _text_feature
+    elif plan.kind == "bool" or (plan.kind == "int64" and _is_dense(column)):
+        make = _bucket_feature
+    elif plan.kind == "int64" and is_id:
+        make = _hashed_feature
+    else:
+        make = _number_feature
+    feature = make(plan, column, stats)
+    if plan.per_group:
+        feature.settings["per_group"] = True
+    result.features.append(feature)
+
+
+def _why_no_feature(name: str, column: ColumnStats, options: GroupOptions) -> str:
+    by = options.split_by.by if options.split_by else ""
+    time = options.split_by.column if options.split_by else ""
+    if name in (options.time_field, time) or _is_time(name, column):
+        return "a time: what comes later has values that no training saw"
+    if name == options.group_by and by == "item":
+        return "no item that evaluates is among those that train (--split_by item)"
+    if name == options.user_field and by == "user":
+        return "no user that evaluates is among those that train (--split_by user)"
+    if column.num_distinct == 0:
+        return "has no value"
+    if column.num_distinct == 1 and not column.num_missing:
+        return f"is {column.least!r} in all rows"
+    return ""
+
+
+def _is_time(name: str, column: ColumnStats) -> bool:
+    """Whether a column looks like a point in time: by its name, and dates or large numbers in it."""
+    if not _TIME.fullmatch(name.lower()) or column.least is None:
+        return False
+    if column.kind == "string":
+        return all(re.match("[0-9]{4}", str(limit)) for limit in (column.least, column.greatest))
+    return column.kind != "bool" and float(column.least) >= _MIN_TIME
+
+
+def _telling(name: str, column: ColumnStats, stats: LogStats, labels: list[LabelPlan]) -> str:
+    if column.kind == "string" or stats.sample.table is None:
+        return ""
+    values = stats.sample.table[name].cast(pa.float64(), safe=False).to_numpy()
+    for label in labels:
+        if label.is_binary:
+            target = stats.sample.table[label.name].cast(pa.float64(), safe=False).to_numpy()
+            known = ~np.isnan(values) & ~np.isnan(target)
+            auc = _auc(target[known] > 0.5, values[known])
+            if max(auc, 1 - auc) >= _TELLING_AUC:
+                return f"tells the label '{label.name}' (AUC {max(auc, 1 - auc):.3f}): known only afterwards?"
+    return ""
+
+
+def _auc(label: NDArray[np.bool_], score: NDArray[np.float64]) -> float:
+    """Area under the ROC curve; 0.5 with one class only, or too few to tell."""
+    num_positive = int(label.sum())
+    num_negative = len(label) - num_positive
+    if min(num_positive, num_negative) < 10:
+        return 0.5
+    _, place, count = np.unique(score, return_inverse=True, return_counts=True)
+    rank = (np.cumsum(count) - (count - 1) / 2)[place]  # mean rank, from 1, of equal scores
+    return float((rank[label].sum() - num_positive * (num_positive + 1) / 2) / (num_positive * num_negative))
+
+
+def _numbers(stats: LogStats, name: str) -> NDArray[np.float64]:
+    """The values of a column in the sample."""
+    if stats.sample.table is None:
+        return np.zeros(0)
+    return stats.sample.table[name].drop_null().cast(pa.float64(), safe=False).to_numpy()  # type: ignore[no-any-return]
+
+
+# --- Kinds of features
+
+
+def _text_feature(plan: FieldPlan, column: ColumnStats, stats: LogStats) -> FeaturePlan:
+    table = stats.sample.table
+    values = [value for value in table[plan.name].drop_null().to_pylist() if value] if table is not None else []
+    several = _tag_feature(plan, values) if plan.name and column.kind == "string" else None
+    if several:
+        return several
+    counts = {value: rows for value, rows in (column.counts or {}).items() if value != ""}
+    if counts and len(counts) <= _MAX_VOCABULARY:
+        words = [str(value) for value in sorted(counts, key=lambda value: (-counts[value], value))]
+        settings = {"vocab_list": words, "embedding_dim": _SMALL_DIM}
+        return FeaturePlan(
+            plan.name, "IdFeature", settings, f"{len(words)} distinct values{_missing(column)}: a row each"
+        )
+    return _hashed_feature(plan, column, stats)
+
+
+def _hashed_feature(plan: FieldPlan, column: ColumnStats, stats: LogStats) -> FeaturePlan:
+    if plan.kind == "int64" and column.num_missing and (column.least or 0) >= 0:
+        plan.default = -1
+    rows, told = _table_rows(column.num_distinct)
+    about = "" if column.counts is not None else "about "
+    why = f"{about}{column.num_distinct:,} distinct values in {column.num_rows:,} rows{_missing(column)}: {told}"
+    dim = _DIM if column.num_distinct > MAX_COUNTED else _SMALL_DIM
+    return FeaturePlan(plan.name, "IdFeature", {"hash_bucket_size": rows, "embedding_dim": dim}, why)
+
+
+def _tag_feature(plan: FieldPlan, values: list[str]) -> FeaturePlan | None:
+    """A feature of several values in one text, told by a separator that a tenth of the texts contain."""
+    for separator in _TAG_SEPARATORS:
+        having = sum(separator in value for value in values)
+        parts = [part for value in values for part in value.split(separator) if part]
+        distinct = set(parts)
+        # The parts must be words that come again, not pieces of sentences.
+        if having * 10 < len(values) or not having or len(distinct) * 2 > len(parts):
+            continue
+        share = f"{_share(having, len(values))} of the texts hold several values"
+        lengths = {value.count(separator) + 1 for value in values}
+        if len(lengths) == 1 and all(_is_number(part) for part in distinct) and separator != " ":
+            (length,) = lengths
+            settings: dict[str, Any] = {"raw_input_dim": length, "separator": separator}
+            return FeaturePlan(plan.name, "RawFeature", settings, f"{length} numbers in each text")
+        pairs = [part.rsplit(":", 1) for part in distinct]
+        has_weights = all(len(pair) == 2 and _is_number(pair[1]) for pair in pairs)
+        tags = {pair[0] for pair in pairs} if has_weights else distinct
+        rows, told = _table_rows(len(tags))
+        settings = {"separator": separator}
+        if has_weights:
+            settings["kv_separator"] = ":"
+        settings |= {"hash_bucket_size": rows, "embedding_dim": _SMALL_DIM}
+        return FeaturePlan(plan.name, "TagFeature", settings, f"{share}, {len(tags):,} distinct in a sample: {told}")
+    return None
+
+
+def _is_dense(column: ColumnStats) -> bool:
+    """Whether whole numbers fill a small range from 0 on."""
+    if column.counts is None or not column.counts or not 0 <= column.least <= column.greatest < _MAX_BUCKETS:
+        return False
+    return bool(2 * len(column.counts) >= column.greatest + 1 or column.greatest < 10)
+
+
+def _bucket_feature(plan: FieldPlan, column: ColumnStats, stats: LogStats) -> FeaturePlan:
+    rows = int(column.greatest) + 1 if plan.kind == "int64" else 2
+    why = f"whole numbers from {int(column.least)} to {int(column.greatest)}{_missing(column)}: a row each"
+    if column.num_missing and plan.kind == "int64":
+        plan.default = rows
+        rows += 1
+        why += ", and one for missing ones"
+    return FeaturePlan(plan.name, "IdFeature", {"num_buckets": rows, "embedding_dim": _SMALL_DIM}, why)
+
+
+def _number_feature(plan: FieldPlan, column: ColumnStats, stats: LogStats) -> FeaturePlan:
+    values = _numbers(stats, plan.name)
+    low, middle, high = (float(limit) for limit in np.quantile(values, (0.01, 0.5, 0.99)))
+    if column.num_missing:
+        plan.default = round(middle) if plan.kind == "int64" else _short(middle)
+    told = (
+        f"numbers from {_short(column.least)} to {_short(column.greatest)}, median {_short(middle)}{_missing(column)}"
+    )
+    near, far = sorted((middle - low, high - middle))
+    # Half of the values on a tenth of the range, or extremes far outside, would make the rest all alike.
+    is_skewed = far > 4 * near or max(high - low, 1e-30) * 4 < float(column.greatest) - float(column.least)
+    if is_skewed:
+        limits = quantile_boundaries(values, _NUM_QUANTILES)
+        if limits:
+            settings = {"boundaries": [_short(limit) for limit in limits], "embedding_dim": _SMALL_DIM}
+            why = f"{told}, skewed: {len(limits) + 1} buckets that hold about as many rows each"
+            return FeaturePlan(plan.name, "RawFeature", settings, why)
+    least, greatest = _short(column.least), _short(column.greatest)
+    if least == greatest:
+        return FeaturePlan(plan.name, "RawFeature", {}, told)
+    return FeaturePlan(plan.name, "RawFeature", {"min_val": least, "max_val": greatest}, f"{told}: scaled to 0 to 1")
+
+
+def _table_rows(num_distinct: int) -> tuple[int, str]:
+    """Rows of a hashed table: twice as many as values, rounded up to two digits."""
+    wanted = max(2 * num_distinct, 100)
+    unit = 10 ** (len(str(wanted)) - 2)
+    rows = -(-wanted // unit) * unit
+    if rows > _MAX_TABLE:
+        return _MAX_TABLE, f"hashed into {_MAX_TABLE:,} rows, though they then share rows; a larger table may pay"
+    return rows, f"hashed into {rows:,} rows"
+
+
+def _missing(column: ColumnStats) -> str:
+    return f", missing in {_share(column.num_missing, column.num_rows)} of the rows" if column.num_missing else ""
+
+
+def _share(part: int, whole: int) -> str:
+    share = part / max(whole, 1)
+    return f"{share:.0%}" if share >= 0.01 else f"{share:.2%}"
+
+
+def _is_number(text: str) -> bool:
+    return bool(re.fullmatch(r"[+-]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][+-]?[0-9]{1,2})?", text))
+
+
+def _short(value: float) -> float:
+    """The shortest number that is the same with 32 bits."""
+    return float(str(np.float32(value)))

@@ -1,0 +1,162 @@
+"""Runs the steps of grouping in one process: threads beside each other, rows in files while they are not needed."""
+
+from __future__ import annotations
+
+import itertools
+import os
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from typing import TypeVar
+
+import numpy as np
+import pyarrow as pa
+
+from easyrec_mm.grouping.assign import POSITION, SHARD, Assignment, GroupRule, GroupsReport, assign
+from easyrec_mm.grouping.constancy import Constancy, ConstantColumns
+from easyrec_mm.grouping.flat_files import Split
+from easyrec_mm.grouping.rows import LogLayout, RowsReport, SplitReader, merged
+from easyrec_mm.grouping.shards import OutputRule, ShardReport, sort_rows, write_shard
+from easyrec_mm.grouping.spill import SpillFile, read_bucket, write_spill
+from easyrec_mm.grouping.stable_hash import hash_column, seeded
+
+Item = TypeVar("Item")
+Result = TypeVar("Result")
+
+# Memory of a row's keys while groups are made of them, and of each text among them.
+_KEY_BYTES, _TEXT_KEY_BYTES = 90, 40
+_SEED_OF_PARTITIONS = 0x9A27
+
+
+class LocalEngine:
+    """Groups rows on one machine.
+
+    Args:
+      folder: an empty one, for rows that do not fit into memory.
+      memory_bytes: what may be held at a time, roughly.
+      num_workers: threads.
+    """
+
+    def __init__(self, folder: str, memory_bytes: int, num_workers: int) -> None:
+        self._folder = folder
+        self._memory = memory_bytes
+        self._num_workers = num_workers
+        self._numbers = itertools.count()
+        self._rows: list[SpillFile] = []
+        self._placed: list[SpillFile] = []
+        self._num_partitions = 1
+        self._buckets_a_shard = 1
+
+    def map(self, function: Callable[[Item], Result], items: Iterable[Item]) -> list[Result]:
+        """The results for each item, in their order."""
+        with ThreadPoolExecutor(self._num_workers) as pool:
+            return list(pool.map(function, items))
+
+    def read(self, splits: list[Split], layout: LogLayout) -> RowsReport:
+        """Read and check the rows; they are kept for `group`."""
+        num_rows = sum(split.num_rows for split in splits)
+        texts = [
+            name for name in (layout.group_by, layout.image, *layout.group_fields) if layout.kinds[name] == "string"
+        ]
+        key_bytes = num_rows * (_KEY_BYTES + _TEXT_KEY_BYTES * len(texts))
+        self._num_partitions = max(1, -(-key_bytes // (self._memory // 2)))
+        read = self.map(lambda split: self._read_split(split, layout), splits)
+        self._rows = [file for files, _ in read for file in files]
+        return merged((report for _, report in read), layout)
+
+    def _read_split(self, split: Split, layout: LogLayout) -> tuple[list[SpillFile], RowsReport]:
+        reader = SplitReader(split, layout)
+        files = []
+        for table in _in_portions(reader.tables(), self._memory // (16 * self._num_workers)):
+            files.append(write_spill(self._new_file(), table, self._partitions(table, layout)))
+        return files, reader.report
+
+    def _partitions(self, table: pa.Table, layout: LogLayout) -> np.ndarray | None:
+        if self._num_partitions == 1:
+            return None
+        encoded = table[layout.group_by].combine_chunks().dictionary_encode()
+        hashes = seeded(hash_column(encoded), _SEED_OF_PARTITIONS)
+        return (hashes % np.uint64(self._num_partitions)).astype(np.int64)
+
+    def group(self, rule: GroupRule) -> tuple[GroupsReport, ConstantColumns]:
+        """Make groups of what was read; they are kept for `write`."""
+        num_rows = sum(file.num_rows for file in self._rows)
+        num_bytes = sum(os.path.getsize(file.path) for file in self._rows) * 3  # compressed
+        self._buckets_a_shard = max(1, -(-num_bytes // max(1, sum(rule.num_shards)) // self._portion))
+        report, constant = GroupsReport(), ConstantColumns(set(rule.layout.kinds))
+        for partition in range(self._num_partitions if num_rows else 0):
+            some, some_constant = self._group_partition(partition, rule)
+            report.merge(some)
+            constant.merge(some_constant)
+        for file in self._rows:
+            os.remove(file.path)
+        self._rows = []
+        return report, constant
+
+    @property
+    def _portion(self) -> int:
+        """Bytes of rows that a thread holds; sorting takes several times as many."""
+        return self._memory // (8 * self._num_workers)
+
+    def _group_partition(self, partition: int, rule: GroupRule) -> tuple[GroupsReport, ConstantColumns]:
+        keys = read_bucket(self._rows, partition, rule.key_columns)
+        if keys is None:
+            return GroupsReport(), ConstantColumns(set(rule.layout.kinds))
+        assignment = assign(keys, rule)
+        constancy = Constancy(list(rule.layout.kinds), len(keys), assignment.num_runs)
+        del keys
+        portions: list[tuple[int, list[SpillFile]]] = []
+        start, num_bytes = 0, 0
+        for file in self._rows:
+            if not portions or num_bytes > self._portion:
+                portions.append((start, []))
+                num_bytes = 0
+            portions[-1][1].append(file)
+            start += file.rows.get(partition, 0)
+            num_bytes += 3 * os.path.getsize(file.path) // self._num_partitions
+
+        def place(portion: tuple[int, list[SpillFile]]) -> SpillFile | None:
+            return self._place(portion[1], partition, portion[0], assignment, constancy)
+
+        self._placed += [file for file in self.map(place, portions) if file]
+        return assignment.report, constancy.result()
+
+    def _place(
+        self, files: list[SpillFile], partition: int, start: int, assignment: Assignment, constancy: Constancy
+    ) -> SpillFile | None:
+        """Write rows with their places, sorted by shard."""
+        table = read_bucket(files, partition)
+        if table is None:
+            return None
+        constancy.add(table, assignment.row_run[start : start + len(table)])
+        for name, column in assignment.places(start, len(table)).items():
+            table = table.append_column(name, column)
+        part = (table[POSITION].to_numpy() >> 32) * self._buckets_a_shard >> 31
+        buckets = table[SHARD].to_numpy().astype(np.int64) * self._buckets_a_shard + part
+        return write_spill(self._new_file(), table, buckets)
+
+    def write(self, rule: OutputRule) -> list[ShardReport]:
+        """Write the shards of what was grouped."""
+        return self.map(lambda shard: write_shard(shard, self._rows_of_shard(shard), rule), range(sum(rule.num_shards)))
+
+    def _rows_of_shard(self, shard: int) -> Iterator[pa.Table]:
+        for part in range(self._buckets_a_shard):
+            table = read_bucket(self._placed, shard * self._buckets_a_shard + part)
+            if table is not None:
+                yield sort_rows(table)
+
+    def _new_file(self) -> str:
+        return os.path.join(self._folder, f"{next(self._numbers):06d}.arrow")
+
+
+def _in_portions(tables: Iterable[pa.Table], num_bytes: int) -> Iterator[pa.Table]:
+    """The same rows in tables of about as many bytes."""
+    held: list[pa.Table] = []
+    num_held = 0
+    for table in tables:
+        held.append(table)
+        num_held += table.nbytes
+        if num_held >= num_bytes:
+            yield pa.concat_tables(held)
+            held, num_held = [], 0
+    if held:
+        yield pa.concat_tables(held)

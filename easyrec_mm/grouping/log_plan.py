@@ -1,0 +1,204 @@
+"""What a log is, before its rows are read for good: files, splits, columns and their kinds, where time is cut."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterable
+from dataclasses import replace
+from functools import partial
+from typing import Any, NamedTuple, Protocol, TypeVar
+
+from easyrec_mm.errors import DataError, did_you_mean
+from easyrec_mm.grouping.column_stats import RowSample
+from easyrec_mm.grouping.columns import ORDER, Kind, join_kinds, to_kind
+from easyrec_mm.grouping.flat_files import FilePlan, Split, TextCounts, find_inputs, pieces, plan_file, scan_split
+from easyrec_mm.grouping.grouped_rtp import forbidden
+from easyrec_mm.grouping.options import GROUP_SIZE, GroupOptions
+from easyrec_mm.grouping.rows import LogLayout
+from easyrec_mm.grouping.sides import SideRule
+
+# Times by which the cut is found.
+_NUM_TIMES = 1 << 17
+# Share of the values of a column of numbers that may be none.
+_MAX_BAD_TEXTS = 0.01
+
+Item = TypeVar("Item")
+Result = TypeVar("Result")
+
+
+class Map(Protocol):
+    """Runs a function on each item, somewhere; the results are in the order of the items."""
+
+    def __call__(self, function: Callable[[Item], Result], items: Iterable[Item]) -> list[Result]:
+        """The results."""
+
+
+class LogPlan(NamedTuple):
+    """Which parts of files are read, and how."""
+
+    splits: list[Split]
+    layout: LogLayout
+
+
+def plan_log(options: GroupOptions, run: Map) -> LogPlan:
+    """Look at all files; those of text are read once for it.
+
+    Raises:
+      DataError: if a file cannot be read, lacks a column or has it in another type, or there is no row.
+    """
+    files = find_inputs(options.input)
+    plans = run(_PlanFile(options.separator), [(i, os.path.abspath(file)) for i, file in enumerate(files)])
+    names = _columns(options, files, plans)
+    splits, texts = _scan([split for plan in plans for split in plan.splits], options.separator, run)
+    if not any(split.num_rows for split in splits):
+        raise DataError(f"{', '.join(files[:3])}: no row of data; give files that hold rows")
+    kinds: dict[str, Kind] = {}
+    for name in names:
+        kinds[name] = options.types.get(name) or _kind(name, files, plans, texts, options.max_bad_share)
+    for label in options.label_fields:
+        if kinds[label] == "string":
+            raise DataError(f"--label_fields: column '{label}' is text, and a label is a number; mend the data")
+    layout = LogLayout(
+        kinds={**kinds, options.image_field: "string"},
+        files=tuple(files),
+        separator=options.separator,
+        group_by=options.group_by,
+        image=options.image_field,
+        group_fields=options.group_fields,
+        labels=options.label_fields,
+        forbidden=forbidden(options.rtp_separator) if options.format == "rtp" else "",
+        seed=options.seed,
+    )
+    return LogPlan(splits, replace(layout, side_rule=_side_rule(options, layout, splits, run)))
+
+
+class _PlanFile:
+    """plan_file with what is the same for all."""
+
+    def __init__(self, separator: str) -> None:
+        self._separator = separator
+
+    def __call__(self, item: tuple[int, str]) -> FilePlan:
+        return plan_file(*item, self._separator)
+
+
+def _columns(options: GroupOptions, files: list[str], plans: list[FilePlan]) -> list[str]:
+    """Names of the columns that are used, in the order of the first file that has some."""
+    names = next((list(plan.columns) for plan in plans if plan.columns), [])
+    if not names:
+        raise DataError(f"{', '.join(files[:3])}: no row of data; give files that hold rows")
+    told = {
+        "--group_by": (options.group_by,),
+        "--image_field": (options.image_field,),
+        "--label_fields": options.label_fields,
+        "--group_fields": options.group_fields,
+        "--user_field": (options.user_field,),
+        "--time_field": (options.time_field,),
+        "--split_by": (options.split_by.column if options.split_by else "",),
+        "--columns": options.columns,
+        "--types": tuple(options.types),
+    }
+    for flag, some in told.items():
+        for name in filter(None, some):
+            if name not in names:
+                raise DataError(f"{flag}: {files[0]} has no column '{name}'; {did_you_mean(name, names)}")
+    needed = {name for flag, some in told.items() if flag != "--types" for name in some}
+    if options.columns:
+        names = [name for name in names if name in needed]
+    if GROUP_SIZE in names:
+        raise DataError(f"{files[0]}: a column is named '{GROUP_SIZE}', as the one that is added; rename it")
+    for file, plan in zip(files, plans, strict=True):
+        for name in names if plan.columns else ():
+            if name not in plan.columns:
+                raise DataError(f"{file}: no column '{name}', which {files[0]} has; {did_you_mean(name, plan.columns)}")
+    return names
+
+
+def _scan(splits: list[Split], separator: str, run: Map) -> tuple[list[Split], dict[str, TextCounts]]:
+    """Splits with the numbers of their rows, and what the columns of texts look like."""
+    of_text = [split for split in splits if split.format == "csv"]
+    scanned = dict(zip(of_text, run(_ScanSplit(separator), of_text), strict=True))
+    counts: dict[str, TextCounts] = {}
+    for one in scanned.values():
+        for name, some in one.counts.items():
+            counts[name] = counts.get(name, TextCounts()) + some
+    numbered: list[Split] = []
+    for split in splits:
+        if split in scanned:
+            before = numbered[-1] if numbered and numbered[-1].file == split.file else None
+            first_row = before.first_row + before.num_rows if before else 1
+            split = replace(split, first_row=first_row, num_rows=scanned[split].num_rows)
+        numbered.append(split)
+    return numbered, counts
+
+
+class _ScanSplit:
+    """scan_split with what is the same for all."""
+
+    def __init__(self, separator: str) -> None:
+        self._separator = separator
+
+    def __call__(self, split: Split) -> Any:
+        return scan_split(split, self._separator)
+
+
+def _kind(
+    name: str, files: list[str], plans: list[FilePlan], texts: dict[str, TextCounts], max_bad_share: float
+) -> Kind:
+    # Some bad values do not make a column text; many do, however many rows may be refused.
+    kind = texts[name].kind(min(max_bad_share, _MAX_BAD_TEXTS)) if name in texts else None
+    first = "the text files"
+    for file, plan in zip(files, plans, strict=True):
+        try:
+            joined = join_kinds(kind, plan.columns.get(name))
+        except ValueError as error:
+            raise DataError(
+                f"{file}: column '{name}' {error} ({first}); write it in one type, or tell one with --types "
+                f"{name}=STRING"
+            ) from error
+        first = file if kind is None else first
+        kind = joined
+    return kind or "string"
+
+
+def _side_rule(options: GroupOptions, layout: LogLayout, splits: list[Split], run: Map) -> SideRule | None:
+    wanted = options.split_by
+    if wanted is None:
+        return None
+    if wanted.by == "item":
+        return SideRule("item", options.group_by, options.eval_share)
+    if wanted.by == "user":
+        if not options.user_field:
+            raise DataError("--split_by user: name the column of the user with --user_field")
+        return SideRule("user", options.user_field, options.eval_share)
+    kind = layout.kinds[wanted.column]
+    if not wanted.cut:
+        return SideRule("time", wanted.column, options.eval_share, _cut(wanted.column, options, kind, splits, run))
+    try:
+        cut: Any = {"int64": int, "string": str}.get(kind, float)(wanted.cut)
+    except ValueError as error:
+        raise DataError(
+            f"--split_by time:{wanted.column}:{wanted.cut}: column '{wanted.column}' holds numbers; give one"
+        ) from error
+    return SideRule("time", wanted.column, options.eval_share, cut)
+
+
+def _cut(column: str, options: GroupOptions, kind: Kind, splits: list[Split], run: Map) -> Any:
+    """The time from which on the last rows, as many as the share says, evaluate; by a sample of the times."""
+    times = RowSample(_NUM_TIMES)
+    for sample in run(partial(_sample_times, column=column, kind=kind, separator=options.separator), splits):
+        times.merge(sample)
+    found = sorted(times.table[column].to_pylist()) if times.table is not None else []
+    if not found or found[0] == found[-1]:
+        raise DataError(f"--split_by time:{column}: there is one time alone; divide by item or user")
+    cut = found[min(int(len(found) * (1 - options.eval_share)), len(found) - 1)]
+    return cut if cut > found[0] else next(time for time in found if time > found[0])
+
+
+def _sample_times(split: Split, column: str, kind: Kind, separator: str) -> RowSample:
+    sample = RowSample(_NUM_TIMES)
+    for piece in pieces(split, [column], separator):
+        values = to_kind(piece.table[column].combine_chunks(), kind).values
+        table = piece.table.set_column(0, column, values)
+        sample.add(table.filter(values.is_valid()).select([column, ORDER]))
+    return sample

@@ -1,0 +1,109 @@
+"""What a user asks of `easyrec-mm group`."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Literal
+
+from easyrec_mm.errors import UserError
+from easyrec_mm.grouping.columns import Kind
+
+GROUP_SIZE = "group_size"
+# Names of types as a config has them.
+TYPE_NAMES: dict[str, Kind] = {
+    "INT32": "int64",
+    "INT64": "int64",
+    "FLOAT": "float32",
+    "DOUBLE": "float64",
+    "BOOL": "bool",
+    "STRING": "string",
+}
+
+
+@dataclass(frozen=True)
+class SplitBy:
+    """How rows are divided into train and eval; `column` and `cut` by time alone, cut "" to take it from the share."""
+
+    by: Literal["item", "user", "time"]
+    column: str = ""
+    cut: str = ""
+
+
+@dataclass(frozen=True)
+class GroupOptions:
+    """The flags of the command; see cli.py for what they mean."""
+
+    input: str
+    group_by: str
+    image_field: str
+    output: str
+    format: str = "parquet"
+    max_group_size: int = 16
+    label_fields: tuple[str, ...] = ()
+    group_fields: tuple[str, ...] = ()
+    user_field: str = ""
+    time_field: str = ""
+    columns: tuple[str, ...] = ()
+    types: Mapping[str, Kind] = field(default_factory=dict)
+    separator: str = ","
+    split_by: SplitBy | None = None
+    eval_share: float = 0.1
+    num_shards: int = 0
+    seed: int = 2020
+    max_bad_share: float = 0.01
+    embed_images: bool = False
+    image_root: str = ""
+    image_size: tuple[int, int] | None = None
+    pipeline_config_template: str = ""
+    rtp_separator: str = "|"
+    overwrite: bool = False
+
+
+def parse_split_by(text: str) -> SplitBy | None:
+    """The value of --split_by: "item", "user", "time:column" or "time:column:cut"; None for "".
+
+    Raises:
+      UserError: if it is none of them.
+    """
+    if not text:
+        return None
+    by, _, rest = text.partition(":")
+    if by in ("item", "user") and not rest:
+        return SplitBy("item" if by == "item" else "user")
+    column, _, cut = rest.partition(":")
+    if by == "time" and column:
+        return SplitBy("time", column, cut)
+    raise UserError(
+        f"--split_by {text}: write item, user, time:<column> (the last --eval_share of the rows evaluate) or "
+        "time:<column>:<first time that evaluates>"
+    )
+
+
+def parse_types(text: str) -> dict[str, Kind]:
+    """The value of --types: "column=TYPE,column=TYPE".
+
+    Raises:
+      UserError: if a type is none.
+    """
+    kinds: dict[str, Kind] = {}
+    for part in filter(None, (part.strip() for part in text.split(","))):
+        name, _, kind = part.partition("=")
+        if kind not in TYPE_NAMES:
+            raise UserError(f"--types {part}: write column=TYPE with a type of {', '.join(TYPE_NAMES)}")
+        kinds[name] = TYPE_NAMES[kind]
+    return kinds
+
+
+def parse_image_size(text: str) -> tuple[int, int] | None:
+    """The value of --image_size, width x height: "224x224"; None for "".
+
+    Raises:
+      UserError: if it is no size.
+    """
+    if not text:
+        return None
+    width, _, height = text.lower().partition("x")
+    if not (width.isdecimal() and height.isdecimal() and int(width) and int(height)):
+        raise UserError(f"--image_size {text}: write width x height in pixels, as in 224x224")
+    return int(width), int(height)

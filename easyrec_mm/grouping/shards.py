@@ -1,0 +1,154 @@
+"""Writes shards: rows that know their group -> a file of groups, with the pictures beside it where they are wanted."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+
+import numpy as np
+import pyarrow as pa
+
+from easyrec_mm.grouping.assign import FIRST, PLACE_COLUMNS, POSITION
+from easyrec_mm.grouping.columns import ORDER, to_kind
+from easyrec_mm.grouping.grouped_parquet import ParquetWriter, count_parquet
+from easyrec_mm.grouping.grouped_rtp import RtpWriter, count_rtp
+from easyrec_mm.grouping.grouped_table import GroupFields, Groups, GroupWriter
+from easyrec_mm.grouping.grouped_tfrecord import TfRecordWriter, count_tfrecord
+from easyrec_mm.grouping.pictures import PicturePacker
+from easyrec_mm.grouping.sides import SIDES
+
+
+@dataclass(frozen=True)
+class Format:
+    """A format of grouped samples.
+
+    ending  of its files
+    writer  path and fields -> what writes one
+    count   path and fields -> groups and samples of one that was written
+    """
+
+    ending: str
+    writer: Callable[..., GroupWriter]
+    count: Callable[[str, GroupFields], tuple[int, int]]
+
+
+FORMATS = {
+    "parquet": Format("parquet", ParquetWriter, count_parquet),
+    "tfrecord": Format("tfrecord", TfRecordWriter, count_tfrecord),
+    "rtp": Format("txt", RtpWriter, count_rtp),
+}
+
+
+@dataclass(frozen=True)
+class OutputRule:
+    """How shards are written.
+
+    folder      of one side's shards, or of the folders of both
+    num_shards  of each side
+    has_sides   whether each side has a folder of its own
+    packer      packs the pictures of a shard; None to leave them where they are
+    """
+
+    folder: str
+    format: str
+    fields: GroupFields
+    num_shards: tuple[int, int]
+    has_sides: bool
+    packer: PicturePacker | None = None
+
+    def place(self, shard: int) -> tuple[int, str]:
+        """Side and path of a shard."""
+        side = int(shard >= self.num_shards[0])
+        number = shard - self.num_shards[0] * side
+        folder = os.path.join(self.folder, SIDES[side]) if self.has_sides else self.folder
+        return side, os.path.join(folder, f"part-{number:05d}.{FORMATS[self.format].ending}")
+
+
+@dataclass
+class BadPicture:
+    """A picture that could not be packed, and the ORDER of a row that names it."""
+
+    order: int
+    path: str
+    problem: str
+
+
+@dataclass
+class ShardReport:
+    """What is in a shard: groups and rows counted in the file that was written."""
+
+    side: int
+    name: str
+    num_groups: int = 0
+    num_rows: int = 0
+    num_pictures: int = 0
+    bad_pictures: list[BadPicture] = field(default_factory=list)
+
+
+def write_shard(shard: int, tables: Iterable[pa.Table], rule: OutputRule) -> ShardReport:
+    """Write a shard.
+
+    Args:
+      shard: its number.
+      tables: its rows by position and group, in their order, with PLACE_COLUMNS and ORDER; a group may begin in one
+        table and end in the next.
+      rule: how it is written.
+
+    Raises:
+      DataError: if a value cannot be written in the format.
+    """
+    side, path = rule.place(shard)
+    kind = FORMATS[rule.format]
+    writer = kind.writer(path, rule.fields)
+    pictures: dict[str, int] = {}
+    for table in _whole_groups(tables):
+        groups, first = to_groups(table, rule.fields)
+        writer.write(groups)
+        if rule.packer:
+            paths = groups.columns[rule.fields.image].to_pylist()
+            for picture, order in zip(paths, first.tolist(), strict=True):
+                if picture:
+                    pictures[picture] = min(order, pictures.get(picture, order))
+    writer.close()
+    report = ShardReport(side, os.path.basename(path), *kind.count(path, rule.fields))
+    if rule.packer:
+        problems = rule.packer.pack(list(pictures), os.path.splitext(path)[0] + ".pictures.tar")
+        report.num_pictures = len(pictures) - len(problems)
+        report.bad_pictures = [BadPicture(pictures[picture], picture, what) for picture, what in problems.items()]
+    return report
+
+
+def sort_rows(table: pa.Table) -> pa.Table:
+    """Rows by position and group; those of a group stay in their order."""
+    order = np.lexsort((table[FIRST].to_numpy(), table[POSITION].to_numpy()))
+    return table.take(pa.array(order))
+
+
+def _whole_groups(tables: Iterable[pa.Table]) -> Iterable[pa.Table]:
+    """The same rows, in tables that end where a group does."""
+    rest: pa.Table | None = None
+    for table in tables:
+        table = table if rest is None else pa.concat_tables([rest, table])
+        first = table[FIRST].to_numpy()
+        last_start = int(np.flatnonzero(np.diff(first, prepend=-1))[-1]) if len(first) else 0
+        if last_start:
+            yield table.slice(0, last_start)
+        rest = table.slice(last_start)
+    if rest is not None and len(rest):
+        yield rest
+
+
+def to_groups(table: pa.Table, fields: GroupFields) -> tuple[Groups, np.ndarray]:
+    """Rows of whole groups -> groups, and the ORDER of the first row of each."""
+    starts = np.flatnonzero(np.diff(table[FIRST].to_numpy(), prepend=-1))
+    size = np.diff(np.append(starts, len(table))).astype(np.int64)
+    columns = {}
+    for name, kind in fields.kinds.items():
+        column = table[name].combine_chunks()
+        column = column.take(pa.array(starts)) if name in fields.per_group else column
+        columns[name] = to_kind(column, kind).values
+    return Groups(size, columns), table[ORDER].to_numpy()[starts]
+
+
+NEEDED_COLUMNS = (*PLACE_COLUMNS, ORDER)

@@ -1,0 +1,48 @@
+"""Which rows train and which evaluate: by the hash of their item or user, or by their time.
+
+By hash, all rows of an item (or user) are on one side, so that nothing learnt of it can answer for it. By time, no row
+that trains is as late as one that evaluates; items and users are on both sides, as they are in production.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+from numpy.typing import NDArray
+
+from easyrec_mm.grouping.stable_hash import hash_column, seeded
+
+SIDES = ("train", "eval")
+TRAIN, EVAL = range(2)
+# Keeps what is on which side independent of the order of groups, which hashes of the same items decide as well.
+_SEED_OF_SIDES = 0x51DE
+
+
+@dataclass(frozen=True)
+class SideRule:
+    """How rows are divided.
+
+    column  of the item, the user or the time
+    share   of the items or users that evaluate; of the rows by time where no cut is given
+    cut     by time: the first time that evaluates; None if it is still to be found
+    """
+
+    by: Literal["item", "user", "time"]
+    column: str
+    share: float
+    cut: Any = None
+
+    def sides(self, table: pa.Table, seed: int) -> NDArray[np.int8]:
+        """TRAIN or EVAL, int8 `[N]`, of rows that have a value in `column`."""
+        values = table[self.column].combine_chunks()
+        if self.by == "time":
+            is_late: NDArray[np.int8] = (
+                pc.greater_equal(values, pa.scalar(self.cut, values.type)).cast(pa.int8()).to_numpy()
+            )
+            return is_late
+        hashes = seeded(hash_column(values.dictionary_encode()), seed ^ _SEED_OF_SIDES)
+        return (hashes.astype(np.float64) < self.share * 2.0**64).astype(np.int8)

@@ -1,0 +1,244 @@
+"""The config that `group` infers: what it says of each column, and that training takes it as it is."""
+
+from __future__ import annotations
+
+import json
+import re
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from flow_helpers import use_small_backbone
+from test_group import make_log, make_pictures, run, write_csv
+
+from easyrec_mm.cli import main
+from easyrec_mm.config import load_pipeline
+from easyrec_mm.grouping import inference
+from easyrec_mm.protos.feature_pb2 import FeatureConfig
+
+NUM_ROWS = 6000
+
+
+def infer(folder, columns, **flags):
+    """Features by name and the text of the config for a log of these columns beside item, picture and click."""
+    random = np.random.default_rng(5)
+    item = np.arange(NUM_ROWS) % 200
+    table = {"item_id": [f"i{i}" for i in item], "img_path": [f"{i}.jpg" for i in item]}
+    table |= {"click": (random.random(NUM_ROWS) < 0.2).astype(int), **columns}
+    pq.write_table(pa.table(table), folder / "log.parquet")
+    run(folder, log="log.parquet", pipeline_config_template=folder / "x.config", **flags)
+    pipeline = load_pipeline(str(folder / "x.config"))
+    features = {one.input_names[0]: one for one in pipeline.config.feature_config.features}
+    return features, (folder / "x.config").read_text(), pipeline.config
+
+
+def why(text, name):
+    """The comment over a feature."""
+    found = re.search(rf'((?:  # .*\n)+)  features \{{\s*input_names: "{name}"', text)
+    return re.sub(r"\n? *# *", " ", found[1]).strip()
+
+
+def ids(feature):
+    """What decides the table of an id."""
+    return {
+        field.name: value if isinstance(value, int | str) else list(value)
+        for field, value in feature.ListFields()
+        if field.name in ("hash_bucket_size", "num_buckets", "vocab_list", "embedding_dim", "per_group")
+    }
+
+
+def test_ids(tmp_path):
+    random = np.random.default_rng(0)
+    cities = random.choice(["rome", "oslo", "bonn"], NUM_ROWS, p=[0.2, 0.5, 0.3])
+    features, text, config = infer(
+        tmp_path,
+        {
+            "user_id": [f"u{i}" for i in random.integers(0, 3000, NUM_ROWS)],
+            "city": cities,
+            "gender": pa.array([["f", "m", None][i] for i in random.integers(0, 3, NUM_ROWS)]),
+            "hour": random.integers(0, 24, NUM_ROWS),
+            "device_id": random.integers(10**6, 10**6 + 500, NUM_ROWS),
+            "slot": pa.array([None if i == 3 else i for i in random.integers(0, 4, NUM_ROWS)]),
+            "is_new": random.random(NUM_ROWS) < 0.5,
+            "brand": [f"b{i % 200 % 30}" for i in range(NUM_ROWS)],
+        },
+        label_fields="click",
+        user_field="user_id",
+    )
+    num_users = json.loads((tmp_path / "out/stats.json").read_text())["columns"]["user_id"]["distinct"]
+    assert 2 * num_users <= features["user_id"].hash_bucket_size < 2.1 * num_users
+    order = sorted({"rome", "oslo", "bonn"}, key=lambda name: -np.count_nonzero(cities == name))
+    assert ids(features["city"]) == {"vocab_list": order, "embedding_dim": 8}
+    assert "3 distinct values: a row each" in why(text, "city")
+    assert sorted(features["gender"].vocab_list) == ["f", "m"]
+    assert "missing in 3" in why(text, "gender")
+    assert ids(features["hour"]) == {"num_buckets": 24, "embedding_dim": 8}
+    assert ids(features["device_id"]) == {"hash_bucket_size": 1000, "embedding_dim": 8}
+    # A missing one has a row of its own.
+    assert ids(features["slot"]) == {"num_buckets": 4, "embedding_dim": 8}
+    defaults = {one.input_name: one.default_val for one in config.data_config.input_fields}
+    assert defaults["slot"] == "3"
+    assert ids(features["brand"]) == {**ids(features["brand"]), "per_group": True}
+    assert "the same for all rows of an item" in why(text, "brand")
+    assert features["item_id"].per_group
+    assert not features["hour"].per_group
+    (tower,) = config.model_config.e2e_mm_dbmtl.task_towers
+    assert tower.label_name == "click"
+    assert [one.WhichOneof("metric") for one in tower.metrics_set][:2] == ["auc", "gauc"]
+    assert all(one.feature_type == FeatureConfig.IdFeature for name, one in features.items() if ids(one) and name)
+
+
+def test_numbers(tmp_path):
+    random = np.random.default_rng(0)
+    age, price = random.uniform(18, 80, NUM_ROWS), random.lognormal(3, 2, NUM_ROWS)
+    price[::3] = np.nan
+    views = random.zipf(1.3, NUM_ROWS).clip(max=10**6)
+    features, text, config = infer(
+        tmp_path, {"age_years": age, "price": price, "views": views, "same": np.full(NUM_ROWS, 2.5)}
+    )
+    assert features["age_years"].min_val == pytest.approx(age.min(), rel=1e-6)
+    assert features["age_years"].max_val == pytest.approx(age.max(), rel=1e-6)
+    assert not features["age_years"].boundaries
+    assert "scaled to 0 to 1" in why(text, "age_years")
+
+    known = price[~np.isnan(price)]
+    limits = np.array(features["price"].boundaries)
+    assert len(limits) == 15
+    assert np.all(np.diff(limits) > 0)
+    # Each bucket holds boundaries[i-1] <= x < boundaries[i]: a sixteenth of the rows.
+    counts = np.bincount(np.searchsorted(limits, known.astype(np.float32), side="right"), minlength=16)
+    np.testing.assert_allclose(counts / len(known), 1 / 16, atol=0.002)
+    assert features["price"].embedding_dim
+    defaults = {one.input_name: one.default_val for one in config.data_config.input_fields}
+    assert float(defaults["price"]) == pytest.approx(np.median(known), rel=1e-3)
+    assert "skewed: 16 buckets that hold about as many rows each" in why(text, "price")
+    assert "missing in 33% of the rows" in why(text, "price")
+
+    # A third of the views are 1: fewer buckets, none of them empty.
+    limits = np.array(features["views"].boundaries)
+    counts = np.bincount(np.searchsorted(limits, views, side="right"), minlength=len(limits) + 1)
+    assert 3 < len(limits) < 15
+    assert counts.min() > 0
+    assert counts[0] == np.count_nonzero(views < limits[0])
+    assert "same" not in features
+    assert "# No feature: same: is 2.5 in all rows." in text
+
+
+def test_numbers_are_fitted_to_a_sample_of_a_large_log(tmp_path, monkeypatch):
+    from easyrec_mm.grouping import rows
+
+    monkeypatch.setattr(rows, "SAMPLE_ROWS", 2000)
+    price = np.random.default_rng(0).lognormal(3, 2, NUM_ROWS)
+    features, _, _ = infer(tmp_path, {"price": np.sort(price)})
+    limits = np.array(features["price"].boundaries)
+    counts = np.bincount(np.searchsorted(limits, price, side="right"), minlength=16)
+    np.testing.assert_allclose(counts / NUM_ROWS, 1 / 16, atol=0.02)
+
+
+def test_texts_of_several_values(tmp_path):
+    random = np.random.default_rng(0)
+    some = [random.permutation(40)[: random.integers(0, 5)] for _ in range(NUM_ROWS)]
+    features, text, _ = infer(
+        tmp_path,
+        {
+            "tags": ["|".join(f"t{i}" for i in one) for one in some],
+            "interests": [",".join(f"t{i}:{(i + 1) / 10}" for i in one) for one in some],
+            "vector": [";".join(f"{x:.3f}" for x in random.normal(size=4)) for _ in range(NUM_ROWS)],
+            "listed": pa.array([[f"c{i}" for i in one] for one in some]),
+            "title": [f"a title, of {i} words" for i in range(NUM_ROWS)],
+        },
+    )
+    assert (features["tags"].feature_type, features["tags"].separator) == (FeatureConfig.TagFeature, "|")
+    assert not features["tags"].kv_separator
+    assert features["interests"].feature_type == FeatureConfig.TagFeature
+    assert (features["interests"].separator, features["interests"].kv_separator) == (",", ":")
+    assert (features["vector"].feature_type, features["vector"].raw_input_dim) == (FeatureConfig.RawFeature, 4)
+    assert (features["listed"].feature_type, features["listed"].separator) == (FeatureConfig.TagFeature, "|")
+    # Words that come again.
+    assert (features["title"].feature_type, features["title"].separator) == (FeatureConfig.TagFeature, " ")
+    assert "40 distinct in a sample" in why(text, "tags")
+
+
+def test_what_would_tell_the_answer_or_is_no_feature(tmp_path):
+    random = np.random.default_rng(0)
+    item = np.arange(NUM_ROWS) % 200
+    click = (random.random(NUM_ROWS) < 0.2).astype(int)
+    features, text, config = infer(
+        tmp_path,
+        {
+            "click": click,
+            "is_like": click * (random.random(NUM_ROWS) < 0.3),
+            "dwell": click * random.exponential(5, NUM_ROWS),
+            "buy": pa.array([None if i % 9 == 0 else i % 2 for i in range(NUM_ROWS)]),
+            "is_new": item % 2,
+            "time": 1_700_000_000 + np.arange(NUM_ROWS),
+            "created_at": ["2026-01-02 03:04:05"] * (NUM_ROWS // 2) + ["2026-02-02 03:04:05"] * (NUM_ROWS // 2),
+            "play_time": random.exponential(3, NUM_ROWS),
+            "empty": pa.nulls(NUM_ROWS, pa.string()),
+        },
+    )
+    assert [one.label_name for one in config.model_config.e2e_mm_dbmtl.task_towers] == ["click", "is_like"]
+    assert "Labels were guessed by name and values: click, is_like." in text
+    assert set(features) == {"item_id", "is_new", "play_time", "img_path", "group_size"}
+    for name, reason in {
+        "dwell": "tells the label 'click' (AUC 1.000): known only afterwards?",
+        "buy": "looks like a label and is missing in 667 rows",
+        "time": "a time: what comes later has values that no training saw",
+        "created_at": "a time: what comes later has values that no training saw",
+        "empty": "has no value",
+    }.items():
+        assert f"# No feature: {name}: {reason}" in re.sub(r"\n#  +", " ", text)
+
+
+def test_labels_that_are_told(tmp_path):
+    random = np.random.default_rng(0)
+    play = random.exponential(3, NUM_ROWS)
+    columns = {"is_like": random.integers(0, 2, NUM_ROWS), "play_time": play}
+    _, text, config = infer(tmp_path, columns, label_fields="play_time,click")
+    towers = config.model_config.e2e_mm_dbmtl.task_towers
+    # The class first, so that the number can build upon it.
+    assert [one.label_name for one in towers] == ["click", "play_time"]
+    assert list(towers[1].relation_tower_names) == ["click"]
+    assert towers[1].weight == pytest.approx(0.25 / play.var(), rel=0.3)
+    assert "is_like: looks like a label that is not in --label_fields" in text
+
+
+def test_a_log_without_labels(tmp_path, capsys):
+    write_csv(tmp_path / "log.csv", [("i", "p.jpg", "u", 3, 1.5)] * 5)
+    run(tmp_path, pipeline_config_template=tmp_path / "x.config", expect=1)
+    assert "--label_fields: no column looks like a label of 0 and 1" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
+def test_tables_have_an_end():
+    assert inference._table_rows(10) == (100, "hashed into 100 rows")
+    assert inference._table_rows(12_345)[0] == 25_000
+    rows, told = inference._table_rows(10**9)
+    assert rows == 50_000_000
+    assert "a larger table may pay" in told
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["parquet", "tfrecord", "rtp"])
+def test_training_takes_the_config_as_it_is(tmp_path, monkeypatch, kind):
+    """Two commands from a log to a model; nothing is set but what the log is."""
+    use_small_backbone(monkeypatch)
+    table = make_log(tmp_path, num_rows=1200, num_items=40)
+    names = sorted(set(table["img_path"].to_pylist()))
+    make_pictures(tmp_path, names, np.random.default_rng(0))
+    values = table["img_path"].to_pylist()
+    without = pa.array([None if path == names[0] else path for path in values])
+    pq.write_table(table.set_column(1, "img_path", without), tmp_path / "log.parquet")
+    flags = {"label_fields": "click,play_time", "user_field": "user", "split_by": "time:time", "format": kind}
+    flags |= {"image_root": tmp_path, "pipeline_config_template": tmp_path / "x.config", "rtp_separator": ";"}
+    run(tmp_path, log="log.parquet", max_group_size=4, **flags)
+    assert main(["train", "--pipeline_config", str(tmp_path / "x.config")]) == 0
+    result = json.loads((tmp_path / "out_model/eval_result.json").read_text())
+    assert {"auc_click", "gauc_click", "root_mean_squared_error_play_time"} <= set(result)
+    stats = json.loads((tmp_path / "out/eval/stats.json").read_text())
+    assert result["num_samples"] == stats["rows"] == 120
+    log = [json.loads(line) for line in (tmp_path / "out_model/metrics.jsonl").read_text().splitlines()]
+    config = load_pipeline(str(tmp_path / "x.config")).config
+    steps = config.train_config.optimizer_config[0].adamw_optimizer.learning_rate.cosine_decay_learning_rate.total_steps
+    assert max(line["step"] for line in log) == steps

@@ -1,0 +1,394 @@
+"""Formats of grouped samples: what is written is read again, by ourselves and by plain readers; what is bad is told."""
+
+from __future__ import annotations
+
+import struct
+import tempfile
+from pathlib import Path
+
+import google_crc32c
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import tensorflow as tf
+from data_helpers import group_line, schema
+from grouped_helpers import (
+    FIELDS,
+    KINDS,
+    from_table,
+    groups,
+    plain_parquet,
+    plain_rtp,
+    plain_tfrecord,
+    to_table,
+)
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from easyrec_mm.data.group_rtp import GroupRtpSource
+from easyrec_mm.data.source import Order, Problem
+from easyrec_mm.errors import DataError
+from easyrec_mm.grouping import grouped_parquet
+from easyrec_mm.grouping.grouped_parquet import read_parquet
+from easyrec_mm.grouping.grouped_rtp import RtpLayout, find_forbidden, read_rtp
+from easyrec_mm.grouping.grouped_table import GroupFields, Groups, joined
+from easyrec_mm.grouping.grouped_tfrecord import read_tfrecord
+from easyrec_mm.grouping.shards import FORMATS
+
+READERS = {
+    "parquet": read_parquet,
+    "tfrecord": read_tfrecord,
+    "rtp": lambda path, fields: read_rtp(path, fields, RtpLayout.of(len(fields.labels))),
+}
+PLAIN = {"parquet": plain_parquet, "tfrecord": plain_tfrecord, "rtp": plain_rtp}
+
+
+def write(path, table, kind, portions=(), fields=FIELDS):
+    writer = FORMATS[kind].writer(str(path), fields)
+    start = 0
+    for end in (*sorted(min(p, len(table.size)) for p in portions), len(table.size)):
+        writer.write(table.slice(start, end, fields))
+        start = end
+    writer.close()
+
+
+def read(path, kind, fields=FIELDS):
+    """Groups of a file without bad ones."""
+    pieces = list(READERS[kind](str(path), fields))
+    assert [piece.refused for piece in pieces] == [[]] * len(pieces)
+    rows = [row for piece in pieces for row in piece.rows.tolist()]
+    assert rows == list(range(1, len(rows) + 1))
+    return joined(piece.groups for piece in pieces) if pieces else None
+
+
+@settings(max_examples=60, deadline=None)
+@given(groups(), st.sampled_from(list(FORMATS)))
+def test_every_format_keeps_every_value(some, kind):
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder, f"part.{FORMATS[kind].ending}")
+        write(path, to_table(some), kind)
+        found = read(path, kind)
+        assert (from_table(found) if found else []) == some
+        assert PLAIN[kind](path) == some
+        assert FORMATS[kind].count(str(path), FIELDS) == (len(some), sum(len(group["click"]) for group in some))
+
+
+def numbered(count, size=3):
+    """Groups whose values tell their place."""
+    samples = count * size
+    columns = {
+        "click": pa.array(np.arange(samples) % 2),
+        "user": pa.array([f"u{i}" for i in range(samples)]),
+        "age": pa.array(np.arange(samples)),
+        "img": pa.array([f"{i}.jpg" for i in range(count)]),
+        "weight": pa.array(np.arange(samples) / 4),
+        "seconds": pa.array(np.arange(samples) / 2, pa.float32()),
+        "vip": pa.array(np.arange(samples) % 3 == 0),
+        "cate": pa.array([f"c{i}" for i in range(count)]),
+        "price": pa.array(np.arange(count), pa.float32()),
+        "new": pa.array(np.arange(count) % 2 == 0),
+    }
+    return Groups(np.full(count, size), columns)
+
+
+@pytest.mark.parametrize("kind", FORMATS)
+def test_bytes_do_not_depend_on_the_portions(tmp_path, kind, monkeypatch):
+    monkeypatch.setattr(grouped_parquet, "ROW_GROUP", 700)
+    table = numbered(2500)
+    write(tmp_path / "a", table, kind)
+    write(tmp_path / "b", table, kind, portions=(1, 13, 700, 1024, 1400, 2499))
+    assert (tmp_path / "a").read_bytes() == (tmp_path / "b").read_bytes()
+    assert from_table(read(tmp_path / "a", kind)) == from_table(table)
+    if kind == "parquet":
+        metadata = pq.read_metadata(tmp_path / "a")
+        assert [metadata.row_group(i).num_rows for i in range(metadata.num_row_groups)] == [700, 700, 700, 400]
+
+
+@pytest.mark.parametrize("kind", FORMATS)
+def test_a_file_of_no_groups(tmp_path, kind):
+    write(tmp_path / "a", numbered(0), kind)
+    assert (tmp_path / "a").exists()
+    assert [piece for piece in READERS[kind](str(tmp_path / "a"), FIELDS) if len(piece.rows) or piece.refused] == []
+    assert FORMATS[kind].count(str(tmp_path / "a"), FIELDS) == (0, 0)
+
+
+@pytest.mark.parametrize("value", [0, 1, 127, 128, 300, 2**31, 10**18 - 1, -1, -(10**17)])
+def test_whole_numbers_of_any_size_are_what_tensorflow_reads(tmp_path, value):
+    table = numbered(2)
+    table.columns["age"] = pa.array([value] * 6)
+    write(tmp_path / "a", table, "tfrecord")
+    assert [group["age"] for group in plain_tfrecord(tmp_path / "a")] == [[value] * 3] * 2
+
+
+def test_long_values_and_many_samples_of_a_tfrecord(tmp_path):
+    size = 300
+    table = numbered(2, size)
+    table.columns["user"] = pa.array(["ü" * (i % 200) + "x" for i in range(2 * size)])
+    write(tmp_path / "a", table, "tfrecord")
+    assert plain_tfrecord(tmp_path / "a") == from_table(table)
+    assert FORMATS["tfrecord"].count(str(tmp_path / "a"), FIELDS) == (2, 2 * size)
+
+
+def test_doubles_are_whole_in_parquet_and_text(tmp_path):
+    table = numbered(1)
+    table.columns["weight"] = pa.array([0.1, 1 / 3, 1e-30])
+    for kind in ("parquet", "rtp"):
+        write(tmp_path / "a", table, kind)
+        assert read(tmp_path / "a", kind).columns["weight"].to_pylist() == [0.1, 1 / 3, 1e-30]
+
+
+def test_numbers_next_to_nothing_are_0_in_text(tmp_path):
+    """With three digits of an exponent, training could not read them."""
+    table = numbered(1)
+    table.columns["weight"] = pa.array([1e-300, -1e-100, None])
+    write(tmp_path / "a", table, "rtp")
+    assert read(tmp_path / "a", "rtp").columns["weight"].to_pylist() == [0, 0, None]
+
+
+@pytest.mark.parametrize("text", ["a|b", "a\x01b", "a\x02b", "a\nb", "a\rb"])
+@pytest.mark.parametrize("name", ["user", "cate", "img"])
+def test_text_that_would_divide_a_line_is_refused(tmp_path, text, name):
+    table = numbered(3)
+    place = 5 if name == "user" else 1
+    values = table.columns[name].to_pylist()
+    values[place] = text
+    table.columns[name] = pa.array(values)
+    problems = find_forbidden(table, FIELDS)
+    assert problems.is_bad.tolist() == [False, True, False]
+    (bad,) = problems.bad_groups(np.array([11, 12, 13]))
+    assert (bad.row, bad.where) == (12, f"column '{name}'")
+    assert repr(text) in bad.problem
+    with pytest.raises(DataError, match="contains a separator"):
+        write(tmp_path / "a", table, "rtp")
+
+
+def test_other_separators_of_columns(tmp_path):
+    fields = GroupFields(**{**vars(FIELDS), "column_separator": "\x03"})
+    table = numbered(2)
+    table.columns["user"] = pa.array(["a|b"] * 6)
+    write(tmp_path / "a", table, "rtp", fields=fields)
+    (piece,) = read_rtp(str(tmp_path / "a"), fields, RtpLayout.of(2, "\x03"))
+    assert from_table(piece.groups) == from_table(table)
+
+
+# --- What is bad
+
+
+def test_a_record_that_is_damaged_or_breaks_off(tmp_path):
+    path = tmp_path / "a.tfrecord"
+    write(path, numbered(3), "tfrecord")
+    content = bytearray(path.read_bytes())
+    size = 12 + struct.unpack("<Q", content[:8])[0] + 4
+    for place, length, problem in [
+        (size + 20, None, "record 2 has a wrong checksum"),
+        (size + 3, None, "record 2 has a length whose checksum is wrong"),
+        (None, size + 30, "record 2 breaks off"),
+        (None, size + 5, "record 2 breaks off"),
+        (None, len(content) - 1, "record 3 breaks off"),
+    ]:
+        changed = content[:length]
+        if place is not None:
+            changed[place] ^= 1
+        path.write_bytes(changed)
+        with pytest.raises(DataError, match=f"a.tfrecord: {problem}"):
+            list(read_tfrecord(str(path), FIELDS))
+
+
+def test_checksums_are_those_of_tensorflow(tmp_path):
+    with tf.io.TFRecordWriter(str(tmp_path / "a")) as writer:
+        writer.write(b"abc")
+    content = (tmp_path / "a").read_bytes()
+    crc = google_crc32c.value(b"abc")
+    masked = (((crc >> 15) | (crc << 17)) + 0xA282EAD8) & 0xFFFFFFFF
+    assert content[-4:] == struct.pack("<I", masked)
+
+
+def test_groups_of_a_tfrecord_that_cannot_be_used(tmp_path):
+    def example(**changes):
+        lists = {
+            "click": [1, 0], "user": [b"a", b"b"], "age": [1, 2], "img": [b"i"], "weight": [0.5, 1.0],
+            "seconds": [0.0, 1.0], "vip": [0, 1], "cate": [b"c"], "price": [1.0], "new": [1], "group_size": [2],
+        } | changes  # fmt: skip
+        feature = {}
+        for name, values in lists.items():
+            if values is not None:
+                kinds = {int: "int64_list", float: "float_list", bytes: "bytes_list"}
+                kind = kinds[type(values[0])] if values else "int64_list"
+                feature[name] = tf.train.Feature(**{kind: {"value": values}})
+        return tf.train.Example(features=tf.train.Features(feature=feature)).SerializeToString()
+
+    bad = {
+        "feature 'age': is missing; ": example(age=None),
+        "feature 'age': is a float_list, not a int64_list": example(age=[1.0, 2.0]),
+        "feature 'click': 3 entries, group size 2": example(click=[1, 0, 1]),
+        "feature 'group_size': group size 0, not 1 or more": example(group_size=[0]),
+        "feature 'weight': sample 1: inf is no finite number": example(weight=[0.5, float("inf")]),
+        "feature 'seconds': sample 0: nan is no finite number": example(seconds=[float("nan"), 0.0]),
+        "column 'cate': sample 1: 'd', but 'c' in sample 0 of the group": example(cate=[b"c", b"d"]),
+        "feature 'user': sample 1: b'\\xff' is no UTF-8": example(user=[b"a", b"\xff"]),
+        "record: is no tf.train.Example": b"\xff\xff",
+    }
+    with tf.io.TFRecordWriter(str(tmp_path / "a")) as writer:
+        writer.write(example())
+        for record in bad.values():
+            writer.write(record)
+        writer.write(example(cate=[b"c", b"c"], group_size=None, price=[1.0, 1.0]))
+    (piece,) = read_tfrecord(str(tmp_path / "a"), FIELDS)
+    assert piece.rows.tolist() == [1, len(bad) + 2]
+    told = [f"{one.where}: {one.problem}" for one in piece.refused]
+    assert [one.row for one in piece.refused] == list(range(2, len(bad) + 2))
+    for text, expected in zip(told, bad, strict=True):
+        assert text.startswith(expected)
+    first, last = from_table(piece.groups)
+    assert first == last | {"img": "i"}
+
+
+def test_groups_of_parquet_that_cannot_be_used(tmp_path):
+    table = pa.table(
+        {
+            "click": [[1], [1, 0], [0, 1], [1, 1], None, [1, 1], [0, 0]],
+            "user": [["a"], ["a"], ["a", "b"], ["a", "b"], ["a"], ["a", "b"], ["a", "b"]],
+            "cate": [["c"], ["c", "c"], ["c", "d"], ["c", "c"], ["c"], [None, None], [None, "c"]],
+            "seconds": [1.0, 1.0, 1.0, float("inf"), 1.0, 1.0, 1.0],
+            "img": ["i", "i", "i", "i", "i", None, "i"],
+        }
+    )
+    fields = GroupFields(
+        {"click": "int64", "user": "string", "cate": "string", "seconds": "float32", "img": "string"},
+        ("click",), "img", "group_size", frozenset({"img", "cate", "seconds"}), {},
+    )  # fmt: skip
+    pq.write_table(table, tmp_path / "a")
+    (piece,) = read_parquet(str(tmp_path / "a"), fields)
+    assert piece.rows.tolist() == [1, 6]
+    assert piece.groups.columns["cate"].to_pylist() == ["c", None]
+    assert piece.groups.columns["img"].to_pylist() == ["i", ""]
+    assert [(one.row, one.where, one.problem.split(";")[0]) for one in piece.refused] == [
+        (2, "column 'user'", "1 entries, group size 2"),
+        (3, "column 'cate'", "sample 1: 'd', but 'c' in sample 0 of the group"),
+        (4, "column 'seconds'", "'inf' is no float32"),
+        (5, "column 'click'", "is null"),
+        (7, "column 'cate'", "sample 1: 'c', but 'None' in sample 0 of the group"),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("columns", "problem"),
+    [
+        ({"clicks": [[1]], "user": [["a"]]}, "no column 'click'; did you mean 'clicks'"),
+        ({"click": [["x"]], "user": [["a"]]}, "column 'click' is list<element: string>, and its input field int64"),
+        ({"click": [[[1]]], "user": [["a"]]}, "column 'click' is list<"),
+    ],
+)
+def test_parquet_of_other_columns(tmp_path, columns, problem):
+    fields = GroupFields({"click": "int64", "user": "string"}, ("click",), "img", "n", frozenset(), {})
+    pq.write_table(pa.table(columns), tmp_path / "a.parquet")
+    with pytest.raises(DataError, match=f"a.parquet: {problem}"):
+        list(read_parquet(str(tmp_path / "a.parquet"), fields))
+
+
+def test_parquet_that_breaks_off(tmp_path):
+    write(tmp_path / "a.parquet", numbered(10), "parquet")
+    content = (tmp_path / "a.parquet").read_bytes()
+    (tmp_path / "a.parquet").write_bytes(content[:-50])
+    with pytest.raises(DataError, match=r"a\.parquet: cannot be read as Parquet"):
+        list(read_parquet(str(tmp_path / "a.parquet"), FIELDS))
+
+
+# --- Lines of text are refused where training refuses them
+
+LABELS = {"click": "int64", "seconds": "float32"}
+SAMPLE = {"user": "string", "age": "int64", "vip": "bool", "weight": "float32"}
+SCHEMA = schema(LABELS, SAMPLE, separators=("|", "\x01", "\x02"))
+RTP_FIELDS = GroupFields(
+    {"click": "int64", "seconds": "float32", "user": "string", "age": "int64", "vip": "bool", "weight": "float32",
+     "img_path": "string"},
+    ("click", "seconds"), "img_path", "group_size", frozenset({"img_path"}), {},
+)  # fmt: skip
+NUMBER = st.sampled_from(["0", "1", "-3", "+4", " 5", "0.5", "1e3", "x", "", "nan", "1e99", "00", "9" * 18, "9" * 19])
+BOOL = st.sampled_from(["0", "1", "true", "FALSE", "", "2", "yes"])
+
+
+@st.composite
+def lines(draw):
+    """A line, good or with mistakes of every sort."""
+    size = draw(st.integers(1, 3))
+    labels = [[draw(st.sampled_from(["0", "1", "1.0", "x", "2", ""])) for _ in range(size)]]
+    labels.append([draw(NUMBER) for _ in range(size + draw(st.sampled_from([0, 0, 0, 0, 1])))])
+    samples = []
+    for _ in range(size + draw(st.sampled_from([0, 0, 0, 0, 1]))):
+        sample = [draw(st.sampled_from(["", "u", "ü"])), draw(NUMBER), draw(BOOL), draw(NUMBER)]
+        samples.append(sample + ["more"] * draw(st.sampled_from([0] * 8 + [1])))
+    told = draw(st.sampled_from([size] * 8 + [size + 1, 0, "x", ""]))
+    line = group_line(labels, samples, "p.jpg", told).replace(b";", b"|")
+    return line + draw(st.sampled_from([b""] * 8 + [b"|more", b"\r"]))
+
+
+@settings(max_examples=150, deadline=None)
+@given(st.lists(lines(), min_size=1, max_size=4))
+def test_lines_of_text_are_refused_where_training_refuses_them(some):
+    good = group_line([["1"], ["0"]], [["u", "1", "1", "1"]], "p.jpg").replace(b";", b"|")
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder, "a.txt")
+        path.write_bytes(b"\n".join([good, *some, good, good, good, good]) + b"\n")
+        source = GroupRtpSource([str(path)], SCHEMA, tuple(LABELS), tuple(SAMPLE), Order(False, 0, 1))
+        trained = {row: group for _, row, group in source.texts()}
+        refused, kept = set(), {}
+        for piece in read_rtp(str(path), RTP_FIELDS, RtpLayout.of(2)):
+            refused |= {one.row for one in piece.refused}
+            starts = np.cumsum(piece.groups.size) - piece.groups.size
+            for row, start, size in zip(piece.rows.tolist(), starts.tolist(), piece.groups.size.tolist(), strict=True):
+                kept[row] = {
+                    name: piece.groups.samples(name, RTP_FIELDS).to_pylist()[start : start + size] for name in KEPT
+                }
+    assert refused | set(kept) == set(trained)
+    for row, group in trained.items():
+        if isinstance(group, Problem):
+            # A label of an INT field that is not whole trains, and no typed column can hold it.
+            assert row in refused, group
+        elif row in kept:
+            expected = {name: [value(name, text) for text in group.values[name]] for name in KEPT}
+            assert kept[row] == expected
+        else:
+            assert row in refused
+            assert any(float(text or 0) % 1 for text in group.values["click"])
+
+
+KEPT = ("user", "age", "vip", "weight", "click", "seconds")
+
+
+def value(name, text):
+    """What training makes of a text; None of an empty one."""
+    if not text:
+        return None
+    kind = {**LABELS, **SAMPLE}[name]
+    if kind == "bool":
+        return text.lower() in ("1", "true")
+    return {"string": str, "int64": lambda t: int(float(t)) if name == "click" else int(t)}.get(
+        kind, lambda t: float(np.float32(t))
+    )(text)
+
+
+def test_values_of_single_bytes(tmp_path):
+    """The empty separator splits into bytes, as in EasyRec."""
+    fields = GroupFields(
+        {"click": "int64", "a": "string", "b": "int64", "img": "string"}, ("click",), "img", "n", frozenset({"img"}), {}
+    )
+    (tmp_path / "a").write_bytes(b"0;1,0;x1,y2;p;2\n1;1;xyz;p;1\n")
+    layout = RtpLayout((1,), 2, 3, 4, ";", ",", "")
+    (piece,) = read_rtp(str(tmp_path / "a"), fields, layout)
+    assert piece.groups.columns["a"].to_pylist() == ["x", "y"]
+    assert piece.groups.columns["b"].to_pylist() == [1, 2]
+    assert [(one.row, one.problem) for one in piece.refused] == [(2, "sample 0: 3 values, not 2")]
+
+
+def test_lines_with_too_few_columns(tmp_path):
+    (tmp_path / "a.txt").write_bytes(b"0|1\n")
+    with pytest.raises(
+        DataError, match=r"a.txt: lines have 2 column\(s\), and data_config.selected_cols reads column 4"
+    ):
+        list(read_rtp(str(tmp_path / "a.txt"), FIELDS, RtpLayout.of(2)))
+
+
+def test_kinds_cover_what_is_written():
+    assert set(KINDS.values()) == {"int64", "string", "float32", "float64", "bool"}
