@@ -73,6 +73,6 @@ setup(
     packages=["easyrec_mm", *(f"easyrec_mm.{name}" for name in SUBPACKAGES)],
     install_requires=_requirements("base"),
     extras_require={"odps": ["pyodps>=0.12"], "spark": _requirements("spark")},
-    entry_points={"console_scripts": ["easyrec-mm=easyrec_mm.cli:main"]},
+    entry_points={"console_scripts": ["easyrec-mm=easyrec_mm.cli:run"]},
     cmdclass={"generate_proto": GenerateProto, "build_py": BuildPy},
 )

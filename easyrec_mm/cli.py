@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import argparse
+import atexit
 import math
 import os
 import sys
 from collections.abc import Callable, Sequence
+from typing import NoReturn
 
 from easyrec_mm import __version__, commands
 from easyrec_mm.commands import SIGNAL_EXIT_BASE
@@ -15,6 +17,22 @@ from easyrec_mm.files.folders import shown
 
 Parser = argparse.ArgumentParser
 Command = Callable[[argparse.Namespace], int]
+
+
+def run() -> NoReturn:
+    """`main` with the flags of this process, which ends with its status."""
+    status = 1
+
+    def end() -> None:
+        # tensorflow-io aborts a process that has used s3:// while it destroys what is left of that.
+        if "tensorflow_io" in sys.modules:
+            sys.stdout.flush()
+            sys.stderr.flush()
+            os._exit(status)
+
+    atexit.register(end)  # the first to be registered is the last to run
+    status = main()
+    sys.exit(status)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -105,7 +105,7 @@ def apply_override(config: EasyRecConfig, override: str) -> None:
         message.MergeFrom(parsed)
         return
     target, source = getattr(message, name), getattr(parsed, name)
-    if not field.is_repeated or not -len(target) <= index < len(target) or len(source) != 1:
+    if not _is_repeated(field) or not -len(target) <= index < len(target) or len(source) != 1:
         raise ConfigError(f"{place}: {name} has no element {index}")
     if field.message_type:
         target[index].CopyFrom(source[0])
@@ -118,7 +118,7 @@ def _descend(message: Message, part: str, place: str) -> Message:
     field = _field_of(message, name, place)
     if not field.message_type:
         raise ConfigError(f"{place}: {name} is a value and has no fields")
-    if not field.is_repeated:
+    if not _is_repeated(field):
         if index is not None:
             raise ConfigError(f"{place}: {name} has no elements; write it without [{index}]")
         child: Message = getattr(message, name)
@@ -133,6 +133,11 @@ def _descend(message: Message, part: str, place: str) -> Message:
         raise ConfigError(f"{place}: {name} has {len(elements)} elements and no element {index}")
     element: Message = elements[index]
     return element
+
+
+def _is_repeated(field: FieldDescriptor) -> bool:
+    # TensorFlow 2.16 needs a protobuf without FieldDescriptor.is_repeated.
+    return bool(field.default_value == [])
 
 
 def _name_and_index(part: str, place: str) -> tuple[str, int | None]:
@@ -157,7 +162,7 @@ def _as_text(field: FieldDescriptor, value: str) -> str:
     if field.message_type:
         return f"{field.name}: {value}" if value[:1] in "{[" and value else f"{field.name} {{ {value} }}"
     is_text = field.type in (FieldDescriptor.TYPE_STRING, FieldDescriptor.TYPE_BYTES)
-    if is_text and value[:1] not in ('"', "'") and not (field.is_repeated and value[:1] == "["):
+    if is_text and value[:1] not in ('"', "'") and not (_is_repeated(field) and value[:1] == "["):
         value = '"' + text_encoding.CEscape(value, as_utf8=True) + '"'
     return f"{field.name}: {value}"
 
@@ -208,7 +213,7 @@ class _Scanner:
     def _values(self, field: FieldDescriptor | None, place: str, first: int) -> int:
         """One value, or a list of them, of which the first has that index; their number."""
         tokens = self._tokens
-        is_list, is_repeated = tokens.TryConsume("["), field is not None and field.is_repeated
+        is_list, is_repeated = tokens.TryConsume("["), field is not None and _is_repeated(field)
         count = 0
         while not (is_list and tokens.TryConsume("]")):
             self._value(field, f"{place}[{first + count}]" if is_repeated else place)

@@ -95,9 +95,7 @@ def features_by_name(
 
 
 def _is_set(message: Message, name: str) -> bool:
-    if message.DESCRIPTOR.fields_by_name[name].is_repeated:
-        return bool(getattr(message, name))
-    return bool(message.HasField(name))
+    return any(field.name == name for field, _ in message.ListFields())
 
 
 def derive_features(

@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import os
 import tempfile
+from contextlib import suppress
 
 
 def import_tensorflow() -> None:
-    """Import TensorFlow, for modules that are imported next; its notices are shown only if it fails."""
+    """Import TensorFlow, for modules that are imported next; its notices are shown only if it fails.
+
+    Where tensorflow-io is installed, TensorFlow knows more schemes of files by it.
+    """
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     os.environ.setdefault("KERAS_BACKEND", "tensorflow")
     stderr = os.dup(2)
@@ -15,6 +19,9 @@ def import_tensorflow() -> None:
         os.dup2(notices.fileno(), 2)
         try:
             import tensorflow  # noqa: F401
+
+            with suppress(ImportError):
+                import tensorflow_io  # noqa: F401
         except BaseException:
             notices.seek(0)
             os.write(stderr, notices.read())

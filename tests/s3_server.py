@@ -6,9 +6,10 @@ import random
 import threading
 import time
 import urllib.request
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator
 from itertools import count
+from pathlib import Path
 from typing import Any
 
 import boto3
@@ -32,6 +33,7 @@ class Faults:
     bytes_per_s         of a content; 0: as fast as it goes
     answers             whether there is any answer at all
     requests            number by method and path
+    agents              what programs called themselves, by path
     most_at_once        requests that were being answered at one time
     """
 
@@ -45,12 +47,14 @@ class Faults:
         self.unavailable_share = self.cut_share = self.bytes_per_s = self.latency_s = 0.0
         self.answers = True
         self.requests: Counter[tuple[str, str]] = Counter()
+        self.agents: defaultdict[str, set[str]] = defaultdict(set)
         self.num_unavailable = self.most_at_once = 0
         self._random = random.Random(1)
 
     def __call__(self, environ: dict[str, Any], start_response: Any) -> Iterable[bytes]:
         with self._lock:
             self.requests[environ["REQUEST_METHOD"], environ["PATH_INFO"]] += 1
+            self.agents[environ["PATH_INFO"]].add(environ.get("HTTP_USER_AGENT", ""))
             self._at_once += 1
             self.most_at_once = max(self.most_at_once, self._at_once)
             number = self._random.random()
@@ -109,6 +113,12 @@ class S3Server:
         self.client.create_bucket(Bucket=name)
         return f"s3://{name}"
 
+    def put_folder(self, folder: Path, path: str) -> None:
+        """All files of a folder of this machine."""
+        for file in folder.rglob("*"):
+            if file.is_file():
+                self.put(f"{path}/{file.relative_to(folder)}", file.read_bytes())
+
     def put(self, path: str, data: bytes) -> None:
         bucket, _, key = path.removeprefix("s3://").partition("/")
         self.client.put_object(Bucket=bucket, Key=key, Body=data)
@@ -138,7 +148,9 @@ class S3Server:
 def s3_server(monkeypatch: pytest.MonkeyPatch) -> S3Server:
     """A server that the environment points at."""
     server = S3Server()
-    for name, value in {**ENVIRONMENT, "AWS_ENDPOINT_URL": server.endpoint}.items():
+    # tensorflow-io has names of its own.
+    endpoints = {"AWS_ENDPOINT_URL": server.endpoint, "S3_ENDPOINT": server.endpoint, "S3_USE_HTTPS": "0"}
+    for name, value in {**ENVIRONMENT, **endpoints}.items():
         monkeypatch.setenv(name, value)
     for name in ("AWS_PROFILE", "AWS_SESSION_TOKEN", "HTTP_PROXY", "http_proxy"):
         monkeypatch.delenv(name, raising=False)

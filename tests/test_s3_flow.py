@@ -1,9 +1,10 @@
-"""Whole commands with everything in a bucket: data, pictures, config, checkpoints, exports, outputs; S3 by moto."""
+"""Whole commands with everything in a bucket: data, pictures, checkpoints, exports, outputs; S3 by moto."""
 
 from __future__ import annotations
 
 import io
 import json
+import time
 from pathlib import Path
 
 import numpy as np
@@ -31,9 +32,7 @@ def data(tmp_path_factory):
 def bucket(s3, data):
     """A bucket with the demo data; s3://name."""
     name = s3.new_bucket()
-    for path in data.rglob("*"):
-        if path.is_file():
-            s3.put(f"{name}/data/{path.relative_to(data)}", path.read_bytes())
+    s3.put_folder(data, f"{name}/data")
     return name
 
 
@@ -51,6 +50,7 @@ def names(s3, path):
 
 
 def test_everything_in_a_bucket(s3, bucket, data, tmp_path, capsys):
+    s3.faults.unavailable_share, s3.faults.bytes_per_s = 0.05, 2e7
     flags = remote_flags(bucket, "run", eval_input_path=f"{bucket}/data/eval/*", train_config__keep_checkpoint_max=2)
     # A training that stops, and goes on where it was.
     steps = "--set=train_config.save_checkpoints_steps=2"
@@ -102,6 +102,7 @@ def test_everything_in_a_bucket(s3, bucket, data, tmp_path, capsys):
 
     _serve_and_exchange(s3, bucket, opened)
     opened.close()
+    assert s3.faults.num_unavailable > 20
 
 
 def _serve_and_exchange(s3, bucket, store):
@@ -117,3 +118,29 @@ def _serve_and_exchange(s3, bucket, store):
     assert service.reload().folder == f"{bucket}/export/rec/2"
     assert not Path(copy).exists()
     assert Path(service.release.copy).exists()
+
+
+@pytest.mark.parametrize("setting", ["train_input_path", "data_config.image_root", "model_dir"])
+@pytest.mark.parametrize(
+    ("mistake", "expected"),
+    [
+        ("no bucket", "there is no such bucket; check its name"),
+        ("wrong credentials", "the credentials are refused (InvalidAccessKeyId: "),
+        ("no server", "no answer for "),
+    ],
+)
+def test_what_cannot_be_reached_is_told_in_time(s3, data, tmp_path, capsys, monkeypatch, setting, mistake, expected):
+    bucket = f"s3://{mistake.replace(' ', '-')}-{setting[:5]}" if mistake == "no bucket" else s3.new_bucket()
+    path = f"{bucket}/train/*" if setting == "train_input_path" else bucket
+    if mistake == "no server":
+        monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:9")
+    s3.check_credentials(mistake == "wrong credentials")
+    begun = time.monotonic()
+    try:
+        run("train", *demo_flags(data, tmp_path / "m"), f"--set={setting}={path}", expect=1)
+    finally:
+        s3.check_credentials(False)
+    error = capsys.readouterr().err
+    assert f"{bucket}: {expected}" in error
+    assert "Traceback" not in error
+    assert time.monotonic() - begun < 30

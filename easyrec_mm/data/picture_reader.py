@@ -16,7 +16,7 @@ from easyrec_mm.files.content_cache import ContentCache
 from easyrec_mm.files.disk_cache import DiskCache
 
 # Remote pictures that are read at a time, by the whole process.
-NUM_READS = 128
+NUM_READS = 72
 # When so many could not be read, and none could, it is not the pictures.
 _NUM_REFUSED = 8
 

@@ -131,7 +131,8 @@ def _options(path: str) -> dict[str, Any]:
     scheme = scheme_of(path)
     if scheme in ("hdfs", "webhdfs"):
         address = fsspec.utils.infer_storage_options(path)
-        return {key: address[key] for key in ("host", "port", "user") if address.get(key)}
+        names = {"host": "host", "port": "port", "username": "user"}
+        return {option: address[name] for name, option in names.items() if address.get(name)}
     if scheme in ("http", "https"):
         import aiohttp
 

@@ -1,7 +1,7 @@
 """Buckets by obstore: S3 and what speaks its protocol, Alibaba's OSS by that, too, and Google Cloud Storage.
 
-obstore reads a small object in a twentieth of the time that s3fs takes (tools/bench/pictures.py). It is set up here as
-boto3 would be, so that profiles, roles and endpoints of the AWS command line count.
+obstore takes little processor time a small object (tools/bench/pictures.py). It is set up here as boto3 would be, so
+that profiles, roles and endpoints of the AWS command line count.
 """
 
 from __future__ import annotations

@@ -17,7 +17,7 @@ from easyrec_mm.files.storage import Content, Failure, FileInfo, Storage, Storag
 
 # A place that was never reached is given up after the first, one that was after the second; answers that never come
 # are waited for a little longer.
-FIRST_TRY_S, TRY_S = 10.0, 120.0
+FIRST_TRY_S, TRY_S = 8.0, 120.0
 FIRST_WAIT_S = 15.0
 _FIRST_PAUSE_S, _LONGEST_PAUSE_S = 0.1, 8.0
 # A place of which nothing can be had is not asked again for this long.
@@ -37,6 +37,7 @@ class Place:
         self.name = place_name(path)
         self._path = path
         self._storage: Storage | None = None
+        self._with_tensorflow = False
         self._lock = threading.Lock()
         # When it answered last; 0.0: never.
         self.answered_s = 0.0
@@ -116,7 +117,9 @@ class Place:
 
     def _reached(self) -> Storage:
         with self._lock:
-            if self._storage is None:
+            # A config may be read before TensorFlow is loaded.
+            if self._storage is None or self._with_tensorflow != tensorflow_storage.is_loaded():
+                self._with_tensorflow = tensorflow_storage.is_loaded()
                 self._storage = _open(self._path)
             return self._storage
 

@@ -9,16 +9,20 @@ from pathlib import Path
 from typing import Any
 
 from easyrec_mm.errors import tensorflow_reason
-from easyrec_mm.files.paths import join
+from easyrec_mm.files.paths import inside, join
 from easyrec_mm.files.storage import Content, Failure, FileInfo, StorageError
 
 _READ_BYTES = 16 << 20
 
 
+def is_loaded() -> bool:
+    """Whether TensorFlow is."""
+    return hasattr(sys.modules.get("tensorflow"), "io")
+
+
 def knows(scheme: str) -> bool:
     """Whether TensorFlow is loaded and has a file system of that scheme."""
-    loaded = sys.modules.get("tensorflow")
-    return hasattr(loaded, "io") and scheme in _tensorflow().io.gfile.get_registered_schemes()
+    return is_loaded() and scheme in _tensorflow().io.gfile.get_registered_schemes()
 
 
 class TensorFlowStorage:
@@ -69,7 +73,8 @@ class TensorFlowStorage:
     def upload(self, local: Path, path: str) -> None:
         """See Storage.upload."""
         with _translated(path):
-            self._gfile.makedirs(path.rpartition("/")[0])
+            if "/" in inside(path):  # a bucket itself is no folder to all of them
+                self._gfile.makedirs(path.rpartition("/")[0])
             self._gfile.copy(str(local), path, overwrite=True)
 
     def remove(self, path: str) -> None:
@@ -79,8 +84,10 @@ class TensorFlowStorage:
 
     def _info(self, path: str) -> FileInfo:
         status = self._gfile.stat(path)
+        if status.is_directory:
+            return FileInfo(path, 0, "", is_folder=True)
         version = f"{status.length}-{status.mtime_nsec}"
-        return FileInfo(path, int(status.length), version, bool(status.is_directory))
+        return FileInfo(path, int(status.length), version)
 
 
 def _tensorflow() -> Any:
@@ -108,4 +115,5 @@ def _translated(path: str) -> Iterator[None]:
         raise StorageError(path, "the path is no UTF-8", Failure.REFUSED) from error
     except errors.OpError as error:
         failure = failures.get(type(error), Failure.PASSING)
-        raise StorageError(path, tensorflow_reason(error.message).partition("\n")[0], failure) from error
+        reason = tensorflow_reason(error.message) or type(error).__name__
+        raise StorageError(path, "no such file" if failure == Failure.MISSING else reason, failure) from error
