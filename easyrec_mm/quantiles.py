@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -13,9 +14,9 @@ def quantile_boundaries(values: Sequence[float] | NDArray[Any], num_buckets: int
     """Values that divide `values` into at most `num_buckets` buckets of about as many each.
 
     For `FeatureConfig.boundaries`, whose bucket i holds boundaries[i-1] <= x < boundaries[i]. Each limit is one of the
-    values, so that none that many samples have is cut off from its equals, and no bucket is empty; where a value is
-    that frequent, there are fewer buckets. With numeric_transform, min_val or max_val, give what they make of the
-    values.
+    values, so that none that many samples have is cut off from its equals, and no bucket is empty. A value that is more
+    frequent than a bucket's share has a bucket of its own, and the others are divided among what is left. With
+    numeric_transform, min_val or max_val, give what they make of the values.
 
     Args:
       values: finite ones count; NaN stands for a missing one.
@@ -32,6 +33,17 @@ def quantile_boundaries(values: Sequence[float] | NDArray[Any], num_buckets: int
     numbers = numbers[np.isfinite(numbers)]
     if not len(numbers):
         return ()
-    shares = np.arange(1, num_buckets) / num_buckets
-    limits = np.unique(np.quantile(numbers, shares, method="higher"))
-    return tuple(float(str(limit)) for limit in limits if limit > numbers.min())
+    distinct, counts = np.unique(numbers, return_counts=True)
+    limits: list[np.float32] = []
+    left, here = len(numbers), 0  # values that are in no bucket yet, and those in the one that is being filled
+    for i, (before, count) in enumerate(pairwise(counts.tolist()), 1):
+        num_more = num_buckets - 1 - len(limits)  # buckets that can begin yet
+        if not num_more:
+            break
+        here += before
+        share = left / (num_more + 1)
+        # A bucket ends before this value if that is nearer to its share, or if each value left can have its own.
+        if share - here <= here + count - share or len(distinct) - i <= num_more:
+            limits.append(distinct[i])
+            left, here = left - here, 0
+    return tuple(float(str(limit)) for limit in limits)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -73,7 +74,8 @@ def test_a_log_in_a_bucket_makes_the_same_shards_there(s3, here, bucket, tmp_pat
     assert {(one["kind"], one["where"]) for one in bad} == {("picture", "images/39.png")}
     assert all(one["file"].startswith(f"{bucket}/logs/") for one in bad)
     there, wanted = ((folder / "x.config").read_text().replace(str(folder), bucket) for folder in (tmp_path, here))
-    assert there == wanted
+    # Comments are broken into lines by their length.
+    assert re.sub(r"[\s#]+", " ", there) == re.sub(r"[\s#]+", " ", wanted)
     # What is there is not replaced unasked, and then whole.
     group(bucket, "out", expect=1)
     assert f"--output: {bucket}/out is not empty; name another folder" in capsys.readouterr().err
