@@ -9,6 +9,7 @@ from __future__ import annotations
 import threading
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from itertools import islice
 from typing import Any, Protocol
@@ -177,7 +178,7 @@ class TableSource:
     def _epoch(self, epoch: int) -> Iterator[pa.Table]:
         """Tables of an epoch, in its order, with columns _FILE and ROW."""
         if not self.order.is_shuffled:
-            yield from self._tables(range(len(self.files)))
+            yield from _one_ahead(self._tables(range(len(self.files))))
             return
         random = np.random.default_rng([self.order.seed, epoch])
         waiting = deque(random.permutation(len(self.files)).tolist())
@@ -185,7 +186,7 @@ class TableSource:
         held: list[pa.Table] = []
         while waiting or opened or held:
             while waiting and len(opened) < NUM_OPEN_FILES:
-                opened.append(self._tables([waiting.popleft()]))
+                opened.append(_one_ahead(self._tables([waiting.popleft()])))
                 self.reader.ahead([self.files[i] for i in islice(waiting, NUM_AHEAD)])
             if opened:
                 table = next(opened[0], None)
@@ -236,6 +237,18 @@ class TableSource:
             raise DataError(
                 f"{file}: column '{name}' is {kind}, and {types.field(name).type} in {first}; write all files alike"
             )
+
+
+def _one_ahead(tables: Iterator[pa.Table]) -> Iterator[pa.Table]:
+    """The same, each read while the one before is used."""
+    pool = ThreadPoolExecutor(1, thread_name_prefix="tables")
+    try:
+        following = pool.submit(next, tables, None)
+        while (table := following.result()) is not None:
+            following = pool.submit(next, tables, None)
+            yield table
+    finally:
+        pool.shutdown(wait=False, cancel_futures=True)
 
 
 class _InOrder:
