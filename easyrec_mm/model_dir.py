@@ -57,7 +57,7 @@ class ModelDir:
           CheckpointError: naming the setting, if there is none.
           StorageError: if it cannot be read.
         """
-        path = resolve_checkpoint(str(self.local / name), setting)
+        path: str = resolve_checkpoint(str(self.local / name), setting)
         self.fetch_checkpoint(path)
         return path
 
@@ -127,7 +127,8 @@ def find_checkpoint(path: str, setting: str) -> str:
       StorageError: if it cannot be read.
     """
     if not is_remote(path):
-        return resolve_checkpoint(plain(path), setting)
+        here: str = resolve_checkpoint(plain(path), setting)
+        return here
     folder, name = path.rstrip("/"), ""
     if not place_of(path).below(folder):
         folder, _, name = folder.rpartition("/")

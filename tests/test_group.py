@@ -271,6 +271,8 @@ def test_a_split_by_item_shares_no_item(log):
     rows = {side: stats(output / side)["rows"] for side in found}
     assert rows == {side: sum(one["group_size"] for one in some) for side, some in found.items()}
     assert sum(rows.values()) == stats(output / "eval")["rows_out"] == 4000
+    assert (output / "_SUCCESS").exists()
+    assert {side: one["rows"] for side, one in stats(output)["splits"].items()} == rows
     for side in found:
         assert (output / side / "_SUCCESS").exists()
         assert stats(output / side)["split"] == side

@@ -14,7 +14,7 @@ from easyrec_mm.grouping.options import GroupOptions
 from easyrec_mm.grouping.output_folder import written
 from easyrec_mm.grouping.rows import RowsReport
 from easyrec_mm.grouping.shards import ShardReport
-from easyrec_mm.grouping.sides import EVAL, SIDES
+from easyrec_mm.grouping.sides import SIDES, TRAIN
 
 STATS, SUCCESS = "stats.json", "_SUCCESS"
 
@@ -34,11 +34,16 @@ class GroupStats:
         return [shard for shard in self.shards if shard.side == side]
 
     def write(self, folder: str) -> None:
-        """Write stats.json and _SUCCESS, for each side where there are two."""
-        for side, name in enumerate(SIDES):
-            if self.options.split_by is None and side == EVAL:
-                continue
-            write_stats(join(folder, name) if self.options.split_by else folder, self._whole() | self._side(side))
+        """Write stats.json and _SUCCESS; where there are two sides, for each and for both together."""
+        whole = self._whole()
+        if self.options.split_by is None:
+            write_stats(folder, whole | self._side(TRAIN))
+            return
+        of_sides = {name: self._side(side) for side, name in enumerate(SIDES)}
+        for name, values in of_sides.items():
+            write_stats(join(folder, name), whole | values)
+        counts = {name: {what: values[what] for what in ("rows", "groups")} for name, values in of_sides.items()}
+        write_stats(folder, whole | {"splits": counts})
 
     def lines(self) -> list[str]:
         """The same in short."""

@@ -233,7 +233,7 @@ def _telling(name: str, column: ColumnStats, stats: LogStats, labels: list[Label
             known = ~np.isnan(values) & ~np.isnan(target)
             auc = _auc(target[known] > 0.5, values[known])
             if max(auc, 1 - auc) >= _TELLING_AUC:
-                return f"tells the label '{label.name}' (AUC {max(auc, 1 - auc):.3f}): known only afterwards?"
+                return f"tells the label '{label.name}' (AUC {max(auc, 1 - auc):.3f}): perhaps known only afterwards"
     return ""
 
 
