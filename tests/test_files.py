@@ -431,7 +431,7 @@ def test_joining(folder, name, path):
 def test_copies_of_a_process_are_gone_when_it_ends_or_soon_after(tmp_path):
     code = (
         "import os, signal, sys; from easyrec_mm.files.work_folder import work_folder\n"
-        "print(work_folder()); open(work_folder() + '/x', 'w').close()\n"
+        "print(work_folder(), flush=True); open(work_folder() + '/x', 'w').close()\n"
     )
     environment = {**os.environ, "TMPDIR": str(tmp_path)}
 
