@@ -237,6 +237,17 @@ def expected_values(groups):
 
 
 @pytest.mark.parametrize("kind", WRITERS)
+@pytest.mark.parametrize("kind", ["GroupParquetInput", "ParquetInput"])
+def test_texts_may_hold_any_character(tmp_path, kind):
+    groups = random_groups(30, missing=0)
+    strange = ["a\x1fb", "\x1f", "\x1f\x1f", "", "\0", "c\0", "\n", "\x1e\x1f", "  ", "|"]
+    for i, group in enumerate(groups):
+        group["user"] = [strange[(i + k) % len(strange)] for k in range(len(group["user"]))]
+    WRITERS[kind](tmp_path / "data", groups)
+    wanted = [user or DEFAULTS["user"] for group in groups for user in group["user"]]
+    assert users(input_of(kind, tmp_path / "data").batches()) == wanted
+
+
 def test_every_input_gives_the_samples_in_order(kind, folder, groups):
     batches = list(input_of(kind, folder / kind / "*").batches())
     found = values_of(batches)

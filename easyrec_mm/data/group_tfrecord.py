@@ -158,14 +158,14 @@ class GroupTfRecordSource(RecordFiles):
         """Groups of which some are bad."""
 
         def read(*arrays: NDArray[Any]) -> list[Any]:
-            return tf.nest.flatten(self._groups.read(self._table(*arrays)).as_arrays())
+            return tf.nest.flatten(self._groups.arrays(self._table(*arrays)))
 
         signature = self._groups.signature()
         specs = tf.nest.flatten(signature)
         tensors = tf.numpy_function(read, self._arrays(columns, size), [spec.dtype for spec in specs], stateful=False)
         for tensor, spec in zip(tensors, specs, strict=True):
             tensor.set_shape(spec.shape)
-        return GroupRows(*tf.nest.pack_sequence_as(signature, tensors))
+        return self._groups.rows(tf.nest.pack_sequence_as(signature, tensors))
 
     def _arrays(self, columns: dict[str, tf.RaggedTensor], size: tf.Tensor) -> list[tf.Tensor]:
         """What `_table` takes."""

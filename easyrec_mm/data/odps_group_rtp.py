@@ -10,7 +10,7 @@ import tensorflow as tf
 
 from easyrec_mm.data.group_rtp import GroupRtpParser
 from easyrec_mm.data.odps_tables import LINE, OdpsTables
-from easyrec_mm.data.source import Chunk, Order, Problem, TextGroup
+from easyrec_mm.data.source import GroupRows, Order, Problem, TextGroup
 from easyrec_mm.data.table_files import TableSource
 from easyrec_mm.schema import Schema
 
@@ -32,6 +32,9 @@ class _Lines:
 
     def arrays(self, table: pa.Table) -> Any:
         return table[LINE].to_numpy()
+
+    def rows(self, arrays: tf.Tensor) -> GroupRows:
+        return self._parser(arrays)
 
     def texts(self, table: pa.Table) -> Iterable[TextGroup | Problem]:
         return map(self._parser.texts, table[LINE].to_pylist())
@@ -56,10 +59,6 @@ class OdpsGroupRtpSource(TableSource):
     ) -> None:
         self._parser = GroupRtpParser(schema, labels, fields, len(schema.labels) + 3)
         super().__init__(list(tables.slices), schema, _Lines(self._parser), order, tables)
-
-    def parse(self, epoch: tf.Tensor, file: tf.Tensor, row: tf.Tensor, lines: tf.Tensor) -> Chunk:
-        """See Source.parse."""
-        return Chunk(epoch, file, row, self._parser(lines))
 
     def explain(self, evidence: bytes) -> Problem:
         """See Source.explain; the evidence is the line."""

@@ -61,7 +61,10 @@ class TableGroups(Protocol):
         """Specs of `arrays`."""
 
     def arrays(self, table: pa.Table) -> Any:
-        """What `TableSource.parse` takes of the groups."""
+        """The groups of a table, for `rows`."""
+
+    def rows(self, arrays: Any) -> GroupRows:
+        """`arrays` as tensors -> the groups; within a graph."""
 
     def texts(self, table: pa.Table) -> Iterable[TextGroup | Problem]:
         """The groups as texts."""
@@ -126,7 +129,7 @@ class TableSource:
 
     def parse(self, *element: Any) -> Chunk:
         """See Source.parse."""
-        return Chunk(*element[:3], GroupRows(*element[3]))
+        return Chunk(*element[:3], self.groups.rows(element[3]))
 
     def explain(self, evidence: bytes) -> Problem:
         """See Source.explain."""

@@ -7,6 +7,7 @@ group, so that no sample is taught another one's picture.
 
 from __future__ import annotations
 
+import secrets
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import Any
@@ -17,7 +18,7 @@ import pyarrow.compute as pc
 import tensorflow as tf
 from numpy.typing import NDArray
 
-from easyrec_mm.data.source import Problem, TextGroup
+from easyrec_mm.data.source import GroupRows, Problem, TextGroup
 from easyrec_mm.errors import DataError, did_you_mean
 from easyrec_mm.schema import Dtype, Field, Schema
 from easyrec_mm.text_patterns import VALUE_PATTERNS, text_patterns
@@ -31,24 +32,25 @@ _KINDS: dict[Dtype, str] = {"int64": "whole numbers", "bool": "bool", "float32":
 class TypedRows:
     """The good ones of N groups: G groups of S samples.
 
-    fields      field name -> [S]: int64, float32, or bytes as objects
+    fields      field name -> [S]: int64, float32, or an Arrow array of bytes
     image_path  bytes as objects [G]
     group_size  int64 [G]
     kept        int64 [G]: which of the N groups each is
     problems    group -> what is wrong with it, for the others
     """
 
-    fields: dict[str, NDArray[np.generic]]
+    fields: dict[str, NDArray[np.generic] | pa.Array]
     image_path: NDArray[np.object_]
     group_size: NDArray[np.int64]
     kept: NDArray[np.int64]
     problems: dict[int, Problem]
 
     def as_arrays(self) -> tuple[Any, ...]:
-        """What GroupRows holds, as arrays."""
+        """What TypedGroups.rows takes."""
+        fields = {name: _joined(one) if isinstance(one, pa.Array) else one for name, one in self.fields.items()}
         refused = np.array(sorted(self.problems), np.int64)
         evidence = np.array([self.problems[i].encode() for i in refused.tolist()], object)
-        return self.fields, self.image_path, self.group_size, self.kept, refused, evidence
+        return fields, self.image_path, self.group_size, self.kept, refused, evidence
 
 
 @dataclass
@@ -117,15 +119,22 @@ class TypedGroups:
         return {one.name: "float32" if one.name in self.labels else one.dtype for one in self._fields}
 
     def arrays(self, table: pa.Table) -> tuple[Any, ...]:
-        """The groups of a table, as GroupRows holds them."""
+        """The groups of a table, for `rows`."""
         return self.read(table).as_arrays()
 
     def signature(self) -> tuple[Any, ...]:
-        """Specs of TypedRows.as_arrays."""
+        """Specs of `arrays`."""
         numbers, texts = tf.TensorSpec([None], tf.int64), tf.TensorSpec([None], tf.string)
         kinds = {"string": tf.string, "float32": tf.float32, "int64": tf.int64, "bool": tf.int64}
         fields = {name: tf.TensorSpec([None], kinds[dtype]) for name, dtype in self.dtypes.items()}
         return fields, texts, numbers, numbers, numbers, texts
+
+    def rows(self, arrays: tuple[Any, ...]) -> GroupRows:
+        """`arrays` as tensors -> the groups; within a graph."""
+        fields, *others = arrays
+        num_samples = tf.reduce_sum(others[1])
+        texts = (name for name, dtype in self.dtypes.items() if dtype == "string")
+        return GroupRows(fields | {name: _split(fields[name], num_samples) for name in texts}, *others)
 
     def present(self, place: str, columns: list[str]) -> list[str]:
         """Those of a file's columns that are read.
@@ -229,7 +238,7 @@ class TypedGroups:
             if name in values:
                 self._require_agreement(name, values[name], flat)
         for lists in self.aligned:
-            counts = {name: _count_tags(values[name], separator) for name, separator in lists.items()}
+            counts = {name: _count_tags(_bytes(values[name]), separator) for name, separator in lists.items()}
             first, *others = counts
             for name in others:
                 flat.refuse(
@@ -240,7 +249,10 @@ class TypedGroups:
         problems |= {int(kept[group]): problem for group, problem in flat.problems.items()}
         if flat.problems:
             of_good = flat.is_good[flat.group]
-            values = {name: array[of_good] for name, array in values.items()}
+            values = {
+                name: array.filter(pa.array(of_good)) if isinstance(array, pa.Array) else array[of_good]
+                for name, array in values.items()
+            }
             image_path, size, kept = image_path[flat.is_good], size[flat.is_good], kept[flat.is_good]
         return TypedRows(values, image_path, size, kept, problems)
 
@@ -290,7 +302,7 @@ class TypedGroups:
         of_lists = (pc.list_value_length(column).to_numpy().astype(np.int64) for column in lists)
         return next(of_lists, np.ones(len(table), np.int64)) if size is None else size
 
-    def _values(self, column: pa.ChunkedArray, field: Field, flat: _Flat) -> NDArray[np.generic]:
+    def _values(self, column: pa.ChunkedArray, field: Field, flat: _Flat) -> NDArray[np.generic] | pa.Array:
         """A column's values `[S]`, missing ones replaced by the default."""
         values = _flatten(column, flat)
         if field.dtype == "string":
@@ -340,7 +352,7 @@ class TypedGroups:
         plain = pc.replace_substring_regex(plain, r"^\+", "")
         return plain.cast(pa.int64() if dtype == "int64" else pa.float64())
 
-    def _texts(self, values: pa.Array, field: Field, flat: _Flat) -> NDArray[np.object_]:
+    def _texts(self, values: pa.Array, field: Field, flat: _Flat) -> pa.Array:
         patterns = self._patterns.get(field.name, [])
         for pattern in patterns:
             matches = pc.match_substring_regex(values, f"^(?:{pattern})$")
@@ -353,7 +365,7 @@ class TypedGroups:
         if field.default:
             is_empty = pc.fill_null(pc.equal(pc.binary_length(values), 0), True)
             values = pc.if_else(is_empty, pa.scalar(field.default).cast(values.type), values)
-        return _bytes(values)
+        return pc.fill_null(values.cast(pa.large_binary()), b"")
 
     def _image_path(self, table: pa.Table, flat: _Flat) -> NDArray[np.object_]:
         column = table[self._schema.image.field]
@@ -363,7 +375,8 @@ class TypedGroups:
         self._require_agreement(self._schema.image.field, paths, flat)
         return paths[flat.first]
 
-    def _require_agreement(self, name: str, values: NDArray[np.generic], flat: _Flat) -> None:
+    def _require_agreement(self, name: str, values: NDArray[np.generic] | pa.Array, flat: _Flat) -> None:
+        values = _bytes(values) if isinstance(values, pa.Array) else values
         of_first = values[flat.first[flat.group]]
         flat.refuse(
             values != of_first,
@@ -387,6 +400,25 @@ def _flatten(column: pa.ChunkedArray, flat: _Flat) -> pa.Array:
 def _bytes(values: pa.Array) -> NDArray[np.object_]:
     """Texts as bytes objects; b"" for a missing one."""
     return pc.fill_null(values.cast(pa.large_binary()), b"").to_numpy(zero_copy_only=False)
+
+
+def _joined(values: pa.Array) -> NDArray[np.object_]:
+    """All texts in one, and what separates them: [2].
+
+    An object for every text, and its way into a tensor, would take longer than all else, and hold Python's lock.
+    """
+    separator = b"\x1f"
+    while True:
+        lists = pa.LargeListArray.from_arrays(pa.array([0, len(values)], pa.int64()), values)
+        joined = pc.binary_join(lists, pa.scalar(separator, pa.large_binary()))[0].as_py()
+        if joined.count(separator) == max(len(values) - 1, 0):
+            return np.array([joined, separator], object)
+        separator += secrets.token_bytes(4)  # some text contains it
+
+
+def _split(joined: tf.Tensor, number: tf.Tensor) -> tf.Tensor:
+    """The texts of `_joined`, string `[number]`."""
+    return tf.raw_ops.StringSplitV2(input=joined[:1], sep=joined[1]).values[:number]
 
 
 def _as_whole(column: pa.ChunkedArray) -> tuple[pa.Array, dict[int, float]]:
