@@ -40,15 +40,15 @@ def main() -> None:
 
 
 def memory_after_epochs(folder: Path, kind: str, num_epochs: int) -> list[float]:
-    """Resident MiB after each epoch."""
+    """Resident MiB after each epoch, when the next one has begun."""
     inputs = parsing.open_input(folder, kind, IMAGE_SIZE)
-    after = []
-    last = 0
-    for batch in inputs.batches(num_epochs):
-        if batch.epoch > last:
+    after: list[float] = []
+    for batch in inputs.batches(num_epochs + 1):
+        if batch.epoch > len(after):
             after.append(resident_mib())
-            last = batch.epoch
-    return [*after, resident_mib()]
+        if len(after) == num_epochs:
+            break
+    return after
 
 
 def resident_mib() -> float:
