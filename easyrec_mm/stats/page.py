@@ -7,7 +7,8 @@ import html
 from collections.abc import Iterable, Sequence
 
 from easyrec_mm.stats.pictures import Picture, PictureStats
-from easyrec_mm.stats.report import NUM_SHOWN, FieldReport, Rate, Report, distinct, number
+from easyrec_mm.stats.report import NUM_SHOWN, FieldReport, Rate, Report
+from easyrec_mm.stats.text import distinct, number
 
 # Pictures that are shown as examples, groups of pictures that look alike, and pictures of such a group.
 _NUM_EXAMPLES, _NUM_ALIKE, _NUM_OF_GROUP = 24, 20, 8
@@ -74,7 +75,7 @@ def _field(one: FieldReport, report: Report) -> str:
         told.append(f"{one.per_sample:.1f} values a sample, {distinct(one.parts)} different")
     lines = [f"<h3>{_text(one.name)}</h3>", f'<div class="note">{"; ".join(told)}</div>']
     if one.boundaries:
-        lines.append(f'<div class="note">boundaries: [{", ".join(f"{x:g}" for x in one.boundaries)}]</div>')
+        lines.append(f'<div class="note">boundaries: [{", ".join(f"{x:.9g}" for x in one.boundaries)}]</div>')
     plots = []
     top = (one.parts or one).top
     if top and not (found and one.rates):

@@ -1,8 +1,8 @@
-"""What is told of an input: figures made of what was counted, and these as text."""
+"""What is told of an input: figures made of what was counted."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
 from typing import Any
@@ -17,14 +17,13 @@ from easyrec_mm.stats.correlation import Correlation, correlate
 from easyrec_mm.stats.fields import FieldStats, SampleStats, Values
 from easyrec_mm.stats.pictures import PathStats, PictureStats
 
-# Frequent values that are told, in text and on the page.
-NUM_SHOWN_TEXT, NUM_SHOWN = 3, 15
+# Frequent values that are told.
+NUM_SHOWN = 15
 NUM_BAD_SHOWN = 10
 # Buckets of boundaries that are proposed for numbers.
 NUM_BUCKETS = 16
 _QUANTILES = (0.01, 0.25, 0.5, 0.75, 0.99)
 _NUM_BINS = 10
-_WIDEST_CELL = 28
 
 
 @dataclass(frozen=True)
@@ -117,66 +116,6 @@ class Report:
                 "look_alike": [[one.path for one in group] for group in self.pictures.alike],
             }
         return values
-
-    def text(self) -> str:
-        """For a terminal."""
-        rows = "rows" if self.is_flat else "groups"
-        share = self.num_refused / max(self.num_groups + self.num_refused, 1)
-        lines = [
-            f"{self.name}: {self.num_files} file(s), "
-            + ("" if self.is_flat else f"{self.num_groups:,} groups, ")
-            + f"{self.num_samples:,} samples; {self.num_refused:,} {rows} refused ({share:.2%})",
-            *([] if self.is_flat else [f"  group size: {_sizes(self.sizes)}"]),
-            "\nlabels",
-            *(_label_line(one) for one in self.labels),
-            *([] if self.labels else ["  none"]),
-            "\nfields",
-            *_table(_field_rows(self.fields)),
-            *self._correlation_lines(),
-            *self._boundary_lines(),
-            *self._picture_lines(),
-            f"\nrefused {rows}" + ("" if self.bad else ": none"),
-            *[f"  {record}" for record in self.bad],
-            *([f"  and {self.num_refused - len(self.bad):,} more"] if self.num_refused > len(self.bad) else []),
-        ]
-        return "\n".join(lines)
-
-    def _correlation_lines(self) -> list[str]:
-        names = [label.name for label in self.labels]
-        some = [one for one in self.fields if one.correlation]
-        if not names or not some:
-            return []
-        some.sort(key=lambda one: -max(abs(c.strength) for c in one.correlation.values()))
-        rows = [("field", *names)]
-        rows += [(one.name, *(_correlation(one.correlation.get(name)) for name in names)) for one in some]
-        title = f"\ncorrelation with labels, in {self.num_sampled:,} samples (r of numbers, share of others)"
-        return [title, *_table(rows)]
-
-    def _boundary_lines(self) -> list[str]:
-        some = [one for one in self.fields if one.boundaries]
-        lines = [f"  {one.name}: boundaries: [{', '.join(f'{x:g}' for x in one.boundaries)}]" for one in some]
-        return [f"\nquantiles of numbers, {NUM_BUCKETS} buckets", *lines] if some else []
-
-    def _picture_lines(self) -> list[str]:
-        if self.pictures is None:
-            return []
-        found = self.pictures
-        opened = len(found.pictures) + len(found.problems)
-        alike = sum(map(len, found.alike))
-        lines = [
-            "\npictures",
-            f"  {self.num_pictures:,} distinct; {self.num_without_picture:,} "
-            f"{'rows' if self.is_flat else 'groups'} without one; {opened:,} opened, {len(found.problems):,} bad",
-        ]
-        lines += [f"  {what}s: {_counts(found.counts(what).most_common())}" for what in ("format", "mode", "size")]
-        lines.append(
-            f"  look alike: {alike:,} pictures in {len(found.alike):,} groups" if alike else "  look alike: none"
-        )
-        for group in found.alike[:NUM_SHOWN_TEXT]:
-            more = f" and {len(group) - 3} more" if len(group) > 3 else ""
-            lines.append(f"    {', '.join(one.path for one in group[:3])}{more}")
-        lines += [f"  bad: {path}: {problem}" for path, problem in found.problems[:NUM_BAD_SHOWN]]
-        return lines
 
 
 def make_report(
@@ -311,77 +250,3 @@ def _field_dict(one: FieldReport) -> dict[str, Any]:
     values["rates"] = [vars(rate) for rate in one.rates]
     values["parts"] = _field_dict(one.parts) if one.parts else None
     return values
-
-
-def _sizes(sizes: dict[int, int]) -> str:
-    if not sizes:
-        return "no good group"
-    ordered = sorted(sizes)
-    number, total = sum(sizes.values()), sum(size * count for size, count in sizes.items())
-    middle = np.searchsorted(np.cumsum([sizes[size] for size in ordered]), number / 2)
-    return f"{ordered[0]} to {ordered[-1]}, mean {total / number:.1f}, median {ordered[int(middle)]}"
-
-
-def _label_line(one: FieldReport) -> str:
-    found = one.numbers
-    return (
-        f"  {one.name}: mean {found['mean']:.4g}, {number(found['least'])} to {number(found['greatest'])}, "
-        f"missing {one.missing:.1%}"
-    )
-
-
-def _field_rows(fields: Iterable[FieldReport]) -> list[tuple[str, ...]]:
-    rows: list[tuple[str, ...]] = [
-        ("name", "type", "missing", "distinct", "mean", "least", "greatest", "zeros", "most frequent")
-    ]
-    for one in fields:
-        found = one.numbers
-        told = [number(found.get(what)) for what in ("mean", "least", "greatest")]
-        told.append(f"{found['zeros']:.1%}" if found else "-")
-        rows.append(
-            (
-                one.name,
-                one.kind,
-                f"{one.missing:.1%}",
-                distinct(one),
-                *told,
-                _counts(one.top[:NUM_SHOWN_TEXT]),
-            )
-        )
-        if one.parts:
-            values = f"{one.per_sample:.1f} a sample"
-            top = _counts(one.parts.top[:NUM_SHOWN_TEXT])
-            rows.append(("  its values", values, "-", distinct(one.parts), *("-",) * 4, top))
-    return rows
-
-
-def distinct(one: FieldReport) -> str:
-    """How many different values, and whether that is an estimate."""
-    return f"{one.distinct:,}" if one.is_exact else f"about {one.distinct:,}"
-
-
-def number(value: float | None) -> str:
-    """A number in a few digits."""
-    if value is None:
-        return "-"
-    return f"{value:,}" if isinstance(value, int) else f"{value:.4g}"
-
-
-def _correlation(found: Correlation | None) -> str:
-    if found is None:
-        return "-"
-    return f"{found.strength:+.3f}" + (f" (AUC {found.auc:.3f})" if found.auc is not None else "")
-
-
-def _counts(items: Sequence[tuple[str, int]], most: int = 5) -> str:
-    shown = ", ".join(f"{_short(value)} ({count:,})" for value, count in items[:most])
-    return (shown + (f" and {len(items) - most} more" if len(items) > most else "")) or "none"
-
-
-def _short(text: str) -> str:
-    return text if len(text) <= _WIDEST_CELL else text[: _WIDEST_CELL - 3] + "..."
-
-
-def _table(rows: list[tuple[str, ...]]) -> list[str]:
-    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
-    return ["  " + "  ".join(f"{cell:<{w}}" for cell, w in zip(row, widths, strict=True)).rstrip() for row in rows]

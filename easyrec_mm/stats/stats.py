@@ -16,6 +16,7 @@ from easyrec_mm.stats.page import page
 from easyrec_mm.stats.pictures import PathStats, PictureStats, open_pictures
 from easyrec_mm.stats.report import NUM_BAD_SHOWN, Report, make_report
 from easyrec_mm.stats.samples import SampleReader, config_samples, log_samples
+from easyrec_mm.stats.text import text
 
 _MAX_PIXELS = 50_000_000
 
@@ -71,7 +72,7 @@ def stats(pipeline: Pipeline | None, options: StatsOptions) -> str:
     _write(options.output, page(report))
     if options.json:
         _write(options.json, json.dumps(report.as_dict(), indent=1, ensure_ascii=False))
-    return f"{report.text()}\n\npage: {options.output}"
+    return f"{text(report)}\n\npage: {options.output}"
 
 
 def _read(name: str, samples: SampleReader, pictures: _Pictures, num_pictures: int) -> Report:
@@ -95,7 +96,7 @@ def _read(name: str, samples: SampleReader, pictures: _Pictures, num_pictures: i
     return make_report(name, len(samples.files), found, refused, num_refused, paths, opened)
 
 
-def _write(path: str, text: str) -> None:
+def _write(path: str, content: str) -> None:
     local = written_at(path)
-    local.write_text(text, encoding="utf-8")
+    local.write_text(content, encoding="utf-8")
     put(local, path)

@@ -1,0 +1,149 @@
+"""A report as text."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+import numpy as np
+
+from easyrec_mm.stats.correlation import Correlation
+from easyrec_mm.stats.report import NUM_BAD_SHOWN, NUM_BUCKETS, FieldReport, Report
+
+# Frequent values and similar pictures that are told, and the width of a value.
+_NUM_SHOWN, _WIDEST_CELL = 3, 28
+
+
+def text(report: Report) -> str:
+    """A report for a terminal."""
+    rows = "rows" if report.is_flat else "groups"
+    share = report.num_refused / max(report.num_groups + report.num_refused, 1)
+    lines = [
+        f"{report.name}: {report.num_files} file(s), "
+        + ("" if report.is_flat else f"{report.num_groups:,} groups, ")
+        + f"{report.num_samples:,} samples; {report.num_refused:,} {rows} refused ({share:.2%})",
+        *([] if report.is_flat else [f"  group size: {_sizes(report.sizes)}"]),
+        "\nlabels",
+        *(_label_line(one) for one in report.labels),
+        *([] if report.labels else ["  none"]),
+        "\nfields",
+        *_table(_field_rows(report.fields)),
+        *_correlation_lines(report),
+        *_boundary_lines(report),
+        *_picture_lines(report),
+        f"\nrefused {rows}" + ("" if report.bad else ": none"),
+        *[f"  {record}" for record in report.bad],
+        *([f"  and {report.num_refused - len(report.bad):,} more"] if report.num_refused > len(report.bad) else []),
+    ]
+    return "\n".join(lines)
+
+
+def _correlation_lines(report: Report) -> list[str]:
+    names = [label.name for label in report.labels]
+    some = [one for one in report.fields if one.correlation]
+    if not names or not some:
+        return []
+    some.sort(key=lambda one: -max(abs(c.strength) for c in one.correlation.values()))
+    rows = [("field", *names)]
+    rows += [(one.name, *(_correlation(one.correlation.get(name)) for name in names)) for one in some]
+    title = f"\ncorrelation with labels, in {report.num_sampled:,} samples (r of numbers, share of others)"
+    return [title, *_table(rows)]
+
+
+def _boundary_lines(report: Report) -> list[str]:
+    some = [one for one in report.fields if one.boundaries]
+    lines = [f"  {one.name}: boundaries: [{', '.join(f'{x:.9g}' for x in one.boundaries)}]" for one in some]
+    return [f"\nquantiles of numbers, {NUM_BUCKETS} buckets", *lines] if some else []
+
+
+def _picture_lines(report: Report) -> list[str]:
+    if report.pictures is None:
+        return []
+    found = report.pictures
+    opened = len(found.pictures) + len(found.problems)
+    alike = sum(map(len, found.alike))
+    lines = [
+        "\npictures",
+        f"  {report.num_pictures:,} distinct; {report.num_without_picture:,} "
+        f"{'rows' if report.is_flat else 'groups'} without one; {opened:,} opened, {len(found.problems):,} bad",
+    ]
+    lines += [f"  {what}s: {_counts(found.counts(what).most_common())}" for what in ("format", "mode", "size")]
+    lines.append(f"  look alike: {alike:,} pictures in {len(found.alike):,} groups" if alike else "  look alike: none")
+    for group in found.alike[:_NUM_SHOWN]:
+        more = f" and {len(group) - 3} more" if len(group) > 3 else ""
+        lines.append(f"    {', '.join(one.path for one in group[:3])}{more}")
+    lines += [f"  bad: {path}: {problem}" for path, problem in found.problems[:NUM_BAD_SHOWN]]
+    return lines
+
+
+def _sizes(sizes: dict[int, int]) -> str:
+    if not sizes:
+        return "no good group"
+    ordered = sorted(sizes)
+    number, total = sum(sizes.values()), sum(size * count for size, count in sizes.items())
+    middle = np.searchsorted(np.cumsum([sizes[size] for size in ordered]), number / 2)
+    return f"{ordered[0]} to {ordered[-1]}, mean {total / number:.1f}, median {ordered[int(middle)]}"
+
+
+def _label_line(one: FieldReport) -> str:
+    found = one.numbers
+    return (
+        f"  {one.name}: mean {found['mean']:.4g}, {number(found['least'])} to {number(found['greatest'])}, "
+        f"missing {one.missing:.1%}"
+    )
+
+
+def _field_rows(fields: Iterable[FieldReport]) -> list[tuple[str, ...]]:
+    rows: list[tuple[str, ...]] = [
+        ("name", "type", "missing", "distinct", "mean", "least", "greatest", "zeros", "most frequent")
+    ]
+    for one in fields:
+        found = one.numbers
+        told = [number(found.get(what)) for what in ("mean", "least", "greatest")]
+        told.append(f"{found['zeros']:.1%}" if found else "-")
+        rows.append(
+            (
+                one.name,
+                one.kind,
+                f"{one.missing:.1%}",
+                distinct(one),
+                *told,
+                _counts(one.top[:_NUM_SHOWN]),
+            )
+        )
+        if one.parts:
+            values = f"{one.per_sample:.1f} a sample"
+            top = _counts(one.parts.top[:_NUM_SHOWN])
+            rows.append(("  its values", values, "-", distinct(one.parts), *("-",) * 4, top))
+    return rows
+
+
+def distinct(one: FieldReport) -> str:
+    """How many different values, and whether that is an estimate."""
+    return f"{one.distinct:,}" if one.is_exact else f"about {one.distinct:,}"
+
+
+def number(value: float | None) -> str:
+    """A number in a few digits."""
+    if value is None:
+        return "-"
+    return f"{value:,}" if isinstance(value, int) else f"{value:.4g}"
+
+
+def _correlation(found: Correlation | None) -> str:
+    if found is None:
+        return "-"
+    return f"{found.strength:+.3f}" + (f" (AUC {found.auc:.3f})" if found.auc is not None else "")
+
+
+def _counts(items: Sequence[tuple[str, int]], most: int = 5) -> str:
+    shown = ", ".join(f"{_short(value)} ({count:,})" for value, count in items[:most])
+    return (shown + (f" and {len(items) - most} more" if len(items) > most else "")) or "none"
+
+
+def _short(text: str) -> str:
+    return text if len(text) <= _WIDEST_CELL else text[: _WIDEST_CELL - 3] + "..."
+
+
+def _table(rows: list[tuple[str, ...]]) -> list[str]:
+    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
+    return ["  " + "  ".join(f"{cell:<{w}}" for cell, w in zip(row, widths, strict=True)).rstrip() for row in rows]
