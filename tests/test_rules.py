@@ -131,6 +131,7 @@ WITHOUT_TENSORFLOW = {
     "files.object_storage",
     "files.paths",
     "files.place",
+    "files.regular_files",
     "files.storage",
     "files.tensorflow_storage",
     "files.work_folder",

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import stat
 import threading
 from collections.abc import Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -14,6 +13,7 @@ from easyrec_mm.errors import DataError
 from easyrec_mm.files import Failure, StorageError, is_remote, join, place_of, plain
 from easyrec_mm.files.content_cache import ContentCache
 from easyrec_mm.files.disk_cache import DiskCache
+from easyrec_mm.files.regular_files import open_regular
 
 # Remote pictures that are read at a time, by the whole process.
 NUM_READS = 72
@@ -129,7 +129,7 @@ class PictureReader:
         path = self._whole(path_bytes)
         if not path:
             raise FileNotFoundError(0, "the path is empty")
-        with open(plain(path), "rb", opener=_open_regular_file) as file:
+        with open(plain(path), "rb", opener=open_regular) as file:
             return file.read()
 
 
@@ -146,12 +146,3 @@ def content_cache(folder: str, max_gib: float) -> ContentCache | None:
 @lru_cache
 def _pool() -> ThreadPoolExecutor:
     return ThreadPoolExecutor(NUM_READS, thread_name_prefix="remote pictures")
-
-
-def _open_regular_file(path: str, flags: int) -> int:
-    """Opens without waiting, and only what has an end: a pipe or a device would stall or flood the training."""
-    descriptor = os.open(path, flags | os.O_NONBLOCK)
-    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
-        os.close(descriptor)
-        raise OSError(0, "is no regular file")
-    return descriptor

@@ -7,13 +7,13 @@ from __future__ import annotations
 
 import io
 import os
-import stat
 import tarfile
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 from easyrec_mm.files import StorageError, is_remote, join, place_of
+from easyrec_mm.files.regular_files import open_regular
 
 # Pictures that are read at the same time, and that are held.
 _NUM_THREADS, _NUM_HELD = 64, 256
@@ -65,18 +65,9 @@ class PicturePacker:
             if is_remote(path):
                 content = place_of(path).read(path)
                 return (content and content.data) or "is empty (0 bytes)"
-            with open(path, "rb", opener=_open_regular_file) as file:
+            with open(path, "rb", opener=open_regular) as file:
                 return file.read() or "is empty (0 bytes)"
         except StorageError as error:
             return f"cannot be read: {error.reason}"
         except (OSError, ValueError) as error:  # ValueError: no file can have that path
             return f"cannot be read: {getattr(error, 'strerror', None) or error}"
-
-
-def _open_regular_file(path: str, flags: int) -> int:
-    """Opens without waiting, and only what has an end: a pipe or a device would stall the command."""
-    descriptor = os.open(path, flags | os.O_NONBLOCK)
-    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
-        os.close(descriptor)
-        raise OSError(0, "is no regular file")
-    return descriptor
