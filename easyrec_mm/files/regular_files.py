@@ -7,7 +7,7 @@ import stat
 
 
 def open_regular(path: str, flags: int) -> int:
-    """An opener for `open` that opens without waiting, and only what has an end: a pipe or a device would stall or flood.
+    """An opener for `open` that does not wait, and opens only what has an end: a pipe or a device would stall or flood.
 
     Raises:
       OSError: if it cannot be opened, or is no regular file.

@@ -6,7 +6,6 @@ A member's name is the picture's path as the data has it. The same pictures make
 from __future__ import annotations
 
 import io
-import os
 import tarfile
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
