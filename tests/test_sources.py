@@ -236,7 +236,6 @@ def expected_values(groups):
     }
 
 
-@pytest.mark.parametrize("kind", WRITERS)
 @pytest.mark.parametrize("kind", ["GroupParquetInput", "ParquetInput"])
 def test_texts_may_hold_any_character(tmp_path, kind):
     groups = random_groups(30, missing=0)
@@ -248,6 +247,7 @@ def test_texts_may_hold_any_character(tmp_path, kind):
     assert users(input_of(kind, tmp_path / "data").batches()) == wanted
 
 
+@pytest.mark.parametrize("kind", WRITERS)
 def test_every_input_gives_the_samples_in_order(kind, folder, groups):
     batches = list(input_of(kind, folder / kind / "*").batches())
     found = values_of(batches)
