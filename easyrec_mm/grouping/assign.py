@@ -191,8 +191,13 @@ def _codes(column: pa.ChunkedArray) -> tuple[Ints, pa.Array]:
 
 def _paired(first: Ints, second: Ints) -> Ints:
     """One code for two."""
-    paired = first * (int(second.max(initial=0)) + 1) + second
-    return paired if paired.max(initial=0) < 1 << 40 else np.unique(paired, return_inverse=True)[1].astype(np.int64)
+    paired = first * (_greatest(second) + 1) + second
+    return paired if _greatest(paired) < 1 << 40 else np.unique(paired, return_inverse=True)[1].astype(np.int64)
+
+
+def _greatest(codes: Ints) -> int:
+    """The greatest of some codes; 0 of none."""
+    return int(np.max(codes)) if len(codes) else 0
 
 
 def _starts(values: Ints) -> Ints:
@@ -202,7 +207,7 @@ def _starts(values: Ints) -> Ints:
 
 def _distinct_pairs(item: Ints, num_items: int, picture: Ints) -> Ints:
     """Pictures of the distinct pairs, whatever the side of the item."""
-    width = int(picture.max(initial=0)) + 1
+    width = _greatest(picture) + 1
     return np.unique(item % num_items * width + picture) % width
 
 

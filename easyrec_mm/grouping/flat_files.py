@@ -262,7 +262,7 @@ def _csv_rows(split: Split, separator: str) -> Iterator[csv_blocks.CsvRows]:
 
 
 def _order(file: int, rows: np.ndarray) -> pa.Array:
-    return pa.array((np.int64(file) << ROW_BITS) | rows.astype(np.int64))
+    return pa.array(np.int64(file << ROW_BITS) | rows.astype(np.int64))
 
 
 @dataclass(frozen=True)

@@ -263,7 +263,7 @@ def _label(texts: pa.Array, kind: Kind) -> Typed:
     numbers = to_kind(texts, "float64", strict=True)
     whole = to_kind(numbers.values, "int64")
     is_bad = [one.is_bad for one in (numbers, whole) if one.is_bad is not None]
-    return Typed(whole.values.cast(ARROW_TYPES[kind]), np.logical_or.reduce(is_bad) if is_bad else None)
+    return Typed(whole.values.cast(ARROW_TYPES[kind]), np.any(is_bad, axis=0) if is_bad else None)
 
 
 def _split(texts: pa.Array, separator: str) -> pa.ListArray:

@@ -108,4 +108,4 @@ def _geometric(base: int, size: int) -> Hashes:
     factors = np.full(size, np.uint64(base))
     factors[0] = 1
     with np.errstate(over="ignore"):
-        return np.cumprod(factors)
+        return np.cumprod(factors, dtype=np.uint64)

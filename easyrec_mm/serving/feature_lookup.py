@@ -119,6 +119,6 @@ def _of_samples(feature: Feature, keys: list[list[str]], vectors: NDArray[np.flo
     if feature.kind != "sequence":
         return FeatureVectors(vectors, None)
     lengths = np.array([len(some) for some in keys], np.int64)
-    padded = np.zeros((len(keys), max(int(lengths.max(initial=0)), 1), feature.raw_dim), np.float32)
+    padded = np.zeros((len(keys), max(1, *lengths.tolist()), feature.raw_dim), np.float32)
     padded[np.arange(padded.shape[1]) < lengths[:, None]] = vectors
     return FeatureVectors(padded, lengths)

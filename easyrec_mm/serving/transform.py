@@ -177,7 +177,7 @@ def _selected(feature: Feature, keys: Values, maps: Values) -> list[list[str]]:
 def _is_there(lists: list[list[Any]]) -> NDArray[Any]:
     """Which entries of `[S, L]` S lists fill, L being the longest, and at least 1: bool."""
     counts = np.array([len(some) for some in lists], np.int64)
-    is_there: NDArray[Any] = np.arange(max(1, counts.max(initial=1))) < counts[:, None]
+    is_there: NDArray[Any] = np.arange(max(1, *counts.tolist())) < counts[:, None]
     return is_there
 
 
