@@ -15,6 +15,7 @@ from data_helpers import group_line, schema
 from easyrec_mm.data.bad_records import BadRecords
 from easyrec_mm.data.input import Input
 from easyrec_mm.data.source import Problem
+from easyrec_mm.data.table_files import _InOrder
 from easyrec_mm.errors import DataError
 from easyrec_mm.protos.data_pb2 import DatasetConfig
 from easyrec_mm.schema import Attention, Feature
@@ -564,6 +565,21 @@ def test_files_of_one_input_are_alike(tmp_path):
         DataError, match=r"/b: column 'cate' is large_binary, and list<.*> in .*/a; write all files alike"
     ):
         list(input_of("GroupParquetInput", tmp_path / "*").batches())
+
+
+def test_an_error_is_met_by_all_that_ask_for_what_is_behind_it():
+    def elements():
+        yield from "ab"
+        raise DataError("broken")
+
+    shared = _InOrder(elements())
+    # Whichever thread asks first.
+    for index in (3, 2, 4):
+        with pytest.raises(DataError, match="broken"):
+            shared.get(index)
+    assert [shared.get(1), shared.get(0)] == ["b", "a"]
+    whole = _InOrder(iter("ab"))
+    assert [whole.get(index) for index in (2, 0, 1, 3)] == [None, "a", "b", None]
 
 
 def test_a_feature_that_is_missing_or_of_another_type(tmp_path):

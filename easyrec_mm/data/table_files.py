@@ -262,13 +262,22 @@ class _InOrder:
         self._lock = threading.Lock()
         self._next = 0
         self._read: dict[int, Any] = {}
+        self._error: Exception | None = None
 
     def get(self, index: int) -> Any:
-        """Element `index`, once; None behind the end."""
+        """Element `index`, once; None behind the end.
+
+        An error of the iterator is one of all elements from there on: a thread that asks for a later one may meet it.
+        """
         with self._lock:
-            while self._next <= index:
-                self._read[self._next] = next(self._elements, None)
+            while self._next <= index and self._error is None:
+                try:
+                    self._read[self._next] = next(self._elements, None)
+                except Exception as error:
+                    self._error = error
                 self._next += 1
+            if index not in self._read and self._error is not None:
+                raise self._error
             return self._read.pop(index)
 
 
