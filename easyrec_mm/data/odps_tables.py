@@ -10,6 +10,7 @@ from __future__ import annotations
 import configparser
 import os
 import re
+import threading
 import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -31,8 +32,6 @@ SLICE_ROWS = 4096
 LINE = "easyrec_mm:line"
 # Slices that are fetched at a time.
 NUM_WORKERS = 4
-# Between the columns of a line that a row becomes; not in any text that people use to write samples.
-COLUMN_SEPARATOR = "\x1f\x1e\x1f"
 # A download session ends after 24 hours.
 _SESSION_SECONDS = 12 * 3600
 _CONNECT_SECONDS = 10
@@ -116,12 +115,14 @@ class OdpsTables:
         }
         self._pool = ThreadPoolExecutor(NUM_WORKERS, thread_name_prefix="odps")
         self._fetched: dict[str, Future[pa.Table]] = {}
+        self._lock = threading.Lock()
 
     def ahead(self, files: Sequence[str]) -> None:
         """Begin to fetch slices, by name, that are read next."""
-        for name in files:
-            if name not in self._fetched:
-                self._fetched[name] = self._pool.submit(self._fetch, self.slices[name])
+        with self._lock:
+            for name in files:
+                if name not in self._fetched:
+                    self._fetched[name] = self._pool.submit(self._fetch, self.slices[name])
 
     def read(self, file: str) -> Iterator[pa.Table]:
         """The rows of a slice, in columns LINE (binary) and ROW.
@@ -129,8 +130,9 @@ class OdpsTables:
         Raises:
           DataError: if they cannot be fetched.
         """
-        self.ahead([file])
-        yield self._fetched.pop(file).result()
+        with self._lock:
+            future = self._fetched.pop(file, None) or self._pool.submit(self._fetch, self.slices[file])
+        yield future.result()
 
     def count(self, file: str) -> int:
         """Rows of a slice."""

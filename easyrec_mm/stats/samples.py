@@ -11,10 +11,11 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from easyrec_mm.config import Pipeline
-from easyrec_mm.data.data_files import find_files, opened_at
+from easyrec_mm.data.data_files import find_files, find_infos, opened_at
 from easyrec_mm.data.odps_tables import LINE, OdpsTables
 from easyrec_mm.data.typed_groups import ROW
 from easyrec_mm.errors import DataError, did_you_mean
+from easyrec_mm.files.local_copies import local_copies
 from easyrec_mm.grouping.columns import ORDER, ROW_BITS, Kind, to_kind
 from easyrec_mm.grouping.convert import source_format
 from easyrec_mm.grouping.flat_files import Split, pieces, plan_file
@@ -97,7 +98,8 @@ def config_samples(pipeline: Pipeline, path: str, setting: str) -> SampleReader:
     if data.input_type == DatasetConfig.OdpsGroupRTPInput:
         columns = [name.strip() for name in data.selected_cols.split(",")]
         return _TableSamples(fields, OdpsTables(path, setting, columns, schema.layout.column_separator), pipeline)
-    files = find_files(path, setting)
+    copies = local_copies(data.file_cache_dir, data.file_cache_gib)
+    files = [info.path for info in find_infos(path, setting, copies)]
     if not fields.is_flat:
         return _GroupedSamples(fields, files, pipeline)
     has_names = data.input_type == DatasetConfig.ParquetInput or data.with_header

@@ -11,14 +11,13 @@ from easyrec_mm.data.packed_pictures import packed_path
 from easyrec_mm.data.picture_reader import PictureReader, content_cache
 from easyrec_mm.errors import UserError
 from easyrec_mm.files import put, written_at
+from easyrec_mm.protos.data_pb2 import DatasetConfig
 from easyrec_mm.stats.fields import SampleStats
 from easyrec_mm.stats.page import page
 from easyrec_mm.stats.pictures import PathStats, PictureStats, open_pictures
 from easyrec_mm.stats.report import NUM_BAD_SHOWN, Report, make_report
 from easyrec_mm.stats.samples import SampleReader, config_samples, log_samples
 from easyrec_mm.stats.text import text
-
-_MAX_PIXELS = 50_000_000
 
 
 @dataclass(frozen=True)
@@ -58,7 +57,7 @@ def stats(pipeline: Pipeline | None, options: StatsOptions) -> str:
     if pipeline is None:
         name = options.input
         samples = log_samples(options.input, options.separator, options.image_field, options.label_fields)
-        pictures = _Pictures(PictureReader(options.image_root), _MAX_PIXELS)
+        pictures = _Pictures(PictureReader(options.image_root), DatasetConfig().max_image_pixels)
     else:
         data = pipeline.config.data_config
         name = options.input or pipeline.config.train_input_path
