@@ -11,8 +11,8 @@ from itertools import pairwise
 
 from google.protobuf.message import Message
 
+from easyrec_mm.config_groups import NO_IMAGE_GROUP
 from easyrec_mm.config_image import check_image_tower
-from easyrec_mm.config_schema import IMAGE_GROUP
 from easyrec_mm.errors import Problems
 from easyrec_mm.protos.eval_pb2 import EvalMetrics
 from easyrec_mm.protos.loss_pb2 import LossType
@@ -88,6 +88,8 @@ def _check_model(config: EasyRecConfig, schema: Schema, problems: Problems) -> N
         for j, attention in enumerate(group.sequence_features):
             _check_score_dnn(attention, f"model_config.feature_groups[{i}].sequence_features[{j}]", problems)
     _check_image_part(config, schema, problems)
+    if network.HasField("dot_interaction") and network.dot_interaction.dim == 0:
+        problems.add(f"{place}.dot_interaction.dim", "0 is no width; give 1 or more")
     if network.HasField("expert_dnn") != (network.num_expert > 0):
         missing = "num_expert" if network.HasField("expert_dnn") else "expert_dnn"
         problems.add(f"{place}.{missing}", "expert_dnn and num_expert go together; set both or neither")
@@ -102,18 +104,13 @@ def _check_image_part(config: EasyRecConfig, schema: Schema, problems: Problems)
     if not schema.uses_image:
         for name in ("img_model", "img_dnn", "highway_dnn", "image_fusion"):
             if network.HasField(name):
-                problems.add(
-                    f"{place}.{name}", f"has no effect: no feature group '{IMAGE_GROUP}'; add it or remove this"
-                )
+                problems.add(f"{place}.{name}", f"has no effect: {NO_IMAGE_GROUP}; add one or remove this")
         return
     check_image_tower(config, schema, problems)
     if network.HasField("img_dnn") and network.HasField("highway_dnn"):
         problems.add(f"{place}.highway_dnn", "img_dnn is set too; keep one of the two")
-    if network.HasField("highway_dnn"):
-        if network.highway_dnn.input != IMAGE_GROUP:
-            problems.unknown(f"{place}.highway_dnn.input", "image group", network.highway_dnn.input, [IMAGE_GROUP])
-        if network.highway_dnn.emb_size == 0:
-            problems.add(f"{place}.highway_dnn.emb_size", "0 is no width; give the width of the image vector")
+    if network.HasField("highway_dnn") and network.highway_dnn.emb_size == 0:
+        problems.add(f"{place}.highway_dnn.emb_size", "0 is no width; give the width of the image vector")
 
 
 def _check_score_dnn(attention: SeqAttGroupConfig, place: str, problems: Problems) -> None:
@@ -317,6 +314,11 @@ def _check_export(config: EasyRecConfig, schema: Schema, problems: Problems) -> 
         problems.add("export_config.multi_placeholder", "false is not supported: inputs are named by field; remove it")
     if export.exporter_type not in EXPORTER_TYPES:
         problems.unknown("export_config.exporter_type", "exporter type", export.exporter_type, EXPORTER_TYPES)
+    if not image.field:
+        for name in ("img_input_name", "img_shape"):
+            if export.HasField(name):
+                problems.add(f"export_config.{name}", "has no effect: there is no ImgFeature; add one or remove this")
+        return
     if export.HasField("img_input_name") and export.img_input_name != image.field:
         problems.unknown("export_config.img_input_name", "image field", export.img_input_name, [image.field])
     if export.HasField("img_shape"):

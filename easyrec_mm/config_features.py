@@ -17,7 +17,7 @@ from easyrec_mm.protos.feature_pb2 import FeatureConfig, Initializer
 from easyrec_mm.schema import Feature, Field, RowLayout, Table
 
 _ONE_NUMBER_TYPES = (FeatureConfig.RawFeature, FeatureConfig.ExprFeature, FeatureConfig.SequenceFeature)
-_TABLE_TYPES = tuple(kind for kind in KINDS if kind != FeatureConfig.VectorFeature)
+TABLE_TYPES = tuple(kind for kind in KINDS if kind != FeatureConfig.VectorFeature)
 _VECTOR_TYPES = (FeatureConfig.VectorFeature, FeatureConfig.SequenceFeature)
 _SEQUENCE_TYPES = (FeatureConfig.SequenceFeature,)
 _TAG_TYPES = (FeatureConfig.TagFeature, FeatureConfig.LookupFeature)
@@ -26,8 +26,8 @@ _IDS, _NUMBERS = (FeatureConfig.IdFeature,), (FeatureConfig.RawFeature,)
 
 # Settings of FeatureConfig that only some feature types use; the others apply to every type.
 SETTINGS_OF_TYPES: dict[str, tuple[int, ...]] = {
-    "embedding_name": _TABLE_TYPES,
-    "initializer": _TABLE_TYPES,
+    "embedding_name": TABLE_TYPES,
+    "initializer": TABLE_TYPES,
     "hash_bucket_size": (*_ID_TYPES, FeatureConfig.ComboFeature),
     "num_buckets": _ID_TYPES,
     "vocab_list": _ID_TYPES,

@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from easyrec_mm.config_features import derive_features, features_by_name
+from easyrec_mm.config_groups import NO_IMAGE_GROUP, feature_groups, wide_features, wide_name
 from easyrec_mm.config_image import PLACE, image_losses
 from easyrec_mm.config_sequences import check_attentions, derive_attentions
 from easyrec_mm.errors import Problems
@@ -20,7 +21,7 @@ from easyrec_mm.protos.image_pb2 import ImgModel
 from easyrec_mm.protos.loss_pb2 import LossType
 from easyrec_mm.protos.model_pb2 import BayesTaskTower
 from easyrec_mm.protos.pipeline_pb2 import EasyRecConfig
-from easyrec_mm.schema import Activation, Dtype, Field, Image, RowLayout, Schema, Task
+from easyrec_mm.schema import NO_IMAGE, Activation, Dtype, Field, Image, RowLayout, Schema, Task
 from easyrec_mm.text_patterns import VALUE_PATTERNS, text_patterns
 
 DTYPES: dict[int, Dtype] = {
@@ -45,8 +46,6 @@ GROUP_RTP = (DatasetConfig.GroupRTPInput, DatasetConfig.OdpsGroupRTPInput)
 # Between the columns of a line that a row of a table becomes; not in any text that people use to write samples.
 ODPS_SEPARATOR = "\x1f\x1e\x1f"
 
-IMAGE_GROUP, SIZE_GROUP, MAIN_GROUP = "img", "sample_num", "all"
-
 
 def derive_schema(config: EasyRecConfig, problems: Problems) -> Schema:
     """The Schema of a parsed config.
@@ -63,32 +62,33 @@ def derive_schema(config: EasyRecConfig, problems: Problems) -> Schema:
         problems.add("feature_config.features", "is empty; the model needs features")
     named = features_by_name(features, place, fields, problems)
     image_name, image = _image(config, named, problems)
-    size_name, size_field = _group_size(config.data_config, named, problems)
+    size_field = _group_size_field(config.data_config, named, problems)
     labels = _labels(config, fields, problems)
     problems.raise_if_any()
 
     not_in_features = {*labels, image.field, size_field}
     sample_fields = tuple(field.name for field in fields if field.name not in not_in_features)
-    layout = _layout(config.data_config, labels, sample_fields, problems)
-    groups = _feature_groups(config, named, problems)
-    _check_special_group(groups, IMAGE_GROUP, image_name, problems)
-    _check_special_group(groups, SIZE_GROUP, size_name, problems)
-    joined = [name for name in groups.get(MAIN_GROUP, []) if name in named and name not in (image_name, size_name)]
-    only_attended = check_attentions(
-        config.model_config, MAIN_GROUP, named, image_name, IMAGE_GROUP in groups, problems
-    )
-    used = [named[name] for name in (*joined, *only_attended)]
+    layout = _layout(config.data_config, labels, sample_fields, bool(image.field), problems)
+    groups = feature_groups(config.model_config, named, problems)
+    uses_image = bool(groups.image_group)
+    only_attended = check_attentions(config.model_config, groups.deep, named, image_name, uses_image, problems)
+    tasks = _tasks(config, labels, problems)
+    wide = wide_features(groups.wide, named, sum(task.num_class for task in tasks), problems)
+    used = [named[name] for name in (*groups.deep, *only_attended)] + wide
     schema_features, tables = derive_features(used, config.data_config, layout, {f.name: f for f in fields}, problems)
-    image_features = _image_features(config, named, groups, problems)
+    image_features = _image_features(config, named, groups.deep, problems)
     read_per_image, _ = derive_features(
         image_features, config.data_config, layout, {f.name: f for f in fields}, problems
     )
-    _check_caches(config.data_config, IMAGE_GROUP in groups, problems)
-    tasks = _tasks(config, labels, problems)
+    _check_caches(config.data_config, uses_image, problems)
     sample_weight = _sample_weight(config.data_config, fields, layout, labels, problems)
     problems.raise_if_any()
-    schema_features = tuple(replace(f, is_joined=f.name not in only_attended) for f in schema_features)
-    attentions = derive_attentions(config.model_config, MAIN_GROUP, schema_features, image_name, problems)
+    wide_names = {wide_name(name) for name in groups.wide}
+    schema_features = tuple(
+        replace(f, is_joined=f.name not in {*only_attended, *wide_names}, is_wide=f.name in wide_names)
+        for f in schema_features
+    )
+    attentions = derive_attentions(config.model_config, schema_features, image_name, problems)
     tower = config.model_config.e2e_mm_dbmtl.img_model
     schema = Schema(
         fields=tuple(fields),
@@ -97,7 +97,7 @@ def derive_schema(config: EasyRecConfig, problems: Problems) -> Schema:
         features=schema_features,
         tables=tables,
         image=image,
-        uses_image=IMAGE_GROUP in groups,
+        uses_image=uses_image,
         group_size_field=size_field,
         layout=layout,
         tasks=tasks,
@@ -126,9 +126,7 @@ def _check_caches(data: DatasetConfig, uses_image: bool, problems: Problems) -> 
         problems.add("data_config.image_cache_gib", "has no effect without image_cache_dir; set it or remove this")
     for name in ("image_cache_dir", "packed_images"):
         if getattr(data, name) and not uses_image:
-            problems.add(
-                f"data_config.{name}", f"has no effect: no feature group '{IMAGE_GROUP}'; add it or remove this"
-            )
+            problems.add(f"data_config.{name}", f"has no effect: {NO_IMAGE_GROUP}; add one or remove this")
     for name in ("image_cache_dir", "image_root"):
         if data.packed_images and getattr(data, name):
             problems.add(f"data_config.{name}", "has no effect on packed_images, which lie beside the data; remove it")
@@ -183,9 +181,11 @@ def _only(
 
 def _image(config: EasyRecConfig, named: dict[str, tuple[str, FeatureConfig]], problems: Problems) -> tuple[str, Image]:
     data = config.data_config
+    if all(feature.feature_type != FeatureConfig.ImgFeature for _, feature in named.values()):
+        return "", NO_IMAGE
     found = _only(FeatureConfig.ImgFeature, named, "it names the field of the image path", problems)
     if found is None:
-        return "", Image("", 1, 1, 3, "BILINEAR", True, 1)
+        return "", NO_IMAGE
     name, place, feature = found
     if not feature.HasField("img_shape"):
         problems.add(f"{place}.img_shape", "is missing; give width and height in pixels")
@@ -204,14 +204,12 @@ def _image(config: EasyRecConfig, named: dict[str, tuple[str, FeatureConfig]], p
     )
 
 
-def _group_size(
-    data: DatasetConfig, named: dict[str, tuple[str, FeatureConfig]], problems: Problems
-) -> tuple[str, str]:
+def _group_size_field(data: DatasetConfig, named: dict[str, tuple[str, FeatureConfig]], problems: Problems) -> str:
     kinds = [feature.feature_type for _, feature in named.values()]
     if data.input_type not in GROUP_RTP and FeatureConfig.SampleNumFeature not in kinds:
-        return "", ""  # tables say it by the length of their lists
+        return ""  # tables say it by the length of their lists
     found = _only(FeatureConfig.SampleNumFeature, named, "it names the field of the group size", problems)
-    return (found[0], found[2].input_names[0]) if found else ("", "")
+    return found[2].input_names[0] if found else ""
 
 
 def _labels(config: EasyRecConfig, fields: Sequence[Field], problems: Problems) -> tuple[str, ...]:
@@ -235,13 +233,13 @@ def _labels(config: EasyRecConfig, fields: Sequence[Field], problems: Problems) 
 
 
 def _layout(
-    data: DatasetConfig, labels: tuple[str, ...], sample_fields: tuple[str, ...], problems: Problems
+    data: DatasetConfig, labels: tuple[str, ...], sample_fields: tuple[str, ...], has_image: bool, problems: Problems
 ) -> RowLayout:
     """Where the parts of a line stand; of other inputs than GroupRTP, the fields alone."""
     if data.with_header and data.input_type != DatasetConfig.CSVInput:
         problems.add("data_config.with_header", "has no effect but with input_type CSVInput; remove it")
     if data.input_type in GROUP_RTP:
-        return _line_layout(data, labels, sample_fields, problems)
+        return _line_layout(data, labels, sample_fields, has_image, problems)
     kind = DatasetConfig.InputType.Name(data.input_type)
     if data.input_type == DatasetConfig.CSVInput and len(data.separator) != 1:
         problems.add("data_config.separator", f"{data.separator!r} does not split CSV; give one character")
@@ -252,9 +250,10 @@ def _layout(
 
 
 def _line_layout(
-    data: DatasetConfig, labels: tuple[str, ...], sample_fields: tuple[str, ...], problems: Problems
+    data: DatasetConfig, labels: tuple[str, ...], sample_fields: tuple[str, ...], has_image: bool, problems: Problems
 ) -> RowLayout:
-    columns = _selected_columns(data, labels, problems)
+    columns = _selected_columns(data, labels, has_image, problems)
+    num_labels = len(labels)
     is_table = data.input_type == DatasetConfig.OdpsGroupRTPInput
     if is_table and data.HasField("rtp_separator"):
         problems.add("data_config.rtp_separator", "has no effect with input_type OdpsGroupRTPInput; remove it")
@@ -271,9 +270,9 @@ def _line_layout(
             if value and value == other_value:
                 problems.add(f"data_config.{name}", f"{value!r} is also {other}; lines could not be split, change one")
     return RowLayout(
-        label_columns=tuple(columns[: len(labels)]),
-        features_column=columns[-3],
-        image_column=columns[-2],
+        label_columns=tuple(columns[:num_labels]),
+        features_column=columns[num_labels],
+        image_column=columns[num_labels + 1] if has_image else -1,
         size_column=columns[-1],
         sample_fields=sample_fields,
         column_separator=separators["rtp_separator"],
@@ -282,11 +281,12 @@ def _line_layout(
     )
 
 
-def _selected_columns(data: DatasetConfig, labels: tuple[str, ...], problems: Problems) -> list[int]:
+def _selected_columns(data: DatasetConfig, labels: tuple[str, ...], has_image: bool, problems: Problems) -> list[int]:
     """Which columns of a line are read. Lines of a table have those that are read, and no others."""
     place = "data_config.selected_cols"
-    num_columns = len(labels) + 3
-    wanted = f"{len(labels)} label column(s) ({', '.join(labels) or 'none'}), features, image path, group size"
+    num_columns = len(labels) + 2 + has_image
+    image = "image path, " if has_image else ""
+    wanted = f"{len(labels)} label column(s) ({', '.join(labels) or 'none'}), features, {image}group size"
     texts = [text.strip() for text in data.selected_cols.split(",")]
     is_table = data.input_type == DatasetConfig.OdpsGroupRTPInput
     if not (all(texts) if is_table else all(re.fullmatch("[0-9]+", text) for text in texts)):
@@ -316,61 +316,21 @@ def _sample_weight(
     return name
 
 
-def _feature_groups(
-    config: EasyRecConfig, named: dict[str, tuple[str, FeatureConfig]], problems: Problems
-) -> dict[str, list[str]]:
-    groups: dict[str, list[str]] = {}
-    for i, group in enumerate(config.model_config.feature_groups):
-        place = f"model_config.feature_groups[{i}]"
-        if group.group_name not in (MAIN_GROUP, IMAGE_GROUP, SIZE_GROUP):
-            choices = (MAIN_GROUP, IMAGE_GROUP, SIZE_GROUP)
-            problems.unknown(f"{place}.group_name", "feature group", group.group_name, choices)
-            continue
-        if group.group_name in groups:
-            problems.add(f"{place}.group_name", f"'{group.group_name}' is listed twice; join the two")
-        if not group.feature_names:
-            problems.add(f"{place}.feature_names", f"group '{group.group_name}' names no feature; add one or remove it")
-        groups[group.group_name] = list(group.feature_names)
-        for j, name in enumerate(group.feature_names):
-            here = f"{place}.feature_names[{j}]"
-            if name not in named:
-                problems.unknown(here, "feature", name, named)
-            elif name in group.feature_names[:j]:
-                problems.add(here, f"'{name}' is listed twice; remove one")
-            elif group.group_name == MAIN_GROUP:
-                kind = named[name][1].feature_type
-                if kind in (FeatureConfig.ImgFeature, FeatureConfig.SampleNumFeature):
-                    other = IMAGE_GROUP if kind == FeatureConfig.ImgFeature else SIZE_GROUP
-                    problems.add(here, f"'{name}' is a {FeatureConfig.FeatureType.Name(kind)}; move it to '{other}'")
-    if MAIN_GROUP not in groups:
-        problems.add("model_config.feature_groups", f"has no group '{MAIN_GROUP}'; it names the features of the model")
-    return groups
-
-
-def _check_special_group(groups: dict[str, list[str]], group: str, feature: str, problems: Problems) -> None:
-    names = groups.get(group)
-    if names and names != [feature]:
-        listed = ", ".join(names)
-        problems.add(f"model_config.feature_groups '{group}'", f"holds {listed}; it holds '{feature}' alone")
-
-
 def _image_features(
     config: EasyRecConfig,
     named: dict[str, tuple[str, FeatureConfig]],
-    groups: dict[str, list[str]],
+    deep: list[str],
     problems: Problems,
 ) -> list[tuple[str, FeatureConfig]]:
-    """The features that are read once a picture, each with its config path."""
+    """The features that are read once a picture, each with its config path; `deep` are those of the network."""
     tower = config.model_config.e2e_mm_dbmtl.img_model
     wanted = [(f"{PLACE}.category_feature", tower.category_feature)] if tower.category_feature else []
     for i, loss in enumerate(tower.image_losses):
         if loss.WhichOneof("loss") == "contrastive":
             place = f"{PLACE}.image_losses[{i}].contrastive.item_feature"
             wanted.append((place, loss.contrastive.item_feature))
-            if loss.contrastive.item_feature in named and loss.contrastive.item_feature not in groups.get(
-                MAIN_GROUP, []
-            ):
-                problems.add(place, f"'{loss.contrastive.item_feature}' is not in group '{MAIN_GROUP}'; add it there")
+            if loss.contrastive.item_feature in named and loss.contrastive.item_feature not in deep:
+                problems.add(place, f"'{loss.contrastive.item_feature}' is in no DEEP feature group; add it to one")
     kinds = (FeatureConfig.IdFeature, FeatureConfig.ComboFeature)
     found: dict[str, tuple[str, FeatureConfig]] = {}
     for place, name in wanted:

@@ -3,49 +3,41 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 
+from easyrec_mm.config_groups import NO_IMAGE_GROUP, OF_GROUPS, Named, is_of_groups
 from easyrec_mm.config_image import image_vector_width
 from easyrec_mm.errors import Problems
 from easyrec_mm.protos.feature_pb2 import FeatureConfig
 from easyrec_mm.protos.model_pb2 import EasyRecModel, FeatureGroupConfig, SeqAttGroupConfig
 from easyrec_mm.schema import IMAGE_KEY, Attention, Feature
 
-Named = dict[str, tuple[str, FeatureConfig]]
-# Types of features that are one for a group, and no vector of a table.
-_OF_GROUPS = (FeatureConfig.ImgFeature, FeatureConfig.SampleNumFeature)
 
-
-def attention_groups(
-    model: EasyRecModel, main_group: str
-) -> Iterator[tuple[str, FeatureGroupConfig, SeqAttGroupConfig]]:
-    """(config path, feature group, attention) of each attention of the main group, in order."""
+def attention_groups(model: EasyRecModel) -> Iterator[tuple[str, FeatureGroupConfig, SeqAttGroupConfig]]:
+    """(config path, feature group, attention) of each attention, in order."""
     for i, group in enumerate(model.feature_groups):
         for j, attention in enumerate(group.sequence_features):
-            if group.group_name == main_group:
-                yield f"model_config.feature_groups[{i}].sequence_features[{j}]", group, attention
+            yield f"model_config.feature_groups[{i}].sequence_features[{j}]", group, attention
 
 
 def check_attentions(
-    model: EasyRecModel, main_group: str, named: Named, image_name: str, uses_image: bool, problems: Problems
+    model: EasyRecModel, joined: Collection[str], named: Named, image_name: str, uses_image: bool, problems: Problems
 ) -> list[str]:
-    """Check every attention; the features that they read and the main group does not name, each once.
+    """Check every attention; the features that they alone read, each once.
 
     Args:
       model: the config's model section.
-      main_group: name of the feature group whose features are those of the network.
+      joined: names of the features whose vectors the network takes by themselves.
       named: feature name -> config path and settings.
       image_name: name of the ImgFeature.
       uses_image: whether the network has an image tower.
       problems: where mistakes go.
     """
-    for i, group in enumerate(model.feature_groups):
-        if group.sequence_features and group.group_name != main_group:
-            place = f"model_config.feature_groups[{i}].sequence_features"
-            problems.add(place, f"has no effect in group '{group.group_name}'; move it to '{main_group}'")
     names: list[str] = []
     only_attended: list[str] = []
-    for place, group, attention in attention_groups(model, main_group):
+    for place, group, attention in attention_groups(model):
+        if is_of_groups(group, named):
+            continue
         if not re.fullmatch(r"\w[\w.-]*", attention.group_name):
             problems.add(f"{place}.group_name", f"'{attention.group_name}' is no name; use letters, digits and _")
         elif attention.group_name in names:
@@ -59,27 +51,28 @@ def check_attentions(
             for name in keys:
                 _check_key(name, named[name][1].feature_type, attention, group, f"{here}.key", problems)
             if image_name in pairs.key and not uses_image:
-                problems.add(f"{here}.key", f"'{image_name}' needs the image tower: no feature group 'img'; add it")
+                what = f"'{image_name}' needs the image tower: {NO_IMAGE_GROUP}; add one"
+                problems.add(f"{here}.key", what)
             sequences = _known(pairs.hist_seq, f"{here}.hist_seq", named, problems)
             for name in sequences:
                 kind = named[name][1].feature_type
                 if kind != FeatureConfig.SequenceFeature:
                     told = FeatureConfig.FeatureType.Name(kind)
                     problems.add(f"{here}.hist_seq", f"'{name}' is a {told}; name a SequenceFeature")
-            vectors = [name for name in keys if named[name][1].feature_type not in _OF_GROUPS]
-            only_attended += [name for name in (*vectors, *sequences) if name not in group.feature_names]
+            vectors = [name for name in keys if named[name][1].feature_type not in OF_GROUPS]
+            only_attended += [name for name in (*vectors, *sequences) if name not in joined]
         _check_ends(attention, place, named, problems)
     return list(dict.fromkeys(only_attended))
 
 
 def derive_attentions(
-    model: EasyRecModel, main_group: str, features: Sequence[Feature], image_name: str, problems: Problems
+    model: EasyRecModel, features: Sequence[Feature], image_name: str, problems: Problems
 ) -> tuple[Attention, ...]:
     """The attentions of a checked config, given what its features are."""
     widths = {feature.name: feature.width for feature in features}
     widths[IMAGE_KEY] = image_vector_width(model.e2e_mm_dbmtl)
     found = []
-    for place, _, attention in attention_groups(model, main_group):
+    for place, _, attention in attention_groups(model):
         keys = tuple(IMAGE_KEY if name == image_name else name for part in attention.seq_att_map for name in part.key)
         sequences = tuple(name for part in attention.seq_att_map for name in part.hist_seq)
         shown = {**{name: name for name in widths}, IMAGE_KEY: image_name}

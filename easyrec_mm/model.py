@@ -57,7 +57,10 @@ class MultimodalModel:
         self.image = image_tower(config, schema, dtype) if schema.uses_image else None
         self.rec = RecModel(config.model_config, schema, dtype)
         self.item: ItemImage | None = None
-        self._embedding_regularization = config.model_config.embedding_regularization
+        model = config.model_config
+        self._regularizes_embeddings = bool(
+            model.embedding_regularization or any(group.wide_regularization for group in model.feature_groups)
+        )
         self._towers = list(network.task_towers)
         self._prediction_functions: dict[str, Callable[[Batch], dict[str, tf.Tensor]]] = {}
         self._build()
@@ -101,14 +104,14 @@ class MultimodalModel:
     def losses(self, batch: Batch, training: bool = True, bank: PictureBank | None = None) -> dict[str, tf.Tensor]:
         """Scalars that add up to the loss: of towers, of image vectors, and regularisation of tables and kernels."""
         image_vectors = self.image_vectors(batch, training, bank)
-        logits, squares = self._logits(batch, image_vectors, training)
+        logits, embedding_penalty = self._logits(batch, image_vectors, training)
         losses = {}
         for tower, task in zip(self._towers, self.schema.tasks, strict=True):
             losses[task.name] = _tower_loss(tower, task, logits[task.name], batch)
         if image_vectors is not None:
             losses |= self._image_losses(image_vectors, batch.images, training)
-        if self._embedding_regularization:
-            losses[EMBEDDING_REGULARIZATION] = 0.5 * self._embedding_regularization * squares
+        if self._regularizes_embeddings:
+            losses[EMBEDDING_REGULARIZATION] = embedding_penalty
         kernels = self.rec.losses + (self.image.losses if self.image else [])
         if kernels:
             losses[L2_REGULARIZATION] = tf.add_n(kernels)

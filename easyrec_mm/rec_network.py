@@ -6,14 +6,17 @@ Shapes: S samples, D width of the image vector, F width of the features, T tasks
 from __future__ import annotations
 
 import keras
+import numpy as np
 import tensorflow as tf
 
 from easyrec_mm.config_checks import activation_name, relation_order
+from easyrec_mm.config_groups import wide_name
 from easyrec_mm.layers.dnn import DNN, ExpertMixture, dense
 from easyrec_mm.layers.embedding import FeatureEmbedding
+from easyrec_mm.layers.interaction import DotInteraction
 from easyrec_mm.layers.target_attention import TargetAttention
 from easyrec_mm.precision import FLOAT32
-from easyrec_mm.protos.model_pb2 import E2E_MM_DBMTL, BayesTaskTower, EasyRecModel
+from easyrec_mm.protos.model_pb2 import E2E_MM_DBMTL, BayesTaskTower, EasyRecModel, FeatureGroupConfig
 from easyrec_mm.schema import Attention, Schema, Task
 
 # Of an attention whose seq_dnn is not set, as in EasyRec.
@@ -24,8 +27,9 @@ class RecModel(keras.layers.Layer):
     """Features and image vectors -> logits of every task.
 
     Features are embedded and batch-normalised, joined by the image vector before the shared bottom layers (or behind
-    them), and go through optional experts into one tower a task. A task's relation layers also see the relation layers
-    of its relation_tower_names (DBMTL, Wang et al., 2019: P(task | input, related tasks)).
+    them) and by products of features, and go through optional experts into one tower a task. A task's relation layers
+    also see the relation layers of its relation_tower_names (DBMTL, Wang et al., 2019: P(task | input, related tasks)).
+    What wide features add comes behind the towers.
     """
 
     def __init__(self, model: EasyRecModel, schema: Schema, dtype: str) -> None:
@@ -34,8 +38,15 @@ class RecModel(keras.layers.Layer):
         network = model.e2e_mm_dbmtl
         l2 = network.l2_regularization
         self.feature_embedding = FeatureEmbedding(schema.features, schema.tables, _attentions(model, schema, dtype))
-        self._feature_bn = keras.layers.BatchNormalization(name="features_bn", dtype=FLOAT32)
+        self._feature_bn = None
+        if network.use_feature_bn:
+            self._feature_bn = keras.layers.BatchNormalization(name="features_bn", dtype=FLOAT32)
         self._image_joins_first = network.image_fusion == E2E_MM_DBMTL.BEFORE_BOTTOM
+        self._interaction = None
+        if network.HasField("dot_interaction"):
+            num_features = len(schema.joined_widths()) + (schema.uses_image and self._image_joins_first)
+            dim = network.dot_interaction.dim
+            self._interaction = DotInteraction(num_features, dim, l2, "dot_interaction", dtype)
         self._bottom = build_dnn(network, "bottom_dnn", "bottom_dnn", l2, dtype)
         self._experts = None
         if network.HasField("expert_dnn"):
@@ -45,6 +56,9 @@ class RecModel(keras.layers.Layer):
             TaskTower(tower, task, l2, dtype) for tower, task in zip(network.task_towers, schema.tasks, strict=True)
         ]
         self._tasks = schema.tasks
+        self._widths = schema.joined_widths()
+        self._embedding_regularization = model.embedding_regularization
+        self._wide_penalties = _wide_penalties(model, schema)  # [Schema.wide_width]
         self._relations = [list(tower.relation_tower_names) for tower in network.task_towers]
         self._order = relation_order(list(network.task_towers))
 
@@ -58,16 +72,26 @@ class RecModel(keras.layers.Layer):
           image_vector: float32 `[S, D]`; None for a model without pictures.
 
         Returns:
-          task name -> logits float32 `[S, num_class]`; and the sum of squares of the embedding vectors, a scalar.
+          task name -> logits float32 `[S, num_class]`; and the scalar regularisation of what came from tables.
         """
-        x, squares = self.feature_embedding(features, image_vector, training=training)  # [S, F]
-        return self.logits(x, image_vector, training), squares
+        x, squares = self.feature_embedding(features, image_vector, training=training)  # [S, F + W]
+        penalty = 0.5 * self._embedding_regularization * squares
+        if len(self._wide_penalties):
+            mean_squares = tf.reduce_mean(tf.square(x[:, sum(self._widths) :]), axis=0)
+            penalty += 0.5 * tf.reduce_sum(self._wide_penalties * mean_squares)
+        return self.logits(x, image_vector, training), penalty
 
     def logits(self, x: tf.Tensor, image_vector: tf.Tensor | None, training: bool = False) -> dict[str, tf.Tensor]:
-        """Embedded features `[S, F]` and image vectors -> logits as `call` returns them."""
-        x = self._feature_bn(x, training=training)
+        """What FeatureEmbedding makes of features, and image vectors -> logits as `call` returns them."""
+        x, wide = x[:, : sum(self._widths)], x[:, sum(self._widths) :]
+        if self._feature_bn is not None:
+            x = self._feature_bn(x, training=training)
+        vectors = tf.split(x, self._widths, axis=1) if self._interaction is not None else []
         if image_vector is not None and self._image_joins_first:
             x = tf.concat([x, image_vector], axis=1)
+            vectors.append(image_vector)
+        if self._interaction is not None:
+            x = tf.concat([x, self._interaction(vectors)], axis=1)
         if self._bottom is not None:
             x = self._bottom(x, training=training)
         if image_vector is not None and not self._image_joins_first:
@@ -79,7 +103,30 @@ class RecModel(keras.layers.Layer):
             name = self._tasks[i].name
             related = [relations[other] for other in self._relations[i]]
             relations[name], logits[name] = self._towers[i](inputs[i], related, training=training)
+        if len(self._wide_penalties):
+            self._add_wide(logits, wide)
         return {task.name: logits[task.name] for task in self._tasks}
+
+    def _add_wide(self, logits: dict[str, tf.Tensor], wide: tf.Tensor) -> None:
+        """Add what wide features give to each logit; in `wide` each feature has a number for every logit, in order."""
+        num_classes = [task.num_class for task in self._tasks]
+        added = tf.reduce_sum(tf.reshape(wide, [-1, wide.shape[1] // sum(num_classes), sum(num_classes)]), axis=1)
+        for task, part in zip(self._tasks, tf.split(added, num_classes, axis=1), strict=True):
+            logits[task.name] += part
+
+
+def _wide_penalties(model: EasyRecModel, schema: Schema) -> np.ndarray:
+    """wide_regularization of each of the numbers that wide features give."""
+    by_name = {
+        wide_name(name): group.wide_regularization
+        for group in model.feature_groups
+        for name in group.feature_names
+        if group.wide_deep != FeatureGroupConfig.DEEP
+    }
+    wide = [feature for feature in schema.features if feature.is_wide]
+    return np.repeat([by_name[feature.name] for feature in wide], [feature.width for feature in wide]).astype(
+        np.float32
+    )
 
 
 def _attentions(model: EasyRecModel, schema: Schema, dtype: str) -> list[tuple[Attention, TargetAttention]]:

@@ -113,8 +113,10 @@ class Feature:
     # URI of the store that holds the vectors whose keys are its values; and the share of the keys that it may lack.
     store: str = ""
     max_missing_share: float = 1.0
-    # Whether its vector joins those of the others; else only attentions read it.
+    # Whether its vector joins those of the others; else attentions read it, or it goes to the logits.
     is_joined: bool = True
+    # Whether it holds what is added to the logits, a number each.
+    is_wide: bool = False
 
     @property
     def weight_input(self) -> str | None:
@@ -174,7 +176,7 @@ class Attention:
 
 @dataclass(frozen=True)
 class Image:
-    """The picture of a group: its field, and how bytes become the pixels that the network sees.
+    """The picture of a group: its field, "" for data without pictures, and how bytes become the pixels of the network.
 
     `resize` is what becomes of a picture of another shape: STRETCH, CENTER_CROP or PAD (data/decode.py).
     """
@@ -187,6 +189,10 @@ class Image:
     antialias: bool
     max_pixels: int
     resize: str = "STRETCH"  # manifests written before there was a choice do not say
+
+
+# Of a config without an ImgFeature.
+NO_IMAGE = Image("", 1, 1, 3, "BILINEAR", True, 1)
 
 
 @dataclass(frozen=True)
@@ -217,7 +223,8 @@ class Task:
 class RowLayout:
     """Where the parts of a GroupRTP line stand: column indices, separators and the order of a sample's values.
 
-    Other inputs name their columns, and have `sample_fields` alone; indices are -1.
+    Other inputs name their columns, and have `sample_fields` alone; indices are -1, as is that of an image that the
+    data do not have.
     """
 
     label_columns: tuple[int, ...]
@@ -261,9 +268,18 @@ class Schema:
 
     @property
     def width(self) -> int:
-        """Numbers of a sample that the network takes, beside the image vector."""
-        of_attentions = sum(attention.width * (1 + attention.joins_key) for attention in self.attentions)
-        return sum(feature.width for feature in self.features if feature.is_joined) + of_attentions
+        """Numbers of a sample that the network takes, beside the image vector and what goes to the logits."""
+        return sum(self.joined_widths())
+
+    def joined_widths(self) -> list[int]:
+        """Numbers of each vector that joins the others: the features', then what attentions find and their keys."""
+        found = [attention.width for attention in self.attentions for _ in range(1 + attention.joins_key)]
+        return [feature.width for feature in self.features if feature.is_joined] + found
+
+    @property
+    def wide_width(self) -> int:
+        """Numbers of a sample that are added to the logits."""
+        return sum(feature.width for feature in self.features if feature.is_wide)
 
     def aligned_lists(self) -> list[dict[str, str]]:
         """Field -> separator, of lists that have as many values as each other in every sample."""

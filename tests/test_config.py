@@ -178,6 +178,50 @@ def test_a_model_without_pictures_loads(load):
     group = '  feature_groups {\n    group_name: "img"\n    feature_names: "img_path"\n  }\n'
     highway = '    highway_dnn {\n      input: "img"\n      emb_size: 16\n    }\n'
     assert not load((group, ""), (highway, "")).schema.uses_image
+    overrides = [
+        "feature_config.features[19]=input_names: 'city' feature_name: 'again' hash_bucket_size: 9 embedding_dim: 2",
+        "export_config=",
+        "data_config.selected_cols=3,4,5,6,7,8,9,12",
+    ]
+    schema = load((group, ""), (highway, ""), overrides=overrides).schema
+    assert not schema.uses_image
+    assert not schema.image.field
+    assert (schema.layout.features_column, schema.layout.image_column, schema.layout.size_column) == (9, -1, 12)
+
+
+def test_feature_groups_of_any_name(load):
+    names = ("cover", "number", "users", "items", "by_heart")
+    groups = """
+  feature_groups { group_name: "items" feature_names: ["os", "level"] }
+  feature_groups {
+    group_name: "by_heart" wide_deep: WIDE wide_regularization: 0.25 feature_names: ["city", "fans_num"]
+  }
+  feature_groups { group_name: "users" wide_deep: WIDE_AND_DEEP feature_names: "gender" }
+  feature_groups { group_name: "cover" feature_names: "img_path" }
+  feature_groups { group_name: "number" feature_names: "group_size" }
+"""
+    text = load().config
+    del text.model_config.feature_groups[:]
+    text.model_config.e2e_mm_dbmtl.highway_dnn.input = "cover"
+    text = text_format.MessageToString(text).replace("model_config {", f"model_config {{{groups}", 1)
+    schema = load(text=text).schema
+    assert schema.uses_image
+    assert all(name in text for name in names)
+    joined = [feature.name for feature in schema.features if feature.is_joined]
+    assert joined == ["os", "level", "gender"]
+    wide = [feature for feature in schema.features if feature.is_wide]
+    # A number for each of the towers; numbers are multiplied by theirs.
+    assert [(f.name, f.kind, f.table, f.width) for f in wide] == [
+        ("city_wide", "id", "city_wide", 2), ("fans_num_wide", "raw", "fans_num_wide", 2),
+        ("gender_wide", "id", "gender_wide", 2),
+    ]  # fmt: skip
+    assert schema.width == 16 + 16 + 16
+    assert schema.wide_width == 6
+    tables = {table.name: table for table in schema.tables}
+    assert tables["city_wide"].initializer == ("constant", (0.0,))
+    assert {name: table.rows for name, table in tables.items() if name.endswith("wide")} == {
+        "city_wide": schema.features[3].num_ids, "fans_num_wide": 1, "gender_wide": 3,
+    }  # fmt: skip
 
 
 @pytest.mark.parametrize("path", sorted((ROOT / "configs").glob("*.config")), ids=lambda path: path.name)
@@ -556,7 +600,7 @@ def test_an_unsupported_enum_value_is_never_skipped(text, place, value, choices,
 
 def test_all_enums_with_unsupported_values_are_met():
     fields = {place.split(".")[-1] for _, place, _, _ in UNSUPPORTED_VALUES}
-    assert fields == {"input_type", "feature_type", "wide_deep", "loss_type", "train_distribute"}
+    assert fields == {"input_type", "feature_type", "loss_type", "train_distribute"}
 
 
 def test_skipped_fields_leave_a_config_that_loads(load, problems):

@@ -627,8 +627,11 @@ FEATURE_CASES = [
     case(
         f"{FEATURE['img_path']}=input_names: 'city' feature_name: 'img_path' feature_type: IdFeature embedding_dim: 8"
         " hash_bucket_size: 9",
-        place="feature_config.features",
-        says="has no ImgFeature; add one: it names the field of the image path",
+        NO_HIGHWAY,
+        NO_IMAGE_GROUP,
+        f"{EXPORT}=",
+        place=f"{DATA}.selected_cols",
+        says="'3,4,5,6,7,8,9,11,12' has 9 columns, not 8: it gives 6 label column(s) (",
     ),
     case(
         f"{FEATURE['group_size']}=input_names: 'group_size' feature_type: RawFeature",
@@ -677,13 +680,7 @@ FEATURE_CASES = [
 MODEL_CASES = [
     # Feature groups
     case(
-        f"{GROUP['sample_num']}.group_name=sample_nums",
-        place=f"{GROUP['sample_num']}.group_name",
-        says="no feature group named 'sample_nums'; did you mean 'sample_num'?",
-    ),
-    case(
         f"{GROUP['sample_num']}.group_name=img",
-        f"{GROUP['sample_num']}.feature_names=img_path",
         place=f"{GROUP['sample_num']}.group_name",
         says="'img' is listed twice; join the two",
     ),
@@ -710,28 +707,85 @@ MODEL_CASES = [
     case(
         f"{GROUP['all']}.feature_names[3]=img_path",
         place=f"{GROUP['all']}.feature_names[3]",
-        says="'img_path' is a ImgFeature; move it to 'img'",
+        says="'img_path' is of type ImgFeature; give it a feature group of its own",
     ),
     case(
         f"{GROUP['all']}.feature_names[3]=group_size",
         place=f"{GROUP['all']}.feature_names[3]",
-        says="'group_size' is a SampleNumFeature; move it to 'sample_num'",
+        says="'group_size' is of type SampleNumFeature; give it a feature group of its own",
     ),
     case(
         f"{MODEL}.feature_groups=[{{ group_name: 'img' feature_names: 'img_path' }}]",
         place=f"{MODEL}.feature_groups",
-        says="has no group 'all'; it names the features of the model",
+        says="has no DEEP group; it names the features of the network",
     ),
     case(
-        f"{GROUP['img']}.feature_names=city",
-        place=f"{MODEL}.feature_groups 'img'",
-        says="holds city; it holds 'img_path' alone",
+        f"{GROUP['all']}.wide_deep=WIDE",
+        place=f"{MODEL}.feature_groups",
+        says="has no DEEP group; it names the features of the network",
     ),
     case(
-        f'{GROUP["sample_num"]}.feature_names=["group_size", "city"]',
-        place=f"{MODEL}.feature_groups 'sample_num'",
-        says="holds group_size, city; it holds 'group_size' alone",
+        f"{GROUP['img']}.feature_names=user_auth_type",
+        NO_HIGHWAY,
+        place=f"{GROUP['all']}.feature_names[14]",
+        says="'user_auth_type' is listed twice; remove one",
     ),
+    case(
+        f"{GROUP['sample_num']}.feature_names=img_path",
+        place=f"{GROUP['sample_num']}.feature_names[0]",
+        says="'img_path' has a feature group already; remove one",
+    ),
+    case(
+        f"{NETWORK}.highway_dnn.input=image",
+        place=f"{NETWORK}.highway_dnn.input",
+        says="no image group named 'image'; did you mean 'img'?",
+    ),
+    case(
+        f"{GROUP['img']}.wide_deep=WIDE",
+        place=f"{GROUP['img']}.wide_deep",
+        says="has no effect in the group of the ImgFeature; remove it",
+    ),
+    case(
+        f"{GROUP['all']}.wide_deep=WIDE_AND_DEEP",
+        f"{GROUP['all']}.wide_regularization=-1",
+        place=f"{GROUP['all']}.wide_regularization",
+        says="-1 is negative; give 0 or more",
+    ),
+    case(
+        f"{GROUP['all']}.wide_deep=WIDE_AND_DEEP",
+        f"{GROUP['all']}.feature_names[2]=seen",
+        (
+            "feature_config: {",
+            'feature_config: { features { feature_name: "seen" input_names: "city" feature_type: SequenceFeature '
+            'separator: "," hash_bucket_size: 9 embedding_dim: 4 }',
+        ),
+        place=f"{GROUP['all']}.feature_names[2]",
+        says="'seen' is of type SequenceFeature, which has no number to add to the logits; make it DEEP",
+    ),
+    case(
+        f"{GROUP['all']}.wide_deep=WIDE_AND_DEEP",
+        second_feature("embedding_dim: 4 hash_bucket_size: 9", "city_wide"),
+        place=FEATURE["city"],
+        says="'city_wide' is a feature too, and the name of what 'city' adds; rename it",
+    ),
+    case(
+        f"{GROUP['all']}.wide_regularization=1",
+        place=f"{GROUP['all']}.wide_regularization",
+        says="has no effect without wide_deep: WIDE; set it or remove this",
+    ),
+    *(
+        case(
+            NO_IMAGE_GROUP,
+            NO_HIGHWAY,
+            f"{FEATURE['img_path']}=input_names: 'city' feature_name: 'img_path' hash_bucket_size: 9 embedding_dim: 8",
+            f"{DATA}.selected_cols=3,4,5,6,7,8,9,12",
+            f"{EXPORT}={setting}",
+            place=f"{EXPORT}.{setting.split(':')[0].split(' ')[0]}",
+            says="has no effect: there is no ImgFeature; add one or remove this",
+        )
+        for setting in ("img_input_name: 'img_path'", "img_shape { width: 224 height: 224 }")
+    ),
+    case(f"{NETWORK}.dot_interaction.dim=0", place=f"{NETWORK}.dot_interaction.dim", says="0 is no width; give 1"),
     # The network as a whole
     case(
         f"{MODEL}.model_class=DBMTL",
@@ -748,7 +802,7 @@ MODEL_CASES = [
     case(
         NO_IMAGE_GROUP,
         place=f"{NETWORK}.highway_dnn",
-        says="has no effect: no feature group 'img'; add it or remove this",
+        says="has no effect: no feature group of an ImgFeature; add one or remove this",
     ),
     *(
         case(NO_IMAGE_GROUP, NO_HIGHWAY, f"{NETWORK}.{setting}={value}", place=f"{NETWORK}.{setting}", says="no effect")
@@ -964,7 +1018,7 @@ ATTENTION_CASES = [
         NO_IMAGE_GROUP,
         NO_HIGHWAY,
         place="model_config.feature_groups[1].sequence_features[0].seq_att_map[0].key",
-        says="'img_path' needs the image tower: no feature group 'img'; add it",
+        says="'img_path' needs the image tower: no feature group of an ImgFeature; add one",
     ),
     case(
         *attention('seq_att_map { key: "img_path" hist_seq: "seen" }'),
@@ -976,7 +1030,7 @@ ATTENTION_CASES = [
         *attention(GOOD_MAP)[:1],
         ('    feature_names: "img_path"\n', f'    feature_names: "img_path" sequence_features {{ {GOOD_MAP} }}\n'),
         place=f"{GROUP['img']}.sequence_features",
-        says="has no effect in group 'img'; move it to 'all'",
+        says="has no effect in the group of the ImgFeature; move it to another",
     ),
     *(
         case(*attention(f"{GOOD_MAP} seq_dnn {{ {text} }}"), place=f"{ATTENTION}.seq_dnn.{setting}", says=says)
@@ -1276,6 +1330,5 @@ def test_a_config_without_fields_or_without_features(problems):
     assert fields[0][1].startswith("is empty; list every field of a sample")
     assert problems(["feature_config="]) == [
         ("feature_config.features", "is empty; the model needs features"),
-        ("feature_config.features", "has no ImgFeature; add one: it names the field of the image path"),
         ("feature_config.features", "has no SampleNumFeature; add one: it names the field of the group size"),
     ]

@@ -1,6 +1,7 @@
 """The whole network against NumPy float64, and what must not depend on how a batch is arranged."""
 
 import re
+from itertools import combinations
 
 import keras
 import numpy as np
@@ -93,13 +94,22 @@ class Reference:
     def logits(self, batch):
         """Task name -> [S, num_class]."""
         network = self.network
-        x = np.concatenate(list(self.columns(batch.features).values()), axis=1)
-        x = self.batch_norm("rec/features_bn", x)
+        columns = self.columns(batch.features)
+        wide = [columns[f.name] for f in self.schema.features if f.is_wide]
+        joined = [columns[f.name] for f in self.schema.features if f.is_joined]
+        if network.use_feature_bn:
+            x = self.batch_norm("rec/features_bn", np.concatenate(joined, axis=1))
+            joined = np.split(x, np.cumsum([part.shape[1] for part in joined])[:-1], axis=1)
         image = []
         if self.schema.uses_image:
             image = [self.image_vector(batch.pixels.numpy())[batch.sample_image.numpy()]]
         joins_first = network.image_fusion == network.BEFORE_BOTTOM
-        x = np.concatenate([x, *(image if joins_first else [])], axis=1)
+        joined += image if joins_first else []
+        products = []
+        if network.HasField("dot_interaction"):
+            projected = [self.dense(f"rec/dot_interaction/projection_{i}", part) for i, part in enumerate(joined)]
+            products = [(a * b).sum(axis=1, keepdims=True) for a, b in combinations(projected, 2)]
+        x = np.concatenate([*joined, *products], axis=1)
         x = self.dnn(network.bottom_dnn, "rec/bottom_dnn", x)
         x = np.concatenate([x, *([] if joins_first else image)], axis=1)
         inputs = [x] * len(network.task_towers)
@@ -115,7 +125,13 @@ class Reference:
             parts += [relation(other) for other in tower.relation_tower_names]
             return self.dnn(tower.relation_dnn, f"rec/tower_{name}/relation_dnn", np.concatenate(parts, axis=1))
 
-        return {name: self.dense(f"rec/tower_{name}/output", relation(name)) for name in towers}
+        found = {name: self.dense(f"rec/tower_{name}/output", relation(name)) for name in towers}
+        start = 0
+        for name, logits in found.items():
+            end = start + logits.shape[1]
+            found[name] = logits + sum(part[:, start:end] for part in wide)
+            start = end
+        return found
 
     def outputs(self, batch):
         found = {}
@@ -199,6 +215,8 @@ NETWORKS = {
     "no bottom, after": f"{IMG_DNN} {AFTER} {BN}",
     "experts without bottom": f"{HIGHWAY} expert_dnn {{ hidden_units: [5] use_bn: false }} num_expert: 2 {NO_BN}",
     "no batch norm": f"{HIGHWAY} bottom_dnn {{ hidden_units: [8] use_bn: false activation: 'linear' }} {NO_BN}",
+    "products": f"{HIGHWAY} {BOTTOM} dot_interaction {{ dim: 3 }} use_feature_bn: false {BN}",
+    "products, after": f"{HIGHWAY} {BOTTOM} {AFTER} dot_interaction {{ dim: 3 }} {BN}",
     "dropout": f"{HIGHWAY} bottom_dnn {{ hidden_units: [8, 6] dropout_ratio: [0.5, 0.0] }} {BN}",
 }
 FULL = NETWORKS["experts"]
@@ -229,6 +247,33 @@ def test_forward_pass(tmp_path, network):
     assert list(expected) == [name for task in pipeline.schema.tasks for name in task.output_names]
     # The layers are alive: samples differ.
     assert all(value.std() > 1e-2 for value in reference.logits(batch).values())
+
+
+WIDE = """
+feature_groups { group_name: "wide" wide_deep: WIDE wide_regularization: 0.3 feature_names: ["user", "tags"] }
+feature_groups { group_name: "both" wide_deep: WIDE wide_regularization: 0.7 feature_names: "user_x_age" }
+"""
+
+
+def test_wide_features_add_to_the_logits_and_are_regularised_by_themselves(tmp_path):
+    pipeline = make_pipeline(tmp_path, f"{HIGHWAY} {BOTTOM} {BN} l2_regularization: 0", WIDE)
+    model = randomise(make_model(pipeline))
+    batch = random_batch(pipeline.schema, MIXED)
+    reference = Reference(arrays(model), pipeline)
+    assert_same(numpy(model.predict(batch)), reference.outputs(batch))
+    # click, watch, star (4 classes), share, focal
+    assert model.tables()["embedding/user_wide"].shape == (12, 8)
+    columns = reference.columns(batch.features)
+    expected = sum(
+        0.5 * factor * (columns[name] ** 2).sum(axis=1).mean()
+        for name, factor in (("user_wide", 0.3), ("tags_wide", 0.3), ("user_x_age_wide", 0.7))
+    )
+    assert float(model.losses(batch)["embedding_regularization"]) == pytest.approx(expected, rel=1e-5)
+
+
+def test_what_wide_features_add_is_nothing_at_first(tmp_path):
+    model = make_model(make_pipeline(tmp_path, f"{BOTTOM} {BN}", WIDE, image=False))
+    assert not np.any(model.tables()["embedding/user_wide"])
 
 
 def test_forward_pass_without_pictures(tmp_path):

@@ -18,7 +18,7 @@ from easyrec_mm.data.source import Problem
 from easyrec_mm.data.table_files import _InOrder
 from easyrec_mm.errors import DataError
 from easyrec_mm.protos.data_pb2 import DatasetConfig
-from easyrec_mm.schema import Attention, Feature
+from easyrec_mm.schema import NO_IMAGE, Attention, Feature
 
 LABELS = {"click": "int64", "seconds": "float32"}
 VALUES = {
@@ -169,7 +169,7 @@ WRITERS = {
 }
 
 
-def input_of(kind, path, training=False, records=None, schema=SCHEMA, **settings):
+def input_of(kind, path, training=False, records=None, schema=SCHEMA, kept=("user", "img_path"), **settings):
     data = DatasetConfig(
         **{
             "input_type": DatasetConfig.InputType.Value(kind),
@@ -182,7 +182,7 @@ def input_of(kind, path, training=False, records=None, schema=SCHEMA, **settings
     if kind not in GROUPED:
         schema = replace(schema, group_size_field="")
     records = records or BadRecords(None, 1.0)
-    return Input(data, schema, str(path), "train_input_path", records, training, kept_fields=("user", "img_path"))
+    return Input(data, schema, str(path), "train_input_path", records, training, kept_fields=kept)
 
 
 def values_of(batches):
@@ -256,6 +256,19 @@ def test_every_input_gives_the_samples_in_order(kind, folder, groups):
         assert found[name] == values, name
     in_files = len(groups) if kind in GROUPED else len(found["user"])
     assert sum(batch.num_groups for batch in batches) == in_files == input_of(kind, folder / kind / "*").source.count()
+
+
+@pytest.mark.parametrize("kind", WRITERS)
+def test_every_input_goes_without_a_field_of_pictures(kind, folder, groups):
+    layout = replace(SCHEMA.layout, image_column=-1)
+    blind = replace(SCHEMA, image=NO_IMAGE, layout=layout)
+    source = input_of(kind, folder / kind / "*", schema=blind, kept=("user",))
+    found = values_of(source.batches())
+    for name, values in expected_values(groups).items():
+        assert name == "img_path" or found[name] == values, name
+    assert {group.image for _, _, group in islice(source.source.texts(), 5)} == {b""}
+    shuffled = values_of(input_of(kind, folder / kind / "*", training=True, schema=blind, kept=("user",)).batches(1))
+    assert sorted(shuffled["user"]) == sorted(found["user"])
 
 
 @pytest.mark.parametrize("kind", WRITERS)

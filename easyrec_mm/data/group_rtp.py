@@ -172,7 +172,8 @@ class GroupRtpParser:
         sample_line = tf.repeat(tf.range(tf.size(lines)), samples.lengths)  # [S]
         num_ragged = tf.math.unsorted_segment_sum(tf.cast(is_ragged, tf.int32), sample_line, tf.size(lines))
         is_whole &= tf.equal(num_ragged, 0)
-        return _Texts(labels, values.values, column(layout.image_column), group_size), is_whole
+        image_path = column(layout.image_column) if layout.image_column >= 0 else tf.fill(tf.shape(lines), "")
+        return _Texts(labels, values.values, image_path, group_size), is_whole
 
     def _read(self, label_texts: dict[str, tf.Tensor], values: tf.Tensor) -> tuple[dict[str, tf.Tensor], tf.Tensor]:
         """Texts -> typed values, and which samples' values all are what they should be: bool [S]."""
@@ -257,7 +258,8 @@ class GroupRtpParser:
         values = {name: [_text(row[i]) for row in rows] for i, name in enumerate(layout.sample_fields)}
         for label, index in zip(self._schema.labels, layout.label_columns, strict=True):
             values[label] = [_text(entry) for entry in split_bytes(columns[index], layout.sample_separator)]
-        return TextGroup(len(samples), columns[layout.image_column], values)
+        image = columns[layout.image_column] if layout.image_column >= 0 else b""
+        return TextGroup(len(samples), image, values)
 
     def _explain_sample(self, values: list[bytes]) -> str:
         num_values = len(self._layout.sample_fields)

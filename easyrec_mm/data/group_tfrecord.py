@@ -53,7 +53,8 @@ class GroupTfRecordSource(RecordFiles):
         self._schema = schema
         self._groups = TypedGroups(schema, labels, fields)
         self._dtypes = {name: _DTYPES[schema.field(name).dtype] for name in (*labels, *fields)}
-        self._dtypes[schema.image.field] = tf.string
+        if schema.image.field:
+            self._dtypes[schema.image.field] = tf.string
         self._group_fields = {schema.image.field, schema.group_size_field, *schema.group_fields}
         self._patterns = text_patterns(schema)
         if self._first_has_size():
@@ -101,9 +102,7 @@ class GroupTfRecordSource(RecordFiles):
             # One that is not there counts as 0, which is refused.
             return tf.reduce_max(columns[self._schema.group_size_field], axis=1)
         of_samples = [column for name, column in columns.items() if name not in self._group_fields]
-        return (
-            of_samples[0].row_lengths() if of_samples else tf.ones_like(columns[self._schema.image.field].row_lengths())
-        )
+        return of_samples[0].row_lengths() if of_samples else tf.ones_like(next(iter(columns.values())).row_lengths())
 
     def _is_plain(self, columns: dict[str, tf.RaggedTensor], size: tf.Tensor) -> tf.Tensor:
         """Whether every group is good."""
@@ -149,8 +148,10 @@ class GroupTfRecordSource(RecordFiles):
             if dtype == "string" and self._schema.field(name).default:
                 values = tf.where(tf.equal(values, ""), self._schema.field(name).default, values)
             fields[name] = tf.cast(values, _DTYPES[dtype])
-        image = columns[self._schema.image.field]
-        image_path = tf.gather(image.flat_values, image.row_starts())
+        image_path = tf.fill(tf.shape(size), "")
+        if self._schema.image.field:
+            image = columns[self._schema.image.field]
+            image_path = tf.gather(image.flat_values, image.row_starts())
         nothing = tf.zeros([0], tf.int64)
         return GroupRows(fields, image_path, size, tf.range(tf.size(size, tf.int64)), nothing, tf.zeros([0], tf.string))
 

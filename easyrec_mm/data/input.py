@@ -243,6 +243,7 @@ class Input:
         groups = chunk.groups
         first_sample = tf.cumsum(groups.group_size, exclusive=True)  # [G]
         of_groups = {n: tf.gather(groups.fields[n], first_sample) for n in self._image_transform.fields}
+        # "" for what the data do not have.
         per_group = {self._schema.image.field: groups.image_path, self._schema.group_size_field: groups.group_size}
         kept = {
             name: tf.repeat(per_group[name], groups.group_size) if name in per_group else groups.fields[name]

@@ -210,7 +210,7 @@ class TableSource:
 
     def _side_by_side(self, table: pa.Table, random: np.random.Generator) -> pa.Table:
         """Rows of one picture side by side, in an order of pictures by chance; groups as they are."""
-        if not self.groups.is_flat:
+        if not self.groups.is_flat or not self.schema.image.field:
             return table
         picture = table[self.schema.image.field].combine_chunks().dictionary_encode()
         code = pc.fill_null(picture.indices, 0).to_numpy(zero_copy_only=False)

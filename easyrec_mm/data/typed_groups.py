@@ -103,7 +103,9 @@ class TypedGroups:
         self._has_texts = has_texts
         self._patterns = text_patterns(schema)
         self.aligned = [lists for lists in schema.aligned_lists() if lists.keys() <= {*labels, *fields}]
-        self.columns = (*(field.name for field in self._fields), schema.image.field)
+        self.columns = tuple(field.name for field in self._fields)
+        if schema.image.field:
+            self.columns += (schema.image.field,)
         # Of a value that is a list, or a list of lists: what splits them as text.
         self._separators = {
             name: [separator for separator in (f.separator, f.number_separator) if separator]
@@ -368,6 +370,8 @@ class TypedGroups:
         return pc.fill_null(values.cast(pa.large_binary()), b"")
 
     def _image_path(self, table: pa.Table, flat: _Flat) -> NDArray[np.object_]:
+        if not self._schema.image.field:
+            return np.full(len(flat.first), b"", object)
         column = table[self._schema.image.field]
         if not _is_list(column.type):
             return _bytes(column.combine_chunks())

@@ -43,7 +43,8 @@ class EmbeddingTable(keras.layers.Layer):
 
 
 class FeatureEmbedding(keras.layers.Layer):
-    """All features of a sample, each as `width` numbers, side by side in the order of `features`, then the attentions.
+    """All features of a sample, each as `width` numbers, side by side in the order of `features`, then the attentions,
+    then what is added to the logits.
 
     Args:
       features: what the features are.
@@ -75,7 +76,8 @@ class FeatureEmbedding(keras.layers.Layer):
         """Feature values as data/transform.py makes them, and the image vectors `[S, D]` that may be keys.
 
         Returns:
-          float32 `[S, Schema.width]`, and the scalar sum of the squares of all that came from tables.
+          float32 `[S, Schema.width + Schema.wide_width]`, and the scalar sum of the squares of all that came from
+          tables but is not added to the logits.
         """
         rows = {feature.name: self._rows(feature, values[feature.name]) for feature in self._features}
         return self.join(values, rows, image_vector, training)
@@ -99,7 +101,7 @@ class FeatureEmbedding(keras.layers.Layer):
                     squares += tf.reduce_sum(tf.square(elements[name]))
             if feature.is_joined or name not in self._attended:
                 vectors[name] = feature_vector(feature, values, rows[name])
-                if feature.table:
+                if feature.table and not feature.is_wide:
                     squares += tf.reduce_sum(tf.square(vectors[name]))
         joined = [vectors[feature.name] for feature in self._features if feature.is_joined]
         for attention, layer in zip(self._attentions, self._attention_layers, strict=True):
@@ -111,6 +113,7 @@ class FeatureEmbedding(keras.layers.Layer):
             else:
                 found = layer.padded(key, history, values[self._by_name[first].weight_key])
             joined += [found, key] if attention.joins_key else [found]
+        joined += [vectors[feature.name] for feature in self._features if feature.is_wide]
         return tf.concat(joined, axis=1), squares
 
     def _rows(self, feature: Feature, value: tf.Tensor | tf.RaggedTensor) -> tf.Tensor | None:

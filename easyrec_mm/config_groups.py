@@ -1,0 +1,138 @@
+"""Checks the feature groups of a config: which features go into which part of the network. Never imports TensorFlow."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+
+from easyrec_mm.config_features import TABLE_TYPES
+from easyrec_mm.errors import Problems
+from easyrec_mm.protos.feature_pb2 import FeatureConfig
+from easyrec_mm.protos.model_pb2 import EasyRecModel, FeatureGroupConfig
+
+Named = dict[str, tuple[str, FeatureConfig]]
+
+# Types of features that are one for a group of samples: each has a feature group of its own.
+OF_GROUPS = (FeatureConfig.ImgFeature, FeatureConfig.SampleNumFeature)
+_IS_DEEP = (FeatureGroupConfig.DEEP, FeatureGroupConfig.WIDE_AND_DEEP)
+_IS_WIDE = (FeatureGroupConfig.WIDE, FeatureGroupConfig.WIDE_AND_DEEP)
+
+# Why what is for pictures has no effect.
+NO_IMAGE_GROUP = "no feature group of an ImgFeature"
+
+
+@dataclass
+class FeatureGroups:
+    """What the feature groups name.
+
+    image_group  name of the group of the ImgFeature; "" for a network without pictures
+    deep         features whose vectors join before the bottom layers, in order
+    wide         features that add a number of each value to the logits -> wide_regularization, in order
+    """
+
+    image_group: str = ""
+    deep: list[str] = field(default_factory=list)
+    wide: dict[str, float] = field(default_factory=dict)
+
+
+def feature_groups(model: EasyRecModel, named: Named, problems: Problems) -> FeatureGroups:
+    """What the groups of a model name; every problem of theirs is added.
+
+    Args:
+      model: the config's model section.
+      named: feature name -> config path and settings.
+      problems: where mistakes go.
+    """
+    found = FeatureGroups()
+    names: list[str] = []
+    own: list[str] = []
+    for i, group in enumerate(model.feature_groups):
+        place = f"model_config.feature_groups[{i}]"
+        if group.group_name in names:
+            problems.add(f"{place}.group_name", f"'{group.group_name}' is listed twice; join the two")
+        names.append(group.group_name)
+        if not group.feature_names:
+            problems.add(f"{place}.feature_names", f"group '{group.group_name}' names no feature; add one or remove it")
+        if group.wide_regularization < 0:
+            problems.add(f"{place}.wide_regularization", f"{group.wide_regularization:g} is negative; give 0 or more")
+        if group.HasField("wide_regularization") and group.wide_deep not in _IS_WIDE:
+            problems.add(f"{place}.wide_regularization", "has no effect without wide_deep: WIDE; set it or remove this")
+        if is_of_groups(group, named):
+            (name,) = group.feature_names
+            _check_own_group(group, name in own, place, named, problems)
+            own.append(name)
+            if named[name][1].feature_type == FeatureConfig.ImgFeature:
+                found.image_group = found.image_group or group.group_name
+            continue
+        for j, name in enumerate(group.feature_names):
+            _add(found, group, name, f"{place}.feature_names[{j}]", named, problems)
+    highway = model.e2e_mm_dbmtl.highway_dnn.input
+    if model.e2e_mm_dbmtl.HasField("highway_dnn") and found.image_group not in ("", highway):
+        place = "model_config.e2e_mm_dbmtl.highway_dnn.input"
+        problems.unknown(place, "image group", highway, [found.image_group])
+    if all(is_of_groups(group, named) or group.wide_deep not in _IS_DEEP for group in model.feature_groups):
+        problems.add("model_config.feature_groups", "has no DEEP group; it names the features of the network")
+    return found
+
+
+def is_of_groups(group: FeatureGroupConfig, named: Named) -> bool:
+    """Whether it is the group of the ImgFeature or of the SampleNumFeature."""
+    names = list(group.feature_names)
+    return len(names) == 1 and names[0] in named and named[names[0]][1].feature_type in OF_GROUPS
+
+
+def wide_name(name: str) -> str:
+    """Name of the feature, and of its table, that adds to the logits."""
+    return f"{name}_wide"
+
+
+def wide_features(
+    names: Iterable[str], named: Named, num_logits: int, problems: Problems
+) -> list[tuple[str, FeatureConfig]]:
+    """The features that add to the logits, each with its config path: a number for each value and logit, 0 at first."""
+    found = []
+    for name in names:
+        place, given = named[name]
+        if wide_name(name) in named:
+            problems.add(place, f"'{wide_name(name)}' is a feature too, and the name of what '{name}' adds; rename it")
+        feature = FeatureConfig()
+        feature.CopyFrom(given)
+        feature.feature_name = wide_name(name)
+        feature.embedding_dim = num_logits
+        feature.ClearField("embedding_name")
+        feature.initializer.constant_initializer.SetInParent()
+        found.append((place, feature))
+    return found
+
+
+def _add(
+    found: FeatureGroups, group: FeatureGroupConfig, name: str, place: str, named: Named, problems: Problems
+) -> None:
+    if name not in named:
+        problems.unknown(place, "feature", name, named)
+        return
+    kind = named[name][1].feature_type
+    told = FeatureConfig.FeatureType.Name(kind)
+    if kind in OF_GROUPS:
+        problems.add(place, f"'{name}' is of type {told}; give it a feature group of its own")
+        return
+    is_deep, is_wide = group.wide_deep in _IS_DEEP, group.wide_deep in _IS_WIDE
+    if (is_deep and name in found.deep) or (is_wide and name in found.wide):
+        problems.add(place, f"'{name}' is listed twice; remove one")
+    elif is_wide and (kind not in TABLE_TYPES or kind == FeatureConfig.SequenceFeature):
+        problems.add(place, f"'{name}' is of type {told}, which has no number to add to the logits; make it DEEP")
+    else:
+        found.deep += [name] * is_deep
+        found.wide |= {name: group.wide_regularization} if is_wide else {}
+
+
+def _check_own_group(group: FeatureGroupConfig, is_second: bool, place: str, named: Named, problems: Problems) -> None:
+    """The group of an ImgFeature or a SampleNumFeature."""
+    (name,) = group.feature_names
+    told = FeatureConfig.FeatureType.Name(named[name][1].feature_type)
+    if is_second:
+        problems.add(f"{place}.feature_names[0]", f"'{name}' has a feature group already; remove one")
+    if group.sequence_features:
+        problems.add(f"{place}.sequence_features", f"has no effect in the group of the {told}; move it to another")
+    if group.wide_deep != FeatureGroupConfig.DEEP:
+        problems.add(f"{place}.wide_deep", f"has no effect in the group of the {told}; remove it")

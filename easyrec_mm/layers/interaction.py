@@ -1,0 +1,36 @@
+"""Products of features with each other. S samples, K features, D width to which each is projected."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import combinations
+
+import keras
+import tensorflow as tf
+
+from easyrec_mm.layers.dnn import dense
+
+
+class DotInteraction(keras.layers.Layer):
+    """Dot products of every pair of features, each projected by a matrix of its own (DLRM, Naumov et al., 2019).
+
+    Args:
+      num_features: K.
+      dim: D.
+      l2: regularisation of the matrices.
+      dtype: Keras dtype policy.
+    """
+
+    def __init__(self, num_features: int, dim: int, l2: float, name: str, dtype: str | None = None) -> None:
+        super().__init__(name=name, dtype=dtype)
+        self._projections = [dense(dim, f"projection_{i}", l2, dtype=dtype) for i in range(num_features)]
+        self._pairs = list(combinations(range(num_features), 2))
+
+    def call(self, features: Sequence[tf.Tensor]) -> tf.Tensor:
+        """K tensors `[S, width]` -> float32 `[S, K (K - 1) / 2]`, the pairs (0, 1), (0, 2), ..., (1, 2), ..."""
+        projected = [project(x) for project, x in zip(self._projections, features, strict=True)]
+        x = tf.stack(projected, axis=1)  # [S, K, D]
+        num_features = len(projected)
+        products = tf.reshape(tf.matmul(x, x, transpose_b=True), [-1, num_features**2])
+        places = [i * num_features + j for i, j in self._pairs]
+        return tf.cast(tf.gather(products, places, axis=1), tf.float32)
