@@ -27,6 +27,8 @@ BACKBONE_NAMES = (*CONVOLUTIONAL, *TRANSFORMERS)
 # What EasyRec's branch calls them.
 ALIASES = {"ResNet": "ResNet-18", "MobileNet": "MobileNetV3-Large"}
 VIT_PATCH_SIZE = 16
+# Sides of the cube of colours: with more, most of its colours are in no picture.
+HISTOGRAM_BINS = (2, 16)
 # Label of ImgModel.img_loss_weight.
 CATE_LABEL = "cate_label"
 
@@ -80,7 +82,7 @@ def is_frozen_for_good(tower: ImgModel) -> bool:
 def check_image_tower(config: EasyRecConfig, schema: Schema, problems: Problems) -> None:
     """Add every problem of img_model, for a model that sees pictures."""
     tower = config.model_config.e2e_mm_dbmtl.img_model
-    _check_backbone(tower, schema, problems)
+    _check_backbone(config.model_config.e2e_mm_dbmtl, schema, problems)
     _check_training(tower, config, problems)
     _check_category(tower, problems)
     _check_losses(tower, schema, problems)
@@ -88,24 +90,37 @@ def check_image_tower(config: EasyRecConfig, schema: Schema, problems: Problems)
     _check_compute(tower, config, problems)
 
 
-def _check_backbone(tower: ImgModel, schema: Schema, problems: Problems) -> None:
-    if tower.num_classes == 0:
-        problems.add(f"{PLACE}.num_classes", "0 is no width; give the width of the projection")
+def _check_backbone(network: E2E_MM_DBMTL, schema: Schema, problems: Problems) -> None:
+    tower = network.img_model
+    if tower.num_classes == 0 and not network.HasField("img_dnn"):
+        problems.add(f"{PLACE}.num_classes", "0 is no width; give the width of the projection, or add img_dnn")
+    if tower.upscale == 0:
+        problems.add(f"{PLACE}.upscale", "0 leaves nothing of a picture; give a factor of 1 or more")
+    colours = tower.colour_features
+    if tower.HasField("colour_features") and not (colours.grid or colours.histogram_bins):
+        problems.add(f"{PLACE}.colour_features", "tells nothing; set grid or histogram_bins, or remove it")
+    least, most = HISTOGRAM_BINS
+    if colours.histogram_bins and not least <= colours.histogram_bins <= most:
+        place = f"{PLACE}.colour_features.histogram_bins"
+        problems.add(place, f"{colours.histogram_bins} is not between {least} and {most}")
+    if colours.grid > min(schema.image.height, schema.image.width):
+        problems.add(f"{PLACE}.colour_features.grid", f"{colours.grid} cells are more than the picture has pixels")
     if tower.preset and tower.HasField("model_name"):
         problems.add(f"{PLACE}.model_name", "has no effect beside preset; keep one of the two")
     if tower.preset:
-        _check_preset(tower.preset, schema, problems)
+        _check_preset(tower, schema, problems)
         return
     name = backbone_name(tower.model_name)
     if name is None:
         problems.unknown(f"{PLACE}.model_name", "backbone", tower.model_name, BACKBONE_NAMES)
     is_transformer = name in TRANSFORMERS
-    image = schema.image
-    if is_transformer and (image.height % VIT_PATCH_SIZE or image.width % VIT_PATCH_SIZE):
+    width, height = (side * tower.upscale for side in (schema.image.width, schema.image.height))
+    if is_transformer and (height % VIT_PATCH_SIZE or width % VIT_PATCH_SIZE):
+        enlarged = " enlarged" if tower.upscale > 1 else ""
         problems.add(
             f"{PLACE}.model_name",
-            f"{name} cuts pictures into patches of {VIT_PATCH_SIZE} x {VIT_PATCH_SIZE}, and img_shape is "
-            f"{image.width} x {image.height}; give multiples of {VIT_PATCH_SIZE}",
+            f"{name} cuts pictures into patches of {VIT_PATCH_SIZE} x {VIT_PATCH_SIZE}, and img_shape is{enlarged} "
+            f"{width} x {height}; give multiples of {VIT_PATCH_SIZE}",
         )
     if name and not is_transformer and tower.pooling == ImgModel.CLS_TOKEN:
         problems.add(f"{PLACE}.pooling", f"{name} has no class token; choose AVG, MAX or GEM")
@@ -172,8 +187,9 @@ def _sizes(given: object, number: int, path: Path) -> tuple[int | None, ...]:
     return tuple(sizes)
 
 
-def _check_preset(preset: str, schema: Schema, problems: Problems) -> None:
-    folder, place = Path(preset), f"{PLACE}.preset"
+def _check_preset(tower: ImgModel, schema: Schema, problems: Problems) -> None:
+    preset, place = tower.preset, f"{PLACE}.preset"
+    folder = Path(preset)
     if not folder.is_dir():
         if "/" in preset and "://" not in preset:
             problems.add(
@@ -186,7 +202,7 @@ def _check_preset(preset: str, schema: Schema, problems: Problems) -> None:
         problems.add(place, f"'{preset}': {error}")
         return
     image = schema.image
-    given = (image.height, image.width, image.channels)
+    given = (image.height * tower.upscale, image.width * tower.upscale, image.channels)
     wanted = [own or resized for own, resized in zip(files.image_shape, (*files.image_size, None), strict=True)]
     if any(want is not None and want != have for want, have in zip(wanted, given, strict=True)):
         text = " x ".join("any" if size is None else str(size) for size in (wanted[1], wanted[0], wanted[2]))

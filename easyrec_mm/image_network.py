@@ -13,6 +13,7 @@ from easyrec_mm.data.batch import Images
 from easyrec_mm.errors import ConfigError
 from easyrec_mm.layers.augmentation import Augmentation
 from easyrec_mm.layers.backbones import BackboneError, named_backbone, preset_backbone
+from easyrec_mm.layers.colours import ColourFeatures
 from easyrec_mm.layers.dnn import Highway
 from easyrec_mm.layers.embedding import FeatureEmbedding
 from easyrec_mm.layers.image_losses import ClassLoss, ContrastiveLoss, MultiSimilarityLoss
@@ -41,7 +42,7 @@ def image_tower(config: EasyRecConfig, schema: Schema, dtype: str) -> ImageTower
 def _image_tower(config: EasyRecConfig, schema: Schema, dtype: str) -> ImageTower:
     network, image = config.model_config.e2e_mm_dbmtl, schema.image
     settings = network.img_model
-    shape = (image.height, image.width, image.channels)
+    shape = (image.height * settings.upscale, image.width * settings.upscale, image.channels)
     name = backbone_name(settings.model_name) or settings.model_name
     # Before the backbone: the order decides which initial weights a seed gives.
     head: keras.layers.Layer | None = build_dnn(network, "img_dnn", "img_dnn", network.l2_regularization, dtype)
@@ -58,6 +59,9 @@ def _image_tower(config: EasyRecConfig, schema: Schema, dtype: str) -> ImageTowe
         lora_rank=settings.lora_rank,
         lora_alpha=settings.lora_alpha or settings.lora_rank,
         augmentation=_augmentation(config),
+        upscale=settings.upscale,
+        colours=_colours(settings),
+        normalizes=settings.normalize_features,
         rematerialize=settings.rematerialize,
         micro_batch=settings.image_micro_batch,
     )
@@ -70,6 +74,12 @@ def _augmentation(config: EasyRecConfig) -> Augmentation | None:
         return None
     values = {name: getattr(settings.augmentation, name) for name in AUGMENTATIONS}
     return Augmentation(**values, seed=config.data_config.seed)
+
+
+def _colours(settings: ImgModel) -> ColourFeatures | None:
+    if not settings.HasField("colour_features"):
+        return None
+    return ColourFeatures(settings.colour_features.grid, settings.colour_features.histogram_bins)
 
 
 def item_image(settings: ImgModel, width: int, seed: int) -> ItemImage:

@@ -63,6 +63,37 @@ class DNN(keras.layers.Layer):
         return x
 
 
+class RunningNorm(keras.layers.Layer):
+    """Numbers less their mean, over their deviation; both are running averages, in training too: `[N, F]` -> `[N, F]`.
+
+    Unlike batch norm it makes of an input the same in training as later, however few a batch shows.
+    """
+
+    def __init__(self, momentum: float = 0.99, epsilon: float = 1e-3, name: str = "norm") -> None:
+        super().__init__(name=name, dtype="float32")
+        self._momentum, self._epsilon = momentum, epsilon
+
+    def build(self, input_shape: tuple[int | None, ...]) -> None:
+        """Create the averages."""
+        options = {"trainable": False, "dtype": "float32", "autocast": False}
+        self._mean = self.add_weight(shape=input_shape[1:], initializer="zeros", name="mean", **options)
+        self._square = self.add_weight(shape=input_shape[1:], initializer="ones", name="mean_of_square", **options)
+        # 1 until the first batch, whose moments then are the averages.
+        self._weight = self.add_weight(shape=(), initializer="zeros", name="weight", **options)
+
+    def call(self, x: tf.Tensor, training: bool = False) -> tf.Tensor:
+        if training:
+            values = tf.stop_gradient(x)
+            weight = self._weight * self._momentum + (1.0 - self._momentum)
+            share = (1.0 - self._momentum) / weight
+            self._weight.assign(weight)
+            self._mean.assign_add(share * (tf.reduce_mean(values, axis=0) - self._mean))
+            self._square.assign_add(share * (tf.reduce_mean(tf.square(values), axis=0) - self._square))
+        mean, square = tf.convert_to_tensor(self._mean), tf.convert_to_tensor(self._square)
+        variance = tf.maximum(square - tf.square(mean), 0.0)
+        return (tf.cast(x, tf.float32) - mean) * tf.math.rsqrt(variance + self._epsilon)
+
+
 class Highway(keras.layers.Layer):
     """Projection and one highway layer (Srivastava et al., 2015): `[N, F]` -> `[N, units]`.
 

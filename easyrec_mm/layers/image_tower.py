@@ -18,7 +18,8 @@ from easyrec_mm.layers.augmentation import Augmentation
 from easyrec_mm.layers.backbone_stages import variable_names
 from easyrec_mm.layers.backbones import Backbone, BackboneError
 from easyrec_mm.layers.category_attention import CategoryAttention, CategoryEmbeddings
-from easyrec_mm.layers.dnn import dense
+from easyrec_mm.layers.colours import ColourFeatures
+from easyrec_mm.layers.dnn import RunningNorm, dense
 from easyrec_mm.layers.recompute import in_micro_batches, recompute
 
 _GEM_POWER = 3.0
@@ -36,6 +37,9 @@ class TowerOptions:
     lora_rank           rank of the updates of a transformer's layers; 0 for none
     lora_alpha          they are scaled by lora_alpha / lora_rank
     augmentation        changes of training pictures
+    upscale             factor of the sides of the pictures that the backbone sees
+    colours             what is told of the colours beside what the backbone finds
+    normalizes          whether the numbers of pictures are normalised before the projection
     rematerialize       compute the stages of the backbone again for the gradient
     micro_batch         pictures at a time in training; 0 for all
     """
@@ -47,6 +51,9 @@ class TowerOptions:
     lora_rank: int = 0
     lora_alpha: float = 0.0
     augmentation: Augmentation | None = None
+    upscale: int = 1
+    colours: ColourFeatures | None = None
+    normalizes: bool = False
     rematerialize: bool = False
     micro_batch: int = 0
 
@@ -56,8 +63,8 @@ class ImageTower(keras.layers.Layer):
 
     Args:
       backbone: what finds features in pictures.
-      shape: height, width and channels of the pictures.
-      projection: width of the projection.
+      shape: height, width and channels of the pictures that the backbone sees.
+      projection: width of the projection; 0 for none.
       head: further layer over the projection, or None.
       dtype: Keras dtype policy of the whole tower, the backbone's.
       options: further settings.
@@ -86,7 +93,8 @@ class ImageTower(keras.layers.Layer):
         self._scale, self._shift = (np.array(v[: shape[2]], np.float32) for v in backbone.normalisation)
         self._num_special = backbone.num_special
         self._check_pooling(backbone)
-        self._projection = dense(projection, "projection", 0.0, dtype=dtype)
+        self._norm = RunningNorm(name="features_norm") if self._options.normalizes else None
+        self._projection = dense(projection, "projection", 0.0, dtype=dtype) if projection else None
         self._head = head
         self._augmentation = self._options.augmentation
         self._segments, self._attention = self._divided(backbone, shape, dtype)
@@ -165,7 +173,11 @@ class ImageTower(keras.layers.Layer):
         """The part of `call` behind the pooling: `[P, F]` -> float32 `[P, D]`."""
 
         def all_vectors() -> tf.Tensor:
-            x = self._projection(features)
+            x = features
+            if self._norm is not None:
+                x = tf.cast(self._norm(x, training=training), self.compute_dtype)
+            if self._projection is not None:
+                x = self._projection(x)
             if self._head is not None:
                 x = self._head(x, training=training)
             return tf.cast(x, tf.float32)
@@ -252,6 +264,9 @@ class ImageTower(keras.layers.Layer):
         # Repeated along a row of pixels: a product with one number a channel alone takes five times as long.
         row = tf.shape(pixels)[2:]
         x = tf.cast(pixels, tf.float32) * tf.broadcast_to(self._scale, row) + tf.broadcast_to(self._shift, row)
+        if self._options.upscale > 1:
+            size = [side * self._options.upscale for side in pixels.shape[1:3]]
+            x = tf.image.resize(x, size, method="bicubic")
         x = tf.cast(x, self.compute_dtype)
         for segment, attention in zip(self._segments, self._attention, strict=True):
             run = self._step(segment, attention, training)
@@ -260,7 +275,10 @@ class ImageTower(keras.layers.Layer):
                 if self._is_recomputing and len(self._segments) > 1
                 else run(x, *embeddings)
             )
-        return self._pooled(x)
+        x = self._pooled(x)
+        if self._options.colours is not None:
+            x = tf.concat([x, tf.cast(self._options.colours(pixels), x.dtype)], axis=1)
+        return x
 
     @staticmethod
     def _step(segment: keras.Model, attention: keras.layers.Layer | None, training: bool) -> Callable[..., tf.Tensor]:

@@ -1,0 +1,83 @@
+"""Colours of pictures as numbers, against NumPy, pixel by pixel; and numbers normalised by running averages."""
+
+from itertools import product
+
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from easyrec_mm.layers.colours import ColourFeatures
+from easyrec_mm.layers.dnn import RunningNorm
+
+
+def pictures(height, width, channels, count=3):
+    return np.random.default_rng(0).integers(0, 256, (count, height, width, channels)).astype(np.uint8)
+
+
+def mean_of(picture, top, bottom, left, right):
+    """Mean colour of a rectangle whose edges may cut pixels."""
+    total, area = np.zeros(picture.shape[-1]), 0.0
+    for y, x in product(range(picture.shape[0]), range(picture.shape[1])):
+        share = max(0.0, min(bottom, y + 1) - max(top, y)) * max(0.0, min(right, x + 1) - max(left, x))
+        total, area = total + share * picture[y, x], area + share
+    return total / area
+
+
+@pytest.mark.parametrize(("height", "width", "channels"), [(8, 8, 3), (10, 7, 3), (9, 6, 1)])
+def test_grid_of_mean_colours(height, width, channels):
+    given = pictures(height, width, channels)
+    expected = [
+        [
+            mean_of(picture / 127.5 - 1, i * height / 4, (i + 1) * height / 4, j * width / 4, (j + 1) * width / 4)
+            for i, j in product(range(4), range(4))
+        ]
+        for picture in given
+    ]
+    found = ColourFeatures(grid=4, histogram_bins=0)(tf.constant(given))
+    np.testing.assert_allclose(found, np.reshape(expected, (3, -1)), atol=1e-5)
+
+
+def histogram(pixels, bins):
+    """Counts of the colours of a cube: each pixel, below full brightness, counts for the corners around it."""
+    counts = np.zeros((bins,) * pixels.shape[-1])
+    for pixel in pixels.reshape(-1, pixels.shape[-1]) / 255 * (bins - 1):
+        for corner in product(*((int(value), int(value) + 1) for value in pixel)):
+            counts[corner] += np.prod(1 - np.abs(pixel - corner))
+    return counts
+
+
+@pytest.mark.parametrize(("channels", "bins"), [(3, 4), (1, 6)])
+def test_histograms_of_the_whole_and_of_its_middle(channels, bins):
+    given = np.minimum(pictures(12, 8, channels), 254)
+    found = ColourFeatures(grid=0, histogram_bins=bins)(tf.constant(given)).numpy()
+    assert found.shape == (3, 2 * bins**channels)
+    for picture, row in zip(given, found, strict=True):
+        for part, told in ((picture, row[: bins**channels]), (picture[3:9, 2:6], row[bins**channels :])):
+            shares = histogram(part, bins).ravel() / (part.shape[0] * part.shape[1])
+            np.testing.assert_allclose(told**2, shares, atol=1e-5)
+            assert shares.sum() == pytest.approx(1)
+
+
+def test_large_pictures_are_counted_at_a_smaller_size():
+    plain = np.full((1, 200, 130, 3), 255, np.uint8)
+    found = ColourFeatures(grid=2, histogram_bins=3)(tf.constant(plain)).numpy()[0]
+    np.testing.assert_allclose(found[:12], 1.0, rtol=1e-5)
+    np.testing.assert_allclose(found[[12 + 26, 12 + 53]], 1.0, rtol=1e-5)
+    assert np.abs(np.delete(found, [*range(12), 38, 65])).max() < 1e-3
+
+
+def test_running_norm_is_the_same_in_training_and_later():
+    norm = RunningNorm(momentum=0.9)
+    batches = np.random.default_rng(1).normal(3.0, 2.0, (5, 16, 4)).astype(np.float32)
+    mean, square, weight = np.zeros(4), np.zeros(4), 0.0
+    for batch in batches:
+        found = norm(tf.constant(batch), training=True)
+        weight = 0.9 * weight + 0.1
+        mean += 0.1 / weight * (batch.mean(axis=0) - mean)
+        square += 0.1 / weight * ((batch**2).mean(axis=0) - square)
+        expected = (batch - mean) / np.sqrt(square - mean**2 + 1e-3)
+        np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-5)
+        np.testing.assert_allclose(norm(tf.constant(batch)), found, rtol=1e-6)
+    # After the first batch the averages are its moments.
+    first = RunningNorm()
+    np.testing.assert_allclose(first(tf.constant(batches[0]), training=True).numpy().mean(axis=0), 0, atol=1e-5)
