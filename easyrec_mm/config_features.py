@@ -103,8 +103,19 @@ def derive_features(
     data: DatasetConfig,
     layout: RowLayout,
     fields: dict[str, Field],
+    initializer: Initializer | None,
     problems: Problems,
 ) -> tuple[tuple[Feature, ...], tuple[Table, ...]]:
+    """The features and their tables.
+
+    Args:
+      used: config path and settings of each.
+      data: how rows are read.
+      layout: where the values of a sample stand.
+      fields: the fields by name.
+      initializer: of tables of features that do not set their own; None for that of the language.
+      problems: where mistakes go.
+    """
     features: list[Feature] = []
     tables: dict[str, tuple[str, Table]] = {}
     for place, item in used:
@@ -117,7 +128,7 @@ def derive_features(
         feature, rows = KINDS[item.feature_type](Given(name, place, item, fields, data, problems))
         features.append(feature)
         if feature.table:
-            table = Table(feature.table, rows, item.embedding_dim, _initializer(item, place, problems))
+            table = Table(feature.table, rows, item.embedding_dim, _initializer(item, initializer, place, problems))
             first_place, first = tables.setdefault(feature.table, (place, table))
             if first != table:
                 problems.add(
@@ -128,10 +139,13 @@ def derive_features(
     return tuple(features), tuple(table for _, table in tables.values())
 
 
-def _initializer(item: FeatureConfig, place: str, problems: Problems) -> tuple[str, tuple[float, ...]]:
-    if not item.HasField("initializer"):
+def _initializer(
+    item: FeatureConfig, of_all: Initializer | None, place: str, problems: Problems
+) -> tuple[str, tuple[float, ...]]:
+    config = item.initializer if item.HasField("initializer") else of_all
+    place = place if item.HasField("initializer") else "feature_config"
+    if config is None:
         return "truncated_normal", (0.0, 1.0 / math.sqrt(max(item.embedding_dim, 1)))
-    config: Initializer = item.initializer
     which = config.WhichOneof("initializer_oneof")
     if which == "truncated_normal_initializer":
         normal = config.truncated_normal_initializer

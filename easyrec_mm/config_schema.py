@@ -75,11 +75,11 @@ def derive_schema(config: EasyRecConfig, problems: Problems) -> Schema:
     tasks = _tasks(config, labels, problems)
     wide = wide_features(groups.wide, named, sum(task.num_class for task in tasks), problems)
     used = [named[name] for name in (*groups.deep, *only_attended)] + wide
-    schema_features, tables = derive_features(used, config.data_config, layout, {f.name: f for f in fields}, problems)
+    by_name = {field.name: field for field in fields}
+    initializer = config.feature_config.initializer if config.feature_config.HasField("initializer") else None
+    schema_features, tables = derive_features(used, config.data_config, layout, by_name, initializer, problems)
     image_features = _image_features(config, named, groups.deep, problems)
-    read_per_image, _ = derive_features(
-        image_features, config.data_config, layout, {f.name: f for f in fields}, problems
-    )
+    read_per_image, _ = derive_features(image_features, config.data_config, layout, by_name, initializer, problems)
     _check_caches(config.data_config, uses_image, problems)
     sample_weight = _sample_weight(config.data_config, fields, layout, labels, problems)
     problems.raise_if_any()
