@@ -100,7 +100,13 @@ def _group_flags(command: Parser) -> None:
     add("--user_field", metavar="C", default="", help="column of the user")
     add("--time_field", metavar="C", default="", help="column of the time, which is no feature")
     add("--group_fields", metavar="A,B", default="", help="columns that must be the same for all rows of an item")
-    add("--columns", metavar="A,B", default="", help="columns to take, beside those that are named (default: all)")
+    add(
+        "--columns",
+        metavar="A,B",
+        default="",
+        help="take these columns alone, and those that other flags name; +A,+B: take them beside all others. They are "
+        "features even if they look like leaks or row numbers",
+    )
     add(
         "--types",
         metavar="C=TYPE",

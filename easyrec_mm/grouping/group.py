@@ -19,7 +19,7 @@ from easyrec_mm.grouping.column_stats import LogStats
 from easyrec_mm.grouping.constancy import ConstantColumns
 from easyrec_mm.grouping.flat_files import Split
 from easyrec_mm.grouping.group_stats import GroupStats
-from easyrec_mm.grouping.inference import infer
+from easyrec_mm.grouping.inference import Inference, infer
 from easyrec_mm.grouping.log_plan import plan_log
 from easyrec_mm.grouping.options import GroupOptions
 from easyrec_mm.grouping.output_folder import check_output, new_folder, written
@@ -92,10 +92,15 @@ def group(options: GroupOptions, engine: Engine, packer: PicturePacker | None) -
         _require_all(stats)
         bad.write(join(folder, BAD_ROWS))
         stats.write(folder)
-    lines = [*stats.lines(), *bad.told(), *(f"note: {note}" for note in inference.notes)]
+    lines = [*stats.lines(), *bad.told(), *(f"note: {note}" for note in inference.notes), *_left_out(inference)]
     if options.pipeline_config_template:
         lines += _write_template(stats)
     return "\n".join(lines)
+
+
+def _left_out(inference: Inference) -> list[str]:
+    lines = [f"no feature: {name}: {why}" for name, why in inference.left_out.items()]
+    return [*lines, "--columns +NAME makes a feature of such a column all the same"] if lines else []
 
 
 def _conflicts(groups: GroupsReport, layout: LogLayout) -> Iterator[BadRow]:

@@ -141,7 +141,7 @@ def _columns(options: GroupOptions, files: list[str], plans: list[FilePlan]) -> 
             if name not in names:
                 raise DataError(f"{flag}: {files[0]} has no column '{name}'; {did_you_mean(name, names)}")
     needed = {name for flag, some in told.items() if flag != "--types" for name in some}
-    if options.columns:
+    if options.only_columns:
         names = [name for name in names if name in needed]
     if GROUP_SIZE in names:
         raise DataError(f"{files[0]}: a column is named '{GROUP_SIZE}', as the one that is added; rename it")
