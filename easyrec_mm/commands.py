@@ -60,6 +60,7 @@ def group_command(options: argparse.Namespace) -> int:
         max_bad_share=options.max_bad_share,
         embed_images=options.embed_images,
         image_root=options.image_root,
+        allow_missing_pictures=options.allow_missing_pictures,
         image_size=parse_image_size(options.image_size),
         pipeline_config_template=options.pipeline_config_template,
         rtp_separator=_separator(options.rtp_separator, "--rtp_separator"),

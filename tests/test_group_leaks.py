@@ -8,6 +8,7 @@ import uuid
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from test_group import run, write_csv
 from test_group_config import NUM_ROWS, infer
@@ -284,3 +285,59 @@ def test_a_named_column_that_the_log_lacks(tmp_path, capsys):
     run(tmp_path, columns="+prise", expect=1)
     assert "--columns: " in (message := capsys.readouterr().err)
     assert "log.csv has no column 'prise'; did you mean 'price'?" in message
+
+
+# --- Logs of which nothing can be learnt
+
+
+def failed(folder, columns, capsys, **flags):
+    """The message of a log that makes no config; nothing is written."""
+    capsys.readouterr()
+    num_rows = len(next(iter(columns.values())))
+    log = pa.table({"item_id": ["a"] * num_rows, "img_path": ["a.jpg"] * num_rows, **columns})
+    pq.write_table(log, folder / "log.parquet")
+    run(folder, log="log.parquet", expect=1, pipeline_config_template=folder / "x.config", **flags)
+    assert not (folder / "out").exists()
+    assert not (folder / "x.config").exists()
+    return capsys.readouterr().err
+
+
+def test_labels_of_one_class(tmp_path, capsys):
+    some = {"age": np.arange(60) % 9, "buy": np.arange(60) % 2}
+    message = failed(tmp_path, {"click": np.zeros(60, int), **some}, capsys, label_fields="click,buy")
+    assert "--label_fields: column 'click' is 0 in all 60 rows that train" in message
+    assert "give a log that has other values, too, or leave it out" in message
+    message = failed(tmp_path, {"click": np.ones(60, int), "age": some["age"]}, capsys)
+    assert "no column looks like a label of 0 and 1 ('click' is 1 in all rows)" in message
+    message = failed(tmp_path, {"basket": some["buy"], "age": some["age"]}, capsys)
+    assert "no column looks like a label of 0 and 1; name the columns that are labels" in message
+    assert "'basket' holds 0 and 1" in message
+
+
+def test_one_class_among_the_rows_that_evaluate_is_noted(tmp_path, capsys):
+    """Its metrics have no meaning there."""
+    time = np.arange(NUM_ROWS)
+    click = np.where(time < NUM_ROWS * 0.9, CLICK, 0)
+    columns = {"click": click, "time": time + 1_700_000_000, "age": time % 50}
+    infer(tmp_path, columns, label_fields="click", split_by="time:time")
+    told = "label 'click' is 0 in all 600 rows that evaluate: its AUC has no meaning there"
+    assert f"note: {told}" in capsys.readouterr().out
+    assert told in re.sub(r"\n#  +", " ", (tmp_path / "x.config").read_text())
+
+
+def test_no_column_that_is_left(tmp_path, capsys):
+    columns = {"click": CLICK[:600], "basket": CLICK[:600], "time": np.arange(600) + 1_700_000_000}
+    message = failed(tmp_path, columns, capsys, label_fields="click", split_by="item", eval_share=0.001)
+    assert "no column is left to be a feature" in message
+    assert "  basket: tells the label 'click'" in message
+    assert "  item_id: no item that evaluates" in message
+    assert "--columns +NAME" in message
+
+
+def test_a_log_without_rows_or_the_column_of_pictures(tmp_path, capsys):
+    pq.write_table(pa.table({"item_id": pa.array([], pa.string())}), tmp_path / "log.parquet")
+    run(tmp_path, log="log.parquet", expect=1)
+    assert "log.parquet has no column 'img_path'; choose one of item_id" in capsys.readouterr().err
+    write_csv(tmp_path / "log.csv", [])
+    run(tmp_path, expect=1)
+    assert "log.csv: no row of data; give files that hold rows" in capsys.readouterr().err

@@ -143,7 +143,7 @@ def _labels(
     left_out: dict[str, str] = {}
     own = {options.group_by, options.image_field, options.user_field, options.time_field, *options.group_fields}
     for name, column in stats.columns.items():
-        if name in found or name in own or not _LABEL.fullmatch(name.lower()) or not _is_binary(column):
+        if name in found or name in own or not is_label_name(name) or not is_binary(column):
             continue
         if name in options.columns and (options.label_fields or column.num_missing):
             continue
@@ -161,7 +161,13 @@ def _labels(
     return [_label(name, stats) for name in found], left_out
 
 
-def _is_binary(column: ColumnStats) -> bool:
+def is_label_name(name: str) -> bool:
+    """Whether a name is that of a label: click, is_buy, label_x."""
+    return bool(_LABEL.fullmatch(name.lower()))
+
+
+def is_binary(column: ColumnStats) -> bool:
+    """Whether a column holds 0 and 1, both and nothing else."""
     return column.kind != "string" and column.counts is not None and set(column.counts) == {0, 1}
 
 
@@ -233,7 +239,7 @@ def _why_misleading(
 ) -> str:
     """Why a feature would only seem to help: it tells the answer, or knows each row by itself."""
     why_not = leaks.reason(plan.name, plan.per_group)
-    if why_not and _is_binary(column):
+    if why_not and is_binary(column):
         labels = ",".join([*leaks.labels, plan.name])
         return f"{why_not}; probably one more label: --label_fields {labels} makes it a task"
     if not why_not and feature.feature_type == "TagFeature":

@@ -203,7 +203,7 @@ def _set_rows(values: pa.Array, codes: Ints, distinct: pa.Array) -> tuple[Bools,
     Missing values and 0 are nothing; where no row has these, the commonest value is, such as -1.
     """
     is_text = pa.types.is_string(values.type)
-    is_nothing = pc.is_in(distinct, _NO_VALUES) if is_text else pc.equal(distinct.cast(pa.float64()), 0.0)
+    is_nothing = pc.is_in(distinct, _NO_VALUES) if is_text else pc.equal(distinct.cast(pa.float64(), safe=False), 0.0)
     # The last stands for missing ones, which are -1.
     is_something = np.append(~is_nothing.to_numpy(zero_copy_only=False), False)
     is_set: Bools = is_something[codes]

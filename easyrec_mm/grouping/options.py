@@ -55,6 +55,7 @@ class GroupOptions:
     max_bad_share: float = 0.01
     embed_images: bool = False
     image_root: str = ""
+    allow_missing_pictures: bool = False
     image_size: tuple[int, int] | None = None
     pipeline_config_template: str = ""
     rtp_separator: str = "|"
