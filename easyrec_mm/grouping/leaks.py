@@ -240,9 +240,10 @@ def _is_telling(auc: float, is_one: Bools) -> bool:
     if auc < TELLING_AUC or not ones or not zeros:
         return False
     honest = _HONEST_AUC
-    both_ones, both_zeros = honest / (2 - honest), 2 * honest**2 / (1 + honest)
-    variance = honest * (1 - honest) + (ones - 1) * (both_ones - honest**2) + (zeros - 1) * (both_zeros - honest**2)
-    return auc - honest >= _NUM_ERRORS * math.sqrt(variance / (ones * zeros))
+    # The larger of the two terms that Hanley & McNeil give for pairs with one row in common, for both.
+    in_common = 2 * honest**2 / (1 + honest) - honest**2
+    variance = (honest * (1 - honest) + (ones + zeros - 2) * in_common) / (ones * zeros)
+    return auc - honest >= _NUM_ERRORS * math.sqrt(variance)
 
 
 def held_out_auc(codes: Ints, is_one: Bools) -> float:

@@ -107,7 +107,10 @@ def _here(function: Callable[[Item], Result], items: Iterable[Item]) -> list[Res
 def _require_columns(file: str, plan: FilePlan, names: list[str], first: str) -> None:
     for name in names if plan.columns else ():
         if name not in plan.columns:
-            raise DataError(f"{file}: no column '{name}', which {first} has; {did_you_mean(name, plan.columns)}")
+            raise DataError(
+                f"{file}: no column '{name}', which {first} has; all files of a log have the same columns: mend this "
+                "one, or leave it out of --input"
+            )
 
 
 class _PlanFile:
