@@ -222,6 +222,7 @@ def test_columns_with_a_value_a_row_are_left_out(tmp_path):
     columns = {
         "impression_id": 500_000_000 + np.arange(NUM_ROWS),
         "request_id": random.integers(0, 10**15, NUM_ROWS),
+        "trace": random.integers(2**62, 2**63, NUM_ROWS),
         "uuid": [str(uuid.UUID(int=int(i), version=4)) for i in random.integers(0, 2**60, NUM_ROWS)],
         "shuffled": random.permutation(NUM_ROWS) + 17,
         "counter": np.cumsum(random.integers(1, 10**6, NUM_ROWS)),
@@ -238,7 +239,7 @@ def test_columns_with_a_value_a_row_are_left_out(tmp_path):
     }
     features, text, _ = infer(tmp_path, columns, label_fields="click", user_field="user")
     why = left_out(text)
-    assert set(why) == {"impression_id", "request_id", "uuid", "shuffled", "counter", "row_id", "ms", "shown"}
+    assert set(why) == {"impression_id", "request_id", "trace", "uuid", "shuffled", "counter", "row_id", "ms", "shown"}
     for name in ("ms", "shown"):
         assert why[name] == "a time: what comes later has values that no training saw"
     assert re.match(r"has a value a row \(about [56],\d{3} in 6,000\), as row numbers have", why["uuid"])

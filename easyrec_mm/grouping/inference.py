@@ -247,7 +247,8 @@ def _why_misleading(
         return leaks.reason_of_tags(plan.name, *separators, describes_item=plan.per_group)
     if why_not or stats.sample.table is None or "separator" in feature.settings:
         return why_not
-    return why_row_number(column, stats.sample.table, plan.name, is_id)
+    # Whole numbers that are written as text are too long to be measured.
+    return why_row_number(column, stats.sample.table, plan.name, is_id or plan.kind == "string")
 
 
 def _numbers(stats: LogStats, name: str) -> NDArray[np.float64]:
