@@ -16,7 +16,8 @@ from PIL import UnidentifiedImageError
 
 from easyrec_mm.config import Pipeline
 from easyrec_mm.data.bad_records import NUM_SHOWN, BadRecord, BadRecords
-from easyrec_mm.data.group_rtp import label_value, split_bytes
+from easyrec_mm.data.first_pictures import paths_of, require_pictures
+from easyrec_mm.data.group_rtp import label_value
 from easyrec_mm.data.input import Input
 from easyrec_mm.data.packed_pictures import packed_path
 from easyrec_mm.data.pictures import picture_loader
@@ -57,6 +58,8 @@ def check(pipeline: Pipeline, num_groups: int) -> str:
         raise UserError(f"{pipeline.path}: train_input_path: is missing; give the files of the training data")
     inputs = Input(config.data_config, schema, path, setting, BadRecords(None, 1.0))
     sample = _read_sample(inputs, schema, num_groups)
+    if schema.uses_image:
+        require_pictures(pipeline.path, config.data_config, sample.pictures)
     picture_lines = _check_pictures(sample, pipeline) if schema.uses_image else ["  not used: no feature group 'img'"]
     feature_lines = _feature_lines(schema, sample, inputs.vectors)
     inputs.vectors.close()
@@ -98,9 +101,8 @@ def _read_sample(inputs: Input, schema: Schema, num_groups: int) -> _Sample:
 
 
 def _pictures(image: bytes, schema: Schema) -> list[bytes]:
-    """The paths that an image field names."""
-    paths = split_bytes(image, schema.image_separator) if schema.image_separator else [image]
-    return [path for path in paths if path] or ([] if schema.has_no_image_vector else [b""])
+    """The paths that an image field names; an item without one is a bad picture, unless it may be without."""
+    return paths_of(image, schema) or ([] if schema.has_no_image_vector else [b""])
 
 
 def _text(value: bytes) -> str:

@@ -100,7 +100,13 @@ def _group_flags(command: Parser) -> None:
     add("--user_field", metavar="C", default="", help="column of the user")
     add("--time_field", metavar="C", default="", help="column of the time, which is no feature")
     add("--group_fields", metavar="A,B", default="", help="columns that must be the same for all rows of an item")
-    add("--columns", metavar="A,B", default="", help="columns to take, beside those that are named (default: all)")
+    add(
+        "--columns",
+        metavar="A,B",
+        default="",
+        help="take these columns alone, and those that other flags name; +A,+B: take them beside all others. They are "
+        "features even if they look like leaks or row numbers",
+    )
     add(
         "--types",
         metavar="C=TYPE",
@@ -121,6 +127,11 @@ def _group_flags(command: Parser) -> None:
     add("--embed_images", action="store_true", help="put the pictures of a shard into a tar file beside it")
     add("--image_size", metavar="WxH", default="", help="resize embedded pictures as training would")
     _image_root_flag(command)
+    add(
+        "--allow_missing_pictures",
+        action="store_true",
+        help="do not stop when most of the first pictures cannot be read: they are on another machine",
+    )
     add("--engine", choices=["local", "spark"], default="local", help="this machine (default), or Spark")
     add("--memory_gib", metavar="N", type=_gib, default=4.0, help="memory that the local engine may take (default 4)")
     add(

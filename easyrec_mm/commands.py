@@ -33,10 +33,11 @@ SIGNAL_EXIT_BASE = 128
 
 def group_command(options: argparse.Namespace) -> int:
     from easyrec_mm.grouping.group import group
-    from easyrec_mm.grouping.options import GroupOptions, parse_image_size, parse_split_by, parse_types
+    from easyrec_mm.grouping.options import GroupOptions, parse_columns, parse_image_size, parse_split_by, parse_types
     from easyrec_mm.grouping.output_folder import scratch_folder
     from easyrec_mm.grouping.pictures import PicturePacker
 
+    columns, only_columns = parse_columns(options.columns)
     wanted = GroupOptions(
         input=options.input,
         group_by=options.group_by,
@@ -48,7 +49,8 @@ def group_command(options: argparse.Namespace) -> int:
         group_fields=_names(options.group_fields),
         user_field=options.user_field,
         time_field=options.time_field,
-        columns=_names(options.columns),
+        columns=columns,
+        only_columns=only_columns,
         types=parse_types(options.types),
         separator=_separator(options.separator, "--separator"),
         split_by=parse_split_by(options.split_by),
@@ -58,6 +60,7 @@ def group_command(options: argparse.Namespace) -> int:
         max_bad_share=options.max_bad_share,
         embed_images=options.embed_images,
         image_root=options.image_root,
+        allow_missing_pictures=options.allow_missing_pictures,
         image_size=parse_image_size(options.image_size),
         pipeline_config_template=options.pipeline_config_template,
         rtp_separator=_separator(options.rtp_separator, "--rtp_separator"),

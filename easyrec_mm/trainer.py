@@ -24,6 +24,7 @@ from easyrec_mm.config import Pipeline, write_config
 from easyrec_mm.config_image import PLACE
 from easyrec_mm.data.bad_records import BadRecords
 from easyrec_mm.data.batch import Batch
+from easyrec_mm.data.first_pictures import first_pictures, require_pictures
 from easyrec_mm.data.input import Input, InputBatch
 from easyrec_mm.errors import CheckpointError, ConfigError, UserError
 from easyrec_mm.evaluator import STEP_NAME, VECTORS, evaluate, moving_average, table, vectors_of, write_result
@@ -80,6 +81,8 @@ class Trainer:
             training=True,
             vectors=self._vectors,
         )
+        if self._schema.uses_image:
+            require_pictures(pipeline.path, self._config.data_config, first_pictures(self._input.source, self._schema))
         self._dtype = dtype_policy(self._train_config.precision)
         self._model = MultimodalModel(self._config, self._schema, self._dtype)
         self._named = self._model.named_variables()

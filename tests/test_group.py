@@ -37,9 +37,9 @@ def write_csv(path, rows, columns=COLUMNS):
 
 
 def run(folder, *flags, log="log.csv", output="out", expect=0, **more):
-    """Group a log in a folder; more flags by keyword."""
+    """Group a log in a folder, whose pictures need not be there; more flags by keyword."""
     arguments = ["--input", folder / log if "/" not in str(log) else log, "--group_by", "item_id"]
-    arguments += ["--image_field", "img_path", "--output", folder / output, *flags]
+    arguments += ["--image_field", "img_path", "--output", folder / output, *flags, "--allow_missing_pictures"]
     arguments += [part for name, value in more.items() for part in (f"--{name}", value)]
     assert main(["group", *map(str, arguments)]) == expect
     return folder / output
@@ -686,7 +686,8 @@ import sys
 from easyrec_mm.cli import main
 for kind in ("parquet", "tfrecord", "rtp"):
     arguments = ["group", "--input", r"{tmp_path}/log.csv", "--group_by", "item_id", "--image_field", "img_path",
-                 "--output", r"{tmp_path}/" + kind, "--format", kind]
+                 "--output", r"{tmp_path}/" + kind, "--format", kind,
+                 "--allow_missing_pictures"]
     template = ["--pipeline_config_template", r"{tmp_path}/c.config"] if kind != "tfrecord" else []
     assert main(arguments + template) == 0
 loaded = [name for name in ("tensorflow", "keras", "pyspark") if name in sys.modules]

@@ -20,7 +20,7 @@ from easyrec_mm.protos.feature_pb2 import FeatureConfig
 NUM_ROWS = 6000
 
 
-def infer(folder, columns, **flags):
+def infer(folder, columns, /, **flags):
     """Features by name and the text of the config for a log of these columns beside item, picture and click."""
     random = np.random.default_rng(5)
     item = np.arange(NUM_ROWS) % 200

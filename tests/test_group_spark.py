@@ -142,7 +142,15 @@ def test_a_cluster_that_cannot_be_reached(tmp_path):
     """In a process of its own: here the session of the other tests would be taken."""
     write_csv(tmp_path / "log.csv", GOOD)
     command = [sys.executable, "-m", "easyrec_mm", "group", "--input", tmp_path / "log.csv", "--group_by", "item_id"]
-    command += ["--image_field", "img_path", "--output", tmp_path / "out", "--engine", "spark"]
+    command += [
+        "--image_field",
+        "img_path",
+        "--output",
+        tmp_path / "out",
+        "--engine",
+        "spark",
+        "--allow_missing_pictures",
+    ]
     done = subprocess.run([*command, "--spark_master", "nowhere"], capture_output=True, text=True, check=False)
     assert done.returncode == 1
     (line,) = [line for line in done.stderr.splitlines() if line.startswith("error: ")]

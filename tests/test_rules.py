@@ -125,6 +125,7 @@ WITHOUT_TENSORFLOW = {
     "errors",
     "files.content_cache",
     "files.disk_cache",
+    "files.first_pictures",
     "files.folders",
     "files.fsspec_storage",
     "files.local_copies",

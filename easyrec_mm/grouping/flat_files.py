@@ -28,6 +28,7 @@ from easyrec_mm.grouping.columns import ORDER, ROW_BITS, Kind, Typed, kind_of, s
 READ_ROWS = 1 << 16
 SPLIT_BYTES, SPLIT_ROWS = 1 << 26, 1 << 18
 _PARQUET_MAGIC, _GZIP_MAGIC = b"PAR1", b"\x1f\x8b"
+_PICTURE_ENDINGS = (".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp")
 # Values of a block of text by which is told whether it is worth trying to read all of them as numbers.
 _NUM_PROBED = 1000
 
@@ -93,13 +94,14 @@ def _remote_files(pattern: str) -> list[str]:
     for info in place.find(pattern):
         inside = place.below(info.path) if info.is_folder else [info]
         names = sorted(one.path for one in inside if not one.is_folder)
-        # Below a folder, hidden files and markers are none of the log.
+        # Below a folder, hidden files, markers and pictures are none of the log.
         found += [name for name in names if not info.is_folder or _is_of_log(name[len(info.path) :])]
     return found
 
 
 def _is_of_log(name: str) -> bool:
-    return not any(part[0] in "._" for part in name.split("/") if part)
+    is_hidden = any(part[0] in "._" for part in name.split("/") if part)
+    return not is_hidden and not name.lower().endswith(_PICTURE_ENDINGS)
 
 
 def _files_here(pattern: str) -> list[str]:
@@ -117,11 +119,11 @@ def opened_at(path: str) -> str:
 
 
 def _files_of(folder: str) -> list[str]:
-    """Files in a folder and below, but for hidden ones and markers such as _SUCCESS."""
+    """Files in a folder and below, but for hidden ones, markers such as _SUCCESS, and pictures."""
     found = []
     for root, folders, names in os.walk(folder):
         folders[:] = sorted(name for name in folders if name[0] not in "._")
-        found += [os.path.join(root, name) for name in sorted(names) if name[0] not in "._"]
+        found += [os.path.join(root, name) for name in sorted(names) if _is_of_log(name)]
     return found
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterable, Iterator
+from dataclasses import replace
 from typing import Protocol, TypeVar
 
 from easyrec_mm.config import load_pipeline
@@ -19,7 +20,8 @@ from easyrec_mm.grouping.column_stats import LogStats
 from easyrec_mm.grouping.constancy import ConstantColumns
 from easyrec_mm.grouping.flat_files import Split
 from easyrec_mm.grouping.group_stats import GroupStats
-from easyrec_mm.grouping.inference import infer
+from easyrec_mm.grouping.image_root import choose_image_root
+from easyrec_mm.grouping.inference import Inference, infer, is_binary, is_label_name
 from easyrec_mm.grouping.log_plan import plan_log
 from easyrec_mm.grouping.options import GroupOptions
 from easyrec_mm.grouping.output_folder import check_output, new_folder, written
@@ -65,6 +67,11 @@ def group(options: GroupOptions, engine: Engine, packer: PicturePacker | None) -
     """
     check_output(options.output, options.overwrite)
     plan = plan_log(options, engine.map)
+    image_root = choose_image_root(options, plan)
+    has_found_root = image_root != options.image_root
+    if has_found_root:
+        options = replace(options, image_root=image_root)
+        packer = packer and replace(packer, image_root=image_root)
     bad = BadRows(options.output, options.max_bad_share)
     rows = engine.read(plan.splits, plan.layout)
     bad.add(rows.num_refused, rows.num_rows, "rows", (BadRow("row", *row) for row in rows.refused))
@@ -76,8 +83,10 @@ def group(options: GroupOptions, engine: Engine, packer: PicturePacker | None) -
     groups, constant = engine.group(GroupRule(plan.layout, options.max_group_size, num_shards, options.seed))
     bad.add(groups.num_conflicts, groups.num_items, "items", _conflicts(groups, plan.layout))
     inference = infer(options, rows.stats[TRAIN], constant)
-    if options.pipeline_config_template and not inference.labels:
-        raise DataError("--label_fields: no column looks like a label of 0 and 1; name the columns that are labels")
+    _require_pictures(options, rows)
+    if options.pipeline_config_template:
+        _require_trainable(options, rows.stats[TRAIN], inference)
+    inference.notes += _notes_on_labels(rows.stats[EVAL], inference)
 
     with new_folder(options.output, options.overwrite) as folder:
         has_sides = options.split_by is not None
@@ -92,10 +101,81 @@ def group(options: GroupOptions, engine: Engine, packer: PicturePacker | None) -
         _require_all(stats)
         bad.write(join(folder, BAD_ROWS))
         stats.write(folder)
-    lines = [*stats.lines(), *bad.told(), *(f"note: {note}" for note in inference.notes)]
+    lines = [*stats.lines(), *bad.told()]
+    if has_found_root:
+        lines.append(f"image_root: {image_root}, where the pictures are")
+    lines += [*(f"note: {note}" for note in inference.notes), *_left_out(inference)]
     if options.pipeline_config_template:
         lines += _write_template(stats)
     return "\n".join(lines)
+
+
+def _require_pictures(options: GroupOptions, rows: RowsReport) -> None:
+    """Some row names a picture."""
+    counts = [stats.columns[options.image_field].counts for stats in rows.stats]
+    if all(one is not None and set(one) <= {""} for one in counts) and not options.allow_missing_pictures:
+        num_rows = sum(stats.num_rows for stats in rows.stats)
+        raise DataError(
+            f"--image_field: column '{options.image_field}' is empty in all {num_rows:,} rows; name the column of the "
+            "paths of pictures, or --allow_missing_pictures to group without any"
+        )
+
+
+def _require_trainable(options: GroupOptions, stats: LogStats, inference: Inference) -> None:
+    """There is something to learn, and to learn it from."""
+    if not inference.labels:
+        raise DataError(
+            "--label_fields: no column looks like a label of 0 and 1"
+            + _labels_of_one_class(stats)
+            + "; name the columns that are labels"
+            + _columns_of_0_and_1(options, stats)
+        )
+    for label in inference.labels:
+        column = stats.columns[label.name]
+        if column.num_distinct == 1:
+            raise DataError(
+                f"--label_fields: column '{label.name}' is {column.least} in all {stats.num_rows:,} rows that train, "
+                "so that nothing can be learnt; give a log that has other values, too, or leave it out"
+            )
+    if not inference.features:
+        why = "\n".join(f"  {name}: {why}" for name, why in inference.left_out.items())
+        raise DataError(
+            f"--input {options.input}: no column is left to be a feature; add some, or take one in with --columns "
+            f"+NAME:\n{why}"
+        )
+
+
+def _labels_of_one_class(stats: LogStats) -> str:
+    found = [
+        f"'{name}' is {column.least} in all rows"
+        for name, column in stats.columns.items()
+        if is_label_name(name) and column.num_distinct == 1 and column.least in (0, 1)
+    ]
+    return f" ({', '.join(found)})" if found else ""
+
+
+def _columns_of_0_and_1(options: GroupOptions, stats: LogStats) -> str:
+    found = [
+        f"'{name}'"
+        for name, column in stats.columns.items()
+        if is_binary(column) and name not in (options.group_by, options.image_field, options.user_field)
+    ]
+    return f"; {' and '.join(found[:5])} hold{'s' if len(found) == 1 else ''} 0 and 1" if found else ""
+
+
+def _notes_on_labels(of_eval: LogStats, inference: Inference) -> list[str]:
+    """Labels of one class among the rows that evaluate."""
+    columns = {label.name: of_eval.columns[label.name] for label in inference.labels if label.is_binary}
+    return [
+        f"label '{name}' is {column.least} in all {of_eval.num_rows:,} rows that evaluate: its AUC has no meaning there"
+        for name, column in columns.items()
+        if column.num_distinct == 1
+    ]
+
+
+def _left_out(inference: Inference) -> list[str]:
+    lines = [f"no feature: {name}: {why}" for name, why in inference.left_out.items()]
+    return [*lines, "--columns +NAME makes a feature of such a column all the same"] if lines else []
 
 
 def _conflicts(groups: GroupsReport, layout: LogLayout) -> Iterator[BadRow]:

@@ -78,6 +78,7 @@ class GroupStats:
             "rows_without_picture": self.groups.num_rows_without_picture,
             "duplicate_rows": self.groups.num_duplicate_rows,
             "labels": [label.name for label in self.inference.labels],
+            "left_out": self.inference.left_out,
             "per_group": sorted(one.name for one in self.inference.fields if one.per_group),
         }
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -15,7 +14,9 @@ from easyrec_mm.grouping.column_stats import MAX_COUNTED, ColumnStats, LogStats
 from easyrec_mm.grouping.columns import MAX_WHOLE, Kind
 from easyrec_mm.grouping.constancy import ConstantColumns
 from easyrec_mm.grouping.grouped_table import GroupFields
+from easyrec_mm.grouping.leaks import LeakFinder
 from easyrec_mm.grouping.options import GROUP_SIZE, GroupOptions
+from easyrec_mm.grouping.row_numbers import TIME, is_time, why_row_number
 from easyrec_mm.quantiles import quantile_boundaries
 
 # Distinct texts up to which a feature has a vocabulary, and rows of the largest table that is proposed.
@@ -24,8 +25,6 @@ _MAX_VOCABULARY, _MAX_TABLE = 100, 50_000_000
 _MAX_BUCKETS = 1000
 _NUM_QUANTILES = 16
 _SMALL_DIM, _DIM = 8, 16
-# AUC of a column by which it tells a label, rather than helps to guess it.
-_TELLING_AUC = 0.98
 # Times that a column would have differed within an item if it were chance.
 _MIN_EVIDENCE = 20
 _TAG_SEPARATORS = ("|", ",", ";", " ")
@@ -39,9 +38,6 @@ _ID = re.compile(
     r"(\w+_)?(id|ids|uid|pid|cid|no|code|key|hash|type|cate|category|brand|shop|seller|city|province|region|country"
     r"|gender|sex|os|device|model|level|class|status|channel|slot|weekday|zip|idx|index)"
 )
-_TIME = re.compile(r"(\w+_)?(time|timestamp|ts|date|datetime|dt|day)|(\w+_)at")
-# Whole numbers from here on are no durations: dates as 20260131, seconds since 1970.
-_MIN_TIME = 10_000_000
 
 
 @dataclass
@@ -109,12 +105,13 @@ def infer(options: GroupOptions, stats: LogStats, constant: ConstantColumns) -> 
     labels, left_out = _labels(options, stats, constant)
     result = Inference([], labels, not options.label_fields, left_out=left_out)
     names = {label.name for label in labels}
+    leaks = LeakFinder(stats.sample.table, [label.name for label in labels], options.group_by, options.user_field)
     for name, column in stats.columns.items():
         per_group = name not in names and _is_per_group(name, column, options, constant)
         plan = FieldPlan(name, _written_kind(column), per_group=per_group)
         result.fields.append(plan)
         if name not in names and name != options.image_field and name not in left_out:
-            _plan_feature(plan, column, options, stats, result)
+            _plan_feature(plan, column, options, stats, leaks, result)
         if column.num_missing * 2 > column.num_rows:
             result.notes.append(
                 f"column '{name}' is missing in {_share(column.num_missing, column.num_rows)} of the rows"
@@ -146,7 +143,9 @@ def _labels(
     left_out: dict[str, str] = {}
     own = {options.group_by, options.image_field, options.user_field, options.time_field, *options.group_fields}
     for name, column in stats.columns.items():
-        if name in found or name in own or not _LABEL.fullmatch(name.lower()) or not _is_binary(column):
+        if name in found or name in own or not is_label_name(name) or not is_binary(column):
+            continue
+        if name in options.columns and (options.label_fields or column.num_missing):
             continue
         if name.lower().startswith("is_") and _is_per_group(name, column, options, constant):
             continue  # of the item, as is_new
@@ -162,7 +161,13 @@ def _labels(
     return [_label(name, stats) for name in found], left_out
 
 
-def _is_binary(column: ColumnStats) -> bool:
+def is_label_name(name: str) -> bool:
+    """Whether a name is that of a label: click, is_buy, label_x."""
+    return bool(_LABEL.fullmatch(name.lower()))
+
+
+def is_binary(column: ColumnStats) -> bool:
+    """Whether a column holds 0 and 1, both and nothing else."""
     return column.kind != "string" and column.counts is not None and set(column.counts) == {0, 1}
 
 
@@ -175,77 +180,75 @@ def _label(name: str, stats: LogStats) -> LabelPlan:
 
 
 def _plan_feature(
-    plan: FieldPlan, column: ColumnStats, options: GroupOptions, stats: LogStats, result: Inference
+    plan: FieldPlan,
+    column: ColumnStats,
+    options: GroupOptions,
+    stats: LogStats,
+    leaks: LeakFinder,
+    result: Inference,
 ) -> None:
     """Add the feature of a column, or why it has none."""
-    why_not = _why_no_feature(plan.name, column, options) or _telling(plan.name, column, stats, result.labels)
+    name = plan.name
+    is_wanted = name in options.columns
+    # Item and user are what they are called, however few rows each has.
+    has_role = name in (options.group_by, options.user_field)
+    why_not = _why_no_feature(name, column, options, is_wanted)
+    if not why_not:
+        is_id = bool(_ID.fullmatch(name.lower())) or has_role
+        feature = _feature(plan, column, stats, is_id)
+        if not (is_wanted or has_role):
+            why_not = _why_misleading(feature, plan, column, stats, leaks, is_id)
     if why_not:
-        result.left_out[plan.name] = why_not
+        result.left_out[name] = why_not
         return
-    is_id = bool(_ID.fullmatch(plan.name.lower())) or plan.name in (options.group_by, options.user_field)
-    make: Callable[[FieldPlan, ColumnStats, LogStats], FeaturePlan]
-    if plan.kind == "string":
-        make = _text_feature
-    elif plan.kind == "bool" or (plan.kind == "int64" and _is_dense(column)):
-        make = _bucket_feature
-    elif plan.kind == "int64" and is_id:
-        make = _hashed_feature
-    else:
-        make = _number_feature
-    feature = make(plan, column, stats)
     if plan.per_group:
         feature.settings["per_group"] = True
     result.features.append(feature)
 
 
-def _why_no_feature(name: str, column: ColumnStats, options: GroupOptions) -> str:
+def _feature(plan: FieldPlan, column: ColumnStats, stats: LogStats, is_id: bool) -> FeaturePlan:
+    if plan.kind == "string":
+        return _text_feature(plan, column, stats)
+    if plan.kind == "bool" or (plan.kind == "int64" and _is_dense(column)):
+        return _bucket_feature(plan, column, stats)
+    if plan.kind == "int64" and is_id:
+        return _hashed_feature(plan, column, stats)
+    return _number_feature(plan, column, stats)
+
+
+def _why_no_feature(name: str, column: ColumnStats, options: GroupOptions, is_wanted: bool) -> str:
     by = options.split_by.by if options.split_by else ""
     time = options.split_by.column if options.split_by else ""
-    if name in (options.time_field, time) or _is_time(name, column):
-        return "a time: what comes later has values that no training saw"
+    if column.num_distinct == 0:
+        return "has no value"
+    if is_wanted:
+        return ""
+    if name in (options.time_field, time) or is_time(name, column):
+        return TIME
     if name == options.group_by and by == "item":
         return "no item that evaluates is among those that train (--split_by item)"
     if name == options.user_field and by == "user":
         return "no user that evaluates is among those that train (--split_by user)"
-    if column.num_distinct == 0:
-        return "has no value"
     if column.num_distinct == 1 and not column.num_missing:
         return f"is {column.least!r} in all rows"
     return ""
 
 
-def _is_time(name: str, column: ColumnStats) -> bool:
-    """Whether a column looks like a point in time: by its name, and dates or large numbers in it."""
-    if not _TIME.fullmatch(name.lower()) or column.least is None:
-        return False
-    if column.kind == "string":
-        return all(re.match("[0-9]{4}", str(limit)) for limit in (column.least, column.greatest))
-    return column.kind != "bool" and float(column.least) >= _MIN_TIME
-
-
-def _telling(name: str, column: ColumnStats, stats: LogStats, labels: list[LabelPlan]) -> str:
-    if column.kind == "string" or stats.sample.table is None:
-        return ""
-    values = stats.sample.table[name].cast(pa.float64(), safe=False).to_numpy()
-    for label in labels:
-        if label.is_binary:
-            target = stats.sample.table[label.name].cast(pa.float64(), safe=False).to_numpy()
-            known = ~np.isnan(values) & ~np.isnan(target)
-            auc = _auc(target[known] > 0.5, values[known])
-            if max(auc, 1 - auc) >= _TELLING_AUC:
-                return f"tells the label '{label.name}' (AUC {max(auc, 1 - auc):.3f}): perhaps known only afterwards"
-    return ""
-
-
-def _auc(label: NDArray[np.bool_], score: NDArray[np.float64]) -> float:
-    """Area under the ROC curve; 0.5 with one class only, or too few to tell."""
-    num_positive = int(label.sum())
-    num_negative = len(label) - num_positive
-    if min(num_positive, num_negative) < 10:
-        return 0.5
-    _, place, count = np.unique(score, return_inverse=True, return_counts=True)
-    rank = (np.cumsum(count) - (count - 1) / 2)[place]  # mean rank, from 1, of equal scores
-    return float((rank[label].sum() - num_positive * (num_positive + 1) / 2) / (num_positive * num_negative))
+def _why_misleading(
+    feature: FeaturePlan, plan: FieldPlan, column: ColumnStats, stats: LogStats, leaks: LeakFinder, is_id: bool
+) -> str:
+    """Why a feature would only seem to help: it tells the answer, or knows each row by itself."""
+    why_not = leaks.reason(plan.name, plan.per_group)
+    if why_not and is_binary(column):
+        labels = ",".join([*leaks.labels, plan.name])
+        return f"{why_not}; probably one more label: --label_fields {labels} makes it a task"
+    if not why_not and feature.feature_type == "TagFeature":
+        separators = (feature.settings["separator"], feature.settings.get("kv_separator", ""))
+        return leaks.reason_of_tags(plan.name, *separators, describes_item=plan.per_group)
+    if why_not or stats.sample.table is None or "separator" in feature.settings:
+        return why_not
+    # Whole numbers that are written as text are too long to be measured.
+    return why_row_number(column, stats.sample.table, plan.name, is_id or plan.kind == "string")
 
 
 def _numbers(stats: LogStats, name: str) -> NDArray[np.float64]:

@@ -107,7 +107,10 @@ def _here(function: Callable[[Item], Result], items: Iterable[Item]) -> list[Res
 def _require_columns(file: str, plan: FilePlan, names: list[str], first: str) -> None:
     for name in names if plan.columns else ():
         if name not in plan.columns:
-            raise DataError(f"{file}: no column '{name}', which {first} has; {did_you_mean(name, plan.columns)}")
+            raise DataError(
+                f"{file}: no column '{name}', which {first} has; all files of a log have the same columns: mend this "
+                "one, or leave it out of --input"
+            )
 
 
 class _PlanFile:
@@ -141,7 +144,7 @@ def _columns(options: GroupOptions, files: list[str], plans: list[FilePlan]) -> 
             if name not in names:
                 raise DataError(f"{flag}: {files[0]} has no column '{name}'; {did_you_mean(name, names)}")
     needed = {name for flag, some in told.items() if flag != "--types" for name in some}
-    if options.columns:
+    if options.only_columns:
         names = [name for name in names if name in needed]
     if GROUP_SIZE in names:
         raise DataError(f"{files[0]}: a column is named '{GROUP_SIZE}', as the one that is added; rename it")

@@ -45,6 +45,7 @@ class GroupOptions:
     user_field: str = ""
     time_field: str = ""
     columns: tuple[str, ...] = ()
+    only_columns: bool = False
     types: Mapping[str, Kind] = field(default_factory=dict)
     separator: str = ","
     split_by: SplitBy | None = None
@@ -54,6 +55,7 @@ class GroupOptions:
     max_bad_share: float = 0.01
     embed_images: bool = False
     image_root: str = ""
+    allow_missing_pictures: bool = False
     image_size: tuple[int, int] | None = None
     pipeline_config_template: str = ""
     rtp_separator: str = "|"
@@ -78,6 +80,13 @@ def parse_split_by(text: str) -> SplitBy | None:
         f"--split_by {text}: write item, user, time:<column> (the last --eval_share of the rows evaluate) or "
         "time:<column>:<first time that evaluates>"
     )
+
+
+def parse_columns(text: str) -> tuple[tuple[str, ...], bool]:
+    """The value of --columns: the names, and whether only they are taken; "+a,+b" is a and b beside all others."""
+    names = [name.strip() for name in text.split(",") if name.strip()]
+    only = any(not name.startswith("+") for name in names)
+    return tuple(name.removeprefix("+") for name in names), only
 
 
 def parse_types(text: str) -> dict[str, Kind]:

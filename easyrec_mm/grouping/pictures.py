@@ -11,8 +11,8 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
-from easyrec_mm.files import StorageError, is_remote, join, place_of
-from easyrec_mm.files.regular_files import open_regular
+from easyrec_mm.files import join
+from easyrec_mm.files.first_pictures import read_picture
 
 # Pictures that are read at the same time, and that are held.
 _NUM_THREADS, _NUM_HELD = 64, 256
@@ -59,14 +59,4 @@ class PicturePacker:
 
     def _read(self, path: str) -> bytes | str:
         """The content of a picture, or what is wrong with it."""
-        path = join(self.image_root, path)  # an absolute one stays as it is
-        try:
-            if is_remote(path):
-                content = place_of(path).read(path)
-                return (content and content.data) or "is empty (0 bytes)"
-            with open(path, "rb", opener=open_regular) as file:
-                return file.read() or "is empty (0 bytes)"
-        except StorageError as error:
-            return f"cannot be read: {error.reason}"
-        except (OSError, ValueError) as error:  # ValueError: no file can have that path
-            return f"cannot be read: {getattr(error, 'strerror', None) or error}"
+        return read_picture(join(self.image_root, path))  # an absolute one stays as it is

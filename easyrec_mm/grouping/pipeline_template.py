@@ -78,6 +78,8 @@ def _head(options: GroupOptions, inference: Inference, grouped: Grouped) -> list
         lines.append(f"Labels were guessed by name and values: {labels}. --label_fields tells others.")
     lines += [f"Note: {note}." for note in inference.notes]
     lines += [f"No feature: {name}: {why}." for name, why in inference.left_out.items()]
+    if inference.left_out:
+        lines.append("--columns +NAME of easyrec-mm group makes a feature of such a column all the same.")
     return lines
 
 

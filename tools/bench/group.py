@@ -53,7 +53,7 @@ def group(log: Path, output: Path, output_format: str, memory_gib: float) -> tup
     """Seconds, seconds of processors and peak resident set, GiB, of the command."""
     command = [sys.executable, "-m", "easyrec_mm", "group", "--input", str(log), "--group_by", "item_id"]
     command += ["--image_field", "img_path", "--user_field", "user_id", "--output", str(output), "--overwrite"]
-    command += ["--format", output_format, "--memory_gib", str(memory_gib)]
+    command += ["--format", output_format, "--memory_gib", str(memory_gib), "--allow_missing_pictures"]
     command += ["--pipeline_config_template", str(output) + ".config"]
     start = time.perf_counter()
     child = os.spawnve(os.P_NOWAIT, sys.executable, command, {**os.environ, "PYTHONPATH": str(workload.ROOT)})

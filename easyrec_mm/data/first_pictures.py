@@ -1,0 +1,85 @@
+"""Stops a run at once if most of the first pictures of its data cannot be read."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from itertools import islice
+
+from easyrec_mm.data.group_rtp import split_bytes
+from easyrec_mm.data.packed_pictures import packed_path
+from easyrec_mm.data.picture_reader import PictureReader, content_cache
+from easyrec_mm.data.source import Problem, Source
+from easyrec_mm.errors import DataError
+from easyrec_mm.files.first_pictures import NUM_FIRST, are_most, are_relative, find_root, folders_of, shown
+from easyrec_mm.protos.data_pb2 import DatasetConfig
+from easyrec_mm.schema import Schema
+
+# Groups among which the first pictures are looked for.
+_NUM_GROUPS = 1000
+
+# Path of a picture -> file and row that name it first.
+Pictures = Mapping[bytes, tuple[str, int]]
+
+
+def paths_of(image: bytes, schema: Schema) -> list[bytes]:
+    """The paths that an image field names."""
+    paths = split_bytes(image, schema.image_separator) if schema.image_separator else [image]
+    return [path for path in paths if path]
+
+
+def first_pictures(source: Source, schema: Schema) -> Pictures:
+    """Pictures of the first groups."""
+    pictures: dict[bytes, tuple[str, int]] = {}
+    for file, row, group in islice(source.texts(), _NUM_GROUPS):
+        if not isinstance(group, Problem):
+            for path in paths_of(group.image, schema):
+                pictures.setdefault(path, (file, row))
+        if len(pictures) >= NUM_FIRST:
+            break
+    return pictures
+
+
+def require_pictures(config: str, data: DatasetConfig, pictures: Pictures) -> None:
+    """Check that most of the first pictures can be read, unless as many are allowed to be bad.
+
+    Args:
+      config: name of the config, for messages.
+      data: its data section.
+      pictures: see first_pictures; those beyond NUM_FIRST are not looked at.
+
+    Raises:
+      DataError: if they cannot, with the first of them and the folder in which they are, if it is found.
+    """
+    paths = [path for path in pictures if path][:NUM_FIRST]
+    reader = PictureReader(
+        data.image_root, content_cache(data.image_cache_dir, data.image_cache_gib), data.packed_images
+    )
+    wanted = [packed_path(pictures[path][0], path) if data.packed_images else path for path in paths]
+    reader.begin(wanted)
+    _, problems = reader.read(wanted)
+    if not are_most(len(problems), len(paths), data.max_bad_record_share):
+        return
+    row, problem = next(iter(problems.items()))
+    file, number = pictures[paths[row]]
+    told = f"{len(problems)} of the first {len(paths)} pictures cannot be read"
+    first = f"the first '{os.fsdecode(paths[row])}' ({file}:{number}): {problem.removeprefix('cannot be read: ')}"
+    if data.packed_images:
+        todo = "pack them again, by easyrec-mm group --embed_images"
+        raise DataError(f"{config}: data_config.packed_images: {told}, {first}; {todo}")
+    root = f"'{data.image_root}':" if data.image_root else "is not set, and"
+    texts = [os.fsdecode(path) for path in paths]
+    raise DataError(f"{config}: data_config.image_root: {root} {told}, {first}; {_todo(texts, data, config, file)}")
+
+
+def _todo(paths: list[str], data: DatasetConfig, config: str, file: str) -> str:
+    if not are_relative(paths):
+        return "the paths are whole ones: mend the data"
+    folders = list(dict.fromkeys(["", *folders_of(file), *folders_of(config)[:1]]))
+    found = find_root(paths, folders)
+    if found:
+        return f'they are in {found}: set image_root: "{found}", or --set data_config.image_root={found}'
+    if found == "":
+        return "they are in the current folder: remove image_root, or --set data_config.image_root="
+    looked = ", ".join(map(shown, dict.fromkeys([data.image_root, *folders])))
+    return f"looked in {looked}; set the folder in which these paths start"

@@ -1,0 +1,289 @@
+"""Finds columns that tell a label: what is known only after the impression, or the label itself under another name.
+
+Both tests look at the sample of rows that every engine collects, so they cost no pass over the log, and find the same
+on one machine or many. Each asks how likely a strong but honest feature would have looked like this by chance, and
+keeps the column unless that is next to impossible.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+from numpy.typing import NDArray
+from scipy.special import bdtr
+
+from easyrec_mm.grouping.columns import NULL_WORDS
+
+Bools = NDArray[np.bool_]
+Ints = NDArray[np.int64]
+# What is never so: the words before and behind "never".
+What = tuple[str, str]
+
+# AUC of one column by which it tells a label. Whole models of public click logs reach .75 to .85; .95 is beyond what a
+# single honest column does, and a column that is set exactly where the label is 1 has 1.
+TELLING_AUC = 0.95
+# Evidence for that: an honest column of this AUC would have shown it at so many standard errors only.
+_HONEST_AUC, _NUM_ERRORS = 0.9, 3
+# A value may multiply the odds of a label so many times and be honest. That the label is 1 wherever the value stands
+# must be less likely than this by such a value; fewer rows are no evidence whatever their label.
+_HONEST_ODDS, _CHANCE, _MIN_ROWS = 10.0, 1e-4, 5
+# Share of label 0 among the rows with a value, in terms of that among all rows, which may be a mistake of the log.
+_MAX_MISTAKES = 0.01
+# Distinct values up to which each is tested by itself, and into which many numbers are divided.
+_MAX_VALUES, _NUM_BINS = 100, 64
+# Texts that stand for no value.
+_NO_VALUES = pa.array([*NULL_WORDS, "", "0", "false", "False", "none", "-"])
+
+
+@dataclass(frozen=True)
+class _Rows:
+    """Rows that count as independent trials.
+
+    index     int64 [N], rows of the sample
+    targets   label -> bool [N], whether it is 1 (of a number: above 0); without labels of one class
+    clusters  for item and user: int64 [N], which each row has
+    """
+
+    index: Ints
+    targets: dict[str, Bools]
+    clusters: tuple[Ints, ...]
+
+    def taken(self, index: Ints, clusters: tuple[Ints, ...]) -> _Rows:
+        """Some of these rows."""
+        targets = {name: is_one[index] for name, is_one in self.targets.items()}
+        return _Rows(index, _of_two_classes(targets), tuple(codes[index] for codes in clusters))
+
+    def num_trials(self, rows: Ints) -> int:
+        """Trials in some rows: an item or user of which all rows are among them is one, for it may say yes always."""
+        found = [len(rows)]
+        for codes in self.clusters:
+            inside = np.bincount(codes[rows], minlength=int(codes.max()) + 1)
+            is_whole = (inside > 0) & (inside == np.bincount(codes, minlength=len(inside)))
+            found.append(int(inside[~is_whole].sum() + is_whole.sum()))
+        return min(found)
+
+
+def _of_two_classes(targets: dict[str, Bools]) -> dict[str, Bools]:
+    return {name: is_one for name, is_one in targets.items() if is_one.any() and not is_one.all()}
+
+
+class LeakFinder:
+    """Tells which columns of a log tell a label.
+
+    Args:
+      sample: rows of the log with all columns, in random order; None if there is no row.
+      labels: columns that are labels.
+      item: column of the item.
+      user: column of the user; "" if unknown.
+    """
+
+    def __init__(self, sample: pa.Table | None, labels: Sequence[str], item: str, user: str = "") -> None:
+        self.labels = tuple(labels)
+        self._sample = sample
+        if sample is None:
+            return
+        targets = _of_two_classes({label: _numbers(sample[label].combine_chunks()) > 0 for label in labels})
+        of_items = _codes(sample[item])[0] + 1
+        clusters = (of_items, _codes(sample[user])[0] + 1) if user else (of_items,)
+        self._rows = _Rows(np.arange(len(sample)), targets, clusters)
+        # What describes an item is the same trial in all of its rows.
+        self._items = self._rows.taken(np.unique(of_items, return_index=True)[1], clusters[1:])
+
+    def reason(self, name: str, describes_item: bool = False) -> str:
+        """Why a column tells a label; "" if it does not, or the rows are too few to say so.
+
+        Args:
+          name: the column.
+          describes_item: whether it is the same for all rows of an item.
+        """
+        if self._sample is None:
+            return ""
+        rows = self._items if describes_item else self._rows
+        values = self._sample[name].combine_chunks().take(pa.array(rows.index))
+        codes, distinct = _codes(values)
+        is_set, what = _set_rows(values, codes, distinct)
+        for label, is_one in rows.targets.items():
+            auc = _column_auc(values, codes, is_one)
+            if auc:
+                return f"tells the label '{label}' (AUC {auc:.3f}): perhaps known only afterwards"
+            found = _only_with_label(np.flatnonzero(is_set), np.zeros(int(is_set.sum()), np.int64), 1, rows, is_one)
+            if found:
+                return found[1].told(what, label)
+            if len(distinct) <= _MAX_VALUES:
+                known = np.flatnonzero(codes >= 0)
+                found = _only_with_label(known, codes[known], len(distinct), rows, is_one)
+                if found:
+                    value = distinct[found[0]].as_py()
+                    return found[1].told(("is", repr(value)), label)
+        return ""
+
+    def reason_of_tags(self, name: str, separator: str, kv_separator: str = "", describes_item: bool = False) -> str:
+        """Why one of the tags of a column tells a label, as `reason`."""
+        if self._sample is None:
+            return ""
+        rows = self._items if describes_item else self._rows
+        texts = pc.fill_null(self._sample[name].combine_chunks().take(pa.array(rows.index)), "")
+        parts = pc.split_pattern(texts, separator)
+        place, tags = pc.list_parent_indices(parts).to_numpy(), pc.list_flatten(parts)
+        if kv_separator:
+            tags = pc.list_element(pc.split_pattern(tags, kv_separator, max_splits=1), 0)
+        codes, distinct = _codes(pc.if_else(pc.equal(tags, ""), None, tags))
+        num_tags = len(distinct)
+        if not num_tags:
+            return ""
+        pairs = np.unique(place[codes >= 0] * num_tags + codes[codes >= 0])
+        place, codes = np.divmod(pairs, num_tags)
+        for label, is_one in rows.targets.items():
+            share = [
+                np.bincount(codes[is_one[place] == one], minlength=num_tags) / (is_one == one).sum() for one in (1, 0)
+            ]
+            aucs = 0.5 + np.abs(share[0] - share[1]) / 2
+            best = int(np.argmax(aucs))
+            if _is_telling(float(aucs[best]), is_one):
+                return (
+                    f"tells the label '{label}' by '{distinct[best]}' among its values (AUC {aucs[best]:.3f}): perhaps "
+                    "known only afterwards"
+                )
+            found = _only_with_label(place, codes, num_tags, rows, is_one)
+            if found:
+                tag = distinct[found[0]].as_py()
+                return found[1].told(("", f"holds '{tag}'"), label)
+        return ""
+
+
+@dataclass(frozen=True)
+class _OnlyWithLabel:
+    """Rows that have a value, and those among them whose label is 0."""
+
+    num_rows: int
+    num_zeros: int
+
+    def told(self, what: What, label: str) -> str:
+        never = " ".join(filter(None, (what[0], "hardly ever" if self.num_zeros else "never", what[1])))
+        return (
+            f"{never} where '{label}' is 0 ({self.num_zeros:,} of {self.num_rows:,} rows of a sample that have "
+            "it): known only afterwards"
+        )
+
+
+def _only_with_label(
+    place: Ints, codes: Ints, num_values: int, rows: _Rows, is_one: Bools
+) -> tuple[int, _OnlyWithLabel] | None:
+    """A value that stands, by evidence, only where the label is 1.
+
+    Args:
+      place: int64 [E], a row of each value's occurrence.
+      codes: int64 [E], which value stands there.
+      num_values: distinct values.
+      rows: all rows.
+      is_one: bool [N].
+    """
+    num_rows = np.bincount(codes, minlength=num_values)
+    num_zeros = num_rows - np.bincount(codes, is_one[place], num_values).astype(np.int64)
+    odds = is_one.mean() / (1 - is_one.mean())
+    share_of_zeros = 1 / (1 + _HONEST_ODDS * odds)
+    few = num_zeros <= _MAX_MISTAKES * (1 - is_one.mean()) * num_rows
+    # A value in all rows tells nothing.
+    for value in np.flatnonzero(few & (num_rows >= _MIN_ROWS) & (num_rows < len(is_one))):
+        trials, zeros = rows.num_trials(place[codes == value]), int(num_zeros[value])
+        if trials >= _MIN_ROWS and bdtr(zeros, trials, share_of_zeros) < _CHANCE / num_values:
+            return int(value), _OnlyWithLabel(int(num_rows[value]), zeros)
+    return None
+
+
+def _set_rows(values: pa.Array, codes: Ints, distinct: pa.Array) -> tuple[Bools, What]:
+    """Which rows hold something, bool [N], and how to say so.
+
+    Missing values and 0 are nothing; where no row has these, the commonest value is, such as -1.
+    """
+    is_text = pa.types.is_string(values.type)
+    is_nothing = pc.is_in(distinct, _NO_VALUES) if is_text else pc.equal(distinct.cast(pa.float64(), safe=False), 0.0)
+    # The last stands for missing ones, which are -1.
+    is_something = np.append(~is_nothing.to_numpy(zero_copy_only=False), False)
+    is_set: Bools = is_something[codes]
+    if not is_set.all() or not len(distinct):
+        return is_set, ("is", "set")
+    common = int(np.argmax(np.bincount(codes)))
+    value = distinct[common].as_py()
+    return codes != common, ("is", f"other than {value!r}")
+
+
+# --- AUC
+
+
+def _column_auc(values: pa.Array, codes: Ints, is_one: Bools) -> float:
+    """AUC by which a column tells a label; 0 if it does not."""
+    # Of what stands in a row, rates learnt on other rows: an id with a row a value tells nothing so.
+    aucs = [(held_out_auc(codes + 1, is_one), is_one)]
+    if not pa.types.is_string(values.type):
+        numbers = _numbers(values)
+        is_known = ~np.isnan(numbers)
+        auc = roc_auc(is_one[is_known], numbers[is_known])
+        aucs.append((max(auc, 1 - auc), is_one[is_known]))
+        if is_known.any():
+            # Also what both ends of the numbers have in common.
+            limits = np.unique(np.quantile(numbers[is_known], np.arange(1, _NUM_BINS) / _NUM_BINS))
+            bins = np.where(is_known, np.searchsorted(limits, numbers, side="right") + 1, 0)
+            aucs.append((held_out_auc(bins, is_one), is_one))
+    return max((auc for auc, of_rows in aucs if _is_telling(auc, of_rows)), default=0.0)
+
+
+def _is_telling(auc: float, is_one: Bools) -> bool:
+    """Whether an AUC is that of a leak, and of enough rows to say so (error by Hanley & McNeil, 1982)."""
+    ones, zeros = int(is_one.sum()), int((~is_one).sum())
+    if auc < TELLING_AUC or not ones or not zeros:
+        return False
+    honest = _HONEST_AUC
+    # The larger of the two terms that Hanley & McNeil give for pairs with one row in common, for both.
+    in_common = 2 * honest**2 / (1 + honest) - honest**2
+    variance = (honest * (1 - honest) + (ones + zeros - 2) * in_common) / (ones * zeros)
+    return auc - honest >= _NUM_ERRORS * math.sqrt(variance)
+
+
+def held_out_auc(codes: Ints, is_one: Bools) -> float:
+    """AUC of the rate of label 1 among rows of the same value, learnt on one half and measured on the other.
+
+    Args:
+      codes: int64 [N] from 0 on, the value of each row; rows in random order.
+      is_one: bool [N].
+    """
+    num_values = int(codes.max()) + 1
+    aucs = []
+    for half in range(2):
+        learnt, held = codes[half::2], codes[1 - half :: 2]
+        rate = is_one[half::2].mean() if len(learnt) else 0.5
+        num = np.bincount(learnt, minlength=num_values)
+        ones = np.bincount(learnt, is_one[half::2], num_values)
+        aucs.append(roc_auc(is_one[1 - half :: 2], ((ones + rate) / (num + 1))[held]))
+    return sum(aucs) / 2
+
+
+def roc_auc(is_one: Bools, score: NDArray[np.float64]) -> float:
+    """Area under the ROC curve; 0.5 with one class only."""
+    ones = int(is_one.sum())
+    zeros = len(is_one) - ones
+    if not ones or not zeros:
+        return 0.5
+    _, place, count = np.unique(score, return_inverse=True, return_counts=True)
+    rank = (np.cumsum(count) - (count - 1) / 2)[place]  # mean rank, from 1, of equal scores
+    return float((rank[is_one].sum() - ones * (ones + 1) / 2) / (ones * zeros))
+
+
+def _codes(values: pa.Array | pa.ChunkedArray) -> tuple[Ints, pa.Array]:
+    """Which of the distinct values each is, int64 [N], -1 where it is missing; and these."""
+    values = values.combine_chunks() if isinstance(values, pa.ChunkedArray) else values
+    encoded = values.dictionary_encode()
+    codes: Any = pc.fill_null(encoded.indices.cast(pa.int64()), -1)
+    return codes.to_numpy(zero_copy_only=False), encoded.dictionary
+
+
+def _numbers(values: pa.Array) -> NDArray[np.float64]:
+    """Numbers, NaN where one is missing."""
+    numbers: NDArray[np.float64] = values.cast(pa.float64(), safe=False).to_numpy(zero_copy_only=False)
+    return numbers
