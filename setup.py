@@ -10,7 +10,7 @@ from setuptools.command.build_py import build_py
 
 ROOT = Path(__file__).parent
 PROTO_PACKAGE = "easyrec_mm/protos"
-SUBPACKAGES = ("data", "files", "grouping", "layers", "protos", "serving", "stats", "store")
+SUBPACKAGES = ("data", "files", "grouping", "layers", "protos", "serving", "stats", "store", "weights")
 
 
 class GenerateProto(Command):
@@ -71,6 +71,7 @@ setup(
     license="Apache-2.0",
     python_requires=">=3.10,<3.14",
     packages=["easyrec_mm", *(f"easyrec_mm.{name}" for name in SUBPACKAGES)],
+    package_data={"easyrec_mm.weights": ["pictures/*"]},
     install_requires=_requirements("base"),
     extras_require={"odps": ["pyodps>=0.12"], "spark": _requirements("spark")},
     entry_points={"console_scripts": ["easyrec-mm=easyrec_mm.cli:run"]},

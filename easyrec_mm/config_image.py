@@ -16,6 +16,7 @@ from easyrec_mm.protos.image_pb2 import Augmentation, ImageLoss, ImgModel
 from easyrec_mm.protos.model_pb2 import E2E_MM_DBMTL
 from easyrec_mm.protos.pipeline_pb2 import EasyRecConfig
 from easyrec_mm.schema import Schema
+from easyrec_mm.weights.catalog import CATALOG, preset_location
 
 PLACE = "model_config.e2e_mm_dbmtl.img_model"
 CONVOLUTIONAL = (
@@ -189,9 +190,11 @@ def _sizes(given: object, number: int, path: Path) -> tuple[int | None, ...]:
 
 def _check_preset(tower: ImgModel, schema: Schema, problems: Problems) -> None:
     preset, place = tower.preset, f"{PLACE}.preset"
-    folder = Path(preset)
+    folder = Path(preset_location(preset))
     if not folder.is_dir():
-        if "/" in preset and "://" not in preset:
+        if preset in CATALOG:
+            problems.add(place, f"'{preset}' is not on this machine yet; run: easyrec-mm weights fetch {preset}")
+        elif "/" in preset and "://" not in preset:
             problems.add(
                 place, f"no folder '{preset}'; give a folder that save_to_preset wrote, or a name of keras-hub"
             )

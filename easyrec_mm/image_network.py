@@ -23,6 +23,7 @@ from easyrec_mm.protos.image_pb2 import ContrastiveImageLoss, ImageLoss, ImagePo
 from easyrec_mm.protos.pipeline_pb2 import EasyRecConfig
 from easyrec_mm.rec_network import build_dnn
 from easyrec_mm.schema import Schema
+from easyrec_mm.weights.catalog import preset_location
 
 
 def image_tower(config: EasyRecConfig, schema: Schema, dtype: str) -> ImageTower:
@@ -48,7 +49,7 @@ def _image_tower(config: EasyRecConfig, schema: Schema, dtype: str) -> ImageTowe
     head: keras.layers.Layer | None = build_dnn(network, "img_dnn", "img_dnn", network.l2_regularization, dtype)
     if network.HasField("highway_dnn"):
         head = Highway(network.highway_dnn.emb_size, "highway_dnn", dtype)
-    build, source = (preset_backbone, settings.preset) if settings.preset else (named_backbone, name)
+    build, source = (preset_backbone, preset_location(settings.preset)) if settings.preset else (named_backbone, name)
     backbone = build(source, shape, dtype, settings.feature_layer)
     category = schema.category
     options = TowerOptions(

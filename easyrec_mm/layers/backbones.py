@@ -176,10 +176,12 @@ def _size(shape: Sequence[int | None]) -> str:
 
 
 def _in_dtype(built: keras.Model, dtype: str) -> keras.Model:
-    """A copy of a keras-hub backbone that computes in `dtype`, with fast layers."""
-    with _default_dtype(dtype):
-        model = type(built).from_config({**built.get_config(), "dtype": dtype})
-    model.set_weights(built.get_weights())
+    """A keras-hub backbone that computes in `dtype`, with fast layers: the one that was built, or a copy of it."""
+    model = built
+    if {layer.dtype_policy.name for layer in built._flatten_layers()} != {dtype}:
+        with _default_dtype(dtype):
+            model = type(built).from_config({**built.get_config(), "dtype": dtype})
+        model.set_weights(built.get_weights())
     for layer in model._flatten_layers():
         # In place, because it may be a part of a layer that cannot be copied with another one in it.
         if fast_kind(layer) is not type(layer):

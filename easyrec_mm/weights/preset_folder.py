@@ -1,0 +1,107 @@
+"""The folder of fetched weights: where it may be, whether it is whole, and putting it in its place at once.
+
+`weights.json` in it says what the folder was made of, and the SHA-256 of every other file in it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from easyrec_mm.errors import UserError
+from easyrec_mm.files import is_remote
+from easyrec_mm.files.work_folder import work_folder
+from easyrec_mm.weights.catalog import Weights
+
+RECORD = "weights.json"
+# Raised when the same file of weights becomes another preset, so that folders of before are made again.
+_CONVERSION = 1
+
+
+class PresetFolder:
+    """The folder for some weights.
+
+    Args:
+      weights: what it is to hold.
+      path: a folder on this machine; it may exist if it is empty or was made for weights before.
+      setting: what a message calls the path.
+
+    Raises:
+      UserError: if the path cannot be such a folder.
+    """
+
+    def __init__(self, weights: Weights, path: str, setting: str) -> None:
+        self.path = path
+        self._setting = setting
+        self._source = {"package": weights.package, "sha256": weights.sha256, "conversion": _CONVERSION}
+        if is_remote(path):
+            raise self._error("is not on this machine, and presets are loaded from it; give a local folder")
+        here = os.path.abspath(path)
+        if os.path.commonpath([here, os.getcwd()]) == here:
+            raise self._error("holds the current folder; name a folder of its own")
+        if os.path.exists(path) and not os.path.isdir(path):
+            raise self._error("is a file; name a folder")
+        if os.path.isdir(path) and os.listdir(path) and not os.path.exists(os.path.join(path, RECORD)):
+            raise self._error("holds something else than fetched weights; name another folder, or remove it")
+
+    def is_complete(self) -> bool:
+        """Whether it holds the preset of these weights, every file as it was written."""
+        try:
+            record = json.loads((Path(self.path) / RECORD).read_text(encoding="utf-8"))
+            return bool(record == {**self._source, "files": _digests(Path(self.path))})
+        except (OSError, ValueError):
+            return False
+
+    def require_writable(self) -> None:
+        """Make the folder above it, so that a fetch does not fail at its end.
+
+        Raises:
+          UserError: if that is not possible.
+        """
+        parent = os.path.dirname(os.path.abspath(self.path))
+        try:
+            os.makedirs(parent, exist_ok=True)
+            with tempfile.TemporaryFile(dir=parent):
+                pass
+        except OSError as error:
+            raise self._error(f"cannot be written: {error.strerror}; give another folder with --output") from error
+
+    @contextmanager
+    def new(self) -> Iterator[Path]:
+        """Give an empty folder to write the preset to, which takes this one's place if all goes well."""
+        with tempfile.TemporaryDirectory(dir=work_folder()) as scratch:
+            preset = Path(scratch) / "preset"
+            preset.mkdir()
+            yield preset
+            record = {**self._source, "files": _digests(preset)}
+            (preset / RECORD).write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
+            self._replace(preset)
+
+    def _replace(self, preset: Path) -> None:
+        # On the disk of the target, where renaming is one step.
+        parent, name = os.path.split(os.path.abspath(self.path))
+        with tempfile.TemporaryDirectory(prefix=f".{name}.", dir=parent) as folder:
+            new = shutil.copytree(preset, os.path.join(folder, "new"))
+            if os.path.isdir(self.path):
+                os.rename(self.path, os.path.join(folder, "old"))
+            try:
+                os.rename(new, self.path)
+            except OSError:
+                # Another process may have put the same in its place meanwhile.
+                if not self.is_complete():
+                    raise
+
+    def _error(self, message: str) -> UserError:
+        return UserError(f"{self._setting}: {self.path} {message}")
+
+
+def _digests(folder: Path) -> dict[str, str]:
+    """The SHA-256 of each file of a preset by its name."""
+    files = sorted(path for path in folder.iterdir() if path.is_file() and path.name != RECORD)
+    return {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in files}

