@@ -21,9 +21,9 @@ from easyrec_mm.data.bad_records import BadRecords
 from easyrec_mm.data.batch import Batch
 from easyrec_mm.data.input import Input
 from easyrec_mm.errors import UserError
+from easyrec_mm.evaluation.metrics import METRICS, Metric
 from easyrec_mm.feature_vectors import VectorStores
 from easyrec_mm.files import put, written_at
-from easyrec_mm.metrics import METRICS, Metric
 from easyrec_mm.model import MultimodalModel
 from easyrec_mm.moving_average import MovingAverage
 from easyrec_mm.precision import dtype_policy

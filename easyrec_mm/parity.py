@@ -21,8 +21,8 @@ from easyrec_mm.data.batch import Batch
 from easyrec_mm.data.input import Input
 from easyrec_mm.data.pictures import PictureLoader, picture_loader
 from easyrec_mm.errors import ExportError
+from easyrec_mm.evaluation.metrics import AUC
 from easyrec_mm.feature_vectors import VectorStores
-from easyrec_mm.metrics import AUC
 from easyrec_mm.model import MultimodalModel
 from easyrec_mm.protos.data_pb2 import DatasetConfig
 from easyrec_mm.schema import Schema

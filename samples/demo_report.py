@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pyarrow.parquet as pq
 
-from easyrec_mm.metrics import AUC
+from easyrec_mm.evaluation.metrics import AUC
 
 
 def main() -> None:

@@ -20,7 +20,7 @@ from reference import reference_config, write_config, write_reference_data
 
 from easyrec_mm import trainer
 from easyrec_mm.cli import main
-from easyrec_mm.metrics import AUC
+from easyrec_mm.evaluation.metrics import AUC
 
 
 @pytest.fixture(scope="module")

@@ -14,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from easyrec_mm.errors import ConfigError, DataError
-from easyrec_mm.metrics import (
+from easyrec_mm.evaluation.metrics import (
     AUC,
     ECE,
     GAUC,
@@ -284,7 +284,7 @@ def test_gauc_takes_users_as_bytes_or_text(kind):
 def test_gauc_keys_are_the_same_in_every_process():
     """A state pickled by one process goes on in another, whatever its PYTHONHASHSEED."""
     code = (
-        "import pickle, sys, numpy as np; from easyrec_mm.metrics import GAUC; m = GAUC();"
+        "import pickle, sys, numpy as np; from easyrec_mm.evaluation.metrics import GAUC; m = GAUC();"
         "m.update(np.array([1.0, 1.0]), np.array([0.9, 0.1]), np.array([b'a', b'b'], dtype=object));"
         "sys.stdout.buffer.write(pickle.dumps(m))"
     )

@@ -46,7 +46,7 @@ MAY_IMPORT = {
     "config_schema": (*CONFIG_BASE, "config_features", "config_image", "config_sequences", "text_patterns"),
     "config_checks": (*CONFIG_BASE, "config_image", "config_schema"),
     "config": (*CONFIG_BASE, "config_schema", "config_checks", "files"),
-    "metrics": ("errors",),
+    "evaluation": ("errors", "evaluation"),
     "losses": (),
     "learning_rates": ("protos",),
     "optimizers": ("learning_rates", "protos"),
@@ -69,7 +69,7 @@ MAY_IMPORT = {
         *("image_network", "rec_network"),
     ),
     "progress": (),
-    "evaluator": (*TRAINING_BASE, "files", "metrics", "config_checks"),
+    "evaluator": (*TRAINING_BASE, "files", "evaluation", "config_checks"),
     "training_plan": ("errors", "model", "optimizers", "picture_bank", "protos"),
     "trainer": (
         *TRAINING_BASE,
@@ -94,7 +94,7 @@ MAY_IMPORT = {
     "parts": ("data.decode", "data.transform", "manifest", "model", "rec_network", "schema"),
     "onnx_models": ("layers.embedding", "manifest", "model", "parts", "rec_network", "schema"),
     "parity": (
-        *("errors", "schema", "protos", "data", "feature_vectors", "model", "metrics", "manifest", "parts"),
+        *("errors", "schema", "protos", "data", "feature_vectors", "model", "evaluation", "manifest", "parts"),
         "serving.transform",
     ),
     "export": (
@@ -145,7 +145,7 @@ WITHOUT_TENSORFLOW = {
     "config_schema",
     "config_checks",
     "config",
-    "metrics",
+    "evaluation.metrics",
     "quantiles",
     "manifest",
     "items",
@@ -260,7 +260,7 @@ def test_each_learning_rate_of_the_proto_has_its_function():
 
 
 def test_each_metric_of_the_proto_has_its_class_and_its_outputs():
-    from easyrec_mm.metrics import GAUC, METRICS
+    from easyrec_mm.evaluation.metrics import GAUC, METRICS
 
     assert set(METRICS) == members(EvalMetrics, "metric")
     assert set().union(*config_checks.METRICS_OF_ACTIVATION.values()) == set(METRICS)

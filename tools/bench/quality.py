@@ -18,7 +18,7 @@ import numpy as np
 import pyarrow.parquet as pq
 import workload
 
-from easyrec_mm.metrics import AUC
+from easyrec_mm.evaluation.metrics import AUC
 
 
 def main() -> None:
