@@ -1,199 +1,108 @@
-"""Evaluation metrics, each exact over the whole evaluation set, fed batch by batch.
+"""Metrics that are a function of means over the rows, and what all metrics have in common.
 
-Owns: the formulas and the table `METRICS`. A result is never an average of batch values: how the set was cut into
-batches changes no more than the last digits of float64 sums.
+A metric is computed for all columns of weights at once: column 0 is its value, the others are bootstrap replicates, so
+that there is one formula for both. Every value is exact over the whole evaluation set: how it was cut into batches
+changes no more than the last digits of float64 sums.
 
-Memory: every metric but two keeps a few float64 sums, whatever the size of the set (ECE: one per bin). A rank needs all
-scores: AUC keeps 5 bytes a sample (float32 score, bool label), GAUC 13 (a uint64 hash of the user as well).
+Refuses: to know towers, configs or TensorFlow; to guess. What is not defined is NaN, and `undefined` says why.
 
-Refuses: to know towers, configs or TensorFlow; to guess. No samples, or a NaN among labels or predictions, gives NaN.
-
-Legend: S samples, C classes, K sums, R runs of equal scores, V users.
+Legend: N rows, C classes, K terms, B replicates, W = 1 + B columns of weights.
 """
 
 from __future__ import annotations
 
-import hashlib
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Callable
-from typing import Any, ClassVar
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from easyrec_mm.errors import ConfigError, DataError, did_you_mean
+from easyrec_mm.errors import ConfigError, DataError
+from easyrec_mm.evaluation.estimates import Estimate
+from easyrec_mm.evaluation.rows import Rows
+from easyrec_mm.evaluation.views import Floats, Undefined, View
+from easyrec_mm.grouping.stable_hash import mix
 
 Array = npt.NDArray[Any]
-Floats = npt.NDArray[np.float64]
-Counts = npt.NDArray[np.int64]
 
+ONE_CLASS = "all labels are of one class"
 # A float32 sigmoid is exactly 1 from a logit of about 17 on: where it is wrong, it costs 16.1 nats and not infinity.
-_SMALLEST_PROBABILITY = 1e-7
+SMALLEST_PROBABILITY = 1e-7
 
 
 class Metric(ABC):
-    """A number about labels and predictions: `update` once per batch, `result` at the end (or at any time between)."""
+    """A number about labels and predictions."""
 
-    takes_classes = False  # whether predictions may be [S, C]
+    undefined: str = ""  # why the value is NaN, when it is
 
-    def __init__(self) -> None:
-        self._num_samples = 0
-        self._has_nan = False
+    @abstractmethod
+    def values(self, view: View) -> Floats:
+        """The metric of each column of weights, float64 `[W]`; NaN where it is not defined.
 
-    def update(self, labels: Array, predictions: Array, users: Array | None = None) -> None:
-        """Adds a batch.
-
-        labels [S]: 0/1, soft labels in [0, 1], values (regression) or class indices (predictions [S, C]).
-        predictions [S]: probabilities, or values (regression); [S, C]: class probabilities (LogLoss, Accuracy).
-        users [S]: bytes or str, for GAUC only. Raises ValueError where shapes disagree, which NumPy would broadcast,
-        and DataError for a label that is no class index.
+        Raises:
+          Undefined: if it is not defined for the data themselves.
         """
-        labels, predictions = np.asarray(labels, np.float64), np.asarray(predictions, np.float64)
-        allowed, ranks = ("[S] or [S, C]", (1, 2)) if self.takes_classes else ("[S]", (1,))
-        if labels.ndim != 1 or predictions.ndim not in ranks or len(labels) != len(predictions):
-            given = f"labels {labels.shape} and predictions {predictions.shape}"
-            raise ValueError(f"{type(self).__name__}: {given}; give labels [S] and predictions {allowed}")
-        self._has_nan = self._has_nan or bool(np.isnan(labels).any() or np.isnan(predictions).any())
-        if self._has_nan or not labels.size:
-            return
-        self._add(labels, predictions, users)
-        self._num_samples += len(labels)
 
-    def result(self) -> float:
-        """The metric over all samples so far; NaN where it is not defined."""
-        return math.nan if self._has_nan or not self._num_samples else self._value()
-
-    @abstractmethod
-    def _add(self, labels: Floats, predictions: Floats, users: Array | None) -> None:
-        """Adds a batch that has samples and no NaN."""
-
-    @abstractmethod
-    def _value(self) -> float:
-        """The result over at least one sample."""
+    def estimate(self, view: View) -> Estimate:
+        """The metric over a view, with its replicates; its number of clusters is left to the caller."""
+        try:
+            if not any(True for _ in view.in_order()):
+                raise Undefined("there are no samples")
+            with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
+                values = self.values(view)
+        except Undefined as error:
+            return Estimate(math.nan, np.full(view.weights.num_replicates, math.nan), str(error))
+        reason = "" if math.isfinite(values[0]) else self.undefined or "it is not a finite number"
+        return Estimate(float(values[0]), values[1:], reason)
 
 
-class AUC(Metric):
-    """Area under the ROC curve: the share of (positive, negative) pairs in the right order, ties count half.
+class SumMetric(Metric):
+    """A metric that is a function of K means over the rows."""
 
-    The Mann-Whitney statistic (Hanley & McNeil, Radiology 1982), counted in integers. A label above 0.5 is positive.
-    NaN when only one class is present.
-    """
+    takes_classes = False  # whether predictions may be [N, C]
 
-    def __init__(self) -> None:
-        super().__init__()
-        # Buffers that grow in place: small batches cost no array header each, and no concatenation doubles the memory.
-        self._scores = bytearray()
-        self._positives = bytearray()
-
-    def _add(self, labels: Floats, predictions: Floats, users: Array | None) -> None:
-        self._scores += predictions.astype(np.float32).tobytes()
-        self._positives += (labels > 0.5).tobytes()
-
-    def _columns(self) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.bool_]]:
-        return np.frombuffer(self._scores, np.float32), np.frombuffer(self._positives, np.bool_)
-
-    def _value(self) -> float:
-        scores, positives = self._columns()
-        # Two sorts of float32 and a search need a fraction of the memory of an argsort with int64 ranks.
-        negative_scores, positive_scores = np.sort(scores[~positives]), np.sort(scores[positives])
-        num_pairs = len(negative_scores) * len(positive_scores)
-        if not num_pairs:
-            return math.nan
-        num_below = int(np.searchsorted(negative_scores, positive_scores, side="left").sum())
-        num_not_above = int(np.searchsorted(negative_scores, positive_scores, side="right").sum())
-        return (num_below + num_not_above) / (2 * num_pairs)
-
-
-class GAUC(AUC):
-    """AUC within each user, averaged over the users that have both classes (Zhou et al., KDD 2018, weight the users).
-
-    `reduction`: "mean" (users count alike), "mean_by_sample_num" (by their samples) or "mean_by_positive_num" (by their
-    positives). NaN when no user has both classes. Users are told apart by a 64-bit hash: among ten million users, the
-    odds that any two share one are 3 in a million.
-    """
-
-    # reduction -> weights of the users, from their positives and negatives
-    REDUCTIONS: ClassVar[dict[str, Callable[[Counts, Counts], Counts]]] = {
-        "mean": lambda num_positives, num_negatives: np.ones_like(num_positives),
-        "mean_by_sample_num": lambda num_positives, num_negatives: num_positives + num_negatives,
-        "mean_by_positive_num": lambda num_positives, num_negatives: num_positives,
-    }
-
-    def __init__(self, reduction: str = "mean") -> None:
-        super().__init__()
-        if reduction not in self.REDUCTIONS:
-            raise ConfigError(f"gauc.reduction: '{reduction}' is unknown; {did_you_mean(reduction, self.REDUCTIONS)}")
-        self.reduction = reduction
-        self._users = bytearray()
-
-    def _add(self, labels: Floats, predictions: Floats, users: Array | None) -> None:
-        if users is None or users.shape != labels.shape:
-            given = "none" if users is None else str(users.shape)
-            raise ValueError(f"GAUC: labels {labels.shape} and users {given}; give one user per sample")
-        self._users += _user_keys(users).tobytes()
-        super()._add(labels, predictions, users)
-
-    def _value(self) -> float:
-        counts = _count_by_user(*self._columns(), np.frombuffer(self._users, np.uint64))  # [3, V]
-        num_positives, num_negatives, doubled_pairs = counts[:, (counts[:2] > 0).all(axis=0)]
-        if not num_positives.size:
-            return math.nan
-        areas = doubled_pairs / (2 * num_positives * num_negatives)
-        return float(np.average(areas, weights=self.REDUCTIONS[self.reduction](num_positives, num_negatives)))
-
-
-def _user_keys(users: Array) -> npt.NDArray[np.uint64]:
-    """users [S], bytes or str -> a 64-bit hash each, the same in every process (Python's own `hash` is not)."""
-    names = users.tolist()
-    keys = {}  # each distinct user is hashed once
-    for name in set(names):
-        encoded = name if isinstance(name, bytes) else str(name).encode()
-        keys[name] = int.from_bytes(hashlib.blake2b(encoded, digest_size=8).digest(), "little")
-    return np.fromiter((keys[name] for name in names), np.uint64, len(names))
-
-
-def _count_by_user(scores: Array, positives: Array, users: Array) -> Counts:
-    """Counts [3, V] per user: positives, negatives, and twice the pairs in the right order (a tie is half a pair)."""
-    order = np.lexsort((scores, users))
-    scores, positives, users = scores[order], positives[order], users[order]
-    starts_user = np.concatenate([[True], users[1:] != users[:-1]])  # [S]
-    starts_run = starts_user | np.concatenate([[True], scores[1:] != scores[:-1]])
-    runs = np.flatnonzero(starts_run)  # [R] first sample of each run of equal scores of a user
-    first_runs = np.flatnonzero(starts_user[runs])  # [V] first run of each user
-
-    run_positives = np.add.reduceat(positives, runs, dtype=np.int64)  # [R]
-    run_negatives = np.diff(runs, append=len(users)) - run_positives
-    negatives_before = np.cumsum(run_negatives) - run_negatives  # of all users so far
-    negatives_before -= np.repeat(negatives_before[first_runs], np.diff(first_runs, append=len(runs)))
-    doubled_pairs = run_positives * (2 * negatives_before + run_negatives)
-    counts: Counts = np.add.reduceat(np.stack([run_positives, run_negatives, doubled_pairs]), first_runs, axis=1)
-    return counts
-
-
-class _SumMetric(Metric):
-    """A metric that is a function of K means over the samples: all it keeps is K float64 sums."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self._sums: Floats | float = 0.0
-
-    def _add(self, labels: Floats, predictions: Floats, users: Array | None) -> None:
-        self._sums = self._sums + self._batch_sums(labels, predictions)
-
-    def _value(self) -> float:
-        return self._of_means((np.asarray(self._sums) / self._num_samples).tolist())
+    def values(self, view: View) -> Floats:
+        """See Metric.values."""
+        totals: Floats | float = 0.0
+        for chunk in view.in_order():
+            terms = self.terms(chunk.label, chunk.score)  # [K, N]
+            terms = np.concatenate([terms, np.ones((1, len(chunk.label)))])
+            totals = totals + weighted_sums(terms, view.weights.of(chunk.cluster))
+        sums = np.asarray(totals)  # [K + 1, W]
+        result: Floats = self.of_means(sums[:-1] / sums[-1])
+        return result
 
     @abstractmethod
-    def _batch_sums(self, labels: Floats, predictions: Floats) -> Floats:
-        """The sums [K] over a batch."""
+    def terms(self, labels: Floats, predictions: Floats) -> Floats:
+        """What is averaged, float64 `[K, N]`, of labels `[N]` and predictions `[N]` or `[N, C]`."""
 
-    def _of_means(self, means: list[float]) -> float:
-        """The metric from the means [K] over all samples."""
-        return means[0]
+    def of_means(self, means: Floats) -> Floats:
+        """The metric `[W]` from the means `[K, W]`."""
+        result: Floats = means[0]
+        return result
 
 
-class LogLoss(_SumMetric):
+def weighted_sums(terms: Floats, weights: npt.NDArray[np.uint8]) -> Floats:
+    """Sums `[K, W]` of terms `[K, N]` by weights `[N, W]`."""
+    if weights.shape[1] == 1:
+        alone: Floats = terms.sum(axis=1, keepdims=True)
+        return alone
+    sums: Floats = terms @ weights.astype(np.float64)
+    # In the same way with replicates as without: sums of another order differ in the last digits.
+    sums[:, 0] = terms.sum(axis=1)
+    return sums
+
+
+class MeanOfTerms(SumMetric):
+    """The mean of a column that holds the terms of a metric already, as for tasks of several classes."""
+
+    def terms(self, labels: Floats, predictions: Floats) -> Floats:
+        """See SumMetric.terms."""
+        return predictions[None]
+
+
+class LogLoss(SumMetric):
     """Mean cross entropy in nats: -y ln p - (1 - y) ln(1 - p), soft labels allowed, or -ln p[y] for class indices.
 
     Probabilities are clipped to [1e-7, 1 - 1e-7].
@@ -201,12 +110,22 @@ class LogLoss(_SumMetric):
 
     takes_classes = True
 
-    def _batch_sums(self, labels: Floats, predictions: Floats) -> Floats:
+    def terms(self, labels: Floats, predictions: Floats) -> Floats:
+        """See SumMetric.terms."""
         if predictions.ndim == 2:
-            predictions = predictions[np.arange(len(labels)), _class_indices(labels, predictions.shape[1])]  # [S]
-            labels = np.ones_like(labels)
-        predictions = np.clip(predictions, _SMALLEST_PROBABILITY, 1 - _SMALLEST_PROBABILITY)
-        return np.array([-np.sum(labels * np.log(predictions) + (1 - labels) * np.log1p(-predictions))])
+            has_nan = np.isnan(predictions).any(axis=1)
+            predictions = predictions[np.arange(len(labels)), _class_indices(labels, predictions.shape[1])]  # [N]
+            predictions, labels = np.where(has_nan, np.nan, predictions), np.ones_like(labels)
+        predictions = np.clip(predictions, SMALLEST_PROBABILITY, 1 - SMALLEST_PROBABILITY)
+        losses: Floats = -labels * np.log(predictions) - (1 - labels) * np.log1p(-predictions)
+        return losses[None]
+
+
+def entropy(rate: Floats) -> Floats:
+    """Entropy in nats of labels with that mean; NaN for 0 and 1."""
+    rate = np.where((rate > 0) & (rate < 1), rate, np.nan)
+    result: Floats = -(rate * np.log(rate) + (1 - rate) * np.log1p(-rate))
+    return result
 
 
 class NormalizedEntropy(LogLoss):
@@ -215,85 +134,100 @@ class NormalizedEntropy(LogLoss):
     NaN when the mean label is 0 or 1: there is no entropy to explain.
     """
 
+    undefined = ONE_CLASS
     takes_classes = False
 
-    def _batch_sums(self, labels: Floats, predictions: Floats) -> Floats:
-        return np.append(super()._batch_sums(labels, predictions), labels.sum())
+    def terms(self, labels: Floats, predictions: Floats) -> Floats:
+        """See SumMetric.terms."""
+        return np.concatenate([super().terms(labels, predictions), labels[None]])
 
-    def _of_means(self, means: list[float]) -> float:
-        log_loss, rate = means
-        if not 0 < rate < 1:
-            return math.nan
-        return log_loss / -(rate * math.log(rate) + (1 - rate) * math.log1p(-rate))
+    def of_means(self, means: Floats) -> Floats:
+        """See SumMetric.of_means."""
+        result: Floats = means[0] / entropy(means[1])
+        return result
 
 
-class Calibration(_SumMetric):
+class Calibration(SumMetric):
     """Mean prediction over mean label (He et al., ADKDD 2014, section 2); NaN when the mean label is 0."""
 
-    def _batch_sums(self, labels: Floats, predictions: Floats) -> Floats:
-        return np.array([predictions.sum(), labels.sum()])
+    undefined = "the mean label is 0"
 
-    def _of_means(self, means: list[float]) -> float:
-        return means[0] / means[1] if means[1] else math.nan
+    def terms(self, labels: Floats, predictions: Floats) -> Floats:
+        """See SumMetric.terms."""
+        return np.stack([predictions, labels])
+
+    def of_means(self, means: Floats) -> Floats:
+        """See SumMetric.of_means."""
+        result: Floats = means[0] / np.where(means[1] == 0, np.nan, means[1])
+        return result
 
 
-class ECE(_SumMetric):
+class ECE(SumMetric):
     """Expected calibration error (Guo et al., ICML 2017, eq. 3) of the positive class, over equal-width bins of [0, 1].
 
     sum_b n_b / N |mean prediction_b - mean label_b|. A bin owns its lower edge; the last owns 1 as well.
     """
 
     def __init__(self, num_bins: int = 10) -> None:
-        super().__init__()
         if num_bins < 1:
             raise ConfigError(f"ece.num_bins: {num_bins} bins hold no sample; give at least 1")
         self.num_bins = num_bins
 
-    def _batch_sums(self, labels: Floats, predictions: Floats) -> Floats:
-        bins = np.clip(predictions * self.num_bins, 0, self.num_bins - 1).astype(np.int64)  # [S]
-        return np.bincount(bins, predictions - labels, self.num_bins).astype(np.float64)
+    def terms(self, labels: Floats, predictions: Floats) -> Floats:
+        """See SumMetric.terms."""
+        bins = np.clip(predictions * self.num_bins, 0, self.num_bins - 1).astype(np.int64)  # [N]
+        result = np.zeros((self.num_bins, len(labels)))
+        result[bins, np.arange(len(labels))] = predictions - labels
+        return result
 
-    def _of_means(self, means: list[float]) -> float:
+    def of_means(self, means: Floats) -> Floats:
+        """See SumMetric.of_means."""
         # n_b / N |mean prediction_b - mean label_b| = |sum over b of (prediction - label)| / N: no counts needed.
-        return math.fsum(map(abs, means))
+        result: Floats = np.abs(means).sum(axis=0)
+        return result
 
 
-class MeanSquaredError(_SumMetric):
+class MeanSquaredError(SumMetric):
     """Mean of (prediction - label)^2."""
 
-    def _batch_sums(self, labels: Floats, predictions: Floats) -> Floats:
-        return np.array([np.square(predictions - labels).sum()])
+    def terms(self, labels: Floats, predictions: Floats) -> Floats:
+        """See SumMetric.terms."""
+        result: Floats = np.square(predictions - labels)[None]
+        return result
 
 
 class RootMeanSquaredError(MeanSquaredError):
     """Square root of the mean of (prediction - label)^2, in the unit of the label."""
 
-    def _of_means(self, means: list[float]) -> float:
-        return math.sqrt(means[0])
+    def of_means(self, means: Floats) -> Floats:
+        """See SumMetric.of_means."""
+        result: Floats = np.sqrt(means[0])
+        return result
 
 
-class MeanAbsoluteError(_SumMetric):
+class MeanAbsoluteError(SumMetric):
     """Mean of |prediction - label|, in the unit of the label."""
 
-    def _batch_sums(self, labels: Floats, predictions: Floats) -> Floats:
-        return np.array([np.abs(predictions - labels).sum()])
+    def terms(self, labels: Floats, predictions: Floats) -> Floats:
+        """See SumMetric.terms."""
+        return np.abs(predictions - labels)[None]
 
 
-class Accuracy(_SumMetric):
+class Accuracy(SumMetric):
     """Share of samples whose class is the label: p >= 0.5 against label > 0.5, or the most probable of C classes."""
 
     takes_classes = True
 
-    def _batch_sums(self, labels: Floats, predictions: Floats) -> Floats:
+    def terms(self, labels: Floats, predictions: Floats) -> Floats:
+        """See SumMetric.terms."""
         if predictions.ndim == 2:
             correct = np.equal(predictions.argmax(axis=1), _class_indices(labels, predictions.shape[1]))
-        else:
-            correct = np.equal(predictions >= 0.5, labels > 0.5)
-        return np.array([np.count_nonzero(correct)], np.float64)
+            return np.where(np.isnan(predictions).any(axis=1), np.nan, correct)[None]
+        return np.equal(predictions >= 0.5, labels > 0.5).astype(np.float64)[None]
 
 
-def _class_indices(labels: Floats, num_classes: int) -> Counts:
-    """labels [S] -> int64 [S], each checked: NumPy would take -1 for the last class and cut 1.5 to 1."""
+def _class_indices(labels: Floats, num_classes: int) -> npt.NDArray[np.int64]:
+    """labels [N] -> int64 [N], each checked: NumPy would take -1 for the last class and cut 1.5 to 1."""
     indices = labels.astype(np.int64)
     wrong = (indices != labels) | (indices < 0) | (indices >= num_classes)
     if wrong.any():
@@ -301,16 +235,36 @@ def _class_indices(labels: Floats, num_classes: int) -> Counts:
     return indices
 
 
-# Oneof field of EvalMetrics -> class.
-METRICS: dict[str, type[Metric]] = {
-    "auc": AUC,
-    "gauc": GAUC,
-    "log_loss": LogLoss,
-    "normalized_entropy": NormalizedEntropy,
-    "calibration": Calibration,
-    "ece": ECE,
-    "mean_squared_error": MeanSquaredError,
-    "root_mean_squared_error": RootMeanSquaredError,
-    "mean_absolute_error": MeanAbsoluteError,
-    "accuracy": Accuracy,
-}
+def metric_value(metric: Metric, labels: Array, predictions: Array, groups: Array | None = None) -> float:
+    """A metric of arrays in memory: labels `[N]`, predictions `[N]`, or `[N, C]` for log loss and accuracy.
+
+    Args:
+      metric: which one.
+      labels: 0/1, soft labels in [0, 1], values, or class indices.
+      predictions: probabilities or values.
+      groups: uint64 `[N]`, the user or session of each sample, for metrics within them.
+
+    Returns:
+      The value; NaN where it is not defined.
+
+    Raises:
+      ValueError: if shapes disagree, which NumPy would broadcast.
+      DataError: for a label that is no class index.
+    """
+    labels, predictions = np.asarray(labels, np.float64), np.asarray(predictions, np.float64)
+    takes_classes = isinstance(metric, SumMetric) and metric.takes_classes
+    if (
+        labels.ndim != 1
+        or predictions.ndim not in ((1, 2) if takes_classes else (1,))
+        or len(labels) != len(predictions)
+    ):
+        allowed = "[N] or [N, C]" if takes_classes else "[N]"
+        given = f"labels {labels.shape} and predictions {predictions.shape}"
+        raise ValueError(f"{type(metric).__name__}: {given}; give labels [N] and predictions {allowed}")
+    if isinstance(metric, SumMetric) and predictions.ndim == 2:
+        predictions, metric = metric.terms(labels, predictions)[0], MeanOfTerms()
+    clusters = mix(np.arange(len(labels), dtype=np.uint64))
+    groups = np.zeros(len(labels), np.uint64) if groups is None else groups
+    rows = Rows()
+    rows.append({"label": labels, "score": predictions, "group": groups, "cluster": clusters})
+    return metric.estimate(View(rows, "label", "score", group="group")).value
