@@ -82,6 +82,9 @@ def test_weights_are_of_the_cluster_the_replicate_and_the_seed_alone():
     assert not np.array_equal(ClusterWeights(30, seed=1).of(clusters), weights)
     for first, last in ((0, 1), (0, 7), (1, 2), (5, 31), (6, 9)):
         assert np.array_equal(ClusterWeights(30).of(clusters, first, last), weights[:, first:last])
+        prepared = ClusterWeights(30)
+        prepared.prepare(np.sort(clusters))
+        assert np.array_equal(prepared.of(clusters, first, last), weights[:, first:last])
 
 
 def test_intervals_by_clusters_are_as_wide_as_clusters_differ():

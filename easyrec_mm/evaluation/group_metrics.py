@@ -17,14 +17,12 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 import numpy as np
-import numpy.typing as npt
 from scipy.special import gammaln
 
 from easyrec_mm.errors import ConfigError, did_you_mean
 from easyrec_mm.evaluation.metrics import Metric
+from easyrec_mm.evaluation.segments import Places, segment_sums, starts_of
 from easyrec_mm.evaluation.views import Chunk, Floats, View
-
-Places = npt.NDArray[np.int64]
 
 
 @dataclass(frozen=True)
@@ -51,8 +49,7 @@ class Runs:
 
     def of_groups(self, values: Floats) -> Floats:
         """Sums `[V, W]` of values `[R, W]` over each group."""
-        result: Floats = np.add.reduceat(values, self.first_run, axis=0)
-        return result
+        return segment_sums(values, self.first_run)
 
 
 class GroupMetric(Metric):
@@ -63,7 +60,7 @@ class GroupMetric(Metric):
         sums = np.zeros((2, view.weights.num_columns))
         are_whole = view.weights.num_columns == 1 or _are_whole(view)
         for chunk in view.by_group():
-            first_row = _starts(chunk.group)
+            first_row = starts_of(chunk.group)
             if are_whole:
                 ones = np.ones((len(chunk.label), 1))
                 values, weights = self.of_groups(chunk, ones)  # [V, 1]
@@ -160,9 +157,8 @@ class HitRate(_TopMetric):
         left = others - taken
         log_none = gammaln(others + 1) + gammaln(runs.samples - taken + 1)
         log_none -= gammaln(np.maximum(left, 0) + 1) + gammaln(runs.samples + 1)
-        none = np.where(left < 0, 0.0, np.exp(np.where(runs.positives * taken > 0, log_none, 0.0)))
-        missed = np.multiply.reduceat(none, runs.first_run, axis=0)
-        return 1 - missed, (runs.of_groups(runs.positives) > 0).astype(np.float64)
+        log_none = np.where(left < 0, -np.inf, np.where(runs.positives * taken > 0, log_none, 0.0))
+        return 1 - np.exp(runs.of_groups(log_none)), (runs.of_groups(runs.positives) > 0).astype(np.float64)
 
 
 class NDCG(_TopMetric):
@@ -194,19 +190,14 @@ class NDCG(_TopMetric):
 
 def _runs(chunk: Chunk, values: Floats, row_weights: Floats) -> Runs:
     """The runs of equal values `[N]` of a chunk that is sorted by group and value."""
-    starts_group = np.concatenate([[True], chunk.group[1:] != chunk.group[:-1]])
-    starts = np.flatnonzero(starts_group | np.concatenate([[True], values[1:] != values[:-1]]))
+    starts = starts_of(chunk.group, values)
     is_positive = (chunk.label > 0.5)[:, None]
     return Runs(
-        np.add.reduceat(row_weights, starts, axis=0),
-        np.add.reduceat(row_weights * is_positive, starts, axis=0),
-        np.add.reduceat(row_weights * chunk.label[:, None], starts, axis=0),
-        np.flatnonzero(starts_group[starts]),
+        segment_sums(row_weights, starts),
+        segment_sums(row_weights * is_positive, starts),
+        segment_sums(row_weights * chunk.label[:, None], starts),
+        starts_of(chunk.group[starts]),
     )
-
-
-def _starts(groups: npt.NDArray[np.uint64]) -> Places:
-    return np.flatnonzero(np.concatenate([[True], groups[1:] != groups[:-1]]))
 
 
 def _are_whole(view: View) -> bool:
@@ -214,7 +205,7 @@ def _are_whole(view: View) -> bool:
     if view.group == view.cluster:
         return True
     for chunk in view.by_group():
-        starts = _starts(chunk.group)
+        starts = starts_of(chunk.group)
         least, most = (extreme.reduceat(chunk.cluster, starts) for extreme in (np.minimum, np.maximum))
         if not np.array_equal(least, most):
             return False

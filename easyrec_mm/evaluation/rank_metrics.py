@@ -15,6 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from easyrec_mm.evaluation.metrics import ONE_CLASS, Metric
+from easyrec_mm.evaluation.segments import segment_sums, starts_of
 from easyrec_mm.evaluation.views import Floats, Undefined, View
 
 Array = npt.NDArray[Any]
@@ -81,10 +82,10 @@ def runs_of_scores(view: View, of_label: Callable[[Floats], Array]) -> Iterator[
     held: tuple[Floats, Floats, Floats] | None = None  # the last run, which may go on in the next chunk
     for chunk in view.by_score():
         weights = view.weights.of(chunk.cluster)
-        starts = np.flatnonzero(np.concatenate([[True], chunk.score[1:] != chunk.score[:-1]]))
+        starts = starts_of(chunk.score)
         score = chunk.score[starts]
-        samples = np.add.reduceat(weights, starts, axis=0, dtype=np.float64)
-        labels = np.add.reduceat(weights * of_label(chunk.label)[:, None], starts, axis=0, dtype=np.float64)
+        samples = segment_sums(weights, starts)
+        labels = segment_sums(weights * of_label(chunk.label)[:, None], starts)
         if held is not None:
             if held[0][0] == score[0]:
                 samples[0] += held[1][0]
@@ -167,6 +168,5 @@ def pairs_of_rows(label: Floats, score: Floats) -> tuple[Floats, Floats]:
 
 def _run_sizes(*columns: Floats) -> npt.NDArray[np.int64]:
     """How many neighbours have the same values, of each row `[N]` of sorted columns."""
-    starts = np.concatenate([[True], np.any([column[1:] != column[:-1] for column in columns], axis=0)])
-    sizes = np.diff(np.flatnonzero(starts), append=len(starts))
+    sizes = np.diff(starts_of(*columns), append=len(columns[0]))
     return np.repeat(sizes, sizes)

@@ -130,7 +130,9 @@ def summarize(
     weights = weights or ClusterWeights()
     for slicer in slicers:
         slicer.finish(rows)
-    summary = Summary(parts_of(rows, slicers), _fingerprint(rows, sorted({entry.label for entry in entries})))
+    parts, clusters = parts_of(rows, slicers)
+    weights.prepare(clusters)
+    summary = Summary(parts, _fingerprint(rows, sorted({entry.label for entry in entries})))
     # Entries that read in one order stand together, so that Rows sort as seldom as can be.
     for entry in sorted(entries, key=lambda entry: (entry.group, entry.score)):
         view = entry.view(rows, weights)
@@ -151,8 +153,8 @@ def summarize(
     return summary
 
 
-def parts_of(rows: Rows, slicers: Sequence[Slicer]) -> list[Part]:
-    """All rows, then every slice of every slicer, with their numbers of rows and of clusters."""
+def parts_of(rows: Rows, slicers: Sequence[Slicer]) -> tuple[list[Part], Array]:
+    """All rows, then every slice of every slicer; and the clusters of all rows, uint64 `[C]` ascending."""
     counts = {slicer.column: np.zeros(len(slicer.values), np.int64) for slicer in slicers}
     clusters: dict[tuple[str, int], Array] = {}
 
@@ -175,7 +177,7 @@ def parts_of(rows: Rows, slicers: Sequence[Slicer]) -> list[Part]:
             num_samples = int(counts[slicer.column][code])
             of_slice = num_clusters.get((slicer.column, code), 0)
             parts.append(Part(f"/{slicer.name}={value}", num_samples, of_slice, slicer, code))
-    return parts
+    return parts, clusters.get(("", 0), np.zeros(0, np.uint64))
 
 
 def _fingerprint(rows: Rows, labels: list[str]) -> int:

@@ -16,6 +16,8 @@ from easyrec_mm.grouping.stable_hash import Hashes, mix, seeded
 
 # A hash of 64 bits gives four draws of 16.
 _DRAWS_PER_HASH = 4
+# Bytes of weights that are kept.
+_MAX_TABLE = 1 << 27
 
 
 def _poisson_table() -> npt.NDArray[np.uint8]:
@@ -42,6 +44,8 @@ class ClusterWeights:
     def __init__(self, num_replicates: int = 0, seed: int = 0) -> None:
         self.num_replicates = num_replicates
         self._seed = seed
+        self._known: Hashes = np.zeros(0, np.uint64)
+        self._table = np.zeros((0, 0), np.uint8)
 
     @property
     def num_columns(self) -> int:
@@ -59,14 +63,24 @@ class ClusterWeights:
         last = self.num_columns if last is None else last
         if last == 1:
             return np.ones((len(clusters), 1 - first), np.uint8)
+        if len(self._known):
+            return self._table[np.searchsorted(self._known, clusters), first:last]
         distinct, row = np.unique(clusters, return_inverse=True)
+        return self._draw(distinct, first, last)[row]
+
+    def prepare(self, clusters: Hashes) -> None:
+        """Keep the weights of all clusters there are, uint64 `[C]` ascending, if they are few enough for memory."""
+        self._known, self._table = clusters[:0], np.zeros((0, 0), np.uint8)
+        if self.num_replicates and len(clusters) * self.num_columns <= _MAX_TABLE:
+            self._known, self._table = clusters, self._draw(clusters, 0, self.num_columns)
+
+    def _draw(self, clusters: Hashes, first: int, last: int) -> npt.NDArray[np.uint8]:
         begin = (max(first, 1) - 1) // _DRAWS_PER_HASH
         numbers = np.arange(begin, -(-(last - 1) // _DRAWS_PER_HASH), dtype=np.uint64)
-        streams = mix(numbers)
-        bits = mix(seeded(distinct, self._seed)[:, None] ^ streams)  # [clusters, hashes]
+        bits = mix(seeded(clusters, self._seed)[:, None] ^ mix(numbers))  # [clusters, hashes]
         draws = _DRAWS[bits.view(np.uint16)]
         skipped = max(first, 1) - 1 - begin * _DRAWS_PER_HASH
         draws = draws[:, skipped : skipped + last - max(first, 1)]
-        if first == 0:
-            draws = np.concatenate([np.ones((len(distinct), 1), np.uint8), draws], axis=1)
-        return draws[row]
+        if first > 0:
+            return draws
+        return np.concatenate([np.ones((len(clusters), 1), np.uint8), draws], axis=1)
