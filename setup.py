@@ -10,7 +10,9 @@ from setuptools.command.build_py import build_py
 
 ROOT = Path(__file__).parent
 PROTO_PACKAGE = "easyrec_mm/protos"
-SUBPACKAGES = ("data", "files", "grouping", "layers", "protos", "serving", "stats", "store", "weights")
+SUBPACKAGES = (
+    "data", "evaluation", "files", "grouping", "layers", "protos", "serving", "stats", "store", "weights",
+)  # fmt: skip
 
 
 class GenerateProto(Command):

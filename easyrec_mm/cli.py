@@ -204,7 +204,15 @@ def _eval_flags(command: Parser) -> None:
     _config_flag(command)
     _setting_flags(command)
     _checkpoint_flag(command)
-    command.add_argument("--eval_input_path", metavar="P", help="files instead of the config's eval_input_path")
+    add = command.add_argument
+    add("--eval_input_path", metavar="P", help="files instead of the config's eval_input_path")
+    add("--compare", metavar="D", default="", help="model_dir or checkpoint of another model to compare with")
+    add(
+        "--compare_config",
+        metavar="F",
+        default="",
+        help="config of the other model (default: pipeline.config of its model_dir)",
+    )
 
 
 def _predict_flags(command: Parser) -> None:

@@ -147,18 +147,34 @@ def train_command(options: argparse.Namespace) -> int:
 
 
 def eval_command(options: argparse.Namespace) -> int:
+    if options.compare_config and not options.compare:
+        raise UserError("--compare_config: has no effect without --compare; give both or neither")
     pipeline = _load(options)
     path = options.eval_input_path or pipeline.config.eval_input_path
+    setting = "--eval_input_path" if options.eval_input_path else "eval_input_path"
     _require(path, pipeline, "eval_input_path", "the evaluation data")
-    from easyrec_mm.evaluator import evaluate, table, write_result
+    from easyrec_mm.evaluation.report import comparison_table, table, write_result
+    from easyrec_mm.evaluator import evaluate
     from easyrec_mm.trainer import EVAL_RESULT
 
     config = pipeline.config
     model, folder, bad_records, vectors, trained = _trained(pipeline, options.checkpoint_path)
     with folder.logs_put(), closing(vectors):
-        results = evaluate(model, config, path, "eval_input_path", bad_records, vectors)
+        if options.compare:
+            from easyrec_mm.comparison import Contender, evaluate_and_compare, open_contender
+
+            other = open_contender(options.compare, options.compare_config)
+            first = Contender(pipeline, model, vectors, trained)
+            with closing(other.vectors):
+                results = evaluate_and_compare(first, other, path, setting, bad_records)
+        else:
+            results = evaluate(model, config, path, setting, bad_records, vectors, confidence=True)
+        if not results["num_samples"]:
+            raise UserError(f"{setting} {path}: has no samples to evaluate; give files that hold some")
         write_result(str(folder.local / EVAL_RESULT), results)
     print(table(results))
+    if results.comparison:
+        print(f"\nthis model less {results.comparison['other']}:\n{comparison_table(results.comparison)}")
     print(f"{trained} on {path}; written to {join(config.model_dir, EVAL_RESULT)}")
     if bad_records.summary():
         print(shown(bad_records.summary()))

@@ -1,4 +1,4 @@
-"""Checks the network, training, evaluation and export sections of a config against each other and the Schema.
+"""Checks the network, training and export sections of a config against each other and the Schema.
 
 Adds every problem to a Problems list with its config path. Never imports TensorFlow.
 """
@@ -11,15 +11,15 @@ from itertools import pairwise
 
 from google.protobuf.message import Message
 
+from easyrec_mm.config_evaluation import check_evaluation, check_metrics
 from easyrec_mm.config_groups import NO_IMAGE_GROUP
 from easyrec_mm.config_image import check_image_tower
 from easyrec_mm.errors import Problems
-from easyrec_mm.protos.eval_pb2 import EvalMetrics
 from easyrec_mm.protos.loss_pb2 import LossType
 from easyrec_mm.protos.model_pb2 import DNN, BayesTaskTower, SeqAttGroupConfig
 from easyrec_mm.protos.optimizer_pb2 import LearningRate
 from easyrec_mm.protos.pipeline_pb2 import EasyRecConfig
-from easyrec_mm.schema import Schema, Task
+from easyrec_mm.schema import Schema
 
 MODEL_CLASS = "E2E_MM_DBMTL"
 ACTIVATION_NAMES = (
@@ -28,18 +28,6 @@ ACTIVATION_NAMES = (
 # Parts of the loss beside those of the towers, under which they are logged.
 EXPORTER_TYPES = ("best", "final", "latest", "none")
 REGULARIZATION_LOSSES = ("embedding_regularization", "l2_regularization")
-GAUC_REDUCTIONS = ("mean", "mean_by_sample_num", "mean_by_positive_num")
-
-# Metrics by the outputs that they make sense for.
-BINARY_METRICS = {"auc", "gauc", "normalized_entropy", "calibration", "ece"}
-CLASS_METRICS = {"log_loss", "accuracy"}
-VALUE_METRICS = {"mean_squared_error", "root_mean_squared_error", "mean_absolute_error"}
-METRICS_OF_ACTIVATION = {
-    "binary": BINARY_METRICS | CLASS_METRICS | VALUE_METRICS,
-    "multiclass": CLASS_METRICS,
-    "value": VALUE_METRICS | {"calibration"},
-    "sigmoid_value": VALUE_METRICS | {"calibration"},
-}
 
 
 def check_model_and_training(config: EasyRecConfig, schema: Schema, problems: Problems) -> None:
@@ -47,8 +35,7 @@ def check_model_and_training(config: EasyRecConfig, schema: Schema, problems: Pr
     _check_model(config, schema, problems)
     _check_training(config, schema, problems)
     _check_export(config, schema, problems)
-    for i, metric in enumerate(config.eval_config.metrics_set):
-        _check_metric(metric, f"eval_config.metrics_set[{i}]", None, schema, problems)
+    check_evaluation(config, schema, problems)
 
 
 def activation_name(name: str) -> str:
@@ -162,8 +149,7 @@ def _check_towers(towers: list[BayesTaskTower], schema: Schema, problems: Proble
                 problems.unknown(f"{place}.relation_tower_names", "tower", relation, names)
                 relations_known = False
         _check_tower_losses(tower, place, schema, problems)
-        for j, metric in enumerate(tower.metrics_set):
-            _check_metric(metric, f"{place}.metrics_set[{j}]", task, schema, problems)
+        check_metrics(tower.metrics_set, f"{place}.metrics_set", task, schema, problems)
     if relations_known:
         try:
             relation_order(towers)
@@ -189,25 +175,6 @@ def _check_tower_losses(tower: BayesTaskTower, place: str, schema: Schema, probl
     for name in ("in_task_space_weight", "out_task_space_weight"):
         if tower.HasField(name) and not indicator:
             problems.add(f"{place}.{name}", "has no effect without task_space_indicator_label; set it or remove this")
-
-
-def _check_metric(metric: EvalMetrics, place: str, task: Task | None, schema: Schema, problems: Problems) -> None:
-    name = metric.WhichOneof("metric")
-    if name is None:
-        problems.add(place, f"is empty; choose one of {', '.join(EvalMetrics.DESCRIPTOR.fields_by_name)}")
-        return
-    if task is not None and name not in METRICS_OF_ACTIVATION[task.activation]:
-        choices = ", ".join(sorted(METRICS_OF_ACTIVATION[task.activation]))
-        problems.add(place, f"{name} does not apply to tower '{task.name}' ({task.activation}); choose from {choices}")
-    if name == "gauc":
-        if metric.gauc.uid_field not in (*schema.layout.sample_fields, *schema.labels):
-            problems.unknown(
-                f"{place}.gauc.uid_field", "input field", metric.gauc.uid_field, schema.layout.sample_fields
-            )
-        if metric.gauc.reduction not in GAUC_REDUCTIONS:
-            problems.unknown(f"{place}.gauc.reduction", "reduction", metric.gauc.reduction, GAUC_REDUCTIONS)
-    if name == "ece" and metric.ece.num_bins == 0:
-        problems.add(f"{place}.ece.num_bins", "0 bins are none; give 1 or more")
 
 
 def _check_training(config: EasyRecConfig, schema: Schema, problems: Problems) -> None:

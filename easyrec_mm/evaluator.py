@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import csv
-import json
-import os
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -16,67 +14,29 @@ import pyarrow.parquet as pq
 import tensorflow as tf
 
 from easyrec_mm.checkpoint import restore
-from easyrec_mm.config_checks import METRICS_OF_ACTIVATION
 from easyrec_mm.data.bad_records import BadRecords
 from easyrec_mm.data.batch import Batch
 from easyrec_mm.data.input import Input
+from easyrec_mm.data.item_counts import count_items
 from easyrec_mm.errors import UserError
+from easyrec_mm.evaluation.plan import EvalPlan, ItemCounts
+from easyrec_mm.evaluation.rows import Rows
+from easyrec_mm.evaluation.summary import EvalResults, Summary, results_of, summarize
 from easyrec_mm.feature_vectors import VectorStores
 from easyrec_mm.files import put, written_at
-from easyrec_mm.metrics import METRICS, Metric
 from easyrec_mm.model import MultimodalModel
+from easyrec_mm.model_dir import ModelDir
 from easyrec_mm.moving_average import MovingAverage
 from easyrec_mm.precision import dtype_policy
 from easyrec_mm.progress import Progress
-from easyrec_mm.protos.eval_pb2 import EvalMetrics
 from easyrec_mm.protos.pipeline_pb2 import EasyRecConfig
-from easyrec_mm.schema import Schema, Task
+from easyrec_mm.schema import Schema
 
 # Seconds between progress lines.
 _SHOW_EVERY_S = 10.0
 STEP_NAME = "progress/step"
 # What a checkpoint says of the vectors of a feature: origin_number.
 VECTORS = "vectors/"
-
-
-class TaskMetrics:
-    """The metrics of every tower, each under "<metric>_<tower>"."""
-
-    def __init__(self, config: EasyRecConfig, schema: Schema) -> None:
-        self._entries: dict[str, tuple[Task, Metric, str | None]] = {}
-        for tower, task in zip(config.model_config.e2e_mm_dbmtl.task_towers, schema.tasks, strict=True):
-            for message in [*tower.metrics_set, *config.eval_config.metrics_set]:
-                kind = message.WhichOneof("metric")
-                if kind in METRICS_OF_ACTIVATION[task.activation]:
-                    self._entries.setdefault(f"{kind}_{task.name}", (task, *_metric(kind, message)))
-
-    @property
-    def user_fields(self) -> tuple[str, ...]:
-        """Input fields that hold a user for some metric."""
-        return tuple(sorted({user for _, _, user in self._entries.values() if user}))
-
-    def update(self, batch: Batch, outputs: dict[str, tf.Tensor], kept: dict[str, tf.Tensor]) -> None:
-        """Add a batch: its labels against the outputs."""
-        for task, metric, user_field in self._entries.values():
-            users = _text(kept[user_field]).numpy() if user_field else None
-            metric.update(batch.labels[task.label].numpy(), outputs[task.score_name].numpy(), users)
-
-    def results(self) -> dict[str, float]:
-        """Name -> value over everything added."""
-        return {name: metric.result() for name, (_, metric, _) in self._entries.items()}
-
-
-def _text(values: tf.Tensor) -> tf.Tensor:
-    return values if values.dtype == tf.string else tf.strings.as_string(values)
-
-
-def _metric(kind: str, message: EvalMetrics) -> tuple[Metric, str | None]:
-    settings: dict[str, Any] = {}
-    if kind == "gauc":
-        settings = {"reduction": message.gauc.reduction}
-    elif kind == "ece":
-        settings = {"num_bins": message.ece.num_bins}
-    return METRICS[kind](**settings), message.gauc.uid_field if kind == "gauc" else None
 
 
 def load_model(
@@ -133,8 +93,9 @@ def evaluate(
     setting: str,
     bad_records: BadRecords,
     vectors: VectorStores | None = None,
-) -> dict[str, float]:
-    """Metrics over some files, and the number of samples as "num_samples".
+    confidence: bool = False,
+) -> EvalResults:
+    """Metrics over some files and over the slices that the config names, and the number of samples as "num_samples".
 
     Args:
       model: what is evaluated.
@@ -143,21 +104,75 @@ def evaluate(
       setting: the config path of `path`, for messages.
       bad_records: where what cannot be read is counted.
       vectors: of `vectors_of`; by default what is current.
+      confidence: compute intervals, too, as eval_config.bootstrap says.
 
     Raises:
       DataError: if the files cannot be read or hold too many bad records.
     """
-    metrics = TaskMetrics(config, model.schema)
-    data, kept = config.data_config, metrics.user_fields
+    plan = eval_plan(config, model.schema, confidence)
+    summary = summary_of(model, config, plan, path, setting, bad_records, vectors)
+    return results_of(summary, plan.weights.num_replicates, plan.bootstrap.level, plan.clusters)
+
+
+def summary_of(
+    model: MultimodalModel,
+    config: EasyRecConfig,
+    plan: EvalPlan,
+    path: str,
+    setting: str,
+    bad_records: BadRecords,
+    vectors: VectorStores | None = None,
+) -> Summary:
+    """Everything that a plan asks for over some files, replicates included, as `compare` takes it.
+
+    Raises:
+      DataError: if the files cannot be read or hold too many bad records.
+    """
+    data, kept = config.data_config, plan.fields
     inputs = Input(data, model.schema, path, setting, bad_records, kept_fields=kept, vectors=vectors)
+    with Rows(memory_of(config)) as rows:
+        for batch, fields, outputs in batch_outputs(model, inputs, "evaluate"):
+            rows.append(plan_columns(plan, batch, fields, outputs))
+            if is_enough(config, len(rows)):
+                break
+        return summarize(rows, plan.entries, list(plan.slicers.values()), plan.weights)
+
+
+def eval_plan(config: EasyRecConfig, schema: Schema, confidence: bool, tasks: set[str] | None = None) -> EvalPlan:
+    """What the config asks of an evaluation; counts the items of the training data, if a slice is by them."""
+
+    def counts(field: str) -> ItemCounts:
+        folder = ModelDir(config.model_dir).local
+        path = config.train_input_path
+        return count_items(config.data_config, schema, path, "train_input_path", field, folder)
+
+    return EvalPlan(config, schema, confidence, counts, tasks)
+
+
+def memory_of(config: EasyRecConfig) -> int:
+    """Bytes that the rows of an evaluation may take."""
+    return int(config.eval_config.max_memory_mib) << 20
+
+
+def is_enough(config: EasyRecConfig, num_samples: int) -> bool:
+    """Whether so many samples are all that eval_config.num_examples asks for."""
     limit = config.eval_config.num_examples
-    num_samples = 0
-    for batch, kept, outputs in _outputs(model, inputs, "evaluate"):
-        metrics.update(batch, outputs, kept)
-        num_samples += batch.num_samples
-        if limit and num_samples >= limit:
-            break
-    return {**metrics.results(), "num_samples": num_samples}
+    return 0 < limit <= num_samples
+
+
+def plan_columns(
+    plan: EvalPlan, batch: Batch, kept: dict[str, tf.Tensor], outputs: dict[str, tf.Tensor]
+) -> dict[str, np.ndarray]:
+    """The rows that an evaluation keeps of a batch."""
+    has_picture = np.ones(batch.num_samples, bool)
+    if plan.uses_image:
+        has_picture = batch.images.has_picture.numpy()[batch.sample_image.numpy()]
+    return plan.columns(as_arrays(batch.labels), as_arrays(outputs), as_arrays(kept), has_picture)
+
+
+def as_arrays(tensors: dict[str, tf.Tensor]) -> dict[str, np.ndarray]:
+    """Tensors as NumPy arrays."""
+    return {name: tensor.numpy() for name, tensor in tensors.items()}
 
 
 def predict(
@@ -192,7 +207,7 @@ def predict(
     writer: _CsvWriter | _ParquetWriter | None = None
     try:
         writer = _CsvWriter(temporary) if output.endswith(".csv") else _ParquetWriter(temporary)
-        for _, kept, outputs in _outputs(model, inputs, "predict"):
+        for _, kept, outputs in batch_outputs(model, inputs, "predict"):
             columns = {name: _column(tensor) for name, tensor in {**kept, **outputs}.items()}
             writer.write(columns)
             num_rows += len(next(iter(columns.values())))
@@ -207,24 +222,7 @@ def predict(
     return num_rows
 
 
-def write_result(path: str, results: dict[str, float]) -> None:
-    """Write results as flat JSON; a value that is no number becomes null."""
-    clean = {name: value if np.isfinite(value) else None for name, value in results.items()}
-    temporary = Path(f"{path}.tmp")
-    temporary.write_text(json.dumps(clean, indent=2) + "\n", encoding="utf-8")
-    os.replace(temporary, path)
-
-
-def table(results: dict[str, float]) -> str:
-    """Results as lines of name and value."""
-    width = max(len(name) for name in results)
-    return "\n".join(
-        f"{name:<{width}}  {value:d}" if isinstance(value, int) else f"{name:<{width}}  {value:.6f}"
-        for name, value in results.items()
-    )
-
-
-def _outputs(
+def batch_outputs(
     model: MultimodalModel, inputs: Input, name: str
 ) -> Iterator[tuple[Batch, dict[str, tf.Tensor], dict[str, tf.Tensor]]]:
     """(batch, kept fields, outputs) of every batch that has samples."""

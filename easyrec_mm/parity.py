@@ -21,8 +21,9 @@ from easyrec_mm.data.batch import Batch
 from easyrec_mm.data.input import Input
 from easyrec_mm.data.pictures import PictureLoader, picture_loader
 from easyrec_mm.errors import ExportError
+from easyrec_mm.evaluation.metrics import metric_value
+from easyrec_mm.evaluation.rank_metrics import AUC
 from easyrec_mm.feature_vectors import VectorStores
-from easyrec_mm.metrics import AUC
 from easyrec_mm.model import MultimodalModel
 from easyrec_mm.protos.data_pb2 import DatasetConfig
 from easyrec_mm.schema import Schema
@@ -309,9 +310,7 @@ def _aucs(schema: Schema, outputs: Outputs, labels: Outputs) -> dict[str, float 
     found: dict[str, float | None] = {}
     for task in schema.tasks:
         if task.activation == "binary":
-            metric = AUC()
-            metric.update(labels[task.label], outputs[task.score_name], None)
-            value = metric.result()
+            value = metric_value(AUC(), labels[task.label], outputs[task.score_name])
             found[f"auc_{task.name}"] = value if np.isfinite(value) else None
     return found
 

@@ -27,7 +27,8 @@ from easyrec_mm.data.batch import Batch
 from easyrec_mm.data.first_pictures import first_pictures, require_pictures
 from easyrec_mm.data.input import Input, InputBatch
 from easyrec_mm.errors import CheckpointError, ConfigError, UserError
-from easyrec_mm.evaluator import STEP_NAME, VECTORS, evaluate, moving_average, table, vectors_of, write_result
+from easyrec_mm.evaluation.report import table, write_result
+from easyrec_mm.evaluator import STEP_NAME, VECTORS, evaluate, moving_average, vectors_of
 from easyrec_mm.feature_vectors import origin_number
 from easyrec_mm.files import StorageError
 from easyrec_mm.files.folders import shown

@@ -10,7 +10,8 @@ from pathlib import Path
 import numpy as np
 import pyarrow.parquet as pq
 
-from easyrec_mm.metrics import AUC
+from easyrec_mm.evaluation.metrics import metric_value
+from easyrec_mm.evaluation.rank_metrics import AUC
 
 
 def main() -> None:
@@ -28,10 +29,11 @@ def main() -> None:
         "this model": predictions["probs_click"].to_numpy(),
         "true probabilities (best possible)": [float(row["p_true"]) for row in truth],
     }.items():
-        print(f"  {name:<36} {_auc(clicks, np.asarray(scores, np.float32)):.4f}")
+        print(f"  {name:<36} {metric_value(AUC(), clicks, np.asarray(scores, np.float32)):.4f}")
     print("\nmetrics (demo/model/eval_result.json):")
     for name, value in json.loads((folder / "model/eval_result.json").read_text(encoding="utf-8")).items():
-        print(f"  {name:<36} {value:.4f}" if isinstance(value, float) else f"  {name:<36} {value}")
+        if isinstance(value, float | int):  # not what lies beside the metrics, such as intervals
+            print(f"  {name:<36} {value:.4f}" if isinstance(value, float) else f"  {name:<36} {value}")
     print("\nwhere things lie:")
     for path, what in {
         "data": "lines in train/, eval/, test/ and pictures in images/",
@@ -39,12 +41,6 @@ def main() -> None:
         "predictions.parquet": f"{predictions.num_rows} rows: {', '.join(predictions.column_names)}",
     }.items():
         print(f"  {folder / path}: {what}")
-
-
-def _auc(labels: np.ndarray, scores: np.ndarray) -> float:
-    metric = AUC()
-    metric.update(labels, scores)
-    return metric.result()
 
 
 if __name__ == "__main__":

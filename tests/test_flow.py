@@ -20,7 +20,8 @@ from reference import reference_config, write_config, write_reference_data
 
 from easyrec_mm import trainer
 from easyrec_mm.cli import main
-from easyrec_mm.metrics import AUC
+from easyrec_mm.evaluation.metrics import metric_value
+from easyrec_mm.evaluation.rank_metrics import AUC
 
 
 @pytest.fixture(scope="module")
@@ -74,14 +75,11 @@ def test_train_eval_predict_write_what_they_promise(data, tmp_path, capsys):
     assert rows.column_names == expected
     assert rows["user_id"].to_pylist() == input_values(data / "eval", "user_id")
     np.testing.assert_allclose(rows["probs_click"], 1 / (1 + np.exp(-np.array(rows["logits_click"]))), atol=1e-6)
-    auc = AUC()
-    auc.update(rows["click"].to_numpy(), rows["probs_click"].to_numpy())
+    auc = metric_value(AUC(), rows["click"].to_numpy(), rows["probs_click"].to_numpy())
 
     capsys.readouterr()
     run("eval", *flags)
-    assert json.loads((model_dir / "eval_result.json").read_text())["auc_click"] == pytest.approx(
-        auc.result(), abs=1e-6
-    )
+    assert json.loads((model_dir / "eval_result.json").read_text())["auc_click"] == pytest.approx(auc, abs=1e-6)
     assert "auc_click" in capsys.readouterr().out
 
     run("predict", *flags, "--predict_input_path", f"{data}/eval/*", "--output", tmp_path / "p.csv")

@@ -2,10 +2,6 @@
 
 import itertools
 import math
-import os
-import pickle
-import subprocess
-import sys
 from collections import defaultdict
 
 import numpy as np
@@ -14,21 +10,43 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from easyrec_mm.errors import ConfigError, DataError
-from easyrec_mm.metrics import (
-    AUC,
+from easyrec_mm.evaluation.calibration import CalibrationCurve, RecalibratedEntropy
+from easyrec_mm.evaluation.group_metrics import GAUC, NDCG, HitRate, RecallAtTopK
+from easyrec_mm.evaluation.metrics import (
     ECE,
-    GAUC,
-    METRICS,
     Accuracy,
     Calibration,
     LogLoss,
     MeanAbsoluteError,
+    MeanOfTerms,
     MeanSquaredError,
     NormalizedEntropy,
     RootMeanSquaredError,
+    metric_value,
 )
+from easyrec_mm.evaluation.rank_metrics import AUC, XAUC, PrAUC
+from easyrec_mm.evaluation.rows import Rows
+from easyrec_mm.evaluation.views import View
+from easyrec_mm.grouping.stable_hash import hash_array
 
-KEEPS_SCORES = {"auc", "gauc"}
+METRICS = {
+    "auc": AUC,
+    "gauc": GAUC,
+    "log_loss": LogLoss,
+    "normalized_entropy": NormalizedEntropy,
+    "calibration": Calibration,
+    "ece": ECE,
+    "mean_squared_error": MeanSquaredError,
+    "root_mean_squared_error": RootMeanSquaredError,
+    "mean_absolute_error": MeanAbsoluteError,
+    "accuracy": Accuracy,
+    "pr_auc": PrAUC,
+    "ndcg": lambda: NDCG(3),
+    "recall_at_topk": lambda: RecallAtTopK(2),
+    "hit_rate": lambda: HitRate(2),
+    "xauc": XAUC,
+    "recalibrated_normalized_entropy": RecalibratedEntropy,
+}
 
 
 # References: plain Python over lists, one sample at a time.
@@ -116,14 +134,25 @@ REFERENCES = {
 }
 
 
-def evaluate(metric, labels, predictions, users=None, cuts=()):
-    """The metric fed with the batches between `cuts`."""
+def view_of(labels, predictions, users=None, cuts=(), max_memory=1 << 30):
+    """Rows appended in the batches between `cuts`."""
     labels, predictions = np.asarray(labels, np.float32), np.asarray(predictions, np.float32)
-    users = None if users is None else np.asarray(users, dtype=object)
+    groups = hash_array(np.asarray([b""] * len(labels) if users is None else users, dtype=object))
+    rows = Rows(max_memory)
     edges = [0, *sorted(min(cut, len(labels)) for cut in cuts), len(labels)]
+    clusters = np.arange(len(labels), dtype=np.uint64)
+    columns = {"label": labels, "score": predictions, "group": groups, "cluster": clusters}
     for start, end in itertools.pairwise(edges):
-        metric.update(labels[start:end], predictions[start:end], None if users is None else users[start:end])
-    return metric.result()
+        rows.append({name: values[start:end] for name, values in columns.items()})
+    return View(rows, "label", "score", group="group")
+
+
+def evaluate(metric, labels, predictions, users=None, cuts=()):
+    """The metric of rows appended in the batches between `cuts`."""
+    if np.ndim(predictions) == 2:
+        terms = metric.terms(np.asarray(labels, np.float64), np.asarray(predictions, np.float64))[0]
+        return evaluate(MeanOfTerms(), labels, terms, users, cuts)
+    return metric.estimate(view_of(labels, predictions, users, cuts)).value
 
 
 def clicks(num_samples, seed=0, levels=None):
@@ -170,10 +199,6 @@ def test_gauc_equals_reference_over_any_cut(reduction, samples, cuts):
     assert actual == pytest.approx(expected, rel=1e-12, nan_ok=True)
 
 
-def test_table_is_covered():
-    assert set(METRICS) == {*REFERENCES, "gauc"}
-
-
 @pytest.mark.parametrize("name", METRICS)
 def test_order_of_samples_does_not_matter(name):
     labels, predictions = clicks(500, levels=50)
@@ -182,18 +207,6 @@ def test_order_of_samples_does_not_matter(name):
     straight = evaluate(METRICS[name](), labels, predictions, users)
     mixed = evaluate(METRICS[name](), labels[shuffled], predictions[shuffled], users[shuffled], cuts=range(0, 500, 64))
     assert mixed == pytest.approx(straight, rel=1e-12)
-
-
-@pytest.mark.parametrize("name", METRICS)
-def test_result_may_be_asked_for_between_batches(name):
-    labels, predictions = clicks(200)
-    users = np.array([b"a", b"b"] * 100, dtype=object)
-    metric = METRICS[name]()
-    metric.update(labels[:100], predictions[:100], users[:100])
-    first = metric.result()
-    assert first == metric.result() == evaluate(METRICS[name](), labels[:100], predictions[:100], users[:100])
-    metric.update(labels[100:], predictions[100:], users[100:])
-    assert metric.result() == pytest.approx(evaluate(METRICS[name](), labels, predictions, users), rel=1e-12)
 
 
 # AUC
@@ -270,32 +283,6 @@ def test_gauc_tells_users_apart_by_all_their_bytes():
     assert evaluate(GAUC(), labels, scores, [b"a", b"a", b"a", b"a"]) == 0.75
 
 
-@pytest.mark.parametrize("kind", ["S", "U", object])
-def test_gauc_takes_users_as_bytes_or_text(kind):
-    labels, predictions = clicks(100, levels=10)
-    names = [f"user{i % 7}" for i in range(100)]
-    metric = GAUC()
-    metric.update(labels, predictions, np.array(names, dtype=kind))
-    metric.update(labels, 1 - predictions, np.array([name.encode() for name in names], dtype=object))
-    expected = reference_gauc([*labels, *labels], [*predictions, *(1 - predictions)], names * 2, "mean")
-    assert metric.result() == pytest.approx(expected)
-
-
-def test_gauc_keys_are_the_same_in_every_process():
-    """A state pickled by one process goes on in another, whatever its PYTHONHASHSEED."""
-    code = (
-        "import pickle, sys, numpy as np; from easyrec_mm.metrics import GAUC; m = GAUC();"
-        "m.update(np.array([1.0, 1.0]), np.array([0.9, 0.1]), np.array([b'a', b'b'], dtype=object));"
-        "sys.stdout.buffer.write(pickle.dumps(m))"
-    )
-    answer = subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, check=True, env={**os.environ, "PYTHONHASHSEED": "7"}
-    )
-    metric = pickle.loads(answer.stdout)
-    metric.update(np.zeros(2), np.array([0.5, 0.5]), np.array([b"a", b"b"], dtype=object))
-    assert metric.result() == 0.5
-
-
 # Probabilities and values
 
 
@@ -370,27 +357,39 @@ def test_accuracy_of_classes():
 
 
 @pytest.mark.parametrize("name", METRICS)
-def test_no_samples_is_nan(name):
-    metric = METRICS[name]()
-    assert math.isnan(metric.result())
-    nothing = np.zeros(0, np.float32)
-    metric.update(nothing, nothing, np.zeros(0, object))
-    assert math.isnan(metric.result())
+def test_no_samples_is_nan_and_says_so(name):
+    estimate = METRICS[name]().estimate(view_of([], []))
+    assert (math.isnan(estimate.value), estimate.reason) == (True, "there are no samples")
 
 
 @pytest.mark.parametrize("name", METRICS)
 @pytest.mark.parametrize("column", ["labels", "predictions"])
 def test_one_nan_makes_the_result_nan(name, column):
-    labels, predictions = clicks(50)
-    users = np.array([b"u"] * 50, dtype=object)
-    metric = METRICS[name]()
-    metric.update(labels, predictions, users)
-    assert math.isfinite(metric.result())
-    batch = {"labels": labels.copy(), "predictions": predictions.copy()}
+    batch = dict(zip(("labels", "predictions"), clicks(50), strict=True))
+    assert math.isfinite(evaluate(METRICS[name](), **batch))
     batch[column][7] = np.nan
-    metric.update(**batch, users=users)
-    metric.update(labels, predictions, users)
-    assert math.isnan(metric.result())
+    estimate = METRICS[name]().estimate(view_of(**batch))
+    assert (math.isnan(estimate.value), estimate.reason) == (True, "a label or a prediction is NaN")
+
+
+@pytest.mark.parametrize(
+    ("name", "reason"),
+    [
+        ("auc", "all labels are of one class"),
+        ("gauc", "no user has both a positive and a negative label"),
+        ("normalized_entropy", "all labels are of one class"),
+        ("recalibrated_normalized_entropy", "all labels are of one class"),
+        ("calibration", "the mean label is 0"),
+        ("pr_auc", "no label is positive"),
+        ("ndcg", "no session has a positive label"),
+        ("recall_at_topk", "no session has a positive label"),
+        ("hit_rate", "no session has a positive label"),
+        ("xauc", "all labels are equal"),
+    ],
+)
+def test_labels_without_a_click_leave_a_reason(name, reason):
+    estimate = METRICS[name]().estimate(view_of([0, 0, 0], [0.1, 0.2, 0.3]))
+    assert (math.isnan(estimate.value), estimate.reason) == (True, reason)
 
 
 @pytest.mark.parametrize("metric", [LogLoss, Accuracy])
@@ -407,24 +406,16 @@ def test_label_that_is_no_class_index(metric, label):
 
 @pytest.mark.parametrize("name", METRICS)
 def test_shapes_that_would_broadcast_are_refused(name):
-    users = np.array([b"u"] * 4, dtype=object)
     with pytest.raises(ValueError, match=r"labels \(4, 1\) and predictions \(4,\)"):
-        METRICS[name]().update(np.zeros((4, 1)), np.zeros(4), users)
+        metric_value(METRICS[name](), np.zeros((4, 1)), np.zeros(4))
     with pytest.raises(ValueError, match=r"labels \(4,\) and predictions \(1,\)"):
-        METRICS[name]().update(np.zeros(4), np.zeros(1), users)
+        metric_value(METRICS[name](), np.zeros(4), np.zeros(1))
 
 
 @pytest.mark.parametrize("name", sorted(set(METRICS) - {"log_loss", "accuracy"}))
 def test_class_probabilities_where_they_mean_nothing(name):
-    with pytest.raises(ValueError, match=r"predictions \(4, 2\); give labels \[S\] and predictions \[S\]$"):
-        METRICS[name]().update(np.zeros(4), np.zeros((4, 2)))
-
-
-def test_gauc_needs_one_user_per_sample():
-    with pytest.raises(ValueError, match=r"GAUC: labels \(2,\) and users none; give one user per sample"):
-        GAUC().update(np.zeros(2), np.zeros(2))
-    with pytest.raises(ValueError, match=r"GAUC: labels \(2,\) and users \(1,\)"):
-        GAUC().update(np.zeros(2), np.zeros(2), np.array([b"u"], dtype=object))
+    with pytest.raises(ValueError, match=r"predictions \(4, 2\); give labels \[N\] and predictions \[N\]$"):
+        metric_value(METRICS[name](), np.zeros(4), np.zeros((4, 2)))
 
 
 def test_settings_that_mean_nothing():
@@ -436,40 +427,13 @@ def test_settings_that_mean_nothing():
         GAUC(reduction="max")
     with pytest.raises(ConfigError, match=r"ece.num_bins: 0"):
         ECE(num_bins=0)
+    with pytest.raises(ConfigError, match=r"calibration_curve.num_bins: 0"):
+        CalibrationCurve(num_bins=0)
+    with pytest.raises(ConfigError, match=r"calibration_curve.strategy: 'mass' .* quantile, uniform"):
+        CalibrationCurve(strategy="mass")
 
 
-# Memory and precision
-
-
-def state_after(metric, num_updates):
-    labels, predictions = clicks(1000)
-    users = np.array([b"a-rather-long-name-of-user-%d" % i for i in range(1000)], dtype=object)
-    for _ in range(num_updates):
-        metric.update(labels, predictions, users)
-    return len(pickle.dumps(metric))
-
-
-@pytest.mark.parametrize("name", sorted(set(METRICS) - KEEPS_SCORES))
-def test_sums_do_not_grow_with_the_set(name):
-    few, many = (state_after(METRICS[name](), num_updates) for num_updates in (1, 100))
-    assert many - few < 16  # the sample count takes a few more bytes
-
-
-@pytest.mark.parametrize(("name", "bytes_per_sample"), [("auc", 5), ("gauc", 13)])
-def test_ranks_keep_a_few_bytes_per_sample(name, bytes_per_sample):
-    few, many = (state_after(METRICS[name](), num_updates) for num_updates in (1, 21))
-    assert many - few == pytest.approx(20_000 * bytes_per_sample, abs=64)
-
-
-@pytest.mark.parametrize("name", ["auc", "gauc"])
-def test_the_callers_batch_may_be_reused(name):
-    labels, predictions = clicks(100)
-    users = np.array([b"a", b"b"] * 50, dtype=object)
-    expected = evaluate(METRICS[name](), labels, predictions, users)
-    metric = METRICS[name]()
-    metric.update(labels, predictions, users)
-    labels[:], predictions[:], users[:] = 0, 0.5, b"c"
-    assert metric.result() == expected
+# Precision
 
 
 def test_a_million_float32_keep_float64_precision():

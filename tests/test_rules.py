@@ -12,7 +12,7 @@ from typing import get_args
 
 import pytest
 
-from easyrec_mm import config_checks, config_features, config_image, config_schema
+from easyrec_mm import config_checks, config_evaluation, config_features, config_image, config_schema
 from easyrec_mm.protos.data_pb2 import DatasetConfig
 from easyrec_mm.protos.eval_pb2 import EvalMetrics
 from easyrec_mm.protos.feature_pb2 import FeatureConfig
@@ -45,9 +45,10 @@ MAY_IMPORT = {
     "config_image": (*CONFIG_BASE, "weights.catalog"),
     "config_sequences": (*CONFIG_BASE, "config_image"),
     "config_schema": (*CONFIG_BASE, "config_features", "config_image", "config_sequences", "text_patterns"),
-    "config_checks": (*CONFIG_BASE, "config_image", "config_schema"),
+    "config_evaluation": CONFIG_BASE,
+    "config_checks": (*CONFIG_BASE, "config_evaluation", "config_image", "config_schema"),
     "config": (*CONFIG_BASE, "config_schema", "config_checks", "files"),
-    "metrics": ("errors",),
+    "evaluation": (*CONFIG_BASE, "config_evaluation", "evaluation", "grouping.stable_hash", "quantiles"),
     "losses": (),
     "learning_rates": ("protos",),
     "optimizers": ("learning_rates", "protos"),
@@ -60,6 +61,7 @@ MAY_IMPORT = {
     "weights": ("errors", "files", "layers", "weights"),
     "feature_vectors": ("errors", "schema", "store"),
     "data": (
+        "grouping.stable_hash",
         *("errors", "files", "schema", "text_patterns", "expression", "feature_vectors", "protos", "data"),
         "picture_bank",
     ),
@@ -73,12 +75,13 @@ MAY_IMPORT = {
         *("image_network", "rec_network"),
     ),
     "progress": (),
-    "evaluator": (*TRAINING_BASE, "files", "metrics", "config_checks"),
+    "evaluator": (*TRAINING_BASE, "evaluation", "files", "model_dir"),
     "training_plan": ("errors", "model", "optimizers", "picture_bank", "protos"),
     "trainer": (
         *TRAINING_BASE,
         "config",
         "config_image",
+        "evaluation",
         "evaluator",
         "files",
         "loss_scale",
@@ -87,6 +90,7 @@ MAY_IMPORT = {
         "picture_bank",
         "training_plan",
     ),
+    "comparison": (*TRAINING_BASE, "config", "evaluation", "evaluator", "files", "model_dir", "trainer"),
     # The one that resizes pictures stands on the input's definition of decoding; no other does.
     "grouping": ("errors", "config", "files", "protos", "quantiles", "grouping"),
     "items": ("errors", "files", "grouping", "schema"),
@@ -98,7 +102,7 @@ MAY_IMPORT = {
     "parts": ("data.decode", "data.transform", "manifest", "model", "rec_network", "schema"),
     "onnx_models": ("layers.embedding", "manifest", "model", "parts", "rec_network", "schema"),
     "parity": (
-        *("errors", "schema", "protos", "data", "feature_vectors", "model", "metrics", "manifest", "parts"),
+        *("errors", "schema", "protos", "data", "feature_vectors", "model", "evaluation", "manifest", "parts"),
         "serving.transform",
     ),
     "export": (
@@ -148,9 +152,10 @@ WITHOUT_TENSORFLOW = {
     "config_image",
     "config_sequences",
     "config_schema",
+    "config_evaluation",
     "config_checks",
     "config",
-    "metrics",
+    "evaluation.metrics",
     "quantiles",
     "manifest",
     "items",
@@ -269,12 +274,15 @@ def test_each_learning_rate_of_the_proto_has_its_function():
 
 
 def test_each_metric_of_the_proto_has_its_class_and_its_outputs():
-    from easyrec_mm.metrics import GAUC, METRICS
+    from easyrec_mm.evaluation.calibration import CalibrationCurve
+    from easyrec_mm.evaluation.group_metrics import GAUC
+    from easyrec_mm.evaluation.metric_table import METRICS
 
     assert set(METRICS) == members(EvalMetrics, "metric")
-    assert set().union(*config_checks.METRICS_OF_ACTIVATION.values()) == set(METRICS)
-    assert set(config_checks.METRICS_OF_ACTIVATION) == set(get_args(Activation))
-    assert set(config_checks.GAUC_REDUCTIONS) == set(GAUC.REDUCTIONS)
+    assert set().union(*config_evaluation.METRICS_OF_ACTIVATION.values()) == set(METRICS)
+    assert set(config_evaluation.METRICS_OF_ACTIVATION) == set(get_args(Activation))
+    assert set(config_evaluation.GAUC_REDUCTIONS) == set(GAUC.REDUCTIONS)
+    assert config_evaluation.CURVE_STRATEGIES == CalibrationCurve.STRATEGIES
 
 
 def test_each_loss_of_the_proto_has_its_function_and_its_output():

@@ -169,7 +169,7 @@ class Input:
             whole = pool.submit(self.source.check_whole, stop)
             try:
                 step = first_step
-                for rows in _read(dataset, self.source):
+                for rows in iterate(dataset, self.source):
                     pending.append(self._load_ahead(rows, step, bank_of(step), pool))
                     step += len(rows["sample_image"]) > 0
                     if whole.done():
@@ -518,7 +518,7 @@ def _distinct(keys: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
     return index, tf.math.unsorted_segment_min(tf.range(tf.size(keys)), index, tf.size(distinct))
 
 
-def _read(dataset: tf.data.Dataset, source: Source) -> Iterator[dict[str, Any]]:
+def iterate(dataset: tf.data.Dataset, source: Source) -> Iterator[dict[str, Any]]:
     """Iterate a dataset; an error of a file becomes a DataError that names it."""
     options = tf.data.Options()
     # Its thread sometimes misses that an iterator ends and keeps it waiting for up to a minute (TensorFlow 2.21).

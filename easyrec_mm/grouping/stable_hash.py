@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -37,6 +39,13 @@ def hash_column(values: pa.Array) -> Hashes:
     if values.null_count:
         result = np.where(values.is_null().to_numpy(zero_copy_only=False), _NULL, result)
     return result
+
+
+def hash_array(values: NDArray[Any]) -> Hashes:
+    """As `hash_column` of bytes (objects) or numbers `[N]`; bytes need not be text."""
+    if values.dtype == object:
+        return hash_column(pa.array(values.tolist(), pa.binary()).view(pa.string()))
+    return hash_column(pa.array(values))
 
 
 def mix(values: Hashes) -> Hashes:

@@ -18,7 +18,8 @@ import numpy as np
 import pyarrow.parquet as pq
 import workload
 
-from easyrec_mm.metrics import AUC
+from easyrec_mm.evaluation.metrics import metric_value
+from easyrec_mm.evaluation.rank_metrics import AUC
 
 
 def main() -> None:
@@ -61,11 +62,7 @@ def measure(folder: Path, seed: int, config: str, settings: list[str]) -> dict[s
         "model": pq.read_table(output)["probs_click"].to_numpy(),
         "oracle": np.array([float(row["p_true"]) for row in truth]),
     }
-    aucs = {}
-    for name, score in scores.items():
-        metric = AUC()
-        metric.update(click, score)
-        aucs[name] = metric.result()
+    aucs = {name: metric_value(AUC(), click, score) for name, score in scores.items()}
     way = aucs["oracle"] - aucs["image_free_ceiling"]
     return {**aucs, "share": (aucs["model"] - aucs["image_free_ceiling"]) / way}
 

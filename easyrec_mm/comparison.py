@@ -1,0 +1,284 @@
+"""Two models on the same evaluation data: paired differences of all metrics.
+
+Both read the same files in step. A row of one must be the row of the other: the same labels, and the same values in
+all fields that both configs have; else nothing is compared.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from easyrec_mm.config import Pipeline, load_pipeline
+from easyrec_mm.data.bad_records import BadRecords
+from easyrec_mm.data.input import Input
+from easyrec_mm.errors import UserError
+from easyrec_mm.evaluation.delong import DeLong, delong_test
+from easyrec_mm.evaluation.estimates import Difference
+from easyrec_mm.evaluation.plan import EvalPlan
+from easyrec_mm.evaluation.rank_metrics import AUC
+from easyrec_mm.evaluation.rows import Rows
+from easyrec_mm.evaluation.summary import (
+    Entry,
+    EvalResults,
+    Part,
+    Summary,
+    compare,
+    finite,
+    results_of,
+    summarize,
+)
+from easyrec_mm.evaluation.views import Undefined
+from easyrec_mm.evaluation.weights import ClusterWeights
+from easyrec_mm.evaluator import (
+    as_arrays,
+    batch_outputs,
+    eval_plan,
+    is_enough,
+    load_model,
+    memory_of,
+    plan_columns,
+    vectors_of,
+)
+from easyrec_mm.feature_vectors import VectorStores
+from easyrec_mm.files.folders import shown
+from easyrec_mm.model import MultimodalModel
+from easyrec_mm.model_dir import find_checkpoint
+from easyrec_mm.trainer import PIPELINE_CONFIG
+
+# Before the columns of the other model.
+_OTHER = "other:"
+_NO_ITEMS = (np.zeros(0, np.uint64), np.zeros(0, np.int64))
+
+Columns = dict[str, np.ndarray]
+
+
+@dataclass(frozen=True)
+class Contender:
+    """A trained model to compare: its pipeline, the model, the vectors that it was trained with, and its name."""
+
+    pipeline: Pipeline
+    model: MultimodalModel
+    vectors: VectorStores
+    name: str
+
+
+def open_contender(path: str, config_path: str = "") -> Contender:
+    """The model of a model_dir or checkpoint.
+
+    Args:
+      path: as --compare has it.
+      config_path: its pipeline config; by default pipeline.config, which training writes into the model_dir.
+
+    Raises:
+      UserError: if there is no such checkpoint or config, or they do not fit.
+    """
+    checkpoint = find_checkpoint(path, "--compare")
+    if not config_path:
+        config_path = str(Path(checkpoint).parent / PIPELINE_CONFIG)
+        if not Path(config_path).exists():
+            raise UserError(
+                f"--compare {path}: has no {PIPELINE_CONFIG} beside it; give its config by --compare_config"
+            )
+    pipeline = load_pipeline(config_path)
+    model, step = load_model(pipeline.config, pipeline.schema, checkpoint)
+    name = f"{shown(checkpoint)} (step {step})"
+    return Contender(pipeline, model, vectors_of(pipeline.schema, checkpoint), name)
+
+
+class _Part(NamedTuple):
+    """Rows of a batch: what is kept, and what tells that the rows of two models are the same."""
+
+    kept: Columns
+    identity: Columns
+
+
+def evaluate_and_compare(
+    first: Contender, second: Contender, path: str, setting: str, bad_records: BadRecords
+) -> EvalResults:
+    """The results of the first model, with intervals, and under `comparison` its differences to the second.
+
+    Args:
+      first: whose config says which metrics, slices and clusters.
+      second: the other one.
+      path: the evaluation data.
+      setting: the config path of `path`, for messages.
+      bad_records: where what cannot be read is counted; that of the first model.
+
+    Raises:
+      UserError: if the models have no task in common, or their rows differ.
+      DataError: if the files cannot be read or hold too many bad records.
+    """
+    tasks = _common_tasks(first, second)
+    config = first.pipeline.config
+    plan = eval_plan(config, first.pipeline.schema, confidence=True)
+    # Of its entries and scores alone; the slices are those of `plan`.
+    common = EvalPlan(config, first.pipeline.schema, True, lambda field: _NO_ITEMS, tasks)
+    fields = _common_fields(first, second)
+    inputs = Input(
+        config.data_config, first.pipeline.schema, path, setting, bad_records,
+        kept_fields=tuple({*plan.fields, *fields}), vectors=first.vectors,
+    )  # fmt: skip
+    # Both count the same bad records; those of the second are not written down again.
+    own_records = BadRecords(None, config.data_config.max_bad_record_share)
+    other_inputs = Input(
+        second.pipeline.config.data_config, second.pipeline.schema, path, setting, own_records,
+        kept_fields=fields, vectors=second.vectors,
+    )  # fmt: skip
+    with Rows(memory_of(config)) as rows:
+        pairs = _in_step(
+            _parts(first, inputs, plan, fields, ""), _parts(second, other_inputs, common, fields, _OTHER), path
+        )
+        for one, other in pairs:
+            _require_same(one, other, len(rows), path, (first.name, second.name))
+            rows.append({**one.kept, **other.kept})
+            if is_enough(config, len(rows)):
+                break
+        slicers = list(plan.slicers.values())
+        summary = summarize(rows, plan.entries, slicers, plan.weights)
+        of_other = [replace(entry, score=_OTHER + entry.score) for entry in common.entries]
+        other_summary = summarize(rows, of_other, slicers, plan.weights)
+        level = plan.bootstrap.level
+        results = results_of(summary, plan.weights.num_replicates, level, plan.clusters)
+        differences = compare(summary, other_summary, level)
+        results.comparison = {
+            "other": second.name,
+            "method": "paired percentiles of the Poisson bootstrap of clusters; DeLong's test for AUC",
+            "clusters": plan.clusters,
+            "num_replicates": plan.weights.num_replicates,
+            "level": level,
+            "differences": _as_json(differences, summary, other_summary, rows, common),
+        }
+    return results
+
+
+def _common_tasks(first: Contender, second: Contender) -> set[str]:
+    others = {task.name: task for task in second.pipeline.schema.tasks}
+    common = set()
+    for task in first.pipeline.schema.tasks:
+        if task.name in others:
+            other = others[task.name]
+            if (task.label, task.activation, task.num_class) != (other.label, other.activation, other.num_class):
+                raise UserError(
+                    f"--compare {second.name}: tower '{task.name}' predicts '{other.label}' ({other.activation}), here "
+                    f"'{task.label}' ({task.activation}); compare models of the same task"
+                )
+            common.add(task.name)
+    if not common:
+        raise UserError(
+            f"--compare {second.name}: its towers are {', '.join(others)}, none of which is one of "
+            f"{', '.join(task.name for task in first.pipeline.schema.tasks)}; compare models of the same task"
+        )
+    return common
+
+
+def _common_fields(first: Contender, second: Contender) -> tuple[str, ...]:
+    """Fields that both configs have, of one type: they tell rows apart."""
+    types = []
+    for contender in (first, second):
+        schema = contender.pipeline.schema
+        kept = {*schema.layout.sample_fields, *schema.labels}
+        types.append({field.name: field.dtype for field in schema.fields if field.name in kept})
+    return tuple(sorted(name for name, dtype in types[0].items() if types[1].get(name) == dtype))
+
+
+def _parts(
+    contender: Contender, inputs: Input, plan: EvalPlan, fields: tuple[str, ...], prefix: str
+) -> Iterator[_Part]:
+    for batch, kept, outputs in batch_outputs(contender.model, inputs, "compare" if prefix else "evaluate"):
+        values = as_arrays(kept)
+        identity = {name: values[name] for name in fields}
+        if prefix:
+            columns = plan.scores(as_arrays(batch.labels), as_arrays(outputs), prefix)
+        else:
+            columns = plan_columns(plan, batch, kept, outputs)
+        yield _Part(columns, identity)
+
+
+def _in_step(first: Iterator[_Part], second: Iterator[_Part], path: str) -> Iterator[tuple[_Part, _Part]]:
+    """The same number of rows of both at a time, however their batches are cut."""
+    held: list[_Part | None] = [None, None]
+    while True:
+        for i, parts in enumerate((first, second)):
+            if held[i] is None:
+                held[i] = next(parts, None)
+        one, other = held
+        if one is None and other is None:
+            return
+        if one is None or other is None:
+            less, more = ("this", "the other") if one is None else ("the other", "this")
+            raise UserError(
+                f"{path}: {more} model reads more rows than {less} one; see that both configs refuse the same groups"
+            )
+        num_rows = min(_num_rows(one), _num_rows(other))
+        yield _cut(one, 0, num_rows), _cut(other, 0, num_rows)
+        held = [_cut(part, num_rows, _num_rows(part)) if _num_rows(part) > num_rows else None for part in (one, other)]
+
+
+def _num_rows(part: _Part) -> int:
+    return len(next(iter(part.kept.values())))
+
+
+def _cut(part: _Part, start: int, end: int) -> _Part:
+    return _Part(*({name: values[start:end] for name, values in columns.items()} for columns in part))
+
+
+def _require_same(one: _Part, other: _Part, first_row: int, path: str, names: tuple[str, str]) -> None:
+    for name, values in one.identity.items():
+        others = other.identity[name]
+        differs = values != others
+        if values.dtype != object:
+            differs &= ~(np.isnan(values) & np.isnan(others))
+        if differs.any():
+            row = int(np.flatnonzero(differs)[0])
+            given = [_text(column[row]) for column in (values, others)]
+            raise UserError(
+                f"{path}: sample {first_row + row + 1}: '{name}' is {given[0]} for {names[0]} and {given[1]} for "
+                f"{names[1]}; compare models that read the same rows in the same way"
+            )
+
+
+def _text(value: Any) -> str:
+    return repr(value.decode("utf-8", "replace")) if isinstance(value, bytes) else f"{value:g}"
+
+
+def _as_json(
+    differences: dict[str, Difference], first: Summary, second: Summary, rows: Rows, plan: EvalPlan
+) -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    for name, difference in differences.items():
+        has_interval = not difference.reason
+        found[name] = {
+            "this": finite(first.estimates[name].value),
+            "other": finite(second.estimates[name].value),
+            "difference": finite(difference.value),
+            "interval": [difference.low, difference.high] if has_interval else None,
+            "p_value": finite(difference.p_value),
+            **({"reason": difference.reason} if difference.reason else {}),
+        }
+    for entry in plan.entries:
+        for part in first.parts:
+            test = _delong(rows, entry, part) if isinstance(entry.metric, AUC) else None
+            if test is not None:
+                of_metric = found[entry.name + part.suffix]
+                of_metric["delong_p_value"] = finite(test.p_value)
+                of_metric["delong_standard_error"] = finite(test.standard_error)
+    return found
+
+
+def _delong(rows: Rows, entry: Entry, part: Part) -> DeLong | None:
+    """DeLong's test of the AUCs of a part; None where one is not defined. Holds the part's scores in memory."""
+    entries = (entry, replace(entry, score=_OTHER + entry.score))
+    views = [part.of(each.view(rows, ClusterWeights())) for each in entries]
+    try:
+        first, second = ([np.stack(chunk[:2]) for chunk in view.in_order()] for view in views)
+    except Undefined:
+        return None
+    if not first:
+        return None
+    (labels, scores), (_, others) = np.concatenate(first, axis=1), np.concatenate(second, axis=1)
+    return delong_test(labels, scores, others)

@@ -1,0 +1,163 @@
+"""Checks metrics and eval_config, and says what results are called. Never imports TensorFlow."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from easyrec_mm.errors import Problems
+from easyrec_mm.protos.eval_pb2 import Bootstrap, EvalMetrics, EvalSlice
+from easyrec_mm.protos.pipeline_pb2 import EasyRecConfig
+from easyrec_mm.schema import Schema, Task
+
+GAUC_REDUCTIONS = ("mean", "mean_by_sample_num", "mean_by_positive_num")
+CURVE_STRATEGIES = ("quantile", "uniform")
+
+# Metrics by the outputs that they make sense for.
+BINARY_METRICS = {
+    *("auc", "pr_auc", "gauc", "session_auc", "ndcg", "recall_at_topk", "hit_rate"),
+    *("normalized_entropy", "recalibrated_normalized_entropy", "calibration", "calibration_curve", "ece"),
+}
+CLASS_METRICS = {"log_loss", "accuracy"}
+ERROR_METRICS = {"mean_squared_error", "root_mean_squared_error", "mean_absolute_error"}
+VALUE_METRICS = ERROR_METRICS | {"calibration", "xauc"}
+METRICS_OF_ACTIVATION = {
+    "binary": BINARY_METRICS | CLASS_METRICS | ERROR_METRICS,
+    "multiclass": CLASS_METRICS,
+    "value": VALUE_METRICS,
+    "sigmoid_value": VALUE_METRICS,
+}
+
+# Metrics with a limit of ranks -> their name where it is set, as EasyRec has recall_at_top5.
+_TOP_NAMES = {"ndcg": "ndcg_at_top", "recall_at_topk": "recall_at_top", "hit_rate": "hit_rate_at_top"}
+_GROUP_SETTINGS = ("uid_field", "session_id_field")
+_NUMBERS = ("int64", "bool", "float32")
+
+
+def result_name(message: EvalMetrics, task: str) -> str:
+    """What the result of a task is called: "auc_click", "ndcg_at_top10_click"."""
+    kind = message.WhichOneof("metric")
+    topk = getattr(getattr(message, kind), "topk", 0)
+    return f"{_TOP_NAMES[kind]}{topk}_{task}" if topk else f"{kind}_{task}"
+
+
+def group_field(message: EvalMetrics) -> str:
+    """The input field of the users or sessions within which a metric is computed; "" for none."""
+    setting = _group_setting(message)
+    return str(getattr(getattr(message, message.WhichOneof("metric")), setting)) if setting else ""
+
+
+def slice_name(message: EvalSlice) -> str:
+    """What the values of a slice are called: "price" for the field, "item_frequency"."""
+    kind = message.WhichOneof("by")
+    return str(message.field if kind == "field" else kind)
+
+
+def _group_setting(message: EvalMetrics) -> str:
+    settings = getattr(message, message.WhichOneof("metric"))
+    return next((name for name in _GROUP_SETTINGS if name in settings.DESCRIPTOR.fields_by_name), "")
+
+
+def check_metrics(
+    metrics: Iterable[EvalMetrics], place: str, task: Task | None, schema: Schema, problems: Problems
+) -> None:
+    """Add every problem of a metrics_set: of a tower's task, or of all tasks."""
+    seen: dict[str, EvalMetrics] = {}
+    for i, metric in enumerate(metrics):
+        here = f"{place}[{i}]"
+        kind = metric.WhichOneof("metric")
+        if kind is None:
+            problems.add(here, f"is empty; choose one of {', '.join(EvalMetrics.DESCRIPTOR.fields_by_name)}")
+            continue
+        _check_metric(metric, kind, here, task, schema, problems)
+        name = result_name(metric, task.name if task else "<tower>")
+        if seen.setdefault(name, metric) != metric:
+            problems.add(here, f"a second metric that would be called {name}; remove one of the two")
+
+
+def _check_metric(
+    metric: EvalMetrics, kind: str, place: str, task: Task | None, schema: Schema, problems: Problems
+) -> None:
+    settings = getattr(metric, kind)
+    if task is not None and kind not in METRICS_OF_ACTIVATION[task.activation]:
+        choices = ", ".join(sorted(METRICS_OF_ACTIVATION[task.activation]))
+        problems.add(place, f"{kind} does not apply to tower '{task.name}' ({task.activation}); choose from {choices}")
+    group_setting = _group_setting(metric)
+    if group_setting:
+        _check_field(group_field(metric), f"{place}.{kind}.{group_setting}", schema, problems)
+    if kind in ("gauc", "session_auc") and settings.reduction not in GAUC_REDUCTIONS:
+        problems.unknown(f"{place}.{kind}.reduction", "reduction", settings.reduction, GAUC_REDUCTIONS)
+    if kind in ("ece", "calibration_curve") and settings.num_bins == 0:
+        problems.add(f"{place}.{kind}.num_bins", "0 bins hold no sample; give 1 or more")
+    if kind == "calibration_curve" and settings.strategy not in CURVE_STRATEGIES:
+        problems.unknown(f"{place}.{kind}.strategy", "strategy", settings.strategy, CURVE_STRATEGIES)
+    if kind in ("recall_at_topk", "hit_rate") and settings.topk == 0:
+        problems.add(f"{place}.{kind}.topk", "no row is among the first 0; give 1 or more")
+
+
+def check_evaluation(config: EasyRecConfig, schema: Schema, problems: Problems) -> None:
+    """Add every problem of eval_config."""
+    evaluation = config.eval_config
+    check_metrics(evaluation.metrics_set, "eval_config.metrics_set", None, schema, problems)
+    if evaluation.HasField("item_id_field"):
+        _check_field(evaluation.item_id_field, "eval_config.item_id_field", schema, problems)
+    if evaluation.max_memory_mib == 0:
+        problems.add("eval_config.max_memory_mib", "nothing can be computed in 0 MiB; give 1 or more")
+    _check_bootstrap(evaluation.bootstrap, schema, problems)
+    names: set[str] = set()
+    for i, part in enumerate(evaluation.slices):
+        place = f"eval_config.slices[{i}]"
+        if part.WhichOneof("by") is None:
+            problems.add(place, "does not say by what; choose one of field, item_frequency, group_size, has_picture")
+            continue
+        _check_slice(part, place, config, schema, problems)
+        if slice_name(part) in names:
+            problems.add(place, f"a second one by {slice_name(part)}; remove one of the two")
+        names.add(slice_name(part))
+
+
+def _check_bootstrap(bootstrap: Bootstrap, schema: Schema, problems: Problems) -> None:
+    place = "eval_config.bootstrap"
+    if bootstrap.HasField("cluster_field"):
+        _check_field(bootstrap.cluster_field, f"{place}.cluster_field", schema, problems)
+    if not 0 < bootstrap.level < 1:
+        problems.add(f"{place}.level", f"{bootstrap.level:g} is not between 0 and 1; give 0.95, for example")
+    elif 0 < bootstrap.num_replicates * (1 - bootstrap.level) / 2 < 1 - 1e-9:
+        least = round(2 / (1 - bootstrap.level))
+        problems.add(
+            f"{place}.num_replicates",
+            f"{bootstrap.num_replicates} are too few for intervals of level {bootstrap.level:g}; give {least} or more, "
+            "or 0 for no intervals",
+        )
+
+
+def _check_slice(part: EvalSlice, place: str, config: EasyRecConfig, schema: Schema, problems: Problems) -> None:
+    kind = part.WhichOneof("by")
+    if part.HasField("num_quantiles") and kind not in ("field", "group_size"):
+        problems.add(f"{place}.num_quantiles", f"has no effect on {kind}; remove it")
+    if part.HasField("max_values") and (kind != "field" or part.num_quantiles):
+        problems.add(f"{place}.max_values", "has an effect on the values of a field alone; remove it")
+    if part.max_values == 0:
+        problems.add(f"{place}.max_values", "0 values leave nothing to show; give 1 or more")
+    if kind == "field":
+        is_known = _check_field(part.field, f"{place}.field", schema, problems)
+        if is_known and part.num_quantiles and schema.field(part.field).dtype not in _NUMBERS:
+            problems.add(f"{place}.num_quantiles", f"'{part.field}' is text and has no quantiles; remove it")
+    if kind == "has_picture" and not schema.image.field:
+        problems.add(f"{place}.has_picture", "the config has no ImgFeature; add one or remove this")
+    if kind == "item_frequency":
+        if part.item_frequency.frequent_from < 2:
+            given = part.item_frequency.frequent_from
+            problems.add(f"{place}.item_frequency.frequent_from", f"{given} leaves no rare item; give 2 or more")
+        if not (config.eval_config.item_id_field or schema.image.field):
+            problems.add(
+                f"{place}.item_frequency", "set eval_config.item_id_field, the input field that holds the item"
+            )
+        if not config.train_input_path:
+            problems.add(f"{place}.item_frequency", "counts items in train_input_path, which is missing; give it")
+
+
+def _check_field(name: str, place: str, schema: Schema, problems: Problems) -> bool:
+    known = (*schema.layout.sample_fields, *schema.labels)
+    if name not in known:
+        problems.unknown(place, "input field", name, schema.layout.sample_fields)
+    return name in known

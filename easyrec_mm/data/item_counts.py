@@ -1,0 +1,75 @@
+"""How often the training data hold each item: exact, in memory that grows with the items and not with the rows."""
+
+from __future__ import annotations
+
+import os
+import zlib
+from pathlib import Path
+
+import numpy as np
+import tensorflow as tf
+from numpy.typing import NDArray
+
+from easyrec_mm.data.input import iterate
+from easyrec_mm.data.source import Order
+from easyrec_mm.data.sources import What, open_source
+from easyrec_mm.grouping.stable_hash import Hashes, hash_array
+from easyrec_mm.protos.data_pb2 import DatasetConfig
+from easyrec_mm.schema import Schema
+
+Counts = NDArray[np.int64]
+FILE = "item_counts.npz"
+# Hashes that are held before they are merged into the counts.
+_MERGED_ROWS = 1 << 22
+
+
+def count_items(
+    data: DatasetConfig, schema: Schema, path: str, setting: str, field: str, folder: Path | None
+) -> tuple[Hashes, Counts]:
+    """Hash of each item, uint64 `[items]` ascending, and its rows, int64 `[items]`.
+
+    Args:
+      data: the config's data section.
+      schema: what a row means.
+      path: the training data.
+      setting: the config path of `path`, for messages.
+      field: that holds the item: a field of samples, or the picture's.
+      folder: where the result is kept for the next time, as long as the files stay as they are; None to keep nothing.
+
+    Raises:
+      DataError: if the data cannot be read.
+    """
+    is_picture = field == schema.image.field
+    labels = tuple(name for name in schema.labels if name == field)
+    fields = () if is_picture or labels else (field,)
+    source, files = open_source(data, schema, path, setting, What(labels, fields, Order(False, 0, 1)))
+    origin = zlib.crc32("\n".join([field, *(f"{info.path}:{info.size}:{info.version}" for info in files)]).encode())
+    kept = folder / FILE if folder is not None and folder.is_dir() else None
+    if kept is not None and kept.exists():
+        with np.load(kept) as known:
+            if int(known["origin"]) == origin:
+                return known["items"], known["counts"]
+    items, counts = np.zeros(0, np.uint64), np.zeros(0, np.int64)
+    held: list[Hashes] = []
+
+    def merge() -> tuple[Hashes, Counts]:
+        found, number = np.unique(np.concatenate([np.zeros(0, np.uint64), *held]), return_counts=True)
+        both, place = np.unique(np.concatenate([items, found]), return_inverse=True)
+        return both, np.bincount(place, np.concatenate([counts, number]), len(both)).astype(np.int64)
+
+    def read(*element: tf.Tensor) -> tf.Tensor:
+        groups = source.parse(*element).groups
+        return tf.repeat(groups.image_path, groups.group_size) if is_picture else groups.fields[field]
+
+    dataset = source.records(1, 0, source.chunk_size).map(read, num_parallel_calls=2)
+    for values in iterate(dataset, source):
+        held.append(hash_array(values.numpy()))
+        if sum(map(len, held)) > _MERGED_ROWS:
+            items, counts = merge()
+            held.clear()
+    items, counts = merge()
+    if kept is not None:
+        temporary = kept.with_suffix(".tmp.npz")
+        np.savez(temporary, origin=origin, items=items, counts=counts)
+        os.replace(temporary, kept)
+    return items, counts

@@ -1,0 +1,212 @@
+"""Metrics within groups of rows, a user's or a session's, averaged over the groups.
+
+Equal scores are one run: a metric is the mean over all orders of what is tied (McSherry & Najork, ECIR 2008).
+
+With bootstrap replicates there are two cases. Where each group lies in one cluster, it is drawn as a whole: its value
+stays, and it counts as often as its cluster. Else its rows are drawn, each with its cluster: its value changes, and it
+counts once, as long as it is defined.
+
+Legend: N rows, R runs of equal scores within a group, V groups, W columns of weights.
+"""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import ClassVar
+
+import numpy as np
+from scipy.special import gammaln
+
+from easyrec_mm.errors import ConfigError, did_you_mean
+from easyrec_mm.evaluation.metrics import Metric
+from easyrec_mm.evaluation.segments import Places, segment_sums, starts_of
+from easyrec_mm.evaluation.views import Chunk, Floats, View
+
+
+@dataclass(frozen=True)
+class Runs:
+    """Runs of equal scores, or of equal labels, group by group.
+
+    samples     [R, W], weights of the rows
+    positives   [R, W], of those whose label is above 0.5
+    gains       [R, W], weighted labels
+    first_run   [V], the first run of each group
+    """
+
+    samples: Floats
+    positives: Floats
+    gains: Floats
+    first_run: Places
+
+    def before(self, values: Floats) -> Floats:
+        """Sums `[R, W]` of values `[R, W]` over the runs before each, within its group."""
+        sums = np.cumsum(values, axis=0) - values
+        num_runs = np.diff(self.first_run, append=len(values))
+        result: Floats = sums - np.repeat(sums[self.first_run], num_runs, axis=0)
+        return result
+
+    def of_groups(self, values: Floats) -> Floats:
+        """Sums `[V, W]` of values `[R, W]` over each group."""
+        return segment_sums(values, self.first_run)
+
+
+class GroupMetric(Metric):
+    """A metric within groups, averaged over those where it is defined."""
+
+    def values(self, view: View) -> Floats:
+        """See Metric.values."""
+        sums = np.zeros((2, view.weights.num_columns))
+        are_whole = view.weights.num_columns == 1 or _are_whole(view)
+        for chunk in view.by_group():
+            first_row = starts_of(chunk.group)
+            if are_whole:
+                ones = np.ones((len(chunk.label), 1))
+                values, weights = self.of_groups(chunk, ones)  # [V, 1]
+                kept = weights[:, 0] > 0
+                values, weights, clusters = values[kept], weights[kept], chunk.cluster[first_row][kept]
+                for first, last in view.blocks(len(clusters)):
+                    counts = view.weights.of(clusters, first, last).astype(np.float64)  # [V, W]
+                    sums[:, first:last] += np.concatenate([values * weights, weights], axis=1).T @ counts
+                continue
+            for first, last in view.blocks(len(chunk.label)):
+                counts = view.weights.of(chunk.cluster, first, last).astype(np.float64)  # [N, W]
+                values, weights = self.of_groups(chunk, counts)
+                sums[0, first:last] += np.where(weights > 0, values * weights, 0).sum(axis=0)
+                sums[1, first:last] += weights.sum(axis=0)
+        return np.asarray(sums[0] / sums[1])
+
+    @abstractmethod
+    def of_groups(self, chunk: Chunk, row_weights: Floats) -> tuple[Floats, Floats]:
+        """Values `[V, W]` of the groups of a chunk, and how much each counts `[V, W]`: 0 where it is not defined.
+
+        Args:
+          chunk: rows by group, and by score from the highest down.
+          row_weights: whole numbers `[N, W]`.
+        """
+
+
+class GAUC(GroupMetric):
+    """AUC within each user or session, averaged over those that have both classes (Zhou et al., KDD 2018).
+
+    `reduction`: "mean" (groups count alike), "mean_by_sample_num" (by their samples) or "mean_by_positive_num" (by
+    their positives). NaN when no group has both classes.
+    """
+
+    # reduction -> weights of the groups, from their positives and negatives
+    REDUCTIONS: ClassVar[dict[str, Callable[[Floats, Floats], Floats]]] = {
+        "mean": lambda num_positives, num_negatives: np.ones_like(num_positives),
+        "mean_by_sample_num": lambda num_positives, num_negatives: num_positives + num_negatives,
+        "mean_by_positive_num": lambda num_positives, num_negatives: num_positives,
+    }
+
+    def __init__(self, reduction: str = "mean", name: str = "gauc", of: str = "user") -> None:
+        if reduction not in self.REDUCTIONS:
+            choices = did_you_mean(reduction, self.REDUCTIONS)
+            raise ConfigError(f"{name}.reduction: '{reduction}' is unknown; {choices}")
+        self.reduction = reduction
+        self.undefined = f"no {of} has both a positive and a negative label"
+
+    def of_groups(self, chunk: Chunk, row_weights: Floats) -> tuple[Floats, Floats]:
+        """See GroupMetric.of_groups."""
+        runs = _runs(chunk, chunk.score, row_weights)
+        negatives = runs.samples - runs.positives
+        doubled_pairs = runs.of_groups(negatives * (2 * runs.before(runs.positives) + runs.positives))
+        num_positives, num_negatives = runs.of_groups(runs.positives), runs.of_groups(negatives)
+        weights = self.REDUCTIONS[self.reduction](num_positives, num_negatives)
+        is_defined = (num_positives > 0) & (num_negatives > 0)
+        return doubled_pairs / (2 * num_positives * num_negatives), np.where(is_defined, weights, 0)
+
+
+class _TopMetric(GroupMetric):
+    """A metric of the first `topk` rows of a session, averaged over the sessions that have a positive label."""
+
+    def __init__(self, topk: int = 0, of: str = "session") -> None:
+        self.topk = topk
+        self.undefined = f"no {of} has a positive label"
+
+    def in_top(self, runs: Runs) -> Floats:
+        """Rows `[R, W]` of each run that are among the first `topk`."""
+        taken: Floats = np.clip(self.topk - runs.before(runs.samples), 0, runs.samples)
+        return taken
+
+
+class RecallAtTopK(_TopMetric):
+    """Share of a session's positives that are among its first `topk` rows."""
+
+    def of_groups(self, chunk: Chunk, row_weights: Floats) -> tuple[Floats, Floats]:
+        """See GroupMetric.of_groups."""
+        runs = _runs(chunk, chunk.score, row_weights)
+        found = runs.of_groups(runs.positives / np.maximum(runs.samples, 1) * self.in_top(runs))
+        num_positives = runs.of_groups(runs.positives)
+        return found / num_positives, (num_positives > 0).astype(np.float64)
+
+
+class HitRate(_TopMetric):
+    """Share of the sessions with a positive label that have one among their first `topk` rows.
+
+    Where the limit cuts a run of equal scores, it is the probability that one of its positives comes before it.
+    """
+
+    def of_groups(self, chunk: Chunk, row_weights: Floats) -> tuple[Floats, Floats]:
+        """See GroupMetric.of_groups."""
+        runs = _runs(chunk, chunk.score, row_weights)
+        taken, others = self.in_top(runs), runs.samples - runs.positives
+        # None of p positives among t taken of m: C(m - p, t) / C(m, t), a hypergeometric probability.
+        left = others - taken
+        log_none = gammaln(others + 1) + gammaln(runs.samples - taken + 1)
+        log_none -= gammaln(np.maximum(left, 0) + 1) + gammaln(runs.samples + 1)
+        log_none = np.where(left < 0, -np.inf, np.where(runs.positives * taken > 0, log_none, 0.0))
+        return 1 - np.exp(runs.of_groups(log_none)), (runs.of_groups(runs.positives) > 0).astype(np.float64)
+
+
+class NDCG(_TopMetric):
+    """Normalised discounted cumulative gain of the first `topk` rows of a session, of all for 0.
+
+    DCG = sum over ranks i of label / log2(i + 1), over the DCG of the best order (Jarvelin & Kekalainen, TOIS 2002);
+    equal to scikit-learn's ndcg_score. Sessions whose labels are all 0 do not count.
+    """
+
+    def of_groups(self, chunk: Chunk, row_weights: Floats) -> tuple[Floats, Floats]:
+        """See GroupMetric.of_groups."""
+        best_order = np.lexsort((-chunk.label, chunk.group))
+        best = chunk.take(best_order)
+        gain = self._gain(_runs(chunk, chunk.score, row_weights))
+        best_gain = self._gain(_runs(best, best.label, row_weights[best_order]))
+        return gain / best_gain, (best_gain > 0).astype(np.float64)
+
+    def _gain(self, runs: Runs) -> Floats:
+        """DCG `[V, W]`."""
+        before = runs.before(runs.samples)
+        longest = int((before + runs.samples).max())
+        discounts = 1 / np.log2(np.arange(2, longest + 2))
+        if self.topk:
+            discounts[self.topk :] = 0
+        sums = np.concatenate([[0], np.cumsum(discounts)])  # of the ranks up to each
+        discount = sums[(before + runs.samples).astype(np.int64)] - sums[before.astype(np.int64)]
+        return runs.of_groups(runs.gains / np.maximum(runs.samples, 1) * discount)
+
+
+def _runs(chunk: Chunk, values: Floats, row_weights: Floats) -> Runs:
+    """The runs of equal values `[N]` of a chunk that is sorted by group and value."""
+    starts = starts_of(chunk.group, values)
+    is_positive = (chunk.label > 0.5)[:, None]
+    return Runs(
+        segment_sums(row_weights, starts),
+        segment_sums(row_weights * is_positive, starts),
+        segment_sums(row_weights * chunk.label[:, None], starts),
+        starts_of(chunk.group[starts]),
+    )
+
+
+def _are_whole(view: View) -> bool:
+    """Whether each group lies in one cluster."""
+    if view.group == view.cluster:
+        return True
+    for chunk in view.by_group():
+        starts = starts_of(chunk.group)
+        least, most = (extreme.reduceat(chunk.cluster, starts) for extreme in (np.minimum, np.maximum))
+        if not np.array_equal(least, most):
+            return False
+    return True

@@ -1,0 +1,182 @@
+"""What a config asks of an evaluation: which metrics and slices, which input fields they need, and the rows to keep."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from easyrec_mm.config_evaluation import METRICS_OF_ACTIVATION, group_field, result_name, slice_name
+from easyrec_mm.evaluation.metric_table import METRICS
+from easyrec_mm.evaluation.metrics import MeanOfTerms, SumMetric
+from easyrec_mm.evaluation.rows import Columns
+from easyrec_mm.evaluation.slices import ByFrequency, ByPicture, ByQuantile, ByValue, Slicer
+from easyrec_mm.evaluation.summary import CLUSTER, Entry
+from easyrec_mm.evaluation.weights import ClusterWeights
+from easyrec_mm.grouping.stable_hash import Hashes, hash_array, mix
+from easyrec_mm.protos.eval_pb2 import EvalSlice
+from easyrec_mm.protos.pipeline_pb2 import EasyRecConfig
+from easyrec_mm.schema import Schema, Task
+
+Array = npt.NDArray[Any]
+_GROUP_SIZE_BINS = 4
+
+# What an item's hash and count are: uint64 [items] ascending, int64 [items].
+ItemCounts = tuple[Array, Array]
+
+
+class EvalPlan:
+    """The evaluation of one model on its rows.
+
+    Args:
+      config: the pipeline config.
+      schema: of the config.
+      confidence: whether to compute bootstrap replicates, as eval_config.bootstrap says.
+      count_items: input field -> how often training data hold each item; called where a slice asks for it.
+      tasks: names of the tasks to evaluate; all by default.
+    """
+
+    def __init__(
+        self,
+        config: EasyRecConfig,
+        schema: Schema,
+        confidence: bool,
+        count_items: Callable[[str], ItemCounts],
+        tasks: set[str] | None = None,
+    ) -> None:
+        evaluation = config.eval_config
+        self._schema = schema
+        self.bootstrap = evaluation.bootstrap
+        self.weights = ClusterWeights(self.bootstrap.num_replicates if confidence else 0, self.bootstrap.seed)
+        self.item_field = evaluation.item_id_field or schema.image.field
+        self.cluster_field = self.bootstrap.cluster_field or self.item_field
+        self._num_groups = 0
+        self._groups: dict[str, str] = {}  # input field -> column
+        self._terms: dict[str, tuple[Task, SumMetric]] = {}  # column -> what is kept of a task of several classes
+        self.tasks = [task for task in schema.tasks if tasks is None or task.name in tasks]
+        self.entries = self._entries(config)
+        self.slicers: dict[str, Slicer] = {}
+        for i, part in enumerate(evaluation.slices):
+            self.slicers[slice_name(part)] = self._slicer(part, f"eval_config.slices[{i}]", count_items)
+
+    def _entries(self, config: EasyRecConfig) -> list[Entry]:
+        entries: dict[str, Entry] = {}
+        towers = {tower.tower_name: tower for tower in config.model_config.e2e_mm_dbmtl.task_towers}
+        for task in self.tasks:
+            for message in [*towers[task.name].metrics_set, *config.eval_config.metrics_set]:
+                kind = message.WhichOneof("metric")
+                name = result_name(message, task.name)
+                if kind not in METRICS_OF_ACTIVATION[task.activation] or name in entries:
+                    continue
+                metric = METRICS[kind](getattr(message, kind))
+                score, group = score_column(task), ""
+                if group_field(message):
+                    group = self._groups.setdefault(group_field(message), f"group:{group_field(message)}")
+                if task.activation == "multiclass" and isinstance(metric, SumMetric):
+                    score = f"terms:{name}"
+                    self._terms[score] = (task, metric)
+                    metric = MeanOfTerms()
+                entries[name] = Entry(name, metric, label_column(task), score, group)
+        return list(entries.values())
+
+    def _slicer(self, part: EvalSlice, place: str, count_items: Callable[[str], ItemCounts]) -> Slicer:
+        kind, name = part.WhichOneof("by"), slice_name(part)
+        if kind == "has_picture":
+            return ByPicture()
+        if kind == "item_frequency":
+            return ByFrequency(count_items(self.item_field), part.item_frequency.frequent_from)
+        if kind == "group_size" or part.num_quantiles:
+            return ByQuantile(name, part.num_quantiles or _GROUP_SIZE_BINS)
+        return ByValue(name, part.max_values, f"{place}.field")
+
+    @property
+    def uses_image(self) -> bool:
+        """Whether the model looks at pictures."""
+        return self._schema.uses_image
+
+    @property
+    def fields(self) -> tuple[str, ...]:
+        """Input fields to keep beside the model's own, for `columns`."""
+        names = {*self._groups}
+        special = {"item_frequency": self.item_field, "group_size": self._schema.group_size_field}
+        special["has_picture"] = self._schema.image.field
+        names |= {special.get(name, name) for name in self.slicers}
+        if self.weights.num_replicates:
+            names |= {self.cluster_field, self._schema.group_size_field}
+        return tuple(sorted(names))
+
+    def columns(
+        self, labels: Mapping[str, Array], outputs: Mapping[str, Array], fields: Mapping[str, Array], has_picture: Array
+    ) -> Columns:
+        """The rows to keep of a batch.
+
+        Args:
+          labels: label -> `[N]`.
+          outputs: output of the model -> `[N]` or `[N, C]`.
+          fields: each of `fields` -> `[N]`, bytes or numbers.
+          has_picture: bool `[N]`, of the item, as the input found it.
+        """
+        columns: Columns = self.scores(labels, outputs)
+        for task in self.tasks:
+            columns[label_column(task)] = labels[task.label].astype(np.float32)
+        for field, column in self._groups.items():
+            columns[column] = hash_array(fields[field])
+        for name, slicer in self.slicers.items():
+            if isinstance(slicer, ByFrequency):
+                values: Array = hash_array(fields[self.item_field])
+            elif isinstance(slicer, ByPicture):
+                values = has_picture & (fields[self._schema.image.field] != b"")
+            else:
+                values = fields[self._schema.group_size_field if name == "group_size" else name]
+            columns[slicer.column] = slicer.raw(values)
+        num_rows = len(has_picture)
+        columns[CLUSTER] = self._clusters(fields) if self.weights.num_replicates else np.zeros(num_rows, np.uint64)
+        return columns
+
+    def scores(self, labels: Mapping[str, Array], outputs: Mapping[str, Array], prefix: str = "") -> Columns:
+        """The predictions among the columns, their names behind a prefix."""
+        columns: Columns = {}
+        for task in self.tasks:
+            if task.activation != "multiclass":
+                columns[prefix + score_column(task)] = outputs[task.score_name].astype(np.float32)
+        for column, (task, metric) in self._terms.items():
+            predictions = outputs[task.score_name].astype(np.float64)
+            columns[prefix + column] = metric.terms(labels[task.label].astype(np.float64), predictions)[0]
+        return columns
+
+    @property
+    def clusters(self) -> str:
+        """What a bootstrap replicate draws as a whole, for a reader."""
+        return self.cluster_field or "group"
+
+    def _clusters(self, fields: Mapping[str, Array]) -> Hashes:
+        groups = self._group_numbers(fields[self._schema.group_size_field])
+        if not self.cluster_field:
+            return groups
+        values = fields[self.cluster_field]
+        hashes = hash_array(values)
+        # Items without a picture are not one item.
+        return np.where(values == b"", groups, hashes) if self.cluster_field == self._schema.image.field else hashes
+
+    def _group_numbers(self, sizes: Array) -> Hashes:
+        """A number for each row's group, uint64 `[N]`, of the sizes of the groups of its rows `[N]`."""
+        numbers = np.empty(len(sizes), np.uint64)
+        start = 0
+        while start < len(sizes):
+            end = start + max(1, int(sizes[start]))
+            numbers[start:end] = self._num_groups
+            self._num_groups += 1
+            start = end
+        return mix(numbers)
+
+
+def label_column(task: Task) -> str:
+    """Where Rows keep the label of a task."""
+    return f"label:{task.label}"
+
+
+def score_column(task: Task) -> str:
+    """Where Rows keep the prediction of a task."""
+    return f"score:{task.name}"
