@@ -27,6 +27,8 @@ _NUM_QUANTILES = 16
 _SMALL_DIM, _DIM = 8, 16
 # Times that a column would have differed within an item if it were chance.
 _MIN_EVIDENCE = 20
+# Rows of a value below which an id is learned by heart as an embedding: it adds a number to the logits instead.
+_FEW_ROWS = 300
 _TAG_SEPARATORS = ("|", ",", ";", " ")
 
 _LABEL = re.compile(
@@ -52,12 +54,16 @@ class FieldPlan:
 
 @dataclass
 class FeaturePlan:
-    """A feature: `settings` by name, and why they are so."""
+    """A feature: `settings` by name, and why they are so.
+
+    wide_rows  rows of each of its values on average, if they are so few that it adds a number to the logits; else 0
+    """
 
     name: str
     feature_type: str
     settings: dict[str, Any]
     why: str
+    wide_rows: float = 0.0
 
 
 @dataclass
@@ -203,6 +209,10 @@ def _plan_feature(
         return
     if plan.per_group:
         feature.settings["per_group"] = True
+    rows = column.num_values / max(column.num_distinct, 1)
+    if feature.feature_type == "IdFeature" and column.num_distinct > _MAX_VOCABULARY and rows < _FEW_ROWS:
+        feature.wide_rows = rows
+        feature.why += f"; {rows:.0f} rows each, too few for an embedding: a number each, added to the logits"
     result.features.append(feature)
 
 
@@ -332,26 +342,20 @@ def _bucket_feature(plan: FieldPlan, column: ColumnStats, stats: LogStats) -> Fe
 
 
 def _number_feature(plan: FieldPlan, column: ColumnStats, stats: LogStats) -> FeaturePlan:
+    """Buckets of about as many rows each, and one for missing values: whatever the number's effect, it can be learned."""
     values = _numbers(stats, plan.name)
-    low, middle, high = (float(limit) for limit in np.quantile(values, (0.01, 0.5, 0.99)))
-    if column.num_missing:
-        plan.default = round(middle) if plan.kind == "int64" else _short(middle)
+    limits = [_short(limit) for limit in quantile_boundaries(values, _NUM_QUANTILES)]
     told = (
-        f"numbers from {_short(column.least)} to {_short(column.greatest)}, median {_short(middle)}{_missing(column)}"
+        f"numbers from {_short(column.least)} to {_short(column.greatest)}, median {_short(np.median(values))}"
+        f"{_missing(column)}: {len(limits) + 1} buckets that hold about as many rows each"
     )
-    near, far = sorted((middle - low, high - middle))
-    # Half of the values on a tenth of the range, or extremes far outside, would make the rest all alike.
-    is_skewed = far > 4 * near or max(high - low, 1e-30) * 4 < float(column.greatest) - float(column.least)
-    if is_skewed:
-        limits = quantile_boundaries(values, _NUM_QUANTILES)
-        if limits:
-            settings = {"boundaries": [_short(limit) for limit in limits], "embedding_dim": _SMALL_DIM}
-            why = f"{told}, skewed: {len(limits) + 1} buckets that hold about as many rows each"
-            return FeaturePlan(plan.name, "RawFeature", settings, why)
-    least, greatest = _short(column.least), _short(column.greatest)
-    if least == greatest:
-        return FeaturePlan(plan.name, "RawFeature", {}, told)
-    return FeaturePlan(plan.name, "RawFeature", {"min_val": least, "max_val": greatest}, f"{told}: scaled to 0 to 1")
+    if column.num_missing:
+        # Below the first bucket, which then begins with the least value.
+        below = float(column.least) - max(1.0, abs(float(column.least)))
+        plan.default = int(below) if plan.kind == "int64" else _short(below)
+        limits.insert(0, _short(column.least))
+        told += ", and one for missing ones"
+    return FeaturePlan(plan.name, "RawFeature", {"boundaries": limits, "embedding_dim": _SMALL_DIM}, told)
 
 
 def _table_rows(num_distinct: int) -> tuple[int, str]:
