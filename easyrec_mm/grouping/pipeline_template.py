@@ -13,6 +13,7 @@ from typing import Any
 from google.protobuf import text_encoding
 from PIL import Image, UnidentifiedImageError
 
+from easyrec_mm.config_groups import wide_name
 from easyrec_mm.files import StorageError, join, read
 from easyrec_mm.grouping.columns import Kind
 from easyrec_mm.grouping.grouped_rtp import RtpLayout
@@ -30,7 +31,17 @@ _FIELD_TYPES: dict[Kind, str] = {
 }
 # Samples of a batch that are aimed at, and limits of its groups.
 _BATCH_SAMPLES, _MIN_BATCH, _MAX_BATCH = 1024, 8, 256
-_NUM_EPOCHS = 3
+# Times that the data is read: until so many rows were seen, within limits.
+_ROWS_TO_SEE, _MOST_EPOCHS = 8_000_000, 8
+# Standard deviation of what a value of a wide feature adds to the logits; and of embedding_regularization, times the
+# samples of a batch.
+_WIDE_DEVIATION, _EMBEDDING_PENALTY = 0.4, 0.03
+# Without pretrained weights; and the side of pictures on which pretrained ones see well and fast enough.
+_RANDOM_BACKBONE, _PRESET_SIDE = "None", 192
+_SMALL_START = "Embeddings start small: what a value does must be learned, and is not there by chance."
+_NO_BATCH_NORM = (
+    "No batch normalisation: batches show few items, whose statistics in training are others than those at evaluation."
+)
 _SHUFFLE_GROUPS = 4096
 # Sides of pictures that are proposed, and pictures that are looked at.
 _SIDES, _NUM_PICTURES = (64, 96, 128, 160, 224), 64
@@ -125,7 +136,7 @@ def _input_field(one: FieldPlan) -> list[str]:
 
 
 def _features(options: GroupOptions, inference: Inference, grouped: Grouped) -> list[str]:
-    lines: list[str] = []
+    lines = [*_comment("", [_SMALL_START]), "initializer { truncated_normal_initializer { stddev: 0.05 } }"]
     for feature in inference.features:
         lines += _comment("", [feature.why + ("; the same for all rows of an item" if _is_per_group(feature) else "")])
         settings = "".join(f" {name}: {_value(value)}" for name, value in feature.settings.items())
@@ -151,33 +162,71 @@ def _long_feature(feature: FeaturePlan) -> list[str]:
 
 
 def _model(options: GroupOptions, inference: Inference, grouped: Grouped) -> list[str]:
-    names = [feature.name for feature in inference.features]
+    wide = _wide(inference)
+    names = [feature.name for feature in inference.features if feature not in wide]
     lines = [
         'model_class: "E2E_MM_DBMTL"',
         f'feature_groups {{ group_name: "img" feature_names: {_text(options.image_field)} }}',
         f'feature_groups {{ group_name: "sample_num" feature_names: {_text(GROUP_SIZE)} }}',
         *_block("feature_groups", ['group_name: "all"', *(f"feature_names: {_text(name)}" for name in names)]),
-        "embedding_regularization: 1e-6",
     ]
+    for feature in wide:
+        factor = 1 / (_WIDE_DEVIATION**2 * feature.wide_rows)
+        lines += _comment("", [f"What a value adds is expected to be about {_WIDE_DEVIATION:g}, up or down."])
+        lines += _block(
+            "feature_groups",
+            [
+                f"group_name: {_text(wide_name(feature.name))}",
+                f"wide_deep: WIDE wide_regularization: {factor:.2g} feature_names: {_text(feature.name)}",
+            ],
+        )
+    samples = _batch_size(grouped) * grouped.num_rows / max(grouped.num_groups, 1)
+    lines.append(f"embedding_regularization: {_EMBEDDING_PENALTY / samples:.1g}")
     return _block("model_config", lines + _block("e2e_mm_dbmtl", _network(options, inference, grouped)))
+
+
+def _wide(inference: Inference) -> list[FeaturePlan]:
+    """The features that add to the logits, unless there are no others."""
+    wide = [feature for feature in inference.features if feature.wide_rows]
+    return wide if len(wide) < len(inference.features) else []
 
 
 def _network(options: GroupOptions, inference: Inference, grouped: Grouped) -> list[str]:
     units = (256, 128) if grouped.num_rows >= 1_000_000 else (128, 64)
-    lines = []
+    lines = _image_tower(options, grouped)
+    lines += _comment("", [_NO_BATCH_NORM])
+    lines.append("use_feature_bn: false")
+    lines += _comment("", ["Products of features, and of the picture with each, reach further than the layers alone."])
+    lines.append("dot_interaction { dim: 16 }")
+    lines.append(f"bottom_dnn {{ hidden_units: [{units[0]}, {units[1]}] use_bn: false }}")
+    labels = sorted(inference.labels, key=lambda label: not label.is_binary)
+    for label in labels:
+        lines += _tower(label, labels[0], units[1], options)
+    return [*lines, "l2_regularization: 0"]
+
+
+def _image_tower(options: GroupOptions, grouped: Grouped) -> list[str]:
+    lines: list[str] = []
+    if options.preset:
+        (width, height), _ = _image_size(options, grouped)
+        lines.append(f"preset: {_text(options.preset)}")
+        upscale = _PRESET_SIDE // max(width, height)
+        if upscale > 1:
+            lines += _comment("", [f"So that its things have about the size that it knows, {_PRESET_SIDE} pixels."])
+            lines.append(f"upscale: {upscale}")
+        lines += _comment("", ["The backbone stays as it is, and runs once a distinct picture."])
+        lines.append("trainable: HEAD")
+    else:
+        lines.append(f"model_name: {_text(_RANDOM_BACKBONE)}")
+    lines += _comment("", ["img_dnn takes what the backbone finds as it is, and the colours."])
+    lines += ["num_classes: 0", "colour_features {}", "normalize_features: true"]
     if grouped.num_rows_without_picture:
         lines += _comment(
             "", [f"{grouped.num_rows_without_picture:,} rows have no picture: they take a trained vector."]
         )
-        lines.append('img_model { model_name: "ResNet" num_classes: 16 no_image_vector: true }')
-    else:
-        lines.append('img_model { model_name: "ResNet" num_classes: 16 }')
-    lines.append('highway_dnn { input: "img" emb_size: 16 }')
-    lines.append(f"bottom_dnn {{ hidden_units: [{units[0]}, {units[1]}] }}")
-    labels = sorted(inference.labels, key=lambda label: not label.is_binary)
-    for label in labels:
-        lines += _tower(label, labels[0], units[1], options)
-    return [*lines, "l2_regularization: 1e-6"]
+        lines.append("no_image_vector: true")
+    head = ["hidden_units: [128, 16]", "dropout_ratio: [0.5, 0]", "use_bn: false"]
+    return [*_block("img_model", lines), f"img_dnn {{ {' '.join(head)} }}"]
 
 
 def _tower(label: LabelPlan, first: LabelPlan, units: int, options: GroupOptions) -> list[str]:
@@ -197,10 +246,10 @@ def _tower(label: LabelPlan, first: LabelPlan, units: int, options: GroupOptions
         lines.append("loss_type: L2_LOSS")
         lines.append(f"weight: {_weight(label.variance):.1g}")
     lines += [f"metrics_set {{ {metric} }}" for metric in metrics]
-    lines.append(f"dnn {{ hidden_units: [{units}, {units // 2}] }}")
+    lines.append(f"dnn {{ hidden_units: [{units}, {units // 2}] use_bn: false }}")
     if label is not first:
         lines.append(f"relation_tower_names: {_text(first.name)}")
-    lines.append(f"relation_dnn {{ hidden_units: {units // 4} }}")
+    lines.append(f"relation_dnn {{ hidden_units: {units // 4} use_bn: false }}")
     return [*_comment("", [why]), *_block("task_towers", lines)]
 
 
