@@ -36,12 +36,12 @@ def view_of(labels, scores, groups, clusters, num_replicates=0):
 def test_replicates_equal_metrics_of_repeated_rows(name, clusters_hold_groups):
     labels, scores = clicks(300, levels=40)
     groups = np.random.default_rng(1).integers(0, 40, 300)
-    clusters = groups // 2 if clusters_hold_groups else np.arange(200) % 30
+    clusters = groups // 2 if clusters_hold_groups else np.arange(300) % 30
     weights = ClusterWeights(20).of(mix(clusters.astype(np.uint64)))
     estimate = METRICS[name]().estimate(view_of(labels, scores, groups, clusters, 20))
     for replicate in range(20):
         counts = weights[:, 1 + replicate]
-        repeated = np.repeat(np.arange(200), counts)
+        repeated = np.repeat(np.arange(300), counts)
         # A group of a cluster that is drawn twice is two groups; one of rows of several clusters stays one.
         copy = np.concatenate([np.arange(count) for count in counts])
         groups_drawn = groups[repeated] + (1000 * copy if clusters_hold_groups else 0)
@@ -54,7 +54,7 @@ def test_replicates_equal_metrics_of_repeated_rows(name, clusters_hold_groups):
 @pytest.mark.parametrize("name", METRICS)
 def test_the_value_is_the_same_with_replicates_and_in_any_blocks(name, monkeypatch):
     labels, scores = clicks(300, levels=40)
-    groups, clusters = np.arange(200) % 17, np.arange(200) % 23
+    groups, clusters = np.arange(300) % 17, np.arange(300) % 23
     alone = METRICS[name]().estimate(view_of(labels, scores, groups, clusters))
     with_replicates = METRICS[name]().estimate(view_of(labels, scores, groups, clusters, 30))
     monkeypatch.setattr("easyrec_mm.evaluation.views.CHUNK_NUMBERS", 200)

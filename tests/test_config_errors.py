@@ -1066,8 +1066,81 @@ METRIC_CASES = [
                 ".gauc.reduction",
                 "no reduction named 'men'; did you mean 'mean'?",
             ),
-            (".ece.num_bins=0", ".ece.num_bins", "0 bins are none; give 1 or more"),
+            (".ece.num_bins=0", ".ece.num_bins", "0 bins hold no sample; give 1 or more"),
+            (".calibration_curve.num_bins=0", ".calibration_curve.num_bins", "0 bins hold no sample; give 1 or more"),
+            (
+                ".calibration_curve.strategy=quantil",
+                ".calibration_curve.strategy",
+                "no strategy named 'quantil'; did you mean 'quantile'?",
+            ),
+            (
+                "=recall_at_topk { session_id_field: 'familyid' topk: 0 }",
+                ".recall_at_topk.topk",
+                "no row is among the first 0; give 1 or more",
+            ),
+            (
+                "=session_auc { session_id_field: 'familyid' reduction: 'men' }",
+                ".session_auc.reduction",
+                "no reduction named 'men'; did you mean 'mean'?",
+            ),
+            *(
+                (
+                    f".{kind}.session_id_field=famlyid",
+                    f".{kind}.session_id_field",
+                    "no input field named 'famlyid'; did",
+                )
+                for kind in ("session_auc", "ndcg", "recall_at_topk", "hit_rate")
+            ),
         )
+    ),
+    case(
+        f"{TOWERS}[0].metrics_set=[{{gauc {{uid_field: 'familyid'}}}}, {{gauc {{uid_field: 'city'}}}}]",
+        place=f"{TOWERS}[0].metrics_set[1]",
+        says="a second metric that would be called gauc_is_valid_play; remove one of the two",
+    ),
+]
+
+# --- eval_config
+
+EVALUATION = "eval_config"
+
+
+def evaluation_case(setting, place, says, *changes):
+    return case(*changes, f"{EVALUATION}.{setting}", place=f"{EVALUATION}.{place}", says=says)
+
+
+EVALUATION_CASES = [
+    evaluation_case(
+        "item_id_field=famlyid", "item_id_field", "no input field named 'famlyid'; did you mean 'familyid'"
+    ),
+    evaluation_case("max_memory_mib=0", "max_memory_mib", "nothing can be computed in 0 MiB; give 1 or more"),
+    evaluation_case(
+        "bootstrap.cluster_field=famlyid", "bootstrap.cluster_field", "no input field named 'famlyid'; did"
+    ),
+    evaluation_case("bootstrap.level=1", "bootstrap.level", "1 is not between 0 and 1; give 0.95, for example"),
+    evaluation_case(
+        "bootstrap.num_replicates=30",
+        "bootstrap.num_replicates",
+        "30 are too few for intervals of level 0.95; give 40 or more, or 0 for no intervals",
+    ),
+    *(
+        evaluation_case(f"slices=[{{{text}}}]", f"slices[0]{place}", says)
+        for text, place, says in (
+            ("", "", "does not say by what; choose one of field, item_frequency, group_size, has_picture"),
+            ("field: 'famlyid'", ".field", "no input field named 'famlyid'; did you mean 'familyid'?"),
+            ("field: 'city' max_values: 0", ".max_values", "0 values leave nothing to show; give 1 or more"),
+            ("field: 'city' num_quantiles: 3", ".num_quantiles", "'city' is text and has no quantiles; remove it"),
+            ("field: 'level' num_quantiles: 3 max_values: 2", ".max_values", "has an effect on the values of a field"),
+            ("has_picture {} num_quantiles: 3", ".num_quantiles", "has no effect on has_picture; remove it"),
+            ("item_frequency {frequent_from: 1}", ".item_frequency.frequent_from", "1 leaves no rare item; give 2"),
+        )
+    ),
+    evaluation_case("slices=[{field: 'city'}, {field: 'city'}]", "slices[1]", "a second one by city; remove one"),
+    evaluation_case(
+        "slices=[{item_frequency {}}]",
+        "slices[0].item_frequency",
+        "counts items in train_input_path, which is missing; give it",
+        "train_input_path=",
     ),
 ]
 
@@ -1242,7 +1315,7 @@ TRAIN_CASES = [
 
 @pytest.mark.parametrize(
     ("changes", "place", "says"),
-    [*DATA_CASES, *FEATURE_CASES, *MODEL_CASES, *ATTENTION_CASES, *METRIC_CASES, *TRAIN_CASES],
+    [*DATA_CASES, *FEATURE_CASES, *MODEL_CASES, *ATTENTION_CASES, *METRIC_CASES, *EVALUATION_CASES, *TRAIN_CASES],
 )
 def test_a_mistake_is_named_with_its_place_and_value_and_nothing_else_is(problems, changes, place, says):
     ((found_place, message),) = problems(changes)

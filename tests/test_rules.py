@@ -155,7 +155,6 @@ WITHOUT_TENSORFLOW = {
     "config_evaluation",
     "config_checks",
     "config",
-    "evaluation.metrics",
     "quantiles",
     "manifest",
     "items",
@@ -174,7 +173,12 @@ WITHOUT_TENSORFLOW = {
     "weights.wheel",
     "commands",
     "cli",
-    *(f"grouping.{path.stem}" for path in (PACKAGE / "grouping").glob("*.py") if path.stem != "__init__"),
+    *(
+        f"{folder}.{path.stem}"
+        for folder in ("grouping", "evaluation")
+        for path in (PACKAGE / folder).glob("*.py")
+        if path.stem != "__init__"
+    ),
 }
 # Talk to the person at the terminal; all others return what they have to say, or raise it.
 MAY_PRINT = {"cli", "commands", "trainer", "progress"}

@@ -185,7 +185,8 @@ def _quoted(path: Path) -> str:
 def _read(paths: list[str], names: list[str], num_rows: int) -> Iterator[Columns]:
     """Chunks of `num_rows` rows of files, but for the last one of each."""
     for path in paths:
-        with pq.ParquetFile(path) as file:
+        # Reading ahead would keep the whole file in memory.
+        with pq.ParquetFile(path, pre_buffer=False) as file:
             for batch in file.iter_batches(batch_size=num_rows, columns=names):
                 yield {name: batch.column(name).to_numpy(zero_copy_only=False) for name in names}
 
