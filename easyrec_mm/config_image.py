@@ -28,8 +28,8 @@ BACKBONE_NAMES = (*CONVOLUTIONAL, *TRANSFORMERS)
 # What EasyRec's branch calls them.
 ALIASES = {"ResNet": "ResNet-18", "MobileNet": "MobileNetV3-Large"}
 VIT_PATCH_SIZE = 16
-# Sides of the cube of colours: with more, most of its colours are in no picture.
-HISTOGRAM_BINS = (2, 16)
+# Sides of the cube of colours: with more, most of its colours are in no picture; and of grids.
+COLOUR_BINS, LARGEST_GRID = (2, 16), 32
 # Label of ImgModel.img_loss_weight.
 CATE_LABEL = "cate_label"
 
@@ -97,15 +97,7 @@ def _check_backbone(network: E2E_MM_DBMTL, schema: Schema, problems: Problems) -
         problems.add(f"{PLACE}.num_classes", "0 is no width; give the width of the projection, or add img_dnn")
     if tower.upscale == 0:
         problems.add(f"{PLACE}.upscale", "0 leaves nothing of a picture; give a factor of 1 or more")
-    colours = tower.colour_features
-    if tower.HasField("colour_features") and not (colours.grid or colours.histogram_bins):
-        problems.add(f"{PLACE}.colour_features", "tells nothing; set grid or histogram_bins, or remove it")
-    least, most = HISTOGRAM_BINS
-    if colours.histogram_bins and not least <= colours.histogram_bins <= most:
-        place = f"{PLACE}.colour_features.histogram_bins"
-        problems.add(place, f"{colours.histogram_bins} is not between {least} and {most}")
-    if colours.grid > min(schema.image.height, schema.image.width):
-        problems.add(f"{PLACE}.colour_features.grid", f"{colours.grid} cells are more than the picture has pixels")
+    _check_descriptors(tower, schema, problems)
     if tower.preset and tower.HasField("model_name"):
         problems.add(f"{PLACE}.model_name", "has no effect beside preset; keep one of the two")
     if tower.preset:
@@ -132,6 +124,19 @@ def _check_backbone(network: E2E_MM_DBMTL, schema: Schema, problems: Problems) -
             f"{PLACE}.category_feature",
             f"{name} has no convolutions for its attention; choose one that has, or remove it",
         )
+
+
+def _check_descriptors(tower: ImgModel, schema: Schema, problems: Problems) -> None:
+    given, place = tower.descriptors, f"{PLACE}.descriptors"
+    if tower.HasField("descriptors") and not (given.colour_grid or given.colour_bins or given.edge_grid):
+        problems.add(place, "tells nothing; set one of its fields above 0, or remove it")
+    least, most = COLOUR_BINS
+    if given.colour_bins and not least <= given.colour_bins <= most:
+        problems.add(f"{place}.colour_bins", f"{given.colour_bins} is not between {least} and {most}")
+    side = min(schema.image.height, schema.image.width, LARGEST_GRID)
+    for name in ("colour_grid", "edge_grid"):
+        if tower.HasField("descriptors") and getattr(given, name) > side:
+            problems.add(f"{place}.{name}", f"{getattr(given, name)} is more than {side} cells; the pictures are small")
 
 
 class PresetFiles(NamedTuple):

@@ -13,7 +13,7 @@ from easyrec_mm.data.batch import Images
 from easyrec_mm.errors import ConfigError
 from easyrec_mm.layers.augmentation import Augmentation
 from easyrec_mm.layers.backbones import BackboneError, named_backbone, preset_backbone
-from easyrec_mm.layers.colours import ColourFeatures
+from easyrec_mm.layers.descriptors import Descriptors
 from easyrec_mm.layers.dnn import Highway
 from easyrec_mm.layers.embedding import FeatureEmbedding
 from easyrec_mm.layers.image_losses import ClassLoss, ContrastiveLoss, MultiSimilarityLoss
@@ -61,7 +61,7 @@ def _image_tower(config: EasyRecConfig, schema: Schema, dtype: str) -> ImageTowe
         lora_alpha=settings.lora_alpha or settings.lora_rank,
         augmentation=_augmentation(config),
         upscale=settings.upscale,
-        colours=_colours(settings),
+        descriptors=_descriptors(settings),
         normalizes=settings.normalize_features,
         rematerialize=settings.rematerialize,
         micro_batch=settings.image_micro_batch,
@@ -77,10 +77,11 @@ def _augmentation(config: EasyRecConfig) -> Augmentation | None:
     return Augmentation(**values, seed=config.data_config.seed)
 
 
-def _colours(settings: ImgModel) -> ColourFeatures | None:
-    if not settings.HasField("colour_features"):
+def _descriptors(settings: ImgModel) -> Descriptors | None:
+    if not settings.HasField("descriptors"):
         return None
-    return ColourFeatures(settings.colour_features.grid, settings.colour_features.histogram_bins)
+    given = settings.descriptors
+    return Descriptors(given.colour_grid, given.colour_bins, given.edge_grid)
 
 
 def item_image(settings: ImgModel, width: int, seed: int) -> ItemImage:

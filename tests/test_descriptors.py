@@ -1,4 +1,4 @@
-"""Colours of pictures as numbers, against NumPy, pixel by pixel; and numbers normalised by running averages."""
+"""Colours and edges of pictures as numbers, against NumPy, pixel by pixel; numbers normalised by averages."""
 
 from itertools import product
 
@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from easyrec_mm.layers.colours import ColourFeatures
+from easyrec_mm.layers.descriptors import Descriptors
 from easyrec_mm.layers.dnn import RunningNorm
 
 
@@ -33,7 +33,7 @@ def test_grid_of_mean_colours(height, width, channels):
         ]
         for picture in given
     ]
-    found = ColourFeatures(grid=4, histogram_bins=0)(tf.constant(given))
+    found = Descriptors(4, 0, 0)(tf.constant(given))
     np.testing.assert_allclose(found, np.reshape(expected, (3, -1)), atol=1e-5)
 
 
@@ -49,7 +49,7 @@ def histogram(pixels, bins):
 @pytest.mark.parametrize(("channels", "bins"), [(3, 4), (1, 6)])
 def test_histograms_of_the_whole_and_of_its_middle(channels, bins):
     given = np.minimum(pictures(12, 8, channels), 254)
-    found = ColourFeatures(grid=0, histogram_bins=bins)(tf.constant(given)).numpy()
+    found = Descriptors(0, bins, 0)(tf.constant(given)).numpy()
     assert found.shape == (3, 2 * bins**channels)
     for picture, row in zip(given, found, strict=True):
         for part, told in ((picture, row[: bins**channels]), (picture[3:9, 2:6], row[bins**channels :])):
@@ -60,10 +60,25 @@ def test_histograms_of_the_whole_and_of_its_middle(channels, bins):
 
 def test_large_pictures_are_counted_at_a_smaller_size():
     plain = np.full((1, 200, 130, 3), 255, np.uint8)
-    found = ColourFeatures(grid=2, histogram_bins=3)(tf.constant(plain)).numpy()[0]
+    found = Descriptors(2, 3, 0)(tf.constant(plain)).numpy()[0]
     np.testing.assert_allclose(found[:12], 1.0, rtol=1e-5)
     np.testing.assert_allclose(found[[12 + 26, 12 + 53]], 1.0, rtol=1e-5)
     assert np.abs(np.delete(found, [*range(12), 38, 65])).max() < 1e-3
+
+
+def test_directions_of_edges():
+    given = pictures(16, 24, 3)
+    found = Descriptors(0, 0, 4)(tf.constant(given)).numpy().reshape(3, 4, 4, 8)
+    for picture, told in zip(given, found, strict=True):
+        brightness = np.pad(picture.mean(axis=2) / 255, 1, mode="edge")
+        strengths = np.zeros((4, 4, 8))
+        for y, x in product(range(16), range(24)):
+            across = (brightness[y + 1, x + 2] - brightness[y + 1, x]) / 2
+            down = (brightness[y + 2, x + 1] - brightness[y, x + 1]) / 2
+            for direction in range(8):
+                near = max(np.cos(2 * (np.arctan2(down, across) - np.pi * direction / 8)), 0.0)
+                strengths[y // 4, x // 6, direction] += near**3 * np.hypot(across, down)
+        np.testing.assert_allclose(told**2, strengths / strengths.sum(), atol=1e-5)
 
 
 def test_running_norm_is_the_same_in_training_and_later():

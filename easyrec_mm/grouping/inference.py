@@ -342,7 +342,7 @@ def _bucket_feature(plan: FieldPlan, column: ColumnStats, stats: LogStats) -> Fe
 
 
 def _number_feature(plan: FieldPlan, column: ColumnStats, stats: LogStats) -> FeaturePlan:
-    """Buckets of about as many rows each, and one for missing values: whatever the number's effect, it can be learned."""
+    """Buckets of about as many rows each, and one for missing values, so that any effect can be learned."""
     values = _numbers(stats, plan.name)
     limits = [_short(limit) for limit in quantile_boundaries(values, _NUM_QUANTILES)]
     told = (

@@ -218,8 +218,8 @@ def _image_tower(options: GroupOptions, grouped: Grouped) -> list[str]:
         lines.append("trainable: HEAD")
     else:
         lines.append(f"model_name: {_text(_RANDOM_BACKBONE)}")
-    lines += _comment("", ["img_dnn takes what the backbone finds as it is, and the colours."])
-    lines += ["num_classes: 0", "colour_features {}", "normalize_features: true"]
+    lines += _comment("", ["img_dnn takes what the backbone finds as it is, and the colours and edges."])
+    lines += ["num_classes: 0", "descriptors {}", "normalize_features: true"]
     if grouped.num_rows_without_picture:
         lines += _comment(
             "", [f"{grouped.num_rows_without_picture:,} rows have no picture: they take a trained vector."]

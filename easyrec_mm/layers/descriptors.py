@@ -1,4 +1,4 @@
-"""Colours of a picture as numbers, without anything to train. P pictures, H x W pixels."""
+"""Colours and edges of a picture as numbers, without anything to train. P pictures, H x W pixels."""
 
 from __future__ import annotations
 
@@ -6,40 +6,67 @@ import numpy as np
 import tensorflow as tf
 from numpy.typing import NDArray
 
-# Pictures are made smaller to this side before their colours are counted: memory, and little of the result.
-_COUNTED_SIDE = 64
+# Pictures are made smaller to this side before colours are counted and edges looked for: what is finer is noise.
+_LARGEST_SIDE = 64
+# Directions of edges, from 0 to 180 degrees, and how sharply one is told from the next.
+_NUM_DIRECTIONS, _SHARPNESS = 8, 3
+# Square roots have no gradient at 0.
+_TINY = 1e-12
 
 
-class ColourFeatures:
-    """Pixels -> mean colours of the cells of a grid, and how much of the picture each colour takes.
+class Descriptors:
+    """Pixels -> mean colours of the cells of a grid, how much of the picture each colour takes, and where edges lie.
 
-    The grid is a colour layout as MPEG-7 has it (Kasutani and Yamada, ICIP 2001), without its cosine transform. The
-    histograms (Swain and Ballard, IJCV 1991) are of the whole picture and of its middle half: a pixel counts for the
-    nearest colours of a cube of `histogram_bins` ^ channels, each channel linearly between its two. Square roots of the
-    shares make Euclid's distance that of Hellinger.
+    The grid of colours is a colour layout as MPEG-7 has it (Kasutani and Yamada, ICIP 2001), without its cosine
+    transform. The histograms (Swain and Ballard, IJCV 1991) are of the whole picture and of its middle half: a pixel
+    counts for the nearest colours of a cube of `colour_bins` ^ channels, each channel linearly between its two. Edges
+    are told by the histogram of the directions of the gradient of brightness in each cell of a grid (HOG, Dalal and
+    Triggs, CVPR 2005), as shares of the whole picture. Square roots of shares make Euclid's distance that of Hellinger.
 
     Args:
-      grid: cells along each side; 0 for no grid.
-      histogram_bins: colours along each side of the cube; 0 for no histograms.
+      colour_grid: cells along each side; 0 for no grid of colours.
+      colour_bins: colours along each side of the cube; 0 for no histograms.
+      edge_grid: cells along each side; 0 for no edges.
     """
 
-    def __init__(self, grid: int, histogram_bins: int) -> None:
-        self._grid, self._bins = grid, histogram_bins
+    def __init__(self, colour_grid: int, colour_bins: int, edge_grid: int) -> None:
+        self._grid, self._bins, self._edge_grid = colour_grid, colour_bins, edge_grid
 
     def __call__(self, pixels: tf.Tensor) -> tf.Tensor:
-        """`[P, H, W, C]`, 0-255 -> float32 `[P, grid^2 C + 2 bins^C]`, mean colours from -1 to 1."""
+        """`[P, H, W, C]`, 0-255 -> float32 `[P, grid^2 C + 2 bins^C + 8 edge_grid^2]`, mean colours from -1 to 1."""
         x = tf.cast(pixels, tf.float32) / 255.0
         height, width, channels = x.shape[1:]
         found = []
         if self._grid:
             cells = _smaller(x, self._grid, self._grid)
             found.append(2.0 * tf.reshape(cells, [-1, self._grid**2 * channels]) - 1.0)
+        small = _smaller(x, min(height, _LARGEST_SIDE), min(width, _LARGEST_SIDE))
+        height, width = small.shape[1:3]
         if self._bins:
-            small = _smaller(x, min(height, _COUNTED_SIDE), min(width, _COUNTED_SIDE))
-            height, width = small.shape[1:3]
             middle = small[:, height // 4 : height - height // 4, width // 4 : width - width // 4]
             found += [self._histogram(small), self._histogram(middle)]
+        if self._edge_grid:
+            found.append(self._edges(tf.reduce_mean(small, axis=3)))
         return tf.concat(found, axis=1)
+
+    def _edges(self, brightness: tf.Tensor) -> tf.Tensor:
+        """`[P, h, w]` -> `[P, edge_grid^2 * directions]`.
+
+        With the angle a of the gradient, direction d has max(cos(2 (a - d)), 0) ^ sharpness of its length: a soft bin
+        that needs no angle.
+        """
+        x = tf.pad(brightness, [[0, 0], [1, 1], [1, 1]], "SYMMETRIC")
+        across = (x[:, 1:-1, 2:] - x[:, 1:-1, :-2]) / 2
+        down = (x[:, 2:, 1:-1] - x[:, :-2, 1:-1]) / 2
+        squares = tf.square(across) + tf.square(down) + _TINY
+        twice = 2 * np.pi * np.arange(_NUM_DIRECTIONS, dtype=np.float32) / _NUM_DIRECTIONS
+        # cos(2a) and sin(2a) times the square of the length
+        cosine, sine = (v[..., None] for v in (tf.square(across) - tf.square(down), 2 * across * down))
+        nearness = tf.nn.relu(cosine * np.cos(twice) + sine * np.sin(twice)) / squares[..., None]
+        edges = nearness**_SHARPNESS * tf.sqrt(squares)[..., None]  # [P, h, w, directions]
+        cells = _smaller(edges, self._edge_grid, self._edge_grid)
+        strengths = tf.reshape(cells, [-1, self._edge_grid**2 * _NUM_DIRECTIONS])
+        return tf.sqrt(strengths / (tf.reduce_sum(strengths, axis=1, keepdims=True) + 1e-6) + _TINY)
 
     def _histogram(self, x: tf.Tensor) -> tf.Tensor:
         """`[P, h, w, C]`, 0-1 -> `[P, bins^C]`."""
@@ -56,8 +83,7 @@ class ColourFeatures:
         else:
             counts = tf.reduce_sum(counts, axis=1)
         shares = tf.reshape(counts, [-1, self._bins**channels]) / (height * width)
-        # The gradient of a root at 0 is no number.
-        return tf.sqrt(shares + 1e-12)
+        return tf.sqrt(shares + _TINY)
 
 
 def _smaller(x: tf.Tensor, height: int, width: int) -> tf.Tensor:

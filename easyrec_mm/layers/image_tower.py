@@ -18,7 +18,7 @@ from easyrec_mm.layers.augmentation import Augmentation
 from easyrec_mm.layers.backbone_stages import variable_names
 from easyrec_mm.layers.backbones import Backbone, BackboneError
 from easyrec_mm.layers.category_attention import CategoryAttention, CategoryEmbeddings
-from easyrec_mm.layers.colours import ColourFeatures
+from easyrec_mm.layers.descriptors import Descriptors
 from easyrec_mm.layers.dnn import RunningNorm, dense
 from easyrec_mm.layers.recompute import in_micro_batches, recompute
 
@@ -38,7 +38,7 @@ class TowerOptions:
     lora_alpha          they are scaled by lora_alpha / lora_rank
     augmentation        changes of training pictures
     upscale             factor of the sides of the pictures that the backbone sees
-    colours             what is told of the colours beside what the backbone finds
+    descriptors         what is told of a picture beside what the backbone finds
     normalizes          whether the numbers of pictures are normalised before the projection
     rematerialize       compute the stages of the backbone again for the gradient
     micro_batch         pictures at a time in training; 0 for all
@@ -52,7 +52,7 @@ class TowerOptions:
     lora_alpha: float = 0.0
     augmentation: Augmentation | None = None
     upscale: int = 1
-    colours: ColourFeatures | None = None
+    descriptors: Descriptors | None = None
     normalizes: bool = False
     rematerialize: bool = False
     micro_batch: int = 0
@@ -276,8 +276,8 @@ class ImageTower(keras.layers.Layer):
                 else run(x, *embeddings)
             )
         x = self._pooled(x)
-        if self._options.colours is not None:
-            x = tf.concat([x, tf.cast(self._options.colours(pixels), x.dtype)], axis=1)
+        if self._options.descriptors is not None:
+            x = tf.concat([x, tf.cast(self._options.descriptors(pixels), x.dtype)], axis=1)
         return x
 
     @staticmethod
