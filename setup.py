@@ -10,7 +10,7 @@ from setuptools.command.build_py import build_py
 
 ROOT = Path(__file__).parent
 PROTO_PACKAGE = "easyrec_mm/protos"
-SUBPACKAGES = ("data", "files", "grouping", "layers", "protos", "serving", "stats", "store")
+SUBPACKAGES = ("data", "files", "grouping", "layers", "protos", "runs", "serving", "stats", "store", "training")
 
 
 class GenerateProto(Command):

@@ -193,6 +193,16 @@ def _eval_flags(command: Parser) -> None:
     _setting_flags(command)
     _checkpoint_flag(command)
     command.add_argument("--eval_input_path", metavar="P", help="files instead of the config's eval_input_path")
+    command.add_argument(
+        "--watch", action="store_true", help="evaluate every checkpoint in model_dir, and those that a training adds"
+    )
+    command.add_argument(
+        "--watch_timeout_s",
+        metavar="S",
+        type=_seconds,
+        default=0.0,
+        help="stop watching when no checkpoint came for so long; 0: never (default)",
+    )
 
 
 def _predict_flags(command: Parser) -> None:

@@ -31,6 +31,7 @@ _FIELD_TYPES: dict[Kind, str] = {
 # Samples of a batch that are aimed at, and limits of its groups.
 _BATCH_SAMPLES, _MIN_BATCH, _MAX_BATCH = 1024, 8, 256
 _NUM_EPOCHS = 3
+_WARMUP_STEPS = 50
 _SHUFFLE_GROUPS = 4096
 # Sides of pictures that are proposed, and pictures that are looked at.
 _SIDES, _NUM_PICTURES = (64, 96, 128, 160, 224), 64
@@ -213,22 +214,19 @@ def _percent(share: float) -> str:
 
 def _training(options: GroupOptions, grouped: Grouped) -> list[str]:
     num_steps = max(1, math.ceil(grouped.num_groups / _batch_size(grouped)))
-    steps = max(1, math.ceil(grouped.num_groups * _NUM_EPOCHS / _batch_size(grouped)))  # batches run on over epochs
-    rate = [
-        "learning_rate_base: 0.002",
-        f"total_steps: {steps}",
-        "warmup_learning_rate: 0.0002",
-        f"warmup_steps: {max(1, steps // 20)}",
-    ]
+    # At most half of an epoch: one epoch must leave steps behind it.
+    warmup_steps = min(_WARMUP_STEPS, num_steps // 2)
+    rate = ["learning_rate_base: 0.002", "warmup_learning_rate: 0.0002", f"warmup_steps: {warmup_steps}"]
     optimizer = ["weight_decay: 0.1", *_block("learning_rate", _block("cosine_decay_learning_rate", rate))]
     lines = _block("optimizer_config", _block("adamw_optimizer", optimizer))
-    lines += _comment("", [f"An epoch has {num_steps:,} steps; total_steps above goes with the epochs."])
-    lines += [f"num_epochs: {_NUM_EPOCHS}", f"save_checkpoints_steps: {max(100, min(10_000, num_steps))}"]
-    (width, height), _ = _image_size(options, grouped)
-    shape = f"img_shape {{ width: {width} height: {height} }}"
-    name = _text(options.image_field)
-    export = f"export_config {{ multi_placeholder: true img_input_name: {name} {shape} }}"
-    return [*_block("train_config", lines), "", export]
+    lines += _comment("", [f"An epoch has {num_steps:,} steps. The learning rate falls to 0 with the last epoch."])
+    lines += [f"num_epochs: {_NUM_EPOCHS}", "save_checkpoints_epochs: 1"]
+    lines.append(f"save_summary_steps: {min(100, max(1, num_steps // 20))}")
+    export = f"export_config {{ multi_placeholder: true img_input_name: {_text(options.image_field)} }}"
+    evaluation = []
+    if grouped.eval_path:
+        evaluation = [*_comment("", ["Every checkpoint is evaluated."]), "eval_config { eval_interval_secs: 0 }", ""]
+    return [*_block("train_config", lines), "", *evaluation, export]
 
 
 def _batch_size(grouped: Grouped) -> int:
