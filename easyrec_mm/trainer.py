@@ -149,7 +149,7 @@ class Trainer:
         """
         length = training_length(self._config, self._input, step, batches_read)
         for phase in self._phases[1:]:
-            if length.num_steps is not None and phase.first_step >= length.num_steps:
+            if length.is_exact and length.num_steps is not None and phase.first_step >= length.num_steps:
                 step_is_late = f"{phase.first_step} is past the last step ({length.describe()}); lower it"
                 raise ConfigError(f"{PLACE}.unfreeze_at_step: {step_is_late}")
         print(f"training: {length.describe()}" + (f"; {step:,} steps are done" if step else ""), flush=True)

@@ -4,10 +4,16 @@ from __future__ import annotations
 
 import json
 import math
-from pathlib import Path
 
 import pytest
-from training_helpers import Training, make_training_data, optimizer, use_backbone_of_three_stages
+from training_helpers import (
+    EACH_STEP,
+    Training,
+    evaluated_training,
+    make_training_data,
+    optimizer,
+    use_backbone_of_three_stages,
+)
 
 from easyrec_mm.config import load_pipeline
 from easyrec_mm.data.bad_records import BadRecords
@@ -16,8 +22,6 @@ from easyrec_mm.evaluator import evaluate, load_model
 from easyrec_mm.runs.best_checkpoint import choose_checkpoint
 from easyrec_mm.training import evaluations
 from easyrec_mm.training.evaluations import TrainingEvaluations
-
-EACH_STEP = "save_checkpoints_steps: 1"
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -43,15 +47,6 @@ def scripted(monkeypatch):
     return script
 
 
-def training(data: Path, folder: Path, export: str, train: str = f"num_epochs: 3 {EACH_STEP}", **more) -> Training:
-    """A training of 9 steps that evaluates at each checkpoint."""
-    added = f'''eval_input_path: "{data}/one.txt"
-        eval_config {{ eval_interval_secs: 0 metrics_set {{ auc {{}} }} metrics_set {{ log_loss {{}} }} }}
-        export_config {{ {export} }}
-        model_dir:'''
-    return Training(data, folder, train=train, changes={"model_dir:": added}, **more)
-
-
 def steps(run: Training, kind: str = "eval") -> list[int]:
     return [line["step"] for line in run.lines(kind)]
 
@@ -68,7 +63,7 @@ def chosen(run: Training, *settings: str) -> int:
 def test_it_stops_without_improvement_and_keeps_the_best(data, tmp_path, scripted, capsys):
     scripted(0.5, 0.7, 0.6, 0.65, 0.69)
     stopping = 'exporter_type: "best" enable_early_stop: true early_stop_patience: 3'
-    run = training(data, tmp_path, stopping, f"num_epochs: 3 {EACH_STEP} keep_checkpoint_max: 1").run()
+    run = evaluated_training(data, tmp_path, stopping, f"num_epochs: 3 {EACH_STEP} keep_checkpoint_max: 1").run()
     assert steps(run) == [1, 2, 3, 4, 5]
     assert kept(run) == [2, 5]
     assert chosen(run) == 2
@@ -79,11 +74,11 @@ def test_it_stops_without_improvement_and_keeps_the_best(data, tmp_path, scripte
     assert [(line["step"], line["reason"]) for line in run.lines("end")] == [(5, reason)]
 
     # Once more: it has stopped.
-    training(data, tmp_path, stopping).run()
+    evaluated_training(data, tmp_path, stopping).run()
     assert f"nothing left to train at step 5: {reason}" in capsys.readouterr().out
     # With more patience it goes on, and counts on.
     scripted(0.6, 0.6)
-    training(data, tmp_path, stopping.replace("patience: 3", "patience: 5")).run()
+    evaluated_training(data, tmp_path, stopping.replace("patience: 3", "patience: 5")).run()
     assert steps(run) == [1, 2, 3, 4, 5, 6, 7]
     assert "did not improve in 5 evaluations since step 2" in capsys.readouterr().out
     assert chosen(run) == 2
@@ -92,25 +87,19 @@ def test_it_stops_without_improvement_and_keeps_the_best(data, tmp_path, scripte
 def test_patience_counts_on_over_a_training_that_was_cut_off(data, tmp_path, scripted):
     scripted(0.7, 0.6, 0.6, 0.9)
     stopping = "enable_early_stop: true early_stop_patience: 4"
-    run = training(data, tmp_path, stopping, f"num_steps: 3 {EACH_STEP}").run()
+    run = evaluated_training(data, tmp_path, stopping, f"num_steps: 3 {EACH_STEP}").run()
     # A line of a later step that no checkpoint was written of, as after a crash of the machine.
     with (run.model_dir / "metrics.jsonl").open("a") as file:
         file.write(json.dumps({"kind": "eval", "step": 4, "time": 0, "auc_click": 0.9}) + "\n")
     scripted(0.65, 0.65, 0.65)
-    run = training(data, tmp_path, stopping).run()
+    run = evaluated_training(data, tmp_path, stopping).run()
     assert steps(run)[-2:] == [4, 5]
     assert chosen(run, "export_config.exporter_type=best") == 1
 
 
-def test_steps_without_improvement_count_where_patience_is_not_set(data, tmp_path, scripted):
-    scripted(0.5, 0.7, 0.6, 0.6, 0.6)
-    run = training(data, tmp_path, "enable_early_stop: true max_check_steps: 2").run()
-    assert steps(run) == [1, 2, 3, 4]
-
-
 def test_an_evaluation_without_a_value_is_told_and_not_counted(data, tmp_path, scripted, capsys):
     scripted(0.7, math.nan, math.nan, 0.6, math.inf, 0.5, 0.9)
-    run = training(data, tmp_path, "enable_early_stop: true early_stop_patience: 2").run()
+    run = evaluated_training(data, tmp_path, "enable_early_stop: true early_stop_patience: 2").run()
     assert steps(run) == [1, 2, 3, 4, 5, 6]
     assert [line["auc_click"] for line in run.lines("eval")] == [0.7, None, None, 0.6, None, 0.5]
     output = capsys.readouterr().out
@@ -118,15 +107,10 @@ def test_an_evaluation_without_a_value_is_told_and_not_counted(data, tmp_path, s
         assert f"warning: auc_click is undefined in the evaluation at step {step}, " in output
 
 
-def test_the_last_checkpoint_is_evaluated_once(data, tmp_path, scripted):
-    scripted(*[0.5] * 9)
-    assert steps(training(data, tmp_path, "").run()) == [*range(1, 10)]
-
-
 def test_a_minimum_that_is_never_reached(data, tmp_path, scripted, capsys):
     scripted(0.5, 0.7, 0.6)
     best = 'exporter_type: "best" best_exporter_threshold: 0.8'
-    run = training(data, tmp_path, best, f"num_steps: 3 {EACH_STEP} keep_checkpoint_max: 1").run()
+    run = evaluated_training(data, tmp_path, best, f"num_steps: 3 {EACH_STEP} keep_checkpoint_max: 1").run()
     assert kept(run) == [3]
     nearest = "the nearest was 0.7 at step 2"
     output = capsys.readouterr().out
@@ -139,7 +123,7 @@ def test_a_minimum_that_is_never_reached(data, tmp_path, scripted, capsys):
 
 def test_a_best_checkpoint_that_is_gone(data, tmp_path, scripted):
     scripted(0.75, 0.9, 0.8)
-    run = training(data, tmp_path, 'exporter_type: "best"', f"num_steps: 3 {EACH_STEP}").run()
+    run = evaluated_training(data, tmp_path, 'exporter_type: "best"', f"num_steps: 3 {EACH_STEP}").run()
     for file in run.model_dir.glob("model.ckpt-2.*"):
         file.unlink()
     pipeline = load_pipeline(str(run.model_dir / "pipeline.config"))
@@ -154,12 +138,12 @@ def test_a_best_checkpoint_that_is_gone(data, tmp_path, scripted):
     # It is not mistaken for the checkpoint of that step of another training.
     (run.model_dir / "checkpoint").unlink()
     scripted(0.3, 0.2)
-    again = training(data, tmp_path, 'exporter_type: "best"', f"num_steps: 2 {EACH_STEP}").run()
+    again = evaluated_training(data, tmp_path, 'exporter_type: "best"', f"num_steps: 2 {EACH_STEP}").run()
     assert chosen(again) == 1
 
 
 def test_a_training_without_evaluations_yet(data, tmp_path):
-    run = training(data, tmp_path, 'exporter_type: "best"', "num_steps: 1").run()
+    run = evaluated_training(data, tmp_path, 'exporter_type: "best"', "num_steps: 1").run()
     (run.model_dir / "metrics.jsonl").unlink()
     with pytest.raises(CheckpointError, match=r"no evaluation of a checkpoint in .* tells 'auc_click'"):
         chosen(run)
@@ -169,7 +153,7 @@ def test_a_training_without_evaluations_yet(data, tmp_path):
 def test_the_best_checkpoint_gives_the_metrics_of_its_evaluation(data, tmp_path, average):
     """Of real evaluations, by a loss, which is better when it is smaller."""
     export = 'exporter_type: "best" best_exporter_metric: "log_loss"'
-    run = training(data, tmp_path, export, optimizers=optimizer(rate=0.3, more=average)).run()
+    run = evaluated_training(data, tmp_path, export, optimizers=optimizer(rate=0.3, more=average)).run()
     found = {line["step"]: line["log_loss_click"] for line in run.lines("eval")}
     best = min(found, key=found.get)
     assert chosen(run) == best
@@ -183,7 +167,8 @@ def test_the_best_checkpoint_gives_the_metrics_of_its_evaluation(data, tmp_path,
 
 def test_no_step_is_best_where_nothing_asks_for_it(data, tmp_path, scripted, capsys):
     scripted(0.9, 0.5, 0.5)
-    run = training(data, tmp_path, "", f"num_steps: 3 {EACH_STEP} keep_checkpoint_max: 1").run()
+    run = evaluated_training(data, tmp_path, "", f"num_steps: 3 {EACH_STEP} keep_checkpoint_max: 1").run()
+    assert steps(run) == [1, 2, 3]
     assert kept(run) == [3]
     assert chosen(run) == 3
     output = capsys.readouterr().out
@@ -194,4 +179,4 @@ def test_no_step_is_best_where_nothing_asks_for_it(data, tmp_path, scripted, cap
 def test_evaluations_keep_to_their_interval(data, tmp_path, scripted, monkeypatch):
     scripted(*[0.5] * 9)
     monkeypatch.setattr(TrainingEvaluations, "is_due", False)
-    assert steps(training(data, tmp_path, "").run()) == [9]
+    assert steps(evaluated_training(data, tmp_path, "").run()) == [9]

@@ -8,8 +8,7 @@ import signal
 from pathlib import Path
 
 import pytest
-from test_early_stopping import EACH_STEP, training
-from training_helpers import make_training_data, use_backbone_of_three_stages
+from training_helpers import EACH_STEP, evaluated_training, make_training_data, use_backbone_of_three_stages
 
 from easyrec_mm import watch
 from easyrec_mm.cli import main
@@ -34,7 +33,7 @@ def data(tmp_path_factory):
 @pytest.fixture(scope="module")
 def finished(data, tmp_path_factory):
     """A training of 3 steps, with a checkpoint and an evaluation of each; not to be changed."""
-    return training(data, tmp_path_factory.mktemp("finished"), "", f"num_steps: 3 {EACH_STEP}").run()
+    return evaluated_training(data, tmp_path_factory.mktemp("finished"), "", f"num_steps: 3 {EACH_STEP}").run()
 
 
 @pytest.fixture
@@ -85,13 +84,13 @@ def test_checkpoints_are_awaited_until_the_training_is_over(data, tmp_path, monk
     """The training does two steps whenever the watch sleeps."""
     said: list[str] = []
     monkeypatch.setattr(watch, "_LOOK_EVERY_S", 0.0)
-    run = training(data, tmp_path, "", f"num_steps: 4 {EACH_STEP} keep_checkpoint_max: 1")
+    run = evaluated_training(data, tmp_path, "", f"num_steps: 4 {EACH_STEP} keep_checkpoint_max: 1")
     (run.model_dir).mkdir()
     shutil.copy(tmp_path / "test.config", run.model_dir / "pipeline.config")
     parts = iter([f"num_steps: 2 {EACH_STEP}", f"num_steps: 4 {EACH_STEP}"])
 
     def sleep(self, caught):
-        training(data, tmp_path, "", next(parts) + " keep_checkpoint_max: 1").run()
+        evaluated_training(data, tmp_path, "", next(parts) + " keep_checkpoint_max: 1").run()
         if run.lines("end")[-1]["step"] == 2:  # as if it went on
             with (run.model_dir / "metrics.jsonl").open("a") as file:
                 file.write(json.dumps({"kind": "start", "step": 2, "time": 0}) + "\n")

@@ -37,7 +37,7 @@ class Length:
         parts = ["no end" if self.num_steps is None else f"{about}{self.num_steps:,} steps"]
         if self.steps_per_epoch:
             epochs = f"{self.num_epochs:,} epochs" if self.num_epochs != 1 else "one epoch"
-            size = f"{about}{self.steps_per_epoch:,.5g} steps"
+            size = f"{about}{self.steps_per_epoch:,.2f}".removesuffix("0").removesuffix(".0") + " steps"
             parts.append(f"{epochs} of {size}" if self.num_epochs else f"an epoch has {size}")
         return ", ".join(parts)
 
