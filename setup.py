@@ -11,7 +11,8 @@ from setuptools.command.build_py import build_py
 ROOT = Path(__file__).parent
 PROTO_PACKAGE = "easyrec_mm/protos"
 SUBPACKAGES = (
-    "data", "evaluation", "files", "grouping", "layers", "protos", "serving", "stats", "store", "weights",
+    "data", "evaluation", "files", "grouping", "layers", "protos", "runs", "serving", "stats", "store", "training",
+    "weights",
 )  # fmt: skip
 
 

@@ -60,8 +60,10 @@ class Checkpoints:
         paths = self.all()
         return paths[-1] if paths else None
 
-    def save(self, step: int, variables: Mapping[str, tf.Variable | tf.Tensor]) -> str:
+    def save(self, step: int, variables: Mapping[str, tf.Variable | tf.Tensor], kept_step: int | None = None) -> str:
         """Write the variables as `model.ckpt-<step>` and remove the oldest checkpoints beyond `keep`.
+
+        That of `kept_step` stays beside them.
 
         Raises:
           CheckpointError: if it cannot be written, as on a full disk; what was there before stays.
@@ -76,7 +78,8 @@ class Checkpoints:
             parts = _write_parts(temporary, variables)
             tf.raw_ops.MergeV2Checkpoints(checkpoint_prefixes=parts, destination_prefix=str(path), delete_old_dirs=True)
             paths = [*[p for p in self.all() if p != str(path)], str(path)]
-            self._write_list(paths[-self._keep :])
+            removed = [old for old in paths[: -self._keep] if Path(old).name != f"{PREFIX}-{kept_step}"]
+            self._write_list([p for p in paths if p not in removed])
         except (OSError, tf.errors.OpError) as error:
             if str(path) not in self.all():
                 _remove(str(path))
@@ -86,7 +89,7 @@ class Checkpoints:
             raise CheckpointError(f"{path}: cannot be written: {reason}; {rest}") from error
         finally:
             shutil.rmtree(temporary, ignore_errors=True)
-        for old in paths[: -self._keep]:
+        for old in removed:
             _remove(old)
         return str(path)
 

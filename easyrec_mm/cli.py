@@ -126,7 +126,18 @@ def _group_flags(command: Parser) -> None:
     add("--num_shards", metavar="N", type=_not_negative, default=0, help="files to write (default by their size)")
     add("--seed", metavar="N", type=_not_negative, default=2020, help="of the order of groups (default 2020)")
     add("--embed_images", action="store_true", help="put the pictures of a shard into a tar file beside it")
-    add("--image_size", metavar="WxH", default="", help="resize embedded pictures as training would")
+    add(
+        "--image_size",
+        metavar="WxH",
+        default="",
+        help="size of pictures in the config, and of embedded ones (default: 64x64; of embedded ones, as they are)",
+    )
+    add(
+        "--preset",
+        metavar="NAME",
+        default="",
+        help="pretrained backbone for img_model, such as efficientnet_lite0 (see weights fetch); default: none",
+    )
     _image_root_flag(command)
     add(
         "--allow_missing_pictures",
@@ -212,6 +223,14 @@ def _eval_flags(command: Parser) -> None:
         metavar="F",
         default="",
         help="config of the other model (default: pipeline.config of its model_dir)",
+    )
+    add("--watch", action="store_true", help="evaluate every checkpoint in model_dir, and those that a training adds")
+    add(
+        "--watch_timeout_s",
+        metavar="S",
+        type=_seconds,
+        default=0.0,
+        help="stop watching when no checkpoint came for so long; 0: never (default)",
     )
 
 

@@ -62,6 +62,7 @@ def group_command(options: argparse.Namespace) -> int:
         image_root=options.image_root,
         allow_missing_pictures=options.allow_missing_pictures,
         image_size=parse_image_size(options.image_size),
+        preset=options.preset,
         pipeline_config_template=options.pipeline_config_template,
         rtp_separator=_separator(options.rtp_separator, "--rtp_separator"),
         overwrite=options.overwrite,
@@ -69,8 +70,6 @@ def group_command(options: argparse.Namespace) -> int:
     packer = None
     if wanted.embed_images:
         packer = PicturePacker(_whole_root(wanted.image_root), _resizer(wanted.image_size))
-    elif wanted.image_size:
-        raise UserError("--image_size: has no effect without --embed_images; give both or neither")
     if options.engine == "spark":
         try:
             from easyrec_mm.grouping.spark_engine import spark_engine
@@ -153,9 +152,15 @@ def eval_command(options: argparse.Namespace) -> int:
     path = options.eval_input_path or pipeline.config.eval_input_path
     setting = "--eval_input_path" if options.eval_input_path else "eval_input_path"
     _require(path, pipeline, "eval_input_path", "the evaluation data")
+    if options.watch:
+        if options.compare:
+            raise UserError("--compare: has no effect with --watch; leave one of them out")
+        return _watch(pipeline, path, options)
+    if options.watch_timeout_s:
+        raise UserError("--watch_timeout_s: has no effect without --watch; give both or neither")
     from easyrec_mm.evaluation.report import comparison_table, table, write_result
     from easyrec_mm.evaluator import evaluate
-    from easyrec_mm.trainer import EVAL_RESULT
+    from easyrec_mm.model_dir import EVAL_RESULT
 
     config = pipeline.config
     model, folder, bad_records, vectors, trained = _trained(pipeline, options.checkpoint_path)
@@ -179,6 +184,21 @@ def eval_command(options: argparse.Namespace) -> int:
     if bad_records.summary():
         print(shown(bad_records.summary()))
     return 0
+
+
+def _watch(pipeline: Pipeline, path: str, options: argparse.Namespace) -> int:
+    """Evaluate the checkpoints of a training beside it; the exit status."""
+    if options.checkpoint_path:
+        raise UserError("--checkpoint_path: has no effect with --watch, which evaluates all of model_dir; remove it")
+    from easyrec_mm.training.signals import caught_signals
+    from easyrec_mm.watch import WATCH_METRICS, Watch
+
+    watch = Watch(pipeline, path, lambda message: print(message, flush=True))
+    print(f"evaluating the checkpoints in {pipeline.config.model_dir} on {path}", flush=True)
+    with caught_signals("stopping after this evaluation; once more to stop at once") as caught:
+        reason = watch.run(options.watch_timeout_s, caught)
+    print(f"{reason}; results are in {join(pipeline.config.model_dir, WATCH_METRICS)}", flush=True)
+    return 0 if caught.number is None else SIGNAL_EXIT_BASE + int(caught.number)
 
 
 def predict_command(options: argparse.Namespace) -> int:
@@ -211,11 +231,11 @@ def export_command(options: argparse.Namespace) -> int:
     if options.model_dir:
         options.set.append(f"model_dir={options.model_dir}")
     pipeline = _load(options)
-    from easyrec_mm.export import ExportFolders, choose_checkpoint, export
+    from easyrec_mm.export import ExportFolders, export
 
     path = options.eval_input_path or pipeline.config.eval_input_path or pipeline.config.train_input_path
     _require(path, pipeline, "eval_input_path", "the data on which the models are compared")
-    checkpoint = choose_checkpoint(pipeline, options.checkpoint_path)
+    checkpoint = _choose_checkpoint(pipeline, options.checkpoint_path)
     folders = ExportFolders(options.img_model_export_dir, options.rec_model_export_dir, options.total_model_export_dir)
     assets = tuple(name.strip() for name in options.asset_files.split(",") if name.strip())
     parity = export(pipeline, checkpoint, folders, path, assets, options.parity_groups)
@@ -466,22 +486,31 @@ def _vector_stores(given: list[str]) -> dict[str, str]:
 def _trained(
     pipeline: Pipeline, checkpoint_path: str | None
 ) -> tuple[MultimodalModel, ModelDir, BadRecords, VectorStores, str]:
-    """The model of a checkpoint, the newest in model_dir if none is named; model_dir; where bad records go; the vectors
-    that it was trained with; its name.
+    """The model of a checkpoint, that of `choose_checkpoint` if none is named; model_dir; where bad records go; the
+    vectors that it was trained with; its name.
     """
     from easyrec_mm.data.bad_records import BadRecords
     from easyrec_mm.evaluator import load_model, vectors_of
-    from easyrec_mm.model_dir import ModelDir, find_checkpoint
-    from easyrec_mm.trainer import BAD_RECORDS
+    from easyrec_mm.model_dir import BAD_RECORDS, ModelDir
 
     config = pipeline.config
     folder = ModelDir(config.model_dir).open()
-    setting = "--checkpoint_path"
-    checkpoint = find_checkpoint(checkpoint_path, setting) if checkpoint_path else folder.checkpoint(setting)
+    checkpoint = _choose_checkpoint(pipeline, checkpoint_path, folder)
     model, step = load_model(config, pipeline.schema, checkpoint)
     bad_records = BadRecords(str(folder.local / BAD_RECORDS), config.data_config.max_bad_record_share)
     name = f"{shown(checkpoint)} (step {step})"
     return model, folder, bad_records, vectors_of(pipeline.schema, checkpoint), name
+
+
+def _choose_checkpoint(pipeline: Pipeline, path: str | None, folder: ModelDir | None = None) -> str:
+    """See choose_checkpoint; what is to be known of the choice is told."""
+    from easyrec_mm.runs.best_checkpoint import choose_checkpoint
+
+    choice = choose_checkpoint(pipeline, path, folder)
+    if choice.note:
+        print(f"warning: {shown(choice.note)}", file=sys.stderr)
+    chosen: str = choice.path
+    return chosen
 
 
 def check_command(options: argparse.Namespace) -> int:

@@ -7,17 +7,17 @@ from __future__ import annotations
 
 import re
 from graphlib import CycleError, TopologicalSorter
-from itertools import pairwise
 
 from google.protobuf.message import Message
 
-from easyrec_mm.config_evaluation import check_evaluation, check_metrics
+from easyrec_mm.config_best import BEST, check_best
+from easyrec_mm.config_evaluation import check_evaluation, check_metrics, evaluation_metrics
 from easyrec_mm.config_groups import NO_IMAGE_GROUP
 from easyrec_mm.config_image import check_image_tower
+from easyrec_mm.config_learning_rates import check_ends, check_learning_rate
 from easyrec_mm.errors import Problems
 from easyrec_mm.protos.loss_pb2 import LossType
 from easyrec_mm.protos.model_pb2 import DNN, BayesTaskTower, SeqAttGroupConfig
-from easyrec_mm.protos.optimizer_pb2 import LearningRate
 from easyrec_mm.protos.pipeline_pb2 import EasyRecConfig
 from easyrec_mm.schema import Schema
 
@@ -26,7 +26,7 @@ ACTIVATION_NAMES = (
     "relu", "gelu", "selu", "elu", "leaky_relu", "tanh", "sigmoid", "swish", "softplus", "linear",
 )  # fmt: skip
 # Parts of the loss beside those of the towers, under which they are logged.
-EXPORTER_TYPES = ("best", "final", "latest", "none")
+EXPORTER_TYPES = (BEST, "final", "latest", "none")
 REGULARIZATION_LOSSES = ("embedding_regularization", "l2_regularization")
 
 
@@ -212,7 +212,7 @@ def _check_training(config: EasyRecConfig, schema: Schema, problems: Problems) -
         if kind is None:
             problems.add(place, "names no optimizer; choose adam_optimizer, adagrad_optimizer, ...")
             continue
-        _check_learning_rate(getattr(optimizer, kind).learning_rate, f"{place}.{kind}.learning_rate", problems)
+        check_learning_rate(getattr(optimizer, kind).learning_rate, f"{place}.{kind}.learning_rate", problems)
         if optimizer.embedding_learning_rate_multiplier < 0:
             value = f"{optimizer.embedding_learning_rate_multiplier:g}"
             problems.add(f"{place}.embedding_learning_rate_multiplier", f"{value} is negative; give 0 or more")
@@ -222,6 +222,8 @@ def _check_training(config: EasyRecConfig, schema: Schema, problems: Problems) -
             problems.add(f"{place}.moving_average_decay", f"{optimizer.moving_average_decay:g} is not between 0 and 1")
     if len({(o.use_moving_average, o.moving_average_decay) for o in train.optimizer_config}) > 1:
         problems.add("train_config.optimizer_config", "use_moving_average differs; the average is of the whole model")
+    if not (train.num_steps or train.num_epochs or data.num_epochs):
+        check_ends(train, problems)
     for i, pattern in enumerate(train.freeze_gradient):
         _check_pattern(pattern, f"train_config.freeze_gradient[{i}]", problems)
     for name in ("save_checkpoints_steps", "keep_checkpoint_max", "log_step_count_steps", "save_summary_steps"):
@@ -244,43 +246,13 @@ def _check_pattern(pattern: str, place: str, problems: Problems) -> None:
         problems.add(place, f"'{pattern}' is no regular expression: {error}")
 
 
-def _check_learning_rate(rate: LearningRate, place: str, problems: Problems) -> None:
-    kind = rate.WhichOneof("learning_rate")
-    if kind is None:
-        problems.add(place, "is empty; choose constant_learning_rate, exponential_decay_learning_rate, ...")
-        return
-    schedule = getattr(rate, kind)
-    place = f"{place}.{kind}"
-    for name in ("learning_rate", "initial_learning_rate", "learning_rate_base"):
-        if name in schedule.DESCRIPTOR.fields_by_name and getattr(schedule, name) <= 0:
-            problems.add(f"{place}.{name}", f"{getattr(schedule, name):g} is no learning rate; give a number above 0")
-    for name in ("decay_steps", "total_steps"):
-        if name in schedule.DESCRIPTOR.fields_by_name and getattr(schedule, name) < 1:
-            problems.add(f"{place}.{name}", f"{getattr(schedule, name)} is no number of steps; give 1 or more")
-    if kind == "manual_step_learning_rate":
-        steps = [item.step for item in schedule.schedule]
-        if not steps or steps[0] == 0 or any(a >= b for a, b in pairwise(steps)):
-            problems.add(f"{place}.schedule", f"steps {steps} must begin above 0 and ascend")
-    if kind == "cosine_decay_learning_rate" and 1 <= schedule.total_steps <= (
-        schedule.warmup_steps + schedule.hold_base_rate_steps
-    ):
-        problems.add(
-            f"{place}.total_steps",
-            f"{schedule.total_steps} leaves no step after warmup_steps ({schedule.warmup_steps}) and "
-            f"hold_base_rate_steps ({schedule.hold_base_rate_steps}); raise it or lower them",
-        )
-    if kind == "poly_decay_learning_rate" and 1 <= schedule.total_steps <= schedule.warmup_steps:
-        problems.add(f"{place}.total_steps", f"{schedule.total_steps} is not above warmup_steps; raise it")
-    if kind == "exponential_decay_learning_rate" and schedule.burnin_learning_rate > 0 and schedule.burnin_steps == 0:
-        problems.add(f"{place}.burnin_steps", "is 0, so burnin_learning_rate has no effect; set both or neither")
-
-
 def _check_export(config: EasyRecConfig, schema: Schema, problems: Problems) -> None:
     export, image = config.export_config, schema.image
     if not export.multi_placeholder:
         problems.add("export_config.multi_placeholder", "false is not supported: inputs are named by field; remove it")
     if export.exporter_type not in EXPORTER_TYPES:
         problems.unknown("export_config.exporter_type", "exporter type", export.exporter_type, EXPORTER_TYPES)
+    check_best(config, evaluation_metrics(config, schema), problems)
     if not image.field:
         for name in ("img_input_name", "img_shape"):
             if export.HasField(name):

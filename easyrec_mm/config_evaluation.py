@@ -40,6 +40,17 @@ def result_name(message: EvalMetrics, task: str) -> str:
     return f"{_TOP_NAMES[kind]}{topk}_{task}" if topk else f"{kind}_{task}"
 
 
+def evaluation_metrics(config: EasyRecConfig, schema: Schema) -> dict[str, str]:
+    """Name of each result that is a number -> kind of its metric, such as "auc"; in the order of towers."""
+    metrics = {}
+    for tower, task in zip(config.model_config.e2e_mm_dbmtl.task_towers, schema.tasks, strict=True):
+        for message in [*tower.metrics_set, *config.eval_config.metrics_set]:
+            kind = message.WhichOneof("metric")
+            if kind in METRICS_OF_ACTIVATION[task.activation] and kind != "calibration_curve":
+                metrics[result_name(message, task.name)] = kind
+    return metrics
+
+
 def group_field(message: EvalMetrics) -> str:
     """The input field of the users or sessions within which a metric is computed; "" for none."""
     setting = _group_setting(message)

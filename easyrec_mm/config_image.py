@@ -24,7 +24,9 @@ CONVOLUTIONAL = (
     "ConvNeXt-Tiny",
 )  # fmt: skip
 TRANSFORMERS = ("ViT-Tiny", "ViT-Small", "ViT-Base")
-BACKBONE_NAMES = (*CONVOLUTIONAL, *TRANSFORMERS)
+# No network: the mean colour alone, for descriptors to stand beside.
+NO_BACKBONE = "None"
+BACKBONE_NAMES = (*CONVOLUTIONAL, *TRANSFORMERS, NO_BACKBONE)
 # What EasyRec's branch calls them.
 ALIASES = {"ResNet": "ResNet-18", "MobileNet": "MobileNetV3-Large"}
 VIT_PATCH_SIZE = 16

@@ -50,6 +50,11 @@ def load_model(
       CheckpointError: if the checkpoint does not fit the config.
     """
     model = MultimodalModel(config, schema, dtype or dtype_policy(config.train_config.precision))
+    return model, load_weights(model, config, checkpoint)
+
+
+def load_weights(model: MultimodalModel, config: EasyRecConfig, checkpoint: str) -> int:
+    """Give a model the weights of a checkpoint, as `load_model` does; the checkpoint's step."""
     named = model.named_variables()
     step = tf.Variable(0, dtype=tf.int64)
     variables = {name: v.value for name, v in named.items()} | {STEP_NAME: step}
@@ -59,7 +64,7 @@ def load_model(
     restore(checkpoint, variables)
     if average is not None:
         average.assign_to_variables(step)
-    return model, int(step)
+    return int(step)
 
 
 def moving_average(config: EasyRecConfig, model: MultimodalModel) -> MovingAverage | None:

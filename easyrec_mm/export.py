@@ -20,7 +20,6 @@ import tensorflow as tf
 from tensorflow.core.protobuf import saved_model_pb2
 
 from easyrec_mm import __version__
-from easyrec_mm.checkpoint import Checkpoints
 from easyrec_mm.config import Pipeline
 from easyrec_mm.errors import ExportError, tensorflow_reason
 from easyrec_mm.evaluator import load_model, vectors_of
@@ -29,7 +28,6 @@ from easyrec_mm.files.folders import Folder
 from easyrec_mm.files.local_copies import local_copy
 from easyrec_mm.manifest import IMAGE_ONNX, MANIFEST, Kind, Manifest, list_files, write_manifest
 from easyrec_mm.model import MultimodalModel, without_updates
-from easyrec_mm.model_dir import ModelDir, find_checkpoint
 from easyrec_mm.onnx_models import write_image_onnx, write_rec_onnx
 from easyrec_mm.parity import Exported, measure_parity
 from easyrec_mm.parts import Part, image_part, rec_part, total_part
@@ -148,46 +146,6 @@ def image_tower_fingerprint(model: MultimodalModel, settings: ImgModel) -> str:
             digest.update(f"{name} {list(weight.shape)}".encode())
             digest.update(weight.numpy().tobytes())
     return digest.hexdigest()
-
-
-def choose_checkpoint(pipeline: Pipeline, path: str | None) -> str:
-    """The checkpoint named; by default the newest in model_dir, or with `exporter_type: "best"` the best evaluated.
-
-    Raises:
-      CheckpointError: if there is none.
-      ExportError: if the best is asked for and no evaluation tells it.
-    """
-    config = pipeline.config
-    if path:
-        return find_checkpoint(path, "--checkpoint_path")
-    model_dir = ModelDir(config.model_dir).open()
-    if config.export_config.exporter_type != "best":
-        return model_dir.checkpoint("--model_dir")
-    metric = config.export_config.best_exporter_metric
-    scores = _evaluations(model_dir.local / "metrics.jsonl", metric)
-    steps = {int(found.rpartition("-")[2]): found for found in Checkpoints(str(model_dir.local)).all()}
-    scored = {step: score for step, score in scores.items() if step in steps}
-    if not scored:
-        raise ExportError(
-            f"export_config.exporter_type: no evaluation of a checkpoint in {config.model_dir} tells "
-            f"'{metric}' (best_exporter_metric); name one with --checkpoint_path"
-        )
-    choose = max if config.export_config.metric_bigger else min
-    chosen = steps[choose(scored, key=lambda step: (scored[step], step))]
-    model_dir.fetch_checkpoint(chosen)
-    return chosen
-
-
-def _evaluations(path: Path, metric: str) -> dict[int, float]:
-    """Step -> value of a metric, or of the first tower's, over the evaluations of a training."""
-    scores = {}
-    for line in path.read_text(encoding="utf-8").splitlines() if path.exists() else []:
-        values = json.loads(line)
-        if values["kind"] == "eval":
-            found = [value for name, value in values.items() if name == metric or name.startswith(f"{metric}_")]
-            if found and found[0] is not None:
-                scores[int(values["step"])] = float(found[0])
-    return scores
 
 
 def _require_exportable(schema: Schema) -> None:

@@ -13,25 +13,44 @@ from easyrec_mm.protos.optimizer_pb2 import LearningRate
 
 
 class Schedule(keras.optimizers.schedules.LearningRateSchedule):
-    """Learning rate of a config as a function of the step, from 0."""
+    """Learning rate of a config as a function of the step, from 0.
 
-    def __init__(self, config: LearningRate) -> None:
+    Args:
+      config: its settings.
+      end: step at which the training ends; read by schedules that end there, thus without a total_steps of their own.
+
+    Raises:
+      ValueError: if it is needed and not given.
+    """
+
+    def __init__(self, config: LearningRate, end: tf.Variable | int | None = None) -> None:
         super().__init__()
         self._config = config
+        kind = config.WhichOneof("learning_rate")
+        self._settings = getattr(config, kind)
+        self._rate = SCHEDULES[kind]
+        self._end = getattr(self._settings, "total_steps", 0) or end
+        if self._end is None and ends_with_training(config):
+            raise ValueError(f"{kind} without total_steps needs the end of the training")
 
     def __call__(self, step: tf.Tensor) -> tf.Tensor:
-        kind = self._config.WhichOneof("learning_rate")
-        return SCHEDULES[kind](getattr(self._config, kind), tf.cast(tf.convert_to_tensor(step), tf.float32))
+        end = None if self._end is None else tf.cast(self._end, tf.float32)
+        return self._rate(self._settings, tf.cast(tf.convert_to_tensor(step), tf.float32), end)
 
     def get_config(self) -> dict[str, str]:
         return {"config": str(self._config)}
 
 
-def _constant(c: Any, step: tf.Tensor) -> tf.Tensor:
+def ends_with_training(config: LearningRate) -> bool:
+    """Whether the schedule has an end that the config leaves to the training."""
+    return getattr(getattr(config, config.WhichOneof("learning_rate")), "total_steps", None) == 0
+
+
+def _constant(c: Any, step: tf.Tensor, end: tf.Tensor | None) -> tf.Tensor:
     return _warm_up(step, c.warmup_steps, 0.0, c.learning_rate, tf.constant(c.learning_rate))
 
 
-def _exponential_decay(c: Any, step: tf.Tensor) -> tf.Tensor:
+def _exponential_decay(c: Any, step: tf.Tensor, end: tf.Tensor | None) -> tf.Tensor:
     periods = (step - c.burnin_steps) / c.decay_steps
     periods = tf.floor(periods) if c.staircase else periods
     rate = c.initial_learning_rate * tf.pow(c.decay_factor, periods)
@@ -39,7 +58,7 @@ def _exponential_decay(c: Any, step: tf.Tensor) -> tf.Tensor:
     return tf.maximum(_warm_up(step, c.burnin_steps, start, c.initial_learning_rate, rate), c.min_learning_rate)
 
 
-def _manual_steps(c: Any, step: tf.Tensor) -> tf.Tensor:
+def _manual_steps(c: Any, step: tf.Tensor, end: tf.Tensor | None) -> tf.Tensor:
     rate = tf.constant(c.initial_learning_rate)
     for item in c.schedule:
         rate = tf.where(step >= item.step, item.learning_rate, rate)
@@ -49,20 +68,21 @@ def _manual_steps(c: Any, step: tf.Tensor) -> tf.Tensor:
     return _warm_up(step, first.step, c.initial_learning_rate, first.learning_rate, rate)
 
 
-def _cosine_decay(c: Any, step: tf.Tensor) -> tf.Tensor:
+def _cosine_decay(c: Any, step: tf.Tensor, end: tf.Tensor) -> tf.Tensor:
     held = c.warmup_steps + c.hold_base_rate_steps
-    share = tf.clip_by_value((step - held) / (c.total_steps - held), 0.0, 1.0)
+    share = tf.clip_by_value((step - held) / (end - held), 0.0, 1.0)
     rate = 0.5 * c.learning_rate_base * (1.0 + tf.cos(math.pi * share))
     return _warm_up(step, c.warmup_steps, c.warmup_learning_rate, c.learning_rate_base, rate)
 
 
-def _poly_decay(c: Any, step: tf.Tensor) -> tf.Tensor:
-    left = 1.0 - tf.clip_by_value((step - c.warmup_steps) / (c.total_steps - c.warmup_steps), 0.0, 1.0)
+def _poly_decay(c: Any, step: tf.Tensor, end: tf.Tensor) -> tf.Tensor:
+    left = 1.0 - tf.clip_by_value((step - c.warmup_steps) / (end - c.warmup_steps), 0.0, 1.0)
     rate = (c.learning_rate_base - c.end_learning_rate) * tf.pow(left, c.power) + c.end_learning_rate
     return _warm_up(step, c.warmup_steps, 0.0, c.learning_rate_base, rate)
 
 
-SCHEDULES: dict[str, Callable[[Any, tf.Tensor], tf.Tensor]] = {
+# Settings, step and the step at which the schedule ends, where it has an end -> rate.
+SCHEDULES: dict[str, Callable[[Any, tf.Tensor, tf.Tensor], tf.Tensor]] = {
     "constant_learning_rate": _constant,
     "exponential_decay_learning_rate": _exponential_decay,
     "manual_step_learning_rate": _manual_steps,

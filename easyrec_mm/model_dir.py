@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import re
 import time
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
@@ -20,6 +20,10 @@ from easyrec_mm.files import is_remote, place_of, plain
 from easyrec_mm.files.folders import Folder
 from easyrec_mm.files.storage import StorageError
 
+# Files of a training, beside its checkpoints.
+EVAL_RESULT = "eval_result.json"
+BAD_RECORDS = "bad_records.jsonl"
+PIPELINE_CONFIG = "pipeline.config"
 # Logs of a training that goes on are put back this often.
 _PUT_LOGS_EVERY_S = 60.0
 _VALUES = re.compile(r"\.data-\d+-of-\d+$")
@@ -70,6 +74,25 @@ class ModelDir:
         if self._folder.is_remote and path:
             prefix = f"{Path(path).name}.data-"
             self._folder.fetch(lambda name: name.startswith(prefix))
+
+    def refresh(self, names: Collection[str]) -> None:
+        """Copy what another process has written since: the list of checkpoints and what it names, and these files.
+
+        Raises:
+          StorageError: if it cannot be read.
+        """
+        if self._folder.is_remote:
+            # The list may change and keep its size, which is all that some places tell.
+            self._folder.refresh(
+                lambda name: name in (STATE, *names) or (name.endswith(".index") and "/" not in name),
+                always=lambda name: name == STATE,
+            )
+
+    def forget_checkpoint(self, path: str) -> None:
+        """Remove the copy of the values of a remote checkpoint, which is not read again."""
+        if self._folder.is_remote:
+            for values in self.local.glob(f"{Path(path).name}.data-*"):
+                values.unlink()
 
     def put_checkpoint(self) -> None:
         """Put back what was written, a checkpoint before the list that names it; remove those that are gone here.

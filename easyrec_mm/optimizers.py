@@ -299,6 +299,7 @@ def build_optimizer(
     tables: Sequence[keras.Variable] = (),
     rate_factors: Mapping[int, float] | None = None,
     first_steps: Mapping[int, int] | None = None,
+    end: tf.Variable | None = None,
 ) -> RowOptimizer:
     """The optimizer of a config.
 
@@ -307,6 +308,7 @@ def build_optimizer(
       tables: the embedding tables among the variables it will be given.
       rate_factors: id of a tf.Variable -> factor of its learning rate, where that is not 1.
       first_steps: id of a tf.Variable -> the step, from 0, that trains it first, where that is not 0.
+      end: step at which the training ends, for schedules that end with it.
     """
     kind = config.WhichOneof("optimizer")
     settings = getattr(config, kind)
@@ -315,7 +317,7 @@ def build_optimizer(
         for table in tables:
             factors[id(table.value)] = factors.get(id(table.value), 1.0) * config.embedding_learning_rate_multiplier
     return OPTIMIZERS[kind](
-        settings, learning_rate=Schedule(settings.learning_rate), rate_factors=factors, first_steps=first_steps
+        settings, learning_rate=Schedule(settings.learning_rate, end), rate_factors=factors, first_steps=first_steps
     )
 
 

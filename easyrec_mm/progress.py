@@ -16,7 +16,7 @@ from tqdm import tqdm
 _SIZE_WHERE_NONE_IS_TOLD = {"ncols": 120, "nrows": 24}
 _LINE_EVERY_S = 10.0
 # Narrow, so that speeds stay readable behind it.
-_BAR_FORMAT = "{desc} {n_fmt}/{total_fmt} {bar:8} {elapsed}<{remaining}{postfix}"
+_BAR_FORMAT = "{desc} {n_fmt}/{total_fmt} {bar:8} {elapsed}{postfix}"
 
 
 class Progress:
@@ -25,23 +25,18 @@ class Progress:
     Args:
       name: what is going on, such as "train".
       total: steps until the end; None if unknown.
+      is_exact: whether that is more than an estimate.
       first: steps done before.
       unit: what a step is called.
     """
 
-    def __init__(self, name: str, total: int | None, first: int = 0, unit: str = "step") -> None:
+    def __init__(self, name: str, total: int | None, first: int = 0, unit: str = "step", is_exact: bool = True) -> None:
         self._name = name
-        self._total = str(total or "")
+        self._total = f"{'' if is_exact else '~'}{total}" if total else ""
         self._done = first
         self._unit = unit
         self._bar = _bar(total, first, name, unit)
         self._reset()
-
-    def expect(self, total: int) -> None:
-        """Set an estimate of the number of steps."""
-        self._total = f"~{total}"
-        if self._bar is not None:
-            self._bar.total = total
 
     def _reset(self) -> None:
         self._since = time.perf_counter()
@@ -69,18 +64,19 @@ class Progress:
         self._reset()
         return rates
 
-    def show(self, values: dict[str, float], rates: dict[str, float]) -> None:
-        """Show values and speeds: behind the bar, where a narrow terminal cuts the values off, or as a line."""
+    def show(self, values: dict[str, float], rates: dict[str, float], left: str = "") -> None:
+        """Show values, speeds and the time left: behind the bar, where a narrow one cuts values off, or as a line."""
         shown = [f"{name} {value:.4g}" for name, value in values.items()]
         speeds = [f"{rates['samples_per_second']:.0f} samples/s"]
         if rates["images_per_second"]:
             speeds += [f"{rates['images_per_second']:.0f} images/s", f"{rates['samples_per_image']:.1f} samples/image"]
         speeds += [f"input wait {rates['input_wait_share']:.0%}"]
         if self._bar is not None:
-            self._bar.set_postfix_str(", ".join(speeds + shown))
+            self._bar.set_postfix_str(", ".join([*filter(None, [left]), *speeds, *shown]))
         else:
             of_total = f"/{self._total}" if self._total else ""
-            print(f"{self._name} {self._unit} {self._done}{of_total}: {', '.join(shown + speeds)}", flush=True)
+            told = ", ".join(filter(None, [*shown, *speeds, left]))
+            print(f"{self._name} {self._unit} {self._done}{of_total}: {told}", flush=True)
 
     def say(self, message: str) -> None:
         """Show a message without breaking the bar."""
@@ -110,7 +106,8 @@ class PictureProgress:
         now = time.monotonic()
         rate = self._done / max(now - self._started, 1e-9)
         if self._bar is not None:
-            self._bar.set_postfix_str(f"{rate:.0f} images/s", refresh=False)
+            left = f"{(self._total - self._done) / max(rate, 1e-9):.0f} s left"
+            self._bar.set_postfix_str(f"{left}, {rate:.0f} images/s", refresh=False)
             self._bar.update(num_pictures)
         elif now - self._shown > _LINE_EVERY_S:
             self._shown = now
@@ -135,15 +132,20 @@ def _bar(total: int | None, first: int, name: str, unit: str) -> Any:
 
 
 class MetricsLog:
-    """`metrics.jsonl` and TensorBoard's event files of a model_dir."""
+    """A file of lines, as metrics.jsonl, and TensorBoard's event files.
 
-    def __init__(self, model_dir: str) -> None:
-        self._path = Path(model_dir) / "metrics.jsonl"
+    Args:
+      path: of the file.
+      summaries: folder of the event files.
+    """
+
+    def __init__(self, path: Path, summaries: Path) -> None:
+        self._path = path
         self._path.parent.mkdir(parents=True, exist_ok=True)
-        self._writer = tf.summary.create_file_writer(model_dir)
+        self._writer = tf.summary.create_file_writer(str(summaries))
 
     def write_line(self, kind: str, step: int, values: dict[str, Any]) -> None:
-        """Append a line: {"kind": "train" or "eval", "step": ..., ...}; a number that is no number becomes null."""
+        """Append a line: {"kind": ..., "step": ..., ...}; a number that is no number becomes null."""
         clean = {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in values.items()}
         line = json.dumps({"kind": kind, "step": step, "time": round(time.time(), 3), **clean})
         with self._path.open("a", encoding="utf-8") as file:

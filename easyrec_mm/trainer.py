@@ -7,44 +7,42 @@ the step is a plain function of a batch.
 from __future__ import annotations
 
 import math
-import os
-import signal
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
-from types import FrameType
 
 import tensorflow as tf
 
-from easyrec_mm import files
-from easyrec_mm.checkpoint import Checkpoints, read_into, restore, warm_start
+from easyrec_mm.checkpoint import Checkpoints, restore
 from easyrec_mm.config import Pipeline, write_config
 from easyrec_mm.config_image import PLACE
+from easyrec_mm.config_learning_rates import schedule_warnings
 from easyrec_mm.data.bad_records import BadRecords
 from easyrec_mm.data.batch import Batch
 from easyrec_mm.data.first_pictures import first_pictures, require_pictures
 from easyrec_mm.data.input import Input, InputBatch
 from easyrec_mm.errors import CheckpointError, ConfigError, UserError
-from easyrec_mm.evaluation.report import table, write_result
-from easyrec_mm.evaluator import STEP_NAME, VECTORS, evaluate, moving_average, vectors_of
+from easyrec_mm.evaluator import STEP_NAME, VECTORS, moving_average, vectors_of
 from easyrec_mm.feature_vectors import origin_number
-from easyrec_mm.files import StorageError
 from easyrec_mm.files.folders import shown
 from easyrec_mm.loss_scale import LossScale
 from easyrec_mm.model import MultimodalModel
-from easyrec_mm.model_dir import ModelDir, find_checkpoint
+from easyrec_mm.model_dir import BAD_RECORDS, PIPELINE_CONFIG, ModelDir
 from easyrec_mm.optimizers import sum_duplicate_rows
 from easyrec_mm.picture_bank import PictureBank
 from easyrec_mm.precision import MIXED_FLOAT16, dtype_policy
 from easyrec_mm.progress import MetricsLog, Progress
-from easyrec_mm.protos.train_pb2 import WarmStart
+from easyrec_mm.runs.evaluations import END, METRICS, START
+from easyrec_mm.training.evaluations import TrainingEvaluations
+from easyrec_mm.training.length import Length, training_length
+from easyrec_mm.training.save_times import SaveTimes
+from easyrec_mm.training.signals import Caught, caught_signals
+from easyrec_mm.training.time_left import Forecast
+from easyrec_mm.training.warm_start import start_from_checkpoint
 from easyrec_mm.training_plan import Phase, build_optimizers, build_phases
 
-EVAL_RESULT = "eval_result.json"
-BAD_RECORDS = "bad_records.jsonl"
-PIPELINE_CONFIG = "pipeline.config"
+_STOPPING = "stopping after this step, then saving a checkpoint; once more to stop at once"
 
 
 @dataclass(frozen=True)
@@ -88,9 +86,10 @@ class Trainer:
         self._model = MultimodalModel(self._config, self._schema, self._dtype)
         self._named = self._model.named_variables()
         self._phases = build_phases(self._model, self._config)
-        self._require_unfreezing()
         self._trained = {name: v for name, v in self._named.items() if any(name in p.trained for p in self._phases)}
-        self._optimizers = build_optimizers(self._model, self._trained, self._phases, self._train_config)
+        # Step at which the training ends, for schedules that end with it.
+        self._end = tf.Variable(0, dtype=tf.int64, trainable=False)
+        self._optimizers = build_optimizers(self._model, self._trained, self._phases, self._train_config, self._end)
         self._average = moving_average(self._config, self._model)
         self._loss_scale = LossScale() if self._dtype == MIXED_FLOAT16 else None
         self._step = tf.Variable(0, dtype=tf.int64, trainable=False)
@@ -105,84 +104,121 @@ class Trainer:
             tf.function(partial(self._train_batch, phase), input_signature=[self._input.spec()], autograph=False)
             for phase in self._phases
         ]
-        self._evaluated_at = time.monotonic()
+        self._evaluations = TrainingEvaluations(
+            pipeline, self._model, self._average, self._trained, self._vectors, self._folder
+        )
 
     def train(self) -> TrainResult:
-        """Train to the end of num_steps or num_epochs, or until SIGINT or SIGTERM."""
-        config = self._train_config
+        """Train to the end of num_steps or num_epochs, until it stops improving, or until SIGINT or SIGTERM."""
         self._folder.open()
         self._model_dir.mkdir(parents=True, exist_ok=True)
         self._start()
+        first_step, batches_read = int(self._step), int(self._batches_read)
+        length = self._length(first_step, batches_read)
         write_config(self._config, str(self._model_dir / PIPELINE_CONFIG))
-        num_epochs = config.num_epochs or self._config.data_config.num_epochs
-        log = MetricsLog(str(self._model_dir))
-        progress = Progress("train", config.num_steps or None, first=int(self._step))
-        saved = self._checkpoints.latest() if int(self._step) else None
+        log = MetricsLog(self._model_dir / METRICS, self._model_dir)
+        log.write_line(START, first_step, {})
+        self._evaluations.go_on()
+        saved = self._checkpoints.latest() if first_step else None
+        progress = Progress("train", length.num_steps, first=first_step, is_exact=length.is_exact)
         with self._folder.logs_put():
             try:
-                with _caught_signals() as caught:
-                    saved = self._loop(num_epochs, log, progress, caught, saved)
+                with caught_signals(_STOPPING) as caught:
+                    saved, reason = self._loop(length, log, progress, caught, saved)
+                if caught.number is None:
+                    log.write_line(END, int(self._step), {"reason": reason})
             finally:
                 progress.close()
                 log.close()
                 self._vectors.close()
-        if self._bad_records.summary():
-            print(shown(self._bad_records.summary()), flush=True)
+        self._tell_end(first_step, reason)
         return TrainResult(int(self._step), saved and shown(saved), caught.number)
 
+    def _tell_end(self, first_step: int, reason: str | None) -> None:
+        step = int(self._step)
+        if reason is not None and step == first_step and step:
+            advice = "raise that to train on, or choose another model_dir"
+            print(f"nothing left to train at step {step}: {reason}; {advice}", flush=True)
+        elif reason is not None:
+            print(f"the training ends at step {step}: {reason}", flush=True)
+        for line in filter(None, [self._evaluations.describe_best(), self._bad_records.summary()]):
+            print(shown(line), flush=True)
+
+    def _length(self, step: int, batches_read: int) -> Length:
+        """How long the training is, which is told; schedules then know it.
+
+        Raises:
+          ConfigError: if it never comes to unfreeze_at_step.
+        """
+        length = training_length(self._config, self._input, step, batches_read)
+        for phase in self._phases[1:]:
+            if length.is_exact and length.num_steps is not None and phase.first_step >= length.num_steps:
+                step_is_late = f"{phase.first_step} is past the last step ({length.describe()}); lower it"
+                raise ConfigError(f"{PLACE}.unfreeze_at_step: {step_is_late}")
+        print(f"training: {length.describe()}" + (f"; {step:,} steps are done" if step else ""), flush=True)
+        if length.num_steps is not None:
+            self._end.assign(length.num_steps)
+            for warning in schedule_warnings(self._train_config, length.num_steps):
+                print(f"warning: {warning}", flush=True)
+        return length
+
     def _loop(
-        self, num_epochs: int, log: MetricsLog, progress: Progress, caught: _Caught, saved: str | None
-    ) -> str | None:
-        """Steps until the end; the path of the last checkpoint."""
-        config = self._train_config
-        batches = self._batches(num_epochs)
+        self, length: Length, log: MetricsLog, progress: Progress, caught: Caught, saved: str | None
+    ) -> tuple[str | None, str | None]:
+        """Steps until the end; the path of the last checkpoint, and why the training ends, unless by a signal."""
+        config, evaluations = self._train_config, self._evaluations
+        save_times = SaveTimes(config)
+        forecast = Forecast(length, save_times, evaluations.interval_s)
+        batches = self._batches(length.num_epochs)
         pending: list[dict[str, tf.Tensor]] = []
         first_step = saved_step = int(self._step)
-        saved_at = time.monotonic()
-        epoch = 0
+        phase = self._phase(first_step)
+        epoch = length.epoch_of(int(self._batches_read))
+        reason = evaluations.stop_reason()  # of an earlier part of this training
         try:
-            while not caught.number and not (config.num_steps and int(self._step) >= config.num_steps):
+            while not caught.number and reason is None:
+                if config.num_steps and int(self._step) >= config.num_steps:
+                    reason = f"num_steps {config.num_steps} are done"
+                    break
                 started = time.perf_counter()
                 item = next(batches, None)
                 waited = time.perf_counter() - started
                 if item is None:
+                    reason = f"num_epochs {length.num_epochs} are done"
                     break
                 losses = self._run_step(item)
                 if losses is None:
                     continue
-                step = int(self._step)
-                if item.epoch > epoch and num_epochs and not config.num_steps:
-                    progress.expect(round(step * num_epochs / item.epoch))
-                epoch = item.epoch
+                step, epoch_before, epoch = int(self._step), epoch, item.epoch
                 pending.append(losses)
                 progress.add(item.batch.num_samples, item.batch.num_images, waited)
+                if self._phase(item.step) != phase:
+                    phase = self._phase(item.step)
+                    forecast.time.restart()
+                forecast.step(item.batch.num_samples, item.batch.num_images)
                 if step % config.log_step_count_steps == 0:
-                    self._log(pending, step, epoch, log, progress)
+                    self._log(pending, step, epoch, log, progress, forecast)
                 if step % config.save_summary_steps == 0:
                     log.write_summaries("train", step, {name: float(value) for name, value in losses.items()})
-                due = config.save_checkpoints_secs and time.monotonic() - saved_at >= config.save_checkpoints_secs
-                if due or step % config.save_checkpoints_steps == 0:
-                    saved = self._save(pending)
-                    saved_at, saved_step = time.monotonic(), step
-                    if time.monotonic() - self._evaluated_at >= self._config.eval_config.eval_interval_secs:
-                        self._evaluate(saved, log, progress)
+                if save_times.is_due(step, epoch_before, epoch):
+                    saved, saved_step = self._save(pending), step
+                    save_times.saved()
+                    if evaluations.is_due:
+                        forecast.time.evaluated(evaluations.run(saved, step, log, progress))
+                        reason = evaluations.stop_reason()
             if pending:
-                self._log(pending, int(self._step), epoch, log, progress)
+                self._log(pending, int(self._step), epoch, log, progress, forecast)
         finally:
             batches.close()
         if int(self._step) == first_step and saved is not None:
-            print(
-                f"nothing left to train: step {first_step}, num_steps {config.num_steps}, num_epochs {num_epochs}; "
-                "raise them to train on, or choose another model_dir",
-                flush=True,
-            )
-            return saved
+            return saved, reason
         if int(self._step) != saved_step or saved is None:
             saved = self._save(pending)
-        if not caught.number:
-            self._bad_records.check_all()
-            self._evaluate(saved, log, progress)
-        return saved
+        if caught.number:
+            return saved, None
+        self._bad_records.check_all()
+        evaluations.run(saved, int(self._step), log, progress)
+        return saved, reason
 
     def _batches(self, num_epochs: int) -> Iterator[InputBatch]:
         """The batches from where the training stands."""
@@ -196,9 +232,7 @@ class Trainer:
             self._folder.fetch_checkpoint(latest)
             self._resume(latest)
         elif self._train_config.fine_tune_checkpoint:
-            path = find_checkpoint(self._train_config.fine_tune_checkpoint, "train_config.fine_tune_checkpoint")
-            names = _read_name_map(self._train_config.fine_tune_ckpt_var_map)
-            print(shown(warm_start(path, self._model.weights(), names, self._left_out())), flush=True)
+            print(shown(start_from_checkpoint(self._model, self._train_config)), flush=True)
             if self._average is not None:
                 self._average.start_from_variables()
         trained = self._phases[self._phase(int(self._step))].trained
@@ -256,23 +290,6 @@ class Trainer:
     def _bank(self, step: int) -> PictureBank | None:
         """The bank of that step."""
         return self._phases[self._phase(step)].bank
-
-    def _require_unfreezing(self) -> None:
-        """Check that the training reaches unfreeze_at_step, where it ends with the data; reads all lines for it."""
-        num_epochs = self._train_config.num_epochs or self._config.data_config.num_epochs
-        if len(self._phases) == 1 or not num_epochs or self._train_config.num_steps:
-            return
-        step, num_steps = self._phases[1].first_step, self._input.count_batches(num_epochs)
-        if step >= num_steps:
-            raise ConfigError(
-                f"{PLACE}.unfreeze_at_step: {step} is past the last step ({num_steps}: {num_epochs} epochs); lower it"
-            )
-
-    def _left_out(self) -> set[str]:
-        """Variables that warm_start leaves as they are."""
-        if self._train_config.warm_start != WarmStart.ALL_BUT_ID_EMBEDDINGS:
-            return set()
-        return {f"embedding/{f.table}" for f in self._schema.features if f.encoding}
 
     def _run_step(self, item: InputBatch) -> dict[str, tf.Tensor] | None:
         """One step; None if the batch has no samples left, which is no step."""
@@ -335,7 +352,13 @@ class Trainer:
         self._average.around(update, rows, step)
 
     def _log(
-        self, pending: list[dict[str, tf.Tensor]], step: int, epoch: int, log: MetricsLog, progress: Progress
+        self,
+        pending: list[dict[str, tf.Tensor]],
+        step: int,
+        epoch: int,
+        log: MetricsLog,
+        progress: Progress,
+        forecast: Forecast,
     ) -> None:
         """Show and write the means since the last time."""
         means = {name: float(tf.reduce_mean([losses[name] for losses in pending])) for name in pending[0]}
@@ -344,7 +367,9 @@ class Trainer:
         rates = progress.rates()
         task_losses = [f"loss_{task.name}" for task in self._schema.tasks]
         shown = {name: means[name] for name in ["loss", *(task_losses if len(task_losses) > 1 else [])]}
-        progress.show({"epoch": epoch, **shown}, rates)
+        if announcement := forecast.announcement(step):
+            progress.say(announcement)
+        progress.show({"epoch": epoch, **shown}, rates, forecast.left(step))
         log.write_line("train", step, {"epoch": epoch, **means, **rates, **self._bad_records.counts})
         self._folder.put_logs(at_once=False)
 
@@ -364,68 +389,6 @@ class Trainer:
         for phase in self._phases:
             if phase.bank is not None and phase.keeps_bank:
                 state |= phase.bank.state()
-        path = self._checkpoints.save(int(self._step), state)
+        path = self._checkpoints.save(int(self._step), state, self._evaluations.best_step())
         self._folder.put_checkpoint()
         return path
-
-    def _evaluate(self, checkpoint: str, log: MetricsLog, progress: Progress) -> None:
-        """Evaluate the weights of the checkpoint just saved (or their average)."""
-        if not self._config.eval_input_path:
-            return
-        step = int(self._step)
-        if self._average is not None:
-            self._average.assign_to_variables(self._step)
-        bad_records = BadRecords(str(self._model_dir / BAD_RECORDS), self._config.data_config.max_bad_record_share)
-        path = self._config.eval_input_path
-        results = evaluate(self._model, self._config, path, "eval_input_path", bad_records, self._vectors)
-        if self._average is not None:
-            for name, variable in self._trained.items():
-                read_into(checkpoint, name, variable.value)
-        progress.say(f"evaluation at step {step}:\n{table(results)}")
-        log.write_line("eval", step, results)
-        log.write_summaries("eval", step, results)
-        write_result(str(self._model_dir / EVAL_RESULT), results)
-        self._evaluated_at = time.monotonic()
-
-
-class _Caught:
-    """The first SIGINT or SIGTERM; a second one ends the process as usual."""
-
-    number: int | None = None
-
-
-@contextmanager
-def _caught_signals() -> Iterator[_Caught]:
-    caught = _Caught()
-
-    def remember(number: int, frame: FrameType | None) -> None:
-        caught.number = number
-        signal.signal(number, previous[number])
-        # Not by print, which refuses to be called while it is at work.
-        with suppress(OSError):
-            os.write(2, b"\nstopping after this step, then saving a checkpoint; once more to stop at once\n")
-
-    previous = {number: signal.signal(number, remember) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield caught
-    finally:
-        for number, handler in previous.items():
-            signal.signal(number, handler)
-
-
-def _read_name_map(path: str) -> dict[str, str]:
-    """Lines "variable<tab>name in the checkpoint" -> a dict."""
-    if not path:
-        return {}
-    try:
-        lines = files.read(path).decode("utf-8").splitlines()
-    except (OSError, StorageError, UnicodeDecodeError) as error:
-        raise ConfigError(f"train_config.fine_tune_ckpt_var_map: '{path}' cannot be read: {error}") from error
-    names = {}
-    for number, line in enumerate(lines, 1):
-        parts = line.split("\t")
-        if len(parts) == 2:
-            names[parts[0].strip()] = parts[1].strip()
-        elif line.strip():
-            raise ConfigError(f"{path}:{number}: '{line}' is not: variable, tab, name in the checkpoint")
-    return names

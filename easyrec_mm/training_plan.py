@@ -10,6 +10,7 @@ from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
 import keras
+import tensorflow as tf
 
 from easyrec_mm.errors import ConfigError
 from easyrec_mm.model import MultimodalModel
@@ -67,9 +68,15 @@ def build_phases(model: MultimodalModel, config: EasyRecConfig) -> list[Phase]:
 
 
 def build_optimizers(
-    model: MultimodalModel, trained: dict[str, keras.Variable], phases: Sequence[Phase], config: TrainConfig
+    model: MultimodalModel,
+    trained: dict[str, keras.Variable],
+    phases: Sequence[Phase],
+    config: TrainConfig,
+    end: tf.Variable,
 ) -> list[tuple[RowOptimizer, list[str]]]:
     """Optimizers and the names of their variables: those that one names, one for all others, or by part.
+
+    `end` is the step at which the training ends.
 
     Raises:
       ConfigError: if an optimizer is for no variable, or a variable has none.
@@ -102,7 +109,7 @@ def build_optimizers(
                 f"train_config.optimizer_config[{i}].variables: nothing is left for {', '.join(settings.variables)}; "
                 f"names are such as {_some(list(chosen))}"
             )
-        optimizer = build_optimizer(settings, list(tables.values()), factors, first_steps)
+        optimizer = build_optimizer(settings, list(tables.values()), factors, first_steps, end)
         optimizer.build([trained[name] for name in names])
         optimizers.append((optimizer, names))
     return optimizers

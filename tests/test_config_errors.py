@@ -1234,7 +1234,6 @@ TRAIN_CASES = [
                 "initial_learning_rate",
                 "-0.1 is no learning rate; give a number above 0",
             ),
-            ("cosine_decay_learning_rate", "total_steps: 0", "total_steps", "0 is no number of steps; give 1 or more"),
             ("exponential_decay_learning_rate", "decay_steps: 0", "decay_steps", "0 is no number of steps"),
             (
                 "exponential_decay_learning_rate",
@@ -1277,15 +1276,74 @@ TRAIN_CASES = [
                 "poly_decay_learning_rate",
                 "learning_rate_base: 1 total_steps: -5 power: 1",
                 "total_steps",
-                "-5 is no number of steps; give 1 or more",
+                "-5 is negative; remove it to end with the training",
             ),
             (
                 "poly_decay_learning_rate",
                 "learning_rate_base: 1 total_steps: 5 power: 1 warmup_steps: 5",
                 "total_steps",
-                "5 is not above warmup_steps; raise it",
+                "5 leaves no step after warmup_steps (5); raise it",
             ),
         )
+    ),
+    case(
+        f"{RATE}=cosine_decay_learning_rate {{}}",
+        f"{TRAIN}.num_steps=0",
+        "data_config.num_epochs=0",
+        place=f"{RATE}.cosine_decay_learning_rate.total_steps",
+        says="is not set, and the training has no end; set num_epochs, num_steps or this",
+    ),
+    # The best checkpoint
+    case(
+        f"{EXPORT}.early_stop_patience=2",
+        place=f"{EXPORT}.early_stop_patience",
+        says="has no effect without enable_early_stop: true; set it or remove this",
+    ),
+    case(
+        f"{EXPORT}.best_exporter_threshold=0.5",
+        place=f"{EXPORT}.best_exporter_threshold",
+        says='has no effect without exporter_type: "best" or enable_early_stop: true',
+    ),
+    case(
+        f"{EXPORT}.enable_early_stop=true",
+        "eval_input_path=",
+        place=f"{EXPORT}.enable_early_stop",
+        says="needs evaluations, and there is no data for them; set eval_input_path",
+    ),
+    case(
+        f"{EXPORT}.exporter_type=best",
+        "eval_input_path=",
+        place=f"{EXPORT}.exporter_type",
+        says="needs evaluations, and there is no data for them; set eval_input_path",
+    ),
+    *(
+        case(f"{EXPORT}.enable_early_stop=true", f"{EXPORT}.{name}={value}", place=f"{EXPORT}.{name}", says=says)
+        for name, value, says in (
+            ("max_check_steps", 0, "0 is no number of steps; give 1 or more"),
+            ("early_stop_min_delta", -0.1, "-0.1 is negative; give 0 or more"),
+            ("best_exporter_metric", "auc_is_valid_ply", "did you mean 'auc_is_valid_play'?"),
+            ("best_exporter_metric", "accuracy", "no metric of the evaluation named 'accuracy'; choose one of auc, "),
+        )
+    ),
+    *(
+        case(
+            f"{EXPORT}.exporter_type=best",
+            f"{EXPORT}.best_exporter_metric={metric}",
+            f"{EXPORT}.metric_bigger={is_bigger}",
+            place=f"{EXPORT}.metric_bigger",
+            says=f"{is_bigger}, but {better} values of {name} are better; remove it",
+        )
+        for metric, name, is_bigger, better in (
+            ("auc", "auc_is_valid_play", "false", "larger"),
+            ("mean_squared_error", "mean_squared_error_play_time", "true", "smaller"),
+        )
+    ),
+    case(
+        f"{EXPORT}.exporter_type=best",
+        "eval_config.metrics_set=[{ calibration {} }]",
+        f"{EXPORT}.best_exporter_metric=calibration",
+        place=f"{EXPORT}.best_exporter_metric",
+        says="calibration_is_valid_play is best neither large nor small; choose one such as log_loss",
     ),
     # Export
     case(

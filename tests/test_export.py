@@ -22,10 +22,11 @@ from model_helpers import CLICK, make_model, make_pipeline, random_batch, use_ti
 from easyrec_mm import export, parts
 from easyrec_mm.cli import main
 from easyrec_mm.config import load_pipeline
-from easyrec_mm.errors import ExportError
+from easyrec_mm.errors import CheckpointError, ExportError
 from easyrec_mm.manifest import REC_ONNX, read_manifest
 from easyrec_mm.onnx_models import write_rec_onnx
 from easyrec_mm.rec_network import task_outputs
+from easyrec_mm.runs.best_checkpoint import choose_checkpoint
 
 
 @pytest.fixture(autouse=True)
@@ -307,16 +308,15 @@ def test_best_checkpoint_by_evaluations(exported, tmp_path):
     (tmp_path / "m" / "metrics.jsonl").write_text("\n".join(lines) + "\n")
 
     def chosen(*settings):
-        flags = [f"model_dir={tmp_path / 'm'}", *settings]
+        flags = [f"model_dir={tmp_path / 'm'}", "eval_input_path=eval", *settings]
         pipeline = load_pipeline(str(tmp_path / "m" / "pipeline.config"), flags)
-        return Path(export.choose_checkpoint(pipeline, None)).name
+        return Path(choose_checkpoint(pipeline, None).path).name
 
     best = 'export_config.exporter_type="best"'
     assert chosen() == f"model.ckpt-{step}"
     assert chosen(best) == "model.ckpt-2"
     assert chosen(best, 'export_config.best_exporter_metric="auc_click"') == "model.ckpt-2"
-    assert chosen(best, "export_config.metric_bigger=false") == f"model.ckpt-{step}"
-    with pytest.raises(ExportError, match=r"tells 'gauc' \(best_exporter_metric\)"):
+    with pytest.raises(CheckpointError, match=r"tells 'gauc_click' \(best_exporter_metric\)"):
         chosen(best, 'export_config.best_exporter_metric="gauc"')
 
 

@@ -18,10 +18,10 @@ import tensorflow as tf
 from flow_helpers import ROOT, demo_flags, make_data, use_small_backbone
 from reference import reference_config, write_config, write_reference_data
 
-from easyrec_mm import trainer
 from easyrec_mm.cli import main
 from easyrec_mm.evaluation.metrics import metric_value
 from easyrec_mm.evaluation.rank_metrics import AUC
+from easyrec_mm.training.signals import caught_signals
 
 
 @pytest.fixture(scope="module")
@@ -336,7 +336,7 @@ def test_a_signal_may_come_while_a_line_is_printed(monkeypatch):
             return len(data)
 
     monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(io.BufferedWriter(Terminal())))
-    with trainer._caught_signals() as caught:
+    with caught_signals("stopping") as caught:
         print("train step 1", flush=True)
     assert caught.number == signal.SIGTERM
 

@@ -238,7 +238,25 @@ def test_training_takes_the_config_as_it_is(tmp_path, monkeypatch, kind):
     assert {"auc_click", "gauc_click", "root_mean_squared_error_play_time"} <= set(result)
     stats = json.loads((tmp_path / "out/eval/stats.json").read_text())
     assert result["num_samples"] == stats["rows"] == 120
-    log = [json.loads(line) for line in (tmp_path / "out_model/metrics.jsonl").read_text().splitlines()]
     config = load_pipeline(str(tmp_path / "x.config")).config
-    steps = config.train_config.optimizer_config[0].adamw_optimizer.learning_rate.cosine_decay_learning_rate.total_steps
-    assert max(line["step"] for line in log) == steps
+    num_epochs = config.train_config.num_epochs
+    groups = json.loads((tmp_path / "out/train/stats.json").read_text())["groups"]
+    assert _steps_and_rates(tmp_path)[0] == -(-groups * num_epochs // config.data_config.batch_size)
+    # More epochs are trained at rates of their own.
+    assert main(["train", "--pipeline_config", str(tmp_path / "x.config"), "--set=train_config.num_epochs=5"]) == 0
+    steps, rates = _steps_and_rates(tmp_path)
+    assert steps == -(-groups * 5 // config.data_config.batch_size)
+    assert min(rates) > 0
+    evaluated = [line["step"] for line in _log(tmp_path) if line["kind"] == "eval"]
+    assert len(evaluated) == 5
+    assert evaluated[-1] == steps
+
+
+def _log(folder):
+    return [json.loads(line) for line in (folder / "out_model/metrics.jsonl").read_text().splitlines()]
+
+
+def _steps_and_rates(folder):
+    """The last step, and the learning rates of the lines of training."""
+    lines = [line for line in _log(folder) if line["kind"] == "train"]
+    return lines[-1]["step"], [line["learning_rate"] for line in lines]

@@ -156,11 +156,12 @@ def test_a_bank_whose_vectors_are_always_too_old_is_none(data, tmp_path):
 def test_unfreezing_must_be_reached(data, tmp_path):
     """24 groups of two epochs are 5 batches of 5."""
     changes = {"batch_size: 4": "batch_size: 5"}
-    with pytest.raises(
-        ConfigError, match=r"img_model.unfreeze_at_step: 5 is past the last step \(5: 2 epochs\); lower"
-    ):
-        Training(data, tmp_path, "trainable: HEAD unfreeze_at_step: 5", "num_epochs: 2", changes=changes)
-    Training(data, tmp_path, "trainable: HEAD unfreeze_at_step: 4", "num_epochs: 2", changes=changes)
+    late = Training(data, tmp_path / "late", "trainable: HEAD unfreeze_at_step: 5", "num_epochs: 2", changes=changes)
+    with pytest.raises(ConfigError, match=r"img_model.unfreeze_at_step: 5 is past the last step \(5 steps, 2 epochs"):
+        late.run()
+    last = Training(data, tmp_path / "last", "trainable: HEAD unfreeze_at_step: 4", "num_epochs: 2", changes=changes)
+    last.run()
+    assert {"image/backbone/conv0/kernel"} <= last.changed(4) - last.changed(3, 4)
 
 
 # Learning rates.

@@ -34,22 +34,21 @@ def test_a_terminal_gets_a_bar_with_speeds_whatever_size_it_tells(monkeypatch, s
     fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", *size, 0, 0))
     with open(theirs, "w", encoding="utf-8") as terminal:
         monkeypatch.setattr(sys, "stderr", terminal)
-        progress = Progress("train", None)
-        progress.expect(20)
+        progress = Progress("train", 20)
         progress.add(256, 16, 0.1)
-        progress.show({"loss": 0.5}, RATES)
+        progress.show({"loss": 0.5}, RATES, "7 min left")
         progress.close()
     shown = everything_written(ours)
     os.close(ours)
     assert "train 1/20" in shown
-    assert "800 samples/s, 50 images/s, 16.0 samples/image, input wait 25%" in shown
+    assert "7 min left, 800 samples/s, 50 images/s, 16.0 samples/image, input wait 25%" in shown
 
 
 def test_elsewhere_a_plain_line(capsys):
     progress = Progress("train", None, first=3)
     progress.add(256, 16, 0.1)
     progress.show({"loss": 0.5}, RATES)
-    progress.expect(20)
-    progress.show({"loss": 0.5}, RATES)
+    progress = Progress("train", 20, first=4, is_exact=False)
+    progress.show({"loss": 0.5}, RATES, "7 min left")
     values = "loss 0.5, 800 samples/s, 50 images/s, 16.0 samples/image, input wait 25%"
-    assert capsys.readouterr().out == f"train step 4: {values}\ntrain step 4/~20: {values}\n"
+    assert capsys.readouterr().out == f"train step 4: {values}\ntrain step 4/~20: {values}, 7 min left\n"

@@ -12,7 +12,7 @@ from typing import get_args
 
 import pytest
 
-from easyrec_mm import config_checks, config_evaluation, config_features, config_image, config_schema
+from easyrec_mm import config_best, config_checks, config_evaluation, config_features, config_image, config_schema
 from easyrec_mm.protos.data_pb2 import DatasetConfig
 from easyrec_mm.protos.eval_pb2 import EvalMetrics
 from easyrec_mm.protos.feature_pb2 import FeatureConfig
@@ -46,7 +46,19 @@ MAY_IMPORT = {
     "config_sequences": (*CONFIG_BASE, "config_image"),
     "config_schema": (*CONFIG_BASE, "config_features", "config_image", "config_sequences", "text_patterns"),
     "config_evaluation": CONFIG_BASE,
-    "config_checks": (*CONFIG_BASE, "config_evaluation", "config_image", "config_schema"),
+    "config_best": CONFIG_BASE,
+    "config_learning_rates": CONFIG_BASE,
+    "config_checks": (
+        *CONFIG_BASE,
+        *(
+            "config_best",
+            "config_evaluation",
+            "config_groups",
+            "config_image",
+            "config_learning_rates",
+            "config_schema",
+        ),
+    ),
     "config": (*CONFIG_BASE, "config_schema", "config_checks", "files"),
     "evaluation": (*CONFIG_BASE, "config_evaluation", "evaluation", "grouping.stable_hash", "quantiles"),
     "losses": (),
@@ -76,21 +88,33 @@ MAY_IMPORT = {
     ),
     "progress": (),
     "evaluator": (*TRAINING_BASE, "evaluation", "files", "model_dir"),
+    "runs": ("errors", "config", "config_best", "config_evaluation", "checkpoint", "files", "model_dir", "runs"),
     "training_plan": ("errors", "model", "optimizers", "picture_bank", "protos"),
+    "training": (
+        *TRAINING_BASE,
+        *("config", "config_best", "config_checks", "evaluator", "files", "model_dir", "runs", "training"),
+    ),
     "trainer": (
         *TRAINING_BASE,
         "config",
         "config_image",
         "evaluation",
+        "config_learning_rates",
         "evaluator",
         "files",
         "loss_scale",
         "model_dir",
         "optimizers",
         "picture_bank",
+        "runs",
+        "training",
         "training_plan",
     ),
     "comparison": (*TRAINING_BASE, "config", "evaluation", "evaluator", "files", "model_dir", "trainer"),
+    "watch": (
+        *TRAINING_BASE,
+        *("config", "evaluator", "files", "model_dir", "runs", "training.signals"),
+    ),
     # The one that resizes pictures stands on the input's definition of decoding; no other does.
     "grouping": ("errors", "config", "files", "protos", "quantiles", "grouping"),
     "items": ("errors", "files", "grouping", "schema"),
@@ -153,11 +177,14 @@ WITHOUT_TENSORFLOW = {
     "config_sequences",
     "config_schema",
     "config_evaluation",
+    "config_best",
+    "config_learning_rates",
     "config_checks",
     "config",
     "quantiles",
     "manifest",
     "items",
+    "runs.evaluations",
     "serving.transform",
     "store.base",
     "store.lmdb_store",
@@ -287,6 +314,10 @@ def test_each_metric_of_the_proto_has_its_class_and_its_outputs():
     assert set(config_evaluation.METRICS_OF_ACTIVATION) == set(get_args(Activation))
     assert set(config_evaluation.GAUC_REDUCTIONS) == set(GAUC.REDUCTIONS)
     assert config_evaluation.CURVE_STRATEGIES == CalibrationCurve.STRATEGIES
+
+
+def test_each_metric_of_the_proto_has_a_direction():
+    assert set(config_best.BIGGER_IS_BETTER) == members(EvalMetrics, "metric")
 
 
 def test_each_loss_of_the_proto_has_its_function_and_its_output():

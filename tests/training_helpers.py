@@ -180,6 +180,26 @@ class Training:
         return {name: reader.get_tensor(name) for name in reader.get_variable_to_shape_map()}
 
 
+EACH_STEP = "save_checkpoints_steps: 1"
+
+
+def evaluated_training(
+    data: Path,
+    folder: Path,
+    export: str,
+    train: str = f"num_epochs: 3 {EACH_STEP}",
+    optimizers: str = optimizer(),
+    model_dir: str = "",
+) -> Training:
+    """A training of 9 steps that evaluates at each checkpoint."""
+    added = f'''eval_input_path: "{data}/one.txt"
+        eval_config {{ eval_interval_secs: 0 metrics_set {{ auc {{}} }} metrics_set {{ log_loss {{}} }} }}
+        export_config {{ {export} }}
+        model_dir: "{model_dir or folder / "m"}"'''
+    changes = {f'model_dir: "{folder}/m"': added}
+    return Training(data, folder, train=train, optimizers=optimizers, changes=changes)
+
+
 def spy_on_loading(patch: pytest.MonkeyPatch) -> list[bytes]:
     """The paths of all pictures that are loaded from now on."""
     loaded: list[bytes] = []

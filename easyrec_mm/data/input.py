@@ -34,6 +34,9 @@ from easyrec_mm.picture_bank import PictureBank, Plan
 from easyrec_mm.protos.data_pb2 import DatasetConfig
 from easyrec_mm.schema import CROSS_SEPARATOR, Feature, Schema
 
+# Bytes of files that are read only to count their groups: one or two seconds.
+_MOST_COUNTED_BYTES = 1 << 28
+
 
 @dataclass(frozen=True)
 class InputBatch:
@@ -192,13 +195,32 @@ class Input:
                     self._pictures.forget()
         self._bad_records.check_all()
 
-    def count_batches(self, num_epochs: int = 1) -> int:
-        """Batches of so many epochs, which may share one. May read all files.
+    def estimate_groups(self) -> tuple[int, bool]:
+        """Groups in the files, and whether they are exactly as many.
+
+        Of much data that has to be read for it, some files are counted and the others taken to be like them by their
+        sizes: always the same files, so that every start of a training finds the same number.
 
         Raises:
           DataError: when a file cannot be read.
         """
-        num_groups = self.source.count() * num_epochs
+        sizes = [info.size for info in self._files[: len(self.source.files)]]
+        counted = list(range(len(sizes)))
+        if not self.source.counts_at_once and sum(sizes) > _MOST_COUNTED_BYTES:
+            # From all over: files are often in the order of time.
+            order = np.random.default_rng(0).permutation(len(sizes))
+            num_files = 1 + int(np.searchsorted(np.cumsum([sizes[i] for i in order]), _MOST_COUNTED_BYTES // 4))
+            counted = sorted(int(i) for i in order[:num_files])
+        try:
+            num_groups = self.source.count(counted)
+        except tf.errors.OpError as error:
+            raise self.source.failure(error) or error from error
+        if len(counted) == len(sizes):
+            return num_groups, True
+        return round(num_groups * sum(sizes) / max(sum(sizes[i] for i in counted), 1)), False
+
+    def num_batches(self, num_groups: int) -> int:
+        """Batches of so many groups; epochs may share one."""
         return num_groups // self.batch_size if self._drops_remainder else -(-num_groups // self.batch_size)
 
     def spec(self) -> Batch:

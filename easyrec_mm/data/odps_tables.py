@@ -99,6 +99,8 @@ class OdpsTables:
       DataError: if PyODPS or credentials are missing, or a table cannot be opened or lacks a column.
     """
 
+    counts_at_once = True
+
     def __init__(self, path: str, setting: str, columns: Sequence[str], separator: str) -> None:
         self._columns = list(columns)
         self._separator = separator.encode()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
@@ -39,6 +39,7 @@ class RecordFiles:
     open_file: Callable[[tf.Tensor, tf.Tensor], tf.data.Dataset]
     order: Order
     chunk_size = 256
+    counts_at_once = False
 
     def __post_init__(self) -> None:
         self._compressions = _compressions(self.files)
@@ -67,9 +68,9 @@ class RecordFiles:
         except tf.errors.OpError as error:
             raise self.failure(error) or error from error
 
-    def count(self) -> int:
-        """Records in the files."""
-        order = tf.range(len(self.files), dtype=tf.int64)
+    def count(self, files: Sequence[int]) -> int:
+        """See Source.count."""
+        order = tf.constant(files, tf.int64)
         records = tf.data.Dataset.from_tensor_slices(self._with_next(order)).flat_map(self._open)
         return sum(len(batch) for batch in records.batch(1 << 12))
 

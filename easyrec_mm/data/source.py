@@ -6,7 +6,7 @@ Shape legend: N groups as they stand in the files, G good ones among them, S sam
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple, Protocol
 
@@ -89,10 +89,12 @@ class Source(Protocol):
 
     chunk_size: groups that are parsed at once, at least: an operation on those of one small batch costs more than its
       work.
+    counts_at_once: whether `count` need not read the files.
     """
 
     files: list[str]
     chunk_size: int
+    counts_at_once: bool
 
     def records(self, num_epochs: int, num_skipped: int, size: int) -> tf.data.Dataset:
         """Groups as they stand in the files, `size` at a time, for `parse`.
@@ -109,8 +111,8 @@ class Source(Protocol):
     def explain(self, evidence: bytes) -> Problem:
         """What is wrong with a group that `parse` refused."""
 
-    def count(self) -> int:
-        """Groups in the files."""
+    def count(self, files: Sequence[int]) -> int:
+        """Groups in some files, by their index."""
 
     def texts(self) -> Iterator[tuple[str, int, TextGroup | Problem]]:
         """(file, row, group or what is wrong with it) of one epoch, as it stands in the files. Slow, for few."""

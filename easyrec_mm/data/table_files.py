@@ -19,7 +19,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import tensorflow as tf
 
-from easyrec_mm.data.data_files import NUM_AHEAD
+from easyrec_mm.data.data_files import NUM_AHEAD, needs_copy
 from easyrec_mm.data.source import Chunk, GroupRows, Order, Problem, TextGroup
 from easyrec_mm.data.typed_groups import ROW
 from easyrec_mm.errors import DataError
@@ -32,7 +32,9 @@ _FILE = "easyrec_mm:file"
 
 
 class TableReader(Protocol):
-    """Reads files of tables."""
+    """Reads files of tables; `counts_at_once` as of a Source."""
+
+    counts_at_once: bool
 
     def read(self, file: str) -> Iterator[pa.Table]:
         """The rows of a file that are read, some at a time."""
@@ -102,6 +104,11 @@ class TableSource:
         """Larger than that of records: the calls of Arrow and NumPy hold Python's lock."""
         return 8192 if self.groups.is_flat else 1024
 
+    @property
+    def counts_at_once(self) -> bool:
+        """Not of files that are copied before they are opened."""
+        return self.reader.counts_at_once and not any(map(needs_copy, self.files))
+
     def records(self, num_epochs: int, num_skipped: int, size: int) -> tf.data.Dataset:
         """See Source.records; the groups are checked already. The dataset can be iterated once."""
         chunks = _InOrder(self._chunks(num_epochs, num_skipped, size))
@@ -135,9 +142,9 @@ class TableSource:
         """See Source.explain."""
         return Problem.decode(evidence)
 
-    def count(self) -> int:
+    def count(self, files: Sequence[int]) -> int:
         """See Source.count."""
-        return sum(self.reader.count(file) for file in self.files)
+        return sum(self.reader.count(self.files[i]) for i in files)
 
     def texts(self) -> Iterator[tuple[str, int, TextGroup | Problem]]:
         """See Source.texts."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import ClassVar
 
 import pyarrow as pa
 import pyarrow.csv
@@ -24,6 +25,7 @@ class ParquetReader:
 
     groups: TypedGroups
     num_rows: int
+    counts_at_once: ClassVar[bool] = True
 
     def read(self, file: str) -> Iterator[pa.Table]:
         """The columns that are read.
@@ -66,6 +68,7 @@ class CsvReader:
     groups: TypedGroups
     separator: str
     names: Sequence[str] = ()
+    counts_at_once: ClassVar[bool] = False
 
     def read(self, file: str) -> Iterator[pa.Table]:
         """The columns that are read, as text.

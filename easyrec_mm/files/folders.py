@@ -82,6 +82,19 @@ class Folder:
 
         _side_by_side(fetch, names)
 
+    def refresh(self, wanted: Callable[[str], bool], always: Callable[[str], bool]) -> None:
+        """Copy the files of these names that are new there or were written anew, and those of `always` in any case.
+
+        Raises:
+          StorageError: if the folder cannot be listed, or a file cannot be read.
+        """
+        before = self._remote
+        self.look()
+        for name, info in self._remote.items():
+            if wanted(name) and (always(name) or info != before.get(name)):
+                self._same.pop(name, None)
+        self.fetch(wanted)
+
     def put(self, order: Callable[[str], int | None]) -> None:
         """Put there what was written here, those of a higher `order` after those of a lower, and not those of None.
 

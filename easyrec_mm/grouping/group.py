@@ -235,14 +235,12 @@ def _write_template(stats: GroupStats) -> list[str]:
         folder = join(options.output, SIDES[side]) if options.split_by else options.output
         return join(folder, f"part-*.{FORMATS[options.format].ending}")
 
-    sample = of_train.sample.table
     grouped = Grouped(
         train_path=files(TRAIN),
         eval_path=files(EVAL) if stats.of_side(EVAL) else "",
         num_groups=int(stats.groups.sizes[TRAIN].sum()),
         num_rows=of_train.num_rows,
         num_rows_without_picture=stats.groups.num_rows_without_picture,
-        pictures=tuple(filter(None, sample[options.image_field].to_pylist())) if sample is not None else (),
     )
     path = options.pipeline_config_template
     if not is_remote(path):

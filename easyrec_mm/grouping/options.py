@@ -57,6 +57,7 @@ class GroupOptions:
     image_root: str = ""
     allow_missing_pictures: bool = False
     image_size: tuple[int, int] | None = None
+    preset: str = ""
     pipeline_config_template: str = ""
     rtp_separator: str = "|"
     overwrite: bool = False

@@ -2,19 +2,15 @@
 
 from __future__ import annotations
 
-import io
 import math
 import textwrap
 from collections.abc import Iterable
 from dataclasses import dataclass
-from statistics import median
 from typing import Any
 
 from google.protobuf import text_encoding
-from PIL import Image, UnidentifiedImageError
 
 from easyrec_mm.config_groups import wide_name
-from easyrec_mm.files import StorageError, join, read
 from easyrec_mm.grouping.columns import Kind
 from easyrec_mm.grouping.grouped_rtp import RtpLayout
 from easyrec_mm.grouping.inference import FeaturePlan, FieldPlan, Inference, LabelPlan
@@ -42,9 +38,10 @@ _SMALL_START = "Embeddings start small: what a value does must be learned, and i
 _NO_BATCH_NORM = (
     "No batch normalisation: batches show few items, whose statistics in training are others than those at evaluation."
 )
+_WARMUP_STEPS = 50
 _SHUFFLE_GROUPS = 4096
-# Sides of pictures that are proposed, and pictures that are looked at.
-_SIDES, _NUM_PICTURES = (64, 96, 128, 160, 224), 64
+# Side of pictures where nothing else is said.
+_SIDE = 64
 
 
 @dataclass(frozen=True)
@@ -56,7 +53,6 @@ class Grouped:
     num_groups: int
     num_rows: int
     num_rows_without_picture: int
-    pictures: tuple[str, ...]  # some paths
 
 
 def template(options: GroupOptions, inference: Inference, grouped: Grouped) -> str:
@@ -68,11 +64,11 @@ def template(options: GroupOptions, inference: Inference, grouped: Grouped) -> s
             "",
             *_data(options, inference, grouped),
             "",
-            *_features(options, inference, grouped),
+            *_features(options, inference),
             "",
             *_model(options, inference, grouped),
             "",
-            *_training(options, grouped),
+            *_training(options, inference, grouped),
             "",
         ]
     )
@@ -135,15 +131,14 @@ def _input_field(one: FieldPlan) -> list[str]:
     return [f"input_fields {{ input_name: {_text(one.name)} input_type: {_FIELD_TYPES[one.kind]}{default} }}"]
 
 
-def _features(options: GroupOptions, inference: Inference, grouped: Grouped) -> list[str]:
+def _features(options: GroupOptions, inference: Inference) -> list[str]:
     lines = [*_comment("", [_SMALL_START]), "initializer { truncated_normal_initializer { stddev: 0.05 } }"]
     for feature in inference.features:
         lines += _comment("", [feature.why + ("; the same for all rows of an item" if _is_per_group(feature) else "")])
         settings = "".join(f" {name}: {_value(value)}" for name, value in feature.settings.items())
         text = f"features {{ input_names: {_text(feature.name)} feature_type: {feature.feature_type}{settings} }}"
         lines += [text] if len(text) <= 118 else _long_feature(feature)
-    (width, height), why = _image_size(options, grouped)
-    lines += _comment("", [why])
+    width, height = _image_size(options)
     shape = f"img_shape {{ width: {width} height: {height} }}"
     lines.append(f"features {{ input_names: {_text(options.image_field)} feature_type: ImgFeature {shape} }}")
     lines.append(f"features {{ input_names: {_text(GROUP_SIZE)} feature_type: SampleNumFeature }}")
@@ -208,7 +203,7 @@ def _network(options: GroupOptions, inference: Inference, grouped: Grouped) -> l
 def _image_tower(options: GroupOptions, grouped: Grouped) -> list[str]:
     lines: list[str] = []
     if options.preset:
-        (width, height), _ = _image_size(options, grouped)
+        width, height = _image_size(options)
         lines.append(f"preset: {_text(options.preset)}")
         upscale = _PRESET_SIDE // max(width, height)
         if upscale > 1:
@@ -262,24 +257,42 @@ def _percent(share: float) -> str:
     return f"{share:.3g}" if share < 0.001 else f"{100 * share:.3g} %"
 
 
-def _training(options: GroupOptions, grouped: Grouped) -> list[str]:
+def _training(options: GroupOptions, inference: Inference, grouped: Grouped) -> list[str]:
     num_steps = max(1, math.ceil(grouped.num_groups / _batch_size(grouped)))
-    steps = max(1, math.ceil(grouped.num_groups * _NUM_EPOCHS / _batch_size(grouped)))  # batches run on over epochs
-    rate = [
-        "learning_rate_base: 0.002",
-        f"total_steps: {steps}",
-        "warmup_learning_rate: 0.0002",
-        f"warmup_steps: {max(1, steps // 20)}",
+    num_epochs = min(max(_ROWS_TO_SEE // max(grouped.num_rows, 1), 1), _MOST_EPOCHS)
+    # At most half of an epoch: one epoch must leave steps behind it.
+    warmup_steps = min(_WARMUP_STEPS, num_steps // 2)
+    lines = _optimizer(0.002, 0.1, warmup_steps)
+    if _wide(inference):
+        lines += _comment("", ["A number that few rows train must learn from each of them."])
+        lines += _optimizer(0.01, 0.1, warmup_steps, [f"embedding/{wide_name(one.name)}$" for one in _wide(inference)])
+    lines += _comment("", ["What is seen in few pictures is learned by heart unless weights are held small."])
+    lines += _optimizer(0.002, 3, warmup_steps, ["^image/img_dnn/"])
+    lines += _comment("", [f"An epoch has {num_steps:,} steps. The learning rate falls to 0 with the last epoch."])
+    lines += [f"num_epochs: {num_epochs}", "save_checkpoints_epochs: 1"]
+    lines.append(f"save_summary_steps: {min(100, max(1, num_steps // 20))}")
+    export = [f"multi_placeholder: true img_input_name: {_text(options.image_field)}"]
+    evaluation = []
+    if grouped.eval_path:
+        item = f"item_id_field: {_text(options.group_by)}"
+        evaluation = _comment("", ["Every checkpoint is evaluated; intervals take items as a whole."])
+        evaluation += [f"eval_config {{ eval_interval_secs: 0 {item} }}", ""]
+        binary = [label.name for label in inference.labels if label.is_binary]
+        if binary:
+            export.append(f'exporter_type: "best" best_exporter_metric: {_text(f"auc_{binary[0]}")}')
+    return [*_block("train_config", lines), "", *evaluation, *_block("export_config", export)]
+
+
+def _optimizer(rate: float, weight_decay: float, warmup_steps: int, variables: Iterable[str] = ()) -> list[str]:
+    schedule = [
+        f"learning_rate_base: {rate:g}",
+        f"warmup_learning_rate: {rate / 10:g}",
+        f"warmup_steps: {warmup_steps}",
     ]
-    optimizer = ["weight_decay: 0.1", *_block("learning_rate", _block("cosine_decay_learning_rate", rate))]
-    lines = _block("optimizer_config", _block("adamw_optimizer", optimizer))
-    lines += _comment("", [f"An epoch has {num_steps:,} steps; total_steps above goes with the epochs."])
-    lines += [f"num_epochs: {_NUM_EPOCHS}", f"save_checkpoints_steps: {max(100, min(10_000, num_steps))}"]
-    (width, height), _ = _image_size(options, grouped)
-    shape = f"img_shape {{ width: {width} height: {height} }}"
-    name = _text(options.image_field)
-    export = f"export_config {{ multi_placeholder: true img_input_name: {name} {shape} }}"
-    return [*_block("train_config", lines), "", export]
+    decay = _block("learning_rate", _block("cosine_decay_learning_rate", schedule))
+    settings = [f"variables: {_text(pattern)}" for pattern in variables]
+    settings += _block("adamw_optimizer", [f"weight_decay: {weight_decay:g}", *decay])
+    return _block("optimizer_config", settings)
 
 
 def _batch_size(grouped: Grouped) -> int:
@@ -289,20 +302,9 @@ def _batch_size(grouped: Grouped) -> int:
     return min(max(1 << round(math.log2(wanted)), _MIN_BATCH), _MAX_BATCH)
 
 
-def _image_size(options: GroupOptions, grouped: Grouped) -> tuple[tuple[int, int], str]:
-    if options.image_size:
-        return options.image_size, "The size to which --image_size made the pictures."
-    shorter = []
-    for path in grouped.pictures[:_NUM_PICTURES]:
-        try:
-            with Image.open(io.BytesIO(read(join(options.image_root, path)))) as picture:
-                shorter.append(min(picture.size))
-        except (OSError, StorageError, ValueError, UnidentifiedImageError, Image.DecompressionBombError):
-            continue
-    if not shorter:
-        return (224, 224), "No picture could be looked at; the size is that of most pretrained backbones."
-    side = max([one for one in _SIDES if one <= median(shorter)], default=_SIDES[0])
-    return (side, side), f"The shorter side of {len(shorter)} pictures is {median(shorter):g} pixels (median)."
+def _image_size(options: GroupOptions) -> tuple[int, int]:
+    """Width and height of the pictures that the network sees."""
+    return options.image_size or (_SIDE, _SIDE)
 
 
 # --- Text format

@@ -87,6 +87,12 @@ def _mobile_net(build: Callable[..., keras.Model], shape: Shape) -> keras.Model:
     return model
 
 
+def _mean_colour(shape: Shape) -> keras.Model:
+    """No network: something for descriptors to stand beside."""
+    pixels = keras.Input((None, None, shape[2]))
+    return keras.Model(pixels, keras.layers.GlobalAveragePooling2D()(pixels))
+
+
 BACKBONES: dict[str, Entry] = {
     "ResNet-18": Entry(partial(_resnet, "basic_block", (2, 2, 2, 2)), IMAGENET),
     "ResNet-34": Entry(partial(_resnet, "basic_block", (3, 4, 6, 3)), IMAGENET),
@@ -99,6 +105,7 @@ BACKBONES: dict[str, Entry] = {
     "ViT-Tiny": Entry(partial(_vit, 192, 3), MINUS_ONE_TO_ONE),
     "ViT-Small": Entry(partial(_vit, 384, 6), MINUS_ONE_TO_ONE),
     "ViT-Base": Entry(partial(_vit, 768, 12), MINUS_ONE_TO_ONE),
+    "None": Entry(_mean_colour, IMAGENET),
 }
 
 

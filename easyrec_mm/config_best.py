@@ -1,0 +1,152 @@
+"""What export_config says of the best evaluation of a training, and of when the training has stopped improving."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+
+from easyrec_mm.errors import Problems
+from easyrec_mm.protos.export_pb2 import ExportConfig
+from easyrec_mm.protos.pipeline_pb2 import EasyRecConfig
+
+BEST = "best"
+# Metric -> whether larger values are better; None where the best value lies in between.
+BIGGER_IS_BETTER: dict[str, bool | None] = {
+    "auc": True,
+    "pr_auc": True,
+    "gauc": True,
+    "session_auc": True,
+    "ndcg": True,
+    "recall_at_topk": True,
+    "hit_rate": True,
+    "xauc": True,
+    "log_loss": False,
+    "normalized_entropy": False,
+    "recalibrated_normalized_entropy": False,
+    "calibration": None,
+    "calibration_curve": None,
+    "ece": False,
+    "mean_squared_error": False,
+    "root_mean_squared_error": False,
+    "mean_absolute_error": False,
+    "accuracy": True,
+}
+
+
+@dataclass(frozen=True)
+class Criterion:
+    """What makes an evaluation the best of a training, and ends the training.
+
+    metric      name in the results of an evaluation, such as "auc_click"
+    is_bigger   whether larger values are better
+    threshold   value that the best must reach; None: any
+    min_delta   smallest change for the better that is an improvement
+    patience    evaluations in a row without improvement that end the training; 0: any number
+    max_steps   steps without improvement that end the training; 0: any number
+    """
+
+    metric: str
+    is_bigger: bool = True
+    threshold: float | None = None
+    min_delta: float = 0.0
+    patience: int = 0
+    max_steps: int = 0
+
+    def gain(self, value: float, reference: float) -> float:
+        """How much better a value is than another; negative if it is worse."""
+        return value - reference if self.is_bigger else reference - value
+
+    def is_reached(self, value: float) -> bool:
+        """Whether a value is good enough to be the best."""
+        return self.threshold is None or self.gain(value, self.threshold) >= 0
+
+    def condition(self) -> str:
+        """What the best must reach, as "auc_click >= 0.8"; the metric alone where any value will do."""
+        if self.threshold is None:
+            return self.metric
+        return f"{self.metric} {'>=' if self.is_bigger else '<='} {self.threshold:g}"
+
+
+def criterion_of(config: EasyRecConfig, metrics: Mapping[str, str]) -> Criterion | None:
+    """The criterion of a checked config; None where nothing asks for one. `metrics` as for `check_best`."""
+    export = config.export_config
+    if not _is_used(export):
+        return None
+    name = find_metric(export.best_exporter_metric, metrics)
+    if name is None:
+        return None
+    counts_steps = export.HasField("max_check_steps") or not export.early_stop_patience
+    return Criterion(
+        metric=name,
+        is_bigger=bool(BIGGER_IS_BETTER.get(metrics[name], export.metric_bigger)),
+        threshold=_decimal(export.best_exporter_threshold) if export.HasField("best_exporter_threshold") else None,
+        min_delta=_decimal(export.early_stop_min_delta),
+        patience=export.early_stop_patience if export.enable_early_stop else 0,
+        max_steps=export.max_check_steps if export.enable_early_stop and counts_steps else 0,
+    )
+
+
+def find_metric(name: str, metrics: Mapping[str, str]) -> str | None:
+    """The metric of that name; of a kind such as "auc", that of the first tower that has it."""
+    if name in metrics:
+        return name
+    return next((full for full, kind in metrics.items() if kind == name), None)
+
+
+def check_best(config: EasyRecConfig, metrics: Mapping[str, str], problems: Problems) -> None:
+    """Add what is wrong with the choice of the best checkpoint and with early stopping.
+
+    Args:
+      config: the whole.
+      metrics: name of each metric of an evaluation, such as "auc_click" -> its kind, such as "auc".
+      problems: what to add to.
+    """
+    export, place = config.export_config, "export_config"
+    if not export.enable_early_stop:
+        for name in ("early_stop_patience", "early_stop_min_delta"):
+            if getattr(export, name):
+                problems.add(f"{place}.{name}", "has no effect without enable_early_stop: true; set it or remove this")
+    if export.HasField("best_exporter_threshold") and not _is_used(export):
+        problems.add(
+            f"{place}.best_exporter_threshold",
+            'has no effect without exporter_type: "best" or enable_early_stop: true; set one or remove this',
+        )
+    if not _is_used(export):
+        return
+    reason = f"{place}.enable_early_stop" if export.enable_early_stop else f"{place}.exporter_type"
+    if not config.eval_input_path:
+        problems.add(reason, "needs evaluations, and there is no data for them; set eval_input_path")
+    if export.max_check_steps < 1:
+        problems.add(f"{place}.max_check_steps", f"{export.max_check_steps} is no number of steps; give 1 or more")
+    if export.early_stop_min_delta < 0:
+        problems.add(f"{place}.early_stop_min_delta", f"{export.early_stop_min_delta:g} is negative; give 0 or more")
+    _check_metric(export, metrics, f"{place}.best_exporter_metric", problems)
+
+
+def _check_metric(export: ExportConfig, metrics: Mapping[str, str], place: str, problems: Problems) -> None:
+    name = find_metric(export.best_exporter_metric, metrics)
+    if name is None:
+        problems.unknown(place, "metric of the evaluation", export.best_exporter_metric, _names(metrics))
+        return
+    is_bigger = BIGGER_IS_BETTER.get(metrics[name], export.metric_bigger)
+    if is_bigger is None:
+        problems.add(place, f"{name} is best neither large nor small; choose one such as log_loss")
+    elif export.HasField("metric_bigger") and export.metric_bigger != is_bigger:
+        better = "larger" if is_bigger else "smaller"
+        problems.add(
+            "export_config.metric_bigger",
+            f"{str(export.metric_bigger).lower()}, but {better} values of {name} are better; remove it",
+        )
+
+
+def _decimal(value: float) -> float:
+    """The number that was written, of which protobuf keeps a float32: 0.8, not 0.800000012."""
+    return float(f"{value:.7g}")
+
+
+def _is_used(export: ExportConfig) -> bool:
+    return export.exporter_type == BEST or export.enable_early_stop
+
+
+def _names(metrics: Mapping[str, str]) -> Iterable[str]:
+    return {*metrics, *metrics.values()}

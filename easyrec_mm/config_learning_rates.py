@@ -1,0 +1,107 @@
+"""Checks the learning rates of a config, alone and against the number of steps of the training."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from itertools import pairwise
+from typing import Any
+
+from easyrec_mm.errors import Problems
+from easyrec_mm.protos.optimizer_pb2 import LearningRate
+from easyrec_mm.protos.train_pb2 import TrainConfig
+
+# A rate below this share of its start trains nothing.
+_NEGLIGIBLE = 1e-4
+# A schedule that ends in the last part of a training is meant to.
+_LAST_PART = 0.1
+
+
+def check_learning_rate(rate: LearningRate, place: str, problems: Problems) -> None:
+    """Add what is wrong with one schedule, whatever the training."""
+    kind = rate.WhichOneof("learning_rate")
+    if kind is None:
+        problems.add(place, "is empty; choose constant_learning_rate, exponential_decay_learning_rate, ...")
+        return
+    schedule = getattr(rate, kind)
+    place = f"{place}.{kind}"
+    for name in ("learning_rate", "initial_learning_rate", "learning_rate_base"):
+        if name in schedule.DESCRIPTOR.fields_by_name and getattr(schedule, name) <= 0:
+            problems.add(f"{place}.{name}", f"{getattr(schedule, name):g} is no learning rate; give a number above 0")
+    if kind == "exponential_decay_learning_rate" and schedule.decay_steps < 1:
+        problems.add(f"{place}.decay_steps", f"{schedule.decay_steps} is no number of steps; give 1 or more")
+    if kind == "poly_decay_learning_rate" and schedule.total_steps < 0:
+        problems.add(f"{place}.total_steps", f"{schedule.total_steps} is negative; remove it to end with the training")
+    if kind == "manual_step_learning_rate":
+        steps = [item.step for item in schedule.schedule]
+        if not steps or steps[0] == 0 or any(a >= b for a, b in pairwise(steps)):
+            problems.add(f"{place}.schedule", f"steps {steps} must begin above 0 and ascend")
+    total_steps = getattr(schedule, "total_steps", 0)
+    before = {name: getattr(schedule, name, 0) for name in ("warmup_steps", "hold_base_rate_steps")}
+    if 0 < total_steps <= sum(before.values()):
+        named = " and ".join(f"{name} ({steps})" for name, steps in before.items() if steps)
+        problems.add(f"{place}.total_steps", f"{total_steps} leaves no step after {named}; raise it or lower them")
+    if kind == "exponential_decay_learning_rate" and schedule.burnin_learning_rate > 0 and schedule.burnin_steps == 0:
+        problems.add(f"{place}.burnin_steps", "is 0, so burnin_learning_rate has no effect; set both or neither")
+
+
+def check_ends(train: TrainConfig, problems: Problems) -> None:
+    """Add schedules that end with the training, for a training that has no end."""
+    for place, schedule in _schedules(train):
+        if getattr(schedule, "total_steps", None) == 0:
+            problems.add(
+                f"{place}.total_steps", "is not set, and the training has no end; set num_epochs, num_steps or this"
+            )
+
+
+def schedule_warnings(train: TrainConfig, num_steps: int) -> list[str]:
+    """What is wrong with schedules for a training of so many steps: each is through long before, or hardly begins."""
+    has_steps = f"the training has {num_steps:,} steps"
+    warnings = []
+    for place, schedule in _schedules(train):
+        for name in ("warmup_steps", "burnin_steps"):
+            steps = getattr(schedule, name, 0)
+            if steps >= num_steps:
+                warnings.append(
+                    f"{place}.{name}: the learning rate rises for {steps:,} steps, and {has_steps}; lower it"
+                )
+        for setting, step, what in _end(schedule):
+            if step < (1 - _LAST_PART) * num_steps:
+                advice = "remove it to end with the training, or raise it"
+                if setting != "total_steps":
+                    advice = "change it, or choose cosine_decay_learning_rate, which ends with the training"
+                warnings.append(
+                    f"{place}.{setting}: the learning rate is {what} from step {step:,} on, and {has_steps}; {advice}"
+                )
+    return warnings
+
+
+def _schedules(train: TrainConfig) -> Iterator[tuple[str, Any]]:
+    """(config path, message) of the schedule of each optimizer."""
+    for i, optimizer in enumerate(train.optimizer_config):
+        kind = optimizer.WhichOneof("optimizer")
+        rate = getattr(optimizer, kind).learning_rate if kind else LearningRate()
+        name = rate.WhichOneof("learning_rate")
+        if name:
+            yield f"train_config.optimizer_config[{i}].{kind}.learning_rate.{name}", getattr(rate, name)
+
+
+def _end(schedule: Any) -> Iterator[tuple[str, int, str]]:
+    """(setting that decides, step from which on the rate stays, what it is then), where a schedule has such an end."""
+    kind = schedule.DESCRIPTOR.name
+    if getattr(schedule, "total_steps", 0):
+        yield "total_steps", schedule.total_steps, f"{getattr(schedule, 'end_learning_rate', 0.0):g}"
+    elif kind == "ManualStepLearningRate":
+        zeros = None
+        for item in reversed(schedule.schedule):
+            if item.learning_rate > 0:
+                break
+            zeros = item.step
+        if zeros is not None:
+            yield "schedule", zeros, "0"
+    elif kind == "ExponentialDecayLearningRate" and schedule.decay_factor < 1:
+        floor = schedule.min_learning_rate / schedule.initial_learning_rate
+        if floor < _NEGLIGIBLE:
+            periods = math.log(_NEGLIGIBLE) / math.log(schedule.decay_factor) if schedule.decay_factor > 0 else 1.0
+            step = schedule.burnin_steps + math.ceil(periods * schedule.decay_steps)
+            yield "decay_steps", step, f"less than {_NEGLIGIBLE:g} of its start"

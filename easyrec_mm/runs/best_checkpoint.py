@@ -1,0 +1,85 @@
+"""Which checkpoint of a training is meant where none is named: the newest, or the best by its evaluations."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import NamedTuple
+
+from easyrec_mm.checkpoint import Checkpoints
+from easyrec_mm.config import Pipeline
+from easyrec_mm.config_best import BEST, Criterion, criterion_of
+from easyrec_mm.config_evaluation import evaluation_metrics
+from easyrec_mm.errors import CheckpointError
+from easyrec_mm.model_dir import ModelDir, find_checkpoint
+from easyrec_mm.runs.evaluations import METRICS, Evaluation, read_evaluations, standing_of
+
+_SETTING = "--checkpoint_path"
+
+
+class Choice(NamedTuple):
+    """path: of the checkpoint; note: what the user should know of the choice, or ""."""
+
+    path: str
+    note: str = ""
+
+
+def choose_checkpoint(pipeline: Pipeline, path: str | None, model_dir: ModelDir | None = None) -> Choice:
+    """The checkpoint named; by default the newest in model_dir, or with `exporter_type: "best"` the best evaluated.
+
+    Args:
+      pipeline: the config that trained it.
+      path: what the user names, or None.
+      model_dir: of the training, if it is open.
+
+    Raises:
+      CheckpointError: if there is none, or no evaluation tells which is the best.
+    """
+    config = pipeline.config
+    if path:
+        return Choice(find_checkpoint(path, _SETTING))
+    model_dir = model_dir or ModelDir(config.model_dir).open()
+    criterion = criterion_of(config, evaluation_metrics(config, pipeline.schema))
+    if criterion is None or config.export_config.exporter_type != BEST:
+        return Choice(model_dir.checkpoint(_SETTING))
+    evaluations = read_evaluations(model_dir.local / METRICS, criterion.metric)
+    paths = {step_of(found): found for found in Checkpoints(str(model_dir.local)).all()}
+    if not paths:
+        return Choice(model_dir.checkpoint(_SETTING))  # which says what to do
+    wanted = standing_of(evaluations, criterion).best
+    left = standing_of([e for e in evaluations if e.step in paths], criterion).best
+    if left is None:
+        raise CheckpointError(_why_none(config.model_dir, criterion, evaluations, wanted))
+    note = ""
+    if wanted is not None and wanted.step != left.step:
+        note = (
+            f"the best checkpoint, of step {wanted.step} ({criterion.metric} {wanted.value:.6g}), is gone; the best of "
+            f"those that are left is that of step {left.step} ({left.value:.6g})"
+        )
+    model_dir.fetch_checkpoint(paths[left.step])
+    return Choice(paths[left.step], note)
+
+
+def step_of(checkpoint: str) -> int:
+    """The step that a checkpoint's name tells; -1 if it tells none."""
+    number = Path(checkpoint).name.rpartition("-")[2]
+    return int(number) if number.isdecimal() else -1
+
+
+def _why_none(model_dir: str, criterion: Criterion, evaluations: list[Evaluation], wanted: Evaluation | None) -> str:
+    place = 'export_config.exporter_type: "best"'
+    name_one = f"name a checkpoint with {_SETTING}"
+    if wanted is not None:
+        return (
+            f"{place}: the best checkpoint in {model_dir}, of step {wanted.step}, is gone, and none that is left "
+            f"reached {criterion.condition()}; train again, or {name_one}"
+        )
+    nearest = standing_of(evaluations, criterion).nearest
+    if nearest is not None:
+        return (
+            f"{place}: no checkpoint in {model_dir} reached {criterion.condition()} (best_exporter_threshold); the "
+            f"nearest was {nearest.value:.6g} at step {nearest.step}; train on, change the threshold, or {name_one}"
+        )
+    return (
+        f"{place}: no evaluation of a checkpoint in {model_dir} tells '{criterion.metric}' (best_exporter_metric); "
+        f"train with eval_input_path, or {name_one}"
+    )

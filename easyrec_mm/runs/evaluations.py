@@ -1,0 +1,103 @@
+"""What metrics.jsonl says of the evaluations of a training: which was the best, and whether it still improves.
+
+The file is only ever appended to, and outlives trainings that were killed or begun anew. A line of kind "start" says at
+which step a training began or went on: what was written of later steps before it is of a training that is no more.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from easyrec_mm.config_best import Criterion
+
+METRICS = "metrics.jsonl"
+# Kinds of lines, beside "train".
+START, EVAL, END = "start", "eval", "end"
+
+
+class Evaluation(NamedTuple):
+    """Value of a metric at a step; None where it is undefined, as the AUC of a single class."""
+
+    step: int
+    value: float | None
+
+
+class Standing(NamedTuple):
+    """How far a training has got since its last improvement.
+
+    best           the best evaluation of those that reach the threshold; None if there is none
+    nearest        the best whether it reaches the threshold or not; None if no value is defined
+    improved_step  step of the last improvement
+    num_since      evaluations since then
+    steps_since    steps from then to the last evaluation
+    """
+
+    best: Evaluation | None
+    nearest: Evaluation | None
+    improved_step: int
+    num_since: int
+    steps_since: int
+
+
+def read_lines(path: Path) -> Iterator[dict[str, Any]]:
+    """The lines of a metrics file that are whole, oldest first; none if there is no file."""
+    if not path.exists():
+        return
+    for text in path.read_text(encoding="utf-8", errors="replace").splitlines():
+        # A training that is killed, or finds the disk full, leaves a part of a line.
+        try:
+            line = json.loads(text)
+        except ValueError:
+            continue
+        if isinstance(line, dict) and "kind" in line and "step" in line:
+            yield line
+
+
+def read_evaluations(path: Path, metric: str) -> list[Evaluation]:
+    """The evaluations that tell a metric, one a step, in the order of steps."""
+    found: dict[int, float | None] = {}
+    for line in read_lines(path):
+        step = int(line["step"])
+        if line["kind"] == START:
+            found = {earlier: value for earlier, value in found.items() if earlier <= step}
+        elif line["kind"] == EVAL and metric in line:
+            found[step] = line[metric]
+    return [Evaluation(step, found[step]) for step in sorted(found)]
+
+
+def standing_of(evaluations: Sequence[Evaluation], criterion: Criterion) -> Standing:
+    """Where a training stands; evaluations without a value are not counted. Of equal values the first is the best."""
+    best: Evaluation | None = None
+    nearest: Evaluation | None = None
+    reference: float | None = None
+    improved_step = num_since = steps_since = 0
+    for evaluation in evaluations:
+        value = evaluation.value
+        if value is None:
+            continue
+        if nearest is None or nearest.value is None or criterion.gain(value, nearest.value) > 0:
+            nearest = evaluation
+        gain = None if reference is None else criterion.gain(value, reference)
+        if gain is None or (gain > 0 and gain >= criterion.min_delta):
+            reference, improved_step, num_since = value, evaluation.step, 0
+        else:
+            num_since += 1
+        steps_since = evaluation.step - improved_step
+    if nearest is not None and nearest.value is not None and criterion.is_reached(nearest.value):
+        best = nearest
+    return Standing(best, nearest, improved_step, num_since, steps_since)
+
+
+def stop_reason(standing: Standing, criterion: Criterion) -> str | None:
+    """Why a training should stop; None if it should go on."""
+    least = f" by {criterion.min_delta:g}" if criterion.min_delta else ""
+    without = f"{criterion.metric} did not improve{least} in"
+    since = f"since step {standing.improved_step}"
+    if criterion.patience and standing.num_since >= criterion.patience:
+        return f"{without} {standing.num_since} evaluations {since} (export_config.early_stop_patience)"
+    if criterion.max_steps and standing.steps_since >= criterion.max_steps:
+        return f"{without} {standing.steps_since} steps {since} (export_config.max_check_steps)"
+    return None

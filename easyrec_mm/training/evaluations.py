@@ -1,0 +1,145 @@
+"""The evaluations within a training: when, of which weights, where their results go, and what they decide."""
+
+from __future__ import annotations
+
+import math
+import time
+from contextlib import suppress
+
+import keras
+import tensorflow as tf
+
+from easyrec_mm.checkpoint import read_into
+from easyrec_mm.config import Pipeline
+from easyrec_mm.config_best import BEST, criterion_of
+from easyrec_mm.config_evaluation import evaluation_metrics
+from easyrec_mm.data.bad_records import BadRecords
+from easyrec_mm.evaluation.report import table, write_result
+from easyrec_mm.evaluator import evaluate
+from easyrec_mm.feature_vectors import VectorStores
+from easyrec_mm.files import StorageError
+from easyrec_mm.model import MultimodalModel
+from easyrec_mm.model_dir import BAD_RECORDS, EVAL_RESULT, ModelDir
+from easyrec_mm.moving_average import MovingAverage
+from easyrec_mm.progress import MetricsLog, Progress
+from easyrec_mm.runs.evaluations import EVAL, METRICS, Evaluation, read_evaluations, standing_of, stop_reason
+from easyrec_mm.training.time_left import duration
+
+
+class TrainingEvaluations:
+    """Evaluates checkpoints while they are made, and knows which was the best and whether to stop.
+
+    Args:
+      pipeline: the config.
+      model: what is trained.
+      average: of its weights, if that is what is evaluated.
+      trained: the variables that the training changes, by name.
+      vectors: what features name by key.
+      folder: of the training.
+    """
+
+    def __init__(
+        self,
+        pipeline: Pipeline,
+        model: MultimodalModel,
+        average: MovingAverage | None,
+        trained: dict[str, keras.Variable],
+        vectors: VectorStores,
+        folder: ModelDir,
+    ) -> None:
+        self._config = pipeline.config
+        self._model, self._average, self._trained = model, average, trained
+        self._vectors = vectors
+        self._folder = folder
+        self._criterion = criterion_of(pipeline.config, evaluation_metrics(pipeline.config, pipeline.schema))
+        self._evaluations: list[Evaluation] = []
+        self._evaluated_step = -1
+        self._evaluated_s = time.monotonic()
+
+    @property
+    def interval_s(self) -> float | None:
+        """Seconds from one evaluation to the next at least; None if there are none."""
+        return self._config.eval_config.eval_interval_secs if self._config.eval_input_path else None
+
+    @property
+    def is_due(self) -> bool:
+        """Whether a new checkpoint is to be evaluated."""
+        return self.interval_s is not None and time.monotonic() - self._evaluated_s >= self.interval_s
+
+    def go_on(self) -> None:
+        """Take over what the log says of earlier evaluations of the same training."""
+        if self._criterion is not None:
+            self._evaluations = read_evaluations(self._folder.local / METRICS, self._criterion.metric)
+
+    def run(self, checkpoint: str, step: int, log: MetricsLog, progress: Progress) -> float:
+        """Evaluate the weights of the checkpoint just saved (or their average); the seconds that it took.
+
+        Nothing is done without data, or if that is done already.
+        """
+        if self.interval_s is None or step == self._evaluated_step:
+            return 0.0
+        started_s = time.monotonic()
+        if self._average is not None:
+            self._average.assign_to_variables(tf.constant(step, tf.int64))
+        path = self._config.eval_input_path
+        share = self._config.data_config.max_bad_record_share
+        bad_records = BadRecords(str(self._folder.local / BAD_RECORDS), share)
+        results = evaluate(self._model, self._config, path, "eval_input_path", bad_records, self._vectors)
+        if self._average is not None:
+            for name, variable in self._trained.items():
+                read_into(checkpoint, name, variable.value)
+        self._evaluated_s, self._evaluated_step = time.monotonic(), step
+        took_s = self._evaluated_s - started_s
+        progress.say(f"evaluation at step {step}, {duration(took_s)}:\n{table(results)}")
+        self._count(step, results, progress)
+        log.write_line(EVAL, step, results)
+        log.write_summaries(EVAL, step, results)
+        write_result(str(self._folder.local / EVAL_RESULT), results)
+        with suppress(StorageError):  # then it is put there with the next checkpoint
+            self._folder.put_logs()
+        return took_s
+
+    def _count(self, step: int, results: dict[str, float | None], progress: Progress) -> None:
+        if self._criterion is None:
+            return
+        value = results.get(self._criterion.metric)
+        if value is None or not math.isfinite(value):
+            progress.say(
+                f"warning: {self._criterion.metric} is undefined in the evaluation at step {step}, as the AUC of one "
+                "class is; it is not counted (export_config.best_exporter_metric)"
+            )
+            value = None
+        self._evaluations = [e for e in self._evaluations if e.step != step] + [Evaluation(step, value)]
+
+    def stop_reason(self) -> str | None:
+        """Why the training should stop; None if it should go on."""
+        if self._criterion is None:
+            return None
+        return stop_reason(standing_of(self._evaluations, self._criterion), self._criterion)
+
+    def best_step(self) -> int | None:
+        """Step of the best evaluation."""
+        if self._criterion is None:
+            return None
+        best = standing_of(self._evaluations, self._criterion).best
+        return None if best is None else best.step
+
+    def describe_best(self) -> str:
+        """Which checkpoint is the best, or that none is good enough; "" if that was not asked for."""
+        if self._criterion is None:
+            return ""
+        metric = self._criterion.metric
+        standing = standing_of(self._evaluations, self._criterion)
+        if standing.best is not None:
+            return f"best checkpoint: that of step {standing.best.step}, {metric} {standing.best.value:.6g}"
+        refused = (
+            "; export, eval and predict will refuse to take the best"
+            if self._config.export_config.exporter_type == BEST
+            else ""
+        )
+        if standing.nearest is None:
+            return f"warning: no evaluation had a value of {metric}, so no checkpoint is the best{refused}"
+        return (
+            f"warning: no checkpoint reached {self._criterion.condition()} (export_config.best_exporter_threshold): "
+            f"the nearest was {standing.nearest.value:.6g} at step {standing.nearest.step}{refused}"
+        )

@@ -1,0 +1,65 @@
+"""How many steps a training has."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+from easyrec_mm.data.input import Input
+from easyrec_mm.protos.pipeline_pb2 import EasyRecConfig
+
+
+@dataclass(frozen=True)
+class Length:
+    """How long a training is.
+
+    num_steps        steps that are done at its end; None if it has no end
+    num_epochs       times the data are read at most; 0 for any number
+    steps_per_epoch  None if the data were not counted
+    is_exact         whether the data were counted whole
+    """
+
+    num_steps: int | None
+    num_epochs: int
+    steps_per_epoch: float | None
+    is_exact: bool
+
+    def epoch_of(self, num_batches: int) -> int:
+        """Epoch, from 0, of the last group of so many batches; 0 if the data were not counted."""
+        if not self.steps_per_epoch:
+            return 0
+        # The end of an epoch belongs to it, however the division rounds.
+        return max(0, math.ceil(num_batches / self.steps_per_epoch - 1e-9) - 1)
+
+    def describe(self) -> str:
+        """As "484 steps, 3 epochs of 161.3 steps"."""
+        about = "" if self.is_exact else "about "
+        parts = ["no end" if self.num_steps is None else f"{about}{self.num_steps:,} steps"]
+        if self.steps_per_epoch:
+            epochs = f"{self.num_epochs:,} epochs" if self.num_epochs != 1 else "one epoch"
+            size = f"{about}{self.steps_per_epoch:,.2f}".removesuffix("0").removesuffix(".0") + " steps"
+            parts.append(f"{epochs} of {size}" if self.num_epochs else f"an epoch has {size}")
+        return ", ".join(parts)
+
+
+def training_length(config: EasyRecConfig, inputs: Input, step: int, batches_read: int) -> Length:
+    """The length of a training that has done `step` steps with the first `batches_read` batches of its data.
+
+    Steps of bad batches that no sample is left of are counted, too: they are known when they are read.
+
+    Raises:
+      DataError: if a file cannot be read.
+    """
+    limit = config.train_config.num_steps or None
+    num_epochs = config.train_config.num_epochs or config.data_config.num_epochs
+    if not (num_epochs or inputs.source.counts_at_once):
+        return Length(limit, 0, None, is_exact=True)
+    num_groups, is_exact = inputs.estimate_groups()
+    steps_per_epoch = num_groups / inputs.batch_size
+    if not num_epochs:
+        return Length(limit, 0, steps_per_epoch, is_exact=True)
+    # From where it stands: data that have changed are read from their start.
+    end = step + max(0, inputs.num_batches(num_groups * num_epochs) - batches_read)
+    if limit is not None and limit <= end:
+        return Length(limit, num_epochs, steps_per_epoch, is_exact=True)
+    return Length(end, num_epochs, steps_per_epoch, is_exact)

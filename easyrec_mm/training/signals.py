@@ -1,0 +1,35 @@
+"""Signals that end a run in good order."""
+
+from __future__ import annotations
+
+import os
+import signal
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from types import FrameType
+
+
+class Caught:
+    """The first SIGINT or SIGTERM; a second one ends the process as usual."""
+
+    number: int | None = None
+
+
+@contextmanager
+def caught_signals(message: str) -> Iterator[Caught]:
+    """Remember the first signal instead of ending, and show a message."""
+    caught = Caught()
+
+    def remember(number: int, frame: FrameType | None) -> None:
+        caught.number = number
+        signal.signal(number, previous[signal.Signals(number)])
+        # Not by print, which refuses to be called while it is at work.
+        with suppress(OSError):
+            os.write(2, f"\n{message}\n".encode())
+
+    previous = {number: signal.signal(number, remember) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield caught
+    finally:
+        for number, handler in previous.items():
+            signal.signal(number, handler)

@@ -1,0 +1,146 @@
+"""Evaluates the checkpoints of a training beside it: each one when it is there, and none twice.
+
+What it writes has names of its own, because the training writes its files at the same time.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+from easyrec_mm.checkpoint import Checkpoints
+from easyrec_mm.config import Pipeline
+from easyrec_mm.data.bad_records import BadRecords
+from easyrec_mm.errors import CheckpointError
+from easyrec_mm.evaluation.report import table, write_result
+from easyrec_mm.evaluator import evaluate, load_weights, vectors_of
+from easyrec_mm.files import StorageError, is_remote
+from easyrec_mm.files.folders import shown
+from easyrec_mm.model import MultimodalModel
+from easyrec_mm.model_dir import ModelDir
+from easyrec_mm.precision import dtype_policy
+from easyrec_mm.progress import MetricsLog
+from easyrec_mm.runs.best_checkpoint import step_of
+from easyrec_mm.runs.evaluations import END, EVAL, METRICS, START, read_lines
+from easyrec_mm.training.signals import Caught
+
+WATCH_METRICS = "eval_watch.jsonl"
+WATCH_RESULT = "eval_watch_result.json"
+WATCH_BAD_RECORDS = "eval_watch_bad_records.jsonl"
+# Folder of TensorBoard's event files, which shows there as a run of its own.
+WATCH_SUMMARIES = "eval_watch"
+# Seconds from one look to the next, here and in a bucket.
+_LOOK_EVERY_S, _LOOK_EVERY_REMOTE_S = 2.0, 20.0
+_SLEPT_AT_A_TIME_S = 0.2
+
+
+class Watch:
+    """Evaluates every checkpoint of a model_dir, those that are there and those that come.
+
+    Args:
+      pipeline: the config that trains.
+      path: what to evaluate on.
+      say: what a message goes to.
+    """
+
+    def __init__(self, pipeline: Pipeline, path: str, say: Callable[[str], None]) -> None:
+        self._config, self._schema = pipeline.config, pipeline.schema
+        self._path = path
+        self._say = say
+        self._folder = ModelDir(self._config.model_dir).open()
+        self._local = self._folder.local
+        self._checkpoints = Checkpoints(str(self._local))
+        self._log = MetricsLog(self._local / WATCH_METRICS, self._local / WATCH_SUMMARIES)
+        self._model = MultimodalModel(self._config, self._schema, dtype_policy(self._config.train_config.precision))
+        self._look_every_s = _LOOK_EVERY_REMOTE_S if is_remote(self._config.model_dir) else _LOOK_EVERY_S
+        # Checkpoints that were gone before they could be read.
+        self._gone: set[str] = set()
+
+    def run(self, timeout_s: float, caught: Caught) -> str:
+        """Evaluate until the training is over, or nothing came for `timeout_s` seconds, or a signal was caught.
+
+        Returns:
+          Why it ended.
+
+        Raises:
+          CheckpointError: if a checkpoint does not fit the config.
+          DataError: if the data cannot be read.
+        """
+        came_s = time.monotonic()
+        was_over = False
+        try:
+            while not caught.number:
+                self._refresh()
+                is_over = self._is_training_over()
+                waiting = self._waiting()
+                if waiting:
+                    self._evaluate(waiting[0])
+                    came_s = time.monotonic()
+                elif is_over and was_over:
+                    # Seen twice: what is listed may be older than what tells the end.
+                    return "the training is over"
+                elif timeout_s and time.monotonic() - came_s >= timeout_s:
+                    return f"no new checkpoint in {timeout_s:g} seconds"
+                elif not is_over:
+                    self._sleep(caught)
+                was_over = is_over
+            return "stopped by a signal"
+        finally:
+            self._log.close()
+
+    def _refresh(self) -> None:
+        try:
+            self._folder.refresh([METRICS])
+        except StorageError as error:
+            self._say(f"warning: {error}; looking again in {self._look_every_s:g} seconds")
+
+    def _sleep(self, caught: Caught) -> None:
+        until = time.monotonic() + self._look_every_s
+        while not caught.number and time.monotonic() < until:
+            time.sleep(_SLEPT_AT_A_TIME_S)
+
+    def _is_training_over(self) -> bool:
+        over = False
+        for line in read_lines(self._local / METRICS):
+            if line["kind"] in (START, END):
+                over = line["kind"] == END
+        return over
+
+    def _waiting(self) -> list[str]:
+        """Checkpoints that are not evaluated yet, oldest first."""
+        starts = [line for line in read_lines(self._local / METRICS) if line["kind"] == START]
+        done = {
+            int(line["step"])
+            for line in read_lines(self._local / WATCH_METRICS)
+            if line.get("eval_input_path") == self._path
+            # What a training begun anew writes over is another checkpoint.
+            and not any(start["step"] < line["step"] and start["time"] > line["time"] for start in starts)
+        }
+        return [path for path in self._checkpoints.all() if path not in self._gone and step_of(path) not in done]
+
+    def _evaluate(self, checkpoint: str) -> None:
+        name = Path(checkpoint).name
+        try:
+            self._folder.fetch_checkpoint(checkpoint)
+            vectors = vectors_of(self._schema, checkpoint)
+            step = load_weights(self._model, self._config, checkpoint)
+        except (CheckpointError, StorageError):
+            self._refresh()
+            if checkpoint in self._checkpoints.all():
+                raise
+            self._gone.add(checkpoint)
+            self._say(f"{name} is gone before it could be evaluated")
+            return
+        try:
+            share = self._config.data_config.max_bad_record_share
+            bad_records = BadRecords(str(self._local / WATCH_BAD_RECORDS), share)
+            results = evaluate(self._model, self._config, self._path, "eval_input_path", bad_records, vectors)
+        finally:
+            vectors.close()
+        self._say(f"{shown(checkpoint)} (step {step}):\n{table(results)}")
+        self._log.write_line(EVAL, step, {**results, "checkpoint": name, "eval_input_path": self._path})
+        self._log.write_summaries(EVAL, step, results)
+        write_result(str(self._local / WATCH_RESULT), results)
+        self._folder.forget_checkpoint(checkpoint)
+        self._folder.put_logs()
