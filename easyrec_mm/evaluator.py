@@ -231,11 +231,14 @@ def batch_outputs(
     model: MultimodalModel, inputs: Input, name: str
 ) -> Iterator[tuple[Batch, dict[str, tf.Tensor], dict[str, tf.Tensor]]]:
     """(batch, kept fields, outputs) of every batch that has samples."""
+    bank = model.prediction_bank()
     step = model.prediction_function(inputs.spec())
     progress = Progress(name, None, unit="batch")
     shown = time.monotonic()
     try:
-        for item in inputs.batches():
+        for item in inputs.batches(bank_of=lambda _: bank):
+            if bank is not None:
+                bank.before_step(item.batch.images.bank_row, item.batch.images.encoded, 0)
             if item.batch.num_samples:
                 yield item.batch, item.kept, step(item.batch)
             progress.add(item.batch.num_samples, item.batch.num_images, 0.0)

@@ -7,6 +7,7 @@ pictures, U distinct images, S samples, D width of the image vector.
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 
 import keras
 import tensorflow as tf
@@ -62,7 +63,8 @@ class MultimodalModel:
             model.embedding_regularization or any(group.wide_regularization for group in model.feature_groups)
         )
         self._towers = list(network.task_towers)
-        self._prediction_functions: dict[str, Callable[[Batch], dict[str, tf.Tensor]]] = {}
+        self._prediction_functions: dict[tuple[str, str], Callable[[Batch], dict[str, tf.Tensor]]] = {}
+        self._prediction_banks: dict[str, PictureBank] = {}
         self._build()
         self._image_losses = ImageLosses(network.img_model, schema, self.image_width, self.rec.feature_embedding)
         # What is trained where nothing is frozen.
@@ -117,19 +119,32 @@ class MultimodalModel:
             losses[L2_REGULARIZATION] = tf.add_n(kernels)
         return losses
 
-    def predict(self, batch: Batch) -> dict[str, tf.Tensor]:
+    def predict(self, batch: Batch, bank: PictureBank | None = None) -> dict[str, tf.Tensor]:
         """Outputs of every task by their names: logits_*, probs_*, y_*."""
-        logits, _ = self.logits(batch, training=False)
+        logits, _ = self.logits(batch, training=False, bank=bank)
         outputs: dict[str, tf.Tensor] = {}
         for task in self.schema.tasks:
             outputs.update(task_outputs(task, logits[task.name]))
         return outputs
 
+    def prediction_bank(self) -> PictureBank | None:
+        """What spares predictions the pictures that they have encoded; None for a model without pictures.
+
+        It is empty, unless it still holds what a frozen backbone made in earlier predictions.
+        """
+        if self.image is None:
+            return None
+        is_frozen = self._frozen in ("HEAD", "NONE")
+        bank = self._prediction_banks.setdefault(self._frozen, PictureBank(self.bank_width(self._frozen)))
+        bank.forget(everything=not is_frozen)
+        return bank
+
     def prediction_function(self, spec: Batch) -> Callable[[Batch], dict[str, tf.Tensor]]:
-        """`predict` compiled for batches of these shapes, once."""
-        key = str(spec)
+        """`predict` with the bank of `prediction_bank`, compiled for batches of these shapes, once."""
+        key = (str(spec), self._frozen)
         if key not in self._prediction_functions:
-            self._prediction_functions[key] = tf.function(self.predict, input_signature=[spec], autograph=False)
+            function = partial(self.predict, bank=self._prediction_banks.get(self._frozen))
+            self._prediction_functions[key] = tf.function(function, input_signature=[spec], autograph=False)
         return self._prediction_functions[key]
 
     def freeze(self, trainable: str) -> None:

@@ -20,6 +20,8 @@ _FIRST_ROWS = 1024
 # A key is told from others by that many bytes of a hash: 2^60 pictures would make one mistake likely.
 _DIGEST_BYTES = 16
 _STATE = "picture_bank/"
+# The step of a vector that was planned and not made.
+_NEVER = -1
 
 
 class Plan(NamedTuple):
@@ -92,6 +94,14 @@ class PictureBank:
             self.vectors.assign(tf.pad(self.vectors, [[0, added], [0, 0]]))
         self._written.update(dict.fromkeys(rows[encoded.numpy()].tolist(), step))
 
+    def forget(self, everything: bool) -> None:
+        """Forget what was planned and never made, as where reading stopped before its end; or everything."""
+        if everything:
+            self._rows, self._planned, self._bad, self._written = {}, [], set(), {}
+        for row in range(len(self._planned)):
+            if row not in self._written:
+                self._planned[row] = _NEVER
+
     def state(self) -> dict[str, tf.Tensor]:
         """What a checkpoint keeps, so that a training that goes on decides and computes as if it had not stopped."""
         digests = list(self._rows)
@@ -119,4 +129,4 @@ class PictureBank:
         self.vectors.assign(tf.pad(vectors, [[0, _FIRST_ROWS], [0, 0]]))
 
     def _is_fresh(self, written: int, step: int) -> bool:
-        return not self._max_staleness_steps or step - written <= self._max_staleness_steps
+        return written != _NEVER and (not self._max_staleness_steps or step - written <= self._max_staleness_steps)

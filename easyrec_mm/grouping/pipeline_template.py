@@ -209,10 +209,10 @@ def _image_tower(options: GroupOptions, grouped: Grouped) -> list[str]:
         if upscale > 1:
             lines += _comment("", [f"So that its things have about the size that it knows, {_PRESET_SIDE} pixels."])
             lines.append(f"upscale: {upscale}")
-        lines += _comment("", ["The backbone stays as it is, and runs once a distinct picture."])
-        lines.append("trainable: HEAD")
     else:
         lines.append(f"model_name: {_text(_RANDOM_BACKBONE)}")
+    lines += _comment("", ["The backbone stays as it is, and runs once a distinct picture."])
+    lines.append("trainable: HEAD")
     lines += _comment("", ["img_dnn takes what the backbone finds as it is, and the colours and edges."])
     lines += ["num_classes: 0", "descriptors {}", "normalize_features: true"]
     if grouped.num_rows_without_picture:
