@@ -433,7 +433,6 @@ def test_rows_without_a_picture_stay(tmp_path):
         ({"split_by": "time:click:0"}, "none of the 300 rows can train; all are set apart to evaluate"),
         ({"types": "price=NUMBER"}, "--types price=NUMBER: write column=TYPE with a type of INT32"),
         ({"image_size": "64"}, "--image_size 64: write width x height"),
-        ({"image_size": "64x64"}, "--image_size: has no effect without --embed_images"),
         ({"separator": "ab"}, "--separator 'ab': give one character"),
         ({"columns": "user"}, None),
     ],

@@ -42,9 +42,13 @@ MAY_IMPORT = {
     "config_feature_kinds": (*CONFIG_BASE, "expression"),
     "config_features": (*CONFIG_BASE, "config_feature_kinds"),
     "weights.catalog": ("errors",),
+    "config_groups": (*CONFIG_BASE, "config_features"),
     "config_image": (*CONFIG_BASE, "weights.catalog"),
-    "config_sequences": (*CONFIG_BASE, "config_image"),
-    "config_schema": (*CONFIG_BASE, "config_features", "config_image", "config_sequences", "text_patterns"),
+    "config_sequences": (*CONFIG_BASE, "config_groups", "config_image"),
+    "config_schema": (
+        *CONFIG_BASE,
+        *("config_features", "config_groups", "config_image", "config_sequences", "text_patterns"),
+    ),
     "config_evaluation": CONFIG_BASE,
     "config_best": CONFIG_BASE,
     "config_learning_rates": CONFIG_BASE,
@@ -78,7 +82,7 @@ MAY_IMPORT = {
         "picture_bank",
     ),
     "precision": ("protos",),
-    "rec_network": ("layers", "schema", "config_checks", "precision", "protos"),
+    "rec_network": ("layers", "schema", "config_checks", "config_groups", "precision", "protos"),
     "image_network": (
         *("errors", "layers", "data.batch", "schema", "config_image", "protos", "rec_network", "weights.catalog"),
     ),
@@ -92,7 +96,8 @@ MAY_IMPORT = {
     "training_plan": ("errors", "model", "optimizers", "picture_bank", "protos"),
     "training": (
         *TRAINING_BASE,
-        *("config", "config_best", "config_checks", "evaluator", "files", "model_dir", "runs", "training"),
+        *("config", "config_best", "config_evaluation", "evaluation.report", "evaluator", "files", "model_dir"),
+        *("runs", "training"),
     ),
     "trainer": (
         *TRAINING_BASE,
@@ -113,10 +118,10 @@ MAY_IMPORT = {
     "comparison": (*TRAINING_BASE, "config", "evaluation", "evaluator", "files", "model_dir", "trainer"),
     "watch": (
         *TRAINING_BASE,
-        *("config", "evaluator", "files", "model_dir", "runs", "training.signals"),
+        *("config", "evaluation.report", "evaluator", "files", "model_dir", "runs", "training.signals"),
     ),
     # The one that resizes pictures stands on the input's definition of decoding; no other does.
-    "grouping": ("errors", "config", "files", "protos", "quantiles", "grouping"),
+    "grouping": ("errors", "config", "config_groups", "files", "protos", "quantiles", "grouping"),
     "items": ("errors", "files", "grouping", "schema"),
     "manifest": ("errors", "files", "schema"),
     "serving": (
@@ -173,6 +178,7 @@ WITHOUT_TENSORFLOW = {
     "expression",
     "config_feature_kinds",
     "config_features",
+    "config_groups",
     "config_image",
     "config_sequences",
     "config_schema",
