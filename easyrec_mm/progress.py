@@ -16,7 +16,7 @@ from tqdm import tqdm
 _SIZE_WHERE_NONE_IS_TOLD = {"ncols": 120, "nrows": 24}
 _LINE_EVERY_S = 10.0
 # Narrow, so that speeds stay readable behind it.
-_BAR_FORMAT = "{desc} {n_fmt}/{total_fmt} {bar:8} {elapsed}{postfix}"
+_BAR_FORMAT = "{desc} {n_fmt}/{total_fmt} {bar:5} {elapsed}{postfix}"
 
 
 class Progress:

@@ -141,7 +141,9 @@ class Trainer:
             print(f"nothing left to train at step {step}: {reason}; {advice}", flush=True)
         elif reason is not None:
             print(f"the training ends at step {step}: {reason}", flush=True)
-        for line in filter(None, [self._evaluations.describe_best(), self._bad_records.summary()]):
+        # A training that was stopped goes on.
+        best = "" if reason is None else self._evaluations.describe_best()
+        for line in filter(None, [best, self._bad_records.summary()]):
             print(shown(line), flush=True)
 
     def _length(self, step: int, batches_read: int) -> Length:
