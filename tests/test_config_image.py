@@ -12,7 +12,7 @@ from reference import FEATURES, LABELS, reference_config, write_config
 from easyrec_mm.config import load_pipeline
 from easyrec_mm.config_image import AUGMENTATIONS, BACKBONE_NAMES, PresetFiles, backbone_name, image_losses, read_preset
 from easyrec_mm.errors import ConfigError
-from easyrec_mm.protos.image_pb2 import Augmentation, ImageLoss, ImgModel
+from easyrec_mm.protos.image_pb2 import Augmentation, Descriptors, ImageLoss, ImgModel
 
 NETWORK = "model_config.e2e_mm_dbmtl"
 IMAGE = f"{NETWORK}.img_model"
@@ -262,7 +262,7 @@ FEATURE_CASES = [
         contrastive(),
         f"{ALL_GROUP}.feature_names=['city', 'province']",
         place=ITEM,
-        says="'familyid' is not in group 'all'; add it there",
+        says="'familyid' is in no DEEP feature group; add it to one",
     ),
     case(
         f"{IMAGE}.category_attention=EACH_BLOCK",
@@ -436,6 +436,17 @@ COMPUTE_CASES = [
         place=f"{IMAGE}.max_staleness_steps",
         says="0 steps would leave nothing in the memory bank; give 1 or more",
     ),
+    case(f"{IMAGE}.upscale=0", place=f"{IMAGE}.upscale", says="0 leaves nothing of a picture; give a factor of 1"),
+    *(
+        case(*size(8, 16), f"{IMAGE}.descriptors={text}", place=f"{IMAGE}.descriptors{place}", says=says)
+        for text, place, says in (
+            ("colour_grid: 0 colour_bins: 0 edge_grid: 0", "", "tells nothing; set one of its fields above 0"),
+            ("colour_bins: 1", ".colour_bins", "1 is not between 2 and 16"),
+            ("colour_bins: 17", ".colour_bins", "17 is not between 2 and 16"),
+            ("colour_grid: 9", ".colour_grid", "9 is more than 8 cells; the pictures are small"),
+            ("edge_grid: 33", ".edge_grid", "33 is more than 8 cells; the pictures are small"),
+        )
+    ),
     *(
         case(
             f"{IMAGE}.image_micro_batch={value}",
@@ -544,6 +555,21 @@ GOOD = {
         f"{IMAGE}.image_micro_batch=64",
         f"{IMAGE}.resize=PAD",
     ],
+    "descriptors": [
+        *size(32, 32, 1),
+        f"{IMAGE}.model_name=none",
+        f"{IMAGE}.descriptors=colour_grid: 0 colour_bins: 16 edge_grid: 32",
+        f"{IMAGE}.normalize_features=true",
+    ],
+    "enlarged, and no projection": [
+        *size(72, 72),
+        f"{IMAGE}.model_name=ViT-Tiny",
+        f"{IMAGE}.upscale=2",
+        f"{IMAGE}.num_classes=0",
+        f"{IMAGE}.descriptors=",
+        f"{NETWORK}.highway_dnn=",
+        f"{NETWORK}.img_dnn=hidden_units: 8",
+    ],
     "optimizers by name": [
         f"{TRAIN}.optimizer_config=[{SGD}, {SGD[:-1]} variables: ['image/backbone'] }}]",
         f"{TRAIN}.fine_tune_checkpoint=model",
@@ -557,7 +583,7 @@ def test_good_settings_pass(load, changes):
     load(changes)
 
 
-@pytest.mark.parametrize("message", [ImgModel, ImageLoss, Augmentation])
+@pytest.mark.parametrize("message", [ImgModel, ImageLoss, Augmentation, Descriptors])
 def test_each_field_is_in_good_settings(load, message):
     texts = " ".join(str(load(changes).config.model_config) for changes in GOOD.values())
     for name in message.DESCRIPTOR.fields_by_name:
