@@ -189,6 +189,12 @@ def test_a_model_without_pictures_loads(load):
     assert (schema.layout.features_column, schema.layout.image_column, schema.layout.size_column) == (9, -1, 12)
 
 
+def test_img_dnn_may_stand_without_a_projection(load):
+    highway = '    highway_dnn {\n      input: "img"\n      emb_size: 16\n    }\n'
+    plain = "    img_model { num_classes: 0 }\n    img_dnn { hidden_units: [8, 4] }\n"
+    assert load((highway, plain)).schema.uses_image
+
+
 def test_feature_groups_of_any_name(load):
     names = ("cover", "number", "users", "items", "by_heart")
     groups = """

@@ -561,14 +561,11 @@ GOOD = {
         f"{IMAGE}.descriptors=colour_grid: 0 colour_bins: 16 edge_grid: 32",
         f"{IMAGE}.normalize_features=true",
     ],
-    "enlarged, and no projection": [
+    "enlarged": [
         *size(72, 72),
         f"{IMAGE}.model_name=ViT-Tiny",
         f"{IMAGE}.upscale=2",
-        f"{IMAGE}.num_classes=0",
         f"{IMAGE}.descriptors=",
-        f"{NETWORK}.highway_dnn=",
-        f"{NETWORK}.img_dnn=hidden_units: 8",
     ],
     "optimizers by name": [
         f"{TRAIN}.optimizer_config=[{SGD}, {SGD[:-1]} variables: ['image/backbone'] }}]",
