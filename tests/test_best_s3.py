@@ -3,15 +3,21 @@
 from __future__ import annotations
 
 import json
+from itertools import repeat
 from pathlib import Path
 
 import pytest
-from training_helpers import EACH_STEP, evaluated_training, make_training_data, use_backbone_of_three_stages
+from training_helpers import (
+    EACH_STEP,
+    evaluated_training,
+    make_training_data,
+    set_evaluations,
+    use_backbone_of_three_stages,
+)
 
 from easyrec_mm.config import load_pipeline
 from easyrec_mm.files.folders import shown
 from easyrec_mm.runs.best_checkpoint import choose_checkpoint
-from easyrec_mm.training import evaluations
 from easyrec_mm.training.signals import Caught
 from easyrec_mm.watch import WATCH_METRICS, WATCH_RESULT, WATCH_SUMMARIES, Watch
 
@@ -24,8 +30,7 @@ def data(tmp_path_factory):
 def test_a_training_in_a_bucket(s3, data, tmp_path, monkeypatch):
     use_backbone_of_three_stages(monkeypatch)
     bucket = s3.new_bucket()
-    values = iter([0.5, 0.7, 0.6, 0.6, 0.6])
-    monkeypatch.setattr(evaluations, "evaluate", lambda *arguments: {"auc_click": next(values), "num_samples": 9})
+    set_evaluations(monkeypatch, [0.5, 0.7, 0.6, 0.6, 0.6])
 
     def train(steps):
         export = 'exporter_type: "best" enable_early_stop: true early_stop_patience: 3'
@@ -61,7 +66,7 @@ def test_a_training_in_a_bucket(s3, data, tmp_path, monkeypatch):
 def test_what_a_training_writes_later_is_seen(s3, data, tmp_path, monkeypatch):
     """Files of the same size, too: of the list of checkpoints nothing but its content may change."""
     use_backbone_of_three_stages(monkeypatch)
-    monkeypatch.setattr(evaluations, "evaluate", lambda *arguments: {"auc_click": 0.5, "num_samples": 9})
+    set_evaluations(monkeypatch, repeat(0.5))
     bucket = s3.new_bucket()
 
     def train(steps):

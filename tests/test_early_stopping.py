@@ -12,6 +12,7 @@ from training_helpers import (
     evaluated_training,
     make_training_data,
     optimizer,
+    set_evaluations,
     use_backbone_of_three_stages,
 )
 
@@ -20,7 +21,6 @@ from easyrec_mm.data.bad_records import BadRecords
 from easyrec_mm.errors import CheckpointError
 from easyrec_mm.evaluator import evaluate, load_model
 from easyrec_mm.runs.best_checkpoint import choose_checkpoint
-from easyrec_mm.training import evaluations
 from easyrec_mm.training.evaluations import TrainingEvaluations
 
 
@@ -41,8 +41,7 @@ def scripted(monkeypatch):
     """Sets the AUC of the evaluations that follow."""
 
     def script(*values):
-        left = iter(values)
-        monkeypatch.setattr(evaluations, "evaluate", lambda *arguments: {"auc_click": next(left), "num_samples": 9})
+        set_evaluations(monkeypatch, values)
 
     return script
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterable
 from pathlib import Path
 
 import keras
@@ -13,8 +14,10 @@ from PIL import Image as Pillow
 
 from easyrec_mm.config import load_pipeline
 from easyrec_mm.data.pictures import PictureLoader
+from easyrec_mm.evaluation.summary import EvalResults
 from easyrec_mm.layers import backbones
 from easyrec_mm.trainer import Trainer
+from easyrec_mm.training import evaluations
 
 NUM_GROUPS, NUM_PICTURES, NUM_KINDS = 12, 5, 3
 
@@ -181,6 +184,12 @@ class Training:
 
 
 EACH_STEP = "save_checkpoints_steps: 1"
+
+
+def set_evaluations(monkeypatch: pytest.MonkeyPatch, values: Iterable[float]) -> None:
+    """Sets the AUC of the evaluations that follow."""
+    left = iter(values)
+    monkeypatch.setattr(evaluations, "evaluate", lambda *_: EvalResults({"auc_click": next(left), "num_samples": 9}))
 
 
 def evaluated_training(
