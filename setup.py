@@ -12,7 +12,7 @@ ROOT = Path(__file__).parent
 PROTO_PACKAGE = "easyrec_mm/protos"
 SUBPACKAGES = (
     "data", "evaluation", "files", "grouping", "layers", "protos", "runs", "serving", "stats", "store", "training",
-    "weights",
+    "weights", "worth",
 )  # fmt: skip
 
 

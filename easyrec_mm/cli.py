@@ -14,6 +14,7 @@ from easyrec_mm import __version__, commands
 from easyrec_mm.commands import SIGNAL_EXIT_BASE
 from easyrec_mm.errors import UserError
 from easyrec_mm.files.folders import shown
+from easyrec_mm.worth.names import ARMS
 
 Parser = argparse.ArgumentParser
 Command = Callable[[argparse.Namespace], int]
@@ -74,6 +75,7 @@ def _parser() -> Parser:
     _train_flags(add("train", commands.train_command, "train; goes on from the last checkpoint in model_dir"))
     _eval_flags(add("eval", commands.eval_command, "evaluate a checkpoint"))
     _predict_flags(add("predict", commands.predict_command, "write the model's outputs for every sample of some files"))
+    _worth_flags(add("worth", commands.worth_command, "test whether the pictures pay: train with and without them"))
     _export_flags(add("export", commands.export_command, "cut a trained model into image, rec and total model"))
     _embed_flags(add("embed", commands.embed_command, "embed the pictures of all items into a store"))
     _store_flags(add("store", commands.store_command, "look after a store of image vectors"))
@@ -242,6 +244,29 @@ def _predict_flags(command: Parser) -> None:
     add("--predict_input_path", metavar="P", required=True, help="files to predict")
     add("--output", metavar="F", required=True, help="file to write, .parquet or .csv")
     add("--reserved_columns", metavar="A,B", default="", help="input fields to copy into the output")
+
+
+def _worth_flags(command: Parser) -> None:
+    _config_flag(command)
+    _setting_flags(command)
+    add = command.add_argument
+    add(
+        "--output", metavar="D", required=True, help="folder for runs and report; a test that was stopped goes on there"
+    )
+    add("--seeds", metavar="N", type=_positive, default=3, help="trainings of each arm (default 3)")
+    add(
+        "--arms",
+        metavar="A,B",
+        default="",
+        help=f"what to compare with the config as it is: {', '.join(ARMS)} (default: all that make sense for it)",
+    )
+    add(
+        "--budget_minutes",
+        metavar="N",
+        type=_minutes,
+        default=None,
+        help="train fewer steps, all arms alike, so that the whole takes no longer (default: as the config says)",
+    )
 
 
 def _export_flags(command: Parser) -> None:
@@ -478,6 +503,13 @@ def _seconds(text: str) -> float:
     number = _number(text)
     if not 0 <= number < math.inf:
         raise argparse.ArgumentTypeError(f"{text!r} is not a number of seconds from 0 on")
+    return number
+
+
+def _minutes(text: str) -> float:
+    number = _number(text)
+    if not 0 < number < math.inf:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number of minutes above 0")
     return number
 
 

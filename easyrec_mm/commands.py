@@ -513,6 +513,18 @@ def _choose_checkpoint(pipeline: Pipeline, path: str | None, folder: ModelDir | 
     return chosen
 
 
+def worth_command(options: argparse.Namespace) -> int:
+    pipeline = _load(options)
+    from easyrec_mm.worth.worth import Worth, WorthOptions
+
+    arms = _names(options.arms)
+    signal = Worth(pipeline, WorthOptions(options.output, options.seeds, arms, options.budget_minutes)).run()
+    if signal is None:
+        return 0
+    print("stopped; the same command goes on from here", flush=True)
+    return SIGNAL_EXIT_BASE + int(signal)
+
+
 def check_command(options: argparse.Namespace) -> int:
     pipeline = _load(options)
     from easyrec_mm.check import check

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from typing import NamedTuple
 
 from easyrec_mm.errors import Problems
 from easyrec_mm.protos.eval_pb2 import Bootstrap, EvalMetrics, EvalSlice
@@ -40,15 +41,29 @@ def result_name(message: EvalMetrics, task: str) -> str:
     return f"{_TOP_NAMES[kind]}{topk}_{task}" if topk else f"{kind}_{task}"
 
 
-def evaluation_metrics(config: EasyRecConfig, schema: Schema) -> dict[str, str]:
-    """Name of each result that is a number -> kind of its metric, such as "auc"; in the order of towers."""
+class NamedMetric(NamedTuple):
+    """A result that is a number: its name, such as "auc_click", the kind of its metric, and its task."""
+
+    name: str
+    kind: str
+    task: str
+
+
+def named_metrics(config: EasyRecConfig, schema: Schema) -> list[NamedMetric]:
+    """The results that are numbers, each once, in the order of towers."""
     metrics = {}
     for tower, task in zip(config.model_config.e2e_mm_dbmtl.task_towers, schema.tasks, strict=True):
         for message in [*tower.metrics_set, *config.eval_config.metrics_set]:
             kind = message.WhichOneof("metric")
             if kind in METRICS_OF_ACTIVATION[task.activation] and kind != "calibration_curve":
-                metrics[result_name(message, task.name)] = kind
-    return metrics
+                name = result_name(message, task.name)
+                metrics[name] = NamedMetric(name, kind, task.name)
+    return list(metrics.values())
+
+
+def evaluation_metrics(config: EasyRecConfig, schema: Schema) -> dict[str, str]:
+    """Name of each result that is a number -> kind of its metric, such as "auc"; in the order of towers."""
+    return {metric.name: metric.kind for metric in named_metrics(config, schema)}
 
 
 def group_field(message: EvalMetrics) -> str:

@@ -124,7 +124,7 @@ def _check_caches(data: DatasetConfig, uses_image: bool, problems: Problems) -> 
             problems.add(f"data_config.{name}", f"{getattr(data, name):g} is no size; give GiB above 0")
     if data.HasField("image_cache_gib") and not data.image_cache_dir:
         problems.add("data_config.image_cache_gib", "has no effect without image_cache_dir; set it or remove this")
-    for name in ("image_cache_dir", "packed_images"):
+    for name in ("image_cache_dir", "packed_images", "shuffled_pictures"):
         if getattr(data, name) and not uses_image:
             problems.add(f"data_config.{name}", f"has no effect: {NO_IMAGE_GROUP}; add one or remove this")
     for name in ("image_cache_dir", "image_root"):

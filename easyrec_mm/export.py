@@ -72,6 +72,8 @@ def export(
       CheckpointError: if the checkpoint does not fit the config.
     """
     config, schema = pipeline.config, pipeline.schema
+    if config.data_config.shuffled_pictures:
+        raise ExportError("data_config.shuffled_pictures: the model was trained with the pictures of other items")
     _require_exportable(schema)
     places: dict[Kind, Folder] = {kind: Folder(folder) for kind, folder in asdict(folders).items()}
     _check_places(list(places.values()))

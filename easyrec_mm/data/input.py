@@ -25,6 +25,7 @@ from easyrec_mm.data.data_files import require_unchanged
 from easyrec_mm.data.packed_pictures import find_tars, packed_path
 from easyrec_mm.data.packing import Packing, cut
 from easyrec_mm.data.pictures import Pictures, picture_loader
+from easyrec_mm.data.shuffled_pictures import ShuffledPictures
 from easyrec_mm.data.source import Chunk, Order, Source
 from easyrec_mm.data.sources import What, open_source
 from easyrec_mm.data.transform import FeatureTransform, vector_keys
@@ -124,6 +125,7 @@ class Input:
         self._stored = schema.stored_features()
         self.vectors = vectors or VectorStores(self._stored)
         self._pictures = picture_loader(schema.image, data) if schema.uses_image else None
+        self._shuffled = ShuffledPictures(data.shuffled_pictures) if data.shuffled_pictures else None
         self._no_pixels = tf.zeros([0, *self._pixel_spec.shape[1:]], tf.uint8)
         self._no_images = one_picture_each(0)
         self._num_threads = data.num_parallel_calls or os.cpu_count() or 1
@@ -390,7 +392,9 @@ class Input:
         if self._pictures is None:
             return _Pending(rows, [], step, None, None, None, vectors)
         paths = list(rows["picture_path"].numpy())
-        if self._packed:
+        if self._shuffled is not None:
+            paths = self._shuffled.instead_of(paths)
+        elif self._packed:
             files = rows["picture_origin"]["file"].numpy()
             paths = [packed_path(self.source.files[file], path) for file, path in zip(files, paths, strict=True)]
         plan = bank.plan(list(rows["picture_key"].numpy()), step) if bank else None

@@ -1,0 +1,67 @@
+"""Pictures that change places: of each path the picture of another is loaded, the same one wherever the path occurs."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from easyrec_mm.errors import DataError
+
+_SETTING = "data_config.shuffled_pictures"
+_PATH, _INSTEAD = "path", "instead"
+_SCHEMA = pa.schema([(_PATH, pa.binary()), (_INSTEAD, pa.binary())])
+
+
+class ShuffledPictures:
+    """The file of data_config.shuffled_pictures.
+
+    Raises:
+      DataError: if it is no such file.
+    """
+
+    def __init__(self, file: str) -> None:
+        self._file = file
+        try:
+            columns = pq.read_table(file, columns=[_PATH, _INSTEAD]).cast(_SCHEMA)
+        except (OSError, pa.ArrowException) as error:
+            raise DataError(f"{_SETTING}: {file} is no Parquet file of {_PATH} and {_INSTEAD}: {error}") from error
+        self._instead: dict[bytes, bytes] = dict(
+            zip(columns[_PATH].to_pylist(), columns[_INSTEAD].to_pylist(), strict=True)
+        )
+
+    def instead_of(self, paths: Iterable[bytes]) -> list[bytes]:
+        """What PictureLoader is to take for each path; an empty one stays as it is.
+
+        Raises:
+          DataError: if the file has no such path.
+        """
+        try:
+            return [self._instead[path] if path else path for path in paths]
+        except KeyError as error:
+            path = os.fsdecode(error.args[0])
+            raise DataError(
+                f"{_SETTING}: {self._file} does not have '{path}'; the data have changed since it was made"
+            ) from error
+
+
+def write_shuffled(paths: Sequence[bytes], loaded: Sequence[bytes], seed: int, file: Path) -> None:
+    """Give each picture the place of another: one cycle, in an order drawn from the seed, goes through all of them.
+
+    The file appears when it is complete.
+
+    Args:
+      paths: of the pictures, as the data have them, each once.
+      loaded: what PictureLoader takes of each.
+      seed: of the order.
+      file: to write.
+    """
+    order = np.random.default_rng(seed).permutation(len(paths))
+    columns = [[paths[i] for i in order], [loaded[i] for i in np.roll(order, -1)]]
+    temporary = file.with_name(file.name + ".tmp")
+    pq.write_table(pa.table(columns, schema=_SCHEMA), temporary)
+    os.replace(temporary, file)

@@ -1,0 +1,175 @@
+"""The arms of the test: configs that differ from the user's in what becomes of the picture alone.
+
+Never imports TensorFlow.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from easyrec_mm.config import Pipeline
+from easyrec_mm.config_checks import check_model_and_training
+from easyrec_mm.config_groups import is_of_groups
+from easyrec_mm.config_image import NO_BACKBONE, backbone_name
+from easyrec_mm.config_schema import derive_schema
+from easyrec_mm.errors import ConfigError, Problems, UserError
+from easyrec_mm.protos.feature_pb2 import FeatureConfig
+from easyrec_mm.protos.image_pb2 import ImgModel
+from easyrec_mm.protos.pipeline_pb2 import EasyRecConfig
+from easyrec_mm.worth.names import ARMS, END_TO_END, FROZEN, NONE, OWN, SHUFFLED
+
+# Of a pretrained backbone that is trained without one: its first stages hold what pictures have in common, which the
+# full rate would spoil (Bao et al., BEiT, ICLR 2022, take 0.65 to 0.95).
+_LAYER_DECAY = 0.7
+
+
+class _SenselessError(Exception):
+    """Why an arm is no other model than one that is tested anyway, or none at all."""
+
+
+@dataclass(frozen=True)
+class Arm:
+    """name: one of names.ARMS; pipeline: its config, whose model_dir is to be set for each run."""
+
+    name: str
+    pipeline: Pipeline
+
+    @property
+    def is_frozen(self) -> bool:
+        """Whether pictures are encoded once in a training."""
+        img_model = self.pipeline.config.model_config.e2e_mm_dbmtl.img_model
+        kinds = (ImgModel.HEAD, ImgModel.NONE)
+        changes = img_model.unfreeze_at_step or img_model.HasField("augmentation")
+        return self.pipeline.schema.uses_image and img_model.trainable in kinds and not changes
+
+
+def arms_of(pipeline: Pipeline, wanted: Sequence[str], shuffled_pictures: Path) -> tuple[list[Arm], dict[str, str]]:
+    """The arms that make sense for a config, in the order of names.ARMS, and why the others do not.
+
+    Args:
+      pipeline: the user's config.
+      wanted: names of arms; () for all.
+      shuffled_pictures: the file that the arm with other items' pictures will read.
+
+    Raises:
+      UserError: if the config has no pictures, or an arm that was asked for makes no sense.
+    """
+    if not pipeline.schema.uses_image:
+        raise UserError(
+            f"{pipeline.path}: has no pictures (no feature group of an ImgFeature): there is nothing to weigh"
+        )
+    unknown = [name for name in wanted if name not in ARMS]
+    if unknown:
+        raise UserError(f"--arms: there is no arm '{unknown[0]}'; choose among {', '.join(ARMS)}")
+    arms, left_out = [], {}
+    for name in ARMS:
+        if wanted and name not in wanted and name != OWN:
+            left_out[name] = "not among --arms"
+            continue
+        config = EasyRecConfig()
+        config.CopyFrom(pipeline.config)
+        try:
+            _CHANGES[name](config, shuffled_pictures)
+            arms.append(Arm(name, _checked(config, pipeline)))
+        except (_SenselessError, ConfigError) as error:
+            if name in wanted:
+                raise UserError(f"--arms: '{name}' makes no sense for {pipeline.path}: {error}") from error
+            left_out[name] = str(error)
+    return arms, left_out
+
+
+def _checked(config: EasyRecConfig, pipeline: Pipeline) -> Pipeline:
+    problems = Problems(pipeline.path)
+    schema = derive_schema(config, problems)
+    check_model_and_training(config, schema, problems)
+    problems.raise_if_any()
+    return Pipeline(pipeline.path, config, schema, ())
+
+
+def _own(config: EasyRecConfig, shuffled_pictures: Path) -> None:
+    """As it is."""
+
+
+def _none(config: EasyRecConfig, shuffled_pictures: Path) -> None:
+    """Reads the same rows, and keeps the ImgFeature for what evaluations do with its field."""
+    model, network = config.model_config, config.model_config.e2e_mm_dbmtl
+    features = [*config.feature_config.features, *config.feature_configs]
+    named = {feature.feature_name or feature.input_names[0]: ("", feature) for feature in features}
+    image = next(name for name, (_, one) in named.items() if one.feature_type == FeatureConfig.ImgFeature)
+    kept = [g for g in model.feature_groups if not (is_of_groups(g, named) and g.feature_names[0] == image)]
+    for group in kept:
+        for attention in group.sequence_features:
+            if any(image in pairs.key for pairs in attention.seq_att_map):
+                raise _SenselessError(f"the picture is a key of the attention '{attention.group_name}'")
+    del model.feature_groups[:]
+    model.feature_groups.extend(kept)
+    for name in ("img_model", "img_dnn", "highway_dnn", "image_fusion"):
+        network.ClearField(name)
+    for name in ("image_cache_dir", "image_cache_gib", "packed_images"):
+        config.data_config.ClearField(name)
+    train = config.train_config
+    # What is for variables of the image tower alone.
+    optimizers = [o for o in train.optimizer_config if not (o.variables and all(map(_is_of_image, o.variables)))]
+    by_part = [i for i, optimizer in enumerate(optimizers) if not optimizer.variables]
+    if len(by_part) == 3:
+        del optimizers[by_part[2]]
+    del train.optimizer_config[:]
+    train.optimizer_config.extend(optimizers)
+    frozen = [pattern for pattern in train.freeze_gradient if not _is_of_image(pattern)]
+    del train.freeze_gradient[:]
+    train.freeze_gradient.extend(frozen)
+
+
+def _is_of_image(pattern: str) -> bool:
+    """Whether a pattern of names of variables is for the image tower."""
+    return pattern.lstrip("^").startswith("image/")
+
+
+def _shuffled(config: EasyRecConfig, shuffled_pictures: Path) -> None:
+    config.data_config.shuffled_pictures = str(shuffled_pictures)
+
+
+def _frozen(config: EasyRecConfig, shuffled_pictures: Path) -> None:
+    img_model = config.model_config.e2e_mm_dbmtl.img_model
+    _require_backbone(img_model)
+    if img_model.trainable in (ImgModel.HEAD, ImgModel.NONE) and not img_model.unfreeze_at_step:
+        raise _SenselessError(f"that is what '{OWN}' is")
+    if not (img_model.preset or config.train_config.fine_tune_checkpoint):
+        raise _SenselessError("the backbone starts from random weights: frozen, it would see nothing")
+    _clear_training(img_model)
+    for name in ("encode_ratio", "max_staleness_steps", "rematerialize", "image_micro_batch"):
+        img_model.ClearField(name)
+    img_model.trainable = ImgModel.HEAD
+
+
+def _end_to_end(config: EasyRecConfig, shuffled_pictures: Path) -> None:
+    img_model = config.model_config.e2e_mm_dbmtl.img_model
+    _require_backbone(img_model)
+    if img_model.trainable == ImgModel.ALL and not img_model.lora_rank:
+        raise _SenselessError(f"that is what '{OWN}' is")
+    _clear_training(img_model)
+    img_model.trainable = ImgModel.ALL
+    if img_model.preset and not img_model.HasField("layer_decay"):
+        img_model.layer_decay = _LAYER_DECAY
+
+
+def _require_backbone(img_model: ImgModel) -> None:
+    if not img_model.preset and backbone_name(img_model.model_name) == NO_BACKBONE:
+        raise _SenselessError('the image tower has no backbone (model_name: "None")')
+
+
+def _clear_training(img_model: ImgModel) -> None:
+    """Remove what says which part of the tower is trained."""
+    for name in ("trainable", "last_n_stages", "unfreeze_at_step", "lora_rank", "lora_alpha"):
+        img_model.ClearField(name)
+
+
+_CHANGES: dict[str, Callable[[EasyRecConfig, Path], None]] = {
+    OWN: _own,
+    NONE: _none,
+    SHUFFLED: _shuffled,
+    FROZEN: _frozen,
+    END_TO_END: _end_to_end,
+}

@@ -1,0 +1,181 @@
+"""How long the runs take, by a few steps of each arm; and how many steps fit into a budget."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import redirect_stdout
+from dataclasses import dataclass
+from pathlib import Path
+
+from easyrec_mm.config import Pipeline
+from easyrec_mm.data.bad_records import BadRecords
+from easyrec_mm.data.input import Input
+from easyrec_mm.errors import UserError
+from easyrec_mm.runs.evaluations import METRICS
+from easyrec_mm.trainer import Trainer
+from easyrec_mm.training.length import Length, training_length
+from easyrec_mm.training.save_times import SaveTimes
+from easyrec_mm.training.time_left import duration
+from easyrec_mm.worth.arms import Arm
+from easyrec_mm.worth.runs import copy_of, forget_models
+
+# Steps of an arm that are tried: the first are compiled, those of the second half are timed.
+NUM_TRIED = 16
+# Fewer steps tell nothing, whatever the budget.
+_LEAST_STEPS = 10
+# An evaluation passes forward alone.
+_FORWARD_SHARE = 0.4
+
+
+@dataclass(frozen=True)
+class Cost:
+    """Seconds of an arm.
+
+    setup_s       to build and compile the network
+    step_s        of a step while pictures are encoded
+    later_step_s  of a step once all pictures were encoded: of a frozen backbone, after the first epoch
+    """
+
+    setup_s: float
+    step_s: float
+    later_step_s: float
+
+    def steps_s(self, num_steps: int, steps_per_epoch: float | None) -> float:
+        """Of so many steps."""
+        first = num_steps if steps_per_epoch is None else min(num_steps, steps_per_epoch)
+        return first * self.step_s + (num_steps - first) * self.later_step_s
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """How much data there is.
+
+    length          of a training as the config has it
+    num_eval_steps  batches of an evaluation
+    fingerprints    of the training and the evaluation data
+    """
+
+    length: Length
+    num_eval_steps: int
+    fingerprints: tuple[int, int]
+
+
+def sizes_of(pipeline: Pipeline) -> Sizes:
+    """How much data a config reads.
+
+    Raises:
+      UserError: if the config says no end of the training, or a file cannot be read.
+    """
+    config = pipeline.config
+    records = BadRecords(None, config.data_config.max_bad_record_share)
+    train = Input(config.data_config, pipeline.schema, config.train_input_path, "train_input_path", records, True)
+    length = training_length(config, train, 0, 0)
+    if length.num_steps is None:
+        raise UserError(f"{pipeline.path}: train_config.num_steps: the training has no end; set it, or num_epochs")
+    evaluation = Input(config.data_config, pipeline.schema, config.eval_input_path, "eval_input_path", records)
+    num_groups, _ = evaluation.estimate_groups()
+    fingerprints = train.fingerprint(), evaluation.fingerprint()
+    return Sizes(length, evaluation.num_batches(num_groups), fingerprints)
+
+
+def try_arms(arms: Sequence[Arm], folder: Path, say: Callable[[str], None]) -> dict[str, Cost]:
+    """Train a few steps of each arm; the cost of each by name.
+
+    Args:
+      arms: all of them.
+      folder: for the trials, a folder each.
+      say: tells the user.
+    """
+    found: dict[str, tuple[float, float]] = {}
+    for arm in arms:
+        say(f"trying {NUM_TRIED} steps of '{arm.name}'")
+        found[arm.name] = _try(arm, folder / arm.name)
+    without = min((found[arm.name][1] for arm in arms if not arm.pipeline.schema.uses_image), default=None)
+    costs = {}
+    for arm in arms:
+        setup_s, step_s = found[arm.name]
+        later_s = min(step_s, without) if arm.is_frozen and without is not None else step_s
+        costs[arm.name] = Cost(setup_s, step_s, later_s)
+    return costs
+
+
+def _try(arm: Arm, folder: Path) -> tuple[float, float]:
+    """Seconds before the steps, and of a step."""
+    pipeline = copy_of(arm.pipeline)
+    config = pipeline.config
+    config.model_dir = str(folder)
+    config.ClearField("eval_input_path")
+    config.ClearField("export_config")
+    config.train_config.num_steps = NUM_TRIED
+    config.train_config.log_step_count_steps = NUM_TRIED // 2
+    started_s = time.monotonic()
+    folder.mkdir(parents=True, exist_ok=True)
+    # What a training of so few steps tells of itself would only confuse.
+    with open(folder / "log.txt", "w", encoding="utf-8") as log, redirect_stdout(log):
+        step = Trainer(pipeline).train().step
+    took_s = time.monotonic() - started_s
+    forget_models()
+    lines = [json.loads(line) for line in (folder / METRICS).read_text(encoding="utf-8").splitlines()]
+    times = {line["step"]: line["time"] for line in lines if line["kind"] == "train"}
+    if NUM_TRIED // 2 in times and step > NUM_TRIED // 2:
+        step_s = (times[step] - times[NUM_TRIED // 2]) / (step - NUM_TRIED // 2)
+    else:  # the data end before: the whole is hardly more
+        step_s = took_s / max(step, 1)
+    return max(0.0, took_s - step * step_s), step_s
+
+
+def seconds_of(
+    num_steps: int, runs: Mapping[str, int], costs: Mapping[str, Cost], sizes: Sizes, arms: Sequence[Arm]
+) -> dict[str, float]:
+    """About how long the runs of each arm take.
+
+    Args:
+      num_steps: of each training.
+      runs: arm -> runs that are to be done.
+      costs: of the arms.
+      sizes: of the data.
+      arms: all of them.
+    """
+    seconds = {}
+    for arm in arms:
+        cost, train = costs[arm.name], arm.pipeline.config.train_config
+        steps_s = cost.steps_s(num_steps, sizes.length.steps_per_epoch)
+        saves = SaveTimes(train).num_left(0, num_steps, sizes.length.steps_per_epoch, steps_s)
+        interval_s = arm.pipeline.config.eval_config.eval_interval_secs
+        num_evaluations = min(saves, 1 + int(steps_s / interval_s)) if interval_s else saves
+        forward_s = sizes.num_eval_steps * _FORWARD_SHARE
+        # A frozen backbone encodes the pictures once for all evaluations, and once more for the last.
+        evaluations_s = forward_s * (2 * cost.step_s + (num_evaluations - 1) * cost.later_step_s)
+        seconds[arm.name] = runs[arm.name] * (2 * cost.setup_s + steps_s + evaluations_s)
+    return seconds
+
+
+def steps_within(
+    budget_s: float, runs: Mapping[str, int], costs: Mapping[str, Cost], sizes: Sizes, arms: Sequence[Arm]
+) -> int:
+    """The most steps of each training, all alike, with which the runs take that long at most.
+
+    Raises:
+      UserError: if not even a few fit.
+    """
+    whole = sizes.length.num_steps
+    assert whole is not None, "sizes_of refuses it"
+
+    def total_s(num_steps: int) -> float:
+        return sum(seconds_of(num_steps, runs, costs, sizes, arms).values())
+
+    if total_s(whole) <= budget_s:
+        return whole
+    least = min(_LEAST_STEPS, whole)
+    if total_s(least) > budget_s:
+        raise UserError(
+            f"--budget_minutes: {duration(max(0.0, budget_s))} are left for {sum(runs.values())} runs, of which "
+            f"{least} steps each take about {duration(total_s(least))}; give more, or fewer --arms or --seeds"
+        )
+    low, high = least, whole  # fits, does not
+    while high - low > 1:
+        middle = (low + high) // 2
+        low, high = (middle, high) if total_s(middle) <= budget_s else (low, middle)
+    return low

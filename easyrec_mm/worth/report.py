@@ -1,0 +1,334 @@
+"""What the runs found, as values, as text, and as JSON."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from easyrec_mm.config_best import BIGGER_IS_BETTER, find_metric
+from easyrec_mm.config_evaluation import NamedMetric, evaluation_metrics, named_metrics
+from easyrec_mm.evaluation.estimates import Estimate
+from easyrec_mm.evaluation.summary import finite
+from easyrec_mm.training.time_left import duration
+from easyrec_mm.worth.arms import Arm
+from easyrec_mm.worth.names import ARMS, END_TO_END, FROZEN, NONE, OWN, SHUFFLED
+from easyrec_mm.worth.runs import RunResult, common_estimates
+from easyrec_mm.worth.verdict import DOES_NOT, HARMS, PAYS, Gain, gains
+
+# Arms that are compared, the first with the second, and what that tells.
+_COMPARED = (
+    (OWN, NONE, "what the pictures add"),
+    (OWN, SHUFFLED, "what is due to what they show"),
+    (END_TO_END, FROZEN, "what training the backbone adds"),
+)
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """The first arm less the second, by every metric and slice; `tells` is what that means."""
+
+    first: str
+    second: str
+    tells: str
+    gains: dict[str, Gain]
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """Whether pictures pay by one metric of one slice.
+
+    metric       of all rows
+    slice        "" or such as "item_frequency=unseen"
+    num_samples  rows
+    verdict      PAYS, DOES_NOT or HARMS; "" if nothing can be said
+    reason       what else is to be known: why there is none, or why a gain does not count
+    gain         over the model without pictures, or without such an arm over that with other items' pictures
+    """
+
+    metric: NamedMetric
+    slice: str
+    num_samples: int
+    verdict: str
+    reason: str
+    gain: Gain
+
+    @property
+    def name(self) -> str:
+        """As results are called."""
+        return f"{self.metric.name}/{self.slice}" if self.slice else self.metric.name
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How it was tested.
+
+    num_seeds       runs of each arm
+    num_steps       of each training
+    whole_steps     of a training as the config has it
+    budget_minutes  None without a budget
+    left_out        arm -> why it was not tested
+    """
+
+    num_seeds: int
+    num_steps: int
+    whole_steps: int
+    budget_minutes: float | None
+    left_out: dict[str, str]
+
+
+class Report:
+    """What all runs found.
+
+    Args:
+      path: of the config.
+      arms: that were tested.
+      results: arm -> results of its seeds, as many of each.
+      plan: how.
+      level: with which intervals hold.
+      clusters: what bootstrap replicates draw, for a reader.
+    """
+
+    def __init__(
+        self,
+        path: str,
+        arms: Sequence[Arm],
+        results: Mapping[str, Sequence[RunResult]],
+        plan: Plan,
+        level: float,
+        clusters: str,
+    ) -> None:
+        self.path, self.arms, self.results, self.plan = path, list(arms), results, plan
+        self.level, self.clusters = level, clusters
+        own = arms[0].pipeline
+        self._metrics = {metric.name: metric for metric in named_metrics(own.config, own.schema)}
+        self.estimates = {arm.name: common_estimates(results[arm.name]) for arm in arms}
+        self.num_samples = results[OWN][0].num_samples
+        self._main = main_metric(arms[0]) or ""
+        self.comparisons = self._comparisons()
+        self.verdicts = self._verdicts()
+        self.verdict = next((one for one in self.verdicts if one.name == self._main), None)
+
+    def _comparisons(self) -> list[Comparison]:
+        bigger = {m.name: BIGGER_IS_BETTER[m.kind] for m in self._metrics.values()}
+        directed = {name: value for name, value in bigger.items() if value is not None}
+        # Of a config that is frozen, or trains all of the tower, that arm is the config's own.
+        stands = {END_TO_END: OWN, FROZEN: OWN} | {arm.name: arm.name for arm in self.arms}
+        found = []
+        for first, second, tells in _COMPARED:
+            one, other = stands.get(first, first), stands.get(second, second)
+            if one != other and one in self.estimates and other in self.estimates:
+                result = gains(self.estimates[one], self.estimates[other], directed, self._main, self.level)
+                found.append(Comparison(one, other, tells, result))
+        return found
+
+    def _verdicts(self) -> list[Verdict]:
+        by_second = {c.second: c.gains for c in self.comparisons if c.first == OWN and c.second in (NONE, SHUFFLED)}
+        over = by_second.get(NONE, by_second.get(SHUFFLED, {}))
+        found = []
+        for name, gain in over.items():
+            metric, _, part = name.partition("/")
+            verdict, reason = gain.verdict, gain.reason
+            of_content = by_second.get(SHUFFLED, {}).get(name)
+            if verdict == PAYS and of_content is not None and of_content.verdict != PAYS:
+                verdict = DOES_NOT
+                reason = "no better than with the pictures of other items: the gain is not due to what they show"
+            num_samples = self.num_samples[f"/{part}" if part else ""]
+            found.append(Verdict(self._metrics[metric], part, num_samples, verdict, reason, gain))
+        return found
+
+    def conclusion(self) -> str:
+        """The verdict by the main metric in a sentence."""
+        if self.verdict is None:
+            return "nothing can be said: no arm without the items' own pictures was tested"
+        found, gain = self.verdict, self.verdict.gain
+        if not found.verdict:
+            return f"nothing can be said by {found.metric.name}: {found.reason}"
+        told = {PAYS: "the pictures pay", DOES_NOT: "the pictures do not pay", HARMS: "the pictures harm"}
+        text = f"{told[found.verdict]}: {found.metric.name} {shown_gain(gain)} against {self._against()}"
+        if found.reason:
+            text += f", but {found.reason}"
+        elif found.verdict == DOES_NOT:
+            text += f"; a gain above {gain.high:.4f} is ruled out" if gain.high > 0 else ""
+        return text
+
+    def _against(self) -> str:
+        return "the model " + (ARMS[NONE] if NONE in self.estimates else ARMS[SHUFFLED])
+
+    def notes(self) -> list[str]:
+        """What a reader must know of the test."""
+        plan = self.plan
+        notes = []
+        if plan.num_steps < plan.whole_steps:
+            notes.append(
+                f"trainings have {plan.num_steps:,} steps instead of {plan.whole_steps:,}, all alike, for "
+                f"--budget_minutes {plan.budget_minutes:g}: what more steps would change is not known"
+            )
+        if plan.num_seeds == 1:
+            notes.append("one seed: intervals do not hold what another seed would change")
+        notes.append(
+            f"{self.level:.0%} intervals, for other draws of '{self.clusters}'"
+            + (" and other seeds" if plan.num_seeds > 1 else "")
+            + f": of {self._main} for itself, of all other metrics together, and of all slices together"
+        )
+        return notes
+
+    def to_json(self) -> dict[str, Any]:
+        """As values that JSON has."""
+        plan = self.plan
+        return {
+            "config": self.path,
+            "verdict": None if self.verdict is None else self._verdict_json(self.verdict),
+            "conclusion": self.conclusion(),
+            "verdicts": [self._verdict_json(one) for one in self.verdicts],
+            "comparisons": [
+                {
+                    "first": one.first,
+                    "second": one.second,
+                    "tells": one.tells,
+                    "gains": {name: _gain_json(gain) for name, gain in one.gains.items()},
+                }
+                for one in self.comparisons
+            ],
+            "arms": {arm.name: self._arm_json(arm.name) for arm in self.arms},
+            "left_out": plan.left_out,
+            "num_seeds": plan.num_seeds,
+            "num_steps": plan.num_steps,
+            "whole_steps": plan.whole_steps,
+            "budget_minutes": plan.budget_minutes,
+            "level": self.level,
+            "clusters": self.clusters,
+            "num_samples": {suffix.removeprefix("/"): number for suffix, number in self.num_samples.items()},
+            "notes": self.notes(),
+        }
+
+    def _verdict_json(self, one: Verdict) -> dict[str, Any]:
+        return {
+            "metric": one.metric.name,
+            "task": one.metric.task,
+            "slice": one.slice,
+            "num_samples": one.num_samples,
+            "verdict": one.verdict or None,
+            "reason": one.reason,
+            **_gain_json(one.gain),
+        }
+
+    def _arm_json(self, name: str) -> dict[str, Any]:
+        results = self.results[name]
+        return {
+            "what": ARMS[name],
+            "seconds": [result.seconds for result in results],
+            "steps": [result.step for result in results],
+            "metrics": {
+                metric: {
+                    "mean": finite(mean_value(estimates)),
+                    "seeds": [finite(one.value) for one in estimates],
+                    **({"reason": reason} if (reason := _reason(estimates)) else {}),
+                }
+                for metric, estimates in self.estimates[name].items()
+            },
+        }
+
+
+def main_metric(arm: Arm) -> str | None:
+    """The metric that decides: export_config.best_exporter_metric, or the first that says what is better."""
+    config = arm.pipeline.config
+    metrics = evaluation_metrics(config, arm.pipeline.schema)
+    named = find_metric(config.export_config.best_exporter_metric, metrics)
+    directed = [name for name, kind in metrics.items() if BIGGER_IS_BETTER[kind] is not None]
+    return named if named in directed else next(iter(directed), None)
+
+
+def text(report: Report) -> str:
+    """The report as lines."""
+    plan = report.plan
+    seeds = f"{plan.num_seeds} seeds" if plan.num_seeds > 1 else "one seed"
+    lines = [f"{report.path}: {seeds}, {plan.num_steps:,} steps each", "", report.conclusion(), ""]
+    names = [arm.name for arm in report.arms]
+    shown = [metric for metric in report.estimates[OWN] if "/" not in metric]
+    rows = [("mean over seeds", *names)]
+    rows += [
+        (metric, *(number(mean_value(report.estimates[name].get(metric, ()))) for name in names)) for metric in shown
+    ]
+    rows.append(("time of a run", *(duration(float(np.mean([r.seconds for r in report.results[n]]))) for n in names)))
+    lines += aligned(rows)
+    for one in report.comparisons:
+        lines += ["", f"{one.first} against {one.second}, {one.tells}:"]
+        lines += aligned(
+            [("", "samples", one.first, one.second, "better by", "interval", "")]
+            + [
+                (
+                    name.replace("/", ", "),
+                    f"{report.num_samples[suffix_of(name)]:,}",
+                    number(gain.first),
+                    number(gain.second),
+                    number(gain.value, "+.4f"),
+                    interval_text(gain),
+                    gain.verdict,
+                )
+                for name, gain in one.gains.items()
+                if report.num_samples[suffix_of(name)]
+            ]
+        )
+    lines.append("")
+    empty = [suffix.removeprefix("/") for suffix, num in report.num_samples.items() if not num]
+    lines += [f"no samples: {', '.join(empty)}"] if empty else []
+    lines += [f"not tested: {name}, {ARMS[name]}: {reason}" for name, reason in plan.left_out.items()]
+    lines += [f"note: {note}" for note in report.notes()]
+    return "\n".join(lines)
+
+
+def suffix_of(name: str) -> str:
+    """The slice of a result, as RunResult.num_samples has it."""
+    _, slash, part = name.partition("/")
+    return slash + part
+
+
+def shown_gain(gain: Gain) -> str:
+    """A gain with its interval."""
+    return f"{gain.value:+.4f} {interval_text(gain)}"
+
+
+def interval_text(gain: Gain) -> str:
+    """The interval of a gain, or why there is none."""
+    return gain.reason if gain.reason else f"[{gain.low:+.4f}, {gain.high:+.4f}]"
+
+
+def number(value: float, form: str = ".4f") -> str:
+    """A number as text; of NaN "undefined"."""
+    return format(value, form) if math.isfinite(value) else "undefined"
+
+
+def mean_value(estimates: Sequence[Estimate]) -> float:
+    """Mean over seeds."""
+    return float(np.mean([one.value for one in estimates])) if estimates else math.nan
+
+
+def aligned(rows: Sequence[Sequence[str]]) -> list[str]:
+    """Rows of cells as lines, the first column to the left."""
+    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
+    return [
+        "  ".join(
+            f"{c:<{w}}" if i == 0 else f"{c:>{w}}" for i, (c, w) in enumerate(zip(row, widths, strict=True))
+        ).rstrip()
+        for row in rows
+    ]
+
+
+def _reason(estimates: Sequence[Estimate]) -> str:
+    return next((one.reason for one in estimates if one.reason), "")
+
+
+def _gain_json(gain: Gain) -> dict[str, Any]:
+    return {
+        "first": finite(gain.first),
+        "second": finite(gain.second),
+        "gain": finite(gain.value),
+        "interval": None if gain.reason else [gain.low, gain.high],
+        "standard_error_rows": finite(gain.rows_error),
+        "standard_error_seeds": finite(gain.seeds_error),
+        **({"no_interval": gain.reason} if gain.reason else {}),
+    }

@@ -1,0 +1,199 @@
+"""A run: one arm trained from one seed, and evaluated; what came of it is kept, so that it is done once."""
+
+from __future__ import annotations
+
+import gc
+import json
+import os
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import keras
+import numpy as np
+
+from easyrec_mm.checkpoint import Checkpoints
+from easyrec_mm.config import Pipeline
+from easyrec_mm.data.bad_records import BadRecords
+from easyrec_mm.data.item_counts import count_items
+from easyrec_mm.errors import CheckpointError
+from easyrec_mm.evaluation.estimates import Estimate
+from easyrec_mm.evaluation.plan import EvalPlan, ItemCounts
+from easyrec_mm.evaluation.summary import Summary, finite
+from easyrec_mm.evaluator import load_model, summary_of, vectors_of
+from easyrec_mm.model_dir import BAD_RECORDS, ModelDir
+from easyrec_mm.runs.best_checkpoint import choose_checkpoint, step_of
+from easyrec_mm.trainer import Trainer
+from easyrec_mm.worth.arms import Arm
+
+_RESULT, _REPLICATES, _SECONDS = "result.json", "replicates.npy", "seconds.txt"
+
+
+@dataclass(frozen=True)
+class RunResult:
+    """What a run found.
+
+    step         of the checkpoint that was evaluated
+    seconds      that training and evaluation took, over all starts
+    num_samples  slice ("" for all rows, "/item_frequency=unseen") -> rows
+    estimates    name -> estimate
+    fingerprint  of labels and clusters of the rows
+    """
+
+    step: int
+    seconds: float
+    num_samples: dict[str, int]
+    estimates: dict[str, Estimate]
+    fingerprint: int
+
+
+class Run:
+    """A run in a folder of its own.
+
+    Args:
+      arm: what is trained.
+      seed: number of the seed, from 0; it is added to data_config.seed.
+      num_steps: at which the training ends; 0: as the config says.
+      folder: where it is kept.
+    """
+
+    def __init__(self, arm: Arm, seed: int, num_steps: int, folder: Path) -> None:
+        self.arm, self.seed, self.folder = arm, seed, folder
+        self.name = f"{arm.name}, seed {seed}"
+        self.pipeline = copy_of(arm.pipeline)
+        config = self.pipeline.config
+        config.model_dir = str(folder / "model")
+        config.data_config.seed += seed
+        config.train_config.keep_checkpoint_max = 1
+        # How good a model must be to be exported is not asked here.
+        config.export_config.ClearField("best_exporter_threshold")
+        if num_steps:
+            config.train_config.num_steps = num_steps
+
+    def result(self) -> RunResult | None:
+        """What came of it, if it is done."""
+        path = self.folder / _RESULT
+        if not path.exists():
+            return None
+        told = json.loads(path.read_text(encoding="utf-8"))
+        replicates = np.load(self.folder / _REPLICATES)
+        estimates = {
+            name: Estimate(np.nan if value is None else value, replicates[i], reason, num_clusters)
+            for i, (name, value, reason, num_clusters) in enumerate(told["estimates"])
+        }
+        return RunResult(told["step"], told["seconds"], told["num_samples"], estimates, told["fingerprint"])
+
+    def execute(self, counts: Callable[[str], ItemCounts]) -> int | None:
+        """Train on from where it stands, evaluate, and keep the result.
+
+        The checkpoints go then: of many runs they would fill the disk.
+
+        Args:
+          counts: input field -> how often the training data hold each item.
+
+        Returns:
+          Number of the signal that ended the training, or None if the result is there.
+
+        Raises:
+          UserError: of training and evaluation.
+        """
+        started_s = time.monotonic()
+        self.folder.mkdir(parents=True, exist_ok=True)
+        before_s = self._seconds_before()
+        trained = Trainer(self.pipeline).train()
+        self._note_seconds(before_s + time.monotonic() - started_s)
+        if trained.signal is not None:
+            return trained.signal
+        config = self.pipeline.config
+        checkpoint = _checkpoint(self.pipeline)
+        model, _ = load_model(config, self.pipeline.schema, checkpoint)
+        evaluated = with_slices(self.pipeline)
+        plan = EvalPlan(evaluated.config, evaluated.schema, True, counts)
+        records = BadRecords(str(self.folder / BAD_RECORDS), config.data_config.max_bad_record_share)
+        summary = summary_of(
+            model, evaluated.config, plan, config.eval_input_path, "eval_input_path", records,
+            vectors_of(self.pipeline.schema, checkpoint),
+        )  # fmt: skip
+        self._keep(summary, step_of(checkpoint), before_s + time.monotonic() - started_s)
+        for path in Checkpoints(config.model_dir).all():
+            for file in Path(path).parent.glob(f"{Path(path).name}.*"):
+                file.unlink()
+        del model
+        forget_models()
+        return None
+
+    def _keep(self, summary: Summary, step: int, seconds: float) -> None:
+        np.save(self.folder / _REPLICATES, np.array([e.replicates for e in summary.estimates.values()]))
+        told: dict[str, Any] = {
+            "step": step,
+            "seconds": round(seconds, 1),
+            "num_samples": {part.suffix: part.num_samples for part in summary.parts},
+            "fingerprint": summary.fingerprint,
+            "estimates": [
+                [name, finite(one.value), one.reason, one.num_clusters] for name, one in summary.estimates.items()
+            ],
+        }
+        temporary = self.folder / f"{_RESULT}.tmp"
+        temporary.write_text(json.dumps(told, indent=1) + "\n", encoding="utf-8")
+        os.replace(temporary, self.folder / _RESULT)
+
+    def _seconds_before(self) -> float:
+        path = self.folder / _SECONDS
+        return float(path.read_text(encoding="utf-8")) if path.exists() else 0.0
+
+    def _note_seconds(self, seconds: float) -> None:
+        (self.folder / _SECONDS).write_text(f"{seconds:.1f}\n", encoding="utf-8")
+
+
+def _checkpoint(pipeline: Pipeline) -> str:
+    """The checkpoint that an export would take; the newest, where no evaluation tells the best."""
+    try:
+        return choose_checkpoint(pipeline, None).path
+    except CheckpointError:
+        return ModelDir(pipeline.config.model_dir).checkpoint("model_dir")
+
+
+def copy_of(pipeline: Pipeline) -> Pipeline:
+    """The same with a config that may be changed."""
+    config = type(pipeline.config)()
+    config.CopyFrom(pipeline.config)
+    return Pipeline(pipeline.path, config, pipeline.schema, pipeline.notes)
+
+
+def with_slices(pipeline: Pipeline) -> Pipeline:
+    """The same, evaluated also by how often training has seen the item, and with intervals."""
+    evaluated = copy_of(pipeline)
+    evaluation = evaluated.config.eval_config
+    if not any(part.WhichOneof("by") == "item_frequency" for part in evaluation.slices):
+        evaluation.slices.add().item_frequency.SetInParent()
+    if not evaluation.bootstrap.num_replicates:
+        evaluation.bootstrap.ClearField("num_replicates")
+    return evaluated
+
+
+def forget_models() -> None:
+    """Free what Keras and TensorFlow keep of models that are no more."""
+    keras.backend.clear_session()
+    gc.collect()
+
+
+def item_counts(pipeline: Pipeline, folder: Path) -> Callable[[str], ItemCounts]:
+    """How often the training data hold each item, counted once for all runs."""
+    config = pipeline.config
+
+    def counts(field: str) -> ItemCounts:
+        path = config.train_input_path
+        return count_items(config.data_config, pipeline.schema, path, "train_input_path", field, folder)
+
+    return counts
+
+
+def common_estimates(results: Sequence[RunResult]) -> dict[str, list[Estimate]]:
+    """Name -> estimates of all the runs, of what all of them have."""
+    return {
+        name: [result.estimates[name] for result in results]
+        for name in results[0].estimates
+        if all(name in result.estimates for result in results)
+    }

@@ -1,0 +1,227 @@
+"""The test: which runs are done, in which order and within which time; goes on where it was stopped."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import time
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from easyrec_mm.config import Pipeline
+from easyrec_mm.errors import UserError
+from easyrec_mm.evaluation.plan import EvalPlan
+from easyrec_mm.training.time_left import duration, time_of_day
+from easyrec_mm.worth.arms import Arm, arms_of
+from easyrec_mm.worth.costs import Cost, Sizes, seconds_of, sizes_of, steps_within, try_arms
+from easyrec_mm.worth.names import ARMS, SHUFFLED
+from easyrec_mm.worth.page import page
+from easyrec_mm.worth.report import Plan, Report, aligned, main_metric, text
+from easyrec_mm.worth.runs import Run, RunResult, item_counts, with_slices
+from easyrec_mm.worth.shuffle import shuffle_pictures
+
+_PLAN, _SHUFFLED_PICTURES = "plan.json", "shuffled_pictures.parquet"
+# Of a budget, that trainings are planned for: times are estimates.
+_PLANNED_SHARE = 0.9
+
+
+@dataclass(frozen=True)
+class WorthOptions:
+    """As the command line has them: names of arms, () for all; None for no budget."""
+
+    output: str
+    num_seeds: int
+    arms: tuple[str, ...] = ()
+    budget_minutes: float | None = None
+
+
+class Worth:
+    """Tests whether the pictures of a config pay.
+
+    Args:
+      pipeline: the config.
+      options: how.
+
+    Raises:
+      UserError: if there is nothing to test, or the folder holds another test.
+    """
+
+    def __init__(self, pipeline: Pipeline, options: WorthOptions) -> None:
+        self._started_s = time.monotonic()
+        self._pipeline, self._options = pipeline, options
+        self._folder = Path(options.output)
+        if not pipeline.config.eval_input_path:
+            raise UserError(
+                f"{pipeline.path}: eval_input_path: is missing; give the files that tell which arm is better"
+            )
+        self._arms, self._left_out = arms_of(pipeline, options.arms, (self._folder / _SHUFFLED_PICTURES).absolute())
+        if len(self._arms) < 2:
+            raise UserError(f"--arms: '{self._arms[0].name}' alone is compared with nothing; add one of {_others()}")
+        if main_metric(self._arms[0]) is None:
+            raise UserError(f"{pipeline.path}: no metrics_set says which arm is better; add one, such as auc")
+
+    def run(self) -> int | None:
+        """Do what is left to do, and write the report; the number of the signal that ended it, if one did.
+
+        Raises:
+          UserError: of training and evaluation.
+        """
+        self._folder.mkdir(parents=True, exist_ok=True)
+        sizes = sizes_of(self._pipeline)
+        known = self._known_plan(sizes)
+        if not known:
+            self._keep_plan(sizes, {}, 0)
+        file = self._folder / _SHUFFLED_PICTURES
+        if any(arm.name == SHUFFLED for arm in self._arms) and not file.exists():
+            _say(f"{shuffle_pictures(self._pipeline, file):,} pictures change places for '{SHUFFLED}'")
+        costs = {name: Cost(**cost) for name, cost in known.get("costs", {}).items()}
+        untried = [arm for arm in self._arms if arm.name not in costs]
+        costs |= try_arms(untried, self._folder / "trials", _say) if untried else {}
+        num_steps = known.get("num_steps") or self._num_steps(costs, sizes)
+        self._keep_plan(sizes, costs, num_steps)
+        self._tell_costs(costs, sizes, num_steps)
+        counts = item_counts(self._pipeline, self._folder)
+        results: dict[str, list[RunResult]] = {arm.name: [] for arm in self._arms}
+        num_seeds = 0
+        for seed in range(self._options.num_seeds):
+            if self._is_spent(results, num_seeds):
+                _say(f"seed {seed} and later ones are left out: --budget_minutes would not be enough")
+                break
+            for arm in self._arms:
+                run = self._run_of(arm, seed, num_steps)
+                result = run.result()
+                if result is None:
+                    _say(f"\n{run.name}: {ARMS[arm.name]}")
+                    signal = run.execute(counts)
+                    if signal is not None:
+                        return signal
+                    result = run.result()
+                    assert result is not None, "execute has kept it"
+                results[arm.name].append(result)
+                self._require_same_rows(result, results)
+            num_seeds += 1
+        self._write(results, Plan(num_seeds, num_steps, _whole(sizes), self._options.budget_minutes, self._left_out))
+        return None
+
+    def _num_steps(self, costs: dict[str, Cost], sizes: Sizes) -> int:
+        budget = self._options.budget_minutes
+        if budget is None:
+            return _whole(sizes)
+        left_s = 60 * budget * _PLANNED_SHARE - (time.monotonic() - self._started_s)
+        runs = {arm.name: self._options.num_seeds for arm in self._arms}
+        return steps_within(left_s, runs, costs, sizes, self._arms)
+
+    def _tell_costs(self, costs: dict[str, Cost], sizes: Sizes, num_steps: int) -> None:
+        seeds = range(self._options.num_seeds)
+        left = {a.name: sum(self._run_of(a, seed, num_steps).result() is None for seed in seeds) for a in self._arms}
+        seconds = seconds_of(num_steps, left, costs, sizes, self._arms)
+        rows = [("arm", "runs left", "about", "")]
+        rows += [
+            (a.name, str(left[a.name]), duration(seconds[a.name]), ARMS[a.name]) for a in self._arms if left[a.name]
+        ]
+        total_s = sum(seconds.values())
+        for name, reason in self._left_out.items():
+            _say(f"not tested: {name}, {ARMS[name]}: {reason}")
+        if total_s:
+            _say("\n".join(aligned(rows)))
+            _say(
+                f"{sum(left.values())} runs of {num_steps:,} steps: about {duration(total_s)}, until "
+                f"{time_of_day(total_s)}"
+            )
+        whole = _whole(sizes)
+        if num_steps < whole:
+            _say(f"that is {num_steps:,} steps instead of {whole:,}, for all arms alike, to keep to --budget_minutes")
+
+    def _run_of(self, arm: Arm, seed: int, num_steps: int) -> Run:
+        return Run(arm, seed, num_steps, self._folder / "runs" / arm.name / f"seed-{seed}")
+
+    def _is_spent(self, results: dict[str, list[RunResult]], num_seeds: int) -> bool:
+        """Whether another seed of all arms would take longer than the budget, as far as those before tell."""
+        budget = self._options.budget_minutes
+        if budget is None or not num_seeds:
+            return False
+        if all((self._run_of(arm, num_seeds, 0)).result() is not None for arm in self._arms):
+            return False
+        seed_s = sum(result.seconds for of_arm in results.values() for result in of_arm) / num_seeds
+        return time.monotonic() - self._started_s + seed_s > 60 * budget
+
+    def _require_same_rows(self, result: RunResult, results: dict[str, list[RunResult]]) -> None:
+        first = next(iter(results.values()))[0]
+        if result.fingerprint != first.fingerprint:
+            raise UserError(
+                f"{self._pipeline.config.eval_input_path}: the arms do not see the same rows: the evaluation data have "
+                f"changed, or some arm refuses more of them; remove {self._folder} to start anew"
+            )
+
+    def _known_plan(self, sizes: Sizes) -> dict[str, Any]:
+        path = self._folder / _PLAN
+        if not path.exists():
+            if any(self._folder.iterdir()):
+                raise UserError(f"--output {self._folder}: holds something that is no test of pictures; choose another")
+            return {}
+        known: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        if known["test"] != self._identity(sizes):
+            raise UserError(
+                f"--output {self._folder}: holds the test of another config, or of other data; choose another folder, "
+                "or remove it"
+            )
+        if known["budget_minutes"] != self._options.budget_minutes:
+            was = (
+                "no --budget_minutes"
+                if known["budget_minutes"] is None
+                else f"--budget_minutes {known['budget_minutes']:g}"
+            )
+            raise UserError(
+                f"--output {self._folder}: holds a test that was begun with {was}, whose trainings have "
+                f"{known['num_steps']:,} steps; give the same, or choose another folder"
+            )
+        return known
+
+    def _keep_plan(self, sizes: Sizes, costs: dict[str, Cost], num_steps: int) -> None:
+        plan = {
+            "test": self._identity(sizes),
+            "budget_minutes": self._options.budget_minutes,
+            "num_steps": num_steps,
+            "costs": {name: asdict(cost) for name, cost in costs.items()},
+        }
+        _put(self._folder / _PLAN, json.dumps(plan, indent=2) + "\n")
+
+    def _identity(self, sizes: Sizes) -> str:
+        """Of config and data: results of another test are not to be mixed with these."""
+        config = type(self._pipeline.config)()
+        config.CopyFrom(self._pipeline.config)
+        config.model_dir = ""  # not used
+        told = config.SerializeToString(deterministic=True) + repr(sizes.fingerprints).encode()
+        return hashlib.sha256(told).hexdigest()
+
+    def _write(self, results: dict[str, list[RunResult]], plan: Plan) -> None:
+        evaluated = with_slices(self._arms[0].pipeline)
+        own = EvalPlan(evaluated.config, evaluated.schema, True, item_counts(self._pipeline, self._folder))
+        report = Report(self._pipeline.path, self._arms, results, plan, own.bootstrap.level, own.clusters)
+        told = text(report)
+        _put(self._folder / "worth.json", json.dumps(report.to_json(), indent=2, allow_nan=False) + "\n")
+        _put(self._folder / "worth.html", page(report))
+        _put(self._folder / "worth.txt", told + "\n")
+        _say(f"\n{told}\n\nwritten: {self._folder}/worth.txt, worth.json and worth.html")
+
+
+def _whole(sizes: Sizes) -> int:
+    assert sizes.length.num_steps is not None, "sizes_of refuses it"
+    return sizes.length.num_steps
+
+
+def _others() -> str:
+    return ", ".join(list(ARMS)[1:])
+
+
+def _put(path: Path, content: str) -> None:
+    """Write a file that appears when it is complete."""
+    temporary = path.with_name(path.name + ".tmp")
+    temporary.write_text(content, encoding="utf-8")
+    os.replace(temporary, path)
+
+
+def _say(message: str) -> None:
+    print(message, flush=True)
