@@ -10,6 +10,7 @@ import os
 import sys
 import tempfile
 from contextlib import ExitStack, closing
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from easyrec_mm.errors import UserError, did_you_mean
@@ -515,14 +516,16 @@ def _choose_checkpoint(pipeline: Pipeline, path: str | None, folder: ModelDir | 
 
 def worth_command(options: argparse.Namespace) -> int:
     pipeline = _load(options)
+    from easyrec_mm.worth.runs import Stopped
     from easyrec_mm.worth.worth import Worth, WorthOptions
 
-    arms = _names(options.arms)
-    signal = Worth(pipeline, WorthOptions(options.output, options.seeds, arms, options.budget_minutes)).run()
-    if signal is None:
-        return 0
-    print("stopped; the same command goes on from here", flush=True)
-    return SIGNAL_EXIT_BASE + int(signal)
+    worth_options = WorthOptions(options.output, options.seeds, _names(options.arms), options.budget_minutes)
+    try:
+        Worth(pipeline, worth_options, partial(print, flush=True)).run()
+    except Stopped as stopped:
+        print("stopped; the same command goes on from here", flush=True)
+        return SIGNAL_EXIT_BASE + int(stopped.signal)
+    return 0
 
 
 def check_command(options: argparse.Namespace) -> int:

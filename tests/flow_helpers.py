@@ -80,3 +80,11 @@ class Exported:
     def keys(self) -> list[str]:
         """Pictures of the test data."""
         return sorted(str(path.relative_to(self.data)) for path in (self.data / "images" / "test").iterdir())
+
+
+def numbers(results, place: str = "") -> dict[str, float]:
+    """The numbers in eval_result.json by their places, those within lists and objects too."""
+    if isinstance(results, (dict, list)):
+        parts = results.items() if isinstance(results, dict) else enumerate(results)
+        return {name: value for key, part in parts for name, value in numbers(part, f"{place}/{key}").items()}
+    return {place: results} if isinstance(results, (int, float)) else {}

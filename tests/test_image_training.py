@@ -126,7 +126,8 @@ def test_unfreezing(data, tmp_path):
     assert whole.encoded[2:] == np.diff(seen).tolist()[1:]
     for step in (1, 2):
         resumed = going_on(whole, step, data, tmp_path / str(step), **settings)
-        assert_same_values(resumed.checkpoint(6), whole.checkpoint(6))
+        # The frozen tower encodes the pictures again, beside others: the sums of a convolution may round otherwise.
+        assert_same_values(resumed.checkpoint(6), whole.checkpoint(6), 1e-5)
 
 
 def test_a_bank_goes_on(data, tmp_path, monkeypatch):

@@ -138,6 +138,12 @@ MAY_IMPORT = {
         *TRAINING_BASE,
         *("config", "evaluator", "files", "layers", "manifest", "model_dir", "onnx_models", "parity", "parts", "store"),
     ),
+    "worth.names": (),
+    "worth": (
+        *TRAINING_BASE,
+        *("config", "config_best", "config_checks", "config_evaluation", "config_groups", "config_image"),
+        *("config_schema", "evaluation", "evaluator", "files", "model_dir", "runs", "trainer", "training", "worth"),
+    ),
     "embed": (
         "errors",
         "files",
@@ -154,7 +160,7 @@ MAY_IMPORT = {
     "server": ("errors", "files", "serving", "store", "embed", "tensorflow_import"),
     "check": ("errors", "schema", "data", "feature_vectors", "config", "image_network", "precision"),
     "commands": ("errors", "files", "tensorflow_import"),
-    "cli": ("commands", "errors", "files"),
+    "cli": ("commands", "errors", "files", "worth.names"),
     "__main__": ("cli",),
 }
 # Load in a moment: what a user can get wrong in a config fails before TensorFlow is imported.
@@ -204,6 +210,9 @@ WITHOUT_TENSORFLOW = {
     "weights.preset_folder",
     "weights.torch_file",
     "weights.wheel",
+    "worth.names",
+    "worth.arms",
+    "worth.verdict",
     "commands",
     "cli",
     *(

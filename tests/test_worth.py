@@ -25,11 +25,10 @@ from easyrec_mm.errors import UserError
 from easyrec_mm.evaluator import evaluate, load_model
 from easyrec_mm.runs.best_checkpoint import choose_checkpoint
 from easyrec_mm.trainer import Trainer
-from easyrec_mm.training.length import Length
 from easyrec_mm.worth import worth
 from easyrec_mm.worth.arms import arms_of
 from easyrec_mm.worth.costs import Cost, Sizes, seconds_of, steps_within
-from easyrec_mm.worth.runs import Run
+from easyrec_mm.worth.runs import Run, Stopped
 from easyrec_mm.worth.worth import Worth, WorthOptions
 
 SHORT = "num_epochs: 2 save_checkpoints_epochs: 1"
@@ -69,12 +68,12 @@ def tested(data, tmp_path_factory):
 
         def spied(self, counts):
             loaded.clear()
-            signal = execute(self, counts)
+            result = execute(self, counts)
             of_run[self.name] = set(loaded)
-            return signal
+            return result
 
         patch.setattr(Run, "execute", spied)
-        assert Worth(pipeline, WorthOptions(str(folder / "worth"), 2)).run() is None
+        Worth(pipeline, WorthOptions(str(folder / "worth"), 2), print).run()
     return pipeline, folder / "worth", of_run
 
 
@@ -169,7 +168,7 @@ def test_it_goes_on_where_it_was_killed(tested, tmp_path, monkeypatch):
 
     monkeypatch.setattr(Run, "execute", killed)
     with pytest.raises(KeyboardInterrupt):
-        Worth(pipeline, options).run()
+        Worth(pipeline, options, print).run()
     assert not (tmp_path / "w" / "worth.json").exists()
 
     def counted(self, counts):
@@ -178,18 +177,22 @@ def test_it_goes_on_where_it_was_killed(tested, tmp_path, monkeypatch):
 
     monkeypatch.setattr(Run, "execute", counted)
     monkeypatch.setattr(worth, "try_arms", None)  # is not done again
-    Worth(pipeline, options).run()
+    Worth(pipeline, options, print).run()
     assert sorted(done) == sorted(f"{arm}, seed {seed}" for arm in ("own", "none", "shuffled") for seed in (0, 1))
     one, other = results(folder), results(tmp_path / "w")
     assert one["comparisons"] == other["comparisons"]
     done.clear()
-    Worth(pipeline, options).run()
+    Worth(pipeline, options, print).run()
     assert done == []
 
 
 def test_a_signal_ends_it_and_it_goes_on(tested, tmp_path, monkeypatch, capsys):
     pipeline, _, _ = tested
-    monkeypatch.setattr(Run, "execute", lambda self, counts: 15)
+
+    def stopped(self, counts):
+        raise Stopped(15)
+
+    monkeypatch.setattr(Run, "execute", stopped)
     monkeypatch.setattr(worth, "try_arms", lambda arms, folder, say: {arm.name: Cost(1, 1, 1) for arm in arms})
     assert main(["worth", "--pipeline_config", pipeline.path, "--output", str(tmp_path / "w"), "--seeds", "1"]) == 143
     assert "the same command goes on" in capsys.readouterr().out
@@ -199,20 +202,20 @@ def test_another_test_is_not_mixed_in(tested, data, tmp_path):
     pipeline, folder, _ = tested
     other = config(data, tmp_path / "config", train=f"{SHORT} gradient_clipping_by_norm: 1")
     with pytest.raises(UserError, match="holds the test of another config, or of other data"):
-        Worth(other, WorthOptions(str(folder), 2)).run()
+        Worth(other, WorthOptions(str(folder), 2), print).run()
     with pytest.raises(UserError, match="begun with no --budget_minutes"):
-        Worth(pipeline, WorthOptions(str(folder), 2, (), 5.0)).run()
+        Worth(pipeline, WorthOptions(str(folder), 2, (), 5.0), print).run()
     (tmp_path / "other").mkdir()
     (tmp_path / "other" / "thesis.txt").write_text("mine")
     with pytest.raises(UserError, match="holds something that is no test"):
-        Worth(pipeline, WorthOptions(str(tmp_path / "other"), 2)).run()
+        Worth(pipeline, WorthOptions(str(tmp_path / "other"), 2), print).run()
 
 
 def test_within_a_budget_all_arms_train_fewer_steps_alike(tested, tmp_path, monkeypatch, capsys):
     pipeline, _, _ = tested
     monkeypatch.setattr(worth, "try_arms", lambda arms, folder, say: {arm.name: Cost(0.1, 10, 10) for arm in arms})
     monkeypatch.setattr("easyrec_mm.worth.costs._LEAST_STEPS", 2)
-    Worth(pipeline, WorthOptions(str(tmp_path / "w"), 1, ("none",), 3.0)).run()
+    Worth(pipeline, WorthOptions(str(tmp_path / "w"), 1, ("none",), 3.0), print).run()
     found = results(tmp_path / "w")
     assert 2 <= found["num_steps"] < found["whole_steps"]
     assert {step for arm in found["arms"].values() for step in arm["steps"]} == {found["num_steps"]}
@@ -220,13 +223,13 @@ def test_within_a_budget_all_arms_train_fewer_steps_alike(tested, tmp_path, monk
     assert any("instead of 6" in note for note in found["notes"])
     assert found["left_out"]["shuffled"] == "not among --arms"
     with pytest.raises(UserError, match=r"--budget_minutes: .* give more, or fewer --arms or --seeds"):
-        Worth(pipeline, WorthOptions(str(tmp_path / "v"), 3, (), 0.5)).run()
+        Worth(pipeline, WorthOptions(str(tmp_path / "v"), 3, (), 0.5), print).run()
 
 
 def test_the_most_steps_that_fit_are_taken(tested, tmp_path):
     arms, _ = arms_of(tested[0], (), tmp_path / "s.parquet")
     costs = {"own": Cost(5, 2, 2), "none": Cost(3, 0.1, 0.1), "shuffled": Cost(5, 2, 0.5)}
-    sizes = Sizes(Length(1000, 10, 100.0, True), 7, (0, 0))
+    sizes = Sizes(1000, 100.0, 7, (0, 0))
     runs = dict.fromkeys(costs, 3)
 
     def seconds(num_steps):

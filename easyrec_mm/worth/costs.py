@@ -15,7 +15,7 @@ from easyrec_mm.data.input import Input
 from easyrec_mm.errors import UserError
 from easyrec_mm.runs.evaluations import METRICS
 from easyrec_mm.trainer import Trainer
-from easyrec_mm.training.length import Length, training_length
+from easyrec_mm.training.length import training_length
 from easyrec_mm.training.save_times import SaveTimes
 from easyrec_mm.training.time_left import duration
 from easyrec_mm.worth.arms import Arm
@@ -52,12 +52,14 @@ class Cost:
 class Sizes:
     """How much data there is.
 
-    length          of a training as the config has it
-    num_eval_steps  batches of an evaluation
-    fingerprints    of the training and the evaluation data
+    num_steps        of a training as the config has it
+    steps_per_epoch  None if the data were not counted
+    num_eval_steps   batches of an evaluation
+    fingerprints     of the training and the evaluation data
     """
 
-    length: Length
+    num_steps: int
+    steps_per_epoch: float | None
     num_eval_steps: int
     fingerprints: tuple[int, int]
 
@@ -77,7 +79,7 @@ def sizes_of(pipeline: Pipeline) -> Sizes:
     evaluation = Input(config.data_config, pipeline.schema, config.eval_input_path, "eval_input_path", records)
     num_groups, _ = evaluation.estimate_groups()
     fingerprints = train.fingerprint(), evaluation.fingerprint()
-    return Sizes(length, evaluation.num_batches(num_groups), fingerprints)
+    return Sizes(length.num_steps, length.steps_per_epoch, evaluation.num_batches(num_groups), fingerprints)
 
 
 def try_arms(arms: Sequence[Arm], folder: Path, say: Callable[[str], None]) -> dict[str, Cost]:
@@ -141,8 +143,8 @@ def seconds_of(
     seconds = {}
     for arm in arms:
         cost, train = costs[arm.name], arm.pipeline.config.train_config
-        steps_s = cost.steps_s(num_steps, sizes.length.steps_per_epoch)
-        saves = SaveTimes(train).num_left(0, num_steps, sizes.length.steps_per_epoch, steps_s)
+        steps_s = cost.steps_s(num_steps, sizes.steps_per_epoch)
+        saves = SaveTimes(train).num_left(0, num_steps, sizes.steps_per_epoch, steps_s)
         interval_s = arm.pipeline.config.eval_config.eval_interval_secs
         num_evaluations = min(saves, 1 + int(steps_s / interval_s)) if interval_s else saves
         forward_s = sizes.num_eval_steps * _FORWARD_SHARE
@@ -160,8 +162,7 @@ def steps_within(
     Raises:
       UserError: if not even a few fit.
     """
-    whole = sizes.length.num_steps
-    assert whole is not None, "sizes_of refuses it"
+    whole = sizes.num_steps
 
     def total_s(num_steps: int) -> float:
         return sum(seconds_of(num_steps, runs, costs, sizes, arms).values())

@@ -21,7 +21,7 @@ from easyrec_mm.data.item_counts import count_items
 from easyrec_mm.errors import CheckpointError
 from easyrec_mm.evaluation.estimates import Estimate
 from easyrec_mm.evaluation.plan import EvalPlan, ItemCounts
-from easyrec_mm.evaluation.summary import Summary, finite
+from easyrec_mm.evaluation.summary import finite
 from easyrec_mm.evaluator import load_model, summary_of, vectors_of
 from easyrec_mm.model_dir import BAD_RECORDS, ModelDir
 from easyrec_mm.runs.best_checkpoint import choose_checkpoint, step_of
@@ -29,6 +29,14 @@ from easyrec_mm.trainer import Trainer
 from easyrec_mm.worth.arms import Arm
 
 _RESULT, _REPLICATES, _SECONDS = "result.json", "replicates.npy", "seconds.txt"
+
+
+class Stopped(Exception):  # noqa: N818 - nothing is wrong
+    """A signal stopped a training; `signal` is its number."""
+
+    def __init__(self, signal: int) -> None:
+        super().__init__(signal)
+        self.signal = signal
 
 
 @dataclass(frozen=True)
@@ -85,7 +93,7 @@ class Run:
         }
         return RunResult(told["step"], told["seconds"], told["num_samples"], estimates, told["fingerprint"])
 
-    def execute(self, counts: Callable[[str], ItemCounts]) -> int | None:
+    def execute(self, counts: Callable[[str], ItemCounts]) -> RunResult:
         """Train on from where it stands, evaluate, and keep the result.
 
         The checkpoints go then: of many runs they would fill the disk.
@@ -93,10 +101,8 @@ class Run:
         Args:
           counts: input field -> how often the training data hold each item.
 
-        Returns:
-          Number of the signal that ended the training, or None if the result is there.
-
         Raises:
+          Stopped: by a signal, with a checkpoint to go on from.
           UserError: of training and evaluation.
         """
         started_s = time.monotonic()
@@ -105,7 +111,7 @@ class Run:
         trained = Trainer(self.pipeline).train()
         self._note_seconds(before_s + time.monotonic() - started_s)
         if trained.signal is not None:
-            return trained.signal
+            raise Stopped(trained.signal)
         config = self.pipeline.config
         checkpoint = _checkpoint(self.pipeline)
         model, _ = load_model(config, self.pipeline.schema, checkpoint)
@@ -116,23 +122,30 @@ class Run:
             model, evaluated.config, plan, config.eval_input_path, "eval_input_path", records,
             vectors_of(self.pipeline.schema, checkpoint),
         )  # fmt: skip
-        self._keep(summary, step_of(checkpoint), before_s + time.monotonic() - started_s)
+        result = RunResult(
+            step_of(checkpoint),
+            round(before_s + time.monotonic() - started_s, 1),
+            {part.suffix: part.num_samples for part in summary.parts},
+            summary.estimates,
+            summary.fingerprint,
+        )
+        self._keep(result)
         for path in Checkpoints(config.model_dir).all():
             for file in Path(path).parent.glob(f"{Path(path).name}.*"):
                 file.unlink()
         del model
         forget_models()
-        return None
+        return result
 
-    def _keep(self, summary: Summary, step: int, seconds: float) -> None:
-        np.save(self.folder / _REPLICATES, np.array([e.replicates for e in summary.estimates.values()]))
+    def _keep(self, result: RunResult) -> None:
+        np.save(self.folder / _REPLICATES, np.array([e.replicates for e in result.estimates.values()]))
         told: dict[str, Any] = {
-            "step": step,
-            "seconds": round(seconds, 1),
-            "num_samples": {part.suffix: part.num_samples for part in summary.parts},
-            "fingerprint": summary.fingerprint,
+            "step": result.step,
+            "seconds": result.seconds,
+            "num_samples": result.num_samples,
+            "fingerprint": result.fingerprint,
             "estimates": [
-                [name, finite(one.value), one.reason, one.num_clusters] for name, one in summary.estimates.items()
+                [name, finite(one.value), one.reason, one.num_clusters] for name, one in result.estimates.items()
             ],
         }
         temporary = self.folder / f"{_RESULT}.tmp"

@@ -6,6 +6,7 @@ import hashlib
 import json
 import os
 import time
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -43,14 +44,15 @@ class Worth:
     Args:
       pipeline: the config.
       options: how.
+      say: tells the user.
 
     Raises:
       UserError: if there is nothing to test, or the folder holds another test.
     """
 
-    def __init__(self, pipeline: Pipeline, options: WorthOptions) -> None:
+    def __init__(self, pipeline: Pipeline, options: WorthOptions, say: Callable[[str], None]) -> None:
         self._started_s = time.monotonic()
-        self._pipeline, self._options = pipeline, options
+        self._pipeline, self._options, self._say = pipeline, options, say
         self._folder = Path(options.output)
         if not pipeline.config.eval_input_path:
             raise UserError(
@@ -62,10 +64,11 @@ class Worth:
         if main_metric(self._arms[0]) is None:
             raise UserError(f"{pipeline.path}: no metrics_set says which arm is better; add one, such as auc")
 
-    def run(self) -> int | None:
-        """Do what is left to do, and write the report; the number of the signal that ended it, if one did.
+    def run(self) -> None:
+        """Do what is left to do, and write the report.
 
         Raises:
+          Stopped: by a signal; run again, it goes on.
           UserError: of training and evaluation.
         """
         self._folder.mkdir(parents=True, exist_ok=True)
@@ -75,10 +78,10 @@ class Worth:
             self._keep_plan(sizes, {}, 0)
         file = self._folder / _SHUFFLED_PICTURES
         if any(arm.name == SHUFFLED for arm in self._arms) and not file.exists():
-            _say(f"{shuffle_pictures(self._pipeline, file):,} pictures change places for '{SHUFFLED}'")
+            self._say(f"{shuffle_pictures(self._pipeline, file):,} pictures change places for '{SHUFFLED}'")
         costs = {name: Cost(**cost) for name, cost in known.get("costs", {}).items()}
         untried = [arm for arm in self._arms if arm.name not in costs]
-        costs |= try_arms(untried, self._folder / "trials", _say) if untried else {}
+        costs |= try_arms(untried, self._folder / "trials", self._say) if untried else {}
         num_steps = known.get("num_steps") or self._num_steps(costs, sizes)
         self._keep_plan(sizes, costs, num_steps)
         self._tell_costs(costs, sizes, num_steps)
@@ -87,28 +90,23 @@ class Worth:
         num_seeds = 0
         for seed in range(self._options.num_seeds):
             if self._is_spent(results, num_seeds):
-                _say(f"seed {seed} and later ones are left out: --budget_minutes would not be enough")
+                self._say(f"seed {seed} and later ones are left out: --budget_minutes would not be enough")
                 break
             for arm in self._arms:
                 run = self._run_of(arm, seed, num_steps)
                 result = run.result()
                 if result is None:
-                    _say(f"\n{run.name}: {ARMS[arm.name]}")
-                    signal = run.execute(counts)
-                    if signal is not None:
-                        return signal
-                    result = run.result()
-                    assert result is not None, "execute has kept it"
+                    self._say(f"\n{run.name}: {ARMS[arm.name]}")
+                    result = run.execute(counts)
                 results[arm.name].append(result)
                 self._require_same_rows(result, results)
             num_seeds += 1
-        self._write(results, Plan(num_seeds, num_steps, _whole(sizes), self._options.budget_minutes, self._left_out))
-        return None
+        self._write(results, Plan(num_seeds, num_steps, sizes.num_steps, self._options.budget_minutes, self._left_out))
 
     def _num_steps(self, costs: dict[str, Cost], sizes: Sizes) -> int:
         budget = self._options.budget_minutes
         if budget is None:
-            return _whole(sizes)
+            return sizes.num_steps
         left_s = 60 * budget * _PLANNED_SHARE - (time.monotonic() - self._started_s)
         runs = {arm.name: self._options.num_seeds for arm in self._arms}
         return steps_within(left_s, runs, costs, sizes, self._arms)
@@ -123,16 +121,16 @@ class Worth:
         ]
         total_s = sum(seconds.values())
         for name, reason in self._left_out.items():
-            _say(f"not tested: {name}, {ARMS[name]}: {reason}")
+            self._say(f"not tested: {name}, {ARMS[name]}: {reason}")
         if total_s:
-            _say("\n".join(aligned(rows)))
-            _say(
+            self._say("\n".join(aligned(rows)))
+            self._say(
                 f"{sum(left.values())} runs of {num_steps:,} steps: about {duration(total_s)}, until "
                 f"{time_of_day(total_s)}"
             )
-        whole = _whole(sizes)
-        if num_steps < whole:
-            _say(f"that is {num_steps:,} steps instead of {whole:,}, for all arms alike, to keep to --budget_minutes")
+        if num_steps < sizes.num_steps:
+            whole = f"{num_steps:,} steps instead of {sizes.num_steps:,}"
+            self._say(f"that is {whole}, for all arms alike, to keep to --budget_minutes")
 
     def _run_of(self, arm: Arm, seed: int, num_steps: int) -> Run:
         return Run(arm, seed, num_steps, self._folder / "runs" / arm.name / f"seed-{seed}")
@@ -204,12 +202,7 @@ class Worth:
         _put(self._folder / "worth.json", json.dumps(report.to_json(), indent=2, allow_nan=False) + "\n")
         _put(self._folder / "worth.html", page(report))
         _put(self._folder / "worth.txt", told + "\n")
-        _say(f"\n{told}\n\nwritten: {self._folder}/worth.txt, worth.json and worth.html")
-
-
-def _whole(sizes: Sizes) -> int:
-    assert sizes.length.num_steps is not None, "sizes_of refuses it"
-    return sizes.length.num_steps
+        self._say(f"\n{told}\n\nwritten: {self._folder}/worth.txt, worth.json and worth.html")
 
 
 def _others() -> str:
@@ -221,7 +214,3 @@ def _put(path: Path, content: str) -> None:
     temporary = path.with_name(path.name + ".tmp")
     temporary.write_text(content, encoding="utf-8")
     os.replace(temporary, path)
-
-
-def _say(message: str) -> None:
-    print(message, flush=True)
