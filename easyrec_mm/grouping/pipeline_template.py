@@ -220,7 +220,7 @@ def _image_tower(options: GroupOptions, grouped: Grouped) -> list[str]:
             "", [f"{grouped.num_rows_without_picture:,} rows have no picture: they take a trained vector."]
         )
         lines.append("no_image_vector: true")
-    head = ["hidden_units: [128, 16]", "dropout_ratio: [0.5, 0]", "use_bn: false"]
+    head = ["hidden_units: [512, 16]", "dropout_ratio: [0.5, 0]", "use_bn: false"]
     return [*_block("img_model", lines), f"img_dnn {{ {' '.join(head)} }}"]
 
 
@@ -267,7 +267,7 @@ def _training(options: GroupOptions, inference: Inference, grouped: Grouped) -> 
         lines += _comment("", ["A number that few rows train must learn from each of them."])
         lines += _optimizer(0.01, 0.1, warmup_steps, [f"embedding/{wide_name(one.name)}$" for one in _wide(inference)])
     lines += _comment("", ["What is seen in few pictures is learned by heart unless weights are held small."])
-    lines += _optimizer(0.002, 3, warmup_steps, ["^image/img_dnn/"])
+    lines += _optimizer(0.002, 10, warmup_steps, ["^image/img_dnn/"])
     lines += _comment("", [f"An epoch has {num_steps:,} steps. The learning rate falls to 0 with the last epoch."])
     lines += [f"num_epochs: {num_epochs}", "save_checkpoints_epochs: 1"]
     lines.append(f"save_summary_steps: {min(100, max(1, num_steps // 20))}")
