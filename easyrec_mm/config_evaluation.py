@@ -72,6 +72,16 @@ def group_field(message: EvalMetrics) -> str:
     return str(getattr(getattr(message, message.WhichOneof("metric")), setting)) if setting else ""
 
 
+def item_field(config: EasyRecConfig, schema: Schema) -> str:
+    """The input field that tells items; "" where there is none."""
+    return str(config.eval_config.item_id_field or schema.image.field)
+
+
+def cluster_field(config: EasyRecConfig, schema: Schema) -> str:
+    """The input field of what a bootstrap replicate draws as a whole; "" for the group."""
+    return str(config.eval_config.bootstrap.cluster_field or item_field(config, schema))
+
+
 def slice_name(message: EvalSlice) -> str:
     """What the values of a slice are called: "price" for the field, "item_frequency"."""
     kind = message.WhichOneof("by")

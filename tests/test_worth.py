@@ -205,6 +205,8 @@ def test_another_test_is_not_mixed_in(tested, data, tmp_path):
         Worth(other, WorthOptions(str(folder), 2), print).run()
     with pytest.raises(UserError, match="begun with no --budget_minutes"):
         Worth(pipeline, WorthOptions(str(folder), 2, (), 5.0), print).run()
+    with pytest.raises(UserError, match="give a folder of this machine"):
+        Worth(pipeline, WorthOptions("s3://bucket/w", 2), print)
     (tmp_path / "other").mkdir()
     (tmp_path / "other" / "thesis.txt").write_text("mine")
     with pytest.raises(UserError, match="holds something that is no test"):

@@ -8,7 +8,14 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from easyrec_mm.config_evaluation import METRICS_OF_ACTIVATION, group_field, result_name, slice_name
+from easyrec_mm.config_evaluation import (
+    METRICS_OF_ACTIVATION,
+    cluster_field,
+    group_field,
+    item_field,
+    result_name,
+    slice_name,
+)
 from easyrec_mm.evaluation.metric_table import METRICS
 from easyrec_mm.evaluation.metrics import MeanOfTerms, SumMetric
 from easyrec_mm.evaluation.rows import Columns
@@ -50,8 +57,8 @@ class EvalPlan:
         self._schema = schema
         self.bootstrap = evaluation.bootstrap
         self.weights = ClusterWeights(self.bootstrap.num_replicates if confidence else 0, self.bootstrap.seed)
-        self.item_field = evaluation.item_id_field or schema.image.field
-        self.cluster_field = self.bootstrap.cluster_field or self.item_field
+        self.item_field = item_field(config, schema)
+        self.cluster_field = cluster_field(config, schema)
         self._num_groups = 0
         self._groups: dict[str, str] = {}  # input field -> column
         self._terms: dict[str, tuple[Task, SumMetric]] = {}  # column -> what is kept of a task of several classes

@@ -58,6 +58,17 @@ def put(local: Path, path: str) -> None:
         os.replace(local, plain(path))
 
 
+def put_text(path: Path, text: str) -> None:
+    """Write a file of this machine that appears when it is complete.
+
+    Raises:
+      OSError: if it cannot be written.
+    """
+    temporary = written_at(str(path))
+    temporary.write_text(text, encoding="utf-8")
+    put(temporary, str(path))
+
+
 def written_at(path: str) -> Path:
     """Where to write a file before it is `put` in its place: beside it, or here if that is another machine."""
     if is_remote(path):

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import gc
 import json
-import os
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -23,6 +22,7 @@ from easyrec_mm.evaluation.estimates import Estimate
 from easyrec_mm.evaluation.plan import EvalPlan, ItemCounts
 from easyrec_mm.evaluation.summary import finite
 from easyrec_mm.evaluator import load_model, summary_of, vectors_of
+from easyrec_mm.files import put_text
 from easyrec_mm.model_dir import BAD_RECORDS, ModelDir
 from easyrec_mm.runs.best_checkpoint import choose_checkpoint, step_of
 from easyrec_mm.trainer import Trainer
@@ -148,9 +148,7 @@ class Run:
                 [name, finite(one.value), one.reason, one.num_clusters] for name, one in result.estimates.items()
             ],
         }
-        temporary = self.folder / f"{_RESULT}.tmp"
-        temporary.write_text(json.dumps(told, indent=1) + "\n", encoding="utf-8")
-        os.replace(temporary, self.folder / _RESULT)
+        put_text(self.folder / _RESULT, json.dumps(told, indent=1) + "\n")
 
     def _seconds_before(self) -> float:
         path = self.folder / _SECONDS

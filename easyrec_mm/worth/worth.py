@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
@@ -12,15 +11,16 @@ from pathlib import Path
 from typing import Any
 
 from easyrec_mm.config import Pipeline
+from easyrec_mm.config_evaluation import cluster_field
 from easyrec_mm.errors import UserError
-from easyrec_mm.evaluation.plan import EvalPlan
+from easyrec_mm.files import is_remote, put_text
 from easyrec_mm.training.time_left import duration, time_of_day
 from easyrec_mm.worth.arms import Arm, arms_of
 from easyrec_mm.worth.costs import Cost, Sizes, seconds_of, sizes_of, steps_within, try_arms
 from easyrec_mm.worth.names import ARMS, SHUFFLED
 from easyrec_mm.worth.page import page
 from easyrec_mm.worth.report import Plan, Report, aligned, main_metric, text
-from easyrec_mm.worth.runs import Run, RunResult, item_counts, with_slices
+from easyrec_mm.worth.runs import Run, RunResult, item_counts
 from easyrec_mm.worth.shuffle import shuffle_pictures
 
 _PLAN, _SHUFFLED_PICTURES = "plan.json", "shuffled_pictures.parquet"
@@ -54,6 +54,8 @@ class Worth:
         self._started_s = time.monotonic()
         self._pipeline, self._options, self._say = pipeline, options, say
         self._folder = Path(options.output)
+        if is_remote(options.output):
+            raise UserError(f"--output {options.output}: give a folder of this machine")
         if not pipeline.config.eval_input_path:
             raise UserError(
                 f"{pipeline.path}: eval_input_path: is missing; give the files that tell which arm is better"
@@ -140,10 +142,12 @@ class Worth:
         budget = self._options.budget_minutes
         if budget is None or not num_seeds:
             return False
-        if all((self._run_of(arm, num_seeds, 0)).result() is not None for arm in self._arms):
+        if all(self._run_of(arm, num_seeds, 0).result() is not None for arm in self._arms):
             return False
-        seed_s = sum(result.seconds for of_arm in results.values() for result in of_arm) / num_seeds
-        return time.monotonic() - self._started_s + seed_s > 60 * budget
+        runs_s = sum(result.seconds for of_arm in results.values() for result in of_arm)
+        # Of a test that goes on, this start has not seen all of it.
+        spent_s = max(runs_s, time.monotonic() - self._started_s)
+        return spent_s + runs_s / num_seeds > 60 * budget
 
     def _require_same_rows(self, result: RunResult, results: dict[str, list[RunResult]]) -> None:
         first = next(iter(results.values()))[0]
@@ -184,7 +188,7 @@ class Worth:
             "num_steps": num_steps,
             "costs": {name: asdict(cost) for name, cost in costs.items()},
         }
-        _put(self._folder / _PLAN, json.dumps(plan, indent=2) + "\n")
+        put_text(self._folder / _PLAN, json.dumps(plan, indent=2) + "\n")
 
     def _identity(self, sizes: Sizes) -> str:
         """Of config and data: results of another test are not to be mixed with these."""
@@ -195,22 +199,16 @@ class Worth:
         return hashlib.sha256(told).hexdigest()
 
     def _write(self, results: dict[str, list[RunResult]], plan: Plan) -> None:
-        evaluated = with_slices(self._arms[0].pipeline)
-        own = EvalPlan(evaluated.config, evaluated.schema, True, item_counts(self._pipeline, self._folder))
-        report = Report(self._pipeline.path, self._arms, results, plan, own.bootstrap.level, own.clusters)
+        config = self._pipeline.config
+        clusters = cluster_field(config, self._pipeline.schema)
+        level = config.eval_config.bootstrap.level
+        report = Report(self._pipeline.path, self._arms, results, plan, level, clusters)
         told = text(report)
-        _put(self._folder / "worth.json", json.dumps(report.to_json(), indent=2, allow_nan=False) + "\n")
-        _put(self._folder / "worth.html", page(report))
-        _put(self._folder / "worth.txt", told + "\n")
+        put_text(self._folder / "worth.json", json.dumps(report.to_json(), indent=2, allow_nan=False) + "\n")
+        put_text(self._folder / "worth.html", page(report))
+        put_text(self._folder / "worth.txt", told + "\n")
         self._say(f"\n{told}\n\nwritten: {self._folder}/worth.txt, worth.json and worth.html")
 
 
 def _others() -> str:
     return ", ".join(list(ARMS)[1:])
-
-
-def _put(path: Path, content: str) -> None:
-    """Write a file that appears when it is complete."""
-    temporary = path.with_name(path.name + ".tmp")
-    temporary.write_text(content, encoding="utf-8")
-    os.replace(temporary, path)
