@@ -39,6 +39,8 @@ _NO_BATCH_NORM = (
     "No batch normalisation: batches show few items, whose statistics in training are others than those at evaluation."
 )
 _WARMUP_STEPS = 50
+# Share of the training over which the rate of the part that reads pictures rises.
+_IMAGE_WARMUP = 1 / 8
 _SHUFFLE_GROUPS = 4096
 # Side of pictures where nothing else is said.
 _SIDE = 64
@@ -262,12 +264,14 @@ def _training(options: GroupOptions, inference: Inference, grouped: Grouped) -> 
     num_epochs = min(max(_ROWS_TO_SEE // max(grouped.num_rows, 1), 1), _MOST_EPOCHS)
     # At most half of an epoch: one epoch must leave steps behind it.
     warmup_steps = min(_WARMUP_STEPS, num_steps // 2)
-    lines = _optimizer(0.002, 0.1, warmup_steps)
+    lines = _optimizer(0.002, 0.1, warmup_steps, 0.0002)
     if _wide(inference):
         lines += _comment("", ["A number that few rows train must learn from each of them."])
-        lines += _optimizer(0.01, 0.1, warmup_steps, [f"embedding/{wide_name(one.name)}$" for one in _wide(inference)])
+        names = [f"embedding/{wide_name(one.name)}$" for one in _wide(inference)]
+        lines += _optimizer(0.01, 0.1, warmup_steps, 0.001, names)
     lines += _comment("", ["What is seen in few pictures is learned by heart unless weights are held small."])
-    lines += _optimizer(0.002, 10, warmup_steps, ["^image/img_dnn/"])
+    lines += _comment("", ["Slow at first: what features tell as well shall be learned from them."])
+    lines += _optimizer(0.002, 10, int(_IMAGE_WARMUP * num_steps * num_epochs), 0, ["^image/img_dnn/"])
     lines += _comment("", [f"An epoch has {num_steps:,} steps. The learning rate falls to 0 with the last epoch."])
     lines += [f"num_epochs: {num_epochs}", "save_checkpoints_epochs: 1"]
     lines.append(f"save_summary_steps: {min(100, max(1, num_steps // 20))}")
@@ -283,10 +287,13 @@ def _training(options: GroupOptions, inference: Inference, grouped: Grouped) -> 
     return [*_block("train_config", lines), "", *evaluation, *_block("export_config", export)]
 
 
-def _optimizer(rate: float, weight_decay: float, warmup_steps: int, variables: Iterable[str] = ()) -> list[str]:
+def _optimizer(
+    rate: float, weight_decay: float, warmup_steps: int, first_rate: float, variables: Iterable[str] = ()
+) -> list[str]:
+    """An optimizer whose rate rises from `first_rate` to `rate` during warm-up, and then falls to 0."""
     schedule = [
         f"learning_rate_base: {rate:g}",
-        f"warmup_learning_rate: {rate / 10:g}",
+        f"warmup_learning_rate: {first_rate:g}",
         f"warmup_steps: {warmup_steps}",
     ]
     decay = _block("learning_rate", _block("cosine_decay_learning_rate", schedule))
