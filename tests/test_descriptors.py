@@ -66,19 +66,27 @@ def test_large_pictures_are_counted_at_a_smaller_size():
     assert np.abs(np.delete(found, [*range(12), 38, 65])).max() < 1e-3
 
 
-def test_directions_of_edges():
-    given = pictures(16, 24, 3)
-    found = Descriptors(0, 0, 4)(tf.constant(given)).numpy().reshape(3, 4, 4, 8)
+def strengths_of_edges(picture, grid):
+    """Shares `[grid, grid, directions]` of a picture whose sides the grid divides."""
+    height, width = picture.shape[:2]
+    brightness = np.pad(picture.mean(axis=2) / 255, 1, mode="edge")
+    strengths = np.zeros((grid, grid, 8))
+    for y, x in product(range(height), range(width)):
+        across = (brightness[y + 1, x + 2] - brightness[y + 1, x]) / 2
+        down = (brightness[y + 2, x + 1] - brightness[y, x + 1]) / 2
+        for direction in range(8):
+            near = max(np.cos(2 * (np.arctan2(down, across) - np.pi * direction / 8)), 0.0)
+            strengths[y * grid // height, x * grid // width, direction] += near**3 * np.hypot(across, down)
+    return strengths / strengths.sum()
+
+
+@pytest.mark.parametrize(("grid", "columns"), [(4, 2), (3, 2), (1, 1)])
+def test_directions_of_edges(grid, columns):
+    given = pictures(12, 24, 3)
+    found = Descriptors(0, 0, grid)(tf.constant(given)).numpy().reshape(3, grid, columns, 8)
     for picture, told in zip(given, found, strict=True):
-        brightness = np.pad(picture.mean(axis=2) / 255, 1, mode="edge")
-        strengths = np.zeros((4, 4, 8))
-        for y, x in product(range(16), range(24)):
-            across = (brightness[y + 1, x + 2] - brightness[y + 1, x]) / 2
-            down = (brightness[y + 2, x + 1] - brightness[y, x + 1]) / 2
-            for direction in range(8):
-                near = max(np.cos(2 * (np.arctan2(down, across) - np.pi * direction / 8)), 0.0)
-                strengths[y // 4, x // 6, direction] += near**3 * np.hypot(across, down)
-        np.testing.assert_allclose(told**2, strengths / strengths.sum(), atol=1e-5)
+        both = strengths_of_edges(picture, grid) + strengths_of_edges(picture[:, ::-1], grid)
+        np.testing.assert_allclose(told**2, both[:, :columns] / 2, atol=1e-5)
 
 
 def test_running_norm_is_the_same_in_training_and_later():

@@ -21,7 +21,8 @@ class Descriptors:
     transform. The histograms (Swain and Ballard, IJCV 1991) are of the whole picture and of its middle half: a pixel
     counts for the nearest colours of a cube of `colour_bins` ^ channels, each channel linearly between its two. Edges
     are told by the histogram of the directions of the gradient of brightness in each cell of a grid (HOG, Dalal and
-    Triggs, CVPR 2005), as shares of the whole picture. Square roots of shares make Euclid's distance that of Hellinger.
+    Triggs, CVPR 2005), as shares of the whole picture; those of the left half and of the mirrored right half are
+    averaged, as a thing is the same from either side. Square roots of shares make Euclid's distance that of Hellinger.
 
     Args:
       colour_grid: cells along each side; 0 for no grid of colours.
@@ -33,7 +34,10 @@ class Descriptors:
         self._grid, self._bins, self._edge_grid = colour_grid, colour_bins, edge_grid
 
     def __call__(self, pixels: tf.Tensor) -> tf.Tensor:
-        """`[P, H, W, C]`, 0-255 -> float32 `[P, grid^2 C + 2 bins^C + 8 edge_grid^2]`, mean colours from -1 to 1."""
+        """`[P, H, W, C]`, 0-255 -> float32 `[P, grid^2 C + 2 bins^C + 8 edge_grid ceil(edge_grid / 2)]`.
+
+        Mean colours are from -1 to 1, roots of shares from 0 to 1.
+        """
         x = tf.cast(pixels, tf.float32) / 255.0
         height, width, channels = x.shape[1:]
         found = []
@@ -50,7 +54,7 @@ class Descriptors:
         return tf.concat(found, axis=1)
 
     def _edges(self, brightness: tf.Tensor) -> tf.Tensor:
-        """`[P, h, w]` -> `[P, edge_grid^2 * directions]`.
+        """`[P, h, w]` -> `[P, edge_grid * ceil(edge_grid / 2) * directions]`.
 
         With the angle a of the gradient, direction d has max(cos(2 (a - d)), 0) ^ sharpness of its length: a soft bin
         that needs no angle.
@@ -65,8 +69,12 @@ class Descriptors:
         nearness = tf.nn.relu(cosine * np.cos(twice) + sine * np.sin(twice)) / squares[..., None]
         edges = nearness**_SHARPNESS * tf.sqrt(squares)[..., None]  # [P, h, w, directions]
         cells = _smaller(edges, self._edge_grid, self._edge_grid)
-        strengths = tf.reshape(cells, [-1, self._edge_grid**2 * _NUM_DIRECTIONS])
-        return tf.sqrt(strengths / (tf.reduce_sum(strengths, axis=1, keepdims=True) + 1e-6) + _TINY)
+        cells /= tf.reduce_sum(cells, axis=[1, 2, 3], keepdims=True) + 1e-6
+        # In a mirror an edge of angle a has -a.
+        mirrored = tf.gather(cells[:, :, ::-1], -np.arange(_NUM_DIRECTIONS) % _NUM_DIRECTIONS, axis=3)
+        num_columns = (self._edge_grid + 1) // 2
+        shares = (cells + mirrored)[:, :, :num_columns] / 2
+        return tf.sqrt(tf.reshape(shares, [-1, self._edge_grid * num_columns * _NUM_DIRECTIONS]) + _TINY)
 
     def _histogram(self, x: tf.Tensor) -> tf.Tensor:
         """`[P, h, w, C]`, 0-1 -> `[P, bins^C]`."""
