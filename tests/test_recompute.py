@@ -408,11 +408,11 @@ def recomputed_in_turn(parts, x):
     return x
 
 
-def in_slices(parts, x):
+def sliced_in_turn(parts, x):
     return in_micro_batches(functools.partial(in_turn, parts), 8, x)
 
 
-def recomputed_in_slices(parts, x):
+def sliced_recomputed_in_turn(parts, x):
     return in_micro_batches(functools.partial(recomputed_in_turn, parts), 8, x)
 
 
@@ -440,7 +440,7 @@ def print_memory(call):
 
 def test_memory():
     """6 parts of 4 layers keep 6 inputs and the outputs of 4, not of 24; slices keep those of a quarter of the rows."""
-    names = ["in_turn", "recomputed_in_turn", "in_slices", "recomputed_in_slices"]
+    names = ["in_turn", "recomputed_in_turn", "sliced_in_turn", "sliced_recomputed_in_turn"]
     calls = "; ".join(f"t.print_memory(t.{name})" for name in names)
     # TensorFlow counts memory of the CPU only with oneDNN, which it takes by itself on some processors alone.
     environment = {**os.environ, "TF_ENABLE_ONEDNN_OPTS": "1", "PYTHONPATH": str(Path(__file__).parent)}
