@@ -269,8 +269,13 @@ def _training(options: GroupOptions, inference: Inference, grouped: Grouped) -> 
         lines += _comment("", ["A number that few rows train must learn from each of them."])
         names = [f"embedding/{wide_name(one.name)}$" for one in _wide(inference)]
         lines += _optimizer(0.01, 0.1, warmup_steps, 0.001, names)
-    lines += _comment("", ["What is seen in few pictures is learned by heart unless weights are held small."])
-    lines += _comment("", ["Slow at first: what features tell as well shall be learned from them."])
+    lines += _comment(
+        "",
+        [
+            "What is seen in few pictures is learned by heart unless weights are held small.",
+            "The rate rises slowly, so that what the features tell as well is learned from them.",
+        ],
+    )
     lines += _optimizer(0.002, 10, int(_IMAGE_WARMUP * num_steps * num_epochs), 0, ["^image/img_dnn/"])
     lines += _comment("", [f"An epoch has {num_steps:,} steps. The learning rate falls to 0 with the last epoch."])
     lines += [f"num_epochs: {num_epochs}", "save_checkpoints_epochs: 1"]

@@ -25,14 +25,14 @@ import numpy as np
 import pandas as pd
 import pyarrow.dataset as pads
 import workload
-from sklearn.compose import make_column_transformer
+from pandas.api.types import is_numeric_dtype
+from sklearn.base import clone
 from sklearn.ensemble import HistGradientBoostingClassifier
-from sklearn.impute import SimpleImputer
 from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import roc_auc_score
 from sklearn.model_selection import GroupShuffleSplit
 from sklearn.pipeline import make_pipeline
-from sklearn.preprocessing import KBinsDiscretizer, OneHotEncoder, OrdinalEncoder
+from sklearn.preprocessing import OneHotEncoder, OrdinalEncoder
 
 from easyrec_mm.config import load_pipeline, write_config
 from easyrec_mm.worth.arms import arms_of
@@ -94,11 +94,9 @@ def train_a_resnet(config: Any) -> None:
     model.img_model.model_name = "ResNet"
     model.img_model.num_classes = 16
     model.ClearField("img_dnn")
-    highway = model.highway_dnn.add()
-    highway.input = "img"
-    highway.emb_size = 16
-    optimizers = config.train_config.optimizer_config
-    optimizers.remove(head_optimizer(config))
+    model.highway_dnn.input = "img"
+    model.highway_dnn.emb_size = 16
+    config.train_config.optimizer_config.remove(head_optimizer(config))
 
 
 def do_not_decay(config: Any) -> None:
@@ -113,7 +111,7 @@ def start_at_once(config: Any) -> None:
 
 
 def head_optimizer(config: Any) -> Any:
-    """The optimizer of the part that reads pictures."""
+    """The optimizer of what reads pictures."""
     (found,) = [one for one in config.train_config.optimizer_config if any("img_dnn" in v for v in one.variables)]
     return found
 
@@ -224,52 +222,54 @@ def columns(config_file: Path, data: pd.DataFrame) -> pd.DataFrame:
 def baseline_aucs(
     config_file: Path, train: pd.DataFrame, test: pd.DataFrame, label: str
 ) -> dict[str, tuple[float, float]]:
-    """AUC and seconds of boosted trees (of LightGBM's kind) and of logistic regression on the config's features."""
+    """AUC and seconds of boosted trees (of LightGBM's kind) and of logistic regression on the config's features.
+
+    Their settings are chosen by a tenth of the items that train.
+    """
     both = columns(config_file, pd.concat([train, test], ignore_index=True))
-    x, z, y = both[: len(train)], both[len(train) :], train[label]
-    texts = [name for name in both if both[name].dtype == object]
-    numbers = [name for name in both if both[name].nunique() > _BINS and name not in texts]
+    texts = [name for name in both if not is_numeric_dtype(both[name])]
+    chosen = next(GroupShuffleSplit(1, test_size=0.1, random_state=0).split(train, groups=train.item_id))
+    found = {}
+    for name, candidates in (("boosted trees", trees), ("logistic regression", logistic_regressions)):
+        start = time.perf_counter()
+        x, models = candidates(both, texts)
+        fitted, held_out = (x.iloc[rows] for rows in chosen)
+        y, y_held_out = (train[label].iloc[rows] for rows in chosen)
+        best = max(
+            (fit(model, fitted, y, held_out, y_held_out) for model in models),
+            key=lambda model: roc_auc_score(y_held_out, scores(model, held_out)),
+        )
+        found[name] = roc_auc_score(test[label], scores(best, x[len(train) :])), time.perf_counter() - start
+    return found
+
+
+def trees(both: pd.DataFrame, texts: list[str]) -> tuple[pd.DataFrame, list[Any]]:
+    """Features as trees take them, which is without ids of many values, and trees of several sizes."""
     few = [name for name in texts if both[name].nunique() <= _MOST_CATEGORIES]
     codes = both.drop(columns=[name for name in texts if name not in few])
     codes[few] = OrdinalEncoder().fit_transform(codes[few])
-    is_few = [name in few for name in codes]
+    settings = {"max_iter": 1000, "learning_rate": 0.05, "early_stopping": True, "n_iter_no_change": 50}
+    settings |= {"categorical_features": [name in few for name in codes], "random_state": 0}
+    return codes, [HistGradientBoostingClassifier(max_leaf_nodes=leaves, **settings) for leaves in (7, 15, 31)]
 
-    def trees(leaves: int) -> Any:
-        return HistGradientBoostingClassifier(
-            max_iter=1000, learning_rate=0.05, max_leaf_nodes=leaves, categorical_features=is_few, random_state=0
-        )
 
-    # Trees stop early by items of their own.
-    fit_rows, stop_rows = next(GroupShuffleSplit(1, test_size=0.1, random_state=0).split(x, groups=train.item_id))
-    start = time.perf_counter()
-    candidates = []
-    for leaves in (7, 15, 31):
-        model = trees(leaves)
-        model.set_params(early_stopping=True, n_iter_no_change=50)
-        model.fit(codes.iloc[fit_rows], y[fit_rows], X_val=codes.iloc[stop_rows], y_val=y[stop_rows])
-        candidates.append((roc_auc_score(y[stop_rows], scores(model, codes.iloc[stop_rows])), model))
-    best = max(candidates, key=lambda candidate: candidate[0])[1]
-    found = {
-        "boosted trees": (roc_auc_score(test[label], scores(best, codes[len(train) :])), time.perf_counter() - start)
-    }
-    one_hot = make_column_transformer(
-        (
-            make_pipeline(
-                SimpleImputer(add_indicator=True), KBinsDiscretizer(_BINS, quantile_method="averaged_inverted_cdf")
-            ),
-            numbers,
-        ),
-        (OneHotEncoder(handle_unknown="ignore"), [name for name in both if name not in numbers]),
-    )
-    start = time.perf_counter()
-    candidates = []
-    for inverse_penalty in (0.01, 0.03, 0.1, 0.3):
-        model = make_pipeline(one_hot, LogisticRegression(C=inverse_penalty, max_iter=300))
-        model.fit(x.iloc[fit_rows], y[fit_rows])
-        candidates.append((roc_auc_score(y[stop_rows], scores(model, x.iloc[stop_rows])), inverse_penalty))
-    model = make_pipeline(one_hot, LogisticRegression(C=max(candidates)[1], max_iter=300)).fit(x, y)
-    found["logistic regression"] = (roc_auc_score(test[label], scores(model, z)), time.perf_counter() - start)
-    return found
+def logistic_regressions(both: pd.DataFrame, texts: list[str]) -> tuple[pd.DataFrame, list[Any]]:
+    """Features as texts, numbers of many values by quantiles, and regressions on each value with several penalties."""
+    values = both.copy()
+    for name in both:
+        if name not in texts and both[name].nunique() > _BINS:
+            values[name] = pd.qcut(both[name], _BINS, labels=False, duplicates="drop")
+    values = values.astype(str)
+    inverse_penalties = (0.01, 0.03, 0.1, 0.3)
+    one_hot = OneHotEncoder(handle_unknown="ignore")
+    return values, [make_pipeline(one_hot, LogisticRegression(C=one, max_iter=300)) for one in inverse_penalties]
+
+
+def fit(model: Any, x: pd.DataFrame, y: pd.Series, held_out: pd.DataFrame, y_held_out: pd.Series) -> Any:
+    """Trees stop by what is held out."""
+    if isinstance(model, HistGradientBoostingClassifier):
+        return model.fit(x, y, X_val=held_out, y_val=y_held_out)
+    return clone(model).fit(x, y)
 
 
 def scores(model: Any, x: pd.DataFrame) -> np.ndarray:
