@@ -160,7 +160,7 @@ def eval_command(options: argparse.Namespace) -> int:
     if options.watch_timeout_s:
         raise UserError("--watch_timeout_s: has no effect without --watch; give both or neither")
     from easyrec_mm.evaluation.report import comparison_table, table, write_result
-    from easyrec_mm.evaluator import evaluate
+    from easyrec_mm.evaluator import Evaluator
     from easyrec_mm.model_dir import EVAL_RESULT
 
     config = pipeline.config
@@ -174,7 +174,7 @@ def eval_command(options: argparse.Namespace) -> int:
             with closing(other.vectors):
                 results = evaluate_and_compare(first, other, path, setting, bad_records)
         else:
-            results = evaluate(model, config, path, setting, bad_records, vectors, confidence=True)
+            results = Evaluator(model, config, path, setting, bad_records, vectors, confidence=True).run()
         if not results["num_samples"]:
             raise UserError(f"{setting} {path}: has no samples to evaluate; give files that hold some")
         write_result(str(folder.local / EVAL_RESULT), results)

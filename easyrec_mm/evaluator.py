@@ -91,35 +91,53 @@ def vectors_of(schema: Schema, checkpoint: str | None) -> VectorStores:
     return VectorStores(features, {name: int(variable) for name, variable in trained.items()})
 
 
-def evaluate(
-    model: MultimodalModel,
-    config: EasyRecConfig,
-    path: str,
-    setting: str,
-    bad_records: BadRecords,
-    vectors: VectorStores | None = None,
-    confidence: bool = False,
-) -> EvalResults:
-    """Metrics over some files and over the slices that the config names, and the number of samples as "num_samples".
+class Evaluator:
+    """Evaluates a model again and again on the same files; what takes long to build is built once.
 
     Args:
       model: what is evaluated.
       config: how to read, and which metrics.
       path: the files.
       setting: the config path of `path`, for messages.
-      bad_records: where what cannot be read is counted.
+      bad_records: where what cannot be read is counted, of each evaluation anew.
       vectors: of `vectors_of`; by default what is current.
       confidence: compute intervals, too, as eval_config.bootstrap says.
-
-    Raises:
-      DataError: if the files cannot be read or hold too many bad records.
     """
-    plan = eval_plan(config, model.schema, confidence)
-    summary = summary_of(model, config, plan, path, setting, bad_records, vectors)
-    return results_of(summary, plan.weights.num_replicates, plan.bootstrap.level, plan.clusters)
+
+    def __init__(
+        self,
+        model: MultimodalModel,
+        config: EasyRecConfig,
+        path: str,
+        setting: str,
+        bad_records: BadRecords,
+        vectors: VectorStores | None = None,
+        confidence: bool = False,
+    ) -> None:
+        self._model, self._config = model, config
+        self._path, self._setting = path, setting
+        self._bad_records, self._vectors = bad_records, vectors
+        self._confidence = confidence
+        self._input: Input | None = None
+
+    def run(self) -> EvalResults:
+        """Metrics of the model as it is now, over the files and the slices that the config names, and the number of
+        samples as "num_samples".
+
+        Raises:
+          DataError: if the files cannot be read or hold too many bad records.
+        """
+        plan = eval_plan(self._config, self._model.schema, self._confidence)
+        if self._input is None or not self._input.is_up_to_date():
+            self._input = evaluation_input(
+                self._model, self._config, plan, self._path, self._setting, self._bad_records, self._vectors
+            )
+        self._bad_records.start_over()
+        summary = summary_of(self._model, self._config, plan, self._input)
+        return results_of(summary, plan.weights.num_replicates, plan.bootstrap.level, plan.clusters)
 
 
-def summary_of(
+def evaluation_input(
     model: MultimodalModel,
     config: EasyRecConfig,
     plan: EvalPlan,
@@ -127,14 +145,22 @@ def summary_of(
     setting: str,
     bad_records: BadRecords,
     vectors: VectorStores | None = None,
-) -> Summary:
-    """Everything that a plan asks for over some files, replicates included, as `compare` takes it.
+) -> Input:
+    """What an evaluation by a plan reads; arguments as for Evaluator.
+
+    Raises:
+      DataError: if the files cannot be read.
+    """
+    data = config.data_config
+    return Input(data, model.schema, path, setting, bad_records, kept_fields=plan.fields, vectors=vectors)
+
+
+def summary_of(model: MultimodalModel, config: EasyRecConfig, plan: EvalPlan, inputs: Input) -> Summary:
+    """Everything that a plan asks for over its input, replicates included, as `compare` takes it.
 
     Raises:
       DataError: if the files cannot be read or hold too many bad records.
     """
-    data, kept = config.data_config, plan.fields
-    inputs = Input(data, model.schema, path, setting, bad_records, kept_fields=kept, vectors=vectors)
     with Rows(memory_of(config)) as rows:
         for batch, fields, outputs in batch_outputs(model, inputs, "evaluate"):
             rows.append(plan_columns(plan, batch, fields, outputs))

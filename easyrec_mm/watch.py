@@ -14,7 +14,7 @@ from easyrec_mm.config import Pipeline
 from easyrec_mm.data.bad_records import BadRecords
 from easyrec_mm.errors import CheckpointError
 from easyrec_mm.evaluation.report import table, write_result
-from easyrec_mm.evaluator import evaluate, load_weights, vectors_of
+from easyrec_mm.evaluator import Evaluator, load_weights, vectors_of
 from easyrec_mm.files import StorageError, is_remote
 from easyrec_mm.files.folders import shown
 from easyrec_mm.model import MultimodalModel
@@ -135,7 +135,7 @@ class Watch:
         try:
             share = self._config.data_config.max_bad_record_share
             bad_records = BadRecords(str(self._local / WATCH_BAD_RECORDS), share)
-            results = evaluate(self._model, self._config, self._path, "eval_input_path", bad_records, vectors)
+            results = Evaluator(self._model, self._config, self._path, "eval_input_path", bad_records, vectors).run()
         finally:
             vectors.close()
         self._say(f"{shown(checkpoint)} (step {step}):\n{table(results)}")

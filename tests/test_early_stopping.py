@@ -19,7 +19,7 @@ from training_helpers import (
 from easyrec_mm.config import load_pipeline
 from easyrec_mm.data.bad_records import BadRecords
 from easyrec_mm.errors import CheckpointError
-from easyrec_mm.evaluator import evaluate, load_model
+from easyrec_mm.evaluator import Evaluator, load_model
 from easyrec_mm.runs.best_checkpoint import choose_checkpoint
 from easyrec_mm.training.evaluations import TrainingEvaluations
 
@@ -160,7 +160,7 @@ def test_the_best_checkpoint_gives_the_metrics_of_its_evaluation(data, tmp_path,
     model, step = load_model(pipeline.config, pipeline.schema, choose_checkpoint(pipeline, None).path)
     assert step == best
     path = pipeline.config.eval_input_path
-    results = evaluate(model, pipeline.config, path, "eval_input_path", BadRecords("", 0.5))
+    results = Evaluator(model, pipeline.config, path, "eval_input_path", BadRecords("", 0.5)).run()
     assert results["log_loss_click"] == pytest.approx(found[best], rel=1e-4)
 
 

@@ -20,7 +20,7 @@ from training_helpers import (
 
 from easyrec_mm.data.bad_records import BadRecords
 from easyrec_mm.errors import ConfigError
-from easyrec_mm.evaluator import evaluate, load_model
+from easyrec_mm.evaluator import Evaluator, load_model
 from easyrec_mm.layers.fast_layers import FusedBatchNorm
 from easyrec_mm.picture_bank import PictureBank
 
@@ -373,7 +373,9 @@ def test_the_average_of_a_tower_of_which_the_head_is_trained_is_what_is_evaluate
         training.pipeline.config, training.pipeline.schema, str(training.model_dir / "model.ckpt-5")
     )
     assert step == 5
-    results = evaluate(model, training.pipeline.config, f"{data}/own.txt", "eval_input_path", BadRecords(None, 0.0))
+    results = Evaluator(
+        model, training.pipeline.config, f"{data}/own.txt", "eval_input_path", BadRecords(None, 0.0)
+    ).run()
     assert results == pytest.approx(json.loads((training.model_dir / "eval_result.json").read_text()), abs=1e-6)
     assert [line["step"] for line in training.lines("eval")] == [3, 5]
 

@@ -14,6 +14,7 @@ from easyrec_mm import watch
 from easyrec_mm.cli import main
 from easyrec_mm.config import load_pipeline
 from easyrec_mm.errors import CheckpointError
+from easyrec_mm.evaluator import Evaluator
 from easyrec_mm.training.signals import Caught
 from easyrec_mm.watch import WATCH_METRICS, WATCH_RESULT, WATCH_SUMMARIES, Watch
 
@@ -120,13 +121,13 @@ def test_it_stops_when_nothing_comes(model_dir, monkeypatch):
 
 
 def test_a_signal_ends_it_after_the_evaluation_under_way(model_dir, monkeypatch, capsys):
-    evaluate = watch.evaluate
+    evaluate = Evaluator.run
 
-    def interrupted(*arguments):
+    def interrupted(self):
         signal.raise_signal(signal.SIGTERM)
-        return evaluate(*arguments)
+        return evaluate(self)
 
-    monkeypatch.setattr(watch, "evaluate", interrupted)
+    monkeypatch.setattr(Evaluator, "run", interrupted)
     arguments = ["--pipeline_config", str(model_dir / "pipeline.config"), f"--set=model_dir={model_dir}", "--watch"]
     assert main(["eval", *arguments]) == 128 + signal.SIGTERM
     assert "stopped by a signal" in capsys.readouterr().out

@@ -22,7 +22,7 @@ from easyrec_mm.cli import main
 from easyrec_mm.config import load_pipeline
 from easyrec_mm.data.bad_records import BadRecords
 from easyrec_mm.errors import UserError
-from easyrec_mm.evaluator import evaluate, load_model
+from easyrec_mm.evaluator import Evaluator, load_model
 from easyrec_mm.runs.best_checkpoint import choose_checkpoint
 from easyrec_mm.trainer import Trainer
 from easyrec_mm.worth import worth
@@ -84,7 +84,7 @@ def evaluated(pipeline, folder, seed):
     config.data_config.seed += seed
     Trainer(pipeline).train()
     model, _ = load_model(config, pipeline.schema, choose_checkpoint(pipeline, None).path)
-    return evaluate(model, config, config.eval_input_path, "eval_input_path", BadRecords(None, 0.5))
+    return Evaluator(model, config, config.eval_input_path, "eval_input_path", BadRecords(None, 0.5)).run()
 
 
 def test_the_arms_are_what_their_configs_train(tested, data, tmp_path):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable
+from functools import cached_property
 from pathlib import Path
 
 import keras
@@ -15,9 +16,10 @@ from PIL import Image as Pillow
 from easyrec_mm.config import load_pipeline
 from easyrec_mm.data.pictures import PictureLoader
 from easyrec_mm.evaluation.summary import EvalResults
+from easyrec_mm.evaluator import Evaluator
 from easyrec_mm.layers import backbones
+from easyrec_mm.model import MultimodalModel
 from easyrec_mm.trainer import Trainer
-from easyrec_mm.training import evaluations
 
 NUM_GROUPS, NUM_PICTURES, NUM_KINDS = 12, 5, 3
 
@@ -139,10 +141,17 @@ class Training:
             text = text.replace(old, new)
         (folder / "test.config").write_text(text)
         self.pipeline = load_pipeline(str(folder / "test.config"))
-        self.trainer = Trainer(self.pipeline)
-        self.model = self.trainer._model
         self.encoded: list[int] = []
         self.history: list[dict[str, np.ndarray]] = []
+
+    @cached_property
+    def trainer(self) -> Trainer:
+        """Takes seconds to make, which a test of the config alone does not need."""
+        return Trainer(self.pipeline)
+
+    @property
+    def model(self) -> MultimodalModel:
+        return self.trainer._model
 
     def run(self) -> Training:
         """Train to the end."""
@@ -189,7 +198,7 @@ EACH_STEP = "save_checkpoints_steps: 1"
 def set_evaluations(monkeypatch: pytest.MonkeyPatch, values: Iterable[float]) -> None:
     """Sets the AUC of the evaluations that follow."""
     left = iter(values)
-    monkeypatch.setattr(evaluations, "evaluate", lambda *_: EvalResults({"auc_click": next(left), "num_samples": 9}))
+    monkeypatch.setattr(Evaluator, "run", lambda _: EvalResults({"auc_click": next(left), "num_samples": 9}))
 
 
 def evaluated_training(

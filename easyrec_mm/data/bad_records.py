@@ -74,6 +74,12 @@ class BadRecords:
             **{f"missing_vectors_{name}": keys.num_missing for name, keys in self._vectors.items()},
         }
 
+    def start_over(self) -> None:
+        """Count anew, as the same data are read once more; what is written down already is not written again."""
+        self._read = dict.fromkeys(self._read, 0)
+        self._bad = dict.fromkeys(self._bad, 0)
+        self._vectors = {}
+
     def add(self, num_groups: int, num_pictures: int, records: list[BadRecord]) -> None:
         """Count what a batch read, and what of it was bad.
 

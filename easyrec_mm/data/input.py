@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 
 from easyrec_mm.data.bad_records import BadRecord, BadRecords
 from easyrec_mm.data.batch import Batch, Images, one_picture_each
-from easyrec_mm.data.data_files import require_unchanged
+from easyrec_mm.data.data_files import find_infos, require_unchanged
 from easyrec_mm.data.packed_pictures import find_tars, packed_path
 from easyrec_mm.data.packing import Packing, cut
 from easyrec_mm.data.pictures import Pictures, picture_loader
@@ -30,7 +30,7 @@ from easyrec_mm.data.source import Chunk, Order, Source
 from easyrec_mm.data.sources import What, open_source
 from easyrec_mm.data.transform import FeatureTransform, vector_keys
 from easyrec_mm.feature_vectors import Found, VectorStores
-from easyrec_mm.files.local_copies import local_copies
+from easyrec_mm.files.local_copies import LocalCopies, local_copies
 from easyrec_mm.picture_bank import PictureBank, Plan
 from easyrec_mm.protos.data_pb2 import DatasetConfig
 from easyrec_mm.schema import CROSS_SEPARATOR, Feature, Schema
@@ -105,6 +105,7 @@ class Input:
     ) -> None:
         self._data = data
         self._schema = schema
+        self._path, self._setting = path, setting
         self._training = training
         self._bad_records = bad_records
         self._kept_fields = kept_fields
@@ -118,8 +119,7 @@ class Input:
         self.source, self._files = open_source(data, schema, path, setting, What(read_labels, fields, order))
         self._packed = data.packed_images and schema.uses_image
         if self._packed:
-            copies = local_copies(data.file_cache_dir, data.file_cache_gib)
-            self._files = [*self._files, *find_tars(self.source.files, copies)]
+            self._files = [*self._files, *find_tars(self.source.files, self._copies)]
         self._transform = FeatureTransform(schema.features)
         self._image_transform = FeatureTransform(schema.image_features)
         self._stored = schema.stored_features()
@@ -135,6 +135,7 @@ class Input:
         chunk = records.map(self._read).element_spec
         first = tf.TensorSpec([], tf.int64)
         self._cut = tf.function(self._batch_of_chunk, input_signature=(chunk, first), autograph=False)
+        self._datasets: dict[tuple[int, int], tf.data.Dataset] = {}
 
     @property
     def batch_size(self) -> int:
@@ -197,6 +198,19 @@ class Input:
                     self._pictures.forget()
         self._bad_records.check_all()
 
+    def is_up_to_date(self) -> bool:
+        """Whether the files are still those that were found at first; never true of tables, which are opened anew.
+
+        Raises:
+          DataError: if there are none, or they cannot be listed.
+        """
+        if self._data.input_type == DatasetConfig.OdpsGroupRTPInput:
+            return False
+        files = find_infos(self._path, self._setting, self._copies)
+        if self._packed:
+            files += find_tars([info.path for info in files], self._copies)
+        return files == self._files
+
     def estimate_groups(self) -> tuple[int, bool]:
         """Groups in the files, and whether they are exactly as many.
 
@@ -227,7 +241,8 @@ class Input:
 
     def spec(self) -> Batch:
         """Shapes and dtypes of the batches, for tf.function: G, S and U are open."""
-        rows = self.dataset(1, 0).element_spec
+        outputs = self._cut.get_concrete_function().structured_outputs
+        rows = tf.nest.map_structure(tf.type_spec_from_value, outputs)
         indices, numbers = tf.TensorSpec([None], tf.int32), tf.TensorSpec([None], tf.int64)
         images = Images(
             encoded=indices,
@@ -249,11 +264,24 @@ class Input:
         return tf.TensorSpec([None, image.height, image.width, image.channels], tf.uint8)
 
     @property
+    def _copies(self) -> LocalCopies:
+        return local_copies(self._data.file_cache_dir, self._data.file_cache_gib)
+
+    @property
     def _drops_remainder(self) -> bool:
         return self._training and self._data.drop_remainder
 
     def dataset(self, num_epochs: int, num_skipped: int) -> tf.data.Dataset:
-        """The batches before their pictures, in the form of `_finish`; arguments as for `batches`."""
+        """The batches before their pictures, in the form of `_finish`; arguments as for `batches`.
+
+        It can be iterated again and again, and takes seconds to build.
+        """
+        key = (num_epochs, num_skipped)
+        if key not in self._datasets:
+            self._datasets[key] = self._build_dataset(num_epochs, num_skipped)
+        return self._datasets[key]
+
+    def _build_dataset(self, num_epochs: int, num_skipped: int) -> tf.data.Dataset:
         batches_at_once = -(-self.source.chunk_size // self.batch_size)
         records = self.source.records(num_epochs, num_skipped * self.batch_size, batches_at_once * self.batch_size)
         chunks = records.map(self._read, num_parallel_calls=self._num_threads, deterministic=True)

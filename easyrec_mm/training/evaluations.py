@@ -15,7 +15,7 @@ from easyrec_mm.config_best import BEST, criterion_of
 from easyrec_mm.config_evaluation import evaluation_metrics
 from easyrec_mm.data.bad_records import BadRecords
 from easyrec_mm.evaluation.report import table, write_result
-from easyrec_mm.evaluator import evaluate
+from easyrec_mm.evaluator import Evaluator
 from easyrec_mm.feature_vectors import VectorStores
 from easyrec_mm.files import StorageError
 from easyrec_mm.model import MultimodalModel
@@ -48,9 +48,17 @@ class TrainingEvaluations:
         folder: ModelDir,
     ) -> None:
         self._config = pipeline.config
-        self._model, self._average, self._trained = model, average, trained
-        self._vectors = vectors
+        self._average, self._trained = average, trained
         self._folder = folder
+        share = self._config.data_config.max_bad_record_share
+        self._evaluator = Evaluator(
+            model,
+            self._config,
+            self._config.eval_input_path,
+            "eval_input_path",
+            BadRecords(str(folder.local / BAD_RECORDS), share),
+            vectors,
+        )
         self._criterion = criterion_of(pipeline.config, evaluation_metrics(pipeline.config, pipeline.schema))
         self._evaluations: list[Evaluation] = []
         self._evaluated_step = -1
@@ -81,10 +89,7 @@ class TrainingEvaluations:
         started_s = time.monotonic()
         if self._average is not None:
             self._average.assign_to_variables(tf.constant(step, tf.int64))
-        path = self._config.eval_input_path
-        share = self._config.data_config.max_bad_record_share
-        bad_records = BadRecords(str(self._folder.local / BAD_RECORDS), share)
-        results = evaluate(self._model, self._config, path, "eval_input_path", bad_records, self._vectors)
+        results = self._evaluator.run()
         if self._average is not None:
             for name, variable in self._trained.items():
                 read_into(checkpoint, name, variable.value)

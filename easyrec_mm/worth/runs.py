@@ -21,7 +21,7 @@ from easyrec_mm.errors import CheckpointError
 from easyrec_mm.evaluation.estimates import Estimate
 from easyrec_mm.evaluation.plan import EvalPlan, ItemCounts
 from easyrec_mm.evaluation.summary import finite
-from easyrec_mm.evaluator import load_model, summary_of, vectors_of
+from easyrec_mm.evaluator import evaluation_input, load_model, summary_of, vectors_of
 from easyrec_mm.files import put_text
 from easyrec_mm.model_dir import BAD_RECORDS, ModelDir
 from easyrec_mm.runs.best_checkpoint import choose_checkpoint, step_of
@@ -118,10 +118,11 @@ class Run:
         evaluated = with_slices(self.pipeline)
         plan = EvalPlan(evaluated.config, evaluated.schema, True, counts)
         records = BadRecords(str(self.folder / BAD_RECORDS), config.data_config.max_bad_record_share)
-        summary = summary_of(
+        inputs = evaluation_input(
             model, evaluated.config, plan, config.eval_input_path, "eval_input_path", records,
             vectors_of(self.pipeline.schema, checkpoint),
         )  # fmt: skip
+        summary = summary_of(model, evaluated.config, plan, inputs)
         result = RunResult(
             step_of(checkpoint),
             round(before_s + time.monotonic() - started_s, 1),

@@ -1,0 +1,77 @@
+"""A model that is evaluated again and again: what is kept for the next evaluation never makes it a wrong one."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+from training_helpers import evaluated_training, make_training_data, use_backbone_of_three_stages
+
+from easyrec_mm.data.bad_records import BadRecords
+from easyrec_mm.data.input import Input
+from easyrec_mm.errors import DataError
+from easyrec_mm.evaluator import Evaluator
+
+
+@pytest.fixture(scope="module")
+def training(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("data")
+    with pytest.MonkeyPatch.context() as patch:
+        use_backbone_of_three_stages(patch)
+        yield evaluated_training(make_training_data(folder), folder / "config", "")
+
+
+def evaluator(training, path, records=None):
+    return Evaluator(
+        training.model, training.pipeline.config, str(path), "eval_input_path", records or BadRecords(None, 0.5)
+    )
+
+
+def test_it_follows_the_weights_and_builds_its_input_once(training, monkeypatch):
+    path = training.pipeline.config.eval_input_path
+    built = []
+    build = Input._build_dataset
+    monkeypatch.setattr(Input, "_build_dataset", lambda self, *counts: built.append(self) or build(self, *counts))
+    one = evaluator(training, path)
+    first = one.run()
+    assert one.run() == first
+    assert len(built) == 1
+    # Twice of everything is another network.
+    weights = {v.path: v.numpy() for v in training.model.named_variables().values()}
+    for v in training.model.named_variables().values():
+        v.assign(2 * v.numpy())
+    changed = one.run()
+    assert changed["log_loss_click"] != pytest.approx(first["log_loss_click"], abs=1e-6)
+    assert changed == pytest.approx(evaluator(training, path).run())
+    for v in training.model.named_variables().values():
+        v.assign(weights[v.path])
+    assert one.run() == pytest.approx(first)
+
+
+def test_files_that_were_replaced_or_came_since_are_read(training, tmp_path):
+    lines = (training.model_dir.parent.parent / "one.txt").read_text().splitlines(keepends=True)
+    for name, some in (("a.txt", lines[:4]), ("b.txt", lines[4:])):
+        (tmp_path / name).write_text("".join(some))
+    one = evaluator(training, tmp_path / "*.txt")
+    assert one.run()["num_samples"] == 24
+    (tmp_path / "b.txt").write_text("".join(lines[4:6]))
+    assert one.run()["num_samples"] == evaluator(training, tmp_path / "*.txt").run()["num_samples"] == 12
+    (tmp_path / "c.txt").write_text("".join(lines[6:]))
+    assert one.run()["num_samples"] == 24
+    for name in ("a.txt", "b.txt", "c.txt"):
+        (tmp_path / name).unlink()
+    with pytest.raises(DataError, match=r"eval_input_path: '.*\*\.txt' matches no file"):
+        one.run()
+
+
+def test_bad_records_are_counted_each_time_and_written_once(training, tmp_path):
+    lines = (training.model_dir.parent.parent / "one.txt").read_text().splitlines(keepends=True)
+    (tmp_path / "a.txt").write_text("".join(["no group\n", *lines]))
+    records = BadRecords(str(tmp_path / "bad.jsonl"), 0.1)
+    one = evaluator(training, tmp_path / "a.txt", records)
+    for _ in range(3):
+        assert one.run()["num_samples"] == 24
+        assert records.counts["groups"] == 13
+        assert records.counts["bad_groups"] == 1
+    written = [json.loads(line) for line in (tmp_path / "bad.jsonl").read_text().splitlines()]
+    assert [(one["row"], one["kind"]) for one in written] == [(1, "group")]
