@@ -7,6 +7,7 @@ import json
 import pytest
 from training_helpers import evaluated_training, make_training_data, use_backbone_of_three_stages
 
+from easyrec_mm import evaluator as evaluator_module
 from easyrec_mm.data.bad_records import BadRecords
 from easyrec_mm.data.input import Input
 from easyrec_mm.errors import DataError
@@ -27,15 +28,16 @@ def evaluator(training, path, records=None):
     )
 
 
-def test_it_follows_the_weights_and_builds_its_input_once(training, monkeypatch):
+def test_it_follows_the_weights_and_opens_its_input_once(training, monkeypatch):
     path = training.pipeline.config.eval_input_path
-    built = []
-    build = Input._build_dataset
-    monkeypatch.setattr(Input, "_build_dataset", lambda self, *counts: built.append(self) or build(self, *counts))
+    opened = []
+    monkeypatch.setattr(
+        evaluator_module, "Input", lambda *args, **kwargs: opened.append(args) or Input(*args, **kwargs)
+    )
     one = evaluator(training, path)
     first = one.run()
     assert one.run() == first
-    assert len(built) == 1
+    assert len(opened) == 1
     # Twice of everything is another network.
     weights = {v.path: v.numpy() for v in training.model.named_variables().values()}
     for v in training.model.named_variables().values():

@@ -135,7 +135,6 @@ class Input:
         chunk = records.map(self._read).element_spec
         first = tf.TensorSpec([], tf.int64)
         self._cut = tf.function(self._batch_of_chunk, input_signature=(chunk, first), autograph=False)
-        self._datasets: dict[tuple[int, int], tf.data.Dataset] = {}
 
     @property
     def batch_size(self) -> int:
@@ -272,16 +271,7 @@ class Input:
         return self._training and self._data.drop_remainder
 
     def dataset(self, num_epochs: int, num_skipped: int) -> tf.data.Dataset:
-        """The batches before their pictures, in the form of `_finish`; arguments as for `batches`.
-
-        It can be iterated again and again, and takes seconds to build.
-        """
-        key = (num_epochs, num_skipped)
-        if key not in self._datasets:
-            self._datasets[key] = self._build_dataset(num_epochs, num_skipped)
-        return self._datasets[key]
-
-    def _build_dataset(self, num_epochs: int, num_skipped: int) -> tf.data.Dataset:
+        """The batches before their pictures, in the form of `_finish`; arguments as for `batches`."""
         batches_at_once = -(-self.source.chunk_size // self.batch_size)
         records = self.source.records(num_epochs, num_skipped * self.batch_size, batches_at_once * self.batch_size)
         chunks = records.map(self._read, num_parallel_calls=self._num_threads, deterministic=True)
