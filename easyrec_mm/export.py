@@ -142,6 +142,12 @@ def image_tower_fingerprint(model: MultimodalModel, settings: ImgModel) -> str:
         "attention": settings.category_attention,
         "item_pooling": settings.image_pooling if schema.image_separator else None,
     }
+    # Where they are set alone, so that a tower without them keeps the fingerprint that stores have of it.
+    if settings.upscale > 1:
+        architecture["upscale"] = settings.upscale
+    if settings.HasField("descriptors"):
+        grids = settings.descriptors
+        architecture["descriptors"] = (grids.colour_grid, grids.colour_bins, grids.edge_grid)
     digest = hashlib.sha256(json.dumps(architecture, sort_keys=True).encode())
     for name, weight in sorted(model.weights().items()):
         if name.startswith("image/"):
@@ -152,7 +158,9 @@ def image_tower_fingerprint(model: MultimodalModel, settings: ImgModel) -> str:
 
 def _require_exportable(schema: Schema) -> None:
     if not schema.uses_image:
-        raise ExportError("the model has no picture (feature group 'img'): there is nothing to cut")
+        raise ExportError(
+            "the model has no picture (feature group 'img') to cut it at; eval and predict take its checkpoint"
+        )
     # TensorFlow would silently name the input otherwise.
     names = [*schema.model_fields(), *schema.image_fields(), *(f.name for f in schema.stored_features())]
     odd = [name for name in names if not name.isidentifier()]

@@ -233,7 +233,8 @@ def test_fingerprint_changes_with_weights_and_pixels_alone(tmp_path, monkeypatch
     def fingerprint(change=lambda model: None, text=lambda t: t):
         pipeline = make_pipeline(tmp_path)
         Path(pipeline.path).write_text(text(Path(pipeline.path).read_text()))
-        model = make_model(load_pipeline(pipeline.path))
+        pipeline = load_pipeline(pipeline.path)
+        model = make_model(pipeline)
         change(model)
         return export.image_tower_fingerprint(model, pipeline.config.model_config.e2e_mm_dbmtl.img_model)
 
@@ -242,6 +243,12 @@ def test_fingerprint_changes_with_weights_and_pixels_alone(tmp_path, monkeypatch
     assert one != fingerprint(lambda model: model.weights()["image/projection/bias"].assign_add(tf.ones([16]) * 1e-6))
     assert one != fingerprint(text=lambda t: t.replace("width: 32 height: 32", "width: 32 height: 31"))
     assert one == fingerprint(text=lambda t: t.replace("hidden_units: [6]", "hidden_units: [7]"))
+    upscaled = fingerprint(text=lambda t: t.replace("e2e_mm_dbmtl {", "e2e_mm_dbmtl { img_model { upscale: 2 }"))
+    # Of equally many numbers.
+    grids = ("colour_grid: 4 colour_bins: 0 edge_grid: 0", "colour_grid: 0 colour_bins: 0 edge_grid: 3")
+    texts = [f"e2e_mm_dbmtl {{ img_model {{ descriptors {{ {grid} }} }}" for grid in grids]
+    described = [fingerprint(text=lambda t, new=new: t.replace("e2e_mm_dbmtl {", new)) for new in texts]
+    assert len({one, upscaled, *described}) == 4
 
 
 # --- What goes wrong
