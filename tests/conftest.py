@@ -9,6 +9,7 @@ import pytest
 from flow_helpers import Exported, use_small_backbone
 from s3_server import s3_server
 from servers import PostgresServer, RedisServer
+from training_helpers import make_training_data, use_backbone_of_three_stages
 
 from easyrec_mm.cli import main
 from easyrec_mm.manifest import read_header
@@ -39,6 +40,20 @@ def samples(exported, tmp_path_factory):
         assert main(["predict", *exported.flags, *arguments, "--reserved_columns", ",".join(names)]) == 0
     rows = pq.read_table(folder / "p.parquet").to_pylist()
     return [{name: row[name] for name in names} for row in rows], rows
+
+
+@pytest.fixture(scope="session")
+def data(tmp_path_factory):
+    """The folder of `make_training_data`; not to be changed."""
+    return make_training_data(tmp_path_factory.mktemp("data"))
+
+
+@pytest.fixture(scope="module")
+def backbone_of_three_stages():
+    """In place of ResNet, for a whole file of tests."""
+    with pytest.MonkeyPatch.context() as patch:
+        use_backbone_of_three_stages(patch)
+        yield
 
 
 @pytest.fixture(scope="session")

@@ -6,11 +6,9 @@ import json
 from itertools import repeat
 from pathlib import Path
 
-import pytest
 from training_helpers import (
     EACH_STEP,
     evaluated_training,
-    make_training_data,
     set_evaluations,
     use_backbone_of_three_stages,
 )
@@ -20,11 +18,6 @@ from easyrec_mm.files.folders import shown
 from easyrec_mm.runs.best_checkpoint import choose_checkpoint
 from easyrec_mm.training.signals import Caught
 from easyrec_mm.watch import WATCH_METRICS, WATCH_RESULT, WATCH_SUMMARIES, Watch
-
-
-@pytest.fixture(scope="module")
-def data(tmp_path_factory):
-    return make_training_data(tmp_path_factory.mktemp("data"))
 
 
 def test_a_training_in_a_bucket(s3, data, tmp_path, monkeypatch):

@@ -10,10 +10,8 @@ from training_helpers import (
     EACH_STEP,
     Training,
     evaluated_training,
-    make_training_data,
     optimizer,
     set_evaluations,
-    use_backbone_of_three_stages,
 )
 
 from easyrec_mm.config import load_pipeline
@@ -23,17 +21,7 @@ from easyrec_mm.evaluator import Evaluator, load_model
 from easyrec_mm.runs.best_checkpoint import choose_checkpoint
 from easyrec_mm.training.evaluations import TrainingEvaluations
 
-
-@pytest.fixture(scope="module", autouse=True)
-def _small():
-    with pytest.MonkeyPatch.context() as patch:
-        use_backbone_of_three_stages(patch)
-        yield
-
-
-@pytest.fixture(scope="module")
-def data(tmp_path_factory):
-    return make_training_data(tmp_path_factory.mktemp("data"))
+pytestmark = pytest.mark.usefixtures("backbone_of_three_stages")
 
 
 @pytest.fixture

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 
 import pytest
-from training_helpers import evaluated_training, make_training_data, use_backbone_of_three_stages
+from training_helpers import evaluated_training
 
 from easyrec_mm import evaluator as evaluator_module
 from easyrec_mm.data.bad_records import BadRecords
@@ -13,13 +13,17 @@ from easyrec_mm.data.input import Input
 from easyrec_mm.errors import DataError
 from easyrec_mm.evaluator import Evaluator
 
+pytestmark = pytest.mark.usefixtures("backbone_of_three_stages")
+
 
 @pytest.fixture(scope="module")
-def training(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("data")
-    with pytest.MonkeyPatch.context() as patch:
-        use_backbone_of_three_stages(patch)
-        yield evaluated_training(make_training_data(folder), folder / "config", "")
+def training(data, tmp_path_factory):
+    return evaluated_training(data, tmp_path_factory.mktemp("evaluator"), "")
+
+
+@pytest.fixture
+def lines(data):
+    return (data / "one.txt").read_text().splitlines(keepends=True)
 
 
 def evaluator(training, path, records=None):
@@ -50,8 +54,7 @@ def test_it_follows_the_weights_and_opens_its_input_once(training, monkeypatch):
     assert one.run() == pytest.approx(first)
 
 
-def test_files_that_were_replaced_or_came_since_are_read(training, tmp_path):
-    lines = (training.model_dir.parent.parent / "one.txt").read_text().splitlines(keepends=True)
+def test_files_that_were_replaced_or_came_since_are_read(training, lines, tmp_path):
     for name, some in (("a.txt", lines[:4]), ("b.txt", lines[4:])):
         (tmp_path / name).write_text("".join(some))
     one = evaluator(training, tmp_path / "*.txt")
@@ -66,8 +69,7 @@ def test_files_that_were_replaced_or_came_since_are_read(training, tmp_path):
         one.run()
 
 
-def test_bad_records_are_counted_each_time_and_written_once(training, tmp_path):
-    lines = (training.model_dir.parent.parent / "one.txt").read_text().splitlines(keepends=True)
+def test_bad_records_are_counted_each_time_and_written_once(training, lines, tmp_path):
     (tmp_path / "a.txt").write_text("".join(["no group\n", *lines]))
     records = BadRecords(str(tmp_path / "bad.jsonl"), 0.1)
     one = evaluator(training, tmp_path / "a.txt", records)

@@ -12,7 +12,6 @@ from training_helpers import (
     NUM_PICTURES,
     Training,
     assert_same_values,
-    make_training_data,
     optimizer,
     spy_on_loading,
     use_backbone_of_three_stages,
@@ -23,11 +22,6 @@ from easyrec_mm.errors import ConfigError
 from easyrec_mm.evaluator import Evaluator, load_model
 from easyrec_mm.layers.fast_layers import FusedBatchNorm
 from easyrec_mm.picture_bank import PictureBank
-
-
-@pytest.fixture(scope="module")
-def data(tmp_path_factory):
-    return make_training_data(tmp_path_factory.mktemp("data"))
 
 
 @pytest.fixture(autouse=True)

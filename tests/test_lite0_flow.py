@@ -4,7 +4,7 @@ import json
 
 import pytest
 from flow_helpers import demo_flags, make_data
-from training_helpers import Training, make_training_data
+from training_helpers import Training
 
 from easyrec_mm.cli import main
 from easyrec_mm.errors import ConfigError
@@ -13,11 +13,6 @@ from easyrec_mm.manifest import IMAGE_ONNX
 
 pytestmark = pytest.mark.slow
 TOWER = "image/backbone/"
-
-
-@pytest.fixture(scope="module")
-def data(tmp_path_factory):
-    return make_training_data(tmp_path_factory.mktemp("data"))
 
 
 def test_the_last_stages_are_trained_on_from_the_pretrained_weights(data, lite0_preset, tmp_path):

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 import tensorflow as tf
-from training_helpers import Training, make_training_data, optimizer, use_backbone_of_three_stages
+from training_helpers import Training, optimizer, use_backbone_of_three_stages
 
 from easyrec_mm.checkpoint import Checkpoints, restore
 from easyrec_mm.loss_scale import _FIRST, _LARGEST, _STEPS_BEFORE_GROWTH, LossScale
@@ -131,11 +131,6 @@ def test_a_checkpoint_holds_its_state(tmp_path):
 
 
 # Trainings in float16.
-
-
-@pytest.fixture(scope="module")
-def data(tmp_path_factory):
-    return make_training_data(tmp_path_factory.mktemp("data"))
 
 
 def training_of(data, folder, precision, train="num_epochs: 2"):

@@ -6,24 +6,14 @@ import math
 from datetime import datetime
 
 import pytest
-from training_helpers import Training, make_training_data, optimizer, use_backbone_of_three_stages
+from training_helpers import Training, optimizer
 
 from easyrec_mm.protos.train_pb2 import TrainConfig
 from easyrec_mm.training.length import Length
 from easyrec_mm.training.save_times import SaveTimes
 from easyrec_mm.training.time_left import Forecast, TimeLeft, duration, time_of_day
 
-
-@pytest.fixture(scope="module", autouse=True)
-def _small():
-    with pytest.MonkeyPatch.context() as patch:
-        use_backbone_of_three_stages(patch)
-        yield
-
-
-@pytest.fixture(scope="module")
-def data(tmp_path_factory):
-    return make_training_data(tmp_path_factory.mktemp("data"))
+pytestmark = pytest.mark.usefixtures("backbone_of_three_stages")
 
 
 class Clock:

@@ -8,7 +8,7 @@ import signal
 from pathlib import Path
 
 import pytest
-from training_helpers import EACH_STEP, evaluated_training, make_training_data, use_backbone_of_three_stages
+from training_helpers import EACH_STEP, evaluated_training
 
 from easyrec_mm import watch
 from easyrec_mm.cli import main
@@ -18,17 +18,7 @@ from easyrec_mm.evaluator import Evaluator
 from easyrec_mm.training.signals import Caught
 from easyrec_mm.watch import WATCH_METRICS, WATCH_RESULT, WATCH_SUMMARIES, Watch
 
-
-@pytest.fixture(scope="module", autouse=True)
-def _small():
-    with pytest.MonkeyPatch.context() as patch:
-        use_backbone_of_three_stages(patch)
-        yield
-
-
-@pytest.fixture(scope="module")
-def data(tmp_path_factory):
-    return make_training_data(tmp_path_factory.mktemp("data"))
+pytestmark = pytest.mark.usefixtures("backbone_of_three_stages")
 
 
 @pytest.fixture(scope="module")

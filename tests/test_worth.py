@@ -13,9 +13,7 @@ from training_helpers import (
     HIGHWAY,
     NUM_PICTURES,
     evaluated_training,
-    make_training_data,
     spy_on_loading,
-    use_backbone_of_three_stages,
 )
 
 from easyrec_mm.cli import main
@@ -34,16 +32,7 @@ from easyrec_mm.worth.worth import Worth, WorthOptions
 SHORT = "num_epochs: 2 save_checkpoints_epochs: 1"
 
 
-@pytest.fixture(scope="module", autouse=True)
-def _small():
-    with pytest.MonkeyPatch.context() as patch:
-        use_backbone_of_three_stages(patch)
-        yield
-
-
-@pytest.fixture(scope="module")
-def data(tmp_path_factory):
-    return make_training_data(tmp_path_factory.mktemp("data"))
+pytestmark = pytest.mark.usefixtures("backbone_of_three_stages")
 
 
 def config(data, folder, export="", **settings):
