@@ -1,7 +1,7 @@
-"""How well the frozen features of a preset tell kinds of things apart: how often the nearest picture is of the same kind.
+"""How often the nearest picture, by the frozen features of a preset, is of the same kind.
 
-Pictures are those of a tar file, a folder a kind; by default 800 of 10 kinds of groceries, 64 x 64. They are enlarged to
-each side as `upscale` does it. Chance is what a picture at random would give.
+Pictures are those of a tar file, a folder a kind; by default 800 of 10 kinds of groceries, 64 x 64. They are enlarged
+to each side as `upscale` does it. Chance is what a picture at random would give.
 
     python tools/bench/nearest.py --preset weights/efficientnet_lite0 [--pictures PICTURES.tar] [--sides 64 128 192]
 """
