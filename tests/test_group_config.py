@@ -226,11 +226,8 @@ def test_tables_have_an_end():
     assert "a larger table may pay" in told
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("kind", ["parquet", "tfrecord", "rtp"])
-def test_training_takes_the_config_as_it_is(tmp_path, monkeypatch, kind):
-    """Two commands from a log to a model; nothing is set but what the log is."""
-    use_small_backbone(monkeypatch)
+def _group_pictures(tmp_path, kind):
+    """Group a log with pictures, one of which is missing; the flags of `train`."""
     table = make_log(tmp_path, num_rows=1200, num_items=40)
     names = sorted(set(table["img_path"].to_pylist()))
     make_pictures(tmp_path, names, np.random.default_rng(0))
@@ -240,26 +237,41 @@ def test_training_takes_the_config_as_it_is(tmp_path, monkeypatch, kind):
     flags = {"label_fields": "click,play_time", "user_field": "user", "split_by": "time:time", "format": kind}
     flags |= {"image_root": tmp_path, "pipeline_config_template": tmp_path / "x.config", "rtp_separator": ";"}
     run(tmp_path, log="log.parquet", max_group_size=4, **flags)
-    assert main(["train", "--pipeline_config", str(tmp_path / "x.config")]) == 0
+    return ["--pipeline_config", str(tmp_path / "x.config")]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["parquet", "tfrecord", "rtp"])
+def test_training_takes_the_config_as_it_is(tmp_path, monkeypatch, kind):
+    """Two commands from a log to a model; nothing is set but what the log is."""
+    use_small_backbone(monkeypatch)
+    assert main(["train", *_group_pictures(tmp_path, kind)]) == 0
     result = json.loads((tmp_path / "out_model/eval_result.json").read_text())
     assert {"auc_click", "gauc_click", "root_mean_squared_error_play_time"} <= set(result)
     stats = json.loads((tmp_path / "out/eval/stats.json").read_text())
     assert result["num_samples"] == stats["rows"] == 120
-    config = load_pipeline(str(tmp_path / "x.config")).config
-    num_epochs = config.train_config.num_epochs
-    groups = json.loads((tmp_path / "out/train/stats.json").read_text())["groups"]
-    assert _steps_and_rates(tmp_path)[0] == -(-groups * num_epochs // config.data_config.batch_size)
-    # More epochs are trained at rates of their own.
-    more = num_epochs + 2
-    assert (
-        main(["train", "--pipeline_config", str(tmp_path / "x.config"), f"--set=train_config.num_epochs={more}"]) == 0
-    )
+    num_epochs = load_pipeline(str(tmp_path / "x.config")).config.train_config.num_epochs
+    assert _steps_and_rates(tmp_path)[0] == _steps_of(tmp_path, num_epochs)
+
+
+@pytest.mark.slow
+def test_more_epochs_are_trained_at_rates_of_their_own(tmp_path, monkeypatch):
+    use_small_backbone(monkeypatch)
+    flags = _group_pictures(tmp_path, "parquet")
+    for num_epochs in (2, 4):
+        assert main(["train", *flags, f"--set=train_config.num_epochs={num_epochs}"]) == 0
     steps, rates = _steps_and_rates(tmp_path)
-    assert steps == -(-groups * more // config.data_config.batch_size)
+    assert steps == _steps_of(tmp_path, 4)
     assert min(rates) > 0
     evaluated = [line["step"] for line in _log(tmp_path) if line["kind"] == "eval"]
-    assert len(evaluated) == more
+    assert len(evaluated) == 4
     assert evaluated[-1] == steps
+
+
+def _steps_of(folder, num_epochs):
+    """Steps that so many epochs have."""
+    groups = json.loads((folder / "out/train/stats.json").read_text())["groups"]
+    return -(-groups * num_epochs // load_pipeline(str(folder / "x.config")).config.data_config.batch_size)
 
 
 def _log(folder):
