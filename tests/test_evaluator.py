@@ -79,3 +79,8 @@ def test_bad_records_are_counted_each_time_and_written_once(training, lines, tmp
         assert records.counts["bad_groups"] == 1
     written = [json.loads(line) for line in (tmp_path / "bad.jsonl").read_text().splitlines()]
     assert [(one["row"], one["kind"]) for one in written] == [(1, "group")]
+    # What a message shows is of the files as they are now.
+    (tmp_path / "a.txt").write_text("".join([*lines, "no group\n", "no group\n"]))
+    with pytest.raises(DataError, match=r"2 of 14 groups cannot be used(?s:.*)a.txt:13: ") as error:
+        one.run()
+    assert "a.txt:1:" not in str(error.value)

@@ -78,6 +78,7 @@ class BadRecords:
         """Count anew, as the same data are read once more; what is written down already is not written again."""
         self._read = dict.fromkeys(self._read, 0)
         self._bad = dict.fromkeys(self._bad, 0)
+        self._shown = {kind: [] for kind in self._shown}
         self._vectors = {}
 
     def add(self, num_groups: int, num_pictures: int, records: list[BadRecord]) -> None:
@@ -94,8 +95,9 @@ class BadRecords:
             if record not in self._seen and len(self._seen) < MAX_REMEMBERED:
                 self._seen.add(record)
                 new.append(record)
-                if len(self._shown[record.kind]) < NUM_SHOWN:
-                    self._shown[record.kind].append(record)
+            shown = self._shown[record.kind]
+            if len(shown) < NUM_SHOWN and record not in shown:
+                shown.append(record)
         if new and self._path:
             self._write(new)
         self._check(MIN_COUNT)
