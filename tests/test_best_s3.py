@@ -23,7 +23,8 @@ from easyrec_mm.watch import WATCH_METRICS, WATCH_RESULT, WATCH_SUMMARIES, Watch
 def test_a_training_in_a_bucket(s3, data, tmp_path, monkeypatch):
     use_backbone_of_three_stages(monkeypatch)
     bucket = s3.new_bucket()
-    set_evaluations(monkeypatch, [0.5, 0.7, 0.6, 0.6, 0.6])
+    # Five evaluations of the training, two of what watches it.
+    set_evaluations(monkeypatch, [0.5, 0.7, 0.6, 0.6, 0.6, 0.7, 0.6])
 
     def train(steps):
         export = 'exporter_type: "best" enable_early_stop: true early_stop_patience: 3'

@@ -233,7 +233,7 @@ def test_learning_rates_of_the_image_tower(data, tmp_path, plain_step):
 ])  # fmt: skip
 def test_optimizers_that_do_not_fit_the_variables(data, tmp_path, img_model, optimizers, message):
     with pytest.raises(ConfigError, match=message):
-        Training(data, tmp_path, img_model, optimizers=optimizers)
+        Training(data, tmp_path, img_model, optimizers=optimizers).run()
 
 
 # Warm starts.

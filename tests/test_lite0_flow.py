@@ -34,7 +34,7 @@ def test_the_output_of_an_inner_layer(data, lite0_preset, tmp_path):
     assert values["image/projection/kernel"].shape == (112, 4)
     assert not any(name.startswith(f"{TOWER}block6a_") for name in values)
     with pytest.raises(ConfigError, match="no layer named 'block5c'; nearest names: block5c_,"):
-        Training(data, tmp_path / "u", settings.replace("block5c_", "block5c"))
+        Training(data, tmp_path / "u", settings.replace("block5c_", "block5c")).run()
 
 
 def test_a_name_is_found_where_it_was_fetched(data, lite0_preset, tmp_path, monkeypatch):
@@ -44,7 +44,7 @@ def test_a_name_is_found_where_it_was_fetched(data, lite0_preset, tmp_path, monk
     with pytest.raises(
         ConfigError, match=r"not on this machine yet; run: easyrec-mm weights fetch efficientnet_lite0$"
     ):
-        Training(data, tmp_path / "t", settings)
+        Training(data, tmp_path / "t", settings).run()
     folder = tmp_path / "cache" / "easyrec_mm" / "weights"
     folder.mkdir(parents=True)
     (folder / "efficientnet_lite0").symlink_to(lite0_preset)

@@ -40,7 +40,7 @@ _NO_BATCH_NORM = (
 )
 _WARMUP_STEPS = 50
 # Share of the training over which the rate of the part that reads pictures rises.
-_IMAGE_WARMUP = 1 / 8
+_IMAGE_WARMUP = 1 / 4
 _SHUFFLE_GROUPS = 4096
 # Side of pictures where nothing else is said.
 _SIDE = 64
