@@ -15,6 +15,7 @@ from easyrec_mm.data.bad_records import BadRecords
 from easyrec_mm.errors import CheckpointError
 from easyrec_mm.evaluation.report import table, write_result
 from easyrec_mm.evaluator import Evaluator, load_weights, vectors_of
+from easyrec_mm.feature_vectors import VectorStores
 from easyrec_mm.files import StorageError, is_remote
 from easyrec_mm.files.folders import shown
 from easyrec_mm.model import MultimodalModel
@@ -54,6 +55,7 @@ class Watch:
         self._log = MetricsLog(self._local / WATCH_METRICS, self._local / WATCH_SUMMARIES)
         self._model = MultimodalModel(self._config, self._schema, dtype_policy(self._config.train_config.precision))
         self._look_every_s = _LOOK_EVERY_REMOTE_S if is_remote(self._config.model_dir) else _LOOK_EVERY_S
+        self._evaluator: Evaluator | None = None
         # Checkpoints that were gone before they could be read.
         self._gone: set[str] = set()
 
@@ -133,9 +135,7 @@ class Watch:
             self._say(f"{name} is gone before it could be evaluated")
             return
         try:
-            share = self._config.data_config.max_bad_record_share
-            bad_records = BadRecords(str(self._local / WATCH_BAD_RECORDS), share)
-            results = Evaluator(self._model, self._config, self._path, "eval_input_path", bad_records, vectors).run()
+            results = self._evaluator_with(vectors).run()
         finally:
             vectors.close()
         self._say(f"{shown(checkpoint)} (step {step}):\n{table(results)}")
@@ -144,3 +144,11 @@ class Watch:
         write_result(str(self._local / WATCH_RESULT), results)
         self._folder.forget_checkpoint(checkpoint)
         self._folder.put_logs()
+
+    def _evaluator_with(self, vectors: VectorStores) -> Evaluator:
+        """One for all checkpoints, unless each has vectors of its own: what it builds takes seconds."""
+        if self._evaluator is None or self._schema.stored_features():
+            share = self._config.data_config.max_bad_record_share
+            bad_records = BadRecords(str(self._local / WATCH_BAD_RECORDS), share)
+            self._evaluator = Evaluator(self._model, self._config, self._path, "eval_input_path", bad_records, vectors)
+        return self._evaluator
