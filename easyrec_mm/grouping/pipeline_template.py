@@ -276,7 +276,7 @@ def _training(options: GroupOptions, inference: Inference, grouped: Grouped) -> 
             "The rate rises slowly, so that what the features tell as well is learned from them.",
         ],
     )
-    lines += _optimizer(0.002, 4, int(_IMAGE_WARMUP * num_steps * num_epochs), 0, ["^image/img_dnn/"])
+    lines += _optimizer(0.002, 7, int(_IMAGE_WARMUP * num_steps * num_epochs), 0, ["^image/img_dnn/"])
     lines += _comment("", [f"An epoch has {num_steps:,} steps. The learning rate falls to 0 with the last epoch."])
     lines += [f"num_epochs: {num_epochs}", "save_checkpoints_epochs: 1"]
     lines.append(f"save_summary_steps: {min(100, max(1, num_steps // 20))}")
