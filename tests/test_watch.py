@@ -103,11 +103,15 @@ def test_a_training_begun_anew_is_evaluated_anew(model_dir, monkeypatch):
 
 
 def test_it_stops_when_nothing_comes(model_dir, monkeypatch):
+    """All checkpoints are evaluated with one evaluator until then."""
     monkeypatch.setattr(watch, "_LOOK_EVERY_S", 0.0)
+    built = []
+    monkeypatch.setattr(watch, "Evaluator", lambda *args: built.append(args) or Evaluator(*args))
     lines = (model_dir / "metrics.jsonl").read_text().splitlines(keepends=True)
     (model_dir / "metrics.jsonl").write_text("".join(line for line in lines if '"end"' not in line))
     assert watcher(model_dir, []).run(0.01, Caught()) == "no new checkpoint in 0.01 seconds"
     assert [line["step"] for line in watched(model_dir)] == [1, 2, 3]
+    assert len(built) == 1
 
 
 def test_a_signal_ends_it_after_the_evaluation_under_way(model_dir, monkeypatch, capsys):

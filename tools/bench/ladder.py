@@ -224,7 +224,7 @@ def baseline_aucs(
 ) -> dict[str, tuple[float, float]]:
     """AUC and seconds of boosted trees (of LightGBM's kind) and of logistic regression on the config's features.
 
-    Their settings are chosen by a tenth of the items that train; then they are fitted to all of them.
+    Their settings are chosen by a tenth of the training items; then the models are fitted to all of them.
     """
     both = columns(config_file, pd.concat([train, test], ignore_index=True))
     texts = [name for name in both if not is_numeric_dtype(both[name])]
@@ -274,7 +274,7 @@ def fit(model: Any, x: pd.DataFrame, y: pd.Series, held_out: pd.DataFrame, y_hel
 
 
 def as_chosen(model: Any) -> Any:
-    """The model as it was before it was fitted; trees are as many as they were when they stopped."""
+    """An unfitted copy; for trees, with the number of trees at which the fit stopped early."""
     if isinstance(model, HistGradientBoostingClassifier):
         return clone(model).set_params(max_iter=model.n_iter_, early_stopping=False)
     return clone(model)
