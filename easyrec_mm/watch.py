@@ -146,7 +146,7 @@ class Watch:
         self._folder.put_logs()
 
     def _evaluator_with(self, vectors: VectorStores) -> Evaluator:
-        """One evaluator for all checkpoints, which takes seconds to build, unless each checkpoint has its own vectors."""
+        """One evaluator for all checkpoints (it takes seconds to build), unless each checkpoint has its own vectors."""
         if self._evaluator is None or self._schema.stored_features():
             share = self._config.data_config.max_bad_record_share
             bad_records = BadRecords(str(self._local / WATCH_BAD_RECORDS), share)
