@@ -5,15 +5,11 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-from setuptools import Command, setup
+from setuptools import Command, find_packages, setup
 from setuptools.command.build_py import build_py
 
 ROOT = Path(__file__).parent
 PROTO_PACKAGE = "easyrec_mm/protos"
-SUBPACKAGES = (
-    "data", "evaluation", "files", "grouping", "layers", "protos", "runs", "serving", "stats", "store", "training",
-    "weights", "worth",
-)  # fmt: skip
 
 
 class GenerateProto(Command):
@@ -73,10 +69,11 @@ setup(
     long_description_content_type="text/markdown",
     license="Apache-2.0",
     python_requires=">=3.10,<3.14",
-    packages=["easyrec_mm", *(f"easyrec_mm.{name}" for name in SUBPACKAGES)],
+    # protos/ has no __init__.py before its code is generated.
+    packages=sorted({*find_packages(include=["easyrec_mm*"]), "easyrec_mm.protos"}),
     package_data={"easyrec_mm.weights": ["pictures/*"]},
     install_requires=_requirements("base"),
     extras_require={"odps": ["pyodps>=0.12"], "spark": _requirements("spark")},
-    entry_points={"console_scripts": ["easyrec-mm=easyrec_mm.cli:run"]},
+    entry_points={"console_scripts": ["easyrec-mm=easyrec_mm.cli.main:run"]},
     cmdclass={"generate_proto": GenerateProto, "build_py": BuildPy},
 )

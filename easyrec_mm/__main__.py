@@ -1,5 +1,5 @@
 """`python -m easyrec_mm` is `easyrec-mm`."""
 
-from easyrec_mm.cli import run
+from easyrec_mm.cli.main import run
 
 run()

@@ -1,6 +1,6 @@
 """What every stage agrees on: fields, features, tables, the picture and the tasks, as plain values.
 
-A Schema is derived once from a pipeline config (config_schema.py) and needs neither protobuf nor TensorFlow, so that
+A Schema is derived once from a pipeline config (config/schema.py) and needs neither protobuf nor TensorFlow, so that
 reading, training, export and serving share one definition. It knows nothing of files, layers or optimizers.
 """
 

@@ -11,7 +11,7 @@ from s3_server import s3_server
 from servers import PostgresServer, RedisServer
 from training_helpers import make_training_data, use_backbone_of_three_stages
 
-from easyrec_mm.cli import main
+from easyrec_mm.cli.main import main
 from easyrec_mm.manifest import read_header
 from easyrec_mm.weights.catalog import CATALOG
 from easyrec_mm.weights.wheel import UnreachableError, download

@@ -7,8 +7,8 @@ from pathlib import Path
 import keras
 import make_demo_data as demo
 
-from easyrec_mm.cli import main
-from easyrec_mm.layers import backbones
+from easyrec_mm.cli.main import main
+from easyrec_mm.network.layers import backbones
 
 ROOT = Path(__file__).resolve().parents[1]
 IMAGE_SIZE = 16

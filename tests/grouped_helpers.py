@@ -11,9 +11,9 @@ import pyarrow.parquet as pq
 import tensorflow as tf
 from hypothesis import strategies as st
 
-from easyrec_mm.grouping.columns import ARROW_TYPES
-from easyrec_mm.grouping.grouped_table import GroupFields, Groups
-from easyrec_mm.grouping.grouped_tfrecord import MISSING
+from easyrec_mm.formats.columns import ARROW_TYPES
+from easyrec_mm.formats.grouped_table import GroupFields, Groups
+from easyrec_mm.formats.grouped_tfrecord import MISSING
 
 KINDS = {
     "click": "int64",

@@ -5,11 +5,11 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from easyrec_mm.config import Pipeline, load_pipeline
+from easyrec_mm.config.pipeline import Pipeline, load_pipeline
 from easyrec_mm.data.batch import Batch, one_picture_each
-from easyrec_mm.layers.backbones import BACKBONES, IMAGENET, Entry
-from easyrec_mm.model import MultimodalModel
-from easyrec_mm.precision import FLOAT32
+from easyrec_mm.network.layers.backbones import BACKBONES, IMAGENET, Entry
+from easyrec_mm.network.model import MultimodalModel
+from easyrec_mm.network.precision import FLOAT32
 from easyrec_mm.schema import Schema
 
 _TEXT = r"""

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from easyrec_mm.layers.augmentation import Augmentation
+from easyrec_mm.network.layers.augmentation import Augmentation
 
 NUM, HEIGHT, WIDTH = 300, 12, 20
 ALL = {

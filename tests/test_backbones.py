@@ -14,8 +14,8 @@ import pytest
 import tensorflow as tf
 from model_helpers import use_tiny_backbone
 
-from easyrec_mm.layers.backbone_stages import stages_of, variable_names
-from easyrec_mm.layers.backbones import (
+from easyrec_mm.network.layers.backbone_stages import stages_of, variable_names
+from easyrec_mm.network.layers.backbones import (
     BACKBONES,
     IMAGENET,
     MINUS_ONE_TO_ONE,
@@ -23,7 +23,7 @@ from easyrec_mm.layers.backbones import (
     named_backbone,
     preset_backbone,
 )
-from easyrec_mm.layers.fast_layers import FusedBatchNorm
+from easyrec_mm.network.layers.fast_layers import FusedBatchNorm
 
 SIDE = 64
 SHAPE = (SIDE, SIDE, 3)

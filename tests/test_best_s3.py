@@ -13,11 +13,11 @@ from training_helpers import (
     use_backbone_of_three_stages,
 )
 
-from easyrec_mm.config import load_pipeline
+from easyrec_mm.config.pipeline import load_pipeline
 from easyrec_mm.files.folders import shown
 from easyrec_mm.runs.best_checkpoint import choose_checkpoint
 from easyrec_mm.training.signals import Caught
-from easyrec_mm.watch import WATCH_METRICS, WATCH_RESULT, WATCH_SUMMARIES, Watch
+from easyrec_mm.training.watch import WATCH_METRICS, WATCH_RESULT, WATCH_SUMMARIES, Watch
 
 
 def test_a_training_in_a_bucket(s3, data, tmp_path, monkeypatch):

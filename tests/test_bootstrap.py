@@ -18,7 +18,7 @@ from easyrec_mm.evaluation.rows import Rows
 from easyrec_mm.evaluation.summary import CLUSTER, Entry, compare, results_of, summarize
 from easyrec_mm.evaluation.views import View
 from easyrec_mm.evaluation.weights import ClusterWeights
-from easyrec_mm.grouping.stable_hash import mix
+from easyrec_mm.stable_hash import mix
 
 # Their replicates are expansions; the others are exact.
 EXPANDED = {"xauc": 0.02, "recalibrated_normalized_entropy": 0.01}

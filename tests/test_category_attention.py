@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from easyrec_mm.layers.category_attention import CategoryAttention, CategoryEmbeddings
+from easyrec_mm.network.layers.category_attention import CategoryAttention, CategoryEmbeddings
 
 U, HEIGHT, WIDTH, CHANNELS, DIM = 3, 5, 4, 8, 6
 

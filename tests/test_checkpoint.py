@@ -10,9 +10,16 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from easyrec_mm import checkpoint
-from easyrec_mm.checkpoint import Checkpoints, checkpoint_shapes, read_into, resolve_checkpoint, restore, warm_start
 from easyrec_mm.errors import CheckpointError
+from easyrec_mm.runs import checkpoint
+from easyrec_mm.runs.checkpoint import (
+    Checkpoints,
+    checkpoint_shapes,
+    read_into,
+    resolve_checkpoint,
+    restore,
+    warm_start,
+)
 
 SHAPES = {"embedding/user": (50, 4), "rec/bias": (7,), "rec/kernel": (2, 3, 2), "scalar": (), "none": (0, 3)}
 

@@ -13,10 +13,10 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from reference import FEATURES, LABELS, reference_config, write_config, write_reference_data
 
-from easyrec_mm import config as config_module
-from easyrec_mm.config import apply_override, load_pipeline, parse_config
-from easyrec_mm.config_checks import activation_name, relation_order
-from easyrec_mm.config_feature_kinds import STORE_SCHEMES
+from easyrec_mm.config import pipeline as config_module
+from easyrec_mm.config.checks import activation_name, relation_order
+from easyrec_mm.config.feature_kinds import STORE_SCHEMES
+from easyrec_mm.config.pipeline import apply_override, load_pipeline, parse_config
 from easyrec_mm.errors import ConfigError, UserError, did_you_mean
 from easyrec_mm.protos.model_pb2 import BayesTaskTower
 from easyrec_mm.protos.pipeline_pb2 import EasyRecConfig
@@ -430,7 +430,7 @@ def test_a_written_config_reads_the_same(load, tmp_path):
 def test_loading_imports_no_tensorflow(tmp_path):
     path = write_config(tmp_path, reference_config())
     code = (
-        "import sys; from easyrec_mm.config import load_pipeline; load_pipeline(sys.argv[1]);"
+        "import sys; from easyrec_mm.config.pipeline import load_pipeline; load_pipeline(sys.argv[1]);"
         "print(sorted({'tensorflow', 'keras', 'numpy'} & set(sys.modules)))"
     )
     done = subprocess.run([sys.executable, "-c", code, path], cwd=ROOT, capture_output=True, text=True, check=True)

@@ -10,9 +10,9 @@ from itertools import pairwise
 import pytest
 from reference import FEATURES, LABELS, reference_config, write_config
 
-from easyrec_mm.config import load_pipeline
-from easyrec_mm.config_features import SETTINGS_OF_TYPES
-from easyrec_mm.config_image import BACKBONE_NAMES
+from easyrec_mm.config.features import SETTINGS_OF_TYPES
+from easyrec_mm.config.image import BACKBONE_NAMES
+from easyrec_mm.config.pipeline import load_pipeline
 from easyrec_mm.errors import ConfigError
 
 DATA = "data_config"

@@ -9,8 +9,8 @@ import json
 import pytest
 from reference import FEATURES, LABELS, reference_config, write_config
 
-from easyrec_mm.config import load_pipeline
-from easyrec_mm.config_image import AUGMENTATIONS, BACKBONE_NAMES, PresetFiles, backbone_name, image_losses, read_preset
+from easyrec_mm.config.image import AUGMENTATIONS, BACKBONE_NAMES, PresetFiles, backbone_name, image_losses, read_preset
+from easyrec_mm.config.pipeline import load_pipeline
 from easyrec_mm.errors import ConfigError
 from easyrec_mm.protos.image_pb2 import Augmentation, Descriptors, ImageLoss, ImgModel
 

@@ -27,8 +27,8 @@ from hypothesis import strategies as st
 from test_group import bad_rows, contents, make_log, make_pictures, run, write_csv
 from test_grouped_table import numbered, write
 
-from easyrec_mm.cli import main
-from easyrec_mm.config import load_pipeline
+from easyrec_mm.cli.main import main
+from easyrec_mm.config.pipeline import load_pipeline
 from easyrec_mm.data.bad_records import BadRecords
 from easyrec_mm.data.input import Input
 from easyrec_mm.grouping.shards import FORMATS

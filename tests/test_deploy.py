@@ -10,7 +10,7 @@ import kubernetes.client.models as kubernetes
 import pytest
 import yaml
 
-from easyrec_mm import cli
+from easyrec_mm.cli import main as cli
 
 FOLDER = Path(__file__).parents[1] / "configs" / "deploy"
 KINDS = {

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from easyrec_mm.layers.descriptors import Descriptors
-from easyrec_mm.layers.dnn import RunningNorm
+from easyrec_mm.network.layers.descriptors import Descriptors
+from easyrec_mm.network.layers.dnn import RunningNorm
 
 
 def pictures(height, width, channels, count=3):

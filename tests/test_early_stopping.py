@@ -14,10 +14,10 @@ from training_helpers import (
     set_evaluations,
 )
 
-from easyrec_mm.config import load_pipeline
+from easyrec_mm.config.pipeline import load_pipeline
 from easyrec_mm.data.bad_records import BadRecords
 from easyrec_mm.errors import CheckpointError
-from easyrec_mm.evaluator import Evaluator, load_model
+from easyrec_mm.evaluation.evaluator import Evaluator, load_model
 from easyrec_mm.runs.best_checkpoint import choose_checkpoint
 from easyrec_mm.training.evaluations import TrainingEvaluations
 

@@ -20,9 +20,9 @@ import tensorflow as tf
 from flow_helpers import ROOT, Exported, use_small_backbone
 from input_helpers import WRITERS, read_groups
 
-from easyrec_mm.cli import main
+from easyrec_mm.cli.main import main
+from easyrec_mm.embedding.items import Item, read_items
 from easyrec_mm.errors import DataError
-from easyrec_mm.items import Item, read_items
 from easyrec_mm.manifest import read_manifest
 from easyrec_mm.store import State, open_store
 
@@ -146,7 +146,7 @@ def test_a_killed_run_goes_on_where_it_was(exported, root):
     keys = keys_of(root)
     arguments = ["embed", "--img_model_dir", exported.folder / "image", "--store", f"lmdb://{root}/store", "--input"]
     arguments += [f"{root}/images/test/*", "--image_root", root, "--batch_size", "1", "--runtime", "onnx"]
-    code = "import sys, easyrec_mm.cli as cli; sys.exit(cli.main(sys.argv[1:]))"
+    code = "import sys, easyrec_mm.cli.main as cli; sys.exit(cli.main(sys.argv[1:]))"
     seen = 0
     for _ in range(2):
         command = [sys.executable, "-c", code, *map(str, arguments), "--bad_pictures", f"{root}/bad.jsonl"]
@@ -181,7 +181,7 @@ def test_a_killed_run_goes_on_where_it_was(exported, root):
 
 def test_a_full_disk(exported, root):
     code = (
-        "import resource, signal, sys, easyrec_mm.cli as cli; signal.signal(signal.SIGXFSZ, signal.SIG_IGN);"
+        "import resource, signal, sys, easyrec_mm.cli.main as cli; signal.signal(signal.SIGXFSZ, signal.SIG_IGN);"
         "resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 20_000)); sys.exit(cli.main(sys.argv[1:]))"
     )
     arguments = ["embed", "--img_model_dir", exported.folder / "image", "--store", f"lmdb://{root}/store", "--input"]

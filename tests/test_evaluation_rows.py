@@ -10,7 +10,7 @@ from easyrec_mm.evaluation.rows import Rows
 from easyrec_mm.evaluation.slices import ByQuantile, ByValue
 from easyrec_mm.evaluation.summary import CLUSTER, Entry, results_of, summarize
 from easyrec_mm.evaluation.weights import ClusterWeights
-from easyrec_mm.grouping.stable_hash import mix
+from easyrec_mm.stable_hash import mix
 
 # Each batch goes to disk at once.
 TINY = 1 << 10

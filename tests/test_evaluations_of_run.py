@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from easyrec_mm.config_best import Criterion
+from easyrec_mm.config.best import Criterion
 from easyrec_mm.runs.evaluations import Evaluation, read_evaluations, standing_of, stop_reason
 
 AUC = Criterion("auc_click")

@@ -7,11 +7,11 @@ import json
 import pytest
 from training_helpers import evaluated_training
 
-from easyrec_mm import evaluator as evaluator_module
 from easyrec_mm.data.bad_records import BadRecords
 from easyrec_mm.data.input import Input
 from easyrec_mm.errors import DataError
-from easyrec_mm.evaluator import Evaluator
+from easyrec_mm.evaluation import evaluator as evaluator_module
+from easyrec_mm.evaluation.evaluator import Evaluator
 
 pytestmark = pytest.mark.usefixtures("backbone_of_three_stages")
 

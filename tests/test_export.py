@@ -19,13 +19,13 @@ import tensorflow as tf
 from flow_helpers import KINDS, ROOT, use_small_backbone
 from model_helpers import CLICK, make_model, make_pipeline, random_batch, use_tiny_backbone
 
-from easyrec_mm import export, parts
-from easyrec_mm.cli import main
-from easyrec_mm.config import load_pipeline
+from easyrec_mm.cli.main import main
+from easyrec_mm.config.pipeline import load_pipeline
 from easyrec_mm.errors import CheckpointError, ExportError
+from easyrec_mm.export import export, parts
+from easyrec_mm.export.onnx_models import write_rec_onnx
 from easyrec_mm.manifest import REC_ONNX, read_manifest
-from easyrec_mm.onnx_models import write_rec_onnx
-from easyrec_mm.rec_network import task_outputs
+from easyrec_mm.network.rec import task_outputs
 from easyrec_mm.runs.best_checkpoint import choose_checkpoint
 
 
@@ -334,7 +334,7 @@ def process(exported, folder, first="", **options):
     """An export in a new process, with the small backbone."""
     code = (
         f"{first}\nimport sys; sys.path.insert(0, 'tests'); sys.path.insert(0, 'samples')\n"
-        "import pytest, flow_helpers, easyrec_mm.cli as cli\n"
+        "import pytest, flow_helpers, easyrec_mm.cli.main as cli\n"
         "flow_helpers.use_small_backbone(pytest.MonkeyPatch()); sys.exit(cli.main(sys.argv[1:]))\n"
     )
     command = [sys.executable, "-c", code, *exported.export_arguments(folder)]

@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 
 from easyrec_mm.errors import StoreError
-from easyrec_mm.feature_vectors import VectorStores, origin_number
 from easyrec_mm.schema import Feature
 from easyrec_mm.store import Record, open_store
+from easyrec_mm.store.feature_vectors import VectorStores, origin_number
 
 
 @pytest.fixture(params=["lmdb", "redis", "postgres"])

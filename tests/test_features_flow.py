@@ -16,17 +16,17 @@ from PIL import Image as Pillow
 from prometheus_client import REGISTRY
 from training_helpers import optimizer, use_backbone_of_three_stages
 
-from easyrec_mm.cli import main
-from easyrec_mm.config import load_pipeline
+from easyrec_mm.cli.main import main
+from easyrec_mm.config.pipeline import load_pipeline
 from easyrec_mm.data.bad_records import BadRecords
 from easyrec_mm.data.input import Input
 from easyrec_mm.errors import ExportError, StoreError
-from easyrec_mm.feature_vectors import VectorStores
 from easyrec_mm.manifest import read_manifest
 from easyrec_mm.serving import feature_lookup, monitoring
 from easyrec_mm.serving.request import RequestError
 from easyrec_mm.serving.service import Service, ServiceOptions
 from easyrec_mm.store import open_store
+from easyrec_mm.store.feature_vectors import VectorStores
 
 NUM_GROUPS, GROUP_SIZE = 24, 3
 # Items that have a vector in the store; two more have none.

@@ -11,8 +11,8 @@ import pytest
 from flow_helpers import use_small_backbone
 from test_group import contents, make_log, make_pictures, stats, write_csv
 
-from easyrec_mm.cli import main
-from easyrec_mm.config import load_pipeline
+from easyrec_mm.cli.main import main
+from easyrec_mm.config.pipeline import load_pipeline
 
 NAMES = [f"images/{i}.png" for i in range(8)]
 

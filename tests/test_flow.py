@@ -18,7 +18,7 @@ import tensorflow as tf
 from flow_helpers import ROOT, demo_flags, make_data, use_small_backbone
 from reference import reference_config, write_config, write_reference_data
 
-from easyrec_mm.cli import main
+from easyrec_mm.cli.main import main
 from easyrec_mm.evaluation.metrics import metric_value
 from easyrec_mm.evaluation.rank_metrics import AUC
 from easyrec_mm.training.signals import caught_signals
@@ -294,9 +294,9 @@ def command(*arguments, before: str = "") -> list[str]:
     """The command line as a process of its own, with the small backbone; `before` is code that it runs first."""
     code = (
         "import sys; sys.path[:0] = ['tests', 'samples'];"
-        "import flow_helpers as f; import easyrec_mm.layers.backbones as t;"
+        "import flow_helpers as f; import easyrec_mm.network.layers.backbones as t;"
         "t.BACKBONES['ResNet-18'] = t.Entry(f.small_backbone, t.MINUS_ONE_TO_ONE);"
-        "from easyrec_mm.cli import main; sys.exit(main(sys.argv[1:]))"
+        "from easyrec_mm.cli.main import main; sys.exit(main(sys.argv[1:]))"
     )
     return [sys.executable, "-c", before + code, *map(str, arguments)]
 
@@ -362,7 +362,7 @@ def test_a_full_disk_leaves_the_last_checkpoint(data, tmp_path):
 
 def test_help_does_not_load_tensorflow():
     code = (
-        "import sys, easyrec_mm.cli as c\n"
+        "import sys, easyrec_mm.cli.main as c\n"
         "try: c.main(['train', '--help'])\n"
         "except SystemExit: pass\n"
         "assert not {'tensorflow', 'google.protobuf', 'numpy'} & set(sys.modules)"

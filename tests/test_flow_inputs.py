@@ -8,7 +8,7 @@ import pytest
 from flow_helpers import demo_flags, make_data, numbers, use_small_backbone
 from input_helpers import WRITERS, config_of, read_groups
 
-from easyrec_mm.cli import main
+from easyrec_mm.cli.main import main
 
 
 @pytest.fixture(scope="module", autouse=True)

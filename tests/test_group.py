@@ -20,7 +20,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from easyrec_mm.cli import main
+from easyrec_mm.cli.main import main
 from easyrec_mm.grouping import flat_files, group, shards
 from easyrec_mm.grouping import local_engine as local_engine_module
 
@@ -682,7 +682,7 @@ def test_no_tensorflow_is_loaded(tmp_path):
     write_csv(tmp_path / "log.csv", GOOD)
     code = f"""
 import sys
-from easyrec_mm.cli import main
+from easyrec_mm.cli.main import main
 for kind in ("parquet", "tfrecord", "rtp"):
     arguments = ["group", "--input", r"{tmp_path}/log.csv", "--group_by", "item_id", "--image_field", "img_path",
                  "--output", r"{tmp_path}/" + kind, "--format", kind,

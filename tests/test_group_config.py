@@ -12,8 +12,8 @@ import pytest
 from flow_helpers import use_small_backbone
 from test_group import make_log, make_pictures, run, write_csv
 
-from easyrec_mm.cli import main
-from easyrec_mm.config import load_pipeline
+from easyrec_mm.cli.main import main
+from easyrec_mm.config.pipeline import load_pipeline
 from easyrec_mm.grouping import inference
 from easyrec_mm.protos.feature_pb2 import FeatureConfig
 from easyrec_mm.protos.model_pb2 import FeatureGroupConfig

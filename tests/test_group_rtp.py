@@ -11,7 +11,7 @@ from data_helpers import COLUMNS, SAMPLES, VALUES, group_line, schema
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from easyrec_mm.data.group_rtp import GroupRtpParser
+from easyrec_mm.formats.group_rtp import GroupRtpParser
 from easyrec_mm.schema import Feature
 
 # Columns: what is not read, and the labels after the features, so that order and gaps matter.

@@ -11,7 +11,7 @@ import pytest
 from flow_helpers import use_small_backbone
 from test_group import contents, make_log, make_pictures, run
 
-from easyrec_mm.cli import main
+from easyrec_mm.cli.main import main
 
 
 @pytest.fixture(scope="module")

@@ -26,14 +26,14 @@ from grouped_helpers import (
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from easyrec_mm.data.group_rtp import GroupRtpSource
-from easyrec_mm.data.source import Order, Problem
 from easyrec_mm.errors import DataError
+from easyrec_mm.formats.group_rtp import GroupRtpSource
+from easyrec_mm.formats.grouped_parquet import read_parquet
+from easyrec_mm.formats.grouped_rtp import RtpLayout, find_forbidden, read_rtp
+from easyrec_mm.formats.grouped_table import GroupFields, Groups, joined
+from easyrec_mm.formats.grouped_tfrecord import read_tfrecord
+from easyrec_mm.formats.source import Order, Problem
 from easyrec_mm.grouping import grouped_parquet
-from easyrec_mm.grouping.grouped_parquet import read_parquet
-from easyrec_mm.grouping.grouped_rtp import RtpLayout, find_forbidden, read_rtp
-from easyrec_mm.grouping.grouped_table import GroupFields, Groups, joined
-from easyrec_mm.grouping.grouped_tfrecord import read_tfrecord
 from easyrec_mm.grouping.shards import FORMATS
 
 READERS = {

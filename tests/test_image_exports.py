@@ -15,12 +15,12 @@ import pytest
 import tensorflow as tf
 from flow_helpers import KINDS, Exported, demo_flags, make_data, small_backbone, use_small_backbone
 
-from easyrec_mm.cli import main
-from easyrec_mm.embed import ImageModel, PictureEmbedder
+from easyrec_mm.cli.main import main
+from easyrec_mm.embedding.embed import ImageModel, PictureEmbedder
+from easyrec_mm.embedding.items import read_items
 from easyrec_mm.errors import DataError
-from easyrec_mm.items import read_items
-from easyrec_mm.layers import backbones
 from easyrec_mm.manifest import ENCODED, IMAGE_VECTOR, PICTURE_ITEM, read_header
+from easyrec_mm.network.layers import backbones
 from easyrec_mm.serving.request import RequestError
 from easyrec_mm.serving.service import MissingVectorError, Service, ServiceOptions, ServingError, Source
 from easyrec_mm.store import open_store

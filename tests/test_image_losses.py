@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from easyrec_mm.layers.image_losses import (
+from easyrec_mm.network.layers.image_losses import (
     CLASS_LOSSES,
     ClassLoss,
     ContrastiveLoss,

@@ -11,13 +11,13 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from easyrec_mm.layers import image_tower
-from easyrec_mm.layers.backbone_stages import stages_of
-from easyrec_mm.layers.backbones import Backbone, BackboneError
-from easyrec_mm.layers.dnn import DNN
-from easyrec_mm.layers.fast_layers import with_fast_layers
-from easyrec_mm.layers.image_tower import ImageTower, TowerOptions
-from easyrec_mm.layers.item_image import ItemImage
+from easyrec_mm.network.layers import image_tower
+from easyrec_mm.network.layers.backbone_stages import stages_of
+from easyrec_mm.network.layers.backbones import Backbone, BackboneError
+from easyrec_mm.network.layers.dnn import DNN
+from easyrec_mm.network.layers.fast_layers import with_fast_layers
+from easyrec_mm.network.layers.image_tower import ImageTower, TowerOptions
+from easyrec_mm.network.layers.item_image import ItemImage
 
 P, SIDE, D = 6, 16, 4
 SHAPE = (SIDE, SIDE, 3)

@@ -18,10 +18,10 @@ from training_helpers import (
 )
 
 from easyrec_mm.data.bad_records import BadRecords
+from easyrec_mm.data.picture_bank import PictureBank
 from easyrec_mm.errors import ConfigError
-from easyrec_mm.evaluator import Evaluator, load_model
-from easyrec_mm.layers.fast_layers import FusedBatchNorm
-from easyrec_mm.picture_bank import PictureBank
+from easyrec_mm.evaluation.evaluator import Evaluator, load_model
+from easyrec_mm.network.layers.fast_layers import FusedBatchNorm
 
 
 @pytest.fixture(autouse=True)

@@ -12,10 +12,10 @@ from hypothesis import strategies as st
 
 from easyrec_mm.data.bad_records import BadRecords
 from easyrec_mm.data.batch import one_picture_each
-from easyrec_mm.data.group_rtp import GroupRtpParser
 from easyrec_mm.data.input import Input
+from easyrec_mm.data.picture_bank import PictureBank
 from easyrec_mm.data.pictures import PictureLoader, Pictures
-from easyrec_mm.picture_bank import PictureBank
+from easyrec_mm.formats.group_rtp import GroupRtpParser
 from easyrec_mm.protos.data_pb2 import DatasetConfig
 from easyrec_mm.schema import Feature
 

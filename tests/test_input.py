@@ -15,12 +15,12 @@ from PIL import Image as Pillow
 
 from easyrec_mm.data import bad_records as bad_records_module
 from easyrec_mm.data.bad_records import MIN_COUNT, NUM_SHOWN, BadRecord, BadRecords
-from easyrec_mm.data.data_files import find_files
-from easyrec_mm.data.gzip_files import first_truncated
 from easyrec_mm.data.input import Input
 from easyrec_mm.data.pictures import PictureLoader
-from easyrec_mm.data.source import TextGroup
 from easyrec_mm.errors import DataError
+from easyrec_mm.formats.data_files import find_files
+from easyrec_mm.formats.gzip_files import first_truncated
+from easyrec_mm.formats.source import TextGroup
 from easyrec_mm.protos.data_pb2 import DatasetConfig
 from easyrec_mm.schema import Feature
 

@@ -5,12 +5,12 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from easyrec_mm.layers.backbones import BACKBONES, named_backbone
-from easyrec_mm.layers.dnn import DNN, ExpertMixture, Highway
-from easyrec_mm.layers.embedding import EmbeddingTable, FeatureEmbedding, combine, feature_vector
-from easyrec_mm.layers.fast_layers import DepthwiseConv, FusedBatchNorm, GroupedDepthwiseConv, with_fast_layers
-from easyrec_mm.layers.image_tower import ImageTower
-from easyrec_mm.layers.target_attention import TargetAttention
+from easyrec_mm.network.layers.backbones import BACKBONES, named_backbone
+from easyrec_mm.network.layers.dnn import DNN, ExpertMixture, Highway
+from easyrec_mm.network.layers.embedding import EmbeddingTable, FeatureEmbedding, combine, feature_vector
+from easyrec_mm.network.layers.fast_layers import DepthwiseConv, FusedBatchNorm, GroupedDepthwiseConv, with_fast_layers
+from easyrec_mm.network.layers.image_tower import ImageTower
+from easyrec_mm.network.layers.target_attention import TargetAttention
 from easyrec_mm.schema import IMAGE_KEY, Attention, Feature, Table
 
 
@@ -433,7 +433,7 @@ def feature_columns(w):
 
 
 def padded_values():
-    """The same values as serving/transform.py gives them."""
+    """The same values as features/numpy_transform.py gives them."""
     found = values()
     for f in FEATURES:
         if f.is_list:

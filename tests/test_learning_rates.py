@@ -7,10 +7,10 @@ import pytest
 import tensorflow as tf
 from google.protobuf import text_format
 
-from easyrec_mm.config_learning_rates import schedule_warnings
-from easyrec_mm.learning_rates import SCHEDULES, Schedule
+from easyrec_mm.config.learning_rates import schedule_warnings
 from easyrec_mm.protos.optimizer_pb2 import LearningRate
 from easyrec_mm.protos.train_pb2 import TrainConfig
+from easyrec_mm.training.learning_rates import SCHEDULES, Schedule
 
 # Of the training, at which schedules end that have no end of their own.
 END = 50_000

@@ -6,10 +6,10 @@ import pytest
 from flow_helpers import demo_flags, make_data
 from training_helpers import Training
 
-from easyrec_mm.cli import main
+from easyrec_mm.cli.main import main
 from easyrec_mm.errors import ConfigError
-from easyrec_mm.layers.backbones import preset_backbone
 from easyrec_mm.manifest import IMAGE_ONNX
+from easyrec_mm.network.layers.backbones import preset_backbone
 
 pytestmark = pytest.mark.slow
 TOWER = "image/backbone/"

@@ -5,8 +5,8 @@ import pytest
 import tensorflow as tf
 from training_helpers import Training, optimizer, use_backbone_of_three_stages
 
-from easyrec_mm.checkpoint import Checkpoints, restore
-from easyrec_mm.loss_scale import _FIRST, _LARGEST, _STEPS_BEFORE_GROWTH, LossScale
+from easyrec_mm.runs.checkpoint import Checkpoints, restore
+from easyrec_mm.training.loss_scale import _FIRST, _LARGEST, _STEPS_BEFORE_GROWTH, LossScale
 
 WRAPS = {"eager": lambda step: step, "function": lambda step: tf.function(step, autograph=False)}
 

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from easyrec_mm.losses import (
+from easyrec_mm.network.losses import (
     LOSSES,
     binary_focal,
     classification,

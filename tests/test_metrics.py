@@ -27,7 +27,7 @@ from easyrec_mm.evaluation.metrics import (
 from easyrec_mm.evaluation.rank_metrics import AUC, XAUC, PrAUC
 from easyrec_mm.evaluation.rows import Rows
 from easyrec_mm.evaluation.views import View
-from easyrec_mm.grouping.stable_hash import hash_array
+from easyrec_mm.stable_hash import hash_array
 
 METRICS = {
     "auc": AUC,

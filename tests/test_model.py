@@ -10,12 +10,12 @@ import tensorflow as tf
 from model_helpers import CLICK, make_model, make_pipeline, random_batch, use_tiny_backbone
 from numpy.lib.stride_tricks import sliding_window_view
 
-from easyrec_mm import precision
-from easyrec_mm.checkpoint import Checkpoints
-from easyrec_mm.config_checks import activation_name
+from easyrec_mm.config.checks import activation_name
 from easyrec_mm.data.batch import Batch
-from easyrec_mm.precision import FLOAT32, MIXED_BFLOAT16
+from easyrec_mm.network import precision
+from easyrec_mm.network.precision import FLOAT32, MIXED_BFLOAT16
 from easyrec_mm.protos.train_pb2 import Precision
+from easyrec_mm.runs.checkpoint import Checkpoints
 
 
 @pytest.fixture(autouse=True)

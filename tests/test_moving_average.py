@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from easyrec_mm.moving_average import MovingAverage
+from easyrec_mm.runs.moving_average import MovingAverage
 
 NUM_ROWS, DIM, NUM_STEPS = 8, 3, 40
 NEVER, ONCE, AT_THE_END = 7, 6, 5
@@ -95,7 +95,7 @@ def test_reading_the_average_does_not_move_it():
 
 
 def test_reads_the_table_in_parts(monkeypatch):
-    monkeypatch.setattr("easyrec_mm.moving_average._ROWS_AT_A_TIME", 3)
+    monkeypatch.setattr("easyrec_mm.runs.moving_average._ROWS_AT_A_TIME", 3)
     run = Run()
     run.run_many()
     run.assert_equal_to_plain()

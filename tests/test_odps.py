@@ -11,11 +11,11 @@ from flow_helpers import ROOT, demo_flags, make_data, use_small_backbone
 from input_helpers import table_of
 from odps_server import ACCESS_ID, PROJECT, OdpsServer, StubTable, use
 
-from easyrec_mm.cli import main
+from easyrec_mm.cli.main import main
 from easyrec_mm.data import odps_tables
-from easyrec_mm.data.odps_tables import LINE, OdpsTables
-from easyrec_mm.data.typed_groups import ROW
 from easyrec_mm.errors import DataError
+from easyrec_mm.formats.odps_tables import LINE, OdpsTables
+from easyrec_mm.formats.typed_groups import ROW
 
 COLUMNS = ["click", "play_time", "features", "img_path", "group_size"]
 SETTING = "train_input_path"

@@ -6,8 +6,8 @@ import pytest
 import tensorflow as tf
 from google.protobuf import text_format
 
-from easyrec_mm.optimizers import OPTIMIZERS, build_optimizer, sum_duplicate_rows
 from easyrec_mm.protos.optimizer_pb2 import Optimizer
+from easyrec_mm.training.optimizers import OPTIMIZERS, build_optimizer, sum_duplicate_rows
 
 # A rate that differs from step to step, so that a step counted twice or not at all shows.
 BASE_RATE, HALF_LIFE = 0.1, 4

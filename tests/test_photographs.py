@@ -14,7 +14,7 @@ import pyarrow.parquet as pq
 import pytest
 from sklearn.metrics import roc_auc_score
 
-from easyrec_mm.cli import main
+from easyrec_mm.cli.main import main
 
 PHOTOGRAPHS = Path(__file__).parent / "photographs/groceries.tar"
 NUM_ROWS, NUM_USERS, NUM_TASTES = 24_000, 500, 4

@@ -8,10 +8,10 @@ import tensorflow as tf
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from easyrec_mm.checkpoint import Checkpoints
 from easyrec_mm.data.batch import one_picture_each
-from easyrec_mm.model import MultimodalModel
-from easyrec_mm.picture_bank import _FIRST_ROWS, PictureBank
+from easyrec_mm.data.picture_bank import _FIRST_ROWS, PictureBank
+from easyrec_mm.network.model import MultimodalModel
+from easyrec_mm.runs.checkpoint import Checkpoints
 
 WIDTH = 2
 PICTURES = [b"p%d" % i for i in range(12)]

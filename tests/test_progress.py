@@ -10,7 +10,7 @@ import termios
 
 import pytest
 
-from easyrec_mm.progress import Progress
+from easyrec_mm.runs.progress import Progress
 
 RATES = {"samples_per_second": 800.0, "images_per_second": 50.0, "samples_per_image": 16.0, "input_wait_share": 0.25}
 

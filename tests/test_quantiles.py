@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from easyrec_mm.quantiles import quantile_boundaries
+from easyrec_mm.features.quantiles import quantile_boundaries
 
 
 @given(st.integers(2, 300), st.integers(1, 40), st.integers(0, 9))

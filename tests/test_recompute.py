@@ -12,8 +12,8 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from easyrec_mm.layers.fast_layers import with_fast_layers
-from easyrec_mm.layers.recompute import in_micro_batches, recompute
+from easyrec_mm.network.layers.fast_layers import with_fast_layers
+from easyrec_mm.network.layers.recompute import in_micro_batches, recompute
 
 P, SIDE = 10, 8
 PICTURES = np.random.default_rng(0).integers(0, 256, (P, SIDE, SIDE, 3), np.uint8)

@@ -12,7 +12,7 @@ import pyarrow.parquet as pq
 import pytest
 from flow_helpers import KINDS, demo_flags, make_data, numbers, use_small_backbone
 
-from easyrec_mm.cli import main
+from easyrec_mm.cli.main import main
 from easyrec_mm.manifest import MANIFEST
 from easyrec_mm.serving.service import Service, ServiceOptions
 from easyrec_mm.store import open_store

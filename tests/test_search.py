@@ -11,10 +11,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from easyrec_mm.cli import main
+from easyrec_mm.cli.main import main
 from easyrec_mm.errors import UserError
-from easyrec_mm.search import Index, evaluate
 from easyrec_mm.store import Record, open_store
+from easyrec_mm.store.search import Index, evaluate
 
 WIDTH = 8
 
@@ -55,7 +55,7 @@ def test_the_recall_of_an_index_is_measured(kind, monkeypatch):
     truth = np.mean([len(set(a) & set(b)) / 10 for a, b in zip(rows.tolist(), expected.tolist(), strict=True)])
     assert index.recall(10) == pytest.approx(truth, abs=0.05)
     assert truth > 0.8
-    monkeypatch.setattr("easyrec_mm.search._MOST_EXACT", 4999)
+    monkeypatch.setattr("easyrec_mm.store.search._MOST_EXACT", 4999)
     assert Index([str(i) for i in range(5000)], some.copy()).kind == "ivf"
 
 

@@ -27,7 +27,7 @@ from kserve.protocol.grpc import grpc_predict_v2_pb2 as messages
 from kserve.protocol.grpc.grpc_predict_v2_pb2_grpc import GRPCInferenceServiceStub
 from servers import free_port
 
-from easyrec_mm.cli import main
+from easyrec_mm.cli.main import main
 from easyrec_mm.manifest import read_header
 from easyrec_mm.store import open_store
 

@@ -12,8 +12,8 @@ import numpy as np
 import pytest
 from flow_helpers import Exported, use_small_backbone
 
-from easyrec_mm.cli import main
-from easyrec_mm.embed import PictureEmbedder
+from easyrec_mm.cli.main import main
+from easyrec_mm.embedding.embed import PictureEmbedder
 from easyrec_mm.errors import ExportError
 from easyrec_mm.manifest import MANIFEST, read_header, write_manifest
 from easyrec_mm.serving import service as service_module

@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from easyrec_mm.data.transform import FeatureTransform
+from easyrec_mm.features.numpy_transform import NumpyTransform
+from easyrec_mm.features.tensorflow_transform import FeatureTransform
 from easyrec_mm.schema import Feature
-from easyrec_mm.serving.transform import NumpyTransform
 
 FIELDS = {
     "user": "string", "count": "int64", "score": "float32", "flag": "bool", "shop": "string", "digit": "string",

@@ -17,7 +17,7 @@ from easyrec_mm.evaluation.rows import Rows
 from easyrec_mm.evaluation.slices import ByFrequency, ByPicture, ByQuantile, ByValue
 from easyrec_mm.evaluation.summary import CLUSTER, Entry, results_of, summarize
 from easyrec_mm.evaluation.weights import ClusterWeights
-from easyrec_mm.grouping.stable_hash import hash_array, mix
+from easyrec_mm.stable_hash import hash_array, mix
 
 
 def sliced(slicer, values, labels=None, scores=None, num_replicates=0, clusters=None):

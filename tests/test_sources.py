@@ -14,9 +14,9 @@ from data_helpers import group_line, schema
 
 from easyrec_mm.data.bad_records import BadRecords
 from easyrec_mm.data.input import Input
-from easyrec_mm.data.source import Problem
-from easyrec_mm.data.table_files import _InOrder
 from easyrec_mm.errors import DataError
+from easyrec_mm.formats.source import Problem
+from easyrec_mm.formats.table_files import _InOrder
 from easyrec_mm.protos.data_pb2 import DatasetConfig
 from easyrec_mm.schema import NO_IMAGE, Attention, Feature
 

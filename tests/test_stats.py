@@ -17,7 +17,7 @@ from input_helpers import KINDS, LABELS, OF_SAMPLES, WRITERS, config_of, lines_o
 from odps_server import OdpsServer, StubTable, use
 from PIL import Image, ImageDraw, ImageFilter
 
-from easyrec_mm.cli import main
+from easyrec_mm.cli.main import main
 from easyrec_mm.data.picture_reader import PictureReader
 from easyrec_mm.stats.correlation import correlate
 from easyrec_mm.stats.fields import TopValues

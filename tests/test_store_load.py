@@ -12,7 +12,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from easyrec_mm.cli import main
+from easyrec_mm.cli.main import main
 from easyrec_mm.errors import DataError, StoreError
 from easyrec_mm.store import State, open_store
 from easyrec_mm.store.load import Columns, load

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from easyrec_mm.layers.dnn import DNN
-from easyrec_mm.layers.target_attention import TargetAttention
+from easyrec_mm.network.layers.dnn import DNN
+from easyrec_mm.network.layers.target_attention import TargetAttention
 
 LENGTHS = [3, 0, 1, 4, 0]
 WIDTH = 3

@@ -9,9 +9,9 @@ from data_helpers import schema
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from easyrec_mm.data.transform import FeatureTransform, split_tags
+from easyrec_mm.features.tensorflow_transform import FeatureTransform, split_tags
+from easyrec_mm.features.text_patterns import INTEGER_PATTERN, NUMBER_PATTERN, VALUE_PATTERNS, text_patterns
 from easyrec_mm.schema import Feature
-from easyrec_mm.text_patterns import INTEGER_PATTERN, NUMBER_PATTERN, VALUE_PATTERNS, text_patterns
 
 
 def transform(feature, **fields):

@@ -10,13 +10,13 @@ from pathlib import Path
 import pytest
 from training_helpers import EACH_STEP, evaluated_training
 
-from easyrec_mm import watch
-from easyrec_mm.cli import main
-from easyrec_mm.config import load_pipeline
+from easyrec_mm.cli.main import main
+from easyrec_mm.config.pipeline import load_pipeline
 from easyrec_mm.errors import CheckpointError
-from easyrec_mm.evaluator import Evaluator
+from easyrec_mm.evaluation.evaluator import Evaluator
+from easyrec_mm.training import watch
 from easyrec_mm.training.signals import Caught
-from easyrec_mm.watch import WATCH_METRICS, WATCH_RESULT, WATCH_SUMMARIES, Watch
+from easyrec_mm.training.watch import WATCH_METRICS, WATCH_RESULT, WATCH_SUMMARIES, Watch
 
 pytestmark = pytest.mark.usefixtures("backbone_of_three_stages")
 

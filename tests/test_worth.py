@@ -16,13 +16,13 @@ from training_helpers import (
     spy_on_loading,
 )
 
-from easyrec_mm.cli import main
-from easyrec_mm.config import load_pipeline
+from easyrec_mm.cli.main import main
+from easyrec_mm.config.pipeline import load_pipeline
 from easyrec_mm.data.bad_records import BadRecords
 from easyrec_mm.errors import UserError
-from easyrec_mm.evaluator import Evaluator, load_model
+from easyrec_mm.evaluation.evaluator import Evaluator, load_model
 from easyrec_mm.runs.best_checkpoint import choose_checkpoint
-from easyrec_mm.trainer import Trainer
+from easyrec_mm.training.trainer import Trainer
 from easyrec_mm.worth import worth
 from easyrec_mm.worth.arms import arms_of
 from easyrec_mm.worth.costs import Cost, Sizes, seconds_of, steps_within

@@ -13,13 +13,13 @@ import pytest
 import tensorflow as tf
 from PIL import Image as Pillow
 
-from easyrec_mm.config import load_pipeline
+from easyrec_mm.config.pipeline import load_pipeline
 from easyrec_mm.data.pictures import PictureLoader
+from easyrec_mm.evaluation.evaluator import Evaluator
 from easyrec_mm.evaluation.summary import EvalResults
-from easyrec_mm.evaluator import Evaluator
-from easyrec_mm.layers import backbones
-from easyrec_mm.model import MultimodalModel
-from easyrec_mm.trainer import Trainer
+from easyrec_mm.network.layers import backbones
+from easyrec_mm.network.model import MultimodalModel
+from easyrec_mm.training.trainer import Trainer
 
 NUM_GROUPS, NUM_PICTURES, NUM_KINDS = 12, 5, 3
 

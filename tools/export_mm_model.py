@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import sys
 
-from easyrec_mm.cli import main
+from easyrec_mm.cli.main import main
 
 if __name__ == "__main__":
     sys.exit(main(["export", *sys.argv[1:]]))

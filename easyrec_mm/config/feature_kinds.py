@@ -13,7 +13,7 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 from easyrec_mm.errors import Problems, did_you_mean
-from easyrec_mm.expression import ExpressionError, parse_expression
+from easyrec_mm.features.expression import ExpressionError, parse_expression
 from easyrec_mm.protos.data_pb2 import DatasetConfig
 from easyrec_mm.protos.feature_pb2 import FeatureConfig
 from easyrec_mm.schema import Encoding, Feature, Field, Log1p

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 
 from google.protobuf.message import Message
 
-from easyrec_mm.config_feature_kinds import KINDS, Given
+from easyrec_mm.config.feature_kinds import KINDS, Given
 from easyrec_mm.errors import Problems
 from easyrec_mm.protos.data_pb2 import DatasetConfig
 from easyrec_mm.protos.feature_pb2 import FeatureConfig, Initializer

@@ -1,7 +1,7 @@
 """Reads a pipeline file: text -> EasyRecConfig, with overrides, and errors that name line and column.
 
 Owns syntax: unknown and unsupported names, enum values, required fields, `--set`. What the values mean is checked in
-config_schema.py (data and features) and config_checks.py (network and training). Never imports TensorFlow.
+config/schema.py (data and features) and config/checks.py (network and training). Never imports TensorFlow.
 """
 
 from __future__ import annotations
@@ -15,8 +15,8 @@ from google.protobuf.descriptor import Descriptor, EnumDescriptor, FieldDescript
 from google.protobuf.message import Message
 
 from easyrec_mm import files
-from easyrec_mm.config_checks import check_model_and_training
-from easyrec_mm.config_schema import derive_schema
+from easyrec_mm.config.checks import check_model_and_training
+from easyrec_mm.config.schema import derive_schema
 from easyrec_mm.errors import ConfigError, Problems, did_you_mean
 from easyrec_mm.files import StorageError
 from easyrec_mm.protos.pipeline_pb2 import EasyRecConfig

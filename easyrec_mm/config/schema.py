@@ -10,11 +10,12 @@ import re
 from collections.abc import Sequence
 from dataclasses import replace
 
-from easyrec_mm.config_features import derive_features, features_by_name
-from easyrec_mm.config_groups import NO_IMAGE_GROUP, feature_groups, wide_features, wide_name
-from easyrec_mm.config_image import PLACE, image_losses
-from easyrec_mm.config_sequences import check_attentions, derive_attentions
+from easyrec_mm.config.feature_groups import NO_IMAGE_GROUP, feature_groups, wide_features, wide_name
+from easyrec_mm.config.features import derive_features, features_by_name
+from easyrec_mm.config.image import PLACE, image_losses
+from easyrec_mm.config.sequences import check_attentions, derive_attentions
 from easyrec_mm.errors import Problems
+from easyrec_mm.features.text_patterns import VALUE_PATTERNS, text_patterns
 from easyrec_mm.protos.data_pb2 import DatasetConfig
 from easyrec_mm.protos.feature_pb2 import FeatureConfig
 from easyrec_mm.protos.image_pb2 import ImgModel
@@ -22,7 +23,6 @@ from easyrec_mm.protos.loss_pb2 import LossType
 from easyrec_mm.protos.model_pb2 import BayesTaskTower
 from easyrec_mm.protos.pipeline_pb2 import EasyRecConfig
 from easyrec_mm.schema import NO_IMAGE, Activation, Dtype, Field, Image, RowLayout, Schema, Task
-from easyrec_mm.text_patterns import VALUE_PATTERNS, text_patterns
 
 DTYPES: dict[int, Dtype] = {
     DatasetConfig.INT32: "int64",

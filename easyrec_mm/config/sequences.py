@@ -5,8 +5,8 @@ from __future__ import annotations
 import re
 from collections.abc import Collection, Iterator, Sequence
 
-from easyrec_mm.config_groups import NO_IMAGE_GROUP, OF_GROUPS, Named, is_of_groups
-from easyrec_mm.config_image import image_vector_width
+from easyrec_mm.config.feature_groups import NO_IMAGE_GROUP, OF_GROUPS, Named, is_of_groups
+from easyrec_mm.config.image import image_vector_width
 from easyrec_mm.errors import Problems
 from easyrec_mm.protos.feature_pb2 import FeatureConfig
 from easyrec_mm.protos.model_pb2 import EasyRecModel, FeatureGroupConfig, SeqAttGroupConfig

@@ -6,12 +6,12 @@ import os
 from collections.abc import Mapping
 from itertools import islice
 
-from easyrec_mm.data.group_rtp import split_bytes
 from easyrec_mm.data.packed_pictures import packed_path
 from easyrec_mm.data.picture_reader import PictureReader, content_cache
-from easyrec_mm.data.source import Problem, Source
 from easyrec_mm.errors import DataError
 from easyrec_mm.files.first_pictures import NUM_FIRST, are_most, are_relative, find_root, folders_of, shown
+from easyrec_mm.formats.group_rtp import split_bytes
+from easyrec_mm.formats.source import Problem, Source
 from easyrec_mm.protos.data_pb2 import DatasetConfig
 from easyrec_mm.schema import Schema
 

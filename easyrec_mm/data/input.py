@@ -21,19 +21,19 @@ from numpy.typing import NDArray
 
 from easyrec_mm.data.bad_records import BadRecord, BadRecords
 from easyrec_mm.data.batch import Batch, Images, one_picture_each
-from easyrec_mm.data.data_files import find_infos, require_unchanged
 from easyrec_mm.data.packed_pictures import find_tars, packed_path
 from easyrec_mm.data.packing import Packing, cut
+from easyrec_mm.data.picture_bank import PictureBank, Plan
 from easyrec_mm.data.pictures import Pictures, picture_loader
 from easyrec_mm.data.shuffled_pictures import ShuffledPictures
-from easyrec_mm.data.source import Chunk, Order, Source
-from easyrec_mm.data.sources import What, open_source
-from easyrec_mm.data.transform import FeatureTransform, vector_keys
-from easyrec_mm.feature_vectors import Found, VectorStores
+from easyrec_mm.features.tensorflow_transform import FeatureTransform, vector_keys
 from easyrec_mm.files.local_copies import LocalCopies, local_copies
-from easyrec_mm.picture_bank import PictureBank, Plan
+from easyrec_mm.formats.data_files import find_infos, require_unchanged
+from easyrec_mm.formats.source import Chunk, Order, Source
+from easyrec_mm.formats.sources import What, open_source
 from easyrec_mm.protos.data_pb2 import DatasetConfig
 from easyrec_mm.schema import CROSS_SEPARATOR, Feature, Schema
+from easyrec_mm.store.feature_vectors import Found, VectorStores
 
 # Bytes of files that are read only to count their groups: one or two seconds.
 _MOST_COUNTED_BYTES = 1 << 28

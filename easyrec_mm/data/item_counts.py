@@ -11,11 +11,11 @@ import tensorflow as tf
 from numpy.typing import NDArray
 
 from easyrec_mm.data.input import iterate
-from easyrec_mm.data.source import Order
-from easyrec_mm.data.sources import What, open_source
-from easyrec_mm.grouping.stable_hash import Hashes, hash_array
+from easyrec_mm.formats.source import Order
+from easyrec_mm.formats.sources import What, open_source
 from easyrec_mm.protos.data_pb2 import DatasetConfig
 from easyrec_mm.schema import Schema
+from easyrec_mm.stable_hash import Hashes, hash_array
 
 Counts = NDArray[np.int64]
 FILE = "item_counts.npz"

@@ -14,10 +14,10 @@ from dataclasses import dataclass, field
 from io import FileIO
 from pathlib import PurePosixPath
 
-from easyrec_mm.data.data_files import find_beside, opened_at
 from easyrec_mm.errors import DataError
 from easyrec_mm.files import FileInfo
 from easyrec_mm.files.local_copies import LocalCopies
+from easyrec_mm.formats.data_files import find_beside, opened_at
 
 # Tars that are open at a time, of which the places of all pictures are known.
 NUM_OPEN_TARS = 32

@@ -14,7 +14,7 @@ import numpy as np
 import tensorflow as tf
 from numpy.typing import NDArray
 
-from easyrec_mm.checkpoint import checkpoint_shapes
+from easyrec_mm.runs.checkpoint import checkpoint_shapes
 
 _FIRST_ROWS = 1024
 # A key is told from others by that many bytes of a hash: 2^60 pictures would make one mistake likely.

@@ -23,9 +23,10 @@ import onnxruntime
 import tensorflow as tf
 
 from easyrec_mm.data.pictures import PictureLoader
+from easyrec_mm.embedding.items import Item
 from easyrec_mm.errors import ExportError, UserError
+from easyrec_mm.features.numpy_transform import NumpyTransform, Values
 from easyrec_mm.files import is_remote, plain, put, written_at
-from easyrec_mm.items import Item
 from easyrec_mm.manifest import (
     DECODE,
     DEFAULT,
@@ -37,9 +38,8 @@ from easyrec_mm.manifest import (
     local_export,
     read_manifest,
 )
-from easyrec_mm.progress import PictureProgress
+from easyrec_mm.runs.progress import PictureProgress
 from easyrec_mm.schema import Schema
-from easyrec_mm.serving.transform import NumpyTransform, Values
 from easyrec_mm.store import Record, Store
 from easyrec_mm.store.base import HASH_BYTES, Generation, VectorDtype, content_hash
 

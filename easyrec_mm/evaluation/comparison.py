@@ -13,12 +13,22 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from easyrec_mm.config import Pipeline, load_pipeline
+from easyrec_mm.config.pipeline import Pipeline, load_pipeline
 from easyrec_mm.data.bad_records import BadRecords
 from easyrec_mm.data.input import Input
 from easyrec_mm.errors import UserError
 from easyrec_mm.evaluation.delong import DeLong, delong_test
 from easyrec_mm.evaluation.estimates import Difference
+from easyrec_mm.evaluation.evaluator import (
+    as_arrays,
+    batch_outputs,
+    eval_plan,
+    is_enough,
+    load_model,
+    memory_of,
+    plan_columns,
+    vectors_of,
+)
 from easyrec_mm.evaluation.plan import EvalPlan
 from easyrec_mm.evaluation.rank_metrics import AUC
 from easyrec_mm.evaluation.rows import Rows
@@ -34,21 +44,10 @@ from easyrec_mm.evaluation.summary import (
 )
 from easyrec_mm.evaluation.views import Undefined
 from easyrec_mm.evaluation.weights import ClusterWeights
-from easyrec_mm.evaluator import (
-    as_arrays,
-    batch_outputs,
-    eval_plan,
-    is_enough,
-    load_model,
-    memory_of,
-    plan_columns,
-    vectors_of,
-)
-from easyrec_mm.feature_vectors import VectorStores
 from easyrec_mm.files.folders import shown
-from easyrec_mm.model import MultimodalModel
-from easyrec_mm.model_dir import find_checkpoint
-from easyrec_mm.trainer import PIPELINE_CONFIG
+from easyrec_mm.network.model import MultimodalModel
+from easyrec_mm.runs.model_dir import PIPELINE_CONFIG, find_checkpoint
+from easyrec_mm.store.feature_vectors import VectorStores
 
 # Before the columns of the other model.
 _OTHER = "other:"

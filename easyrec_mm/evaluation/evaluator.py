@@ -13,7 +13,6 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import tensorflow as tf
 
-from easyrec_mm.checkpoint import restore
 from easyrec_mm.data.bad_records import BadRecords
 from easyrec_mm.data.batch import Batch
 from easyrec_mm.data.input import Input
@@ -22,15 +21,16 @@ from easyrec_mm.errors import UserError
 from easyrec_mm.evaluation.plan import EvalPlan, ItemCounts
 from easyrec_mm.evaluation.rows import Rows
 from easyrec_mm.evaluation.summary import EvalResults, Summary, results_of, summarize
-from easyrec_mm.feature_vectors import VectorStores
 from easyrec_mm.files import put, written_at
-from easyrec_mm.model import MultimodalModel
-from easyrec_mm.model_dir import ModelDir
-from easyrec_mm.moving_average import MovingAverage
-from easyrec_mm.precision import dtype_policy
-from easyrec_mm.progress import Progress
+from easyrec_mm.network.model import MultimodalModel
+from easyrec_mm.network.precision import dtype_policy
 from easyrec_mm.protos.pipeline_pb2 import EasyRecConfig
+from easyrec_mm.runs.checkpoint import restore
+from easyrec_mm.runs.model_dir import ModelDir
+from easyrec_mm.runs.moving_average import MovingAverage
+from easyrec_mm.runs.progress import Progress
 from easyrec_mm.schema import Schema
+from easyrec_mm.store.feature_vectors import VectorStores
 
 # Seconds between progress lines.
 _SHOW_EVERY_S = 10.0

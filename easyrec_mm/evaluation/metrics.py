@@ -22,7 +22,7 @@ from easyrec_mm.errors import ConfigError, DataError
 from easyrec_mm.evaluation.estimates import Estimate
 from easyrec_mm.evaluation.rows import Rows
 from easyrec_mm.evaluation.views import Floats, Undefined, View
-from easyrec_mm.grouping.stable_hash import mix
+from easyrec_mm.stable_hash import mix
 
 Array = npt.NDArray[Any]
 

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from easyrec_mm.config_evaluation import (
+from easyrec_mm.config.evaluation import (
     METRICS_OF_ACTIVATION,
     cluster_field,
     group_field,
@@ -22,10 +22,10 @@ from easyrec_mm.evaluation.rows import Columns
 from easyrec_mm.evaluation.slices import ByFrequency, ByPicture, ByQuantile, ByValue, Slicer
 from easyrec_mm.evaluation.summary import CLUSTER, Entry
 from easyrec_mm.evaluation.weights import ClusterWeights
-from easyrec_mm.grouping.stable_hash import Hashes, hash_array, mix
 from easyrec_mm.protos.eval_pb2 import EvalSlice
 from easyrec_mm.protos.pipeline_pb2 import EasyRecConfig
 from easyrec_mm.schema import Schema, Task
+from easyrec_mm.stable_hash import Hashes, hash_array, mix
 
 Array = npt.NDArray[Any]
 _GROUP_SIZE_BINS = 4

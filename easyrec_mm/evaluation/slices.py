@@ -16,7 +16,7 @@ import numpy.typing as npt
 
 from easyrec_mm.errors import DataError
 from easyrec_mm.evaluation.rows import Rows
-from easyrec_mm.quantiles import quantile_boundaries
+from easyrec_mm.features.quantiles import quantile_boundaries
 
 Array = npt.NDArray[Any]
 Codes = npt.NDArray[np.int64]

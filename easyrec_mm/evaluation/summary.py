@@ -17,7 +17,7 @@ from easyrec_mm.evaluation.rows import Rows
 from easyrec_mm.evaluation.slices import Slicer
 from easyrec_mm.evaluation.views import Undefined, View
 from easyrec_mm.evaluation.weights import ClusterWeights
-from easyrec_mm.grouping.stable_hash import combine, hash_array
+from easyrec_mm.stable_hash import combine, hash_array
 
 Array = npt.NDArray[Any]
 CLUSTER = "cluster"

@@ -12,7 +12,7 @@ import math
 import numpy as np
 import numpy.typing as npt
 
-from easyrec_mm.grouping.stable_hash import Hashes, mix, seeded
+from easyrec_mm.stable_hash import Hashes, mix, seeded
 
 # A hash of 64 bits gives four draws of 16.
 _DRAWS_PER_HASH = 4

@@ -20,18 +20,18 @@ import tensorflow as tf
 from tensorflow.core.protobuf import saved_model_pb2
 
 from easyrec_mm import __version__
-from easyrec_mm.config import Pipeline
+from easyrec_mm.config.pipeline import Pipeline
 from easyrec_mm.errors import ExportError, tensorflow_reason
-from easyrec_mm.evaluator import load_model, vectors_of
+from easyrec_mm.evaluation.evaluator import load_model, vectors_of
+from easyrec_mm.export.onnx_models import write_image_onnx, write_rec_onnx
+from easyrec_mm.export.parity import Exported, measure_parity
+from easyrec_mm.export.parts import Part, image_part, rec_part, total_part
 from easyrec_mm.files import is_remote, plain
 from easyrec_mm.files.folders import Folder
 from easyrec_mm.files.local_copies import local_copy
 from easyrec_mm.manifest import IMAGE_ONNX, MANIFEST, Kind, Manifest, list_files, write_manifest
-from easyrec_mm.model import MultimodalModel, without_updates
-from easyrec_mm.onnx_models import write_image_onnx, write_rec_onnx
-from easyrec_mm.parity import Exported, measure_parity
-from easyrec_mm.parts import Part, image_part, rec_part, total_part
-from easyrec_mm.precision import FLOAT32, dtype_policy
+from easyrec_mm.network.model import MultimodalModel, without_updates
+from easyrec_mm.network.precision import FLOAT32, dtype_policy
 from easyrec_mm.protos.image_pb2 import ImgModel
 from easyrec_mm.schema import Schema
 from easyrec_mm.store import Generation

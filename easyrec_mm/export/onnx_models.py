@@ -1,8 +1,8 @@
 """The image model and the rec model for ONNX Runtime.
 
-The rec model takes ids and numbers (serving/transform.py makes them): string hashing and bucketizing have no exact ONNX
-operation. The network is converted by tf2onnx; embedding tables are then put before it as Gather nodes whose values lie
-in a file of their own, which is written some rows at a time and may be larger than protobuf's 2 GiB.
+The rec model takes ids and numbers, which features/numpy_transform.py makes: string hashing and bucketizing have no
+exact ONNX operation. The network is converted by tf2onnx; embedding tables are then put before it as Gather nodes whose
+values lie in a file of their own, which is written some rows at a time and may be larger than protobuf's 2 GiB.
 """
 
 from __future__ import annotations
@@ -19,10 +19,10 @@ import onnxruntime
 import tensorflow as tf
 from onnx import TensorProto, helper, numpy_helper
 
+from easyrec_mm.export.parts import item_vectors
 from easyrec_mm.manifest import IMAGE_ONNX, IMAGE_VECTOR, PICTURE_ITEM, REC_ONNX, TABLES_FILE
-from easyrec_mm.model import MultimodalModel
-from easyrec_mm.parts import item_vectors
-from easyrec_mm.rec_network import task_outputs
+from easyrec_mm.network.model import MultimodalModel
+from easyrec_mm.network.rec import task_outputs
 from easyrec_mm.schema import Feature
 
 _OPSET = 18
@@ -36,7 +36,7 @@ def write_image_onnx(model: MultimodalModel, image_input: str, folder: Path) -> 
     """Write image.onnx: pixels float32 `[N, H, W, C]` -> `img_emb_vector` float32 `[K, D]`.
 
     Beside the pixels, where the tower takes them: ids int64 `[K]` under the name of the category feature, and
-    `picture_item` (parts.py). Returns why there is none, "" if there is: not every backbone can be had in ONNX.
+    `picture_item` (export/parts.py). Returns why there is none, "" if there is: not every backbone can be had in ONNX.
     """
     try:
         content = _image_network(model, image_input).SerializeToString()
@@ -78,7 +78,7 @@ def _try(content: bytes) -> None:
 
 
 def write_rec_onnx(model: MultimodalModel, folder: Path) -> None:
-    """Write rec.onnx and rec.tables: inputs of serving/transform.py and `img_emb_vector` -> outputs of every task."""
+    """Write rec.onnx and rec.tables: what numpy_transform.py makes and `img_emb_vector` -> outputs of every task."""
     features = model.schema.features
     specs: dict[str, tf.TensorSpec] = {}
     for feature in features:

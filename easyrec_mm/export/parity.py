@@ -15,7 +15,7 @@ import numpy as np
 import onnxruntime
 import tensorflow as tf
 
-from easyrec_mm import manifest, parts
+from easyrec_mm import manifest
 from easyrec_mm.data.bad_records import BadRecords
 from easyrec_mm.data.batch import Batch
 from easyrec_mm.data.input import Input
@@ -23,11 +23,12 @@ from easyrec_mm.data.pictures import PictureLoader, picture_loader
 from easyrec_mm.errors import ExportError
 from easyrec_mm.evaluation.metrics import metric_value
 from easyrec_mm.evaluation.rank_metrics import AUC
-from easyrec_mm.feature_vectors import VectorStores
-from easyrec_mm.model import MultimodalModel
+from easyrec_mm.export import parts
+from easyrec_mm.features.numpy_transform import NumpyTransform
+from easyrec_mm.network.model import MultimodalModel
 from easyrec_mm.protos.data_pb2 import DatasetConfig
 from easyrec_mm.schema import Schema
-from easyrec_mm.serving.transform import NumpyTransform
+from easyrec_mm.store.feature_vectors import VectorStores
 
 LIMIT_WITHIN_TENSORFLOW, LIMIT_TO_ONNX = 1e-6, 1e-5
 # Groups at a time, and samples of a picture that are compared: the total model embeds its picture once for each.

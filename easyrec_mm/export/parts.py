@@ -24,7 +24,7 @@ from typing import Any, NamedTuple
 import tensorflow as tf
 
 from easyrec_mm.data.decode import decode_pictures
-from easyrec_mm.data.transform import FeatureTransform
+from easyrec_mm.features.tensorflow_transform import FeatureTransform
 from easyrec_mm.manifest import (
     DECODE,
     DEFAULT,
@@ -35,8 +35,8 @@ from easyrec_mm.manifest import (
     PIXELS,
     VECTOR,
 )
-from easyrec_mm.model import MultimodalModel
-from easyrec_mm.rec_network import task_outputs
+from easyrec_mm.network.model import MultimodalModel
+from easyrec_mm.network.rec import task_outputs
 from easyrec_mm.schema import Field, Schema
 
 TEXT_SEPARATOR = ","

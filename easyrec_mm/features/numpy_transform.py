@@ -1,6 +1,6 @@
 """Raw field values -> the ids and numbers that the ONNX rec model takes, in NumPy.
 
-The second back end of what data/transform.py defines in TensorFlow; tests hold the two equal, value by value. Inputs:
+The second back end of what tensorflow_transform.py defines; tests hold the two equal, value by value. Inputs:
 
     id, combo, raw with boundaries   int64 [S]
     raw                              float32 [S, raw_dim]
@@ -19,7 +19,7 @@ import numpy as np
 from farmhash import Fingerprint64
 from numpy.typing import NDArray
 
-from easyrec_mm.expression import Functions, parse_expression
+from easyrec_mm.features.expression import Functions, parse_expression
 from easyrec_mm.schema import CROSS_SEPARATOR, Feature
 
 # Of a field: S of them, str for text, or an array of int64, bool or float32.

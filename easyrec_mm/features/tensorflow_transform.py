@@ -18,7 +18,7 @@ from collections.abc import Sequence
 
 import tensorflow as tf
 
-from easyrec_mm.expression import Functions, parse_expression
+from easyrec_mm.features.expression import Functions, parse_expression
 from easyrec_mm.schema import CROSS_SEPARATOR, Feature
 
 # See expression.BACK_END.

@@ -17,12 +17,12 @@ from typing import NamedTuple
 import numpy as np
 import tensorflow as tf
 
-from easyrec_mm.data.record_files import RecordFiles
-from easyrec_mm.data.source import Chunk, GroupRows, Order, Problem, TextGroup
-from easyrec_mm.data.transform import split_tags
 from easyrec_mm.errors import DataError
+from easyrec_mm.features.tensorflow_transform import split_tags
+from easyrec_mm.features.text_patterns import VALUE_PATTERNS, text_patterns
+from easyrec_mm.formats.record_files import RecordFiles
+from easyrec_mm.formats.source import Chunk, GroupRows, Order, Problem, TextGroup
 from easyrec_mm.schema import Dtype, Field, RowLayout, Schema
-from easyrec_mm.text_patterns import VALUE_PATTERNS, text_patterns
 
 DTYPES = {"int64": tf.int64, "bool": tf.bool, "float32": tf.float32}
 

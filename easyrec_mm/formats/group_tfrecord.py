@@ -20,14 +20,14 @@ import pyarrow as pa
 import tensorflow as tf
 from numpy.typing import NDArray
 
-from easyrec_mm.data.group_rtp import matches
-from easyrec_mm.data.record_files import RecordFiles
-from easyrec_mm.data.source import Chunk, GroupRows, Order, Problem, TextGroup
-from easyrec_mm.data.transform import split_tags
-from easyrec_mm.data.typed_groups import TypedGroups
 from easyrec_mm.errors import DataError, tensorflow_reason
+from easyrec_mm.features.tensorflow_transform import split_tags
+from easyrec_mm.features.text_patterns import text_patterns
+from easyrec_mm.formats.group_rtp import matches
+from easyrec_mm.formats.record_files import RecordFiles
+from easyrec_mm.formats.source import Chunk, GroupRows, Order, Problem, TextGroup
+from easyrec_mm.formats.typed_groups import TypedGroups
 from easyrec_mm.schema import Dtype, Schema
-from easyrec_mm.text_patterns import text_patterns
 
 _DTYPES: dict[Dtype, tf.DType] = {"int64": tf.int64, "bool": tf.int64, "float32": tf.float32, "string": tf.string}
 

@@ -10,9 +10,9 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from easyrec_mm.errors import DataError, did_you_mean
-from easyrec_mm.grouping.columns import ARROW_TYPES, join_kinds, kind_of, to_kind
-from easyrec_mm.grouping.flat_files import opened_at
-from easyrec_mm.grouping.grouped_table import (
+from easyrec_mm.files.opening import opened_at
+from easyrec_mm.formats.columns import ARROW_TYPES, join_kinds, kind_of, to_kind
+from easyrec_mm.formats.grouped_table import (
     READ_GROUPS,
     GroupFields,
     Groups,

@@ -13,9 +13,9 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from easyrec_mm.errors import DataError
-from easyrec_mm.grouping.columns import ARROW_TYPES, Kind, Typed, to_kind
-from easyrec_mm.grouping.flat_files import open_binary
-from easyrec_mm.grouping.grouped_table import (
+from easyrec_mm.files.opening import open_binary
+from easyrec_mm.formats.columns import ARROW_TYPES, Kind, Typed, to_kind
+from easyrec_mm.formats.grouped_table import (
     READ_GROUPS,
     BadGroup,
     GroupFields,

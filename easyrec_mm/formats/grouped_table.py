@@ -15,7 +15,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from easyrec_mm.grouping.columns import ARROW_TYPES, Kind
+from easyrec_mm.formats.columns import ARROW_TYPES, Kind
 
 # Groups that are read, and as far as a format allows written, at once.
 READ_GROUPS = 1 << 10

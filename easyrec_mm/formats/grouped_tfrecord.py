@@ -24,9 +24,9 @@ from google.protobuf import descriptor_pb2, descriptor_pool, message_factory
 from google.protobuf.message import DecodeError
 
 from easyrec_mm.errors import DataError, did_you_mean
-from easyrec_mm.grouping.columns import ARROW_TYPES, Kind, to_kind
-from easyrec_mm.grouping.flat_files import open_binary
-from easyrec_mm.grouping.grouped_table import (
+from easyrec_mm.files.opening import open_binary
+from easyrec_mm.formats.columns import ARROW_TYPES, Kind, to_kind
+from easyrec_mm.formats.grouped_table import (
     READ_GROUPS,
     BadGroup,
     GroupFields,

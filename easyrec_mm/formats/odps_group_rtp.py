@@ -8,10 +8,10 @@ from typing import Any
 import pyarrow as pa
 import tensorflow as tf
 
-from easyrec_mm.data.group_rtp import GroupRtpParser
-from easyrec_mm.data.odps_tables import LINE, OdpsTables
-from easyrec_mm.data.source import GroupRows, Order, Problem, TextGroup
-from easyrec_mm.data.table_files import TableSource
+from easyrec_mm.formats.group_rtp import GroupRtpParser
+from easyrec_mm.formats.odps_tables import LINE, OdpsTables
+from easyrec_mm.formats.source import GroupRows, Order, Problem, TextGroup
+from easyrec_mm.formats.table_files import TableSource
 from easyrec_mm.schema import Schema
 
 

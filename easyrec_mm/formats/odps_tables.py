@@ -23,8 +23,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from easyrec_mm.data.typed_groups import ROW
 from easyrec_mm.errors import DataError, did_you_mean
+from easyrec_mm.formats.typed_groups import ROW
 
 # Groups in a slice: some MiB, so that a request is worth its round trip and a table has many slices to shuffle.
 SLICE_ROWS = 4096

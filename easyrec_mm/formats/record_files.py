@@ -11,11 +11,11 @@ import numpy as np
 import tensorflow as tf
 from numpy.typing import NDArray
 
-from easyrec_mm.data.data_files import NUM_AHEAD, fetch_ahead, needs_copy, opened_at
-from easyrec_mm.data.gzip_files import first_truncated
-from easyrec_mm.data.source import Order
 from easyrec_mm.errors import DataError, tensorflow_reason
 from easyrec_mm.files import place_of
+from easyrec_mm.formats.data_files import NUM_AHEAD, fetch_ahead, needs_copy, opened_at
+from easyrec_mm.formats.gzip_files import first_truncated
+from easyrec_mm.formats.source import Order
 
 # Files read side by side when groups are shuffled. Fixed, because it decides their order.
 NUM_OPEN_FILES = 4

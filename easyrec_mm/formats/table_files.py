@@ -19,10 +19,10 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import tensorflow as tf
 
-from easyrec_mm.data.data_files import NUM_AHEAD, needs_copy
-from easyrec_mm.data.source import Chunk, GroupRows, Order, Problem, TextGroup
-from easyrec_mm.data.typed_groups import ROW
 from easyrec_mm.errors import DataError
+from easyrec_mm.formats.data_files import NUM_AHEAD, needs_copy
+from easyrec_mm.formats.source import Chunk, GroupRows, Order, Problem, TextGroup
+from easyrec_mm.formats.typed_groups import ROW
 from easyrec_mm.schema import Schema
 
 # Files read side by side when rows are shuffled. Fixed, because it decides their order.

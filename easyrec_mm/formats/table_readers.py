@@ -10,10 +10,10 @@ import pyarrow as pa
 import pyarrow.csv
 import pyarrow.parquet as pq
 
-from easyrec_mm.data.data_files import fetch_ahead, opened_at
-from easyrec_mm.data.source import Problem
-from easyrec_mm.data.typed_groups import PROBLEM, ROW, TypedGroups
 from easyrec_mm.errors import DataError
+from easyrec_mm.formats.data_files import fetch_ahead, opened_at
+from easyrec_mm.formats.source import Problem
+from easyrec_mm.formats.typed_groups import PROBLEM, ROW, TypedGroups
 
 _GZIP_MAGIC = b"\x1f\x8b"
 _CSV_BLOCK_BYTES = 1 << 21

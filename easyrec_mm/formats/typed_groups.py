@@ -18,10 +18,10 @@ import pyarrow.compute as pc
 import tensorflow as tf
 from numpy.typing import NDArray
 
-from easyrec_mm.data.source import GroupRows, Problem, TextGroup
 from easyrec_mm.errors import DataError, did_you_mean
+from easyrec_mm.features.text_patterns import VALUE_PATTERNS, text_patterns
+from easyrec_mm.formats.source import GroupRows, Problem, TextGroup
 from easyrec_mm.schema import Dtype, Field, Schema
-from easyrec_mm.text_patterns import VALUE_PATTERNS, text_patterns
 
 # Columns in which a reader says the number of a row, and what is wrong with it; null for a good one.
 ROW, PROBLEM = "easyrec_mm:row", "easyrec_mm:problem"

@@ -15,9 +15,9 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from easyrec_mm.grouping.columns import ORDER
+from easyrec_mm.formats.columns import ORDER
 from easyrec_mm.grouping.rows import ROW_HASH, SIDE, LogLayout
-from easyrec_mm.grouping.stable_hash import hash_column, mix, seeded
+from easyrec_mm.stable_hash import hash_column, mix, seeded
 
 # What a row is told of its group: the shard (int32), the place in it (int64, 0 to 2^63) and the ORDER of the group's
 # first row (int64), which no other group has.

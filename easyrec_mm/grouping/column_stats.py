@@ -16,8 +16,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from easyrec_mm.grouping.columns import ORDER, Kind
-from easyrec_mm.grouping.stable_hash import Hashes, combine, hash_column, mix
+from easyrec_mm.formats.columns import ORDER, Kind
+from easyrec_mm.stable_hash import Hashes, combine, hash_column, mix
 
 # Distinct values of a column up to which each is counted.
 MAX_COUNTED = 1000

@@ -9,7 +9,7 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from easyrec_mm.grouping.stable_hash import Hashes, hash_column
+from easyrec_mm.stable_hash import Hashes, hash_column
 
 _ROWS_AT_ONCE = 1 << 16
 

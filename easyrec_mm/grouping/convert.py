@@ -18,17 +18,18 @@ from typing import Any, NamedTuple
 import pyarrow.compute as pc
 from google.protobuf import text_format
 
-from easyrec_mm.config import Pipeline, load_pipeline
+from easyrec_mm.config.pipeline import Pipeline, load_pipeline
 from easyrec_mm.errors import ConfigError, UserError
 from easyrec_mm.files import is_remote, join
+from easyrec_mm.files.opening import exists, opened_at, size_of
+from easyrec_mm.formats.columns import MAX_WHOLE, Kind
+from easyrec_mm.formats.grouped_parquet import read_parquet
+from easyrec_mm.formats.grouped_rtp import RtpLayout, find_forbidden, read_rtp
+from easyrec_mm.formats.grouped_table import BadGroup, GroupFields, Groups, GroupsPiece, Problems
+from easyrec_mm.formats.grouped_tfrecord import read_tfrecord
 from easyrec_mm.grouping.bad_rows import BAD_ROWS, BadRow, BadRows
-from easyrec_mm.grouping.columns import MAX_WHOLE, Kind
-from easyrec_mm.grouping.flat_files import exists, find_inputs, opened_at, size_of
+from easyrec_mm.grouping.flat_files import find_inputs
 from easyrec_mm.grouping.group_stats import write_stats
-from easyrec_mm.grouping.grouped_parquet import read_parquet
-from easyrec_mm.grouping.grouped_rtp import RtpLayout, find_forbidden, read_rtp
-from easyrec_mm.grouping.grouped_table import BadGroup, GroupFields, Groups, GroupsPiece, Problems
-from easyrec_mm.grouping.grouped_tfrecord import read_tfrecord
 from easyrec_mm.grouping.options import GROUP_SIZE, TYPE_NAMES
 from easyrec_mm.grouping.output_folder import new_folder, written
 from easyrec_mm.grouping.pipeline_template import INPUT_TYPES
@@ -45,7 +46,7 @@ _MANY_BYTES = 64 << 20
 
 @dataclass(frozen=True)
 class ConvertOptions:
-    """The flags of the command; see cli.py for what they mean."""
+    """The flags of the command; see cli/main.py for what they mean."""
 
     input: str
     output: str

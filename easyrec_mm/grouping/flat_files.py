@@ -7,11 +7,10 @@ numbered from 1, without a header and empty lines.
 from __future__ import annotations
 
 import glob
-import gzip
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import IO, Literal, NamedTuple
+from typing import Literal, NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -19,15 +18,15 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from easyrec_mm.errors import DataError
-from easyrec_mm.files import Failure, StorageError, is_remote, place_of, plain
-from easyrec_mm.files.local_copies import local_copy
+from easyrec_mm.files import is_remote, place_of, plain
+from easyrec_mm.files.opening import is_gzip, open_binary, opened_at, size_of
+from easyrec_mm.formats.columns import ORDER, ROW_BITS, Kind, Typed, kind_of, starts_with_zero, to_kind
 from easyrec_mm.grouping import csv_blocks
-from easyrec_mm.grouping.columns import ORDER, ROW_BITS, Kind, Typed, kind_of, starts_with_zero, to_kind
 
 # Rows of Parquet that are read at once, and bytes and rows of a split.
 READ_ROWS = 1 << 16
 SPLIT_BYTES, SPLIT_ROWS = 1 << 26, 1 << 18
-_PARQUET_MAGIC, _GZIP_MAGIC = b"PAR1", b"\x1f\x8b"
+_PARQUET_MAGIC = b"PAR1"
 _PICTURE_ENDINGS = (".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp")
 # Values of a block of text by which is told whether it is worth trying to read all of them as numbers.
 _NUM_PROBED = 1000
@@ -109,15 +108,6 @@ def _files_here(pattern: str) -> list[str]:
     return [file for name in found for file in (_files_of(name) if os.path.isdir(name) else [name])]
 
 
-def opened_at(path: str) -> str:
-    """A path of this machine at which to open a file at once: its own, or that of a copy.
-
-    Raises:
-      DataError: if it cannot be fetched.
-    """
-    return local_copy(path) if is_remote(path) else path
-
-
 def _files_of(folder: str) -> list[str]:
     """Files in a folder and below, but for hidden ones, markers such as _SUCCESS, and pictures."""
     found = []
@@ -171,7 +161,7 @@ def _plan_csv(file: int, path: str, separator: str) -> FilePlan:
     with open_binary(path) as stream:
         header, start = csv_blocks.read_header(stream, path, separator)
         names = tuple(header)
-        if _is_gzip(path) or size_of(path) <= start + SPLIT_BYTES:
+        if is_gzip(path) or size_of(path) <= start + SPLIT_BYTES:
             return FilePlan(dict.fromkeys(names), [Split(file, path, "csv", start, -1, names=names)] if names else [])
         splits = []
         end = start
@@ -183,35 +173,6 @@ def _plan_csv(file: int, path: str, separator: str) -> FilePlan:
         if end > start:
             splits.append(Split(file, path, "csv", start, end, names=names))
         return FilePlan(dict.fromkeys(names), splits)
-
-
-def open_binary(path: str) -> IO[bytes]:
-    """A file, unpacked if it is gzip."""
-    path = opened_at(path)
-    return gzip.open(path) if _is_gzip(path) else open(path, "rb")  # type: ignore[return-value]
-
-
-def exists(path: str) -> bool:
-    """Whether there is such a file."""
-    try:
-        size_of(path)
-    except StorageError as error:
-        if error.failure != Failure.MISSING:
-            raise
-        return False
-    except FileNotFoundError:
-        return False
-    return True
-
-
-def size_of(path: str) -> int:
-    """Bytes of a file."""
-    return place_of(path).stat(path).size if is_remote(path) else os.path.getsize(path)
-
-
-def _is_gzip(path: str) -> bool:
-    with open(opened_at(path), "rb") as stream:
-        return stream.read(2) == _GZIP_MAGIC
 
 
 def pieces(split: Split, columns: list[str], separator: str) -> Iterator[Piece]:

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
 from typing import Protocol, TypeVar
 
-from easyrec_mm.config import load_pipeline
+from easyrec_mm.config.pipeline import load_pipeline
 from easyrec_mm.errors import DataError, UserError
 from easyrec_mm.files import is_remote, join
 from easyrec_mm.grouping.assign import GroupRule, GroupsReport

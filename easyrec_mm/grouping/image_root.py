@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from easyrec_mm.errors import DataError
 from easyrec_mm.files.first_pictures import NUM_FIRST, are_most, are_relative, find_root, folders_of, missing, shown
-from easyrec_mm.grouping.columns import ORDER, to_kind
+from easyrec_mm.formats.columns import ORDER, to_kind
 from easyrec_mm.grouping.flat_files import pieces
 from easyrec_mm.grouping.log_plan import LogPlan
 from easyrec_mm.grouping.options import GroupOptions

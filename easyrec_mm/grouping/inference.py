@@ -10,14 +10,14 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
+from easyrec_mm.features.quantiles import quantile_boundaries
+from easyrec_mm.formats.columns import MAX_WHOLE, Kind
+from easyrec_mm.formats.grouped_table import GroupFields
 from easyrec_mm.grouping.column_stats import MAX_COUNTED, ColumnStats, LogStats
-from easyrec_mm.grouping.columns import MAX_WHOLE, Kind
 from easyrec_mm.grouping.constancy import ConstantColumns
-from easyrec_mm.grouping.grouped_table import GroupFields
 from easyrec_mm.grouping.leaks import LeakFinder
 from easyrec_mm.grouping.options import GROUP_SIZE, GroupOptions
 from easyrec_mm.grouping.row_numbers import TIME, is_time, why_row_number
-from easyrec_mm.quantiles import quantile_boundaries
 
 # Distinct texts up to which a feature has a vocabulary, and rows of the largest table that is proposed.
 _MAX_VOCABULARY, _MAX_TABLE = 100, 50_000_000

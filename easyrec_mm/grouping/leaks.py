@@ -18,7 +18,7 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 from scipy.special import bdtr
 
-from easyrec_mm.grouping.columns import NULL_WORDS
+from easyrec_mm.formats.columns import NULL_WORDS
 
 Bools = NDArray[np.bool_]
 Ints = NDArray[np.int64]

@@ -18,7 +18,7 @@ from easyrec_mm.grouping.flat_files import Split
 from easyrec_mm.grouping.rows import LogLayout, RowsReport, SplitReader, merged
 from easyrec_mm.grouping.shards import OutputRule, ShardReport, put_shard, sort_rows, write_shard
 from easyrec_mm.grouping.spill import SpillFile, read_bucket, write_spill
-from easyrec_mm.grouping.stable_hash import hash_column, seeded
+from easyrec_mm.stable_hash import hash_column, seeded
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")

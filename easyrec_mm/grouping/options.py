@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from easyrec_mm.errors import UserError
-from easyrec_mm.grouping.columns import Kind
+from easyrec_mm.formats.columns import Kind
 
 GROUP_SIZE = "group_size"
 # Names of types as a config has them.
@@ -32,7 +32,7 @@ class SplitBy:
 
 @dataclass(frozen=True)
 class GroupOptions:
-    """The flags of the command; see cli.py for what they mean."""
+    """The flags of the command; see cli/main.py for what they mean."""
 
     input: str
     group_by: str

@@ -10,9 +10,9 @@ from typing import Any
 
 from google.protobuf import text_encoding
 
-from easyrec_mm.config_groups import wide_name
-from easyrec_mm.grouping.columns import Kind
-from easyrec_mm.grouping.grouped_rtp import RtpLayout
+from easyrec_mm.config.feature_groups import wide_name
+from easyrec_mm.formats.columns import Kind
+from easyrec_mm.formats.grouped_rtp import RtpLayout
 from easyrec_mm.grouping.inference import FeaturePlan, FieldPlan, Inference, LabelPlan
 from easyrec_mm.grouping.options import GROUP_SIZE, GroupOptions
 from easyrec_mm.protos.data_pb2 import DatasetConfig

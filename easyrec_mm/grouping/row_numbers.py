@@ -9,8 +9,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
+from easyrec_mm.formats.columns import ORDER
 from easyrec_mm.grouping.column_stats import ColumnStats
-from easyrec_mm.grouping.columns import ORDER
 
 TIME = "a time: what comes later has values that no training saw"
 _TIME_NAME = re.compile(r"(\w+_)?(time|timestamp|ts|date|datetime|dt|day)|(\w+_)at")

@@ -15,10 +15,10 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
+from easyrec_mm.formats.columns import ARROW_TYPES, ORDER, ROW_BITS, Kind, to_kind
+from easyrec_mm.formats.grouped_rtp import HOLDS_SEPARATOR
 from easyrec_mm.grouping.column_stats import LogStats
-from easyrec_mm.grouping.columns import ARROW_TYPES, ORDER, ROW_BITS, Kind, to_kind
 from easyrec_mm.grouping.flat_files import Piece, Split, pieces
-from easyrec_mm.grouping.grouped_rtp import HOLDS_SEPARATOR
 from easyrec_mm.grouping.sides import SIDES, SideRule
 
 # The side of a row (int8), and a hash of its values (int64), by which rows that are there twice are found.

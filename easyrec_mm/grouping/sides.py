@@ -14,7 +14,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from easyrec_mm.grouping.stable_hash import hash_column, seeded
+from easyrec_mm.stable_hash import hash_column, seeded
 
 SIDES = ("train", "eval")
 TRAIN, EVAL = range(2)

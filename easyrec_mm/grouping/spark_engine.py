@@ -27,14 +27,14 @@ from pyspark.sql.pandas.types import from_arrow_schema
 
 from easyrec_mm.errors import DataError, UserError
 from easyrec_mm.files import is_remote
+from easyrec_mm.formats.columns import ORDER
 from easyrec_mm.grouping.assign import FIRST, PLACE_COLUMNS, POSITION, SHARD, GroupRule, GroupsReport, assign
-from easyrec_mm.grouping.columns import ORDER
 from easyrec_mm.grouping.constancy import Constancy, ConstantColumns
 from easyrec_mm.grouping.flat_files import Split
 from easyrec_mm.grouping.rows import LogLayout, RowsReport, SplitReader, merged
 from easyrec_mm.grouping.shards import OutputRule, ShardReport, put_shard
 from easyrec_mm.grouping.spill import read_bucket, write_spill
-from easyrec_mm.grouping.stable_hash import hash_column
+from easyrec_mm.stable_hash import hash_column
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")

@@ -8,20 +8,20 @@ from __future__ import annotations
 import keras
 import tensorflow as tf
 
-from easyrec_mm.config_image import AUGMENTATIONS, PLACE, backbone_name, image_losses
+from easyrec_mm.config.image import AUGMENTATIONS, PLACE, backbone_name, image_losses
 from easyrec_mm.data.batch import Images
 from easyrec_mm.errors import ConfigError
-from easyrec_mm.layers.augmentation import Augmentation
-from easyrec_mm.layers.backbones import BackboneError, named_backbone, preset_backbone
-from easyrec_mm.layers.descriptors import Descriptors
-from easyrec_mm.layers.dnn import Highway
-from easyrec_mm.layers.embedding import FeatureEmbedding
-from easyrec_mm.layers.image_losses import ClassLoss, ContrastiveLoss, MultiSimilarityLoss
-from easyrec_mm.layers.image_tower import ImageTower, TowerOptions
-from easyrec_mm.layers.item_image import ItemImage
+from easyrec_mm.network.layers.augmentation import Augmentation
+from easyrec_mm.network.layers.backbones import BackboneError, named_backbone, preset_backbone
+from easyrec_mm.network.layers.descriptors import Descriptors
+from easyrec_mm.network.layers.dnn import Highway
+from easyrec_mm.network.layers.embedding import FeatureEmbedding
+from easyrec_mm.network.layers.image_losses import ClassLoss, ContrastiveLoss, MultiSimilarityLoss
+from easyrec_mm.network.layers.image_tower import ImageTower, TowerOptions
+from easyrec_mm.network.layers.item_image import ItemImage
+from easyrec_mm.network.rec import build_dnn
 from easyrec_mm.protos.image_pb2 import ContrastiveImageLoss, ImageLoss, ImagePooling, ImgModel
 from easyrec_mm.protos.pipeline_pb2 import EasyRecConfig
-from easyrec_mm.rec_network import build_dnn
 from easyrec_mm.schema import Schema
 from easyrec_mm.weights.catalog import preset_location
 

@@ -12,17 +12,17 @@ from functools import partial
 import keras
 import tensorflow as tf
 
-from easyrec_mm.config_checks import REGULARIZATION_LOSSES
+from easyrec_mm.config.checks import REGULARIZATION_LOSSES
 from easyrec_mm.data.batch import Batch, Images
-from easyrec_mm.image_network import ImageLosses, image_tower, item_image
-from easyrec_mm.layers.item_image import ItemImage
-from easyrec_mm.losses import LOSSES, weighted_mean
-from easyrec_mm.picture_bank import PictureBank
-from easyrec_mm.precision import FLOAT32
+from easyrec_mm.data.picture_bank import PictureBank
+from easyrec_mm.network.image import ImageLosses, image_tower, item_image
+from easyrec_mm.network.layers.item_image import ItemImage
+from easyrec_mm.network.losses import LOSSES, weighted_mean
+from easyrec_mm.network.precision import FLOAT32
+from easyrec_mm.network.rec import RecModel, task_outputs
 from easyrec_mm.protos.loss_pb2 import LossType
 from easyrec_mm.protos.model_pb2 import BayesTaskTower
 from easyrec_mm.protos.pipeline_pb2 import EasyRecConfig
-from easyrec_mm.rec_network import RecModel, task_outputs
 from easyrec_mm.schema import Schema, Task
 
 EMBEDDING_REGULARIZATION, L2_REGULARIZATION = REGULARIZATION_LOSSES

@@ -9,13 +9,13 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from easyrec_mm.config_checks import activation_name, relation_order
-from easyrec_mm.config_groups import wide_name
-from easyrec_mm.layers.dnn import DNN, ExpertMixture, dense
-from easyrec_mm.layers.embedding import FeatureEmbedding
-from easyrec_mm.layers.interaction import DotInteraction
-from easyrec_mm.layers.target_attention import TargetAttention
-from easyrec_mm.precision import FLOAT32
+from easyrec_mm.config.checks import activation_name, relation_order
+from easyrec_mm.config.feature_groups import wide_name
+from easyrec_mm.network.layers.dnn import DNN, ExpertMixture, dense
+from easyrec_mm.network.layers.embedding import FeatureEmbedding
+from easyrec_mm.network.layers.interaction import DotInteraction
+from easyrec_mm.network.layers.target_attention import TargetAttention
+from easyrec_mm.network.precision import FLOAT32
 from easyrec_mm.protos.model_pb2 import E2E_MM_DBMTL, BayesTaskTower, EasyRecModel, FeatureGroupConfig
 from easyrec_mm.schema import Attention, Schema, Task
 
@@ -68,7 +68,7 @@ class RecModel(keras.layers.Layer):
         """Logits of a batch.
 
         Args:
-          features: as data/transform.py makes them, S samples.
+          features: as features/tensorflow_transform.py makes them, S samples.
           image_vector: float32 `[S, D]`; None for a model without pictures.
 
         Returns:

@@ -5,13 +5,13 @@ from __future__ import annotations
 from pathlib import Path
 from typing import NamedTuple
 
-from easyrec_mm.checkpoint import Checkpoints
-from easyrec_mm.config import Pipeline
-from easyrec_mm.config_best import BEST, Criterion, criterion_of
-from easyrec_mm.config_evaluation import evaluation_metrics
+from easyrec_mm.config.best import BEST, Criterion, criterion_of
+from easyrec_mm.config.evaluation import evaluation_metrics
+from easyrec_mm.config.pipeline import Pipeline
 from easyrec_mm.errors import CheckpointError
-from easyrec_mm.model_dir import ModelDir, find_checkpoint
+from easyrec_mm.runs.checkpoint import Checkpoints
 from easyrec_mm.runs.evaluations import METRICS, Evaluation, read_evaluations, standing_of
+from easyrec_mm.runs.model_dir import ModelDir, find_checkpoint
 
 _SETTING = "--checkpoint_path"
 

@@ -11,7 +11,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from easyrec_mm.config_best import Criterion
+from easyrec_mm.config.best import Criterion
 
 METRICS = "metrics.jsonl"
 # Kinds of lines, beside "train".

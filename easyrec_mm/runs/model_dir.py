@@ -14,11 +14,11 @@ from collections.abc import Collection, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from easyrec_mm.checkpoint import PREFIX, STATE, resolve_checkpoint
 from easyrec_mm.errors import CheckpointError
 from easyrec_mm.files import is_remote, place_of, plain
 from easyrec_mm.files.folders import Folder
 from easyrec_mm.files.storage import StorageError
+from easyrec_mm.runs.checkpoint import PREFIX, STATE, resolve_checkpoint
 
 # Files of a training, beside its checkpoints.
 EVAL_RESULT = "eval_result.json"

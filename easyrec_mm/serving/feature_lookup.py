@@ -16,10 +16,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from easyrec_mm.errors import ExportError, StoreError, did_you_mean
-from easyrec_mm.feature_vectors import Found, VectorStores, origin_number
+from easyrec_mm.features.numpy_transform import Values, vector_keys
 from easyrec_mm.manifest import Manifest
 from easyrec_mm.schema import Feature
-from easyrec_mm.serving.transform import Values, vector_keys
+from easyrec_mm.store.feature_vectors import Found, VectorStores, origin_number
 
 # A store that failed is left alone for this long, so that requests do not wait for it one after the other.
 _PAUSE_S = 1.0

@@ -19,10 +19,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from easyrec_mm.errors import UserError, did_you_mean
+from easyrec_mm.features.numpy_transform import Values
+from easyrec_mm.features.text_patterns import text_patterns
 from easyrec_mm.manifest import IMAGE_TEXT
 from easyrec_mm.schema import Field, Schema
-from easyrec_mm.serving.transform import Values
-from easyrec_mm.text_patterns import text_patterns
 
 _INT64_LIMIT = 2**63
 # Kinds of JSON values that a field may have; True is no number, though Python has it as one.

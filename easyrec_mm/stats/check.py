@@ -14,20 +14,20 @@ import tensorflow as tf
 from PIL import Image as Pillow
 from PIL import UnidentifiedImageError
 
-from easyrec_mm.config import Pipeline
+from easyrec_mm.config.pipeline import Pipeline
 from easyrec_mm.data.bad_records import NUM_SHOWN, BadRecord, BadRecords
 from easyrec_mm.data.first_pictures import paths_of, require_pictures
-from easyrec_mm.data.group_rtp import label_value
 from easyrec_mm.data.input import Input
 from easyrec_mm.data.packed_pictures import packed_path
 from easyrec_mm.data.pictures import picture_loader
-from easyrec_mm.data.source import Problem
-from easyrec_mm.data.transform import looked_up
 from easyrec_mm.errors import UserError
-from easyrec_mm.feature_vectors import VectorStores
-from easyrec_mm.image_network import image_tower
-from easyrec_mm.precision import FLOAT32
+from easyrec_mm.features.tensorflow_transform import looked_up
+from easyrec_mm.formats.group_rtp import label_value
+from easyrec_mm.formats.source import Problem
+from easyrec_mm.network.image import image_tower
+from easyrec_mm.network.precision import FLOAT32
 from easyrec_mm.schema import Feature, Schema
+from easyrec_mm.store.feature_vectors import VectorStores
 
 NUM_EXAMPLES = 3
 NUM_PICTURES = 200

@@ -9,8 +9,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from easyrec_mm.formats.columns import ORDER, ROW_BITS, Kind
 from easyrec_mm.grouping.column_stats import ColumnStats, RowSample
-from easyrec_mm.grouping.columns import ORDER, ROW_BITS, Kind
 from easyrec_mm.stats.samples import Fields, Samples
 
 # Samples that tell quantiles and correlations: errors of about 0.005 in a correlation near 0.

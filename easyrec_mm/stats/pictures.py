@@ -19,7 +19,7 @@ from scipy.sparse import coo_matrix
 from scipy.sparse.csgraph import connected_components
 
 from easyrec_mm.data.picture_reader import PictureReader
-from easyrec_mm.grouping.stable_hash import Hashes, hash_column
+from easyrec_mm.stable_hash import Hashes, hash_column
 
 # Bits of 64 in which the hashes of pictures that look alike may differ.
 MAX_DISTANCE = 4

@@ -10,17 +10,17 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from easyrec_mm.config import Pipeline
-from easyrec_mm.data.data_files import find_files, find_infos, opened_at
-from easyrec_mm.data.odps_tables import LINE, OdpsTables
-from easyrec_mm.data.typed_groups import ROW
+from easyrec_mm.config.pipeline import Pipeline
 from easyrec_mm.errors import DataError, did_you_mean
 from easyrec_mm.files.local_copies import local_copies
-from easyrec_mm.grouping.columns import ORDER, ROW_BITS, Kind, to_kind
+from easyrec_mm.formats.columns import ORDER, ROW_BITS, Kind, to_kind
+from easyrec_mm.formats.data_files import find_files, find_infos, opened_at
+from easyrec_mm.formats.grouped_rtp import decode
+from easyrec_mm.formats.grouped_table import BadGroup, GroupFields, GroupsPiece, Ints
+from easyrec_mm.formats.odps_tables import LINE, OdpsTables
+from easyrec_mm.formats.typed_groups import ROW
 from easyrec_mm.grouping.convert import source_format
 from easyrec_mm.grouping.flat_files import Split, pieces, plan_file
-from easyrec_mm.grouping.grouped_rtp import decode
-from easyrec_mm.grouping.grouped_table import BadGroup, GroupFields, GroupsPiece, Ints
 from easyrec_mm.grouping.log_plan import plan_columns
 from easyrec_mm.grouping.options import TYPE_NAMES
 from easyrec_mm.protos.data_pb2 import DatasetConfig

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass
 
-from easyrec_mm.config import Pipeline
+from easyrec_mm.config.pipeline import Pipeline
 from easyrec_mm.data.bad_records import BadRecord
 from easyrec_mm.data.packed_pictures import packed_path
 from easyrec_mm.data.picture_reader import PictureReader, content_cache
@@ -22,7 +22,7 @@ from easyrec_mm.stats.text import text
 
 @dataclass(frozen=True)
 class StatsOptions:
-    """The flags of the command; see cli.py for what they mean."""
+    """The flags of the command; see cli/main.py for what they mean."""
 
     input: str = ""
     output: str = "stats.html"

@@ -9,20 +9,20 @@ from contextlib import suppress
 import keras
 import tensorflow as tf
 
-from easyrec_mm.checkpoint import read_into
-from easyrec_mm.config import Pipeline
-from easyrec_mm.config_best import BEST, criterion_of
-from easyrec_mm.config_evaluation import evaluation_metrics
+from easyrec_mm.config.best import BEST, criterion_of
+from easyrec_mm.config.evaluation import evaluation_metrics
+from easyrec_mm.config.pipeline import Pipeline
 from easyrec_mm.data.bad_records import BadRecords
+from easyrec_mm.evaluation.evaluator import Evaluator
 from easyrec_mm.evaluation.report import table, write_result
-from easyrec_mm.evaluator import Evaluator
-from easyrec_mm.feature_vectors import VectorStores
 from easyrec_mm.files import StorageError
-from easyrec_mm.model import MultimodalModel
-from easyrec_mm.model_dir import BAD_RECORDS, EVAL_RESULT, ModelDir
-from easyrec_mm.moving_average import MovingAverage
-from easyrec_mm.progress import MetricsLog, Progress
+from easyrec_mm.network.model import MultimodalModel
+from easyrec_mm.runs.checkpoint import read_into
 from easyrec_mm.runs.evaluations import EVAL, METRICS, Evaluation, read_evaluations, standing_of, stop_reason
+from easyrec_mm.runs.model_dir import BAD_RECORDS, EVAL_RESULT, ModelDir
+from easyrec_mm.runs.moving_average import MovingAverage
+from easyrec_mm.runs.progress import MetricsLog, Progress
+from easyrec_mm.store.feature_vectors import VectorStores
 from easyrec_mm.training.time_left import duration
 
 

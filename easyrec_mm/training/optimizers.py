@@ -16,8 +16,8 @@ from typing import Any
 import keras
 import tensorflow as tf
 
-from easyrec_mm.learning_rates import Schedule
 from easyrec_mm.protos.optimizer_pb2 import Optimizer as OptimizerConfig
+from easyrec_mm.training.learning_rates import Schedule
 
 Rows = list[tf.Tensor]
 

@@ -12,13 +12,13 @@ from typing import NamedTuple
 import keras
 import tensorflow as tf
 
+from easyrec_mm.data.picture_bank import PictureBank
 from easyrec_mm.errors import ConfigError
-from easyrec_mm.model import MultimodalModel
-from easyrec_mm.optimizers import RowOptimizer, build_optimizer
-from easyrec_mm.picture_bank import PictureBank
+from easyrec_mm.network.model import MultimodalModel
 from easyrec_mm.protos.image_pb2 import ImgModel
 from easyrec_mm.protos.pipeline_pb2 import EasyRecConfig
 from easyrec_mm.protos.train_pb2 import TrainConfig
+from easyrec_mm.training.optimizers import RowOptimizer, build_optimizer
 
 
 class Phase(NamedTuple):

@@ -14,33 +14,33 @@ from functools import partial
 
 import tensorflow as tf
 
-from easyrec_mm.checkpoint import Checkpoints, restore
-from easyrec_mm.config import Pipeline, write_config
-from easyrec_mm.config_image import PLACE
-from easyrec_mm.config_learning_rates import schedule_warnings
+from easyrec_mm.config.image import PLACE
+from easyrec_mm.config.learning_rates import schedule_warnings
+from easyrec_mm.config.pipeline import Pipeline, write_config
 from easyrec_mm.data.bad_records import BadRecords
 from easyrec_mm.data.batch import Batch
 from easyrec_mm.data.first_pictures import first_pictures, require_pictures
 from easyrec_mm.data.input import Input, InputBatch
+from easyrec_mm.data.picture_bank import PictureBank
 from easyrec_mm.errors import CheckpointError, ConfigError, UserError
-from easyrec_mm.evaluator import STEP_NAME, VECTORS, moving_average, vectors_of
-from easyrec_mm.feature_vectors import origin_number
+from easyrec_mm.evaluation.evaluator import STEP_NAME, VECTORS, moving_average, vectors_of
 from easyrec_mm.files.folders import shown
-from easyrec_mm.loss_scale import LossScale
-from easyrec_mm.model import MultimodalModel
-from easyrec_mm.model_dir import BAD_RECORDS, PIPELINE_CONFIG, ModelDir
-from easyrec_mm.optimizers import sum_duplicate_rows
-from easyrec_mm.picture_bank import PictureBank
-from easyrec_mm.precision import MIXED_FLOAT16, dtype_policy
-from easyrec_mm.progress import MetricsLog, Progress
+from easyrec_mm.network.model import MultimodalModel
+from easyrec_mm.network.precision import MIXED_FLOAT16, dtype_policy
+from easyrec_mm.runs.checkpoint import Checkpoints, restore
 from easyrec_mm.runs.evaluations import END, METRICS, START
+from easyrec_mm.runs.model_dir import BAD_RECORDS, PIPELINE_CONFIG, ModelDir
+from easyrec_mm.runs.progress import MetricsLog, Progress
+from easyrec_mm.store.feature_vectors import origin_number
 from easyrec_mm.training.evaluations import TrainingEvaluations
 from easyrec_mm.training.length import Length, training_length
+from easyrec_mm.training.loss_scale import LossScale
+from easyrec_mm.training.optimizers import sum_duplicate_rows
+from easyrec_mm.training.plan import Phase, build_optimizers, build_phases
 from easyrec_mm.training.save_times import SaveTimes
 from easyrec_mm.training.signals import Caught, caught_signals
 from easyrec_mm.training.time_left import Forecast
 from easyrec_mm.training.warm_start import start_from_checkpoint
-from easyrec_mm.training_plan import Phase, build_optimizers, build_phases
 
 _STOPPING = "stopping after this step, then saving a checkpoint; once more to stop at once"
 

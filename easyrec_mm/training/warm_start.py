@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from easyrec_mm import files
-from easyrec_mm.checkpoint import warm_start
 from easyrec_mm.errors import ConfigError
 from easyrec_mm.files import StorageError
-from easyrec_mm.model import MultimodalModel
-from easyrec_mm.model_dir import find_checkpoint
+from easyrec_mm.network.model import MultimodalModel
 from easyrec_mm.protos.train_pb2 import TrainConfig, WarmStart
+from easyrec_mm.runs.checkpoint import warm_start
+from easyrec_mm.runs.model_dir import find_checkpoint
 
 
 def start_from_checkpoint(model: MultimodalModel, config: TrainConfig) -> str:

@@ -9,21 +9,21 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from easyrec_mm.checkpoint import Checkpoints
-from easyrec_mm.config import Pipeline
+from easyrec_mm.config.pipeline import Pipeline
 from easyrec_mm.data.bad_records import BadRecords
 from easyrec_mm.errors import CheckpointError
+from easyrec_mm.evaluation.evaluator import Evaluator, load_weights, vectors_of
 from easyrec_mm.evaluation.report import table, write_result
-from easyrec_mm.evaluator import Evaluator, load_weights, vectors_of
-from easyrec_mm.feature_vectors import VectorStores
 from easyrec_mm.files import StorageError, is_remote
 from easyrec_mm.files.folders import shown
-from easyrec_mm.model import MultimodalModel
-from easyrec_mm.model_dir import ModelDir
-from easyrec_mm.precision import dtype_policy
-from easyrec_mm.progress import MetricsLog
+from easyrec_mm.network.model import MultimodalModel
+from easyrec_mm.network.precision import dtype_policy
 from easyrec_mm.runs.best_checkpoint import step_of
+from easyrec_mm.runs.checkpoint import Checkpoints
 from easyrec_mm.runs.evaluations import END, EVAL, METRICS, START, read_lines
+from easyrec_mm.runs.model_dir import ModelDir
+from easyrec_mm.runs.progress import MetricsLog
+from easyrec_mm.store.feature_vectors import VectorStores
 from easyrec_mm.training.signals import Caught
 
 WATCH_METRICS = "eval_watch.jsonl"

@@ -9,11 +9,11 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from easyrec_mm.config import Pipeline
-from easyrec_mm.config_checks import check_model_and_training
-from easyrec_mm.config_groups import is_of_groups
-from easyrec_mm.config_image import NO_BACKBONE, backbone_name
-from easyrec_mm.config_schema import derive_schema
+from easyrec_mm.config.checks import check_model_and_training
+from easyrec_mm.config.feature_groups import is_of_groups
+from easyrec_mm.config.image import NO_BACKBONE, backbone_name
+from easyrec_mm.config.pipeline import Pipeline
+from easyrec_mm.config.schema import derive_schema
 from easyrec_mm.errors import ConfigError, Problems, UserError
 from easyrec_mm.protos.feature_pb2 import FeatureConfig
 from easyrec_mm.protos.image_pb2 import ImgModel

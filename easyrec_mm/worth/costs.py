@@ -9,15 +9,15 @@ from contextlib import redirect_stdout
 from dataclasses import dataclass
 from pathlib import Path
 
-from easyrec_mm.config import Pipeline
+from easyrec_mm.config.pipeline import Pipeline
 from easyrec_mm.data.bad_records import BadRecords
 from easyrec_mm.data.input import Input
 from easyrec_mm.errors import UserError
 from easyrec_mm.runs.evaluations import METRICS
-from easyrec_mm.trainer import Trainer
 from easyrec_mm.training.length import training_length
 from easyrec_mm.training.save_times import SaveTimes
 from easyrec_mm.training.time_left import duration
+from easyrec_mm.training.trainer import Trainer
 from easyrec_mm.worth.arms import Arm
 from easyrec_mm.worth.runs import copy_of, forget_models
 

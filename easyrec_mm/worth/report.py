@@ -9,8 +9,8 @@ from typing import Any
 
 import numpy as np
 
-from easyrec_mm.config_best import BIGGER_IS_BETTER, find_metric
-from easyrec_mm.config_evaluation import NamedMetric, evaluation_metrics, named_metrics
+from easyrec_mm.config.best import BIGGER_IS_BETTER, find_metric
+from easyrec_mm.config.evaluation import NamedMetric, evaluation_metrics, named_metrics
 from easyrec_mm.evaluation.estimates import Estimate
 from easyrec_mm.evaluation.summary import finite
 from easyrec_mm.training.time_left import duration

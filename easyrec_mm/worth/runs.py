@@ -13,19 +13,19 @@ from typing import Any
 import keras
 import numpy as np
 
-from easyrec_mm.checkpoint import Checkpoints
-from easyrec_mm.config import Pipeline
+from easyrec_mm.config.pipeline import Pipeline
 from easyrec_mm.data.bad_records import BadRecords
 from easyrec_mm.data.item_counts import count_items
 from easyrec_mm.errors import CheckpointError
 from easyrec_mm.evaluation.estimates import Estimate
+from easyrec_mm.evaluation.evaluator import evaluation_input, load_model, summary_of, vectors_of
 from easyrec_mm.evaluation.plan import EvalPlan, ItemCounts
 from easyrec_mm.evaluation.summary import finite
-from easyrec_mm.evaluator import evaluation_input, load_model, summary_of, vectors_of
 from easyrec_mm.files import put_text
-from easyrec_mm.model_dir import BAD_RECORDS, ModelDir
 from easyrec_mm.runs.best_checkpoint import choose_checkpoint, step_of
-from easyrec_mm.trainer import Trainer
+from easyrec_mm.runs.checkpoint import Checkpoints
+from easyrec_mm.runs.model_dir import BAD_RECORDS, ModelDir
+from easyrec_mm.training.trainer import Trainer
 from easyrec_mm.worth.arms import Arm
 
 _RESULT, _REPLICATES, _SECONDS = "result.json", "replicates.npy", "seconds.txt"

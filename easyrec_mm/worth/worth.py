@@ -10,8 +10,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from easyrec_mm.config import Pipeline
-from easyrec_mm.config_evaluation import cluster_field
+from easyrec_mm.config.evaluation import cluster_field
+from easyrec_mm.config.pipeline import Pipeline
 from easyrec_mm.errors import UserError
 from easyrec_mm.files import is_remote, put_text
 from easyrec_mm.training.time_left import duration, time_of_day

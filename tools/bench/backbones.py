@@ -93,9 +93,9 @@ def training_step(
     name: str, policy: str, batch_size: int, image_size: int
 ) -> tf.types.experimental.PolymorphicFunction:
     """One step of the backbone alone."""
-    from easyrec_mm.layers.backbones import named_backbone
-    from easyrec_mm.optimizers import build_optimizer
+    from easyrec_mm.network.layers.backbones import named_backbone
     from easyrec_mm.protos.optimizer_pb2 import Optimizer
+    from easyrec_mm.training.optimizers import build_optimizer
 
     model = named_backbone(name, (image_size, image_size, 3), policy).model
     config = Optimizer()

@@ -34,10 +34,10 @@ from sklearn.model_selection import GroupShuffleSplit
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import OneHotEncoder, OrdinalEncoder
 
-from easyrec_mm.config import load_pipeline, write_config
+from easyrec_mm.config.pipeline import load_pipeline, write_config
 from easyrec_mm.worth.arms import arms_of
 
-CLI = (sys.executable, "-m", "easyrec_mm.cli")
+CLI = (sys.executable, "-m", "easyrec_mm")
 WIDE = "_wide"
 # Most values of an id for trees, and bins of numbers for logistic regression.
 _MOST_CATEGORIES, _BINS = 255, 16

@@ -38,7 +38,7 @@ def main() -> None:
     flags.add_argument("--turns", type=int, default=5)
     flags.add_argument("--model_name", default="ResNet-18")
     options = flags.parse_args()
-    from easyrec_mm.trainer import Trainer
+    from easyrec_mm.training.trainer import Trainer
 
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)

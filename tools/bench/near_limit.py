@@ -55,7 +55,7 @@ def measure(folder: Path, data: str, precision: str, optimizer: str, options: ar
     groups, size, steps = options.groups, options.image_size, options.steps
     name = f"{precision.lower()}_{optimizer}"
     text = workload.config_text(data, str(folder / name), groups, size, OPTIMIZERS[optimizer], precision=precision)
-    from easyrec_mm.trainer import Trainer
+    from easyrec_mm.training.trainer import Trainer
 
     pipeline = workload.pipeline(folder, text)
     trainer = Trainer(pipeline)
@@ -90,9 +90,9 @@ def bare_tower(
     precision: str, optimizer_config: Optimizer, num_pictures: int, size: int
 ) -> tf.types.experimental.PolymorphicFunction:
     """One step of the backbone alone: forward, mean as the loss, backward, update by the fused kernels."""
-    from easyrec_mm.layers.backbones import BACKBONES
-    from easyrec_mm.layers.fast_layers import with_fast_layers
-    from easyrec_mm.optimizers import build_optimizer
+    from easyrec_mm.network.layers.backbones import BACKBONES
+    from easyrec_mm.network.layers.fast_layers import with_fast_layers
+    from easyrec_mm.training.optimizers import build_optimizer
 
     dtype = "mixed_bfloat16" if precision == "BFLOAT16" else "float32"
     backbone = with_fast_layers(BACKBONES["ResNet-18"].build((size, size, 3)), dtype)

@@ -19,9 +19,9 @@ import workload
 from numpy.typing import NDArray
 from PIL import Image
 
-from easyrec_mm.layers.backbones import preset_backbone
-from easyrec_mm.layers.descriptors import Descriptors
-from easyrec_mm.layers.image_tower import ImageTower, TowerOptions
+from easyrec_mm.network.layers.backbones import preset_backbone
+from easyrec_mm.network.layers.descriptors import Descriptors
+from easyrec_mm.network.layers.image_tower import ImageTower, TowerOptions
 from easyrec_mm.weights.catalog import preset_location
 
 PHOTOGRAPHS = workload.ROOT / "tests/photographs/groceries.tar"

@@ -27,7 +27,7 @@ def main() -> None:
     flags.add_argument("--steps", type=int, default=1)
     flags.add_argument("--turns", type=int, default=5)
     options = flags.parse_args()
-    from easyrec_mm.trainer import Trainer
+    from easyrec_mm.training.trainer import Trainer
 
     with tempfile.TemporaryDirectory() as name:
         runs = {}

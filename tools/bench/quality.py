@@ -50,7 +50,7 @@ def measure(folder: Path, seed: int, config: str, settings: list[str]) -> dict[s
         "data_config.image_root": str(data),
     }
     flags = [f"--set={name}={value}" for name, value in changed.items()] + [f"--set={value}" for value in settings]
-    command = [sys.executable, "-m", "easyrec_mm.cli"]
+    command = [sys.executable, "-m", "easyrec_mm"]
     workload.run(*command, "train", "--pipeline_config", config, *flags)
     predict = ["predict", "--predict_input_path", f"{data}/test/*", "--output", str(output)]
     workload.run(*command, *predict, "--pipeline_config", config, *flags)

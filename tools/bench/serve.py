@@ -81,7 +81,7 @@ def prepare(folder: Path) -> None:
 
 def make_model(folder: Path, seed: int = 0) -> None:
     """Train the reference config for a step and export it into img, rec and total."""
-    from easyrec_mm.cli import main as run
+    from easyrec_mm.cli.main import main as run
 
     folder.mkdir(parents=True, exist_ok=True)
     data = reference.write_reference_data(folder, 64)

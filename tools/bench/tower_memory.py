@@ -82,7 +82,7 @@ def measure(options: object) -> dict[str, float]:
     import numpy as np
 
     from easyrec_mm.data.input import InputBatch
-    from easyrec_mm.trainer import Trainer
+    from easyrec_mm.training.trainer import Trainer
 
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)

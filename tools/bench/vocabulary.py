@@ -26,7 +26,7 @@ import workload
 
 if TYPE_CHECKING:
     from easyrec_mm.data.input import InputBatch
-    from easyrec_mm.trainer import Trainer
+    from easyrec_mm.training.trainer import Trainer
 
 SMALL_ROWS = 1000
 GROUPS, GROUP_SIZE = 16, 16
@@ -87,7 +87,7 @@ def times(name: str, rows: int, turns: int) -> list[float]:
 
 def memory(name: str, rows: int) -> list[float]:
     """Peak resident set in bytes of building, training and saving; and the bytes of the table and what goes with it."""
-    from easyrec_mm.checkpoint import Checkpoints
+    from easyrec_mm.runs.checkpoint import Checkpoints
 
     with tempfile.TemporaryDirectory() as folder:
         trainer, batches = training(Path(folder), name, rows)
@@ -101,7 +101,7 @@ def memory(name: str, rows: int) -> list[float]:
 
 def training(folder: Path, name: str, rows: int) -> tuple[Trainer, Iterator[InputBatch]]:
     """A trainer with a table of that many rows, and its batches."""
-    from easyrec_mm.trainer import Trainer
+    from easyrec_mm.training.trainer import Trainer
 
     kind, _, average = name.partition("+")
     optimizer = f"{kind} {{ {RATE} }}" + (" use_moving_average: true" if average else "")

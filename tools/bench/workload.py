@@ -143,7 +143,7 @@ train_config {{ optimizer_config {{ {optimizer} }} precision: {precision} num_st
 
 def pipeline(folder: Path, text: str) -> Any:
     """Write a config and load it."""
-    from easyrec_mm.config import load_pipeline
+    from easyrec_mm.config.pipeline import load_pipeline
 
     path = folder / "bench.config"
     path.write_text(text, encoding="utf-8")
@@ -172,7 +172,7 @@ def demo_auc(data: Path, model_dir: Path, settings: Sequence[str], config: Path 
             f"model_dir={model_dir}",
             *settings,
         ]
-        command = [sys.executable, "-m", "easyrec_mm.cli", "train", "--pipeline_config", config]
+        command = [sys.executable, "-m", "easyrec_mm", "train", "--pipeline_config", config]
         run(*command, *[f"--set={setting}" for setting in changed])
     return float(json.loads((model_dir / "eval_result.json").read_text(encoding="utf-8"))["auc_click"])
 

@@ -1,7 +1,7 @@
 """Backbones of the image tower: built by name or from a preset, in a precision, and cut to a layer.
 
 They come from keras-hub and keras.applications. To add one, add its builder to BACKBONES and its name to
-config_image.py. Presets are read in presets.py, stages found in backbone_stages.py. Shape legend: P pictures,
+config/image.py. Presets are read in presets.py, stages found in backbone_stages.py. Shape legend: P pictures,
 H x W x C pixels, T tokens of a transformer.
 """
 
@@ -18,10 +18,10 @@ from typing import NamedTuple
 import keras
 import numpy as np
 
-from easyrec_mm.layers import presets
-from easyrec_mm.layers.backbone_stages import Stage, stages_of
-from easyrec_mm.layers.fast_layers import fast_kind, with_fast_layers
-from easyrec_mm.layers.presets import Normalisation, PresetError
+from easyrec_mm.network.layers import presets
+from easyrec_mm.network.layers.backbone_stages import Stage, stages_of
+from easyrec_mm.network.layers.fast_layers import fast_kind, with_fast_layers
+from easyrec_mm.network.layers.presets import Normalisation, PresetError
 
 Shape = tuple[int, int, int]
 

@@ -11,7 +11,7 @@ import math
 import keras
 import tensorflow as tf
 
-from easyrec_mm.layers.dnn import dense
+from easyrec_mm.network.layers.dnn import dense
 
 # Of the hidden layer, where `reduction` would leave fewer.
 _FEWEST_HIDDEN_UNITS = 4

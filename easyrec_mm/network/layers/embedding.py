@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 import keras
 import tensorflow as tf
 
-from easyrec_mm.layers.target_attention import TargetAttention
+from easyrec_mm.network.layers.target_attention import TargetAttention
 from easyrec_mm.schema import IMAGE_KEY, Attention, Feature, Table
 
 _ROWS_AT_A_TIME = 1 << 18
@@ -73,7 +73,7 @@ class FeatureEmbedding(keras.layers.Layer):
         image_vector: tf.Tensor | None = None,
         training: bool = False,
     ) -> tuple[tf.Tensor, tf.Tensor]:
-        """Feature values as data/transform.py makes them, and the image vectors `[S, D]` that may be keys.
+        """Feature values of features/tensorflow_transform.py, and the image vectors `[S, D]` that may be keys.
 
         Returns:
           float32 `[S, Schema.width + Schema.wide_width]`, and the scalar sum of the squares of all that came from
@@ -132,9 +132,9 @@ def feature_vector(
 
     Args:
       feature: what it is.
-      values: feature values as data/transform.py makes them. Instead of a ragged list there may be a padded one, as
-        serving/transform.py makes it: `[S, L, ...]`, with the weights `[S, L]` under `weight_key`, 0 where a sample has
-        fewer values. Ids that `rows` are of need not be there.
+      values: feature values of features/tensorflow_transform.py. Instead of a ragged list there may be a padded one,
+        as of features/numpy_transform.py: `[S, L, ...]`, with the weights `[S, L]` under `weight_key`, 0 where a sample
+        has fewer values. Ids that `rows` are of need not be there.
       rows: what a feature with a table looked up there, float32 `[S, dim]`; of a list `[values of all samples, dim]`,
         or `[S, L, dim]` if it is padded; of numbers that multiply rows, all rows.
     """

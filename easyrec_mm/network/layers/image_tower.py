@@ -14,13 +14,13 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from easyrec_mm.layers.augmentation import Augmentation
-from easyrec_mm.layers.backbone_stages import variable_names
-from easyrec_mm.layers.backbones import Backbone, BackboneError
-from easyrec_mm.layers.category_attention import CategoryAttention, CategoryEmbeddings
-from easyrec_mm.layers.descriptors import Descriptors
-from easyrec_mm.layers.dnn import RunningNorm, dense
-from easyrec_mm.layers.recompute import in_micro_batches, recompute
+from easyrec_mm.network.layers.augmentation import Augmentation
+from easyrec_mm.network.layers.backbone_stages import variable_names
+from easyrec_mm.network.layers.backbones import Backbone, BackboneError
+from easyrec_mm.network.layers.category_attention import CategoryAttention, CategoryEmbeddings
+from easyrec_mm.network.layers.descriptors import Descriptors
+from easyrec_mm.network.layers.dnn import RunningNorm, dense
+from easyrec_mm.network.layers.recompute import in_micro_batches, recompute
 
 _GEM_POWER = 3.0
 _GEM_EPSILON = 1e-6

@@ -8,7 +8,7 @@ from itertools import combinations
 import keras
 import tensorflow as tf
 
-from easyrec_mm.layers.dnn import dense
+from easyrec_mm.network.layers.dnn import dense
 
 
 class DotInteraction(keras.layers.Layer):

@@ -8,7 +8,7 @@ from __future__ import annotations
 import keras
 import tensorflow as tf
 
-from easyrec_mm.layers.dnn import dense
+from easyrec_mm.network.layers.dnn import dense
 
 
 class ItemImage(keras.layers.Layer):

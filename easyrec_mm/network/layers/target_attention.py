@@ -9,7 +9,7 @@ from __future__ import annotations
 import keras
 import tensorflow as tf
 
-from easyrec_mm.layers.dnn import DNN
+from easyrec_mm.network.layers.dnn import DNN
 
 
 class TargetAttention(keras.layers.Layer):

@@ -11,9 +11,9 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from easyrec_mm.errors import UserError
-from easyrec_mm.layers.backbones import preset_backbone
+from easyrec_mm.network.layers.backbones import preset_backbone
+from easyrec_mm.network.weight_converters import CONVERTERS, Converted
 from easyrec_mm.weights.catalog import KnownPicture, Weights
-from easyrec_mm.weights.converters import CONVERTERS, Converted
 from easyrec_mm.weights.preset_folder import PresetFolder
 from easyrec_mm.weights.torch_file import read_tensors
 

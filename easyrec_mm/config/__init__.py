@@ -1,0 +1,1 @@
+"""The pipeline config: text to message, checks of every section, and the Schema that other stages read."""

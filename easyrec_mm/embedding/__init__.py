@@ -1,0 +1,1 @@
+"""Pictures of all items to vectors in a store."""

@@ -1,0 +1,1 @@
+"""A trained network to an image, a rec and a total model, proven equal."""

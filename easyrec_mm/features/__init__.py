@@ -1,0 +1,1 @@
+"""What a feature is: the text it takes, its form in TensorFlow and in NumPy."""

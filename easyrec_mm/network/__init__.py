@@ -1,0 +1,1 @@
+"""The network: layers, image side, rec side, losses."""
