@@ -94,7 +94,7 @@ def test_a_path_names_partitions_whole_or_by_their_first_levels(server):
     }
     for path, sizes in names.items():
         opened = tables(path)
-        assert [one.count for one in opened.slices.values()] == sizes, path
+        assert [one.num_rows for one in opened.slices.values()] == sizes, path
     opened = tables("odps://shop/tables/parts/dt=1")
     assert read(opened) == ([line(n) for n in range(23)], [1, 2, 3, *range(1, 21)])
     assert "odps://shop/tables/parts/dt=1/hour=2[15-20]" in opened.slices

@@ -110,8 +110,9 @@ def resize(pixels: tf.Tensor, image: Image) -> tf.Tensor:
     same_size = tf.reduce_all(tf.equal(tf.shape(pixels)[:2], size))
     result = tf.cond(same_size, lambda: pixels, resized)
     if image.resize == "PAD":
-        before = (target - size) // 2
-        margins = tf.stack([before, target - size - before], axis=1)
+        free = tf.subtract(target, size)
+        before = free // 2
+        margins = tf.stack([before, free - before], axis=1)
         result = tf.pad(result, tf.concat([margins, [[0, 0]]], axis=0), constant_values=MID_GREY)
     return tf.ensure_shape(result, [*target, image.channels])
 
@@ -178,7 +179,7 @@ def _decode_webp(data: tf.Tensor) -> tf.Tensor:
 
 
 # Kept a function in the graph: inlined, its operations would cost time even where another format is decoded.
-@tf.function(autograph=False, experimental_attributes={"_noinline": True})
+@tf.function(autograph=False, experimental_attributes={"_noinline": True})  # type: ignore[untyped-decorator]
 def _decode_gif(data: tf.Tensor, max_pixels: int) -> tf.Tensor:
     """The first frame. One that leaves a part of the screen free is refused: TensorFlow moves and cuts it."""
     # For the first, TensorFlow unpacks all, a byte a pixel: no more bytes are allowed than another picture may take.

@@ -10,7 +10,7 @@ import os
 import threading
 import zlib
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
@@ -154,7 +154,7 @@ class Input:
         num_skipped: int = 0,
         first_step: int = 0,
         bank_of: Callable[[int], PictureBank | None] = lambda step: None,
-    ) -> Iterator[InputBatch]:
+    ) -> Generator[InputBatch, None, None]:
         """Batches in order, parsed and with pictures loaded ahead.
 
         Args:
@@ -291,13 +291,12 @@ class Input:
             name: tf.repeat(per_group[name], groups.group_size) if name in per_group else groups.fields[name]
             for name in self._kept_fields
         }
-        weight = self._schema.sample_weight
         num_samples = tf.reduce_sum(groups.group_size)
-        has_weight = weight in groups.fields
+        weight = groups.fields.get(self._schema.sample_weight or "")
         samples = {
             "features": self._transform(groups.fields),
             "labels": {name: groups.fields[name] for name in self._labels},
-            "sample_weight": tf.cast(groups.fields[weight], tf.float32) if has_weight else tf.ones([num_samples]),
+            "sample_weight": tf.ones([num_samples]) if weight is None else tf.cast(weight, tf.float32),
             "kept": kept,
         }
         self._packing = Packing(tf.nest.map_structure(tf.type_spec_from_value, samples))
@@ -562,7 +561,7 @@ def _distinct(keys: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
     return index, tf.math.unsorted_segment_min(tf.range(tf.size(keys)), index, tf.size(distinct))
 
 
-def iterate(dataset: tf.data.Dataset, source: Source) -> Iterator[dict[str, Any]]:
+def iterate(dataset: tf.data.Dataset, source: Source) -> Iterator[Any]:
     """Iterate a dataset; an error of a file becomes a DataError that names it."""
     options = tf.data.Options()
     # Its thread sometimes misses that an iterator ends and keeps it waiting for up to a minute (TensorFlow 2.21).

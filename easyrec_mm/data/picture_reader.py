@@ -67,9 +67,9 @@ class PictureReader:
         remote = {row: self._take(path) for row, one in enumerate(paths) if is_remote(path := self._whole(one))}
         data: list[bytes] = []
         problems: dict[int, str] = {}
-        for row, path in enumerate(paths):
+        for row, own_path in enumerate(paths):
             try:
-                data.append(remote[row].result() if row in remote else self._read_here(path))
+                data.append(remote[row].result() if row in remote else self._read_here(own_path))
             except StorageError as error:
                 self._require_hope(error)
                 data.append(b"")

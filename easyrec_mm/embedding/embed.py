@@ -135,7 +135,7 @@ class ImageModel:
         values: dict[str, Values] = {}
         for name in self.fields:
             field = schema.field(name)
-            given = fields[name] if fields else [field.default_value] * num_items
+            given: Sequence[Any] = fields[name] if fields else [field.default_value] * num_items
             values[name] = list(given) if field.dtype == "string" else np.array(given, _NUMPY_TYPES[field.dtype])
         if self.runtime == "auto":
             whole = owner < owner[:_TRIAL_PICTURES][-1] + 1

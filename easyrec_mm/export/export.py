@@ -75,7 +75,9 @@ def export(
     if config.data_config.shuffled_pictures:
         raise ExportError("data_config.shuffled_pictures: the model was trained with the pictures of other items")
     _require_exportable(schema)
-    places: dict[Kind, Folder] = {kind: Folder(folder) for kind, folder in asdict(folders).items()}
+    places: dict[Kind, Folder] = {
+        "image": Folder(folders.image), "rec": Folder(folders.rec), "total": Folder(folders.total)
+    }  # fmt: skip
     _check_places(list(places.values()))
     targets: dict[Kind, Path] = {kind: place.local for kind, place in places.items()}
     _check_targets(targets)
@@ -132,10 +134,11 @@ def export(
 def image_tower_fingerprint(model: MultimodalModel, settings: ImgModel) -> str:
     """SHA-256 over everything that decides the vector of a picture: preprocessing, architecture, weights."""
     schema = model.schema
+    tower, _ = model.image_side()
     architecture = {
         "image": asdict(schema.image),
-        "backbone": model.image.source,
-        "normalisation": model.image.normalisation,
+        "backbone": tower.source,
+        "normalisation": tower.normalisation,
         "feature_layer": settings.feature_layer,
         "pooling": settings.pooling,
         "category": asdict(schema.category) if schema.category else None,

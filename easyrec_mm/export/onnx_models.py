@@ -11,7 +11,7 @@ import logging
 import os
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 import onnx
@@ -140,7 +140,8 @@ def _convert(function: object, specs: list[tf.TensorSpec]) -> onnx.ModelProto:
     )
     _hold_captured(network.graph, compiled.get_concrete_function().graph.captures)
     _number_names(network.graph)
-    return network
+    converted: onnx.ModelProto = network
+    return converted
 
 
 def _hold_captured(graph: onnx.GraphProto, captures: Iterable[tuple[tf.Tensor, tf.Tensor]]) -> None:
@@ -222,7 +223,7 @@ def _put_tables_before(graph: onnx.GraphProto, model: MultimodalModel, path: Pat
     graph.node.extend([*nodes, *following])
 
 
-def _write_table(file: object, name: str, table: tf.Variable) -> TensorProto:
+def _write_table(file: IO[bytes], name: str, table: tf.Variable) -> TensorProto:
     """Append a table to a file; the initializer that refers to it there."""
     file.write(b"\x00" * (-file.tell() % _ALIGNMENT))
     start = file.tell()

@@ -24,7 +24,7 @@ from easyrec_mm.errors import ExportError
 from easyrec_mm.evaluation.metrics import metric_value
 from easyrec_mm.evaluation.rank_metrics import AUC
 from easyrec_mm.export import parts
-from easyrec_mm.features.numpy_transform import NumpyTransform
+from easyrec_mm.features.numpy_transform import NumpyTransform, Values
 from easyrec_mm.network.model import MultimodalModel
 from easyrec_mm.protos.data_pb2 import DatasetConfig
 from easyrec_mm.schema import Schema
@@ -176,13 +176,15 @@ class _Ways:
     @staticmethod
     def _compiled(model: MultimodalModel, batch: Batch) -> dict[str, tf.Tensor]:
         # Not eagerly: TensorFlow fuses operations of a graph, which changes the last digits.
-        return tf.function(model.predict, autograph=False, reduce_retracing=True)(batch)
+        outputs: dict[str, tf.Tensor] = tf.function(model.predict, autograph=False, reduce_retracing=True)(batch)
+        return outputs
 
     def _with_no_image(self, shown: _Shown, values: tf.Tensor) -> tf.Tensor:
         """Text `[K]` or vectors `[K, D]` of the images that have a picture -> those of all U images."""
         if len(shown.images) == shown.num_images:
             return values
-        no_image = tf.convert_to_tensor(self._model.item.no_image)[None]
+        _, items = self._model.image_side()
+        no_image = tf.convert_to_tensor(items.no_image)[None]
         stand_in = parts.vector_text(no_image) if values.dtype == tf.string else no_image
         row = np.full(shown.num_images, len(shown.images), np.int32)
         row[shown.images] = np.arange(len(shown.images))
@@ -373,7 +375,7 @@ class _Shown:
         )
 
 
-def _values(tensor: tf.Tensor) -> list[str] | np.ndarray:
+def _values(tensor: tf.Tensor) -> Values:
     """A field's values as the NumPy transform takes them."""
     return [text.decode() for text in tensor.numpy()] if tensor.dtype == tf.string else tensor.numpy()
 

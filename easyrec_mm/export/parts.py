@@ -278,19 +278,20 @@ def item_vectors(
       num_items: K, if there may be items without a picture behind the last that has one.
       may_be_empty: whether N may be 0; then with `item`.
     """
+    tower, items = model.image_side()
     if item is None:
         if category is not None:
             num_pictures = tf.maximum(tf.shape(pixels)[0], tf.size(category))
             pixels = tf.broadcast_to(pixels, [num_pictures, *pixels.shape[1:]])
             category = tf.broadcast_to(category, [num_pictures])
-        return model.image(pixels, category, training=False)  # [N, D]
+        return tower(pixels, category, training=False)  # [N, D]
     num_items = _num_items(item) if num_items is None else num_items
     if category is not None:
         num_items = tf.maximum(num_items, tf.size(category, tf.int64))
         category = tf.gather(tf.broadcast_to(category, [num_items]), item)
-    vectors = model.image(pixels, category, training=False, may_be_empty=may_be_empty)
+    vectors = tower(pixels, category, training=False, may_be_empty=may_be_empty)
     num_pictures_of = tf.math.unsorted_segment_sum(tf.ones_like(item), item, num_items)
-    return model.item(model.item.pooled(vectors, item, num_items), num_pictures_of > 0, training=False)
+    return items(items.pooled(vectors, item, num_items), num_pictures_of > 0, training=False)
 
 
 def _num_items(item: tf.Tensor) -> tf.Tensor:

@@ -144,7 +144,8 @@ class GroupRtpParser:
 
         fields, groups = tf.cond(tf.reduce_all(is_good), lambda: (fields, groups), only_good)
         refused = tf.sort(tf.concat([tf.where(~is_whole)[:, 0], tf.boolean_mask(whole, ~is_good)], 0))
-        return GroupRows(fields, *groups, refused, evidence=tf.gather(lines, refused))
+        image_path, group_size, kept = groups
+        return GroupRows(fields, image_path, group_size, kept, refused, evidence=tf.gather(lines, refused))
 
     def _split(self, lines: tf.Tensor) -> tuple[_Texts, tf.Tensor]:
         """Split lines into values, and tell which lines are whole: bool [G]."""

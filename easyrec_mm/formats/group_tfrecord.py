@@ -159,7 +159,7 @@ class GroupTfRecordSource(RecordFiles):
         """Groups of which some are bad."""
 
         def read(*arrays: NDArray[Any]) -> list[Any]:
-            return tf.nest.flatten(self._groups.arrays(self._table(*arrays)))
+            return list(tf.nest.flatten(self._groups.arrays(self._table(*arrays))))
 
         signature = self._groups.signature()
         specs = tf.nest.flatten(signature)

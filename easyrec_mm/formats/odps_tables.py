@@ -43,15 +43,15 @@ class Slice(NamedTuple):
 
     place      the table or its partition, as a path
     start      the first row, from 0
-    count      how many rows
+    num_rows   how many
     """
 
     place: str
     start: int
-    count: int
+    num_rows: int
 
     def __str__(self) -> str:
-        return f"{self.place}[{self.start + 1}-{self.start + self.count}]"
+        return f"{self.place}[{self.start + 1}-{self.start + self.num_rows}]"
 
 
 @dataclass
@@ -138,7 +138,7 @@ class OdpsTables:
 
     def count(self, file: str) -> int:
         """Rows of a slice."""
-        return self.slices[file].count
+        return self.slices[file].num_rows
 
     def _find(self, path: str, setting: str) -> Iterator[_Partition]:
         """The partitions that a path names."""
@@ -178,12 +178,12 @@ class OdpsTables:
     def _fetch(self, some: Slice) -> pa.Table:
         with _reasons(str(some)):
             session = self._partitions[some.place].session()
-            with session.open_arrow_reader(some.start, some.count, columns=self._columns) as reader:
+            with session.open_arrow_reader(some.start, some.num_rows, columns=self._columns) as reader:
                 table = pa.Table.from_batches(list(reader))
-        if len(table) != some.count:
-            raise DataError(f"{some}: {len(table)} rows came, not {some.count}; try again")
+        if len(table) != some.num_rows:
+            raise DataError(f"{some}: {len(table)} rows came, not {some.num_rows}; try again")
         columns = [_texts(table[name]) for name in self._columns]
-        rows = np.arange(some.start + 1, some.start + 1 + some.count)
+        rows = np.arange(some.start + 1, some.start + 1 + some.num_rows)
         return pa.table({LINE: pc.binary_join_element_wise(*columns, self._separator), ROW: rows})
 
 

@@ -85,16 +85,17 @@ class Problem(NamedTuple):
 
 
 class Source(Protocol):
-    """The groups of some files.
-
-    chunk_size: groups that are parsed at once, at least: an operation on those of one small batch costs more than its
-      work.
-    counts_at_once: whether `count` need not read the files.
-    """
+    """The groups of some files."""
 
     files: list[str]
-    chunk_size: int
-    counts_at_once: bool
+
+    @property
+    def chunk_size(self) -> int:
+        """Groups that are parsed at once, at least: operations on one small batch cost more than its work."""
+
+    @property
+    def counts_at_once(self) -> bool:
+        """Whether `count` need not read the files."""
 
     def records(self, num_epochs: int, num_skipped: int, size: int) -> tf.data.Dataset:
         """Groups as they stand in the files, `size` at a time, for `parse`.

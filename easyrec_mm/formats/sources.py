@@ -46,7 +46,7 @@ def open_source(
         columns = [name.strip() for name in data.selected_cols.split(",")]
         tables = OdpsTables(path, setting, columns, schema.layout.column_separator)
         source = OdpsGroupRtpSource(tables, schema, what.labels, what.fields, what.order)
-        return source, [FileInfo(name, one.count, "") for name, one in tables.slices.items()]
+        return source, [FileInfo(name, one.num_rows, "") for name, one in tables.slices.items()]
     infos = find_infos(path, setting, local_copies(data.file_cache_dir, data.file_cache_gib))
     files = [info.path for info in infos]
     return SOURCES[data.input_type](data, schema, files, what), infos

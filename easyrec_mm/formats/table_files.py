@@ -32,9 +32,11 @@ _FILE = "easyrec_mm:file"
 
 
 class TableReader(Protocol):
-    """Reads files of tables; `counts_at_once` as of a Source."""
+    """Reads files of tables."""
 
-    counts_at_once: bool
+    @property
+    def counts_at_once(self) -> bool:
+        """As of a Source."""
 
     def read(self, file: str) -> Iterator[pa.Table]:
         """The rows of a file that are read, some at a time."""
@@ -47,14 +49,15 @@ class TableReader(Protocol):
 
 
 class TableGroups(Protocol):
-    """Reads groups of the rows of tables; TypedGroups says of what each method is.
+    """Reads groups of the rows of tables; TypedGroups says of what each method is."""
 
-    is_flat  whether a row is a sample
-    columns  of a table that are read
-    """
+    @property
+    def is_flat(self) -> bool:
+        """Whether a row is a sample."""
 
-    is_flat: bool
-    columns: tuple[str, ...]
+    @property
+    def columns(self) -> tuple[str, ...]:
+        """Of a table, those that are read."""
 
     def prepare(self, place: str, table: pa.Table) -> pa.Table:
         """The columns that are read, in one type whatever the file's."""
@@ -136,7 +139,8 @@ class TableSource:
 
     def parse(self, *element: Any) -> Chunk:
         """See Source.parse."""
-        return Chunk(*element[:3], self.groups.rows(element[3]))
+        epoch, file, row, arrays = element
+        return Chunk(epoch, file, row, self.groups.rows(arrays))
 
     def explain(self, evidence: bytes) -> Problem:
         """See Source.explain."""

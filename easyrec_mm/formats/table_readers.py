@@ -81,7 +81,7 @@ class CsvReader:
         try:
             for batch in self._open(file, invalid):
                 # Rows that were left out count.
-                rows = []
+                rows: list[int] = []
                 while len(rows) < len(batch):
                     if row not in invalid:
                         rows.append(row)

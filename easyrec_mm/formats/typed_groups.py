@@ -246,7 +246,8 @@ class TypedGroups:
                 flat.refuse(
                     counts[first] != counts[name],
                     _column(first),
-                    lambda i, f=counts[first], c=counts[name], n=name: f"{f[i]} values, and {n} has {c[i]}",
+                    # Used before the next turn of the loop.
+                    lambda i: f"{counts[first][i]} values, and {name} has {counts[name][i]}",  # noqa: B023
                 )
         problems |= {int(kept[group]): problem for group, problem in flat.problems.items()}
         if flat.problems:
@@ -377,7 +378,8 @@ class TypedGroups:
             return _bytes(column.combine_chunks())
         paths = _bytes(_flatten(column, flat))
         self._require_agreement(self._schema.image.field, paths, flat)
-        return paths[flat.first]
+        of_groups: NDArray[np.object_] = paths[flat.first]
+        return of_groups
 
     def _require_agreement(self, name: str, values: NDArray[np.generic] | pa.Array, flat: _Flat) -> None:
         values = _bytes(values) if isinstance(values, pa.Array) else values
@@ -403,7 +405,8 @@ def _flatten(column: pa.ChunkedArray, flat: _Flat) -> pa.Array:
 
 def _bytes(values: pa.Array) -> NDArray[np.object_]:
     """Texts as bytes objects; b"" for a missing one."""
-    return pc.fill_null(values.cast(pa.large_binary()), b"").to_numpy(zero_copy_only=False)
+    texts: NDArray[np.object_] = pc.fill_null(values.cast(pa.large_binary()), b"").to_numpy(zero_copy_only=False)
+    return texts
 
 
 def _joined(values: pa.Array) -> NDArray[np.object_]:
@@ -442,7 +445,7 @@ def _as_whole(column: pa.ChunkedArray) -> tuple[pa.Array, dict[int, float]]:
 
 
 def _is_floating(kind: pa.DataType) -> bool:
-    return pa.types.is_floating(kind.value_type if _is_list(kind) else kind)
+    return bool(pa.types.is_floating(kind.value_type if _is_list(kind) else kind))
 
 
 def _depth(kind: pa.DataType) -> tuple[int, pa.DataType]:
@@ -483,16 +486,13 @@ def _join_lists(lists: pa.Array, separators: list[str]) -> tuple[pa.Array, NDArr
 
 
 def _is_list(kind: pa.DataType) -> bool:
-    return pa.types.is_list(kind) or pa.types.is_large_list(kind)
+    return bool(pa.types.is_list(kind) or pa.types.is_large_list(kind))
 
 
 def _is_text(kind: pa.DataType) -> bool:
-    return (
-        pa.types.is_string(kind)
-        or pa.types.is_large_string(kind)
-        or pa.types.is_binary(kind)
-        or pa.types.is_large_binary(kind)
-    )
+    types = pa.types
+    is_text, is_binary = (types.is_string, types.is_large_string), (types.is_binary, types.is_large_binary)
+    return any(is_one(kind) for is_one in (*is_text, *is_binary))
 
 
 def _count_tags(values: Iterable[bytes], separator: str) -> NDArray[np.int64]:

@@ -108,7 +108,8 @@ class ImageLosses:
         for loss, layer in zip(self._losses, self.layers, strict=True):
             if loss.WhichOneof("loss") == "contrastive":
                 name = loss.contrastive.item_feature
-                rows = self._embedding.tables[self._features[name].table].lookup(images.features[name])
+                table = self._embedding.tables[str(self._features[name].table)]
+                rows = table.lookup(images.features[name])
                 value = layer(vectors, rows, images.features[name], counted)
             else:
                 label = tf.cast(images.labels[loss.label_name], tf.int64)

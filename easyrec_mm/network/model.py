@@ -16,6 +16,7 @@ from easyrec_mm.config.checks import REGULARIZATION_LOSSES
 from easyrec_mm.data.batch import Batch, Images
 from easyrec_mm.data.picture_bank import PictureBank
 from easyrec_mm.network.image import ImageLosses, image_tower, item_image
+from easyrec_mm.network.layers.image_tower import ImageTower
 from easyrec_mm.network.layers.item_image import ItemImage
 from easyrec_mm.network.losses import LOSSES, weighted_mean
 from easyrec_mm.network.precision import FLOAT32
@@ -126,6 +127,16 @@ class MultimodalModel:
         for task in self.schema.tasks:
             outputs.update(task_outputs(task, logits[task.name]))
         return outputs
+
+    def image_side(self) -> tuple[ImageTower, ItemImage]:
+        """The image tower, and what makes the vector of an item of those of its pictures.
+
+        Raises:
+          ValueError: for a model without pictures.
+        """
+        if self.image is None or self.item is None:
+            raise ValueError("the model has no pictures")
+        return self.image, self.item
 
     def prediction_bank(self) -> PictureBank | None:
         """What spares predictions the pictures that they have encoded; None for a model without pictures.

@@ -21,7 +21,8 @@ def dtype_policy(precision: int) -> str:
     """Keras dtype policy of a config's precision on this machine."""
     if precision == Precision.AUTO:
         return MIXED_BFLOAT16 if _has_bfloat16() else FLOAT32
-    return {Precision.BFLOAT16: MIXED_BFLOAT16, Precision.FLOAT16: MIXED_FLOAT16}.get(precision, FLOAT32)
+    named: dict[int, str] = {Precision.BFLOAT16: MIXED_BFLOAT16, Precision.FLOAT16: MIXED_FLOAT16}
+    return named.get(precision, FLOAT32)
 
 
 def _has_bfloat16() -> bool:

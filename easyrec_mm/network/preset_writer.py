@@ -55,7 +55,7 @@ def write_preset(weights: Weights, content: bytes, folder: PresetFolder) -> dict
 def class_probabilities(preset: Path, converted: Converted, pictures: tuple[KnownPicture, ...]) -> NDArray[np.float32]:
     """What the preset with its classifier gives each class, `[P, C]`, for pictures that come with easyrec_mm."""
     backbone = preset_backbone(str(preset), (_SIDE, _SIDE, 3), "float32")
-    scale, offset = (np.float32(value) for value in backbone.normalisation)
+    scale, offset = (np.array(value, np.float32) for value in backbone.normalisation)
     features = np.asarray(backbone.model(_pixels(pictures) * scale + offset))
     logits = features.mean((1, 2)) @ converted.kernel + converted.bias
     exponents = np.exp(logits - logits.max(1, keepdims=True))

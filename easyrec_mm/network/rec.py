@@ -50,7 +50,8 @@ class RecModel(keras.layers.Layer):
         self._bottom = build_dnn(network, "bottom_dnn", "bottom_dnn", l2, dtype)
         self._experts = None
         if network.HasField("expert_dnn"):
-            experts = [build_dnn(network, "expert_dnn", f"expert_{e}", l2, dtype) for e in range(network.num_expert)]
+            built = [build_dnn(network, "expert_dnn", f"expert_{e}", l2, dtype) for e in range(network.num_expert)]
+            experts = [expert for expert in built if expert is not None]
             self._experts = ExpertMixture(experts, len(schema.tasks), l2, dtype=dtype)
         self._towers = [
             TaskTower(tower, task, l2, dtype) for tower, task in zip(network.task_towers, schema.tasks, strict=True)
@@ -170,6 +171,7 @@ class TaskTower(keras.layers.Layer):
 
 def task_outputs(task: Task, logits: tf.Tensor) -> dict[str, tf.Tensor]:
     """Named outputs of a task: `[S]`, or `[S, num_class]` for the logits and probabilities of several classes."""
+    values: tuple[tf.Tensor, ...]
     if task.activation == "binary":
         values = (logits[:, 0], tf.sigmoid(logits[:, 0]))
     elif task.activation == "multiclass":

@@ -105,13 +105,12 @@ class PictureProgress:
         self._done += num_pictures
         now = time.monotonic()
         rate = self._done / max(now - self._started, 1e-9)
+        left = (self._total - self._done) / max(rate, 1e-9)
         if self._bar is not None:
-            left = f"{(self._total - self._done) / max(rate, 1e-9):.0f} s left"
-            self._bar.set_postfix_str(f"{left}, {rate:.0f} images/s", refresh=False)
+            self._bar.set_postfix_str(f"{left:.0f} s left, {rate:.0f} images/s", refresh=False)
             self._bar.update(num_pictures)
         elif now - self._shown > _LINE_EVERY_S:
             self._shown = now
-            left = (self._total - self._done) / max(rate, 1e-9)
             print(f"{self._name} {self._done}/{self._total}: {rate:.0f} images/s, {left:.0f} s left", flush=True)
 
     def close(self) -> None:

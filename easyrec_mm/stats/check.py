@@ -157,7 +157,9 @@ def _feature_lines(schema: Schema, sample: _Sample, vectors: VectorStores) -> li
 
 
 def _kind(feature: Feature) -> str:
-    how = "expression" if feature.expression else "numbers" if feature.elements == "raw" else feature.encoding
+    how: str | None = (
+        "expression" if feature.expression else "numbers" if feature.elements == "raw" else feature.encoding
+    )
     how = "store" if feature.store else how
     return f"{feature.kind}{f' ({how})' if how else ''}"
 
@@ -179,7 +181,7 @@ def _categories(feature: Feature, schema: Schema, sample: _Sample) -> list[list[
 def _missing_share(feature: Feature, schema: Schema, sample: _Sample) -> float:
     """Share of the samples that give the feature no value."""
     if feature.is_list:
-        return float(np.mean([not some for some in _categories(feature, schema, sample)] or [0.0]))
+        return _missing(["".join(some) for some in _categories(feature, schema, sample)])
     return _missing(sample.values[feature.inputs[0]])
 
 

@@ -15,6 +15,7 @@ from easyrec_mm.config.pipeline import Pipeline
 from easyrec_mm.data.bad_records import BadRecords
 from easyrec_mm.evaluation.evaluator import Evaluator
 from easyrec_mm.evaluation.report import table, write_result
+from easyrec_mm.evaluation.summary import EvalResults
 from easyrec_mm.files import StorageError
 from easyrec_mm.network.model import MultimodalModel
 from easyrec_mm.runs.checkpoint import read_into
@@ -104,7 +105,7 @@ class TrainingEvaluations:
             self._folder.put_logs()
         return took_s
 
-    def _count(self, step: int, results: dict[str, float | None], progress: Progress) -> None:
+    def _count(self, step: int, results: EvalResults, progress: Progress) -> None:
         if self._criterion is None:
             return
         value = results.get(self._criterion.metric)

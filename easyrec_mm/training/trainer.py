@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Iterator
+from collections.abc import Generator
 from dataclasses import dataclass
 from functools import partial
 
@@ -222,7 +222,7 @@ class Trainer:
         evaluations.run(saved, int(self._step), log, progress)
         return saved, reason
 
-    def _batches(self, num_epochs: int) -> Iterator[InputBatch]:
+    def _batches(self, num_epochs: int) -> Generator[InputBatch, None, None]:
         """The batches from where the training stands."""
         first = int(self._step)
         return self._input.batches(num_epochs, int(self._batches_read), first, self._bank)
@@ -305,7 +305,8 @@ class Trainer:
             print(f"step {int(self._step)}: all of the image tower is trained from now on", flush=True)
         if phase.bank is not None:
             phase.bank.before_step(item.batch.images.bank_row, item.batch.images.encoded, item.step)
-        return self._train_steps[number](item.batch)
+        losses: dict[str, tf.Tensor] = self._train_steps[number](item.batch)
+        return losses
 
     def _train_batch(self, phase: Phase, batch: Batch) -> dict[str, tf.Tensor]:
         """Forward, backward and update; the losses and the learning rate, and the gradient's norm if it is clipped."""

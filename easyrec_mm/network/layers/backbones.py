@@ -238,5 +238,6 @@ def _num_special_tokens(model: keras.Model, built: keras.Model, shape: Shape) ->
         return 0
     height, width = (patch, patch) if isinstance(patch, int) else tuple(patch)[:2]
     # Counted, because the shape that keras-hub says of SigLIP's tokens has one too many.
-    num_tokens = model(np.zeros((1, *shape), np.float32)).shape[1]
-    return max(0, int(num_tokens) - (shape[0] // height) * (shape[1] // width))
+    num_tokens = int(model(np.zeros((1, *shape), np.float32)).shape[1])
+    num_patches: int = (shape[0] // height) * (shape[1] // width)
+    return max(0, num_tokens - num_patches)

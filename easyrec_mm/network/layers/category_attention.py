@@ -69,8 +69,8 @@ class CategoryAttention(keras.layers.Layer):
     def build(
         self,
         features_shape: tuple[int | None, ...],
-        channel_embedding_shape: tuple[int | None, ...],
-        spatial_embedding_shape: tuple[int | None, ...],
+        channel_embedding_shape: tuple[int | None, int],
+        spatial_embedding_shape: tuple[int | None, int],
     ) -> None:
         """Create the weights, for embeddings of these widths."""
         self._channel_hidden.build((None, self._channels + channel_embedding_shape[-1]))

@@ -109,4 +109,5 @@ def _means(cells: int, pixels: int) -> NDArray[np.float32]:
     edges = np.linspace(0, pixels, cells + 1)
     first, end = np.arange(pixels), np.arange(1, pixels + 1)
     overlap = np.minimum(edges[1:, None], end) - np.maximum(edges[:-1, None], first)
-    return (np.maximum(overlap, 0) * cells / pixels).astype(np.float32)
+    shares: NDArray[np.float32] = (np.maximum(overlap, 0) * cells / pixels).astype(np.float32)
+    return shares

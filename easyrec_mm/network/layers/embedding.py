@@ -206,11 +206,15 @@ def _combined(
 def _initializer(table: Table) -> Callable[..., tf.Tensor]:
     """Initial values of some rows of a table; each call makes another one, with a seed of its own."""
     kind, values = table.initializer
+    initializer: Callable[..., tf.Tensor]
     if kind == "constant":
         return lambda shape, dtype: tf.broadcast_to(tf.constant(values, dtype), shape)
     if kind == "random_normal":
-        return keras.initializers.RandomNormal(*values)
-    if kind == "truncated_normal":
-        return keras.initializers.TruncatedNormal(*values)
-    # Glorot's deviation is that of the whole table, and of what is left of a normal distribution cut at two of it.
-    return keras.initializers.TruncatedNormal(0.0, math.sqrt(2.0 / (table.rows + table.dim)) / _CUT_DEVIATION)
+        initializer = keras.initializers.RandomNormal(*values)
+    elif kind == "truncated_normal":
+        initializer = keras.initializers.TruncatedNormal(*values)
+    else:
+        # Glorot's deviation is that of the whole table, and of what is left of a normal distribution cut at two of it.
+        deviation = math.sqrt(2.0 / (table.rows + table.dim)) / _CUT_DEVIATION
+        initializer = keras.initializers.TruncatedNormal(0.0, deviation)
+    return initializer

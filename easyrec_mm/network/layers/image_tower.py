@@ -218,7 +218,7 @@ class ImageTower(keras.layers.Layer):
 
     def variable_stages(self) -> dict[int, int]:
         """id of each variable of the backbone -> the number of its stage, from 0."""
-        stages = {}
+        stages: dict[int, int] = {}
         for number, stage in enumerate(self.stages):
             for layer in stage.layers:
                 stages |= {id(variable): number for variable in layer.variables}

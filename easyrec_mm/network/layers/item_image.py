@@ -30,7 +30,8 @@ class ItemImage(keras.layers.Layer):
         self.no_image = None
         if has_no_image_vector:
             self.no_image = self.add_weight(shape=(width,), initializer="zeros", name="no_image", dtype="float32")
-        self._hidden = self._score = None
+        self._hidden: keras.layers.Layer | None = None
+        self._score: keras.layers.Layer | None = None
         if pooling == "ATTENTION":
             self._hidden = dense(width, "attention_hidden", 0.0, "tanh", "float32")
             self._score = dense(1, "attention_score", 0.0, dtype="float32")
@@ -58,6 +59,8 @@ class ItemImage(keras.layers.Layer):
             counts = tf.math.unsorted_segment_sum(tf.ones_like(image), image, num_images)
             largest = tf.math.unsorted_segment_max(vectors, image, num_images)
             return tf.where(counts[:, None] > 0, largest, 0.0)
+        if self._hidden is None or self._score is None:
+            raise ValueError(f"pooling is {self._pooling}")
         scores = self._score(self._hidden(vectors))[:, 0]  # [L]
         largest = tf.math.unsorted_segment_max(tf.stop_gradient(scores), image, num_images)
         weights = tf.exp(scores - tf.gather(largest, image))

@@ -37,13 +37,13 @@ def recompute(function: Callable[..., Any], *inputs: tf.Tensor) -> Any:
     before = pure.read_state()
     after: list[tf.Tensor] = []
 
-    @tf.custom_gradient
+    @tf.custom_gradient  # type: ignore[untyped-decorator]  # TensorFlow has no types
     def run(*inputs: tf.Tensor) -> tuple[Any, Callable[..., Any]]:
         outputs, after[:] = pure(inputs, before)
 
         def gradient(*upstream: tf.Tensor, variables: Sequence[tf.Variable] = ()) -> Any:
-            again, state, upstream = _delayed(inputs, before, upstream)
-            gradients, _ = pure.gradients(again, state, upstream, variables)
+            again, state, delayed = _delayed(inputs, before, upstream)
+            gradients, _ = pure.gradients(again, state, delayed, variables)
             return _for_custom_gradient(_ended(gradients, len(inputs)), inputs)
 
         return outputs, gradient
@@ -81,7 +81,7 @@ def in_micro_batches(function: Callable[..., tf.Tensor], size: int, *inputs: tf.
     before = pure.read_state()
     after: list[tf.Tensor] = []
 
-    @tf.custom_gradient
+    @tf.custom_gradient  # type: ignore[untyped-decorator]  # TensorFlow has no types
     def run(*inputs: tf.Tensor) -> tuple[tf.Tensor, Callable[..., Any]]:
         def forward(i: tf.Tensor, outputs: tf.TensorArray, state: Tensors) -> tuple[tf.TensorArray, Tensors]:
             output, state = pure(slices.rows(i, inputs), state)
@@ -167,7 +167,7 @@ class _PureFunction:
         """Whether a gradient is worth its computation: that of floats, of variables if a tape watches them."""
         if isinstance(source, tf.Variable):
             return source.ref() in self._watched
-        return source.dtype.is_floating
+        return bool(source.dtype.is_floating)
 
     def gradients(
         self, inputs: Tensors, state: Tensors, upstream: Tensors, variables: Sequence[tf.Variable]
