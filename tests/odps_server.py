@@ -16,7 +16,7 @@ from urllib.parse import parse_qs, urlsplit
 import pyarrow as pa
 from odps.tunnel.checksum import Checksum
 
-from easyrec_mm.data import odps_tables
+from easyrec_mm.formats import odps_tables
 
 PROJECT, ACCESS_ID = "shop", "an-id"
 _CHUNK_BYTES = 1 << 16

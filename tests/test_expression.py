@@ -9,12 +9,11 @@ import tensorflow as tf
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from easyrec_mm.data import transform as tensorflow_transform
+from easyrec_mm.features import numpy_transform, tensorflow_transform
 from easyrec_mm.features.expression import BACK_END, ExpressionError, parse_expression
 from easyrec_mm.features.numpy_transform import NumpyTransform
 from easyrec_mm.features.tensorflow_transform import FeatureTransform
 from easyrec_mm.schema import Feature
-from easyrec_mm.serving import transform as numpy_transform
 
 
 def finite(value):

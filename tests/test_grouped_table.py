@@ -27,13 +27,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from easyrec_mm.errors import DataError
+from easyrec_mm.formats import grouped_parquet
 from easyrec_mm.formats.group_rtp import GroupRtpSource
 from easyrec_mm.formats.grouped_parquet import read_parquet
 from easyrec_mm.formats.grouped_rtp import RtpLayout, find_forbidden, read_rtp
 from easyrec_mm.formats.grouped_table import GroupFields, Groups, joined
 from easyrec_mm.formats.grouped_tfrecord import read_tfrecord
 from easyrec_mm.formats.source import Order, Problem
-from easyrec_mm.grouping import grouped_parquet
 from easyrec_mm.grouping.shards import FORMATS
 
 READERS = {

@@ -12,8 +12,8 @@ from input_helpers import table_of
 from odps_server import ACCESS_ID, PROJECT, OdpsServer, StubTable, use
 
 from easyrec_mm.cli.main import main
-from easyrec_mm.data import odps_tables
 from easyrec_mm.errors import DataError
+from easyrec_mm.formats import odps_tables
 from easyrec_mm.formats.odps_tables import LINE, OdpsTables
 from easyrec_mm.formats.typed_groups import ROW
 
