@@ -17,9 +17,9 @@ import pytest
 from PIL import Image
 
 from easyrec_mm.cli.main import main
+from easyrec_mm.network import preset_writer as preset_module
 from easyrec_mm.network.layers.backbones import preset_backbone
 from easyrec_mm.network.weight_converters import CONVERTERS
-from easyrec_mm.weights import preset as preset_module
 from easyrec_mm.weights.catalog import CATALOG, KnownPicture, default_folder, preset_location
 from easyrec_mm.weights.preset_folder import RECORD, PresetFolder
 from easyrec_mm.weights.torch_file import TorchFileError, read_tensors
