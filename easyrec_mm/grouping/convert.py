@@ -46,7 +46,7 @@ _MANY_BYTES = 64 << 20
 
 @dataclass(frozen=True)
 class ConvertOptions:
-    """The flags of the command; see cli/main.py for what they mean."""
+    """The flags of the command; see its file in cli for what they mean."""
 
     input: str
     output: str

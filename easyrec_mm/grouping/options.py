@@ -32,7 +32,7 @@ class SplitBy:
 
 @dataclass(frozen=True)
 class GroupOptions:
-    """The flags of the command; see cli/main.py for what they mean."""
+    """The flags of the command; see its file in cli for what they mean."""
 
     input: str
     group_by: str

@@ -22,7 +22,7 @@ from easyrec_mm.stats.text import text
 
 @dataclass(frozen=True)
 class StatsOptions:
-    """The flags of the command; see cli/main.py for what they mean."""
+    """The flags of the command; see its file in cli for what they mean."""
 
     input: str = ""
     output: str = "stats.html"

@@ -1,0 +1,24 @@
+"""`easyrec-mm check`."""
+
+from __future__ import annotations
+
+from easyrec_mm.cli import flags as f
+from easyrec_mm.cli.loading import load_config
+
+HELP = "check the config and show how it reads the data"
+
+
+def add_flags(parser: f.Parser) -> None:
+    """The flags of the command."""
+    f.add_config_flag(parser)
+    f.add_setting_flags(parser)
+    parser.add_argument("--num_groups", metavar="N", type=int, default=1000, help="groups to read (default 1000)")
+
+
+def run(flags: f.Flags) -> int:
+    """Check config and data."""
+    pipeline = load_config(flags)
+    from easyrec_mm.stats.check import check
+
+    print(check(pipeline, flags.num_groups))
+    return 0

@@ -1,0 +1,71 @@
+"""`easyrec-mm embed`."""
+
+from __future__ import annotations
+
+import os
+from contextlib import closing
+
+from easyrec_mm.cli import flags as f
+from easyrec_mm.tensorflow_import import import_tensorflow
+
+HELP = "embed the pictures of all items into a store"
+
+
+def add_flags(parser: f.Parser) -> None:
+    """The flags of the command."""
+    add = parser.add_argument
+    add("--img_model_dir", metavar="I", required=True, help="folder of the exported image model")
+    add(
+        "--input",
+        metavar="P",
+        required=True,
+        help="pictures: a .txt with a path per line, .csv or .parquet, grouped samples, or the pictures themselves; "
+        "globs and lists with commas",
+    )
+    f.add_store_flag(parser)
+    f.add_image_root_flag(parser)
+    add("--key_column", metavar="C", default="", help="column of the keys (default: the image field)")
+    add("--path_column", metavar="C", default="", help="column of the paths (default: the column of the keys)")
+    add(
+        "--refresh",
+        choices=["new", "changed", "all"],
+        default="new",
+        help="new: pictures that the store lacks (default); changed: also pictures whose content has changed; all",
+    )
+    add("--dtype", choices=["float32", "float16"], default="float32", help="number format of the stored vectors")
+    add("--bad_pictures", metavar="F", default="bad_pictures.jsonl", help="file that lists invalid pictures")
+    add("--batch_size", metavar="N", type=f.not_negative, default=0, help="pictures per batch (default: by their size)")
+    add("--runtime", choices=["auto", "onnx", "tensorflow"], default="auto", help="default: the faster one")
+
+
+def run(flags: f.Flags) -> int:
+    """Embed the pictures and report."""
+    from easyrec_mm.embedding.items import read_items
+    from easyrec_mm.manifest import IMAGE_ONNX, read_header
+    from easyrec_mm.store import open_store
+
+    if flags.runtime != "tensorflow" and IMAGE_ONNX in read_header(flags.img_model_dir, "image").files:
+        # TensorFlow only decodes, one picture per thread: more threads would take the cores from ONNX Runtime.
+        os.environ.setdefault("TF_NUM_INTRAOP_THREADS", "1")
+    import_tensorflow()
+    from easyrec_mm.embedding.embed import ImageModel, embed
+
+    model = ImageModel(flags.img_model_dir, flags.runtime)
+    items = read_items(flags.input, model.manifest.schema, flags.image_root, flags.key_column, flags.path_column)
+    with closing(open_store(flags.store, writable=True)) as store:
+        result = embed(
+            model,
+            items,
+            store,
+            flags.bad_pictures,
+            refresh=flags.refresh,
+            dtype=flags.dtype,
+            image_root=flags.image_root,
+            batch_size=flags.batch_size,
+        )
+    print(
+        f"{result.embedded} pictures embedded by {model.runtime}, {result.unchanged} were there, {result.bad} bad"
+        f"{f' (absent; listed in {flags.bad_pictures})' if result.bad else ''}; "
+        f"generation {result.generation} of {store.uri} is current; {result.per_s:.4g} images/s"
+    )
+    return 0

@@ -1,0 +1,58 @@
+"""`easyrec-mm export`."""
+
+from __future__ import annotations
+
+import sys
+
+from easyrec_mm.cli import flags as f
+from easyrec_mm.cli.loading import find_checkpoint, load_config, require_path
+from easyrec_mm.errors import UserError
+from easyrec_mm.files import join
+from easyrec_mm.files.folders import shown
+
+HELP = "split a trained model into image, rec and total model"
+
+
+def add_flags(parser: f.Parser) -> None:
+    """The flags of the command; those of EasyRec's tools/export_mm_model.py among them."""
+    add = parser.add_argument
+    add("--model_dir", metavar="D", help="folder of the training, in place of the config's model_dir")
+    add(
+        "--pipeline_config_path",
+        "--pipeline_config",
+        dest="pipeline_config",
+        metavar="C",
+        help="pipeline config file (default: pipeline.config in the model_dir)",
+    )
+    f.add_setting_flags(parser)
+    f.add_checkpoint_flag(parser)
+    for name, model in (("rec", "rec"), ("total", "total"), ("img", "image")):
+        add(f"--{name}_model_export_dir", metavar="F", required=True, help=f"folder of the {model} model")
+    add("--asset_files", metavar="A,B", type=f.names, default=(), help="files to add to the models' assets")
+    add("--eval_input_path", metavar="P", help="files of samples on which the models are compared")
+    add("--parity_groups", metavar="N", type=int, default=100, help="groups to compare (default 100)")
+
+
+def run(flags: f.Flags) -> int:
+    """Export the models and report how exactly they agree."""
+    if not (flags.model_dir or flags.pipeline_config):
+        raise UserError("--model_dir: give the folder of the training, or its config with --pipeline_config_path")
+    flags.pipeline_config = flags.pipeline_config or join(flags.model_dir, "pipeline.config")
+    if flags.model_dir:
+        flags.set.append(f"model_dir={flags.model_dir}")
+    pipeline = load_config(flags)
+    from easyrec_mm.export.export import ExportFolders, export
+
+    path = flags.eval_input_path or pipeline.config.eval_input_path or pipeline.config.train_input_path
+    require_path(path, pipeline, "eval_input_path", "the data on which the models are compared")
+    checkpoint = find_checkpoint(pipeline, flags.checkpoint_path)
+    folders = ExportFolders(flags.img_model_export_dir, flags.rec_model_export_dir, flags.total_model_export_dir)
+    parity = export(pipeline, checkpoint, folders, path, flags.asset_files, flags.parity_groups)
+    places = f"image model in {folders.image}, rec model in {folders.rec}, total model in {folders.total}"
+    print(f"{shown(checkpoint)}: {places}")
+    for name, reason in parity["left_out"].items():
+        print(f"warning: {name} is left out, so embed computes by TensorFlow: {reason}", file=sys.stderr)
+    print(f"compared on {parity['num_samples']} samples with {parity['num_pictures']} pictures; largest differences:")
+    for ways, differences in parity["max_abs_difference"].items():
+        print(f"  {ways}: " + ", ".join(f"{name} {value:.1e}" for name, value in differences.items()))
+    return 0

@@ -1,0 +1,160 @@
+"""Flags that several commands have, and the values that flags take."""
+
+from __future__ import annotations
+
+import argparse
+import math
+from collections.abc import Callable
+from dataclasses import fields
+from typing import TypeVar
+
+from easyrec_mm.errors import UserError
+
+Parser = argparse.ArgumentParser
+Flags = argparse.Namespace
+Options = TypeVar("Options")
+
+
+def options_of(kind: type[Options], flags: Flags, **given: object) -> Options:
+    """A dataclass of options: each field has the value of the flag of its name, unless `given` has another."""
+    names = [field.name for field in fields(kind)]  # type: ignore[arg-type]
+    return kind(**{name: given[name] if name in given else getattr(flags, name) for name in names})
+
+
+# --- Flags
+
+
+def add_config_flag(parser: Parser) -> None:
+    """The pipeline config, without which the command cannot run."""
+    parser.add_argument(
+        "--pipeline_config", "--pipeline_config_path", metavar="C", required=True, help="pipeline config file"
+    )
+
+
+def add_setting_flags(parser: Parser) -> None:
+    """What changes the config before it is used."""
+    parser.add_argument(
+        "--set",
+        metavar="FIELD=VALUE",
+        action="append",
+        default=[],
+        help="change a setting of the config, such as train_config.num_steps=100; may be repeated",
+    )
+    parser.add_argument(
+        "--ignore_unsupported",
+        action="store_true",
+        help="skip settings of EasyRec's language that are not supported, and list them",
+    )
+
+
+def add_checkpoint_flag(parser: Parser) -> None:
+    """The checkpoint that is used."""
+    parser.add_argument(
+        "--checkpoint_path",
+        metavar="K",
+        help="checkpoint, or folder of checkpoints; by default the newest in model_dir, or the best where the config's "
+        "exporter_type is best",
+    )
+
+
+def add_store_flag(parser: Parser) -> None:
+    """The store of image vectors."""
+    parser.add_argument(
+        "--store",
+        metavar="URI",
+        required=True,
+        help="store of image vectors: lmdb://path, redis://host:port/db, postgresql://user@host/db",
+    )
+
+
+def add_image_root_flag(parser: Parser) -> None:
+    """Where pictures are."""
+    parser.add_argument("--image_root", metavar="R", default="", help="folder in which relative picture paths start")
+
+
+def add_output_flags(parser: Parser) -> None:
+    """What is written of grouped samples."""
+    add = parser.add_argument
+    add("--output", metavar="D", required=True, help="folder to create")
+    add("--format", choices=["parquet", "tfrecord", "rtp"], default="parquet", help="file format (default parquet)")
+    add(
+        "--rtp_separator",
+        metavar="S",
+        default="|",
+        type=separator("--rtp_separator"),
+        help="between the columns of RTP lines (default |)",
+    )
+    add("--overwrite", action="store_true", help="replace the folder if it is not empty")
+    add(
+        "--max_bad_share",
+        metavar="R",
+        type=share,
+        default=0.01,
+        help="stop when more of the rows, items or pictures are invalid (default 0.01)",
+    )
+
+
+# --- Values
+
+
+def positive(text: str) -> int:
+    """A whole number from 1 on."""
+    return _whole_number(text, 1)
+
+
+def not_negative(text: str) -> int:
+    """A whole number from 0 on."""
+    return _whole_number(text, 0)
+
+
+def share(text: str) -> float:
+    """A number from 0 to 1."""
+    return _number(text, lambda number: 0 <= number <= 1, "a share from 0 to 1")
+
+
+def gib(text: str) -> float:
+    """A number of GiB, 1 or more."""
+    return _number(text, lambda number: number >= 1, "a number of GiB, 1 or more")
+
+
+def seconds(text: str) -> float:
+    """A number of seconds, 0 or more."""
+    return _number(text, lambda number: number >= 0, "a number of seconds, 0 or more")
+
+
+def minutes(text: str) -> float:
+    """A number of minutes above 0."""
+    return _number(text, lambda number: number > 0, "a number of minutes above 0")
+
+
+def names(text: str) -> tuple[str, ...]:
+    """Names separated by commas."""
+    return tuple(name.strip() for name in text.split(",") if name.strip())
+
+
+def separator(flag: str) -> Callable[[str], str]:
+    r"""The value of a flag for the character between values; a tab may be written as \t."""
+
+    def character(text: str) -> str:
+        found = text.encode().decode("unicode_escape") if text.isascii() else text
+        if len(found) != 1 or found in '"\n\r\x01\x02':
+            raise UserError(f"{flag} {text!r}: give one character, such as ';' or '\\t'")
+        return found
+
+    return character
+
+
+def _number(text: str, is_valid: Callable[[float], bool], kind: str) -> float:
+    try:
+        number = float(text)
+    except ValueError:
+        number = math.nan
+    if not (is_valid(number) and math.isfinite(number)):
+        raise argparse.ArgumentTypeError(f"{text!r} is not {kind}")
+    return number
+
+
+def _whole_number(text: str, least: int) -> int:
+    if not text.isdecimal() or int(text) < least:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number, {least} or more")
+    return int(text)

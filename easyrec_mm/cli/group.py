@@ -1,0 +1,133 @@
+"""`easyrec-mm group`."""
+
+from __future__ import annotations
+
+import os
+from typing import Any
+
+from easyrec_mm.cli import flags as f
+from easyrec_mm.errors import UserError
+from easyrec_mm.files import is_remote
+from easyrec_mm.tensorflow_import import import_tensorflow
+
+HELP = "pack the rows of a click log into grouped samples"
+
+
+def add_flags(parser: f.Parser) -> None:
+    """The flags of the command."""
+    add = parser.add_argument
+    files = "files, folders and globs, separated by commas"
+    add("--input", metavar="P", required=True, help=f"the log, .csv or .parquet, gzip or not: {files}")
+    add("--group_by", metavar="C", required=True, help="column of the item")
+    add("--image_field", metavar="C", required=True, help="column of the path of the item's picture")
+    f.add_output_flags(parser)
+    add("--max_group_size", metavar="N", type=f.positive, default=16, help="most rows in a group (default 16)")
+    add("--pipeline_config_template", metavar="F", default="", help="write a training config, inferred from the data")
+    add("--label_fields", metavar="A,B", type=f.names, default=(), help="label columns (default: guessed)")
+    add("--user_field", metavar="C", default="", help="column of the user")
+    add("--time_field", metavar="C", default="", help="column of the time, which does not become a feature")
+    add(
+        "--group_fields",
+        metavar="A,B",
+        type=f.names,
+        default=(),
+        help="columns that must have the same value in all rows of an item",
+    )
+    add(
+        "--columns",
+        metavar="A,B",
+        default="",
+        help="read only these columns, and those that other flags name; +A,+B: read them in addition to all others. "
+        "They become features even if they look like leaks or row numbers",
+    )
+    add(
+        "--types",
+        metavar="C=TYPE",
+        default="",
+        help="column types, in place of the detected ones: a=STRING,b=INT64",
+    )
+    separator = f.separator("--separator")
+    add("--separator", metavar="S", type=separator, default=",", help="between the values of a CSV file (default ,)")
+    add(
+        "--split_by",
+        metavar="S",
+        default="",
+        help="set rows apart for evaluation: item or user, a share of them by hash; time:<column>, the last rows; "
+        "time:<column>:<time>, the rows from that time on",
+    )
+    add("--eval_share", metavar="R", type=f.share, default=0.1, help="share that --split_by sets apart (default 0.1)")
+    add("--num_shards", metavar="N", type=f.not_negative, default=0, help="files to write (default: by their size)")
+    add("--seed", metavar="N", type=f.not_negative, default=2020, help="seed for the order of groups (default 2020)")
+    add("--embed_images", action="store_true", help="pack the pictures of each shard into a tar file beside it")
+    add(
+        "--image_size",
+        metavar="WxH",
+        default="",
+        help="size of pictures in the config, and of packed ones (default: 64x64 in the config; packed as they are)",
+    )
+    add(
+        "--preset",
+        metavar="NAME",
+        default="",
+        help="pretrained backbone for img_model, such as efficientnet_lite0 (see weights fetch); default: no backbone",
+    )
+    f.add_image_root_flag(parser)
+    add(
+        "--allow_missing_pictures",
+        action="store_true",
+        help="do not stop when most of the first pictures cannot be read, because they are on another machine",
+    )
+    add("--engine", choices=["local", "spark"], default="local", help="this machine (default), or Spark")
+    add("--memory_gib", metavar="N", type=f.gib, default=4.0, help="memory limit of the local engine (default 4)")
+    workers = "threads of the local engine (default: one per core)"
+    add("--num_workers", metavar="N", type=f.not_negative, default=0, help=workers)
+    master = "Spark's cluster, such as local[4] (default: as Spark is configured)"
+    add("--spark_master", metavar="M", default="", help=master)
+
+
+def run(flags: f.Flags) -> int:
+    """Group the log on the chosen engine."""
+    from easyrec_mm.grouping.group import group
+    from easyrec_mm.grouping.options import GroupOptions, parse_columns, parse_image_size, parse_split_by, parse_types
+    from easyrec_mm.grouping.output_folder import scratch_folder
+    from easyrec_mm.grouping.pictures import PicturePacker
+
+    columns, only_columns = parse_columns(flags.columns)
+    options = f.options_of(
+        GroupOptions,
+        flags,
+        columns=columns,
+        only_columns=only_columns,
+        types=parse_types(flags.types),
+        split_by=parse_split_by(flags.split_by),
+        image_size=parse_image_size(flags.image_size),
+    )
+    packer = None
+    if options.embed_images:
+        # Processes on other machines have other current folders.
+        root = options.image_root if is_remote(options.image_root) else os.path.abspath(options.image_root)
+        packer = PicturePacker(root, _resizer(options.image_size))
+    if flags.engine == "spark":
+        try:
+            from easyrec_mm.grouping.spark_engine import spark_engine
+        except ImportError as error:
+            raise UserError(f"--engine spark: {error}; pip install 'easyrec-mm[spark]'") from error
+
+        with spark_engine(flags.spark_master) as engine:
+            print(group(options, engine, packer))
+        return 0
+    from easyrec_mm.grouping.local_engine import LocalEngine
+
+    with scratch_folder(options.output) as folder:
+        num_workers = flags.num_workers or len(os.sched_getaffinity(0))
+        print(group(options, LocalEngine(folder, int(flags.memory_gib * 2**30), num_workers), packer))
+    return 0
+
+
+def _resizer(size: tuple[int, int] | None) -> Any:
+    if size is None:
+        return None
+    import_tensorflow()
+    from easyrec_mm.data.resized_pictures import Resizer
+
+    return Resizer(*size)

@@ -1,0 +1,82 @@
+"""What commands load before they run: a checked config, the model of a checkpoint."""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from easyrec_mm.cli.flags import Flags
+from easyrec_mm.errors import UserError
+from easyrec_mm.files.folders import shown
+from easyrec_mm.tensorflow_import import import_tensorflow
+
+if TYPE_CHECKING:
+    from easyrec_mm.config.pipeline import Pipeline
+    from easyrec_mm.data.bad_records import BadRecords
+    from easyrec_mm.network.model import MultimodalModel
+    from easyrec_mm.runs.model_dir import ModelDir
+    from easyrec_mm.store.feature_vectors import VectorStores
+
+
+def load_config(flags: Flags) -> Pipeline:
+    """Check the config, then import TensorFlow."""
+    from easyrec_mm.config.pipeline import load_pipeline
+
+    pipeline = load_pipeline(flags.pipeline_config, flags.set, flags.ignore_unsupported)
+    for note in pipeline.notes:
+        print(f"note: {note}", file=sys.stderr)
+    import_tensorflow()
+    return pipeline
+
+
+def require_path(path: str, pipeline: Pipeline, setting: str, what: str) -> None:
+    """Check that a path of the config is set.
+
+    Raises:
+      UserError: if it is not.
+    """
+    if not path:
+        raise UserError(f"{pipeline.path}: {setting}: is missing; give the files of {what}")
+
+
+@dataclass
+class Trained:
+    """The model of a checkpoint.
+
+    folder       model_dir
+    bad_records  counts and lists invalid records
+    vectors      vectors of features, from the stores with which the model was trained
+    name         checkpoint and step, for messages
+    """
+
+    model: MultimodalModel
+    folder: ModelDir
+    bad_records: BadRecords
+    vectors: VectorStores
+    name: str
+
+
+def load_trained(pipeline: Pipeline, checkpoint_path: str | None) -> Trained:
+    """Load the model of a checkpoint; by default of the one that `choose_checkpoint` finds in model_dir."""
+    from easyrec_mm.data.bad_records import BadRecords
+    from easyrec_mm.evaluation.evaluator import load_model, vectors_of
+    from easyrec_mm.runs.model_dir import BAD_RECORDS, ModelDir
+
+    config = pipeline.config
+    folder = ModelDir(config.model_dir).open()
+    checkpoint = find_checkpoint(pipeline, checkpoint_path, folder)
+    model, step = load_model(config, pipeline.schema, checkpoint)
+    bad_records = BadRecords(str(folder.local / BAD_RECORDS), config.data_config.max_bad_record_share)
+    name = f"{shown(checkpoint)} (step {step})"
+    return Trained(model, folder, bad_records, vectors_of(pipeline.schema, checkpoint), name)
+
+
+def find_checkpoint(pipeline: Pipeline, path: str | None, folder: ModelDir | None = None) -> str:
+    """See choose_checkpoint; a remark on the choice becomes a warning."""
+    from easyrec_mm.runs.best_checkpoint import choose_checkpoint
+
+    choice = choose_checkpoint(pipeline, path, folder)
+    if choice.note:
+        print(f"warning: {shown(choice.note)}", file=sys.stderr)
+    return choice.path

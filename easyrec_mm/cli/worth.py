@@ -1,0 +1,50 @@
+"""`easyrec-mm worth`."""
+
+from __future__ import annotations
+
+from functools import partial
+
+from easyrec_mm.cli import flags as f
+from easyrec_mm.cli.exit_status import after_signal
+from easyrec_mm.cli.loading import load_config
+from easyrec_mm.worth.names import ARMS
+
+HELP = "test whether the pictures pay: train with and without them"
+
+
+def add_flags(parser: f.Parser) -> None:
+    """The flags of the command."""
+    f.add_config_flag(parser)
+    f.add_setting_flags(parser)
+    add = parser.add_argument
+    output = "folder for runs and report; a test that was stopped goes on there"
+    add("--output", metavar="D", required=True, help=output)
+    add("--seeds", metavar="N", dest="num_seeds", type=f.positive, default=3, help="trainings per arm (default 3)")
+    add(
+        "--arms",
+        metavar="A,B",
+        type=f.names,
+        default=(),
+        help=f"what to compare with the config as it is: {', '.join(ARMS)} (default: all that make sense for it)",
+    )
+    add(
+        "--budget_minutes",
+        metavar="N",
+        type=f.minutes,
+        default=None,
+        help="train fewer steps, equally in all arms, so that the whole takes no longer (default: as the config says)",
+    )
+
+
+def run(flags: f.Flags) -> int:
+    """Run the test, or go on with it."""
+    pipeline = load_config(flags)
+    from easyrec_mm.worth.runs import Stopped
+    from easyrec_mm.worth.worth import Worth, WorthOptions
+
+    try:
+        Worth(pipeline, f.options_of(WorthOptions, flags), partial(print, flush=True)).run()
+    except Stopped as stopped:
+        print("stopped; the same command goes on from here", flush=True)
+        return after_signal(stopped.signal)
+    return 0
