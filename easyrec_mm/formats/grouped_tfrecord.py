@@ -14,13 +14,12 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Iterator
-from typing import IO, Any
+from typing import IO, Any, NamedTuple
 
 import google_crc32c
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-from google.protobuf import descriptor_pb2, descriptor_pool, message_factory
 from google.protobuf.message import DecodeError
 
 from easyrec_mm.errors import DataError, did_you_mean
@@ -33,26 +32,36 @@ from easyrec_mm.formats.grouped_table import (
     Groups,
     GroupsPiece,
     Ints,
+    Mask,
     Problems,
     empty_groups,
-    offsets,
     one_a_group,
     pieces,
 )
+from easyrec_mm.protos.example_pb2 import Example, Feature
 
 MISSING = "easyrec_mm/missing"
 DOUBLES = "easyrec_mm/doubles"
 
-# Field numbers of tf.train.Feature's lists.
-_LISTS: dict[Kind, tuple[str, int]] = {
-    "string": ("bytes_list", 1),
-    "float32": ("float_list", 2),
-    "float64": ("float_list", 2),
-    "int64": ("int64_list", 3),
-    "bool": ("int64_list", 3),
+
+class _List(NamedTuple):
+    """The list of a Feature that holds values of a kind, and their type there."""
+
+    name: str
+    arrow_type: pa.DataType
+
+    def of(self, feature: Feature) -> Any:
+        """The values of a feature, to be read or extended."""
+        return getattr(feature, self.name).value
+
+
+_LISTS: dict[Kind, _List] = {
+    "string": _List("bytes_list", pa.binary()),
+    "float32": _List("float_list", pa.float32()),
+    "float64": _List("float_list", pa.float32()),
+    "int64": _List("int64_list", pa.int64()),
+    "bool": _List("int64_list", pa.int64()),
 }
-_BINARY = pa.binary()
-_NOTHING = pa.scalar(b"", _BINARY)
 _CRC_MASK = 0xA282EAD8
 
 
@@ -68,7 +77,7 @@ class TfRecordWriter:
         """See GroupWriter.write."""
         for start, end in pieces(len(groups.size)):
             some = groups.slice(start, end, self._fields)
-            for record in encode(some, self._fields, self._keep_doubles).to_pylist():
+            for record in encode(some, self._fields, self._keep_doubles):
                 write_record(self._file, record)
 
     def close(self) -> None:
@@ -87,109 +96,54 @@ def _checksum(data: bytes) -> bytes:
     return struct.pack("<I", ((crc >> 15 | crc << 17) + _CRC_MASK) & 0xFFFFFFFF)
 
 
-def encode(groups: Groups, fields: GroupFields, keep_doubles: bool = False) -> pa.Array:
-    """Serialized tf.train.Examples, binary [G]. The group size is the first feature."""
-    features = [_feature(fields.size, "int64", _packed_whole(pa.array(groups.size), None))]
-    of_lists = offsets(groups.size)
-    missing, doubles = [], []
-    for name, kind in fields.kinds.items():
-        column = groups.columns[name]
-        limits = None if name in fields.per_group else of_lists
-        if column.null_count and kind != "string":
-            missing.append(_missing_places(name, column, limits))
-        column = _filled(column, name, kind, fields)
-        if keep_doubles and kind == "float64":
-            doubles.append(_doubles(name, column, limits))
-        features.append(_feature(name, kind, _values(column, kind, limits)))
-    for name, notes in ((MISSING, missing), (DOUBLES, doubles)):
-        if notes:
-            entries = _join(*(pc.fill_null(_delimited(1, some), b"") for some in notes))
-            feature = _feature(name, "string", entries)
-            features.append(pc.if_else(pc.equal(pc.binary_length(entries), 0), _NOTHING, feature))
-    return _delimited(1, _join(*features))
+def encode(groups: Groups, fields: GroupFields, keep_doubles: bool = False) -> Iterator[bytes]:
+    """Serialized Examples, one for each group; the same groups make the same bytes."""
+    columns = [_Column(name, kind, groups.columns[name], fields) for name, kind in fields.kinds.items()]
+    ends = np.cumsum(groups.size)
+    for group, (size, end) in enumerate(zip(groups.size.tolist(), ends.tolist(), strict=True)):
+        example = Example()
+        features = example.features.feature
+        features[fields.size].int64_list.value.append(size)
+        for column in columns:
+            first, last = (group, group + 1) if column.is_per_group else (end - size, end)
+            _LISTS[column.kind].of(features[column.name]).extend(column.values[first:last])
+            missing = column.missing_places(first, last)
+            if missing:
+                features[MISSING].bytes_list.value.append(f"{missing} {column.name}".encode())
+            doubles = column.doubles(first, last) if keep_doubles else b""
+            if doubles:
+                features[DOUBLES].bytes_list.value.append(column.name.encode() + b"\0" + doubles)
+        yield example.SerializeToString(deterministic=True)
 
 
-def _filled(column: pa.Array, name: str, kind: Kind, fields: GroupFields) -> pa.Array:
-    if not column.null_count:
-        return column
-    default = "" if kind == "string" else fields.defaults.get(name, 0)
-    return pc.fill_null(column, pa.scalar(default).cast(ARROW_TYPES[kind]))
+class _Column:
+    """The values of a field as an Example takes them, the default in the place of a missing one."""
 
+    def __init__(self, name: str, kind: Kind, column: pa.Array, fields: GroupFields) -> None:
+        self.name, self.kind = name, kind
+        self.is_per_group = name in fields.per_group
+        self._is_missing: Mask | None = None
+        if column.null_count:
+            default = "" if kind == "string" else fields.defaults.get(name, 0)
+            if kind != "string":
+                self._is_missing = column.is_null().to_numpy(zero_copy_only=False)
+            column = pc.fill_null(column, pa.scalar(default).cast(ARROW_TYPES[kind]))
+        self._numbers = column.to_numpy(zero_copy_only=False).astype("<f8") if kind == "float64" else None
+        self.values: list[Any] = column.cast(_LISTS[kind].arrow_type).to_pylist()
+        if self._numbers is not None:
+            self._is_rounded = np.array(self.values) != self._numbers
 
-def _values(column: pa.Array, kind: Kind, limits: pa.Array | None) -> pa.Array:
-    """What stands in a list, binary [G]; `limits` are the lists' offsets, None if each has one value."""
-    if kind == "string":
-        return _joined_lists(_delimited(1, column.cast(_BINARY)), limits)
-    if kind in ("int64", "bool"):
-        return _packed_whole(column.cast(pa.int64()), limits)
-    data = column.cast(pa.float32()).to_numpy(zero_copy_only=False).astype("<f4")
-    ends = 4 * (np.arange(len(column) + 1) if limits is None else limits.to_numpy())
-    packed = pa.Array.from_buffers(
-        _BINARY, len(ends) - 1, [None, pa.py_buffer(ends.astype(np.int32)), pa.py_buffer(data)]
-    )
-    return _delimited(1, packed)
+    def missing_places(self, first: int, last: int) -> str:
+        """Which of these values are missing, counted from the first: "0,3,7"."""
+        if self._is_missing is None:
+            return ""
+        return ",".join(map(str, np.flatnonzero(self._is_missing[first:last]).tolist()))
 
-
-def _packed_whole(column: pa.Array, limits: pa.Array | None) -> pa.Array:
-    encoded = column.dictionary_encode()
-    varints = pa.array([_varint(value) for value in encoded.dictionary.to_pylist()], _BINARY)
-    return _delimited(1, _joined_lists(varints.take(encoded.indices), limits))
-
-
-def _joined_lists(values: pa.Array, limits: pa.Array | None) -> pa.Array:
-    return values if limits is None else pc.binary_join(pa.ListArray.from_arrays(limits, values), _NOTHING)
-
-
-def _feature(name: str, kind: Kind, values: pa.Array) -> pa.Array:
-    """An entry of the map of features, with its field number."""
-    key = b"\x0a" + _varint(len(name.encode())) + name.encode()
-    feature = _delimited(2, _delimited(_LISTS[kind][1], values))
-    return _delimited(1, _join(pa.scalar(key, _BINARY), feature))
-
-
-def _delimited(number: int, content: pa.Array) -> pa.Array:
-    """A protobuf field of that number with each content, binary; null stays null."""
-    lengths = pc.fill_null(pc.binary_length(content), 0).to_numpy(zero_copy_only=False)
-    distinct, which = np.unique(lengths, return_inverse=True)
-    heads = pa.array([_varint(number << 3 | 2) + _varint(length) for length in distinct.tolist()], _BINARY)
-    return _join(heads.take(pa.array(which)), content)
-
-
-def _join(*parts: pa.Array | pa.Scalar) -> pa.Array:
-    return pc.binary_join_element_wise(*parts, _NOTHING)
-
-
-def _varint(value: int) -> bytes:
-    value &= (1 << 64) - 1  # negative numbers as two's complement
-    data = bytearray()
-    while value > 127:
-        data.append(value & 127 | 128)
-        value >>= 7
-    data.append(value)
-    return bytes(data)
-
-
-def _missing_places(name: str, column: pa.Array, limits: pa.Array | None) -> pa.Array:
-    """The text that tells where values of a field are missing, binary [G]; null where none is."""
-    is_null = column.is_null().to_numpy(zero_copy_only=False)
-    starts = np.arange(len(column) + 1) if limits is None else limits.to_numpy().astype(np.int64)
-    size = np.diff(starts)
-    places = pa.array((np.arange(len(column)) - np.repeat(starts[:-1], size))[is_null]).cast(pa.string())
-    group = np.repeat(np.arange(len(size)), size)[is_null]
-    counts = np.bincount(group, minlength=len(size))
-    lists = pa.ListArray.from_arrays(offsets(counts), places)
-    texts = pc.binary_join_element_wise(pc.binary_join(lists, ","), name, " ").cast(_BINARY)
-    return pc.if_else(pa.array(counts > 0), texts, pa.scalar(None, _BINARY))
-
-
-def _doubles(name: str, column: pa.Array, limits: pa.Array | None) -> pa.Array:
-    """The entry of DOUBLES, binary [G]; null where 32 bits hold all values of a group."""
-    numbers = column.to_numpy(zero_copy_only=False).astype("<f8")
-    starts = np.arange(len(numbers) + 1) if limits is None else limits.to_numpy().astype(np.int64)
-    num_rounded = np.cumsum(np.concatenate([[0], numbers.astype(np.float32) != numbers]))[starts]
-    buffers = [None, pa.py_buffer((8 * starts).astype(np.int32)), pa.py_buffer(numbers)]
-    entries = _join(pa.scalar(name.encode() + b"\0", _BINARY), pa.Array.from_buffers(_BINARY, len(starts) - 1, buffers))
-    return pc.if_else(pa.array(np.diff(num_rounded) > 0), entries, pa.scalar(None, _BINARY))
+    def doubles(self, first: int, last: int) -> bytes:
+        """These numbers in 64 bits; b"" where 32 bits hold all of them."""
+        if self._numbers is None or not self._is_rounded[first:last].any():
+            return b""
+        return bytes(self._numbers[first:last].tobytes())
 
 
 # --- Reading
@@ -232,7 +186,7 @@ def first_values(path: str) -> Iterator[dict[str, Any]]:
     with open_binary(path) as stream:
         for row, record in enumerate(records(stream, path), 1):
             try:
-                feature = _EXAMPLE.FromString(record).features.feature
+                feature = Example.FromString(record).features.feature
             except DecodeError as error:
                 raise DataError(f"{path}: record {row} is no tf.train.Example; write the file again") from error
             found = {name: getattr(one, one.WhichOneof("kind") or "bytes_list").value for name, one in feature.items()}
@@ -310,18 +264,18 @@ def _group(data: bytes, fields: GroupFields) -> tuple[tuple[str, str] | None, in
     """What is wrong with an Example, or its size and the values of its samples, None where one is missing."""
     nothing: dict[str, list[Any]] = {}
     try:
-        feature = _EXAMPLE.FromString(data).features.feature
+        feature = Example.FromString(data).features.feature
     except DecodeError:
         return ("record", "is no tf.train.Example"), 0, nothing
     lists: dict[str, list[Any]] = {}
     for name, kind in fields.kinds.items():
         if name not in feature:
             return (f"feature '{name}'", f"is missing; {did_you_mean(name, feature)}"), 0, nothing
-        which = _LISTS[kind][0]
+        which = _LISTS[kind].name
         found = feature[name].WhichOneof("kind")
         if found not in (which, None):
             return (f"feature '{name}'", f"is a {found}, not a {which}"), 0, nothing
-        lists[name] = list(getattr(feature[name], which).value)
+        lists[name] = list(_LISTS[kind].of(feature[name]))
     for entry in feature[DOUBLES].bytes_list.value if DOUBLES in feature else ():
         told, _, numbers = entry.partition(b"\0")
         name = told.decode()
@@ -345,56 +299,10 @@ def _group(data: bytes, fields: GroupFields) -> tuple[tuple[str, str] | None, in
 
 
 def count_tfrecord(path: str, fields: GroupFields) -> tuple[int, int]:
-    """Groups and samples of a file that TfRecordWriter wrote: by the first feature, the group size."""
-    head = b"\x0a" + _varint(len(fields.size.encode())) + fields.size.encode()
+    """Groups and samples of a file that TfRecordWriter wrote."""
     num_groups = num_samples = 0
     with open(path, "rb") as stream:
         for record in records(stream, path):
             num_groups += 1
-            # Behind the name: three lengths, each with its tag and below 128, and the number.
-            start = record.index(head) + len(head) + 6
-            value, shift = 0, 0
-            while True:
-                byte = record[start]
-                value |= (byte & 127) << shift
-                if byte < 128:
-                    break
-                start, shift = start + 1, shift + 7
-            num_samples += value
+            num_samples += Example.FromString(record).features.feature[fields.size].int64_list.value[0]
     return num_groups, num_samples
-
-
-def _example_class() -> Any:
-    """The class of tf.train.Example, in a pool of its own, beside which TensorFlow's may be loaded."""
-    file = descriptor_pb2.FileDescriptorProto(name="easyrec_mm/example.proto", package="tensorflow", syntax="proto3")
-
-    def message(name: str, *parts: tuple[str, int, int, str]) -> Any:
-        added = file.message_type.add(name=name)
-        for field, number, kind, type_name in parts:
-            one = added.field.add(name=field, number=number, type=kind, type_name=type_name or None)  # type: ignore
-            one.label = one.LABEL_REPEATED if field in ("value", "feature") else one.LABEL_OPTIONAL
-        return added
-
-    kinds = descriptor_pb2.FieldDescriptorProto
-    nested = kinds.TYPE_MESSAGE
-    message("BytesList", ("value", 1, kinds.TYPE_BYTES, ""))
-    message("FloatList", ("value", 1, kinds.TYPE_FLOAT, ""))
-    message("Int64List", ("value", 1, kinds.TYPE_INT64, ""))
-    names = (("bytes_list", "BytesList"), ("float_list", "FloatList"), ("int64_list", "Int64List"))
-    lists = [(name, i, nested, f".tensorflow.{kind}") for i, (name, kind) in enumerate(names, 1)]
-    feature = message("Feature", *lists)
-    feature.oneof_decl.add(name="kind")
-    for one in feature.field:
-        one.oneof_index = 0
-    features = message("Features", ("feature", 1, nested, ".tensorflow.Features.FeatureEntry"))
-    entry = features.nested_type.add(name="FeatureEntry")
-    entry.options.map_entry = True
-    entry.field.add(name="key", number=1, type=kinds.TYPE_STRING, label=kinds.LABEL_OPTIONAL)
-    entry.field.add(name="value", number=2, type=nested, label=kinds.LABEL_OPTIONAL, type_name=".tensorflow.Feature")
-    message("Example", ("features", 1, nested, ".tensorflow.Features"))
-    pool = descriptor_pool.DescriptorPool()
-    pool.AddSerializedFile(file.SerializeToString())
-    return message_factory.GetMessageClass(pool.FindMessageTypeByName("tensorflow.Example"))
-
-
-_EXAMPLE = _example_class()
