@@ -36,10 +36,11 @@ MAY_IMPORT = {
     "schema": "",
     "stable_hash": "",
     "tensorflow_import": "",
+    "pages": "",
     "files": "errors",
     "manifest": "errors schema files",
     "features": "errors schema",
-    "store": "errors schema files",
+    "store": "errors pages schema files",
     "weights": "errors files",
     "config": "errors schema files features weights protos",
     "formats": "errors schema files features protos",
@@ -51,15 +52,15 @@ MAY_IMPORT = {
     "evaluation": "errors schema stable_hash files features store config runs data network protos",
     "training": "errors files store config runs data network evaluation protos",
     "export": "errors schema files manifest features store config data network evaluation protos",
-    "worth": "errors files config formats runs data evaluation training protos",
-    "stats": "errors schema stable_hash files features store config formats data grouping network protos",
+    "worth": "errors pages files config formats runs data evaluation training protos",
+    "stats": "errors pages schema stable_hash files features store config formats data grouping network protos",
     "serving": "errors schema tensorflow_import files manifest features store embedding",
     "cli": "errors tensorflow_import files worth",
     "__main__": "cli",
 }
 # Rooms that load in a moment, for neither they nor what they import imports TensorFlow: what a user can get wrong in a
 # config fails before that.
-WITHOUT_TENSORFLOW = ("errors", "schema", "files", "manifest", "store", "weights", "config", "grouping", "cli")
+WITHOUT_TENSORFLOW = ("errors", "schema", "pages", "files", "manifest", "store", "weights", "config", "grouping", "cli")
 # Talk to the person at the terminal; all others return what they have to say, or raise it.
 MAY_PRINT = ("cli", "training.trainer", "runs.progress")
 

@@ -1,187 +1,168 @@
-"""The report as one HTML page, with plots and pictures in it and nothing loaded from elsewhere."""
+"""The report as one HTML page with plots and pictures."""
 
 from __future__ import annotations
 
-import base64
-import html
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
 
-from easyrec_mm.stats.pictures import Picture, PictureStats
-from easyrec_mm.stats.report import NUM_SHOWN, FieldReport, Rate, Report
+from easyrec_mm.pages.render import render
+from easyrec_mm.stats.pictures import PictureStats
+from easyrec_mm.stats.report import NUM_SHOWN, FieldReport, Report
 from easyrec_mm.stats.text import distinct, number
 
 # Pictures that are shown as examples, groups of pictures that look alike, and pictures of such a group.
 _NUM_EXAMPLES, _NUM_ALIKE, _NUM_OF_GROUP = 24, 20, 8
-# Width and height of a bar's place, and of the names before it, in pixels.
-_BAR, _LINE, _NAMES = 220, 18, 190
+# Sizes in a plot, in pixels: of the names, the longest bar, the numbers behind it, and a line.
+_NAMES, _BAR, _NUMBERS, _LINE = 190, 220, 70, 18
+_LONGEST_NAME = 28
 
-_STYLE = """
-body { font: 14px/1.5 system-ui, sans-serif; margin: 2em auto; max-width: 75em; padding: 0 1em; color: #222 }
-h1 { font-size: 1.4em } h2 { font-size: 1.15em; margin-top: 2em; border-bottom: 1px solid #ddd }
-table { border-collapse: collapse } td, th { padding: .15em .8em .15em 0; text-align: right; white-space: nowrap }
-td:first-child, th:first-child { text-align: left } th { color: #666; font-weight: normal }
-section { margin: 1.2em 0 } h3 { font-size: 1em; margin: 0 } .note { color: #666 }
-.plots, .pictures { display: flex; flex-wrap: wrap; gap: 1.5em } .pictures { gap: .6em }
-figure { margin: 0; width: 96px; font-size: 11px; overflow-wrap: anywhere } figure img { max-width: 96px }
-svg text { font-size: 11px; fill: #222 } svg .bar { fill: #7aa6d8 } svg .rate { fill: #e08a3c }
-"""
+
+@dataclass(frozen=True)
+class Bar:
+    """A bar of a plot: what it stands for, its value as text, and its place in pixels."""
+
+    name: str
+    text: str
+    y: int
+    width: float
+
+    @property
+    def short_name(self) -> str:
+        """The name, cut if it has no room."""
+        return self.name if len(self.name) <= _LONGEST_NAME else f"{self.name[: _LONGEST_NAME - 1]}…"
+
+
+@dataclass(frozen=True)
+class Plot:
+    """Horizontal bars; `kind` is their class: "bar" for counts, "rate" for means of labels."""
+
+    title: str
+    kind: str
+    bars: list[Bar]
+    start = _NAMES
+    width = _NAMES + _BAR + _NUMBERS
+    bar_height = _LINE - 6
+
+    @property
+    def height(self) -> int:
+        """Height of all bars."""
+        return len(self.bars) * _LINE
 
 
 def page(report: Report) -> str:
     """The page of a report."""
+    return render(
+        "stats.html",
+        title=f"{report.name}: what it holds",
+        report=report,
+        summary=_summary(report),
+        num_more=report.num_refused - len(report.bad),
+        sizes=None if report.is_flat else _size_plot(report.sizes),
+        labels=[_field(label, report) for label in report.labels],
+        correlations=_correlations(report),
+        fields=[_field(field, report) for field in report.fields if not field.is_label],
+        pictures=None if report.pictures is None else _pictures(report, report.pictures),
+    )
+
+
+def _summary(report: Report) -> str:
     rows = "rows" if report.is_flat else "groups"
     share = report.num_refused / max(report.num_groups + report.num_refused, 1)
     groups = "" if report.is_flat else f"{report.num_groups:,} groups, "
-    body = [
-        f"<h1>{_text(report.name)}</h1>",
-        f"<p>{report.num_files:,} file(s), {groups}{report.num_samples:,} samples; "
-        f"{report.num_refused:,} {rows} refused ({share:.2%}).</p>",
-        *_refused(report),
-        *([] if report.is_flat else ["<h2>Group sizes</h2>", _size_plot(report.sizes)]),
-        "<h2>Labels</h2>" if report.labels else "",
-        *(_field(one, report) for one in report.labels),
-        *_correlations(report),
-        "<h2>Fields</h2>",
-        *(_field(one, report) for one in report.fields if not one.is_label),
-        *(_pictures(report, report.pictures) if report.pictures is not None else []),
-    ]
-    title = _text(report.name)
-    head = f'<meta charset="utf-8"><title>{title}: what it holds</title><style>{_STYLE}</style>'
-    return f"<!doctype html>\n<html><head>{head}</head><body>\n" + "\n".join(filter(None, body)) + "\n</body></html>\n"
+    return (
+        f"{report.num_files:,} file(s), {groups}{report.num_samples:,} samples; {report.num_refused:,} {rows} refused "
+        f"({share:.2%})."
+    )
 
 
-def _text(value: str) -> str:
-    return html.escape(value)
-
-
-def _refused(report: Report) -> list[str]:
-    if not report.bad:
-        return []
-    items = "".join(f"<li>{_text(str(record))}</li>" for record in report.bad)
-    more = report.num_refused - len(report.bad)
-    return [f"<ul>{items}{f'<li>and {more:,} more</li>' if more else ''}</ul>"]
-
-
-def _field(one: FieldReport, report: Report) -> str:
+def _field(field: FieldReport, report: Report) -> dict[str, Any]:
     """A field: its figures, its frequent values, and how the labels depend on it."""
-    told = [f"{one.kind}", f"missing {one.missing:.1%}", f"{distinct(one)} different values"]
-    found = one.numbers
-    if found:
-        told.append(f"mean {number(found['mean'])} &plusmn; {number(found['deviation'])}")
-        told.append(f"{number(found['least'])} to {number(found['greatest'])}, zeros {found['zeros']:.1%}")
-        quantiles = [f"{float(share):.0%}: {value:.4g}" for share, value in found["quantiles"].items()]
-        told.append("quantiles " + ", ".join(quantiles))
-    if one.parts:
-        told.append(f"{one.per_sample:.1f} values a sample, {distinct(one.parts)} different")
-    lines = [f"<h3>{_text(one.name)}</h3>", f'<div class="note">{"; ".join(told)}</div>']
-    if one.boundaries:
-        lines.append(f'<div class="note">boundaries: [{", ".join(f"{x:.9g}" for x in one.boundaries)}]</div>')
+    facts = [field.kind, f"missing {field.missing:.1%}", f"{distinct(field)} different values"]
+    numbers = field.numbers
+    if numbers:
+        facts.append(f"mean {number(numbers['mean'])} ± {number(numbers['deviation'])}")
+        facts.append(f"{number(numbers['least'])} to {number(numbers['greatest'])}, zeros {numbers['zeros']:.1%}")
+        quantiles = [f"{float(share):.0%}: {value:.4g}" for share, value in numbers["quantiles"].items()]
+        facts.append("quantiles " + ", ".join(quantiles))
+    if field.parts:
+        facts.append(f"{field.per_sample:.1f} values a sample, {distinct(field.parts)} different")
+    notes = ["; ".join(facts)]
+    if field.boundaries:
+        notes.append(f"boundaries: [{', '.join(f'{limit:.9g}' for limit in field.boundaries)}]")
+    return {"name": field.name, "notes": notes, "plots": _plots_of_field(field, report)}
+
+
+def _plots_of_field(field: FieldReport, report: Report) -> list[Plot]:
     plots = []
-    top = (one.parts or one).top
-    if top and not (found and one.rates):
-        error = (one.parts or one).top_error
-        note = f"most frequent{f' (counts at most {error:,} too low)' if error else ''}"
-        plots.append(_plot(note, [(value, count, f"{count:,}") for value, count in top[:NUM_SHOWN]], "bar"))
-    if one.rates:
-        bars = [(rate.name, rate.count, f"{rate.count:,}") for rate in one.rates]
-        if found:
-            plots.append(_plot("samples, of those looked at", bars, "bar"))
-        plots += [_rate_plot(label.name, one.rates) for label in report.labels if label.name != one.name]
-    return f'<section>{"".join(lines)}<div class="plots">{"".join(plots)}</div></section>'
+    values = field.parts or field
+    if values.top and not (field.numbers and field.rates):
+        note = f" (counts at most {values.top_error:,} too low)" if values.top_error else ""
+        plots.append(_count_plot(f"most frequent{note}", values.top[:NUM_SHOWN]))
+    if field.rates:
+        if field.numbers:
+            counts = [(rate.name, rate.count) for rate in field.rates]
+            plots.append(_count_plot("samples, of those looked at", counts))
+        for label in (label.name for label in report.labels if label.name != field.name):
+            means = [(rate.name, rate.means[label], f"{rate.means[label]:.4g}") for rate in field.rates]
+            plots.append(_plot(f"mean {label}", "rate", means))
+    return plots
 
 
-def _rate_plot(label: str, rates: Sequence[Rate]) -> str:
-    return _plot(f"mean {label}", [(one.name, one.means[label], f"{one.means[label]:.4g}") for one in rates], "rate")
-
-
-def _size_plot(sizes: dict[int, int]) -> str:
+def _size_plot(sizes: dict[int, int]) -> Plot:
     """Groups by size; the sizes of ranges if there are many."""
     ordered = sorted(sizes)
     if len(ordered) <= 2 * NUM_SHOWN:
-        return _plot("groups", [(str(size), sizes[size], f"{sizes[size]:,}") for size in ordered], "bar")
+        return _count_plot("groups", [(str(size), sizes[size]) for size in ordered])
     step = -(-(ordered[-1] - ordered[0] + 1) // NUM_SHOWN)
     starts = range(ordered[0], ordered[-1] + 1, step)
     counts = [(start, sum(sizes.get(size, 0) for size in range(start, start + step))) for start in starts]
-    return _plot("groups", [(f"{start} to {start + step - 1}", count, f"{count:,}") for start, count in counts], "bar")
+    return _count_plot("groups", [(f"{start} to {start + step - 1}", count) for start, count in counts])
 
 
-def _plot(title: str, bars: Sequence[tuple[str, float, str]], kind: str) -> str:
-    """Bars of (name, value, value as text); those below 0 have no length."""
-    most = max((value for _, value, _ in bars if value == value), default=0.0)
-    parts = []
-    for i, (name, value, shown) in enumerate(bars):
-        y = i * _LINE
-        width = _BAR * max(value, 0.0) / most if most > 0 and value == value else 0.0
-        short = name if len(name) <= 28 else name[:27] + "…"
-        parts.append(
-            f'<g><title>{_text(name)}: {shown}</title><text x="{_NAMES - 6}" y="{y + 13}" text-anchor="end">'
-            f'{_text(short)}</text><rect class="{kind}" x="{_NAMES}" y="{y + 3}" width="{width:.1f}" '
-            f'height="{_LINE - 6}"/>'
-            f'<text x="{_NAMES + width + 4:.1f}" y="{y + 13}">{shown}</text></g>'
-        )
-    size = f'width="{_NAMES + _BAR + 70}" height="{len(bars) * _LINE}"'
-    return f'<div><div class="note">{_text(title)}</div><svg {size}>{"".join(parts)}</svg></div>'
+def _count_plot(title: str, counts: Sequence[tuple[str, int]]) -> Plot:
+    return _plot(title, "bar", [(name, count, f"{count:,}") for name, count in counts])
 
 
-def _correlations(report: Report) -> list[str]:
-    names = [label.name for label in report.labels]
-    some = [one for one in report.fields if one.correlation]
-    if not names or not some:
-        return []
-    some.sort(key=lambda one: -max(abs(found.strength) for found in one.correlation.values()))
-    head = "".join(f"<th>{_text(name)}</th><th>AUC</th>" for name in names)
+def _plot(title: str, kind: str, values: Sequence[tuple[str, float, str]]) -> Plot:
+    """Bars of (name, value, value as text); those below 0 and NaN have no length."""
+    most = max((value for _, value, _ in values if value == value), default=0.0)
+
+    def width(value: float) -> float:
+        return _BAR * max(value, 0.0) / most if most > 0 and value == value else 0.0
+
+    bars = [Bar(name, text, i * _LINE, width(value)) for i, (name, value, text) in enumerate(values)]
+    return Plot(title, kind, bars)
+
+
+def _correlations(report: Report) -> list[tuple[str, list[str]]]:
+    """Field -> strength and AUC for each label; the strongest first."""
+    labels = [label.name for label in report.labels]
+    fields = [field for field in report.fields if field.correlation] if labels else []
+    fields.sort(key=lambda field: -max(abs(found.strength) for found in field.correlation.values()))
     rows = []
-    for one in some:
+    for field in fields:
         cells = []
-        for name in names:
-            found = one.correlation.get(name)
+        for label in labels:
+            found = field.correlation.get(label)
             cells.append(f"{found.strength:+.3f}" if found else "")
             cells.append(f"{found.auc:.3f}" if found and found.auc is not None else "")
-        rows.append(f"<tr><td>{_text(one.name)}</td>{''.join(f'<td>{cell}</td>' for cell in cells)}</tr>")
-    note = (
-        f"In {report.num_sampled:,} samples. Of numbers: Pearson's r. Of others: the share of the label's deviation "
-        "that their values explain, corrected for having many values."
-    )
-    return [
-        "<h2>Correlation with labels</h2>",
-        f'<p class="note">{note}</p>',
-        f"<table><tr><th>field</th>{head}</tr>{''.join(rows)}</table>",
-    ]
+        rows.append((field.name, cells))
+    return rows
 
 
-def _pictures(report: Report, found: PictureStats) -> list[str]:
+def _pictures(report: Report, found: PictureStats) -> dict[str, Any]:
     opened = len(found.pictures) + len(found.problems)
     rows = "rows" if report.is_flat else "groups"
-    plots = [
-        _plot(what, [(name, count, f"{count:,}") for name, count in found.counts(what).most_common(NUM_SHOWN)], "bar")
-        for what in ("format", "mode", "size")
-    ]
-    lines = [
-        "<h2>Pictures</h2>",
-        f"<p>{report.num_pictures:,} different; {report.num_without_picture:,} {rows} without one; {opened:,} opened, "
-        f"{len(found.problems):,} of them bad.</p>",
-        f'<div class="plots">{"".join(plots)}</div>' if found.pictures else "",
-        _figures(found.pictures[:_NUM_EXAMPLES]),
-    ]
-    if found.problems:
-        bad = "".join(f"<li>{_text(path)}: {_text(problem)}</li>" for path, problem in found.problems[:NUM_SHOWN])
-        lines += ["<h3>Bad pictures</h3>", f"<ul>{bad}</ul>"]
-    if found.alike:
-        alike = sum(map(len, found.alike))
-        lines.append(f"<h3>{alike:,} pictures in {len(found.alike):,} groups look alike</h3>")
-        lines += [
-            f'<div class="note">{len(group)}</div>{_figures(group[:_NUM_OF_GROUP])}'
-            for group in found.alike[:_NUM_ALIKE]
-        ]
-    return lines
-
-
-def _figures(pictures: Iterable[Picture]) -> str:
-    figures = []
-    for one in pictures:
-        data = base64.b64encode(one.thumbnail).decode()
-        caption = f"{_text(one.path)}<br>{one.width} x {one.height} {_text(one.format)}"
-        figures.append(
-            f'<figure><img src="data:image/jpeg;base64,{data}" alt=""><figcaption>{caption}</figcaption></figure>'
-        )
-    return f'<div class="pictures">{"".join(figures)}</div>'
+    kinds = ("format", "mode", "size") if found.pictures else ()
+    return {
+        "summary": (
+            f"{report.num_pictures:,} different; {report.num_without_picture:,} {rows} without one; {opened:,} opened, "
+            f"{len(found.problems):,} of them bad."
+        ),
+        "plots": [_count_plot(kind, found.counts(kind).most_common(NUM_SHOWN)) for kind in kinds],
+        "examples": found.pictures[:_NUM_EXAMPLES],
+        "problems": found.problems[:NUM_SHOWN],
+        "alike_summary": f"{sum(map(len, found.alike)):,} pictures in {len(found.alike):,} groups look alike",
+        "alike": [{"number": len(group), "pictures": group[:_NUM_OF_GROUP]} for group in found.alike[:_NUM_ALIKE]],
+    }

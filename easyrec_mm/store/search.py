@@ -6,9 +6,7 @@ with all others.
 
 from __future__ import annotations
 
-import base64
 import csv
-import html
 import io
 from collections import Counter
 from collections.abc import Callable, Sequence
@@ -22,6 +20,7 @@ from PIL import Image, UnidentifiedImageError
 
 from easyrec_mm.errors import StoreError, UserError
 from easyrec_mm.files import StorageError, join, put, read, written_at
+from easyrec_mm.pages.render import render
 from easyrec_mm.store import Store
 
 IndexKind = Literal["auto", "exact", "hnsw", "ivf"]
@@ -214,27 +213,10 @@ def write_page(path: str, query: str, query_path: str, found: Sequence[Neighbour
     Raises:
       UserError: if it cannot be written.
     """
-    title = f"Nearest to {query}"
-    figures = [_figure(query, "query", query_path)]
-    figures += [_figure(f.key, f"{f.cosine:.4f}", join(image_root, f.key)) for f in found]
-    page = f"""<!doctype html>
-<html lang="en">
-<meta charset="utf-8">
-<meta name="viewport" content="width=device-width">
-<title>{html.escape(title)}</title>
-<style>
-  body {{ font: 14px system-ui, sans-serif; margin: 2rem; }}
-  main {{ display: flex; flex-wrap: wrap; gap: 1rem; }}
-  figure {{ margin: 0; width: {_THUMBNAIL}px; }}
-  figure:first-child {{ outline: 3px solid; outline-offset: 4px; }}
-  img, .none {{ width: 100%; aspect-ratio: 1; object-fit: contain; background: #eee; }}
-  figcaption {{ overflow-wrap: anywhere; }}
-</style>
-<h1>{html.escape(title)}</h1>
-<main>
-{"".join(figures)}</main>
-</html>
-"""
+    pictures = [(query, "query", query_path)]
+    pictures += [(f.key, f"{f.cosine:.4f}", join(image_root, f.key)) for f in found]
+    figures = [{"key": key, "note": note, "picture": _thumbnail(place)} for key, note, place in pictures]
+    page = render("search.html", title=f"Nearest to {query}", side=_THUMBNAIL, figures=figures)
     try:
         temporary = written_at(path)
         temporary.write_text(page, encoding="utf-8")
@@ -243,18 +225,8 @@ def write_page(path: str, query: str, query_path: str, found: Sequence[Neighbour
         raise UserError(f"--html {path}: cannot be written: {error.strerror}") from error
 
 
-def _figure(key: str, note: str, path: str) -> str:
-    picture = _thumbnail(path)
-    shown = (
-        f'<img alt="" src="data:image/jpeg;base64,{picture}">'
-        if picture
-        else '<div class="none">the picture cannot be read</div>'
-    )
-    return f"<figure>{shown}<figcaption><b>{html.escape(note)}</b> {html.escape(key)}</figcaption></figure>\n"
-
-
-def _thumbnail(path: str) -> str | None:
-    """A small JPEG as base64; None if there is no picture at that path."""
+def _thumbnail(path: str) -> bytes | None:
+    """A small JPEG; None if there is no picture at that path."""
     try:
         with Image.open(io.BytesIO(read(path))) as picture:
             picture.draft("RGB", (_THUMBNAIL, _THUMBNAIL))
@@ -264,4 +236,4 @@ def _thumbnail(path: str) -> str | None:
     small.thumbnail((_THUMBNAIL, _THUMBNAIL))
     content = io.BytesIO()
     small.save(content, "JPEG", quality=85)
-    return base64.b64encode(content.getvalue()).decode()
+    return content.getvalue()

@@ -1,0 +1,31 @@
+"""Templates -> pages. A value in a template is escaped, so that no name or path of a user becomes HTML."""
+
+from __future__ import annotations
+
+import base64
+
+from jinja2 import Environment, PackageLoader, StrictUndefined
+
+
+def render(template: str, **values: object) -> str:
+    """The page of a template of the folder `templates`, with these values.
+
+    Raises:
+      jinja2.UndefinedError: if the template needs a value that is not given.
+    """
+    return _ENVIRONMENT.get_template(template).render(**values)
+
+
+def jpeg_url(content: bytes) -> str:
+    """An address under which a page holds a JPEG itself."""
+    return f"data:image/jpeg;base64,{base64.b64encode(content).decode()}"
+
+
+_ENVIRONMENT = Environment(
+    loader=PackageLoader("easyrec_mm.pages"),
+    autoescape=True,
+    undefined=StrictUndefined,
+    trim_blocks=True,
+    lstrip_blocks=True,
+)
+_ENVIRONMENT.filters["jpeg_url"] = jpeg_url
