@@ -8,8 +8,10 @@ import numpy as np
 import pytest
 from scipy import stats
 
+from easyrec_mm.config.evaluation import NamedMetric
 from easyrec_mm.evaluation.estimates import Estimate
-from easyrec_mm.worth.verdict import DOES_NOT, HARMS, PAYS, gain, gains
+from easyrec_mm.worth.report import Plan, Verdict, conclusion_of
+from easyrec_mm.worth.verdict import DOES_NOT, HARMS, PAYS, Gain, gain, gains
 
 NUM_REPLICATES, NUM_CLUSTERS = 200, 50
 
@@ -109,3 +111,29 @@ def test_many_looks_at_nothing_seldom_show_something():
         found = gains(first, second, dict.fromkeys(pairs, True), "", 0.95)
         shown += any(one.verdict != DOES_NOT for one in found.values())
     assert shown / 300 < 0.08
+
+
+@pytest.mark.parametrize(
+    ("gain", "num_steps", "conclusion"),
+    [
+        (
+            Gain(0.7, 0.6, 0.1, 0.05, 0.15, verdict=PAYS),
+            9,
+            "the pictures pay: auc_a +0.1000 [+0.0500, +0.1500] against x",
+        ),
+        (
+            Gain(0.6, 0.6, 0.0, -0.01, 0.02, verdict=DOES_NOT),
+            1000,
+            "the pictures do not pay: auc_a +0.0000 [-0.0100, +0.0200] against x; a gain above 0.0200 is ruled out",
+        ),
+        (
+            Gain(0.6, 0.6, 0.0, -0.01, 0.02, verdict=DOES_NOT),
+            9,
+            "the pictures do not pay: auc_a +0.0000 [-0.0100, +0.0200] against x; a gain above 0.0200 is ruled out; "
+            "9 of 1,000 steps were trained, and more may show a gain: raise --budget_minutes",
+        ),
+    ],
+)
+def test_a_conclusion_says_what_a_short_training_cannot_know(gain, num_steps, conclusion):
+    verdict = Verdict(NamedMetric("auc_a", "auc", "a"), "", 100, gain.verdict, "", gain)
+    assert conclusion_of(verdict, "x", Plan(3, num_steps, 1000, 5.0, {})) == conclusion

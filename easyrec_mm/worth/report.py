@@ -144,16 +144,7 @@ class Report:
         """The verdict by the main metric in a sentence."""
         if self.verdict is None:
             return "nothing can be said: no arm without the items' own pictures was tested"
-        found, gain = self.verdict, self.verdict.gain
-        if not found.verdict:
-            return f"nothing can be said by {found.metric.name}: {found.reason}"
-        told = {PAYS: "the pictures pay", DOES_NOT: "the pictures do not pay", HARMS: "the pictures harm"}
-        text = f"{told[found.verdict]}: {found.metric.name} {shown_gain(gain)} against {self._against()}"
-        if found.reason:
-            text += f", but {found.reason}"
-        elif found.verdict == DOES_NOT:
-            text += f"; a gain above {gain.high:.4f} is ruled out" if gain.high > 0 else ""
-        return text
+        return conclusion_of(self.verdict, self._against(), self.plan)
 
     def _against(self) -> str:
         return "the model " + (ARMS[NONE] if NONE in self.estimates else ARMS[SHUFFLED])
@@ -231,6 +222,25 @@ class Report:
                 for metric, estimates in self.estimates[name].items()
             },
         }
+
+
+def conclusion_of(verdict: Verdict, against: str, plan: Plan) -> str:
+    """A verdict in a sentence. That of a shortened training says so where it found no gain: it may come later."""
+    gain = verdict.gain
+    if not verdict.verdict:
+        return f"nothing can be said by {verdict.metric.name}: {verdict.reason}"
+    conclusions = {PAYS: "the pictures pay", DOES_NOT: "the pictures do not pay", HARMS: "the pictures harm"}
+    text = f"{conclusions[verdict.verdict]}: {verdict.metric.name} {shown_gain(gain)} against {against}"
+    if verdict.reason:
+        return f"{text}, but {verdict.reason}"
+    if verdict.verdict == DOES_NOT:
+        text += f"; a gain above {gain.high:.4f} is ruled out" if gain.high > 0 else ""
+        if plan.num_steps < plan.whole_steps:
+            text += (
+                f"; {plan.num_steps:,} of {plan.whole_steps:,} steps were trained, and more may show a gain: raise "
+                "--budget_minutes"
+            )
+    return text
 
 
 def main_metric(arm: Arm) -> str | None:
