@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from importlib.resources import files
 from pathlib import Path
 
 from setuptools import Command, find_packages, setup
@@ -32,7 +33,9 @@ class GenerateProto(Command):
             old.unlink()
         (target / "__init__.py").write_text('"""Generated from protos/ by setup.py."""\n', encoding="utf-8")
         sources = [f"{PROTO_PACKAGE}/{path.name}" for path in sorted((ROOT / "protos").glob("*.proto"))]
-        flags = [f"-I{PROTO_PACKAGE}={ROOT / 'protos'}", f"--python_out={ROOT}", f"--pyi_out={ROOT}"]
+        # The second is that of protobuf's own files.
+        folders = [f"-I{PROTO_PACKAGE}={ROOT / 'protos'}", f"-I{files('grpc_tools') / '_proto'}"]
+        flags = [*folders, f"--python_out={ROOT}", f"--pyi_out={ROOT}"]
         if protoc.main(["protoc", *flags, *sources]) != 0:
             raise SystemExit("protoc failed; see above")
 

@@ -16,10 +16,16 @@ class ConfigError(UserError):
 
 
 class Problems:
-    """Collects what is wrong in a config, each with its config path, and remarks that are no errors."""
+    """Collects what is wrong in a config, each with its config path, and remarks that are no errors.
 
-    def __init__(self, path: str) -> None:
+    Args:
+      path: of the config.
+      earlier: problems that do not keep the checks from going on; they are reported together with these.
+    """
+
+    def __init__(self, path: str, earlier: Problems | None = None) -> None:
         self._path = path
+        self._earlier = [] if earlier is None else earlier._messages
         self._messages: list[str] = []
         self.notes: list[str] = []
 
@@ -34,7 +40,7 @@ class Problems:
     def raise_if_any(self) -> None:
         """Raise ConfigError with every problem, if there is one."""
         if self._messages:
-            raise ConfigError("\n".join(self._messages))
+            raise ConfigError("\n".join([*self._earlier, *self._messages]))
 
 
 class DataError(UserError):

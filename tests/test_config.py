@@ -806,7 +806,7 @@ def test_overrides_apply_in_their_order():
 def test_overrides_are_checked_like_the_file(load, problems):
     assert load(overrides=["data_config.batch_size=8"]).config.data_config.batch_size == 8
     (line,) = problems(overrides=["data_config.batch_size=0"])
-    assert line == "data_config.batch_size: 0 groups are no batch; give 1 or more"
+    assert line == "data_config.batch_size: 0 is out of range; give 1 or more"
     assert problems(overrides=["model_config.e2e_mm_dbmtl.highway_dnn="]) == [
         "model_config.e2e_mm_dbmtl.highway_dnn.input: is required and missing",
         "model_config.e2e_mm_dbmtl.highway_dnn.emb_size: is required and missing",

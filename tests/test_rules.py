@@ -12,12 +12,12 @@ from typing import get_args
 
 import pytest
 
-from easyrec_mm.config import best as config_best
 from easyrec_mm.config import checks as config_checks
 from easyrec_mm.config import evaluation as config_evaluation
-from easyrec_mm.config import features as config_features
 from easyrec_mm.config import image as config_image
 from easyrec_mm.config import schema as config_schema
+from easyrec_mm.config.rules import Interval, names_in, rule_of
+from easyrec_mm.protos import options_pb2
 from easyrec_mm.protos.data_pb2 import DatasetConfig
 from easyrec_mm.protos.eval_pb2 import EvalMetrics
 from easyrec_mm.protos.feature_pb2 import FeatureConfig
@@ -173,22 +173,22 @@ def test_each_metric_of_the_proto_has_its_class_and_its_outputs():
     from easyrec_mm.evaluation.metric_table import METRICS
 
     assert set(METRICS) == members(EvalMetrics, "metric")
-    assert set().union(*config_evaluation.METRICS_OF_ACTIVATION.values()) == set(METRICS)
-    assert set(config_evaluation.METRICS_OF_ACTIVATION) == set(get_args(Activation))
-    assert set(config_evaluation.GAUC_REDUCTIONS) == set(GAUC.REDUCTIONS)
-    assert config_evaluation.CURVE_STRATEGIES == CalibrationCurve.STRATEGIES
-
-
-def test_each_metric_of_the_proto_has_a_direction():
-    assert set(config_best.BIGGER_IS_BETTER) == members(EvalMetrics, "metric")
+    outputs = [names_in(kind.outputs) for kind in config_evaluation.METRIC_KINDS.values()]
+    assert all(outputs)
+    assert set().union(*outputs) == set(get_args(Activation))
+    for metric in ("gauc", "session_auc"):
+        reduction = EvalMetrics.DESCRIPTOR.fields_by_name[metric].message_type.fields_by_name["reduction"]
+        assert set(names_in(rule_of(reduction).choices)) == set(GAUC.REDUCTIONS)
+    strategy = EvalMetrics.DESCRIPTOR.fields_by_name["calibration_curve"].message_type.fields_by_name["strategy"]
+    assert names_in(rule_of(strategy).choices) == CalibrationCurve.STRATEGIES
 
 
 def test_each_loss_of_the_proto_has_its_function_and_its_output():
     from easyrec_mm.network.losses import LOSSES
 
     assert set(LOSSES) == set(LossType.keys())
-    assert set(config_schema.ACTIVATIONS) == set(LossType.values())
-    assert set(config_schema.ACTIVATIONS.values()) <= set(get_args(Activation))
+    for value in LossType.DESCRIPTOR.values:
+        assert value.GetOptions().Extensions[options_pb2.output] in get_args(Activation), value.name
 
 
 def test_backbones_and_activations_that_the_checks_allow_exist():
@@ -208,14 +208,31 @@ def test_each_resize_method_of_the_proto_is_one_of_tensorflow():
     assert {name.lower() for name in FeatureConfig.ResizeMethod.keys()} <= known  # noqa: SIM118
 
 
-def test_tables_of_fields_and_features_cover_the_protos():
+def test_types_of_fields_have_their_dtypes():
     assert set(config_schema.DTYPES) == set(DatasetConfig.FieldType.values())
-    settings = set(FeatureConfig.DESCRIPTOR.fields_by_name)
-    assert set(config_features.SETTINGS_OF_ELEMENTS) <= settings
-    for_every_type = {"feature_name", "input_names", "feature_type", "embedding_dim", "separator", "combiner"}
-    assert set(config_features.SETTINGS_OF_TYPES) == settings - for_every_type
-    types = {kind for kinds in config_features.SETTINGS_OF_TYPES.values() for kind in kinds}
-    assert types | {FeatureConfig.SampleNumFeature} == set(FeatureConfig.FeatureType.values())
+
+
+def test_rules_name_types_of_features_that_there_are():
+    types = set(FeatureConfig.FeatureType.keys())
+    for field in FeatureConfig.DESCRIPTOR.fields:
+        rule = rule_of(field)
+        assert {*names_in(rule.feature_types), *names_in(rule.element_types)} <= types, field.name
+
+
+def test_every_rule_can_be_read_and_holds_for_its_default():
+    for descriptor in reachable(EasyRecConfig.DESCRIPTOR, {}).values():
+        for field in getattr(descriptor, "fields", ()):
+            rule = rule_of(field)
+            if rule.range:
+                interval = Interval.of(rule.range)
+                has_default = field.has_default_value and not rule.needs
+                assert not has_default or interval.holds(float(f"{field.default_value:.7g}")), field.full_name
+            if rule.choices:
+                assert not field.has_default_value or field.default_value in names_in(rule.choices), field.full_name
+            if rule.needs:
+                name, _, values = rule.needs.partition(":")
+                needed = descriptor.fields_by_name[name]
+                assert set(names_in(values)) <= set(needed.enum_type.values_by_name if values else ()), field.full_name
 
 
 # --- docs/config.md

@@ -15,6 +15,7 @@ import sys
 import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from importlib.resources import files
 from pathlib import Path
 from typing import TypeAlias
 
@@ -27,6 +28,8 @@ from google.protobuf.descriptor_pb2 import (
     FileDescriptorSet,
 )
 from grpc_tools import protoc
+
+from easyrec_mm.protos import options_pb2
 
 ROOT = Path(__file__).resolve().parents[1]
 PACKAGE = ".easyrec_mm.protos."
@@ -79,12 +82,13 @@ def read_language(folder: Path) -> Language:
     names = [f"easyrec_mm/protos/{path.name}" for path in sorted(folder.glob("*.proto"))]
     with tempfile.TemporaryDirectory() as temporary:
         target = Path(temporary) / "descriptors.pb"
-        flags = [f"-Ieasyrec_mm/protos={folder}", "--include_source_info", f"--descriptor_set_out={target}"]
+        folders = [f"-Ieasyrec_mm/protos={folder}", f"-I{files('grpc_tools') / '_proto'}"]
+        flags = [*folders, "--include_source_info", f"--descriptor_set_out={target}"]
         if protoc.main(["protoc", *flags, *names]) != 0:
             raise SystemExit(f"{folder}: protoc cannot compile the .proto files")
-        files = FileDescriptorSet.FromString(target.read_bytes()).file
+        compiled = FileDescriptorSet.FromString(target.read_bytes()).file
     language = Language()
-    for file in files:
+    for file in compiled:
         _add_file(file, language)
     return language
 
@@ -176,7 +180,7 @@ def _section(name: str, users: list[str], language: Language) -> Iterator[str]:
     elif entry.field:
         yield from ("", "| field | type | default | meaning |", "| --- | --- | --- | --- |")
         for item in entry.field:
-            meaning = _cell(_prose(_meaning(name, item, language)))
+            meaning = _cell(" ".join(filter(None, (_prose(_meaning(name, item, language)), _rule_text(item)))))
             yield f"| `{item.name}` | {_type_text(item, entry)} | {_default(item)} | {meaning} |"
     else:
         yield ""
@@ -194,6 +198,27 @@ def _meaning(message: str, item: FieldDescriptorProto, language: Language) -> st
     if item.type_name:
         return language.comments[f"{message}.{item.name}"] or language.comments[_type(item)]
     return language.comments[f"{message}.{item.name}"]
+
+
+def _rule_text(item: FieldDescriptorProto) -> str:
+    """The rule of a setting in words."""
+    rule, kind = item.options.Extensions[options_pb2.rule], item.options.Extensions[options_pb2.metric_kind]
+    of_elements = f" (elements: {_list(rule.element_types)})" if rule.element_types else ""
+    return " ".join(
+        text
+        for is_set, text in (
+            (rule.range, f"Range: {rule.range}."),
+            (rule.choices, f"One of: {_list(rule.choices)}."),
+            (rule.needs, f"Needs `{rule.needs}`."),
+            (rule.feature_types, f"For: {_list(rule.feature_types)}{of_elements}."),
+            (kind.outputs, f"For outputs: {_list(kind.outputs)}."),
+        )
+        if is_set
+    )
+
+
+def _list(names: str) -> str:
+    return ", ".join(name.strip() for name in names.split("|"))
 
 
 def _type(item: FieldDescriptorProto) -> str:

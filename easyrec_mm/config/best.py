@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
+from easyrec_mm.config.evaluation import METRIC_KINDS
 from easyrec_mm.errors import Problems
 from easyrec_mm.protos.export_pb2 import ExportConfig
 from easyrec_mm.protos.pipeline_pb2 import EasyRecConfig
@@ -12,24 +13,7 @@ from easyrec_mm.protos.pipeline_pb2 import EasyRecConfig
 BEST = "best"
 # Metric -> whether larger values are better; None where the best value lies in between.
 BIGGER_IS_BETTER: dict[str, bool | None] = {
-    "auc": True,
-    "pr_auc": True,
-    "gauc": True,
-    "session_auc": True,
-    "ndcg": True,
-    "recall_at_topk": True,
-    "hit_rate": True,
-    "xauc": True,
-    "log_loss": False,
-    "normalized_entropy": False,
-    "recalibrated_normalized_entropy": False,
-    "calibration": None,
-    "calibration_curve": None,
-    "ece": False,
-    "mean_squared_error": False,
-    "root_mean_squared_error": False,
-    "mean_absolute_error": False,
-    "accuracy": True,
+    name: kind.bigger_is_better if kind.HasField("bigger_is_better") else None for name, kind in METRIC_KINDS.items()
 }
 
 
@@ -102,10 +86,6 @@ def check_best(config: EasyRecConfig, metrics: Mapping[str, str], problems: Prob
       problems: what to add to.
     """
     export, place = config.export_config, "export_config"
-    if not export.enable_early_stop:
-        for name in ("early_stop_patience", "early_stop_min_delta"):
-            if getattr(export, name):
-                problems.add(f"{place}.{name}", "has no effect without enable_early_stop: true; set it or remove this")
     if export.HasField("best_exporter_threshold") and not _is_used(export):
         problems.add(
             f"{place}.best_exporter_threshold",
@@ -116,10 +96,6 @@ def check_best(config: EasyRecConfig, metrics: Mapping[str, str], problems: Prob
     reason = f"{place}.enable_early_stop" if export.enable_early_stop else f"{place}.exporter_type"
     if not config.eval_input_path:
         problems.add(reason, "needs evaluations, and there is no data for them; set eval_input_path")
-    if export.max_check_steps < 1:
-        problems.add(f"{place}.max_check_steps", f"{export.max_check_steps} is no number of steps; give 1 or more")
-    if export.early_stop_min_delta < 0:
-        problems.add(f"{place}.early_stop_min_delta", f"{export.early_stop_min_delta:g} is negative; give 0 or more")
     _check_metric(export, metrics, f"{place}.best_exporter_metric", problems)
 
 

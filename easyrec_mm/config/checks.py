@@ -10,23 +10,20 @@ from graphlib import CycleError, TopologicalSorter
 
 from google.protobuf.message import Message
 
-from easyrec_mm.config.best import BEST, check_best
+from easyrec_mm.config.best import check_best
 from easyrec_mm.config.evaluation import check_evaluation, check_metrics, evaluation_metrics
 from easyrec_mm.config.feature_groups import NO_IMAGE_GROUP
 from easyrec_mm.config.image import check_image_tower
 from easyrec_mm.config.learning_rates import check_ends, check_learning_rate
 from easyrec_mm.errors import Problems
-from easyrec_mm.protos.loss_pb2 import LossType
 from easyrec_mm.protos.model_pb2 import DNN, BayesTaskTower, SeqAttGroupConfig
 from easyrec_mm.protos.pipeline_pb2 import EasyRecConfig
 from easyrec_mm.schema import Schema
 
-MODEL_CLASS = "E2E_MM_DBMTL"
 ACTIVATION_NAMES = (
     "relu", "gelu", "selu", "elu", "leaky_relu", "tanh", "sigmoid", "swish", "softplus", "linear",
 )  # fmt: skip
 # Parts of the loss beside those of the towers, under which they are logged.
-EXPORTER_TYPES = (BEST, "final", "latest", "none")
 REGULARIZATION_LOSSES = ("embedding_regularization", "l2_regularization")
 
 
@@ -58,25 +55,15 @@ def _check_model(config: EasyRecConfig, schema: Schema, problems: Problems) -> N
     model = config.model_config
     network = model.e2e_mm_dbmtl
     place = "model_config.e2e_mm_dbmtl"
-    if model.model_class != MODEL_CLASS:
-        problems.add(
-            "model_config.model_class", f"'{model.model_class}' is not supported; the only one is {MODEL_CLASS}"
-        )
     if not model.HasField("e2e_mm_dbmtl"):
         problems.add(place, "is missing; it holds the network")
         return
-    if model.embedding_regularization < 0:
-        problems.add("model_config.embedding_regularization", f"{model.embedding_regularization} is negative")
-    if network.l2_regularization < 0:
-        problems.add(f"{place}.l2_regularization", f"{network.l2_regularization} is negative")
     for name in ("img_dnn", "bottom_dnn", "expert_dnn"):
         _check_dnn(network, name, place, problems)
     for i, group in enumerate(model.feature_groups):
         for j, attention in enumerate(group.sequence_features):
             _check_score_dnn(attention, f"model_config.feature_groups[{i}].sequence_features[{j}]", problems)
     _check_image_part(config, schema, problems)
-    if network.HasField("dot_interaction") and network.dot_interaction.dim == 0:
-        problems.add(f"{place}.dot_interaction.dim", "0 is no width; give 1 or more")
     if network.HasField("expert_dnn") != (network.num_expert > 0):
         missing = "num_expert" if network.HasField("expert_dnn") else "expert_dnn"
         problems.add(f"{place}.{missing}", "expert_dnn and num_expert go together; set both or neither")
@@ -96,8 +83,6 @@ def _check_image_part(config: EasyRecConfig, schema: Schema, problems: Problems)
     check_image_tower(config, schema, problems)
     if network.HasField("img_dnn") and network.HasField("highway_dnn"):
         problems.add(f"{place}.highway_dnn", "img_dnn is set too; keep one of the two")
-    if network.HasField("highway_dnn") and network.highway_dnn.emb_size == 0:
-        problems.add(f"{place}.highway_dnn.emb_size", "0 is no width; give the width of the image vector")
 
 
 def _check_score_dnn(attention: SeqAttGroupConfig, place: str, problems: Problems) -> None:
@@ -114,16 +99,11 @@ def _check_dnn(parent: Message, name: str, place: str, problems: Problems) -> No
     place = f"{place}.{name}"
     if not dnn.hidden_units:
         problems.add(f"{place}.hidden_units", "is empty; give the units of each layer, or remove the whole")
-    if any(units == 0 for units in dnn.hidden_units):
-        problems.add(f"{place}.hidden_units", f"{list(dnn.hidden_units)} has a layer of 0 units; give 1 or more")
     if dnn.dropout_ratio and len(dnn.dropout_ratio) != len(dnn.hidden_units):
         problems.add(
             f"{place}.dropout_ratio",
             f"has {len(dnn.dropout_ratio)} values for {len(dnn.hidden_units)} layers; give one a layer, or none",
         )
-    for ratio in dnn.dropout_ratio:
-        if not 0 <= ratio < 1:
-            problems.add(f"{place}.dropout_ratio", f"{ratio:g} is no share; give 0 <= share < 1")
     if activation_name(dnn.activation) not in ACTIVATION_NAMES:
         problems.unknown(f"{place}.activation", "activation", dnn.activation, ACTIVATION_NAMES)
 
@@ -148,7 +128,7 @@ def _check_towers(towers: list[BayesTaskTower], schema: Schema, problems: Proble
             elif relation not in names:
                 problems.unknown(f"{place}.relation_tower_names", "tower", relation, names)
                 relations_known = False
-        _check_tower_losses(tower, place, schema, problems)
+        _check_indicator(tower, place, schema, problems)
         check_metrics(tower.metrics_set, f"{place}.metrics_set", task, schema, problems)
     if relations_known:
         try:
@@ -159,36 +139,18 @@ def _check_towers(towers: list[BayesTaskTower], schema: Schema, problems: Proble
             problems.add(place, f"relation_tower_names go in a circle: {cycle}; remove one of them")
 
 
-def _check_tower_losses(tower: BayesTaskTower, place: str, schema: Schema, problems: Problems) -> None:
-    for name in ("weight", "in_task_space_weight", "out_task_space_weight"):
-        if getattr(tower, name) < 0:
-            problems.add(f"{place}.{name}", f"{getattr(tower, name):g} is negative; give 0 or more")
-    for i, loss in enumerate(tower.losses):
-        if loss.weight < 0:
-            problems.add(f"{place}.losses[{i}].weight", f"{loss.weight:g} is negative; give 0 or more")
-        if loss.HasField("binary_focal_loss") and loss.loss_type != LossType.BINARY_FOCAL_LOSS:
-            kind = LossType.Name(loss.loss_type)
-            problems.add(f"{place}.losses[{i}].binary_focal_loss", f"has no effect on {kind}; remove it")
+def _check_indicator(tower: BayesTaskTower, place: str, schema: Schema, problems: Problems) -> None:
     indicator = tower.task_space_indicator_label
     if indicator and indicator not in schema.labels:
         problems.unknown(f"{place}.task_space_indicator_label", "label", indicator, schema.labels)
-    for name in ("in_task_space_weight", "out_task_space_weight"):
-        if tower.HasField(name) and not indicator:
-            problems.add(f"{place}.{name}", "has no effect without task_space_indicator_label; set it or remove this")
 
 
 def _check_training(config: EasyRecConfig, schema: Schema, problems: Problems) -> None:
     train, data = config.train_config, config.data_config
     if not config.model_dir:
         problems.add("model_dir", "is empty; name a folder for checkpoints and metrics")
-    if data.batch_size == 0:
-        problems.add("data_config.batch_size", "0 groups are no batch; give 1 or more")
-    if data.HasField("eval_batch_size") and data.eval_batch_size == 0:
-        problems.add("data_config.eval_batch_size", "0 groups are no batch; give 1 or more, or remove it")
     if data.shuffle and data.shuffle_buffer_size < 1:
         problems.add("data_config.shuffle_buffer_size", f"{data.shuffle_buffer_size} is no size; or set shuffle: false")
-    if not 0 <= data.max_bad_record_share <= 1:
-        problems.add("data_config.max_bad_record_share", f"{data.max_bad_record_share:g} is no share from 0 to 1")
     if train.num_epochs and data.num_epochs and train.num_epochs != data.num_epochs:
         problems.add("train_config.num_epochs", f"{train.num_epochs}, but data_config.num_epochs is {data.num_epochs}")
     if not train.optimizer_config:
@@ -213,9 +175,6 @@ def _check_training(config: EasyRecConfig, schema: Schema, problems: Problems) -
             problems.add(place, "names no optimizer; choose adam_optimizer, adagrad_optimizer, ...")
             continue
         check_learning_rate(getattr(optimizer, kind).learning_rate, f"{place}.{kind}.learning_rate", problems)
-        if optimizer.embedding_learning_rate_multiplier < 0:
-            value = f"{optimizer.embedding_learning_rate_multiplier:g}"
-            problems.add(f"{place}.embedding_learning_rate_multiplier", f"{value} is negative; give 0 or more")
         for j, pattern in enumerate(optimizer.variables):
             _check_pattern(pattern, f"{place}.variables[{j}]", problems)
         if optimizer.use_moving_average and not 0 < optimizer.moving_average_decay < 1:
@@ -226,17 +185,8 @@ def _check_training(config: EasyRecConfig, schema: Schema, problems: Problems) -
         check_ends(train, problems)
     for i, pattern in enumerate(train.freeze_gradient):
         _check_pattern(pattern, f"train_config.freeze_gradient[{i}]", problems)
-    for name in ("save_checkpoints_steps", "keep_checkpoint_max", "log_step_count_steps", "save_summary_steps"):
-        if getattr(train, name) == 0:
-            problems.add(f"train_config.{name}", "0 is no number of steps or checkpoints; give 1 or more")
-    if train.gradient_clipping_by_norm < 0:
-        problems.add("train_config.gradient_clipping_by_norm", f"{train.gradient_clipping_by_norm:g} is negative")
     if not train.sync_replicas:
         problems.add("train_config.sync_replicas", "false is not supported: training is synchronous; remove it")
-    if train.fine_tune_ckpt_var_map and not train.fine_tune_checkpoint:
-        problems.add("train_config.fine_tune_ckpt_var_map", "has no effect without fine_tune_checkpoint; set it")
-    if train.warm_start and not train.fine_tune_checkpoint:
-        problems.add("train_config.warm_start", "has no effect without fine_tune_checkpoint; set it")
 
 
 def _check_pattern(pattern: str, place: str, problems: Problems) -> None:
@@ -250,8 +200,6 @@ def _check_export(config: EasyRecConfig, schema: Schema, problems: Problems) -> 
     export, image = config.export_config, schema.image
     if not export.multi_placeholder:
         problems.add("export_config.multi_placeholder", "false is not supported: inputs are named by field; remove it")
-    if export.exporter_type not in EXPORTER_TYPES:
-        problems.unknown("export_config.exporter_type", "exporter type", export.exporter_type, EXPORTER_TYPES)
     check_best(config, evaluation_metrics(config, schema), problems)
     if not image.field:
         for name in ("img_input_name", "img_shape"):

@@ -3,29 +3,24 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import NamedTuple
+from typing import NamedTuple, get_args
 
+from easyrec_mm.config.rules import names_in
 from easyrec_mm.errors import Problems
+from easyrec_mm.protos import options_pb2
 from easyrec_mm.protos.eval_pb2 import Bootstrap, EvalMetrics, EvalSlice
+from easyrec_mm.protos.options_pb2 import MetricKind
 from easyrec_mm.protos.pipeline_pb2 import EasyRecConfig
-from easyrec_mm.schema import Schema, Task
+from easyrec_mm.schema import Activation, Schema, Task
 
-GAUC_REDUCTIONS = ("mean", "mean_by_sample_num", "mean_by_positive_num")
-CURVE_STRATEGIES = ("quantile", "uniform")
-
-# Metrics by the outputs that they make sense for.
-BINARY_METRICS = {
-    *("auc", "pr_auc", "gauc", "session_auc", "ndcg", "recall_at_topk", "hit_rate"),
-    *("normalized_entropy", "recalibrated_normalized_entropy", "calibration", "calibration_curve", "ece"),
+# Metric -> what it is.
+METRIC_KINDS: dict[str, MetricKind] = {
+    field.name: field.GetOptions().Extensions[options_pb2.metric_kind] for field in EvalMetrics.DESCRIPTOR.fields
 }
-CLASS_METRICS = {"log_loss", "accuracy"}
-ERROR_METRICS = {"mean_squared_error", "root_mean_squared_error", "mean_absolute_error"}
-VALUE_METRICS = ERROR_METRICS | {"calibration", "xauc"}
-METRICS_OF_ACTIVATION = {
-    "binary": BINARY_METRICS | CLASS_METRICS | ERROR_METRICS,
-    "multiclass": CLASS_METRICS,
-    "value": VALUE_METRICS,
-    "sigmoid_value": VALUE_METRICS,
+# Metrics by the outputs that they make sense for.
+METRICS_OF_ACTIVATION: dict[str, set[str]] = {
+    activation: {name for name, kind in METRIC_KINDS.items() if activation in names_in(kind.outputs)}
+    for activation in get_args(Activation)
 }
 
 # Metrics with a limit of ranks -> their name where it is set, as EasyRec has recall_at_top5.
@@ -113,21 +108,12 @@ def check_metrics(
 def _check_metric(
     metric: EvalMetrics, kind: str, place: str, task: Task | None, schema: Schema, problems: Problems
 ) -> None:
-    settings = getattr(metric, kind)
     if task is not None and kind not in METRICS_OF_ACTIVATION[task.activation]:
         choices = ", ".join(sorted(METRICS_OF_ACTIVATION[task.activation]))
         problems.add(place, f"{kind} does not apply to tower '{task.name}' ({task.activation}); choose from {choices}")
     group_setting = _group_setting(metric)
     if group_setting:
         _check_field(group_field(metric), f"{place}.{kind}.{group_setting}", schema, problems)
-    if kind in ("gauc", "session_auc") and settings.reduction not in GAUC_REDUCTIONS:
-        problems.unknown(f"{place}.{kind}.reduction", "reduction", settings.reduction, GAUC_REDUCTIONS)
-    if kind in ("ece", "calibration_curve") and settings.num_bins == 0:
-        problems.add(f"{place}.{kind}.num_bins", "0 bins hold no sample; give 1 or more")
-    if kind == "calibration_curve" and settings.strategy not in CURVE_STRATEGIES:
-        problems.unknown(f"{place}.{kind}.strategy", "strategy", settings.strategy, CURVE_STRATEGIES)
-    if kind in ("recall_at_topk", "hit_rate") and settings.topk == 0:
-        problems.add(f"{place}.{kind}.topk", "no row is among the first 0; give 1 or more")
 
 
 def check_evaluation(config: EasyRecConfig, schema: Schema, problems: Problems) -> None:
@@ -136,8 +122,6 @@ def check_evaluation(config: EasyRecConfig, schema: Schema, problems: Problems) 
     check_metrics(evaluation.metrics_set, "eval_config.metrics_set", None, schema, problems)
     if evaluation.HasField("item_id_field"):
         _check_field(evaluation.item_id_field, "eval_config.item_id_field", schema, problems)
-    if evaluation.max_memory_mib == 0:
-        problems.add("eval_config.max_memory_mib", "nothing can be computed in 0 MiB; give 1 or more")
     _check_bootstrap(evaluation.bootstrap, schema, problems)
     names: set[str] = set()
     for i, part in enumerate(evaluation.slices):
@@ -155,9 +139,7 @@ def _check_bootstrap(bootstrap: Bootstrap, schema: Schema, problems: Problems) -
     place = "eval_config.bootstrap"
     if bootstrap.HasField("cluster_field"):
         _check_field(bootstrap.cluster_field, f"{place}.cluster_field", schema, problems)
-    if not 0 < bootstrap.level < 1:
-        problems.add(f"{place}.level", f"{bootstrap.level:g} is not between 0 and 1; give 0.95, for example")
-    elif 0 < bootstrap.num_replicates * (1 - bootstrap.level) / 2 < 1 - 1e-9:
+    if 0 < bootstrap.num_replicates * (1 - bootstrap.level) / 2 < 1 - 1e-9:
         least = round(2 / (1 - bootstrap.level))
         problems.add(
             f"{place}.num_replicates",
@@ -172,8 +154,6 @@ def _check_slice(part: EvalSlice, place: str, config: EasyRecConfig, schema: Sch
         problems.add(f"{place}.num_quantiles", f"has no effect on {kind}; remove it")
     if part.HasField("max_values") and (kind != "field" or part.num_quantiles):
         problems.add(f"{place}.max_values", "has an effect on the values of a field alone; remove it")
-    if part.max_values == 0:
-        problems.add(f"{place}.max_values", "0 values leave nothing to show; give 1 or more")
     if kind == "field":
         is_known = _check_field(part.field, f"{place}.field", schema, problems)
         if is_known and part.num_quantiles and schema.field(part.field).dtype not in _NUMBERS:
@@ -181,9 +161,6 @@ def _check_slice(part: EvalSlice, place: str, config: EasyRecConfig, schema: Sch
     if kind == "has_picture" and not schema.image.field:
         problems.add(f"{place}.has_picture", "the config has no ImgFeature; add one or remove this")
     if kind == "item_frequency":
-        if part.item_frequency.frequent_from < 2:
-            given = part.item_frequency.frequent_from
-            problems.add(f"{place}.item_frequency.frequent_from", f"{given} leaves no rare item; give 2 or more")
         if not (config.eval_config.item_id_field or schema.image.field):
             problems.add(
                 f"{place}.item_frequency", "set eval_config.item_id_field, the input field that holds the item"

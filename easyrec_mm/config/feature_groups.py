@@ -53,10 +53,6 @@ def feature_groups(model: EasyRecModel, named: Named, problems: Problems) -> Fea
         names.append(group.group_name)
         if not group.feature_names:
             problems.add(f"{place}.feature_names", f"group '{group.group_name}' names no feature; add one or remove it")
-        if group.wide_regularization < 0:
-            problems.add(f"{place}.wide_regularization", f"{group.wide_regularization:g} is negative; give 0 or more")
-        if group.HasField("wide_regularization") and group.wide_deep not in _IS_WIDE:
-            problems.add(f"{place}.wide_regularization", "has no effect without wide_deep: WIDE; set it or remove this")
         if is_of_groups(group, named):
             (name,) = group.feature_names
             _check_own_group(group, name in own, place, named, problems)

@@ -97,8 +97,6 @@ def _numbers(given: Given) -> tuple[Feature, int]:
     limits = tuple(item.boundaries)
     if any(a >= b for a, b in pairwise(limits)):
         given.add("boundaries", f"{list(limits)} does not ascend; sort it, without repeats")
-    if item.raw_input_dim == 0:
-        given.add("raw_input_dim", "0 numbers are no feature; give 1 or more")
     if item.raw_input_dim > 1 and limits:
         given.add("boundaries", "go with raw_input_dim 1; split the vector into several features")
     if (item.HasField("min_val") or item.HasField("max_val")) and item.max_val <= item.min_val:
@@ -163,8 +161,6 @@ def _check_store(given: Given) -> None:
     if scheme not in STORE_SCHEMES:
         known = did_you_mean(scheme, STORE_SCHEMES)
         given.add("vector_store", f"'{item.vector_store}': no store has the scheme '{scheme}://'; {known}")
-    if not 0 <= item.max_missing_share <= 1:
-        given.add("max_missing_share", f"{item.max_missing_share:g} is no share from 0 to 1")
     for key in (f"{given.name}_vector", f"{given.name}_length"):
         if key in given.fields or key in _IMAGE_NAMES:
             given.add(
@@ -237,8 +233,6 @@ def lookup_feature(given: Given) -> tuple[Feature, int]:
         given.require_string(values, "a map")
     if not item.HasField("kv_separator"):
         given.add("kv_separator", 'is missing; give the character between key and value, such as ":"')
-    if item.lookup_max_sel_elem_num == 0:
-        given.add("lookup_max_sel_elem_num", "0 values are none; give 1 or more")
     _check_pairs(given)
     _check_combiner(given, COMBINERS)
     feature, rows = _categories(given)
@@ -253,10 +247,6 @@ def sequence_feature(given: Given) -> tuple[Feature, int]:
         given.require_string(given.inputs[0], "a sequence")
     _check_inner_separator(given, "separator")
     _check_combiner(given, POOLINGS)
-    if item.HasField("max_seq_len") and item.max_seq_len == 0:
-        given.add("max_seq_len", "0 elements are none; give 1 or more, or remove it")
-    if item.HasField("kept_end") and not item.max_seq_len:
-        given.add("kept_end", "has no effect without max_seq_len; set it or remove this")
     if item.sub_feature_type == FeatureConfig.IdFeature:
         feature, rows = _categories(given)
     elif item.sub_feature_type == FeatureConfig.RawFeature:

@@ -8,60 +8,15 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
-from google.protobuf.message import Message
-
 from easyrec_mm.config.feature_kinds import KINDS, Given
+from easyrec_mm.config.rules import names_in, rule_of
 from easyrec_mm.errors import Problems
 from easyrec_mm.protos.data_pb2 import DatasetConfig
 from easyrec_mm.protos.feature_pb2 import FeatureConfig, Initializer
 from easyrec_mm.schema import Feature, Field, RowLayout, Table
 
-_ONE_NUMBER_TYPES = (FeatureConfig.RawFeature, FeatureConfig.ExprFeature, FeatureConfig.SequenceFeature)
+# Types whose features may have a table.
 TABLE_TYPES = tuple(kind for kind in KINDS if kind != FeatureConfig.VectorFeature)
-_VECTOR_TYPES = (FeatureConfig.VectorFeature, FeatureConfig.SequenceFeature)
-_SEQUENCE_TYPES = (FeatureConfig.SequenceFeature,)
-_TAG_TYPES = (FeatureConfig.TagFeature, FeatureConfig.LookupFeature)
-_ID_TYPES = (FeatureConfig.IdFeature, *_TAG_TYPES, FeatureConfig.SequenceFeature)
-_IDS, _NUMBERS = (FeatureConfig.IdFeature,), (FeatureConfig.RawFeature,)
-
-# Settings of FeatureConfig that only some feature types use; the others apply to every type.
-SETTINGS_OF_TYPES: dict[str, tuple[int, ...]] = {
-    "embedding_name": TABLE_TYPES,
-    "initializer": TABLE_TYPES,
-    "hash_bucket_size": (*_ID_TYPES, FeatureConfig.ComboFeature),
-    "num_buckets": _ID_TYPES,
-    "vocab_list": _ID_TYPES,
-    "vocab_file": _ID_TYPES,
-    "precision": (FeatureConfig.IdFeature, FeatureConfig.ComboFeature),
-    "kv_separator": _TAG_TYPES,
-    "lookup_max_sel_elem_num": (FeatureConfig.LookupFeature,),
-    "raw_input_dim": (FeatureConfig.RawFeature, FeatureConfig.SequenceFeature),
-    "boundaries": _ONE_NUMBER_TYPES,
-    "min_val": _ONE_NUMBER_TYPES,
-    "max_val": _ONE_NUMBER_TYPES,
-    "numeric_transform": _ONE_NUMBER_TYPES,
-    "normalizer_fn": _ONE_NUMBER_TYPES,
-    "expression": (FeatureConfig.ExprFeature,),
-    "sub_feature_type": _SEQUENCE_TYPES,
-    "seq_multi_sep": _SEQUENCE_TYPES,
-    "max_seq_len": _SEQUENCE_TYPES,
-    "kept_end": _SEQUENCE_TYPES,
-    "vector_dim": _VECTOR_TYPES,
-    "vector_store": _VECTOR_TYPES,
-    "max_missing_share": _VECTOR_TYPES,
-    "img_shape": (FeatureConfig.ImgFeature,),
-    "resize_method": (FeatureConfig.ImgFeature,),
-    "antialias": (FeatureConfig.ImgFeature,),
-    "per_group": tuple(KINDS),
-}
-# Settings that only some types of elements of a SequenceFeature use.
-SETTINGS_OF_ELEMENTS: dict[str, tuple[int, ...]] = {
-    **dict.fromkeys(("hash_bucket_size", "num_buckets", "vocab_list", "vocab_file"), _IDS),
-    **dict.fromkeys(("raw_input_dim", "boundaries", "min_val", "max_val", "seq_multi_sep"), _NUMBERS),
-    **dict.fromkeys(("numeric_transform", "normalizer_fn"), _NUMBERS),
-    **dict.fromkeys(("embedding_name", "initializer"), (*_IDS, *_NUMBERS)),
-    **dict.fromkeys(("vector_dim", "vector_store", "max_missing_share"), (FeatureConfig.VectorFeature,)),
-}
 
 
 def features_by_name(
@@ -83,19 +38,14 @@ def features_by_name(
         for missing in (i for i in feature.input_names if i not in known):
             problems.unknown(f"{here}.input_names", "input field", missing, known)
         kind = FeatureConfig.FeatureType.Name(feature.feature_type)
-        for setting, types in SETTINGS_OF_TYPES.items():
-            if feature.feature_type not in types and _is_set(feature, setting):
-                problems.add(f"{here}.{setting}", f"has no effect on {kind} '{name}'; remove it")
-        if feature.feature_type == FeatureConfig.SequenceFeature:
-            kind = FeatureConfig.FeatureType.Name(feature.sub_feature_type)
-            for setting, types in SETTINGS_OF_ELEMENTS.items():
-                if feature.sub_feature_type not in types and _is_set(feature, setting):
-                    problems.add(f"{here}.{setting}", f"has no effect on a sequence of {kind} '{name}'; remove it")
+        element = FeatureConfig.FeatureType.Name(feature.sub_feature_type)
+        for field, _ in feature.ListFields():
+            types, element_types = names_in(rule_of(field).feature_types), names_in(rule_of(field).element_types)
+            if types and kind not in types:
+                problems.add(f"{here}.{field.name}", f"has no effect on {kind} '{name}'; remove it")
+            elif element_types and kind == "SequenceFeature" and element not in element_types:
+                problems.add(f"{here}.{field.name}", f"has no effect on a sequence of {element} '{name}'; remove it")
     return named
-
-
-def _is_set(message: Message, name: str) -> bool:
-    return any(field.name == name for field, _ in message.ListFields())
 
 
 def derive_features(

@@ -35,17 +35,6 @@ COLOUR_BINS, LARGEST_GRID = (2, 16), 32
 # Label of ImgModel.img_loss_weight.
 CATE_LABEL = "cate_label"
 
-# A setting of Augmentation -> (the value that changes nothing, least, greatest).
-AUGMENTATIONS: dict[str, tuple[float, float, float]] = {
-    "random_resized_crop_min_area": (1.0, 0.01, 1.0),
-    "horizontal_flip": (False, False, True),
-    "brightness": (0.0, 0.0, 1.0),
-    "contrast": (0.0, 0.0, 1.0),
-    "saturation": (0.0, 0.0, 1.0),
-    "hue": (0.0, 0.0, 1.0),
-    "random_erasing": (0.0, 0.0, 1.0),
-}
-
 
 def backbone_name(name: str) -> str | None:
     """The name in BACKBONE_NAMES that a config means, whatever its case and hyphens; None for an unknown one."""
@@ -87,7 +76,6 @@ def check_image_tower(config: EasyRecConfig, schema: Schema, problems: Problems)
     tower = config.model_config.e2e_mm_dbmtl.img_model
     _check_backbone(config.model_config.e2e_mm_dbmtl, schema, problems)
     _check_training(tower, config, problems)
-    _check_category(tower, problems)
     _check_losses(tower, schema, problems)
     _check_pictures(tower, config, schema, problems)
     _check_compute(tower, config, problems)
@@ -97,8 +85,6 @@ def _check_backbone(network: E2E_MM_DBMTL, schema: Schema, problems: Problems) -
     tower = network.img_model
     if tower.num_classes == 0 and not network.HasField("img_dnn"):
         problems.add(f"{PLACE}.num_classes", "0 is no width; give the width of the projection, or add img_dnn")
-    if tower.upscale == 0:
-        problems.add(f"{PLACE}.upscale", "0 leaves nothing of a picture; give a factor of 1 or more")
     _check_descriptors(tower, schema, problems)
     if tower.preset and tower.HasField("model_name"):
         problems.add(f"{PLACE}.model_name", "has no effect beside preset; keep one of the two")
@@ -235,17 +221,6 @@ def _check_training(tower: ImgModel, config: EasyRecConfig, problems: Problems) 
             f"{PLACE}.unfreeze_at_step",
             f"{tower.unfreeze_at_step} is past the last step ({train.num_steps}, train_config.num_steps); lower it",
         )
-    if not tower.learning_rate_multiplier > 0:
-        value = f"{tower.learning_rate_multiplier:g}"
-        problems.add(
-            f"{PLACE}.learning_rate_multiplier", f"{value} is not above 0; to train nothing set trainable: NONE"
-        )
-    if not 0 < tower.layer_decay <= 1:
-        problems.add(f"{PLACE}.layer_decay", f"{tower.layer_decay:g} is no factor; give 0 < factor <= 1")
-    if tower.HasField("lora_alpha") and not tower.lora_rank:
-        problems.add(f"{PLACE}.lora_alpha", "has no effect without lora_rank; set it or remove this")
-    if tower.lora_rank and tower.HasField("lora_alpha") and not tower.lora_alpha > 0:
-        problems.add(f"{PLACE}.lora_alpha", f"{tower.lora_alpha:g} is not above 0")
     never_trained = {
         "learning_rate_multiplier": tower.trainable == ImgModel.NONE and tower.learning_rate_multiplier != 1,
         "layer_decay": tower.layer_decay != 1,
@@ -268,14 +243,7 @@ def _check_training(tower: ImgModel, config: EasyRecConfig, problems: Problems) 
             problems.add(place, "is for the image tower, which trainable: NONE does not train; remove it")
 
 
-def _check_category(tower: ImgModel, problems: Problems) -> None:
-    if tower.HasField("category_attention") and not tower.category_feature:
-        problems.add(f"{PLACE}.category_attention", "has no effect without category_feature; set it or remove this")
-
-
 def _check_losses(tower: ImgModel, schema: Schema, problems: Problems) -> None:
-    if tower.img_loss_weight < 0:
-        problems.add(f"{PLACE}.img_loss_weight", f"{tower.img_loss_weight:g} is negative; give 0 or more")
     if tower.img_loss_weight > 0 and CATE_LABEL not in schema.labels:
         problems.add(f"{PLACE}.img_loss_weight", f"needs a label field '{CATE_LABEL}'; add it, or use image_losses")
     for i, loss in enumerate(tower.image_losses):
@@ -285,35 +253,20 @@ def _check_losses(tower: ImgModel, schema: Schema, problems: Problems) -> None:
             kinds = ", ".join(field.name for field in ImageLoss.DESCRIPTOR.oneofs_by_name["loss"].fields)
             problems.add(place, f"names no loss; choose one of {kinds}")
             continue
-        if not loss.weight > 0:
-            problems.add(f"{place}.weight", f"{loss.weight:g} is not above 0")
         if kind == "contrastive":
             for name in ("label_name", "num_class"):
                 if loss.HasField(name):
                     problems.add(f"{place}.{name}", "has no effect on contrastive, which compares items; remove it")
-            if not loss.contrastive.temperature > 0:
-                problems.add(f"{place}.contrastive.temperature", f"{loss.contrastive.temperature:g} is not above 0")
             continue
         if loss.label_name not in schema.labels:
             problems.unknown(f"{place}.label_name", "label", loss.label_name, schema.labels)
         if loss.num_class < 2:
             problems.add(f"{place}.num_class", f"{loss.num_class} classes tell nothing apart; give 2 or more")
-        settings = getattr(loss, kind)
-        for name in ("scale", "alpha", "beta"):
-            if name in settings.DESCRIPTOR.fields_by_name and not getattr(settings, name) > 0:
-                problems.add(f"{place}.{kind}.{name}", f"{getattr(settings, name):g} is not above 0")
-        for name in ("margin", "rarity_power", "epsilon"):
-            if name in settings.DESCRIPTOR.fields_by_name and getattr(settings, name) < 0:
-                problems.add(f"{place}.{kind}.{name}", f"{getattr(settings, name):g} is negative")
 
 
 def _check_pictures(tower: ImgModel, config: EasyRecConfig, schema: Schema, problems: Problems) -> None:
-    if not 0 <= tower.modality_dropout < 1:
-        problems.add(f"{PLACE}.modality_dropout", f"{tower.modality_dropout:g} is no share; give 0 <= share < 1")
     if tower.modality_dropout and not tower.no_image_vector:
         problems.add(f"{PLACE}.modality_dropout", "needs no_image_vector: true, which takes the pictures' place")
-    if tower.HasField("image_pooling") and not tower.image_separator:
-        problems.add(f"{PLACE}.image_pooling", "has no effect without image_separator; set it or remove this")
     if tower.image_separator:
         data = config.data_config
         for name in ("rtp_separator", "group_sample_separator"):
@@ -323,12 +276,7 @@ def _check_pictures(tower: ImgModel, config: EasyRecConfig, schema: Schema, prob
                 )
     if tower.HasField("augmentation"):
         changes: Augmentation = tower.augmentation
-        for name, (_, least, greatest) in AUGMENTATIONS.items():
-            value = getattr(changes, name)
-            # A float of 32 bits has seven digits; 0.01 is a little less than Python's.
-            if not least <= round(value, 7) <= greatest:
-                problems.add(f"{PLACE}.augmentation.{name}", f"{value:g} is not between {least:g} and {greatest:g}")
-        if all(getattr(changes, name) == neutral for name, (neutral, _, _) in AUGMENTATIONS.items()):
+        if all(getattr(changes, field.name) == field.default_value for field in changes.DESCRIPTOR.fields):
             problems.add(f"{PLACE}.augmentation", "changes nothing; set one of its fields, or remove it")
         for name in ("saturation", "hue"):
             if schema.image.channels == 1 and getattr(changes, name):
@@ -336,14 +284,10 @@ def _check_pictures(tower: ImgModel, config: EasyRecConfig, schema: Schema, prob
 
 
 def _check_compute(tower: ImgModel, config: EasyRecConfig, problems: Problems) -> None:
-    if not 0 < tower.encode_ratio <= 1:
-        problems.add(f"{PLACE}.encode_ratio", f"{tower.encode_ratio:g} is no share; give 0 < share <= 1")
     if tower.HasField("max_staleness_steps") and not tower.encode_ratio < 1:
         problems.add(
             f"{PLACE}.max_staleness_steps", "has no effect without encode_ratio below 1; set it or remove this"
         )
-    elif tower.max_staleness_steps == 0:
-        problems.add(f"{PLACE}.max_staleness_steps", "0 steps would leave nothing in the memory bank; give 1 or more")
     batch_size = config.data_config.batch_size
     if tower.image_micro_batch >= max(batch_size, 1) and not tower.image_separator:
         problems.add(

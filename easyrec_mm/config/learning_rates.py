@@ -25,13 +25,6 @@ def check_learning_rate(rate: LearningRate, place: str, problems: Problems) -> N
         return
     schedule = getattr(rate, kind)
     place = f"{place}.{kind}"
-    for name in ("learning_rate", "initial_learning_rate", "learning_rate_base"):
-        if name in schedule.DESCRIPTOR.fields_by_name and getattr(schedule, name) <= 0:
-            problems.add(f"{place}.{name}", f"{getattr(schedule, name):g} is no learning rate; give a number above 0")
-    if kind == "exponential_decay_learning_rate" and schedule.decay_steps < 1:
-        problems.add(f"{place}.decay_steps", f"{schedule.decay_steps} is no number of steps; give 1 or more")
-    if kind == "poly_decay_learning_rate" and schedule.total_steps < 0:
-        problems.add(f"{place}.total_steps", f"{schedule.total_steps} is negative; remove it to end with the training")
     if kind == "manual_step_learning_rate":
         steps = [item.step for item in schedule.schedule]
         if not steps or steps[0] == 0 or any(a >= b for a, b in pairwise(steps)):

@@ -16,6 +16,7 @@ from google.protobuf.message import Message
 
 from easyrec_mm import files
 from easyrec_mm.config.checks import check_model_and_training
+from easyrec_mm.config.rules import check_rules
 from easyrec_mm.config.schema import derive_schema
 from easyrec_mm.errors import ConfigError, Problems, did_you_mean
 from easyrec_mm.files import StorageError
@@ -49,10 +50,13 @@ def load_pipeline(path: str, overrides: list[str] | None = None, ignore_unsuppor
     for override in overrides or []:
         apply_override(config, override)
     _require_fields(config, path)
-    problems = Problems(path)
+    rules = Problems(path)
+    check_rules(config, rules)
+    problems = Problems(path, earlier=rules)
     schema = derive_schema(config, problems)
     check_model_and_training(config, schema, problems)
     problems.raise_if_any()
+    rules.raise_if_any()
     return Pipeline(path, config, schema, (*notes, *problems.notes))
 
 

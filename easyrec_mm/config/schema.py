@@ -5,7 +5,6 @@ Every problem is collected with its config path, so that a user sees all of them
 
 from __future__ import annotations
 
-import math
 import re
 from collections.abc import Sequence
 from dataclasses import replace
@@ -16,6 +15,7 @@ from easyrec_mm.config.image import PLACE, image_losses
 from easyrec_mm.config.sequences import check_attentions, derive_attentions
 from easyrec_mm.errors import Problems
 from easyrec_mm.features.text_patterns import VALUE_PATTERNS, text_patterns
+from easyrec_mm.protos import options_pb2
 from easyrec_mm.protos.data_pb2 import DatasetConfig
 from easyrec_mm.protos.feature_pb2 import FeatureConfig
 from easyrec_mm.protos.image_pb2 import ImgModel
@@ -31,14 +31,6 @@ DTYPES: dict[int, Dtype] = {
     DatasetConfig.STRING: "string",
     DatasetConfig.FLOAT: "float32",
     DatasetConfig.DOUBLE: "float32",
-}
-
-# What a loss makes of a tower's output.
-ACTIVATIONS: dict[int, Activation] = {
-    LossType.CLASSIFICATION: "binary",
-    LossType.BINARY_FOCAL_LOSS: "binary",
-    LossType.L2_LOSS: "value",
-    LossType.SIGMOID_L2_LOSS: "sigmoid_value",
 }
 
 # Inputs of lines.
@@ -119,11 +111,6 @@ def _check_caches(data: DatasetConfig, uses_image: bool, problems: Problems) -> 
     for name in ("image_cache_dir", "file_cache_dir"):
         if "://" in getattr(data, name):
             problems.add(f"data_config.{name}", f"'{getattr(data, name)}' is not of this machine; give a folder of it")
-    for name in ("image_cache_gib", "file_cache_gib"):
-        if not 0 < getattr(data, name) < math.inf:
-            problems.add(f"data_config.{name}", f"{getattr(data, name):g} is no size; give GiB above 0")
-    if data.HasField("image_cache_gib") and not data.image_cache_dir:
-        problems.add("data_config.image_cache_gib", "has no effect without image_cache_dir; set it or remove this")
     for name in ("image_cache_dir", "packed_images", "shuffled_pictures"):
         if getattr(data, name) and not uses_image:
             problems.add(f"data_config.{name}", f"has no effect: {NO_IMAGE_GROUP}; add one or remove this")
@@ -190,12 +177,8 @@ def _image(config: EasyRecConfig, named: dict[str, tuple[str, FeatureConfig]], p
     if not feature.HasField("img_shape"):
         problems.add(f"{place}.img_shape", "is missing; give width and height in pixels")
     shape = feature.img_shape
-    if feature.HasField("img_shape") and (shape.width == 0 or shape.height == 0):
-        problems.add(f"{place}.img_shape", f"{shape.width} x {shape.height} is no size; give width and height >= 1")
     if shape.channel not in (1, 3):
         problems.add(f"{place}.img_shape.channel", f"{shape.channel} is not supported; choose 3 (RGB) or 1 (grey)")
-    if data.max_image_pixels == 0:
-        problems.add("data_config.max_image_pixels", "0 refuses every picture; give a limit in pixels")
     method = FeatureConfig.ResizeMethod.Name(feature.resize_method)
     pixels = data.max_image_pixels
     resize = ImgModel.Resize.Name(config.model_config.e2e_mm_dbmtl.img_model.resize)
@@ -393,15 +376,20 @@ def _activation(tower: BayesTaskTower, place: str, problems: Problems) -> Activa
     losses = losses or [(f"{place}.loss_type", tower.loss_type)]
     if tower.losses and tower.HasField("loss_type") and tower.loss_type not in [kind for _, kind in losses]:
         problems.add(f"{place}.loss_type", "has no effect beside losses; remove it")
-    activation = ACTIVATIONS[losses[0][1]]
+    activation = _output_of_loss(losses[0][1])
     for where, kind in losses:
-        if ACTIVATIONS[kind] != activation:
+        if _output_of_loss(kind) != activation:
             first, this = LossType.Name(losses[0][1]), LossType.Name(kind)
             problems.add(where, f"{this} needs another output than {first}; a tower has one, split it in two towers")
-    if tower.num_class == 0:
-        problems.add(f"{place}.num_class", "0 classes are none; 1 means binary")
     if tower.num_class > 1:
         if activation != "binary" or any(kind != LossType.CLASSIFICATION for _, kind in losses):
             problems.add(f"{place}.num_class", f"{tower.num_class} classes go with CLASSIFICATION alone; remove it")
         return "multiclass"
     return activation
+
+
+def _output_of_loss(kind: int) -> Activation:
+    """What the output of a tower with a loss is."""
+    options = LossType.DESCRIPTOR.values_by_number[kind].GetOptions()
+    output: Activation = options.Extensions[options_pb2.output]
+    return output

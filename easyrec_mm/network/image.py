@@ -8,7 +8,7 @@ from __future__ import annotations
 import keras
 import tensorflow as tf
 
-from easyrec_mm.config.image import AUGMENTATIONS, PLACE, backbone_name, image_losses
+from easyrec_mm.config.image import PLACE, backbone_name, image_losses
 from easyrec_mm.data.batch import Images
 from easyrec_mm.errors import ConfigError
 from easyrec_mm.network.layers.augmentation import Augmentation
@@ -73,7 +73,8 @@ def _augmentation(config: EasyRecConfig) -> Augmentation | None:
     settings = config.model_config.e2e_mm_dbmtl.img_model
     if not settings.HasField("augmentation"):
         return None
-    values = {name: getattr(settings.augmentation, name) for name in AUGMENTATIONS}
+    changes = settings.augmentation
+    values = {field.name: getattr(changes, field.name) for field in changes.DESCRIPTOR.fields}
     return Augmentation(**values, seed=config.data_config.seed)
 
 

@@ -1,0 +1,117 @@
+"""Rules of single settings: their ranges, choices and what they need, as protos/ has them beside each setting.
+
+One walk over a config checks all of them. What depends on more than one message is checked in the other files here.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from google.protobuf.descriptor import FieldDescriptor
+from google.protobuf.message import Message
+
+from easyrec_mm.errors import Problems
+from easyrec_mm.protos import options_pb2
+from easyrec_mm.protos.options_pb2 import Rule
+
+
+@dataclass(frozen=True)
+class Interval:
+    """A range of numbers; the ends are part of it or not."""
+
+    least: float
+    greatest: float
+    has_least: bool
+    has_greatest: bool
+
+    @staticmethod
+    def of(text: str) -> Interval:
+        """The interval of a text such as "[0, 1)"."""
+        match = re.fullmatch(r"([\[(])(\S+), (\S+)([\])])", text)
+        if not match:
+            raise ValueError(f"{text!r} is not an interval")
+        opening, least, greatest, closing = match.groups()
+        return Interval(float(least), float(greatest), opening == "[", closing == "]")
+
+    def holds(self, number: float) -> bool:
+        """Whether a number is in it; NaN never is."""
+        is_above = number > self.least or (self.has_least and number == self.least)
+        return is_above and (number < self.greatest or (self.has_greatest and number == self.greatest))
+
+    def __str__(self) -> str:
+        least, greatest = f"{self.least:g}", f"{self.greatest:g}"
+        if greatest == "inf":
+            return f"{least} or more" if self.has_least else f"a number above {least}"
+        if self.has_least and self.has_greatest:
+            return f"a number from {least} to {greatest}"
+        if not self.has_least and not self.has_greatest:
+            return f"a number between {least} and {greatest}"
+        if self.has_least:
+            return f"a number from {least} to below {greatest}"
+        return f"a number above {least}, at most {greatest}"
+
+
+def rule_of(field: FieldDescriptor) -> Rule:
+    """The rule of a setting; an empty one where it has none."""
+    return field.GetOptions().Extensions[options_pb2.rule]  # type: ignore[no-any-return]
+
+
+def names_in(text: str) -> tuple[str, ...]:
+    """The names of a rule's text, "mean | sum"."""
+    return tuple(name.strip() for name in text.split("|") if name.strip())
+
+
+def check_rules(config: Message, problems: Problems) -> None:
+    """Add every setting of a config that breaks its own rule."""
+    for place, message, field, value in _settings(config, ""):
+        rule = rule_of(field)
+        if rule.feature_types and not _is_given(message, f"feature_type: {rule.feature_types}"):
+            continue  # config/features.py says that it has no effect
+        if rule.range and not _is_in(value, field, Interval.of(rule.range)):
+            problems.add(place, f"{_decimal(value, field):g} is out of range; give {Interval.of(rule.range)}")
+        choices = names_in(rule.choices)
+        if choices and value not in choices:
+            problems.unknown(place, field.name.replace("_", " "), value, choices)
+        if rule.needs and value != "" and not _is_given(message, rule.needs):
+            problems.add(place, f"has no effect without {_needs_text(message, rule.needs)}; set it or remove this")
+
+
+def _settings(message: Message, place: str) -> Iterator[tuple[str, Message, FieldDescriptor, Any]]:
+    """(config path, message, field, value) of each value that is set in a message and in those that it holds."""
+    for field, value in message.ListFields():
+        here = f"{place}{field.name}"
+        is_list = field.default_value == []
+        for i, element in enumerate(value if is_list else [value]):
+            at = f"{here}[{i}]" if is_list else here
+            yield at, message, field, element
+            if field.message_type:
+                yield from _settings(element, f"{at}.")
+
+
+def _is_in(value: float, field: FieldDescriptor, interval: Interval) -> bool:
+    return interval.holds(_decimal(value, field))
+
+
+def _decimal(value: float, field: FieldDescriptor) -> float:
+    """The number that was written, of which a float keeps 32 bits: 0.01, not 0.009999999776."""
+    return float(f"{value:.7g}") if field.type == FieldDescriptor.TYPE_FLOAT else float(value)
+
+
+def _is_given(message: Message, needs: str) -> bool:
+    name, _, values = needs.partition(":")
+    value = getattr(message, name)
+    if not values:
+        return bool(value)
+    enum = message.DESCRIPTOR.fields_by_name[name].enum_type
+    return enum.values_by_number[value].name in names_in(values)
+
+
+def _needs_text(message: Message, needs: str) -> str:
+    name, _, values = needs.partition(":")
+    if values:
+        return f"{name}: {' or '.join(names_in(values))}"
+    is_bool = message.DESCRIPTOR.fields_by_name[name].type == FieldDescriptor.TYPE_BOOL
+    return f"{name}: true" if is_bool else name
