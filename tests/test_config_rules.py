@@ -1,4 +1,4 @@
-"""Rules beside settings: intervals hold what they say, and one walk over a config finds every setting that breaks its own."""
+"""Rules beside settings: intervals hold what they say, and one walk over a config finds all settings that break one."""
 
 from __future__ import annotations
 
@@ -54,7 +54,11 @@ def test_the_walk_reaches_every_depth_and_every_element():
       model_config { model_class: "E2E_MM_DBMTL" e2e_mm_dbmtl {
         bottom_dnn { hidden_units: [8, 0, 4] dropout_ratio: [0.5, 1] }
         task_towers { tower_name: "a" dnn { hidden_units: 8 } }
-        task_towers { tower_name: "b" metrics_set { auc {} } metrics_set { gauc { uid_field: "u" reduction: "median" } } }
+        task_towers {
+          tower_name: "b"
+          metrics_set { auc {} }
+          metrics_set { gauc { uid_field: "u" reduction: "median" } }
+        }
       } }
       data_config { input_type: CSVInput batch_size: 0 }
     """
