@@ -13,10 +13,12 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from reference import FEATURES, LABELS, reference_config, write_config, write_reference_data
 
-from easyrec_mm.config import pipeline as config_module
-from easyrec_mm.config.checks import activation_name, relation_order
+from easyrec_mm.config import pipeline as pipeline_module
 from easyrec_mm.config.feature_kinds import STORE_SCHEMES
-from easyrec_mm.config.pipeline import apply_override, load_pipeline, parse_config
+from easyrec_mm.config.network import activation_name, relation_order
+from easyrec_mm.config.overrides import apply_override
+from easyrec_mm.config.pipeline import load_pipeline
+from easyrec_mm.config.text import parse_config
 from easyrec_mm.errors import ConfigError, UserError, did_you_mean
 from easyrec_mm.protos.model_pb2 import BayesTaskTower
 from easyrec_mm.protos.pipeline_pb2 import EasyRecConfig
@@ -422,7 +424,7 @@ def test_line_ends_byte_order_mark_and_comments_change_nothing(load, change):
 
 def test_a_written_config_reads_the_same(load, tmp_path):
     pipeline = load()
-    config_module.write_config(pipeline.config, str(tmp_path / "written.config"))
+    pipeline_module.write_config(pipeline.config, str(tmp_path / "written.config"))
     written = load_pipeline(str(tmp_path / "written.config"))
     assert (written.config, written.schema, written.notes) == (pipeline.config, pipeline.schema, pipeline.notes)
 

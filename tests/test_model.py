@@ -10,7 +10,7 @@ import tensorflow as tf
 from model_helpers import CLICK, make_model, make_pipeline, random_batch, use_tiny_backbone
 from numpy.lib.stride_tricks import sliding_window_view
 
-from easyrec_mm.config.checks import activation_name
+from easyrec_mm.config.network import activation_name
 from easyrec_mm.data.batch import Batch
 from easyrec_mm.network import precision
 from easyrec_mm.network.precision import FLOAT32, MIXED_BFLOAT16

@@ -12,9 +12,9 @@ from typing import get_args
 
 import pytest
 
-from easyrec_mm.config import checks as config_checks
 from easyrec_mm.config import evaluation as config_evaluation
 from easyrec_mm.config import image as config_image
+from easyrec_mm.config import network as config_network
 from easyrec_mm.config import schema as config_schema
 from easyrec_mm.config.rules import Interval, names_in, rule_of
 from easyrec_mm.protos import options_pb2
@@ -197,7 +197,7 @@ def test_backbones_and_activations_that_the_checks_allow_exist():
     from easyrec_mm.network.layers.backbones import BACKBONES
 
     assert tuple(BACKBONES) == config_image.BACKBONE_NAMES
-    for name in config_checks.ACTIVATION_NAMES:
+    for name in config_network.ACTIVATION_NAMES:
         assert callable(keras.activations.get(name)), name
 
 

@@ -1,68 +1,20 @@
-"""Reads a pipeline file: text -> EasyRecConfig, with overrides, and errors that name line and column.
+"""The text of a pipeline file -> EasyRecConfig, and errors that name line and column.
 
-Owns syntax: unknown and unsupported names, enum values, required fields, `--set`. What the values mean is checked in
-config/schema.py (data and features) and config/checks.py (network and training). Never imports TensorFlow.
+Owns syntax: unknown and unsupported names, enum values. What the values mean is checked elsewhere in this folder.
 """
 
 from __future__ import annotations
 
 import re
 from dataclasses import dataclass
-from pathlib import Path
 
-from google.protobuf import descriptor_pb2, text_encoding, text_format
+from google.protobuf import descriptor_pb2, text_format
 from google.protobuf.descriptor import Descriptor, EnumDescriptor, FieldDescriptor
-from google.protobuf.message import Message
 
 from easyrec_mm import files
-from easyrec_mm.config.checks import check_model_and_training
-from easyrec_mm.config.rules import check_rules
-from easyrec_mm.config.schema import derive_schema
-from easyrec_mm.errors import ConfigError, Problems, did_you_mean
+from easyrec_mm.errors import ConfigError, did_you_mean
 from easyrec_mm.files import StorageError
 from easyrec_mm.protos.pipeline_pb2 import EasyRecConfig
-from easyrec_mm.schema import Schema
-
-
-@dataclass(frozen=True)
-class Pipeline:
-    """What the user wrote, checked. `notes` are remarks worth showing, such as skipped fields and unused labels."""
-
-    path: str
-    config: EasyRecConfig
-    schema: Schema
-    notes: tuple[str, ...]
-
-
-def load_pipeline(path: str, overrides: list[str] | None = None, ignore_unsupported: bool = False) -> Pipeline:
-    """Read and check a pipeline file.
-
-    Args:
-      path: the file.
-      overrides: settings as the command line takes them, "train_config.num_steps=100".
-      ignore_unsupported: skip fields of EasyRec's language that are not supported, noting each, instead of failing.
-
-    Raises:
-      ConfigError: naming every problem found at the first stage that finds any.
-    """
-    text = _read_text(path)
-    config, notes = parse_config(text, path, ignore_unsupported)
-    for override in overrides or []:
-        apply_override(config, override)
-    _require_fields(config, path)
-    rules = Problems(path)
-    check_rules(config, rules)
-    problems = Problems(path, earlier=rules)
-    schema = derive_schema(config, problems)
-    check_model_and_training(config, schema, problems)
-    problems.raise_if_any()
-    rules.raise_if_any()
-    return Pipeline(path, config, schema, (*notes, *problems.notes))
-
-
-def write_config(config: EasyRecConfig, path: str) -> None:
-    """Write a config as text that `load_pipeline` reads."""
-    Path(path).write_text(text_format.MessageToString(config, as_utf8=True), encoding="utf-8")
 
 
 def parse_config(text: str, path: str, ignore_unsupported: bool = False) -> tuple[EasyRecConfig, list[str]]:
@@ -85,90 +37,10 @@ def parse_config(text: str, path: str, ignore_unsupported: bool = False) -> tupl
     return config, [f"skipped: {item.message}" for item in unsupported]
 
 
-def apply_override(config: EasyRecConfig, override: str) -> None:
-    """Change one setting in place: "a.b[2].c=value". A repeated field takes "[x, y]", or one element by its index."""
-    setting, equals, value = override.partition("=")
-    place = f"--set {override}"
-    if not equals:
-        raise ConfigError(f"{place}: write it as path.to.field=value")
-    message: Message = config
-    *parents, last = setting.strip().split(".")
-    for part in parents:
-        message = _descend(message, part, place)
-    name, index = _name_and_index(last, place)
-    field = _field_of(message, name, place)
-    parsed = type(message)()
-    try:
-        text_format.Parse(_as_text(field, value.strip()), parsed)
-    except text_format.ParseError as error:
-        raise ConfigError(f"{place}: {value!r} is no value for {name}: {_unlocated(error)}") from error
-    if any(other.name != name for other, _ in parsed.ListFields()):
-        raise ConfigError(f"{place}: {value!r} is no value for {name}: it sets other fields too")
-    if index is None:
-        message.ClearField(name)
-        message.MergeFrom(parsed)
-        return
-    target, source = getattr(message, name), getattr(parsed, name)
-    if not _is_repeated(field) or not -len(target) <= index < len(target) or len(source) != 1:
-        raise ConfigError(f"{place}: {name} has no element {index}")
-    if field.message_type:
-        target[index].CopyFrom(source[0])
-    else:
-        target[index] = source[0]
-
-
-def _descend(message: Message, part: str, place: str) -> Message:
-    name, index = _name_and_index(part, place)
-    field = _field_of(message, name, place)
-    if not field.message_type:
-        raise ConfigError(f"{place}: {name} is a value and has no fields")
-    if not _is_repeated(field):
-        if index is not None:
-            raise ConfigError(f"{place}: {name} has no elements; write it without [{index}]")
-        child: Message = getattr(message, name)
-        child.SetInParent()
-        return child
-    elements = getattr(message, name)
-    if index is None and len(elements) == 1:
-        index = 0
-    if index is None:
-        raise ConfigError(f"{place}: {name} has {len(elements)} elements; choose one, as in {name}[0]")
-    if not -len(elements) <= index < len(elements):
-        raise ConfigError(f"{place}: {name} has {len(elements)} elements and no element {index}")
-    element: Message = elements[index]
-    return element
-
-
-def _is_repeated(field: FieldDescriptor) -> bool:
+def is_repeated(field: FieldDescriptor) -> bool:
+    """Whether a setting is a list."""
     # TensorFlow 2.16 needs a protobuf without FieldDescriptor.is_repeated.
     return bool(field.default_value == [])
-
-
-def _name_and_index(part: str, place: str) -> tuple[str, int | None]:
-    match = re.fullmatch(r"(\w+)(?:\[(-?\d+)\])?", part)
-    if not match:
-        raise ConfigError(f"{place}: '{part}' is no field name")
-    return match.group(1), int(match.group(2)) if match.group(2) else None
-
-
-def _field_of(message: Message, name: str, place: str) -> FieldDescriptor:
-    field = message.DESCRIPTOR.fields_by_name.get(name)
-    if field is None:
-        raise ConfigError(
-            f"{place}: {message.DESCRIPTOR.name} has no field '{name}'; "
-            f"{did_you_mean(name, message.DESCRIPTOR.fields_by_name)}"
-        )
-    return field
-
-
-def _as_text(field: FieldDescriptor, value: str) -> str:
-    """The setting in text format; a string needs no quotes and a message no braces."""
-    if field.message_type:
-        return f"{field.name}: {value}" if value[:1] in "{[" and value else f"{field.name} {{ {value} }}"
-    is_text = field.type in (FieldDescriptor.TYPE_STRING, FieldDescriptor.TYPE_BYTES)
-    if is_text and value[:1] not in ('"', "'") and not (_is_repeated(field) and value[:1] == "["):
-        value = '"' + text_encoding.CEscape(value, as_utf8=True) + '"'
-    return f"{field.name}: {value}"
 
 
 @dataclass(frozen=True)
@@ -217,10 +89,10 @@ class _Scanner:
     def _values(self, field: FieldDescriptor | None, place: str, first: int) -> int:
         """One value, or a list of them, of which the first has that index; their number."""
         tokens = self._tokens
-        is_list, is_repeated = tokens.TryConsume("["), field is not None and _is_repeated(field)
+        is_list, has_index = tokens.TryConsume("["), field is not None and is_repeated(field)
         count = 0
         while not (is_list and tokens.TryConsume("]")):
-            self._value(field, f"{place}[{first + count}]" if is_repeated else place)
+            self._value(field, f"{place}[{first + count}]" if has_index else place)
             count += 1
             if not is_list:
                 break
@@ -272,7 +144,12 @@ class _Scanner:
             )
 
 
-def _read_text(path: str) -> str:
+def read_text(path: str) -> str:
+    """The text of a pipeline file.
+
+    Raises:
+      ConfigError: if it cannot be read.
+    """
     try:
         return files.read(path).decode("utf-8-sig")
     except FileNotFoundError as error:
@@ -286,15 +163,9 @@ def _read_text(path: str) -> str:
 
 
 def _located(path: str, error: text_format.ParseError) -> str:
-    return f"{path}:{error.GetLine()}:{error.GetColumn()}: {_unlocated(error)}"
+    return f"{path}:{error.GetLine()}:{error.GetColumn()}: {unlocated(error)}"
 
 
-def _unlocated(error: text_format.ParseError) -> str:
+def unlocated(error: text_format.ParseError) -> str:
+    """The message of a parse error without line and column."""
     return re.sub(r"^\d+:\d+ : ", "", str(error))
-
-
-def _require_fields(config: EasyRecConfig, path: str) -> None:
-    """text_format.Parse accepts a message whose required fields are missing."""
-    missing: list[str] = []
-    if not config.IsInitialized(missing):
-        raise ConfigError("\n".join(f"{path}: {place}: is required and missing" for place in missing))

@@ -12,7 +12,7 @@ from functools import partial
 import keras
 import tensorflow as tf
 
-from easyrec_mm.config.checks import REGULARIZATION_LOSSES
+from easyrec_mm.config.network import REGULARIZATION_LOSSES
 from easyrec_mm.data.batch import Batch, Images
 from easyrec_mm.data.picture_bank import PictureBank
 from easyrec_mm.network.image import ImageLosses, image_tower, item_image

@@ -9,8 +9,8 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from easyrec_mm.config.checks import activation_name, relation_order
 from easyrec_mm.config.feature_groups import wide_name
+from easyrec_mm.config.network import activation_name, relation_order
 from easyrec_mm.network.layers.dnn import DNN, ExpertMixture, dense
 from easyrec_mm.network.layers.embedding import FeatureEmbedding
 from easyrec_mm.network.layers.interaction import DotInteraction

@@ -9,12 +9,10 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from easyrec_mm.config.checks import check_model_and_training
 from easyrec_mm.config.feature_groups import is_of_groups
 from easyrec_mm.config.image import NO_BACKBONE, backbone_name
-from easyrec_mm.config.pipeline import Pipeline
-from easyrec_mm.config.schema import derive_schema
-from easyrec_mm.errors import ConfigError, Problems, UserError
+from easyrec_mm.config.pipeline import Pipeline, check_config
+from easyrec_mm.errors import ConfigError, UserError
 from easyrec_mm.protos.feature_pb2 import FeatureConfig
 from easyrec_mm.protos.image_pb2 import ImgModel
 from easyrec_mm.protos.pipeline_pb2 import EasyRecConfig
@@ -81,10 +79,7 @@ def arms_of(pipeline: Pipeline, wanted: Sequence[str], shuffled_pictures: Path) 
 
 
 def _checked(config: EasyRecConfig, pipeline: Pipeline) -> Pipeline:
-    problems = Problems(pipeline.path)
-    schema = derive_schema(config, problems)
-    check_model_and_training(config, schema, problems)
-    problems.raise_if_any()
+    schema, _ = check_config(config, pipeline.path)
     return Pipeline(pipeline.path, config, schema, ())
 
 

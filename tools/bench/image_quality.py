@@ -16,7 +16,7 @@ from pathlib import Path
 import workload
 from google.protobuf import text_format
 
-from easyrec_mm.config.pipeline import parse_config
+from easyrec_mm.config.text import parse_config
 
 TOWER = "model_config.e2e_mm_dbmtl.img_model"
 TOWERS = "model_config.e2e_mm_dbmtl.task_towers"

@@ -1,0 +1,33 @@
+"""Checks `export_config`. Never imports TensorFlow."""
+
+from __future__ import annotations
+
+from easyrec_mm.config.best import check_best
+from easyrec_mm.config.evaluation import evaluation_metrics
+from easyrec_mm.errors import Problems
+from easyrec_mm.protos.pipeline_pb2 import EasyRecConfig
+from easyrec_mm.schema import Schema
+
+
+def check_export(config: EasyRecConfig, schema: Schema, problems: Problems) -> None:
+    """Add every problem of export_config."""
+    export, image = config.export_config, schema.image
+    if not export.multi_placeholder:
+        problems.add("export_config.multi_placeholder", "false is not supported: inputs are named by field; remove it")
+    check_best(config, evaluation_metrics(config, schema), problems)
+    if not image.field:
+        for name in ("img_input_name", "img_shape"):
+            if export.HasField(name):
+                problems.add(f"export_config.{name}", "has no effect: there is no ImgFeature; add one or remove this")
+        return
+    if export.HasField("img_input_name") and export.img_input_name != image.field:
+        problems.unknown("export_config.img_input_name", "image field", export.img_input_name, [image.field])
+    if export.HasField("img_shape"):
+        shape = export.img_shape
+        wanted = (image.width, image.height, image.channels)
+        if (shape.width, shape.height, shape.channel) != wanted:
+            problems.add(
+                "export_config.img_shape",
+                f"{shape.width} x {shape.height} x {shape.channel}, but the ImgFeature has "
+                f"{wanted[0]} x {wanted[1]} x {wanted[2]}; make them equal",
+            )

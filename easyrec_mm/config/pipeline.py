@@ -1,0 +1,80 @@
+"""A pipeline file -> what the user wrote, checked. Never imports TensorFlow."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from google.protobuf import text_format
+
+from easyrec_mm.config.evaluation import check_evaluation
+from easyrec_mm.config.export import check_export
+from easyrec_mm.config.network import check_network
+from easyrec_mm.config.overrides import apply_override
+from easyrec_mm.config.rules import check_rules
+from easyrec_mm.config.schema import derive_schema
+from easyrec_mm.config.text import parse_config, read_text
+from easyrec_mm.config.training import check_training
+from easyrec_mm.errors import ConfigError, Problems
+from easyrec_mm.protos.pipeline_pb2 import EasyRecConfig
+from easyrec_mm.schema import Schema
+
+
+@dataclass(frozen=True)
+class Pipeline:
+    """What the user wrote, checked. `notes` are remarks worth showing, such as skipped fields and unused labels."""
+
+    path: str
+    config: EasyRecConfig
+    schema: Schema
+    notes: tuple[str, ...]
+
+
+def load_pipeline(path: str, overrides: list[str] | None = None, ignore_unsupported: bool = False) -> Pipeline:
+    """Read and check a pipeline file.
+
+    Args:
+      path: the file.
+      overrides: settings as the command line takes them, "train_config.num_steps=100".
+      ignore_unsupported: skip fields of EasyRec's language that are not supported, noting each, instead of failing.
+
+    Raises:
+      ConfigError: naming every problem found at the first stage that finds any.
+    """
+    config, notes = parse_config(read_text(path), path, ignore_unsupported)
+    for override in overrides or []:
+        apply_override(config, override)
+    _require_fields(config, path)
+    schema, remarks = check_config(config, path)
+    return Pipeline(path, config, schema, (*notes, *remarks))
+
+
+def check_config(config: EasyRecConfig, path: str) -> tuple[Schema, list[str]]:
+    """The Schema of a config, and remarks that are no errors; `path` is its file, for messages.
+
+    Raises:
+      ConfigError: naming every problem found at the first stage that finds any.
+    """
+    rules = Problems(path)
+    check_rules(config, rules)
+    problems = Problems(path, earlier=rules)
+    schema = derive_schema(config, problems)
+    check_network(config, schema, problems)
+    check_training(config, schema, problems)
+    check_export(config, schema, problems)
+    check_evaluation(config, schema, problems)
+    problems.raise_if_any()
+    rules.raise_if_any()
+    return schema, problems.notes
+
+
+def write_config(config: EasyRecConfig, path: str) -> None:
+    """Write a config as text that `load_pipeline` reads."""
+    Path(path).write_text(text_format.MessageToString(config, as_utf8=True), encoding="utf-8")
+
+
+def _require_fields(config: EasyRecConfig, path: str) -> None:
+    """text_format.Parse accepts a message whose required fields are missing."""
+    missing: list[str] = []
+    if not config.IsInitialized(missing):
+        raise ConfigError("\n".join(f"{path}: {place}: is required and missing" for place in missing))
