@@ -8,8 +8,16 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from dataclasses import replace
+from typing import NamedTuple
 
-from easyrec_mm.config.feature_groups import NO_IMAGE_GROUP, feature_groups, wide_features, wide_name
+from easyrec_mm.config.feature_groups import (
+    NO_IMAGE_GROUP,
+    FeatureGroups,
+    Named,
+    feature_groups,
+    wide_features,
+    wide_name,
+)  # fmt: skip
 from easyrec_mm.config.features import derive_features, features_by_name
 from easyrec_mm.config.image import PLACE, image_losses
 from easyrec_mm.config.sequences import check_attentions, derive_attentions
@@ -22,7 +30,7 @@ from easyrec_mm.protos.image_pb2 import ImgModel
 from easyrec_mm.protos.loss_pb2 import LossType
 from easyrec_mm.protos.model_pb2 import BayesTaskTower
 from easyrec_mm.protos.pipeline_pb2 import EasyRecConfig
-from easyrec_mm.schema import NO_IMAGE, Activation, Dtype, Field, Image, RowLayout, Schema, Task
+from easyrec_mm.schema import NO_IMAGE, Activation, Dtype, Feature, Field, Image, RowLayout, Schema, Table, Task
 
 DTYPES: dict[int, Dtype] = {
     DatasetConfig.INT32: "int64",
@@ -46,13 +54,7 @@ def derive_schema(config: EasyRecConfig, problems: Problems) -> Schema:
       ConfigError: with every problem of the data, feature and feature-group sections and of the towers' labels.
     """
     fields = _fields(config.data_config, problems)
-    features = list(config.feature_config.features) or list(config.feature_configs)
-    place = "feature_config.features" if config.feature_config.features else "feature_configs"
-    if config.feature_config.features and config.feature_configs:
-        problems.add("feature_configs", "feature_config.features is set too; keep one of the two")
-    if not features:
-        problems.add("feature_config.features", "is empty; the model needs features")
-    named = features_by_name(features, place, fields, problems)
+    named = _named_features(config, fields, problems)
     image_name, image = _image(config, named, problems)
     size_field = _group_size_field(config.data_config, named, problems)
     labels = _labels(config, fields, problems)
@@ -62,48 +64,81 @@ def derive_schema(config: EasyRecConfig, problems: Problems) -> Schema:
     sample_fields = tuple(field.name for field in fields if field.name not in not_in_features)
     layout = _layout(config.data_config, labels, sample_fields, bool(image.field), problems)
     groups = feature_groups(config.model_config, named, problems)
-    uses_image = bool(groups.image_group)
-    only_attended = check_attentions(config.model_config, groups.deep, named, image_name, uses_image, problems)
     tasks = _tasks(config, labels, problems)
-    wide = wide_features(groups.wide, named, sum(task.num_class for task in tasks), problems)
-    used = [named[name] for name in (*groups.deep, *only_attended)] + wide
-    by_name = {field.name: field for field in fields}
-    initializer = config.feature_config.initializer if config.feature_config.HasField("initializer") else None
-    schema_features, tables = derive_features(used, config.data_config, layout, by_name, initializer, problems)
-    image_features = _image_features(config, named, groups.deep, problems)
-    read_per_image, _ = derive_features(image_features, config.data_config, layout, by_name, initializer, problems)
-    _check_caches(config.data_config, uses_image, problems)
+    network = _network_features(config, named, image_name, groups, fields, layout, tasks, problems)
+    _check_caches(config.data_config, bool(groups.image_group), problems)
     sample_weight = _sample_weight(config.data_config, fields, layout, labels, problems)
     problems.raise_if_any()
-    wide_names = {wide_name(name) for name in groups.wide}
-    schema_features = tuple(
-        replace(f, is_joined=f.name not in {*only_attended, *wide_names}, is_wide=f.name in wide_names)
-        for f in schema_features
-    )
-    attentions = derive_attentions(config.model_config, schema_features, image_name, problems)
     tower = config.model_config.e2e_mm_dbmtl.img_model
     schema = Schema(
         fields=tuple(fields),
         labels=labels,
         sample_weight=sample_weight,
-        features=schema_features,
-        tables=tables,
+        features=network.features,
+        tables=network.tables,
         image=image,
-        uses_image=uses_image,
+        uses_image=bool(groups.image_group),
         group_size_field=size_field,
         layout=layout,
         tasks=tasks,
         group_fields=_group_fields(config, named),
-        image_features=read_per_image,
+        image_features=network.image_features,
         category_feature=tower.category_feature,
         image_labels=_image_labels(tower, tasks, problems),
         image_separator=tower.image_separator,
         has_no_image_vector=tower.no_image_vector,
-        attentions=attentions,
+        attentions=derive_attentions(config.model_config, network.features, image_name, problems),
     )
     problems.raise_if_any()
     _check_defaults(schema, problems)
     return schema
+
+
+class _NetworkFeatures(NamedTuple):
+    """What the network reads: features and their tables, and the features that are read once per picture."""
+
+    features: tuple[Feature, ...]
+    tables: tuple[Table, ...]
+    image_features: tuple[Feature, ...]
+
+
+def _named_features(config: EasyRecConfig, fields: Sequence[Field], problems: Problems) -> Named:
+    """Every feature of the config by name."""
+    features = list(config.feature_config.features) or list(config.feature_configs)
+    place = "feature_config.features" if config.feature_config.features else "feature_configs"
+    if config.feature_config.features and config.feature_configs:
+        problems.add("feature_configs", "feature_config.features is set too; keep one of the two")
+    if not features:
+        problems.add("feature_config.features", "is empty; the model needs features")
+    return features_by_name(features, place, fields, problems)
+
+
+def _network_features(
+    config: EasyRecConfig,
+    named: Named,
+    image_name: str,
+    groups: FeatureGroups,
+    fields: Sequence[Field],
+    layout: RowLayout,
+    tasks: Sequence[Task],
+    problems: Problems,
+) -> _NetworkFeatures:
+    """The features that feature groups, attentions and the image tower name."""
+    uses_image = bool(groups.image_group)
+    only_attended = check_attentions(config.model_config, groups.deep, named, image_name, uses_image, problems)
+    wide = wide_features(groups.wide, named, sum(task.num_class for task in tasks), problems)
+    used = [named[name] for name in (*groups.deep, *only_attended)] + wide
+    by_name = {field.name: field for field in fields}
+    initializer = config.feature_config.initializer if config.feature_config.HasField("initializer") else None
+    features, tables = derive_features(used, config.data_config, layout, by_name, initializer, problems)
+    of_images = _image_features(config, named, groups.deep, problems)
+    image_features, _ = derive_features(of_images, config.data_config, layout, by_name, initializer, problems)
+    wide_names = {wide_name(name) for name in groups.wide}
+    features = tuple(
+        replace(f, is_joined=f.name not in {*only_attended, *wide_names}, is_wide=f.name in wide_names)
+        for f in features
+    )
+    return _NetworkFeatures(features, tables, image_features)
 
 
 def _check_caches(data: DatasetConfig, uses_image: bool, problems: Problems) -> None:
@@ -149,9 +184,7 @@ def _fields(data: DatasetConfig, problems: Problems) -> list[Field]:
     return list(fields.values())
 
 
-def _only(
-    kind: int, named: dict[str, tuple[str, FeatureConfig]], why: str, problems: Problems
-) -> tuple[str, str, FeatureConfig] | None:
+def _only(kind: int, named: Named, why: str, problems: Problems) -> tuple[str, str, FeatureConfig] | None:
     """Name, path and config of the one feature of that type."""
     found = [(name, *item) for name, item in named.items() if item[1].feature_type == kind]
     type_name = FeatureConfig.FeatureType.Name(kind)
@@ -166,7 +199,7 @@ def _only(
     return name, place, feature
 
 
-def _image(config: EasyRecConfig, named: dict[str, tuple[str, FeatureConfig]], problems: Problems) -> tuple[str, Image]:
+def _image(config: EasyRecConfig, named: Named, problems: Problems) -> tuple[str, Image]:
     data = config.data_config
     if all(feature.feature_type != FeatureConfig.ImgFeature for _, feature in named.values()):
         return "", NO_IMAGE
@@ -187,7 +220,7 @@ def _image(config: EasyRecConfig, named: dict[str, tuple[str, FeatureConfig]], p
     )
 
 
-def _group_size_field(data: DatasetConfig, named: dict[str, tuple[str, FeatureConfig]], problems: Problems) -> str:
+def _group_size_field(data: DatasetConfig, named: Named, problems: Problems) -> str:
     kinds = [feature.feature_type for _, feature in named.values()]
     if data.input_type not in GROUP_RTP and FeatureConfig.SampleNumFeature not in kinds:
         return ""  # tables say it by the length of their lists
@@ -301,7 +334,7 @@ def _sample_weight(
 
 def _image_features(
     config: EasyRecConfig,
-    named: dict[str, tuple[str, FeatureConfig]],
+    named: Named,
     deep: list[str],
     problems: Problems,
 ) -> list[tuple[str, FeatureConfig]]:
@@ -315,7 +348,7 @@ def _image_features(
             if loss.contrastive.item_feature in named and loss.contrastive.item_feature not in deep:
                 problems.add(place, f"'{loss.contrastive.item_feature}' is in no DEEP feature group; add it to one")
     kinds = (FeatureConfig.IdFeature, FeatureConfig.ComboFeature)
-    found: dict[str, tuple[str, FeatureConfig]] = {}
+    found: Named = {}
     for place, name in wanted:
         if name not in named:
             problems.unknown(place, "feature", name, [n for n, (_, f) in named.items() if f.feature_type in kinds])
@@ -329,7 +362,7 @@ def _image_features(
     return list(found.values())
 
 
-def _group_fields(config: EasyRecConfig, named: dict[str, tuple[str, FeatureConfig]]) -> tuple[str, ...]:
+def _group_fields(config: EasyRecConfig, named: Named) -> tuple[str, ...]:
     """Fields of features per group, and the labels of losses on image vectors."""
     fields = [name for _, feature in named.values() if feature.per_group for name in feature.input_names]
     labels = [loss.label_name for loss in image_losses(config.model_config.e2e_mm_dbmtl.img_model) if loss.label_name]
