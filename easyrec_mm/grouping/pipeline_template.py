@@ -134,7 +134,7 @@ def _input_field(one: FieldPlan) -> list[str]:
 
 
 def _features(options: GroupOptions, inference: Inference) -> list[str]:
-    lines = [*_comment("", [_SMALL_START]), "initializer { truncated_normal_initializer { stddev: 0.05 } }"]
+    lines = [*_comment("", [_SMALL_START]), "initializer { truncated_normal_initializer { stddev: 0.1 } }"]
     for feature in inference.features:
         lines += _comment("", [feature.why + ("; the same for all rows of an item" if _is_per_group(feature) else "")])
         settings = "".join(f" {name}: {_value(value)}" for name, value in feature.settings.items())
@@ -194,7 +194,7 @@ def _network(options: GroupOptions, inference: Inference, grouped: Grouped) -> l
     lines += _comment("", [_NO_BATCH_NORM])
     lines.append("use_feature_bn: false")
     lines += _comment("", ["Products of features, and of the picture with each, reach further than the layers alone."])
-    lines.append("dot_interaction { dim: 16 }")
+    lines.append("dot_interaction { dim: 32 }")
     lines.append(f"bottom_dnn {{ hidden_units: [{units[0]}, {units[1]}] use_bn: false }}")
     labels = sorted(inference.labels, key=lambda label: not label.is_binary)
     for label in labels:
