@@ -1338,13 +1338,13 @@ TRAIN_CASES = [
         f"{EXPORT}.enable_early_stop=true",
         "eval_input_path=",
         place=f"{EXPORT}.enable_early_stop",
-        says="needs evaluations, and there is no data for them; set eval_input_path",
+        says="needs evaluation data; set eval_input_path",
     ),
     case(
         f"{EXPORT}.exporter_type=best",
         "eval_input_path=",
         place=f"{EXPORT}.exporter_type",
-        says="needs evaluations, and there is no data for them; set eval_input_path",
+        says="needs evaluation data; set eval_input_path",
     ),
     *(
         case(f"{EXPORT}.enable_early_stop=true", f"{EXPORT}.{name}={value}", place=f"{EXPORT}.{name}", says=says)

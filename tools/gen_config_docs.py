@@ -29,6 +29,7 @@ from google.protobuf.descriptor_pb2 import (
 )
 from grpc_tools import protoc
 
+from easyrec_mm.config.rules import names_in
 from easyrec_mm.protos import options_pb2
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -203,22 +204,22 @@ def _meaning(message: str, item: FieldDescriptorProto, language: Language) -> st
 def _rule_text(item: FieldDescriptorProto) -> str:
     """The rule of a setting in words."""
     rule, kind = item.options.Extensions[options_pb2.rule], item.options.Extensions[options_pb2.metric_kind]
-    of_elements = f" (elements: {_list(rule.element_types)})" if rule.element_types else ""
+    of_elements = f" (elements: {_listed(rule.element_types)})" if rule.element_types else ""
     return " ".join(
         text
         for is_set, text in (
             (rule.range, f"Range: {rule.range}."),
-            (rule.choices, f"One of: {_list(rule.choices)}."),
+            (rule.choices, f"One of: {_listed(rule.choices)}."),
             (rule.needs, f"Needs `{rule.needs}`."),
-            (rule.feature_types, f"For: {_list(rule.feature_types)}{of_elements}."),
-            (kind.outputs, f"For outputs: {_list(kind.outputs)}."),
+            (rule.feature_types, f"For: {_listed(rule.feature_types)}{of_elements}."),
+            (kind.outputs, f"For outputs: {_listed(kind.outputs)}."),
         )
         if is_set
     )
 
 
-def _list(names: str) -> str:
-    return ", ".join(name.strip() for name in names.split("|"))
+def _listed(names: str) -> str:
+    return ", ".join(names_in(names))
 
 
 def _type(item: FieldDescriptorProto) -> str:

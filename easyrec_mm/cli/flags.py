@@ -16,7 +16,7 @@ Options = TypeVar("Options")
 
 
 def options_of(kind: type[Options], flags: Flags, **given: object) -> Options:
-    """A dataclass of options: each field has the value of the flag of its name, unless `given` has another."""
+    """Create a dataclass of options; each field takes the value in `given`, or else that of the flag with its name."""
     names = [field.name for field in fields(kind)]  # type: ignore[arg-type]
     return kind(**{name: given[name] if name in given else getattr(flags, name) for name in names})
 
@@ -25,14 +25,14 @@ def options_of(kind: type[Options], flags: Flags, **given: object) -> Options:
 
 
 def add_config_flag(parser: Parser) -> None:
-    """The pipeline config, without which the command cannot run."""
+    """Add the required flag for the pipeline config."""
     parser.add_argument(
         "--pipeline_config", "--pipeline_config_path", metavar="C", required=True, help="pipeline config file"
     )
 
 
 def add_setting_flags(parser: Parser) -> None:
-    """What changes the config before it is used."""
+    """Add the flags that change settings of the config."""
     parser.add_argument(
         "--set",
         metavar="FIELD=VALUE",
@@ -48,7 +48,7 @@ def add_setting_flags(parser: Parser) -> None:
 
 
 def add_checkpoint_flag(parser: Parser) -> None:
-    """The checkpoint that is used."""
+    """Add the flag that chooses a checkpoint."""
     parser.add_argument(
         "--checkpoint_path",
         metavar="K",
@@ -58,7 +58,7 @@ def add_checkpoint_flag(parser: Parser) -> None:
 
 
 def add_store_flag(parser: Parser) -> None:
-    """The store of image vectors."""
+    """Add the required flag for the store of image vectors."""
     parser.add_argument(
         "--store",
         metavar="URI",
@@ -68,12 +68,12 @@ def add_store_flag(parser: Parser) -> None:
 
 
 def add_image_root_flag(parser: Parser) -> None:
-    """Where pictures are."""
+    """Add the flag for the folder of the pictures."""
     parser.add_argument("--image_root", metavar="R", default="", help="folder in which relative picture paths start")
 
 
 def add_output_flags(parser: Parser) -> None:
-    """What is written of grouped samples."""
+    """Add the flags for the output of `group` and `convert`."""
     add = parser.add_argument
     add("--output", metavar="D", required=True, help="folder to create")
     add("--format", choices=["parquet", "tfrecord", "rtp"], default="parquet", help="file format (default parquet)")

@@ -1,4 +1,4 @@
-"""What commands load before they run: a checked config, the model of a checkpoint."""
+"""Loads a checked config, and the model of a checkpoint, for the commands that need them."""
 
 from __future__ import annotations
 

@@ -123,5 +123,5 @@ def _fields(given: list[str], embedder: PictureEmbedder) -> dict[str, list[Any]]
         try:
             values[name] = [field.value(texts[name])]
         except ValueError as error:
-            raise UserError(f"--field {name}={texts[name]}: is no {field.dtype}; correct it") from error
+            raise UserError(f"--field {name}={texts[name]}: not a value of type {field.dtype}; correct it") from error
     return values

@@ -19,7 +19,7 @@ def add_flags(parser: f.Parser) -> None:
         "--rec_model_dir",
         metavar="R",
         required=True,
-        help="folder of the exported rec model, or of several named by numbers, of which the greatest counts",
+        help="folder of the exported rec model, or of several exports with numbers as names: the largest is used",
     )
     f.add_store_flag(parser)
     image_model = "folder of the image model, for --missing_vector compute"

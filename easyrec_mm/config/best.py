@@ -1,4 +1,4 @@
-"""What export_config says of the best evaluation of a training, and of when the training has stopped improving."""
+"""The best evaluation of a training and early stopping, as export_config defines them."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ BIGGER_IS_BETTER: dict[str, bool | None] = {
 
 @dataclass(frozen=True)
 class Criterion:
-    """What makes an evaluation the best of a training, and ends the training.
+    """The rule for the best evaluation of a training and for early stopping.
 
     metric      name in the results of an evaluation, such as "auc_click"
     is_bigger   whether larger values are better
@@ -41,11 +41,11 @@ class Criterion:
         return value - reference if self.is_bigger else reference - value
 
     def is_reached(self, value: float) -> bool:
-        """Whether a value is good enough to be the best."""
+        """Whether a value reaches the threshold."""
         return self.threshold is None or self.gain(value, self.threshold) >= 0
 
     def condition(self) -> str:
-        """What the best must reach, as "auc_click >= 0.8"; the metric alone where any value will do."""
+        """The condition for the best as text, such as "auc_click >= 0.8"; the metric alone without a threshold."""
         if self.threshold is None:
             return self.metric
         return f"{self.metric} {'>=' if self.is_bigger else '<='} {self.threshold:g}"
@@ -95,7 +95,7 @@ def check_best(config: EasyRecConfig, metrics: Mapping[str, str], problems: Prob
         return
     reason = f"{place}.enable_early_stop" if export.enable_early_stop else f"{place}.exporter_type"
     if not config.eval_input_path:
-        problems.add(reason, "needs evaluations, and there is no data for them; set eval_input_path")
+        problems.add(reason, "needs evaluation data; set eval_input_path")
     _check_metric(export, metrics, f"{place}.best_exporter_metric", problems)
 
 

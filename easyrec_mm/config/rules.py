@@ -13,6 +13,7 @@ from typing import Any
 from google.protobuf.descriptor import FieldDescriptor
 from google.protobuf.message import Message
 
+from easyrec_mm.config.text import is_repeated
 from easyrec_mm.errors import Problems
 from easyrec_mm.protos import options_pb2
 from easyrec_mm.protos.options_pb2 import Rule
@@ -70,8 +71,10 @@ def check_rules(config: Message, problems: Problems) -> None:
         rule = rule_of(field)
         if rule.feature_types and not _is_given(message, f"feature_type: {rule.feature_types}"):
             continue  # config/features.py says that it has no effect
-        if rule.range and not _is_in(value, field, Interval.of(rule.range)):
-            problems.add(place, f"{_decimal(value, field):g} is out of range; give {Interval.of(rule.range)}")
+        if rule.range:
+            interval, number = Interval.of(rule.range), _decimal(value, field)
+            if not interval.holds(number):
+                problems.add(place, f"{number:g} is out of range; give {interval}")
         choices = names_in(rule.choices)
         if choices and value not in choices:
             problems.unknown(place, field.name.replace("_", " "), value, choices)
@@ -83,16 +86,12 @@ def _settings(message: Message, place: str) -> Iterator[tuple[str, Message, Fiel
     """(config path, message, field, value) of each value that is set in a message and in those that it holds."""
     for field, value in message.ListFields():
         here = f"{place}{field.name}"
-        is_list = field.default_value == []
+        is_list = is_repeated(field)
         for i, element in enumerate(value if is_list else [value]):
             at = f"{here}[{i}]" if is_list else here
             yield at, message, field, element
             if field.message_type:
                 yield from _settings(element, f"{at}.")
-
-
-def _is_in(value: float, field: FieldDescriptor, interval: Interval) -> bool:
-    return interval.holds(_decimal(value, field))
 
 
 def _decimal(value: float, field: FieldDescriptor) -> float:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import csv
 import glob
-import gzip
 import os
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -15,7 +14,7 @@ import pyarrow.parquet as pq
 
 from easyrec_mm.errors import DataError, did_you_mean
 from easyrec_mm.files import StorageError, is_remote, place_of, plain
-from easyrec_mm.files.local_copies import local_copy
+from easyrec_mm.files.opening import open_binary, opened_at
 from easyrec_mm.formats.grouped_tfrecord import first_values, is_tfrecord
 from easyrec_mm.schema import Schema
 
@@ -92,7 +91,7 @@ def _items_of(path: str, schema: Schema, image_root: str, key_column: str, path_
             yield from _items_of_rows(path, schema, _parquet_rows(path, columns))
         elif ending == ".csv":
             yield from _items_of_rows(path, schema, _csv_rows(path, columns))
-        elif is_tfrecord(_opened_at(path)):
+        elif is_tfrecord(opened_at(path)):
             yield from _items_of_rows(path, schema, _example_rows(path, columns))
         else:
             yield from _line_items(path, schema)
@@ -111,12 +110,8 @@ def _inside(path: str, root: str) -> str:
     return "" if inner.startswith("..") else inner
 
 
-def _opened_at(path: str) -> str:
-    return local_copy(path) if is_remote(path) else path
-
-
 def _parquet_rows(path: str, columns: tuple[str, ...]) -> Iterator[tuple[object, ...]]:
-    file = pq.ParquetFile(_opened_at(path))
+    file = pq.ParquetFile(opened_at(path))
     _require_columns(path, file.schema_arrow.names, columns)
     for batch in file.iter_batches(columns=list(dict.fromkeys(columns))):
         values = batch.to_pydict()
@@ -129,7 +124,7 @@ def _first(value: object) -> object:
 
 
 def _example_rows(path: str, columns: tuple[str, ...]) -> Iterator[tuple[object, ...]]:
-    for number, values in enumerate(first_values(_opened_at(path))):
+    for number, values in enumerate(first_values(opened_at(path))):
         if not number:
             _require_columns(path, list(values), columns)
         row = (values.get(name) for name in columns)
@@ -137,7 +132,7 @@ def _example_rows(path: str, columns: tuple[str, ...]) -> Iterator[tuple[object,
 
 
 def _csv_rows(path: str, columns: tuple[str, ...]) -> Iterator[tuple[object, ...]]:
-    with open(_opened_at(path), newline="", encoding="utf-8") as file:
+    with open(opened_at(path), newline="", encoding="utf-8") as file:
         rows = csv.DictReader(file)
         _require_columns(path, list(rows.fieldnames or ()), columns)
         yield from (tuple(row[name] for name in columns) for row in rows)
@@ -182,10 +177,7 @@ def _line_items(path: str, schema: Schema) -> Iterator[Item]:
     layout = schema.layout
     needed = max(layout.image_column, layout.size_column, layout.features_column)
     places = [layout.sample_fields.index(name) for name in schema.image_fields()]
-    opened_at = _opened_at(path)
-    with open(opened_at, "rb") as file:
-        is_gzip = file.read(2) == b"\x1f\x8b"
-    with gzip.open(opened_at) if is_gzip else open(opened_at, "rb") as lines:
+    with open_binary(path) as lines:
         for number, raw in enumerate(lines, 1):
             line = raw.decode().rstrip("\r\n")
             columns = line.split(layout.column_separator) if layout.column_separator else [line]

@@ -21,6 +21,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 from google.protobuf.message import DecodeError
+from numpy.typing import NDArray
 
 from easyrec_mm.errors import DataError, did_you_mean
 from easyrec_mm.files.opening import open_binary
@@ -98,7 +99,7 @@ def _checksum(data: bytes) -> bytes:
 
 def encode(groups: Groups, fields: GroupFields, keep_doubles: bool = False) -> Iterator[bytes]:
     """Serialized Examples, one for each group; the same groups make the same bytes."""
-    columns = [_Column(name, kind, groups.columns[name], fields) for name, kind in fields.kinds.items()]
+    columns = [_Column(name, kind, groups.columns[name], fields, keep_doubles) for name, kind in fields.kinds.items()]
     ends = np.cumsum(groups.size)
     for group, (size, end) in enumerate(zip(groups.size.tolist(), ends.tolist(), strict=True)):
         example = Example()
@@ -110,7 +111,7 @@ def encode(groups: Groups, fields: GroupFields, keep_doubles: bool = False) -> I
             missing = column.missing_places(first, last)
             if missing:
                 features[MISSING].bytes_list.value.append(f"{missing} {column.name}".encode())
-            doubles = column.doubles(first, last) if keep_doubles else b""
+            doubles = column.doubles(first, last)
             if doubles:
                 features[DOUBLES].bytes_list.value.append(column.name.encode() + b"\0" + doubles)
         yield example.SerializeToString(deterministic=True)
@@ -119,7 +120,7 @@ def encode(groups: Groups, fields: GroupFields, keep_doubles: bool = False) -> I
 class _Column:
     """The values of a field as an Example takes them, the default in the place of a missing one."""
 
-    def __init__(self, name: str, kind: Kind, column: pa.Array, fields: GroupFields) -> None:
+    def __init__(self, name: str, kind: Kind, column: pa.Array, fields: GroupFields, keep_doubles: bool) -> None:
         self.name, self.kind = name, kind
         self.is_per_group = name in fields.per_group
         self._is_missing: Mask | None = None
@@ -128,7 +129,9 @@ class _Column:
             if kind != "string":
                 self._is_missing = column.is_null().to_numpy(zero_copy_only=False)
             column = pc.fill_null(column, pa.scalar(default).cast(ARROW_TYPES[kind]))
-        self._numbers = column.to_numpy(zero_copy_only=False).astype("<f8") if kind == "float64" else None
+        self._numbers: NDArray[np.float64] | None = None
+        if keep_doubles and kind == "float64":
+            self._numbers = column.to_numpy(zero_copy_only=False).astype("<f8")
         self.values: list[Any] = column.cast(_LISTS[kind].arrow_type).to_pylist()
         if self._numbers is not None:
             self._is_rounded = np.array(self.values) != self._numbers
@@ -140,7 +143,7 @@ class _Column:
         return ",".join(map(str, np.flatnonzero(self._is_missing[first:last]).tolist()))
 
     def doubles(self, first: int, last: int) -> bytes:
-        """These numbers in 64 bits; b"" where 32 bits hold all of them."""
+        """These numbers in 64 bits; b"" where 32 bits hold all of them, or none are to be kept."""
         if self._numbers is None or not self._is_rounded[first:last].any():
             return b""
         return bytes(self._numbers[first:last].tobytes())

@@ -491,8 +491,8 @@ def _is_list(kind: pa.DataType) -> bool:
 
 def _is_text(kind: pa.DataType) -> bool:
     types = pa.types
-    is_text, is_binary = (types.is_string, types.is_large_string), (types.is_binary, types.is_large_binary)
-    return any(is_one(kind) for is_one in (*is_text, *is_binary))
+    is_string = types.is_string(kind) or types.is_large_string(kind)
+    return bool(is_string or types.is_binary(kind) or types.is_large_binary(kind))
 
 
 def _count_tags(values: Iterable[bytes], separator: str) -> NDArray[np.int64]:
