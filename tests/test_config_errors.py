@@ -792,6 +792,11 @@ MODEL_CASES = [
         place=f"{NETWORK}.dot_interaction.dim",
         says="0 is out of range; give 1 or more",
     ),
+    case(
+        f"{NETWORK}.dot_interaction.scale=0",
+        place=f"{NETWORK}.dot_interaction.scale",
+        says="0 is out of range; give a number above 0",
+    ),
     # The network as a whole
     case(
         f"{MODEL}.model_class=DBMTL",

@@ -108,7 +108,8 @@ class Reference:
         products = []
         if network.HasField("dot_interaction"):
             projected = [self.dense(f"rec/dot_interaction/projection_{i}", part) for i, part in enumerate(joined)]
-            products = [(a * b).sum(axis=1, keepdims=True) for a, b in combinations(projected, 2)]
+            scale = network.dot_interaction.scale
+            products = [scale * (a * b).sum(axis=1, keepdims=True) for a, b in combinations(projected, 2)]
         x = np.concatenate([*joined, *products], axis=1)
         x = self.dnn(network.bottom_dnn, "rec/bottom_dnn", x)
         x = np.concatenate([x, *([] if joins_first else image)], axis=1)
@@ -216,7 +217,7 @@ NETWORKS = {
     "experts without bottom": f"{HIGHWAY} expert_dnn {{ hidden_units: [5] use_bn: false }} num_expert: 2 {NO_BN}",
     "no batch norm": f"{HIGHWAY} bottom_dnn {{ hidden_units: [8] use_bn: false activation: 'linear' }} {NO_BN}",
     "products": f"{HIGHWAY} {BOTTOM} dot_interaction {{ dim: 3 }} use_feature_bn: false {BN}",
-    "products, after": f"{HIGHWAY} {BOTTOM} {AFTER} dot_interaction {{ dim: 3 }} {BN}",
+    "products, after": f"{HIGHWAY} {BOTTOM} {AFTER} dot_interaction {{ dim: 3 scale: 4 }} {BN}",
     "dropout": f"{HIGHWAY} bottom_dnn {{ hidden_units: [8, 6] dropout_ratio: [0.5, 0.0] }} {BN}",
 }
 FULL = NETWORKS["experts"]

@@ -35,6 +35,10 @@ _WIDE_DEVIATION, _EMBEDDING_PENALTY = 0.4, 0.03
 # Without pretrained weights; and the side of pictures on which pretrained ones see well and fast enough.
 _RANDOM_BACKBONE, _PRESET_SIDE = "None", 192
 _SMALL_START = "Embeddings start small: what a value does must be learned, and is not there by chance."
+_PRODUCTS = (
+    "Products of features, and of the picture with each, reach further than the layers alone. They are scaled up because "
+    "products of small embeddings are too small to be learned by every seed."
+)
 _NO_BATCH_NORM = (
     "No batch normalisation: batches show few items, whose statistics in training are others than those at evaluation."
 )
@@ -193,8 +197,8 @@ def _network(options: GroupOptions, inference: Inference, grouped: Grouped) -> l
     lines = _image_tower(options, grouped)
     lines += _comment("", [_NO_BATCH_NORM])
     lines.append("use_feature_bn: false")
-    lines += _comment("", ["Products of features, and of the picture with each, reach further than the layers alone."])
-    lines.append("dot_interaction { dim: 32 }")
+    lines += _comment("", [_PRODUCTS])
+    lines.append("dot_interaction { dim: 32 scale: 4 }")
     lines.append(f"bottom_dnn {{ hidden_units: [{units[0]}, {units[1]}] use_bn: false }}")
     labels = sorted(inference.labels, key=lambda label: not label.is_binary)
     for label in labels:

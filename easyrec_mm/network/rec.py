@@ -45,8 +45,8 @@ class RecModel(keras.layers.Layer):
         self._interaction = None
         if network.HasField("dot_interaction"):
             num_features = len(schema.joined_widths()) + (schema.uses_image and self._image_joins_first)
-            dim = network.dot_interaction.dim
-            self._interaction = DotInteraction(num_features, dim, l2, "dot_interaction", dtype)
+            config = network.dot_interaction
+            self._interaction = DotInteraction(num_features, config.dim, config.scale, l2, "dot_interaction", dtype)
         self._bottom = build_dnn(network, "bottom_dnn", "bottom_dnn", l2, dtype)
         self._experts = None
         if network.HasField("expert_dnn"):

@@ -17,13 +17,17 @@ class DotInteraction(keras.layers.Layer):
     Args:
       num_features: K.
       dim: D.
+      scale: what every product is multiplied by.
       l2: regularisation of the matrices.
       dtype: Keras dtype policy.
     """
 
-    def __init__(self, num_features: int, dim: int, l2: float, name: str, dtype: str | None = None) -> None:
+    def __init__(
+        self, num_features: int, dim: int, scale: float, l2: float, name: str, dtype: str | None = None
+    ) -> None:
         super().__init__(name=name, dtype=dtype)
         self._projections = [dense(dim, f"projection_{i}", l2, dtype=dtype) for i in range(num_features)]
+        self._scale = scale
         self._pairs = list(combinations(range(num_features), 2))
 
     def call(self, features: Sequence[tf.Tensor]) -> tf.Tensor:
@@ -33,4 +37,4 @@ class DotInteraction(keras.layers.Layer):
         num_features = len(projected)
         products = tf.reshape(tf.matmul(x, x, transpose_b=True), [-1, num_features**2])
         places = [i * num_features + j for i, j in self._pairs]
-        return tf.cast(tf.gather(products, places, axis=1), tf.float32)
+        return self._scale * tf.cast(tf.gather(products, places, axis=1), tf.float32)
