@@ -98,6 +98,7 @@ def test_the_config_of_a_bucket_trains(s3, here, bucket, tmp_path, monkeypatch, 
     use_small_backbone(monkeypatch)
     group(bucket, "to_train", "--pipeline_config_template", tmp_path / "x.config")
     settings = [f"--set=model_dir={tmp_path}/model", "--set=data_config.max_bad_record_share=0.1"]
+    settings += ["--set=train_config.num_epochs=1"]
     assert main(["train", "--pipeline_config", str(tmp_path / "x.config"), *settings]) == 0
     assert (tmp_path / "model/eval_result.json").exists()
     capsys.readouterr()
