@@ -304,6 +304,12 @@ class Schema:
         used = {name for feature in self.features for name in feature.inputs}
         return (name for name in self.layout.sample_fields if name in used)
 
+    def fields_read(self) -> tuple[str, ...]:
+        """Names of all fields of samples that the model needs, in the order of the row; labels are not among them."""
+        of_images = {name for feature in self.image_features for name in feature.inputs}
+        used = {*self.feature_fields(), *of_images, *self.group_fields, self.sample_weight}
+        return tuple(name for name in self.layout.sample_fields if name in used)
+
     def model_fields(self) -> Iterator[str]:
         """As `feature_fields`, without what is read for keys alone: exported models take the vectors themselves."""
         used = {name for feature in self.features if not feature.store for name in feature.inputs}

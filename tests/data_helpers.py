@@ -41,7 +41,7 @@ def schema(
     texts = {name: "" if dtype == "string" else "0" for name, dtype in dtypes.items()} | dict(defaults or {})
     columns = columns or range(len(labels) + 3)
     return Schema(
-        fields=tuple(Field(name, dtype, texts[name]) for name, dtype in dtypes.items()),
+        fields=tuple(Field(name, dtype, texts[name], name in (defaults or {})) for name, dtype in dtypes.items()),
         labels=tuple(labels),
         sample_weight=sample_weight,
         features=tuple(features),

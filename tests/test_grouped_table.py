@@ -28,18 +28,20 @@ from hypothesis import strategies as st
 
 from easyrec_mm.errors import DataError
 from easyrec_mm.formats import grouped_parquet
+from easyrec_mm.formats.checks import Problem, SampleChecks
 from easyrec_mm.formats.group_rtp import GroupRtpSource
 from easyrec_mm.formats.grouped_parquet import read_parquet
-from easyrec_mm.formats.grouped_rtp import RtpLayout, find_forbidden, read_rtp
+from easyrec_mm.formats.grouped_rtp import find_forbidden, read_rtp, written_layout
 from easyrec_mm.formats.grouped_table import GroupFields, Groups, joined
 from easyrec_mm.formats.grouped_tfrecord import read_tfrecord
-from easyrec_mm.formats.source import Order, Problem
+from easyrec_mm.formats.source import Order
 from easyrec_mm.grouping.shards import FORMATS
+from easyrec_mm.schema import RowLayout
 
 READERS = {
     "parquet": read_parquet,
     "tfrecord": read_tfrecord,
-    "rtp": lambda path, fields: read_rtp(path, fields, RtpLayout.of(len(fields.labels))),
+    "rtp": lambda path, fields: read_rtp(path, fields, written_layout(len(fields.labels))),
 }
 PLAIN = {"parquet": plain_parquet, "tfrecord": plain_tfrecord, "rtp": plain_rtp}
 
@@ -156,7 +158,7 @@ def test_text_that_would_divide_a_line_is_refused(tmp_path, text, name):
     table.columns[name] = pa.array(values)
     problems = find_forbidden(table, FIELDS)
     assert problems.is_bad.tolist() == [False, True, False]
-    (bad,) = problems.bad_groups(np.array([11, 12, 13]))
+    (bad,) = problems.at_rows(np.array([11, 12, 13]))
     assert (bad.row, bad.where) == (12, f"column '{name}'")
     assert repr(text) in bad.problem
     with pytest.raises(DataError, match="contains a separator"):
@@ -168,7 +170,7 @@ def test_other_separators_of_columns(tmp_path):
     table = numbered(2)
     table.columns["user"] = pa.array(["a|b"] * 6)
     write(tmp_path / "a", table, "rtp", fields=fields)
-    (piece,) = read_rtp(str(tmp_path / "a"), fields, RtpLayout.of(2, "\x03"))
+    (piece,) = read_rtp(str(tmp_path / "a"), fields, written_layout(2, "\x03"))
     assert from_table(piece.groups) == from_table(table)
 
 
@@ -219,14 +221,14 @@ def test_groups_of_a_tfrecord_that_cannot_be_used(tmp_path):
         return tf.train.Example(features=tf.train.Features(feature=feature)).SerializeToString()
 
     bad = {
-        "feature 'age': is missing; ": example(age=None),
-        "feature 'age': is a float_list, not a int64_list": example(age=[1.0, 2.0]),
-        "feature 'click': 3 entries, group size 2": example(click=[1, 0, 1]),
-        "feature 'group_size': group size 0, not 1 or more": example(group_size=[0]),
-        "feature 'weight': sample 1: inf is no finite number": example(weight=[0.5, float("inf")]),
-        "feature 'seconds': sample 0: nan is no finite number": example(seconds=[float("nan"), 0.0]),
-        "column 'cate': sample 1: 'd', but 'c' in sample 0 of the group": example(cate=[b"c", b"d"]),
-        "feature 'user': sample 1: b'\\xff' is no UTF-8": example(user=[b"a", b"\xff"]),
+        "column 'age': is missing; ": example(age=None),
+        "column 'age': is a float_list, not a int64_list": example(age=[1.0, 2.0]),
+        "column 'click': 3 entries, group size 2": example(click=[1, 0, 1]),
+        "column 'group_size': group size 0 is not 1 or more": example(group_size=[0]),
+        "column 'weight': sample 1: inf is not a finite number": example(weight=[0.5, float("inf")]),
+        "column 'seconds': sample 0: nan is not a finite number": example(seconds=[float("nan"), 0.0]),
+        "column 'cate': sample 1: 'd', but sample 0 has 'c'": example(cate=[b"c", b"d"]),
+        "column 'user': sample 1: '\ufffd' is not UTF-8": example(user=[b"a", b"\xff"]),
         "record: is no tf.train.Example": b"\xff\xff",
     }
     with tf.io.TFRecordWriter(str(tmp_path / "a")) as writer:
@@ -265,10 +267,10 @@ def test_groups_of_parquet_that_cannot_be_used(tmp_path):
     assert piece.groups.columns["img"].to_pylist() == ["i", ""]
     assert [(one.row, one.where, one.problem.split(";")[0]) for one in piece.refused] == [
         (2, "column 'user'", "1 entries, group size 2"),
-        (3, "column 'cate'", "sample 1: 'd', but 'c' in sample 0 of the group"),
-        (4, "column 'seconds'", "'inf' is no float32"),
+        (3, "column 'cate'", "sample 1: 'd', but sample 0 has 'c'"),
+        (4, "column 'seconds'", "sample 0: inf is not a finite number"),
         (5, "column 'click'", "is null"),
-        (7, "column 'cate'", "sample 1: 'c', but 'None' in sample 0 of the group"),
+        (7, "column 'cate'", "sample 1: 'c', but sample 0 has ''"),
     ]
 
 
@@ -333,23 +335,24 @@ def test_lines_of_text_are_refused_where_training_refuses_them(some):
         path.write_bytes(b"\n".join([good, *some, good, good, good, good]) + b"\n")
         source = GroupRtpSource([str(path)], SCHEMA, tuple(LABELS), tuple(SAMPLE), Order(False, 0, 1))
         trained = {row: group for _, row, group in source.texts()}
-        refused, kept = set(), {}
-        for piece in read_rtp(str(path), RTP_FIELDS, RtpLayout.of(2)):
-            refused |= {one.row for one in piece.refused}
+        refused, kept = {}, {}
+        checks = SampleChecks(SCHEMA, tuple(LABELS), tuple(SAMPLE))
+        for piece in read_rtp(str(path), RTP_FIELDS, written_layout(2), checks):
+            refused |= {one.row: Problem(one.where, one.problem) for one in piece.refused}
             starts = np.cumsum(piece.groups.size) - piece.groups.size
             for row, start, size in zip(piece.rows.tolist(), starts.tolist(), piece.groups.size.tolist(), strict=True):
                 kept[row] = {
                     name: piece.groups.samples(name, RTP_FIELDS).to_pylist()[start : start + size] for name in KEPT
                 }
-    assert refused | set(kept) == set(trained)
+    assert refused.keys() | kept.keys() == trained.keys()
     for row, group in trained.items():
         if isinstance(group, Problem):
-            # A label of an INT field that is not whole trains, and no typed column can hold it.
-            assert row in refused, group
+            assert refused[row] == group
         elif row in kept:
             expected = {name: [value(name, text) for text in group.values[name]] for name in KEPT}
             assert kept[row] == expected
         else:
+            # A label of an INT field that is not whole trains, and no typed column can hold it.
             assert row in refused
             assert any(float(text or 0) % 1 for text in group.values["click"])
 
@@ -375,11 +378,11 @@ def test_values_of_single_bytes(tmp_path):
         {"click": "int64", "a": "string", "b": "int64", "img": "string"}, ("click",), "img", "n", frozenset({"img"}), {}
     )
     (tmp_path / "a").write_bytes(b"0;1,0;x1,y2;p;2\n1;1;xyz;p;1\n")
-    layout = RtpLayout((1,), 2, 3, 4, ";", ",", "")
+    layout = RowLayout((1,), 2, 3, 4, (), ";", ",", "")
     (piece,) = read_rtp(str(tmp_path / "a"), fields, layout)
     assert piece.groups.columns["a"].to_pylist() == ["x", "y"]
     assert piece.groups.columns["b"].to_pylist() == [1, 2]
-    assert [(one.row, one.problem) for one in piece.refused] == [(2, "sample 0: 3 values, not 2")]
+    assert [(one.row, one.problem) for one in piece.refused] == [(2, "3 values, not 2")]
 
 
 def test_lines_with_too_few_columns(tmp_path):
@@ -387,7 +390,7 @@ def test_lines_with_too_few_columns(tmp_path):
     with pytest.raises(
         DataError, match=r"a.txt: lines have 2 column\(s\), and data_config.selected_cols reads column 4"
     ):
-        list(read_rtp(str(tmp_path / "a.txt"), FIELDS, RtpLayout.of(2)))
+        list(read_rtp(str(tmp_path / "a.txt"), FIELDS, written_layout(2)))
 
 
 def test_kinds_cover_what_is_written():

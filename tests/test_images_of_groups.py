@@ -74,11 +74,10 @@ def line_of(group):
 
 def disagreement(group):
     """(field, sample, its text, the text of sample 0) of the first value that differs; None if all agree."""
-    for name in (*LABELS, *GROUP_VALUES):
-        if name in PER_GROUP.group_fields:
-            for number, text in enumerate(group[name]):
-                if class_of(name, text) != class_of(name, group[name][0]):
-                    return name, number, text, group[name][0]
+    for name in PER_GROUP.group_fields:
+        for number, text in enumerate(group[name]):
+            if class_of(name, text) != class_of(name, group[name][0]):
+                return name, number, text, group[name][0]
     return None
 
 
@@ -110,11 +109,15 @@ def test_a_group_whose_samples_disagree_is_refused(some):
             continue
         name, sample, text, first = problem
         text, first = (t.encode("utf-8", "surrogateescape").decode("utf-8", "replace") for t in (text, first))
-        said = f"sample {sample}: {text!r}, but {first!r} in sample 0 of the group; it must be the same for all"
-        if name in LABELS:
-            assert found == (f"column {LABELS.index(name)} ({name})", said)
-        else:
-            assert found == (f"column {len(LABELS)} (features)", f"{name}: {said}")
+        assert found.where == f"column '{name}'"
+        if PER_GROUP.field(name).dtype == "string" and name not in LABELS:
+            default = PER_GROUP.field(name).default
+            text, first = text or default, first or default
+            assert found.what == (
+                f"sample {sample}: {text!r}, but sample 0 has {first!r}; the value must be the same in a group"
+            )
+        else:  # numbers are shown as they were read
+            assert found.what.startswith(f"sample {sample}: ")
 
 
 @pytest.mark.parametrize("name", PER_GROUP.group_fields)
@@ -150,10 +153,10 @@ def test_labels_that_are_not_read_need_not_agree():
 
 def test_a_value_that_cannot_be_read_is_named_before_a_disagreement():
     group = {name: [texts[0][0]] * 2 for name, texts in TEXTS.items()} | {"age": ["7", "x"]}
-    assert PARSE.explain(line_of(group)) == ("column 4 (features)", "sample 1: age: 'x' is no number")
+    assert PARSE.explain(line_of(group)) == ("column 'age'", "sample 1: 'x' is not a whole number")
     assert PARSE([line_of(group)]).refused.tolist() == [0]
     group |= {"kind": ["1", "5"], "age": ["7", "7"]}
-    assert PARSE.explain(line_of(group)) == ("column 0 (kind)", "sample 1: label 5 is not a class from 0 to 4")
+    assert PARSE.explain(line_of(group)) == ("column 'kind'", "sample 1: label 5 is not a class from 0 to 4")
 
 
 # Images.
@@ -425,9 +428,8 @@ def test_bad_records_name_file_row_and_value(tmp_path):
     records = [json.loads(text) for text in output.read_text().splitlines()]
     assert {record["file"] for record in records} == {str(path)}
     assert [(r["kind"], r["row"], r["where"], r["problem"]) for r in records] == [
-        ("group", 2, "column 2 (features)",
-         "cat: sample 1: '3', but '0' in sample 0 of the group; it must be the same for all"),
-        ("group", 3, "column 1 (kind)", "sample 1: '1', but '0' in sample 0 of the group; it must be the same for all"),
+        ("group", 2, "column 'cat'", "sample 1: 3, but sample 0 has 0; the value must be the same in a group"),
+        ("group", 3, "column 'kind'", "sample 1: 1, but sample 0 has 0; the value must be the same in a group"),
         ("picture", 4, "bad1", "cannot be read"),
         ("picture", 5, "bad2", "cannot be read"),
         ("picture", 5, "bad1", "cannot be read"),  # in another category than before

@@ -496,9 +496,9 @@ def test_bad_groups_and_pictures_are_written_once_with_file_and_row(tmp_path, pi
     first, second = f"{tmp_path}/first", f"{tmp_path}/second"
     no_file = "cannot be read: No such file or directory"
     expected = {
-        ("group", first, 2, "column 0 (click)", "1 entries, group size 2"),
+        ("group", first, 2, "column 'click'", "1 entries, group size 2"),
         ("group", first, 4, "line", "1 columns, not 5"),
-        ("group", second, 2, "column 0 (click)", "sample 1: label 'x' is no number"),
+        ("group", second, 2, "column 'click'", "sample 1: 'x' is not a number"),
         ("picture", first, 3, "missing.png", no_file),
         ("picture", first, 5, "é", no_file),
         ("picture", second, 3, "missing.png", no_file),
@@ -518,7 +518,7 @@ def test_a_bad_picture_of_several_groups_is_named_where_it_first_stands(tmp_path
     list(one.batches())
     # The group of row 1 is bad itself; what it names is not looked at.
     assert [(r["kind"], r["row"], r["where"]) for r in read_records(output)] == [
-        ("group", 1, "column 0 (click)"), ("picture", 2, "q"), ("picture", 3, "p")
+        ("group", 1, "column 'click'"), ("picture", 2, "q"), ("picture", 3, "p")
     ]  # fmt: skip
 
 
@@ -578,7 +578,7 @@ def test_going_on_within_a_later_epoch_is_no_end_of_an_epoch(tmp_path):
 
 
 def record(row, kind="group", problem="is bad"):
-    return BadRecord(kind, "part-0", row, "column 1 (click)", problem)
+    return BadRecord(kind, "part-0", row, "column 'click'", problem)
 
 
 def test_the_share_counts_from_a_thousand_on():
@@ -622,7 +622,7 @@ def test_the_message_shows_the_first_ten_and_where_the_others_are(tmp_path):
         records.check_all()
     head, *shown, end = str(caught.value).split("\n")
     assert head == ("30 of 110 groups cannot be used, more than data_config.max_bad_record_share (0.1). The first:")
-    assert shown == [f"  part-0:{row}: column 1 (click): is bad" for row in range(30, 30 - NUM_SHOWN, -1)]
+    assert shown == [f"  part-0:{row}: column 'click': is bad" for row in range(30, 30 - NUM_SHOWN, -1)]
     assert end == f"All are in {path}. Mend the data or raise the share."
 
 

@@ -232,7 +232,7 @@ def test_bad_rows_are_told_with_table_and_row(flow, capsys):
     flags = table_flags(flow, "bad", data_config__max_bad_record_share=0.5)
     assert main(["check", *flags, f"--set=train_input_path=odps://{PROJECT}/tables/samples/ds=bad"]) == 0
     report = capsys.readouterr().out
-    what = f"column 0 (click): {sizes[13] - 1} entries, group size {sizes[13]}"
+    what = f"column 'click': {sizes[13] - 1} entries, group size {sizes[13]}"
     assert f"odps://shop/tables/samples/ds=bad[11-20]:14: {what}" in report
 
 

@@ -46,7 +46,7 @@ MAY_IMPORT = {
     "formats": "errors schema files features protos",
     "runs": "errors files config",
     "data": "errors schema stable_hash files features store formats runs protos",
-    "grouping": "errors stable_hash files features config formats protos",
+    "grouping": "errors schema stable_hash files features config formats protos",
     "network": "errors schema weights config data protos",
     "embedding": "errors schema files manifest features store formats runs data",
     "evaluation": "errors schema stable_hash files features store config runs data network protos",

@@ -15,7 +15,7 @@ from data_helpers import group_line, schema
 from easyrec_mm.data.bad_records import BadRecords
 from easyrec_mm.data.input import Input
 from easyrec_mm.errors import DataError
-from easyrec_mm.formats.source import Problem
+from easyrec_mm.formats.checks import Problem
 from easyrec_mm.formats.table_files import _InOrder
 from easyrec_mm.protos.data_pb2 import DatasetConfig
 from easyrec_mm.schema import NO_IMAGE, Attention, Feature
@@ -337,7 +337,7 @@ BAD_VALUES = {
     "number that is not finite": ({"weight": [float("inf"), 1.0, 2.0]}, "weight", "sample 0"),
     "more tags than scores": ({"tags": ["a", "a|b", ""], "scores": ["1", "1", ""]}, "tags", "2 "),
     "score that is no number": ({"tags": ["a", "a", ""], "scores": ["1", "x", ""]}, "scores", "'x'"),
-    "categories that disagree": ({"cate": ["c", "d", "c"]}, "cate", "sample 1: 'd', but 'c' in sample 0"),
+    "categories that disagree": ({"cate": ["c", "d", "c"]}, "cate", "sample 1: 'd', but sample 0 has 'c'"),
 }
 
 
@@ -426,10 +426,10 @@ def test_missing_lists_labels_and_sizes_of_a_table(tmp_path):
     pq.write_table(table, tmp_path / "a")
     bad, left = refused("GroupParquetInput", tmp_path / "a")
     assert sorted(bad) == [
-        (2, "column 'age'", f"is null, group size {len(groups[1]['age'])}"),
+        (2, "column 'age'", "is null"),
         (4, "column 'click'", bad[[row for row, _, _ in bad].index(4)][2]),
         (6, "column 'click'", f"{len(groups[5]['click'])} entries, group size 99"),
-        (7, "row", "group size 0, not 1 or more"),
+        (7, "column 'group_size'", "group size 0 is not 1 or more"),
     ]
     assert "label is missing" in next(problem for row, _, problem in bad if row == 4)
     assert left == users_of([groups[i] for i in (0, 2, 4, 7)])
@@ -524,9 +524,9 @@ def test_bad_rows_of_csv_are_named_by_their_line(tmp_path, compress):
         (10, "column 'click'"),
     ]
     problems = {row: problem for row, _, problem in bad}
-    assert problems[3] == "'one' is no number"
+    assert problems[3] == "'one' is not a whole number"
     assert problems[4] == "11 values, not 10"
-    assert problems[5] == "label 2.0 is not from 0 to 1"
+    assert problems[5] == "label 2 is not from 0 to 1"
     assert problems[8] == "'maybe' is no bool"
     assert left == ["a", 'h, "i"', "\ufffd"]
 
@@ -551,7 +551,7 @@ def test_a_whole_number_that_is_not_whole(tmp_path):
         LABELS, {"user": "string", "age": "int64"}, FEATURES[:2], tasks=[("click", "binary", 1)], uses_image=False
     )
     bad, left = refused("ParquetInput", tmp_path / "a", schema=small)
-    assert bad == [(2, "column 'age'", "1.5 is not whole")]
+    assert bad == [(2, "column 'age'", "1.5 is not a whole number")]
     assert left == ["a"]
 
 
@@ -826,4 +826,4 @@ def test_a_list_too_deep_or_of_another_size_is_told(tmp_path):
     pq.write_table(columns.set_column(place, "tags", vectors), tmp_path / "short")
     ((_, where, problem),), _ = refused("GroupParquetInput", tmp_path / "short", schema=LISTS)
     assert where == "column 'tags'"
-    assert problem == "sample 1: '1' is no value of the form its feature needs"
+    assert problem == "sample 1: '1' does not have the form that its feature needs"

@@ -110,9 +110,7 @@ class Input:
         self._bad_records = bad_records
         self._kept_fields = kept_fields
         self._labels = schema.labels if labels is None else labels
-        of_images = {name for feature in schema.image_features for name in feature.inputs}
-        wanted = {*schema.feature_fields(), *of_images, *schema.group_fields, *kept_fields, schema.sample_weight}
-        used = wanted & set(schema.layout.sample_fields)
+        used = {*schema.fields_read(), *kept_fields}
         fields = tuple(name for name in schema.layout.sample_fields if name in used)
         read_labels = tuple(name for name in schema.labels if name in self._labels or name in kept_fields)
         order = Order(training and data.shuffle, data.seed, data.shuffle_buffer_size)

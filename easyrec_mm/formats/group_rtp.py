@@ -8,7 +8,6 @@ in plain Python what is wrong with it.
 
 from __future__ import annotations
 
-import re
 from collections import Counter
 from collections.abc import Iterator
 from itertools import islice
@@ -20,8 +19,10 @@ import tensorflow as tf
 from easyrec_mm.errors import DataError
 from easyrec_mm.features.tensorflow_transform import split_tags
 from easyrec_mm.features.text_patterns import VALUE_PATTERNS, text_patterns
+from easyrec_mm.formats.checks import Problem, SampleChecks
+from easyrec_mm.formats.grouped_rtp import split_lines
 from easyrec_mm.formats.record_files import RecordFiles
-from easyrec_mm.formats.source import Chunk, GroupRows, Order, Problem, TextGroup
+from easyrec_mm.formats.source import Chunk, GroupRows, Order, TextGroup
 from easyrec_mm.schema import Dtype, Field, RowLayout, Schema
 
 DTYPES = {"int64": tf.int64, "bool": tf.bool, "float32": tf.float32}
@@ -112,6 +113,7 @@ class GroupRtpParser:
         self._fields = [(schema.field(name), schema.layout.sample_fields.index(name)) for name in fields]
         self._num_columns = num_columns
         self._patterns = text_patterns(schema)
+        self._checks = SampleChecks(schema, labels, fields)
         read = {*labels, *fields}
         self._group_fields = [name for name in schema.group_fields if name in read]
         self._aligned = [lists for lists in schema.aligned_lists() if lists.keys() <= set(fields)]
@@ -183,7 +185,9 @@ class GroupRtpParser:
         columns = tf.unstack(values, len(self._layout.sample_fields), axis=1)
         for field, _ in self._labels:
             dtype = _label_dtype(field)
-            numbers, ok = _read_numbers(label_texts[field.name], [VALUE_PATTERNS[dtype]], field.default, DTYPES[dtype])
+            # A missing label is not a number, unless it has a default.
+            default = field.default if field.optional else ""
+            numbers, ok = _read_numbers(label_texts[field.name], [VALUE_PATTERNS[dtype]], default, DTYPES[dtype])
             numbers = tf.cast(numbers, tf.float32)
             low, high, whole = self._schema.label_range(field.name)
             ok &= (numbers >= low) & (numbers <= high)
@@ -207,45 +211,17 @@ class GroupRtpParser:
         return fields, is_good
 
     def explain(self, line: bytes) -> Problem | None:
-        """What is wrong with a line; None for a good one. The same checks, in plain Python."""
-        schema, layout = self._schema, self._layout
-        columns = split_bytes(line, layout.column_separator)
-        if len(columns) != self._num_columns:
-            return Problem("line", f"{len(columns)} columns, not {self._num_columns}")
-        size_text = _text(columns[layout.size_column])
-        if not re.fullmatch(VALUE_PATTERNS["int64"], size_text) or int(size_text) <= 0:
-            return Problem(
-                _column(layout.size_column, schema.group_size_field), f"group size {size_text!r}, not 1 or more"
-            )
-        size = int(size_text)
-        for field, index in self._labels:
-            entries = split_bytes(columns[index], layout.sample_separator)
-            if len(entries) != size:
-                return Problem(_column(index, field.name), f"{len(entries)} entries, group size {size}")
-            for number, entry in enumerate(entries):
-                problem = _explain_label(_text(entry) or field.default, schema, field)
-                if problem:
-                    return Problem(_column(index, field.name), f"sample {number}: {problem}")
-            if field.name in self._group_fields:
-                problem = _explain_disagreement(entries, [label_value(_text(entry), field) for entry in entries])
-                if problem:
-                    return Problem(_column(index, field.name), problem)
-        samples = split_bytes(columns[layout.features_column], layout.sample_separator)
-        where = _column(layout.features_column, "features")
-        if len(samples) != size:
-            return Problem(where, f"{len(samples)} samples, group size {size}")
-        for number, sample in enumerate(samples):
-            problem = self._explain_sample(split_bytes(sample, layout.value_separator))
-            if problem:
-                return Problem(where, f"sample {number}: {problem}")
-        split_samples = [split_bytes(sample, layout.value_separator) for sample in samples]
-        for field, index in self._fields:
-            if field.name in self._group_fields:
-                texts = [values[index] for values in split_samples]
-                problem = _explain_disagreement(texts, [_value(text, field) for text in texts])
-                if problem:
-                    return Problem(where, f"{field.name}: {problem}")
-        return None
+        """Return what is wrong with a line, by the checks of all formats; None for a good one."""
+        layout = self._layout
+        labels = [(field.name, index) for field, index in self._labels]
+        size_name = self._schema.group_size_field
+        split = split_lines(
+            [line], np.ones(1, np.int64), layout, self._num_columns, labels, layout.sample_fields, size_name
+        )
+        if split.refused:
+            return Problem(*split.refused[0][1:])
+        self._checks.check(split.texts, split.problems)
+        return split.problems.by_group.get(0)
 
     def texts(self, line: bytes) -> TextGroup | Problem:
         """A line's values, or what is wrong with it."""
@@ -261,17 +237,6 @@ class GroupRtpParser:
             values[label] = [_text(entry) for entry in split_bytes(columns[index], layout.sample_separator)]
         image = columns[layout.image_column] if layout.image_column >= 0 else b""
         return TextGroup(len(samples), image, values)
-
-    def _explain_sample(self, values: list[bytes]) -> str:
-        num_values = len(self._layout.sample_fields)
-        if len(values) != num_values:
-            return f"{len(values)} values, not {num_values}"
-        for field, index in self._fields:
-            problem = _explain_value(values[index], field, self._patterns.get(field.name, []))
-            if problem:
-                return f"{field.name}: {problem}"
-        named = {field.name: _text(values[index]) or field.default for field, index in self._fields}
-        return next(filter(None, (_explain_lists(lists, named) for lists in self._aligned)), "")
 
 
 def _split(text: tf.Tensor, separator: str) -> _Parts:
@@ -317,60 +282,10 @@ def _label_dtype(field: Field) -> Dtype:
     return "bool" if field.dtype == "bool" else "float32"
 
 
-def _explain_label(text: str, schema: Schema, field: Field) -> str:
-    dtype = _label_dtype(field)
-    if not re.fullmatch(VALUE_PATTERNS[dtype], text) or (dtype == "float32" and not np.isfinite(_as_float32(text))):
-        return f"label {text!r} is no {'bool' if dtype == 'bool' else 'number'}"
-    value = label_value(text, field)
-    low, high, whole = schema.label_range(field.name)
-    if not low <= value <= high or (whole and not value.is_integer()):
-        return f"label {text} is not {'a class ' if whole else ''}from {low:g} to {high:g}"
-    return ""
-
-
 def label_value(text: str, field: Field) -> float:
     """The value of a good label's text, or of the default of an empty one."""
     text = text or field.default
     return float(text.lower() in ("true", "1")) if field.dtype == "bool" else float(_as_float32(text))
-
-
-def _explain_value(value: bytes, field: Field, patterns: list[str]) -> str:
-    text = _text(value)
-    if not text:
-        return ""
-    if patterns and not _is_utf8(value):
-        return f"{text!r} is no UTF-8"
-    if not all(re.fullmatch(pattern, text) for pattern in patterns):
-        return f"{text!r} is no {'number' if field.dtype != 'string' else 'value of the form its feature needs'}"
-    if field.dtype == "float32" and not np.isfinite(_as_float32(text)):
-        return f"{text!r} is too large a number"
-    return ""
-
-
-def _explain_disagreement(texts: list[bytes], values: list[bytes | float]) -> str:
-    """Where a value that is the same for a whole group is not."""
-    for number, value in enumerate(values):
-        if value != values[0]:
-            first, other = _text(texts[0]), _text(texts[number])
-            return f"sample {number}: {other!r}, but {first!r} in sample 0 of the group; it must be the same for all"
-    return ""
-
-
-def _value(text: bytes, field: Field) -> bytes | float:
-    """A good value as the graph reads it."""
-    if field.dtype == "string":
-        return text or field.default.encode()
-    return label_value(_text(text), field) if field.dtype != "int64" else int(_text(text) or field.default)
-
-
-def _explain_lists(lists: dict[str, str], values: dict[str, str]) -> str:
-    """Which of the lists (field -> separator) has another number of values than the first."""
-    counts = {name: sum(map(bool, values[name].split(separator))) for name, separator in lists.items()}
-    first = next(iter(counts))
-    for name, count in counts.items():
-        if count != counts[first]:
-            return f"{first} has {counts[first]} values and {name} {count}; they belong together"
-    return ""
 
 
 def split_bytes(data: bytes, separator: str) -> list[bytes]:
@@ -382,19 +297,7 @@ def _text(data: bytes) -> str:
     return data.decode("utf-8", "replace")
 
 
-def _is_utf8(data: bytes) -> bool:
-    try:
-        data.decode()
-    except UnicodeDecodeError:
-        return False
-    return True
-
-
 def _as_float32(text: str) -> np.float32:
     """The value of a number's text as the graph has it; infinite if it is too large."""
     with np.errstate(over="ignore"):
         return np.float32(text)
-
-
-def _column(index: int, name: str) -> str:
-    return f"column {index} ({name})"

@@ -23,9 +23,10 @@ from numpy.typing import NDArray
 from easyrec_mm.errors import DataError, tensorflow_reason
 from easyrec_mm.features.tensorflow_transform import split_tags
 from easyrec_mm.features.text_patterns import text_patterns
+from easyrec_mm.formats.checks import Problem
 from easyrec_mm.formats.group_rtp import matches
 from easyrec_mm.formats.record_files import RecordFiles
-from easyrec_mm.formats.source import Chunk, GroupRows, Order, Problem, TextGroup
+from easyrec_mm.formats.source import Chunk, GroupRows, Order, TextGroup
 from easyrec_mm.formats.typed_groups import TypedGroups
 from easyrec_mm.schema import Dtype, Schema
 

@@ -11,14 +11,13 @@ import pyarrow.parquet as pq
 
 from easyrec_mm.errors import DataError, did_you_mean
 from easyrec_mm.files.opening import opened_at
+from easyrec_mm.formats.checks import GroupProblems, Ints, SampleChecks, column_place, refuse_kind
 from easyrec_mm.formats.columns import ARROW_TYPES, join_kinds, kind_of, to_kind
 from easyrec_mm.formats.grouped_table import (
     READ_GROUPS,
     GroupFields,
     Groups,
     GroupsPiece,
-    Ints,
-    Problems,
     joined,
     offsets,
     one_a_group,
@@ -76,8 +75,13 @@ def _table(groups: Groups, fields: GroupFields, schema: pa.Schema) -> pa.Table:
     return pa.Table.from_arrays([*columns, pa.array(groups.size)], schema=schema)
 
 
-def read_parquet(path: str, fields: GroupFields) -> Iterator[GroupsPiece]:
+def read_parquet(path: str, fields: GroupFields, checks: SampleChecks | None = None) -> Iterator[GroupsPiece]:
     """The groups of a file.
+
+    Args:
+      path: of the file.
+      fields: of the groups.
+      checks: of the values as training reads them; None if they only must be of their kinds.
 
     Raises:
       DataError: if it cannot be read, or a column is missing or of another type.
@@ -92,7 +96,7 @@ def read_parquet(path: str, fields: GroupFields) -> Iterator[GroupsPiece]:
             wanted = [name for name in (*fields.kinds, fields.size) if name in names]
             first = 1
             for batch in opened.iter_batches(READ_GROUPS, columns=wanted):
-                yield _piece(pa.Table.from_batches([batch]), fields, first + np.arange(len(batch)))
+                yield _piece(pa.Table.from_batches([batch]), fields, first + np.arange(len(batch)), checks)
                 first += len(batch)
     except (OSError, pa.ArrowException) as error:
         raise DataError(f"{path}: cannot be read as Parquet: {error}") from error
@@ -114,7 +118,7 @@ def _check_type(path: str, name: str, found: pa.DataType, kind: str) -> None:
     )
 
 
-def _piece(table: pa.Table, fields: GroupFields, rows: Ints) -> GroupsPiece:
+def _piece(table: pa.Table, fields: GroupFields, rows: Ints, checks: SampleChecks | None) -> GroupsPiece:
     is_list = {name: pa.types.is_nested(table[name].type) for name in fields.kinds}
     lengths = {
         name: pc.fill_null(pc.list_value_length(table[name]), -1).to_numpy().astype(np.int64)
@@ -124,36 +128,32 @@ def _piece(table: pa.Table, fields: GroupFields, rows: Ints) -> GroupsPiece:
     size = next(iter(lengths.values()), np.ones(len(table), np.int64))
     if fields.size in table.column_names:
         size = pc.fill_null(table[fields.size].cast(pa.int64()), 0).to_numpy()
-    whole = Problems(size)
+    whole = GroupProblems(np.ones(len(table), np.int64))
     for name, length in lengths.items():
-        whole.refuse(length < 0, f"column '{name}'", lambda i: "is null")
-    whole.refuse(size <= 0, "row", lambda i: f"group size {size[i]}, not 1 or more")
+        whole.refuse(length < 0, column_place(name), lambda i: "is null")
+    place = column_place(fields.size) if fields.size in table.column_names else "row"
+    whole.refuse(size <= 0, place, lambda i: f"group size {size[i]} is not 1 or more")
     for name, length in lengths.items():
-        what = f"column '{name}'"
-        whole.refuse(length != size, what, lambda i, n=length: f"{n[i]} entries, group size {size[i]}")
-    refused = whole.bad_groups(rows)
+        whole.refuse(length != size, column_place(name), lambda i, n=length: f"{n[i]} entries, group size {size[i]}")  # type: ignore[misc]
+    refused = whole.at_rows(rows)
     if refused:
         good = ~whole.is_bad
         table, size, rows = table.filter(pa.array(good)), size[good], rows[good]
 
-    problems = Problems(size)
+    problems = GroupProblems(size)
     columns: dict[str, pa.Array] = {}
-    group_of_samples = pa.array(np.repeat(np.arange(len(size)), size))
     for name, kind in fields.kinds.items():
         column = table[name].combine_chunks()
-        column = column.flatten() if is_list[name] else column
+        column = column.flatten() if is_list[name] else column.take(pa.array(problems.group))
         typed = to_kind(column, kind, strict=True)
-        if typed.is_bad is not None:
-            refuse = problems.refuse_samples if is_list[name] else problems.refuse
-            refuse(typed.is_bad, f"column '{name}'", lambda i, c=column, k=kind: f"'{c[i]}' is no {k}")
-        values = pc.fill_null(typed.values, "") if name == fields.image else typed.values
-        if name in fields.per_group:
-            columns[name] = one_a_group(name, values, size, problems) if is_list[name] else values
-        else:
-            columns[name] = values if is_list[name] else values.take(group_of_samples)
-    refused += problems.bad_groups(rows)
+        refuse_kind(typed.is_bad, column, name, kind, problems.refuse_samples)
+        columns[name] = pc.fill_null(typed.values, "") if name == fields.image else typed.values
+    if checks is not None:
+        checks.check(columns, problems)
+    for name in fields.per_group:
+        columns[name] = one_a_group(name, columns[name], fields, problems)
     good = ~problems.is_bad
-    return GroupsPiece(Groups(size, columns).select(good, fields), rows[good], sorted(refused))
+    return GroupsPiece(Groups(size, columns).select(good, fields), rows[good], sorted(refused + problems.at_rows(rows)))
 
 
 def count_parquet(path: str, fields: GroupFields) -> tuple[int, int]:

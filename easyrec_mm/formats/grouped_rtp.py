@@ -4,31 +4,38 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
 from itertools import chain
+from typing import NamedTuple
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
 from easyrec_mm.errors import DataError
+from easyrec_mm.features.text_patterns import VALUE_PATTERNS
 from easyrec_mm.files.opening import open_binary
+from easyrec_mm.formats.checks import (
+    BadGroup,
+    GroupProblems,
+    Ints,
+    Mask,
+    SampleChecks,
+    column_place,
+    refuse_kind,
+    shown,
+)
 from easyrec_mm.formats.columns import ARROW_TYPES, Kind, Typed, to_kind
 from easyrec_mm.formats.grouped_table import (
     READ_GROUPS,
-    BadGroup,
     GroupFields,
     Groups,
     GroupsPiece,
-    Ints,
-    Mask,
-    Problems,
-    empty_groups,
     offsets,
     one_a_group,
     pieces,
 )
+from easyrec_mm.schema import RowLayout
 
 # Lines from which the number of columns is taken, as training does.
 _NUM_PROBE_LINES = 100
@@ -39,22 +46,10 @@ _TINY = 1e-99
 HOLDS_SEPARATOR = "contains a separator of lines; choose another --rtp_separator or --format"
 
 
-@dataclass(frozen=True)
-class RtpLayout:
-    """Where the parts of a line stand, as schema.RowLayout: column indices and separators."""
-
-    label_columns: tuple[int, ...]
-    features_column: int
-    image_column: int
-    size_column: int
-    column_separator: str = "|"
-    sample_separator: str = "\x01"
-    value_separator: str = "\x02"
-
-    @staticmethod
-    def of(num_labels: int, column_separator: str = "|") -> RtpLayout:
-        """Labels, features, image path, group size, and nothing else."""
-        return RtpLayout(tuple(range(num_labels)), num_labels, num_labels + 1, num_labels + 2, column_separator)
+def written_layout(num_labels: int, column_separator: str = "|") -> RowLayout:
+    """Return the layout of lines that are written: labels, features, image path, group size, and nothing else."""
+    columns = (tuple(range(num_labels)), num_labels, num_labels + 1, num_labels + 2)
+    return RowLayout(*columns, (), column_separator, "\x01", "\x02")
 
 
 def forbidden(column_separator: str) -> str:
@@ -86,10 +81,10 @@ def encode(groups: Groups, fields: GroupFields) -> pa.Array:
     Raises:
       DataError: if a text contains a separator; `find_forbidden` tells which groups are so.
     """
-    layout = RtpLayout.of(len(fields.labels), fields.column_separator)
+    layout = written_layout(len(fields.labels), fields.column_separator)
     problems = find_forbidden(groups, fields)
     if problems.is_bad.any():
-        bad = problems.bad_groups(np.arange(1, len(groups.size) + 1))[0]
+        bad = problems.at_rows(np.arange(1, len(groups.size) + 1))[0]
         raise DataError(f"{bad.where}: {bad.problem}")
     of_lists = offsets(groups.size)
     texts = {name: _texts(groups.columns[name]) for name in fields.kinds}
@@ -115,19 +110,19 @@ def _texts(column: pa.Array) -> pa.Array:
     return pc.fill_null(column.cast(pa.string()), "")
 
 
-def _joined(texts: pa.Array, of_lists: pa.Array, layout: RtpLayout) -> pa.Array:
+def _joined(texts: pa.Array, of_lists: pa.Array, layout: RowLayout) -> pa.Array:
     return pc.binary_join(pa.ListArray.from_arrays(of_lists, texts), layout.sample_separator)
 
 
-def find_forbidden(groups: Groups, fields: GroupFields) -> Problems:
+def find_forbidden(groups: Groups, fields: GroupFields) -> GroupProblems:
     """Groups with a text that contains a separator, or a line end."""
-    problems = Problems(groups.size)
+    problems = GroupProblems(groups.size)
     for name, kind in fields.kinds.items():
         if kind == "string":
             column = groups.columns[name]
             is_bad = contains(column, forbidden(fields.column_separator))
             refuse = problems.refuse if name in fields.per_group else problems.refuse_samples
-            refuse(is_bad, f"column '{name}'", lambda i, c=column: f"{c[i].as_py()!r} {HOLDS_SEPARATOR}")
+            refuse(is_bad, column_place(name), lambda i, c=column: f"{c[i].as_py()!r} {HOLDS_SEPARATOR}")  # type: ignore[misc]
     return problems
 
 
@@ -140,8 +135,10 @@ def contains(column: pa.Array, pattern: str) -> Mask:
 # --- Reading
 
 
-def read_rtp(path: str, fields: GroupFields, layout: RtpLayout) -> Iterator[GroupsPiece]:
-    """The groups of a file.
+def read_rtp(
+    path: str, fields: GroupFields, layout: RowLayout, checks: SampleChecks | None = None
+) -> Iterator[GroupsPiece]:
+    """The groups of a file; `checks` as for `decode`.
 
     Raises:
       DataError: if it cannot be read, or lines have too few columns.
@@ -155,16 +152,16 @@ def read_rtp(path: str, fields: GroupFields, layout: RtpLayout) -> Iterator[Grou
             for line in chain(probe, stream):
                 lines.append(line.rstrip(b"\n").replace(b"\r", b""))
                 if len(lines) == READ_GROUPS:
-                    yield decode(lines, first, fields, layout, num_columns)
+                    yield decode(lines, first, fields, layout, num_columns, checks)
                     first += len(lines)
                     lines = []
             if lines:
-                yield decode(lines, first, fields, layout, num_columns)
+                yield decode(lines, first, fields, layout, num_columns, checks)
     except (OSError, EOFError) as error:
         raise DataError(f"{path}: cannot be read: {error}") from error
 
 
-def _num_columns(path: str, lines: list[bytes], layout: RtpLayout) -> int:
+def _num_columns(path: str, lines: list[bytes], layout: RowLayout) -> int:
     counts = Counter(line.count(layout.column_separator.encode()) + 1 for line in lines)
     num_columns = counts.most_common(1)[0][0] if counts else 0
     needed = max(*layout.label_columns, layout.features_column, layout.image_column, layout.size_column) + 1
@@ -176,83 +173,124 @@ def _num_columns(path: str, lines: list[bytes], layout: RtpLayout) -> int:
     return num_columns
 
 
-def decode(lines: list[bytes], first_row: int, fields: GroupFields, layout: RtpLayout, num_columns: int) -> GroupsPiece:
-    """Lines -> groups; `first_row` is the row of the first."""
-    rows: Ints = np.arange(first_row, first_row + len(lines))
+class SplitLines(NamedTuple):
+    """The parts of lines as text; G of N lines are whole, with S samples.
+
+    size      int64 [G]
+    image     [G]; null if the lines have no picture
+    texts     label or field of a sample -> [S]
+    rows      int64 [G], which row of the file each is
+    problems  refuses groups of the G, when values are checked
+    refused   lines that are not whole
+    """
+
+    size: Ints
+    image: pa.Array
+    texts: dict[str, pa.Array]
+    rows: Ints
+    problems: GroupProblems
+    refused: list[BadGroup]
+
+
+def split_lines(
+    lines: list[bytes],
+    rows: Ints,
+    layout: RowLayout,
+    num_columns: int,
+    labels: Sequence[tuple[str, int]],
+    sample_fields: Sequence[str],
+    size_name: str,
+) -> SplitLines:
+    """Split lines into the texts of samples.
+
+    Args:
+      lines: without their ends, [N].
+      rows: of the lines, [N].
+      layout: where the parts of a line stand.
+      num_columns: that every line must have.
+      labels: the labels that are read, and the index of their columns.
+      sample_fields: in the order in which a sample has them.
+      size_name: of the group size, for messages.
+    """
     columns = _split(pa.array(lines, pa.binary()), layout.column_separator)
-    refused: list[BadGroup] = []
-    is_good = np.ones(len(lines), bool)
-
-    def refuse(is_bad: Mask, where: str, what: object) -> None:
-        nonlocal is_good
-        for i in np.flatnonzero(is_good & is_bad).tolist():
-            refused.append(BadGroup(int(rows[i]), where, what(i)))  # type: ignore[operator]
-        is_good = is_good & ~is_bad
-
     num_found = _lengths(columns)
-    refuse(num_found != num_columns, "line", lambda i: f"{num_found[i]} columns, not {num_columns}")
-    place = np.minimum(np.arange(num_columns)[:, None], np.maximum(num_found - 1, 0)) + _first(
-        columns
-    )  # [column, line]
+    whole = GroupProblems(np.ones(len(lines), np.int64))
+    whole.refuse(num_found != num_columns, "line", lambda i: f"{num_found[i]} columns, not {num_columns}")
+    last = np.maximum(num_found - 1, 0)
 
     def column(index: int) -> pa.Array:
-        return columns.values.take(pa.array(place[index]))
+        # A line with too few columns is refused, whatever is read here for it.
+        return columns.values.take(pa.array(_first(columns) + np.minimum(index, last)))
 
-    size_text = column(layout.size_column)
-    typed = to_kind(size_text, "int64", strict=True)
-    size = pc.fill_null(typed.values, 0).to_numpy(zero_copy_only=False)
-    where = f"column {layout.size_column} ({fields.size})"
-    refuse(size <= 0, where, lambda i: f"group size '{_shown(size_text[i])}', not 1 or more")
+    sizes = column(layout.size_column)
+    matches = pc.match_substring_regex(sizes, f"^(?:{VALUE_PATTERNS['int64']})$")
+    digits = pc.replace_substring_regex(pc.if_else(matches, sizes, b"0").cast(pa.string()), r"[+ \t]", "")
+    size: Ints = digits.cast(pa.int64()).to_numpy(zero_copy_only=False)
+
+    def told(line: int) -> str:
+        return str(size[line]) if matches[line].as_py() else shown(sizes[line].as_py())
+
+    where = column_place(size_name)
+    whole.refuse(size <= 0, where, lambda i: f"group size {told(i)} is not 1 or more")
     parts: dict[str, pa.ListArray] = {}
-    for name, index in (*zip(fields.labels, layout.label_columns, strict=True), ("features", layout.features_column)):
+    for name, index in (*labels, ("", layout.features_column)):
         parts[name] = _split(column(index), layout.sample_separator)
         length = _lengths(parts[name])
-        told = "samples" if name == "features" else "entries"
-        where = f"column {index} ({name})"
-        refuse(length != size, where, lambda i, n=length, t=told: f"{n[i]} {t}, group size {size[i]}")
-    good = pa.array(is_good)
-    rows, size = rows[is_good], size[is_good]
-    if not len(rows):
-        return GroupsPiece(empty_groups(fields), rows, sorted(refused))
-    image = column(layout.image_column).filter(good)
+        where = column_place(name) if name else "features"
+        whole.refuse(length != size, where, lambda i, n=length: f"{n[i]} entries, group size {size[i]}")  # type: ignore[misc]
+    good = pa.array(~whole.is_bad)
     texts = {name: part.filter(good).flatten() for name, part in parts.items()}
-    piece = _typed(texts, image, size, rows, fields, layout)
-    return GroupsPiece(piece.groups, piece.rows, sorted(refused + piece.refused))
-
-
-def _typed(
-    texts: dict[str, pa.Array], image: pa.Array, size: Ints, rows: Ints, fields: GroupFields, layout: RtpLayout
-) -> GroupsPiece:
-    """Texts of samples -> groups."""
-    values = _split(texts.pop("features"), layout.value_separator)
-    num_values = len(fields.sample_fields)
-    problems = Problems(size)
+    values = _split(texts.pop(""), layout.value_separator)
+    problems = GroupProblems(size[~whole.is_bad])
     lengths = _lengths(values)
-    is_ragged = lengths != num_values
-    problems.refuse_samples(is_ragged, "features", lambda i: f"{lengths[i]} values, not {num_values}")
-    starts = _first(values)
-    for i, name in enumerate(fields.sample_fields):
-        place = np.where(is_ragged, 0, starts + i)
-        texts[name] = values.values.take(pa.array(place))
+    is_ragged = lengths != len(sample_fields)
+    problems.refuse_samples(is_ragged, "features", lambda i: f"{lengths[i]} values, not {len(sample_fields)}")
+    # Samples with too few values, which are refused, have empty ones.
+    pool = pa.concat_arrays([values.values, pa.array([b""])]) if is_ragged.any() else values.values
+    for i, name in enumerate(sample_fields):
+        texts[name] = pool.take(pa.array(np.where(is_ragged, len(pool) - 1, _first(values) + i)))
+    image = column(layout.image_column) if layout.image_column >= 0 else pa.nulls(len(lines), pa.binary())
+    return SplitLines(problems.size, image.filter(good), texts, rows[~whole.is_bad], problems, whole.at_rows(rows))
+
+
+def decode(
+    lines: list[bytes],
+    first_row: int,
+    fields: GroupFields,
+    layout: RowLayout,
+    num_columns: int,
+    checks: SampleChecks | None = None,
+) -> GroupsPiece:
+    """Lines -> groups.
+
+    Args:
+      lines: without their ends.
+      first_row: the row of the first.
+      fields: of the groups.
+      layout: where the parts of a line stand.
+      num_columns: that every line must have.
+      checks: of the values as training reads them; None if they only must be of their kinds.
+    """
+    rows: Ints = np.arange(first_row, first_row + len(lines))
+    labels = list(zip(fields.labels, layout.label_columns, strict=True))
+    split = split_lines(lines, rows, layout, num_columns, labels, fields.sample_fields, fields.size)
+    if checks is not None:
+        checks.check(split.texts, split.problems)
     columns: dict[str, pa.Array] = {}
     for name, kind in fields.kinds.items():
         if name == fields.image:
-            typed = to_kind(image, "string")
-            columns[name] = pc.fill_null(typed.values, "")
-            refuse = problems.refuse
-        else:
-            typed = _label(texts[name], kind) if name in fields.labels else to_kind(texts[name], kind, strict=True)
-            refuse = problems.refuse_samples
-            if kind == "string":
-                typed = Typed(pc.if_else(pc.equal(typed.values, ""), None, typed.values), typed.is_bad)
-        if typed.is_bad is not None:
-            source = image if name == fields.image else texts[name]
-            refuse(typed.is_bad, f"column '{name}'", lambda i, t=source, k=kind: f"'{_shown(t[i])}' is no {k}")
-        if name != fields.image:
-            column = typed.values
-            columns[name] = one_a_group(name, column, size, problems) if name in fields.per_group else column
-    good = ~problems.is_bad
-    return GroupsPiece(Groups(size, columns).select(good, fields), rows[good], problems.bad_groups(rows))
+            image = to_kind(split.image, "string")
+            refuse_kind(image.is_bad, split.image, name, kind, split.problems.refuse)
+            columns[name] = pc.fill_null(image.values, "")
+            continue
+        texts = split.texts[name]
+        typed = _label(texts, kind) if name in fields.labels else to_kind(texts, kind, strict=True)
+        refuse_kind(typed.is_bad, texts, name, kind, split.problems.refuse_samples)
+        values = pc.if_else(pc.equal(typed.values, ""), None, typed.values) if kind == "string" else typed.values
+        columns[name] = one_a_group(name, values, fields, split.problems) if name in fields.per_group else values
+    good = ~split.problems.is_bad
+    refused = sorted(split.refused + split.problems.at_rows(split.rows))
+    return GroupsPiece(Groups(split.size, columns).select(good, fields), split.rows[good], refused)
 
 
 def _label(texts: pa.Array, kind: Kind) -> Typed:
@@ -282,10 +320,6 @@ def _lengths(lists: pa.ListArray) -> Ints:
 def _first(lists: pa.ListArray) -> Ints:
     """Where each list begins in lists.values."""
     return lists.offsets.to_numpy()[:-1].astype(np.int64)  # type: ignore[no-any-return]
-
-
-def _shown(value: pa.Scalar) -> str:
-    return (value.as_py() or b"").decode("utf-8", "replace")
 
 
 def count_rtp(path: str, fields: GroupFields) -> tuple[int, int]:

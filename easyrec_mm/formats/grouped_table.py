@@ -13,15 +13,12 @@ from typing import Any, NamedTuple, Protocol
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-from numpy.typing import NDArray
 
+from easyrec_mm.formats.checks import BadGroup, GroupProblems, Ints, Mask, is_text, require_one_value
 from easyrec_mm.formats.columns import ARROW_TYPES, Kind
 
 # Groups that are read, and as far as a format allows written, at once.
 READ_GROUPS = 1 << 10
-
-Ints = NDArray[np.int64]
-Mask = NDArray[np.bool_]
 
 
 @dataclass(frozen=True)
@@ -114,14 +111,6 @@ def empty_groups(fields: GroupFields) -> Groups:
     return Groups(np.zeros(0, np.int64), columns)
 
 
-class BadGroup(NamedTuple):
-    """A group that is left out: row (from 1), column or other place, and what is wrong."""
-
-    row: int
-    where: str
-    problem: str
-
-
 class GroupsPiece(NamedTuple):
     """Some groups of a file, as they stand in it.
 
@@ -148,60 +137,15 @@ class GroupWriter(Protocol):
         """Write what is left, and close the file."""
 
 
-class Problems:
-    """Finds groups that cannot be used; of each, the first thing that is wrong with it is told.
-
-    Args:
-      size: int64 [G], samples of each group.
-    """
-
-    def __init__(self, size: Ints) -> None:
-        self._size = size
-        self.is_bad = np.zeros(len(size), bool)
-        self._found: dict[int, tuple[str, str]] = {}
-
-    def refuse(self, is_bad: Mask, where: str, problem: Any) -> None:
-        """Refuse groups, bool [G]; `problem` says of a group's index what is wrong with it."""
-        for group in np.flatnonzero(is_bad & ~self.is_bad).tolist():
-            self._found[group] = (where, problem(group))
-        self.is_bad |= is_bad
-
-    def refuse_samples(self, is_bad: Mask, where: str, problem: Any) -> None:
-        """Refuse the groups of samples, bool [S]; `problem` says of a sample's index what is wrong with it."""
-        if not is_bad.any():
-            return
-        group_of_sample = np.repeat(np.arange(len(self._size)), self._size)
-        samples = np.flatnonzero(is_bad)
-        groups, first = np.unique(group_of_sample[samples], return_index=True)
-        sample_of = dict(zip(groups.tolist(), samples[first].tolist(), strict=True))
-        starts = np.cumsum(self._size) - self._size
-        of_group = np.zeros(len(self._size), bool)
-        of_group[groups] = True
-
-        def told(group: int) -> str:
-            sample = sample_of[group]
-            return f"sample {sample - starts[group]}: {problem(sample)}"
-
-        self.refuse(of_group, where, told)
-
-    def bad_groups(self, rows: Ints) -> list[BadGroup]:
-        """What was refused; `rows` [G] tells which row each group is."""
-        return [BadGroup(int(rows[group]), *self._found[group]) for group in sorted(self._found)]
-
-
-def one_a_group(name: str, column: pa.Array, size: Ints, problems: Problems) -> pa.Array:
+def one_a_group(name: str, column: pa.Array, fields: GroupFields, problems: GroupProblems) -> pa.Array:
     """A column of samples [S] that has one value for each group -> these [G]; groups that disagree are refused."""
-    starts = np.cumsum(size) - size
-    first = column.take(pa.array(starts))
-    of_first = first.take(pa.array(np.repeat(np.arange(len(size)), size)))
-    both_null = pc.and_(column.is_null(), of_first.is_null())
-    is_same = pc.or_(pc.fill_null(pc.equal(column, of_first), False), both_null)
-    problems.refuse_samples(
-        ~is_same.to_numpy(zero_copy_only=False),
-        f"column '{name}'",
-        lambda i: f"'{column[i]}', but '{of_first[i]}' in sample 0 of the group; it must be the same for all",
-    )
-    return first
+    default = fields.defaults.get(name, "" if is_text(column.type) else 0)
+    filled = pc.fill_null(column, pa.scalar(default).cast(column.type))
+    values = filled if is_text(filled.type) else filled.to_numpy(zero_copy_only=False)
+    # As training reads it.
+    values = values.astype(np.float32) if pa.types.is_floating(filled.type) else values
+    require_one_value(name, values, problems)
+    return column.take(pa.array(problems.first))
 
 
 def pieces(size: int) -> Iterator[tuple[int, int]]:

@@ -25,16 +25,13 @@ from numpy.typing import NDArray
 
 from easyrec_mm.errors import DataError, did_you_mean
 from easyrec_mm.files.opening import open_binary
+from easyrec_mm.formats.checks import BadGroup, GroupProblems, Ints, Mask, SampleChecks, column_place, refuse_kind
 from easyrec_mm.formats.columns import ARROW_TYPES, Kind, to_kind
 from easyrec_mm.formats.grouped_table import (
     READ_GROUPS,
-    BadGroup,
     GroupFields,
     Groups,
     GroupsPiece,
-    Ints,
-    Mask,
-    Problems,
     empty_groups,
     one_a_group,
     pieces,
@@ -196,8 +193,8 @@ def first_values(path: str) -> Iterator[dict[str, Any]]:
             yield {name: values[0] for name, values in found.items() if values}
 
 
-def read_tfrecord(path: str, fields: GroupFields) -> Iterator[GroupsPiece]:
-    """The groups of a file.
+def read_tfrecord(path: str, fields: GroupFields, checks: SampleChecks | None = None) -> Iterator[GroupsPiece]:
+    """The groups of a file; `checks` as for `decode`.
 
     Raises:
       DataError: if it cannot be read.
@@ -209,17 +206,26 @@ def read_tfrecord(path: str, fields: GroupFields) -> Iterator[GroupsPiece]:
             for record in records(stream, path):
                 found.append(record)
                 if len(found) == READ_GROUPS:
-                    yield decode(found, first, fields)
+                    yield decode(found, first, fields, checks)
                     first += len(found)
                     found = []
             if found:
-                yield decode(found, first, fields)
+                yield decode(found, first, fields, checks)
     except (OSError, EOFError) as error:
         raise DataError(f"{path}: cannot be read: {error}") from error
 
 
-def decode(examples: list[bytes], first_row: int, fields: GroupFields) -> GroupsPiece:
-    """Serialized tf.train.Examples -> groups; `first_row` is the row of the first."""
+def decode(
+    examples: list[bytes], first_row: int, fields: GroupFields, checks: SampleChecks | None = None
+) -> GroupsPiece:
+    """Serialized tf.train.Examples -> groups.
+
+    Args:
+      examples: to decode.
+      first_row: the row of the first.
+      fields: of the groups.
+      checks: of the values as training reads them; None if they only must be of their kinds.
+    """
     refused: list[BadGroup] = []
     values: dict[str, list[Any]] = {name: [] for name in fields.kinds}
     sizes, rows = [], []
@@ -236,30 +242,34 @@ def decode(examples: list[bytes], first_row: int, fields: GroupFields) -> Groups
     row_array: Ints = np.array(rows, np.int64)
     if not sizes:
         return GroupsPiece(empty_groups(fields), row_array, refused)
-    problems = Problems(size_array)
+    problems = GroupProblems(size_array)
     columns: dict[str, pa.Array] = {}
     for name, kind in fields.kinds.items():
-        column = _column(name, kind, values[name], size_array, problems)
-        column = pc.fill_null(column, "") if name == fields.image else column
-        columns[name] = one_a_group(name, column, size_array, problems) if name in fields.per_group else column
-    refused += problems.bad_groups(row_array)
+        column = _column(name, kind, values[name], problems)
+        columns[name] = pc.fill_null(column, "") if name == fields.image else column
+    if checks is not None:
+        checks.check(columns, problems)
+    for name in fields.per_group:
+        columns[name] = one_a_group(name, columns[name], fields, problems)
+    refused += problems.at_rows(row_array)
     good = ~problems.is_bad
     return GroupsPiece(Groups(size_array, columns).select(good, fields), row_array[good], sorted(refused))
 
 
-def _column(name: str, kind: Kind, values: list[Any], size: Ints, problems: Problems) -> pa.Array:
+def _column(name: str, kind: Kind, values: list[Any], problems: GroupProblems) -> pa.Array:
     """Values of samples in their kind."""
     if kind in ("float32", "float64"):
         column = pa.array(values, ARROW_TYPES[kind])
         is_bad = pc.fill_null(pc.invert(pc.is_finite(column)), False).to_numpy(zero_copy_only=False)
-        problems.refuse_samples(is_bad, f"feature '{name}'", lambda i: f"{values[i]} is no finite number")
+        problems.refuse_samples(is_bad, column_place(name), lambda i: f"{values[i]} is not a finite number")
         return column
     column = pa.array(values, pa.binary() if kind == "string" else pa.int64())
     if kind != "string":
-        return column.cast(ARROW_TYPES[kind], safe=False)
+        typed = to_kind(column, kind, strict=True)
+        refuse_kind(typed.is_bad, column, name, kind, problems.refuse_samples)
+        return typed.values
     typed = to_kind(column, "string")
-    if typed.is_bad is not None:
-        problems.refuse_samples(typed.is_bad, f"feature '{name}'", lambda i: f"{values[i]!r} is no UTF-8")
+    refuse_kind(typed.is_bad, column, name, kind, problems.refuse_samples)
     return pc.if_else(pc.equal(typed.values, ""), None, typed.values)
 
 
@@ -273,11 +283,11 @@ def _group(data: bytes, fields: GroupFields) -> tuple[tuple[str, str] | None, in
     lists: dict[str, list[Any]] = {}
     for name, kind in fields.kinds.items():
         if name not in feature:
-            return (f"feature '{name}'", f"is missing; {did_you_mean(name, feature)}"), 0, nothing
+            return (column_place(name), f"is missing; {did_you_mean(name, feature)}"), 0, nothing
         which = _LISTS[kind].name
         found = feature[name].WhichOneof("kind")
         if found not in (which, None):
-            return (f"feature '{name}'", f"is a {found}, not a {which}"), 0, nothing
+            return (column_place(name), f"is a {found}, not a {which}"), 0, nothing
         lists[name] = list(_LISTS[kind].of(feature[name]))
     for entry in feature[DOUBLES].bytes_list.value if DOUBLES in feature else ():
         told, _, numbers = entry.partition(b"\0")
@@ -292,12 +302,12 @@ def _group(data: bytes, fields: GroupFields) -> tuple[tuple[str, str] | None, in
     of_samples = (len(some) for name, some in lists.items() if name not in fields.per_group)
     size = sizes[0] if len(sizes) == 1 else next(of_samples, 1)
     if size <= 0:
-        return (f"feature '{fields.size}'", f"group size {size}, not 1 or more"), 0, nothing
+        return (column_place(fields.size), f"group size {size} is not 1 or more"), 0, nothing
     for name, some in lists.items():
         if len(some) == 1:
             lists[name] = some * size
         elif len(some) != size:
-            return (f"feature '{name}'", f"{len(some)} entries, group size {size}"), 0, nothing
+            return (column_place(name), f"{len(some)} entries, group size {size}"), 0, nothing
     return None, size, lists
 
 

@@ -8,9 +8,10 @@ from typing import Any
 import pyarrow as pa
 import tensorflow as tf
 
+from easyrec_mm.formats.checks import Problem
 from easyrec_mm.formats.group_rtp import GroupRtpParser
 from easyrec_mm.formats.odps_tables import LINE, OdpsTables
-from easyrec_mm.formats.source import GroupRows, Order, Problem, TextGroup
+from easyrec_mm.formats.source import GroupRows, Order, TextGroup
 from easyrec_mm.formats.table_files import TableSource
 from easyrec_mm.schema import Schema
 

@@ -13,9 +13,7 @@ from typing import Any, NamedTuple, Protocol
 import tensorflow as tf
 
 from easyrec_mm.errors import DataError
-
-# Between the parts of a problem on its way through a graph.
-_PART_END = "\x1f"
+from easyrec_mm.formats.checks import Problem
 
 
 class GroupRows(NamedTuple):
@@ -66,22 +64,6 @@ class Order:
     is_shuffled: bool
     seed: int
     buffer_size: int
-
-
-class Problem(NamedTuple):
-    """Where in a row, and what is wrong with it."""
-
-    where: str
-    what: str
-
-    def encode(self) -> bytes:
-        """As bytes, which pass through a graph."""
-        return _PART_END.join(self).encode()
-
-    @staticmethod
-    def decode(data: bytes) -> Problem:
-        """The problem of which `data` is the `encode`."""
-        return Problem(*data.decode().split(_PART_END, 1))
 
 
 class Source(Protocol):

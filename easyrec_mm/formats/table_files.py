@@ -20,8 +20,9 @@ import pyarrow.compute as pc
 import tensorflow as tf
 
 from easyrec_mm.errors import DataError
+from easyrec_mm.formats.checks import Problem
 from easyrec_mm.formats.data_files import NUM_AHEAD, needs_copy
-from easyrec_mm.formats.source import Chunk, GroupRows, Order, Problem, TextGroup
+from easyrec_mm.formats.source import Chunk, GroupRows, Order, TextGroup
 from easyrec_mm.formats.typed_groups import ROW
 from easyrec_mm.schema import Schema
 

@@ -11,8 +11,8 @@ import pyarrow.csv
 import pyarrow.parquet as pq
 
 from easyrec_mm.errors import DataError
+from easyrec_mm.formats.checks import Problem
 from easyrec_mm.formats.data_files import fetch_ahead, opened_at
-from easyrec_mm.formats.source import Problem
 from easyrec_mm.formats.typed_groups import PROBLEM, ROW, TypedGroups
 
 _GZIP_MAGIC = b"\x1f\x8b"

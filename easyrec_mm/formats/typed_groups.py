@@ -8,8 +8,7 @@ group, so that no sample is taught another one's picture.
 from __future__ import annotations
 
 import secrets
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -19,9 +18,17 @@ import tensorflow as tf
 from numpy.typing import NDArray
 
 from easyrec_mm.errors import DataError, did_you_mean
-from easyrec_mm.features.text_patterns import VALUE_PATTERNS, text_patterns
-from easyrec_mm.formats.source import GroupRows, Problem, TextGroup
-from easyrec_mm.schema import Dtype, Field, Schema
+from easyrec_mm.formats.checks import (
+    GroupProblems,
+    Problem,
+    SampleChecks,
+    as_bytes,
+    column_place,
+    is_text,
+    require_one_value,
+)
+from easyrec_mm.formats.source import GroupRows, TextGroup
+from easyrec_mm.schema import Dtype, Schema
 
 # Columns in which a reader says the number of a row, and what is wrong with it; null for a good one.
 ROW, PROBLEM = "easyrec_mm:row", "easyrec_mm:problem"
@@ -53,30 +60,6 @@ class TypedRows:
         return fields, self.image_path, self.group_size, self.kept, refused, evidence
 
 
-@dataclass
-class _Flat:
-    """Values of samples in a row, and which groups they make."""
-
-    size: NDArray[np.int64]  # [G]
-    is_good: NDArray[np.bool_] = field(init=False)  # [G]
-    problems: dict[int, Problem] = field(default_factory=dict)
-
-    def __post_init__(self) -> None:
-        self.is_good = np.ones(len(self.size), bool)
-        self.group = np.repeat(np.arange(len(self.size)), self.size)  # [S]
-        self.first = np.cumsum(self.size) - self.size  # [G]
-
-    def refuse(self, is_bad: NDArray[np.bool_], where: str, what: Callable[[int], str]) -> None:
-        """Refuse the groups of these samples `[S]`; `what` says what is wrong with a sample."""
-        for sample in np.flatnonzero(is_bad):
-            group = int(self.group[sample])
-            if self.is_good[group]:
-                self.is_good[group] = False
-                number = sample - self.first[group]
-                place = f"sample {number}: " if self.size[group] > 1 else ""
-                self.problems[group] = Problem(where, f"{place}{what(int(sample))}")
-
-
 class TypedGroups:
     """Reads tables of groups; TableGroups.
 
@@ -101,7 +84,7 @@ class TypedGroups:
         self.labels = set(labels)
         self.is_flat = is_flat
         self._has_texts = has_texts
-        self._patterns = text_patterns(schema)
+        self._checks = SampleChecks(schema, labels, fields)
         self.aligned = [lists for lists in schema.aligned_lists() if lists.keys() <= {*labels, *fields}]
         self.columns = tuple(field.name for field in self._fields)
         if schema.image.field:
@@ -168,12 +151,14 @@ class TypedGroups:
             if self._dtype(name) == "string":
                 column, unclear = self._as_texts(name, column)
                 for row in unclear:
-                    problems[row] = problems[row] or Problem(_column(name), "a value holds its separator").encode()
+                    problems[row] = problems[row] or Problem(column_place(name), "a value holds its separator").encode()
             column = self._prepare(place, name, column)
             if name in self.dtypes and self.dtypes[name] in ("int64", "bool") and _is_floating(column.type):
                 column, bad = _as_whole(column)
                 for row, value in bad.items():
-                    problems[row] = problems[row] or Problem(_column(name), f"{value} is not whole").encode()
+                    problems[row] = (
+                        problems[row] or Problem(column_place(name), f"{value} is not a whole number").encode()
+                    )
             columns[name] = column
         size = self._schema.group_size_field
         if size in table.column_names and pa.types.is_integer(table[size].type):
@@ -188,7 +173,7 @@ class TypedGroups:
         dtype, kind = self._dtype(name), column.type
         inner = kind.value_type if _is_list(kind) else kind
         inner = inner.value_type if pa.types.is_dictionary(inner) else inner
-        is_text, is_floating = _is_text(inner), pa.types.is_floating(inner)
+        has_text, is_floating = is_text(inner), pa.types.is_floating(inner)
         target = {"string": pa.large_binary(), "float32": pa.float64()}.get(dtype, pa.int64())
         if self._has_texts:
             target = pa.large_binary()
@@ -197,7 +182,7 @@ class TypedGroups:
             target = pa.float64()
         is_number = is_floating or pa.types.is_integer(inner) or pa.types.is_boolean(inner)
         # An id may be told by its number.
-        fits = is_text or (is_number and not is_floating) if dtype == "string" else is_number
+        fits = has_text or (is_number and not is_floating) if dtype == "string" else is_number
         if not (fits or self._has_texts or pa.types.is_null(inner)) or (self.is_flat and _is_list(kind)):
             raise DataError(
                 f"{place}: column '{name}' is {kind}, and data_config.input_fields says {_KINDS[dtype]}; change the "
@@ -220,7 +205,7 @@ class TypedGroups:
         depth, leaf = _depth(column.type)
         separators = self._separators.get(name, ["|"])
         own = depth if self.is_flat else depth - 1
-        if name in self._vectors and depth == len(separators) and not _is_text(leaf):
+        if name in self._vectors and depth == len(separators) and not is_text(leaf):
             own = depth  # one vector for a whole group
         if not 0 < own <= len(separators):
             return column, []
@@ -233,30 +218,18 @@ class TypedGroups:
         """The good groups of a table whose columns were checked."""
         table, kept, problems = self._whole_groups(table)
         size = self._group_sizes(table)
-        flat = _Flat(size)
-        values = {one.name: self._values(table[one.name], one, flat) for one in self._fields}
-        image_path = self._image_path(table, flat)
-        for name in self._schema.group_fields:
-            if name in values:
-                self._require_agreement(name, values[name], flat)
-        for lists in self.aligned:
-            counts = {name: _count_tags(_bytes(values[name]), separator) for name, separator in lists.items()}
-            first, *others = counts
-            for name in others:
-                flat.refuse(
-                    counts[first] != counts[name],
-                    _column(first),
-                    # Used before the next turn of the loop.
-                    lambda i: f"{counts[first][i]} values, and {name} has {counts[name][i]}",  # noqa: B023
-                )
-        problems |= {int(kept[group]): problem for group, problem in flat.problems.items()}
-        if flat.problems:
-            of_good = flat.is_good[flat.group]
+        found = GroupProblems(size)
+        columns = {one.name: _flatten(table[one.name], found) for one in self._fields}
+        values = self._checks.check(columns, found)
+        image_path = self._image_path(table, found)
+        problems |= {int(kept[group]): problem for group, problem in found.by_group.items()}
+        if found.by_group:
+            of_good = ~found.is_bad[found.group]
             values = {
                 name: array.filter(pa.array(of_good)) if isinstance(array, pa.Array) else array[of_good]
                 for name, array in values.items()
             }
-            image_path, size, kept = image_path[flat.is_good], size[flat.is_good], kept[flat.is_good]
+            image_path, size, kept = image_path[~found.is_bad], size[~found.is_bad], kept[~found.is_bad]
         return TypedRows(values, image_path, size, kept, problems)
 
     def texts(self, table: pa.Table) -> list[TextGroup | Problem]:
@@ -278,19 +251,22 @@ class TypedGroups:
         if PROBLEM in table.column_names and table[PROBLEM].null_count < len(table):
             for group in np.flatnonzero(table[PROBLEM].is_valid()):
                 problems[int(group)] = Problem.decode(table[PROBLEM][group].as_py())
-        size = self._told_size(table)
-        for name in self.columns:
-            column = table[name]
-            if not _is_list(column.type):
-                continue
-            length = pc.fill_null(pc.list_value_length(column), -1).to_numpy().astype(np.int64)
-            size = length if size is None else size
-            for group in np.flatnonzero(length != size):
-                told = "is null" if length[group] < 0 else f"{length[group]} entries"
-                problems.setdefault(int(group), Problem(_column(name), f"{told}, group size {size[group]}"))
-        if size is not None:
-            for group in np.flatnonzero(size <= 0):
-                problems[int(group)] = Problem("row", f"group size {size[group]}, not 1 or more")
+        told = self._told_size(table)
+        lengths = {
+            name: pc.fill_null(pc.list_value_length(table[name]), -1).to_numpy().astype(np.int64)
+            for name in self.columns
+            if _is_list(table[name].type)
+        }
+        size = next(iter(lengths.values()), np.ones(len(table), np.int64)) if told is None else told
+        whole = GroupProblems(np.ones(len(table), np.int64))
+        for name, length in lengths.items():
+            whole.refuse(length < 0, column_place(name), lambda i: "is null")
+        place = "row" if told is None else column_place(self._schema.group_size_field)
+        whole.refuse(size <= 0, place, lambda i: f"group size {size[i]} is not 1 or more")
+        for name, length in lengths.items():
+            where = column_place(name)
+            whole.refuse(length != size, where, lambda i, n=length: f"{n[i]} entries, group size {size[i]}")  # type: ignore[misc]
+        problems = whole.by_group | problems
         kept = np.setdiff1d(np.arange(len(table)), list(problems))
         return (table.take(pa.array(kept)) if problems else table), kept, problems
 
@@ -305,108 +281,26 @@ class TypedGroups:
         of_lists = (pc.list_value_length(column).to_numpy().astype(np.int64) for column in lists)
         return next(of_lists, np.ones(len(table), np.int64)) if size is None else size
 
-    def _values(self, column: pa.ChunkedArray, field: Field, flat: _Flat) -> NDArray[np.generic] | pa.Array:
-        """A column's values `[S]`, missing ones replaced by the default."""
-        values = _flatten(column, flat)
-        if field.dtype == "string":
-            return self._texts(values, field, flat)
-        where = _column(field.name)
-        values = self._parse(values, field, flat) if _is_text(values.type) else values
-        if values.null_count:
-            if field.name in self.labels and not field.optional:
-                is_missing = values.is_null().to_numpy(zero_copy_only=False)
-                flat.refuse(is_missing, where, lambda i: "the label is missing, and its field has no default_val")
-            values = pc.fill_null(values, pa.scalar(field.default_value).cast(values.type, safe=False))
-        array = values.to_numpy(zero_copy_only=False)
-        if field.name in self.labels:
-            return self._label(array, field, flat)
-        if field.dtype == "float32":
-            with np.errstate(over="ignore"):
-                numbers = array.astype(np.float32)
-            flat.refuse(~np.isfinite(numbers), where, lambda i: f"{array[i]} is no finite number")
-            return numbers
-        if field.dtype == "bool":
-            flat.refuse((array != 0) & (array != 1), where, lambda i: f"{array[i]} is no bool")
-        return array
-
-    def _label(self, array: NDArray[np.generic], field: Field, flat: _Flat) -> NDArray[np.float32]:
-        with np.errstate(over="ignore"):
-            numbers = array.astype(np.float32)
-        low, high, whole = self._schema.label_range(field.name)
-        is_bad = ~(np.isfinite(numbers) & (numbers >= low) & (numbers <= high))
-        if whole:
-            is_bad |= numbers != np.round(numbers)
-        kind = f"{'a class ' if whole else ''}from {low:g} to {high:g}" if np.isfinite(high) else "a finite number"
-        flat.refuse(is_bad, _column(field.name), lambda i: f"label {array[i]} is not {kind}")
-        return numbers
-
-    def _parse(self, texts: pa.Array, field: Field, flat: _Flat) -> pa.Array:
-        """Texts -> numbers; "" is missing."""
-        texts = pc.if_else(pc.equal(pc.binary_length(texts), 0), None, texts)
-        # A label may be a whole number or another, whatever its field says; a BOOL may be written out.
-        dtype: Dtype = "float32" if field.name in self.labels and field.dtype != "bool" else field.dtype
-        is_good = pc.fill_null(pc.match_substring_regex(texts, f"^(?:{VALUE_PATTERNS[dtype]})$"), True)
-        kind = "bool" if dtype == "bool" else "number"
-        is_bad = ~is_good.to_numpy(zero_copy_only=False)
-        flat.refuse(is_bad, _column(field.name), lambda i: f"{_shown(texts[i].as_py())} is no {kind}")
-        plain = pc.utf8_trim(pc.if_else(is_good, texts, None).cast(pa.string()), " \t")
-        if dtype == "bool":
-            return pc.or_(pc.equal(plain, "1"), pc.equal(pc.utf8_lower(plain), "true")).cast(pa.int64())
-        plain = pc.replace_substring_regex(plain, r"^\+", "")
-        return plain.cast(pa.int64() if dtype == "int64" else pa.float64())
-
-    def _texts(self, values: pa.Array, field: Field, flat: _Flat) -> pa.Array:
-        patterns = self._patterns.get(field.name, [])
-        for pattern in patterns:
-            matches = pc.match_substring_regex(values, f"^(?:{pattern})$")
-            is_good = pc.or_(pc.fill_null(matches, True), pc.fill_null(pc.equal(pc.binary_length(values), 0), True))
-            flat.refuse(
-                ~is_good.to_numpy(zero_copy_only=False),
-                _column(field.name),
-                lambda i: f"{_shown(values[i].as_py())} is no value of the form its feature needs",
-            )
-        if field.default:
-            is_empty = pc.fill_null(pc.equal(pc.binary_length(values), 0), True)
-            values = pc.if_else(is_empty, pa.scalar(field.default).cast(values.type), values)
-        return pc.fill_null(values.cast(pa.large_binary()), b"")
-
-    def _image_path(self, table: pa.Table, flat: _Flat) -> NDArray[np.object_]:
+    def _image_path(self, table: pa.Table, problems: GroupProblems) -> NDArray[np.object_]:
         if not self._schema.image.field:
-            return np.full(len(flat.first), b"", object)
+            return np.full(len(problems.first), b"", object)
         column = table[self._schema.image.field]
         if not _is_list(column.type):
-            return _bytes(column.combine_chunks())
-        paths = _bytes(_flatten(column, flat))
-        self._require_agreement(self._schema.image.field, paths, flat)
-        of_groups: NDArray[np.object_] = paths[flat.first]
+            return as_bytes(column.combine_chunks())
+        paths = as_bytes(_flatten(column, problems))
+        require_one_value(self._schema.image.field, paths, problems)
+        of_groups: NDArray[np.object_] = paths[problems.first]
         return of_groups
 
-    def _require_agreement(self, name: str, values: NDArray[np.generic] | pa.Array, flat: _Flat) -> None:
-        values = _bytes(values) if isinstance(values, pa.Array) else values
-        of_first = values[flat.first[flat.group]]
-        flat.refuse(
-            values != of_first,
-            _column(name),
-            lambda i: (
-                f"{_shown(values[i])}, but {_shown(of_first[i])} in sample 0 of the group; it must be the same for all"
-            ),
-        )
 
-
-def _flatten(column: pa.ChunkedArray, flat: _Flat) -> pa.Array:
+def _flatten(column: pa.ChunkedArray, problems: GroupProblems) -> pa.Array:
     """Values of samples `[S]`, as text where they are that, and numbers elsewhere."""
     values = column.combine_chunks()
     if _is_list(values.type):
         values = values.flatten()
-    elif flat.size.max(initial=1) > 1:
-        values = values.take(pa.array(flat.group))
+    elif problems.size.max(initial=1) > 1:
+        values = values.take(pa.array(problems.group))
     return values
-
-
-def _bytes(values: pa.Array) -> NDArray[np.object_]:
-    """Texts as bytes objects; b"" for a missing one."""
-    texts: NDArray[np.object_] = pc.fill_null(values.cast(pa.large_binary()), b"").to_numpy(zero_copy_only=False)
-    return texts
 
 
 def _joined(values: pa.Array) -> NDArray[np.object_]:
@@ -487,25 +381,6 @@ def _join_lists(lists: pa.Array, separators: list[str]) -> tuple[pa.Array, NDArr
 
 def _is_list(kind: pa.DataType) -> bool:
     return bool(pa.types.is_list(kind) or pa.types.is_large_list(kind))
-
-
-def _is_text(kind: pa.DataType) -> bool:
-    types = pa.types
-    is_string = types.is_string(kind) or types.is_large_string(kind)
-    return bool(is_string or types.is_binary(kind) or types.is_large_binary(kind))
-
-
-def _count_tags(values: Iterable[bytes], separator: str) -> NDArray[np.int64]:
-    part = separator.encode()
-    return np.array([sum(map(bool, value.split(part))) for value in values], np.int64)
-
-
-def _column(name: str) -> str:
-    return f"column '{name}'"
-
-
-def _shown(value: object) -> str:
-    return repr(value.decode("utf-8", "replace")) if isinstance(value, bytes) else str(value)
 
 
 def _text(value: object) -> str:

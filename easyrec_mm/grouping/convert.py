@@ -22,10 +22,11 @@ from easyrec_mm.config.pipeline import Pipeline, load_pipeline
 from easyrec_mm.errors import ConfigError, UserError
 from easyrec_mm.files import is_remote, join
 from easyrec_mm.files.opening import exists, opened_at, size_of
+from easyrec_mm.formats.checks import BadGroup, GroupProblems, SampleChecks
 from easyrec_mm.formats.columns import MAX_WHOLE, Kind
 from easyrec_mm.formats.grouped_parquet import read_parquet
-from easyrec_mm.formats.grouped_rtp import RtpLayout, find_forbidden, read_rtp
-from easyrec_mm.formats.grouped_table import BadGroup, GroupFields, Groups, GroupsPiece, Problems
+from easyrec_mm.formats.grouped_rtp import find_forbidden, read_rtp, written_layout
+from easyrec_mm.formats.grouped_table import GroupFields, Groups, GroupsPiece
 from easyrec_mm.formats.grouped_tfrecord import read_tfrecord
 from easyrec_mm.grouping.bad_rows import BAD_ROWS, BadRow, BadRows
 from easyrec_mm.grouping.flat_files import find_inputs
@@ -38,6 +39,7 @@ from easyrec_mm.grouping.sides import SIDES
 from easyrec_mm.protos.data_pb2 import DatasetConfig
 from easyrec_mm.protos.feature_pb2 import FeatureConfig
 from easyrec_mm.protos.pipeline_pb2 import EasyRecConfig
+from easyrec_mm.schema import RowLayout
 
 PICTURES_ENDING = ".pictures.tar"
 # Bytes of input from which on processes beside each other are worth starting.
@@ -60,11 +62,12 @@ class ConvertOptions:
 
 @dataclass(frozen=True)
 class SourceFormat:
-    """How files are read: the format, the fields, and of text where the parts of a line stand."""
+    """How files are read: the format, the fields, of text where the parts of a line stand, and what is checked."""
 
     format: str
     fields: GroupFields
-    layout: RtpLayout
+    layout: RowLayout
+    checks: SampleChecks
 
     def read(self, path: str) -> Iterator[GroupsPiece]:
         """The groups of a file.
@@ -73,18 +76,17 @@ class SourceFormat:
           DataError: if it cannot be read.
         """
         if self.format == "rtp":
-            return read_rtp(path, self.fields, self.layout)
-        return {"parquet": read_parquet, "tfrecord": read_tfrecord}[self.format](path, self.fields)
+            return read_rtp(path, self.fields, self.layout, self.checks)
+        return {"parquet": read_parquet, "tfrecord": read_tfrecord}[self.format](path, self.fields, self.checks)
 
 
 class _Task(NamedTuple):
-    """A file to convert. `optional` are labels that may be missing."""
+    """A file to convert."""
 
     source: SourceFormat
     path: str
     output: str
     format: str
-    optional: frozenset[str]
 
 
 class _Done(NamedTuple):
@@ -127,20 +129,11 @@ def source_format(pipeline: Pipeline, rtp_separator: str = "|") -> SourceFormat:
         image=schema.image.field,
         size=size,
         per_group=frozenset({schema.image.field, *schema.group_fields} - {*schema.labels}),
-        defaults={one.name: one.default_value for one in schema.fields if one.dtype != "string"},
+        defaults={one.name: one.default_value for one in schema.fields},
         column_separator=rtp_separator,
     )
-    line = schema.layout
-    layout = RtpLayout(
-        line.label_columns,
-        line.features_column,
-        line.image_column,
-        line.size_column,
-        line.column_separator,
-        line.sample_separator,
-        line.value_separator,
-    )
-    return SourceFormat(formats[data.input_type], fields, layout)
+    checks = SampleChecks(schema, schema.labels, schema.fields_read())
+    return SourceFormat(formats[data.input_type], fields, schema.layout, checks)
 
 
 def convert(pipeline: Pipeline, options: ConvertOptions) -> str:
@@ -152,7 +145,6 @@ def convert(pipeline: Pipeline, options: ConvertOptions) -> str:
     if pipeline.config.data_config.input_type == DatasetConfig.OdpsGroupRTPInput:
         raise ConfigError(f"{pipeline.path}: data_config.input_type: a table of MaxCompute has no files to convert")
     source = source_format(pipeline, options.rtp_separator)
-    optional = frozenset(one.name for one in pipeline.schema.fields if one.optional)
     paths = {"": options.input}
     if not options.input:
         config = pipeline.config
@@ -167,7 +159,7 @@ def convert(pipeline: Pipeline, options: ConvertOptions) -> str:
             if not is_remote(target):
                 os.makedirs(target, exist_ok=True)
             shown = join(options.output, side) if side else options.output
-            lines += _convert_files(find_inputs(path), source, target, optional, options, shown)
+            lines += _convert_files(find_inputs(path), source, target, options, shown)
     if options.pipeline_config_template:
         _write_config(pipeline, options, [side for side in SIDES if side in paths])
         lines.append(f"next: easyrec-mm train --pipeline_config {options.pipeline_config_template}")
@@ -178,7 +170,6 @@ def _convert_files(
     files: list[str],
     source: SourceFormat,
     folder: str,
-    optional: frozenset[str],
     options: ConvertOptions,
     shown_folder: str,
 ) -> list[str]:
@@ -187,7 +178,7 @@ def _convert_files(
     ending = FORMATS[options.format].ending
     names = [f"part-{i:05d}" for i in range(len(files))]
     tasks = [
-        _Task(source, file, join(folder, f"{name}.{ending}"), options.format, optional)
+        _Task(source, file, join(folder, f"{name}.{ending}"), options.format)
         for file, name in zip(files, names, strict=True)
     ]
     if options.num_workers > 1 and len(files) > 1 and sum(map(size_of, files)) > _MANY_BYTES:
@@ -231,7 +222,7 @@ def _convert_file(task: _Task) -> _Done:
         writer = FORMATS[task.format].writer(path, fields, **whole)
         for piece in task.source.read(task.path):
             problems = _unwritable(piece.groups, task)
-            refused += piece.refused + problems.bad_groups(piece.rows)
+            refused += piece.refused + problems.at_rows(piece.rows)
             groups = piece.groups.select(~problems.is_bad, fields)
             writer.write(groups)
             num_groups += len(groups.size)
@@ -245,7 +236,7 @@ def _convert_file(task: _Task) -> _Done:
     return _Done(num_groups, num_samples, refused, num_written)
 
 
-def _unwritable(groups: Groups, task: _Task) -> Problems:
+def _unwritable(groups: Groups, task: _Task) -> GroupProblems:
     """Groups that the format has no place for."""
     fields = task.source.fields
     if task.format == "rtp":
@@ -257,18 +248,10 @@ def _unwritable(groups: Groups, task: _Task) -> Problems:
             refuse(
                 pc.fill_null(is_long, False).to_numpy(zero_copy_only=False),
                 f"column '{name}'",
-                lambda i, c=column: f"{c[i]} has more than 18 digits, which lines of text may not; make it a STRING",
+                lambda i, c=column: f"{c[i]} has more than 18 digits, which lines of text may not; make it a STRING",  # type: ignore[misc]
             )
         return problems
-    problems = Problems(groups.size)
-    if task.format == "tfrecord":
-        for label in fields.labels:
-            column = groups.columns[label]
-            if column.null_count and label not in task.optional:
-                is_missing = column.is_null().to_numpy(zero_copy_only=False)
-                what = "the label is missing, and its field has no default_val"
-                problems.refuse_samples(is_missing, f"column '{label}'", lambda i, w=what: w)
-    return problems
+    return GroupProblems(groups.size)
 
 
 def _write_config(pipeline: Pipeline, options: ConvertOptions, sides: list[str]) -> None:
@@ -281,7 +264,7 @@ def _write_config(pipeline: Pipeline, options: ConvertOptions, sides: list[str])
         data.ClearField(setting)
     schema = pipeline.schema
     if options.format == "rtp":
-        layout = RtpLayout.of(len(schema.labels), options.rtp_separator)
+        layout = written_layout(len(schema.labels), options.rtp_separator)
         columns = (*layout.label_columns, layout.features_column, layout.image_column, layout.size_column)
         data.selected_cols = ",".join(map(str, columns))
         data.rtp_separator, data.group_sample_separator = layout.column_separator, layout.sample_separator

@@ -12,7 +12,7 @@ from google.protobuf import text_encoding
 
 from easyrec_mm.config.feature_groups import wide_name
 from easyrec_mm.formats.columns import Kind
-from easyrec_mm.formats.grouped_rtp import RtpLayout
+from easyrec_mm.formats.grouped_rtp import written_layout
 from easyrec_mm.grouping.inference import FeaturePlan, FieldPlan, Inference, LabelPlan
 from easyrec_mm.grouping.options import GROUP_SIZE, GroupOptions
 from easyrec_mm.protos.data_pb2 import DatasetConfig
@@ -36,7 +36,7 @@ _WIDE_DEVIATION, _EMBEDDING_PENALTY = 0.4, 0.03
 _RANDOM_BACKBONE, _PRESET_SIDE = "None", 192
 _SMALL_START = "Embeddings start small: what a value does must be learned, and is not there by chance."
 _PRODUCTS = (
-    "Products of features, and of the picture with each, reach further than the layers alone. They are scaled up because "
+    "Products of features, and of the picture with each, reach further than the layers alone. They are scaled up: "
     "products of small embeddings are too small to be learned by every seed."
 )
 _NO_BATCH_NORM = (
@@ -111,7 +111,7 @@ def _data(options: GroupOptions, inference: Inference, grouped: Grouped) -> list
     lines += _comment("", [f"Groups; {size:.1f} samples each on average."])
     lines.append(f"batch_size: {_batch_size(grouped)}")
     if options.format == "rtp":
-        layout = RtpLayout.of(len(inference.labels), options.rtp_separator)
+        layout = written_layout(len(inference.labels), options.rtp_separator)
         columns = (*layout.label_columns, layout.features_column, layout.image_column, layout.size_column)
         lines.append(f"rtp_separator: {_text(layout.column_separator)}")
         lines.append(f"group_sample_separator: {_text(layout.sample_separator)}")

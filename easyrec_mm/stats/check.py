@@ -22,8 +22,8 @@ from easyrec_mm.data.packed_pictures import packed_path
 from easyrec_mm.data.pictures import picture_loader
 from easyrec_mm.errors import UserError
 from easyrec_mm.features.tensorflow_transform import looked_up
+from easyrec_mm.formats.checks import Problem
 from easyrec_mm.formats.group_rtp import label_value
-from easyrec_mm.formats.source import Problem
 from easyrec_mm.network.image import image_tower
 from easyrec_mm.network.precision import FLOAT32
 from easyrec_mm.schema import Feature, Schema

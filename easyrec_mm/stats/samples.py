@@ -13,10 +13,11 @@ import pyarrow.compute as pc
 from easyrec_mm.config.pipeline import Pipeline
 from easyrec_mm.errors import DataError, did_you_mean
 from easyrec_mm.files.local_copies import local_copies
+from easyrec_mm.formats.checks import BadGroup, Ints
 from easyrec_mm.formats.columns import ORDER, ROW_BITS, Kind, to_kind
 from easyrec_mm.formats.data_files import find_files, find_infos, opened_at
 from easyrec_mm.formats.grouped_rtp import decode
-from easyrec_mm.formats.grouped_table import BadGroup, GroupFields, GroupsPiece, Ints
+from easyrec_mm.formats.grouped_table import GroupFields, GroupsPiece
 from easyrec_mm.formats.odps_tables import LINE, OdpsTables
 from easyrec_mm.formats.typed_groups import ROW
 from easyrec_mm.grouping.convert import source_format
@@ -157,7 +158,8 @@ class _TableSamples:
         for table in self._tables.read(file):
             groups, num_columns = self._source.fields, len(self.fields.labels) + 3
             first = table[ROW][0].as_py()
-            piece = decode(table[LINE].to_pylist(), first, groups, self._source.layout, num_columns)
+            source = self._source
+            piece = decode(table[LINE].to_pylist(), first, groups, source.layout, num_columns, source.checks)
             yield _of_groups(piece, groups, self.fields)
 
 

@@ -1,0 +1,259 @@
+"""The rules of a good group, whatever the format and whichever command reads it.
+
+A group that breaks a rule is left out as a whole, so that no sample is taught another item's picture. Shape legend:
+G groups of S samples, the samples of a group behind each other.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from typing import NamedTuple
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+from numpy.typing import NDArray
+
+from easyrec_mm.features.text_patterns import VALUE_PATTERNS, text_patterns
+from easyrec_mm.formats.columns import to_kind
+from easyrec_mm.schema import Dtype, Field, Schema
+
+Ints = NDArray[np.int64]
+Mask = NDArray[np.bool_]
+_KINDS = {"int64": "a whole number", "bool": "a bool", "float32": "a number", "float64": "a number", "string": "UTF-8"}
+# Between the parts of a problem on its way through a TensorFlow graph.
+_PART_END = "\x1f"
+
+
+class Problem(NamedTuple):
+    """Where in a row, and what is wrong with it."""
+
+    where: str
+    what: str
+
+    def encode(self) -> bytes:
+        """Return the problem as bytes, which pass through a graph."""
+        return _PART_END.join(self).encode()
+
+    @staticmethod
+    def decode(data: bytes) -> Problem:
+        """Return the problem of which `data` is the `encode`."""
+        return Problem(*data.decode().split(_PART_END, 1))
+
+
+class BadGroup(NamedTuple):
+    """A group that is left out: row (from 1), column or other place, and what is wrong."""
+
+    row: int
+    where: str
+    problem: str
+
+
+class GroupProblems:
+    """Collects the groups that are refused, each with the first thing that is wrong with it.
+
+    Args:
+      size: int64 [G], samples of each group.
+    """
+
+    def __init__(self, size: Ints) -> None:
+        self.size = size
+        self.is_bad: Mask = np.zeros(len(size), bool)
+        self.group: Ints = np.repeat(np.arange(len(size)), size)  # [S]
+        self.first: Ints = np.cumsum(size) - size  # [G], the first sample of each
+        self.by_group: dict[int, Problem] = {}
+
+    def refuse(self, is_bad: Mask, where: str, what: Callable[[int], str]) -> None:
+        """Refuse groups, bool [G]; `what` says what is wrong with a group."""
+        for group in np.flatnonzero(is_bad & ~self.is_bad).tolist():
+            self.by_group[group] = Problem(where, what(group))
+        self.is_bad |= is_bad
+
+    def refuse_samples(self, is_bad: Mask, where: str, what: Callable[[int], str]) -> None:
+        """Refuse the groups of samples, bool [S]; `what` says what is wrong with a sample."""
+        for sample in np.flatnonzero(is_bad).tolist():
+            group = int(self.group[sample])
+            if not self.is_bad[group]:
+                self.is_bad[group] = True
+                place = f"sample {sample - self.first[group]}: " if self.size[group] > 1 else ""
+                self.by_group[group] = Problem(where, f"{place}{what(sample)}")
+
+    def at_rows(self, rows: Ints) -> list[BadGroup]:
+        """Return what was refused; `rows` [G] has the row of each group."""
+        return [BadGroup(int(rows[group]), *self.by_group[group]) for group in sorted(self.by_group)]
+
+
+class SampleChecks:
+    """Checks the values of samples, and replaces missing ones by the field's default.
+
+    Args:
+      schema: fields, features and tasks.
+      labels: label fields that are read.
+      fields: other fields that are read.
+    """
+
+    def __init__(self, schema: Schema, labels: Iterable[str], fields: Iterable[str]) -> None:
+        self._schema = schema
+        self._labels = set(labels)
+        self._read = [schema.field(name) for name in (*labels, *fields)]
+        self._patterns = text_patterns(schema)
+        read = {field.name for field in self._read}
+        self._aligned = [lists for lists in schema.aligned_lists() if lists.keys() <= read]
+
+    def check(self, columns: dict[str, pa.Array], problems: GroupProblems) -> dict[str, NDArray[np.generic] | pa.Array]:
+        """Refuse groups whose values break a rule.
+
+        Args:
+          columns: field -> [S], null where a value is missing; numbers, or text that numbers are read from.
+          problems: takes the groups that are refused.
+
+        Returns:
+          field -> [S]: int64, float32 (labels, too), or an Arrow array of large_binary.
+        """
+        values = {field.name: self._values(columns[field.name], field, problems) for field in self._read}
+        for name in self._schema.group_fields:
+            if name in values:
+                require_one_value(name, values[name], problems)
+        for lists in self._aligned:
+            self._require_equal_lengths(lists, values, problems)
+        return values
+
+    def _values(self, values: pa.Array, field: Field, problems: GroupProblems) -> NDArray[np.generic] | pa.Array:
+        if field.dtype == "string":
+            return self._texts(values, field, problems)
+        where = column_place(field.name)
+        is_label = field.name in self._labels
+        if is_text(values.type):
+            # A label may be a whole number or another, whatever its field says; a BOOL may be written out.
+            values = parse(values, "float32" if is_label and field.dtype != "bool" else field.dtype, where, problems)
+        if values.null_count:
+            if is_label and not field.optional:
+                is_missing = values.is_null().to_numpy(zero_copy_only=False)
+                # What could not be parsed is refused already.
+                what = "the label is missing, and its field has no default_val"
+                problems.refuse_samples(is_missing, where, lambda i: what)
+            values = pc.fill_null(values, pa.scalar(field.default_value).cast(values.type, safe=False))
+        array = values.to_numpy(zero_copy_only=False)
+        if is_label:
+            return self._label(array, field, problems)
+        if field.dtype == "float32":
+            with np.errstate(over="ignore"):
+                numbers = array.astype(np.float32)
+            problems.refuse_samples(~np.isfinite(numbers), where, lambda i: f"{shown(array[i])} is not a finite number")
+            return numbers
+        if field.dtype == "bool":
+            problems.refuse_samples((array != 0) & (array != 1), where, lambda i: f"{array[i]} is not a bool")
+        return array.astype(np.int64, copy=False)
+
+    def _label(self, array: NDArray[np.generic], field: Field, problems: GroupProblems) -> NDArray[np.float32]:
+        with np.errstate(over="ignore"):
+            numbers = array.astype(np.float32)
+        low, high, whole = self._schema.label_range(field.name)
+        is_bad = ~(np.isfinite(numbers) & (numbers >= low) & (numbers <= high))
+        if whole:
+            is_bad |= numbers != np.round(numbers)
+        kind = f"{'a class ' if whole else ''}from {low:g} to {high:g}" if np.isfinite(high) else "a finite number"
+        problems.refuse_samples(is_bad, column_place(field.name), lambda i: f"label {shown(array[i])} is not {kind}")
+        return numbers
+
+    def _texts(self, values: pa.Array, field: Field, problems: GroupProblems) -> pa.Array:
+        is_empty = pc.fill_null(pc.equal(pc.binary_length(values), 0), True)
+        patterns = self._patterns.get(field.name, [])
+        if patterns:
+            refuse_kind(to_kind(values, "string").is_bad, values, field.name, "string", problems.refuse_samples)
+        for pattern in patterns:
+            matches = pc.fill_null(pc.match_substring_regex(values, f"^(?:{pattern})$"), True)
+            problems.refuse_samples(
+                ~pc.or_(matches, is_empty).to_numpy(zero_copy_only=False),
+                column_place(field.name),
+                lambda i: f"{shown(values[i].as_py())} does not have the form that its feature needs",
+            )
+        if field.default:
+            values = pc.if_else(is_empty, pa.scalar(field.default).cast(values.type), values)
+        return pc.fill_null(values.cast(pa.large_binary()), b"")
+
+    def _require_equal_lengths(
+        self, lists: dict[str, str], values: dict[str, NDArray[np.generic] | pa.Array], problems: GroupProblems
+    ) -> None:
+        """Refuse groups where texts of several values that belong together hold different numbers of them.
+
+        Args:
+          lists: field -> separator of its values.
+        """
+        counts = {name: _count_tags(as_bytes(values[name]), separator) for name, separator in lists.items()}
+        first, *others = counts
+        for other in others:
+            problems.refuse_samples(
+                counts[first] != counts[other],
+                column_place(first),
+                lambda i, other=other: f"{counts[first][i]} values, but {other} has {counts[other][i]}",  # type: ignore[misc]
+            )
+
+
+def parse(texts: pa.Array, dtype: Dtype, where: str, problems: GroupProblems) -> pa.Array:
+    """Read numbers from text, "" as null; groups with other text are refused: `[S]` -> int64 or float64 `[S]`."""
+    texts = pc.if_else(pc.equal(pc.binary_length(texts), 0), None, texts)
+    is_good = pc.fill_null(pc.match_substring_regex(texts, f"^(?:{VALUE_PATTERNS[dtype]})$"), True)
+    kind = _KINDS[dtype]
+    is_bad = ~is_good.to_numpy(zero_copy_only=False)
+    problems.refuse_samples(is_bad, where, lambda i: f"{shown(texts[i].as_py())} is not {kind}")
+    plain = pc.utf8_trim(pc.if_else(is_good, texts, None).cast(pa.string()), " \t")
+    if dtype == "bool":
+        return pc.or_(pc.equal(plain, "1"), pc.equal(pc.utf8_lower(plain), "true")).cast(pa.int64())
+    plain = pc.replace_substring_regex(plain, r"^\+", "")
+    return plain.cast(pa.int64() if dtype == "int64" else pa.float64())
+
+
+def refuse_kind(
+    is_bad: Mask | None,
+    values: pa.Array,
+    name: str,
+    kind: str,
+    refuse: Callable[[Mask, str, Callable[[int], str]], None],
+) -> None:
+    """Refuse what is not of its kind (formats/columns.py); `refuse` is of samples or of groups."""
+    if is_bad is not None:
+        is_infinite = kind.startswith("float") and not is_text(values.type)
+        what = "a finite number" if is_infinite else _KINDS[kind]
+        refuse(is_bad, column_place(name), lambda i: f"{shown(values[i].as_py())} is not {what}")
+
+
+def require_one_value(name: str, values: NDArray[np.generic] | pa.Array, problems: GroupProblems) -> None:
+    """Refuse groups whose samples have different values `[S]` in a field that must have one for the whole group."""
+    array = as_bytes(values) if isinstance(values, pa.Array) else values
+    of_first = array[problems.first[problems.group]]
+    problems.refuse_samples(
+        array != of_first,
+        column_place(name),
+        lambda i: f"{shown(array[i])}, but sample 0 has {shown(of_first[i])}; the value must be the same in a group",
+    )
+
+
+def as_bytes(values: pa.Array) -> NDArray[np.object_]:
+    """Texts as bytes objects; b"" for a missing one."""
+    texts: NDArray[np.object_] = pc.fill_null(values.cast(pa.large_binary()), b"").to_numpy(zero_copy_only=False)
+    return texts
+
+
+def column_place(name: str) -> str:
+    """How messages name a column."""
+    return f"column '{name}'"
+
+
+def shown(value: object) -> str:
+    """How messages show a value."""
+    if isinstance(value, bytes):
+        return repr(value.decode("utf-8", "replace"))
+    return f"{value:g}" if isinstance(value, float | np.floating) else str(value)
+
+
+def is_text(kind: pa.DataType) -> bool:
+    """Whether an Arrow type is text or bytes."""
+    types = pa.types
+    is_string = types.is_string(kind) or types.is_large_string(kind)
+    return bool(is_string or types.is_binary(kind) or types.is_large_binary(kind))
+
+
+def _count_tags(values: Iterable[bytes], separator: str) -> Ints:
+    part = separator.encode()
+    return np.array([sum(map(bool, value.split(part))) for value in values], np.int64)
