@@ -29,13 +29,14 @@ TOWER = "model_config.e2e_mm_dbmtl.img_model"
 CATEGORY = {f"{TOWER}.category_feature": "category", "feature_config.features[5].per_group": "true"}
 # Each with what is rarely wrong together, because a training, its export and its store take long.
 KINDS_OF_ITEMS = {
-    "category, low-rank": {
-        **CATEGORY,
+    "category": CATEGORY,
+    "several, low-rank": {
+        f"{TOWER}.image_separator": ";",
+        f"{TOWER}.image_pooling": "ATTENTION",
         f"{TOWER}.model_name": "vit_tiny",
         f"{TOWER}.lora_rank": "2",
         f"{TOWER}.lora_alpha": "8",
     },
-    "several": {f"{TOWER}.image_separator": ";", f"{TOWER}.image_pooling": "ATTENTION"},
     "all": {
         **CATEGORY,
         f"{TOWER}.no_image_vector": "true",
@@ -54,7 +55,7 @@ class Trained:
     def __init__(self, folder: Path, kind: str) -> None:
         settings = KINDS_OF_ITEMS[kind]
         self.data = make_data(folder / "data", num_train_groups=24)
-        if kind in ("several", "all"):
+        if kind != "category":
             for split in ("train", "eval", "test"):
                 for path in sorted((self.data / split).glob("*.txt")):
                     self._change(path, none=kind == "all")
