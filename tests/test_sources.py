@@ -527,7 +527,7 @@ def test_bad_rows_of_csv_are_named_by_their_line(tmp_path, compress):
     assert problems[3] == "'one' is not a whole number"
     assert problems[4] == "11 values, not 10"
     assert problems[5] == "label 2 is not from 0 to 1"
-    assert problems[8] == "'maybe' is no bool"
+    assert problems[8] == "'maybe' is not a bool"
     assert left == ["a", 'h, "i"', "\ufffd"]
 
 
