@@ -7,11 +7,26 @@ from __future__ import annotations
 
 import json
 
+import numpy as np
+import pyarrow as pa
 import pytest
+from data_helpers import schema
 from flow_helpers import demo_flags, make_data, use_small_backbone
-from input_helpers import CONFIG, LABELS, OF_SAMPLES, config_of, read_groups, write_grouped, write_tfrecord
+from input_helpers import (
+    CONFIG,
+    LABELS,
+    OF_SAMPLES,
+    config_of,
+    read_groups,
+    write_csv,
+    write_flat,
+    write_grouped,
+    write_tfrecord,
+)
 
 from easyrec_mm.cli.main import main
+from easyrec_mm.formats.checks import GroupProblems, SampleChecks
+from easyrec_mm.schema import Feature
 
 
 def write_lines(path, groups):
@@ -30,6 +45,7 @@ def write_lines(path, groups):
     path.write_text("\n".join(lines) + "\n", encoding="utf-8")
 
 
+FLAT_WRITERS = {"ParquetInput": write_flat, "CSVInput": write_csv}
 WRITERS = {"GroupRTPInput": write_lines, "GroupParquetInput": write_grouped, "GroupTFRecordInput": write_tfrecord}
 # Field and its changed values; place and words; without the formats that cannot hold such a value.
 FAULTS = {
@@ -53,7 +69,7 @@ FAULTS = {
         "sample 2: 'lamp', but sample 0 has 'bag'; the value must be the same in a group",
         (),
     ),
-    "a category of several": (
+    "a label before categories that disagree": (
         {"category": ["bag", "lamp", "bag", "bag"], "click": [0, 0, 0, 7]},
         "column 'click'",
         "sample 3: label 7 is not from 0 to 1",
@@ -76,9 +92,13 @@ def small_backbone():
         yield
 
 
-def records_of_training(folder):
-    lines = (folder / "m/bad_records.jsonl").read_text(encoding="utf-8").splitlines()
-    return sorted((one["file"], one["row"], one["where"], one["problem"]) for one in map(json.loads, lines))
+def parts(record):
+    return record["file"], record["row"], record["where"], record["problem"]
+
+
+def records(path):
+    """What a file of refused groups says, in the order of rows."""
+    return sorted(parts(json.loads(line)) for line in path.read_text(encoding="utf-8").splitlines())
 
 
 @pytest.mark.parametrize("kind", WRITERS)
@@ -107,30 +127,54 @@ def test_all_commands_refuse_the_same_groups_with_the_same_words(groups, tmp_pat
         return capsys.readouterr().out
 
     run("train", *flags)
-    assert records_of_training(tmp_path) == expected
-    for command in (["eval", "--eval_input_path", file], ["check"]):
-        (tmp_path / "m/bad_records.jsonl").unlink(missing_ok=True)
-        told = run(*command, *flags)
-        if command[0] == "eval":
-            assert records_of_training(tmp_path) == expected
-        else:
-            for path, row, where, what in expected:
-                assert f"{path}:{row}: {where}: {what}" in told
-    run(
-        "convert",
-        *flags,
-        "--format",
-        "parquet",
-        "--output",
-        tmp_path / "converted",
-        "--max_bad_share",
-        1,
-        "--input",
-        file,
-    )
-    lines = (tmp_path / "converted/bad_rows.jsonl").read_text(encoding="utf-8").splitlines()
-    found = [(one["file"], one["row"], one["where"], one["problem"]) for one in map(json.loads, lines)]
-    assert found == expected
+    assert records(tmp_path / "m/bad_records.jsonl") == expected
+    (tmp_path / "m/bad_records.jsonl").unlink()
+    run("eval", *flags, "--eval_input_path", file)
+    assert records(tmp_path / "m/bad_records.jsonl") == expected
+    told = run("check", *flags)
+    assert all(f"{path}:{row}: {where}: {what}" in told for path, row, where, what in expected)
+    converted = ["--input", file, "--format", "parquet", "--output", tmp_path / "converted", "--max_bad_share", 1]
+    run("convert", *flags, *converted)
+    assert records(tmp_path / "converted/bad_rows.jsonl") == expected
     run("stats", *flags, "--output", tmp_path / "stats.html", "--json", tmp_path / "stats.json")
     refused = json.loads((tmp_path / "stats.json").read_text(encoding="utf-8"))["refused_first"]
-    assert [(one["file"], one["row"], one["where"], one["problem"]) for one in refused] == expected
+    assert [parts(one) for one in refused] == expected
+
+
+@pytest.mark.parametrize(("kind", "first_row"), [("ParquetInput", 1), ("CSVInput", 2)])
+def test_check_and_stats_refuse_the_same_rows_of_flat_files(groups, tmp_path, capsys, kind, first_row):
+    data, good = groups
+    one = {name: value[:1] if isinstance(value, list) else value for name, value in good[0].items()} | {"group_size": 1}
+    rows = [one, {**one, "click": [5]}, {**one, "click": [None]}, one]
+    file = tmp_path / "part-0"
+    FLAT_WRITERS[kind](file, rows)
+    (tmp_path / "x.config").write_text(config_of(kind), encoding="utf-8")
+    flags = demo_flags(data, tmp_path / "m")
+    flags[1] = str(tmp_path / "x.config")
+    flags += [f"--set=train_input_path={file}", "--set=data_config.max_bad_record_share=1"]
+    expected = [
+        (str(file), first_row + 1, "column 'click'", "label 5 is not from 0 to 1"),
+        (str(file), first_row + 2, "column 'click'", "the label is missing, and its field has no default_val"),
+    ]
+    assert main(["check", *flags]) == 0
+    told = capsys.readouterr().out
+    assert all(f"{path}:{row}: {where}: {what}" in told for path, row, where, what in expected)
+    report = ["--output", str(tmp_path / "stats.html"), "--json", str(tmp_path / "stats.json")]
+    assert main(["stats", *flags, *report]) == 0
+    refused = json.loads((tmp_path / "stats.json").read_text(encoding="utf-8"))["refused_first"]
+    assert [parts(one) for one in refused] == expected
+
+
+def test_words_are_the_same_for_text_of_every_arrow_type():
+    pairs = Feature("pairs", "tag", ("pairs",), 4, "t", "hash", 9, separator="|", kv_separator=":")
+    checks = SampleChecks(schema({"y": "float32"}, {"pairs": "string"}, [pairs]), ("y",), ("pairs",))
+    for text in (pa.string(), pa.binary(), pa.large_binary()):
+        problems = GroupProblems(np.array([1, 2]))
+        labels = pa.array(["0", "1", "1"], text)
+        checks.check({"y": labels, "pairs": pa.array(["a:1", "b:2", "b"], text)}, problems)
+        assert problems.by_group == {
+            1: ("column 'pairs'", "sample 1: 'b' does not have the form that its feature needs")
+        }
+        problems = GroupProblems(np.array([1, 2]))
+        checks.check({"y": pa.array(["0", "x", None], text), "pairs": pa.array(["a:1", "", ""], text)}, problems)
+        assert problems.by_group == {1: ("column 'y'", "sample 0: 'x' is not a number")}

@@ -178,7 +178,7 @@ def test_rows_of_a_log_that_are_malformed_are_told(tmp_path, capsys):
     text = run(*flags, capsys=capsys)
     assert "198 samples; 2 rows refused (1.00%)" in text
     assert re.search(r"log.csv:51: row: .*2", text)
-    assert "log.csv:71: column 'age': 'x' is no int64" in text
+    assert "log.csv:71: column 'age': 'x' is not a whole number" in text
 
 
 @pytest.mark.parametrize(

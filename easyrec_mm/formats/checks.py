@@ -7,6 +7,7 @@ G groups of S samples, the samples of a group behind each other.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from functools import cached_property
 from typing import NamedTuple
 
 import numpy as np
@@ -59,9 +60,17 @@ class GroupProblems:
     def __init__(self, size: Ints) -> None:
         self.size = size
         self.is_bad: Mask = np.zeros(len(size), bool)
-        self.group: Ints = np.repeat(np.arange(len(size)), size)  # [S]
-        self.first: Ints = np.cumsum(size) - size  # [G], the first sample of each
         self.by_group: dict[int, Problem] = {}
+
+    @cached_property
+    def group(self) -> Ints:
+        """The group of each sample, [S]."""
+        return np.repeat(np.arange(len(self.size)), self.size)
+
+    @cached_property
+    def first(self) -> Ints:
+        """The first sample of each group, [G]."""
+        return np.cumsum(self.size) - self.size
 
     def refuse(self, is_bad: Mask, where: str, what: Callable[[int], str]) -> None:
         """Refuse groups, bool [G]; `what` says what is wrong with a group."""
@@ -90,15 +99,19 @@ class SampleChecks:
       schema: fields, features and tasks.
       labels: label fields that are read.
       fields: other fields that are read.
+
+    Attributes:
+      patterns: field -> what its text must match (features/text_patterns.py).
+      aligned: texts that must hold equally many values: field -> separator, each.
     """
 
     def __init__(self, schema: Schema, labels: Iterable[str], fields: Iterable[str]) -> None:
         self._schema = schema
         self._labels = set(labels)
         self._read = [schema.field(name) for name in (*labels, *fields)]
-        self._patterns = text_patterns(schema)
+        self.patterns = text_patterns(schema)
         read = {field.name for field in self._read}
-        self._aligned = [lists for lists in schema.aligned_lists() if lists.keys() <= read]
+        self.aligned = [lists for lists in schema.aligned_lists() if lists.keys() <= read]
 
     def check(self, columns: dict[str, pa.Array], problems: GroupProblems) -> dict[str, NDArray[np.generic] | pa.Array]:
         """Refuse groups whose values break a rule.
@@ -114,7 +127,7 @@ class SampleChecks:
         for name in self._schema.group_fields:
             if name in values:
                 require_one_value(name, values[name], problems)
-        for lists in self._aligned:
+        for lists in self.aligned:
             self._require_equal_lengths(lists, values, problems)
         return values
 
@@ -129,8 +142,8 @@ class SampleChecks:
         if values.null_count:
             if is_label and not field.optional:
                 is_missing = values.is_null().to_numpy(zero_copy_only=False)
-                # What could not be parsed is refused already.
                 what = "the label is missing, and its field has no default_val"
+                # Text that is not a number is null here, too; its group is refused already.
                 problems.refuse_samples(is_missing, where, lambda i: what)
             values = pc.fill_null(values, pa.scalar(field.default_value).cast(values.type, safe=False))
         array = values.to_numpy(zero_copy_only=False)
@@ -158,7 +171,7 @@ class SampleChecks:
 
     def _texts(self, values: pa.Array, field: Field, problems: GroupProblems) -> pa.Array:
         is_empty = pc.fill_null(pc.equal(pc.binary_length(values), 0), True)
-        patterns = self._patterns.get(field.name, [])
+        patterns = self.patterns.get(field.name, [])
         if patterns:
             refuse_kind(to_kind(values, "string").is_bad, values, field.name, "string", problems.refuse_samples)
         for pattern in patterns:
@@ -194,9 +207,8 @@ def parse(texts: pa.Array, dtype: Dtype, where: str, problems: GroupProblems) ->
     """Read numbers from text, "" as null; groups with other text are refused: `[S]` -> int64 or float64 `[S]`."""
     texts = pc.if_else(pc.equal(pc.binary_length(texts), 0), None, texts)
     is_good = pc.fill_null(pc.match_substring_regex(texts, f"^(?:{VALUE_PATTERNS[dtype]})$"), True)
-    kind = _KINDS[dtype]
     is_bad = ~is_good.to_numpy(zero_copy_only=False)
-    problems.refuse_samples(is_bad, where, lambda i: f"{shown(texts[i].as_py())} is not {kind}")
+    problems.refuse_samples(is_bad, where, lambda i: f"{shown(texts[i].as_py())} is not {_KINDS[dtype]}")
     plain = pc.utf8_trim(pc.if_else(is_good, texts, None).cast(pa.string()), " \t")
     if dtype == "bool":
         return pc.or_(pc.equal(plain, "1"), pc.equal(pc.utf8_lower(plain), "true")).cast(pa.int64())
@@ -243,7 +255,9 @@ def column_place(name: str) -> str:
 def shown(value: object) -> str:
     """How messages show a value."""
     if isinstance(value, bytes):
-        return repr(value.decode("utf-8", "replace"))
+        value = value.decode("utf-8", "replace")
+    if isinstance(value, str):
+        return repr(value)
     return f"{value:g}" if isinstance(value, float | np.floating) else str(value)
 
 

@@ -8,7 +8,6 @@ in plain Python what is wrong with it.
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Iterator
 from itertools import islice
 from typing import NamedTuple
@@ -18,9 +17,9 @@ import tensorflow as tf
 
 from easyrec_mm.errors import DataError
 from easyrec_mm.features.tensorflow_transform import split_tags
-from easyrec_mm.features.text_patterns import VALUE_PATTERNS, text_patterns
+from easyrec_mm.features.text_patterns import VALUE_PATTERNS
 from easyrec_mm.formats.checks import Problem, SampleChecks
-from easyrec_mm.formats.grouped_rtp import split_lines
+from easyrec_mm.formats.grouped_rtp import NUM_PROBE_LINES, count_columns, split_lines
 from easyrec_mm.formats.record_files import RecordFiles
 from easyrec_mm.formats.source import Chunk, GroupRows, Order, TextGroup
 from easyrec_mm.schema import Dtype, Field, RowLayout, Schema
@@ -29,8 +28,6 @@ DTYPES = {"int64": tf.int64, "bool": tf.bool, "float32": tf.float32}
 
 # Between the values of a column when all are matched at once; a line of text cannot contain it.
 _LINE_END = "\n"
-# Lines from which the number of columns is taken.
-NUM_PROBE_LINES = 100
 
 
 class _Parts(NamedTuple):
@@ -82,18 +79,10 @@ class GroupRtpSource(RecordFiles):
 
     def _count_columns(self, layout: RowLayout) -> int:
         """Columns of most of the first lines; every line must have as many."""
-        probe = islice(self.read(), NUM_PROBE_LINES)
-        counts = Counter(len(split_bytes(line, layout.column_separator)) for _, _, line in probe)
-        if not counts:
+        probe = [line for _, _, line in islice(self.read(), NUM_PROBE_LINES)]
+        if not probe:
             raise DataError(f"{', '.join(self.files[:3])}: no line of data; give files that hold groups")
-        num_columns = counts.most_common(1)[0][0]
-        needed = max(*layout.label_columns, layout.features_column, layout.image_column, layout.size_column) + 1
-        if num_columns < needed:
-            raise DataError(
-                f"{self.files[0]}: lines have {num_columns} column(s), and data_config.selected_cols reads column "
-                f"{needed - 1}; check selected_cols and rtp_separator {layout.column_separator!r}"
-            )
-        return num_columns
+        return count_columns(self.files[0], probe, layout)
 
 
 class GroupRtpParser:
@@ -112,11 +101,9 @@ class GroupRtpParser:
         self._labels = [(schema.field(name), schema.layout.label_columns[schema.labels.index(name)]) for name in labels]
         self._fields = [(schema.field(name), schema.layout.sample_fields.index(name)) for name in fields]
         self._num_columns = num_columns
-        self._patterns = text_patterns(schema)
         self._checks = SampleChecks(schema, labels, fields)
         read = {*labels, *fields}
         self._group_fields = [name for name in schema.group_fields if name in read]
-        self._aligned = [lists for lists in schema.aligned_lists() if lists.keys() <= set(fields)]
 
     def __call__(self, lines: tf.Tensor) -> GroupRows:
         """Lines, string `[G]` -> the good groups among them."""
@@ -196,7 +183,7 @@ class GroupRtpParser:
             fields[field.name] = numbers
             is_good &= ok
         for field, index in self._fields:
-            patterns = self._patterns.get(field.name, [])
+            patterns = self._checks.patterns.get(field.name, [])
             if field.dtype == "string":
                 text = columns[index]
                 fields[field.name] = tf.where(tf.equal(text, ""), field.default, text) if field.default else text
@@ -204,7 +191,7 @@ class GroupRtpParser:
             else:
                 fields[field.name], ok = _read_numbers(columns[index], patterns, field.default, DTYPES[field.dtype])
             is_good = is_good if ok is None else is_good & ok
-        for lists in self._aligned:
+        for lists in self._checks.aligned:
             first, *others = [split_tags(fields[name], separator).row_lengths() for name, separator in lists.items()]
             for other in others:
                 is_good &= tf.equal(first, other)

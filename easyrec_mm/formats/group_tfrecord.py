@@ -22,7 +22,6 @@ from numpy.typing import NDArray
 
 from easyrec_mm.errors import DataError, tensorflow_reason
 from easyrec_mm.features.tensorflow_transform import split_tags
-from easyrec_mm.features.text_patterns import text_patterns
 from easyrec_mm.formats.checks import Problem
 from easyrec_mm.formats.group_rtp import matches
 from easyrec_mm.formats.record_files import RecordFiles
@@ -57,7 +56,6 @@ class GroupTfRecordSource(RecordFiles):
         if schema.image.field:
             self._dtypes[schema.image.field] = tf.string
         self._group_fields = {schema.image.field, schema.group_size_field, *schema.group_fields}
-        self._patterns = text_patterns(schema)
         if self._first_has_size():
             self._dtypes[schema.group_size_field] = tf.int64
 
@@ -124,11 +122,11 @@ class GroupTfRecordSource(RecordFiles):
                     checks.append(tf.reduce_all(tf.equal(numbers, tf.round(numbers))))
             elif values.dtype == tf.float32:
                 checks.append(tf.reduce_all(tf.math.is_finite(values)))
-            elif values.dtype == tf.string and name in self._patterns:
-                checks.append(tf.reduce_all(tf.equal(values, "") | matches(values, self._patterns[name])))
+            elif values.dtype == tf.string and name in self._groups.checks.patterns:
+                checks.append(tf.reduce_all(tf.equal(values, "") | matches(values, self._groups.checks.patterns[name])))
             elif name in self._groups.dtypes and self._schema.field(name).dtype == "bool":
                 checks.append(tf.reduce_all(tf.equal(values, 0) | tf.equal(values, 1)))
-        for lists in self._groups.aligned:
+        for lists in self._groups.checks.aligned:
             texts = {name: columns[name].flat_values for name in lists}
             first, *others = [split_tags(text, lists[name]).row_lengths() for name, text in texts.items()]
             for other in others:

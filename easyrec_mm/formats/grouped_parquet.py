@@ -150,7 +150,7 @@ def _piece(table: pa.Table, fields: GroupFields, rows: Ints, checks: SampleCheck
         columns[name] = pc.fill_null(typed.values, "") if name == fields.image else typed.values
     if checks is not None:
         checks.check(columns, problems)
-    for name in fields.per_group:
+    for name in filter(fields.per_group.__contains__, fields.kinds):
         columns[name] = one_a_group(name, columns[name], fields, problems)
     good = ~problems.is_bad
     return GroupsPiece(Groups(size, columns).select(good, fields), rows[good], sorted(refused + problems.at_rows(rows)))

@@ -37,8 +37,8 @@ from easyrec_mm.formats.grouped_table import (
 )
 from easyrec_mm.schema import RowLayout
 
-# Lines from which the number of columns is taken, as training does.
-_NUM_PROBE_LINES = 100
+# Lines from which the number of columns is taken.
+NUM_PROBE_LINES = 100
 # Numbers so near to 0 that 32 bits do not tell them from it; with three digits of an exponent, they could not be read.
 _TINY = 1e-99
 
@@ -145,8 +145,8 @@ def read_rtp(
     """
     try:
         with open_binary(path) as stream:
-            probe = [line for _, line in zip(range(_NUM_PROBE_LINES), stream, strict=False)]
-            num_columns = _num_columns(path, probe, layout)
+            probe = [line for _, line in zip(range(NUM_PROBE_LINES), stream, strict=False)]
+            num_columns = count_columns(path, probe, layout)
             lines: list[bytes] = []
             first = 1
             for line in chain(probe, stream):
@@ -161,7 +161,12 @@ def read_rtp(
         raise DataError(f"{path}: cannot be read: {error}") from error
 
 
-def _num_columns(path: str, lines: list[bytes], layout: RowLayout) -> int:
+def count_columns(path: str, lines: list[bytes], layout: RowLayout) -> int:
+    """Return how many columns most of a file's first lines have; 0 without a line.
+
+    Raises:
+      DataError: if those are fewer than the layout reads.
+    """
     counts = Counter(line.count(layout.column_separator.encode()) + 1 for line in lines)
     num_columns = counts.most_common(1)[0][0] if counts else 0
     needed = max(*layout.label_columns, layout.features_column, layout.image_column, layout.size_column) + 1

@@ -249,7 +249,7 @@ def decode(
         columns[name] = pc.fill_null(column, "") if name == fields.image else column
     if checks is not None:
         checks.check(columns, problems)
-    for name in fields.per_group:
+    for name in filter(fields.per_group.__contains__, fields.kinds):
         columns[name] = one_a_group(name, columns[name], fields, problems)
     refused += problems.at_rows(row_array)
     good = ~problems.is_bad

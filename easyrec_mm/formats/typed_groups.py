@@ -84,8 +84,7 @@ class TypedGroups:
         self.labels = set(labels)
         self.is_flat = is_flat
         self._has_texts = has_texts
-        self._checks = SampleChecks(schema, labels, fields)
-        self.aligned = [lists for lists in schema.aligned_lists() if lists.keys() <= {*labels, *fields}]
+        self.checks = SampleChecks(schema, labels, fields)
         self.columns = tuple(field.name for field in self._fields)
         if schema.image.field:
             self.columns += (schema.image.field,)
@@ -220,7 +219,7 @@ class TypedGroups:
         size = self._group_sizes(table)
         found = GroupProblems(size)
         columns = {one.name: _flatten(table[one.name], found) for one in self._fields}
-        values = self._checks.check(columns, found)
+        values = self.checks.check(columns, found)
         image_path = self._image_path(table, found)
         problems |= {int(kept[group]): problem for group, problem in found.by_group.items()}
         if found.by_group:

@@ -13,8 +13,8 @@ import pyarrow.compute as pc
 from easyrec_mm.config.pipeline import Pipeline
 from easyrec_mm.errors import DataError, did_you_mean
 from easyrec_mm.files.local_copies import local_copies
-from easyrec_mm.formats.checks import BadGroup, Ints
-from easyrec_mm.formats.columns import ORDER, ROW_BITS, Kind, to_kind
+from easyrec_mm.formats.checks import BadGroup, GroupProblems, Ints, SampleChecks, is_text, refuse_kind
+from easyrec_mm.formats.columns import ORDER, ROW_BITS, Kind, Typed, to_kind
 from easyrec_mm.formats.data_files import find_files, find_infos, opened_at
 from easyrec_mm.formats.grouped_rtp import decode
 from easyrec_mm.formats.grouped_table import GroupFields, GroupsPiece
@@ -25,6 +25,7 @@ from easyrec_mm.grouping.flat_files import Split, pieces, plan_file
 from easyrec_mm.grouping.log_plan import plan_columns
 from easyrec_mm.grouping.options import TYPE_NAMES
 from easyrec_mm.protos.data_pb2 import DatasetConfig
+from easyrec_mm.schema import Schema
 
 _FLAT = (DatasetConfig.CSVInput, DatasetConfig.ParquetInput)
 
@@ -105,7 +106,7 @@ def config_samples(pipeline: Pipeline, path: str, setting: str) -> SampleReader:
         return _GroupedSamples(fields, files, pipeline)
     has_names = data.input_type == DatasetConfig.ParquetInput or data.with_header
     names = () if has_names else tuple(one.input_name for one in data.input_fields)
-    return _FlatSamples(fields, files, data.separator, names)
+    return _FlatSamples(fields, files, data.separator, names, schema)
 
 
 def log_samples(
@@ -169,13 +170,29 @@ def _of_groups(piece: GroupsPiece, groups: GroupFields, fields: Fields) -> Sampl
 
 
 class _FlatSamples:
-    """Rows of a log; `names` are those of the columns of CSV without a header."""
+    """Rows of a log.
 
-    def __init__(self, fields: Fields, files: list[str], separator: str, names: Sequence[str] = ()) -> None:
+    Args:
+      fields: what is read.
+      files: CSV or Parquet.
+      separator: between the values of CSV.
+      names: of the columns of CSV without a header.
+      schema: of a config, whose training would refuse some rows; None for a log of which nothing is known yet.
+    """
+
+    def __init__(
+        self,
+        fields: Fields,
+        files: list[str],
+        separator: str,
+        names: Sequence[str] = (),
+        schema: Schema | None = None,
+    ) -> None:
         self.fields = fields
         self.files = files
         self._separator = separator
         self._names = tuple(names)
+        self._schema = schema
 
     def read(self, file: str) -> Iterator[Samples]:
         """See SampleReader.read."""
@@ -188,7 +205,9 @@ class _FlatSamples:
             for name in (*self.fields.kinds, self.fields.image):
                 if name and splits and name not in plan.columns:
                     raise DataError(f"{file}: no column '{name}'; {did_you_mean(name, plan.columns)}")
-        row = 1
+        # Training counts the line of names; of a log that is no input yet, rows are counted.
+        has_names_line = self._schema is not None and not self._names and any(one.format == "csv" for one in splits)
+        row = 2 if has_names_line else 1
         for split in splits:
             wanted = list(filter(None, (*self.fields.kinds, self.fields.image)))
             for piece in pieces(split, wanted, self._separator):
@@ -199,21 +218,33 @@ class _FlatSamples:
             row += split.num_rows
 
     def _checked(self, table: pa.Table, rows: Ints, refused: list[BadGroup]) -> Samples:
-        columns: dict[str, pa.Array] = {}
-        is_good = np.ones(len(table), bool)
+        problems = GroupProblems(np.ones(len(table), np.int64))
+        raw = {name: table[name].combine_chunks() for name in self.fields.kinds}
+        typed = {name: to_kind(raw[name], kind, self._schema is not None) for name, kind in self.fields.kinds.items()}
+        if self._schema is not None:
+            self._check(self._schema, raw, typed, problems)
         for name, kind in self.fields.kinds.items():
-            column = table[name].combine_chunks()
-            typed = to_kind(column, kind)
-            columns[name] = typed.values
-            if typed.is_bad is not None:
-                for i in np.flatnonzero(typed.is_bad & is_good):
-                    refused.append(BadGroup(int(rows[i]), f"column '{name}'", f"'{column[i]}' is no {kind}"))
-                is_good &= ~typed.is_bad
+            refuse_kind(typed[name].is_bad, raw[name], name, kind, problems.refuse)
+        columns = {name: one.values for name, one in typed.items()}
         image = pa.array([""] * len(table))
         if self.fields.image:
             image = pc.fill_null(to_kind(table[self.fields.image].combine_chunks(), "string").values, "")
-        if not is_good.all():
-            good = pa.array(is_good)
+        if problems.by_group:
+            good = pa.array(~problems.is_bad)
             columns = {name: column.filter(good) for name, column in columns.items()}
             image = image.filter(good)
-        return Samples(np.ones(len(image), np.int64), image, columns, sorted(refused))
+        return Samples(np.ones(len(image), np.int64), image, columns, sorted(refused + problems.at_rows(rows)))
+
+    def _check(
+        self, schema: Schema, raw: dict[str, pa.Array], typed: dict[str, Typed], problems: GroupProblems
+    ) -> None:
+        """Refuse rows as training does; the checks themselves read numbers from text, and name what is none."""
+        # Lists are joined with another separator than training joins them with.
+        fields = [name for name in schema.fields_read() if not pa.types.is_nested(raw[name].type)]
+        columns = {}
+        for name in (*self.fields.labels, *fields):
+            is_number_in_text = is_text(raw[name].type) and self.fields.kinds[name] != "string"
+            columns[name] = raw[name] if is_number_in_text else typed[name].values
+            if not is_number_in_text:
+                refuse_kind(typed[name].is_bad, raw[name], name, self.fields.kinds[name], problems.refuse)
+        SampleChecks(schema, self.fields.labels, fields).check(columns, problems)
