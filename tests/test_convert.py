@@ -282,3 +282,49 @@ def test_columns_that_no_field_names_are_left(tmp_path):
     pq.write_table(table, tmp_path / "b")
     output, _ = convert(tmp_path, config(tmp_path, "parquet", tmp_path / "b"), "parquet", "out")
     assert file_of(output, "parquet").read_bytes() == (tmp_path / "a").read_bytes()
+
+
+WITHOUT_PICTURES = """
+train_input_path: "{folder}/a.parquet"
+model_dir: "{folder}/m"
+data_config {{
+  input_type: GroupParquetInput
+  batch_size: 4
+  label_fields: "click"
+  input_fields {{ input_name: "click" input_type: INT64 }}
+  input_fields {{ input_name: "user" input_type: STRING }}
+}}
+feature_config {{
+  features {{ input_names: "user" feature_type: IdFeature hash_bucket_size: 10 embedding_dim: 4 }}
+}}
+model_config {{
+  model_class: "E2E_MM_DBMTL"
+  feature_groups {{ group_name: "all" feature_names: "user" }}
+  e2e_mm_dbmtl {{
+    bottom_dnn {{ hidden_units: 4 }}
+    task_towers {{ tower_name: "click" label_name: "click" dnn {{ hidden_units: 4 }} }}
+    l2_regularization: 0
+  }}
+}}
+train_config {{
+  num_epochs: 1
+  optimizer_config {{ adam_optimizer {{ learning_rate {{ constant_learning_rate {{ learning_rate: 0.01 }} }} }} }}
+}}
+"""
+
+
+@pytest.mark.parametrize("kind", FORMATS)
+def test_groups_without_pictures(tmp_path, capsys, kind):
+    """A config without an ImgFeature: its groups go through every format, and stats shows them."""
+    pq.write_table(pa.table({"click": [[1], [0, 1]], "user": [["a"], ["b", "c"]]}), tmp_path / "a.parquet")
+    (tmp_path / "x.config").write_text(WITHOUT_PICTURES.format(folder=tmp_path), encoding="utf-8")
+    _, there = convert(tmp_path, tmp_path / "x.config", kind, "there")
+    output, _ = convert(tmp_path, there, "parquet", "back")
+    back = pq.read_table(file_of(output, "parquet"))
+    assert {name: back[name].to_pylist() for name in ("click", "user")} == {
+        "click": [[1], [0, 1]],
+        "user": [["a"], ["b", "c"]],
+    }
+    capsys.readouterr()
+    assert main(["stats", "--pipeline_config", str(there), "--output", str(tmp_path / "stats.html")]) == 0
+    assert "2 groups, 3 samples; 0 groups refused" in capsys.readouterr().out

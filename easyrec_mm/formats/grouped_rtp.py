@@ -46,10 +46,17 @@ _TINY = 1e-99
 HOLDS_SEPARATOR = "contains a separator of lines; choose another --rtp_separator or --format"
 
 
-def written_layout(num_labels: int, column_separator: str = "|") -> RowLayout:
-    """Return the layout of lines that are written: labels, features, image path, group size, and nothing else."""
-    columns = (tuple(range(num_labels)), num_labels, num_labels + 1, num_labels + 2)
+def written_layout(num_labels: int, column_separator: str = "|", has_image: bool = True) -> RowLayout:
+    """Return the layout of lines that are written: labels, features, image path if there are any, group size."""
+    image_column = num_labels + 1 if has_image else -1
+    columns = (tuple(range(num_labels)), num_labels, image_column, num_labels + 1 + has_image)
     return RowLayout(*columns, (), column_separator, "\x01", "\x02")
+
+
+def selected_columns(layout: RowLayout) -> str:
+    """Return data_config.selected_cols of lines that are written."""
+    columns = (*layout.label_columns, layout.features_column, layout.image_column, layout.size_column)
+    return ",".join(str(column) for column in columns if column >= 0)
 
 
 def forbidden(column_separator: str) -> str:
@@ -81,7 +88,7 @@ def encode(groups: Groups, fields: GroupFields) -> pa.Array:
     Raises:
       DataError: if a text contains a separator; `find_forbidden` tells which groups are so.
     """
-    layout = written_layout(len(fields.labels), fields.column_separator)
+    layout = written_layout(len(fields.labels), fields.column_separator, bool(fields.image))
     problems = find_forbidden(groups, fields)
     if problems.is_bad.any():
         bad = problems.at_rows(np.arange(1, len(groups.size) + 1))[0]
@@ -97,7 +104,8 @@ def encode(groups: Groups, fields: GroupFields) -> pa.Array:
         samples = pc.binary_join_element_wise(*values, layout.value_separator)
     else:
         samples = pa.array([""] * len(group_of_samples))
-    columns += [_joined(samples, of_lists, layout), texts[fields.image], pa.array(groups.size).cast(pa.string())]
+    image = [texts[fields.image]] if fields.image else []
+    columns += [_joined(samples, of_lists, layout), *image, pa.array(groups.size).cast(pa.string())]
     return pc.binary_join_element_wise(*columns, layout.column_separator)
 
 

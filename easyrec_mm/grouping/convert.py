@@ -25,7 +25,7 @@ from easyrec_mm.files.opening import exists, opened_at, size_of
 from easyrec_mm.formats.checks import BadGroup, GroupProblems, SampleChecks
 from easyrec_mm.formats.columns import MAX_WHOLE, Kind
 from easyrec_mm.formats.grouped_parquet import read_parquet
-from easyrec_mm.formats.grouped_rtp import find_forbidden, read_rtp, written_layout
+from easyrec_mm.formats.grouped_rtp import find_forbidden, read_rtp, selected_columns, written_layout
 from easyrec_mm.formats.grouped_table import GroupFields, Groups, GroupsPiece
 from easyrec_mm.formats.grouped_tfrecord import read_tfrecord
 from easyrec_mm.grouping.bad_rows import BAD_ROWS, BadRow, BadRows
@@ -128,7 +128,7 @@ def source_format(pipeline: Pipeline, rtp_separator: str = "|") -> SourceFormat:
         labels=schema.labels,
         image=schema.image.field,
         size=size,
-        per_group=frozenset({schema.image.field, *schema.group_fields} - {*schema.labels}),
+        per_group=frozenset({schema.image.field, *schema.group_fields} - {"", *schema.labels}),
         defaults={one.name: one.default_value for one in schema.fields},
         column_separator=rtp_separator,
     )
@@ -264,9 +264,8 @@ def _write_config(pipeline: Pipeline, options: ConvertOptions, sides: list[str])
         data.ClearField(setting)
     schema = pipeline.schema
     if options.format == "rtp":
-        layout = written_layout(len(schema.labels), options.rtp_separator)
-        columns = (*layout.label_columns, layout.features_column, layout.image_column, layout.size_column)
-        data.selected_cols = ",".join(map(str, columns))
+        layout = written_layout(len(schema.labels), options.rtp_separator, bool(schema.image.field))
+        data.selected_cols = selected_columns(layout)
         data.rtp_separator, data.group_sample_separator = layout.column_separator, layout.sample_separator
         data.separator = layout.value_separator
         if not schema.group_size_field:

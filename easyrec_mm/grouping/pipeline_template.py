@@ -12,7 +12,7 @@ from google.protobuf import text_encoding
 
 from easyrec_mm.config.feature_groups import wide_name
 from easyrec_mm.formats.columns import Kind
-from easyrec_mm.formats.grouped_rtp import written_layout
+from easyrec_mm.formats.grouped_rtp import selected_columns, written_layout
 from easyrec_mm.grouping.inference import FeaturePlan, FieldPlan, Inference, LabelPlan
 from easyrec_mm.grouping.options import GROUP_SIZE, GroupOptions
 from easyrec_mm.protos.data_pb2 import DatasetConfig
@@ -112,11 +112,10 @@ def _data(options: GroupOptions, inference: Inference, grouped: Grouped) -> list
     lines.append(f"batch_size: {_batch_size(grouped)}")
     if options.format == "rtp":
         layout = written_layout(len(inference.labels), options.rtp_separator)
-        columns = (*layout.label_columns, layout.features_column, layout.image_column, layout.size_column)
         lines.append(f"rtp_separator: {_text(layout.column_separator)}")
         lines.append(f"group_sample_separator: {_text(layout.sample_separator)}")
         lines.append(f"separator: {_text(layout.value_separator)}")
-        lines.append(f'selected_cols: "{",".join(map(str, columns))}"')
+        lines.append(f"selected_cols: {_text(selected_columns(layout))}")
     lines += [f"label_fields: {_text(label.name)}" for label in inference.labels]
     lines += _comment("", ["Groups are shuffled within and over the shards already."])
     lines.append(f"shuffle_buffer_size: {min(_SHUFFLE_GROUPS, max(grouped.num_groups, 1))}")

@@ -166,7 +166,9 @@ class _TableSamples:
 
 def _of_groups(piece: GroupsPiece, groups: GroupFields, fields: Fields) -> Samples:
     columns = {name: piece.groups.samples(name, groups) for name in fields.kinds}
-    return Samples(piece.groups.size, piece.groups.columns[groups.image], columns, piece.refused)
+    no_pictures = pa.array([""] * len(piece.groups.size))
+    image = piece.groups.columns[groups.image] if groups.image else no_pictures
+    return Samples(piece.groups.size, image, columns, piece.refused)
 
 
 class _FlatSamples:
