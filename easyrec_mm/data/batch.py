@@ -6,6 +6,7 @@ distinct pictures; E of them with pixels; L pairs of an image and a picture of i
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import tensorflow as tf
@@ -61,6 +62,26 @@ class Batch(NamedTuple):
     def num_images(self) -> int:
         """U."""
         return int(self.images.has_picture.shape[0])
+
+
+@dataclass(frozen=True)
+class InputBatch:
+    """A batch and what it says of its origin.
+
+    batch          the samples; there may be none, if every group was bad
+    kept           field name -> [S], the fields that were asked for beside the model's
+    num_groups     groups read, the bad ones included
+    epoch          epoch (from 0) of the batch's last group
+    step           the step that is to train it; a batch without samples has that of the next one
+    picture_path   what PictureLoader takes of each of the P pictures
+    """
+
+    batch: Batch
+    kept: dict[str, tf.Tensor]
+    num_groups: int
+    epoch: int
+    step: int
+    picture_path: list[bytes]
 
 
 def one_picture_each(num_images: int) -> Images:

@@ -10,8 +10,7 @@ import numpy as np
 import tensorflow as tf
 from numpy.typing import NDArray
 
-from easyrec_mm.data.input import iterate
-from easyrec_mm.formats.source import Order
+from easyrec_mm.formats.source import Order, iterate
 from easyrec_mm.formats.sources import What, open_source
 from easyrec_mm.protos.data_pb2 import DatasetConfig
 from easyrec_mm.schema import Schema

@@ -109,3 +109,18 @@ class Source(Protocol):
         Raises:
           DataError: naming it.
         """
+
+
+def iterate(dataset: tf.data.Dataset, source: Source) -> Iterator[Any]:
+    """Iterate a dataset of a source's records; an error of a file becomes a DataError that names it."""
+    options = tf.data.Options()
+    # Its thread sometimes misses that an iterator ends and keeps it waiting for up to a minute (TensorFlow 2.21).
+    # Nothing is left to it anyway: all numbers of threads and buffers are given.
+    options.autotune.enabled = False
+    try:
+        yield from dataset.with_options(options)
+    except tf.errors.OpError as error:
+        failure = source.failure(error)
+        if failure:
+            raise failure from error
+        raise

@@ -18,9 +18,9 @@ from easyrec_mm.config.image import PLACE
 from easyrec_mm.config.learning_rates import schedule_warnings
 from easyrec_mm.config.pipeline import Pipeline, write_config
 from easyrec_mm.data.bad_records import BadRecords
-from easyrec_mm.data.batch import Batch
+from easyrec_mm.data.batch import Batch, InputBatch
 from easyrec_mm.data.first_pictures import first_pictures, require_pictures
-from easyrec_mm.data.input import Input, InputBatch
+from easyrec_mm.data.input import Input
 from easyrec_mm.data.picture_bank import PictureBank
 from easyrec_mm.errors import CheckpointError, ConfigError, UserError
 from easyrec_mm.evaluation.evaluator import STEP_NAME, VECTORS, moving_average, vectors_of

@@ -8,11 +8,10 @@ import tensorflow as tf
 
 from easyrec_mm.config.pipeline import Pipeline
 from easyrec_mm.data.first_pictures import paths_of
-from easyrec_mm.data.input import iterate
 from easyrec_mm.data.packed_pictures import packed_path
 from easyrec_mm.data.shuffled_pictures import write_shuffled
 from easyrec_mm.errors import UserError
-from easyrec_mm.formats.source import Order
+from easyrec_mm.formats.source import Order, iterate
 from easyrec_mm.formats.sources import What, open_source
 
 

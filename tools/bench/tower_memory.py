@@ -81,7 +81,7 @@ def measure(options: object) -> dict[str, float]:
     """Peak memory above that before the step, and seconds of a second step."""
     import numpy as np
 
-    from easyrec_mm.data.input import InputBatch
+    from easyrec_mm.data.batch import InputBatch
     from easyrec_mm.training.trainer import Trainer
 
     with tempfile.TemporaryDirectory() as name:

@@ -25,7 +25,7 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 import workload
 
 if TYPE_CHECKING:
-    from easyrec_mm.data.input import InputBatch
+    from easyrec_mm.data.batch import InputBatch
     from easyrec_mm.training.trainer import Trainer
 
 SMALL_ROWS = 1000

@@ -1,0 +1,169 @@
+"""Groups of a source -> batches without their pictures, all within TensorFlow graphs.
+
+Groups are parsed and transformed in chunks that are larger than a small batch, since an operation costs more than the
+work of a few groups, and the chunks are then cut into batches.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import tensorflow as tf
+
+from easyrec_mm.data.images_of_groups import images_of_groups, rows_of
+from easyrec_mm.data.packing import Packing, cut
+from easyrec_mm.data.stored_vectors import distinct_keys
+from easyrec_mm.features.tensorflow_transform import FeatureTransform, vector_keys
+from easyrec_mm.formats.source import Chunk, Source
+from easyrec_mm.schema import Schema
+
+
+class ChunkReader:
+    """Reads batches of a number of groups.
+
+    Args:
+      source: the groups.
+      schema: what they mean.
+      labels: label fields to read.
+      kept_fields: further input fields to hand out.
+      batch_size: groups in a batch.
+      drops_remainder: whether the groups at the end that fill no batch are left out.
+      num_threads: that read and cut.
+    """
+
+    def __init__(
+        self,
+        source: Source,
+        schema: Schema,
+        labels: Sequence[str],
+        kept_fields: Sequence[str],
+        batch_size: int,
+        drops_remainder: bool,
+        num_threads: int,
+    ) -> None:
+        self._source, self._schema = source, schema
+        self._labels, self._kept_fields = labels, kept_fields
+        self._batch_size, self._drops_remainder, self._num_threads = batch_size, drops_remainder, num_threads
+        self._transform = FeatureTransform(schema.features)
+        self._image_transform = FeatureTransform(schema.image_features)
+        # Traced once for all the datasets that use them.
+        records = source.records(1, 0, 1)
+        read = tf.function(self._read, input_signature=records.element_spec, autograph=False)
+        self._packing = Packing(_specs(read)["samples"])
+
+        def read_packed(*element: Any) -> dict[str, Any]:
+            chunk = read(*element)
+            return {**chunk, "samples": self._packing.pack(chunk["samples"])}
+
+        self._read_packed = tf.function(read_packed, input_signature=records.element_spec, autograph=False)
+        chunk = records.map(self._read_packed).element_spec
+        first = tf.TensorSpec([], tf.int64)
+        self._cut = tf.function(self._batch_of_chunk, input_signature=(chunk, first), autograph=False)
+
+    def batches(self, num_epochs: int, num_skipped: int) -> tf.data.Dataset:
+        """Batches in order, see `_batch_of_chunk`.
+
+        Args:
+          num_epochs: times the groups are read; 0 means without end.
+          num_skipped: batches to leave out at the start.
+        """
+        size = self._batch_size
+        batches_at_once = -(-self._source.chunk_size // size)
+        records = self._source.records(num_epochs, num_skipped * size, batches_at_once * size)
+        chunks = records.map(self._read_packed, num_parallel_calls=self._num_threads, deterministic=True)
+        places = chunks.flat_map(self._places_of_batches)
+        return places.map(self._cut, num_parallel_calls=self._num_threads, deterministic=True)
+
+    def samples(self, rows: dict[str, Any]) -> dict[str, Any]:
+        """The features, labels, sample_weight and kept fields of a batch, by these names; each a nest by field."""
+        samples: dict[str, Any] = self._packing.unpack(rows["samples"])
+        return samples
+
+    def sample_specs(self) -> dict[str, Any]:
+        """Shapes and dtypes of what `samples` returns."""
+        specs: dict[str, Any] = self._packing.specs
+        return specs
+
+    def row_specs(self) -> dict[str, Any]:
+        """Shapes and dtypes of a batch of `batches`."""
+        specs: dict[str, Any] = _specs(self._cut)
+        return specs
+
+    def _read(self, *element: Any) -> dict[str, Any]:
+        """Parse an element of the source: its good groups, transformed, in the order of the file."""
+        chunk: Chunk = self._source.parse(*element)
+        groups = chunk.groups
+        first_sample = tf.cumsum(groups.group_size, exclusive=True)  # [G]
+        of_groups = {n: tf.gather(groups.fields[n], first_sample) for n in self._image_transform.fields}
+        # "" for what the data do not have.
+        per_group = {self._schema.image.field: groups.image_path, self._schema.group_size_field: groups.group_size}
+        kept = {
+            name: tf.repeat(per_group[name], groups.group_size) if name in per_group else groups.fields[name]
+            for name in self._kept_fields
+        }
+        num_samples = tf.reduce_sum(groups.group_size)
+        weight = groups.fields.get(self._schema.sample_weight or "")
+        return {
+            "samples": {
+                "features": self._transform(groups.fields),
+                "labels": {name: groups.fields[name] for name in self._labels},
+                "sample_weight": tf.ones([num_samples]) if weight is None else tf.cast(weight, tf.float32),
+                "kept": kept,
+            },
+            "keys": {f.name: vector_keys(f, groups.fields) for f in self._schema.stored_features()},
+            "groups": {
+                "image_path": groups.image_path,
+                "group_size": groups.group_size,
+                "record": groups.kept,
+                "image_features": self._image_transform(of_groups),
+                "image_labels": {
+                    name: tf.gather(groups.fields[name], first_sample)
+                    for name, _ in self._schema.image_labels
+                    if name in self._labels
+                },
+            },
+            "first_sample": tf.concat([first_sample, [num_samples]], 0),  # [G + 1]
+            "refused": {"record": groups.refused, "evidence": groups.evidence},
+            "records": {"epoch": chunk.epoch, "file": chunk.file, "row": chunk.row},
+        }
+
+    def _places_of_batches(self, chunk: dict[str, Any]) -> tf.data.Dataset:
+        """(chunk, first record) of each batch in a chunk."""
+        size = tf.size(chunk["records"]["row"], tf.int64)
+        num_batches = size // self._batch_size if self._drops_remainder else -(-size // self._batch_size)
+        starts = tf.data.Dataset.range(0, num_batches * self._batch_size, self._batch_size)
+        return tf.data.Dataset.zip((tf.data.Dataset.from_tensors(chunk).repeat(), starts))
+
+    def _batch_of_chunk(self, chunk: dict[str, Any], first: tf.Tensor) -> dict[str, Any]:
+        """Cut out the batch of `batch_size` records from `first` on.
+
+        Returns:
+          samples  for `samples`
+          keys     feature name -> its distinct keys, see stored_vectors
+          refused  evidence, file and row of the records that are no good groups
+          counts   int64 [3]: records, the epoch of the last, and how many are refused
+          and what `images_of_groups` returns
+        """
+        limits = tf.stack([first, first + self._batch_size])
+        group_limits = tf.searchsorted(chunk["groups"]["record"], limits, out_type=tf.int64)
+        refused_limits = tf.searchsorted(chunk["refused"]["record"], limits, out_type=tf.int64)
+        refused = cut(chunk["refused"], refused_limits)
+        origin = {"file": chunk["records"]["file"], "row": chunk["records"]["row"]}
+        last = tf.minimum(limits[1], tf.size(origin["row"], tf.int64))
+        counts = [last - first, chunk["records"]["epoch"][last - 1], refused_limits[1] - refused_limits[0]]
+        sample_limits = tf.gather(chunk["first_sample"], group_limits)
+        return {
+            "samples": self._packing.cut(chunk["samples"], sample_limits),
+            "keys": {name: distinct_keys(keys) for name, keys in cut(chunk["keys"], sample_limits).items()},
+            **images_of_groups(self._schema, cut(chunk["groups"], group_limits), origin),
+            "refused": {"evidence": refused["evidence"], **rows_of(origin, refused["record"])},
+            # In one tensor: each costs the loop time.
+            "counts": tf.stack(counts),
+        }
+
+
+def _specs(function: tf.types.experimental.PolymorphicFunction) -> Any:
+    """Shapes and dtypes of what a function with an input signature returns."""
+    outputs = function.get_concrete_function().structured_outputs
+    return tf.nest.map_structure(tf.type_spec_from_value, outputs)

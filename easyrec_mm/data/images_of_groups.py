@@ -1,0 +1,104 @@
+"""Which images and pictures the groups of a batch have, each once; within a TensorFlow graph.
+
+Shape legend: G groups; U distinct images, what the image field of a group names; P distinct pictures; L pairs of an
+image and a picture of it.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import tensorflow as tf
+
+from easyrec_mm.schema import CROSS_SEPARATOR, Schema
+
+
+def images_of_groups(schema: Schema, groups: dict[str, Any], origin: dict[str, tf.Tensor]) -> dict[str, Any]:
+    """Find the distinct images of groups, and the distinct pictures of these.
+
+    Args:
+      schema: says how the image field is read.
+      groups: image_path string `[G]`, group_size and record int64 `[G]`, image_features and image_labels name -> `[G]`.
+      origin: file and row of each record.
+
+    Returns:
+      sample_image    int32 `[S]`: sample -> image
+      picture_path    string `[P]`
+      picture_key     string `[P]`, the same for the same picture and category alone
+      picture_origin  file and row `[P]` of the first group with the picture
+      category        int64 `[P]`
+      link_picture    int32 `[L]`: pair -> picture
+      link_image      int32 `[L]`: pair -> image, ascending
+      image_features  feature name -> `[U]`
+      image_labels    label name -> `[U]`
+      num_images      U
+    """
+    if not schema.uses_image:
+        return {"sample_image": tf.zeros([tf.reduce_sum(groups["group_size"])], tf.int32)}
+    features = groups["image_features"]
+    # Pictures of two categories are two to the image tower.
+    category = features.get(schema.category_feature, tf.zeros_like(groups["group_size"]))
+    group_image, first_group = _distinct(_image_keys(groups["image_path"], category))  # [G], [U]
+    pictures = _distinct_pictures(
+        schema, tf.gather(groups["image_path"], first_group), tf.gather(category, first_group)
+    )
+    picture_group = tf.gather(first_group, pictures.pop("first_image"))  # [P]
+    return {
+        "sample_image": tf.repeat(group_image, groups["group_size"]),
+        **pictures,
+        "picture_origin": rows_of(origin, tf.gather(groups["record"], picture_group)),
+        "image_features": rows_of(features, first_group),
+        "image_labels": rows_of(groups["image_labels"], first_group),
+        "num_images": tf.size(first_group),
+    }
+
+
+def rows_of(values: dict[str, tf.Tensor], rows: tf.Tensor) -> dict[str, tf.Tensor]:
+    """Take these rows of every tensor."""
+    return {name: tf.gather(tensor, rows) for name, tensor in values.items()}
+
+
+def _distinct_pictures(schema: Schema, path: tf.Tensor, category: tf.Tensor) -> dict[str, tf.Tensor]:
+    """Find the pictures of images, each once, and which images they are of.
+
+    Args:
+      schema: says how the image field is read.
+      path: string `[U]`, as it stands in the image field.
+      category: int64 `[U]`.
+    """
+    rows = tf.range(tf.size(path))
+    link_image = rows
+    if schema.image_separator:
+        paths = tf.strings.split(path, schema.image_separator)
+        paths = tf.ragged.boolean_mask(paths, tf.not_equal(paths, ""))
+        # An image without a path is a bad picture, unless it may be without.
+        without = tf.where(tf.equal(paths.row_lengths(), 0))[:, 0]
+        link_image = tf.concat([tf.gather(rows, paths.value_rowids()), tf.gather(rows, without)], 0)
+        path = tf.concat([paths.flat_values, tf.fill(tf.shape(without), "")], 0)
+        order = tf.argsort(link_image, stable=True)
+        link_image, path = tf.gather(link_image, order), tf.gather(path, order)
+    if schema.has_no_image_vector:
+        named = tf.not_equal(path, "")
+        link_image, path = tf.boolean_mask(link_image, named), tf.boolean_mask(path, named)
+    category = tf.gather(category, link_image)
+    keys = _image_keys(path, category)
+    link_picture, first_link = _distinct(keys)  # [L], [P]
+    return {
+        "picture_path": tf.gather(path, first_link),
+        "picture_key": tf.gather(keys, first_link),
+        "category": tf.gather(category, first_link),
+        "link_picture": link_picture,
+        "link_image": link_image,
+        "first_image": tf.gather(link_image, first_link),
+    }
+
+
+def _image_keys(path: tf.Tensor, category: tf.Tensor) -> tf.Tensor:
+    """Text `[N]` that is the same for the same picture and category alone."""
+    return tf.strings.join([path, tf.strings.as_string(category)], CROSS_SEPARATOR)
+
+
+def _distinct(keys: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+    """Keys `[N]` -> int32 `[N]`, which of the distinct ones each is, and `[distinct]`, where each stands first."""
+    distinct, index = tf.unique(keys)
+    return index, tf.math.unsorted_segment_min(tf.range(tf.size(keys)), index, tf.size(distinct))

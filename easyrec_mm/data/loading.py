@@ -1,0 +1,222 @@
+"""What a batch needs beside its rows, loaded ahead of the step that trains it: pixels, and vectors of stores."""
+
+from __future__ import annotations
+
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import tensorflow as tf
+from numpy.typing import NDArray
+
+from easyrec_mm.data.bad_records import BadRecord, BadRecords
+from easyrec_mm.data.batch import Batch, Images, InputBatch, one_picture_each
+from easyrec_mm.data.chunks import ChunkReader
+from easyrec_mm.data.packed_pictures import packed_path
+from easyrec_mm.data.picture_bank import PictureBank, Plan
+from easyrec_mm.data.pictures import Pictures, picture_loader
+from easyrec_mm.data.shuffled_pictures import ShuffledPictures
+from easyrec_mm.data.stored_vectors import StoredVectors
+from easyrec_mm.formats.source import Source
+from easyrec_mm.protos.data_pb2 import DatasetConfig
+from easyrec_mm.schema import Schema
+from easyrec_mm.store.feature_vectors import Found
+
+
+@dataclass(frozen=True)
+class Pending:
+    """A batch whose pictures and vectors are being loaded.
+
+    rows     as ChunkReader has them
+    paths    what PictureLoader takes of each of the P pictures
+    step     the step that is to train it
+    bank     that spares the encoding of pictures; None without one
+    plan     what is encoded, as the bank has it
+    loading  of the pictures to encode; None for a model without pictures
+    vectors  of the distinct keys; None for a model without such features
+    """
+
+    rows: dict[str, Any]
+    paths: list[bytes]
+    step: int
+    bank: PictureBank | None
+    plan: Plan | None
+    loading: Future[Pictures] | None
+    vectors: Future[dict[str, Found]] | None
+
+
+class BatchLoader:
+    """Loads batches.
+
+    Args:
+      data: the config's data section.
+      schema: what a row means.
+      source: where the rows come from.
+      chunks: makes the rows.
+      vectors: of features that name them by key.
+      bad_records: where bad groups and pictures are counted.
+    """
+
+    def __init__(
+        self,
+        data: DatasetConfig,
+        schema: Schema,
+        source: Source,
+        chunks: ChunkReader,
+        vectors: StoredVectors,
+        bad_records: BadRecords,
+    ) -> None:
+        self._data, self._schema = data, schema
+        self._source, self._chunks, self._vectors, self._bad_records = source, chunks, vectors, bad_records
+        self._pictures = picture_loader(schema.image, data) if schema.uses_image else None
+        self._shuffled = ShuffledPictures(data.shuffled_pictures) if data.shuffled_pictures else None
+        image = schema.image
+        self._pixel_spec = tf.TensorSpec([None, image.height, image.width, image.channels], tf.uint8)
+        self._no_pixels = tf.zeros([0, *self._pixel_spec.shape[1:]], tf.uint8)
+        self._no_images = one_picture_each(0)
+
+    def spec(self) -> Batch:
+        """Shapes and dtypes of batches: S, U, E, P and L are open."""
+        rows = self._chunks.row_specs()
+        indices, numbers = tf.TensorSpec([None], tf.int32), tf.TensorSpec([None], tf.int64)
+        images = Images(
+            encoded=indices,
+            category=numbers,
+            bank_row=indices,
+            link_picture=indices,
+            link_image=indices,
+            has_picture=tf.TensorSpec([None], tf.bool),
+            features=rows.get("image_features", {}),
+            labels=rows.get("image_labels", {}),
+        )
+        samples = self._chunks.sample_specs()
+        return _batch(samples, self._vectors.specs(), indices, self._pixel_spec, images)
+
+    def begin(self, rows: dict[str, Any], step: int, bank: PictureBank | None, pool: ThreadPoolExecutor) -> Pending:
+        """Begin to load what a batch needs.
+
+        Args:
+          rows: the batch, of ChunkReader.
+          step: the step that is to train it.
+          bank: that spares the encoding of pictures; None without one.
+          pool: whose threads load.
+        """
+        vectors = self._vectors.begin(rows["keys"], pool)
+        if self._pictures is None:
+            return Pending(rows, [], step, None, None, None, vectors)
+        paths = self._paths(rows)
+        plan = bank.plan(list(rows["picture_key"].numpy()), step) if bank else None
+        wanted = paths if plan is None else [paths[i] for i in plan.encoded]
+        self._pictures.begin(wanted)
+        return Pending(rows, paths, step, bank, plan, pool.submit(self._pictures.load, wanted), vectors)
+
+    def finish(self, pending: Pending) -> InputBatch:
+        """Wait until a batch is loaded, and count what of it is bad.
+
+        Raises:
+          DataError: if more groups, pictures or keys are bad than allowed.
+          StoreError: if a store of vectors cannot be reached.
+        """
+        rows = pending.rows
+        num_groups, epoch, num_refused = rows["counts"].numpy().tolist()
+        records = self._bad_groups(rows["refused"]) if num_refused else []
+        pixels, images, num_loaded = self._no_pixels, self._no_images, 0
+        if pending.loading is not None:
+            pictures = pending.loading.result()
+            encoded = _encoded(pending)
+            problems = {int(encoded[row]): problem for row, problem in pictures.problems.items()}
+            records += self._bad_pictures(rows, problems)
+            pixels, images = pictures.pixels, self._images(pending, encoded, problems)
+            num_loaded = len(encoded)
+        self._bad_records.add(num_groups, num_loaded, records)
+        samples = self._chunks.samples(rows)
+        vectors = self._vectors.of_samples(rows["keys"], pending.vectors)
+        batch = _batch(samples, vectors, rows["sample_image"], pixels, images)
+        return InputBatch(batch, samples["kept"], num_groups, epoch, pending.step, pending.paths)
+
+    def forget(self) -> None:
+        """Give up what was begun and not finished."""
+        if self._pictures is not None:
+            self._pictures.forget()
+
+    def _paths(self, rows: dict[str, Any]) -> list[bytes]:
+        """What PictureLoader takes of each of the P pictures."""
+        paths = list(rows["picture_path"].numpy())
+        if self._shuffled is not None:
+            return self._shuffled.instead_of(paths)
+        if self._data.packed_images:
+            files = rows["picture_origin"]["file"].numpy()
+            return [packed_path(self._source.files[file], path) for file, path in zip(files, paths, strict=True)]
+        return paths
+
+    def _images(self, pending: Pending, encoded: NDArray[np.int32], problems: dict[int, str]) -> Images:
+        """Which pictures the images have, the bad ones left out.
+
+        Args:
+          pending: the batch.
+          encoded: int32 `[E]`, the pictures that were loaded.
+          problems: picture -> why it is bad.
+        """
+        rows, plan = pending.rows, pending.plan
+        is_bad = np.zeros(len(rows["picture_path"]), bool)
+        is_bad[list(problems)] = True
+        if pending.bank is not None and plan is not None:
+            pending.bank.mark_bad(plan.rows[encoded], is_bad[encoded])
+            is_bad = pending.bank.are_bad(plan.rows)
+        link_picture, link_image = rows["link_picture"], rows["link_image"]
+        num_images = int(rows["num_images"])
+        has_picture = np.ones(num_images, bool)
+        if self._schema.has_no_image_vector or self._schema.image_separator:
+            # A bad picture is left out where the item has another, or may be without.
+            is_good = ~is_bad[link_picture.numpy()]
+            has_good = np.bincount(link_image.numpy(), is_good, num_images) > 0
+            has_picture = has_good if self._schema.has_no_image_vector else np.ones(num_images, bool)
+            kept = is_good | ~has_good[link_image.numpy()] & has_picture[link_image.numpy()]
+            link_picture, link_image = tf.boolean_mask(link_picture, kept), tf.boolean_mask(link_image, kept)
+        return Images(
+            encoded=tf.constant(encoded),
+            category=rows["category"],
+            bank_row=tf.zeros(tf.shape(rows["category"]), tf.int32) if plan is None else tf.constant(plan.rows),
+            link_picture=link_picture,
+            link_image=link_image,
+            has_picture=tf.constant(has_picture),
+            features=rows["image_features"],
+            labels=rows["image_labels"],
+        )
+
+    def _bad_groups(self, refused: dict[str, tf.Tensor]) -> list[BadRecord]:
+        places = zip(*(refused[name].numpy() for name in ("file", "row", "evidence")), strict=True)
+        return [
+            BadRecord("group", self._source.files[file], int(row), *self._source.explain(evidence))
+            for file, row, evidence in places
+        ]
+
+    def _bad_pictures(self, rows: dict[str, Any], problems: dict[int, str]) -> list[BadRecord]:
+        if not problems:
+            return []
+        paths, origin = rows["picture_path"].numpy(), rows["picture_origin"]
+        files, numbers = origin["file"].numpy(), origin["row"].numpy()
+        return [
+            BadRecord(
+                "picture",
+                self._source.files[files[i]],
+                int(numbers[i]),
+                paths[i].decode("utf-8", "backslashreplace"),
+                problem,
+            )
+            for i, problem in problems.items()
+        ]
+
+
+def _encoded(pending: Pending) -> NDArray[np.int32]:
+    """The pictures of a batch that are encoded, int32 `[E]`."""
+    if pending.plan is None:
+        return np.arange(len(pending.rows["picture_path"]), dtype=np.int32)
+    return pending.plan.encoded
+
+
+def _batch(samples: dict[str, Any], vectors: dict[str, Any], sample_image: Any, pixels: Any, images: Images) -> Batch:
+    """A Batch of tensors, or of their specs."""
+    features = {**samples["features"], **vectors}
+    return Batch(features, samples["labels"], samples["sample_weight"], pixels, sample_image, images)

@@ -1,0 +1,85 @@
+"""Vectors that the samples of a batch name by key: each distinct key is looked up once, ahead of the step."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+
+import numpy as np
+import tensorflow as tf
+
+from easyrec_mm.data.bad_records import BadRecords
+from easyrec_mm.schema import Feature
+from easyrec_mm.store.feature_vectors import Found, VectorStores
+
+# Feature name -> the distinct keys of a batch ("distinct"), and which of them stands where ("index").
+Keys = dict[str, dict[str, tf.Tensor | tf.RaggedTensor]]
+
+
+def distinct_keys(keys: tf.Tensor | tf.RaggedTensor) -> dict[str, tf.Tensor | tf.RaggedTensor]:
+    """Find each key once, and which of the distinct keys stands where; within a graph."""
+    if isinstance(keys, tf.RaggedTensor):
+        distinct, index = tf.unique(keys.flat_values)
+        return {"distinct": distinct, "index": keys.with_flat_values(index)}
+    distinct, index = tf.unique(keys)
+    return {"distinct": distinct, "index": index}
+
+
+class StoredVectors:
+    """Looks up the vectors of features that name them by key.
+
+    Args:
+      features: those features.
+      stores: where they are.
+      bad_records: where keys without a vector are counted.
+    """
+
+    def __init__(self, features: Sequence[Feature], stores: VectorStores, bad_records: BadRecords) -> None:
+        self._features = {feature.name: feature for feature in features}
+        self._stores, self._bad_records = stores, bad_records
+
+    def specs(self) -> dict[str, tf.TensorSpec | tf.RaggedTensorSpec]:
+        """Shapes and dtypes of what `of_samples` returns."""
+        return {
+            name: tf.RaggedTensorSpec([None, None, feature.raw_dim], tf.float32, ragged_rank=1)
+            if feature.kind == "sequence"
+            else tf.TensorSpec([None, feature.raw_dim], tf.float32)
+            for name, feature in self._features.items()
+        }
+
+    def begin(self, keys: Keys, pool: ThreadPoolExecutor) -> Future[dict[str, Found]] | None:
+        """Begin to look up the distinct keys of a batch."""
+        if not self._features:
+            return None
+        texts = {
+            name: [key.decode("utf-8", "replace") for key in keys[name]["distinct"].numpy()] for name in self._features
+        }
+
+        def look_up() -> dict[str, Found]:
+            return {name: self._stores.look_up(feature, texts[name]) for name, feature in self._features.items()}
+
+        return pool.submit(look_up)
+
+    def of_samples(
+        self, keys: Keys, looking_up: Future[dict[str, Found]] | None
+    ) -> dict[str, tf.Tensor | tf.RaggedTensor]:
+        """Vectors of samples, float32 `[S, D]` or ragged `[S, (elements), D]`, by feature; zeros for a missing one.
+
+        Raises:
+          StoreError: if a store cannot be reached.
+          DataError: if more keys have no vector than the feature allows.
+        """
+        vectors: dict[str, tf.Tensor | tf.RaggedTensor] = {}
+        for name, found in (looking_up.result() if looking_up else {}).items():
+            index = keys[name]["index"]
+            rows = index.flat_values if isinstance(index, tf.RaggedTensor) else index
+            self._count(name, keys[name]["distinct"], rows, found)
+            of_rows = tf.gather(found.vectors, rows)
+            vectors[name] = index.with_flat_values(of_rows) if isinstance(index, tf.RaggedTensor) else of_rows
+        return vectors
+
+    def _count(self, name: str, distinct: tf.Tensor, rows: tf.Tensor, found: Found) -> None:
+        keys, share = distinct.numpy(), self._features[name].max_missing_share
+        uses = np.bincount(rows.numpy(), minlength=len(keys))
+        missing, num_missing = keys[found.is_missing].tolist(), int(uses[found.is_missing].sum())
+        self._bad_records.add_keys(name, int(uses[keys != b""].sum()), missing, num_missing, share)
