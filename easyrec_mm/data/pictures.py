@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import re
 from collections.abc import Callable
 from typing import NamedTuple
@@ -62,11 +63,7 @@ class PictureLoader:
     ) -> None:
         self._image = image
         self._reader = PictureReader(root, cache, packed)
-        self._decode = decode or tf.function(
-            lambda data: decode_pictures(data, image),
-            input_signature=[tf.TensorSpec([None], tf.string)],
-            autograph=False,
-        )
+        self._decode = decode or _decoder(image)
         shape = (image.height, image.width, image.channels)
         self._blank = np.full(shape, MID_GREY, np.uint8)
 
@@ -109,6 +106,19 @@ class PictureLoader:
             except tf.errors.OpError as error:
                 problems[row] = _decoding_problem(error, self._image)
         return Pictures(tf.constant(pixels), problems)
+
+
+@functools.lru_cache(maxsize=8)
+def _decoder(image: Image) -> Callable[[tf.Tensor], tf.Tensor]:
+    """Compile `decode_pictures` for one kind of image.
+
+    All loaders of a process share it: compiling takes half a second, and each evaluation of a training makes a loader.
+    """
+    signature = [tf.TensorSpec([None], tf.string)]
+    function: Callable[[tf.Tensor], tf.Tensor] = tf.function(
+        lambda data: decode_pictures(data, image), input_signature=signature, autograph=False
+    )
+    return function
 
 
 def _decoding_problem(error: tf.errors.OpError, image: Image) -> str:
