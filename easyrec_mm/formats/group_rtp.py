@@ -8,7 +8,8 @@ in plain Python what is wrong with it.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import functools
+from collections.abc import Callable, Iterator
 from itertools import islice
 from typing import NamedTuple
 
@@ -62,11 +63,11 @@ class GroupRtpSource(RecordFiles):
         self, files: list[str], schema: Schema, labels: tuple[str, ...], fields: tuple[str, ...], order: Order
     ) -> None:
         super().__init__(files, tf.data.TextLineDataset, order)
-        self._parser = GroupRtpParser(schema, labels, fields, self._count_columns(schema.layout))
+        self._parser = shared_parser(schema, labels, fields, self._count_columns(schema.layout))
 
     def parse(self, epoch: tf.Tensor, file: tf.Tensor, row: tf.Tensor, lines: tf.Tensor) -> Chunk:
         """See Source.parse."""
-        return Chunk(epoch, file, row, self._parser(lines))
+        return Chunk(epoch, file, row, self._parser.compiled(lines))
 
     def explain(self, evidence: bytes) -> Problem:
         """See Source.explain; the evidence is the line."""
@@ -83,6 +84,15 @@ class GroupRtpSource(RecordFiles):
         if not probe:
             raise DataError(f"{', '.join(self.files[:3])}: no line of data; give files that hold groups")
         return count_columns(self.files[0], probe, layout)
+
+
+@functools.lru_cache(maxsize=16)
+def shared_parser(schema: Schema, labels: tuple[str, ...], fields: tuple[str, ...], num_columns: int) -> GroupRtpParser:
+    """Return the parser of these arguments.
+
+    All sources of a process share it: compiling takes a second, and each evaluation of a training makes a source.
+    """
+    return GroupRtpParser(schema, labels, fields, num_columns)
 
 
 class GroupRtpParser:
@@ -104,6 +114,14 @@ class GroupRtpParser:
         self._checks = SampleChecks(schema, labels, fields)
         read = {*labels, *fields}
         self._group_fields = [name for name in schema.group_fields if name in read]
+
+    @functools.cached_property
+    def compiled(self) -> Callable[[tf.Tensor], GroupRows]:
+        """The parser as one operation of a graph."""
+        function: Callable[[tf.Tensor], GroupRows] = tf.function(
+            self.__call__, input_signature=[tf.TensorSpec([None], tf.string)], autograph=False
+        )
+        return function
 
     def __call__(self, lines: tf.Tensor) -> GroupRows:
         """Lines, string `[G]` -> the good groups among them."""

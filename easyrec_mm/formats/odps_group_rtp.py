@@ -9,7 +9,7 @@ import pyarrow as pa
 import tensorflow as tf
 
 from easyrec_mm.formats.checks import Problem
-from easyrec_mm.formats.group_rtp import GroupRtpParser
+from easyrec_mm.formats.group_rtp import GroupRtpParser, shared_parser
 from easyrec_mm.formats.odps_tables import LINE, OdpsTables
 from easyrec_mm.formats.source import GroupRows, Order, TextGroup
 from easyrec_mm.formats.table_files import TableSource
@@ -35,7 +35,7 @@ class _Lines:
         return table[LINE].to_numpy()
 
     def rows(self, arrays: tf.Tensor) -> GroupRows:
-        return self._parser(arrays)
+        return self._parser.compiled(arrays)
 
     def texts(self, table: pa.Table) -> Iterable[TextGroup | Problem]:
         return map(self._parser.texts, table[LINE].to_pylist())
@@ -58,7 +58,7 @@ class OdpsGroupRtpSource(TableSource):
     def __init__(
         self, tables: OdpsTables, schema: Schema, labels: tuple[str, ...], fields: tuple[str, ...], order: Order
     ) -> None:
-        self._parser = GroupRtpParser(schema, labels, fields, len(schema.labels) + 3)
+        self._parser = shared_parser(schema, labels, fields, len(schema.labels) + 3)
         super().__init__(list(tables.slices), schema, _Lines(self._parser), order, tables)
 
     def explain(self, evidence: bytes) -> Problem:
