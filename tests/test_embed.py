@@ -17,7 +17,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import tensorflow as tf
-from flow_helpers import ROOT, Exported, use_small_backbone
+from flow_helpers import ROOT
 from input_helpers import WRITERS, read_groups
 
 from easyrec_mm.cli.main import main
@@ -114,13 +114,11 @@ def test_refresh_takes_what_changed(exported, root, capsys):
     assert f"{len(keys) - 1} pictures embedded" in capsys.readouterr().out
 
 
-def test_another_tower_makes_another_generation(exported, root, tmp_path_factory, monkeypatch, capsys):
-    use_small_backbone(monkeypatch)
+def test_another_tower_makes_another_generation(exported, earlier_export, root, capsys):
     embed(exported, root)
     first = stored(root, keys_of(root))
-    other = Exported(tmp_path_factory.mktemp("other"), seed=5)
     capsys.readouterr()
-    embed(exported, root, image=other.folder / "image")
+    embed(exported, root, image=earlier_export / "image")
     second = stored(root, keys_of(root))
     assert (first.generation, second.generation) == (1, 2)
     assert not np.allclose(first.vectors, second.vectors)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from pathlib import Path
 
 import pytest
 from flow_helpers import demo_flags, make_data, use_small_backbone
@@ -21,18 +22,21 @@ METRICS = (
 
 
 class Trained:
-    """Demo data and two small trainings that differ in their seed."""
+    """Demo data, a small training, and a folder of another whose last step is an earlier one."""
 
     def __init__(self, folder):
         self.data = make_data(folder / "data")
-        self.flags = self.flags_of(folder / "m")
-        run("train", *self.flags)
-        self.other_dir = folder / "other"
-        run("train", *self.flags_of(self.other_dir, data_config__seed=5))
         self.model_dir = folder / "m"
-
-    def flags_of(self, model_dir, **more):
-        return [*demo_flags(self.data, model_dir, train_config__num_steps=3, **more), f"--set={METRICS}"]
+        steps = {"train_config__num_steps": 3, "train_config__save_checkpoints_steps": 1}
+        self.flags = [*demo_flags(self.data, self.model_dir, **steps), f"--set={METRICS}"]
+        run("train", *self.flags)
+        self.other_dir = Path(shutil.copytree(self.model_dir, folder / "other"))
+        name = "model.ckpt-1"
+        (self.other_dir / "checkpoint").write_text(
+            f'model_checkpoint_path: "{name}"\nall_model_checkpoint_paths: "{name}"\n'
+        )
+        config = self.other_dir / "pipeline.config"
+        config.write_text(config.read_text().replace(f'"{self.model_dir}"', f'"{self.other_dir}"'))
 
     def result(self):
         return json.loads((self.model_dir / "eval_result.json").read_text(), parse_constant=pytest.fail)

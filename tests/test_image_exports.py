@@ -27,9 +27,8 @@ from easyrec_mm.store import open_store
 
 TOWER = "model_config.e2e_mm_dbmtl.img_model"
 CATEGORY = {f"{TOWER}.category_feature": "category", "feature_config.features[5].per_group": "true"}
-# Each with what is rarely wrong together, because a training, its export and its store take long.
+# Each with much at once, because a training, its export and its store take long.
 KINDS_OF_ITEMS = {
-    "category": CATEGORY,
     "several, low-rank": {
         f"{TOWER}.image_separator": ";",
         f"{TOWER}.image_pooling": "ATTENTION",
@@ -55,10 +54,9 @@ class Trained:
     def __init__(self, folder: Path, kind: str) -> None:
         settings = KINDS_OF_ITEMS[kind]
         self.data = make_data(folder / "data", num_train_groups=24)
-        if kind != "category":
-            for split in ("train", "eval", "test"):
-                for path in sorted((self.data / split).glob("*.txt")):
-                    self._change(path, none=kind == "all")
+        for split in ("train", "eval", "test"):
+            for path in sorted((self.data / split).glob("*.txt")):
+                self._change(path, none=kind == "all")
         flags = demo_flags(self.data, folder / "m")
         self.flags = [*flags, *[f"--set={name}={value}" for name, value in settings.items()]]
         self.folder = folder / "exported"
@@ -175,10 +173,8 @@ def test_both_runtimes_embed_the_same(trained):
     schema = read_header(str(trained.folder / "image"), "image").schema
     rng = np.random.default_rng(0)
     pixels = rng.integers(0, 256, (5, schema.image.height, schema.image.width, 3), np.uint8)
-    owner = np.array([0, 0, 1, 2, 2]) if schema.image_separator else None
-    fields = {
-        name: ["bag", "dress", "lamp", "bag", "x"][: 3 if owner is not None else 5] for name in schema.image_fields()
-    }
+    owner = np.array([0, 0, 1, 2, 2])
+    fields = {name: ["bag", "dress", "lamp"] for name in schema.image_fields()}
     vectors = [
         ImageModel(str(trained.folder / "image"), runtime).embed(pixels, fields, owner)
         for runtime in ("onnx", "tensorflow")
@@ -260,15 +256,14 @@ def test_empty_contents_stand_for_no_picture(trained):
     row = next(row for row in trained.rows if row["img_path"])
     content = (trained.data / row["img_path"].split(";")[0]).read_bytes()
     beside = {name: tf.constant([row[name]]) for name in header.schema.image_fields()}
-    several = {PICTURE_ITEM: tf.constant([0, 1], tf.int64)} if header.schema.image_separator else {}
-    vectors = image(img_path=tf.constant([content, b""]), **beside, **several)[IMAGE_VECTOR].numpy()
+    item = tf.constant([0, 1], tf.int64)
+    vectors = image(img_path=tf.constant([content, b""]), **beside, **{PICTURE_ITEM: item})[IMAGE_VECTOR].numpy()
     np.testing.assert_array_equal(vectors[1], np.float32(header.no_image_vector))
     assert np.abs(vectors[0] - vectors[1]).max() > 1e-6
 
 
 def test_bad_pictures_among_several_are_listed(trained):
-    schema = read_header(str(trained.folder / "image"), "image").schema
-    assert {one["path"] for one in trained.bad} == ({"images/absent.jpg"} if schema.image_separator else set())
+    assert {one["path"] for one in trained.bad} == {"images/absent.jpg"}
 
 
 def test_items_with_categories(trained, tmp_path):

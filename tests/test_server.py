@@ -19,7 +19,6 @@ from pathlib import Path
 import grpc
 import numpy as np
 import pytest
-from flow_helpers import Exported, use_small_backbone
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from kserve import InferInput, InferRequest, InferResponse
@@ -104,9 +103,10 @@ def running(*arguments):
             server.end()
 
 
-def embed(exported, store, data=None):
-    data = data or exported.data
-    arguments = ["embed", "--img_model_dir", str(exported.folder / "image"), "--store", store, "--input"]
+def embed(exported, store, models=None):
+    """With the image model of that export, by default the last."""
+    data, image = exported.data, (models or exported.folder) / "image"
+    arguments = ["embed", "--img_model_dir", str(image), "--store", store, "--input"]
     arguments += [f"{data}/images/test/*", "--image_root", str(data), "--bad_pictures", os.devnull]
     assert main(arguments) == 0
 
@@ -403,10 +403,8 @@ class Gate:
 # --- Reloading
 
 
-def test_reloading_under_load(exported, place, samples, tmp_path_factory, monkeypatch):
+def test_reloading_under_load(exported, earlier_export, place, samples, tmp_path_factory):
     """New vectors, a new model and bad ones while requests run: none fails, and each answer is of one release."""
-    use_small_backbone(monkeypatch)
-    other = Exported(tmp_path_factory.mktemp("other"), seed=5)
     folder = tmp_path_factory.mktemp("reload")
     shutil.copytree(place / "rec", folder / "rec")
     shutil.copytree(place / "store", folder / "store")
@@ -426,8 +424,8 @@ def test_reloading_under_load(exported, place, samples, tmp_path_factory, monkey
             shutil.copy(exported.folder / "rec" / "manifest.json", folder / "rec" / "2")  # a half-written export
             wait_for(lambda: server.metric('easyrec_mm_reloads_total{outcome="refused"}') == 1)
             shutil.rmtree(folder / "rec" / "2")
-            embed(other, f"lmdb://{folder}/store", exported.data)
-            shutil.copytree(other.folder / "rec", folder / "rec" / "3.part")
+            embed(exported, f"lmdb://{folder}/store", earlier_export)
+            shutil.copytree(earlier_export / "rec", folder / "rec" / "3.part")
             (folder / "rec" / "3.part").rename(folder / "rec" / "3")
             wait_for(lambda: server.metric('easyrec_mm_reloads_total{outcome="taken"}') == 1)
             time.sleep(0.3)

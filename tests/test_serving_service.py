@@ -10,7 +10,6 @@ import time
 
 import numpy as np
 import pytest
-from flow_helpers import Exported, use_small_backbone
 
 from easyrec_mm.cli.main import main
 from easyrec_mm.embedding.embed import PictureEmbedder
@@ -159,14 +158,12 @@ def test_a_new_generation_of_the_tower_is_taken(place):
     assert ours.reload().generation.number == 2
 
 
-def test_model_and_vectors_are_exchanged_together(exported, place, samples, tmp_path_factory, monkeypatch):
+def test_model_and_vectors_are_exchanged_together(exported, earlier_export, place, samples):
     """Whichever comes first, no answer is computed by one tower's model on another tower's vectors."""
-    use_small_backbone(monkeypatch)
     ours = serve(place)
     body = {"instances": samples[0]}
     expected = {ours.release.identity: ours.answer(body).outputs["logits_click"]}
-    other = Exported(tmp_path_factory.mktemp("other"), seed=9)
-    arguments = ["embed", "--img_model_dir", str(other.folder / "image"), "--store", f"lmdb://{place}/store"]
+    arguments = ["embed", "--img_model_dir", str(earlier_export / "image"), "--store", f"lmdb://{place}/store"]
     arguments += ["--input", f"{exported.data}/images/test/*", "--image_root", str(exported.data)]
     answers, stop = [], threading.Event()
 
@@ -179,7 +176,7 @@ def test_model_and_vectors_are_exchanged_together(exported, place, samples, tmp_
     try:
         assert main([*arguments, "--bad_pictures", f"{place}/bad"]) == 0
         assert ours.reload() is None  # the new vectors wait for their model
-        shutil.copytree(other.folder / "rec", place / "new")
+        shutil.copytree(earlier_export / "rec", place / "new")
         (place / "rec").rename(place / "old")
         (place / "new").rename(place / "rec")
         new = ours.reload()

@@ -71,24 +71,31 @@ def test_every_checkpoint_is_evaluated_once_as_the_training_does(finished, model
     assert [line["step"] for line in watched(model_dir)] == [1, 2, 3, 1, 2, 3]
 
 
-def test_checkpoints_are_awaited_until_the_training_is_over(data, tmp_path, monkeypatch):
-    """The training does two steps whenever the watch sleeps."""
-    said: list[str] = []
+def test_checkpoints_are_awaited_until_the_training_is_over(finished, model_dir, monkeypatch):
+    """Whenever the watch sleeps, the training does a part of its steps."""
     monkeypatch.setattr(watch, "_LOOK_EVERY_S", 0.0)
-    run = evaluated_training(data, tmp_path, "", f"num_steps: 4 {EACH_STEP} keep_checkpoint_max: 1")
-    (run.model_dir).mkdir()
-    shutil.copy(tmp_path / "test.config", run.model_dir / "pipeline.config")
-    parts = iter([f"num_steps: 2 {EACH_STEP}", f"num_steps: 4 {EACH_STEP}"])
+    lines = (model_dir / "metrics.jsonl").read_text().splitlines(keepends=True)
+    for path in [*model_dir.glob("model.ckpt-*"), model_dir / "checkpoint"]:
+        path.unlink()
+    (model_dir / "metrics.jsonl").write_text("".join(line for line in lines if '"end"' not in line))
+    slept = []
 
     def sleep(self, caught):
-        evaluated_training(data, tmp_path, "", next(parts) + " keep_checkpoint_max: 1").run()
-        if run.lines("end")[-1]["step"] == 2:  # as if it went on
-            with (run.model_dir / "metrics.jsonl").open("a") as file:
-                file.write(json.dumps({"kind": "start", "step": 2, "time": 0}) + "\n")
+        slept.append(watched(model_dir))
+        last = 1 + len(slept)
+        for path in finished.model_dir.glob(f"model.ckpt-{last}.*"):
+            shutil.copy(path, model_dir)
+        name = f"model.ckpt-{last}"
+        (model_dir / "checkpoint").write_text(
+            f'model_checkpoint_path: "{name}"\nall_model_checkpoint_paths: "{name}"\n'
+        )
+        if last == 3:
+            (model_dir / "metrics.jsonl").write_text("".join(lines))
 
     monkeypatch.setattr(Watch, "_sleep", sleep)
-    assert watcher(run.model_dir, said).run(0.0, Caught()) == "the training is over"
-    assert [line["step"] for line in watched(run.model_dir)] == [2, 4]
+    assert watcher(model_dir, []).run(0.0, Caught()) == "the training is over"
+    assert [line["step"] for line in watched(model_dir)] == [2, 3]
+    assert [len(before) for before in slept] == [0, 1]
 
 
 def test_a_training_begun_anew_is_evaluated_anew(model_dir, monkeypatch):

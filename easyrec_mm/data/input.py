@@ -14,6 +14,7 @@ import zlib
 from collections import deque
 from collections.abc import Callable, Generator
 from concurrent.futures import ThreadPoolExecutor
+from functools import cached_property
 
 import numpy as np
 import tensorflow as tf
@@ -68,24 +69,18 @@ class Input:
         kept_fields: tuple[str, ...] = (),
         vectors: VectorStores | None = None,
     ) -> None:
-        self._data = data
+        self._data, self._schema = data, schema
         self._path, self._setting = path, setting
         self._training = training
         self._bad_records = bad_records
-        read_labels = schema.labels if labels is None else labels
-        what = _what_to_read(data, schema, training, read_labels, kept_fields)
+        self._labels = schema.labels if labels is None else labels
+        self._kept_fields = kept_fields
+        what = _what_to_read(data, schema, training, self._labels, kept_fields)
         self.source, self._files = open_source(data, schema, path, setting, what)
         self._packed = data.packed_images and schema.uses_image
         if self._packed:
             self._files = [*self._files, *find_tars(self.source.files, self._copies)]
-        self._num_threads = data.num_parallel_calls or os.cpu_count() or 1
-        self._chunks = ChunkReader(
-            self.source, schema, read_labels, kept_fields, self.batch_size, self._drops_remainder, self._num_threads
-        )
-        stored = schema.stored_features()
-        self.vectors = vectors or VectorStores(stored)
-        stored_vectors = StoredVectors(stored, self.vectors, bad_records)
-        self._loader = BatchLoader(data, schema, self.source, self._chunks, stored_vectors, bad_records)
+        self.vectors = vectors or VectorStores(schema.stored_features())
 
     @property
     def batch_size(self) -> int:
@@ -191,6 +186,28 @@ class Input:
     def spec(self) -> Batch:
         """Shapes and dtypes of the batches, for tf.function; see BatchLoader.spec."""
         return self._loader.spec()
+
+    # What counts or compares files needs no graphs, which take a second to compile.
+    @cached_property
+    def _chunks(self) -> ChunkReader:
+        return ChunkReader(
+            self.source,
+            self._schema,
+            self._labels,
+            self._kept_fields,
+            self.batch_size,
+            self._drops_remainder,
+            self._num_threads,
+        )
+
+    @cached_property
+    def _loader(self) -> BatchLoader:
+        vectors = StoredVectors(self._schema.stored_features(), self.vectors, self._bad_records)
+        return BatchLoader(self._data, self._schema, self.source, self._chunks, vectors, self._bad_records)
+
+    @property
+    def _num_threads(self) -> int:
+        return self._data.num_parallel_calls or os.cpu_count() or 1
 
     @property
     def _copies(self) -> LocalCopies:
