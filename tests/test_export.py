@@ -13,7 +13,6 @@ from pathlib import Path
 
 import numpy as np
 import onnxruntime
-import pyarrow.parquet as pq
 import pytest
 import tensorflow as tf
 from flow_helpers import KINDS, ROOT, use_small_backbone
@@ -38,18 +37,15 @@ def signatures(folder):
     return tf.saved_model.load(str(folder)).signatures
 
 
-def samples(exported, tmp_path):
-    """What `predict` writes for the test data: raw fields and outputs, by column."""
-    output = tmp_path / "p.parquet"
-    fields = list(read_manifest(str(exported.folder / "rec"), "rec").signatures[parts.DEFAULT]["inputs"])
-    fields = [name for name in fields if name != parts.IMAGE_TEXT]
-    arguments = ["--predict_input_path", f"{exported.data}/test/*", "--output", str(output)]
-    assert main(["predict", *exported.flags, *arguments, "--reserved_columns", ",".join([*fields, "img_path"])]) == 0
-    columns = pq.read_table(output).to_pydict()
-    inputs = {name: tf.constant(columns[name]) for name in fields}
-    manifest = read_manifest(str(exported.folder / "rec"), "rec")
-    dtypes = {name: manifest.signatures[parts.DEFAULT]["inputs"][name]["dtype"] for name in fields}
-    return columns, {name: tf.cast(v, dtypes[name]) if dtypes[name] != "string" else v for name, v in inputs.items()}
+@pytest.fixture(scope="module")
+def predicted(exported, samples):
+    """What `predict` writes for the test data by column, and the rec model's fields of the same samples."""
+    _, rows = samples
+    inputs = read_manifest(str(exported.folder / "rec"), "rec").signatures[parts.DEFAULT]["inputs"]
+    columns = {name: [row[name] for row in rows] for name in rows[0]}
+    fields = {name: tf.constant(columns[name]) for name in inputs if name != parts.IMAGE_TEXT}
+    dtypes = {name: inputs[name]["dtype"] for name in fields}
+    return columns, {name: tf.cast(v, dtypes[name]) if dtypes[name] != "string" else v for name, v in fields.items()}
 
 
 def outputs_of(columns):
@@ -65,8 +61,8 @@ def assert_close(found, expected):
 # --- What they compute
 
 
-def test_image_and_rec_model_give_what_predict_writes(exported, tmp_path):
-    columns, fields = samples(exported, tmp_path)
+def test_image_and_rec_model_give_what_predict_writes(exported, predicted):
+    columns, fields = predicted
     contents = tf.constant([(exported.data / path).read_bytes() for path in columns["img_path"]])
     image = signatures(exported.folder / "image")
     vectors = image["encoded"](img_path=contents)
@@ -104,8 +100,8 @@ def test_text_gives_back_every_float32():
     np.testing.assert_array_equal(parts.text_vector(parts.vector_text(vector[None]), len(vector))[0], vector)
 
 
-def test_a_field_of_one_sample_counts_for_all(exported, tmp_path):
-    _, fields = samples(exported, tmp_path)
+def test_a_field_of_one_sample_counts_for_all(exported, predicted):
+    _, fields = predicted
     rec = signatures(exported.folder / "rec")["vector"]
     vector = tf.random.normal([3, read_manifest(str(exported.folder / "rec"), "rec").image_width], seed=1)
     first = {name: value[:1] for name, value in fields.items()}
@@ -115,8 +111,8 @@ def test_a_field_of_one_sample_counts_for_all(exported, tmp_path):
         np.testing.assert_array_equal(once[name], thrice[name])
 
 
-def test_empty_text_takes_the_default(exported, tmp_path):
-    _, fields = samples(exported, tmp_path)
+def test_empty_text_takes_the_default(exported, predicted):
+    _, fields = predicted
     rec = signatures(exported.folder / "rec")["vector"]
     vector = tf.zeros([1, read_manifest(str(exported.folder / "rec"), "rec").image_width])
     one = {name: value[:1] for name, value in fields.items()}
@@ -124,12 +120,12 @@ def test_empty_text_takes_the_default(exported, tmp_path):
     np.testing.assert_array_equal(empty["logits_click"], default["logits_click"])
 
 
-@pytest.mark.parametrize("text", ["", "1,2", "1,2,3,x"])
-def test_a_text_that_is_no_vector_is_refused(exported, tmp_path, text):
-    _, fields = samples(exported, tmp_path)
+def test_a_text_that_is_no_vector_is_refused(exported, predicted):
+    _, fields = predicted
     rec = signatures(exported.folder / "rec")["serving_default"]
-    with pytest.raises(tf.errors.InvalidArgumentError, match=r"img_emb must hold|could not be|StringToNumber"):
-        rec(**fields, img_emb=tf.constant([text]))
+    for text in ("", "1,2", "1,2,3,x"):
+        with pytest.raises(tf.errors.InvalidArgumentError, match=r"img_emb must hold|could not be|StringToNumber"):
+            rec(**fields, img_emb=tf.constant([text]))
 
 
 NETWORKS = {

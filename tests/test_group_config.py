@@ -256,8 +256,7 @@ def test_training_takes_the_config_as_it_is(tmp_path, monkeypatch):
 @pytest.mark.parametrize("kind", ["tfrecord", "rtp"])
 def test_the_config_reads_every_format(tmp_path, capsys, kind):
     assert main(["check", *_group_pictures(tmp_path, kind)]) == 0
-    stats = json.loads((tmp_path / "out/train/stats.json").read_text())
-    assert f"{stats['rows']:,} samples" in capsys.readouterr().out
+    assert "bad records: none" in capsys.readouterr().out
 
 
 @pytest.mark.slow

@@ -228,8 +228,9 @@ def test_within_a_budget_all_arms_train_fewer_steps_alike(tested, tmp_path, monk
         Worth(pipeline, WorthOptions(str(tmp_path / "v"), 3, (), 0.5), print).run()
 
 
-def test_the_most_steps_that_fit_are_taken(tested, tmp_path):
-    arms, _ = arms_of(tested[0], (), tmp_path / "s.parquet")
+def test_the_most_steps_that_fit_are_taken(data, tmp_path):
+    pipeline = config(data, tmp_path / "config", train="num_epochs: 2 save_checkpoints_epochs: 1")
+    arms, _ = arms_of(pipeline, (), tmp_path / "s.parquet")
     costs = {"own": Cost(5, 2, 2), "none": Cost(3, 0.1, 0.1), "shuffled": Cost(5, 2, 0.5)}
     sizes = Sizes(1000, 100.0, 7, (0, 0))
     runs = dict.fromkeys(costs, 3)
