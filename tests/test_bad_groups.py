@@ -76,6 +76,15 @@ FAULTS = {
         (),
     ),
 }
+# What `predict` says, which reads no labels, of the faults that it sees.
+WITHOUT_LABELS = {
+    "no group size": FAULTS["no group size"][1:3],
+    "categories that disagree": FAULTS["categories that disagree"][1:3],
+    "a label before categories that disagree": (
+        "column 'category'",
+        "sample 1: 'lamp', but sample 0 has 'bag'; the value must be the same in a group",
+    ),
+}
 
 
 @pytest.fixture(scope="module")
@@ -104,13 +113,15 @@ def records(path):
 @pytest.mark.parametrize("kind", WRITERS)
 def test_all_commands_refuse_the_same_groups_with_the_same_words(groups, tmp_path, capsys, kind):
     data, good = groups
-    faults = [fault for fault in FAULTS.values() if kind not in fault[3]]
+    faults = {name: fault for name, fault in FAULTS.items() if kind not in fault[3]}
     four = next(group for group in good if group["group_size"] >= 4)
     four = {name: value[:4] if isinstance(value, list) else value for name, value in four.items()}
-    bad = [{**four, "group_size": 4, "category": ["bag"] * 4, **changes} for changes, *_ in faults]
+    bad = [{**four, "group_size": 4, "category": ["bag"] * 4, **changes} for changes, *_ in faults.values()]
     file = tmp_path / "part-0"
     WRITERS[kind](file, [*good, *bad])
-    expected = [(str(file), len(good) + 1 + i, where, what) for i, (_, where, what, _) in enumerate(faults)]
+    rows = {name: len(good) + 1 + i for i, name in enumerate(faults)}
+    expected = [(str(file), rows[name], where, what) for name, (_, where, what, _) in faults.items()]
+    without_labels = [(str(file), rows[name], *told) for name, told in WITHOUT_LABELS.items()]
 
     (tmp_path / "x.config").write_text(CONFIG if kind == "GroupRTPInput" else config_of(kind), encoding="utf-8")
     flags = demo_flags(data, tmp_path / "m")
@@ -131,6 +142,9 @@ def test_all_commands_refuse_the_same_groups_with_the_same_words(groups, tmp_pat
     (tmp_path / "m/bad_records.jsonl").unlink()
     run("eval", *flags, "--eval_input_path", file)
     assert records(tmp_path / "m/bad_records.jsonl") == expected
+    (tmp_path / "m/bad_records.jsonl").unlink()
+    run("predict", *flags, "--predict_input_path", file, "--output", tmp_path / "p.csv")
+    assert records(tmp_path / "m/bad_records.jsonl") == without_labels
     told = run("check", *flags)
     assert all(f"{path}:{row}: {where}: {what}" in told for path, row, where, what in expected)
     converted = ["--input", file, "--format", "parquet", "--output", tmp_path / "converted", "--max_bad_share", 1]
