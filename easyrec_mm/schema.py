@@ -55,7 +55,7 @@ class Field:
         text = text or self.default
         if self.dtype == "bool":
             if text.lower() not in ("true", "false", "1", "0"):
-                raise ValueError(f"'{text}' is no bool")
+                raise ValueError(f"'{text}' is not a bool")
             return text.lower() in ("true", "1")
         kinds: dict[str, type[int] | type[float] | type[str]] = {"int64": int, "float32": float, "string": str}
         return kinds[self.dtype](text)
@@ -152,7 +152,7 @@ class Feature:
     def weight_key(self) -> str:
         """Key under which the weights of a tag feature's ids stand beside them among the feature values.
 
-        Where lists are padded, the weights of every list stand there, 0 for what is no value.
+        Where lists are padded, the weights of every list stand there, 0 for what is not a value.
         """
         return f"{self.name}:weight"
 
@@ -346,7 +346,7 @@ class Schema:
         """The Schema of which `values` is the `to_dict`, also after a passage through JSON.
 
         Raises:
-          KeyError, TypeError, ValueError: if `values` is no Schema.
+          KeyError, TypeError, ValueError: if `values` is not a Schema.
         """
         parts = {
             **values,

@@ -356,7 +356,7 @@ def test_a_feature_layer_that_does_not_exist(presets):
 def test_a_feature_layer_whose_output_is_no_map(presets):
     folder = str(presets.folder("hgnet"))
     encoder = next(layer.name for layer in presets.loaded("hgnet").model.layers if layer.name.endswith("encoder"))
-    says = f"the output of '{encoder}' is no feature map and no tokens"
+    says = f"the output of '{encoder}' is neither a feature map nor tokens"
     with pytest.raises(BackboneError, match=says) as caught:
         preset_backbone(folder, SHAPE, "float32", encoder)
     assert caught.value.setting == "feature_layer"
@@ -660,7 +660,7 @@ def test_an_empty_folder(tmp_path):
 
 def test_a_preset_of_text(tmp_path):
     models.BertBackbone(9, 1, 1, 4, 4, max_sequence_length=8).save_to_preset(str(tmp_path))
-    check_error(tmp_path, f"'{tmp_path}' is no image backbone: it takes ", "token_ids [None]", "segment_ids [None]")
+    check_error(tmp_path, f"'{tmp_path}' is not an image backbone: it takes ", "token_ids [None]", "segment_ids [None]")
 
 
 def test_pictures_of_another_shape_than_the_presets(presets):

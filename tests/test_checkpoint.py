@@ -326,9 +326,9 @@ def test_restore_of_damaged_files(tmp_path):
         restore(path, variables(2))
     index = tmp_path / "model.ckpt-1.index"
     index.write_bytes(index.read_bytes()[:20])
-    with pytest.raises(CheckpointError, match=r"model.ckpt-1: is no readable checkpoint: "):
+    with pytest.raises(CheckpointError, match=r"model.ckpt-1: is not a readable checkpoint: "):
         restore(path, variables(2))
-    with pytest.raises(CheckpointError, match=r"model.ckpt-3: is no readable checkpoint: "):
+    with pytest.raises(CheckpointError, match=r"model.ckpt-3: is not a readable checkpoint: "):
         checkpoint_shapes(str(tmp_path / "model.ckpt-3"))
 
 

@@ -87,23 +87,23 @@ DATA_CASES = [
     case(
         f"{FIELD['day_h']}.default_val=noon",
         place=f"{FIELD['day_h']}.default_val",
-        says="'noon' is no INT32; give a number or remove it",
+        says="'noon' is not a valid INT32; give a number or remove it",
     ),
     case(
         f"{FIELD['fans_num']}.default_val=1.5",
         place=f"{FIELD['fans_num']}.default_val",
-        says="'1.5' is no INT64; give a number or remove it",
+        says="'1.5' is not a valid INT64; give a number or remove it",
     ),
     case(
         f"{FIELD['latitude']}.default_val=north",
         place=f"{FIELD['latitude']}.default_val",
-        says="'north' is no DOUBLE; give a number or remove it",
+        says="'north' is not a valid DOUBLE; give a number or remove it",
     ),
     case(
         f"{FIELD['is_member']}.input_type=BOOL",
         f"{FIELD['is_member']}.default_val=2",
         place=f"{FIELD['is_member']}.default_val",
-        says="'2' is no BOOL",
+        says="'2' is not a valid BOOL",
     ),
     case(
         f"{DATA}.label_fields[5]=folow",
@@ -119,18 +119,19 @@ DATA_CASES = [
     case(
         ('  selected_cols: "3,4,5,6,7,8,9,11,12"\n', ""),
         place=f"{DATA}.selected_cols",
-        says="'' is no list of column indices from 0; give 6 label column(s) (is_valid_play, play_time, like, comment, "
+        says="'' is not a list of column indices from 0; give 6 label column(s) (is_valid_play, play_time, like, "
+        "comment, "
         "share, follow), features, image path, group size",
     ),
     case(
         f"{DATA}.selected_cols=3;4;5;6;7;8;9;11;12",
         place=f"{DATA}.selected_cols",
-        says="'3;4;5;6;7;8;9;11;12' is no list of column indices from 0",
+        says="'3;4;5;6;7;8;9;11;12' is not a list of column indices from 0",
     ),
     case(
         f"{DATA}.selected_cols=-1,4,5,6,7,8,9,11,12",
         place=f"{DATA}.selected_cols",
-        says="'-1,4,5,6,7,8,9,11,12' is no list of column indices from 0",
+        says="'-1,4,5,6,7,8,9,11,12' is not a list of column indices from 0",
     ),
     case(
         f"{DATA}.selected_cols=3,4,9,11,12",
@@ -179,7 +180,7 @@ DATA_CASES = [
     case(
         f"{DATA}.shuffle_buffer_size=0",
         place=f"{DATA}.shuffle_buffer_size",
-        says="0 is no size; or set shuffle: false",
+        says="0 is not a valid size; give 1 or more, or set shuffle: false",
     ),
     case(
         f"{DATA}.max_bad_record_share=1.5",
@@ -222,7 +223,7 @@ FEATURE_CASES = [
             f"{FEATURE['city']}.input_names={field}",
             f"{FEATURE['city']}.feature_name=city",
             place=f"{FEATURE['city']}.input_names",
-            says=f"'{field}' is no feature value of a sample (label, image or size)",
+            says=f"'{field}' is not a feature value of a sample (label, image or size)",
         )
         for field in ("like", "img_path", "group_size")
     ),
@@ -840,7 +841,7 @@ MODEL_CASES = [
     case(
         f"{NETWORK}.img_model.num_classes=0",
         place=f"{NETWORK}.img_model.num_classes",
-        says="0 is no width; give the width of the projection",
+        says="0 is not a valid width; give the width of the projection",
     ),
     case(
         f"{NETWORK}.img_dnn.hidden_units=8",
@@ -910,9 +911,9 @@ MODEL_CASES = [
     case(
         f"{TOWERS}[1].tower_name=play time",
         place=f"{TOWERS}[1].tower_name",
-        says="'play time' is no name; use letters, digits and _",
+        says="'play time' is not a valid name; use letters, digits and _",
     ),
-    case(f"{TOWERS}[1].tower_name=", place=f"{TOWERS}[1].tower_name", says="'' is no name"),
+    case(f"{TOWERS}[1].tower_name=", place=f"{TOWERS}[1].tower_name", says="'' is not a valid name"),
     case(
         f"{TOWERS}[1].relation_tower_names=is_valid_ply",
         place=f"{TOWERS}[1].relation_tower_names",
@@ -1001,7 +1002,11 @@ def attention(text, name='group_name: "din"', groups=""):
 ATTENTION = "model_config.feature_groups[2].sequence_features[0]"
 GOOD_MAP = 'seq_att_map { key: "city" hist_seq: "seen" }'
 ATTENTION_CASES = [
-    case(*attention(GOOD_MAP, ""), place=f"{ATTENTION}.group_name", says="'' is no name; use letters, digits and _"),
+    case(
+        *attention(GOOD_MAP, ""),
+        place=f"{ATTENTION}.group_name",
+        says="'' is not a valid name; use letters, digits and _",
+    ),
     case(
         *attention(GOOD_MAP, groups=f'    sequence_features {{ group_name: "din" {GOOD_MAP} }}\n'),
         place="model_config.feature_groups[2].sequence_features[1].group_name",
@@ -1236,7 +1241,7 @@ TRAIN_CASES = [
     case(
         f'{TRAIN}.freeze_gradient=["ok", "image/("]',
         place=f"{TRAIN}.freeze_gradient[1]",
-        says="'image/(' is no regular expression: ",
+        says="'image/(' is not a valid regular expression: ",
     ),
     *(
         case(f"{TRAIN}.{name}=0", place=f"{TRAIN}.{name}", says="0 is out of range; give 1 or more")

@@ -101,7 +101,7 @@ BACKBONE_CASES = [
         f"{IMAGE}.model_name=MobileNet",
         f"{IMAGE}.lora_rank=4",
         place=f"{IMAGE}.lora_rank",
-        says="MobileNetV3-Large is no transformer; choose one, or remove it",
+        says="MobileNetV3-Large is not a transformer; choose one, or remove it",
     ),
     case(
         FAMILY_PER_GROUP,
@@ -215,7 +215,7 @@ TRAINING_CASES = [
     case(
         f"{TRAIN}.optimizer_config=[{SGD}, {SGD[:-1]} variables: ['rec/', 'image/('] }}]",
         place=f"{TRAIN}.optimizer_config[1].variables[1]",
-        says="'image/(' is no regular expression: ",
+        says="'image/(' is not a valid regular expression: ",
     ),
     case(
         f"{TRAIN}.warm_start=ALL_BUT_ID_EMBEDDINGS",
@@ -687,16 +687,20 @@ def test_what_a_preset_says_of_its_pictures(preset, backbone, converter, shape, 
     [
         (None, None, "config.json is missing (nothing is there); a preset is what save_to_preset wrote"),
         (None, {}, "config.json is missing (image_converter.json is there)"),
-        ("{", None, "config.json is no JSON; a preset is what save_to_preset wrote"),
-        ('{"model_type": "vit"}', None, "config.json is no config of a keras-hub preset"),
-        ("[1, 2]", None, "config.json is no config of a keras-hub preset"),
-        ('{"config": [1]}', None, "config.json is no config of a keras-hub preset"),
-        ({"vision_encoder": None}, None, "config.json is no config of a keras-hub preset"),
-        ({"image_shape": [224, 224]}, None, "config.json is no config of a keras-hub preset: it has pictures of [224,"),
-        ({"image_shape": 224}, None, "config.json is no config of a keras-hub preset: it has pictures of 224"),
+        ("{", None, "config.json is not JSON; a preset is what save_to_preset wrote"),
+        ('{"model_type": "vit"}', None, "config.json is not a config of a keras-hub preset"),
+        ("[1, 2]", None, "config.json is not a config of a keras-hub preset"),
+        ('{"config": [1]}', None, "config.json is not a config of a keras-hub preset"),
+        ({"vision_encoder": None}, None, "config.json is not a config of a keras-hub preset"),
+        (
+            {"image_shape": [224, 224]},
+            None,
+            "config.json is not a config of a keras-hub preset: it has pictures of [224,",
+        ),
+        ({"image_shape": 224}, None, "config.json is not a config of a keras-hub preset: it has pictures of 224"),
         ({"image_shape": ["a", "b", 3]}, None, "it has pictures of ['a', 'b', 3]"),
-        ({}, "{", "image_converter.json is no JSON"),
-        ({}, {"image_size": 224}, "image_converter.json is no config of a keras-hub preset: it has pictures of 224"),
+        ({}, "{", "image_converter.json is not JSON"),
+        ({}, {"image_size": 224}, "image_converter.json is not a config of a keras-hub preset: it has pictures of 224"),
     ],
 )
 def test_files_of_a_preset_that_cannot_be_read(problems, preset, backbone, converter, says):
@@ -711,7 +715,7 @@ def test_a_preset_of_bytes_that_are_no_text(problems, preset):
     folder = preset()
     (folder / "config.json").write_bytes(b"\xff\xfe\x00")
     ((_, message),) = problems([f"{IMAGE}.preset={folder}"])
-    assert "config.json is no JSON" in message
+    assert "config.json is not JSON" in message
 
 
 def test_many_files_in_the_place_of_a_preset(problems, preset):

@@ -38,12 +38,12 @@ def problems(value, kind, place):
     if kind == "object":  # a port by number or name
         return [] if isinstance(value, str | int) else [f"{place}: {value!r}"]
     if kind in SIMPLE:
-        return [] if isinstance(value, SIMPLE[kind]) else [f"{place}: {value!r} is no {kind}"]
+        return [] if isinstance(value, SIMPLE[kind]) else [f"{place}: {value!r} is not a valid {kind}"]
     model = getattr(kubernetes, kind, None) or getattr(kserve, kind, None)
     if model is None:
         return [f"{place}: no type {kind}"]
     if not isinstance(value, dict):
-        return [f"{place}: {value!r} is no {kind}"]
+        return [f"{place}: {value!r} is not a valid {kind}"]
     attributes = {json_name: name for name, json_name in model.attribute_map.items()}
     found = [f"{place}.{name}: {kind} has no such field" for name in value if name not in attributes]
     known = {name: one for name, one in value.items() if name in attributes}

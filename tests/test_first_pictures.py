@@ -169,7 +169,7 @@ def test_check_and_train_tell_where_they_looked(config, tmp_path, capsys):
         assert "data_config.image_root: '/data': 8 of the first 8 pictures cannot be read" in error
         assert f"looked in /data, the current folder, {config.parent}/groups, {config.parent}" in error
         assert "set the folder in which these paths start" in error
-    # A share that is allowed to be bad is no reason to stop.
+    # A share that is allowed to be bad is not a reason to stop.
     allowed = ["--set", "data_config.image_root=/data", "--set", "data_config.max_bad_record_share=1"]
     assert main(["check", "--pipeline_config", str(config), *allowed]) == 0
 

@@ -353,13 +353,13 @@ def test_bad_rows_are_refused_counted_and_listed(tmp_path, capsys):
     output = run(tmp_path, log=f"{tmp_path}/a.csv,{tmp_path}/b.csv", label_fields="click", max_bad_share=0.02)
     expected = [
         ("a.csv", 11, "column 'item_id'", "is empty"),
-        ("a.csv", 21, "column 'click'", "'yes' is no whole number of at most 18 digits"),
-        ("a.csv", 31, "column 'price'", "'inf' is no finite number of 32 bits"),
+        ("a.csv", 21, "column 'click'", "'yes' is not a whole number of at most 18 digits"),
+        ("a.csv", 31, "column 'price'", "'inf' is not a finite number of 32 bits"),
         ("a.csv", 41, "column 'click'", "is empty"),
         ("a.csv", 51, "row", "4 values, not 5"),
         ("a.csv", 61, "row", "a quote is not closed"),
-        ("a.csv", 71, "column 'user'", "'\\xff' is no UTF-8 text"),
-        ("b.csv", 301, "column 'click'", "'no' is no whole number of at most 18 digits"),
+        ("a.csv", 71, "column 'user'", "'\\xff' is not UTF-8 text"),
+        ("b.csv", 301, "column 'click'", "'no' is not a whole number of at most 18 digits"),
     ]
     told = [
         (Path(one["file"]).name, one["row"], one["where"], one["problem"])

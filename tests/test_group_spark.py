@@ -121,7 +121,7 @@ def test_mistakes_are_told_as_on_one_machine(cluster, tmp_path, capfd):
 
 
 def test_a_task_that_dies_is_told_in_a_line(cluster, tmp_path, capfd, monkeypatch):
-    """What is no mistake of the user's, on a worker: Spark tells it in two stack traces."""
+    """What is not a mistake of the user's, on a worker: Spark tells it in two stack traces."""
     from easyrec_mm.grouping import spark_engine
 
     write_csv(tmp_path / "log.csv", GOOD)

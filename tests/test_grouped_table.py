@@ -229,7 +229,7 @@ def test_groups_of_a_tfrecord_that_cannot_be_used(tmp_path):
         "column 'seconds': sample 0: nan is not a finite number": example(seconds=[float("nan"), 0.0]),
         "column 'cate': sample 1: 'd', but sample 0 has 'c'": example(cate=[b"c", b"d"]),
         "column 'user': sample 1: '\ufffd' is not UTF-8": example(user=[b"a", b"\xff"]),
-        "record: is no tf.train.Example": b"\xff\xff",
+        "record: is not a tf.train.Example": b"\xff\xff",
     }
     with tf.io.TFRecordWriter(str(tmp_path / "a")) as writer:
         writer.write(example())

@@ -286,7 +286,7 @@ def test_items_with_categories(trained, tmp_path):
         read_items(str(tmp_path / "none.csv"), schema)
     number = replace(schema, fields=tuple(replace(f, dtype="int64", default="0") for f in schema.fields))
     (tmp_path / "odd.csv").write_text("img_path,category\na.jpg,bag\n")
-    with pytest.raises(DataError, match="row 1: category: 'bag' is no int64"):
+    with pytest.raises(DataError, match="row 1: category: 'bag' is not a valid int64"):
         read_items(str(tmp_path / "odd.csv"), number)
 
 

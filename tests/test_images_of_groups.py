@@ -459,7 +459,7 @@ def test_for_prediction_no_label_is_read(tmp_path):
 
 
 def test_batches_are_numbered_by_the_steps_that_train_them(tmp_path):
-    """A batch of bad groups is no step, so that a training that goes on behind it counts as if it had not stopped."""
+    """A batch of bad groups is not a step: a training that goes on behind it counts as if it had not stopped."""
     path = write(tmp_path / "a", [("1", 0, "a", 0, 1)] * 6)
     lines = path.read_bytes().split(b"\n")
     path.write_bytes(b"\n".join([*lines[:2], b"?", b"?", *lines[2:]]))

@@ -400,7 +400,7 @@ def test_one_nan_among_classes_makes_the_result_nan(metric):
 @pytest.mark.parametrize("metric", [LogLoss, Accuracy])
 @pytest.mark.parametrize("label", [-1, 3, 1.5])
 def test_label_that_is_no_class_index(metric, label):
-    with pytest.raises(DataError, match=rf"label {label} is no class index; give whole numbers from 0 to 2"):
+    with pytest.raises(DataError, match=rf"label {label} is not a valid class index; give whole numbers from 0 to 2"):
         evaluate(metric(), [0, label], [[0.2, 0.5, 0.3], [0.2, 0.5, 0.3]])
 
 

@@ -107,7 +107,7 @@ def test_a_path_names_partitions_whole_or_by_their_first_levels(server):
         (
             "shop.flat",
             READ,
-            r"train_input_path: 'shop\.flat' is no table of MaxCompute; give odps://project/tables/name",
+            r"train_input_path: 'shop\.flat' is not a MaxCompute table; give odps://project/tables/name",
         ),
         ("", READ, "train_input_path: is not set"),
         ("odps://shop/tables/none", READ, "odps://shop/tables/none: cannot be read: .*Table not found - none"),

@@ -73,7 +73,7 @@ def test_a_file_below_a_file(loader, path):
 
 def test_a_directory(loader, path):
     path.mkdir()
-    assert problem_of(loader, path) == "cannot be read: is no regular file"
+    assert problem_of(loader, path) == "cannot be read: is not a regular file"
 
 
 def test_an_empty_path(loader):
@@ -111,14 +111,14 @@ def test_a_pipe_does_not_stall(loader, path):
     with ThreadPoolExecutor(1) as pool:
         problem = pool.submit(problem_of, loader, path)
         try:
-            assert problem.result(timeout=60) == "cannot be read: is no regular file"
+            assert problem.result(timeout=60) == "cannot be read: is not a regular file"
         finally:
             with suppress(OSError):  # nobody reads, as it should be
                 os.close(os.open(path, os.O_WRONLY | os.O_NONBLOCK))
 
 
 def test_a_device_does_not_flood(loader):
-    assert problem_of(loader, "/dev/zero") == "cannot be read: is no regular file"
+    assert problem_of(loader, "/dev/zero") == "cannot be read: is not a regular file"
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may read everything")

@@ -336,7 +336,7 @@ BAD_VALUES = {
     "label that is not finite": ({"seconds": [0.5, 1.0, float("nan")]}, "seconds", "sample 2"),
     "number that is not finite": ({"weight": [float("inf"), 1.0, 2.0]}, "weight", "sample 0"),
     "more tags than scores": ({"tags": ["a", "a|b", ""], "scores": ["1", "1", ""]}, "tags", "2 "),
-    "score that is no number": ({"tags": ["a", "a", ""], "scores": ["1", "x", ""]}, "scores", "'x'"),
+    "score that is not a number": ({"tags": ["a", "a", ""], "scores": ["1", "x", ""]}, "scores", "'x'"),
     "categories that disagree": ({"cate": ["c", "d", "c"]}, "cate", "sample 1: 'd', but sample 0 has 'c'"),
 }
 
@@ -620,7 +620,7 @@ def test_a_feature_that_is_missing_or_of_another_type(tmp_path):
 
 def test_records_that_are_no_examples(tmp_path):
     write_records(tmp_path / "a", [b"\xff\xff\xff"])
-    with pytest.raises(DataError, match=r"/a: record 1 is no tf.train.Example"):
+    with pytest.raises(DataError, match=r"/a: record 1 is not a tf.train.Example"):
         input_of("GroupTFRecordInput", tmp_path / "a")
 
 

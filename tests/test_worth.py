@@ -202,7 +202,7 @@ def test_another_test_is_not_mixed_in(tested, data, tmp_path):
         Worth(pipeline, WorthOptions("s3://bucket/w", 2), print)
     (tmp_path / "other").mkdir()
     (tmp_path / "other" / "thesis.txt").write_text("mine")
-    with pytest.raises(UserError, match="holds something that is no test"):
+    with pytest.raises(UserError, match="holds something that is not a test"):
         Worth(pipeline, WorthOptions(str(tmp_path / "other"), 2), print).run()
 
 

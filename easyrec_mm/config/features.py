@@ -72,7 +72,7 @@ def derive_features(
         name = item.feature_name or item.input_names[0]
         misplaced = [i for i in item.input_names if i not in layout.sample_fields]
         for field in misplaced:
-            problems.add(f"{place}.input_names", f"'{field}' is no feature value of a sample (label, image or size)")
+            problems.add(f"{place}.input_names", f"'{field}' is not a feature value of a sample (label, image or size)")
         if misplaced:
             continue
         feature, rows = KINDS[item.feature_type](Given(name, place, item, fields, data, problems))

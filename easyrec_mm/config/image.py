@@ -84,7 +84,7 @@ def check_image_tower(config: EasyRecConfig, schema: Schema, problems: Problems)
 def _check_backbone(network: E2E_MM_DBMTL, schema: Schema, problems: Problems) -> None:
     tower = network.img_model
     if tower.num_classes == 0 and not network.HasField("img_dnn"):
-        problems.add(f"{PLACE}.num_classes", "0 is no width; give the width of the projection, or add img_dnn")
+        problems.add(f"{PLACE}.num_classes", "0 is not a valid width; give the width of the projection, or add img_dnn")
     _check_descriptors(tower, schema, problems)
     if tower.preset and tower.HasField("model_name"):
         problems.add(f"{PLACE}.model_name", "has no effect beside preset; keep one of the two")
@@ -106,7 +106,7 @@ def _check_backbone(network: E2E_MM_DBMTL, schema: Schema, problems: Problems) -
     if name and not is_transformer and tower.pooling == ImgModel.CLS_TOKEN:
         problems.add(f"{PLACE}.pooling", f"{name} has no class token; choose AVG, MAX or GEM")
     if name and not is_transformer and tower.lora_rank:
-        problems.add(f"{PLACE}.lora_rank", f"{name} is no transformer; choose one, or remove it")
+        problems.add(f"{PLACE}.lora_rank", f"{name} is not a transformer; choose one, or remove it")
     if is_transformer and tower.category_feature:
         problems.add(
             f"{PLACE}.category_feature",
@@ -162,7 +162,7 @@ def _settings(path: Path) -> dict[str, Any]:
         there = ", ".join(sorted(item.name for item in path.parent.iterdir())[:8]) or "nothing"
         raise ValueError(f"{path.name} is missing ({there} is there); a preset is what save_to_preset wrote") from error
     except ValueError as error:
-        raise ValueError(f"{path.name} is no JSON; a preset is what save_to_preset wrote") from error
+        raise ValueError(f"{path.name} is not JSON; a preset is what save_to_preset wrote") from error
     return _settings_of(saved, path)
 
 
@@ -170,14 +170,14 @@ def _settings_of(saved: object, path: Path) -> dict[str, Any]:
     """The settings of an object that Keras saved."""
     settings = saved.get("config") if isinstance(saved, dict) else None
     if not isinstance(settings, dict):
-        raise ValueError(f"{path.name} is no config of a keras-hub preset; a preset is what save_to_preset wrote")
+        raise ValueError(f"{path.name} is not a config of a keras-hub preset; a preset is what save_to_preset wrote")
     return settings
 
 
 def _sizes(given: object, number: int, path: Path) -> tuple[int | None, ...]:
     sizes = [None] * number if given is None else given
     if not isinstance(sizes, list) or len(sizes) != number or {type(size) for size in sizes} - {int, type(None)}:
-        raise ValueError(f"{path.name} is no config of a keras-hub preset: it has pictures of {sizes}")
+        raise ValueError(f"{path.name} is not a config of a keras-hub preset: it has pictures of {sizes}")
     return tuple(sizes)
 
 

@@ -104,7 +104,7 @@ def _check_towers(towers: list[BayesTaskTower], schema: Schema, problems: Proble
         if tower.tower_name in names[:i]:
             problems.add(f"{place}.tower_name", f"a second tower named '{tower.tower_name}'; rename one")
         if not re.fullmatch(r"\w[\w.-]*", tower.tower_name):
-            problems.add(f"{place}.tower_name", f"'{tower.tower_name}' is no name; use letters, digits and _")
+            problems.add(f"{place}.tower_name", f"'{tower.tower_name}' is not a valid name; use letters, digits and _")
         if tower.tower_name in REGULARIZATION_LOSSES:
             problems.add(f"{place}.tower_name", f"'{tower.tower_name}' names a part of the loss; rename the tower")
         for name in ("dnn", "relation_dnn"):

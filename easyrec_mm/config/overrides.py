@@ -29,9 +29,9 @@ def apply_override(config: EasyRecConfig, override: str) -> None:
     try:
         text_format.Parse(_as_text(field, value.strip()), parsed)
     except text_format.ParseError as error:
-        raise ConfigError(f"{place}: {value!r} is no value for {name}: {unlocated(error)}") from error
+        raise ConfigError(f"{place}: {value!r} is not a valid value for {name}: {unlocated(error)}") from error
     if any(other.name != name for other, _ in parsed.ListFields()):
-        raise ConfigError(f"{place}: {value!r} is no value for {name}: it sets other fields too")
+        raise ConfigError(f"{place}: {value!r} is not a valid value for {name}: it sets other fields too")
     if index is None:
         message.ClearField(name)
         message.MergeFrom(parsed)
@@ -70,7 +70,7 @@ def _descend(message: Message, part: str, place: str) -> Message:
 def _name_and_index(part: str, place: str) -> tuple[str, int | None]:
     match = re.fullmatch(r"(\w+)(?:\[(-?\d+)\])?", part)
     if not match:
-        raise ConfigError(f"{place}: '{part}' is no field name")
+        raise ConfigError(f"{place}: '{part}' is not a valid field name")
     return match.group(1), int(match.group(2)) if match.group(2) else None
 
 

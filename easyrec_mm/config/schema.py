@@ -178,7 +178,7 @@ def _fields(data: DatasetConfig, problems: Problems) -> list[Field]:
         pattern = VALUE_PATTERNS.get(dtype)
         if pattern and not re.fullmatch(pattern, default):
             kind = DatasetConfig.FieldType.Name(item.input_type)
-            problems.add(f"{place}.default_val", f"'{default}' is no {kind}; give a number or remove it")
+            problems.add(f"{place}.default_val", f"'{default}' is not a valid {kind}; give a number or remove it")
             default = "0"
         fields[item.input_name] = Field(item.input_name, dtype, default, item.HasField("default_val"))
     return list(fields.values())
@@ -307,7 +307,7 @@ def _selected_columns(data: DatasetConfig, labels: tuple[str, ...], has_image: b
     is_table = data.input_type == DatasetConfig.OdpsGroupRTPInput
     if not (all(texts) if is_table else all(re.fullmatch("[0-9]+", text) for text in texts)):
         what = "names of columns" if is_table else "column indices from 0"
-        problems.add(place, f"'{data.selected_cols}' is no list of {what}; give {wanted}")
+        problems.add(place, f"'{data.selected_cols}' is not a list of {what}; give {wanted}")
     elif len(texts) != num_columns:
         problems.add(place, f"'{data.selected_cols}' has {len(texts)} columns, not {num_columns}: it gives {wanted}")
     elif len(set(texts if is_table else map(int, texts))) != num_columns:

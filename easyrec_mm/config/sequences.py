@@ -39,7 +39,9 @@ def check_attentions(
         if is_of_groups(group, named):
             continue
         if not re.fullmatch(r"\w[\w.-]*", attention.group_name):
-            problems.add(f"{place}.group_name", f"'{attention.group_name}' is no name; use letters, digits and _")
+            problems.add(
+                f"{place}.group_name", f"'{attention.group_name}' is not a valid name; use letters, digits and _"
+            )
         elif attention.group_name in names:
             problems.add(f"{place}.group_name", f"'{attention.group_name}' is listed twice; rename one")
         names.append(attention.group_name)

@@ -18,7 +18,10 @@ def check_training(config: EasyRecConfig, schema: Schema, problems: Problems) ->
     if not config.model_dir:
         problems.add("model_dir", "is empty; name a folder for checkpoints and metrics")
     if data.shuffle and data.shuffle_buffer_size < 1:
-        problems.add("data_config.shuffle_buffer_size", f"{data.shuffle_buffer_size} is no size; or set shuffle: false")
+        problems.add(
+            "data_config.shuffle_buffer_size",
+            f"{data.shuffle_buffer_size} is not a valid size; give 1 or more, or set shuffle: false",
+        )
     if train.num_epochs and data.num_epochs and train.num_epochs != data.num_epochs:
         problems.add("train_config.num_epochs", f"{train.num_epochs}, but data_config.num_epochs is {data.num_epochs}")
     _check_optimizers(train, schema, problems)
@@ -67,4 +70,4 @@ def _check_pattern(pattern: str, place: str, problems: Problems) -> None:
     try:
         re.compile(pattern)
     except re.error as error:
-        problems.add(place, f"'{pattern}' is no regular expression: {error}")
+        problems.add(place, f"'{pattern}' is not a valid regular expression: {error}")

@@ -43,7 +43,7 @@ def decode_pictures(data: tf.Tensor, image: Image) -> tf.Tensor:
       uint8 `[U, height, width, channels]`, upright, 0-255.
 
     Raises:
-      tf.errors.InvalidArgumentError: if one of them is no picture, is damaged, or holds too many pixels.
+      tf.errors.InvalidArgumentError: if one of them is not a picture, is damaged, or holds too many pixels.
     """
     with tf.device("/CPU:0"):
         # What can be told for all pictures at once is: a picture of 224 x 224 decodes in the time of 40 small ops.

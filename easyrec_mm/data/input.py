@@ -106,7 +106,7 @@ class Input:
         Args:
           num_epochs: times the files are read; 0 means without end.
           num_skipped: batches to leave out at the start.
-          first_step: the step that trains the first batch; a batch without samples is no step.
+          first_step: the step that trains the first batch; a batch without samples is not a step.
           bank_of: step -> the bank that spares the encoding of pictures then.
 
         Raises:

@@ -29,7 +29,7 @@ class ShuffledPictures:
         try:
             columns = pq.read_table(file, columns=[_PATH, _INSTEAD]).cast(_SCHEMA)
         except (OSError, pa.ArrowException) as error:
-            raise DataError(f"{_SETTING}: {file} is no Parquet file of {_PATH} and {_INSTEAD}: {error}") from error
+            raise DataError(f"{_SETTING}: {file} is not a Parquet file of {_PATH} and {_INSTEAD}: {error}") from error
         self._instead: dict[bytes, bytes] = dict(
             zip(columns[_PATH].to_pylist(), columns[_INSTEAD].to_pylist(), strict=True)
         )

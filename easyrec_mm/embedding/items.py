@@ -152,7 +152,9 @@ def _check_fields(place: str, schema: Schema, fields: tuple[str, ...]) -> None:
         try:
             schema.field(name).value(text)
         except ValueError as error:
-            raise DataError(f"{place}: {name}: '{text}' is no {schema.field(name).dtype}; correct it") from error
+            raise DataError(
+                f"{place}: {name}: '{text}' is not a valid {schema.field(name).dtype}; correct it"
+            ) from error
 
 
 def _require_columns(path: str, columns: list[str], needed: tuple[str, ...]) -> None:

@@ -231,7 +231,9 @@ def _class_indices(labels: Floats, num_classes: int) -> npt.NDArray[np.int64]:
     indices = labels.astype(np.int64)
     wrong = (indices != labels) | (indices < 0) | (indices >= num_classes)
     if wrong.any():
-        raise DataError(f"label {labels[wrong][0]:g} is no class index; give whole numbers from 0 to {num_classes - 1}")
+        raise DataError(
+            f"label {labels[wrong][0]:g} is not a valid class index; give whole numbers from 0 to {num_classes - 1}"
+        )
     return indices
 
 
@@ -249,7 +251,7 @@ def metric_value(metric: Metric, labels: Array, predictions: Array, groups: Arra
 
     Raises:
       ValueError: if shapes disagree, which NumPy would broadcast.
-      DataError: for a label that is no class index.
+      DataError: for a label that is not a class index.
     """
     labels, predictions = np.asarray(labels, np.float64), np.asarray(predictions, np.float64)
     takes_classes = isinstance(metric, SumMetric) and metric.takes_classes

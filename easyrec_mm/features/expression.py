@@ -1,7 +1,7 @@
 """Expressions over numeric fields: text -> a tree of known operations -> numbers. Nothing is ever evaluated as Python.
 
 Operators < <= == != > >= + - * / & | and functions; EasyRec's spelling "tf.math.log1p(x)" is understood. Numbers are
-float64; a comparison is 1 or 0, and & and | join comparisons. An operation whose result is no finite number, such as
+float64; a comparison is 1 or 0, and & and | join comparisons. An operation whose result is not a finite number, such as
 x / 0, log1p(-2) or sqrt(-1), gives 0. TensorFlow and NumPy evaluate the same tree (features/tensorflow_transform.py,
 features/numpy_transform.py), each with its own table of `Functions`.
 """
@@ -202,7 +202,7 @@ class _Reader:
                 number = math.inf
             if math.isfinite(number):
                 return number
-        raise ExpressionError(f"'{self._part(node)}' is no number")
+        raise ExpressionError(f"'{self._part(node)}' is not a number")
 
     def _part(self, node: ast.expr) -> str:
         return _short(ast.get_source_segment(self._text, node) or self._text)

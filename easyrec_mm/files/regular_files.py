@@ -10,10 +10,10 @@ def open_regular(path: str, flags: int) -> int:
     """An opener for `open` that does not wait, and opens only what has an end: a pipe or a device would stall or flood.
 
     Raises:
-      OSError: if it cannot be opened, or is no regular file.
+      OSError: if it cannot be opened, or is not a regular file.
     """
     descriptor = os.open(path, flags | os.O_NONBLOCK)
     if not stat.S_ISREG(os.fstat(descriptor).st_mode):
         os.close(descriptor)
-        raise OSError(0, "is no regular file")
+        raise OSError(0, "is not a regular file")
     return descriptor

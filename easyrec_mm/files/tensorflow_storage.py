@@ -73,7 +73,7 @@ class TensorFlowStorage:
     def upload(self, local: Path, path: str) -> None:
         """See Storage.upload."""
         with _translated(path):
-            if "/" in inside(path):  # a bucket itself is no folder to all of them
+            if "/" in inside(path):  # a bucket itself is not a folder to all of them
                 self._gfile.makedirs(path.rpartition("/")[0])
             self._gfile.copy(str(local), path, overwrite=True)
 
@@ -112,7 +112,7 @@ def _translated(path: str) -> Iterator[None]:
         path.encode()  # TensorFlow takes UTF-8 alone
         yield
     except UnicodeEncodeError as error:
-        raise StorageError(path, "the path is no UTF-8", Failure.REFUSED) from error
+        raise StorageError(path, "the path is not UTF-8", Failure.REFUSED) from error
     except errors.OpError as error:
         failure = failures.get(type(error), Failure.PASSING)
         reason = tensorflow_reason(error.message) or type(error).__name__

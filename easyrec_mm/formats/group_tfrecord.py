@@ -81,7 +81,7 @@ class GroupTfRecordSource(RecordFiles):
             yield file, row, group
 
     def failure(self, error: tf.errors.OpError) -> DataError | None:
-        """See Source.failure: also a record that is no Example, or has a feature of another type."""
+        """See Source.failure: also a record that is not an Example, or has a feature of another type."""
         found = super().failure(error)
         if found is None:
             for file, row, record in self.read():
@@ -199,7 +199,7 @@ class GroupTfRecordSource(RecordFiles):
         try:
             features = tf.train.Example.FromString(record).features.feature
         except Exception as error:  # protobuf's own, which has no public name
-            raise DataError(f"{file}: record 1 is no tf.train.Example; give files of such, a group each") from error
+            raise DataError(f"{file}: record 1 is not a tf.train.Example; give files of such, a group each") from error
         names = self._groups.present(file, list(features))
         kinds = {tf.int64: "int64_list", tf.float32: "float_list", tf.string: "bytes_list"}
         for name in names:

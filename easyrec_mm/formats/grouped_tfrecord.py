@@ -188,7 +188,7 @@ def first_values(path: str) -> Iterator[dict[str, Any]]:
             try:
                 feature = Example.FromString(record).features.feature
             except DecodeError as error:
-                raise DataError(f"{path}: record {row} is no tf.train.Example; write the file again") from error
+                raise DataError(f"{path}: record {row} is not a tf.train.Example; write the file again") from error
             found = {name: getattr(one, one.WhichOneof("kind") or "bytes_list").value for name, one in feature.items()}
             yield {name: values[0] for name, values in found.items() if values}
 
@@ -279,7 +279,7 @@ def _group(data: bytes, fields: GroupFields) -> tuple[tuple[str, str] | None, in
     try:
         feature = Example.FromString(data).features.feature
     except DecodeError:
-        return ("record", "is no tf.train.Example"), 0, nothing
+        return ("record", "is not a tf.train.Example"), 0, nothing
     lists: dict[str, list[Any]] = {}
     for name, kind in fields.kinds.items():
         if name not in feature:

@@ -145,7 +145,7 @@ class OdpsTables:
         match = _PATH.fullmatch(path)
         if not match:
             raise DataError(
-                f"{setting}: '{path}' is no table of MaxCompute; give odps://project/tables/name, with the partition "
+                f"{setting}: '{path}' is not a MaxCompute table; give odps://project/tables/name, with the partition "
                 "behind: odps://project/tables/name/dt=20261121"
             )
         project, name = match["project"], match["table"]

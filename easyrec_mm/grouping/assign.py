@@ -262,7 +262,7 @@ def _find_conflicts(
       rows: int64 [R], the first rows of the runs, which stand item by item in the order of the log.
       item: int64 [R], the runs' items.
       codes: of image and group fields -> int64 [R].
-      is_empty: bool [R], which runs have no picture; that alone is no conflict.
+      is_empty: bool [R], which runs have no picture; that alone is not a conflict.
       report: what to note them in.
     """
     layout = rule.layout

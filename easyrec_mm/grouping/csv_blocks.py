@@ -19,7 +19,7 @@ from easyrec_mm.errors import DataError
 
 BLOCK_BYTES = 1 << 23
 _MAX_HEADER_BYTES = 1 << 20
-# Stands for a byte that is no UTF-8 while rows are told apart; Unicode has no such character.
+# Stands for a byte that is not UTF-8 while rows are told apart; Unicode has no such character.
 _MARK = "\ufdd0"
 _MARKS = dict.fromkeys(range(0xDC80, 0xDD00), _MARK)
 
@@ -27,7 +27,7 @@ _MARKS = dict.fromkeys(range(0xDC80, 0xDD00), _MARK)
 class CsvRows(NamedTuple):
     """The rows of a block.
 
-    table      text columns (binary if some is no UTF-8), null where a value is empty; the rows that have a value for
+    table      text columns (binary if some is not UTF-8), null where a value is empty; the rows that have a value for
                each column
     number     int64 [rows of the table]: which of all rows of the block each is, from 0
     malformed  (which row, what is wrong with it) of the others
@@ -53,7 +53,7 @@ def read_header(stream: IO[bytes], path: str, separator: str) -> tuple[list[str]
     try:
         text = line.decode("utf-8-sig").strip("\r\n")
     except UnicodeDecodeError as error:
-        raise DataError(f"{path}: the header is no UTF-8: {error}; a CSV file begins with column names") from error
+        raise DataError(f"{path}: the header is not UTF-8: {error}; a CSV file begins with column names") from error
     names = next(csv.reader([text], delimiter=separator), []) if text.strip() else []
     for i, name in enumerate(names):
         if not name.strip():
@@ -122,7 +122,7 @@ def _is_utf8(block: bytes) -> bool:
 
 
 def _mark(block: bytes) -> bytes:
-    """The block with a mark for each byte that is no UTF-8; pyarrow could not even tell such a row."""
+    """The block with a mark for each byte that is not UTF-8; pyarrow could not even tell such a row."""
     return block.decode("utf-8", "surrogateescape").translate(_MARKS).encode()
 
 

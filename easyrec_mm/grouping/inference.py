@@ -78,7 +78,7 @@ class LabelPlan:
 
 @dataclass
 class Inference:
-    """What the columns are. `left_out` and `notes` say what is no feature, and what a person should look at."""
+    """What the columns are. `left_out` and `notes` say what is not a feature, and what a person should look at."""
 
     fields: list[FieldPlan]
     labels: list[LabelPlan]

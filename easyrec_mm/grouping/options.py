@@ -109,7 +109,7 @@ def parse_image_size(text: str) -> tuple[int, int] | None:
     """The value of --image_size, width x height: "224x224"; None for "".
 
     Raises:
-      UserError: if it is no size.
+      UserError: if it is not a size.
     """
     if not text:
         return None

@@ -29,9 +29,9 @@ MAX_LISTED = 100_000
 SAMPLE_ROWS = 1 << 15
 
 _KIND_NAMES: dict[Kind, str] = {
-    "int64": "whole number of at most 18 digits",
-    "float32": "finite number of 32 bits",
-    "float64": "finite number of 32 bits",
+    "int64": "a whole number of at most 18 digits",
+    "float32": "a finite number of 32 bits",
+    "float64": "a finite number of 32 bits",
     "bool": "true or false",
     "string": "UTF-8 text",
 }
@@ -178,7 +178,7 @@ class _Checks:
         values = self._table[name].combine_chunks()
         typed = to_kind(values, kind)
         if typed.is_bad is not None:
-            self._refuse(name, typed.is_bad, lambda row: f"'{_shown(values[row].as_py())}' is no {_KIND_NAMES[kind]}")
+            self._refuse(name, typed.is_bad, lambda row: f"'{_shown(values[row].as_py())}' is not {_KIND_NAMES[kind]}")
         if kind == "string" and self._layout.forbidden:
             is_divided = pc.fill_null(pc.match_substring_regex(typed.values, self._layout.forbidden), False)
             self._refuse_where(name, is_divided, lambda row: f"{_shown(values[row].as_py())!r} {HOLDS_SEPARATOR}")

@@ -130,7 +130,7 @@ def checkpoint_shapes(path: str) -> dict[str, list[int]]:
     try:
         return dict(tf.train.load_checkpoint(path).get_variable_to_shape_map())
     except (tf.errors.OpError, ValueError, RuntimeError) as error:
-        raise CheckpointError(f"{path}: is no readable checkpoint: {error}") from error
+        raise CheckpointError(f"{path}: is not a readable checkpoint: {error}") from error
 
 
 def restore(path: str, variables: Mapping[str, tf.Variable]) -> None:

@@ -144,7 +144,7 @@ class MetricsLog:
         self._writer = tf.summary.create_file_writer(str(summaries))
 
     def write_line(self, kind: str, step: int, values: dict[str, Any]) -> None:
-        """Append a line: {"kind": ..., "step": ..., ...}; a number that is no number becomes null."""
+        """Append a line: {"kind": ..., "step": ..., ...}; a number that is not a number becomes null."""
         clean = {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in values.items()}
         line = json.dumps({"kind": kind, "step": step, "time": round(time.time(), 3), **clean})
         with self._path.open("a", encoding="utf-8") as file:

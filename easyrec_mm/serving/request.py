@@ -25,7 +25,7 @@ from easyrec_mm.manifest import IMAGE_TEXT
 from easyrec_mm.schema import Field, Schema
 
 _INT64_LIMIT = 2**63
-# Kinds of JSON values that a field may have; True is no number, though Python has it as one.
+# Kinds of JSON values that a field may have; True is not a number, though Python has it as one.
 _TYPES: dict[str, frozenset[type]] = {
     "string": frozenset({str}),
     "int64": frozenset({int}),

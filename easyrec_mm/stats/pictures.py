@@ -160,7 +160,7 @@ def _look_at(path: str, content: bytes, max_pixels: int) -> Picture | str:
             picture.draft("RGB", (4 * _THUMBNAIL, 4 * _THUMBNAIL))
             grey = picture.convert("RGB")
     except (OSError, UnidentifiedImageError, Image.DecompressionBombError, SyntaxError, ValueError) as error:
-        return f"is no picture that can be read: {error}" if content else "is empty (0 bytes)"
+        return f"is not a picture that can be read: {error}" if content else "is empty (0 bytes)"
     alike = int(str(imagehash.phash(grey)), 16)
     grey.thumbnail((_THUMBNAIL, _THUMBNAIL))
     stream = io.BytesIO()

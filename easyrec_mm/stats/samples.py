@@ -207,7 +207,7 @@ class _FlatSamples:
             for name in (*self.fields.kinds, self.fields.image):
                 if name and splits and name not in plan.columns:
                     raise DataError(f"{file}: no column '{name}'; {did_you_mean(name, plan.columns)}")
-        # Training counts the line of names; of a log that is no input yet, rows are counted.
+        # Training counts the line of names; of a log that is not an input yet, rows are counted.
         has_names_line = self._schema is not None and not self._names and any(one.format == "csv" for one in splits)
         row = 2 if has_names_line else 1
         for split in splits:

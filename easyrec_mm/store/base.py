@@ -244,7 +244,7 @@ def join_vectors(generation: Generation, values: Sequence[bytes | None], keys: S
                 whole[i] = nothing
                 states[i] = State.MISSING if value is None else State.ABSENT
                 if value is not None:
-                    decode(keys[i], value, generation, uri)  # raises for what is no record
+                    decode(keys[i], value, generation, uri)  # raises for what is not a record
         values = whole
     table = np.frombuffer(b"".join(values), np.uint8).reshape(-1, size)  # type: ignore[arg-type]
     vectors = np.ascontiguousarray(table[:, _HEADER.size :]).view(generation.dtype).astype(np.float32, copy=False)

@@ -294,7 +294,7 @@ class Trainer:
         return self._phases[self._phase(step)].bank
 
     def _run_step(self, item: InputBatch) -> dict[str, tf.Tensor] | None:
-        """One step; None if the batch has no samples left, which is no step."""
+        """One step; None if the batch has no samples left, which is not a step."""
         self._batches_read.assign_add(1)
         if not item.batch.num_samples:
             return None

@@ -161,7 +161,9 @@ class Worth:
         path = self._folder / _PLAN
         if not path.exists():
             if any(self._folder.iterdir()):
-                raise UserError(f"--output {self._folder}: holds something that is no test of pictures; choose another")
+                raise UserError(
+                    f"--output {self._folder}: holds something that is not a test of pictures; choose another"
+                )
             return {}
         known: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
         if known["test"] != self._identity(sizes):

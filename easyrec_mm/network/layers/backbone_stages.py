@@ -171,7 +171,7 @@ def _is_halved(level: int | None, following: int | None) -> bool:
 
 
 def _levels(model: keras.Model, outputs: list[Any]) -> list[int | None]:
-    """How often each output is halved; None for what is no feature map."""
+    """How often each output is halved; None for what is not a feature map."""
     shape = model.inputs[0].shape
     size = shape[1] or _PROBE_SIZE
     probe = keras.Model(model.inputs[0], outputs)

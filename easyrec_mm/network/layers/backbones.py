@@ -159,7 +159,7 @@ def preset_backbone(preset: str, shape: Shape, dtype: str, feature_layer: str = 
       preset: a folder, which is read without a network, or a name that keras-hub knows.
 
     Raises:
-      BackboneError: if it cannot be loaded, is no image backbone, or takes pictures of another shape.
+      BackboneError: if it cannot be loaded, is not an image backbone, or takes pictures of another shape.
     """
     try:
         model = presets.load_image_model(preset)
@@ -225,7 +225,7 @@ def _finished(
             raise BackboneError("feature_layer", f"no layer named '{feature_layer}'; nearest names: {nearest}")
         output = layers[feature_layer].output
         if not isinstance(output, keras.KerasTensor) or len(output.shape) not in (3, 4):
-            raise BackboneError("feature_layer", f"the output of '{feature_layer}' is no feature map and no tokens")
+            raise BackboneError("feature_layer", f"the output of '{feature_layer}' is neither a feature map nor tokens")
     # Of the layers up to the output alone, and of one plain input.
     model = keras.Model(built.inputs[0], output)
     return Backbone(model, normalisation, stages_of(model), _num_special_tokens(model, built, shape), source)

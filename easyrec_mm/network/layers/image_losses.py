@@ -185,7 +185,7 @@ class ContrastiveLoss(keras.layers.Layer):
 
     InfoNCE (van den Oord et al., 2018, equation 4) in both directions, averaged: the cross entropy of picking the own
     item for a picture, and the own picture for an item, by cosine / temperature. The picture's vector is projected to
-    the embedding's width. Another picture of the same item is no wrong answer: it is left out.
+    the embedding's width. Another picture of the same item is not a wrong answer: it is left out.
 
     Args:
       dim: width of the item embedding.

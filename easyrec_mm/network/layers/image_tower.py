@@ -352,7 +352,7 @@ class ImageTower(keras.layers.Layer):
         layers = [layer for layer in blocks if isinstance(layer, kinds)]
         if not layers:
             raise BackboneError(
-                "lora_rank", "this backbone is no transformer: it has no blocks of attention and dense layers"
+                "lora_rank", "this backbone is not a transformer: it has no blocks of attention and dense layers"
             )
         for layer in layers:
             layer.enable_lora(self._options.lora_rank, lora_alpha=self._options.lora_alpha or None)

@@ -40,7 +40,7 @@ def load_image_model(preset: str) -> keras.Model:
     model = image_part if isinstance(image_part, keras.Model) else model
     if [len(tensor.shape) for tensor in model.inputs] != [4]:
         inputs = ", ".join(f"{tensor.name} {list(tensor.shape[1:])}" for tensor in model.inputs)
-        raise PresetError(f"'{preset}' is no image backbone: it takes {inputs}")
+        raise PresetError(f"'{preset}' is not an image backbone: it takes {inputs}")
     return model
 
 
