@@ -763,13 +763,13 @@ MODEL_CASES = [
             'separator: "," hash_bucket_size: 9 embedding_dim: 4 }',
         ),
         place=f"{GROUP['all']}.feature_names[2]",
-        says="'seen' is of type SequenceFeature, which has no number to add to the logits; make it DEEP",
+        says="'seen' is of type SequenceFeature, which cannot add to the logits; make it DEEP",
     ),
     case(
         f"{GROUP['all']}.wide_deep=WIDE_AND_DEEP",
         second_feature("embedding_dim: 4 hash_bucket_size: 9", "city_wide"),
         place=FEATURE["city"],
-        says="'city_wide' is a feature too, and the name of what 'city' adds; rename it",
+        says="'city_wide' is the name of another feature, but the wide part of 'city' needs it; rename that feature",
     ),
     case(
         f"{GROUP['all']}.wide_regularization=1",
@@ -1383,7 +1383,8 @@ TRAIN_CASES = [
         "eval_config.metrics_set=[{ calibration {} }]",
         f"{EXPORT}.best_exporter_metric=calibration",
         place=f"{EXPORT}.best_exporter_metric",
-        says="calibration_is_valid_play is best neither large nor small; choose one such as log_loss",
+        says="the best value of calibration_is_valid_play is neither the largest nor the smallest; "
+        "choose a metric such as log_loss",
     ),
     # Export
     case(

@@ -57,5 +57,5 @@ def test_values_that_are_one_in_float32_are_not_divided():
 
 
 def test_no_buckets():
-    with pytest.raises(ValueError, match="0 buckets are none"):
+    with pytest.raises(ValueError, match="num_buckets is 0; give 1 or more"):
         quantile_boundaries([1.0], 0)

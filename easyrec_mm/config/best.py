@@ -24,7 +24,7 @@ class Criterion:
     metric      name in the results of an evaluation, such as "auc_click"
     is_bigger   whether larger values are better
     threshold   value that the best must reach; None: any
-    min_delta   smallest change for the better that is an improvement
+    min_delta   smallest change that counts as an improvement
     patience    evaluations in a row without improvement that end the training; 0: any number
     max_steps   steps without improvement that end the training; 0: any number
     """
@@ -37,7 +37,7 @@ class Criterion:
     max_steps: int = 0
 
     def gain(self, value: float, reference: float) -> float:
-        """How much better a value is than another; negative if it is worse."""
+        """Return how much better a value is than another; negative if it is worse."""
         return value - reference if self.is_bigger else reference - value
 
     def is_reached(self, value: float) -> bool:
@@ -45,14 +45,17 @@ class Criterion:
         return self.threshold is None or self.gain(value, self.threshold) >= 0
 
     def condition(self) -> str:
-        """The condition for the best as text, such as "auc_click >= 0.8"; the metric alone without a threshold."""
+        """Return the condition for the best as text, such as "auc_click >= 0.8"; the metric alone without a threshold."""
         if self.threshold is None:
             return self.metric
         return f"{self.metric} {'>=' if self.is_bigger else '<='} {self.threshold:g}"
 
 
 def criterion_of(config: EasyRecConfig, metrics: Mapping[str, str]) -> Criterion | None:
-    """The criterion of a checked config; None where nothing asks for one. `metrics` as for `check_best`."""
+    """Return the criterion of a checked config; None if it has neither best export nor early stopping.
+
+    `metrics` as for `check_best`.
+    """
     export = config.export_config
     if not _is_used(export):
         return None
@@ -71,7 +74,7 @@ def criterion_of(config: EasyRecConfig, metrics: Mapping[str, str]) -> Criterion
 
 
 def find_metric(name: str, metrics: Mapping[str, str]) -> str | None:
-    """The metric of that name; of a kind such as "auc", that of the first tower that has it."""
+    """Return the metric of that name; for a kind such as "auc", the metric of the first tower that has one."""
     if name in metrics:
         return name
     return next((full for full, kind in metrics.items() if kind == name), None)
@@ -106,7 +109,9 @@ def _check_metric(export: ExportConfig, metrics: Mapping[str, str], place: str, 
         return
     is_bigger = BIGGER_IS_BETTER.get(metrics[name], export.metric_bigger)
     if is_bigger is None:
-        problems.add(place, f"{name} is best neither large nor small; choose one such as log_loss")
+        problems.add(
+            place, f"the best value of {name} is neither the largest nor the smallest; choose a metric such as log_loss"
+        )
     elif export.HasField("metric_bigger") and export.metric_bigger != is_bigger:
         better = "larger" if is_bigger else "smaller"
         problems.add(

@@ -12,22 +12,22 @@ from easyrec_mm.protos.model_pb2 import EasyRecModel, FeatureGroupConfig
 
 Named = dict[str, tuple[str, FeatureConfig]]
 
-# Types of features that are one for a group of samples: each has a feature group of its own.
+# Types of features that have one value for all samples of a group; each needs a feature group of its own.
 OF_GROUPS = (FeatureConfig.ImgFeature, FeatureConfig.SampleNumFeature)
 _IS_DEEP = (FeatureGroupConfig.DEEP, FeatureGroupConfig.WIDE_AND_DEEP)
 _IS_WIDE = (FeatureGroupConfig.WIDE, FeatureGroupConfig.WIDE_AND_DEEP)
 
-# Why what is for pictures has no effect.
+# The reason why settings for pictures have no effect.
 NO_IMAGE_GROUP = "no feature group of an ImgFeature"
 
 
 @dataclass
 class FeatureGroups:
-    """What the feature groups name.
+    """The features that the feature groups use.
 
     image_group  name of the group of the ImgFeature; "" for a network without pictures
     deep         features whose vectors join before the bottom layers, in order
-    wide         features that add a number of each value to the logits -> wide_regularization, in order
+    wide         features whose values each add a number to the logits -> wide_regularization, in order
     """
 
     image_group: str = ""
@@ -36,7 +36,7 @@ class FeatureGroups:
 
 
 def feature_groups(model: EasyRecModel, named: Named, problems: Problems) -> FeatureGroups:
-    """What the groups of a model name; every problem of theirs is added.
+    """Return the features that the groups of a model use, and add every problem of the groups.
 
     Args:
       model: the config's model section.
@@ -72,25 +72,28 @@ def feature_groups(model: EasyRecModel, named: Named, problems: Problems) -> Fea
 
 
 def is_of_groups(group: FeatureGroupConfig, named: Named) -> bool:
-    """Whether it is the group of the ImgFeature or of the SampleNumFeature."""
+    """Return whether it is the group of the ImgFeature or of the SampleNumFeature."""
     names = list(group.feature_names)
     return len(names) == 1 and names[0] in named and named[names[0]][1].feature_type in OF_GROUPS
 
 
 def wide_name(name: str) -> str:
-    """Name of the feature, and of its table, that adds to the logits."""
+    """Return the name of the wide part of a feature, which is also the name of its table."""
     return f"{name}_wide"
 
 
 def wide_features(
     names: Iterable[str], named: Named, num_logits: int, problems: Problems
 ) -> list[tuple[str, FeatureConfig]]:
-    """The features that add to the logits, each with its config path: a number for each value and logit, 0 at first."""
+    """Return the features that add to the logits, with their config paths: a number per value and logit, 0 at first."""
     found = []
     for name in names:
         place, given = named[name]
         if wide_name(name) in named:
-            problems.add(place, f"'{wide_name(name)}' is a feature too, and the name of what '{name}' adds; rename it")
+            problems.add(
+                place,
+                f"'{wide_name(name)}' is the name of another feature, but the wide part of '{name}' needs it; rename that feature",
+            )
         feature = FeatureConfig()
         feature.CopyFrom(given)
         feature.feature_name = wide_name(name)
@@ -116,14 +119,14 @@ def _add(
     if (is_deep and name in found.deep) or (is_wide and name in found.wide):
         problems.add(place, f"'{name}' is listed twice; remove one")
     elif is_wide and (kind not in TABLE_TYPES or kind == FeatureConfig.SequenceFeature):
-        problems.add(place, f"'{name}' is of type {told}, which has no number to add to the logits; make it DEEP")
+        problems.add(place, f"'{name}' is of type {told}, which cannot add to the logits; make it DEEP")
     else:
         found.deep += [name] * is_deep
         found.wide |= {name: group.wide_regularization} if is_wide else {}
 
 
 def _check_own_group(group: FeatureGroupConfig, is_second: bool, place: str, named: Named, problems: Problems) -> None:
-    """The group of an ImgFeature or a SampleNumFeature."""
+    """Check the group of an ImgFeature or a SampleNumFeature."""
     (name,) = group.feature_names
     told = FeatureConfig.FeatureType.Name(named[name][1].feature_type)
     if is_second:

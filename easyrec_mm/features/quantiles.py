@@ -14,19 +14,19 @@ def quantile_boundaries(values: Sequence[float] | NDArray[Any], num_buckets: int
     """Values that divide `values` into at most `num_buckets` buckets of about as many each.
 
     For `FeatureConfig.boundaries`, whose bucket i holds boundaries[i-1] <= x < boundaries[i]. Each limit is one of the
-    values, so that none that many samples have is cut off from its equals, and no bucket is empty. A value that is more
-    frequent than a bucket's share has a bucket of its own, and the others are divided among what is left. With
-    numeric_transform, min_val or max_val, give what they make of the values.
+    values, so that equal values share a bucket and no bucket is empty. A value that is more frequent than a bucket's
+    share has a bucket of its own, and the other values are divided among the remaining buckets. With
+    numeric_transform, min_val or max_val, give the values after these were applied.
 
     Args:
       values: finite ones count; NaN stands for a missing one.
       num_buckets: 1 or more.
 
     Returns:
-      Ascending, distinct also in float32, in the fewest decimal digits that say so; () if there is nothing to divide.
+      Ascending limits, distinct as float32, with as few decimal digits as that needs; () if there is nothing to divide.
     """
     if num_buckets < 1:
-        raise ValueError(f"{num_buckets} buckets are none")
+        raise ValueError(f"num_buckets is {num_buckets}; give 1 or more")
     numbers = np.asarray(values, np.float64)
     with np.errstate(over="ignore"):
         numbers = numbers[np.isfinite(numbers)].astype(np.float32)
