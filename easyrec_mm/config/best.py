@@ -45,7 +45,7 @@ class Criterion:
         return self.threshold is None or self.gain(value, self.threshold) >= 0
 
     def condition(self) -> str:
-        """Return the condition for the best as text, such as "auc_click >= 0.8"; the metric alone without a threshold."""
+        """Return the condition for the best as text, such as "auc_click >= 0.8", or the metric if any value will do."""
         if self.threshold is None:
             return self.metric
         return f"{self.metric} {'>=' if self.is_bigger else '<='} {self.threshold:g}"

@@ -90,10 +90,8 @@ def wide_features(
     for name in names:
         place, given = named[name]
         if wide_name(name) in named:
-            problems.add(
-                place,
-                f"'{wide_name(name)}' is the name of another feature, but the wide part of '{name}' needs it; rename that feature",
-            )
+            told = f"'{wide_name(name)}' is the name of another feature, but the wide part of '{name}' needs it"
+            problems.add(place, f"{told}; rename that feature")
         feature = FeatureConfig()
         feature.CopyFrom(given)
         feature.feature_name = wide_name(name)
