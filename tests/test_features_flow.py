@@ -23,8 +23,9 @@ from easyrec_mm.data.input import Input
 from easyrec_mm.errors import ExportError, StoreError
 from easyrec_mm.manifest import read_manifest
 from easyrec_mm.serving import feature_lookup, monitoring
+from easyrec_mm.serving.release import ServiceOptions
 from easyrec_mm.serving.request import RequestError
-from easyrec_mm.serving.service import Service, ServiceOptions
+from easyrec_mm.serving.service import Service
 from easyrec_mm.store import open_store
 from easyrec_mm.store.feature_vectors import VectorStores
 

@@ -21,8 +21,9 @@ from easyrec_mm.embedding.items import read_items
 from easyrec_mm.errors import DataError
 from easyrec_mm.manifest import ENCODED, IMAGE_VECTOR, PICTURE_ITEM, read_header
 from easyrec_mm.network.layers import backbones
+from easyrec_mm.serving.release import MissingVectorError, ServiceOptions, ServingError, Source
 from easyrec_mm.serving.request import RequestError
-from easyrec_mm.serving.service import MissingVectorError, Service, ServiceOptions, ServingError, Source
+from easyrec_mm.serving.service import Service
 from easyrec_mm.store import open_store
 
 TOWER = "model_config.e2e_mm_dbmtl.img_model"

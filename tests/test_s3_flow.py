@@ -14,7 +14,8 @@ from flow_helpers import KINDS, demo_flags, make_data, numbers, use_small_backbo
 
 from easyrec_mm.cli.main import main
 from easyrec_mm.manifest import MANIFEST
-from easyrec_mm.serving.service import Service, ServiceOptions
+from easyrec_mm.serving.release import ServiceOptions
+from easyrec_mm.serving.service import Service
 from easyrec_mm.store import open_store
 
 

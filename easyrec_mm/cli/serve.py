@@ -61,8 +61,8 @@ def run(flags: f.Flags) -> int:
             # Where the processes put their metrics together; prometheus_client looks at it when it is imported.
             folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="easyrec_mm_metrics_"))
             os.environ["PROMETHEUS_MULTIPROC_DIR"] = folder
+        from easyrec_mm.serving.release import ServiceOptions
         from easyrec_mm.serving.server import ServerOptions, serve
-        from easyrec_mm.serving.service import ServiceOptions
 
         num_threads = flags.num_threads or max(1, cores // flags.workers)
         stores = _vector_stores(flags.vector_store)

@@ -19,7 +19,8 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 from prometheus_client.exposition import choose_encoder
 from prometheus_client.multiprocess import MultiProcessCollector, mark_process_dead
 
-from easyrec_mm.serving.service import Answer, Release, Source
+from easyrec_mm.serving.release import Release, Source
+from easyrec_mm.serving.service import Answer
 
 # Folder through which the processes of a server share their metrics; prometheus_client reads it when it is imported.
 SHARED_METRICS = "PROMETHEUS_MULTIPROC_DIR"

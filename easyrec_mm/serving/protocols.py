@@ -15,8 +15,9 @@ from kserve.errors import InferenceError, InvalidInput
 from numpy.typing import NDArray
 
 from easyrec_mm.manifest import IMAGE_TEXT, IMAGE_VECTOR, VECTOR, Manifest
+from easyrec_mm.serving.release import Source
 from easyrec_mm.serving.request import RequestError
-from easyrec_mm.serving.service import Answer, Source
+from easyrec_mm.serving.service import Answer
 
 VECTOR_SOURCE = "img_emb_source"
 _SOURCE_NAMES = np.array([source.name.lower() for source in sorted(Source)], object)

@@ -26,8 +26,9 @@ from typing import Any, TypeVar
 
 from easyrec_mm.errors import UserError
 from easyrec_mm.files.folders import shown
+from easyrec_mm.serving.release import Embedder, MissingVectorError, Release, ServiceOptions
 from easyrec_mm.serving.request import RequestError
-from easyrec_mm.serving.service import Answer, Embedder, MissingVectorError, Release, Service, ServiceOptions
+from easyrec_mm.serving.service import Answer, Service
 from easyrec_mm.store import open_store
 from easyrec_mm.tensorflow_import import import_tensorflow
 
@@ -272,7 +273,7 @@ def _make_service(options: ServerOptions) -> Service:
     def load_embedder() -> Embedder:
         import_tensorflow()
         from easyrec_mm.embedding.embed import PictureEmbedder  # with TensorFlow, which only this needs
-        from easyrec_mm.serving.service import newest_export
+        from easyrec_mm.serving.release import newest_export
 
         embedder: Embedder = PictureEmbedder(newest_export(options.image_model_dir), options.image_root)
         return embedder

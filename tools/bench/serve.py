@@ -141,7 +141,8 @@ class BareSession:
         import onnxruntime
 
         from easyrec_mm.manifest import IMAGE_VECTOR, REC_ONNX
-        from easyrec_mm.serving.service import Service, ServiceOptions
+        from easyrec_mm.serving.release import ServiceOptions
+        from easyrec_mm.serving.service import Service
         from easyrec_mm.store import open_store
 
         store = open_store(f"lmdb://{folder}/store")

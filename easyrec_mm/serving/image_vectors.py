@@ -1,0 +1,119 @@
+"""Image vectors of the candidates of a request: of the store, of the request, or what takes their place."""
+
+from __future__ import annotations
+
+import threading
+import time
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from easyrec_mm.errors import StoreError
+from easyrec_mm.serving.release import Embedder, MissingVector, MissingVectorError, Release, Source
+from easyrec_mm.serving.request import Candidates
+from easyrec_mm.store import State, Store
+
+_NUM_COMPUTED_KEPT = 10_000
+# A store that failed is left alone for this long, so that requests do not wait for it one after the other.
+_STORE_PAUSE_S = 1.0
+
+
+class ImageVectors:
+    """Finds image vectors; may be used from several threads.
+
+    Args:
+      store: open for reading.
+      store_lock: held while the store is used.
+      missing_vector: see ServiceOptions.
+    """
+
+    def __init__(self, store: Store, store_lock: threading.Lock, missing_vector: MissingVector | None) -> None:
+        self._store, self._store_lock, self._missing_vector = store, store_lock, missing_vector
+        self._computed_lock = threading.Lock()
+        self._store_pause_until = 0.0
+
+    def of(self, release: Release, candidates: Candidates) -> tuple[NDArray[Any], NDArray[Any]]:
+        """Return image vectors `[S, D]` of candidates, and where they come from, `[S]`, a Source each.
+
+        Raises:
+          MissingVectorError: if a vector is missing, or the store is down, where that is an error.
+        """
+        sources = np.full(candidates.number, Source.STORE, np.int8)
+        if len(candidates.vectors) == candidates.number:
+            sources[:] = Source.REQUEST
+            return np.stack([candidates.vectors[i] for i in range(candidates.number)]), sources
+        found, states = self._look_up(release, candidates.keys)
+        for i, vector in candidates.vectors.items():
+            found[i] = vector
+            states[i] = State.PRESENT
+            sources[i] = Source.REQUEST
+        missing = np.flatnonzero(states != State.PRESENT)
+        if len(missing):
+            self._fill(release, candidates, missing, found, sources)
+        return found, sources
+
+    def _look_up(self, release: Release, keys: list[str]) -> tuple[NDArray[Any], NDArray[Any]]:
+        """What the store has: vectors `[S, D]` and states `[S]`; nothing while it is down, unless that is an error."""
+        with self._store_lock:
+            problem = f"the store {self._store.uri} is down"
+            if time.monotonic() >= self._store_pause_until:
+                try:
+                    found = self._store.get_many(keys, release.generation)
+                    return np.array(found.vectors), found.states
+                except StoreError as error:
+                    self._store_pause_until = time.monotonic() + _STORE_PAUSE_S
+                    problem = str(error)
+        if self._missing_vector == "error":
+            raise MissingVectorError(problem, len(keys))
+        return np.zeros((len(keys), release.generation.width), np.float32), np.full(len(keys), State.MISSING, np.int8)
+
+    def _fill(
+        self,
+        release: Release,
+        candidates: Candidates,
+        missing: NDArray[Any],
+        vectors: NDArray[Any],
+        sources: NDArray[Any],
+    ) -> None:
+        """Put something in the place of missing vectors, as the options say."""
+        keys = candidates.keys
+        if release.no_image is not None:
+            # Known to have no picture, which the network was trained for: nothing is missing.
+            without = [i for i in missing if not keys[i]]
+            vectors[without], sources[without] = release.no_image, Source.NO_IMAGE
+            missing = np.array([i for i in missing if keys[i]], np.int64)
+        if not len(missing):
+            return
+        if self._missing_vector == "error":
+            first = missing[0]
+            raise MissingVectorError(f"instance {first}: the store has no vector of '{keys[first]}'", len(missing))
+        computed: dict[tuple[Any, ...], NDArray[Any]] = {}
+        wanted: list[tuple[Any, ...]] = []
+        if release.embedder is not None:
+            beside = [candidates.fields[name] for name in release.embedder.fields]
+            wanted = [(keys[i], *(some[i if len(some) > 1 else 0] for some in beside)) for i in missing]
+            computed = self._computed(release, release.embedder, sorted(set(wanted)))
+        stand_in, source = release.stand_in
+        for at, i in enumerate(missing):
+            vector = computed.get(wanted[at]) if wanted else None
+            vectors[i] = stand_in if vector is None else vector
+            sources[i] = source if vector is None else Source.COMPUTED
+
+    def _computed(
+        self, release: Release, embedder: Embedder, wanted: list[tuple[Any, ...]]
+    ) -> dict[tuple[Any, ...], NDArray[Any]]:
+        """Vectors by key and fields, if they can be had; what was computed lately is not computed again."""
+        with self._computed_lock:
+            known = {key: release.computed[key] for key in wanted if key in release.computed}
+            unknown = [key for key in wanted if key not in known]
+            if unknown:
+                fields = {name: [key[i] for key in unknown] for i, name in enumerate(embedder.fields, 1)}
+                vectors = zip(unknown, embedder([key[0] for key in unknown], fields), strict=True)
+                known |= {key: vector for key, vector in vectors if vector is not None}
+            for key, vector in known.items():
+                release.computed[key] = vector
+                release.computed.move_to_end(key)
+            while len(release.computed) > _NUM_COMPUTED_KEPT:
+                release.computed.popitem(last=False)
+        return known

@@ -1,0 +1,302 @@
+"""A rec model with the vectors that belong to it: which one is the newest, and how it is loaded."""
+
+from __future__ import annotations
+
+import shutil
+import threading
+from collections import OrderedDict
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from enum import IntEnum
+from itertools import islice
+from pathlib import Path
+from typing import Any, Literal, NamedTuple, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from easyrec_mm.errors import ExportError, UserError
+from easyrec_mm.files import is_remote, join, place_of
+from easyrec_mm.manifest import MANIFEST, local_export, read_header
+from easyrec_mm.serving.feature_lookup import FeatureLookup
+from easyrec_mm.serving.predictor import Predictor, Runtime, load_predictor
+from easyrec_mm.serving.request import RequestReader
+from easyrec_mm.store import Generation, Store
+
+MissingVector = Literal["mean", "compute", "error", "no_image"]
+# Vectors of the store that the mean is taken over.
+_NUM_OF_MEAN = 10_000
+_SCANNED_AT_A_TIME = 100
+
+
+class ServingError(UserError):
+    """A request that is right but cannot be answered now."""
+
+
+class MissingVectorError(ServingError):
+    """A vector that the store lacks where that is an error; `number` candidates are without one."""
+
+    def __init__(self, message: str, number: int) -> None:
+        super().__init__(message)
+        self.number = number
+
+
+class Embedder(Protocol):
+    """An image model that computes the vectors which the store lacks."""
+
+    fingerprint: str
+    # Fields that it needs beside the keys.
+    fields: tuple[str, ...]
+
+    def __call__(
+        self, keys: Sequence[str], fields: Mapping[str, Sequence[Any]] | None = None
+    ) -> Sequence[NDArray[Any] | None]:
+        """Vectors `[D]` of the pictures of some keys, None for one that cannot be had."""
+
+
+class Source(IntEnum):
+    """Where a candidate's image vector comes from."""
+
+    STORE = 0
+    REQUEST = 1
+    MEAN = 2
+    COMPUTED = 3
+    NO_IMAGE = 4
+
+
+@dataclass(frozen=True)
+class ServiceOptions:
+    """rec_model_dir: an export, or a folder of exports named by numbers, of which the greatest counts; missing_vector:
+    None takes the model's no-image vector if it has one, else the mean; vector_stores: feature -> store of its vectors,
+    where it is another than in the config.
+    """
+
+    rec_model_dir: str
+    key_field: str = ""
+    missing_vector: MissingVector | None = None
+    runtime: Runtime = "onnx"
+    num_threads: int = 1
+    max_instances: int = 10_000
+    vector_stores: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Release:
+    """A rec model and its vectors.
+
+    identity   changes when the folder or the generation does
+    stand_in   float32 `[D]` that takes the place of a missing vector, and what it is
+    no_image   float32 `[D]` that the network was trained to take for no picture; None if it was not
+    embedder   of the same image tower, where missing vectors are computed
+    computed   vectors that it has computed, by key and fields, the last used one last
+    lookup     vectors of features, where they name them by key
+    copy       of a remote folder, from which it was loaded; else ""
+    """
+
+    folder: str
+    identity: tuple[object, ...]
+    predictor: Predictor
+    reader: RequestReader
+    generation: Generation
+    stand_in: tuple[NDArray[Any], Source]
+    no_image: NDArray[Any] | None
+    embedder: Embedder | None
+    computed: OrderedDict[tuple[Any, ...], NDArray[Any]]
+    lookup: FeatureLookup
+    copy: str = ""
+
+    def version(self) -> dict[str, Any]:
+        """What it is, for answers, metrics and logs."""
+        manifest = self.predictor.manifest
+        return {
+            "checkpoint": Path(manifest.checkpoint).name,
+            "step": manifest.step,
+            "generation": self.generation.number,
+            "image_tower": manifest.image_tower_fingerprint[:12],
+        }
+
+
+class Newest(NamedTuple):
+    """The rec model's folder, the generation of vectors that belongs to it, and what identifies the two."""
+
+    folder: str
+    generation: Generation
+    identity: tuple[object, ...]
+
+
+class Releases:
+    """Finds and loads releases.
+
+    Args:
+      options: which model, and how.
+      store: open for reading.
+      store_lock: held while the store is used.
+      load_embedder: loads the image model; for "compute".
+
+    Raises:
+      ServingError: if "compute" is asked for without an image model.
+    """
+
+    def __init__(
+        self,
+        options: ServiceOptions,
+        store: Store,
+        store_lock: threading.Lock,
+        load_embedder: Callable[[], Embedder] | None,
+    ) -> None:
+        if options.missing_vector == "compute" and load_embedder is None:
+            raise ServingError("--missing_vector compute: give the image model with --img_model_dir")
+        self._options, self._load_embedder = options, load_embedder
+        self._store, self._store_lock = store, store_lock
+
+    def newest(self, last: Release | None) -> Newest:
+        """Find the newest rec model and the newest complete generation of its image tower.
+
+        Args:
+          last: the release that serves; None before the first.
+
+        Raises:
+          ExportError, StoreError: if the model or the store cannot be read.
+          ServingError: if the store has no vectors of its image tower.
+        """
+        with self._store_lock:
+            meta = self._store.meta()
+        complete = sorted((g for g in meta.generations.values() if g.completed_s), key=lambda g: g.number)
+        by_tower = {generation.fingerprint: generation for generation in complete}
+        current = meta.current_generation
+        if current is not None:
+            by_tower[current.fingerprint] = current
+        folder = newest_export(self._options.rec_model_dir)
+        # A manifest may hold vocabularies of megabytes: not read again while it is the same file.
+        is_same = last is not None and last.identity[:3] == _status(folder)
+        header = last.predictor.manifest if last and is_same else read_header(folder, "rec")
+        generation = by_tower.get(header.image_tower_fingerprint)
+        if generation is None:
+            others = ", ".join(f"generation {g.number} of {g.fingerprint[:12]}" for g in by_tower.values()) or "nothing"
+            raise ServingError(
+                f"{folder} ({header.checkpoint}) belongs to image tower {header.image_tower_fingerprint[:12]}, "
+                f"{self._store.uri} holds {others}; embed with the image model of the same export"
+            )
+        return Newest(folder, generation, _identity(folder, generation))
+
+    def load(self, newest: Newest, last: Release | None) -> Release:
+        """Load a release.
+
+        Args:
+          newest: what to load.
+          last: the release that serves, whose image model and open stores are used again; None before the first.
+
+        Raises:
+          ExportError, StoreError, ServingError: if it cannot be served.
+        """
+        if not is_remote(newest.folder):
+            return self._load_copy(newest, newest.folder, last)
+        copy = local_export(newest.folder)
+        try:
+            return replace(self._load_copy(newest, copy, last), copy=copy)
+        except BaseException:
+            shutil.rmtree(copy, ignore_errors=True)
+            raise
+
+    def _load_copy(self, newest: Newest, copy: str, last: Release | None) -> Release:
+        options = self._options
+        folder, generation, identity = newest
+        predictor = load_predictor(copy, options.runtime, options.num_threads)
+        manifest = predictor.manifest
+        if _identity(folder, generation) != identity:
+            raise ExportError(f"{folder}: was replaced while it was loaded; it is loaded again")
+        if generation.width != manifest.image_width:
+            raise ServingError(
+                f"{folder} takes vectors of {manifest.image_width} numbers, generation {generation.number} of "
+                f"{self._store.uri} has {generation.width}"
+            )
+        no_image = np.array(manifest.no_image_vector, np.float32) if manifest.no_image_vector else None
+        reader = RequestReader(
+            manifest.schema, manifest.image_width, options.key_field, options.max_instances, no_image is not None
+        )
+        embedder = self._embedder(generation, reader, last)
+        stand_in = self._stand_in(newest, no_image)
+        of_last = last.lookup if last else None
+        lookup = FeatureLookup(manifest, options.vector_stores, options.missing_vector == "error", of_last)
+        return Release(
+            folder, identity, predictor, reader, generation, stand_in, no_image, embedder, OrderedDict(), lookup
+        )
+
+    def _embedder(self, generation: Generation, reader: RequestReader, last: Release | None) -> Embedder | None:
+        """The image model of the generation's tower, the one that is loaded if it is that."""
+        if self._load_embedder is None or self._options.missing_vector != "compute":
+            return None
+        loaded = last.embedder if last else None
+        embedder = loaded if loaded and loaded.fingerprint == generation.fingerprint else self._load_embedder()
+        if embedder.fingerprint != generation.fingerprint:
+            raise ServingError(
+                f"--img_model_dir holds image tower {embedder.fingerprint[:12]}, the rec model belongs to "
+                f"{generation.fingerprint[:12]}; give the image model of the same export"
+            )
+        if lacking := [name for name in embedder.fields if name not in reader.blank_fields()]:
+            raise ServingError(
+                f"--missing_vector compute: the image model also takes {', '.join(lacking)}, which no feature "
+                "of the rec model reads; choose another, or add it to the feature group 'all'"
+            )
+        return embedder
+
+    def _stand_in(self, newest: Newest, no_image: NDArray[Any] | None) -> tuple[NDArray[Any], Source]:
+        """The vector `[D]` that takes the place of a missing one, and what it is."""
+        if no_image is None and self._options.missing_vector == "no_image":
+            raise ServingError(
+                f"--missing_vector no_image: {newest.folder} was trained without a no-image vector "
+                "(no_image_vector); choose another"
+            )
+        if no_image is None or self._options.missing_vector == "mean":
+            return self._mean(newest.generation), Source.MEAN
+        return no_image, Source.NO_IMAGE
+
+    def _mean(self, generation: Generation) -> NDArray[Any]:
+        records = islice(self._store.scan(generation), _NUM_OF_MEAN)
+        vectors: list[NDArray[Any]] = []
+        while True:
+            with self._store_lock:  # not for the whole scan: requests wait for it
+                some = list(islice(records, _SCANNED_AT_A_TIME))
+            if not some:
+                break
+            vectors += [record.vector for record in some if record.vector is not None]
+        if not vectors:
+            return np.zeros(generation.width, np.float32)
+        return np.asarray(np.mean(vectors, axis=0), np.float32)
+
+
+def newest_export(folder: str) -> str:
+    """The folder itself if it is an export, else the one in it with the greatest number for a name.
+
+    Raises:
+      ExportError: if there is none.
+    """
+    if is_remote(folder):
+        inner = len(folder.rstrip("/")) + 1
+        found = [info.path[inner:].rpartition("/") for info in place_of(folder).below(folder)]
+        names = {name for name, _, file in found if file == MANIFEST}
+    else:
+        names = {str(path.parent.relative_to(folder)) for path in Path(folder).glob(f"*/{MANIFEST}")}
+        names |= {"" for _ in Path(folder).glob(MANIFEST)}
+    if "" in names:
+        return folder
+    numbered = [name for name in names if name.isdigit()]
+    if not numbered:
+        raise ExportError(f"{folder}: no {MANIFEST}; give a folder that easyrec-mm export has written, or one of such")
+    return join(folder, max(numbered, key=int))
+
+
+def _identity(folder: str, generation: Generation) -> tuple[object, ...]:
+    return (*_status(folder), generation.number, generation.begun_s)
+
+
+def _status(folder: str) -> tuple[object, ...]:
+    """Changes when the export in a folder is replaced."""
+    if is_remote(folder):
+        info = place_of(folder).stat(join(folder, MANIFEST))
+        return folder, info.version, info.size
+    try:
+        status = (Path(folder) / MANIFEST).stat()
+    except OSError as error:
+        raise ExportError(f"{folder}: {error.strerror}") from error
+    return folder, status.st_mtime_ns, status.st_ino
