@@ -16,7 +16,7 @@ import tensorflow as tf
 from flow_helpers import KINDS, Exported, demo_flags, make_data, small_backbone, use_small_backbone
 
 from easyrec_mm.cli.main import main
-from easyrec_mm.embedding.embed import ImageModel, PictureEmbedder
+from easyrec_mm.embedding.image_model import ImageModel, PictureEmbedder
 from easyrec_mm.embedding.items import read_items
 from easyrec_mm.errors import DataError
 from easyrec_mm.manifest import ENCODED, IMAGE_VECTOR, PICTURE_ITEM, read_header

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from easyrec_mm.cli.main import main
-from easyrec_mm.embedding.embed import PictureEmbedder
+from easyrec_mm.embedding.image_model import PictureEmbedder
 from easyrec_mm.errors import ExportError, StoreError
 from easyrec_mm.manifest import MANIFEST, read_header, write_manifest
 from easyrec_mm.serving.release import ServiceOptions, ServingError, Source, newest_export

@@ -48,7 +48,8 @@ def run(flags: f.Flags) -> int:
         # TensorFlow only decodes, one picture per thread: more threads would take the cores from ONNX Runtime.
         os.environ.setdefault("TF_NUM_INTRAOP_THREADS", "1")
     import_tensorflow()
-    from easyrec_mm.embedding.embed import ImageModel, embed
+    from easyrec_mm.embedding.embed import embed
+    from easyrec_mm.embedding.image_model import ImageModel
 
     model = ImageModel(flags.img_model_dir, flags.runtime)
     items = read_items(flags.input, model.manifest.schema, flags.image_root, flags.key_column, flags.path_column)

@@ -13,7 +13,7 @@ from easyrec_mm.tensorflow_import import import_tensorflow
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-    from easyrec_mm.embedding.embed import PictureEmbedder
+    from easyrec_mm.embedding.image_model import PictureEmbedder
     from easyrec_mm.store import Store
 
 HELP = "find the items whose pictures are nearest to a picture"
@@ -92,7 +92,7 @@ def _vector_of_picture(flags: f.Flags, store: Store) -> NDArray[Any]:
     if not flags.img_model_dir:
         raise UserError("--image: give the image model with --img_model_dir")
     import_tensorflow()
-    from easyrec_mm.embedding.embed import PictureEmbedder
+    from easyrec_mm.embedding.image_model import PictureEmbedder
 
     embedder = PictureEmbedder(flags.img_model_dir)
     generation = store.meta().current_generation

@@ -272,7 +272,7 @@ class _FixedModel(ModelRepositoryExtension):  # type: ignore[misc]
 def _make_service(options: ServerOptions) -> Service:
     def load_embedder() -> Embedder:
         import_tensorflow()
-        from easyrec_mm.embedding.embed import PictureEmbedder  # with TensorFlow, which only this needs
+        from easyrec_mm.embedding.image_model import PictureEmbedder  # with TensorFlow, which only this needs
         from easyrec_mm.serving.release import newest_export
 
         embedder: Embedder = PictureEmbedder(newest_export(options.image_model_dir), options.image_root)

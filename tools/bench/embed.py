@@ -45,7 +45,7 @@ def main() -> None:
 def measure(folder: Path, size: int, number: int, turns: int) -> dict[str, Any]:
     """Images/s of both, and their ratio."""
     from easyrec_mm.cli.main import main as run
-    from easyrec_mm.embedding.embed import ImageModel
+    from easyrec_mm.embedding.image_model import ImageModel
 
     data = workload.write_data(folder / "data", 64, 2, size)
     text = workload.config_text(data, str(folder / "model"), 32, size, num_steps=1)
@@ -88,7 +88,8 @@ def measure(folder: Path, size: int, number: int, turns: int) -> dict[str, Any]:
 def embed_on_demand(folder: Path, pictures: Path, connection: Any) -> None:
     """Process that embeds the first N pictures into a new store for each N it gets, and answers with images/s."""
     os.environ["TF_NUM_INTRAOP_THREADS"] = "1"  # as the command does
-    from easyrec_mm.embedding.embed import ImageModel, embed
+    from easyrec_mm.embedding.embed import embed
+    from easyrec_mm.embedding.image_model import ImageModel
     from easyrec_mm.embedding.items import read_items
     from easyrec_mm.store import open_store
 

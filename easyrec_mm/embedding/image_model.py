@@ -1,0 +1,172 @@
+"""An exported image model: decodes pictures and embeds pixels."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import onnxruntime
+import tensorflow as tf
+
+from easyrec_mm.data.pictures import PictureLoader
+from easyrec_mm.errors import ExportError
+from easyrec_mm.features.numpy_transform import NumpyTransform, Values
+from easyrec_mm.manifest import (
+    DECODE,
+    DEFAULT,
+    IMAGE_ONNX,
+    IMAGE_VECTOR,
+    PICTURE_ITEM,
+    PIXELS,
+    Manifest,
+    local_export,
+    read_manifest,
+)
+
+Runtime = Literal["auto", "onnx", "tensorflow"]
+_NUMPY_TYPES = {"int64": np.int64, "bool": np.bool_, "float32": np.float32}
+_TRIALS, _TRIAL_PICTURES = 3, 64
+
+
+class ImageModel:
+    """An exported image model: decodes pictures and embeds pixels, by the faster of its runtimes.
+
+    Raises:
+      ExportError: if the folder holds none.
+    """
+
+    def __init__(self, folder: str, runtime: Runtime = "auto") -> None:
+        folder = local_export(folder)
+        self.manifest: Manifest = read_manifest(folder, "image")
+        self._input = self.manifest.image_input
+        schema = self.manifest.schema
+        self.fields = schema.image_fields()
+        self._numpy_category = NumpyTransform([schema.category] if schema.category else [])
+        has_onnx = IMAGE_ONNX in self.manifest.files
+        if runtime == "onnx" and not has_onnx:
+            reason = self.manifest.parity.get("left_out", {}).get(IMAGE_ONNX, "")
+            raise ExportError(f"{folder}: has no {IMAGE_ONNX} ({reason}); embed with --runtime tensorflow")
+        try:
+            self._signatures = tf.saved_model.load(folder).signatures
+            if has_onnx:
+                path = str(Path(folder) / IMAGE_ONNX)
+                self._session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
+        except Exception as error:  # each runtime has its own kinds
+            raise ExportError(f"{folder}: the image model cannot be loaded: {error}") from error
+        self._runtimes = {"tensorflow": self._run_tensorflow}
+        if has_onnx:
+            self._runtimes["onnx"] = self._run_onnx
+        self.runtime: str = runtime
+
+    def decode(self, contents: tf.Tensor) -> tf.Tensor:
+        """Contents of files, string `[N]` -> uint8 `[N, H, W, C]`; see data/decode.py."""
+        return self._signatures[DECODE](**{self._input: contents})[PIXELS]
+
+    def embed(
+        self, pixels: np.ndarray, fields: Mapping[str, Sequence[Any]] | None = None, owner: np.ndarray | None = None
+    ) -> np.ndarray:
+        """Vectors of K items, float32 `[K, D]`.
+
+        Args:
+          pixels: uint8 `[N, H, W, C]`.
+          fields: values `[K]` of each of `self.fields`; None for their defaults.
+          owner: int64 `[N]`, which item, from 0, each picture is of; None if each is one.
+        """
+        numbers = pixels.astype(np.float32)
+        owner = np.arange(len(pixels)) if owner is None else owner
+        num_items = int(owner[-1]) + 1 if len(owner) else 0
+        schema = self.manifest.schema
+        values: dict[str, Values] = {}
+        for name in self.fields:
+            field = schema.field(name)
+            given: Sequence[Any] = fields[name] if fields else [field.default_value] * num_items
+            values[name] = list(given) if field.dtype == "string" else np.array(given, _NUMPY_TYPES[field.dtype])
+        if self.runtime == "auto":
+            whole = owner < owner[:_TRIAL_PICTURES][-1] + 1
+            some = {name: value[: int(owner[whole][-1]) + 1] for name, value in values.items()}
+            self.runtime = min(self._runtimes, key=lambda name: self._seconds(name, numbers[whole], some, owner[whole]))
+        return self._runtimes[self.runtime](numbers, values, owner)
+
+    def _run_onnx(self, pixels: np.ndarray, fields: dict[str, Values], owner: np.ndarray) -> np.ndarray:
+        inputs = {self._input: pixels, **self._numpy_category(fields, int(owner[-1]) + 1), **self._owner(owner)}
+        vectors: np.ndarray = self._session.run([IMAGE_VECTOR], inputs)[0]
+        return vectors
+
+    def _run_tensorflow(self, pixels: np.ndarray, fields: dict[str, Values], owner: np.ndarray) -> np.ndarray:
+        inputs = {self._input: pixels, **fields, **self._owner(owner)}
+        tensors = {name: tf.constant(value) for name, value in inputs.items()}
+        vectors: np.ndarray = self._signatures[DEFAULT](**tensors)[IMAGE_VECTOR].numpy()
+        return vectors
+
+    def _owner(self, owner: np.ndarray) -> dict[str, np.ndarray]:
+        return {PICTURE_ITEM: owner.astype(np.int64)} if self.manifest.schema.image_separator else {}
+
+    def _seconds(self, runtime: str, pixels: np.ndarray, fields: dict[str, Values], owner: np.ndarray) -> float:
+        times = []
+        for _ in range(_TRIALS):
+            start = time.perf_counter()
+            self._runtimes[runtime](pixels, fields, owner)
+            times.append(time.perf_counter() - start)
+        return min(times)
+
+    def paths(self, text: str) -> list[str]:
+        """The paths that an image field or a key names."""
+        separator = self.manifest.schema.image_separator
+        return [path for path in text.split(separator) if path] if separator else [text]
+
+
+class PictureEmbedder:
+    """Keys of pictures -> vectors by an image model, for a server whose store lacks them.
+
+    `fields` are the names of what it needs beside a key.
+
+    Args:
+      folder: an exported image model.
+      image_root: folder that the keys, which are paths, start from; with one, a key that leads out of it is not read,
+        for keys come from requests.
+
+    Raises:
+      ExportError: if the folder holds no image model.
+    """
+
+    def __init__(self, folder: str, image_root: str = "") -> None:
+        self._model = ImageModel(folder)
+        self.fingerprint = self._model.manifest.image_tower_fingerprint
+        self.fields = self._model.fields
+        self.schema = self._model.manifest.schema
+        image = self.schema.image
+        # Chooses the runtime now, not while a request waits.
+        self._model.embed(np.zeros((1, image.height, image.width, image.channels), np.uint8))
+        self._has_root = bool(image_root)
+        self._pictures = PictureLoader(image, image_root, self._model.decode)
+
+    def __call__(
+        self, keys: Sequence[str], fields: Mapping[str, Sequence[Any]] | None = None
+    ) -> list[np.ndarray | None]:
+        """Vectors `[D]` of some keys, with the values of `fields` of each; None for one without a good picture."""
+        paths = [
+            (row, path)
+            for row, key in enumerate(keys)
+            for path in self._model.paths(key)
+            if not (self._has_root and _leads_out(path))
+        ]
+        vectors: list[np.ndarray | None] = [None] * len(keys)
+        if not paths:
+            return vectors
+        pixels, problems = self._pictures.load([os.fsencode(path) for _, path in paths])
+        good = [i for i in range(len(paths)) if i not in problems]
+        if good:
+            rows, owner = np.unique([paths[i][0] for i in good], return_inverse=True)
+            given = {name: [fields[name][row] for row in rows] for name in self.fields} if fields else None
+            for row, vector in zip(rows, self._model.embed(pixels.numpy()[good], given, owner), strict=True):
+                vectors[row] = vector
+        return vectors
+
+
+def _leads_out(key: str) -> bool:
+    """Whether a path is not below the folder that it is joined to."""
+    return key.startswith("/") or "://" in key or ".." in key.split("/")
