@@ -209,7 +209,7 @@ def test_each_resize_method_of_the_proto_is_one_of_tensorflow():
 
 
 def test_types_of_fields_have_their_dtypes():
-    assert set(config_schema.DTYPES) == set(DatasetConfig.FieldType.values())
+    assert set(config_schema.FIELD_DTYPES) == set(DatasetConfig.FieldType.values())
 
 
 def test_rules_name_types_of_features_that_there_are():

@@ -20,19 +20,18 @@ from easyrec_mm.config.feature_groups import (
 )  # fmt: skip
 from easyrec_mm.config.features import derive_features, features_by_name
 from easyrec_mm.config.image import PLACE, image_losses
+from easyrec_mm.config.row_layout import GROUP_RTP, row_layout
 from easyrec_mm.config.sequences import check_attentions, derive_attentions
+from easyrec_mm.config.tasks import image_labels, tasks_of
 from easyrec_mm.errors import Problems
 from easyrec_mm.features.text_patterns import VALUE_PATTERNS, text_patterns
-from easyrec_mm.protos import options_pb2
 from easyrec_mm.protos.data_pb2 import DatasetConfig
 from easyrec_mm.protos.feature_pb2 import FeatureConfig
 from easyrec_mm.protos.image_pb2 import ImgModel
-from easyrec_mm.protos.loss_pb2 import LossType
-from easyrec_mm.protos.model_pb2 import BayesTaskTower
 from easyrec_mm.protos.pipeline_pb2 import EasyRecConfig
-from easyrec_mm.schema import NO_IMAGE, Activation, Dtype, Feature, Field, Image, RowLayout, Schema, Table, Task
+from easyrec_mm.schema import NO_IMAGE, Dtype, Feature, Field, Image, RowLayout, Schema, Table, Task
 
-DTYPES: dict[int, Dtype] = {
+FIELD_DTYPES: dict[int, Dtype] = {
     DatasetConfig.INT32: "int64",
     DatasetConfig.INT64: "int64",
     DatasetConfig.BOOL: "bool",
@@ -40,11 +39,6 @@ DTYPES: dict[int, Dtype] = {
     DatasetConfig.FLOAT: "float32",
     DatasetConfig.DOUBLE: "float32",
 }
-
-# Inputs of lines.
-GROUP_RTP = (DatasetConfig.GroupRTPInput, DatasetConfig.OdpsGroupRTPInput)
-# Between the columns of a line that a row of a table becomes; not in any text that people use to write samples.
-ODPS_SEPARATOR = "\x1f\x1e\x1f"
 
 
 def derive_schema(config: EasyRecConfig, problems: Problems) -> Schema:
@@ -62,9 +56,9 @@ def derive_schema(config: EasyRecConfig, problems: Problems) -> Schema:
 
     not_in_features = {*labels, image.field, size_field}
     sample_fields = tuple(field.name for field in fields if field.name not in not_in_features)
-    layout = _layout(config.data_config, labels, sample_fields, bool(image.field), problems)
+    layout = row_layout(config.data_config, labels, sample_fields, bool(image.field), problems)
     groups = feature_groups(config.model_config, named, problems)
-    tasks = _tasks(config, labels, problems)
+    tasks = tasks_of(config, labels, problems)
     network = _network_features(config, named, image_name, groups, fields, layout, tasks, problems)
     _check_caches(config.data_config, bool(groups.image_group), problems)
     sample_weight = _sample_weight(config.data_config, fields, layout, labels, problems)
@@ -84,7 +78,7 @@ def derive_schema(config: EasyRecConfig, problems: Problems) -> Schema:
         group_fields=_group_fields(config, named),
         image_features=network.image_features,
         category_feature=tower.category_feature,
-        image_labels=_image_labels(tower, tasks, problems),
+        image_labels=image_labels(tower, tasks, problems),
         image_separator=tower.image_separator,
         has_no_image_vector=tower.no_image_vector,
         attentions=derive_attentions(config.model_config, network.features, image_name, problems),
@@ -173,7 +167,7 @@ def _fields(data: DatasetConfig, problems: Problems) -> list[Field]:
         if item.input_name in fields:
             problems.add(f"{place}.input_name", f"'{item.input_name}' is listed twice; remove one")
             continue
-        dtype = DTYPES[item.input_type]
+        dtype = FIELD_DTYPES[item.input_type]
         default = item.default_val or ("" if dtype == "string" else "0")
         pattern = VALUE_PATTERNS.get(dtype)
         if pattern and not re.fullmatch(pattern, default):
@@ -248,76 +242,6 @@ def _labels(config: EasyRecConfig, fields: Sequence[Field], problems: Problems) 
     return tuple(labels)
 
 
-def _layout(
-    data: DatasetConfig, labels: tuple[str, ...], sample_fields: tuple[str, ...], has_image: bool, problems: Problems
-) -> RowLayout:
-    """Where the parts of a line stand; of other inputs than GroupRTP, the fields alone."""
-    if data.with_header and data.input_type != DatasetConfig.CSVInput:
-        problems.add("data_config.with_header", "has no effect but with input_type CSVInput; remove it")
-    if data.input_type in GROUP_RTP:
-        return _line_layout(data, labels, sample_fields, has_image, problems)
-    kind = DatasetConfig.InputType.Name(data.input_type)
-    if data.input_type == DatasetConfig.CSVInput and len(data.separator) != 1:
-        problems.add("data_config.separator", f"{data.separator!r} does not split CSV; give one character")
-    for setting in ("rtp_separator", "group_sample_separator", "selected_cols", "separator"):
-        if data.HasField(setting) and not (setting == "separator" and data.input_type == DatasetConfig.CSVInput):
-            problems.add(f"data_config.{setting}", f"has no effect with input_type {kind}; remove it")
-    return RowLayout((), -1, -1, -1, sample_fields, "", "", "")
-
-
-def _line_layout(
-    data: DatasetConfig, labels: tuple[str, ...], sample_fields: tuple[str, ...], has_image: bool, problems: Problems
-) -> RowLayout:
-    columns = _selected_columns(data, labels, has_image, problems)
-    num_labels = len(labels)
-    is_table = data.input_type == DatasetConfig.OdpsGroupRTPInput
-    if is_table and data.HasField("rtp_separator"):
-        problems.add("data_config.rtp_separator", "has no effect with input_type OdpsGroupRTPInput; remove it")
-    separators = {
-        "rtp_separator": ODPS_SEPARATOR if is_table else data.rtp_separator,
-        "group_sample_separator": data.group_sample_separator,
-        "separator": data.separator,
-    }
-    for i, (name, value) in enumerate(separators.items()):
-        if not value and name != "separator":
-            hint = 'a control character that was lost in copying is written "\\001"'
-            problems.add(f"data_config.{name}", f"is empty; give the character between the parts ({hint})")
-        for other, other_value in list(separators.items())[:i]:
-            if value and value == other_value:
-                problems.add(f"data_config.{name}", f"{value!r} is also {other}; lines could not be split, change one")
-    return RowLayout(
-        label_columns=tuple(columns[:num_labels]),
-        features_column=columns[num_labels],
-        image_column=columns[num_labels + 1] if has_image else -1,
-        size_column=columns[-1],
-        sample_fields=sample_fields,
-        column_separator=separators["rtp_separator"],
-        sample_separator=data.group_sample_separator,
-        value_separator=data.separator,
-    )
-
-
-def _selected_columns(data: DatasetConfig, labels: tuple[str, ...], has_image: bool, problems: Problems) -> list[int]:
-    """Which columns of a line are read. Lines of a table have those that are read, and no others."""
-    place = "data_config.selected_cols"
-    num_columns = len(labels) + 2 + has_image
-    image = "image path, " if has_image else ""
-    wanted = f"{len(labels)} label column(s) ({', '.join(labels) or 'none'}), features, {image}group size"
-    texts = [text.strip() for text in data.selected_cols.split(",")]
-    is_table = data.input_type == DatasetConfig.OdpsGroupRTPInput
-    if not (all(texts) if is_table else all(re.fullmatch("[0-9]+", text) for text in texts)):
-        what = "names of columns" if is_table else "column indices from 0"
-        problems.add(place, f"'{data.selected_cols}' is not a list of {what}; give {wanted}")
-    elif len(texts) != num_columns:
-        problems.add(place, f"'{data.selected_cols}' has {len(texts)} columns, not {num_columns}: it gives {wanted}")
-    elif len(set(texts if is_table else map(int, texts))) != num_columns:
-        problems.add(place, f"'{data.selected_cols}' names a column twice; each part has its own")
-    elif not is_table:
-        return [int(text) for text in texts]
-    # If a problem is noted, the checks that follow need some layout.
-    return list(range(num_columns))
-
-
 def _sample_weight(
     data: DatasetConfig, fields: Sequence[Field], layout: RowLayout, labels: tuple[str, ...], problems: Problems
 ) -> str | None:
@@ -367,62 +291,3 @@ def _group_fields(config: EasyRecConfig, named: Named) -> tuple[str, ...]:
     fields = [name for _, feature in named.values() if feature.per_group for name in feature.input_names]
     labels = [loss.label_name for loss in image_losses(config.model_config.e2e_mm_dbmtl.img_model) if loss.label_name]
     return tuple(dict.fromkeys([*fields, *labels]))
-
-
-def _image_labels(tower: ImgModel, tasks: Sequence[Task], problems: Problems) -> tuple[tuple[str, int], ...]:
-    """Labels of the losses on image vectors and their classes."""
-    classes: dict[str, int] = {}
-    of_tasks = {task.label: max(task.num_class, 2) for task in tasks if task.activation in ("binary", "multiclass")}
-    for i, loss in enumerate(image_losses(tower)):
-        if loss.label_name:
-            other = classes.get(loss.label_name, of_tasks.get(loss.label_name, loss.num_class))
-            if other != loss.num_class:
-                is_short = i == len(tower.image_losses)
-                place = f"{PLACE}.{'img_loss_weight' if is_short else f'image_losses[{i}].num_class'}"
-                problems.add(place, f"{loss.num_class}, but '{loss.label_name}' has {other} elsewhere; make them equal")
-            classes[loss.label_name] = loss.num_class
-    return tuple(classes.items())
-
-
-def _tasks(config: EasyRecConfig, labels: tuple[str, ...], problems: Problems) -> tuple[Task, ...]:
-    tasks = []
-    towers = config.model_config.e2e_mm_dbmtl.task_towers
-    for i, tower in enumerate(towers):
-        place = f"model_config.e2e_mm_dbmtl.task_towers[{i}]"
-        label = tower.label_name or (labels[i] if i < len(labels) else "")
-        if label not in labels:
-            problems.unknown(f"{place}.label_name", "label", label, labels)
-        tasks.append(Task(tower.tower_name, label, _activation(tower, place, problems), tower.num_class))
-    used = {task.label for task in tasks} | {t.task_space_indicator_label for t in towers}
-    used.add(config.data_config.sample_weight)
-    used |= {loss.label_name for loss in image_losses(config.model_config.e2e_mm_dbmtl.img_model)}
-    for i, label in enumerate(labels):
-        if label not in used:
-            problems.notes.append(
-                f"data_config.label_fields[{i}]: label '{label}' is read and checked; no tower uses it"
-            )
-    return tuple(tasks)
-
-
-def _activation(tower: BayesTaskTower, place: str, problems: Problems) -> Activation:
-    losses = [(f"{place}.losses[{i}].loss_type", loss.loss_type) for i, loss in enumerate(tower.losses)]
-    losses = losses or [(f"{place}.loss_type", tower.loss_type)]
-    if tower.losses and tower.HasField("loss_type") and tower.loss_type not in [kind for _, kind in losses]:
-        problems.add(f"{place}.loss_type", "has no effect beside losses; remove it")
-    activation = _output_of_loss(losses[0][1])
-    for where, kind in losses:
-        if _output_of_loss(kind) != activation:
-            first, this = LossType.Name(losses[0][1]), LossType.Name(kind)
-            problems.add(where, f"{this} needs another output than {first}; a tower has one, split it in two towers")
-    if tower.num_class > 1:
-        if activation != "binary" or any(kind != LossType.CLASSIFICATION for _, kind in losses):
-            problems.add(f"{place}.num_class", f"{tower.num_class} classes go with CLASSIFICATION alone; remove it")
-        return "multiclass"
-    return activation
-
-
-def _output_of_loss(kind: int) -> Activation:
-    """What the output of a tower with a loss is."""
-    options = LossType.DESCRIPTOR.values_by_number[kind].GetOptions()
-    output: Activation = options.Extensions[options_pb2.output]
-    return output

@@ -1,0 +1,84 @@
+"""Checks where the parts of a row stand, and derives the RowLayout. Never imports TensorFlow."""
+
+from __future__ import annotations
+
+import re
+
+from easyrec_mm.errors import Problems
+from easyrec_mm.protos.data_pb2 import DatasetConfig
+from easyrec_mm.schema import RowLayout
+
+# Inputs of lines.
+GROUP_RTP = (DatasetConfig.GroupRTPInput, DatasetConfig.OdpsGroupRTPInput)
+# Between the columns of a line that a row of a table becomes; not in any text that people use to write samples.
+_ODPS_SEPARATOR = "\x1f\x1e\x1f"
+
+
+def row_layout(
+    data: DatasetConfig, labels: tuple[str, ...], sample_fields: tuple[str, ...], has_image: bool, problems: Problems
+) -> RowLayout:
+    """Return where the parts of a line stand; for inputs other than GroupRTP the fields alone."""
+    if data.with_header and data.input_type != DatasetConfig.CSVInput:
+        problems.add("data_config.with_header", "has no effect but with input_type CSVInput; remove it")
+    if data.input_type in GROUP_RTP:
+        return _line_layout(data, labels, sample_fields, has_image, problems)
+    kind = DatasetConfig.InputType.Name(data.input_type)
+    if data.input_type == DatasetConfig.CSVInput and len(data.separator) != 1:
+        problems.add("data_config.separator", f"{data.separator!r} does not split CSV; give one character")
+    for setting in ("rtp_separator", "group_sample_separator", "selected_cols", "separator"):
+        if data.HasField(setting) and not (setting == "separator" and data.input_type == DatasetConfig.CSVInput):
+            problems.add(f"data_config.{setting}", f"has no effect with input_type {kind}; remove it")
+    return RowLayout((), -1, -1, -1, sample_fields, "", "", "")
+
+
+def _line_layout(
+    data: DatasetConfig, labels: tuple[str, ...], sample_fields: tuple[str, ...], has_image: bool, problems: Problems
+) -> RowLayout:
+    columns = _selected_columns(data, labels, has_image, problems)
+    num_labels = len(labels)
+    is_table = data.input_type == DatasetConfig.OdpsGroupRTPInput
+    if is_table and data.HasField("rtp_separator"):
+        problems.add("data_config.rtp_separator", "has no effect with input_type OdpsGroupRTPInput; remove it")
+    separators = {
+        "rtp_separator": _ODPS_SEPARATOR if is_table else data.rtp_separator,
+        "group_sample_separator": data.group_sample_separator,
+        "separator": data.separator,
+    }
+    for i, (name, value) in enumerate(separators.items()):
+        if not value and name != "separator":
+            hint = 'a control character that was lost in copying is written "\\001"'
+            problems.add(f"data_config.{name}", f"is empty; give the character between the parts ({hint})")
+        for other, other_value in list(separators.items())[:i]:
+            if value and value == other_value:
+                problems.add(f"data_config.{name}", f"{value!r} is also {other}; lines could not be split, change one")
+    return RowLayout(
+        label_columns=tuple(columns[:num_labels]),
+        features_column=columns[num_labels],
+        image_column=columns[num_labels + 1] if has_image else -1,
+        size_column=columns[-1],
+        sample_fields=sample_fields,
+        column_separator=separators["rtp_separator"],
+        sample_separator=data.group_sample_separator,
+        value_separator=data.separator,
+    )
+
+
+def _selected_columns(data: DatasetConfig, labels: tuple[str, ...], has_image: bool, problems: Problems) -> list[int]:
+    """Return which columns of a line are read. A line of a table has no others."""
+    place = "data_config.selected_cols"
+    num_columns = len(labels) + 2 + has_image
+    image = "image path, " if has_image else ""
+    wanted = f"{len(labels)} label column(s) ({', '.join(labels) or 'none'}), features, {image}group size"
+    texts = [text.strip() for text in data.selected_cols.split(",")]
+    is_table = data.input_type == DatasetConfig.OdpsGroupRTPInput
+    if not (all(texts) if is_table else all(re.fullmatch("[0-9]+", text) for text in texts)):
+        what = "names of columns" if is_table else "column indices from 0"
+        problems.add(place, f"'{data.selected_cols}' is not a list of {what}; give {wanted}")
+    elif len(texts) != num_columns:
+        problems.add(place, f"'{data.selected_cols}' has {len(texts)} columns, not {num_columns}: it gives {wanted}")
+    elif len(set(texts if is_table else map(int, texts))) != num_columns:
+        problems.add(place, f"'{data.selected_cols}' names a column twice; each part has its own")
+    elif not is_table:
+        return [int(text) for text in texts]
+    # If a problem is noted, the checks that follow need some layout.
+    return list(range(num_columns))
