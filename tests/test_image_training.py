@@ -22,6 +22,8 @@ from easyrec_mm.data.picture_bank import PictureBank
 from easyrec_mm.errors import ConfigError
 from easyrec_mm.evaluation.evaluator import Evaluator, load_model
 from easyrec_mm.network.layers.fast_layers import FusedBatchNorm
+from easyrec_mm.runs.checkpoint import Checkpoints
+from easyrec_mm.training.warm_start import start_from_checkpoint
 
 
 @pytest.fixture(autouse=True)
@@ -93,8 +95,8 @@ def going_on(whole, step, *args, **settings):
 
 def images_of_batches(training):
     """Of each batch of two epochs the numbers of its pictures."""
-    reader = training.trainer._input
-    return [[int(path.decode().split(".")[0]) for path in item.picture_path] for item in reader.batches(2)]
+    batches = training.trainer.input.batches(2)
+    return [[int(path.decode().split(".")[0]) for path in item.picture_path] for item in batches]
 
 
 EACH_STEP = "num_epochs: 2 save_checkpoints_steps: 1 keep_checkpoint_max: 9"
@@ -258,11 +260,11 @@ def test_a_warm_start_without_the_embeddings_of_ids(data, tmp_path):
     rng = np.random.default_rng(0)
     for v in first.model.weights().values():
         v.assign(rng.normal(size=v.shape))
-    first.trainer._save([])
+    Checkpoints(str(first.model_dir)).save(1, first.trainer.state())
     train = f'num_epochs: 1 fine_tune_checkpoint: "{first.model_dir}" warm_start: ALL_BUT_ID_EMBEDDINGS'
     second = Training(data, tmp_path / "second", img_model, train, changes=changes)
     initial, source = second.values(), first.values()
-    second.trainer._start()
+    start_from_checkpoint(second.model, second.pipeline.config.train_config)
     left_out = {"embedding/user", "embedding/item", "embedding/cross", "embedding/words"}
     assert left_out | {"embedding/bucket", "image/item/no_image", "image_loss_0/kernel"} <= initial.keys()
     assert_same_values(second.values(), {n: (initial if n in left_out else source)[n] for n in source})
@@ -309,7 +311,7 @@ def test_modality_dropout_trains_the_vector_that_stands_for_no_picture(data, tmp
     """Though every group has a picture."""
     training = Training(data, tmp_path, "no_image_vector: true modality_dropout: 0.5").run()
     assert "image/item/no_image" in training.changed()
-    assert training.trainer._bad_records.counts["bad_pictures"] == 0
+    assert training.log[-1]["bad_pictures"] == 0
 
 
 @pytest.mark.parametrize("img_model", ["", "encode_ratio: 0.5", "trainable: HEAD"])

@@ -155,10 +155,10 @@ def test_a_step_that_overflows_is_left_out(data, tmp_path, monkeypatch):
     """It counts as a step, and the next one has half the scale."""
     use_backbone_of_three_stages(monkeypatch)
     training = training_of(data, tmp_path, "FLOAT16", "num_steps: 2")
-    training.trainer._loss_scale.value.assign(2.0**100)
+    training.trainer.steps.loss_scale.value.assign(2.0**100)
     training.run()
     trained = training.model.all_trainable()
     assert not training.changed() & trained
     assert [line["loss_scale"] for line in training.log] == [2.0**99, 2.0**98]
     assert all(np.isfinite(value).all() for value in training.values().values())
-    assert int(training.trainer._step) == 2
+    assert int(training.trainer.steps.number) == 2

@@ -151,11 +151,11 @@ class Training:
 
     @property
     def model(self) -> MultimodalModel:
-        return self.trainer._model
+        return self.trainer.model
 
     def run(self) -> Training:
         """Train to the end."""
-        step = self.trainer._run_step
+        step = self.trainer.run_step
 
         def spied(item):
             self.encoded.append(item.batch.pixels.shape[0])
@@ -164,7 +164,7 @@ class Training:
             self.history.append(self.values())
             return losses
 
-        self.trainer._run_step = spied
+        self.trainer.run_step = spied
         self.trainer.train()
         return self
 

@@ -50,9 +50,9 @@ def main() -> None:
                 img_model=f'model_name: "{options.model_name}" {settings}',
             )  # fmt: skip
             trainer = Trainer(workload.pipeline(folder, text))
-            batches = trainer._batches(num_epochs=0)
+            batches = trainer.batches(num_epochs=0)
             for _ in range(NUM_BATCHES + 1):
-                trainer._run_step(next(batches))
+                trainer.run_step(next(batches))
             runs[kind] = (trainer, batches)
         rates: dict[str, list[float]] = {kind: [] for kind in runs}
         encoded: dict[str, list[int]] = {kind: [] for kind in runs}
@@ -61,7 +61,7 @@ def main() -> None:
                 start = time.perf_counter()
                 for _ in range(options.steps):
                     item = next(batches)
-                    trainer._run_step(item)
+                    trainer.run_step(item)
                     encoded[kind].append(int(item.batch.pixels.shape[0]))
                 if turn:  # the first is the warm-up
                     rates[kind].append(options.groups * options.steps / (time.perf_counter() - start))

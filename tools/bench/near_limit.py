@@ -59,12 +59,12 @@ def measure(folder: Path, data: str, precision: str, optimizer: str, options: ar
 
     pipeline = workload.pipeline(folder, text)
     trainer = Trainer(pipeline)
-    batches = trainer._batches(num_epochs=0)
+    batches = trainer.batches(num_epochs=0)
     bare_step = bare_tower(precision, pipeline.config.train_config.optimizer_config[0], groups, size)
 
     def train() -> None:
         for _ in range(steps):
-            trainer._run_step(next(batches))
+            trainer.run_step(next(batches))
 
     def bare() -> None:
         for _ in range(steps):

@@ -38,14 +38,14 @@ def main() -> None:
             batch_size = options.samples // per_image
             text = workload.config_text(data, str(folder / "model"), batch_size, options.image_size)
             trainer = Trainer(workload.pipeline(folder, text))
-            runs[kind] = (trainer, trainer._batches(num_epochs=0))
+            runs[kind] = (trainer, trainer.batches(num_epochs=0))
 
         rates: dict[str, list[float]] = {kind: [] for kind in runs}
         for turn in range(options.turns + 1):
             for kind, (trainer, batches) in runs.items():
                 start = time.perf_counter()
                 for _ in range(options.steps):
-                    trainer._run_step(next(batches))
+                    trainer.run_step(next(batches))
                 if turn:  # the first is the warm-up
                     rates[kind].append(options.samples * options.steps / (time.perf_counter() - start))
         ratios = [a / b for a, b in zip(rates["grouped"], rates["one_each"], strict=True)]

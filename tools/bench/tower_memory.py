@@ -15,6 +15,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from dataclasses import replace
 from pathlib import Path
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
@@ -94,17 +95,16 @@ def measure(options: object) -> dict[str, float]:
             precision=options.precision, img_model=img_model,
         ).replace("batch_size:", "max_bad_record_share: 1 batch_size:", 1)  # fmt: skip
         trainer = Trainer(workload.pipeline(folder, text))
-        item: InputBatch = next(trainer._batches(num_epochs=0))
+        item: InputBatch = next(trainer.batches(num_epochs=0))
         random = np.random.default_rng(0)
         shape = (options.pictures, options.image_size, options.image_size, 3)
-        batch = item.batch._replace(pixels=random.integers(0, 256, shape, np.uint8))
+        item = replace(item, batch=item.batch._replace(pixels=random.integers(0, 256, shape, np.uint8)))
         before = _status("VmRSS")
-        (step,) = trainer._train_steps
         Path("/proc/self/clear_refs").write_text("5")  # the peak starts anew
-        step(batch)
+        trainer.steps.run(item)
         peak = _status("VmHWM")
         start = time.perf_counter()
-        step(batch)
+        trainer.steps.run(item)
         return {"mib": (peak - before) / MIB, "seconds": time.perf_counter() - start}
 
 

@@ -77,7 +77,7 @@ def times(name: str, rows: int, turns: int) -> list[float]:
         for turn in range(turns + 2):
             for (trainer, batches), seconds in zip(pairs, measured, strict=True):
                 start = time.perf_counter()
-                trainer._run_step(next(batches))
+                trainer.run_step(next(batches))
                 if turn > 1:  # the first two are the warm-up
                     seconds.append(time.perf_counter() - start)
         small, large = measured
@@ -92,8 +92,8 @@ def memory(name: str, rows: int) -> list[float]:
     with tempfile.TemporaryDirectory() as folder:
         trainer, batches = training(Path(folder), name, rows)
         for _ in range(3):
-            trainer._run_step(next(batches))
-        state: dict[str, Any] = trainer._state()
+            trainer.run_step(next(batches))
+        state: dict[str, Any] = trainer.state()
         Checkpoints(f"{folder}/checkpoint").save(1, state)
         held = sum(v.dtype.size * v.shape.num_elements() for v in state.values() if v.shape[:1] == [rows])
         return [resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024, held]
@@ -109,7 +109,7 @@ def training(folder: Path, name: str, rows: int) -> tuple[Trainer, Iterator[Inpu
     text = workload.config_text(data, str(folder / f"m{rows}"), GROUPS, 0, optimizer)
     text = text.replace("hash_bucket_size: 100000", f'num_buckets: {rows} embedding_name: "shared"')
     trainer = Trainer(workload.pipeline(folder, text))
-    return trainer, trainer._batches(num_epochs=0)
+    return trainer, trainer.batches(num_epochs=0)
 
 
 if __name__ == "__main__":

@@ -1,0 +1,160 @@
+"""The steps of a training: forward, backward and update of a batch, and all that they change.
+
+Keras's `fit` breaks under multi-worker strategies and hides the gradients of embedding tables from the optimizer; here
+the step is a plain function of a batch.
+"""
+
+from __future__ import annotations
+
+from functools import partial
+
+import tensorflow as tf
+
+from easyrec_mm.data.batch import Batch, InputBatch
+from easyrec_mm.data.picture_bank import PictureBank
+from easyrec_mm.evaluation.evaluator import STEP_NAME, moving_average
+from easyrec_mm.network.model import MultimodalModel
+from easyrec_mm.network.precision import MIXED_FLOAT16
+from easyrec_mm.protos.pipeline_pb2 import EasyRecConfig
+from easyrec_mm.training.loss_scale import LossScale
+from easyrec_mm.training.optimizers import sum_duplicate_rows
+from easyrec_mm.training.plan import Phase, build_optimizers, build_phases
+
+
+class TrainSteps:
+    """Trains a model step by step.
+
+    Args:
+      config: of the training.
+      model: whose variables are trained.
+      dtype: policy that it computes in.
+      spec: shapes and dtypes of batches.
+
+    Attributes:
+      number: steps done, int64.
+      phases: which variables are trained when.
+      trained: variables of all phases by name.
+      optimizers: each with the names of the variables that it updates.
+      average: moving average of the weights; None without one.
+      loss_scale: of float16; None in other precisions.
+    """
+
+    def __init__(self, config: EasyRecConfig, model: MultimodalModel, dtype: str, spec: Batch) -> None:
+        self._model = model
+        self._clipping = config.train_config.gradient_clipping_by_norm
+        self._named = model.named_variables()
+        self.phases = build_phases(model, config)
+        self.trained = {name: v for name, v in self._named.items() if any(name in p.trained for p in self.phases)}
+        # Step at which the training ends, for schedules that end with it.
+        self._end = tf.Variable(0, dtype=tf.int64, trainable=False)
+        self.optimizers = build_optimizers(model, self.trained, self.phases, config.train_config, self._end)
+        self.average = moving_average(config, model)
+        self.loss_scale = LossScale() if dtype == MIXED_FLOAT16 else None
+        self.number = tf.Variable(0, dtype=tf.int64, trainable=False)
+        self._of_phases = [
+            tf.function(partial(self._train_batch, phase), input_signature=[spec], autograph=False)
+            for phase in self.phases
+        ]
+
+    def end_at(self, step: int) -> None:
+        """Tell schedules at which step the training ends."""
+        self._end.assign(step)
+
+    def phase(self, step: int) -> int:
+        """Return the number of the phase of the step that follows `step` steps."""
+        return max(i for i, phase in enumerate(self.phases) if phase.first_step <= step)
+
+    def bank(self, step: int) -> PictureBank | None:
+        """Return the picture bank of the step that follows `step` steps."""
+        return self.phases[self.phase(step)].bank
+
+    def run(self, item: InputBatch) -> dict[str, tf.Tensor]:
+        """Do the next step.
+
+        Args:
+          item: a batch with samples.
+
+        Returns:
+          The losses and the learning rate, and the gradient's norm if it is clipped.
+        """
+        number = self.phase(item.step)
+        phase = self.phases[number]
+        if not self._model.is_frozen(phase.trainable):
+            self._model.freeze(phase.trainable)
+            print(f"step {int(self.number)}: all of the image tower is trained from now on", flush=True)
+        if phase.bank is not None:
+            phase.bank.before_step(item.batch.images.bank_row, item.batch.images.encoded, item.step)
+        losses: dict[str, tf.Tensor] = self._of_phases[number](item.batch)
+        return losses
+
+    def variables(self) -> dict[str, tf.Variable]:
+        """Return all variables that steps change, by the names that a checkpoint gives them, but for banks."""
+        state = {name: v.value for name, v in self._named.items()}
+        for i, (optimizer, names) in enumerate(self.optimizers):
+            state |= {f"optimizer_{i}/{name}": v.value for name, v in optimizer.named_slots(names).items()}
+            state[f"optimizer_{i}/iterations"] = optimizer.iterations.value
+        if self.average is not None:
+            state |= self.average.named_variables()
+        if self.loss_scale is not None:
+            state |= self.loss_scale.named_variables()
+        return state | {STEP_NAME: self.number}
+
+    def bank_state(self) -> dict[str, tf.Tensor]:
+        """Return what a checkpoint holds of the picture banks, by name."""
+        state: dict[str, tf.Tensor] = {}
+        for phase in self.phases:
+            if phase.bank is not None and phase.keeps_bank:
+                state |= phase.bank.state()
+        return state
+
+    def restore_banks(self, path: str) -> None:
+        """Set the picture banks to what a checkpoint holds of them."""
+        for phase in self.phases:
+            if phase.bank is not None and phase.keeps_bank:
+                phase.bank.restore(path)
+
+    def _train_batch(self, phase: Phase, batch: Batch) -> dict[str, tf.Tensor]:
+        """Forward, backward and update; the losses and the learning rate, and the gradient's norm if it is clipped."""
+        variables = [v.value for v in phase.trained.values()]
+        with tf.GradientTape(watch_accessed_variables=False) as tape:
+            tape.watch(variables)
+            losses = self._model.losses(batch, training=True, bank=phase.bank)
+            loss = tf.add_n(list(losses.values()))
+            scaled = loss if self.loss_scale is None else self.loss_scale.scaled(loss)
+        gradients = [sum_duplicate_rows(gradient) for gradient in tape.gradient(scaled, variables)]
+        if self.loss_scale is not None:
+            gradients = self.loss_scale.unscaled(gradients)
+        values = {
+            "loss": loss,
+            **{f"loss_{name}": value for name, value in losses.items()},
+            "learning_rate": tf.convert_to_tensor(self.optimizers[0][0].learning_rate),
+        }
+        limit = self._clipping
+        if limit > 0:
+            # Not for its own sake: reading every gradient once more is some percent of a step on a CPU.
+            values["gradient_norm"] = tf.linalg.global_norm(gradients)
+            gradients, _ = tf.clip_by_global_norm(gradients, limit, use_norm=values["gradient_norm"])
+        step = tf.cast(self.number.assign_add(1), tf.int32)
+        by_name = dict(zip(phase.trained, gradients, strict=True))
+        if self.loss_scale is None:
+            self._apply(by_name, step)
+        else:
+            self.loss_scale.apply_if_finite(gradients, lambda: self._apply(by_name, step))
+            values["loss_scale"] = tf.convert_to_tensor(self.loss_scale.value)
+        return values
+
+    def _apply(self, gradients: dict[str, tf.Tensor | tf.IndexedSlices | None], step: tf.Tensor) -> None:
+        def update() -> None:
+            for optimizer, names in self.optimizers:
+                used = [name for name in names if gradients.get(name) is not None]
+                if used:
+                    optimizer.apply([gradients[name] for name in used], [self.trained[name] for name in used])
+                else:
+                    # Its learning rate goes by the steps of the training, also before its variables are unfrozen.
+                    optimizer.iterations.assign_add(1)
+
+        if self.average is None:
+            update()
+            return
+        rows = {name: g.indices for name, g in gradients.items() if isinstance(g, tf.IndexedSlices)}
+        self.average.around(update, rows, step)
