@@ -10,8 +10,11 @@ import hashlib
 import json
 import os
 import shutil
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
 from dataclasses import asdict, dataclass
 from datetime import datetime, timezone
+from functools import partial
 from importlib import metadata
 from pathlib import Path, PurePath
 from typing import Any
@@ -79,56 +82,57 @@ def export(
         "image": Folder(folders.image), "rec": Folder(folders.rec), "total": Folder(folders.total)
     }  # fmt: skip
     _check_places(list(places.values()))
-    targets: dict[Kind, Path] = {kind: place.local for kind, place in places.items()}
-    _check_targets(targets)
+    _check_targets([place.local for place in places.values()])
     model, step = load_model(config, schema, checkpoint, FLOAT32)
     model = without_updates(model, config)
     dtype = dtype_policy(config.train_config.precision)
     trained = load_model(config, schema, checkpoint, dtype)[0] if dtype != FLOAT32 else None
     image_input = config.export_config.img_input_name or schema.image.field
-    vectors = vectors_of(schema, checkpoint)
-    written = {kind: target.parent / f".{target.name}.tmp-{os.getpid()}" for kind, target in targets.items()}
-    try:
-        for folder in written.values():
-            folder.parent.mkdir(parents=True, exist_ok=True)
-            shutil.rmtree(folder, ignore_errors=True)
+    with closing(vectors_of(schema, checkpoint)) as vectors, _written(places) as written:
         signatures, left_out = _write_models(model, image_input, written, asset_files)
         exported = Exported(written["image"], written["rec"], written["total"], image_input)
         data = config.data_config
         parity = measure_parity(model, trained, exported, data, data_path, num_parity_groups, vectors)
         parity["left_out"] = left_out
-        fingerprint = image_tower_fingerprint(model, config.model_config.e2e_mm_dbmtl.img_model)
-        created = datetime.now(timezone.utc).isoformat(timespec="seconds")
+        manifest_of = partial(
+            Manifest,
+            schema=schema.without_passwords(),
+            image_input=image_input,
+            image_width=model.image_width,
+            checkpoint=Path(checkpoint).name,
+            step=step,
+            image_tower_fingerprint=image_tower_fingerprint(model, config.model_config.e2e_mm_dbmtl.img_model),
+            versions={"easyrec_mm": __version__, **{name: metadata.version(name) for name in _PACKAGES}},
+            parity=parity,
+            created=datetime.now(timezone.utc).isoformat(timespec="seconds"),
+            no_image_vector=model.no_image_vector(),
+            vectors={name: _origin(generation) for name, generation in vectors.generations.items()},
+        )
         for kind, folder in written.items():
-            manifest = Manifest(
-                kind=kind,
-                schema=schema.without_passwords(),
-                image_input=image_input,
-                image_width=model.image_width,
-                signatures=signatures[kind],
-                checkpoint=Path(checkpoint).name,
-                step=step,
-                image_tower_fingerprint=fingerprint,
-                versions={"easyrec_mm": __version__, **{name: metadata.version(name) for name in _PACKAGES}},
-                parity=parity,
-                files=list_files(folder),
-                created=created,
-                no_image_vector=model.no_image_vector(),
-                vectors={name: _origin(generation) for name, generation in vectors.generations.items()},
-            )
-            write_manifest(folder, manifest)
-        for kind, folder in written.items():
-            _move(folder, targets[kind])
-            if places[kind].is_remote:
-                places[kind].replace(last=MANIFEST)
+            write_manifest(folder, manifest_of(kind=kind, signatures=signatures[kind], files=list_files(folder)))
+    return parity
+
+
+@contextmanager
+def _written(places: dict[Kind, Folder]) -> Iterator[dict[Kind, Path]]:
+    """Folders to write into beside the places, to which they are moved at the end; after an error they are removed."""
+    written = {kind: place.local.parent / f".{place.local.name}.tmp-{os.getpid()}" for kind, place in places.items()}
+    try:
+        for folder in written.values():
+            folder.parent.mkdir(parents=True, exist_ok=True)
+            shutil.rmtree(folder, ignore_errors=True)
+        yield written
+        for kind, place in places.items():
+            _move(written[kind], place.local)
+            if place.is_remote:
+                place.replace(last=MANIFEST)
     except OSError as error:
-        raise ExportError(f"{error.filename or folders.rec}: cannot be written: {error.strerror or error}") from error
+        path = error.filename or places["rec"].path
+        raise ExportError(f"{path}: cannot be written: {error.strerror or error}") from error
     finally:
-        vectors.close()
         copies = [place.local for place in places.values() if place.is_remote]
         for folder in [*written.values(), *copies]:
             shutil.rmtree(folder, ignore_errors=True)
-    return parity
 
 
 def image_tower_fingerprint(model: MultimodalModel, settings: ImgModel) -> str:
@@ -181,8 +185,8 @@ def _check_places(places: list[Folder]) -> None:
             raise ExportError(f"{place.path}: holds files that are not of an export; choose a new folder")
 
 
-def _check_targets(targets: dict[Kind, Path]) -> None:
-    for target in targets.values():
+def _check_targets(targets: list[Path]) -> None:
+    for target in targets:
         if target.is_dir() and any(target.iterdir()) and not (target / MANIFEST).exists():
             raise ExportError(f"{target}: holds files that are not of an export; choose a new folder")
         if target.exists() and not target.is_dir():
