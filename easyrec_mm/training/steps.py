@@ -68,8 +68,16 @@ class TrainSteps:
         """Return the picture bank of the step that follows `step` steps."""
         return self.phases[self.phase(step)].bank
 
+    def enter_phase(self, step: int) -> bool:
+        """Freeze what the phase of the step that follows `step` steps has frozen; whether that was otherwise before."""
+        trainable = self.phases[self.phase(step)].trainable
+        if self._model.is_frozen(trainable):
+            return False
+        self._model.freeze(trainable)
+        return True
+
     def run(self, item: InputBatch) -> dict[str, tf.Tensor]:
-        """Do the next step.
+        """Do the next step, of the phase that was entered.
 
         Args:
           item: a batch with samples.
@@ -79,9 +87,6 @@ class TrainSteps:
         """
         number = self.phase(item.step)
         phase = self.phases[number]
-        if not self._model.is_frozen(phase.trainable):
-            self._model.freeze(phase.trainable)
-            print(f"step {int(self.number)}: all of the image tower is trained from now on", flush=True)
         if phase.bank is not None:
             phase.bank.before_step(item.batch.images.bank_row, item.batch.images.encoded, item.step)
         losses: dict[str, tf.Tensor] = self._of_phases[number](item.batch)

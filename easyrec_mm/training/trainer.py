@@ -260,7 +260,11 @@ class Trainer:
     def run_step(self, item: InputBatch) -> dict[str, tf.Tensor] | None:
         """Train on a batch: the losses, or None if it has no samples left, which is not a step."""
         self._batches_read.assign_add(1)
-        return self.steps.run(item) if item.batch.num_samples else None
+        if not item.batch.num_samples:
+            return None
+        if self.steps.enter_phase(item.step):
+            print(f"step {item.step}: all of the image tower is trained from now on", flush=True)
+        return self.steps.run(item)
 
     def _log(
         self,
