@@ -95,9 +95,11 @@ def difference(first: Estimate, second: Estimate, level: float) -> Difference:
     """
     if len(first.replicates) != len(second.replicates):
         raise ValueError(f"{len(first.replicates)} and {len(second.replicates)} replicates; draw them alike")
+    with np.errstate(invalid="ignore"):  # two infinite replicates have no difference: NaN
+        replicates = first.replicates - second.replicates
     differences = Estimate(
         first.value - second.value,
-        first.replicates - second.replicates,
+        replicates,
         first.reason or second.reason,
         min(first.num_clusters, second.num_clusters),
     )
