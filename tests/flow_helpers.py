@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import keras
@@ -55,6 +56,15 @@ def demo_flags(data: Path, model_dir: Path, **settings: object) -> list[str]:
         **{name.replace("__", "."): value for name, value in settings.items()},
     }
     return ["--pipeline_config", str(ROOT / "configs/demo.config"), *[f"--set={k}={v}" for k, v in changed.items()]]
+
+
+def copy_checkpoint(source: Path, step: int, target: Path) -> None:
+    """Make the checkpoint of that step in a model_dir the only one that another lists."""
+    target.mkdir(parents=True, exist_ok=True)
+    name = f"model.ckpt-{step}"
+    for path in source.glob(f"{name}.*"):
+        shutil.copy(path, target)
+    (target / "checkpoint").write_text(f'model_checkpoint_path: "{name}"\nall_model_checkpoint_paths: "{name}"\n')
 
 
 KINDS = {"image": "img", "rec": "rec", "total": "total"}

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import json
 import shutil
-from pathlib import Path
 
 import pytest
-from flow_helpers import demo_flags, make_data, use_small_backbone
+from flow_helpers import copy_checkpoint, demo_flags, make_data, use_small_backbone
 from test_flow import run
 
 SLICES = (
@@ -30,13 +29,10 @@ class Trained:
         steps = {"train_config__num_steps": 3, "train_config__save_checkpoints_steps": 1}
         self.flags = [*demo_flags(self.data, self.model_dir, **steps), f"--set={METRICS}"]
         run("train", *self.flags)
-        self.other_dir = Path(shutil.copytree(self.model_dir, folder / "other"))
-        name = "model.ckpt-1"
-        (self.other_dir / "checkpoint").write_text(
-            f'model_checkpoint_path: "{name}"\nall_model_checkpoint_paths: "{name}"\n'
-        )
-        config = self.other_dir / "pipeline.config"
-        config.write_text(config.read_text().replace(f'"{self.model_dir}"', f'"{self.other_dir}"'))
+        self.other_dir = folder / "other"
+        copy_checkpoint(self.model_dir, 1, self.other_dir)
+        config = (self.model_dir / "pipeline.config").read_text()
+        (self.other_dir / "pipeline.config").write_text(config.replace(f'"{self.model_dir}"', f'"{self.other_dir}"'))
 
     def result(self):
         return json.loads((self.model_dir / "eval_result.json").read_text(), parse_constant=pytest.fail)

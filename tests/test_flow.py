@@ -15,7 +15,7 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import tensorflow as tf
-from flow_helpers import ROOT, demo_flags, make_data, use_small_backbone
+from flow_helpers import ROOT, copy_checkpoint, demo_flags, make_data, use_small_backbone
 from reference import reference_config, write_config, write_reference_data
 
 from easyrec_mm.cli.main import main
@@ -353,13 +353,7 @@ def test_a_signal_may_come_while_a_line_is_printed(monkeypatch):
 
 def test_a_full_disk_leaves_the_last_checkpoint(data, trained, tmp_path):
     flags = demo_flags(data, tmp_path / "m")
-    (tmp_path / "m").mkdir()
-    for path in trained.glob("model.ckpt-4.*"):
-        shutil.copy(path, tmp_path / "m")
-    name = "model.ckpt-4"
-    (tmp_path / "m" / "checkpoint").write_text(
-        f'model_checkpoint_path: "{name}"\nall_model_checkpoint_paths: "{name}"\n'
-    )
+    copy_checkpoint(trained, 4, tmp_path / "m")
     limit = (
         "import resource, signal; signal.signal(signal.SIGXFSZ, signal.SIG_IGN);"
         "resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000));"

@@ -1,11 +1,11 @@
 """Training with what img_model and the optimizers can be told: what is trained, what is encoded, what is kept."""
 
 import json
-import shutil
 
 import numpy as np
 import pytest
 import tensorflow as tf
+from flow_helpers import copy_checkpoint
 from model_helpers import CLICK, make_model, make_pipeline, random_batch, use_tiny_backbone
 from training_helpers import (
     NUM_KINDS,
@@ -84,12 +84,7 @@ def test_a_frozen_tower_encodes_each_picture_once(data, tmp_path, monkeypatch, t
 def going_on(whole, step, *args, **settings):
     """A training that goes on from that checkpoint of another, as if that had been stopped there; to its end."""
     data, folder, *rest = args
-    model_dir = folder / "m"
-    model_dir.mkdir(parents=True)
-    for path in whole.model_dir.glob(f"model.ckpt-{step}.*"):
-        shutil.copy(path, model_dir)
-    name = f"model.ckpt-{step}"
-    (model_dir / "checkpoint").write_text(f'model_checkpoint_path: "{name}"\nall_model_checkpoint_paths: "{name}"\n')
+    copy_checkpoint(whole.model_dir, step, folder / "m")
     return Training(data, folder, *rest, **settings).run()
 
 

@@ -8,6 +8,7 @@ import signal
 from pathlib import Path
 
 import pytest
+from flow_helpers import copy_checkpoint
 from training_helpers import EACH_STEP, evaluated_training
 
 from easyrec_mm.cli.main import main
@@ -83,12 +84,7 @@ def test_checkpoints_are_awaited_until_the_training_is_over(finished, model_dir,
     def sleep(self, caught):
         slept.append(watched(model_dir))
         last = 1 + len(slept)
-        for path in finished.model_dir.glob(f"model.ckpt-{last}.*"):
-            shutil.copy(path, model_dir)
-        name = f"model.ckpt-{last}"
-        (model_dir / "checkpoint").write_text(
-            f'model_checkpoint_path: "{name}"\nall_model_checkpoint_paths: "{name}"\n'
-        )
+        copy_checkpoint(finished.model_dir, last, model_dir)
         if last == 3:
             (model_dir / "metrics.jsonl").write_text("".join(lines))
 

@@ -41,7 +41,7 @@ class Criterion:
         return value - reference if self.is_bigger else reference - value
 
     def is_reached(self, value: float) -> bool:
-        """Whether a value reaches the threshold."""
+        """Return whether a value reaches the threshold."""
         return self.threshold is None or self.gain(value, self.threshold) >= 0
 
     def condition(self) -> str:
@@ -121,7 +121,7 @@ def _check_metric(export: ExportConfig, metrics: Mapping[str, str], place: str, 
 
 
 def _decimal(value: float) -> float:
-    """The number that was written, of which protobuf keeps a float32: 0.8, not 0.800000012."""
+    """Return the number as it was written: 0.8, where the float32 of protobuf is 0.800000012."""
     return float(f"{value:.7g}")
 
 

@@ -30,7 +30,7 @@ _NUMBERS = ("int64", "bool", "float32")
 
 
 def result_name(message: EvalMetrics, task: str) -> str:
-    """What the result of a task is called: "auc_click", "ndcg_at_top10_click"."""
+    """Return the name of a result, such as "auc_click" or "ndcg_at_top10_click"."""
     kind = message.WhichOneof("metric")
     topk = getattr(getattr(message, kind), "topk", 0)
     return f"{_TOP_NAMES[kind]}{topk}_{task}" if topk else f"{kind}_{task}"
@@ -68,7 +68,7 @@ def group_field(message: EvalMetrics) -> str:
 
 
 def item_field(config: EasyRecConfig, schema: Schema) -> str:
-    """The input field that tells items; "" where there is none."""
+    """Return the input field that identifies the item; "" if the config has none."""
     return str(config.eval_config.item_id_field or schema.image.field)
 
 
@@ -78,7 +78,7 @@ def cluster_field(config: EasyRecConfig, schema: Schema) -> str:
 
 
 def slice_name(message: EvalSlice) -> str:
-    """What the values of a slice are called: "price" for the field, "item_frequency"."""
+    """Return the name of a slice, such as "price" for the field price, or "item_frequency"."""
     kind = message.WhichOneof("by")
     return str(message.field if kind == "field" else kind)
 

@@ -1,4 +1,4 @@
-"""What each type of feature in a config becomes, and every mistake that its settings can hold.
+"""Checks the settings of each type of feature, and derives its Feature.
 
 Each function takes one feature of the config and gives the Feature and the rows of its table (0 without one). Problems
 are collected with their config path. Never imports TensorFlow.
@@ -289,7 +289,7 @@ def _vectors_of_keys(given: Given) -> Feature:
 
 
 def _check_number_separator(given: Given) -> None:
-    """Of a sequence of vectors."""
+    """Check the separator between the numbers of an element of a sequence."""
     item = given.item
     if item.raw_input_dim <= 1:
         if item.HasField("seq_multi_sep"):

@@ -67,7 +67,7 @@ def image_vector_width(network: E2E_MM_DBMTL) -> int:
 
 
 def is_frozen_for_good(tower: ImgModel) -> bool:
-    """Whether the backbone is never trained."""
+    """Return whether the backbone is never trained."""
     return tower.trainable in (ImgModel.HEAD, ImgModel.NONE) and not tower.unfreeze_at_step
 
 
@@ -128,7 +128,7 @@ def _check_descriptors(tower: ImgModel, schema: Schema, problems: Problems) -> N
 
 
 class PresetFiles(NamedTuple):
-    """What a folder with a preset says of its pictures, None for any size.
+    """The sizes of pictures that a preset takes; None stands for any size.
 
     image_shape   height, width and channels that the backbone takes
     image_size    height and width that pictures are resized to for it
@@ -139,7 +139,7 @@ class PresetFiles(NamedTuple):
 
 
 def read_preset(folder: Path) -> PresetFiles:
-    """What the configs of a preset's folder say.
+    """Read the sizes of pictures from the configs in a preset's folder.
 
     Raises:
       ValueError: naming what is missing.

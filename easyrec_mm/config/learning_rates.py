@@ -48,7 +48,7 @@ def check_ends(train: TrainConfig, problems: Problems) -> None:
 
 
 def schedule_warnings(train: TrainConfig, num_steps: int) -> list[str]:
-    """What is wrong with schedules for a training of so many steps: each is through long before, or hardly begins."""
+    """Return a warning for each schedule that ends long before a training of `num_steps`, or does not fit into it."""
     has_steps = f"the training has {num_steps:,} steps"
     warnings = []
     for place, schedule in _schedules(train):
