@@ -23,7 +23,9 @@ MANIFEST = "manifest.json"
 IMAGE_ONNX, REC_ONNX, TABLES_FILE = "image.onnx", "rec.onnx", "rec.tables"
 DEFAULT, ENCODED, DECODE, VECTOR = "serving_default", "encoded", "decode", "vector"
 PIXELS, IMAGE_TEXT, IMAGE_VECTOR, PICTURE_ITEM = "pixels", "img_emb", "img_emb_vector", "picture_item"
-_FORMAT = 1
+# Written, and those that are read. In format 1 a feature has the settings of all types side by side.
+_FORMAT = 2
+_KNOWN_FORMATS = (1, _FORMAT)
 _READ_BYTES = 1 << 20
 
 
@@ -95,8 +97,8 @@ def read_header(folder: str, kind: Kind) -> Manifest:
             raise ExportError(f"{folder}: no {MANIFEST}; give a folder that easyrec-mm export has written") from error
         raise ExportError(f"{path}: cannot be read: {error}; export again") from error
     try:
-        if values.pop("format") != _FORMAT:
-            raise ValueError(f"only format {_FORMAT} is known")
+        if values.pop("format") not in _KNOWN_FORMATS:
+            raise ValueError(f"only formats up to {_FORMAT} are known")
         no_image_vector = tuple(values.pop("no_image_vector", ()))
         manifest = Manifest(
             **{**values, "schema": Schema.from_dict(values["schema"]), "no_image_vector": no_image_vector}

@@ -1,7 +1,7 @@
 """What every stage agrees on: fields, features, tables, the picture and the tasks, as plain values.
 
-A Schema is derived once from a pipeline config (config/schema.py) and needs neither protobuf nor TensorFlow, so that
-reading, training, export and serving share one definition. It knows nothing of files, layers or optimizers.
+A Schema is derived once from a pipeline config (config/schema.py) and needs no TensorFlow, so that reading, training,
+export and serving share one definition. It knows nothing of files, layers or optimizers.
 """
 
 from __future__ import annotations
@@ -10,151 +10,18 @@ import math
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal
-from urllib.parse import urlsplit, urlunsplit
 
-# Between the values of a cross before it is hashed; ASCII's "group separator" does not occur in values.
-CROSS_SEPARATOR = "\x1d"
+from easyrec_mm.features.feature import Feature, Table
+from easyrec_mm.features.feature_types import feature_from_dict, feature_to_dict
+from easyrec_mm.features.field import Field
+from easyrec_mm.features.sequence_feature import SequenceFeature
+from easyrec_mm.features.tag_feature import TagFeature
+from easyrec_mm.features.text_patterns import VALUE_PATTERNS
 
 # The image vector among the keys of an attention; no feature has such a name.
 IMAGE_KEY = "\x1dimage"
 
-# bool is kept as int64, 0 or 1.
-Dtype = Literal["int64", "bool", "float32", "string"]
-Encoding = Literal["hash", "identity", "vocabulary"]
-FeatureKind = Literal["id", "raw", "tag", "combo", "sequence"]
-# Of a sequence.
-Elements = Literal["", "id", "raw"]
-# When log1p applies: never, or before or after numbers are scaled.
-Log1p = Literal["", "before", "after"]
 Activation = Literal["binary", "multiclass", "value", "sigmoid_value"]
-
-
-@dataclass(frozen=True)
-class Field:
-    """A value of a sample as the input holds it. `default` is the text that stands for an empty value.
-
-    A field that has a `default_val` in the config is optional in requests to exported models.
-    """
-
-    name: str
-    dtype: Dtype
-    default: str
-    optional: bool = False
-
-    @property
-    def default_value(self) -> int | bool | float | str:
-        """The default as a value."""
-        return self.value(self.default)
-
-    def value(self, text: str) -> int | bool | float | str:
-        """What a text stands for; the default for an empty one.
-
-        Raises:
-          ValueError: for a text that is no such value.
-        """
-        text = text or self.default
-        if self.dtype == "bool":
-            if text.lower() not in ("true", "false", "1", "0"):
-                raise ValueError(f"'{text}' is not a bool")
-            return text.lower() in ("true", "1")
-        kinds: dict[str, type[int] | type[float] | type[str]] = {"int64": int, "float32": float, "string": str}
-        return kinds[self.dtype](text)
-
-
-@dataclass(frozen=True)
-class Table:
-    """An embedding table `[rows, dim]`. `initializer` is a name and its parameters."""
-
-    name: str
-    rows: int
-    dim: int
-    initializer: tuple[str, tuple[float, ...]]
-
-
-@dataclass(frozen=True)
-class Feature:
-    """How input fields become one feature, and how wide it is in the network.
-
-    id        one category a sample -> its row of `table`
-    combo     the cross of `inputs` -> one row of `table`
-    tag       any number of categories a sample -> rows of `table`, combined; with `max_selected` the values that the
-              map in the second of `inputs` has for the key in the first
-    raw       `raw_dim` numbers, or the one that `expression` makes of `inputs` -> as they are, or a bucket by
-              `boundaries` (one-hot or a row of `table`), or numbers times `table` (one row a number)
-    sequence  any number of `elements` a sample, at most `max_length` (0: all), each as a feature of that kind -> their
-              vectors, pooled by `combiner`; `number_separator` splits the numbers of an element
-
-    With `store`, the values are keys, text, and the numbers are those of the vector that the store has for each.
-    """
-
-    name: str
-    kind: FeatureKind
-    inputs: tuple[str, ...]
-    width: int
-    table: str | None = None
-    encoding: Encoding | None = None
-    num_ids: int = 0
-    vocabulary: tuple[str, ...] = ()
-    precision: int = -1
-    separator: str = ""
-    kv_separator: str = ""
-    combiner: str = ""
-    raw_dim: int = 1
-    boundaries: tuple[float, ...] = ()
-    min_value: float = 0.0
-    max_value: float = 0.0
-    log1p: Log1p = ""
-    expression: str = ""
-    max_selected: int = 0
-    elements: Elements = ""
-    number_separator: str = ""
-    max_length: int = 0
-    keeps_last: bool = False
-    # URI of the store that holds the vectors whose keys are its values; and the share of the keys that it may lack.
-    store: str = ""
-    max_missing_share: float = 1.0
-    # Whether its vector joins those of the others; else attentions read it, or it goes to the logits.
-    is_joined: bool = True
-    # Whether it holds what is added to the logits, a number each.
-    is_wide: bool = False
-
-    @property
-    def weight_input(self) -> str | None:
-        """The field that holds a tag feature's weights, when a second input does."""
-        return self.inputs[1] if self.kind == "tag" and len(self.inputs) == 2 and not self.max_selected else None
-
-    @property
-    def multiplies_rows(self) -> bool:
-        """Whether the feature is numbers times the rows of its table, one row a number."""
-        return self.has_numbers and self.table is not None
-
-    @property
-    def has_numbers(self) -> bool:
-        """Whether its values are numbers, and no rows of a table or buckets."""
-        return "raw" in (self.kind, self.elements) and not self.boundaries
-
-    @property
-    def vector_key(self) -> str:
-        """Input of the exported models for the vectors of a store."""
-        return f"{self.name}_vector"
-
-    @property
-    def length_key(self) -> str:
-        """Input of the exported models for how many vectors a sample has, of a sequence."""
-        return f"{self.name}_length"
-
-    @property
-    def is_list(self) -> bool:
-        """Whether a sample has any number of values."""
-        return self.kind in ("tag", "sequence")
-
-    @property
-    def weight_key(self) -> str:
-        """Key under which the weights of a tag feature's ids stand beside them among the feature values.
-
-        Where lists are padded, the weights of every list stand there, 0 for what is not a value.
-        """
-        return f"{self.name}:weight"
 
 
 @dataclass(frozen=True)
@@ -283,12 +150,22 @@ class Schema:
 
     def aligned_lists(self) -> list[dict[str, str]]:
         """Field -> separator, of lists that have as many values as each other in every sample."""
-        features = {feature.name: feature for feature in self.features}
-        found = [dict.fromkeys(f.inputs, f.separator) for f in self.features if f.weight_input]
+        tags = [feature for feature in self.features if isinstance(feature, TagFeature)]
+        sequences = {feature.name: feature for feature in self.features if isinstance(feature, SequenceFeature)}
+        lists = [dict.fromkeys(feature.inputs, feature.separator) for feature in tags]
         for attention in self.attentions:
-            sequences = (features[name] for name in attention.sequences)
-            found.append({sequence.inputs[0]: sequence.separator for sequence in sequences})
-        return [lists for lists in found if len(lists) > 1]
+            lists.append({sequences[name].inputs[0]: sequences[name].separator for name in attention.sequences})
+        return [fields for fields in lists if len(fields) > 1]
+
+    def text_patterns(self) -> dict[str, list[str]]:
+        """Field -> the patterns that its text, if it is not empty, must match in full."""
+        patterns = {f.name: [VALUE_PATTERNS[f.dtype]] for f in self.fields if f.dtype in VALUE_PATTERNS}
+        string_fields = {field.name for field in self.fields if field.dtype == "string"}
+        for feature in self.features:
+            for name, pattern in feature.patterns():
+                if name in string_fields:
+                    patterns.setdefault(name, []).append(pattern)
+        return patterns
 
     @property
     def category(self) -> Feature | None:
@@ -312,12 +189,12 @@ class Schema:
 
     def model_fields(self) -> Iterator[str]:
         """As `feature_fields`, without what is read for keys alone: exported models take the vectors themselves."""
-        used = {name for feature in self.features if not feature.store for name in feature.inputs}
+        used = {name for feature in self.features if feature.stored is None for name in feature.inputs}
         return (name for name in self.layout.sample_fields if name in used)
 
     def stored_features(self) -> list[Feature]:
         """The features whose vectors lie in a store."""
-        return [feature for feature in self.features if feature.store]
+        return [feature for feature in self.features if feature.stored is not None]
 
     def label_range(self, label: str) -> tuple[float, float, bool]:
         """Least and greatest value of a label, and whether it must be a whole number."""
@@ -334,12 +211,13 @@ class Schema:
 
     def without_passwords(self) -> Schema:
         """The same, with the URIs of stores as others may see them."""
-        features = tuple(replace(f, store=_without_password(f.store)) if f.store else f for f in self.features)
-        return replace(self, features=features)
+        return replace(self, features=tuple(feature.without_password() for feature in self.features))
 
     def to_dict(self) -> dict[str, Any]:
         """As values that JSON has."""
-        return asdict(self)
+        features = [feature_to_dict(feature) for feature in self.features]
+        image_features = [feature_to_dict(feature) for feature in self.image_features]
+        return {**asdict(self), "features": features, "image_features": image_features}
 
     @staticmethod
     def from_dict(values: dict[str, Any]) -> Schema:
@@ -351,7 +229,7 @@ class Schema:
         parts = {
             **values,
             "fields": [Field(**field) for field in values["fields"]],
-            "features": [Feature(**_with_tuples(feature)) for feature in values["features"]],
+            "features": [feature_from_dict(feature) for feature in values["features"]],
             "tables": [
                 Table(**{**table, "initializer": (table["initializer"][0], tuple(table["initializer"][1]))})
                 for table in values["tables"]
@@ -359,19 +237,11 @@ class Schema:
             "image": Image(**values["image"]),
             "layout": RowLayout(**_with_tuples(values["layout"])),
             "tasks": [Task(**task) for task in values["tasks"]],
-            "image_features": [Feature(**_with_tuples(f)) for f in values.get("image_features", ())],
+            "image_features": [feature_from_dict(feature) for feature in values.get("image_features", ())],
             "attentions": [Attention(**_with_tuples(attention)) for attention in values.get("attentions", ())],
             "image_labels": [tuple(label) for label in values.get("image_labels", ())],
         }
         return Schema(**_with_tuples(parts))
-
-
-def _without_password(uri: str) -> str:
-    parts = urlsplit(uri)
-    if parts.password is None:
-        return uri
-    host = parts.netloc.rpartition("@")[2]
-    return urlunsplit(parts._replace(netloc=f"{parts.username}@{host}" if parts.username else host))
 
 
 def _with_tuples(values: dict[str, Any]) -> dict[str, Any]:

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 
-from easyrec_mm.schema import Activation, Dtype, Feature, Field, Image, RowLayout, Schema, Task
+from easyrec_mm.features.feature import Feature
+from easyrec_mm.features.field import Dtype, Field
+from easyrec_mm.schema import Activation, Image, RowLayout, Schema, Task
 
 SAMPLES, VALUES, COLUMNS = "\x01", "\x02", ";"
 

@@ -7,6 +7,7 @@ import tensorflow as tf
 
 from easyrec_mm.config.pipeline import Pipeline, load_pipeline
 from easyrec_mm.data.batch import Batch, one_picture_each
+from easyrec_mm.features.tag_feature import TagFeature
 from easyrec_mm.network.layers.backbones import BACKBONES, IMAGENET, Entry
 from easyrec_mm.network.model import MultimodalModel
 from easyrec_mm.network.precision import FLOAT32
@@ -106,17 +107,17 @@ def random_batch(schema: Schema, sample_image=(0, 0, 0, 1, 1, 1, 2, 2, 2, 3, 3, 
         if feature.is_list:
             lengths = rng.integers(0, 4, num_samples)
             lengths[0] = 0
-            if feature.has_numbers:
-                values = tf.constant(rng.normal(size=(lengths.sum(), feature.raw_dim)), tf.float32)
+            if feature.num_numbers:
+                values = tf.constant(rng.normal(size=(lengths.sum(), feature.num_numbers)), tf.float32)
             else:
                 num_ids = rows[feature.table] if feature.table else feature.width
                 values = tf.constant(rng.integers(0, num_ids, lengths.sum()), tf.int64)
             features[feature.name] = tf.RaggedTensor.from_row_lengths(values, lengths)
-            if feature.kv_separator or feature.weight_input:
+            if isinstance(feature, TagFeature) and (feature.kv_separator or feature.weight_input):
                 weights = tf.constant(rng.uniform(0.5, 2, lengths.sum()), tf.float32)
                 features[feature.weight_key] = tf.RaggedTensor.from_row_lengths(weights, lengths)
-        elif feature.has_numbers:
-            features[feature.name] = tf.constant(rng.normal(size=(num_samples, feature.raw_dim)), tf.float32)
+        elif feature.num_numbers:
+            features[feature.name] = tf.constant(rng.normal(size=(num_samples, feature.num_numbers)), tf.float32)
         else:
             num_ids = rows[feature.table] if feature.table else feature.width
             features[feature.name] = tf.constant(rng.integers(0, num_ids, num_samples), tf.int64)
@@ -140,7 +141,7 @@ def random_batch(schema: Schema, sample_image=(0, 0, 0, 1, 1, 1, 2, 2, 2, 3, 3, 
         tf.constant(pixels, tf.uint8),
         tf.constant(sample_image, tf.int32),
         one_picture_each(num_images)._replace(
-            features={f.name: tf.constant(rng.integers(0, f.num_ids, num_images)) for f in schema.image_features},
+            features={f.name: tf.constant(rng.integers(0, f.num_rows, num_images)) for f in schema.image_features},
             labels={name: tf.constant(rng.integers(0, n, num_images), tf.float32) for name, n in schema.image_labels},
         ),
     )

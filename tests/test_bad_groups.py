@@ -11,6 +11,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 from data_helpers import schema
+from feature_helpers import tag_feature
 from flow_helpers import demo_flags, make_data, use_small_backbone
 from input_helpers import (
     CONFIG,
@@ -26,7 +27,6 @@ from input_helpers import (
 
 from easyrec_mm.cli.main import main
 from easyrec_mm.formats.checks import GroupProblems, SampleChecks
-from easyrec_mm.schema import Feature
 
 
 def write_lines(path, groups):
@@ -180,7 +180,7 @@ def test_check_and_stats_refuse_the_same_rows_of_flat_files(groups, tmp_path, ca
 
 
 def test_words_are_the_same_for_text_of_every_arrow_type():
-    pairs = Feature("pairs", "tag", ("pairs",), 4, "t", "hash", 9, separator="|", kv_separator=":")
+    pairs = tag_feature("pairs", ("pairs",), 4, "t", "hash", 9, separator="|", kv_separator=":")
     checks = SampleChecks(schema({"y": "float32"}, {"pairs": "string"}, [pairs]), ("y",), ("pairs",))
     for text in (pa.string(), pa.binary(), pa.large_binary()):
         problems = GroupProblems(np.array([1, 2]))

@@ -7,6 +7,7 @@ from graphlib import CycleError
 from pathlib import Path
 
 import pytest
+from feature_helpers import combo_feature, id_feature, id_sequence, raw_feature, raw_sequence, tag_feature
 from google.protobuf import text_format
 from google.protobuf.descriptor_pb2 import DescriptorProto, EnumDescriptorProto
 from hypothesis import HealthCheck, given, settings
@@ -14,15 +15,20 @@ from hypothesis import strategies as st
 from reference import FEATURES, LABELS, reference_config, write_config, write_reference_data
 
 from easyrec_mm.config import pipeline as pipeline_module
-from easyrec_mm.config.feature_kinds import STORE_SCHEMES
 from easyrec_mm.config.network import activation_name, relation_order
 from easyrec_mm.config.overrides import apply_override
 from easyrec_mm.config.pipeline import load_pipeline
 from easyrec_mm.config.text import parse_config
 from easyrec_mm.errors import ConfigError, UserError, did_you_mean
+from easyrec_mm.features.feature import StoredVectors, Table
+from easyrec_mm.features.id_feature import IdFeature
+from easyrec_mm.features.numbers import Numbers
+from easyrec_mm.features.raw_feature import RawFeature
+from easyrec_mm.features.sequence_feature import SequenceFeature
+from easyrec_mm.features.vector_feature import STORE_SCHEMES, VectorFeature
 from easyrec_mm.protos.model_pb2 import BayesTaskTower
 from easyrec_mm.protos.pipeline_pb2 import EasyRecConfig
-from easyrec_mm.schema import Attention, Feature, Image, RowLayout, Schema, Table, Task
+from easyrec_mm.schema import Attention, Image, RowLayout, Schema, Task
 from easyrec_mm.store import SCHEMES
 
 ROOT = Path(__file__).parents[1]
@@ -107,13 +113,13 @@ def test_the_schema_of_the_reference_config(load):
     assert tuple(feature.name for feature in schema.features) == FEATURES
     assert {f.name: f.width for f in schema.features} == {name: 16 if name in rows else 1 for name in FEATURES}
     features = {feature.name: feature for feature in schema.features}
-    assert features["latitude"] == Feature(
-        "latitude", "raw", ("latitude",), 16, "latitude", boundaries=(22.0, 26.0, 30.0, 34.0, 38.0)
+    assert features["latitude"] == raw_feature(
+        "latitude", ("latitude",), 16, "latitude", boundaries=(22.0, 26.0, 30.0, 34.0, 38.0)
     )
-    assert features["day_h"] == Feature("day_h", "id", ("day_h",), 16, "day_h", "identity", 24)
-    assert features["city"] == Feature("city", "id", ("city",), 16, "city", "hash", 1000)
-    assert features["gender"] == Feature("gender", "id", ("gender",), 16, "gender", "vocabulary", 3, ("M", "F"))
-    assert features["fans_num"] == Feature("fans_num", "raw", ("fans_num",), 1, max_value=10000.0)
+    assert features["day_h"] == id_feature("day_h", ("day_h",), 16, "day_h", "identity", 24)
+    assert features["city"] == id_feature("city", ("city",), 16, "city", "hash", 1000)
+    assert features["gender"] == id_feature("gender", ("gender",), 16, "gender", "vocabulary", 3, ("M", "F"))
+    assert features["fans_num"] == raw_feature("fans_num", ("fans_num",), 1, max_value=10000.0)
     assert [(f.name, f.dtype, f.default) for f in schema.fields if f.name not in UNUSED_LABELS] == [
         ("is_valid_play", "int64", "0"),
         ("play_time", "float32", "0"),
@@ -219,16 +225,16 @@ def test_feature_groups_of_any_name(load):
     assert joined == ["os", "level", "gender"]
     wide = [feature for feature in schema.features if feature.is_wide]
     # A number for each of the towers; numbers are multiplied by theirs.
-    assert [(f.name, f.kind, f.table, f.width) for f in wide] == [
-        ("city_wide", "id", "city_wide", 2), ("fans_num_wide", "raw", "fans_num_wide", 2),
-        ("gender_wide", "id", "gender_wide", 2),
+    assert [(f.name, type(f), f.table, f.width) for f in wide] == [
+        ("city_wide", IdFeature, "city_wide", 2), ("fans_num_wide", RawFeature, "fans_num_wide", 2),
+        ("gender_wide", IdFeature, "gender_wide", 2),
     ]  # fmt: skip
     assert schema.width == 16 + 16 + 16
     assert schema.wide_width == 6
     tables = {table.name: table for table in schema.tables}
     assert tables["city_wide"].initializer == ("constant", (0.0,))
     assert {name: table.rows for name, table in tables.items() if name.endswith("wide")} == {
-        "city_wide": schema.features[3].num_ids, "fans_num_wide": 1, "gender_wide": 3,
+        "city_wide": schema.features[3].num_rows, "fans_num_wide": 1, "gender_wide": 3,
     }  # fmt: skip
 
 
@@ -284,34 +290,34 @@ def test_kinds_of_features_and_tables(load, tmp_path):
         ]
     ).schema
     assert schema.features == (
-        Feature(
-            "city", "tag", ("city", "province"), 8, "city", "vocabulary", 4, ("a", "b", "ö"),
+        tag_feature(
+            "city", ("city", "province"), 8, "city", "vocabulary", 4, ("a", "b", "ö"),
             separator=",", combiner="sqrtn",
         ),
-        Feature("cross", "combo", ("os", "latitude"), 8, "x", "hash", 77, precision=1),
-        Feature("os", "tag", ("os",), 8, "x", "hash", 77, separator=",", kv_separator=":", combiner="mean"),
-        Feature("os_version", "raw", ("os_version",), 8, "os_version", separator=",", raw_dim=3),
-        Feature("day_h", "raw", ("day_h",), 3, boundaries=(1.0, 2.0)),
-        Feature("week_day", "id", ("week_day",), 8, "week_day", "identity", 7),
-        Feature("is_new_userid", "raw", ("is_new_userid",), 1, log1p="before"),
-        Feature("level", "raw", ("level",), 1, max_value=9.0, log1p="after"),
-        Feature(
-            "familyid", "sequence", ("familyid",), 8, "x", "hash", 77, separator=",", combiner="max", elements="id",
+        combo_feature("cross", ("os", "latitude"), 8, "x", "hash", 77, precision=1),
+        tag_feature("os", ("os",), 8, "x", "hash", 77, separator=",", kv_separator=":", combiner="mean"),
+        raw_feature("os_version", ("os_version",), 8, "os_version", separator=",", dim=3),
+        raw_feature("day_h", ("day_h",), 3, boundaries=(1.0, 2.0)),
+        id_feature("week_day", ("week_day",), 8, "week_day", "identity", 7),
+        raw_feature("is_new_userid", ("is_new_userid",), 1, log1p="before"),
+        raw_feature("level", ("level",), 1, max_value=9.0, log1p="after"),
+        id_sequence(
+            "familyid", ("familyid",), 8, "x", "hash", 77, separator=",", combiner="max",
             max_length=5, keeps_last=True,
         ),
-        Feature(
-            "constellation", "sequence", ("constellation",), 2, separator=",", combiner="mean", elements="raw",
-            raw_dim=2, number_separator=":", log1p="before",
+        raw_sequence(
+            "constellation", ("constellation",), 2, separator=",", combiner="mean",
+            dim=2, number_separator=":", log1p="before",
         ),
-        Feature(
-            "user_auth_type", "sequence", ("user_auth_type",), 3, "user_auth_type", separator=",", combiner="mean",
-            elements="raw", boundaries=(1.0, 2.0),
+        raw_sequence(
+            "user_auth_type", ("user_auth_type",), 3, "user_auth_type", separator=",", combiner="mean",
+            boundaries=(1.0, 2.0),
         ),
-        Feature("gender", "raw", ("gender",), 4, separator=",", raw_dim=4),
-        Feature("fans_num", "raw", ("fans_num",), 4, raw_dim=4, store="redis://x", max_missing_share=0.0),
-        Feature(
-            "follow_num", "sequence", ("follow_num",), 4, separator=",", combiner="mean", elements="raw", raw_dim=4,
-            max_length=5, store="lmdb://x", max_missing_share=0.5,
+        VectorFeature(name="gender", inputs=("gender",), width=4, numbers=Numbers(4), separator=","),
+        VectorFeature(name="fans_num", inputs=("fans_num",), width=4, stored=StoredVectors("redis://x", 4, 0.0)),
+        SequenceFeature(
+            name="follow_num", inputs=("follow_num",), width=4, stored=StoredVectors("lmdb://x", 4, 0.5),
+            separator=",", combiner="mean", max_length=5,
         ),
     )  # fmt: skip
     assert schema.features[0].weight_input == "province"

@@ -6,14 +6,15 @@ import operator
 import numpy as np
 import pytest
 import tensorflow as tf
+from feature_helpers import expr_feature
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from easyrec_mm.features import numpy_transform, tensorflow_transform
 from easyrec_mm.features.expression import BACK_END, ExpressionError, parse_expression
+from easyrec_mm.features.numpy_back_end import NumpyBackEnd
 from easyrec_mm.features.numpy_transform import NumpyTransform
+from easyrec_mm.features.tensorflow_back_end import TensorFlowBackEnd
 from easyrec_mm.features.tensorflow_transform import FeatureTransform
-from easyrec_mm.schema import Feature
 
 
 def finite(value):
@@ -94,7 +95,7 @@ def test_both_back_ends_compute_what_python_computes(made, rows):
     text, reference = made
     parse_expression(text).require_truths()
     text = f"({text}) + 0 * a"  # which reads a field in any case
-    feature = Feature("f", "raw", ("a", "b", "c"), 1, expression=text)
+    feature = expr_feature("f", ("a", "b", "c"), 1, expression=text)
     columns = {name: np.float32([row[i] for row in rows]) for i, name in enumerate("abc")}
     by_numpy = NumpyTransform([feature])(columns, len(rows))["f"]
     by_tensorflow = FeatureTransform([feature])({n: tf.constant(v) for n, v in columns.items()})["f"]
@@ -130,7 +131,7 @@ def test_the_text_of_an_expression_means_the_same_again(made):
     ],
 )
 def test_what_is_no_finite_number_is_0(text, expected):
-    feature = Feature("f", "raw", ("a", "b"), 1, expression=text)
+    feature = expr_feature("f", ("a", "b"), 1, expression=text)
     columns = {"a": np.float32([1, 2]), "b": np.float32([0, -0.0])}
     assert NumpyTransform([feature])(columns, 2)["f"][:, 0].tolist() == expected
     tensors = {name: tf.constant(value) for name, value in columns.items()}
@@ -138,17 +139,17 @@ def test_what_is_no_finite_number_is_0(text, expected):
 
 
 def test_integers_keep_their_digits_and_text_is_a_float32():
-    feature = Feature("f", "raw", ("n", "m"), 1, expression="n - m")
+    feature = expr_feature("f", ("n", "m"), 1, expression="n - m")
     values = {"n": np.array([2**53 - 1]), "m": np.array([2**53 - 2])}
     assert NumpyTransform([feature])(values, 1)["f"].tolist() == [[1.0]]
     assert FeatureTransform([feature])({n: tf.constant(v) for n, v in values.items()})["f"].numpy().tolist() == [[1.0]]
-    feature = Feature("f", "raw", ("x",), 1, expression="x == 16777216")
+    feature = expr_feature("f", ("x",), 1, expression="x == 16777216")
     assert NumpyTransform([feature])({"x": ["16777217", ""]}, 2)["f"].tolist() == [[1.0], [0.0]]
     assert FeatureTransform([feature])({"x": tf.constant(["16777217", ""])})["f"].numpy().tolist() == [[1.0], [0.0]]
 
 
 def test_both_back_ends_offer_every_function():
-    assert set(tensorflow_transform._FUNCTIONS) == set(numpy_transform._FUNCTIONS) == set(BACK_END)
+    assert set(TensorFlowBackEnd.functions) == set(NumpyBackEnd.functions) == set(BACK_END)
 
 
 def test_precedence_is_that_of_arithmetic():

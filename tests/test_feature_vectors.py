@@ -7,9 +7,9 @@ import time
 
 import numpy as np
 import pytest
+from feature_helpers import raw_feature, stored_vector
 
 from easyrec_mm.errors import StoreError
-from easyrec_mm.schema import Feature
 from easyrec_mm.store import Record, open_store
 from easyrec_mm.store.feature_vectors import VectorStores, origin_number
 
@@ -40,13 +40,13 @@ def write(store, origin, vectors):
 
 
 def feature(uri, name="title", width=2):
-    return Feature(name, "raw", ("key",), width, raw_dim=width, store=uri)
+    return stored_vector(name, ("key",), width, uri)
 
 
 def test_what_is_missing(uri, writer):
     write(writer, "words", {"a": [1, 2], "b": [3, 4], "bad": None})
     one = feature(uri)
-    stores = VectorStores([one, Feature("other", "raw", ("x",), 1)])
+    stores = VectorStores([one, raw_feature("other", ("x",), 1)])
     found = stores.look_up(one, ["b", "", "c", "a", "bad"])
     np.testing.assert_array_equal(found.vectors, np.float32([[3, 4], [0, 0], [0, 0], [1, 2], [0, 0]]))
     assert found.vectors.dtype == np.float32

@@ -213,15 +213,15 @@ def test_check_shows_every_feature(trained, capsys, monkeypatch):
     use_backbone_of_three_stages(monkeypatch)
     assert main(["check", "--pipeline_config", f"{trained}/x.config"]) == 0
     lines = {line.split()[0]: line for line in capsys.readouterr().out.split("\nfeatures\n")[1].splitlines() if line}
-    assert "raw (expression)" in lines["wanted"]
+    assert lines["wanted"].split()[1] == "ExprFeature"
     found = lines["clicks_of_category"].split()
-    assert found[1:5] == ["tag", "(identity)", "3", "10"]
+    assert found[1:5] == ["LookupFeature", "(identity)", "3", "10"]
     assert 0 < float(found[5].rstrip("%")) < 100  # samples whose map lacks the category
     assert 0 < float(found[6].rstrip("%")) < 50  # numbers above 9
-    assert lines["seen"].split()[1:3] == ["sequence", "(hash)"]
-    assert lines["seen_looks"].split()[1:5] == ["sequence", "(numbers)", "2", "4"]
+    assert lines["seen"].split()[1:3] == ["SequenceFeature", "(hash)"]
+    assert lines["seen_looks"].split()[1:5] == ["SequenceFeature", "(numbers)", "2", "4"]
     assert 0 < float(lines["seen"].split()[5].rstrip("%")) < 50  # without any
-    for name, kind in (("title", "raw"), ("seen_titles", "sequence")):
+    for name, kind in (("title", "VectorFeature"), ("seen_titles", "SequenceFeature")):
         found = lines[name].split()
         assert found[1:5] == [kind, "(store)", "5", "-"]
         assert 0 < float(found[6].rstrip("%")) < 50  # keys of which the store has no vector
@@ -487,9 +487,13 @@ def test_commands_take_vectors_of_the_origin_of_training(trained, command, capsy
 )
 def test_exports_hold_no_passwords(trained, given, shown):
     schema = read_manifest(f"{trained}/rec", "rec").schema
-    stored = [replace(f, store=given) if f.store else f for f in schema.features]
-    found = replace(schema, features=tuple(stored)).without_passwords().features
-    assert found == tuple(replace(f, store=shown) if f.store else f for f in stored)
+
+    def with_uri(features, uri):
+        return tuple(replace(f, stored=replace(f.stored, uri=uri)) if f.stored else f for f in features)
+
+    stored = with_uri(schema.features, given)
+    found = replace(schema, features=stored).without_passwords().features
+    assert found == with_uri(stored, shown)
 
 
 def test_flags_of_vector_stores_that_are_none(trained, capsys):

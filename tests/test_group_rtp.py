@@ -8,11 +8,11 @@ import numpy as np
 import pytest
 import tensorflow as tf
 from data_helpers import COLUMNS, SAMPLES, VALUES, group_line, schema
+from feature_helpers import raw_feature, tag_feature
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from easyrec_mm.formats.group_rtp import GroupRtpParser
-from easyrec_mm.schema import Feature
 
 # Columns: what is not read, and the labels after the features, so that order and gaps matter.
 NUM_COLUMNS = 8
@@ -35,10 +35,10 @@ SCHEMA = schema(
         "unread": "float32",
     },
     features=[
-        Feature("pairs", "tag", ("pairs",), 4, "t", "hash", 9, separator="|", kv_separator=":"),
-        Feature("place", "raw", ("place",), 2, separator="|", raw_dim=2),
-        Feature("liked", "tag", ("liked", "liked_weights"), 4, "t", "hash", 9, separator="|"),
-        Feature("groups", "tag", ("groups",), 4, "t", "identity", 9, separator=" "),
+        tag_feature("pairs", ("pairs",), 4, "t", "hash", 9, separator="|", kv_separator=":"),
+        raw_feature("place", ("place",), 2, separator="|", dim=2),
+        tag_feature("liked", ("liked", "liked_weights"), 4, "t", "hash", 9, separator="|"),
+        tag_feature("groups", ("groups",), 4, "t", "identity", 9, separator=" "),
     ],
     defaults=DEFAULTS,
     tasks=[("click", "binary", 1), ("stars", "multiclass", 5), ("seconds", "value", 1)],
@@ -391,7 +391,7 @@ def test_two_wrong_tags_whose_ends_would_make_a_right_one():
 
 
 def pairs_parser():
-    feature = Feature("pairs", "tag", ("pairs",), 4, "t", "hash", 9, separator="|", kv_separator=":")
+    feature = tag_feature("pairs", ("pairs",), 4, "t", "hash", 9, separator="|", kv_separator=":")
     return parser_of(schema({"click": "int64"}, {"pairs": "string"}, [feature]), ("click",), ("pairs",), 4)
 
 
@@ -528,7 +528,7 @@ def test_empty_values_take_their_default():
 
 
 def test_defaults_count_as_tags_and_weights():
-    features = [Feature("liked", "tag", ("liked", "weights"), 4, "t", "hash", 9, separator="|")]
+    features = [tag_feature("liked", ("liked", "weights"), 4, "t", "hash", 9, separator="|")]
     one = schema({"y": "float32"}, {"liked": "string", "weights": "string"}, features, {"liked": "a|b"})
     parse = parser_of(one, ("y",), ("liked", "weights"), 4)
     lines = [group_line([["0"]], [values]) for values in (["", ""], ["", "1|2"], ["x", "1"], ["x", "1|2"])]
@@ -605,7 +605,7 @@ def test_separators_of_several_and_of_special_characters():
 
 @pytest.mark.parametrize("separator", [" ", "-", "+"])
 def test_a_separator_that_could_be_part_of_a_number_splits_first(separator):
-    feature = Feature("place", "raw", ("place",), 3, separator=separator, raw_dim=3)
+    feature = raw_feature("place", ("place",), 3, separator=separator, dim=3)
     one = schema({"y": "float32"}, {"place": "string"}, [feature])
     parse = parser_of(one, ("y",), ("place",), 4)
     texts = [separator.join(numbers) for numbers in (["1", "2.5", "3"], ["1", "", "2", "3"], ["1", "2", "3", ""])]
@@ -615,7 +615,7 @@ def test_a_separator_that_could_be_part_of_a_number_splits_first(separator):
 
 
 def test_explaining_long_lists_of_spaces_takes_no_time():
-    feature = Feature("groups", "tag", ("groups",), 4, "t", "identity", 9, separator=" ")
+    feature = tag_feature("groups", ("groups",), 4, "t", "identity", 9, separator=" ")
     one = schema({"y": "float32"}, {"groups": "string"}, [feature])
     line = group_line([["0"]], [["1  " * 200 + "x"]])
     assert "does not have the form" in parser_of(one, ("y",), ("groups",), 4).explain(line)[1]
@@ -623,7 +623,7 @@ def test_explaining_long_lists_of_spaces_takes_no_time():
 
 @pytest.mark.parametrize("raw_dim", [2, 401, 768, 2048])
 def test_long_vectors(raw_dim):
-    feature = Feature("vector", "raw", ("vector",), raw_dim, separator="|", raw_dim=raw_dim)
+    feature = raw_feature("vector", ("vector",), raw_dim, separator="|", dim=raw_dim)
     one = schema({"y": "float32"}, {"vector": "string"}, [feature])
     parse = parser_of(one, ("y",), ("vector",), 4)
     lines = [group_line([["0"]], [["|".join(["-0.125"] * count)]]) for count in (raw_dim, raw_dim - 1, raw_dim + 1)]

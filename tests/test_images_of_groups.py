@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 from data_helpers import group_line, schema
+from feature_helpers import id_feature, raw_feature
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -17,7 +18,6 @@ from easyrec_mm.data.picture_bank import PictureBank
 from easyrec_mm.data.pictures import PictureLoader, Pictures
 from easyrec_mm.formats.group_rtp import GroupRtpParser
 from easyrec_mm.protos.data_pb2 import DatasetConfig
-from easyrec_mm.schema import Feature
 
 # Values per group.
 
@@ -162,15 +162,15 @@ def test_a_value_that_cannot_be_read_is_named_before_a_disagreement():
 # Images.
 
 NUM_CATEGORIES, NUM_KINDS = 4, 3
-CATEGORY = Feature("category", "id", ("cat",), 4, "category", "identity", NUM_CATEGORIES)
-ITEM = Feature("item", "id", ("item",), 4, "item", "hash", 50)
+CATEGORY = id_feature("category", ("cat",), 4, "category", "identity", NUM_CATEGORIES)
+ITEM = id_feature("item", ("item",), 4, "item", "hash", 50)
 
 
 def image_schema(category=True, separator="", no_image=False, uses_image=True):
     one = schema(
         {"click": "int64", "kind": "int64"},
         {"cat": "int64", "item": "string", "user": "string"},
-        [ITEM, Feature("cat", "raw", ("cat",), 1)],
+        [ITEM, raw_feature("cat", ("cat",), 1)],
         tasks=[("click", "binary", 1)],
         uses_image=uses_image,
     )
@@ -240,7 +240,7 @@ def input_of(path, one, records=None, training=False, labels=None, **changes):
 
 
 def item_hash(text):
-    return int(tf.strings.to_hash_bucket_fast(text, ITEM.num_ids))
+    return int(tf.strings.to_hash_bucket_fast(text, ITEM.num_rows))
 
 
 def distinct(items):

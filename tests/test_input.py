@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 from data_helpers import group_line, schema
+from feature_helpers import raw_feature
 from PIL import Image as Pillow
 
 from easyrec_mm.data import bad_records as bad_records_module
@@ -22,10 +23,9 @@ from easyrec_mm.formats.data_files import find_files
 from easyrec_mm.formats.gzip_files import first_truncated
 from easyrec_mm.formats.source import TextGroup
 from easyrec_mm.protos.data_pb2 import DatasetConfig
-from easyrec_mm.schema import Feature
 
 VALUES = {"user": "string", "age": "int64", "weight": "float32"}
-FEATURES = [Feature("age", "raw", ("age",), 1)]
+FEATURES = [raw_feature("age", ("age",), 1)]
 
 
 def small_schema(uses_image=False, sample_weight=None):

@@ -4,14 +4,17 @@ import keras
 import numpy as np
 import pytest
 import tensorflow as tf
+from feature_helpers import combo_feature, id_feature, id_sequence, raw_feature, raw_sequence, tag_feature
 
+from easyrec_mm.features.feature import Table
+from easyrec_mm.features.sequence_feature import SequenceFeature
 from easyrec_mm.network.layers.backbones import BACKBONES, named_backbone
 from easyrec_mm.network.layers.dnn import DNN, ExpertMixture, Highway
 from easyrec_mm.network.layers.embedding import EmbeddingTable, FeatureEmbedding, combine, feature_vector
 from easyrec_mm.network.layers.fast_layers import DepthwiseConv, FusedBatchNorm, GroupedDepthwiseConv, with_fast_layers
 from easyrec_mm.network.layers.image_tower import ImageTower
 from easyrec_mm.network.layers.target_attention import TargetAttention
-from easyrec_mm.schema import IMAGE_KEY, Attention, Feature, Table
+from easyrec_mm.schema import IMAGE_KEY, Attention
 
 
 def random(*shape, seed=0):
@@ -315,8 +318,12 @@ def test_expert_mixture():
 # Embeddings
 
 
-def feature(name, kind, width, **settings):
-    return Feature(name=name, kind=kind, inputs=(name,), width=width, **settings)
+def of_ids(name, make, width, table, **settings):
+    return make(name, (name,), width, table, "identity", 9, **settings)
+
+
+def of_numbers(name, make, width, table=None, **settings):
+    return make(name, (name,), width, table, **settings)
 
 
 def table(name, rows, dim):
@@ -324,28 +331,28 @@ def table(name, rows, dim):
 
 
 FEATURES = (
-    feature("user", "id", 3, table="user"),
-    feature("cross", "combo", 2, table="cross"),
-    feature("price", "raw", 1),
-    feature("vector", "raw", 2, raw_dim=2),
-    feature("vector_table", "raw", 3, raw_dim=2, table="vector_table"),
-    feature("bucket", "raw", 4, boundaries=(1.0, 2.0, 3.0)),
-    feature("bucket_table", "raw", 2, boundaries=(1.0, 2.0), table="bucket_table"),
-    feature("mean", "tag", 3, table="tags", combiner="mean"),
-    feature("sum", "tag", 3, table="tags", combiner="sum"),
-    feature("sqrtn", "tag", 3, table="tags", combiner="sqrtn"),
-    feature("w_mean", "tag", 3, table="tags", combiner="mean", kv_separator=":"),
-    feature("w_sum", "tag", 3, table="tags", combiner="sum", kv_separator=":"),
-    feature("w_sqrtn", "tag", 3, table="tags", combiner="sqrtn", kv_separator=":"),
-    feature("friend", "id", 3, table="user"),
-    feature("seen_mean", "sequence", 3, table="tags", combiner="mean", elements="id"),
-    feature("seen_sum", "sequence", 3, table="tags", combiner="sum", elements="id"),
-    feature("seen_max", "sequence", 3, table="tags", combiner="max", elements="id"),
-    feature("numbers", "sequence", 2, combiner="max", elements="raw", raw_dim=2),
-    feature("numbers_table", "sequence", 3, combiner="mean", elements="raw", raw_dim=2, table="vector_table"),
-    feature("buckets", "sequence", 4, combiner="sum", elements="raw", boundaries=(1.0, 2.0, 3.0)),
-    feature(
-        "buckets_table", "sequence", 2, combiner="max", elements="raw", boundaries=(1.0, 2.0), table="bucket_table"
+    of_ids("user", id_feature, 3, table="user"),
+    of_ids("cross", combo_feature, 2, table="cross"),
+    of_numbers("price", raw_feature, 1),
+    of_numbers("vector", raw_feature, 2, dim=2),
+    of_numbers("vector_table", raw_feature, 3, dim=2, table="vector_table"),
+    of_numbers("bucket", raw_feature, 4, boundaries=(1.0, 2.0, 3.0)),
+    of_numbers("bucket_table", raw_feature, 2, boundaries=(1.0, 2.0), table="bucket_table"),
+    of_ids("mean", tag_feature, 3, table="tags", combiner="mean", separator="|"),
+    of_ids("sum", tag_feature, 3, table="tags", combiner="sum", separator="|"),
+    of_ids("sqrtn", tag_feature, 3, table="tags", combiner="sqrtn", separator="|"),
+    of_ids("w_mean", tag_feature, 3, table="tags", combiner="mean", kv_separator=":", separator="|"),
+    of_ids("w_sum", tag_feature, 3, table="tags", combiner="sum", kv_separator=":", separator="|"),
+    of_ids("w_sqrtn", tag_feature, 3, table="tags", combiner="sqrtn", kv_separator=":", separator="|"),
+    of_ids("friend", id_feature, 3, table="user"),
+    of_ids("seen_mean", id_sequence, 3, table="tags", combiner="mean", separator="|"),
+    of_ids("seen_sum", id_sequence, 3, table="tags", combiner="sum", separator="|"),
+    of_ids("seen_max", id_sequence, 3, table="tags", combiner="max", separator="|"),
+    of_numbers("numbers", raw_sequence, 2, combiner="max", dim=2, separator="|"),
+    of_numbers("numbers_table", raw_sequence, 3, combiner="mean", dim=2, table="vector_table", separator="|"),
+    of_numbers("buckets", raw_sequence, 4, combiner="sum", boundaries=(1.0, 2.0, 3.0), separator="|"),
+    of_numbers(
+        "buckets_table", raw_sequence, 2, combiner="max", boundaries=(1.0, 2.0), table="bucket_table", separator="|"
     ),
 )
 TABLES = (
@@ -450,11 +457,11 @@ def padded_values():
 def test_attentions_join_behind_the_features(joins_key):
     """A feature that only an attention reads does not join; what is attended to counts among the squares."""
     features = (
-        feature("user", "id", 3, table="user"),
-        feature("friend", "id", 3, table="user", is_joined=False),
-        feature("seen_mean", "sequence", 3, table="tags", combiner="mean", elements="id"),
-        feature("seen_max", "sequence", 3, table="tags", combiner="max", elements="id", is_joined=False),
-        feature("numbers", "sequence", 2, combiner="max", elements="raw", raw_dim=2, is_joined=False),
+        of_ids("user", id_feature, 3, table="user"),
+        of_ids("friend", id_feature, 3, table="user", is_joined=False),
+        of_ids("seen_mean", id_sequence, 3, table="tags", combiner="mean", separator="|"),
+        of_ids("seen_max", id_sequence, 3, table="tags", combiner="max", is_joined=False, separator="|"),
+        of_numbers("numbers", raw_sequence, 2, combiner="max", dim=2, is_joined=False, separator="|"),
     )
     attention = Attention("din", ("friend", IMAGE_KEY, "user"), ("seen_mean", "numbers", "seen_max"), 8, joins_key)
     attend = TargetAttention(DNN([4, 1], ends_linear=True), "attention_din")
@@ -473,7 +480,8 @@ def test_attentions_join_behind_the_features(joins_key):
     assert float(squares) == pytest.approx(sum(np.sum(x**2) for x in of_tables), rel=1e-5)
     rows = {f.name: layer._rows(f, found[f.name]) for f in features}
     padded = padded_values()
-    rows |= {f.name: layer.tables["tags"].lookup(padded[f.name]) for f in features if f.kind == "sequence" and f.table}
+    tags = layer.tables["tags"]
+    rows |= {f.name: tags.lookup(padded[f.name]) for f in features if isinstance(f, SequenceFeature) and f.table}
     given = {n: v for n, v in padded.items() if n not in ("seen_mean", "seen_max")}
     np.testing.assert_allclose(layer.join(given, rows, image)[0], output, rtol=1e-5, atol=1e-6)
 

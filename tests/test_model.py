@@ -12,6 +12,7 @@ from numpy.lib.stride_tricks import sliding_window_view
 
 from easyrec_mm.config.network import activation_name
 from easyrec_mm.data.batch import Batch
+from easyrec_mm.features.tag_feature import TagFeature
 from easyrec_mm.network import precision
 from easyrec_mm.network.precision import FLOAT32, MIXED_BFLOAT16
 from easyrec_mm.protos.train_pb2 import Precision
@@ -79,7 +80,7 @@ class Reference:
         found = {}
         for feature in self.schema.features:
             value = features[feature.name]
-            if feature.kind == "tag":
+            if isinstance(feature, TagFeature):
                 table, weights = self.w[f"embedding/{feature.table}"], features[feature.weight_key].to_list()
                 found[feature.name] = np.stack([
                     np.average(table[tags], axis=0, weights=weight) if tags else np.zeros(feature.width)

@@ -7,20 +7,21 @@ import json
 import numpy as np
 import pytest
 from data_helpers import schema
+from feature_helpers import id_feature, raw_feature, tag_feature
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from easyrec_mm.schema import Feature, Field
+from easyrec_mm.features.field import Field
 from easyrec_mm.serving.request import RequestError, RequestReader
 
 FIELDS = {"user": "string", "age": "int64", "price": "float32", "new": "bool", "tags": "string", "place": "string"}
 FEATURES = [
-    Feature("user", "id", ("user",), 4, "t", "hash", 10),
-    Feature("age", "id", ("age",), 4, "t", "hash", 10),
-    Feature("price", "raw", ("price",), 1),
-    Feature("new", "id", ("new",), 4, "t", "hash", 10),
-    Feature("tags", "tag", ("tags",), 4, "t", "hash", 10, separator="|", kv_separator=":"),
-    Feature("place", "raw", ("place",), 2, raw_dim=2, separator=","),
+    id_feature("user", ("user",), 4, "t", "hash", 10),
+    id_feature("age", ("age",), 4, "t", "hash", 10),
+    raw_feature("price", ("price",), 1),
+    id_feature("new", ("new",), 4, "t", "hash", 10),
+    tag_feature("tags", ("tags",), 4, "t", "hash", 10, separator="|", kv_separator=":"),
+    raw_feature("place", ("place",), 2, dim=2, separator=","),
 ]
 ONE = {"user": "u1", "age": 3, "price": 1.5, "new": True, "tags": "a:1|b:2", "place": "1,2", "img_path": "a.jpg"}
 

@@ -5,10 +5,19 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import tensorflow as tf
+from feature_helpers import (
+    combo_feature,
+    expr_feature,
+    id_feature,
+    id_sequence,
+    lookup_feature,
+    raw_feature,
+    raw_sequence,
+    tag_feature,
+)
 
 from easyrec_mm.features.numpy_transform import NumpyTransform
 from easyrec_mm.features.tensorflow_transform import FeatureTransform
-from easyrec_mm.schema import Feature
 
 FIELDS = {
     "user": "string", "count": "int64", "score": "float32", "flag": "bool", "shop": "string", "digit": "string",
@@ -17,82 +26,46 @@ FIELDS = {
 }  # fmt: skip
 
 FEATURES = [
-    Feature("user", "id", ("user",), 4, "t", "hash", 1_000_003),
-    Feature("count", "id", ("count",), 4, "t", "hash", 999),
-    Feature("flag", "id", ("flag",), 4, "t", "hash", 999),
-    Feature("score", "id", ("score",), 4, "t", "hash", 999_983),
-    Feature("score_2", "id", ("score",), 4, "t", "hash", 999_983, precision=2),
-    Feature("row", "id", ("count",), 4, "t", "identity", 50),
-    Feature("row_of_text", "id", ("digit",), 4, "t", "identity", 5),
-    Feature("shop", "id", ("shop",), 4, "t", "vocabulary", 4, vocabulary=("a", "b", "é")),
-    Feature("count_known", "id", ("count",), 4, "t", "vocabulary", 3, vocabulary=("7", "-3")),
-    Feature("cross", "combo", ("user", "count", "score"), 4, "t", "hash", 999_983, precision=1),
-    Feature("score_raw", "raw", ("score",), 1),
-    Feature("count_raw", "raw", ("count",), 1),
-    Feature("scaled", "raw", ("score",), 1, min_value=-3.7, max_value=11.3),
-    Feature("bucket", "raw", ("score",), 5, boundaries=(-1.1, 0.0, 0.3, 2.7)),
-    Feature("number", "raw", ("number",), 1),
-    Feature("log", "raw", ("count",), 1, log1p="before"),
-    Feature("log_scaled", "raw", ("score",), 1, min_value=-3.7, max_value=11.3, log1p="before"),
-    Feature("scaled_log", "raw", ("score",), 1, min_value=-3.7, max_value=11.3, log1p="after"),
-    Feature("log_bucket", "raw", ("score",), 5, boundaries=(-0.9, 0.0, 0.3, 1.2), log1p="before"),
-    Feature("age", "raw", ("count", "score"), 1, expression="log1p(abs(count)) / clip(score, 0.5, 2) + exp(score)"),
-    Feature("ratio", "raw", ("score", "number"), 1, expression="score / number", log1p="before"),
-    Feature("root", "raw", ("score", "count"), 1, expression="sqrt(score) - log(score) * log1p(-count)"),
-    Feature("larger", "raw", ("score", "flag"), 1, expression="((score > 0.25) & flag) | (score == 0.35)"),
-    Feature("either", "raw", ("score", "flag"), 1, expression="where(flag, min(score, 1, -1), floor(-score) * 1e30)"),
-    Feature("parts", "raw", ("score", "count"), 5, expression="score * count", boundaries=(0, 1)),
-    Feature("vector", "raw", ("vector",), 3, raw_dim=3, separator=","),
-    Feature("tags", "tag", ("tags",), 4, "t", "hash", 999_983, separator="|"),
-    Feature("rows", "tag", ("rows",), 4, "t", "identity", 9, separator="||"),
-    Feature("pairs", "tag", ("pairs",), 4, "t", "hash", 999, separator=",", kv_separator=":"),
-    Feature("found", "tag", ("key", "map"), 4, "t", "hash", 999, separator="|", kv_separator=":", max_selected=2),
-    Feature(
-        "found_row", "tag", ("digit", "map"), 4, "t", "identity", 5, separator="|", kv_separator=":", max_selected=9
+    id_feature("user", ("user",), 4, "t", "hash", 1_000_003),
+    id_feature("count", ("count",), 4, "t", "hash", 999),
+    id_feature("flag", ("flag",), 4, "t", "hash", 999),
+    id_feature("score", ("score",), 4, "t", "hash", 999_983),
+    id_feature("score_2", ("score",), 4, "t", "hash", 999_983, precision=2),
+    id_feature("row", ("count",), 4, "t", "identity", 50),
+    id_feature("row_of_text", ("digit",), 4, "t", "identity", 5),
+    id_feature("shop", ("shop",), 4, "t", "vocabulary", 4, vocabulary=("a", "b", "é")),
+    id_feature("count_known", ("count",), 4, "t", "vocabulary", 3, vocabulary=("7", "-3")),
+    combo_feature("cross", ("user", "count", "score"), 4, "t", "hash", 999_983, precision=1),
+    raw_feature("score_raw", ("score",), 1),
+    raw_feature("count_raw", ("count",), 1),
+    raw_feature("scaled", ("score",), 1, min_value=-3.7, max_value=11.3),
+    raw_feature("bucket", ("score",), 5, boundaries=(-1.1, 0.0, 0.3, 2.7)),
+    raw_feature("number", ("number",), 1),
+    raw_feature("log", ("count",), 1, log1p="before"),
+    raw_feature("log_scaled", ("score",), 1, min_value=-3.7, max_value=11.3, log1p="before"),
+    raw_feature("scaled_log", ("score",), 1, min_value=-3.7, max_value=11.3, log1p="after"),
+    raw_feature("log_bucket", ("score",), 5, boundaries=(-0.9, 0.0, 0.3, 1.2), log1p="before"),
+    expr_feature("age", ("count", "score"), 1, expression="log1p(abs(count)) / clip(score, 0.5, 2) + exp(score)"),
+    expr_feature("ratio", ("score", "number"), 1, expression="score / number", log1p="before"),
+    expr_feature("root", ("score", "count"), 1, expression="sqrt(score) - log(score) * log1p(-count)"),
+    expr_feature("larger", ("score", "flag"), 1, expression="((score > 0.25) & flag) | (score == 0.35)"),
+    expr_feature("either", ("score", "flag"), 1, expression="where(flag, min(score, 1, -1), floor(-score) * 1e30)"),
+    expr_feature("parts", ("score", "count"), 5, expression="score * count", boundaries=(0, 1)),
+    raw_feature("vector", ("vector",), 3, dim=3, separator=","),
+    tag_feature("tags", ("tags",), 4, "t", "hash", 999_983, separator="|"),
+    tag_feature("rows", ("rows",), 4, "t", "identity", 9, separator="||"),
+    tag_feature("pairs", ("pairs",), 4, "t", "hash", 999, separator=",", kv_separator=":"),
+    lookup_feature("found", ("key", "map"), 4, "t", "hash", 999, separator="|", kv_separator=":", max_selected=2),
+    lookup_feature(
+        "found_row", ("digit", "map"), 4, "t", "identity", 5, separator="|", kv_separator=":", max_selected=9
     ),
-    Feature("seen", "sequence", ("tags",), 4, "t", "hash", 999, separator="|", elements="id"),
-    Feature(
-        "seen_last",
-        "sequence",
-        ("rows",),
-        4,
-        "t",
-        "identity",
-        9,
-        separator="||",
-        elements="id",
-        max_length=2,
-        keeps_last=True,
-    ),
-    Feature(
-        "seen_known",
-        "sequence",
-        ("tags",),
-        4,
-        "t",
-        "vocabulary",
-        3,
-        ("t1é", "t2é"),
-        separator="|",
-        elements="id",
-        max_length=1,
-    ),
-    Feature("numbers", "sequence", ("weights",), 1, separator="|", elements="raw", max_value=3.5, log1p="after"),
-    Feature(
-        "buckets", "sequence", ("weights",), 3, separator="|", elements="raw", boundaries=(-0.5, 1.25), log1p="before"
-    ),
-    Feature(
-        "vectors",
-        "sequence",
-        ("vectors",),
-        2,
-        separator="|",
-        elements="raw",
-        raw_dim=2,
-        number_separator=",",
-        max_length=2,
-    ),
-    Feature("weighted", "tag", ("tags", "weights"), 4, "t", "hash", 999, separator="|"),
+    id_sequence("seen", ("tags",), 4, "t", "hash", 999, separator="|"),
+    id_sequence("seen_last", ("rows",), 4, "t", "identity", 9, separator="||", max_length=2, keeps_last=True),
+    id_sequence("seen_known", ("tags",), 4, "t", "vocabulary", 3, ("t1é", "t2é"), separator="|", max_length=1),
+    raw_sequence("numbers", ("weights",), 1, separator="|", max_value=3.5, log1p="after"),
+    raw_sequence("buckets", ("weights",), 3, separator="|", boundaries=(-0.5, 1.25), log1p="before"),
+    raw_sequence("vectors", ("vectors",), 2, separator="|", dim=2, number_separator=",", max_length=2),
+    tag_feature("weighted", ("tags", "weights"), 4, "t", "hash", 999, separator="|"),
 ]
 
 

@@ -11,6 +11,7 @@ import pyarrow.parquet as pq
 import pytest
 import tensorflow as tf
 from data_helpers import group_line, schema
+from feature_helpers import id_feature, id_sequence, raw_feature, raw_sequence, tag_feature
 
 from easyrec_mm.data.bad_records import BadRecords
 from easyrec_mm.data.input import Input
@@ -18,7 +19,7 @@ from easyrec_mm.errors import DataError
 from easyrec_mm.formats.checks import Problem
 from easyrec_mm.formats.table_files import _InOrder
 from easyrec_mm.protos.data_pb2 import DatasetConfig
-from easyrec_mm.schema import NO_IMAGE, Attention, Feature
+from easyrec_mm.schema import NO_IMAGE, Attention
 
 LABELS = {"click": "int64", "seconds": "float32"}
 VALUES = {
@@ -32,12 +33,12 @@ VALUES = {
 }
 DEFAULTS = {"user": "nobody", "age": "-1", "weight": "0.5"}
 FEATURES = [
-    Feature("user", "id", ("user",), 4, "user", "hash", 1000),
-    Feature("age", "raw", ("age",), 1),
-    Feature("weight", "raw", ("weight",), 1),
-    Feature("vip", "id", ("vip",), 4, "vip", "identity", 2),
-    Feature("tags", "tag", ("tags", "scores"), 4, "tags", "hash", 100, separator="|", combiner="sum"),
-    Feature("cate", "id", ("cate",), 4, "cate", "hash", 50),
+    id_feature("user", ("user",), 4, "user", "hash", 1000),
+    raw_feature("age", ("age",), 1),
+    raw_feature("weight", ("weight",), 1),
+    id_feature("vip", ("vip",), 4, "vip", "identity", 2),
+    tag_feature("tags", ("tags", "scores"), 4, "tags", "hash", 100, separator="|", combiner="sum"),
+    id_feature("cate", ("cate",), 4, "cate", "hash", 50),
 ]
 SCHEMA = replace(
     schema(LABELS, VALUES, FEATURES, DEFAULTS, [("click", "binary", 1), ("seconds", "value", 1)], uses_image=False),
@@ -677,10 +678,10 @@ def test_a_problem_passes_through_bytes():
 SEQUENCES = replace(
     SCHEMA,
     features=(
-        Feature("user", "id", ("user",), 4, "user", "hash", 1000),
-        Feature("tags", "sequence", ("tags",), 3, "tags", "hash", 100, separator="|", elements="id"),
-        Feature("scores", "sequence", ("scores",), 1, separator="|", elements="raw"),
-        Feature("pairs", "sequence", ("scores",), 2, separator="|", elements="raw", raw_dim=2, number_separator="."),
+        id_feature("user", ("user",), 4, "user", "hash", 1000),
+        id_sequence("tags", ("tags",), 3, "tags", "hash", 100, separator="|"),
+        raw_sequence("scores", ("scores",), 1, separator="|"),
+        raw_sequence("pairs", ("scores",), 2, separator="|", dim=2, number_separator="."),
     ),
     attentions=(Attention("din", ("user",), ("tags", "scores"), 4, True),),
 )
@@ -712,10 +713,10 @@ def test_sequences_that_are_attended_to_together_have_one_length(kind, tmp_path)
 LISTS = replace(
     SCHEMA,
     features=(
-        Feature("user", "id", ("user",), 4, "user", "hash", 1000),
-        Feature("tags", "raw", ("tags",), 2, separator="|", raw_dim=2),
-        Feature("scores", "sequence", ("scores",), 2, separator="|", elements="raw", raw_dim=2, number_separator=","),
-        Feature("cate", "raw", ("cate",), 3, separator="|", raw_dim=3),
+        id_feature("user", ("user",), 4, "user", "hash", 1000),
+        raw_feature("tags", ("tags",), 2, separator="|", dim=2),
+        raw_sequence("scores", ("scores",), 2, separator="|", dim=2, number_separator=","),
+        raw_feature("cate", ("cate",), 3, separator="|", dim=3),
     ),
 )
 VECTORS = [[[0.5, -2.0], None, [1e-5, 3.0]], [[1.0, 2.0]]]  # two groups, of three samples and one
@@ -770,12 +771,11 @@ IDS_OF_LISTS = replace(
     SCHEMA,
     group_fields=(),
     features=(
-        Feature("user", "id", ("user",), 4, "user", "hash", 1000),
-        Feature(
-            "tags", "sequence", ("tags",), 4, "tags", "vocabulary", 6, ("a", "b c", "ü", "x", "y"), separator="|",
-            elements="id",
+        id_feature("user", ("user",), 4, "user", "hash", 1000),
+        id_sequence(
+            "tags", ("tags",), 4, "tags", "vocabulary", 6, ("a", "b c", "ü", "x", "y"), separator="|",
         ),
-        Feature("cate", "sequence", ("cate",), 4, "cate", "identity", 10, separator=";;", elements="id"),
+        id_sequence("cate", ("cate",), 4, "cate", "identity", 10, separator=";;"),
     ),
 )  # fmt: skip
 

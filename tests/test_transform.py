@@ -2,16 +2,18 @@
 
 import re
 
+import feature_helpers as make
 import numpy as np
 import pytest
 import tensorflow as tf
 from data_helpers import schema
+from feature_helpers import combo_feature
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from easyrec_mm.features.tensorflow_transform import FeatureTransform, split_tags
-from easyrec_mm.features.text_patterns import INTEGER_PATTERN, NUMBER_PATTERN, VALUE_PATTERNS, text_patterns
-from easyrec_mm.schema import Feature
+from easyrec_mm.features.tensorflow_back_end import split_texts
+from easyrec_mm.features.tensorflow_transform import FeatureTransform
+from easyrec_mm.features.text_patterns import INTEGER_PATTERN, NUMBER_PATTERN, VALUE_PATTERNS
 
 
 def transform(feature, **fields):
@@ -33,15 +35,15 @@ def as_tensor(values):
 
 
 def id_feature(encoding="hash", num_ids=1000, **options):
-    return Feature("f", "id", ("x",), 4, "t", encoding, num_ids, **options)
+    return make.id_feature("f", ("x",), 4, "t", encoding, num_ids, **options)
 
 
 def tag_feature(encoding="hash", num_ids=1000, inputs=("x",), **options):
-    return Feature("f", "tag", inputs, 4, "t", encoding, num_ids, **{"separator": "|", **options})
+    return make.tag_feature("f", inputs, 4, "t", encoding, num_ids, **{"separator": "|", **options})
 
 
 def raw_feature(**options):
-    return Feature("f", "raw", ("x",), options.pop("width", 1), **options)
+    return make.raw_feature("f", ("x",), options.pop("width", 1), **options)
 
 
 def buckets(texts, num_ids=1000):
@@ -127,20 +129,20 @@ def test_vocabulary_of_numbers():
 
 
 def test_combo_hashes_its_inputs_joined():
-    feature = Feature("f", "combo", ("x", "z", "w"), 4, "t", "hash", 1000, precision=1)
+    feature = combo_feature("f", ("x", "z", "w"), 4, "t", "hash", 1000, precision=1)
     found = transform(feature, x=["a", "ab", ""], z=[1, -2, 3], w=[0.25, 1.0, 0.0])
     texts = ["a\x1d1\x1d0.2", "ab\x1d-2\x1d1.0", "\x1d3\x1d0.0"]
     assert found.tolist() == buckets(texts)
 
 
 def test_combo_tells_its_inputs_apart():
-    feature = Feature("f", "combo", ("x", "z"), 4, "t", "hash", 2**40)
+    feature = combo_feature("f", ("x", "z"), 4, "t", "hash", 2**40)
     found = transform(feature, x=["ab", "a", "", "abc"], z=["c", "bc", "abc", ""])
     assert len(set(found.tolist())) == 4
 
 
 def test_inputs_are_taken_in_the_order_of_the_feature():
-    forward = Feature("f", "combo", ("x", "z"), 4, "t", "hash", 1000)
+    forward = combo_feature("f", ("x", "z"), 4, "t", "hash", 1000)
     assert transform(forward, z=["2"], x=["1"]).tolist() == buckets(["1\x1d2"])
 
 
@@ -152,14 +154,14 @@ def test_empty_tags_are_dropped(separator):
     samples = [["a", "b"], ["", "a", "", "", "c", ""], [""], [], ["", ""], ["d"]]
     texts = [separator.join(tags) for tags in samples]
     expected = [[tag for tag in text.split(separator) if tag] for text in texts]
-    assert split_tags(tf.constant(texts), separator).to_list() == [[tag.encode() for tag in tags] for tags in expected]
+    assert split_texts(tf.constant(texts), separator).to_list() == [[tag.encode() for tag in tags] for tags in expected]
     found = transform(tag_feature(separator=separator), x=texts)
     assert found == [buckets(tags) if tags else [] for tags in expected]
 
 
 def test_no_tag_at_all():
     assert transform(tag_feature(), x=["", "|", ""]) == [[], [], []]
-    assert split_tags(tf.constant([], tf.string), "|").to_list() == []
+    assert split_texts(tf.constant([], tf.string), "|").to_list() == []
 
 
 def test_tags_of_each_encoding():
@@ -192,7 +194,7 @@ def test_weights_of_a_second_input():
 
 def lookup_feature(encoding="hash", num_ids=1000, **options):
     settings = {"separator": "|", "kv_separator": ":", "max_selected": 10, **options}
-    return Feature("f", "tag", ("k", "m"), 4, "t", encoding, num_ids, **settings)
+    return make.lookup_feature("f", ("k", "m"), 4, "t", encoding, num_ids, **settings)
 
 
 def test_a_lookup_takes_what_the_map_has_for_the_key():
@@ -230,10 +232,11 @@ def test_lookups_against_plain_python(samples, most):
 
 
 def sequence_feature(elements="id", **options):
-    settings = {"separator": "|", "elements": elements, **options}
+    settings = {"separator": "|", **options}
     if elements == "id":
-        settings = {"table": "t", "encoding": "hash", "num_ids": 1000, **settings}
-    return Feature("f", "sequence", ("x",), settings.pop("width", 4), **settings)
+        encoding, num_ids = settings.pop("encoding", "hash"), settings.pop("num_ids", 1000)
+        return make.id_sequence("f", ("x",), 4, "t", encoding, num_ids, **settings)
+    return make.raw_sequence("f", ("x",), settings.pop("width", 4), **settings)
 
 
 def test_a_sequence_of_ids_keeps_its_order_and_repeats():
@@ -268,7 +271,7 @@ def test_sequences_of_numbers():
 
 
 def test_sequences_of_vectors():
-    feature = sequence_feature("raw", raw_dim=2, number_separator=",")
+    feature = sequence_feature("raw", dim=2, number_separator=",")
     assert transform(feature, x=["1,2|3,-4", "", "|.5,0|"]) == [[[1.0, 2.0], [3.0, -4.0]], [], [[0.5, 0.0]]]
 
 
@@ -286,7 +289,7 @@ def test_a_number_stays_as_it_is():
 
 @pytest.mark.parametrize("separator", ["|", "||", " "])
 def test_vectors(separator):
-    feature = raw_feature(width=3, raw_dim=3, separator=separator)
+    feature = raw_feature(width=3, dim=3, separator=separator)
     texts = [separator.join(numbers) for numbers in (["1", "-2.5", "3e2"], [".5", "0", "7"])]
     np.testing.assert_array_equal(transform(feature, x=[*texts, ""]), [[1, -2.5, 300], [0.5, 0, 7], [0, 0, 0]])
 
@@ -356,7 +359,7 @@ def test_boundaries_divide_what_log1p_made():
     limits = tuple(np.log1p([10.0, 100.0]).tolist())
     found = transform(raw_feature(boundaries=limits, log1p="before"), x=[0.0, 9.9, 10.1, 99.0, 101.0])
     assert found.tolist() == [0, 0, 1, 1, 2]
-    vector = raw_feature(width=2, raw_dim=2, separator=",", log1p="before")
+    vector = raw_feature(width=2, dim=2, separator=",", log1p="before")
     np.testing.assert_allclose(transform(vector, x=["3,-3", ""]), [[np.log(4), -np.log(4)], [0, 0]], rtol=1e-7)
 
 
@@ -372,10 +375,10 @@ def test_buckets_of_text_integers_and_scaled_numbers():
 
 def test_features_share_fields_and_come_in_the_order_of_the_schema():
     features = [
-        Feature("hashed", "id", ("x",), 4, "t", "hash", 50),
-        Feature("row", "id", ("n",), 4, "t2", "identity", 3),
-        Feature("cross", "combo", ("x", "n"), 4, "t3", "hash", 50),
-        Feature("number", "raw", ("n",), 1),
+        make.id_feature("hashed", ("x",), 4, "t", "hash", 50),
+        make.id_feature("row", ("n",), 4, "t2", "identity", 3),
+        combo_feature("cross", ("x", "n"), 4, "t3", "hash", 50),
+        make.raw_feature("number", ("n",), 1),
     ]
     values = FeatureTransform(features)({"x": tf.constant(["a", "b"]), "n": tf.constant([1, 5], tf.int64)})
     assert list(values) == ["hashed", "row", "cross", "number"]
@@ -394,10 +397,10 @@ def test_features_share_fields_and_come_in_the_order_of_the_schema():
         (tag_feature(kv_separator=":"), [0, None]),
         (tag_feature(separator="||"), [0, None]),
         (raw_feature(), [0, 1]),
-        (raw_feature(width=3, raw_dim=3, separator="|"), [0, 3]),
+        (raw_feature(width=3, dim=3, separator="|"), [0, 3]),
         (raw_feature(boundaries=(1.0,)), [0]),
         (sequence_feature(max_length=2), [0, None]),
-        (sequence_feature("raw", raw_dim=2, number_separator=","), [0, None, 2]),
+        (sequence_feature("raw", dim=2, number_separator=","), [0, None, 2]),
     ],
 )
 def test_no_sample(feature, shape):
@@ -408,8 +411,10 @@ def test_no_sample(feature, shape):
 
 def test_the_same_in_a_graph():
     features = [
-        Feature("tags", "tag", ("x",), 4, "t", "vocabulary", 3, vocabulary=("a", "b"), separator="|", kv_separator=":"),
-        Feature("vector", "raw", ("v",), 2, raw_dim=2, separator=","),
+        make.tag_feature(
+            "tags", ("x",), 4, "t", "vocabulary", 3, vocabulary=("a", "b"), separator="|", kv_separator=":"
+        ),
+        make.raw_feature("vector", ("v",), 2, dim=2, separator=","),
     ]
     one = FeatureTransform(features)
     fields = {"x": tf.constant(["b:1|z:2", ""]), "v": tf.constant(["1,2", ""])}
@@ -425,7 +430,7 @@ def test_the_same_in_a_graph():
 
 
 def patterns_of(*features, **dtypes):
-    return text_patterns(schema({"y": "float32"}, dtypes, features))
+    return schema({"y": "float32"}, dtypes, features).text_patterns()
 
 
 def both_match(patterns, text):
@@ -530,16 +535,17 @@ def map_reference(separator, kv_separator, is_value=lambda value: True):
 
 
 TEXT_FORMS = {
-    "vector": (raw_feature(width=2, raw_dim=2, separator="|"), "x", vector_reference("|", 2), "12.-e|| "),
-    "vector of 3, comma": (raw_feature(width=3, raw_dim=3, separator=","), "x", vector_reference(",", 3), "12.,,"),
-    "vector, space": (raw_feature(width=2, raw_dim=2, separator=" "), "x", vector_reference(" ", 2), "12.\t  "),
-    "vector, minus": (raw_feature(width=2, raw_dim=2, separator="-"), "x", vector_reference("-", 2), "12.--+"),
-    "vector, point": (raw_feature(width=2, raw_dim=2, separator="."), "x", vector_reference(".", 2), "12..-e"),
-    "vector, e": (raw_feature(width=2, raw_dim=2, separator="e"), "x", vector_reference("e", 2), "12.ee-+"),
-    "vector, several": (raw_feature(width=2, raw_dim=2, separator="||"), "x", vector_reference("||", 2), "12|||"),
+    "vector": (raw_feature(width=2, dim=2, separator="|"), "x", vector_reference("|", 2), "12.-e|| "),
+    "vector of 3, comma": (raw_feature(width=3, dim=3, separator=","), "x", vector_reference(",", 3), "12.,,"),
+    "vector, space": (raw_feature(width=2, dim=2, separator=" "), "x", vector_reference(" ", 2), "12.\t  "),
+    "vector, minus": (raw_feature(width=2, dim=2, separator="-"), "x", vector_reference("-", 2), "12.--+"),
+    "vector, point": (raw_feature(width=2, dim=2, separator="."), "x", vector_reference(".", 2), "12..-e"),
+    "vector, e": (raw_feature(width=2, dim=2, separator="e"), "x", vector_reference("e", 2), "12.ee-+"),
+    "vector, several": (raw_feature(width=2, dim=2, separator="||"), "x", vector_reference("||", 2), "12|||"),
     "number": (raw_feature(), "x", lambda text: is_number(text, largest_exponent=LARGEST_EXPONENT), "12.-+e "),
     "expression": (
-        raw_feature(expression="x + 1"), "x", lambda text: is_number(text, largest_exponent=LARGEST_EXPONENT),
+        make.expr_feature("f", ("x",), 1, expression="x + 1"), "x",
+        lambda text: is_number(text, largest_exponent=LARGEST_EXPONENT),
         "12.-+e ",
     ),
     "row": (id_feature("identity", 5), "x", lambda text: is_number(text, int), "12.-+ "),
@@ -559,7 +565,7 @@ TEXT_FORMS = {
     "row sequence": (sequence_feature(encoding="identity"), "x", rows_reference("|"), "12|| -"),
     "number sequence": (sequence_feature("raw"), "x", weights_reference("|"), "12|.|- e"),
     "vector sequence": (
-        sequence_feature("raw", raw_dim=2, number_separator=":"), "x",
+        sequence_feature("raw", dim=2, number_separator=":"), "x",
         lambda text: all(vector_reference(":", 2)(part) for part in parts(text, "|")), "12::||.-",
     ),
     "pairs of rows": (
@@ -590,14 +596,14 @@ def test_a_pattern_does_not_reach_over_a_line_end():
 
 @pytest.mark.parametrize("raw_dim", [1, 2, 400, 401, 402, 801, 1500])
 def test_patterns_of_long_vectors_count_exactly(raw_dim):
-    pattern = patterns_of(raw_feature(width=raw_dim, raw_dim=raw_dim, separator="|"), x="string")["x"][0]
+    pattern = patterns_of(raw_feature(width=raw_dim, dim=raw_dim, separator="|"), x="string")["x"][0]
     lengths = [length for length in (raw_dim - 1, raw_dim, raw_dim + 1) if length]
     assert [both_match([pattern], "|".join(["1"] * length)) for length in lengths] == [n == raw_dim for n in lengths]
 
 
 @pytest.mark.parametrize("raw_dim", [2, 128, 768])
 def test_patterns_of_sequences_of_long_vectors_count_exactly(raw_dim):
-    feature = sequence_feature("raw", raw_dim=raw_dim, number_separator=",")
+    feature = sequence_feature("raw", dim=raw_dim, number_separator=",")
     pattern = patterns_of(feature, x="string")["x"][0]
     elements = [",".join(["1"] * length) for length in (raw_dim - 1, raw_dim, raw_dim + 1)]
     found = [both_match([pattern], f"{elements[1]}|{element}") for element in elements]
@@ -606,10 +612,10 @@ def test_patterns_of_sequences_of_long_vectors_count_exactly(raw_dim):
 
 def test_fields_have_the_patterns_of_their_type_and_of_every_feature():
     features = [
-        Feature("a", "id", ("text",), 4, "t", "hash", 9),
-        Feature("b", "id", ("number",), 4, "t2", "identity", 9),
-        Feature("c", "raw", ("both",), 1),
-        Feature("d", "id", ("both",), 4, "t3", "identity", 9),
+        make.id_feature("a", ("text",), 4, "t", "hash", 9),
+        make.id_feature("b", ("number",), 4, "t2", "identity", 9),
+        make.raw_feature("c", ("both",), 1),
+        make.id_feature("d", ("both",), 4, "t3", "identity", 9),
     ]
     found = patterns_of(*features, text="string", number="int64", price="float32", vip="bool", both="string")
     number_of_a_string, integer = found.pop("both")
@@ -632,7 +638,7 @@ def test_the_patterns_that_are_rewritten_still_hold_what_is_replaced():
         assert pattern.count(r"[ \t]*") == 2
         assert "[+-]?" in pattern
     for separator in " +-.e":
-        feature = raw_feature(width=2, raw_dim=2, separator=separator)
+        feature = raw_feature(width=2, dim=2, separator=separator)
         pattern = patterns_of(feature, x="string")["x"][0]
         accepted = [text for text in ("12", "1", "2") if both_match([pattern], separator.join([text, text]))]
         assert accepted == ["12", "1", "2"]

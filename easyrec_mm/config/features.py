@@ -8,15 +8,18 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
-from easyrec_mm.config.feature_kinds import KINDS, Given
 from easyrec_mm.config.rules import names_in, rule_of
 from easyrec_mm.errors import Problems
+from easyrec_mm.features.feature import Feature, Table
+from easyrec_mm.features.feature_types import FEATURE_TYPES
+from easyrec_mm.features.field import Field
+from easyrec_mm.features.reading import FeatureSettings
 from easyrec_mm.protos.data_pb2 import DatasetConfig
 from easyrec_mm.protos.feature_pb2 import FeatureConfig, Initializer
-from easyrec_mm.schema import Feature, Field, RowLayout, Table
+from easyrec_mm.schema import RowLayout
 
 # Types whose features may have a table.
-TABLE_TYPES = tuple(kind for kind in KINDS if kind != FeatureConfig.VectorFeature)
+TABLE_TYPES = tuple(FeatureConfig.FeatureType.Value(name) for name in FEATURE_TYPES if name != "VectorFeature")
 
 
 def features_by_name(
@@ -75,10 +78,13 @@ def derive_features(
             problems.add(f"{place}.input_names", f"'{field}' is not a feature value of a sample (label, image or size)")
         if misplaced:
             continue
-        feature, rows = KINDS[item.feature_type](Given(name, place, item, fields, data, problems))
+        feature_type = FEATURE_TYPES[FeatureConfig.FeatureType.Name(item.feature_type)]
+        feature = feature_type.of_config(FeatureSettings(name, place, item, fields, data, problems))
         features.append(feature)
         if feature.table:
-            table = Table(feature.table, rows, item.embedding_dim, _initializer(item, initializer, place, problems))
+            table = Table(
+                feature.table, feature.num_rows, item.embedding_dim, _initializer(item, initializer, place, problems)
+            )
             first_place, first = tables.setdefault(feature.table, (place, table))
             if first != table:
                 problems.add(

@@ -24,12 +24,14 @@ from easyrec_mm.config.row_layout import GROUP_RTP, row_layout
 from easyrec_mm.config.sequences import check_attentions, derive_attentions
 from easyrec_mm.config.tasks import image_labels, tasks_of
 from easyrec_mm.errors import Problems
-from easyrec_mm.features.text_patterns import VALUE_PATTERNS, text_patterns
+from easyrec_mm.features.feature import Feature, Table
+from easyrec_mm.features.field import Dtype, Field
+from easyrec_mm.features.text_patterns import VALUE_PATTERNS
 from easyrec_mm.protos.data_pb2 import DatasetConfig
 from easyrec_mm.protos.feature_pb2 import FeatureConfig
 from easyrec_mm.protos.image_pb2 import ImgModel
 from easyrec_mm.protos.pipeline_pb2 import EasyRecConfig
-from easyrec_mm.schema import NO_IMAGE, Dtype, Feature, Field, Image, RowLayout, Schema, Table, Task
+from easyrec_mm.schema import NO_IMAGE, Image, RowLayout, Schema, Task
 
 FIELD_DTYPES: dict[int, Dtype] = {
     DatasetConfig.INT32: "int64",
@@ -150,7 +152,7 @@ def _check_caches(data: DatasetConfig, uses_image: bool, problems: Problems) -> 
 
 def _check_defaults(schema: Schema, problems: Problems) -> None:
     """A default of a STRING field must be what the features that read it can take."""
-    patterns = text_patterns(schema)
+    patterns = schema.text_patterns()
     for i, field in enumerate(schema.fields):
         fits = all(re.fullmatch(pattern, field.default) for pattern in patterns.get(field.name, []))
         if field.dtype == "string" and field.default and not fits:

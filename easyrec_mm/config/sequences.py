@@ -8,9 +8,10 @@ from collections.abc import Collection, Iterator, Sequence
 from easyrec_mm.config.feature_groups import NO_IMAGE_GROUP, OF_GROUPS, Named, is_of_groups
 from easyrec_mm.config.image import image_vector_width
 from easyrec_mm.errors import Problems
+from easyrec_mm.features.feature import Feature
 from easyrec_mm.protos.feature_pb2 import FeatureConfig
 from easyrec_mm.protos.model_pb2 import EasyRecModel, FeatureGroupConfig, SeqAttGroupConfig
-from easyrec_mm.schema import IMAGE_KEY, Attention, Feature
+from easyrec_mm.schema import IMAGE_KEY, Attention
 
 
 def attention_groups(model: EasyRecModel) -> Iterator[tuple[str, FeatureGroupConfig, SeqAttGroupConfig]]:

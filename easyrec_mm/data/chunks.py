@@ -14,7 +14,8 @@ import tensorflow as tf
 from easyrec_mm.data.images_of_groups import images_of_groups, rows_of
 from easyrec_mm.data.packing import Packing, cut
 from easyrec_mm.data.stored_vectors import distinct_keys
-from easyrec_mm.features.tensorflow_transform import FeatureTransform, vector_keys
+from easyrec_mm.features.feature import text_keys
+from easyrec_mm.features.tensorflow_transform import FeatureTransform
 from easyrec_mm.formats.source import Chunk, Source
 from easyrec_mm.schema import Schema
 
@@ -111,7 +112,9 @@ class ChunkReader:
                 "sample_weight": tf.ones([num_samples]) if weight is None else tf.cast(weight, tf.float32),
                 "kept": kept,
             },
-            "keys": {f.name: vector_keys(f, groups.fields) for f in self._schema.stored_features()},
+            "keys": {
+                f.name: text_keys(f, groups.fields, self._transform.back_end) for f in self._schema.stored_features()
+            },
             "groups": {
                 "image_path": groups.image_path,
                 "group_size": groups.group_size,

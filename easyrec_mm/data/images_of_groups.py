@@ -10,7 +10,10 @@ from typing import Any
 
 import tensorflow as tf
 
-from easyrec_mm.schema import CROSS_SEPARATOR, Schema
+from easyrec_mm.schema import Schema
+
+# Between the path and the category of a picture; neither has it.
+_KEY_SEPARATOR = "\x1d"
 
 
 def images_of_groups(schema: Schema, groups: dict[str, Any], origin: dict[str, tf.Tensor]) -> dict[str, Any]:
@@ -95,7 +98,7 @@ def _distinct_pictures(schema: Schema, path: tf.Tensor, category: tf.Tensor) -> 
 
 def _image_keys(path: tf.Tensor, category: tf.Tensor) -> tf.Tensor:
     """Text `[N]` that is the same for the same picture and category alone."""
-    return tf.strings.join([path, tf.strings.as_string(category)], CROSS_SEPARATOR)
+    return tf.strings.join([path, tf.strings.as_string(category)], _KEY_SEPARATOR)
 
 
 def _distinct(keys: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:

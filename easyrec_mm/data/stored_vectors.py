@@ -9,7 +9,7 @@ import numpy as np
 import tensorflow as tf
 
 from easyrec_mm.data.bad_records import BadRecords
-from easyrec_mm.schema import Feature
+from easyrec_mm.features.feature import Feature
 from easyrec_mm.store.feature_vectors import Found, VectorStores
 
 # Feature name -> the distinct keys of a batch ("distinct"), and which of them stands where ("index").
@@ -37,13 +37,14 @@ class StoredVectors:
     def __init__(self, features: Sequence[Feature], stores: VectorStores, bad_records: BadRecords) -> None:
         self._features = {feature.name: feature for feature in features}
         self._stores, self._bad_records = stores, bad_records
+        self._max_missing = {f.name: f.stored.max_missing_share for f in features if f.stored is not None}
 
     def specs(self) -> dict[str, tf.TensorSpec | tf.RaggedTensorSpec]:
         """Shapes and dtypes of what `of_samples` returns."""
         return {
-            name: tf.RaggedTensorSpec([None, None, feature.raw_dim], tf.float32, ragged_rank=1)
-            if feature.kind == "sequence"
-            else tf.TensorSpec([None, feature.raw_dim], tf.float32)
+            name: tf.RaggedTensorSpec([None, None, feature.num_numbers], tf.float32, ragged_rank=1)
+            if feature.is_list
+            else tf.TensorSpec([None, feature.num_numbers], tf.float32)
             for name, feature in self._features.items()
         }
 
@@ -79,7 +80,7 @@ class StoredVectors:
         return vectors
 
     def _count(self, name: str, distinct: tf.Tensor, rows: tf.Tensor, found: Found) -> None:
-        keys, share = distinct.numpy(), self._features[name].max_missing_share
+        keys, share = distinct.numpy(), self._max_missing[name]
         uses = np.bincount(rows.numpy(), minlength=len(keys))
         missing, num_missing = keys[found.is_missing].tolist(), int(uses[found.is_missing].sum())
         self._bad_records.add_keys(name, int(uses[keys != b""].sum()), missing, num_missing, share)

@@ -14,7 +14,8 @@ import tensorflow as tf
 
 from easyrec_mm.data.pictures import PictureLoader
 from easyrec_mm.errors import ExportError
-from easyrec_mm.features.numpy_transform import NumpyTransform, Values
+from easyrec_mm.features.numpy_back_end import Values
+from easyrec_mm.features.numpy_transform import NumpyTransform
 from easyrec_mm.manifest import (
     DECODE,
     DEFAULT,

@@ -20,10 +20,10 @@ import tensorflow as tf
 from onnx import TensorProto, helper, numpy_helper
 
 from easyrec_mm.export.parts import item_vectors
+from easyrec_mm.features.feature import Feature
 from easyrec_mm.manifest import IMAGE_ONNX, IMAGE_VECTOR, PICTURE_ITEM, REC_ONNX, TABLES_FILE
 from easyrec_mm.network.model import MultimodalModel
 from easyrec_mm.network.rec import task_outputs
-from easyrec_mm.schema import Feature
 
 _OPSET = 18
 # Memory pages: ONNX Runtime maps the file.
@@ -113,14 +113,14 @@ def _network_inputs(feature: Feature) -> dict[str, tf.TensorSpec]:
     # S samples, and the L values of a list.
     shape: list[int | None] = [None, None] if feature.is_list else [None]
     inputs = {feature.weight_key: tf.TensorSpec(shape, tf.float32)} if feature.is_list else {}
-    if feature.has_numbers:
-        inputs[feature.name] = tf.TensorSpec([*shape, feature.raw_dim], tf.float32)
+    if feature.num_numbers:
+        inputs[feature.name] = tf.TensorSpec([*shape, feature.num_numbers], tf.float32)
     elif feature.table:
         inputs[rows] = tf.TensorSpec([*shape, dim], tf.float32)
     else:
         inputs[feature.name] = tf.TensorSpec(shape, tf.int64)
     if feature.multiplies_rows:
-        inputs[rows] = tf.TensorSpec([feature.raw_dim, dim], tf.float32)
+        inputs[rows] = tf.TensorSpec([feature.num_numbers, dim], tf.float32)
     return inputs
 
 
@@ -207,7 +207,7 @@ def _put_tables_before(graph: onnx.GraphProto, model: MultimodalModel, path: Pat
             graph.input.remove(inputs[rows])
             table = f"embedding/{feature.table}"
             if feature.multiplies_rows:
-                first = tables[table].value[: feature.raw_dim].numpy()
+                first = tables[table].value[: feature.num_numbers].numpy()
                 graph.initializer.append(numpy_helper.from_array(first, rows))
                 continue
             # Sizes of one name are one size to ONNX Runtime, which shares memory by it.

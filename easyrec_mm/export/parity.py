@@ -24,7 +24,8 @@ from easyrec_mm.errors import ExportError
 from easyrec_mm.evaluation.metrics import metric_value
 from easyrec_mm.evaluation.rank_metrics import AUC
 from easyrec_mm.export import parts
-from easyrec_mm.features.numpy_transform import NumpyTransform, Values
+from easyrec_mm.features.numpy_back_end import Values
+from easyrec_mm.features.numpy_transform import NumpyTransform
 from easyrec_mm.network.model import MultimodalModel
 from easyrec_mm.protos.data_pb2 import DatasetConfig
 from easyrec_mm.schema import Schema

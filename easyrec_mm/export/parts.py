@@ -24,6 +24,7 @@ from typing import Any, NamedTuple
 import tensorflow as tf
 
 from easyrec_mm.data.decode import decode_pictures
+from easyrec_mm.features.field import Field
 from easyrec_mm.features.tensorflow_transform import FeatureTransform
 from easyrec_mm.manifest import (
     DECODE,
@@ -37,7 +38,7 @@ from easyrec_mm.manifest import (
 )
 from easyrec_mm.network.model import MultimodalModel
 from easyrec_mm.network.rec import task_outputs
-from easyrec_mm.schema import Field, Schema
+from easyrec_mm.schema import Schema
 
 TEXT_SEPARATOR = ","
 # Decimal digits from which every float32 is read back exactly.
@@ -135,8 +136,8 @@ def vector_specs(schema: Schema) -> dict[str, tf.TensorSpec]:
     """The vectors of features that a store holds."""
     specs: dict[str, tf.TensorSpec] = {}
     for feature in schema.stored_features():
-        is_list = feature.kind == "sequence"
-        specs[feature.vector_key] = tf.TensorSpec([None] * (1 + is_list) + [feature.raw_dim], tf.float32)
+        is_list = feature.is_list
+        specs[feature.vector_key] = tf.TensorSpec([None] * (1 + is_list) + [feature.num_numbers], tf.float32)
         if is_list:
             specs[feature.length_key] = tf.TensorSpec([None], tf.int64)
     return specs
@@ -160,7 +161,7 @@ def _vectors(schema: Schema, inputs: dict[str, tf.Tensor], num_samples: tf.Tenso
     for feature in schema.stored_features():
         given = inputs[feature.vector_key]
         vectors = tf.broadcast_to(given, tf.concat([[num_samples], tf.shape(given)[1:]], 0))
-        if feature.kind == "sequence":
+        if feature.is_list:
             lengths = tf.broadcast_to(inputs[feature.length_key], [num_samples])
             vectors = tf.RaggedTensor.from_tensor(vectors, lengths)
         features[feature.name] = vectors
@@ -307,7 +308,7 @@ def _part(
     """A module with the variables under these names and the vocabularies of the transforms."""
     module = tf.Module()
     module.weights = {name: weight for name, weight in model.weights().items() if name.startswith(prefixes)}
-    module.vocabularies = [transform.vocabularies for transform in transforms]
+    module.vocabularies = [transform.back_end.vocabularies for transform in transforms]
     signatures = {
         name: tf.function(function, autograph=False).get_concrete_function(**specs)
         for name, (function, specs) in functions.items()

@@ -15,9 +15,10 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from easyrec_mm.features.text_patterns import VALUE_PATTERNS, text_patterns
+from easyrec_mm.features.field import Dtype, Field
+from easyrec_mm.features.text_patterns import VALUE_PATTERNS
 from easyrec_mm.formats.columns import to_kind
-from easyrec_mm.schema import Dtype, Field, Schema
+from easyrec_mm.schema import Schema
 
 Ints = NDArray[np.int64]
 Mask = NDArray[np.bool_]
@@ -109,7 +110,7 @@ class SampleChecks:
         self._schema = schema
         self._labels = set(labels)
         self._read = [schema.field(name) for name in (*labels, *fields)]
-        self.patterns = text_patterns(schema)
+        self.patterns = schema.text_patterns()
         read = {field.name for field in self._read}
         self.aligned = [lists for lists in schema.aligned_lists() if lists.keys() <= read]
 

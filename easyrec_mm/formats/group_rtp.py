@@ -17,13 +17,14 @@ import numpy as np
 import tensorflow as tf
 
 from easyrec_mm.errors import DataError
-from easyrec_mm.features.tensorflow_transform import split_tags
+from easyrec_mm.features.field import Dtype, Field
+from easyrec_mm.features.tensorflow_back_end import split_texts
 from easyrec_mm.features.text_patterns import VALUE_PATTERNS
 from easyrec_mm.formats.checks import Problem, SampleChecks
 from easyrec_mm.formats.grouped_rtp import NUM_PROBE_LINES, count_columns, split_lines
 from easyrec_mm.formats.record_files import RecordFiles
 from easyrec_mm.formats.source import Chunk, GroupRows, Order, TextGroup
-from easyrec_mm.schema import Dtype, Field, RowLayout, Schema
+from easyrec_mm.schema import RowLayout, Schema
 
 DTYPES = {"int64": tf.int64, "bool": tf.bool, "float32": tf.float32}
 
@@ -210,7 +211,7 @@ class GroupRtpParser:
                 fields[field.name], ok = _read_numbers(columns[index], patterns, field.default, DTYPES[field.dtype])
             is_good = is_good if ok is None else is_good & ok
         for lists in self._checks.aligned:
-            first, *others = [split_tags(fields[name], separator).row_lengths() for name, separator in lists.items()]
+            first, *others = [split_texts(fields[name], separator).row_lengths() for name, separator in lists.items()]
             for other in others:
                 is_good &= tf.equal(first, other)
         return fields, is_good

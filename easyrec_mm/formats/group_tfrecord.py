@@ -21,13 +21,14 @@ import tensorflow as tf
 from numpy.typing import NDArray
 
 from easyrec_mm.errors import DataError, tensorflow_reason
-from easyrec_mm.features.tensorflow_transform import split_tags
+from easyrec_mm.features.field import Dtype
+from easyrec_mm.features.tensorflow_back_end import split_texts
 from easyrec_mm.formats.checks import Problem
 from easyrec_mm.formats.group_rtp import matches
 from easyrec_mm.formats.record_files import RecordFiles
 from easyrec_mm.formats.source import Chunk, GroupRows, Order, TextGroup
 from easyrec_mm.formats.typed_groups import TypedGroups
-from easyrec_mm.schema import Dtype, Schema
+from easyrec_mm.schema import Schema
 
 _DTYPES: dict[Dtype, tf.DType] = {"int64": tf.int64, "bool": tf.int64, "float32": tf.float32, "string": tf.string}
 
@@ -128,7 +129,7 @@ class GroupTfRecordSource(RecordFiles):
                 checks.append(tf.reduce_all(tf.equal(values, 0) | tf.equal(values, 1)))
         for lists in self._groups.checks.aligned:
             texts = {name: columns[name].flat_values for name in lists}
-            first, *others = [split_tags(text, lists[name]).row_lengths() for name, text in texts.items()]
+            first, *others = [split_texts(text, lists[name]).row_lengths() for name, text in texts.items()]
             for other in others:
                 checks.append(tf.reduce_all(tf.equal(tf.size(first), tf.size(other))) & _all_equal(first, other))
         return tf.reduce_all(checks)

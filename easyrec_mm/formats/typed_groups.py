@@ -18,6 +18,7 @@ import tensorflow as tf
 from numpy.typing import NDArray
 
 from easyrec_mm.errors import DataError, did_you_mean
+from easyrec_mm.features.field import Dtype
 from easyrec_mm.formats.checks import (
     GroupProblems,
     Problem,
@@ -28,7 +29,7 @@ from easyrec_mm.formats.checks import (
     require_one_value,
 )
 from easyrec_mm.formats.source import GroupRows, TextGroup
-from easyrec_mm.schema import Dtype, Schema
+from easyrec_mm.schema import Schema
 
 # Columns in which a reader says the number of a row, and what is wrong with it; null for a good one.
 ROW, PROBLEM = "easyrec_mm:row", "easyrec_mm:problem"
@@ -89,13 +90,8 @@ class TypedGroups:
         if schema.image.field:
             self.columns += (schema.image.field,)
         # Of a value that is a list, or a list of lists: what splits them as text.
-        self._separators = {
-            name: [separator for separator in (f.separator, f.number_separator) if separator]
-            for f in schema.features
-            for name in f.inputs
-            if f.separator
-        }
-        self._vectors = {name for f in schema.features for name in f.inputs if f.raw_dim > 1 and not f.store}
+        self._separators = {name: [*f.separators] for f in schema.features for name in f.inputs if f.separators}
+        self._vectors = {name for f in schema.features for name in f.inputs if f.num_numbers > 1 and not f.stored}
 
     @property
     def dtypes(self) -> dict[str, Dtype]:

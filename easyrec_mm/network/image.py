@@ -54,7 +54,7 @@ def _image_tower(config: EasyRecConfig, schema: Schema, dtype: str) -> ImageTowe
     category = schema.category
     options = TowerOptions(
         pooling=ImgModel.Pooling.Name(settings.pooling),
-        num_categories=category.num_ids if category else 0,
+        num_categories=category.num_rows if category else 0,
         category_dim=category.width if category else 0,
         attention_places=ImgModel.AttentionPlaces.Name(settings.category_attention),
         lora_rank=settings.lora_rank,

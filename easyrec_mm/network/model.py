@@ -274,8 +274,8 @@ class MultimodalModel:
         for feature in self.schema.features:
             num_values = 0 if feature.is_list else 1
             value = tf.zeros([num_values], tf.int64)
-            if feature.has_numbers:
-                value = tf.zeros([num_values, feature.raw_dim])
+            if feature.num_numbers:
+                value = tf.zeros([num_values, feature.num_numbers])
             if feature.is_list:
                 value = tf.RaggedTensor.from_row_splits(value, tf.constant([0, 0], tf.int64))
             features[feature.name] = value

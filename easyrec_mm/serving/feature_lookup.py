@@ -7,22 +7,23 @@ elements of the longest sequence, at least 1; D numbers of a vector.
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from itertools import chain
 from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from easyrec_mm.errors import ExportError, StoreError, did_you_mean
-from easyrec_mm.features.numpy_transform import Values, vector_keys
+from easyrec_mm.features.feature import Feature, text_keys
+from easyrec_mm.features.numpy_back_end import Lists, NumpyBackEnd, Values
 from easyrec_mm.manifest import Manifest
-from easyrec_mm.schema import Feature
 from easyrec_mm.store.feature_vectors import Found, VectorStores, origin_number
 
 # A store that failed is left alone for this long, so that requests do not wait for it one after the other.
 _PAUSE_S = 1.0
+# Keys need no vocabulary.
+_BACK_END = NumpyBackEnd({})
 
 
 class FeatureVectors(NamedTuple):
@@ -60,13 +61,17 @@ class FeatureLookup:
             if name not in stored:
                 known = did_you_mean(name, stored) if stored else "the model has none; remove it"
                 raise ExportError(f"--vector_store {name}: no feature of that name has vectors in a store; {known}")
-        features = [replace(feature, store=uris.get(name, feature.store)) for name, feature in stored.items()]
+        features = [
+            replace(feature, stored=replace(feature.stored, uri=uris.get(name, feature.store_uri)))
+            for name, feature in stored.items()
+            if feature.stored is not None
+        ]
         trained = {name: origin_number(of["fingerprint"]) for name, of in manifest.vectors.items()}
         self._needs_stores = needs_stores
         self._stores: VectorStores = VectorStores(features, trained, others._stores if others else None)
         self._pause_until: dict[str, float] = others._pause_until if others else {}
         # Whether a look-up may take as long as a network.
-        self.is_remote = any(not feature.store.startswith("lmdb:") for feature in features)
+        self.is_remote = any(not feature.store_uri.startswith("lmdb:") for feature in features)
 
     def __call__(self, fields: Mapping[str, Values]) -> tuple[dict[str, FeatureVectors], dict[str, int]]:
         """Vectors by feature, and of how many keys of each the store has none.
@@ -80,11 +85,12 @@ class FeatureLookup:
         vectors: dict[str, FeatureVectors] = {}
         num_missing: dict[str, int] = {}
         for feature in self._stores.features.values():
-            keys = vector_keys(feature, fields[feature.inputs[0]])
+            keys = text_keys(feature, fields, _BACK_END)
             rows: dict[str, int] = {}
-            index = np.array([rows.setdefault(key, len(rows)) for key in chain.from_iterable(keys)], np.int64)
+            flat = keys.flat_values if feature.is_list else keys
+            index = np.array([rows.setdefault(key, len(rows)) for key in flat], np.int64)
             found = self._find(feature, list(rows))
-            vectors[feature.name] = _of_samples(feature, keys, found.vectors[index])
+            vectors[feature.name] = _of_samples(keys, found.vectors[index])
             num_missing[feature.name] = int(found.is_missing[index].sum())
         return vectors, num_missing
 
@@ -102,23 +108,23 @@ class FeatureLookup:
 
     def _find(self, feature: Feature, keys: list[str]) -> Found:
         problem = f"feature '{feature.name}': the store is down"
-        if time.monotonic() >= self._pause_until.get(feature.store, 0.0):
+        if time.monotonic() >= self._pause_until.get(feature.store_uri, 0.0):
             try:
                 return self._stores.look_up(feature, keys)
             except StoreError as error:
-                self._pause_until[feature.store] = time.monotonic() + _PAUSE_S
+                self._pause_until[feature.store_uri] = time.monotonic() + _PAUSE_S
                 problem = f"feature '{feature.name}': {error}"
         if self._needs_stores:
             raise StoreError(problem)
-        nothing = np.zeros((len(keys), feature.raw_dim), np.float32)
+        nothing = np.zeros((len(keys), feature.num_numbers), np.float32)
         return Found(nothing, np.array([bool(key) for key in keys], bool))
 
 
-def _of_samples(feature: Feature, keys: list[list[str]], vectors: NDArray[np.float32]) -> FeatureVectors:
+def _of_samples(keys: Lists | Sequence[str], vectors: NDArray[np.float32]) -> FeatureVectors:
     """Vectors of all keys behind each other -> of each sample."""
-    if feature.kind != "sequence":
+    if not isinstance(keys, Lists):
         return FeatureVectors(vectors, None)
-    lengths = np.array([len(some) for some in keys], np.int64)
-    padded = np.zeros((len(keys), max(1, *lengths.tolist()), feature.raw_dim), np.float32)
-    padded[np.arange(padded.shape[1]) < lengths[:, None]] = vectors
-    return FeatureVectors(padded, lengths)
+    is_there = keys.is_there()
+    padded = np.zeros((*is_there.shape, vectors.shape[1]), np.float32)
+    padded[is_there] = vectors
+    return FeatureVectors(padded, keys.lengths)

@@ -15,7 +15,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from easyrec_mm.errors import ExportError
-from easyrec_mm.features.numpy_transform import NumpyTransform, Values
+from easyrec_mm.features.numpy_back_end import Values
+from easyrec_mm.features.numpy_transform import NumpyTransform
 from easyrec_mm.manifest import IMAGE_VECTOR, REC_ONNX, VECTOR, Manifest, read_manifest
 from easyrec_mm.serving.feature_lookup import FeatureVectors
 from easyrec_mm.tensorflow_import import import_tensorflow

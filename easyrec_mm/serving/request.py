@@ -19,10 +19,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from easyrec_mm.errors import UserError, did_you_mean
-from easyrec_mm.features.numpy_transform import Values
-from easyrec_mm.features.text_patterns import text_patterns
+from easyrec_mm.features.field import Field
+from easyrec_mm.features.numpy_back_end import Values
 from easyrec_mm.manifest import IMAGE_TEXT
-from easyrec_mm.schema import Field, Schema
+from easyrec_mm.schema import Schema
 
 _INT64_LIMIT = 2**63
 # Kinds of JSON values that a field may have; True is not a number, though Python has it as one.
@@ -102,7 +102,7 @@ class RequestReader:
         self._decoder = self._make_decoder()
         self._patterns = {
             name: [re.compile(pattern) for pattern in patterns]
-            for name, patterns in text_patterns(schema).items()
+            for name, patterns in schema.text_patterns().items()
             if name in self._fields and self._fields[name].dtype == "string"
         }
 

@@ -10,7 +10,6 @@ from dataclasses import field as attribute
 from itertools import islice
 
 import numpy as np
-import tensorflow as tf
 from PIL import Image as Pillow
 from PIL import UnidentifiedImageError
 
@@ -21,12 +20,16 @@ from easyrec_mm.data.input import Input
 from easyrec_mm.data.packed_pictures import packed_path
 from easyrec_mm.data.pictures import picture_loader
 from easyrec_mm.errors import UserError
-from easyrec_mm.features.tensorflow_transform import looked_up
+from easyrec_mm.features.expr_feature import ExprFeature
+from easyrec_mm.features.feature import Feature
+from easyrec_mm.features.field import Field
+from easyrec_mm.features.numpy_back_end import NumpyBackEnd, Values
+from easyrec_mm.features.raw_feature import RawFeature
 from easyrec_mm.formats.checks import Problem
 from easyrec_mm.formats.group_rtp import label_value
 from easyrec_mm.network.image import image_tower
 from easyrec_mm.network.precision import FLOAT32
-from easyrec_mm.schema import Feature, Schema
+from easyrec_mm.schema import Schema
 from easyrec_mm.store.feature_vectors import VectorStores
 
 NUM_EXAMPLES = 3
@@ -145,7 +148,7 @@ def _feature_lines(schema: Schema, sample: _Sample, vectors: VectorStores) -> li
                 str(feature.width),
                 f"{table_rows[feature.table]:,}" if feature.table else "-",
                 f"{_missing_share(feature, schema, sample):.1%}",
-                _unknown(feature, _categories(feature, schema, sample), vectors),
+                _unknown(feature, _keys(feature, schema, sample), vectors),
                 ", ".join(text if len(text) <= 24 else text[:21] + "..." for text in common),
             )
         )
@@ -157,47 +160,45 @@ def _feature_lines(schema: Schema, sample: _Sample, vectors: VectorStores) -> li
 
 
 def _kind(feature: Feature) -> str:
-    how: str | None = (
-        "expression" if feature.expression else "numbers" if feature.elements == "raw" else feature.encoding
-    )
-    how = "store" if feature.store else how
-    return f"{feature.kind}{f' ({how})' if how else ''}"
+    """The type of a feature, and what its values are."""
+    values = "store" if feature.stored else feature.categories.encoding if feature.categories else "numbers"
+    return type(feature).__name__ + ("" if isinstance(feature, (RawFeature, ExprFeature)) else f" ({values})")
 
 
-def _categories(feature: Feature, schema: Schema, sample: _Sample) -> list[list[str]]:
-    """The values of each sample, as texts, that become rows of the feature's table."""
-    texts = sample.values[feature.inputs[0]]
-    if feature.max_selected:
-        keys = [schema.field(feature.inputs[0]).value(text) for text in texts]
-        keys = [int(key) if isinstance(key, bool) else key for key in keys]
-        found = looked_up(feature, tf.constant(keys), tf.constant(sample.values[feature.inputs[1]])).to_list()
-        return [[value.decode("utf-8", "replace") for value in values] for values in found]
-    if feature.is_list:
-        tags = [[tag for tag in text.split(feature.separator) if tag] for text in texts]
-        return [[tag.split(feature.kv_separator or "\0")[0] for tag in some] for some in tags]
-    return [[text] if text else [] for text in texts]
+def _keys(feature: Feature, schema: Schema, sample: _Sample) -> list[list[str]]:
+    """The texts of each sample by which rows of the feature's table, or vectors of its store, are looked up."""
+    if not feature.is_list:
+        return [[text] if text else [] for text in sample.values[feature.inputs[0]]]
+    fields = {name: _column(schema.field(name), sample.values[name]) for name in feature.inputs}
+    return [list(texts) for texts in feature.keys(fields, NumpyBackEnd({})).to_list()]
+
+
+def _column(field: Field, texts: list[str]) -> Values:
+    """A field's values as feature types take them."""
+    return texts if field.dtype == "string" else np.array([field.value(text) for text in texts])
 
 
 def _missing_share(feature: Feature, schema: Schema, sample: _Sample) -> float:
     """Share of the samples that give the feature no value."""
     if feature.is_list:
-        return _missing(["".join(some) for some in _categories(feature, schema, sample)])
+        return _missing(["".join(texts) for texts in _keys(feature, schema, sample)])
     return _missing(sample.values[feature.inputs[0]])
 
 
-def _unknown(feature: Feature, categories: list[list[str]], vectors: VectorStores) -> str:
+def _unknown(feature: Feature, keys: list[list[str]], vectors: VectorStores) -> str:
     """Share of the values that the feature cannot tell apart: outside num_buckets, the vocabulary or the store."""
-    present = [text for some in categories for text in some]
-    if feature.store and present:
+    present = [text for texts in keys for text in texts]
+    if feature.stored and present:
         distinct = list(dict.fromkeys(present))
         lacks = dict(zip(distinct, vectors.look_up(feature, distinct).is_missing.tolist(), strict=True))
         return f"{np.mean([lacks[text] for text in present]):.1%}"
-    if not present or feature.encoding not in ("identity", "vocabulary"):
+    categories = feature.categories
+    if not present or categories is None or categories.encoding == "hash":
         return "-"
-    if feature.encoding == "vocabulary":
-        known = set(feature.vocabulary)
+    if categories.encoding == "vocabulary":
+        known = set(categories.vocabulary)
         return f"{np.mean([text not in known for text in present]):.1%}"
-    return f"{np.mean([not 0 <= int(text) < feature.num_ids for text in present]):.1%}"
+    return f"{np.mean([not 0 <= int(text) < categories.num_ids for text in present]):.1%}"
 
 
 def _check_pictures(sample: _Sample, pipeline: Pipeline) -> list[str]:

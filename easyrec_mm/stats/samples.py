@@ -95,7 +95,7 @@ def config_samples(pipeline: Pipeline, path: str, setting: str) -> SampleReader:
         for name, kind in types.items()
         if name not in (schema.image.field, schema.group_size_field)
     }
-    separators = {name: one.separator for one in schema.features for name in one.inputs if one.separator}
+    separators = {name: f.separators[0] for f in schema.features for name in f.inputs if f.separators}
     fields = Fields(kinds, schema.labels, schema.image.field, data.input_type in _FLAT, separators)
     if data.input_type == DatasetConfig.OdpsGroupRTPInput:
         columns = [name.strip() for name in data.selected_cols.split(",")]

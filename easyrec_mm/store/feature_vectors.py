@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from easyrec_mm.errors import StoreError
-from easyrec_mm.schema import Feature
+from easyrec_mm.features.feature import Feature
 from easyrec_mm.store import Generation, State, Store, open_store
 
 
@@ -47,7 +47,7 @@ class VectorStores:
         self._lock: threading.Lock = others._lock if others else threading.Lock()
         self._stores: dict[str, Store] = others._stores if others else {}
         self._trained = trained
-        self.features = {feature.name: feature for feature in features if feature.store}
+        self.features = {feature.name: feature for feature in features if feature.stored is not None}
         self.generations: dict[str, Generation] = {}
         try:
             self.generations = self._newest()
@@ -64,9 +64,9 @@ class VectorStores:
         """
         is_empty = np.array([not key for key in keys], bool)
         if is_empty.all():
-            return Found(np.zeros((len(keys), feature.raw_dim), np.float32), ~is_empty)
+            return Found(np.zeros((len(keys), feature.num_numbers), np.float32), ~is_empty)
         with self._lock:
-            found = self._stores[feature.store].get_many(keys, self.generations[feature.name])
+            found = self._stores[feature.store_uri].get_many(keys, self.generations[feature.name])
         is_there = found.states == State.PRESENT
         return Found(np.where(is_there[:, None], found.vectors, np.float32(0)), ~(is_there | is_empty))
 
@@ -91,10 +91,10 @@ class VectorStores:
         found = {}
         with self._lock:
             for feature in self.features.values():
-                if feature.store not in self._stores:
-                    self._stores[feature.store] = _opened(feature)
+                if feature.store_uri not in self._stores:
+                    self._stores[feature.store_uri] = _opened(feature)
                 origin = None if self._trained is None else self._trained[feature.name]
-                found[feature.name] = _generation(feature, self._stores[feature.store], origin)
+                found[feature.name] = _generation(feature, self._stores[feature.store_uri], origin)
         return found
 
 
@@ -105,7 +105,7 @@ def origin_number(fingerprint: str) -> int:
 
 def _opened(feature: Feature) -> Store:
     try:
-        return open_store(feature.store)
+        return open_store(feature.store_uri)
     except StoreError as error:
         raise StoreError(f"feature '{feature.name}': {str(error).removeprefix('--store ')}") from error
 
@@ -127,9 +127,9 @@ def _generation(feature: Feature, store: Store, origin: int | None) -> Generatio
             raise StoreError(
                 f"{place}: holds {held}, and not the vectors that the model was trained with; restore them"
             )
-    if found.width != feature.raw_dim:
+    if found.width != feature.num_numbers:
         raise StoreError(
             f"{place}: generation {found.number} has vectors of {found.width} numbers, vector_dim says "
-            f"{feature.raw_dim}; make them equal"
+            f"{feature.num_numbers}; make them equal"
         )
     return found

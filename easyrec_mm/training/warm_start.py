@@ -21,7 +21,7 @@ def start_from_checkpoint(model: MultimodalModel, config: TrainConfig) -> str:
     path = find_checkpoint(config.fine_tune_checkpoint, "train_config.fine_tune_checkpoint")
     left_out = set()
     if config.warm_start == WarmStart.ALL_BUT_ID_EMBEDDINGS:
-        left_out = {f"embedding/{feature.table}" for feature in model.schema.features if feature.encoding}
+        left_out = {f"embedding/{feature.table}" for feature in model.schema.features if feature.categories}
     report: str = warm_start(path, model.weights(), _read_name_map(config.fine_tune_ckpt_var_map), left_out)
     return report
 

@@ -8,8 +8,9 @@ from collections.abc import Callable, Sequence
 import keras
 import tensorflow as tf
 
+from easyrec_mm.features.feature import Feature, Table
 from easyrec_mm.network.layers.target_attention import TargetAttention
-from easyrec_mm.schema import IMAGE_KEY, Attention, Feature, Table
+from easyrec_mm.schema import IMAGE_KEY, Attention
 
 _ROWS_AT_A_TIME = 1 << 18
 # Standard deviation of a standard normal distribution cut at -2 and 2.
@@ -73,7 +74,7 @@ class FeatureEmbedding(keras.layers.Layer):
         image_vector: tf.Tensor | None = None,
         training: bool = False,
     ) -> tuple[tf.Tensor, tf.Tensor]:
-        """Feature values of features/tensorflow_transform.py, and the image vectors `[S, D]` that may be keys.
+        """Feature values of FeatureTransform, and the image vectors `[S, D]` that may be keys.
 
         Returns:
           float32 `[S, Schema.width + Schema.wide_width]`, and the scalar sum of the squares of all that came from
@@ -121,7 +122,7 @@ class FeatureEmbedding(keras.layers.Layer):
             return None
         table = self.tables[feature.table]
         if feature.multiplies_rows:
-            return table.lookup(tf.range(feature.raw_dim, dtype=tf.int64))
+            return table.lookup(tf.range(feature.num_numbers, dtype=tf.int64))
         return table.lookup(value.flat_values if feature.is_list else value)
 
 
@@ -132,8 +133,8 @@ def feature_vector(
 
     Args:
       feature: what it is.
-      values: feature values of features/tensorflow_transform.py. Instead of a ragged list there may be a padded one,
-        as of features/numpy_transform.py: `[S, L, ...]`, with the weights `[S, L]` under `weight_key`, 0 where a sample
+      values: feature values of FeatureTransform. Instead of a ragged list there may be a padded one,
+        as of NumpyTransform: `[S, L, ...]`, with the weights `[S, L]` under `weight_key`, 0 where a sample
         has fewer values. Ids that `rows` are of need not be there.
       rows: what a feature with a table looked up there, float32 `[S, dim]`; of a list `[values of all samples, dim]`,
         or `[S, L, dim]` if it is padded; of numbers that multiply rows, all rows.
@@ -158,7 +159,7 @@ def element_vectors(
         return tf.matmul(value, rows)
     if rows is not None:
         return rows
-    return tf.one_hot(value, feature.width) if feature.boundaries else value
+    return value if feature.num_numbers else tf.one_hot(value, feature.width)
 
 
 def combine(rows: tf.Tensor, tags: tf.RaggedTensor, weights: tf.RaggedTensor | None, combiner: str) -> tf.Tensor:

@@ -1,0 +1,87 @@
+"""Categories: how values become ids, which are rows of a table."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from easyrec_mm.features.back_end import BackEnd
+from easyrec_mm.features.reading import FeatureSettings
+from easyrec_mm.features.text_patterns import integer, word
+from easyrec_mm.protos.feature_pb2 import FeatureConfig
+
+Encoding = Literal["hash", "identity", "vocabulary"]
+_SETTINGS = ("hash_bucket_size", "num_buckets", "vocab_list", "vocab_file")
+
+
+@dataclass(frozen=True)
+class Categories:
+    """How values become ids from 0 to `num_ids` - 1.
+
+    hash        by a hash of their text
+    identity    a whole number is its own id; those out of range have id 0, as in EasyRec
+    vocabulary  by their place in `vocabulary`; unknown values have the last id, which no known value has
+
+    `precision` is the number of digits behind the point with which a float becomes text; -1 for 6.
+    """
+
+    encoding: Encoding
+    num_ids: int
+    vocabulary: tuple[str, ...] = ()
+    precision: int = -1
+
+    def ids(self, values: Any, feature: str, back_end: BackEnd) -> Any:
+        """Values -> int64 of the same shape; `feature` is the name of the feature whose categories they are."""
+        if self.encoding == "identity":
+            return back_end.within(back_end.integers(values), self.num_ids)
+        texts = back_end.texts(values, self.precision)
+        if self.encoding == "hash":
+            return back_end.hashes(texts, self.num_ids)
+        return back_end.look_up(feature, texts)
+
+    def pattern(self, separators: str) -> str:
+        """What the text of a value within a text that these characters split must match."""
+        return integer(separators) if self.encoding == "identity" else word(separators)
+
+
+def read_categories(settings: FeatureSettings) -> Categories:
+    """Read the categories of a feature with a table."""
+    item = settings.item
+    if not item.embedding_dim:
+        settings.add("embedding_dim", f"is 0; give the width of the embedding of '{settings.name}'")
+    given = [name for name in _SETTINGS if getattr(item, name)]
+    if len(given) != 1:
+        is_combo = item.feature_type == FeatureConfig.ComboFeature
+        choices = "hash_bucket_size" if is_combo else "hash_bucket_size, num_buckets, vocab_list or vocab_file"
+        what = f"'{settings.name}' has {', '.join(given) or 'no number of ids'}; give one of {choices}"
+        settings.problems.add(settings.place, what)
+        return Categories("hash", 1)
+    if given[0] == "hash_bucket_size":
+        return Categories("hash", item.hash_bucket_size)
+    if given[0] == "num_buckets":
+        return Categories("identity", item.num_buckets)
+    vocabulary = tuple(item.vocab_list) if given[0] == "vocab_list" else _vocabulary_in_file(settings)
+    if len(set(vocabulary)) != len(vocabulary):
+        repeated = next(text for i, text in enumerate(vocabulary) if text in vocabulary[:i])
+        settings.add(given[0], f"holds '{repeated}' twice; each value has one row")
+    return Categories("vocabulary", len(vocabulary) + 1, vocabulary)
+
+
+def check_precision(settings: FeatureSettings, categories: Categories) -> None:
+    """Check that fields of floats can become ids."""
+    for name in (name for name in settings.inputs if settings.fields[name].dtype == "float32"):
+        if categories.encoding == "identity":
+            settings.add("num_buckets", f"'{name}' is a FLOAT; an id by num_buckets is an integer")
+        elif settings.item.precision < 0:
+            settings.add("precision", f"'{name}' is a FLOAT; set the digits with which it becomes an id")
+
+
+def _vocabulary_in_file(settings: FeatureSettings) -> tuple[str, ...]:
+    path = settings.item.vocab_file
+    try:
+        lines = Path(path).read_text(encoding="utf-8").split("\n")
+    except (OSError, UnicodeDecodeError) as error:
+        settings.add("vocab_file", f"'{path}' cannot be read: {error}")
+        return ()
+    return tuple(line.rstrip("\r") for line in (lines if lines[-1] else lines[:-1]))

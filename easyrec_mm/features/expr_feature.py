@@ -1,0 +1,77 @@
+"""ExprFeature: a number that an expression makes of several."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from functools import lru_cache
+from typing import Any
+
+from easyrec_mm.features.back_end import BackEnd
+from easyrec_mm.features.expression import Expression, ExpressionError, parse_expression
+from easyrec_mm.features.feature import Feature
+from easyrec_mm.features.numbers import Numbers, read_numbers
+from easyrec_mm.features.reading import FeatureSettings
+from easyrec_mm.features.text_patterns import number
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExprFeature(Feature):
+    """The number that `expression` makes of the inputs, from there on as a RawFeature of one number."""
+
+    numbers: Numbers = field()
+    expression: str
+
+    @classmethod
+    def of_config(cls, settings: FeatureSettings) -> ExprFeature:
+        item = settings.item
+        numbers = read_numbers(settings)
+        return cls(
+            name=settings.name,
+            inputs=settings.inputs,
+            width=item.embedding_dim or numbers.num_buckets or numbers.dim,
+            table=settings.table if item.embedding_dim else None,
+            numbers=numbers,
+            expression=_read_expression(settings),
+        )
+
+    def patterns(self) -> list[tuple[str, str]]:
+        return [(name, number()) for name in self.inputs]
+
+    def values(self, fields: Mapping[str, Any], back_end: BackEnd) -> dict[str, Any]:
+        result = back_end.evaluate(_parsed(self.expression), {name: fields[name] for name in self.inputs})
+        return {self.name: self.numbers.values(result[:, None], back_end)}
+
+
+# The server evaluates the same expressions for every request.
+_parsed = lru_cache(maxsize=1024)(parse_expression)
+
+
+def _read_expression(settings: FeatureSettings) -> str:
+    """The text of a checked expression, with all its parentheses."""
+    if not settings.item.expression.strip():
+        settings.add("expression", 'is empty; give one over input_names, as in "log1p(clicks) - log1p(shows)"')
+        return ""
+    try:
+        expression = parse_expression(settings.item.expression)
+        bool_fields = frozenset(name for name in settings.inputs if settings.fields[name].dtype == "bool")
+        expression.require_truths(bool_fields)
+    except ExpressionError as error:
+        settings.add("expression", str(error))
+        return ""
+    _check_fields(settings, expression)
+    return str(expression)
+
+
+def _check_fields(settings: FeatureSettings, expression: Expression) -> None:
+    """An expression reads all the inputs and nothing else."""
+    read = expression.fields()
+    unknown = [name for name in read if name not in settings.inputs]
+    for name in unknown:
+        if name in settings.fields:
+            settings.add("expression", f"reads '{name}', which is not among input_names; add it there")
+        else:
+            settings.problems.unknown(f"{settings.place}.expression", "input name", name, settings.inputs)
+    for name in settings.inputs:
+        if name not in read and not unknown:
+            settings.add("expression", f"does not read '{name}'; use it, or remove it from input_names")

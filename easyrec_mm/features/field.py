@@ -1,0 +1,41 @@
+"""A field: one value of a sample as the input holds it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+# bool is kept as int64, 0 or 1.
+Dtype = Literal["int64", "bool", "float32", "string"]
+
+
+@dataclass(frozen=True)
+class Field:
+    """A value of a sample as the input holds it. `default` is the text that stands for an empty value.
+
+    A field that has a `default_val` in the config is optional in requests to exported models.
+    """
+
+    name: str
+    dtype: Dtype
+    default: str
+    optional: bool = False
+
+    @property
+    def default_value(self) -> int | bool | float | str:
+        """The default as a value."""
+        return self.value(self.default)
+
+    def value(self, text: str) -> int | bool | float | str:
+        """What a text stands for; the default for an empty one.
+
+        Raises:
+          ValueError: if the text does not stand for a value of this dtype.
+        """
+        text = text or self.default
+        if self.dtype == "bool":
+            if text.lower() not in ("true", "false", "1", "0"):
+                raise ValueError(f"'{text}' is not a bool")
+            return text.lower() in ("true", "1")
+        kinds: dict[str, type[int] | type[float] | type[str]] = {"int64": int, "float32": float, "string": str}
+        return kinds[self.dtype](text)

@@ -1,0 +1,69 @@
+"""Numbers: what is done to them before the network takes them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import Any, Literal
+
+from easyrec_mm.features.back_end import BackEnd
+from easyrec_mm.features.reading import FeatureSettings
+from easyrec_mm.protos.feature_pb2 import FeatureConfig
+
+# When log1p applies: never, or before or after numbers are scaled.
+Log1p = Literal["", "before", "after"]
+# Values of normalizer_fn.
+_LOG1P_NAMES = ("tf.math.log1p", "tf.log1p", "log1p")
+
+
+@dataclass(frozen=True)
+class Numbers:
+    """`dim` numbers, scaled from `min_value` .. `max_value` to 0 .. 1 if the two differ; or one number's bucket."""
+
+    dim: int = 1
+    boundaries: tuple[float, ...] = ()
+    min_value: float = 0.0
+    max_value: float = 0.0
+    log1p: Log1p = ""
+
+    def values(self, numbers: Any, back_end: BackEnd) -> Any:
+        """Float32 `[N, dim]` -> the same shape, or buckets int64 `[N]`."""
+        if self.log1p == "before":
+            numbers = back_end.log1p(numbers)
+        if self.max_value > self.min_value:
+            numbers = back_end.scale(numbers, self.min_value, self.max_value)
+        if self.log1p == "after":
+            numbers = back_end.log1p(numbers)
+        return back_end.buckets(numbers, self.boundaries) if self.boundaries else numbers
+
+    @property
+    def num_buckets(self) -> int:
+        """Buckets of a number; 0 if it stays a number."""
+        return len(self.boundaries) + 1 if self.boundaries else 0
+
+
+def read_numbers(settings: FeatureSettings) -> Numbers:
+    """Read the settings of numbers."""
+    item = settings.item
+    limits = tuple(item.boundaries)
+    if any(a >= b for a, b in pairwise(limits)):
+        settings.add("boundaries", f"{list(limits)} does not ascend; sort it, without repeats")
+    if item.raw_input_dim > 1 and limits:
+        settings.add("boundaries", "go with raw_input_dim 1; split the vector into several features")
+    if (item.HasField("min_val") or item.HasField("max_val")) and item.max_val <= item.min_val:
+        settings.add("max_val", f"{item.max_val} is not above min_val {item.min_val}; swap or remove them")
+    if (item.embedding_name or item.HasField("initializer")) and not item.embedding_dim:
+        settings.add("embedding_dim", "is 0, so the feature has no table; set it, or remove embedding_name")
+    return Numbers(item.raw_input_dim, limits, item.min_val, item.max_val, _log1p(settings))
+
+
+def _log1p(settings: FeatureSettings) -> Log1p:
+    item = settings.item
+    if not item.HasField("normalizer_fn"):
+        return "before" if item.numeric_transform == FeatureConfig.LOG1P else ""
+    if item.normalizer_fn not in _LOG1P_NAMES:
+        choice = f"choose {_LOG1P_NAMES[0]}, or write an ExprFeature"
+        settings.add("normalizer_fn", f"'{item.normalizer_fn}' is not supported; {choice}")
+    if item.numeric_transform:
+        settings.add("normalizer_fn", "numeric_transform is set too; keep one of the two")
+    return "after"

@@ -1,0 +1,153 @@
+"""The operations of feature types in NumPy."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from farmhash import Fingerprint64
+from numpy.typing import NDArray
+
+from easyrec_mm.features.back_end import BackEnd
+from easyrec_mm.features.expression import Expression, Functions
+
+# Of a field: N of them, str for text, or an array of int64, bool or float32.
+Values = Sequence[str] | NDArray[Any]
+
+_FUNCTIONS: Functions = {
+    "abs": np.abs,
+    "sqrt": np.sqrt,
+    "exp": np.exp,
+    "log": np.log,
+    "log1p": np.log1p,
+    "floor": np.floor,
+    "minimum": np.minimum,
+    "maximum": np.maximum,
+    "where": np.where,
+    "constant": np.float64,
+    "as_number": lambda truth: truth.astype(np.float64),
+    "is_finite": np.isfinite,
+}
+
+
+@dataclass(frozen=True)
+class Lists:
+    """Any number of values in each of N entries: `lengths` int `[N]`, and the values of all behind each other."""
+
+    flat_values: Values
+    lengths: NDArray[np.int64]
+
+    def with_flat_values(self, values: Values) -> Lists:
+        """The same lengths with other values."""
+        return Lists(values, self.lengths)
+
+    def to_list(self) -> list[Any]:
+        """As a list for each entry."""
+        ends = np.cumsum(self.lengths).tolist()
+        starts = [0, *ends[:-1]]
+        return [self.flat_values[start:end] for start, end in zip(starts, ends, strict=True)]
+
+    def is_there(self) -> NDArray[np.bool_]:
+        """Which places of `[N, L]` hold a value, L being the greatest length, and at least 1."""
+        return np.arange(max(1, *self.lengths.tolist())) < self.lengths[:, None]
+
+    @staticmethod
+    def of(lists: Sequence[Sequence[str]]) -> Lists:
+        """From a list of texts for each entry."""
+        lengths = np.array([len(texts) for texts in lists], np.int64)
+        return Lists([text for texts in lists for text in texts], lengths)
+
+
+class NumpyBackEnd(BackEnd):
+    """Texts are lists of str, all else arrays.
+
+    Args:
+      vocabularies: of features, by their names.
+    """
+
+    functions = _FUNCTIONS
+
+    def __init__(self, vocabularies: Mapping[str, Sequence[str]]) -> None:
+        self._rows = {name: {text: row for row, text in enumerate(texts)} for name, texts in vocabularies.items()}
+
+    def texts(self, values: Values, precision: int = -1) -> Sequence[str]:
+        if not isinstance(values, np.ndarray):
+            return values
+        if values.dtype.kind == "f":
+            return [f"{value:.{precision if precision >= 0 else 6}f}" for value in values.tolist()]
+        return [str(value) for value in values.astype(np.int64).tolist()]
+
+    def integers(self, values: Values) -> NDArray[Any]:
+        if isinstance(values, np.ndarray):
+            return values.astype(np.int64)
+        return np.array([int(text or 0) for text in values], np.int64)
+
+    def floats(self, values: Values) -> NDArray[Any]:
+        if isinstance(values, np.ndarray):
+            return values.astype(np.float32)
+        return np.array([text or 0 for text in values], np.float32)
+
+    def vectors(self, values: Values, separator: str, dim: int) -> NDArray[Any]:
+        if separator:
+            zeros = separator.join(["0"] * dim)
+            values = [part for text in values for part in (text or zeros).split(separator)]
+        return self.floats(values).reshape(-1, dim)
+
+    def evaluate(self, expression: Expression, fields: dict[str, Values]) -> NDArray[Any]:
+        numbers = {
+            # Text is read as float32, as everywhere.
+            name: (values if isinstance(values, np.ndarray) else self.floats(values)).astype(np.float64)
+            for name, values in fields.items()
+        }
+        with np.errstate(all="ignore"):
+            result = np.asarray(expression.evaluate(numbers, self.functions)).astype(np.float32)
+        return np.where(np.isfinite(result), result, np.float32(0))
+
+    def scale(self, numbers: NDArray[Any], least: float, greatest: float) -> NDArray[Any]:
+        scaled: NDArray[Any] = (numbers - np.float32(least)) / np.float32(greatest - least)
+        return scaled
+
+    def log1p(self, numbers: NDArray[Any]) -> NDArray[Any]:
+        wide = numbers.astype(np.float64)
+        return (np.sign(wide) * np.log1p(np.abs(wide))).astype(np.float32)
+
+    def buckets(self, numbers: NDArray[Any], boundaries: Sequence[float]) -> NDArray[Any]:
+        return np.searchsorted(np.array(boundaries, np.float32), numbers[:, 0], side="right").astype(np.int64)
+
+    def within(self, ids: NDArray[Any], num_ids: int) -> NDArray[Any]:
+        return np.where((ids >= 0) & (ids < num_ids), ids, 0)
+
+    def hashes(self, texts: Sequence[str], num_ids: int) -> NDArray[Any]:
+        fingerprints = np.fromiter(map(Fingerprint64, texts), np.uint64, len(texts))
+        return (fingerprints % np.uint64(num_ids)).astype(np.int64)
+
+    def look_up(self, feature: str, texts: Sequence[str]) -> NDArray[Any]:
+        rows = self._rows[feature]
+        return np.array([rows.get(text, len(rows)) for text in texts], np.int64)
+
+    def join(self, columns: Sequence[Sequence[str]], separator: str) -> Sequence[str]:
+        return [separator.join(texts) for texts in zip(*columns, strict=True)]
+
+    def split(self, texts: Sequence[str], separator: str) -> Lists:
+        return Lists.of([[part for part in text.split(separator) if part] for text in texts])
+
+    def pairs(self, texts: Sequence[str], separator: str) -> tuple[Sequence[str], Sequence[str]]:
+        pairs = [text.split(separator) for text in texts]
+        return [pair[0] for pair in pairs], [pair[1] for pair in pairs]
+
+    def with_values_of(self, lists: Lists, others: Lists) -> Lists:
+        if not np.array_equal(lists.lengths, others.lengths):
+            raise ValueError("the numbers of values in lists that belong together differ")
+        return others
+
+    def values_for(self, lists: Lists, keys: Sequence[str], values: Sequence[str]) -> Lists:
+        parts = zip(keys, lists.to_list(), lists.with_flat_values(values).to_list(), strict=True)
+        return Lists.of(
+            [[value for text, value in zip(texts, own, strict=True) if text == key] for key, texts, own in parts]
+        )
+
+    def cut(self, lists: Lists, length: int, keeps_last: bool) -> Lists:
+        kept = slice(-length, None) if keeps_last else slice(length)
+        return Lists.of([texts[kept] for texts in lists.to_list()])

@@ -1,0 +1,53 @@
+"""RawFeature: one number, or several in a text."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from easyrec_mm.features.back_end import BackEnd
+from easyrec_mm.features.feature import Feature
+from easyrec_mm.features.numbers import Numbers, read_numbers
+from easyrec_mm.features.reading import FeatureSettings
+from easyrec_mm.features.text_patterns import vector
+
+
+@dataclass(frozen=True, kw_only=True)
+class RawFeature(Feature):
+    """Numbers as they are, their bucket, a row of the table for the bucket, or numbers times the rows of the table.
+
+    separator  between several numbers; "" for one
+    """
+
+    numbers: Numbers = field()
+    separator: str = ""
+
+    @classmethod
+    def of_config(cls, settings: FeatureSettings) -> RawFeature:
+        item = settings.item
+        if settings.require_inputs(1, 1) and item.raw_input_dim > 1:
+            settings.require_separator("separator")
+            if settings.fields[settings.inputs[0]].dtype != "string":
+                what = f"more than one number needs a STRING field, '{settings.name}' is not"
+                settings.add("raw_input_dim", what)
+        numbers = read_numbers(settings)
+        return cls(
+            name=settings.name,
+            inputs=settings.inputs,
+            width=item.embedding_dim or numbers.num_buckets or numbers.dim,
+            table=settings.table if item.embedding_dim else None,
+            numbers=numbers,
+            separator=item.separator if item.raw_input_dim > 1 else "",
+        )
+
+    @property
+    def separators(self) -> tuple[str, ...]:
+        return (self.separator,) if self.separator else ()
+
+    def patterns(self) -> list[tuple[str, str]]:
+        return [(self.inputs[0], vector(self.separator, self.separator, self.numbers.dim))]
+
+    def values(self, fields: Mapping[str, Any], back_end: BackEnd) -> dict[str, Any]:
+        numbers = back_end.vectors(fields[self.inputs[0]], self.separator, self.numbers.dim)
+        return {self.name: self.numbers.values(numbers, back_end)}
