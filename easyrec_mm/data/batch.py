@@ -38,7 +38,7 @@ class Images(NamedTuple):
 class Batch(NamedTuple):
     """The samples of a number of groups, whatever input they came from.
 
-    features       feature name -> values, as features/tensorflow_transform.py lists them
+    features       feature name -> values, see Feature.values
     labels         label name -> float32 [S]; empty for prediction
     sample_weight  float32 [S]; ones unless the config names a field
     pixels         uint8 [E, H, W, C]; E is 0 for a model without pictures

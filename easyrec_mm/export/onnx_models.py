@@ -1,6 +1,6 @@
 """The image model and the rec model for ONNX Runtime.
 
-The rec model takes ids and numbers, which features/numpy_transform.py makes: string hashing and bucketizing have no
+The rec model takes ids and numbers, which NumpyTransform makes: string hashing and bucketizing have no
 exact ONNX operation. The network is converted by tf2onnx; embedding tables are then put before it as Gather nodes whose
 values lie in a file of their own, which is written some rows at a time and may be larger than protobuf's 2 GiB.
 """
@@ -78,7 +78,7 @@ def _try(content: bytes) -> None:
 
 
 def write_rec_onnx(model: MultimodalModel, folder: Path) -> None:
-    """Write rec.onnx and rec.tables: what numpy_transform.py makes and `img_emb_vector` -> outputs of every task."""
+    """Write rec.onnx and rec.tables: what NumpyTransform makes and `img_emb_vector` -> outputs of every task."""
     features = model.schema.features
     specs: dict[str, tf.TensorSpec] = {}
     for feature in features:

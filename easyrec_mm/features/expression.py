@@ -2,8 +2,8 @@
 
 Operators < <= == != > >= + - * / & | and functions; EasyRec's spelling "tf.math.log1p(x)" is understood. Numbers are
 float64; a comparison is 1 or 0, and & and | join comparisons. An operation whose result is not a finite number, such as
-x / 0, log1p(-2) or sqrt(-1), gives 0. TensorFlow and NumPy evaluate the same tree (features/tensorflow_transform.py,
-features/numpy_transform.py), each with its own table of `Functions`.
+x / 0, log1p(-2) or sqrt(-1), gives 0. TensorFlow and NumPy evaluate the same tree (features/back_end.py),
+each with its own table of `Functions`.
 """
 
 from __future__ import annotations

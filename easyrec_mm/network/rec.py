@@ -69,7 +69,7 @@ class RecModel(keras.layers.Layer):
         """Logits of a batch.
 
         Args:
-          features: as features/tensorflow_transform.py makes them, S samples.
+          features: as FeatureTransform makes them, S samples.
           image_vector: float32 `[S, D]`; None for a model without pictures.
 
         Returns:

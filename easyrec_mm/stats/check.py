@@ -20,11 +20,9 @@ from easyrec_mm.data.input import Input
 from easyrec_mm.data.packed_pictures import packed_path
 from easyrec_mm.data.pictures import picture_loader
 from easyrec_mm.errors import UserError
-from easyrec_mm.features.expr_feature import ExprFeature
 from easyrec_mm.features.feature import Feature
 from easyrec_mm.features.field import Field
 from easyrec_mm.features.numpy_back_end import NumpyBackEnd, Values
-from easyrec_mm.features.raw_feature import RawFeature
 from easyrec_mm.formats.checks import Problem
 from easyrec_mm.formats.group_rtp import label_value
 from easyrec_mm.network.image import image_tower
@@ -161,8 +159,12 @@ def _feature_lines(schema: Schema, sample: _Sample, vectors: VectorStores) -> li
 
 def _kind(feature: Feature) -> str:
     """The type of a feature, and what its values are."""
-    values = "store" if feature.stored else feature.categories.encoding if feature.categories else "numbers"
-    return type(feature).__name__ + ("" if isinstance(feature, (RawFeature, ExprFeature)) else f" ({values})")
+    name = type(feature).__name__
+    if feature.stored:
+        return f"{name} (store)"
+    if feature.categories:
+        return f"{name} ({feature.categories.encoding})"
+    return f"{name} (numbers)" if feature.is_list else name
 
 
 def _keys(feature: Feature, schema: Schema, sample: _Sample) -> list[list[str]]:

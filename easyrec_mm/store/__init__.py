@@ -5,7 +5,7 @@ see the current one; another tower's vectors go into a new generation, which bec
 complete. The one before stays for a rollback until it is pruned. A key may be marked absent: its picture was bad.
 
 To add a store, subclass `Store` (base.py) in a file of its own and add its scheme to SCHEMES and STORE_SCHEMES
-(config/feature_kinds.py).
+(features/vector_feature.py).
 """
 
 from __future__ import annotations
