@@ -312,7 +312,7 @@ truth_*.csv         In the order of the samples: the click, its true probability
 def check_output(output: Path, overwrite: bool) -> None:
     """Raises ValueError where writing would destroy what this script did not make."""
     if output == Path.cwd() or output in Path.cwd().parents:
-        raise ValueError(f"--output: {output} holds the current folder; name a folder of its own")
+        raise ValueError(f"--output: {output} contains the current folder; choose another folder")
     if output.exists() and not output.is_dir():
         raise ValueError(f"--output: {output} is not a folder")
     if overwrite or not output.exists():

@@ -153,7 +153,7 @@ DATA_CASES = [
         f"{FEATURE['os']}=input_names: 'os' feature_type: IdFeature num_buckets: 9 embedding_dim: 4",
         f"{FIELD['os']}.default_val=none",
         place=f"{FIELD['os']}.default_val",
-        says="'none' is not of the form that the features of 'os' need",
+        says="'none' does not have the form that the features of 'os' need",
     ),
     # What a copy of a web page leaves of control characters.
     case(
@@ -503,7 +503,7 @@ FEATURE_CASES = [
         second_feature("feature_type: VectorFeature vector_dim: 3 vector_store: 'lmdb://x'", "img_emb"),
         f"{GROUP['all']}.feature_names[0]=img_emb",
         place=f"{FEATURE['group_size']}.feature_name",
-        says="'img_emb' gives an input 'img_emb_vector', which there is already; name it otherwise",
+        says="'img_emb' gives an input 'img_emb_vector', which exists already; rename the feature",
     ),
     # SequenceFeature
     *(
@@ -876,7 +876,7 @@ MODEL_CASES = [
             (f"{TOWERS}[1].relation_dnn", []),
         )
         for text, setting, says in (
-            ("use_bn: true", "hidden_units", "is empty; give the units of each layer, or remove the whole"),
+            ("use_bn: true", "hidden_units", "is empty; give the units of each layer, or remove this network"),
             ("hidden_units: [8, 0]", "hidden_units[1]", "0 is out of range; give 1 or more"),
             (
                 "hidden_units: [8, 4] dropout_ratio: 0.1",
@@ -927,7 +927,7 @@ MODEL_CASES = [
     case(
         f"{TOWERS}[0].relation_tower_names=play_time",
         place=TOWERS,
-        says="relation_tower_names go in a circle: ",
+        says="relation_tower_names form a cycle: ",
     ),
     *(
         case(f"{TOWERS}[1].{name}=-1", *changes, place=f"{TOWERS}[1].{name}", says="-1 is out of range; give 0 or more")
@@ -1028,7 +1028,7 @@ ATTENTION_CASES = [
             (
                 'key: "seen" hist_seq: "seen"',
                 "seq_att_map[0].key",
-                "'seen' is a SequenceFeature; a key is a feature of one vector a sample",
+                "'seen' is a SequenceFeature; a key must be a feature with one vector per sample",
             ),
             (
                 'key: "group_size" hist_seq: "seen"',
@@ -1076,7 +1076,11 @@ ATTENTION_CASES = [
         case(*attention(f"{GOOD_MAP} seq_dnn {{ {text} }}"), place=f"{ATTENTION}.seq_dnn.{setting}", says=says)
         for text, setting, says in (
             ("use_bn: true", "hidden_units", "is empty; give the units of each layer"),
-            ("hidden_units: [8, 4]", "hidden_units", "[8, 4] ends in 4; the last one is the score, add 1"),
+            (
+                "hidden_units: [8, 4]",
+                "hidden_units",
+                "[8, 4] ends in 4; the last layer is the score and must have 1 unit; append 1",
+            ),
             ("hidden_units: [8, 1] dropout_ratio: 0.1", "dropout_ratio", "has 1 values for 2 layers"),
         )
     ),
@@ -1166,7 +1170,7 @@ EVALUATION_CASES = [
     *(
         evaluation_case(f"slices=[{{{text}}}]", f"slices[0]{place}", says)
         for text, place, says in (
-            ("", "", "does not say by what; choose one of field, item_frequency, group_size, has_picture"),
+            ("", "", "says nothing to slice by; choose one of field, item_frequency, group_size, has_picture"),
             ("field: 'famlyid'", ".field", "no input field named 'famlyid'; did you mean 'familyid'?"),
             ("field: 'city' max_values: 0", ".max_values", "0 is out of range; give 1 or more"),
             ("field: 'city' num_quantiles: 3", ".num_quantiles", "'city' is text and has no quantiles; remove it"),
@@ -1175,7 +1179,7 @@ EVALUATION_CASES = [
             ("item_frequency {frequent_from: 1}", ".item_frequency.frequent_from", "1 is out of range; give 2 or more"),
         )
     ),
-    evaluation_case("slices=[{field: 'city'}, {field: 'city'}]", "slices[1]", "a second one by city; remove one"),
+    evaluation_case("slices=[{field: 'city'}, {field: 'city'}]", "slices[1]", "a second slice by city; remove one"),
     evaluation_case(
         "slices=[{item_frequency {}}]",
         "slices[0].item_frequency",
@@ -1331,7 +1335,7 @@ TRAIN_CASES = [
         f"{TRAIN}.num_steps=0",
         "data_config.num_epochs=0",
         place=f"{RATE}.cosine_decay_learning_rate.total_steps",
-        says="is not set, and the training has no end; set num_epochs, num_steps or this",
+        says="is not set, and the training has no end; set num_epochs, num_steps or total_steps",
     ),
     # The best checkpoint
     case(
@@ -1383,7 +1387,7 @@ TRAIN_CASES = [
         "eval_config.metrics_set=[{ calibration {} }]",
         f"{EXPORT}.best_exporter_metric=calibration",
         place=f"{EXPORT}.best_exporter_metric",
-        says="the best value of calibration_is_valid_play is neither the largest nor the smallest; "
+        says="the best value of calibration_is_valid_play is neither its largest nor its smallest; "
         "choose a metric such as log_loss",
     ),
     # Export

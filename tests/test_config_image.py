@@ -444,7 +444,7 @@ COMPUTE_CASES = [
     *(
         case(*size(8, 16), f"{IMAGE}.descriptors={text}", place=f"{IMAGE}.descriptors{place}", says=says)
         for text, place, says in (
-            ("colour_grid: 0 colour_bins: 0 edge_grid: 0", "", "tells nothing; set one of its fields above 0"),
+            ("colour_grid: 0 colour_bins: 0 edge_grid: 0", "", "has no effect; set one of its fields above 0"),
             ("colour_bins: 1", ".colour_bins", "1 is not between 2 and 16"),
             ("colour_bins: 17", ".colour_bins", "17 is not between 2 and 16"),
             ("colour_grid: 9", ".colour_grid", "9 is more than 8 cells; the pictures are small"),

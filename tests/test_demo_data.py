@@ -299,7 +299,7 @@ def test_output_that_is_a_file_or_holds_the_current_folder_is_refused(tmp_path, 
         demo.write_demo_data(tmp_path / "file", demo.DemoOptions(**SMALL), overwrite=True)
     (tmp_path / "inner").mkdir()
     monkeypatch.chdir(tmp_path / "inner")
-    with pytest.raises(ValueError, match="holds the current folder"):
+    with pytest.raises(ValueError, match="contains the current folder"):
         demo.write_demo_data(Path(".."), demo.DemoOptions(**SMALL), overwrite=True)
 
 

@@ -134,7 +134,7 @@ def test_a_best_checkpoint_that_is_gone(data, tmp_path, scripted):
 def test_a_training_without_evaluations_yet(data, tmp_path):
     run = evaluated_training(data, tmp_path, 'exporter_type: "best"', "num_steps: 1").run()
     (run.model_dir / "metrics.jsonl").unlink()
-    with pytest.raises(CheckpointError, match=r"no evaluation of a checkpoint in .* tells 'auc_click'"):
+    with pytest.raises(CheckpointError, match=r"no evaluation of a checkpoint in .* has a value of 'auc_click'"):
         chosen(run)
 
 

@@ -319,7 +319,7 @@ def test_best_checkpoint_by_evaluations(exported, tmp_path):
     assert chosen() == f"model.ckpt-{step}"
     assert chosen(best) == "model.ckpt-2"
     assert chosen(best, 'export_config.best_exporter_metric="auc_click"') == "model.ckpt-2"
-    with pytest.raises(CheckpointError, match=r"tells 'gauc_click' \(best_exporter_metric\)"):
+    with pytest.raises(CheckpointError, match=r"has a value of 'gauc_click' \(best_exporter_metric\)"):
         chosen(best, 'export_config.best_exporter_metric="gauc"')
 
 

@@ -116,7 +116,7 @@ def test_whole_paths_start_nowhere_else(tmp_path, capsys):
     group(log, tmp_path / "out", expect=1)
     error = capsys.readouterr().err
     assert "the first '/nowhere/images/0.png'" in error
-    assert "the paths are whole ones: mend the column 'img_path'" in error
+    assert "the paths are absolute: correct the column 'img_path'" in error
 
 
 def test_more_than_the_first_pictures_are_not_looked_at(shop, tmp_path):

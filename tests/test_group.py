@@ -567,7 +567,7 @@ def test_what_is_lost_on_the_way_is_noticed(tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(shards, "to_groups", lambda table, fields: to_groups(table.slice(1), fields))
     run(tmp_path, expect=1)
     assert "rows in" in (message := capsys.readouterr().err)
-    assert "by a mistake of this program; nothing is kept" in message
+    assert "because of a bug in this program; nothing is kept" in message
     assert not (tmp_path / "out").exists()
 
 

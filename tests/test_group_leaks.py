@@ -331,7 +331,7 @@ def test_no_column_that_is_left(tmp_path, capsys):
     message = failed(tmp_path, columns, capsys, label_fields="click", split_by="item", eval_share=0.001)
     assert "no column is left to be a feature" in message
     assert "  basket: tells the label 'click'" in message
-    assert "  item_id: no item that evaluates" in message
+    assert "  item_id: no item of the evaluation data" in message
     assert "--columns +NAME" in message
 
 

@@ -580,7 +580,7 @@ def test_files_of_one_input_are_alike(tmp_path):
     cate = pa.array([values[0] for values in table["cate"].to_pylist()])
     pq.write_table(table.set_column(table.column_names.index("cate"), "cate", cate), tmp_path / "b")
     with pytest.raises(
-        DataError, match=r"/b: column 'cate' is large_binary, and list<.*> in .*/a; write all files alike"
+        DataError, match=r"/b: column 'cate' is large_binary, and list<.*> in .*/a; write all files with the same types"
     ):
         list(input_of("GroupParquetInput", tmp_path / "*").batches())
 

@@ -247,5 +247,5 @@ def test_a_foreign_database(tmp_path):
         database = environment.open_db(b"easyrec_mm")
         with environment.begin(write=True) as transaction:
             transaction.put(b"meta", b"{}", db=database)
-    with pytest.raises(StoreError, match="holds no image vectors of easyrec_mm"):
+    with pytest.raises(StoreError, match="is not a store of easyrec_mm"):
         open_store(f"lmdb://{tmp_path}").meta()

@@ -295,7 +295,7 @@ def test_two_at_once_leave_one(tmp_path, monkeypatch):
         (["list", NAME], "weights list: name has no effect; use weights fetch"),
         (["list", "--output", "d"], "weights list: output has no effect; use weights fetch"),
         (["fetch", NAME, "--output", "s3://b/p"], "--output: s3://b/p is not on this machine, and presets are loaded"),
-        (["fetch", NAME, "--output", "."], "--output: . holds the current folder; name a folder of its own"),
+        (["fetch", NAME, "--output", "."], "--output: . contains the current folder; choose another folder"),
         (["fetch", NAME, "--output", __file__], "test_weights.py is a file; name a folder"),
         (["fetch", NAME, "--output", os.path.dirname(__file__)], "holds something else than fetched weights; name"),
         (["fetch", NAME, "--output", f"{__file__}/p"], f"--output: {__file__}/p cannot be written: "),

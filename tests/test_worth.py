@@ -262,7 +262,7 @@ def test_arms_that_make_no_sense(data, tmp_path, img_model, left_out):
     assert set(reasons) == set(left_out)
     for name, reason in left_out.items():
         assert reason in reasons[name]
-        with pytest.raises(UserError, match=f"'{name}' makes no sense"):
+        with pytest.raises(UserError, match=f"'{name}' does not apply"):
             arms_of(pipeline, (name,), tmp_path / "s.parquet")
 
 

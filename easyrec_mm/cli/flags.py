@@ -63,7 +63,7 @@ def add_store_flag(parser: Parser) -> None:
         "--store",
         metavar="URI",
         required=True,
-        help="store of image vectors: lmdb://path, redis://host:port/db, postgresql://user@host/db",
+        help="store of the vectors: lmdb://path, redis://host:port/db, postgresql://user@host/db",
     )
 
 

@@ -127,11 +127,13 @@ def check_evaluation(config: EasyRecConfig, schema: Schema, problems: Problems) 
     for i, part in enumerate(evaluation.slices):
         place = f"eval_config.slices[{i}]"
         if part.WhichOneof("by") is None:
-            problems.add(place, "does not say by what; choose one of field, item_frequency, group_size, has_picture")
+            problems.add(
+                place, "says nothing to slice by; choose one of field, item_frequency, group_size, has_picture"
+            )
             continue
         _check_slice(part, place, config, schema, problems)
         if slice_name(part) in names:
-            problems.add(place, f"a second one by {slice_name(part)}; remove one of the two")
+            problems.add(place, f"a second slice by {slice_name(part)}; remove one of the two")
         names.add(slice_name(part))
 
 

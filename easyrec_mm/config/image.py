@@ -117,7 +117,7 @@ def _check_backbone(network: E2E_MM_DBMTL, schema: Schema, problems: Problems) -
 def _check_descriptors(tower: ImgModel, schema: Schema, problems: Problems) -> None:
     given, place = tower.descriptors, f"{PLACE}.descriptors"
     if tower.HasField("descriptors") and not (given.colour_grid or given.colour_bins or given.edge_grid):
-        problems.add(place, "tells nothing; set one of its fields above 0, or remove it")
+        problems.add(place, "has no effect; set one of its fields above 0, or remove it")
     least, most = COLOUR_BINS
     if given.colour_bins and not least <= given.colour_bins <= most:
         problems.add(f"{place}.colour_bins", f"{given.colour_bins} is not between {least} and {most}")

@@ -43,7 +43,8 @@ def check_ends(train: TrainConfig, problems: Problems) -> None:
     for place, schedule in _schedules(train):
         if getattr(schedule, "total_steps", None) == 0:
             problems.add(
-                f"{place}.total_steps", "is not set, and the training has no end; set num_epochs, num_steps or this"
+                f"{place}.total_steps",
+                "is not set, and the training has no end; set num_epochs, num_steps or total_steps",
             )
 
 

@@ -77,7 +77,10 @@ def _check_score_dnn(attention: SeqAttGroupConfig, place: str, problems: Problem
     _check_dnn(attention, "seq_dnn", place, problems)
     units = list(attention.seq_dnn.hidden_units)
     if units and units[-1] != 1:
-        problems.add(f"{place}.seq_dnn.hidden_units", f"{units} ends in {units[-1]}; the last one is the score, add 1")
+        problems.add(
+            f"{place}.seq_dnn.hidden_units",
+            f"{units} ends in {units[-1]}; the last layer is the score and must have 1 unit; append 1",
+        )
 
 
 def _check_dnn(parent: Message, name: str, place: str, problems: Problems) -> None:
@@ -86,7 +89,7 @@ def _check_dnn(parent: Message, name: str, place: str, problems: Problems) -> No
     dnn: DNN = getattr(parent, name)
     place = f"{place}.{name}"
     if not dnn.hidden_units:
-        problems.add(f"{place}.hidden_units", "is empty; give the units of each layer, or remove the whole")
+        problems.add(f"{place}.hidden_units", "is empty; give the units of each layer, or remove this network")
     if dnn.dropout_ratio and len(dnn.dropout_ratio) != len(dnn.hidden_units):
         problems.add(
             f"{place}.dropout_ratio",
@@ -124,7 +127,7 @@ def _check_towers(towers: list[BayesTaskTower], schema: Schema, problems: Proble
         except CycleError as error:
             cycle = " -> ".join(names[i] for i in reversed(error.args[1]))
             place = "model_config.e2e_mm_dbmtl.task_towers"
-            problems.add(place, f"relation_tower_names go in a circle: {cycle}; remove one of them")
+            problems.add(place, f"relation_tower_names form a cycle: {cycle}; remove one of them")
 
 
 def _check_indicator(tower: BayesTaskTower, place: str, schema: Schema, problems: Problems) -> None:

@@ -141,7 +141,7 @@ def _check_caches(data: DatasetConfig, uses_image: bool, problems: Problems) -> 
     """Where copies of files are kept, and how pictures are stored."""
     for name in ("image_cache_dir", "file_cache_dir"):
         if "://" in getattr(data, name):
-            problems.add(f"data_config.{name}", f"'{getattr(data, name)}' is not of this machine; give a folder of it")
+            problems.add(f"data_config.{name}", f"'{getattr(data, name)}' is not on this machine; give a local folder")
     for name in ("image_cache_dir", "packed_images", "shuffled_pictures"):
         if getattr(data, name) and not uses_image:
             problems.add(f"data_config.{name}", f"has no effect: {NO_IMAGE_GROUP}; add one or remove this")
@@ -156,7 +156,7 @@ def _check_defaults(schema: Schema, problems: Problems) -> None:
     for i, field in enumerate(schema.fields):
         fits = all(re.fullmatch(pattern, field.default) for pattern in patterns.get(field.name, []))
         if field.dtype == "string" and field.default and not fits:
-            what = f"'{field.default}' is not of the form that the features of '{field.name}' need"
+            what = f"'{field.default}' does not have the form that the features of '{field.name}' need"
             problems.add(f"data_config.input_fields[{i}].default_val", f"{what}; give a value like those of the data")
 
 

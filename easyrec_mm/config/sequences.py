@@ -105,7 +105,7 @@ def _check_key(
 ) -> None:
     if kind in (FeatureConfig.SequenceFeature, FeatureConfig.SampleNumFeature):
         told = FeatureConfig.FeatureType.Name(kind)
-        problems.add(place, f"'{name}' is a {told}; a key is a feature of one vector a sample")
+        problems.add(place, f"'{name}' is a {told}; a key must be a feature with one vector per sample")
     elif kind != FeatureConfig.ImgFeature and name not in group.feature_names and not attention.allow_key_search:
         what = f"'{name}' is not in group '{group.group_name}'"
         problems.add(place, f"{what}; add it there or set allow_key_search: true")

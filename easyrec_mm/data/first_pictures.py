@@ -75,7 +75,7 @@ def require_pictures(config: str, data: DatasetConfig, pictures: Pictures) -> No
 
 def _todo(paths: list[str], data: DatasetConfig, config: str, file: str) -> str:
     if not are_relative(paths):
-        return "the paths are whole ones: mend the data"
+        return "the paths are absolute: correct the data"
     folders = list(dict.fromkeys(["", *folders_of(file), *folders_of(config)[:1]]))
     found = find_root(paths, folders)
     if found:

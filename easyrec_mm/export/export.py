@@ -166,7 +166,8 @@ def image_tower_fingerprint(model: MultimodalModel, settings: ImgModel) -> str:
 def _require_exportable(schema: Schema) -> None:
     if not schema.uses_image:
         raise ExportError(
-            "the model has no picture (feature group 'img') to cut it at; eval and predict take its checkpoint"
+            "the model has no pictures (no feature group of an ImgFeature), so it cannot "
+            "be split; use its checkpoint with eval and predict"
         )
     # TensorFlow would silently name the input otherwise.
     names = [*schema.model_fields(), *schema.image_fields(), *(f.name for f in schema.stored_features())]

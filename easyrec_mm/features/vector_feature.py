@@ -78,6 +78,6 @@ def read_stored_vectors(settings: FeatureSettings) -> StoredVectors:
         settings.add("vector_store", f"'{item.vector_store}': no store has the scheme '{scheme}://'; {choices}")
     for key in (f"{settings.name}_vector", f"{settings.name}_length"):
         if key in settings.fields or key in _IMAGE_NAMES:
-            what = f"'{settings.name}' gives an input '{key}', which there is already; name it otherwise"
+            what = f"'{settings.name}' gives an input '{key}', which exists already; rename the feature"
             settings.add("feature_name", what)
     return StoredVectors(item.vector_store, item.vector_dim, item.max_missing_share)

@@ -250,7 +250,8 @@ class TableSource:
             first, types = self._first
             name, kind = next((column.name, column.type) for column in columns if column != types.field(column.name))
             raise DataError(
-                f"{file}: column '{name}' is {kind}, and {types.field(name).type} in {first}; write all files alike"
+                f"{file}: column '{name}' is {kind}, and {types.field(name).type} in "
+                f"{first}; write all files with the same types"
             )
 
 

@@ -181,7 +181,7 @@ class TypedGroups:
         if not (fits or self._has_texts or pa.types.is_null(inner)) or (self.is_flat and _is_list(kind)):
             raise DataError(
                 f"{place}: column '{name}' is {kind}, and data_config.input_fields says {_KINDS[dtype]}; change the "
-                "field's input_type, or write the column so"
+                "field's input_type, or write the column with that type"
             )
         if is_number and target == pa.large_binary():
             column = column.cast(pa.list_(pa.string()) if _is_list(kind) else pa.string())

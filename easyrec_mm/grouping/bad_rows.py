@@ -73,7 +73,7 @@ class BadRows:
             shown = "\n".join(f"  {row}" for row in some[:NUM_SHOWN])
             raise DataError(
                 f"{told}, more than --max_bad_share ({self._max_share:g}). The first:\n{shown}\nAll are in {path}. "
-                "Mend the data or raise the share."
+                "Correct the data or raise the share."
             )
 
     def write(self, path: str) -> None:

@@ -194,7 +194,8 @@ def _convert_files(
     for task, some in zip(tasks, done, strict=True):
         if some.num_written != (some.num_groups, some.num_samples):
             raise UserError(
-                f"{task.path}: {some.num_groups} groups became {some.num_written[0]}, by a mistake of this program; "
+                f"{task.path}: {some.num_groups} groups became {some.num_written[0]}, "
+                "because of a bug in this program; "
                 "nothing is kept"
             )
     bad.write(join(folder, BAD_ROWS))

@@ -217,7 +217,7 @@ def _require_all(stats: GroupStats) -> None:
         if written != wanted:
             raise UserError(
                 f"{SIDES[side]}: {written[0]} rows in {written[1]} groups were written of {wanted[0]} in {wanted[1]}, "
-                "by a mistake of this program; nothing is kept"
+                "because of a bug in this program; nothing is kept"
             )
         num_kept += of_rows.num_rows
     if stats.rows.num_rows != num_kept + stats.rows.num_refused:

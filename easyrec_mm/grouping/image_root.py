@@ -37,7 +37,7 @@ def choose_image_root(options: GroupOptions, plan: LogPlan) -> str:
         looked = ", ".join(map(shown, [options.image_root, *folders]))
         todo = f"looked in {looked}; give the folder in which these paths start"
     else:
-        todo = f"the paths are whole ones: mend the column '{options.image_field}'"
+        todo = f"the paths are absolute: correct the column '{options.image_field}'"
     root = f"'{options.image_root}':" if options.image_root else "is not set, and"
     raise DataError(
         f"--image_root: {root} {len(problems)} of the first {len(first)} pictures cannot be read, the first '{path}' "

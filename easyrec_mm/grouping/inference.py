@@ -236,7 +236,7 @@ def _why_no_feature(name: str, column: ColumnStats, options: GroupOptions, is_wa
     if name in (options.time_field, time) or is_time(name, column):
         return TIME
     if name == options.group_by and by == "item":
-        return "no item that evaluates is among those that train (--split_by item)"
+        return "no item of the evaluation data occurs in the training data (--split_by item)"
     if name == options.user_field and by == "user":
         return "no user that evaluates is among those that train (--split_by user)"
     if column.num_distinct == 1 and not column.num_missing:

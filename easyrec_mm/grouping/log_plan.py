@@ -58,7 +58,7 @@ def plan_log(options: GroupOptions, run: Map) -> LogPlan:
         kinds[name] = options.types.get(name) or _kind(name, files, plans, texts, options.max_bad_share)
     for label in options.label_fields:
         if kinds[label] == "string":
-            raise DataError(f"--label_fields: column '{label}' is text, and a label is a number; mend the data")
+            raise DataError(f"--label_fields: column '{label}' is text, and a label must be a number; correct the data")
     layout = LogLayout(
         kinds={**kinds, options.image_field: "string"},
         files=tuple(files),
@@ -108,7 +108,8 @@ def _require_columns(file: str, plan: FilePlan, names: list[str], first: str) ->
     for name in names if plan.columns else ():
         if name not in plan.columns:
             raise DataError(
-                f"{file}: no column '{name}', which {first} has; all files of a log have the same columns: mend this "
+                f"{file}: no column '{name}', which {first} has; all files of a log "
+                "must have the same columns: correct this "
                 "one, or leave it out of --input"
             )
 
@@ -229,7 +230,7 @@ def _cut(column: str, options: GroupOptions, kind: Kind, splits: list[Split], ru
         times.merge(sample)
     found = sorted(times.table[column].to_pylist()) if times.table is not None else []
     if not found or found[0] == found[-1]:
-        raise DataError(f"--split_by time:{column}: there is one time alone; divide by item or user")
+        raise DataError(f"--split_by time:{column}: all rows have the same time; split by item or user")
     cut = found[min(int(len(found) * (1 - options.eval_share)), len(found) - 1)]
     return cut if cut > found[0] else next(time for time in found if time > found[0])
 

@@ -80,7 +80,7 @@ def check_output(path: str, overwrite: bool) -> None:
         raise DataError(f"--output: {path} is a file; name a folder")
     here = os.path.abspath(path)
     if os.path.commonpath([here, os.getcwd()]) == here:
-        raise DataError(f"--output: {path} holds the current folder; name a folder of its own")
+        raise DataError(f"--output: {path} contains the current folder; choose another folder")
     if os.path.isdir(path) and os.listdir(path) and not overwrite:
         raise DataError(f"--output: {path} is not empty; name another folder, or replace it with --overwrite")
 

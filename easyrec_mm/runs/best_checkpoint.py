@@ -80,6 +80,7 @@ def _why_none(model_dir: str, criterion: Criterion, evaluations: list[Evaluation
             f"nearest was {nearest.value:.6g} at step {nearest.step}; train on, change the threshold, or {name_one}"
         )
     return (
-        f"{place}: no evaluation of a checkpoint in {model_dir} tells '{criterion.metric}' (best_exporter_metric); "
+        f"{place}: no evaluation of a checkpoint in {model_dir} has a value of "
+        f"'{criterion.metric}' (best_exporter_metric); "
         f"train with eval_input_path, or {name_one}"
     )

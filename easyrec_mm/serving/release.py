@@ -236,7 +236,7 @@ class Releases:
         if lacking := [name for name in embedder.fields if name not in reader.blank_fields()]:
             raise ServingError(
                 f"--missing_vector compute: the image model also takes {', '.join(lacking)}, which no feature "
-                "of the rec model reads; choose another, or add it to the feature group 'all'"
+                "of the rec model reads; choose another, or add it to a feature group of the model"
             )
         return embedder
 

@@ -217,7 +217,7 @@ class RequestReader:
             for pattern in self._patterns.get(field.name, ()):
                 for i, value in enumerate(values):
                     if value and not pattern.fullmatch(value):
-                        raise fail(i, f"{_shown(value)} is not of the form that its feature needs")
+                        raise fail(i, f"{_shown(value)} does not have the form that its feature needs")
             return values
         if field.dtype == "float32":
             with np.errstate(over="ignore"):

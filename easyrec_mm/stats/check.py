@@ -61,7 +61,9 @@ def check(pipeline: Pipeline, num_groups: int) -> str:
     sample = _read_sample(inputs, schema, num_groups)
     if schema.uses_image:
         require_pictures(pipeline.path, config.data_config, sample.pictures)
-    picture_lines = _check_pictures(sample, pipeline) if schema.uses_image else ["  not used: no feature group 'img'"]
+    picture_lines = (
+        _check_pictures(sample, pipeline) if schema.uses_image else ["  not used: no feature group of an ImgFeature"]
+    )
     feature_lines = _feature_lines(schema, sample, inputs.vectors)
     inputs.vectors.close()
     report = "\n".join(
@@ -260,5 +262,5 @@ def _require_few_bad(sample: _Sample, max_share: float, report: str) -> None:
         if bad > max_share * total:
             raise UserError(
                 f"{report}\n\n{bad} of {total} {kind}s are bad, more than data_config.max_bad_record_share "
-                f"({max_share:g}): training would stop. Mend the data or raise the share."
+                f"({max_share:g}): training would stop. Correct the data or raise the share."
             )

@@ -124,7 +124,7 @@ def log_samples(
             raise DataError(f"{flag}: {files[0]} has no column '{name}'; {did_you_mean(name, columns)}")
     for label in labels:
         if columns[label] == "string":
-            raise DataError(f"--label_fields: column '{label}' is text, and a label is a number; mend the data")
+            raise DataError(f"--label_fields: column '{label}' is text, and a label must be a number; correct the data")
     kinds = {name: kind for name, kind in columns.items() if name != image}
     return _FlatSamples(Fields(kinds, labels, image, is_flat=True), files, separator)
 

@@ -134,7 +134,7 @@ class Store(ABC):
         for generation in sorted(same, key=lambda g: (g.number == meta.current, g.number), reverse=True):
             if (generation.width, generation.dtype) != (width, dtype):
                 raise StoreError(
-                    f"{self.uri}: generation {generation.number} of this image model holds vectors of "
+                    f"{self.uri}: generation {generation.number} with this fingerprint holds vectors of "
                     f"{generation.width} {generation.dtype}, not {width} {dtype}; write those, or into another store"
                 )
             return generation
@@ -276,7 +276,7 @@ def parse_meta(text: bytes | str | None, uri: str) -> Meta:
         generations = [Generation(**generation) for generation in values["generations"]]
         return Meta(int(values["current"]), {generation.number: generation for generation in generations})
     except (KeyError, TypeError, ValueError) as error:
-        raise StoreError(f"{uri}: holds no image vectors of easyrec_mm ({error}); choose another place") from error
+        raise StoreError(f"{uri}: is not a store of easyrec_mm ({error}); choose another place") from error
 
 
 def require_generation(meta: Meta, wanted: Generation | None, uri: str) -> Generation:
@@ -292,7 +292,10 @@ def require_generation(meta: Meta, wanted: Generation | None, uri: str) -> Gener
         return found
     current = meta.current_generation
     if current is None:
-        raise StoreError(f"{uri}: holds no complete generation of vectors; run easyrec-mm embed to its end")
+        raise StoreError(
+            f"{uri}: holds no complete generation of vectors; let the command "
+            "that writes it (embed or store load) finish"
+        )
     return current
 
 

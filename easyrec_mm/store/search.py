@@ -135,7 +135,10 @@ def read_index(store: Store, kind: IndexKind = "auto") -> Index:
     """
     generation = store.meta().current_generation
     if generation is None:
-        raise StoreError(f"{store.uri}: holds no complete generation of vectors; run easyrec-mm embed to its end")
+        raise StoreError(
+            f"{store.uri}: holds no complete generation of vectors; let the command "
+            "that writes it (embed or store load) finish"
+        )
     keys: list[str] = []
     vectors: list[NDArray[Any]] = []
     for record in store.scan(generation):

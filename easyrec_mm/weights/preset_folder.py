@@ -44,7 +44,7 @@ class PresetFolder:
             raise self._error("is not on this machine, and presets are loaded from it; give a local folder")
         here = os.path.abspath(path)
         if os.path.commonpath([here, os.getcwd()]) == here:
-            raise self._error("holds the current folder; name a folder of its own")
+            raise self._error("contains the current folder; choose another folder")
         if os.path.exists(path) and not os.path.isdir(path):
             raise self._error("is a file; name a folder")
         if os.path.isdir(path) and os.listdir(path) and not os.path.exists(os.path.join(path, RECORD)):

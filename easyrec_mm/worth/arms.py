@@ -56,7 +56,7 @@ def arms_of(pipeline: Pipeline, wanted: Sequence[str], shuffled_pictures: Path) 
     """
     if not pipeline.schema.uses_image:
         raise UserError(
-            f"{pipeline.path}: has no pictures (no feature group of an ImgFeature): there is nothing to weigh"
+            f"{pipeline.path}: has no pictures (no feature group of an ImgFeature): there is nothing to compare"
         )
     unknown = [name for name in wanted if name not in ARMS]
     if unknown:
@@ -73,7 +73,7 @@ def arms_of(pipeline: Pipeline, wanted: Sequence[str], shuffled_pictures: Path) 
             arms.append(Arm(name, _checked(config, pipeline)))
         except (_SenselessError, ConfigError) as error:
             if name in wanted:
-                raise UserError(f"--arms: '{name}' makes no sense for {pipeline.path}: {error}") from error
+                raise UserError(f"--arms: '{name}' does not apply to {pipeline.path}: {error}") from error
             left_out[name] = str(error)
     return arms, left_out
 

@@ -25,7 +25,7 @@ def shuffle_pictures(pipeline: Pipeline, file: Path) -> int:
     loaded = _pictures(pipeline, config.train_input_path, "train_input_path")
     loaded = _pictures(pipeline, config.eval_input_path, "eval_input_path") | loaded
     if len(loaded) < 2:
-        raise UserError(f"{pipeline.path}: the data have {len(loaded)} picture(s): there is none to change places with")
+        raise UserError(f"{pipeline.path}: the data have {len(loaded)} picture(s), and shuffling needs at least 2")
     paths = sorted(loaded)
     write_shuffled(paths, [loaded[path] for path in paths], config.data_config.seed, file)
     return len(paths)

@@ -62,7 +62,9 @@ class Worth:
             )
         self._arms, self._left_out = arms_of(pipeline, options.arms, (self._folder / _SHUFFLED_PICTURES).absolute())
         if len(self._arms) < 2:
-            raise UserError(f"--arms: '{self._arms[0].name}' alone is compared with nothing; add one of {_others()}")
+            raise UserError(
+                f"--arms: '{self._arms[0].name}' alone leaves nothing to compare with; add one of {_others()}"
+            )
         if main_metric(self._arms[0]) is None:
             raise UserError(f"{pipeline.path}: no metrics_set says which arm is better; add one, such as auc")
 
