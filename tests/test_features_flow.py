@@ -475,6 +475,22 @@ def test_commands_take_vectors_of_the_origin_of_training(trained, command, capsy
     )
 
 
+def test_a_training_in_a_bucket_goes_on_with_vectors_of_its_origin(s3, trained, capsys, monkeypatch, tmp_path):
+    use_backbone_of_three_stages(monkeypatch)
+    uri = f"lmdb://{tmp_path}/titles"
+    write_titles(tmp_path, uri, "words")
+    settings = [f"feature_config.features[{i}].vector_store={uri}" for i in (11, 12)]
+    flags = [flag for setting in (*settings, f"model_dir={s3.new_bucket()}/m") for flag in ("--set", setting)]
+    command = ["train", "--pipeline_config", f"{trained}/x.config", *flags]
+    assert main([*command, "--set", "train_config.num_epochs=1"]) == 0
+    write_titles(tmp_path, uri, "other words")
+    store = open_store(uri, writable=True)
+    assert store.prune() == [1]
+    store.close()
+    assert main(command) == 1
+    assert "holds generation 2 of 'other words', and not the vectors that the model" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("given", "shown"),
     [

@@ -61,13 +61,15 @@ class Trainer:
     def __init__(self, pipeline: Pipeline) -> None:
         self._config, self._schema = pipeline.config, pipeline.schema
         self._train_config = self._config.train_config
-        self._folder = ModelDir(self._config.model_dir)
+        self._folder = ModelDir(self._config.model_dir).open()
         self._model_dir = self._folder.local
         self._bad_records = BadRecords(
             str(self._model_dir / BAD_RECORDS), self._config.data_config.max_bad_record_share
         )
         self._checkpoints = Checkpoints(str(self._model_dir), self._train_config.keep_checkpoint_max)
-        self._vectors = vectors_of(self._schema, self._checkpoints.latest())
+        latest = self._checkpoints.latest()
+        self._folder.fetch_checkpoint(latest)
+        self._vectors = vectors_of(self._schema, latest)
         self.input = Input(
             self._config.data_config,
             self._schema,
@@ -95,7 +97,6 @@ class Trainer:
 
     def train(self) -> TrainResult:
         """Train to the end of num_steps or num_epochs, until it stops improving, or until SIGINT or SIGTERM."""
-        self._folder.open()
         self._model_dir.mkdir(parents=True, exist_ok=True)
         self._start()
         first_step, batches_read = int(self.steps.number), int(self._batches_read)
@@ -216,7 +217,6 @@ class Trainer:
         """Go on from the last checkpoint, or start from fine_tune_checkpoint, or from the initial weights."""
         latest = self._checkpoints.latest()
         if latest:
-            self._folder.fetch_checkpoint(latest)
             self._resume(latest)
         elif self._train_config.fine_tune_checkpoint:
             print(shown(start_from_checkpoint(self.model, self._train_config)), flush=True)
