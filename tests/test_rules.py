@@ -148,6 +148,20 @@ def test_library_code_asserts_nothing_and_prints_nothing(module):
     assert not prints or module in MAY_PRINT or room(module) in MAY_PRINT
 
 
+# Lines, comments and docstrings included.
+MOST_LINES_OF_A_FILE, MOST_LINES_OF_A_CLASS, MOST_LINES_OF_A_FUNCTION = 400, 250, 50
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_files_classes_and_functions_are_of_a_size_that_can_be_read(module):
+    text = MODULES[module].read_text(encoding="utf-8")
+    assert text.count("\n") <= MOST_LINES_OF_A_FILE
+    for node in ast.walk(ast.parse(text)):
+        most = MOST_LINES_OF_A_CLASS if isinstance(node, ast.ClassDef) else MOST_LINES_OF_A_FUNCTION
+        if isinstance(node, ast.ClassDef | ast.FunctionDef):
+            assert node.end_lineno - node.lineno < most, node.name
+
+
 # --- Tables and protos
 
 

@@ -48,22 +48,13 @@ def run(flags: f.Flags) -> int:
         # TensorFlow only decodes, one picture per thread: more threads would take the cores from ONNX Runtime.
         os.environ.setdefault("TF_NUM_INTRAOP_THREADS", "1")
     import_tensorflow()
-    from easyrec_mm.embedding.embed import embed
+    from easyrec_mm.embedding.embed import EmbedOptions, embed
     from easyrec_mm.embedding.image_model import ImageModel
 
     model = ImageModel(flags.img_model_dir, flags.runtime)
     items = read_items(flags.input, model.manifest.schema, flags.image_root, flags.key_column, flags.path_column)
     with closing(open_store(flags.store, writable=True)) as store:
-        result = embed(
-            model,
-            items,
-            store,
-            flags.bad_pictures,
-            refresh=flags.refresh,
-            dtype=flags.dtype,
-            image_root=flags.image_root,
-            batch_size=flags.batch_size,
-        )
+        result = embed(model, items, store, f.options_of(EmbedOptions, flags))
     print(
         f"{result.embedded} pictures embedded by {model.runtime}, {result.unchanged} were there, {result.bad} bad"
         f"{f' (absent; listed in {flags.bad_pictures})' if result.bad else ''}; "

@@ -15,14 +15,25 @@ HELP = "pack the rows of a click log into grouped samples"
 
 def add_flags(parser: f.Parser) -> None:
     """The flags of the command."""
+    _add_log_flags(parser)
+    _add_group_flags(parser)
+    _add_picture_flags(parser)
+    add = parser.add_argument
+    add("--engine", choices=["local", "spark"], default="local", help="this machine (default), or Spark")
+    add("--memory_gib", metavar="N", type=f.gib, default=4.0, help="memory limit of the local engine (default 4)")
+    workers = "threads of the local engine (default: one per core)"
+    add("--num_workers", metavar="N", type=f.not_negative, default=0, help=workers)
+    master = "Spark's cluster, such as local[4] (default: as Spark is configured)"
+    add("--spark_master", metavar="M", default="", help=master)
+
+
+def _add_log_flags(parser: f.Parser) -> None:
+    """What is read, and what the columns mean."""
     add = parser.add_argument
     files = "files, folders and globs, separated by commas"
     add("--input", metavar="P", required=True, help=f"the log, .csv or .parquet, gzip or not: {files}")
     add("--group_by", metavar="C", required=True, help="column of the item")
     add("--image_field", metavar="C", required=True, help="column of the path of the item's picture")
-    f.add_output_flags(parser)
-    add("--max_group_size", metavar="N", type=f.positive, default=16, help="most rows in a group (default 16)")
-    add("--pipeline_config_template", metavar="F", default="", help="write a training config, inferred from the data")
     add("--label_fields", metavar="A,B", type=f.names, default=(), help="label columns (default: guessed)")
     add("--user_field", metavar="C", default="", help="column of the user")
     add("--time_field", metavar="C", default="", help="column of the time, which does not become a feature")
@@ -48,6 +59,14 @@ def add_flags(parser: f.Parser) -> None:
     )
     separator = f.separator("--separator")
     add("--separator", metavar="S", type=separator, default=",", help="between the values of a CSV file (default ,)")
+
+
+def _add_group_flags(parser: f.Parser) -> None:
+    """What is written, and how rows are grouped and set apart."""
+    add = parser.add_argument
+    f.add_output_flags(parser)
+    add("--pipeline_config_template", metavar="F", default="", help="write a training config, inferred from the data")
+    add("--max_group_size", metavar="N", type=f.positive, default=16, help="most rows in a group (default 16)")
     add(
         "--split_by",
         metavar="S",
@@ -58,6 +77,11 @@ def add_flags(parser: f.Parser) -> None:
     add("--eval_share", metavar="R", type=f.share, default=0.1, help="share that --split_by sets apart (default 0.1)")
     add("--num_shards", metavar="N", type=f.not_negative, default=0, help="files to write (default: by their size)")
     add("--seed", metavar="N", type=f.not_negative, default=2020, help="seed for the order of groups (default 2020)")
+
+
+def _add_picture_flags(parser: f.Parser) -> None:
+    """What becomes of the pictures."""
+    add = parser.add_argument
     add("--embed_images", action="store_true", help="pack the pictures of each shard into a tar file beside it")
     add(
         "--image_size",
@@ -77,12 +101,6 @@ def add_flags(parser: f.Parser) -> None:
         action="store_true",
         help="do not stop when most of the first pictures cannot be read, because they are on another machine",
     )
-    add("--engine", choices=["local", "spark"], default="local", help="this machine (default), or Spark")
-    add("--memory_gib", metavar="N", type=f.gib, default=4.0, help="memory limit of the local engine (default 4)")
-    workers = "threads of the local engine (default: one per core)"
-    add("--num_workers", metavar="N", type=f.not_negative, default=0, help=workers)
-    master = "Spark's cluster, such as local[4] (default: as Spark is configured)"
-    add("--spark_master", metavar="M", default="", help=master)
 
 
 def run(flags: f.Flags) -> int:

@@ -47,6 +47,24 @@ class EmbedResult:
     per_s: float
 
 
+@dataclass(frozen=True)
+class EmbedOptions:
+    """How pictures are embedded.
+
+    bad_pictures  file to list bad pictures in, a JSON line each
+    refresh       "new": what the store does not have; "changed": also pictures whose content is another; "all"
+    dtype         number format of the stored vectors
+    image_root    folder that relative paths start from
+    batch_size    pictures at a time; 0: 64 of 224 x 224, more of smaller ones, up to 256
+    """
+
+    bad_pictures: str
+    refresh: Refresh = "new"
+    dtype: VectorDtype = "float32"
+    image_root: str = ""
+    batch_size: int = 0
+
+
 class _Loaded(NamedTuple):
     """A batch ready for the tower.
 
@@ -68,29 +86,14 @@ class _Loaded(NamedTuple):
     num_unchanged: int
 
 
-def embed(
-    model: ImageModel,
-    items: Sequence[Item],
-    store: Store,
-    bad_pictures: str,
-    refresh: Refresh = "new",
-    dtype: VectorDtype = "float32",
-    image_root: str = "",
-    batch_size: int = 0,
-    num_threads: int = 0,
-) -> EmbedResult:
+def embed(model: ImageModel, items: Sequence[Item], store: Store, options: EmbedOptions) -> EmbedResult:
     """Write the vectors of items' pictures into a store and make them current.
 
     Args:
       model: the image model.
       items: what to embed; of two with the same key, the first.
       store: where to, open for writing.
-      bad_pictures: file to list bad pictures in, a JSON line each.
-      refresh: "new": what the store does not have; "changed": also pictures whose content is another; "all".
-      dtype: number format of the stored vectors.
-      image_root: folder that relative paths start from.
-      batch_size: pictures at a time; 0: 64 of 224 x 224, more of smaller ones, up to 256.
-      num_threads: threads that read and decode; 0: one a core.
+      options: how.
 
     Raises:
       StoreError: if the store cannot be written.
@@ -98,18 +101,21 @@ def embed(
     """
     manifest = model.manifest
     image = manifest.schema.image
-    batch_size = batch_size or max(64, min(256, _PIXELS_AT_A_TIME // (image.height * image.width)))
-    generation = store.begin(manifest.image_tower_fingerprint, manifest.image_width, dtype)
-    loader = _Loader(model, image_root, refresh)
+    batch_size = options.batch_size or max(64, min(256, _PIXELS_AT_A_TIME // (image.height * image.width)))
+    generation = store.begin(manifest.image_tower_fingerprint, manifest.image_width, options.dtype)
+    loader = _Loader(model, options.image_root, options.refresh)
     embedded = unchanged = bad = 0
     progress = PictureProgress("embed", len(items))
     started = time.perf_counter()
-    threads = num_threads or os.cpu_count() or 1
-    with _open_list(bad_pictures) as bad_list, ThreadPoolExecutor(threads) as readers, ThreadPoolExecutor(1) as writer:
+    threads = os.cpu_count() or 1
+    batches = _to_load(store, generation, items, options.refresh, batch_size)
+    with (
+        _open_list(options.bad_pictures) as bad_list,
+        ThreadPoolExecutor(threads) as readers,
+        ThreadPoolExecutor(1) as writer,
+    ):
         writing: Future[None] | None = None
-        for loaded in _ahead(
-            readers, _to_load(store, generation, items, refresh, batch_size), loader.load, threads + 2
-        ):
+        for loaded in _ahead(readers, batches, loader.load, threads + 2):
             records = _records(model, loaded)
             for item, path, problem in loaded.bad:
                 bad_list.write(json.dumps({"key": item.key, "path": path, "problem": problem}) + "\n")

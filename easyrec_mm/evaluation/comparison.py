@@ -118,16 +118,10 @@ def evaluate_and_compare(
     # Of its entries and scores alone; the slices are those of `plan`.
     common = EvalPlan(config, first.pipeline.schema, True, lambda field: _NO_ITEMS, tasks)
     fields = _common_fields(first, second)
-    inputs = Input(
-        config.data_config, first.pipeline.schema, path, setting, bad_records,
-        kept_fields=tuple({*plan.fields, *fields}), vectors=first.vectors,
-    )  # fmt: skip
+    inputs = _input(first, path, setting, bad_records, tuple({*plan.fields, *fields}))
     # Both count the same bad records; those of the second are not written down again.
     own_records = BadRecords(None, config.data_config.max_bad_record_share)
-    other_inputs = Input(
-        second.pipeline.config.data_config, second.pipeline.schema, path, setting, own_records,
-        kept_fields=fields, vectors=second.vectors,
-    )  # fmt: skip
+    other_inputs = _input(second, path, setting, own_records, fields)
     with Rows(memory_of(config)) as rows:
         pairs = _in_step(
             _parts(first, inputs, plan, fields, ""), _parts(second, other_inputs, common, fields, _OTHER), path
@@ -141,18 +135,24 @@ def evaluate_and_compare(
         summary = summarize(rows, plan.entries, slicers, plan.weights)
         of_other = [replace(entry, score=_OTHER + entry.score) for entry in common.entries]
         other_summary = summarize(rows, of_other, slicers, plan.weights)
-        level = plan.bootstrap.level
-        results = results_of(summary, plan.weights.num_replicates, level, plan.clusters)
-        differences = compare(summary, other_summary, level)
+        results = results_of(summary, plan.weights.num_replicates, plan.bootstrap.level, plan.clusters)
+        differences = compare(summary, other_summary, plan.bootstrap.level)
         results.comparison = {
             "other": second.name,
             "method": "paired percentiles of the Poisson bootstrap of clusters; DeLong's test for AUC",
             "clusters": plan.clusters,
             "num_replicates": plan.weights.num_replicates,
-            "level": level,
+            "level": plan.bootstrap.level,
             "differences": _as_json(differences, summary, other_summary, rows, common),
         }
     return results
+
+
+def _input(contender: Contender, path: str, setting: str, bad_records: BadRecords, fields: tuple[str, ...]) -> Input:
+    """The evaluation data as a model's config reads it, with these fields."""
+    pipeline, vectors = contender.pipeline, contender.vectors
+    data = pipeline.config.data_config
+    return Input(data, pipeline.schema, path, setting, bad_records, kept_fields=fields, vectors=vectors)
 
 
 def _common_tasks(first: Contender, second: Contender) -> set[str]:

@@ -75,14 +75,8 @@ def export(
       CheckpointError: if the checkpoint does not fit the config.
     """
     config, schema = pipeline.config, pipeline.schema
-    if config.data_config.shuffled_pictures:
-        raise ExportError("data_config.shuffled_pictures: the model was trained with the pictures of other items")
-    _require_exportable(schema)
-    places: dict[Kind, Folder] = {
-        "image": Folder(folders.image), "rec": Folder(folders.rec), "total": Folder(folders.total)
-    }  # fmt: skip
-    _check_places(list(places.values()))
-    _check_targets([place.local for place in places.values()])
+    _require_exportable(pipeline)
+    places = _places(folders)
     model, step = load_model(config, schema, checkpoint, FLOAT32)
     model = without_updates(model, config)
     dtype = dtype_policy(config.train_config.precision)
@@ -91,26 +85,33 @@ def export(
     with closing(vectors_of(schema, checkpoint)) as vectors, _written(places) as written:
         signatures, left_out = _write_models(model, image_input, written, asset_files)
         exported = Exported(written["image"], written["rec"], written["total"], image_input)
-        data = config.data_config
-        parity = measure_parity(model, trained, exported, data, data_path, num_parity_groups, vectors)
+        parity = measure_parity(model, trained, exported, config.data_config, data_path, num_parity_groups, vectors)
         parity["left_out"] = left_out
         manifest_of = partial(
-            Manifest,
-            schema=schema.without_passwords(),
-            image_input=image_input,
-            image_width=model.image_width,
-            checkpoint=Path(checkpoint).name,
-            step=step,
+            Manifest, schema=schema.without_passwords(), image_input=image_input, image_width=model.image_width,
+            checkpoint=Path(checkpoint).name, step=step, versions=_versions(), parity=parity,
             image_tower_fingerprint=image_tower_fingerprint(model, config.model_config.e2e_mm_dbmtl.img_model),
-            versions={"easyrec_mm": __version__, **{name: metadata.version(name) for name in _PACKAGES}},
-            parity=parity,
             created=datetime.now(timezone.utc).isoformat(timespec="seconds"),
             no_image_vector=model.no_image_vector(),
             vectors={name: _origin(generation) for name, generation in vectors.generations.items()},
-        )
+        )  # fmt: skip
         for kind, folder in written.items():
             write_manifest(folder, manifest_of(kind=kind, signatures=signatures[kind], files=list_files(folder)))
     return parity
+
+
+def _places(folders: ExportFolders) -> dict[Kind, Folder]:
+    """The folders to write, which hold nothing else than an export."""
+    places: dict[Kind, Folder] = {
+        "image": Folder(folders.image), "rec": Folder(folders.rec), "total": Folder(folders.total)
+    }  # fmt: skip
+    _check_places(list(places.values()))
+    _check_targets([place.local for place in places.values()])
+    return places
+
+
+def _versions() -> dict[str, str]:
+    return {"easyrec_mm": __version__, **{name: metadata.version(name) for name in _PACKAGES}}
 
 
 @contextmanager
@@ -163,11 +164,14 @@ def image_tower_fingerprint(model: MultimodalModel, settings: ImgModel) -> str:
     return digest.hexdigest()
 
 
-def _require_exportable(schema: Schema) -> None:
+def _require_exportable(pipeline: Pipeline) -> None:
+    schema = pipeline.schema
+    if pipeline.config.data_config.shuffled_pictures:
+        raise ExportError("data_config.shuffled_pictures: the model was trained with the pictures of other items")
     if not schema.uses_image:
         raise ExportError(
-            "the model has no pictures (no feature group of an ImgFeature), so it cannot "
-            "be split; use its checkpoint with eval and predict"
+            "the model has no pictures (no feature group of an ImgFeature), so it cannot be split; "
+            "use its checkpoint with eval and predict"
         )
     # TensorFlow would silently name the input otherwise.
     names = [*schema.model_fields(), *schema.image_fields(), *(f.name for f in schema.stored_features())]

@@ -87,18 +87,11 @@ def measure_parity(
       DataError: if the data cannot be read.
     """
     ways = _Ways(model, trained, exported, picture_loader(model.schema.image, data))
-    small_batches = DatasetConfig()
-    small_batches.CopyFrom(data)
-    small_batches.eval_batch_size = min(_BATCH_SIZE, num_groups)
-    inputs = Input(
-        small_batches,
-        model.schema,
-        path,
-        "eval_input_path",
-        BadRecords(None, 1.0),
-        kept_fields=ways.fields,
-        vectors=vectors,
-    )
+    small = DatasetConfig()
+    small.CopyFrom(data)
+    small.eval_batch_size = min(_BATCH_SIZE, num_groups)
+    records = BadRecords(None, 1.0)
+    inputs = Input(small, model.schema, path, "eval_input_path", records, kept_fields=ways.fields, vectors=vectors)
     collected: dict[str, list[Outputs]] = {}
     labels: list[Outputs] = []
     num_pictures = seen = 0

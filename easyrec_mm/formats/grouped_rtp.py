@@ -235,16 +235,7 @@ def split_lines(
         # A line with too few columns is refused, whatever is read here for it.
         return columns.values.take(pa.array(_first(columns) + np.minimum(index, last)))
 
-    sizes = column(layout.size_column)
-    matches = pc.match_substring_regex(sizes, f"^(?:{VALUE_PATTERNS['int64']})$")
-    digits = pc.replace_substring_regex(pc.if_else(matches, sizes, b"0").cast(pa.string()), r"[+ \t]", "")
-    size: Ints = digits.cast(pa.int64()).to_numpy(zero_copy_only=False)
-
-    def told(line: int) -> str:
-        return str(size[line]) if matches[line].as_py() else shown(sizes[line].as_py())
-
-    where = column_place(size_name)
-    whole.refuse(size <= 0, where, lambda i: f"group size {told(i)} is not 1 or more")
+    size = _read_sizes(column(layout.size_column), size_name, whole)
     parts: dict[str, pa.ListArray] = {}
     for name, index in (*labels, ("", layout.features_column)):
         parts[name] = _split(column(index), layout.sample_separator)
@@ -264,6 +255,19 @@ def split_lines(
         texts[name] = pool.take(pa.array(np.where(is_ragged, len(pool) - 1, _first(values) + i)))
     image = column(layout.image_column) if layout.image_column >= 0 else pa.nulls(len(lines), pa.binary())
     return SplitLines(problems.size, image.filter(good), texts, rows[~whole.is_bad], problems, whole.at_rows(rows))
+
+
+def _read_sizes(texts: pa.Array, size_name: str, problems: GroupProblems) -> Ints:
+    """Group sizes of lines; those below 1 go to `problems`, and what is not a number is 0."""
+    matches = pc.match_substring_regex(texts, f"^(?:{VALUE_PATTERNS['int64']})$")
+    digits = pc.replace_substring_regex(pc.if_else(matches, texts, b"0").cast(pa.string()), r"[+ \t]", "")
+    size: Ints = digits.cast(pa.int64()).to_numpy(zero_copy_only=False)
+
+    def given(line: int) -> str:
+        return str(size[line]) if matches[line].as_py() else shown(texts[line].as_py())
+
+    problems.refuse(size <= 0, column_place(size_name), lambda i: f"group size {given(i)} is not 1 or more")
+    return size
 
 
 def decode(

@@ -131,15 +131,7 @@ def assign(keys: pa.Table, rule: GroupRule) -> Assignment:
     run = item
     for code, _ in fields.values():
         run = _paired(run, code)
-
-    # Rows by item, within it by run as these first appear, within it in their order.
-    is_sorted = bool(np.all(order[1:] > order[:-1]))
-    by_run = np.argsort(run, kind="stable") if is_sorted else np.lexsort((order, run))
-    starts = _starts(run[by_run])
-    sizes = np.diff(np.append(starts, len(order)))
-    run_order = np.lexsort((order[by_run[starts]], item[by_run[starts]]))
-    by_run = by_run[np.repeat(starts[run_order], sizes[run_order]) + _counting(sizes[run_order])]
-    sizes = sizes[run_order]
+    by_run, sizes = _runs(order, item, run)
     first_rows = by_run[_from_sizes(sizes)]  # of the runs
     run_item = item[first_rows]
 
@@ -171,6 +163,17 @@ def assign(keys: pa.Table, rule: GroupRule) -> Assignment:
     _find_conflicts(keys, rule, first_rows, run_item, codes, is_empty, report)
     first = order[by_run[group_start]]
     return Assignment(row_group, row_run, shard, position, first, len(sizes), report)
+
+
+def _runs(order: Ints, item: Ints, run: Ints) -> tuple[Ints, Ints]:
+    """Rows by item, within it by run as these first appear, within it in their order; and the sizes of the runs."""
+    is_sorted = bool(np.all(order[1:] > order[:-1]))
+    by_run = np.argsort(run, kind="stable") if is_sorted else np.lexsort((order, run))
+    starts = _starts(run[by_run])
+    sizes = np.diff(np.append(starts, len(order)))
+    run_order = np.lexsort((order[by_run[starts]], item[by_run[starts]]))
+    by_run = by_run[np.repeat(starts[run_order], sizes[run_order]) + _counting(sizes[run_order])]
+    return by_run, sizes[run_order]
 
 
 def _items(keys: pa.Table, group_by: str, seed: int) -> tuple[Ints, NDArray[np.uint64]]:

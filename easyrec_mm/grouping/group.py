@@ -22,7 +22,7 @@ from easyrec_mm.grouping.flat_files import Split
 from easyrec_mm.grouping.group_stats import GroupStats
 from easyrec_mm.grouping.image_root import choose_image_root
 from easyrec_mm.grouping.inference import Inference, infer, is_binary, is_label_name
-from easyrec_mm.grouping.log_plan import plan_log
+from easyrec_mm.grouping.log_plan import LogPlan, plan_log
 from easyrec_mm.grouping.options import GroupOptions
 from easyrec_mm.grouping.output_folder import check_output, new_folder, written
 from easyrec_mm.grouping.pictures import PicturePacker
@@ -73,12 +73,7 @@ def group(options: GroupOptions, engine: Engine, packer: PicturePacker | None) -
         options = replace(options, image_root=image_root)
         packer = packer and replace(packer, image_root=image_root)
     bad = BadRows(options.output, options.max_bad_share)
-    rows = engine.read(plan.splits, plan.layout)
-    bad.add(rows.num_refused, rows.num_rows, "rows", (BadRow("row", *row) for row in rows.refused))
-    if not rows.stats[TRAIN].num_rows:
-        why = f"the first is refused: {bad.first}" if bad.first else "all are set apart to evaluate"
-        raise DataError(f"--input {options.input}: none of the {rows.num_rows} rows can train; {why}")
-
+    rows = _read(options, engine, plan, bad)
     num_shards = _num_shards(options, rows.stats)
     groups, constant = engine.group(GroupRule(plan.layout, options.max_group_size, num_shards, options.seed))
     bad.add(groups.num_conflicts, groups.num_items, "items", _conflicts(groups, plan.layout))
@@ -101,13 +96,20 @@ def group(options: GroupOptions, engine: Engine, packer: PicturePacker | None) -
         _require_all(stats)
         bad.write(join(folder, BAD_ROWS))
         stats.write(folder)
-    lines = [*stats.lines(), *bad.told()]
-    if has_found_root:
-        lines.append(f"image_root: {image_root}, where the pictures are")
-    lines += [*(f"note: {note}" for note in inference.notes), *_left_out(inference)]
-    if options.pipeline_config_template:
-        lines += _write_template(stats)
-    return "\n".join(lines)
+    found_root = [f"image_root: {image_root}, where the pictures are"] if has_found_root else []
+    notes = [*(f"note: {note}" for note in inference.notes), *_left_out(inference)]
+    template = _write_template(stats) if options.pipeline_config_template else []
+    return "\n".join([*stats.lines(), *bad.told(), *found_root, *notes, *template])
+
+
+def _read(options: GroupOptions, engine: Engine, plan: LogPlan, bad: BadRows) -> RowsReport:
+    """Read the log; its bad rows go to `bad`."""
+    rows = engine.read(plan.splits, plan.layout)
+    bad.add(rows.num_refused, rows.num_rows, "rows", (BadRow("row", *row) for row in rows.refused))
+    if not rows.stats[TRAIN].num_rows:
+        why = f"the first is refused: {bad.first}" if bad.first else "all are set apart to evaluate"
+        raise DataError(f"--input {options.input}: none of the {rows.num_rows} rows can train; {why}")
+    return rows
 
 
 def _require_pictures(options: GroupOptions, rows: RowsReport) -> None:

@@ -15,6 +15,7 @@ import tensorflow as tf
 from easyrec_mm.config.network import REGULARIZATION_LOSSES
 from easyrec_mm.data.batch import Batch, Images
 from easyrec_mm.data.picture_bank import PictureBank
+from easyrec_mm.features.feature import Feature
 from easyrec_mm.network.image import ImageLosses, image_tower, item_image
 from easyrec_mm.network.layers.image_tower import ImageTower
 from easyrec_mm.network.layers.item_image import ItemImage
@@ -159,9 +160,9 @@ class MultimodalModel:
         return self._prediction_functions[key]
 
     def freeze(self, trainable: str) -> None:
-        """Train of the image tower what img_model.trainable calls ALL, HEAD, NONE or LAST_N_STAGES, from now on.
+        """Choose the trained part of the image tower: ALL, HEAD, NONE or LAST_N_STAGES, see img_model.trainable.
 
-        Functions that were traced before go on as they were.
+        Functions that are traced already do not change.
         """
         self._frozen = trainable
         if self.image is not None:
@@ -270,29 +271,21 @@ class MultimodalModel:
 
     def _build(self) -> None:
         """Create all variables, by a batch of one sample."""
-        features: dict[str, tf.Tensor | tf.RaggedTensor] = {}
-        for feature in self.schema.features:
-            num_values = 0 if feature.is_list else 1
-            value = tf.zeros([num_values], tf.int64)
-            if feature.num_numbers:
-                value = tf.zeros([num_values, feature.num_numbers])
-            if feature.is_list:
-                value = tf.RaggedTensor.from_row_splits(value, tf.constant([0, 0], tf.int64))
-            features[feature.name] = value
         vector = None
         if self.image is not None:
-            vector = self.image(self._a_picture(), self._a_category())
+            image = self.schema.image
+            pixels = tf.zeros([1, image.height, image.width, image.channels], tf.uint8)
+            vector = self.image(pixels, tf.zeros([1], tf.int64))
             self.image_width = int(vector.shape[1])
             self.item = item_image(self._img_model, self.image_width, self._seed)
-        self.rec(features, vector)
+        self.rec({feature.name: _value_of_a_sample(feature) for feature in self.schema.features}, vector)
 
-    def _a_picture(self) -> tf.Tensor:
-        image = self.schema.image
-        return tf.zeros([1, image.height, image.width, image.channels], tf.uint8)
 
-    @staticmethod
-    def _a_category() -> tf.Tensor:
-        return tf.zeros([1], tf.int64)
+def _value_of_a_sample(feature: Feature) -> tf.Tensor | tf.RaggedTensor:
+    """Zero for a feature of one sample, or a list of nothing."""
+    num_values = 0 if feature.is_list else 1
+    value = tf.zeros([num_values, feature.num_numbers]) if feature.num_numbers else tf.zeros([num_values], tf.int64)
+    return tf.RaggedTensor.from_row_splits(value, tf.constant([0, 0], tf.int64)) if feature.is_list else value
 
 
 def without_updates(model: MultimodalModel, config: EasyRecConfig) -> MultimodalModel:

@@ -16,7 +16,7 @@ from easyrec_mm.data.bad_records import BadRecords
 from easyrec_mm.data.batch import InputBatch
 from easyrec_mm.data.first_pictures import first_pictures, require_pictures
 from easyrec_mm.data.input import Input
-from easyrec_mm.errors import CheckpointError, ConfigError, UserError
+from easyrec_mm.errors import CheckpointError, ConfigError
 from easyrec_mm.evaluation.evaluator import VECTORS, vectors_of
 from easyrec_mm.files.folders import shown
 from easyrec_mm.network.model import MultimodalModel
@@ -30,6 +30,7 @@ from easyrec_mm.training.evaluations import TrainingEvaluations
 from easyrec_mm.training.length import Length, training_length
 from easyrec_mm.training.save_times import SaveTimes
 from easyrec_mm.training.signals import Caught, caught_signals
+from easyrec_mm.training.step_log import StepLog
 from easyrec_mm.training.steps import TrainSteps
 from easyrec_mm.training.time_left import Forecast
 from easyrec_mm.training.warm_start import start_from_checkpoint
@@ -157,56 +158,54 @@ class Trainer:
         config, evaluations = self._train_config, self._evaluations
         save_times = SaveTimes(config)
         forecast = Forecast(length, save_times, evaluations.interval_s)
+        steps_log = StepLog(log, progress, forecast, self._schema, self._bad_records, self._checkpoints)
         batches = self.batches(length.num_epochs)
-        pending: list[dict[str, tf.Tensor]] = []
-        first_step = saved_step = int(self.steps.number)
-        phase = self.steps.phase(first_step)
+        step = first_step = saved_step = int(self.steps.number)
         epoch = length.epoch_of(int(self._batches_read))
-        reason = evaluations.stop_reason()  # of an earlier part of this training
+        reason = evaluations.stop_reason() or self._all_steps(step)  # of an earlier part of this training
         try:
             while not caught.number and reason is None:
-                if config.num_steps and int(self.steps.number) >= config.num_steps:
-                    reason = f"num_steps {config.num_steps} are done"
-                    break
-                started = time.perf_counter()
+                started_s = time.perf_counter()
                 item = next(batches, None)
-                waited = time.perf_counter() - started
                 if item is None:
                     reason = f"num_epochs {length.num_epochs} are done"
                     break
+                waited_s = time.perf_counter() - started_s
                 losses = self.run_step(item)
                 if losses is None:
                     continue
                 step, epoch_before, epoch = int(self.steps.number), epoch, item.epoch
-                pending.append(losses)
-                progress.add(item.batch.num_samples, item.batch.num_images, waited)
-                if self.steps.phase(item.step) != phase:
-                    phase = self.steps.phase(item.step)
-                    forecast.time.restart()
-                forecast.step(item.batch.num_samples, item.batch.num_images)
+                steps_log.add(losses, item, waited_s, self.steps.phase(item.step))
                 if step % config.log_step_count_steps == 0:
-                    self._log(pending, step, epoch, log, progress, forecast)
+                    steps_log.write(step, epoch)
+                    self._folder.put_logs(at_once=False)
                 if step % config.save_summary_steps == 0:
                     log.write_summaries("train", step, {name: float(value) for name, value in losses.items()})
                 if save_times.is_due(step, epoch_before, epoch):
-                    saved, saved_step = self._save(pending), step
+                    steps_log.require_finite(step)
+                    saved, saved_step = self._save(step), step
                     save_times.saved()
                     if evaluations.is_due:
                         forecast.time.evaluated(evaluations.run(saved, step, log, progress))
                         reason = evaluations.stop_reason()
-            if pending:
-                self._log(pending, int(self.steps.number), epoch, log, progress, forecast)
+                reason = reason or self._all_steps(step)
+            steps_log.write(step, epoch)
         finally:
             batches.close()
-        if int(self.steps.number) == first_step and saved is not None:
+        if step == first_step and saved is not None:
             return saved, reason
-        if int(self.steps.number) != saved_step or saved is None:
-            saved = self._save(pending)
+        if step != saved_step or saved is None:
+            saved = self._save(step)
         if caught.number:
             return saved, None
         self._bad_records.check_all()
-        evaluations.run(saved, int(self.steps.number), log, progress)
+        evaluations.run(saved, step, log, progress)
         return saved, reason
+
+    def _all_steps(self, step: int) -> str | None:
+        """Why a training ends that has done its steps."""
+        num_steps = self._train_config.num_steps
+        return f"num_steps {num_steps} are done" if num_steps and step >= num_steps else None
 
     def batches(self, num_epochs: int) -> Generator[InputBatch, None, None]:
         """Return the batches from where the training stands; `num_epochs` as for Input.batches."""
@@ -266,41 +265,9 @@ class Trainer:
             print(f"step {item.step}: all of the image tower is trained from now on", flush=True)
         return self.steps.run(item)
 
-    def _log(
-        self,
-        pending: list[dict[str, tf.Tensor]],
-        step: int,
-        epoch: int,
-        log: MetricsLog,
-        progress: Progress,
-        forecast: Forecast,
-    ) -> None:
-        """Show and write the means since the last time."""
-        means = {name: float(tf.reduce_mean([losses[name] for losses in pending])) for name in pending[0]}
-        pending.clear()
-        self._require_finite(means["loss"], step)
-        rates = progress.rates()
-        task_losses = [f"loss_{task.name}" for task in self._schema.tasks]
-        shown = {name: means[name] for name in ["loss", *(task_losses if len(task_losses) > 1 else [])]}
-        if announcement := forecast.announcement(step):
-            progress.say(announcement)
-        progress.show({"epoch": epoch, **shown}, rates, forecast.left(step))
-        log.write_line("train", step, {"epoch": epoch, **means, **rates, **self._bad_records.counts})
-        self._folder.put_logs(at_once=False)
-
-    def _require_finite(self, loss: float, step: int) -> None:
-        if not math.isfinite(loss):
-            good = self._checkpoints.latest()
-            raise UserError(
-                f"the loss is {loss} at step {step}; lower the learning rate, set gradient_clipping_by_norm, or look "
-                f"for extreme values with 'easyrec-mm check'. The last good checkpoint is {good or 'none'}."
-            )
-
-    def _save(self, pending: list[dict[str, tf.Tensor]]) -> str:
-        """Write a checkpoint, unless the weights are spoilt."""
-        if pending:
-            self._require_finite(float(pending[-1]["loss"]), int(self.steps.number))
+    def _save(self, step: int) -> str:
+        """Write the checkpoint of a step; its path."""
         state: dict[str, tf.Variable | tf.Tensor] = {**self.state(), **self.steps.bank_state()}
-        path = self._checkpoints.save(int(self.steps.number), state, self._evaluations.best_step())
+        path = self._checkpoints.save(step, state, self._evaluations.best_step())
         self._folder.put_checkpoint()
         return path

@@ -88,7 +88,7 @@ def measure(folder: Path, size: int, number: int, turns: int) -> dict[str, Any]:
 def embed_on_demand(folder: Path, pictures: Path, connection: Any) -> None:
     """Process that embeds the first N pictures into a new store for each N it gets, and answers with images/s."""
     os.environ["TF_NUM_INTRAOP_THREADS"] = "1"  # as the command does
-    from easyrec_mm.embedding.embed import embed
+    from easyrec_mm.embedding.embed import EmbedOptions, embed
     from easyrec_mm.embedding.image_model import ImageModel
     from easyrec_mm.embedding.items import read_items
     from easyrec_mm.store import open_store
@@ -98,7 +98,7 @@ def embed_on_demand(folder: Path, pictures: Path, connection: Any) -> None:
     for turn, number in enumerate(iter(connection.recv, 0)):
         store = open_store(f"lmdb://{folder}/store{turn}", writable=True)
         with contextlib.redirect_stderr(io.StringIO()), contextlib.redirect_stdout(io.StringIO()):
-            result = embed(model, items[:number], store, os.devnull)
+            result = embed(model, items[:number], store, EmbedOptions(os.devnull))
         store.close()
         connection.send(result.per_s)
 

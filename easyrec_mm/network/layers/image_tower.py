@@ -5,16 +5,20 @@ Shape legend: P pictures, D width of a vector, F filters.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
-from itertools import pairwise
-from typing import Any
 
 import keras
 import numpy as np
 import tensorflow as tf
 
 from easyrec_mm.network.layers.augmentation import Augmentation
+from easyrec_mm.network.layers.backbone_parts import (
+    add_low_rank_updates,
+    attended_ends,
+    divided,
+    recompute_blocks,
+)
 from easyrec_mm.network.layers.backbone_stages import variable_names
 from easyrec_mm.network.layers.backbones import Backbone, BackboneError
 from easyrec_mm.network.layers.category_attention import CategoryAttention, CategoryEmbeddings
@@ -97,22 +101,25 @@ class ImageTower(keras.layers.Layer):
         self._projection = dense(projection, "projection", 0.0, dtype=dtype) if projection else None
         self._head = head
         self._augmentation = self._options.augmentation
-        self._segments, self._attention = self._divided(backbone, shape, dtype)
+        attended = attended_ends(self.stages, self._options.attention_places) if self._options.num_categories else []
+        self._segments: list[keras.Model] = [self.backbone]
+        self._attention: list[CategoryAttention | None] = [None]
+        if any(stage.block_ends for stage in self.stages) and (attended or self._options.rematerialize):
+            self._segments, self._attention = divided(backbone, shape, attended, dtype)
         self._categories = None
         if self._options.num_categories:
             self._categories = CategoryEmbeddings(self._options.num_categories, self._options.category_dim, "category")
         if self._options.pooling == "GEM":
+            start = keras.initializers.Constant(_GEM_POWER)
             self._gem_power = self.add_weight(
-                shape=(),
-                initializer=keras.initializers.Constant(_GEM_POWER),
-                name="gem_power",
-                dtype="float32",
-                autocast=False,
+                shape=(), initializer=start, dtype="float32", autocast=False, name="gem_power"
             )
-        self._lora_layers = self._with_lora() if self._options.lora_rank else []
+        self._lora_layers: list[keras.layers.Layer] = []
+        if self._options.lora_rank:
+            self._lora_layers = add_low_rank_updates(self.stages, self._options.lora_rank, self._options.lora_alpha)
         self._is_recomputing = False
         if self._options.rematerialize and backbone.is_transformer:
-            self._recompute_blocks()
+            recompute_blocks(self.stages, lambda: self._is_recomputing)
         # F and D, known after the first call.
         self.num_features = self.width = 0
         # The last stages of the backbone, that many, are trained.
@@ -163,7 +170,8 @@ class ImageTower(keras.layers.Layer):
                 return encode(pixels, *embeddings)
             # Kernels of convolutions and batch norm refuse a batch of nothing.
             if is_trained:
-                return self._or_of_zeros(encode, pixels, *embeddings)
+                averages = [v for v in self.backbone.variables if v.name in ("moving_mean", "moving_variance")]
+                return _or_of_zeros(encode, averages, pixels, *embeddings)
             nothing = tf.zeros([0, self.num_features], self.compute_dtype)
             return tf.cond(tf.shape(pixels)[0] > 0, lambda: encode(pixels, *embeddings), lambda: nothing)
         finally:
@@ -247,19 +255,6 @@ class ImageTower(keras.layers.Layer):
             return {}
         return {"channel": self._categories.channel, "spatial": self._categories.spatial}
 
-    def _or_of_zeros(self, encode: Callable[..., tf.Tensor], *inputs: tf.Tensor) -> tf.Tensor:
-        """`encode(*inputs)` of `[P, ...]` in training; if P is 0, of one picture of zeros, of which nothing stays."""
-        # In a tf.cond `recompute` would have no gradient.
-        num_pictures = tf.shape(inputs[0])[0]
-        is_empty = tf.equal(num_pictures, 0)
-        averages = [v for v in self.backbone.variables if v.name in ("moving_mean", "moving_variance")]
-        before = [tf.convert_to_tensor(v.value) for v in averages]
-        some = [tf.cond(is_empty, lambda x=x: tf.zeros([1, *x.shape[1:]], x.dtype), lambda x=x: x) for x in inputs]
-        features = encode(*some)
-        for variable, value in zip(averages, before, strict=True):
-            variable.assign(tf.where(is_empty, value, variable))
-        return features[:num_pictures]
-
     def _encode(self, pixels: tf.Tensor, embeddings: tuple[tf.Tensor, ...], training: bool) -> tf.Tensor:
         # Repeated along a row of pixels: a product with one number a channel alone takes five times as long.
         row = tf.shape(pixels)[2:]
@@ -316,83 +311,20 @@ class ImageTower(keras.layers.Layer):
                 "pooling", f"{pooling} has no effect: this backbone makes one vector of a picture itself"
             )
 
-    def _divided(
-        self, backbone: Backbone, shape: tuple[int, int, int], dtype: str
-    ) -> tuple[list[keras.Model], list[CategoryAttention | None]]:
-        """The backbone in parts, and the attention behind each."""
-        options = self._options
-        ends = [end for stage in self.stages for end in stage.block_ends[-1:]]
-        attended: list[Any] = []
-        if options.num_categories:
-            last = options.attention_places == "EACH_STAGE"
-            # Not behind the stem, unless there is nothing else.
-            behind = self.stages[1:] or self.stages
-            attended = [end for stage in behind for end in (stage.block_ends[-1:] if last else stage.block_ends)]
-            if not attended:
-                raise BackboneError("category_feature", "this backbone has no feature maps for its attention")
-        if not ends or not (attended or options.rematerialize):
-            return [self.backbone], [None]
-        cuts = [end for stage in self.stages for end in stage.block_ends if _is_among(end, [*ends, *attended])]
-        starts = [backbone.model.input, *cuts]
-        segments = [keras.Model(start, end) for start, end in pairwise(starts)]
-        size = (1, *shape)
-        attention: list[CategoryAttention | None] = []
-        for i, (segment, end) in enumerate(zip(segments, cuts, strict=True)):
-            size = segment.compute_output_spec(keras.KerasTensor(size, dtype=end.dtype)).shape
-            wanted = _is_among(end, attended)
-            attention.append(
-                CategoryAttention(size[3], size[1], size[2], dtype=dtype, name=f"attention_{i}") if wanted else None
-            )
-        return segments, attention
 
-    def _with_lora(self) -> list[keras.layers.Layer]:
-        """Give the dense layers within the blocks of a transformer low-rank updates; those layers."""
-        kinds = (keras.layers.Dense, keras.layers.EinsumDense)
-        blocks = [layer for stage in self.stages[1:] if not stage.block_ends for layer in stage.layers]
-        layers = [layer for layer in blocks if isinstance(layer, kinds)]
-        if not layers:
-            raise BackboneError(
-                "lora_rank", "this backbone is not a transformer: it has no blocks of attention and dense layers"
-            )
-        for layer in layers:
-            layer.enable_lora(self._options.lora_rank, lora_alpha=self._options.lora_alpha or None)
-        return layers
+def _or_of_zeros(encode: Callable[..., tf.Tensor], averages: list[keras.Variable], *inputs: tf.Tensor) -> tf.Tensor:
+    """`encode(*inputs)` of `[P, ...]` in training. If P is 0, of one picture of zeros, of which nothing stays.
 
-    def _recompute_blocks(self) -> None:
-        """Run the blocks of a transformer by `recompute` while `_is_recomputing`."""
-        for stage in self.stages[1:]:
-            block = stage.layers[0]
-            block.call = self._recomputing(block.call)
-
-    def _recomputing(self, call: Callable[..., Any]) -> Callable[..., Any]:
-        def run(*args: Any, **kwargs: Any) -> Any:
-            if not self._is_recomputing:
-                return call(*args, **kwargs)
-            inputs, with_inputs = _tensors_of((args, kwargs))
-            with_outputs: list[Callable[[Sequence[tf.Tensor]], Any]] = []
-
-            def tensors(*inputs: tf.Tensor) -> list[tf.Tensor]:
-                args, kwargs = with_inputs(inputs)
-                outputs, put_back = _tensors_of(call(*args, **kwargs))
-                with_outputs[:] = [put_back]
-                return outputs
-
-            outputs = recompute(tensors, *inputs)
-            return with_outputs[0](outputs)
-
-        return run
-
-
-def _tensors_of(structure: Any) -> tuple[list[tf.Tensor], Callable[[Sequence[tf.Tensor]], Any]]:
-    """The tensors among the parts of a structure, and what makes the structure of others in their place."""
-    parts = tf.nest.flatten(structure)
-
-    def put_back(tensors: Sequence[tf.Tensor]) -> Any:
-        rest = iter(tensors)
-        return tf.nest.pack_sequence_as(structure, [next(rest) if tf.is_tensor(part) else part for part in parts])
-
-    return [part for part in parts if tf.is_tensor(part)], put_back
-
-
-def _is_among(tensor: Any, tensors: list[Any]) -> bool:
-    return any(tensor is other for other in tensors)
+    Args:
+      encode: in a tf.cond it would have no gradient where it recomputes.
+      averages: what it moves.
+      inputs: `[P, ...]` each.
+    """
+    num_pictures = tf.shape(inputs[0])[0]
+    is_empty = tf.equal(num_pictures, 0)
+    before = [tf.convert_to_tensor(v.value) for v in averages]
+    given = [tf.cond(is_empty, lambda x=x: tf.zeros([1, *x.shape[1:]], x.dtype), lambda x=x: x) for x in inputs]
+    features = encode(*given)
+    for variable, value in zip(averages, before, strict=True):
+        variable.assign(tf.where(is_empty, value, variable))
+    return features[:num_pictures]

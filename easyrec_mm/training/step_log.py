@@ -1,0 +1,96 @@
+"""What a training says of its steps: mean losses, rates and the time that is left, on the terminal and in its files."""
+
+from __future__ import annotations
+
+import math
+
+import tensorflow as tf
+
+from easyrec_mm.data.bad_records import BadRecords
+from easyrec_mm.data.batch import InputBatch
+from easyrec_mm.errors import UserError
+from easyrec_mm.runs.checkpoint import Checkpoints
+from easyrec_mm.runs.progress import MetricsLog, Progress
+from easyrec_mm.schema import Schema
+from easyrec_mm.training.time_left import Forecast
+
+
+class StepLog:
+    """Collects steps and tells of several at a time.
+
+    Args:
+      log: takes a line each time.
+      progress: the terminal.
+      forecast: of the end.
+      schema: names the tasks.
+      bad_records: counted in each line.
+      checkpoints: the last of them is named when the loss is not finite.
+    """
+
+    def __init__(
+        self,
+        log: MetricsLog,
+        progress: Progress,
+        forecast: Forecast,
+        schema: Schema,
+        bad_records: BadRecords,
+        checkpoints: Checkpoints,
+    ) -> None:
+        self._log, self._progress, self._forecast = log, progress, forecast
+        self._bad_records, self._checkpoints = bad_records, checkpoints
+        task_losses = [f"loss_{task.name}" for task in schema.tasks]
+        self._shown = ["loss", *(task_losses if len(task_losses) > 1 else [])]
+        self._losses: list[dict[str, tf.Tensor]] = []  # of the steps since the last line
+        self._last: dict[str, tf.Tensor] = {}
+        self._phase: int | None = None
+
+    def add(self, losses: dict[str, tf.Tensor], item: InputBatch, waited_s: float, phase: int) -> None:
+        """Add a step.
+
+        Args:
+          losses: by name.
+          item: its batch.
+          waited_s: seconds that it waited for the batch.
+          phase: of the training; the steps of another one take another time.
+        """
+        self._losses.append(losses)
+        self._last = losses
+        if self._phase not in (None, phase):
+            self._forecast.time.restart()
+        self._phase = phase
+        self._progress.add(item.batch.num_samples, item.batch.num_images, waited_s)
+        self._forecast.step(item.batch.num_samples, item.batch.num_images)
+
+    def write(self, step: int, epoch: int) -> None:
+        """Show and write the means since the last time, if there were steps.
+
+        Raises:
+          UserError: if the loss is not finite.
+        """
+        if not self._losses:
+            return
+        means = {name: float(tf.reduce_mean([losses[name] for losses in self._losses])) for name in self._losses[0]}
+        self._losses.clear()
+        self._require_finite(means["loss"], step)
+        rates = self._progress.rates()
+        if announcement := self._forecast.announcement(step):
+            self._progress.say(announcement)
+        shown = {name: means[name] for name in self._shown}
+        self._progress.show({"epoch": epoch, **shown}, rates, self._forecast.left(step))
+        self._log.write_line("train", step, {"epoch": epoch, **means, **rates, **self._bad_records.counts})
+
+    def require_finite(self, step: int) -> None:
+        """Check the last step, before its weights become a checkpoint.
+
+        Raises:
+          UserError: if its loss is not finite.
+        """
+        self._require_finite(float(self._last["loss"]), step)
+
+    def _require_finite(self, loss: float, step: int) -> None:
+        if not math.isfinite(loss):
+            good = self._checkpoints.latest()
+            raise UserError(
+                f"the loss is {loss} at step {step}; lower the learning rate, set gradient_clipping_by_norm, or look "
+                f"for extreme values with 'easyrec-mm stats'. The last good checkpoint is {good or 'none'}."
+            )
