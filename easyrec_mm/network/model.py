@@ -71,7 +71,7 @@ class MultimodalModel:
         self._image_losses = ImageLosses(network.img_model, schema, self.image_width, self.rec.feature_embedding)
         # What is trained where nothing is frozen.
         self._trainable = {name for name, variable in self.named_variables().items() if variable.trainable}
-        self._frozen = "ALL"  # as `freeze` names it: nothing
+        self._trained_part = "ALL"  # of the image tower, see `train_part`
 
     def logits(
         self, batch: Batch, training: bool = False, bank: PictureBank | None = None
@@ -92,12 +92,12 @@ class MultimodalModel:
         images = batch.images
         category = tf.gather(images.category, images.encoded) if bank else images.category
         may_be_empty = bank is not None or self.schema.has_no_image_vector
-        if bank is not None and self.is_frozen("HEAD"):
+        if bank is not None and self.trains_part("HEAD"):
             features = self.image.features(batch.pixels, category, False, may_be_empty)  # [E, F]
             features = tf.cast(self._from_bank(features, images, bank), self.image.compute_dtype)
             vectors = self.image.vectors(features, training, may_be_empty)  # [P, D]
         else:
-            is_training = training and not self.is_frozen("NONE")
+            is_training = training and not self.trains_part("NONE")
             vectors = self.image(batch.pixels, category, training=is_training, may_be_empty=may_be_empty)  # [E, D]
             vectors = vectors if bank is None else self._from_bank(vectors, images, bank)  # [P, D]
         if not (self.schema.image_separator or self.schema.has_no_image_vector):
@@ -146,32 +146,32 @@ class MultimodalModel:
         """
         if self.image is None:
             return None
-        is_frozen = self._frozen in ("HEAD", "NONE")
-        bank = self._prediction_banks.setdefault(self._frozen, PictureBank(self.bank_width(self._frozen)))
+        is_frozen = self._trained_part in ("HEAD", "NONE")
+        bank = self._prediction_banks.setdefault(self._trained_part, PictureBank(self.bank_width(self._trained_part)))
         bank.forget(everything=not is_frozen)
         return bank
 
     def prediction_function(self, spec: Batch) -> Callable[[Batch], dict[str, tf.Tensor]]:
         """`predict` with the bank of `prediction_bank`, compiled for batches of these shapes, once."""
-        key = (str(spec), self._frozen)
+        key = (str(spec), self._trained_part)
         if key not in self._prediction_functions:
-            function = partial(self.predict, bank=self._prediction_banks.get(self._frozen))
+            function = partial(self.predict, bank=self._prediction_banks.get(self._trained_part))
             self._prediction_functions[key] = tf.function(function, input_signature=[spec], autograph=False)
         return self._prediction_functions[key]
 
-    def freeze(self, trainable: str) -> None:
+    def train_part(self, trainable: str) -> None:
         """Choose the trained part of the image tower: ALL, HEAD, NONE or LAST_N_STAGES, see img_model.trainable.
 
         Functions that are traced already do not change.
         """
-        self._frozen = trainable
+        self._trained_part = trainable
         if self.image is not None:
             stages = {"ALL": None, "LAST_N_STAGES": self._img_model.last_n_stages}.get(trainable, 0)
             self.image.train_last_stages(stages)
 
-    def is_frozen(self, trainable: str) -> bool:
-        """Whether `freeze` was told that last."""
-        return self._frozen == trainable
+    def trains_part(self, trainable: str) -> bool:
+        """Whether this is the trained part of the image tower."""
+        return self._trained_part == trainable
 
     def bank_width(self, trainable: str) -> int:
         """Numbers a picture that a bank keeps where that much is trained: the image vector, or what comes out of a
@@ -257,11 +257,11 @@ class MultimodalModel:
     def _is_trained(self, name: str, variable: keras.Variable) -> bool:
         if self.image is None or not name.startswith("image/") or name.startswith("image/item/"):
             return True
-        if self.is_frozen("NONE"):
+        if self.trains_part("NONE"):
             return False
         # A bank keeps what is pooled, which would not follow the power.
         if name.startswith(("image/category/", "image/attention_", "image/gem_power")):
-            return not self.is_frozen("HEAD")
+            return not self.trains_part("HEAD")
         if not name.startswith(_BACKBONE):
             return True
         if self._img_model.lora_rank and id(variable) not in self.image.lora_variables():

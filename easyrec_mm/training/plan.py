@@ -56,14 +56,14 @@ def build_phases(model: MultimodalModel, config: EasyRecConfig) -> list[Phase]:
         kept = PictureBank(width, settings.encode_ratio, settings.max_staleness_steps, seed)
     phases = []
     for first_step, kind in kinds:
-        model.freeze(kind)
+        model.train_part(kind)
         bank = kept
         if kind in ("HEAD", "NONE"):
             has_bank = uses_image and not (kind == "HEAD" and settings.HasField("augmentation"))
             bank = PictureBank(model.bank_width(kind)) if has_bank else None
         trained = _trained_variables(model, config.train_config.freeze_gradient)
         phases.append(Phase(first_step, kind, trained, bank, bank is not None and bank is kept))
-    model.freeze(kinds[0][1])
+    model.train_part(kinds[0][1])
     return phases
 
 

@@ -71,9 +71,9 @@ class TrainSteps:
     def enter_phase(self, step: int) -> bool:
         """Freeze what the phase of the step that follows `step` steps has frozen; whether that was otherwise before."""
         trainable = self.phases[self.phase(step)].trainable
-        if self._model.is_frozen(trainable):
+        if self._model.trains_part(trainable):
             return False
-        self._model.freeze(trainable)
+        self._model.train_part(trainable)
         return True
 
     def run(self, item: InputBatch) -> dict[str, tf.Tensor]:
