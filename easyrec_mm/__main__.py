@@ -1,4 +1,4 @@
-"""`python -m easyrec_mm` is `easyrec-mm`."""
+"""Entry point: `python -m easyrec_mm` is the command `easyrec-mm`."""
 
 from easyrec_mm.cli.main import run
 

@@ -1,4 +1,4 @@
-"""Errors that a user can cause and mend. The command line prints them in plain words, never with a stack trace."""
+"""Errors that a user can cause and correct. The command line prints their messages, never with a stack trace."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from collections.abc import Iterable
 
 
 class UserError(Exception):
-    """A mistake in a config, a file or the data: says where, what was given and what to do."""
+    """A mistake in a config, a file or the data; the message says where, what was given and what to do."""
 
 
 class ConfigError(UserError):
@@ -16,11 +16,11 @@ class ConfigError(UserError):
 
 
 class Problems:
-    """Collects what is wrong in a config, each with its config path, and remarks that are no errors.
+    """Collects the problems of a config, each with its config path, and remarks that are not errors.
 
     Args:
-      path: of the config.
-      earlier: problems that do not keep the checks from going on; they are reported together with these.
+      path: path of the config, for messages.
+      earlier: problems that did not stop the checks; they are reported together with these.
     """
 
     def __init__(self, path: str, earlier: Problems | None = None) -> None:
@@ -34,7 +34,7 @@ class Problems:
         self._messages.append(f"{self._path}: {place}: {message}")
 
     def unknown(self, place: str, what: str, name: str, choices: Iterable[str]) -> None:
-        """Add a problem about a name that nothing has."""
+        """Add a problem about a name that does not exist."""
         self.add(place, f"no {what} named '{name}'; {did_you_mean(name, choices)}")
 
     def raise_if_any(self) -> None:
@@ -48,11 +48,11 @@ class DataError(UserError):
 
 
 class ExportError(UserError):
-    """An export that fails its own proof, or a folder that does not hold what an export wrote."""
+    """An export that fails its own verification, or a folder that does not contain what an export wrote."""
 
 
 class StoreError(UserError):
-    """A store of image vectors that cannot be reached, or does not hold what it should."""
+    """A store of image vectors that cannot be reached, or does not contain what it should."""
 
 
 class CheckpointError(UserError):
@@ -60,13 +60,13 @@ class CheckpointError(UserError):
 
 
 def tensorflow_reason(message: str | None) -> str:
-    """What TensorFlow's error message says, without the names of graph nodes before and behind it."""
+    """Return the text of a TensorFlow error message, without the names of graph nodes before and after it."""
     message = re.sub(r"^(\s*\{\{.*?\}\})+", "", message or "")
     return " ".join(message.split("[[")[0].split(" [Op:")[0].split())
 
 
 def did_you_mean(name: str, choices: Iterable[str]) -> str:
-    """The end of a message about an unknown `name`: the nearest choice, or all of them when none is near."""
+    """Return the end of a message about an unknown `name`: the most similar choice, or all if none is similar."""
     choices = sorted(set(choices))
     near = difflib.get_close_matches(name, choices, n=1, cutoff=0.7)
     if near:

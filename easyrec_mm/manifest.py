@@ -1,7 +1,7 @@
-"""manifest.json: what an export folder holds, where it comes from and how exactly its models agree.
+"""manifest.json: the contents of an export folder, their origin, and how closely the exported models agree.
 
-Written last into each of the three folders. Serving and embedding read nothing of a folder before its manifest says
-that it is whole and of the kind they need.
+It is written last into each of the three folders. Serving and embedding read nothing else of a folder before its
+manifest shows that the folder is complete and of the kind that they need.
 """
 
 from __future__ import annotations
@@ -19,11 +19,11 @@ from easyrec_mm.schema import Schema
 
 Kind = Literal["image", "rec", "total"]
 MANIFEST = "manifest.json"
-# Files of the folders, signatures and tensors that the export writes, and embedding and serving read.
+# Names of files, signatures and tensors that the export writes, and that embedding and serving read.
 IMAGE_ONNX, REC_ONNX, TABLES_FILE = "image.onnx", "rec.onnx", "rec.tables"
 DEFAULT, ENCODED, DECODE, VECTOR = "serving_default", "encoded", "decode", "vector"
 PIXELS, IMAGE_TEXT, IMAGE_VECTOR, PICTURE_ITEM = "pixels", "img_emb", "img_emb_vector", "picture_item"
-# Written, and those that are read. In format 1 a feature has the settings of all types side by side.
+# The format that is written, and those that can be read. In format 1 a feature has the settings of all types.
 _FORMAT = 2
 _KNOWN_FORMATS = (1, _FORMAT)
 _READ_BYTES = 1 << 20
@@ -36,17 +36,17 @@ class Manifest:
     kind                     which of the three models
     schema                   fields, features, picture and tasks
     image_input              name of the input that takes pixels or pictures
-    image_width              D, numbers of an image vector
-    no_image_vector          the D numbers that stand for no picture; () if the model has none
+    image_width              D, the width of an image vector
+    no_image_vector          the D numbers that represent a missing picture; () if the model has no such vector
     signatures               signature -> "inputs" and "outputs" -> name -> dtype and shape (-1: any)
-    checkpoint, step         what was exported
-    image_tower_fingerprint  of the image tower's weights and preprocessing: vectors of two towers never mix
+    checkpoint, step         the checkpoint that was exported, and its training step
+    image_tower_fingerprint  hash of the image tower's weights and preprocessing: vectors of two towers never mix
     versions                 package -> version
-    parity                   how far the models are from each other, and the limits they had to keep
+    parity                   differences between the models, and the limits that these had to keep
     files                    file of the folder -> bytes and SHA-256
-    created                  UTC
-    vectors                  feature -> "fingerprint", "generation" and "width" of the vectors of its store that the
-                             model was trained with
+    created                  time of the export, UTC
+    vectors                  feature -> "fingerprint", "generation" and "width" of the vectors in its store with which
+                             the model was trained
     """
 
     kind: Kind
@@ -72,10 +72,10 @@ def write_manifest(folder: Path, manifest: Manifest) -> None:
 
 
 def read_manifest(folder: str, kind: Kind) -> Manifest:
-    """Read the manifest of a folder and check that it is of that kind and that its files are as they were written.
+    """Read the manifest of a folder, and check that it is of the given kind and that its files are unchanged.
 
     Raises:
-      ExportError: if there is none, it is of another kind or format, or a file is missing or has changed.
+      ExportError: if there is no manifest, it is of another kind or format, or a file is missing or has changed.
     """
     manifest = read_header(folder, kind)
     for name, expected in manifest.files.items():
@@ -84,7 +84,7 @@ def read_manifest(folder: str, kind: Kind) -> Manifest:
 
 
 def read_header(folder: str, kind: Kind) -> Manifest:
-    """As `read_manifest`, without looking at the files.
+    """Read the manifest like `read_manifest`, but without checking the files.
 
     Raises:
       ExportError: if there is no manifest, or it is of another kind or format.
@@ -111,10 +111,10 @@ def read_header(folder: str, kind: Kind) -> Manifest:
 
 
 def local_export(folder: str) -> str:
-    """The folder of an export; of a remote one, a copy.
+    """Return the local folder of an export; a remote folder is copied first.
 
     Raises:
-      ExportError: if it holds no export.
+      ExportError: if a remote folder contains no export.
       StorageError: if it cannot be read.
     """
     export = Folder(folder)
@@ -127,7 +127,7 @@ def local_export(folder: str) -> str:
 
 
 def list_files(folder: Path) -> dict[str, dict[str, Any]]:
-    """Manifest.files of what is in a folder."""
+    """Return the value of Manifest.files for the files in a folder."""
     paths = sorted(path for path in folder.rglob("*") if path.is_file() and path.name != MANIFEST)
     return {str(path.relative_to(folder)): _describe(path) for path in paths}
 

@@ -1,7 +1,7 @@
-"""What every stage agrees on: fields, features, tables, the picture and the tasks, as plain values.
+"""The definitions that all stages share: fields, features, tables, the picture and the tasks, as plain values.
 
 A Schema is derived once from a pipeline config (config/schema.py) and needs no TensorFlow, so that reading, training,
-export and serving share one definition. It knows nothing of files, layers or optimizers.
+export and serving share one definition. It does not depend on files, layers or optimizers.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from easyrec_mm.features.sequence_feature import SequenceFeature
 from easyrec_mm.features.tag_feature import TagFeature
 from easyrec_mm.features.text_patterns import VALUE_PATTERNS
 
-# The image vector among the keys of an attention; no feature has such a name.
+# Stands for the image vector among the keys of an attention; no feature has such a name.
 IMAGE_KEY = "\x1dimage"
 
 Activation = Literal["binary", "multiclass", "value", "sigmoid_value"]
@@ -26,12 +26,12 @@ Activation = Literal["binary", "multiclass", "value", "sigmoid_value"]
 
 @dataclass(frozen=True)
 class Attention:
-    """What a key finds in sequences of one sample (layers/target_attention.py); it joins the features.
+    """Target attention of a key over a sample's sequences (layers/target_attention.py), concatenated to the features.
 
-    keys       names of features, or IMAGE_KEY for the image vector, side by side
-    sequences  names of features, side by side: they have as many elements in every sample
-    width      numbers of the key, and of an element
-    joins_key  whether the key stands behind what it finds
+    keys       names of features, or IMAGE_KEY for the image vector, whose vectors are concatenated
+    sequences  names of features whose elements are concatenated: they have equally many elements in every sample
+    width      width of the key, and of an element
+    joins_key  whether the key is concatenated after the result
     """
 
     name: str
@@ -43,9 +43,9 @@ class Attention:
 
 @dataclass(frozen=True)
 class Image:
-    """The picture of a group: its field, "" for data without pictures, and how bytes become the pixels of the network.
+    """The picture of a group: its field ("" for data without pictures), and how its bytes are decoded to pixels.
 
-    `resize` is what becomes of a picture of another shape: STRETCH, CENTER_CROP or PAD (data/decode.py).
+    `resize` is the method for pictures of another aspect ratio: STRETCH, CENTER_CROP or PAD (data/decode.py).
     """
 
     field: str
@@ -55,16 +55,16 @@ class Image:
     resize_method: str
     antialias: bool
     max_pixels: int
-    resize: str = "STRETCH"  # manifests written before there was a choice do not say
+    resize: str = "STRETCH"  # the default is for older manifests, which do not have this setting
 
 
-# Of a config without an ImgFeature.
+# For a config without an ImgFeature.
 NO_IMAGE = Image("", 1, 1, 3, "BILINEAR", True, 1)
 
 
 @dataclass(frozen=True)
 class Task:
-    """What a task tower predicts, and the names under which its outputs leave the model."""
+    """The prediction of a task tower, and the names of its outputs in the model."""
 
     name: str
     label: str
@@ -73,7 +73,7 @@ class Task:
 
     @property
     def output_names(self) -> tuple[str, ...]:
-        """Names as in EasyRec: logits_, probs_ for classes; y_ for values and for the most probable of several."""
+        """Return EasyRec's output names: logits_, probs_ for classes; y_ for values and the most probable class."""
         if self.activation == "binary":
             return (f"logits_{self.name}", f"probs_{self.name}")
         if self.activation == "multiclass":
@@ -82,16 +82,16 @@ class Task:
 
     @property
     def score_name(self) -> str:
-        """The output that metrics compare with the label."""
+        """Return the name of the output that metrics compare with the label."""
         return self.output_names[1] if self.activation in ("binary", "multiclass") else self.output_names[0]
 
 
 @dataclass(frozen=True)
 class RowLayout:
-    """Where the parts of a GroupRTP line stand: column indices, separators and the order of a sample's values.
+    """Positions of the parts of a GroupRTP line: column indices, separators and the order of a sample's values.
 
-    Other inputs name their columns, and have `sample_fields` alone; indices are -1, as is that of an image that the
-    data do not have.
+    Other inputs have named columns and use only `sample_fields`; their indices are -1. The index of the image is also
+    -1 if the data have no image.
     """
 
     label_columns: tuple[int, ...]
@@ -118,38 +118,38 @@ class Schema:
     group_size_field: str
     layout: RowLayout
     tasks: tuple[Task, ...]
-    # Fields that are the same for all samples of a group.
+    # Fields that have the same value in all samples of a group.
     group_fields: tuple[str, ...] = ()
-    # Features read once a picture: the category that the image tower sees, the item of a contrastive loss.
+    # Features read once per picture: the category input of the image tower, the item of a contrastive loss.
     image_features: tuple[Feature, ...] = ()
-    # Name of the one among them that the image tower sees; "" for none.
+    # Name of the image feature that is the category input of the image tower; "" for none.
     category_feature: str = ""
-    # Labels of losses on image vectors -> their classes.
+    # Labels of losses on image vectors, with their numbers of classes.
     image_labels: tuple[tuple[str, int], ...] = ()
-    # Between the paths of an item's pictures; "" for one path.
+    # Separator between the paths of an item's pictures; "" if an item has one path.
     image_separator: str = ""
-    # Whether an item may be without a picture: a trained vector then takes its place.
+    # Whether an item may have no picture: a trained vector is then used instead of the image vector.
     has_no_image_vector: bool = False
-    # What joins the features, behind them.
+    # Attentions, whose results are concatenated after the features.
     attentions: tuple[Attention, ...] = ()
 
     @property
     def width(self) -> int:
-        """Numbers of a sample that the network takes, beside the image vector and what goes to the logits."""
+        """Return the input width of the network per sample, without the image vector and numbers added to logits."""
         return sum(self.joined_widths())
 
     def joined_widths(self) -> list[int]:
-        """Numbers of each vector that joins the others: the features', then what attentions find and their keys."""
+        """Return the width of each concatenated vector: the features', then the attentions' results and keys."""
         found = [attention.width for attention in self.attentions for _ in range(1 + attention.joins_key)]
         return [feature.width for feature in self.features if feature.is_joined] + found
 
     @property
     def wide_width(self) -> int:
-        """Numbers of a sample that are added to the logits."""
+        """Return how many numbers per sample are added to the logits."""
         return sum(feature.width for feature in self.features if feature.is_wide)
 
     def aligned_lists(self) -> list[dict[str, str]]:
-        """Field -> separator, of lists that have as many values as each other in every sample."""
+        """Return field -> separator, for each set of lists that have equally many values in every sample."""
         tags = [feature for feature in self.features if isinstance(feature, TagFeature)]
         sequences = {feature.name: feature for feature in self.features if isinstance(feature, SequenceFeature)}
         lists = [dict.fromkeys(feature.inputs, feature.separator) for feature in tags]
@@ -158,7 +158,7 @@ class Schema:
         return [fields for fields in lists if len(fields) > 1]
 
     def text_patterns(self) -> dict[str, list[str]]:
-        """Field -> the patterns that its text, if it is not empty, must match in full."""
+        """Return field -> the patterns that its text, if it is not empty, must match in full."""
         patterns = {f.name: [VALUE_PATTERNS[f.dtype]] for f in self.fields if f.dtype in VALUE_PATTERNS}
         string_fields = {field.name for field in self.fields if field.dtype == "string"}
         for feature in self.features:
@@ -169,35 +169,35 @@ class Schema:
 
     @property
     def category(self) -> Feature | None:
-        """The feature that the image tower sees beside the picture."""
+        """Return the feature that the image tower takes in addition to the picture; None if no feature is set."""
         return next((feature for feature in self.image_features if feature.name == self.category_feature), None)
 
     def field(self, name: str) -> Field:
-        """The field of that name."""
+        """Return the field of that name."""
         return next(field for field in self.fields if field.name == name)
 
     def feature_fields(self) -> Iterator[str]:
-        """Names of the fields that the model's features read, each once, in the order of the row."""
+        """Return the names of the fields that the model's features read, each once, in the order of the row."""
         used = {name for feature in self.features for name in feature.inputs}
         return (name for name in self.layout.sample_fields if name in used)
 
     def fields_read(self) -> tuple[str, ...]:
-        """Names of all fields of samples that the model needs, in the order of the row; labels are not among them."""
+        """Return the names of all fields of samples that the model needs, without labels, in the order of the row."""
         of_images = {name for feature in self.image_features for name in feature.inputs}
         used = {*self.feature_fields(), *of_images, *self.group_fields, self.sample_weight}
         return tuple(name for name in self.layout.sample_fields if name in used)
 
     def model_fields(self) -> Iterator[str]:
-        """As `feature_fields`, without what is read for keys alone: exported models take the vectors themselves."""
+        """Return the `feature_fields` without those read only as keys: exported models take the vectors themselves."""
         used = {name for feature in self.features if feature.stored is None for name in feature.inputs}
         return (name for name in self.layout.sample_fields if name in used)
 
     def stored_features(self) -> list[Feature]:
-        """The features whose vectors lie in a store."""
+        """Return the features whose vectors are in a store."""
         return [feature for feature in self.features if feature.stored is not None]
 
     def label_range(self, label: str) -> tuple[float, float, bool]:
-        """Least and greatest value of a label, and whether it must be a whole number."""
+        """Return the least and the greatest value of a label, and whether it must be a whole number."""
         classes = dict(self.image_labels) | {t.label: t.num_class for t in self.tasks if t.activation == "multiclass"}
         if label in classes:
             return 0.0, classes[label] - 1.0, True
@@ -206,22 +206,22 @@ class Schema:
         return -math.inf, math.inf, False
 
     def image_fields(self) -> tuple[str, ...]:
-        """Names of the fields that the image model reads beside the picture."""
+        """Return the names of the fields that the image model reads in addition to the picture."""
         return self.category.inputs if self.category else ()
 
     def without_passwords(self) -> Schema:
-        """The same, with the URIs of stores as others may see them."""
+        """Return this Schema with the passwords removed from the URIs of stores, so that it can be shown to others."""
         return replace(self, features=tuple(feature.without_password() for feature in self.features))
 
     def to_dict(self) -> dict[str, Any]:
-        """As values that JSON has."""
+        """Return this Schema as values that JSON can represent."""
         features = [feature_to_dict(feature) for feature in self.features]
         image_features = [feature_to_dict(feature) for feature in self.image_features]
         return {**asdict(self), "features": features, "image_features": image_features}
 
     @staticmethod
     def from_dict(values: dict[str, Any]) -> Schema:
-        """The Schema of which `values` is the `to_dict`, also after a passage through JSON.
+        """Return the Schema from the result of `to_dict`, which may have been saved as JSON in between.
 
         Raises:
           KeyError, TypeError, ValueError: if `values` is not a Schema.

@@ -1,4 +1,4 @@
-"""Hashes of columns that are the same on every machine and in every process, so that what they decide is, too."""
+"""Hashes of columns, equal on every machine and in every process, so that decisions based on them are equal, too."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ Hashes = NDArray[np.uint64]
 # The base of the polynomial of a text's bytes: any odd number without a pattern.
 _BASE = 0x9E6D1F3B5A7C2D4B
 _NULL = np.uint64(0x5DEECE66D1CE4E5B)
-# Powers of the base and of its inverse that are kept: enough for the texts of a chunk.
+# Number of cached powers of the base and of its inverse: enough for the texts of a chunk.
 _MAX_POWERS = 1 << 21
 
 
 def hash_column(values: pa.Array) -> Hashes:
-    """Hash of each value: uint64 `[N]`. Equal values of a type have equal hashes; all nulls have one.
+    """Return the hash of each value: uint64 `[N]`. Equal values of a type have equal hashes; all nulls have one hash.
 
     Args:
       values: `[N]`, of whole numbers, other numbers, bool or text.
@@ -42,14 +42,14 @@ def hash_column(values: pa.Array) -> Hashes:
 
 
 def hash_array(values: NDArray[Any]) -> Hashes:
-    """As `hash_column` of bytes (objects) or numbers `[N]`; bytes need not be text."""
+    """Return the hashes of bytes (objects) or numbers `[N]` as `hash_column` does; bytes need not be text."""
     if values.dtype == object:
         return hash_column(pa.array(values.tolist(), pa.binary()).view(pa.string()))
     return hash_column(pa.array(values))
 
 
 def mix(values: Hashes) -> Hashes:
-    """Numbers `[N]` -> numbers without a pattern, one to one (the finalizer of splitmix64, Steele et al., 2014)."""
+    """Map numbers `[N]` one to one to numbers without a pattern (the finalizer of splitmix64, Steele et al., 2014)."""
     with np.errstate(over="ignore"):
         z = values + np.uint64(0x9E3779B97F4A7C15)
         z = (z ^ (z >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
@@ -58,18 +58,18 @@ def mix(values: Hashes) -> Hashes:
 
 
 def combine(first: Hashes, second: Hashes | np.uint64) -> Hashes:
-    """Hash of pairs, uint64 `[N]`; the order of the two matters."""
+    """Return the hash of each pair, uint64 `[N]`; the order of the two matters."""
     with np.errstate(over="ignore"):
         return mix(first * np.uint64(0xD6E8FEB86659FD93) ^ second)
 
 
 def seeded(hashes: Hashes, seed: int) -> Hashes:
-    """Another hash of the same values for each seed."""
+    """Return another hash of the same values for each seed."""
     return combine(hashes, np.uint64(seed))
 
 
 def _hash_texts(values: pa.Array) -> Hashes:
-    """sum(byte_i * base^i) modulo 2^64, mixed with the length."""
+    """Return sum(byte_i * base^i) modulo 2^64, mixed with the length."""
     values = values.cast(pa.large_string())
     _, offset_buffer, data_buffer = values.buffers()
     if not len(values):
@@ -79,7 +79,7 @@ def _hash_texts(values: pa.Array) -> Hashes:
     hashes = np.empty(len(values), np.uint64)
     start = 0
     while start < len(values):
-        # As many texts as the powers last for; a longer one alone.
+        # A chunk has as many texts as there are powers for; a text longer than that forms its own chunk.
         end = int(np.searchsorted(offsets, offsets[start] + _MAX_POWERS, side="right")) - 1
         end = min(max(end, start + 1), len(values))
         first, last = int(offsets[start]), int(offsets[end])
@@ -102,7 +102,7 @@ _kept: tuple[Hashes, Hashes] = (np.ones(1, np.uint64), np.ones(1, np.uint64))
 
 
 def _powers(count: int) -> tuple[Hashes, Hashes]:
-    """base^i and base^-i modulo 2^64 for i below `count`, at least."""
+    """Return base^i and base^-i modulo 2^64 for at least all i below `count`."""
     global _kept
     if len(_kept[0]) < count:
         size = 1 << (count - 1).bit_length()

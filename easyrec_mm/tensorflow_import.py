@@ -1,4 +1,4 @@
-"""Importing TensorFlow without what its libraries write to the terminal meanwhile."""
+"""Imports TensorFlow without the messages that its libraries write to the terminal meanwhile."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ from contextlib import suppress
 
 
 def import_tensorflow() -> None:
-    """Import TensorFlow, for modules that are imported next; its notices are shown only if it fails.
+    """Import TensorFlow for modules that are imported next; its messages are shown only if the import fails.
 
-    Where tensorflow-io is installed, TensorFlow knows more schemes of files by it.
+    If tensorflow-io is installed, it is imported too, because it adds file schemes to TensorFlow.
     """
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     os.environ.setdefault("KERAS_BACKEND", "tensorflow")

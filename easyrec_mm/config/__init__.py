@@ -1,1 +1,1 @@
-"""The pipeline config: text to message, checks of every section, and the Schema that other stages read."""
+"""The pipeline config: parsing of its text, checks of every section, and the Schema that other stages read."""

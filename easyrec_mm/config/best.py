@@ -1,4 +1,4 @@
-"""The best evaluation of a training and early stopping, as export_config defines them."""
+"""Choice of the best evaluation of a training, and early stopping, as export_config defines them."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from easyrec_mm.protos.export_pb2 import ExportConfig
 from easyrec_mm.protos.pipeline_pb2 import EasyRecConfig
 
 BEST = "best"
-# Metric -> whether larger values are better; None where the best value lies in between.
+# Metric -> whether larger values are better; None if the best value is neither the largest nor the smallest.
 BIGGER_IS_BETTER: dict[str, bool | None] = {
     name: kind.bigger_is_better if kind.HasField("bigger_is_better") else None for name, kind in METRIC_KINDS.items()
 }
@@ -23,10 +23,10 @@ class Criterion:
 
     metric      name in the results of an evaluation, such as "auc_click"
     is_bigger   whether larger values are better
-    threshold   value that the best must reach; None: any
+    threshold   value that the best evaluation must reach; None accepts any value
     min_delta   smallest change that counts as an improvement
-    patience    evaluations in a row without improvement that end the training; 0: any number
-    max_steps   steps without improvement that end the training; 0: any number
+    patience    number of consecutive evaluations without improvement after which training ends; 0 for no limit
+    max_steps   number of steps without improvement after which training ends; 0 for no limit
     """
 
     metric: str
@@ -37,7 +37,7 @@ class Criterion:
     max_steps: int = 0
 
     def gain(self, value: float, reference: float) -> float:
-        """Return how much better a value is than another; negative if it is worse."""
+        """Return by how much `value` is better than `reference`; negative if it is worse."""
         return value - reference if self.is_bigger else reference - value
 
     def is_reached(self, value: float) -> bool:
@@ -45,7 +45,7 @@ class Criterion:
         return self.threshold is None or self.gain(value, self.threshold) >= 0
 
     def condition(self) -> str:
-        """Return the condition for the best as text, such as "auc_click >= 0.8", or the metric if any value will do."""
+        """Return the condition on the best evaluation, such as "auc_click >= 0.8", or the metric without threshold."""
         if self.threshold is None:
             return self.metric
         return f"{self.metric} {'>=' if self.is_bigger else '<='} {self.threshold:g}"
@@ -54,7 +54,7 @@ class Criterion:
 def criterion_of(config: EasyRecConfig, metrics: Mapping[str, str]) -> Criterion | None:
     """Return the criterion of a checked config; None if it has neither best export nor early stopping.
 
-    `metrics` as for `check_best`.
+    `metrics` is the same mapping as in `check_best`.
     """
     export = config.export_config
     if not _is_used(export):
@@ -74,19 +74,19 @@ def criterion_of(config: EasyRecConfig, metrics: Mapping[str, str]) -> Criterion
 
 
 def find_metric(name: str, metrics: Mapping[str, str]) -> str | None:
-    """Return the metric of that name; for a kind such as "auc", the metric of the first tower that has one."""
+    """Return the metric called `name`; for a kind such as "auc", the first metric of this kind; None if not found."""
     if name in metrics:
         return name
     return next((full for full, kind in metrics.items() if kind == name), None)
 
 
 def check_best(config: EasyRecConfig, metrics: Mapping[str, str], problems: Problems) -> None:
-    """Add what is wrong with the choice of the best checkpoint and with early stopping.
+    """Add every problem with the choice of the best checkpoint and with early stopping.
 
     Args:
-      config: the whole.
+      config: the whole config.
       metrics: name of each metric of an evaluation, such as "auc_click" -> its kind, such as "auc".
-      problems: what to add to.
+      problems: collects the mistakes.
     """
     export, place = config.export_config, "export_config"
     if export.HasField("best_exporter_threshold") and not _is_used(export):
@@ -121,7 +121,7 @@ def _check_metric(export: ExportConfig, metrics: Mapping[str, str], place: str, 
 
 
 def _decimal(value: float) -> float:
-    """Return the number as it was written: 0.8, where the float32 of protobuf is 0.800000012."""
+    """Return the number as written in the config: 0.8 instead of protobuf's float32 0.800000012."""
     return float(f"{value:.7g}")
 
 

@@ -1,4 +1,4 @@
-"""Checks metrics and eval_config, and says what results are called. Never imports TensorFlow."""
+"""Checks metrics and eval_config, and defines the names of results. Never imports TensorFlow."""
 
 from __future__ import annotations
 
@@ -13,17 +13,17 @@ from easyrec_mm.protos.options_pb2 import MetricKind
 from easyrec_mm.protos.pipeline_pb2 import EasyRecConfig
 from easyrec_mm.schema import Activation, Schema, Task
 
-# Metric -> what it is.
+# Metric -> its properties, which are options of its field in EvalMetrics.
 METRIC_KINDS: dict[str, MetricKind] = {
     field.name: field.GetOptions().Extensions[options_pb2.metric_kind] for field in EvalMetrics.DESCRIPTOR.fields
 }
-# Metrics by the outputs that they make sense for.
+# Activation of a tower -> the metrics that apply to its output.
 METRICS_OF_ACTIVATION: dict[str, set[str]] = {
     activation: {name for name, kind in METRIC_KINDS.items() if activation in names_in(kind.outputs)}
     for activation in get_args(Activation)
 }
 
-# Metrics with a limit of ranks -> their name where it is set, as EasyRec has recall_at_top5.
+# Metric with a rank limit -> its name if the limit is set, as in EasyRec's recall_at_top5.
 _TOP_NAMES = {"ndcg": "ndcg_at_top", "recall_at_topk": "recall_at_top", "hit_rate": "hit_rate_at_top"}
 _GROUP_SETTINGS = ("uid_field", "session_id_field")
 _NUMBERS = ("int64", "bool", "float32")
@@ -37,7 +37,7 @@ def result_name(message: EvalMetrics, task: str) -> str:
 
 
 class NamedMetric(NamedTuple):
-    """A result that is a number: its name, such as "auc_click", the kind of its metric, and its task."""
+    """A numeric result: its name, such as "auc_click", the kind of its metric, and its task."""
 
     name: str
     kind: str
@@ -45,7 +45,7 @@ class NamedMetric(NamedTuple):
 
 
 def named_metrics(config: EasyRecConfig, schema: Schema) -> list[NamedMetric]:
-    """The results that are numbers, each once, in the order of towers."""
+    """Return the numeric results, each once, in the order of the towers."""
     metrics = {}
     for tower, task in zip(config.model_config.e2e_mm_dbmtl.task_towers, schema.tasks, strict=True):
         for message in [*tower.metrics_set, *config.eval_config.metrics_set]:
@@ -57,12 +57,12 @@ def named_metrics(config: EasyRecConfig, schema: Schema) -> list[NamedMetric]:
 
 
 def evaluation_metrics(config: EasyRecConfig, schema: Schema) -> dict[str, str]:
-    """Name of each result that is a number -> kind of its metric, such as "auc"; in the order of towers."""
+    """Return the name of each numeric result -> the kind of its metric, such as "auc", in the order of the towers."""
     return {metric.name: metric.kind for metric in named_metrics(config, schema)}
 
 
 def group_field(message: EvalMetrics) -> str:
-    """The input field of the users or sessions within which a metric is computed; "" for none."""
+    """Return the input field of the users or sessions within which a metric is computed; "" if it has none."""
     setting = _group_setting(message)
     return str(getattr(getattr(message, message.WhichOneof("metric")), setting)) if setting else ""
 
@@ -73,7 +73,7 @@ def item_field(config: EasyRecConfig, schema: Schema) -> str:
 
 
 def cluster_field(config: EasyRecConfig, schema: Schema) -> str:
-    """The input field of what a bootstrap replicate draws as a whole; "" for the group."""
+    """Return the input field whose values are the clusters that a bootstrap draws as a whole; "" for groups."""
     return str(config.eval_config.bootstrap.cluster_field or item_field(config, schema))
 
 
@@ -91,7 +91,7 @@ def _group_setting(message: EvalMetrics) -> str:
 def check_metrics(
     metrics: Iterable[EvalMetrics], place: str, task: Task | None, schema: Schema, problems: Problems
 ) -> None:
-    """Add every problem of a metrics_set: of a tower's task, or of all tasks."""
+    """Add every problem of a metrics_set, which belongs to the tower of `task`, or to all towers if `task` is None."""
     seen: dict[str, EvalMetrics] = {}
     for i, metric in enumerate(metrics):
         here = f"{place}[{i}]"

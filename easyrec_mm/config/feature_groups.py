@@ -17,7 +17,7 @@ OF_GROUPS = (FeatureConfig.ImgFeature, FeatureConfig.SampleNumFeature)
 _IS_DEEP = (FeatureGroupConfig.DEEP, FeatureGroupConfig.WIDE_AND_DEEP)
 _IS_WIDE = (FeatureGroupConfig.WIDE, FeatureGroupConfig.WIDE_AND_DEEP)
 
-# The reason why settings for pictures have no effect.
+# Reason, for messages, why settings for pictures have no effect.
 NO_IMAGE_GROUP = "no feature group of an ImgFeature"
 
 
@@ -26,8 +26,8 @@ class FeatureGroups:
     """The features that the feature groups use.
 
     image_group  name of the group of the ImgFeature; "" for a network without pictures
-    deep         features whose vectors join before the bottom layers, in order
-    wide         features whose values each add a number to the logits -> wide_regularization, in order
+    deep         features whose vectors are concatenated before the bottom layers, in order
+    wide         features whose values are added to the logits, one number per logit -> wide_regularization, in order
     """
 
     image_group: str = ""
@@ -41,7 +41,7 @@ def feature_groups(model: EasyRecModel, named: Named, problems: Problems) -> Fea
     Args:
       model: the config's model section.
       named: feature name -> config path and settings.
-      problems: where mistakes go.
+      problems: collects the mistakes.
     """
     found = FeatureGroups()
     names: list[str] = []
@@ -72,7 +72,7 @@ def feature_groups(model: EasyRecModel, named: Named, problems: Problems) -> Fea
 
 
 def is_of_groups(group: FeatureGroupConfig, named: Named) -> bool:
-    """Return whether it is the group of the ImgFeature or of the SampleNumFeature."""
+    """Return whether a group is the one of the ImgFeature or of the SampleNumFeature."""
     names = list(group.feature_names)
     return len(names) == 1 and names[0] in named and named[names[0]][1].feature_type in OF_GROUPS
 
@@ -85,7 +85,7 @@ def wide_name(name: str) -> str:
 def wide_features(
     names: Iterable[str], named: Named, num_logits: int, problems: Problems
 ) -> list[tuple[str, FeatureConfig]]:
-    """Return the features that add to the logits, with their config paths: a number per value and logit, 0 at first."""
+    """Return the wide parts of features with their config paths: one number per value and logit, initially 0."""
     found = []
     for name in names:
         place, given = named[name]

@@ -1,4 +1,4 @@
-"""Checks the features of a config and derives what they become: Features and their embedding Tables.
+"""Checks the features of a config and derives Features and their embedding Tables from them.
 
 Every problem is collected with its config path. Never imports TensorFlow.
 """
@@ -25,7 +25,7 @@ TABLE_TYPES = tuple(FeatureConfig.FeatureType.Value(name) for name in FEATURE_TY
 def features_by_name(
     features: Sequence[FeatureConfig], place: str, fields: Sequence[Field], problems: Problems
 ) -> dict[str, tuple[str, FeatureConfig]]:
-    """Feature name -> (config path, feature), for every feature of the config."""
+    """Return feature name -> (config path, feature); add the problems of names, inputs and settings without effect."""
     named: dict[str, tuple[str, FeatureConfig]] = {}
     for i, feature in enumerate(features):
         here = f"{place}[{i}]"
@@ -59,15 +59,15 @@ def derive_features(
     initializer: Initializer | None,
     problems: Problems,
 ) -> tuple[tuple[Feature, ...], tuple[Table, ...]]:
-    """The features and their tables.
+    """Return the features and their tables.
 
     Args:
-      used: config path and settings of each.
+      used: config path and settings of each feature.
       data: how rows are read.
-      layout: where the values of a sample stand.
+      layout: positions of the values of a sample.
       fields: the fields by name.
-      initializer: of tables of features that do not set their own; None for that of the language.
-      problems: where mistakes go.
+      initializer: for tables of features that do not set their own; None for the default of the config language.
+      problems: collects the mistakes.
     """
     features: list[Feature] = []
     tables: dict[str, tuple[str, Table]] = {}

@@ -1,7 +1,7 @@
 """Checks `img_model`, the image tower's section of a config.
 
-Adds every problem to a Problems list with its config path. Never imports TensorFlow: what only the built backbone can
-tell (its layers and stages, the weights of a preset) is checked in layers/backbones.py.
+Adds every problem to a Problems list with its config path. Never imports TensorFlow: properties that only the built
+backbone has (its layers and stages, the weights of a preset) are checked in layers/backbones.py.
 """
 
 from __future__ import annotations
@@ -24,20 +24,20 @@ CONVOLUTIONAL = (
     "ConvNeXt-Tiny",
 )  # fmt: skip
 TRANSFORMERS = ("ViT-Tiny", "ViT-Small", "ViT-Base")
-# No network: the mean colour alone, for descriptors to stand beside.
+# No network: only the mean colour of a picture, which descriptors complement.
 NO_BACKBONE = "None"
 BACKBONE_NAMES = (*CONVOLUTIONAL, *TRANSFORMERS, NO_BACKBONE)
-# What EasyRec's branch calls them.
+# Names in EasyRec's branch -> names here.
 ALIASES = {"ResNet": "ResNet-18", "MobileNet": "MobileNetV3-Large"}
 VIT_PATCH_SIZE = 16
-# Sides of the cube of colours: with more, most of its colours are in no picture; and of grids.
+# Least and most bins per colour channel (with more, most colours occur in no picture); most cells per side of a grid.
 COLOUR_BINS, LARGEST_GRID = (2, 16), 32
-# Label of ImgModel.img_loss_weight.
+# The label that ImgModel.img_loss_weight uses.
 CATE_LABEL = "cate_label"
 
 
 def backbone_name(name: str) -> str | None:
-    """The name in BACKBONE_NAMES that a config means, whatever its case and hyphens; None for an unknown one."""
+    """Return the entry of BACKBONE_NAMES that a name means, ignoring case and hyphens; None for an unknown name."""
     known = {_plain(choice): choice for choice in BACKBONE_NAMES}
     known |= {_plain(alias): choice for alias, choice in ALIASES.items()}
     return known.get(_plain(name))
@@ -48,7 +48,7 @@ def _plain(name: str) -> str:
 
 
 def image_losses(tower: ImgModel) -> list[ImageLoss]:
-    """The losses on image vectors, with the one that img_loss_weight is short for."""
+    """Return the losses on image vectors, including the one that img_loss_weight abbreviates."""
     losses = list(tower.image_losses)
     if tower.img_loss_weight > 0:
         short = ImageLoss(weight=tower.img_loss_weight, label_name=CATE_LABEL, num_class=tower.num_classes)
@@ -58,7 +58,7 @@ def image_losses(tower: ImgModel) -> list[ImageLoss]:
 
 
 def image_vector_width(network: E2E_MM_DBMTL) -> int:
-    """Numbers of an image vector."""
+    """Return the width of an image vector."""
     if network.HasField("highway_dnn"):
         return int(network.highway_dnn.emb_size)
     if network.HasField("img_dnn"):
@@ -72,7 +72,7 @@ def is_frozen_for_good(tower: ImgModel) -> bool:
 
 
 def check_image_tower(config: EasyRecConfig, schema: Schema, problems: Problems) -> None:
-    """Add every problem of img_model, for a model that sees pictures."""
+    """Add every problem of img_model, for a model with an image tower."""
     tower = config.model_config.e2e_mm_dbmtl.img_model
     _check_backbone(config.model_config.e2e_mm_dbmtl, schema, problems)
     _check_training(tower, config, problems)
@@ -128,10 +128,10 @@ def _check_descriptors(tower: ImgModel, schema: Schema, problems: Problems) -> N
 
 
 class PresetFiles(NamedTuple):
-    """The sizes of pictures that a preset takes; None stands for any size.
+    """The picture sizes that a preset accepts; None stands for any size.
 
-    image_shape   height, width and channels that the backbone takes
-    image_size    height and width that pictures are resized to for it
+    image_shape   height, width and channels that the backbone accepts
+    image_size    height and width to which pictures are resized for the backbone
     """
 
     image_shape: tuple[int | None, ...]
@@ -139,18 +139,18 @@ class PresetFiles(NamedTuple):
 
 
 def read_preset(folder: Path) -> PresetFiles:
-    """Read the sizes of pictures from the configs in a preset's folder.
+    """Read the picture sizes from the configs in a preset's folder.
 
     Raises:
-      ValueError: naming what is missing.
+      ValueError: naming the file that is missing or invalid.
     """
     config_file, converter_file = folder / "config.json", folder / "image_converter.json"
     backbone = _settings(config_file)
     if "image_shape" not in backbone and "vision_encoder" in backbone:
-        # A model of pictures and text.
+        # A model of pictures and text contains the backbone as its vision encoder.
         backbone = _settings_of(backbone["vision_encoder"], config_file)
     converter = _settings(converter_file) if converter_file.exists() else {}
-    # Presets of keras-hub may still have the names of before image_size.
+    # Older presets of keras-hub have height and width instead of image_size.
     size = converter.get("image_size", [converter.get("height"), converter.get("width")])
     return PresetFiles(_sizes(backbone.get("image_shape"), 3, config_file), _sizes(size, 2, converter_file))
 
@@ -167,7 +167,7 @@ def _settings(path: Path) -> dict[str, Any]:
 
 
 def _settings_of(saved: object, path: Path) -> dict[str, Any]:
-    """The settings of an object that Keras saved."""
+    """Return the settings of an object that Keras saved."""
     settings = saved.get("config") if isinstance(saved, dict) else None
     if not isinstance(settings, dict):
         raise ValueError(f"{path.name} is not a config of a keras-hub preset; a preset is what save_to_preset wrote")

@@ -1,4 +1,4 @@
-"""Checks the learning rates of a config, alone and against the number of steps of the training."""
+"""Checks the learning rates of a config, each alone and against the number of training steps."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ from easyrec_mm.errors import Problems
 from easyrec_mm.protos.optimizer_pb2 import LearningRate
 from easyrec_mm.protos.train_pb2 import TrainConfig
 
-# A rate below this share of its start trains nothing.
+# Below this fraction of its initial value a learning rate has no effect on training.
 _NEGLIGIBLE = 1e-4
-# A schedule that ends in the last part of a training is meant to.
+# If a schedule ends within this last fraction of a training, that is assumed to be intended.
 _LAST_PART = 0.1
 
 
 def check_learning_rate(rate: LearningRate, place: str, problems: Problems) -> None:
-    """Add what is wrong with one schedule, whatever the training."""
+    """Add every problem of one schedule that does not depend on the length of the training."""
     kind = rate.WhichOneof("learning_rate")
     if kind is None:
         problems.add(place, "is empty; choose constant_learning_rate, exponential_decay_learning_rate, ...")
@@ -39,7 +39,7 @@ def check_learning_rate(rate: LearningRate, place: str, problems: Problems) -> N
 
 
 def check_ends(train: TrainConfig, problems: Problems) -> None:
-    """Add schedules that end with the training, for a training that has no end."""
+    """Add a problem for each schedule that lasts as long as the training, for a training without end."""
     for place, schedule in _schedules(train):
         if getattr(schedule, "total_steps", None) == 0:
             problems.add(
@@ -71,7 +71,7 @@ def schedule_warnings(train: TrainConfig, num_steps: int) -> list[str]:
 
 
 def _schedules(train: TrainConfig) -> Iterator[tuple[str, Any]]:
-    """(config path, message) of the schedule of each optimizer."""
+    """Yield (config path, message) of the schedule of each optimizer."""
     for i, optimizer in enumerate(train.optimizer_config):
         kind = optimizer.WhichOneof("optimizer")
         rate = getattr(optimizer, kind).learning_rate if kind else LearningRate()
@@ -81,7 +81,7 @@ def _schedules(train: TrainConfig) -> Iterator[tuple[str, Any]]:
 
 
 def _end(schedule: Any) -> Iterator[tuple[str, int, str]]:
-    """(setting that decides, step from which on the rate stays, what it is then), where a schedule has such an end."""
+    """Yield (setting that decides, step from which the rate stays, text of that rate), if the schedule has an end."""
     kind = schedule.DESCRIPTOR.name
     if getattr(schedule, "total_steps", 0):
         yield "total_steps", schedule.total_steps, f"{getattr(schedule, 'end_learning_rate', 0.0):g}"

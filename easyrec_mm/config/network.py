@@ -18,17 +18,17 @@ from easyrec_mm.schema import Schema
 ACTIVATION_NAMES = (
     "relu", "gelu", "selu", "elu", "leaky_relu", "tanh", "sigmoid", "swish", "softplus", "linear",
 )  # fmt: skip
-# Parts of the loss beside those of the towers, under which they are logged.
+# Names under which the parts of the loss other than those of the towers are logged.
 REGULARIZATION_LOSSES = ("embedding_regularization", "l2_regularization")
 
 
 def activation_name(name: str) -> str:
-    """Keras's name of an activation that may be written as TensorFlow's: "tf.nn.relu" -> "relu"."""
+    """Return Keras's name of an activation that may be written as TensorFlow's: "tf.nn.relu" -> "relu"."""
     return re.sub(r"^(tf\.)?(nn\.|math\.|keras\.activations\.)?", "", name.strip()).lower() or "linear"
 
 
 def relation_order(towers: list[BayesTaskTower]) -> list[int]:
-    """Indices of the towers so that each stands behind the towers of its relation_tower_names.
+    """Return the indices of the towers in an order in which each follows the towers of its relation_tower_names.
 
     Raises:
       CycleError: if there is no such order.

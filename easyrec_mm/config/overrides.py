@@ -1,4 +1,4 @@
-"""Settings of the command line: `--set path.to.field=value` changes one in place."""
+"""Settings of the command line: `--set path.to.field=value` changes one setting of a config in place."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from easyrec_mm.protos.pipeline_pb2 import EasyRecConfig
 
 
 def apply_override(config: EasyRecConfig, override: str) -> None:
-    """Change one setting in place: "a.b[2].c=value". A repeated field takes "[x, y]", or one element by its index."""
+    """Apply "a.b[2].c=value" to a config in place; a repeated field takes "[x, y]", or one element by its index."""
     setting, equals, value = override.partition("=")
     place = f"--set {override}"
     if not equals:
@@ -85,7 +85,7 @@ def _field_of(message: Message, name: str, place: str) -> FieldDescriptor:
 
 
 def _as_text(field: FieldDescriptor, value: str) -> str:
-    """The setting in text format; a string needs no quotes and a message no braces."""
+    """Return the setting in protobuf's text format, adding the quotes of a string or the braces of a message."""
     if field.message_type:
         return f"{field.name}: {value}" if value[:1] in "{[" and value else f"{field.name} {{ {value} }}"
     is_text = field.type in (FieldDescriptor.TYPE_STRING, FieldDescriptor.TYPE_BYTES)

@@ -1,4 +1,4 @@
-"""A pipeline file -> what the user wrote, checked. Never imports TensorFlow."""
+"""Loads a pipeline file as a checked config and its Schema. Never imports TensorFlow."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from easyrec_mm.schema import Schema
 
 @dataclass(frozen=True)
 class Pipeline:
-    """What the user wrote, checked. `notes` are remarks worth showing, such as skipped fields and unused labels."""
+    """A checked config and its Schema; `notes` are remarks for the user, such as skipped fields and unused labels."""
 
     path: str
     config: EasyRecConfig
@@ -34,12 +34,12 @@ def load_pipeline(path: str, overrides: list[str] | None = None, ignore_unsuppor
     """Read and check a pipeline file.
 
     Args:
-      path: the file.
-      overrides: settings as the command line takes them, "train_config.num_steps=100".
+      path: the pipeline file.
+      overrides: settings as on the command line, such as "train_config.num_steps=100".
       ignore_unsupported: skip fields of EasyRec's language that are not supported, noting each, instead of failing.
 
     Raises:
-      ConfigError: naming every problem found at the first stage that finds any.
+      ConfigError: naming every problem of the first stage that finds any.
     """
     config, notes = parse_config(read_text(path), path, ignore_unsupported)
     for override in overrides or []:
@@ -50,10 +50,10 @@ def load_pipeline(path: str, overrides: list[str] | None = None, ignore_unsuppor
 
 
 def check_config(config: EasyRecConfig, path: str) -> tuple[Schema, list[str]]:
-    """The Schema of a config, and remarks that are no errors; `path` is its file, for messages.
+    """Return the Schema of a config, and remarks that are not errors; `path` is the config's file, for messages.
 
     Raises:
-      ConfigError: naming every problem found at the first stage that finds any.
+      ConfigError: naming every problem of the first stage that finds any.
     """
     rules = Problems(path)
     check_rules(config, rules)
@@ -74,7 +74,7 @@ def write_config(config: EasyRecConfig, path: str) -> None:
 
 
 def _require_fields(config: EasyRecConfig, path: str) -> None:
-    """text_format.Parse accepts a message whose required fields are missing."""
+    """Check that no required field is missing, which text_format.Parse does not check."""
     missing: list[str] = []
     if not config.IsInitialized(missing):
         raise ConfigError("\n".join(f"{path}: {place}: is required and missing" for place in missing))

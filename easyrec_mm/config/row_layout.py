@@ -1,4 +1,4 @@
-"""Checks where the parts of a row stand, and derives the RowLayout. Never imports TensorFlow."""
+"""Checks the positions of the parts of a row, and derives the RowLayout. Never imports TensorFlow."""
 
 from __future__ import annotations
 
@@ -8,16 +8,16 @@ from easyrec_mm.errors import Problems
 from easyrec_mm.protos.data_pb2 import DatasetConfig
 from easyrec_mm.schema import RowLayout
 
-# Inputs of lines.
+# Input types whose rows are GroupRTP lines.
 GROUP_RTP = (DatasetConfig.GroupRTPInput, DatasetConfig.OdpsGroupRTPInput)
-# Between the columns of a line that a row of a table becomes; not in any text that people use to write samples.
+# Separates the columns of a line that is made from a row of a table; does not occur in texts that people write.
 _ODPS_SEPARATOR = "\x1f\x1e\x1f"
 
 
 def row_layout(
     data: DatasetConfig, labels: tuple[str, ...], sample_fields: tuple[str, ...], has_image: bool, problems: Problems
 ) -> RowLayout:
-    """Return where the parts of a line stand; for inputs other than GroupRTP the fields alone."""
+    """Return the positions of the parts of a line; for inputs other than GroupRTP only the fields of a sample."""
     if data.with_header and data.input_type != DatasetConfig.CSVInput:
         problems.add("data_config.with_header", "has no effect but with input_type CSVInput; remove it")
     if data.input_type in GROUP_RTP:
@@ -64,7 +64,7 @@ def _line_layout(
 
 
 def _selected_columns(data: DatasetConfig, labels: tuple[str, ...], has_image: bool, problems: Problems) -> list[int]:
-    """Return which columns of a line are read. A line of a table has no others."""
+    """Return the indices of the columns that are read; a line made from a table has no other columns."""
     place = "data_config.selected_cols"
     num_columns = len(labels) + 2 + has_image
     image = "image path, " if has_image else ""
@@ -80,5 +80,5 @@ def _selected_columns(data: DatasetConfig, labels: tuple[str, ...], has_image: b
         problems.add(place, f"'{data.selected_cols}' names a column twice; each part has its own")
     elif not is_table:
         return [int(text) for text in texts]
-    # If a problem is noted, the checks that follow need some layout.
+    # The columns of a table are numbered in order; after a problem, the following checks still need a layout.
     return list(range(num_columns))

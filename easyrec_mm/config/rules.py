@@ -1,6 +1,6 @@
-"""Rules of single settings: their ranges, choices and what they need, as protos/ has them beside each setting.
+"""Rules of single settings: ranges, choices and required other settings, as declared with each setting in protos/.
 
-One walk over a config checks all of them. What depends on more than one message is checked in the other files here.
+One walk over a config checks all rules. Conditions on more than one message are checked in the other files here.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from easyrec_mm.protos.options_pb2 import Rule
 
 @dataclass(frozen=True)
 class Interval:
-    """A range of numbers; the ends are part of it or not."""
+    """A range of numbers; each of its ends is included or excluded."""
 
     least: float
     greatest: float
@@ -30,7 +30,7 @@ class Interval:
 
     @staticmethod
     def of(text: str) -> Interval:
-        """The interval of a text such as "[0, 1)"."""
+        """Return the interval that a text such as "[0, 1)" describes."""
         match = re.fullmatch(r"([\[(])(\S+), (\S+)([\])])", text)
         if not match:
             raise ValueError(f"{text!r} is not an interval")
@@ -38,7 +38,7 @@ class Interval:
         return Interval(float(least), float(greatest), opening == "[", closing == "]")
 
     def holds(self, number: float) -> bool:
-        """Whether a number is in it; NaN never is."""
+        """Return whether a number is in the interval; NaN never is."""
         is_above = number > self.least or (self.has_least and number == self.least)
         return is_above and (number < self.greatest or (self.has_greatest and number == self.greatest))
 
@@ -56,21 +56,21 @@ class Interval:
 
 
 def rule_of(field: FieldDescriptor) -> Rule:
-    """The rule of a setting; an empty one where it has none."""
+    """Return the rule of a setting; an empty rule if the setting has none."""
     return field.GetOptions().Extensions[options_pb2.rule]  # type: ignore[no-any-return]
 
 
 def names_in(text: str) -> tuple[str, ...]:
-    """The names of a rule's text, "mean | sum"."""
+    """Return the names in a rule's text, such as "mean | sum"."""
     return tuple(name.strip() for name in text.split("|") if name.strip())
 
 
 def check_rules(config: Message, problems: Problems) -> None:
-    """Add every setting of a config that breaks its own rule."""
+    """Add a problem for every setting of a config that breaks its own rule."""
     for place, message, field, value in _settings(config, ""):
         rule = rule_of(field)
         if rule.feature_types and not _is_given(message, f"feature_type: {rule.feature_types}"):
-            continue  # config/features.py says that it has no effect
+            continue  # config/features.py reports that it has no effect
         if rule.range:
             interval, number = Interval.of(rule.range), _decimal(value, field)
             if not interval.holds(number):
@@ -83,7 +83,7 @@ def check_rules(config: Message, problems: Problems) -> None:
 
 
 def _settings(message: Message, place: str) -> Iterator[tuple[str, Message, FieldDescriptor, Any]]:
-    """(config path, message, field, value) of each value that is set in a message and in those that it holds."""
+    """Yield (config path, message, field, value) of each value set in a message and in its submessages."""
     for field, value in message.ListFields():
         here = f"{place}{field.name}"
         is_list = is_repeated(field)
@@ -95,7 +95,7 @@ def _settings(message: Message, place: str) -> Iterator[tuple[str, Message, Fiel
 
 
 def _decimal(value: float, field: FieldDescriptor) -> float:
-    """The number that was written, of which a float keeps 32 bits: 0.01, not 0.009999999776."""
+    """Return the number as written in the config, of which a float keeps 32 bits: 0.01, not 0.009999999776."""
     return float(f"{value:.7g}") if field.type == FieldDescriptor.TYPE_FLOAT else float(value)
 
 

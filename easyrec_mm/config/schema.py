@@ -44,7 +44,7 @@ FIELD_DTYPES: dict[int, Dtype] = {
 
 
 def derive_schema(config: EasyRecConfig, problems: Problems) -> Schema:
-    """The Schema of a parsed config.
+    """Return the Schema of a parsed config.
 
     Raises:
       ConfigError: with every problem of the data, feature and feature-group sections and of the towers' labels.
@@ -91,7 +91,7 @@ def derive_schema(config: EasyRecConfig, problems: Problems) -> Schema:
 
 
 class _NetworkFeatures(NamedTuple):
-    """What the network reads: features and their tables, and the features that are read once per picture."""
+    """Inputs of the network: features and their tables, and the features that are read once per picture."""
 
     features: tuple[Feature, ...]
     tables: tuple[Table, ...]
@@ -99,7 +99,7 @@ class _NetworkFeatures(NamedTuple):
 
 
 def _named_features(config: EasyRecConfig, fields: Sequence[Field], problems: Problems) -> Named:
-    """Every feature of the config by name."""
+    """Return every feature of the config by name."""
     features = list(config.feature_config.features) or list(config.feature_configs)
     place = "feature_config.features" if config.feature_config.features else "feature_configs"
     if config.feature_config.features and config.feature_configs:
@@ -119,7 +119,7 @@ def _network_features(
     tasks: Sequence[Task],
     problems: Problems,
 ) -> _NetworkFeatures:
-    """The features that feature groups, attentions and the image tower name."""
+    """Return the features that feature groups, attentions and the image tower name."""
     uses_image = bool(groups.image_group)
     only_attended = check_attentions(config.model_config, groups.deep, named, image_name, uses_image, problems)
     wide = wide_features(groups.wide, named, sum(task.num_class for task in tasks), problems)
@@ -138,7 +138,7 @@ def _network_features(
 
 
 def _check_caches(data: DatasetConfig, uses_image: bool, problems: Problems) -> None:
-    """Where copies of files are kept, and how pictures are stored."""
+    """Check where copies of files are kept, and how pictures are stored."""
     for name in ("image_cache_dir", "file_cache_dir"):
         if "://" in getattr(data, name):
             problems.add(f"data_config.{name}", f"'{getattr(data, name)}' is not on this machine; give a local folder")
@@ -151,7 +151,7 @@ def _check_caches(data: DatasetConfig, uses_image: bool, problems: Problems) -> 
 
 
 def _check_defaults(schema: Schema, problems: Problems) -> None:
-    """A default of a STRING field must be what the features that read it can take."""
+    """Check that the default of each STRING field is valid for the features that read it."""
     patterns = schema.text_patterns()
     for i, field in enumerate(schema.fields):
         fits = all(re.fullmatch(pattern, field.default) for pattern in patterns.get(field.name, []))
@@ -181,7 +181,7 @@ def _fields(data: DatasetConfig, problems: Problems) -> list[Field]:
 
 
 def _only(kind: int, named: Named, why: str, problems: Problems) -> tuple[str, str, FeatureConfig] | None:
-    """Name, path and config of the one feature of that type."""
+    """Return name, config path and settings of the only feature of a type; None if no feature has this type."""
     found = [(name, *item) for name, item in named.items() if item[1].feature_type == kind]
     type_name = FeatureConfig.FeatureType.Name(kind)
     if not found:
@@ -219,7 +219,7 @@ def _image(config: EasyRecConfig, named: Named, problems: Problems) -> tuple[str
 def _group_size_field(data: DatasetConfig, named: Named, problems: Problems) -> str:
     kinds = [feature.feature_type for _, feature in named.values()]
     if data.input_type not in GROUP_RTP and FeatureConfig.SampleNumFeature not in kinds:
-        return ""  # tables say it by the length of their lists
+        return ""  # in tables the length of a list is the group size
     found = _only(FeatureConfig.SampleNumFeature, named, "it names the field of the group size", problems)
     return found[2].input_names[0] if found else ""
 
@@ -264,7 +264,7 @@ def _image_features(
     deep: list[str],
     problems: Problems,
 ) -> list[tuple[str, FeatureConfig]]:
-    """The features that are read once a picture, each with its config path; `deep` are those of the network."""
+    """Return the features that are read once per picture, with config paths; `deep` names those of DEEP groups."""
     tower = config.model_config.e2e_mm_dbmtl.img_model
     wanted = [(f"{PLACE}.category_feature", tower.category_feature)] if tower.category_feature else []
     for i, loss in enumerate(tower.image_losses):
@@ -289,7 +289,7 @@ def _image_features(
 
 
 def _group_fields(config: EasyRecConfig, named: Named) -> tuple[str, ...]:
-    """Fields of features per group, and the labels of losses on image vectors."""
+    """Return the fields with one value per group: inputs of per_group features, labels of losses on image vectors."""
     fields = [name for _, feature in named.values() if feature.per_group for name in feature.input_names]
     labels = [loss.label_name for loss in image_losses(config.model_config.e2e_mm_dbmtl.img_model) if loss.label_name]
     return tuple(dict.fromkeys([*fields, *labels]))

@@ -15,7 +15,7 @@ from easyrec_mm.schema import IMAGE_KEY, Attention
 
 
 def attention_groups(model: EasyRecModel) -> Iterator[tuple[str, FeatureGroupConfig, SeqAttGroupConfig]]:
-    """(config path, feature group, attention) of each attention, in order."""
+    """Yield (config path, feature group, attention) of each attention, in order."""
     for i, group in enumerate(model.feature_groups):
         for j, attention in enumerate(group.sequence_features):
             yield f"model_config.feature_groups[{i}].sequence_features[{j}]", group, attention
@@ -24,15 +24,15 @@ def attention_groups(model: EasyRecModel) -> Iterator[tuple[str, FeatureGroupCon
 def check_attentions(
     model: EasyRecModel, joined: Collection[str], named: Named, image_name: str, uses_image: bool, problems: Problems
 ) -> list[str]:
-    """Check every attention; the features that they alone read, each once.
+    """Check every attention; return the features that only attentions read, each once.
 
     Args:
       model: the config's model section.
-      joined: names of the features whose vectors the network takes by themselves.
+      joined: names of the features whose vectors the network takes directly.
       named: feature name -> config path and settings.
       image_name: name of the ImgFeature.
       uses_image: whether the network has an image tower.
-      problems: where mistakes go.
+      problems: collects the mistakes.
     """
     names: list[str] = []
     only_attended: list[str] = []
@@ -71,7 +71,7 @@ def check_attentions(
 def derive_attentions(
     model: EasyRecModel, features: Sequence[Feature], image_name: str, problems: Problems
 ) -> tuple[Attention, ...]:
-    """The attentions of a checked config, given what its features are."""
+    """Return the attentions of a checked config, given its features."""
     widths = {feature.name: feature.width for feature in features}
     widths[IMAGE_KEY] = image_vector_width(model.e2e_mm_dbmtl)
     found = []
@@ -91,7 +91,7 @@ def derive_attentions(
 
 
 def _known(names: Sequence[str], place: str, named: Named, problems: Problems) -> list[str]:
-    """Those of the names that are features."""
+    """Return the names that are names of features; add a problem for each other name."""
     if not names:
         problems.add(place, "is empty; name a feature")
     for name in names:
@@ -112,7 +112,7 @@ def _check_key(
 
 
 def _check_ends(attention: SeqAttGroupConfig, place: str, named: Named, problems: Problems) -> None:
-    """Sequences that are attended to together are cut alike."""
+    """Check that sequences which are attended to together are cut to the same length at the same end."""
     sequences = [name for part in attention.seq_att_map for name in part.hist_seq if name in named]
     ends = {name: (named[name][1].max_seq_len, named[name][1].kept_end) for name in sequences}
     for name in sequences:

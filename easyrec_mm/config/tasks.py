@@ -15,7 +15,7 @@ from easyrec_mm.schema import Activation, Task
 
 
 def tasks_of(config: EasyRecConfig, labels: tuple[str, ...], problems: Problems) -> tuple[Task, ...]:
-    """Return a task per tower, and note the labels that nothing uses."""
+    """Return one task per tower, and note the labels that are not used."""
     tasks = []
     towers = config.model_config.e2e_mm_dbmtl.task_towers
     for i, tower in enumerate(towers):
@@ -53,14 +53,14 @@ def _activation(tower: BayesTaskTower, place: str, problems: Problems) -> Activa
 
 
 def _output_of_loss(kind: int) -> Activation:
-    """Return what a tower with that loss puts out."""
+    """Return the kind of output of a tower with this loss."""
     options = LossType.DESCRIPTOR.values_by_number[kind].GetOptions()
     output: Activation = options.Extensions[options_pb2.output]
     return output
 
 
 def image_labels(tower: ImgModel, tasks: Sequence[Task], problems: Problems) -> tuple[tuple[str, int], ...]:
-    """Return the labels of the losses on image vectors, and their numbers of classes."""
+    """Return the labels of the losses on image vectors, with their numbers of classes."""
     classes: dict[str, int] = {}
     of_tasks = {task.label: max(task.num_class, 2) for task in tasks if task.activation in ("binary", "multiclass")}
     for i, loss in enumerate(image_losses(tower)):

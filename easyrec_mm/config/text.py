@@ -1,6 +1,6 @@
-"""The text of a pipeline file -> EasyRecConfig, and errors that name line and column.
+"""Parses the text of a pipeline file to an EasyRecConfig, with errors that name line and column.
 
-Owns syntax: unknown and unsupported names, enum values. What the values mean is checked elsewhere in this folder.
+Owns syntax: unknown and unsupported names, enum values. The meaning of values is checked elsewhere in this folder.
 """
 
 from __future__ import annotations
@@ -18,7 +18,11 @@ from easyrec_mm.protos.pipeline_pb2 import EasyRecConfig
 
 
 def parse_config(text: str, path: str, ignore_unsupported: bool = False) -> tuple[EasyRecConfig, list[str]]:
-    """Parse text; unknown names fail with their place, unsupported ones fail all at once or come back as notes."""
+    """Parse the text of a config; return the config and a note for each skipped setting.
+
+    Raises:
+      ConfigError: naming every unknown setting with its position, or else every unsupported one that is not skipped.
+    """
     unknown, unsupported = _Scanner(text, path).scan(EasyRecConfig.DESCRIPTOR)
     if unknown:
         raise ConfigError("\n".join(unknown))
@@ -38,8 +42,8 @@ def parse_config(text: str, path: str, ignore_unsupported: bool = False) -> tupl
 
 
 def is_repeated(field: FieldDescriptor) -> bool:
-    """Whether a setting is a list."""
-    # TensorFlow 2.16 needs a protobuf without FieldDescriptor.is_repeated.
+    """Return whether a setting is a list."""
+    # TensorFlow 2.16 needs a protobuf version that does not have FieldDescriptor.is_repeated.
     return bool(field.default_value == [])
 
 
@@ -50,10 +54,10 @@ class _Unsupported:
 
 
 class _Scanner:
-    """Walks the text beside the message descriptors and collects every name that they do not have.
+    """Walks the text along the message descriptors and collects every name that the descriptors do not have.
 
-    protobuf's own parser stops at the first unknown name and cannot tell a setting of EasyRec's language (a `reserved`
-    name here) from a spelling mistake.
+    protobuf's own parser stops at the first unknown name and cannot distinguish a setting of EasyRec's language (a
+    `reserved` name here) from a spelling mistake.
     """
 
     def __init__(self, text: str, path: str) -> None:
@@ -87,7 +91,7 @@ class _Scanner:
             tokens.Consume(end)
 
     def _values(self, field: FieldDescriptor | None, place: str, first: int) -> int:
-        """One value, or a list of them, of which the first has that index; their number."""
+        """Consume one value, or a list of values whose first one has the index `first`; return their number."""
         tokens = self._tokens
         is_list, has_index = tokens.TryConsume("["), field is not None and is_repeated(field)
         count = 0
@@ -117,7 +121,7 @@ class _Scanner:
                 self._report_enum(field.enum_type, value, place, self._where())
 
     def _where(self) -> str:
-        """Line and column of the token just consumed."""
+        """Return path, line and column of the token just consumed."""
         error = self._tokens.ParseErrorPreviousToken("")
         return f"{self._path}:{error.GetLine()}:{error.GetColumn()}"
 
@@ -135,7 +139,7 @@ class _Scanner:
         enum.CopyToProto(proto)
         choices = ", ".join(enum.values_by_name)
         if value in proto.reserved_name:
-            # Without its value the setting would fall back to a default of another meaning: never skipped.
+            # Never skipped: without its value the setting would fall back to a default with another meaning.
             message = f"{where}: {place}: {value} is not supported; choose one of {choices}"
             self._unsupported.append(_Unsupported(message, skippable=False))
         elif not re.fullmatch(r"\d+", value):
@@ -145,7 +149,7 @@ class _Scanner:
 
 
 def read_text(path: str) -> str:
-    """The text of a pipeline file.
+    """Read the text of a pipeline file.
 
     Raises:
       ConfigError: if it cannot be read.
@@ -167,5 +171,5 @@ def _located(path: str, error: text_format.ParseError) -> str:
 
 
 def unlocated(error: text_format.ParseError) -> str:
-    """The message of a parse error without line and column."""
+    """Return the message of a parse error without line and column."""
     return re.sub(r"^\d+:\d+ : ", "", str(error))

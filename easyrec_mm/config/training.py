@@ -1,4 +1,4 @@
-"""Checks `train_config`, and what data_config says of training. Never imports TensorFlow."""
+"""Checks `train_config`, and the settings of data_config that concern training. Never imports TensorFlow."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from easyrec_mm.schema import Schema
 
 
 def check_training(config: EasyRecConfig, schema: Schema, problems: Problems) -> None:
-    """Add every problem of train_config and of the training's data."""
+    """Add every problem of train_config and of the settings of the training data."""
     train, data = config.train_config, config.data_config
     if not config.model_dir:
         problems.add("model_dir", "is empty; name a folder for checkpoints and metrics")

@@ -1,1 +1,1 @@
-"""What a feature is: the text it takes, its form in TensorFlow and in NumPy."""
+"""Features: the texts that they accept, and the computation of their values in TensorFlow and in NumPy."""

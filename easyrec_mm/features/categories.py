@@ -1,4 +1,4 @@
-"""Categories: how values become ids, which are rows of a table."""
+"""Categories: the conversion of values to ids, which are rows of a table."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ _SETTINGS = ("hash_bucket_size", "num_buckets", "vocab_list", "vocab_file")
 
 @dataclass(frozen=True)
 class Categories:
-    """How values become ids from 0 to `num_ids` - 1.
+    """The conversion of values to ids from 0 to `num_ids` - 1.
 
-    hash        by a hash of their text
-    identity    a whole number is its own id; those out of range have id 0, as in EasyRec
-    vocabulary  by their place in `vocabulary`; unknown values have the last id, which no known value has
+    hash        the id is a hash of the value's text
+    identity    a whole number is its own id; numbers out of range get id 0, as in EasyRec
+    vocabulary  the id is the position in `vocabulary`; unknown values get the last id, which no known value has
 
-    `precision` is the number of digits behind the point with which a float becomes text; -1 for 6.
+    `precision` is the number of digits after the point in the text of a float; -1 stands for 6.
     """
 
     encoding: Encoding
@@ -32,7 +32,7 @@ class Categories:
     precision: int = -1
 
     def ids(self, values: Any, feature: str, back_end: BackEnd) -> Any:
-        """Values -> int64 of the same shape; `feature` is the name of the feature whose categories they are."""
+        """Convert values to int64 ids of the same shape; `feature` is the name of the feature with these categories."""
         if self.encoding == "identity":
             return back_end.within(back_end.integers(values), self.num_ids)
         texts = back_end.texts(values, self.precision)
@@ -41,7 +41,7 @@ class Categories:
         return back_end.look_up(feature, texts)
 
     def pattern(self, separators: str) -> str:
-        """What the text of a value within a text that these characters split must match."""
+        """Return the pattern that a value must match within a text that the characters of `separators` split."""
         return integer(separators) if self.encoding == "identity" else word(separators)
 
 
@@ -69,7 +69,7 @@ def read_categories(settings: FeatureSettings) -> Categories:
 
 
 def check_precision(settings: FeatureSettings, categories: Categories) -> None:
-    """Check that fields of floats can become ids."""
+    """Check that the values of FLOAT fields can be converted to ids."""
     for name in (name for name in settings.inputs if settings.fields[name].dtype == "float32"):
         if categories.encoding == "identity":
             settings.add("num_buckets", f"'{name}' is a FLOAT; an id by num_buckets is an integer")

@@ -11,13 +11,13 @@ from easyrec_mm.features.categories import Categories, check_precision, read_cat
 from easyrec_mm.features.feature import Feature
 from easyrec_mm.features.reading import FeatureSettings
 
-# Between the values of a cross before it is hashed; ASCII's "group separator" does not occur in values.
+# Separates the values of a cross before it is hashed; ASCII's "group separator" does not occur in values.
 _SEPARATOR = "\x1d"
 
 
 @dataclass(frozen=True, kw_only=True)
 class ComboFeature(Feature):
-    """The values of all `inputs` together -> one row of the table."""
+    """The combination of the values of all `inputs` -> one row of the table."""
 
     table: str = field()
     categories: Categories = field()

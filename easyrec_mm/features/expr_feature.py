@@ -1,4 +1,4 @@
-"""ExprFeature: a number that an expression makes of several."""
+"""ExprFeature: a number that an expression computes from other numbers."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from easyrec_mm.features.text_patterns import number
 
 @dataclass(frozen=True, kw_only=True)
 class ExprFeature(Feature):
-    """The number that `expression` makes of the inputs, from there on as a RawFeature of one number."""
+    """The number that `expression` computes from the inputs, treated like a RawFeature of one number."""
 
     numbers: Numbers = field()
     expression: str
@@ -43,12 +43,12 @@ class ExprFeature(Feature):
         return {self.name: self.numbers.values(result[:, None], back_end)}
 
 
-# The server evaluates the same expressions for every request.
+# Cached because the server evaluates the same expressions for every request.
 _parsed = lru_cache(maxsize=1024)(parse_expression)
 
 
 def _read_expression(settings: FeatureSettings) -> str:
-    """The text of a checked expression, with all its parentheses."""
+    """Return the text of the checked expression with all its parentheses; "" if it is invalid."""
     if not settings.item.expression.strip():
         settings.add("expression", 'is empty; give one over input_names, as in "log1p(clicks) - log1p(shows)"')
         return ""
@@ -64,7 +64,7 @@ def _read_expression(settings: FeatureSettings) -> str:
 
 
 def _check_fields(settings: FeatureSettings, expression: Expression) -> None:
-    """An expression reads all the inputs and nothing else."""
+    """Check that the expression reads all inputs and nothing else."""
     read = expression.fields()
     unknown = [name for name in read if name not in settings.inputs]
     for name in unknown:

@@ -1,9 +1,9 @@
-"""Expressions over numeric fields: text -> a tree of known operations -> numbers. Nothing is ever evaluated as Python.
+"""Expressions over numeric fields: text -> a tree of known operations -> numbers. No text is ever evaluated as Python.
 
-Operators < <= == != > >= + - * / & | and functions; EasyRec's spelling "tf.math.log1p(x)" is understood. Numbers are
-float64; a comparison is 1 or 0, and & and | join comparisons. An operation whose result is not a finite number, such as
-x / 0, log1p(-2) or sqrt(-1), gives 0. TensorFlow and NumPy evaluate the same tree (features/back_end.py),
-each with its own table of `Functions`.
+The operators are < <= == != > >= + - * / & |, the functions are those of FUNCTIONS; EasyRec's spelling
+"tf.math.log1p(x)" is accepted. Numbers are float64; a comparison gives 1 or 0, and & and | join comparisons. An
+operation whose result is not a finite number, such as x / 0, log1p(-2) or sqrt(-1), gives 0. TensorFlow and NumPy
+evaluate the same tree (features/back_end.py), each with its own table of `Functions`.
 """
 
 from __future__ import annotations
@@ -18,15 +18,15 @@ from typing import Any
 
 from easyrec_mm.errors import did_you_mean
 
-# Name -> least and greatest number of arguments.
+# Function -> least and greatest number of arguments.
 FUNCTIONS: dict[str, tuple[int, int]] = {
     "abs": (1, 1), "sqrt": (1, 1), "exp": (1, 1), "log": (1, 1), "log1p": (1, 1), "floor": (1, 1),
     "min": (2, 9), "max": (2, 9), "clip": (3, 3), "where": (3, 3),
 }  # fmt: skip
-# TensorFlow's names of some.
+# TensorFlow's names of some functions -> names here.
 _ALIASES = {"minimum": "min", "maximum": "max", "clip_by_value": "clip"}
-# What a back end has to offer beside Python's operators: of one argument; of two; of three; a constant; truth values as
-# 1 and 0; and which numbers are finite.
+# Functions that a back end must provide in addition to Python's operators: functions of one, two and three arguments;
+# a constant; truth values as 1 and 0; and a test for finite numbers.
 BACK_END = (
     *("abs", "sqrt", "exp", "log", "log1p", "floor"),
     *("minimum", "maximum", "where", "constant", "as_number", "is_finite"),
@@ -46,22 +46,22 @@ _MOST_LEVELS = 100
 
 
 class ExpressionError(ValueError):
-    """What is wrong with an expression, and what to do."""
+    """An invalid expression; the message says what is wrong and what to do."""
 
 
 @dataclass(frozen=True)
 class Expression:
-    """A checked expression. `str` gives its text, which means the same again.
+    """A parsed expression; `str` returns a text with the same meaning.
 
     operation  an operator, a function, "negative", "field" or "number"
-    operands   of an operation; of a field its name; of a number its value
+    operands   operands of an operation, name of a field, or value of a number
     """
 
     operation: str
     operands: tuple[Any, ...]
 
     def fields(self) -> tuple[str, ...]:
-        """Names of the fields that it reads, each once."""
+        """Return the names of the fields that the expression reads, each once."""
         if self.operation == "field":
             return (self.operands[0],)
         if self.operation == "number":
@@ -69,10 +69,10 @@ class Expression:
         return tuple(dict.fromkeys(name for operand in self.operands for name in operand.fields()))
 
     def require_truths(self, bool_fields: frozenset[str] = frozenset()) -> None:
-        """Check that what & and | join, and what `where` decides by, is true or false.
+        """Check that the operands of & and |, and the condition of `where`, are true or false.
 
         Raises:
-          ExpressionError: if it is not.
+          ExpressionError: if one of them is a number, or if the result of & or | is compared.
         """
         if self.operation in ("field", "number"):
             return
@@ -86,7 +86,7 @@ class Expression:
             operand.require_truths(bool_fields)
 
     def evaluate(self, fields: Mapping[str, Any], functions: Functions) -> Any:
-        """Float64 numbers of fields `[S]` -> float64 `[S]`, all finite."""
+        """Evaluate the expression on float64 fields `[S]`: float64 `[S]`, all finite."""
         if self.operation == "field":
             return fields[self.operands[0]]
         if self.operation == "number":
@@ -132,7 +132,7 @@ class Expression:
 
 
 def parse_expression(text: str) -> Expression:
-    """The expression of a text.
+    """Parse the text of an expression.
 
     Raises:
       ExpressionError: for anything but the operators and functions of the module's docstring.

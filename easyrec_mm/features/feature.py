@@ -1,7 +1,7 @@
-"""A feature: how fields of a sample become what the network takes. Each type of feature is a file of its own.
+"""A feature: how fields of a sample become inputs of the network. Each type of feature has a file of its own.
 
-A type's file holds what a config may say of it, the texts that it takes, and its values, which are defined once for
-TensorFlow and NumPy (back_end.py). `feature_types.py` lists the types.
+The file of a type defines the settings that a config may have for it, the texts that it accepts, and its values, which
+are defined once for TensorFlow and NumPy (back_end.py). `feature_types.py` lists the types.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from easyrec_mm.features.reading import FeatureSettings
 
 @dataclass(frozen=True)
 class Table:
-    """An embedding table `[rows, dim]`. `initializer` is a name and its parameters."""
+    """An embedding table `[rows, dim]`; `initializer` is the name of an initializer, and its parameters."""
 
     name: str
     rows: int
@@ -30,14 +30,14 @@ class Table:
 
 @dataclass(frozen=True)
 class StoredVectors:
-    """Vectors of `dim` numbers that a store holds under keys, of which it may lack a share."""
+    """Vectors of `dim` numbers in a store, looked up by key; at most `max_missing_share` of the keys may be missing."""
 
     uri: str
     dim: int
     max_missing_share: float = 1.0
 
     def without_password(self) -> StoredVectors:
-        """The same, with the URI as others may see it."""
+        """Return these vectors with the password removed from the URI, so that it can be shown to others."""
         parts = urlsplit(self.uri)
         if parts.password is None:
             return self
@@ -48,17 +48,17 @@ class StoredVectors:
 
 @dataclass(frozen=True, kw_only=True)
 class Feature(ABC):
-    """What all types of features have; a type adds its own settings and sets those of the parts that it has.
+    """The attributes common to all types of features; a type adds its own, and sets those here that apply to it.
 
-    name        of the feature
-    inputs      names of the fields that it reads
-    width       its numbers in the network
-    table       name of its table; None without one
-    categories  how its values become rows of the table
-    numbers     what is done to its values, which are numbers; those of a vector and a table are multiplied
-    stored      where the vectors lie whose keys are its values
-    is_joined   whether its vector joins those of the others; else attentions read it, or it goes to the logits
-    is_wide     whether it holds what is added to the logits, a number each
+    name        name of the feature
+    inputs      names of the fields that the feature reads
+    width       how many numbers the feature has in the network
+    table       name of its table; None if it has no table
+    categories  how its values are converted to rows of the table
+    numbers     transformation of its numeric values; unless bucketed, they multiply the rows of its table, if any
+    stored      the stored vectors whose keys are its values
+    is_joined   whether its vector is concatenated with those of other features; else attentions or the logits use it
+    is_wide     whether its numbers are added to the logits, one number per logit
     """
 
     name: str
@@ -71,42 +71,42 @@ class Feature(ABC):
     is_joined: bool = True
     is_wide: bool = False
 
-    # Whether a sample has any number of values.
+    # Whether a sample may have any number of values.
     is_list: ClassVar[bool] = False
-    # How the vectors of a list become one; "" for a feature that is not a list.
+    # How the vectors of a list are combined into one; "" for a feature that is not a list.
     combiner: str = ""
 
     @classmethod
     @abstractmethod
     def of_config(cls, settings: FeatureSettings) -> Feature:
-        """Check the settings of a feature of this type; its problems go to `settings.problems`."""
+        """Check the settings of a feature and return the feature; problems are added to `settings.problems`."""
 
     @abstractmethod
     def patterns(self) -> list[tuple[str, str]]:
-        """(field, what its text must match), for fields of text. An empty text is always good."""
+        """Return (field, pattern that its text must match) for fields of text; an empty text is always valid."""
 
     @abstractmethod
     def values(self, fields: Mapping[str, Any], back_end: BackEnd) -> dict[str, Any]:
-        """What the network takes of S samples: under `name` ids, numbers or buckets, and weights under `weight_key`.
+        """Return the network's inputs for S samples: ids, numbers or buckets under `name`, weights under `weight_key`.
 
-        int64 `[S]`, float32 `[S, dim]`, or lists of these. Not defined where a store holds the vectors.
+        Values are int64 `[S]`, float32 `[S, dim]`, or lists of these. Not defined if a store holds the vectors.
 
         Args:
           fields: field -> its values, `[S]`; texts match `patterns`.
-          back_end: which operates on them.
+          back_end: computes with these values.
         """
 
     def keys(self, fields: Mapping[str, Any], back_end: BackEnd) -> Any:
-        """The values by which rows of its table, or vectors of its store, are looked up: `[S]`, or lists."""
+        """Return the values by which rows of its table, or vectors of its store, are looked up: `[S]`, or lists."""
         return fields[self.inputs[0]]
 
     def without_password(self) -> Feature:
-        """The same, with the URI of its store as others may see it."""
+        """Return this feature with the password removed from its store's URI, so that it can be shown to others."""
         return self if self.stored is None else replace(self, stored=self.stored.without_password())
 
     @property
     def num_rows(self) -> int:
-        """Rows of its table; 0 without one."""
+        """Return the number of rows of its table; 0 without a table."""
         if self.table is None:
             return 0
         if self.categories is not None:
@@ -115,52 +115,52 @@ class Feature(ABC):
 
     @property
     def num_numbers(self) -> int:
-        """Numbers of a value; 0 if it is an id or a bucket."""
+        """Return how many numbers a value has; 0 if it is an id or a bucket."""
         if self.stored is not None:
             return self.stored.dim
         return self.numbers.dim if self.numbers is not None and not self.numbers.boundaries else 0
 
     @property
     def separators(self) -> tuple[str, ...]:
-        """What splits a text of several values, the outer one first; () for a text of one value."""
+        """Return the separators of a text with several values, the outer one first; () for a text of one value."""
         return ()
 
     @property
     def store_uri(self) -> str:
-        """The store that holds its vectors; "" if none does."""
+        """Return the URI of the store that holds its vectors; "" if no store does."""
         return self.stored.uri if self.stored else ""
 
     @property
     def multiplies_rows(self) -> bool:
-        """Whether the feature is numbers times the rows of its table, one row a number."""
+        """Return whether the feature multiplies its numbers with the rows of its table, one row per number."""
         return self.num_numbers > 0 and self.table is not None
 
     @property
     def vector_key(self) -> str:
-        """Input of the exported models for the vectors of a store."""
+        """Return the name of the input of the exported models for the vectors from its store."""
         return f"{self.name}_vector"
 
     @property
     def length_key(self) -> str:
-        """Input of the exported models for how many vectors a sample has, of a list."""
+        """Return the name of the input of the exported models for the number of vectors per sample, for a list."""
         return f"{self.name}_length"
 
     @property
     def weight_key(self) -> str:
-        """Key under which the weights of a list stand beside it among the feature values.
+        """Return the key of a list's weights among the feature values.
 
-        Where lists are padded, the weights of every list stand there, 0 for what is not a value.
+        If lists are padded, every list has weights under this key, which are 0 at padded positions.
         """
         return f"{self.name}:weight"
 
 
 def text_keys(feature: Feature, fields: Mapping[str, Any], back_end: BackEnd) -> Any:
-    """Texts by which the vectors of a feature are looked up in its store: `[S]`, or lists."""
+    """Return the texts by which the vectors of a feature are looked up in its store: `[S]`, or lists."""
     keys = feature.keys(fields, back_end)
     return keys if feature.is_list else back_end.texts(keys)
 
 
 def vocabularies(features: Iterable[Feature]) -> dict[str, tuple[str, ...]]:
-    """Feature -> its vocabulary, of those that have one."""
+    """Return feature -> vocabulary, for the features that have one."""
     categories = {feature.name: feature.categories for feature in features}
     return {name: one.vocabulary for name, one in categories.items() if one and one.encoding == "vocabulary"}

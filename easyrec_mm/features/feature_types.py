@@ -1,4 +1,4 @@
-"""The types of features. To add one: a file like id_feature.py, its class here, a FeatureType in feature.proto."""
+"""The types of features. To add one, write a file like id_feature.py, list its class here, extend feature.proto."""
 
 from __future__ import annotations
 
@@ -20,21 +20,21 @@ from easyrec_mm.features.vector_feature import VectorFeature
 _TYPES: tuple[type[Feature], ...] = (
     IdFeature, RawFeature, TagFeature, ComboFeature, LookupFeature, SequenceFeature, ExprFeature, VectorFeature,
 )  # fmt: skip
-# By their names in the config language.
+# Name in the config language -> type.
 FEATURE_TYPES = {feature_type.__name__: feature_type for feature_type in _TYPES}
 _PARTS: dict[str, Any] = {"categories": Categories, "numbers": Numbers, "stored": StoredVectors}
 
 
 def feature_to_dict(feature: Feature) -> dict[str, Any]:
-    """A feature as values that JSON has."""
+    """Return a feature as values that JSON can represent."""
     return {"type": type(feature).__name__, **asdict(feature)}
 
 
 def feature_from_dict(values: dict[str, Any]) -> Feature:
-    """The feature of which `values` is the `feature_to_dict`, also after a passage through JSON.
+    """Return the feature from the result of `feature_to_dict`, which may have been saved as JSON in between.
 
     Raises:
-      KeyError, TypeError: if it is of no such feature.
+      KeyError, TypeError: if `values` are not those of a feature.
     """
     if "kind" in values:
         return _of_format_1(values)
@@ -45,7 +45,7 @@ def feature_from_dict(values: dict[str, Any]) -> Feature:
     return FEATURE_TYPES[values.pop("type")](**values)
 
 
-# Settings of format 1 that its first manifests do not have.
+# Settings of format 1 that its first manifests lack.
 _DEFAULTS_OF_FORMAT_1: dict[str, Any] = {
     "table": None, "encoding": None, "num_ids": 0, "vocabulary": (), "precision": -1, "separator": "",
     "kv_separator": "", "combiner": "", "raw_dim": 1, "boundaries": (), "min_value": 0.0, "max_value": 0.0,
@@ -55,7 +55,7 @@ _DEFAULTS_OF_FORMAT_1: dict[str, Any] = {
 
 
 def _of_format_1(values: dict[str, Any]) -> Feature:
-    """A feature of a manifest of format 1, which had all settings of all types side by side."""
+    """Return a feature of a manifest of format 1, in which a feature has the settings of all types."""
     given = _DEFAULTS_OF_FORMAT_1 | _with_tuples(values)
     shared = {name: given[name] for name in ("name", "inputs", "width", "table", "is_joined", "is_wide")}
     if given["encoding"] is not None:

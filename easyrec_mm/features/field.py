@@ -23,11 +23,11 @@ class Field:
 
     @property
     def default_value(self) -> int | bool | float | str:
-        """The default as a value."""
+        """Return the default as a value."""
         return self.value(self.default)
 
     def value(self, text: str) -> int | bool | float | str:
-        """What a text stands for; the default for an empty one.
+        """Return the value that a text stands for; an empty text stands for the default.
 
         Raises:
           ValueError: if the text does not stand for a value of this dtype.

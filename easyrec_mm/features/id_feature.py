@@ -1,4 +1,4 @@
-"""IdFeature: one category."""
+"""IdFeature: one category per sample."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from easyrec_mm.features.text_patterns import INTEGER_PATTERN
 
 @dataclass(frozen=True, kw_only=True)
 class IdFeature(Feature):
-    """One category a sample -> its row of the table."""
+    """One category per sample -> its row of the table."""
 
     table: str = field()
     categories: Categories = field()

@@ -1,4 +1,4 @@
-"""LookupFeature: what a map has for a key."""
+"""LookupFeature: the values that a map contains for a key."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ class LookupFeature(Feature):
 
     separator     between the entries of the map
     kv_separator  between the key and the value of an entry
-    max_selected  most values that are taken; entries may repeat a key
+    max_selected  most values that are used; several entries may have the same key
     """
 
     is_list: ClassVar[bool] = True

@@ -1,4 +1,4 @@
-"""Numbers: what is done to them before the network takes them."""
+"""Numbers: the transformation of numbers before they enter the network."""
 
 from __future__ import annotations
 
@@ -10,15 +10,15 @@ from easyrec_mm.features.back_end import BackEnd
 from easyrec_mm.features.reading import FeatureSettings
 from easyrec_mm.protos.feature_pb2 import FeatureConfig
 
-# When log1p applies: never, or before or after numbers are scaled.
+# When log1p applies: never, before scaling or after scaling.
 Log1p = Literal["", "before", "after"]
-# Values of normalizer_fn.
+# Accepted values of normalizer_fn.
 _LOG1P_NAMES = ("tf.math.log1p", "tf.log1p", "log1p")
 
 
 @dataclass(frozen=True)
 class Numbers:
-    """`dim` numbers, scaled from `min_value` .. `max_value` to 0 .. 1 if the two differ; or one number's bucket."""
+    """`dim` numbers, scaled from `min_value` .. `max_value` to 0 .. 1 if these differ, or the bucket of one number."""
 
     dim: int = 1
     boundaries: tuple[float, ...] = ()
@@ -27,7 +27,7 @@ class Numbers:
     log1p: Log1p = ""
 
     def values(self, numbers: Any, back_end: BackEnd) -> Any:
-        """Float32 `[N, dim]` -> the same shape, or buckets int64 `[N]`."""
+        """Transform numbers: float32 `[N, dim]` -> the same shape, or buckets int64 `[N]`."""
         if self.log1p == "before":
             numbers = back_end.log1p(numbers)
         if self.max_value > self.min_value:
@@ -38,7 +38,7 @@ class Numbers:
 
     @property
     def num_buckets(self) -> int:
-        """Buckets of a number; 0 if it stays a number."""
+        """Return the number of buckets; 0 if the numbers are not bucketed."""
         return len(self.boundaries) + 1 if self.boundaries else 0
 
 

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from easyrec_mm.features.back_end import BackEnd
 from easyrec_mm.features.expression import Expression, Functions
 
-# Of a field: N of them, str for text, or an array of int64, bool or float32.
+# N values of a field: str for text, or an array of int64, bool or float32.
 Values = Sequence[str] | NDArray[Any]
 
 _FUNCTIONS: Functions = {
@@ -34,37 +34,37 @@ _FUNCTIONS: Functions = {
 
 @dataclass(frozen=True)
 class Lists:
-    """Any number of values in each of N entries: `lengths` int `[N]`, and the values of all behind each other."""
+    """Any number of values in each of N entries: `lengths`, int `[N]`, and the values of all entries in sequence."""
 
     flat_values: Values
     lengths: NDArray[np.int64]
 
     def with_flat_values(self, values: Values) -> Lists:
-        """The same lengths with other values."""
+        """Return lists of the same lengths with other values."""
         return Lists(values, self.lengths)
 
     def to_list(self) -> list[Any]:
-        """As a list for each entry."""
+        """Return one list per entry."""
         ends = np.cumsum(self.lengths).tolist()
         starts = [0, *ends[:-1]]
         return [self.flat_values[start:end] for start, end in zip(starts, ends, strict=True)]
 
     def is_there(self) -> NDArray[np.bool_]:
-        """Which places of `[N, L]` hold a value, L being the greatest length, and at least 1."""
+        """Return which positions of `[N, L]` hold a value; L is the greatest length, at least 1."""
         return np.arange(max(1, *self.lengths.tolist())) < self.lengths[:, None]
 
     @staticmethod
     def of(lists: Sequence[Sequence[str]]) -> Lists:
-        """From a list of texts for each entry."""
+        """Return Lists with one list of texts per entry."""
         lengths = np.array([len(texts) for texts in lists], np.int64)
         return Lists([text for texts in lists for text in texts], lengths)
 
 
 class NumpyBackEnd(BackEnd):
-    """Texts are lists of str, all else arrays.
+    """Operations in NumPy: texts are lists of str, all other values are arrays.
 
     Args:
-      vocabularies: of features, by their names.
+      vocabularies: feature -> its vocabulary.
     """
 
     functions = _FUNCTIONS
@@ -97,7 +97,7 @@ class NumpyBackEnd(BackEnd):
 
     def evaluate(self, expression: Expression, fields: dict[str, Values]) -> NDArray[Any]:
         numbers = {
-            # Text is read as float32, as everywhere.
+            # Text is read as float32, as everywhere else.
             name: (values if isinstance(values, np.ndarray) else self.floats(values)).astype(np.float64)
             for name, values in fields.items()
         }

@@ -1,4 +1,4 @@
-"""Values of fields -> the ids and numbers that the ONNX models take, in NumPy."""
+"""Converts values of fields to the ids and numbers that the ONNX models take, in NumPy."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from easyrec_mm.features.numpy_back_end import Lists, NumpyBackEnd, Values
 
 
 class NumpyTransform:
-    """Turns the values of fields into the inputs of the ONNX models: the values of these features, see Feature.values.
+    """Converts the values of fields to the inputs of the ONNX models: values of features, see Feature.values.
 
-    Lists are padded to `[S, L, ...]`, each with weights `[S, L]` beside it, 0 where there is no value. Features whose
-    vectors a store holds are left out.
+    Lists are padded to `[S, L, ...]`, each with weights `[S, L]`, which are 0 where there is no value. Features whose
+    vectors are in a store are left out.
     """
 
     def __init__(self, features: Sequence[Feature]) -> None:
@@ -24,7 +24,7 @@ class NumpyTransform:
         self._back_end = NumpyBackEnd(vocabularies(self._features))
 
     def __call__(self, fields: dict[str, Values], num_samples: int) -> dict[str, NDArray[Any]]:
-        """Fields by name, S values each or one for all, defaults filled in -> inputs by name.
+        """Return the inputs by name, given fields by name with S values each, or one for all, and defaults filled in.
 
         Raises:
           ValueError: if a text does not match the patterns of its feature.
@@ -50,7 +50,7 @@ def _padded(feature: Feature, values: dict[str, Lists]) -> dict[str, NDArray[Any
 
 
 def _aligned(feature: Feature, fields: dict[str, Values], num_samples: int) -> dict[str, Values]:
-    """The fields that a feature reads, all of one length: one value for all is repeated beside others of S."""
+    """Return the fields that a feature reads, all of one length: one value for all is repeated if others have S."""
     values = {name: fields[name] for name in feature.inputs}
     if len({len(column) for column in values.values()}) == 1:
         return values

@@ -1,4 +1,4 @@
-"""Bucket limits of a number, fitted to its values."""
+"""Bucket limits of numbers, fitted to their values."""
 
 from __future__ import annotations
 
@@ -11,19 +11,19 @@ from numpy.typing import NDArray
 
 
 def quantile_boundaries(values: Sequence[float] | NDArray[Any], num_buckets: int) -> tuple[float, ...]:
-    """Values that divide `values` into at most `num_buckets` buckets of about as many each.
+    """Return limits that divide `values` into at most `num_buckets` buckets with about equally many values each.
 
-    For `FeatureConfig.boundaries`, whose bucket i holds boundaries[i-1] <= x < boundaries[i]. Each limit is one of the
-    values, so that equal values share a bucket and no bucket is empty. A value that is more frequent than a bucket's
-    share has a bucket of its own, and the other values are divided among the remaining buckets. With
+    They are meant for `FeatureConfig.boundaries`, whose bucket i holds boundaries[i-1] <= x < boundaries[i]. Each limit
+    is one of the values: equal values share a bucket, and no bucket is empty. A value that is more frequent than a
+    bucket's share has a bucket of its own, and the other values are divided among the remaining buckets. With
     numeric_transform, min_val or max_val, give the values after these were applied.
 
     Args:
-      values: finite ones count; NaN stands for a missing one.
+      values: only finite ones count; NaN stands for a missing one.
       num_buckets: 1 or more.
 
     Returns:
-      Ascending limits, distinct as float32, with as few decimal digits as that needs; () if there is nothing to divide.
+      Ascending limits, distinct as float32, with as few decimal digits as that requires; () if nothing can be divided.
     """
     if num_buckets < 1:
         raise ValueError(f"num_buckets is {num_buckets}; give 1 or more")
@@ -35,14 +35,14 @@ def quantile_boundaries(values: Sequence[float] | NDArray[Any], num_buckets: int
         return ()
     distinct, counts = np.unique(numbers, return_counts=True)
     limits: list[np.float32] = []
-    left, here = len(numbers), 0  # values that are in no bucket yet, and those in the one that is being filled
+    left, here = len(numbers), 0  # number of values that are in no bucket yet, and of those in the current bucket
     for i, (before, count) in enumerate(pairwise(counts.tolist()), 1):
-        num_more = num_buckets - 1 - len(limits)  # buckets that can begin yet
+        num_more = num_buckets - 1 - len(limits)  # buckets that can still be started
         if not num_more:
             break
         here += before
         share = left / (num_more + 1)
-        # A bucket ends before this value if that is nearer to its share, or if each value left can have its own.
+        # A bucket ends before this value if that is nearer to its share, or if each remaining value can have its own.
         if share - here <= here + count - share or len(distinct) - i <= num_more:
             limits.append(distinct[i])
             left, here = left - here, 0

@@ -1,4 +1,4 @@
-"""RawFeature: one number, or several in a text."""
+"""RawFeature: one number, or several numbers in a text."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Reading the settings of one feature of a config: what the feature types have in common."""
+"""The settings of one feature of a config, and the checks that the feature types have in common."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from easyrec_mm.protos.feature_pb2 import FeatureConfig
 
 @dataclass(frozen=True)
 class FeatureSettings:
-    """The settings of a feature, with what is needed to check them.
+    """The settings of a feature, and what is needed to check them.
 
-    name      of the feature
+    name      name of the feature
     place     its config path
     item      its settings
     fields    input fields by name
     data      the config's data section
-    problems  where mistakes go
+    problems  collects the mistakes
     """
 
     name: str
@@ -31,12 +31,12 @@ class FeatureSettings:
 
     @property
     def inputs(self) -> tuple[str, ...]:
-        """Names of the fields that it reads."""
+        """Return the names of the fields that the feature reads."""
         return tuple(self.item.input_names)
 
     @property
     def table(self) -> str:
-        """The name of its table, if it has one."""
+        """Return the name of the feature's table, if it has one."""
         return self.item.embedding_name or self.name
 
     def add(self, setting: str, message: str) -> None:
@@ -44,7 +44,7 @@ class FeatureSettings:
         self.problems.add(f"{self.place}.{setting}", message)
 
     def require_inputs(self, least: int, most: int) -> bool:
-        """Check the number of fields."""
+        """Check the number of input fields, and return whether it is valid."""
         if least <= len(self.inputs) <= most:
             return True
         kind = FeatureConfig.FeatureType.Name(self.item.feature_type)
@@ -58,13 +58,13 @@ class FeatureSettings:
             self.add("input_names", f"'{name}' must be a STRING field to hold {why}")
 
     def require_combiner(self, choices: tuple[str, ...]) -> None:
-        """Check how several values become one."""
+        """Check the name of the method that combines several values into one."""
         combiner = self.item.combiner
         if combiner not in choices:
             self.add("combiner", f"'{combiner}' is unknown; choose {', '.join(choices[:-1])} or {choices[-1]}")
 
     def require_separator(self, setting: str) -> None:
-        """Check that a separator within a value is given, and has not split the line before."""
+        """Check that a separator within a value is given, and differs from those that split the line before."""
         separator, data = getattr(self.item, setting), self.data
         if not separator:
             self.add(setting, "is empty; give the character between values")
@@ -76,7 +76,7 @@ class FeatureSettings:
                 self.add(setting, what)
 
     def require_pair_separators(self) -> None:
-        """Check the separators between values, and within those that are pairs."""
+        """Check the separators between values, and within values that are pairs."""
         self.require_separator("separator")
         if self.item.HasField("kv_separator"):
             self.require_separator("kv_separator")

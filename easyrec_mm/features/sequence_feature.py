@@ -1,4 +1,4 @@
-"""SequenceFeature: any number of ids, numbers, vectors or keys of vectors, in their order."""
+"""SequenceFeature: any number of ids, numbers, vectors or keys of vectors, in order."""
 
 from __future__ import annotations
 
@@ -22,13 +22,13 @@ POOLINGS = ("mean", "sum", "max")
 class SequenceFeature(Feature):
     """The elements of a text -> their vectors, pooled by `combiner` or read by attentions.
 
-    An element is what an IdFeature, a RawFeature or a VectorFeature with a store would be: a sequence has
-    `categories`, `numbers` or `stored`.
+    An element is like the value of an IdFeature, a RawFeature or a VectorFeature with a store: accordingly a sequence
+    has `categories`, `numbers` or `stored`.
 
     separator         between the elements
     number_separator  between the numbers of an element; "" for one number
     max_length        most elements that are kept; 0 for all
-    keeps_last        whether the last are kept, not the first
+    keeps_last        whether the last elements are kept instead of the first
     """
 
     is_list: ClassVar[bool] = True
@@ -93,7 +93,7 @@ class SequenceFeature(Feature):
 
 
 def _read_elements(settings: FeatureSettings) -> tuple[Categories | None, Numbers | None, StoredVectors | None]:
-    """What the elements are; numbers if that is not told correctly."""
+    """Read the kind of the elements; return numbers if it is not set correctly."""
     kind = settings.item.sub_feature_type
     if kind == FeatureConfig.IdFeature:
         return read_categories(settings), None, None

@@ -53,7 +53,7 @@ class TagFeature(Feature):
 
     @property
     def weight_input(self) -> str | None:
-        """The field that holds the weights, if it is one of their own."""
+        """Return the field that holds the weights, if they have a field of their own."""
         return self.inputs[1] if len(self.inputs) == 2 else None
 
     @property

@@ -29,7 +29,7 @@ class TensorFlowBackEnd(BackEnd):
     """Operations on tensors.
 
     Args:
-      vocabularies: of features, by their names.
+      vocabularies: feature -> its vocabulary.
     """
 
     functions = _FUNCTIONS
@@ -66,7 +66,7 @@ class TensorFlowBackEnd(BackEnd):
 
     def evaluate(self, expression: Expression, fields: dict[str, tf.Tensor]) -> tf.Tensor:
         numbers = {
-            # Text is read as float32, as everywhere.
+            # Text is read as float32, as everywhere else.
             name: tf.cast(self.floats(values) if values.dtype == tf.string else values, tf.float64)
             for name, values in fields.items()
         }
@@ -115,7 +115,7 @@ class TensorFlowBackEnd(BackEnd):
 
 
 def split_texts(texts: tf.Tensor, separator: str) -> tf.RaggedTensor:
-    """See BackEnd.split."""
+    """Split texts into lists of their parts, see BackEnd.split."""
     if len(separator.encode()) == 1:
         sparse = tf.raw_ops.StringSplit(input=texts, delimiter=separator, skip_empty=True)
         num_rows = tf.shape(texts, tf.int64)[0]

@@ -1,4 +1,4 @@
-"""Values of fields -> the ids and numbers that the network takes, in TensorFlow."""
+"""Converts values of fields to the ids and numbers that the network takes, in TensorFlow."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ from easyrec_mm.features.tensorflow_back_end import TensorFlowBackEnd
 
 
 class FeatureTransform:
-    """Turns the values of fields into the values of these features, see Feature.values.
+    """Converts the values of fields to the values of features, see Feature.values.
 
-    Lists are ragged. Features whose vectors a store holds are left out.
+    Lists are ragged. Features whose vectors are in a store are left out.
     """
 
     def __init__(self, features: Sequence[Feature]) -> None:
@@ -22,7 +22,7 @@ class FeatureTransform:
         self.back_end = TensorFlowBackEnd(vocabularies(self._features))
 
     def __call__(self, fields: dict[str, tf.Tensor]) -> dict[str, tf.Tensor | tf.RaggedTensor]:
-        """Fields by name (`fields`), each `[S]` of its dtype -> feature values by name."""
+        """Return feature values by name, given the fields in `fields` by name, each `[S]` of its dtype."""
         features: dict[str, tf.Tensor | tf.RaggedTensor] = {}
         for feature in self._features:
             features |= feature.values(fields, self.back_end)

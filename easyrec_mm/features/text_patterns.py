@@ -1,7 +1,7 @@
-"""What the text of a value must look like, as regular expressions that mean the same to Python's re and to RE2.
+"""Patterns of the texts of values, as regular expressions that have the same meaning in Python's re and in RE2.
 
-Input formats check every value with them before it is read, and the config's defaults are checked once. A feature type
-says what text it takes by the functions of this module.
+Input formats check every value with these patterns before it is read; the config's defaults are checked once. A feature
+type describes the texts that it accepts with the functions of this module.
 """
 
 from __future__ import annotations
@@ -10,31 +10,34 @@ import re
 
 from easyrec_mm.features.field import Dtype
 
-# RE2 repeats a part at most 1000 times, and a part that holds "{1,2}" half as often.
+# RE2 allows at most 1000 repetitions of a part, and half as many of a part that contains "{1,2}".
 _MOST_REPEATS = 400
-# A FLOAT field is checked as a number, too. Within a string the exponent is limited instead, so that none is too large.
+# FLOAT fields are also checked as numbers. Within a string the exponent is limited instead, to avoid overflow.
 _EXPONENT = "(?:[eE][+-]?[0-9]{1,2})?"
 _LIST_EXPONENT = "(?:[eE](?:-[0-9]{1,2}|[+]?1?[0-9]))?"
 
 
 def integer(separators: str = "") -> str:
-    """A whole number within a text that these characters split."""
+    """Return the pattern of a whole number within a text that the characters of `separators` split."""
     return _signed("[0-9]{1,18}", separators)
 
 
 def number(separators: str = "", exponent: str = _LIST_EXPONENT) -> str:
-    """A number within a text that these characters split."""
+    """Return the pattern of a number within a text that the characters of `separators` split."""
     digits = "[0-9]+" if "." in separators else r"(?:[0-9]+\.?[0-9]*|\.[0-9]+)"
     return _signed(digits + ("" if "e" in separators.lower() else exponent), separators)
 
 
 def word(separators: str) -> str:
-    """Any text without these characters. Input formats match many values at once, between line ends."""
+    """Return the pattern of any text without these characters and without line ends.
+
+    Input formats match many values at once, with line ends between them.
+    """
     return rf"[^{''.join(re.escape(separator) for separator in separators)}\n]*"
 
 
 def vector(separators: str, separator: str, dim: int) -> str:
-    """`dim` numbers between `separator`, within a text that the characters of `separators` split."""
+    """Return the pattern of `dim` numbers between `separator`, in a text that the characters of `separators` split."""
     whole, rest = divmod(dim - 1, _MOST_REPEATS)
     repeats = [_MOST_REPEATS] * whole + [rest] * (rest > 0)
     one = number(separators)
@@ -42,18 +45,18 @@ def vector(separators: str, separator: str, dim: int) -> str:
 
 
 def literal(separator: str) -> str:
-    """The separator itself."""
+    """Return the pattern of the separator itself."""
     return re.escape(separator)
 
 
 def list_of(element: str, separator: str) -> str:
-    """Any number of elements, of which each may be empty."""
+    """Return the pattern of any number of elements, each of which may be empty."""
     between = literal(separator)
     return f"(?:(?:{element})?{between})*(?:{element})?"
 
 
 def _signed(digits: str, separators: str) -> str:
-    """Spaces, a sign, digits, spaces; none of the characters of `separators`, which split before a number is read."""
+    """Return the pattern of spaces, sign, digits, spaces, without `separators`, which split the text first."""
     spaces = "".join(code for space, code in ((" ", " "), ("\t", r"\t")) if space not in separators)
     signs = "".join(sign for sign in "+-" if sign not in separators)
     around = f"[{spaces}]*" if spaces else ""
@@ -61,7 +64,7 @@ def _signed(digits: str, separators: str) -> str:
 
 
 INTEGER_PATTERN, NUMBER_PATTERN = integer(), number(exponent=_EXPONENT)
-# A string field takes any text.
+# A string field accepts any text.
 VALUE_PATTERNS: dict[Dtype, str] = {
     "int64": INTEGER_PATTERN,
     "bool": r"(?i:true|false)|[01]",

@@ -1,4 +1,4 @@
-"""VectorFeature: a vector of another model, in the row or under its key in a store."""
+"""VectorFeature: a vector that another model computed, in the row or in a store under a key in the row."""
 
 from __future__ import annotations
 
@@ -14,15 +14,15 @@ from easyrec_mm.features.numbers import Numbers
 from easyrec_mm.features.reading import FeatureSettings
 from easyrec_mm.features.text_patterns import vector
 
-# Those of store.SCHEMES, which is below this room.
+# The schemes of store.SCHEMES, repeated because features may not import easyrec_mm.store.
 STORE_SCHEMES = ("lmdb", "redis", "rediss", "postgresql", "postgres")
-# Inputs of exported models beside fields and vectors of features.
+# Inputs of exported models other than fields and vectors of features.
 _IMAGE_NAMES = ("img_emb_vector",)
 
 
 @dataclass(frozen=True, kw_only=True)
 class VectorFeature(Feature):
-    """The numbers of a vector, which no training changes. It has either `numbers` or `stored`.
+    """The numbers of a vector, which is not trained; a VectorFeature has either `numbers` or `stored`.
 
     separator  between the numbers of a vector in the row
     """
@@ -70,7 +70,7 @@ class VectorFeature(Feature):
 
 
 def read_stored_vectors(settings: FeatureSettings) -> StoredVectors:
-    """Read where the vectors lie whose keys a feature reads."""
+    """Read the settings of the store with the vectors whose keys the feature reads."""
     item = settings.item
     scheme = urlsplit(item.vector_store).scheme
     if scheme not in STORE_SCHEMES:

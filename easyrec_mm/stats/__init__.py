@@ -1,1 +1,1 @@
-"""The command `stats`: what an input holds, for a person who decides what to train with it."""
+"""The command `stats`: a report on the contents of an input, for a person who decides how to train with it."""

@@ -1,4 +1,4 @@
-"""The check command: what a config makes of a sample of its data, as text for a person."""
+"""The command `check`: a report on how a config reads a sample of its data, as text for a person."""
 
 from __future__ import annotations
 
@@ -36,9 +36,9 @@ NUM_PICTURES = 200
 
 @dataclass
 class _Sample:
-    """Texts of the good groups read."""
+    """Texts of the valid groups that were read."""
 
-    values: dict[str, list[str]]  # by field, one a sample
+    values: dict[str, list[str]]  # by field, one per sample
     group_sizes: list[int] = attribute(default_factory=list)
     pictures: dict[bytes, tuple[str, int]] = attribute(default_factory=dict)  # path -> first (file, row)
     bad: list[BadRecord] = attribute(default_factory=list)
@@ -46,11 +46,11 @@ class _Sample:
 
 
 def check(pipeline: Pipeline, num_groups: int) -> str:
-    """A report on the first groups of the training data (or evaluation data, where there is no other).
+    """Return a report on the first groups of the training data (or of the evaluation data if there is no other).
 
     Raises:
-      UserError: if there is no data to read, or more of it is bad than training would accept; the report is then the
-        first part of the message.
+      UserError: if there is no data to read, or if more of it is bad than training would accept; the message then
+        begins with the report.
     """
     config, schema = pipeline.config, pipeline.schema
     setting = "train_input_path" if config.train_input_path else "eval_input_path"
@@ -104,7 +104,7 @@ def _read_sample(inputs: Input, schema: Schema, num_groups: int) -> _Sample:
 
 
 def _pictures(image: bytes, schema: Schema) -> list[bytes]:
-    """The paths that an image field names; an item without one is a bad picture, unless it may be without."""
+    """Return the paths in an image field; without any, one empty path, which is bad, unless pictures are optional."""
     return paths_of(image, schema) or ([] if schema.has_no_image_vector else [b""])
 
 
@@ -160,7 +160,7 @@ def _feature_lines(schema: Schema, sample: _Sample, vectors: VectorStores) -> li
 
 
 def _kind(feature: Feature) -> str:
-    """The type of a feature, and what its values are."""
+    """Return the type of a feature, and the kind of its values."""
     name = type(feature).__name__
     if feature.stored:
         return f"{name} (store)"
@@ -170,7 +170,7 @@ def _kind(feature: Feature) -> str:
 
 
 def _keys(feature: Feature, schema: Schema, sample: _Sample) -> list[list[str]]:
-    """The texts of each sample by which rows of the feature's table, or vectors of its store, are looked up."""
+    """Return each sample's texts by which rows of the feature's table, or vectors of its store, are looked up."""
     if not feature.is_list:
         return [[text] if text else [] for text in sample.values[feature.inputs[0]]]
     fields = {name: _column(schema.field(name), sample.values[name]) for name in feature.inputs}
@@ -178,19 +178,19 @@ def _keys(feature: Feature, schema: Schema, sample: _Sample) -> list[list[str]]:
 
 
 def _column(field: Field, texts: list[str]) -> Values:
-    """A field's values as feature types take them."""
+    """Return a field's values in the form that feature types take."""
     return texts if field.dtype == "string" else np.array([field.value(text) for text in texts])
 
 
 def _missing_share(feature: Feature, schema: Schema, sample: _Sample) -> float:
-    """Share of the samples that give the feature no value."""
+    """Return the share of the samples without a value for the feature."""
     if feature.is_list:
         return _missing(["".join(texts) for texts in _keys(feature, schema, sample)])
     return _missing(sample.values[feature.inputs[0]])
 
 
 def _unknown(feature: Feature, keys: list[list[str]], vectors: VectorStores) -> str:
-    """Share of the values that the feature cannot tell apart: outside num_buckets, the vocabulary or the store."""
+    """Return the share of values that the feature cannot distinguish: outside num_buckets, vocabulary or store."""
     present = [text for texts in keys for text in texts]
     if feature.stored and present:
         distinct = list(dict.fromkeys(present))
@@ -206,7 +206,7 @@ def _unknown(feature: Feature, keys: list[list[str]], vectors: VectorStores) -> 
 
 
 def _check_pictures(sample: _Sample, pipeline: Pipeline) -> list[str]:
-    """Load some pictures, as training would, and add those that fail to the bad records."""
+    """Load some pictures as training would, add those that fail to the bad records, and describe the pictures."""
     image, data = pipeline.schema.image, pipeline.config.data_config
     paths = list(sample.pictures)[:NUM_PICTURES]
     loader = picture_loader(image, data)
@@ -234,7 +234,7 @@ def _check_pictures(sample: _Sample, pipeline: Pipeline) -> list[str]:
 
 
 def _tower_lines(pipeline: Pipeline) -> list[str]:
-    """The image tower: built, because only then its layers, stages and weights are known."""
+    """Describe the image tower, which is built for this because only then its layers, stages and weights are known."""
     if not pipeline.schema.uses_image:
         return []
     tower = image_tower(pipeline.config, pipeline.schema, FLOAT32)

@@ -1,4 +1,4 @@
-"""How much fields tell of labels, in a sample of rows."""
+"""Correlations of fields with labels, in a sample of rows."""
 
 from __future__ import annotations
 
@@ -9,15 +9,15 @@ import pandas as pd
 from numpy.typing import NDArray
 from scipy.stats import rankdata
 
-# Rows without which a figure would be noise.
+# With fewer rows a correlation would be noise.
 _MIN_ROWS = 30
 
 
 class Correlation(NamedTuple):
-    """Between a field and a label.
+    """The correlation of a field with a label.
 
-    strength  of numbers: Pearson's r, -1 to 1; of others: the share of the label's deviation that their values explain,
-              0 to 1, corrected for having many values (Kelley's epsilon, 1935)
+    strength  of numbers: Pearson's r, -1 to 1; of other values: the share of the label's deviation that they explain,
+              0 to 1, corrected for the number of different values (Kelley's epsilon, 1935)
     auc       of a number for a label of 0 and 1; else None
     """
 
@@ -26,7 +26,7 @@ class Correlation(NamedTuple):
 
 
 def correlate(field: pd.Series, label: pd.Series, is_number: bool) -> Correlation | None:
-    """A field with a label, of the rows that have both; None if there are too few, or one of the two is constant."""
+    """Return the correlation in rows with both values; None for too few rows, or if one of the two is constant."""
     known = field.notna() & label.notna()
     values, wanted = field[known], label[known].to_numpy(np.float64)
     if len(values) < _MIN_ROWS or wanted.min() == wanted.max() or values.nunique() < 2:
@@ -39,7 +39,7 @@ def correlate(field: pd.Series, label: pd.Series, is_number: bool) -> Correlatio
 
 
 def _epsilon(values: pd.Series, wanted: NDArray[Any]) -> float:
-    """sqrt(1 - (SS_within / (n - k)) / (SS_total / (n - 1))), 0 where that is none: n rows of k values."""
+    """Return sqrt(1 - (SS_within / (n - k)) / (SS_total / (n - 1))), or 0 if undefined, for n rows of k values."""
     codes = pd.factorize(values)[0]
     number = np.bincount(codes)
     freedom = len(codes) - len(number)
@@ -52,7 +52,7 @@ def _epsilon(values: pd.Series, wanted: NDArray[Any]) -> float:
 
 
 def _auc(numbers: NDArray[Any], wanted: NDArray[Any]) -> float:
-    """Share of pairs of a 1 and a 0 in which the 1 has the larger number; equal ones count half."""
+    """Return the share of pairs of a 1 and a 0 in which the 1 has the larger number; equal numbers count half."""
     is_one = wanted == 1
     num_ones = int(is_one.sum())
     ranks = rankdata(numbers)

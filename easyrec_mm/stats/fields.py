@@ -1,4 +1,4 @@
-"""What the fields of samples hold: counts, limits, frequent values, and a sample of rows that tells the rest."""
+"""Statistics of the fields of samples: counts, limits, frequent values, and a sample of rows for all other figures."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ from easyrec_mm.formats.columns import ORDER, ROW_BITS, Kind
 from easyrec_mm.grouping.column_stats import ColumnStats, RowSample
 from easyrec_mm.stats.samples import Fields, Samples
 
-# Samples that tell quantiles and correlations: errors of about 0.005 in a correlation near 0.
+# Rows from which quantiles and correlations are computed: the error of a correlation near 0 is about 0.005.
 SAMPLE_ROWS = 1 << 15
-# Values that are counted of fields with very many.
+# Number of values that are counted for a field with very many values.
 _TOP_CAPACITY = 1 << 12
 
 
@@ -23,7 +23,7 @@ _TOP_CAPACITY = 1 << 12
 class TopValues:
     """The most frequent of very many values, in bounded memory.
 
-    A value's count is too low by at most `error` (Misra and Gries, 1982, in the form that takes in many at once:
+    A value's count is too low by at most `error` (Misra and Gries, 1982, in the variant that adds many values at once:
     Agarwal et al., Mergeable summaries, 2012).
     """
 
@@ -32,7 +32,7 @@ class TopValues:
     error: int = 0
 
     def add(self, values: pa.Array) -> None:
-        """Take in values `[N]`; nulls do not count."""
+        """Add values `[N]`; nulls do not count."""
         found = pc.value_counts(values.drop_null())
         for value, count in zip(found.field(0).to_pylist(), found.field(1).to_pylist(), strict=True):
             self.counts[value] = self.counts.get(value, 0) + count
@@ -42,36 +42,36 @@ class TopValues:
             self.error += limit
 
     def most_common(self, number: int) -> list[tuple[Any, int]]:
-        """(value, count) of the most frequent, the most frequent first."""
+        """Return (value, count) of the most frequent values, the most frequent first."""
         return sorted(self.counts.items(), key=lambda item: (-item[1], str(item[0])))[:number]
 
 
 @dataclass
 class Values:
-    """What a column of values holds: limits, distinct ones, the most frequent."""
+    """Statistics of a column of values: limits, distinct values, the most frequent values."""
 
     column: ColumnStats
     top: TopValues = field(default_factory=TopValues)
 
     @staticmethod
     def of(kind: Kind) -> Values:
-        """Of no values."""
+        """Return the statistics of a column without values."""
         return Values(ColumnStats(kind))
 
     def add(self, values: pa.Array) -> None:
-        """Take in values `[N]`, null where one is missing."""
+        """Add values `[N]`, null where one is missing."""
         self.column.add(values)
         self.top.add(values)
 
 
 @dataclass
 class FieldStats:
-    """What a field holds.
+    """Statistics of a field.
 
-    values     of the field as it stands
-    total      sum of numbers, and of their squares
-    num_zeros  numbers that are 0
-    parts      of a text that holds several values: those
+    values     statistics of the field's whole values
+    total      sum of the numbers; total_squares is the sum of their squares
+    num_zeros  how many numbers are 0
+    parts      for a text that holds several values: the statistics of these
     """
 
     kind: Kind
@@ -83,25 +83,25 @@ class FieldStats:
 
     @property
     def is_number(self) -> bool:
-        """Whether it has a mean."""
+        """Return whether the field has a mean."""
         return self.kind != "string"
 
     @property
     def mean(self) -> float:
-        """Of the values that are not missing; NaN without any."""
+        """Return the mean of the values that are not missing; NaN without any."""
         number = self.values.column.num_values
         return self.total / number if number else float("nan")
 
     @property
     def deviation(self) -> float:
-        """Standard deviation; NaN without values."""
+        """Return the standard deviation; NaN without values."""
         number = self.values.column.num_values
         return max(self.total_squares / number - self.mean**2, 0.0) ** 0.5 if number else float("nan")
 
     def add(self, column: pa.Array, separator: str) -> None:
-        """Take in values `[S]`."""
+        """Add values `[S]`."""
         if self.kind == "string":
-            column = pc.if_else(pc.equal(column, ""), None, column)  # the same as missing
+            column = pc.if_else(pc.equal(column, ""), None, column)  # an empty text counts as missing
         self.values.add(column)
         if self.is_number:
             numbers = column.drop_null().cast(pa.float64()).to_numpy(zero_copy_only=False)
@@ -116,10 +116,10 @@ class FieldStats:
 
 @dataclass
 class SampleStats:
-    """What the fields of all samples hold.
+    """Statistics of the fields of all samples.
 
-    sizes   group size -> groups
-    sample  of SAMPLE_ROWS rows, with all fields
+    sizes   group size -> number of groups
+    sample  a sample of SAMPLE_ROWS rows, with all fields
     """
 
     fields: Fields
@@ -132,16 +132,16 @@ class SampleStats:
 
     @property
     def num_groups(self) -> int:
-        """Groups taken in."""
+        """Return the number of groups added."""
         return sum(self.sizes.values())
 
     @property
     def num_samples(self) -> int:
-        """Samples taken in."""
+        """Return the number of samples added."""
         return sum(size * number for size, number in self.sizes.items())
 
     def add(self, samples: Samples) -> None:
-        """Take in samples."""
+        """Add samples."""
         first = self.num_samples
         for size, number in zip(*np.unique(samples.size, return_counts=True), strict=True):
             self.sizes[int(size)] = self.sizes.get(int(size), 0) + int(number)

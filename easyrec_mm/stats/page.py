@@ -11,16 +11,16 @@ from easyrec_mm.stats.pictures import PictureStats
 from easyrec_mm.stats.report import NUM_SHOWN, FieldReport, Report
 from easyrec_mm.stats.text import distinct, number
 
-# Pictures that are shown as examples, groups of pictures that look alike, and pictures of such a group.
+# How many pictures are shown as examples, how many groups of similar pictures, and how many pictures of such a group.
 _NUM_EXAMPLES, _NUM_ALIKE, _NUM_OF_GROUP = 24, 20, 8
-# Sizes in a plot, in pixels: of the names, the longest bar, the numbers behind it, and a line.
+# Sizes in a plot, in pixels: widths of the names, of the longest bar and of the number after it; height of a line.
 _NAMES, _BAR, _NUMBERS, _LINE = 190, 220, 70, 18
 _LONGEST_NAME = 28
 
 
 @dataclass(frozen=True)
 class Bar:
-    """A bar of a plot: what it stands for, its value as text, and its place in pixels."""
+    """A bar of a plot: its name, its value as text, and its position and width in pixels."""
 
     name: str
     text: str
@@ -29,7 +29,7 @@ class Bar:
 
     @property
     def short_name(self) -> str:
-        """The name, cut if it has no room."""
+        """Return the name, shortened if it is too long."""
         return self.name if len(self.name) <= _LONGEST_NAME else f"{self.name[: _LONGEST_NAME - 1]}…"
 
 
@@ -46,12 +46,12 @@ class Plot:
 
     @property
     def height(self) -> int:
-        """Height of all bars."""
+        """Return the height of all bars."""
         return len(self.bars) * _LINE
 
 
 def page(report: Report) -> str:
-    """The page of a report."""
+    """Return the HTML page of a report."""
     return render(
         "stats.html",
         title=f"{report.name}: what it holds",
@@ -77,7 +77,7 @@ def _summary(report: Report) -> str:
 
 
 def _field(field: FieldReport, report: Report) -> dict[str, Any]:
-    """A field: its figures, its frequent values, and how the labels depend on it."""
+    """Return a field's figures, its frequent values, and how the labels depend on it."""
     facts = [field.kind, f"missing {field.missing:.1%}", f"{distinct(field)} different values"]
     numbers = field.numbers
     if numbers:
@@ -110,7 +110,7 @@ def _plots_of_field(field: FieldReport, report: Report) -> list[Plot]:
 
 
 def _size_plot(sizes: dict[int, int]) -> Plot:
-    """Groups by size; the sizes of ranges if there are many."""
+    """Return the plot of the number of groups by size; by ranges of sizes if there are many sizes."""
     ordered = sorted(sizes)
     if len(ordered) <= 2 * NUM_SHOWN:
         return _count_plot("groups", [(str(size), sizes[size]) for size in ordered])
@@ -125,7 +125,7 @@ def _count_plot(title: str, counts: Sequence[tuple[str, int]]) -> Plot:
 
 
 def _plot(title: str, kind: str, values: Sequence[tuple[str, float, str]]) -> Plot:
-    """Bars of (name, value, value as text); those below 0 and NaN have no length."""
+    """Return a plot with bars of (name, value, value as text); bars of values below 0 and of NaN have no length."""
     most = max((value for _, value, _ in values if value == value), default=0.0)
 
     def width(value: float) -> float:
@@ -136,7 +136,7 @@ def _plot(title: str, kind: str, values: Sequence[tuple[str, float, str]]) -> Pl
 
 
 def _correlations(report: Report) -> list[tuple[str, list[str]]]:
-    """Field -> strength and AUC for each label; the strongest first."""
+    """Return (field, strength and AUC for each label), the field with the strongest correlation first."""
     labels = [label.name for label in report.labels]
     fields = [field for field in report.fields if field.correlation] if labels else []
     fields.sort(key=lambda field: -max(abs(found.strength) for found in field.correlation.values()))

@@ -1,4 +1,4 @@
-"""What the pictures of an input are: how many, which of some can be read, sizes, formats, and which look alike."""
+"""Statistics of an input's pictures: their number and, of a sample, bad ones, sizes, formats, and similar pictures."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ from scipy.sparse.csgraph import connected_components
 from easyrec_mm.data.picture_reader import PictureReader
 from easyrec_mm.stable_hash import Hashes, hash_column
 
-# Bits of 64 in which the hashes of pictures that look alike may differ.
+# Number of bits, of 64, in which the hashes of similar pictures may differ.
 MAX_DISTANCE = 4
 _NUM_THREADS, _READ_AT_ONCE = 16, 256
 _THUMBNAIL = 96
-# Hashes that are kept before those that are there twice are left out.
+# Duplicates are removed when twice this number of hashes is exceeded.
 _COMPACT_AT = 1 << 20
 
 
@@ -48,28 +48,28 @@ class Picture(NamedTuple):
 
 @dataclass
 class PathStats:
-    """Which pictures groups name: their number is exact, and those with the smallest hashes are to be opened."""
+    """The pictures that groups name: their exact number, and those with the smallest hashes, which are to be opened."""
 
     num_wanted: int
     separator: str = ""
-    num_without: int = 0  # groups
+    num_without: int = 0  # groups without a picture
     _hashes: list[Hashes] = field(default_factory=list)
     _num_kept: int = 0
     _some: dict[int, tuple[str, str]] = field(default_factory=dict)
 
     @property
     def num_distinct(self) -> int:
-        """Different paths."""
+        """Return the number of different paths."""
         self._compact()
         return self._num_kept
 
     @property
     def some(self) -> list[tuple[str, str]]:
-        """(path, file that names it) of those to open, in an order by chance."""
+        """Return (path, file that names it) of the pictures to open, in a random order given by their hashes."""
         return [self._some[key] for key in sorted(self._some)[: self.num_wanted]]
 
     def add(self, image: pa.Array, file: str) -> None:
-        """Take in the paths of groups, `[G]`."""
+        """Add the paths of groups, `[G]`."""
         texts = [text or "" for text in image.to_pylist()]
         self.num_without += texts.count("")
         split = (text.split(self.separator) if self.separator else (text,) for text in texts)
@@ -93,10 +93,10 @@ class PathStats:
 
 @dataclass
 class PictureStats:
-    """What pictures are that were opened.
+    """Statistics of the pictures that were opened.
 
-    problems  (path, what is wrong) of those that cannot be read
-    alike     groups of pictures that look alike, the largest first
+    problems  (path, problem) of the pictures that cannot be read
+    alike     groups of similar pictures, the largest first
     """
 
     pictures: list[Picture]
@@ -109,19 +109,19 @@ class PictureStats:
         self.alike = sorted(groups, key=lambda group: (-len(group), group[0].path))
 
     def counts(self, what: str) -> Counter[str]:
-        """Pictures by "format", "mode" or "size"."""
+        """Return the number of pictures by "format", "mode" or "size"."""
         if what == "size":
             return Counter(f"{one.width} x {one.height}" for one in self.pictures)
         return Counter(getattr(one, what) for one in self.pictures)
 
 
 def open_pictures(paths: Sequence[bytes], reader: PictureReader, max_pixels: int) -> PictureStats:
-    """Open pictures.
+    """Open pictures and return their statistics.
 
     Args:
-      paths: as the reader takes them.
-      reader: reads their contents.
-      max_pixels: a picture with more is refused, as in training.
+      paths: in the form that the reader takes.
+      reader: reads the contents of pictures.
+      max_pixels: a picture with more pixels is refused, as in training.
     """
     good: list[Picture] = []
     problems: list[tuple[str, str]] = []
@@ -148,7 +148,7 @@ def _opened(
 
 
 def _name(path: bytes) -> str:
-    return path.rpartition(b"\x00")[2].decode("utf-8", "replace")  # without the tar that it is in
+    return path.rpartition(b"\x00")[2].decode("utf-8", "replace")  # without the path of the tar that contains it
 
 
 def _look_at(path: str, content: bytes, max_pixels: int) -> Picture | str:
@@ -169,9 +169,9 @@ def _look_at(path: str, content: bytes, max_pixels: int) -> Picture | str:
 
 
 def groups_alike(hashes: NDArray[np.uint64], max_distance: int = MAX_DISTANCE) -> list[list[int]]:
-    """Groups of indices whose hashes differ in at most `max_distance` of 64 bits, directly or by others between.
+    """Group indices whose hashes differ in at most `max_distance` of 64 bits, directly or through a chain of others.
 
-    Of max_distance + 1 parts of such hashes, one at least is equal: only those are compared.
+    Of max_distance + 1 parts of two such hashes, at least one is equal: only hashes with an equal part are compared.
     """
     distinct, where = np.unique(hashes, return_inverse=True)
     pairs = [np.zeros((0, 2), np.int64)]

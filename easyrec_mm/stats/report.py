@@ -1,4 +1,4 @@
-"""What is told of an input: figures made of what was counted."""
+"""The report on an input: figures derived from what was counted."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ from easyrec_mm.stats.correlation import Correlation, correlate
 from easyrec_mm.stats.fields import FieldStats, SampleStats, Values
 from easyrec_mm.stats.pictures import PathStats, PictureStats
 
-# Frequent values that are told.
+# Number of frequent values in a report.
 NUM_SHOWN = 15
 NUM_BAD_SHOWN = 10
-# Buckets of boundaries that are proposed for numbers.
+# Number of buckets for which boundaries of numbers are proposed.
 NUM_BUCKETS = 16
 _QUANTILES = (0.01, 0.25, 0.5, 0.75, 0.99)
 _NUM_BINS = 10
@@ -28,7 +28,7 @@ _NUM_BINS = 10
 
 @dataclass(frozen=True)
 class Rate:
-    """A value or a range of values, in the sample of rows: how many have it, and label -> mean."""
+    """A value or a range of values, in the sample of rows: how many rows have it, and label -> mean."""
 
     name: str
     count: int
@@ -37,17 +37,17 @@ class Rate:
 
 @dataclass(frozen=True)
 class FieldReport:
-    """What is told of a field.
+    """The report on a field.
 
     missing      share of the samples without a value
-    distinct     different values; an estimate (of about 1 %) unless is_exact
-    numbers      mean, deviation, least, greatest, zeros (share) and quantiles; of a field of numbers
-    boundaries   of buckets that hold about as many values each; of a field of numbers with many
-    top          (value, samples) of the most frequent; counts may be too low by top_error
-    rates        by the most frequent values, or by ranges of about as many samples each
+    distinct     number of different values; an estimate (with an error of about 1 %) unless is_exact
+    numbers      mean, deviation, least, greatest, zeros (share) and quantiles, for a field of numbers
+    boundaries   of buckets with about equally many values each, for a field of numbers with many values
+    top          (value, number of samples) of the most frequent values; counts may be too low by top_error
+    rates        by the most frequent values, or by ranges of about equally many samples each
     correlation  label -> correlation with it
-    parts        of a field whose texts hold several values: what these are
-    per_sample   of such a field: their mean number in a sample
+    parts        for a field whose texts hold several values: the report on these values
+    per_sample   for such a field: mean number of these values per sample
     """
 
     name: str
@@ -68,7 +68,7 @@ class FieldReport:
 
 @dataclass(frozen=True)
 class Report:
-    """Everything that is told of an input."""
+    """The report on an input."""
 
     name: str
     num_files: int
@@ -85,16 +85,16 @@ class Report:
 
     @property
     def num_groups(self) -> int:
-        """Good groups."""
+        """Return the number of valid groups."""
         return sum(self.sizes.values())
 
     @property
     def labels(self) -> list[FieldReport]:
-        """The fields that are labels."""
+        """Return the fields that are labels."""
         return [one for one in self.fields if one.is_label]
 
     def as_dict(self) -> dict[str, Any]:
-        """For JSON; pictures as figures."""
+        """Return the report as values for JSON, with figures in place of pictures."""
         values: dict[str, Any] = {
             "input": self.name,
             "files": self.num_files,
@@ -127,15 +127,15 @@ def make_report(
     paths: PathStats,
     pictures: PictureStats | None,
 ) -> Report:
-    """The report of what was counted.
+    """Return the report on what was counted.
 
     Args:
-      name: of the input.
-      num_files: that were read.
-      stats: of the good groups.
-      refused: the first of the others.
-      num_refused: how many those are.
-      paths, pictures: of an input with pictures.
+      name: name of the input.
+      num_files: number of files that were read.
+      stats: statistics of the valid groups.
+      refused: the first groups that were refused.
+      num_refused: number of all groups that were refused.
+      paths, pictures: statistics of the pictures, for an input with pictures.
     """
     sample = stats.sample.table
     rows = sample.to_pandas() if sample is not None else pd.DataFrame(columns=list(stats.fields.kinds))
@@ -217,7 +217,7 @@ def _numbers(found: FieldStats, sampled: pd.Series) -> dict[str, Any]:
 
 
 def _rates(column: pd.Series, labels: dict[str, pd.Series], found: FieldStats, separator: str) -> list[Rate]:
-    """By ranges of a number with many values, else by the most frequent values."""
+    """Return the rates by ranges of a number with many values, else by the most frequent values."""
     known = column.dropna()
     if not len(known) or (separator and found.parts):
         return []

@@ -1,4 +1,4 @@
-"""Any input as tables of samples: grouped files of every format, tables of MaxCompute, and flat logs."""
+"""Reads any input as tables of samples: grouped files of every format, tables of MaxCompute, and flat logs."""
 
 from __future__ import annotations
 
@@ -33,10 +33,10 @@ _FLAT = (DatasetConfig.CSVInput, DatasetConfig.ParquetInput)
 class Samples(NamedTuple):
     """Some groups of a file.
 
-    size     int64 [G], samples of each
+    size     int64 [G], number of samples of each group
     image    text [G], "" where there is no picture
-    columns  field -> [S], in its kind, null where a value is missing
-    refused  groups that training would leave out
+    columns  field -> values [S] of its kind, null where a value is missing
+    refused  groups that training would skip
     """
 
     size: Ints
@@ -47,13 +47,13 @@ class Samples(NamedTuple):
 
 @dataclass(frozen=True)
 class Fields:
-    """What is read.
+    """The fields that are read.
 
     kinds       field -> kind, in order; without the picture's path and the group size
     labels      fields that are labels
     image       field of the picture's path; "" if there is none
-    is_flat     whether a row is a sample
-    separators  field -> separator of the several values that a text holds
+    is_flat     whether each row is one sample
+    separators  field -> separator, for texts that hold several values
     """
 
     kinds: dict[str, Kind]
@@ -70,7 +70,7 @@ class SampleReader(Protocol):
     files: list[str]
 
     def read(self, file: str) -> Iterator[Samples]:
-        """The samples of one of the files, some groups at a time.
+        """Read the samples of one of the files, some groups at a time.
 
         Raises:
           DataError: if it cannot be read, or lacks a column.
@@ -78,12 +78,12 @@ class SampleReader(Protocol):
 
 
 def config_samples(pipeline: Pipeline, path: str, setting: str) -> SampleReader:
-    """The samples that a config's input holds.
+    """Return a reader of the samples in a config's input.
 
     Args:
       pipeline: the config.
-      path: files or tables, as train_input_path has them.
-      setting: where `path` is from, for messages.
+      path: files or tables, in the form of train_input_path.
+      setting: the setting that `path` is from, for messages.
 
     Raises:
       DataError: if there is no such file.
@@ -112,7 +112,7 @@ def config_samples(pipeline: Pipeline, path: str, setting: str) -> SampleReader:
 def log_samples(
     path: str, separator: str = ",", image: str = "", labels: tuple[str, ...] = (), max_bad_share: float = 0.01
 ) -> SampleReader:
-    """The rows of a flat log, CSV with a header or Parquet, whose types are told by its values.
+    """Return a reader of a flat log, CSV with a header or Parquet, whose types are inferred from its values.
 
     Raises:
       DataError: if a file cannot be read, or lacks a column.
@@ -130,7 +130,7 @@ def log_samples(
 
 
 class _GroupedSamples:
-    """Samples of files of groups."""
+    """Reads the samples of files of groups."""
 
     def __init__(self, fields: Fields, files: list[str], pipeline: Pipeline) -> None:
         self.fields = fields
@@ -144,7 +144,7 @@ class _GroupedSamples:
 
 
 class _TableSamples:
-    """Samples of tables of MaxCompute, whose slices are the files."""
+    """Reads the samples of tables of MaxCompute, whose slices are the files."""
 
     def __init__(self, fields: Fields, tables: OdpsTables, pipeline: Pipeline) -> None:
         self.fields = fields
@@ -172,14 +172,14 @@ def _of_groups(piece: GroupsPiece, groups: GroupFields, fields: Fields) -> Sampl
 
 
 class _FlatSamples:
-    """Rows of a log.
+    """Reads the rows of a log.
 
     Args:
-      fields: what is read.
-      files: CSV or Parquet.
-      separator: between the values of CSV.
-      names: of the columns of CSV without a header.
-      schema: of a config, whose training would refuse some rows; None for a log of which nothing is known yet.
+      fields: the fields that are read.
+      files: CSV or Parquet files.
+      separator: separator of the values of CSV.
+      names: names of the columns of CSV without a header.
+      schema: schema of a config, with which training would refuse some rows; None for a log without a config.
     """
 
     def __init__(
@@ -207,13 +207,13 @@ class _FlatSamples:
             for name in (*self.fields.kinds, self.fields.image):
                 if name and splits and name not in plan.columns:
                     raise DataError(f"{file}: no column '{name}'; {did_you_mean(name, plan.columns)}")
-        # Training counts the line of names; of a log that is not an input yet, rows are counted.
+        # Training counts the header as a line; for a log that is not an input yet, only rows are counted.
         has_names_line = self._schema is not None and not self._names and any(one.format == "csv" for one in splits)
         row = 2 if has_names_line else 1
         for split in splits:
             wanted = list(filter(None, (*self.fields.kinds, self.fields.image)))
             for piece in pieces(split, wanted, self._separator):
-                # Splits of CSV do not know the number of their first row.
+                # A split of CSV does not know the number of its first row.
                 numbers = np.bitwise_and(piece.table[ORDER].to_numpy(), (1 << ROW_BITS) - 1)
                 numbers = numbers - split.first_row + row if split.format == "csv" else numbers
                 yield self._checked(piece.table, numbers, [BadGroup(r, "row", what) for r, what in piece.malformed])
@@ -240,8 +240,8 @@ class _FlatSamples:
     def _check(
         self, schema: Schema, raw: dict[str, pa.Array], typed: dict[str, Typed], problems: GroupProblems
     ) -> None:
-        """Refuse rows as training does; the checks themselves read numbers from text, and name what is none."""
-        # Lists are joined with another separator than training joins them with.
+        """Refuse rows as training does; the checks themselves parse numbers in text, and report invalid ones."""
+        # Lists are not checked, because here they are joined with another separator than in training.
         fields = [name for name in schema.fields_read() if not pa.types.is_nested(raw[name].type)]
         columns = {}
         for name in (*self.fields.labels, *fields):

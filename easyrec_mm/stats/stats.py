@@ -1,4 +1,4 @@
-"""The command `stats`: reads an input once, opens some of its pictures, and tells what it holds."""
+"""The command `stats`: reads an input once, opens some of its pictures, and reports what it contains."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from easyrec_mm.stats.text import text
 
 @dataclass(frozen=True)
 class StatsOptions:
-    """The flags of the command; see its file in cli for what they mean."""
+    """The flags of the command; its file in cli describes them."""
 
     input: str = ""
     output: str = "stats.html"
@@ -36,7 +36,7 @@ class StatsOptions:
 
 @dataclass(frozen=True)
 class _Pictures:
-    """How pictures are read."""
+    """The reader of pictures, and its settings."""
 
     reader: PictureReader
     max_pixels: int
@@ -45,10 +45,10 @@ class _Pictures:
 
 
 def stats(pipeline: Pipeline | None, options: StatsOptions) -> str:
-    """Run the command; what to tell the user.
+    """Run the command, and return the text for the user.
 
     Args:
-      pipeline: a config that says what the input holds; None for a flat log, whose types are told by its values.
+      pipeline: a config that describes the input; None for a flat log, whose types are inferred from its values.
       options: the flags.
 
     Raises:

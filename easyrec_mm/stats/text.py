@@ -1,4 +1,4 @@
-"""A report as text."""
+"""The text of a report."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ import numpy as np
 from easyrec_mm.stats.correlation import Correlation
 from easyrec_mm.stats.report import NUM_BAD_SHOWN, NUM_BUCKETS, FieldReport, Report
 
-# Frequent values and similar pictures that are told, and the width of a value.
+# How many frequent values and groups of similar pictures are shown, and the greatest width of a value.
 _NUM_SHOWN, _WIDEST_CELL = 3, 28
 
 
 def text(report: Report) -> str:
-    """A report for a terminal."""
+    """Return the text of a report for a terminal."""
     rows = "rows" if report.is_flat else "groups"
     share = report.num_refused / max(report.num_groups + report.num_refused, 1)
     lines = [
@@ -118,12 +118,12 @@ def _field_rows(fields: Iterable[FieldReport]) -> list[tuple[str, ...]]:
 
 
 def distinct(one: FieldReport) -> str:
-    """How many different values, and whether that is an estimate."""
+    """Return the number of different values as text, which says whether it is an estimate."""
     return f"{one.distinct:,}" if one.is_exact else f"about {one.distinct:,}"
 
 
 def number(value: float | None) -> str:
-    """A number in a few digits."""
+    """Return a number as text with a few digits; "-" for None."""
     if value is None:
         return "-"
     return f"{value:,}" if isinstance(value, int) else f"{value:.4g}"
