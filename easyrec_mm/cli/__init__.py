@@ -1,1 +1,1 @@
-"""The command line: what each command takes, runs and prints."""
+"""The command line: the flags, actions and output of each command."""

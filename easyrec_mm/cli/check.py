@@ -9,7 +9,7 @@ HELP = "check the config and show how it reads the data"
 
 
 def add_flags(parser: f.Parser) -> None:
-    """The flags of the command."""
+    """Add the flags of the command."""
     f.add_config_flag(parser)
     f.add_setting_flags(parser)
     parser.add_argument("--num_groups", metavar="N", type=int, default=1000, help="groups to read (default 1000)")

@@ -12,7 +12,7 @@ HELP = "embed the pictures of all items into a store"
 
 
 def add_flags(parser: f.Parser) -> None:
-    """The flags of the command."""
+    """Add the flags of the command."""
     add = parser.add_argument
     add("--img_model_dir", metavar="I", required=True, help="folder of the exported image model")
     add(

@@ -19,7 +19,7 @@ HELP = "evaluate a checkpoint"
 
 
 def add_flags(parser: f.Parser) -> None:
-    """The flags of the command."""
+    """Add the flags of the command."""
     f.add_config_flag(parser)
     f.add_setting_flags(parser)
     f.add_checkpoint_flag(parser)
@@ -85,7 +85,7 @@ def run(flags: f.Flags) -> int:
 
 
 def _watch(pipeline: Pipeline, path: str, flags: f.Flags) -> int:
-    """Evaluate the checkpoints of a training that runs; the exit status."""
+    """Evaluate the checkpoints of a running training; return the exit status."""
     if flags.compare:
         raise UserError("--compare: has no effect with --watch; leave one of them out")
     if flags.checkpoint_path:

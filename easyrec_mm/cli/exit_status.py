@@ -2,5 +2,5 @@
 
 
 def after_signal(number: int) -> int:
-    """The exit status of a command that a signal ended, as shells have it."""
+    """Return the exit status of a command that a signal ended, as shells define it."""
     return 128 + number

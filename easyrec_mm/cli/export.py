@@ -14,7 +14,7 @@ HELP = "split a trained model into image, rec and total model"
 
 
 def add_flags(parser: f.Parser) -> None:
-    """The flags of the command; those of EasyRec's tools/export_mm_model.py among them."""
+    """Add the flags of the command, which include those of EasyRec's tools/export_mm_model.py."""
     add = parser.add_argument
     add("--model_dir", metavar="D", help="folder of the training, in place of the config's model_dir")
     add(

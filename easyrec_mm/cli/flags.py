@@ -98,42 +98,42 @@ def add_output_flags(parser: Parser) -> None:
 
 
 def positive(text: str) -> int:
-    """A whole number from 1 on."""
+    """Parse a whole number, 1 or more."""
     return _whole_number(text, 1)
 
 
 def not_negative(text: str) -> int:
-    """A whole number from 0 on."""
+    """Parse a whole number, 0 or more."""
     return _whole_number(text, 0)
 
 
 def share(text: str) -> float:
-    """A number from 0 to 1."""
+    """Parse a number from 0 to 1."""
     return _number(text, lambda number: 0 <= number <= 1, "a share from 0 to 1")
 
 
 def gib(text: str) -> float:
-    """A number of GiB, 1 or more."""
+    """Parse a number of GiB, 1 or more."""
     return _number(text, lambda number: number >= 1, "a number of GiB, 1 or more")
 
 
 def seconds(text: str) -> float:
-    """A number of seconds, 0 or more."""
+    """Parse a number of seconds, 0 or more."""
     return _number(text, lambda number: number >= 0, "a number of seconds, 0 or more")
 
 
 def minutes(text: str) -> float:
-    """A number of minutes above 0."""
+    """Parse a number of minutes above 0."""
     return _number(text, lambda number: number > 0, "a number of minutes above 0")
 
 
 def names(text: str) -> tuple[str, ...]:
-    """Names separated by commas."""
+    """Parse names separated by commas."""
     return tuple(name.strip() for name in text.split(",") if name.strip())
 
 
 def separator(flag: str) -> Callable[[str], str]:
-    r"""The value of a flag for the character between values; a tab may be written as \t."""
+    r"""Return a parser for a flag that gives the character between values; a tab may be written as \t."""
 
     def character(text: str) -> str:
         found = text.encode().decode("unicode_escape") if text.isascii() else text

@@ -14,7 +14,7 @@ HELP = "pack the rows of a click log into grouped samples"
 
 
 def add_flags(parser: f.Parser) -> None:
-    """The flags of the command."""
+    """Add the flags of the command."""
     _add_log_flags(parser)
     _add_group_flags(parser)
     _add_picture_flags(parser)
@@ -28,7 +28,7 @@ def add_flags(parser: f.Parser) -> None:
 
 
 def _add_log_flags(parser: f.Parser) -> None:
-    """What is read, and what the columns mean."""
+    """Add the flags for the log, and for the meaning of its columns."""
     add = parser.add_argument
     files = "files, folders and globs, separated by commas"
     add("--input", metavar="P", required=True, help=f"the log, .csv or .parquet, gzip or not: {files}")
@@ -62,7 +62,7 @@ def _add_log_flags(parser: f.Parser) -> None:
 
 
 def _add_group_flags(parser: f.Parser) -> None:
-    """What is written, and how rows are grouped and set apart."""
+    """Add the flags for the output, and for how rows are grouped and set apart."""
     add = parser.add_argument
     f.add_output_flags(parser)
     add("--pipeline_config_template", metavar="F", default="", help="write a training config, inferred from the data")
@@ -80,7 +80,7 @@ def _add_group_flags(parser: f.Parser) -> None:
 
 
 def _add_picture_flags(parser: f.Parser) -> None:
-    """What becomes of the pictures."""
+    """Add the flags for the pictures."""
     add = parser.add_argument
     add("--embed_images", action="store_true", help="pack the pictures of each shard into a tar file beside it")
     add(
@@ -122,7 +122,7 @@ def run(flags: f.Flags) -> int:
     )
     packer = None
     if options.embed_images:
-        # Processes on other machines have other current folders.
+        # Processes on other machines may have other current folders.
         root = options.image_root if is_remote(options.image_root) else os.path.abspath(options.image_root)
         packer = PicturePacker(root, _resizer(options.image_size))
     if flags.engine == "spark":

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 
 def load_config(flags: Flags) -> Pipeline:
-    """Check the config, then import TensorFlow."""
+    """Load and check the config, then import TensorFlow."""
     from easyrec_mm.config.pipeline import load_pipeline
 
     pipeline = load_pipeline(flags.pipeline_config, flags.set, flags.ignore_unsupported)
@@ -58,7 +58,7 @@ class Trained:
 
 
 def load_trained(pipeline: Pipeline, checkpoint_path: str | None) -> Trained:
-    """Load the model of a checkpoint; by default of the one that `choose_checkpoint` finds in model_dir."""
+    """Load the model of a checkpoint; by default `choose_checkpoint` chooses one in model_dir."""
     from easyrec_mm.data.bad_records import BadRecords
     from easyrec_mm.evaluation.evaluator import load_model, vectors_of
     from easyrec_mm.runs.model_dir import BAD_RECORDS, ModelDir
@@ -73,7 +73,7 @@ def load_trained(pipeline: Pipeline, checkpoint_path: str | None) -> Trained:
 
 
 def find_checkpoint(pipeline: Pipeline, path: str | None, folder: ModelDir | None = None) -> str:
-    """See choose_checkpoint; a remark on the choice becomes a warning."""
+    """Return the path found by choose_checkpoint, and print its note on the choice as a warning."""
     from easyrec_mm.runs.best_checkpoint import choose_checkpoint
 
     choice = choose_checkpoint(pipeline, path, folder)

@@ -1,6 +1,6 @@
-"""The command line. Each command is a file: its flags, what it runs and what it prints.
+"""The command line. Each command is a module with its flags, actions and output.
 
-No command imports at once what only another one needs, so that none waits for TensorFlow which does not use it.
+Commands import what they need only when they run, so that a command without TensorFlow does not wait for its import.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ from easyrec_mm.cli.exit_status import after_signal
 from easyrec_mm.errors import UserError
 from easyrec_mm.files.folders import shown
 
-# Name -> module with HELP, `add_flags` of a parser, and `run` of the parsed flags, which returns the exit status.
+# Name -> module with HELP, `add_flags(parser)`, and `run(flags)`, which returns the exit status.
 COMMANDS: dict[str, ModuleType] = {
     "group": group,
     "convert": convert,
@@ -59,19 +59,19 @@ def run() -> NoReturn:
     status = 1
 
     def end() -> None:
-        # tensorflow-io aborts a process that has used s3:// while it destroys what is left of that.
+        # tensorflow-io aborts a process that has used s3:// when it destroys its objects at the end.
         if "tensorflow_io" in sys.modules:
             sys.stdout.flush()
             sys.stderr.flush()
             os._exit(status)
 
-    atexit.register(end)  # the first to be registered is the last to run
+    atexit.register(end)  # registered first, so that it runs last
     status = main()
     sys.exit(status)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run a command; the exit status: 0, 1 for a user's mistake, 2 for invalid flags, 128 + n after signal n."""
+    """Run a command; return 0, 1 for a user's mistake, 2 for invalid flags, or 128 + n after signal n."""
     try:
         flags = _parser().parse_args(arguments)
         status: int = COMMANDS[flags.command].run(flags)

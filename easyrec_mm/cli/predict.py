@@ -13,7 +13,7 @@ HELP = "write the model's outputs for every sample of some files"
 
 
 def add_flags(parser: f.Parser) -> None:
-    """The flags of the command."""
+    """Add the flags of the command."""
     f.add_config_flag(parser)
     f.add_setting_flags(parser)
     f.add_checkpoint_flag(parser)

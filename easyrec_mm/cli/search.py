@@ -20,7 +20,7 @@ HELP = "find the items whose pictures are nearest to a picture"
 
 
 def add_flags(parser: f.Parser) -> None:
-    """The flags of the command."""
+    """Add the flags of the command."""
     f.add_store_flag(parser)
     add = parser.add_argument
     query = parser.add_mutually_exclusive_group()
@@ -55,7 +55,7 @@ def run(flags: f.Flags) -> int:
     if not (query or flags.eval):
         raise UserError("give what to look for: --image with --img_model_dir, or --key, or --eval with labels")
     with closing(open_store(flags.store)) as store:
-        # The picture first: a wrong path or model is told before a large store is read.
+        # The picture comes first, so that a wrong path or model is reported before a large store is read.
         vector = _vector_of_picture(flags, store) if flags.image else None
         index = read_index(store, flags.index)
         if flags.key:
@@ -88,7 +88,7 @@ def run(flags: f.Flags) -> int:
 
 
 def _vector_of_picture(flags: f.Flags, store: Store) -> NDArray[Any]:
-    """The vector of --image by --img_model_dir, which must be the model that computed the store's vectors."""
+    """Compute the vector of --image with --img_model_dir, which must be the model of the store's vectors."""
     if not flags.img_model_dir:
         raise UserError("--image: give the image model with --img_model_dir")
     import_tensorflow()
@@ -109,7 +109,7 @@ def _vector_of_picture(flags: f.Flags, store: Store) -> NDArray[Any]:
 
 
 def _fields(given: list[str], embedder: PictureEmbedder) -> dict[str, list[Any]]:
-    """Values of --field, for the fields that the image model reads."""
+    """Parse the values of --field for the fields that the image model reads."""
     texts = dict(text.partition("=")[::2] for text in given)
     for name in texts:
         if name not in embedder.fields:

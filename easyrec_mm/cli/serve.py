@@ -13,7 +13,7 @@ HELP = "answer requests over REST and gRPC"
 
 
 def add_flags(parser: f.Parser) -> None:
-    """The flags of the command."""
+    """Add the flags of the command."""
     add = parser.add_argument
     add(
         "--rec_model_dir",
@@ -58,7 +58,7 @@ def run(flags: f.Flags) -> int:
     cores = len(os.sched_getaffinity(0))
     with ExitStack() as stack:
         if flags.workers > 1:
-            # Where the processes put their metrics together; prometheus_client looks at it when it is imported.
+            # Folder in which the processes share their metrics; prometheus_client reads it when it is imported.
             folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="easyrec_mm_metrics_"))
             os.environ["PROMETHEUS_MULTIPROC_DIR"] = folder
         from easyrec_mm.serving.release import ServiceOptions
@@ -72,7 +72,7 @@ def run(flags: f.Flags) -> int:
 
 
 def _vector_stores(given: list[str]) -> dict[str, str]:
-    """Feature -> store, from --vector_store."""
+    """Parse the values of --vector_store to feature -> store."""
     stores: dict[str, str] = {}
     for text in given:
         name, equals, uri = text.partition("=")

@@ -11,7 +11,7 @@ HELP = "show what an input holds, as text and as a page with pictures"
 
 
 def add_flags(parser: f.Parser) -> None:
-    """The flags of the command."""
+    """Add the flags of the command."""
     add = parser.add_argument
     add("--pipeline_config", metavar="F", default="", help="config whose input is read; without it, a flat log is read")
     f.add_setting_flags(parser)

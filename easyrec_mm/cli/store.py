@@ -15,7 +15,7 @@ HELP = "look after a store of vectors"
 
 
 def add_flags(parser: f.Parser) -> None:
-    """The flags of the command."""
+    """Add the flags of the command."""
     parser.add_argument(
         "action",
         choices=["stat", "load", "prune", "rollback"],

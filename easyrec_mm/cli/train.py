@@ -10,7 +10,7 @@ HELP = "train; goes on from the last checkpoint in model_dir"
 
 
 def add_flags(parser: f.Parser) -> None:
-    """The flags of the command."""
+    """Add the flags of the command."""
     f.add_config_flag(parser)
     f.add_setting_flags(parser)
 

@@ -10,7 +10,7 @@ HELP = "fetch pretrained weights of image models"
 
 
 def add_flags(parser: f.Parser) -> None:
-    """The flags of the command."""
+    """Add the flags of the command."""
     add = parser.add_argument
     add("action", choices=["list", "fetch"], help="list: show what there is; fetch: create a preset")
     add("name", nargs="?", default="", help="fetch: name of the weights")

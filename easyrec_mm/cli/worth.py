@@ -13,7 +13,7 @@ HELP = "test whether the pictures pay: train with and without them"
 
 
 def add_flags(parser: f.Parser) -> None:
-    """The flags of the command."""
+    """Add the flags of the command."""
     f.add_config_flag(parser)
     f.add_setting_flags(parser)
     add = parser.add_argument
@@ -37,7 +37,7 @@ def add_flags(parser: f.Parser) -> None:
 
 
 def run(flags: f.Flags) -> int:
-    """Run the test, or go on with it."""
+    """Run the test, or continue it."""
     pipeline = load_config(flags)
     from easyrec_mm.worth.runs import Stopped
     from easyrec_mm.worth.worth import Worth, WorthOptions

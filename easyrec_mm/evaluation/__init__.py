@@ -1,1 +1,1 @@
-"""What a model is worth: metrics, their uncertainty, slices of the data, and comparisons of two models."""
+"""Evaluation of models: metrics, their uncertainty, slices of the data, and comparisons of two models."""

@@ -1,4 +1,4 @@
-"""How far probabilities can be believed: entropy after recalibration, and the calibration curve."""
+"""Calibration of predicted probabilities: normalised entropy after recalibration, and the calibration curve."""
 
 from __future__ import annotations
 
@@ -14,17 +14,18 @@ from easyrec_mm.evaluation.views import Chunk, Floats, Undefined, View
 from easyrec_mm.evaluation.weights import ClusterWeights
 
 _MAX_PASSES = 60
-# Nats a sample; what a further step may still gain.
+# The fit ends when a further step gains less than this, in nats per sample.
 _TOLERANCE = 1e-12
 
 
 class RecalibratedEntropy(Metric):
-    """Normalised entropy of the best recalibration 1 / (1 + exp(-(a + b logit p))) (Platt, 1999).
+    """Normalised entropy after the best recalibration 1 / (1 + exp(-(a + b logit p))) (Platt, 1999).
 
-    What is left of normalised entropy when probabilities that are too high, too low or too bold are corrected: the
-    order of the scores and the shape of the curve. Fitted to the evaluated rows themselves, because two parameters gain
-    about 1 / N nats a sample by that, far less than the interval. Replicates are of second order: the loss of each is
-    taken at the common fit, less what one step of Newton's method gains. NaN when all labels are of one class.
+    It is the part of normalised entropy that remains after correcting probabilities that are too high, too low or too
+    confident: the part due to the order of the scores and the shape of the curve. a and b are fitted to the evaluated
+    rows themselves: with two parameters this gains only about 1 / N nats per sample, far less than the interval's
+    width. Replicates are accurate to second order: each takes its loss at the common fit, minus the gain of one step
+    of Newton's method. NaN when all labels are of one class.
     """
 
     undefined = ONE_CLASS
@@ -41,7 +42,7 @@ class RecalibratedEntropy(Metric):
         return np.asarray((means[0] - gains) / entropy(means[6]))
 
     def _fit(self, view: View) -> Floats:
-        """a and b, by Newton's method with halved steps; each step is a pass over the rows."""
+        """Fit a and b by Newton's method with step halving; each step is one pass over the rows."""
         fit, step = np.array([0.0, 1.0]), np.zeros(2)
         best = np.inf
         for _ in range(_MAX_PASSES):
@@ -66,7 +67,7 @@ class RecalibratedEntropy(Metric):
 
 
 def _loss_terms(chunk: Chunk, fit: Floats) -> Floats:
-    """Cross entropy of each row, its gradient by a and b, and its second derivatives aa, ab, bb: `[6, N]`."""
+    """Return each row's cross entropy, its gradient by a and b, and its second derivatives aa, ab, bb: `[6, N]`."""
     p = np.clip(chunk.score, SMALLEST_PROBABILITY, 1 - SMALLEST_PROBABILITY)
     logit = np.log(p) - np.log1p(-p)
     z = fit[0] + fit[1] * logit
@@ -77,19 +78,19 @@ def _loss_terms(chunk: Chunk, fit: Floats) -> Floats:
 
 
 def _newton(means: Floats) -> tuple[Floats, float]:
-    """The step of Newton's method for the means of `_loss_terms` `[6]`, and what it gains to second order."""
+    """Return the step of Newton's method for the means `[6]` of `_loss_terms`, and its gain to second order."""
     if not np.isfinite(means).all():
         return np.zeros(2), 0.0
     gradient, hessian = means[1:3], means[[3, 4, 4, 5]].reshape(2, 2)
-    step = -np.linalg.pinv(hessian, hermitian=True) @ gradient  # one logit for all rows tells a and b not apart
+    step = -np.linalg.pinv(hessian, hermitian=True) @ gradient  # singular if all rows have one logit
     return step, float(-gradient @ step / 2)
 
 
 class CalibrationCurve:
     """Mean prediction and mean label in bins of the prediction.
 
-    `strategy`: "quantile" (about as many samples a bin) or "uniform" (bins of equal width over [0, 1]). Equal scores
-    share a bin: with "quantile" that in which the middle of their run falls.
+    `strategy` is "quantile" (bins with about equal numbers of samples) or "uniform" (bins of equal width over [0, 1]).
+    Equal scores share a bin: with "quantile", the bin that contains the middle of their run.
     """
 
     STRATEGIES = ("quantile", "uniform")
@@ -104,7 +105,7 @@ class CalibrationCurve:
         self.strategy = strategy
 
     def curve(self, view: View) -> list[dict[str, Any]]:
-        """The bins that have samples, from the lowest prediction up: mean_prediction, mean_label, count.
+        """Return the non-empty bins by ascending prediction: mean_prediction, mean_label and count.
 
         Raises:
           Undefined: if a label or prediction is NaN.
@@ -117,7 +118,7 @@ class CalibrationCurve:
             if self.strategy == "uniform":
                 number = score * self.num_bins
             else:
-                before = np.cumsum(count) - count + counts.sum()  # samples of higher scores
+                before = np.cumsum(count) - count + counts.sum()  # samples with higher scores
                 number = (total - before - count / 2) * self.num_bins / total
             bins = np.clip(number, 0, self.num_bins - 1).astype(np.int64)
             for sums, values in ((counts, count), (predictions, score * count), (labels, label)):

@@ -1,7 +1,7 @@
-"""Two models on the same evaluation data: paired differences of all metrics.
+"""Compares two models on the same evaluation data, by paired differences of all metrics.
 
-Both read the same files in step. A row of one must be the row of the other: the same labels, and the same values in
-all fields that both configs have; else nothing is compared.
+Both models read the same files in step. Corresponding rows must be the same: they must have the same labels, and the
+same values in all fields that both configs have; otherwise the comparison fails.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ from easyrec_mm.network.model import MultimodalModel
 from easyrec_mm.runs.model_dir import PIPELINE_CONFIG, find_checkpoint
 from easyrec_mm.store.feature_vectors import VectorStores
 
-# Before the columns of the other model.
+# Prefix of the columns of the other model.
 _OTHER = "other:"
 _NO_ITEMS = (np.zeros(0, np.uint64), np.zeros(0, np.int64))
 
@@ -67,14 +67,14 @@ class Contender:
 
 
 def open_contender(path: str, config_path: str = "") -> Contender:
-    """The model of a model_dir or checkpoint.
+    """Load the model of a model_dir or checkpoint for a comparison.
 
     Args:
-      path: as --compare has it.
-      config_path: its pipeline config; by default pipeline.config, which training writes into the model_dir.
+      path: value of --compare.
+      config_path: the model's pipeline config; by default pipeline.config, which training writes into the model_dir.
 
     Raises:
-      UserError: if there is no such checkpoint or config, or they do not fit.
+      UserError: if the checkpoint or the config does not exist, or they do not fit each other.
     """
     checkpoint = find_checkpoint(path, "--compare")
     if not config_path:
@@ -90,7 +90,7 @@ def open_contender(path: str, config_path: str = "") -> Contender:
 
 
 class _Part(NamedTuple):
-    """Rows of a batch: what is kept, and what tells that the rows of two models are the same."""
+    """Rows of a batch: the columns to keep, and the columns that must be equal for both models."""
 
     kept: Columns
     identity: Columns
@@ -99,14 +99,14 @@ class _Part(NamedTuple):
 def evaluate_and_compare(
     first: Contender, second: Contender, path: str, setting: str, bad_records: BadRecords
 ) -> EvalResults:
-    """The results of the first model, with intervals, and under `comparison` its differences to the second.
+    """Return the first model's results with intervals, and its differences to the second model as `comparison`.
 
     Args:
-      first: whose config says which metrics, slices and clusters.
-      second: the other one.
+      first: the model whose config sets the metrics, slices and clusters.
+      second: the model to compare it with.
       path: the evaluation data.
-      setting: the config path of `path`, for messages.
-      bad_records: where what cannot be read is counted; that of the first model.
+      setting: name of the setting of `path`, for messages.
+      bad_records: counts the records that the first model's input cannot read.
 
     Raises:
       UserError: if the models have no task in common, or their rows differ.
@@ -115,11 +115,11 @@ def evaluate_and_compare(
     tasks = _common_tasks(first, second)
     config = first.pipeline.config
     plan = eval_plan(config, first.pipeline.schema, confidence=True)
-    # Of its entries and scores alone; the slices are those of `plan`.
+    # Only the entries and scores of this plan are used; the slices come from `plan`.
     common = EvalPlan(config, first.pipeline.schema, True, lambda field: _NO_ITEMS, tasks)
     fields = _common_fields(first, second)
     inputs = _input(first, path, setting, bad_records, tuple({*plan.fields, *fields}))
-    # Both count the same bad records; those of the second are not written down again.
+    # Both models meet the same bad records; the second one does not list them again.
     own_records = BadRecords(None, config.data_config.max_bad_record_share)
     other_inputs = _input(second, path, setting, own_records, fields)
     with Rows(memory_of(config)) as rows:
@@ -149,7 +149,7 @@ def evaluate_and_compare(
 
 
 def _input(contender: Contender, path: str, setting: str, bad_records: BadRecords, fields: tuple[str, ...]) -> Input:
-    """The evaluation data as a model's config reads it, with these fields."""
+    """Return the evaluation data as read by the model's config, with these fields kept."""
     pipeline, vectors = contender.pipeline, contender.vectors
     data = pipeline.config.data_config
     return Input(data, pipeline.schema, path, setting, bad_records, kept_fields=fields, vectors=vectors)
@@ -176,7 +176,7 @@ def _common_tasks(first: Contender, second: Contender) -> set[str]:
 
 
 def _common_fields(first: Contender, second: Contender) -> tuple[str, ...]:
-    """Fields that both configs have, of one type: they tell rows apart."""
+    """Return the fields that both configs have with the same dtype; they serve to identify rows."""
     types = []
     for contender in (first, second):
         schema = contender.pipeline.schema
@@ -199,7 +199,7 @@ def _parts(
 
 
 def _in_step(first: Iterator[_Part], second: Iterator[_Part], path: str) -> Iterator[tuple[_Part, _Part]]:
-    """The same number of rows of both at a time, however their batches are cut."""
+    """Yield equal numbers of rows of both models, although their batches may be cut differently."""
     held: list[_Part | None] = [None, None]
     while True:
         for i, parts in enumerate((first, second)):
@@ -270,7 +270,7 @@ def _as_json(
 
 
 def _delong(rows: Rows, entry: Entry, part: Part) -> DeLong | None:
-    """DeLong's test of the AUCs of a part; None where one is not defined. Holds the part's scores in memory."""
+    """Return DeLong's test of a part's AUCs, None if one is undefined. It holds the part's scores in memory."""
     entries = (entry, replace(entry, score=_OTHER + entry.score))
     views = [part.of(each.view(rows, ClusterWeights())) for each in entries]
     try:

@@ -3,8 +3,8 @@
 DeLong, DeLong & Clarke-Pearson, Biometrics 1988; Sun & Xu, "Fast implementation of DeLong's algorithm for comparing the
 areas under correlated receiver operating characteristic curves", IEEE Signal Processing Letters 2014.
 
-It takes rows to be independent. Where many are of one item or user, its p-value is too small; the bootstrap of clusters
-is not (estimates.py).
+The test assumes independent rows. If many rows belong to one item or user, its p-value is too small; the bootstrap of
+clusters (estimates.py) does not have this problem.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ class DeLong:
 
 
 def delong_test(labels: npt.ArrayLike, first: npt.ArrayLike, second: npt.ArrayLike) -> DeLong | None:
-    """Compare the AUCs of two predictions of the same rows; None if labels are of one class.
+    """Compare the AUCs of two predictions for the same rows; return None if a class has fewer than two rows.
 
     Args:
       labels: `[N]`; above 0.5 is positive.
@@ -47,8 +47,8 @@ def delong_test(labels: npt.ArrayLike, first: npt.ArrayLike, second: npt.ArrayLi
     of_positives: list[Floats] = []
     of_negatives: list[Floats] = []
     for scores in (np.asarray(first), np.asarray(second)):
-        ranks = rankdata(scores)  # ties have their mean rank
-        # Share of negatives below each positive, and of positives above each negative, ties half.
+        ranks = rankdata(scores)  # tied scores get their mean rank
+        # Share of negatives below each positive, and of positives above each negative; ties count half.
         below = (ranks[is_positive] - rankdata(scores[is_positive])) / num_negatives
         above = 1 - (ranks[~is_positive] - rankdata(scores[~is_positive])) / num_positives
         of_positives.append(below)

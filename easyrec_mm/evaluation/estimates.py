@@ -1,7 +1,7 @@
-"""What is known of a metric: its value, its bootstrap replicates, an interval, and the difference of two.
+"""Estimates of a metric: the value, bootstrap replicates, intervals, and differences of two estimates.
 
-Estimates of models that were evaluated apart may be compared as long as rows, clusters, number of replicates and seed
-were the same: replicate b then weighs the same rows equally for both (weights.py).
+Estimates of models that were evaluated separately may be compared if rows, clusters, number of replicates and seed
+were the same: replicate b then gives each row the same weight for both models (weights.py).
 """
 
 from __future__ import annotations
@@ -15,18 +15,18 @@ import numpy.typing as npt
 
 Floats = npt.NDArray[np.float64]
 
-# An interval of which more of the replicates are undefined would tell of the rest alone.
+# With a larger share of undefined replicates, an interval would describe only the defined ones.
 _MAX_UNDEFINED_SHARE = 0.5
 
 
 @dataclass(frozen=True)
 class Estimate:
-    """A metric and how it varies.
+    """A metric's value and its variation.
 
-    value         over all rows; NaN where it is not defined
-    replicates    float64 [B], over the rows of each bootstrap replicate; NaN where it is not defined
-    reason        why `value` is not defined, else ""
-    num_clusters  clusters of rows that were drawn
+    value         over all rows; NaN if undefined
+    replicates    float64 [B], over the rows of each bootstrap replicate; NaN where undefined
+    reason        why `value` is undefined, else ""
+    num_clusters  number of clusters of rows from which replicates are drawn
     """
 
     value: float
@@ -37,10 +37,10 @@ class Estimate:
 
 @dataclass(frozen=True)
 class Difference:
-    """Of two estimates: the first less the second.
+    """The difference of two estimates: the first minus the second.
 
-    low, high  limits of the interval; NaN without one
-    p_value    two-sided, by the bootstrap; NaN without one
+    low, high  limits of the interval; NaN without an interval
+    p_value    two-sided p-value by the bootstrap; NaN without an interval
     reason     why there is no interval, else ""
     """
 
@@ -52,7 +52,7 @@ class Difference:
 
 
 def no_interval(estimate: Estimate) -> str:
-    """Why an estimate has no interval; "" if it has one."""
+    """Return why an estimate has no interval; "" if it has one."""
     if math.isnan(estimate.value):
         return estimate.reason
     if not len(estimate.replicates):
@@ -65,7 +65,7 @@ def no_interval(estimate: Estimate) -> str:
 
 
 def interval(estimate: Estimate, level: float) -> tuple[float, float] | None:
-    """Limits of the percentile interval (Efron & Tibshirani, 1993, chapter 13) of that level; None without one."""
+    """Return the limits of the percentile interval (Efron & Tibshirani, 1993, chapter 13), or None without one."""
     if no_interval(estimate):
         return None
     tail = (1 - level) / 2
@@ -74,7 +74,7 @@ def interval(estimate: Estimate, level: float) -> tuple[float, float] | None:
 
 
 def mean_estimate(estimates: Sequence[Estimate]) -> Estimate:
-    """The mean of a metric over several models, such as the seeds of one config, on the same rows and replicates."""
+    """Average a metric over several models, such as the seeds of one config, on the same rows and replicates."""
     reason = next((estimate.reason for estimate in estimates if estimate.reason), "")
     return Estimate(
         float(np.mean([estimate.value for estimate in estimates])),
@@ -85,17 +85,17 @@ def mean_estimate(estimates: Sequence[Estimate]) -> Estimate:
 
 
 def difference(first: Estimate, second: Estimate, level: float) -> Difference:
-    """The paired difference `first - second`, of the same rows in the same replicates.
+    """Return the paired difference `first - second` of estimates on the same rows and replicates.
 
-    The p-value is the one that belongs to the percentile interval: twice the smaller share of the replicates on either
-    side of 0 (Efron & Tibshirani, 1993, section 15.4), with 1 added to both counts so that it is never 0.
+    The p-value corresponds to the percentile interval: it is twice the smaller share of replicates on either side of 0
+    (Efron & Tibshirani, 1993, section 15.4), with 1 added to both counts so that it is never 0.
 
     Raises:
       ValueError: if the two have different numbers of replicates.
     """
     if len(first.replicates) != len(second.replicates):
         raise ValueError(f"{len(first.replicates)} and {len(second.replicates)} replicates; draw them alike")
-    with np.errstate(invalid="ignore"):  # two infinite replicates have no difference: NaN
+    with np.errstate(invalid="ignore"):  # the difference of two infinite replicates is NaN
         replicates = first.replicates - second.replicates
     differences = Estimate(
         first.value - second.value,

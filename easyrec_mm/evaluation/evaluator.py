@@ -1,4 +1,4 @@
-"""Evaluation and prediction: a model over the whole of some files."""
+"""Evaluation and prediction: runs a model over whole files, for metrics or for outputs per sample."""
 
 from __future__ import annotations
 
@@ -35,16 +35,16 @@ from easyrec_mm.store.feature_vectors import VectorStores
 # Seconds between progress lines.
 _SHOW_EVERY_S = 10.0
 STEP_NAME = "progress/step"
-# What a checkpoint says of the vectors of a feature: origin_number.
+# Prefix of the names under which a checkpoint holds the origin_number of each feature's vectors.
 VECTORS = "vectors/"
 
 
 def load_model(
     config: EasyRecConfig, schema: Schema, checkpoint: str, dtype: str | None = None
 ) -> tuple[MultimodalModel, int]:
-    """The model with the weights of a checkpoint (their moving average, if the config uses it), and its step.
+    """Return the model with a checkpoint's weights (their moving average, if the config uses it), and its step.
 
-    It computes in `dtype`, a Keras dtype policy, or in the precision that the config names.
+    The model computes in `dtype`, a Keras dtype policy; by default in the precision that the config names.
 
     Raises:
       CheckpointError: if the checkpoint does not fit the config.
@@ -54,7 +54,7 @@ def load_model(
 
 
 def load_weights(model: MultimodalModel, config: EasyRecConfig, checkpoint: str) -> int:
-    """Give a model the weights of a checkpoint, as `load_model` does; the checkpoint's step."""
+    """Load a checkpoint's weights into a model, as `load_model` does; return the checkpoint's step."""
     named = model.named_variables()
     step = tf.Variable(0, dtype=tf.int64)
     variables = {name: v.value for name, v in named.items()} | {STEP_NAME: step}
@@ -68,7 +68,7 @@ def load_weights(model: MultimodalModel, config: EasyRecConfig, checkpoint: str)
 
 
 def moving_average(config: EasyRecConfig, model: MultimodalModel) -> MovingAverage | None:
-    """The moving average that the config asks for, over the variables that are trained."""
+    """Return the moving average of the trainable variables if the config uses one, else None."""
     optimizers = config.train_config.optimizer_config
     if not optimizers or not optimizers[0].use_moving_average:
         return None
@@ -77,11 +77,11 @@ def moving_average(config: EasyRecConfig, model: MultimodalModel) -> MovingAvera
 
 
 def vectors_of(schema: Schema, checkpoint: str | None) -> VectorStores:
-    """The stores of the vectors that features name by key: what is current, or what a checkpoint was trained with.
+    """Open the stores of the features' vectors: the current vectors, or those that the checkpoint was trained with.
 
     Raises:
-      CheckpointError: if the checkpoint is of a model without such a feature.
-      StoreError: if a store does not have them.
+      CheckpointError: if the checkpoint belongs to a model without one of these features.
+      StoreError: if a store does not have the vectors.
     """
     features = schema.stored_features()
     if checkpoint is None:
@@ -92,16 +92,16 @@ def vectors_of(schema: Schema, checkpoint: str | None) -> VectorStores:
 
 
 class Evaluator:
-    """Evaluates a model again and again on the same files; what takes long to build is built once.
+    """Evaluates a model repeatedly on the same files; the input is built again only when the files change.
 
     Args:
-      model: what is evaluated.
-      config: how to read, and which metrics.
+      model: the model to evaluate.
+      config: how to read the files, and which metrics to compute.
       path: the files.
-      setting: the config path of `path`, for messages.
-      bad_records: where what cannot be read is counted, of each evaluation anew.
-      vectors: of `vectors_of`; by default what is current.
-      confidence: compute intervals, too, as eval_config.bootstrap says.
+      setting: name of the setting of `path`, for messages.
+      bad_records: counts the records that cannot be read, anew in each evaluation.
+      vectors: result of `vectors_of`; by default the current vectors.
+      confidence: whether to compute intervals as well, as eval_config.bootstrap says.
     """
 
     def __init__(
@@ -121,8 +121,8 @@ class Evaluator:
         self._input: Input | None = None
 
     def run(self) -> EvalResults:
-        """Metrics of the model as it is now, over the files and the slices that the config names, and the number of
-        samples as "num_samples".
+        """Compute the metrics of the model in its current state, over all files and over the slices of the config, and
+        the number of samples as "num_samples".
 
         Raises:
           DataError: if the files cannot be read or hold too many bad records.
@@ -146,7 +146,7 @@ def evaluation_input(
     bad_records: BadRecords,
     vectors: VectorStores | None = None,
 ) -> Input:
-    """What an evaluation by a plan reads; arguments as for Evaluator.
+    """Return the input of an evaluation by `plan`; the other arguments are those of Evaluator.
 
     Raises:
       DataError: if the files cannot be read.
@@ -156,7 +156,7 @@ def evaluation_input(
 
 
 def summary_of(model: MultimodalModel, config: EasyRecConfig, plan: EvalPlan, inputs: Input) -> Summary:
-    """Everything that a plan asks for over its input, replicates included, as `compare` takes it.
+    """Evaluate a model by a plan; return the summary with its replicates, as `compare` takes it.
 
     Raises:
       DataError: if the files cannot be read or hold too many bad records.
@@ -170,7 +170,7 @@ def summary_of(model: MultimodalModel, config: EasyRecConfig, plan: EvalPlan, in
 
 
 def eval_plan(config: EasyRecConfig, schema: Schema, confidence: bool, tasks: set[str] | None = None) -> EvalPlan:
-    """What the config asks of an evaluation; counts the items of the training data, if a slice is by them."""
+    """Return the config's evaluation plan; it counts the items of the training data if a slice needs the counts."""
 
     def counts(field: str) -> ItemCounts:
         folder = ModelDir(config.model_dir).local
@@ -181,12 +181,12 @@ def eval_plan(config: EasyRecConfig, schema: Schema, confidence: bool, tasks: se
 
 
 def memory_of(config: EasyRecConfig) -> int:
-    """Bytes that the rows of an evaluation may take."""
+    """Return the number of bytes that the rows of an evaluation may take."""
     return int(config.eval_config.max_memory_mib) << 20
 
 
 def is_enough(config: EasyRecConfig, num_samples: int) -> bool:
-    """Whether so many samples are all that eval_config.num_examples asks for."""
+    """Return whether `num_samples` reaches the limit eval_config.num_examples (0: no limit)."""
     limit = config.eval_config.num_examples
     return 0 < limit <= num_samples
 
@@ -194,7 +194,7 @@ def is_enough(config: EasyRecConfig, num_samples: int) -> bool:
 def plan_columns(
     plan: EvalPlan, batch: Batch, kept: dict[str, tf.Tensor], outputs: dict[str, tf.Tensor]
 ) -> dict[str, np.ndarray]:
-    """The rows that an evaluation keeps of a batch."""
+    """Return the columns that an evaluation keeps of a batch."""
     has_picture = np.ones(batch.num_samples, bool)
     if plan.uses_image:
         has_picture = batch.images.has_picture.numpy()[batch.sample_image.numpy()]
@@ -202,7 +202,7 @@ def plan_columns(
 
 
 def as_arrays(tensors: dict[str, tf.Tensor]) -> dict[str, np.ndarray]:
-    """Tensors as NumPy arrays."""
+    """Convert tensors to NumPy arrays."""
     return {name: tensor.numpy() for name, tensor in tensors.items()}
 
 
@@ -215,9 +215,9 @@ def predict(
     bad_records: BadRecords,
     vectors: VectorStores | None = None,
 ) -> int:
-    """Write one row a sample, in input order: the reserved fields and every output; returns the number of rows.
+    """Write one row per sample in input order, with reserved fields and all outputs; return the number of rows.
 
-    The file appears when it is complete.
+    The output file appears only when it is complete.
 
     Raises:
       DataError: if the files cannot be read or hold too many bad records.
@@ -256,7 +256,7 @@ def predict(
 def batch_outputs(
     model: MultimodalModel, inputs: Input, name: str
 ) -> Iterator[tuple[Batch, dict[str, tf.Tensor], dict[str, tf.Tensor]]]:
-    """(batch, kept fields, outputs) of every batch that has samples."""
+    """Yield (batch, kept fields, outputs) of every batch that contains samples."""
     bank = model.prediction_bank()
     step = model.prediction_function(inputs.spec())
     progress = Progress(name, None, unit="batch")

@@ -1,10 +1,10 @@
-"""Metrics within groups of rows, a user's or a session's, averaged over the groups.
+"""Metrics within groups of rows, such as the rows of a user or session, averaged over the groups.
 
-Equal scores are one run: a metric is the mean over all orders of what is tied (McSherry & Najork, ECIR 2008).
+Equal scores form one run: a metric is the mean over all orders of the tied rows (McSherry & Najork, ECIR 2008).
 
-With bootstrap replicates there are two cases. Where each group lies in one cluster, it is drawn as a whole: its value
-stays, and it counts as often as its cluster. Else its rows are drawn, each with its cluster: its value changes, and it
-counts once, as long as it is defined.
+With bootstrap replicates there are two cases. If each group lies within one cluster, groups are drawn as a whole: a
+group's value does not change, and it counts as often as its cluster is drawn. Otherwise rows are drawn, each with its
+cluster: a group's value changes, and it counts once per replicate, as long as the value is defined.
 
 Legend: N rows, R runs of equal scores within a group, V groups, W columns of weights.
 """
@@ -29,10 +29,10 @@ from easyrec_mm.evaluation.views import Chunk, Floats, View
 class Runs:
     """Runs of equal scores, or of equal labels, group by group.
 
-    samples     [R, W], weights of the rows
-    positives   [R, W], of those whose label is above 0.5
-    gains       [R, W], weighted labels
-    first_run   [V], the first run of each group
+    samples     [R, W], total weights of the rows
+    positives   [R, W], total weights of the rows with a label above 0.5
+    gains       [R, W], weighted sums of the labels
+    first_run   [V], index of the first run of each group
     """
 
     samples: Floats
@@ -41,19 +41,19 @@ class Runs:
     first_run: Places
 
     def before(self, values: Floats) -> Floats:
-        """Sums `[R, W]` of values `[R, W]` over the runs before each, within its group."""
+        """Return for each run the sum `[R, W]` of values `[R, W]` over the earlier runs of its group."""
         sums = np.cumsum(values, axis=0) - values
         num_runs = np.diff(self.first_run, append=len(values))
         result: Floats = sums - np.repeat(sums[self.first_run], num_runs, axis=0)
         return result
 
     def of_groups(self, values: Floats) -> Floats:
-        """Sums `[V, W]` of values `[R, W]` over each group."""
+        """Return the sums `[V, W]` of values `[R, W]` over each group."""
         return segment_sums(values, self.first_run)
 
 
 class GroupMetric(Metric):
-    """A metric within groups, averaged over those where it is defined."""
+    """A metric within groups, averaged over the groups for which it is defined."""
 
     def values(self, view: View) -> Floats:
         """See Metric.values."""
@@ -79,22 +79,22 @@ class GroupMetric(Metric):
 
     @abstractmethod
     def of_groups(self, chunk: Chunk, row_weights: Floats) -> tuple[Floats, Floats]:
-        """Values `[V, W]` of the groups of a chunk, and how much each counts `[V, W]`: 0 where it is not defined.
+        """Return the groups' values `[V, W]`, and their weights `[V, W]` in the average: 0 where undefined.
 
         Args:
-          chunk: rows by group, and by score from the highest down.
-          row_weights: whole numbers `[N, W]`.
+          chunk: rows sorted by group, then by descending score.
+          row_weights: weights of the rows `[N, W]`, whole numbers.
         """
 
 
 class GAUC(GroupMetric):
     """AUC within each user or session, averaged over those that have both classes (Zhou et al., KDD 2018).
 
-    `reduction`: "mean" (groups count alike), "mean_by_sample_num" (by their samples) or "mean_by_positive_num" (by
-    their positives). NaN when no group has both classes.
+    `reduction` sets the weights of groups: "mean" (equal), "mean_by_sample_num" (number of samples) or
+    "mean_by_positive_num" (number of positives). NaN when no group has both classes.
     """
 
-    # reduction -> weights of the groups, from their positives and negatives
+    # Reduction -> function from the groups' numbers of positives and negatives to their weights.
     REDUCTIONS: ClassVar[dict[str, Callable[[Floats, Floats], Floats]]] = {
         "mean": lambda num_positives, num_negatives: np.ones_like(num_positives),
         "mean_by_sample_num": lambda num_positives, num_negatives: num_positives + num_negatives,
@@ -127,7 +127,7 @@ class _TopMetric(GroupMetric):
         self.undefined = f"no {of} has a positive label"
 
     def in_top(self, runs: Runs) -> Floats:
-        """Rows `[R, W]` of each run that are among the first `topk`."""
+        """Return the number of rows of each run `[R, W]` that are among the first `topk` rows of the group."""
         taken: Floats = np.clip(self.topk - runs.before(runs.samples), 0, runs.samples)
         return taken
 
@@ -144,16 +144,16 @@ class RecallAtTopK(_TopMetric):
 
 
 class HitRate(_TopMetric):
-    """Share of the sessions with a positive label that have one among their first `topk` rows.
+    """Share of the sessions with a positive label that have a positive among their first `topk` rows.
 
-    Where the limit cuts a run of equal scores, it is the probability that one of its positives comes before it.
+    If the limit cuts a run of equal scores, a session counts with the probability that a positive is before the limit.
     """
 
     def of_groups(self, chunk: Chunk, row_weights: Floats) -> tuple[Floats, Floats]:
         """See GroupMetric.of_groups."""
         runs = _runs(chunk, chunk.score, row_weights)
         taken, others = self.in_top(runs), runs.samples - runs.positives
-        # None of p positives among t taken of m: C(m - p, t) / C(m, t), a hypergeometric probability.
+        # Probability that none of p positives is among t rows drawn from m: C(m - p, t) / C(m, t), hypergeometric.
         left = others - taken
         log_none = gammaln(others + 1) + gammaln(runs.samples - taken + 1)
         log_none -= gammaln(np.maximum(left, 0) + 1) + gammaln(runs.samples + 1)
@@ -162,10 +162,10 @@ class HitRate(_TopMetric):
 
 
 class NDCG(_TopMetric):
-    """Normalised discounted cumulative gain of the first `topk` rows of a session, of all for 0.
+    """Normalised discounted cumulative gain of the first `topk` rows of a session, or of all rows if `topk` is 0.
 
-    DCG = sum over ranks i of label / log2(i + 1), over the DCG of the best order (Jarvelin & Kekalainen, TOIS 2002);
-    equal to scikit-learn's ndcg_score. Sessions whose labels are all 0 do not count.
+    It is DCG = sum over ranks i of label / log2(i + 1), divided by the DCG of the best order (Jarvelin & Kekalainen,
+    TOIS 2002), and equal to scikit-learn's ndcg_score. Sessions whose labels are all 0 do not count.
     """
 
     def of_groups(self, chunk: Chunk, row_weights: Floats) -> tuple[Floats, Floats]:
@@ -177,19 +177,19 @@ class NDCG(_TopMetric):
         return gain / best_gain, (best_gain > 0).astype(np.float64)
 
     def _gain(self, runs: Runs) -> Floats:
-        """DCG `[V, W]`."""
+        """Return the DCG of each group `[V, W]`."""
         before = runs.before(runs.samples)
         longest = int((before + runs.samples).max())
         discounts = 1 / np.log2(np.arange(2, longest + 2))
         if self.topk:
             discounts[self.topk :] = 0
-        sums = np.concatenate([[0], np.cumsum(discounts)])  # of the ranks up to each
+        sums = np.concatenate([[0], np.cumsum(discounts)])  # [k]: of the first k ranks
         discount = sums[(before + runs.samples).astype(np.int64)] - sums[before.astype(np.int64)]
         return runs.of_groups(runs.gains / np.maximum(runs.samples, 1) * discount)
 
 
 def _runs(chunk: Chunk, values: Floats, row_weights: Floats) -> Runs:
-    """The runs of equal values `[N]` of a chunk that is sorted by group and value."""
+    """Return the runs of equal values `[N]` of a chunk that is sorted by group and value."""
     starts = starts_of(chunk.group, values)
     is_positive = (chunk.label > 0.5)[:, None]
     return Runs(
@@ -201,7 +201,7 @@ def _runs(chunk: Chunk, values: Floats, row_weights: Floats) -> Runs:
 
 
 def _are_whole(view: View) -> bool:
-    """Whether each group lies in one cluster."""
+    """Return whether each group lies within one cluster."""
     if view.group == view.cluster:
         return True
     for chunk in view.by_group():

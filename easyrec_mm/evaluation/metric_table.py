@@ -1,4 +1,4 @@
-"""The metrics of the config language: how a message becomes a metric."""
+"""Table of the metrics of the config language, which creates the metric that a message describes."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from easyrec_mm.evaluation.metrics import (
 )
 from easyrec_mm.evaluation.rank_metrics import AUC, XAUC, PrAUC
 
-# Oneof field of EvalMetrics -> the metric that a message of it asks for.
+# Oneof field of EvalMetrics -> function that creates the metric from the field's message.
 METRICS: dict[str, Callable[[Any], Metric | CalibrationCurve]] = {
     "auc": lambda message: AUC(),
     "gauc": lambda message: GAUC(message.reduction, of=message.uid_field),

@@ -1,10 +1,10 @@
-"""Metrics that are a function of means over the rows, and what all metrics have in common.
+"""The base class of all metrics, and the metrics that are functions of means over the rows.
 
-A metric is computed for all columns of weights at once: column 0 is its value, the others are bootstrap replicates, so
-that there is one formula for both. Every value is exact over the whole evaluation set: how it was cut into batches
-changes no more than the last digits of float64 sums.
+A metric is computed for all columns of weights at once: column 0 gives its value, the other columns give bootstrap
+replicates, so that one formula serves both. Every value is exact over the whole evaluation set: the division into
+batches changes at most the last digits of float64 sums.
 
-Refuses: to know towers, configs or TensorFlow; to guess. What is not defined is NaN, and `undefined` says why.
+This module does not know towers, configs or TensorFlow. An undefined metric is NaN, and `undefined` says why.
 
 Legend: N rows, C classes, K terms, B replicates, W = 1 + B columns of weights.
 """
@@ -27,25 +27,25 @@ from easyrec_mm.stable_hash import mix
 Array = npt.NDArray[Any]
 
 ONE_CLASS = "all labels are of one class"
-# A float32 sigmoid is exactly 1 from a logit of about 17 on: where it is wrong, it costs 16.1 nats and not infinity.
+# A float32 sigmoid is exactly 1 for logits above about 17. With this limit a wrong 1 costs 16.1 nats, not infinity.
 SMALLEST_PROBABILITY = 1e-7
 
 
 class Metric(ABC):
-    """A number about labels and predictions."""
+    """A number computed from labels and predictions."""
 
-    undefined: str = ""  # why the value is NaN, when it is
+    undefined: str = ""  # why the value is NaN, if it is
 
     @abstractmethod
     def values(self, view: View) -> Floats:
-        """The metric of each column of weights, float64 `[W]`; NaN where it is not defined.
+        """Compute the metric for each column of weights, float64 `[W]`; NaN where undefined.
 
         Raises:
-          Undefined: if it is not defined for the data themselves.
+          Undefined: if the metric is undefined for the data themselves, not only for a replicate.
         """
 
     def estimate(self, view: View) -> Estimate:
-        """The metric over a view, with its replicates; its number of clusters is left to the caller."""
+        """Return the metric over a view with its replicates; the caller has to set the number of clusters."""
         try:
             if not any(True for _ in view.in_order()):
                 raise Undefined("there are no samples")
@@ -75,27 +75,27 @@ class SumMetric(Metric):
 
     @abstractmethod
     def terms(self, labels: Floats, predictions: Floats) -> Floats:
-        """What is averaged, float64 `[K, N]`, of labels `[N]` and predictions `[N]` or `[N, C]`."""
+        """Return the terms to average, float64 `[K, N]`, for labels `[N]` and predictions `[N]` or `[N, C]`."""
 
     def of_means(self, means: Floats) -> Floats:
-        """The metric `[W]` from the means `[K, W]`."""
+        """Return the metric `[W]` computed from the means `[K, W]`."""
         result: Floats = means[0]
         return result
 
 
 def weighted_sums(terms: Floats, weights: npt.NDArray[np.uint8]) -> Floats:
-    """Sums `[K, W]` of terms `[K, N]` by weights `[N, W]`."""
+    """Return the sums `[K, W]` of terms `[K, N]`, weighted by `[N, W]`."""
     if weights.shape[1] == 1:
         alone: Floats = terms.sum(axis=1, keepdims=True)
         return alone
     sums: Floats = terms @ weights.astype(np.float64)
-    # In the same way with replicates as without: sums of another order differ in the last digits.
+    # Summed as without replicates, because another order of summation would change the last digits of the value.
     sums[:, 0] = terms.sum(axis=1)
     return sums
 
 
 class MeanOfTerms(SumMetric):
-    """The mean of a column that holds the terms of a metric already, as for tasks of several classes."""
+    """The mean of a column that already contains the terms of a metric, as for multiclass tasks."""
 
     def terms(self, labels: Floats, predictions: Floats) -> Floats:
         """See SumMetric.terms."""
@@ -122,16 +122,16 @@ class LogLoss(SumMetric):
 
 
 def entropy(rate: Floats) -> Floats:
-    """Entropy in nats of labels with that mean; NaN for 0 and 1."""
+    """Return the entropy in nats of labels with mean `rate`; NaN for 0 and 1."""
     rate = np.where((rate > 0) & (rate < 1), rate, np.nan)
     result: Floats = -(rate * np.log(rate) + (1 - rate) * np.log1p(-rate))
     return result
 
 
 class NormalizedEntropy(LogLoss):
-    """Log loss over the entropy of the mean label (He et al., ADKDD 2014, section 2); 1 is predicting the mean.
+    """Log loss divided by the entropy of the mean label (He et al., ADKDD 2014, section 2).
 
-    NaN when the mean label is 0 or 1: there is no entropy to explain.
+    Predicting the mean label gives 1. NaN when the mean label is 0 or 1, because its entropy is then 0.
     """
 
     undefined = ONE_CLASS
@@ -148,7 +148,7 @@ class NormalizedEntropy(LogLoss):
 
 
 class Calibration(SumMetric):
-    """Mean prediction over mean label (He et al., ADKDD 2014, section 2); NaN when the mean label is 0."""
+    """Mean prediction divided by mean label (He et al., ADKDD 2014, section 2); NaN when the mean label is 0."""
 
     undefined = "the mean label is 0"
 
@@ -165,7 +165,7 @@ class Calibration(SumMetric):
 class ECE(SumMetric):
     """Expected calibration error (Guo et al., ICML 2017, eq. 3) of the positive class, over equal-width bins of [0, 1].
 
-    sum_b n_b / N |mean prediction_b - mean label_b|. A bin owns its lower edge; the last owns 1 as well.
+    sum_b n_b / N |mean prediction_b - mean label_b|. A bin includes its lower edge; the last also includes 1.
     """
 
     def __init__(self, num_bins: int = 10) -> None:
@@ -227,7 +227,7 @@ class Accuracy(SumMetric):
 
 
 def _class_indices(labels: Floats, num_classes: int) -> npt.NDArray[np.int64]:
-    """labels [N] -> int64 [N], each checked: NumPy would take -1 for the last class and cut 1.5 to 1."""
+    """Convert labels [N] to int64 [N] and check each: NumPy would take -1 for the last class and cut 1.5 to 1."""
     indices = labels.astype(np.int64)
     wrong = (indices != labels) | (indices < 0) | (indices >= num_classes)
     if wrong.any():
@@ -238,19 +238,19 @@ def _class_indices(labels: Floats, num_classes: int) -> npt.NDArray[np.int64]:
 
 
 def metric_value(metric: Metric, labels: Array, predictions: Array, groups: Array | None = None) -> float:
-    """A metric of arrays in memory: labels `[N]`, predictions `[N]`, or `[N, C]` for log loss and accuracy.
+    """Compute a metric of arrays in memory: labels `[N]`, predictions `[N]`, or `[N, C]` for log loss and accuracy.
 
     Args:
-      metric: which one.
+      metric: the metric to compute.
       labels: 0/1, soft labels in [0, 1], values, or class indices.
       predictions: probabilities or values.
-      groups: uint64 `[N]`, the user or session of each sample, for metrics within them.
+      groups: uint64 `[N]`, the user or session of each sample, for metrics within users or sessions.
 
     Returns:
-      The value; NaN where it is not defined.
+      The value; NaN if undefined.
 
     Raises:
-      ValueError: if shapes disagree, which NumPy would broadcast.
+      ValueError: if shapes disagree, which NumPy would silently broadcast.
       DataError: for a label that is not a class index.
     """
     labels, predictions = np.asarray(labels, np.float64), np.asarray(predictions, np.float64)

@@ -1,4 +1,4 @@
-"""What a config asks of an evaluation: which metrics and slices, which input fields they need, and the rows to keep."""
+"""The evaluation plan of a config: its metrics and slices, the input fields they need, and the columns to keep."""
 
 from __future__ import annotations
 
@@ -30,18 +30,18 @@ from easyrec_mm.stable_hash import Hashes, hash_array, mix
 Array = npt.NDArray[Any]
 _GROUP_SIZE_BINS = 4
 
-# What an item's hash and count are: uint64 [items] ascending, int64 [items].
+# Hashes of items, uint64 [items] ascending, and their counts, int64 [items].
 ItemCounts = tuple[Array, Array]
 
 
 class EvalPlan:
-    """The evaluation of one model on its rows.
+    """The plan for evaluating one model.
 
     Args:
       config: the pipeline config.
-      schema: of the config.
+      schema: the schema of the config.
       confidence: whether to compute bootstrap replicates, as eval_config.bootstrap says.
-      count_items: input field -> how often training data hold each item; called where a slice asks for it.
+      count_items: input field -> how often the training data contain each item; called only if a slice needs it.
       tasks: names of the tasks to evaluate; all by default.
     """
 
@@ -61,7 +61,7 @@ class EvalPlan:
         self.cluster_field = cluster_field(config, schema)
         self._num_groups = 0
         self._groups: dict[str, str] = {}  # input field -> column
-        self._terms: dict[str, tuple[Task, SumMetric]] = {}  # column -> what is kept of a task of several classes
+        self._terms: dict[str, tuple[Task, SumMetric]] = {}  # column -> multiclass task, metric of the kept terms
         self.tasks = [task for task in schema.tasks if tasks is None or task.name in tasks]
         self.entries = self._entries(config)
         self.slicers: dict[str, Slicer] = {}
@@ -100,12 +100,12 @@ class EvalPlan:
 
     @property
     def uses_image(self) -> bool:
-        """Whether the model looks at pictures."""
+        """Whether the model uses pictures."""
         return self._schema.uses_image
 
     @property
     def fields(self) -> tuple[str, ...]:
-        """Input fields to keep beside the model's own, for `columns`."""
+        """Input fields to keep for `columns`, in addition to the fields that the model reads."""
         names = {*self._groups}
         special = {"item_frequency": self.item_field, "group_size": self._schema.group_size_field}
         special["has_picture"] = self._schema.image.field
@@ -117,13 +117,13 @@ class EvalPlan:
     def columns(
         self, labels: Mapping[str, Array], outputs: Mapping[str, Array], fields: Mapping[str, Array], has_picture: Array
     ) -> Columns:
-        """The rows to keep of a batch.
+        """Return the columns to keep of a batch.
 
         Args:
-          labels: label -> `[N]`.
-          outputs: output of the model -> `[N]` or `[N, C]`.
-          fields: each of `fields` -> `[N]`, bytes or numbers.
-          has_picture: bool `[N]`, of the item, as the input found it.
+          labels: name of a label -> `[N]`.
+          outputs: name of a model output -> `[N]` or `[N, C]`.
+          fields: name of a field, one of the property `fields` -> `[N]`, bytes or numbers.
+          has_picture: bool `[N]`, whether the input found a picture of the item.
         """
         columns: Columns = self.scores(labels, outputs)
         for task in self.tasks:
@@ -143,7 +143,7 @@ class EvalPlan:
         return columns
 
     def scores(self, labels: Mapping[str, Array], outputs: Mapping[str, Array], prefix: str = "") -> Columns:
-        """The predictions among the columns, their names behind a prefix."""
+        """Return the columns of predictions, with a prefix before their names."""
         columns: Columns = {}
         for task in self.tasks:
             if task.activation != "multiclass":
@@ -155,7 +155,7 @@ class EvalPlan:
 
     @property
     def clusters(self) -> str:
-        """What a bootstrap replicate draws as a whole, for a reader."""
+        """Name of the unit that a bootstrap replicate draws as a whole, for reports."""
         return self.cluster_field or "group"
 
     def _clusters(self, fields: Mapping[str, Array]) -> Hashes:
@@ -164,11 +164,11 @@ class EvalPlan:
             return groups
         values = fields[self.cluster_field]
         hashes = hash_array(values)
-        # Items without a picture are not one item.
+        # Items without a picture share the empty path, but are different items.
         return np.where(values == b"", groups, hashes) if self.cluster_field == self._schema.image.field else hashes
 
     def _group_numbers(self, sizes: Array) -> Hashes:
-        """A number for each row's group, uint64 `[N]`, of the sizes of the groups of its rows `[N]`."""
+        """Return a hashed group number per row, uint64 `[N]`, given the size of each row's group `[N]`."""
         numbers = np.empty(len(sizes), np.uint64)
         start = 0
         while start < len(sizes):
@@ -180,10 +180,10 @@ class EvalPlan:
 
 
 def label_column(task: Task) -> str:
-    """Where Rows keep the label of a task."""
+    """Return the name of the column of Rows with the label of a task."""
     return f"label:{task.label}"
 
 
 def score_column(task: Task) -> str:
-    """Where Rows keep the prediction of a task."""
+    """Return the name of the column of Rows with the prediction of a task."""
     return f"score:{task.name}"

@@ -1,6 +1,6 @@
-"""Metrics of the order of all scores: areas under curves, and pairs of values in the right order.
+"""Metrics of the order of all scores: areas under curves, and the share of pairs in the right order.
 
-Equal scores are one run, so that the result does not depend on how they happen to be sorted. A label above 0.5 is
+Equal scores form one run, so that the result does not depend on how they happen to be sorted. A label above 0.5 is
 positive.
 
 Legend: N rows, R runs of equal scores, W columns of weights.
@@ -22,10 +22,10 @@ Array = npt.NDArray[Any]
 
 
 class AUC(Metric):
-    """Area under the ROC curve: the share of (positive, negative) pairs in the right order, ties count half.
+    """Area under the ROC curve: the share of (positive, negative) pairs in the right order; ties count half.
 
-    The Mann-Whitney statistic (Hanley & McNeil, Radiology 1982), counted in whole numbers. NaN when only one class is
-    present.
+    It is the Mann-Whitney statistic (Hanley & McNeil, Radiology 1982), counted in whole numbers. NaN when only one
+    class is present.
     """
 
     undefined = ONE_CLASS
@@ -34,7 +34,7 @@ class AUC(Metric):
         """See Metric.values."""
         doubled_pairs, num_positives, num_negatives = np.zeros((3, view.weights.num_columns))
         for positives, negatives in tie_runs(view):
-            above = np.cumsum(positives, axis=0) + (num_positives - positives)  # [R, W] positives of higher scores
+            above = np.cumsum(positives, axis=0) + (num_positives - positives)  # [R, W] positives with higher scores
             doubled_pairs += np.einsum("rw,rw->w", negatives, 2 * above + positives)
             num_positives += positives.sum(axis=0)
             num_negatives += negatives.sum(axis=0)
@@ -42,9 +42,9 @@ class AUC(Metric):
 
 
 class PrAUC(Metric):
-    """Area under the precision-recall curve as average precision: sum over runs r of precision_r times their recall.
+    """Area under the precision-recall curve as average precision: sum over runs of precision times recall increase.
 
-    Nothing is interpolated between points (Davis & Goadrich, ICML 2006); equal to scikit-learn's
+    Points are not interpolated (Davis & Goadrich, ICML 2006); the result equals scikit-learn's
     average_precision_score. NaN without positives.
     """
 
@@ -56,7 +56,7 @@ class PrAUC(Metric):
         for positives, negatives in tie_runs(view):
             positives_so_far = np.cumsum(positives, axis=0) + num_positives  # [R, W]
             samples_so_far = np.cumsum(positives + negatives, axis=0) + num_samples
-            # Before the first row that a replicate has, nothing is counted.
+            # The first rows may be missing from a replicate: it then has 0 samples so far.
             precision = positives_so_far / np.maximum(samples_so_far, 1)
             total += np.einsum("rw,rw->w", positives, precision)
             num_positives, num_samples = positives_so_far[-1], samples_so_far[-1]
@@ -64,22 +64,22 @@ class PrAUC(Metric):
 
 
 def tie_runs(view: View) -> Iterator[tuple[Floats, Floats]]:
-    """Weights of positives and of negatives `[R, W]` of the runs of equal scores, from the highest score down."""
+    """Yield the weights of positives and negatives `[R, W]` in runs of equal scores, by descending score."""
     for _, samples, positives in runs_of_scores(view, lambda labels: labels > 0.5):
         yield positives, samples - positives
 
 
 def runs_of_scores(view: View, of_label: Callable[[Floats], Array]) -> Iterator[tuple[Floats, Floats, Floats]]:
-    """Runs of equal scores, from the highest score down, some at a time and each whole.
+    """Yield runs of equal scores by descending score, several runs at a time and each run complete.
 
     Args:
       view: the rows.
-      of_label: labels `[N]` -> what is summed up.
+      of_label: function from labels `[N]` to the values that are summed.
 
-    Returns:
+    Yields:
       Scores `[R]`, weights of the rows `[R, W]`, and weighted sums of `of_label` `[R, W]`.
     """
-    held: tuple[Floats, Floats, Floats] | None = None  # the last run, which may go on in the next chunk
+    held: tuple[Floats, Floats, Floats] | None = None  # the last run, which may continue in the next chunk
     for chunk in view.by_score():
         weights = view.weights.of(chunk.cluster)
         starts = starts_of(chunk.score)
@@ -100,13 +100,14 @@ def runs_of_scores(view: View, of_label: Callable[[Floats], Array]) -> Iterator[
 
 
 class XAUC(Metric):
-    """Share of pairs of samples with different labels that are predicted in the right order, equal predictions half.
+    """Share of pairs of samples with different labels that are in the right order; equal predictions count half.
 
-    Zhan et al., "Deconfounding Duration Bias in Watch-time Prediction", KDD 2022, section 5.1, who sample pairs; here
-    all count. NaN when all labels are equal. Holds the view in memory, about 200 bytes a row.
+    Zhan et al., "Deconfounding Duration Bias in Watch-time Prediction", KDD 2022, section 5.1, sample pairs; here all
+    pairs count. NaN when all labels are equal. Holds the view in memory, about 200 bytes per row.
 
-    Replicates are of first order: each row has the pairs that it is part of, and a replicate is the ratio of two sums
-    of these (Hajek's projection of a U-statistic), which leaves out what is of the order of one over the clusters.
+    Replicates are accurate to first order: each row has a count of the pairs that contain it, and a replicate is the
+    ratio of two weighted sums of these counts (Hajek's projection of a U-statistic); terms of the order of 1 / number
+    of clusters are left out.
     """
 
     undefined = "all labels are equal"
@@ -121,7 +122,7 @@ class XAUC(Metric):
         sums, start = np.zeros((2, view.weights.num_columns)), 0
         for chunk in chunks:
             end = start + len(chunk.label)
-            # Row i has weight w_i: sum of w_i w_j over pairs is, to first order, the sum of (2 w_i - 1) pairs_i.
+            # With weight w_i of row i, the sum of w_i w_j over pairs is, to first order, that of (2 w_i - 1) pairs_i.
             weights = 2.0 * view.weights.of(chunk.cluster) - 1
             sums += np.stack([in_order[start:end], comparable[start:end]]) @ weights
             start = end
@@ -129,17 +130,17 @@ class XAUC(Metric):
 
 
 def pairs_of_rows(label: Floats, score: Floats) -> tuple[Floats, Floats]:
-    """Of each row, float64 `[N]`: the pairs in the right order, ties of scores half, and the pairs of different labels.
+    """Return for each row its pairs in the right order (tied scores half), and its pairs with different labels.
 
-    Counts on the levels of a wavelet tree over the ranks of the scores, in N log N.
+    Both are float64 `[N]`, counted on the levels of a wavelet tree over the ranks of the scores, in N log N steps.
     """
     size = len(label)
-    # Within equal labels the scores descend, so that none of them counts as a smaller one before a greater one.
+    # Among equal labels the scores descend, so that such pairs never count as a smaller score before a greater one.
     order = np.lexsort((-score, label))
     label, score = label[order], score[order]
     _, rank = np.unique(score, return_inverse=True)
     right = np.zeros(size, np.int64)
-    place = np.arange(size)  # rows by the higher bits of their rank, and by label among equal ones
+    place = np.arange(size)  # rows sorted by the higher bits of their rank, then by label
     block = np.zeros(size, np.int64)  # first place of the rows with the same higher bits
     for bit in reversed(range(int(rank.max(initial=0)).bit_length())):
         is_high = (rank[place] >> bit) & 1
@@ -150,7 +151,7 @@ def pairs_of_rows(label: Floats, score: Floats) -> tuple[Floats, Floats]:
         sizes = np.diff(last, prepend=-1)
         num_high = np.repeat((high_in_block + is_high)[last], sizes)
         num_low = np.repeat(sizes, sizes) - num_high
-        # A high one is greater than the low ones of its block before it, a low one smaller than the high ones after it.
+        # A high rank is above the low ranks before it in its block, a low rank is below the high ranks after it.
         right[place] += np.where(is_high, low_in_block, num_high - high_in_block)
         then = block + np.where(is_high, num_low + high_in_block, low_in_block)
         new_place, new_block = np.empty_like(place), np.empty_like(block)
@@ -167,6 +168,6 @@ def pairs_of_rows(label: Floats, score: Floats) -> tuple[Floats, Floats]:
 
 
 def _run_sizes(*columns: Floats) -> npt.NDArray[np.int64]:
-    """How many neighbours have the same values, of each row `[N]` of sorted columns."""
+    """Return for each row of sorted columns the size of its run of equal values `[N]`."""
     sizes = np.diff(starts_of(*columns), append=len(columns[0]))
     return np.repeat(sizes, sizes)

@@ -1,4 +1,4 @@
-"""Results as lines for a person, and as JSON for programs."""
+"""Formats results as text for users, and as JSON for programs."""
 
 from __future__ import annotations
 
@@ -11,15 +11,15 @@ from typing import Any
 
 from easyrec_mm.evaluation.summary import EvalResults, Part, finite
 
-# Fewer clusters than this make intervals too narrow.
+# With fewer clusters than this, intervals are too narrow.
 _FEW_CLUSTERS = 30
 
 
 def write_result(path: str, results: EvalResults) -> None:
-    """Write results as JSON: name -> value, or null where there is none, and beside them objects for what is more.
+    """Write results as JSON: name -> value, null if undefined, and additional objects.
 
-    `undefined` says why a value is null, `confidence` holds intervals, `comparison` differences to another model;
-    calibration curves are lists under their names.
+    `undefined` says why a value is null, `confidence` contains intervals, `comparison` contains differences to another
+    model; calibration curves are lists under their names.
     """
     temporary = Path(f"{path}.tmp")
     temporary.write_text(json.dumps(as_json(results), indent=2, allow_nan=False) + "\n", encoding="utf-8")
@@ -27,7 +27,7 @@ def write_result(path: str, results: EvalResults) -> None:
 
 
 def as_json(results: EvalResults) -> dict[str, Any]:
-    """Results as values that JSON has."""
+    """Convert results to values that JSON can represent."""
     found: dict[str, Any] = {name: finite(value) for name, value in results.items()}
     found |= results.curves
     if results.undefined:
@@ -44,7 +44,7 @@ def as_json(results: EvalResults) -> dict[str, Any]:
 
 
 def table(results: EvalResults) -> str:
-    """Results as lines of name, value and interval; a section for each slice."""
+    """Format results as lines of name, value and interval, with one section per slice."""
     lines = []
     for part in results.parts:
         names = _names_of(results, part)
@@ -94,7 +94,7 @@ def _notes(results: EvalResults) -> list[str]:
 
 
 def comparison_table(comparison: dict[str, Any]) -> str:
-    """The differences of a comparison as lines."""
+    """Format the differences of a comparison as lines."""
     rows: list[tuple[str, ...]] = [("metric", "this", "other", "difference", "interval", "p", "DeLong p")]
     for name, row in comparison["differences"].items():
         interval = row["interval"]

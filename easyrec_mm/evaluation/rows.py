@@ -1,7 +1,7 @@
-"""Rows of an evaluation: appended batch by batch, then read in any order, in memory or, beyond a limit, on disk.
+"""Stores the rows of an evaluation: appended batch by batch, then read in any order, from memory or from disk.
 
-Owns memory: whoever reads gets one chunk at a time. Beyond `max_memory` bytes, rows go to Parquet files in a temporary
-folder and DuckDB sorts them there, with the same limit.
+This module limits the use of memory: readers get one chunk at a time. Beyond `max_memory` bytes, rows go to Parquet
+files in a temporary folder, and DuckDB sorts them there within the same limit.
 """
 
 from __future__ import annotations
@@ -21,18 +21,18 @@ Array = npt.NDArray[Any]
 Columns = dict[str, Array]
 
 DEFAULT_MEMORY = 1 << 30
-# DuckDB cannot sort with less.
+# DuckDB cannot sort with less memory.
 _LEAST_SORT_MEMORY = 64 << 20
-# Sorted copies and their permutation stand beside the rows.
+# Sorting needs memory for sorted copies and their permutation, in addition to the rows.
 _COPIES = 4
 _FILE_ROWS = 1 << 16
 
 
 class Rows:
-    """Columns of numbers of equal length. A column named "-x" in an order is column x, descending.
+    """Numeric columns of equal length. In an order, the name "-x" means column x in descending order.
 
     Args:
-      max_memory: bytes that they may take, sorting included.
+      max_memory: bytes that the rows may take, including sorting.
     """
 
     def __init__(self, max_memory: int = DEFAULT_MEMORY) -> None:
@@ -42,7 +42,7 @@ class Rows:
         self._num_rows = 0
         self._folder: tempfile.TemporaryDirectory[str] | None = None
         self._num_files = 0
-        # The last order that was asked for, since many readers want the same.
+        # The last requested order, because many readers request the same one.
         self._sorted: tuple[tuple[str, ...], Columns | str] | None = None
 
     def __enter__(self) -> Rows:
@@ -58,16 +58,16 @@ class Rows:
 
     @property
     def is_on_disk(self) -> bool:
-        """Whether the rows went beyond the memory."""
+        """Whether the rows exceeded the memory limit."""
         return self._folder is not None
 
     def append(self, columns: Mapping[str, Array]) -> None:
-        """Add rows: name -> numbers `[N]`, the same names and dtypes each time.
+        """Append rows: name -> numbers `[N]`, with the same names and dtypes in each call.
 
         Raises:
           ValueError: if lengths differ.
         """
-        batch = {name: np.array(values) for name, values in columns.items()}  # the caller may use its own again
+        batch = {name: np.array(values) for name, values in columns.items()}  # the caller may reuse its arrays
         lengths = {len(values) for values in batch.values()}
         if len(lengths) != 1 or any(values.ndim != 1 for values in batch.values()):
             raise ValueError(f"columns of shapes { {name: v.shape for name, v in batch.items()} }; give [N] each")
@@ -81,13 +81,13 @@ class Rows:
     def chunks(
         self, names: Sequence[str], num_rows: int, order: Sequence[str] = (), whole: str | None = None
     ) -> Iterator[Columns]:
-        """The rows, some at a time.
+        """Yield the rows in chunks.
 
         Args:
           names: columns to read.
-          num_rows: rows of a chunk.
-          order: columns to sort by; as they were appended by default.
-          whole: a column, first of the order, of which equal values stay in one chunk, however large.
+          num_rows: rows per chunk.
+          order: columns to sort by; by default rows are read as they were appended.
+          whole: the first column of the order, if rows with equal values in it must stay in one chunk, however large.
         """
         if not self._num_rows:
             return
@@ -98,22 +98,22 @@ class Rows:
         held: list[Columns] = []
         for part in parts:
             values = part[whole]
-            last = int(np.searchsorted(values, values[-1]))  # first row of the last value, which may go on
+            last = int(np.searchsorted(values, values[-1]))  # first row of the last value, which may continue
             if last == 0 and held and held[-1][whole][-1] == values[0]:
                 held.append(part)
                 continue
-            # A first run that continues what is held is complete here; so is everything before `last`.
+            # Everything before `last` is complete, including a first run that continues the held rows.
             held.append(_slice(part, 0, last))
             yield from _joined(held)
             held = [_slice(part, last, len(values))]
         yield from _joined(held)
 
     def column(self, name: str) -> Array:
-        """A whole column, in memory."""
+        """Return a whole column in memory."""
         return np.concatenate([chunk[name] for chunk in self.chunks([name], _FILE_ROWS)] or [np.zeros(0, np.float32)])
 
     def close(self) -> None:
-        """Remove what is on disk."""
+        """Drop the rows, and remove their files from disk."""
         self._batches, self._sorted = [], None
         if self._folder is not None:
             self._folder.cleanup()
@@ -183,7 +183,7 @@ def _quoted(path: Path) -> str:
 
 
 def _read(paths: list[str], names: list[str], num_rows: int) -> Iterator[Columns]:
-    """Chunks of `num_rows` rows of files, but for the last one of each."""
+    """Yield chunks of `num_rows` rows from files; the last chunk of each file may be smaller."""
     for path in paths:
         # Reading ahead would keep the whole file in memory.
         with pq.ParquetFile(path, pre_buffer=False) as file:

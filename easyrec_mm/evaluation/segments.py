@@ -1,4 +1,4 @@
-"""Sums over stretches of rows."""
+"""Sums over segments of consecutive rows."""
 
 from __future__ import annotations
 
@@ -13,15 +13,15 @@ Places = npt.NDArray[np.int64]
 
 
 def starts_of(*columns: npt.NDArray[Any]) -> Places:
-    """Where a stretch of equal values begins, of sorted columns `[N]`, N > 0."""
+    """Return the indices where segments of equal values begin in sorted columns `[N]`, N > 0."""
     changes: npt.NDArray[np.bool_] = np.any([column[1:] != column[:-1] for column in columns], axis=0)
     return np.flatnonzero(np.concatenate([[True], changes]))
 
 
 def segment_sums(values: npt.NDArray[Any], starts: Places) -> Floats:
-    """Sums `[R, W]` of values `[N, W]` over stretches that begin at `starts` `[R]`, the first at 0.
+    """Return the sums `[R, W]` of values `[N, W]` over segments that begin at `starts` `[R]`, the first at 0.
 
-    As a product with a sparse matrix of ones: np.add.reduceat takes 20 times as long where stretches are short.
+    This is a product with a sparse matrix of ones, because np.add.reduceat takes 20 times as long for short segments.
     """
     size = len(values)
     if len(starts) == size:

@@ -1,7 +1,7 @@
-"""Parts of the evaluation data: which rows are in which, and what they are called.
+"""Slices of the evaluation data: which rows belong to each slice, and the names of the slices.
 
-A slicer keeps one number of each row while rows are read, and says what it means when all are known: the most frequent
-values, or the limits of bins, are those of the whole evaluation data.
+A slicer keeps one number per row while rows are read, and interprets the numbers when all rows are known: the most
+frequent values, or the limits of bins, are those of the whole evaluation data.
 """
 
 from __future__ import annotations
@@ -21,17 +21,17 @@ from easyrec_mm.features.quantiles import quantile_boundaries
 Array = npt.NDArray[Any]
 Codes = npt.NDArray[np.int64]
 
-# Values of a field that are counted to find the most frequent ones.
+# Maximum number of distinct values of a field that are counted to find the most frequent ones.
 _MAX_DISTINCT = 1_000_000
-# Numbers from which limits of bins are found.
+# About the number of values from which the limits of bins are computed.
 _MAX_FITTED = 1_000_000
 
 
 class Slicer(ABC):
-    """One way to divide the rows.
+    """One way to divide the rows into slices.
 
-    name    what the slices are called: "<name>=<value>"
-    column  where Rows keep its numbers
+    name    prefix of the names of the slices, "<name>=<value>"
+    column  column of Rows with the slicer's numbers
     """
 
     def __init__(self, name: str) -> None:
@@ -40,20 +40,20 @@ class Slicer(ABC):
         self.values: list[str] = []
 
     def raw(self, values: Array) -> Array:
-        """The number to keep of each row `[N]`, of what the input has."""
+        """Return the number to keep per row `[N]`, given the values of the input."""
         return values
 
     @abstractmethod
     def finish(self, rows: Rows) -> None:
-        """All rows are known: fill `values`."""
+        """Fill `values`, after all rows are known."""
 
     @abstractmethod
     def codes(self, raw: Array) -> Codes:
-        """Which of `values` each row has, int64 `[N]`."""
+        """Return the index into `values` per row, int64 `[N]`."""
 
 
 class ByValue(Slicer):
-    """The most frequent values of a field, and the others."""
+    """Slices by the most frequent values of a field, and one slice for all other values."""
 
     OTHERS = "others"
 
@@ -95,7 +95,7 @@ class ByValue(Slicer):
 
 
 class ByQuantile(Slicer):
-    """Bins of a number that hold about as many rows each."""
+    """Slices by bins of a number, with about equal numbers of rows per bin."""
 
     def __init__(self, name: str, num_quantiles: int) -> None:
         super().__init__(name)
@@ -120,7 +120,7 @@ class ByQuantile(Slicer):
 
 
 class ByFrequency(Slicer):
-    """How often training data hold the item: never, less often than `frequent_from`, or as often."""
+    """Slices by how often training data contain the item: never, less than `frequent_from` times, or at least that."""
 
     def __init__(self, counts: tuple[Array, Array], frequent_from: int) -> None:
         super().__init__("item_frequency")
@@ -128,7 +128,7 @@ class ByFrequency(Slicer):
         self._frequent_from = frequent_from
 
     def raw(self, values: Array) -> Array:
-        """Codes of the hashes of items, uint64 `[N]`."""
+        """Return the code of the frequency per row, given the hashes of items, uint64 `[N]`."""
         place = np.searchsorted(self._items, values)
         found = np.zeros(len(values), bool)
         inside = place < len(self._items)
@@ -147,7 +147,7 @@ class ByFrequency(Slicer):
 
 
 class ByPicture(Slicer):
-    """With and without a picture."""
+    """Slices of the samples with and without a picture."""
 
     def __init__(self) -> None:
         super().__init__("has_picture")

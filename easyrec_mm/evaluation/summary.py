@@ -1,4 +1,4 @@
-"""Rows and metrics -> results: of all data and of each slice, with intervals; and the differences of two models."""
+"""Computes results from rows and metrics, for all data and per slice, with intervals; and compares two models."""
 
 from __future__ import annotations
 
@@ -22,19 +22,19 @@ from easyrec_mm.stable_hash import combine, hash_array
 Array = npt.NDArray[Any]
 CLUSTER = "cluster"
 _SCAN_ROWS = 1 << 16
-# Clusters of a slice that are counted: whether there are enough matters, not how many.
+# Clusters of a slice are counted up to about this number, since it only matters whether they are enough.
 _MAX_CLUSTERS = 10_000
 
 
 @dataclass(frozen=True)
 class Entry:
-    """A metric of some columns of Rows.
+    """A metric, and the columns of Rows from which it is computed.
 
-    name    of the result
-    metric  what is computed
+    name    name of the result
+    metric  the metric to compute
     label   column of the label
     score   column of the prediction
-    group   column of users or sessions; "" for none
+    group   column of users or sessions; "" for metrics without groups
     """
 
     name: str
@@ -44,7 +44,7 @@ class Entry:
     group: str = ""
 
     def view(self, rows: Rows, weights: ClusterWeights) -> View:
-        """What the metric reads."""
+        """Return the view of the rows that the metric reads."""
         return View(rows, self.label, self.score, CLUSTER, weights, self.group)
 
 
@@ -52,9 +52,9 @@ class Entry:
 class Part:
     """A part of the rows: all of them, or a slice.
 
-    suffix        of the names of its results: "" or "/<slicer>=<value>"
-    num_samples   rows
-    num_clusters  distinct clusters; of a slice, about 10,000 also stands for more
+    suffix        suffix of the names of its results: "" or "/<slicer>=<value>"
+    num_samples   number of rows
+    num_clusters  number of distinct clusters; for a slice, the count stops at about 10,000
     """
 
     suffix: str
@@ -64,7 +64,7 @@ class Part:
     code: int = 0
 
     def of(self, view: View) -> View:
-        """The view of this part alone."""
+        """Return the view restricted to this part."""
         slicer, code = self.slicer, self.code
         if slicer is None:
             return view
@@ -76,15 +76,15 @@ class Part:
 
 
 class EvalResults(dict[str, float]):
-    """Name -> value of everything that is one number, "num_samples" among them, and what is more than that.
+    """Name -> value for all results that are one number, including "num_samples"; attributes hold the rest.
 
     undefined     name -> why the value is NaN
     parts         all data, and the slices
     curves        name -> bins of a calibration curve
-    intervals     name -> limits, where there are any
-    no_intervals  name -> why there is none
-    confidence    how the intervals were made; {} without them
-    comparison    of `compare`; {} without one
+    intervals     name -> limits of the interval, if it has one
+    no_intervals  name -> why it has no interval
+    confidence    how the intervals were computed; {} without intervals
+    comparison    differences to another model; {} without a comparison
     """
 
     def __init__(self, values: Mapping[str, float] | None = None) -> None:
@@ -100,13 +100,13 @@ class EvalResults(dict[str, float]):
 
 @dataclass
 class Summary:
-    """Everything computed of one model's rows.
+    """Everything computed from one model's rows.
 
     parts        all rows, and the slices
-    fingerprint  of labels and clusters, in any order of the rows
+    fingerprint  hash of labels and clusters, independent of the order of the rows
     estimates    result name -> estimate
     curves       result name -> bins
-    undefined    result name -> why there is no value
+    undefined    result name -> why it has no value
     """
 
     parts: list[Part]
@@ -122,10 +122,10 @@ def summarize(
     """Compute all metrics over all rows and over each slice.
 
     Args:
-      rows: with the columns that entries and slicers name, and "cluster", uint64.
+      rows: rows with the columns that entries and slicers name, and the column "cluster", uint64.
       entries: the metrics.
       slicers: how to divide the rows.
-      weights: of bootstrap replicates; none by default.
+      weights: weights of bootstrap replicates; by default no replicates.
     """
     weights = weights or ClusterWeights()
     for slicer in slicers:
@@ -133,7 +133,7 @@ def summarize(
     parts, clusters = parts_of(rows, slicers)
     weights.prepare(clusters)
     summary = Summary(parts, _fingerprint(rows, sorted({entry.label for entry in entries})))
-    # Entries that read in one order stand together, so that Rows sort as seldom as can be.
+    # Entries that read rows in the same order are computed together, so that Rows sort as rarely as possible.
     for entry in sorted(entries, key=lambda entry: (entry.group, entry.score)):
         view = entry.view(rows, weights)
         if isinstance(entry.metric, CalibrationCurve):
@@ -154,7 +154,7 @@ def summarize(
 
 
 def parts_of(rows: Rows, slicers: Sequence[Slicer]) -> tuple[list[Part], Array]:
-    """All rows, then every slice of every slicer; and the clusters of all rows, uint64 `[C]` ascending."""
+    """Return the parts (all rows, then each slice of each slicer), and all clusters, uint64 `[C]` ascending."""
     counts = {slicer.column: np.zeros(len(slicer.values), np.int64) for slicer in slicers}
     clusters: dict[tuple[str, int], Array] = {}
 
@@ -191,13 +191,13 @@ def _fingerprint(rows: Rows, labels: list[str]) -> int:
 
 
 def results_of(summary: Summary, num_replicates: int = 0, level: float = 0.95, clusters: str = "") -> EvalResults:
-    """A summary as results.
+    """Convert a summary to results.
 
     Args:
-      summary: of `summarize`.
-      num_replicates: of its estimates; 0 for no intervals.
-      level: of the intervals.
-      clusters: what was drawn, for a reader.
+      summary: result of `summarize`.
+      num_replicates: number of replicates of its estimates; 0 for no intervals.
+      level: confidence level of the intervals.
+      clusters: name of the unit that was drawn, for reports.
     """
     results = EvalResults({name: estimate.value for name, estimate in summary.estimates.items()})
     for part in summary.parts:
@@ -221,12 +221,12 @@ def results_of(summary: Summary, num_replicates: int = 0, level: float = 0.95, c
 
 
 def compare(first: Summary, second: Summary, level: float = 0.95) -> dict[str, Difference]:
-    """Paired differences, first less second, of all metrics that both have, over all rows and over each slice.
+    """Return paired differences, first minus second, of all metrics that both have, over all rows and each slice.
 
-    Both must be of the same rows, clusters, labels, replicates and seed.
+    Both summaries must have the same rows, clusters, labels, replicates and seed.
 
     Raises:
-      ValueError: if they are not.
+      ValueError: if labels, clusters or numbers of replicates differ.
     """
     if first.fingerprint != second.fingerprint:
         raise ValueError("labels or clusters differ: the two are not of the same rows")
@@ -238,5 +238,5 @@ def compare(first: Summary, second: Summary, level: float = 0.95) -> dict[str, D
 
 
 def finite(value: float) -> float | None:
-    """A value as JSON has it."""
+    """Return the value, or None if it is not finite, because JSON has no such numbers."""
     return value if math.isfinite(value) else None

@@ -1,4 +1,4 @@
-"""What a metric reads: the rows of one task, of all data or of a slice, in the order that it needs, with weights."""
+"""Views of rows for metrics: one task's rows, of all data or of a slice, in the order a metric needs, with weights."""
 
 from __future__ import annotations
 
@@ -15,17 +15,17 @@ from easyrec_mm.evaluation.weights import ClusterWeights
 Array = npt.NDArray[Any]
 Floats = npt.NDArray[np.float64]
 
-# Numbers [rows, 1 + B] that are worked on at once: what fits in a processor's cache, and large enough for few calls.
+# Numbers [rows, 1 + B] that are processed at once: they fit in a processor's cache, and need only few calls.
 CHUNK_NUMBERS = 1 << 20
 _MAX_CHUNK_ROWS = 1 << 18
 
 
 class Undefined(Exception):  # noqa: N818 - a result, not a mistake
-    """A metric has no value; says why."""
+    """Raised if a metric has no value; the message says why."""
 
 
 class Chunk(NamedTuple):
-    """Some rows of a view.
+    """A chunk of the rows of a view.
 
     label    float64 [N]
     score    float64 [N]
@@ -39,21 +39,21 @@ class Chunk(NamedTuple):
     group: npt.NDArray[np.uint64]
 
     def take(self, places: npt.NDArray[np.int64]) -> Chunk:
-        """The rows at some places."""
+        """Return the rows at the given indices."""
         return Chunk(self.label[places], self.score[places], self.cluster[places], self.group[places])
 
 
 @dataclass(frozen=True)
 class View:
-    """Rows of a task.
+    """The rows of a task.
 
     rows      all rows
     label     column of the label
     score     column of the prediction
-    cluster   column of what is drawn as a whole
-    weights   of the rows: the data, and bootstrap replicates
+    cluster   column of the clusters, which are drawn as a whole
+    weights   weights of the rows: those of the data, and of bootstrap replicates
     group     column of users or sessions, for metrics within them
-    selected  chunk -> bool [N], the rows of a slice; None for all
+    selected  chunk -> bool [N], the rows of a slice; None for all rows
     inputs    columns that `selected` reads
     """
 
@@ -67,19 +67,19 @@ class View:
     inputs: tuple[str, ...] = ()
 
     def in_order(self) -> Iterator[Chunk]:
-        """As they were appended."""
+        """Yield the rows in the order in which they were appended."""
         return self._chunks(())
 
     def by_score(self) -> Iterator[Chunk]:
-        """From the highest score to the lowest."""
+        """Yield the rows by descending score."""
         return self._chunks((f"-{self.score}",))
 
     def by_group(self) -> Iterator[Chunk]:
-        """Group by group, each in one chunk and from its highest score to its lowest."""
+        """Yield the rows by group, then by descending score; each group is within one chunk."""
         return self._chunks((self.group, f"-{self.score}"), whole=self.group)
 
     def blocks(self, num_rows: int) -> Iterator[tuple[int, int]]:
-        """(first, last) of the columns of weights to compute at once for so many rows."""
+        """Yield (first, last) of the columns of weights to compute at once for `num_rows` rows."""
         step = max(1, CHUNK_NUMBERS // max(num_rows, 1))
         for first in range(0, self.weights.num_columns, step):
             yield first, min(first + step, self.weights.num_columns)

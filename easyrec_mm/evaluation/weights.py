@@ -1,8 +1,8 @@
 """Weights of bootstrap replicates: how often each cluster of rows is drawn.
 
-A weight is a function of the cluster, the replicate and the seed alone, so that nothing is stored, the order of rows
-does not matter, and two models (or arms, or seeds of a training) that are evaluated apart see the same replicates:
-their difference is a paired one.
+A weight depends only on the cluster, the replicate and the seed. Therefore nothing has to be stored, the order of rows
+does not matter, and two models (or arms, or seeds of a training) that are evaluated separately see the same replicates:
+their difference is paired.
 """
 
 from __future__ import annotations
@@ -14,14 +14,14 @@ import numpy.typing as npt
 
 from easyrec_mm.stable_hash import Hashes, mix, seeded
 
-# A hash of 64 bits gives four draws of 16.
+# A hash of 64 bits gives four draws of 16 bits.
 _DRAWS_PER_HASH = 4
-# Bytes of weights that are kept.
+# Maximum bytes of weights that are kept.
 _MAX_TABLE = 1 << 27
 
 
 def _poisson_table() -> npt.NDArray[np.uint8]:
-    """16 random bits -> a draw from the Poisson distribution of mean 1, cut off where it is rarer than 2^-16."""
+    """Return a table from 16 random bits to a Poisson draw with mean 1, cut off where it is rarer than 2^-16."""
     cumulated = np.cumsum([math.exp(-1) / math.factorial(count) for count in range(16)])
     return np.searchsorted(cumulated, (np.arange(1 << 16) + 0.5) / (1 << 16), side="right").astype(np.uint8)
 
@@ -30,15 +30,15 @@ _DRAWS = _poisson_table()
 
 
 class ClusterWeights:
-    """Weights of rows: column 0 is the data as they are, the others are bootstrap replicates.
+    """Weights of rows: column 0 has weight 1 for all rows, the other columns are bootstrap replicates.
 
-    The Poisson bootstrap (Chamandy et al., "Estimating uncertainty for massive data streams", Google, 2012): each
-    cluster is in a replicate as often as an independent Poisson draw of mean 1 says, instead of as often as it is drawn
-    from an urn. The two agree as the number of clusters grows.
+    The Poisson bootstrap (Chamandy et al., "Estimating uncertainty for massive data streams", Google, 2012): an
+    independent Poisson draw with mean 1 says how often a replicate contains a cluster, in place of drawing clusters
+    with replacement. Both methods agree as the number of clusters grows.
 
     Args:
       num_replicates: B; 0 for the data alone.
-      seed: of the draws.
+      seed: seed of the draws.
     """
 
     def __init__(self, num_replicates: int = 0, seed: int = 0) -> None:
@@ -49,16 +49,16 @@ class ClusterWeights:
 
     @property
     def num_columns(self) -> int:
-        """1 + B."""
+        """Number of columns, 1 + B."""
         return 1 + self.num_replicates
 
     def of(self, clusters: Hashes, first: int = 0, last: int | None = None) -> npt.NDArray[np.uint8]:
-        """Weights of the rows of some clusters, uint8 `[N, last - first]`: columns from `first` up to `last`.
+        """Return the weights of rows, uint8 `[N, last - first]`: the columns from `first` up to `last`.
 
         Args:
           clusters: uint64 `[N]`, the cluster of each row.
           first: the first column.
-          last: the column behind the last; all by default.
+          last: the column after the last one; by default all columns are returned.
         """
         last = self.num_columns if last is None else last
         if last == 1:
@@ -69,7 +69,7 @@ class ClusterWeights:
         return self._draw(distinct, first, last)[row]
 
     def prepare(self, clusters: Hashes) -> None:
-        """Keep the weights of all clusters there are, uint64 `[C]` ascending, if they are few enough for memory."""
+        """Precompute the weights of all clusters, uint64 `[C]` ascending, if they fit in the memory limit."""
         self._known, self._table = clusters[:0], np.zeros((0, 0), np.uint8)
         if self.num_replicates and len(clusters) * self.num_columns <= _MAX_TABLE:
             self._known, self._table = clusters, self._draw(clusters, 0, self.num_columns)

@@ -1,1 +1,1 @@
-"""Pages of HTML that load nothing from elsewhere, made from templates."""
+"""Self-contained HTML pages, made from templates."""

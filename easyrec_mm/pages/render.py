@@ -1,4 +1,4 @@
-"""Templates -> pages. A value in a template is escaped, so that no name or path of a user becomes HTML."""
+"""Renders templates as HTML pages. Values are escaped, so that no name or path of a user is read as HTML."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 
 
 def render(template: str, **values: object) -> str:
-    """The page of a template of the folder `templates`, with these values.
+    """Render a template of the folder `templates` with the given values.
 
     Raises:
       jinja2.UndefinedError: if the template needs a value that is not given.
@@ -17,7 +17,7 @@ def render(template: str, **values: object) -> str:
 
 
 def jpeg_url(content: bytes) -> str:
-    """An address under which a page holds a JPEG itself."""
+    """Return a data URL that embeds a JPEG in a page."""
     return f"data:image/jpeg;base64,{base64.b64encode(content).decode()}"
 
 

@@ -1,1 +1,1 @@
-"""Online serving of a rec model. Imports neither TensorFlow (unless asked to run on it) nor anything of training."""
+"""Online serving of a rec model. Imports neither TensorFlow (unless it is the chosen runtime) nor training code."""

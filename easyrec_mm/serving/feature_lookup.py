@@ -1,7 +1,7 @@
-"""Vectors that features name by key, for the candidates of a request.
+"""Looks up the vectors of features, which features name by key, for the candidates of a request.
 
-A key that the store lacks is zeros, as it was in training, and is counted. S candidates, or 1 for all of them; L
-elements of the longest sequence, at least 1; D numbers of a vector.
+A key that is missing from the store gets a vector of zeros, as in training, and is counted.
+Legend: S candidates, or 1 for all of them; L elements of the longest sequence, at least 1; D numbers per vector.
 """
 
 from __future__ import annotations
@@ -20,15 +20,15 @@ from easyrec_mm.features.numpy_back_end import Lists, NumpyBackEnd, Values
 from easyrec_mm.manifest import Manifest
 from easyrec_mm.store.feature_vectors import Found, VectorStores, origin_number
 
-# A store that failed is left alone for this long, so that requests do not wait for it one after the other.
+# A store that failed is not used for this long, so that requests do not wait for it one after the other.
 _PAUSE_S = 1.0
 # Keys need no vocabulary.
 _BACK_END = NumpyBackEnd({})
 
 
 class FeatureVectors(NamedTuple):
-    """Vectors of a feature that a store holds: float32 `[S, D]`; of a sequence `[S, L, D]`, L at least 1, with int64
-    `[S]`, how many each sample has. S may be 1, for all.
+    """Vectors of a feature from a store: float32 `[S, D]`; for a sequence `[S, L, D]`, L at least 1, and the number of
+    elements per sample, int64 `[S]`. S may be 1 for all samples.
     """
 
     vectors: NDArray[Any]
@@ -36,13 +36,13 @@ class FeatureVectors(NamedTuple):
 
 
 class FeatureLookup:
-    """What looks the vectors of a model's features up.
+    """Looks up the vectors of a model's features.
 
     Args:
-      manifest: of the rec model.
-      uris: feature -> store, where it is another than in the config.
-      needs_stores: whether a store that is down is an error; else it counts as one without vectors.
-      others: that of the release before, whose open stores are used as well.
+      manifest: manifest of the rec model.
+      uris: feature -> URI of its store, if it differs from that in the config.
+      needs_stores: whether a store that is down is an error; otherwise all its vectors count as missing.
+      others: look-up of the previous release, whose open stores are shared.
 
     Raises:
       ExportError: if `uris` names a feature that has no store.
@@ -70,17 +70,17 @@ class FeatureLookup:
         self._needs_stores = needs_stores
         self._stores: VectorStores = VectorStores(features, trained, others._stores if others else None)
         self._pause_until: dict[str, float] = others._pause_until if others else {}
-        # Whether a look-up may take as long as a network.
+        # Whether a look-up may have to wait for the network.
         self.is_remote = any(not feature.store_uri.startswith("lmdb:") for feature in features)
 
     def __call__(self, fields: Mapping[str, Values]) -> tuple[dict[str, FeatureVectors], dict[str, int]]:
-        """Vectors by feature, and of how many keys of each the store has none.
+        """Return the vectors by feature, and the number of keys by feature that are missing from its store.
 
         Args:
           fields: values of candidates, as NumpyTransform takes them.
 
         Raises:
-          StoreError: if a store is down where that is an error.
+          StoreError: if a store is down and `needs_stores` is true.
         """
         vectors: dict[str, FeatureVectors] = {}
         num_missing: dict[str, int] = {}
@@ -95,15 +95,15 @@ class FeatureLookup:
         return vectors, num_missing
 
     def is_newest(self) -> bool:
-        """Whether the stores hold nothing newer of the same origin.
+        """Return whether the stores have no newer vectors of the same origin.
 
         Raises:
-          StoreError: if they cannot be reached, or lack such vectors by now.
+          StoreError: if a store cannot be reached, or no longer has such vectors.
         """
         return self._stores.is_newest()
 
     def close(self) -> None:
-        """Let go of the stores, also of those of `others`."""
+        """Close the stores, including those shared with `others`."""
         self._stores.close()
 
     def _find(self, feature: Feature, keys: list[str]) -> Found:
@@ -121,7 +121,7 @@ class FeatureLookup:
 
 
 def _of_samples(keys: Lists | Sequence[str], vectors: NDArray[np.float32]) -> FeatureVectors:
-    """Vectors of all keys behind each other -> of each sample."""
+    """Arrange the vectors of all keys, given one after another, by sample."""
     if not isinstance(keys, Lists):
         return FeatureVectors(vectors, None)
     is_there = keys.is_there()

@@ -1,4 +1,4 @@
-"""Image vectors of the candidates of a request: of the store, of the request, or what takes their place."""
+"""Finds the image vectors of a request's candidates: from the store, from the request, or replacements."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from easyrec_mm.serving.request import Candidates
 from easyrec_mm.store import State, Store
 
 _NUM_COMPUTED_KEPT = 10_000
-# A store that failed is left alone for this long, so that requests do not wait for it one after the other.
+# A store that failed is not used for this long, so that requests do not wait for it one after the other.
 _STORE_PAUSE_S = 1.0
 
 
@@ -23,8 +23,8 @@ class ImageVectors:
     """Finds image vectors; may be used from several threads.
 
     Args:
-      store: open for reading.
-      store_lock: held while the store is used.
+      store: a store that is open for reading.
+      store_lock: lock that is held while the store is used.
       missing_vector: see ServiceOptions.
     """
 
@@ -34,10 +34,10 @@ class ImageVectors:
         self._store_pause_until = 0.0
 
     def of(self, release: Release, candidates: Candidates) -> tuple[NDArray[Any], NDArray[Any]]:
-        """Return image vectors `[S, D]` of candidates, and where they come from, `[S]`, a Source each.
+        """Return the image vectors `[S, D]` of candidates, and the Source of each vector `[S]`.
 
         Raises:
-          MissingVectorError: if a vector is missing, or the store is down, where that is an error.
+          MissingVectorError: if a vector is missing or the store is down, and `missing_vector` is "error".
         """
         sources = np.full(candidates.number, Source.STORE, np.int8)
         if len(candidates.vectors) == candidates.number:
@@ -54,7 +54,7 @@ class ImageVectors:
         return found, sources
 
     def _look_up(self, release: Release, keys: list[str]) -> tuple[NDArray[Any], NDArray[Any]]:
-        """What the store has: vectors `[S, D]` and states `[S]`; nothing while it is down, unless that is an error."""
+        """Return the store's vectors `[S, D]` and states `[S]`; all are missing if it is down and that is no error."""
         with self._store_lock:
             problem = f"the store {self._store.uri} is down"
             if time.monotonic() >= self._store_pause_until:
@@ -76,10 +76,10 @@ class ImageVectors:
         vectors: NDArray[Any],
         sources: NDArray[Any],
     ) -> None:
-        """Put something in the place of missing vectors, as the options say."""
+        """Replace missing vectors as the options say."""
         keys = candidates.keys
         if release.no_image is not None:
-            # Known to have no picture, which the network was trained for: nothing is missing.
+            # An empty key means no picture, and the network was trained for that: no vector is missing.
             without = [i for i in missing if not keys[i]]
             vectors[without], sources[without] = release.no_image, Source.NO_IMAGE
             missing = np.array([i for i in missing if keys[i]], np.int64)
@@ -103,7 +103,7 @@ class ImageVectors:
     def _computed(
         self, release: Release, embedder: Embedder, wanted: list[tuple[Any, ...]]
     ) -> dict[tuple[Any, ...], NDArray[Any]]:
-        """Vectors by key and fields, if they can be had; what was computed lately is not computed again."""
+        """Return the vectors that can be computed, by key and fields; recently computed vectors are reused."""
         with self._computed_lock:
             known = {key: release.computed[key] for key in wanted if key in release.computed}
             unknown = [key for key in wanted if key not in known]

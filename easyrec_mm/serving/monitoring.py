@@ -1,4 +1,4 @@
-"""What a server says of itself: metrics for Prometheus, and logs as JSON lines."""
+"""Monitoring of a server: metrics for Prometheus, and logs as JSON lines."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from prometheus_client.multiprocess import MultiProcessCollector, mark_process_d
 from easyrec_mm.serving.release import Release, Source
 from easyrec_mm.serving.service import Answer
 
-# Folder through which the processes of a server share their metrics; prometheus_client reads it when it is imported.
+# Variable with the folder in which a server's processes share metrics; prometheus_client reads it when it is imported.
 SHARED_METRICS = "PROMETHEUS_MULTIPROC_DIR"
 
 prometheus_client.disable_created_metrics()
@@ -48,7 +48,7 @@ RELEASE = Gauge(
 
 
 def count_vectors(answer: Answer) -> None:
-    """Count where the vectors of answered candidates came from, and those that features lacked."""
+    """Count the sources of the answered candidates' vectors, and the missing vectors of features."""
     counts = np.bincount(answer.sources, minlength=len(Source))
     CANDIDATES.inc(len(answer.sources))
     VECTOR_HITS.inc(int(counts[Source.STORE]))
@@ -60,14 +60,14 @@ def count_vectors(answer: Answer) -> None:
 
 
 def show_release(new: Release, old: Release | None = None) -> None:
-    """Set the gauge to what requests are answered by."""
+    """Set the gauge to the release that answers requests."""
     if old is not None:
         RELEASE.labels(**old.version()).set(0)
     RELEASE.labels(**new.version()).set(1)
 
 
 def metrics_page(accept: str) -> tuple[bytes, str]:
-    """The page for Prometheus, of all processes of the server, and its content type."""
+    """Return the page for Prometheus, with the metrics of all processes of the server, and its content type."""
     encode, content_type = choose_encoder(accept)
     registry = prometheus_client.REGISTRY
     if folder := os.environ.get(SHARED_METRICS):
@@ -85,7 +85,7 @@ def _forget_dead_processes(folder: str) -> None:
 
 
 class JsonFormatter(logging.Formatter):
-    """A record as one JSON line; the fields of `extra={"fields": {...}}` stand beside the message."""
+    """Formats a record as one JSON line that also contains the fields of `extra={"fields": {...}}`."""
 
     def format(self, record: logging.LogRecord) -> str:
         values: dict[str, Any] = {
@@ -102,19 +102,19 @@ class JsonFormatter(logging.Formatter):
 
 
 def _is_no_mistake_of_a_client(record: logging.LogRecord) -> bool:
-    """A client is told of its mistakes; KServe would log each with the place in the code where it was found."""
+    """Return whether to log a record: KServe would log client errors with a traceback, but the client gets them."""
     return not (record.exc_info and isinstance(record.exc_info[1], InvalidInput | ModelNotFound))
 
 
 def configure_logs() -> None:
-    """JSON lines to stderr: ours from INFO, those of the libraries from WARNING, nothing for each request."""
+    """Log JSON lines to stderr: ours from INFO, those of the libraries from WARNING, and none per request."""
     handler = {
         "class": "logging.StreamHandler",
         "stream": "ext://sys.stderr",
         "formatter": "json",
         "filters": ["mistakes"],
     }
-    warnings.filterwarnings("ignore", message="ORJSONResponse is deprecated")  # of KServe's routes
+    warnings.filterwarnings("ignore", message="ORJSONResponse is deprecated")  # from KServe's routes
     levels = {"easyrec_mm": "INFO", "kserve": "WARNING", "uvicorn": "WARNING", "uvicorn.access": "CRITICAL"}
     logging.config.dictConfig(
         {

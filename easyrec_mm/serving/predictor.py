@@ -1,7 +1,7 @@
-"""The rec model of an export folder, ready to run: by ONNX Runtime, or as the SavedModel.
+"""Runs the rec model of an export folder, by ONNX Runtime or as the SavedModel.
 
-ONNX Runtime takes what the NumPy transform makes and keeps TensorFlow out of the process; the SavedModel takes raw
-fields.
+ONNX Runtime takes the output of the NumPy transform, so that the process does not import TensorFlow; the SavedModel
+takes raw fields.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ Runtime = Literal["onnx", "tensorflow"]
 
 
 class Predictor(ABC):
-    """Fields and image vectors of S candidates -> outputs by name, `[S]` or `[S, classes]`."""
+    """Computes outputs by name, `[S]` or `[S, classes]`, from the fields and image vectors of S candidates."""
 
     def __init__(self, manifest: Manifest) -> None:
         self.manifest = manifest
@@ -34,12 +34,12 @@ class Predictor(ABC):
     def __call__(
         self, fields: dict[str, Values], vectors: NDArray[Any], of_features: dict[str, FeatureVectors]
     ) -> dict[str, NDArray[Any]]:
-        """Outputs.
+        """Return the outputs by name.
 
         Args:
-          fields: S values each, or one for all; those that the model does not take are left out.
-          vectors: of images, float32 `[S, D]`.
-          of_features: by name, of those whose vectors a store holds.
+          fields: S values per field, or one for all; fields that the model does not take are ignored.
+          vectors: image vectors, float32 `[S, D]`.
+          of_features: vectors by name of the feature, for features whose vectors are in a store.
         """
 
 
@@ -53,7 +53,7 @@ class OnnxPredictor(Predictor):
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = num_threads
         options.inter_op_num_threads = 1
-        # Threads that wait for work in a loop would take it from the other workers.
+        # Threads that spin while they wait for work would take CPU time from the other workers.
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")
         self._session: Any = onnxruntime.InferenceSession(
             str(Path(folder) / REC_ONNX), options, providers=["CPUExecutionProvider"]
@@ -82,13 +82,13 @@ class TensorFlowPredictor(Predictor):
 
     def __init__(self, folder: str, manifest: Manifest, num_threads: int) -> None:
         super().__init__(manifest)
-        # Only what TensorFlow finds when it starts counts.
+        # TensorFlow reads this variable only when it starts.
         os.environ.setdefault("TF_NUM_INTRAOP_THREADS", str(num_threads))
         import_tensorflow()
         import tensorflow as tf
 
         self._tensorflow: Any = tf
-        self._loaded = tf.saved_model.load(folder)  # the signatures die with it
+        self._loaded = tf.saved_model.load(folder)  # keeps the signatures alive
         self._run = self._loaded.signatures[VECTOR]
         self._features = {feature.name: feature for feature in manifest.schema.features}
         self._dtypes = {
@@ -125,13 +125,13 @@ _RUNTIMES: dict[str, type[OnnxPredictor] | type[TensorFlowPredictor]] = {
 
 
 def load_predictor(folder: str, runtime: Runtime = "onnx", num_threads: int = 1) -> Predictor:
-    """The rec model of a folder.
+    """Load the rec model of a folder.
 
     Raises:
-      ExportError: if the folder holds none, or what it holds is damaged or cannot be loaded.
+      ExportError: if the folder contains no rec model, or it is damaged or cannot be loaded.
     """
     manifest = read_manifest(folder, "rec")
     try:
         return _RUNTIMES[runtime](folder, manifest, num_threads)
-    except Exception as error:  # each runtime has its own kinds
+    except Exception as error:  # each runtime has its own exceptions
         raise ExportError(f"{folder}: the rec model cannot be loaded: {error}") from error

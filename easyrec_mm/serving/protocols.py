@@ -1,7 +1,7 @@
-"""Requests and answers as the network has them: KServe's V1 protocol (JSON) and V2, Open Inference (tensors by name).
+"""Converts requests and answers: KServe's V1 protocol (JSON) and V2, Open Inference (tensors by name).
 
-V1 has `{"instances": [...], "shared": {...}}` and predictions by candidate; V2 has a tensor a field, `[S]` or `[1]` for
-what all candidates share, and a tensor an output. Both say for each candidate where its image vector came from.
+V1 has `{"instances": [...], "shared": {...}}` and one prediction per candidate; V2 has one tensor per field, `[S]`, or
+`[1]` for a value that all candidates share, and one tensor per output. Both name the source of each image vector.
 """
 
 from __future__ import annotations
@@ -27,9 +27,9 @@ _DATATYPES = {"string": "BYTES", "int64": "INT64", "int32": "INT32", "float32": 
 
 
 def predictions(answer: Answer) -> bytes:
-    """The answer to a V1 request, JSON: `{"predictions": [{output: value, ...}, ...], "model": {...}}`.
+    """Return the answer to a V1 request, JSON: `{"predictions": [{output: value, ...}, ...], "model": {...}}`.
 
-    Columns are rendered whole and set into the rows, which takes a third of the time that a dict a row takes.
+    Columns are rendered as a whole and then put into the rows, which takes a third of the time of one dict per row.
     """
     columns = {name: _rendered(values) for name, values in answer.outputs.items()}
     columns[VECTOR_SOURCE] = _RENDERED_SOURCES[answer.sources].tolist()
@@ -40,7 +40,7 @@ def predictions(answer: Answer) -> bytes:
 
 
 def _rendered(values: NDArray[Any]) -> list[bytes]:
-    """JSON of each of `[S]` numbers, or of each row of `[S, classes]`."""
+    """Return the JSON of each number of `[S]`, or of each row of `[S, classes]`."""
     text = orjson.dumps(np.ascontiguousarray(values), option=orjson.OPT_SERIALIZE_NUMPY)
     if values.ndim == 1:
         return text[1:-1].split(b",")
@@ -48,10 +48,10 @@ def _rendered(values: NDArray[Any]) -> list[bytes]:
 
 
 def body_of_tensors(request: InferRequest) -> dict[str, Any]:
-    """The same body of a V2 request.
+    """Convert a V2 request to the body of the same V1 request.
 
     Raises:
-      RequestError: if a tensor is not what it says, or their lengths differ.
+      RequestError: if a tensor does not match its type or shape, or the lengths of tensors differ.
     """
     columns = {tensor.name: _values(tensor) for tensor in request.inputs}
     if len(columns) != len(request.inputs):
@@ -71,17 +71,17 @@ def body_of_tensors(request: InferRequest) -> dict[str, Any]:
 
 
 def _values(tensor: InferInput) -> list[Any]:
-    """A tensor's values as JSON would have them; the rows of IMAGE_VECTOR as arrays."""
+    """Return a tensor's values as JSON would have them; the rows of IMAGE_VECTOR stay arrays."""
     try:
         array: NDArray[Any] = tensor.as_numpy()
         if isinstance(tensor.data, list) and tensor.datatype in _INTEGERS:
-            # NumPy has cut off what no integer has.
+            # NumPy has already truncated values that are not integers.
             given = np.array(tensor.data, object).ravel()
             if any(type(value) is not int for value in given):
                 raise ValueError("not all values are integers")
     except (ValueError, TypeError, OverflowError, InvalidInput, InferenceError, ArithmeticError) as error:
         raise RequestError(f"{tensor.name}: {error}") from error
-    except Exception as error:  # struct.error and whatever else broken bytes lead to
+    except Exception as error:  # struct.error and other errors due to broken bytes
         raise RequestError(f"{tensor.name}: its bytes are not {tensor.datatype} of {tensor.shape}") from error
     if tensor.name == IMAGE_VECTOR and array.ndim == 2 and array.dtype.kind == "f":
         return list(array.astype(np.float64))
@@ -99,7 +99,7 @@ def _values(tensor: InferInput) -> list[Any]:
 
 
 def tensors(request: InferRequest, answer: Answer) -> InferResponse:
-    """The answer to a V2 request."""
+    """Return the answer to a V2 request."""
     outputs = []
     for name, values in {**answer.outputs, VECTOR_SOURCE: _SOURCE_NAMES[answer.sources]}.items():
         datatype = "BYTES" if values.dtype == object else _DATATYPES[values.dtype.name]
@@ -117,7 +117,7 @@ def tensors(request: InferRequest, answer: Answer) -> InferResponse:
 
 
 def input_tensors(manifest: Manifest, key_field: str) -> list[dict[str, Any]]:
-    """The model's inputs as V2's meta data have them: the fields and the picture's key."""
+    """Return the model's inputs for the metadata of V2: the fields and the picture's key."""
     schema = manifest.schema
     fields = [(name, schema.field(name).dtype) for name in schema.feature_fields()]
     if key_field not in dict(fields):
@@ -126,7 +126,7 @@ def input_tensors(manifest: Manifest, key_field: str) -> list[dict[str, Any]]:
 
 
 def output_tensors(manifest: Manifest) -> list[dict[str, Any]]:
-    """The model's outputs as V2's meta data have them."""
+    """Return the model's outputs for the metadata of V2."""
     found = manifest.signatures[VECTOR]["outputs"].items()
     outputs = [
         {"name": name, "datatype": _DATATYPES[entry["dtype"]], "shape": list(entry["shape"])} for name, entry in found

@@ -1,4 +1,4 @@
-"""A rec model with the vectors that belong to it: which one is the newest, and how it is loaded."""
+"""Finds the newest rec model and the vectors that belong to it, and loads them together as a release."""
 
 from __future__ import annotations
 
@@ -24,17 +24,17 @@ from easyrec_mm.serving.request import RequestReader
 from easyrec_mm.store import Generation, Store
 
 MissingVector = Literal["mean", "compute", "error", "no_image"]
-# Vectors of the store that the mean is taken over.
+# Number of the store's vectors over which the mean is taken.
 _NUM_OF_MEAN = 10_000
 _SCANNED_AT_A_TIME = 100
 
 
 class ServingError(UserError):
-    """A request that is right but cannot be answered now."""
+    """A valid request cannot be answered now, or a release cannot be served."""
 
 
 class MissingVectorError(ServingError):
-    """A vector that the store lacks where that is an error; `number` candidates are without one."""
+    """A vector is missing from the store, and that is an error; `number` candidates have no vector."""
 
     def __init__(self, message: str, number: int) -> None:
         super().__init__(message)
@@ -42,16 +42,16 @@ class MissingVectorError(ServingError):
 
 
 class Embedder(Protocol):
-    """An image model that computes the vectors which the store lacks."""
+    """An image model that computes the vectors which are missing from the store."""
 
     fingerprint: str
-    # Fields that it needs beside the keys.
+    # Fields that it needs in addition to the keys.
     fields: tuple[str, ...]
 
     def __call__(
         self, keys: Sequence[str], fields: Mapping[str, Sequence[Any]] | None = None
     ) -> Sequence[NDArray[Any] | None]:
-        """Vectors `[D]` of the pictures of some keys, None for one that cannot be had."""
+        """Return the vector `[D]` of each key's picture, None for a vector that cannot be computed."""
 
 
 class Source(IntEnum):
@@ -66,9 +66,11 @@ class Source(IntEnum):
 
 @dataclass(frozen=True)
 class ServiceOptions:
-    """rec_model_dir: an export, or a folder of exports named by numbers, of which the greatest counts; missing_vector:
-    None takes the model's no-image vector if it has one, else the mean; vector_stores: feature -> store of its vectors,
-    where it is another than in the config.
+    """Options of the service.
+
+    rec_model_dir   an export, or a folder of exports with numbers as names: the largest is used
+    missing_vector  None takes the model's no-image vector if it has one, else the mean
+    vector_stores   feature -> URI of the store of its vectors, if it differs from that in the config
     """
 
     rec_model_dir: str
@@ -84,13 +86,13 @@ class ServiceOptions:
 class Release:
     """A rec model and its vectors.
 
-    identity   changes when the folder or the generation does
-    stand_in   float32 `[D]` that takes the place of a missing vector, and what it is
+    identity   changes when the folder or the generation changes
+    stand_in   float32 `[D]` that replaces a missing vector, and its Source
     no_image   float32 `[D]` that the network was trained to take for no picture; None if it was not
-    embedder   of the same image tower, where missing vectors are computed
-    computed   vectors that it has computed, by key and fields, the last used one last
-    lookup     vectors of features, where they name them by key
-    copy       of a remote folder, from which it was loaded; else ""
+    embedder   image model of the same tower, if missing vectors are computed
+    computed   vectors that the embedder has computed, by key and fields, the most recently used one last
+    lookup     look-up of the vectors that features name by key
+    copy       local copy from which it was loaded, if the folder is remote; else ""
     """
 
     folder: str
@@ -106,7 +108,7 @@ class Release:
     copy: str = ""
 
     def version(self) -> dict[str, Any]:
-        """What it is, for answers, metrics and logs."""
+        """Return what identifies the release in answers, metrics and logs."""
         manifest = self.predictor.manifest
         return {
             "checkpoint": Path(manifest.checkpoint).name,
@@ -117,7 +119,7 @@ class Release:
 
 
 class Newest(NamedTuple):
-    """The rec model's folder, the generation of vectors that belongs to it, and what identifies the two."""
+    """The rec model's folder, the generation of vectors that belongs to it, and the identity of the two."""
 
     folder: str
     generation: Generation
@@ -128,13 +130,13 @@ class Releases:
     """Finds and loads releases.
 
     Args:
-      options: which model, and how.
-      store: open for reading.
-      store_lock: held while the store is used.
-      load_embedder: loads the image model; for "compute".
+      options: which model to serve, and how.
+      store: a store that is open for reading.
+      store_lock: lock that is held while the store is used.
+      load_embedder: loads the image model; needed for "compute".
 
     Raises:
-      ServingError: if "compute" is asked for without an image model.
+      ServingError: if `missing_vector` is "compute" and no image model is given.
     """
 
     def __init__(
@@ -157,7 +159,7 @@ class Releases:
 
         Raises:
           ExportError, StoreError: if the model or the store cannot be read.
-          ServingError: if the store has no vectors of its image tower.
+          ServingError: if the store has no vectors of the model's image tower.
         """
         with self._store_lock:
             meta = self._store.meta()
@@ -167,7 +169,7 @@ class Releases:
         if current is not None:
             by_tower[current.fingerprint] = current
         folder = newest_export(self._options.rec_model_dir)
-        # A manifest may hold vocabularies of megabytes: not read again while it is the same file.
+        # A manifest may contain vocabularies of megabytes, so it is not read again while the file is the same.
         is_same = last is not None and last.identity[:3] == _status(folder)
         header = last.predictor.manifest if last and is_same else read_header(folder, "rec")
         generation = by_tower.get(header.image_tower_fingerprint)
@@ -184,7 +186,7 @@ class Releases:
 
         Args:
           newest: what to load.
-          last: the release that serves, whose image model and open stores are used again; None before the first.
+          last: the release that serves, whose image model and open stores are reused; None before the first.
 
         Raises:
           ExportError, StoreError, ServingError: if it cannot be served.
@@ -223,7 +225,7 @@ class Releases:
         )
 
     def _embedder(self, generation: Generation, reader: RequestReader, last: Release | None) -> Embedder | None:
-        """The image model of the generation's tower, the one that is loaded if it is that."""
+        """Return the image model of the generation's tower, reusing a loaded one; None unless vectors are computed."""
         if self._load_embedder is None or self._options.missing_vector != "compute":
             return None
         loaded = last.embedder if last else None
@@ -241,7 +243,7 @@ class Releases:
         return embedder
 
     def _stand_in(self, newest: Newest, no_image: NDArray[Any] | None) -> tuple[NDArray[Any], Source]:
-        """The vector `[D]` that takes the place of a missing one, and what it is."""
+        """Return the vector `[D]` that replaces a missing one, and its Source."""
         if no_image is None and self._options.missing_vector == "no_image":
             raise ServingError(
                 f"--missing_vector no_image: {newest.folder} was trained without a no-image vector "
@@ -255,7 +257,7 @@ class Releases:
         records = islice(self._store.scan(generation), _NUM_OF_MEAN)
         vectors: list[NDArray[Any]] = []
         while True:
-            with self._store_lock:  # not for the whole scan: requests wait for it
+            with self._store_lock:  # not held for the whole scan, because requests wait for it
                 some = list(islice(records, _SCANNED_AT_A_TIME))
             if not some:
                 break
@@ -266,10 +268,10 @@ class Releases:
 
 
 def newest_export(folder: str) -> str:
-    """The folder itself if it is an export, else the one in it with the greatest number for a name.
+    """Return the folder itself if it is an export, else the export in it with the largest number as its name.
 
     Raises:
-      ExportError: if there is none.
+      ExportError: if the folder contains no export.
     """
     if is_remote(folder):
         inner = len(folder.rstrip("/")) + 1
@@ -291,7 +293,7 @@ def _identity(folder: str, generation: Generation) -> tuple[object, ...]:
 
 
 def _status(folder: str) -> tuple[object, ...]:
-    """Changes when the export in a folder is replaced."""
+    """Return values that change when the export in a folder is replaced."""
     if is_remote(folder):
         info = place_of(folder).stat(join(folder, MANIFEST))
         return folder, info.version, info.size

@@ -1,7 +1,7 @@
-"""Requests -> typed values of the candidates, by column; an error names the instance and the field that are wrong.
+"""Converts requests to typed columns of the candidates' values; an error names the invalid instance and field.
 
-A candidate's fields are those that the features read. What all candidates have in common, such as the user, may be
-given once ("shared"). A candidate names its picture by key, or brings the vector.
+A candidate has the fields that the features read. Values that all candidates have in common, such as the user, may be
+given once ("shared"). For its picture, a candidate gives the key or the vector.
 """
 
 from __future__ import annotations
@@ -25,20 +25,20 @@ from easyrec_mm.manifest import IMAGE_TEXT
 from easyrec_mm.schema import Schema
 
 _INT64_LIMIT = 2**63
-# Kinds of JSON values that a field may have; True is not a number, though Python has it as one.
+# Types of JSON values that a field may have; True is not a number, although Python treats it as one.
 _TYPES: dict[str, frozenset[type]] = {
     "string": frozenset({str}),
     "int64": frozenset({int}),
     "bool": frozenset({bool, int}),
     "float32": frozenset({int, float}),
 }
-# How the types stand in JSON; an integer may be wider, to be told so.
+# Types for the JSON decoder; it accepts integers that are too large, so that the check can report them.
 _TYPE_OF_JSON: dict[str, Any] = {"string": str, "int64": int, "bool": bool | int, "float32": float}
 _BLANK: dict[str, Any] = {"string": "", "int64": 0, "bool": 0, "float32": 0.0}
 
 
 class RequestError(UserError):
-    """A request that cannot be answered: says which instance and which field."""
+    """An invalid request; the message names the instance and the field."""
 
 
 @dataclass(frozen=True)
@@ -47,8 +47,8 @@ class Candidates:
 
     fields    field -> values as NumpyTransform takes them: S of them, or one for all
     number    S
-    keys      keys of pictures `[S]`; "" where the request brings the vector
-    vectors   candidate -> vector of the request, float32 `[D]`
+    keys      keys of pictures `[S]`; "" where the request gives the vector, or a candidate has no picture
+    vectors   index of a candidate -> vector given in the request, float32 `[D]`
     """
 
     fields: dict[str, Values]
@@ -58,7 +58,7 @@ class Candidates:
 
 
 class _Columns(NamedTuple):
-    """A request's values: by field those of each candidate `[S]`, None where it has none; and what they share."""
+    """A request's values by field: those of each candidate `[S]`, None where missing; and the shared values."""
 
     number: int
     own: dict[str, Sequence[Any]]
@@ -68,15 +68,15 @@ class _Columns(NamedTuple):
 class RequestReader:
     """Reads requests for one rec model.
 
-    A body of bytes is parsed into structs of the schema's types, which costs a third of dicts; only one that does not
-    fit is parsed again, into dicts, to say what is wrong with it.
+    A body of bytes is parsed into structs of the schema's types, at a third of the cost of dicts; only a body that does
+    not fit is parsed again, into dicts, to find out what is wrong with it.
 
     Args:
-      schema: its fields and features.
-      image_width: D.
-      key_field: field that holds a picture's key; "" means the schema's image field.
-      max_instances: candidates of a request.
-      key_optional: whether a candidate without a key is one without a picture; its key is "".
+      schema: the model's fields and features.
+      image_width: D, the numbers per image vector.
+      key_field: field that contains a picture's key; "" means the schema's image field.
+      max_instances: maximum number of candidates per request.
+      key_optional: whether the key may be missing; such a candidate has no picture, and its key is "".
     """
 
     def __init__(
@@ -93,9 +93,9 @@ class RequestReader:
         self._key_optional = key_optional
         self._fields = {name: schema.field(name) for name in schema.feature_fields()}
         self._read_names = list(dict.fromkeys([*self._fields, self.key_field, IMAGE_TEXT]))
-        # Other fields of the data may be there, and are not looked at.
+        # A request may contain other fields of the data, which are ignored.
         self._known = {field.name for field in schema.fields}.union(self._read_names)
-        # A field that is not of the data may hold keys of either kind.
+        # A key field that is not in the data may contain text or integers.
         key_dtypes = [field.dtype for field in schema.fields if field.name == self.key_field] or ["string", "int64"]
         self._key_types = frozenset[type]().union(*(_TYPES[dtype] for dtype in key_dtypes))
         self._aligned = schema.aligned_lists()
@@ -110,7 +110,7 @@ class RequestReader:
         """Read `{"instances": [{field: value, ...}, ...], "shared": {field: value, ...}}`, as JSON or as objects.
 
         Raises:
-          RequestError: for anything else, and for fields that are unknown, missing or of another type.
+          RequestError: if the body has another form, or a field is unknown, missing or of another type.
         """
         columns = self._parse(body) if isinstance(body, bytes) else self._columns(body)
         for name in columns.shared:
@@ -128,7 +128,7 @@ class RequestReader:
         return Candidates(fields, columns.number, *self._pictures(columns))
 
     def blank_fields(self) -> dict[str, Values]:
-        """The fields of a candidate of which nothing is known: the defaults, or nothing, one value for all."""
+        """Return the fields of a candidate without data, one value for all: the default, or an empty value or 0."""
         return {
             name: self._values(field, [field.default_value if field.optional else _BLANK[field.dtype]], "blank")
             for name, field in self._fields.items()
@@ -139,16 +139,16 @@ class RequestReader:
         types.setdefault(self.key_field, functools.reduce(operator.or_, self._key_types))
         others = self._known.difference(self._read_names)
         names = [*self._read_names, *sorted(others)]
-        # Numbered, for a field's name need not be one that Python has.
+        # Names are numbered, because the name of a field need not be a Python identifier.
         fields = [(f"f{i}", types[name] | None if name in types else Any, None) for i, name in enumerate(names)]
         renamed = {f"f{i}": name for i, name in enumerate(names)}
         candidate = msgspec.defstruct("candidate", fields, rename=renamed, forbid_unknown_fields=True, gc=False)
-        # Of the type that a variable holds, which a type checker cannot follow.
+        # The type is in a variable, which a type checker cannot follow.
         parts: list[Any] = [("instances", list[candidate]), ("shared", candidate | None, None)]  # type: ignore[valid-type]
         return msgspec.json.Decoder(msgspec.defstruct("body", parts, forbid_unknown_fields=True, gc=False))
 
     def _parse(self, body: bytes) -> _Columns:
-        """Columns of a body of JSON."""
+        """Parse a body of JSON into columns."""
         try:
             try:
                 decoded = self._decoder.decode(body)
@@ -166,7 +166,7 @@ class RequestReader:
         )
 
     def _columns(self, body: object) -> _Columns:
-        """Columns of a body of objects."""
+        """Convert a body of objects to columns."""
         if not isinstance(body, dict) or not isinstance(body.get("instances"), list):
             raise RequestError('the body must be {"instances": [{...}, ...], "shared": {...}}')
         if unknown := set(body) - {"instances", "shared"}:
@@ -197,7 +197,7 @@ class RequestReader:
         return values
 
     def _values(self, field: Field, values: Sequence[Any], place: str) -> Values:
-        """One field's values, checked, empty ones replaced by the default."""
+        """Check one field's values, and replace missing or empty ones by the default."""
 
         def fail(index: int, problem: str) -> RequestError:
             where = place if place == "shared" else f"{place} {index}"
@@ -238,7 +238,7 @@ class RequestReader:
 
     @staticmethod
     def _require_aligned(lists: dict[str, str], fields: dict[str, Values]) -> None:
-        """Check that lists in the texts of fields (field -> separator) have as many values as each other."""
+        """Check that the lists in the texts of fields (field -> separator) have equal numbers of values."""
         counts = {
             name: np.array([sum(map(bool, text.split(separator))) for text in fields[name]])
             for name, separator in lists.items()
@@ -254,7 +254,7 @@ class RequestReader:
                 )
 
     def _pictures(self, columns: _Columns) -> tuple[list[str], dict[int, NDArray[Any]]]:
-        """Keys `[S]`, and the vectors of candidates that bring theirs."""
+        """Return the keys `[S]`, and the vectors that the request gives, by index of the candidate."""
         keys = columns.own[self.key_field]
         texts = columns.own[IMAGE_TEXT]
         has_vectors = IMAGE_TEXT in columns.shared or any(text is not None for text in texts)
@@ -284,7 +284,7 @@ class RequestReader:
         return found, vectors
 
     def _vector(self, value: object, place: str) -> NDArray[Any]:
-        """A vector given as text, as the image model writes it, as a list of numbers, or as an array."""
+        """Parse a vector given as text (as the image model writes it), as a list of numbers, or as an array."""
         numbers: NDArray[Any]
         if isinstance(value, np.ndarray):
             numbers = value
@@ -308,6 +308,6 @@ def _number(value: object) -> float:
 
 
 def _shown(value: object) -> str:
-    """A value as a message shows it."""
+    """Format a value for a message."""
     text = repr(value)
     return text if len(text) <= 60 else f"{text[:57]}..."

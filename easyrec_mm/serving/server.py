@@ -1,7 +1,7 @@
 """The network side of serving: KServe's ModelServer, REST and gRPC, around a Service.
 
-Routes, protocols, worker processes and health are KServe's. Here stand the model that it calls, the status codes of our
-errors, the limits of what a client may ask for, and the thread that looks for new releases.
+Routes, protocols, worker processes and health checks are KServe's. This module owns the model that KServe calls, the
+status codes of our errors, the limits on requests, and the thread that looks for new releases.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ from easyrec_mm.serving import monitoring, protocols  # noqa: E402
 
 MODEL_NAME = "rec"
 _LOG = logging.getLogger("easyrec_mm.serving")
-# A release that was refused is tried again after this long, then after twice as long, and so on.
+# A refused release is tried again after reload_every_s, then after twice as long, and so on, up to this time.
 _LONGEST_RETRY_S = 60.0
 _WARN_EVERY_S = 1.0
 
@@ -64,15 +64,15 @@ Send = Callable[[Message], Awaitable[None]]
 
 @dataclass(frozen=True)
 class ServerOptions:
-    """What a process of the server needs.
+    """Options of a process of the server.
 
     service            the model, and what to do about missing vectors
-    store              URI
-    image_model_dir    for missing vectors that are computed
-    image_root         folder that their paths start from
-    reload_every_s     between looks for a new release; 0: never
-    max_request_bytes  of a body
-    max_connections    of a process; more are answered with 503
+    store              URI of the store
+    image_model_dir    folder of the image model, if missing vectors are computed
+    image_root         folder in which the paths of their pictures start
+    reload_every_s     seconds between looks for a new release; 0: never
+    max_request_bytes  maximum size of a request's body
+    max_connections    maximum per process; more are answered with 503
     """
 
     service: ServiceOptions
@@ -88,7 +88,7 @@ class ServerOptions:
 
 
 class RecModel(kserve.Model):  # type: ignore[misc]
-    """The model as KServe calls it. A worker process gets one that loads before it accepts connections."""
+    """The model that KServe calls. Each worker process has its own, which is loaded before it accepts connections."""
 
     def __init__(self, options: ServerOptions) -> None:
         super().__init__(MODEL_NAME)
@@ -96,7 +96,7 @@ class RecModel(kserve.Model):  # type: ignore[misc]
         self._options = options
         self._service: Service | None = None
         self._warned_s = -math.inf
-        # A remote store or a picture to embed is waited for beside the loop that serves the connections.
+        # Waiting for a remote store or for an embedded picture must not block the loop that serves the connections.
         self._in_thread = not options.store.startswith("lmdb:") or options.service.missing_vector == "compute"
         _prepare_application(self, options.max_request_bytes)
 
@@ -105,16 +105,16 @@ class RecModel(kserve.Model):  # type: ignore[misc]
 
     @property
     def service(self) -> Service:
-        """What answers."""
+        """The service that answers requests."""
         if self._service is None:
             raise RuntimeError("the model is not loaded")
         return self._service
 
     def load(self) -> bool:
-        """Load model and store, unless it is done, and begin to look for new ones.
+        """Load the model and the store if they are not loaded yet, and start to look for new releases.
 
         Raises:
-          ExportError, StoreError, ServingError: if there is nothing to serve with.
+          ExportError, StoreError, ServingError: if no release can be loaded.
         """
         if self._service is not None:
             return True
@@ -124,22 +124,22 @@ class RecModel(kserve.Model):  # type: ignore[misc]
         _log_release("serving", release)
         if self._options.reload_every_s:
             threading.Thread(target=self._reload_for_ever, name="reload", daemon=True).start()
-        # What is here now stays: the garbage collector need not look through it time and again.
+        # The objects that exist now stay, so the garbage collector need not scan them repeatedly.
         gc.collect()
         gc.freeze()
         self.ready = True
         return True
 
     async def predict(self, payload: Any, headers: dict[str, str] | None = None) -> Any:
-        """Answer a request of the V2 protocol, over REST or gRPC; those of V1 have a route of their own.
+        """Answer a request of the V2 protocol, over REST or gRPC; requests of V1 have their own route.
 
         Raises:
-          InvalidArgument, Unavailable, Internal: with what to tell the client.
+          InvalidArgument, Unavailable, Internal: with the message for the client.
         """
         return await self._answer(lambda: protocols.body_of_tensors(payload), partial(protocols.tensors, payload))
 
     async def predict_v1(self, body: bytes) -> bytes:
-        """As `predict`, for the body of a V1 request."""
+        """Answer the body of a V1 request; see `predict`."""
         return await self._answer(lambda: body, protocols.predictions)
 
     async def _answer(self, read: Callable[[], object], write: Callable[[Answer], T]) -> T:
@@ -172,7 +172,7 @@ class RecModel(kserve.Model):  # type: ignore[misc]
             monitoring.LATENCY.observe(time.perf_counter() - started)
 
     def _warn(self, error: UserError) -> None:
-        """Log why a request was not answered; the metrics count all, the log has one a second."""
+        """Log why a request was not answered, at most once per second; the metrics count all such requests."""
         now = time.monotonic()
         if now > self._warned_s + _WARN_EVERY_S:
             self._warned_s = now
@@ -215,7 +215,7 @@ def serve(options: ServerOptions) -> None:
     """Serve until a signal ends it.
 
     Raises:
-      ExportError, StoreError, ServingError: if there is nothing to serve with.
+      ExportError, StoreError, ServingError: if no release can be loaded.
       UserError: if a port is taken.
     """
     for flag, port in (("--http_port", options.http_port), ("--grpc_port", options.grpc_port)):
@@ -224,16 +224,16 @@ def serve(options: ServerOptions) -> None:
     resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
     model = RecModel(options)
     model.load()
-    # KServe leaves the choice to its worker processes, but runs the loop of a single one itself.
+    # KServe's worker processes choose their event loop themselves; a single process runs the loop that is set here.
     asyncio.set_event_loop_policy(uvloop.EventLoopPolicy())
     asyncio.set_event_loop(asyncio.new_event_loop())
-    # Of KServe's command line, which is not ours.
+    # KServe takes this limit from its own command line, which we do not use.
     model_server.args.grpc_max_receive_message_length = options.max_request_bytes
     _Server(options).start([model])
 
 
 class _Server(model_server.ModelServer):  # type: ignore[misc]
-    """KServe's server with our limits, whose one model is not a client's to load and unload."""
+    """KServe's server with our limits, and with one model that clients cannot load or unload."""
 
     def __init__(self, options: ServerOptions) -> None:
         super().__init__(
@@ -258,7 +258,7 @@ class _Server(model_server.ModelServer):  # type: ignore[misc]
 
 class _OneModel(ModelRepository):  # type: ignore[misc]
     def unload(self, name: str) -> None:
-        """KServe says this when the server is told to end; requests that have come are still answered."""
+        """Do nothing: KServe calls this when the server has to end, but pending requests are still answered."""
 
 
 class _FixedModel(ModelRepositoryExtension):  # type: ignore[misc]
@@ -272,7 +272,7 @@ class _FixedModel(ModelRepositoryExtension):  # type: ignore[misc]
 def _make_service(options: ServerOptions) -> Service:
     def load_embedder() -> Embedder:
         import_tensorflow()
-        from easyrec_mm.embedding.image_model import PictureEmbedder  # with TensorFlow, which only this needs
+        from easyrec_mm.embedding.image_model import PictureEmbedder  # imports TensorFlow, needed only here
         from easyrec_mm.serving.release import newest_export
 
         embedder: Embedder = PictureEmbedder(newest_export(options.image_model_dir), options.image_root)
@@ -287,7 +287,7 @@ def _log_release(event: str, release: Release) -> None:
 
 
 def _require_free(flag: str, port: int) -> None:
-    """Raise UserError if a port is taken, which gRPC would share with whoever has it."""
+    """Raise UserError if a port is taken, because gRPC would share it with the process that has it."""
     if not port:
         return
     with socket.socket() as probe:
@@ -299,7 +299,7 @@ def _require_free(flag: str, port: int) -> None:
 
 
 def _end_with_parent() -> None:
-    """See to it that a worker process does not keep the port when its parent is killed."""
+    """End a worker process when its parent is killed, so that it does not keep the port."""
     parent = multiprocessing.parent_process()
 
     def wait() -> None:
@@ -315,12 +315,12 @@ _STATUS: dict[type[Exception], int] = {InvalidArgument: 400, Unavailable: 503, I
 
 
 def _prepare_application(model: RecModel, max_request_bytes: int) -> None:
-    """Add to KServe's web application what is ours; it adds its own routes later."""
+    """Add our routes, error handlers and limits to KServe's web application; KServe adds its own routes later."""
     application = model_server.app
 
     @asynccontextmanager
     async def load(_: fastapi.FastAPI) -> AsyncIterator[None]:
-        # In a worker process, whose parent kills it if it does not get a sign of life for five seconds.
+        # This also runs in worker processes; the parent kills a worker that gives no sign of life for five seconds.
         _end_with_parent()
         await asyncio.to_thread(model.load)
         yield
@@ -353,7 +353,7 @@ def _prepare_application(model: RecModel, max_request_bytes: int) -> None:
 
 
 class _PredictV1:
-    """Answers V1 requests. KServe's route for them, through two frameworks, takes as long again as a small request."""
+    """Answers V1 requests. KServe's own route, through two frameworks, would double the time of a small request."""
 
     def __init__(self, model: RecModel) -> None:
         self._model = model
@@ -364,7 +364,7 @@ class _PredictV1:
 
 
 class _Guard:
-    """Refuses bodies that are too large, and those that KServe fails to read."""
+    """Refuses request bodies that are too large, and bodies that KServe fails to read."""
 
     def __init__(self, application: Any, max_request_bytes: int) -> None:
         self._application, self._max_bytes = application, max_request_bytes
@@ -392,7 +392,7 @@ class _Guard:
         try:
             await self._application(scope, receive_some, send_on)
         except Exception as error:
-            # What the model raises has a status; the rest is KServe's reading of a body that no client should send.
+            # Errors raised by the model have a status; other errors mean that KServe could not read an invalid body.
             if has_answered:
                 raise
             text = f"the request cannot be read: {type(error).__name__}: {error}"

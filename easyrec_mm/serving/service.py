@@ -1,8 +1,8 @@
-"""Answers requests with a rec model and the vectors that belong to it, which are exchanged together while it runs.
+"""Answers requests with a rec model and the vectors that belong to it; both are replaced together at run time.
 
 A `Release` is one rec model with one generation of the store, both of the same image tower. A request is answered by
-one release from beginning to end. `Service.reload` loads what is new, tries it on recorded requests and only then
-exchanges it; a release that fails stays out and the old one serves on.
+one release from beginning to end. `Service.reload` loads a new release, tries it on recorded requests and only then
+switches to it; if the new release fails, the old one continues to serve.
 """
 
 from __future__ import annotations
@@ -28,8 +28,12 @@ _NUM_RECORDED = 20
 
 @dataclass(frozen=True)
 class Answer:
-    """outputs: name -> `[S]` or `[S, classes]`; sources: `[S]`, a Source each; release: what it was computed by;
-    missing_vectors: feature -> keys of which its store has no vector.
+    """The answer to a request.
+
+    outputs          name -> `[S]` or `[S, classes]`
+    sources          the Source of each candidate's image vector `[S]`
+    release          the release that computed the answer
+    missing_vectors  feature -> number of keys that are missing from its store
     """
 
     outputs: dict[str, NDArray[Any]]
@@ -42,12 +46,12 @@ class Service:
     """Answers requests. `answer` and `reload` may be called from different threads.
 
     Args:
-      options: which model, and how.
-      store: open for reading.
-      load_embedder: loads the image model; for "compute".
+      options: which model to serve, and how.
+      store: a store that is open for reading.
+      load_embedder: loads the image model; needed for "compute".
 
     Raises:
-      ExportError, StoreError, ServingError: if there is nothing to serve with.
+      ExportError, StoreError, ServingError: if no release can be loaded.
     """
 
     def __init__(
@@ -70,19 +74,19 @@ class Service:
         return self._release
 
     def answer(self, body: object) -> Answer:
-        """Answer a request as RequestReader.read takes it.
+        """Answer a request that has the form of RequestReader.read.
 
         Raises:
-          RequestError: if the request is wrong.
+          RequestError: if the request is invalid.
           ServingError: if it cannot be answered now: a vector is missing or the store is down where that is an error,
-            or the model gives numbers that are not finite.
+            or an output of the model is not finite.
         """
         answer = self._answer(self.release, body)
         self._recorded.append(body)
         return answer
 
     def reload(self) -> Release | None:
-        """Exchange the release if there is a newer one; the new one, or None if there is nothing new.
+        """Switch to a newer release if one exists, and return it; return None if no newer release exists.
 
         Raises:
           ExportError, StoreError, ServingError: if the newer one cannot be served; the old one stays.
@@ -95,15 +99,15 @@ class Service:
         self._try(release)
         self._release = release
         if last.copy:
-            # What is mapped of it stays until its last request is answered.
+            # Memory-mapped files of the old release stay readable until its last request is answered.
             shutil.rmtree(last.copy, ignore_errors=True)
         return release
 
     def _try(self, release: Release) -> None:
-        """Run a release on blank fields, then on recorded requests, of which it must answer at least one.
+        """Run a release on blank fields, then on the recorded requests; it must answer at least one of them.
 
         Raises:
-          ServingError: if it cannot, or gives what is not finite.
+          ServingError: if it cannot, or an output is not finite.
         """
         blank = release.reader.blank_fields()
         _require_finite(release.predictor(blank, release.stand_in[0][None], release.lookup(blank)[0]))

@@ -1,10 +1,11 @@
-"""Stores of image vectors: picture key -> vector, in generations of which one is current.
+"""Stores of image vectors: picture key -> vector, organised in generations; one generation is current.
 
-A generation holds the vectors of one image tower, told by its fingerprint, all of one width and number format. Readers
-see the current one; another tower's vectors go into a new generation, which becomes current in one step when it is
-complete. The one before stays for a rollback until it is pruned. A key may be marked absent: its picture was bad.
+A generation contains the vectors of one image tower, identified by its fingerprint, all of the same width and number
+format. Readers see the current generation; another tower's vectors go into a new generation, which becomes current in
+one step when it is complete. The previous generation stays for a rollback until it is pruned. A key may be marked
+absent, which means that its picture is bad.
 
-To add a store, subclass `Store` (base.py) in a file of its own and add its scheme to SCHEMES and STORE_SCHEMES
+To add a store, subclass `Store` (base.py) in a new file, and add its scheme to SCHEMES and STORE_SCHEMES
 (features/vector_feature.py).
 """
 
@@ -18,7 +19,7 @@ from easyrec_mm.store.base import Generation, Meta, Record, State, Store, Vector
 
 __all__ = ["Generation", "Meta", "Record", "State", "Store", "Vectors", "open_store"]
 
-# Scheme -> module and class; loaded when used, so that nobody needs the driver of a store that he does not use.
+# Scheme -> module and class; imported when used, so that only the driver of the used store must be installed.
 SCHEMES = {
     "lmdb": ("easyrec_mm.store.lmdb_store", "LmdbStore"),
     "redis": ("easyrec_mm.store.redis_store", "RedisStore"),
@@ -32,11 +33,11 @@ def open_store(uri: str, writable: bool = False) -> Store:
     """Open the store of a URI: lmdb://path, redis://host:port/db, postgresql://user@host/db.
 
     Args:
-      uri: where it is.
-      writable: also to write, and to make it where it does not exist.
+      uri: URI of the store.
+      writable: whether to open it for writing as well, and to create it if it does not exist.
 
     Raises:
-      StoreError: if there is none, or it cannot be reached.
+      StoreError: if the store does not exist or cannot be reached.
     """
     scheme = urlsplit(uri).scheme
     if scheme not in SCHEMES:

@@ -1,4 +1,4 @@
-"""What every store of image vectors offers, and how a record looks as bytes."""
+"""The interface of all stores of image vectors, and the format of a record as bytes."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ from easyrec_mm.errors import StoreError
 
 VectorDtype = Literal["float32", "float16"]
 HASH_BYTES = 16
-# Content hash and seconds since 1970; the vector follows, nothing for an absent one.
+# Content hash and seconds since 1970; the vector follows, unless the key is marked absent.
 _HEADER = struct.Struct(f"<{HASH_BYTES}sq")
 
 
 class State(IntEnum):
-    """What a store says of a key."""
+    """The state of a key in a store."""
 
     MISSING = 0
     PRESENT = 1
@@ -33,7 +33,7 @@ class State(IntEnum):
 
 
 class Record(NamedTuple):
-    """A key's entry: the vector float32 `[D]`, or None for a bad picture; the hash of the picture's bytes; when (s)."""
+    """A key's entry: vector float32 `[D]`, or None for a bad picture; hash of the picture's bytes; time written (s)."""
 
     key: str
     vector: NDArray[Any] | None
@@ -42,7 +42,7 @@ class Record(NamedTuple):
 
 
 class Vectors(NamedTuple):
-    """Answer to a look-up of K keys: the generation, vectors float32 `[K, D]` (0 where there is none), states `[K]`."""
+    """Result of a look-up of K keys: the generation, vectors float32 `[K, D]` (0 for no vector), and states `[K]`."""
 
     generation: int
     vectors: NDArray[Any]
@@ -51,7 +51,7 @@ class Vectors(NamedTuple):
 
 @dataclass(frozen=True)
 class Generation:
-    """What a generation holds, and when it was begun and completed (seconds since 1970, 0: not yet)."""
+    """The properties of a generation, and when it was begun and completed (seconds since 1970, 0: not yet)."""
 
     number: int
     fingerprint: str
@@ -70,40 +70,40 @@ class Meta:
 
     @property
     def current_generation(self) -> Generation | None:
-        """The current one."""
+        """The current generation, None if there is none yet."""
         return self.generations.get(self.current)
 
 
 class Store(ABC):
-    """Key -> vector. Safe for many readers beside one writer; one object is for one thread at a time.
+    """A store: key -> vector. Many readers may work beside one writer; one object is for one thread at a time.
 
-    Raises StoreError from every method if the store cannot be reached within the time limits, or holds nonsense.
+    Every method raises StoreError if the store cannot be reached within the time limits, or contains invalid data.
     """
 
     def __init__(self, uri: str) -> None:
         self.uri = uri
 
-    # What a store implements.
+    # Methods that a store implements.
 
     @abstractmethod
     def meta(self) -> Meta:
-        """The generations."""
+        """Return the generations of the store."""
 
     @abstractmethod
     def _write_meta(self, meta: Meta) -> None:
-        """Replace the meta data in one step."""
+        """Replace the metadata in one step."""
 
     @abstractmethod
     def _read(self, generation: Generation, keys: Sequence[str]) -> list[bytes | None]:
-        """Encoded records of keys, None where there is none."""
+        """Return the encoded records of keys, None for a missing key."""
 
     @abstractmethod
     def _write(self, generation: Generation, items: Sequence[tuple[str, bytes]]) -> None:
-        """Write encoded records in one step; they last when this returns."""
+        """Write encoded records in one step; they are durable when this returns."""
 
     @abstractmethod
     def _scan(self, generation: Generation) -> Iterator[tuple[str, bytes]]:
-        """Every key and encoded record."""
+        """Yield every key with its encoded record."""
 
     @abstractmethod
     def _delete(self, generation: Generation) -> None:
@@ -111,23 +111,23 @@ class Store(ABC):
 
     @abstractmethod
     def close(self) -> None:
-        """Let go of files and connections."""
+        """Close files and connections."""
 
     @abstractmethod
     def get_many(self, keys: Sequence[str], generation: Generation | None = None) -> Vectors:
-        """Vectors of keys, all of one generation: the given one, or the one that is current when they are read.
+        """Return the vectors of keys, all of one generation: the given one, or the one that is current at that time.
 
         Raises:
-          StoreError: if that generation is gone, or none is complete.
+          StoreError: if the given generation is gone, or no generation is complete.
         """
 
-    # What all stores do alike.
+    # Methods that all stores have in common.
 
     def begin(self, fingerprint: str, width: int, dtype: VectorDtype) -> Generation:
-        """The generation to write vectors of this tower into: the current one, one that was begun, or a new one.
+        """Return the generation to write this tower's vectors into: the current one, another one of it, or a new one.
 
         Raises:
-          StoreError: if the current generation of this tower has another number format.
+          StoreError: if that generation has another width or number format.
         """
         meta = self.meta()
         same = [g for g in meta.generations.values() if g.fingerprint == fingerprint]
@@ -144,15 +144,15 @@ class Store(ABC):
         return generation
 
     def put_many(self, generation: Generation, records: Sequence[Record]) -> None:
-        """Write records; they last when this returns.
+        """Write records; they are durable when this returns.
 
         Raises:
-          StoreError: if a vector has another width, or a number that is not finite.
+          StoreError: if a vector has another width, or contains a number that is not finite.
         """
         self._write(generation, [(record.key, encode(record, generation)) for record in records])
 
     def complete(self, generation: Generation) -> None:
-        """Make a generation the current one, in one step for all readers."""
+        """Mark a generation as complete and make it the current one, in one step for all readers."""
         meta = self.meta()
         done = replace(generation, completed_s=int(time.time()))
         self._write_meta(Meta(generation.number, {**meta.generations, generation.number: done}))
@@ -161,7 +161,7 @@ class Store(ABC):
         """Make the newest complete generation before the current one current again.
 
         Raises:
-          StoreError: if there is none.
+          StoreError: if no earlier generation is complete.
         """
         meta = self.meta()
         earlier = [g for g in meta.generations.values() if g.completed_s and g.number < meta.current]
@@ -172,14 +172,14 @@ class Store(ABC):
         return target
 
     def prune(self) -> list[int]:
-        """Remove every generation but the current one and those that are being written; their numbers."""
+        """Remove every generation except the current one and those being written; return the removed numbers."""
         meta = self.meta()
         removed = [
             g
             for g in meta.generations.values()
             if g.number != meta.current and (g.completed_s or g.number < meta.current)
         ]
-        # First from the list: a reader never sees a generation that is partly gone.
+        # First remove them from the list, so that a reader never sees a generation that is partly deleted.
         kept = {number: g for number, g in meta.generations.items() if g not in removed}
         self._write_meta(replace(meta, generations=kept))
         for generation in removed:
@@ -187,17 +187,17 @@ class Store(ABC):
         return [generation.number for generation in removed]
 
     def hashes(self, generation: Generation, keys: Sequence[str]) -> list[bytes | None]:
-        """Hash of the picture of which a generation holds the vector (or the mark), None where it holds nothing."""
+        """Return the hash of each key's picture, for its vector or its mark as absent; None for a missing key."""
         return [value and _HEADER.unpack_from(value)[0] for value in self._read(generation, keys)]
 
     def scan(self, generation: Generation) -> Iterator[Record]:
-        """Every record of a generation, in no particular order."""
+        """Yield every record of a generation, in no particular order."""
         for key, value in self._scan(generation):
             yield decode(key, value, generation, self.uri)
 
 
 def encode(record: Record, generation: Generation) -> bytes:
-    """A record as bytes."""
+    """Encode a record as bytes."""
     header = _HEADER.pack(record.content_hash, record.written_s)
     if record.vector is None:
         return header
@@ -213,10 +213,10 @@ def encode(record: Record, generation: Generation) -> bytes:
 
 
 def decode(key: str, value: bytes, generation: Generation, uri: str) -> Record:
-    """The record of its bytes.
+    """Decode the bytes of a record.
 
     Raises:
-      StoreError: if they are none of that generation.
+      StoreError: if the bytes are not a record of that generation.
     """
     if len(value) not in (_HEADER.size, _HEADER.size + vector_bytes(generation)):
         raise StoreError(
@@ -228,12 +228,12 @@ def decode(key: str, value: bytes, generation: Generation, uri: str) -> Record:
 
 
 def vector_bytes(generation: Generation) -> int:
-    """Bytes of a vector."""
+    """Return the number of bytes of an encoded vector."""
     return generation.width * np.dtype(generation.dtype).itemsize
 
 
 def join_vectors(generation: Generation, values: Sequence[bytes | None], keys: Sequence[str], uri: str) -> Vectors:
-    """Encoded records of keys as one array."""
+    """Decode the records of keys into one array."""
     size = _HEADER.size + vector_bytes(generation)
     states = np.full(len(values), State.PRESENT, np.int8)
     lengths = {0 if value is None else len(value) for value in values}
@@ -244,7 +244,7 @@ def join_vectors(generation: Generation, values: Sequence[bytes | None], keys: S
                 whole[i] = nothing
                 states[i] = State.MISSING if value is None else State.ABSENT
                 if value is not None:
-                    decode(keys[i], value, generation, uri)  # raises for what is not a record
+                    decode(keys[i], value, generation, uri)  # raises if it is not a record
         values = whole
     table = np.frombuffer(b"".join(values), np.uint8).reshape(-1, size)  # type: ignore[arg-type]
     vectors = np.ascontiguousarray(table[:, _HEADER.size :]).view(generation.dtype).astype(np.float32, copy=False)
@@ -252,20 +252,20 @@ def join_vectors(generation: Generation, values: Sequence[bytes | None], keys: S
 
 
 def content_hash(content: bytes) -> bytes:
-    """Hash of a picture's bytes."""
+    """Return the hash of a picture's bytes."""
     return hashlib.blake2b(content, digest_size=HASH_BYTES).digest()
 
 
 def meta_to_dict(meta: Meta) -> dict[str, Any]:
-    """Meta as values that JSON has."""
+    """Convert metadata to values that JSON can represent."""
     return {"format": 1, "current": meta.current, "generations": [asdict(g) for g in meta.generations.values()]}
 
 
 def parse_meta(text: bytes | str | None, uri: str) -> Meta:
-    """The Meta that a store holds as JSON; nothing is a store without generations.
+    """Parse a store's metadata from JSON; None means a store without generations.
 
     Raises:
-      StoreError: if the text is something else.
+      StoreError: if the text is not the metadata of a store.
     """
     if text is None:
         return Meta(0, {})
@@ -280,10 +280,10 @@ def parse_meta(text: bytes | str | None, uri: str) -> Meta:
 
 
 def require_generation(meta: Meta, wanted: Generation | None, uri: str) -> Generation:
-    """The wanted generation as the store has it now, the current one by default.
+    """Return the wanted generation as the store has it now, by default the current one.
 
     Raises:
-      StoreError: if it is gone, or none is complete.
+      StoreError: if the generation is gone, or no generation is complete.
     """
     if wanted is not None:
         found = meta.generations.get(wanted.number)
@@ -300,7 +300,7 @@ def require_generation(meta: Meta, wanted: Generation | None, uri: str) -> Gener
 
 
 def without_password(uri: str) -> str:
-    """A URI as it may be shown."""
+    """Return a URI with its password hidden."""
     parts = urlsplit(uri)
     if parts.password is None:
         return uri

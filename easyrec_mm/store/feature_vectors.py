@@ -1,7 +1,8 @@
-"""Vectors that features name by key: looked up in stores, many at a time.
+"""Looks up the vectors that features name by key in stores, many at a time.
 
-A training takes what is current in a store, and its checkpoints keep what that was computed by; everything that uses
-them later takes vectors of the same origin, or fails. K distinct keys, D numbers of a vector.
+A training takes the current vectors of a store, and its checkpoints record their origin, that is, what computed them;
+every later use of a checkpoint takes vectors of the same origin, or fails.
+Legend: K distinct keys, D numbers per vector.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from easyrec_mm.store import Generation, State, Store, open_store
 
 
 class Found(NamedTuple):
-    """What a store has: vectors float32 `[K, D]`, zeros for a key that it lacks, and bool `[K]`, which it lacks."""
+    """Result of a look-up: vectors float32 `[K, D]`, zeros for missing keys, and bool `[K]`, which keys are missing."""
 
     vectors: NDArray[np.float32]
     is_missing: NDArray[np.bool_]
@@ -30,12 +31,12 @@ class VectorStores:
     """The stores of features; may be used from several threads.
 
     Args:
-      features: of which those that name no store are left out.
-      trained: feature -> `origin_number` of the vectors that a model was trained with; by default what is current.
-      others: whose open stores are used as well; they are then closed together.
+      features: the features; those that name no store are ignored.
+      trained: feature -> `origin_number` of the vectors that a model was trained with; by default the current vectors.
+      others: stores that are already open and are shared; both are then closed together.
 
     Raises:
-      StoreError: if a store cannot be reached, or holds no such vectors, or of another width.
+      StoreError: if a store cannot be reached, or has no such vectors, or only vectors of another width.
     """
 
     def __init__(
@@ -57,7 +58,7 @@ class VectorStores:
             raise
 
     def look_up(self, feature: Feature, keys: Sequence[str]) -> Found:
-        """Vectors of distinct keys; an empty key has none, and is not missing.
+        """Return the vectors of distinct keys; an empty key has no vector, but does not count as missing.
 
         Raises:
           StoreError: if the store cannot be reached, or its vectors are gone.
@@ -71,23 +72,23 @@ class VectorStores:
         return Found(np.where(is_there[:, None], found.vectors, np.float32(0)), ~(is_there | is_empty))
 
     def is_newest(self) -> bool:
-        """Whether the stores hold nothing newer of the same origin.
+        """Return whether the stores have no newer vectors of the same origin.
 
         Raises:
-          StoreError: if they cannot be reached, or lack such vectors by now.
+          StoreError: if a store cannot be reached, or no longer has such vectors.
         """
         return {name: (g.number, g.begun_s) for name, g in self._newest().items()} == {
             name: (g.number, g.begun_s) for name, g in self.generations.items()
         }
 
     def close(self) -> None:
-        """Let go of the stores."""
+        """Close the stores."""
         for store in self._stores.values():
             store.close()
         self._stores.clear()
 
     def _newest(self) -> dict[str, Generation]:
-        """The generation that each feature takes."""
+        """Return the generation that each feature takes."""
         found = {}
         with self._lock:
             for feature in self.features.values():
@@ -99,7 +100,7 @@ class VectorStores:
 
 
 def origin_number(fingerprint: str) -> int:
-    """A number from 0 to 2**63 - 1 for what the vectors of a generation were computed by."""
+    """Return a number from 0 to 2**63 - 1 that identifies the origin of a generation's vectors."""
     return int.from_bytes(hashlib.sha256(fingerprint.encode()).digest()[:8], "big") >> 1
 
 
@@ -111,7 +112,7 @@ def _opened(feature: Feature) -> Store:
 
 
 def _generation(feature: Feature, store: Store, origin: int | None) -> Generation:
-    """The generation of a store whose vectors a feature takes."""
+    """Return the generation of a store whose vectors a feature takes."""
     meta = store.meta()
     place = f"feature '{feature.name}': {store.uri}"
     if origin is None:

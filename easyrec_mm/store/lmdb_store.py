@@ -1,4 +1,4 @@
-"""lmdb://path: a folder on disk, read by many processes without a server while one process writes."""
+"""The store lmdb://path: a folder on disk, which many processes can read without a server while one process writes."""
 
 from __future__ import annotations
 
@@ -25,27 +25,27 @@ from easyrec_mm.store.base import (
     require_generation,
 )
 
-# The largest the file may ever be: addresses, not memory or disk.
+# Maximum size of the file: it reserves addresses, not memory or disk.
 _MAP_BYTES = 1 << 40
 _MAX_READERS = 1024
-# What the keys of a generation start with; 0 is none, so that the meta data stand before them all.
+# Prefix of the keys of a generation; no generation has the number 0, so that the metadata come before all keys.
 _PREFIX = struct.Struct(">I")
 _META_KEY = _PREFIX.pack(0) + b"easyrec_mm"
-# LMDB takes keys of at most 511 bytes. A longer one becomes this byte, with which no UTF-8 starts, and a hash; behind
-# its record then stand the whole key and its length.
+# LMDB takes keys of at most 511 bytes. A longer key is replaced by this byte, with which no UTF-8 text starts, and a
+# hash; the whole key and its length are then stored after the record.
 _MAX_KEY_BYTES = 511 - _PREFIX.size
 _LONG_KEY = b"\xff"
 _KEY_LENGTH = struct.Struct("<I")
 _AT_A_TIME = 1_000
 
 T = TypeVar("T")
-# lmdb.Transaction, whose types allow for buffers instead of the bytes that we ask for.
+# lmdb.Transaction, whose type hints also allow buffers, although we always get bytes.
 Transaction: TypeAlias = Any
 
 
 @dataclass
 class _Opened:
-    """An environment of this process, which LMDB allows once a path, and how many stores use it."""
+    """An open environment (LMDB allows one per path and process), and the number of stores that use it."""
 
     environment: lmdb.Environment
     writable: bool
@@ -56,7 +56,7 @@ _opened: dict[str, _Opened] = {}
 
 
 class LmdbStore(Store):
-    """See Store. Where a process has a path open for reading, it cannot open it for writing besides."""
+    """See Store. A process that has a path open for reading cannot open it for writing at the same time."""
 
     def __init__(self, uri: str, writable: bool = False) -> None:
         super().__init__(uri)
@@ -124,7 +124,7 @@ class LmdbStore(Store):
         self._within(write, write=True)
 
     def _scan(self, generation: Generation) -> Iterator[tuple[str, bytes]]:
-        # Not in one transaction, which would keep the pages of everything that is replaced meanwhile.
+        # A single transaction would keep the old pages of all records that are replaced meanwhile.
         start = _PREFIX.pack(generation.number)
         while page := self._page(generation, start):
             for stored, value in page:
@@ -133,7 +133,7 @@ class LmdbStore(Store):
             start = page[-1][0] + b"\x00"
 
     def _page(self, generation: Generation, start: bytes) -> list[tuple[bytes, bytes]]:
-        """Some of what a generation holds, from a stored key on."""
+        """Return at most _AT_A_TIME stored keys and values of a generation, beginning with a stored key."""
 
         def read(transaction: Transaction) -> list[tuple[bytes, bytes]]:
             found: list[tuple[bytes, bytes]] = []
@@ -147,7 +147,7 @@ class LmdbStore(Store):
         return self._within(read)
 
     def _delete(self, generation: Generation) -> None:
-        # Some at a time: a transaction holds what it changes in memory.
+        # Deletes in several transactions, because a transaction keeps its changes in memory.
         def delete(transaction: Transaction, page: list[tuple[bytes, bytes]]) -> None:
             for stored, _ in page:
                 transaction.delete(stored)
@@ -156,7 +156,7 @@ class LmdbStore(Store):
             self._within(lambda transaction, page=page: delete(transaction, page), write=True)  # type: ignore[misc]
 
     def _within(self, function: Callable[[Transaction], T], write: bool = False) -> T:
-        """The result of a function in a transaction."""
+        """Run a function in a transaction and return its result."""
 
         def run() -> T:
             if self._environment is None:
@@ -182,7 +182,7 @@ def _open(path: str, writable: bool) -> _Opened:
 
 
 def _values(transaction: Transaction, generation: Generation, keys: Sequence[str]) -> list[bytes | None]:
-    """Encoded records of keys."""
+    """Return the encoded records of keys, None for a missing key."""
     prefix = _PREFIX.pack(generation.number)
     stored = [prefix + key.encode() for key in keys]
     if has_long := max(map(len, stored), default=0) > _MAX_KEY_BYTES + _PREFIX.size:
@@ -205,13 +205,13 @@ def _is_long(stored: bytes) -> bool:
 
 
 def _with_key(record: bytes, key: str) -> bytes:
-    """What is stored for a long key."""
+    """Return the value to store for a long key: the record, the key and the key's length."""
     encoded = key.encode()
     return record + encoded + _KEY_LENGTH.pack(len(encoded))
 
 
 def _split(stored: bytes, value: bytes) -> tuple[bytes, bytes]:
-    """(key, record) of what LMDB holds."""
+    """Split a stored key and value into (key, record)."""
     if not _is_long(stored):
         return stored[_PREFIX.size :], value
     (length,) = _KEY_LENGTH.unpack(value[-_KEY_LENGTH.size :])

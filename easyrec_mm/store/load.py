@@ -1,7 +1,7 @@
-"""`easyrec-mm store load`: vectors that others have computed, from tables into a store.
+"""`easyrec-mm store load`: writes vectors that other programs have computed, from tables into a store.
 
-What they were computed by, `origin`, is to them what the fingerprint of an image tower is to the vectors of pictures:
-vectors of another origin make a new generation.
+`origin` names what computed the vectors. It has the role that the fingerprint of an image tower has for the vectors of
+pictures: vectors of another origin make a new generation.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ _ROWS_AT_A_TIME = 5_000
 
 
 class Columns(NamedTuple):
-    """Where keys and vectors stand; `separator` is between the numbers of a vector that is text."""
+    """Names of the columns of keys and vectors; `separator` is between the numbers of a vector given as text."""
 
     key: str
     vector: str
@@ -32,26 +32,26 @@ class Columns(NamedTuple):
 
 
 class Loaded(NamedTuple):
-    """How many vectors were written, and into which generation."""
+    """The number of vectors written, and their generation."""
 
     number: int
     generation: Generation
 
 
 def load(store: Store, paths: str, columns: Columns, origin: str, dtype: VectorDtype) -> Loaded:
-    """Write the vectors of some files, and make their generation the current one when all are written.
+    """Write the vectors of files, and make their generation the current one when all are written.
 
-    A key that is there already takes the new vector; of a key that the files hold twice the last one counts.
+    An existing key gets the new vector; if the files contain a key twice, the last vector counts.
 
     Args:
-      store: open for writing.
+      store: a store that is open for writing.
       paths: .parquet and .csv files, separated by commas, each may be a glob.
-      columns: where keys and vectors stand.
-      origin: what the vectors were computed by.
+      columns: the columns of keys and vectors.
+      origin: name of what computed the vectors.
       dtype: number format in the store.
 
     Raises:
-      DataError: if a file cannot be read, or a row holds no key, or no vector as long as the others.
+      DataError: if a file cannot be read, or a row has no key or no valid vector of the same length as the others.
       StoreError: if the store cannot be written.
     """
     number, generation = 0, None
@@ -99,7 +99,7 @@ def _files(paths: str) -> list[str]:
 
 
 def _tables(path: str, columns: Columns) -> Iterator[pa.Table]:
-    """The two columns of a file, some rows at a time."""
+    """Yield the two columns of a file, several rows at a time."""
     wanted = [columns.key, columns.vector]
     if path.endswith(".parquet"):
         with pq.ParquetFile(path) as file:
@@ -109,7 +109,7 @@ def _tables(path: str, columns: Columns) -> Iterator[pa.Table]:
         return
     with pyarrow.csv.open_csv(path) as reader:
         _require_columns(path, reader.schema.names, wanted)
-    # As text: a key of digits keeps its zeros, and "NA" is a key.
+    # Read as text, so that a key of digits keeps its leading zeros, and "NA" is a key.
     convert = pyarrow.csv.ConvertOptions(include_columns=wanted, column_types=dict.fromkeys(wanted, pa.string()))
     with pyarrow.csv.open_csv(path, convert_options=convert) as reader:
         for batch in reader:
@@ -124,7 +124,7 @@ def _require_columns(path: str, names: list[str], wanted: list[str]) -> None:
 
 
 def _rows(path: str, first: int, table: pa.Table, columns: Columns) -> tuple[list[str], NDArray[np.float32]]:
-    """Keys, and vectors float32 `[rows, D]`; `first` is the number of the first row."""
+    """Return the keys, and the vectors float32 `[rows, D]`; `first` is the number of the first row."""
     kind = table[columns.key].type
     if pa.types.is_floating(kind) or pa.types.is_nested(kind):
         raise DataError(f"{path}: column '{columns.key}' is {kind}; keys are text or whole numbers")

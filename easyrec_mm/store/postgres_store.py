@@ -34,7 +34,7 @@ T = TypeVar("T")
 
 
 class PostgresStore(Store):
-    """See Store. A server that cannot be reached is an error within seconds; the next call connects anew."""
+    """See Store. If the server cannot be reached, calls fail within seconds; the next call connects again."""
 
     def __init__(self, uri: str, writable: bool = False) -> None:
         super().__init__(without_password(uri))
@@ -56,7 +56,7 @@ class PostgresStore(Store):
 
     def get_many(self, keys: Sequence[str], generation: Generation | None = None) -> Vectors:
         def read(connection: psycopg.Connection[Any]) -> list[Any]:
-            # One statement sees one state of the database.
+            # A single statement sees one consistent state of the database.
             return connection.execute(
                 f"SELECT m.content, v.key, v.value FROM {self._table}_meta m LEFT JOIN {self._table} v"
                 " ON v.generation = COALESCE(%s::integer, m.current) AND v.key = ANY(%s)",
@@ -134,7 +134,7 @@ class PostgresStore(Store):
         self._guarded(lambda c: c.execute(f"DELETE FROM {self._table} WHERE generation = %s", [generation.number]))
 
     def _guarded(self, function: Callable[[psycopg.Connection[Any]], T]) -> T:
-        """Run statements; once more on a new connection where the old one was lost."""
+        """Run statements, and run them again on a new connection if the old one was lost."""
         had_connection = self._connection is not None
         try:
             try:

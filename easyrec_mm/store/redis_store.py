@@ -1,6 +1,6 @@
 """redis://[user:password@]host:port/db[?prefix=easyrec_mm]: vectors in a Redis server; rediss:// with TLS.
 
-A generation is one hash, `<prefix>:<number>`, the meta data a string, `<prefix>:meta`.
+A generation is one Redis hash, `<prefix>:<number>`; the metadata are a string, `<prefix>:meta`.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ T = TypeVar("T")
 
 
 class RedisStore(Store):
-    """See Store. A server that does not answer within two seconds is an error; the next call tries anew."""
+    """See Store. If the server does not answer within two seconds, a call fails; the next call tries again."""
 
     def __init__(self, uri: str, writable: bool = False) -> None:
         super().__init__(without_password(uri))
@@ -58,9 +58,9 @@ class RedisStore(Store):
         return parse_meta(self._guarded(lambda: self._client.get(self._meta_key)), self.uri)
 
     def get_many(self, keys: Sequence[str], generation: Generation | None = None) -> Vectors:
-        # One round trip: the vectors of the generation that was current last time, and whether it still is.
+        # One round trip gets the vectors of the generation that was current last time, and whether it is still current.
         while True:
-            # One that is named may be newer than what was seen last.
+            # A given generation may be newer than the metadata that were read last.
             found = generation or require_generation(self._last_meta, None, self.uri)
             text, values = self._guarded(partial(self._meta_and_values, found, keys))
             self._last_meta = parse_meta(text, self.uri)
@@ -93,7 +93,7 @@ class RedisStore(Store):
 
     def _scan(self, generation: Generation) -> Iterator[tuple[str, bytes]]:
         position = 0
-        seen: set[bytes] = set()  # of this page: Redis may return a key twice while the hash grows
+        seen: set[bytes] = set()  # keys of the last page: Redis may return a key twice while the hash grows
         while True:
             position, page = self._guarded(
                 partial(self._client.hscan, self._hash(generation), position, count=_AT_A_TIME)

@@ -1,7 +1,7 @@
-"""Nearest items by the cosine of their image vectors, with faiss: for a person who looks whether vectors are any good.
+"""Searches nearest items by the cosine of their image vectors, with faiss, so that users can judge the vectors.
 
-Works on the current generation of a store. Cosine is the inner product of vectors of length 1; one of length 0 has 0
-with all others.
+It works on the current generation of a store. The cosine is the inner product of vectors of length 1; a vector of
+length 0 has cosine 0 with all others.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from easyrec_mm.pages.render import render
 from easyrec_mm.store import Store
 
 IndexKind = Literal["auto", "exact", "hnsw", "ivf"]
-# Up to so many vectors, each query is compared with all of them.
+# Up to this number of vectors, each query is compared with all of them.
 _MOST_EXACT = 1_000_000
 _NUM_RECALL_QUERIES = 200
 _QUERIES_AT_A_TIME = 1000
@@ -46,9 +46,9 @@ class Evaluation:
 
     recall         at k -> share of queries with at least one item of their label among their k nearest
     mmp            mMP@5: mean over queries of the precision among the nearest min(n, 5), n: other items of the label
-    num_queries    items with a label that another one has, too
-    num_alone      items whose label no other has; no queries
-    num_missing    items of the file that the store has no vector of
+    num_queries    items whose label at least one other item has
+    num_alone      items whose label no other item has; they are not queries
+    num_missing    items of the file whose vectors are missing from the store
     """
 
     recall: dict[int, float]
@@ -59,13 +59,13 @@ class Evaluation:
 
 
 class Index:
-    """Vectors that can be searched.
+    """A searchable index of vectors.
 
     Args:
       keys: N names.
-      vectors: float32 `[N, D]`; taken over, made of length 1.
-      kind: "exact"; "hnsw" and "ivf" are faster and may miss neighbours: `recall` says how many they find; "auto":
-        exact up to a million vectors, then ivf, which is built quickly.
+      vectors: float32 `[N, D]`; the index owns them from now on, and scales them to length 1.
+      kind: "exact"; "hnsw" and "ivf" are faster but may miss neighbours: `recall` measures the share they find;
+        "auto": exact up to a million vectors, ivf above, which is built quickly.
     """
 
     def __init__(self, keys: Sequence[str], vectors: NDArray[Any], kind: IndexKind = "auto") -> None:
@@ -78,14 +78,14 @@ class Index:
         self._index.add(self.vectors)
 
     def search(self, queries: NDArray[Any], top_k: int) -> tuple[NDArray[Any], NDArray[Any]]:
-        """Rows `[Q, k]` of the nearest, nearest first, and their cosines; row -1 where fewer were found."""
+        """Return the rows `[Q, k]` of the nearest vectors, nearest first, and cosines; row -1 if fewer were found."""
         queries = np.array(queries, np.float32)
         faiss.normalize_L2(queries)
         cosines, rows = self._index.search(queries, min(top_k, len(self.keys)))
         return rows, cosines
 
     def neighbours(self, query: NDArray[Any], top_k: int, without: str | None = None) -> list[Neighbour]:
-        """The nearest items of one vector `[D]`, but for the one it belongs to."""
+        """Return the items nearest to one vector `[D]`, except the item `without`."""
         rows, cosines = self.search(query[None], top_k + (without is not None))
         found = [
             Neighbour(self.keys[row], float(cosine))
@@ -95,7 +95,7 @@ class Index:
         return [neighbour for neighbour in found if neighbour.key != without][:top_k]
 
     def recall(self, top_k: int) -> float:
-        """Share of the true top k of some of its own vectors that it finds."""
+        """Return the share of the true `top_k` neighbours that the index finds, for a sample of its own vectors."""
         some = np.random.default_rng(0).permutation(len(self.keys))[:_NUM_RECALL_QUERIES]
         exact = _KINDS["exact"](*self.vectors.shape)
         exact.add(self.vectors)
@@ -113,7 +113,7 @@ def _hnsw(number: int, width: int) -> Any:
 
 
 def _ivf(number: int, width: int) -> Any:
-    # About 4 * sqrt(N) lists (faiss, "Guidelines to choose an index"), but enough vectors to train each.
+    # About 4 * sqrt(N) lists (faiss, "Guidelines to choose an index"), limited to have enough vectors to train each.
     num_lists = max(1, min(int(4 * number**0.5), number // 39))
     index = faiss.IndexIVFFlat(faiss.IndexFlatIP(width), width, num_lists, faiss.METRIC_INNER_PRODUCT)
     index.nprobe = max(1, min(64, num_lists // 4))
@@ -128,10 +128,10 @@ _KINDS: dict[str, Callable[[int, int], Any]] = {
 
 
 def read_index(store: Store, kind: IndexKind = "auto") -> Index:
-    """The vectors of a store's current generation.
+    """Read the vectors of a store's current generation into an index.
 
     Raises:
-      StoreError: if it has none.
+      StoreError: if no generation is complete, or it has no vectors.
     """
     generation = store.meta().current_generation
     if generation is None:
@@ -151,17 +151,17 @@ def read_index(store: Store, kind: IndexKind = "auto") -> Index:
 
 
 def evaluate(index: Index, labels_file: str, top_k: int) -> Evaluation:
-    """Search with every labelled item among the other labelled ones.
+    """Search for every labelled item among the other labelled items, and measure how often they share its label.
 
     mMP@5: Google Universal Image Embedding challenge (Kaggle, 2022), there called modified mean precision at 5.
 
     Args:
       index: of all items.
       labels_file: CSV with the columns key and label.
-      top_k: where recall is counted besides at 1.
+      top_k: k at which recall is measured, in addition to 1.
 
     Raises:
-      UserError: if the file is no such, or no two of its items share a label.
+      UserError: if the file is not such a CSV, or no two of its items share a label.
     """
     labels = _read_labels(labels_file)
     known = {key: row for row, key in enumerate(index.keys)}
@@ -204,17 +204,17 @@ def _read_labels(path: str) -> dict[str, str]:
 
 
 def write_page(path: str, query: str, query_path: str, found: Sequence[Neighbour], image_root: str) -> None:
-    """Write a page of pictures that stands alone: they are in it, made small.
+    """Write a self-contained page of pictures, which embeds them as thumbnails.
 
     Args:
       path: file to write.
-      query: what was looked for.
-      query_path: its picture.
-      found: whose keys are paths.
-      image_root: folder that relative paths start from.
+      query: name of the query.
+      query_path: path of the query's picture.
+      found: the found items, whose keys are paths.
+      image_root: folder in which relative paths start.
 
     Raises:
-      UserError: if it cannot be written.
+      UserError: if the page cannot be written.
     """
     pictures = [(query, "query", query_path)]
     pictures += [(f.key, f"{f.cosine:.4f}", join(image_root, f.key)) for f in found]
@@ -229,7 +229,7 @@ def write_page(path: str, query: str, query_path: str, found: Sequence[Neighbour
 
 
 def _thumbnail(path: str) -> bytes | None:
-    """A small JPEG; None if there is no picture at that path."""
+    """Return a picture as a small JPEG; None if the path has no readable picture."""
     try:
         with Image.open(io.BytesIO(read(path))) as picture:
             picture.draft("RGB", (_THUMBNAIL, _THUMBNAIL))

@@ -1,4 +1,4 @@
-"""`easyrec-mm store stat`: what a store holds, as text for a person."""
+"""`easyrec-mm store stat`: describes the contents of a store as text."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from easyrec_mm.errors import StoreError
 from easyrec_mm.store.base import Generation, State, Store
 
 _AT_A_TIME = 5_000
-# Keys of the current generation that are compared with the one before.
+# Number of keys of the current generation that are compared with the previous generation.
 _NUM_COMPARED = 10_000
 
 
 def stat(store: Store, keys_file: str | None = None) -> str:
-    """Generations, coverage of a list of keys, norms, age, and drift against the generation before.
+    """Describe generations, coverage of a list of keys, norms, age, and drift from the previous generation.
 
     Raises:
       StoreError: if the store or the list of keys cannot be read.
@@ -84,7 +84,7 @@ def _keys(path: str) -> Iterator[list[str]]:
 
 
 def _drift(store: Store, current: Generation, before: Generation) -> list[str]:
-    """Cosine between the vectors of a key in two generations; of spaces of other dimensions, only the coverage."""
+    """Describe the cosines between each key's vectors in two generations; for other widths, only the common keys."""
     newer = {r.key: r.vector for r in islice(store.scan(current), _NUM_COMPARED) if r.vector is not None}
     cosines: list[float] = []
     num_shared = 0
@@ -103,7 +103,7 @@ def _drift(store: Store, current: Generation, before: Generation) -> list[str]:
 
 
 def _shown(fingerprint: str) -> str:
-    """Of an image tower, a few digits of many; what else computed vectors has a name."""
+    """Format a fingerprint: a few of an image tower's many digits, or the name of another origin of vectors."""
     return f"image tower {fingerprint[:12]}" if re.fullmatch("[0-9a-f]{64}", fingerprint) else f"'{fingerprint}'"
 
 

@@ -1,1 +1,1 @@
-"""Does the picture pay? The same config with its pictures, without them, with those of other items, and more."""
+"""Tests whether pictures pay: trains a config with its pictures, without them, with other items' pictures, etc."""

@@ -1,4 +1,4 @@
-"""The arms of the test: configs that differ from the user's in what becomes of the picture alone.
+"""The arms of the test: variants of the user's config that differ only in their use of the pictures.
 
 Never imports TensorFlow.
 """
@@ -18,25 +18,25 @@ from easyrec_mm.protos.image_pb2 import ImgModel
 from easyrec_mm.protos.pipeline_pb2 import EasyRecConfig
 from easyrec_mm.worth.names import ARMS, END_TO_END, FROZEN, NONE, OWN, SHUFFLED
 
-# Of a pretrained backbone that is trained without one: its first stages hold what pictures have in common, which the
-# full rate would spoil (Bao et al., BEiT, ICLR 2022, take 0.65 to 0.95).
+# Layer decay for a pretrained backbone whose config sets none: the full learning rate would spoil its first stages,
+# which detect what all pictures have in common (Bao et al., BEiT, ICLR 2022, use 0.65 to 0.95).
 _LAYER_DECAY = 0.7
 
 
 class _SenselessError(Exception):
-    """Why an arm is no other model than one that is tested anyway, or none at all."""
+    """An arm is impossible, or the same model as another arm; the message says why."""
 
 
 @dataclass(frozen=True)
 class Arm:
-    """name: one of names.ARMS; pipeline: its config, whose model_dir is to be set for each run."""
+    """An arm: `name` is one of names.ARMS; `pipeline` has its config, whose model_dir is set for each run."""
 
     name: str
     pipeline: Pipeline
 
     @property
     def is_frozen(self) -> bool:
-        """Whether pictures are encoded once in a training."""
+        """Whether each picture is encoded only once in a training."""
         img_model = self.pipeline.config.model_config.e2e_mm_dbmtl.img_model
         kinds = (ImgModel.HEAD, ImgModel.NONE)
         changes = img_model.unfreeze_at_step or img_model.HasField("augmentation")
@@ -44,15 +44,15 @@ class Arm:
 
 
 def arms_of(pipeline: Pipeline, wanted: Sequence[str], shuffled_pictures: Path) -> tuple[list[Arm], dict[str, str]]:
-    """The arms that make sense for a config, in the order of names.ARMS, and why the others do not.
+    """Return the arms that make sense for a config, in the order of names.ARMS, and why other arms are left out.
 
     Args:
       pipeline: the user's config.
-      wanted: names of arms; () for all.
+      wanted: names of the arms to test; () for all.
       shuffled_pictures: the file that the arm with other items' pictures will read.
 
     Raises:
-      UserError: if the config has no pictures, or an arm that was asked for makes no sense.
+      UserError: if the config has no pictures, or a requested arm is unknown or makes no sense.
     """
     if not pipeline.schema.uses_image:
         raise UserError(
@@ -84,11 +84,11 @@ def _checked(config: EasyRecConfig, pipeline: Pipeline) -> Pipeline:
 
 
 def _own(config: EasyRecConfig, shuffled_pictures: Path) -> None:
-    """As it is."""
+    """Leave the config unchanged."""
 
 
 def _none(config: EasyRecConfig, shuffled_pictures: Path) -> None:
-    """Reads the same rows, and keeps the ImgFeature for what evaluations do with its field."""
+    """Remove the image tower, but keep the ImgFeature: the same rows are read, and evaluations can use its field."""
     model, network = config.model_config, config.model_config.e2e_mm_dbmtl
     features = [*config.feature_config.features, *config.feature_configs]
     named = {feature.feature_name or feature.input_names[0]: ("", feature) for feature in features}
@@ -105,7 +105,7 @@ def _none(config: EasyRecConfig, shuffled_pictures: Path) -> None:
     for name in ("image_cache_dir", "image_cache_gib", "packed_images"):
         config.data_config.ClearField(name)
     train = config.train_config
-    # What is for variables of the image tower alone.
+    # Remove the settings that apply only to variables of the image tower.
     optimizers = [o for o in train.optimizer_config if not (o.variables and all(map(_is_of_image, o.variables)))]
     by_part = [i for i, optimizer in enumerate(optimizers) if not optimizer.variables]
     if len(by_part) == 3:
@@ -118,7 +118,7 @@ def _none(config: EasyRecConfig, shuffled_pictures: Path) -> None:
 
 
 def _is_of_image(pattern: str) -> bool:
-    """Whether a pattern of names of variables is for the image tower."""
+    """Return whether a pattern of variable names is for the image tower."""
     return pattern.lstrip("^").startswith("image/")
 
 
@@ -156,7 +156,7 @@ def _require_backbone(img_model: ImgModel) -> None:
 
 
 def _clear_training(img_model: ImgModel) -> None:
-    """Remove what says which part of the tower is trained."""
+    """Remove the settings that choose the part of the tower to train."""
     for name in ("trainable", "last_n_stages", "unfreeze_at_step", "lora_rank", "lora_alpha"):
         img_model.ClearField(name)
 

@@ -1,4 +1,4 @@
-"""How long the runs take, by a few steps of each arm; and how many steps fit into a budget."""
+"""Estimates how long the runs take, from a few steps of each arm, and how many steps fit into a time budget."""
 
 from __future__ import annotations
 
@@ -21,21 +21,21 @@ from easyrec_mm.training.trainer import Trainer
 from easyrec_mm.worth.arms import Arm
 from easyrec_mm.worth.runs import copy_of, forget_models
 
-# Steps of an arm that are tried: the first are compiled, those of the second half are timed.
+# Steps in the trial of an arm: the first ones include compilation, those of the second half are timed.
 NUM_TRIED = 16
-# Fewer steps tell nothing, whatever the budget.
+# Fewer steps show nothing, whatever the budget.
 _LEAST_STEPS = 10
-# An evaluation passes forward alone.
+# Time of an evaluation's batch as a share of a training step: it has only a forward pass.
 _FORWARD_SHARE = 0.4
 
 
 @dataclass(frozen=True)
 class Cost:
-    """Seconds of an arm.
+    """The times of an arm, in seconds.
 
-    setup_s       to build and compile the network
-    step_s        of a step while pictures are encoded
-    later_step_s  of a step once all pictures were encoded: of a frozen backbone, after the first epoch
+    setup_s       time to build and compile the network
+    step_s        time of a step while pictures are encoded
+    later_step_s  time of a step after all pictures are encoded: with a frozen backbone, after the first epoch
     """
 
     setup_s: float
@@ -43,19 +43,19 @@ class Cost:
     later_step_s: float
 
     def steps_s(self, num_steps: int, steps_per_epoch: float | None) -> float:
-        """Of so many steps."""
+        """Return the seconds that `num_steps` steps take."""
         first = num_steps if steps_per_epoch is None else min(num_steps, steps_per_epoch)
         return first * self.step_s + (num_steps - first) * self.later_step_s
 
 
 @dataclass(frozen=True)
 class Sizes:
-    """How much data there is.
+    """The sizes of the data.
 
-    num_steps        of a training as the config has it
+    num_steps        steps of a training with the config as it is
     steps_per_epoch  None if the data were not counted
     num_eval_steps   batches of an evaluation
-    fingerprints     of the training and the evaluation data
+    fingerprints     fingerprints of the training and the evaluation data
     """
 
     num_steps: int
@@ -65,10 +65,10 @@ class Sizes:
 
 
 def sizes_of(pipeline: Pipeline) -> Sizes:
-    """How much data a config reads.
+    """Return the sizes of the data that a config reads.
 
     Raises:
-      UserError: if the config says no end of the training, or a file cannot be read.
+      UserError: if the config sets no end of the training, or a file cannot be read.
     """
     config = pipeline.config
     records = BadRecords(None, config.data_config.max_bad_record_share)
@@ -83,12 +83,12 @@ def sizes_of(pipeline: Pipeline) -> Sizes:
 
 
 def try_arms(arms: Sequence[Arm], folder: Path, say: Callable[[str], None]) -> dict[str, Cost]:
-    """Train a few steps of each arm; the cost of each by name.
+    """Train a few steps of each arm, and return the costs by name of the arm.
 
     Args:
-      arms: all of them.
-      folder: for the trials, a folder each.
-      say: tells the user.
+      arms: the arms to try.
+      folder: folder for the trials, with one subfolder per arm.
+      say: shows a message to the user.
     """
     found: dict[str, tuple[float, float]] = {}
     for arm in arms:
@@ -104,7 +104,7 @@ def try_arms(arms: Sequence[Arm], folder: Path, say: Callable[[str], None]) -> d
 
 
 def _try(arm: Arm, folder: Path) -> tuple[float, float]:
-    """Seconds before the steps, and of a step."""
+    """Return the seconds before the steps, and the seconds per step."""
     pipeline = copy_of(arm.pipeline)
     config = pipeline.config
     config.model_dir = str(folder)
@@ -114,7 +114,7 @@ def _try(arm: Arm, folder: Path) -> tuple[float, float]:
     config.train_config.log_step_count_steps = NUM_TRIED // 2
     started_s = time.monotonic()
     folder.mkdir(parents=True, exist_ok=True)
-    # What a training of so few steps tells of itself would only confuse.
+    # The output of such a short training would only confuse the user.
     with open(folder / "log.txt", "w", encoding="utf-8") as log, redirect_stdout(log):
         step = Trainer(pipeline).train().step
     took_s = time.monotonic() - started_s
@@ -123,7 +123,7 @@ def _try(arm: Arm, folder: Path) -> tuple[float, float]:
     times = {line["step"]: line["time"] for line in lines if line["kind"] == "train"}
     if NUM_TRIED // 2 in times and step > NUM_TRIED // 2:
         step_s = (times[step] - times[NUM_TRIED // 2]) / (step - NUM_TRIED // 2)
-    else:  # the data end before: the whole is hardly more
+    else:  # the data end earlier: the total time is hardly more
         step_s = took_s / max(step, 1)
     return max(0.0, took_s - step * step_s), step_s
 
@@ -131,14 +131,14 @@ def _try(arm: Arm, folder: Path) -> tuple[float, float]:
 def seconds_of(
     num_steps: int, runs: Mapping[str, int], costs: Mapping[str, Cost], sizes: Sizes, arms: Sequence[Arm]
 ) -> dict[str, float]:
-    """About how long the runs of each arm take.
+    """Estimate the seconds that the runs of each arm take.
 
     Args:
-      num_steps: of each training.
-      runs: arm -> runs that are to be done.
-      costs: of the arms.
-      sizes: of the data.
-      arms: all of them.
+      num_steps: steps of each training.
+      runs: arm -> number of runs to do.
+      costs: costs of the arms.
+      sizes: sizes of the data.
+      arms: all arms.
     """
     seconds = {}
     for arm in arms:
@@ -148,7 +148,7 @@ def seconds_of(
         interval_s = arm.pipeline.config.eval_config.eval_interval_secs
         num_evaluations = min(saves, 1 + int(steps_s / interval_s)) if interval_s else saves
         forward_s = sizes.num_eval_steps * _FORWARD_SHARE
-        # A frozen backbone encodes the pictures once for all evaluations, and once more for the last.
+        # A frozen backbone encodes the pictures once for all evaluations, and once more for the last evaluation.
         evaluations_s = forward_s * (2 * cost.step_s + (num_evaluations - 1) * cost.later_step_s)
         seconds[arm.name] = runs[arm.name] * (2 * cost.setup_s + steps_s + evaluations_s)
     return seconds
@@ -157,10 +157,10 @@ def seconds_of(
 def steps_within(
     budget_s: float, runs: Mapping[str, int], costs: Mapping[str, Cost], sizes: Sizes, arms: Sequence[Arm]
 ) -> int:
-    """The most steps of each training, all alike, with which the runs take that long at most.
+    """Return the largest number of steps, the same for all trainings, with which the runs take at most `budget_s`.
 
     Raises:
-      UserError: if not even a few fit.
+      UserError: if not even the minimum number of steps fits.
     """
     whole = sizes.num_steps
 

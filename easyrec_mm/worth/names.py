@@ -1,9 +1,9 @@
-"""Names of the arms of the test, also for the command line: imports nothing."""
+"""Names of the arms of the test. The command line uses them, too, so this module imports nothing."""
 
 from __future__ import annotations
 
 OWN, NONE, SHUFFLED, FROZEN, END_TO_END = "own", "none", "shuffled", "frozen", "end_to_end"
-# Arm -> what it is, for a reader.
+# Arm -> description for reports.
 ARMS = {
     OWN: "as the config is",
     NONE: "without pictures",

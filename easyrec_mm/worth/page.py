@@ -10,12 +10,12 @@ from easyrec_mm.worth.names import ARMS
 from easyrec_mm.worth.report import Comparison, Report, interval_text, mean_value, number, suffix_of
 from easyrec_mm.worth.verdict import Gain
 
-# Of an interval's drawing, in pixels.
+# Size of the drawing of an interval, in pixels.
 _WIDTH, _HEIGHT = 240, 16
 
 
 def page(report: Report) -> str:
-    """The page of a report."""
+    """Render a report as an HTML page."""
     conclusion = report.conclusion()
     names = [arm.name for arm in report.arms]
     metrics = [name for name in report.estimates[names[0]] if "/" not in name]
@@ -57,7 +57,7 @@ def _comparison(comparison: Comparison, report: Report) -> dict[str, Any]:
 
 
 def _places(gain: Gain, most: float) -> dict[str, float] | None:
-    """Where in its drawing an interval lies, in pixels: 0 is in the middle, `most` at both ends; None without one."""
+    """Return an interval's places in its drawing, in pixels: 0 in the middle, `most` at the ends; None without one."""
     if gain.reason:
         return None
     found = {"low": gain.low, "high": gain.high, "value": gain.value}
@@ -65,6 +65,6 @@ def _places(gain: Gain, most: float) -> dict[str, float] | None:
 
 
 def _cell(report: Report, arm: str, metric: str) -> tuple[str, str]:
-    """Mean of an arm's seeds, and the value of each."""
+    """Return the mean over an arm's seeds, and the value of each seed."""
     estimates = report.estimates[arm].get(metric, ())
     return number(mean_value(estimates)), " ".join(number(one.value) for one in estimates)

@@ -1,4 +1,4 @@
-"""What the runs found, as values, as text, and as JSON."""
+"""The report: the results of all runs, as values, as text, and as JSON."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from easyrec_mm.worth.names import ARMS, END_TO_END, FROZEN, NONE, OWN, SHUFFLED
 from easyrec_mm.worth.runs import RunResult, common_estimates
 from easyrec_mm.worth.verdict import DOES_NOT, HARMS, PAYS, Gain, gains
 
-# Arms that are compared, the first with the second, and what that tells.
+# Pairs of arms, the first compared with the second, and what the comparison shows.
 _COMPARED = (
     (OWN, NONE, "what the pictures add"),
     (OWN, SHUFFLED, "what is due to what they show"),
@@ -29,7 +29,7 @@ _COMPARED = (
 
 @dataclass(frozen=True)
 class Comparison:
-    """The first arm less the second, by every metric and slice; `tells` is what that means."""
+    """The gains of the first arm over the second, by metric and slice; `tells` says what they mean."""
 
     first: str
     second: str
@@ -39,14 +39,14 @@ class Comparison:
 
 @dataclass(frozen=True)
 class Verdict:
-    """Whether pictures pay by one metric of one slice.
+    """Whether pictures pay, by one metric on one slice.
 
-    metric       of all rows
-    slice        "" or such as "item_frequency=unseen"
-    num_samples  rows
+    metric       the metric, named as for all rows
+    slice        name of the slice, such as "item_frequency=unseen"; "" for all rows
+    num_samples  number of rows
     verdict      PAYS, DOES_NOT or HARMS; "" if nothing can be said
-    reason       what else is to be known: why there is none, or why a gain does not count
-    gain         over the model without pictures, or without such an arm over that with other items' pictures
+    reason       why there is no verdict, or why a gain does not count; else ""
+    gain         gain over the model without pictures; if it was not tested, over that with other items' pictures
     """
 
     metric: NamedMetric
@@ -58,17 +58,17 @@ class Verdict:
 
     @property
     def name(self) -> str:
-        """As results are called."""
+        """Name of the result, including the slice."""
         return f"{self.metric.name}/{self.slice}" if self.slice else self.metric.name
 
 
 @dataclass(frozen=True)
 class Plan:
-    """How it was tested.
+    """How the test was done.
 
     num_seeds       runs of each arm
-    num_steps       of each training
-    whole_steps     of a training as the config has it
+    num_steps       steps of each training
+    whole_steps     steps of a training with the config as it is
     budget_minutes  None without a budget
     left_out        arm -> why it was not tested
     """
@@ -81,15 +81,15 @@ class Plan:
 
 
 class Report:
-    """What all runs found.
+    """The results of all runs.
 
     Args:
-      path: of the config.
-      arms: that were tested.
-      results: arm -> results of its seeds, as many of each.
-      plan: how.
-      level: with which intervals hold.
-      clusters: what bootstrap replicates draw, for a reader.
+      path: path of the config.
+      arms: the tested arms; the first is the config as it is.
+      results: arm -> results of its seeds, the same number for each arm.
+      plan: how the test was done.
+      level: confidence level of the intervals.
+      clusters: name of the unit that bootstrap replicates draw.
     """
 
     def __init__(
@@ -115,7 +115,7 @@ class Report:
     def _comparisons(self) -> list[Comparison]:
         bigger = {m.name: BIGGER_IS_BETTER[m.kind] for m in self._metrics.values()}
         directed = {name: value for name, value in bigger.items() if value is not None}
-        # Of a config that is frozen, or trains all of the tower, that arm is the config's own.
+        # If the config is frozen, or trains all of the tower, the arm of this kind is the config's own.
         stands = {END_TO_END: OWN, FROZEN: OWN} | {arm.name: arm.name for arm in self.arms}
         found = []
         for first, second, tells in _COMPARED:
@@ -141,7 +141,7 @@ class Report:
         return found
 
     def conclusion(self) -> str:
-        """The verdict by the main metric in a sentence."""
+        """Return the verdict by the main metric as a sentence."""
         if self.verdict is None:
             return "nothing can be said: no arm without the items' own pictures was tested"
         return conclusion_of(self.verdict, self._against(), self.plan)
@@ -150,7 +150,7 @@ class Report:
         return "the model " + (ARMS[NONE] if NONE in self.estimates else ARMS[SHUFFLED])
 
     def notes(self) -> list[str]:
-        """What a reader must know of the test."""
+        """Return what a reader must know about the test."""
         plan = self.plan
         notes = []
         if plan.num_steps < plan.whole_steps:
@@ -168,7 +168,7 @@ class Report:
         return notes
 
     def to_json(self) -> dict[str, Any]:
-        """As values that JSON has."""
+        """Convert the report to values that JSON can represent."""
         plan = self.plan
         return {
             "config": self.path,
@@ -225,7 +225,7 @@ class Report:
 
 
 def conclusion_of(verdict: Verdict, against: str, plan: Plan) -> str:
-    """A verdict in a sentence. That of a shortened training says so where it found no gain: it may come later."""
+    """Return a verdict as a sentence; without a gain in a shortened training, it says that more steps may show one."""
     gain = verdict.gain
     if not verdict.verdict:
         return f"nothing can be said by {verdict.metric.name}: {verdict.reason}"
@@ -244,7 +244,7 @@ def conclusion_of(verdict: Verdict, against: str, plan: Plan) -> str:
 
 
 def main_metric(arm: Arm) -> str | None:
-    """The metric that decides: export_config.best_exporter_metric, or the first that says what is better."""
+    """Return the deciding metric: export_config.best_exporter_metric, or the first for which a direction is better."""
     config = arm.pipeline.config
     metrics = evaluation_metrics(config, arm.pipeline.schema)
     named = find_metric(config.export_config.best_exporter_metric, metrics)
@@ -253,7 +253,7 @@ def main_metric(arm: Arm) -> str | None:
 
 
 def text(report: Report) -> str:
-    """The report as lines."""
+    """Format the report as lines of text."""
     plan = report.plan
     seeds = f"{plan.num_seeds} seeds" if plan.num_seeds > 1 else "one seed"
     lines = [f"{report.path}: {seeds}, {plan.num_steps:,} steps each", "", report.conclusion(), ""]
@@ -292,33 +292,33 @@ def text(report: Report) -> str:
 
 
 def suffix_of(name: str) -> str:
-    """The slice of a result, as RunResult.num_samples has it."""
+    """Return the slice in a result's name, in the form of the keys of RunResult.num_samples."""
     _, slash, part = name.partition("/")
     return slash + part
 
 
 def shown_gain(gain: Gain) -> str:
-    """A gain with its interval."""
+    """Format a gain with its interval."""
     return f"{gain.value:+.4f} {interval_text(gain)}"
 
 
 def interval_text(gain: Gain) -> str:
-    """The interval of a gain, or why there is none."""
+    """Format the interval of a gain, or return the reason why it has none."""
     return gain.reason if gain.reason else f"[{gain.low:+.4f}, {gain.high:+.4f}]"
 
 
 def number(value: float, form: str = ".4f") -> str:
-    """A number as text; of NaN "undefined"."""
+    """Format a number; a number that is not finite becomes "undefined"."""
     return format(value, form) if math.isfinite(value) else "undefined"
 
 
 def mean_value(estimates: Sequence[Estimate]) -> float:
-    """Mean over seeds."""
+    """Return the mean over seeds; NaN without estimates."""
     return float(np.mean([one.value for one in estimates])) if estimates else math.nan
 
 
 def aligned(rows: Sequence[Sequence[str]]) -> list[str]:
-    """Rows of cells as lines, the first column to the left."""
+    """Format rows of cells as lines; the first column is aligned to the left, the others to the right."""
     widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
     return [
         "  ".join(

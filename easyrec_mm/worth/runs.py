@@ -1,4 +1,4 @@
-"""A run: one arm trained from one seed, and evaluated; what came of it is kept, so that it is done once."""
+"""A run trains and evaluates one arm with one seed; its result is kept, so that it is done only once."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ _RESULT, _REPLICATES, _SECONDS = "result.json", "replicates.npy", "seconds.txt"
 
 
 class Stopped(Exception):  # noqa: N818 - nothing is wrong
-    """A signal stopped a training; `signal` is its number."""
+    """Raised if a signal stopped a training; `signal` is its number."""
 
     def __init__(self, signal: int) -> None:
         super().__init__(signal)
@@ -41,13 +41,13 @@ class Stopped(Exception):  # noqa: N818 - nothing is wrong
 
 @dataclass(frozen=True)
 class RunResult:
-    """What a run found.
+    """The result of a run.
 
-    step         of the checkpoint that was evaluated
-    seconds      that training and evaluation took, over all starts
-    num_samples  slice ("" for all rows, "/item_frequency=unseen") -> rows
+    step         step of the evaluated checkpoint
+    seconds      time of training and evaluation, over all starts
+    num_samples  slice ("" for all rows, "/item_frequency=unseen") -> number of rows
     estimates    name -> estimate
-    fingerprint  of labels and clusters of the rows
+    fingerprint  fingerprint of labels and clusters of the rows
     """
 
     step: int
@@ -61,10 +61,10 @@ class Run:
     """A run in a folder of its own.
 
     Args:
-      arm: what is trained.
+      arm: the arm to train.
       seed: number of the seed, from 0; it is added to data_config.seed.
-      num_steps: at which the training ends; 0: as the config says.
-      folder: where it is kept.
+      num_steps: step at which the training ends; 0: as the config says.
+      folder: folder of the run.
     """
 
     def __init__(self, arm: Arm, seed: int, num_steps: int, folder: Path) -> None:
@@ -75,13 +75,13 @@ class Run:
         config.model_dir = str(folder / "model")
         config.data_config.seed += seed
         config.train_config.keep_checkpoint_max = 1
-        # How good a model must be to be exported is not asked here.
+        # The quality that a model needs to be exported does not matter here.
         config.export_config.ClearField("best_exporter_threshold")
         if num_steps:
             config.train_config.num_steps = num_steps
 
     def result(self) -> RunResult | None:
-        """What came of it, if it is done."""
+        """Return the result of the run if it is done, else None."""
         path = self.folder / _RESULT
         if not path.exists():
             return None
@@ -94,16 +94,16 @@ class Run:
         return RunResult(told["step"], told["seconds"], told["num_samples"], estimates, told["fingerprint"])
 
     def execute(self, counts: Callable[[str], ItemCounts]) -> RunResult:
-        """Train on from where it stands, evaluate, and keep the result.
+        """Continue the training from its last checkpoint, evaluate, and keep the result.
 
-        The checkpoints go then: of many runs they would fill the disk.
+        The checkpoints are removed afterwards, because those of many runs would fill the disk.
 
         Args:
-          counts: input field -> how often the training data hold each item.
+          counts: input field -> how often the training data contain each item.
 
         Raises:
-          Stopped: by a signal, with a checkpoint to go on from.
-          UserError: of training and evaluation.
+          Stopped: if a signal stopped the training; it can continue from a checkpoint.
+          UserError: if training or evaluation fails.
         """
         started_s = time.monotonic()
         self.folder.mkdir(parents=True, exist_ok=True)
@@ -160,7 +160,7 @@ class Run:
 
 
 def _checkpoint(pipeline: Pipeline) -> str:
-    """The checkpoint that an export would take; the newest, where no evaluation tells the best."""
+    """Return the checkpoint that an export would take, or the newest if no evaluation determines the best."""
     try:
         return choose_checkpoint(pipeline, None).path
     except CheckpointError:
@@ -168,14 +168,14 @@ def _checkpoint(pipeline: Pipeline) -> str:
 
 
 def copy_of(pipeline: Pipeline) -> Pipeline:
-    """The same with a config that may be changed."""
+    """Return a copy of the pipeline whose config may be changed."""
     config = type(pipeline.config)()
     config.CopyFrom(pipeline.config)
     return Pipeline(pipeline.path, config, pipeline.schema, pipeline.notes)
 
 
 def with_slices(pipeline: Pipeline) -> Pipeline:
-    """The same, evaluated also by how often training has seen the item, and with intervals."""
+    """Return a copy whose evaluation also has slices by item frequency, and intervals."""
     evaluated = copy_of(pipeline)
     evaluation = evaluated.config.eval_config
     if not any(part.WhichOneof("by") == "item_frequency" for part in evaluation.slices):
@@ -186,13 +186,13 @@ def with_slices(pipeline: Pipeline) -> Pipeline:
 
 
 def forget_models() -> None:
-    """Free what Keras and TensorFlow keep of models that are no more."""
+    """Free the memory that Keras and TensorFlow keep for deleted models."""
     keras.backend.clear_session()
     gc.collect()
 
 
 def item_counts(pipeline: Pipeline, folder: Path) -> Callable[[str], ItemCounts]:
-    """How often the training data hold each item, counted once for all runs."""
+    """Return a function that gives how often the training data contain each item, counted once for all runs."""
     config = pipeline.config
 
     def counts(field: str) -> ItemCounts:
@@ -203,7 +203,7 @@ def item_counts(pipeline: Pipeline, folder: Path) -> Callable[[str], ItemCounts]
 
 
 def common_estimates(results: Sequence[RunResult]) -> dict[str, list[Estimate]]:
-    """Name -> estimates of all the runs, of what all of them have."""
+    """Return name -> estimates of all runs, for the names that all runs have."""
     return {
         name: [result.estimates[name] for result in results]
         for name in results[0].estimates

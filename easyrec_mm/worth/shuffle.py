@@ -1,4 +1,4 @@
-"""Writes the pictures of other items: every picture of the data gets the place of another."""
+"""Writes the file of shuffled pictures, which replaces every picture of the data by another one."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from easyrec_mm.formats.sources import What, open_source
 
 
 def shuffle_pictures(pipeline: Pipeline, file: Path) -> int:
-    """Write data_config.shuffled_pictures for the training and evaluation data of a config; the number of pictures.
+    """Write data_config.shuffled_pictures for a config's training and evaluation data; return the number of pictures.
 
     Raises:
       UserError: if the data have fewer than two pictures, or cannot be read.
@@ -32,7 +32,7 @@ def shuffle_pictures(pipeline: Pipeline, file: Path) -> int:
 
 
 def _pictures(pipeline: Pipeline, path: str, setting: str) -> dict[bytes, bytes]:
-    """Path of each picture of some files, as they have it -> what PictureLoader takes."""
+    """Return for each picture of the files: path as in the data -> path as PictureLoader takes it."""
     data, schema = pipeline.config.data_config, pipeline.schema
     source, _ = open_source(data, schema, path, setting, What((), (), Order(False, 0, 1)))
 

@@ -1,11 +1,11 @@
-"""Whether one arm is better than another: differences with intervals that hold for other rows and other seeds.
+"""Decides whether one arm is better than another, by differences whose intervals hold for other rows and seeds.
 
-A difference has two sources of chance: which items (or users) the evaluation data hold, which the bootstrap tells
-(estimates.py), and the seeds of the trainings. Their variances are added; the interval is that of Student's t with the
-degrees of freedom of Welch and Satterthwaite (Satterthwaite, Biometrics 1946).
+A difference has two random sources: the choice of items (or users) in the evaluation data, which the bootstrap
+estimates (estimates.py), and the seeds of the trainings. Their variances are added; the interval is that of Student's t
+distribution with the degrees of freedom of Welch and Satterthwaite (Satterthwaite, Biometrics 1946).
 
-The main metric over all samples stands for itself. Of many others, and of slices, one in forty would show a gain where
-there is none; so the intervals of each of these two families are widened to hold together (Bonferroni).
+The main metric over all samples is judged alone. Among many other metrics, or many slices, one in forty would show a
+gain by chance; therefore the intervals of each of these two families are widened to hold jointly (Bonferroni).
 """
 
 from __future__ import annotations
@@ -30,11 +30,11 @@ Estimates = Mapping[str, Sequence[Estimate]]
 class Gain:
     """How much better the first of two arms is by a metric; above 0 it is better, whatever the metric's direction.
 
-    first, second  means over the seeds, as the metric has them
-    value          NaN where the metric is not defined for one of them
-    low, high      limits of the interval; NaN without one
-    rows_error     standard error by the rows alone
-    seeds_error    standard error by the seeds alone; NaN for one seed
+    first, second  means of the metric over the seeds of each arm
+    value          the gain; NaN if the metric is undefined for one of the arms
+    low, high      limits of the interval; NaN without an interval
+    rows_error     standard error due to the rows alone
+    seeds_error    standard error due to the seeds alone; NaN for one seed
     verdict        PAYS, DOES_NOT or HARMS; "" without an interval
     reason         why there is no interval, else ""
     """
@@ -53,21 +53,22 @@ class Gain:
 def gains(
     first: Estimates, second: Estimates, is_bigger: Mapping[str, bool], main: str, level: float
 ) -> dict[str, Gain]:
-    """The gains by all metrics that both arms have, and by each slice; the order is that of the first arm.
+    """Return the gains by all metrics that both arms have, over all rows and per slice, in the order of the first arm.
 
     Args:
       first: the arm that may be better. All estimates are of the same rows and replicates.
-      second: what it is compared with.
+      second: the arm to compare it with.
       is_bigger: name of a metric, without slice -> whether larger values are better.
       main: the main metric.
-      level: with which its interval over all rows holds, those of the other metrics together, and those of slices.
+      level: confidence level of its interval over all rows, of the other metrics' intervals jointly, and of the slices'
+        intervals jointly.
     """
     names = [name for name in first if name in second and name.partition("/")[0] in is_bigger]
 
     def family(name: str) -> str:
         return "main" if name == main else "slices" if "/" in name else "others"
 
-    # Of what has no samples nothing is said.
+    # Results without an interval, such as those of empty slices, do not count.
     sizes = Counter(family(name) for name in names if not no_interval(first[name][0]))
     return {
         name: gain(
@@ -81,7 +82,7 @@ def gains(
 
 
 def gain(first: Sequence[Estimate], second: Sequence[Estimate], is_bigger: bool, level: float) -> Gain:
-    """The gain of the mean over seeds, with its interval of that level."""
+    """Return the gain of the mean over seeds, with its interval of the given level."""
     one, other = mean_estimate(first), mean_estimate(second)
     sign = 1.0 if is_bigger else -1.0
     value = sign * (one.value - other.value)
@@ -89,7 +90,7 @@ def gain(first: Sequence[Estimate], second: Sequence[Estimate], is_bigger: bool,
     if reason:
         return Gain(one.value, other.value, value, reason=reason)
     rows_variance = float(np.nanvar(one.replicates - other.replicates, ddof=1))
-    # Of the mean over the seeds of each arm; one seed tells none.
+    # Variance of the mean over the seeds of each arm; it cannot be estimated from one seed.
     seeds_variances = [float(np.var([e.value for e in arm], ddof=1)) / len(arm) for arm in (first, second) if arm[1:]]
     variances = [rows_variance, *seeds_variances]
     freedoms = [min(one.num_clusters, other.num_clusters) - 1, *(len(arm) - 1 for arm in (first, second) if arm[1:])]

@@ -1,4 +1,4 @@
-"""The test: which runs are done, in which order and within which time; goes on where it was stopped."""
+"""The test: decides which runs are done, in which order and in how much time; continues a test that was stopped."""
 
 from __future__ import annotations
 
@@ -24,13 +24,13 @@ from easyrec_mm.worth.runs import Run, RunResult, item_counts
 from easyrec_mm.worth.shuffle import shuffle_pictures
 
 _PLAN, _SHUFFLED_PICTURES = "plan.json", "shuffled_pictures.parquet"
-# Of a budget, that trainings are planned for: times are estimates.
+# Share of a budget for which trainings are planned, because times are estimates.
 _PLANNED_SHARE = 0.9
 
 
 @dataclass(frozen=True)
 class WorthOptions:
-    """As the command line has them: names of arms, () for all; None for no budget."""
+    """Options of the command line; `arms` is () for all arms, `budget_minutes` is None for no budget."""
 
     output: str
     num_seeds: int
@@ -43,11 +43,11 @@ class Worth:
 
     Args:
       pipeline: the config.
-      options: how.
-      say: tells the user.
+      options: how to test.
+      say: shows a message to the user.
 
     Raises:
-      UserError: if there is nothing to test, or the folder holds another test.
+      UserError: if the config leaves nothing to test, or the output is not a folder of this machine.
     """
 
     def __init__(self, pipeline: Pipeline, options: WorthOptions, say: Callable[[str], None]) -> None:
@@ -69,11 +69,11 @@ class Worth:
             raise UserError(f"{pipeline.path}: no metrics_set says which arm is better; add one, such as auc")
 
     def run(self) -> None:
-        """Do what is left to do, and write the report.
+        """Do the runs that are left, and write the report.
 
         Raises:
-          Stopped: by a signal; run again, it goes on.
-          UserError: of training and evaluation.
+          Stopped: if a signal stopped a training; another call continues the test.
+          UserError: if training or evaluation fails, or the folder contains another test.
         """
         self._folder.mkdir(parents=True, exist_ok=True)
         sizes = sizes_of(self._pipeline)
@@ -140,14 +140,14 @@ class Worth:
         return Run(arm, seed, num_steps, self._folder / "runs" / arm.name / f"seed-{seed}")
 
     def _is_spent(self, results: dict[str, list[RunResult]], num_seeds: int) -> bool:
-        """Whether another seed of all arms would take longer than the budget, as far as those before tell."""
+        """Return whether another seed of all arms would exceed the budget, judging by the earlier seeds."""
         budget = self._options.budget_minutes
         if budget is None or not num_seeds:
             return False
         if all(self._run_of(arm, num_seeds, 0).result() is not None for arm in self._arms):
             return False
         runs_s = sum(result.seconds for of_arm in results.values() for result in of_arm)
-        # Of a test that goes on, this start has not seen all of it.
+        # If an earlier start did a part of the test, the time since this start is not all of it.
         spent_s = max(runs_s, time.monotonic() - self._started_s)
         return spent_s + runs_s / num_seeds > 60 * budget
 
@@ -195,7 +195,7 @@ class Worth:
         put_text(self._folder / _PLAN, json.dumps(plan, indent=2) + "\n")
 
     def _identity(self, sizes: Sizes) -> str:
-        """Of config and data: results of another test are not to be mixed with these."""
+        """Return a hash of config and data, so that results of different tests are not mixed."""
         config = type(self._pipeline.config)()
         config.CopyFrom(self._pipeline.config)
         config.model_dir = ""  # not used
