@@ -1,6 +1,6 @@
-"""The image side of the network of a config: the image tower, the vector of an item, and the losses on image vectors.
+"""The image side of a config's network: the image tower, the vectors of items, and the losses on image vectors.
 
-Shapes: U images, D width of their vectors.
+Shapes: U images, D width of the image vector.
 """
 
 from __future__ import annotations
@@ -27,10 +27,10 @@ from easyrec_mm.weights.catalog import preset_location
 
 
 def image_tower(config: EasyRecConfig, schema: Schema, dtype: str) -> ImageTower:
-    """The image tower of a config.
+    """Build the image tower of a config.
 
     Raises:
-      ConfigError: if the backbone cannot be had or lacks what the config asks of it.
+      ConfigError: if the backbone cannot be loaded or lacks something that the config requires.
     """
     try:
         tower = _image_tower(config, schema, dtype)
@@ -45,7 +45,7 @@ def _image_tower(config: EasyRecConfig, schema: Schema, dtype: str) -> ImageTowe
     settings = network.img_model
     shape = (image.height * settings.upscale, image.width * settings.upscale, image.channels)
     name = backbone_name(settings.model_name) or settings.model_name
-    # Before the backbone: the order decides which initial weights a seed gives.
+    # Built before the backbone: the order of construction decides which initial weights a seed gives.
     head: keras.layers.Layer | None = build_dnn(network, "img_dnn", "img_dnn", network.l2_regularization, dtype)
     if network.HasField("highway_dnn"):
         head = Highway(network.highway_dnn.emb_size, "highway_dnn", dtype)
@@ -86,13 +86,13 @@ def _descriptors(settings: ImgModel) -> Descriptors | None:
 
 
 def item_image(settings: ImgModel, width: int, seed: int) -> ItemImage:
-    """What makes the vector of an item of those of its pictures, `width` numbers each."""
+    """Build the layer that makes the vector of an item from the vectors of its pictures, each of length `width`."""
     pooling = ImagePooling.Name(settings.image_pooling) if settings.image_separator else ""
     return ItemImage(width, pooling, settings.no_image_vector, settings.modality_dropout, seed)
 
 
 class ImageLosses:
-    """The losses on the vectors of images that a config asks for."""
+    """The losses on image vectors that a config defines."""
 
     def __init__(self, settings: ImgModel, schema: Schema, width: int, embedding: FeatureEmbedding) -> None:
         self._losses = image_losses(settings) if schema.uses_image else []
@@ -103,7 +103,7 @@ class ImageLosses:
             layer.build((None, width))
 
     def __call__(self, vectors: tf.Tensor, images: Images, training: bool) -> dict[str, tf.Tensor]:
-        """Vectors `[U, D]` -> weighted losses by name."""
+        """Return the weighted losses by name, for image vectors `[U, D]`."""
         found: dict[str, tf.Tensor] = {}
         counted = images.has_picture
         for loss, layer in zip(self._losses, self.layers, strict=True):
@@ -114,7 +114,7 @@ class ImageLosses:
                 value = layer(vectors, rows, images.features[name], counted)
             else:
                 label = tf.cast(images.labels[loss.label_name], tf.int64)
-                # Only a ClassLoss counts the classes that it has seen.
+                # Only a ClassLoss counts the classes that it sees in training.
                 extra = {"training": training} if isinstance(layer, ClassLoss) else {}
                 value = layer(vectors, label, counted, **extra)
             found[layer.name] = loss.weight * value

@@ -1,7 +1,7 @@
 """The network of a config: the image tower and the rec network together, and the loss of a batch.
 
-The parts share weights: the total model is rec(features, image(pixels) of each sample's picture). Shapes: P distinct
-pictures, U distinct images, S samples, D width of the image vector.
+The parts share their weights: the total model is rec(features, image(pixels of each sample's picture)). Shapes:
+P distinct pictures, E of them to encode, U distinct images, S samples, D width of the image vector.
 """
 
 from __future__ import annotations
@@ -28,25 +28,25 @@ from easyrec_mm.protos.pipeline_pb2 import EasyRecConfig
 from easyrec_mm.schema import Schema, Task
 
 EMBEDDING_REGULARIZATION, L2_REGULARIZATION = REGULARIZATION_LOSSES
-# With TensorFlow's global seed at 0 no dataset can be shuffled inside of a graph.
+# Stands in for seed 0: with TensorFlow's global seed at 0, a dataset cannot be shuffled inside a graph.
 _SEED_FOR_0 = 2**32 - 1
-# What names of variables begin with, or hold.
+# Prefix of the names of the backbone's variables, and a part of the names of random states.
 _BACKBONE, _RANDOM_STATE = "image/backbone/", "seed_generator"
 
 
 class MultimodalModel:
-    """The trained whole: `image` (None without pictures), `rec`, and what they make of a batch.
+    """The whole trained model: `image` (None without pictures) and `rec`, with losses and predictions of a batch.
 
     Args:
       config: a checked pipeline config.
       schema: its Schema.
       dtype: Keras dtype policy: FLOAT32, MIXED_BFLOAT16 or MIXED_FLOAT16. Embeddings, normalisation statistics, the
-        output layers and losses are float32 in all.
+        output layers and losses are float32 in each of them.
 
-    `image_width` is D, 0 without pictures; `item` makes the vector of an item of those of its pictures.
+    `image_width` is D, or 0 without pictures; `item` makes the vector of an item from the vectors of its pictures.
 
     Raises:
-      ConfigError: if the backbone cannot be had or lacks what the config asks of it.
+      ConfigError: if the backbone cannot be loaded or lacks something that the config requires.
     """
 
     image_width = 0
@@ -69,23 +69,23 @@ class MultimodalModel:
         self._prediction_banks: dict[str, PictureBank] = {}
         self._build()
         self._image_losses = ImageLosses(network.img_model, schema, self.image_width, self.rec.feature_embedding)
-        # What is trained where nothing is frozen.
+        # Names of the variables that are trained if nothing is frozen.
         self._trainable = {name for name, variable in self.named_variables().items() if variable.trainable}
         self._trained_part = "ALL"  # of the image tower, see `train_part`
 
     def logits(
         self, batch: Batch, training: bool = False, bank: PictureBank | None = None
     ) -> tuple[dict[str, tf.Tensor], tf.Tensor]:
-        """As RecModel.call: each distinct picture goes through the tower once, its vector to all its samples."""
+        """Return what RecModel.call returns; the tower encodes each distinct picture once, for all its samples."""
         return self._logits(batch, self.image_vectors(batch, training, bank), training)
 
     def image_vectors(self, batch: Batch, training: bool = False, bank: PictureBank | None = None) -> tf.Tensor | None:
-        """Vectors of the images of a batch, float32 `[U, D]`, zeros for one without a picture; None without a tower.
+        """Return image vectors float32 `[U, D]`, zeros for images without a picture; None without an image tower.
 
         Args:
-          batch: its pixels are those of the pictures that are to be encoded.
-          training: whether the backbone, if it is trained, works as in training.
-          bank: has what was made of the other pictures, and takes what is made; see `bank_width`.
+          batch: the batch; its pixels are those of the pictures to encode.
+          training: whether the backbone, if it is trained, runs in training mode.
+          bank: provides what was computed for the other pictures and stores the new results; see `bank_width`.
         """
         if self.image is None or self.item is None:
             return None
@@ -106,7 +106,7 @@ class MultimodalModel:
         return self.item.pooled(of_links, images.link_image, tf.size(images.has_picture))
 
     def losses(self, batch: Batch, training: bool = True, bank: PictureBank | None = None) -> dict[str, tf.Tensor]:
-        """Scalars that add up to the loss: of towers, of image vectors, and regularisation of tables and kernels."""
+        """Return scalars whose sum is the loss: of towers, of image vectors, regularisation of tables and kernels."""
         image_vectors = self.image_vectors(batch, training, bank)
         logits, embedding_penalty = self._logits(batch, image_vectors, training)
         losses = {}
@@ -122,7 +122,7 @@ class MultimodalModel:
         return losses
 
     def predict(self, batch: Batch, bank: PictureBank | None = None) -> dict[str, tf.Tensor]:
-        """Outputs of every task by their names: logits_*, probs_*, y_*."""
+        """Return the outputs of every task by name: logits_*, probs_*, y_*."""
         logits, _ = self.logits(batch, training=False, bank=bank)
         outputs: dict[str, tf.Tensor] = {}
         for task in self.schema.tasks:
@@ -130,19 +130,19 @@ class MultimodalModel:
         return outputs
 
     def image_side(self) -> tuple[ImageTower, ItemImage]:
-        """The image tower, and what makes the vector of an item of those of its pictures.
+        """Return the image tower and the layer that makes the vector of an item from the vectors of its pictures.
 
         Raises:
-          ValueError: for a model without pictures.
+          ValueError: if the model has no pictures.
         """
         if self.image is None or self.item is None:
             raise ValueError("the model has no pictures")
         return self.image, self.item
 
     def prediction_bank(self) -> PictureBank | None:
-        """What spares predictions the pictures that they have encoded; None for a model without pictures.
+        """Return the bank that keeps predictions from encoding a picture twice; None for a model without pictures.
 
-        It is empty, unless it still holds what a frozen backbone made in earlier predictions.
+        The bank is empty unless the backbone is frozen: then it keeps the results of earlier predictions.
         """
         if self.image is None:
             return None
@@ -152,7 +152,7 @@ class MultimodalModel:
         return bank
 
     def prediction_function(self, spec: Batch) -> Callable[[Batch], dict[str, tf.Tensor]]:
-        """`predict` with the bank of `prediction_bank`, compiled for batches of these shapes, once."""
+        """Return `predict` with the bank of `prediction_bank`, compiled once for batches of these shapes."""
         key = (str(spec), self._trained_part)
         if key not in self._prediction_functions:
             function = partial(self.predict, bank=self._prediction_banks.get(self._trained_part))
@@ -162,7 +162,7 @@ class MultimodalModel:
     def train_part(self, trainable: str) -> None:
         """Choose the trained part of the image tower: ALL, HEAD, NONE or LAST_N_STAGES, see img_model.trainable.
 
-        Functions that are traced already do not change.
+        Functions that have already been traced do not change.
         """
         self._trained_part = trainable
         if self.image is not None:
@@ -170,17 +170,18 @@ class MultimodalModel:
             self.image.train_last_stages(stages)
 
     def trains_part(self, trainable: str) -> bool:
-        """Whether this is the trained part of the image tower."""
+        """Return whether this is the trained part of the image tower."""
         return self._trained_part == trainable
 
     def bank_width(self, trainable: str) -> int:
-        """Numbers a picture that a bank keeps where that much is trained: the image vector, or what comes out of a
-        frozen backbone if the head behind it is trained.
+        """Return the length of the vectors that a bank keeps if `trainable` is the trained part of the image tower.
+
+        They are image vectors, or the features of the frozen backbone if the head after it is trained.
         """
         return self.image.num_features if self.image is not None and trainable == "HEAD" else self.image_width
 
     def trained_variables(self) -> dict[str, keras.Variable]:
-        """Those of named_variables() that are trained, given what is frozen."""
+        """Return the variables of named_variables() that are trained, given what is frozen."""
         return {
             name: v
             for name, v in self.named_variables().items()
@@ -188,17 +189,18 @@ class MultimodalModel:
         }
 
     def all_trainable(self) -> set[str]:
-        """Names of the variables that are trained where nothing is frozen."""
+        """Return the names of the variables that are trained if nothing is frozen."""
         return self._trainable
 
     def named_variables(self) -> dict[str, keras.Variable]:
-        """Every variable, and the state of dropout, under the name that checkpoints, reports and freeze_gradient use:
-        "embedding/user_id", "rec/tower_click/dnn/dense_0/kernel", "image/backbone/conv1_conv/kernel".
+        """Return every variable, and the dropout state, by the name that checkpoints, reports and freeze_gradient use.
+
+        Such as "embedding/user_id", "rec/tower_click/dnn/dense_0/kernel", "image/backbone/conv1_conv/kernel".
         """
         names = {id(table.embeddings): f"embedding/{name}" for name, table in self.rec.feature_embedding.tables.items()}
         parts: list[keras.layers.Layer] = [self.rec]
         if self.image is not None:
-            # A functional model's variables do not carry the name of the layer that it is part of.
+            # The variables of a functional model do not carry the name of the layer that contains the model.
             names |= {key: f"{_BACKBONE}{name}" for key, name in self.image.variable_names().items()}
             parts.insert(0, self.image)
         if self.item is not None:
@@ -207,24 +209,24 @@ class MultimodalModel:
         return {names.get(id(v), v.path): v for part in parts for v in part.variables}
 
     def no_image_vector(self) -> tuple[float, ...]:
-        """The numbers that stand for no picture, () if there are none."""
+        """Return the trained vector of items without a picture; () if the model has none."""
         if self.item is None or self.item.no_image is None:
             return ()
         return tuple(self.item.no_image.numpy().tolist())
 
     def weights(self) -> dict[str, tf.Variable]:
-        """named_variables() without the state of dropout, as TensorFlow's variables."""
+        """Return named_variables() without the dropout state, as TensorFlow variables."""
         return {name: v.value for name, v in self.named_variables().items() if _RANDOM_STATE not in name}
 
     def tables(self) -> dict[str, keras.Variable]:
-        """The embedding tables among named_variables()."""
+        """Return the embedding tables among named_variables()."""
         tables = {f"embedding/{name}": t.embeddings for name, t in self.rec.feature_embedding.tables.items()}
         if self.image is not None:
             tables |= {f"image/category/{name}": table for name, table in self.image.category_tables().items()}
         return tables
 
     def learning_rate_factors(self) -> dict[str, float]:
-        """Name -> factor of the learning rate, of the variables whose factor is not 1."""
+        """Return name -> factor of the learning rate, for the variables whose factor is not 1."""
         if self.image is None:
             return {}
         settings, stages = self._img_model, self.image.variable_stages()
@@ -247,7 +249,7 @@ class MultimodalModel:
 
     @staticmethod
     def _from_bank(made: tf.Tensor, images: Images, bank: PictureBank) -> tf.Tensor:
-        """What was made of the encoded pictures `[E, W]`, and the bank's vectors of the others: float32 `[P, W]`."""
+        """Return the encoded pictures' vectors `[E, W]` with the bank's for the other pictures: float32 `[P, W]`."""
         made = tf.cast(made, tf.float32)
         rows = tf.gather(images.bank_row, images.encoded)
         bank.vectors.scatter_update(tf.IndexedSlices(tf.stop_gradient(made), rows))
@@ -259,7 +261,7 @@ class MultimodalModel:
             return True
         if self.trains_part("NONE"):
             return False
-        # A bank keeps what is pooled, which would not follow the power.
+        # With HEAD, a bank keeps pooled features, which would not follow a change of these variables.
         if name.startswith(("image/category/", "image/attention_", "image/gem_power")):
             return not self.trains_part("HEAD")
         if not name.startswith(_BACKBONE):
@@ -270,7 +272,7 @@ class MultimodalModel:
         return stage >= len(self.image.stages) - self.image.num_trained_stages
 
     def _build(self) -> None:
-        """Create all variables, by a batch of one sample."""
+        """Create all variables by calling the layers on a batch of one sample."""
         vector = None
         if self.image is not None:
             image = self.schema.image
@@ -282,14 +284,14 @@ class MultimodalModel:
 
 
 def _value_of_a_sample(feature: Feature) -> tf.Tensor | tf.RaggedTensor:
-    """Zero for a feature of one sample, or a list of nothing."""
+    """Return the value zero of a feature for one sample, or an empty list."""
     num_values = 0 if feature.is_list else 1
     value = tf.zeros([num_values, feature.num_numbers]) if feature.num_numbers else tf.zeros([num_values], tf.int64)
     return tf.RaggedTensor.from_row_splits(value, tf.constant([0, 0], tf.int64)) if feature.is_list else value
 
 
 def without_updates(model: MultimodalModel, config: EasyRecConfig) -> MultimodalModel:
-    """The same network in float32 with low-rank updates merged into the weights that they update."""
+    """Return the same network in float32 with low-rank updates merged into the weights that they update."""
     if not config.model_config.e2e_mm_dbmtl.img_model.lora_rank or model.image is None:
         return model
     plain_config = EasyRecConfig()

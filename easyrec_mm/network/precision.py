@@ -1,4 +1,4 @@
-"""Chooses the number format of the computation: where the config leaves it open, bfloat16 if the hardware has it."""
+"""The number format of the computation: if the config leaves it open, bfloat16 where the hardware supports it."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ FLOAT32, MIXED_BFLOAT16, MIXED_FLOAT16 = "float32", "mixed_bfloat16", "mixed_flo
 
 # Flags of Linux's /proc/cpuinfo for bfloat16 dot products and matrix products.
 _BFLOAT16_FLAGS = {"avx512_bf16", "amx_bf16", "bf16"}
-# NVIDIA's Ampere.
+# NVIDIA Ampere.
 _FIRST_BFLOAT16_COMPUTE_CAPABILITY = (8, 0)
 
 
 def dtype_policy(precision: int) -> str:
-    """Keras dtype policy of a config's precision on this machine."""
+    """Return the Keras dtype policy for a config's precision on this machine."""
     if precision == Precision.AUTO:
         return MIXED_BFLOAT16 if _has_bfloat16() else FLOAT32
     named: dict[int, str] = {Precision.BFLOAT16: MIXED_BFLOAT16, Precision.FLOAT16: MIXED_FLOAT16}

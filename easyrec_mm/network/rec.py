@@ -1,4 +1,4 @@
-"""The rec network of a config: features and image vectors -> logits of every task, and what leaves the model.
+"""The rec network of a config: features and image vectors -> logits of every task, and the outputs of the model.
 
 Shapes: S samples, D width of the image vector, F width of the features, T tasks.
 """
@@ -19,21 +19,21 @@ from easyrec_mm.network.precision import FLOAT32
 from easyrec_mm.protos.model_pb2 import E2E_MM_DBMTL, BayesTaskTower, EasyRecModel, FeatureGroupConfig
 from easyrec_mm.schema import Attention, Schema, Task
 
-# Of an attention whose seq_dnn is not set, as in EasyRec.
+# Units of the score network of an attention whose seq_dnn sets none, as in EasyRec.
 DEFAULT_SCORE_UNITS = (128, 64, 32, 1)
 
 
 class RecModel(keras.layers.Layer):
-    """Features and image vectors -> logits of every task.
+    """The rec network, which maps features and image vectors to the logits of every task.
 
-    Features are embedded and batch-normalised, joined by the image vector before the shared bottom layers (or behind
-    them) and by products of features, and go through optional experts into one tower a task. A task's relation layers
-    also see the relation layers of its relation_tower_names (DBMTL, Wang et al., 2019: P(task | input, related tasks)).
-    What wide features add comes behind the towers.
+    Features are embedded and batch-normalised. The image vector is joined to them before or after the shared bottom
+    layers, products of features before these layers. Optional experts and one tower per task follow. A task's relation
+    layers also see the relation outputs of its relation_tower_names (DBMTL, Wang et al., 2019: P(task | input, related
+    tasks)). The numbers of wide features are added to the logits of the towers.
     """
 
     def __init__(self, model: EasyRecModel, schema: Schema, dtype: str) -> None:
-        # float32: numbers and image vectors reach the batch norm unrounded, whatever the layers compute in.
+        # float32, so that numbers and image vectors reach the batch norm unrounded whatever dtype the layers use.
         super().__init__(name="rec", dtype=FLOAT32)
         network = model.e2e_mm_dbmtl
         l2 = network.l2_regularization
@@ -66,14 +66,14 @@ class RecModel(keras.layers.Layer):
     def call(
         self, features: dict[str, tf.Tensor | tf.RaggedTensor], image_vector: tf.Tensor | None, training: bool = False
     ) -> tuple[dict[str, tf.Tensor], tf.Tensor]:
-        """Logits of a batch.
+        """Return the logits of a batch.
 
         Args:
-          features: as FeatureTransform makes them, S samples.
+          features: output of FeatureTransform for S samples.
           image_vector: float32 `[S, D]`; None for a model without pictures.
 
         Returns:
-          task name -> logits float32 `[S, num_class]`; and the scalar regularisation of what came from tables.
+          task name -> logits float32 `[S, num_class]`; and the scalar regularisation of the values from tables.
         """
         x, squares = self.feature_embedding(features, image_vector, training=training)  # [S, F + W]
         penalty = 0.5 * self._embedding_regularization * squares
@@ -83,7 +83,7 @@ class RecModel(keras.layers.Layer):
         return self.logits(x, image_vector, training), penalty
 
     def logits(self, x: tf.Tensor, image_vector: tf.Tensor | None, training: bool = False) -> dict[str, tf.Tensor]:
-        """What FeatureEmbedding makes of features, and image vectors -> logits as `call` returns them."""
+        """Return logits as `call` does, from the output `x` of FeatureEmbedding and the image vectors."""
         x, wide = x[:, : sum(self._widths)], x[:, sum(self._widths) :]
         if self._feature_bn is not None:
             x = self._feature_bn(x, training=training)
@@ -109,7 +109,7 @@ class RecModel(keras.layers.Layer):
         return {task.name: logits[task.name] for task in self._tasks}
 
     def _add_wide(self, logits: dict[str, tf.Tensor], wide: tf.Tensor) -> None:
-        """Add what wide features give to each logit; in `wide` each feature has a number for every logit, in order."""
+        """Add the numbers of wide features to the logits; in `wide` each feature has one number per logit, in order."""
         num_classes = [task.num_class for task in self._tasks]
         added = tf.reduce_sum(tf.reshape(wide, [-1, wide.shape[1] // sum(num_classes), sum(num_classes)]), axis=1)
         for task, part in zip(self._tasks, tf.split(added, num_classes, axis=1), strict=True):
@@ -117,7 +117,7 @@ class RecModel(keras.layers.Layer):
 
 
 def _wide_penalties(model: EasyRecModel, schema: Schema) -> np.ndarray:
-    """wide_regularization of each of the numbers that wide features give."""
+    """Return the wide_regularization of each number that wide features contribute."""
     by_name = {
         wide_name(name): group.wide_regularization
         for group in model.feature_groups
@@ -131,7 +131,7 @@ def _wide_penalties(model: EasyRecModel, schema: Schema) -> np.ndarray:
 
 
 def _attentions(model: EasyRecModel, schema: Schema, dtype: str) -> list[tuple[Attention, TargetAttention]]:
-    """The attentions of the schema, each with its layer."""
+    """Return the attentions of the schema, each with its layer."""
     configs = {config.group_name: config for group in model.feature_groups for config in group.sequence_features}
     found = []
     for attention in schema.attentions:
@@ -151,7 +151,7 @@ def _attentions(model: EasyRecModel, schema: Schema, dtype: str) -> list[tuple[A
 
 
 class TaskTower(keras.layers.Layer):
-    """One task: its own layers, the relation layers and the output layer."""
+    """The tower of one task: its own layers, the relation layers and the output layer."""
 
     def __init__(self, tower: BayesTaskTower, task: Task, l2: float, dtype: str) -> None:
         super().__init__(name=f"tower_{task.name}", dtype=dtype)
@@ -160,7 +160,7 @@ class TaskTower(keras.layers.Layer):
         self._output = dense(task.num_class, "output", l2, dtype=FLOAT32)
 
     def call(self, x: tf.Tensor, related: list[tf.Tensor], training: bool = False) -> tuple[tf.Tensor, tf.Tensor]:
-        """`[S, F]` and the relation outputs of other towers -> this relation output `[S, units]`, logits."""
+        """Map `[S, F]` and other towers' relation outputs to this tower's relation output `[S, units]` and logits."""
         if self._dnn is not None:
             x = self._dnn(x, training=training)
         x = tf.concat([x, *related], axis=1) if related else x
@@ -170,7 +170,7 @@ class TaskTower(keras.layers.Layer):
 
 
 def task_outputs(task: Task, logits: tf.Tensor) -> dict[str, tf.Tensor]:
-    """Named outputs of a task: `[S]`, or `[S, num_class]` for the logits and probabilities of several classes."""
+    """Return the named outputs of a task: `[S]`, or `[S, num_class]` for logits and probabilities of many classes."""
     values: tuple[tf.Tensor, ...]
     if task.activation == "binary":
         values = (logits[:, 0], tf.sigmoid(logits[:, 0]))
@@ -184,7 +184,7 @@ def task_outputs(task: Task, logits: tf.Tensor) -> dict[str, tf.Tensor]:
 
 
 def build_dnn(parent: E2E_MM_DBMTL | BayesTaskTower, field: str, name: str, l2: float, dtype: str) -> DNN | None:
-    """The DNN of a config field, None where the field is not set."""
+    """Build the DNN of a config field; return None if the field is not set."""
     if not parent.HasField(field):
         return None
     config = getattr(parent, field)

@@ -1,4 +1,4 @@
-"""Tensors of other frameworks -> models of keras-hub, one converter an architecture."""
+"""Converters from tensors of other frameworks to models of keras-hub, one converter per architecture."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ Tensors = Mapping[str, NDArray[Any]]
 
 
 class Converted(NamedTuple):
-    """What a preset is made of, and what it is verified with.
+    """The parts of a preset, and the classifier that verifies them.
 
     backbone           pictures `[P, H, W, 3]` of any size -> feature maps `[P, h, w, F]`
-    image_converter    normalises their pixels
-    kernel, bias       the classifier that it was trained with: the mean of the feature maps `[P, F]` @ `[F, C]` + `[C]`
+    image_converter    normalises the pixels of the pictures
+    kernel, bias       classifier of the pretraining: the mean of the feature maps `[P, F]` @ `[F, C]` + `[C]`
     """
 
     backbone: keras.Model
@@ -27,7 +27,7 @@ class Converted(NamedTuple):
 
 
 class _Stack(NamedTuple):
-    """Blocks of one width; the first of them has the stride."""
+    """Blocks of the same width; the first block has the stride."""
 
     kernel_size: int
     repeats: int
@@ -37,7 +37,7 @@ class _Stack(NamedTuple):
     stride: int
 
 
-# EfficientNet-B0 (Tan and Le, ICML 2019, table 1), as EfficientNet-Lite0 has it, too.
+# The stacks of EfficientNet-B0 (Tan and Le, ICML 2019, table 1), which EfficientNet-Lite0 also has.
 _STACKS = (
     _Stack(3, 1, 32, 16, 1, 1),
     _Stack(3, 2, 16, 24, 6, 2),
@@ -50,8 +50,8 @@ _STACKS = (
 
 
 def efficientnet_lite0(tensors: Tensors) -> Converted:
-    """EfficientNet-Lite0: no squeeze and excitation, relu6; tensors as lukemelas/EfficientNet-PyTorch names them."""
-    import keras_hub  # half a second
+    """Convert EfficientNet-Lite0 (relu6, no squeeze and excitation), named as in lukemelas/EfficientNet-PyTorch."""
+    import keras_hub  # takes half a second
 
     num_stacks = len(_STACKS)
     backbone = keras_hub.models.EfficientNetBackbone(
@@ -64,9 +64,10 @@ def efficientnet_lite0(tensors: Tensors) -> Converted:
         stackwise_squeeze_and_excite_ratios=[0] * num_stacks,
         stackwise_width_coefficients=[1.0] * num_stacks,
         stackwise_depth_coefficients=[1.0] * num_stacks,
-        # Both kinds are inverted residual blocks. "v1" pads both sides alike where it has a stride, as PyTorch does;
-        # "unfused" pads as TensorFlow, where the weights were trained: with the other padding each stride shifts what
-        # the next layers see by half a pixel. "unfused" without expansion would project by more than 1 x 1.
+        # Both kinds are inverted residual blocks. With a stride, "v1" pads both sides equally, as PyTorch does, and
+        # "unfused" pads as TensorFlow does, in which the weights were trained: with the other padding, each stride
+        # shifts the input of the next layers by half a pixel. Without expansion, "unfused" would project with a kernel
+        # larger than 1 x 1.
         stackwise_block_types=["v1" if stack.expansion == 1 else "unfused" for stack in _STACKS],
         include_stem_padding=False,
         stem_conv_padding="same",
@@ -99,7 +100,7 @@ CONVERTERS: dict[str, Callable[[Tensors], Converted]] = {"efficientnet_lite0": e
 
 
 def _block_names() -> Iterator[tuple[str, _Stack]]:
-    """keras-hub's name of each block, in the order of the data: the number of its stack and a letter."""
+    """Yield keras-hub's name of each block (stack number and letter) with its stack, in the order of the data flow."""
     for number, stack in enumerate(_STACKS, 1):
         for repeat in range(stack.repeats):
             yield f"block{number}{chr(ord('a') + repeat)}_", stack
@@ -121,12 +122,12 @@ def _block_layers(backbone: keras.Model, name: str, stack: _Stack) -> dict[str, 
 
 
 def _assign_convolution(layer: keras.layers.Conv2D, tensors: Tensors, name: str) -> None:
-    """`[out, in, k, k]` -> `[k, k, in, out]`."""
+    """Assign a kernel, transposed from `[out, in, k, k]` to `[k, k, in, out]`."""
     layer.kernel.assign(np.transpose(tensors[f"{name}.weight"], (2, 3, 1, 0)))
 
 
 def _assign_depthwise(layer: keras.layers.DepthwiseConv2D, tensors: Tensors, name: str) -> None:
-    """`[C, 1, k, k]` -> `[k, k, C, 1]`."""
+    """Assign a kernel, transposed from `[C, 1, k, k]` to `[k, k, C, 1]`."""
     layer.kernel.assign(np.transpose(tensors[f"{name}.weight"], (2, 3, 0, 1)))
 
 

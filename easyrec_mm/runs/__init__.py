@@ -1,1 +1,1 @@
-"""The folder of a training: what is known of its evaluations, and which of its checkpoints is the best."""
+"""The folder of a training: its checkpoints, its logs and evaluations, and which checkpoint is the best."""

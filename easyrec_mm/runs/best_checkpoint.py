@@ -1,4 +1,4 @@
-"""Which checkpoint of a training is meant where none is named: the newest, or the best by its evaluations."""
+"""Choice of a training's checkpoint if the user names none: the newest, or the best according to its evaluations."""
 
 from __future__ import annotations
 
@@ -17,22 +17,22 @@ _SETTING = "--checkpoint_path"
 
 
 class Choice(NamedTuple):
-    """path: of the checkpoint; note: what the user should know of the choice, or ""."""
+    """A chosen checkpoint: `path`, and `note` with what the user should know about the choice, or ""."""
 
     path: str
     note: str = ""
 
 
 def choose_checkpoint(pipeline: Pipeline, path: str | None, model_dir: ModelDir | None = None) -> Choice:
-    """The checkpoint named; by default the newest in model_dir, or with `exporter_type: "best"` the best evaluated.
+    """Return the named checkpoint, else the newest in model_dir, or with `exporter_type: "best"` the best evaluated.
 
     Args:
-      pipeline: the config that trained it.
-      path: what the user names, or None.
-      model_dir: of the training, if it is open.
+      pipeline: the config of the training.
+      path: the path that the user names, or None.
+      model_dir: folder of the training, if it is already open.
 
     Raises:
-      CheckpointError: if there is none, or no evaluation tells which is the best.
+      CheckpointError: if there is no checkpoint, or no evaluation that determines the best one.
     """
     config = pipeline.config
     if path:
@@ -44,7 +44,7 @@ def choose_checkpoint(pipeline: Pipeline, path: str | None, model_dir: ModelDir 
     evaluations = read_evaluations(model_dir.local / METRICS, criterion.metric)
     paths = {step_of(found): found for found in Checkpoints(str(model_dir.local)).all()}
     if not paths:
-        return Choice(model_dir.checkpoint(_SETTING))  # which says what to do
+        return Choice(model_dir.checkpoint(_SETTING))  # raises an error that says what to do
     wanted = standing_of(evaluations, criterion).best
     left = standing_of([e for e in evaluations if e.step in paths], criterion).best
     if left is None:
@@ -60,7 +60,7 @@ def choose_checkpoint(pipeline: Pipeline, path: str | None, model_dir: ModelDir 
 
 
 def step_of(checkpoint: str) -> int:
-    """The step that a checkpoint's name tells; -1 if it tells none."""
+    """Return the step in a checkpoint's name; -1 if the name contains no step."""
     number = Path(checkpoint).name.rpartition("-")[2]
     return int(number) if number.isdecimal() else -1
 

@@ -1,9 +1,9 @@
 """Checkpoints: named variables in TensorFlow's checkpoint format, written so that the last good one always stays.
 
-A checkpoint is `model.ckpt-<step>.index` and `.data-*`, and holds each variable under its name
+A checkpoint consists of `model.ckpt-<step>.index` and `.data-*`, and contains each variable under its name
 (model.MultimodalModel.named_variables); `tf.train.load_checkpoint` reads it. Variables are written and read in slices,
-so that a table of many gigabytes is never copied whole, and a checkpoint is listed in the folder's `checkpoint` file
-only when it is complete.
+so that a table of many gigabytes is never copied as a whole, and a checkpoint is listed in the folder's `checkpoint`
+file only when it is complete.
 """
 
 from __future__ import annotations
@@ -21,10 +21,10 @@ import tensorflow as tf
 from easyrec_mm.errors import CheckpointError, did_you_mean, tensorflow_reason
 
 PREFIX = "model.ckpt"
-# The list of a folder's checkpoints.
+# File that lists a folder's checkpoints.
 STATE = "checkpoint"
 _SLICE_BYTES = 16 << 20
-# Of a variable: a table of 100 GiB goes into files of 400 MiB.
+# Per variable: a table of 100 GiB is written to files of 400 MiB.
 _MOST_SLICES = 256
 
 
@@ -32,11 +32,11 @@ class Checkpoints:
     """The checkpoints of a folder.
 
     Args:
-      folder: where they are; made when the first is saved.
-      keep: number of newest ones that stay.
+      folder: the folder, which is created when the first checkpoint is saved.
+      keep: number of newest checkpoints to keep.
 
     Raises:
-      CheckpointError: if TensorFlow would take the folder's name for a pattern.
+      CheckpointError: if TensorFlow would interpret the folder's name as a pattern.
     """
 
     def __init__(self, folder: str, keep: int = 10) -> None:
@@ -49,27 +49,27 @@ class Checkpoints:
         self._keep = keep
 
     def all(self) -> list[str]:
-        """Paths of the complete checkpoints, oldest first."""
+        """Return the paths of the complete checkpoints, oldest first."""
         state = tf.train.get_checkpoint_state(str(self._folder))
         names = [Path(path).name for path in state.all_model_checkpoint_paths] if state else []
         paths = [str(self._folder / name) for name in names]
         return [path for path in paths if tf.io.gfile.exists(f"{path}.index")]
 
     def latest(self) -> str | None:
-        """Path of the newest one."""
+        """Return the path of the newest checkpoint; None if there is none."""
         paths = self.all()
         return paths[-1] if paths else None
 
     def save(self, step: int, variables: Mapping[str, tf.Variable | tf.Tensor], kept_step: int | None = None) -> str:
         """Write the variables as `model.ckpt-<step>` and remove the oldest checkpoints beyond `keep`.
 
-        That of `kept_step` stays beside them.
+        The checkpoint of `kept_step` is kept in addition.
 
         Raises:
-          CheckpointError: if it cannot be written, as on a full disk; what was there before stays.
+          CheckpointError: if it cannot be written, as on a full disk; earlier checkpoints stay.
         """
         path = self._folder / f"{PREFIX}-{step}"
-        # One name for all steps: what a killed save left is cleared by the next.
+        # One name for all steps, so that each save removes what a killed save left behind.
         temporary = self._folder / f".{PREFIX}.tmp"
         try:
             self._folder.mkdir(parents=True, exist_ok=True)
@@ -94,7 +94,7 @@ class Checkpoints:
         return str(path)
 
     def _write_list(self, paths: list[str]) -> None:
-        """TensorFlow's `checkpoint` file, with relative paths, so that the folder can be moved."""
+        """Write TensorFlow's `checkpoint` file with relative paths, so that the folder can be moved."""
         names = [Path(path).name for path in paths]
         lines = [f'model_checkpoint_path: "{names[-1]}"', *(f'all_model_checkpoint_paths: "{n}"' for n in names)]
         temporary = self._folder / f"{STATE}.tmp"
@@ -109,10 +109,10 @@ class Checkpoints:
 
 
 def resolve_checkpoint(path: str, setting: str) -> str:
-    """The checkpoint that a user names: its path, one of its files, or a folder (its newest).
+    """Return the checkpoint that a user names: by its path, by one of its files, or by a folder (its newest).
 
     Raises:
-      CheckpointError: naming the setting, if there is none.
+      CheckpointError: if there is no checkpoint; the message names the setting.
     """
     if tf.io.gfile.isdir(path):
         found = Checkpoints(path).latest() or tf.train.latest_checkpoint(path)
@@ -126,7 +126,7 @@ def resolve_checkpoint(path: str, setting: str) -> str:
 
 
 def checkpoint_shapes(path: str) -> dict[str, list[int]]:
-    """Name -> shape of everything in a checkpoint."""
+    """Return name -> shape of everything in a checkpoint."""
     try:
         return dict(tf.train.load_checkpoint(path).get_variable_to_shape_map())
     except (tf.errors.OpError, ValueError, RuntimeError) as error:
@@ -137,7 +137,7 @@ def restore(path: str, variables: Mapping[str, tf.Variable]) -> None:
     """Assign the checkpoint's values to variables.
 
     Raises:
-      CheckpointError: if a variable is missing in the checkpoint or has another shape, with both sides.
+      CheckpointError: if a variable is missing in the checkpoint or has another shape; the message shows both shapes.
     """
     shapes = checkpoint_shapes(path)
     problems = []
@@ -176,7 +176,7 @@ def read_into(path: str, name: str, variable: tf.Variable) -> None:
 def warm_start(
     path: str, variables: Mapping[str, tf.Variable], names: Mapping[str, str], left_out: Collection[str] = ()
 ) -> str:
-    """Assign what a checkpoint has for variables whose names and shapes agree.
+    """Assign the checkpoint's values to the variables whose names and shapes agree with it.
 
     Args:
       path: checkpoint, of this project or any other in TensorFlow's format.
@@ -185,10 +185,10 @@ def warm_start(
       left_out: variables that keep their initial values.
 
     Returns:
-      A report of what was and what was not restored, one line a variable.
+      A report of what was and what was not restored, one line per variable.
 
     Raises:
-      CheckpointError: if nothing agrees, or `names` names a variable that one side does not have.
+      CheckpointError: if no variable agrees, or `names` contains a variable that one side does not have.
     """
     shapes = checkpoint_shapes(path)
     for name, source in names.items():
@@ -222,12 +222,12 @@ def warm_start(
 
 
 def _is_weight(name: str) -> bool:
-    """Whether a checkpoint's entry is a weight rather than the state of a training."""
+    """Return whether a checkpoint's entry is a weight rather than the state of a training."""
     return not name.startswith(("optimizer_", "average/", "progress/", "picture_bank/"))
 
 
 def _write_parts(folder: Path, variables: Mapping[str, tf.Variable]) -> list[str]:
-    """Write the variables to files of about a slice each; the prefixes of the files."""
+    """Write the variables to files of about one slice each; return the prefixes of the files."""
     parts: list[str] = []
     names: list[str] = []
     specs: list[str] = []
@@ -256,7 +256,7 @@ def _write_parts(folder: Path, variables: Mapping[str, tf.Variable]) -> list[str
 
 
 def _slices(variable: tf.Variable) -> list[tuple[int, int, str]]:
-    """(first row, row behind the last, TensorFlow's slice spec); one slice with the spec "" is the whole."""
+    """Return (first row, row after the last, TensorFlow's slice spec) per slice; the spec "" is the whole variable."""
     shape = list(variable.shape)
     row_bytes = variable.dtype.size * int(tf.reduce_prod(shape[1:])) if shape else 1
     if not shape or shape[0] * row_bytes <= _SLICE_BYTES:

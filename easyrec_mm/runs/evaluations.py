@@ -1,7 +1,7 @@
-"""What metrics.jsonl says of the evaluations of a training: which was the best, and whether it still improves.
+"""The evaluations of a training in metrics.jsonl: which was the best, and whether the training still improves.
 
-The file is only ever appended to, and outlives trainings that were killed or begun anew. A line of kind "start" says at
-which step a training began or went on: what was written of later steps before it is of a training that is no more.
+The file is only appended to, and survives trainings that were killed or restarted. A line of kind "start" contains the
+step at which a training began or continued: earlier lines with later steps belong to a training that was discarded.
 """
 
 from __future__ import annotations
@@ -14,25 +14,25 @@ from typing import Any, NamedTuple
 from easyrec_mm.config.best import Criterion
 
 METRICS = "metrics.jsonl"
-# Kinds of lines, beside "train".
+# Kinds of lines, in addition to "train".
 START, EVAL, END = "start", "eval", "end"
 
 
 class Evaluation(NamedTuple):
-    """Value of a metric at a step; None where it is undefined, as the AUC of a single class."""
+    """The value of a metric at a step; None if it is undefined, like the AUC of a single class."""
 
     step: int
     value: float | None
 
 
 class Standing(NamedTuple):
-    """How far a training has got since its last improvement.
+    """The best evaluations of a training, and its progress since the last improvement.
 
-    best           the best evaluation of those that reach the threshold; None if there is none
-    nearest        the best whether it reaches the threshold or not; None if no value is defined
+    best           the best evaluation that reaches the threshold; None if no evaluation reaches it
+    nearest        the best evaluation, whether it reaches the threshold or not; None if no value is defined
     improved_step  step of the last improvement
-    num_since      evaluations since then
-    steps_since    steps from then to the last evaluation
+    num_since      number of evaluations since then
+    steps_since    number of steps from then to the last evaluation
     """
 
     best: Evaluation | None
@@ -43,11 +43,11 @@ class Standing(NamedTuple):
 
 
 def read_lines(path: Path) -> Iterator[dict[str, Any]]:
-    """The lines of a metrics file that are whole, oldest first; none if there is no file."""
+    """Yield the complete lines of a metrics file, oldest first; no lines if the file does not exist."""
     if not path.exists():
         return
     for text in path.read_text(encoding="utf-8", errors="replace").splitlines():
-        # A training that is killed, or finds the disk full, leaves a part of a line.
+        # A training that is killed or finds the disk full leaves an incomplete line.
         try:
             line = json.loads(text)
         except ValueError:
@@ -57,7 +57,7 @@ def read_lines(path: Path) -> Iterator[dict[str, Any]]:
 
 
 def read_evaluations(path: Path, metric: str) -> list[Evaluation]:
-    """The evaluations that tell a metric, one a step, in the order of steps."""
+    """Read the evaluations that contain a metric, one per step, in the order of steps."""
     found: dict[int, float | None] = {}
     for line in read_lines(path):
         step = int(line["step"])
@@ -69,7 +69,7 @@ def read_evaluations(path: Path, metric: str) -> list[Evaluation]:
 
 
 def standing_of(evaluations: Sequence[Evaluation], criterion: Criterion) -> Standing:
-    """Where a training stands; evaluations without a value are not counted. Of equal values the first is the best."""
+    """Return the standing of a training, without counting undefined values; of equal values the first is the best."""
     best: Evaluation | None = None
     nearest: Evaluation | None = None
     reference: float | None = None
@@ -92,7 +92,7 @@ def standing_of(evaluations: Sequence[Evaluation], criterion: Criterion) -> Stan
 
 
 def stop_reason(standing: Standing, criterion: Criterion) -> str | None:
-    """Why a training should stop; None if it should go on."""
+    """Return why a training should stop; None if it should go on."""
     least = f" by {criterion.min_delta:g}" if criterion.min_delta else ""
     without = f"{criterion.metric} did not improve{least} in"
     since = f"since step {standing.improved_step}"

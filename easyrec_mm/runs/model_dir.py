@@ -1,9 +1,9 @@
-"""The folder of a training: where it is worked on, and how a remote one gets what was written.
+"""The folder of a training, and the local copy of a remote folder.
 
-TensorFlow's checkpoints and event files, and what is appended to, need a folder of this machine. A remote model_dir is
-therefore worked on in a copy: all but the values of checkpoints and the event files is copied when it is opened, the
-values of a checkpoint when it is read. What was written is put back so that the list of checkpoints never names one
-that is not there.
+TensorFlow's checkpoints and event files, and files that are appended to, need a local folder. A remote model_dir is
+therefore used through a local copy: when it is opened, everything except event files and the values of checkpoints is
+copied; the values of a checkpoint are copied when it is read. New files are uploaded in such an order that the list of
+checkpoints never names a missing checkpoint.
 """
 
 from __future__ import annotations
@@ -20,21 +20,21 @@ from easyrec_mm.files.folders import Folder
 from easyrec_mm.files.storage import StorageError
 from easyrec_mm.runs.checkpoint import PREFIX, STATE, resolve_checkpoint
 
-# Files of a training, beside its checkpoints.
+# Files of a training other than its checkpoints.
 EVAL_RESULT = "eval_result.json"
 BAD_RECORDS = "bad_records.jsonl"
 PIPELINE_CONFIG = "pipeline.config"
-# Logs of a training that goes on are put back this often.
+# Seconds between two uploads of the logs of a running training.
 _PUT_LOGS_EVERY_S = 60.0
 _VALUES = re.compile(r"\.data-\d+-of-\d+$")
 _EVENTS = "events.out.tfevents."
 
 
 class ModelDir:
-    """A model_dir; `local` is where it is worked on.
+    """A model_dir; `local` is the folder itself, or the local copy of a remote folder.
 
     Args:
-      path: of the folder; nothing is read yet.
+      path: path of the folder; nothing is read yet.
     """
 
     def __init__(self, path: str) -> None:
@@ -43,10 +43,10 @@ class ModelDir:
         self._put_s = time.monotonic()
 
     def open(self) -> ModelDir:
-        """Copy what is needed to go on, but for the values of checkpoints.
+        """Copy what is needed to continue the training, except the values of checkpoints; return this folder.
 
         Raises:
-          StorageError: if it cannot be read.
+          StorageError: if the folder cannot be read.
         """
         if self._folder.is_remote:
             self.local.mkdir(parents=True, exist_ok=True)
@@ -55,10 +55,10 @@ class ModelDir:
         return self
 
     def checkpoint(self, setting: str, name: str = "") -> str:
-        """The path in `local` of a checkpoint, of the newest by default, with its values.
+        """Return the path in `local` of a checkpoint, by default the newest, after copying its values.
 
         Raises:
-          CheckpointError: naming the setting, if there is none.
+          CheckpointError: if there is no checkpoint; the message names the setting.
           StorageError: if it cannot be read.
         """
         path: str = resolve_checkpoint(str(self.local / name), setting)
@@ -66,7 +66,7 @@ class ModelDir:
         return path
 
     def fetch_checkpoint(self, path: str | None) -> None:
-        """Copy the values of a checkpoint of `local`, to be read.
+        """Copy the values of a checkpoint to `local`, so that it can be read.
 
         Raises:
           StorageError: if they cannot be read.
@@ -76,29 +76,29 @@ class ModelDir:
             self._folder.fetch(lambda name: name.startswith(prefix))
 
     def refresh(self, names: Collection[str]) -> None:
-        """Copy what another process has written since: the list of checkpoints and what it names, and these files.
+        """Copy what another process has written since: the list of checkpoints, their indexes, and the files `names`.
 
         Raises:
-          StorageError: if it cannot be read.
+          StorageError: if the folder cannot be read.
         """
         if self._folder.is_remote:
-            # The list may change and keep its size, which is all that some places tell.
+            # The list may change without changing its size, and some storages report only the size.
             self._folder.refresh(
                 lambda name: name in (STATE, *names) or (name.endswith(".index") and "/" not in name),
                 always=lambda name: name == STATE,
             )
 
     def forget_checkpoint(self, path: str) -> None:
-        """Remove the copy of the values of a remote checkpoint, which is not read again."""
+        """Remove the local copy of a remote checkpoint's values, which will not be read again."""
         if self._folder.is_remote:
             for values in self.local.glob(f"{Path(path).name}.data-*"):
                 values.unlink()
 
     def put_checkpoint(self) -> None:
-        """Put back what was written, a checkpoint before the list that names it; remove those that are gone here.
+        """Upload what was written, checkpoints before the list that names them; remove checkpoints deleted locally.
 
         Raises:
-          CheckpointError: if it cannot be written; it stays here.
+          CheckpointError: if the checkpoint cannot be uploaded; it stays in `local`.
         """
         if not self._folder.is_remote:
             return
@@ -111,9 +111,9 @@ class ModelDir:
             raise CheckpointError(f"{error}; the checkpoint could not be put there") from error
 
     def put_logs(self, at_once: bool = True) -> None:
-        """Put back what was written, but when it was done lately unless it is `at_once`.
+        """Upload what was written; unless `at_once`, skip the upload if the last one was recent, and ignore errors.
 
-        What cannot be written now is with the next checkpoint.
+        What cannot be uploaded now will be uploaded with the next checkpoint.
         """
         if self._folder.is_remote and (at_once or time.monotonic() - self._put_s > _PUT_LOGS_EVERY_S):
             try:
@@ -124,7 +124,7 @@ class ModelDir:
 
     @contextmanager
     def logs_put(self) -> Iterator[None]:
-        """Put back what was written when it is left, also by an error, which counts more than one of putting."""
+        """Upload what was written when the context ends; an error in the context hides an error of the upload."""
         try:
             yield
         except BaseException:
@@ -143,10 +143,10 @@ def _checkpoint_of(name: str) -> str:
 
 
 def find_checkpoint(path: str, setting: str) -> str:
-    """The checkpoint that a user names, as checkpoint.resolve_checkpoint; of a remote one, a copy.
+    """Return the checkpoint that a user names, as checkpoint.resolve_checkpoint; for a remote one, a local copy.
 
     Raises:
-      CheckpointError: naming the setting, if there is none.
+      CheckpointError: if there is no checkpoint; the message names the setting.
       StorageError: if it cannot be read.
     """
     if not is_remote(path):
@@ -159,7 +159,7 @@ def find_checkpoint(path: str, setting: str) -> str:
 
 
 def _order(name: str) -> int | None:
-    """Values, then the index that says they are complete, then the list of checkpoints; not what is being written."""
+    """Return the rank of a file in an upload: values, then index, then list; None for files that are being written."""
     if name.startswith(".") or name.endswith(".tmp"):
         return None
     if name == STATE:

@@ -13,14 +13,14 @@ _ROWS_AT_A_TIME = 1 << 20
 class MovingAverage:
     """Exponential moving average of variables: average = decay * average + (1 - decay) * variable, after each step.
 
-    Of a table only the rows of the batch are touched: a row that is not used keeps its value, so its average since the
-    row's last use has a closed form, variable + (average - variable) * decay^steps, and is brought up to date when the
-    row is used again or the average is read. The result is exactly the average over all steps.
+    In a table, only the rows of the batch are updated: an unused row keeps its value, so its average since the row's
+    last use has a closed form, variable + (average - variable) * decay^steps, and is brought up to date when the row is
+    used again or the average is read. The result is exactly the average over all steps.
 
     Args:
       named: variables by name.
       tables: names of the embedding tables among them.
-      decay: per step.
+      decay: decay per step.
     """
 
     def __init__(self, named: dict[str, keras.Variable], tables: Sequence[str], decay: float) -> None:
@@ -33,13 +33,13 @@ class MovingAverage:
         }
 
     def named_variables(self) -> dict[str, tf.Variable]:
-        """What a checkpoint must hold."""
+        """Return the variables that a checkpoint must contain, by name."""
         return {f"{name}/average": v for name, v in self._averages.items()} | {
             f"{name}/last_used": v for name, v in self._last_used.items()
         }
 
     def start_from_variables(self) -> None:
-        """Begin anew at the variables' present values."""
+        """Restart the averages at the variables' current values."""
         for name, average in self._averages.items():
             average.assign(self._named[name].value)
 
@@ -47,9 +47,9 @@ class MovingAverage:
         """Run `update`, which changes the variables, then move the averages.
 
         Args:
-          update: the optimizers' step.
-          rows: table name -> distinct ids of the rows that it changes.
-          step: number of the step under way, from 1.
+          update: applies the optimizers.
+          rows: table name -> distinct ids of the rows that `update` changes.
+          step: number of the current step, from 1.
         """
         before = {name: self._row_averages(name, ids, step - 1) for name, ids in rows.items()}
         with tf.control_dependencies(list(before.values())):
@@ -74,7 +74,7 @@ class MovingAverage:
                 variable.assign(self._averages[name])
 
     def _row_averages(self, name: str, ids: tf.Tensor, step: tf.Tensor) -> tf.Tensor:
-        """Averages of these rows after `step` steps, for rows unused since their last."""
+        """Return the averages of these rows after `step` steps, given that the rows were not used since last_used."""
         steps = tf.cast(tf.cast(step, tf.int32) - tf.gather(self._last_used[name], ids), tf.float32)
         value = tf.gather(self._named[name].value, ids)
         return value + (tf.gather(self._averages[name], ids) - value) * tf.pow(self._decay, steps)[:, None]

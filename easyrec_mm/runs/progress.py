@@ -1,4 +1,4 @@
-"""What a run tells: a bar on a terminal, plain lines elsewhere, lines of metrics.jsonl and TensorBoard summaries."""
+"""Output of a run: a bar on a terminal, plain lines elsewhere, lines of metrics.jsonl and TensorBoard summaries."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from tqdm import tqdm
 
 _SIZE_WHERE_NONE_IS_TOLD = {"ncols": 120, "nrows": 24}
 _LINE_EVERY_S = 10.0
-# Narrow, so that speeds stay readable behind it.
+# Narrow, so that the speeds after the bar stay readable.
 _BAR_FORMAT = "{desc} {n_fmt}/{total_fmt} {bar:5} {elapsed}{postfix}"
 
 
@@ -23,11 +23,11 @@ class Progress:
     """Counts and shows the work of a loop.
 
     Args:
-      name: what is going on, such as "train".
-      total: steps until the end; None if unknown.
-      is_exact: whether that is more than an estimate.
-      first: steps done before.
-      unit: what a step is called.
+      name: name of the work, such as "train".
+      total: number of steps at the end; None if it is unknown.
+      is_exact: whether `total` is exact rather than an estimate.
+      first: number of steps done before.
+      unit: name of a step.
     """
 
     def __init__(self, name: str, total: int | None, first: int = 0, unit: str = "step", is_exact: bool = True) -> None:
@@ -44,7 +44,7 @@ class Progress:
         self._waited = 0.0
 
     def add(self, num_samples: int, num_images: int, waited_s: float) -> None:
-        """Count a step and the seconds it waited for its input."""
+        """Count a step with its samples and images, and the seconds that it waited for its input."""
         self._done += 1
         self._samples += num_samples
         self._images += num_images
@@ -53,7 +53,7 @@ class Progress:
             self._bar.update()
 
     def rates(self) -> dict[str, float]:
-        """Speeds since the last call."""
+        """Return the speeds since the last call, and the share of the time spent waiting for input."""
         seconds = max(time.perf_counter() - self._since, 1e-9)
         rates = {
             "samples_per_second": self._samples / seconds,
@@ -65,7 +65,7 @@ class Progress:
         return rates
 
     def show(self, values: dict[str, float], rates: dict[str, float], left: str = "") -> None:
-        """Show values, speeds and the time left: behind the bar, where a narrow one cuts values off, or as a line."""
+        """Show values, speeds and the time left as a line, or after the bar; a narrow terminal cuts values off."""
         shown = [f"{name} {value:.4g}" for name, value in values.items()]
         speeds = [f"{rates['samples_per_second']:.0f} samples/s"]
         if rates["images_per_second"]:
@@ -101,7 +101,7 @@ class PictureProgress:
         self._started = self._shown = time.monotonic()
 
     def add(self, num_pictures: int) -> None:
-        """Count pictures; outside of a terminal a line every ten seconds."""
+        """Count pictures; outside of a terminal, print a line every ten seconds."""
         self._done += num_pictures
         now = time.monotonic()
         rate = self._done / max(now - self._started, 1e-9)
@@ -120,10 +120,10 @@ class PictureProgress:
 
 
 def _bar(total: int | None, first: int, name: str, unit: str) -> Any:
-    """A bar on a terminal, None elsewhere."""
+    """Return a bar on a terminal, None elsewhere."""
     if not sys.stderr.isatty():
         return None
-    # tqdm shows nothing on a terminal that tells no size, as those of some containers.
+    # tqdm shows nothing on a terminal that reports no size, as in some containers.
     shown: dict[str, Any] = dict(_SIZE_WHERE_NONE_IS_TOLD)
     if all(os.get_terminal_size(sys.stderr.fileno())):
         shown = {"dynamic_ncols": True}
@@ -131,10 +131,10 @@ def _bar(total: int | None, first: int, name: str, unit: str) -> Any:
 
 
 class MetricsLog:
-    """A file of lines, as metrics.jsonl, and TensorBoard's event files.
+    """A file of JSON lines, such as metrics.jsonl, and TensorBoard's event files.
 
     Args:
-      path: of the file.
+      path: path of the file.
       summaries: folder of the event files.
     """
 
@@ -144,7 +144,7 @@ class MetricsLog:
         self._writer = tf.summary.create_file_writer(str(summaries))
 
     def write_line(self, kind: str, step: int, values: dict[str, Any]) -> None:
-        """Append a line: {"kind": ..., "step": ..., ...}; a number that is not a number becomes null."""
+        """Append a line {"kind": ..., "step": ..., ...}, in which NaN and infinite values become null."""
         clean = {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in values.items()}
         line = json.dumps({"kind": kind, "step": step, "time": round(time.time(), 3), **clean})
         with self._path.open("a", encoding="utf-8") as file:

@@ -1,1 +1,1 @@
-"""The parts of a training: how long it is, when it saves and evaluates, and when it ends."""
+"""Training: its steps and optimizers, its length, when it saves and evaluates, and when it ends."""

@@ -1,4 +1,4 @@
-"""The evaluations within a training: when, of which weights, where their results go, and what they decide."""
+"""Evaluations during a training: their times, the evaluated weights, their results, and decisions based on them."""
 
 from __future__ import annotations
 
@@ -28,15 +28,15 @@ from easyrec_mm.training.time_left import duration
 
 
 class TrainingEvaluations:
-    """Evaluates checkpoints while they are made, and knows which was the best and whether to stop.
+    """Evaluates checkpoints during the training, and decides which one is the best and whether to stop.
 
     Args:
       pipeline: the config.
-      model: what is trained.
-      average: of its weights, if that is what is evaluated.
+      model: the trained model.
+      average: moving average of its weights, if the average is evaluated.
       trained: the variables that the training changes, by name.
-      vectors: what features name by key.
-      folder: of the training.
+      vectors: stored vectors that features name by key.
+      folder: folder of the training.
     """
 
     def __init__(
@@ -67,23 +67,23 @@ class TrainingEvaluations:
 
     @property
     def interval_s(self) -> float | None:
-        """Seconds from one evaluation to the next at least; None if there are none."""
+        """Return the least number of seconds between two evaluations; None if the training has no evaluations."""
         return self._config.eval_config.eval_interval_secs if self._config.eval_input_path else None
 
     @property
     def is_due(self) -> bool:
-        """Whether a new checkpoint is to be evaluated."""
+        """Return whether a new checkpoint should be evaluated."""
         return self.interval_s is not None and time.monotonic() - self._evaluated_s >= self.interval_s
 
     def go_on(self) -> None:
-        """Take over what the log says of earlier evaluations of the same training."""
+        """Load earlier evaluations of the same training from its log."""
         if self._criterion is not None:
             self._evaluations = read_evaluations(self._folder.local / METRICS, self._criterion.metric)
 
     def run(self, checkpoint: str, step: int, log: MetricsLog, progress: Progress) -> float:
-        """Evaluate the weights of the checkpoint just saved (or their average); the seconds that it took.
+        """Evaluate the weights of the checkpoint just saved (or their average); return the seconds that it took.
 
-        Nothing is done without data, or if that is done already.
+        Nothing is done if there are no evaluation data or the step has already been evaluated.
         """
         if self.interval_s is None or step == self._evaluated_step:
             return 0.0
@@ -101,7 +101,7 @@ class TrainingEvaluations:
         log.write_line(EVAL, step, results)
         log.write_summaries(EVAL, step, results)
         write_result(str(self._folder.local / EVAL_RESULT), results)
-        with suppress(StorageError):  # then it is put there with the next checkpoint
+        with suppress(StorageError):  # after an error the logs are uploaded with the next checkpoint
             self._folder.put_logs()
         return took_s
 
@@ -118,20 +118,20 @@ class TrainingEvaluations:
         self._evaluations = [e for e in self._evaluations if e.step != step] + [Evaluation(step, value)]
 
     def stop_reason(self) -> str | None:
-        """Why the training should stop; None if it should go on."""
+        """Return why the training should stop; None if it should go on."""
         if self._criterion is None:
             return None
         return stop_reason(standing_of(self._evaluations, self._criterion), self._criterion)
 
     def best_step(self) -> int | None:
-        """Step of the best evaluation."""
+        """Return the step of the best evaluation; None if there is none."""
         if self._criterion is None:
             return None
         best = standing_of(self._evaluations, self._criterion).best
         return None if best is None else best.step
 
     def describe_best(self) -> str:
-        """Which checkpoint is the best, or that none is good enough; "" if that was not asked for."""
+        """Return a text about which checkpoint is the best, or that none is good enough; "" without a criterion."""
         if self._criterion is None:
             return ""
         metric = self._criterion.metric

@@ -1,4 +1,4 @@
-"""Learning rates as functions of the step. To add one: a function here, its key in SCHEDULES and in the proto."""
+"""Learning rates as functions of the step. To add one, add a function and its key in SCHEDULES and in the proto."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from easyrec_mm.protos.optimizer_pb2 import LearningRate
 
 
 class Schedule(keras.optimizers.schedules.LearningRateSchedule):
-    """Learning rate of a config as a function of the step, from 0.
+    """The learning rate of a config as a function of the step, from 0.
 
     Args:
-      config: its settings.
-      end: step at which the training ends; read by schedules that end there, thus without a total_steps of their own.
+      config: settings of the learning rate.
+      end: step at which the training ends; used by schedules without total_steps, which end with the training.
 
     Raises:
-      ValueError: if it is needed and not given.
+      ValueError: if `end` is needed and missing.
     """
 
     def __init__(self, config: LearningRate, end: tf.Variable | int | None = None) -> None:
@@ -42,7 +42,7 @@ class Schedule(keras.optimizers.schedules.LearningRateSchedule):
 
 
 def ends_with_training(config: LearningRate) -> bool:
-    """Whether the schedule has an end that the config leaves to the training."""
+    """Return whether the schedule ends with the training, because the config does not set its end."""
     return getattr(getattr(config, config.WhichOneof("learning_rate")), "total_steps", None) == 0
 
 
@@ -81,7 +81,7 @@ def _poly_decay(c: Any, step: tf.Tensor, end: tf.Tensor) -> tf.Tensor:
     return _warm_up(step, c.warmup_steps, 0.0, c.learning_rate_base, rate)
 
 
-# Settings, step and the step at which the schedule ends, where it has an end -> rate.
+# (settings, step, step at which the schedule ends if it has an end) -> rate.
 SCHEDULES: dict[str, Callable[[Any, tf.Tensor, tf.Tensor], tf.Tensor]] = {
     "constant_learning_rate": _constant,
     "exponential_decay_learning_rate": _exponential_decay,
@@ -92,7 +92,7 @@ SCHEDULES: dict[str, Callable[[Any, tf.Tensor, tf.Tensor], tf.Tensor]] = {
 
 
 def _warm_up(step: tf.Tensor, num_steps: int, start: float, end: float, rate: tf.Tensor) -> tf.Tensor:
-    """From `start` in a line to `end` over the first steps, then `rate`."""
+    """Return a rate that goes linearly from `start` to `end` over the first steps, and `rate` after them."""
     if not num_steps:
         return rate
     return tf.where(step < num_steps, start + (end - start) * step / num_steps, rate)

@@ -1,4 +1,4 @@
-"""How many steps a training has."""
+"""The number of steps and epochs of a training."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from easyrec_mm.protos.pipeline_pb2 import EasyRecConfig
 
 @dataclass(frozen=True)
 class Length:
-    """How long a training is.
+    """The length of a training.
 
-    num_steps        steps that are done at its end; None if it has no end
-    num_epochs       times the data are read at most; 0 for any number
-    steps_per_epoch  None if the data were not counted
-    is_exact         whether the data were counted whole
+    num_steps        number of steps at its end; None if it has no end
+    num_epochs       how often the data are read at most; 0 for no limit
+    steps_per_epoch  number of steps per epoch; None if the data were not counted
+    is_exact         whether num_steps is exact rather than estimated from a part of the data
     """
 
     num_steps: int | None
@@ -25,14 +25,14 @@ class Length:
     is_exact: bool
 
     def epoch_of(self, num_batches: int) -> int:
-        """Epoch, from 0, of the last group of so many batches; 0 if the data were not counted."""
+        """Return the epoch, from 0, of the last group of `num_batches` batches; 0 if the data were not counted."""
         if not self.steps_per_epoch:
             return 0
-        # The end of an epoch belongs to it, however the division rounds.
+        # The end of an epoch belongs to that epoch, however the division rounds.
         return max(0, math.ceil(num_batches / self.steps_per_epoch - 1e-9) - 1)
 
     def describe(self) -> str:
-        """As "484 steps, 3 epochs of 161.3 steps"."""
+        """Return the length as text, such as "484 steps, 3 epochs of 161.3 steps"."""
         about = "" if self.is_exact else "about "
         parts = ["no end" if self.num_steps is None else f"{about}{self.num_steps:,} steps"]
         if self.steps_per_epoch:
@@ -43,9 +43,9 @@ class Length:
 
 
 def training_length(config: EasyRecConfig, inputs: Input, step: int, batches_read: int) -> Length:
-    """The length of a training that has done `step` steps with the first `batches_read` batches of its data.
+    """Return the length of a training that has done `step` steps with the first `batches_read` batches of its data.
 
-    Steps of bad batches that no sample is left of are counted, too: they are known when they are read.
+    Batches whose samples are all bad are counted as steps, too, because they are recognised only when they are read.
 
     Raises:
       DataError: if a file cannot be read.
@@ -58,7 +58,7 @@ def training_length(config: EasyRecConfig, inputs: Input, step: int, batches_rea
     steps_per_epoch = num_groups / inputs.batch_size
     if not num_epochs:
         return Length(limit, 0, steps_per_epoch, is_exact=True)
-    # From where it stands: data that have changed are read from their start.
+    # Counted from the current position, because data that have changed are read from their start.
     end = step + max(0, inputs.num_batches(num_groups * num_epochs) - batches_read)
     if limit is not None and limit <= end:
         return Length(limit, num_epochs, steps_per_epoch, is_exact=True)

@@ -1,4 +1,4 @@
-"""Dynamic loss scaling: keeps gradients within the range of float16 (Micikevicius et al., ICLR 2018, section 3.2)."""
+"""Dynamic loss scaling, which keeps gradients in the range of float16 (Micikevicius et al., ICLR 2018, section 3.2)."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ _STEPS_BEFORE_GROWTH = 2000
 
 
 class LossScale:
-    """The factor that a loss is multiplied by before its gradient is taken.
+    """The factor by which a loss is multiplied before its gradient is computed.
 
-    Where a gradient overflows the step changes nothing and the factor is halved; after 2000 good steps it is doubled.
+    If a gradient overflows, the step changes nothing and the factor is halved; after 2000 good steps it is doubled.
     """
 
     def __init__(self) -> None:
@@ -25,15 +25,15 @@ class LossScale:
         self._good_steps = tf.Variable(0, dtype=tf.int64, trainable=False)
 
     def named_variables(self) -> dict[str, tf.Variable]:
-        """What a checkpoint keeps."""
+        """Return the variables that a checkpoint keeps, by name."""
         return {"progress/loss_scale": self.value, "progress/steps_since_overflow": self._good_steps}
 
     def scaled(self, loss: tf.Tensor) -> tf.Tensor:
-        """The loss to take the gradient of."""
+        """Return the scaled loss, whose gradient is to be computed."""
         return loss * self.value
 
     def unscaled(self, gradients: Sequence[Gradient]) -> list[Gradient]:
-        """The gradients of the loss itself, from those of the scaled one."""
+        """Return the gradients of the loss itself, computed from those of the scaled loss."""
         factor = 1.0 / self.value
 
         def one(gradient: Gradient) -> Gradient:
@@ -44,7 +44,7 @@ class LossScale:
         return [one(gradient) for gradient in gradients]
 
     def apply_if_finite(self, gradients: Sequence[Gradient], update: Callable[[], None]) -> None:
-        """Run `update` unless a gradient is infinite or no number, and move the scale."""
+        """Run `update` unless a gradient is infinite or NaN, and adapt the scale."""
         values = [g.values if isinstance(g, tf.IndexedSlices) else g for g in gradients if g is not None]
         is_finite = tf.reduce_all([tf.reduce_all(tf.math.is_finite(value)) for value in values])
 

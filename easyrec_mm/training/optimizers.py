@@ -1,10 +1,10 @@
 """Optimizers: how gradients change variables and embedding tables.
 
-On an embedding table (a gradient that is tf.IndexedSlices) every optimizer gathers the rows of the batch, updates them
+For an embedding table (its gradient is tf.IndexedSlices), every optimizer gathers the rows of the batch, updates them
 and scatters them back, so that a step costs the same whatever the number of rows. Stock Keras optimizers turn such a
-gradient into a dense one: 50 times slower at 4M rows. Dense variables take TensorFlow's fused kernels.
+gradient into a dense one, which is 50 times slower at 4M rows. Dense variables use TensorFlow's fused kernels.
 
-To add one: a class here with its `rule` and `apply_dense`, and its key in OPTIMIZERS and in protos/optimizer.proto.
+To add one, add a class here with its `rule` and `apply_dense`, and its key in OPTIMIZERS and protos/optimizer.proto.
 """
 
 from __future__ import annotations
@@ -23,12 +23,12 @@ Rows = list[tf.Tensor]
 
 
 class RowOptimizer(keras.optimizers.Optimizer):
-    """Base: one rule for the rows of a table, one fused kernel for dense variables.
+    """Base class of optimizers: one rule for the rows of a table, one fused kernel for dense variables.
 
     Args:
-      learning_rate: schedule.
-      rate_factors: id of a variable -> factor of its learning rate, where that is not 1.
-      first_steps: id of a variable -> the step, from 0, that trains it first, where that is not 0.
+      learning_rate: schedule of the learning rate.
+      rate_factors: id of a variable -> factor of its learning rate, if it is not 1.
+      first_steps: id of a variable -> the first step, from 0, that trains it, if it is not 0.
     """
 
     # Name of each slot variable -> its initial value.
@@ -43,25 +43,32 @@ class RowOptimizer(keras.optimizers.Optimizer):
         super().__init__(learning_rate=learning_rate, name=type(self).__name__)
         self._rate_factors = dict(rate_factors or {})
         self._first_steps = dict(first_steps or {})
-        # Of the variable under way.
+        # First step of the variable that is being updated.
         self._first_step = 0
+        # (base, first step) -> base ^ number of the step, in the update that is being traced.
+        self._powers: dict[tuple[float, int], tf.Tensor] = {}
         self._slot_variables: dict[str, list[keras.Variable]] = {}
 
     def build(self, variables: list[keras.Variable]) -> None:
         """Create the slots of these variables."""
         super().build(variables)
         for slot, initial in self.slots.items():
-            # Keras's Constant multiplies a tensor of ones: one more copy of the table.
+            # Keras's Constant multiplies a tensor of ones, which is one more copy of the table.
             fill = partial(_fill, initial)
             self._slot_variables[slot] = [self.add_variable_from_reference(v, slot, fill) for v in variables]
 
     def named_slots(self, names: Sequence[str]) -> dict[str, keras.Variable]:
-        """Slots by "<name of the variable>/<slot>", for the names of the variables that it was built with."""
+        """Return the slots by "<name of the variable>/<slot>"; `names` are those of the variables passed to `build`."""
         return {
             f"{name}/{slot}": variable
             for slot, variables in self._slot_variables.items()
             for name, variable in zip(names, variables, strict=True)
         }
+
+    def apply(self, grads: list[Any], trainable_variables: list[keras.Variable] | None = None) -> None:
+        """Update the variables by their gradients."""
+        self._powers = {}
+        super().apply(grads, trainable_variables)
 
     def update_step(
         self, gradient: tf.Tensor | tf.IndexedSlices, variable: tf.Variable, learning_rate: tf.Tensor
@@ -89,7 +96,7 @@ class RowOptimizer(keras.optimizers.Optimizer):
             slot.scatter_update(tf.IndexedSlices(values, ids))
 
     def rule(self, rows: tf.Tensor, slots: Rows, gradient: tf.Tensor, rate: tf.Tensor) -> tuple[tf.Tensor, Rows]:
-        """New rows and slots, all `[number of rows, dim]`."""
+        """Return the new rows and slots, all `[number of rows, dim]`."""
         raise NotImplementedError
 
     def apply_dense(
@@ -98,11 +105,17 @@ class RowOptimizer(keras.optimizers.Optimizer):
         """Update a whole variable in place."""
         raise NotImplementedError
 
-    @property
-    def _step(self) -> tf.Tensor:
-        """Number of the step under way, from 1, among those that train the variable under way."""
-        # A step that overflowed did not count.
-        return tf.cast(tf.maximum(self.iterations.value + 1 - self._first_step, 1), tf.float32)
+    def _step_power(self, base: float) -> tf.Tensor:
+        """Return base ^ t, where t counts, from 1, the steps that train the current variable.
+
+        Most variables share t, so each power is computed once: tracing an operation takes a third of a millisecond.
+        """
+        key = (base, self._first_step)
+        if key not in self._powers:
+            # At least 1, because `iterations` does not count steps that overflowed.
+            step = tf.cast(tf.maximum(self.iterations.value + 1 - self._first_step, 1), tf.float32)
+            self._powers[key] = tf.pow(base, step)
+        return self._powers[key]
 
 
 def _fill(value: float, shape: Sequence[int], dtype: str | None = None) -> tf.Tensor:
@@ -174,7 +187,7 @@ class RmsProp(RowOptimizer):
 class Adagrad(RowOptimizer):
     """a += g^2; w -= rate * g / (sqrt(a) + epsilon) (Duchi et al., JMLR 2011)."""
 
-    # Only for an accumulator that starts at 0.
+    # Needed only if the accumulator starts at 0.
     epsilon = 1e-7
 
     def __init__(self, initial_accumulator: float, **kwargs: Any) -> None:
@@ -206,7 +219,7 @@ class Ftrl(RowOptimizer):
     def _apply_gradient(
         self, variable: tf.Variable, slots: list[tf.Variable], gradient: tf.Tensor | tf.IndexedSlices, rate: tf.Tensor
     ) -> None:
-        # The rule divides by the rate; where that is 0, as when a warm-up starts and a cosine ends, nothing changes.
+        # The rule divides by the rate. If that is 0, as when a warm-up starts or a cosine ends, nothing changes.
         update = super()._apply_gradient
         tf.cond(rate > 0, lambda: update(variable, slots, gradient, rate), lambda: None)
 
@@ -217,7 +230,7 @@ class Ftrl(RowOptimizer):
         linear += gradient + 2.0 * self._shrinkage * rows - sigma * rows
         quadratic = tf.pow(accumulator, -self._power) / rate + 2.0 * self._l2
         numerator = tf.clip_by_value(linear, -self._l1, self._l1) - linear
-        # Both are 0 for an accumulator that starts at 0 and a gradient of 0; the fused kernel has 0 there too.
+        # Both are 0 if the accumulator starts at 0 and the gradient is 0; the fused kernel then returns 0, too.
         return tf.math.divide_no_nan(numerator, quadratic), [accumulator, linear]
 
     def apply_dense(
@@ -242,7 +255,7 @@ class Adam(RowOptimizer):
     m = beta1 m + (1 - beta1) g; v = beta2 v + (1 - beta2) g^2;
     w -= rate * sqrt(1 - beta2^t) / (1 - beta1^t) * m / (sqrt(v) + epsilon), and before it w -= rate * decay * w.
 
-    On tables it is lazy: m and v of a row decay when the row is used.
+    On tables it is lazy: m and v of a row decay only when the row is used.
     """
 
     slots = {"m": 0.0, "v": 0.0}  # noqa: RUF012
@@ -255,22 +268,21 @@ class Adam(RowOptimizer):
     def rule(self, rows: tf.Tensor, slots: Rows, gradient: tf.Tensor, rate: tf.Tensor) -> tuple[tf.Tensor, Rows]:
         m = self._beta1 * slots[0] + (1.0 - self._beta1) * gradient
         v = self._beta2 * slots[1] + (1.0 - self._beta2) * tf.square(gradient)
-        power1, power2 = tf.pow(self._beta1, self._step), tf.pow(self._beta2, self._step)
-        step_size = rate * tf.sqrt(1.0 - power2) / (1.0 - power1)
+        step_size = rate * tf.sqrt(1.0 - self._step_power(self._beta2)) / (1.0 - self._step_power(self._beta1))
         return rows * (1.0 - rate * self._decay) - step_size * m / (tf.sqrt(v) + self.epsilon), [m, v]
 
     def apply_dense(
         self, variable: tf.Variable, slots: list[tf.Variable], gradient: tf.Tensor, rate: tf.Tensor
     ) -> None:
-        # One dimension: biases, and scales and offsets of normalisation.
+        # Variables of one dimension do not decay: biases, and scales and offsets of normalisation.
         if self._decay and len(variable.shape) > 1:
             variable.assign_sub(rate * self._decay * variable)
         tf.raw_ops.ResourceApplyAdam(
             var=variable.handle,
             m=slots[0].handle,
             v=slots[1].handle,
-            beta1_power=tf.pow(self._beta1, self._step),
-            beta2_power=tf.pow(self._beta2, self._step),
+            beta1_power=self._step_power(self._beta1),
+            beta2_power=self._step_power(self._beta2),
             lr=rate,
             beta1=self._beta1,
             beta2=self._beta2,
@@ -301,13 +313,13 @@ def build_optimizer(
     first_steps: Mapping[int, int] | None = None,
     end: tf.Variable | None = None,
 ) -> RowOptimizer:
-    """The optimizer of a config.
+    """Build the optimizer of a config.
 
     Args:
-      config: its settings.
-      tables: the embedding tables among the variables it will be given.
-      rate_factors: id of a tf.Variable -> factor of its learning rate, where that is not 1.
-      first_steps: id of a tf.Variable -> the step, from 0, that trains it first, where that is not 0.
+      config: settings of the optimizer.
+      tables: the embedding tables among the variables that it will update.
+      rate_factors: id of a tf.Variable -> factor of its learning rate, if it is not 1.
+      first_steps: id of a tf.Variable -> the first step, from 0, that trains it, if it is not 0.
       end: step at which the training ends, for schedules that end with it.
     """
     kind = config.WhichOneof("optimizer")
@@ -322,7 +334,7 @@ def build_optimizer(
 
 
 def sum_duplicate_rows(gradient: tf.Tensor | tf.IndexedSlices | None) -> tf.Tensor | tf.IndexedSlices | None:
-    """An IndexedSlices with each row once, duplicates summed; anything else as it is."""
+    """Sum duplicate rows of an IndexedSlices, so that each row occurs once; return anything else unchanged."""
     if not isinstance(gradient, tf.IndexedSlices):
         return gradient
     ids, position = tf.unique(tf.reshape(gradient.indices, [-1]))

@@ -1,6 +1,6 @@
-"""What a training trains, by which optimizer, and from which step on.
+"""The plan of a training: which variables are trained, by which optimizer, and from which step on.
 
-Without `unfreeze_at_step` a training has one phase; with it a second one, in which all of the image tower is trained.
+Without `unfreeze_at_step` a training has one phase; with it, a second phase trains the whole image tower.
 """
 
 from __future__ import annotations
@@ -22,13 +22,13 @@ from easyrec_mm.training.optimizers import RowOptimizer, build_optimizer
 
 
 class Phase(NamedTuple):
-    """A part of the training, of steps of one kind.
+    """A part of the training in which the same variables are trained.
 
-    first_step   the step before which it does not begin
-    trainable    as img_model.trainable
-    trained      variables by name
-    bank         vectors of pictures that it spares itself
-    keeps_bank   whether the bank belongs to the state of the training: that of a frozen tower is made again
+    first_step   number of steps that are done before the phase begins
+    trainable    a value of img_model.trainable
+    trained      the trained variables by name
+    bank         vectors of the pictures that the phase need not encode again; None without a bank
+    keeps_bank   whether checkpoints contain the bank; the bank of a frozen tower is computed again instead
     """
 
     first_step: int
@@ -39,7 +39,7 @@ class Phase(NamedTuple):
 
 
 def build_phases(model: MultimodalModel, config: EasyRecConfig) -> list[Phase]:
-    """The phases in their order; the model is then frozen as the first says.
+    """Return the phases in their order, and freeze the model as the first phase requires.
 
     Raises:
       ConfigError: if freeze_gradient matches nothing, or leaves nothing to train.
@@ -51,7 +51,7 @@ def build_phases(model: MultimodalModel, config: EasyRecConfig) -> list[Phase]:
         kinds.append((settings.unfreeze_at_step, "ALL"))
     kept = None
     if uses_image and settings.encode_ratio < 1:
-        # One for all phases: a checkpoint has room for one.
+        # One bank for all phases, because a checkpoint has room for one bank.
         width, seed = model.bank_width("ALL"), config.data_config.seed
         kept = PictureBank(width, settings.encode_ratio, settings.max_staleness_steps, seed)
     phases = []
@@ -74,12 +74,13 @@ def build_optimizers(
     config: TrainConfig,
     end: tf.Variable,
 ) -> list[tuple[RowOptimizer, list[str]]]:
-    """Optimizers and the names of their variables: those that one names, one for all others, or by part.
+    """Return the optimizers, each with the names of its variables.
 
-    `end` is the step at which the training ends.
+    An optimizer gets the variables that its patterns match; the optimizers without patterns share the other variables
+    by part of the model. `end` is the step at which the training ends.
 
     Raises:
-      ConfigError: if an optimizer is for no variable, or a variable has none.
+      ConfigError: if an optimizer has no variable, or a variable has no optimizer.
     """
     configs = list(config.optimizer_config)
     tables = model.tables()
@@ -116,7 +117,7 @@ def build_optimizers(
 
 
 def _trained_variables(model: MultimodalModel, freeze_gradient: Iterable[str]) -> dict[str, keras.Variable]:
-    """What is trained, given what is frozen, but for what matches a pattern."""
+    """Return the model's trained variables except for those that match a pattern of freeze_gradient."""
     trained = model.trained_variables()
     for pattern in freeze_gradient:
         frozen = [name for name in model.all_trainable() if re.search(pattern, name)]
@@ -132,5 +133,5 @@ def _trained_variables(model: MultimodalModel, freeze_gradient: Iterable[str]) -
 
 
 def _some(names: list[str]) -> str:
-    """Five of many, from all over."""
+    """Return up to five names, taken evenly from the whole list, as text."""
     return ", ".join(names[:: max(1, len(names) // 5)][:5])

@@ -1,4 +1,4 @@
-"""When a training writes a checkpoint."""
+"""The times at which a training writes checkpoints."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ class SaveTimes:
     """The times that save_checkpoints_steps, save_checkpoints_epochs and save_checkpoints_secs set.
 
     Args:
-      config: the training section.
-      clock: seconds.
+      config: the train_config section.
+      clock: function that returns the time in seconds.
     """
 
     def __init__(self, config: TrainConfig, clock: Callable[[], float] = time.monotonic) -> None:
@@ -25,9 +25,9 @@ class SaveTimes:
         self._saved_s = clock()
 
     def is_due(self, step: int, epoch_before: int, epoch: int) -> bool:
-        """Whether to save after a step; epochs, from 0, are those of the last batch before and of the step's own.
+        """Return whether to save after a step; `epoch_before` and `epoch` (from 0) are of the previous and this batch.
 
-        A batch may hold the end of an epoch and the beginning of the next: the epoch is over with it.
+        A batch may contain the end of an epoch and the beginning of the next: the epoch ends with this batch.
         """
         if self._epochs and epoch // self._epochs > epoch_before // self._epochs:
             return True
@@ -36,11 +36,11 @@ class SaveTimes:
         return bool(self._steps) and step % self._steps == 0
 
     def saved(self) -> None:
-        """Count seconds from now on."""
+        """Note that a checkpoint was saved, and count seconds from now on."""
         self._saved_s = self._clock()
 
     def num_left(self, step: int, num_steps: int, steps_per_epoch: float | None, seconds_left: float) -> int:
-        """About how many checkpoints follow after a step, the last one of the training among them."""
+        """Estimate how many checkpoints follow after a step, including the last one of the training."""
         num = 1
         if self._steps:
             num += max(0, (num_steps - 1) // self._steps - step // self._steps)

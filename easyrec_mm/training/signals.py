@@ -1,4 +1,4 @@
-"""Signals that end a run in good order."""
+"""Handling of signals, so that a run ends in good order."""
 
 from __future__ import annotations
 
@@ -10,20 +10,20 @@ from types import FrameType
 
 
 class Caught:
-    """The first SIGINT or SIGTERM; a second one ends the process as usual."""
+    """The number of the first SIGINT or SIGTERM; a second one ends the process as usual."""
 
     number: int | None = None
 
 
 @contextmanager
 def caught_signals(message: str) -> Iterator[Caught]:
-    """Remember the first signal instead of ending, and show a message."""
+    """Remember the first signal and show a message instead of ending the process."""
     caught = Caught()
 
     def remember(number: int, frame: FrameType | None) -> None:
         caught.number = number
         signal.signal(number, previous[signal.Signals(number)])
-        # Not by print, which refuses to be called while it is at work.
+        # Not by print, which fails if the signal interrupts another print.
         with suppress(OSError):
             os.write(2, f"\n{message}\n".encode())
 

@@ -1,4 +1,4 @@
-"""What a training says of its steps: mean losses, rates and the time that is left, on the terminal and in its files."""
+"""Reports about training steps: mean losses, rates and the time left, on the terminal and in the training's files."""
 
 from __future__ import annotations
 
@@ -16,15 +16,15 @@ from easyrec_mm.training.time_left import Forecast
 
 
 class StepLog:
-    """Collects steps and tells of several at a time.
+    """Collects the values of steps and reports their means over several steps.
 
     Args:
-      log: takes a line each time.
-      progress: the terminal.
-      forecast: of the end.
-      schema: names the tasks.
-      bad_records: counted in each line.
-      checkpoints: the last of them is named when the loss is not finite.
+      log: file that receives one line per report.
+      progress: display on the terminal.
+      forecast: estimate of the time left.
+      schema: schema with the names of the tasks.
+      bad_records: bad records, whose counts are part of each line.
+      checkpoints: checkpoints, for the message about a loss that is not finite, which names the last one.
     """
 
     def __init__(
@@ -48,10 +48,10 @@ class StepLog:
         """Add a step.
 
         Args:
-          losses: by name.
-          item: its batch.
-          waited_s: seconds that it waited for the batch.
-          phase: of the training; the steps of another one take another time.
+          losses: losses of the step by name.
+          item: batch of the step.
+          waited_s: seconds that the step waited for the batch.
+          phase: number of the training phase; steps of another phase take a different time.
         """
         self._losses.append(losses)
         self._last = losses
@@ -62,7 +62,7 @@ class StepLog:
         self._forecast.step(item.batch.num_samples, item.batch.num_images)
 
     def write(self, step: int, epoch: int) -> None:
-        """Show and write the means since the last time, if there were steps.
+        """Show and write the means since the last report, if there were steps.
 
         Raises:
           UserError: if the loss is not finite.
@@ -80,7 +80,7 @@ class StepLog:
         self._log.write_line("train", step, {"epoch": epoch, **means, **rates, **self._bad_records.counts})
 
     def require_finite(self, step: int) -> None:
-        """Check the last step, before its weights become a checkpoint.
+        """Check the loss of the last step before its weights become a checkpoint.
 
         Raises:
           UserError: if its loss is not finite.

@@ -1,7 +1,7 @@
-"""The steps of a training: forward, backward and update of a batch, and all that they change.
+"""The steps of a training: forward pass, backward pass and update for a batch, and the state that they change.
 
 Keras's `fit` breaks under multi-worker strategies and hides the gradients of embedding tables from the optimizer; here
-the step is a plain function of a batch.
+a step is a plain function of a batch.
 """
 
 from __future__ import annotations
@@ -25,18 +25,18 @@ class TrainSteps:
     """Trains a model step by step.
 
     Args:
-      config: of the training.
-      model: whose variables are trained.
-      dtype: policy that it computes in.
+      config: config of the training.
+      model: model whose variables are trained.
+      dtype: dtype policy of the model.
       spec: shapes and dtypes of batches.
 
     Attributes:
-      number: steps done, int64.
-      phases: which variables are trained when.
+      number: number of steps done, int64.
+      phases: phases of the training, each with its trained variables.
       trained: variables of all phases by name.
       optimizers: each with the names of the variables that it updates.
-      average: moving average of the weights; None without one.
-      loss_scale: of float16; None in other precisions.
+      average: moving average of the weights; None if it is not used.
+      loss_scale: loss scale of float16; None in other precisions.
     """
 
     def __init__(self, config: EasyRecConfig, model: MultimodalModel, dtype: str, spec: Batch) -> None:
@@ -57,7 +57,7 @@ class TrainSteps:
         ]
 
     def end_at(self, step: int) -> None:
-        """Tell schedules at which step the training ends."""
+        """Set the step at which the training ends, for the schedules."""
         self._end.assign(step)
 
     def phase(self, step: int) -> int:
@@ -69,7 +69,7 @@ class TrainSteps:
         return self.phases[self.phase(step)].bank
 
     def enter_phase(self, step: int) -> bool:
-        """Freeze what the phase of the step that follows `step` steps has frozen; whether that was otherwise before."""
+        """Enter the phase of the step that follows `step` steps; return whether this changed the trained variables."""
         trainable = self.phases[self.phase(step)].trainable
         if self._model.trains_part(trainable):
             return False
@@ -77,13 +77,13 @@ class TrainSteps:
         return True
 
     def run(self, item: InputBatch) -> dict[str, tf.Tensor]:
-        """Do the next step, of the phase that was entered.
+        """Run the next step, which belongs to the phase that was entered.
 
         Args:
           item: a batch with samples.
 
         Returns:
-          The losses and the learning rate, and the gradient's norm if it is clipped.
+          The losses and the learning rate by name, and the norm of the gradient if it is clipped.
         """
         number = self.phase(item.step)
         phase = self.phases[number]
@@ -93,7 +93,7 @@ class TrainSteps:
         return losses
 
     def variables(self) -> dict[str, tf.Variable]:
-        """Return all variables that steps change, by the names that a checkpoint gives them, but for banks."""
+        """Return all variables that steps change, except picture banks, by their names in a checkpoint."""
         state = {name: v.value for name, v in self._named.items()}
         for i, (optimizer, names) in enumerate(self.optimizers):
             state |= {f"optimizer_{i}/{name}": v.value for name, v in optimizer.named_slots(names).items()}
@@ -105,7 +105,7 @@ class TrainSteps:
         return state | {STEP_NAME: self.number}
 
     def bank_state(self) -> dict[str, tf.Tensor]:
-        """Return what a checkpoint holds of the picture banks, by name."""
+        """Return the state of the picture banks that a checkpoint contains, by name."""
         state: dict[str, tf.Tensor] = {}
         for phase in self.phases:
             if phase.bank is not None and phase.keeps_bank:
@@ -113,13 +113,13 @@ class TrainSteps:
         return state
 
     def restore_banks(self, path: str) -> None:
-        """Set the picture banks to what a checkpoint holds of them."""
+        """Restore the state of the picture banks from a checkpoint."""
         for phase in self.phases:
             if phase.bank is not None and phase.keeps_bank:
                 phase.bank.restore(path)
 
     def _train_batch(self, phase: Phase, batch: Batch) -> dict[str, tf.Tensor]:
-        """Forward, backward and update; the losses and the learning rate, and the gradient's norm if it is clipped."""
+        """Run forward pass, backward pass and update; return the values that `run` returns."""
         variables = [v.value for v in phase.trained.values()]
         with tf.GradientTape(watch_accessed_variables=False) as tape:
             tape.watch(variables)
@@ -136,7 +136,7 @@ class TrainSteps:
         }
         limit = self._clipping
         if limit > 0:
-            # Not for its own sake: reading every gradient once more is some percent of a step on a CPU.
+            # Only if needed for clipping, because reading all gradients again costs a few percent of a step on a CPU.
             values["gradient_norm"] = tf.linalg.global_norm(gradients)
             gradients, _ = tf.clip_by_global_norm(gradients, limit, use_norm=values["gradient_norm"])
         step = tf.cast(self.number.assign_add(1), tf.int32)
@@ -155,7 +155,7 @@ class TrainSteps:
                 if used:
                     optimizer.apply([gradients[name] for name in used], [self.trained[name] for name in used])
                 else:
-                    # Its learning rate goes by the steps of the training, also before its variables are unfrozen.
+                    # The learning rate follows the steps of the training, even before the variables are unfrozen.
                     optimizer.iterations.assign_add(1)
 
         if self.average is None:

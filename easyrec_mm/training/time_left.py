@@ -1,4 +1,4 @@
-"""How long a run still takes, by the time that its last steps and its last evaluation took."""
+"""Estimate of the time that a run still takes, based on the time of its last steps and its last evaluation."""
 
 from __future__ import annotations
 
@@ -10,18 +10,18 @@ from datetime import datetime, timedelta
 from easyrec_mm.training.length import Length
 from easyrec_mm.training.save_times import SaveTimes
 
-# Steps whose time is measured: enough to even out what a step waits for, few enough to follow what changes.
+# Number of steps whose time is measured: enough to average out waiting times, few enough to follow changes.
 _WINDOW = 300
-# The first steps are compiled, and take what was read ahead meanwhile.
+# The first steps are not measured: they include compilation, and later ones use batches read ahead during it.
 _STEPS_LEFT_OUT = 3
 _MIN_STEPS, _MIN_SECONDS = 5, 2.0
 
 
 class TimeLeft:
-    """Seconds that a run still takes.
+    """Estimate of the seconds that a run still takes.
 
     Args:
-      clock: seconds.
+      clock: function that returns the time in seconds.
     """
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
@@ -31,42 +31,42 @@ class TimeLeft:
         self.restart()
 
     def restart(self) -> None:
-        """Forget the steps: from now on they take another time, and the first is compiled."""
+        """Forget the measured steps, because from now on steps take a different time and the first one is compiled."""
         self._num_left_out = 0
         self._ends: deque[float] = deque(maxlen=_WINDOW + 1)
 
     def step(self) -> None:
-        """Count a step that is done."""
+        """Count a finished step."""
         if self._num_left_out < _STEPS_LEFT_OUT:
             self._num_left_out += 1
         else:
             self._ends.append(self._clock() - self._paused_s)
 
     def evaluated(self, seconds: float) -> None:
-        """Count an evaluation that is done; its time is none of the steps'."""
+        """Count a finished evaluation, whose time is not part of the time of the steps."""
         self._paused_s += seconds
         self.evaluation_s = seconds
 
     def step_s(self) -> float | None:
-        """Seconds a step; None until enough were measured."""
+        """Return the seconds per step; None until enough steps were measured."""
         if len(self._ends) <= _MIN_STEPS or self._ends[-1] - self._ends[0] < _MIN_SECONDS:
             return None
         return (self._ends[-1] - self._ends[0]) / (len(self._ends) - 1)
 
     def seconds(self, num_steps: int, num_evaluations: int) -> float | None:
-        """Seconds that so many steps and evaluations take; None until it can be told."""
+        """Return the seconds that these steps and evaluations take; None while there is no estimate."""
         step_s = self.step_s()
         return None if step_s is None else num_steps * step_s + num_evaluations * (self.evaluation_s or 0.0)
 
 
 class Forecast:
-    """When a training ends, as far as its steps and evaluations tell.
+    """Estimate of the end of a training, based on its steps and evaluations.
 
     Args:
-      length: of the training.
-      save_times: when it writes checkpoints.
-      eval_interval_s: seconds from one evaluation to the next at least; None if it does not evaluate.
-      clock: seconds.
+      length: length of the training.
+      save_times: times at which it writes checkpoints.
+      eval_interval_s: least number of seconds between two evaluations; None if it does not evaluate.
+      clock: function that returns the time in seconds.
     """
 
     def __init__(
@@ -84,14 +84,14 @@ class Forecast:
         self._num_steps = self._num_samples = self._num_images = 0
 
     def step(self, num_samples: int, num_images: int) -> None:
-        """Count a step that is done, and what it saw."""
+        """Count a finished step with its samples and images."""
         self.time.step()
         self._num_steps += 1
         self._num_samples += num_samples
         self._num_images += num_images
 
     def seconds(self, step: int) -> float | None:
-        """Seconds that are left after a step; None until it can be told."""
+        """Return the seconds that are left after a step; None while there is no estimate."""
         end = self._length.num_steps
         steps_s = None if end is None else self.time.seconds(max(0, end - step), 0)
         if steps_s is None or end is None:
@@ -104,12 +104,12 @@ class Forecast:
         return self.time.seconds(max(0, end - step), num_evaluations)
 
     def left(self, step: int) -> str:
-        """As "7 min left"; "" until it can be told."""
+        """Return the time left as text, such as "7 min left"; "" while there is no estimate."""
         seconds = self.seconds(step)
         return "" if seconds is None else f"{duration(seconds)} left"
 
     def announcement(self, step: int) -> str:
-        """Once, when it can be told: how long the whole takes, and what an epoch holds."""
+        """Return the total time and the size of an epoch as text, once, as soon as there is an estimate; else ""."""
         seconds = self.seconds(step)
         if seconds is None or self._is_announced:
             return ""
@@ -127,12 +127,12 @@ class Forecast:
 
 
 def _rounded(number: float) -> str:
-    """Three digits that count: 143,000."""
+    """Return a number with three significant digits as text, such as 143,000."""
     return f"{float(f'{number:.3g}'):,.0f}"
 
 
 def duration(seconds: float) -> str:
-    """As "40 s", "7 min", "3 h 20 min" or "2 days 5 h"."""
+    """Return seconds as text, such as "40 s", "7 min", "3 h 20 min" or "2 days 5 h"."""
     if seconds < 90:
         return f"{max(1, round(seconds))} s"
     minutes = round(seconds / 60)
@@ -145,7 +145,7 @@ def duration(seconds: float) -> str:
 
 
 def time_of_day(seconds: float, now: datetime | None = None) -> str:
-    """When so many seconds are over, as "14:32", with the day where that is another."""
+    """Return the time of day in `seconds` from now, such as "14:32", with the date if it is another day."""
     now = now or datetime.now()
     then = now + timedelta(seconds=seconds)
     return then.strftime("%H:%M" if then.date() == now.date() else "%a %d %b %H:%M")

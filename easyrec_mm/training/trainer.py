@@ -1,4 +1,4 @@
-"""Training: one loop over batches, with checkpoints from which it goes on as if it had never stopped."""
+"""Training: one loop over batches, with checkpoints from which it continues as if it had never stopped."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ _STOPPING = "stopping after this step, then saving a checkpoint; once more to st
 
 @dataclass(frozen=True)
 class TrainResult:
-    """step: steps done in all; checkpoint: the last one; signal: number of the signal that ended it, or None."""
+    """Result of a training: steps done in total, the last checkpoint, and the number of the signal that ended it."""
 
     step: int
     checkpoint: str | None
@@ -48,15 +48,15 @@ class TrainResult:
 
 
 class Trainer:
-    """Trains the model of a pipeline in its model_dir; goes on from the last checkpoint there, if there is one.
+    """Trains the model of a pipeline in its model_dir; continues from the last checkpoint there, if there is one.
 
     Attributes:
       model: the network.
-      steps: does the steps.
+      steps: runs the training steps.
       input: the training data.
 
     Raises:
-      UserError: for data, checkpoints and settings that do not fit; see the modules that raise it.
+      UserError: if data, checkpoints or settings do not fit; see the modules that raise it.
     """
 
     def __init__(self, pipeline: Pipeline) -> None:
@@ -85,7 +85,7 @@ class Trainer:
         self._dtype = dtype_policy(self._train_config.precision)
         self.model = MultimodalModel(self._config, self._schema, self._dtype)
         self.steps = TrainSteps(self._config, self.model, self._dtype, self.input.spec())
-        # Batches of the training data read, and what that data was: where to read on.
+        # Position from which to read on: the number of batches read, and the fingerprint of the data.
         self._batches_read = tf.Variable(0, dtype=tf.int64, trainable=False)
         self._input_fingerprint = tf.Variable(self.input.fingerprint(), dtype=tf.int64, trainable=False)
         self._vector_origins = {
@@ -97,7 +97,7 @@ class Trainer:
         )
 
     def train(self) -> TrainResult:
-        """Train to the end of num_steps or num_epochs, until it stops improving, or until SIGINT or SIGTERM."""
+        """Train until num_steps or num_epochs are done, the metric stops improving, or SIGINT or SIGTERM arrives."""
         self._model_dir.mkdir(parents=True, exist_ok=True)
         self._start()
         first_step, batches_read = int(self.steps.number), int(self._batches_read)
@@ -128,16 +128,16 @@ class Trainer:
             print(f"nothing left to train at step {step}: {reason}; {advice}", flush=True)
         elif reason is not None:
             print(f"the training ends at step {step}: {reason}", flush=True)
-        # A training that was stopped goes on.
+        # A training that was stopped by a signal is not finished, so it has no best checkpoint yet.
         best = "" if reason is None else self._evaluations.describe_best()
         for line in filter(None, [best, self._bad_records.summary()]):
             print(shown(line), flush=True)
 
     def _length(self, step: int, batches_read: int) -> Length:
-        """How long the training is, which is told; schedules then know it.
+        """Return the length of the training, print it, and pass it to the schedules.
 
         Raises:
-          ConfigError: if it never comes to unfreeze_at_step.
+          ConfigError: if the training ends before unfreeze_at_step.
         """
         length = training_length(self._config, self.input, step, batches_read)
         for phase in self.steps.phases[1:]:
@@ -154,7 +154,7 @@ class Trainer:
     def _loop(
         self, length: Length, log: MetricsLog, progress: Progress, caught: Caught, saved: str | None
     ) -> tuple[str | None, str | None]:
-        """Steps until the end; the path of the last checkpoint, and why the training ends, unless by a signal."""
+        """Run steps to the end; return the last checkpoint's path and the reason for the end (None after a signal)."""
         config, evaluations = self._train_config, self._evaluations
         save_times = SaveTimes(config)
         forecast = Forecast(length, save_times, evaluations.interval_s)
@@ -162,7 +162,7 @@ class Trainer:
         batches = self.batches(length.num_epochs)
         step = first_step = saved_step = int(self.steps.number)
         epoch = length.epoch_of(int(self._batches_read))
-        reason = evaluations.stop_reason() or self._all_steps(step)  # of an earlier part of this training
+        reason = evaluations.stop_reason() or self._all_steps(step)  # from an earlier part of this training
         try:
             while not caught.number and reason is None:
                 started_s = time.perf_counter()
@@ -203,17 +203,17 @@ class Trainer:
         return saved, reason
 
     def _all_steps(self, step: int) -> str | None:
-        """Why a training ends that has done its steps."""
+        """Return why the training ends if it has done its num_steps; None otherwise."""
         num_steps = self._train_config.num_steps
         return f"num_steps {num_steps} are done" if num_steps and step >= num_steps else None
 
     def batches(self, num_epochs: int) -> Generator[InputBatch, None, None]:
-        """Return the batches from where the training stands; `num_epochs` as for Input.batches."""
+        """Return the batches from the current position of the training; `num_epochs` as for Input.batches."""
         first = int(self.steps.number)
         return self.input.batches(num_epochs, int(self._batches_read), first, self.steps.bank)
 
     def _start(self) -> None:
-        """Go on from the last checkpoint, or start from fine_tune_checkpoint, or from the initial weights."""
+        """Continue from the last checkpoint, or start from fine_tune_checkpoint or from the initial weights."""
         latest = self._checkpoints.latest()
         if latest:
             self._resume(latest)
@@ -248,7 +248,7 @@ class Trainer:
             self._input_fingerprint.assign(fingerprint)
 
     def state(self) -> dict[str, tf.Variable]:
-        """Everything that a checkpoint holds but for banks, by name."""
+        """Return everything that a checkpoint contains, except picture banks, by name."""
         place = {"batches_read": self._batches_read, "input_fingerprint": self._input_fingerprint}
         return {
             **self.steps.variables(),
@@ -257,7 +257,7 @@ class Trainer:
         }
 
     def run_step(self, item: InputBatch) -> dict[str, tf.Tensor] | None:
-        """Train on a batch: the losses, or None if it has no samples left, which is not a step."""
+        """Train on a batch; return its losses, or None for a batch without samples, which is not a step."""
         self._batches_read.assign_add(1)
         if not item.batch.num_samples:
             return None
@@ -266,7 +266,7 @@ class Trainer:
         return self.steps.run(item)
 
     def _save(self, step: int) -> str:
-        """Write the checkpoint of a step; its path."""
+        """Write the checkpoint of a step; return its path."""
         state: dict[str, tf.Variable | tf.Tensor] = {**self.state(), **self.steps.bank_state()}
         path = self._checkpoints.save(step, state, self._evaluations.best_step())
         self._folder.put_checkpoint()

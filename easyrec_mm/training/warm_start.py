@@ -12,10 +12,10 @@ from easyrec_mm.runs.model_dir import find_checkpoint
 
 
 def start_from_checkpoint(model: MultimodalModel, config: TrainConfig) -> str:
-    """Give a model what fine_tune_checkpoint has of it; a report of what was and what was not restored.
+    """Restore matching variables from fine_tune_checkpoint; return a report of what was and what was not restored.
 
     Raises:
-      CheckpointError: if it has nothing.
+      CheckpointError: if no variable of the checkpoint matches.
       ConfigError: if the map of names cannot be read.
     """
     path = find_checkpoint(config.fine_tune_checkpoint, "train_config.fine_tune_checkpoint")
@@ -27,7 +27,7 @@ def start_from_checkpoint(model: MultimodalModel, config: TrainConfig) -> str:
 
 
 def _read_name_map(path: str) -> dict[str, str]:
-    """Lines "variable<tab>name in the checkpoint" -> a dict."""
+    """Read lines "variable<tab>name in the checkpoint" into a dict."""
     if not path:
         return {}
     try:

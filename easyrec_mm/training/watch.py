@@ -1,6 +1,6 @@
-"""Evaluates the checkpoints of a training beside it: each one when it is there, and none twice.
+"""Evaluation of a training's checkpoints in a separate process: each checkpoint once, as soon as it exists.
 
-What it writes has names of its own, because the training writes its files at the same time.
+Its results go to separate files, because the training writes its own files at the same time.
 """
 
 from __future__ import annotations
@@ -29,20 +29,20 @@ from easyrec_mm.training.signals import Caught
 WATCH_METRICS = "eval_watch.jsonl"
 WATCH_RESULT = "eval_watch_result.json"
 WATCH_BAD_RECORDS = "eval_watch_bad_records.jsonl"
-# Folder of TensorBoard's event files, which shows there as a run of its own.
+# Folder of event files, which TensorBoard shows as a separate run.
 WATCH_SUMMARIES = "eval_watch"
-# Seconds from one look to the next, here and in a bucket.
+# Seconds between two looks for new checkpoints, in a local folder and in a bucket.
 _LOOK_EVERY_S, _LOOK_EVERY_REMOTE_S = 2.0, 20.0
 _SLEPT_AT_A_TIME_S = 0.2
 
 
 class Watch:
-    """Evaluates every checkpoint of a model_dir, those that are there and those that come.
+    """Evaluates every checkpoint of a model_dir, existing and new ones.
 
     Args:
-      pipeline: the config that trains.
-      path: what to evaluate on.
-      say: what a message goes to.
+      pipeline: the config of the training.
+      path: the data to evaluate on.
+      say: function that shows a message.
     """
 
     def __init__(self, pipeline: Pipeline, path: str, say: Callable[[str], None]) -> None:
@@ -56,14 +56,14 @@ class Watch:
         self._model = MultimodalModel(self._config, self._schema, dtype_policy(self._config.train_config.precision))
         self._look_every_s = _LOOK_EVERY_REMOTE_S if is_remote(self._config.model_dir) else _LOOK_EVERY_S
         self._evaluator: Evaluator | None = None
-        # Checkpoints that were gone before they could be read.
+        # Checkpoints that were removed before they could be read.
         self._gone: set[str] = set()
 
     def run(self, timeout_s: float, caught: Caught) -> str:
-        """Evaluate until the training is over, or nothing came for `timeout_s` seconds, or a signal was caught.
+        """Evaluate until the training is over, no checkpoint came for `timeout_s` seconds, or a signal was caught.
 
         Returns:
-          Why it ended.
+          The reason for the end.
 
         Raises:
           CheckpointError: if a checkpoint does not fit the config.
@@ -80,7 +80,7 @@ class Watch:
                     self._evaluate(waiting[0])
                     came_s = time.monotonic()
                 elif is_over and was_over:
-                    # Seen twice: what is listed may be older than what tells the end.
+                    # Seen twice, because the list of checkpoints may be older than the log that contains the end.
                     return "the training is over"
                 elif timeout_s and time.monotonic() - came_s >= timeout_s:
                     return f"no new checkpoint in {timeout_s:g} seconds"
@@ -110,13 +110,13 @@ class Watch:
         return over
 
     def _waiting(self) -> list[str]:
-        """Checkpoints that are not evaluated yet, oldest first."""
+        """Return the checkpoints that are not evaluated yet, oldest first."""
         starts = [line for line in read_lines(self._local / METRICS) if line["kind"] == START]
         done = {
             int(line["step"])
             for line in read_lines(self._local / WATCH_METRICS)
             if line.get("eval_input_path") == self._path
-            # What a training begun anew writes over is another checkpoint.
+            # A restarted training overwrites checkpoints, and the new ones have not been evaluated.
             and not any(start["step"] < line["step"] and start["time"] > line["time"] for start in starts)
         }
         return [path for path in self._checkpoints.all() if path not in self._gone and step_of(path) not in done]
@@ -146,7 +146,7 @@ class Watch:
         self._folder.put_logs()
 
     def _evaluator_with(self, vectors: VectorStores) -> Evaluator:
-        """One evaluator for all checkpoints (it takes seconds to build), unless each checkpoint has its own vectors."""
+        """Return the evaluator of all checkpoints (it takes seconds to build), or a new one if each has its vectors."""
         if self._evaluator is None or self._schema.stored_features():
             share = self._config.data_config.max_bad_record_share
             bad_records = BadRecords(str(self._local / WATCH_BAD_RECORDS), share)

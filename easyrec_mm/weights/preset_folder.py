@@ -1,6 +1,6 @@
-"""The folder of fetched weights: where it may be, whether it is whole, and putting it in its place at once.
+"""The folder of fetched weights: where it may be, whether it is complete, and its replacement in one step.
 
-`weights.json` in it says what the folder was made of, and the SHA-256 of every other file in it.
+Its file `weights.json` contains the source of the folder, and the SHA-256 of every other file in it.
 """
 
 from __future__ import annotations
@@ -20,17 +20,17 @@ from easyrec_mm.files.work_folder import work_folder
 from easyrec_mm.weights.catalog import Weights
 
 RECORD = "weights.json"
-# Raised when the same file of weights becomes another preset, so that folders of before are made again.
+# Increased when the same weights file is converted to a different preset, so that older folders are made again.
 _CONVERSION = 1
 
 
 class PresetFolder:
-    """The folder for some weights.
+    """The folder of the preset of some weights.
 
     Args:
-      weights: what it is to hold.
+      weights: the weights that it is to contain.
       path: a folder on this machine; it may exist if it is empty or was made for weights before.
-      setting: what a message calls the path.
+      setting: name of the path in messages.
 
     Raises:
       UserError: if the path cannot be such a folder.
@@ -51,7 +51,7 @@ class PresetFolder:
             raise self._error("holds something else than fetched weights; name another folder, or remove it")
 
     def is_complete(self) -> bool:
-        """Whether it holds the preset of these weights, every file as it was written."""
+        """Return whether the folder contains the preset of these weights, with every file as it was written."""
         try:
             record = json.loads((Path(self.path) / RECORD).read_text(encoding="utf-8"))
             return bool(record == {**self._source, "files": _digests(Path(self.path))})
@@ -59,7 +59,7 @@ class PresetFolder:
             return False
 
     def require_writable(self) -> None:
-        """Make the folder above it, so that a fetch does not fail at its end.
+        """Create the parent folder and check that it is writable, so that a fetch does not fail at its end.
 
         Raises:
           UserError: if that is not possible.
@@ -74,7 +74,7 @@ class PresetFolder:
 
     @contextmanager
     def new(self) -> Iterator[Path]:
-        """Give an empty folder to write the preset to, which takes this one's place if all goes well."""
+        """Provide an empty folder to write the preset to, which replaces this folder if there is no error."""
         with tempfile.TemporaryDirectory(dir=work_folder()) as scratch:
             preset = Path(scratch) / "preset"
             preset.mkdir()
@@ -84,7 +84,7 @@ class PresetFolder:
             self._replace(preset)
 
     def _replace(self, preset: Path) -> None:
-        # On the disk of the target, where renaming is one step.
+        # On the disk of the target, so that renaming is one step.
         parent, name = os.path.split(os.path.abspath(self.path))
         with tempfile.TemporaryDirectory(prefix=f".{name}.", dir=parent) as folder:
             new = shutil.copytree(preset, os.path.join(folder, "new"))
@@ -93,7 +93,7 @@ class PresetFolder:
             try:
                 os.rename(new, self.path)
             except OSError:
-                # Another process may have put the same in its place meanwhile.
+                # Another process may have put the same preset in its place meanwhile.
                 if not self.is_complete():
                     raise
 
@@ -102,6 +102,6 @@ class PresetFolder:
 
 
 def _digests(folder: Path) -> dict[str, str]:
-    """The SHA-256 of each file of a preset by its name."""
+    """Return the SHA-256 of each file of a preset by the name of the file."""
     files = sorted(path for path in folder.iterdir() if path.is_file() and path.name != RECORD)
     return {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in files}

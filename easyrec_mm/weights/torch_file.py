@@ -1,10 +1,10 @@
-"""Files of PyTorch's format before version 1.6, read without PyTorch.
+"""Reader of files in PyTorch's format before version 1.6, without PyTorch.
 
-Such a file is a row of pickles: a magic number, the version of the protocol, a description of the machine, the named
-tensors, and the keys of their storages. Behind them lies each storage: its number of elements, then its elements. A
+Such a file is a sequence of pickles: a magic number, the version of the protocol, a description of the machine, the
+named tensors, and the keys of their storages. The storages follow: the number of elements of each, then its elements. A
 tensor is a view of a storage, by offset, shape and strides. (torch/serialization.py, `_legacy_save`.)
 
-A pickle can run any code. Here it can name four things, and any other is refused.
+A pickle can run any code. Here it can use only the four names of `_ALLOWED`; any other name is refused.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ _PROTOCOL = 1001
 
 
 class TorchFileError(Exception):
-    """A file that is not of this format, is damaged, or holds more than tensors."""
+    """A file that is not of this format, is damaged, or contains more than tensors."""
 
 
 class _View(NamedTuple):
@@ -65,10 +65,10 @@ class _Unpickler(pickle.Unpickler):
 
 
 def read_tensors(content: bytes) -> dict[str, NDArray[Any]]:
-    """Read the tensors of a file by their names, each with elements in the order of its shape.
+    """Read the tensors of a file by name, each with its elements in the order of its shape.
 
     Raises:
-      TorchFileError: if the file is not of this format, is damaged, or names anything else than tensors.
+      TorchFileError: if the file is not of this format, is damaged, or contains anything but tensors.
     """
     try:
         return _tensors(io.BytesIO(content))

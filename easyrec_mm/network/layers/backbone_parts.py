@@ -1,4 +1,4 @@
-"""What the image tower does to a backbone before it runs: cutting it in parts, low-rank updates, recomputing blocks."""
+"""Changes that the image tower makes to a backbone: cutting it into parts, low-rank updates, recomputed blocks."""
 
 from __future__ import annotations
 
@@ -16,16 +16,16 @@ from easyrec_mm.network.layers.recompute import recompute
 
 
 def attended_ends(stages: Sequence[Stage], places: str) -> list[Any]:
-    """The outputs behind which attention to the category works.
+    """Return the outputs after which attention to the category is applied.
 
     Args:
-      stages: of the backbone.
+      stages: stages of the backbone.
       places: EACH_STAGE or EACH_BLOCK.
 
     Raises:
       BackboneError: if the backbone has no feature maps.
     """
-    # Not behind the stem, unless there is nothing else.
+    # Not after the stem, unless the stem is the only stage.
     behind = stages[1:] or stages
     ends = [end for stage in behind for end in (stage.block_ends[-1:] if places == "EACH_STAGE" else stage.block_ends)]
     if not ends:
@@ -36,13 +36,13 @@ def attended_ends(stages: Sequence[Stage], places: str) -> list[Any]:
 def divided(
     backbone: Backbone, shape: tuple[int, int, int], attended: Sequence[Any], dtype: str
 ) -> tuple[list[keras.Model], list[CategoryAttention | None]]:
-    """The backbone in parts that end with its stages and where attention is, and the attention behind each part.
+    """Cut the backbone at the ends of its stages and at attention; return the parts and the attention after each.
 
     Args:
-      backbone: what is cut; its stages must have ends.
+      backbone: the backbone to cut; its stages must have block_ends.
       shape: height, width and channels of its pictures.
-      attended: of `attended_ends`; [] without attention.
-      dtype: Keras dtype policy of attention.
+      attended: result of `attended_ends`; [] without attention.
+      dtype: Keras dtype policy of the attention layers.
     """
     ends = [end for stage in backbone.stages for end in stage.block_ends[-1:]]
     cuts = [end for stage in backbone.stages for end in stage.block_ends if _is_among(end, [*ends, *attended])]
@@ -59,12 +59,12 @@ def divided(
 
 
 def add_low_rank_updates(stages: Sequence[Stage], rank: int, alpha: float) -> list[keras.layers.Layer]:
-    """Give the dense layers within the blocks of a transformer low-rank updates; those layers.
+    """Give the dense layers within the blocks of a transformer low-rank updates; return those layers.
 
     Args:
-      stages: of the backbone.
-      rank: of the updates.
-      alpha: they are scaled by alpha / rank; 0 for no scaling.
+      stages: stages of the backbone.
+      rank: rank of the updates.
+      alpha: the updates are scaled by alpha / rank; 0 for no scaling.
 
     Raises:
       BackboneError: if the backbone is not a transformer.
@@ -80,9 +80,9 @@ def add_low_rank_updates(stages: Sequence[Stage], rank: int, alpha: float) -> li
 
 
 def recompute_blocks(stages: Sequence[Stage], is_on: Callable[[], bool]) -> None:
-    """Run the blocks of a transformer by `recompute` whenever `is_on()`.
+    """Make the blocks of a transformer run through `recompute` whenever `is_on()` is true.
 
-    The blocks are called within a functional model, to which nothing can be passed but tensors.
+    `is_on` is a function because the blocks are called within a functional model, which passes on only tensors.
     """
     for stage in stages[1:]:
         block = stage.layers[0]
@@ -109,7 +109,7 @@ def _recomputing(call: Callable[..., Any], is_on: Callable[[], bool]) -> Callabl
 
 
 def _tensors_of(structure: Any) -> tuple[list[tf.Tensor], Callable[[Sequence[tf.Tensor]], Any]]:
-    """The tensors among the parts of a structure, and what makes the structure of others in their place."""
+    """Return the tensors in a structure, and a function that makes the same structure with other tensors."""
     parts = tf.nest.flatten(structure)
 
     def put_back(tensors: Sequence[tf.Tensor]) -> Any:

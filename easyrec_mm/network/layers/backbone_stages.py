@@ -1,8 +1,8 @@
-"""What a backbone is made of: stages that are frozen, unfrozen or recomputed as one, and names for its variables.
+"""The stages of a backbone, which are frozen, unfrozen or recomputed as units, and the names of its variables.
 
-Knows convolutional backbones, whose stages work at one resolution each, and transformers, whose stages are their
-blocks; by their structure and by how keras-hub and keras.applications name layers. Which ones there are, and where
-they come from, stands in backbones.py.
+Convolutional backbones have one stage per resolution, transformers one stage per block. Stages are recognised by the
+structure of the model and by the layer names of keras-hub and keras.applications. The available backbones are defined
+in backbones.py.
 """
 
 from __future__ import annotations
@@ -17,19 +17,19 @@ from typing import Any
 
 import keras
 
-# What the names of the layers of one convolution block begin with, in keras-hub and keras.applications.
+# Prefix of the names of the layers of one convolution block in keras-hub and keras.applications.
 _BLOCK_NAME = re.compile(r"(.*?(?:block_?\d+[a-z]?|expanded_conv(?:_\d+)?))_")
-# Side of the pictures by which a backbone that takes any size is divided.
+# Side of the pictures by which a backbone that takes any size is divided into stages.
 _PROBE_SIZE = 256
 
 
 @dataclass(frozen=True)
 class Stage:
-    """A part of a backbone: what works at one resolution, or a block of a transformer. The first is the stem.
+    """A part of a backbone: the layers at one resolution, or a block of a transformer. The first stage is the stem.
 
-    name         for messages
-    layers       what its weights are in
-    block_ends   outputs of its convolution blocks, the last of them that of the stage; () within a transformer
+    name         name for messages
+    layers       layers that contain its weights
+    block_ends   outputs of its convolution blocks, the last one being the output of the stage; () in a transformer
     """
 
     name: str
@@ -38,16 +38,16 @@ class Stage:
 
 
 def stages_of(model: keras.Model) -> tuple[Stage, ...]:
-    """The stages of a functional model of pictures, in the order of the data; each weight is in one of them."""
+    """Return the stages of a functional image model in the order of the data flow; they contain every weight."""
     blocks = _transformer_blocks(model)
     return tuple(_token_stages(model, blocks) if blocks else _map_stages(model))
 
 
 def variable_names(model: keras.Model) -> dict[int, str]:
-    """id of each variable of a model -> its name, the same in every process.
+    """Return id of each variable of a model -> its name, which is the same in every process.
 
-    A name is the path of layers to the variable. Keras numbers the layers of a process that are given no name
-    (`layer_normalization_3`); here such are numbered among those that stand beside them.
+    A name is the path of layers to the variable. Keras numbers layers without a given name per process
+    (`layer_normalization_3`); here they are numbered among their siblings.
     """
     names: dict[int, str] = {}
 
@@ -67,9 +67,9 @@ def _names_of_siblings(parts: Sequence[keras.layers.Layer | keras.Variable]) -> 
     names, counts = [], Counter[str]()
     for part in parts:
         bare = re.sub(r"_\d+$", "", part.name)
-        # A class may stand in for the one that the layer was made of.
+        # Base classes count too, because a subclass may replace the class from which Keras made the name.
         kinds = {_snake_case(kind.__name__) for kind in type(part).__mro__}
-        # keras-hub before 0.26 misspelled it; checkpoints have one name.
+        # keras-hub before 0.26 misspelled "transformer"; checkpoints use one spelling.
         name = (bare if bare in kinds else part.name).replace("tranformer", "transformer")
         names.append(f"{name}_{counts[name]}" if counts[name] else name)
         counts[name] += 1
@@ -77,15 +77,15 @@ def _names_of_siblings(parts: Sequence[keras.layers.Layer | keras.Variable]) -> 
 
 
 def _snake_case(name: str) -> str:
-    """As Keras makes a name of a class: "Conv2DTranspose" -> "conv2d_transpose"."""
+    """Make a layer name of a class name as Keras does: "Conv2DTranspose" -> "conv2d_transpose"."""
     name = re.sub(r"(.)([A-Z][a-z]+)", r"\1_\2", name)
     return re.sub(r"([a-z])([A-Z])", r"\1_\2", name).lower()
 
 
 def _layers_within(layer: keras.layers.Layer) -> Iterator[keras.layers.Layer]:
-    """Each layer below a layer, before those that it holds, in the order in which they were made.
+    """Yield each layer inside a layer, parents before their children, in the order in which they were made.
 
-    That is the order of the data. Layer._flatten_layers goes through the parts of a layer from the last to the first.
+    That is the order of the data flow. Layer._flatten_layers visits the parts of a layer from the last to the first.
     """
     for part in layer._layers:
         yield part
@@ -93,7 +93,7 @@ def _layers_within(layer: keras.layers.Layer) -> Iterator[keras.layers.Layer]:
 
 
 def _transformer_blocks(model: keras.Model) -> list[keras.layers.Layer]:
-    """The smallest layers that hold an attention layer and dense layers beside it."""
+    """Return the smallest layers that contain an attention layer and dense layers outside that attention layer."""
     found: list[keras.layers.Layer] = []
     for layer in _layers_within(model):
         below = list(_layers_within(layer))
@@ -107,7 +107,7 @@ def _transformer_blocks(model: keras.Model) -> list[keras.layers.Layer]:
 
 
 def _token_stages(model: keras.Model, blocks: list[keras.layers.Layer]) -> list[Stage]:
-    """The blocks, each with what stands behind it; the stem is what stands before the first one."""
+    """Return the blocks, each with the layers that follow it, after the stem (the layers before the first block)."""
     index = {id(part): i for i, block in enumerate(blocks, 1) for part in (block, *_layers_within(block))}
     members: list[list[keras.layers.Layer]] = [[] for _ in range(len(blocks) + 1)]
     current = 0
@@ -119,9 +119,9 @@ def _token_stages(model: keras.Model, blocks: list[keras.layers.Layer]) -> list[
 
 
 def _map_stages(model: keras.Model) -> list[Stage]:
-    """The stem, and then the blocks of one resolution together; what stands behind the last block belongs to it."""
+    """Return the stem, then one stage per resolution; layers after the last block belong to that block."""
     operations = [op for op in model.operations if not isinstance(op, keras.layers.InputLayer)]
-    # The last operation may have more outputs than the one that the model takes.
+    # The last operation may have several outputs; the model uses one of them.
     outputs = [*[op.output for op in operations[:-1]], model.output]
     stages: list[list[int]] = []
     before: int | None = None
@@ -143,7 +143,7 @@ def _map_stages(model: keras.Model) -> list[Stage]:
 def _blocks(
     operations: list[keras.Operation], is_cut: list[bool], levels: list[int | None]
 ) -> list[tuple[int, int | None]]:
-    """Where each convolution block ends, and how often the picture is halved there; the stem first."""
+    """Return where each convolution block ends, and how often the picture is halved there; the stem comes first."""
     last = len(operations) - 1
     matches = [_BLOCK_NAME.match(operation.name) for operation in operations]
     if not any(matches):
@@ -156,7 +156,7 @@ def _blocks(
             continue
         if match[1] != name:
             cuts = [j for j in range(start, i) if is_cut[j]]
-            # What halves the picture between two blocks belongs to the second one.
+            # Layers between two blocks that halve the picture belong to the second block.
             ends = [j for j in cuts if levels[j] == level] if name else cuts
             if cuts:
                 blocks.append(((ends or cuts)[-1], level))
@@ -171,7 +171,7 @@ def _is_halved(level: int | None, following: int | None) -> bool:
 
 
 def _levels(model: keras.Model, outputs: list[Any]) -> list[int | None]:
-    """How often each output is halved; None for what is not a feature map."""
+    """Return how often the picture is halved at each output; None for outputs that are not feature maps."""
     shape = model.inputs[0].shape
     size = shape[1] or _PROBE_SIZE
     probe = keras.Model(model.inputs[0], outputs)
@@ -181,7 +181,7 @@ def _levels(model: keras.Model, outputs: list[Any]) -> list[int | None]:
 
 
 def _cuts(model: keras.Model, operations: list[keras.Operation], outputs: list[Any]) -> list[bool]:
-    """For each operation whether its output is one tensor, and all that follows depends on that alone."""
+    """Return for each operation whether its output is one tensor and all that follows depends on that tensor alone."""
     last_use = {
         id(tensor._keras_history.operation): i
         for i, operation in enumerate(operations)

@@ -1,7 +1,7 @@
-"""Backbones of the image tower: built by name or from a preset, in a precision, and cut to a layer.
+"""Backbones of the image tower: built by name or from a preset, in a given precision, and cut at a given layer.
 
 They come from keras-hub and keras.applications. To add one, add its builder to BACKBONES and its name to
-config/image.py. Presets are read in presets.py, stages found in backbone_stages.py. Shape legend: P pictures,
+config/image.py. Presets are read in presets.py; stages are found in backbone_stages.py. Shape legend: P pictures,
 H x W x C pixels, T tokens of a transformer.
 """
 
@@ -27,7 +27,7 @@ Shape = tuple[int, int, int]
 
 
 def _by_mean(mean: tuple[float, ...], deviation: tuple[float, ...]) -> Normalisation:
-    """(x - mean) / deviation."""
+    """Return (x - mean) / deviation as scale and shift."""
     scale = 1.0 / np.array(deviation, np.float32)
     return tuple(scale.tolist()), tuple((-np.array(mean, np.float32) / np.array(deviation, np.float32)).tolist())
 
@@ -37,7 +37,7 @@ MINUS_ONE_TO_ONE = _by_mean((127.5,) * 3, (127.5,) * 3)
 
 
 class BackboneError(Exception):
-    """A backbone that does not exist, cannot be loaded, or lacks what is asked of it. `setting`: what was asked."""
+    """A backbone that does not exist, cannot be loaded or lacks what the img_model field `setting` requires."""
 
     def __init__(self, setting: str, message: str) -> None:
         super().__init__(message)
@@ -45,14 +45,14 @@ class BackboneError(Exception):
 
 
 class Entry(NamedTuple):
-    """How to build a backbone: (height, width, channels) -> functional model of pictures `[P, H, W, C]`."""
+    """Builder of a backbone, (height, width, channels) -> functional model of pictures `[P, H, W, C]`."""
 
     build: Callable[[Shape], keras.Model]
     normalisation: Normalisation
 
 
 def _resnet(block_type: str, num_blocks: tuple[int, ...], shape: Shape) -> keras.Model:
-    import keras_hub  # half a second, and only some backbones need it
+    import keras_hub  # takes half a second, and only some backbones need it
 
     return keras_hub.models.ResNetBackbone(
         input_conv_filters=[64],
@@ -66,7 +66,7 @@ def _resnet(block_type: str, num_blocks: tuple[int, ...], shape: Shape) -> keras
 
 
 def _vit(width: int, heads: int, shape: Shape) -> keras.Model:
-    """Dosovitskiy et al., ICLR 2021; Touvron et al., ICML 2021 for the tiny and the small one."""
+    """Build a ViT (Dosovitskiy et al., ICLR 2021; Touvron et al., ICML 2021 for the tiny and the small one)."""
     import keras_hub
 
     return keras_hub.models.ViTBackbone(
@@ -82,13 +82,13 @@ def _mobile_net(build: Callable[..., keras.Model], shape: Shape) -> keras.Model:
     model = _of_applications(build, shape)
     for layer in model.layers:
         if isinstance(layer, keras.layers.BatchNormalization):
-            # As in Howard et al., ICCV 2019. Keras has 0.999, whose averages are of little use for some thousand steps.
+            # As in Howard et al., ICCV 2019. With Keras's 0.999, averages are of little use for some thousand steps.
             layer.momentum = 0.99
     return model
 
 
 def _mean_colour(shape: Shape) -> keras.Model:
-    """No network: something for descriptors to stand beside."""
+    """Return the mean colour of each picture instead of a network, for a tower that relies on descriptors."""
     pixels = keras.Input((None, None, shape[2]))
     return keras.Model(pixels, keras.layers.GlobalAveragePooling2D()(pixels))
 
@@ -111,13 +111,13 @@ BACKBONES: dict[str, Entry] = {
 
 @dataclass(frozen=True)
 class Backbone:
-    """A backbone that is built.
+    """A built backbone.
 
     model           functional, pictures `[P, H, W, C]` -> `[P, h, w, filters]` or tokens `[P, T, width]`
-    normalisation   of its pixels
-    stages          in the order of the data
-    num_special     leading tokens that stand for no place of the picture: class and register tokens
-    source          what decides the architecture, for fingerprints
+    normalisation   scale and shift of its pixels
+    stages          its stages in the order of the data flow
+    num_special     number of leading tokens that stand for no patch of the picture: class and register tokens
+    source          text that determines the architecture, for fingerprints
     """
 
     model: keras.Model
@@ -128,35 +128,35 @@ class Backbone:
 
     @property
     def is_transformer(self) -> bool:
-        """Whether its stages are blocks of attention and dense layers."""
+        """Return whether the stages are blocks of attention and dense layers."""
         return not any(stage.block_ends for stage in self.stages)
 
 
 def named_backbone(name: str, shape: Shape, dtype: str, feature_layer: str = "") -> Backbone:
-    """A backbone with random weights.
+    """Build a backbone with random weights.
 
     Args:
       name: key of BACKBONES.
       shape: height, width and channels of the pictures.
-      dtype: Keras dtype policy it computes in.
-      feature_layer: layer whose output is taken; "" for the last.
+      dtype: Keras dtype policy of the computation.
+      feature_layer: name of the layer whose output is used; "" for the last layer.
 
     Raises:
-      BackboneError: if there is no such layer.
+      BackboneError: if feature_layer does not exist or has no suitable output.
     """
     entry = BACKBONES[name]
     with _default_dtype(dtype):
         built = entry.build(shape)
-    # Transformers have no batch norm, and the layers of keras-hub's cannot be copied one by one.
+    # Transformers have no batch norm, and the layers of keras-hub's transformers cannot be copied one by one.
     model = with_fast_layers(built, dtype) if len(built.output.shape) == 4 else built
     return _finished(model, entry.normalisation, shape, feature_layer, name)
 
 
 def preset_backbone(preset: str, shape: Shape, dtype: str, feature_layer: str = "") -> Backbone:
-    """The image backbone of a keras-hub preset with its weights; arguments as of `named_backbone`.
+    """Load the image backbone of a keras-hub preset with its weights; other arguments as for `named_backbone`.
 
     Args:
-      preset: a folder, which is read without a network, or a name that keras-hub knows.
+      preset: a folder, which is read without network access, or a name that keras-hub knows.
 
     Raises:
       BackboneError: if it cannot be loaded, is not an image backbone, or takes pictures of another shape.
@@ -183,14 +183,14 @@ def _size(shape: Sequence[int | None]) -> str:
 
 
 def _in_dtype(built: keras.Model, dtype: str) -> keras.Model:
-    """A keras-hub backbone that computes in `dtype`, with fast layers: the one that was built, or a copy of it."""
+    """Return a keras-hub backbone that computes in `dtype`, with fast layers: the built one or a copy of it."""
     model = built
     if {layer.dtype_policy.name for layer in built._flatten_layers()} != {dtype}:
         with _default_dtype(dtype):
             model = type(built).from_config({**built.get_config(), "dtype": dtype})
         model.set_weights(built.get_weights())
     for layer in model._flatten_layers():
-        # In place, because it may be a part of a layer that cannot be copied with another one in it.
+        # Changed in place: the layer may be part of another layer, which cannot be copied with a replacement in it.
         if fast_kind(layer) is not type(layer):
             layer.__class__ = fast_kind(layer)
     return model
@@ -202,7 +202,7 @@ def _architecture(model: keras.Model) -> str:
 
 @contextmanager
 def _default_dtype(dtype: str) -> Iterator[None]:
-    """What layers compute in that are not told it, as some parts of models are not."""
+    """Set the dtype policy of layers that are built without one, such as some parts of models."""
     before = keras.config.dtype_policy()
     keras.config.set_dtype_policy(dtype)
     try:
@@ -216,7 +216,7 @@ def _finished(
 ) -> Backbone:
     output = built.output
     if isinstance(output, dict):
-        # Feature maps of several stages come in their order.
+        # Feature maps of several stages come in the order of the stages; the last one is used.
         output = output.get("sequence_output", [*output.values()][-1])
     if feature_layer:
         layers = {operation.name: operation for operation in built.operations}
@@ -226,18 +226,18 @@ def _finished(
         output = layers[feature_layer].output
         if not isinstance(output, keras.KerasTensor) or len(output.shape) not in (3, 4):
             raise BackboneError("feature_layer", f"the output of '{feature_layer}' is neither a feature map nor tokens")
-    # Of the layers up to the output alone, and of one plain input.
+    # A model with one plain input and only the layers up to the output.
     model = keras.Model(built.inputs[0], output)
     return Backbone(model, normalisation, stages_of(model), _num_special_tokens(model, built, shape), source)
 
 
 def _num_special_tokens(model: keras.Model, built: keras.Model, shape: Shape) -> int:
-    """Tokens more than patches."""
+    """Return by how much the number of tokens exceeds the number of patches."""
     patch = getattr(built, "patch_size", None)
     if len(model.output.shape) != 3 or patch is None:
         return 0
     height, width = (patch, patch) if isinstance(patch, int) else tuple(patch)[:2]
-    # Counted, because the shape that keras-hub says of SigLIP's tokens has one too many.
+    # Counted by a call, because the shape that keras-hub states for SigLIP's tokens has one token too many.
     num_tokens = int(model(np.zeros((1, *shape), np.float32)).shape[1])
     num_patches: int = (shape[0] // height) * (shape[1] // width)
     return max(0, num_tokens - num_patches)

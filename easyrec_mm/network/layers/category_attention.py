@@ -1,6 +1,6 @@
-"""Attention over a feature map that knows the item's category (CSCNN; Liu et al., KDD 2020, section 4).
+"""Attention over a feature map that depends on the item's category (CSCNN; Liu et al., KDD 2020, section 4).
 
-Where in a backbone it stands, and where the category comes from, is not decided here. Shapes: U distinct images, h x w
+The caller decides where in a backbone it is applied and where the category comes from. Shapes: U distinct images, h x w
 the feature map's height and width, C its channels, E width of a category embedding.
 """
 
@@ -13,20 +13,20 @@ import tensorflow as tf
 
 from easyrec_mm.network.layers.dnn import dense
 
-# Of the hidden layer, where `reduction` would leave fewer.
+# Least number of units of the hidden layer, whatever `reduction` is.
 _FEWEST_HIDDEN_UNITS = 4
-# What the maps start from, by biases: sigmoid(3) is 0.95. From 0 on, four places would leave 1/256 of a picture, and
-# random kernels would hide some of it.
+# Initial logit of both maps, set by biases: sigmoid(3) is 0.95. With 0, four attention layers would leave 1/256 of the
+# signal, and random kernels would hide parts of a picture.
 _FIRST_LOGIT = 3.0
 
 
 class CategoryAttention(keras.layers.Layer):
-    """Weighs a feature map's channels, then its places, by what they hold and by the item's category.
+    """Attention that weights a feature map's channels, then its positions, by their content and the item's category.
 
-    F' = M_c * F, M_c = sigmoid(MLP[AvgP(F), A_c] + MLP[MaxP(F), A_c]), pooled over the picture, one MLP for both;
+    F' = M_c * F, M_c = sigmoid(MLP[AvgP(F), A_c] + MLP[MaxP(F), A_c]), pooled over the picture, one MLP for both terms;
     F'' = M_s * F', M_s = sigmoid(Conv[MaxP(F'), AvgP(F'), A_s]), pooled over the channels. A_c and A_s are the two
-    embeddings of the category, A_s projected to a map `[h, w]` (CSCNN, section 4). Both maps start as 0.95 all
-    over, so that what a backbone has learnt before passes.
+    embeddings of the category, A_s projected to a map `[h, w]` (CSCNN, section 4). Both maps start at 0.95
+    everywhere, so that the features of a pretrained backbone pass.
 
     Args:
       channels: C.
@@ -34,7 +34,7 @@ class CategoryAttention(keras.layers.Layer):
       width: w.
       reduction: the MLP's hidden layer has C // reduction units, but at least 4.
       kernel_size: height and width of the convolution.
-      dtype: Keras dtype policy; pooling and sigmoids are float32 in all.
+      dtype: Keras dtype policy; pooling and sigmoids are float32 in every policy.
     """
 
     def __init__(
@@ -53,7 +53,7 @@ class CategoryAttention(keras.layers.Layer):
         self._channel_hidden = dense(self._hidden_units, "channel_hidden", 0.0, "relu", dtype)
         self._channel_output = dense(channels, "channel_output", 0.0, dtype=dtype)
         self._channel_output.kernel_initializer = keras.initializers.Zeros()
-        # Of two outputs, which are added.
+        # Half of it, because two outputs are added.
         self._channel_output.bias_initializer = keras.initializers.Constant(_FIRST_LOGIT / 2)
         self._spatial_projection = dense(height * width, "spatial_projection", 0.0, dtype=dtype)
         self._spatial_conv = keras.layers.Conv2D(
@@ -72,19 +72,19 @@ class CategoryAttention(keras.layers.Layer):
         channel_embedding_shape: tuple[int | None, int],
         spatial_embedding_shape: tuple[int | None, int],
     ) -> None:
-        """Create the weights, for embeddings of these widths."""
+        """Create the weights for embeddings of these widths."""
         self._channel_hidden.build((None, self._channels + channel_embedding_shape[-1]))
         self._channel_output.build((None, self._hidden_units))
         self._spatial_projection.build((None, spatial_embedding_shape[-1]))
         self._spatial_conv.build((None, self._height, self._width, 3))
 
     def call(self, features: tf.Tensor, channel_embedding: tf.Tensor, spatial_embedding: tf.Tensor) -> tf.Tensor:
-        """The weighed feature map.
+        """Return the weighted feature map.
 
         Args:
           features: `[U, h, w, C]` in the policy's compute dtype.
           channel_embedding: float32 `[U, E]`, A_c of each image's category.
-          spatial_embedding: float32 `[U, E]`, A_s of it.
+          spatial_embedding: float32 `[U, E]`, A_s of each image's category.
 
         Returns:
           `[U, h, w, C]` in the features' dtype.
@@ -93,7 +93,7 @@ class CategoryAttention(keras.layers.Layer):
         return features * tf.cast(self._spatial_weights(features, spatial_embedding), features.dtype)
 
     def _channel_weights(self, features: tf.Tensor, embedding: tf.Tensor) -> tf.Tensor:
-        # bfloat16 cannot count the places that share a maximum, among which its gradient is divided.
+        # The gradient of a maximum is divided by the number of positions that share it; bfloat16 cannot count them.
         wide = tf.cast(features, tf.float32)
         logits = tf.constant(0.0)
         for pooled in (tf.reduce_mean(wide, axis=[1, 2]), tf.reduce_max(wide, axis=[1, 2])):
@@ -112,7 +112,7 @@ class CategoryAttention(keras.layers.Layer):
 class CategoryEmbeddings(keras.layers.Layer):
     """The two embeddings of a category, for CategoryAttention: tables `channel` and `spatial`, `[num_ids, dim]`.
 
-    Both are float32 whatever the precision of the rest. The gradients are tf.IndexedSlices of the rows looked up.
+    Both are float32 whatever the precision of other layers. The gradients are tf.IndexedSlices of the rows looked up.
 
     Args:
       num_ids: number of categories; ids are below it.
@@ -123,14 +123,14 @@ class CategoryEmbeddings(keras.layers.Layer):
         super().__init__(name=name, dtype="float32")
         self._num_ids, self._dim = num_ids, dim
 
-    # Weights of this layer, not an EmbeddingTable each: that one's weight is named by the tables that the process has
-    # built before it.
+    # Weights of this layer instead of two EmbeddingTables: the name of an EmbeddingTable's weight depends on how many
+    # tables the process has built before.
     def build(self, ids_shape: tuple[int | None, ...]) -> None:
         """Create the tables."""
         self.channel, self.spatial = (
             self.add_weight(
                 shape=(self._num_ids, self._dim),
-                # One each: an initializer gives the same numbers every time.
+                # One initializer per table, because an initializer returns the same numbers every time.
                 initializer=keras.initializers.TruncatedNormal(0.0, 1.0 / math.sqrt(self._dim)),
                 name=name,
                 dtype="float32",
@@ -140,6 +140,6 @@ class CategoryEmbeddings(keras.layers.Layer):
         )
 
     def call(self, ids: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
-        """Category ids int64 `[U]` -> float32 `[U, E]` of the table `channel`, and of the table `spatial`."""
-        # On the tf.Variables themselves, as in EmbeddingTable.lookup.
+        """Look up category ids int64 `[U]` in the tables `channel` and `spatial`: float32 `[U, E]` each."""
+        # In the tf.Variables themselves, as in EmbeddingTable.lookup.
         return tf.nn.embedding_lookup(self.channel.value, ids), tf.nn.embedding_lookup(self.spatial.value, ids)

@@ -1,4 +1,4 @@
-"""Colours and edges of a picture as numbers, without anything to train. P pictures, H x W pixels."""
+"""Descriptors of the colours and edges of pictures, without trained weights. P pictures, H x W pixels."""
 
 from __future__ import annotations
 
@@ -6,23 +6,24 @@ import numpy as np
 import tensorflow as tf
 from numpy.typing import NDArray
 
-# Pictures are made smaller to this side before colours are counted and edges looked for: what is finer is noise.
+# Pictures are reduced to this side before colours are counted and edges are detected: finer details are noise.
 _LARGEST_SIDE = 64
-# Directions of edges, from 0 to 180 degrees, and how sharply one is told from the next.
+# Number of edge directions, from 0 to 180 degrees, and how sharply neighbouring directions are separated.
 _NUM_DIRECTIONS, _SHARPNESS = 8, 3
-# Square roots have no gradient at 0.
+# Added under square roots, which have no gradient at 0.
 _TINY = 1e-12
 
 
 class Descriptors:
-    """Pixels -> mean colours of the cells of a grid, how much of the picture each colour takes, and where edges lie.
+    """Descriptors of pictures: mean colours of the cells of a grid, colour histograms, and histograms of edges.
 
-    The grid of colours is a colour layout as MPEG-7 has it (Kasutani and Yamada, ICIP 2001), without its cosine
-    transform. The histograms (Swain and Ballard, IJCV 1991) are of the whole picture and of its middle half: a pixel
-    counts for the nearest colours of a cube of `colour_bins` ^ channels, each channel linearly between its two. Edges
-    are told by the histogram of the directions of the gradient of brightness in each cell of a grid (HOG, Dalal and
-    Triggs, CVPR 2005), as shares of the whole picture; those of the left half and of the mirrored right half are
-    averaged, as a thing is the same from either side. Square roots of shares make Euclid's distance that of Hellinger.
+    The colour grid is MPEG-7's colour layout (Kasutani and Yamada, ICIP 2001) without its cosine transform. The colour
+    histograms (Swain and Ballard, IJCV 1991) cover the whole picture and its middle half: a pixel counts for the
+    nearest colours of a cube of `colour_bins` ^ channels, divided linearly between the two nearest bins of each
+    channel. Edges are described by histograms of the direction of the brightness gradient in each cell of a grid (HOG,
+    Dalal and Triggs, CVPR 2005), as shares of the whole picture; those of the left half and of the mirrored right half
+    are averaged, because a mirrored thing is the same thing. With the square roots of shares, the Euclidean distance
+    becomes the Hellinger distance.
 
     Args:
       colour_grid: cells along each side; 0 for no grid of colours.
@@ -34,9 +35,9 @@ class Descriptors:
         self._grid, self._bins, self._edge_grid = colour_grid, colour_bins, edge_grid
 
     def __call__(self, pixels: tf.Tensor) -> tf.Tensor:
-        """`[P, H, W, C]`, 0-255 -> float32 `[P, grid^2 C + 2 bins^C + 8 edge_grid ceil(edge_grid / 2)]`.
+        """Map `[P, H, W, C]`, 0-255, to float32 `[P, grid^2 C + 2 bins^C + 8 edge_grid ceil(edge_grid / 2)]`.
 
-        Mean colours are from -1 to 1, roots of shares from 0 to 1.
+        Mean colours are from -1 to 1, square roots of shares from 0 to 1.
         """
         x = tf.cast(pixels, tf.float32) / 255.0
         height, width, channels = x.shape[1:]
@@ -54,10 +55,10 @@ class Descriptors:
         return tf.concat(found, axis=1)
 
     def _edges(self, brightness: tf.Tensor) -> tf.Tensor:
-        """`[P, h, w]` -> `[P, edge_grid * ceil(edge_grid / 2) * directions]`.
+        """Map brightness `[P, h, w]` to `[P, edge_grid * ceil(edge_grid / 2) * directions]`.
 
-        With the angle a of the gradient, direction d has max(cos(2 (a - d)), 0) ^ sharpness of its length: a soft bin
-        that needs no angle.
+        A gradient of angle a adds its length times max(cos(2 (a - d)), 0) ^ sharpness to direction d: a soft bin for
+        which the angle need not be computed.
         """
         x = tf.pad(brightness, [[0, 0], [1, 1], [1, 1]], "SYMMETRIC")
         across = (x[:, 1:-1, 2:] - x[:, 1:-1, :-2]) / 2
@@ -70,14 +71,14 @@ class Descriptors:
         edges = nearness**_SHARPNESS * tf.sqrt(squares)[..., None]  # [P, h, w, directions]
         cells = _smaller(edges, self._edge_grid, self._edge_grid)
         cells /= tf.reduce_sum(cells, axis=[1, 2, 3], keepdims=True) + 1e-6
-        # In a mirror an edge of angle a has -a.
+        # In the mirrored picture, an edge of angle a has the angle -a.
         mirrored = tf.gather(cells[:, :, ::-1], -np.arange(_NUM_DIRECTIONS) % _NUM_DIRECTIONS, axis=3)
         num_columns = (self._edge_grid + 1) // 2
         shares = (cells + mirrored)[:, :, :num_columns] / 2
         return tf.sqrt(tf.reshape(shares, [-1, self._edge_grid * num_columns * _NUM_DIRECTIONS]) + _TINY)
 
     def _histogram(self, x: tf.Tensor) -> tf.Tensor:
-        """`[P, h, w, C]`, 0-1 -> `[P, bins^C]`."""
+        """Map `[P, h, w, C]`, 0-1, to colour histograms `[P, bins^C]`."""
         height, width, channels = x.shape[1:]
         centres = np.linspace(0.0, 1.0, self._bins, dtype=np.float32)
         pixels = tf.reshape(x, [-1, height * width, channels, 1])
@@ -95,7 +96,7 @@ class Descriptors:
 
 
 def _smaller(x: tf.Tensor, height: int, width: int) -> tf.Tensor:
-    """`[P, H, W, C]` -> `[P, height, width, C]`, each the mean of what it covers."""
+    """Reduce `[P, H, W, C]` to `[P, height, width, C]`, where each value is the mean of the area that it covers."""
     rows, columns = _means(height, x.shape[1]), _means(width, x.shape[2])
     if height < x.shape[1]:
         x = tf.einsum("ih,phwc->piwc", rows, x)
@@ -105,7 +106,7 @@ def _smaller(x: tf.Tensor, height: int, width: int) -> tf.Tensor:
 
 
 def _means(cells: int, pixels: int) -> NDArray[np.float32]:
-    """`[cells, pixels]`: the share that each of the pixels has in the mean of a cell."""
+    """Return `[cells, pixels]`: the weight of each pixel in the mean of each cell."""
     edges = np.linspace(0, pixels, cells + 1)
     first, end = np.arange(pixels), np.arange(1, pixels + 1)
     overlap = np.minimum(edges[1:, None], end) - np.maximum(edges[:-1, None], first)

@@ -1,4 +1,4 @@
-"""Dense layers: stacks, highway, mixture of experts. Formulas as in EasyRec, so that its configs mean the same."""
+"""Dense layers: stacks, highway, mixture of experts. The formulas are EasyRec's, so that its configs mean the same."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ _L2_FACTOR = 0.5
 
 
 def dense(units: int, name: str, l2: float, activation: str = "linear", dtype: str | None = None) -> keras.layers.Dense:
-    """A dense layer with EasyRec's initial values (Glorot uniform, zeros) and regularisation of the kernel."""
+    """Build a dense layer with EasyRec's initial values (Glorot uniform, zeros) and regularisation of the kernel."""
     regularizer = keras.regularizers.L2(_L2_FACTOR * l2) if l2 else None
     return keras.layers.Dense(units, activation, kernel_regularizer=regularizer, name=name, dtype=dtype)
 
@@ -20,7 +20,7 @@ def dense(units: int, name: str, l2: float, activation: str = "linear", dtype: s
 class DNN(keras.layers.Layer):
     """Dense -> batch norm -> activation -> dropout, once for each of `hidden_units`: `[N, F]` -> `[N, units]`.
 
-    With `ends_linear` the last one has neither batch norm nor activation.
+    With `ends_linear` the last dense layer has neither batch norm nor activation.
     """
 
     def __init__(
@@ -45,8 +45,8 @@ class DNN(keras.layers.Layer):
 
     def build(self, input_shape: tuple[int | None, ...]) -> None:
         """Create the random states of dropout."""
-        # keras.layers.Dropout would name them by how many there are in the process, so that no other process (and no
-        # second model in this one) would find them in a checkpoint.
+        # The names of keras.layers.Dropout's states depend on how many exist in the process, so another process (or a
+        # second model in this process) would not find them in a checkpoint.
         self._seeds = {
             i: keras.random.SeedGenerator(name=f"dropout_{i}") for i, ratio in enumerate(self._dropout) if ratio
         }
@@ -64,9 +64,9 @@ class DNN(keras.layers.Layer):
 
 
 class RunningNorm(keras.layers.Layer):
-    """Numbers less their mean, over their deviation; both are running averages, in training too: `[N, F]` -> `[N, F]`.
+    """Normalisation by running averages of mean and deviation, in training too: `[N, F]` -> `[N, F]`.
 
-    Unlike batch norm it makes of an input the same in training as later, however few a batch shows.
+    Unlike batch norm, it treats an input in training as it does later, however small the batch is.
     """
 
     def __init__(self, momentum: float = 0.99, epsilon: float = 1e-3, name: str = "norm") -> None:
@@ -78,7 +78,7 @@ class RunningNorm(keras.layers.Layer):
         options = {"trainable": False, "dtype": "float32", "autocast": False}
         self._mean = self.add_weight(shape=input_shape[1:], initializer="zeros", name="mean", **options)
         self._square = self.add_weight(shape=input_shape[1:], initializer="ones", name="mean_of_square", **options)
-        # 1 until the first batch, whose moments then are the averages.
+        # Total weight of the batches so far: 0 at first, so that the first batch's moments replace the initial values.
         self._weight = self.add_weight(shape=(), initializer="zeros", name="weight", **options)
 
     def call(self, x: tf.Tensor, training: bool = False) -> tf.Tensor:
@@ -97,7 +97,7 @@ class RunningNorm(keras.layers.Layer):
 class Highway(keras.layers.Layer):
     """Projection and one highway layer (Srivastava et al., 2015): `[N, F]` -> `[N, units]`.
 
-    x = relu(W_p input), gate = sigmoid(W_g x), output = gate * relu(W_h x) + (1 - gate) * x; biases everywhere.
+    x = relu(W_p input), gate = sigmoid(W_g x), output = gate * relu(W_h x) + (1 - gate) * x; all layers have biases.
     """
 
     def __init__(self, units: int, name: str = "highway", dtype: str | None = None) -> None:
@@ -115,7 +115,7 @@ class Highway(keras.layers.Layer):
 class ExpertMixture(keras.layers.Layer):
     """Multi-gate mixture of experts (MMoE, Ma et al., KDD 2018): `[S, F]` -> T tensors `[S, units]`.
 
-    Task t gets sum over experts e of softmax(W_t x)_e * expert_e(x).
+    The output for task t is the sum over experts e of softmax(W_t x)_e * expert_e(x).
     """
 
     def __init__(

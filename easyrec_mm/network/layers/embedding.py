@@ -1,4 +1,4 @@
-"""Embedding tables and the layer that turns features into one vector a sample."""
+"""Embedding tables and the layer that turns features into one vector per sample."""
 
 from __future__ import annotations
 
@@ -13,15 +13,15 @@ from easyrec_mm.network.layers.target_attention import TargetAttention
 from easyrec_mm.schema import IMAGE_KEY, Attention
 
 _ROWS_AT_A_TIME = 1 << 18
-# Standard deviation of a standard normal distribution cut at -2 and 2.
+# Standard deviation of a standard normal distribution truncated at -2 and 2.
 _CUT_DEVIATION = 0.87962566
 
 
 class EmbeddingTable(keras.layers.Layer):
-    """A table `[rows, dim]`, float32 whatever the precision of the rest.
+    """An embedding table `[rows, dim]`, float32 whatever the precision of other layers.
 
     The gradient of `lookup` is tf.IndexedSlices of the rows looked up: a step's cost does not depend on the number of
-    rows, provided the optimizer handles them (optimizers.py).
+    rows, provided that the optimizer handles such gradients (optimizers.py).
     """
 
     def __init__(self, table: Table) -> None:
@@ -29,7 +29,7 @@ class EmbeddingTable(keras.layers.Layer):
         self.embeddings = self.add_weight(
             shape=(table.rows, table.dim), initializer="zeros", name="embeddings", dtype="float32", autocast=False
         )
-        # Some rows at a time: the random numbers of a whole table would need its memory several times over.
+        # A part of the rows at a time: drawing a whole table at once would need several times its memory.
         for start in range(0, table.rows, _ROWS_AT_A_TIME):
             ids = tf.range(start, min(start + _ROWS_AT_A_TIME, table.rows))
             rows = _initializer(table)(shape=(len(ids), table.dim), dtype="float32")
@@ -37,20 +37,20 @@ class EmbeddingTable(keras.layers.Layer):
         self.built = True
 
     def lookup(self, ids: tf.Tensor) -> tf.Tensor:
-        """Rows `ids` -> float32 `[*ids.shape, dim]`."""
+        """Return the rows `ids`, float32 `[*ids.shape, dim]`."""
         # On the tf.Variable itself this compiles to ResourceGather; a plain read before tf.gather would make the
         # optimizer's in-place update copy the whole table.
         return tf.nn.embedding_lookup(self.embeddings.value, ids)
 
 
 class FeatureEmbedding(keras.layers.Layer):
-    """All features of a sample, each as `width` numbers, side by side in the order of `features`, then the attentions,
-    then what is added to the logits.
+    """All features of a sample in one vector: `width` numbers per feature in the order of `features`, then the outputs
+    of attentions, then the numbers of wide features, which are added to the logits.
 
     Args:
-      features: what the features are.
+      features: the features of the model.
       tables: their tables; features that name the same table share it.
-      attentions: what joins the features, each with its layer.
+      attentions: the attentions, each with its layer.
     """
 
     def __init__(
@@ -74,11 +74,11 @@ class FeatureEmbedding(keras.layers.Layer):
         image_vector: tf.Tensor | None = None,
         training: bool = False,
     ) -> tuple[tf.Tensor, tf.Tensor]:
-        """Feature values of FeatureTransform, and the image vectors `[S, D]` that may be keys.
+        """Join the feature values of FeatureTransform; image vectors `[S, D]` may be keys of attentions.
 
         Returns:
-          float32 `[S, Schema.width + Schema.wide_width]`, and the scalar sum of the squares of all that came from
-          tables but is not added to the logits.
+          float32 `[S, Schema.width + Schema.wide_width]`, and the scalar sum of the squares of all values from tables
+          except those that are added to the logits.
         """
         rows = {feature.name: self._rows(feature, values[feature.name]) for feature in self._features}
         return self.join(values, rows, image_vector, training)
@@ -90,7 +90,7 @@ class FeatureEmbedding(keras.layers.Layer):
         image_vector: tf.Tensor | None = None,
         training: bool = False,
     ) -> tuple[tf.Tensor, tf.Tensor]:
-        """As `call`, behind the tables: `values` and `rows` as feature_vector takes them."""
+        """Return what `call` returns, for rows that are already looked up; `values` and `rows` as in feature_vector."""
         vectors: dict[str, tf.Tensor] = {} if image_vector is None else {IMAGE_KEY: image_vector}
         elements: dict[str, tf.Tensor] = {}
         squares = tf.constant(0.0)
@@ -129,15 +129,15 @@ class FeatureEmbedding(keras.layers.Layer):
 def feature_vector(
     feature: Feature, values: dict[str, tf.Tensor | tf.RaggedTensor], rows: tf.Tensor | None
 ) -> tf.Tensor:
-    """A feature's numbers in the network: float32 `[S, width]`.
+    """Return a feature's numbers in the network: float32 `[S, width]`.
 
     Args:
-      feature: what it is.
-      values: feature values of FeatureTransform. Instead of a ragged list there may be a padded one,
-        as of NumpyTransform: `[S, L, ...]`, with the weights `[S, L]` under `weight_key`, 0 where a sample
-        has fewer values. Ids that `rows` are of need not be there.
-      rows: what a feature with a table looked up there, float32 `[S, dim]`; of a list `[values of all samples, dim]`,
-        or `[S, L, dim]` if it is padded; of numbers that multiply rows, all rows.
+      feature: the feature.
+      values: feature values of FeatureTransform. A list may be padded instead of ragged,
+        as in NumpyTransform: `[S, L, ...]`, with the weights `[S, L]` under `weight_key`, 0 where a sample
+        has fewer values. Ids whose rows are given in `rows` may be missing.
+      rows: looked-up rows of a feature with a table, float32 `[S, dim]`; for a list `[values of all samples, dim]`,
+        or `[S, L, dim]` if it is padded; for numbers that multiply rows, all rows of the table.
     """
     vectors = element_vectors(feature, values, rows)
     if not feature.is_list:
@@ -151,7 +151,10 @@ def feature_vector(
 def element_vectors(
     feature: Feature, values: dict[str, tf.Tensor | tf.RaggedTensor], rows: tf.Tensor | None
 ) -> tf.Tensor:
-    """As feature_vector, each value of a list by itself: `[values of all samples, width]`, or `[S, L, width]`."""
+    """Return a feature's numbers per list element: `[values of all samples, width]`, or padded `[S, L, width]`.
+
+    Arguments as for feature_vector, whose result this is for features that are no lists.
+    """
     value = values.get(feature.name)
     if isinstance(value, tf.RaggedTensor):
         value = value.flat_values
@@ -163,15 +166,15 @@ def element_vectors(
 
 
 def combine(rows: tf.Tensor, tags: tf.RaggedTensor, weights: tf.RaggedTensor | None, combiner: str) -> tf.Tensor:
-    """Combine the rows of each sample's tags or elements; a sample without any gets zeros.
+    """Combine the rows of each sample's tags or elements; a sample without tags gets zeros.
 
-    mean: sum(w x) / sum(w); sum: sum(w x); sqrtn: sum(w x) / sqrt(sum(w^2)); w is 1 without weights. max: without
-    weights, the largest of each number.
+    mean: sum(w x) / sum(w); sum: sum(w x); sqrtn: sum(w x) / sqrt(sum(w^2)); w is 1 without weights. max: the largest
+    value per dimension; weights are ignored.
 
     Args:
       rows: float32 `[number of tags, dim]`.
       tags: ragged `[S, (tags)]`, for its row partition.
-      weights: as tags, float32, or None.
+      weights: ragged like `tags`, float32, or None.
 
     Returns:
       float32 `[S, dim]`.
@@ -187,7 +190,7 @@ def combine(rows: tf.Tensor, tags: tf.RaggedTensor, weights: tf.RaggedTensor | N
 
 
 def combine_padded(rows: tf.Tensor, weights: tf.Tensor, combiner: str) -> tf.Tensor:
-    """As `combine`, of rows `[S, L, dim]` and weights `[S, L]`, 0 where there is no tag: operations that ONNX has."""
+    """Combine rows `[S, L, dim]` by weights `[S, L]`, 0 for padding, as `combine` does, with operations of ONNX."""
     if combiner == "max":
         largest = tf.reduce_max(tf.where(weights[:, :, None] > 0, rows, rows.dtype.min), axis=1)
         return tf.where(tf.reduce_max(weights, axis=1)[:, None] > 0, largest, 0.0)
@@ -205,7 +208,7 @@ def _combined(
 
 
 def _initializer(table: Table) -> Callable[..., tf.Tensor]:
-    """Initial values of some rows of a table; each call makes another one, with a seed of its own."""
+    """Return an initializer of rows of a table; each call returns another initializer, with its own seed."""
     kind, values = table.initializer
     initializer: Callable[..., tf.Tensor]
     if kind == "constant":
@@ -215,7 +218,7 @@ def _initializer(table: Table) -> Callable[..., tf.Tensor]:
     elif kind == "truncated_normal":
         initializer = keras.initializers.TruncatedNormal(*values)
     else:
-        # Glorot's deviation is that of the whole table, and of what is left of a normal distribution cut at two of it.
+        # Glorot's deviation for the whole table; the division makes up for the truncation of the distribution.
         deviation = math.sqrt(2.0 / (table.rows + table.dim)) / _CUT_DEVIATION
         initializer = keras.initializers.TruncatedNormal(0.0, deviation)
     return initializer

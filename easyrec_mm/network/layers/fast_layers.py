@@ -1,7 +1,7 @@
 """Layers of image models on TensorFlow's own kernels: fused batch normalisation, depthwise convolution.
 
-On a CPU some of these kernels exist for bfloat16 as slow references only. There they compute in float32 between casts,
-which made a training step of MobileNetV3-Large in bfloat16 1.7 times faster (docs/benchmarks.md).
+On a CPU, some of these kernels have only slow reference implementations for bfloat16. There the layers compute in
+float32 between casts, which made a step of MobileNetV3-Large in bfloat16 1.7 times faster (docs/benchmarks.md).
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from __future__ import annotations
 import keras
 import tensorflow as tf
 
-# oneDNN normalises bfloat16 by blocks of that many channels.
+# oneDNN normalises bfloat16 in blocks of this many channels.
 _BFLOAT16_CHANNELS = 16
 
 
@@ -22,7 +22,7 @@ class FusedBatchNorm(keras.layers.BatchNormalization):
     """
 
     def call(self, inputs: tf.Tensor, training: bool | None = None, mask: tf.Tensor | None = None) -> tf.Tensor:
-        """Normalise by the batch in training (and move the averages), else by the averages."""
+        """Normalise by the batch in training and update the moving averages; otherwise normalise by the averages."""
         training = bool(training) and self.trainable
         channels = inputs.shape[-1]
         scale = tf.convert_to_tensor(self.gamma) if self.scale else tf.ones([channels])
@@ -45,27 +45,27 @@ class FusedBatchNorm(keras.layers.BatchNormalization):
 
 
 class DepthwiseConv(keras.layers.DepthwiseConv2D):
-    """Keras's DepthwiseConv2D, in float32 where bfloat16 is slow."""
+    """Keras's DepthwiseConv2D, computed in float32 where bfloat16 is slow."""
 
     def call(self, inputs: tf.Tensor) -> tf.Tensor:
-        """float `[N, H, W, C]` -> `[N, h, w, C * depth_multiplier]`."""
+        """Convolve float `[N, H, W, C]` to `[N, h, w, C * depth_multiplier]`."""
         return _depthwise(self, inputs, tf.convert_to_tensor(self.kernel))
 
 
 class GroupedDepthwiseConv(keras.layers.Conv2D):
-    """Keras's Conv2D with a group a channel, on TensorFlow's kernel for it.
+    """Keras's Conv2D with one group per channel, on TensorFlow's depthwise kernel.
 
-    Keras compiles grouped convolutions by XLA, which is slow on a CPU and which ONNX cannot hold.
+    Keras compiles grouped convolutions with XLA, which is slow on a CPU and cannot be exported to ONNX.
     """
 
     def call(self, inputs: tf.Tensor) -> tf.Tensor:
-        """float `[N, H, W, C]` -> `[N, h, w, C]`."""
+        """Convolve float `[N, H, W, C]` to `[N, h, w, C]`."""
         kernel = tf.transpose(tf.convert_to_tensor(self.kernel), [0, 1, 3, 2])  # [k, k, C, 1]
         return _depthwise(self, inputs, kernel)
 
 
 def fast_kind(layer: keras.Operation) -> type[keras.Operation]:
-    """The class here that computes what a built layer does, else the layer's own."""
+    """Return the class of this module that computes what a built layer does, else the layer's own class."""
     kind = type(layer)
     if kind is keras.layers.BatchNormalization:
         return FusedBatchNorm if layer.input_spec.ndim == 4 and layer.axis in (-1, 3) else kind
@@ -76,7 +76,7 @@ def fast_kind(layer: keras.Operation) -> type[keras.Operation]:
 
 
 def with_fast_layers(model: keras.Model, dtype: str) -> keras.Model:
-    """A copy of a functional image model with the layers of this module, all computing in `dtype`.
+    """Copy a functional image model with the layers of this module, all of which compute in `dtype`.
 
     Args:
       model: the model; its weights are copied.
@@ -97,7 +97,7 @@ def with_fast_layers(model: keras.Model, dtype: str) -> keras.Model:
 
 def _depthwise(layer: keras.layers.Layer, inputs: tf.Tensor, kernel: tf.Tensor) -> tf.Tensor:
     strides, dilation = layer.strides, layer.dilation_rate
-    # oneDNN has 3 x 3 and no strides; of the rest Eigen's reference is up to 24 times slower in bfloat16.
+    # oneDNN supports 3 x 3 kernels without strides; otherwise Eigen's reference is up to 24 times slower in bfloat16.
     has_bfloat16 = tuple(layer.kernel_size) == (3, 3) and {*strides, *dilation} == {1}
     if not has_bfloat16 and _is_cpu_bfloat16(inputs):
         x, kernel = tf.cast(inputs, tf.float32), tf.cast(kernel, tf.float32)

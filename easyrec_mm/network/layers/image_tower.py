@@ -32,20 +32,20 @@ _GEM_EPSILON = 1e-6
 
 @dataclass(frozen=True)
 class TowerOptions:
-    """What an image tower does beside the plain way; the defaults are that.
+    """Options of an image tower; the defaults give the plain tower.
 
     pooling             AVG, MAX, GEM or CLS_TOKEN
-    num_categories      ids of the category that attention sees; 0 for no attention
-    category_dim        width of its embeddings
+    num_categories      number of ids of the category that attention sees; 0 for no attention
+    category_dim        width of the category embeddings
     attention_places    EACH_STAGE or EACH_BLOCK
-    lora_rank           rank of the updates of a transformer's layers; 0 for none
-    lora_alpha          they are scaled by lora_alpha / lora_rank
+    lora_rank           rank of the updates of a transformer's layers; 0 for no updates
+    lora_alpha          the updates are scaled by lora_alpha / lora_rank
     augmentation        changes of training pictures
-    upscale             factor of the sides of the pictures that the backbone sees
-    descriptors         what is told of a picture beside what the backbone finds
-    normalizes          whether the numbers of pictures are normalised before the projection
-    rematerialize       compute the stages of the backbone again for the gradient
-    micro_batch         pictures at a time in training; 0 for all
+    upscale             factor by which the sides of the pictures are enlarged for the backbone
+    descriptors         descriptors of a picture that are appended to the features of the backbone
+    normalizes          whether the features are normalised before the projection
+    rematerialize       whether the stages of the backbone are computed again for the gradient
+    micro_batch         number of pictures encoded at a time in training; 0 for all
     """
 
     pooling: str = "AVG"
@@ -66,11 +66,11 @@ class ImageTower(keras.layers.Layer):
     """Pixels -> normalised -> backbone, with attention between its stages -> pooled -> projection -> head.
 
     Args:
-      backbone: what finds features in pictures.
+      backbone: the backbone, which computes the features of pictures.
       shape: height, width and channels of the pictures that the backbone sees.
-      projection: width of the projection; 0 for none.
-      head: further layer over the projection, or None.
-      dtype: Keras dtype policy of the whole tower, the backbone's.
+      projection: width of the projection; 0 for no projection.
+      head: further layer after the projection, or None.
+      dtype: Keras dtype policy of the whole tower; the backbone has the same.
       options: further settings.
 
     Raises:
@@ -93,7 +93,7 @@ class ImageTower(keras.layers.Layer):
         self.stages = backbone.stages
         self.source = backbone.source
         self.normalisation = backbone.normalisation
-        # Arrays, not tensors, which a traced function would capture as inputs of its own.
+        # Arrays instead of tensors, which a traced function would capture as additional inputs.
         self._scale, self._shift = (np.array(v[: shape[2]], np.float32) for v in backbone.normalisation)
         self._num_special = backbone.num_special
         self._check_pooling(backbone)
@@ -122,7 +122,7 @@ class ImageTower(keras.layers.Layer):
             recompute_blocks(self.stages, lambda: self._is_recomputing)
         # F and D, known after the first call.
         self.num_features = self.width = 0
-        # The last stages of the backbone, that many, are trained.
+        # Number of last stages of the backbone that are trained.
         self.num_trained_stages = len(self.stages)
 
     def call(
@@ -132,12 +132,12 @@ class ImageTower(keras.layers.Layer):
         training: bool = False,
         may_be_empty: bool = False,
     ) -> tf.Tensor:
-        """Vectors of pictures, float32 `[P, D]`.
+        """Return the vectors of pictures, float32 `[P, D]`.
 
         Args:
           pixels: `[P, H, W, C]`, 0-255, uint8 or float.
-          category: category ids int64 `[P]`, where the tower sees them.
-          training: whether what is trained works as in training.
+          category: category ids int64 `[P]`, if the tower uses them.
+          training: whether the trained parts run in training mode.
           may_be_empty: whether P may be 0.
         """
         features = self.features(pixels, category, training, may_be_empty)
@@ -153,7 +153,7 @@ class ImageTower(keras.layers.Layer):
         training: bool = False,
         may_be_empty: bool = False,
     ) -> tf.Tensor:
-        """The part of `call` up to the pooling: `[P, F]`."""
+        """Return the pooled features `[P, F]`: the first part of `call`, with the same arguments."""
         if self._augmentation is not None:
             pixels = self._augmentation(pixels, training=training)
         embeddings = self._categories(category) if self._categories is not None else ()  # a pair of [P, E]
@@ -168,7 +168,7 @@ class ImageTower(keras.layers.Layer):
                 return in_micro_batches(encode, self._options.micro_batch, pixels, *embeddings)
             if not may_be_empty:
                 return encode(pixels, *embeddings)
-            # Kernels of convolutions and batch norm refuse a batch of nothing.
+            # The kernels of convolutions and batch norm reject an empty batch.
             if is_trained:
                 averages = [v for v in self.backbone.variables if v.name in ("moving_mean", "moving_variance")]
                 return _or_of_zeros(encode, averages, pixels, *embeddings)
@@ -178,7 +178,7 @@ class ImageTower(keras.layers.Layer):
             self._is_recomputing = False
 
     def vectors(self, features: tf.Tensor, training: bool = False, may_be_empty: bool = False) -> tf.Tensor:
-        """The part of `call` behind the pooling: `[P, F]` -> float32 `[P, D]`."""
+        """Map pooled features `[P, F]` to vectors float32 `[P, D]`: the second part of `call`."""
 
         def all_vectors() -> tf.Tensor:
             x = features
@@ -192,45 +192,45 @@ class ImageTower(keras.layers.Layer):
 
         if not (training and may_be_empty):
             return all_vectors()
-        # The moments of nothing, which are no numbers, would stay in batch norm's averages for good.
+        # The moments of an empty batch are NaN and would stay in batch norm's averages forever.
         nothing = tf.zeros([0, self.width])
         return tf.cond(tf.shape(features)[0] > 0, all_vectors, lambda: nothing)
 
     def require_stages(self, number: int) -> None:
-        """Check that the backbone has so many stages.
+        """Check that the backbone has at least `number` stages.
 
         Raises:
-          BackboneError: if it has not.
+          BackboneError: if it has fewer.
         """
         if number > len(self.stages):
             names = ", ".join(stage.name for stage in self.stages)
             raise BackboneError("last_n_stages", f"{number}, but the backbone has {len(self.stages)}: {names}")
 
     def train_last_stages(self, number: int | None) -> None:
-        """Train the last stages of the backbone alone; None for all. What is traced later goes by it.
+        """Train only the last `number` stages of the backbone, None for all, in functions that are traced later.
 
         Raises:
-          BackboneError: if there are not so many.
+          BackboneError: if the backbone has fewer stages.
         """
         number = len(self.stages) if number is None else number
         self.require_stages(number)
         self.num_trained_stages = number
         for i, stage in enumerate(self.stages):
             for layer in stage.layers:
-                # Batch norm then works with its averages.
+                # A batch norm that is not trainable uses its averages.
                 layer.trainable = i >= len(self.stages) - number
 
     def variable_names(self) -> dict[int, str]:
-        """id of each variable of the backbone -> its name there."""
+        """Return id of each variable of the backbone -> its name in the backbone."""
         return variable_names(self.backbone)
 
     def variable_stages(self) -> dict[int, int]:
-        """id of each variable of the backbone -> the number of its stage, from 0."""
+        """Return id of each variable of the backbone -> the number of its stage, from 0."""
         stages: dict[int, int] = {}
         for number, stage in enumerate(self.stages):
             for layer in stage.layers:
                 stages |= {id(variable): number for variable in layer.variables}
-        # A layer that holds others may be of an earlier stage than they.
+        # A layer that contains other layers may be in an earlier stage than they are, so innermost layers decide.
         for number, stage in enumerate(self.stages):
             for layer in stage.layers:
                 if not any(True for _ in layer._flatten_layers(include_self=False)):
@@ -238,7 +238,7 @@ class ImageTower(keras.layers.Layer):
         return stages
 
     def lora_variables(self) -> dict[int, keras.Variable]:
-        """id -> the trained factors of low-rank updates."""
+        """Return the trained factors of low-rank updates by id."""
         return {
             id(variable): variable
             for layer in self._lora_layers
@@ -246,17 +246,17 @@ class ImageTower(keras.layers.Layer):
         }
 
     def kernels_with_updates(self) -> list[tuple[keras.Variable, tf.Tensor]]:
-        """Each kernel that has a low-rank update, and what it is together with it."""
+        """Return each kernel that has a low-rank update, and its value with the update."""
         return [(layer._kernel, layer.kernel) for layer in self._lora_layers]
 
     def category_tables(self) -> dict[str, keras.Variable]:
-        """The embedding tables of the category, by name."""
+        """Return the embedding tables of the category by name."""
         if self._categories is None:
             return {}
         return {"channel": self._categories.channel, "spatial": self._categories.spatial}
 
     def _encode(self, pixels: tf.Tensor, embeddings: tuple[tf.Tensor, ...], training: bool) -> tf.Tensor:
-        # Repeated along a row of pixels: a product with one number a channel alone takes five times as long.
+        # Repeated along a row of pixels, because a product with only one number per channel takes five times as long.
         row = tf.shape(pixels)[2:]
         x = tf.cast(pixels, tf.float32) * tf.broadcast_to(self._scale, row) + tf.broadcast_to(self._shift, row)
         if self._options.upscale > 1:
@@ -284,7 +284,7 @@ class ImageTower(keras.layers.Layer):
         return run
 
     def _pooled(self, x: tf.Tensor) -> tf.Tensor:
-        """Feature map `[P, h, w, F]`, tokens `[P, T, F]` or vectors -> `[P, F]`."""
+        """Pool a feature map `[P, h, w, F]`, tokens `[P, T, F]` or vectors to `[P, F]`."""
         if x.shape.rank == 2:
             return x
         if self._options.pooling == "CLS_TOKEN":
@@ -313,11 +313,11 @@ class ImageTower(keras.layers.Layer):
 
 
 def _or_of_zeros(encode: Callable[..., tf.Tensor], averages: list[keras.Variable], *inputs: tf.Tensor) -> tf.Tensor:
-    """`encode(*inputs)` of `[P, ...]` in training. If P is 0, of one picture of zeros, of which nothing stays.
+    """Return `encode(*inputs)` in training; if P is 0, run it on one picture of zeros and discard the result.
 
     Args:
-      encode: in a tf.cond it would have no gradient where it recomputes.
-      averages: what it moves.
+      encode: the encoder; it is not put in a tf.cond, where it would have no gradient if it recomputes.
+      averages: the moving averages that the encoder changes; they are restored if P is 0.
       inputs: `[P, ...]` each.
     """
     num_pictures = tf.shape(inputs[0])[0]

@@ -1,4 +1,4 @@
-"""Products of features with each other. S samples, K features, D width to which each is projected."""
+"""Products of pairs of features. S samples, K features, D width to which each feature is projected."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from easyrec_mm.network.layers.dnn import dense
 
 
 class DotInteraction(keras.layers.Layer):
-    """Dot products of every pair of features, each projected by a matrix of its own (DLRM, Naumov et al., 2019).
+    """Dot products of all pairs of features, each feature projected by its own matrix (DLRM, Naumov et al., 2019).
 
     Args:
       num_features: K.
       dim: D.
-      scale: what every product is multiplied by.
+      scale: factor of every product.
       l2: regularisation of the matrices.
       dtype: Keras dtype policy.
     """
@@ -31,7 +31,7 @@ class DotInteraction(keras.layers.Layer):
         self._pairs = list(combinations(range(num_features), 2))
 
     def call(self, features: Sequence[tf.Tensor]) -> tf.Tensor:
-        """K tensors `[S, width]` -> float32 `[S, K (K - 1) / 2]`, the pairs (0, 1), (0, 2), ..., (1, 2), ..."""
+        """Map K tensors `[S, width]` to float32 `[S, K (K - 1) / 2]`, the pairs (0, 1), (0, 2), ..., (1, 2), ..."""
         projected = [project(x) for project, x in zip(self._projections, features, strict=True)]
         x = tf.stack(projected, axis=1)  # [S, K, D]
         num_features = len(projected)

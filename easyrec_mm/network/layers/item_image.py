@@ -1,6 +1,6 @@
-"""Vectors of pictures -> vectors of items.
+"""The layer that turns the vectors of pictures into vectors of items.
 
-Shape legend: U images (what an item shows: one picture, several, or none), L their pictures, D width of a vector.
+Shape legend: U images (an item's one picture, several pictures or none), L their pictures, D width of a vector.
 """
 
 from __future__ import annotations
@@ -12,14 +12,14 @@ from easyrec_mm.network.layers.dnn import dense
 
 
 class ItemImage(keras.layers.Layer):
-    """Vectors of pictures -> the vector of each image: of one picture, of several together, or of none.
+    """Layer from the vectors of pictures to the vector of each image, which has one picture, several or none.
 
     Args:
       width: D.
-      pooling: MEAN, MAX or ATTENTION over an item's pictures; "" if an item has one.
-      has_no_image_vector: train a vector for items without a picture.
-      dropout: share of the images that take that vector in a step of training.
-      seed: of that choice.
+      pooling: MEAN, MAX or ATTENTION over an item's pictures; "" if each item has one picture.
+      has_no_image_vector: whether to train a vector for items without a picture.
+      dropout: share of the images that get this vector in a training step, even with a picture.
+      seed: seed of the random choice of these images.
     """
 
     def __init__(
@@ -41,11 +41,11 @@ class ItemImage(keras.layers.Layer):
         self.built = True
 
     def pooled(self, vectors: tf.Tensor, image: tf.Tensor, num_images: tf.Tensor) -> tf.Tensor:
-        """One vector for the pictures of each image.
+        """Pool the vectors of each image's pictures to one vector.
 
         Args:
-          vectors: float32 `[L, D]`, of the pictures of all images.
-          image: int32 `[L]`: which image each is of.
+          vectors: float32 `[L, D]`, the vectors of the pictures of all images.
+          image: int32 `[L]`: the image of each picture.
           num_images: U.
 
         Returns:
@@ -68,7 +68,7 @@ class ItemImage(keras.layers.Layer):
         return tf.math.unsorted_segment_sum(vectors * (weights / tf.gather(totals, image))[:, None], image, num_images)
 
     def call(self, vectors: tf.Tensor, has_picture: tf.Tensor, training: bool = False) -> tf.Tensor:
-        """Vectors float32 `[U, D]`, bool `[U]` -> `[U, D]`, with the trained vector where there is no picture."""
+        """Return vectors float32 `[U, D]`, replaced by the trained vector where `has_picture` (bool `[U]`) is False."""
         if self.no_image is None:
             return vectors
         if training and self._draws is not None:

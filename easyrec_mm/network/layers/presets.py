@@ -1,6 +1,6 @@
-"""Presets of keras-hub: the image model that a folder or a name stands for, and how it wants its pixels.
+"""Presets of keras-hub: loading of the image model of a folder or a name, and the normalisation of its pixels.
 
-A folder is read without a network. What becomes of the model stands in backbones.py.
+A folder is read without network access. The module backbones.py makes a backbone of the model.
 """
 
 from __future__ import annotations
@@ -16,24 +16,24 @@ from tempfile import TemporaryDirectory
 import keras
 import numpy as np
 
-# What pixels 0-255 are multiplied by and what is then added, a channel each.
+# Factors of pixels 0-255, and numbers that are added to the products, one of each per channel.
 Normalisation = tuple[tuple[float, ...], tuple[float, ...]]
 
 _MOST_NAMES = 8
 
 
 class PresetError(Exception):
-    """A preset that does not exist, cannot be loaded, or is of no image model."""
+    """A preset that does not exist, cannot be loaded, or does not contain an image model."""
 
 
 def load_image_model(preset: str) -> keras.Model:
-    """The functional model of a preset, with its weights; of one of pictures and text the image part.
+    """Load the functional model of a preset with its weights; for a model of pictures and text, its image part.
 
     Args:
       preset: a folder that save_to_preset wrote, or a name that keras-hub knows.
 
     Raises:
-      PresetError: if it cannot be loaded, or takes something else than pictures `[height, width, channels]`.
+      PresetError: if it cannot be loaded, or takes anything but pictures `[height, width, channels]`.
     """
     model = _load(preset)
     image_part = getattr(model, "vision_encoder", None)
@@ -45,12 +45,12 @@ def load_image_model(preset: str) -> keras.Model:
 
 
 def normalisation(preset: str) -> Normalisation | None:
-    """That of the preset's image converter; None for a backbone that was saved without one.
+    """Return the normalisation of the preset's image converter; None for a backbone that was saved without one.
 
     Raises:
-      PresetError: if there is one that cannot be read.
+      PresetError: if the image converter cannot be read.
     """
-    import keras_hub  # half a second, and only some backbones need it
+    import keras_hub  # takes half a second, and only some backbones need it
 
     folder = Path(preset)
     try:
@@ -63,7 +63,7 @@ def normalisation(preset: str) -> Normalisation | None:
         return _per_channel(converter.scale, 1.0), _per_channel(converter.offset, 0.0)
     except FileNotFoundError:
         return None
-    except Exception as error:  # whatever keras-hub and Keras raise for a file that they do not know
+    except Exception as error:  # keras-hub and Keras raise many types of errors for an unknown file
         raise PresetError(f"'{preset}': image_converter.json cannot be read: {_first_line(error)}") from error
 
 
@@ -84,7 +84,7 @@ def _load(preset: str) -> keras.Model:
     try:
         with _quiet():
             return keras_hub.models.Backbone.from_preset(preset)
-    except Exception as error:  # whatever keras-hub and Keras raise for files that do not fit, or without a network
+    except Exception as error:  # many types of errors, for files that do not fit or without network access
         if is_folder:
             raise PresetError(f"'{preset}' cannot be loaded: {_misfit(Path(preset), error)}") from error
         raise PresetError(
@@ -94,7 +94,7 @@ def _load(preset: str) -> keras.Model:
 
 
 def _misfit(folder: Path, error: Exception) -> str:
-    """What of a preset's folder does not fit, with both sides where its weights do not fit its config."""
+    """Describe what is wrong with a preset's folder; show both sides where its weights do not fit its config."""
     import keras_hub
 
     weights = folder / "model.weights.h5"
@@ -105,7 +105,7 @@ def _misfit(folder: Path, error: Exception) -> str:
         with _quiet():
             model = keras_hub.models.Backbone.from_preset(str(folder), load_weights=False)
         wanted, found = _shapes_as_saved(model), _shapes_in_file(weights)
-    except Exception:  # the config does not fit itself, or the weights are no file of Keras
+    except Exception:  # the config is inconsistent, or the weights are not a Keras file
         return _first_line(error)
     differing = [name for name in sorted({*wanted, *found}) if wanted.get(name) != found.get(name)]
     if not differing:
@@ -120,7 +120,7 @@ def _misfit(folder: Path, error: Exception) -> str:
 
 
 def _shapes_as_saved(model: keras.Model) -> dict[str, list[int]]:
-    """Shapes of weights by their path in a file that Keras writes."""
+    """Return the shapes of weights by their path in a file that Keras writes."""
     with TemporaryDirectory() as folder:
         path = Path(folder) / "model.weights.h5"
         model.save_weights(str(path))
@@ -142,7 +142,7 @@ def _first_line(error: Exception) -> str:
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """keras-hub tells on its logger what it cannot find."""
+    """Silence the logger on which keras-hub reports what it cannot find."""
     logger = logging.getLogger("absl")
     level = logger.level
     logger.setLevel(logging.ERROR)

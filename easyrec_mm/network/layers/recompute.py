@@ -1,12 +1,12 @@
-"""Training with less memory for the same gradients: what a function computes on the way is computed again for them.
+"""Training with less memory and the same gradients: a function's intermediate results are computed again for them.
 
-Both ways trace a function as a pure one of its inputs and of the state that it writes (averages of batch norm, states
-of dropout) and run that trace twice from the same state. So the second run draws the random numbers of the first, and
-the state moves once.
+`recompute` and `in_micro_batches` trace a function as a pure function of its inputs and of the state that it writes
+(averages of batch norm, states of dropout), and run that trace twice from the same state. So the second run draws the
+same random numbers as the first, and the state changes only once.
 
-They are for use within a tf.function. A function's layers must be built. Its state must stand in Keras variables, that
-of random numbers too: those of keras.random repeat, those of tf.random do not. Variables that it only reads must keep
-their values until the gradient is computed, and a tensor that needs a gradient must be one of its inputs.
+They are for use within a tf.function. The layers of the function must be built. Its state must be in Keras variables,
+and so must that of random numbers: keras.random repeats its numbers, tf.random does not. Variables that it only reads
+must keep their values until the gradient is computed, and a tensor that needs a gradient must be one of its inputs.
 """
 
 from __future__ import annotations
@@ -22,13 +22,13 @@ Tensors = Sequence[tf.Tensor]
 
 
 def recompute(function: Callable[..., Any], *inputs: tf.Tensor) -> Any:
-    """`function(*inputs)`, of which the gradient keeps the inputs alone (Chen et al., 2016, arXiv:1604.06174).
+    """Return `function(*inputs)` and keep only the inputs for the gradient (Chen et al., 2016, arXiv:1604.06174).
 
-    The gradient runs the function once more, and only where one is wanted.
+    The gradient runs the function once more, and only if a gradient is requested.
 
     Args:
       function: tensors -> a tensor, or a structure of tensors.
-      inputs: of any dtype; those of float type have gradients.
+      inputs: tensors of any dtype; those of float type have gradients.
 
     Raises:
       ValueError: if the function adds losses, or reads a float tensor of the graph that is not among its inputs.
@@ -54,25 +54,25 @@ def recompute(function: Callable[..., Any], *inputs: tf.Tensor) -> Any:
 
 
 def in_micro_batches(function: Callable[..., tf.Tensor], size: int, *inputs: tf.Tensor) -> tf.Tensor:
-    """`function(*inputs)` on `size` rows at a time, of which the gradient keeps the inputs alone.
+    """Return `function(*inputs)`, computed on `size` rows at a time, and keep only the inputs for the gradient.
 
-    The gradient runs the function once more on each slice, one after the other, and adds the slices' gradients up. It
-    is that of the whole where no row depends on another one; batch norm takes the statistics of each slice, and moves
-    its averages once a slice.
+    The gradient runs the function once more on each slice, one after the other, and sums the slices' gradients. It
+    equals the gradient of the whole if no row depends on another row; batch norm uses the statistics of each slice and
+    updates its averages once per slice.
 
     Args:
-      function: tensors of at most `size` rows -> a tensor of as many.
-      size: rows of a slice; the last one may have fewer.
-      inputs: `[P, ...]` of any dtype; those of float type have gradients, whose computation is not saved if nobody
-        asks for them. If P is 0, the function does not run.
+      function: tensors of at most `size` rows -> a tensor with the same number of rows.
+      size: rows of a slice; the last slice may have fewer.
+      inputs: `[P, ...]` of any dtype; those of float type have gradients, which are computed even if nobody asks for
+        them. If P is 0, the function does not run.
 
     Returns:
       `[P, ...]`.
 
     Raises:
-      ValueError: if size is not positive; if the shape of a row is open, of the output or of a float input; if the
-        function looks up rows of a trained table, whose summed gradient would be as large as the table (look them up
-        outside, and pass them as an input); and as `recompute` does.
+      ValueError: if size is not positive; if the shape of a row of the output or of a float input is not fully defined;
+        if the function looks up rows of a trained table, whose summed gradient would be as large as the table (look
+        them up outside, and pass them as an input); and in the cases of `recompute`.
     """
     if size < 1:
         raise ValueError(f"in_micro_batches: size is {size}; give the number of rows of a slice, 1 or more")
@@ -102,9 +102,9 @@ def in_micro_batches(function: Callable[..., tf.Tensor], size: int, *inputs: tf.
 
 
 class _State(keras.StatelessScope):
-    """A scope that leaves Keras variables as they are: what is written there, only reads within it see.
+    """A scope that leaves Keras variables unchanged: values written in the scope are visible only to reads in it.
 
-    `variables` holds, by identity, those that have a value of the scope's own.
+    `variables` contains, by id, the variables that have a value in the scope.
     """
 
     def __init__(self, values: Iterable[tuple[keras.Variable, tf.Tensor]]) -> None:
@@ -127,12 +127,12 @@ class _State(keras.StatelessScope):
 
 
 class _PureFunction:
-    """A traced function: inputs and the state before -> outputs and the state after, which is not written yet."""
+    """A traced function, (inputs, state before) -> (outputs, state after), which does not write the new state."""
 
     def __init__(self, function: Callable[..., Any], specs: Sequence[tf.TensorSpec]) -> None:
         self._function = function
         self._state: list[keras.Variable] = []
-        # The first trace finds the state, which the second has among its inputs and outputs.
+        # The first trace finds the state; the second trace has it among its inputs and outputs.
         self._traced = self._trace(specs)
         if self._state:
             self._traced = self._trace(specs)
@@ -153,7 +153,7 @@ class _PureFunction:
             if scope.losses:
                 raise ValueError(f"recompute: {self._function} adds losses; let it return what they are made of")
             self._state = list(scope.variables.values())
-            # Without this the gradient would also run through the moments of a batch, as that of zeros.
+            # Otherwise the gradient would also be computed through the moments of a batch, with upstream zeros.
             return outputs, [tf.stop_gradient(scope.get_current_value(v)) for v in self._state]
 
         state_specs = [tf.TensorSpec(v.shape, v.dtype) for v in variables]
@@ -164,7 +164,7 @@ class _PureFunction:
         return outputs, list(state)
 
     def has_gradient(self, source: tf.Tensor | tf.Variable) -> bool:
-        """Whether a gradient is worth its computation: that of floats, of variables if a tape watches them."""
+        """Return whether a gradient is worth computing: for float tensors, and for variables that a tape watches."""
         if isinstance(source, tf.Variable):
             return source.ref() in self._watched
         return bool(source.dtype.is_floating)
@@ -172,12 +172,12 @@ class _PureFunction:
     def gradients(
         self, inputs: Tensors, state: Tensors, upstream: Tensors, variables: Sequence[tf.Variable]
     ) -> tuple[list[Any], list[tf.Tensor]]:
-        """Runs the function -> gradients of inputs and variables, None where there is none; and the state after."""
+        """Run the function; return the gradients of inputs and variables (None if missing) and the state after it."""
         sources = [*inputs, *variables]
         with tf.GradientTape(watch_accessed_variables=False) as tape:
             tape.watch([x for x in sources if self.has_gradient(x)])
             outputs, state = self(inputs, state)
-        # An output of integers has no gradient.
+        # Integer outputs have no gradient.
         used = [(y, g) for y, g in zip(tf.nest.flatten(outputs), upstream, strict=True) if g is not None]
         targets, upstream = zip(*used, strict=True)
         return tape.gradient(targets, sources, output_gradients=upstream), state
@@ -191,24 +191,24 @@ class _PureFunction:
 
 
 class _Slices(NamedTuple):
-    """Slices of `size` rows, as many as `number` says."""
+    """A division of tensors into `number` slices of `size` rows; the last slice may have fewer rows."""
 
     size: int
     number: tf.Tensor
 
     def rows(self, i: tf.Tensor, tensors: Tensors) -> list[tf.Tensor]:
-        """Those of slice i."""
+        """Return the rows of slice i."""
         return [x[i * self.size : (i + 1) * self.size] for x in tensors]
 
     def array(self, whole: tf.Tensor) -> tf.TensorArray:
-        """A place for the slices of such a tensor."""
+        """Return an empty array for the slices of such a tensor."""
         if not whole.shape[1:].is_fully_defined():
             raise ValueError(f"in_micro_batches: a row has the open shape {whole.shape[1:]}; set its dimensions")
         return tf.TensorArray(whole.dtype, self.number, element_shape=[None, *whole.shape[1:]], infer_shape=False)
 
     def for_each(self, body: Callable[..., Any], *values: Any) -> Any:
-        """The values after body(i, *values) for each slice i."""
-        # One slice after the other: by default ten would run, and hold their tensors, at a time.
+        """Run `values = body(i, *values)` for each slice i and return the final values."""
+        # One slice after the other: by default ten slices would run, and keep their tensors, at the same time.
         _, *values = tf.while_loop(
             lambda i, *_: i < self.number,
             lambda i, *values: (i + 1, *body(i, *values)),
@@ -226,7 +226,7 @@ def _sum_of_gradients(
     upstream: Tensors,
     variables: Sequence[tf.Variable],
 ) -> list[tf.Tensor | None]:
-    """Gradients of the inputs, slice after slice, and of the variables, summed."""
+    """Return the gradients of the inputs, concatenated over slices, and of the variables, summed over slices."""
     is_connected: list[bool] = []
 
     def body(i: tf.Tensor, sums: list[Any], state: Tensors) -> tuple[list[Any], Tensors]:
@@ -234,7 +234,7 @@ def _sum_of_gradients(
         is_connected[:] = [gradient is not None for gradient in gradients]
         return [_add(total, i, gradient) for total, gradient in zip(sums, gradients, strict=True)], state
 
-    # Only what a tape watches: TensorFlow does not leave out of a loop what nobody asks for.
+    # Only for what a tape watches, because TensorFlow does not remove unused results from a loop.
     sums: list[Any] = [slices.array(x) if pure.has_gradient(x) else tf.constant(0) for x in inputs]
     sums += [tf.zeros_like(v) if pure.has_gradient(v) else tf.constant(0) for v in variables]
     sums, _ = slices.for_each(body, sums, state)
@@ -247,7 +247,7 @@ def _add(total: Any, i: tf.Tensor, gradient: Any) -> Any:
     if isinstance(gradient, tf.IndexedSlices):
         num_rows = gradient.indices.shape[0]
         if num_rows is not None and num_rows >= total.shape[0]:
-            # An embedding of positions, of which all rows are looked up.
+            # A position embedding: all of its rows are looked up.
             return total + tf.convert_to_tensor(gradient)
         raise ValueError("in_micro_batches: the function looks up rows of a table; look them up outside, as an input")
     return total.write(i, gradient) if isinstance(total, tf.TensorArray) else total + gradient
@@ -258,9 +258,9 @@ def _total(total: tf.Tensor | tf.TensorArray) -> tf.Tensor:
 
 
 def _delayed(inputs: Tensors, state: Tensors, upstream: Tensors) -> tuple[list[tf.Tensor], ...]:
-    """The same, but inputs and state not before the upstream gradients are there.
+    """Return the arguments, with inputs and state available only after the upstream gradients.
 
-    Else the second run would start at once, beside the first one, or be taken for it.
+    Otherwise the second run would start at once, in parallel with the first run, or be merged with it.
     """
     upstream = [None if g is None else tf.identity(tf.convert_to_tensor(g)) for g in upstream]
     with tf.control_dependencies([g for g in upstream if g is not None]):
@@ -268,9 +268,9 @@ def _delayed(inputs: Tensors, state: Tensors, upstream: Tensors) -> tuple[list[t
 
 
 def _ended(gradients: list[Any], num_inputs: int) -> list[Any]:
-    """The same, but those of inputs not before those of variables are there.
+    """Return the gradients, with those of inputs available only after those of variables.
 
-    Else what leads to the inputs could start its second run while this one's tensors still wait for their use.
+    Otherwise the part before the inputs could start its second run while this part still keeps its tensors.
     """
     of_inputs, of_variables = gradients[:num_inputs], [_identity(g) for g in gradients[num_inputs:]]
     with tf.control_dependencies([g for g in of_variables if g is not None]):
@@ -278,16 +278,16 @@ def _ended(gradients: list[Any], num_inputs: int) -> list[Any]:
 
 
 def _identity(gradient: Any) -> Any:
-    """A gradient to wait for: a control dependency on a function's call is lost as TensorFlow puts its body there."""
+    """Copy a gradient to wait for: a control dependency on a function call is lost when TensorFlow inlines the call."""
     return None if gradient is None else tf.identity(gradient)
 
 
 def _is_watched(variable: tf.Variable) -> bool:
-    """Whether a tape is to give the variable's gradient; True if there is none yet, for one may come."""
+    """Return whether a tape needs the variable's gradient; True if there is no tape yet, because one may follow."""
     return not record.could_possibly_record() or record.should_record_backprop([variable.handle])
 
 
 def _for_custom_gradient(gradients: list[Any], inputs: Tensors) -> Any:
-    """Gradients of inputs and variables as tf.custom_gradient wants them."""
+    """Return the gradients of inputs and variables in the form that tf.custom_gradient expects."""
     of_inputs, of_variables = gradients[: len(inputs)], gradients[len(inputs) :]
     return (of_inputs, of_variables) if of_variables else of_inputs

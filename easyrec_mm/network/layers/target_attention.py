@@ -1,4 +1,4 @@
-"""Target attention: what a candidate finds in a history. S samples, L elements of the longest history, K numbers each.
+"""Target attention of a candidate to a history. S samples, L elements of the longest history, K numbers per element.
 
 DIN (Zhou et al., KDD 2018), as EasyRec computes it: the weight of an element k for the key q is the softmax, over the
 elements of the sample, of dnn([q, k, q - k, q * k]); the result is the weighted sum of the elements.
@@ -13,11 +13,11 @@ from easyrec_mm.network.layers.dnn import DNN
 
 
 class TargetAttention(keras.layers.Layer):
-    """Keys and histories `[K]` -> what each key finds.
+    """Attention of each sample's key to the elements of its history.
 
     Args:
-      dnn: `[N, 4 K]` -> `[N, 1]`, the score of an element, ending without activation.
-      name: of the layer.
+      dnn: `[N, 4 K]` -> `[N, 1]`, the score of an element; its last layer has no activation.
+      name: name of the layer.
     """
 
     def __init__(self, dnn: DNN, name: str) -> None:
@@ -25,14 +25,14 @@ class TargetAttention(keras.layers.Layer):
         self._dnn = dnn
 
     def call(self, key: tf.Tensor, history: tf.RaggedTensor, training: bool = False) -> tf.Tensor:
-        """Keys float32 `[S, K]`, histories ragged `[S, (elements), K]` -> `[S, K]`, zeros for an empty history."""
+        """Map keys float32 `[S, K]`, histories ragged `[S, (elements), K]` to `[S, K]`, zeros for empty histories."""
         elements, sample, num_samples = history.flat_values, history.value_rowids(), history.nrows()
 
         def score() -> tf.Tensor:
             return self._scores(tf.gather(key, sample), elements, training)  # [N]
 
         if training:
-            # The moments of nothing, which are no numbers, would stay in batch norm's averages for good.
+            # The moments of an empty batch are NaN and would stay in batch norm's averages forever.
             scores = tf.cond(tf.shape(elements)[0] > 0, score, lambda: tf.zeros([0]))
         else:
             scores = score()
@@ -43,7 +43,10 @@ class TargetAttention(keras.layers.Layer):
         return tf.math.unsorted_segment_sum(elements * weights[:, None], sample, num_samples)
 
     def padded(self, key: tf.Tensor, history: tf.Tensor, is_there: tf.Tensor) -> tf.Tensor:
-        """As `call`, of histories `[S, L, K]` and is_there float32 `[S, L]`, 0 or 1: operations that ONNX has."""
+        """Compute `call` on padded histories `[S, L, K]` with operations that ONNX has.
+
+        `is_there`, float32 `[S, L]`, is 1 for elements and 0 for padding.
+        """
         shape = tf.shape(history)
         keys = tf.broadcast_to(key[:, None], shape)
         width = history.shape[-1]
@@ -53,6 +56,6 @@ class TargetAttention(keras.layers.Layer):
         return tf.reduce_sum(history * weights[:, :, None], axis=1)
 
     def _scores(self, keys: tf.Tensor, elements: tf.Tensor, training: bool) -> tf.Tensor:
-        """`[N, K]` each -> `[N]`."""
+        """Return the scores `[N]` of keys and elements, `[N, K]` each."""
         x = tf.concat([keys, elements, keys - elements, keys * elements], axis=1)
         return tf.cast(self._dnn(x, training=training), tf.float32)[:, 0]
