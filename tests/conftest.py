@@ -8,6 +8,7 @@ import os
 
 import pyarrow.parquet as pq
 import pytest
+import tensorflow as tf
 from flow_helpers import Exported, use_small_backbone
 from s3_server import s3_server
 from servers import PostgresServer, RedisServer
@@ -30,6 +31,19 @@ FILES_WITH_SLOW_FIXTURES = ("test_worth", "test_image_exports", "test_watch", "t
 def pytest_collection_modifyitems(items):
     """Run files with slow fixtures first: files that are split between workers at the end make their fixtures twice."""
     items.sort(key=lambda item: item.module.__name__ not in FILES_WITH_SLOW_FIXTURES)
+
+
+# These compare what models compute in several forms, as users run them.
+FILES_WITH_OPTIMIZED_GRAPHS = (
+    "test_export", "test_image_exports", "test_features_flow", "test_lite0_flow", "test_photographs", "test_recompute",
+)  # fmt: skip
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _graph_optimizer(request):
+    """TensorFlow's optimization of graphs takes a sixth of the time of short trainings; most tests do without it."""
+    is_off = request.module.__name__ not in FILES_WITH_OPTIMIZED_GRAPHS
+    tf.config.optimizer.set_experimental_options({"disable_meta_optimizer": is_off})
 
 
 def make_once(tmp_path_factory, name, make):

@@ -1033,7 +1033,7 @@ ATTENTION_CASES = [
             (
                 'key: "group_size" hist_seq: "seen"',
                 "seq_att_map[0].key",
-                "'group_size' is a SampleNumFeature; a key is",
+                "'group_size' is a SampleNumFeature; a key must be",
             ),
             (
                 'key: ["city", "fans_num"] hist_seq: "seen"',

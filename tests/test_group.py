@@ -425,7 +425,7 @@ def test_rows_without_a_picture_stay(tmp_path):
     ("flags", "problem"),
     [
         ({"group_fields": "prize"}, "--group_fields: .*log.csv has no column 'prize'; did you mean 'price'"),
-        ({"label_fields": "user"}, "--label_fields: column 'user' is text, and a label is a number"),
+        ({"label_fields": "user"}, "--label_fields: column 'user' is text, and a label must be a number"),
         ({"split_by": "user"}, "--split_by user: name the column of the user with --user_field"),
         ({"split_by": "hash"}, "--split_by hash: write item, user, time:<column>"),
         ({"split_by": "time:price:noon"}, "--split_by time:price:noon: column 'price' holds numbers"),

@@ -141,7 +141,7 @@ def test_vectors_instead_of_keys(reader, vector):
         ({"price": 1e39}, r"instance 1: price: 1e\+39 is not a finite float32"),
         ({"new": 2}, "instance 1: new: 2 is not a bool"),
         ({"tags": "a:x"}, "instance 1: tags: 'a:x' does not have the form that its feature needs"),
-        ({"place": "1"}, "instance 1: place: '1' is not of the form"),
+        ({"place": "1"}, "instance 1: place: '1' does not have the form"),
         ({"img_path": None}, "instance 1: img_path: is missing; give the picture's key, or img_emb"),
         ({"img_path": 3}, "instance 1: img_path: is 3, not a key"),
         ({"img_emb": "1,2"}, "instance 1: img_emb: '1,2' is not 3 finite numbers"),

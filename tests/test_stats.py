@@ -192,7 +192,7 @@ def test_rows_of_a_log_that_are_malformed_are_told(tmp_path, capsys):
         ),
         (
             ["--input", "{log}", "--label_fields", "user"],
-            "--label_fields: column 'user' is text, and a label is a number",
+            "--label_fields: column 'user' is text, and a label must be a number",
         ),
         (["--input", "{log}.none"], "--input: '{log}.none' matches no file; check the path"),
         (

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -45,13 +46,12 @@ class Lists:
 
     def to_list(self) -> list[Any]:
         """Return one list per entry."""
-        ends = np.cumsum(self.lengths).tolist()
-        starts = [0, *ends[:-1]]
-        return [self.flat_values[start:end] for start, end in zip(starts, ends, strict=True)]
+        limits = [0, *np.cumsum(self.lengths).tolist()]
+        return [self.flat_values[start:end] for start, end in pairwise(limits)]
 
     def is_there(self) -> NDArray[np.bool_]:
         """Return which positions of `[N, L]` hold a value; L is the greatest length, at least 1."""
-        return np.arange(max(1, *self.lengths.tolist())) < self.lengths[:, None]
+        return np.arange(max([1, *self.lengths.tolist()])) < self.lengths[:, None]
 
     @staticmethod
     def of(lists: Sequence[Sequence[str]]) -> Lists:
