@@ -1,1 +1,1 @@
-"""Pictures of all items to vectors in a store."""
+"""Computes vectors of the pictures of all items, and writes them to a store."""

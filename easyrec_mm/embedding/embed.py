@@ -1,7 +1,8 @@
-"""Offline embedding: the image model over every picture of some items, into a store.
+"""Offline embedding: applies the image model to the pictures of items, and writes the vectors to a store.
 
-Each batch is read and decoded in threads by the model's own `decode`, embedded, and written for good before the next
-one is: a run that is killed goes on where it was. A bad picture is marked absent and listed, never a vector of zeros.
+Each batch is read and decoded in threads by the model's own `decode`, embedded, and written durably before the next
+one is written, so that a killed run continues where it stopped. A bad picture is marked as absent and listed; it never
+becomes a vector of zeros.
 """
 
 from __future__ import annotations
@@ -38,7 +39,7 @@ _PIXELS_AT_A_TIME = 64 * 224 * 224
 
 @dataclass(frozen=True)
 class EmbedResult:
-    """Pictures embedded, found as they were, and bad; the generation that is current now; pictures a second."""
+    """Numbers of items embedded, unchanged and without valid pictures; the current generation; items per second."""
 
     embedded: int
     unchanged: int
@@ -51,11 +52,11 @@ class EmbedResult:
 class EmbedOptions:
     """How pictures are embedded.
 
-    bad_pictures  file to list bad pictures in, a JSON line each
-    refresh       "new": what the store does not have; "changed": also pictures whose content is another; "all"
+    bad_pictures  file for the list of bad pictures, one JSON line each
+    refresh       "new": items that are missing in the store; "changed": also items with changed content; "all"
     dtype         number format of the stored vectors
-    image_root    folder that relative paths start from
-    batch_size    pictures at a time; 0: 64 of 224 x 224, more of smaller ones, up to 256
+    image_root    folder to which relative paths refer
+    batch_size    items per batch; 0: 64 for pictures of 224 x 224, more for smaller ones, up to 256
     """
 
     bad_pictures: str
@@ -68,13 +69,13 @@ class EmbedOptions:
 class _Loaded(NamedTuple):
     """A batch ready for the tower.
 
-    items           to embed, K of them
-    hashes          [K], of what they are made from
+    items           K items to embed
+    hashes          [K], the hash of the content of each
     pixels          uint8 [N, H, W, C], of all their pictures
-    owner           int64 [N]: which of the K each is of
-    absent          items without a good picture, and what they are made from
+    owner           int64 [N]: which of the K items each picture belongs to
+    absent          items without a valid picture, and the hashes of their content
     bad             (item, path, problem) of each bad picture
-    num_unchanged   items that stay as they are
+    num_unchanged   number of items that need no new vector
     """
 
     items: list[Item]
@@ -87,17 +88,17 @@ class _Loaded(NamedTuple):
 
 
 def embed(model: ImageModel, items: Sequence[Item], store: Store, options: EmbedOptions) -> EmbedResult:
-    """Write the vectors of items' pictures into a store and make them current.
+    """Write the vectors of items' pictures to a store, and make them current.
 
     Args:
       model: the image model.
-      items: what to embed; of two with the same key, the first.
-      store: where to, open for writing.
-      options: how.
+      items: the items to embed, each key once.
+      store: the store to write to, open for writing.
+      options: how pictures are embedded.
 
     Raises:
       StoreError: if the store cannot be written.
-      UserError: if the list of bad pictures cannot be.
+      UserError: if the list of bad pictures cannot be written.
     """
     manifest = model.manifest
     image = manifest.schema.image
@@ -136,7 +137,7 @@ def embed(model: ImageModel, items: Sequence[Item], store: Store, options: Embed
 
 
 def _records(model: ImageModel, loaded: _Loaded) -> list[Record]:
-    """Embed a batch; the records to write of it."""
+    """Embed a batch; return the records to write."""
     records = [Record(item.key, None, hash_, int(time.time())) for item, hash_ in loaded.absent]
     if loaded.items:
         vectors = model.embed(loaded.pixels, _values(loaded.items, model.manifest.schema), loaded.owner)
@@ -149,7 +150,7 @@ def _records(model: ImageModel, loaded: _Loaded) -> list[Record]:
 def _to_load(
     store: Store, generation: Generation, items: Sequence[Item], refresh: Refresh, batch_size: int
 ) -> Iterator[tuple[list[Item], list[bytes | None], int]]:
-    """Batches of items to look at, the hashes that the store has of them, and how many were left out as done."""
+    """Yield batches of items to load, their hashes in the store, and the number of items skipped as done."""
     waiting: list[tuple[Item, bytes | None]] = []
     num_done = 0
     rest = iter(items)
@@ -183,7 +184,7 @@ class _Loader:
         self._refresh = refresh
 
     def load(self, batch: tuple[list[Item], list[bytes | None], int]) -> _Loaded:
-        """Items and their known hashes -> what is to be embedded of them."""
+        """Load items, and select the ones to embed by comparison with their known hashes."""
         items, known, num_done = batch
         pictures = [(row, path) for row, item in enumerate(items) for path in self._paths(item.path) or [""]]
         contents, unreadable = self._pictures.read([os.fsencode(path) for _, path in pictures])
@@ -214,7 +215,7 @@ class _Loader:
         contents: list[bytes],
         unreadable: dict[int, str],
     ) -> list[bytes]:
-        """Of each item, what its vector is made from: the contents of its pictures, and its category."""
+        """Return the hash of each item's content: the contents of its readable pictures, and its category."""
         parts: list[list[bytes]] = [[] for _ in items]
         for i, (row, _) in enumerate(pictures):
             if i not in unreadable:
@@ -231,7 +232,7 @@ class _Loader:
 
 
 def _values(items: Sequence[Item], schema: Schema) -> dict[str, Sequence[Any]]:
-    """The values of the fields that the image model takes, by name."""
+    """Return the values of the fields that the image model takes, by name."""
     return {
         name: [schema.field(name).value(item.fields[i]) for item in items]
         for i, name in enumerate(schema.image_fields())
@@ -244,7 +245,7 @@ def _ahead(
     load: Callable[[tuple[list[Item], list[bytes | None], int]], _Loaded],
     num_ahead: int,
 ) -> Iterator[_Loaded]:
-    """Loaded batches in order, some loaded ahead."""
+    """Yield loaded batches in order, with up to `num_ahead` of them loaded in advance."""
     pending: deque[Future[_Loaded]] = deque()
     for batch in batches:
         pending.append(pool.submit(load, batch))
@@ -256,7 +257,7 @@ def _ahead(
 
 @contextmanager
 def _open_list(path: str) -> Iterator[TextIO]:
-    """A file to write; a remote one is there when it is closed."""
+    """Yield a file to write; a remote one is uploaded when it is closed."""
     place = written_at(path) if is_remote(path) else Path(plain(path))
     try:
         file = place.open("w", encoding="utf-8")

@@ -34,10 +34,10 @@ _TRIALS, _TRIAL_PICTURES = 3, 64
 
 
 class ImageModel:
-    """An exported image model: decodes pictures and embeds pixels, by the faster of its runtimes.
+    """An exported image model: decodes pictures and embeds pixels, by default with the faster of its runtimes.
 
     Raises:
-      ExportError: if the folder holds none.
+      ExportError: if the folder contains no image model, or none for the runtime, or if it cannot be loaded.
     """
 
     def __init__(self, folder: str, runtime: Runtime = "auto") -> None:
@@ -56,7 +56,7 @@ class ImageModel:
             if has_onnx:
                 path = str(Path(folder) / IMAGE_ONNX)
                 self._session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
-        except Exception as error:  # each runtime has its own kinds
+        except Exception as error:  # each runtime has its own exception types
             raise ExportError(f"{folder}: the image model cannot be loaded: {error}") from error
         self._runtimes = {"tensorflow": self._run_tensorflow}
         if has_onnx:
@@ -64,18 +64,18 @@ class ImageModel:
         self.runtime: str = runtime
 
     def decode(self, contents: tf.Tensor) -> tf.Tensor:
-        """Contents of files, string `[N]` -> uint8 `[N, H, W, C]`; see data/decode.py."""
+        """Decode the contents of files, string `[N]`, to uint8 `[N, H, W, C]`; see data/decode.py."""
         return self._signatures[DECODE](**{self._input: contents})[PIXELS]
 
     def embed(
         self, pixels: np.ndarray, fields: Mapping[str, Sequence[Any]] | None = None, owner: np.ndarray | None = None
     ) -> np.ndarray:
-        """Vectors of K items, float32 `[K, D]`.
+        """Return the vectors of K items, float32 `[K, D]`.
 
         Args:
           pixels: uint8 `[N, H, W, C]`.
           fields: values `[K]` of each of `self.fields`; None for their defaults.
-          owner: int64 `[N]`, which item, from 0, each picture is of; None if each is one.
+          owner: int64 `[N]`, the item of each picture, from 0; None if each picture is an item.
         """
         numbers = pixels.astype(np.float32)
         owner = np.arange(len(pixels)) if owner is None else owner
@@ -115,7 +115,7 @@ class ImageModel:
         return min(times)
 
     def paths(self, text: str) -> list[str]:
-        """The paths that an image field or a key names."""
+        """Return the paths that an image field or a key contains."""
         separator = self.manifest.schema.image_separator
         return [path for path in text.split(separator) if path] if separator else [text]
 
@@ -123,15 +123,15 @@ class ImageModel:
 class PictureEmbedder:
     """Keys of pictures -> vectors by an image model, for a server whose store lacks them.
 
-    `fields` are the names of what it needs beside a key.
+    `fields` are the names of the fields that it needs in addition to a key.
 
     Args:
       folder: an exported image model.
-      image_root: folder that the keys, which are paths, start from; with one, a key that leads out of it is not read,
-        for keys come from requests.
+      image_root: folder to which the keys, which are paths, refer; if it is given, a key that leads out of it is not
+        read, because keys come from requests.
 
     Raises:
-      ExportError: if the folder holds no image model.
+      ExportError: if the folder contains no image model.
     """
 
     def __init__(self, folder: str, image_root: str = "") -> None:
@@ -140,7 +140,7 @@ class PictureEmbedder:
         self.fields = self._model.fields
         self.schema = self._model.manifest.schema
         image = self.schema.image
-        # Chooses the runtime now, not while a request waits.
+        # This chooses the runtime now, instead of during the first request.
         self._model.embed(np.zeros((1, image.height, image.width, image.channels), np.uint8))
         self._has_root = bool(image_root)
         self._pictures = PictureLoader(image, image_root, self._model.decode)
@@ -148,7 +148,7 @@ class PictureEmbedder:
     def __call__(
         self, keys: Sequence[str], fields: Mapping[str, Sequence[Any]] | None = None
     ) -> list[np.ndarray | None]:
-        """Vectors `[D]` of some keys, with the values of `fields` of each; None for one without a good picture."""
+        """Return the vector `[D]` of each key, given its values of `fields`; None for a key without a valid picture."""
         paths = [
             (row, path)
             for row, key in enumerate(keys)
@@ -169,5 +169,5 @@ class PictureEmbedder:
 
 
 def _leads_out(key: str) -> bool:
-    """Whether a path is not below the folder that it is joined to."""
+    """Return whether a path is not below the folder to which it is joined."""
     return key.startswith("/") or "://" in key or ".." in key.split("/")

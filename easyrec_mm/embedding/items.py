@@ -1,4 +1,4 @@
-"""Which items with pictures there are: keys, paths and categories from a list, a table, grouped samples or a folder."""
+"""Reads the items with pictures: keys, paths and categories from a list, a table, grouped samples or a folder."""
 
 from __future__ import annotations
 
@@ -22,10 +22,10 @@ _PICTURE_ENDINGS = (".jpg", ".jpeg", ".png", ".gif", ".bmp", ".webp")
 
 
 class Item(NamedTuple):
-    """An item: the key under which its vector is stored and looked up, where the picture is, and what else the image
-    model takes.
+    """An item: the key under which its vector is stored and looked up, the path of its picture, and the other inputs of
+    the image model.
 
-    path     as the image field holds it: several, with the schema's separator, if an item may have several
+    path     text of the image field: several paths, with the schema's separator, if an item may have several pictures
     fields   texts of schema.image_fields()
     """
 
@@ -37,18 +37,18 @@ class Item(NamedTuple):
 def read_items(
     paths: str, schema: Schema, image_root: str = "", key_column: str = "", path_column: str = ""
 ) -> list[Item]:
-    """The items that an input names, each key once, in order.
+    """Return the items in an input, each key once, in order.
 
     Args:
-      paths: files, separated by commas, each may be a glob: .txt with a path a line; .csv and .parquet with columns;
-        grouped samples as training reads them, gzip or not; or pictures themselves.
-      schema: how grouped samples are laid out; its image field is the default column.
-      image_root: folder from which keys of pictures that a glob finds are told.
+      paths: comma-separated files or globs: .txt with one path per line; .csv and .parquet with columns; grouped
+        samples as training reads them, gzip or not; or pictures.
+      schema: layout of grouped samples; its image field is the default column of the keys.
+      image_root: folder to which the keys of pictures found by a glob are relative.
       key_column: column of the keys.
-      path_column: column of the paths; the keys' by default.
+      path_column: column of the paths; by default that of the keys.
 
     Raises:
-      DataError: if a file is missing, unreadable or lacks a column, or gives a key two categories.
+      DataError: if a file is missing, unreadable or lacks a column, or if a key has two categories.
     """
     key_column = key_column or schema.image.field
     found: dict[str, Item] = {}
@@ -102,7 +102,7 @@ def _items_of(path: str, schema: Schema, image_root: str, key_column: str, path_
 
 
 def _inside(path: str, root: str) -> str:
-    """A path as it goes on from a folder; "" if it is not below it."""
+    """Return a path relative to a folder; "" if it is not below the folder."""
     if is_remote(path) or is_remote(root):
         prefix = f"{root.rstrip('/')}/"
         return path[len(prefix) :] if root and path.startswith(prefix) else ""
@@ -119,7 +119,7 @@ def _parquet_rows(path: str, columns: tuple[str, ...]) -> Iterator[tuple[object,
 
 
 def _first(value: object) -> object:
-    """What is the same for the samples of a group may stand in a list of them."""
+    """Return the first value of a list; a value per group may be stored as a list with one value per sample."""
     return next(iter(value), None) if isinstance(value, list) else value
 
 
@@ -139,7 +139,7 @@ def _csv_rows(path: str, columns: tuple[str, ...]) -> Iterator[tuple[object, ...
 
 
 def _items_of_rows(path: str, schema: Schema, rows: Iterable[tuple[object, ...]]) -> Iterator[Item]:
-    """Rows of key, path and fields; those without a key or a path are left out."""
+    """Yield the items of rows with key, path and fields; rows without a key or a path are left out."""
     for number, (key, picture, *values) in enumerate(rows, 1):
         if key not in (None, "") and picture not in (None, ""):
             fields = tuple("" if value is None else str(value) for value in values)
@@ -175,7 +175,7 @@ def _require_no_fields(path: str, schema: Schema) -> None:
 
 
 def _line_items(path: str, schema: Schema) -> Iterator[Item]:
-    """Lines of grouped samples, or of paths, told by whether every one has the columns of a group."""
+    """Yield the items of lines: a line with the columns of a group is a group; any other line is a path."""
     layout = schema.layout
     needed = max(layout.image_column, layout.size_column, layout.features_column)
     places = [layout.sample_fields.index(name) for name in schema.image_fields()]
@@ -194,7 +194,7 @@ def _line_items(path: str, schema: Schema) -> Iterator[Item]:
                 sample = columns[layout.features_column].split(layout.sample_separator)[0]
                 values = sample.split(layout.value_separator) if layout.value_separator else list(sample)
                 if len(values) != len(layout.sample_fields):
-                    continue  # a bad line, which training leaves out, too
+                    continue  # an invalid line, which training leaves out, too
                 fields = tuple(values[place] for place in places)
                 _check_fields(f"{path}: line {number}", schema, fields)
             yield Item(image, image, fields)

@@ -1,1 +1,1 @@
-"""A trained network to an image, a rec and a total model, proven equal."""
+"""Exports a trained network as an image, a rec and a total model, and verifies that they agree."""

@@ -1,7 +1,7 @@
-"""The export: a checkpoint -> folders of the image, rec and total model, proven equal, each with its manifest.
+"""The export: a checkpoint -> folders of the image, rec and total model, verified to agree, each with its manifest.
 
-Everything is written beside its place and moved there when all of it has passed: an export that fails or is killed
-leaves what was there before. Models compute in float32, whatever the precision of the training.
+Everything is written next to its place, and moved there after all checks have passed, so that an export that fails or
+is killed leaves the previous one as it was. Models compute in float32, regardless of the precision of the training.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ _PACKAGES = ("tensorflow", "keras", "keras-hub", "numpy", "onnx", "tf2onnx", "on
 
 @dataclass(frozen=True)
 class ExportFolders:
-    """Where the three models go."""
+    """The folders for the three models."""
 
     image: str
     rec: str
@@ -60,18 +60,18 @@ def export(
     asset_files: tuple[str, ...] = (),
     num_parity_groups: int = NUM_PARITY_GROUPS,
 ) -> dict[str, Any]:
-    """Write the three models of a checkpoint; returns the parity report.
+    """Write the three models of a checkpoint; return the parity report.
 
     Args:
-      pipeline: the config that trained it.
-      checkpoint: its path.
-      folders: where to write; an export that is there is replaced.
+      pipeline: the config of the training.
+      checkpoint: path of the checkpoint.
+      folders: the folders to write; an export that they contain is replaced.
       data_path: files of samples on which the models are compared.
       asset_files: files to copy into the folder `assets` of every model.
-      num_parity_groups: groups of the data to compare.
+      num_parity_groups: number of groups of the data to compare.
 
     Raises:
-      ExportError: if the models disagree, or a folder holds something else or cannot be written.
+      ExportError: if the models disagree, or if a folder contains something other than an export or cannot be written.
       CheckpointError: if the checkpoint does not fit the config.
     """
     config, schema = pipeline.config, pipeline.schema
@@ -101,7 +101,7 @@ def export(
 
 
 def _places(folders: ExportFolders) -> dict[Kind, Folder]:
-    """The folders to write, which hold nothing else than an export."""
+    """Return the folders to write; check that they are empty or contain an export."""
     places: dict[Kind, Folder] = {
         "image": Folder(folders.image), "rec": Folder(folders.rec), "total": Folder(folders.total)
     }  # fmt: skip
@@ -116,7 +116,7 @@ def _versions() -> dict[str, str]:
 
 @contextmanager
 def _written(places: dict[Kind, Folder]) -> Iterator[dict[Kind, Path]]:
-    """Folders to write into beside the places, to which they are moved at the end; after an error they are removed."""
+    """Yield folders next to the places, to which they are moved at the end; after an error they are removed."""
     written = {kind: place.local.parent / f".{place.local.name}.tmp-{os.getpid()}" for kind, place in places.items()}
     try:
         for folder in written.values():
@@ -137,7 +137,7 @@ def _written(places: dict[Kind, Folder]) -> Iterator[dict[Kind, Path]]:
 
 
 def image_tower_fingerprint(model: MultimodalModel, settings: ImgModel) -> str:
-    """SHA-256 over everything that decides the vector of a picture: preprocessing, architecture, weights."""
+    """Return the SHA-256 of everything that decides the vector of a picture: preprocessing, architecture, weights."""
     schema = model.schema
     tower, _ = model.image_side()
     architecture = {
@@ -150,7 +150,7 @@ def image_tower_fingerprint(model: MultimodalModel, settings: ImgModel) -> str:
         "attention": settings.category_attention,
         "item_pooling": settings.image_pooling if schema.image_separator else None,
     }
-    # Where they are set alone, so that a tower without them keeps the fingerprint that stores have of it.
+    # Only if they are set, so that a tower without them keeps the fingerprint that existing stores have.
     if settings.upscale > 1:
         architecture["upscale"] = settings.upscale
     if settings.HasField("descriptors"):
@@ -173,7 +173,7 @@ def _require_exportable(pipeline: Pipeline) -> None:
             "the model has no pictures (no feature group of an ImgFeature), so it cannot be split; "
             "use its checkpoint with eval and predict"
         )
-    # TensorFlow would silently name the input otherwise.
+    # TensorFlow would silently rename these inputs.
     names = [*schema.model_fields(), *schema.image_fields(), *(f.name for f in schema.stored_features())]
     odd = [name for name in names if not name.isidentifier()]
     if odd:
@@ -211,7 +211,7 @@ def _write_models(
     """Write SavedModels, ONNX models and assets.
 
     Returns:
-      The signatures of each; file that cannot be had -> why.
+      The signatures of each model; file that could not be written -> reason.
     """
     written: dict[Kind, Part] = {
         "image": image_part(model, image_input),
@@ -241,15 +241,15 @@ def _origin(generation: Generation) -> dict[str, Any]:
 
 
 def _write_saved_model(part: Part, schema: Schema, folder: Path) -> None:
-    # It warns of what it leaves out for TensorFlow 1.
+    # It warns about parts that it leaves out for TensorFlow 1.
     tf.get_logger().setLevel("ERROR")
     tf.saved_model.save(part.module, str(folder), signatures=part.signatures)
-    # A random number of this export; nothing reads it.
+    # The file has a random number for each export, and nothing reads it.
     (folder / "fingerprint.pb").unlink(missing_ok=True)
     path = folder / "saved_model.pb"
     saved = saved_model_pb2.SavedModel()
     saved.ParseFromString(path.read_bytes())
-    # Fields that a request leaves out, as TensorFlow Serving understands it.
+    # Defaults for fields that a request may leave out, in the form that TensorFlow Serving reads.
     for signature in saved.meta_graphs[0].signature_def.values():
         for name in set(signature.inputs) & {*schema.model_fields(), *schema.image_fields()}:
             field = schema.field(name)
@@ -276,7 +276,7 @@ def _describe(part: Part) -> dict[str, Any]:
 
 
 def _move(folder: Path, target: Path) -> None:
-    """Put a folder in the place of another."""
+    """Move a folder to a target, which it replaces."""
     if target.exists():
         old = target.parent / f".{target.name}.tmp-{os.getpid()}-old"
         os.replace(target, old)

@@ -1,8 +1,8 @@
 """The image model and the rec model for ONNX Runtime.
 
-The rec model takes ids and numbers, which NumpyTransform makes: string hashing and bucketizing have no
-exact ONNX operation. The network is converted by tf2onnx; embedding tables are then put before it as Gather nodes whose
-values lie in a file of their own, which is written some rows at a time and may be larger than protobuf's 2 GiB.
+The rec model takes ids and numbers, which NumpyTransform computes, because string hashing and bucketizing have no
+exact ONNX operation. tf2onnx converts the network; then embedding tables are put before it as Gather nodes. Their
+values are in a separate file, which is written in portions and may be larger than protobuf's limit of 2 GiB.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from easyrec_mm.network.model import MultimodalModel
 from easyrec_mm.network.rec import task_outputs
 
 _OPSET = 18
-# Memory pages: ONNX Runtime maps the file.
+# Tables begin at memory pages, because ONNX Runtime maps the file.
 _ALIGNMENT = 4096
 _ROWS_AT_A_TIME = 1 << 16
 _NUMPY_TYPES = {"tensor(float)": np.float32, "tensor(int64)": np.int64}
@@ -35,13 +35,13 @@ _NUMPY_TYPES = {"tensor(float)": np.float32, "tensor(int64)": np.int64}
 def write_image_onnx(model: MultimodalModel, image_input: str, folder: Path) -> str:
     """Write image.onnx: pixels float32 `[N, H, W, C]` -> `img_emb_vector` float32 `[K, D]`.
 
-    Beside the pixels, where the tower takes them: ids int64 `[K]` under the name of the category feature, and
-    `picture_item` (export/parts.py). Returns why there is none, "" if there is: not every backbone can be had in ONNX.
+    Additional inputs, if the tower takes them: ids int64 `[K]` under the name of the category feature, and
+    `picture_item` (export/parts.py). Returns "", or the reason if the backbone cannot be converted to ONNX.
     """
     try:
         content = _image_network(model, image_input).SerializeToString()
         _try(content)
-    except Exception as error:  # of tf2onnx, of protobuf beyond 2 GiB, of ONNX Runtime, each with kinds of its own
+    except Exception as error:  # tf2onnx, protobuf (beyond 2 GiB) and ONNX Runtime have their own exception types
         return str(error).strip().partition("\n")[0] or type(error).__name__
     (folder / IMAGE_ONNX).write_bytes(content)
     return ""
@@ -68,7 +68,7 @@ def _image_network(model: MultimodalModel, image_input: str) -> onnx.ModelProto:
 
 
 def _try(content: bytes) -> None:
-    """Run a model of pictures on one and on several: some conversions work for one number alone."""
+    """Run an image model on one picture and on several, because some conversions work for one batch size only."""
     session = onnxruntime.InferenceSession(content, providers=["CPUExecutionProvider"])
     for number in (1, 3):
         inputs = {
@@ -78,7 +78,7 @@ def _try(content: bytes) -> None:
 
 
 def write_rec_onnx(model: MultimodalModel, folder: Path) -> None:
-    """Write rec.onnx and rec.tables: what NumpyTransform makes and `img_emb_vector` -> outputs of every task."""
+    """Write rec.onnx and rec.tables: outputs of NumpyTransform and `img_emb_vector` -> outputs of every task."""
     features = model.schema.features
     specs: dict[str, tf.TensorSpec] = {}
     for feature in features:
@@ -96,7 +96,7 @@ def write_rec_onnx(model: MultimodalModel, folder: Path) -> None:
             found |= task_outputs(task, logits[task.name])
         return [found[name] for name in output_names]
 
-    # tf2onnx takes no names with such characters as features may have.
+    # tf2onnx does not accept all characters that the names of features may contain.
     numbered = [tf.TensorSpec(s.shape, s.dtype, name=f"input_{i}") for i, s in enumerate(specs.values())]
     network = _convert(outputs, numbered)
     names = dict(zip([spec.name for spec in numbered], specs, strict=True))
@@ -107,7 +107,7 @@ def write_rec_onnx(model: MultimodalModel, folder: Path) -> None:
 
 
 def _network_inputs(feature: Feature) -> dict[str, tf.TensorSpec]:
-    """What the network behind the tables takes of a feature; `rows:` is what Gather found."""
+    """Return a feature's inputs of the network after the tables; `rows:` is for the rows that Gather returns."""
     rows = _rows_name(feature)
     dim = feature.width
     # S samples, and the L values of a list.
@@ -129,10 +129,10 @@ def _rows_name(feature: Feature) -> str:
 
 
 def _convert(function: object, specs: list[tf.TensorSpec]) -> onnx.ModelProto:
-    """A function of tensors as an ONNX model with the inputs' names, weights inside."""
-    import tf2onnx  # five seconds, and only an export needs it
+    """Convert a function of tensors to an ONNX model with the inputs' names, which includes the weights."""
+    import tf2onnx  # the import takes five seconds, and only an export needs it
 
-    # It reports every optimisation; what it cannot convert shows when the model is loaded.
+    # It logs every optimisation; operations that it cannot convert show when the model is loaded.
     logging.getLogger("tf2onnx").setLevel(logging.CRITICAL)
     compiled = tf.function(function, input_signature=specs, autograph=False)
     network, _ = tf2onnx.convert.from_function(
@@ -145,7 +145,7 @@ def _convert(function: object, specs: list[tf.TensorSpec]) -> onnx.ModelProto:
 
 
 def _hold_captured(graph: onnx.GraphProto, captures: Iterable[tuple[tf.Tensor, tf.Tensor]]) -> None:
-    """Make initializers of tensors that layers keep, as a transformer its positions: tf2onnx takes them for inputs."""
+    """Make tensors kept by layers, such as a transformer's positions, initializers; tf2onnx takes them for inputs."""
     values = {inside.name: outside for outside, inside in captures if outside.dtype != tf.resource}
     used = {name for node in graph.node for name in node.input}
     for value in [value for value in graph.input if value.name in values]:
@@ -155,7 +155,7 @@ def _hold_captured(graph: onnx.GraphProto, captures: Iterable[tuple[tf.Tensor, t
 
 
 def _as_erf(graph: Any, node: Any, name: str, args: object) -> None:
-    """erfc(x) of GELU, which tf2onnx does not know, as 1 - erf(x)."""
+    """Replace erfc(x) of GELU, which tf2onnx does not support, by 1 - erf(x)."""
     node.type = "Erf"
     one = graph.make_const(f"{name}_one", np.array(1.0, np.float32))
     negative = graph.insert_new_node_on_output("Neg", node.output[0], name=f"{name}_negative")
@@ -165,7 +165,7 @@ def _as_erf(graph: Any, node: Any, name: str, args: object) -> None:
 
 
 def _number_names(graph: onnx.GraphProto) -> None:
-    """Name everything inside by its order: tf2onnx's own names are others in every process."""
+    """Name nodes and inner values by their order, because tf2onnx's own names differ in every process."""
     kept = {value.name for value in (*graph.input, *graph.output)}
     names: dict[str, str] = {}
     for i, node in enumerate(graph.node):
@@ -194,7 +194,7 @@ def _rename(graph: onnx.GraphProto, names: dict[str, str]) -> None:
 
 
 def _put_tables_before(graph: onnx.GraphProto, model: MultimodalModel, path: Path) -> None:
-    """Replace the inputs `rows:*` by what tables hold for ids, which become inputs."""
+    """Replace the inputs `rows:*` by lookups of ids in tables; the ids become inputs."""
     tables = model.tables()
     inputs = {value.name: value for value in graph.input}
     nodes: list[onnx.NodeProto] = []
@@ -210,7 +210,7 @@ def _put_tables_before(graph: onnx.GraphProto, model: MultimodalModel, path: Pat
                 first = tables[table].value[: feature.num_numbers].numpy()
                 graph.initializer.append(numpy_helper.from_array(first, rows))
                 continue
-            # Sizes of one name are one size to ONNX Runtime, which shares memory by it.
+            # ONNX Runtime takes dimensions with the same name for equal, and shares memory accordingly.
             shape = ["S", f"L:{feature.name}"] if feature.is_list else ["S"]
             graph.input.append(helper.make_tensor_value_info(feature.name, TensorProto.INT64, shape))
             nodes.append(helper.make_node("Gather", [table, feature.name], [rows], name=f"gather:{feature.name}"))
@@ -224,7 +224,7 @@ def _put_tables_before(graph: onnx.GraphProto, model: MultimodalModel, path: Pat
 
 
 def _write_table(file: IO[bytes], name: str, table: tf.Variable) -> TensorProto:
-    """Append a table to a file; the initializer that refers to it there."""
+    """Append a table to a file; return the initializer that refers to it there."""
     file.write(b"\x00" * (-file.tell() % _ALIGNMENT))
     start = file.tell()
     rows, dim = table.shape

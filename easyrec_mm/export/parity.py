@@ -1,7 +1,7 @@
-"""Proves an export: the written models, loaded afresh, against each other and against the network that was trained.
+"""Verifies an export: compares the written models, loaded again, with each other and with the trained network.
 
-On a sample of data, every way from a picture and raw fields to predictions must agree. Limits are for probabilities;
-other outputs, which have no natural scale, must agree as well relative to their size, or to 1 where they are smaller.
+On a sample of data, every way from a picture and raw fields to predictions must agree. Limits are for probabilities.
+Other outputs have no natural scale: their differences are relative to their size, or to 1 if the size is smaller.
 """
 
 from __future__ import annotations
@@ -32,9 +32,9 @@ from easyrec_mm.schema import Schema
 from easyrec_mm.store.feature_vectors import VectorStores
 
 LIMIT_WITHIN_TENSORFLOW, LIMIT_TO_ONNX = 1e-6, 1e-5
-# Groups at a time, and samples of a picture that are compared: the total model embeds its picture once for each.
+# Groups per batch, and maximum number of samples per picture, as the total model embeds a picture once per sample.
 _BATCH_SIZE, _SAMPLES_OF_A_PICTURE = 20, 16
-# Outputs other than probabilities go through no sigmoid, which shrinks differences.
+# Larger limits for outputs other than probabilities, because no sigmoid reduces their differences.
 _FACTOR_OF_OTHERS = 10.0
 
 GRAPH, TRAINED = "network", "network in the precision of the training"
@@ -54,7 +54,7 @@ Outputs = dict[str, np.ndarray]
 
 @dataclass(frozen=True)
 class Exported:
-    """The folders of the written models, and the name of the picture's input."""
+    """The folders of the written models, and the name of the picture input."""
 
     image: Path
     rec: Path
@@ -71,16 +71,16 @@ def measure_parity(
     num_groups: int,
     vectors: VectorStores,
 ) -> dict[str, Any]:
-    """The parity report.
+    """Compare the ways from data to predictions, and return the parity report.
 
     Args:
       model: the network in float32.
-      trained: the same weights in the precision of the training, if that is another.
+      trained: the same network in the precision of the training; None if that is float32.
       exported: the written models.
       data: the config's data section.
       path: files of samples.
-      num_groups: groups to compare.
-      vectors: those that the model was trained with.
+      num_groups: number of groups to compare.
+      vectors: the stored vectors that the model was trained with.
 
     Raises:
       ExportError: if two ways differ by more than their limit.
@@ -134,7 +134,7 @@ class _Ways:
         self.fields = tuple(dict.fromkeys((*self._feature_fields, *self._image_fields)))
 
     def run(self, batch: Batch, kept: dict[str, tf.Tensor], picture_path: list[bytes]) -> Iterator[tuple[str, Outputs]]:
-        """(way, outputs) of each way.
+        """Yield (way, outputs) of each way.
 
         Args:
           batch: some samples.
@@ -169,12 +169,12 @@ class _Ways:
 
     @staticmethod
     def _compiled(model: MultimodalModel, batch: Batch) -> dict[str, tf.Tensor]:
-        # Not eagerly: TensorFlow fuses operations of a graph, which changes the last digits.
+        # In a graph, as exported: TensorFlow fuses operations of a graph, which changes the last digits.
         outputs: dict[str, tf.Tensor] = tf.function(model.predict, autograph=False, reduce_retracing=True)(batch)
         return outputs
 
     def _with_no_image(self, shown: _Shown, values: tf.Tensor) -> tf.Tensor:
-        """Text `[K]` or vectors `[K, D]` of the images that have a picture -> those of all U images."""
+        """Extend text `[K]` or vectors `[K, D]` of the images that have a picture to all U images."""
         if len(shown.images) == shown.num_images:
             return values
         _, items = self._model.image_side()
@@ -185,10 +185,10 @@ class _Ways:
         return tf.gather(tf.concat([values, stand_in], 0), row)
 
     def _run_total(self, batch: Batch, fields: dict[str, tf.Tensor], shown: _Shown) -> Outputs:
-        """The total model, which takes a picture a sample: all pictures with one sample of each, again and again.
+        """Run the total model, which takes one picture per sample, repeatedly on all pictures with one sample of each.
 
-        So the tower sees the same pictures side by side as in the other ways; kernels choose the order of their sums
-        by the number of pictures.
+        Thus the tower sees the same batch of pictures as in the other ways; this matters because kernels choose the
+        order of their sums by the number of pictures.
         """
         sample_image = batch.sample_image.numpy()
         samples_of = [np.flatnonzero(sample_image == row) for row in range(batch.num_images)]
@@ -213,7 +213,7 @@ class _Ways:
         return outputs
 
     def _contents(self, shown: _Shown) -> tf.Tensor:
-        """Contents of the pictures' files `[N]`; of one that cannot be read, its stand-in as a PNG."""
+        """Return the contents of the pictures' files `[N]`; for one that cannot be read, its substitute as a PNG."""
         contents, problems = self._pictures.read(list(shown.paths))
         for row in self._pictures.decode(contents, problems).problems:
             contents[row] = tf.io.encode_png(tf.cast(shown.pixels[row], tf.uint8)).numpy()
@@ -222,7 +222,7 @@ class _Ways:
     def _onnx_vectors(
         self, image: dict[str, tf.Tensor], beside: dict[str, tf.Tensor], shown: _Shown
     ) -> tf.Tensor | np.ndarray:
-        """Vectors `[K, D]` by ONNX Runtime; those of the image model where there is no image.onnx."""
+        """Return the vectors `[K, D]` of ONNX Runtime, or those of the SavedModel if there is no image.onnx."""
         if self._image_onnx is None:
             return image[manifest.IMAGE_VECTOR]
         image_inputs = {self._image_input: shown.pixels.numpy()}
@@ -248,7 +248,7 @@ class _Ways:
         return dict(zip(names, self._rec_onnx.run(names, {n: v for n, v in inputs.items() if n in taken}), strict=True))
 
     def _padded_vectors(self, batch: Batch) -> dict[str, np.ndarray]:
-        """Vectors of features that a store holds, as the ONNX model takes them."""
+        """Return the vectors of features that are in a store, in the form that the ONNX model takes."""
         found = {}
         for feature in self._schema.stored_features():
             value = batch.features[feature.name]
@@ -273,7 +273,7 @@ class _Ways:
 def _report(
     schema: Schema, by_way: dict[str, Outputs], labels: Outputs, num_pictures: int, training_precision: bool
 ) -> dict[str, Any]:
-    """The differences and AUCs; raises ExportError where a difference is too large."""
+    """Return the differences and AUCs; raise ExportError if a difference is too large."""
     differences: dict[str, dict[str, float]] = {}
     limits: dict[str, float] = {}
     problems: list[str] = []
@@ -317,7 +317,7 @@ def _difference(one: np.ndarray, other: np.ndarray) -> float:
 
 
 def _first_samples(batch: Batch, kept: dict[str, tf.Tensor]) -> tuple[Batch, dict[str, tf.Tensor]]:
-    """The first samples of every picture."""
+    """Return the first samples of every picture, up to _SAMPLES_OF_A_PICTURE."""
     sample_image = batch.sample_image.numpy()
     rows = [np.flatnonzero(sample_image == row)[:_SAMPLES_OF_A_PICTURE] for row in range(batch.num_images)]
     samples = np.sort(np.concatenate(rows))
@@ -336,13 +336,13 @@ def _first_samples(batch: Batch, kept: dict[str, tf.Tensor]) -> tuple[Batch, dic
 
 @dataclass(frozen=True)
 class _Shown:
-    """The pictures of a batch, item by item, as the exported models take them: K of the U images have some.
+    """The pictures of a batch, sorted by item, as the exported models take them; K of the U images have pictures.
 
     num_images     U
-    images         int [K]: which images
-    first_sample   int [K]: a sample of each
+    images         int [K]: the images that have pictures
+    first_sample   int [K]: the first sample of each
     pixels         float32 [N, H, W, C]
-    item           int64 [N]: which of the K each is of
+    item           int64 [N]: which of the K images each picture belongs to
     paths          [N]
     """
 
@@ -355,7 +355,7 @@ class _Shown:
 
     @staticmethod
     def of(batch: Batch, picture_path: list[bytes]) -> _Shown:
-        """Of a batch all of whose pictures have pixels."""
+        """Return the pictures of a batch in which all pictures have pixels."""
         link_picture, link_image = batch.images.link_picture, batch.images.link_image.numpy()
         images, item = np.unique(link_image, return_inverse=True)
         sample_image = batch.sample_image.numpy()
@@ -370,7 +370,7 @@ class _Shown:
 
 
 def _values(tensor: tf.Tensor) -> Values:
-    """A field's values as the NumPy transform takes them."""
+    """Return a field's values in the form that the NumPy transform takes."""
     return [text.decode() for text in tensor.numpy()] if tensor.dtype == tf.string else tensor.numpy()
 
 

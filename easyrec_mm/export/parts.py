@@ -1,19 +1,19 @@
-"""The three models that a trained network is cut into, as functions of named tensors that need no Python code.
+"""The three models into which a trained network is divided, as functions of named tensors that need no Python code.
 
     image   pixels, or the bytes of a picture -> image vector
     rec     raw fields of samples and their image vectors -> outputs of every task
-    total   raw fields and pictures -> outputs of every task, to prove the cut
+    total   raw fields and pictures -> outputs of every task, to verify the other two
 
 Each part is a tf.Module that tracks only its own variables, with its signatures. Shapes: N pictures, S samples, D width
-of the image vector, K items. Fields are named as in `input_fields`; one given for a single sample counts for all S.
+of the image vector, K items. Fields are named as in `input_fields`; a field with a single value applies to all S.
 
-A feature whose vectors lie in a store takes them instead of its key, float32 `[S, numbers]` under its name and
-"_vector"; a sequence of such takes `[S, L, numbers]`, and under "_length" how many of the L each sample has, int64
-`[S]`.
+A feature whose vectors are in a store takes these instead of its key, float32 `[S, numbers]`, under its name and
+"_vector". A sequence of such features takes `[S, L, numbers]`, and under "_length" the number of vectors per sample,
+int64 `[S]`.
 
-An image tower that sees the item's category takes its field beside the pictures. One that takes several pictures an
-item takes `picture_item`, int64 `[N]`, beside them: which item, from 0, each is of; image vectors are then `[K, D]`.
-Without, each picture is an item. Where items may be without a picture, empty contents of a file stand for none.
+An image tower that uses the item's category takes its field in addition to the pictures. A tower for several pictures
+per item also takes `picture_item`, int64 `[N]`: the item of each picture, from 0; image vectors are then `[K, D]`.
+Without it, each picture is an item. If items may have no picture, empty contents of a file stand for no picture.
 """
 
 from __future__ import annotations
@@ -41,28 +41,28 @@ from easyrec_mm.network.rec import task_outputs
 from easyrec_mm.schema import Schema
 
 TEXT_SEPARATOR = ","
-# Decimal digits from which every float32 is read back exactly.
+# Number of decimal digits from which every float32 is read back exactly.
 _FLOAT32_DIGITS = 9
 
-# What the names of the rec model's variables start with.
+# Prefixes of the names of the rec model's variables.
 _REC_WEIGHTS = ("rec/", "embedding/")
 _DTYPES = {"int64": tf.int64, "bool": tf.bool, "float32": tf.float32, "string": tf.string}
 
 
 class Part(NamedTuple):
-    """A model to export: what it tracks, and its functions by signature name."""
+    """A model to export: a module that tracks its variables, and its functions by signature name."""
 
     module: tf.Module
     signatures: dict[str, tf.types.experimental.ConcreteFunction]
 
 
 def image_part(model: MultimodalModel, image_input: str) -> Part:
-    """Pictures -> `img_emb` (text of numbers between commas) and `img_emb_vector` float32 `[N, D]`.
+    """Return the model: pictures -> `img_emb` (text of comma-separated numbers) and `img_emb_vector` float32 `[N, D]`.
 
     Args:
       model: the trained network, in float32.
-      image_input: name of the input: pixels float32 `[N, H, W, C]` of 0-255 in RGB, or string `[N]` with the contents
-        of picture files in the signature "encoded". "decode" returns the pixels of files, uint8.
+      image_input: name of the input: pixels float32 `[N, H, W, C]`, 0-255, RGB; in the signature "encoded", the
+        contents of picture files, string `[N]`. The signature "decode" returns the pixels of files, uint8.
     """
     image = model.schema.image
     pictures = _Pictures(model, image_input)
@@ -80,9 +80,9 @@ def image_part(model: MultimodalModel, image_input: str) -> Part:
 
 
 def rec_part(model: MultimodalModel) -> Part:
-    """Fields `[S]` and image vectors -> outputs `[S]` (`[S, classes]` for the probabilities of several classes).
+    """Return the model: fields `[S]` and image vectors -> outputs `[S]` (`[S, classes]` for class probabilities).
 
-    Image vectors are text as the image model writes it, string `[S]`; in the signature "vector" float32 `[S, D]`.
+    Image vectors are text as the image model writes it, string `[S]`; in the signature "vector", float32 `[S, D]`.
     """
     schema = model.schema
     transform = FeatureTransform(schema.features)
@@ -106,7 +106,7 @@ def rec_part(model: MultimodalModel) -> Part:
 
 
 def total_part(model: MultimodalModel, image_input: str) -> Part:
-    """Fields `[S]` and a picture a sample, or one for all -> outputs as of rec_part; inputs of both parts."""
+    """Return the model: inputs of both parts, with one picture per sample or one for all -> outputs of rec_part."""
     schema = model.schema
     transform = FeatureTransform(schema.features)
     pictures = _Pictures(model, image_input)
@@ -128,12 +128,12 @@ def total_part(model: MultimodalModel, image_input: str) -> Part:
 
 
 def field_specs(schema: Schema) -> dict[str, tf.TensorSpec]:
-    """The fields that the features read: name -> `[S]` of its dtype."""
+    """Return the fields that the features read: name -> `[S]` of its dtype."""
     return _specs(schema, schema.model_fields())
 
 
 def vector_specs(schema: Schema) -> dict[str, tf.TensorSpec]:
-    """The vectors of features that a store holds."""
+    """Return the inputs for vectors of features that are in a store."""
     specs: dict[str, tf.TensorSpec] = {}
     for feature in schema.stored_features():
         is_list = feature.is_list
@@ -144,7 +144,7 @@ def vector_specs(schema: Schema) -> dict[str, tf.TensorSpec]:
 
 
 def vector_inputs(schema: Schema, features: dict[str, tf.Tensor | tf.RaggedTensor]) -> dict[str, tf.Tensor]:
-    """What `vector_specs` says, of the features of a batch."""
+    """Return the inputs described by `vector_specs`, from the features of a batch."""
     inputs: dict[str, tf.Tensor] = {}
     for feature in schema.stored_features():
         value = features[feature.name]
@@ -156,7 +156,7 @@ def vector_inputs(schema: Schema, features: dict[str, tf.Tensor | tf.RaggedTenso
 
 
 def _vectors(schema: Schema, inputs: dict[str, tf.Tensor], num_samples: tf.Tensor) -> dict[str, Any]:
-    """Features of a batch, of what `vector_specs` says."""
+    """Return the features of a batch, from the inputs described by `vector_specs`."""
     features: dict[str, Any] = {}
     for feature in schema.stored_features():
         given = inputs[feature.vector_key]
@@ -175,20 +175,20 @@ def _specs(schema: Schema, names: Iterable[str]) -> dict[str, tf.TensorSpec]:
 def broadcast_fields(
     schema: Schema, fields: dict[str, tf.Tensor], num_vectors: tf.Tensor
 ) -> tuple[dict[str, tf.Tensor], tf.Tensor]:
-    """Fields as training has them, all of S samples, and S: empty text is the default, bool is int64."""
+    """Return fields as training has them, all `[S]`, and S; empty text becomes the default, bool becomes int64."""
     num_samples = tf.reduce_max([num_vectors, *[tf.shape(value)[0] for value in fields.values()]])
     ready = {name: _with_default(value, schema.field(name)) for name, value in fields.items()}
     return {name: tf.broadcast_to(value, [num_samples]) for name, value in ready.items()}, num_samples
 
 
 def vector_text(vector: tf.Tensor) -> tf.Tensor:
-    """float32 `[N, D]` -> text `[N]`, numbers between commas, from which `text_vector` gets the same float32."""
+    """Convert float32 `[N, D]` to text `[N]`, comma-separated numbers; `text_vector` restores the same float32."""
     numbers = tf.strings.as_string(vector, precision=_FLOAT32_DIGITS, shortest=True)
     return tf.strings.reduce_join(numbers, axis=1, separator=TEXT_SEPARATOR)
 
 
 def text_vector(text: tf.Tensor, width: int) -> tf.Tensor:
-    """Text `[N]` of `width` numbers between commas -> float32 `[N, width]`."""
+    """Convert text `[N]` of `width` comma-separated numbers to float32 `[N, width]`."""
     parts = tf.strings.split(text, TEXT_SEPARATOR)
     message = f"{IMAGE_TEXT} must hold {width} numbers between commas"
     whole = tf.debugging.Assert(tf.reduce_all(tf.equal(parts.row_lengths(), width)), [message])
@@ -207,7 +207,7 @@ def _with_default(value: tf.Tensor, field: Field) -> tf.Tensor:
 def _outputs(
     model: MultimodalModel, transform: FeatureTransform, inputs: dict[str, tf.Tensor], vector: tf.Tensor
 ) -> dict[str, tf.Tensor]:
-    """Outputs of all inputs, of which some may be of one sample for all."""
+    """Return the outputs for all samples; inputs with a single row apply to all of them."""
     schema = model.schema
     sizes = [tf.shape(vector)[0], *(tf.shape(inputs[name])[0] for name in vector_specs(schema))]
     given = {name: inputs[name] for name in schema.model_fields()}
@@ -222,7 +222,7 @@ def _outputs(
 
 
 class _Pictures:
-    """Inputs of the image model -> vectors of items `[K, D]`."""
+    """Computes vectors of items `[K, D]` from inputs of the image model."""
 
     def __init__(self, model: MultimodalModel, image_input: str) -> None:
         self._model, self._schema, self._input = model, model.schema, image_input
@@ -236,11 +236,11 @@ class _Pictures:
         self.item_spec = {PICTURE_ITEM: tf.TensorSpec([None], tf.int64)} if takes_several else {}
 
     def of_pixels(self, inputs: dict[str, tf.Tensor]) -> tf.Tensor:
-        """Pixels float32 `[N, H, W, C]` 0-255, and what stands beside them."""
+        """Return the vectors for pixels float32 `[N, H, W, C]`, 0-255, and the other inputs."""
         return item_vectors(self._model, inputs[self._input], self._category(inputs), inputs.get(PICTURE_ITEM))
 
     def of_contents(self, inputs: dict[str, tf.Tensor]) -> tf.Tensor:
-        """Contents of picture files, string `[N]`, and what stands beside them."""
+        """Return the vectors for contents of picture files, string `[N]`, and the other inputs."""
         contents, item = inputs[self._input], inputs.get(PICTURE_ITEM)
         if not self._schema.has_no_image_vector:
             pixels = decode_pictures(contents, self._schema.image)
@@ -253,7 +253,7 @@ class _Pictures:
         return item_vectors(self._model, pixels, self._category(inputs), item, num_items, may_be_empty=True)
 
     def _category(self, inputs: dict[str, tf.Tensor]) -> tf.Tensor | None:
-        """Ids of the items' categories, int64 `[K]` or `[1]`."""
+        """Return the ids of the items' categories, int64 `[K]` or `[1]`; None if the tower uses no category."""
         if self._schema.category is None:
             return None
         given = {name: inputs[name] for name in self._schema.image_fields()}
@@ -269,15 +269,15 @@ def item_vectors(
     num_items: tf.Tensor | None = None,
     may_be_empty: bool = False,
 ) -> tf.Tensor:
-    """Pictures -> float32 `[K, D]`.
+    """Return the vectors of the items of some pictures, float32 `[K, D]`.
 
     Args:
       model: the trained network.
       pixels: `[N, H, W, C]`, 0-255.
-      category: category ids int64 `[K]`, or `[1]` for all; None if the tower sees none.
-      item: int64 `[N]`, which item each picture is of; None if each is one.
-      num_items: K, if there may be items without a picture behind the last that has one.
-      may_be_empty: whether N may be 0; then with `item`.
+      category: category ids int64 `[K]`, or `[1]` for all; None if the tower uses no category.
+      item: int64 `[N]`, the item of each picture; None if each picture is an item.
+      num_items: K, if items without a picture may follow the last item with a picture.
+      may_be_empty: whether N may be 0, which requires `item`.
     """
     tower, items = model.image_side()
     if item is None:
@@ -305,7 +305,7 @@ def _part(
     functions: dict[str, tuple[Callable[..., dict[str, tf.Tensor]], dict[str, tf.TensorSpec]]],
     *transforms: FeatureTransform,
 ) -> Part:
-    """A module with the variables under these names and the vocabularies of the transforms."""
+    """Return a part whose module has the variables with these prefixes and the vocabularies of the transforms."""
     module = tf.Module()
     module.weights = {name: weight for name, weight in model.weights().items() if name.startswith(prefixes)}
     module.vocabularies = [transform.back_end.vocabularies for transform in transforms]

@@ -1,1 +1,1 @@
-"""From flat logs, a row an impression, to grouped samples, and from one format of these to another."""
+"""Grouping of flat logs, one row per impression, into grouped samples, and conversion between formats of these."""

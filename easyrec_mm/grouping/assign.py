@@ -1,8 +1,8 @@
-"""Which group a row belongs to, and where the group is written: a function of its item's rows alone.
+"""Assigns rows to groups, and groups to places in shards; both depend on the rows of the same item alone.
 
-Rows of one item and picture are cut, in the order of the log, into groups of at most max_group_size. The groups of an
-item go to one shard after the other, from one that its hash gives on, and to places within a shard as far apart as
-possible, so that a batch rarely holds an item twice; what is before and behind them is another for each seed.
+Rows of one item and picture are divided, in the order of the log, into groups of at most max_group_size. The groups of
+an item go to the shards in turn, starting with a shard given by the item's hash, and within a shard to positions as far
+apart as possible, so that a batch rarely contains an item twice. Their neighbours in the shard depend on the seed.
 """
 
 from __future__ import annotations
@@ -19,11 +19,11 @@ from easyrec_mm.formats.columns import ORDER
 from easyrec_mm.grouping.rows import ROW_HASH, SIDE, LogLayout
 from easyrec_mm.stable_hash import hash_column, mix, seeded
 
-# What a row is told of its group: the shard (int32), the place in it (int64, 0 to 2^63) and the ORDER of the group's
-# first row (int64), which no other group has.
+# Columns for the place of a row: the shard of its group (int32), the position in the shard (int64, 0 to 2^63) and the
+# ORDER of the group's first row (int64), which is unique to the group.
 SHARD, POSITION, FIRST = "easyrec_mm:shard", "easyrec_mm:position", "easyrec_mm:first"
 PLACE_COLUMNS = {SHARD: pa.int32(), POSITION: pa.int64(), FIRST: pa.int64()}
-# Conflicts that are listed.
+# Maximum number of conflicts that are listed.
 MAX_LISTED = 100_000
 
 Ints = NDArray[np.int64]
@@ -31,7 +31,7 @@ Ints = NDArray[np.int64]
 
 @dataclass(frozen=True)
 class GroupRule:
-    """How groups are made. `num_shards` of each side; shards of the second are numbered behind those of the first."""
+    """How groups are made. `num_shards` is per side; the second side's shards are numbered after those of the first."""
 
     layout: LogLayout
     max_group_size: int
@@ -40,14 +40,14 @@ class GroupRule:
 
     @property
     def key_columns(self) -> list[str]:
-        """What of a row decides."""
+        """Return the columns that decide the group and the place of a row."""
         layout = self.layout
         return list(dict.fromkeys((layout.group_by, layout.image, *layout.group_fields, SIDE, ORDER, ROW_HASH)))
 
 
 @dataclass
 class Conflict:
-    """An item that has two values where one is expected; `order` is that of the first row with the second."""
+    """An item with two values where one is expected; `order` is the ORDER of the first row with the second value."""
 
     order: int
     item: str
@@ -58,19 +58,19 @@ class Conflict:
 
 @dataclass
 class GroupsReport:
-    """What was made of whole items. Of conflicts, those whose rows stand first are listed."""
+    """Counts for all rows of some items; only the conflicts that come first in the log are listed."""
 
     num_items: int = 0
     num_conflicts: int = 0
     conflicts: list[Conflict] = field(default_factory=list)
     num_duplicate_rows: int = 0
     num_rows_without_picture: int = 0
-    sizes: Ints = field(default_factory=lambda: np.zeros((2, 1), np.int64))  # [side, size]: groups
-    # Hash of the picture of each pair of an item and a picture.
+    sizes: Ints = field(default_factory=lambda: np.zeros((2, 1), np.int64))  # [side, size]: number of groups
+    # The picture's hash for each distinct pair of an item and a picture.
     pictures: NDArray[np.uint64] = field(default_factory=lambda: np.zeros(0, np.uint64))
 
     def merge(self, other: GroupsReport) -> None:
-        """Take in what was made of other items."""
+        """Add the report of other items."""
         self.num_items += other.num_items
         self.num_conflicts += other.num_conflicts
         self.conflicts = sorted(self.conflicts + other.conflicts, key=lambda one: one.order)[:MAX_LISTED]
@@ -81,7 +81,7 @@ class GroupsReport:
         self.sizes = _widened(self.sizes, width) + _widened(other.sizes, width)
 
     def count_pictures(self) -> tuple[int, int]:
-        """Distinct pictures, and those of several items."""
+        """Return the number of distinct pictures, and how many of them belong to several items."""
         _, counts = np.unique(self.pictures, return_counts=True)
         return len(counts), int(np.count_nonzero(counts > 1))
 
@@ -92,10 +92,10 @@ def _widened(sizes: Ints, width: int) -> Ints:
 
 @dataclass
 class Assignment:
-    """The groups of N rows, which are all rows of I items.
+    """The groups of N rows, which are all rows of some items.
 
-    row_group  [N], in the order of the rows that were given
-    row_run    [N]: which item and picture
+    row_group  [N]: the group of each row, in the order of the given rows
+    row_run    [N]: the run (item and picture) of each row
     shard, position, first  of each group
     """
 
@@ -108,7 +108,7 @@ class Assignment:
     report: GroupsReport
 
     def places(self, start: int, size: int) -> dict[str, pa.Array]:
-        """PLACE_COLUMNS of the rows from `start` on."""
+        """Return PLACE_COLUMNS of the `size` rows from `start` on."""
         group = self.row_group[start : start + size]
         return {
             SHARD: pa.array(self.shard[group]),
@@ -118,7 +118,7 @@ class Assignment:
 
 
 def assign(keys: pa.Table, rule: GroupRule) -> Assignment:
-    """Groups of rows.
+    """Assign rows to groups.
 
     Args:
       keys: rule.key_columns of all rows of some items, in any order.
@@ -132,10 +132,10 @@ def assign(keys: pa.Table, rule: GroupRule) -> Assignment:
     for code, _ in fields.values():
         run = _paired(run, code)
     by_run, sizes = _runs(order, item, run)
-    first_rows = by_run[_from_sizes(sizes)]  # of the runs
+    first_rows = by_run[_from_sizes(sizes)]  # one per run
     run_item = item[first_rows]
 
-    # Groups: parts of runs.
+    # Each run is divided into groups.
     groups_of_run = -(-sizes // rule.max_group_size)
     group_run = np.repeat(np.arange(len(sizes)), groups_of_run)
     part = _counting(groups_of_run)
@@ -166,7 +166,7 @@ def assign(keys: pa.Table, rule: GroupRule) -> Assignment:
 
 
 def _runs(order: Ints, item: Ints, run: Ints) -> tuple[Ints, Ints]:
-    """Rows by item, within it by run as these first appear, within it in their order; and the sizes of the runs."""
+    """Return the rows sorted by item, first appearance of the run, and ORDER; and the size of each run."""
     is_sorted = bool(np.all(order[1:] > order[:-1]))
     by_run = np.argsort(run, kind="stable") if is_sorted else np.lexsort((order, run))
     starts = _starts(run[by_run])
@@ -177,7 +177,7 @@ def _runs(order: Ints, item: Ints, run: Ints) -> tuple[Ints, Ints]:
 
 
 def _items(keys: pa.Table, group_by: str, seed: int) -> tuple[Ints, NDArray[np.uint64]]:
-    """Code of each row's item on its side, and the hash of each item."""
+    """Return the code of each row's item and side, and the hash of the item of each code."""
     code, items = _codes(keys[group_by])
     side = keys[SIDE].to_numpy().astype(np.int64)
     hashes = seeded(hash_column(items), seed)
@@ -185,37 +185,37 @@ def _items(keys: pa.Table, group_by: str, seed: int) -> tuple[Ints, NDArray[np.u
 
 
 def _codes(column: pa.ChunkedArray) -> tuple[Ints, pa.Array]:
-    """Which of the distinct values each is, and these; a null has the code behind them."""
-    encoded = column.dictionary_encode()  # all chunks share the dictionary of the whole
+    """Return the index of each value among the distinct values, and these; a null has the next index after them."""
+    encoded = column.dictionary_encode()  # all chunks share one dictionary
     distinct = encoded.chunk(0).dictionary if encoded.num_chunks else pa.array([], column.type)
     codes = [pc.fill_null(c.indices, len(distinct)).to_numpy(zero_copy_only=False) for c in encoded.chunks]
     return np.concatenate(codes or [np.zeros(0)]).astype(np.int64), distinct
 
 
 def _paired(first: Ints, second: Ints) -> Ints:
-    """One code for two."""
+    """Return one code for each pair of codes."""
     paired = first * (_greatest(second) + 1) + second
     return paired if _greatest(paired) < 1 << 40 else np.unique(paired, return_inverse=True)[1].astype(np.int64)
 
 
 def _greatest(codes: Ints) -> int:
-    """The greatest of some codes; 0 of none."""
+    """Return the greatest code; 0 without any codes."""
     return int(np.max(codes)) if len(codes) else 0
 
 
 def _starts(values: Ints) -> Ints:
-    """Where a sorted array has another value than before."""
+    """Return the positions of a sorted array at which a new value begins."""
     return np.flatnonzero(np.diff(values, prepend=-1))
 
 
 def _distinct_pairs(item: Ints, num_items: int, picture: Ints) -> Ints:
-    """Pictures of the distinct pairs, whatever the side of the item."""
+    """Return the picture of each distinct pair of item and picture, regardless of the item's side."""
     width = _greatest(picture) + 1
     return np.unique(item % num_items * width + picture) % width
 
 
 def _count_repeated(values: Ints) -> int:
-    """How many are there before."""
+    """Return how many values repeat an earlier one."""
     ordered = np.sort(values)  # np.unique takes four times as long
     return int(np.count_nonzero(ordered[1:] == ordered[:-1]))
 
@@ -225,14 +225,14 @@ def _from_sizes(sizes: Ints) -> Ints:
 
 
 def _counting(sizes: Ints) -> Ints:
-    """0 to size - 1 for each size, one behind the other."""
+    """Return 0 to size - 1 for each size, concatenated."""
     return np.arange(int(sizes.sum())) - np.repeat(_from_sizes(sizes), sizes)
 
 
 def _places(
     item: Ints, item_hash: NDArray[np.uint64], side: NDArray[np.int8], rule: GroupRule
 ) -> tuple[NDArray[np.int32], Ints]:
-    """Shard and position of groups, which stand item by item."""
+    """Return the shard and the position of each group; groups are sorted by item."""
     starts = _starts(item)
     counts = np.diff(np.append(starts, len(item)))
     number = _counting(counts).astype(np.uint64)  # of the group within its item
@@ -240,7 +240,7 @@ def _places(
     num_shards = np.array(rule.num_shards, np.uint64)[side]
     with np.errstate(over="ignore"):
         shard = (item_hash % num_shards + number) % num_shards
-        # The groups of an item in one shard have equal distances, from a place that item and shard give.
+        # An item's groups in one shard have equal distances; the first position depends on the item and the shard.
         place = mix(item_hash ^ (shard + np.uint64(1)) * np.uint64(0x9E3779B97F4A7C15))
         rounds = (num_groups + num_shards - np.uint64(1)) // num_shards
         place += (number // num_shards) * (np.uint64(2**64 - 1) // rounds)
@@ -257,16 +257,16 @@ def _find_conflicts(
     is_empty: NDArray[np.bool_],
     report: GroupsReport,
 ) -> None:
-    """Note items with two pictures, or two values of a group field.
+    """Add items with two pictures, or with two values of a group field, to a report.
 
     Args:
       keys: as for assign.
       rule: how groups are made.
-      rows: int64 [R], the first rows of the runs, which stand item by item in the order of the log.
-      item: int64 [R], the runs' items.
-      codes: of image and group fields -> int64 [R].
-      is_empty: bool [R], which runs have no picture; that alone is not a conflict.
-      report: what to note them in.
+      rows: int64 [R], the first row of each run; runs are sorted by item, and within an item by first row.
+      item: int64 [R], the item of each run.
+      codes: image and group fields -> int64 [R], the code of each run's value.
+      is_empty: bool [R], whether a run has no picture, which alone is not a conflict.
+      report: the report to which they are added.
     """
     layout = rule.layout
     order = keys[ORDER].to_numpy()[rows]
@@ -275,7 +275,7 @@ def _find_conflicts(
         runs = np.flatnonzero(~is_empty) if name == layout.image else np.arange(len(item))
         is_other = (np.diff(item[runs]) == 0) & (np.diff(code[runs]) != 0)
         before, after = runs[:-1][is_other], runs[1:][is_other]
-        _, first = np.unique(item[after], return_index=True)  # of each item the first
+        _, first = np.unique(item[after], return_index=True)  # only the first one per item
         found += zip(order[after[first]].tolist(), before[first].tolist(), after[first].tolist(), repeat(name))
     report.num_conflicts = len(np.unique(item[[after for _, _, after, _ in found]])) if found else 0
     for place, before, after, name in sorted(found)[:MAX_LISTED]:

@@ -1,4 +1,4 @@
-"""What could not be used: counted, listed in bad_rows.jsonl, and a reason to stop when it is too much."""
+"""Unusable rows, items, pictures and groups: counted, listed in bad_rows.jsonl, and an error if too many are bad."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ _PROBLEMS = {
 
 
 class BadRow(NamedTuple):
-    """A row, an item in conflict, a picture or a group; the file and row (from 1) that name it, and what is wrong."""
+    """An unusable row, item, picture or group: the file and row (from 1) where it occurs, and the problem."""
 
     kind: str
     file: str
@@ -36,12 +36,12 @@ class BadRow(NamedTuple):
 
 
 class BadRows:
-    """Collects what could not be used.
+    """Collects unusable rows, items, pictures and groups.
 
     Args:
-      output: folder in which the list will be.
-      max_share: share of the rows, items, pictures or groups that may be bad.
-      beside: folder of the command, beside which the list is when there is no output; that of the list by default.
+      output: folder in which the list will be written.
+      max_share: maximum share of the rows, items, pictures or groups that may be bad.
+      beside: output folder of the command; if the command fails, the list is written next to it. `output` by default.
     """
 
     def __init__(self, output: str, max_share: float, beside: str = "") -> None:
@@ -53,10 +53,10 @@ class BadRows:
         self._num_unlisted = 0
 
     def add(self, num_bad: int, num_all: int, what: str, rows: Iterable[BadRow]) -> None:
-        """Note `num_bad` of `num_all` rows, items, pictures or groups; `rows` are those of them that are listed.
+        """Record that `num_bad` of `num_all` rows, items, pictures or groups are bad; `rows` are the ones to list.
 
         Raises:
-          DataError: if they are more than the share, with the first of them.
+          DataError: if they exceed the maximum share; the message contains the first of them.
         """
         some = list(rows)
         self._rows += some
@@ -77,7 +77,7 @@ class BadRows:
             )
 
     def write(self, path: str) -> None:
-        """Write the list, a line each; what is not listed is told by its number."""
+        """Write the list, one JSON line per entry, and the number of bad ones that are not listed."""
         with written(path) as here, open(here, "w", encoding="utf-8") as file:
             for row in self._rows:
                 file.write(json.dumps(row._asdict(), ensure_ascii=False) + "\n")
@@ -86,9 +86,9 @@ class BadRows:
 
     @property
     def first(self) -> BadRow | None:
-        """The first that was noted."""
+        """Return the first entry of the list, if there is one."""
         return self._rows[0] if self._rows else None
 
     def told(self) -> list[str]:
-        """Lines for the user."""
+        """Return the counts as lines for the user."""
         return [f"{count}; see {join(self._output, BAD_ROWS)}" for count in self._counts]

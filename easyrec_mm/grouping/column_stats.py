@@ -1,8 +1,8 @@
-"""What the columns of a log hold, in bounded memory, and the same in whatever pieces and order it was read.
+"""Statistics of the columns of a log, in bounded memory, and independent of the pieces and order in which it is read.
 
 Counts, limits and missing values are exact. Distinct values are exact up to MAX_COUNTED and estimated beyond, with an
-error of about 1 % (HyperLogLog, Flajolet et al., 2007). A sample of rows, those with the smallest hashes of their
-place, tells what numbers and texts look like.
+error of about 1 % (HyperLogLog, Flajolet et al., 2007). A sample of rows, those whose ORDER has the smallest hashes,
+shows what numbers and texts look like.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from easyrec_mm.formats.columns import ORDER, Kind
 from easyrec_mm.stable_hash import Hashes, combine, hash_column, mix
 
-# Distinct values of a column up to which each is counted.
+# Maximum number of distinct values of a column for which each value is counted.
 MAX_COUNTED = 1000
 _REGISTER_BITS = 14
 _NUM_REGISTERS = 1 << _REGISTER_BITS
@@ -27,10 +27,10 @@ _NUM_REGISTERS = 1 << _REGISTER_BITS
 
 @dataclass
 class ColumnStats:
-    """What one column holds.
+    """The statistics of one column.
 
-    counts     value -> rows, if at most MAX_COUNTED values are distinct, else None; without null
-    registers  uint8 [2^14], the sketch of the distinct values
+    counts     value -> number of rows, without nulls; None if more than MAX_COUNTED values are distinct
+    registers  uint8 [2^14], the HyperLogLog sketch of the distinct values
     """
 
     kind: Kind
@@ -44,20 +44,20 @@ class ColumnStats:
 
     @property
     def num_values(self) -> int:
-        """Rows that have a value."""
+        """Return the number of rows that have a value."""
         return self.num_rows - self.num_missing
 
     @property
     def num_distinct(self) -> int:
-        """Distinct values: exact where they are counted, else an estimate."""
+        """Return the number of distinct values: exact while they are counted, else an estimate."""
         return len(self.counts) if self.counts is not None else _estimate(self.registers)
 
     def add(self, values: pa.Array) -> Hashes:
-        """Take in values `[N]`; their hashes, which were needed on the way."""
+        """Add values `[N]`; return their hashes, which the statistics need anyway."""
         self.num_rows += len(values)
         self.num_missing += values.null_count
         if self.counts is None and not pa.types.is_string(values.type):
-            # Many distinct numbers: hashed as fast as they are told apart.
+            # For many distinct numbers, hashing every row is as fast as finding the distinct ones first.
             of_rows = hash_column(values)
             self._note(
                 values.drop_null(),
@@ -76,7 +76,7 @@ class ColumnStats:
         return of_codes
 
     def merge(self, other: ColumnStats) -> None:
-        """Take in what other rows of the same column hold."""
+        """Add the statistics of other rows of the same column."""
         self.num_rows += other.num_rows
         self.num_missing += other.num_missing
         self.num_bytes += other.num_bytes
@@ -86,7 +86,7 @@ class ColumnStats:
         self._count_values(other.counts)
 
     def _note(self, values: pa.Array, hashes: Hashes) -> None:
-        """Take values, each at least once, into limits and sketch."""
+        """Update the limits and the sketch with values; each distinct value must occur at least once."""
         if len(values):
             limits = pc.min_max(values).as_py()
             self._widen(limits["min"], limits["max"])
@@ -117,7 +117,7 @@ class ColumnStats:
 
 
 def _raise_registers(registers: NDArray[np.uint8], hashes: Hashes) -> None:
-    """Each register keeps the longest run of zeros that it saw, plus one."""
+    """Update the registers, each of which keeps the longest run of leading zeros seen, plus one."""
     index = (hashes >> np.uint64(64 - _REGISTER_BITS)).astype(np.int64)
     rest = (hashes << np.uint64(_REGISTER_BITS)) >> np.uint64(12)  # its upper 50 bits, which float64 holds exactly
     _, exponent = np.frexp(rest.astype(np.float64))  # rest < 2^exponent
@@ -135,14 +135,14 @@ def _estimate(registers: NDArray[np.uint8]) -> int:
 
 @dataclass
 class RowSample:
-    """At most `size` rows: those whose place has the smallest hashes, in that order."""
+    """A sample of at most `size` rows: those whose ORDER has the smallest hashes, sorted by hash."""
 
     size: int
     table: pa.Table | None = None
     hashes: Hashes = field(default_factory=lambda: np.zeros(0, np.uint64))
 
     def add(self, table: pa.Table) -> None:
-        """Take in rows, with ORDER."""
+        """Add rows, which include the column ORDER."""
         hashes = mix(table[ORDER].to_numpy().astype(np.uint64))
         if len(self.hashes) >= self.size:
             is_small = hashes < self.hashes[self.size - 1]
@@ -151,7 +151,7 @@ class RowSample:
             self._join(table, hashes)
 
     def merge(self, other: RowSample) -> None:
-        """Take in a sample of other rows."""
+        """Add the sample of other rows."""
         if other.table is not None:
             self._join(other.table, other.hashes)
 
@@ -165,23 +165,23 @@ class RowSample:
 
 @dataclass
 class LogStats:
-    """What the rows of a log hold, column by column, and a sample of them."""
+    """The statistics of each column of a log, and a sample of its rows."""
 
     columns: dict[str, ColumnStats]
     sample: RowSample
 
     @staticmethod
     def of(kinds: dict[str, Kind], sample_size: int) -> LogStats:
-        """Of no rows."""
+        """Return the statistics of no rows."""
         return LogStats({name: ColumnStats(kind) for name, kind in kinds.items()}, RowSample(sample_size))
 
     @property
     def num_rows(self) -> int:
-        """Rows taken in."""
+        """Return the number of rows added."""
         return next(iter(self.columns.values())).num_rows
 
     def add(self, table: pa.Table) -> Hashes:
-        """Take in rows of these columns and ORDER; the hash of each row's values."""
+        """Add rows with these columns and ORDER; return the hash of each row's values."""
         hashes = np.zeros(len(table), np.uint64)
         for name, stats in self.columns.items():
             hashes = combine(hashes, stats.add(table[name].combine_chunks()))
@@ -189,14 +189,14 @@ class LogStats:
         return hashes
 
     def merge(self, other: LogStats) -> None:
-        """Take in what other rows hold."""
+        """Add the statistics of other rows."""
         for name, stats in self.columns.items():
             stats.merge(other.columns[name])
         self.sample.merge(other.sample)
 
 
 def merged(parts: Iterable[LogStats], kinds: dict[str, Kind], sample_size: int) -> LogStats:
-    """What all parts hold."""
+    """Return the combined statistics of all parts."""
     whole = LogStats.of(kinds, sample_size)
     for part in parts:
         whole.merge(part)

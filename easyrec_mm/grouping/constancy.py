@@ -1,4 +1,4 @@
-"""Which columns are the same for all rows of an item: found as rows come, in any order."""
+"""Finds the columns that have the same value in all rows of an item; rows may come in any order."""
 
 from __future__ import annotations
 
@@ -16,20 +16,20 @@ _ROWS_AT_ONCE = 1 << 16
 
 @dataclass
 class ConstantColumns:
-    """Columns that never differed within an item and picture, and how many rows had another before them."""
+    """Columns with one value per item and picture, and how many rows were compared with an earlier row."""
 
     names: set[str]
     num_compared: int = 0
 
     def merge(self, other: ConstantColumns) -> None:
-        """Take in what was found in other items."""
+        """Add the result of other items."""
         self.names &= other.names
         self.num_compared += other.num_compared
 
 
 @dataclass
 class _Column:
-    seen: Hashes  # [runs]: of the first value that was seen, 0 before
+    seen: Hashes  # [runs]: hash of the first value seen in each run; 0 before that
     lock: threading.Lock = field(default_factory=threading.Lock)
     is_constant: bool = True
 
@@ -43,20 +43,20 @@ class _Column:
 
 
 def _hashes(values: pa.Array) -> Hashes:
-    """Of each value; numbers are hashed as fast as they are told apart."""
+    """Return the hash of each value; finding distinct values first makes this faster for texts, but not for numbers."""
     return hash_column(values.dictionary_encode() if pa.types.is_string(values.type) else values)
 
 
 class Constancy:
-    """Looks at rows of some runs (an item and picture each), also from several threads."""
+    """Compares the rows of each run (one item and picture); several threads may add rows."""
 
     def __init__(self, names: list[str], num_rows: int, num_runs: int) -> None:
         self._columns = {name: _Column(np.zeros(num_runs, np.uint64)) for name in names}
         self._num_compared = num_rows - num_runs
 
     def add(self, rows: pa.Table, run: NDArray[np.int32]) -> None:
-        """Take in rows; `run` [N] is the run of each."""
-        # Some at a time: most columns show at once that they differ.
+        """Add rows; `run` [N] is the run of each row."""
+        # In portions, because most columns turn out not to be constant within the first one.
         for start in range(0, len(rows), _ROWS_AT_ONCE):
             end = start + _ROWS_AT_ONCE
             for name, column in self._columns.items():
@@ -65,6 +65,6 @@ class Constancy:
                     column.add(_hashes(values), run[start:end])
 
     def result(self) -> ConstantColumns:
-        """What was found."""
+        """Return the columns that are constant so far."""
         names = {name for name, column in self._columns.items() if column.is_constant}
         return ConstantColumns(names, self._num_compared)

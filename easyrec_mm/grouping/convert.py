@@ -1,8 +1,8 @@
-"""The command `convert`: grouped samples of one format -> the same samples in another.
+"""The command `convert`: grouped samples of one format -> the same samples in another format.
 
-A file becomes a file; groups, samples and values stay as they are, so that the way back leads to the same. Of a text
-that is empty and one that is missing, which are the same everywhere, the latter remains. What cannot be used, and what
-a format has no place for, is left out, counted and listed.
+Each file becomes one file. Groups, samples and values do not change, so that converting back restores them; only empty
+texts become missing ones, which mean the same everywhere. Groups that are invalid, or that the new format cannot
+represent, are left out, counted and listed.
 """
 
 from __future__ import annotations
@@ -42,13 +42,13 @@ from easyrec_mm.protos.pipeline_pb2 import EasyRecConfig
 from easyrec_mm.schema import RowLayout
 
 PICTURES_ENDING = ".pictures.tar"
-# Bytes of input from which on processes beside each other are worth starting.
+# Bytes of input from which on it is worth starting several processes.
 _MANY_BYTES = 64 << 20
 
 
 @dataclass(frozen=True)
 class ConvertOptions:
-    """The flags of the command; see its file in cli for what they mean."""
+    """The flags of the command; cli/convert.py explains them."""
 
     input: str
     output: str
@@ -62,7 +62,7 @@ class ConvertOptions:
 
 @dataclass(frozen=True)
 class SourceFormat:
-    """How files are read: the format, the fields, of text where the parts of a line stand, and what is checked."""
+    """How files are read: the format, the fields, the layout of text lines, and the checks."""
 
     format: str
     fields: GroupFields
@@ -70,10 +70,10 @@ class SourceFormat:
     checks: SampleChecks
 
     def read(self, path: str) -> Iterator[GroupsPiece]:
-        """The groups of a file.
+        """Read the groups of a file.
 
         Raises:
-          DataError: if it cannot be read.
+          DataError: if the file cannot be read.
         """
         if self.format == "rtp":
             return read_rtp(path, self.fields, self.layout, self.checks)
@@ -90,23 +90,23 @@ class _Task(NamedTuple):
 
 
 class _Done(NamedTuple):
-    """What became of a file."""
+    """The result of converting a file."""
 
     num_groups: int
     num_samples: int
     refused: list[BadGroup]
-    num_written: tuple[int, int]  # groups and samples, counted in what was written
+    num_written: tuple[int, int]  # groups and samples, counted in the written file
 
 
 def source_format(pipeline: Pipeline, rtp_separator: str = "|") -> SourceFormat:
-    """How the files of a config are read.
+    """Return how the files of a config are read.
 
     Args:
       pipeline: the config.
-      rtp_separator: between the columns of lines that are written.
+      rtp_separator: separator of the columns in written text lines.
 
     Raises:
-      ConfigError: if they hold no groups.
+      ConfigError: if the files contain no groups, or another field has the name of the group size.
     """
     data, schema = pipeline.config.data_config, pipeline.schema
     formats = {DatasetConfig.InputType.Value(name): key for key, name in INPUT_TYPES.items()}
@@ -137,7 +137,7 @@ def source_format(pipeline: Pipeline, rtp_separator: str = "|") -> SourceFormat:
 
 
 def convert(pipeline: Pipeline, options: ConvertOptions) -> str:
-    """Run the command; what to tell the user.
+    """Run the command; return the text for the user.
 
     Raises:
       DataError: if a file cannot be read, or too many groups cannot be used.
@@ -173,7 +173,7 @@ def _convert_files(
     options: ConvertOptions,
     shown_folder: str,
 ) -> list[str]:
-    """Convert files into a folder; lines for the user."""
+    """Convert files into a folder; return lines for the user."""
     files = [file for file in files if not file.endswith((PICTURES_ENDING, ".json", ".jsonl"))]
     ending = FORMATS[options.format].ending
     names = [f"part-{i:05d}" for i in range(len(files))]
@@ -238,7 +238,7 @@ def _convert_file(task: _Task) -> _Done:
 
 
 def _unwritable(groups: Groups, task: _Task) -> GroupProblems:
-    """Groups that the format has no place for."""
+    """Return the groups that the new format cannot represent."""
     fields = task.source.fields
     if task.format == "rtp":
         problems = find_forbidden(groups, fields)
@@ -256,7 +256,7 @@ def _unwritable(groups: Groups, task: _Task) -> GroupProblems:
 
 
 def _write_config(pipeline: Pipeline, options: ConvertOptions, sides: list[str]) -> None:
-    """The same config for the new files, loaded as training will."""
+    """Write the same config for the new files, and load it as training will."""
     config = EasyRecConfig()
     config.CopyFrom(pipeline.config)
     data = config.data_config

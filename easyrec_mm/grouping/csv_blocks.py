@@ -1,6 +1,6 @@
-"""CSV files by blocks of whole rows: where a block ends, and what is in it.
+"""Divides CSV files into blocks of whole rows, and parses the blocks.
 
-Quoted values may hold separators and line ends. A row is counted even if it cannot be read, so that rows have numbers.
+Quoted values may contain separators and line ends. Rows that cannot be read are counted, so that row numbers are right.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from easyrec_mm.errors import DataError
 
 BLOCK_BYTES = 1 << 23
 _MAX_HEADER_BYTES = 1 << 20
-# Stands for a byte that is not UTF-8 while rows are told apart; Unicode has no such character.
+# Replaces a byte that is not UTF-8 while rows are parsed; it is not a Unicode character.
 _MARK = "\ufdd0"
 _MARKS = dict.fromkeys(range(0xDC80, 0xDD00), _MARK)
 
@@ -27,10 +27,10 @@ _MARKS = dict.fromkeys(range(0xDC80, 0xDD00), _MARK)
 class CsvRows(NamedTuple):
     """The rows of a block.
 
-    table      text columns (binary if some is not UTF-8), null where a value is empty; the rows that have a value for
-               each column
-    number     int64 [rows of the table]: which of all rows of the block each is, from 0
-    malformed  (which row, what is wrong with it) of the others
+    table      the rows that have a value for each column: text columns (binary if a value is not UTF-8), null where a
+               value is empty
+    number     int64 [rows of the table]: the number of each row in the block, from 0
+    malformed  (row number, problem) of all other rows
     """
 
     table: pa.Table
@@ -39,15 +39,15 @@ class CsvRows(NamedTuple):
 
     @property
     def num_rows(self) -> int:
-        """All rows, malformed ones among them."""
+        """Return the number of all rows, including malformed ones."""
         return len(self.number) + len(self.malformed)
 
 
 def read_header(stream: IO[bytes], path: str, separator: str) -> tuple[list[str], int]:
-    """Names of the columns, and bytes of the line that holds them; none of an empty file.
+    """Return the names of the columns, and the length of the header in bytes; no names if the file is empty.
 
     Raises:
-      DataError: if a name is missing or there twice.
+      DataError: if the header is not UTF-8, or if a name is missing or occurs twice.
     """
     line = stream.readline(_MAX_HEADER_BYTES)
     try:
@@ -64,7 +64,7 @@ def read_header(stream: IO[bytes], path: str, separator: str) -> tuple[list[str]
 
 
 def blocks(stream: IO[bytes], num_bytes: int = -1, size: int = 0) -> Iterator[bytes]:
-    """Pieces of a stream that end where a row ends, until the stream or `num_bytes` do.
+    """Yield pieces of a stream that end at the end of a row, until the stream or `num_bytes` end.
 
     A row must not be longer than `size`, BLOCK_BYTES by default.
     """
@@ -72,7 +72,7 @@ def blocks(stream: IO[bytes], num_bytes: int = -1, size: int = 0) -> Iterator[by
     block = b""
     while data := stream.read(size if num_bytes < 0 else min(size, num_bytes)):
         num_bytes -= len(data) if num_bytes >= 0 else 0
-        # What was read before is cut only now that more follows: the last block ends where the stream does.
+        # A block is cut only when more data follows it, because the last block ends where the stream ends.
         end = _last_row_end(block, size)
         if end:
             yield block[:end]
@@ -82,7 +82,7 @@ def blocks(stream: IO[bytes], num_bytes: int = -1, size: int = 0) -> Iterator[by
 
 
 def _last_row_end(block: bytes, size: int) -> int:
-    """Where the last whole row ends: at a line end outside of quotes."""
+    """Return where the last whole row ends: at a line end outside of quotes."""
     end = block.rfind(b"\n") + 1
     num_quotes = block.count(b'"', 0, end)
     line_end = end
@@ -91,12 +91,12 @@ def _last_row_end(block: bytes, size: int) -> int:
         num_quotes -= block.count(b'"', before, line_end)
         line_end = before
         if len(block) - line_end > size:
-            return end  # a quote that is none, as in 5": a line end is then a row's end
+            return end  # the quote encloses no value, as in 5"; then every line end is the end of a row
     return line_end
 
 
 def parse(block: bytes, names: list[str], separator: str) -> CsvRows:
-    """The rows of a block."""
+    """Parse the rows of a block."""
     is_text = _is_utf8(block)
     block = block if is_text else _mark(block)
     parts: list[CsvRows] = []
@@ -122,12 +122,12 @@ def _is_utf8(block: bytes) -> bool:
 
 
 def _mark(block: bytes) -> bytes:
-    """The block with a mark for each byte that is not UTF-8; pyarrow could not even tell such a row."""
+    """Replace each byte that is not UTF-8 by a mark; pyarrow could not even report such a row."""
     return block.decode("utf-8", "surrogateescape").translate(_MARKS).encode()
 
 
 def _unmark(table: pa.Table) -> pa.Table:
-    """The values of a marked block: binary, and again no UTF-8 where they were none."""
+    """Return the values of a marked block as binary, with a byte that is not UTF-8 in place of each mark."""
     columns = [
         pc.replace_substring(column.cast(pa.binary()), _MARK.encode(), b"\xff") for column in table.itercolumns()
     ]
@@ -135,7 +135,7 @@ def _unmark(table: pa.Table) -> pa.Table:
 
 
 def _parse_until_open_quote(block: bytes, names: list[str], separator: str) -> tuple[CsvRows, bytes]:
-    """Rows, and the lines behind one whose quote is not closed: it would take all of them for its value."""
+    """Parse up to a row with an unclosed quote, whose value would contain the rest; return rows and remaining lines."""
     invalid: list[pa_csv.InvalidRow] = []
 
     def note(row: pa_csv.InvalidRow) -> str:
@@ -162,7 +162,7 @@ def _parse_until_open_quote(block: bytes, names: list[str], separator: str) -> t
 
 
 def _open_malformed(block: bytes, text: str) -> int:
-    """Where the last row begins, if it is malformed because of an open quote that took in other lines; else -1."""
+    """Return where the last row begins if it is malformed because an unclosed quote spans several lines; else -1."""
     data = text.rstrip("\r\n").encode()
     if b"\n" not in data or data.count(b'"') % 2 == 0:
         return -1
@@ -170,9 +170,9 @@ def _open_malformed(block: bytes, text: str) -> int:
 
 
 def _open_value(block: bytes, value: str, separator: str) -> int:
-    """Where the last row begins, if the quote of its last value is open and the value has the rest of the block."""
+    """Return where the last row begins if its last value has an unclosed quote and spans several lines; else -1."""
     data = value.encode()
-    # Only what has no closing quote ends as the block does: with the line end of the row.
+    # Only a value without a closing quote ends like the block, because it includes the line end of the row.
     tail = separator.encode() + b'"' + data.replace(b'"', b'""')
     if b"\n" not in data or not block.endswith(tail):
         return -1

@@ -1,7 +1,7 @@
-"""Files of a flat log, CSV and Parquet: which there are, how they are divided, and their rows piece by piece.
+"""Files of a flat log, CSV and Parquet: finds them, divides them into splits, and reads rows piece by piece.
 
-A file is divided into splits, so that several processes can read it; each knows the number of its first row. Rows are
-numbered from 1, without a header and empty lines.
+Several processes can read the splits of a file; each split knows the number of its first row. Rows are numbered from 1;
+the header and empty lines do not count.
 """
 
 from __future__ import annotations
@@ -23,22 +23,22 @@ from easyrec_mm.files.opening import is_gzip, open_binary, opened_at, size_of
 from easyrec_mm.formats.columns import ORDER, ROW_BITS, Kind, Typed, kind_of, starts_with_zero, to_kind
 from easyrec_mm.grouping import csv_blocks
 
-# Rows of Parquet that are read at once, and bytes and rows of a split.
+# Rows of Parquet that are read at a time; bytes of a CSV split, and rows of a Parquet split.
 READ_ROWS = 1 << 16
 SPLIT_BYTES, SPLIT_ROWS = 1 << 26, 1 << 18
 _PARQUET_MAGIC = b"PAR1"
 _PICTURE_ENDINGS = (".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp")
-# Values of a block of text by which is told whether it is worth trying to read all of them as numbers.
+# Number of texts that are tried as numbers or bools, to decide whether it is worth trying all texts of a block.
 _NUM_PROBED = 1000
 
 
 @dataclass(frozen=True)
 class Split:
-    """Some rows of a file: bytes or row groups from `start` to before `end` (-1: to the end of the file).
+    """Some rows of a file: bytes or row groups from `start` to `end`, exclusive (-1: to the end of the file).
 
-    first_row   number of the first, from 1
-    num_rows    how many they are
-    names       all columns of a CSV file, in its order
+    first_row   number of the first row, from 1
+    num_rows    number of rows; 0 in a CSV file before they are counted
+    names       all columns of a CSV file, in the order of the file
     """
 
     file: int
@@ -52,17 +52,17 @@ class Split:
 
 
 class FilePlan(NamedTuple):
-    """What a file holds: its columns, with their kinds where it says them, and its splits."""
+    """The columns of a file, with their kinds if the file specifies them, and its splits."""
 
     columns: dict[str, Kind | None]
     splits: list[Split]
 
 
 class Piece(NamedTuple):
-    """Some rows of a split: a table of the columns that were asked for, as they stand in the file, with ORDER.
+    """Some rows of a split: a table of the requested columns, with the types of the file, and of ORDER.
 
-    malformed  (row, what is wrong) of those that cannot be read
-    num_rows   all rows, those among them
+    malformed  (row, problem) of each row that cannot be read
+    num_rows   number of all rows, including malformed ones
     """
 
     table: pa.Table
@@ -71,10 +71,10 @@ class Piece(NamedTuple):
 
 
 def find_inputs(paths: str) -> list[str]:
-    """Files of a list with commas of files, folders and globs, each once, those of a folder or glob sorted.
+    """Return the files in a comma-separated list of files, folders and globs: each once, sorted per folder or glob.
 
     Raises:
-      DataError: naming the part that matches nothing.
+      DataError: if a part of the list matches no file.
     """
     files: list[str] = []
     for part in filter(None, (part.strip() for part in paths.split(","))):
@@ -93,7 +93,7 @@ def _remote_files(pattern: str) -> list[str]:
     for info in place.find(pattern):
         inside = place.below(info.path) if info.is_folder else [info]
         names = sorted(one.path for one in inside if not one.is_folder)
-        # Below a folder, hidden files, markers and pictures are none of the log.
+        # In a folder, hidden files, markers and pictures do not belong to the log.
         found += [name for name in names if not info.is_folder or _is_of_log(name[len(info.path) :])]
     return found
 
@@ -109,7 +109,7 @@ def _files_here(pattern: str) -> list[str]:
 
 
 def _files_of(folder: str) -> list[str]:
-    """Files in a folder and below, but for hidden ones, markers such as _SUCCESS, and pictures."""
+    """Return the files in a folder and its subfolders, without hidden files, markers such as _SUCCESS, and pictures."""
     found = []
     for root, folders, names in os.walk(folder):
         folders[:] = sorted(name for name in folders if name[0] not in "._")
@@ -118,10 +118,10 @@ def _files_of(folder: str) -> list[str]:
 
 
 def plan_file(file: int, path: str, separator: str) -> FilePlan:
-    """Divide a file.
+    """Find the columns of a file, and divide it into splits.
 
     Raises:
-      DataError: if it cannot be read.
+      DataError: if the file cannot be read.
     """
     try:
         with open(opened_at(path), "rb") as stream:
@@ -132,7 +132,7 @@ def plan_file(file: int, path: str, separator: str) -> FilePlan:
 
 
 def unreadable(path: str, error: Exception) -> DataError:
-    """What to raise for a file that breaks off, is damaged or vanishes."""
+    """Return the error for a file that is truncated, damaged or has vanished."""
     return DataError(f"{path}: cannot be read: {error}; write it again, or leave it out")
 
 
@@ -176,15 +176,15 @@ def _plan_csv(file: int, path: str, separator: str) -> FilePlan:
 
 
 def pieces(split: Split, columns: list[str], separator: str) -> Iterator[Piece]:
-    """The rows of a split.
+    """Read the rows of a split.
 
     Args:
-      split: which.
-      columns: those to read; the file has all of them.
-      separator: between the values of a CSV file.
+      split: the split to read.
+      columns: the columns to read, all of which the file has.
+      separator: separator of the values in a CSV file.
 
     Raises:
-      DataError: if the file breaks off, is damaged or vanished.
+      DataError: if the file is truncated, damaged or has vanished.
     """
     read = _csv_pieces(split, columns, separator) if split.format == "csv" else _parquet_pieces(split, columns)
     try:
@@ -230,13 +230,13 @@ def _order(file: int, rows: np.ndarray) -> pa.Array:
 
 @dataclass(frozen=True)
 class TextCounts:
-    """What the values of a column of texts look like: how many are numbers, among those that are not missing."""
+    """Counts of the values of a text column that are not missing: how many are numbers or bools, and of which form."""
 
     num_values: int = 0
     num_numbers: int = 0
-    num_bools: int = 0  # looked for only where some are no numbers
+    num_bools: int = 0  # counted only if some values are not numbers
     has_fractions: bool = False
-    is_id: bool = False  # some would not be the same after having been a number: 007, or more than 18 digits
+    is_id: bool = False  # converting to numbers would change some values: 007, or more than 18 digits
 
     def __add__(self, other: TextCounts) -> TextCounts:
         return TextCounts(
@@ -248,7 +248,7 @@ class TextCounts:
         )
 
     def kind(self, max_bad_share: float) -> Kind | None:
-        """What nearly all values are; None if there is none."""
+        """Return the kind of nearly all values; None without values."""
         if not self.num_values:
             return None
         if self.num_bools == self.num_values:
@@ -259,17 +259,17 @@ class TextCounts:
 
 
 class Scanned(NamedTuple):
-    """The rows of a split of CSV, counted, and what its columns look like."""
+    """The number of rows of a CSV split, and the counts of its columns."""
 
     num_rows: int
     counts: dict[str, TextCounts]
 
 
 def scan_split(split: Split, separator: str) -> Scanned:
-    """Look at all values of a split of CSV.
+    """Count the rows of a CSV split, and examine all values.
 
     Raises:
-      DataError: if the file breaks off, is damaged or vanished.
+      DataError: if the file is truncated, damaged or has vanished.
     """
     num_rows = 0
     counts = dict.fromkeys(split.names, TextCounts())
@@ -309,7 +309,7 @@ def _num_bad(typed: Typed) -> int:
 
 
 def _has_fractions(texts: pa.Array, numbers: pa.Array) -> bool:
-    """Whether some numbers are written as others than whole ones: 0.5, 1.0, 1e3."""
+    """Return whether some numbers are not written as whole numbers: 0.5, 1.0, 1e3."""
     is_whole = pc.all(pc.equal(pc.floor(numbers), numbers)).as_py() is not False
     return not is_whole or bool(pc.any(pc.match_substring_regex(texts, "[.eE]")).as_py())
 

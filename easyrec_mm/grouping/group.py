@@ -1,7 +1,7 @@
-"""The command `group`: a flat log -> shards of groups, statistics, what was refused, and a config to train with.
+"""The command `group`: a flat log -> shards of groups, statistics, a list of refused rows, and a config for training.
 
-The steps are those of an engine: look at the files, read the rows, make groups, write shards. Each ends before the next
-begins, because it decides what that does: how many shards there are, which columns are the same for an item.
+An engine runs the steps: examine the files, read the rows, make groups, write shards. Each step ends before the next
+begins, because the next one depends on its result: the number of shards, and which columns are constant per item.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from easyrec_mm.grouping.rows import LogLayout, RowsReport
 from easyrec_mm.grouping.shards import FORMATS, OutputRule, ShardReport
 from easyrec_mm.grouping.sides import EVAL, SIDES, TRAIN
 
-# Bytes of a shard that are aimed at, groups that one has at least, and shards that there are if groups suffice.
+# Target size of a shard in bytes, minimum of groups per shard, and minimum of shards if there are enough groups.
 _SHARD_BYTES, _MIN_GROUPS, _MIN_SHARDS = 64 << 20, 64, 4
 
 Item = TypeVar("Item")
@@ -39,31 +39,31 @@ Result = TypeVar("Result")
 
 
 class Engine(Protocol):
-    """Runs the steps, on one machine or many; both with the same functions and the same output."""
+    """Runs the steps on one machine or many, with the same functions and the same output."""
 
     def map(self, function: Callable[[Item], Result], items: Iterable[Item]) -> list[Result]:
-        """The results for each item, in their order."""
+        """Apply a function to each item; return the results in the order of the items."""
 
     def read(self, splits: list[Split], layout: LogLayout) -> RowsReport:
-        """Read and check the rows; they are kept for `group`."""
+        """Read and check the rows, and keep them for `group`."""
 
     def group(self, rule: GroupRule) -> tuple[GroupsReport, ConstantColumns]:
-        """Make groups of what was read; they are kept for `write`."""
+        """Make groups of the rows that were read, and keep them for `write`."""
 
     def write(self, rule: OutputRule) -> list[ShardReport]:
-        """Write the shards of what was grouped, in their order."""
+        """Write the shards of the groups; return their reports in the order of the shards."""
 
 
 def group(options: GroupOptions, engine: Engine, packer: PicturePacker | None) -> str:
-    """Run the command; what to tell the user.
+    """Run the command; return the text for the user.
 
     Args:
-      options: what is wanted.
+      options: the flags of the command.
       engine: runs the steps.
-      packer: of the pictures; None to leave them where they are.
+      packer: packs the pictures; None to leave them where they are.
 
     Raises:
-      DataError: if a file cannot be used, or too much of the log cannot.
+      DataError: if a file cannot be used, or if too many rows, items or pictures cannot be used.
     """
     check_output(options.output, options.overwrite)
     plan = plan_log(options, engine.map)
@@ -103,7 +103,7 @@ def group(options: GroupOptions, engine: Engine, packer: PicturePacker | None) -
 
 
 def _read(options: GroupOptions, engine: Engine, plan: LogPlan, bad: BadRows) -> RowsReport:
-    """Read the log; its bad rows go to `bad`."""
+    """Read the log, add its bad rows to `bad`, and check that some rows can train."""
     rows = engine.read(plan.splits, plan.layout)
     bad.add(rows.num_refused, rows.num_rows, "rows", (BadRow("row", *row) for row in rows.refused))
     if not rows.stats[TRAIN].num_rows:
@@ -113,7 +113,7 @@ def _read(options: GroupOptions, engine: Engine, plan: LogPlan, bad: BadRows) ->
 
 
 def _require_pictures(options: GroupOptions, rows: RowsReport) -> None:
-    """Some row names a picture."""
+    """Check that some row names a picture, unless pictures may be missing."""
     counts = [stats.columns[options.image_field].counts for stats in rows.stats]
     if all(one is not None and set(one) <= {""} for one in counts) and not options.allow_missing_pictures:
         num_rows = sum(stats.num_rows for stats in rows.stats)
@@ -124,7 +124,7 @@ def _require_pictures(options: GroupOptions, rows: RowsReport) -> None:
 
 
 def _require_trainable(options: GroupOptions, stats: LogStats, inference: Inference) -> None:
-    """There is something to learn, and to learn it from."""
+    """Check that there are labels, each with several values, and at least one feature."""
     if not inference.labels:
         raise DataError(
             "--label_fields: no column looks like a label of 0 and 1"
@@ -166,7 +166,7 @@ def _columns_of_0_and_1(options: GroupOptions, stats: LogStats) -> str:
 
 
 def _notes_on_labels(of_eval: LogStats, inference: Inference) -> list[str]:
-    """Labels of one class among the rows that evaluate."""
+    """Return notes on labels that have only one class among the rows that evaluate."""
     columns = {label.name: of_eval.columns[label.name] for label in inference.labels if label.is_binary}
     return [
         f"label '{name}' is {column.least} in all {of_eval.num_rows:,} rows that evaluate: its AUC has no meaning there"
@@ -193,7 +193,7 @@ def _bad_pictures(shards: list[ShardReport], layout: LogLayout) -> Iterator[BadR
 
 
 def _num_shards(options: GroupOptions, stats: list[LogStats]) -> tuple[int, int]:
-    """Shards of each side: as told, those of eval in proportion; else by the bytes of the rows."""
+    """Return the number of shards per side: as given, in proportion for eval; by default by the bytes of the rows."""
     rows = [side.num_rows for side in stats]
     train = options.num_shards or _by_size(stats[TRAIN], options.max_group_size)
     if not rows[EVAL]:
@@ -210,7 +210,7 @@ def _by_size(stats: LogStats, max_group_size: int) -> int:
 
 
 def _require_all(stats: GroupStats) -> None:
-    """Every row that was read is refused or written, as counted in the files."""
+    """Check that every row that was read is refused or written, as counted in the written files."""
     num_kept = 0
     for side, of_rows in enumerate(stats.rows.stats):
         shards = stats.of_side(side)
@@ -230,7 +230,7 @@ def _require_all(stats: GroupStats) -> None:
 
 
 def _write_template(stats: GroupStats) -> list[str]:
-    """Write the config, and load it as training will; lines for the user."""
+    """Write the config, and load it as training will; return lines for the user."""
     options, of_train = stats.options, stats.rows.stats[TRAIN]
 
     def files(side: int) -> str:

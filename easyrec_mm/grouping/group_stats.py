@@ -1,4 +1,4 @@
-"""What grouping did, for a person and as stats.json: rows in and out, groups and their sizes, pictures, columns."""
+"""The report on grouping, as text and as stats.json: rows in and out, groups and their sizes, pictures, columns."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ STATS, SUCCESS = "stats.json", "_SUCCESS"
 
 @dataclass
 class GroupStats:
-    """Everything that the steps told."""
+    """The reports of all steps."""
 
     options: GroupOptions
     rows: RowsReport
@@ -30,11 +30,11 @@ class GroupStats:
     shards: list[ShardReport]
 
     def of_side(self, side: int) -> list[ShardReport]:
-        """The shards of a side."""
+        """Return the shards of a side."""
         return [shard for shard in self.shards if shard.side == side]
 
     def write(self, folder: str) -> None:
-        """Write stats.json and _SUCCESS; where there are two sides, for each and for both together."""
+        """Write stats.json and _SUCCESS; if there are two sides, for each side and for both together."""
         whole = self._whole()
         if self.options.split_by is None:
             write_stats(folder, whole | self._side(TRAIN))
@@ -46,7 +46,7 @@ class GroupStats:
         write_stats(folder, whole | {"splits": counts})
 
     def lines(self) -> list[str]:
-        """The same in short."""
+        """Return a summary as lines of text."""
         pictures, several = self.groups.count_pictures()
         num_out = sum(shard.num_rows for shard in self.shards)
         lines = [
@@ -65,7 +65,7 @@ class GroupStats:
         return lines
 
     def _whole(self) -> dict[str, Any]:
-        """What is the same for both sides."""
+        """Return the values that are the same for both sides."""
         pictures, several = self.groups.count_pictures()
         return {
             "rows_in": self.rows.num_rows,
@@ -105,7 +105,7 @@ class GroupStats:
 
 
 def write_stats(folder: str, values: dict[str, Any]) -> None:
-    """Write stats.json, and _SUCCESS, which says that all else in the folder is there."""
+    """Write stats.json, and then _SUCCESS, which marks the folder as complete."""
     with written(join(folder, STATS)) as path, open(path, "w", encoding="utf-8") as file:
         json.dump(values, file, indent=1, ensure_ascii=False)
     with written(join(folder, SUCCESS)) as path, open(path, "wb"):

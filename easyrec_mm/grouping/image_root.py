@@ -1,4 +1,4 @@
-"""The folder in which a log's pictures are: as told, or that of the log or one above it."""
+"""Chooses the folder of a log's pictures: the given one, or the folder of the log, or a folder above that."""
 
 from __future__ import annotations
 
@@ -9,15 +9,15 @@ from easyrec_mm.grouping.flat_files import pieces
 from easyrec_mm.grouping.log_plan import LogPlan
 from easyrec_mm.grouping.options import GroupOptions
 
-# Rows among which the first pictures are looked for.
+# Number of rows in which the first pictures are looked for.
 _NUM_ROWS = 1 << 20
 
 
 def choose_image_root(options: GroupOptions, plan: LogPlan) -> str:
-    """image_root, or where it is not given and the pictures are not in the current folder, where they are.
+    """Return image_root; if it is not given, and the pictures are not in the current folder, the folder with pictures.
 
     Raises:
-      DataError: if most of the first pictures cannot be read, unless options.allow_missing_pictures.
+      DataError: if most of the first pictures cannot be read from there, unless options.allow_missing_pictures.
     """
     first = _first_pictures(options, plan)
     problems = missing(options.image_root, first)
@@ -47,7 +47,7 @@ def choose_image_root(options: GroupOptions, plan: LogPlan) -> str:
 
 
 def _first_pictures(options: GroupOptions, plan: LogPlan) -> dict[str, int]:
-    """Path -> ORDER of the first row that names it, of the first pictures."""
+    """Return path -> ORDER of the first row that names it, for the first pictures."""
     found: dict[str, int] = {}
     num_rows = 0
     for split in plan.splits:

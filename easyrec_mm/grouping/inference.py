@@ -1,4 +1,4 @@
-"""What a column of a log is to a model: label, feature of a kind, or nothing; and why."""
+"""Infers what each column of a log is for a model: a label, a feature of some type, or neither; with the reasons."""
 
 from __future__ import annotations
 
@@ -19,15 +19,15 @@ from easyrec_mm.grouping.leaks import LeakFinder
 from easyrec_mm.grouping.options import GROUP_SIZE, GroupOptions
 from easyrec_mm.grouping.row_numbers import TIME, is_time, why_row_number
 
-# Distinct texts up to which a feature has a vocabulary, and rows of the largest table that is proposed.
+# Maximum number of distinct texts for a vocabulary, and maximum number of rows of a proposed table.
 _MAX_VOCABULARY, _MAX_TABLE = 100, 50_000_000
-# Whole numbers from 0 to below this are rows of a table, if most of them occur.
+# Whole numbers from 0 to below this select rows of a table directly, if at least half of them occur.
 _MAX_BUCKETS = 1000
 _NUM_QUANTILES = 16
 _SMALL_DIM, _DIM = 8, 16
-# Times that a column would have differed within an item if it were chance.
+# A constant column describes the item if random values would have differed within items at least this often.
 _MIN_EVIDENCE = 20
-# Rows of a value below which an id is learned by heart as an embedding: it adds a number to the logits instead.
+# With fewer rows per value, the embedding of an id memorizes labels: the id adds a number to the logits instead.
 _FEW_ROWS = 300
 _TAG_SEPARATORS = ("|", ",", ";", " ")
 
@@ -44,7 +44,7 @@ _ID = re.compile(
 
 @dataclass
 class FieldPlan:
-    """An input field. `default` stands for a missing value; None where that is the language's own."""
+    """An input field. `default` replaces a missing value; None for the default of the config language."""
 
     name: str
     kind: Kind
@@ -54,9 +54,9 @@ class FieldPlan:
 
 @dataclass
 class FeaturePlan:
-    """A feature: `settings` by name, and why they are so.
+    """A feature: its `settings` by name, and the reason for them.
 
-    wide_rows  rows of each of its values on average, if they are so few that it adds a number to the logits; else 0
+    wide_rows  mean number of rows per value, if this is so small that the feature adds a number to the logits; else 0
     """
 
     name: str
@@ -68,7 +68,7 @@ class FeaturePlan:
 
 @dataclass
 class LabelPlan:
-    """A label, and what is predicted: a class (0 or 1), or a number."""
+    """A label, whether it is a class (0 or 1) or a number, and the mean and variance of its values."""
 
     name: str
     is_binary: bool
@@ -78,7 +78,7 @@ class LabelPlan:
 
 @dataclass
 class Inference:
-    """What the columns are. `left_out` and `notes` say what is not a feature, and what a person should look at."""
+    """The inferred columns. `left_out` gives the reasons for not using columns; `notes` are for a person to read."""
 
     fields: list[FieldPlan]
     labels: list[LabelPlan]
@@ -88,7 +88,7 @@ class Inference:
     notes: list[str] = field(default_factory=list)
 
     def group_fields(self, options: GroupOptions) -> GroupFields:
-        """How the columns are written."""
+        """Return how the columns are written."""
         return GroupFields(
             kinds={one.name: one.kind for one in self.fields},
             labels=tuple(label.name for label in self.labels),
@@ -101,12 +101,12 @@ class Inference:
 
 
 def infer(options: GroupOptions, stats: LogStats, constant: ConstantColumns) -> Inference:
-    """What the columns are.
+    """Infer what the columns are.
 
     Args:
-      options: what the user says of them.
-      stats: of the rows that train.
-      constant: columns that are the same for all rows of an item.
+      options: the user's settings.
+      stats: statistics of the rows that train.
+      constant: columns with the same value in all rows of an item.
     """
     labels, left_out = _labels(options, stats, constant)
     result = Inference([], labels, not options.label_fields, left_out=left_out)
@@ -126,13 +126,13 @@ def infer(options: GroupOptions, stats: LogStats, constant: ConstantColumns) -> 
 
 
 def _written_kind(column: ColumnStats) -> Kind:
-    """Whole numbers beyond 18 digits are ids, which the trainer reads as text."""
+    """Return the kind to write: text for whole numbers beyond 18 digits, which are ids that training reads as text."""
     is_long = column.kind == "int64" and max(abs(column.least or 0), abs(column.greatest or 0)) >= MAX_WHOLE
     return "string" if is_long else column.kind
 
 
 def _is_per_group(name: str, column: ColumnStats, options: GroupOptions, constant: ConstantColumns) -> bool:
-    """Whether the column describes the item: it never differed within one, though chance would have made it differ."""
+    """Return whether a column describes the item: it never differed within an item, but random values would have."""
     if name in (options.group_by, options.image_field, *options.group_fields):
         return True
     if name not in constant.names or name in (options.user_field, options.time_field):
@@ -144,7 +144,7 @@ def _is_per_group(name: str, column: ColumnStats, options: GroupOptions, constan
 def _labels(
     options: GroupOptions, stats: LogStats, constant: ConstantColumns
 ) -> tuple[list[LabelPlan], dict[str, str]]:
-    """The labels; and columns that look like labels and are none, which as features would tell the answer."""
+    """Return the labels; and columns that look like labels but are not used, as they would leak labels as features."""
     found = list(options.label_fields)
     left_out: dict[str, str] = {}
     own = {options.group_by, options.image_field, options.user_field, options.time_field, *options.group_fields}
@@ -154,7 +154,7 @@ def _labels(
         if name in options.columns and (options.label_fields or column.num_missing):
             continue
         if name.lower().startswith("is_") and _is_per_group(name, column, options, constant):
-            continue  # of the item, as is_new
+            continue  # it describes the item, like is_new
         if options.label_fields:
             left_out[name] = "looks like a label that is not in --label_fields; as a feature it would tell the answer"
         elif column.num_missing:
@@ -168,12 +168,12 @@ def _labels(
 
 
 def is_label_name(name: str) -> bool:
-    """Whether a name is that of a label: click, is_buy, label_x."""
+    """Return whether a name is that of a label: click, is_buy, label_x."""
     return bool(_LABEL.fullmatch(name.lower()))
 
 
 def is_binary(column: ColumnStats) -> bool:
-    """Whether a column holds 0 and 1, both and nothing else."""
+    """Return whether a column contains 0 and 1, both and nothing else."""
     return column.kind != "string" and column.counts is not None and set(column.counts) == {0, 1}
 
 
@@ -193,10 +193,10 @@ def _plan_feature(
     leaks: LeakFinder,
     result: Inference,
 ) -> None:
-    """Add the feature of a column, or why it has none."""
+    """Add the feature of a column to the result, or the reason why it has none."""
     name = plan.name
     is_wanted = name in options.columns
-    # Item and user are what they are called, however few rows each has.
+    # Item and user are ids because of their role, however few rows each value has.
     has_role = name in (options.group_by, options.user_field)
     why_not = _why_no_feature(name, column, options, is_wanted)
     if not why_not:
@@ -247,7 +247,7 @@ def _why_no_feature(name: str, column: ColumnStats, options: GroupOptions, is_wa
 def _why_misleading(
     feature: FeaturePlan, plan: FieldPlan, column: ColumnStats, stats: LogStats, leaks: LeakFinder, is_id: bool
 ) -> str:
-    """Why a feature would only seem to help: it tells the answer, or knows each row by itself."""
+    """Return why a feature would only seem to help: it leaks a label or identifies each row; "" if it does neither."""
     why_not = leaks.reason(plan.name, plan.per_group)
     if why_not and is_binary(column):
         labels = ",".join([*leaks.labels, plan.name])
@@ -257,12 +257,12 @@ def _why_misleading(
         return leaks.reason_of_tags(plan.name, *separators, describes_item=plan.per_group)
     if why_not or stats.sample.table is None or "separator" in feature.settings:
         return why_not
-    # Whole numbers that are written as text are too long to be measured.
+    # Whole numbers that are written as text are too long to be measurements.
     return why_row_number(column, stats.sample.table, plan.name, is_id or plan.kind == "string")
 
 
 def _numbers(stats: LogStats, name: str) -> NDArray[np.float64]:
-    """The values of a column in the sample."""
+    """Return the values of a column in the sample, without missing ones."""
     if stats.sample.table is None:
         return np.zeros(0)
     return stats.sample.table[name].drop_null().cast(pa.float64(), safe=False).to_numpy()  # type: ignore[no-any-return]
@@ -298,12 +298,12 @@ def _hashed_feature(plan: FieldPlan, column: ColumnStats, stats: LogStats) -> Fe
 
 
 def _tag_feature(plan: FieldPlan, values: list[str]) -> FeaturePlan | None:
-    """A feature of several values in one text, told by a separator that a tenth of the texts contain."""
+    """Return a feature for texts of several values, if at least a tenth of the texts contain a separator; else None."""
     for separator in _TAG_SEPARATORS:
         having = sum(separator in value for value in values)
         parts = [part for value in values for part in value.split(separator) if part]
         distinct = set(parts)
-        # The parts must be words that come again, not pieces of sentences.
+        # The parts must be words that recur, not pieces of sentences.
         if having * 10 < len(values) or not having or len(distinct) * 2 > len(parts):
             continue
         share = f"{_share(having, len(values))} of the texts hold several values"
@@ -325,7 +325,7 @@ def _tag_feature(plan: FieldPlan, values: list[str]) -> FeaturePlan | None:
 
 
 def _is_dense(column: ColumnStats) -> bool:
-    """Whether whole numbers fill a small range from 0 on."""
+    """Return whether whole numbers fill a small range that starts at 0."""
     if column.counts is None or not column.counts or not 0 <= column.least <= column.greatest < _MAX_BUCKETS:
         return False
     return bool(2 * len(column.counts) >= column.greatest + 1 or column.greatest < 10)
@@ -342,7 +342,7 @@ def _bucket_feature(plan: FieldPlan, column: ColumnStats, stats: LogStats) -> Fe
 
 
 def _number_feature(plan: FieldPlan, column: ColumnStats, stats: LogStats) -> FeaturePlan:
-    """Buckets of about as many rows each, and one for missing values, so that any effect can be learned."""
+    """Return a feature with buckets of about equally many rows, and one for missing values, to learn any effect."""
     values = _numbers(stats, plan.name)
     limits = [_short(limit) for limit in quantile_boundaries(values, _NUM_QUANTILES)]
     told = (
@@ -350,7 +350,7 @@ def _number_feature(plan: FieldPlan, column: ColumnStats, stats: LogStats) -> Fe
         f"{_missing(column)}: {len(limits) + 1} buckets that hold about as many rows each"
     )
     if column.num_missing:
-        # Below the first bucket, which then begins with the least value.
+        # The default is below the first bucket of numbers, which then begins at the least value.
         below = float(column.least) - max(1.0, abs(float(column.least)))
         plan.default = int(below) if plan.kind == "int64" else _short(below)
         limits.insert(0, _short(column.least))
@@ -359,7 +359,7 @@ def _number_feature(plan: FieldPlan, column: ColumnStats, stats: LogStats) -> Fe
 
 
 def _table_rows(num_distinct: int) -> tuple[int, str]:
-    """Rows of a hashed table: twice as many as values, rounded up to two digits."""
+    """Return the rows of a hashed table: twice the number of values, rounded up to two digits; and a description."""
     wanted = max(2 * num_distinct, 100)
     unit = 10 ** (len(str(wanted)) - 2)
     rows = -(-wanted // unit) * unit
@@ -382,5 +382,5 @@ def _is_number(text: str) -> bool:
 
 
 def _short(value: float) -> float:
-    """The shortest number that is the same with 32 bits."""
+    """Return the shortest decimal number with the same float32 value."""
     return float(str(np.float32(value)))

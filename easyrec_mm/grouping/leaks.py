@@ -1,8 +1,8 @@
-"""Finds columns that tell a label: what is known only after the impression, or the label itself under another name.
+"""Finds columns that leak a label: values known only after the impression, or the label itself under another name.
 
-Both tests look at the sample of rows that every engine collects, so they cost no pass over the log, and find the same
-on one machine or many. Each asks how likely a strong but honest feature would have looked like this by chance, and
-keeps the column unless that is next to impossible.
+Both tests use the sample of rows that every engine collects, so that they need no pass over the log, and have the same
+result on one machine or many. Each test asks how likely a strong but legitimate feature would look like this by chance,
+and keeps the column unless that is almost impossible.
 """
 
 from __future__ import annotations
@@ -22,22 +22,23 @@ from easyrec_mm.formats.columns import NULL_WORDS
 
 Bools = NDArray[np.bool_]
 Ints = NDArray[np.int64]
-# What is never so: the words before and behind "never".
+# The words of a message before and after "never".
 What = tuple[str, str]
 
-# AUC of one column by which it tells a label. Whole models of public click logs reach .75 to .85; .95 is beyond what a
-# single honest column does, and a column that is set exactly where the label is 1 has 1.
+# AUC from which on one column leaks a label. Whole models of public click logs reach .75 to .85; .95 is more than a
+# single legitimate column reaches, and a column that is set exactly where the label is 1 has 1.
 TELLING_AUC = 0.95
-# Evidence for that: an honest column of this AUC would have shown it at so many standard errors only.
+# Required evidence: the AUC exceeds that of a strong legitimate column by at least this number of standard errors.
 _HONEST_AUC, _NUM_ERRORS = 0.9, 3
-# A value may multiply the odds of a label so many times and be honest. That the label is 1 wherever the value stands
-# must be less likely than this by such a value; fewer rows are no evidence whatever their label.
+# A legitimate value may multiply the odds of a label by at most the first number. A value leaks the label if, for such
+# a value, the observed labels (nearly all 1) are less likely than the second number. Fewer rows than the third number
+# are no evidence, whatever their labels.
 _HONEST_ODDS, _CHANCE, _MIN_ROWS = 10.0, 1e-4, 5
-# Share of label 0 among the rows with a value, in terms of that among all rows, which may be a mistake of the log.
+# Share of label 0 among the rows with a value, relative to the share among all rows, that is tolerated as log errors.
 _MAX_MISTAKES = 0.01
-# Distinct values up to which each is tested by itself, and into which many numbers are divided.
+# Maximum number of distinct values for which each is tested separately, and number of bins for numbers.
 _MAX_VALUES, _NUM_BINS = 100, 64
-# Texts that stand for no value.
+# Texts that mean that there is no value.
 _NO_VALUES = pa.array([*NULL_WORDS, "", "0", "false", "False", "none", "-"])
 
 
@@ -45,9 +46,9 @@ _NO_VALUES = pa.array([*NULL_WORDS, "", "0", "false", "False", "none", "-"])
 class _Rows:
     """Rows that count as independent trials.
 
-    index     int64 [N], rows of the sample
-    targets   label -> bool [N], whether it is 1 (of a number: above 0); without labels of one class
-    clusters  for item and user: int64 [N], which each row has
+    index     int64 [N], row numbers in the sample
+    targets   label -> bool [N], whether it is 1 (above 0 if it is a number); without labels of one class
+    clusters  for item and user: int64 [N], the code of each row
     """
 
     index: Ints
@@ -55,12 +56,12 @@ class _Rows:
     clusters: tuple[Ints, ...]
 
     def taken(self, index: Ints, clusters: tuple[Ints, ...]) -> _Rows:
-        """Some of these rows."""
+        """Return the rows with these indices, with their codes of the given clusters."""
         targets = {name: is_one[index] for name, is_one in self.targets.items()}
         return _Rows(index, _of_two_classes(targets), tuple(codes[index] for codes in clusters))
 
     def num_trials(self, rows: Ints) -> int:
-        """Trials in some rows: an item or user of which all rows are among them is one, for it may say yes always."""
+        """Count the trials in some rows; an item or user with all its rows among them is one: it may always say yes."""
         found = [len(rows)]
         for codes in self.clusters:
             inside = np.bincount(codes[rows], minlength=int(codes.max()) + 1)
@@ -74,11 +75,11 @@ def _of_two_classes(targets: dict[str, Bools]) -> dict[str, Bools]:
 
 
 class LeakFinder:
-    """Tells which columns of a log tell a label.
+    """Finds which columns of a log leak a label.
 
     Args:
       sample: rows of the log with all columns, in random order; None if there is no row.
-      labels: columns that are labels.
+      labels: the label columns.
       item: column of the item.
       user: column of the user; "" if unknown.
     """
@@ -92,15 +93,15 @@ class LeakFinder:
         of_items = _codes(sample[item])[0] + 1
         clusters = (of_items, _codes(sample[user])[0] + 1) if user else (of_items,)
         self._rows = _Rows(np.arange(len(sample)), targets, clusters)
-        # What describes an item is the same trial in all of its rows.
+        # For a column that describes the item, all rows of an item are one trial.
         self._items = self._rows.taken(np.unique(of_items, return_index=True)[1], clusters[1:])
 
     def reason(self, name: str, describes_item: bool = False) -> str:
-        """Why a column tells a label; "" if it does not, or the rows are too few to say so.
+        """Return why a column leaks a label; "" if it does not, or if there are too few rows as evidence.
 
         Args:
           name: the column.
-          describes_item: whether it is the same for all rows of an item.
+          describes_item: whether it has the same value in all rows of an item.
         """
         if self._sample is None:
             return ""
@@ -124,7 +125,7 @@ class LeakFinder:
         return ""
 
     def reason_of_tags(self, name: str, separator: str, kv_separator: str = "", describes_item: bool = False) -> str:
-        """Why one of the tags of a column tells a label, as `reason`."""
+        """Return why one of the tags of a column leaks a label, like `reason`."""
         if self._sample is None:
             return ""
         rows = self._items if describes_item else self._rows
@@ -159,7 +160,7 @@ class LeakFinder:
 
 @dataclass(frozen=True)
 class _OnlyWithLabel:
-    """Rows that have a value, and those among them whose label is 0."""
+    """The number of rows that have a value, and how many of these have label 0."""
 
     num_rows: int
     num_zeros: int
@@ -175,21 +176,21 @@ class _OnlyWithLabel:
 def _only_with_label(
     place: Ints, codes: Ints, num_values: int, rows: _Rows, is_one: Bools
 ) -> tuple[int, _OnlyWithLabel] | None:
-    """A value that stands, by evidence, only where the label is 1.
+    """Return a value that, with sufficient evidence, occurs only where the label is 1; None if no value does.
 
     Args:
-      place: int64 [E], a row of each value's occurrence.
-      codes: int64 [E], which value stands there.
-      num_values: distinct values.
+      place: int64 [E], the row of each occurrence of a value.
+      codes: int64 [E], the value of each occurrence.
+      num_values: number of distinct values.
       rows: all rows.
-      is_one: bool [N].
+      is_one: bool [N], whether the label is 1.
     """
     num_rows = np.bincount(codes, minlength=num_values)
     num_zeros = num_rows - np.bincount(codes, is_one[place], num_values).astype(np.int64)
     odds = is_one.mean() / (1 - is_one.mean())
     share_of_zeros = 1 / (1 + _HONEST_ODDS * odds)
     few = num_zeros <= _MAX_MISTAKES * (1 - is_one.mean()) * num_rows
-    # A value in all rows tells nothing.
+    # A value that all rows have says nothing about the label.
     for value in np.flatnonzero(few & (num_rows >= _MIN_ROWS) & (num_rows < len(is_one))):
         trials, zeros = rows.num_trials(place[codes == value]), int(num_zeros[value])
         if trials >= _MIN_ROWS and bdtr(zeros, trials, share_of_zeros) < _CHANCE / num_values:
@@ -198,13 +199,13 @@ def _only_with_label(
 
 
 def _set_rows(values: pa.Array, codes: Ints, distinct: pa.Array) -> tuple[Bools, What]:
-    """Which rows hold something, bool [N], and how to say so.
+    """Return which rows have a value, bool [N], and the words to say so.
 
-    Missing values and 0 are nothing; where no row has these, the commonest value is, such as -1.
+    Missing values and 0 count as no value; if no row has these, the most common value does, such as -1.
     """
     is_text = pa.types.is_string(values.type)
     is_nothing = pc.is_in(distinct, _NO_VALUES) if is_text else pc.equal(distinct.cast(pa.float64(), safe=False), 0.0)
-    # The last stands for missing ones, which are -1.
+    # The last entry is for missing values, whose code is -1.
     is_something = np.append(~is_nothing.to_numpy(zero_copy_only=False), False)
     is_set: Bools = is_something[codes]
     if not is_set.all() or not len(distinct):
@@ -218,8 +219,8 @@ def _set_rows(values: pa.Array, codes: Ints, distinct: pa.Array) -> tuple[Bools,
 
 
 def _column_auc(values: pa.Array, codes: Ints, is_one: Bools) -> float:
-    """AUC by which a column tells a label; 0 if it does not."""
-    # Of what stands in a row, rates learnt on other rows: an id with a row a value tells nothing so.
+    """Return the AUC with which a column leaks a label; 0 if it does not."""
+    # The rate of each value is learned on other rows, so that an id with one row per value leaks nothing.
     aucs = [(held_out_auc(codes + 1, is_one), is_one)]
     if not pa.types.is_string(values.type):
         numbers = _numbers(values)
@@ -227,7 +228,7 @@ def _column_auc(values: pa.Array, codes: Ints, is_one: Bools) -> float:
         auc = roc_auc(is_one[is_known], numbers[is_known])
         aucs.append((max(auc, 1 - auc), is_one[is_known]))
         if is_known.any():
-            # Also what both ends of the numbers have in common.
+            # Bins also find what small and large numbers have in common.
             limits = np.unique(np.quantile(numbers[is_known], np.arange(1, _NUM_BINS) / _NUM_BINS))
             bins = np.where(is_known, np.searchsorted(limits, numbers, side="right") + 1, 0)
             aucs.append((held_out_auc(bins, is_one), is_one))
@@ -235,23 +236,23 @@ def _column_auc(values: pa.Array, codes: Ints, is_one: Bools) -> float:
 
 
 def _is_telling(auc: float, is_one: Bools) -> bool:
-    """Whether an AUC is that of a leak, and of enough rows to say so (error by Hanley & McNeil, 1982)."""
+    """Return whether an AUC is that of a leak, with enough rows as evidence (error by Hanley & McNeil, 1982)."""
     ones, zeros = int(is_one.sum()), int((~is_one).sum())
     if auc < TELLING_AUC or not ones or not zeros:
         return False
     honest = _HONEST_AUC
-    # The larger of the two terms that Hanley & McNeil give for pairs with one row in common, for both.
+    # Hanley & McNeil give two terms for pairs with one row in common; the larger one is used for both.
     in_common = 2 * honest**2 / (1 + honest) - honest**2
     variance = (honest * (1 - honest) + (ones + zeros - 2) * in_common) / (ones * zeros)
     return auc - honest >= _NUM_ERRORS * math.sqrt(variance)
 
 
 def held_out_auc(codes: Ints, is_one: Bools) -> float:
-    """AUC of the rate of label 1 among rows of the same value, learnt on one half and measured on the other.
+    """Return the AUC of the rate of label 1 per value, learned on one half of the rows and measured on the other.
 
     Args:
-      codes: int64 [N] from 0 on, the value of each row; rows in random order.
-      is_one: bool [N].
+      codes: int64 [N] from 0 on, the value of each row; rows are in random order.
+      is_one: bool [N], whether the label is 1.
     """
     num_values = int(codes.max()) + 1
     aucs = []
@@ -265,7 +266,7 @@ def held_out_auc(codes: Ints, is_one: Bools) -> float:
 
 
 def roc_auc(is_one: Bools, score: NDArray[np.float64]) -> float:
-    """Area under the ROC curve; 0.5 with one class only."""
+    """Return the area under the ROC curve; 0.5 if there is only one class."""
     ones = int(is_one.sum())
     zeros = len(is_one) - ones
     if not ones or not zeros:
@@ -276,7 +277,7 @@ def roc_auc(is_one: Bools, score: NDArray[np.float64]) -> float:
 
 
 def _codes(values: pa.Array | pa.ChunkedArray) -> tuple[Ints, pa.Array]:
-    """Which of the distinct values each is, int64 [N], -1 where it is missing; and these."""
+    """Return the index of each value among the distinct values, int64 [N], -1 where it is missing; and these."""
     values = values.combine_chunks() if isinstance(values, pa.ChunkedArray) else values
     encoded = values.dictionary_encode()
     codes: Any = pc.fill_null(encoded.indices.cast(pa.int64()), -1)
@@ -284,6 +285,6 @@ def _codes(values: pa.Array | pa.ChunkedArray) -> tuple[Ints, pa.Array]:
 
 
 def _numbers(values: pa.Array) -> NDArray[np.float64]:
-    """Numbers, NaN where one is missing."""
+    """Return the values as numbers, NaN where one is missing."""
     numbers: NDArray[np.float64] = values.cast(pa.float64(), safe=False).to_numpy(zero_copy_only=False)
     return numbers

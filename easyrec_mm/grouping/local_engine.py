@@ -1,4 +1,4 @@
-"""Runs the steps of grouping in one process: threads beside each other, rows in files while they are not needed."""
+"""Runs the steps of grouping in one process: in parallel threads, with the rows in files between the steps."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from easyrec_mm.stable_hash import hash_column, seeded
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 
-# Memory of a row's keys while groups are made of them, and of each text among them.
+# Bytes of memory for the keys of a row while groups are made, and in addition for each text among the keys.
 _KEY_BYTES, _TEXT_KEY_BYTES = 90, 40
 _SEED_OF_PARTITIONS = 0x9A27
 
@@ -32,9 +32,9 @@ class LocalEngine:
     """Groups rows on one machine.
 
     Args:
-      folder: an empty one, for rows that do not fit into memory.
-      memory_bytes: what may be held at a time, roughly.
-      num_workers: threads.
+      folder: an empty folder, for the rows between the steps.
+      memory_bytes: approximate limit for the rows in memory.
+      num_workers: number of threads.
     """
 
     def __init__(self, folder: str, memory_bytes: int, num_workers: int) -> None:
@@ -48,12 +48,12 @@ class LocalEngine:
         self._buckets_a_shard = 1
 
     def map(self, function: Callable[[Item], Result], items: Iterable[Item]) -> list[Result]:
-        """The results for each item, in their order."""
+        """Apply a function to each item; return the results in the order of the items."""
         with ThreadPoolExecutor(self._num_workers) as pool:
             return list(pool.map(function, items))
 
     def read(self, splits: list[Split], layout: LogLayout) -> RowsReport:
-        """Read and check the rows; they are kept for `group`."""
+        """Read and check the rows, and keep them for `group`."""
         num_rows = sum(split.num_rows for split in splits)
         texts = [
             name for name in (layout.group_by, layout.image, *layout.group_fields) if layout.kinds[name] == "string"
@@ -79,9 +79,9 @@ class LocalEngine:
         return (hashes % np.uint64(self._num_partitions)).astype(np.int64)
 
     def group(self, rule: GroupRule) -> tuple[GroupsReport, ConstantColumns]:
-        """Make groups of what was read; they are kept for `write`."""
+        """Make groups of the rows that were read, and keep them for `write`."""
         num_rows = sum(file.num_rows for file in self._rows)
-        num_bytes = sum(os.path.getsize(file.path) for file in self._rows) * 3  # compressed
+        num_bytes = sum(os.path.getsize(file.path) for file in self._rows) * 3  # the files are compressed
         self._buckets_a_shard = max(1, -(-num_bytes // max(1, sum(rule.num_shards)) // self._portion))
         report, constant = GroupsReport(), ConstantColumns(set(rule.layout.kinds))
         for partition in range(self._num_partitions if num_rows else 0):
@@ -95,7 +95,7 @@ class LocalEngine:
 
     @property
     def _portion(self) -> int:
-        """Bytes of rows that a thread holds; sorting takes several times as many."""
+        """Return how many bytes of rows a thread holds; sorting takes several times as many."""
         return self._memory // (8 * self._num_workers)
 
     def _group_partition(self, partition: int, rule: GroupRule) -> tuple[GroupsReport, ConstantColumns]:
@@ -124,7 +124,7 @@ class LocalEngine:
     def _place(
         self, files: list[SpillFile], partition: int, start: int, assignment: Assignment, constancy: Constancy
     ) -> SpillFile | None:
-        """Write rows with their places, sorted by shard."""
+        """Write rows with their places to a file, sorted by shard."""
         table = read_bucket(files, partition)
         if table is None:
             return None
@@ -136,8 +136,8 @@ class LocalEngine:
         return write_spill(self._new_file(), table, buckets)
 
     def write(self, rule: OutputRule) -> list[ShardReport]:
-        """Write the shards of what was grouped."""
-        # A folder of this machine is not looked at before all is in it.
+        """Write the shards of the groups."""
+        # Nobody reads a local output folder before it is complete, so that shards can be written in place.
         write = put_shard if is_remote(rule.folder) else write_shard
         return self.map(lambda shard: write(shard, self._rows_of_shard(shard), rule), range(sum(rule.num_shards)))
 
@@ -152,7 +152,7 @@ class LocalEngine:
 
 
 def _in_portions(tables: Iterable[pa.Table], num_bytes: int) -> Iterator[pa.Table]:
-    """The same rows in tables of about as many bytes."""
+    """Yield the same rows in tables of about `num_bytes`."""
     held: list[pa.Table] = []
     num_held = 0
     for table in tables:

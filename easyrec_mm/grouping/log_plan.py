@@ -1,4 +1,4 @@
-"""What a log is, before its rows are read for good: files, splits, columns and their kinds, where time is cut."""
+"""Plans how a log is read: its files, splits, columns and their kinds, and the time that separates train and eval."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ from easyrec_mm.grouping.options import GROUP_SIZE, GroupOptions
 from easyrec_mm.grouping.rows import LogLayout
 from easyrec_mm.grouping.sides import SideRule
 
-# Times by which the cut is found.
+# Number of sampled times by which the cut is found.
 _NUM_TIMES = 1 << 17
-# Share of the values of a column of numbers that may be none.
+# Maximum share of values in a column of numbers that are not numbers.
 _MAX_BAD_TEXTS = 0.01
 
 Item = TypeVar("Item")
@@ -28,24 +28,24 @@ Result = TypeVar("Result")
 
 
 class Map(Protocol):
-    """Runs a function on each item, somewhere; the results are in the order of the items."""
+    """Applies a function to each item, on any machine; the results are in the order of the items."""
 
     def __call__(self, function: Callable[[Item], Result], items: Iterable[Item]) -> list[Result]:
-        """The results."""
+        """Return the results."""
 
 
 class LogPlan(NamedTuple):
-    """Which parts of files are read, and how."""
+    """The splits that are read, and the layout of their rows."""
 
     splits: list[Split]
     layout: LogLayout
 
 
 def plan_log(options: GroupOptions, run: Map) -> LogPlan:
-    """Look at all files; those of text are read once for it.
+    """Examine all files; text files are read once for this.
 
     Raises:
-      DataError: if a file cannot be read, lacks a column or has it in another type, or there is no row.
+      DataError: if a file cannot be read, lacks a column or has it in another type, or if there are no rows.
     """
     files = find_inputs(options.input)
     plans = run(_PlanFile(options.separator), list(enumerate(map(_whole_path, files))))
@@ -74,16 +74,16 @@ def plan_log(options: GroupOptions, run: Map) -> LogPlan:
 
 
 def _whole_path(file: str) -> str:
-    """A path that other processes find, too."""
+    """Return a path that is also valid in other processes."""
     return file if is_remote(file) else os.path.abspath(file)
 
 
 def plan_columns(paths: list[str], files: list[str], separator: str, max_bad_share: float) -> dict[str, Kind]:
-    """The columns that all files of a log have, and their kinds.
+    """Return the columns that all files of a log have, and their kinds.
 
     Args:
-      paths: where the files can be opened.
-      files: their names, for messages.
+      paths: paths at which the files can be opened.
+      files: names of the files, for messages.
       separator, max_bad_share: see GroupOptions.
 
     Raises:
@@ -100,7 +100,7 @@ def plan_columns(paths: list[str], files: list[str], separator: str, max_bad_sha
 
 
 def _here(function: Callable[[Item], Result], items: Iterable[Item]) -> list[Result]:
-    """A Map in this thread."""
+    """Apply a function to each item in this thread; this is a Map."""
     return [function(item) for item in items]
 
 
@@ -115,7 +115,7 @@ def _require_columns(file: str, plan: FilePlan, names: list[str], first: str) ->
 
 
 class _PlanFile:
-    """plan_file with what is the same for all."""
+    """plan_file with the separator that all files share."""
 
     def __init__(self, separator: str) -> None:
         self._separator = separator
@@ -125,7 +125,7 @@ class _PlanFile:
 
 
 def _columns(options: GroupOptions, files: list[str], plans: list[FilePlan]) -> list[str]:
-    """Names of the columns that are used, in the order of the first file that has some."""
+    """Return the names of the columns that are used, in the order of the first file that has columns."""
     names = next((list(plan.columns) for plan in plans if plan.columns), [])
     if not names:
         raise DataError(f"{', '.join(files[:3])}: no row of data; give files that hold rows")
@@ -155,7 +155,7 @@ def _columns(options: GroupOptions, files: list[str], plans: list[FilePlan]) -> 
 
 
 def _scan(splits: list[Split], separator: str, run: Map) -> tuple[list[Split], dict[str, TextCounts]]:
-    """Splits with the numbers of their rows, and what the columns of texts look like."""
+    """Return the splits with the numbers of their rows, and the counts of the text columns."""
     of_text = [split for split in splits if split.format == "csv"]
     scanned = dict(zip(of_text, run(_ScanSplit(separator), of_text), strict=True))
     counts: dict[str, TextCounts] = {}
@@ -173,7 +173,7 @@ def _scan(splits: list[Split], separator: str, run: Map) -> tuple[list[Split], d
 
 
 class _ScanSplit:
-    """scan_split with what is the same for all."""
+    """scan_split with the separator that all files share."""
 
     def __init__(self, separator: str) -> None:
         self._separator = separator
@@ -185,7 +185,7 @@ class _ScanSplit:
 def _kind(
     name: str, files: list[str], plans: list[FilePlan], texts: dict[str, TextCounts], max_bad_share: float
 ) -> Kind:
-    # Some bad values do not make a column text; many do, however many rows may be refused.
+    # A few bad values do not make a column text; many do, even if so many rows may be refused.
     kind = texts[name].kind(min(max_bad_share, _MAX_BAD_TEXTS)) if name in texts else None
     first = "the text files"
     for file, plan in zip(files, plans, strict=True):
@@ -224,7 +224,7 @@ def _side_rule(options: GroupOptions, layout: LogLayout, splits: list[Split], ru
 
 
 def _cut(column: str, options: GroupOptions, kind: Kind, splits: list[Split], run: Map) -> Any:
-    """The time from which on the last rows, as many as the share says, evaluate; by a sample of the times."""
+    """Return the first time that evaluates, so that about eval_share of the rows do; based on a sample of the times."""
     times = RowSample(_NUM_TIMES)
     for sample in run(partial(_sample_times, column=column, kind=kind, separator=options.separator), splits):
         times.merge(sample)

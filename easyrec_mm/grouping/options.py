@@ -1,4 +1,4 @@
-"""What a user asks of `easyrec-mm group`."""
+"""The options of `easyrec-mm group`."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from easyrec_mm.errors import UserError
 from easyrec_mm.formats.columns import Kind
 
 GROUP_SIZE = "group_size"
-# Names of types as a config has them.
+# Names of types in a config -> kinds.
 TYPE_NAMES: dict[str, Kind] = {
     "INT32": "int64",
     "INT64": "int64",
@@ -23,7 +23,7 @@ TYPE_NAMES: dict[str, Kind] = {
 
 @dataclass(frozen=True)
 class SplitBy:
-    """How rows are divided into train and eval; `column` and `cut` by time alone, cut "" to take it from the share."""
+    """How rows are divided into train and eval; `column` and `cut` are for time only, cut "" means by eval_share."""
 
     by: Literal["item", "user", "time"]
     column: str = ""
@@ -32,7 +32,7 @@ class SplitBy:
 
 @dataclass(frozen=True)
 class GroupOptions:
-    """The flags of the command; see its file in cli for what they mean."""
+    """The flags of the command; cli/group.py explains them."""
 
     input: str
     group_by: str
@@ -64,10 +64,10 @@ class GroupOptions:
 
 
 def parse_split_by(text: str) -> SplitBy | None:
-    """The value of --split_by: "item", "user", "time:column" or "time:column:cut"; None for "".
+    """Parse the value of --split_by: "item", "user", "time:column" or "time:column:cut"; None for "".
 
     Raises:
-      UserError: if it is none of them.
+      UserError: if it has another form.
     """
     if not text:
         return None
@@ -84,17 +84,17 @@ def parse_split_by(text: str) -> SplitBy | None:
 
 
 def parse_columns(text: str) -> tuple[tuple[str, ...], bool]:
-    """The value of --columns: the names, and whether only they are taken; "+a,+b" is a and b beside all others."""
+    """Parse --columns: the names, and whether only these are used; "+a,+b" means a and b in addition to all others."""
     names = [name.strip() for name in text.split(",") if name.strip()]
     only = any(not name.startswith("+") for name in names)
     return tuple(name.removeprefix("+") for name in names), only
 
 
 def parse_types(text: str) -> dict[str, Kind]:
-    """The value of --types: "column=TYPE,column=TYPE".
+    """Parse the value of --types: "column=TYPE,column=TYPE".
 
     Raises:
-      UserError: if a type is none.
+      UserError: if a type is unknown.
     """
     kinds: dict[str, Kind] = {}
     for part in filter(None, (part.strip() for part in text.split(","))):
@@ -106,7 +106,7 @@ def parse_types(text: str) -> dict[str, Kind]:
 
 
 def parse_image_size(text: str) -> tuple[int, int] | None:
-    """The value of --image_size, width x height: "224x224"; None for "".
+    """Parse the value of --image_size, width x height: "224x224"; None for "".
 
     Raises:
       UserError: if it is not a size.

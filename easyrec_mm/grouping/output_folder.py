@@ -1,4 +1,4 @@
-"""A folder that is written whole or not at all."""
+"""Output folders and files that are written completely or not at all."""
 
 from __future__ import annotations
 
@@ -16,16 +16,16 @@ from easyrec_mm.files.work_folder import work_folder
 
 @contextmanager
 def new_folder(path: str, overwrite: bool) -> Iterator[str]:
-    """A folder to write to; it becomes `path` when all went well, and vanishes otherwise.
+    """Yield a folder to write to, which becomes `path` at the end, and is removed after an error.
 
-    A remote one is emptied, written in its place, and emptied again if something goes wrong.
+    A remote folder is emptied, written in place, and emptied again after an error.
 
     Args:
-      path: may exist if it is empty.
-      overwrite: whether it may hold something; that goes once there is something new.
+      path: the output folder, which may exist if it is empty.
+      overwrite: whether it may have contents; these are removed once the new folder is complete.
 
     Raises:
-      DataError: if it exists and may not be replaced.
+      DataError: if the output folder exists and may not be replaced.
     """
     check_output(path, overwrite)
     if is_remote(path):
@@ -61,7 +61,7 @@ def _empty(path: str) -> None:
 
 @contextmanager
 def written(path: str) -> Iterator[str]:
-    """Where to write a file on this machine that goes to `path`, which may be remote, once it is whole."""
+    """Yield a local path at which to write a file; if `path` is remote, the complete file is then moved there."""
     if not is_remote(path):
         yield path
         return
@@ -71,7 +71,7 @@ def written(path: str) -> Iterator[str]:
 
 
 def check_output(path: str, overwrite: bool) -> None:
-    """See new_folder."""
+    """Check that the output folder may be written; see new_folder."""
     if is_remote(path):
         if place_of(path).below(path) and not overwrite:
             raise DataError(f"--output: {path} is not empty; name another folder, or replace it with --overwrite")
@@ -87,7 +87,7 @@ def check_output(path: str, overwrite: bool) -> None:
 
 @contextmanager
 def scratch_folder(beside: str) -> Iterator[str]:
-    """A folder for what is needed meanwhile, on the disk on which `beside` will be, if it is one of this machine."""
+    """Yield a temporary folder, on the disk of `beside` if that is local; it is removed at the end."""
     parent, name = os.path.split(os.path.join(work_folder(), "out") if is_remote(beside) else os.path.abspath(beside))
     os.makedirs(parent, exist_ok=True)
     folder = tempfile.mkdtemp(prefix=f".{name}.rows.", dir=parent)

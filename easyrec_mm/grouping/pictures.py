@@ -1,6 +1,7 @@
-"""Packs the pictures of a shard into a tar file beside it, each once, in the order in which the shard shows them.
+"""Packs the pictures of a shard into a tar file next to it, each once, in the order of their first use in the shard.
 
-A member's name is the picture's path as the data has it. The same pictures make the same bytes: no times, no owners.
+A member's name is the picture's path in the data. Members have no times and no owners, so that the same pictures always
+give the same bytes.
 """
 
 from __future__ import annotations
@@ -14,10 +15,10 @@ from dataclasses import dataclass
 from easyrec_mm.files import join
 from easyrec_mm.files.first_pictures import read_picture
 
-# Pictures that are read at the same time, and that are held.
+# Number of pictures that are read in parallel, and that are held in memory.
 _NUM_THREADS, _NUM_HELD = 64, 256
 
-# Contents of pictures -> what is stored of them, or what is wrong with one.
+# Contents of pictures -> for each picture the content to store, or the problem with it.
 Resize = Callable[[list[bytes]], list[bytes | str]]
 
 
@@ -25,15 +26,15 @@ Resize = Callable[[list[bytes]], list[bytes | str]]
 class PicturePacker:
     """Packs pictures.
 
-    image_root  folder that relative paths start from
-    resize      makes other pictures of them; None stores the files' own bytes
+    image_root  folder to which relative paths refer
+    resize      converts pictures before they are stored; None stores the files' own bytes
     """
 
     image_root: str = ""
     resize: Resize | None = None
 
     def pack(self, paths: list[str], tar_path: str) -> dict[str, str]:
-        """Write a tar file of these pictures; path -> what is wrong, of those that are left out."""
+        """Write a tar file of these pictures; return path -> problem of the pictures that are left out."""
         problems: dict[str, str] = {}
         with (
             tarfile.open(tar_path, "w", format=tarfile.PAX_FORMAT) as tar,
@@ -58,5 +59,5 @@ class PicturePacker:
         return [next(resized) if isinstance(content, bytes) else content for content in read]
 
     def _read(self, path: str) -> bytes | str:
-        """The content of a picture, or what is wrong with it."""
-        return read_picture(join(self.image_root, path))  # an absolute one stays as it is
+        """Return the content of a picture, or the problem with it."""
+        return read_picture(join(self.image_root, path))  # join does not change an absolute path

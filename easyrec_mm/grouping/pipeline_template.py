@@ -1,4 +1,4 @@
-"""The text of a pipeline config for grouped samples, with a comment that says why on what was inferred."""
+"""Writes the text of a pipeline config for grouped samples, with comments that explain the inferred settings."""
 
 from __future__ import annotations
 
@@ -25,14 +25,14 @@ _FIELD_TYPES: dict[Kind, str] = {
     "bool": "BOOL",
     "string": "STRING",
 }
-# Samples of a batch that are aimed at, and limits of its groups.
+# Target number of samples per batch, and limits for the number of groups per batch.
 _BATCH_SAMPLES, _MIN_BATCH, _MAX_BATCH = 1024, 8, 256
-# Times that the data is read: until so many rows were seen, within limits.
+# Target number of rows to train on in all epochs together, and maximum number of epochs.
 _ROWS_TO_SEE, _MOST_EPOCHS = 8_000_000, 8
-# Standard deviation of what a value of a wide feature adds to the logits; and of embedding_regularization, times the
-# samples of a batch.
+# Expected standard deviation of the number that a value of a wide feature adds to the logits; and the product of
+# embedding_regularization and the number of samples per batch.
 _WIDE_DEVIATION, _EMBEDDING_PENALTY = 0.4, 0.03
-# Without pretrained weights; and the side of pictures on which pretrained ones see well and fast enough.
+# Backbone without pretrained weights; and side of pictures at which pretrained backbones are accurate and fast enough.
 _RANDOM_BACKBONE, _PRESET_SIDE = "None", 192
 _SMALL_START = "Embeddings start small: what a value does must be learned, and is not there by chance."
 _PRODUCTS = (
@@ -43,16 +43,16 @@ _NO_BATCH_NORM = (
     "No batch normalisation: batches show few items, whose statistics in training are others than those at evaluation."
 )
 _WARMUP_STEPS = 50
-# Share of the training over which the rate of the part that reads pictures rises.
+# Share of the training during which the learning rate of img_dnn rises.
 _IMAGE_WARMUP = 1 / 4
 _SHUFFLE_GROUPS = 4096
-# Side of pictures where nothing else is said.
+# Default side of pictures.
 _SIDE = 64
 
 
 @dataclass(frozen=True)
 class Grouped:
-    """What was written: files for training and evaluation ("" for none), and groups and rows that train."""
+    """The written files for training and evaluation ("" for none), and the numbers of groups and rows that train."""
 
     train_path: str
     eval_path: str
@@ -62,7 +62,7 @@ class Grouped:
 
 
 def template(options: GroupOptions, inference: Inference, grouped: Grouped) -> str:
-    """The text of the config; load_pipeline reads it."""
+    """Return the text of the config, which load_pipeline can read."""
     return "\n".join(
         [
             *_comment("", _head(options, inference, grouped)),
@@ -186,7 +186,7 @@ def _model(options: GroupOptions, inference: Inference, grouped: Grouped) -> lis
 
 
 def _wide(inference: Inference) -> list[FeaturePlan]:
-    """The features that add to the logits, unless there are no others."""
+    """Return the features that add to the logits; none if there are no other features."""
     wide = [feature for feature in inference.features if feature.wide_rows]
     return wide if len(wide) < len(inference.features) else []
 
@@ -254,7 +254,7 @@ def _tower(label: LabelPlan, first: LabelPlan, units: int, options: GroupOptions
 
 
 def _weight(variance: float) -> float:
-    """Of a number's squared error, so that it counts as much as that of a label of 0 and 1 at most does."""
+    """Return the weight that reduces a number's variance to 0.25, the greatest variance of a label of 0 and 1."""
     return min(max(0.25 / variance, 1e-6), 1.0) if variance > 0 else 1.0
 
 
@@ -265,7 +265,7 @@ def _percent(share: float) -> str:
 def _training(options: GroupOptions, inference: Inference, grouped: Grouped) -> list[str]:
     num_steps = max(1, math.ceil(grouped.num_groups / _batch_size(grouped)))
     num_epochs = min(max(_ROWS_TO_SEE // max(grouped.num_rows, 1), 1), _MOST_EPOCHS)
-    # At most half of an epoch: one epoch must leave steps behind it.
+    # At most half of an epoch, so that a training of one epoch has steps after the warm-up.
     warmup_steps = min(_WARMUP_STEPS, num_steps // 2)
     lines = _optimizer(0.002, 0.1, warmup_steps, 0.0002)
     if _wide(inference):
@@ -298,7 +298,7 @@ def _training(options: GroupOptions, inference: Inference, grouped: Grouped) -> 
 def _optimizer(
     rate: float, weight_decay: float, warmup_steps: int, first_rate: float, variables: Iterable[str] = ()
 ) -> list[str]:
-    """An optimizer whose rate rises from `first_rate` to `rate` during warm-up, and then falls to 0."""
+    """Return an optimizer whose rate rises from `first_rate` to `rate` during warm-up, and then falls to 0."""
     schedule = [
         f"learning_rate_base: {rate:g}",
         f"warmup_learning_rate: {first_rate:g}",
@@ -311,14 +311,14 @@ def _optimizer(
 
 
 def _batch_size(grouped: Grouped) -> int:
-    """A power of 2 with about _BATCH_SAMPLES samples, and several batches an epoch."""
+    """Return a power of 2 that gives about _BATCH_SAMPLES samples per batch, and several batches per epoch."""
     size = grouped.num_rows / max(grouped.num_groups, 1)
     wanted = min(_BATCH_SAMPLES / size, max(grouped.num_groups / 8, 1))
     return min(max(1 << round(math.log2(wanted)), _MIN_BATCH), _MAX_BATCH)
 
 
 def _image_size(options: GroupOptions) -> tuple[int, int]:
-    """Width and height of the pictures that the network sees."""
+    """Return the width and height of the pictures in the network's input."""
     return options.image_size or (_SIDE, _SIDE)
 
 
@@ -331,7 +331,7 @@ def _block(name: str, lines: Iterable[str]) -> list[str]:
 
 def _comment(indent: str, lines: Iterable[str]) -> list[str]:
     def wrap(line: str) -> list[str]:
-        # Paths and commands stay whole.
+        # Paths and commands are not broken into two lines.
         return textwrap.wrap(line, 112, subsequent_indent="  ", break_long_words=False, break_on_hyphens=False) or [""]
 
     return [f"{indent}# {part}" for line in lines for part in wrap(line)]

@@ -1,4 +1,4 @@
-"""Tells columns that are other in every row: points in time, and numbers of the row or of its impression."""
+"""Finds columns that have a different value in every row: points in time, and numbers of rows or impressions."""
 
 from __future__ import annotations
 
@@ -14,27 +14,28 @@ from easyrec_mm.grouping.column_stats import ColumnStats
 
 TIME = "a time: what comes later has values that no training saw"
 _TIME_NAME = re.compile(r"(\w+_)?(time|timestamp|ts|date|datetime|dt|day)|(\w+_)at")
-# Whole numbers from here on are no durations: dates as 20260131, seconds since 1970.
+# Whole numbers from here on are not durations, but dates such as 20260131, or seconds since 1970.
 _MIN_TIME = 10_000_000
-# Rows from which on a value a row is no chance, and distinct values a row. Estimates of these are right within 1 %.
+# Minimum of rows for which one value per row is not a coincidence, and minimum of distinct values per row, whose
+# estimates have an error of about 1 %.
 _MIN_ROWS, _DISTINCT = 100, 0.9
-# Numbers drawn at random are as distinct only from a range of five times their number; narrower ones were counted.
+# Random numbers are this distinct only if their range is five times their count; numbers in a smaller range count rows.
 _MAX_RANGE = 3
-# Correlation of rank and row from which on numbers grow with the rows.
+# Correlation of rank and row number from which on numbers are considered to grow with the rows.
 _GROWING = 0.999
-# Seconds since 1970 of the years 2001 to 2033; also in thousandths, millionths and billionths.
+# Seconds since 1970 for the years 2001 to 2033; milli-, micro- and nanoseconds are tried, too.
 _EPOCH = (1_000_000_000, 2_000_000_000)
 _DATE = r"^[0-9]{4}[-/.]?[0-9]{2}[-/.]?[0-9]{2}([T ][0-9:.,+Z-]*)?$"
 
 
 def why_row_number(column: ColumnStats, sample: pa.Table, name: str, is_id: bool) -> str:
-    """Why a column numbers the rows; "" if it does not.
+    """Return why a column numbers the rows; "" if it does not.
 
-    Measured numbers may differ in all rows, too: whole ones are row numbers if their name says so, if they fill a
-    range, or if they grow with the rows.
+    Measurements may differ in all rows, too; whole numbers are row numbers if their name is that of an id, if they fill
+    a range, or if they grow with the rows.
 
     Args:
-      column: what it holds.
+      column: its statistics.
       sample: rows of the log with this column and ORDER, in random order.
       name: the column.
       is_id: whether its name is that of an id.
@@ -67,7 +68,7 @@ def _grows(numbers: NDArray[np.float64], order: NDArray[np.int64]) -> bool:
 
 
 def is_time(name: str, column: ColumnStats) -> bool:
-    """Whether a column looks like a point in time: by its name, and dates or large numbers in it."""
+    """Return whether a column looks like a point in time: by its name, and by dates or large numbers in it."""
     if not _TIME_NAME.fullmatch(name.lower()) or column.least is None:
         return False
     if column.kind == "string":

@@ -1,7 +1,7 @@
-"""The rows of a log on their way to groups: read, checked, counted, and told train from eval.
+"""Reads, checks and counts the rows of a log before they are grouped, and divides them into train and eval.
 
-A row that cannot be used is refused: left out, counted and listed with its file and number. What is passed on has the
-log's columns in their kinds, and three of its own.
+A row that cannot be used is refused: left out, counted and listed with its file and number. Rows that are passed on
+have the log's columns in their kinds, and three additional columns.
 """
 
 from __future__ import annotations
@@ -21,10 +21,10 @@ from easyrec_mm.grouping.column_stats import LogStats
 from easyrec_mm.grouping.flat_files import Piece, Split, pieces
 from easyrec_mm.grouping.sides import SIDES, SideRule
 
-# The side of a row (int8), and a hash of its values (int64), by which rows that are there twice are found.
+# The side of a row (int8), and a hash of its values (int64), by which duplicate rows are found.
 SIDE, ROW_HASH = "easyrec_mm:side", "easyrec_mm:hash"
 OWN_COLUMNS = {ORDER: pa.int64(), SIDE: pa.int8(), ROW_HASH: pa.int64()}
-# Refused rows that are listed, those that stand first.
+# Maximum number of refused rows that are listed; the first ones are kept.
 MAX_LISTED = 100_000
 SAMPLE_ROWS = 1 << 15
 
@@ -38,7 +38,7 @@ _KIND_NAMES: dict[Kind, str] = {
 
 
 class Refused(NamedTuple):
-    """A row that is left out: file and row (from 1), column or other place, and what is wrong."""
+    """A row that is left out: file and row (from 1), column or other place, and the problem."""
 
     file: str
     row: int
@@ -48,16 +48,16 @@ class Refused(NamedTuple):
 
 @dataclass(frozen=True)
 class LogLayout:
-    """What the columns of a log are.
+    """The meaning of the columns of a log.
 
-    kinds         column -> kind, of those that are used, in the order of the first file
-    files         names of the files, as they are told
+    kinds         column -> kind, for the columns that are used, in the order of the first file
+    files         names of the files, for messages
     group_by      column of the item
     image         column of the picture's path
-    group_fields  columns that must be the same for all rows of an item, too
-    labels        columns without which a row is of no use
+    group_fields  other columns that must have the same value in all rows of an item
+    labels        label columns, in which a row must have a value
     side_rule     how rows are divided into train and eval; None if all train
-    forbidden     what no text may contain, as a regular expression; "" for nothing
+    forbidden     regular expression that must not match a part of any text; "" for none
     """
 
     kinds: dict[str, Kind]
@@ -73,24 +73,24 @@ class LogLayout:
 
     @property
     def schema(self) -> pa.Schema:
-        """Of the rows that are passed on."""
+        """Return the schema of the rows that are passed on."""
         columns = [(name, ARROW_TYPES[kind]) for name, kind in self.kinds.items()]
         return pa.schema([*columns, *OWN_COLUMNS.items()])
 
     @property
     def required(self) -> tuple[str, ...]:
-        """Columns in which a row must have a value."""
+        """Return the columns in which a row must have a value."""
         of_side = (self.side_rule.column,) if self.side_rule else ()
         return tuple(dict.fromkeys((self.group_by, *of_side, *self.labels)))
 
     def place(self, order: int) -> tuple[str, int]:
-        """File and row of an ORDER."""
+        """Return the file and the row of an ORDER."""
         return self.files[order >> ROW_BITS], order & ((1 << ROW_BITS) - 1)
 
 
 @dataclass
 class RowsReport:
-    """What was read, and what of it was refused; stats of the rows of each side that are passed on."""
+    """Counts of rows read and refused, the refused rows, and per side the statistics of the rows that are passed on."""
 
     num_rows: int = 0
     num_refused: int = 0
@@ -99,11 +99,11 @@ class RowsReport:
 
     @staticmethod
     def of(layout: LogLayout) -> RowsReport:
-        """Of nothing."""
+        """Return the report of no rows."""
         return RowsReport(stats=[LogStats.of(layout.kinds, SAMPLE_ROWS) for _ in SIDES])
 
     def merge(self, other: RowsReport) -> None:
-        """Take in the report of the split behind."""
+        """Add the report of the next split."""
         self.num_rows += other.num_rows
         self.num_refused += other.num_refused
         self.refused = (self.refused + other.refused)[:MAX_LISTED]
@@ -112,7 +112,7 @@ class RowsReport:
 
 
 class SplitReader:
-    """Reads a split; `report` is complete once `tables` has ended."""
+    """Reads a split; `report` is complete when `tables` has ended."""
 
     def __init__(self, split: Split, layout: LogLayout) -> None:
         self._split = split
@@ -120,10 +120,10 @@ class SplitReader:
         self.report = RowsReport.of(layout)
 
     def tables(self) -> Iterator[pa.Table]:
-        """The good rows, in their order, of layout.schema.
+        """Yield the valid rows in their order, with layout.schema.
 
         Raises:
-          DataError: if the file breaks off, is damaged or vanished.
+          DataError: if the file is truncated, damaged or has vanished.
         """
         layout, split = self._layout, self._split
         for piece in pieces(split, list(layout.kinds), layout.separator):
@@ -153,7 +153,7 @@ class SplitReader:
         return table.append_column(ROW_HASH, pa.array(self._count(table, side).view(np.int64)))
 
     def _count(self, table: pa.Table, side: NDArray[np.int8]) -> NDArray[np.uint64]:
-        """Take rows into the statistics of their side; the hash of each row's values."""
+        """Add rows to the statistics of their side; return the hash of each row's values."""
         hashes = np.zeros(len(table), np.uint64)
         for number, stats in enumerate(self.report.stats):
             is_here = side == number
@@ -165,7 +165,7 @@ class SplitReader:
 
 
 class _Checks:
-    """Finds the bad ones of a piece's rows; of each, the first thing that is wrong with it is told."""
+    """Finds the bad rows of a piece, and keeps the first problem of each."""
 
     def __init__(self, piece: Piece, layout: LogLayout) -> None:
         self._table = piece.table
@@ -174,7 +174,7 @@ class _Checks:
         self.is_bad = np.zeros(len(piece.table), bool)
 
     def typed(self, name: str, kind: Kind) -> pa.Array:
-        """A column in its kind, null where a value is missing or empty; rows with values that are not of it are bad."""
+        """Return a column in its kind, null where a value is missing or empty; mark rows with invalid values as bad."""
         values = self._table[name].combine_chunks()
         typed = to_kind(values, kind)
         if typed.is_bad is not None:
@@ -188,14 +188,14 @@ class _Checks:
         return typed.values
 
     def require(self, name: str, values: pa.Array) -> None:
-        """Rows without a value are bad."""
+        """Mark rows without a value as bad."""
         is_missing = values.is_null()
         if pa.types.is_string(values.type):
             is_missing = pc.or_(is_missing, pc.fill_null(pc.equal(values, ""), True))
         self._refuse_where(name, is_missing, lambda row: "is empty")
 
     def refused(self) -> list[Refused]:
-        """The bad rows."""
+        """Return the bad rows."""
         orders = self._table[ORDER].to_numpy()
         return [
             Refused(*self._layout.place(int(orders[row])), f"column '{where}'", problem)
@@ -218,7 +218,7 @@ def _shown(value: object) -> str:
 
 
 def merged(reports: Iterable[RowsReport], layout: LogLayout) -> RowsReport:
-    """The report of all splits, given in their order."""
+    """Return the report of all splits, whose reports are given in their order."""
     whole = RowsReport.of(layout)
     for report in reports:
         whole.merge(report)

@@ -1,4 +1,4 @@
-"""Writes shards: rows that know their group -> a file of groups, with the pictures beside it where they are wanted."""
+"""Writes shards: rows with the place of their group -> a file of groups, and optionally a tar file of pictures."""
 
 from __future__ import annotations
 
@@ -27,9 +27,9 @@ from easyrec_mm.grouping.sides import SIDES
 class Format:
     """A format of grouped samples.
 
-    ending  of its files
-    writer  path and fields -> what writes one
-    count   path and fields -> groups and samples of one that was written
+    ending  extension of its files
+    writer  path and fields -> writer of a file
+    count   path and fields -> numbers of groups and samples in a written file
     """
 
     ending: str
@@ -48,8 +48,8 @@ FORMATS = {
 class OutputRule:
     """How shards are written.
 
-    folder      of one side's shards, or of the folders of both
-    num_shards  of each side
+    folder      folder of the shards, or of one folder per side
+    num_shards  number of shards per side
     has_sides   whether each side has a folder of its own
     packer      packs the pictures of a shard; None to leave them where they are
     """
@@ -62,7 +62,7 @@ class OutputRule:
     packer: PicturePacker | None = None
 
     def place(self, shard: int) -> tuple[int, str]:
-        """Side and path of a shard."""
+        """Return the side and the path of a shard."""
         side = int(shard >= self.num_shards[0])
         number = shard - self.num_shards[0] * side
         folder = join(self.folder, SIDES[side]) if self.has_sides else self.folder
@@ -80,7 +80,7 @@ class BadPicture:
 
 @dataclass
 class ShardReport:
-    """What is in a shard: groups and rows counted in the file that was written."""
+    """The contents of a shard; groups and rows are counted in the written file."""
 
     side: int
     name: str
@@ -94,10 +94,10 @@ def write_shard(shard: int, tables: Iterable[pa.Table], rule: OutputRule) -> Sha
     """Write a shard.
 
     Args:
-      shard: its number.
-      tables: its rows by position and group, in their order, with PLACE_COLUMNS and ORDER; a group may begin in one
-        table and end in the next.
-      rule: how it is written.
+      shard: number of the shard.
+      tables: rows of the shard, sorted by position and group, and in a group by ORDER, with PLACE_COLUMNS and ORDER; a
+        group may begin in one table and end in the next.
+      rule: how the shard is written.
 
     Raises:
       DataError: if a value cannot be written in the format.
@@ -124,11 +124,11 @@ def write_shard(shard: int, tables: Iterable[pa.Table], rule: OutputRule) -> Sha
 
 
 def put_shard(shard: int, tables: Iterable[pa.Table], rule: OutputRule, beside: str | None = None) -> ShardReport:
-    """write_shard to a folder of its own, and from there to its place, which may be remote.
+    """Write a shard to a temporary folder, and move it from there to its place, which may be remote.
 
     Args:
       shard, tables, rule: see write_shard.
-      beside: folder on the disk of the shard's place; None if that is not of this machine.
+      beside: folder on the same disk as the shard's place, for the temporary folder; None if the place is remote.
     """
     target = os.path.dirname(rule.place(shard)[1])
     with tempfile.TemporaryDirectory(dir=beside or work_folder()) as folder:
@@ -139,13 +139,13 @@ def put_shard(shard: int, tables: Iterable[pa.Table], rule: OutputRule, beside: 
 
 
 def sort_rows(table: pa.Table) -> pa.Table:
-    """Rows by position and group; those of a group stay in their order."""
+    """Sort rows by position and group; rows of a group keep their order."""
     order = np.lexsort((table[FIRST].to_numpy(), table[POSITION].to_numpy()))
     return table.take(pa.array(order))
 
 
 def _whole_groups(tables: Iterable[pa.Table]) -> Iterable[pa.Table]:
-    """The same rows, in tables that end where a group does."""
+    """Yield the same rows in tables that end where a group ends."""
     rest: pa.Table | None = None
     for table in tables:
         table = table if rest is None else pa.concat_tables([rest, table])
@@ -159,7 +159,7 @@ def _whole_groups(tables: Iterable[pa.Table]) -> Iterable[pa.Table]:
 
 
 def to_groups(table: pa.Table, fields: GroupFields) -> tuple[Groups, np.ndarray]:
-    """Rows of whole groups -> groups, and the ORDER of the first row of each."""
+    """Convert rows of whole groups to groups; return these, and the ORDER of the first row of each group."""
     starts = np.flatnonzero(np.diff(table[FIRST].to_numpy(), prepend=-1))
     size = np.diff(np.append(starts, len(table))).astype(np.int64)
     columns = {}

@@ -1,7 +1,7 @@
-"""Which rows train and which evaluate: by the hash of their item or user, or by their time.
+"""Decides which rows train and which evaluate: by the hash of their item or user, or by their time.
 
-By hash, all rows of an item (or user) are on one side, so that nothing learnt of it can answer for it. By time, no row
-that trains is as late as one that evaluates; items and users are on both sides, as they are in production.
+By hash, all rows of an item (or user) are on one side, so that memorizing it does not help in the evaluation. By time,
+each row that trains is earlier than each row that evaluates; items and users are on both sides, as in production.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from easyrec_mm.stable_hash import hash_column, seeded
 
 SIDES = ("train", "eval")
 TRAIN, EVAL = range(2)
-# Keeps what is on which side independent of the order of groups, which hashes of the same items decide as well.
+# Makes the sides independent of the order of groups, which hashes of the same items decide as well.
 _SEED_OF_SIDES = 0x51DE
 
 
@@ -26,9 +26,9 @@ _SEED_OF_SIDES = 0x51DE
 class SideRule:
     """How rows are divided.
 
-    column  of the item, the user or the time
-    share   of the items or users that evaluate; of the rows by time where no cut is given
-    cut     by time: the first time that evaluates; None if it is still to be found
+    column  column of the item, the user or the time
+    share   share of the items or users that evaluate; by time, share of the rows if no cut is given
+    cut     by time: the first time that evaluates; None if it is not known yet
     """
 
     by: Literal["item", "user", "time"]
@@ -37,7 +37,7 @@ class SideRule:
     cut: Any = None
 
     def sides(self, table: pa.Table, seed: int) -> NDArray[np.int8]:
-        """TRAIN or EVAL, int8 `[N]`, of rows that have a value in `column`."""
+        """Return TRAIN or EVAL, int8 `[N]`, for rows that have a value in `column`."""
         values = table[self.column].combine_chunks()
         if self.by == "time":
             is_late: NDArray[np.int8] = (

@@ -1,6 +1,6 @@
-"""Runs the steps of grouping on Spark: the same functions on its workers, its shuffle and sort between them.
+"""Runs the steps of grouping on Spark: the same functions on its workers, with its shuffle and sort between them.
 
-Rows travel as Arrow. What a step has to tell besides (counts, statistics, what was refused) travels as one more row of
+Rows are passed as Arrow data. The report of a step (counts, statistics, refused rows) is passed as an additional row of
 each task, so that it is neither lost nor counted twice when a task runs again.
 """
 
@@ -40,25 +40,26 @@ Item = TypeVar("Item")
 Result = TypeVar("Result")
 Batches = Iterator[pa.RecordBatch]
 
-# What a task tells, pickled (its other columns are null); and the hash of a row's item, by which rows are shuffled.
+# Column of a task's report, pickled (in a row whose other columns are null); and column of the hash of a row's item, by
+# which rows are shuffled.
 _TOLD, _ITEM = "easyrec_mm:told", "easyrec_mm:item"
-# Rows whose keys one task can take, and bytes of rows that it holds.
+# Number of rows whose keys one task can process, and bytes of rows that it holds in memory.
 _TASK_ROWS, _HELD_BYTES = 2_000_000, 64 << 20
 _MAX_SLICES = 1000
 _BATCH_ROWS = 1 << 16
-# Folder of shards that are being written, in that of the output.
+# Folder, inside the output folder, of shards that are being written.
 _ATTEMPTS = ".attempts"
 
 
 @contextmanager
 def spark_engine(master: str = "") -> Iterator[SparkEngine]:
-    """An engine on the session that there is, or on a new one, which ends with it.
+    """Yield an engine on the active session, or on a new session, which is stopped at the end.
 
     Args:
-      master: cluster of a new session; "" for what Spark's own configuration says.
+      master: cluster of a new session; "" for the one in Spark's own configuration.
 
     Raises:
-      DataError: if there can be no session, or a task fails again and again.
+      DataError: if no session can be started, or if a task fails repeatedly.
     """
     running = SparkSession.getActiveSession()
     try:
@@ -78,7 +79,7 @@ def spark_engine(master: str = "") -> Iterator[SparkEngine]:
 
 
 def _cause(error: Exception) -> str:
-    """The line of a Spark error that says what happened; stack traces of two languages are around it."""
+    """Return the line of a Spark error that says what happened, from between stack traces of two languages."""
     lines = [line.strip(" :") for line in str(error).splitlines() if line.strip(" :")]
     return next((line for line in lines if "Exception: " in line or "Error: " in line), lines[0] if lines else "")
 
@@ -88,7 +89,7 @@ def _new_session(master: str) -> SparkSession:
     if master:
         builder = builder.master(master)
     if master.startswith("local"):
-        # Workers on this machine are to run what runs here.
+        # Local workers must run the same Python, with the same packages, as this process.
         os.environ.setdefault("PYSPARK_PYTHON", sys.executable)
         builder = builder.config("spark.executorEnv.PYTHONPATH", os.pathsep.join(filter(None, sys.path)))
     return builder.getOrCreate()
@@ -97,7 +98,7 @@ def _new_session(master: str) -> SparkSession:
 class SparkEngine:
     """Groups rows on the workers of a Spark session.
 
-    Input, output and pictures must be under the same paths on all of them, or remote.
+    Input, output and pictures must have the same paths on all workers, or be remote.
     """
 
     def __init__(self, session: SparkSession) -> None:
@@ -108,7 +109,7 @@ class SparkEngine:
         self._num_rows = 0
 
     def map(self, function: Callable[[Item], Result], items: Iterable[Item]) -> list[Result]:
-        """The results for each item, in their order."""
+        """Apply a function to each item; return the results in the order of the items."""
         items = list(items)
         if not items:
             return []
@@ -116,7 +117,7 @@ class SparkEngine:
         return [_result(one) for one in told.collect()]
 
     def read(self, splits: list[Split], layout: LogLayout) -> RowsReport:
-        """Read and check the rows; they are kept for `group`."""
+        """Read and check the rows, and keep them for `group`."""
         schema = layout.schema.append(pa.field(_ITEM, pa.int64()))
         numbers = self._session.range(0, len(splits), 1, len(splits))
         self._rows, told = self._run(numbers, _ReadSplits(splits, layout, schema), schema)
@@ -125,7 +126,7 @@ class SparkEngine:
         return merged((report for _, report in reports), layout)
 
     def group(self, rule: GroupRule) -> tuple[GroupsReport, ConstantColumns]:
-        """Make groups of what was read; they are kept for `write`."""
+        """Make groups of the rows that were read, and keep them for `write`."""
         schema = pa.schema([*rule.layout.schema, *PLACE_COLUMNS.items()])
         num_tasks = max(self._session.sparkContext.defaultParallelism, -(-self._num_rows // _TASK_ROWS))
         rows = _without_told(self._rows).repartition(num_tasks, functions.col(f"`{_ITEM}`"))
@@ -138,7 +139,7 @@ class SparkEngine:
         return report, constant
 
     def write(self, rule: OutputRule) -> list[ShardReport]:
-        """Write the shards of what was grouped."""
+        """Write the shards of the groups."""
         attempts = _attempts(rule)
         if attempts:
             os.mkdir(attempts)
@@ -147,16 +148,16 @@ class SparkEngine:
         written = rows.mapInArrow(_WriteShards(rule), from_arrow_schema(pa.schema([(_TOLD, pa.binary())])))
         reports = dict(itertools.chain.from_iterable(_result(row[0]) for row in written.collect()))
         self._placed.unpersist()  # type: ignore[union-attr]
-        # What no row belongs to is a file of no groups.
+        # A shard without rows becomes a file without groups.
         for shard in range(sum(rule.num_shards)):
             if shard not in reports:
                 reports[shard] = put_shard(shard, [], rule, attempts)
         if attempts:
-            shutil.rmtree(attempts, ignore_errors=True)  # also what tasks left that were killed
+            shutil.rmtree(attempts, ignore_errors=True)  # including files that killed tasks have left
         return [reports[shard] for shard in sorted(reports)]
 
     def _run(self, rows: DataFrame, function: Any, schema: pa.Schema) -> tuple[DataFrame, list[Any]]:
-        """The rows that a function makes, kept on the workers' disks, and what its tasks tell."""
+        """Apply a function to rows; return its rows, kept on the workers' disks, and the reports of its tasks."""
         whole = from_arrow_schema(schema.append(pa.field(_TOLD, pa.binary())))
         made = rows.mapInArrow(function, whole).persist(StorageLevel.DISK_ONLY)
         told = made.filter(_told_column().isNotNull()).select(_told_column()).collect()
@@ -175,7 +176,7 @@ def _without_told(rows: DataFrame | None) -> DataFrame:
 
 @dataclass(frozen=True)
 class _Guarded:
-    """A function whose mistakes of the user come back as values: Spark would bury them in a stack trace."""
+    """A function that returns a UserError as a value, because Spark would bury it in a stack trace."""
 
     function: Callable[[Any], Any]
 
@@ -198,7 +199,7 @@ def _result(told: bytes) -> Any:
 
 
 class _Step:
-    """What runs on a worker: batches of rows -> batches of rows, and one row that tells `self.told()`."""
+    """A function that runs on a worker: batches of rows -> batches of rows, and one row with `self.told()`."""
 
     def __init__(self, schema: pa.Schema) -> None:
         self._schema = schema
@@ -216,16 +217,16 @@ class _Step:
         yield pa.RecordBatch.from_arrays([*none, pa.array([told], pa.binary())], [*self._schema.names, _TOLD])
 
     def tables(self, batches: Batches) -> Iterator[pa.Table]:
-        """The rows that are made."""
+        """Yield the rows that the step makes."""
         raise NotImplementedError
 
     def told(self) -> Any:
-        """What there is to tell behind them."""
+        """Return the report of the step, after its rows."""
         raise NotImplementedError
 
 
 class _ReadSplits(_Step):
-    """Numbers of splits (one a task) -> their rows."""
+    """Reads splits: numbers of splits (one per task) -> their rows."""
 
     def __init__(self, splits: list[Split], layout: LogLayout, schema: pa.Schema) -> None:
         super().__init__(schema)
@@ -247,7 +248,7 @@ class _ReadSplits(_Step):
 
 
 class _GroupRows(_Step):
-    """All rows of some items -> the same, with their places."""
+    """Makes groups: all rows of some items -> the same rows with their places."""
 
     def __init__(self, rule: GroupRule, schema: pa.Schema) -> None:
         super().__init__(schema)
@@ -283,7 +284,7 @@ class _GroupRows(_Step):
 
 @dataclass(frozen=True)
 class _WriteShards:
-    """Rows of some shards, sorted -> their files."""
+    """Writes shards: sorted rows of some shards -> their files."""
 
     rule: OutputRule
 
@@ -298,17 +299,17 @@ class _WriteShards:
         return reports
 
     def _put(self, shard: int, tables: Iterable[pa.Table]) -> ShardReport:
-        # Spark may run a task twice, at the same time.
+        # Spark may run a task twice at the same time, so that a shard is written elsewhere and then moved.
         return put_shard(shard, tables, self.rule, _attempts(self.rule))
 
 
 def _attempts(rule: OutputRule) -> str | None:
-    """Where shards are written before they are whole."""
+    """Return the folder in which shards are written before they are complete; None if the output is remote."""
     return None if is_remote(rule.folder) else os.path.join(rule.folder, _ATTEMPTS)
 
 
 def _by_shard(batch: pa.RecordBatch) -> Iterator[tuple[int, pa.Table]]:
-    """Parts of a batch that are of one shard each."""
+    """Yield the shard and the rows of each part of a batch; a part belongs to one shard."""
     table = pa.Table.from_batches([batch])
     shard = table[SHARD].to_numpy()
     starts = np.flatnonzero(np.diff(shard, prepend=-1)).tolist()
@@ -317,7 +318,7 @@ def _by_shard(batch: pa.RecordBatch) -> Iterator[tuple[int, pa.Table]]:
 
 
 def _in_portions(batches: Batches) -> Iterator[pa.Table]:
-    """The same rows in tables of about _HELD_BYTES."""
+    """Yield the same rows in tables of about _HELD_BYTES."""
     held: list[pa.RecordBatch] = []
     num_bytes = 0
     for batch in batches:

@@ -1,4 +1,4 @@
-"""Tables on disk while they are not needed: written sorted by bucket, so that one bucket can be read again alone."""
+"""Keeps tables on disk between steps, sorted by bucket, so that one bucket can be read again without the others."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-# Rows of a batch; a bucket has one or more batches.
+# Maximum number of rows of a batch; a bucket has one or more batches.
 _MAX_BATCH_ROWS = 1 << 16
 
 
 @dataclass(frozen=True)
 class SpillFile:
-    """A file of tables. `batches` tells which of its batches hold a bucket, `rows` how many rows of it there are."""
+    """A file of a table. For each bucket, `batches` gives the batches of the file, and `rows` the number of rows."""
 
     path: str
     num_rows: int
@@ -29,7 +29,7 @@ def write_spill(path: str, table: pa.Table, buckets: NDArray[np.integer] | None 
     Args:
       path: the file.
       table: `[N]`.
-      buckets: which bucket each row belongs to, `[N]`, from 0; all to bucket 0 by default.
+      buckets: the bucket of each row, `[N]`, from 0; by default all rows are in bucket 0.
     """
     found, starts = np.zeros(1, np.int64), np.zeros(1, np.int64)
     if buckets is not None:
@@ -53,9 +53,9 @@ def write_spill(path: str, table: pa.Table, buckets: NDArray[np.integer] | None 
 
 
 def read_spill(file: SpillFile, bucket: int = 0, columns: list[str] | None = None) -> list[pa.RecordBatch]:
-    """The rows of a bucket, or some columns of them.
+    """Read the rows of a bucket, or some columns of them.
 
-    A batch with all columns is as large as its file when the file is written in one; read few at a time.
+    A file may consist of a single batch, which is then as large as the file with all columns; read few at a time.
     """
     batches = file.batches.get(bucket, range(0))
     if not batches:
@@ -69,6 +69,6 @@ def read_spill(file: SpillFile, bucket: int = 0, columns: list[str] | None = Non
 
 
 def read_bucket(files: Iterable[SpillFile], bucket: int, columns: list[str] | None = None) -> pa.Table | None:
-    """The rows of a bucket in all files, in their order; None if there is none."""
+    """Return the rows of a bucket in all files, in the order of the files; None if there are no rows."""
     batches = [batch for file in files for batch in read_spill(file, bucket, columns)]
     return pa.Table.from_batches(batches) if batches else None
