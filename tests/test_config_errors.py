@@ -143,7 +143,7 @@ DATA_CASES = [
         place=f"{DATA}.selected_cols",
         says="'3,4,5,6,7,8,9,11,11' names a column twice",
     ),
-    case(f"{DATA}.separator=|", place=f"{DATA}.separator", says="'|' is also rtp_separator; lines could not be split"),
+    case(f"{DATA}.separator=|", place=f"{DATA}.separator", says="'|' is also rtp_separator; use different separators"),
     case(
         f"{DATA}.group_sample_separator=|",
         place=f"{DATA}.group_sample_separator",
@@ -270,7 +270,7 @@ FEATURE_CASES = [
     case(
         f"{FEATURE['city']}=input_names: 'city' feature_type: RawFeature raw_input_dim: 2 separator: ',' boundaries: 1",
         place=f"{FEATURE['city']}.boundaries",
-        says="go with raw_input_dim 1",
+        says="need raw_input_dim 1",
     ),
     case(
         f"{FEATURE['city']}=input_names: 'city' feature_type: RawFeature raw_input_dim: 2",
@@ -552,7 +552,7 @@ FEATURE_CASES = [
             (
                 f"separator: ',' {NUMBERS} raw_input_dim: 2 seq_multi_sep: ':' boundaries: 1",
                 "boundaries",
-                "go with raw_input_dim 1",
+                "need raw_input_dim 1",
             ),
             (
                 f"separator: ',' {KEYS} vector_store: 'lmdb://x' vector_dim: 3 embedding_dim: 4",
@@ -685,7 +685,7 @@ MODEL_CASES = [
     case(
         f"{GROUP['sample_num']}.group_name=img",
         place=f"{GROUP['sample_num']}.group_name",
-        says="'img' is listed twice; join the two",
+        says="'img' is listed twice; merge the two groups",
     ),
     case(
         f"{GROUP['img']}.feature_names=[]",
@@ -1170,7 +1170,7 @@ EVALUATION_CASES = [
     *(
         evaluation_case(f"slices=[{{{text}}}]", f"slices[0]{place}", says)
         for text, place, says in (
-            ("", "", "says nothing to slice by; choose one of field, item_frequency, group_size, has_picture"),
+            ("", "", "has no field to slice by; choose one of field, item_frequency, group_size, has_picture"),
             ("field: 'famlyid'", ".field", "no input field named 'famlyid'; did you mean 'familyid'?"),
             ("field: 'city' max_values: 0", ".max_values", "0 is out of range; give 1 or more"),
             ("field: 'city' num_quantiles: 3", ".num_quantiles", "'city' is text and has no quantiles; remove it"),
@@ -1183,7 +1183,7 @@ EVALUATION_CASES = [
     evaluation_case(
         "slices=[{item_frequency {}}]",
         "slices[0].item_frequency",
-        "counts items in train_input_path, which is missing; give it",
+        "counts items in the training data; set train_input_path",
         "train_input_path=",
     ),
 ]
@@ -1240,7 +1240,7 @@ TRAIN_CASES = [
         f"{TRAIN}.optimizer_config=[{SGD}, {SGD}]",
         f"{OPTIMIZER}.use_moving_average=true",
         place=f"{TRAIN}.optimizer_config",
-        says="use_moving_average differs; the average is of the whole model",
+        says="use_moving_average differs between optimizers; make it equal, the average covers the whole model",
     ),
     case(
         f'{TRAIN}.freeze_gradient=["ok", "image/("]',

@@ -121,10 +121,10 @@ TRAINING_CASES = [
     case(
         f"{IMAGE}.trainable=LAST_N_STAGES",
         place=f"{IMAGE}.last_n_stages",
-        says="goes with trainable: LAST_N_STAGES; set both or neither",
+        says="and trainable: LAST_N_STAGES need each other; set both or neither",
     ),
     *(
-        case(*changes, f"{IMAGE}.last_n_stages=2", place=f"{IMAGE}.last_n_stages", says="goes with trainable: LAST_N")
+        case(*changes, f"{IMAGE}.last_n_stages=2", place=f"{IMAGE}.last_n_stages", says="and trainable: LAST_N")
         for changes in ([], [f"{IMAGE}.trainable=HEAD"])
     ),
     case(
@@ -297,7 +297,7 @@ LOSS_CASES = [
         case(
             loss("arcface {}", f"label_name: 'like' {text}"),
             place=f"{LOSS}.num_class",
-            says=f"{value} classes tell nothing apart; give 2 or more",
+            says=f"{value} classes are too few; give 2 or more",
         )
         for text, value in (("", 0), ("num_class: 1", 1))
     ),
@@ -685,9 +685,9 @@ def test_what_a_preset_says_of_its_pictures(preset, backbone, converter, shape, 
 @pytest.mark.parametrize(
     ("backbone", "converter", "says"),
     [
-        (None, None, "config.json is missing (nothing is there); a preset is what save_to_preset wrote"),
+        (None, None, "config.json is missing (nothing is there); give a folder that save_to_preset has written"),
         (None, {}, "config.json is missing (image_converter.json is there)"),
-        ("{", None, "config.json is not JSON; a preset is what save_to_preset wrote"),
+        ("{", None, "config.json is not JSON; give a folder that save_to_preset has written"),
         ('{"model_type": "vit"}', None, "config.json is not a config of a keras-hub preset"),
         ("[1, 2]", None, "config.json is not a config of a keras-hub preset"),
         ('{"config": [1]}', None, "config.json is not a config of a keras-hub preset"),

@@ -259,5 +259,5 @@ def test_the_newest_of_numbered_exports(exported, tmp_path):
         shutil.copytree(exported.folder / "rec", tmp_path / name)
     (tmp_path / "11").mkdir()  # being written
     assert newest_export(str(tmp_path)) == str(tmp_path / "10")
-    with pytest.raises(ExportError, match="or one of such"):
+    with pytest.raises(ExportError, match="or a folder of numbered exports"):
         newest_export(str(tmp_path / "11"))

@@ -42,7 +42,7 @@ def add_flags(parser: f.Parser) -> None:
         "--index",
         choices=["auto", "exact", "hnsw", "ivf"],
         default="auto",
-        help="auto: exact up to a million items, HNSW above, whose recall is measured and printed",
+        help="auto: exact up to a million items; above that IVF, whose recall is measured and printed",
     )
 
 

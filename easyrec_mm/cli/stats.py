@@ -33,7 +33,7 @@ def run(flags: f.Flags) -> int:
     if flags.pipeline_config:
         for name in ("image_field", "label_fields"):
             if getattr(flags, name):
-                raise UserError(f"--{name}: has no effect with --pipeline_config, which says so itself; remove it")
+                raise UserError(f"--{name}: has no effect with --pipeline_config, which sets it; remove it")
         pipeline = load_config(flags)
     else:
         import_tensorflow()

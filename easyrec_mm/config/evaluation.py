@@ -128,7 +128,7 @@ def check_evaluation(config: EasyRecConfig, schema: Schema, problems: Problems) 
         place = f"eval_config.slices[{i}]"
         if part.WhichOneof("by") is None:
             problems.add(
-                place, "says nothing to slice by; choose one of field, item_frequency, group_size, has_picture"
+                place, "has no field to slice by; choose one of field, item_frequency, group_size, has_picture"
             )
             continue
         _check_slice(part, place, config, schema, problems)
@@ -168,7 +168,7 @@ def _check_slice(part: EvalSlice, place: str, config: EasyRecConfig, schema: Sch
                 f"{place}.item_frequency", "set eval_config.item_id_field, the input field that holds the item"
             )
         if not config.train_input_path:
-            problems.add(f"{place}.item_frequency", "counts items in train_input_path, which is missing; give it")
+            problems.add(f"{place}.item_frequency", "counts items in the training data; set train_input_path")
 
 
 def _check_field(name: str, place: str, schema: Schema, problems: Problems) -> bool:

@@ -49,7 +49,7 @@ def feature_groups(model: EasyRecModel, named: Named, problems: Problems) -> Fea
     for i, group in enumerate(model.feature_groups):
         place = f"model_config.feature_groups[{i}]"
         if group.group_name in names:
-            problems.add(f"{place}.group_name", f"'{group.group_name}' is listed twice; join the two")
+            problems.add(f"{place}.group_name", f"'{group.group_name}' is listed twice; merge the two groups")
         names.append(group.group_name)
         if not group.feature_names:
             problems.add(f"{place}.feature_names", f"group '{group.group_name}' names no feature; add one or remove it")

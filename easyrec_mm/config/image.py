@@ -160,9 +160,11 @@ def _settings(path: Path) -> dict[str, Any]:
         saved = json.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
         there = ", ".join(sorted(item.name for item in path.parent.iterdir())[:8]) or "nothing"
-        raise ValueError(f"{path.name} is missing ({there} is there); a preset is what save_to_preset wrote") from error
+        raise ValueError(
+            f"{path.name} is missing ({there} is there); give a folder that save_to_preset has written"
+        ) from error
     except ValueError as error:
-        raise ValueError(f"{path.name} is not JSON; a preset is what save_to_preset wrote") from error
+        raise ValueError(f"{path.name} is not JSON; give a folder that save_to_preset has written") from error
     return _settings_of(saved, path)
 
 
@@ -170,14 +172,16 @@ def _settings_of(saved: object, path: Path) -> dict[str, Any]:
     """Return the settings of an object that Keras saved."""
     settings = saved.get("config") if isinstance(saved, dict) else None
     if not isinstance(settings, dict):
-        raise ValueError(f"{path.name} is not a config of a keras-hub preset; a preset is what save_to_preset wrote")
+        raise ValueError(
+            f"{path.name} is not a config of a keras-hub preset; give a folder that save_to_preset has written"
+        )
     return settings
 
 
 def _sizes(given: object, number: int, path: Path) -> tuple[int | None, ...]:
     sizes = [None] * number if given is None else given
     if not isinstance(sizes, list) or len(sizes) != number or {type(size) for size in sizes} - {int, type(None)}:
-        raise ValueError(f"{path.name} is not a config of a keras-hub preset: it has pictures of {sizes}")
+        raise ValueError(f"{path.name} is not a config of a keras-hub preset: its picture size is {sizes}")
     return tuple(sizes)
 
 
@@ -212,7 +216,7 @@ def _check_preset(tower: ImgModel, schema: Schema, problems: Problems) -> None:
 def _check_training(tower: ImgModel, config: EasyRecConfig, problems: Problems) -> None:
     is_partial = tower.trainable == ImgModel.LAST_N_STAGES
     if is_partial != (tower.last_n_stages > 0):
-        problems.add(f"{PLACE}.last_n_stages", "goes with trainable: LAST_N_STAGES; set both or neither")
+        problems.add(f"{PLACE}.last_n_stages", "and trainable: LAST_N_STAGES need each other; set both or neither")
     train = config.train_config
     if tower.unfreeze_at_step and tower.trainable == ImgModel.ALL:
         problems.add(f"{PLACE}.unfreeze_at_step", "has no effect: all is trained from the start; set trainable")
@@ -261,7 +265,7 @@ def _check_losses(tower: ImgModel, schema: Schema, problems: Problems) -> None:
         if loss.label_name not in schema.labels:
             problems.unknown(f"{place}.label_name", "label", loss.label_name, schema.labels)
         if loss.num_class < 2:
-            problems.add(f"{place}.num_class", f"{loss.num_class} classes tell nothing apart; give 2 or more")
+            problems.add(f"{place}.num_class", f"{loss.num_class} classes are too few; give 2 or more")
 
 
 def _check_pictures(tower: ImgModel, config: EasyRecConfig, schema: Schema, problems: Problems) -> None:

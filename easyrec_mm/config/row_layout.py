@@ -19,7 +19,7 @@ def row_layout(
 ) -> RowLayout:
     """Return the positions of the parts of a line; for inputs other than GroupRTP only the fields of a sample."""
     if data.with_header and data.input_type != DatasetConfig.CSVInput:
-        problems.add("data_config.with_header", "has no effect but with input_type CSVInput; remove it")
+        problems.add("data_config.with_header", "has an effect only with input_type CSVInput; remove it")
     if data.input_type in GROUP_RTP:
         return _line_layout(data, labels, sample_fields, has_image, problems)
     kind = DatasetConfig.InputType.Name(data.input_type)
@@ -50,7 +50,7 @@ def _line_layout(
             problems.add(f"data_config.{name}", f"is empty; give the character between the parts ({hint})")
         for other, other_value in list(separators.items())[:i]:
             if value and value == other_value:
-                problems.add(f"data_config.{name}", f"{value!r} is also {other}; lines could not be split, change one")
+                problems.add(f"data_config.{name}", f"{value!r} is also {other}; use different separators")
     return RowLayout(
         label_columns=tuple(columns[:num_labels]),
         features_column=columns[num_labels],
@@ -77,7 +77,7 @@ def _selected_columns(data: DatasetConfig, labels: tuple[str, ...], has_image: b
     elif len(texts) != num_columns:
         problems.add(place, f"'{data.selected_cols}' has {len(texts)} columns, not {num_columns}: it gives {wanted}")
     elif len(set(texts if is_table else map(int, texts))) != num_columns:
-        problems.add(place, f"'{data.selected_cols}' names a column twice; each part has its own")
+        problems.add(place, f"'{data.selected_cols}' names a column twice; give each part its own column")
     elif not is_table:
         return [int(text) for text in texts]
     # The columns of a table are numbered in order; after a problem, the following checks still need a layout.

@@ -51,7 +51,9 @@ def _check_optimizers(train: TrainConfig, schema: Schema, problems: Problems) ->
     for i, optimizer in enumerate(train.optimizer_config):
         _check_optimizer(optimizer, f"{place}[{i}]", problems)
     if len({(o.use_moving_average, o.moving_average_decay) for o in train.optimizer_config}) > 1:
-        problems.add(place, "use_moving_average differs; the average is of the whole model")
+        problems.add(
+            place, "use_moving_average differs between optimizers; make it equal, the average covers the whole model"
+        )
 
 
 def _check_optimizer(optimizer: Optimizer, place: str, problems: Problems) -> None:

@@ -169,7 +169,7 @@ def _common_tasks(first: Contender, second: Contender) -> set[str]:
             common.add(task.name)
     if not common:
         raise UserError(
-            f"--compare {second.name}: its towers are {', '.join(others)}, none of which is one of "
+            f"--compare {second.name}: its towers are {', '.join(others)}, and none of them is among "
             f"{', '.join(task.name for task in first.pipeline.schema.tasks)}; compare models of the same task"
         )
     return common
@@ -211,7 +211,7 @@ def _in_step(first: Iterator[_Part], second: Iterator[_Part], path: str) -> Iter
         if one is None or other is None:
             less, more = ("this", "the other") if one is None else ("the other", "this")
             raise UserError(
-                f"{path}: {more} model reads more rows than {less} one; see that both configs refuse the same groups"
+                f"{path}: {more} model reads more rows than {less} one; both configs must accept the same groups"
             )
         num_rows = min(_num_rows(one), _num_rows(other))
         yield _cut(one, 0, num_rows), _cut(other, 0, num_rows)

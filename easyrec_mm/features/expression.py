@@ -188,7 +188,7 @@ class _Reader:
             raise ExpressionError(f"no function '{written}'; {did_you_mean(name, FUNCTIONS)}")
         least, most = FUNCTIONS[name]
         if node.keywords or any(isinstance(argument, ast.Starred) for argument in node.args):
-            raise ExpressionError(f"'{self._part(node)}': {name} takes its arguments one behind the other")
+            raise ExpressionError(f"'{self._part(node)}': {name} takes positional arguments only")
         if not least <= len(node.args) <= most:
             wanted = str(least) if least == most else f"{least} to {most}"
             raise ExpressionError(f"'{self._part(node)}': {name} takes {wanted} arguments, not {len(node.args)}")

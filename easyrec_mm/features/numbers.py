@@ -49,7 +49,7 @@ def read_numbers(settings: FeatureSettings) -> Numbers:
     if any(a >= b for a, b in pairwise(limits)):
         settings.add("boundaries", f"{list(limits)} does not ascend; sort it, without repeats")
     if item.raw_input_dim > 1 and limits:
-        settings.add("boundaries", "go with raw_input_dim 1; split the vector into several features")
+        settings.add("boundaries", "need raw_input_dim 1; split the vector into several features")
     if (item.HasField("min_val") or item.HasField("max_val")) and item.max_val <= item.min_val:
         settings.add("max_val", f"{item.max_val} is not above min_val {item.min_val}; swap or remove them")
     if (item.embedding_name or item.HasField("initializer")) and not item.embedding_dim:

@@ -63,7 +63,9 @@ def body_of_tensors(request: InferRequest) -> dict[str, Any]:
     number = max(len(values) for values in columns.values())
     for name, values in columns.items():
         if len(values) not in (1, number):
-            raise RequestError(f"{name}: has {len(values)} values, others have {number}; give as many, or one for all")
+            raise RequestError(
+                f"{name}: has {len(values)} values, others have {number}; give {number} values, or 1 for all"
+            )
     alone = {name: values for name, values in columns.items() if len(values) == number}
     shared = {name: values[0] for name, values in columns.items() if len(values) != number}
     instances = [dict(zip(alone, row, strict=True)) for row in zip(*alone.values(), strict=True)]

@@ -206,7 +206,7 @@ class Releases:
         predictor = load_predictor(copy, options.runtime, options.num_threads)
         manifest = predictor.manifest
         if _identity(folder, generation) != identity:
-            raise ExportError(f"{folder}: was replaced while it was loaded; it is loaded again")
+            raise ExportError(f"{folder}: was replaced while it was being loaded; loading it again")
         if generation.width != manifest.image_width:
             raise ServingError(
                 f"{folder} takes vectors of {manifest.image_width} numbers, generation {generation.number} of "
@@ -284,7 +284,8 @@ def newest_export(folder: str) -> str:
         return folder
     numbered = [name for name in names if name.isdigit()]
     if not numbered:
-        raise ExportError(f"{folder}: no {MANIFEST}; give a folder that easyrec-mm export has written, or one of such")
+        choices = "a folder that easyrec-mm export has written, or a folder of numbered exports"
+        raise ExportError(f"{folder}: no {MANIFEST}; give {choices}")
     return join(folder, max(numbered, key=int))
 
 

@@ -135,7 +135,7 @@ class Store(ABC):
             if (generation.width, generation.dtype) != (width, dtype):
                 raise StoreError(
                     f"{self.uri}: generation {generation.number} with this fingerprint holds vectors of "
-                    f"{generation.width} {generation.dtype}, not {width} {dtype}; write those, or into another store"
+                    f"{generation.width} {generation.dtype}, not {width} {dtype}; use that format, or another store"
                 )
             return generation
         number = max(meta.generations, default=0) + 1

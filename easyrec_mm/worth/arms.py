@@ -132,7 +132,7 @@ def _frozen(config: EasyRecConfig, shuffled_pictures: Path) -> None:
     if img_model.trainable in (ImgModel.HEAD, ImgModel.NONE) and not img_model.unfreeze_at_step:
         raise _SenselessError(f"that is what '{OWN}' is")
     if not (img_model.preset or config.train_config.fine_tune_checkpoint):
-        raise _SenselessError("the backbone starts from random weights: frozen, it would see nothing")
+        raise _SenselessError("the backbone has random weights, so freezing it makes no sense")
     _clear_training(img_model)
     for name in ("encode_ratio", "max_staleness_steps", "rematerialize", "image_micro_batch"):
         img_model.ClearField(name)

@@ -66,7 +66,9 @@ class Worth:
                 f"--arms: '{self._arms[0].name}' alone leaves nothing to compare with; add one of {_others()}"
             )
         if main_metric(self._arms[0]) is None:
-            raise UserError(f"{pipeline.path}: no metrics_set says which arm is better; add one, such as auc")
+            raise UserError(
+                f"{pipeline.path}: no metric can decide which arm is better; add one to a metrics_set, such as auc"
+            )
 
     def run(self) -> None:
         """Do the runs that are left, and write the report.
@@ -156,7 +158,7 @@ class Worth:
         if result.fingerprint != first.fingerprint:
             raise UserError(
                 f"{self._pipeline.config.eval_input_path}: the arms do not see the same rows: the evaluation data have "
-                f"changed, or some arm refuses more of them; remove {self._folder} to start anew"
+                f"changed, or one arm refuses more rows; remove {self._folder} to start again"
             )
 
     def _known_plan(self, sizes: Sizes) -> dict[str, Any]:
