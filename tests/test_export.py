@@ -265,7 +265,7 @@ def test_a_folder_that_holds_something_else(exported, tmp_path, capsys):
     (tmp_path / "rec").mkdir()
     (tmp_path / "rec" / "thesis.txt").write_text("x")
     assert main(exported.export_arguments(tmp_path)) == 1
-    assert "rec: holds files that are not of an export" in capsys.readouterr().err
+    assert "rec: contains files that do not belong to an export" in capsys.readouterr().err
     assert (tmp_path / "rec" / "thesis.txt").exists()
 
 

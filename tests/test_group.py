@@ -519,7 +519,9 @@ def test_a_file_that_changes_meanwhile(tmp_path, capsys, monkeypatch):
     from easyrec_mm.grouping import log_plan
 
     monkeypatch.setattr(log_plan, "scan_split", scan_and_change)
-    assert "log.csv: cannot be read: 299 rows from row 1 on, and 300 before" in refused(tmp_path, capsys)
+    assert "log.csv: cannot be read: 299 rows from row 1 on, but 300 when they were counted" in refused(
+        tmp_path, capsys
+    )
 
 
 @pytest.mark.parametrize("kind", ["csv", "csv.gz", "parquet"])

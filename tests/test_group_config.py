@@ -71,7 +71,7 @@ def test_ids(tmp_path):
     assert 2 * num_users <= features["user_id"].hash_bucket_size < 2.1 * num_users
     order = sorted({"rome", "oslo", "bonn"}, key=lambda name: -np.count_nonzero(cities == name))
     assert ids(features["city"]) == {"vocab_list": order, "embedding_dim": 8}
-    assert "3 distinct values: a row each" in why(text, "city")
+    assert "3 distinct values: one row of the table each" in why(text, "city")
     assert sorted(features["gender"].vocab_list) == ["f", "m"]
     assert "missing in 3" in why(text, "gender")
     assert ids(features["hour"]) == {"num_buckets": 24, "embedding_dim": 8}
@@ -189,10 +189,10 @@ def test_what_would_tell_the_answer_or_is_no_feature(tmp_path):
     assert "Labels were guessed by name and values: click, is_like." in text
     assert set(features) == {"item_id", "is_new", "play_time", "img_path", "group_size"}
     for name, reason in {
-        "dwell": "tells the label 'click' (AUC 1.000): perhaps known only afterwards",
+        "dwell": "predicts the label 'click' too well (AUC 1.000): perhaps known only afterwards",
         "buy": "looks like a label and is missing in 667 rows",
-        "time": "a time: what comes later has values that no training saw",
-        "created_at": "a time: what comes later has values that no training saw",
+        "time": "a time: later rows have values that do not occur in training",
+        "created_at": "a time: later rows have values that do not occur in training",
         "empty": "has no value",
     }.items():
         assert f"# No feature: {name}: {reason}" in re.sub(r"\n#  +", " ", text)

@@ -220,13 +220,14 @@ def test_learning_rates_of_the_image_tower(data, tmp_path, plain_step):
 
 @pytest.mark.parametrize(("img_model", "optimizers", "message"), [
     ("", optimizer() + optimizer("sgd", 0.1, 'variables: "conv9"'),
-     r"optimizer_config\[1\].variables: nothing is left for conv9; names are such as .*image/backbone/conv0/kernel"),
+     r"optimizer_config\[1\].variables: no variable is left that matches conv9; "
+     "names are such as .*image/backbone/conv0/kernel"),
     ("", optimizer() + optimizer("sgd", 0.1, 'variables: "conv1"') + optimizer("sgd", 0.1, 'variables: "conv1/kernel"'),
-     r"optimizer_config\[2\].variables: nothing is left for conv1/kernel"),
+     r"optimizer_config\[2\].variables: no variable is left that matches conv1/kernel"),
     ("trainable: NONE", optimizer() + optimizer("sgd", 0.1, 'variables: "image/backbone"'),
-     r"optimizer_config\[1\].variables: nothing is left for image/backbone"),
+     r"optimizer_config\[1\].variables: no variable is left that matches image/backbone"),
     ("", optimizer("sgd", 0.1, 'variables: "image/"'),
-     "none is for variable embedding/user; add one without `variables`"),
+     "no optimizer applies to variable embedding/user; add one without `variables`"),
 ])  # fmt: skip
 def test_optimizers_that_do_not_fit_the_variables(data, tmp_path, img_model, optimizers, message):
     with pytest.raises(ConfigError, match=message):

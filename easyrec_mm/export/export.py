@@ -187,13 +187,13 @@ def _check_places(places: list[Folder]) -> None:
     for place in places:
         place.look()
         if place.names() and MANIFEST not in place.names():
-            raise ExportError(f"{place.path}: holds files that are not of an export; choose a new folder")
+            raise ExportError(f"{place.path}: contains files that do not belong to an export; choose a new folder")
 
 
 def _check_targets(targets: list[Path]) -> None:
     for target in targets:
         if target.is_dir() and any(target.iterdir()) and not (target / MANIFEST).exists():
-            raise ExportError(f"{target}: holds files that are not of an export; choose a new folder")
+            raise ExportError(f"{target}: contains files that do not belong to an export; choose a new folder")
         if target.exists() and not target.is_dir():
             raise ExportError(f"{target}: is a file; choose a new folder")
         for stale in target.parent.glob(f".{target.name}.tmp-*"):

@@ -202,7 +202,10 @@ def _parquet_pieces(split: Split, columns: list[str]) -> Iterator[Piece]:
             yield Piece(table, [], len(batch))
             row += len(batch)
         if row - split.first_row != split.num_rows:
-            raise OSError(f"{row - split.first_row} rows from row {split.first_row} on, and {split.num_rows} before")
+            raise OSError(
+                f"{row - split.first_row} rows from row {split.first_row} on, but {split.num_rows} "
+                "when they were counted: the file has changed"
+            )
 
 
 def _csv_pieces(split: Split, columns: list[str], separator: str) -> Iterator[Piece]:
@@ -213,7 +216,10 @@ def _csv_pieces(split: Split, columns: list[str], separator: str) -> Iterator[Pi
         yield Piece(table, malformed, rows.num_rows)
         row += rows.num_rows
     if split.num_rows and row - split.first_row != split.num_rows:
-        raise OSError(f"{row - split.first_row} rows from row {split.first_row} on, and {split.num_rows} before")
+        raise OSError(
+            f"{row - split.first_row} rows from row {split.first_row} on, but {split.num_rows} "
+            "when they were counted: the file has changed"
+        )
 
 
 def _csv_rows(split: Split, separator: str) -> Iterator[csv_blocks.CsvRows]:

@@ -137,7 +137,7 @@ def _require_trainable(options: GroupOptions, stats: LogStats, inference: Infere
         if column.num_distinct == 1:
             raise DataError(
                 f"--label_fields: column '{label.name}' is {column.least} in all {stats.num_rows:,} rows that train, "
-                "so that nothing can be learnt; give a log that has other values, too, or leave it out"
+                "so nothing can be learned; give a log with both values, or leave the label out"
             )
     if not inference.features:
         why = "\n".join(f"  {name}: {why}" for name, why in inference.left_out.items())
@@ -251,5 +251,5 @@ def _write_template(stats: GroupStats) -> list[str]:
         file.write(template(options, stats.inference, grouped))
     load_pipeline(path)
     labels = ", ".join(label.name for label in stats.inference.labels)
-    guessed = " (guessed; --label_fields tells others)" if stats.inference.are_labels_guessed else ""
+    guessed = " (guessed; choose others with --label_fields)" if stats.inference.are_labels_guessed else ""
     return [f"labels: {labels}{guessed}", f"next: easyrec-mm train --pipeline_config {path}"]

@@ -51,7 +51,7 @@ class GroupStats:
         num_out = sum(shard.num_rows for shard in self.shards)
         lines = [
             f"{self.options.output}: {self.rows.num_rows:,} rows in, {num_out:,} out, "
-            f"{self.rows.num_refused:,} refused; {self.groups.num_duplicate_rows:,} of them are there before",
+            f"{self.rows.num_refused:,} refused, {self.groups.num_duplicate_rows:,} duplicates",
             f"{self.groups.num_items:,} items, {pictures:,} pictures ({several:,} of several items), "
             f"{self.groups.num_rows_without_picture:,} rows without a picture",
         ]

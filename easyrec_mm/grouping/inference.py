@@ -156,7 +156,7 @@ def _labels(
         if name.lower().startswith("is_") and _is_per_group(name, column, options, constant):
             continue  # it describes the item, like is_new
         if options.label_fields:
-            left_out[name] = "looks like a label that is not in --label_fields; as a feature it would tell the answer"
+            left_out[name] = "looks like a label that is not in --label_fields; as a feature it would reveal the answer"
         elif column.num_missing:
             left_out[name] = (
                 f"looks like a label and is missing in {column.num_missing:,} rows; name it in --label_fields: such "
@@ -212,7 +212,9 @@ def _plan_feature(
     rows = column.num_values / max(column.num_distinct, 1)
     if feature.feature_type == "IdFeature" and column.num_distinct > _MAX_VOCABULARY and rows < _FEW_ROWS:
         feature.wide_rows = rows
-        feature.why += f"; {rows:.0f} rows each, too few for an embedding: a number each, added to the logits"
+        feature.why += (
+            f"; {rows:.0f} rows per value, too few for an embedding: one number per value, added to the logits"
+        )
     result.features.append(feature)
 
 
@@ -238,7 +240,7 @@ def _why_no_feature(name: str, column: ColumnStats, options: GroupOptions, is_wa
     if name == options.group_by and by == "item":
         return "no item of the evaluation data occurs in the training data (--split_by item)"
     if name == options.user_field and by == "user":
-        return "no user that evaluates is among those that train (--split_by user)"
+        return "no user of the evaluation data occurs in the training data (--split_by user)"
     if column.num_distinct == 1 and not column.num_missing:
         return f"is {column.least!r} in all rows"
     return ""
@@ -282,7 +284,10 @@ def _text_feature(plan: FieldPlan, column: ColumnStats, stats: LogStats) -> Feat
         words = [str(value) for value in sorted(counts, key=lambda value: (-counts[value], value))]
         settings = {"vocab_list": words, "embedding_dim": _SMALL_DIM}
         return FeaturePlan(
-            plan.name, "IdFeature", settings, f"{len(words)} distinct values{_missing(column)}: a row each"
+            plan.name,
+            "IdFeature",
+            settings,
+            f"{len(words)} distinct values{_missing(column)}: one row of the table each",
         )
     return _hashed_feature(plan, column, stats)
 
@@ -333,7 +338,9 @@ def _is_dense(column: ColumnStats) -> bool:
 
 def _bucket_feature(plan: FieldPlan, column: ColumnStats, stats: LogStats) -> FeaturePlan:
     rows = int(column.greatest) + 1 if plan.kind == "int64" else 2
-    why = f"whole numbers from {int(column.least)} to {int(column.greatest)}{_missing(column)}: a row each"
+    why = (
+        f"whole numbers from {int(column.least)} to {int(column.greatest)}{_missing(column)}: one row of the table each"
+    )
     if column.num_missing and plan.kind == "int64":
         plan.default = rows
         rows += 1

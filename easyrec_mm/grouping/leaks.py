@@ -112,7 +112,7 @@ class LeakFinder:
         for label, is_one in rows.targets.items():
             auc = _column_auc(values, codes, is_one)
             if auc:
-                return f"tells the label '{label}' (AUC {auc:.3f}): perhaps known only afterwards"
+                return f"predicts the label '{label}' too well (AUC {auc:.3f}): perhaps known only afterwards"
             found = _only_with_label(np.flatnonzero(is_set), np.zeros(int(is_set.sum()), np.int64), 1, rows, is_one)
             if found:
                 return found[1].told(what, label)
@@ -148,7 +148,8 @@ class LeakFinder:
             best = int(np.argmax(aucs))
             if _is_telling(float(aucs[best]), is_one):
                 return (
-                    f"tells the label '{label}' by '{distinct[best]}' among its values (AUC {aucs[best]:.3f}): perhaps "
+                    f"predicts the label '{label}' too well by its value '{distinct[best]}' "
+                    f"(AUC {aucs[best]:.3f}): perhaps "
                     "known only afterwards"
                 )
             found = _only_with_label(place, codes, num_tags, rows, is_one)

@@ -148,7 +148,9 @@ def _columns(options: GroupOptions, files: list[str], plans: list[FilePlan]) -> 
     if options.only_columns:
         names = [name for name in names if name in needed]
     if GROUP_SIZE in names:
-        raise DataError(f"{files[0]}: a column is named '{GROUP_SIZE}', as the one that is added; rename it")
+        raise DataError(
+            f"{files[0]}: a column is named '{GROUP_SIZE}', the name of the column that group adds; rename it"
+        )
     for file, plan in zip(files, plans, strict=True):
         _require_columns(file, plan, names, files[0])
     return names
@@ -193,7 +195,7 @@ def _kind(
             joined = join_kinds(kind, plan.columns.get(name))
         except ValueError as error:
             raise DataError(
-                f"{file}: column '{name}' {error} ({first}); write it in one type, or tell one with --types "
+                f"{file}: column '{name}' {error} ({first}); write it with one type, or choose one with --types "
                 f"{name}=STRING"
             ) from error
         first = file if kind is None else first

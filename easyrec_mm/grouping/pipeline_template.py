@@ -85,10 +85,10 @@ def _head(options: GroupOptions, inference: Inference, grouped: Grouped) -> list
     lines = [
         f"Inferred by easyrec-mm group from {grouped.num_rows:,} rows of {options.input} that train.",
         f"  easyrec-mm train --pipeline_config {options.pipeline_config_template}",
-        "Look through it: no feature may hold what is known only after the impression, as the time of viewing.",
+        "Look through it: no feature may hold what is known only after the impression, such as the time of viewing.",
     ]
     if inference.are_labels_guessed:
-        lines.append(f"Labels were guessed by name and values: {labels}. --label_fields tells others.")
+        lines.append(f"Labels were guessed by name and values: {labels}. Choose others with --label_fields.")
     lines += [f"Note: {note}." for note in inference.notes]
     lines += [f"No feature: {name}: {why}." for name, why in inference.left_out.items()]
     if inference.left_out:
@@ -212,7 +212,9 @@ def _image_tower(options: GroupOptions, grouped: Grouped) -> list[str]:
         lines.append(f"preset: {_text(options.preset)}")
         upscale = _PRESET_SIDE // max(width, height)
         if upscale > 1:
-            lines += _comment("", [f"So that its things have about the size that it knows, {_PRESET_SIDE} pixels."])
+            lines += _comment(
+                "", [f"Enlarges pictures to about the size that the backbone was trained on, {_PRESET_SIDE} pixels."]
+            )
             lines.append(f"upscale: {upscale}")
     else:
         lines.append(f"model_name: {_text(_RANDOM_BACKBONE)}")

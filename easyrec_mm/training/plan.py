@@ -95,7 +95,7 @@ def build_optimizers(
                 return i
         if not by_part:
             raise ConfigError(
-                f"train_config.optimizer_config: none is for variable {name}; add one without `variables`"
+                f"train_config.optimizer_config: no optimizer applies to variable {name}; add one without `variables`"
             )
         if len(by_part) == 1 or name in tables:
             return by_part[0]
@@ -107,7 +107,8 @@ def build_optimizers(
         names = [name for name, number in chosen.items() if number == i]
         if settings.variables and not names:
             raise ConfigError(
-                f"train_config.optimizer_config[{i}].variables: nothing is left for {', '.join(settings.variables)}; "
+                f"train_config.optimizer_config[{i}].variables: no variable is left "
+                f"that matches {', '.join(settings.variables)}; "
                 f"names are such as {_some(list(chosen))}"
             )
         optimizer = build_optimizer(settings, list(tables.values()), factors, first_steps, end)
