@@ -1,1 +1,1 @@
-"""From files to batches: lines are parsed and checked, features transformed, pictures decoded."""
+"""Turns files into batches: parses and checks groups, transforms features, and decodes pictures."""

@@ -1,6 +1,6 @@
-"""Counts and writes down every group and picture that could not be used, and stops when they are too many.
+"""Counts and logs every group and picture that cannot be used, and stops the run when there are too many of them.
 
-So it does with keys that have no vector, which are no mistake, unless nearly all of them have none.
+Keys without a vector are counted as well; they are not errors, unless nearly all keys lack a vector.
 """
 
 from __future__ import annotations
@@ -14,16 +14,16 @@ from typing import Literal
 
 from easyrec_mm.errors import DataError
 
-# Groups or pictures from which on the share is a share rather than chance; before, only at the end of the data.
+# Number of groups or pictures from which on their share is meaningful; fewer are checked only at the end of the data.
 MIN_COUNT = 1000
 NUM_SHOWN = 10
-# Distinct records remembered, so that each is written once however many epochs meet it.
+# Number of distinct records that are remembered, so that each is written only once in all epochs.
 MAX_REMEMBERED = 100_000
 
 
 @dataclass
 class _Keys:
-    """Keys of the vectors of a feature."""
+    """Counts and examples of the keys by which a feature names vectors."""
 
     max_share: float
     num: int = 0
@@ -33,7 +33,7 @@ class _Keys:
 
 @dataclass(frozen=True)
 class BadRecord:
-    """One group or picture: the file and row (from 1) that hold it, where in the row, and what is wrong."""
+    """One group or picture: the file and row (from 1) that contain it, the place in the row, and the problem."""
 
     kind: Literal["group", "picture"]
     file: str
@@ -49,7 +49,7 @@ class BadRecords:
     """The bad records of one run.
 
     Args:
-      path: jsonl file that they are appended to; None writes nothing.
+      path: jsonl file to which the records are appended; None writes nothing.
       max_share: share of the groups, and of the pictures, that may be bad.
     """
 
@@ -64,7 +64,7 @@ class BadRecords:
 
     @property
     def counts(self) -> dict[str, int]:
-        """Groups and pictures read and bad, each time they were met."""
+        """Return how many groups, pictures and keys were read, and how many of them were bad; repetitions count."""
         return {
             "groups": self._read["group"],
             "bad_groups": self._bad["group"],
@@ -75,17 +75,17 @@ class BadRecords:
         }
 
     def start_over(self) -> None:
-        """Count anew, as the same data are read once more; what is written down already is not written again."""
+        """Reset the counts because the same data are read again; records that were written are not written again."""
         self._read = dict.fromkeys(self._read, 0)
         self._bad = dict.fromkeys(self._bad, 0)
         self._shown = {kind: [] for kind in self._shown}
         self._vectors = {}
 
     def add(self, num_groups: int, num_pictures: int, records: list[BadRecord]) -> None:
-        """Count what a batch read, and what of it was bad.
+        """Count the groups and pictures that a batch read, and the bad ones among them.
 
         Raises:
-          DataError: when the bad ones are more than the share, with the first of them.
+          DataError: if more of them are bad than the share allows; the message shows the first bad ones.
         """
         self._read["group"] += num_groups
         self._read["picture"] += num_pictures
@@ -103,10 +103,10 @@ class BadRecords:
         self._check(MIN_COUNT)
 
     def add_keys(self, feature: str, num: int, missing: Sequence[bytes], num_missing: int, max_share: float) -> None:
-        """Count the keys of a batch: `num` of them, of which `num_missing` have no vector, `missing` being distinct.
+        """Count `num` keys of a batch, of which `num_missing` have no vector; `missing` contains these keys once each.
 
         Raises:
-          DataError: when a larger share than `max_share` has none.
+          DataError: if a larger share than `max_share` has no vector.
         """
         keys = self._vectors.setdefault(feature, _Keys(max_share))
         keys.num += num
@@ -116,12 +116,12 @@ class BadRecords:
         self._check_keys(MIN_COUNT)
 
     def check_all(self) -> None:
-        """At the end of the data or of an epoch: raise DataError when the share is passed, however few were read."""
+        """Raise DataError if a share is exceeded, however few were read; for the end of the data or of an epoch."""
         self._check(1)
         self._check_keys(1)
 
     def summary(self) -> str:
-        """One line for the user; empty when nothing was bad."""
+        """Return lines for the user about bad records and features with missing vectors; empty if nothing was bad."""
         parts = [f"{self._bad[kind]} of {self._read[kind]} {kind}s" for kind in ("group", "picture") if self._bad[kind]]
         lines = [f"bad records: {' and '.join(parts)}; see {self._path}"] if parts else []
         lines += [

@@ -1,7 +1,8 @@
-"""What one step works on.
+"""The batch that one training step works on.
 
-Shape legend: S samples; U distinct images, what the image field of a group names: a picture, several, or none; P
-distinct pictures; E of them with pixels; L pairs of an image and a picture of it; H x W x C pixels.
+Shape legend: S samples; U distinct images, where an image is what the image field of a group names: one picture,
+several, or none; P distinct pictures; E pictures with pixels; L pairs of an image and one of its pictures; H x W x C
+pixels.
 """
 
 from __future__ import annotations
@@ -13,16 +14,16 @@ import tensorflow as tf
 
 
 class Images(NamedTuple):
-    """Which pictures the images of a batch have, and what is known of them.
+    """Which pictures the images of a batch have, and further values of the images and pictures.
 
     encoded        int32 [E]: row of pixels -> picture; the other pictures have a vector in the picture bank
-    category       int64 [P], what the image tower sees beside the picture; zeros where it sees nothing
-    bank_row       int32 [P]: picture -> row of the picture bank; zeros without one
+    category       int64 [P], input of the image tower in addition to the picture; zeros if the tower takes no category
+    bank_row       int32 [P]: picture -> row of the picture bank; zeros without a bank
     link_picture   int32 [L]: pair -> picture
     link_image     int32 [L]: pair -> image, ascending
     has_picture    bool [U]
-    features       feature name -> int64 [U], what losses on image vectors compare with
-    labels         label name -> float32 [U], of losses on image vectors
+    features       feature name -> int64 [U], features that losses on image vectors compare with
+    labels         label name -> float32 [U], labels of losses on image vectors
     """
 
     encoded: tf.Tensor
@@ -36,14 +37,14 @@ class Images(NamedTuple):
 
 
 class Batch(NamedTuple):
-    """The samples of a number of groups, whatever input they came from.
+    """The samples of several groups, in the same form for all input formats.
 
     features       feature name -> values, see Feature.values
     labels         label name -> float32 [S]; empty for prediction
     sample_weight  float32 [S]; ones unless the config names a field
     pixels         uint8 [E, H, W, C]; E is 0 for a model without pictures
     sample_image   int32 [S]: sample -> image
-    images         of the groups
+    images         images of the groups
     """
 
     features: dict[str, tf.Tensor | tf.RaggedTensor]
@@ -55,25 +56,25 @@ class Batch(NamedTuple):
 
     @property
     def num_samples(self) -> int:
-        """S."""
+        """Return the number of samples, S."""
         return int(self.sample_image.shape[0])
 
     @property
     def num_images(self) -> int:
-        """U."""
+        """Return the number of distinct images, U."""
         return int(self.images.has_picture.shape[0])
 
 
 @dataclass(frozen=True)
 class InputBatch:
-    """A batch and what it says of its origin.
+    """A batch and its origin.
 
-    batch          the samples; there may be none, if every group was bad
-    kept           field name -> [S], the fields that were asked for beside the model's
-    num_groups     groups read, the bad ones included
+    batch          the samples; zero samples if every group was bad
+    kept           field name -> [S], fields that were requested in addition to those of the model
+    num_groups     number of groups read, including the bad ones
     epoch          epoch (from 0) of the batch's last group
-    step           the step that is to train it; a batch without samples has that of the next one
-    picture_path   what PictureLoader takes of each of the P pictures
+    step           the step that trains the batch; a batch without samples has the step of the next batch
+    picture_path   the argument of PictureLoader for each of the P pictures
     """
 
     batch: Batch
@@ -85,7 +86,7 @@ class InputBatch:
 
 
 def one_picture_each(num_images: int) -> Images:
-    """Images of one picture each, all with pixels."""
+    """Return images with one picture each, all with pixels."""
     rows = tf.range(num_images)
     return Images(
         encoded=rows,

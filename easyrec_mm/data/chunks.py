@@ -1,7 +1,7 @@
-"""Groups of a source -> batches without their pictures, all within TensorFlow graphs.
+"""Turns groups of a source into batches without pictures, entirely within TensorFlow graphs.
 
-Groups are parsed and transformed in chunks that are larger than a small batch, since an operation costs more than the
-work of a few groups, and the chunks are then cut into batches.
+Groups are parsed and transformed in chunks that are larger than a small batch, because an operation costs more than its
+work on a few groups; the chunks are then cut into batches.
 """
 
 from __future__ import annotations
@@ -21,16 +21,16 @@ from easyrec_mm.schema import Schema
 
 
 class ChunkReader:
-    """Reads batches of a number of groups.
+    """Reads batches with a fixed number of groups.
 
     Args:
-      source: the groups.
-      schema: what they mean.
+      source: source of the groups.
+      schema: meaning of the groups.
       labels: label fields to read.
-      kept_fields: further input fields to hand out.
-      batch_size: groups in a batch.
-      drops_remainder: whether the groups at the end that fill no batch are left out.
-      num_threads: that read and cut.
+      kept_fields: further input fields to return.
+      batch_size: number of groups per batch.
+      drops_remainder: whether to leave out the groups at the end that do not fill a batch.
+      num_threads: number of threads that read and cut.
     """
 
     def __init__(
@@ -48,7 +48,7 @@ class ChunkReader:
         self._batch_size, self._drops_remainder, self._num_threads = batch_size, drops_remainder, num_threads
         self._transform = FeatureTransform(schema.features)
         self._image_transform = FeatureTransform(schema.image_features)
-        # Traced once for all the datasets that use them.
+        # Traced once, for all datasets that use these functions.
         records = source.records(1, 0, 1)
         read = tf.function(self._read, input_signature=records.element_spec, autograph=False)
         self._packing = Packing(_specs(read)["samples"])
@@ -63,11 +63,11 @@ class ChunkReader:
         self._cut = tf.function(self._batch_of_chunk, input_signature=(chunk, first), autograph=False)
 
     def batches(self, num_epochs: int, num_skipped: int) -> tf.data.Dataset:
-        """Batches in order, see `_batch_of_chunk`.
+        """Return a dataset of batches in order, see `_batch_of_chunk`.
 
         Args:
-          num_epochs: times the groups are read; 0 means without end.
-          num_skipped: batches to leave out at the start.
+          num_epochs: how often the groups are read; 0 means without end.
+          num_skipped: number of batches to leave out at the start.
         """
         size = self._batch_size
         batches_at_once = -(-self._source.chunk_size // size)
@@ -77,27 +77,27 @@ class ChunkReader:
         return places.map(self._cut, num_parallel_calls=self._num_threads, deterministic=True)
 
     def samples(self, rows: dict[str, Any]) -> dict[str, Any]:
-        """The features, labels, sample_weight and kept fields of a batch, by these names; each a nest by field."""
+        """Return a batch's features, labels, sample_weight and kept fields by these names; each is a nest by field."""
         samples: dict[str, Any] = self._packing.unpack(rows["samples"])
         return samples
 
     def sample_specs(self) -> dict[str, Any]:
-        """Shapes and dtypes of what `samples` returns."""
+        """Return the shapes and dtypes of what `samples` returns."""
         specs: dict[str, Any] = self._packing.specs
         return specs
 
     def row_specs(self) -> dict[str, Any]:
-        """Shapes and dtypes of a batch of `batches`."""
+        """Return the shapes and dtypes of a batch of `batches`."""
         specs: dict[str, Any] = _specs(self._cut)
         return specs
 
     def _read(self, *element: Any) -> dict[str, Any]:
-        """Parse an element of the source: its good groups, transformed, in the order of the file."""
+        """Parse an element of the source to its valid groups, transformed, in the order of the file."""
         chunk: Chunk = self._source.parse(*element)
         groups = chunk.groups
         first_sample = tf.cumsum(groups.group_size, exclusive=True)  # [G]
         of_groups = {n: tf.gather(groups.fields[n], first_sample) for n in self._image_transform.fields}
-        # "" for what the data do not have.
+        # The name of a field is "" if the data do not have it.
         per_group = {self._schema.image.field: groups.image_path, self._schema.group_size_field: groups.group_size}
         kept = {
             name: tf.repeat(per_group[name], groups.group_size) if name in per_group else groups.fields[name]
@@ -132,7 +132,7 @@ class ChunkReader:
         }
 
     def _places_of_batches(self, chunk: dict[str, Any]) -> tf.data.Dataset:
-        """(chunk, first record) of each batch in a chunk."""
+        """Return a dataset of (chunk, first record) for each batch in a chunk."""
         size = tf.size(chunk["records"]["row"], tf.int64)
         num_batches = size // self._batch_size if self._drops_remainder else -(-size // self._batch_size)
         starts = tf.data.Dataset.range(0, num_batches * self._batch_size, self._batch_size)
@@ -142,11 +142,11 @@ class ChunkReader:
         """Cut out the batch of `batch_size` records from `first` on.
 
         Returns:
-          samples  for `samples`
+          samples  the argument of `samples`
           keys     feature name -> its distinct keys, see stored_vectors
-          refused  evidence, file and row of the records that are no good groups
-          counts   int64 [3]: records, the epoch of the last, and how many are refused
-          and what `images_of_groups` returns
+          refused  evidence, file and row of the records that are not valid groups
+          counts   int64 [3]: number of records, epoch of the last record, number of refused records
+          and the values that `images_of_groups` returns
         """
         limits = tf.stack([first, first + self._batch_size])
         group_limits = tf.searchsorted(chunk["groups"]["record"], limits, out_type=tf.int64)
@@ -161,12 +161,12 @@ class ChunkReader:
             "keys": {name: distinct_keys(keys) for name, keys in cut(chunk["keys"], sample_limits).items()},
             **images_of_groups(self._schema, cut(chunk["groups"], group_limits), origin),
             "refused": {"evidence": refused["evidence"], **rows_of(origin, refused["record"])},
-            # In one tensor: each costs the loop time.
+            # In one tensor, because the loop spends time on each tensor.
             "counts": tf.stack(counts),
         }
 
 
 def _specs(function: tf.types.experimental.PolymorphicFunction) -> Any:
-    """Shapes and dtypes of what a function with an input signature returns."""
+    """Return the shapes and dtypes of what a function with an input signature returns."""
     outputs = function.get_concrete_function().structured_outputs
     return tf.nest.map_structure(tf.type_spec_from_value, outputs)

@@ -1,7 +1,7 @@
-"""The one definition of how the bytes of a picture become the pixels that the network sees.
+"""The single definition of how the bytes of a picture become the pixels that the network sees.
 
-TensorFlow operations alone, so that training, the exported image model and serving cannot differ. Handles JPEG (also
-CMYK, grey and rotated by EXIF), PNG, GIF (first frame), BMP (also with a palette) and WebP (no animations);
+It uses TensorFlow operations only, so that training, the exported image model and serving cannot differ. It handles
+JPEG (also CMYK, grey and rotated by EXIF), PNG, GIF (first frame), BMP (also with a palette) and WebP (no animations);
 transparency is dropped.
 """
 
@@ -11,13 +11,13 @@ import tensorflow as tf
 
 from easyrec_mm.schema import Image
 
-# Parts of the messages of the errors that mean "no picture", "decompression bomb" and what TensorFlow gets wrong.
+# Parts of error messages for bytes that are no picture, decompression bombs, and pictures that TensorFlow gets wrong.
 UNKNOWN_FORMAT = "not a JPEG, PNG, GIF, BMP or WebP picture"
 TOO_MANY_PIXELS = "more than max_image_pixels"
 ANIMATED_WEBP = "an animated WebP, which is not supported"
 PARTIAL_GIF = "a GIF whose first frame does not fill its screen, which is not supported"
 
-# Neither black nor white: near the mean of natural pictures, so that it moves the network least.
+# Near the mean of natural pictures, so that it influences the network least; neither black nor white.
 MID_GREY = 128
 
 # The TIFF entry of EXIF's orientation (tag 0x0112, type short, count 1) in both byte orders; its value follows.
@@ -25,15 +25,15 @@ _ORIENTATION_LITTLE_ENDIAN = r"(?s)^\C*Exif\x00\x00II\C*?\x12\x01\x03\x00\x01\x0
 _ORIENTATION_BIG_ENDIAN = r"(?s)^\C*Exif\x00\x00MM\C*?\x01\x12\x00\x03\x00\x00\x00\x01\x00([\x01-\x08])\C*$"
 _EXIF_SEARCH_BYTES = 4096
 
-# First bytes of the parts of a GIF.
+# First byte of each part of a GIF.
 _GIF_FRAME, _GIF_EXTENSION = 0x2C, 0x21
 
-# Bytes from the start that hold the size in every format but JPEG, and the header of a BMP.
+# Number of first bytes that contain the picture's size in every format except JPEG, and the header of a BMP.
 _HEAD_BYTES = 32
 
 
 def decode_pictures(data: tf.Tensor, image: Image) -> tf.Tensor:
-    """Bytes of pictures -> pixels.
+    """Decode the bytes of pictures to pixels.
 
     Args:
       data: string `[U]`, the contents of the files.
@@ -43,10 +43,10 @@ def decode_pictures(data: tf.Tensor, image: Image) -> tf.Tensor:
       uint8 `[U, height, width, channels]`, upright, 0-255.
 
     Raises:
-      tf.errors.InvalidArgumentError: if one of them is not a picture, is damaged, or holds too many pixels.
+      tf.errors.InvalidArgumentError: if a content is not a picture, is damaged, or has too many pixels.
     """
     with tf.device("/CPU:0"):
-        # What can be told for all pictures at once is: a picture of 224 x 224 decodes in the time of 40 small ops.
+        # Headers are checked for all pictures at once: decoding a picture of 224 x 224 takes as long as 40 small ops.
         padded = tf.strings.join([data, b"\x00" * _HEAD_BYTES])
         head = tf.strings.substr(padded, 0, _HEAD_BYTES)
         byte = tf.reshape(tf.cast(tf.io.decode_raw(head, tf.uint8), tf.int64), [-1, _HEAD_BYTES])  # [U, 32]
@@ -82,19 +82,19 @@ def decode_pictures(data: tf.Tensor, image: Image) -> tf.Tensor:
 
 
 def resize(pixels: tf.Tensor, image: Image) -> tf.Tensor:
-    """Pixels of any size -> pixels of the size that the network takes.
+    """Resize pixels of any size to the size that the network takes.
 
     Args:
       pixels: uint8 `[h, w, c]`.
-      image: size and method. Its `resize` says what becomes of a picture of another aspect ratio:
+      image: size and method. Its `resize` determines what happens to a picture of another aspect ratio:
         STRETCH scales height and width, each by its own factor.
         CENTER_CROP cuts the largest part of the target's ratio out of the middle and scales that part.
-        PAD scales the whole by the one factor with which it just fits, and fills up with MID_GREY around it.
-        The part of CENTER_CROP and the scaled picture of PAD have whole pixels, the next to the exact side, one at
-        least. Of an odd margin the larger half is at the right or at the bottom.
+        PAD scales the whole picture by the one factor with which it just fits, and fills the margins with MID_GREY.
+        The sides of CENTER_CROP's part and of PAD's scaled picture are rounded to whole pixels, at least one. If a
+        margin is odd, its larger half is at the right or at the bottom.
 
     Returns:
-      uint8 `[height, width, c]`. What needs no scaling keeps its pixels as they are.
+      uint8 `[height, width, c]`. A picture that needs no scaling keeps its pixels unchanged.
     """
     target = [image.height, image.width]
     if image.resize == "CENTER_CROP":
@@ -118,20 +118,20 @@ def resize(pixels: tf.Tensor, image: Image) -> tf.Tensor:
 
 
 def _fitted(size: tf.Tensor | list[int], frame: tf.Tensor | list[int]) -> tf.Tensor:
-    """int32 `[2]`: height and width `size`, both scaled by the one factor with which they just fit into `frame`."""
-    # Exact for products of sides, which int32 does not hold.
+    """Return height and width `size`, scaled by the one factor with which they just fit into `frame`: int32 `[2]`."""
+    # float64 is exact for products of sides, which may exceed int32.
     size, frame = tf.cast(size, tf.float64), tf.cast(frame, tf.float64)
-    side = size * frame[::-1] / size[::-1]  # each where the other one fills the frame
+    side = size * frame[::-1] / size[::-1]  # each side, when the other side fills the frame
     return tf.cast(tf.minimum(tf.maximum(tf.round(side), 1.0), frame), tf.int32)
 
 
 def _has(head: tf.Tensor, magic: bytes, position: int = 0) -> tf.Tensor:
-    """bool `[U]`: whether the bytes `magic` stand at `position`."""
+    """Return whether the bytes `magic` stand at `position`, bool `[U]`."""
     return tf.equal(tf.strings.substr(head, position, len(magic)), magic)
 
 
 def _num_pixels(head: tf.Tensor, byte: tf.Tensor) -> tf.Tensor:
-    """int64 `[U]`: width x height as the headers give them, before anything is decoded; 0 for an unknown format.
+    """Return width x height from the headers, before anything is decoded, int64 `[U]`; 0 for an unknown format.
 
     Args:
       head: string `[U]`, the first bytes.
@@ -139,12 +139,12 @@ def _num_pixels(head: tf.Tensor, byte: tf.Tensor) -> tf.Tensor:
     """
 
     def number(*positions: int) -> tf.Tensor:
-        """The numbers whose bytes, most significant first, stand at these positions."""
+        """Return the numbers whose bytes, most significant first, stand at these positions."""
         return tf.add_n([byte[:, position] * 256**i for i, position in enumerate(reversed(positions))])
 
     is_webp = _has(head, b"RIFF") & _has(head, b"WEBP", 8)
-    bmp_height = number(25, 24, 23, 22)  # negative when the rows stand top down
-    # TensorFlow reads run-length encoded rows as if they were plain.
+    bmp_height = number(25, 24, 23, 22)  # negative if the rows are stored from top to bottom
+    # TensorFlow reads run-length encoded rows as if they were uncompressed.
     is_plain_bmp = _has(head, b"BM") & (tf.equal(byte[:, 30], 0) | tf.equal(byte[:, 30], 3))
     lossless_bits = number(24, 23, 22, 21)
     # WebP has three kinds of first chunk: lossy, lossless and extended.
@@ -162,13 +162,13 @@ def _num_pixels(head: tf.Tensor, byte: tf.Tensor) -> tf.Tensor:
 def _decode_jpeg(data: tf.Tensor, max_pixels: int) -> tf.Tensor:
     size = tf.cast(tf.io.extract_jpeg_shape(data), tf.int64)[:2]
     with tf.control_dependencies([tf.debugging.Assert(tf.reduce_prod(size) <= max_pixels, [TOO_MANY_PIXELS])]):
-        # The default, a fast inverse DCT, is off by up to 14 and on today's processors no faster.
+        # The default, a fast inverse DCT, has errors of up to 14 and is not faster on today's processors.
         return tf.io.decode_jpeg(tf.identity(data), channels=3, dct_method="INTEGER_ACCURATE")
 
 
 def _decode_webp(data: tf.Tensor) -> tf.Tensor:
-    """Without alpha, which TensorFlow refuses to leave out while it decodes."""
-    # Animations must not reach TensorFlow 2.21: it writes behind the memory that it takes for them.
+    """Decode a WebP, and drop alpha afterwards, because TensorFlow refuses to drop it while decoding."""
+    # Animations must not reach TensorFlow 2.21: it writes beyond the memory that it allocates for them.
     head = tf.strings.join([data, b"\x00" * _HEAD_BYTES])
     flags = tf.io.decode_raw(tf.strings.substr(head, 20, 1), tf.uint8)[0]
     is_animated = _has(head, b"VP8X", 12) & (flags % 4 >= 2)
@@ -178,11 +178,11 @@ def _decode_webp(data: tf.Tensor) -> tf.Tensor:
     return pixels[:, :, :3]
 
 
-# Kept a function in the graph: inlined, its operations would cost time even where another format is decoded.
+# Kept as a function in the graph: inlined, its operations would cost time even when another format is decoded.
 @tf.function(autograph=False, experimental_attributes={"_noinline": True})  # type: ignore[untyped-decorator]
 def _decode_gif(data: tf.Tensor, max_pixels: int) -> tf.Tensor:
-    """The first frame. One that leaves a part of the screen free is refused: TensorFlow moves and cuts it."""
-    # For the first, TensorFlow unpacks all, a byte a pixel: no more bytes are allowed than another picture may take.
+    """Decode the first frame; refuse one that does not fill the screen, because TensorFlow moves and cuts it."""
+    # For the first frame, TensorFlow decompresses all, one byte per pixel: the limit is the bytes of any other picture.
     small = tf.debugging.Assert(_num_gif_pixels(data) <= 3 * max_pixels, [TOO_MANY_PIXELS])
     with tf.control_dependencies([small]):
         pixels = tf.io.decode_image(tf.identity(data), channels=3, expand_animations=False)
@@ -194,10 +194,10 @@ def _decode_gif(data: tf.Tensor, max_pixels: int) -> tf.Tensor:
 
 
 def _num_gif_pixels(data: tf.Tensor) -> tf.Tensor:
-    """int64: the pixels of all frames together, a byte each; a frame has its own size, whatever that of the screen."""
+    """Return the pixels of all frames, one byte each, int64; the size of a frame may differ from that of the screen."""
     byte = tf.cast(tf.io.decode_raw(tf.strings.join([data, b"\x00" * _HEAD_BYTES]), tf.uint8), tf.int32)
     last = tf.size(byte) - 1
-    # Data stand in blocks, each behind its length, up to one of length 0: from any byte on, the place 32 blocks later.
+    # Data consist of blocks, each after its length; length 0 ends them. `jump` is, for any byte, 32 blocks further on.
     jump = tf.minimum(tf.range(last + 1) + tf.where(byte > 0, byte + 1, 0), last)
     for _ in range(5):
         jump = tf.gather(jump, jump)
@@ -225,11 +225,11 @@ def _num_gif_pixels(data: tf.Tensor) -> tf.Tensor:
 
 
 def _decode_palette_bmp(data: tf.Tensor) -> tf.Tensor:
-    """A BMP with 8 bits a pixel holds palette indices, which TensorFlow returns as if they were grey values."""
+    """Decode a BMP with 8 bits per pixel, whose palette indices TensorFlow returns as if they were grey values."""
     byte = tf.cast(tf.io.decode_raw(tf.strings.substr(data, 0, _HEAD_BYTES), tf.uint8), tf.int32)
     indices = tf.cast(tf.io.decode_bmp(data)[..., 0], tf.int32)  # [h, w]
     palette_start = 14 + byte[14] + byte[15] * 256
-    # A message of substr's would hold the data, which Python cannot read as text.
+    # An error message of substr would contain the data, which Python cannot decode as text.
     within = tf.debugging.Assert(palette_start <= tf.strings.length(data), ["the palette is missing"])
     with tf.control_dependencies([within]):
         padded = tf.strings.join([data, b"\x00" * 1024])
@@ -238,7 +238,7 @@ def _decode_palette_bmp(data: tf.Tensor) -> tf.Tensor:
 
 
 def _orientation(data: tf.Tensor) -> tf.Tensor:
-    """int32 `[U]`: EXIF orientation 1-8 of JPEGs; 1 (upright) when they have none."""
+    """Return the EXIF orientation of JPEGs, int32 `[U]` from 1 to 8; 1 (upright) without EXIF."""
     head = tf.strings.substr(data, 0, _EXIF_SEARCH_BYTES)
 
     def search() -> tf.Tensor:
@@ -248,7 +248,7 @@ def _orientation(data: tf.Tensor) -> tf.Tensor:
         code = tf.io.decode_raw(tf.where(found, value, b"\x01"), tf.uint8)[:, 0]
         return tf.cast(code, tf.int32)
 
-    # Most pictures have no EXIF: one look at the first segments spares them the search.
+    # Most pictures have no EXIF: a check of the first segments avoids the search.
     start = tf.strings.substr(head, 0, 64)
     has_exif = tf.reduce_any(tf.strings.regex_full_match(start, r"(?s)\C*Exif\x00\x00\C*"))
     return tf.cond(has_exif, search, lambda: tf.ones(tf.shape(data), tf.int32))

@@ -16,7 +16,7 @@ from easyrec_mm.formats.source import Source
 from easyrec_mm.protos.data_pb2 import DatasetConfig
 from easyrec_mm.schema import Schema
 
-# Groups among which the first pictures are looked for.
+# Number of first groups in which the first pictures are looked for.
 _NUM_GROUPS = 1000
 
 # Path of a picture -> file and row that name it first.
@@ -24,13 +24,13 @@ Pictures = Mapping[bytes, tuple[str, int]]
 
 
 def paths_of(image: bytes, schema: Schema) -> list[bytes]:
-    """The paths that an image field names."""
+    """Return the paths that an image field contains."""
     paths = split_bytes(image, schema.image_separator) if schema.image_separator else [image]
     return [path for path in paths if path]
 
 
 def first_pictures(source: Source, schema: Schema) -> Pictures:
-    """Pictures of the first groups."""
+    """Return the pictures of the first groups."""
     pictures: dict[bytes, tuple[str, int]] = {}
     for file, row, group in islice(source.texts(), _NUM_GROUPS):
         if not isinstance(group, Problem):
@@ -42,15 +42,15 @@ def first_pictures(source: Source, schema: Schema) -> Pictures:
 
 
 def require_pictures(config: str, data: DatasetConfig, pictures: Pictures) -> None:
-    """Check that most of the first pictures can be read, unless as many are allowed to be bad.
+    """Check that most of the first pictures can be read, unless the config allows that many bad ones.
 
     Args:
       config: name of the config, for messages.
-      data: its data section.
-      pictures: see first_pictures; those beyond NUM_FIRST are not looked at.
+      data: data section of the config.
+      pictures: see first_pictures; pictures beyond NUM_FIRST are ignored.
 
     Raises:
-      DataError: if they cannot, with the first of them and the folder in which they are, if it is found.
+      DataError: if they cannot be read; the message names the first one, and the folder that contains them if found.
     """
     paths = [path for path in pictures if path][:NUM_FIRST]
     reader = PictureReader(

@@ -1,7 +1,7 @@
-"""Which images and pictures the groups of a batch have, each once; within a TensorFlow graph.
+"""Finds the distinct images and pictures of the groups in a batch, within a TensorFlow graph.
 
-Shape legend: G groups; U distinct images, what the image field of a group names; P distinct pictures; L pairs of an
-image and a picture of it.
+Shape legend: G groups; U distinct images, where an image is what the image field of a group names; P distinct pictures;
+L pairs of an image and one of its pictures.
 """
 
 from __future__ import annotations
@@ -12,22 +12,22 @@ import tensorflow as tf
 
 from easyrec_mm.schema import Schema
 
-# Between the path and the category of a picture; neither has it.
+# Separates the path and the category of a picture; neither contains it.
 _KEY_SEPARATOR = "\x1d"
 
 
 def images_of_groups(schema: Schema, groups: dict[str, Any], origin: dict[str, tf.Tensor]) -> dict[str, Any]:
-    """Find the distinct images of groups, and the distinct pictures of these.
+    """Find the distinct images of groups, and the distinct pictures of these images.
 
     Args:
-      schema: says how the image field is read.
+      schema: determines how the image field is read.
       groups: image_path string `[G]`, group_size and record int64 `[G]`, image_features and image_labels name -> `[G]`.
       origin: file and row of each record.
 
     Returns:
       sample_image    int32 `[S]`: sample -> image
       picture_path    string `[P]`
-      picture_key     string `[P]`, the same for the same picture and category alone
+      picture_key     string `[P]`, equal only for the same picture and category
       picture_origin  file and row `[P]` of the first group with the picture
       category        int64 `[P]`
       link_picture    int32 `[L]`: pair -> picture
@@ -39,7 +39,7 @@ def images_of_groups(schema: Schema, groups: dict[str, Any], origin: dict[str, t
     if not schema.uses_image:
         return {"sample_image": tf.zeros([tf.reduce_sum(groups["group_size"])], tf.int32)}
     features = groups["image_features"]
-    # Pictures of two categories are two to the image tower.
+    # For the image tower, a picture with two categories is two pictures.
     category = features.get(schema.category_feature, tf.zeros_like(groups["group_size"]))
     group_image, first_group = _distinct(_image_keys(groups["image_path"], category))  # [G], [U]
     pictures = _distinct_pictures(
@@ -57,16 +57,16 @@ def images_of_groups(schema: Schema, groups: dict[str, Any], origin: dict[str, t
 
 
 def rows_of(values: dict[str, tf.Tensor], rows: tf.Tensor) -> dict[str, tf.Tensor]:
-    """Take these rows of every tensor."""
+    """Return these rows of every tensor."""
     return {name: tf.gather(tensor, rows) for name, tensor in values.items()}
 
 
 def _distinct_pictures(schema: Schema, path: tf.Tensor, category: tf.Tensor) -> dict[str, tf.Tensor]:
-    """Find the pictures of images, each once, and which images they are of.
+    """Find the distinct pictures of images, and the images to which they belong.
 
     Args:
-      schema: says how the image field is read.
-      path: string `[U]`, as it stands in the image field.
+      schema: determines how the image field is read.
+      path: string `[U]`, the content of the image field.
       category: int64 `[U]`.
     """
     rows = tf.range(tf.size(path))
@@ -74,7 +74,7 @@ def _distinct_pictures(schema: Schema, path: tf.Tensor, category: tf.Tensor) -> 
     if schema.image_separator:
         paths = tf.strings.split(path, schema.image_separator)
         paths = tf.ragged.boolean_mask(paths, tf.not_equal(paths, ""))
-        # An image without a path is a bad picture, unless it may be without.
+        # An image without a path counts as a bad picture, unless images without pictures are allowed.
         without = tf.where(tf.equal(paths.row_lengths(), 0))[:, 0]
         link_image = tf.concat([tf.gather(rows, paths.value_rowids()), tf.gather(rows, without)], 0)
         path = tf.concat([paths.flat_values, tf.fill(tf.shape(without), "")], 0)
@@ -97,11 +97,11 @@ def _distinct_pictures(schema: Schema, path: tf.Tensor, category: tf.Tensor) -> 
 
 
 def _image_keys(path: tf.Tensor, category: tf.Tensor) -> tf.Tensor:
-    """Text `[N]` that is the same for the same picture and category alone."""
+    """Return texts `[N]` that are equal only for the same picture and category."""
     return tf.strings.join([path, tf.strings.as_string(category)], _KEY_SEPARATOR)
 
 
 def _distinct(keys: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
-    """Keys `[N]` -> int32 `[N]`, which of the distinct ones each is, and `[distinct]`, where each stands first."""
+    """Return the index of each key among the distinct keys, int32 `[N]`, and where these first occur, `[distinct]`."""
     distinct, index = tf.unique(keys)
     return index, tf.math.unsorted_segment_min(tf.range(tf.size(keys)), index, tf.size(distinct))

@@ -1,9 +1,9 @@
-"""Files -> batches: which files, in which order, from which position on, with pictures loaded ahead of the step.
+"""Turns files into batches: finds the files, reads them in an order from a position, and loads pictures ahead.
 
-The order of the data is a function of the config's seed and the epoch alone, so that a training that goes on from a
-checkpoint reads on where it stopped: it skips the batches that were read, at the speed of reading lines.
+The order of the data depends only on the config's seed and the epoch. A training that resumes from a checkpoint
+therefore continues reading where it stopped: it skips the batches that it has trained, at the speed of reading lines.
 
-ChunkReader (chunks.py) makes batches of rows, BatchLoader (loading.py) adds pixels and stored vectors to them.
+ChunkReader (chunks.py) reads batches of rows; BatchLoader (loading.py) adds pixels and stored vectors to them.
 """
 
 from __future__ import annotations
@@ -34,27 +34,27 @@ from easyrec_mm.protos.data_pb2 import DatasetConfig
 from easyrec_mm.schema import Schema
 from easyrec_mm.store.feature_vectors import VectorStores
 
-# Bytes of files that are read only to count their groups: one or two seconds.
+# Limit of the bytes that are read only to count groups, which takes one or two seconds.
 _MOST_COUNTED_BYTES = 1 << 28
 
 
 class Input:
-    """The batches of some files.
+    """The batches of an input's files.
 
     Args:
       data: the config's data section.
-      schema: what a row means.
-      path: files, separated by commas, each may be a glob.
+      schema: meaning of a row.
+      path: files, separated by commas; each may be a glob.
       setting: the config path of `path`, for messages.
-      bad_records: where bad groups and pictures are counted.
-      training: shuffle, and read labels; else one epoch in the order of the files.
-      labels: label fields to read; () when predicting.
-      kept_fields: further input fields to hand out beside the batch.
-      vectors: where features name vectors by key; by default what is current in the stores that they name.
+      bad_records: counts bad groups and pictures.
+      training: whether to read for training: in the shuffled order and batch size of training, else in file order.
+      labels: label fields to read, by default all; () for prediction.
+      kept_fields: further input fields to return in addition to the batch.
+      vectors: stores of the vectors that features name by key; by default the current vectors of these stores.
 
-    Raises:
-      DataError: if there is no file, or one cannot be read.
-      StoreError: if a store of vectors cannot be used.
+      Raises:
+        DataError: if a path matches no file, or a file cannot be read.
+        StoreError: if a store of vectors cannot be used.
     """
 
     def __init__(
@@ -84,11 +84,11 @@ class Input:
 
     @property
     def batch_size(self) -> int:
-        """Groups in a batch."""
+        """Return the number of groups per batch."""
         return self._data.batch_size if self._training else self._data.eval_batch_size or self._data.batch_size
 
     def fingerprint(self) -> int:
-        """A number that changes with the files and the settings that decide which lines a batch holds."""
+        """Return a number that changes with the files and with the settings that determine the lines of a batch."""
         parts = [f"{info.path}:{info.size}" for info in self._files[: len(self.source.files)]]
         data = self._data
         parts += [str(v) for v in (data.batch_size, data.shuffle, data.shuffle_buffer_size, data.seed)]
@@ -101,20 +101,20 @@ class Input:
         first_step: int = 0,
         bank_of: Callable[[int], PictureBank | None] = lambda step: None,
     ) -> Generator[InputBatch, None, None]:
-        """Batches in order, parsed and with pictures loaded ahead.
+        """Yield batches in order, parsed and with pictures loaded ahead.
 
         Args:
-          num_epochs: times the files are read; 0 means without end.
-          num_skipped: batches to leave out at the start.
+          num_epochs: how often the files are read; 0 means without end.
+          num_skipped: number of batches to leave out at the start.
           first_step: the step that trains the first batch; a batch without samples is not a step.
-          bank_of: step -> the bank that spares the encoding of pictures then.
+          bank_of: step -> the picture bank that saves encoding pictures at that step.
 
         Raises:
-          DataError: when a file cannot be read on, or more records are bad than allowed.
+          DataError: if a file cannot be read to its end, or more records are bad than allowed.
         """
         dataset = self.dataset(num_epochs, num_skipped)
         pending: deque[Pending] = deque()
-        epoch: int | None = None  # of the batch before
+        epoch: int | None = None  # of the previous batch
         stop = threading.Event()
         with ThreadPoolExecutor(self._num_threads + 1, thread_name_prefix="pictures") as pool:
             whole = pool.submit(self.source.check_whole, stop)
@@ -143,10 +143,10 @@ class Input:
         self._bad_records.check_all()
 
     def is_up_to_date(self) -> bool:
-        """Whether the files are still those that were found at first; never true of tables, which are opened anew.
+        """Return whether the files are still those found at first; always False for tables, which are opened anew.
 
         Raises:
-          DataError: if there are none, or they cannot be listed.
+          DataError: if no files are found any more, or they cannot be listed.
         """
         if self._data.input_type == DatasetConfig.OdpsGroupRTPInput:
             return False
@@ -156,18 +156,18 @@ class Input:
         return files == self._files
 
     def estimate_groups(self) -> tuple[int, bool]:
-        """Groups in the files, and whether they are exactly as many.
+        """Return the number of groups in the files, and whether it is exact.
 
-        Of much data that has to be read for it, some files are counted and the others taken to be like them by their
-        sizes: always the same files, so that every start of a training finds the same number.
+        For large data that must be read to be counted, only some files are counted, and the number is extrapolated from
+        file sizes. These are always the same files, so that every start of a training finds the same number.
 
         Raises:
-          DataError: when a file cannot be read.
+          DataError: if a file cannot be read.
         """
         sizes = [info.size for info in self._files[: len(self.source.files)]]
         counted = list(range(len(sizes)))
         if not self.source.counts_at_once and sum(sizes) > _MOST_COUNTED_BYTES:
-            # From all over: files are often in the order of time.
+            # Files from the whole list, because files are often in the order of time.
             order = np.random.default_rng(0).permutation(len(sizes))
             num_files = 1 + int(np.searchsorted(np.cumsum([sizes[i] for i in order]), _MOST_COUNTED_BYTES // 4))
             counted = sorted(int(i) for i in order[:num_files])
@@ -180,14 +180,14 @@ class Input:
         return round(num_groups * sum(sizes) / max(sum(sizes[i] for i in counted), 1)), False
 
     def num_batches(self, num_groups: int) -> int:
-        """Batches of so many groups; epochs may share one."""
+        """Return the number of batches with that many groups; epochs may share a batch."""
         return num_groups // self.batch_size if self._drops_remainder else -(-num_groups // self.batch_size)
 
     def spec(self) -> Batch:
-        """Shapes and dtypes of the batches, for tf.function; see BatchLoader.spec."""
+        """Return the shapes and dtypes of the batches, for tf.function; see BatchLoader.spec."""
         return self._loader.spec()
 
-    # What counts or compares files needs no graphs, which take a second to compile.
+    # Created on first use: counting or comparing files needs no graphs, which take a second to compile.
     @cached_property
     def _chunks(self) -> ChunkReader:
         return ChunkReader(
@@ -218,7 +218,7 @@ class Input:
         return self._training and self._data.drop_remainder
 
     def dataset(self, num_epochs: int, num_skipped: int) -> tf.data.Dataset:
-        """The batches before their pictures, see ChunkReader; arguments as for `batches`."""
+        """Return a dataset of the batches without pictures, see ChunkReader; arguments as for `batches`."""
         return self._chunks.batches(num_epochs, num_skipped).prefetch(self._data.prefetch_size)
 
 

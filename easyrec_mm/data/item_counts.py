@@ -1,4 +1,4 @@
-"""How often the training data hold each item: exact, in memory that grows with the items and not with the rows."""
+"""Counts the rows of each item in the training data: exactly, in memory that grows with the items, not the rows."""
 
 from __future__ import annotations
 
@@ -18,22 +18,22 @@ from easyrec_mm.stable_hash import Hashes, hash_array
 
 Counts = NDArray[np.int64]
 FILE = "item_counts.npz"
-# Hashes that are held before they are merged into the counts.
+# Number of hashes that are collected before they are merged into the counts.
 _MERGED_ROWS = 1 << 22
 
 
 def count_items(
     data: DatasetConfig, schema: Schema, path: str, setting: str, field: str, folder: Path | None
 ) -> tuple[Hashes, Counts]:
-    """Hash of each item, uint64 `[items]` ascending, and its rows, int64 `[items]`.
+    """Return the hash of each item, uint64 `[items]` ascending, and its number of rows, int64 `[items]`.
 
     Args:
       data: the config's data section.
-      schema: what a row means.
-      path: the training data.
+      schema: meaning of a row.
+      path: path of the training data.
       setting: the config path of `path`, for messages.
-      field: that holds the item: a field of samples, or the picture's.
-      folder: where the result is kept for the next time, as long as the files stay as they are; None to keep nothing.
+      field: field that contains the item: a field of samples, or the picture's field.
+      folder: folder that keeps the result for the next call, as long as the files do not change; None to keep nothing.
 
     Raises:
       DataError: if the data cannot be read.

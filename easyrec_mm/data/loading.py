@@ -1,4 +1,4 @@
-"""What a batch needs beside its rows, loaded ahead of the step that trains it: pixels, and vectors of stores."""
+"""Loads what a batch needs in addition to its rows, ahead of its training step: pixels, and vectors from stores."""
 
 from __future__ import annotations
 
@@ -28,13 +28,13 @@ from easyrec_mm.store.feature_vectors import Found
 class Pending:
     """A batch whose pictures and vectors are being loaded.
 
-    rows     as ChunkReader has them
-    paths    what PictureLoader takes of each of the P pictures
-    step     the step that is to train it
-    bank     that spares the encoding of pictures; None without one
-    plan     what is encoded, as the bank has it
-    loading  of the pictures to encode; None for a model without pictures
-    vectors  of the distinct keys; None for a model without such features
+    rows     the rows of the batch, from ChunkReader
+    paths    the argument of PictureLoader for each of the P pictures
+    step     the step that trains the batch
+    bank     the picture bank that saves encoding pictures; None without a bank
+    plan     the bank's plan of the pictures to encode; None without a bank
+    loading  result of loading the pictures to encode; None for a model without pictures
+    vectors  result of looking up the distinct keys; None for a model without such features
     """
 
     rows: dict[str, Any]
@@ -47,15 +47,15 @@ class Pending:
 
 
 class BatchLoader:
-    """Loads batches.
+    """Loads the pixels and stored vectors of batches.
 
     Args:
       data: the config's data section.
-      schema: what a row means.
-      source: where the rows come from.
-      chunks: makes the rows.
-      vectors: of features that name them by key.
-      bad_records: where bad groups and pictures are counted.
+      schema: meaning of a row.
+      source: source of the rows.
+      chunks: reads the rows.
+      vectors: looks up the vectors that features name by key.
+      bad_records: counts bad groups and pictures.
     """
 
     def __init__(
@@ -77,7 +77,7 @@ class BatchLoader:
         self._no_images = one_picture_each(0)
 
     def spec(self) -> Batch:
-        """Shapes and dtypes of batches: S, U, E, P and L are open."""
+        """Return the shapes and dtypes of batches; the sizes S, U, E, P and L are unknown."""
         rows = self._chunks.row_specs()
         indices, numbers = tf.TensorSpec([None], tf.int32), tf.TensorSpec([None], tf.int64)
         images = Images(
@@ -94,13 +94,13 @@ class BatchLoader:
         return _batch(samples, self._vectors.specs(), indices, self._pixel_spec, images)
 
     def begin(self, rows: dict[str, Any], step: int, bank: PictureBank | None, pool: ThreadPoolExecutor) -> Pending:
-        """Begin to load what a batch needs.
+        """Begin to load the pixels and stored vectors of a batch.
 
         Args:
-          rows: the batch, of ChunkReader.
-          step: the step that is to train it.
-          bank: that spares the encoding of pictures; None without one.
-          pool: whose threads load.
+          rows: the rows of the batch, from ChunkReader.
+          step: the step that trains the batch.
+          bank: the picture bank that saves encoding pictures; None without a bank.
+          pool: its threads load.
         """
         vectors = self._vectors.begin(rows["keys"], pool)
         if self._pictures is None:
@@ -112,7 +112,7 @@ class BatchLoader:
         return Pending(rows, paths, step, bank, plan, pool.submit(self._pictures.load, wanted), vectors)
 
     def finish(self, pending: Pending) -> InputBatch:
-        """Wait until a batch is loaded, and count what of it is bad.
+        """Wait until a batch is loaded, count its bad groups, pictures and keys, and return it.
 
         Raises:
           DataError: if more groups, pictures or keys are bad than allowed.
@@ -136,12 +136,12 @@ class BatchLoader:
         return InputBatch(batch, samples["kept"], num_groups, epoch, pending.step, pending.paths)
 
     def forget(self) -> None:
-        """Give up what was begun and not finished."""
+        """Cancel loading that was begun and not finished."""
         if self._pictures is not None:
             self._pictures.forget()
 
     def _paths(self, rows: dict[str, Any]) -> list[bytes]:
-        """What PictureLoader takes of each of the P pictures."""
+        """Return the argument of PictureLoader for each of the P pictures."""
         paths = list(rows["picture_path"].numpy())
         if self._shuffled is not None:
             return self._shuffled.instead_of(paths)
@@ -151,7 +151,7 @@ class BatchLoader:
         return paths
 
     def _images(self, pending: Pending, encoded: NDArray[np.int32], problems: dict[int, str]) -> Images:
-        """Which pictures the images have, the bad ones left out.
+        """Return which pictures the images have, without the bad pictures.
 
         Args:
           pending: the batch.
@@ -168,7 +168,7 @@ class BatchLoader:
         num_images = int(rows["num_images"])
         has_picture = np.ones(num_images, bool)
         if self._schema.has_no_image_vector or self._schema.image_separator:
-            # A bad picture is left out where the item has another, or may be without.
+            # A bad picture is left out if the item has another one, or may be without a picture.
             is_good = ~is_bad[link_picture.numpy()]
             has_good = np.bincount(link_image.numpy(), is_good, num_images) > 0
             has_picture = has_good if self._schema.has_no_image_vector else np.ones(num_images, bool)
@@ -210,13 +210,13 @@ class BatchLoader:
 
 
 def _encoded(pending: Pending) -> NDArray[np.int32]:
-    """The pictures of a batch that are encoded, int32 `[E]`."""
+    """Return the indices of the pictures of a batch that are encoded, int32 `[E]`."""
     if pending.plan is None:
         return np.arange(len(pending.rows["picture_path"]), dtype=np.int32)
     return pending.plan.encoded
 
 
 def _batch(samples: dict[str, Any], vectors: dict[str, Any], sample_image: Any, pixels: Any, images: Images) -> Batch:
-    """A Batch of tensors, or of their specs."""
+    """Return a Batch of tensors, or of their specs."""
     features = {**samples["features"], **vectors}
     return Batch(features, samples["labels"], samples["sample_weight"], pixels, sample_image, images)

@@ -1,7 +1,7 @@
-"""Pictures packed into tar files, one beside each data file: part-0.pictures.tar has those of part-0.parquet.
+"""Pictures packed into tar files, one beside each data file: part-0.pictures.tar has the pictures of part-0.parquet.
 
-A tar is read through once for its headers when its first picture is wanted; from then on pictures are read by their
-place in it.
+The headers of a tar are read once, when its first picture is requested; from then on pictures are read by their
+position in the tar.
 """
 
 from __future__ import annotations
@@ -19,28 +19,28 @@ from easyrec_mm.files import FileInfo
 from easyrec_mm.files.local_copies import LocalCopies
 from easyrec_mm.formats.data_files import find_beside, opened_at
 
-# Tars that are open at a time, of which the places of all pictures are known.
+# Number of tars that are kept open, together with the positions of all their pictures.
 NUM_OPEN_TARS = 32
-# Between the path of a tar and that of a picture in it; no path of a file contains it.
+# Separates the path of a tar and the path of a picture in it; no path of a file contains it.
 _SEPARATOR = b"\x00"
 
 
 def tar_beside(file: str) -> str:
-    """The tar of a data file: its name without .gz and without its ending, and .pictures.tar."""
+    """Return the path of the tar of a data file: the file's path without .gz and its extension, plus .pictures.tar."""
     folder, slash, name = file.rpartition("/")
     return f"{folder}{slash}{PurePosixPath(name.removesuffix('.gz')).stem}.pictures.tar"
 
 
 def packed_path(file: str, path: bytes) -> bytes:
-    """What `PackedPictures.read` takes for a picture of a data file."""
+    """Return the argument of `PackedPictures.read` for a picture of a data file."""
     return os.fsencode(tar_beside(file)) + _SEPARATOR + path
 
 
 def find_tars(files: list[str], copies: LocalCopies) -> list[FileInfo]:
-    """The tars of data files; each is fetched with its data file where that is remote.
+    """Find the tars of data files; the tar of a remote data file is fetched together with it.
 
     Raises:
-      DataError: if one is missing.
+      DataError: if a tar is missing, or several data files have the same tar.
     """
     name, number = Counter(map(tar_beside, files)).most_common(1)[0]
     if number > 1:
@@ -51,20 +51,20 @@ def find_tars(files: list[str], copies: LocalCopies) -> list[FileInfo]:
 @dataclass
 class _Tar:
     lock: threading.Lock = field(default_factory=threading.Lock)
-    # Closed when nobody uses it any more.
+    # Closed when it is no longer referenced.
     file: FileIO | None = None
     places: dict[bytes, tuple[int, int]] = field(default_factory=dict)
 
 
 class PackedPictures:
-    """Reads pictures from tars, by many threads at once."""
+    """Reads pictures from tars; many threads may read at once."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._tars: OrderedDict[str, _Tar] = OrderedDict()
 
     def read(self, packed: bytes) -> bytes:
-        """A picture's content.
+        """Return the content of a picture.
 
         Args:
           packed: see `packed_path`.

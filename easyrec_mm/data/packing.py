@@ -1,7 +1,7 @@
-"""Many small tensors in a few: handling a tensor costs more than its numbers.
+"""Packs many small tensors into a few, because the overhead of a tensor costs more than its numbers.
 
-A batch of a small config has forty tensors of a kilobyte each. Cutting them out of a chunk one by one, and handing them
-to Python one by one, took most of the time of reading; those of one kind are cut and handed over as one.
+A batch of a small config has forty tensors of a kilobyte each. Cutting them out of a chunk one by one, and passing them
+to Python one by one, took most of the time of reading; tensors of the same kind are therefore cut and passed as one.
 """
 
 from __future__ import annotations
@@ -14,8 +14,8 @@ import tensorflow as tf
 class Packing:
     """Packs a nest of tensors of S samples.
 
-    Tensors `[S]` of one dtype become one `[n, S]`, tensors `[S, width]` one `[S, sum of widths]`; ragged ones and texts
-    stay as they are.
+    Tensors `[S]` of the same dtype become one tensor `[n, S]`, tensors `[S, width]` one tensor `[S, sum of widths]`;
+    ragged tensors and texts stay as they are.
 
     Args:
       specs: nest of the specs of the tensors.
@@ -28,7 +28,7 @@ class Packing:
             self._members.setdefault(_kind(spec), []).append(index)
 
     def pack(self, values: Any) -> dict[str, Any]:
-        """A nest -> its packs by kind."""
+        """Return the packs of a nest by kind."""
         flat = tf.nest.flatten(values)
         packs: dict[str, Any] = {}
         for kind, indices in self._members.items():
@@ -40,7 +40,7 @@ class Packing:
         return packs
 
     def cut(self, packs: dict[str, Any], limits: tf.Tensor) -> dict[str, Any]:
-        """Packs of the samples from `limits[0]` to `limits[1]`."""
+        """Return the packs of the samples from `limits[0]` to before `limits[1]`."""
         begin, size = limits[:1], limits[1:] - limits[:1]
         parts: dict[str, Any] = {}
         for kind, pack in packs.items():
@@ -53,7 +53,7 @@ class Packing:
         return parts
 
     def unpack(self, packs: dict[str, Any]) -> Any:
-        """The nest of which `packs` are the packs."""
+        """Return the nest from its packs."""
         specs = tf.nest.flatten(self.specs)
         flat: list[Any] = [None] * len(specs)
         for kind, indices in self._members.items():
@@ -69,7 +69,7 @@ class Packing:
 
 
 def cut(values: Any, limits: tf.Tensor) -> Any:
-    """Rows `limits[0]` to `limits[1]` of every tensor of a nest: `[N, ...]`, or `[N, (ragged), ...]`."""
+    """Return rows `limits[0]` to before `limits[1]` of every tensor in a nest: `[N, ...]`, or `[N, (ragged), ...]`."""
     begin, size = limits[:1], limits[1:] - limits[:1]
 
     def cut_one(tensor: tf.Tensor | tf.RaggedTensor) -> tf.Tensor | tf.RaggedTensor:

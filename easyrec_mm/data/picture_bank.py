@@ -1,8 +1,8 @@
-"""Vectors of pictures that a training keeps, so that it need not encode every picture of every batch.
+"""Keeps the vectors of pictures during training, so that not every picture of every batch must be encoded.
 
-A picture whose vector is in the bank, and not too old, is encoded only by chance (`encode_ratio`); with a frozen tower
-never again. The plan is made when a batch is read, some steps ahead of its training, so that pictures that are not
-needed are not even read from disk. Batches are numbered by the step that trains them.
+A picture whose vector is in the bank and not too old is encoded again only if it is drawn at random (`encode_ratio`);
+with a frozen tower it is never encoded again. The plan is made when a batch is read, some steps ahead of its training,
+so that pictures that are not needed are not even read from disk. Batches are numbered by the step that trains them.
 """
 
 from __future__ import annotations
@@ -17,18 +17,18 @@ from numpy.typing import NDArray
 from easyrec_mm.runs.checkpoint import checkpoint_shapes
 
 _FIRST_ROWS = 1024
-# A key is told from others by that many bytes of a hash: 2^60 pictures would make one mistake likely.
+# Keys are identified by this many bytes of a hash: only with 2^60 pictures would one collision be likely.
 _DIGEST_BYTES = 16
 _STATE = "picture_bank/"
-# The step of a vector that was planned and not made.
+# The step of a vector that was planned but never computed.
 _NEVER = -1
 
 
 class Plan(NamedTuple):
-    """What is to be done with the P pictures of a batch.
+    """The plan for the P pictures of a batch.
 
-    rows       int32 [P]: where the vector of each stands in the bank
-    encoded    int32 [E]: those to encode, ascending
+    rows       int32 [P]: row of each picture's vector in the bank
+    encoded    int32 [E]: indices of the pictures to encode, ascending
     """
 
     rows: NDArray[np.int32]
@@ -39,27 +39,27 @@ class PictureBank:
     """Vectors by picture.
 
     Args:
-      width: of a vector.
-      encode_ratio: share of the known pictures of a batch that are encoded all the same.
-      max_staleness_steps: a vector that was made more steps ago is not used; 0 means that none grows old.
-      seed: of the choice of pictures.
+      width: width of a vector.
+      encode_ratio: share of the known pictures of a batch that are encoded nevertheless.
+      max_staleness_steps: a vector that was computed more steps ago is not used; 0 means that vectors never expire.
+      seed: seed for the choice of pictures.
     """
 
     def __init__(self, width: int, encode_ratio: float = 0.0, max_staleness_steps: int = 0, seed: int = 0) -> None:
         self._encode_ratio, self._max_staleness_steps, self._seed = encode_ratio, max_staleness_steps, seed
-        # Digest of a picture's key -> its row; row -> the step whose batch is to make its vector, or made it.
+        # Digest of a picture's key -> its row; row -> the step whose batch computes its vector, or has computed it.
         self._rows: dict[bytes, int] = {}
         self._planned: list[int] = []
         self._bad: set[int] = set()
-        # Rows are added some thousand at a time; a graph takes the variable at any size.
+        # Rows are added some thousand at a time; a graph accepts the variable at any size.
         self.vectors = tf.Variable(
             tf.zeros([_FIRST_ROWS, width]), shape=[None, width], trainable=False, name="picture_bank"
         )
-        # What the steps that were trained have written: the state of a checkpoint. Plans run ahead of it.
+        # Row -> step of the vectors that trained steps have written: the state of a checkpoint. Plans run ahead of it.
         self._written: dict[int, int] = {}
 
     def plan(self, keys: list[bytes], step: int) -> Plan:
-        """Decide which pictures of a batch to encode; the batches of a training in their order."""
+        """Decide which pictures of a batch to encode; must be called for the batches of a training in their order."""
         digests = [hashlib.blake2b(key, digest_size=_DIGEST_BYTES).digest() for key in keys]
         rows = np.array([self._rows.setdefault(digest, len(self._rows)) for digest in digests], np.int32)
         known = len(self._planned)
@@ -76,16 +76,16 @@ class PictureBank:
         return Plan(rows, np.flatnonzero(encoded).astype(np.int32))
 
     def mark_bad(self, rows: NDArray[np.int32], is_bad: NDArray[np.bool_]) -> None:
-        """Remember which of the pictures that were read could not be had."""
+        """Remember which of these pictures could not be loaded when they were read."""
         self._bad.difference_update(rows.tolist())
         self._bad.update(rows[is_bad].tolist())
 
     def are_bad(self, rows: NDArray[np.int32]) -> NDArray[np.bool_]:
-        """Which pictures could not be had when they were last read."""
+        """Return which pictures could not be loaded when they were last read."""
         return np.array([row in self._bad for row in rows.tolist()], bool)
 
     def before_step(self, rows: tf.Tensor, encoded: tf.Tensor, step: int) -> None:
-        """Make room for the vectors of a batch, and note that this step makes some of them."""
+        """Make room for the vectors of a batch, and note that this step computes those of the encoded pictures."""
         rows = rows.numpy()
         size = int(tf.shape(self.vectors)[0])
         needed = int(rows.max(initial=-1)) + 1
@@ -95,7 +95,7 @@ class PictureBank:
         self._written.update(dict.fromkeys(rows[encoded.numpy()].tolist(), step))
 
     def forget(self, everything: bool) -> None:
-        """Forget what was planned and never made, as where reading stopped before its end; or everything."""
+        """Forget vectors that were planned but never computed, as when reading stopped early; or forget everything."""
         if everything:
             self._rows, self._planned, self._bad, self._written = {}, [], set(), {}
         for row in range(len(self._planned)):
@@ -103,7 +103,7 @@ class PictureBank:
                 self._planned[row] = _NEVER
 
     def state(self) -> dict[str, tf.Tensor]:
-        """What a checkpoint keeps, so that a training that goes on decides and computes as if it had not stopped."""
+        """Return the state for a checkpoint, so that a resumed training decides and computes as if it never stopped."""
         digests = list(self._rows)
         rows = sorted(self._written)
         keys = np.frombuffer(b"".join(digests[row] for row in rows), np.int64).reshape(-1, 2)
@@ -115,7 +115,7 @@ class PictureBank:
         }
 
     def restore(self, path: str) -> None:
-        """Take up the state of a checkpoint; nothing if it has none."""
+        """Restore the state of a checkpoint; do nothing if the checkpoint has no such state."""
         if f"{_STATE}keys" not in checkpoint_shapes(path):
             return
         reader = tf.train.load_checkpoint(path)

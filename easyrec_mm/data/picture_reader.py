@@ -1,4 +1,4 @@
-"""Contents of pictures, wherever they lie: on this machine, in a tar, or remote, of which many are read at a time."""
+"""Reads the contents of pictures from this machine, from tars, or from remote places, with many reads at a time."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ from easyrec_mm.files.content_cache import ContentCache
 from easyrec_mm.files.disk_cache import DiskCache
 from easyrec_mm.files.regular_files import open_regular
 
-# Remote pictures that are read at a time, by the whole process.
+# Number of remote pictures that the whole process reads at a time.
 NUM_READS = 72
-# When so many could not be read, and none could, it is not the pictures.
+# If this many pictures fail before any picture could be read, the cause is not the pictures themselves.
 _NUM_REFUSED = 8
 
 
@@ -25,9 +25,9 @@ class PictureReader:
     """Reads pictures by path.
 
     Args:
-      root: folder that relative paths start from; "" for the current one.
-      cache: where remote pictures are kept.
-      packed: whether paths are packed_pictures.packed_path's.
+      root: folder that relative paths start from; "" for the current folder.
+      cache: cache of remote pictures.
+      packed: whether paths are results of packed_pictures.packed_path.
     """
 
     def __init__(self, root: str = "", cache: ContentCache | None = None, packed: bool = False) -> None:
@@ -35,13 +35,13 @@ class PictureReader:
         self._cache = cache
         self._packed = PackedPictures() if packed else None
         self._lock = threading.Lock()
-        # Remote path -> its content, and how often it was asked for and not taken.
+        # Remote path -> its content, and how many requests for it have not been taken yet.
         self._begun: dict[str, tuple[Future[bytes], int]] = {}
         self._num_refused = 0
         self._has_read = False
 
     def begin(self, paths: Iterable[bytes]) -> None:
-        """Begin to read those of the pictures that are remote; `read` then takes them."""
+        """Begin to read the remote pictures among these; `read` then takes their contents."""
         if self._packed is not None:
             return
         for path_bytes in paths:
@@ -52,17 +52,17 @@ class PictureReader:
                     self._begun[path] = future, count + 1
 
     def forget(self) -> None:
-        """Give up what was begun and not taken."""
+        """Cancel what was begun and not taken."""
         with self._lock:
             for future, _ in self._begun.values():
                 future.cancel()
             self._begun.clear()
 
     def read(self, paths: list[bytes]) -> tuple[list[bytes], dict[int, str]]:
-        """The pictures' contents, b"" where there is none, and row -> why.
+        """Return the contents of pictures, b"" for a picture that cannot be read, and row -> the reason.
 
         Raises:
-          DataError: if no remote picture at all can be had, as with wrong credentials, or a tar cannot be read.
+          DataError: if no remote picture at all can be read, as with wrong credentials, or a tar cannot be read.
         """
         remote = {row: self._take(path) for row, one in enumerate(paths) if is_remote(path := self._whole(one))}
         data: list[bytes] = []
@@ -109,10 +109,10 @@ class PictureReader:
         return data
 
     def _require_hope(self, error: StorageError) -> None:
-        """Raise an error that is not that of a picture.
+        """Raise an error that is not caused by a single picture.
 
-        A path of which nothing can be had, for its place does not exist say, is a bad picture like others. But wrong
-        credentials, or a place that is gone, would make bad pictures of all.
+        A path that cannot be read, for example because its place does not exist, is a bad picture like others. But with
+        wrong credentials, or a place that has become unavailable, all pictures would be bad.
         """
         if error.failure == Failure.PLACE and place_of(error.path).answered_s:
             raise error
@@ -135,10 +135,10 @@ class PictureReader:
 
 @lru_cache
 def content_cache(folder: str, max_gib: float) -> ContentCache | None:
-    """The one ContentCache of a folder in this process; None without a folder.
+    """Return the single ContentCache of a folder in this process; None without a folder.
 
     Raises:
-      DataError: if it cannot be written.
+      DataError: if the folder cannot be written.
     """
     return ContentCache(DiskCache(folder, int(max_gib * 2**30), "data_config.image_cache_dir")) if folder else None
 

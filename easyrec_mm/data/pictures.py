@@ -1,4 +1,4 @@
-"""Pictures, read and decoded; a picture that cannot be had is named with its reason and stands in blank."""
+"""Reads and decodes pictures; a picture that cannot be loaded is reported with the reason and replaced by a blank."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ class Pictures(NamedTuple):
 
 
 def picture_loader(image: Image, data: DatasetConfig) -> PictureLoader:
-    """A loader of the pictures of some data.
+    """Return a loader of the pictures of a data section.
 
     Raises:
       DataError: if image_cache_dir cannot be written.
@@ -47,10 +47,10 @@ class PictureLoader:
 
     Args:
       image: size and limits.
-      root: folder that relative paths start from; "" for the current one.
-      decode: an exported model's decode_pictures, instead of this version's.
-      cache: where remote pictures are kept.
-      packed: whether paths are packed_pictures.packed_path's.
+      root: folder that relative paths start from; "" for the current folder.
+      decode: decode_pictures of an exported model, to be used instead of this version's.
+      cache: cache of remote pictures.
+      packed: whether paths are results of packed_pictures.packed_path.
     """
 
     def __init__(
@@ -68,19 +68,19 @@ class PictureLoader:
         self._blank = np.full(shape, MID_GREY, np.uint8)
 
     def load(self, paths: list[bytes]) -> Pictures:
-        """Pictures of these paths, in their order."""
+        """Load the pictures of these paths, in their order."""
         return self.decode(*self.read(paths))
 
     def begin(self, paths: list[bytes]) -> None:
-        """Begin to read what is remote of pictures that are loaded next."""
+        """Begin to read the remote pictures among these, which are loaded next."""
         self._reader.begin(paths)
 
     def forget(self) -> None:
-        """Give up what was begun and not loaded."""
+        """Cancel what was begun and not loaded."""
         self._reader.forget()
 
     def read(self, paths: list[bytes]) -> tuple[list[bytes], dict[int, str]]:
-        """The files' contents, b"" where there is none, and row -> why.
+        """Return the contents of the files, b"" for a file that cannot be read, and row -> the reason.
 
         Raises:
           DataError: see PictureReader.read.
@@ -88,7 +88,7 @@ class PictureLoader:
         return self._reader.read(paths)
 
     def decode(self, data: list[bytes], problems: dict[int, str]) -> Pictures:
-        """Pictures of what `read` returned."""
+        """Decode the pictures that `read` returned."""
         if not problems:
             try:
                 return Pictures(self._decode(tf.constant(data, tf.string)), {})
@@ -112,7 +112,7 @@ class PictureLoader:
 def _decoder(image: Image) -> Callable[[tf.Tensor], tf.Tensor]:
     """Compile `decode_pictures` for one kind of image.
 
-    All loaders of a process share it: compiling takes half a second, and each evaluation of a training makes a loader.
+    All loaders of a process share it: compiling takes half a second, and each evaluation of a training opens a loader.
     """
     signature = [tf.TensorSpec([None], tf.string)]
     function: Callable[[tf.Tensor], tf.Tensor] = tf.function(
@@ -128,5 +128,5 @@ def _decoding_problem(error: tf.errors.OpError, image: Image) -> str:
             return f"is {reason}"
     if TOO_MANY_PIXELS in message:
         return f"has more than {image.max_pixels} pixels (data_config.max_image_pixels)"
-    without_functions = re.sub(r"\{\{.*?\}\}", "", message)  # one may stand within another
+    without_functions = re.sub(r"\{\{.*?\}\}", "", message)  # they may be nested
     return f"is damaged: {tensorflow_reason(without_functions)[:160]}"

@@ -1,4 +1,4 @@
-"""Pictures made to the size of training before it reads them: decoded by the same definition, to the same pixels."""
+"""Resizes pictures to the size of training in advance, by the same definition of decoding and to the same pixels."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ MAX_PIXELS = 50_000_000
 
 @dataclass(frozen=True)
 class Resizer:
-    """Contents of pictures -> contents of PNG files of one size, which decoding does not change any more."""
+    """Converts contents of pictures to contents of PNG files of one size, which decoding does not change any more."""
 
     width: int
     height: int
 
     def __call__(self, contents: list[bytes]) -> list[bytes | str]:
-        """What is stored of each picture; what is wrong with it where it cannot be decoded."""
+        """Return the PNG file of each picture, or what is wrong with a picture that cannot be decoded."""
         pictures = _loader(self.width, self.height).decode(contents, {})
         encoded = [tf.io.encode_png(pixels).numpy() for pixels in pictures.pixels]
         return [pictures.problems.get(i, content) for i, content in enumerate(encoded)]

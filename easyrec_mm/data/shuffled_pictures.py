@@ -1,4 +1,4 @@
-"""Pictures that change places: of each path the picture of another is loaded, the same one wherever the path occurs."""
+"""Pictures that change places: each path loads the picture of another path, the same one wherever the path occurs."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ class ShuffledPictures:
     """The file of data_config.shuffled_pictures.
 
     Raises:
-      DataError: if it is no such file.
+      DataError: if it is not such a file.
     """
 
     def __init__(self, file: str) -> None:
@@ -35,10 +35,10 @@ class ShuffledPictures:
         )
 
     def instead_of(self, paths: Iterable[bytes]) -> list[bytes]:
-        """What PictureLoader is to take for each path; an empty one stays as it is.
+        """Return the argument of PictureLoader for each path; an empty path stays as it is.
 
         Raises:
-          DataError: if the file has no such path.
+          DataError: if the file does not contain a path.
         """
         try:
             return [self._instead[path] if path else path for path in paths]
@@ -50,15 +50,15 @@ class ShuffledPictures:
 
 
 def write_shuffled(paths: Sequence[bytes], loaded: Sequence[bytes], seed: int, file: Path) -> None:
-    """Give each picture the place of another: one cycle, in an order drawn from the seed, goes through all of them.
+    """Write a file in which each picture takes the place of another, along one cycle through all of them.
 
-    The file appears when it is complete.
+    The file appears only when it is complete.
 
     Args:
-      paths: of the pictures, as the data have them, each once.
-      loaded: what PictureLoader takes of each.
-      seed: of the order.
-      file: to write.
+      paths: paths of the pictures, as the data have them, each once.
+      loaded: the argument of PictureLoader for each picture.
+      seed: seed of the order of the cycle.
+      file: the file to write.
     """
     order = np.random.default_rng(seed).permutation(len(paths))
     columns = [[paths[i] for i in order], [loaded[i] for i in np.roll(order, -1)]]

@@ -1,4 +1,4 @@
-"""Vectors that the samples of a batch name by key: each distinct key is looked up once, ahead of the step."""
+"""Looks up the vectors that the samples of a batch name by key: each distinct key once, ahead of the training step."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from easyrec_mm.data.bad_records import BadRecords
 from easyrec_mm.features.feature import Feature
 from easyrec_mm.store.feature_vectors import Found, VectorStores
 
-# Feature name -> the distinct keys of a batch ("distinct"), and which of them stands where ("index").
+# Feature name -> the distinct keys of a batch ("distinct"), and the index of each key among them ("index").
 Keys = dict[str, dict[str, tf.Tensor | tf.RaggedTensor]]
 
 
 def distinct_keys(keys: tf.Tensor | tf.RaggedTensor) -> dict[str, tf.Tensor | tf.RaggedTensor]:
-    """Find each key once, and which of the distinct keys stands where; within a graph."""
+    """Find the distinct keys, and the index of each key among them; runs within a graph."""
     if isinstance(keys, tf.RaggedTensor):
         distinct, index = tf.unique(keys.flat_values)
         return {"distinct": distinct, "index": keys.with_flat_values(index)}
@@ -29,9 +29,9 @@ class StoredVectors:
     """Looks up the vectors of features that name them by key.
 
     Args:
-      features: those features.
-      stores: where they are.
-      bad_records: where keys without a vector are counted.
+      features: these features.
+      stores: stores of the vectors.
+      bad_records: counts keys without a vector.
     """
 
     def __init__(self, features: Sequence[Feature], stores: VectorStores, bad_records: BadRecords) -> None:
@@ -40,7 +40,7 @@ class StoredVectors:
         self._max_missing = {f.name: f.stored.max_missing_share for f in features if f.stored is not None}
 
     def specs(self) -> dict[str, tf.TensorSpec | tf.RaggedTensorSpec]:
-        """Shapes and dtypes of what `of_samples` returns."""
+        """Return the shapes and dtypes of what `of_samples` returns."""
         return {
             name: tf.RaggedTensorSpec([None, None, feature.num_numbers], tf.float32, ragged_rank=1)
             if feature.is_list
@@ -64,7 +64,7 @@ class StoredVectors:
     def of_samples(
         self, keys: Keys, looking_up: Future[dict[str, Found]] | None
     ) -> dict[str, tf.Tensor | tf.RaggedTensor]:
-        """Vectors of samples, float32 `[S, D]` or ragged `[S, (elements), D]`, by feature; zeros for a missing one.
+        """Return the vectors of samples by feature, float32 `[S, D]` or ragged `[S, (elements), D]`; zeros if missing.
 
         Raises:
           StoreError: if a store cannot be reached.

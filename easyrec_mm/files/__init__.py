@@ -1,7 +1,7 @@
-"""Files wherever they lie: on this machine, in a bucket, behind a web server, in HDFS.
+"""Access to files on this machine, in buckets, behind web servers and in HDFS.
 
-A path with a scheme (s3://bucket/folder/file) belongs to a `Place`, which TensorFlow reaches where it knows the scheme,
-else obstore (s3, gs) or fsspec (all others). What needs files of this machine works on copies: of single files
+A path with a scheme (s3://bucket/folder/file) belongs to a `Place`. TensorFlow accesses it if it knows the scheme, else
+obstore (s3, oss, gs) or fsspec (all others). Code that needs files of this machine works on copies of single files
 (local_copies.py) or of whole folders (folders.py).
 """
 
@@ -34,10 +34,10 @@ __all__ = [
 
 
 def read(path: str) -> bytes:
-    """A file's content, wherever it lies.
+    """Return the content of a file, local or remote.
 
     Raises:
-      OSError, StorageError: if it cannot be read.
+      OSError, StorageError: if the file cannot be read.
     """
     if not is_remote(path):
         return Path(plain(path)).read_bytes()
@@ -46,10 +46,10 @@ def read(path: str) -> bytes:
 
 
 def put(local: Path, path: str) -> None:
-    """Move a file of this machine to where it belongs, in one step.
+    """Move a local file to its destination, local or remote, in one step.
 
     Raises:
-      OSError, StorageError: if it cannot be written there.
+      OSError, StorageError: if the destination cannot be written.
     """
     if is_remote(path):
         place_of(path).upload(local, path)
@@ -59,7 +59,7 @@ def put(local: Path, path: str) -> None:
 
 
 def put_text(path: Path, text: str) -> None:
-    """Write a file of this machine that appears when it is complete.
+    """Write a local file that appears only when it is complete.
 
     Raises:
       OSError: if it cannot be written.
@@ -70,7 +70,7 @@ def put_text(path: Path, text: str) -> None:
 
 
 def written_at(path: str) -> Path:
-    """Where to write a file before it is `put` in its place: beside it, or here if that is another machine."""
+    """Return where to write a file before it is `put` in its place: beside it, or on this machine if it is remote."""
     if is_remote(path):
         return Path(work_folder()) / f"put-{abs(hash(path))}"
     return Path(f"{plain(path)}.tmp-{os.getpid()}")

@@ -1,7 +1,7 @@
-"""Contents of small remote files, pictures, kept on this machine's disk beyond a run.
+"""Caches the contents of small remote files, such as pictures, on this machine's disk beyond a run.
 
-Whether a kept content is still that of its file is asked once a run, by a request that brings the content only if it is
-another; from then on the run takes it without asking.
+Whether a cached content is still that of its file is checked once per run, by a request that returns the content only
+if it has changed; from then on the run uses the cached content without a request.
 """
 
 from __future__ import annotations
@@ -16,9 +16,9 @@ from typing import NamedTuple
 from easyrec_mm.files.disk_cache import DiskCache
 from easyrec_mm.files.place import Place
 
-# CRC-32 of all that follows, and the length of the version; then come the version and the content.
+# CRC-32 of everything that follows, and the length of the version; then come the version and the content.
 _HEAD = struct.Struct("<IH")
-# Entries that were asked about since then are taken as they are.
+# Entries that were checked after this time are used without a request.
 _RUN_BEGUN_NS = time.time_ns()
 
 
@@ -35,10 +35,10 @@ class ContentCache:
         self._cache = cache
 
     def read(self, place: Place, path: str) -> bytes:
-        """A file's content.
+        """Return the content of a file.
 
         Raises:
-          StorageError: if it cannot be read; what is kept of a file that is gone is not taken.
+          StorageError: if the file cannot be read; the cached content of a file that no longer exists is not used.
         """
         entry = self._entry(path)
         if entry is not None and entry.changed_ns >= _RUN_BEGUN_NS:
@@ -66,11 +66,11 @@ class ContentCache:
             return None
         checksum, length = _HEAD.unpack_from(raw)
         if checksum != zlib.crc32(memoryview(raw)[4:]):
-            return None  # as after a power failure
+            return None  # damaged, as after a power failure
         end = _HEAD.size + length
         return _Entry(raw[_HEAD.size : end].decode(), raw[end:], changed_ns)
 
     def _touch(self, path: str, changed_ns: int) -> None:
-        """Note that an entry is used now, and when it was last known to be right."""
+        """Note that an entry is used now, and when it was last known to be current."""
         with suppress(OSError):  # removed meanwhile
             os.utime(self._cache.place(path), ns=(time.time_ns(), changed_ns))

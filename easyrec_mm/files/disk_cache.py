@@ -1,7 +1,7 @@
-"""A folder of files that is kept below a size: those not used for longest go first.
+"""A folder of files that is kept below a maximum size: the least recently used files are removed first.
 
 Several processes may use it at once, and each may be killed at any time: an entry appears complete or not at all, and
-one that is held is not removed.
+an entry that is held is not removed.
 """
 
 from __future__ import annotations
@@ -20,21 +20,21 @@ from easyrec_mm.errors import DataError
 
 _LOG = logging.getLogger("easyrec_mm.files")
 _TEMPORARY = "tmp-"
-# What a killed process has left behind is as old as this at least.
+# Temporary files of at least this age were left behind by a killed process.
 _ABANDONED_S = 3600.0
-# When room is made, some is made for what comes next; the whole is counted anew each time this part of it was added.
+# Making room leaves entries of at most the share _FILLED; the entries are counted each time _COUNTED more was added.
 _FILLED, _COUNTED = 0.9, 0.02
 
 
 class Held:
-    """An entry that stays until it is released, or the process ends."""
+    """An entry that is not removed until it is released, or the process ends."""
 
     def __init__(self, path: Path, descriptor: int) -> None:
         self.path = path
         self._descriptor: int | None = descriptor
 
     def release(self) -> None:
-        """Let it go when its time comes."""
+        """Allow the removal of the entry."""
         if self._descriptor is not None:
             os.close(self._descriptor)
             self._descriptor = None
@@ -44,19 +44,19 @@ class DiskCache:
     """Files by key.
 
     Args:
-      folder: made if it is not there.
-      max_bytes: of all entries together.
-      setting: what a message calls the folder.
+      folder: folder of the cache; it is created if it does not exist.
+      max_bytes: maximum size of all entries together.
+      setting: name of the folder's setting, for messages.
 
     Raises:
-      DataError: if the folder cannot be made.
+      DataError: if the folder cannot be created.
     """
 
     def __init__(self, folder: str, max_bytes: int, setting: str) -> None:
         self._folder = Path(folder)
         self._max_bytes = max_bytes
         self._lock = threading.Lock()
-        self._uncounted = max_bytes  # nothing is known yet
+        self._uncounted = max_bytes  # so that the first entry causes a count
         self._has_failed = False
         try:
             self._folder.mkdir(parents=True, exist_ok=True)
@@ -67,12 +67,12 @@ class DiskCache:
             ) from error
 
     def place(self, key: str) -> Path:
-        """Where the entry of a key is, if there is one."""
+        """Return the path of the entry of a key, whether it exists or not."""
         name = hashlib.sha256(key.encode("utf-8", "surrogateescape")).hexdigest()[:40]
         return self._folder / name[:2] / name[2:]
 
     def hold(self, key: str) -> Held | None:
-        """The entry of a key, which stays while it is held; None if there is none."""
+        """Return the entry of a key, which is not removed while it is held; None if it does not exist."""
         path = self.place(key)
         while True:
             try:
@@ -86,10 +86,10 @@ class DiskCache:
             os.close(descriptor)  # removed meanwhile
 
     def add(self, key: str, size: int, write: Callable[[Path], None]) -> None:
-        """Put a file of `size` bytes under a key, written by `write` to the path that it is given.
+        """Add a file of `size` bytes under a key; `write` writes it to the path that it receives.
 
         Raises:
-          OSError: if it cannot be written, as on a full disk.
+          OSError: if the file cannot be written, as on a full disk.
         """
         path = self.place(key)
         path.parent.mkdir(exist_ok=True)
@@ -103,7 +103,7 @@ class DiskCache:
                 temporary.unlink()
 
     def add_if_possible(self, key: str, data: bytes) -> None:
-        """Put data under a key; where that fails it is said once, for it can be had again."""
+        """Add data under a key; log only the first failure, because the data can be fetched again."""
         try:
             self.add(key, len(data), lambda path: _write(path, data))
         except OSError as error:
@@ -112,7 +112,7 @@ class DiskCache:
                 _LOG.warning("%s: cannot be written, and caches nothing: %s", self._folder, error.strerror)
 
     def _make_room(self, size: int) -> None:
-        """Remove entries where that is needed for `size` more bytes."""
+        """Remove entries if that is necessary for `size` more bytes."""
         with self._lock:
             self._uncounted += size
             if self._uncounted < self._max_bytes * _COUNTED:
@@ -122,7 +122,7 @@ class DiskCache:
             try:
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except OSError:
-                return  # another one is at it
+                return  # another process is making room
             entries = self._entries()
             total = size + sum(num_bytes for _, num_bytes, _ in entries)
             if total <= self._max_bytes * (1 - _COUNTED):
@@ -134,7 +134,7 @@ class DiskCache:
                     total -= num_bytes
 
     def _entries(self) -> list[tuple[float, int, str]]:
-        """(when it was used last, bytes, path) of each."""
+        """Return (time of last use, bytes, path) of each entry; remove abandoned temporary files."""
         entries = []
         now = time.time()
         for folder in os.scandir(self._folder):
@@ -155,7 +155,7 @@ def _write(path: Path, data: bytes) -> None:
 
 
 def _remove(path: str) -> bool:
-    """Remove an entry unless it is held; whether it is gone."""
+    """Remove an entry unless it is held; return whether it is gone."""
     try:
         descriptor = os.open(path, os.O_RDONLY)
     except FileNotFoundError:

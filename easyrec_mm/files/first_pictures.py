@@ -1,6 +1,6 @@
-"""The first pictures of some data: whether most can be read, and in which folder they are if not in the given one.
+"""Checks whether most of the first pictures of data can be read, and if not, finds the folder that contains them.
 
-A wrong folder is the commonest mistake with pictures, and costs hours if a run meets it late.
+A wrong folder is the most common mistake with pictures, and costs hours if a run notices it late.
 """
 
 from __future__ import annotations
@@ -14,15 +14,15 @@ from easyrec_mm.files.place import place_of
 from easyrec_mm.files.regular_files import open_regular
 from easyrec_mm.files.storage import StorageError
 
-# Pictures that are looked at, and the share of them that must be missing to stop.
+# Number of pictures that are checked, and the share of missing ones above which a run stops.
 NUM_FIRST, MAX_MISSING = 64, 0.5
-# Folders above that of a file which are tried.
+# Number of folders above the folder of a file that are tried as well.
 _NUM_ABOVE = 3
 _NUM_THREADS = 16
 
 
 def read_picture(path: str) -> bytes | str:
-    """The content of a picture, or what is wrong with it."""
+    """Return the content of a picture, or what is wrong with it."""
     try:
         if is_remote(path):
             content = place_of(path).read(path)
@@ -36,7 +36,7 @@ def read_picture(path: str) -> bytes | str:
 
 
 def missing(root: str, paths: Iterable[str]) -> dict[str, str]:
-    """Path -> what is wrong, of the pictures that cannot be read from a folder."""
+    """Return path -> what is wrong, for the pictures that cannot be read from a folder."""
     paths = list(paths)
     with ThreadPoolExecutor(_NUM_THREADS) as pool:
         contents = pool.map(lambda path: read_picture(join(root, path)), paths)
@@ -44,12 +44,12 @@ def missing(root: str, paths: Iterable[str]) -> dict[str, str]:
 
 
 def are_most(num_missing: int, num: int, max_share: float = MAX_MISSING) -> bool:
-    """Whether so many pictures are missing that the folder must be wrong, rather than some pictures."""
+    """Return whether so many pictures are missing that the folder must be wrong, rather than some pictures."""
     return num_missing > max(max_share, MAX_MISSING) * num
 
 
 def folders_of(file: str) -> list[str]:
-    """The folder of a file and some above it, whole paths."""
+    """Return the folder of a file and some folders above it, as complete paths."""
     if is_remote(file):
         name = place_name(file)
         parts = file[len(name) :].strip("/").split("/")[:-1]
@@ -63,16 +63,16 @@ def folders_of(file: str) -> list[str]:
 
 
 def find_root(paths: Iterable[str], folders: Iterable[str]) -> str | None:
-    """The first of some folders, "" for the current one, in which most of the pictures are."""
+    """Return the first of these folders, "" for the current one, that has most of the pictures; None without one."""
     paths = list(paths)
     return next((folder for folder in folders if not are_most(len(missing(folder, paths)), len(paths))), None)
 
 
 def are_relative(paths: Iterable[str]) -> bool:
-    """Whether a folder decides where some of the pictures are."""
+    """Return whether some of the paths are relative to a folder."""
     return any(not (is_remote(path) or os.path.isabs(plain(path))) for path in paths)
 
 
 def shown(folder: str) -> str:
-    """A folder as it is told."""
+    """Return a folder as messages show it."""
     return folder or "the current folder"

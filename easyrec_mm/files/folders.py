@@ -1,7 +1,7 @@
-"""Remote folders that are worked on in copies on this machine.
+"""Remote folders, worked on through copies on this machine.
 
-A program that reads a folder copies it here; one that writes puts back what has changed, in an order in which a reader
-sees no half: files first, then those that say that others are complete.
+A program that reads a folder downloads it; a program that writes uploads what has changed, in an order in which readers
+never see an incomplete state: first the files, then the files that mark other files as complete.
 """
 
 from __future__ import annotations
@@ -18,29 +18,29 @@ from easyrec_mm.files.work_folder import work_folder
 
 _FILES_AT_A_TIME = 4
 _numbers = itertools.count()
-# Copy -> what it is a copy of, for messages.
+# Path of a copy -> path of the original, for messages.
 _names: dict[str, str] = {}
 
 
 def shown(text: str) -> str:
-    """A message that speaks of what is copied, not of the copies."""
+    """Return a message in which the paths of copies are replaced by those of the originals."""
     for copy, name in _names.items():
         text = text.replace(copy, name)
     return text
 
 
 def new_copy_of(path: str) -> Path:
-    """A path of this machine, at which nothing is yet, for the copy of a remote file or folder; see `shown`."""
+    """Return an unused local path for the copy of a remote file or folder; see `shown`."""
     copy = Path(work_folder()) / str(next(_numbers))
     _names[str(copy)] = path.rstrip("/")
     return copy
 
 
 class Folder:
-    """A folder and the copy of it that is worked on. One of this machine is its own copy.
+    """A folder and its local copy, which is worked on. A local folder is its own copy.
 
     Args:
-      path: of the folder; nothing is read yet.
+      path: path of the folder; nothing is read yet.
     """
 
     def __init__(self, path: str) -> None:
@@ -48,18 +48,18 @@ class Folder:
         self.is_remote = is_remote(path)
         self.local = new_copy_of(path) if self.is_remote else Path(plain(path))
         self._remote: dict[str, FileInfo] = {}
-        # Size and time of files here when they were last the same as there.
+        # Name -> size and modification time of the local file when it was last the same as the remote one.
         self._same: dict[str, tuple[int, int]] = {}
 
     def names(self) -> list[str]:
-        """Names of the files that were there when they were listed last, and of those put there since."""
+        """Return the names of the remote files at the last listing, and of those uploaded since."""
         return list(self._remote)
 
     def look(self) -> None:
-        """Look what is there.
+        """List the remote files.
 
         Raises:
-          StorageError: if it cannot be listed.
+          StorageError: if the folder cannot be listed.
         """
         if self.is_remote:
             prefix = len(self.path.rstrip("/")) + 1
@@ -67,10 +67,10 @@ class Folder:
             self._remote = {info.path[prefix:]: info for info in found if not info.is_folder}
 
     def fetch(self, wanted: Callable[[str], bool] = lambda name: True) -> None:
-        """Copy the files of these names that are not here.
+        """Download the remote files with names that `wanted` accepts, unless they have local copies.
 
         Raises:
-          StorageError: if one cannot be read.
+          StorageError: if a file cannot be read.
         """
         names = [name for name in self._remote if wanted(name) and name not in self._same]
 
@@ -83,7 +83,7 @@ class Folder:
         _side_by_side(fetch, names)
 
     def refresh(self, wanted: Callable[[str], bool], always: Callable[[str], bool]) -> None:
-        """Copy the files of these names that are new there or were written anew, and those of `always` in any case.
+        """Download the files that `wanted` accepts and that are new or rewritten, and those of `always` in any case.
 
         Raises:
           StorageError: if the folder cannot be listed, or a file cannot be read.
@@ -96,10 +96,10 @@ class Folder:
         self.fetch(wanted)
 
     def put(self, order: Callable[[str], int | None]) -> None:
-        """Put there what was written here, those of a higher `order` after those of a lower, and not those of None.
+        """Upload the files that were written locally, in ascending `order`; None leaves a file out.
 
         Raises:
-          StorageError: if one cannot be written.
+          StorageError: if a file cannot be written.
         """
         here = [name for name in self._names_here() if order(name) is not None]
         changed = [name for name in here if self._same.get(name) != _status(self.local / name)]
@@ -115,10 +115,10 @@ class Folder:
             _side_by_side(put, [name for name in changed if (order(name) or 0) == number])
 
     def replace(self, last: str) -> None:
-        """Put there what is here in the place of all that was there; `last` is gone before and comes last.
+        """Replace all remote files by the local ones; `last` is removed first and uploaded last.
 
         Raises:
-          StorageError: if it cannot be written.
+          StorageError: if a file cannot be written.
         """
         if last in self._remote:
             self.remove([last])
@@ -130,10 +130,10 @@ class Folder:
         return [str(path.relative_to(self.local)) for path in self.local.rglob("*") if path.is_file()]
 
     def remove(self, names: Collection[str]) -> None:
-        """Remove files there.
+        """Remove remote files.
 
         Raises:
-          StorageError: if one cannot be removed.
+          StorageError: if a file cannot be removed.
         """
         place = place_of(self.path)
         _side_by_side(lambda name: place.remove(join(self.path, name)), names)

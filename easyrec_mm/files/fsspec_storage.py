@@ -1,4 +1,4 @@
-"""Places of any scheme that fsspec knows: http and https, hdfs, memory and what else is installed."""
+"""Places of any scheme that fsspec knows: http and https, hdfs, memory and other installed file systems."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import Any
 from easyrec_mm.files.paths import place_name, scheme_of
 from easyrec_mm.files.storage import Content, Failure, FileInfo, StorageError
 
-# What the file systems call the version of a file.
+# Names that file systems use for the version of a file.
 _VERSION_KEYS = (
     "ETag", "etag", "LastModified", "last_modified", "Last-Modified", "mtime", "modified", "modificationTime",
     "updated", "created", "checksum",
@@ -29,16 +29,16 @@ class FsspecStorage:
         scheme = scheme_of(path)
         place = self._place = place_name(path)
         try:
-            # Without what they remember of earlier listings: files come and go while we look.
+            # Without the cache of earlier listings, because files may be added and removed at any time.
             self._files: Any = fsspec.filesystem(scheme, **_options(path), use_listings_cache=False)
         except ValueError as error:
             reason = f"no file system has the scheme '{scheme}://'; {_KNOWN}"
             raise StorageError(place, reason, Failure.PLACE) from error
         except ImportError as error:
             raise StorageError(place, str(error), Failure.PLACE) from error
-        except Exception as error:  # each has its own kinds
+        except Exception as error:  # each file system has its own exceptions
             raise StorageError(place, f"cannot be reached: {_text(error)}", Failure.PLACE) from error
-        # What the file system calls the place; paths go on from it.
+        # The file system's name of the place, with which its paths begin.
         self._root = str(self._files._strip_protocol(place)).rstrip("/")
 
     def find(self, pattern: str) -> list[FileInfo]:
@@ -109,7 +109,7 @@ class FsspecStorage:
 
     @contextmanager
     def _translated(self, path: str) -> Iterator[None]:
-        """The file system's errors as StorageErrors."""
+        """Raise the file system's errors as StorageErrors."""
         try:
             yield
         except StorageError:
@@ -120,12 +120,12 @@ class FsspecStorage:
             raise StorageError(path, f"access is denied ({_text(error)})", Failure.DENIED) from error
         except (NotImplementedError, ValueError, IsADirectoryError, NotADirectoryError) as error:
             raise StorageError(path, f"cannot be done there: {_text(error)}", Failure.REFUSED) from error
-        except Exception as error:  # each file system has its own kinds
+        except Exception as error:  # each file system has its own exceptions
             raise StorageError(path, _text(error), _failure(error)) from error
 
 
 def _options(path: str) -> dict[str, Any]:
-    """Where a file system is, for those that are told so, and how long it is waited for."""
+    """Return the options of a file system: the address of HDFS, or the time limits of HTTP."""
     import fsspec.utils
 
     scheme = scheme_of(path)

@@ -1,4 +1,4 @@
-"""Copies of remote data files, fetched whole into a bounded folder on disk, the next ones ahead of time."""
+"""Local copies of remote data files, complete, in a folder of limited size; the next files are fetched ahead."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from easyrec_mm.files.place import place_of
 from easyrec_mm.files.storage import Failure, FileInfo, StorageError
 from easyrec_mm.files.work_folder import work_folder
 
-# Copies that stay, whatever the folder's size: those that are being opened, and those fetched ahead.
+# Number of copies that are kept regardless of the folder's size: those being opened, and those fetched ahead.
 NUM_HELD = 8
 _NUM_FETCHED_AT_A_TIME = 2
 _CHANGED = "has changed since the data were listed; start again, with files that nobody writes to"
@@ -24,11 +24,11 @@ class LocalCopies:
     """Copies by path.
 
     Args:
-      folder: where they are kept, also beyond this process; "" for a folder of the process.
-      max_gib: of all of them. One that was opened and then removed to make room can still be read to its end.
+      folder: folder that keeps the copies, also beyond this process; "" for a folder of the process.
+      max_gib: maximum size of all copies. A copy that was removed after it was opened can still be read to its end.
 
     Raises:
-      DataError: if the folder cannot be made.
+      DataError: if the folder cannot be created.
     """
 
     def __init__(self, folder: str, max_gib: float) -> None:
@@ -40,10 +40,10 @@ class LocalCopies:
         self._places = threading.Semaphore(_NUM_FETCHED_AT_A_TIME)
 
     def get(self, info: FileInfo) -> str:
-        """The path of a file's copy, to be opened at once.
+        """Return the path of a file's copy, to be opened at once.
 
         Raises:
-          DataError: if it cannot be fetched, or is no longer what it was when it was listed.
+          DataError: if the file cannot be fetched, or has changed since it was listed.
         """
         future = self.begin(info)
         try:
@@ -63,7 +63,7 @@ class LocalCopies:
                 if len(self._fetching) >= NUM_HELD:
                     self._forget_one()
                 self._fetching[key] = Future()
-                # Not of a pool, for whose threads the process would wait when it ends.
+                # Not a thread of a pool, because the process would wait for it at its end.
                 threading.Thread(target=self._run, args=(info, self._fetching[key]), daemon=True).start()
             return self._fetching[key]
 
@@ -71,11 +71,11 @@ class LocalCopies:
         with self._places:
             try:
                 future.set_result(self._fetch(info))
-            except BaseException as error:  # handed over
+            except BaseException as error:  # raised by `get`
                 future.set_exception(error)
 
     def _forget_one(self) -> None:
-        """Give up a copy that was fetched ahead and not asked for, as at the end of the data."""
+        """Give up a copy that was fetched ahead but not requested, as at the end of the data."""
         for key, future in self._fetching.items():
             if future.done():
                 if future.exception() is None:
@@ -109,12 +109,12 @@ class LocalCopies:
 
 @lru_cache
 def local_copies(folder: str = "", max_gib: float = 16.0) -> LocalCopies:
-    """The one LocalCopies of a folder in this process."""
+    """Return the single LocalCopies of a folder in this process."""
     return LocalCopies(folder, max_gib)
 
 
 def local_copy(path: str) -> str:
-    """A copy of a remote file as it is now, in the folder of this process; see LocalCopies.get."""
+    """Return the path of a copy of a remote file as it is now, in the folder of this process; see LocalCopies.get."""
     return local_copies().get(place_of(path).stat(path))
 
 

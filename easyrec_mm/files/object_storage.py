@@ -1,7 +1,7 @@
-"""Buckets by obstore: S3 and what speaks its protocol, Alibaba's OSS by that, too, and Google Cloud Storage.
+"""Buckets, accessed by obstore: S3 and services with its protocol, including Alibaba's OSS, and Google Cloud Storage.
 
-obstore takes little processor time a small object (tools/bench/pictures.py). It is set up here as boto3 would be, so
-that profiles, roles and endpoints of the AWS command line count.
+obstore needs little processor time per small object (tools/bench/pictures.py). It is set up here as boto3 would be, so
+that profiles, roles and endpoints of the AWS command line take effect.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ _RETRY = {
     "retry_timeout": timedelta(seconds=15),
     "backoff": {"init_backoff": timedelta(milliseconds=50), "max_backoff": timedelta(seconds=2), "base": 2},
 }
-# A file is fetched in parts of this size, so many at a time.
+# A file is downloaded in parts of this size, and this many parts at a time.
 _PART_BYTES, _PARTS_AT_A_TIME = 8 << 20, 4
 _CREDENTIALS_LAST = timedelta(minutes=5)
 _WRONG_CREDENTIALS = (
@@ -75,7 +75,7 @@ class ObjectStorage:
             try:
                 return self._info(obstore.head(self._store, inside(path)))
             except (FileNotFoundError, PermissionError, obstore.exceptions.BaseError):
-                # Only the answer to a GET says why.
+                # Only the response to a GET contains the reason.
                 return self._info(obstore.get(self._store, inside(path)).meta)
 
     def read(self, path: str, known: str | None = None) -> Content | None:
@@ -94,12 +94,12 @@ class ObjectStorage:
         import obstore
 
         if not self.stat(path).size:
-            return b""  # of which no range can be read
+            return b""  # no range of an empty file can be read
         with _translated(path):
             return bytes(obstore.get_range(self._store, inside(path), start=0, length=size))
 
     def download(self, info: FileInfo, local: Path) -> None:
-        """See Storage.download; in parts, side by side, of the version that `info` names."""
+        """See Storage.download; downloads parts in parallel, of the version that `info` names."""
         import obstore
 
         def fetch(start: int) -> None:
@@ -112,7 +112,7 @@ class ObjectStorage:
             os.pwrite(file.fileno(), data, start)
 
         with local.open("wb") as file, ThreadPoolExecutor(_PARTS_AT_A_TIME) as pool:
-            # Not all at once: what was begun keeps the process from ending.
+            # Not all parts are submitted at once, because submitted ones keep the process from ending.
             begun: deque[Future[None]] = deque()
             for start in range(0, info.size, _PART_BYTES):
                 begun.append(pool.submit(fetch, start))
@@ -139,7 +139,7 @@ class ObjectStorage:
         return FileInfo(f"{self._place}/{meta['path']}", int(meta["size"]), _version(meta))
 
     def _expand(self, fixed: list[str], parts: list[str]) -> Iterator[FileInfo]:
-        """Files and folders whose path begins with `fixed` and goes on as `parts`."""
+        """Yield the files and folders whose path begins with `fixed` and continues with the patterns `parts`."""
         import obstore
 
         plain = next((i for i, part in enumerate(parts) if re.search(r"[*?\[]", part)), len(parts))
@@ -158,7 +158,7 @@ class ObjectStorage:
         yield from (self._info(meta) for meta in listed["objects"] if matches(meta["path"].rpartition("/")[2]))
 
     def _at(self, key: str) -> Iterator[FileInfo]:
-        """The file or the folder of that name."""
+        """Yield the file or the folder of that name."""
         import obstore
 
         path = f"{self._place}/{key}"
@@ -210,7 +210,7 @@ def _s3(bucket: str) -> Any:
 
 
 def _oss(bucket: str) -> Any:
-    """Alibaba: "Accessing OSS with the AWS SDK", which asks for the bucket in the name of the host."""
+    """Open a bucket as in Alibaba's "Accessing OSS with the AWS SDK", which requires the bucket in the host name."""
     endpoint = os.environ.get("OSS_ENDPOINT", "")
     key, secret = os.environ.get("OSS_ACCESS_KEY_ID"), os.environ.get("OSS_ACCESS_KEY_SECRET")
     if not (endpoint and key and secret):
@@ -221,7 +221,7 @@ def _oss(bucket: str) -> Any:
         "region": os.environ.get("OSS_REGION") or region or "us-east-1",
         "endpoint": f"{scheme or 'https'}://{host}",
     }
-    # Not as settings, beside which those of AWS in the environment would count.
+    # Not given as settings, because the AWS settings of the environment would then take effect as well.
     credentials = {
         "access_key_id": key,
         "secret_access_key": secret,
@@ -252,13 +252,13 @@ def _gcs(bucket: str) -> Any:
     return GCSStore(bucket, client_options=cast(Any, _CLIENT), retry_config=cast(Any, _RETRY))
 
 
-# Scheme -> its store.
+# Scheme -> function that opens a bucket.
 STORES: dict[str, Callable[[str], Any]] = {"s3": _s3, "s3a": _s3, "oss": _oss, "gs": _gcs, "gcs": _gcs}
 
 
 @contextmanager
 def _translated(path: str) -> Iterator[None]:
-    """obstore's errors as StorageErrors."""
+    """Raise obstore's errors as StorageErrors."""
     import obstore
 
     try:
@@ -274,7 +274,7 @@ def _translated(path: str) -> Iterator[None]:
 
 
 def _understood(message: str) -> tuple[Failure, str]:
-    """What obstore's message means, and the part of it that a person needs."""
+    """Return what obstore's message means, and the part of it that a user needs."""
     text = message.partition("\n\nDebug source")[0]
     status = int(found[1]) if (found := re.search(r"status code: (\d{3})", text)) else 0
     code = found[1] if (found := re.search(r"<Code>(.*?)</Code>", text, re.S)) else ""
@@ -297,6 +297,6 @@ def _understood(message: str) -> tuple[Failure, str]:
 
 
 def _shortened(text: str) -> str:
-    """Without the history of its tries."""
+    """Return a message without the history of its retries."""
     text = re.sub(r" in [\d.]+[mµn]?s(, after \d+ retries, max_retries: \d+, retry_timeout: \w+ *)?( ?- )?", ": ", text)
     return " ".join(text.split()).removeprefix("Generic S3 error: ").removeprefix("Generic GCS error: ")[:300]

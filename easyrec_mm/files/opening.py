@@ -1,4 +1,4 @@
-"""Opening a file by a library that reads files of this machine only: a remote one is copied first."""
+"""Opens files for libraries that read only files of this machine: a remote file is copied first."""
 
 from __future__ import annotations
 
@@ -15,22 +15,22 @@ _GZIP_MAGIC = b"\x1f\x8b"
 
 
 def opened_at(path: str) -> str:
-    """A path of this machine at which to open a file at once: its own, or that of a copy.
+    """Return a local path at which to open a file at once: its own path, or the path of a copy.
 
     Raises:
-      DataError: if it cannot be fetched.
+      DataError: if the file cannot be fetched.
     """
     return local_copy(path) if is_remote(path) else path
 
 
 def open_binary(path: str) -> IO[bytes]:
-    """A file, unpacked if it is gzip."""
+    """Open a file for reading bytes; gzip is decompressed."""
     path = opened_at(path)
     return gzip.open(path) if is_gzip(path) else open(path, "rb")  # type: ignore[return-value]
 
 
 def exists(path: str) -> bool:
-    """Whether there is such a file."""
+    """Return whether a file exists."""
     try:
         size_of(path)
     except StorageError as error:
@@ -43,11 +43,11 @@ def exists(path: str) -> bool:
 
 
 def size_of(path: str) -> int:
-    """Bytes of a file."""
+    """Return the size of a file in bytes."""
     return place_of(path).stat(path).size if is_remote(path) else os.path.getsize(path)
 
 
 def is_gzip(path: str) -> bool:
-    """Whether a file is packed by gzip, told by its first bytes."""
+    """Return whether a file is compressed by gzip, according to its first bytes."""
     with open(opened_at(path), "rb") as stream:
         return stream.read(2) == _GZIP_MAGIC

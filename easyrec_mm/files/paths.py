@@ -1,4 +1,4 @@
-"""Paths of this machine, and paths with a scheme: s3://bucket/folder/file."""
+"""Handles local paths, and paths with a scheme: s3://bucket/folder/file."""
 
 from __future__ import annotations
 
@@ -9,24 +9,24 @@ _SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*)://")
 
 
 def scheme_of(path: str) -> str:
-    """The scheme; "" for a path of this machine, also if it is written as file:///folder/file."""
+    """Return the scheme of a path; "" for a local path, also if it is written as file:///folder/file."""
     match = _SCHEME.match(path)
     scheme = match[1].lower() if match else ""
     return "" if scheme == "file" else scheme
 
 
 def is_remote(path: str) -> bool:
-    """Whether a path is not of this machine."""
+    """Return whether a path is not on this machine."""
     return bool(scheme_of(path))
 
 
 def plain(path: str) -> str:
-    """A path of this machine as the operating system takes it; others as they are."""
+    """Return a local path as the operating system accepts it; any other path unchanged."""
     return path[len("file://") :] if path[:7].lower() == "file://" else path
 
 
 def join(folder: str, name: str) -> str:
-    """The path of a name in a folder; a name that is a whole path stays."""
+    """Return the path of a name in a folder; a name that is a complete path is returned unchanged."""
     if not folder or is_remote(name):
         return name
     if is_remote(folder):
@@ -35,11 +35,11 @@ def join(folder: str, name: str) -> str:
 
 
 def place_name(path: str) -> str:
-    """Bucket or server of a path with a scheme: s3://bucket."""
+    """Return the bucket or server of a path with a scheme: s3://bucket."""
     scheme, _, rest = path.partition("://")
     return f"{scheme.lower()}://{rest.partition('/')[0]}"
 
 
 def inside(path: str) -> str:
-    """A path with a scheme without its bucket or server: folder/file."""
+    """Return the part of a path with a scheme after the bucket or server: folder/file."""
     return path.partition("://")[2].partition("/")[2]

@@ -1,4 +1,4 @@
-"""Places as the rest of the project uses them: every request is tried again with growing pauses, and ends in time."""
+"""Places as the rest of the project uses them: requests are retried with growing pauses, and end in limited time."""
 
 from __future__ import annotations
 
@@ -15,22 +15,22 @@ from easyrec_mm.files.object_storage import STORES, ObjectStorage
 from easyrec_mm.files.paths import place_name, scheme_of
 from easyrec_mm.files.storage import Content, Failure, FileInfo, Storage, StorageError
 
-# A place that was never reached is given up after the first, one that was after the second; answers that never come
-# are waited for a little longer.
+# Limits for retries: the first for a place that has never answered, the second for a place that has. A first request
+# that does not return at all is given up a little later.
 FIRST_TRY_S, TRY_S = 8.0, 120.0
 FIRST_WAIT_S = 15.0
 _FIRST_PAUSE_S, _LONGEST_PAUSE_S = 0.1, 8.0
-# A place of which nothing can be had is not asked again for this long.
+# A place that cannot be used at all is not asked again for this long.
 _LEFT_ALONE_S = 20.0
 
 T = TypeVar("T")
 
 
 class Place:
-    """A bucket or server, reached by TensorFlow where it knows the scheme, else by obstore or fsspec.
+    """A bucket or server, reached by TensorFlow if it knows the scheme, else by obstore or fsspec.
 
-    A request that fails in passing is repeated, each time after a pause of up to twice as long. All methods are those
-    of Storage, may be called from any thread, and raise StorageError alone.
+    A request with a passing failure is retried after a pause, whose length doubles up to a limit. All methods are those
+    of Storage, may be called from any thread, and raise only StorageError.
     """
 
     def __init__(self, path: str) -> None:
@@ -39,9 +39,9 @@ class Place:
         self._storage: Storage | None = None
         self._with_tensorflow = False
         self._lock = threading.Lock()
-        # When it answered last; 0.0: never.
+        # Time of the last answer; 0.0 if the place has never answered.
         self.answered_s = 0.0
-        # Why nothing can be had of it, and until when nobody asks again.
+        # Why the place cannot be used at all, and until when it is not asked again.
         self._failure: tuple[StorageError, float] | None = None
 
     def find(self, pattern: str) -> list[FileInfo]:
@@ -103,7 +103,7 @@ class Place:
                 now = time.monotonic()
                 if now + pause - begun > limit_s:
                     if self.answered_s > begun:
-                        raise  # others are answered
+                        raise  # other requests are answered
                     raise StorageError(
                         self.name,
                         f"no answer for {now - begun:.0f} s: {error.reason}; check the network and the endpoint",
@@ -117,7 +117,7 @@ class Place:
 
     def _reached(self) -> Storage:
         with self._lock:
-            # A config may be read before TensorFlow is loaded.
+            # A config may be read before TensorFlow is loaded; the storage is then opened again.
             if self._storage is None or self._with_tensorflow != tensorflow_storage.is_loaded():
                 self._with_tensorflow = tensorflow_storage.is_loaded()
                 self._storage = _open(self._path)
@@ -132,17 +132,17 @@ def _open(path: str) -> Storage:
 
 
 def _in_time(action: Callable[[], T], name: str) -> T:
-    """What `action` returns or raises; a StorageError if it does neither in time."""
+    """Return or raise what `action` returns or raises; raise a StorageError if it does neither in time."""
     results: list[T] = []
     errors: list[BaseException] = []
 
     def run() -> None:
         try:
             results.append(action())
-        except BaseException as error:  # handed over
+        except BaseException as error:  # raised below
             errors.append(error)
 
-    # A thread that the process does not wait for when it ends, as it would for those of a pool.
+    # A daemon thread, because the process would wait at its end for the threads of a pool.
     thread = threading.Thread(target=run, daemon=True, name=f"first request to {name}")
     thread.start()
     thread.join(FIRST_WAIT_S)
@@ -159,7 +159,7 @@ _places_lock = threading.Lock()
 
 
 def place_of(path: str) -> Place:
-    """The place of a path with a scheme; the same for all its paths."""
+    """Return the Place of a path with a scheme; all paths of a place share it."""
     name = place_name(path)
     with _places_lock:
         if name not in _places:

@@ -1,4 +1,4 @@
-"""Opening files of this machine that a user names."""
+"""Opens files of this machine that a user names."""
 
 from __future__ import annotations
 
@@ -7,10 +7,10 @@ import stat
 
 
 def open_regular(path: str, flags: int) -> int:
-    """An opener for `open` that does not wait, and opens only what has an end: a pipe or a device would stall or flood.
+    """Open a regular file without waiting, as the opener of `open`; a pipe or a device might block or never end.
 
     Raises:
-      OSError: if it cannot be opened, or is not a regular file.
+      OSError: if the file cannot be opened, or is not a regular file.
     """
     descriptor = os.open(path, flags | os.O_NONBLOCK)
     if not stat.S_ISREG(os.fstat(descriptor).st_mode):

@@ -1,4 +1,4 @@
-"""What a place of files offers, a bucket or a server, whatever library reaches it; and what may go wrong there."""
+"""The interface of a place of files, a bucket or a server, for all libraries that reach it; and its failures."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ from easyrec_mm.errors import DataError
 
 
 class Failure(Enum):
-    """What a failure says of others.
+    """The kind of a failure, which determines whether other requests may succeed.
 
-    MISSING   there is no such file
-    DENIED    it may not be read or written; others perhaps
-    PLACE     nothing of the place can be had: no such bucket, no credentials or wrong ones, no library for it
-    PASSING   another try may succeed: the server is overloaded, or cannot be reached
-    CHANGED   it is no longer the file that was listed
+    MISSING   the file does not exist
+    DENIED    the file may not be read or written; other files may perhaps
+    PLACE     the place cannot be used at all: no such bucket, missing or wrong credentials, no library for the scheme
+    PASSING   another attempt may succeed: the server is overloaded, or cannot be reached
+    CHANGED   the file has changed since it was listed
     REFUSED   this request will never succeed
     """
 
@@ -32,9 +32,9 @@ class StorageError(DataError):
     """A file that cannot be read or written, or a place that cannot be reached.
 
     Args:
-      path: of the file, or of the place.
-      reason: in plain words.
-      failure: what it says of others.
+      path: path of the file, or of the place.
+      reason: reason in plain words.
+      failure: kind of the failure.
     """
 
     def __init__(self, path: str, reason: str, failure: Failure) -> None:
@@ -47,10 +47,10 @@ class StorageError(DataError):
 class FileInfo(NamedTuple):
     """A file as it is listed.
 
-    path       in full
-    size       bytes
-    version    changes when it is written anew: its ETag, or when it was changed; "" if the place does not say
-    is_folder  it is none
+    path       complete path
+    size       in bytes
+    version    changes when the file is rewritten: its ETag or modification time; "" if the place provides neither
+    is_folder  whether it is a folder, not a file
     """
 
     path: str
@@ -60,35 +60,35 @@ class FileInfo(NamedTuple):
 
 
 class Content(NamedTuple):
-    """What a file holds, and the version of that."""
+    """The content of a file, and its version."""
 
     data: bytes
     version: str
 
 
 class Storage(Protocol):
-    """The files of a place. Paths are in full, with scheme; every method raises StorageError alone."""
+    """The files of a place. Paths are complete, with scheme; every method raises only StorageError."""
 
     def find(self, pattern: str) -> list[FileInfo]:
-        """Files and folders of a path in which *, ? and [...] stand for parts of names; sorted, [] if there is none."""
+        """Return the files and folders that match a path with *, ? and [...] in names; sorted, [] without a match."""
 
     def below(self, folder: str) -> list[FileInfo]:
-        """All files below a folder, however deep; [] if there is none."""
+        """Return all files below a folder, at any depth; [] if the folder does not exist."""
 
     def stat(self, path: str) -> FileInfo:
-        """A file."""
+        """Return the FileInfo of a file."""
 
     def read(self, path: str, known: str | None = None) -> Content | None:
-        """A file's content; None if its version is still the `known` one. With known=None its version may be ""."""
+        """Return a file's content; None if its version is still `known`. With known=None, its version may be ""."""
 
     def start(self, path: str, size: int) -> bytes:
-        """The first bytes of a file, `size` of them or all there are."""
+        """Return the first `size` bytes of a file, or all bytes of a shorter file."""
 
     def download(self, info: FileInfo, local: Path) -> None:
-        """Write a file's content to a local one."""
+        """Write the content of a file to a local file."""
 
     def upload(self, local: Path, path: str) -> None:
-        """Write a local file's content; what stands there is replaced at once, never in parts."""
+        """Write the content of a local file; an existing file is replaced in one step, never in parts."""
 
     def remove(self, path: str) -> None:
-        """Remove a file, if it is there."""
+        """Remove a file if it exists."""

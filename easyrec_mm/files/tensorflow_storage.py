@@ -1,4 +1,4 @@
-"""Places that TensorFlow knows by itself, or since a library such as tensorflow-io has registered their scheme."""
+"""Places that TensorFlow knows, natively or because a library such as tensorflow-io has registered their scheme."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ _READ_BYTES = 16 << 20
 
 
 def is_loaded() -> bool:
-    """Whether TensorFlow is."""
+    """Return whether TensorFlow is loaded."""
     return hasattr(sys.modules.get("tensorflow"), "io")
 
 
 def knows(scheme: str) -> bool:
-    """Whether TensorFlow is loaded and has a file system of that scheme."""
+    """Return whether TensorFlow is loaded and has a file system for this scheme."""
     return is_loaded() and scheme in _tensorflow().io.gfile.get_registered_schemes()
 
 
@@ -73,7 +73,7 @@ class TensorFlowStorage:
     def upload(self, local: Path, path: str) -> None:
         """See Storage.upload."""
         with _translated(path):
-            if "/" in inside(path):  # a bucket itself is not a folder to all of them
+            if "/" in inside(path):  # some file systems do not treat a bucket as a folder
                 self._gfile.makedirs(path.rpartition("/")[0])
             self._gfile.copy(str(local), path, overwrite=True)
 
@@ -91,13 +91,13 @@ class TensorFlowStorage:
 
 
 def _tensorflow() -> Any:
-    # Loaded, or nobody would ask: modules that need no TensorFlow read and write files, too.
+    # Not imported, because modules that need no TensorFlow use files, too; callers check that it is loaded.
     return sys.modules["tensorflow"]
 
 
 @contextmanager
 def _translated(path: str) -> Iterator[None]:
-    """TensorFlow's errors as StorageErrors."""
+    """Raise TensorFlow's errors as StorageErrors."""
     errors = _tensorflow().errors
     failures = {
         errors.NotFoundError: Failure.MISSING,
@@ -109,7 +109,7 @@ def _translated(path: str) -> Iterator[None]:
         errors.OutOfRangeError: Failure.REFUSED,
     }
     try:
-        path.encode()  # TensorFlow takes UTF-8 alone
+        path.encode()  # TensorFlow accepts only UTF-8
         yield
     except UnicodeEncodeError as error:
         raise StorageError(path, "the path is not UTF-8", Failure.REFUSED) from error

@@ -1,4 +1,4 @@
-"""The folder of this process for copies of files: gone when it ends, and when it is killed, with the next one."""
+"""The folder of this process for copies of files: removed when it ends, or, if it is killed, by the next process."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _LOCK = ".lock"
 
 
 def work_folder() -> str:
-    """Its path, in the folder for temporary files (TMPDIR)."""
+    """Return the path of the folder, which is in the folder for temporary files (TMPDIR)."""
     return _work_folder(os.getpid())
 
 
@@ -29,7 +29,7 @@ def _work_folder(process: int) -> str:
 
 
 def _lock(folder: Path) -> int | None:
-    """Take the lock that the process which owns a folder holds as long as it runs; None if it is taken."""
+    """Take the lock that the owner of a folder holds as long as it runs; return None if it is taken."""
     descriptor = os.open(folder / _LOCK, os.O_RDWR | os.O_CREAT, 0o600)
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -40,11 +40,11 @@ def _lock(folder: Path) -> int | None:
 
 
 def _remove_left() -> None:
-    """Remove folders whose processes did not come to do it."""
+    """Remove the folders of processes that ended without removing them."""
     for folder in Path(tempfile.gettempdir()).glob(f"{_PREFIX}*"):
         try:
             if folder.stat().st_uid != os.getuid() or not (folder / _LOCK).exists():
-                continue  # another's, or one that is just being made
+                continue  # another user's folder, or one that is just being created
             descriptor = _lock(folder)
         except OSError:
             continue
@@ -54,5 +54,5 @@ def _remove_left() -> None:
 
 
 def _remove_own(folder: str, process: int) -> None:
-    if os.getpid() == process:  # not in a child that was forked
+    if os.getpid() == process:  # not in a forked child
         shutil.rmtree(folder, ignore_errors=True)

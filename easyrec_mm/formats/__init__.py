@@ -1,1 +1,1 @@
-"""Groups in files: one file for each format, and the rules of a good group."""
+"""Groups in files: one module per format, and the rules for valid groups."""

@@ -1,7 +1,7 @@
-"""The rules of a good group, whatever the format and whichever command reads it.
+"""The rules for valid groups, which are the same for all formats and commands.
 
-A group that breaks a rule is left out as a whole, so that no sample is taught another item's picture. Shape legend:
-G groups of S samples, the samples of a group behind each other.
+A group that breaks a rule is left out as a whole, so that no sample is trained with the picture of another item.
+Shape legend: G groups of S samples; the samples of a group are consecutive.
 """
 
 from __future__ import annotations
@@ -23,28 +23,28 @@ from easyrec_mm.schema import Schema
 Ints = NDArray[np.int64]
 Mask = NDArray[np.bool_]
 _KINDS = {"int64": "a whole number", "bool": "a bool", "float32": "a number", "float64": "a number", "string": "UTF-8"}
-# Between the parts of a problem on its way through a TensorFlow graph.
+# Separates the parts of a problem that is encoded as bytes to pass through a TensorFlow graph.
 _PART_END = "\x1f"
 
 
 class Problem(NamedTuple):
-    """Where in a row, and what is wrong with it."""
+    """The place of a problem in a row, and its description."""
 
     where: str
     what: str
 
     def encode(self) -> bytes:
-        """Return the problem as bytes, which pass through a graph."""
+        """Return the problem as bytes, which can pass through a TensorFlow graph."""
         return _PART_END.join(self).encode()
 
     @staticmethod
     def decode(data: bytes) -> Problem:
-        """Return the problem of which `data` is the `encode`."""
+        """Return the problem that `encode` has encoded as `data`."""
         return Problem(*data.decode().split(_PART_END, 1))
 
 
 class BadGroup(NamedTuple):
-    """A group that is left out: row (from 1), column or other place, and what is wrong."""
+    """A group that is left out: its row (from 1), the column or other place of the problem, and the problem."""
 
     row: int
     where: str
@@ -52,10 +52,10 @@ class BadGroup(NamedTuple):
 
 
 class GroupProblems:
-    """Collects the groups that are refused, each with the first thing that is wrong with it.
+    """Collects the refused groups, each with the first problem that was found in it.
 
     Args:
-      size: int64 [G], samples of each group.
+      size: int64 [G], number of samples per group.
     """
 
     def __init__(self, size: Ints) -> None:
@@ -65,22 +65,22 @@ class GroupProblems:
 
     @cached_property
     def group(self) -> Ints:
-        """The group of each sample, [S]."""
+        """Return the index of the group of each sample, [S]."""
         return np.repeat(np.arange(len(self.size)), self.size)
 
     @cached_property
     def first(self) -> Ints:
-        """The first sample of each group, [G]."""
+        """Return the index of the first sample of each group, [G]."""
         return np.cumsum(self.size) - self.size
 
     def refuse(self, is_bad: Mask, where: str, what: Callable[[int], str]) -> None:
-        """Refuse groups, bool [G]; `what` says what is wrong with a group."""
+        """Refuse the groups marked in `is_bad`, bool [G]; `what` describes the problem of the group with an index."""
         for group in np.flatnonzero(is_bad & ~self.is_bad).tolist():
             self.by_group[group] = Problem(where, what(group))
         self.is_bad |= is_bad
 
     def refuse_samples(self, is_bad: Mask, where: str, what: Callable[[int], str]) -> None:
-        """Refuse the groups of samples, bool [S]; `what` says what is wrong with a sample."""
+        """Refuse the groups of the samples marked in `is_bad`, bool [S]; `what` describes the problem of a sample."""
         for sample in np.flatnonzero(is_bad).tolist():
             group = int(self.group[sample])
             if not self.is_bad[group]:
@@ -89,12 +89,12 @@ class GroupProblems:
                 self.by_group[group] = Problem(where, f"{place}{what(sample)}")
 
     def at_rows(self, rows: Ints) -> list[BadGroup]:
-        """Return what was refused; `rows` [G] has the row of each group."""
+        """Return the refused groups; `rows` [G] contains the row of each group."""
         return [BadGroup(int(rows[group]), *self.by_group[group]) for group in sorted(self.by_group)]
 
 
 class SampleChecks:
-    """Checks the values of samples, and replaces missing ones by the field's default.
+    """Checks the values of samples, and replaces missing values by the default of their field.
 
     Args:
       schema: fields, features and tasks.
@@ -102,8 +102,8 @@ class SampleChecks:
       fields: other fields that are read.
 
     Attributes:
-      patterns: field -> what its text must match (features/text_patterns.py).
-      aligned: texts that must hold equally many values: field -> separator, each.
+      patterns: field -> the patterns that its text must match (features/text_patterns.py).
+      aligned: sets of text fields that must contain equally many values, each set as field -> separator.
     """
 
     def __init__(self, schema: Schema, labels: Iterable[str], fields: Iterable[str]) -> None:
@@ -115,14 +115,14 @@ class SampleChecks:
         self.aligned = [lists for lists in schema.aligned_lists() if lists.keys() <= read]
 
     def check(self, columns: dict[str, pa.Array], problems: GroupProblems) -> dict[str, NDArray[np.generic] | pa.Array]:
-        """Refuse groups whose values break a rule.
+        """Check the values of samples, and refuse the groups in which a value breaks a rule.
 
         Args:
-          columns: field -> [S], null where a value is missing; numbers, or text that numbers are read from.
-          problems: takes the groups that are refused.
+          columns: field -> [S], null where a value is missing; numbers, or texts from which numbers are parsed.
+          problems: collects the refused groups.
 
         Returns:
-          field -> [S]: int64, float32 (labels, too), or an Arrow array of large_binary.
+          field -> [S]: int64, float32 (labels as well), or an Arrow array of large_binary.
         """
         values = {field.name: self._values(columns[field.name], field, problems) for field in self._read}
         for name in self._schema.group_fields:
@@ -138,13 +138,13 @@ class SampleChecks:
         where = column_place(field.name)
         is_label = field.name in self._labels
         if is_text(values.type):
-            # A label may be a whole number or another, whatever its field says; a BOOL may be written out.
+            # The text of a label may be any number, whatever the type of its field; that of a BOOL may also be a word.
             values = parse(values, "float32" if is_label and field.dtype != "bool" else field.dtype, where, problems)
         if values.null_count:
             if is_label and not field.optional:
                 is_missing = values.is_null().to_numpy(zero_copy_only=False)
                 what = "the label is missing, and its field has no default_val"
-                # Text that is not a number is null here, too; its group is refused already.
+                # A text that is not a number is null here as well, but its group is already refused.
                 problems.refuse_samples(is_missing, where, lambda i: what)
             values = pc.fill_null(values, pa.scalar(field.default_value).cast(values.type, safe=False))
         array = values.to_numpy(zero_copy_only=False)
@@ -189,7 +189,7 @@ class SampleChecks:
     def _require_equal_lengths(
         self, lists: dict[str, str], values: dict[str, NDArray[np.generic] | pa.Array], problems: GroupProblems
     ) -> None:
-        """Refuse groups where texts of several values that belong together hold different numbers of them.
+        """Refuse groups in which text fields that belong together contain different numbers of values.
 
         Args:
           lists: field -> separator of its values.
@@ -205,7 +205,7 @@ class SampleChecks:
 
 
 def parse(texts: pa.Array, dtype: Dtype, where: str, problems: GroupProblems) -> pa.Array:
-    """Read numbers from text, "" as null; groups with other text are refused: `[S]` -> int64 or float64 `[S]`."""
+    """Parse texts `[S]` to numbers, int64 or float64 `[S]`, "" to null; refuse groups with any other text."""
     texts = pc.if_else(pc.equal(pc.binary_length(texts), 0), None, texts)
     is_good = pc.fill_null(pc.match_substring_regex(texts, f"^(?:{VALUE_PATTERNS[dtype]})$"), True)
     is_bad = ~is_good.to_numpy(zero_copy_only=False)
@@ -224,7 +224,7 @@ def refuse_kind(
     kind: str,
     refuse: Callable[[Mask, str, Callable[[int], str]], None],
 ) -> None:
-    """Refuse what is not of its kind (formats/columns.py); `refuse` is of samples or of groups."""
+    """Refuse values that are not of their kind (formats/columns.py); `refuse` takes a mask of samples or of groups."""
     if is_bad is not None:
         is_infinite = kind.startswith("float") and not is_text(values.type)
         what = "a finite number" if is_infinite else _KINDS[kind]
@@ -232,7 +232,7 @@ def refuse_kind(
 
 
 def require_one_value(name: str, values: NDArray[np.generic] | pa.Array, problems: GroupProblems) -> None:
-    """Refuse groups whose samples have different values `[S]` in a field that must have one for the whole group."""
+    """Refuse groups whose samples have different values `[S]` in a field that must have one value per group."""
     array = as_bytes(values) if isinstance(values, pa.Array) else values
     of_first = array[problems.first[problems.group]]
     problems.refuse_samples(
@@ -243,18 +243,18 @@ def require_one_value(name: str, values: NDArray[np.generic] | pa.Array, problem
 
 
 def as_bytes(values: pa.Array) -> NDArray[np.object_]:
-    """Texts as bytes objects; b"" for a missing one."""
+    """Return texts as bytes objects; b"" for a missing text."""
     texts: NDArray[np.object_] = pc.fill_null(values.cast(pa.large_binary()), b"").to_numpy(zero_copy_only=False)
     return texts
 
 
 def column_place(name: str) -> str:
-    """How messages name a column."""
+    """Return the name of a column as messages show it."""
     return f"column '{name}'"
 
 
 def shown(value: object) -> str:
-    """How messages show a value."""
+    """Return a value as messages show it."""
     if isinstance(value, bytes):
         value = value.decode("utf-8", "replace")
     if isinstance(value, str):
@@ -263,7 +263,7 @@ def shown(value: object) -> str:
 
 
 def is_text(kind: pa.DataType) -> bool:
-    """Whether an Arrow type is text or bytes."""
+    """Return whether an Arrow type is text or bytes."""
     types = pa.types
     is_string = types.is_string(kind) or types.is_large_string(kind)
     return bool(is_string or types.is_binary(kind) or types.is_large_binary(kind))

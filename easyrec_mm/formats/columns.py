@@ -1,10 +1,10 @@
-"""Columns of a flat log in one of five kinds, whatever a file's types; and which values are not of theirs.
+"""Converts columns of a flat log, whatever their types in a file, to five kinds, and finds values that do not fit.
 
-int64    whole numbers, bool among others
-float32  numbers that the file holds with 32 bits
+int64    whole numbers; also a mix of whole numbers and bool
+float32  numbers that the file stores with 32 bits
 float64  other numbers
 bool     true or false
-string   text: also times, decimal ids beyond 18 digits, and lists, whose values are joined with LIST_SEPARATOR
+string   text; also times, decimal ids of more than 18 digits, and lists, whose values are joined with LIST_SEPARATOR
 """
 
 from __future__ import annotations
@@ -24,17 +24,17 @@ ARROW_TYPES: dict[Kind, pa.DataType] = {
     "bool": pa.bool_(),
     "string": pa.string(),
 }
-# Where the log is read: file and row in one number, so that rows have an order.
+# Column with the position of a row in the log: file and row in one number, so that rows have an order.
 ORDER = "easyrec_mm:order"
 ROW_BITS = 40
 
 LIST_SEPARATOR = "|"
-# What stands for a missing number in a text; an empty value is missing in every column of a text file.
+# Words that mean a missing number in a text; an empty value is missing in every column of a text file.
 NULL_WORDS = ("NULL", "null", "NaN", "nan", "None", "NA", "N/A", r"\N")
 WHOLE = r"[+-]?[0-9]{1,18}"
 NUMBER = r"[+-]?(?:[0-9]+\.?[0-9]*|\.[0-9]+)(?:[eE][+-]?[0-9]{1,2})?"
 BOOL = "(?i:true|false)"
-# Whole numbers from here on are kept as text: the trainer reads 18 digits.
+# Whole numbers from here on are kept as text, because the trainer reads at most 18 digits.
 MAX_WHOLE = 10**18
 # The largest number that fits into 32 bits.
 MAX_NUMBER = float(np.finfo(np.float32).max)
@@ -43,14 +43,14 @@ Mask = NDArray[np.bool_]
 
 
 class Typed(NamedTuple):
-    """A column in its kind `[N]`, null where a value is missing or bad; and which are bad, None if none is."""
+    """A column in its kind `[N]`, null for missing or invalid values; mask of the invalid ones, None without any."""
 
     values: pa.Array
     is_bad: Mask | None
 
 
 def kind_of(kind: pa.DataType) -> Kind | None:
-    """The kind of a Parquet column; None if it holds nothing but nulls.
+    """Return the kind of a Parquet column; None if it contains only nulls.
 
     Raises:
       ValueError: if a column of that type cannot be a feature.
@@ -75,7 +75,7 @@ def kind_of(kind: pa.DataType) -> Kind | None:
 
 
 def join_kinds(first: Kind | None, second: Kind | None) -> Kind | None:
-    """The kind that holds both; None for both unknown.
+    """Return the kind that can represent the values of both kinds; None if both are unknown.
 
     Raises:
       ValueError: if one is text and the other is not.
@@ -91,12 +91,12 @@ def join_kinds(first: Kind | None, second: Kind | None) -> Kind | None:
 
 
 def to_kind(column: pa.Array, kind: Kind, strict: bool = False) -> Typed:
-    """A column as a file holds it -> its values in their kind.
+    """Convert a column from its type in a file to a kind.
 
     Args:
-      column: of any type that kind_of knows, `[N]`.
-      kind: what it becomes.
-      strict: as training reads groups: NaN and NULL_WORDS are bad, in a log they are missing numbers.
+      column: of any type that kind_of accepts, `[N]`.
+      kind: kind of the result.
+      strict: whether NaN and NULL_WORDS are invalid, as in training; otherwise they are missing numbers, as in a log.
     """
     if pa.types.is_dictionary(column.type):
         column = column.dictionary_decode()
@@ -133,7 +133,7 @@ def _is_utf8(value: bytes | None) -> bool:
 
 
 def _numbers(column: pa.Array, kind: Kind, strict: bool) -> Typed:
-    """Numbers, bool or nulls -> a kind of numbers."""
+    """Convert numbers, bool or nulls to a kind of numbers."""
     if not pa.types.is_floating(column.type):
         if pa.types.is_decimal(column.type):
             column = column.cast(pa.float64())
@@ -157,7 +157,7 @@ def _numbers(column: pa.Array, kind: Kind, strict: bool) -> Typed:
 
 
 def _parsed(texts: pa.Array, kind: Kind, strict: bool) -> Typed:
-    """Texts -> numbers or bool; "" is missing."""
+    """Parse texts as numbers or bool; "" is missing."""
     texts = pc.if_else(pc.equal(texts, ""), None, texts)
     if kind != "bool" and (kind != "int64" or not starts_with_zero(texts)):
         try:
@@ -171,14 +171,14 @@ def _parsed(texts: pa.Array, kind: Kind, strict: bool) -> Typed:
 
 
 def _is_in_range(numbers: pa.Array) -> pa.Array:
-    """Which numbers have at most 18 digits, or fit into 32 bits; a number that is none does not."""
+    """Return which whole numbers have at most 18 digits, or which floats fit into 32 bits; NaN does not fit."""
     if not pa.types.is_floating(numbers.type):
         return pc.and_(pc.less(numbers, MAX_WHOLE), pc.greater(numbers, -MAX_WHOLE))
     return pc.less_equal(pc.abs(numbers), MAX_NUMBER)
 
 
 def _parsed_one_by_one(texts: pa.Array, kind: Kind, strict: bool) -> Typed:
-    """The same where some are not as they should be, or written with more than is needed."""
+    """Parse as `_parsed` does, but allow texts that are invalid, null words, or have spaces, "+" or leading zeros."""
     texts = pc.utf8_trim_whitespace(texts)
     if not strict:
         is_missing = pc.or_(pc.equal(texts, ""), pc.is_in(texts, pa.array(NULL_WORDS)))
@@ -199,12 +199,12 @@ def _parsed_one_by_one(texts: pa.Array, kind: Kind, strict: bool) -> Typed:
 
 
 def starts_with_zero(texts: pa.Array) -> bool:
-    """Whether a text longer than "0" starts with it: 007, or 0x7, which Arrow takes for a number, too."""
+    """Return whether a text longer than "0" starts with "0": 007, or 0x7, which Arrow parses as a number as well."""
     return bool(pc.any(pc.and_(pc.starts_with(texts, "0"), pc.greater(pc.binary_length(texts), 1))).as_py())
 
 
 def _like_list(column: pa.Array, values: pa.Array) -> pa.Array:
-    """A column of lists with other values in them; a null stays one."""
+    """Return a column of lists with the same lengths but other values; a null stays null."""
     lengths = pc.fill_null(pc.list_value_length(column), 0).to_numpy(zero_copy_only=False).astype(np.int64)
     offsets = np.concatenate([[0], np.cumsum(lengths)])
     mask = column.is_null() if column.null_count else None

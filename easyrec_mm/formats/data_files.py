@@ -1,7 +1,7 @@
-"""The files of an input: which there are, where each can be opened, and whether they stay as they were.
+"""Finds the files of an input, decides where each is opened, and checks that they have not changed.
 
-What reads files by its own means, TensorFlow or Arrow, opens `opened_at(file)`: the file itself, or a copy of a remote
-one that it cannot read.
+Libraries that open files themselves, TensorFlow and Arrow, open `opened_at(file)`: the file itself, or a local copy of
+a remote file that the library cannot read.
 """
 
 from __future__ import annotations
@@ -19,21 +19,21 @@ from easyrec_mm.files import FileInfo, StorageError, is_remote, place_of, plain,
 from easyrec_mm.files.local_copies import LocalCopies, local_copies
 from easyrec_mm.files.tensorflow_storage import knows
 
-# Of the files that are read next, how many are fetched meanwhile.
+# Number of following files that are fetched while a file is read.
 NUM_AHEAD = 2
 _STATS_AT_A_TIME = 16
 
 
 @dataclass
 class _Found:
-    """A remote file as it was when it was found, where its copy is kept, and a file that is needed with it."""
+    """A remote file as it was when it was found, the place of its copy, and a file that is needed together with it."""
 
     info: FileInfo
     copies: LocalCopies
     beside: FileInfo | None = None
 
     def begin(self) -> None:
-        """Begin to copy both."""
+        """Begin to copy both files."""
         self.copies.begin(self.info)
         if self.beside is not None:
             self.copies.begin(self.beside)
@@ -43,16 +43,16 @@ _found: dict[str, _Found] = {}
 
 
 def find_files(path: str, setting: str) -> list[str]:
-    """Files of a comma-separated list of paths and globs, in the order given, each glob sorted.
+    """Return the files of a comma-separated list of paths and globs, in the given order, the files of a glob sorted.
 
     Raises:
-      DataError: naming the setting and the part that matches nothing, is a folder or cannot be listed.
+      DataError: if a part matches no file, is a folder or cannot be listed; the message names the setting and the part.
     """
     return [info.path for info in find_infos(path, setting)]
 
 
 def find_infos(path: str, setting: str, copies: LocalCopies | None = None) -> list[FileInfo]:
-    """As `find_files`, with size and version; `copies` is where copies of remote files are kept."""
+    """Return the files as `find_files` does, with size and version; `copies` keeps the copies of remote files."""
     infos: dict[str, FileInfo] = {}
     for part in filter(None, (part.strip() for part in path.split(","))):
         try:
@@ -76,15 +76,15 @@ def find_infos(path: str, setting: str, copies: LocalCopies | None = None) -> li
 
 
 def find_beside(beside: Mapping[str, str], setting: str, copies: LocalCopies) -> list[FileInfo]:
-    """Files that belong to others, and are fetched with them.
+    """Find the files that belong to other files, to be fetched together with them.
 
     Args:
-      beside: file that was found -> the one that belongs to it.
-      setting: that asks for them, for messages.
-      copies: where copies of remote ones are kept.
+      beside: file that was found -> the file that belongs to it.
+      setting: the setting that requires these files, for messages.
+      copies: keeps the copies of remote files.
 
     Raises:
-      DataError: if one is missing.
+      DataError: if a file is missing.
     """
     with ThreadPoolExecutor(_STATS_AT_A_TIME) as pool:
         infos = list(pool.map(partial(_info_beside, setting), beside, beside.values()))
@@ -104,10 +104,10 @@ def _info_beside(setting: str, file: str, name: str) -> FileInfo:
 
 
 def opened_at(file: str, by_tensorflow: bool = False) -> str:
-    """A path of this machine at which to open a file at once; with `by_tensorflow` also one that TensorFlow can read.
+    """Return a path at which to open a file at once: a local one, or with `by_tensorflow` any that TensorFlow can read.
 
     Raises:
-      DataError: if it cannot be fetched, or is no longer what it was when it was found.
+      DataError: if the file cannot be fetched, or has changed since it was found.
     """
     if not is_remote(file):
         return file if by_tensorflow else plain(file)
@@ -119,25 +119,24 @@ def opened_at(file: str, by_tensorflow: bool = False) -> str:
 
 
 def fetch_ahead(files: Sequence[str], by_tensorflow: bool = False) -> None:
-    """Begin to copy these files, which are to be opened next: NUM_AHEAD of them."""
+    """Begin to copy these files, which are the next NUM_AHEAD files to be opened."""
     for file in files:
         if needs_copy(file) if by_tensorflow else is_remote(file):
             _known(file).begin()
 
 
 def needs_copy(file: str) -> bool:
-    """Whether TensorFlow cannot read a file where it lies."""
+    """Return whether TensorFlow cannot read a file without a local copy."""
     return is_remote(file) and not knows(scheme_of(file))
 
 
 def require_unchanged(infos: Sequence[FileInfo]) -> None:
-    """Check that files which are read where they lie are still what they were when they were found.
+    """Check that files which are read without a copy have not changed since they were found.
 
-    TensorFlow takes a text file that has become shorter for one that ends there. Copies are compared when they are
-    made.
+    TensorFlow reads a text file that has become shorter without an error. Copies are compared when they are made.
 
     Raises:
-      DataError: naming the first that is not.
+      DataError: if a file has changed; the message names the first one.
     """
     some = [info for info in infos if not needs_copy(info.path)]
     with ThreadPoolExecutor(_STATS_AT_A_TIME) as pool:
@@ -148,7 +147,7 @@ def require_unchanged(infos: Sequence[FileInfo]) -> None:
 
 
 def _change(info: FileInfo) -> str | None:
-    """What has happened to a file."""
+    """Return how a file has changed since it was found; None if it has not changed."""
     try:
         now = place_of(info.path).stat(info.path) if is_remote(info.path) else _info_here(info.path)
     except (StorageError, OSError) as error:
@@ -174,6 +173,6 @@ def _info_here(path: str) -> FileInfo:
         status = os.stat(plain(path))
     except OSError:
         if os.path.islink(plain(path)):
-            return FileInfo(path, 0, "")  # a link to nowhere: found, and told when it is opened
+            return FileInfo(path, 0, "")  # a dangling link counts as found; the error occurs when it is opened
         raise
     return FileInfo(path, status.st_size, str(status.st_mtime_ns), os.path.isdir(plain(path)))

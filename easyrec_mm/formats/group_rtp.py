@@ -1,9 +1,9 @@
-"""The GroupRTP text format: lines -> checked, typed values of samples. See docs/data_format.md.
+"""The GroupRTP text format: parses lines into checked, typed values of samples. See docs/data_format.md.
 
-Owns the format alone: files, shuffling and pictures are elsewhere. Each group is checked against every one of its
-columns and each of its samples, never a flattened batch, in which mistakes can cancel out (15 then 17 samples instead
-of 16 and 16) and teach wrong pictures silently. A group that fails is left out and reported whole; `explain` then says
-in plain Python what is wrong with it.
+This module owns the format only; files, shuffling and pictures are handled elsewhere. Every column and every sample is
+checked group by group, never in a flattened batch, where mistakes can cancel out (15 and 17 samples instead of 16 and
+16) and samples would silently be trained with wrong pictures. A group that fails a check is left out as a whole and
+reported; `explain` then determines in plain Python what is wrong with it.
 """
 
 from __future__ import annotations
@@ -28,19 +28,19 @@ from easyrec_mm.schema import RowLayout, Schema
 
 DTYPES = {"int64": tf.int64, "bool": tf.bool, "float32": tf.float32}
 
-# Between the values of a column when all are matched at once; a line of text cannot contain it.
+# Joins the values of a column so that one match checks all of them; a line of text cannot contain it.
 _LINE_END = "\n"
 
 
 class _Parts(NamedTuple):
-    """Split texts: all their parts in order, string [P], and how many each has, int64 [N]."""
+    """Split texts: all parts in order, string [P], and the number of parts per text, int64 [N]."""
 
     values: tf.Tensor
     lengths: tf.Tensor
 
 
 class _Texts(NamedTuple):
-    """The split lines, before any value is read."""
+    """The split lines, before their values are parsed."""
 
     labels: dict[str, tf.Tensor]  # [S]
     values: tf.Tensor  # [S * number of sample fields]
@@ -49,15 +49,15 @@ class _Texts(NamedTuple):
 
 
 class GroupRtpSource(RecordFiles):
-    """The groups of GroupRTP files.
+    """A Source of the groups in GroupRTP files.
 
     Args:
-      files: text, gzip or not.
+      files: text files, with or without gzip.
       schema, labels, fields: as for GroupRtpParser.
-      order: of the lines of an epoch.
+      order: order of the lines in an epoch.
 
     Raises:
-      DataError: if a file cannot be read, there is no line, or lines have too few columns.
+      DataError: if a file cannot be read, no file contains a line, or lines have too few columns.
     """
 
     def __init__(
@@ -80,7 +80,7 @@ class GroupRtpSource(RecordFiles):
             yield file, row, self._parser.texts(line)
 
     def _count_columns(self, layout: RowLayout) -> int:
-        """Columns of most of the first lines; every line must have as many."""
+        """Return the number of columns that most of the first lines have; every line must have as many."""
         probe = [line for _, _, line in islice(self.read(), NUM_PROBE_LINES)]
         if not probe:
             raise DataError(f"{', '.join(self.files[:3])}: no line of data; give files that hold groups")
@@ -91,19 +91,19 @@ class GroupRtpSource(RecordFiles):
 def shared_parser(schema: Schema, labels: tuple[str, ...], fields: tuple[str, ...], num_columns: int) -> GroupRtpParser:
     """Return the parser of these arguments.
 
-    All sources of a process share it: compiling takes a second, and each evaluation of a training makes a source.
+    All sources of a process share it: compiling takes a second, and each evaluation of a training opens a source.
     """
     return GroupRtpParser(schema, labels, fields, num_columns)
 
 
 class GroupRtpParser:
-    """Parses lines of text within a graph.
+    """Parses lines of text within a TensorFlow graph.
 
     Args:
       schema: fields, layout and tasks.
-      labels: label fields to read; empty when predicting, where label columns may hold anything.
-      fields: fields among a sample's values to read.
-      num_columns: columns that every line must have.
+      labels: label fields to read; empty for prediction, where label columns may contain anything.
+      fields: fields of a sample to read.
+      num_columns: number of columns that every line must have.
     """
 
     def __init__(self, schema: Schema, labels: tuple[str, ...], fields: tuple[str, ...], num_columns: int) -> None:
@@ -118,14 +118,14 @@ class GroupRtpParser:
 
     @functools.cached_property
     def compiled(self) -> Callable[[tf.Tensor], GroupRows]:
-        """The parser as one operation of a graph."""
+        """Return the parser as a tf.function."""
         function: Callable[[tf.Tensor], GroupRows] = tf.function(
             self.__call__, input_signature=[tf.TensorSpec([None], tf.string)], autograph=False
         )
         return function
 
     def __call__(self, lines: tf.Tensor) -> GroupRows:
-        """Lines, string `[G]` -> the good groups among them."""
+        """Parse lines, string `[G]`, and return the valid groups among them."""
         texts, is_whole = self._split(lines)
         texts = tf.cond(
             tf.reduce_all(is_whole), lambda: texts, lambda: self._split(tf.boolean_mask(lines, is_whole))[0]
@@ -140,7 +140,7 @@ class GroupRtpParser:
             of_first = tf.gather(tf.gather(fields[name], first_sample), sample_group)
             is_good_sample &= tf.equal(fields[name], of_first)
         num_bad = tf.math.unsorted_segment_sum(tf.cast(~is_good_sample, tf.int32), sample_group, tf.size(whole))
-        is_good = tf.equal(num_bad, 0)  # of the whole groups
+        is_good = tf.equal(num_bad, 0)  # one per group in `whole`
         groups = (texts.image_path, texts.group_size, whole)
 
         def only_good() -> tuple[dict[str, tf.Tensor], tuple[tf.Tensor, ...]]:
@@ -156,7 +156,7 @@ class GroupRtpParser:
         return GroupRows(fields, image_path, group_size, kept, refused, evidence=tf.gather(lines, refused))
 
     def _split(self, lines: tf.Tensor) -> tuple[_Texts, tf.Tensor]:
-        """Split lines into values, and tell which lines are whole: bool [G]."""
+        """Split lines into values; also return which lines are whole, bool [G]."""
         layout = self._layout
         columns = _split(lines, layout.column_separator)
         is_whole = tf.equal(columns.lengths, self._num_columns)
@@ -164,7 +164,7 @@ class GroupRtpParser:
         last = starts + columns.lengths - 1
 
         def column(index: int) -> tf.Tensor:
-            # A line with too few columns is refused, whatever is read here for it.
+            # A line with too few columns is refused, so it does not matter what is read here for it.
             return tf.gather(columns.values, tf.minimum(starts + index, last))
 
         group_size, has_size = _read_numbers(column(layout.size_column), [VALUE_PATTERNS["int64"]], "0", tf.int64)
@@ -185,13 +185,13 @@ class GroupRtpParser:
         return _Texts(labels, values.values, image_path, group_size), is_whole
 
     def _read(self, label_texts: dict[str, tf.Tensor], values: tf.Tensor) -> tuple[dict[str, tf.Tensor], tf.Tensor]:
-        """Texts -> typed values, and which samples' values all are what they should be: bool [S]."""
+        """Parse texts to typed values; also return which samples have only valid values, bool [S]."""
         fields: dict[str, tf.Tensor] = {}
         is_good = tf.ones(tf.shape(values)[:1], tf.bool)
         columns = tf.unstack(values, len(self._layout.sample_fields), axis=1)
         for field, _ in self._labels:
             dtype = _label_dtype(field)
-            # A missing label is not a number, unless it has a default.
+            # Without a default, a missing label stays "", which is not a valid number.
             default = field.default if field.optional else ""
             numbers, ok = _read_numbers(label_texts[field.name], [VALUE_PATTERNS[dtype]], default, DTYPES[dtype])
             numbers = tf.cast(numbers, tf.float32)
@@ -217,7 +217,7 @@ class GroupRtpParser:
         return fields, is_good
 
     def explain(self, line: bytes) -> Problem | None:
-        """Return what is wrong with a line, by the checks of all formats; None for a good one."""
+        """Return what is wrong with a line, found by the checks that all formats share; None for a valid line."""
         layout = self._layout
         labels = [(field.name, index) for field, index in self._labels]
         size_name = self._schema.group_size_field
@@ -230,7 +230,7 @@ class GroupRtpParser:
         return split.problems.by_group.get(0)
 
     def texts(self, line: bytes) -> TextGroup | Problem:
-        """A line's values, or what is wrong with it."""
+        """Return the values of a line as texts, or what is wrong with it."""
         problem = self.explain(line)
         if problem:
             return problem
@@ -250,7 +250,7 @@ def _split(text: tf.Tensor, separator: str) -> _Parts:
     if not separator:
         parts = tf.strings.bytes_split(text)
         return _Parts(parts.flat_values, parts.row_lengths())
-    # tf.strings.split takes twice as long, for a RaggedTensor that is not needed.
+    # tf.strings.split takes twice as long, because it creates a RaggedTensor, which is not needed here.
     found = tf.raw_ops.StringSplitV2(input=text, sep=separator)
     no_weights = tf.zeros([0], tf.int64)
     size = tf.size(text, tf.int64)
@@ -258,7 +258,7 @@ def _split(text: tf.Tensor, separator: str) -> _Parts:
 
 
 def _read_numbers(text: tf.Tensor, patterns: list[str], default: str, dtype: tf.DType) -> tuple[tf.Tensor, tf.Tensor]:
-    """Text `[N]` -> numbers `[N]` (bool as int64), and which are as they should be: bool `[N]`. "" is `default`."""
+    """Parse texts `[N]`, "" as `default`, to numbers `[N]` (bool as int64); also return which are valid, bool `[N]`."""
     text = tf.where(tf.equal(text, ""), default, text)
     ok = matches(text, patterns)
     if dtype == tf.bool:
@@ -268,9 +268,9 @@ def _read_numbers(text: tf.Tensor, patterns: list[str], default: str, dtype: tf.
 
 
 def matches(text: tf.Tensor, patterns: list[str]) -> tf.Tensor:
-    """Which texts match every pattern: bool `[N]`.
+    """Return which texts match every pattern, bool `[N]`.
 
-    One match over all of them joined costs a fraction of N matches, and nearly always is all that is needed.
+    One match of all texts joined costs a fraction of N matches, and is nearly always sufficient.
     """
     joined = tf.strings.reduce_join(text, separator=_LINE_END)
     all_match = tf.reduce_all(
@@ -284,18 +284,18 @@ def matches(text: tf.Tensor, patterns: list[str]) -> tf.Tensor:
 
 
 def _label_dtype(field: Field) -> Dtype:
-    """How a label's text is read: a whole number and another mean the same; a BOOL may be written out."""
+    """Return the dtype to parse a label's text as: any number as float32; a BOOL, which may be a word, as bool."""
     return "bool" if field.dtype == "bool" else "float32"
 
 
 def label_value(text: str, field: Field) -> float:
-    """The value of a good label's text, or of the default of an empty one."""
+    """Return the value of a valid label's text; an empty text has the default of its field."""
     text = text or field.default
     return float(text.lower() in ("true", "1")) if field.dtype == "bool" else float(_as_float32(text))
 
 
 def split_bytes(data: bytes, separator: str) -> list[bytes]:
-    """`split` in plain Python."""
+    """Split bytes in plain Python as `_split` does in a graph."""
     return data.split(separator.encode()) if separator else [data[i : i + 1] for i in range(len(data))]
 
 
@@ -304,6 +304,6 @@ def _text(data: bytes) -> str:
 
 
 def _as_float32(text: str) -> np.float32:
-    """The value of a number's text as the graph has it; infinite if it is too large."""
+    """Return the value of a number's text as the graph computes it; infinite if it is too large."""
     with np.errstate(over="ignore"):
         return np.float32(text)

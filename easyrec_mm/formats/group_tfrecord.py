@@ -1,13 +1,13 @@
-"""The TFRecord format: a tf.train.Example a group, of which a feature holds a value a sample.
+"""The TFRecord format: one tf.train.Example per group, in which a feature contains one value per sample.
 
     INT32, INT64, BOOL   int64_list
     FLOAT, DOUBLE        float_list
     STRING               bytes_list
 
-What is the same for a whole group (image path, group size, fields of features with per_group) may have one value.
+Group-level values (image path, group size, fields of features with per_group) may be stored as a single value.
 
-Nearly always all is well in many groups at once, which TensorFlow's operations tell in a fraction of the time that
-reading them as a table takes; where it is not, typed_groups.py says which group is bad, and why.
+Nearly always all groups of a chunk are valid. TensorFlow operations confirm this in a fraction of the time that reading
+the groups as a table takes; if some are invalid, typed_groups.py determines which ones, and why.
 """
 
 from __future__ import annotations
@@ -34,17 +34,18 @@ _DTYPES: dict[Dtype, tf.DType] = {"int64": tf.int64, "bool": tf.int64, "float32"
 
 
 class GroupTfRecordSource(RecordFiles):
-    """The groups of TFRecord files.
+    """A Source of the groups in TFRecord files.
 
     Args:
-      files: gzip or not.
+      files: TFRecord files, with or without gzip.
       schema: fields and tasks.
       labels: label fields to read.
       fields: other fields to read.
-      order: of the records of an epoch.
+      order: order of the records in an epoch.
 
     Raises:
-      DataError: if a file cannot be read, there is no record, or the first lacks a feature or has another type.
+      DataError: if a file cannot be read, no file contains a record, or the first record lacks a feature or has one of
+        another type.
     """
 
     def __init__(
@@ -82,7 +83,7 @@ class GroupTfRecordSource(RecordFiles):
             yield file, row, group
 
     def failure(self, error: tf.errors.OpError) -> DataError | None:
-        """See Source.failure: also a record that is not an Example, or has a feature of another type."""
+        """See Source.failure; also finds a record that is not an Example or has a feature of another type."""
         found = super().failure(error)
         if found is None:
             for file, row, record in self.read():
@@ -97,15 +98,15 @@ class GroupTfRecordSource(RecordFiles):
         return {name: tf.io.RaggedFeature(dtype, row_splits_dtype=tf.int64) for name, dtype in self._dtypes.items()}
 
     def _sizes(self, columns: dict[str, tf.RaggedTensor]) -> tf.Tensor:
-        """int64 `[N]`: samples of each group, as the group size says or the first feature of samples."""
+        """Return the samples per group, int64 `[N]`: the group size, or else the length of a sample-level feature."""
         if self._schema.group_size_field in columns:
-            # One that is not there counts as 0, which is refused.
+            # A missing group size becomes a number below 1, which is refused.
             return tf.reduce_max(columns[self._schema.group_size_field], axis=1)
         of_samples = [column for name, column in columns.items() if name not in self._group_fields]
         return of_samples[0].row_lengths() if of_samples else tf.ones_like(next(iter(columns.values())).row_lengths())
 
     def _is_plain(self, columns: dict[str, tf.RaggedTensor], size: tf.Tensor) -> tf.Tensor:
-        """Whether every group is good."""
+        """Return whether every group is valid."""
         checks = [tf.reduce_all(size > 0)]
         for name, column in columns.items():
             lengths, values = column.row_lengths(), column.flat_values
@@ -135,7 +136,7 @@ class GroupTfRecordSource(RecordFiles):
         return tf.reduce_all(checks)
 
     def _plain(self, columns: dict[str, tf.RaggedTensor], size: tf.Tensor) -> GroupRows:
-        """Good groups."""
+        """Return the groups, all of which are valid."""
         fields = {}
         for name, dtype in self._groups.dtypes.items():
             values = columns[name].flat_values
@@ -156,7 +157,7 @@ class GroupTfRecordSource(RecordFiles):
         return GroupRows(fields, image_path, size, tf.range(tf.size(size, tf.int64)), nothing, tf.zeros([0], tf.string))
 
     def _checked(self, columns: dict[str, tf.RaggedTensor], size: tf.Tensor) -> GroupRows:
-        """Groups of which some are bad."""
+        """Return the valid groups, when some groups are invalid."""
 
         def read(*arrays: NDArray[Any]) -> list[Any]:
             return list(tf.nest.flatten(self._groups.arrays(self._table(*arrays))))
@@ -169,12 +170,12 @@ class GroupTfRecordSource(RecordFiles):
         return self._groups.rows(tf.nest.pack_sequence_as(signature, tensors))
 
     def _arrays(self, columns: dict[str, tf.RaggedTensor], size: tf.Tensor) -> list[tf.Tensor]:
-        """What `_table` takes."""
+        """Return the arguments of `_table`."""
         parts = ((columns[name].flat_values, columns[name].row_splits) for name in self._dtypes)
         return [size, *(part for pair in parts for part in pair)]
 
     def _table(self, size: NDArray[np.int64], *arrays: NDArray[Any]) -> pa.Table:
-        """A table of the groups, from values and row splits of each feature."""
+        """Return a table of the groups, from the values and row splits of each feature."""
         columns = {}
         for i, name in enumerate(self._dtypes):
             values, splits = arrays[2 * i : 2 * i + 2]
@@ -183,7 +184,7 @@ class GroupTfRecordSource(RecordFiles):
                 continue
             lengths = np.diff(splits)
             if name in self._group_fields:
-                # One value for the group is one for each sample.
+                # A single value applies to each sample of the group.
                 is_one = (lengths == 1) & (size > 0)
                 values = values.repeat(np.where(is_one, size, 1).repeat(lengths))
                 lengths = np.where(is_one, size, lengths)
@@ -193,13 +194,13 @@ class GroupTfRecordSource(RecordFiles):
         return pa.table(columns)
 
     def _first_has_size(self) -> bool:
-        """Check the first record, and tell whether it says the size of its group."""
+        """Check the first record, and return whether it contains the size of its group."""
         file, row, record = next(self.read(), ("", 0, b""))
         if not row:
             raise DataError(f"{', '.join(self.files[:3])}: no record of data; give files that hold groups")
         try:
             features = tf.train.Example.FromString(record).features.feature
-        except Exception as error:  # protobuf's own, which has no public name
+        except Exception as error:  # protobuf's own exception, which has no public name
             raise DataError(f"{file}: record 1 is not a tf.train.Example; give files of such, a group each") from error
         names = self._groups.present(file, list(features))
         kinds = {tf.int64: "int64_list", tf.float32: "float_list", tf.string: "bytes_list"}
@@ -215,6 +216,6 @@ class GroupTfRecordSource(RecordFiles):
 
 
 def _all_equal(first: tf.Tensor, second: tf.Tensor) -> tf.Tensor:
-    """Whether two vectors are equal, if of one length."""
+    """Return whether two vectors are equal up to the length of the shorter one."""
     shortest = tf.minimum(tf.size(first), tf.size(second))
     return tf.reduce_all(tf.equal(first[:shortest], second[:shortest]))

@@ -1,4 +1,4 @@
-"""Grouped samples as Parquet: one row a group, sample-level fields as lists."""
+"""Grouped samples as Parquet: one row per group, with sample-level fields as lists."""
 
 from __future__ import annotations
 
@@ -23,12 +23,12 @@ from easyrec_mm.formats.grouped_table import (
     one_a_group,
 )
 
-# Groups of a row group. Fixed, because it decides the bytes.
+# Number of groups per Parquet row group. Fixed, because it determines the bytes of a file.
 ROW_GROUP = 1 << 14
 
 
 class ParquetWriter:
-    """A GroupWriter."""
+    """A GroupWriter of Parquet files."""
 
     def __init__(self, path: str, fields: GroupFields) -> None:
         self._fields = fields
@@ -76,15 +76,15 @@ def _table(groups: Groups, fields: GroupFields, schema: pa.Schema) -> pa.Table:
 
 
 def read_parquet(path: str, fields: GroupFields, checks: SampleChecks | None = None) -> Iterator[GroupsPiece]:
-    """The groups of a file.
+    """Yield the groups of a file.
 
     Args:
-      path: of the file.
-      fields: of the groups.
-      checks: of the values as training reads them; None if they only must be of their kinds.
+      path: path of the file.
+      fields: fields of the groups.
+      checks: checks the values as training does; None to check only that they are of their kinds.
 
     Raises:
-      DataError: if it cannot be read, or a column is missing or of another type.
+      DataError: if the file cannot be read, or a column is missing or of another type.
     """
     try:
         with pq.ParquetFile(opened_at(path)) as opened:
@@ -157,7 +157,7 @@ def _piece(table: pa.Table, fields: GroupFields, rows: Ints, checks: SampleCheck
 
 
 def count_parquet(path: str, fields: GroupFields) -> tuple[int, int]:
-    """Groups and samples of a file that ParquetWriter wrote: by a list of samples where there is one."""
+    """Return the number of groups and samples of a ParquetWriter's file, from a sample-level column if it has one."""
     name = next((name for name in fields.kinds if name not in fields.per_group), fields.size)
     num_groups = num_samples = 0
     with pq.ParquetFile(path) as opened:

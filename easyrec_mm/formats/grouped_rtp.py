@@ -1,4 +1,4 @@
-"""Grouped samples as GroupRTP text, one line a group; see docs/data_format.md."""
+"""Grouped samples as GroupRTP text, one line per group; see docs/data_format.md."""
 
 from __future__ import annotations
 
@@ -37,9 +37,9 @@ from easyrec_mm.formats.grouped_table import (
 )
 from easyrec_mm.schema import RowLayout
 
-# Lines from which the number of columns is taken.
+# Number of first lines that determine the number of columns.
 NUM_PROBE_LINES = 100
-# Numbers so near to 0 that 32 bits do not tell them from it; with three digits of an exponent, they could not be read.
+# Numbers below this are written as 0: 32 bits cannot represent them, and exponents of three digits cannot be read.
 _TINY = 1e-99
 
 
@@ -47,20 +47,20 @@ HOLDS_SEPARATOR = "contains a separator of lines; choose another --rtp_separator
 
 
 def written_layout(num_labels: int, column_separator: str = "|", has_image: bool = True) -> RowLayout:
-    """Return the layout of lines that are written: labels, features, image path if there are any, group size."""
+    """Return the layout of the lines that are written: labels, features, image path if the data have it, group size."""
     image_column = num_labels + 1 if has_image else -1
     columns = (tuple(range(num_labels)), num_labels, image_column, num_labels + 1 + has_image)
     return RowLayout(*columns, (), column_separator, "\x01", "\x02")
 
 
 def selected_columns(layout: RowLayout) -> str:
-    """Return data_config.selected_cols of lines that are written."""
+    """Return data_config.selected_cols for lines with this layout."""
     columns = (*layout.label_columns, layout.features_column, layout.image_column, layout.size_column)
     return ",".join(str(column) for column in columns if column >= 0)
 
 
 def forbidden(column_separator: str) -> str:
-    """What no text may contain that becomes part of a line, as a regular expression."""
+    """Return a regular expression for what a text in a line must not contain."""
     return rf"[\x01\x02\n\r]|{re.escape(column_separator)}"  # a carriage return would be lost
 
 
@@ -83,10 +83,10 @@ class RtpWriter:
 
 
 def encode(groups: Groups, fields: GroupFields) -> pa.Array:
-    """Lines without their ends, text [G].
+    """Return the groups as lines without line ends, text [G].
 
     Raises:
-      DataError: if a text contains a separator; `find_forbidden` tells which groups are so.
+      DataError: if a text contains a separator; `find_forbidden` finds these groups.
     """
     layout = written_layout(len(fields.labels), fields.column_separator, bool(fields.image))
     problems = find_forbidden(groups, fields)
@@ -123,7 +123,7 @@ def _joined(texts: pa.Array, of_lists: pa.Array, layout: RowLayout) -> pa.Array:
 
 
 def find_forbidden(groups: Groups, fields: GroupFields) -> GroupProblems:
-    """Groups with a text that contains a separator, or a line end."""
+    """Return the groups with a text that contains a separator or a line end."""
     problems = GroupProblems(groups.size)
     for name, kind in fields.kinds.items():
         if kind == "string":
@@ -135,7 +135,7 @@ def find_forbidden(groups: Groups, fields: GroupFields) -> GroupProblems:
 
 
 def contains(column: pa.Array, pattern: str) -> Mask:
-    """Which texts a pattern is found in; bool [N]."""
+    """Return which texts contain a match of a pattern, bool [N]."""
     found = pc.fill_null(pc.match_substring_regex(column, pattern), False)
     return found.to_numpy(zero_copy_only=False)  # type: ignore[no-any-return]
 
@@ -146,10 +146,10 @@ def contains(column: pa.Array, pattern: str) -> Mask:
 def read_rtp(
     path: str, fields: GroupFields, layout: RowLayout, checks: SampleChecks | None = None
 ) -> Iterator[GroupsPiece]:
-    """The groups of a file; `checks` as for `decode`.
+    """Yield the groups of a file; `checks` as for `decode`.
 
     Raises:
-      DataError: if it cannot be read, or lines have too few columns.
+      DataError: if the file cannot be read, or lines have too few columns.
     """
     try:
         with open_binary(path) as stream:
@@ -170,10 +170,10 @@ def read_rtp(
 
 
 def count_columns(path: str, lines: list[bytes], layout: RowLayout) -> int:
-    """Return how many columns most of a file's first lines have; 0 without a line.
+    """Return the number of columns that most of a file's first lines have; 0 if there are no lines.
 
     Raises:
-      DataError: if those are fewer than the layout reads.
+      DataError: if the lines have fewer columns than the layout reads.
     """
     counts = Counter(line.count(layout.column_separator.encode()) + 1 for line in lines)
     num_columns = counts.most_common(1)[0][0] if counts else 0
@@ -187,13 +187,13 @@ def count_columns(path: str, lines: list[bytes], layout: RowLayout) -> int:
 
 
 class SplitLines(NamedTuple):
-    """The parts of lines as text; G of N lines are whole, with S samples.
+    """The parts of lines as text; G of N lines are whole, and have S samples.
 
     size      int64 [G]
     image     [G]; null if the lines have no picture
-    texts     label or field of a sample -> [S]
-    rows      int64 [G], which row of the file each is
-    problems  refuses groups of the G, when values are checked
+    texts     label or other field of a sample -> [S]
+    rows      int64 [G], row of each whole line in the file
+    problems  collects the whole lines that are refused when their values are checked
     refused   lines that are not whole
     """
 
@@ -217,13 +217,13 @@ def split_lines(
     """Split lines into the texts of samples.
 
     Args:
-      lines: without their ends, [N].
-      rows: of the lines, [N].
-      layout: where the parts of a line stand.
-      num_columns: that every line must have.
-      labels: the labels that are read, and the index of their columns.
-      sample_fields: in the order in which a sample has them.
-      size_name: of the group size, for messages.
+      lines: lines without line ends, [N].
+      rows: row of each line, [N].
+      layout: positions of the parts of a line.
+      num_columns: number of columns that every line must have.
+      labels: the labels to read, each with the index of its column.
+      sample_fields: all fields of a sample, in their order in a line.
+      size_name: name of the group size, for messages.
     """
     columns = _split(pa.array(lines, pa.binary()), layout.column_separator)
     num_found = _lengths(columns)
@@ -232,7 +232,7 @@ def split_lines(
     last = np.maximum(num_found - 1, 0)
 
     def column(index: int) -> pa.Array:
-        # A line with too few columns is refused, whatever is read here for it.
+        # A line with too few columns is refused, so it does not matter what is read here for it.
         return columns.values.take(pa.array(_first(columns) + np.minimum(index, last)))
 
     size = _read_sizes(column(layout.size_column), size_name, whole)
@@ -249,7 +249,7 @@ def split_lines(
     lengths = _lengths(values)
     is_ragged = lengths != len(sample_fields)
     problems.refuse_samples(is_ragged, "features", lambda i: f"{lengths[i]} values, not {len(sample_fields)}")
-    # Samples with too few values, which are refused, have empty ones.
+    # Samples with a wrong number of values are refused; they get empty values here.
     pool = pa.concat_arrays([values.values, pa.array([b""])]) if is_ragged.any() else values.values
     for i, name in enumerate(sample_fields):
         texts[name] = pool.take(pa.array(np.where(is_ragged, len(pool) - 1, _first(values) + i)))
@@ -258,7 +258,7 @@ def split_lines(
 
 
 def _read_sizes(texts: pa.Array, size_name: str, problems: GroupProblems) -> Ints:
-    """Group sizes of lines; those below 1 go to `problems`, and what is not a number is 0."""
+    """Return the group sizes of lines, 0 for a text that is not a number; lines with a size below 1 are refused."""
     matches = pc.match_substring_regex(texts, f"^(?:{VALUE_PATTERNS['int64']})$")
     digits = pc.replace_substring_regex(pc.if_else(matches, texts, b"0").cast(pa.string()), r"[+ \t]", "")
     size: Ints = digits.cast(pa.int64()).to_numpy(zero_copy_only=False)
@@ -278,15 +278,15 @@ def decode(
     num_columns: int,
     checks: SampleChecks | None = None,
 ) -> GroupsPiece:
-    """Lines -> groups.
+    """Decode lines to groups.
 
     Args:
-      lines: without their ends.
-      first_row: the row of the first.
-      fields: of the groups.
-      layout: where the parts of a line stand.
-      num_columns: that every line must have.
-      checks: of the values as training reads them; None if they only must be of their kinds.
+      lines: lines without line ends.
+      first_row: row of the first line.
+      fields: fields of the groups.
+      layout: positions of the parts of a line.
+      num_columns: number of columns that every line must have.
+      checks: checks the values as training does; None to check only that they are of their kinds.
     """
     rows: Ints = np.arange(first_row, first_row + len(lines))
     labels = list(zip(fields.labels, layout.label_columns, strict=True))
@@ -311,7 +311,7 @@ def decode(
 
 
 def _label(texts: pa.Array, kind: Kind) -> Typed:
-    """A label may be written as a number with a fraction of zero, whatever its field says."""
+    """Parse labels; a whole number may also be written with a fraction of zero."""
     typed = to_kind(texts, kind, strict=True)
     if kind != "int64" or typed.is_bad is None:
         return typed
@@ -324,7 +324,7 @@ def _label(texts: pa.Array, kind: Kind) -> Typed:
 def _split(texts: pa.Array, separator: str) -> pa.ListArray:
     if separator:
         return pc.split_pattern(texts, separator)
-    # Single bytes, as in EasyRec.
+    # The empty separator splits into single bytes, as in EasyRec.
     data = b"".join(texts.to_pylist())
     single = pa.array([data[i : i + 1] for i in range(len(data))], pa.binary())
     return pa.ListArray.from_arrays(offsets(pc.binary_length(texts).to_numpy().astype(np.int64)), single)
@@ -335,16 +335,16 @@ def _lengths(lists: pa.ListArray) -> Ints:
 
 
 def _first(lists: pa.ListArray) -> Ints:
-    """Where each list begins in lists.values."""
+    """Return the position in lists.values at which each list begins."""
     return lists.offsets.to_numpy()[:-1].astype(np.int64)  # type: ignore[no-any-return]
 
 
 def count_rtp(path: str, fields: GroupFields) -> tuple[int, int]:
-    """Groups and samples of a file that RtpWriter wrote: by its separators of samples."""
+    """Return the number of groups and samples of an RtpWriter's file, from the number of sample separators."""
     num_lines = num_separators = 0
     with open(path, "rb") as stream:
         while block := stream.read(1 << 22):
             num_lines += block.count(b"\n")
             num_separators += block.count(b"\x01")
-    # Each label column and the features column have one less than samples.
+    # Each label column and the features column contain one separator less than they have samples.
     return num_lines, num_lines + num_separators // (len(fields.labels) + 1)

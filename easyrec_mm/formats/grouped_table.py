@@ -1,7 +1,7 @@
-"""Grouped samples in memory: what every format of them reads and writes.
+"""Grouped samples in memory, as the readers and writers of all formats exchange them.
 
-A column of a sample-level field has a value a sample, sample behind sample; a column of a group-level field a value a
-group. A null is a missing value; a missing text may also be an empty one.
+The column of a sample-level field has one value per sample, in the order of the samples; the column of a group-level
+field has one value per group. A null is a missing value; a missing text may also be an empty text.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import pyarrow.compute as pc
 from easyrec_mm.formats.checks import BadGroup, GroupProblems, Ints, Mask, is_text, require_one_value
 from easyrec_mm.formats.columns import ARROW_TYPES, Kind
 
-# Groups that are read, and as far as a format allows written, at once.
+# Number of groups that are read at once, and also written at once as far as a format allows.
 READ_GROUPS = 1 << 10
 
 
@@ -26,12 +26,12 @@ class GroupFields:
     """The fields of grouped samples.
 
     kinds      field -> kind, in the order of the columns; without the group size
-    labels     in the order of label columns
-    image      path of the picture, group-level
+    labels     label fields in the order of the label columns
+    image      field with the path of the picture, group-level
     size       name of the group size
-    per_group  fields that have one value a group; the image among them
-    defaults   what stands for a missing number where a format has no place for it; 0 or False by default
-    column_separator  between the columns of a line of text
+    per_group  fields that have one value per group, including the image
+    defaults   field -> value that replaces a missing number in a format without missing numbers; by default 0 or False
+    column_separator  separator between the columns of a line of text
     """
 
     kinds: dict[str, Kind]
@@ -44,7 +44,7 @@ class GroupFields:
 
     @property
     def sample_fields(self) -> tuple[str, ...]:
-        """What stands in the features column of a line of text, in its order."""
+        """Return the fields in the features column of a line of text, in their order."""
         return tuple(name for name in self.kinds if name not in self.labels and name != self.image)
 
 
@@ -52,14 +52,14 @@ class Groups(NamedTuple):
     """G groups of S samples.
 
     size     int64 [G]
-    columns  field -> [S], or [G] of a group-level field
+    columns  field -> [S], or [G] for a group-level field
     """
 
     size: Ints
     columns: dict[str, pa.Array]
 
     def select(self, is_wanted: Mask, fields: GroupFields) -> Groups:
-        """Some of the groups."""
+        """Return the groups that `is_wanted` marks, bool [G]."""
         if is_wanted.all():
             return self
         of_sample = pa.array(np.repeat(is_wanted, self.size))
@@ -71,7 +71,7 @@ class Groups(NamedTuple):
         return Groups(self.size[is_wanted], columns)
 
     def slice(self, start: int, end: int, fields: GroupFields) -> Groups:
-        """Groups `start` to before `end`."""
+        """Return the groups from `start` to before `end`."""
         first = int(self.size[:start].sum())
         last = first + int(self.size[start:end].sum())
         columns = {
@@ -81,18 +81,18 @@ class Groups(NamedTuple):
         return Groups(self.size[start:end], columns)
 
     def samples(self, name: str, fields: GroupFields) -> pa.Array:
-        """A field's values, one a sample."""
+        """Return a field's values, one per sample."""
         column = self.columns[name]
         return column.take(self.group_of_samples) if name in fields.per_group else column
 
     @property
     def group_of_samples(self) -> pa.Array:
-        """Which group each sample is of, [S]."""
+        """Return the index of the group of each sample, [S]."""
         return pa.array(np.repeat(np.arange(len(self.size)), self.size))
 
 
 def joined(parts: Iterable[Groups]) -> Groups:
-    """Groups behind each other; of at least one part."""
+    """Concatenate parts of groups; at least one part is required."""
     parts = list(parts)
     columns = {
         name: pa.chunked_array([part.columns[name] for part in parts]).combine_chunks() for name in parts[0].columns
@@ -101,21 +101,21 @@ def joined(parts: Iterable[Groups]) -> Groups:
 
 
 def offsets(size: Ints) -> pa.Array:
-    """Where the list of each group begins, and the last ends: int32 [G + 1]."""
+    """Return where the list of each group begins, and where the last list ends: int32 [G + 1]."""
     return pa.array(np.concatenate([[0], np.cumsum(size)]), pa.int32())
 
 
 def empty_groups(fields: GroupFields) -> Groups:
-    """None."""
+    """Return zero groups with the columns of these fields."""
     columns = {name: pa.array([], ARROW_TYPES[kind]) for name, kind in fields.kinds.items()}
     return Groups(np.zeros(0, np.int64), columns)
 
 
 class GroupsPiece(NamedTuple):
-    """Some groups of a file, as they stand in it.
+    """Consecutive groups of a file, in their order.
 
-    rows       int64 [G]: which rows of the file they are, from 1
-    refused    those that cannot be used
+    rows       int64 [G]: row of each group in the file, from 1
+    refused    the groups that cannot be used
     """
 
     groups: Groups
@@ -124,31 +124,31 @@ class GroupsPiece(NamedTuple):
 
 
 class GroupWriter(Protocol):
-    """Writes a file of groups; the same groups make the same bytes, in whatever portions they come."""
+    """Writes a file of groups; the same groups result in the same bytes, in whatever portions they are written."""
 
     def write(self, groups: Groups) -> None:
-        """Write groups behind those that were written.
+        """Append groups to the file.
 
         Raises:
           DataError: if a value cannot be written in the format.
         """
 
     def close(self) -> None:
-        """Write what is left, and close the file."""
+        """Write the groups that are still buffered, and close the file."""
 
 
 def one_a_group(name: str, column: pa.Array, fields: GroupFields, problems: GroupProblems) -> pa.Array:
-    """A column of samples [S] that has one value for each group -> these [G]; groups that disagree are refused."""
+    """Reduce a column of samples [S] to its one value per group [G]; groups with different values are refused."""
     default = fields.defaults.get(name, "" if is_text(column.type) else 0)
     filled = pc.fill_null(column, pa.scalar(default).cast(column.type))
     values = filled if is_text(filled.type) else filled.to_numpy(zero_copy_only=False)
-    # As training reads it.
+    # Compared as training reads them, in 32 bits.
     values = values.astype(np.float32) if pa.types.is_floating(filled.type) else values
     require_one_value(name, values, problems)
     return column.take(pa.array(problems.first))
 
 
 def pieces(size: int) -> Iterator[tuple[int, int]]:
-    """Limits of portions of READ_GROUPS."""
+    """Yield the start and the end of each portion of READ_GROUPS groups."""
     for start in range(0, size, READ_GROUPS):
         yield start, min(start + READ_GROUPS, size)

@@ -1,13 +1,14 @@
-"""Grouped samples as TFRecords: one tf.train.Example a group, written and read without TensorFlow.
+"""Grouped samples as TFRecords: one tf.train.Example per group, written and read without TensorFlow.
 
     int64, bool        int64_list
     float32, float64   float_list, 32 bits
     string             bytes_list
 
-A list holds a value a sample, or one value of a group-level field. It has no place for a missing number: the field's
-default stands there, and MISSING, a bytes_list, holds for each field with such places the text "0,3,7 field", by which
-they are told from real values. Missing texts are empty. Numbers that 32 bits do not hold stand, where a writer is to
-keep them, in DOUBLES as well: a bytes_list of "field", a zero byte, and 64 bits a value. Training does not read it.
+A list contains one value per sample, or the one value of a group-level field. A list of numbers cannot represent a
+missing number: it contains the field's default instead, and MISSING, a bytes_list, contains for each such field the
+text "0,3,7 field" with the positions of the missing values. Missing texts are empty. If a writer is to keep numbers
+that 32 bits cannot represent, it writes them to DOUBLES as well: a bytes_list of "field", a zero byte, and 64 bits per
+value. Training does not read DOUBLES.
 """
 
 from __future__ import annotations
@@ -43,13 +44,13 @@ DOUBLES = "easyrec_mm/doubles"
 
 
 class _List(NamedTuple):
-    """The list of a Feature that holds values of a kind, and their type there."""
+    """The list of a Feature that contains the values of a kind, and the type of the values in it."""
 
     name: str
     arrow_type: pa.DataType
 
     def of(self, feature: Feature) -> Any:
-        """The values of a feature, to be read or extended."""
+        """Return the values of a feature, to be read or extended."""
         return getattr(feature, self.name).value
 
 
@@ -64,7 +65,7 @@ _CRC_MASK = 0xA282EAD8
 
 
 class TfRecordWriter:
-    """A GroupWriter. `keep_doubles` is whether numbers of 64 bits are written whole, beside what training reads."""
+    """A GroupWriter of TFRecord files; `keep_doubles` also writes all 64 bits of the numbers that training rounds."""
 
     def __init__(self, path: str, fields: GroupFields, keep_doubles: bool = False) -> None:
         self._fields = fields
@@ -95,7 +96,7 @@ def _checksum(data: bytes) -> bytes:
 
 
 def encode(groups: Groups, fields: GroupFields, keep_doubles: bool = False) -> Iterator[bytes]:
-    """Serialized Examples, one for each group; the same groups make the same bytes."""
+    """Yield one serialized Example per group; the same groups result in the same bytes."""
     columns = [_Column(name, kind, groups.columns[name], fields, keep_doubles) for name, kind in fields.kinds.items()]
     ends = np.cumsum(groups.size)
     for group, (size, end) in enumerate(zip(groups.size.tolist(), ends.tolist(), strict=True)):
@@ -115,7 +116,7 @@ def encode(groups: Groups, fields: GroupFields, keep_doubles: bool = False) -> I
 
 
 class _Column:
-    """The values of a field as an Example takes them, the default in the place of a missing one."""
+    """The values of a field as an Example contains them, with the default in place of a missing value."""
 
     def __init__(self, name: str, kind: Kind, column: pa.Array, fields: GroupFields, keep_doubles: bool) -> None:
         self.name, self.kind = name, kind
@@ -134,13 +135,13 @@ class _Column:
             self._is_rounded = np.array(self.values) != self._numbers
 
     def missing_places(self, first: int, last: int) -> str:
-        """Which of these values are missing, counted from the first: "0,3,7"."""
+        """Return the positions of the missing values, counted from `first`: "0,3,7"."""
         if self._is_missing is None:
             return ""
         return ",".join(map(str, np.flatnonzero(self._is_missing[first:last]).tolist()))
 
     def doubles(self, first: int, last: int) -> bytes:
-        """These numbers in 64 bits; b"" where 32 bits hold all of them, or none are to be kept."""
+        """Return these numbers in 64 bits; b"" if 32 bits can represent all of them, or they are not to be kept."""
         if self._numbers is None or not self._is_rounded[first:last].any():
             return b""
         return bytes(self._numbers[first:last].tobytes())
@@ -150,10 +151,10 @@ class _Column:
 
 
 def records(stream: IO[bytes], path: str) -> Iterator[bytes]:
-    """Records of a TFRecord file.
+    """Yield the records of a TFRecord file.
 
     Raises:
-      DataError: if a checksum is wrong, or the file breaks off.
+      DataError: if a checksum is wrong, or the file is truncated.
     """
     row = 0
     while head := stream.read(12):
@@ -171,17 +172,17 @@ def records(stream: IO[bytes], path: str) -> Iterator[bytes]:
 
 
 def is_tfrecord(path: str) -> bool:
-    """Whether a file begins as a TFRecord does, with a length and its checksum."""
+    """Return whether a file begins like a TFRecord file, with a length and its checksum."""
     with open_binary(path) as stream:
         head = stream.read(12)
     return len(head) == 12 and _checksum(head[:8]) == head[8:]
 
 
 def first_values(path: str) -> Iterator[dict[str, Any]]:
-    """The first value of each feature that has one, of each Example of a file.
+    """Yield, for each Example of a file, the first value of each feature that is not empty.
 
     Raises:
-      DataError: if a record is damaged or no Example.
+      DataError: if a record is damaged or is not an Example.
     """
     with open_binary(path) as stream:
         for row, record in enumerate(records(stream, path), 1):
@@ -194,10 +195,10 @@ def first_values(path: str) -> Iterator[dict[str, Any]]:
 
 
 def read_tfrecord(path: str, fields: GroupFields, checks: SampleChecks | None = None) -> Iterator[GroupsPiece]:
-    """The groups of a file; `checks` as for `decode`.
+    """Yield the groups of a file; `checks` as for `decode`.
 
     Raises:
-      DataError: if it cannot be read.
+      DataError: if the file cannot be read.
     """
     try:
         with open_binary(path) as stream:
@@ -218,13 +219,13 @@ def read_tfrecord(path: str, fields: GroupFields, checks: SampleChecks | None = 
 def decode(
     examples: list[bytes], first_row: int, fields: GroupFields, checks: SampleChecks | None = None
 ) -> GroupsPiece:
-    """Serialized tf.train.Examples -> groups.
+    """Decode serialized tf.train.Examples to groups.
 
     Args:
-      examples: to decode.
-      first_row: the row of the first.
-      fields: of the groups.
-      checks: of the values as training reads them; None if they only must be of their kinds.
+      examples: serialized Examples.
+      first_row: row of the first Example.
+      fields: fields of the groups.
+      checks: checks the values as training does; None to check only that they are of their kinds.
     """
     refused: list[BadGroup] = []
     values: dict[str, list[Any]] = {name: [] for name in fields.kinds}
@@ -257,7 +258,7 @@ def decode(
 
 
 def _column(name: str, kind: Kind, values: list[Any], problems: GroupProblems) -> pa.Array:
-    """Values of samples in their kind."""
+    """Convert the values of samples to their kind; groups with invalid values are refused."""
     if kind in ("float32", "float64"):
         column = pa.array(values, ARROW_TYPES[kind])
         is_bad = pc.fill_null(pc.invert(pc.is_finite(column)), False).to_numpy(zero_copy_only=False)
@@ -274,7 +275,7 @@ def _column(name: str, kind: Kind, values: list[Any], problems: GroupProblems) -
 
 
 def _group(data: bytes, fields: GroupFields) -> tuple[tuple[str, str] | None, int, dict[str, list[Any]]]:
-    """What is wrong with an Example, or its size and the values of its samples, None where one is missing."""
+    """Return what is wrong with an Example, or its size and the values of its samples, None for a missing value."""
     nothing: dict[str, list[Any]] = {}
     try:
         feature = Example.FromString(data).features.feature
@@ -312,7 +313,7 @@ def _group(data: bytes, fields: GroupFields) -> tuple[tuple[str, str] | None, in
 
 
 def count_tfrecord(path: str, fields: GroupFields) -> tuple[int, int]:
-    """Groups and samples of a file that TfRecordWriter wrote."""
+    """Return the number of groups and samples of a file that TfRecordWriter wrote."""
     num_groups = num_samples = 0
     with open(path, "rb") as stream:
         for record in records(stream, path):

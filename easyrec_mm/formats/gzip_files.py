@@ -1,4 +1,4 @@
-"""Tells a gzip file that breaks off from one that ends: TensorFlow reads both without a word."""
+"""Finds truncated gzip files, which TensorFlow reads without an error."""
 
 from __future__ import annotations
 
@@ -8,20 +8,20 @@ import zlib
 import tensorflow as tf
 
 _GZIP_FORMAT = 31  # zlib's wbits for a gzip header and the largest window
-# Unpacked, at most a thousand times as many.
+# Decompressed, these are at most a thousand times as many bytes.
 _BYTES_AT_ONCE = 1 << 16
 
 
 def first_truncated(files: list[str], stop: threading.Event) -> str | None:
-    """The first of these gzip files whose data end too early; None if there is none, or once `stop` is set.
+    """Return the first of these gzip files that is truncated; None if all are complete, or once `stop` is set.
 
-    A file that cannot be opened or is damaged otherwise is passed over: reading it fails anyway.
+    A file that cannot be opened or is damaged otherwise is skipped, because reading it fails anyway.
     """
     return next((file for file in files if _is_truncated(file, stop)), None)
 
 
 def _is_truncated(file: str, stop: threading.Event) -> bool:
-    part = None  # a file may hold several compressed parts, one behind the other
+    part = None  # a file may consist of several compressed parts
     try:
         with tf.io.gfile.GFile(file, "rb") as stream:
             while not stop.is_set() and (data := stream.read(_BYTES_AT_ONCE)):

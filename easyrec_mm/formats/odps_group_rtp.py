@@ -1,4 +1,4 @@
-"""Groups in tables of MaxCompute: each row is joined into a line, which is parsed as those of GroupRTP files are."""
+"""Groups in tables of MaxCompute: each row is joined to a line, which is parsed like the lines of GroupRTP files."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from easyrec_mm.schema import Schema
 
 
 class _Lines:
-    """Lines as they are: the graph parses them. See TableGroups."""
+    """A TableGroups of lines, which are passed on unchanged and parsed in the graph."""
 
     is_flat = False
     columns = (LINE,)
@@ -42,15 +42,15 @@ class _Lines:
 
 
 class OdpsGroupRtpSource(TableSource):
-    """The groups of tables; a Source.
+    """A Source of the groups in tables of MaxCompute.
 
     Args:
-      tables: with the columns of a line.
+      tables: the tables, whose rows are read as lines.
       schema, labels, fields: as for GroupRtpParser.
-      order: of the rows of an epoch.
+      order: order of the rows in an epoch.
 
     Raises:
-      DataError: if there is no row.
+      DataError: if the tables contain no row.
     """
 
     chunk_size = 256

@@ -1,8 +1,7 @@
-"""Tables of MaxCompute (ODPS): found by PyODPS and read through its tunnel, in slices of rows that workers fetch side
-by side.
+"""Tables of MaxCompute (ODPS), read through PyODPS and its tunnel, in slices of rows that workers fetch in parallel.
 
-A table is read as it was when its download session began, whoever writes to it meanwhile. PyODPS tries again what the
-service refuses for a while, and checks what it receives by CRC.
+A table is read in its state at the start of its download session, even if it is written to meanwhile. PyODPS retries
+requests that the service refuses temporarily, and checks the received data by CRC.
 """
 
 from __future__ import annotations
@@ -26,24 +25,24 @@ import pyarrow.compute as pc
 from easyrec_mm.errors import DataError, did_you_mean
 from easyrec_mm.formats.typed_groups import ROW
 
-# Groups in a slice: some MiB, so that a request is worth its round trip and a table has many slices to shuffle.
+# Groups per slice, some MiB: enough to be worth the round trip of a request, and a table has many slices to shuffle.
 SLICE_ROWS = 4096
-# Column of the lines.
+# Name of the column with the lines.
 LINE = "easyrec_mm:line"
-# Slices that are fetched at a time.
+# Number of slices that are fetched in parallel.
 NUM_WORKERS = 4
-# A download session ends after 24 hours.
+# Time after which a download session is renewed; the service ends it after 24 hours.
 _SESSION_SECONDS = 12 * 3600
 _CONNECT_SECONDS = 10
 _PATH = re.compile(r"odps://(?P<project>[^/]+)/tables/(?P<table>[^/]+)(?P<partition>(?:/[^/=]+=[^/]+)*)/?")
 
 
 class Slice(NamedTuple):
-    """Some rows of a table.
+    """Consecutive rows of a table.
 
-    place      the table or its partition, as a path
-    start      the first row, from 0
-    num_rows   how many
+    place      path of the table or of its partition
+    start      index of the first row, from 0
+    num_rows   number of rows
     """
 
     place: str
@@ -67,10 +66,10 @@ class _Partition:
     _began: float = field(default=0.0)
 
     def session(self) -> Any:
-        """A download session that has not ended.
+        """Return a download session that has not ended.
 
         Raises:
-          DataError: if a new one has other rows.
+          DataError: if a new session has another number of rows.
         """
         if self._session is None or time.monotonic() - self._began > _SESSION_SECONDS:
             session = self.tunnel.create_download_session(self.table, partition_spec=self.spec, async_mode=True)
@@ -84,16 +83,16 @@ class _Partition:
 
 
 class OdpsTables:
-    """Reads rows of some tables as lines; a TableReader whose files are slices.
+    """Reads the rows of tables as lines; a TableReader whose files are slices.
 
-    A line has the columns as texts, with a separator between them; a null is an empty text.
+    A line contains the columns as texts, with a separator between them; a null becomes an empty text.
 
     Args:
-      path: paths, separated by commas: odps://project/tables/name, and the partition or the first of its levels behind:
-        odps://project/tables/name/dt=20261121.
+      path: paths, separated by commas: odps://project/tables/name, optionally followed by the partition or the first of
+        its levels: odps://project/tables/name/dt=20261121.
       setting: the config path of `path`, for messages.
-      columns: their names.
-      separator: between the columns of a line; no column contains it.
+      columns: names of the columns to read.
+      separator: separator between the columns of a line; no column may contain it.
 
     Raises:
       DataError: if PyODPS or credentials are missing, or a table cannot be opened or lacks a column.
@@ -120,28 +119,28 @@ class OdpsTables:
         self._lock = threading.Lock()
 
     def ahead(self, files: Sequence[str]) -> None:
-        """Begin to fetch slices, by name, that are read next."""
+        """Begin to fetch the slices with these names, which are read next."""
         with self._lock:
             for name in files:
                 if name not in self._fetched:
                     self._fetched[name] = self._pool.submit(self._fetch, self.slices[name])
 
     def read(self, file: str) -> Iterator[pa.Table]:
-        """The rows of a slice, in columns LINE (binary) and ROW.
+        """Yield the rows of a slice, in columns LINE (binary) and ROW.
 
         Raises:
-          DataError: if they cannot be fetched.
+          DataError: if the rows cannot be fetched.
         """
         with self._lock:
             future = self._fetched.pop(file, None) or self._pool.submit(self._fetch, self.slices[file])
         yield future.result()
 
     def count(self, file: str) -> int:
-        """Rows of a slice."""
+        """Return the number of rows of a slice."""
         return self.slices[file].num_rows
 
     def _find(self, path: str, setting: str) -> Iterator[_Partition]:
-        """The partitions that a path names."""
+        """Yield the partitions that a path names."""
         match = _PATH.fullmatch(path)
         if not match:
             raise DataError(
@@ -189,7 +188,7 @@ class OdpsTables:
 
 @contextmanager
 def _reasons(place: str) -> Iterator[None]:
-    """Turn what PyODPS raises into a DataError that says where."""
+    """Turn the exceptions of PyODPS into a DataError that names the place."""
     import requests
     from odps.errors import BaseODPSError
 
@@ -206,7 +205,7 @@ def _slices(place: str, count: int) -> Iterator[Slice]:
 
 
 def _texts(column: pa.ChunkedArray) -> pa.ChunkedArray:
-    """Values as they are written in lines of text."""
+    """Return values as they are written in lines of text; a null as an empty text."""
     if not pa.types.is_binary(column.type):
         column = column.cast(pa.string()).cast(pa.binary())
     return pc.fill_null(column, b"")
@@ -226,10 +225,10 @@ def _no_level(name: str, levels: list[str]) -> str:
 
 @lru_cache(8)
 def _client(project: str) -> Any:
-    """A client with the credentials of this machine.
+    """Return a client with the credentials of this machine.
 
     Raises:
-      DataError: if there are none, or PyODPS is not installed.
+      DataError: if no credentials are set, or PyODPS is not installed.
     """
     try:
         from odps import ODPS, options
@@ -264,7 +263,7 @@ def _tunnel(project: str) -> Any:
 
 
 def _read_ini() -> dict[str, str]:
-    """What stands in the file that the tools of PAI and EasyRec use, lines of `name=value`."""
+    """Read the settings file of the PAI and EasyRec tools, which consists of lines `name=value`."""
     path = os.environ.get("ODPS_CONFIG_FILE_PATH")
     if not path:
         return {}

@@ -1,4 +1,4 @@
-"""Files of one record a group, text lines or TFRecords: in which order they are read, and which of them is broken."""
+"""Files with one record per group, text lines or TFRecords: reads them in an order, and finds the broken ones."""
 
 from __future__ import annotations
 
@@ -17,19 +17,19 @@ from easyrec_mm.formats.data_files import NUM_AHEAD, fetch_ahead, needs_copy, op
 from easyrec_mm.formats.gzip_files import first_truncated
 from easyrec_mm.formats.source import Order
 
-# Files read side by side when groups are shuffled. Fixed, because it decides their order.
+# Number of files read in parallel when groups are shuffled. Fixed, because it determines the order of the groups.
 NUM_OPEN_FILES = 4
 _GZIP_MAGIC = b"\x1f\x8b"
 
 
 @dataclass
 class RecordFiles:
-    """Records, bytes each, of some files.
+    """The records of files; each record is bytes.
 
     Args:
-      files: paths.
+      files: paths of the files.
       open_file: path and compression type -> dataset of the file's records.
-      order: of the records of an epoch.
+      order: order of the records in an epoch.
 
     Raises:
       DataError: if a file cannot be opened.
@@ -48,14 +48,14 @@ class RecordFiles:
         self._failure: DataError | None = None
 
     def records(self, num_epochs: int, num_skipped: int, size: int) -> tf.data.Dataset:
-        """(epoch, index of the file, row from 1, record), each `[size]`; see Source.records."""
+        """Return a dataset of (epoch, index of the file, row from 1, record), each `[size]`; see Source.records."""
         epochs = tf.data.Dataset.range(num_epochs or tf.int64.max)
         records = epochs.flat_map(self._epoch) if num_epochs != 1 else self._epoch(tf.constant(0, tf.int64))
         batches = records.skip(num_skipped).batch(size) if num_skipped else records.batch(size)
         return batches.map(lambda origin, row, record: (*origin, row, record))
 
     def read(self) -> Iterator[tuple[str, int, bytes]]:
-        """(file, row from 1, record) of one epoch without shuffling.
+        """Yield (file, row from 1, record) of one epoch without shuffling.
 
         Raises:
           DataError: if a file cannot be read.
@@ -75,7 +75,7 @@ class RecordFiles:
         return sum(len(batch) for batch in records.batch(1 << 12))
 
     def failure(self, error: tf.errors.OpError) -> DataError | None:
-        """The file and the record that cannot be read."""
+        """See Source.failure; the error names the file and the last row that can be read."""
         if self._failure:
             return self._failure
         for index, (file, compression) in enumerate(zip(self.files, self._compressions, strict=True)):
@@ -89,7 +89,7 @@ class RecordFiles:
         return None
 
     def check_whole(self, stop: threading.Event) -> None:
-        """See Source.check_whole: gzip files that break off, which TensorFlow reads without a word."""
+        """See Source.check_whole; finds truncated gzip files, which TensorFlow reads without an error."""
         packed = [
             file for file, kind in zip(self.files, self._compressions, strict=True) if kind and not needs_copy(file)
         ]
@@ -104,7 +104,7 @@ class RecordFiles:
         def read_file(index: tf.Tensor, then: tf.Tensor) -> tf.data.Dataset:
             records = self._open(index, then)
             rows = tf.data.Dataset.range(1, tf.int64.max)
-            # Not by map: a call of a function takes longer than reading a record.
+            # Zipped instead of mapped, because calling a function takes longer than reading a record.
             origin = tf.data.Dataset.from_tensors((epoch, index)).repeat()
             return tf.data.Dataset.zip((origin, rows, records))
 
@@ -117,11 +117,11 @@ class RecordFiles:
         return records.shuffle(self.order.buffer_size, seed=seed, reshuffle_each_iteration=False)
 
     def _with_next(self, order: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
-        """Indices of files `[N]` in the order in which they are opened, and of those that follow, `[N, NUM_AHEAD]`."""
+        """Return the indices of files in the order of opening, `[N]`, and of the files that follow `[N, NUM_AHEAD]`."""
         return order, tf.stack([tf.roll(order, -i, 0) for i in range(1, NUM_AHEAD + 1)], 1)
 
     def _open(self, index: tf.Tensor, then: tf.Tensor) -> tf.data.Dataset:
-        """The records of a file; `then` are those that are opened next."""
+        """Return the records of a file; `then` contains the indices of the files that are opened next."""
         path = tf.constant(self.files)[index]
         if self._is_copied:
             path = tf.numpy_function(self._fetched, [index, then], tf.string)
@@ -138,7 +138,7 @@ class RecordFiles:
             raise
 
     def _opened_at(self, index: int) -> str:
-        """Where TensorFlow can read a file. A copy that is packed is looked through when it is new."""
+        """Return a path at which TensorFlow can read a file; a new copy of a gzip file is first checked to be whole."""
         file = self.files[index]
         path = opened_at(file, by_tensorflow=True)
         if path != file and self._compressions[index] and file not in self._copies_checked:
@@ -153,7 +153,7 @@ def _require_whole(truncated: str | None) -> None:
 
 
 def _compressions(files: list[str]) -> list[str]:
-    """TensorFlow's compression type of each file, told by its first bytes."""
+    """Return TensorFlow's compression type of each file, according to its first bytes."""
 
     def compression(file: str) -> str:
         if needs_copy(file):

@@ -1,6 +1,6 @@
-"""What every input format offers: its groups, checked and typed, in the order in which they are read.
+"""The interface of all input formats: checked and typed groups, in the order in which they are read.
 
-Shape legend: N groups as they stand in the files, G good ones among them, S samples of these.
+Shape legend: N groups as the files contain them, G valid groups among them, S samples of the valid groups.
 """
 
 from __future__ import annotations
@@ -17,14 +17,14 @@ from easyrec_mm.formats.checks import Problem
 
 
 class GroupRows(NamedTuple):
-    """The good ones of N groups.
+    """The valid groups among N groups.
 
-    fields        field name -> [S], of the field's dtype: labels (float32) and the fields that were asked for
+    fields        field name -> [S], of the field's dtype: labels (float32) and the other fields to read
     image_path    string [G]
     group_size    int64 [G]
-    kept          int64 [G], ascending: which of the N groups each is
-    refused       int64 [N - G], ascending: which of them are left out
-    evidence      string [N - G], of which `Source.explain` tells what is wrong
+    kept          int64 [G], ascending: index of each valid group among the N groups
+    refused       int64 [N - G], ascending: indices of the groups that are left out
+    evidence      string [N - G], from which `Source.explain` determines the problem of each refused group
     """
 
     fields: dict[str, tf.Tensor]
@@ -36,7 +36,7 @@ class GroupRows(NamedTuple):
 
 
 class Chunk(NamedTuple):
-    """N groups and where they come from.
+    """N groups and their origin.
 
     epoch  int64 [N]
     file   int64 [N], index into `Source.files`
@@ -50,7 +50,7 @@ class Chunk(NamedTuple):
 
 
 class TextGroup(NamedTuple):
-    """One group as texts: of each label and field an entry a sample; "" where a value is missing."""
+    """One group as texts: one entry per sample for each label and field; "" for a missing value."""
 
     size: int
     image: bytes
@@ -59,7 +59,7 @@ class TextGroup(NamedTuple):
 
 @dataclass(frozen=True)
 class Order:
-    """How the groups of an epoch are shuffled: not at all, or files and groups, by the seed and the epoch alone."""
+    """How an epoch is shuffled: not at all, or files and groups in an order that depends only on the seed and epoch."""
 
     is_shuffled: bool
     seed: int
@@ -67,55 +67,55 @@ class Order:
 
 
 class Source(Protocol):
-    """The groups of some files."""
+    """The groups in an input's files."""
 
     files: list[str]
 
     @property
     def chunk_size(self) -> int:
-        """Groups that are parsed at once, at least: operations on one small batch cost more than its work."""
+        """Return the least number of groups to parse at once: operations on a small batch cost more than their work."""
 
     @property
     def counts_at_once(self) -> bool:
-        """Whether `count` need not read the files."""
+        """Return whether `count` works without reading the files."""
 
     def records(self, num_epochs: int, num_skipped: int, size: int) -> tf.data.Dataset:
-        """Groups as they stand in the files, `size` at a time, for `parse`.
+        """Return a dataset of groups as the files contain them, for `parse`.
 
         Args:
-          num_epochs: times the files are read; 0 means without end.
-          num_skipped: groups to leave out at the start.
-          size: groups in an element; the last has what is left.
+          num_epochs: how often the files are read; 0 means without end.
+          num_skipped: number of groups to leave out at the start.
+          size: number of groups per element; the last element has the remaining ones.
         """
 
     def parse(self, *element: Any) -> Chunk:
-        """An element of `records` -> its groups, checked; within a graph."""
+        """Parse an element of `records`, and return its checked groups; runs within a graph."""
 
     def explain(self, evidence: bytes) -> Problem:
-        """What is wrong with a group that `parse` refused."""
+        """Return what is wrong with a group that `parse` refused."""
 
     def count(self, files: Sequence[int]) -> int:
-        """Groups in some files, by their index."""
+        """Return the number of groups in the files with these indices."""
 
     def texts(self) -> Iterator[tuple[str, int, TextGroup | Problem]]:
-        """(file, row, group or what is wrong with it) of one epoch, as it stands in the files. Slow, for few."""
+        """Yield (file, row, group or its problem) of one epoch, in file order; slow, meant for few groups."""
 
     def failure(self, error: tf.errors.OpError) -> DataError | None:
-        """The file that an error of `records` comes from, and why; None if all can be read."""
+        """Return an error with the file and the reason of an error of `records`; None if all files can be read."""
 
     def check_whole(self, stop: threading.Event) -> None:
-        """Look for a file that breaks off where reading takes it to end; gives up once `stop` is set.
+        """Look for a truncated file that reading takes for complete; give up once `stop` is set.
 
         Raises:
-          DataError: naming it.
+          DataError: if a file is truncated; the message names it.
         """
 
 
 def iterate(dataset: tf.data.Dataset, source: Source) -> Iterator[Any]:
-    """Iterate a dataset of a source's records; an error of a file becomes a DataError that names it."""
+    """Iterate over a dataset of a source's records; an error in a file becomes a DataError that names the file."""
     options = tf.data.Options()
-    # Its thread sometimes misses that an iterator ends and keeps it waiting for up to a minute (TensorFlow 2.21).
-    # Nothing is left to it anyway: all numbers of threads and buffers are given.
+    # The autotuning thread sometimes misses the end of an iterator, and delays it for up to a minute (TensorFlow 2.21).
+    # It is not needed anyway, because the numbers of threads and the sizes of buffers are all given.
     options.autotune.enabled = False
     try:
         yield from dataset.with_options(options)

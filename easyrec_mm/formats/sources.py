@@ -1,4 +1,4 @@
-"""Input types of the config -> sources."""
+"""Opens the source for the input type of a config."""
 
 from __future__ import annotations
 
@@ -19,15 +19,15 @@ from easyrec_mm.formats.typed_groups import TypedGroups
 from easyrec_mm.protos.data_pb2 import DatasetConfig
 from easyrec_mm.schema import Schema
 
-# Rows of a file that are read at once.
+# Rows of a file that are read at once: groups, or samples of a flat log.
 READ_GROUPS, READ_SAMPLES = 1 << 10, 1 << 14
-# Batches in the shuffle buffer of flat rows, at least.
+# Least number of batches in the shuffle buffer of flat rows.
 FLAT_BUFFER_BATCHES = 16
 
 
 @dataclass(frozen=True)
 class What:
-    """What to read: label fields, other fields, in which order."""
+    """What to read: label fields, other fields, and in which order."""
 
     labels: tuple[str, ...]
     fields: tuple[str, ...]
@@ -37,10 +37,10 @@ class What:
 def open_source(
     data: DatasetConfig, schema: Schema, path: str, setting: str, what: What
 ) -> tuple[Source, list[FileInfo]]:
-    """The source of a config's input type, and its files.
+    """Open the source for a config's input type; also return its files.
 
     Raises:
-      DataError: if a file is missing, cannot be read or does not hold what the config says.
+      DataError: if a file is missing, cannot be read or does not contain what the config says.
     """
     if data.input_type == DatasetConfig.OdpsGroupRTPInput:
         columns = [name.strip() for name in data.selected_cols.split(",")]
@@ -77,11 +77,11 @@ def _csv(data: DatasetConfig, schema: Schema, files: list[str], what: What) -> S
 
 
 def _wide(order: Order, data: DatasetConfig) -> Order:
-    """An order that lets samples of one picture meet, though shuffle_buffer_size is that of groups."""
+    """Return an order with a buffer for several samples of a picture, because shuffle_buffer_size counts groups."""
     return replace(order, buffer_size=max(order.buffer_size, FLAT_BUFFER_BATCHES * data.batch_size))
 
 
-# Of inputs of files.
+# Input type -> function that opens its source, for all inputs that consist of files.
 SOURCES: dict[int, Callable[[DatasetConfig, Schema, list[str], What], Source]] = {
     DatasetConfig.GroupRTPInput: _group_rtp,
     DatasetConfig.GroupParquetInput: _group_parquet,

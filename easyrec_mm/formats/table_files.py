@@ -1,7 +1,8 @@
-"""Files of tables, a row a group: Parquet with grouped samples, or Parquet and CSV with a row a sample.
+"""Files of tables with one row per group: Parquet with grouped samples, or Parquet and CSV with one row per sample.
 
-Rows are read and shuffled as tables, many at a time. A row of a flat log is a group of one sample; when training, rows
-of one picture are put side by side within the shuffle buffer, so that a batch shows it to the image tower once.
+Rows are read and shuffled as tables, many at a time. A row of a flat log is a group of one sample; in training, rows
+with the same picture are placed next to each other within the shuffle buffer, so that the image tower sees the picture
+only once in a batch.
 """
 
 from __future__ import annotations
@@ -26,9 +27,9 @@ from easyrec_mm.formats.source import Chunk, GroupRows, Order, TextGroup
 from easyrec_mm.formats.typed_groups import ROW
 from easyrec_mm.schema import Schema
 
-# Files read side by side when rows are shuffled. Fixed, because it decides their order.
+# Number of files read in parallel when rows are shuffled. Fixed, because it determines the order of the rows.
 NUM_OPEN_FILES = 4
-# Index of the file of a row.
+# Column with the index of the file that a row comes from.
 _FILE = "easyrec_mm:file"
 
 
@@ -37,58 +38,58 @@ class TableReader(Protocol):
 
     @property
     def counts_at_once(self) -> bool:
-        """As of a Source."""
+        """See Source.counts_at_once."""
 
     def read(self, file: str) -> Iterator[pa.Table]:
-        """The rows of a file that are read, some at a time."""
+        """Yield the rows of a file, some at a time."""
 
     def count(self, file: str) -> int:
-        """Rows of a file."""
+        """Return the number of rows of a file."""
 
     def ahead(self, files: Sequence[str]) -> None:
-        """Begin to fetch files that are read next."""
+        """Begin to fetch the files that are read next."""
 
 
 class TableGroups(Protocol):
-    """Reads groups of the rows of tables; TypedGroups says of what each method is."""
+    """Reads groups from the rows of tables; see TypedGroups for details of the methods."""
 
     @property
     def is_flat(self) -> bool:
-        """Whether a row is a sample."""
+        """Return whether a row is one sample."""
 
     @property
     def columns(self) -> tuple[str, ...]:
-        """Of a table, those that are read."""
+        """Return the columns of a table that are read."""
 
     def prepare(self, place: str, table: pa.Table) -> pa.Table:
-        """The columns that are read, in one type whatever the file's."""
+        """Return the columns that are read, converted to types that do not depend on the file."""
 
     def signature(self) -> Any:
-        """Specs of `arrays`."""
+        """Return the specs of the result of `arrays`."""
 
     def arrays(self, table: pa.Table) -> Any:
-        """The groups of a table, for `rows`."""
+        """Return the groups of a table as arrays, for `rows`."""
 
     def rows(self, arrays: Any) -> GroupRows:
-        """`arrays` as tensors -> the groups; within a graph."""
+        """Return the groups for the result of `arrays` as tensors; runs within a graph."""
 
     def texts(self, table: pa.Table) -> Iterable[TextGroup | Problem]:
-        """The groups as texts."""
+        """Return the groups as texts."""
 
 
 @dataclass
 class TableSource:
-    """The groups of files of tables; a Source.
+    """A Source of the groups in files of tables.
 
     Args:
-      files: paths.
+      files: paths of the files.
       schema: fields and tasks.
-      groups: reads the tables.
-      order: of the rows of an epoch.
-      reader: reads a file.
+      groups: reads groups from the tables.
+      order: order of the rows in an epoch.
+      reader: reads tables from a file.
 
     Raises:
-      DataError: if there is no row, or a file cannot be read or lacks a column.
+      DataError: if no file contains a row, or a file cannot be read or lacks a column.
     """
 
     files: list[str]
@@ -105,16 +106,16 @@ class TableSource:
 
     @property
     def chunk_size(self) -> int:
-        """Larger than that of records: the calls of Arrow and NumPy hold Python's lock."""
+        """See Source.chunk_size; larger than for records, because the calls of Arrow and NumPy hold Python's lock."""
         return 8192 if self.groups.is_flat else 1024
 
     @property
     def counts_at_once(self) -> bool:
-        """Not of files that are copied before they are opened."""
+        """See Source.counts_at_once; false for files that are copied before they are opened."""
         return self.reader.counts_at_once and not any(map(needs_copy, self.files))
 
     def records(self, num_epochs: int, num_skipped: int, size: int) -> tf.data.Dataset:
-        """See Source.records; the groups are checked already. The dataset can be iterated once."""
+        """See Source.records; the groups are already checked, and the dataset can be iterated only once."""
         chunks = _InOrder(self._chunks(num_epochs, num_skipped, size))
         numbers = tf.TensorSpec([None], tf.int64)
         signature = (numbers, numbers, numbers, self.groups.signature())
@@ -129,7 +130,7 @@ class TableSource:
             return tf.nest.flatten(self._read(parts)) if parts else [_nothing(spec.dtype) for spec in specs]
 
         def element(index: tf.Tensor) -> Any:
-            # from_generator takes half as long again.
+            # from_generator would take one and a half times as long.
             tensors = tf.numpy_function(read, [index], [spec.dtype for spec in specs])
             for tensor, spec in zip(tensors, specs, strict=True):
                 tensor.set_shape(spec.shape)
@@ -164,10 +165,10 @@ class TableSource:
         return self._failure
 
     def check_whole(self, stop: threading.Event) -> None:
-        """See Source.check_whole: such files say themselves where they end."""
+        """See Source.check_whole; does nothing, because Arrow raises an error for a truncated Parquet or gzip file."""
 
     def _chunks(self, num_epochs: int, num_skipped: int, size: int) -> Iterator[list[tuple[int, pa.Table]]]:
-        """Rows of as many groups each, in parts of one epoch."""
+        """Yield chunks of `size` rows each, as parts (epoch, rows) with rows of one epoch."""
         waiting: deque[tuple[int, pa.Table]] = deque()
         num_waiting = 0
         epoch = 0
@@ -185,13 +186,13 @@ class TableSource:
             yield _take_first(waiting, num_waiting)
 
     def _read(self, parts: list[tuple[int, pa.Table]]) -> tuple[Any, ...]:
-        """A Chunk as arrays."""
+        """Return a Chunk as arrays."""
         epochs = np.repeat(np.array([epoch for epoch, _ in parts], np.int64), [len(table) for _, table in parts])
         table = pa.concat_tables(table for _, table in parts).combine_chunks()
         return epochs, table[_FILE].to_numpy(), table[ROW].to_numpy(), self.groups.arrays(table)
 
     def _epoch(self, epoch: int) -> Iterator[pa.Table]:
-        """Tables of an epoch, in its order, with columns _FILE and ROW."""
+        """Yield the tables of an epoch, in its order, with columns _FILE and ROW."""
         if not self.order.is_shuffled:
             yield from _one_ahead(self._tables(range(len(self.files))))
             return
@@ -210,7 +211,7 @@ class TableSource:
                     continue
                 opened.rotate(-1)
                 held.append(table)
-            # Twice the buffer at a time, of which half goes on: each row is copied twice, however large the buffer.
+            # Two buffers are shuffled at a time and one is yielded: each row is copied twice, at any buffer size.
             num_held = sum(map(len, held))
             if num_held < 2 * self.order.buffer_size and (opened or waiting):
                 continue
@@ -221,7 +222,7 @@ class TableSource:
             yield self._side_by_side(rows.take(pa.array(order[num_left:])), random)
 
     def _side_by_side(self, table: pa.Table, random: np.random.Generator) -> pa.Table:
-        """Rows of one picture side by side, in an order of pictures by chance; groups as they are."""
+        """Place rows with the same picture next to each other, pictures in random order; grouped rows are unchanged."""
         if not self.groups.is_flat or not self.schema.image.field:
             return table
         picture = table[self.schema.image.field].combine_chunks().dictionary_encode()
@@ -230,7 +231,7 @@ class TableSource:
         return table.take(pa.array(np.argsort(place[code], kind="stable")))
 
     def _tables(self, indices: Sequence[int]) -> Iterator[pa.Table]:
-        """What is read of these files, with columns _FILE and ROW."""
+        """Yield the tables of these files, with columns _FILE and ROW."""
         for number, index in enumerate(indices, 1):
             first = 1
             self.reader.ahead([self.files[i] for i in indices[number : number + NUM_AHEAD]])
@@ -256,7 +257,7 @@ class TableSource:
 
 
 def _one_ahead(tables: Iterator[pa.Table]) -> Iterator[pa.Table]:
-    """The same, each read while the one before is used."""
+    """Yield the same tables, each of them read while the previous one is used."""
     pool = ThreadPoolExecutor(1, thread_name_prefix="tables")
     try:
         following = pool.submit(next, tables, None)
@@ -268,7 +269,7 @@ def _one_ahead(tables: Iterator[pa.Table]) -> Iterator[pa.Table]:
 
 
 class _InOrder:
-    """Elements of an iterator by number, for threads that ask for them almost in order."""
+    """The elements of an iterator by index, for threads that request them almost in order."""
 
     def __init__(self, elements: Iterator[Any]) -> None:
         self._elements = elements
@@ -278,9 +279,9 @@ class _InOrder:
         self._error: Exception | None = None
 
     def get(self, index: int) -> Any:
-        """Element `index`, once; None behind the end.
+        """Return element `index`, which may be requested only once; None after the end.
 
-        An error of the iterator is one of all elements from there on: a thread that asks for a later one may meet it.
+        An error of the iterator applies to all elements from there on: a thread that requests a later one may see it.
         """
         with self._lock:
             while self._next <= index and self._error is None:
@@ -299,7 +300,7 @@ def _nothing(dtype: tf.DType) -> np.ndarray:
 
 
 def _take_first(waiting: deque[tuple[int, pa.Table]], size: int) -> list[tuple[int, pa.Table]]:
-    """Take `size` rows from the front."""
+    """Remove and return `size` rows from the front."""
     parts = []
     while size:
         epoch, table = waiting.popleft()

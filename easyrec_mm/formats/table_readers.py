@@ -28,7 +28,7 @@ class ParquetReader:
     counts_at_once: ClassVar[bool] = True
 
     def read(self, file: str) -> Iterator[pa.Table]:
-        """The columns that are read.
+        """Yield the columns that are read.
 
         Raises:
           DataError: if the file cannot be read or lacks a column.
@@ -42,11 +42,11 @@ class ParquetReader:
             raise DataError(f"{file}: cannot be read as Parquet: {_reason(error)}") from error
 
     def ahead(self, files: Sequence[str]) -> None:
-        """Begin to copy files that are read next."""
+        """Begin to copy the files that are read next."""
         fetch_ahead(files)
 
     def count(self, file: str) -> int:
-        """Rows of a file."""
+        """Return the number of rows of a file."""
         try:
             return int(pq.read_metadata(opened_at(file)).num_rows)
         except (OSError, pa.ArrowException) as error:
@@ -55,14 +55,14 @@ class ParquetReader:
 
 @dataclass(frozen=True)
 class CsvReader:
-    """Reads CSV files, gzip or not, with quotes as RFC 4180 has them.
+    """Reads CSV files, with or without gzip, with quotes as in RFC 4180.
 
-    A row with too many or too few values is a problem of that row; rows are counted as lines of the file.
+    A row with too many or too few values is reported as a problem of that row; a header line counts as row 1.
 
     Args:
-      groups: what is read.
-      separator: a character between values.
-      names: of the columns, in order; empty if the first line has them.
+      groups: determines the columns that are read.
+      separator: the character between values.
+      names: names of the columns, in order; empty if the first line contains them.
     """
 
     groups: TypedGroups
@@ -71,7 +71,7 @@ class CsvReader:
     counts_at_once: ClassVar[bool] = False
 
     def read(self, file: str) -> Iterator[pa.Table]:
-        """The columns that are read, as text.
+        """Yield the columns that are read, as text.
 
         Raises:
           DataError: if the file cannot be read or lacks a column.
@@ -80,7 +80,7 @@ class CsvReader:
         first = row = 1 if self.names else 2
         try:
             for batch in self._open(file, invalid):
-                # Rows that were left out count.
+                # Invalid rows are left out, but count.
                 rows: list[int] = []
                 while len(rows) < len(batch):
                     if row not in invalid:
@@ -93,11 +93,11 @@ class CsvReader:
             yield pa.table({ROW: list(invalid), PROBLEM: list(invalid.values())})
 
     def ahead(self, files: Sequence[str]) -> None:
-        """Begin to copy files that are read next."""
+        """Begin to copy the files that are read next."""
         fetch_ahead(files)
 
     def count(self, file: str) -> int:
-        """Rows of a file."""
+        """Return the number of rows of a file."""
         return sum(len(table) for table in self.read(file))
 
     def _open(self, file: str, invalid: dict[int, bytes]) -> Iterator[pa.RecordBatch]:
@@ -115,7 +115,7 @@ class CsvReader:
 
         with pa.input_stream(path, compression=compression) as stream:
             read = pa.csv.ReadOptions(
-                # Threads would not tell the numbers of rows.
+                # With threads, invalid rows would not have row numbers.
                 use_threads=False,
                 block_size=_CSV_BLOCK_BYTES,
                 column_names=names,
@@ -132,7 +132,7 @@ class CsvReader:
 
 
 def _header(stream: pa.NativeFile, separator: str) -> list[str]:
-    """Names in the first line."""
+    """Return the column names in the first line."""
     line = stream.read(1 << 20).split(b"\n", 1)[0].rstrip(b"\r")
     if not line:
         return []

@@ -1,8 +1,8 @@
-"""Groups as a table holds them, a row each: checked value by value, and laid out sample behind sample.
+"""Groups in tables with one row per group: checks every value, and concatenates the samples of all groups.
 
-A column of lists has an entry a sample; any other column has one value for the whole group. A null is a missing value:
-it takes the field's default, but a label that is missing needs a default_val. What is refused is refused as a whole
-group, so that no sample is taught another one's picture.
+A column of lists has one entry per sample; any other column has one value for the whole group. A null is a missing
+value: it is replaced by the field's default, but a missing label requires a default_val. A group is always refused as a
+whole, so that no sample is trained with the picture of another one.
 """
 
 from __future__ import annotations
@@ -31,20 +31,20 @@ from easyrec_mm.formats.checks import (
 from easyrec_mm.formats.source import GroupRows, TextGroup
 from easyrec_mm.schema import Schema
 
-# Columns in which a reader says the number of a row, and what is wrong with it; null for a good one.
+# Columns in which a reader provides the number of a row, and its problem; the problem of a valid row is null.
 ROW, PROBLEM = "easyrec_mm:row", "easyrec_mm:problem"
 _KINDS: dict[Dtype, str] = {"int64": "whole numbers", "bool": "bool", "float32": "numbers", "string": "text"}
 
 
 @dataclass
 class TypedRows:
-    """The good ones of N groups: G groups of S samples.
+    """The valid groups among N groups: G groups of S samples.
 
     fields      field name -> [S]: int64, float32, or an Arrow array of bytes
     image_path  bytes as objects [G]
     group_size  int64 [G]
-    kept        int64 [G]: which of the N groups each is
-    problems    group -> what is wrong with it, for the others
+    kept        int64 [G]: index of each valid group among the N groups
+    problems    index -> what is wrong, for the invalid groups
     """
 
     fields: dict[str, NDArray[np.generic] | pa.Array]
@@ -54,7 +54,7 @@ class TypedRows:
     problems: dict[int, Problem]
 
     def as_arrays(self) -> tuple[Any, ...]:
-        """What TypedGroups.rows takes."""
+        """Return the groups as the arrays that TypedGroups.rows takes."""
         fields = {name: _joined(one) if isinstance(one, pa.Array) else one for name, one in self.fields.items()}
         refused = np.array(sorted(self.problems), np.int64)
         evidence = np.array([self.problems[i].encode() for i in refused.tolist()], object)
@@ -62,13 +62,13 @@ class TypedRows:
 
 
 class TypedGroups:
-    """Reads tables of groups; TableGroups.
+    """Reads groups from tables; a TableGroups.
 
     Args:
       schema: fields and tasks.
       labels: label fields to read.
       fields: other fields to read.
-      is_flat: whether a row is a sample; a column of lists then holds several values a sample.
+      is_flat: whether a row is one sample; a column of lists then contains several values per sample.
       has_texts: whether numbers may be written as text, as in a CSV file.
     """
 
@@ -89,38 +89,38 @@ class TypedGroups:
         self.columns = tuple(field.name for field in self._fields)
         if schema.image.field:
             self.columns += (schema.image.field,)
-        # Of a value that is a list, or a list of lists: what splits them as text.
+        # Field -> separators that split its values as text, for values that may be lists or lists of lists.
         self._separators = {name: [*f.separators] for f in schema.features for name in f.inputs if f.separators}
         self._vectors = {name for f in schema.features for name in f.inputs if f.num_numbers > 1 and not f.stored}
 
     @property
     def dtypes(self) -> dict[str, Dtype]:
-        """Field name -> dtype of what `read` gives: labels are float32."""
+        """Return field name -> dtype of what `read` returns: labels are float32."""
         return {one.name: "float32" if one.name in self.labels else one.dtype for one in self._fields}
 
     def arrays(self, table: pa.Table) -> tuple[Any, ...]:
-        """The groups of a table, for `rows`."""
+        """Return the groups of a table as arrays, for `rows`."""
         return self.read(table).as_arrays()
 
     def signature(self) -> tuple[Any, ...]:
-        """Specs of `arrays`."""
+        """Return the specs of the result of `arrays`."""
         numbers, texts = tf.TensorSpec([None], tf.int64), tf.TensorSpec([None], tf.string)
         kinds = {"string": tf.string, "float32": tf.float32, "int64": tf.int64, "bool": tf.int64}
         fields = {name: tf.TensorSpec([None], kinds[dtype]) for name, dtype in self.dtypes.items()}
         return fields, texts, numbers, numbers, numbers, texts
 
     def rows(self, arrays: tuple[Any, ...]) -> GroupRows:
-        """`arrays` as tensors -> the groups; within a graph."""
+        """Return the groups for the result of `arrays` as tensors; runs within a graph."""
         fields, *others = arrays
         num_samples = tf.reduce_sum(others[1])
         texts = (name for name, dtype in self.dtypes.items() if dtype == "string")
         return GroupRows(fields | {name: _split(fields[name], num_samples) for name in texts}, *others)
 
     def present(self, place: str, columns: list[str]) -> list[str]:
-        """Those of a file's columns that are read.
+        """Return the columns of a file that are read.
 
         Raises:
-          DataError: if one is missing.
+          DataError: if a column is missing.
         """
         for name in self.columns:
             if name not in columns:
@@ -128,20 +128,20 @@ class TypedGroups:
         return [name for name in (*self.columns, self._schema.group_size_field) if name in columns]
 
     def prepare(self, place: str, table: pa.Table) -> pa.Table:
-        """The columns that are read, in one type whatever the file's.
+        """Return the columns that are read, converted to types that do not depend on the file.
 
         Args:
           place: the file, for messages.
-          table: the columns that are present, as they stand in the file.
+          table: the columns that are present, with their types in the file.
 
         Raises:
-          DataError: if a column is of another type.
+          DataError: if the type of a column does not match its field.
         """
         missing = pa.chunked_array([pa.nulls(len(table))])
         problems = table[PROBLEM].to_pylist() if PROBLEM in table.column_names else [None] * len(table)
         columns = {}
         for name in self.columns:
-            # A row that could not be read has no columns.
+            # Rows that could not be read have no columns.
             column = table[name] if name in table.column_names else missing
             if self._dtype(name) == "string":
                 column, unclear = self._as_texts(name, column)
@@ -164,7 +164,7 @@ class TypedGroups:
         return pa.table(columns)
 
     def _prepare(self, place: str, name: str, column: pa.ChunkedArray) -> pa.ChunkedArray:
-        """A column of text, int64 or float64, or of lists of such."""
+        """Convert a column to text, int64 or float64, or to lists of these."""
         dtype, kind = self._dtype(name), column.type
         inner = kind.value_type if _is_list(kind) else kind
         inner = inner.value_type if pa.types.is_dictionary(inner) else inner
@@ -173,10 +173,10 @@ class TypedGroups:
         if self._has_texts:
             target = pa.large_binary()
         elif target == pa.int64() and is_floating:
-            # Whole numbers are floating ones where a table could not say otherwise that some are missing.
+            # Whole numbers are stored as floats by writers that cannot represent missing ones otherwise.
             target = pa.float64()
         is_number = is_floating or pa.types.is_integer(inner) or pa.types.is_boolean(inner)
-        # An id may be told by its number.
+        # A text may be an id that is stored as a whole number.
         fits = has_text or (is_number and not is_floating) if dtype == "string" else is_number
         if not (fits or self._has_texts or pa.types.is_null(inner)) or (self.is_flat and _is_list(kind)):
             raise DataError(
@@ -193,9 +193,9 @@ class TypedGroups:
         return "string" if name == self._schema.image.field else self.dtypes[name]
 
     def _as_texts(self, name: str, column: pa.ChunkedArray) -> tuple[pa.ChunkedArray, list[int]]:
-        """Values that are lists as the text of the feature that reads them; the list of a group's samples stays.
+        """Join values that are lists to the text that their feature reads; the list of a group's samples stays a list.
 
-        Also the rows whose text would be split elsewhere than the lists are.
+        Also return the rows whose text would not be split back into the same lists.
         """
         depth, leaf = _depth(column.type)
         separators = self._separators.get(name, ["|"])
@@ -210,7 +210,7 @@ class TypedGroups:
         return texts, np.flatnonzero(unclear).tolist()
 
     def read(self, table: pa.Table) -> TypedRows:
-        """The good groups of a table whose columns were checked."""
+        """Return the valid groups of a table that `prepare` returned."""
         table, kept, problems = self._whole_groups(table)
         size = self._group_sizes(table)
         found = GroupProblems(size)
@@ -228,7 +228,7 @@ class TypedGroups:
         return TypedRows(values, image_path, size, kept, problems)
 
     def texts(self, table: pa.Table) -> list[TextGroup | Problem]:
-        """Each group of a table as texts, or what is wrong with it."""
+        """Return each group of a table as texts, or what is wrong with it."""
         rows = self.read(table)
         columns = {name: table[name].to_pylist() for name in self.dtypes}
         groups: dict[int, TextGroup | Problem] = dict(rows.problems)
@@ -241,7 +241,7 @@ class TypedGroups:
         return [groups[i] for i in range(len(table))]
 
     def _whole_groups(self, table: pa.Table) -> tuple[pa.Table, NDArray[np.int64], dict[int, Problem]]:
-        """The groups whose lists have an entry a sample; which they are; what is wrong with others."""
+        """Return the groups whose lists have one entry per sample, their indices, and the problems of other groups."""
         problems: dict[int, Problem] = {}
         if PROBLEM in table.column_names and table[PROBLEM].null_count < len(table):
             for group in np.flatnonzero(table[PROBLEM].is_valid()):
@@ -270,7 +270,7 @@ class TypedGroups:
         return pc.fill_null(table[name], 0).to_numpy() if name in table.column_names else None
 
     def _group_sizes(self, table: pa.Table) -> NDArray[np.int64]:
-        """Sizes of whole groups."""
+        """Return the sizes of whole groups."""
         size = self._told_size(table)
         lists = (table[name] for name in self.columns if _is_list(table[name].type))
         of_lists = (pc.list_value_length(column).to_numpy().astype(np.int64) for column in lists)
@@ -289,7 +289,7 @@ class TypedGroups:
 
 
 def _flatten(column: pa.ChunkedArray, problems: GroupProblems) -> pa.Array:
-    """Values of samples `[S]`, as text where they are that, and numbers elsewhere."""
+    """Return the values of a column, one per sample `[S]`, with their type unchanged."""
     values = column.combine_chunks()
     if _is_list(values.type):
         values = values.flatten()
@@ -299,9 +299,9 @@ def _flatten(column: pa.ChunkedArray, problems: GroupProblems) -> pa.Array:
 
 
 def _joined(values: pa.Array) -> NDArray[np.object_]:
-    """All texts in one, and what separates them: [2].
+    """Return all texts joined to one, and the separator between them: [2].
 
-    An object for every text, and its way into a tensor, would take longer than all else, and hold Python's lock.
+    One object per text, and converting it to a tensor, would take longer than everything else, and hold Python's lock.
     """
     separator = b"\x1f"
     while True:
@@ -309,19 +309,19 @@ def _joined(values: pa.Array) -> NDArray[np.object_]:
         joined = pc.binary_join(lists, pa.scalar(separator, pa.large_binary()))[0].as_py()
         if joined.count(separator) == max(len(values) - 1, 0):
             return np.array([joined, separator], object)
-        separator += secrets.token_bytes(4)  # some text contains it
+        separator += secrets.token_bytes(4)  # a text contains it
 
 
 def _split(joined: tf.Tensor, number: tf.Tensor) -> tf.Tensor:
-    """The texts of `_joined`, string `[number]`."""
+    """Split the result of `_joined` into its texts, string `[number]`."""
     return tf.raw_ops.StringSplitV2(input=joined[:1], sep=joined[1]).values[:number]
 
 
 def _as_whole(column: pa.ChunkedArray) -> tuple[pa.Array, dict[int, float]]:
-    """A column of floating numbers, or of lists of such, as int64; and row -> number, of those that are not whole."""
+    """Convert a column of floats, or of lists of floats, to int64; also return row -> number for fractional numbers."""
     whole = column.combine_chunks()
     values = whole.values if _is_list(whole.type) else whole
-    numbers = values.to_numpy(zero_copy_only=False)  # missing ones are NaN
+    numbers = values.to_numpy(zero_copy_only=False)  # missing numbers are NaN
     is_missing = values.is_null().to_numpy(zero_copy_only=False)
     is_bad = ~is_missing & (~(np.abs(numbers) < 2**63) | (numbers != np.round(numbers)))
     integers = pa.array(np.where(is_bad | is_missing, 0, numbers).astype(np.int64), mask=is_missing)
@@ -338,7 +338,7 @@ def _is_floating(kind: pa.DataType) -> bool:
 
 
 def _depth(kind: pa.DataType) -> tuple[int, pa.DataType]:
-    """Lists within each other, and what they hold."""
+    """Return the nesting depth of lists, and the type of their innermost values."""
     depth = 0
     while _is_list(kind) or pa.types.is_fixed_size_list(kind):
         depth, kind = depth + 1, kind.value_type
@@ -353,9 +353,9 @@ def _text_type(depth: int) -> pa.DataType:
 
 
 def _join_lists(lists: pa.Array, separators: list[str]) -> tuple[pa.Array, NDArray[np.bool_]]:
-    """The innermost lists of texts, joined by the separators, the last of which is for the innermost.
+    """Join the innermost lists of texts by the separators, of which the last is for the innermost lists.
 
-    A null among the texts is an empty one. Also in which rows a text holds the separator that joins it.
+    A null among the texts becomes an empty text. Also return in which rows a text contains the separator that joins it.
     """
     depth, _ = _depth(lists.type)
     stays = depth > len(separators)
