@@ -259,7 +259,7 @@ def test_a_file_that_breaks_off(tmp_path, capsys, kind):
     convert(tmp_path, config(tmp_path, kind, tmp_path / "a"), "parquet", "out", expect=1)
     message = capsys.readouterr().err
     # A line of text that is cut is a bad group; of the other formats, the file is.
-    expected = {"parquet": "cannot be read as Parquet", "tfrecord": "breaks off", "rtp": "1 of "}[kind]
+    expected = {"parquet": "cannot be read as Parquet", "tfrecord": "is truncated", "rtp": "1 of "}[kind]
     assert expected in message
     assert f"{tmp_path}/a" in message
     assert "Traceback" not in message

@@ -138,7 +138,7 @@ def test_kinds_that_go_together():
     assert join_kinds("int64", "float32") == join_kinds("float64", "float32") == "float64"
     assert join_kinds("bool", "int64") == "int64"
     assert join_kinds(None, "string") == "string"
-    with pytest.raises(ValueError, match="is int64 in one and string in the other"):
+    with pytest.raises(ValueError, match="is int64 in one file and string in another"):
         join_kinds("int64", "string")
 
 

@@ -457,7 +457,7 @@ def test_a_column_that_a_file_lacks_or_has_in_another_type(tmp_path, capsys):
     text = table.set_column(4, "price", pa.array(["x"] * 300))
     pq.write_table(text, folder / "b.parquet")
     message = refused(tmp_path, capsys, log=folder)
-    assert "b.parquet: column 'price' is float64 in one and string in the other" in message
+    assert "b.parquet: column 'price' is float64 in one file and string in another" in message
     assert "--types price=STRING" in message
     run(tmp_path, log=folder, types="price=STRING")
     nested = table.set_column(4, "price", pa.array([{"x": 1}] * 300))

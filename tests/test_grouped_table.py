@@ -185,9 +185,9 @@ def test_a_record_that_is_damaged_or_breaks_off(tmp_path):
     for place, length, problem in [
         (size + 20, None, "record 2 has a wrong checksum"),
         (size + 3, None, "record 2 has a length whose checksum is wrong"),
-        (None, size + 30, "record 2 breaks off"),
-        (None, size + 5, "record 2 breaks off"),
-        (None, len(content) - 1, "record 3 breaks off"),
+        (None, size + 30, "record 2 is truncated"),
+        (None, size + 5, "record 2 is truncated"),
+        (None, len(content) - 1, "record 3 is truncated"),
     ]:
         changed = content[:length]
         if place is not None:

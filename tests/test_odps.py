@@ -151,7 +151,7 @@ def test_rows_that_change_are_told(server, monkeypatch):
     list(opened.read(names[0]))
     server.tables["flat"].partitions[""] = rows(20)
     # The session that has begun still promises 25 rows.
-    with pytest.raises(DataError, match=r"flat\[15-21\]: 6 rows came, not 7; try again"):
+    with pytest.raises(DataError, match=r"flat\[15-21\]: the table returned 6 rows instead of 7; try again"):
         list(opened.read(names[2]))
     monkeypatch.setattr(odps_tables, "_SESSION_SECONDS", -1)
     with pytest.raises(DataError, match="flat: has 20 rows now, 25 when reading began"):

@@ -109,7 +109,7 @@ class DiskCache:
         except OSError as error:
             if not self._has_failed:
                 self._has_failed = True
-                _LOG.warning("%s: cannot be written, and caches nothing: %s", self._folder, error.strerror)
+                _LOG.warning("%s: cannot be written, so nothing is cached: %s", self._folder, error.strerror)
 
     def _make_room(self, size: int) -> None:
         """Remove entries if that is necessary for `size` more bytes."""

@@ -119,7 +119,7 @@ class FsspecStorage:
         except PermissionError as error:
             raise StorageError(path, f"access is denied ({_text(error)})", Failure.DENIED) from error
         except (NotImplementedError, ValueError, IsADirectoryError, NotADirectoryError) as error:
-            raise StorageError(path, f"cannot be done there: {_text(error)}", Failure.REFUSED) from error
+            raise StorageError(path, f"is not supported there: {_text(error)}", Failure.REFUSED) from error
         except Exception as error:  # each file system has its own exceptions
             raise StorageError(path, _text(error), _failure(error)) from error
 

@@ -86,7 +86,7 @@ def join_kinds(first: Kind | None, second: Kind | None) -> Kind | None:
         return second
     kinds = {first, second}
     if "string" in kinds:
-        raise ValueError(f"is {first} in one and {second} in the other")
+        raise ValueError(f"is {first} in one file and {second} in another")
     return "int64" if kinds == {"int64", "bool"} else "float64"
 
 

@@ -201,7 +201,9 @@ class GroupTfRecordSource(RecordFiles):
         try:
             features = tf.train.Example.FromString(record).features.feature
         except Exception as error:  # protobuf's own exception, which has no public name
-            raise DataError(f"{file}: record 1 is not a tf.train.Example; give files of such, a group each") from error
+            raise DataError(
+                f"{file}: record 1 is not a tf.train.Example; give files with one Example per group"
+            ) from error
         names = self._groups.present(file, list(features))
         kinds = {tf.int64: "int64_list", tf.float32: "float_list", tf.string: "bytes_list"}
         for name in names:
@@ -210,7 +212,7 @@ class GroupTfRecordSource(RecordFiles):
             if kind not in (None, kinds[dtype]):
                 raise DataError(
                     f"{file}: feature '{name}' is {kind}, and data_config.input_fields needs {kinds[dtype]}; "
-                    "change the field's input_type, or write the feature so"
+                    "change the field's input_type, or write the feature with that type"
                 )
         return self._schema.group_size_field in names
 

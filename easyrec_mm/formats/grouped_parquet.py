@@ -114,7 +114,7 @@ def _check_type(path: str, name: str, found: pa.DataType, kind: str) -> None:
         pass
     raise DataError(
         f"{path}: column '{name}' is {found}, and its input field {kind}; change the field's input_type, or write the "
-        "column so"
+        "column with that type"
     )
 
 

@@ -161,12 +161,12 @@ def records(stream: IO[bytes], path: str) -> Iterator[bytes]:
         row += 1
         length, crc = head[:8], head[8:]
         if len(head) < 12 or _checksum(length) != crc:
-            what = "breaks off" if len(head) < 12 else "has a length whose checksum is wrong"
+            what = "is truncated" if len(head) < 12 else "has a length whose checksum is wrong"
             raise DataError(f"{path}: record {row} {what}; write the file again")
         (size,) = struct.unpack("<Q", length)
         record, crc = stream.read(size), stream.read(4)
         if len(record) < size or len(crc) < 4 or _checksum(record) != crc:
-            what = "breaks off" if len(crc) < 4 else "has a wrong checksum"
+            what = "is truncated" if len(crc) < 4 else "has a wrong checksum"
             raise DataError(f"{path}: record {row} {what}; write the file again")
         yield record
 

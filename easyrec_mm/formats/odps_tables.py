@@ -180,7 +180,7 @@ class OdpsTables:
             with session.open_arrow_reader(some.start, some.num_rows, columns=self._columns) as reader:
                 table = pa.Table.from_batches(list(reader))
         if len(table) != some.num_rows:
-            raise DataError(f"{some}: {len(table)} rows came, not {some.num_rows}; try again")
+            raise DataError(f"{some}: the table returned {len(table)} rows instead of {some.num_rows}; try again")
         columns = [_texts(table[name]) for name in self._columns]
         rows = np.arange(some.start + 1, some.start + 1 + some.num_rows)
         return pa.table({LINE: pc.binary_join_element_wise(*columns, self._separator), ROW: rows})

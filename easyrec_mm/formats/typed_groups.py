@@ -146,7 +146,10 @@ class TypedGroups:
             if self._dtype(name) == "string":
                 column, unclear = self._as_texts(name, column)
                 for row in unclear:
-                    problems[row] = problems[row] or Problem(column_place(name), "a value holds its separator").encode()
+                    problems[row] = (
+                        problems[row]
+                        or Problem(column_place(name), "a value contains the separator of its values").encode()
+                    )
             column = self._prepare(place, name, column)
             if name in self.dtypes and self.dtypes[name] in ("int64", "bool") and _is_floating(column.type):
                 column, bad = _as_whole(column)
