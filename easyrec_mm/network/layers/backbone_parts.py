@@ -119,5 +119,5 @@ def _tensors_of(structure: Any) -> tuple[list[tf.Tensor], Callable[[Sequence[tf.
     return [part for part in parts if tf.is_tensor(part)], put_back
 
 
-def _is_among(tensor: Any, tensors: list[Any]) -> bool:
+def _is_among(tensor: Any, tensors: Sequence[Any]) -> bool:
     return any(tensor is other for other in tensors)
