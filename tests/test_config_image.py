@@ -695,12 +695,16 @@ def test_what_a_preset_says_of_its_pictures(preset, backbone, converter, shape, 
         (
             {"image_shape": [224, 224]},
             None,
-            "config.json is not a config of a keras-hub preset: it has pictures of [224,",
+            "config.json is not a config of a keras-hub preset: its picture size is [224,",
         ),
-        ({"image_shape": 224}, None, "config.json is not a config of a keras-hub preset: it has pictures of 224"),
-        ({"image_shape": ["a", "b", 3]}, None, "it has pictures of ['a', 'b', 3]"),
+        ({"image_shape": 224}, None, "config.json is not a config of a keras-hub preset: its picture size is 224"),
+        ({"image_shape": ["a", "b", 3]}, None, "its picture size is ['a', 'b', 3]"),
         ({}, "{", "image_converter.json is not JSON"),
-        ({}, {"image_size": 224}, "image_converter.json is not a config of a keras-hub preset: it has pictures of 224"),
+        (
+            {},
+            {"image_size": 224},
+            "image_converter.json is not a config of a keras-hub preset: its picture size is 224",
+        ),
     ],
 )
 def test_files_of_a_preset_that_cannot_be_read(problems, preset, backbone, converter, says):

@@ -313,7 +313,7 @@ def test_labels_of_one_class(tmp_path, capsys):
     some = {"age": np.arange(60) % 9, "buy": np.arange(60) % 2}
     message = failed(tmp_path, {"click": np.zeros(60, int), **some}, capsys, label_fields="click,buy")
     assert "--label_fields: column 'click' is 0 in all 60 rows that train" in message
-    assert "give a log that has other values, too, or leave it out" in message
+    assert "give a log with both values, or leave the label out" in message
     message = failed(tmp_path, {"click": np.ones(60, int), "age": some["age"]}, capsys)
     assert "no column looks like a label of 0 and 1 ('click' is 1 in all rows)" in message
     message = failed(tmp_path, {"basket": some["buy"], "age": some["age"]}, capsys)

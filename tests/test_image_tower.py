@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from easyrec_mm.network.layers import image_tower
+from easyrec_mm.network.layers import backbone_parts, image_tower
 from easyrec_mm.network.layers.backbone_stages import stages_of
 from easyrec_mm.network.layers.backbones import Backbone, BackboneError
 from easyrec_mm.network.layers.dnn import DNN
@@ -301,7 +301,8 @@ def recomputed(monkeypatch):
         return recompute(function, *inputs)
 
     recompute = image_tower.recompute
-    monkeypatch.setattr(image_tower, "recompute", counted)
+    for module in (image_tower, backbone_parts):
+        monkeypatch.setattr(module, "recompute", counted)
     return calls
 
 

@@ -50,7 +50,7 @@ MAY_IMPORT = {
     "network": "errors features schema weights config data protos",
     "embedding": "errors schema files manifest features store formats runs data",
     "evaluation": "errors schema stable_hash files features store config runs data network protos",
-    "training": "errors files store config runs data network evaluation protos",
+    "training": "errors schema files store config runs data network evaluation protos",
     "export": "errors schema files manifest features store config data network evaluation protos",
     "worth": "errors pages files config formats runs data evaluation training protos",
     "stats": "errors pages schema stable_hash files features store config formats data grouping network protos",
