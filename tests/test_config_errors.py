@@ -784,7 +784,7 @@ MODEL_CASES = [
             f"{DATA}.selected_cols=3,4,5,6,7,8,9,12",
             f"{EXPORT}={setting}",
             place=f"{EXPORT}.{setting.split(':')[0].split(' ')[0]}",
-            says="has no effect: there is no ImgFeature; add one or remove this",
+            says="has no effect without an ImgFeature; add one or remove this",
         )
         for setting in ("img_input_name: 'img_path'", "img_shape { width: 224 height: 224 }")
     ),

@@ -18,7 +18,7 @@ def check_export(config: EasyRecConfig, schema: Schema, problems: Problems) -> N
     if not image.field:
         for name in ("img_input_name", "img_shape"):
             if export.HasField(name):
-                problems.add(f"export_config.{name}", "has no effect: there is no ImgFeature; add one or remove this")
+                problems.add(f"export_config.{name}", "has no effect without an ImgFeature; add one or remove this")
         return
     if export.HasField("img_input_name") and export.img_input_name != image.field:
         problems.unknown("export_config.img_input_name", "image field", export.img_input_name, [image.field])

@@ -31,7 +31,7 @@ def relation_order(towers: list[BayesTaskTower]) -> list[int]:
     """Return the indices of the towers in an order in which each follows the towers of its relation_tower_names.
 
     Raises:
-      CycleError: if there is no such order.
+      CycleError: if the relations form a cycle.
     """
     index = {tower.tower_name: i for i, tower in enumerate(towers)}
     graph = {i: [index[name] for name in tower.relation_tower_names] for i, tower in enumerate(towers)}

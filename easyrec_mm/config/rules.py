@@ -95,7 +95,7 @@ def _settings(message: Message, place: str) -> Iterator[tuple[str, Message, Fiel
 
 
 def _decimal(value: float, field: FieldDescriptor) -> float:
-    """Return the number as written in the config, of which a float keeps 32 bits: 0.01, not 0.009999999776."""
+    """Return the number as it was written in the config (0.01), not as 32 bits store it (0.009999999776)."""
     return float(f"{value:.7g}") if field.type == FieldDescriptor.TYPE_FLOAT else float(value)
 
 

@@ -11,7 +11,8 @@ import tensorflow as tf
 
 from easyrec_mm.schema import Image
 
-# Parts of error messages for bytes that are no picture, decompression bombs, and pictures that TensorFlow gets wrong.
+# Parts of error messages: for other bytes than pictures, decompression bombs, and pictures that TensorFlow decodes
+# wrongly.
 UNKNOWN_FORMAT = "not a JPEG, PNG, GIF, BMP or WebP picture"
 TOO_MANY_PIXELS = "more than max_image_pixels"
 ANIMATED_WEBP = "an animated WebP, which is not supported"

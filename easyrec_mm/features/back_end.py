@@ -17,7 +17,7 @@ from easyrec_mm.features.expression import Expression, Functions
 
 
 class BackEnd(ABC):
-    """Operations on columns `[N]` and on lists; an empty text is read as the number 0."""
+    """Operations on columns `[N]` and on lists."""
 
     # The operations that expressions need, see expression.BACK_END.
     functions: ClassVar[Functions]
@@ -27,16 +27,20 @@ class BackEnd(ABC):
         """Return the texts by which values are hashed or looked up; floats get `precision` digits after the point."""
 
     @abstractmethod
+    def filled(self, values: Any, text: str) -> Any:
+        """Return the values with `text` in place of empty texts; the elements of a list are never empty."""
+
+    @abstractmethod
     def integers(self, values: Any) -> Any:
-        """Return the values as int64."""
+        """Return the values as int64; an empty text gives 0."""
 
     @abstractmethod
     def floats(self, values: Any) -> Any:
-        """Return the values as float32."""
+        """Return the values as float32; texts must not be empty."""
 
     @abstractmethod
     def vectors(self, values: Any, separator: str, dim: int) -> Any:
-        """Convert texts of `dim` separated numbers, or single numbers, to float32 `[N, dim]`; no text gives zeros."""
+        """Convert texts of `dim` separated numbers, or single numbers, to float32 `[N, dim]`; none is empty."""
 
     @abstractmethod
     def evaluate(self, expression: Expression, fields: dict[str, Any]) -> Any:

@@ -45,6 +45,17 @@ class Categories:
         return integer(separators) if self.encoding == "identity" else word(separators)
 
 
+def category_attributes(settings: FeatureSettings) -> dict[str, Any]:
+    """Read the attributes of a Feature whose values are ids, and its table."""
+    return {
+        "name": settings.name,
+        "inputs": settings.inputs,
+        "width": settings.item.embedding_dim,
+        "table": settings.table,
+        "categories": read_categories(settings),
+    }
+
+
 def read_categories(settings: FeatureSettings) -> Categories:
     """Read the categories of a feature with a table."""
     item = settings.item
@@ -58,14 +69,14 @@ def read_categories(settings: FeatureSettings) -> Categories:
         settings.problems.add(settings.place, what)
         return Categories("hash", 1)
     if given[0] == "hash_bucket_size":
-        return Categories("hash", item.hash_bucket_size)
+        return Categories("hash", item.hash_bucket_size, precision=item.precision)
     if given[0] == "num_buckets":
-        return Categories("identity", item.num_buckets)
+        return Categories("identity", item.num_buckets, precision=item.precision)
     vocabulary = tuple(item.vocab_list) if given[0] == "vocab_list" else _vocabulary_in_file(settings)
     if len(set(vocabulary)) != len(vocabulary):
         repeated = next(text for i, text in enumerate(vocabulary) if text in vocabulary[:i])
         settings.add(given[0], f"holds '{repeated}' twice; each value has one row")
-    return Categories("vocabulary", len(vocabulary) + 1, vocabulary)
+    return Categories("vocabulary", len(vocabulary) + 1, vocabulary, item.precision)
 
 
 def check_precision(settings: FeatureSettings, categories: Categories) -> None:

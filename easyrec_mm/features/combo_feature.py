@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any
 
 from easyrec_mm.features.back_end import BackEnd
-from easyrec_mm.features.categories import Categories, check_precision, read_categories
+from easyrec_mm.features.categories import Categories, category_attributes, check_precision
 from easyrec_mm.features.feature import Feature
 from easyrec_mm.features.reading import FeatureSettings
 
@@ -25,15 +25,9 @@ class ComboFeature(Feature):
     @classmethod
     def of_config(cls, settings: FeatureSettings) -> ComboFeature:
         settings.require_inputs(2, 64)
-        categories = read_categories(settings)
-        check_precision(settings, categories)
-        return cls(
-            name=settings.name,
-            inputs=settings.inputs,
-            width=settings.item.embedding_dim,
-            table=settings.table,
-            categories=replace(categories, precision=settings.item.precision),
-        )
+        feature = cls(**category_attributes(settings))
+        check_precision(settings, feature.categories)
+        return feature
 
     def patterns(self) -> list[tuple[str, str]]:
         return []

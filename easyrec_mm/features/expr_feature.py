@@ -10,7 +10,7 @@ from typing import Any
 from easyrec_mm.features.back_end import BackEnd
 from easyrec_mm.features.expression import Expression, ExpressionError, parse_expression
 from easyrec_mm.features.feature import Feature
-from easyrec_mm.features.numbers import Numbers, read_numbers
+from easyrec_mm.features.numbers import Numbers, number_attributes
 from easyrec_mm.features.reading import FeatureSettings
 from easyrec_mm.features.text_patterns import number
 
@@ -24,16 +24,7 @@ class ExprFeature(Feature):
 
     @classmethod
     def of_config(cls, settings: FeatureSettings) -> ExprFeature:
-        item = settings.item
-        numbers = read_numbers(settings)
-        return cls(
-            name=settings.name,
-            inputs=settings.inputs,
-            width=item.embedding_dim or numbers.num_buckets or numbers.dim,
-            table=settings.table if item.embedding_dim else None,
-            numbers=numbers,
-            expression=_read_expression(settings),
-        )
+        return cls(**number_attributes(settings), expression=_read_expression(settings))
 
     def patterns(self) -> list[tuple[str, str]]:
         return [(name, number()) for name in self.inputs]

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
 from easyrec_mm.features.back_end import BackEnd
-from easyrec_mm.features.categories import Categories, read_categories
+from easyrec_mm.features.categories import Categories, category_attributes
 from easyrec_mm.features.feature import Feature
 from easyrec_mm.features.reading import FeatureSettings
 from easyrec_mm.features.tag_feature import COMBINERS
@@ -44,11 +44,7 @@ class LookupFeature(Feature):
         settings.require_pair_separators()
         settings.require_combiner(COMBINERS)
         return cls(
-            name=settings.name,
-            inputs=settings.inputs,
-            width=item.embedding_dim,
-            table=settings.table,
-            categories=read_categories(settings),
+            **category_attributes(settings),
             combiner=item.combiner,
             separator=item.separator,
             kv_separator=item.kv_separator,

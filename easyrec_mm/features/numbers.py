@@ -42,6 +42,23 @@ class Numbers:
         return len(self.boundaries) + 1 if self.boundaries else 0
 
 
+def read_vectors(values: Any, separator: str, dim: int, back_end: BackEnd) -> Any:
+    """Convert a field with `dim` separated numbers, or one number, to float32 `[N, dim]`; no text gives zeros."""
+    return back_end.vectors(back_end.filled(values, separator.join(["0"] * dim)), separator, dim)
+
+
+def number_attributes(settings: FeatureSettings) -> dict[str, Any]:
+    """Read the attributes of a Feature whose values are numbers, with a table if embedding_dim is set."""
+    numbers, dim = read_numbers(settings), settings.item.embedding_dim
+    return {
+        "name": settings.name,
+        "inputs": settings.inputs,
+        "width": dim or numbers.num_buckets or numbers.dim,
+        "table": settings.table if dim else None,
+        "numbers": numbers,
+    }
+
+
 def read_numbers(settings: FeatureSettings) -> Numbers:
     """Read the settings of numbers."""
     item = settings.item

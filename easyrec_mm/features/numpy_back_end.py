@@ -79,6 +79,9 @@ class NumpyBackEnd(BackEnd):
             return [f"{value:.{precision if precision >= 0 else 6}f}" for value in values.tolist()]
         return [str(value) for value in values.astype(np.int64).tolist()]
 
+    def filled(self, values: Values, text: str) -> Values:
+        return values if isinstance(values, np.ndarray) else [value or text for value in values]
+
     def integers(self, values: Values) -> NDArray[Any]:
         if isinstance(values, np.ndarray):
             return values.astype(np.int64)
@@ -87,20 +90,20 @@ class NumpyBackEnd(BackEnd):
     def floats(self, values: Values) -> NDArray[Any]:
         if isinstance(values, np.ndarray):
             return values.astype(np.float32)
-        return np.array([text or 0 for text in values], np.float32)
+        return np.array(values, np.float32)
 
     def vectors(self, values: Values, separator: str, dim: int) -> NDArray[Any]:
         if separator:
-            zeros = separator.join(["0"] * dim)
-            values = [part for text in values for part in (text or zeros).split(separator)]
+            values = [part for text in values for part in text.split(separator)]
         return self.floats(values).reshape(-1, dim)
 
     def evaluate(self, expression: Expression, fields: dict[str, Values]) -> NDArray[Any]:
-        numbers = {
-            # Text is read as float32, as everywhere else.
-            name: (values if isinstance(values, np.ndarray) else self.floats(values)).astype(np.float64)
+        # Text is read as float32, as everywhere else.
+        columns = {
+            name: values if isinstance(values, np.ndarray) else self.floats(self.filled(values, "0"))
             for name, values in fields.items()
         }
+        numbers = {name: column.astype(np.float64) for name, column in columns.items()}
         with np.errstate(all="ignore"):
             result = np.asarray(expression.evaluate(numbers, self.functions)).astype(np.float32)
         return np.where(np.isfinite(result), result, np.float32(0))

@@ -8,7 +8,7 @@ from typing import Any
 
 from easyrec_mm.features.back_end import BackEnd
 from easyrec_mm.features.feature import Feature
-from easyrec_mm.features.numbers import Numbers, read_numbers
+from easyrec_mm.features.numbers import Numbers, number_attributes, read_vectors
 from easyrec_mm.features.reading import FeatureSettings
 from easyrec_mm.features.text_patterns import vector
 
@@ -31,15 +31,7 @@ class RawFeature(Feature):
             if settings.fields[settings.inputs[0]].dtype != "string":
                 what = f"more than one number needs a STRING field, '{settings.name}' is not"
                 settings.add("raw_input_dim", what)
-        numbers = read_numbers(settings)
-        return cls(
-            name=settings.name,
-            inputs=settings.inputs,
-            width=item.embedding_dim or numbers.num_buckets or numbers.dim,
-            table=settings.table if item.embedding_dim else None,
-            numbers=numbers,
-            separator=item.separator if item.raw_input_dim > 1 else "",
-        )
+        return cls(**number_attributes(settings), separator=item.separator if item.raw_input_dim > 1 else "")
 
     @property
     def separators(self) -> tuple[str, ...]:
@@ -49,5 +41,5 @@ class RawFeature(Feature):
         return [(self.inputs[0], vector(self.separator, self.separator, self.numbers.dim))]
 
     def values(self, fields: Mapping[str, Any], back_end: BackEnd) -> dict[str, Any]:
-        numbers = back_end.vectors(fields[self.inputs[0]], self.separator, self.numbers.dim)
+        numbers = read_vectors(fields[self.inputs[0]], self.separator, self.numbers.dim, back_end)
         return {self.name: self.numbers.values(numbers, back_end)}

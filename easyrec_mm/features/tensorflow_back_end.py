@@ -52,22 +52,24 @@ class TensorFlowBackEnd(BackEnd):
             return tf.strings.as_string(values)
         return tf.strings.as_string(values, precision=precision)
 
+    def filled(self, values: tf.Tensor, text: str) -> tf.Tensor:
+        return tf.where(tf.equal(values, ""), text, values) if values.dtype == tf.string else values
+
     def integers(self, values: tf.Tensor) -> tf.Tensor:
-        return _as_number(values, tf.int64)
+        return _as_number(self.filled(values, "0"), tf.int64)
 
     def floats(self, values: tf.Tensor) -> tf.Tensor:
         return _as_number(values, tf.float32)
 
     def vectors(self, values: tf.Tensor, separator: str, dim: int) -> tf.Tensor:
         if separator:
-            texts = tf.where(tf.equal(values, ""), separator.join(["0"] * dim), values)
-            values = tf.strings.split(texts, separator).flat_values
+            values = tf.strings.split(values, separator).flat_values
         return tf.reshape(self.floats(values), [-1, dim])
 
     def evaluate(self, expression: Expression, fields: dict[str, tf.Tensor]) -> tf.Tensor:
         numbers = {
             # Text is read as float32, as everywhere else.
-            name: tf.cast(self.floats(values) if values.dtype == tf.string else values, tf.float64)
+            name: tf.cast(self.floats(self.filled(values, "0")) if values.dtype == tf.string else values, tf.float64)
             for name, values in fields.items()
         }
         result = tf.cast(expression.evaluate(numbers, self.functions), tf.float32)
@@ -125,6 +127,4 @@ def split_texts(texts: tf.Tensor, separator: str) -> tf.RaggedTensor:
 
 
 def _as_number(values: tf.Tensor, dtype: tf.DType) -> tf.Tensor:
-    if values.dtype == tf.string:
-        return tf.strings.to_number(tf.where(tf.equal(values, ""), "0", values), dtype)
-    return tf.cast(values, dtype)
+    return tf.strings.to_number(values, dtype) if values.dtype == tf.string else tf.cast(values, dtype)

@@ -10,7 +10,7 @@ from urllib.parse import urlsplit
 from easyrec_mm.errors import did_you_mean
 from easyrec_mm.features.back_end import BackEnd
 from easyrec_mm.features.feature import Feature, StoredVectors
-from easyrec_mm.features.numbers import Numbers
+from easyrec_mm.features.numbers import Numbers, read_vectors
 from easyrec_mm.features.reading import FeatureSettings
 from easyrec_mm.features.text_patterns import vector
 
@@ -66,7 +66,7 @@ class VectorFeature(Feature):
         return [(self.inputs[0], vector(self.separator, self.separator, self.numbers.dim))]
 
     def values(self, fields: Mapping[str, Any], back_end: BackEnd) -> dict[str, Any]:
-        return {self.name: back_end.vectors(fields[self.inputs[0]], self.separator, self.width)}
+        return {self.name: read_vectors(fields[self.inputs[0]], self.separator, self.width, back_end)}
 
 
 def read_stored_vectors(settings: FeatureSettings) -> StoredVectors:
