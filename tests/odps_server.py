@@ -8,7 +8,6 @@ from __future__ import annotations
 import json
 import struct
 import threading
-import time
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from urllib.parse import parse_qs, urlsplit
@@ -44,20 +43,17 @@ class OdpsServer:
     """Serves tables of PROJECT to ACCESS_ID.
 
     requests     the ranges (table, partition, start, count) that were asked for
-    most_busy    requests for rows that were answered at a time, at most
     refusals     how many requests for rows are still answered with 503
-    delay        seconds that a request for rows takes
+    meeting      where requests for rows wait for each other before they are answered
     """
 
     tables: dict[str, StubTable]
     requests: list[tuple[str, str, int, int]] = field(default_factory=list)
-    most_busy: int = 0
     refusals: int = 0
-    delay: float = 0.0
+    meeting: threading.Barrier = field(default_factory=lambda: threading.Barrier(1))
 
     def __post_init__(self) -> None:
         self._lock = threading.Lock()
-        self._busy = 0
         handler = type("Handler", (_Handler,), {"stub": self})
         self._http = ThreadingHTTPServer(("127.0.0.1", 0), handler)
         self.endpoint = f"http://127.0.0.1:{self._http.server_port}/api"
@@ -71,14 +67,8 @@ class OdpsServer:
         """Note a request for rows that begins; whether it is to be answered."""
         with self._lock:
             self.requests.append(request)  # type: ignore[arg-type]
-            self._busy += 1
-            self.most_busy = max(self.most_busy, self._busy)
             self.refusals -= 1
             return self.refusals < 0
-
-    def end_request(self) -> None:
-        with self._lock:
-            self._busy -= 1
 
 
 def use(server, monkeypatch, **environment):
@@ -134,15 +124,12 @@ class _Handler(BaseHTTPRequestHandler):
     def _rows(self, name: str, partition: str, rows: pa.Table, query: dict[str, str]) -> None:
         start, count = (int(number) for number in query["rowrange"].strip("()").split(","))
         wanted = query["columns"].split(",")
-        try:
-            if not self.stub.count_request(name, partition, start, count):
-                self._error(503, "ServiceUnavailable", "busy")
-                return
-            time.sleep(self.stub.delay)
-            some = rows.slice(start, count).select([c for c in rows.column_names if c in wanted])
-            self._answer(_framed(some))
-        finally:
-            self.stub.end_request()
+        if not self.stub.count_request(name, partition, start, count):
+            self._error(503, "ServiceUnavailable", "busy")
+            return
+        self.stub.meeting.wait()
+        some = rows.slice(start, count).select([c for c in rows.column_names if c in wanted])
+        self._answer(_framed(some))
 
     def _error(self, status: int, code: str, message: str) -> None:
         self._answer(f"<Error><Code>{code}</Code><Message>{message}</Message>{_ORIGIN}</Error>".encode(), status)

@@ -3,7 +3,6 @@
 import functools
 import json
 import shutil
-import time
 from itertools import pairwise
 
 import h5py
@@ -688,13 +687,11 @@ def test_a_name_without_a_network(monkeypatch, tmp_path):
     monkeypatch.delenv("no_proxy", raising=False)
     for name in ("HTTP_PROXY", "HTTPS_PROXY", "http_proxy", "https_proxy"):
         monkeypatch.setenv(name, "http://127.0.0.1:9")  # nobody listens
-    start = time.monotonic()
     check_error(
         "resnet_18_imagenet",
         "'resnet_18_imagenet' cannot be fetched: ",
         "; without a network give a folder that save_to_preset wrote",
     )
-    assert time.monotonic() - start < 60
 
 
 # Stages of networks that are like none of these

@@ -265,29 +265,29 @@ def test_a_place_of_which_nothing_can_be_had_is_not_asked_by_everyone(s3):
 
 
 def refusal(path, action=lambda one, path: one.read(path)):
-    """What is said of a place that was never reached, and after how long."""
-    begun = time.monotonic()
+    """What is said of a place that was never reached."""
     with pytest.raises(StorageError) as caught:
         action(Place(path), path)
     assert caught.value.failure == Failure.PLACE
-    return str(caught.value), time.monotonic() - begun
+    return str(caught.value)
 
 
 @pytest.mark.parametrize("pattern", ["x", "folder/x*"])
 def test_a_bucket_that_does_not_exist(s3, pattern):
-    message, _ = refusal(f"s3://nowhere/{pattern}", lambda one, path: one.find(path))
+    message = refusal(f"s3://nowhere/{pattern}", lambda one, path: one.find(path))
     assert message == "s3://nowhere: there is no such bucket; check its name"
 
 
 @pytest.mark.parametrize("ask", ["read", "stat", "find", "below"])
 def test_wrong_credentials(s3, bucket, ask):
     s3.check_credentials(True)
+    s3.faults.requests.clear()
     try:
-        message, seconds = refusal(f"{bucket}/x", lambda one, path: getattr(one, ask)(path))
+        message = refusal(f"{bucket}/x", lambda one, path: getattr(one, ask)(path))
+        assert sum(s3.faults.requests.values()) == 1  # what will not change is not tried again
     finally:
         s3.check_credentials(False)
     assert message.startswith(f"{bucket}: the credentials are refused (InvalidAccessKeyId: ")
-    assert seconds < 10
 
 
 def test_a_secret_key_that_is_wrong_and_a_bucket_that_is_another_s(s3, bucket, monkeypatch):
@@ -303,7 +303,7 @@ def test_a_secret_key_that_is_wrong_and_a_bucket_that_is_another_s(s3, bucket, m
     monkeypatch.setenv("AWS_ACCESS_KEY_ID", key["AccessKeyId"])
     s3.check_credentials(True)
     try:
-        message, _ = refusal(f"{bucket}/open/x")
+        message = refusal(f"{bucket}/open/x")
         assert message.startswith(f"{bucket}: the credentials are refused (SignatureDoesNotMatch: ")
         monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", key["SecretAccessKey"])
         one = Place(bucket)
@@ -322,10 +322,10 @@ def test_no_credentials(s3, monkeypatch, tmp_path):
     for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
         monkeypatch.delenv(name)
     monkeypatch.setenv("HOME", str(tmp_path))
-    message, _ = refusal("s3://bucket/x")
+    message = refusal("s3://bucket/x")
     assert message.startswith("s3://bucket: no credentials; set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY")
     monkeypatch.setenv("AWS_PROFILE", "nobody")
-    assert refusal("s3://bucket/x")[0] == "s3://bucket: The config profile (nobody) could not be found"
+    assert refusal("s3://bucket/x") == "s3://bucket: The config profile (nobody) could not be found"
 
 
 def test_credentials_of_a_profile(s3, bucket, monkeypatch, tmp_path):
@@ -342,17 +342,16 @@ def test_credentials_of_a_profile(s3, bucket, monkeypatch, tmp_path):
 
 def test_no_settings_of_oss(monkeypatch):
     monkeypatch.delenv("OSS_ENDPOINT", raising=False)
-    assert refusal("oss://bucket/x")[0].startswith("oss://bucket: is not set up; set OSS_ENDPOINT (")
+    assert refusal("oss://bucket/x").startswith("oss://bucket: is not set up; set OSS_ENDPOINT (")
 
 
 def test_a_server_that_cannot_be_reached(s3, monkeypatch):
     monkeypatch.setattr(place, "FIRST_TRY_S", 1.0)
     monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:9")
-    message, seconds = refusal("s3://bucket/x")
+    message = refusal("s3://bucket/x")
     assert message.startswith("s3://bucket: no answer for ")
     assert "127.0.0.1:9" in message
     assert "\n" not in message
-    assert seconds < 10
 
 
 def test_a_server_that_never_answers(s3, monkeypatch):
@@ -360,20 +359,19 @@ def test_a_server_that_never_answers(s3, monkeypatch):
     assert place.FIRST_TRY_S < place.FIRST_WAIT_S <= 20
     monkeypatch.setattr(place, "FIRST_WAIT_S", 1.0)
     s3.faults.answers = False
-    message, seconds = refusal("s3://bucket/x")
+    message = refusal("s3://bucket/x")
     assert message == "s3://bucket: no answer within 1 s; check the network, the endpoint and the credentials"
-    assert seconds < 5
 
 
 def test_schemes_that_nobody_knows_or_that_lack_a_library(monkeypatch):
-    message, _ = refusal("storage://box/x")
+    message = refusal("storage://box/x")
     known = "s3, oss, gs, hdfs, http and https are known"
     assert message == f"storage://box: no file system has the scheme 'storage://'; {known}"
     monkeypatch.setitem(sys.modules, "smbclient", None)
-    assert refusal("smb://box/x")[0].startswith("smb://box: ")
+    assert refusal("smb://box/x").startswith("smb://box: ")
     monkeypatch.setenv("HADOOP_HOME", "/nowhere")
     monkeypatch.setenv("JAVA_HOME", "/nowhere")
-    assert refusal("hdfs://box:8020/x")[0].startswith("hdfs://box:8020: cannot be reached: ")
+    assert refusal("hdfs://box:8020/x").startswith("hdfs://box:8020: cannot be reached: ")
 
 
 def test_hdfs_is_told_its_address(monkeypatch):
@@ -698,10 +696,8 @@ def test_a_process_does_not_wait_for_what_it_fetches_ahead(s3, bucket):
         "from easyrec_mm.files.local_copies import local_copies; from easyrec_mm.files import place_of\n"
         f"local_copies().begin(place_of('{bucket}').stat('{bucket}/x'))\n"
     )
-    s3.faults.bytes_per_s = 1_000_000
-    begun = time.monotonic()
-    subprocess.run([sys.executable, "-c", code], check=True)
-    assert time.monotonic() - begun < 20
+    s3.faults.bytes_per_s = 30_000  # a quarter of an hour for the file
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=120)
 
 
 # Folder.
@@ -761,16 +757,16 @@ def test_a_folder_is_copied_but_for_what_is_not_wanted(s3, bucket):
 def test_threads_ask_a_place_at_once(s3, bucket):
     s3.put(f"{bucket}/x", b"content")
     s3.faults.latency_s = 0.3
+    s3.faults.most_at_once = 0
     one = Place(bucket)
     results = []
     threads = [threading.Thread(target=lambda: results.append(one.read(f"{bucket}/x").data)) for _ in range(20)]
-    begun = time.monotonic()
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join()
     assert results == [b"content"] * 20
-    assert time.monotonic() - begun < 5
+    assert s3.faults.most_at_once >= 10
     gc.collect()
 
 

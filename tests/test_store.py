@@ -204,10 +204,8 @@ def test_a_server_that_is_down_and_comes_back(name, servers):
     store, _ = fill(uri, {"a": 1})
     server.stop()
     for attempt in (lambda: store.get_many(["a"]), lambda: open_store(uri)):
-        started = time.monotonic()
         with pytest.raises(StoreError, match="check that the server runs"):
             attempt()
-        assert time.monotonic() - started < 10
     server.start()
     np.testing.assert_array_equal(store.get_many(["a"]).vectors[0], vector(1))
 
