@@ -98,13 +98,15 @@ def read_header(folder: str, kind: Kind) -> Manifest:
         raise ExportError(f"{path}: cannot be read: {error}; export again") from error
     try:
         if values.pop("format") not in _KNOWN_FORMATS:
-            raise ValueError(f"only formats up to {_FORMAT} are known")
+            raise ValueError(f"only formats up to {_FORMAT} are supported")
         no_image_vector = tuple(values.pop("no_image_vector", ()))
         manifest = Manifest(
             **{**values, "schema": Schema.from_dict(values["schema"]), "no_image_vector": no_image_vector}
         )
     except (KeyError, TypeError, ValueError, AttributeError) as error:
-        raise ExportError(f"{path}: is not understood ({error}); export with this version") from error
+        raise ExportError(
+            f"{path}: is not a valid manifest ({error}); export again with this version of easyrec_mm"
+        ) from error
     if manifest.kind != kind:
         raise ExportError(f"{folder}: holds the {manifest.kind} model, not the {kind} model")
     return manifest

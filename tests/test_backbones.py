@@ -612,7 +612,7 @@ def test_weights_that_are_not_those_of_the_config(presets, tmp_path):
     (folder / "config.json").write_text(json.dumps(config), encoding="utf-8")
     check_error(
         folder,
-        f"'{folder}' cannot be loaded: its weights are not those of its config:\n",
+        f"'{folder}' cannot be loaded: its weights do not fit its config:\n",
         ": config.json [24, 32], model.weights.h5 [24, 48]\n",
         ": config.json [32, 24], model.weights.h5 [48, 24]\n",
         "\n  and 1 more",
@@ -626,7 +626,7 @@ def test_weights_of_fewer_layers(presets, tmp_path):
     (folder / "config.json").write_text(json.dumps(config), encoding="utf-8")
     check_error(
         folder,
-        "its weights are not those of its config:\n  layers/conv2d_4/vars/0: config.json [3, 3, 8, 8], "
+        "its weights do not fit its config:\n  layers/conv2d_4/vars/0: config.json [3, 3, 8, 8], "
         "model.weights.h5 has none\n",
     )
 
@@ -635,7 +635,8 @@ def test_weights_that_are_missing(presets, tmp_path):
     folder = presets.copy("vgg", tmp_path)
     (folder / "model.weights.h5").unlink()
     check_error(
-        folder, f"'{folder}' cannot be loaded: model.weights.h5 is missing (config.json, metadata.json is there)"
+        folder,
+        f"'{folder}' cannot be loaded: model.weights.h5 is missing (the folder contains config.json, metadata.json)",
     )
 
 
@@ -654,7 +655,7 @@ def test_weights_of_which_some_are_missing(presets, tmp_path):
 
 
 def test_an_empty_folder(tmp_path):
-    check_error(tmp_path, f"'{tmp_path}' cannot be loaded: model.weights.h5 is missing (nothing is there)")
+    check_error(tmp_path, f"'{tmp_path}' cannot be loaded: model.weights.h5 is missing (the folder contains nothing)")
 
 
 def test_a_preset_of_text(tmp_path):
@@ -665,19 +666,20 @@ def test_a_preset_of_text(tmp_path):
 def test_pictures_of_another_shape_than_the_presets(presets):
     """In the order of img_shape: width, height, channels."""
     says = (
-        "takes pictures of 64 x 64 x 3 (width x height x channels), and img_shape is 32 x 64 x 3; make img_shape equal"
+        "takes pictures of 64 x 64 x 3 (width x height x channels), but would get 32 x 64 x 3; change img_shape or "
+        "upscale"
     )
     check_error(presets.folder("vit"), says, shape=(64, 32, 3))
-    says = "takes pictures of any x any x 3 (width x height x channels), and img_shape is 32 x 64 x 1"
+    says = "takes pictures of any x any x 3 (width x height x channels), but would get 32 x 64 x 1"
     check_error(presets.folder("resnet"), says, shape=(64, 32, 1))
 
 
 def test_a_name_that_keras_hub_does_not_know():
     check_error(
         "resnet_18_imagnet",
-        "neither a folder nor a preset of keras-hub: 'resnet_18_imagnet'; nearest names: resnet_18_imagenet, ",
+        "'resnet_18_imagnet' is neither a folder nor a preset of keras-hub; nearest names: resnet_18_imagenet, ",
     )
-    check_error("8", "neither a folder nor a preset of keras-hub: '8'; keras-hub has ", ", such as ")
+    check_error("8", "'8' is neither a folder nor a preset of keras-hub; keras-hub has ", " presets, such as ")
 
 
 def test_a_name_without_a_network(monkeypatch, tmp_path):
@@ -690,7 +692,7 @@ def test_a_name_without_a_network(monkeypatch, tmp_path):
     check_error(
         "resnet_18_imagenet",
         "'resnet_18_imagenet' cannot be fetched: ",
-        "; without a network give a folder that save_to_preset wrote",
+        "; without network access, give a folder written by save_to_preset",
     )
 
 

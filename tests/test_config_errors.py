@@ -136,18 +136,22 @@ DATA_CASES = [
     case(
         f"{DATA}.selected_cols=3,4,9,11,12",
         place=f"{DATA}.selected_cols",
-        says="'3,4,9,11,12' has 5 columns, not 9: it gives 6 label column(s)",
+        says="'3,4,9,11,12' has 5 columns, not 9; give 6 label column(s)",
     ),
     case(
         f"{DATA}.selected_cols=3,4,5,6,7,8,9,11,11",
         place=f"{DATA}.selected_cols",
         says="'3,4,5,6,7,8,9,11,11' names a column twice",
     ),
-    case(f"{DATA}.separator=|", place=f"{DATA}.separator", says="'|' is also rtp_separator; use different separators"),
+    case(
+        f"{DATA}.separator=|",
+        place=f"{DATA}.separator",
+        says="'|' is also used as rtp_separator; use different separators",
+    ),
     case(
         f"{DATA}.group_sample_separator=|",
         place=f"{DATA}.group_sample_separator",
-        says="'|' is also rtp_separator",
+        says="'|' is also used as rtp_separator",
     ),
     case(
         f"{FEATURE['os']}=input_names: 'os' feature_type: IdFeature num_buckets: 9 embedding_dim: 4",
@@ -160,7 +164,7 @@ DATA_CASES = [
         f"{DATA}.separator=",
         f"{DATA}.group_sample_separator=",
         place=f"{DATA}.group_sample_separator",
-        says="is empty; give the character between the parts (a control character that was lost in copying",
+        says="is empty; give the character between the parts (if a control character was lost in copying",
     ),
     case(f"{DATA}.rtp_separator=", place=f"{DATA}.rtp_separator", says="is empty; give the character"),
     case(
@@ -249,12 +253,12 @@ FEATURE_CASES = [
     case(
         f"{FEATURE['latitude']}.boundaries=[1, 3, 2]",
         place=f"{FEATURE['latitude']}.boundaries",
-        says="[1.0, 3.0, 2.0] does not ascend; sort it, without repeats",
+        says="[1.0, 3.0, 2.0] is not in ascending order; sort it and remove repeats",
     ),
     case(
         f"{FEATURE['latitude']}.boundaries=[1, 2, 2]",
         place=f"{FEATURE['latitude']}.boundaries",
-        says="[1.0, 2.0, 2.0] does not ascend",
+        says="[1.0, 2.0, 2.0] is not in ascending order",
     ),
     case(
         f"{FEATURE['fans_num']}.raw_input_dim=0",
@@ -270,12 +274,12 @@ FEATURE_CASES = [
     case(
         f"{FEATURE['city']}=input_names: 'city' feature_type: RawFeature raw_input_dim: 2 separator: ',' boundaries: 1",
         place=f"{FEATURE['city']}.boundaries",
-        says="need raw_input_dim 1",
+        says="apply to one number, but raw_input_dim is 2",
     ),
     case(
         f"{FEATURE['city']}=input_names: 'city' feature_type: RawFeature raw_input_dim: 2",
         place=f"{FEATURE['city']}.separator",
-        says="'|' is also data_config.rtp_separator, which splits the line first; choose another",
+        says="'|' is also used as data_config.rtp_separator, which splits the line first; choose another character",
     ),
     case(
         f"{FEATURE['fans_num']}.max_val=-1",
@@ -328,7 +332,7 @@ FEATURE_CASES = [
             ),
             ("fans_num > level & level > 1", "", "expression", "compares twice; write (a < b) & (b < c)"),
             ("fans_num + level > 1", "raw_input_dim: 2", "raw_input_dim", "has no effect on ExprFeature 'fans_num'"),
-            ("fans_num - level", "boundaries: [2, 1]", "boundaries", "[2.0, 1.0] does not ascend"),
+            ("fans_num - level", "boundaries: [2, 1]", "boundaries", "[2.0, 1.0] is not in ascending order"),
         )
     ),
     # Categories
@@ -391,12 +395,12 @@ FEATURE_CASES = [
         for text, says in (
             ("combiner=max", "'max' is unknown; choose mean, sum or sqrtn"),
             ("separator=", "is empty; give the character between values"),
-            ("separator=|", "'|' is also data_config.rtp_separator"),
-            ('separator="\\001"', "'\\x01' is also data_config.group_sample_separator"),
-            ('separator="\\002"', "'\\x02' is also data_config.separator"),
+            ("separator=|", "'|' is also used as data_config.rtp_separator"),
+            ('separator="\\001"', "'\\x01' is also used as data_config.group_sample_separator"),
+            ('separator="\\002"', "'\\x02' is also used as data_config.separator"),
             ("kv_separator=", "is empty; give the character between values"),
-            ("kv_separator=,", "',' is also separator; change one"),
-            ("kv_separator=|", "'|' is also data_config.rtp_separator"),
+            ("kv_separator=,", "',' is also used as separator; change one of them"),
+            ("kv_separator=|", "'|' is also used as data_config.rtp_separator"),
         )
     ),
     case(
@@ -427,7 +431,7 @@ FEATURE_CASES = [
             (
                 "input_names: ['os', 'city'] separator: ',' kv_separator: ','",
                 "kv_separator",
-                "',' is also separator; change one",
+                "',' is also used as separator; change one of them",
             ),
             (
                 "input_names: ['os', 'city'] separator: ',' kv_separator: ':' lookup_max_sel_elem_num: 0",
@@ -464,8 +468,8 @@ FEATURE_CASES = [
             says=says,
         )
         for text, setting, says in (
-            ("", "vector_dim", "is 0; give the numbers of a vector"),
-            ("vector_dim: 4", "separator", "'|' is also data_config.rtp_separator"),
+            ("", "vector_dim", "is 0; give the number of elements of a vector"),
+            ("vector_dim: 4", "separator", "'|' is also used as data_config.rtp_separator"),
             ("vector_dim: 1 embedding_dim: 4", "embedding_dim", "has no effect on a vector, which stays as it is"),
             ("vector_dim: 1 input_names: 'os'", "input_names", "VectorFeature reads one field, not 2"),
             ("vector_dim: 1 embedding_name: 'x'", "embedding_name", "has no effect on VectorFeature 'city'"),
@@ -485,7 +489,7 @@ FEATURE_CASES = [
                 "max_missing_share",
                 "1.5 is out of range; give a number from 0 to 1",
             ),
-            ("vector_store: 'lmdb://x'", "vector_dim", "is 0; give the numbers of a vector"),
+            ("vector_store: 'lmdb://x'", "vector_dim", "is 0; give the number of elements of a vector"),
         )
     ),
     case(
@@ -503,7 +507,8 @@ FEATURE_CASES = [
         second_feature("feature_type: VectorFeature vector_dim: 3 vector_store: 'lmdb://x'", "img_emb"),
         f"{GROUP['all']}.feature_names[0]=img_emb",
         place=f"{FEATURE['group_size']}.feature_name",
-        says="'img_emb' gives an input 'img_emb_vector', which exists already; rename the feature",
+        says="'img_emb' needs the name 'img_emb_vector' for an input, but this name is already used; "
+        "rename the feature",
     ),
     # SequenceFeature
     *(
@@ -514,7 +519,7 @@ FEATURE_CASES = [
         )
         for text, setting, says in (
             (f"separator: ',' {IDS} input_names: 'os'", "input_names", "SequenceFeature reads one field, not 2"),
-            (IDS, "separator", "'|' is also data_config.rtp_separator"),
+            (IDS, "separator", "'|' is also used as data_config.rtp_separator"),
             (f"separator: ',' {IDS} combiner: 'sqrtn'", "combiner", "'sqrtn' is unknown; choose mean, sum or max"),
             (
                 f"separator: ',' {IDS} max_seq_len: 0",
@@ -542,24 +547,28 @@ FEATURE_CASES = [
             (
                 f"separator: ',' {NUMBERS} raw_input_dim: 2 seq_multi_sep: ','",
                 "seq_multi_sep",
-                "',' is also separator; change one",
+                "',' is also used as separator; change one of them",
             ),
             (
                 f"separator: ',' {NUMBERS} raw_input_dim: 2 seq_multi_sep: '|'",
                 "seq_multi_sep",
-                "'|' is also data_config.rtp_separator",
+                "'|' is also used as data_config.rtp_separator",
             ),
             (
                 f"separator: ',' {NUMBERS} raw_input_dim: 2 seq_multi_sep: ':' boundaries: 1",
                 "boundaries",
-                "need raw_input_dim 1",
+                "apply to one number, but raw_input_dim is 2",
             ),
             (
                 f"separator: ',' {KEYS} vector_store: 'lmdb://x' vector_dim: 3 embedding_dim: 4",
                 "embedding_dim",
                 "has no effect on vectors, which stay as they are; remove it",
             ),
-            (f"separator: ',' {KEYS} vector_store: 'lmdb://x'", "vector_dim", "is 0; give the numbers of a vector"),
+            (
+                f"separator: ',' {KEYS} vector_store: 'lmdb://x'",
+                "vector_dim",
+                "is 0; give the number of elements of a vector",
+            ),
             (
                 f"separator: ',' {KEYS} vector_dim: 3",
                 "vector_store",
@@ -633,7 +642,7 @@ FEATURE_CASES = [
         NO_IMAGE_GROUP,
         f"{EXPORT}=",
         place=f"{DATA}.selected_cols",
-        says="'3,4,5,6,7,8,9,11,12' has 9 columns, not 8: it gives 6 label column(s) (",
+        says="'3,4,5,6,7,8,9,11,12' has 9 columns, not 8; give 6 label column(s) (",
     ),
     case(
         f"{FEATURE['group_size']}=input_names: 'group_size' feature_type: RawFeature",
@@ -720,12 +729,12 @@ MODEL_CASES = [
     case(
         f"{MODEL}.feature_groups=[{{ group_name: 'img' feature_names: 'img_path' }}]",
         place=f"{MODEL}.feature_groups",
-        says="has no DEEP group; it names the features of the network",
+        says="has no DEEP group; add one that names the features of the network",
     ),
     case(
         f"{GROUP['all']}.wide_deep=WIDE",
         place=f"{MODEL}.feature_groups",
-        says="has no DEEP group; it names the features of the network",
+        says="has no DEEP group; add one that names the features of the network",
     ),
     case(
         f"{GROUP['img']}.feature_names=user_auth_type",
@@ -763,13 +772,13 @@ MODEL_CASES = [
             'separator: "," hash_bucket_size: 9 embedding_dim: 4 }',
         ),
         place=f"{GROUP['all']}.feature_names[2]",
-        says="'seen' is of type SequenceFeature, which cannot add to the logits; make it DEEP",
+        says="'seen' is of type SequenceFeature, which cannot be WIDE; set wide_deep: DEEP",
     ),
     case(
         f"{GROUP['all']}.wide_deep=WIDE_AND_DEEP",
         second_feature("embedding_dim: 4 hash_bucket_size: 9", "city_wide"),
         place=FEATURE["city"],
-        says="'city_wide' is the name of another feature, but the wide part of 'city' needs it; rename that feature",
+        says="the wide part of 'city' is named 'city_wide', which is also the name of a feature; rename that feature",
     ),
     case(
         f"{GROUP['all']}.wide_regularization=1",
@@ -1170,11 +1179,15 @@ EVALUATION_CASES = [
     *(
         evaluation_case(f"slices=[{{{text}}}]", f"slices[0]{place}", says)
         for text, place, says in (
-            ("", "", "has no field to slice by; choose one of field, item_frequency, group_size, has_picture"),
+            ("", "", "does not say what to slice by; set one of field, item_frequency, group_size, has_picture"),
             ("field: 'famlyid'", ".field", "no input field named 'famlyid'; did you mean 'familyid'?"),
             ("field: 'city' max_values: 0", ".max_values", "0 is out of range; give 1 or more"),
             ("field: 'city' num_quantiles: 3", ".num_quantiles", "'city' is text and has no quantiles; remove it"),
-            ("field: 'level' num_quantiles: 3 max_values: 2", ".max_values", "has an effect on the values of a field"),
+            (
+                "field: 'level' num_quantiles: 3 max_values: 2",
+                ".max_values",
+                "applies only to a field without num_quantiles",
+            ),
             ("has_picture {} num_quantiles: 3", ".num_quantiles", "has no effect on has_picture; remove it"),
             ("item_frequency {frequent_from: 1}", ".item_frequency.frequent_from", "1 is out of range; give 2 or more"),
         )
@@ -1183,7 +1196,7 @@ EVALUATION_CASES = [
     evaluation_case(
         "slices=[{item_frequency {}}]",
         "slices[0].item_frequency",
-        "counts items in the training data; set train_input_path",
+        "needs the training data to count items in; set train_input_path",
         "train_input_path=",
     ),
 ]
@@ -1240,7 +1253,7 @@ TRAIN_CASES = [
         f"{TRAIN}.optimizer_config=[{SGD}, {SGD}]",
         f"{OPTIMIZER}.use_moving_average=true",
         place=f"{TRAIN}.optimizer_config",
-        says="use_moving_average differs between optimizers; make it equal, the average covers the whole model",
+        says="use_moving_average or moving_average_decay differs between optimizers; make them equal, because the",
     ),
     case(
         f'{TRAIN}.freeze_gradient=["ok", "image/("]',
@@ -1387,8 +1400,8 @@ TRAIN_CASES = [
         "eval_config.metrics_set=[{ calibration {} }]",
         f"{EXPORT}.best_exporter_metric=calibration",
         place=f"{EXPORT}.best_exporter_metric",
-        says="the best value of calibration_is_valid_play is neither its largest nor its smallest; "
-        "choose a metric such as log_loss",
+        says="calibration_is_valid_play cannot rank checkpoints, because neither larger nor smaller values of it are "
+        "better; choose a metric such as log_loss",
     ),
     # Export
     case(

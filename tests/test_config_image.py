@@ -101,19 +101,19 @@ BACKBONE_CASES = [
         f"{IMAGE}.model_name=MobileNet",
         f"{IMAGE}.lora_rank=4",
         place=f"{IMAGE}.lora_rank",
-        says="MobileNetV3-Large is not a transformer; choose one, or remove it",
+        says="MobileNetV3-Large is not a transformer; choose a transformer, or remove this setting",
     ),
     case(
         FAMILY_PER_GROUP,
         f"{IMAGE}.model_name=ViT-Small",
         f"{IMAGE}.category_feature=familyid",
         place=f"{IMAGE}.category_feature",
-        says="ViT-Small has no convolutions for its attention; choose one that has, or remove it",
+        says="ViT-Small has no convolutions, which this attention needs; choose another backbone, or remove it",
     ),
     case(
         f"{IMAGE}.preset=/no/such/folder",
         place=f"{IMAGE}.preset",
-        says="no folder '/no/such/folder'; give a folder that save_to_preset wrote, or a name of keras-hub",
+        says="no folder '/no/such/folder'; give a folder written by save_to_preset, or the name of a keras-hub preset",
     ),
 ]
 
@@ -121,7 +121,7 @@ TRAINING_CASES = [
     case(
         f"{IMAGE}.trainable=LAST_N_STAGES",
         place=f"{IMAGE}.last_n_stages",
-        says="and trainable: LAST_N_STAGES need each other; set both or neither",
+        says="works only together with trainable: LAST_N_STAGES; set both or neither",
     ),
     *(
         case(*changes, f"{IMAGE}.last_n_stages=2", place=f"{IMAGE}.last_n_stages", says="and trainable: LAST_N")
@@ -130,12 +130,12 @@ TRAINING_CASES = [
     case(
         f"{IMAGE}.unfreeze_at_step=100",
         place=f"{IMAGE}.unfreeze_at_step",
-        says="has no effect: all is trained from the start; set trainable",
+        says="has no effect with trainable: ALL, which trains everything from the start; change one of them",
     ),
     case(
         f"{IMAGE}.unfreeze_at_step=9999",
         place=f"{IMAGE}.unfreeze_at_step",
-        says="has no effect: all is trained from the start; set trainable",
+        says="has no effect with trainable: ALL, which trains everything from the start; change one of them",
     ),
     *(
         case(
@@ -272,7 +272,11 @@ FEATURE_CASES = [
 ]
 
 LOSS_CASES = [
-    case(loss(""), place=LOSS, says="names no loss; choose one of softmax, arcface, cosface, multi_similarity, contra"),
+    case(
+        loss(""),
+        place=LOSS,
+        says="does not set a loss; choose one of softmax, arcface, cosface, multi_similarity, contra",
+    ),
     *(
         case(
             loss(f"softmax {{}} weight: {value}"),
@@ -369,7 +373,7 @@ PICTURE_CASES = [
     case(
         f"{IMAGE}.modality_dropout=0.1",
         place=f"{IMAGE}.modality_dropout",
-        says="needs no_image_vector: true, which takes the pictures' place",
+        says="needs no_image_vector: true, whose vector replaces those of dropped pictures",
     ),
     case(
         f"{IMAGE}.image_pooling=MAX",
@@ -379,12 +383,12 @@ PICTURE_CASES = [
     case(
         f"{IMAGE}.image_separator=|",
         place=f"{IMAGE}.image_separator",
-        says="'|' is also data_config.rtp_separator; change one",
+        says="'|' is also used as data_config.rtp_separator; change one",
     ),
     case(
         f'{IMAGE}.image_separator="\\001"',
         place=f"{IMAGE}.image_separator",
-        says="'\\x01' is also data_config.group_sample_separator; change one",
+        says="'\\x01' is also used as data_config.group_sample_separator; change one",
     ),
     case(
         f"{IMAGE}.augmentation=",
@@ -447,8 +451,8 @@ COMPUTE_CASES = [
             ("colour_grid: 0 colour_bins: 0 edge_grid: 0", "", "has no effect; set one of its fields above 0"),
             ("colour_bins: 1", ".colour_bins", "1 is not between 2 and 16"),
             ("colour_bins: 17", ".colour_bins", "17 is not between 2 and 16"),
-            ("colour_grid: 9", ".colour_grid", "9 is more than 8 cells; the pictures are small"),
-            ("edge_grid: 33", ".edge_grid", "33 is more than 8 cells; the pictures are small"),
+            ("colour_grid: 9", ".colour_grid", "9 cells per side are too many for these pictures; give 8 or fewer"),
+            ("edge_grid: 33", ".edge_grid", "33 cells per side are too many for these pictures; give 8 or fewer"),
         )
     ),
     *(
@@ -685,9 +689,9 @@ def test_what_a_preset_says_of_its_pictures(preset, backbone, converter, shape, 
 @pytest.mark.parametrize(
     ("backbone", "converter", "says"),
     [
-        (None, None, "config.json is missing (nothing is there); give a folder that save_to_preset has written"),
-        (None, {}, "config.json is missing (image_converter.json is there)"),
-        ("{", None, "config.json is not JSON; give a folder that save_to_preset has written"),
+        (None, None, "config.json is missing (the folder contains nothing); give a folder written by save_to_preset"),
+        (None, {}, "config.json is missing (the folder contains image_converter.json)"),
+        ("{", None, "config.json is not JSON; give a folder written by save_to_preset"),
         ('{"model_type": "vit"}', None, "config.json is not a config of a keras-hub preset"),
         ("[1, 2]", None, "config.json is not a config of a keras-hub preset"),
         ('{"config": [1]}', None, "config.json is not a config of a keras-hub preset"),
@@ -755,6 +759,6 @@ def test_the_size_of_a_presets_pictures(load, problems, preset, backbone, conver
         assert place == f"{IMAGE}.preset"
         given = f"{other[0]} x {other[1]} x {other[2]}"
         assert message == (
-            f"'{folder}' takes pictures of {takes} (width x height x channels), and img_shape is {given}; "
-            "make img_shape equal to the preset's"
+            f"'{folder}' takes pictures of {takes} (width x height x channels), but would get {given}; "
+            "change img_shape or upscale"
         )

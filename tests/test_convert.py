@@ -227,15 +227,15 @@ def test_groups_that_a_format_has_no_place_for(tmp_path, capsys):
     convert(tmp_path, pipeline, "rtp", "out", expect=1)
     message = capsys.readouterr().err
     assert "3 of 4 groups cannot be used, more than --max_bad_share (0.01). The first:" in message
-    assert f"{tmp_path}/a:2: column 'user': sample 1: 'a|b' contains a separator of lines" in message
+    assert f"{tmp_path}/a:2: column 'user': sample 1: 'a|b' contains a line break or a separator" in message
     assert not (tmp_path / "out").exists()
     assert len(bad_rows(tmp_path / "out.bad_rows.jsonl")) == 3
     output, _ = convert(tmp_path, pipeline, "rtp", "out", "--max_bad_share", "1")
     told = bad_rows(output / "train/bad_rows.jsonl")
     assert [(one["row"], one["where"], one["problem"].split(";")[0]) for one in told] == [
-        (2, "column 'user'", "sample 1: 'a|b' contains a separator of lines"),
+        (2, "column 'user'", "sample 1: 'a|b' contains a line break or a separator"),
         (3, "column 'age'", "sample 1: 1000000000000000000 has more than 18 digits, which lines of text may not"),
-        (4, "column 'cate'", "'a\\nb' contains a separator of lines"),
+        (4, "column 'cate'", "'a\\nb' contains a line break or a separator"),
     ]  # fmt: skip
     assert from_table(numbered(4))[:1] == plain_rtp(file_of(output, "rtp"))
 

@@ -73,7 +73,7 @@ def test_a_second_run_finds_all_there(exported, root, capsys):
     before = stored(root, keys_of(root))
     capsys.readouterr()
     embed(exported, root)
-    assert f"0 pictures embedded by auto, {len(keys_of(root))} were there" in capsys.readouterr().out
+    assert f"0 pictures embedded by auto, {len(keys_of(root))} already in the store" in capsys.readouterr().out
     np.testing.assert_array_equal(stored(root, keys_of(root)).vectors, before.vectors)
 
 
@@ -103,8 +103,9 @@ def test_refresh_takes_what_changed(exported, root, capsys):
     embed(exported, root)
     assert "0 pictures embedded" in capsys.readouterr().out
     embed(exported, root, "--refresh", "changed")
-    assert f"1 pictures embedded by onnx, {len(keys) - 2} were there, 1 bad" in capsys.readouterr().out.replace(
-        "tensorflow", "onnx"
+    assert (
+        f"1 pictures embedded by onnx, {len(keys) - 2} already in the store, 1 bad"
+        in capsys.readouterr().out.replace("tensorflow", "onnx")
     )
     after = stored(root, keys)
     np.testing.assert_allclose(after.vectors[0], before.vectors[1], atol=1e-5)

@@ -109,7 +109,7 @@ def test_two_models_are_compared_on_the_same_rows(trained, capsys):
     assert row["interval"][0] <= row["difference"] <= row["interval"][1]
     assert 0 < row["p_value"] <= 1
     assert 0 <= row["delong_p_value"] <= 1
-    assert "auc_click" in out.split("this model less")[1]
+    assert "auc_click" in out.split("this model minus")[1]
     run("eval", "--pipeline_config", trained.other_dir / "pipeline.config", "--eval_input_path",
         f"{trained.data}/eval/*")  # fmt: skip
     result = json.loads((trained.other_dir / "eval_result.json").read_text())
@@ -133,7 +133,7 @@ def test_comparisons_that_mean_nothing_are_refused(trained, tmp_path, capsys):
     shutil.copytree(trained.other_dir, alone)
     (alone / "pipeline.config").unlink()
     run("eval", *flags, "--compare", alone, expect=1)
-    assert "has no pipeline.config beside it; give its config by --compare_config" in capsys.readouterr().err
+    assert "has no pipeline.config beside it; give its config with --compare_config" in capsys.readouterr().err
     text = (trained.other_dir / "pipeline.config").read_text()
     swapped = tmp_path / "swapped.config"
     swapped.write_text(text.replace('label_name: "click"', 'label_name: "play_time"', 1))

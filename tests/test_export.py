@@ -281,7 +281,10 @@ def test_one_folder_for_two_models(exported, tmp_path, capsys):
         (lambda folder: (folder / "manifest.json").unlink(), "no manifest.json"),
         (lambda folder: (folder / "manifest.json").write_text("{"), "cannot be read"),
         (lambda folder: (folder / "manifest.json").write_text('{"format": 9}'), "only formats up to 2"),
-        (lambda folder: (folder / "manifest.json").write_text('{"format": 1, "schema": {}}'), "is not understood"),
+        (
+            lambda folder: (folder / "manifest.json").write_text('{"format": 1, "schema": {}}'),
+            "is not a valid manifest",
+        ),
         (lambda folder: (folder / "rec.tables").write_bytes(b"x"), "rec.tables: has 1 bytes"),
         (lambda folder: (folder / "rec.onnx").unlink(), "rec.onnx: cannot be read"),
     ],

@@ -72,7 +72,7 @@ def test_vectors_stay_those_that_a_model_was_trained_with(uri, writer):
     writer.prune()
     with pytest.raises(StoreError, match="generation 1 is gone"):
         pinned.look_up(one, ["a"])
-    with pytest.raises(StoreError, match=r"'title': .* holds generation 2 of 'better words', and not the vectors that"):
+    with pytest.raises(StoreError, match=r"'title': .* holds generation 2 of 'better words', but not the vectors that"):
         VectorStores([one], origins)
     write(writer, "words", {"a": [7, 8]})
     assert not pinned.is_newest()
@@ -90,10 +90,10 @@ def test_stores_that_cannot_be_used(uri, writer):
     writer.begin("words", 2, "float32")
     with pytest.raises(StoreError, match=f"{place}: holds no complete generation of vectors; write one with"):
         VectorStores([feature(uri)])
-    with pytest.raises(StoreError, match=f"{place}: holds nothing, and not the vectors that the model was trained"):
+    with pytest.raises(StoreError, match=f"{place}: holds nothing, but not the vectors that the model was trained"):
         VectorStores([feature(uri)], {"title": 1})
     write(writer, "words", {"a": [1, 2]})
-    with pytest.raises(StoreError, match=f"{place}: generation 1 has vectors of 2 numbers, vector_dim says 3; make"):
+    with pytest.raises(StoreError, match=f"{place}: generation 1 has vectors of 2 numbers, but vector_dim is 3; make"):
         VectorStores([feature(uri, width=3)])
 
 

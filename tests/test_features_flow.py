@@ -318,7 +318,9 @@ def test_lists_that_do_not_fit_each_other_are_refused(trained, rows):
     instances[2] |= {"seen": "u1|u2", "seen_categories": "c1"}
     with pytest.raises(RequestError) as caught:
         service.answer({"instances": instances})
-    assert str(caught.value) == "instance 2: 'seen' has 2 values and 'seen_categories' 1; they belong together"
+    assert (
+        str(caught.value) == "instance 2: 'seen' has 2 values, but 'seen_categories' has 1; give both the same number"
+    )
     for instance in instances:
         instance["seen"] = "u1|u2"
         del instance["seen_categories"]
@@ -425,7 +427,7 @@ def test_a_server_takes_vectors_of_the_origin_of_training(rows, served, tmp_path
     np.testing.assert_array_equal(serve().answer(body).outputs["logits_click"], expected)
     store = open_store(uri, writable=True)
     assert store.prune() == [1]
-    with pytest.raises(StoreError, match="holds generation 2 of 'other words', and not the vectors that the model"):
+    with pytest.raises(StoreError, match="holds generation 2 of 'other words', but not the vectors that the model"):
         service.reload()
     # The same vectors again, in a new generation, which is taken without a restart.
     write_titles(tmp_path, uri, "words")
@@ -470,7 +472,7 @@ def test_commands_take_vectors_of_the_origin_of_training(trained, command, capsy
     assert main([command, "--pipeline_config", f"{trained}/x.config", *flags]) == 1
     told = capsys.readouterr().err.splitlines()[-1]
     assert told == (
-        f"error: feature 'title': {uri}: holds generation 2 of 'other words', and not the vectors that the model was "
+        f"error: feature 'title': {uri}: holds generation 2 of 'other words', but not the vectors that the model was "
         "trained with; restore them"
     )
 
@@ -488,7 +490,7 @@ def test_a_training_in_a_bucket_goes_on_with_vectors_of_its_origin(s3, trained, 
     assert store.prune() == [1]
     store.close()
     assert main(command) == 1
-    assert "holds generation 2 of 'other words', and not the vectors that the model" in capsys.readouterr().err
+    assert "holds generation 2 of 'other words', but not the vectors that the model" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

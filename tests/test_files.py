@@ -168,7 +168,7 @@ def test_files_of_a_web_server(s3, bucket):
 
 def test_a_web_server_takes_no_files(s3, bucket, tmp_path):
     (tmp_path / "x").touch()
-    with pytest.raises(StorageError, match="/x: a web server takes no files; write elsewhere"):
+    with pytest.raises(StorageError, match="/x: files cannot be written to a web server; choose another place"):
         place_of(s3.endpoint).upload(tmp_path / "x", f"{s3.endpoint}/{bucket[5:]}/x")
 
 
@@ -365,7 +365,7 @@ def test_a_server_that_never_answers(s3, monkeypatch):
 
 def test_schemes_that_nobody_knows_or_that_lack_a_library(monkeypatch):
     message = refusal("storage://box/x")
-    known = "s3, oss, gs, hdfs, http and https are known"
+    known = "use s3, oss, gs, hdfs, http or https"
     assert message == f"storage://box: no file system has the scheme 'storage://'; {known}"
     monkeypatch.setitem(sys.modules, "smbclient", None)
     assert refusal("smb://box/x").startswith("smb://box: ")

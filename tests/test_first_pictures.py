@@ -43,7 +43,7 @@ def shop(tmp_path):
 def test_the_folder_of_the_log_and_those_above_are_tried(shop, tmp_path, capsys, inside):
     log = write_log(shop / inside / "log.csv")
     group(log, tmp_path / "out", "--pipeline_config_template", tmp_path / "x.config")
-    assert f"image_root: {shop}, where the pictures are" in capsys.readouterr().out
+    assert f"image_root: {shop}, where the pictures were found" in capsys.readouterr().out
     assert load_pipeline(str(tmp_path / "x.config")).config.data_config.image_root == str(shop)
 
 

@@ -150,7 +150,7 @@ def test_other_data_is_read_from_its_start(trained, tmp_path, capsys):
     more = make_data(tmp_path / "more", num_train_groups=24)
     shutil.copytree(trained, tmp_path / "m")
     run("train", *demo_flags(more, tmp_path / "m"))
-    assert "reading from its start" in capsys.readouterr().out
+    assert "reading from the start" in capsys.readouterr().out
     assert (tmp_path / "m" / "model.ckpt-9.index").exists()  # 6 steps and 3 more
     run("train", *demo_flags(more, tmp_path / "m"))
     assert "nothing left to train" in capsys.readouterr().out
@@ -323,7 +323,7 @@ def test_a_signal_saves_and_says_how_to_go_on(data, tmp_path, number):
     process.send_signal(number)
     output += process.communicate(timeout=60)[0]
     assert process.returncode == 128 + number, output
-    assert "go on with: easyrec-mm train --pipeline_config" in output
+    assert "continue with: easyrec-mm train --pipeline_config" in output
     assert "Traceback" not in output
     saved = list((tmp_path / "m").glob("*.index"))
     assert len(saved) == 1

@@ -387,7 +387,7 @@ def test_two_pictures_of_an_item_are_a_conflict(tmp_path, capsys):
     write_csv(tmp_path / "log.csv", rows)
     message = refused(tmp_path, capsys)
     assert "1 of 5 items have two values where one is expected, more than --max_bad_share" in message
-    assert "log.csv:8: column 'img_path': 'other.jpg', but '2.jpg' before in item 'i2'" in message
+    assert "log.csv:8: column 'img_path': 'other.jpg', but an earlier row of item 'i2' has '2.jpg'" in message
     (one,) = bad_rows(tmp_path / "out.bad_rows.jsonl")
     assert (one["kind"], one["row"]) == ("conflict", 8)
     output = run(tmp_path, max_bad_share=0.2)
@@ -403,8 +403,8 @@ def test_group_fields_must_agree(tmp_path, capsys):
     write_csv(tmp_path / "log.csv", rows)
     message = refused(tmp_path, capsys, group_fields="user")
     assert "2 of 5 items have two values where one is expected" in message
-    assert "log.csv:34: column 'user': 'u9', but 'u3' before in item 'i3'" in message
-    assert "log.csv:45: column 'user': 'None', but 'u4' before in item 'i4'" in message
+    assert "log.csv:34: column 'user': 'u9', but an earlier row of item 'i3' has 'u3'" in message
+    assert "log.csv:45: column 'user': 'None', but an earlier row of item 'i4' has 'u4'" in message
     output = run(tmp_path, group_fields="user", max_bad_share=0.5)
     assert "user" in stats(output)["per_group"]
     assert Counter((one["item_id"], one["user"]) for _, one in groups_of(output))["i3", "u9"] == 1
@@ -417,7 +417,7 @@ def test_rows_without_a_picture_stay(tmp_path):
     assert {one["img_path"] for _, one in groups_of(output) if one["item_id"] == "i2"} == {""}
     assert stats(output)["rows_without_picture"] == 20
     text = (tmp_path / "c.config").read_text()
-    assert "# 20 rows have no picture: they take a trained vector." in text
+    assert "# 20 rows have no picture: they get a trained vector." in text
     assert "no_image_vector: true" in text
 
 
@@ -430,7 +430,7 @@ def test_rows_without_a_picture_stay(tmp_path):
         ({"split_by": "hash"}, "--split_by hash: write item, user, time:<column>"),
         ({"split_by": "time:price:noon"}, "--split_by time:price:noon: column 'price' holds numbers"),
         ({"split_by": "time:click:2"}, None),
-        ({"split_by": "time:click:0"}, "none of the 300 rows can train; all are set apart to evaluate"),
+        ({"split_by": "time:click:0"}, "none of the 300 rows can be used for training; all are kept for evaluation"),
         ({"types": "price=NUMBER"}, "--types price=NUMBER: write column=TYPE with a type of INT32"),
         ({"image_size": "64"}, "--image_size 64: write width x height"),
         ({"separator": "ab"}, "--separator 'ab': give one character"),
@@ -457,7 +457,7 @@ def test_a_column_that_a_file_lacks_or_has_in_another_type(tmp_path, capsys):
     text = table.set_column(4, "price", pa.array(["x"] * 300))
     pq.write_table(text, folder / "b.parquet")
     message = refused(tmp_path, capsys, log=folder)
-    assert "b.parquet: column 'price' is float64 in one file and string in another" in message
+    assert "b.parquet: column 'price' is string, but float64 in" in message
     assert "--types price=STRING" in message
     run(tmp_path, log=folder, types="price=STRING")
     nested = table.set_column(4, "price", pa.array([{"x": 1}] * 300))
@@ -519,8 +519,9 @@ def test_a_file_that_changes_meanwhile(tmp_path, capsys, monkeypatch):
     from easyrec_mm.grouping import log_plan
 
     monkeypatch.setattr(log_plan, "scan_split", scan_and_change)
-    assert "log.csv: cannot be read: 299 rows from row 1 on, but 300 when they were counted" in refused(
-        tmp_path, capsys
+    assert (
+        "log.csv: cannot be read: the file has changed: 299 rows from row 1 on, but 300 when they were counted"
+        in refused(tmp_path, capsys)
     )
 
 
@@ -569,7 +570,7 @@ def test_what_is_lost_on_the_way_is_noticed(tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(shards, "to_groups", lambda table, fields: to_groups(table.slice(1), fields))
     run(tmp_path, expect=1)
     assert "rows in" in (message := capsys.readouterr().err)
-    assert "because of a bug in this program; nothing is kept" in message
+    assert "because of a bug in this program; no output is kept" in message
     assert not (tmp_path / "out").exists()
 
 
@@ -587,7 +588,7 @@ def test_a_value_that_would_divide_a_line_of_text(tmp_path, capsys):
     output = run(tmp_path, format="rtp")
     (one,) = bad_rows(output / "bad_rows.jsonl")
     assert (one["row"], one["where"]) == (18, "column 'user'")
-    assert "'a|b' contains a separator of lines" in one["problem"]
+    assert "'a|b' contains a line break or a separator" in one["problem"]
     assert stats(output)["rows_out"] == 299
     output = run(tmp_path, "--overwrite", format="rtp", rtp_separator=r"\003")
     assert stats(output)["rows_out"] == 300

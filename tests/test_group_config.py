@@ -71,7 +71,7 @@ def test_ids(tmp_path):
     assert 2 * num_users <= features["user_id"].hash_bucket_size < 2.1 * num_users
     order = sorted({"rome", "oslo", "bonn"}, key=lambda name: -np.count_nonzero(cities == name))
     assert ids(features["city"]) == {"vocab_list": order, "embedding_dim": 8}
-    assert "3 distinct values: one row of the table each" in why(text, "city")
+    assert "3 distinct values: each has a row of the table" in why(text, "city")
     assert sorted(features["gender"].vocab_list) == ["f", "m"]
     assert "missing in 3" in why(text, "gender")
     assert ids(features["hour"]) == {"num_buckets": 24, "embedding_dim": 8}
@@ -117,9 +117,9 @@ def test_numbers(tmp_path):
         counts = np.bincount(buckets - has_missing, minlength=16)
         np.testing.assert_allclose(counts / len(values), 1 / 16, atol=0.002)
         assert features[name].embedding_dim
-        assert "16 buckets that hold about as many rows each" in why(text, name)
+        assert "16 buckets with about the same number of rows each" in why(text, name)
     assert float(defaults["price"]) < features["price"].boundaries[0]
-    assert "and one for missing ones" in why(text, "price")
+    assert "and one for missing values" in why(text, "price")
     assert "missing in 33% of the rows" in why(text, "price")
 
     # A third of the views are 1: a bucket of their own, and the others hold about as many rows each.
@@ -186,14 +186,14 @@ def test_what_would_tell_the_answer_or_is_no_feature(tmp_path):
         },
     )
     assert [one.label_name for one in config.model_config.e2e_mm_dbmtl.task_towers] == ["click", "is_like"]
-    assert "Labels were guessed by name and values: click, is_like." in text
+    assert "Labels were guessed from names and values: click, is_like." in text
     assert set(features) == {"item_id", "is_new", "play_time", "img_path", "group_size"}
     for name, reason in {
-        "dwell": "predicts the label 'click' too well (AUC 1.000): perhaps known only afterwards",
+        "dwell": "predicts the label 'click' too well (AUC 1.000): perhaps known only after the impression",
         "buy": "looks like a label and is missing in 667 rows",
-        "time": "a time: later rows have values that do not occur in training",
-        "created_at": "a time: later rows have values that do not occur in training",
-        "empty": "has no value",
+        "time": "is a time: later rows have values that do not occur in training",
+        "created_at": "is a time: later rows have values that do not occur in training",
+        "empty": "has no values",
     }.items():
         assert f"# No feature: {name}: {reason}" in re.sub(r"\n#  +", " ", text)
 
@@ -223,7 +223,7 @@ def test_tables_have_an_end():
     assert inference._table_rows(12_345)[0] == 25_000
     rows, told = inference._table_rows(10**9)
     assert rows == 50_000_000
-    assert "a larger table may pay" in told
+    assert "a larger table may be worthwhile" in told
 
 
 def _group_pictures(tmp_path, kind):

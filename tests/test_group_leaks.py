@@ -46,8 +46,8 @@ def test_what_is_set_only_after_a_click_is_left_out_and_told(tmp_path, capsys):
     features, text, _ = infer(tmp_path, {"click": CLICK, "basket": BASKET}, label_fields="click")
     assert "basket" not in features
     why = left_out(text)["basket"]
-    assert why.startswith(f"is never set where 'click' is 0 (0 of {BASKET.sum()} rows of a sample that have it)")
-    assert "--label_fields click,basket makes it a task" in why
+    assert why.startswith(f"is never set where 'click' is 0 (0 of {BASKET.sum()} sampled rows that have it)")
+    assert "use --label_fields click,basket" in why
     told = capsys.readouterr().out
     assert f"no feature: basket: {why}" in told
     assert "--columns +NAME" in told
@@ -58,7 +58,7 @@ def test_a_guess_of_labels_takes_click_and_reports_basket(tmp_path):
     features, text, config = infer(tmp_path, {"click": CLICK, "basket": BASKET})
     assert [tower.label_name for tower in config.model_config.e2e_mm_dbmtl.task_towers] == ["click"]
     assert "basket" not in features
-    assert "probably one more label: --label_fields click,basket makes it a task" in left_out(text)["basket"]
+    assert "probably it is another label: to predict it, use --label_fields click,basket" in left_out(text)["basket"]
 
 
 def test_named_as_a_label_it_is_one(tmp_path):
@@ -247,7 +247,7 @@ def test_columns_with_a_value_a_row_are_left_out(tmp_path):
     why = left_out(text)
     assert set(why) == {"impression_id", "request_id", "trace", "uuid", "shuffled", "counter", "row_id", "ms", "shown"}
     for name in ("ms", "shown"):
-        assert why[name] == "a time: later rows have values that do not occur in training"
+        assert why[name] == "is a time: later rows have values that do not occur in training"
     assert re.match(r"has a different value in every row \(about [56],\d{3} in 6,000\), like a row number", why["uuid"])
     assert {"price_in_cents", "score", "session_id", "position", "user"} <= set(features)
 
@@ -278,7 +278,7 @@ def test_named_columns_are_features_whatever_they_look_like(tmp_path):
     kept = {"img_path", "group_size"}
     assert set(features) == {"basket", "impression_id", "buy", "same", "age", *kept}
     assert set(left_out(text)) == {"time", "item_id", "none"}
-    assert left_out(text)["none"] == "has no value"
+    assert left_out(text)["none"] == "has no values"
     # Without +, these alone.
     (tmp_path / "alone").mkdir()
     features, text, config = infer(tmp_path / "alone", columns, columns="basket,time", **flags)
@@ -312,7 +312,7 @@ def failed(folder, columns, capsys, **flags):
 def test_labels_of_one_class(tmp_path, capsys):
     some = {"age": np.arange(60) % 9, "buy": np.arange(60) % 2}
     message = failed(tmp_path, {"click": np.zeros(60, int), **some}, capsys, label_fields="click,buy")
-    assert "--label_fields: column 'click' is 0 in all 60 rows that train" in message
+    assert "--label_fields: column 'click' is 0 in all 60 training rows" in message
     assert "give a log with both values, or leave the label out" in message
     message = failed(tmp_path, {"click": np.ones(60, int), "age": some["age"]}, capsys)
     assert "no column looks like a label of 0 and 1 ('click' is 1 in all rows)" in message
@@ -327,7 +327,7 @@ def test_one_class_among_the_rows_that_evaluate_is_noted(tmp_path, capsys):
     click = np.where(time < NUM_ROWS * 0.9, CLICK, 0)
     columns = {"click": click, "time": time + 1_700_000_000, "age": time % 50}
     infer(tmp_path, columns, label_fields="click", split_by="time:time")
-    told = "label 'click' is 0 in all 600 rows that evaluate: its AUC has no meaning there"
+    told = "label 'click' is 0 in all 600 evaluation rows, so its AUC is undefined there"
     assert f"note: {told}" in capsys.readouterr().out
     assert told in re.sub(r"\n#  +", " ", (tmp_path / "x.config").read_text())
 
@@ -335,7 +335,7 @@ def test_one_class_among_the_rows_that_evaluate_is_noted(tmp_path, capsys):
 def test_no_column_that_is_left(tmp_path, capsys):
     columns = {"click": CLICK[:600], "basket": CLICK[:600], "time": np.arange(600) + 1_700_000_000}
     message = failed(tmp_path, columns, capsys, label_fields="click", split_by="item", eval_share=0.001)
-    assert "no column is left to be a feature" in message
+    assert "no column can become a feature" in message
     assert "  basket: predicts the label 'click'" in message
     assert "  item_id: no item of the evaluation data" in message
     assert "--columns +NAME" in message

@@ -88,7 +88,7 @@ def test_pictures_are_found_beside_a_log_in_a_bucket(bucket, tmp_path, capsys):
     arguments = ["--input", f"{bucket}/logs", "--group_by", "item_id", "--image_field", "img_path"]
     arguments += ["--pipeline_config_template", f"{tmp_path}/x.config", "--output"]
     assert main(["group", *arguments, f"{tmp_path}/out"]) == 0
-    assert f"image_root: {bucket}, where the pictures are" in capsys.readouterr().out
+    assert f"image_root: {bucket}, where the pictures were found" in capsys.readouterr().out
     assert f'image_root: "{bucket}"' in (tmp_path / "x.config").read_text()
     assert main(["group", *arguments, f"{tmp_path}/other", "--image_root", f"{bucket}/pictures"]) == 1
     assert f"they are in {bucket}: give that with --image_root {bucket}" in capsys.readouterr().err

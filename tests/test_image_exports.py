@@ -225,7 +225,7 @@ def test_a_backbone_that_onnx_lacks(tmp_path, monkeypatch, capsys):
 
     monkeypatch.setitem(backbones.BACKBONES, "ResNet-18", backbones.Entry(build, backbones.MINUS_ONE_TO_ONE))
     exported = Exported(tmp_path)
-    assert "warning: image.onnx is left out, so embed computes by TensorFlow: " in capsys.readouterr().err
+    assert "warning: image.onnx was not written, so embed will use TensorFlow: " in capsys.readouterr().err
     image = str(exported.folder / "image")
     manifest = read_header(image, "image")
     assert "image.onnx" not in manifest.files

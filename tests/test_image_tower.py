@@ -458,11 +458,11 @@ def test_the_last_stages_of_a_transformer_are_its_last_blocks():
 
 def test_more_stages_than_there_are():
     tower = make_tower(conv_backbone())
-    with pytest.raises(BackboneError, match="4, but the backbone has 3: stem, stage 1, stage 2") as caught:
+    with pytest.raises(BackboneError, match="4, but the backbone has 3 stages: stem, stage 1, stage 2") as caught:
         tower.train_last_stages(4)
     assert caught.value.setting == "last_n_stages"
     assert tower.num_trained_stages == 3
-    with pytest.raises(BackboneError, match="9, but the backbone has 3: stem, block 1, block 2"):
+    with pytest.raises(BackboneError, match="9, but the backbone has 3 stages: stem, block 1, block 2"):
         make_tower(vit_backbone()).train_last_stages(9)
 
 

@@ -623,7 +623,7 @@ def test_the_message_shows_the_first_ten_and_where_the_others_are(tmp_path):
     head, *shown, end = str(caught.value).split("\n")
     assert head == ("30 of 110 groups cannot be used, more than data_config.max_bad_record_share (0.1). The first:")
     assert shown == [f"  part-0:{row}: column 'click': is bad" for row in range(30, 30 - NUM_SHOWN, -1)]
-    assert end == f"All are in {path}. Correct the data or raise the share."
+    assert end == f"All are listed in {path}. Correct the data or raise the share."
 
 
 def test_records_are_written_once_however_often_they_are_met(tmp_path):

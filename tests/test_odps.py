@@ -154,7 +154,7 @@ def test_rows_that_change_are_told(server, monkeypatch):
     with pytest.raises(DataError, match=r"flat\[15-21\]: the table returned 6 rows instead of 7; try again"):
         list(opened.read(names[2]))
     monkeypatch.setattr(odps_tables, "_SESSION_SECONDS", -1)
-    with pytest.raises(DataError, match="flat: has 20 rows now, 25 when reading began"):
+    with pytest.raises(DataError, match="flat: has 20 rows now, but had 25 when reading began"):
         list(opened.read(names[1]))
 
 
@@ -241,4 +241,4 @@ def test_settings_of_files_are_mistakes(flow, capsys):
     assert main(["check", *table_flags(flow, "x"), '--set=data_config.rtp_separator=";"']) == 1
     assert "data_config.rtp_separator: has no effect with input_type OdpsGroupRTPInput" in capsys.readouterr().err
     assert main(["check", *table_flags(flow, "x"), '--set=data_config.selected_cols="click,features,img_path"']) == 1
-    assert "has 3 columns, not 5: it gives 2 label column(s) (click, play_time)" in capsys.readouterr().err
+    assert "has 3 columns, not 5; give 2 label column(s) (click, play_time)" in capsys.readouterr().err

@@ -473,7 +473,7 @@ ERRORS = {
     "size": (lambda x: in_micro_batches(tf.tanh, 0, x), "in_micro_batches: size is 0"),
     "shape": (
         lambda x: in_micro_batches(lambda x: x[:, : tf.shape(x)[0]], 2, x),
-        r"in_micro_batches: a row has the open shape \(None,\)",
+        r"in_micro_batches: the shape of a row, \(None,\), is not fully defined",
     ),
     "table": (
         lambda x: in_micro_batches(lambda x: tf.gather(TABLE, tf.cast(x[:, 0], tf.int32)), 2, x),

@@ -58,7 +58,7 @@ def test_everything_in_a_bucket(s3, bucket, data, tmp_path, capsys):
     assert f"checkpoint {bucket}/run/model.ckpt-4" in capsys.readouterr().out
     run("train", *flags, steps)
     output = capsys.readouterr().out
-    assert f"going on from {bucket}/run/model.ckpt-4 (step 4)" in output
+    assert f"continuing from {bucket}/run/model.ckpt-4 (step 4)" in output
     found = names(s3, f"{bucket}/run")
     assert {name for name in found if name.endswith(".index")} == {"model.ckpt-4.index", "model.ckpt-6.index"}
     assert {name.partition(".data")[0] for name in found if ".data-" in name} == {"model.ckpt-4", "model.ckpt-6"}

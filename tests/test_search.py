@@ -154,7 +154,7 @@ def test_the_command_by_labels(exported, store, tmp_path, capsys):
     [
         ([], "give what to look for"),
         (["--key", "no"], "--key no: is not in the store"),
-        (["--key", "bad.jpg"], "--key bad.jpg: is a bad picture"),
+        (["--key", "bad.jpg"], "--key bad.jpg: is an invalid picture"),
         (["--image", "x.jpg"], "give the image model with --img_model_dir"),
         (["--image", "x.jpg", "--img_model_dir", "IMAGE"], "--image x.jpg: cannot be read as a picture"),
     ],
@@ -174,4 +174,4 @@ def test_a_model_of_other_vectors_is_refused(exported, tmp_path, capsys):
     picture = str(exported.data / exported.keys()[0])
     flags = ["--image", picture, "--img_model_dir", str(exported.folder / "image")]
     assert main(["search", "--store", f"lmdb://{tmp_path}/store", *flags]) == 1
-    assert re.search(r"is image tower \w{12}, generation 1 of .* is of dddddddddddd", capsys.readouterr().err)
+    assert re.search(r"is image tower \w{12}, but generation 1 of .* is of dddddddddddd", capsys.readouterr().err)

@@ -262,7 +262,7 @@ def test_a_wrong_instance_is_told_with_its_field(server, samples, change, messag
     [
         ({"price": ["x", "y"]}, "instance 0: price: is 'x', not a float32"),
         ({"hour": [1.5, 2.0]}, "instance 0: hour: is 1.5, not a int64"),
-        ({"hour": [1, 2, 3]}, "has 2 values, others have 3"),
+        ({"hour": [1, 2, 3]}, "has 2 values, but other tensors have 3"),
         ({"no_such": [1, 2]}, "instance 0: no field 'no_such'"),
     ],
 )
@@ -532,7 +532,7 @@ def test_what_it_does_not_start_with(exported, place, tmp_path):
     foreign.close()
     tower = read_header(str(place / "rec" / "1"), "rec").image_tower_fingerprint[:12]
     text = refusal(place / "rec", f"lmdb://{tmp_path}/foreign")
-    assert f"belongs to image tower {tower}, lmdb://{tmp_path}/foreign holds generation 2 of eeeeeeeeeeee" in text
+    assert f"belongs to image tower {tower}, but lmdb://{tmp_path}/foreign holds generation 2 of eeeeeeeeeeee" in text
     (tmp_path / "foreign" / "data.mdb").write_bytes(b"x" * 10_000)
     assert "error: lmdb://" in refusal(place / "rec", f"lmdb://{tmp_path}/foreign")
     for scheme in ("redis", "postgresql"):

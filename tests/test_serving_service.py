@@ -106,7 +106,9 @@ def test_missing_vectors_are_computed(exported, place, samples, tmp_path):
     (tmp_path / "new.jpg").unlink()  # it is kept
     assert ours.answer({"instances": instances[:1]}).sources.tolist() == [Source.COMPUTED]
     embedder.fingerprint = "0" * 64
-    with pytest.raises(ServingError, match="--img_model_dir holds image tower 000000000000, the rec model belongs to"):
+    with pytest.raises(
+        ServingError, match="--img_model_dir holds image tower 000000000000, but the rec model belongs to"
+    ):
         serve(place, lambda: embedder, missing_vector="compute")
 
 
@@ -216,7 +218,10 @@ def claim_another_tower(folder):
         (spoil_onnx, "rec.onnx: has 100 bytes"),
         (lambda folder: (folder / MANIFEST).write_text("{"), "cannot be read"),
         (claim_another_tower, "belongs to image tower 000000000000"),
-        (take_other_fields, "answers none of the last requests: instance 0: no_such: is missing"),
+        (
+            take_other_fields,
+            "cannot answer any of the last requests; the first problem is: instance 0: no_such: is missing",
+        ),
         (shutil.rmtree, "no manifest.json"),
     ],
 )
@@ -259,5 +264,5 @@ def test_the_newest_of_numbered_exports(exported, tmp_path):
         shutil.copytree(exported.folder / "rec", tmp_path / name)
     (tmp_path / "11").mkdir()  # being written
     assert newest_export(str(tmp_path)) == str(tmp_path / "10")
-    with pytest.raises(ExportError, match="or a folder of numbered exports"):
+    with pytest.raises(ExportError, match="or a folder of such folders with numbers as names"):
         newest_export(str(tmp_path / "11"))

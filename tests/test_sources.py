@@ -811,7 +811,7 @@ def test_an_element_that_holds_the_separator_is_no_two(tmp_path):
     pq.write_table(columns.set_column(place, "tags", seen), tmp_path / "a")
     schema = replace(IDS_OF_LISTS, features=IDS_OF_LISTS.features[:2])
     ((_, where, problem),), left = refused("GroupParquetInput", tmp_path / "a", schema=schema)
-    assert (where, problem) == ("column 'tags'", "a value contains the separator of its values")
+    assert (where, problem) == ("column 'tags'", "an element contains the separator of the elements")
     assert left == ["a", "b", "c"]
 
 

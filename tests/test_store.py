@@ -140,7 +140,7 @@ def test_a_vector_that_is_none(uri, bad):
 
 def test_too_large_for_half_precision(uri):
     store, generation = fill(uri, {}, dtype="float16")
-    with pytest.raises(StoreError, match="not finite in float16"):
+    with pytest.raises(StoreError, match="not finite as float16"):
         store.put_many(generation, [Record("x", np.full(4, 1e5, np.float32), bytes(16), 0)])
 
 

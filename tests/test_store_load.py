@@ -84,7 +84,7 @@ def test_csv_by_the_command(tmp_path, capsys):
     np.testing.assert_array_equal(store.get_many(KEYS).vectors, VECTORS.astype(np.float16))  # 007 keeps its zeros
     store.close()
     assert main(["store", "load", "--store", uri, "--input", f"{tmp_path}/v.csv"]) == 1
-    assert "store load: give the files with --input, and with --origin what computed" in capsys.readouterr().err
+    assert "store load: give the files with --input, and the name of what computed" in capsys.readouterr().err
 
 
 def test_vectors_are_added_and_replaced_until_their_origin_changes(store, tmp_path):
@@ -104,7 +104,7 @@ def test_vectors_are_added_and_replaced_until_their_origin_changes(store, tmp_pa
     [
         ("v.txt", "", "v.txt: is neither .parquet nor .csv; write one of these"),
         ("w.csv", "", "--input: '.*/v.*' matches no file; check the path"),
-        ("v.csv", "key,vector\n", "--input .*: holds no row; give files of keys and vectors"),
+        ("v.csv", "key,vector\n", "--input .*: holds no rows; give files with keys and vectors"),
         (
             "v.csv",
             "keys,vector\na,1\n",
@@ -115,7 +115,7 @@ def test_vectors_are_added_and_replaced_until_their_origin_changes(store, tmp_pa
         ("v.csv", "key,vector\na,1e39\n", "v.csv: row 1: 'vector' is '1e39', not a vector of finite numbers"),
         ("v.csv", "key,vector\na,nan\n", "v.csv: row 1: 'vector' is 'nan', not a vector of finite numbers"),
         ("v.csv", "key,vector\na,\n", "v.csv: row 1: 'vector' is '', not a vector of finite numbers"),
-        ("v.csv", 'key,vector\na,"1,2"\nb,1\n', "v.csv: row 2: a vector of 1 numbers, those before have 2"),
+        ("v.csv", 'key,vector\na,"1,2"\nb,1\n', "v.csv: row 2: the vector has 1 numbers, but earlier ones have 2"),
         ("v.csv", "key,vector\na\n", "v.csv: cannot be read: "),
         ("v.parquet", "no table", "v.parquet: cannot be read: "),
     ],
@@ -136,7 +136,7 @@ def test_keys_that_are_none(store, tmp_path):
 def test_vectors_of_two_widths(store, tmp_path):
     (tmp_path / "1.csv").write_text('key,vector\na,"1,2"\n')
     (tmp_path / "2.csv").write_text('key,vector\na,"1,2,3"\n')
-    with pytest.raises(DataError, match=re.escape("2.csv: row 1: a vector of 3 numbers, those before have 2")):
+    with pytest.raises(DataError, match=re.escape("2.csv: row 1: the vector has 3 numbers, but earlier ones have 2")):
         load(store, f"{tmp_path}/*.csv", COLUMNS, "words", "float32")
     assert store.meta().current_generation is None  # not before all is written
     load(store, f"{tmp_path}/1.csv", COLUMNS, "words", "float32")

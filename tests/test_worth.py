@@ -188,21 +188,21 @@ def test_a_signal_ends_it_and_it_goes_on(tested, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(Run, "execute", stopped)
     monkeypatch.setattr(worth, "try_arms", lambda arms, folder, say: {arm.name: Cost(1, 1, 1) for arm in arms})
     assert main(["worth", "--pipeline_config", pipeline.path, "--output", str(tmp_path / "w"), "--seeds", "1"]) == 143
-    assert "the same command goes on" in capsys.readouterr().out
+    assert "continue with the same command" in capsys.readouterr().out
 
 
 def test_another_test_is_not_mixed_in(tested, data, tmp_path):
     pipeline, folder, _ = tested
     other = config(data, tmp_path / "config", train=f"{SHORT} gradient_clipping_by_norm: 1")
-    with pytest.raises(UserError, match="holds the test of another config, or of other data"):
+    with pytest.raises(UserError, match="contains the test of another config or of other data"):
         Worth(other, WorthOptions(str(folder), 2), print).run()
-    with pytest.raises(UserError, match="begun with no --budget_minutes"):
+    with pytest.raises(UserError, match="started with no --budget_minutes"):
         Worth(pipeline, WorthOptions(str(folder), 2, (), 5.0), print).run()
     with pytest.raises(UserError, match="give a folder of this machine"):
         Worth(pipeline, WorthOptions("s3://bucket/w", 2), print)
     (tmp_path / "other").mkdir()
     (tmp_path / "other" / "thesis.txt").write_text("mine")
-    with pytest.raises(UserError, match="holds something that is not a test"):
+    with pytest.raises(UserError, match="contains files that do not belong to a test"):
         Worth(pipeline, WorthOptions(str(tmp_path / "other"), 2), print).run()
 
 
@@ -223,8 +223,8 @@ def test_within_a_budget_all_arms_train_fewer_steps_alike(tested, tmp_path, monk
     assert {step for arm in found["arms"].values() for step in arm["steps"]} == {found["num_steps"]}
     assert "steps instead of 6" in capsys.readouterr().out
     assert any("instead of 6" in note for note in found["notes"])
-    assert found["left_out"]["shuffled"] == "not among --arms"
-    with pytest.raises(UserError, match=r"--budget_minutes: .* give more, or fewer --arms or --seeds"):
+    assert found["left_out"]["shuffled"] == "not in --arms"
+    with pytest.raises(UserError, match=r"--budget_minutes: .* raise it, or use fewer --arms or --seeds"):
         Worth(pipeline, WorthOptions(str(tmp_path / "v"), 3, (), 0.5), print).run()
 
 
@@ -249,8 +249,8 @@ def test_the_most_steps_that_fit_are_taken(data, tmp_path):
 @pytest.mark.parametrize(
     ("img_model", "left_out"),
     [
-        ("", {"frozen": "random weights", "end_to_end": "what 'own' is"}),
-        ("trainable: HEAD", {"frozen": "what 'own' is"}),
+        ("", {"frozen": "random weights", "end_to_end": "the same as 'own'"}),
+        ("trainable: HEAD", {"frozen": "the same as 'own'"}),
         ("trainable: LAST_N_STAGES last_n_stages: 1", {"frozen": "random weights"}),
         ('model_name: "None" descriptors {}', {"frozen": "no backbone", "end_to_end": "no backbone"}),
     ],

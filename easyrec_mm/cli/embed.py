@@ -30,12 +30,18 @@ def add_flags(parser: f.Parser) -> None:
         "--refresh",
         choices=["new", "changed", "all"],
         default="new",
-        help="new: pictures that the store lacks (default); changed: also pictures whose content has changed; all",
+        help="new: pictures that the store lacks (default); changed: also pictures whose content has changed; "
+        "all: every picture",
     )
     add("--dtype", choices=["float32", "float16"], default="float32", help="number format of the stored vectors")
     add("--bad_pictures", metavar="F", default="bad_pictures.jsonl", help="file that lists invalid pictures")
     add("--batch_size", metavar="N", type=f.not_negative, default=0, help="pictures per batch (default: by their size)")
-    add("--runtime", choices=["auto", "onnx", "tensorflow"], default="auto", help="default: the faster one")
+    add(
+        "--runtime",
+        choices=["auto", "onnx", "tensorflow"],
+        default="auto",
+        help="default: the faster one",
+    )
 
 
 def run(flags: f.Flags) -> int:
@@ -56,8 +62,8 @@ def run(flags: f.Flags) -> int:
     with closing(open_store(flags.store, writable=True)) as store:
         result = embed(model, items, store, f.options_of(EmbedOptions, flags))
     print(
-        f"{result.embedded} pictures embedded by {model.runtime}, {result.unchanged} were there, {result.bad} bad"
-        f"{f' (absent; listed in {flags.bad_pictures})' if result.bad else ''}; "
+        f"{result.embedded} pictures embedded by {model.runtime}, {result.unchanged} already in the store, "
+        f"{result.bad} bad{f' (absent; listed in {flags.bad_pictures})' if result.bad else ''}; "
         f"generation {result.generation} of {store.uri} is current; {result.per_s:.4g} images/s"
     )
     return 0

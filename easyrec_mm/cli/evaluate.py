@@ -32,13 +32,17 @@ def add_flags(parser: f.Parser) -> None:
         default="",
         help="config of the other model (default: pipeline.config of its model_dir)",
     )
-    add("--watch", action="store_true", help="evaluate every checkpoint in model_dir, and those that a training adds")
+    add(
+        "--watch",
+        action="store_true",
+        help="evaluate every checkpoint in model_dir, and new ones as a training writes them",
+    )
     add(
         "--watch_timeout_s",
         metavar="S",
         type=f.seconds,
         default=0.0,
-        help="stop watching when no checkpoint came for so many seconds; 0: never (default)",
+        help="stop watching after this many seconds without a new checkpoint; 0: never (default)",
     )
 
 
@@ -73,11 +77,11 @@ def run(flags: f.Flags) -> int:
                 trained.model, config, path, setting, trained.bad_records, trained.vectors, confidence=True
             ).run()
         if not results["num_samples"]:
-            raise UserError(f"{setting} {path}: has no samples to evaluate; give files that hold some")
+            raise UserError(f"{setting} {path}: has no samples to evaluate; give other files")
         write_result(str(trained.folder.local / EVAL_RESULT), results)
     print(table(results))
     if results.comparison:
-        print(f"\nthis model less {results.comparison['other']}:\n{comparison_table(results.comparison)}")
+        print(f"\nthis model minus {results.comparison['other']}:\n{comparison_table(results.comparison)}")
     print(f"{trained.name} on {path}; written to {join(config.model_dir, EVAL_RESULT)}")
     if trained.bad_records.summary():
         print(shown(trained.bad_records.summary()))
@@ -87,7 +91,7 @@ def run(flags: f.Flags) -> int:
 def _watch(pipeline: Pipeline, path: str, flags: f.Flags) -> int:
     """Evaluate the checkpoints of a running training; return the exit status."""
     if flags.compare:
-        raise UserError("--compare: has no effect with --watch; leave one of them out")
+        raise UserError("--compare: has no effect with --watch; remove one of them")
     if flags.checkpoint_path:
         raise UserError("--checkpoint_path: has no effect with --watch, which evaluates all of model_dir; remove it")
     from easyrec_mm.training.signals import caught_signals
@@ -95,7 +99,7 @@ def _watch(pipeline: Pipeline, path: str, flags: f.Flags) -> int:
 
     watch = Watch(pipeline, path, lambda message: print(message, flush=True))
     print(f"evaluating the checkpoints in {pipeline.config.model_dir} on {path}", flush=True)
-    with caught_signals("stopping after this evaluation; once more to stop at once") as caught:
+    with caught_signals("stopping after this evaluation; send the signal again to stop at once") as caught:
         reason = watch.run(flags.watch_timeout_s, caught)
     print(f"{reason}; results are in {join(pipeline.config.model_dir, WATCH_METRICS)}", flush=True)
     return 0 if caught.number is None else after_signal(caught.number)

@@ -51,7 +51,7 @@ def run(flags: f.Flags) -> int:
     places = f"image model in {folders.image}, rec model in {folders.rec}, total model in {folders.total}"
     print(f"{shown(checkpoint)}: {places}")
     for name, reason in parity["left_out"].items():
-        print(f"warning: {name} is left out, so embed computes by TensorFlow: {reason}", file=sys.stderr)
+        print(f"warning: {name} was not written, so embed will use TensorFlow: {reason}", file=sys.stderr)
     print(f"compared on {parity['num_samples']} samples with {parity['num_pictures']} pictures; largest differences:")
     for ways, differences in parity["max_abs_difference"].items():
         print(f"  {ways}: " + ", ".join(f"{name} {value:.1e}" for name, value in differences.items()))

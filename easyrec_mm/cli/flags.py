@@ -43,7 +43,7 @@ def add_setting_flags(parser: Parser) -> None:
     parser.add_argument(
         "--ignore_unsupported",
         action="store_true",
-        help="skip settings of EasyRec's language that are not supported, and list them",
+        help="skip EasyRec settings that are not supported, and list them",
     )
 
 
@@ -82,7 +82,7 @@ def add_output_flags(parser: Parser) -> None:
         metavar="S",
         default="|",
         type=separator("--rtp_separator"),
-        help="between the columns of RTP lines (default |)",
+        help="separator of the columns of RTP lines (default |)",
     )
     add("--overwrite", action="store_true", help="replace the folder if it is not empty")
     add(
@@ -90,7 +90,7 @@ def add_output_flags(parser: Parser) -> None:
         metavar="R",
         type=share,
         default=0.01,
-        help="stop when more of the rows, items or pictures are invalid (default 0.01)",
+        help="stop if a larger share of the rows, items or pictures is invalid (default 0.01)",
     )
 
 
@@ -136,10 +136,10 @@ def separator(flag: str) -> Callable[[str], str]:
     r"""Return a parser for a flag that gives the character between values; a tab may be written as \t."""
 
     def character(text: str) -> str:
-        found = text.encode().decode("unicode_escape") if text.isascii() else text
-        if len(found) != 1 or found in '"\n\r\x01\x02':
+        decoded = text.encode().decode("unicode_escape") if text.isascii() else text
+        if len(decoded) != 1 or decoded in '"\n\r\x01\x02':
             raise UserError(f"{flag} {text!r}: give one character, such as ';' or '\\t'")
-        return found
+        return decoded
 
     return character
 

@@ -58,7 +58,13 @@ def _add_log_flags(parser: f.Parser) -> None:
         help="column types, in place of the detected ones: a=STRING,b=INT64",
     )
     separator = f.separator("--separator")
-    add("--separator", metavar="S", type=separator, default=",", help="between the values of a CSV file (default ,)")
+    add(
+        "--separator",
+        metavar="S",
+        type=separator,
+        default=",",
+        help="separator of the values in a CSV file (default ,)",
+    )
 
 
 def _add_group_flags(parser: f.Parser) -> None:
@@ -71,10 +77,16 @@ def _add_group_flags(parser: f.Parser) -> None:
         "--split_by",
         metavar="S",
         default="",
-        help="set rows apart for evaluation: item or user, a share of them by hash; time:<column>, the last rows; "
-        "time:<column>:<time>, the rows from that time on",
+        help="which rows to keep for evaluation: item or user: those of a share of the items or users; "
+        "time:<column>: the last rows; time:<column>:<time>: the rows from that time on",
     )
-    add("--eval_share", metavar="R", type=f.share, default=0.1, help="share that --split_by sets apart (default 0.1)")
+    add(
+        "--eval_share",
+        metavar="R",
+        type=f.share,
+        default=0.1,
+        help="share that --split_by keeps for evaluation (default 0.1)",
+    )
     add("--num_shards", metavar="N", type=f.not_negative, default=0, help="files to write (default: by their size)")
     add("--seed", metavar="N", type=f.not_negative, default=2020, help="seed for the order of groups (default 2020)")
 
@@ -99,7 +111,7 @@ def _add_picture_flags(parser: f.Parser) -> None:
     add(
         "--allow_missing_pictures",
         action="store_true",
-        help="do not stop when most of the first pictures cannot be read, because they are on another machine",
+        help="continue if most of the first pictures cannot be read, for example because they are on another machine",
     )
 
 

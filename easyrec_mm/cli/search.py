@@ -26,17 +26,21 @@ def add_flags(parser: f.Parser) -> None:
     query = parser.add_mutually_exclusive_group()
     query.add_argument("--image", metavar="F", help="picture to search for; needs --img_model_dir")
     query.add_argument("--key", metavar="K", help="key of an item in the store to search for")
-    add("--eval", metavar="F", help="CSV with the columns key and label: how often the nearest share the label")
+    add(
+        "--eval",
+        metavar="F",
+        help="CSV with the columns key and label; measures how often the nearest items have the same label",
+    )
     add("--img_model_dir", metavar="I", help="folder of the exported image model, for --image")
     add(
         "--field",
         metavar="NAME=VALUE",
         action="append",
         default=[],
-        help="what the image model reads beside --image, such as its category; may be repeated",
+        help="a field that the image model reads in addition to --image, such as the category; may be repeated",
     )
     add("--top_k", metavar="N", type=f.positive, default=12, help="items to find (default 12)")
-    add("--html", metavar="F", help="also write the found pictures as a page")
+    add("--html", metavar="F", help="also show the pictures found on this HTML page")
     f.add_image_root_flag(parser)
     add(
         "--index",
@@ -59,11 +63,11 @@ def run(flags: f.Flags) -> int:
         vector = _vector_of_picture(flags, store) if flags.image else None
         index = read_index(store, flags.index)
         if flags.key:
-            found = store.get_many([flags.key])
-            if found.states[0] != State.PRESENT:
-                reason = "is a bad picture" if found.states[0] == State.ABSENT else "is not in the store"
-                raise UserError(f"--key {flags.key}: {reason}, {store.uri}; see easyrec-mm store stat")
-            vector = found.vectors[0]
+            vectors = store.get_many([flags.key])
+            if vectors.states[0] != State.PRESENT:
+                reason = "is an invalid picture, without a vector" if vectors.states[0] == State.ABSENT else "is not"
+                raise UserError(f"--key {flags.key}: {reason} in the store {store.uri}; see easyrec-mm store stat")
+            vector = vectors.vectors[0]
     if index.kind != "exact":
         recall = index.recall(flags.top_k)
         print(f"{index.kind} index of {len(index.keys)} vectors; recall@{flags.top_k} {recall:.4f}")
@@ -74,15 +78,15 @@ def run(flags: f.Flags) -> int:
         if flags.html:
             query_path = flags.image or join(flags.image_root, flags.key)
             write_page(flags.html, query, query_path, neighbours, flags.image_root)
-            print(f"as a page: {flags.html}")
+            print(f"written: {flags.html}")
     if flags.eval:
         result = evaluate(index, flags.eval, flags.top_k)
         for k, recall in result.recall.items():
             print(f"recall@{k}  {recall:.4f}")
         print(f"mMP@5  {result.mmp:.4f}")
         print(
-            f"{result.num_queries} queries; {result.num_alone} items alone with their label, "
-            f"{result.num_missing} of {flags.eval} not in the store"
+            f"{result.num_queries} queries; {result.num_alone} items whose label no other item has, "
+            f"{result.num_missing} items of {flags.eval} not in the store"
         )
     return 0
 
@@ -98,8 +102,9 @@ def _vector_of_picture(flags: f.Flags, store: Store) -> NDArray[Any]:
     generation = store.meta().current_generation
     if generation is not None and generation.fingerprint != embedder.fingerprint:
         raise UserError(
-            f"--img_model_dir {flags.img_model_dir}: is image tower {embedder.fingerprint[:12]}, generation "
-            f"{generation.number} of {store.uri} is of {generation.fingerprint[:12]}; give the model of those vectors"
+            f"--img_model_dir {flags.img_model_dir}: is image tower {embedder.fingerprint[:12]}, but "
+            f"generation {generation.number} of {store.uri} is of {generation.fingerprint[:12]}; give the model that "
+            "computed these vectors"
         )
     vector: NDArray[Any] | None
     (vector,) = embedder([flags.image], _fields(flags.field, embedder))

@@ -34,8 +34,9 @@ def add_flags(parser: f.Parser) -> None:
     add(
         "--missing_vector",
         choices=["mean", "compute", "error", "no_image"],
-        help="what to do without a vector: take the mean of the store's, compute it, refuse the request, or take the "
-        "vector that the model has learnt for no picture (default if it has one, otherwise the mean)",
+        help="if the store has no vector: mean: use the mean of the store's vectors; compute: compute the vector; "
+        "error: refuse the request; no_image: use the vector learnt for missing pictures (default if there is one, "
+        "otherwise mean)",
     )
     add(
         "--vector_store",
@@ -45,11 +46,11 @@ def add_flags(parser: f.Parser) -> None:
         help="store of a feature's vectors, in place of the config's vector_store; may be repeated",
     )
     add("--runtime", choices=["onnx", "tensorflow"], default="onnx", help="what runs the rec model (default onnx)")
-    reload = "seconds between looks for a new release; 0: never (default 5)"
+    reload = "seconds between checks for a new release; 0: never (default 5)"
     add("--reload_every_s", metavar="S", type=f.seconds, default=5.0, help=reload)
-    add("--max_request_bytes", metavar="N", type=f.positive, default=8 << 20, help="per request (default 8 MiB)")
-    add("--max_instances", metavar="N", type=f.positive, default=10_000, help="per request (default 10000)")
-    connections = "per process; more are answered with 503 (default 1000)"
+    add("--max_request_bytes", metavar="N", type=f.positive, default=8 << 20, help="bytes per request (default 8 MiB)")
+    add("--max_instances", metavar="N", type=f.positive, default=10_000, help="instances per request (default 10000)")
+    connections = "connections per process; further ones are answered with 503 (default 1000)"
     add("--max_connections", metavar="N", type=f.positive, default=1000, help=connections)
 
 

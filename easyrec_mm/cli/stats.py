@@ -21,7 +21,7 @@ def add_flags(parser: f.Parser) -> None:
     add("--num_pictures", metavar="N", type=f.not_negative, default=2000, help="pictures to open (default 2000)")
     add("--image_field", metavar="C", default="", help="of a log: column of the path of the picture")
     add("--label_fields", metavar="A,B", type=f.names, default=(), help="of a log: label columns")
-    add("--separator", metavar="S", default=",", help="of a log: between the values of a CSV file (default ,)")
+    add("--separator", metavar="S", default=",", help="of a log: separator of the values in a CSV file (default ,)")
     f.add_image_root_flag(parser)
 
 
@@ -33,7 +33,9 @@ def run(flags: f.Flags) -> int:
     if flags.pipeline_config:
         for name in ("image_field", "label_fields"):
             if getattr(flags, name):
-                raise UserError(f"--{name}: has no effect with --pipeline_config, which sets it; remove it")
+                raise UserError(
+                    f"--{name}: has no effect with --pipeline_config, because the config sets it; remove it"
+                )
         pipeline = load_config(flags)
     else:
         import_tensorflow()

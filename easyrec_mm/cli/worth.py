@@ -17,7 +17,7 @@ def add_flags(parser: f.Parser) -> None:
     f.add_config_flag(parser)
     f.add_setting_flags(parser)
     add = parser.add_argument
-    output = "folder for runs and report; a test that was stopped goes on there"
+    output = "folder for runs and report; a stopped test continues from it"
     add("--output", metavar="D", required=True, help=output)
     add("--seeds", metavar="N", dest="num_seeds", type=f.positive, default=3, help="trainings per arm (default 3)")
     add(
@@ -32,7 +32,8 @@ def add_flags(parser: f.Parser) -> None:
         metavar="N",
         type=f.minutes,
         default=None,
-        help="train fewer steps, equally in all arms, so that the whole takes no longer (default: as the config says)",
+        help="limit for the whole test; if necessary, all arms train the same smaller number of steps (default: no "
+        "limit)",
     )
 
 
@@ -45,6 +46,6 @@ def run(flags: f.Flags) -> int:
     try:
         Worth(pipeline, f.options_of(WorthOptions, flags), partial(print, flush=True)).run()
     except Stopped as stopped:
-        print("stopped; the same command goes on from here", flush=True)
+        print("stopped; continue with the same command", flush=True)
         return after_signal(stopped.signal)
     return 0

@@ -110,7 +110,9 @@ def _check_metric(export: ExportConfig, metrics: Mapping[str, str], place: str, 
     is_bigger = BIGGER_IS_BETTER.get(metrics[name], export.metric_bigger)
     if is_bigger is None:
         problems.add(
-            place, f"the best value of {name} is neither its largest nor its smallest; choose a metric such as log_loss"
+            place,
+            f"{name} cannot rank checkpoints, because neither larger nor smaller values of it are better; choose a "
+            "metric such as log_loss",
         )
     elif export.HasField("metric_bigger") and export.metric_bigger != is_bigger:
         better = "larger" if is_bigger else "smaller"

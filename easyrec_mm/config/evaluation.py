@@ -128,7 +128,7 @@ def check_evaluation(config: EasyRecConfig, schema: Schema, problems: Problems) 
         place = f"eval_config.slices[{i}]"
         if part.WhichOneof("by") is None:
             problems.add(
-                place, "has no field to slice by; choose one of field, item_frequency, group_size, has_picture"
+                place, "does not say what to slice by; set one of field, item_frequency, group_size, has_picture"
             )
             continue
         _check_slice(part, place, config, schema, problems)
@@ -155,7 +155,7 @@ def _check_slice(part: EvalSlice, place: str, config: EasyRecConfig, schema: Sch
     if part.HasField("num_quantiles") and kind not in ("field", "group_size"):
         problems.add(f"{place}.num_quantiles", f"has no effect on {kind}; remove it")
     if part.HasField("max_values") and (kind != "field" or part.num_quantiles):
-        problems.add(f"{place}.max_values", "has an effect on the values of a field alone; remove it")
+        problems.add(f"{place}.max_values", "applies only to a field without num_quantiles; remove it")
     if kind == "field":
         is_known = _check_field(part.field, f"{place}.field", schema, problems)
         if is_known and part.num_quantiles and schema.field(part.field).dtype not in _NUMBERS:
@@ -165,10 +165,11 @@ def _check_slice(part: EvalSlice, place: str, config: EasyRecConfig, schema: Sch
     if kind == "item_frequency":
         if not (config.eval_config.item_id_field or schema.image.field):
             problems.add(
-                f"{place}.item_frequency", "set eval_config.item_id_field, the input field that holds the item"
+                f"{place}.item_frequency",
+                "needs eval_config.item_id_field, the input field that holds the item's id; set it",
             )
         if not config.train_input_path:
-            problems.add(f"{place}.item_frequency", "counts items in the training data; set train_input_path")
+            problems.add(f"{place}.item_frequency", "needs the training data to count items in; set train_input_path")
 
 
 def _check_field(name: str, place: str, schema: Schema, problems: Problems) -> bool:

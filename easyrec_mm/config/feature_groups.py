@@ -43,7 +43,7 @@ def feature_groups(model: EasyRecModel, named: Named, problems: Problems) -> Fea
       named: feature name -> config path and settings.
       problems: collects the mistakes.
     """
-    found = FeatureGroups()
+    groups = FeatureGroups()
     names: list[str] = []
     own: list[str] = []
     for i, group in enumerate(model.feature_groups):
@@ -58,17 +58,17 @@ def feature_groups(model: EasyRecModel, named: Named, problems: Problems) -> Fea
             _check_own_group(group, name in own, place, named, problems)
             own.append(name)
             if named[name][1].feature_type == FeatureConfig.ImgFeature:
-                found.image_group = found.image_group or group.group_name
+                groups.image_group = groups.image_group or group.group_name
             continue
         for j, name in enumerate(group.feature_names):
-            _add(found, group, name, f"{place}.feature_names[{j}]", named, problems)
+            _add(groups, group, name, f"{place}.feature_names[{j}]", named, problems)
     highway = model.e2e_mm_dbmtl.highway_dnn.input
-    if model.e2e_mm_dbmtl.HasField("highway_dnn") and found.image_group not in ("", highway):
+    if model.e2e_mm_dbmtl.HasField("highway_dnn") and groups.image_group not in ("", highway):
         place = "model_config.e2e_mm_dbmtl.highway_dnn.input"
-        problems.unknown(place, "image group", highway, [found.image_group])
+        problems.unknown(place, "image group", highway, [groups.image_group])
     if all(is_of_groups(group, named) or group.wide_deep not in _IS_DEEP for group in model.feature_groups):
-        problems.add("model_config.feature_groups", "has no DEEP group; it names the features of the network")
-    return found
+        problems.add("model_config.feature_groups", "has no DEEP group; add one that names the features of the network")
+    return groups
 
 
 def is_of_groups(group: FeatureGroupConfig, named: Named) -> bool:
@@ -86,50 +86,52 @@ def wide_features(
     names: Iterable[str], named: Named, num_logits: int, problems: Problems
 ) -> list[tuple[str, FeatureConfig]]:
     """Return the wide parts of features with their config paths: one number per value and logit, initially 0."""
-    found = []
+    parts = []
     for name in names:
         place, given = named[name]
         if wide_name(name) in named:
-            told = f"'{wide_name(name)}' is the name of another feature, but the wide part of '{name}' needs it"
-            problems.add(place, f"{told}; rename that feature")
+            conflict = f"the wide part of '{name}' is named '{wide_name(name)}', which is also the name of a feature"
+            problems.add(place, f"{conflict}; rename that feature")
         feature = FeatureConfig()
         feature.CopyFrom(given)
         feature.feature_name = wide_name(name)
         feature.embedding_dim = num_logits
         feature.ClearField("embedding_name")
         feature.initializer.constant_initializer.SetInParent()
-        found.append((place, feature))
-    return found
+        parts.append((place, feature))
+    return parts
 
 
 def _add(
-    found: FeatureGroups, group: FeatureGroupConfig, name: str, place: str, named: Named, problems: Problems
+    groups: FeatureGroups, group: FeatureGroupConfig, name: str, place: str, named: Named, problems: Problems
 ) -> None:
     if name not in named:
         problems.unknown(place, "feature", name, named)
         return
     kind = named[name][1].feature_type
-    told = FeatureConfig.FeatureType.Name(kind)
+    type_name = FeatureConfig.FeatureType.Name(kind)
     if kind in OF_GROUPS:
-        problems.add(place, f"'{name}' is of type {told}; give it a feature group of its own")
+        problems.add(place, f"'{name}' is of type {type_name}; give it a feature group of its own")
         return
     is_deep, is_wide = group.wide_deep in _IS_DEEP, group.wide_deep in _IS_WIDE
-    if (is_deep and name in found.deep) or (is_wide and name in found.wide):
+    if (is_deep and name in groups.deep) or (is_wide and name in groups.wide):
         problems.add(place, f"'{name}' is listed twice; remove one")
     elif is_wide and (kind not in TABLE_TYPES or kind == FeatureConfig.SequenceFeature):
-        problems.add(place, f"'{name}' is of type {told}, which cannot add to the logits; make it DEEP")
+        problems.add(place, f"'{name}' is of type {type_name}, which cannot be WIDE; set wide_deep: DEEP")
     else:
-        found.deep += [name] * is_deep
-        found.wide |= {name: group.wide_regularization} if is_wide else {}
+        groups.deep += [name] * is_deep
+        groups.wide |= {name: group.wide_regularization} if is_wide else {}
 
 
 def _check_own_group(group: FeatureGroupConfig, is_second: bool, place: str, named: Named, problems: Problems) -> None:
     """Check the group of an ImgFeature or a SampleNumFeature."""
     (name,) = group.feature_names
-    told = FeatureConfig.FeatureType.Name(named[name][1].feature_type)
+    type_name = FeatureConfig.FeatureType.Name(named[name][1].feature_type)
     if is_second:
         problems.add(f"{place}.feature_names[0]", f"'{name}' has a feature group already; remove one")
     if group.sequence_features:
-        problems.add(f"{place}.sequence_features", f"has no effect in the group of the {told}; move it to another")
+        problems.add(
+            f"{place}.sequence_features", f"has no effect in the group of the {type_name}; move it to another group"
+        )
     if group.wide_deep != FeatureGroupConfig.DEEP:
-        problems.add(f"{place}.wide_deep", f"has no effect in the group of the {told}; remove it")
+        problems.add(f"{place}.wide_deep", f"has no effect in the group of the {type_name}; remove it")

@@ -106,11 +106,11 @@ def _check_backbone(network: E2E_MM_DBMTL, schema: Schema, problems: Problems) -
     if name and not is_transformer and tower.pooling == ImgModel.CLS_TOKEN:
         problems.add(f"{PLACE}.pooling", f"{name} has no class token; choose AVG, MAX or GEM")
     if name and not is_transformer and tower.lora_rank:
-        problems.add(f"{PLACE}.lora_rank", f"{name} is not a transformer; choose one, or remove it")
+        problems.add(f"{PLACE}.lora_rank", f"{name} is not a transformer; choose a transformer, or remove this setting")
     if is_transformer and tower.category_feature:
         problems.add(
             f"{PLACE}.category_feature",
-            f"{name} has no convolutions for its attention; choose one that has, or remove it",
+            f"{name} has no convolutions, which this attention needs; choose another backbone, or remove it",
         )
 
 
@@ -124,7 +124,10 @@ def _check_descriptors(tower: ImgModel, schema: Schema, problems: Problems) -> N
     side = min(schema.image.height, schema.image.width, LARGEST_GRID)
     for name in ("colour_grid", "edge_grid"):
         if tower.HasField("descriptors") and getattr(given, name) > side:
-            problems.add(f"{place}.{name}", f"{getattr(given, name)} is more than {side} cells; the pictures are small")
+            problems.add(
+                f"{place}.{name}",
+                f"{getattr(given, name)} cells per side are too many for these pictures; give {side} or fewer",
+            )
 
 
 class PresetFiles(NamedTuple):
@@ -161,10 +164,10 @@ def _settings(path: Path) -> dict[str, Any]:
     except OSError as error:
         there = ", ".join(sorted(item.name for item in path.parent.iterdir())[:8]) or "nothing"
         raise ValueError(
-            f"{path.name} is missing ({there} is there); give a folder that save_to_preset has written"
+            f"{path.name} is missing (the folder contains {there}); give a folder written by save_to_preset"
         ) from error
     except ValueError as error:
-        raise ValueError(f"{path.name} is not JSON; give a folder that save_to_preset has written") from error
+        raise ValueError(f"{path.name} is not JSON; give a folder written by save_to_preset") from error
     return _settings_of(saved, path)
 
 
@@ -172,9 +175,7 @@ def _settings_of(saved: object, path: Path) -> dict[str, Any]:
     """Return the settings of an object that Keras saved."""
     settings = saved.get("config") if isinstance(saved, dict) else None
     if not isinstance(settings, dict):
-        raise ValueError(
-            f"{path.name} is not a config of a keras-hub preset; give a folder that save_to_preset has written"
-        )
+        raise ValueError(f"{path.name} is not a config of a keras-hub preset; give a folder written by save_to_preset")
     return settings
 
 
@@ -193,7 +194,8 @@ def _check_preset(tower: ImgModel, schema: Schema, problems: Problems) -> None:
             problems.add(place, f"'{preset}' is not on this machine yet; run: easyrec-mm weights fetch {preset}")
         elif "/" in preset and "://" not in preset:
             problems.add(
-                place, f"no folder '{preset}'; give a folder that save_to_preset wrote, or a name of keras-hub"
+                place,
+                f"no folder '{preset}'; give a folder written by save_to_preset, or the name of a keras-hub preset",
             )
         return
     try:
@@ -208,18 +210,21 @@ def _check_preset(tower: ImgModel, schema: Schema, problems: Problems) -> None:
         text = " x ".join("any" if size is None else str(size) for size in (wanted[1], wanted[0], wanted[2]))
         problems.add(
             place,
-            f"'{preset}' takes pictures of {text} (width x height x channels), and img_shape is {image.width} x "
-            f"{image.height} x {image.channels}; make img_shape equal to the preset's",
+            f"'{preset}' takes pictures of {text} (width x height x channels), but would get {given[1]} x {given[0]} x "
+            f"{given[2]}; change img_shape or upscale",
         )
 
 
 def _check_training(tower: ImgModel, config: EasyRecConfig, problems: Problems) -> None:
     is_partial = tower.trainable == ImgModel.LAST_N_STAGES
     if is_partial != (tower.last_n_stages > 0):
-        problems.add(f"{PLACE}.last_n_stages", "and trainable: LAST_N_STAGES need each other; set both or neither")
+        problems.add(f"{PLACE}.last_n_stages", "works only together with trainable: LAST_N_STAGES; set both or neither")
     train = config.train_config
     if tower.unfreeze_at_step and tower.trainable == ImgModel.ALL:
-        problems.add(f"{PLACE}.unfreeze_at_step", "has no effect: all is trained from the start; set trainable")
+        problems.add(
+            f"{PLACE}.unfreeze_at_step",
+            "has no effect with trainable: ALL, which trains everything from the start; change one of them",
+        )
     elif train.num_steps and tower.unfreeze_at_step >= train.num_steps:
         problems.add(
             f"{PLACE}.unfreeze_at_step",
@@ -255,7 +260,7 @@ def _check_losses(tower: ImgModel, schema: Schema, problems: Problems) -> None:
         kind = loss.WhichOneof("loss")
         if kind is None:
             kinds = ", ".join(field.name for field in ImageLoss.DESCRIPTOR.oneofs_by_name["loss"].fields)
-            problems.add(place, f"names no loss; choose one of {kinds}")
+            problems.add(place, f"does not set a loss; choose one of {kinds}")
             continue
         if kind == "contrastive":
             for name in ("label_name", "num_class"):
@@ -270,13 +275,16 @@ def _check_losses(tower: ImgModel, schema: Schema, problems: Problems) -> None:
 
 def _check_pictures(tower: ImgModel, config: EasyRecConfig, schema: Schema, problems: Problems) -> None:
     if tower.modality_dropout and not tower.no_image_vector:
-        problems.add(f"{PLACE}.modality_dropout", "needs no_image_vector: true, which takes the pictures' place")
+        problems.add(
+            f"{PLACE}.modality_dropout", "needs no_image_vector: true, whose vector replaces those of dropped pictures"
+        )
     if tower.image_separator:
         data = config.data_config
         for name in ("rtp_separator", "group_sample_separator"):
             if tower.image_separator == getattr(data, name):
                 problems.add(
-                    f"{PLACE}.image_separator", f"{tower.image_separator!r} is also data_config.{name}; change one"
+                    f"{PLACE}.image_separator",
+                    f"{tower.image_separator!r} is also used as data_config.{name}; change one of them",
                 )
     if tower.HasField("augmentation"):
         changes: Augmentation = tower.augmentation

@@ -24,7 +24,7 @@ def row_layout(
         return _line_layout(data, labels, sample_fields, has_image, problems)
     kind = DatasetConfig.InputType.Name(data.input_type)
     if data.input_type == DatasetConfig.CSVInput and len(data.separator) != 1:
-        problems.add("data_config.separator", f"{data.separator!r} does not split CSV; give one character")
+        problems.add("data_config.separator", f"{data.separator!r} is not one character; CSV files need one")
     for setting in ("rtp_separator", "group_sample_separator", "selected_cols", "separator"):
         if data.HasField(setting) and not (setting == "separator" and data.input_type == DatasetConfig.CSVInput):
             problems.add(f"data_config.{setting}", f"has no effect with input_type {kind}; remove it")
@@ -46,11 +46,11 @@ def _line_layout(
     }
     for i, (name, value) in enumerate(separators.items()):
         if not value and name != "separator":
-            hint = 'a control character that was lost in copying is written "\\001"'
+            hint = 'if a control character was lost in copying, write it as "\\001"'
             problems.add(f"data_config.{name}", f"is empty; give the character between the parts ({hint})")
         for other, other_value in list(separators.items())[:i]:
             if value and value == other_value:
-                problems.add(f"data_config.{name}", f"{value!r} is also {other}; use different separators")
+                problems.add(f"data_config.{name}", f"{value!r} is also used as {other}; use different separators")
     return RowLayout(
         label_columns=tuple(columns[:num_labels]),
         features_column=columns[num_labels],
@@ -75,7 +75,7 @@ def _selected_columns(data: DatasetConfig, labels: tuple[str, ...], has_image: b
         what = "names of columns" if is_table else "column indices from 0"
         problems.add(place, f"'{data.selected_cols}' is not a list of {what}; give {wanted}")
     elif len(texts) != num_columns:
-        problems.add(place, f"'{data.selected_cols}' has {len(texts)} columns, not {num_columns}: it gives {wanted}")
+        problems.add(place, f"'{data.selected_cols}' has {len(texts)} columns, not {num_columns}; give {wanted}")
     elif len(set(texts if is_table else map(int, texts))) != num_columns:
         problems.add(place, f"'{data.selected_cols}' names a column twice; give each part its own column")
     elif not is_table:

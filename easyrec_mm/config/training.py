@@ -23,7 +23,10 @@ def check_training(config: EasyRecConfig, schema: Schema, problems: Problems) ->
             f"{data.shuffle_buffer_size} is not a valid size; give 1 or more, or set shuffle: false",
         )
     if train.num_epochs and data.num_epochs and train.num_epochs != data.num_epochs:
-        problems.add("train_config.num_epochs", f"{train.num_epochs}, but data_config.num_epochs is {data.num_epochs}")
+        problems.add(
+            "train_config.num_epochs",
+            f"{train.num_epochs}, but data_config.num_epochs is {data.num_epochs}; remove one of them",
+        )
     _check_optimizers(train, schema, problems)
     if not (train.num_steps or train.num_epochs or data.num_epochs):
         check_ends(train, problems)
@@ -52,7 +55,9 @@ def _check_optimizers(train: TrainConfig, schema: Schema, problems: Problems) ->
         _check_optimizer(optimizer, f"{place}[{i}]", problems)
     if len({(o.use_moving_average, o.moving_average_decay) for o in train.optimizer_config}) > 1:
         problems.add(
-            place, "use_moving_average differs between optimizers; make it equal, the average covers the whole model"
+            place,
+            "use_moving_average or moving_average_decay differs between optimizers; make them equal, because the "
+            "average covers the whole model",
         )
 
 

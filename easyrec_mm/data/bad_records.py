@@ -139,7 +139,7 @@ class BadRecords:
                 raise DataError(
                     f"{bad} of {read} {kind}s cannot be used, more than data_config.max_bad_record_share "
                     f"({self._max_share:g}). The first:\n{shown}"
-                    + (f"\nAll are in {self._path}. Correct the data or raise the share." if self._path else "")
+                    + (f"\nAll are listed in {self._path}. Correct the data or raise the share." if self._path else "")
                 )
 
     def _check_keys(self, min_count: int) -> None:

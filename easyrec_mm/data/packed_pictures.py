@@ -44,7 +44,7 @@ def find_tars(files: list[str], copies: LocalCopies) -> list[FileInfo]:
     """
     name, number = Counter(map(tar_beside, files)).most_common(1)[0]
     if number > 1:
-        raise DataError(f"data_config.packed_images: {number} of the files have {name}; give files of different names")
+        raise DataError(f"data_config.packed_images: {number} files need the same {name}; give them different names")
     return find_beside({file: tar_beside(file) for file in files}, "data_config.packed_images", copies)
 
 

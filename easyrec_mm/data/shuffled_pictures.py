@@ -45,7 +45,7 @@ class ShuffledPictures:
         except KeyError as error:
             path = os.fsdecode(error.args[0])
             raise DataError(
-                f"{_SETTING}: {self._file} does not have '{path}'; the data have changed since it was made"
+                f"{_SETTING}: {self._file} does not contain '{path}'; the data have changed since it was written"
             ) from error
 
 

@@ -97,7 +97,7 @@ class CalibrationCurve:
 
     def __init__(self, num_bins: int = 10, strategy: str = "quantile") -> None:
         if num_bins < 1:
-            raise ConfigError(f"calibration_curve.num_bins: {num_bins} is not a number of bins; give at least 1")
+            raise ConfigError(f"calibration_curve.num_bins: {num_bins} bins are too few; give 1 or more")
         if strategy not in self.STRATEGIES:
             choices = did_you_mean(strategy, self.STRATEGIES)
             raise ConfigError(f"calibration_curve.strategy: '{strategy}' is unknown; {choices}")

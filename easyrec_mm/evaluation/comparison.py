@@ -47,6 +47,7 @@ from easyrec_mm.evaluation.weights import ClusterWeights
 from easyrec_mm.files.folders import shown
 from easyrec_mm.network.model import MultimodalModel
 from easyrec_mm.runs.model_dir import PIPELINE_CONFIG, find_checkpoint
+from easyrec_mm.schema import Task
 from easyrec_mm.store.feature_vectors import VectorStores
 
 # Prefix of the columns of the other model.
@@ -81,7 +82,7 @@ def open_contender(path: str, config_path: str = "") -> Contender:
         config_path = str(Path(checkpoint).parent / PIPELINE_CONFIG)
         if not Path(config_path).exists():
             raise UserError(
-                f"--compare {path}: has no {PIPELINE_CONFIG} beside it; give its config by --compare_config"
+                f"--compare {path}: has no {PIPELINE_CONFIG} beside it; give its config with --compare_config"
             )
     pipeline = load_pipeline(config_path)
     model, step = load_model(pipeline.config, pipeline.schema, checkpoint)
@@ -163,16 +164,21 @@ def _common_tasks(first: Contender, second: Contender) -> set[str]:
             other = others[task.name]
             if (task.label, task.activation, task.num_class) != (other.label, other.activation, other.num_class):
                 raise UserError(
-                    f"--compare {second.name}: tower '{task.name}' predicts '{other.label}' ({other.activation}), here "
-                    f"'{task.label}' ({task.activation}); compare models of the same task"
+                    f"--compare {second.name}: tower '{task.name}' predicts {_target(other)} there, but "
+                    f"{_target(task)} in this model; compare models of the same task"
                 )
             common.add(task.name)
     if not common:
         raise UserError(
-            f"--compare {second.name}: its towers are {', '.join(others)}, and none of them is among "
-            f"{', '.join(task.name for task in first.pipeline.schema.tasks)}; compare models of the same task"
+            f"--compare {second.name}: its towers are {', '.join(others)}, but those of this model are "
+            f"{', '.join(task.name for task in first.pipeline.schema.tasks)}; compare models that share a tower"
         )
     return common
+
+
+def _target(task: Task) -> str:
+    classes = f", {task.num_class} classes" if task.num_class > 1 else ""
+    return f"'{task.label}' ({task.activation}{classes})"
 
 
 def _common_fields(first: Contender, second: Contender) -> tuple[str, ...]:

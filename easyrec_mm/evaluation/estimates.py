@@ -94,7 +94,9 @@ def difference(first: Estimate, second: Estimate, level: float) -> Difference:
       ValueError: if the two have different numbers of replicates.
     """
     if len(first.replicates) != len(second.replicates):
-        raise ValueError(f"{len(first.replicates)} and {len(second.replicates)} replicates; draw them alike")
+        raise ValueError(
+            f"the estimates have {len(first.replicates)} and {len(second.replicates)} replicates; draw the same number"
+        )
     with np.errstate(invalid="ignore"):  # the difference of two infinite replicates is NaN
         replicates = first.replicates - second.replicates
     differences = Estimate(

@@ -170,7 +170,7 @@ class ECE(SumMetric):
 
     def __init__(self, num_bins: int = 10) -> None:
         if num_bins < 1:
-            raise ConfigError(f"ece.num_bins: {num_bins} is not a number of bins; give at least 1")
+            raise ConfigError(f"ece.num_bins: {num_bins} bins are too few; give 1 or more")
         self.num_bins = num_bins
 
     def terms(self, labels: Floats, predictions: Floats) -> Floats:

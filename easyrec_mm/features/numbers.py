@@ -64,9 +64,12 @@ def read_numbers(settings: FeatureSettings) -> Numbers:
     item = settings.item
     limits = tuple(item.boundaries)
     if any(a >= b for a, b in pairwise(limits)):
-        settings.add("boundaries", f"{list(limits)} does not ascend; sort it, without repeats")
+        settings.add("boundaries", f"{list(limits)} is not in ascending order; sort it and remove repeats")
     if item.raw_input_dim > 1 and limits:
-        settings.add("boundaries", "need raw_input_dim 1; split the vector into several features")
+        problem = (
+            f"apply to one number, but raw_input_dim is {item.raw_input_dim}; split the vector into several features"
+        )
+        settings.add("boundaries", problem)
     if (item.HasField("min_val") or item.HasField("max_val")) and item.max_val <= item.min_val:
         settings.add("max_val", f"{item.max_val} is not above min_val {item.min_val}; swap or remove them")
     if (item.embedding_name or item.HasField("initializer")) and not item.embedding_dim:

@@ -142,7 +142,7 @@ class NumpyBackEnd(BackEnd):
 
     def with_values_of(self, lists: Lists, others: Lists) -> Lists:
         if not np.array_equal(lists.lengths, others.lengths):
-            raise ValueError("the numbers of values in lists that belong together differ")
+            raise ValueError("the two lists of a sample have different numbers of values")
         return others
 
     def values_for(self, lists: Lists, keys: Sequence[str], values: Sequence[str]) -> Lists:

@@ -72,8 +72,8 @@ class FeatureSettings:
             return
         for name in ("rtp_separator", "group_sample_separator", "separator"):
             if separator and separator == getattr(data, name):
-                what = f"{separator!r} is also data_config.{name}, which splits the line first; choose another"
-                self.add(setting, what)
+                conflict = f"{separator!r} is also used as data_config.{name}, which splits the line first"
+                self.add(setting, f"{conflict}; choose another character")
 
     def require_pair_separators(self) -> None:
         """Check the separators between values, and within values that are pairs."""
@@ -81,4 +81,4 @@ class FeatureSettings:
         if self.item.HasField("kv_separator"):
             self.require_separator("kv_separator")
             if self.item.kv_separator == self.item.separator:
-                self.add("kv_separator", f"{self.item.kv_separator!r} is also separator; change one")
+                self.add("kv_separator", f"{self.item.kv_separator!r} is also used as separator; change one of them")

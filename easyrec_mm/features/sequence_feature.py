@@ -111,7 +111,7 @@ def _read_elements(settings: FeatureSettings) -> tuple[Categories | None, Number
 def _read_keys(settings: FeatureSettings) -> StoredVectors:
     item = settings.item
     if not item.vector_dim:
-        settings.add("vector_dim", "is 0; give the numbers of a vector")
+        settings.add("vector_dim", "is 0; give the number of elements of a vector")
     if item.embedding_dim:
         settings.add("embedding_dim", "has no effect on vectors, which stay as they are; remove it")
     if item.HasField("vector_store"):
@@ -133,4 +133,4 @@ def _check_number_separator(settings: FeatureSettings) -> None:
         return
     settings.require_separator("seq_multi_sep")
     if item.seq_multi_sep == item.separator:
-        settings.add("seq_multi_sep", f"{item.seq_multi_sep!r} is also separator; change one")
+        settings.add("seq_multi_sep", f"{item.seq_multi_sep!r} is also used as separator; change one of them")

@@ -33,7 +33,7 @@ class VectorFeature(Feature):
     def of_config(cls, settings: FeatureSettings) -> VectorFeature:
         item = settings.item
         if not item.vector_dim:
-            settings.add("vector_dim", "is 0; give the numbers of a vector")
+            settings.add("vector_dim", "is 0; give the number of elements of a vector")
         if item.embedding_dim:
             settings.add("embedding_dim", "has no effect on a vector, which stays as it is; remove it")
         has_input = settings.require_inputs(1, 1)
@@ -78,6 +78,6 @@ def read_stored_vectors(settings: FeatureSettings) -> StoredVectors:
         settings.add("vector_store", f"'{item.vector_store}': no store has the scheme '{scheme}://'; {choices}")
     for key in (f"{settings.name}_vector", f"{settings.name}_length"):
         if key in settings.fields or key in _IMAGE_NAMES:
-            what = f"'{settings.name}' gives an input '{key}', which exists already; rename the feature"
-            settings.add("feature_name", what)
+            conflict = f"'{settings.name}' needs the name '{key}' for an input, but this name is already used"
+            settings.add("feature_name", f"{conflict}; rename the feature")
     return StoredVectors(item.vector_store, item.vector_dim, item.max_missing_share)

@@ -17,7 +17,7 @@ _VERSION_KEYS = (
     "updated", "created", "checksum",
 )  # fmt: skip
 _PASSING_STATUS = (408, 429)
-_KNOWN = "s3, oss, gs, hdfs, http and https are known"
+_KNOWN = "use s3, oss, gs, hdfs, http or https"
 
 
 class FsspecStorage:
@@ -87,7 +87,7 @@ class FsspecStorage:
     def upload(self, local: Path, path: str) -> None:
         """See Storage.upload."""
         if scheme_of(path) in ("http", "https"):
-            raise StorageError(path, "a web server takes no files; write elsewhere", Failure.REFUSED)
+            raise StorageError(path, "files cannot be written to a web server; choose another place", Failure.REFUSED)
         temporary = f"{path}.tmp" if scheme_of(path) in ("hdfs", "webhdfs") else ""
         with self._translated(path):
             self._files.makedirs(self._files._parent(path), exist_ok=True)

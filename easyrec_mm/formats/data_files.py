@@ -152,10 +152,10 @@ def _change(info: FileInfo) -> str | None:
         now = place_of(info.path).stat(info.path) if is_remote(info.path) else _info_here(info.path)
     except (StorageError, OSError) as error:
         reason = error.reason if isinstance(error, StorageError) else error.strerror
-        return f"{info.path}: was there when reading began, and cannot be found now: {reason}"
+        return f"{info.path}: existed when reading began, but cannot be found now: {reason}"
     if now.size != info.size:
         return f"{info.path}: has changed while it was read: {info.size} bytes when reading began, now {now.size}"
-    return f"{info.path}: was written anew while it was read" if now.version != info.version else None
+    return f"{info.path}: was replaced while it was read" if now.version != info.version else None
 
 
 def _known(file: str) -> _Found:

@@ -43,7 +43,7 @@ NUM_PROBE_LINES = 100
 _TINY = 1e-99
 
 
-HOLDS_SEPARATOR = "contains a separator of lines; choose another --rtp_separator or --format"
+HOLDS_SEPARATOR = "contains a line break or a separator; choose another --rtp_separator or --format"
 
 
 def written_layout(num_labels: int, column_separator: str = "|", has_image: bool = True) -> RowLayout:

@@ -75,7 +75,7 @@ class _Partition:
             session = self.tunnel.create_download_session(self.table, partition_spec=self.spec, async_mode=True)
             if self._session is not None and session.count != self.count:
                 raise DataError(
-                    f"{self.place}: has {session.count} rows now, {self.count} when reading began; "
+                    f"{self.place}: has {session.count} rows now, but had {self.count} when reading began; "
                     "start again, with a table that nobody writes to"
                 )
             self._session, self._began, self.count = session, time.monotonic(), session.count
@@ -144,8 +144,8 @@ class OdpsTables:
         match = _PATH.fullmatch(path)
         if not match:
             raise DataError(
-                f"{setting}: '{path}' is not a MaxCompute table; give odps://project/tables/name, with the partition "
-                "behind: odps://project/tables/name/dt=20261121"
+                f"{setting}: '{path}' is not a MaxCompute table; give odps://project/tables/name, or with a partition: "
+                "odps://project/tables/name/dt=20261121"
             )
         project, name = match["project"], match["table"]
         wanted = dict(level.split("=", 1) for level in match["partition"].split("/") if level)

@@ -148,7 +148,7 @@ class TypedGroups:
                 for row in unclear:
                     problems[row] = (
                         problems[row]
-                        or Problem(column_place(name), "a value contains the separator of its values").encode()
+                        or Problem(column_place(name), "an element contains the separator of the elements").encode()
                     )
             column = self._prepare(place, name, column)
             if name in self.dtypes and self.dtypes[name] in ("int64", "bool") and _is_floating(column.type):

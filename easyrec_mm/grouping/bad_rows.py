@@ -72,8 +72,8 @@ class BadRows:
             self.write(path)
             shown = "\n".join(f"  {row}" for row in some[:NUM_SHOWN])
             raise DataError(
-                f"{told}, more than --max_bad_share ({self._max_share:g}). The first:\n{shown}\nAll are in {path}. "
-                "Correct the data or raise the share."
+                f"{told}, more than --max_bad_share ({self._max_share:g}). The first:\n{shown}\nAll are listed in "
+                f"{path}. Correct the data or raise the share."
             )
 
     def write(self, path: str) -> None:

@@ -195,8 +195,7 @@ def _convert_files(
         if some.num_written != (some.num_groups, some.num_samples):
             raise UserError(
                 f"{task.path}: {some.num_groups} groups became {some.num_written[0]}, "
-                "because of a bug in this program; "
-                "nothing is kept"
+                "because of a bug in this program; no output is kept"
             )
     bad.write(join(folder, BAD_ROWS))
     values: dict[str, Any] = {

@@ -203,8 +203,8 @@ def _parquet_pieces(split: Split, columns: list[str]) -> Iterator[Piece]:
             row += len(batch)
         if row - split.first_row != split.num_rows:
             raise OSError(
-                f"{row - split.first_row} rows from row {split.first_row} on, but {split.num_rows} "
-                "when they were counted: the file has changed"
+                f"the file has changed: {row - split.first_row} rows from row {split.first_row} on, but "
+                f"{split.num_rows} when they were counted"
             )
 
 
@@ -217,8 +217,8 @@ def _csv_pieces(split: Split, columns: list[str], separator: str) -> Iterator[Pi
         row += rows.num_rows
     if split.num_rows and row - split.first_row != split.num_rows:
         raise OSError(
-            f"{row - split.first_row} rows from row {split.first_row} on, but {split.num_rows} "
-            "when they were counted: the file has changed"
+            f"the file has changed: {row - split.first_row} rows from row {split.first_row} on, but "
+            f"{split.num_rows} when they were counted"
         )
 
 

@@ -96,7 +96,7 @@ def group(options: GroupOptions, engine: Engine, packer: PicturePacker | None) -
         _require_all(stats)
         bad.write(join(folder, BAD_ROWS))
         stats.write(folder)
-    found_root = [f"image_root: {image_root}, where the pictures are"] if has_found_root else []
+    found_root = [f"image_root: {image_root}, where the pictures were found"] if has_found_root else []
     notes = [*(f"note: {note}" for note in inference.notes), *_left_out(inference)]
     template = _write_template(stats) if options.pipeline_config_template else []
     return "\n".join([*stats.lines(), *bad.told(), *found_root, *notes, *template])
@@ -107,8 +107,8 @@ def _read(options: GroupOptions, engine: Engine, plan: LogPlan, bad: BadRows) ->
     rows = engine.read(plan.splits, plan.layout)
     bad.add(rows.num_refused, rows.num_rows, "rows", (BadRow("row", *row) for row in rows.refused))
     if not rows.stats[TRAIN].num_rows:
-        why = f"the first is refused: {bad.first}" if bad.first else "all are set apart to evaluate"
-        raise DataError(f"--input {options.input}: none of the {rows.num_rows} rows can train; {why}")
+        why = f"the first is refused: {bad.first}" if bad.first else "all are kept for evaluation"
+        raise DataError(f"--input {options.input}: none of the {rows.num_rows} rows can be used for training; {why}")
     return rows
 
 
@@ -119,7 +119,7 @@ def _require_pictures(options: GroupOptions, rows: RowsReport) -> None:
         num_rows = sum(stats.num_rows for stats in rows.stats)
         raise DataError(
             f"--image_field: column '{options.image_field}' is empty in all {num_rows:,} rows; name the column of the "
-            "paths of pictures, or --allow_missing_pictures to group without any"
+            "paths of pictures, or use --allow_missing_pictures to group without pictures"
         )
 
 
@@ -136,14 +136,14 @@ def _require_trainable(options: GroupOptions, stats: LogStats, inference: Infere
         column = stats.columns[label.name]
         if column.num_distinct == 1:
             raise DataError(
-                f"--label_fields: column '{label.name}' is {column.least} in all {stats.num_rows:,} rows that train, "
+                f"--label_fields: column '{label.name}' is {column.least} in all {stats.num_rows:,} training rows, "
                 "so nothing can be learned; give a log with both values, or leave the label out"
             )
     if not inference.features:
         why = "\n".join(f"  {name}: {why}" for name, why in inference.left_out.items())
         raise DataError(
-            f"--input {options.input}: no column is left to be a feature; add some, or take one in with --columns "
-            f"+NAME:\n{why}"
+            f"--input {options.input}: no column can become a feature; add columns to the log, or choose one with "
+            f"--columns +NAME:\n{why}"
         )
 
 
@@ -169,7 +169,7 @@ def _notes_on_labels(of_eval: LogStats, inference: Inference) -> list[str]:
     """Return notes on labels that have only one class among the rows that evaluate."""
     columns = {label.name: of_eval.columns[label.name] for label in inference.labels if label.is_binary}
     return [
-        f"label '{name}' is {column.least} in all {of_eval.num_rows:,} rows that evaluate: its AUC has no meaning there"
+        f"label '{name}' is {column.least} in all {of_eval.num_rows:,} evaluation rows, so its AUC is undefined there"
         for name, column in columns.items()
         if column.num_distinct == 1
     ]
@@ -177,12 +177,12 @@ def _notes_on_labels(of_eval: LogStats, inference: Inference) -> list[str]:
 
 def _left_out(inference: Inference) -> list[str]:
     lines = [f"no feature: {name}: {why}" for name, why in inference.left_out.items()]
-    return [*lines, "--columns +NAME makes a feature of such a column all the same"] if lines else []
+    return [*lines, "to make a feature of such a column anyway, use --columns +NAME"] if lines else []
 
 
 def _conflicts(groups: GroupsReport, layout: LogLayout) -> Iterator[BadRow]:
     for one in groups.conflicts:
-        problem = f"'{one.second}', but '{one.first}' before in item '{one.item}'"
+        problem = f"'{one.second}', but an earlier row of item '{one.item}' has '{one.first}'"
         yield BadRow("conflict", *layout.place(one.order), f"column '{one.column}'", problem)
 
 
@@ -218,14 +218,14 @@ def _require_all(stats: GroupStats) -> None:
         wanted = of_rows.num_rows, int(stats.groups.sizes[side].sum())
         if written != wanted:
             raise UserError(
-                f"{SIDES[side]}: {written[0]} rows in {written[1]} groups were written of {wanted[0]} in {wanted[1]}, "
-                "because of a bug in this program; nothing is kept"
+                f"{SIDES[side]}: {written[0]} rows in {written[1]} groups were written instead of {wanted[0]} in "
+                f"{wanted[1]}, because of a bug in this program; no output is kept"
             )
         num_kept += of_rows.num_rows
     if stats.rows.num_rows != num_kept + stats.rows.num_refused:
         raise UserError(
-            f"of {stats.rows.num_rows} rows {num_kept} are kept and {stats.rows.num_refused} refused, by a mistake of "
-            "this program; nothing is kept"
+            f"of {stats.rows.num_rows} rows {num_kept} were written and {stats.rows.num_refused} refused, because of a "
+            "bug in this program; no output is kept"
         )
 
 

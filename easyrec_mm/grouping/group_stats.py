@@ -52,7 +52,7 @@ class GroupStats:
         lines = [
             f"{self.options.output}: {self.rows.num_rows:,} rows in, {num_out:,} out, "
             f"{self.rows.num_refused:,} refused, {self.groups.num_duplicate_rows:,} duplicates",
-            f"{self.groups.num_items:,} items, {pictures:,} pictures ({several:,} of several items), "
+            f"{self.groups.num_items:,} items, {pictures:,} pictures ({several:,} shared by several items), "
             f"{self.groups.num_rows_without_picture:,} rows without a picture",
         ]
         for side, name in enumerate(SIDES):
@@ -60,8 +60,8 @@ class GroupStats:
             if shards:
                 num_groups = sum(shard.num_groups for shard in shards)
                 mean = sum(shard.num_rows for shard in shards) / max(num_groups, 1)
-                told = f"{num_groups:,} groups of {mean:.1f} rows on average in {len(shards)} file(s)"
-                lines.append(f"{name}: {told}" if self.options.split_by else told)
+                summary = f"{num_groups:,} groups of {mean:.1f} rows on average in {len(shards)} file(s)"
+                lines.append(f"{name}: {summary}" if self.options.split_by else summary)
         return lines
 
     def _whole(self) -> dict[str, Any]:

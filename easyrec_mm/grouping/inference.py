@@ -156,11 +156,11 @@ def _labels(
         if name.lower().startswith("is_") and _is_per_group(name, column, options, constant):
             continue  # it describes the item, like is_new
         if options.label_fields:
-            left_out[name] = "looks like a label that is not in --label_fields; as a feature it would reveal the answer"
+            left_out[name] = "looks like a label that is not in --label_fields; as a feature it would reveal the label"
         elif column.num_missing:
             left_out[name] = (
-                f"looks like a label and is missing in {column.num_missing:,} rows; name it in --label_fields: such "
-                "rows are refused"
+                f"looks like a label and is missing in {column.num_missing:,} rows; if you name it in --label_fields, "
+                "these rows are refused"
             )
         else:
             found.append(name)
@@ -232,7 +232,7 @@ def _why_no_feature(name: str, column: ColumnStats, options: GroupOptions, is_wa
     by = options.split_by.by if options.split_by else ""
     time = options.split_by.column if options.split_by else ""
     if column.num_distinct == 0:
-        return "has no value"
+        return "has no values"
     if is_wanted:
         return ""
     if name in (options.time_field, time) or is_time(name, column):
@@ -253,7 +253,7 @@ def _why_misleading(
     why_not = leaks.reason(plan.name, plan.per_group)
     if why_not and is_binary(column):
         labels = ",".join([*leaks.labels, plan.name])
-        return f"{why_not}; probably one more label: --label_fields {labels} makes it a task"
+        return f"{why_not}; probably it is another label: to predict it, use --label_fields {labels}"
     if not why_not and feature.feature_type == "TagFeature":
         separators = (feature.settings["separator"], feature.settings.get("kv_separator", ""))
         return leaks.reason_of_tags(plan.name, *separators, describes_item=plan.per_group)
@@ -287,7 +287,7 @@ def _text_feature(plan: FieldPlan, column: ColumnStats, stats: LogStats) -> Feat
             plan.name,
             "IdFeature",
             settings,
-            f"{len(words)} distinct values{_missing(column)}: one row of the table each",
+            f"{len(words)} distinct values{_missing(column)}: each has a row of the table",
         )
     return _hashed_feature(plan, column, stats)
 
@@ -295,9 +295,9 @@ def _text_feature(plan: FieldPlan, column: ColumnStats, stats: LogStats) -> Feat
 def _hashed_feature(plan: FieldPlan, column: ColumnStats, stats: LogStats) -> FeaturePlan:
     if plan.kind == "int64" and column.num_missing and (column.least or 0) >= 0:
         plan.default = -1
-    rows, told = _table_rows(column.num_distinct)
+    rows, table_size = _table_rows(column.num_distinct)
     about = "" if column.counts is not None else "about "
-    why = f"{about}{column.num_distinct:,} distinct values in {column.num_rows:,} rows{_missing(column)}: {told}"
+    why = f"{about}{column.num_distinct:,} distinct values in {column.num_rows:,} rows{_missing(column)}: {table_size}"
     dim = _DIM if column.num_distinct > MAX_COUNTED else _SMALL_DIM
     return FeaturePlan(plan.name, "IdFeature", {"hash_bucket_size": rows, "embedding_dim": dim}, why)
 
@@ -320,12 +320,14 @@ def _tag_feature(plan: FieldPlan, values: list[str]) -> FeaturePlan | None:
         pairs = [part.rsplit(":", 1) for part in distinct]
         has_weights = all(len(pair) == 2 and _is_number(pair[1]) for pair in pairs)
         tags = {pair[0] for pair in pairs} if has_weights else distinct
-        rows, told = _table_rows(len(tags))
+        rows, table_size = _table_rows(len(tags))
         settings = {"separator": separator}
         if has_weights:
             settings["kv_separator"] = ":"
         settings |= {"hash_bucket_size": rows, "embedding_dim": _SMALL_DIM}
-        return FeaturePlan(plan.name, "TagFeature", settings, f"{share}, {len(tags):,} distinct in a sample: {told}")
+        return FeaturePlan(
+            plan.name, "TagFeature", settings, f"{share}, {len(tags):,} distinct in a sample: {table_size}"
+        )
     return None
 
 
@@ -339,12 +341,13 @@ def _is_dense(column: ColumnStats) -> bool:
 def _bucket_feature(plan: FieldPlan, column: ColumnStats, stats: LogStats) -> FeaturePlan:
     rows = int(column.greatest) + 1 if plan.kind == "int64" else 2
     why = (
-        f"whole numbers from {int(column.least)} to {int(column.greatest)}{_missing(column)}: one row of the table each"
+        f"whole numbers from {int(column.least)} to {int(column.greatest)}{_missing(column)}: each has a row of the "
+        "table"
     )
     if column.num_missing and plan.kind == "int64":
         plan.default = rows
         rows += 1
-        why += ", and one for missing ones"
+        why += ", and so have missing values"
     return FeaturePlan(plan.name, "IdFeature", {"num_buckets": rows, "embedding_dim": _SMALL_DIM}, why)
 
 
@@ -352,17 +355,17 @@ def _number_feature(plan: FieldPlan, column: ColumnStats, stats: LogStats) -> Fe
     """Return a feature with buckets of about equally many rows, and one for missing values, to learn any effect."""
     values = _numbers(stats, plan.name)
     limits = [_short(limit) for limit in quantile_boundaries(values, _NUM_QUANTILES)]
-    told = (
+    why = (
         f"numbers from {_short(column.least)} to {_short(column.greatest)}, median {_short(np.median(values))}"
-        f"{_missing(column)}: {len(limits) + 1} buckets that hold about as many rows each"
+        f"{_missing(column)}: {len(limits) + 1} buckets with about the same number of rows each"
     )
     if column.num_missing:
         # The default is below the first bucket of numbers, which then begins at the least value.
         below = float(column.least) - max(1.0, abs(float(column.least)))
         plan.default = int(below) if plan.kind == "int64" else _short(below)
         limits.insert(0, _short(column.least))
-        told += ", and one for missing ones"
-    return FeaturePlan(plan.name, "RawFeature", {"boundaries": limits, "embedding_dim": _SMALL_DIM}, told)
+        why += ", and one for missing values"
+    return FeaturePlan(plan.name, "RawFeature", {"boundaries": limits, "embedding_dim": _SMALL_DIM}, why)
 
 
 def _table_rows(num_distinct: int) -> tuple[int, str]:
@@ -371,7 +374,10 @@ def _table_rows(num_distinct: int) -> tuple[int, str]:
     unit = 10 ** (len(str(wanted)) - 2)
     rows = -(-wanted // unit) * unit
     if rows > _MAX_TABLE:
-        return _MAX_TABLE, f"hashed into {_MAX_TABLE:,} rows, though they then share rows; a larger table may pay"
+        return (
+            _MAX_TABLE,
+            f"hashed into {_MAX_TABLE:,} rows, so some values share a row; a larger table may be worthwhile",
+        )
     return rows, f"hashed into {rows:,} rows"
 
 

@@ -112,7 +112,7 @@ class LeakFinder:
         for label, is_one in rows.targets.items():
             auc = _column_auc(values, codes, is_one)
             if auc:
-                return f"predicts the label '{label}' too well (AUC {auc:.3f}): perhaps known only afterwards"
+                return f"predicts the label '{label}' too well (AUC {auc:.3f}): perhaps known only after the impression"
             found = _only_with_label(np.flatnonzero(is_set), np.zeros(int(is_set.sum()), np.int64), 1, rows, is_one)
             if found:
                 return found[1].told(what, label)
@@ -149,8 +149,7 @@ class LeakFinder:
             if _is_telling(float(aucs[best]), is_one):
                 return (
                     f"predicts the label '{label}' too well by its value '{distinct[best]}' "
-                    f"(AUC {aucs[best]:.3f}): perhaps "
-                    "known only afterwards"
+                    f"(AUC {aucs[best]:.3f}): perhaps known only after the impression"
                 )
             found = _only_with_label(place, codes, num_tags, rows, is_one)
             if found:
@@ -169,8 +168,8 @@ class _OnlyWithLabel:
     def told(self, what: What, label: str) -> str:
         never = " ".join(filter(None, (what[0], "hardly ever" if self.num_zeros else "never", what[1])))
         return (
-            f"{never} where '{label}' is 0 ({self.num_zeros:,} of {self.num_rows:,} rows of a sample that have "
-            "it): known only afterwards"
+            f"{never} where '{label}' is 0 ({self.num_zeros:,} of {self.num_rows:,} sampled rows that have "
+            "it): known only after the impression"
         )
 
 

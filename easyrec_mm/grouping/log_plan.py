@@ -129,7 +129,7 @@ def _columns(options: GroupOptions, files: list[str], plans: list[FilePlan]) -> 
     names = next((list(plan.columns) for plan in plans if plan.columns), [])
     if not names:
         raise DataError(f"{', '.join(files[:3])}: no row of data; give files that hold rows")
-    told = {
+    columns_of_flags = {
         "--group_by": (options.group_by,),
         "--image_field": (options.image_field,),
         "--label_fields": options.label_fields,
@@ -140,17 +140,15 @@ def _columns(options: GroupOptions, files: list[str], plans: list[FilePlan]) -> 
         "--columns": options.columns,
         "--types": tuple(options.types),
     }
-    for flag, some in told.items():
-        for name in filter(None, some):
+    for flag, columns in columns_of_flags.items():
+        for name in filter(None, columns):
             if name not in names:
                 raise DataError(f"{flag}: {files[0]} has no column '{name}'; {did_you_mean(name, names)}")
-    needed = {name for flag, some in told.items() if flag != "--types" for name in some}
+    needed = {name for flag, columns in columns_of_flags.items() if flag != "--types" for name in columns}
     if options.only_columns:
         names = [name for name in names if name in needed]
     if GROUP_SIZE in names:
-        raise DataError(
-            f"{files[0]}: a column is named '{GROUP_SIZE}', the name of the column that group adds; rename it"
-        )
+        raise DataError(f"{files[0]}: has a column '{GROUP_SIZE}', but group adds a column of this name; rename it")
     for file, plan in zip(files, plans, strict=True):
         _require_columns(file, plan, names, files[0])
     return names
@@ -195,10 +193,10 @@ def _kind(
             joined = join_kinds(kind, plan.columns.get(name))
         except ValueError as error:
             raise DataError(
-                f"{file}: column '{name}' {error} ({first}); write it with one type, or choose one with --types "
-                f"{name}=STRING"
+                f"{file}: column '{name}' is {plan.columns.get(name)}, but {kind} in {first}; write it with one type, "
+                f"or choose a type, as in --types {name}=STRING"
             ) from error
-        first = file if kind is None else first
+        first = file if joined != kind else first
         kind = joined
     return kind or "string"
 

@@ -34,13 +34,13 @@ _ROWS_TO_SEE, _MOST_EPOCHS = 8_000_000, 8
 _WIDE_DEVIATION, _EMBEDDING_PENALTY = 0.4, 0.03
 # Backbone without pretrained weights; and side of pictures at which pretrained backbones are accurate and fast enough.
 _RANDOM_BACKBONE, _PRESET_SIDE = "None", 192
-_SMALL_START = "Embeddings start small: what a value does must be learned, and is not there by chance."
+_SMALL_START = "Embeddings start small, so that the effect of a value is learned and not random."
 _PRODUCTS = (
-    "Products of features, and of the picture with each, reach further than the layers alone. They are scaled up: "
-    "products of small embeddings are too small to be learned by every seed."
+    "Products of features, and of the picture with each feature, add to what the layers can learn. They are scaled up, "
+    "because products of small embeddings are so small that some seeds do not learn from them."
 )
 _NO_BATCH_NORM = (
-    "No batch normalisation: batches show few items, whose statistics in training are others than those at evaluation."
+    "No batch normalisation: a batch has few items, so its statistics in training differ from those at evaluation."
 )
 _WARMUP_STEPS = 50
 # Share of the training during which the learning rate of img_dnn rises.
@@ -83,16 +83,16 @@ def template(options: GroupOptions, inference: Inference, grouped: Grouped) -> s
 def _head(options: GroupOptions, inference: Inference, grouped: Grouped) -> list[str]:
     labels = ", ".join(label.name for label in inference.labels)
     lines = [
-        f"Inferred by easyrec-mm group from {grouped.num_rows:,} rows of {options.input} that train.",
+        f"Inferred by easyrec-mm group from {grouped.num_rows:,} training rows of {options.input}.",
         f"  easyrec-mm train --pipeline_config {options.pipeline_config_template}",
-        "Look through it: no feature may hold what is known only after the impression, such as the time of viewing.",
+        "Check it: no feature may contain what is known only after the impression, such as the viewing time.",
     ]
     if inference.are_labels_guessed:
-        lines.append(f"Labels were guessed by name and values: {labels}. Choose others with --label_fields.")
+        lines.append(f"Labels were guessed from names and values: {labels}. Choose others with --label_fields.")
     lines += [f"Note: {note}." for note in inference.notes]
     lines += [f"No feature: {name}: {why}." for name, why in inference.left_out.items()]
     if inference.left_out:
-        lines.append("--columns +NAME of easyrec-mm group makes a feature of such a column all the same.")
+        lines.append("To make a feature of such a column anyway, use --columns +NAME of easyrec-mm group.")
     return lines
 
 
@@ -101,7 +101,7 @@ def _paths(options: GroupOptions, grouped: Grouped) -> list[str]:
     if grouped.eval_path:
         lines.append(f"eval_input_path: {_text(grouped.eval_path)}")
     else:
-        lines += _comment("", ["No eval_input_path: --split_by item, user or time sets rows apart to evaluate."])
+        lines += _comment("", ["No eval_input_path: --split_by item, user or time:<column> keeps rows for evaluation."])
     return [*lines, f"model_dir: {_text(options.output.rstrip('/') + '_model')}"]
 
 
@@ -117,7 +117,7 @@ def _data(options: GroupOptions, inference: Inference, grouped: Grouped) -> list
         lines.append(f"separator: {_text(layout.value_separator)}")
         lines.append(f"selected_cols: {_text(selected_columns(layout))}")
     lines += [f"label_fields: {_text(label.name)}" for label in inference.labels]
-    lines += _comment("", ["Groups are shuffled within and over the shards already."])
+    lines += _comment("", ["Groups are already shuffled within and across shards."])
     lines.append(f"shuffle_buffer_size: {min(_SHUFFLE_GROUPS, max(grouped.num_groups, 1))}")
     is_packed = options.embed_images and "packed_images" in DatasetConfig.DESCRIPTOR.fields_by_name
     if options.image_root and not is_packed:
@@ -172,7 +172,7 @@ def _model(options: GroupOptions, inference: Inference, grouped: Grouped) -> lis
     ]
     for feature in wide:
         factor = 1 / (_WIDE_DEVIATION**2 * feature.wide_rows)
-        lines += _comment("", [f"What a value adds is expected to be about {_WIDE_DEVIATION:g}, up or down."])
+        lines += _comment("", [f"The expected size of what a value adds to the logits is {_WIDE_DEVIATION:g}."])
         lines += _block(
             "feature_groups",
             [
@@ -218,13 +218,13 @@ def _image_tower(options: GroupOptions, grouped: Grouped) -> list[str]:
             lines.append(f"upscale: {upscale}")
     else:
         lines.append(f"model_name: {_text(_RANDOM_BACKBONE)}")
-    lines += _comment("", ["The backbone stays as it is, and runs once a distinct picture."])
+    lines += _comment("", ["The backbone is frozen, and runs once per distinct picture."])
     lines.append("trainable: HEAD")
-    lines += _comment("", ["img_dnn takes what the backbone finds as it is, and the colours and edges."])
+    lines += _comment("", ["img_dnn reads the output of the backbone without a projection, and the colours and edges."])
     lines += ["num_classes: 0", "descriptors {}", "normalize_features: true"]
     if grouped.num_rows_without_picture:
         lines += _comment(
-            "", [f"{grouped.num_rows_without_picture:,} rows have no picture: they take a trained vector."]
+            "", [f"{grouped.num_rows_without_picture:,} rows have no picture: they get a trained vector."]
         )
         lines.append("no_image_vector: true")
     head = ["hidden_units: [512, 16]", "dropout_ratio: [0.5, 0]", "use_bn: false"]
@@ -243,7 +243,8 @@ def _tower(label: LabelPlan, first: LabelPlan, units: int, options: GroupOptions
     else:
         metrics = ["root_mean_squared_error {}", "mean_absolute_error {}"]
         why = (
-            f"A number: mean {label.mean:.4g}, variance {label.variance:.4g}; the weight makes it as heavy as a click."
+            f"A number: mean {label.mean:.4g}, variance {label.variance:.4g}; the weight scales its loss to that of a "
+            "label of 0 and 1."
         )
         lines.append("loss_type: L2_LOSS")
         lines.append(f"weight: {_weight(label.variance):.1g}")
@@ -271,14 +272,14 @@ def _training(options: GroupOptions, inference: Inference, grouped: Grouped) -> 
     warmup_steps = min(_WARMUP_STEPS, num_steps // 2)
     lines = _optimizer(0.002, 0.1, warmup_steps, 0.0002)
     if _wide(inference):
-        lines += _comment("", ["A number that few rows train must learn from each of them."])
+        lines += _comment("", ["A higher rate, because few rows train the number of each value."])
         names = [f"embedding/{wide_name(one.name)}$" for one in _wide(inference)]
         lines += _optimizer(0.01, 0.1, warmup_steps, 0.001, names)
     lines += _comment(
         "",
         [
-            "What is seen in few pictures is learned by heart unless weights are held small.",
-            "The rate rises slowly, so that what the features tell as well is learned from them.",
+            "Strong weight decay, because otherwise single pictures are learned by heart.",
+            "The rate rises slowly, so that what other features also show is learned from those.",
         ],
     )
     lines += _optimizer(0.002, 7, int(_IMAGE_WARMUP * num_steps * num_epochs), 0, ["^image/img_dnn/"])
@@ -289,7 +290,7 @@ def _training(options: GroupOptions, inference: Inference, grouped: Grouped) -> 
     evaluation = []
     if grouped.eval_path:
         item = f"item_id_field: {_text(options.group_by)}"
-        evaluation = _comment("", ["Every checkpoint is evaluated; intervals take items as a whole."])
+        evaluation = _comment("", ["Every checkpoint is evaluated; confidence intervals resample whole items."])
         evaluation += [f"eval_config {{ eval_interval_secs: 0 {item} }}", ""]
         binary = [label.name for label in inference.labels if label.is_binary]
         if binary:

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from easyrec_mm.formats.columns import ORDER
 from easyrec_mm.grouping.column_stats import ColumnStats
 
-TIME = "a time: later rows have values that do not occur in training"
+TIME = "is a time: later rows have values that do not occur in training"
 _TIME_NAME = re.compile(r"(\w+_)?(time|timestamp|ts|date|datetime|dt|day)|(\w+_)at")
 # Whole numbers from here on are not durations, but dates such as 20260131, or seconds since 1970.
 _MIN_TIME = 10_000_000
@@ -45,17 +45,19 @@ def why_row_number(column: ColumnStats, sample: pa.Table, name: str, is_id: bool
     table = sample.select([name, ORDER]).filter(pc.is_valid(sample[name]))
     distinct = min(column.num_distinct, column.num_values)
     about = "" if column.counts is not None else "about "
-    told = f"has a different value in every row ({about}{distinct:,} in {column.num_values:,}), like a row number"
+    numbers_rows = (
+        f"has a different value in every row ({about}{distinct:,} in {column.num_values:,}), like a row number"
+    )
     if column.kind == "string":
-        return TIME if pc.all(pc.match_substring_regex(table[name], _DATE)).as_py() else told
+        return TIME if pc.all(pc.match_substring_regex(table[name], _DATE)).as_py() else numbers_rows
     numbers = table[name].cast(pa.float64(), safe=False).to_numpy()
     if np.any(numbers != np.floor(numbers)):
         return ""
     if is_id or column.greatest - column.least < _MAX_RANGE * column.num_values:
-        return told
+        return numbers_rows
     if _are_times(float(column.least), float(column.greatest)):
         return TIME
-    return told if _grows(numbers, table[ORDER].to_numpy()) else ""
+    return numbers_rows if _grows(numbers, table[ORDER].to_numpy()) else ""
 
 
 def _are_times(least: float, greatest: float) -> bool:

@@ -45,9 +45,9 @@ def write_preset(weights: Weights, content: bytes, folder: PresetFolder) -> dict
         for picture, row in zip(weights.pictures, probabilities, strict=True):
             if abs(row[picture.class_id] - picture.probability) > _TOLERANCE:
                 raise UserError(
-                    f"{weights.package}: the network that was made of it sees '{picture.label}' in {picture.file} with "
+                    f"{weights.package}: the network made from it gives '{picture.label}' in {picture.file} the "
                     f"probability {row[picture.class_id]:.3f} instead of {picture.probability:.3f}; install the "
-                    "versions of keras and keras-hub that easyrec-mm asks for, and report it if that does not help"
+                    "versions of keras and keras-hub that easyrec-mm requires; if that does not help, report it"
                 )
     return {p.label: float(row[p.class_id]) for p, row in zip(weights.pictures, probabilities, strict=True)}
 

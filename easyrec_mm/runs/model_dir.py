@@ -108,7 +108,7 @@ class ModelDir:
             of_checkpoints = [name for name in self._folder.names() if name.startswith(f"{PREFIX}-")]
             self._folder.remove([name for name in of_checkpoints if _checkpoint_of(name) not in kept])
         except StorageError as error:
-            raise CheckpointError(f"{error}; the checkpoint could not be copied there") from error
+            raise CheckpointError(f"{error}; the checkpoint could not be uploaded") from error
 
     def put_logs(self, at_once: bool = True) -> None:
         """Upload what was written; unless `at_once`, skip the upload if the last one was recent, and ignore errors.

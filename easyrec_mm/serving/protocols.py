@@ -64,7 +64,7 @@ def body_of_tensors(request: InferRequest) -> dict[str, Any]:
     for name, values in columns.items():
         if len(values) not in (1, number):
             raise RequestError(
-                f"{name}: has {len(values)} values, others have {number}; give {number} values, or 1 for all"
+                f"{name}: has {len(values)} values, but other tensors have {number}; give {number}, or 1 for all"
             )
     alone = {name: values for name, values in columns.items() if len(values) == number}
     shared = {name: values[0] for name, values in columns.items() if len(values) != number}

@@ -177,7 +177,7 @@ class Releases:
             others = ", ".join(f"generation {g.number} of {g.fingerprint[:12]}" for g in by_tower.values()) or "nothing"
             raise ServingError(
                 f"{folder} ({header.checkpoint}) belongs to image tower {header.image_tower_fingerprint[:12]}, "
-                f"{self._store.uri} holds {others}; embed with the image model of the same export"
+                f"but {self._store.uri} holds {others}; embed with the image model of the same export"
             )
         return Newest(folder, generation, _identity(folder, generation))
 
@@ -209,8 +209,8 @@ class Releases:
             raise ExportError(f"{folder}: was replaced while it was being loaded; loading it again")
         if generation.width != manifest.image_width:
             raise ServingError(
-                f"{folder} takes vectors of {manifest.image_width} numbers, generation {generation.number} of "
-                f"{self._store.uri} has {generation.width}"
+                f"{folder} takes vectors of {manifest.image_width} numbers, but generation {generation.number} of "
+                f"{self._store.uri} has vectors of {generation.width}; embed with the image model of the same export"
             )
         no_image = np.array(manifest.no_image_vector, np.float32) if manifest.no_image_vector else None
         reader = RequestReader(
@@ -232,13 +232,13 @@ class Releases:
         embedder = loaded if loaded and loaded.fingerprint == generation.fingerprint else self._load_embedder()
         if embedder.fingerprint != generation.fingerprint:
             raise ServingError(
-                f"--img_model_dir holds image tower {embedder.fingerprint[:12]}, the rec model belongs to "
+                f"--img_model_dir holds image tower {embedder.fingerprint[:12]}, but the rec model belongs to "
                 f"{generation.fingerprint[:12]}; give the image model of the same export"
             )
         if lacking := [name for name in embedder.fields if name not in reader.blank_fields()]:
             raise ServingError(
                 f"--missing_vector compute: the image model also takes {', '.join(lacking)}, which no feature "
-                "of the rec model reads; choose another, or add it to a feature group of the model"
+                "of the rec model reads; choose another --missing_vector, or add it to a feature group of the model"
             )
         return embedder
 
@@ -247,7 +247,7 @@ class Releases:
         if no_image is None and self._options.missing_vector == "no_image":
             raise ServingError(
                 f"--missing_vector no_image: {newest.folder} was trained without a no-image vector "
-                "(no_image_vector); choose another"
+                "(no_image_vector); choose another --missing_vector"
             )
         if no_image is None or self._options.missing_vector == "mean":
             return self._mean(newest.generation), Source.MEAN
@@ -284,7 +284,7 @@ def newest_export(folder: str) -> str:
         return folder
     numbered = [name for name in names if name.isdigit()]
     if not numbered:
-        choices = "a folder that easyrec-mm export has written, or a folder of numbered exports"
+        choices = "a folder written by easyrec-mm export, or a folder of such folders with numbers as names"
         raise ExportError(f"{folder}: no {MANIFEST}; give {choices}")
     return join(folder, max(numbered, key=int))
 

@@ -248,9 +248,9 @@ class RequestReader:
             differ = np.flatnonzero(np.not_equal(*np.broadcast_arrays(counts[first], count)))
             if len(differ):
                 i = int(differ[0])
-                told, other = (int(some[i if len(some) > 1 else 0]) for some in (counts[first], count))
+                number, other = (int(counted[i if len(counted) > 1 else 0]) for counted in (counts[first], count))
                 raise RequestError(
-                    f"instance {i}: '{first}' has {told} values and '{name}' {other}; they belong together"
+                    f"instance {i}: '{first}' has {number} values, but '{name}' has {other}; give both the same number"
                 )
 
     def _pictures(self, columns: _Columns) -> tuple[list[str], dict[int, NDArray[Any]]]:

@@ -119,7 +119,9 @@ class Service:
             except RequestError as error:
                 problems.append(error)
         if recorded and len(problems) == len(recorded):
-            raise ServingError(f"{release.folder}: answers none of the last requests: {problems[0]}")
+            raise ServingError(
+                f"{release.folder}: cannot answer any of the last requests; the first problem is: {problems[0]}"
+            )
 
     def _answer(self, release: Release, body: object) -> Answer:
         candidates = release.reader.read(body)

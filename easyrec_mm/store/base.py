@@ -135,7 +135,7 @@ class Store(ABC):
             if (generation.width, generation.dtype) != (width, dtype):
                 raise StoreError(
                     f"{self.uri}: generation {generation.number} with this fingerprint holds vectors of "
-                    f"{generation.width} {generation.dtype}, not {width} {dtype}; use that format, or another store"
+                    f"{generation.width} {generation.dtype}, not {width} {dtype}; use its format, or another store"
                 )
             return generation
         number = max(meta.generations, default=0) + 1
@@ -203,12 +203,13 @@ def encode(record: Record, generation: Generation) -> bytes:
         return header
     if record.vector.shape != (generation.width,):
         raise StoreError(
-            f"{record.key}: a vector of {record.vector.shape}, the generation has {generation.width} numbers"
+            f"{record.key}: the vector has the shape {record.vector.shape}, but the generation has "
+            f"{generation.width} numbers"
         )
     with np.errstate(over="ignore"):
         numbers = record.vector.astype(generation.dtype)
     if not np.isfinite(numbers).all():
-        raise StoreError(f"{record.key}: the vector holds numbers that are not finite in {generation.dtype}")
+        raise StoreError(f"{record.key}: the vector holds numbers that are not finite as {generation.dtype}")
     return header + numbers.tobytes()
 
 
@@ -219,9 +220,7 @@ def decode(key: str, value: bytes, generation: Generation, uri: str) -> Record:
       StoreError: if the bytes are not a record of that generation.
     """
     if len(value) not in (_HEADER.size, _HEADER.size + vector_bytes(generation)):
-        raise StoreError(
-            f"{uri}: the record of '{key}' has {len(value)} bytes; the store is damaged, embed into a new one"
-        )
+        raise StoreError(f"{uri}: the record of '{key}' has {len(value)} bytes; the store is damaged; write a new one")
     content_hash, written_s = _HEADER.unpack_from(value)
     vector = np.frombuffer(value, np.dtype(generation.dtype), offset=_HEADER.size).astype(np.float32)
     return Record(key, vector if len(vector) else None, content_hash, written_s)
@@ -276,7 +275,7 @@ def parse_meta(text: bytes | str | None, uri: str) -> Meta:
         generations = [Generation(**generation) for generation in values["generations"]]
         return Meta(int(values["current"]), {generation.number: generation for generation in generations})
     except (KeyError, TypeError, ValueError) as error:
-        raise StoreError(f"{uri}: is not a store of easyrec_mm ({error}); choose another place") from error
+        raise StoreError(f"{uri}: is not a store of easyrec_mm ({error}); choose another store") from error
 
 
 def require_generation(meta: Meta, wanted: Generation | None, uri: str) -> Generation:
@@ -286,10 +285,10 @@ def require_generation(meta: Meta, wanted: Generation | None, uri: str) -> Gener
       StoreError: if the generation is gone, or no generation is complete.
     """
     if wanted is not None:
-        found = meta.generations.get(wanted.number)
-        if found is None or (found.fingerprint, found.begun_s) != (wanted.fingerprint, wanted.begun_s):
-            raise StoreError(f"{uri}: generation {wanted.number} is gone; load what is current")
-        return found
+        generation = meta.generations.get(wanted.number)
+        if generation is None or (generation.fingerprint, generation.begun_s) != (wanted.fingerprint, wanted.begun_s):
+            raise StoreError(f"{uri}: generation {wanted.number} no longer exists; load the current one")
+        return generation
     current = meta.current_generation
     if current is None:
         raise StoreError(

@@ -126,11 +126,11 @@ def _generation(feature: Feature, store: Store, origin: int | None) -> Generatio
         if found is None:
             held = ", ".join(f"generation {g.number} of '{g.fingerprint[:40]}'" for g in complete) or "nothing"
             raise StoreError(
-                f"{place}: holds {held}, and not the vectors that the model was trained with; restore them"
+                f"{place}: holds {held}, but not the vectors that the model was trained with; restore them"
             )
     if found.width != feature.num_numbers:
         raise StoreError(
-            f"{place}: generation {found.number} has vectors of {found.width} numbers, vector_dim says "
+            f"{place}: generation {found.number} has vectors of {found.width} numbers, but vector_dim is "
             f"{feature.num_numbers}; make them equal"
         )
     return found

@@ -65,7 +65,7 @@ def load(store: Store, paths: str, columns: Columns, origin: str, dtype: VectorD
                     generation = store.begin(origin, width, dtype)
                 if width != generation.width:
                     raise DataError(
-                        f"{path}: row {row}: a vector of {width} numbers, those before have {generation.width}"
+                        f"{path}: row {row}: the vector has {width} numbers, but earlier ones have {generation.width}"
                     )
                 now = int(time.time())
                 store.put_many(
@@ -80,7 +80,7 @@ def load(store: Store, paths: str, columns: Columns, origin: str, dtype: VectorD
         except (OSError, pa.ArrowException) as error:
             raise DataError(f"{path}: cannot be read: {error}") from error
     if generation is None:
-        raise DataError(f"--input {paths}: holds no row; give files of keys and vectors")
+        raise DataError(f"--input {paths}: holds no rows; give files with keys and vectors")
     store.complete(generation)
     return Loaded(number, generation)
 
@@ -137,7 +137,7 @@ def _rows(path: str, first: int, table: pa.Table, columns: Columns) -> tuple[lis
     for row, vector in enumerate(vectors, first):
         if len(vector) != len(vectors[0]):
             raise DataError(
-                f"{path}: row {row}: a vector of {len(vector)} numbers, those before have {len(vectors[0])}"
+                f"{path}: row {row}: the vector has {len(vector)} numbers, but earlier ones have {len(vectors[0])}"
             )
     return keys, np.stack(vectors)
 

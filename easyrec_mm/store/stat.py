@@ -95,7 +95,7 @@ def _drift(store: Store, current: Generation, before: Generation) -> list[str]:
             if current.width == before.width:
                 norms = np.linalg.norm(vector) * np.linalg.norm(record.vector)
                 cosines.append(float(vector @ record.vector / norms) if norms else 0.0)
-    lines = [f"drift from generation {before.number}: {num_shared} of {len(newer)} keys looked at are in both"]
+    lines = [f"drift from generation {before.number}: {num_shared} of {len(newer)} compared keys are in both"]
     if cosines:
         low, middle = np.percentile(cosines, [5, 50])
         lines.append(f"  cosine of a key's two vectors: median {middle:.4f}, 5th percentile {low:.4f}")

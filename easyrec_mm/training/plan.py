@@ -107,9 +107,9 @@ def build_optimizers(
         names = [name for name, number in chosen.items() if number == i]
         if settings.variables and not names:
             raise ConfigError(
-                f"train_config.optimizer_config[{i}].variables: no variable is left "
-                f"that matches {', '.join(settings.variables)}; "
-                f"names are such as {_some(list(chosen))}"
+                f"train_config.optimizer_config[{i}].variables: no variable matches "
+                f"{', '.join(settings.variables)}, except those of earlier entries; variables are, for example, "
+                f"{_some(list(chosen))}"
             )
         optimizer = build_optimizer(settings, list(tables.values()), factors, first_steps, end)
         optimizer.build([trained[name] for name in names])
@@ -124,12 +124,12 @@ def _trained_variables(model: MultimodalModel, freeze_gradient: Iterable[str]) -
         frozen = [name for name in model.all_trainable() if re.search(pattern, name)]
         if not frozen:
             raise ConfigError(
-                f"train_config.freeze_gradient: '{pattern}' matches no variable; names are such as "
+                f"train_config.freeze_gradient: '{pattern}' matches no variable; variables are, for example, "
                 f"{_some(list(trained))}"
             )
         trained = {name: v for name, v in trained.items() if name not in frozen}
     if not trained:
-        raise ConfigError("train_config.freeze_gradient: freezes every variable; leave something to train")
+        raise ConfigError("train_config.freeze_gradient: freezes every variable; leave at least one to train")
     return trained
 
 

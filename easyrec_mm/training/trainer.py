@@ -35,7 +35,7 @@ from easyrec_mm.training.steps import TrainSteps
 from easyrec_mm.training.time_left import Forecast
 from easyrec_mm.training.warm_start import start_from_checkpoint
 
-_STOPPING = "stopping after this step, then saving a checkpoint; once more to stop at once"
+_STOPPING = "stopping after this step, then saving a checkpoint; send the signal again to stop at once"
 
 
 @dataclass(frozen=True)
@@ -238,12 +238,16 @@ class Trainer:
         try:
             restore(path, self.state())
         except CheckpointError as error:
-            raise CheckpointError(f"model_dir '{self._model_dir}' holds another training. {error}") from error
+            raise CheckpointError(
+                f"model_dir '{self._model_dir}' holds the training of another model. {error}"
+            ) from error
         self.steps.restore_banks(path)
         same_data = int(self._input_fingerprint) == fingerprint
-        print(f"going on from {shown(path)} (step {int(self.steps.number)})", flush=True)
+        print(f"continuing from {shown(path)} (step {int(self.steps.number)})", flush=True)
         if not same_data:
-            print("the training data or its order is not that of the checkpoint: reading from its start", flush=True)
+            print(
+                "the training data or their order have changed since the checkpoint: reading from the start", flush=True
+            )
             self._batches_read.assign(0)
             self._input_fingerprint.assign(fingerprint)
 

@@ -40,5 +40,7 @@ def _read_name_map(path: str) -> dict[str, str]:
         if len(parts) == 2:
             names[parts[0].strip()] = parts[1].strip()
         elif line.strip():
-            raise ConfigError(f"{path}:{number}: '{line}' is not of the form: variable<tab>name in the checkpoint")
+            raise ConfigError(
+                f"{path}:{number}: '{line}' is invalid; write a variable, a tab, and its name in the checkpoint"
+            )
     return names

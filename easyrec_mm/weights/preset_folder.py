@@ -41,14 +41,14 @@ class PresetFolder:
         self._setting = setting
         self._source = {"package": weights.package, "sha256": weights.sha256, "conversion": _CONVERSION}
         if is_remote(path):
-            raise self._error("is not on this machine, and presets are loaded from it; give a local folder")
+            raise self._error("is not on this machine; give a local folder")
         here = os.path.abspath(path)
         if os.path.commonpath([here, os.getcwd()]) == here:
             raise self._error("contains the current folder; choose another folder")
         if os.path.exists(path) and not os.path.isdir(path):
-            raise self._error("is a file; name a folder")
+            raise self._error("is a file; give a folder")
         if os.path.isdir(path) and os.listdir(path) and not os.path.exists(os.path.join(path, RECORD)):
-            raise self._error("holds something else than fetched weights; name another folder, or remove it")
+            raise self._error("contains other files than fetched weights; give another folder, or remove this one")
 
     def is_complete(self) -> bool:
         """Return whether the folder contains the preset of these weights, with every file as it was written."""

@@ -54,7 +54,7 @@ class _Unpickler(pickle.Unpickler):
 
     def find_class(self, module: str, name: str) -> Any:
         if (module, name) not in _ALLOWED:
-            raise TorchFileError(f"it names {module}.{name}, which no file of weights needs")
+            raise TorchFileError(f"it uses {module}.{name}, which is not allowed in a file of weights")
         return _ALLOWED[module, name]
 
     def persistent_load(self, saved: Any) -> str:
@@ -73,13 +73,13 @@ def read_tensors(content: bytes) -> dict[str, NDArray[Any]]:
     try:
         return _tensors(io.BytesIO(content))
     except (pickle.UnpicklingError, EOFError, ValueError, TypeError, KeyError, AttributeError, IndexError) as error:
-        raise TorchFileError(f"it is damaged, or not of PyTorch's format before 1.6: {error}") from error
+        raise TorchFileError(f"it is damaged, or not in the format of PyTorch before 1.6: {error}") from error
 
 
 def _tensors(file: io.BytesIO) -> dict[str, NDArray[Any]]:
     magic, protocol, _ = (_Unpickler(file).load() for _ in range(3))
     if (magic, protocol) != (_MAGIC, _PROTOCOL):
-        raise TorchFileError("it is not of PyTorch's format before 1.6")
+        raise TorchFileError("it is not in the format of PyTorch before 1.6")
     unpickler = _Unpickler(file)
     views: dict[str, _View] = unpickler.load()
     storages = {}

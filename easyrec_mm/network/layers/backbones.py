@@ -170,8 +170,8 @@ def preset_backbone(preset: str, shape: Shape, dtype: str, feature_layer: str = 
     if any(want is not None and want != have for want, have in zip(wanted, shape, strict=True)):
         raise BackboneError(
             "preset",
-            f"'{preset}' takes pictures of {_size(wanted)} (width x height x channels), and img_shape is "
-            f"{_size(shape)}; make img_shape equal to the preset's",
+            f"'{preset}' takes pictures of {_size(wanted)} (width x height x channels), but would get "
+            f"{_size(shape)}; change img_shape or upscale",
         )
     source = _architecture(model)
     return _finished(_in_dtype(model, dtype), normalisation, shape, feature_layer, source)

@@ -204,7 +204,7 @@ class ImageTower(keras.layers.Layer):
         """
         if number > len(self.stages):
             names = ", ".join(stage.name for stage in self.stages)
-            raise BackboneError("last_n_stages", f"{number}, but the backbone has {len(self.stages)}: {names}")
+            raise BackboneError("last_n_stages", f"{number}, but the backbone has {len(self.stages)} stages: {names}")
 
     def train_last_stages(self, number: int | None) -> None:
         """Train only the last `number` stages of the backbone, None for all, in functions that are traced later.
@@ -308,7 +308,7 @@ class ImageTower(keras.layers.Layer):
             raise BackboneError("pooling", "this backbone has no class token; choose AVG, MAX or GEM")
         if rank == 2 and pooling != "AVG":
             raise BackboneError(
-                "pooling", f"{pooling} has no effect: this backbone makes one vector of a picture itself"
+                "pooling", f"{pooling} has no effect: the output of this backbone is already one vector per picture"
             )
 
 

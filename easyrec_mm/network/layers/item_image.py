@@ -60,7 +60,7 @@ class ItemImage(keras.layers.Layer):
             largest = tf.math.unsorted_segment_max(vectors, image, num_images)
             return tf.where(counts[:, None] > 0, largest, 0.0)
         if self._hidden is None or self._score is None:
-            raise ValueError(f"pooling is {self._pooling}")
+            raise ValueError(f"pooling: '{self._pooling}' is unknown; choose MEAN, MAX or ATTENTION")
         scores = self._score(self._hidden(vectors))[:, 0]  # [L]
         largest = tf.math.unsorted_segment_max(tf.stop_gradient(scores), image, num_images)
         weights = tf.exp(scores - tf.gather(largest, image))

@@ -79,8 +79,10 @@ def _load(preset: str) -> keras.Model:
     known = sorted(keras_hub.models.Backbone.presets)
     if not is_folder and "://" not in preset and preset not in known:
         near = difflib.get_close_matches(preset, known, n=3)
-        hint = f"nearest names: {', '.join(near)}" if near else f"keras-hub has {len(known)}, such as {known[0]}"
-        raise PresetError(f"neither a folder nor a preset of keras-hub: '{preset}'; {hint}")
+        hint = (
+            f"nearest names: {', '.join(near)}" if near else f"keras-hub has {len(known)} presets, such as {known[0]}"
+        )
+        raise PresetError(f"'{preset}' is neither a folder nor a preset of keras-hub; {hint}")
     try:
         with _quiet():
             return keras_hub.models.Backbone.from_preset(preset)
@@ -88,8 +90,8 @@ def _load(preset: str) -> keras.Model:
         if is_folder:
             raise PresetError(f"'{preset}' cannot be loaded: {_misfit(Path(preset), error)}") from error
         raise PresetError(
-            f"'{preset}' cannot be fetched: {_first_line(error)}; without a network give a folder that save_to_preset "
-            "wrote"
+            f"'{preset}' cannot be fetched: {_first_line(error)}; without network access, give a folder written by "
+            "save_to_preset"
         ) from error
 
 
@@ -100,7 +102,7 @@ def _misfit(folder: Path, error: Exception) -> str:
     weights = folder / "model.weights.h5"
     if not any(folder.glob("model.weights.*")):
         there = ", ".join(sorted(path.name for path in folder.iterdir())[:_MOST_NAMES]) or "nothing"
-        return f"{weights.name} is missing ({there} is there)"
+        return f"{weights.name} is missing (the folder contains {there})"
     try:
         with _quiet():
             model = keras_hub.models.Backbone.from_preset(str(folder), load_weights=False)
@@ -116,7 +118,7 @@ def _misfit(folder: Path, error: Exception) -> str:
     ]
     if len(differing) > _MOST_NAMES:
         lines.append(f"  and {len(differing) - _MOST_NAMES} more")
-    return "\n".join(["its weights are not those of its config:", *lines])
+    return "\n".join(["its weights do not fit its config:", *lines])
 
 
 def _shapes_as_saved(model: keras.Model) -> dict[str, list[int]]:

@@ -151,7 +151,9 @@ class _PureFunction:
             with _State(zip(variables, state, strict=True)) as scope:
                 outputs = self._function(*inputs)
             if scope.losses:
-                raise ValueError(f"recompute: {self._function} adds losses; let it return what they are made of")
+                raise ValueError(
+                    f"recompute: {self._function} adds losses; let it return the values to compute them from"
+                )
             self._state = list(scope.variables.values())
             # Otherwise the gradient would also be computed through the moments of a batch, with upstream zeros.
             return outputs, [tf.stop_gradient(scope.get_current_value(v)) for v in self._state]
@@ -203,7 +205,9 @@ class _Slices(NamedTuple):
     def array(self, whole: tf.Tensor) -> tf.TensorArray:
         """Return an empty array for the slices of such a tensor."""
         if not whole.shape[1:].is_fully_defined():
-            raise ValueError(f"in_micro_batches: a row has the open shape {whole.shape[1:]}; set its dimensions")
+            raise ValueError(
+                f"in_micro_batches: the shape of a row, {whole.shape[1:]}, is not fully defined; set its dimensions"
+            )
         return tf.TensorArray(whole.dtype, self.number, element_shape=[None, *whole.shape[1:]], infer_shape=False)
 
     def for_each(self, body: Callable[..., Any], *values: Any) -> Any:
