@@ -70,7 +70,7 @@ def test_vectors_stay_those_that_a_model_was_trained_with(uri, writer):
     assert pinned.is_newest()
     assert not trained.is_newest()
     writer.prune()
-    with pytest.raises(StoreError, match="generation 1 is gone"):
+    with pytest.raises(StoreError, match="generation 1 no longer exists"):
         pinned.look_up(one, ["a"])
     with pytest.raises(StoreError, match=r"'title': .* holds generation 2 of 'better words', but not the vectors that"):
         VectorStores([one], origins)

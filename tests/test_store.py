@@ -111,7 +111,7 @@ def test_a_new_tower_makes_a_new_generation_that_readers_see_at_once(uri):
     assert set(store.meta().generations) == {2, 3}  # the third is being written
     assert list(store.scan(first)) == []
     for one in (reader, store):
-        with pytest.raises(StoreError, match="generation 1 is gone"):
+        with pytest.raises(StoreError, match="generation 1 no longer exists"):
             one.get_many(["a"], first)
     assert reader.get_many(["a"]).generation == 2
 
