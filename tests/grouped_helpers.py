@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from easyrec_mm.formats.columns import ARROW_TYPES
 from easyrec_mm.formats.grouped_table import GroupFields, Groups
-from easyrec_mm.formats.grouped_tfrecord import MISSING
+from easyrec_mm.formats.tfrecord import MISSING
 
 KINDS = {
     "click": "int64",

@@ -27,14 +27,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from easyrec_mm.errors import DataError
-from easyrec_mm.formats import grouped_parquet
+from easyrec_mm.formats import parquet
 from easyrec_mm.formats.checks import Problem, SampleChecks
-from easyrec_mm.formats.group_rtp import GroupRtpSource
-from easyrec_mm.formats.grouped_parquet import read_parquet
-from easyrec_mm.formats.grouped_rtp import find_forbidden, read_rtp, written_layout
 from easyrec_mm.formats.grouped_table import GroupFields, Groups, joined
-from easyrec_mm.formats.grouped_tfrecord import read_tfrecord
+from easyrec_mm.formats.parquet import read_parquet
+from easyrec_mm.formats.rtp import find_forbidden, read_rtp, written_layout
+from easyrec_mm.formats.rtp_graph import GroupRtpSource
 from easyrec_mm.formats.source import Order
+from easyrec_mm.formats.tfrecord import read_tfrecord
 from easyrec_mm.grouping.shards import FORMATS
 from easyrec_mm.schema import RowLayout
 
@@ -96,7 +96,7 @@ def numbered(count, size=3):
 
 @pytest.mark.parametrize("kind", FORMATS)
 def test_bytes_do_not_depend_on_the_portions(tmp_path, kind, monkeypatch):
-    monkeypatch.setattr(grouped_parquet, "ROW_GROUP", 700)
+    monkeypatch.setattr(parquet, "ROW_GROUP", 700)
     table = numbered(2500)
     write(tmp_path / "a", table, kind)
     write(tmp_path / "b", table, kind, portions=(1, 13, 700, 1024, 1400, 2499))

@@ -7,14 +7,14 @@ from dataclasses import dataclass, replace
 
 from easyrec_mm.files import FileInfo
 from easyrec_mm.files.local_copies import local_copies
+from easyrec_mm.formats.csv_files import CsvReader, ParquetReader
 from easyrec_mm.formats.data_files import find_infos
-from easyrec_mm.formats.group_rtp import GroupRtpSource
-from easyrec_mm.formats.group_tfrecord import GroupTfRecordSource
-from easyrec_mm.formats.odps_group_rtp import OdpsGroupRtpSource
+from easyrec_mm.formats.odps_rtp import OdpsGroupRtpSource
 from easyrec_mm.formats.odps_tables import OdpsTables
+from easyrec_mm.formats.rtp_graph import GroupRtpSource
 from easyrec_mm.formats.source import Order, Source
 from easyrec_mm.formats.table_files import TableSource
-from easyrec_mm.formats.table_readers import CsvReader, ParquetReader
+from easyrec_mm.formats.tfrecord_graph import GroupTfRecordSource
 from easyrec_mm.formats.typed_groups import TypedGroups
 from easyrec_mm.protos.data_pb2 import DatasetConfig
 from easyrec_mm.schema import Schema

@@ -24,10 +24,10 @@ from easyrec_mm.files import is_remote, join
 from easyrec_mm.files.opening import exists, opened_at, size_of
 from easyrec_mm.formats.checks import BadGroup, GroupProblems, SampleChecks
 from easyrec_mm.formats.columns import MAX_WHOLE, Kind
-from easyrec_mm.formats.grouped_parquet import read_parquet
-from easyrec_mm.formats.grouped_rtp import find_forbidden, read_rtp, selected_columns, written_layout
 from easyrec_mm.formats.grouped_table import GroupFields, Groups, GroupsPiece
-from easyrec_mm.formats.grouped_tfrecord import read_tfrecord
+from easyrec_mm.formats.parquet import read_parquet
+from easyrec_mm.formats.rtp import find_forbidden, read_rtp, selected_columns, written_layout
+from easyrec_mm.formats.tfrecord import read_tfrecord
 from easyrec_mm.grouping.bad_rows import BAD_ROWS, BadRow, BadRows
 from easyrec_mm.grouping.flat_files import find_inputs
 from easyrec_mm.grouping.group_stats import write_stats

@@ -16,9 +16,9 @@ from easyrec_mm.files.local_copies import local_copies
 from easyrec_mm.formats.checks import BadGroup, GroupProblems, Ints, SampleChecks, is_text, refuse_kind
 from easyrec_mm.formats.columns import ORDER, ROW_BITS, Kind, Typed, to_kind
 from easyrec_mm.formats.data_files import find_files, find_infos, opened_at
-from easyrec_mm.formats.grouped_rtp import decode
 from easyrec_mm.formats.grouped_table import GroupFields, GroupsPiece
 from easyrec_mm.formats.odps_tables import LINE, OdpsTables
+from easyrec_mm.formats.rtp import decode
 from easyrec_mm.formats.typed_groups import ROW
 from easyrec_mm.grouping.convert import source_format
 from easyrec_mm.grouping.flat_files import Split, pieces, plan_file

@@ -24,8 +24,8 @@ from easyrec_mm.errors import DataError, tensorflow_reason
 from easyrec_mm.features.field import Dtype
 from easyrec_mm.features.tensorflow_back_end import split_texts
 from easyrec_mm.formats.checks import Problem
-from easyrec_mm.formats.group_rtp import matches
 from easyrec_mm.formats.record_files import RecordFiles
+from easyrec_mm.formats.rtp_graph import matches
 from easyrec_mm.formats.source import Chunk, GroupRows, Order, TextGroup
 from easyrec_mm.formats.typed_groups import TypedGroups
 from easyrec_mm.schema import Schema

@@ -21,8 +21,8 @@ from easyrec_mm.features.field import Dtype, Field
 from easyrec_mm.features.tensorflow_back_end import split_texts
 from easyrec_mm.features.text_patterns import VALUE_PATTERNS
 from easyrec_mm.formats.checks import Problem, SampleChecks
-from easyrec_mm.formats.grouped_rtp import NUM_PROBE_LINES, count_columns, split_lines
 from easyrec_mm.formats.record_files import RecordFiles
+from easyrec_mm.formats.rtp import NUM_PROBE_LINES, count_columns, split_lines
 from easyrec_mm.formats.source import Chunk, GroupRows, Order, TextGroup
 from easyrec_mm.schema import RowLayout, Schema
 
