@@ -38,7 +38,7 @@ class _Lines:
         return self._parser.compiled(arrays)
 
     def texts(self, table: pa.Table) -> Iterable[TextGroup | Problem]:
-        return map(self._parser.texts, table[LINE].to_pylist())
+        return self._parser.texts(table[LINE].to_pylist())
 
 
 class OdpsGroupRtpSource(TableSource):

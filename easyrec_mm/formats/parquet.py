@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from easyrec_mm.errors import DataError, did_you_mean
+from easyrec_mm.errors import DataError, first_line
 from easyrec_mm.files.opening import opened_at
-from easyrec_mm.formats.checks import GroupProblems, Ints, SampleChecks, column_place, refuse_kind
-from easyrec_mm.formats.columns import ARROW_TYPES, join_kinds, kind_of, to_kind
+from easyrec_mm.formats.columns import ARROW_TYPES
 from easyrec_mm.formats.grouped_table import (
     READ_GROUPS,
     GroupFields,
@@ -20,8 +19,9 @@ from easyrec_mm.formats.grouped_table import (
     GroupsPiece,
     joined,
     offsets,
-    one_a_group,
+    piece_of,
 )
+from easyrec_mm.formats.typed_groups import TypedGroups
 
 # Number of groups per Parquet row group. Fixed, because it determines the bytes of a file.
 ROW_GROUP = 1 << 14
@@ -75,85 +75,45 @@ def _table(groups: Groups, fields: GroupFields, schema: pa.Schema) -> pa.Table:
     return pa.Table.from_arrays([*columns, pa.array(groups.size)], schema=schema)
 
 
-def read_parquet(path: str, fields: GroupFields, checks: SampleChecks | None = None) -> Iterator[GroupsPiece]:
+def read_tables(
+    path: str, groups: TypedGroups, num_rows: int, open_at: Callable[[str], str] = opened_at
+) -> Iterator[pa.Table]:
+    """Yield the columns of a file that are read, `num_rows` rows at a time.
+
+    Args:
+      path: path of the file.
+      groups: determines the columns.
+      num_rows: number of rows per table.
+      open_at: path -> path on this machine.
+
+    Raises:
+      DataError: if the file cannot be read or lacks a column.
+    """
+    try:
+        with pq.ParquetFile(open_at(path)) as opened:
+            columns = groups.present(path, opened.schema_arrow.names)
+            for batch in opened.iter_batches(num_rows, columns=columns):
+                yield pa.Table.from_batches([batch])
+    except (OSError, pa.ArrowException) as error:
+        raise DataError(f"{path}: cannot be read as Parquet: {first_line(error)}") from error
+
+
+def read_parquet(path: str, fields: GroupFields, groups: TypedGroups) -> Iterator[GroupsPiece]:
     """Yield the groups of a file.
 
     Args:
       path: path of the file.
       fields: fields of the groups.
-      checks: checks the values as training does; None to check only that they are of their kinds.
+      groups: the same fields as training reads them; it checks the values.
 
     Raises:
       DataError: if the file cannot be read, or a column is missing or of another type.
     """
-    try:
-        with pq.ParquetFile(opened_at(path)) as opened:
-            names = opened.schema_arrow.names
-            for name, kind in fields.kinds.items():
-                if name not in names:
-                    raise DataError(f"{path}: no column '{name}'; {did_you_mean(name, names)}")
-                _check_type(path, name, opened.schema_arrow.field(name).type, kind)
-            wanted = [name for name in (*fields.kinds, fields.size) if name in names]
-            first = 1
-            for batch in opened.iter_batches(READ_GROUPS, columns=wanted):
-                yield _piece(pa.Table.from_batches([batch]), fields, first + np.arange(len(batch)), checks)
-                first += len(batch)
-    except (OSError, pa.ArrowException) as error:
-        raise DataError(f"{path}: cannot be read as Parquet: {error}") from error
-
-
-def _check_type(path: str, name: str, found: pa.DataType, kind: str) -> None:
-    inner = found.value_type if pa.types.is_list(found) or pa.types.is_large_list(found) else found
-    try:
-        if not pa.types.is_nested(inner):
-            known = kind_of(inner)
-            if kind != "string":
-                join_kinds(known, kind)  # type: ignore[arg-type]
-            return
-    except ValueError:
-        pass
-    raise DataError(
-        f"{path}: column '{name}' is {found}, and its input field {kind}; change the field's input_type, or write the "
-        "column with that type"
-    )
-
-
-def _piece(table: pa.Table, fields: GroupFields, rows: Ints, checks: SampleChecks | None) -> GroupsPiece:
-    is_list = {name: pa.types.is_nested(table[name].type) for name in fields.kinds}
-    lengths = {
-        name: pc.fill_null(pc.list_value_length(table[name]), -1).to_numpy().astype(np.int64)
-        for name in fields.kinds
-        if is_list[name]
-    }
-    size = next(iter(lengths.values()), np.ones(len(table), np.int64))
-    if fields.size in table.column_names:
-        size = pc.fill_null(table[fields.size].cast(pa.int64()), 0).to_numpy()
-    whole = GroupProblems(np.ones(len(table), np.int64))
-    for name, length in lengths.items():
-        whole.refuse(length < 0, column_place(name), lambda i: "is null")
-    place = column_place(fields.size) if fields.size in table.column_names else "row"
-    whole.refuse(size <= 0, place, lambda i: f"group size {size[i]} is not 1 or more")
-    for name, length in lengths.items():
-        whole.refuse(length != size, column_place(name), lambda i, n=length: f"{n[i]} entries, group size {size[i]}")  # type: ignore[misc]
-    refused = whole.at_rows(rows)
-    if refused:
-        good = ~whole.is_bad
-        table, size, rows = table.filter(pa.array(good)), size[good], rows[good]
-
-    problems = GroupProblems(size)
-    columns: dict[str, pa.Array] = {}
-    for name, kind in fields.kinds.items():
-        column = table[name].combine_chunks()
-        column = column.flatten() if is_list[name] else column.take(pa.array(problems.group))
-        typed = to_kind(column, kind, strict=True)
-        refuse_kind(typed.is_bad, column, name, kind, problems.refuse_samples)
-        columns[name] = pc.fill_null(typed.values, "") if name == fields.image else typed.values
-    if checks is not None:
-        checks.check(columns, problems)
-    for name in filter(fields.per_group.__contains__, fields.kinds):
-        columns[name] = one_a_group(name, columns[name], fields, problems)
-    good = ~problems.is_bad
-    return GroupsPiece(Groups(size, columns).select(good, fields), rows[good], sorted(refused + problems.at_rows(rows)))
+    first = 1
+    for table in read_tables(path, groups, READ_GROUPS):
+        rows = groups.read(groups.prepare(path, table))
+        yield piece_of(rows, fields, np.arange(first, first + len(table)))
+        first += len(table)
 
 
 def count_parquet(path: str, fields: GroupFields) -> tuple[int, int]:
