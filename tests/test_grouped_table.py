@@ -113,7 +113,9 @@ def test_bytes_do_not_depend_on_the_portions(tmp_path, kind, monkeypatch):
 def test_a_file_of_no_groups(tmp_path, kind):
     write(tmp_path / "a", numbered(0), kind)
     assert (tmp_path / "a").exists()
-    assert [piece for piece in READERS[kind](str(tmp_path / "a"), FIELDS, typed(FIELDS)) if len(piece.rows) or piece.refused] == []
+    assert [
+        piece for piece in READERS[kind](str(tmp_path / "a"), FIELDS, typed(FIELDS)) if len(piece.rows) or piece.refused
+    ] == []
     assert FORMATS[kind].count(str(tmp_path / "a"), FIELDS) == (0, 0)
 
 
