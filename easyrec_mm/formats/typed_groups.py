@@ -7,7 +7,9 @@ whole, so that no sample is trained with the picture of another one.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -51,6 +53,14 @@ class TypedRows:
     group_size: Ints
     kept: Ints
     problems: dict[int, Problem]
+
+
+class TextGroup(NamedTuple):
+    """One group as texts: one entry per sample for each label and field; "" for a missing value."""
+
+    size: int
+    image: bytes
+    values: dict[str, list[str]]
 
 
 class TypedGroups:
@@ -266,6 +276,21 @@ def valid_rows(
     return TypedRows(fields, columns, image_path, size, kept, problems.by_group)
 
 
+def text_groups(rows: TypedRows) -> Iterator[TextGroup | Problem]:
+    """Yield all groups, in their order: the valid ones as texts, and the problems of the others."""
+    columns = {name: [_text(value) for value in column.to_pylist()] for name, column in rows.columns.items()}
+    ends = np.cumsum(rows.group_size)
+    place = dict(zip(rows.kept.tolist(), range(len(rows.kept)), strict=True))
+    for group in range(len(rows.kept) + len(rows.problems)):
+        if group in rows.problems:
+            yield rows.problems[group]
+            continue
+        i = place[group]
+        size, end = int(rows.group_size[i]), int(ends[i])
+        values = {name: texts[end - size : end] for name, texts in columns.items()}
+        yield TextGroup(size, bytes(rows.image_path[i]), values)
+
+
 def _flatten(column: pa.ChunkedArray, problems: GroupProblems) -> pa.Array:
     """Return the values of a column, one per sample `[S]`, with their type unchanged."""
     values = column.combine_chunks()
@@ -335,3 +360,9 @@ def _join_lists(lists: pa.Array, separators: list[str]) -> tuple[pa.Array, NDArr
 
 def _is_list(kind: pa.DataType) -> bool:
     return bool(pa.types.is_list(kind) or pa.types.is_large_list(kind))
+
+
+def _text(value: object) -> str:
+    if value is None:
+        return ""
+    return value.decode("utf-8", "replace") if isinstance(value, bytes) else str(value)
