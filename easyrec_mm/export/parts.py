@@ -25,6 +25,7 @@ import tensorflow as tf
 
 from easyrec_mm.data.decode import decode_pictures
 from easyrec_mm.features.field import Field
+from easyrec_mm.features.tensorflow_back_end import DTYPES
 from easyrec_mm.features.tensorflow_transform import FeatureTransform
 from easyrec_mm.manifest import (
     DECODE,
@@ -46,7 +47,6 @@ _FLOAT32_DIGITS = 9
 
 # Prefixes of the names of the rec model's variables.
 _REC_WEIGHTS = ("rec/", "embedding/")
-_DTYPES = {"int64": tf.int64, "bool": tf.bool, "float32": tf.float32, "string": tf.string}
 
 
 class Part(NamedTuple):
@@ -169,7 +169,7 @@ def _vectors(schema: Schema, inputs: dict[str, tf.Tensor], num_samples: tf.Tenso
 
 
 def _specs(schema: Schema, names: Iterable[str]) -> dict[str, tf.TensorSpec]:
-    return {name: tf.TensorSpec([None], _DTYPES[schema.field(name).dtype]) for name in names}
+    return {name: tf.TensorSpec([None], DTYPES[schema.field(name).dtype]) for name in names}
 
 
 def broadcast_fields(

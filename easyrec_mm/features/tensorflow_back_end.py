@@ -8,7 +8,10 @@ import tensorflow as tf
 
 from easyrec_mm.features.back_end import BackEnd
 from easyrec_mm.features.expression import Expression, Functions
+from easyrec_mm.features.field import Dtype
 
+# Dtype of a field -> dtype of its values as tensors.
+DTYPES: dict[Dtype, tf.DType] = {"int64": tf.int64, "bool": tf.bool, "float32": tf.float32, "string": tf.string}
 _FUNCTIONS: Functions = {
     "abs": tf.abs,
     "sqrt": tf.sqrt,

@@ -12,9 +12,13 @@ import pyarrow.compute as pc
 import tensorflow as tf
 from numpy.typing import NDArray
 
+from easyrec_mm.features.tensorflow_back_end import DTYPES
 from easyrec_mm.formats.checks import Problem
 from easyrec_mm.formats.source import GroupRows
 from easyrec_mm.formats.typed_groups import TextGroup, TypedGroups, TypedRows, text_groups
+
+# Dtype of a field -> dtype of its values in GroupRows.
+GROUP_DTYPES = {**DTYPES, "bool": tf.int64}
 
 
 class GroupTensors:
@@ -33,8 +37,7 @@ class GroupTensors:
     def signature(self) -> tuple[Any, ...]:
         """Return the specs of the result of `arrays`."""
         numbers, texts = tf.TensorSpec([None], tf.int64), tf.TensorSpec([None], tf.string)
-        kinds = {"string": tf.string, "float32": tf.float32, "int64": tf.int64, "bool": tf.int64}
-        fields = {name: tf.TensorSpec([None], kinds[dtype]) for name, dtype in self._groups.dtypes.items()}
+        fields = {name: tf.TensorSpec([None], GROUP_DTYPES[dtype]) for name, dtype in self._groups.dtypes.items()}
         return fields, texts, numbers, numbers, numbers, texts
 
     def arrays(self, table: pa.Table) -> tuple[Any, ...]:

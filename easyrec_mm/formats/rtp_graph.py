@@ -18,7 +18,7 @@ import tensorflow as tf
 
 from easyrec_mm.errors import DataError
 from easyrec_mm.features.field import Dtype, Field
-from easyrec_mm.features.tensorflow_back_end import split_texts
+from easyrec_mm.features.tensorflow_back_end import DTYPES, split_texts
 from easyrec_mm.features.text_patterns import VALUE_PATTERNS
 from easyrec_mm.formats.checks import Problem
 from easyrec_mm.formats.record_files import RecordFiles
@@ -26,8 +26,6 @@ from easyrec_mm.formats.rtp import NUM_PROBE_LINES, count_columns, read_lines
 from easyrec_mm.formats.source import TEXT_GROUPS, Chunk, GroupRows, Order, batched
 from easyrec_mm.formats.typed_groups import TextGroup, TypedGroups, TypedRows, text_groups
 from easyrec_mm.schema import RowLayout, Schema
-
-DTYPES = {"int64": tf.int64, "bool": tf.bool, "float32": tf.float32}
 
 # Joins the values of a column so that one match checks all of them; a line of text cannot contain it.
 _LINE_END = "\n"

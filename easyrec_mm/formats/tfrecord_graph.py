@@ -21,18 +21,15 @@ import tensorflow as tf
 from numpy.typing import NDArray
 
 from easyrec_mm.errors import DataError, tensorflow_reason
-from easyrec_mm.features.field import Dtype
 from easyrec_mm.features.tensorflow_back_end import split_texts
 from easyrec_mm.formats.checks import Problem
-from easyrec_mm.formats.group_tensors import GroupTensors, as_arrays
+from easyrec_mm.formats.group_tensors import GROUP_DTYPES, GroupTensors, as_arrays
 from easyrec_mm.formats.record_files import RecordFiles
 from easyrec_mm.formats.rtp_graph import matches
 from easyrec_mm.formats.source import TEXT_GROUPS, Chunk, GroupRows, Order, batched
 from easyrec_mm.formats.tfrecord import read_examples
 from easyrec_mm.formats.typed_groups import TextGroup, TypedGroups, text_groups
 from easyrec_mm.schema import Schema
-
-_DTYPES: dict[Dtype, tf.DType] = {"int64": tf.int64, "bool": tf.int64, "float32": tf.float32, "string": tf.string}
 
 
 class GroupTfRecordSource(RecordFiles):
@@ -56,7 +53,7 @@ class GroupTfRecordSource(RecordFiles):
         super().__init__(files, tf.data.TFRecordDataset, order)
         self._schema = schema
         self._groups = TypedGroups(schema, labels, fields)
-        self._dtypes = {name: _DTYPES[schema.field(name).dtype] for name in (*labels, *fields)}
+        self._dtypes = {name: GROUP_DTYPES[schema.field(name).dtype] for name in (*labels, *fields)}
         if schema.image.field:
             self._dtypes[schema.image.field] = tf.string
         self._group_fields = {schema.image.field, schema.group_size_field, *schema.group_fields}
@@ -148,7 +145,7 @@ class GroupTfRecordSource(RecordFiles):
                 )
             if dtype == "string" and self._schema.field(name).default:
                 values = tf.where(tf.equal(values, ""), self._schema.field(name).default, values)
-            fields[name] = tf.cast(values, _DTYPES[dtype])
+            fields[name] = tf.cast(values, GROUP_DTYPES[dtype])
         image_path = tf.fill(tf.shape(size), "")
         if self._schema.image.field:
             image = columns[self._schema.image.field]
