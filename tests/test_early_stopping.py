@@ -129,19 +129,17 @@ def test_a_best_checkpoint_that_is_gone(data, tmp_path, scripted):
     scripted(0.3, 0.2)
     again = evaluated_training(data, tmp_path, 'exporter_type: "best"', f"num_steps: 2 {EACH_STEP}").run()
     assert chosen(again) == 1
-
-
-def test_a_training_without_evaluations_yet(data, tmp_path):
-    run = evaluated_training(data, tmp_path, 'exporter_type: "best"', "num_steps: 1").run()
-    (run.model_dir / "metrics.jsonl").unlink()
+    # And a training that was never evaluated has none.
+    (again.model_dir / "metrics.jsonl").unlink()
     with pytest.raises(CheckpointError, match=r"no evaluation of a checkpoint in .* has a value of 'auc_click'"):
-        chosen(run)
+        chosen(again)
 
 
 def test_the_best_checkpoint_gives_the_metrics_of_its_evaluation(data, tmp_path):
     """Of real evaluations, by a loss, which is better when it is smaller; of the average of the weights."""
     export = 'exporter_type: "best" best_exporter_metric: "log_loss"'
-    run = evaluated_training(data, tmp_path, export, optimizers=optimizer(rate=0.3, more=AVERAGED)).run()
+    train = f"num_steps: 4 {EACH_STEP}"
+    run = evaluated_training(data, tmp_path, export, train, optimizer(rate=0.3, more=AVERAGED)).run()
     found = {line["step"]: line["log_loss_click"] for line in run.lines("eval")}
     best = min(found, key=found.get)
     assert chosen(run) == best

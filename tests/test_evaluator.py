@@ -73,7 +73,7 @@ def test_bad_records_are_counted_each_time_and_written_once(training, lines, tmp
     (tmp_path / "a.txt").write_text("".join(["no group\n", *lines]))
     records = BadRecords(str(tmp_path / "bad.jsonl"), 0.1)
     one = evaluator(training, tmp_path / "a.txt", records)
-    for _ in range(3):
+    for _ in range(2):
         assert one.run()["num_samples"] == 24
         assert records.counts["groups"] == 13
         assert records.counts["bad_groups"] == 1

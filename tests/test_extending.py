@@ -48,6 +48,10 @@ from easyrec_mm.cli.main import main
 for command in (["train"], ["check"], ["predict", "--predict_input_path", "data.csv", "--output", "p.parquet",
                                        "--reserved_columns", "seconds"]):
     assert main([command[0], "--pipeline_config", "x.config", *command[1:]]) == 0
+# The tests that hold tables, protos and docs/config.md together.
+import pytest
+names = "each_metric or each_loss or types_of_features or is_current"
+sys.exit(pytest.main(["tests/test_rules.py", "-k", names]))
 """
 
 
@@ -82,13 +86,14 @@ def repository(tmp_path_factory):
     return folder
 
 
-def test_they_train(repository):
+def test_they_train_and_nothing_else_has_to_know_them(repository):
     texts = [" ".join(["word"] * (i % 5)) for i in range(24)]
     rows = "".join(f"{len(text) / 7:.3f},{text}\n" for text in texts)
     (repository / "data.csv").write_text(f"seconds,words\n{rows}", encoding="utf-8")
     (repository / "x.config").write_text(CONFIG, encoding="utf-8")
     done = subprocess.run([sys.executable, "-c", COMMANDS], cwd=repository, check=False, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr
+    assert re.search(r"\b4 passed", done.stdout)
     assert re.search(r"words +CountFeature +1 ", done.stdout)
     predicted = pq.read_table(repository / "p.parquet").to_pydict()
     errors = np.array(predicted["y_seconds"]) - np.array(pc.read_csv(repository / "data.csv")["seconds"])
@@ -98,11 +103,3 @@ def test_they_train(repository):
     by_count = dict(zip(map(len, texts), predicted["y_seconds"], strict=True))
     assert len(set(by_count.values())) == 5
     np.testing.assert_allclose([by_count[len(text)] for text in texts], predicted["y_seconds"], rtol=1e-5)
-
-
-def test_nothing_else_has_to_know_them(repository):
-    """The tests that hold tables, protos and docs/config.md together."""
-    selected = ["tests/test_rules.py", "-k", "each_metric or each_loss or types_of_features or is_current"]
-    command = [sys.executable, "-m", "pytest", "-q", *selected]
-    done = subprocess.run(command, cwd=repository, check=False, capture_output=True, text=True)
-    assert done.returncode == 0, done.stdout

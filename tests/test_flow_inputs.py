@@ -59,6 +59,18 @@ def expected(trained):
     return predict(arguments, f"{data}/test/*", folder / "text.parquet")
 
 
+@pytest.fixture(scope="module")
+def evaluated(trained):
+    """The numbers of an evaluation on lines of text."""
+    folder, data = trained
+    return evaluate(demo_flags(data, folder / "text"), f"{data}/test/*", folder / "text")
+
+
+def evaluate(arguments, files, model_dir):
+    assert main(["eval", *arguments, "--eval_input_path", files]) == 0
+    return numbers(json.loads((model_dir / "eval_result.json").read_text(encoding="utf-8")))
+
+
 @pytest.mark.parametrize("kind", ["GroupParquetInput", "GroupTFRecordInput"])
 def test_groups_in_another_format_train_the_same_model(trained, expected, kind):
     folder, _ = trained
@@ -86,14 +98,10 @@ def test_flat_rows_train_and_are_predicted_in_their_order(trained, expected, kin
 
 
 @pytest.mark.parametrize("kind", WRITERS)
-def test_evaluation_and_check(trained, kind, capsys):
+def test_evaluation_and_check(trained, evaluated, kind, capsys):
     folder, data = trained
-    assert main(["eval", *demo_flags(data, folder / "text"), "--eval_input_path", f"{data}/test/*"]) == 0
-    wanted = json.loads((folder / "text/eval_result.json").read_text(encoding="utf-8"))
-    files = f"{folder}/{kind}/test/*"
-    assert main(["eval", *flags(trained, kind, "text"), "--eval_input_path", files]) == 0
-    found = json.loads((folder / "text/eval_result.json").read_text(encoding="utf-8"))
-    assert numbers(found) == pytest.approx(numbers(wanted), abs=1e-5)
+    found = evaluate(flags(trained, kind, "text"), f"{folder}/{kind}/test/*", folder / "text")
+    assert found == pytest.approx(evaluated, abs=1e-5)
     capsys.readouterr()
     assert main(["check", *flags(trained, kind, "text")]) == 0
     report = capsys.readouterr().out

@@ -108,8 +108,14 @@ def shuffled(several):
     return input_of(several / "*", training=True, shuffle=True, shuffle_buffer_size=6, batch_size=4, seed=3)
 
 
-def test_shuffling_is_a_permutation_in_each_epoch_and_differs_between_epochs(shuffled):
-    order = flat(users(shuffled.batches(num_epochs=3)))
+@pytest.fixture(scope="module")
+def three_epochs(shuffled):
+    """Their 15 batches, of which the last is smaller."""
+    return list(shuffled.batches(num_epochs=3))
+
+
+def test_shuffling_is_a_permutation_in_each_epoch_and_differs_between_epochs(three_epochs):
+    order = flat(users(three_epochs))
     epochs = [order[i : i + len(IN_ORDER)] for i in range(0, len(order), len(IN_ORDER))]
     assert [sorted(epoch) for epoch in epochs] == [IN_ORDER] * 3
     assert len({tuple(epoch) for epoch in [IN_ORDER, *epochs]}) == 4
@@ -117,35 +123,34 @@ def test_shuffling_is_a_permutation_in_each_epoch_and_differs_between_epochs(shu
     assert len({epoch[0][0] for epoch in epochs}) > 1
 
 
-def test_shuffling_is_a_function_of_the_seed(several, shuffled):
-    order = users(shuffled.batches(num_epochs=2))
-    assert users(shuffled.batches(num_epochs=2)) == order
+def test_shuffling_is_a_function_of_the_seed(several, shuffled, three_epochs):
+    order = users(three_epochs)
+    assert users(shuffled.batches(num_epochs=3)) == order
 
     def with_seed(seed):
         settings = {"shuffle_buffer_size": 6, "batch_size": 4, "seed": seed}
-        return users(input_of(several / "*", training=True, shuffle=True, **settings).batches(num_epochs=2))
+        return users(input_of(several / "*", training=True, shuffle=True, **settings).batches(num_epochs=3))
 
     assert with_seed(3) == order
     assert with_seed(4) != order
 
 
-def test_one_epoch_and_no_end_begin_like_several(shuffled):
-    order = users(shuffled.batches(num_epochs=3))
+def test_one_epoch_and_no_end_begin_like_several(shuffled, three_epochs):
+    order = users(three_epochs)
     first = users(shuffled.batches(num_epochs=1))
     assert flat(first) == flat(order)[: len(IN_ORDER)]
-    assert users(islice(shuffled.batches(num_epochs=0), 12)) == order[:12]
+    assert users(islice(shuffled.batches(num_epochs=0), 14)) == order[:14]
 
 
-@pytest.mark.parametrize("num_epochs", [3, 0])
-def test_skipping_goes_on_as_if_it_had_never_stopped(shuffled, num_epochs):
-    most = 15  # batches of 3 epochs, the last smaller
-    whole = list(islice(shuffled.batches(num_epochs), most))
-    for num_skipped in (1, 5, 14) if num_epochs else (9,):
-        rest = list(islice(shuffled.batches(num_epochs, num_skipped), most - num_skipped))
+@pytest.mark.parametrize(("num_epochs", "skips"), [(3, (1, 5, 14)), (0, (9,))])
+def test_skipping_goes_on_as_if_it_had_never_stopped(shuffled, three_epochs, num_epochs, skips):
+    whole = three_epochs if num_epochs else three_epochs[:14]  # without end the last one is no smaller
+    for num_skipped in skips:
+        rest = list(islice(shuffled.batches(num_epochs, num_skipped), len(whole) - num_skipped))
         assert users(rest) == users(whole[num_skipped:])
         assert [batch.epoch for batch in rest] == [batch.epoch for batch in whole[num_skipped:]]
     if num_epochs:
-        assert list(shuffled.batches(num_epochs, most)) == []
+        assert list(shuffled.batches(num_epochs, len(whole))) == []
 
 
 def test_drop_remainder_drops_the_last_smaller_batch_of_all_epochs(several):

@@ -288,11 +288,9 @@ def test_forward_pass_without_pictures(tmp_path):
     assert_same(numpy(model.predict(batch)), Reference(arrays(model), pipeline).outputs(batch))
 
 
-@pytest.mark.parametrize("network", ["experts", "after bottom"])
-def test_forward_pass_from_a_checkpoint(tmp_path, network):
+def test_forward_pass_from_a_checkpoint(full, tmp_path):
     """The names in a checkpoint are enough to serve the model without this project."""
-    pipeline = make_pipeline(tmp_path, NETWORKS[network])
-    model = randomise(make_model(pipeline))
+    pipeline, model = full
     path = Checkpoints(str(tmp_path)).save(1, {name: v.value for name, v in model.named_variables().items()})
     reader = tf.train.load_checkpoint(path)
     weights = {name: reader.get_tensor(name) for name in reader.get_variable_to_shape_map()}

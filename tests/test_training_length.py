@@ -6,6 +6,7 @@ import math
 from datetime import datetime
 
 import pytest
+from flow_helpers import copy_checkpoint
 from training_helpers import Training, optimizer
 
 from easyrec_mm.protos.train_pb2 import TrainConfig
@@ -50,19 +51,15 @@ def test_the_rate_ends_with_the_epochs_also_when_there_are_more_of_them_later(da
     assert rates(first) == [(n, pytest.approx(cosine(n - 1, 6), rel=1e-5)) for n in range(1, 7)]
     Training(data, tmp_path, train="num_epochs: 4", optimizers=COSINE).run()
     assert rates(first)[6:] == [(n, pytest.approx(cosine(n - 1, 12), rel=1e-5)) for n in range(7, 13)]
+    # Other data count from where they begin: one epoch of them is 3 steps more.
+    Training(data, tmp_path, train="num_epochs: 1", optimizers=COSINE, file="own.txt").run()
+    assert rates(first)[12:] == [(n, pytest.approx(cosine(n - 1, 15), rel=1e-5)) for n in range(13, 16)]
 
 
 @pytest.mark.parametrize("train", ["num_steps: 5 num_epochs: 2", "num_steps: 5"])
 def test_the_rate_ends_with_the_steps_where_they_are_fewer(data, tmp_path, train):
     training = Training(data, tmp_path, train=train, optimizers=COSINE).run()
     assert rates(training) == [(n, pytest.approx(cosine(n - 1, 5), rel=1e-5)) for n in range(1, 6)]
-
-
-def test_other_data_count_from_where_they_begin(data, tmp_path):
-    """After 3 steps with one file, 2 epochs of another are 6 more."""
-    training = Training(data, tmp_path, train="num_epochs: 1", optimizers=COSINE).run()
-    Training(data, tmp_path, train="num_epochs: 2", optimizers=COSINE, file="own.txt").run()
-    assert rates(training)[3:] == [(n, pytest.approx(cosine(n - 1, 9), rel=1e-5)) for n in range(4, 10)]
 
 
 def test_every_optimizer_of_a_list_ends_with_the_training_also_of_what_is_unfrozen(data, tmp_path):
@@ -99,15 +96,15 @@ def steps_saved(training):
 
 def test_a_checkpoint_each_epoch_wherever_batches_end(data, tmp_path):
     """12 groups in batches of 5: epochs are over after steps 3, 5, 8 and 10, the last with the training."""
-    changes = {"batch_size: 4": "batch_size: 5"}
-    whole = Training(data, tmp_path / "a", train="num_epochs: 4 save_checkpoints_epochs: 1", changes=changes).run()
+    changes, every = {"batch_size: 4": "batch_size: 5"}, "save_checkpoints_epochs: 1"
+    whole = Training(data, tmp_path / "whole", train=f"num_epochs: 4 {every}", changes=changes).run()
     assert steps_saved(whole) == [3, 5, 8, 10]
     # One that stops in the middle of an epoch, and one at the end of one.
-    for name, step in (("b", 4), ("c", 5)):
-        every = "save_checkpoints_epochs: 1"
-        Training(data, tmp_path / name, train=f"num_steps: {step} {every}", changes=changes).run()
+    Training(data, tmp_path / "middle", train=f"num_steps: 4 {every}", changes=changes).run()
+    copy_checkpoint(whole.model_dir, 5, tmp_path / "end/m")
+    for name, saved in (("middle", [3, 4, 5, 8, 10]), ("end", [5, 8, 10])):
         parts = Training(data, tmp_path / name, train=f"num_epochs: 4 {every}", changes=changes).run()
-        assert steps_saved(parts) == sorted({3, step, 5, 8, 10})
+        assert steps_saved(parts) == saved
 
 
 def test_steps_and_epochs_side_by_side():
