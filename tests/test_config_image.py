@@ -124,7 +124,9 @@ TRAINING_CASES = [
         says="works only together with trainable: LAST_N_STAGES; set both or neither",
     ),
     *(
-        case(*changes, f"{IMAGE}.last_n_stages=2", place=f"{IMAGE}.last_n_stages", says="together with trainable: LAST_N")
+        case(
+            *changes, f"{IMAGE}.last_n_stages=2", place=f"{IMAGE}.last_n_stages", says="together with trainable: LAST_N"
+        )
         for changes in ([], [f"{IMAGE}.trainable=HEAD"])
     ),
     case(

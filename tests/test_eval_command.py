@@ -138,7 +138,10 @@ def test_comparisons_that_mean_nothing_are_refused(trained, tmp_path, capsys):
     swapped = tmp_path / "swapped.config"
     swapped.write_text(text.replace('label_name: "click"', 'label_name: "play_time"', 1))
     run("eval", *flags, "--compare", alone, "--compare_config", swapped, expect=1)
-    assert "tower 'click' predicts 'play_time' (binary) there, but 'click' (binary) in this model" in capsys.readouterr().err
+    assert (
+        "tower 'click' predicts 'play_time' (binary) there, but 'click' (binary) in this model"
+        in capsys.readouterr().err
+    )
     other_columns = tmp_path / "columns.config"
     names = {"user_city": "user_taste", "user_taste": "user_city"}
     lines = [
