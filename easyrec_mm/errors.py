@@ -65,6 +65,11 @@ def tensorflow_reason(message: str | None) -> str:
     return " ".join(message.split("[[")[0].split(" [Op:")[0].split())
 
 
+def first_line(error: Exception) -> str:
+    """Return the first line of a library's message; the name of the error if it has no message."""
+    return str(error).splitlines()[0] if str(error) else type(error).__name__
+
+
 def did_you_mean(name: str, choices: Iterable[str]) -> str:
     """Return the end of a message about an unknown `name`: the most similar choice, or all if none is similar."""
     choices = sorted(set(choices))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -9,11 +10,15 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import tensorflow as tf
+from data_helpers import schema
 from hypothesis import strategies as st
 
 from easyrec_mm.formats.columns import ARROW_TYPES
 from easyrec_mm.formats.grouped_table import GroupFields, Groups
-from easyrec_mm.formats.grouped_tfrecord import MISSING
+from easyrec_mm.formats.rtp import written_layout
+from easyrec_mm.formats.tfrecord import MISSING
+from easyrec_mm.formats.typed_groups import TypedGroups
+from easyrec_mm.schema import RowLayout
 
 KINDS = {
     "click": "int64",
@@ -31,6 +36,27 @@ DEFAULTS = {"age": 7, "weight": 0.5, "vip": True, "price": -1.0}
 FIELDS = GroupFields(
     KINDS, ("click", "seconds"), "img", "group_size", frozenset({"img", "cate", "price", "new"}), DEFAULTS
 )
+
+
+def typed(fields: GroupFields, layout: RowLayout | None = None) -> TypedGroups:
+    """The same fields as training reads them, in lines of this layout."""
+    dtypes = {name: "float32" if kind == "float64" else kind for name, kind in fields.kinds.items()}
+    plain = schema(
+        {name: dtypes[name] for name in fields.labels},
+        {name: dtypes[name] for name in fields.sample_fields},
+        defaults={name: str(value) for name, value in fields.defaults.items()},
+    )
+    layout = layout or written_layout(len(fields.labels), fields.column_separator)
+    whole = replace(
+        plain,
+        image=replace(plain.image, field=fields.image),
+        group_size_field=fields.size,
+        group_fields=tuple(fields.per_group - {fields.image}),
+        layout=replace(layout, sample_fields=fields.sample_fields),
+    )
+    return TypedGroups(whole, fields.labels, fields.sample_fields, is_exact=True)
+
+
 # A group: field -> list of values, or one value of a group-level field; None is missing.
 Group = dict[str, Any]
 

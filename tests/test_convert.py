@@ -155,16 +155,44 @@ def test_training_reads_the_same_batches(tmp_path, pair):
     write(tmp_path / "a", table, first)
     pipeline = config(tmp_path, first, tmp_path / "a", **{"batch_size: 8": f'batch_size: 8 image_root: "{tmp_path}"'})
     _, template = convert(tmp_path, pipeline, second, "there")
+    require_equal_batches(pipeline, template)
+
+
+def require_equal_batches(pipeline, template):
+    """Compare what training reads by two configs."""
     found = []
     for path in (pipeline, template):
         loaded = load_pipeline(str(path))
         files = loaded.config.train_input_path
         source = Input(loaded.config.data_config, loaded.schema, files, "train_input_path", BadRecords(None, 0))
-        found.append([tf.nest.flatten(one.batch) for one in source.batches(1, 0)])
+        found.append([tf.nest.flatten(one.batch, expand_composites=True) for one in source.batches(1, 0)])
     assert len(found[0]) == len(found[1]) == 3
     for one, other in zip(*found, strict=True):
         for a, b in zip(one, other, strict=True):
             np.testing.assert_array_equal(np.array(a), np.array(b))
+
+
+@pytest.mark.parametrize("kind", ["tfrecord", "rtp"])
+def test_lists_and_vectors_of_samples_become_the_text_that_their_features_read(tmp_path, kind):
+    write(tmp_path / "plain", numbered(20), "parquet")
+    table = pq.read_table(tmp_path / "plain")
+    tags = pa.array([[[f"t{i}", f"u{j}"][: j + 1] for j in range(3)] for i in range(20)])
+    vectors = pa.array([[[i + 0.5, j - 1.5] for j in range(3)] for i in range(20)])
+    for name, column in (("user", tags), ("weight", vectors), ("img", pa.array([""] * 20))):
+        table = table.set_column(table.column_names.index(name), name, column)
+    pq.write_table(table, tmp_path / "a")
+    changes = {
+        'input_names: "user" feature_type: IdFeature': 'input_names: "user" feature_type: TagFeature separator: ";"',
+        'input_name: "weight" input_type: DOUBLE default_val: "0.5"': 'input_name: "weight" input_type: STRING',
+        'input_names: "weight" feature_type: RawFeature': 'input_names: "weight" feature_type: RawFeature '
+        'raw_input_dim: 2 separator: ","',
+    }
+    pipeline = config(tmp_path, "parquet", tmp_path / "a", **changes)
+    output, template = convert(tmp_path, pipeline, kind, "out")
+    require_equal_batches(pipeline, template)
+    if kind == "rtp":
+        samples = file_of(output, kind).read_text().splitlines()[3].split("|")[2].split("\x01")
+        assert [sample.split("\x02")[0] for sample in samples] == ["t3", "t3;u1", "t3;u2"]
 
 
 def test_files_sides_and_pictures_go_along(tmp_path):

@@ -12,7 +12,7 @@ from feature_helpers import raw_feature, tag_feature
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from easyrec_mm.formats.group_rtp import GroupRtpParser
+from easyrec_mm.formats.rtp_graph import GroupRtpParser
 
 # Columns: what is not read, and the labels after the features, so that order and gaps matter.
 NUM_COLUMNS = 8

@@ -22,26 +22,28 @@ from grouped_helpers import (
     plain_rtp,
     plain_tfrecord,
     to_table,
+    typed,
 )
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from easyrec_mm.errors import DataError
-from easyrec_mm.formats import grouped_parquet
-from easyrec_mm.formats.checks import Problem, SampleChecks
-from easyrec_mm.formats.group_rtp import GroupRtpSource
-from easyrec_mm.formats.grouped_parquet import read_parquet
-from easyrec_mm.formats.grouped_rtp import find_forbidden, read_rtp, written_layout
+from easyrec_mm.formats import parquet
+from easyrec_mm.formats.checks import Problem
 from easyrec_mm.formats.grouped_table import GroupFields, Groups, joined
-from easyrec_mm.formats.grouped_tfrecord import read_tfrecord
+from easyrec_mm.formats.parquet import read_parquet
+from easyrec_mm.formats.rtp import find_forbidden, read_rtp
+from easyrec_mm.formats.rtp_graph import GroupRtpSource
 from easyrec_mm.formats.source import Order
+from easyrec_mm.formats.tfrecord import read_tfrecord
+from easyrec_mm.formats.typed_groups import TypedGroups
 from easyrec_mm.grouping.shards import FORMATS
 from easyrec_mm.schema import RowLayout
 
 READERS = {
     "parquet": read_parquet,
     "tfrecord": read_tfrecord,
-    "rtp": lambda path, fields: read_rtp(path, fields, written_layout(len(fields.labels))),
+    "rtp": read_rtp,
 }
 PLAIN = {"parquet": plain_parquet, "tfrecord": plain_tfrecord, "rtp": plain_rtp}
 
@@ -57,7 +59,7 @@ def write(path, table, kind, portions=(), fields=FIELDS):
 
 def read(path, kind, fields=FIELDS):
     """Groups of a file without bad ones."""
-    pieces = list(READERS[kind](str(path), fields))
+    pieces = list(READERS[kind](str(path), fields, typed(fields)))
     assert [piece.refused for piece in pieces] == [[]] * len(pieces)
     rows = [row for piece in pieces for row in piece.rows.tolist()]
     assert rows == list(range(1, len(rows) + 1))
@@ -96,7 +98,7 @@ def numbered(count, size=3):
 
 @pytest.mark.parametrize("kind", FORMATS)
 def test_bytes_do_not_depend_on_the_portions(tmp_path, kind, monkeypatch):
-    monkeypatch.setattr(grouped_parquet, "ROW_GROUP", 700)
+    monkeypatch.setattr(parquet, "ROW_GROUP", 700)
     table = numbered(2500)
     write(tmp_path / "a", table, kind)
     write(tmp_path / "b", table, kind, portions=(1, 13, 700, 1024, 1400, 2499))
@@ -111,7 +113,9 @@ def test_bytes_do_not_depend_on_the_portions(tmp_path, kind, monkeypatch):
 def test_a_file_of_no_groups(tmp_path, kind):
     write(tmp_path / "a", numbered(0), kind)
     assert (tmp_path / "a").exists()
-    assert [piece for piece in READERS[kind](str(tmp_path / "a"), FIELDS) if len(piece.rows) or piece.refused] == []
+    assert [
+        piece for piece in READERS[kind](str(tmp_path / "a"), FIELDS, typed(FIELDS)) if len(piece.rows) or piece.refused
+    ] == []
     assert FORMATS[kind].count(str(tmp_path / "a"), FIELDS) == (0, 0)
 
 
@@ -161,7 +165,7 @@ def test_text_that_would_divide_a_line_is_refused(tmp_path, text, name):
     (bad,) = problems.at_rows(np.array([11, 12, 13]))
     assert (bad.row, bad.where) == (12, f"column '{name}'")
     assert repr(text) in bad.problem
-    with pytest.raises(DataError, match="contains a separator"):
+    with pytest.raises(DataError, match="contains a line break or a separator"):
         write(tmp_path / "a", table, "rtp")
 
 
@@ -170,7 +174,7 @@ def test_other_separators_of_columns(tmp_path):
     table = numbered(2)
     table.columns["user"] = pa.array(["a|b"] * 6)
     write(tmp_path / "a", table, "rtp", fields=fields)
-    (piece,) = read_rtp(str(tmp_path / "a"), fields, written_layout(2, "\x03"))
+    (piece,) = read_rtp(str(tmp_path / "a"), fields, typed(fields))
     assert from_table(piece.groups) == from_table(table)
 
 
@@ -194,7 +198,7 @@ def test_a_record_that_is_damaged_or_breaks_off(tmp_path):
             changed[place] ^= 1
         path.write_bytes(changed)
         with pytest.raises(DataError, match=f"a.tfrecord: {problem}"):
-            list(read_tfrecord(str(path), FIELDS))
+            list(read_tfrecord(str(path), FIELDS, typed(FIELDS)))
 
 
 def test_checksums_are_those_of_tensorflow(tmp_path):
@@ -226,7 +230,7 @@ def test_groups_of_a_tfrecord_that_cannot_be_used(tmp_path):
         "column 'click': 3 entries, group size 2": example(click=[1, 0, 1]),
         "column 'group_size': group size 0 is not 1 or more": example(group_size=[0]),
         "column 'weight': sample 1: inf is not a finite number": example(weight=[0.5, float("inf")]),
-        "column 'seconds': sample 0: nan is not a finite number": example(seconds=[float("nan"), 0.0]),
+        "column 'seconds': sample 0: label nan is not a finite number": example(seconds=[float("nan"), 0.0]),
         "column 'cate': sample 1: 'd', but sample 0 has 'c'": example(cate=[b"c", b"d"]),
         "column 'user': sample 1: '\ufffd' is not UTF-8": example(user=[b"a", b"\xff"]),
         "record: is not a tf.train.Example": b"\xff\xff",
@@ -236,7 +240,7 @@ def test_groups_of_a_tfrecord_that_cannot_be_used(tmp_path):
         for record in bad.values():
             writer.write(record)
         writer.write(example(cate=[b"c", b"c"], group_size=None, price=[1.0, 1.0]))
-    (piece,) = read_tfrecord(str(tmp_path / "a"), FIELDS)
+    (piece,) = read_tfrecord(str(tmp_path / "a"), FIELDS, typed(FIELDS))
     assert piece.rows.tolist() == [1, len(bad) + 2]
     told = [f"{one.where}: {one.problem}" for one in piece.refused]
     assert [one.row for one in piece.refused] == list(range(2, len(bad) + 2))
@@ -261,7 +265,7 @@ def test_groups_of_parquet_that_cannot_be_used(tmp_path):
         ("click",), "img", "group_size", frozenset({"img", "cate", "seconds"}), {},
     )  # fmt: skip
     pq.write_table(table, tmp_path / "a")
-    (piece,) = read_parquet(str(tmp_path / "a"), fields)
+    (piece,) = read_parquet(str(tmp_path / "a"), fields, typed(fields))
     assert piece.rows.tolist() == [1, 6]
     assert piece.groups.columns["cate"].to_pylist() == ["c", None]
     assert piece.groups.columns["img"].to_pylist() == ["i", ""]
@@ -278,15 +282,15 @@ def test_groups_of_parquet_that_cannot_be_used(tmp_path):
     ("columns", "problem"),
     [
         ({"clicks": [[1]], "user": [["a"]]}, "no column 'click'; did you mean 'clicks'"),
-        ({"click": [["x"]], "user": [["a"]]}, "column 'click' is list<element: string>, and its input field int64"),
+        ({"click": [["x"]], "user": [["a"]]}, "column 'click' is list<element: string>, and data_config"),
         ({"click": [[[1]]], "user": [["a"]]}, "column 'click' is list<"),
     ],
 )
 def test_parquet_of_other_columns(tmp_path, columns, problem):
-    fields = GroupFields({"click": "int64", "user": "string"}, ("click",), "img", "n", frozenset(), {})
+    fields = GroupFields({"click": "int64", "user": "string"}, ("click",), "", "n", frozenset(), {})
     pq.write_table(pa.table(columns), tmp_path / "a.parquet")
     with pytest.raises(DataError, match=f"a.parquet: {problem}"):
-        list(read_parquet(str(tmp_path / "a.parquet"), fields))
+        list(read_parquet(str(tmp_path / "a.parquet"), fields, typed(fields)))
 
 
 def test_parquet_that_breaks_off(tmp_path):
@@ -294,7 +298,7 @@ def test_parquet_that_breaks_off(tmp_path):
     content = (tmp_path / "a.parquet").read_bytes()
     (tmp_path / "a.parquet").write_bytes(content[:-50])
     with pytest.raises(DataError, match=r"a\.parquet: cannot be read as Parquet"):
-        list(read_parquet(str(tmp_path / "a.parquet"), FIELDS))
+        list(read_parquet(str(tmp_path / "a.parquet"), FIELDS, typed(FIELDS)))
 
 
 # --- Lines of text are refused where training refuses them
@@ -336,8 +340,8 @@ def test_lines_of_text_are_refused_where_training_refuses_them(some):
         source = GroupRtpSource([str(path)], SCHEMA, tuple(LABELS), tuple(SAMPLE), Order(False, 0, 1))
         trained = {row: group for _, row, group in source.texts()}
         refused, kept = {}, {}
-        checks = SampleChecks(SCHEMA, tuple(LABELS), tuple(SAMPLE))
-        for piece in read_rtp(str(path), RTP_FIELDS, written_layout(2), checks):
+        groups = TypedGroups(SCHEMA, tuple(LABELS), tuple(SAMPLE), is_exact=True)
+        for piece in read_rtp(str(path), RTP_FIELDS, groups):
             refused |= {one.row: Problem(one.where, one.problem) for one in piece.refused}
             starts = np.cumsum(piece.groups.size) - piece.groups.size
             for row, start, size in zip(piece.rows.tolist(), starts.tolist(), piece.groups.size.tolist(), strict=True):
@@ -379,7 +383,7 @@ def test_values_of_single_bytes(tmp_path):
     )
     (tmp_path / "a").write_bytes(b"0;1,0;x1,y2;p;2\n1;1;xyz;p;1\n")
     layout = RowLayout((1,), 2, 3, 4, (), ";", ",", "")
-    (piece,) = read_rtp(str(tmp_path / "a"), fields, layout)
+    (piece,) = read_rtp(str(tmp_path / "a"), fields, typed(fields, layout))
     assert piece.groups.columns["a"].to_pylist() == ["x", "y"]
     assert piece.groups.columns["b"].to_pylist() == [1, 2]
     assert [(one.row, one.problem) for one in piece.refused] == [(2, "3 values, not 2")]
@@ -390,7 +394,7 @@ def test_lines_with_too_few_columns(tmp_path):
     with pytest.raises(
         DataError, match=r"a.txt: lines have 2 column\(s\), and data_config.selected_cols reads column 4"
     ):
-        list(read_rtp(str(tmp_path / "a.txt"), FIELDS, written_layout(2)))
+        list(read_rtp(str(tmp_path / "a.txt"), FIELDS, typed(FIELDS)))
 
 
 def test_kinds_cover_what_is_written():

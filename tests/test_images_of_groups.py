@@ -16,7 +16,7 @@ from easyrec_mm.data.batch import one_picture_each
 from easyrec_mm.data.input import Input
 from easyrec_mm.data.picture_bank import PictureBank
 from easyrec_mm.data.pictures import PictureLoader, Pictures
-from easyrec_mm.formats.group_rtp import GroupRtpParser
+from easyrec_mm.formats.rtp_graph import GroupRtpParser
 from easyrec_mm.protos.data_pb2 import DatasetConfig
 
 # Values per group.

@@ -12,12 +12,18 @@ import pytest
 import tensorflow as tf
 from data_helpers import group_line, schema
 from feature_helpers import id_feature, id_sequence, raw_feature, raw_sequence, tag_feature
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from easyrec_mm.data.bad_records import BadRecords
 from easyrec_mm.data.input import Input
 from easyrec_mm.errors import DataError
 from easyrec_mm.formats.checks import Problem
+from easyrec_mm.formats.source import Order
 from easyrec_mm.formats.table_files import _InOrder
+from easyrec_mm.formats.tfrecord import read_examples
+from easyrec_mm.formats.tfrecord_graph import GroupTfRecordSource
+from easyrec_mm.formats.typed_groups import TypedGroups
 from easyrec_mm.protos.data_pb2 import DatasetConfig
 from easyrec_mm.schema import NO_IMAGE, Attention
 
@@ -375,6 +381,55 @@ def test_a_bad_value_refuses_its_group_alone(kind, mistake, tmp_path):
     assert [(row, place) for row, place, _ in bad] == [(13, f"column '{where}'")]
     assert problem in bad[0][2]
     assert left == good
+
+
+# What may stand in a list of a TFRecord, good or bad.
+LISTS = {
+    "click": st.integers(-1, 3),
+    "seconds": st.sampled_from([0.5, float("nan"), float("inf")]),
+    "user": st.sampled_from([b"a", b"", b"\xff"]),
+    "age": st.integers(-(2**63), 2**63 - 1),
+    "weight": st.sampled_from([0.5, -1.0, float("nan"), float("-inf")]),
+    "vip": st.integers(-1, 2),
+    "tags": st.sampled_from([b"", b"t", b"t|u", b"|t"]),
+    "scores": st.sampled_from([b"", b"1", b"1|2.5", b"x", b"1|x"]),
+    "cate": st.sampled_from([b"c", b"d"]),
+    "img_path": st.sampled_from([b"", b"p", b"q"]),
+    "group_size": st.integers(-1, 4),
+}
+
+
+@pytest.fixture(scope="module")
+def one_record(tmp_path_factory):
+    """A source of TFRecords, of which a test passes the records itself, one at a time: a bad one has no good beside."""
+    path = tmp_path_factory.mktemp("one") / "a"
+    write_tfrecord(path, random_groups(1))
+    source = GroupTfRecordSource([str(path)], SCHEMA, tuple(LABELS), tuple(VALUES), Order(False, 0, 1))
+    number = tf.TensorSpec([1], tf.int64)
+    parse = tf.function(source.parse, input_signature=[number, number, number, tf.TensorSpec([1], tf.string)])
+    return parse, TypedGroups(SCHEMA, tuple(LABELS), tuple(VALUES))
+
+
+@settings(max_examples=300, deadline=None)
+@given(
+    seed=st.integers(0, 50),
+    changes=st.fixed_dictionaries({}, optional={n: st.lists(values, max_size=4) for n, values in LISTS.items()}),
+)
+def test_the_graph_takes_a_tfrecord_where_the_checks_of_all_formats_do(one_record, seed, changes):
+    parse, groups = one_record
+    record = example(random_groups(1, seed)[0])
+    for name, values in changes.items():
+        kind = {"img_path": "string", "group_size": "int64"}.get(name) or (LABELS | VALUES)[name]
+        record.features.feature[name].CopyFrom(feature_of(values, kind))
+    zero = tf.zeros([1], tf.int64)
+    parsed = parse(zero, zero, zero, tf.constant([record.SerializeToString()])).groups
+    checked = read_examples([record.SerializeToString()], groups)
+    assert [Problem.decode(data) for data in parsed.evidence.numpy()] == list(checked.problems.values())
+    assert parsed.kept.numpy().tolist() == checked.kept.tolist()
+    assert parsed.group_size.numpy().tolist() == checked.group_size.tolist()
+    assert parsed.image_path.numpy().tolist() == checked.image_path.tolist()
+    for name, values in checked.fields.items():
+        assert parsed.fields[name].numpy().tolist() == values.tolist(), name
 
 
 def users_of(groups):

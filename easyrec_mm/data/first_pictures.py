@@ -11,7 +11,7 @@ from easyrec_mm.data.picture_reader import PictureReader, content_cache
 from easyrec_mm.errors import DataError
 from easyrec_mm.files.first_pictures import NUM_FIRST, are_most, are_relative, find_root, folders_of, shown
 from easyrec_mm.formats.checks import Problem
-from easyrec_mm.formats.group_rtp import split_bytes
+from easyrec_mm.formats.rtp_graph import split_bytes
 from easyrec_mm.formats.source import Source
 from easyrec_mm.protos.data_pb2 import DatasetConfig
 from easyrec_mm.schema import Schema

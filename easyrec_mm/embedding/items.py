@@ -15,7 +15,7 @@ import pyarrow.parquet as pq
 from easyrec_mm.errors import DataError, did_you_mean
 from easyrec_mm.files import StorageError, is_remote, place_of, plain
 from easyrec_mm.files.opening import open_binary, opened_at
-from easyrec_mm.formats.grouped_tfrecord import first_values, is_tfrecord
+from easyrec_mm.formats.tfrecord import first_values, is_tfrecord
 from easyrec_mm.schema import Schema
 
 _PICTURE_ENDINGS = (".jpg", ".jpeg", ".png", ".gif", ".bmp", ".webp")

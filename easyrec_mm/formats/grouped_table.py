@@ -14,8 +14,9 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from easyrec_mm.formats.checks import BadGroup, GroupProblems, Ints, Mask, is_text, require_one_value
-from easyrec_mm.formats.columns import ARROW_TYPES, Kind
+from easyrec_mm.formats.checks import BadGroup, GroupProblems, Ints, Mask, refuse_kind
+from easyrec_mm.formats.columns import ARROW_TYPES, Kind, Typed, to_kind
+from easyrec_mm.formats.typed_groups import TypedRows
 
 # Number of groups that are read at once, and also written at once as far as a format allows.
 READ_GROUPS = 1 << 10
@@ -105,12 +106,6 @@ def offsets(size: Ints) -> pa.Array:
     return pa.array(np.concatenate([[0], np.cumsum(size)]), pa.int32())
 
 
-def empty_groups(fields: GroupFields) -> Groups:
-    """Return zero groups with the columns of these fields."""
-    columns = {name: pa.array([], ARROW_TYPES[kind]) for name, kind in fields.kinds.items()}
-    return Groups(np.zeros(0, np.int64), columns)
-
-
 class GroupsPiece(NamedTuple):
     """Consecutive groups of a file, in their order.
 
@@ -137,15 +132,44 @@ class GroupWriter(Protocol):
         """Write the groups that are still buffered, and close the file."""
 
 
-def one_a_group(name: str, column: pa.Array, fields: GroupFields, problems: GroupProblems) -> pa.Array:
-    """Reduce a column of samples [S] to its one value per group [G]; groups with different values are refused."""
-    default = fields.defaults.get(name, "" if is_text(column.type) else 0)
-    filled = pc.fill_null(column, pa.scalar(default).cast(column.type))
-    values = filled if is_text(filled.type) else filled.to_numpy(zero_copy_only=False)
-    # Compared as training reads them, in 32 bits.
-    values = values.astype(np.float32) if pa.types.is_floating(filled.type) else values
-    require_one_value(name, values, problems)
-    return column.take(pa.array(problems.first))
+def piece_of(rows: TypedRows, fields: GroupFields, numbers: Ints) -> GroupsPiece:
+    """Convert valid groups to the kinds of their fields; a group with a value that its kind cannot hold is refused.
+
+    Args:
+      rows: valid groups among N groups.
+      fields: fields of the groups.
+      numbers: int64 [N], row of each group in its file.
+    """
+    problems = GroupProblems(rows.group_size)
+    columns: dict[str, pa.Array] = {}
+    for name, kind in fields.kinds.items():
+        if name == fields.image:
+            paths = pa.array(rows.image_path, pa.binary())
+            image = to_kind(paths, "string")
+            refuse_kind(image.is_bad, paths, name, kind, problems.refuse)
+            columns[name] = pc.fill_null(image.values, "")
+            continue
+        column = rows.columns[name]
+        typed = _label(column, kind) if name in fields.labels else to_kind(column, kind, strict=True)
+        refuse_kind(typed.is_bad, column, name, kind, problems.refuse_samples)
+        values = pc.if_else(pc.equal(typed.values, ""), None, typed.values) if kind == "string" else typed.values
+        columns[name] = values.take(pa.array(problems.first)) if name in fields.per_group else values
+    refused = [BadGroup(int(numbers[group]), *problem) for group, problem in rows.problems.items()]
+    numbers = numbers[rows.kept]
+    good = ~problems.is_bad
+    groups = Groups(rows.group_size, columns).select(good, fields)
+    return GroupsPiece(groups, numbers[good], sorted(refused + problems.at_rows(numbers)))
+
+
+def _label(column: pa.Array, kind: Kind) -> Typed:
+    """Convert labels; the text of a whole number may have a fraction of zero."""
+    typed = to_kind(column, kind, strict=True)
+    if kind != "int64" or typed.is_bad is None:
+        return typed
+    numbers = to_kind(column, "float64", strict=True)
+    whole = to_kind(numbers.values, "int64")
+    is_bad = [one.is_bad for one in (numbers, whole) if one.is_bad is not None]
+    return Typed(whole.values.cast(ARROW_TYPES[kind]), np.any(is_bad, axis=0) if is_bad else None)
 
 
 def pieces(size: int) -> Iterator[tuple[int, int]]:

@@ -8,12 +8,17 @@ from __future__ import annotations
 import threading
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple, Protocol
+from itertools import islice
+from typing import Any, NamedTuple, Protocol, TypeVar
 
 import tensorflow as tf
 
 from easyrec_mm.errors import DataError
 from easyrec_mm.formats.checks import Problem
+
+T = TypeVar("T")
+# Number of groups that `Source.texts` reads at once.
+TEXT_GROUPS = 256
 
 
 class GroupRows(NamedTuple):
@@ -109,6 +114,12 @@ class Source(Protocol):
         Raises:
           DataError: if a file is truncated; the message names it.
         """
+
+
+def batched(values: Iterator[T], size: int) -> Iterator[list[T]]:
+    """Yield the values in lists of `size`; the last list may be shorter."""
+    while some := list(islice(values, size)):
+        yield some
 
 
 def iterate(dataset: tf.data.Dataset, source: Source) -> Iterator[Any]:

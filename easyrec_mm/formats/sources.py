@@ -8,13 +8,14 @@ from dataclasses import dataclass, replace
 from easyrec_mm.files import FileInfo
 from easyrec_mm.files.local_copies import local_copies
 from easyrec_mm.formats.data_files import find_infos
-from easyrec_mm.formats.group_rtp import GroupRtpSource
-from easyrec_mm.formats.group_tfrecord import GroupTfRecordSource
-from easyrec_mm.formats.odps_group_rtp import OdpsGroupRtpSource
+from easyrec_mm.formats.group_tensors import GroupTensors
+from easyrec_mm.formats.odps_rtp import OdpsGroupRtpSource
 from easyrec_mm.formats.odps_tables import OdpsTables
+from easyrec_mm.formats.rtp_graph import GroupRtpSource
 from easyrec_mm.formats.source import Order, Source
 from easyrec_mm.formats.table_files import TableSource
 from easyrec_mm.formats.table_readers import CsvReader, ParquetReader
+from easyrec_mm.formats.tfrecord_graph import GroupTfRecordSource
 from easyrec_mm.formats.typed_groups import TypedGroups
 from easyrec_mm.protos.data_pb2 import DatasetConfig
 from easyrec_mm.schema import Schema
@@ -62,18 +63,20 @@ def _group_tfrecord(data: DatasetConfig, schema: Schema, files: list[str], what:
 
 def _group_parquet(data: DatasetConfig, schema: Schema, files: list[str], what: What) -> Source:
     groups = TypedGroups(schema, what.labels, what.fields)
-    return TableSource(files, schema, groups, what.order, ParquetReader(groups, READ_GROUPS))
+    return TableSource(files, schema, GroupTensors(groups), what.order, ParquetReader(groups, READ_GROUPS))
 
 
 def _parquet(data: DatasetConfig, schema: Schema, files: list[str], what: What) -> Source:
     groups = TypedGroups(schema, what.labels, what.fields, is_flat=True)
-    return TableSource(files, schema, groups, _wide(what.order, data), ParquetReader(groups, READ_SAMPLES))
+    reader = ParquetReader(groups, READ_SAMPLES)
+    return TableSource(files, schema, GroupTensors(groups), _wide(what.order, data), reader)
 
 
 def _csv(data: DatasetConfig, schema: Schema, files: list[str], what: What) -> Source:
     groups = TypedGroups(schema, what.labels, what.fields, is_flat=True, has_texts=True)
     names = () if data.with_header else tuple(field.input_name for field in data.input_fields)
-    return TableSource(files, schema, groups, _wide(what.order, data), CsvReader(groups, data.separator, names))
+    reader = CsvReader(groups, data.separator, names)
+    return TableSource(files, schema, GroupTensors(groups), _wide(what.order, data), reader)
 
 
 def _wide(order: Order, data: DatasetConfig) -> Order:

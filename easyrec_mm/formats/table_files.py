@@ -23,7 +23,7 @@ import tensorflow as tf
 from easyrec_mm.errors import DataError
 from easyrec_mm.formats.checks import Problem
 from easyrec_mm.formats.data_files import NUM_AHEAD, needs_copy
-from easyrec_mm.formats.source import Chunk, GroupRows, Order, TextGroup
+from easyrec_mm.formats.source import TEXT_GROUPS, Chunk, GroupRows, Order, TextGroup
 from easyrec_mm.formats.typed_groups import ROW
 from easyrec_mm.schema import Schema
 
@@ -51,7 +51,7 @@ class TableReader(Protocol):
 
 
 class TableGroups(Protocol):
-    """Reads groups from the rows of tables; see TypedGroups for details of the methods."""
+    """Reads groups from the rows of tables; see GroupTensors and TypedGroups."""
 
     @property
     def is_flat(self) -> bool:
@@ -155,8 +155,8 @@ class TableSource:
     def texts(self) -> Iterator[tuple[str, int, TextGroup | Problem]]:
         """See Source.texts."""
         for table in self._tables(range(len(self.files))):
-            for start in range(0, len(table), 256):
-                part = table.slice(start, 256)
+            for start in range(0, len(table), TEXT_GROUPS):
+                part = table.slice(start, TEXT_GROUPS)
                 places = (self.files[i] for i in part[_FILE].to_pylist())
                 yield from zip(places, part[ROW].to_pylist(), self.groups.texts(part), strict=True)
 

@@ -10,9 +10,10 @@ import pyarrow as pa
 import pyarrow.csv
 import pyarrow.parquet as pq
 
-from easyrec_mm.errors import DataError
+from easyrec_mm.errors import DataError, first_line
 from easyrec_mm.formats.checks import Problem
 from easyrec_mm.formats.data_files import fetch_ahead, opened_at
+from easyrec_mm.formats.parquet import read_tables
 from easyrec_mm.formats.typed_groups import PROBLEM, ROW, TypedGroups
 
 _GZIP_MAGIC = b"\x1f\x8b"
@@ -33,13 +34,7 @@ class ParquetReader:
         Raises:
           DataError: if the file cannot be read or lacks a column.
         """
-        try:
-            with pq.ParquetFile(opened_at(file)) as opened:
-                columns = self.groups.present(file, opened.schema_arrow.names)
-                for batch in opened.iter_batches(self.num_rows, columns=columns):
-                    yield pa.Table.from_batches([batch])
-        except (OSError, pa.ArrowException) as error:
-            raise DataError(f"{file}: cannot be read as Parquet: {_reason(error)}") from error
+        return read_tables(file, self.groups, self.num_rows, opened_at)
 
     def ahead(self, files: Sequence[str]) -> None:
         """Begin to copy the files that are read next."""
@@ -50,7 +45,7 @@ class ParquetReader:
         try:
             return int(pq.read_metadata(opened_at(file)).num_rows)
         except (OSError, pa.ArrowException) as error:
-            raise DataError(f"{file}: cannot be read as Parquet: {_reason(error)}") from error
+            raise DataError(f"{file}: cannot be read as Parquet: {first_line(error)}") from error
 
 
 @dataclass(frozen=True)
@@ -88,7 +83,8 @@ class CsvReader:
                     row += 1
                 yield pa.Table.from_batches([batch]).append_column(ROW, pa.array(rows, pa.int64()))
         except (OSError, pa.ArrowException, UnicodeDecodeError) as error:
-            raise DataError(f"{file}: cannot be read as CSV from row {max(row, first)} on: {_reason(error)}") from error
+            place = f"{file}: cannot be read as CSV from row {max(row, first)} on"
+            raise DataError(f"{place}: {first_line(error)}") from error
         if invalid:
             yield pa.table({ROW: list(invalid), PROBLEM: list(invalid.values())})
 
@@ -142,7 +138,3 @@ def _header(stream: pa.NativeFile, separator: str) -> list[str]:
         pa.BufferReader(line + b"\n"), read, options, pa.csv.ConvertOptions(strings_can_be_null=False)
     )
     return [str(column[0].as_py()) for column in table.columns]
-
-
-def _reason(error: Exception) -> str:
-    return str(error).splitlines()[0] if str(error) else type(error).__name__

@@ -7,20 +7,18 @@ whole, so that no sample is trained with the picture of another one.
 
 from __future__ import annotations
 
-import secrets
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, replace
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-import tensorflow as tf
 from numpy.typing import NDArray
 
 from easyrec_mm.errors import DataError, did_you_mean
 from easyrec_mm.features.field import Dtype
 from easyrec_mm.formats.checks import (
     GroupProblems,
+    Ints,
     Problem,
     SampleChecks,
     as_bytes,
@@ -28,7 +26,6 @@ from easyrec_mm.formats.checks import (
     is_text,
     require_one_value,
 )
-from easyrec_mm.formats.source import GroupRows, TextGroup
 from easyrec_mm.schema import Schema
 
 # Columns in which a reader provides the number of a row, and its problem; the problem of a valid row is null.
@@ -40,7 +37,8 @@ _KINDS: dict[Dtype, str] = {"int64": "whole numbers", "bool": "bool", "float32":
 class TypedRows:
     """The valid groups among N groups: G groups of S samples.
 
-    fields      field name -> [S]: int64, float32, or an Arrow array of bytes
+    fields      field name -> [S] as training reads it: int64, float32, or an Arrow array of bytes
+    columns     field name -> [S] as the file has it, null where a value is missing
     image_path  bytes as objects [G]
     group_size  int64 [G]
     kept        int64 [G]: index of each valid group among the N groups
@@ -48,21 +46,15 @@ class TypedRows:
     """
 
     fields: dict[str, NDArray[np.generic] | pa.Array]
+    columns: dict[str, pa.Array]
     image_path: NDArray[np.object_]
-    group_size: NDArray[np.int64]
-    kept: NDArray[np.int64]
+    group_size: Ints
+    kept: Ints
     problems: dict[int, Problem]
-
-    def as_arrays(self) -> tuple[Any, ...]:
-        """Return the groups as the arrays that TypedGroups.rows takes."""
-        fields = {name: _joined(one) if isinstance(one, pa.Array) else one for name, one in self.fields.items()}
-        refused = np.array(sorted(self.problems), np.int64)
-        evidence = np.array([self.problems[i].encode() for i in refused.tolist()], object)
-        return fields, self.image_path, self.group_size, self.kept, refused, evidence
 
 
 class TypedGroups:
-    """Reads groups from tables; a TableGroups.
+    """Reads groups from tables: the rules for valid groups, whatever the format of their file.
 
     Args:
       schema: fields and tasks.
@@ -70,6 +62,7 @@ class TypedGroups:
       fields: other fields to read.
       is_flat: whether a row is one sample; a column of lists then contains several values per sample.
       has_texts: whether numbers may be written as text, as in a CSV file.
+      is_exact: whether labels keep the 64 bits of whole numbers, which training reads as float32.
     """
 
     def __init__(
@@ -79,12 +72,14 @@ class TypedGroups:
         fields: tuple[str, ...],
         is_flat: bool = False,
         has_texts: bool = False,
+        is_exact: bool = False,
     ) -> None:
-        self._schema = schema
+        self.schema = schema
         self._fields = [schema.field(name) for name in (*labels, *fields)]
         self.labels = set(labels)
         self.is_flat = is_flat
         self._has_texts = has_texts
+        self.is_exact = is_exact
         self.checks = SampleChecks(schema, labels, fields)
         self.columns = tuple(field.name for field in self._fields)
         if schema.image.field:
@@ -96,25 +91,8 @@ class TypedGroups:
     @property
     def dtypes(self) -> dict[str, Dtype]:
         """Return field name -> dtype of what `read` returns: labels are float32."""
-        return {one.name: "float32" if one.name in self.labels else one.dtype for one in self._fields}
-
-    def arrays(self, table: pa.Table) -> tuple[Any, ...]:
-        """Return the groups of a table as arrays, for `rows`."""
-        return self.read(table).as_arrays()
-
-    def signature(self) -> tuple[Any, ...]:
-        """Return the specs of the result of `arrays`."""
-        numbers, texts = tf.TensorSpec([None], tf.int64), tf.TensorSpec([None], tf.string)
-        kinds = {"string": tf.string, "float32": tf.float32, "int64": tf.int64, "bool": tf.int64}
-        fields = {name: tf.TensorSpec([None], kinds[dtype]) for name, dtype in self.dtypes.items()}
-        return fields, texts, numbers, numbers, numbers, texts
-
-    def rows(self, arrays: tuple[Any, ...]) -> GroupRows:
-        """Return the groups for the result of `arrays` as tensors; runs within a graph."""
-        fields, *others = arrays
-        num_samples = tf.reduce_sum(others[1])
-        texts = (name for name, dtype in self.dtypes.items() if dtype == "string")
-        return GroupRows(fields | {name: _split(fields[name], num_samples) for name in texts}, *others)
+        is_float = self.labels if not self.is_exact else set()
+        return {one.name: "float32" if one.name in is_float else one.dtype for one in self._fields}
 
     def present(self, place: str, columns: list[str]) -> list[str]:
         """Return the columns of a file that are read.
@@ -125,7 +103,7 @@ class TypedGroups:
         for name in self.columns:
             if name not in columns:
                 raise DataError(f"{place}: no column '{name}'; {did_you_mean(name, columns)}")
-        return [name for name in (*self.columns, self._schema.group_size_field) if name in columns]
+        return [name for name in (*self.columns, self.schema.group_size_field) if name in columns]
 
     def prepare(self, place: str, table: pa.Table) -> pa.Table:
         """Return the columns that are read, converted to types that do not depend on the file.
@@ -158,7 +136,7 @@ class TypedGroups:
                         problems[row] or Problem(column_place(name), f"{value} is not a whole number").encode()
                     )
             columns[name] = column
-        size = self._schema.group_size_field
+        size = self.schema.group_size_field
         if size in table.column_names and pa.types.is_integer(table[size].type):
             columns[size] = table[size].cast(pa.int64())
         if ROW in table.column_names:
@@ -193,7 +171,7 @@ class TypedGroups:
         return column.cast(pa.list_(target) if _is_list(kind) else target)
 
     def _dtype(self, name: str) -> Dtype:
-        return "string" if name == self._schema.image.field else self.dtypes[name]
+        return "string" if name == self.schema.image.field else self.dtypes[name]
 
     def _as_texts(self, name: str, column: pa.ChunkedArray) -> tuple[pa.ChunkedArray, list[int]]:
         """Join values that are lists to the text that their feature reads; the list of a group's samples stays a list.
@@ -215,33 +193,12 @@ class TypedGroups:
     def read(self, table: pa.Table) -> TypedRows:
         """Return the valid groups of a table that `prepare` returned."""
         table, kept, problems = self._whole_groups(table)
-        size = self._group_sizes(table)
-        found = GroupProblems(size)
+        found = GroupProblems(self._group_sizes(table))
         columns = {one.name: _flatten(table[one.name], found) for one in self._fields}
-        values = self.checks.check(columns, found)
-        image_path = self._image_path(table, found)
-        problems |= {int(kept[group]): problem for group, problem in found.by_group.items()}
-        if found.by_group:
-            of_good = ~found.is_bad[found.group]
-            values = {
-                name: array.filter(pa.array(of_good)) if isinstance(array, pa.Array) else array[of_good]
-                for name, array in values.items()
-            }
-            image_path, size, kept = image_path[~found.is_bad], size[~found.is_bad], kept[~found.is_bad]
-        return TypedRows(values, image_path, size, kept, problems)
-
-    def texts(self, table: pa.Table) -> list[TextGroup | Problem]:
-        """Return each group of a table as texts, or what is wrong with it."""
-        rows = self.read(table)
-        columns = {name: table[name].to_pylist() for name in self.dtypes}
-        groups: dict[int, TextGroup | Problem] = dict(rows.problems)
-        for i, size, image in zip(rows.kept.tolist(), rows.group_size.tolist(), rows.image_path, strict=True):
-            values = {}
-            for name, column in columns.items():
-                entries = column[i] if isinstance(column[i], list) else [column[i]] * size
-                values[name] = [_text(entry) for entry in entries]
-            groups[i] = TextGroup(size, image, values)
-        return [groups[i] for i in range(len(table))]
+        fields = self.checks.check(columns, found)
+        rows = valid_rows(fields, columns, self._image_path(table, found), found)
+        problems |= {int(kept[group]): problem for group, problem in rows.problems.items()}
+        return replace(rows, kept=kept[rows.kept], problems=problems)
 
     def _whole_groups(self, table: pa.Table) -> tuple[pa.Table, NDArray[np.int64], dict[int, Problem]]:
         """Return the groups whose lists have one entry per sample, their indices, and the problems of other groups."""
@@ -259,7 +216,7 @@ class TypedGroups:
         whole = GroupProblems(np.ones(len(table), np.int64))
         for name, length in lengths.items():
             whole.refuse(length < 0, column_place(name), lambda i: "is null")
-        place = "row" if told is None else column_place(self._schema.group_size_field)
+        place = "row" if told is None else column_place(self.schema.group_size_field)
         whole.refuse(size <= 0, place, lambda i: f"group size {size[i]} is not 1 or more")
         for name, length in lengths.items():
             where = column_place(name)
@@ -269,7 +226,7 @@ class TypedGroups:
         return (table.take(pa.array(kept)) if problems else table), kept, problems
 
     def _told_size(self, table: pa.Table) -> NDArray[np.int64] | None:
-        name = self._schema.group_size_field
+        name = self.schema.group_size_field
         return pc.fill_null(table[name], 0).to_numpy() if name in table.column_names else None
 
     def _group_sizes(self, table: pa.Table) -> NDArray[np.int64]:
@@ -280,15 +237,33 @@ class TypedGroups:
         return next(of_lists, np.ones(len(table), np.int64)) if size is None else size
 
     def _image_path(self, table: pa.Table, problems: GroupProblems) -> NDArray[np.object_]:
-        if not self._schema.image.field:
+        if not self.schema.image.field:
             return np.full(len(problems.first), b"", object)
-        column = table[self._schema.image.field]
+        column = table[self.schema.image.field]
         if not _is_list(column.type):
             return as_bytes(column.combine_chunks())
         paths = as_bytes(_flatten(column, problems))
-        require_one_value(self._schema.image.field, paths, problems)
+        require_one_value(self.schema.image.field, paths, problems)
         of_groups: NDArray[np.object_] = paths[problems.first]
         return of_groups
+
+
+def valid_rows(
+    fields: dict[str, NDArray[np.generic] | pa.Array],
+    columns: dict[str, pa.Array],
+    image_path: NDArray[np.object_],
+    problems: GroupProblems,
+) -> TypedRows:
+    """Return the groups without a problem among G groups of S samples; see TypedRows for the arguments."""
+    size, kept = problems.size, np.arange(len(problems.size))
+    if problems.by_group:
+        of_good = ~problems.is_bad[problems.group]
+        mask = pa.array(of_good)
+        fields = {name: one.filter(mask) if isinstance(one, pa.Array) else one[of_good] for name, one in fields.items()}
+        columns = {name: column.filter(mask) for name, column in columns.items()}
+        kept = np.flatnonzero(~problems.is_bad)
+        image_path, size = image_path[kept], size[kept]
+    return TypedRows(fields, columns, image_path, size, kept, problems.by_group)
 
 
 def _flatten(column: pa.ChunkedArray, problems: GroupProblems) -> pa.Array:
@@ -299,25 +274,6 @@ def _flatten(column: pa.ChunkedArray, problems: GroupProblems) -> pa.Array:
     elif problems.size.max(initial=1) > 1:
         values = values.take(pa.array(problems.group))
     return values
-
-
-def _joined(values: pa.Array) -> NDArray[np.object_]:
-    """Return all texts joined to one, and the separator between them: [2].
-
-    One object per text, and converting it to a tensor, would take longer than everything else, and hold Python's lock.
-    """
-    separator = b"\x1f"
-    while True:
-        lists = pa.LargeListArray.from_arrays(pa.array([0, len(values)], pa.int64()), values)
-        joined = pc.binary_join(lists, pa.scalar(separator, pa.large_binary()))[0].as_py()
-        if joined.count(separator) == max(len(values) - 1, 0):
-            return np.array([joined, separator], object)
-        separator += secrets.token_bytes(4)  # a text contains it
-
-
-def _split(joined: tf.Tensor, number: tf.Tensor) -> tf.Tensor:
-    """Split the result of `_joined` into its texts, string `[number]`."""
-    return tf.raw_ops.StringSplitV2(input=joined[:1], sep=joined[1]).values[:number]
 
 
 def _as_whole(column: pa.ChunkedArray) -> tuple[pa.Array, dict[int, float]]:
@@ -379,9 +335,3 @@ def _join_lists(lists: pa.Array, separators: list[str]) -> tuple[pa.Array, NDArr
 
 def _is_list(kind: pa.DataType) -> bool:
     return bool(pa.types.is_list(kind) or pa.types.is_large_list(kind))
-
-
-def _text(value: object) -> str:
-    if value is None:
-        return ""
-    return value.decode("utf-8", "replace") if isinstance(value, bytes) else str(value)

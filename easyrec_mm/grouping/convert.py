@@ -22,12 +22,13 @@ from easyrec_mm.config.pipeline import Pipeline, load_pipeline
 from easyrec_mm.errors import ConfigError, UserError
 from easyrec_mm.files import is_remote, join
 from easyrec_mm.files.opening import exists, opened_at, size_of
-from easyrec_mm.formats.checks import BadGroup, GroupProblems, SampleChecks
+from easyrec_mm.formats.checks import BadGroup, GroupProblems
 from easyrec_mm.formats.columns import MAX_WHOLE, Kind
-from easyrec_mm.formats.grouped_parquet import read_parquet
-from easyrec_mm.formats.grouped_rtp import find_forbidden, read_rtp, selected_columns, written_layout
 from easyrec_mm.formats.grouped_table import GroupFields, Groups, GroupsPiece
-from easyrec_mm.formats.grouped_tfrecord import read_tfrecord
+from easyrec_mm.formats.parquet import read_parquet
+from easyrec_mm.formats.rtp import find_forbidden, read_rtp, selected_columns, written_layout
+from easyrec_mm.formats.tfrecord import read_tfrecord
+from easyrec_mm.formats.typed_groups import TypedGroups
 from easyrec_mm.grouping.bad_rows import BAD_ROWS, BadRow, BadRows
 from easyrec_mm.grouping.flat_files import find_inputs
 from easyrec_mm.grouping.group_stats import write_stats
@@ -39,7 +40,6 @@ from easyrec_mm.grouping.sides import SIDES
 from easyrec_mm.protos.data_pb2 import DatasetConfig
 from easyrec_mm.protos.feature_pb2 import FeatureConfig
 from easyrec_mm.protos.pipeline_pb2 import EasyRecConfig
-from easyrec_mm.schema import RowLayout
 
 PICTURES_ENDING = ".pictures.tar"
 # Bytes of input from which on it is worth starting several processes.
@@ -60,14 +60,16 @@ class ConvertOptions:
     overwrite: bool = False
 
 
+_READERS = {"parquet": read_parquet, "tfrecord": read_tfrecord, "rtp": read_rtp}
+
+
 @dataclass(frozen=True)
 class SourceFormat:
-    """How files are read: the format, the fields, the layout of text lines, and the checks."""
+    """How files are read: the format, the fields, and the same fields as training reads them."""
 
     format: str
     fields: GroupFields
-    layout: RowLayout
-    checks: SampleChecks
+    groups: TypedGroups
 
     def read(self, path: str) -> Iterator[GroupsPiece]:
         """Read the groups of a file.
@@ -75,9 +77,7 @@ class SourceFormat:
         Raises:
           DataError: if the file cannot be read.
         """
-        if self.format == "rtp":
-            return read_rtp(path, self.fields, self.layout, self.checks)
-        return {"parquet": read_parquet, "tfrecord": read_tfrecord}[self.format](path, self.fields, self.checks)
+        return _READERS[self.format](path, self.fields, self.groups)
 
 
 class _Task(NamedTuple):
@@ -132,8 +132,9 @@ def source_format(pipeline: Pipeline, rtp_separator: str = "|") -> SourceFormat:
         defaults={one.name: one.default_value for one in schema.fields},
         column_separator=rtp_separator,
     )
-    checks = SampleChecks(schema, schema.labels, schema.fields_read())
-    return SourceFormat(formats[data.input_type], fields, schema.layout, checks)
+    others = tuple(name for name in kinds if name not in schema.labels and name != schema.image.field)
+    groups = TypedGroups(schema, schema.labels, others, is_exact=True)
+    return SourceFormat(formats[data.input_type], fields, groups)
 
 
 def convert(pipeline: Pipeline, options: ConvertOptions) -> str:

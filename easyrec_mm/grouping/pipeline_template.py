@@ -12,7 +12,7 @@ from google.protobuf import text_encoding
 
 from easyrec_mm.config.feature_groups import wide_name
 from easyrec_mm.formats.columns import Kind
-from easyrec_mm.formats.grouped_rtp import selected_columns, written_layout
+from easyrec_mm.formats.rtp import selected_columns, written_layout
 from easyrec_mm.grouping.inference import FeaturePlan, FieldPlan, Inference, LabelPlan
 from easyrec_mm.grouping.options import GROUP_SIZE, GroupOptions
 from easyrec_mm.protos.data_pb2 import DatasetConfig

@@ -16,7 +16,7 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from easyrec_mm.formats.columns import ARROW_TYPES, ORDER, ROW_BITS, Kind, to_kind
-from easyrec_mm.formats.grouped_rtp import HOLDS_SEPARATOR
+from easyrec_mm.formats.rtp import HOLDS_SEPARATOR
 from easyrec_mm.grouping.column_stats import LogStats
 from easyrec_mm.grouping.flat_files import Piece, Split, pieces
 from easyrec_mm.grouping.sides import SIDES, SideRule

@@ -14,10 +14,10 @@ import pyarrow as pa
 from easyrec_mm.files import join, put
 from easyrec_mm.files.work_folder import work_folder
 from easyrec_mm.formats.columns import ORDER, to_kind
-from easyrec_mm.formats.grouped_parquet import ParquetWriter, count_parquet
-from easyrec_mm.formats.grouped_rtp import RtpWriter, count_rtp
 from easyrec_mm.formats.grouped_table import GroupFields, Groups, GroupWriter
-from easyrec_mm.formats.grouped_tfrecord import TfRecordWriter, count_tfrecord
+from easyrec_mm.formats.parquet import ParquetWriter, count_parquet
+from easyrec_mm.formats.rtp import RtpWriter, count_rtp
+from easyrec_mm.formats.tfrecord import TfRecordWriter, count_tfrecord
 from easyrec_mm.grouping.assign import FIRST, PLACE_COLUMNS, POSITION
 from easyrec_mm.grouping.pictures import PicturePacker
 from easyrec_mm.grouping.sides import SIDES

@@ -24,7 +24,7 @@ from easyrec_mm.features.feature import Feature
 from easyrec_mm.features.field import Field
 from easyrec_mm.features.numpy_back_end import NumpyBackEnd, Values
 from easyrec_mm.formats.checks import Problem
-from easyrec_mm.formats.group_rtp import label_value
+from easyrec_mm.formats.rtp_graph import label_value
 from easyrec_mm.network.image import image_tower
 from easyrec_mm.network.precision import FLOAT32
 from easyrec_mm.schema import Schema

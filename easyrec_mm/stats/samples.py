@@ -16,9 +16,9 @@ from easyrec_mm.files.local_copies import local_copies
 from easyrec_mm.formats.checks import BadGroup, GroupProblems, Ints, SampleChecks, is_text, refuse_kind
 from easyrec_mm.formats.columns import ORDER, ROW_BITS, Kind, Typed, to_kind
 from easyrec_mm.formats.data_files import find_files, find_infos, opened_at
-from easyrec_mm.formats.grouped_rtp import decode
-from easyrec_mm.formats.grouped_table import GroupFields, GroupsPiece
+from easyrec_mm.formats.grouped_table import GroupFields, GroupsPiece, piece_of
 from easyrec_mm.formats.odps_tables import LINE, OdpsTables
+from easyrec_mm.formats.rtp import read_lines
 from easyrec_mm.formats.typed_groups import ROW
 from easyrec_mm.grouping.convert import source_format
 from easyrec_mm.grouping.flat_files import Split, pieces, plan_file
@@ -158,9 +158,8 @@ class _TableSamples:
         self._tables.ahead(self.files[then : then + 2])
         for table in self._tables.read(file):
             groups, num_columns = self._source.fields, len(self.fields.labels) + 3
-            first = table[ROW][0].as_py()
-            source = self._source
-            piece = decode(table[LINE].to_pylist(), first, groups, source.layout, num_columns, source.checks)
+            rows = read_lines(table[LINE].to_pylist(), num_columns, self._source.groups)
+            piece = piece_of(rows, groups, table[ROW].to_numpy())
             yield _of_groups(piece, groups, self.fields)
 
 

@@ -7,7 +7,8 @@
 Group-level values (image path, group size, fields of features with per_group) may be stored as a single value.
 
 Nearly always all groups of a chunk are valid. TensorFlow operations confirm this in a fraction of the time that reading
-the groups as a table takes; if some are invalid, typed_groups.py determines which ones, and why.
+the groups as a table takes; if some are invalid, tfrecord.py reads them again, and typed_groups.py determines which
+ones are invalid, and why.
 """
 
 from __future__ import annotations
@@ -16,7 +17,6 @@ from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
 import tensorflow as tf
 from numpy.typing import NDArray
 
@@ -24,9 +24,11 @@ from easyrec_mm.errors import DataError, tensorflow_reason
 from easyrec_mm.features.field import Dtype
 from easyrec_mm.features.tensorflow_back_end import split_texts
 from easyrec_mm.formats.checks import Problem
-from easyrec_mm.formats.group_rtp import matches
+from easyrec_mm.formats.group_tensors import GroupTensors, as_arrays, text_groups
 from easyrec_mm.formats.record_files import RecordFiles
-from easyrec_mm.formats.source import Chunk, GroupRows, Order, TextGroup
+from easyrec_mm.formats.rtp_graph import matches
+from easyrec_mm.formats.source import TEXT_GROUPS, Chunk, GroupRows, Order, TextGroup, batched
+from easyrec_mm.formats.tfrecord import read_examples
 from easyrec_mm.formats.typed_groups import TypedGroups
 from easyrec_mm.schema import Schema
 
@@ -66,7 +68,7 @@ class GroupTfRecordSource(RecordFiles):
         columns = tf.io.parse_example(records, self._features)
         size = self._sizes(columns)
         groups = tf.cond(
-            self._is_plain(columns, size), lambda: self._plain(columns, size), lambda: self._checked(columns, size)
+            self._is_plain(columns, size), lambda: self._plain(columns, size), lambda: self._checked(records)
         )
         return Chunk(epoch, file, row, groups)
 
@@ -76,11 +78,9 @@ class GroupTfRecordSource(RecordFiles):
 
     def texts(self) -> Iterator[tuple[str, int, TextGroup | Problem]]:
         """See Source.texts."""
-        for file, row, record in self.read():
-            columns = tf.io.parse_example(tf.constant([record]), self._features)
-            arrays = [array.numpy() for array in self._arrays(columns, self._sizes(columns))]
-            (group,) = self._groups.texts(self._table(*arrays))
-            yield file, row, group
+        for some in batched(self.read(), TEXT_GROUPS):
+            groups = text_groups(read_examples([record for *_, record in some], self._groups))
+            yield from ((file, row, group) for (file, row, _), group in zip(some, groups, strict=True))
 
     def failure(self, error: tf.errors.OpError) -> DataError | None:
         """See Source.failure; also finds a record that is not an Example or has a feature of another type."""
@@ -156,42 +156,19 @@ class GroupTfRecordSource(RecordFiles):
         nothing = tf.zeros([0], tf.int64)
         return GroupRows(fields, image_path, size, tf.range(tf.size(size, tf.int64)), nothing, tf.zeros([0], tf.string))
 
-    def _checked(self, columns: dict[str, tf.RaggedTensor], size: tf.Tensor) -> GroupRows:
+    def _checked(self, records: tf.Tensor) -> GroupRows:
         """Return the valid groups, when some groups are invalid."""
 
-        def read(*arrays: NDArray[Any]) -> list[Any]:
-            return list(tf.nest.flatten(self._groups.arrays(self._table(*arrays))))
+        def read(records: NDArray[np.object_]) -> list[Any]:
+            return list(tf.nest.flatten(as_arrays(read_examples(records.tolist(), self._groups))))
 
-        signature = self._groups.signature()
+        tensors = GroupTensors(self._groups)
+        signature = tensors.signature()
         specs = tf.nest.flatten(signature)
-        tensors = tf.numpy_function(read, self._arrays(columns, size), [spec.dtype for spec in specs], stateful=False)
-        for tensor, spec in zip(tensors, specs, strict=True):
-            tensor.set_shape(spec.shape)
-        return self._groups.rows(tf.nest.pack_sequence_as(signature, tensors))
-
-    def _arrays(self, columns: dict[str, tf.RaggedTensor], size: tf.Tensor) -> list[tf.Tensor]:
-        """Return the arguments of `_table`."""
-        parts = ((columns[name].flat_values, columns[name].row_splits) for name in self._dtypes)
-        return [size, *(part for pair in parts for part in pair)]
-
-    def _table(self, size: NDArray[np.int64], *arrays: NDArray[Any]) -> pa.Table:
-        """Return a table of the groups, from the values and row splits of each feature."""
-        columns = {}
-        for i, name in enumerate(self._dtypes):
-            values, splits = arrays[2 * i : 2 * i + 2]
-            if name == self._schema.group_size_field:
-                columns[name] = pa.array(size)
-                continue
-            lengths = np.diff(splits)
-            if name in self._group_fields:
-                # A single value applies to each sample of the group.
-                is_one = (lengths == 1) & (size > 0)
-                values = values.repeat(np.where(is_one, size, 1).repeat(lengths))
-                lengths = np.where(is_one, size, lengths)
-            kind = pa.large_binary() if values.dtype == object else None
-            offsets = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int32)
-            columns[name] = pa.ListArray.from_arrays(pa.array(offsets), pa.array(values, kind))
-        return pa.table(columns)
+        arrays = tf.numpy_function(read, [records], [spec.dtype for spec in specs], stateful=False)
+        for array, spec in zip(arrays, specs, strict=True):
+            array.set_shape(spec.shape)
+        return tensors.rows(tf.nest.pack_sequence_as(signature, arrays))
 
     def _first_has_size(self) -> bool:
         """Check the first record, and return whether it contains the size of its group."""

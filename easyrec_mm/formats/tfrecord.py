@@ -14,7 +14,8 @@ value. Training does not read DOUBLES.
 from __future__ import annotations
 
 import struct
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
+from itertools import islice
 from typing import IO, Any, NamedTuple
 
 import google_crc32c
@@ -25,18 +26,12 @@ from google.protobuf.message import DecodeError
 from numpy.typing import NDArray
 
 from easyrec_mm.errors import DataError, did_you_mean
+from easyrec_mm.features.field import Dtype
 from easyrec_mm.files.opening import open_binary
-from easyrec_mm.formats.checks import BadGroup, GroupProblems, Ints, Mask, SampleChecks, column_place, refuse_kind
-from easyrec_mm.formats.columns import ARROW_TYPES, Kind, to_kind
-from easyrec_mm.formats.grouped_table import (
-    READ_GROUPS,
-    GroupFields,
-    Groups,
-    GroupsPiece,
-    empty_groups,
-    one_a_group,
-    pieces,
-)
+from easyrec_mm.formats.checks import Mask, Problem, column_place
+from easyrec_mm.formats.columns import ARROW_TYPES, Kind
+from easyrec_mm.formats.grouped_table import READ_GROUPS, GroupFields, Groups, GroupsPiece, piece_of, pieces
+from easyrec_mm.formats.typed_groups import PROBLEM, TypedGroups, TypedRows
 from easyrec_mm.protos.example_pb2 import Example, Feature
 
 MISSING = "easyrec_mm/missing"
@@ -60,6 +55,13 @@ _LISTS: dict[Kind, _List] = {
     "float64": _List("float_list", pa.float32()),
     "int64": _List("int64_list", pa.int64()),
     "bool": _List("int64_list", pa.int64()),
+}
+# Types in which the values of Examples are read; numbers of 32 bits stay the same in 64.
+_TYPES: dict[Dtype, pa.DataType] = {
+    "int64": pa.int64(),
+    "bool": pa.int64(),
+    "float32": pa.float64(),
+    "string": pa.binary(),
 }
 _CRC_MASK = 0xA282EAD8
 
@@ -194,122 +196,88 @@ def first_values(path: str) -> Iterator[dict[str, Any]]:
             yield {name: values[0] for name, values in found.items() if values}
 
 
-def read_tfrecord(path: str, fields: GroupFields, checks: SampleChecks | None = None) -> Iterator[GroupsPiece]:
-    """Yield the groups of a file; `checks` as for `decode`.
+def read_tfrecord(path: str, fields: GroupFields, groups: TypedGroups) -> Iterator[GroupsPiece]:
+    """Yield the groups of a file.
+
+    Args:
+      path: path of the file, gzip or not.
+      fields: fields of the groups.
+      groups: the same fields as training reads them; it checks the values.
 
     Raises:
       DataError: if the file cannot be read.
     """
     try:
         with open_binary(path) as stream:
-            found: list[bytes] = []
+            examples = records(stream, path)
             first = 1
-            for record in records(stream, path):
-                found.append(record)
-                if len(found) == READ_GROUPS:
-                    yield decode(found, first, fields, checks)
-                    first += len(found)
-                    found = []
-            if found:
-                yield decode(found, first, fields, checks)
+            while some := list(islice(examples, READ_GROUPS)):
+                yield piece_of(read_examples(some, groups), fields, np.arange(first, first + len(some)))
+                first += len(some)
     except (OSError, EOFError) as error:
         raise DataError(f"{path}: cannot be read: {error}") from error
 
 
-def decode(
-    examples: list[bytes], first_row: int, fields: GroupFields, checks: SampleChecks | None = None
-) -> GroupsPiece:
-    """Decode serialized tf.train.Examples to groups.
-
-    Args:
-      examples: serialized Examples.
-      first_row: row of the first Example.
-      fields: fields of the groups.
-      checks: checks the values as training does; None to check only that they are of their kinds.
-    """
-    refused: list[BadGroup] = []
-    values: dict[str, list[Any]] = {name: [] for name in fields.kinds}
-    sizes, rows = [], []
-    for row, data in enumerate(examples, first_row):
-        problem, size, group = _group(data, fields)
-        if problem:
-            refused.append(BadGroup(row, *problem))
-            continue
+def read_examples(examples: Sequence[bytes], groups: TypedGroups) -> TypedRows:
+    """Return the valid groups among serialized tf.train.Examples, [N]; numbers are as exact as `groups` is."""
+    kinds = {name: groups.schema.field(name).dtype for name in groups.dtypes}
+    if groups.schema.image.field:
+        kinds[groups.schema.image.field] = "string"
+    lists: dict[str, list[list[Any] | None]] = {name: [] for name in kinds}
+    sizes: list[int] = []
+    problems: list[bytes | None] = []
+    for data in examples:
+        found = _read_example(data, kinds, groups)
+        size, values = found if not isinstance(found, Problem) else (1, {})
+        problems.append(found.encode() if isinstance(found, Problem) else None)
         sizes.append(size)
-        rows.append(row)
-        for name, some in group.items():
-            values[name] += some
-    size_array: Ints = np.array(sizes, np.int64)
-    row_array: Ints = np.array(rows, np.int64)
-    if not sizes:
-        return GroupsPiece(empty_groups(fields), row_array, refused)
-    problems = GroupProblems(size_array)
-    columns: dict[str, pa.Array] = {}
-    for name, kind in fields.kinds.items():
-        column = _column(name, kind, values[name], problems)
-        columns[name] = pc.fill_null(column, "") if name == fields.image else column
-    if checks is not None:
-        checks.check(columns, problems)
-    for name in filter(fields.per_group.__contains__, fields.kinds):
-        columns[name] = one_a_group(name, columns[name], fields, problems)
-    refused += problems.at_rows(row_array)
-    good = ~problems.is_bad
-    return GroupsPiece(Groups(size_array, columns).select(good, fields), row_array[good], sorted(refused))
+        for name, column in lists.items():
+            column.append(values.get(name))
+    columns = {name: pa.array(lists[name], pa.list_(_TYPES[dtype])) for name, dtype in kinds.items()}
+    if groups.schema.group_size_field:
+        columns[groups.schema.group_size_field] = pa.array(sizes, pa.int64())
+    table = pa.table({**columns, PROBLEM: pa.array(problems, pa.binary())})
+    return groups.read(groups.prepare("", table))
 
 
-def _column(name: str, kind: Kind, values: list[Any], problems: GroupProblems) -> pa.Array:
-    """Convert the values of samples to their kind; groups with invalid values are refused."""
-    if kind in ("float32", "float64"):
-        column = pa.array(values, ARROW_TYPES[kind])
-        is_bad = pc.fill_null(pc.invert(pc.is_finite(column)), False).to_numpy(zero_copy_only=False)
-        problems.refuse_samples(is_bad, column_place(name), lambda i: f"{values[i]} is not a finite number")
-        return column
-    column = pa.array(values, pa.binary() if kind == "string" else pa.int64())
-    if kind != "string":
-        typed = to_kind(column, kind, strict=True)
-        refuse_kind(typed.is_bad, column, name, kind, problems.refuse_samples)
-        return typed.values
-    typed = to_kind(column, "string")
-    refuse_kind(typed.is_bad, column, name, kind, problems.refuse_samples)
-    return pc.if_else(pc.equal(typed.values, ""), None, typed.values)
-
-
-def _group(data: bytes, fields: GroupFields) -> tuple[tuple[str, str] | None, int, dict[str, list[Any]]]:
-    """Return what is wrong with an Example, or its size and the values of its samples, None for a missing value."""
-    nothing: dict[str, list[Any]] = {}
+def _read_example(data: bytes, kinds: dict[str, Dtype], groups: TypedGroups) -> Problem | tuple[int, dict[str, Any]]:
+    """Return the number of samples of an Example, and the lists of their values; or what is wrong with it."""
     try:
         feature = Example.FromString(data).features.feature
     except DecodeError:
-        return ("record", "is not a tf.train.Example"), 0, nothing
+        return Problem("record", "is not a tf.train.Example")
     lists: dict[str, list[Any]] = {}
-    for name, kind in fields.kinds.items():
+    for name, dtype in kinds.items():
         if name not in feature:
-            return (column_place(name), f"is missing; {did_you_mean(name, feature)}"), 0, nothing
-        which = _LISTS[kind].name
-        found = feature[name].WhichOneof("kind")
-        if found not in (which, None):
-            return (column_place(name), f"is a {found}, not a {which}"), 0, nothing
-        lists[name] = list(_LISTS[kind].of(feature[name]))
+            return Problem(column_place(name), f"is missing; {did_you_mean(name, feature)}")
+        kind, found = _LISTS[dtype].name, feature[name].WhichOneof("kind")
+        if found not in (kind, None):
+            return Problem(column_place(name), f"is a {found}, not a {kind}")
+        lists[name] = list(_LISTS[dtype].of(feature[name]))
+    if groups.is_exact:
+        _restore(feature, lists)
+    schema = groups.schema
+    per_group = {schema.image.field, *schema.group_fields}
+    of_samples = [values for name, values in lists.items() if name not in per_group]
+    if schema.group_size_field in feature:
+        size = max(feature[schema.group_size_field].int64_list.value, default=0)
+    else:
+        size = len(of_samples[0]) if of_samples else 1
+    return size, {
+        name: values * size if len(values) == 1 and name in per_group else values for name, values in lists.items()
+    }
+
+
+def _restore(feature: Mapping[str, Feature], lists: dict[str, list[Any]]) -> None:
+    """Put the numbers of DOUBLES and the missing values of MISSING back into the lists."""
     for entry in feature[DOUBLES].bytes_list.value if DOUBLES in feature else ():
-        told, _, numbers = entry.partition(b"\0")
-        name = told.decode()
-        if len(numbers) == 8 * len(lists.get(name, ())):
-            lists[name] = np.frombuffer(numbers, "<f8").tolist()
+        name, _, numbers = entry.partition(b"\0")
+        if len(numbers) == 8 * len(lists.get(name.decode(), ())):
+            lists[name.decode()] = np.frombuffer(numbers, "<f8").tolist()
     for text in feature[MISSING].bytes_list.value if MISSING in feature else ():
-        places, _, name = text.decode().partition(" ")
-        for place in places.split(",") if name in lists else ():
-            lists[name][int(place)] = None
-    sizes = list(feature[fields.size].int64_list.value) if fields.size in feature else []
-    of_samples = (len(some) for name, some in lists.items() if name not in fields.per_group)
-    size = sizes[0] if len(sizes) == 1 else next(of_samples, 1)
-    if size <= 0:
-        return (column_place(fields.size), f"group size {size} is not 1 or more"), 0, nothing
-    for name, some in lists.items():
-        if len(some) == 1:
-            lists[name] = some * size
-        elif len(some) != size:
-            return (column_place(name), f"{len(some)} entries, group size {size}"), 0, nothing
-    return None, size, lists
+        places, _, field = text.decode().partition(" ")
+        for place in places.split(",") if field in lists else ():
+            lists[field][int(place)] = None
 
 
 def count_tfrecord(path: str, fields: GroupFields) -> tuple[int, int]:

@@ -9,7 +9,7 @@ reported; `explain` then determines in plain Python what is wrong with it.
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from itertools import islice
 from typing import NamedTuple
 
@@ -20,10 +20,12 @@ from easyrec_mm.errors import DataError
 from easyrec_mm.features.field import Dtype, Field
 from easyrec_mm.features.tensorflow_back_end import split_texts
 from easyrec_mm.features.text_patterns import VALUE_PATTERNS
-from easyrec_mm.formats.checks import Problem, SampleChecks
-from easyrec_mm.formats.grouped_rtp import NUM_PROBE_LINES, count_columns, split_lines
+from easyrec_mm.formats.checks import Problem
+from easyrec_mm.formats.group_tensors import text_groups
 from easyrec_mm.formats.record_files import RecordFiles
-from easyrec_mm.formats.source import Chunk, GroupRows, Order, TextGroup
+from easyrec_mm.formats.rtp import NUM_PROBE_LINES, count_columns, read_lines
+from easyrec_mm.formats.source import TEXT_GROUPS, Chunk, GroupRows, Order, TextGroup, batched
+from easyrec_mm.formats.typed_groups import TypedGroups, TypedRows
 from easyrec_mm.schema import RowLayout, Schema
 
 DTYPES = {"int64": tf.int64, "bool": tf.bool, "float32": tf.float32}
@@ -76,8 +78,9 @@ class GroupRtpSource(RecordFiles):
 
     def texts(self) -> Iterator[tuple[str, int, TextGroup | Problem]]:
         """See Source.texts."""
-        for file, row, line in self.read():
-            yield file, row, self._parser.texts(line)
+        for some in batched(self.read(), TEXT_GROUPS):
+            groups = self._parser.texts([line for *_, line in some])
+            yield from ((file, row, group) for (file, row, _), group in zip(some, groups, strict=True))
 
     def _count_columns(self, layout: RowLayout) -> int:
         """Return the number of columns that most of the first lines have; every line must have as many."""
@@ -112,7 +115,8 @@ class GroupRtpParser:
         self._labels = [(schema.field(name), schema.layout.label_columns[schema.labels.index(name)]) for name in labels]
         self._fields = [(schema.field(name), schema.layout.sample_fields.index(name)) for name in fields]
         self._num_columns = num_columns
-        self._checks = SampleChecks(schema, labels, fields)
+        self._groups = TypedGroups(schema, labels, fields)
+        self._checks = self._groups.checks
         read = {*labels, *fields}
         self._group_fields = [name for name in schema.group_fields if name in read]
 
@@ -218,31 +222,14 @@ class GroupRtpParser:
 
     def explain(self, line: bytes) -> Problem | None:
         """Return what is wrong with a line, found by the checks that all formats share; None for a valid line."""
-        layout = self._layout
-        labels = [(field.name, index) for field, index in self._labels]
-        size_name = self._schema.group_size_field
-        split = split_lines(
-            [line], np.ones(1, np.int64), layout, self._num_columns, labels, layout.sample_fields, size_name
-        )
-        if split.refused:
-            return Problem(*split.refused[0][1:])
-        self._checks.check(split.texts, split.problems)
-        return split.problems.by_group.get(0)
+        return self._read_lines([line]).problems.get(0)
 
-    def texts(self, line: bytes) -> TextGroup | Problem:
-        """Return the values of a line as texts, or what is wrong with it."""
-        problem = self.explain(line)
-        if problem:
-            return problem
-        layout = self._layout
-        columns = split_bytes(line, layout.column_separator)
-        samples = split_bytes(columns[layout.features_column], layout.sample_separator)
-        rows = [split_bytes(sample, layout.value_separator) for sample in samples]
-        values = {name: [_text(row[i]) for row in rows] for i, name in enumerate(layout.sample_fields)}
-        for label, index in zip(self._schema.labels, layout.label_columns, strict=True):
-            values[label] = [_text(entry) for entry in split_bytes(columns[index], layout.sample_separator)]
-        image = columns[layout.image_column] if layout.image_column >= 0 else b""
-        return TextGroup(len(samples), image, values)
+    def texts(self, lines: Sequence[bytes]) -> Iterator[TextGroup | Problem]:
+        """Yield the values of each line as texts, or what is wrong with it."""
+        return text_groups(self._read_lines(lines))
+
+    def _read_lines(self, lines: Sequence[bytes]) -> TypedRows:
+        return read_lines(lines, self._num_columns, self._groups)
 
 
 def _split(text: tf.Tensor, separator: str) -> _Parts:
@@ -297,10 +284,6 @@ def label_value(text: str, field: Field) -> float:
 def split_bytes(data: bytes, separator: str) -> list[bytes]:
     """Split bytes in plain Python as `_split` does in a graph."""
     return data.split(separator.encode()) if separator else [data[i : i + 1] for i in range(len(data))]
-
-
-def _text(data: bytes) -> str:
-    return data.decode("utf-8", "replace")
 
 
 def _as_float32(text: str) -> np.float32:

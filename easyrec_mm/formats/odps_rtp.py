@@ -9,8 +9,8 @@ import pyarrow as pa
 import tensorflow as tf
 
 from easyrec_mm.formats.checks import Problem
-from easyrec_mm.formats.group_rtp import GroupRtpParser, shared_parser
 from easyrec_mm.formats.odps_tables import LINE, OdpsTables
+from easyrec_mm.formats.rtp_graph import GroupRtpParser, shared_parser
 from easyrec_mm.formats.source import GroupRows, Order, TextGroup
 from easyrec_mm.formats.table_files import TableSource
 from easyrec_mm.schema import Schema
@@ -38,7 +38,7 @@ class _Lines:
         return self._parser.compiled(arrays)
 
     def texts(self, table: pa.Table) -> Iterable[TextGroup | Problem]:
-        return map(self._parser.texts, table[LINE].to_pylist())
+        return self._parser.texts(table[LINE].to_pylist())
 
 
 class OdpsGroupRtpSource(TableSource):

@@ -5,8 +5,8 @@ from __future__ import annotations
 import re
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from itertools import chain
-from typing import NamedTuple
+from dataclasses import replace
+from itertools import chain, islice
 
 import numpy as np
 import pyarrow as pa
@@ -15,26 +15,17 @@ import pyarrow.compute as pc
 from easyrec_mm.errors import DataError
 from easyrec_mm.features.text_patterns import VALUE_PATTERNS
 from easyrec_mm.files.opening import open_binary
-from easyrec_mm.formats.checks import (
-    BadGroup,
-    GroupProblems,
-    Ints,
-    Mask,
-    SampleChecks,
-    column_place,
-    refuse_kind,
-    shown,
-)
-from easyrec_mm.formats.columns import ARROW_TYPES, Kind, Typed, to_kind
+from easyrec_mm.formats.checks import GroupProblems, Ints, Mask, as_bytes, column_place, shown
 from easyrec_mm.formats.grouped_table import (
     READ_GROUPS,
     GroupFields,
     Groups,
     GroupsPiece,
     offsets,
-    one_a_group,
+    piece_of,
     pieces,
 )
+from easyrec_mm.formats.typed_groups import TypedGroups, TypedRows, valid_rows
 from easyrec_mm.schema import RowLayout
 
 # Number of first lines that determine the number of columns.
@@ -143,10 +134,13 @@ def contains(column: pa.Array, pattern: str) -> Mask:
 # --- Reading
 
 
-def read_rtp(
-    path: str, fields: GroupFields, layout: RowLayout, checks: SampleChecks | None = None
-) -> Iterator[GroupsPiece]:
-    """Yield the groups of a file; `checks` as for `decode`.
+def read_rtp(path: str, fields: GroupFields, groups: TypedGroups) -> Iterator[GroupsPiece]:
+    """Yield the groups of a file.
+
+    Args:
+      path: path of the file, gzip or not.
+      fields: fields of the groups.
+      groups: the same fields as training reads them; it checks the values.
 
     Raises:
       DataError: if the file cannot be read, or lines have too few columns.
@@ -154,17 +148,13 @@ def read_rtp(
     try:
         with open_binary(path) as stream:
             probe = [line for _, line in zip(range(NUM_PROBE_LINES), stream, strict=False)]
-            num_columns = count_columns(path, probe, layout)
-            lines: list[bytes] = []
+            num_columns = count_columns(path, probe, groups.schema.layout)
+            lines = (line.rstrip(b"\n").replace(b"\r", b"") for line in chain(probe, stream))
             first = 1
-            for line in chain(probe, stream):
-                lines.append(line.rstrip(b"\n").replace(b"\r", b""))
-                if len(lines) == READ_GROUPS:
-                    yield decode(lines, first, fields, layout, num_columns, checks)
-                    first += len(lines)
-                    lines = []
-            if lines:
-                yield decode(lines, first, fields, layout, num_columns, checks)
+            while some := list(islice(lines, READ_GROUPS)):
+                rows = read_lines(some, num_columns, groups)
+                yield piece_of(rows, fields, np.arange(first, first + len(some)))
+                first += len(some)
     except (OSError, EOFError) as error:
         raise DataError(f"{path}: cannot be read: {error}") from error
 
@@ -186,45 +176,15 @@ def count_columns(path: str, lines: list[bytes], layout: RowLayout) -> int:
     return num_columns
 
 
-class SplitLines(NamedTuple):
-    """The parts of lines as text; G of N lines are whole, and have S samples.
-
-    size      int64 [G]
-    image     [G]; null if the lines have no picture
-    texts     label or other field of a sample -> [S]
-    rows      int64 [G], row of each whole line in the file
-    problems  collects the whole lines that are refused when their values are checked
-    refused   lines that are not whole
-    """
-
-    size: Ints
-    image: pa.Array
-    texts: dict[str, pa.Array]
-    rows: Ints
-    problems: GroupProblems
-    refused: list[BadGroup]
-
-
-def split_lines(
-    lines: list[bytes],
-    rows: Ints,
-    layout: RowLayout,
-    num_columns: int,
-    labels: Sequence[tuple[str, int]],
-    sample_fields: Sequence[str],
-    size_name: str,
-) -> SplitLines:
-    """Split lines into the texts of samples.
+def read_lines(lines: Sequence[bytes], num_columns: int, groups: TypedGroups) -> TypedRows:
+    """Split lines [N] into the texts of samples, and return the valid groups; `columns` has all fields of a sample.
 
     Args:
-      lines: lines without line ends, [N].
-      rows: row of each line, [N].
-      layout: positions of the parts of a line.
+      lines: lines without line ends.
       num_columns: number of columns that every line must have.
-      labels: the labels to read, each with the index of its column.
-      sample_fields: all fields of a sample, in their order in a line.
-      size_name: name of the group size, for messages.
+      groups: determines the labels that are read, and checks the values.
     """
+    schema, layout = groups.schema, groups.schema.layout
     columns = _split(pa.array(lines, pa.binary()), layout.column_separator)
     num_found = _lengths(columns)
     whole = GroupProblems(np.ones(len(lines), np.int64))
@@ -235,26 +195,36 @@ def split_lines(
         # A line with too few columns is refused, so it does not matter what is read here for it.
         return columns.values.take(pa.array(_first(columns) + np.minimum(index, last)))
 
-    size = _read_sizes(column(layout.size_column), size_name, whole)
+    size = _read_sizes(column(layout.size_column), schema.group_size_field, whole)
+    places = zip(schema.labels, layout.label_columns, strict=True)
     parts: dict[str, pa.ListArray] = {}
-    for name, index in (*labels, ("", layout.features_column)):
+    for name, index in (*((name, i) for name, i in places if name in groups.labels), ("", layout.features_column)):
         parts[name] = _split(column(index), layout.sample_separator)
         length = _lengths(parts[name])
         where = column_place(name) if name else "features"
         whole.refuse(length != size, where, lambda i, n=length: f"{n[i]} entries, group size {size[i]}")  # type: ignore[misc]
     good = pa.array(~whole.is_bad)
-    texts = {name: part.filter(good).flatten() for name, part in parts.items()}
-    values = _split(texts.pop(""), layout.value_separator)
     problems = GroupProblems(size[~whole.is_bad])
-    lengths = _lengths(values)
-    is_ragged = lengths != len(sample_fields)
-    problems.refuse_samples(is_ragged, "features", lambda i: f"{lengths[i]} values, not {len(sample_fields)}")
+    texts = {name: part.filter(good).flatten() for name, part in parts.items()}
+    texts |= _split_samples(texts.pop(""), layout, problems)
+    image = column(layout.image_column) if layout.image_column >= 0 else pa.nulls(len(lines), pa.binary())
+    fields = groups.checks.check(texts, problems)
+    rows = valid_rows(fields, texts, as_bytes(image.filter(good)), problems)
+    kept = np.flatnonzero(~whole.is_bad)
+    refused = whole.by_group | {int(kept[group]): problem for group, problem in rows.problems.items()}
+    return replace(rows, kept=kept[rows.kept], problems=refused)
+
+
+def _split_samples(samples: pa.Array, layout: RowLayout, problems: GroupProblems) -> dict[str, pa.Array]:
+    """Split samples [S] into the texts of their fields; groups whose samples have too few or too many are refused."""
+    values = _split(samples, layout.value_separator)
+    lengths, names = _lengths(values), layout.sample_fields
+    is_ragged = lengths != len(names)
+    problems.refuse_samples(is_ragged, "features", lambda i: f"{lengths[i]} values, not {len(names)}")
     # Samples with a wrong number of values are refused; they get empty values here.
     pool = pa.concat_arrays([values.values, pa.array([b""])]) if is_ragged.any() else values.values
-    for i, name in enumerate(sample_fields):
-        texts[name] = pool.take(pa.array(np.where(is_ragged, len(pool) - 1, _first(values) + i)))
-    image = column(layout.image_column) if layout.image_column >= 0 else pa.nulls(len(lines), pa.binary())
-    return SplitLines(problems.size, image.filter(good), texts, rows[~whole.is_bad], problems, whole.at_rows(rows))
+    places = (np.where(is_ragged, len(pool) - 1, _first(values) + i) for i in range(len(names)))
+    return {name: pool.take(pa.array(place)) for name, place in zip(names, places, strict=True)}
 
 
 def _read_sizes(texts: pa.Array, size_name: str, problems: GroupProblems) -> Ints:
@@ -268,57 +238,6 @@ def _read_sizes(texts: pa.Array, size_name: str, problems: GroupProblems) -> Int
 
     problems.refuse(size <= 0, column_place(size_name), lambda i: f"group size {given(i)} is not 1 or more")
     return size
-
-
-def decode(
-    lines: list[bytes],
-    first_row: int,
-    fields: GroupFields,
-    layout: RowLayout,
-    num_columns: int,
-    checks: SampleChecks | None = None,
-) -> GroupsPiece:
-    """Decode lines to groups.
-
-    Args:
-      lines: lines without line ends.
-      first_row: row of the first line.
-      fields: fields of the groups.
-      layout: positions of the parts of a line.
-      num_columns: number of columns that every line must have.
-      checks: checks the values as training does; None to check only that they are of their kinds.
-    """
-    rows: Ints = np.arange(first_row, first_row + len(lines))
-    labels = list(zip(fields.labels, layout.label_columns, strict=True))
-    split = split_lines(lines, rows, layout, num_columns, labels, fields.sample_fields, fields.size)
-    if checks is not None:
-        checks.check(split.texts, split.problems)
-    columns: dict[str, pa.Array] = {}
-    for name, kind in fields.kinds.items():
-        if name == fields.image:
-            image = to_kind(split.image, "string")
-            refuse_kind(image.is_bad, split.image, name, kind, split.problems.refuse)
-            columns[name] = pc.fill_null(image.values, "")
-            continue
-        texts = split.texts[name]
-        typed = _label(texts, kind) if name in fields.labels else to_kind(texts, kind, strict=True)
-        refuse_kind(typed.is_bad, texts, name, kind, split.problems.refuse_samples)
-        values = pc.if_else(pc.equal(typed.values, ""), None, typed.values) if kind == "string" else typed.values
-        columns[name] = one_a_group(name, values, fields, split.problems) if name in fields.per_group else values
-    good = ~split.problems.is_bad
-    refused = sorted(split.refused + split.problems.at_rows(split.rows))
-    return GroupsPiece(Groups(split.size, columns).select(good, fields), split.rows[good], refused)
-
-
-def _label(texts: pa.Array, kind: Kind) -> Typed:
-    """Parse labels; a whole number may also be written with a fraction of zero."""
-    typed = to_kind(texts, kind, strict=True)
-    if kind != "int64" or typed.is_bad is None:
-        return typed
-    numbers = to_kind(texts, "float64", strict=True)
-    whole = to_kind(numbers.values, "int64")
-    is_bad = [one.is_bad for one in (numbers, whole) if one.is_bad is not None]
-    return Typed(whole.values.cast(ARROW_TYPES[kind]), np.any(is_bad, axis=0) if is_bad else None)
 
 
 def _split(texts: pa.Array, separator: str) -> pa.ListArray:
