@@ -307,7 +307,7 @@ def test_lists_that_do_not_fit_each_other_are_refused(trained, rows):
     for instance in instances:
         instance["seen"] = "u1|u2"
         del instance["seen_categories"]
-    with pytest.raises(RequestError, match="instance 0: 'seen' has 2 values and 'seen_categories' 3; they belong"):
+    with pytest.raises(RequestError, match="instance 0: 'seen' has 2 values, but 'seen_categories' has 3; give both"):
         service.answer({"instances": instances, "shared": {"seen_categories": "c0,c1,c2"}})
     answer = service.answer({"instances": instances, "shared": {"seen_categories": "c0,c1"}})
     assert len(answer.outputs["probs_click"]) == 3
@@ -430,7 +430,7 @@ def test_stores_that_the_server_is_told(trained, tmp_path):
         serve(titel="lmdb://x")
     with pytest.raises(StoreError, match=rf"feature 'title': lmdb://{tmp_path}/no: no store there; write one"):
         serve(title=f"lmdb://{tmp_path}/no")
-    with pytest.raises(StoreError, match=r"feature 'title': .*: holds generation 1 of '[0-9a-f]{40}', and not"):
+    with pytest.raises(StoreError, match=r"feature 'title': .*: holds generation 1 of '[0-9a-f]{40}', but not"):
         serve(title=store.uri)
 
 
