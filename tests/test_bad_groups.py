@@ -6,6 +6,7 @@ The commands must agree on file, row, place and words; training is the one they 
 from __future__ import annotations
 
 import json
+from dataclasses import asdict
 
 import numpy as np
 import pyarrow as pa
@@ -26,6 +27,8 @@ from input_helpers import (
 )
 
 from easyrec_mm.cli.main import main
+from easyrec_mm.config.pipeline import load_pipeline
+from easyrec_mm.embedding.items import read_items
 from easyrec_mm.formats.checks import GroupProblems, SampleChecks
 
 
@@ -153,6 +156,9 @@ def test_all_commands_refuse_the_same_groups_with_the_same_words(groups, tmp_pat
     run("stats", *flags, "--output", tmp_path / "stats.html", "--json", tmp_path / "stats.json")
     refused = json.loads((tmp_path / "stats.json").read_text(encoding="utf-8"))["refused_first"]
     assert [parts(one) for one in refused] == expected
+    # What `embed` reads of groups, with which other values of theirs have nothing to do.
+    of_pictures = read_items(str(file), load_pipeline(str(tmp_path / "x.config")).schema).refused
+    assert [parts(asdict(one)) for one in of_pictures] == [one for one in without_labels if "group_size" in one[2]]
 
 
 @pytest.mark.parametrize(("kind", "first_row"), [("ParquetInput", 1), ("CSVInput", 2)])

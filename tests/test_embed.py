@@ -225,22 +225,40 @@ def test_items_of_tables_and_lists(schema, tmp_path):
     pq.write_table(pa.table({"id": [r[0] for r in rows], "file": [r[1] for r in rows]}), tmp_path / "i.parquet")
     expected = [Item("a", "x/1.jpg"), Item("b", "x/2.jpg")]
     for name in ("i.csv", "i.parquet"):
-        assert read_items(str(tmp_path / name), schema, "", "id", "file") == expected
+        assert read_items(str(tmp_path / name), schema, "", "id", "file").items == expected
         with pytest.raises(DataError, match=r"no column 'img_path'; .*--key_column"):
             read_items(str(tmp_path / name), schema)
     (tmp_path / "i.txt").write_text("x/1.jpg\n\nx/2.jpg\nx/1.jpg\n")
-    assert read_items(str(tmp_path / "i.txt"), schema) == [Item("x/1.jpg", "x/1.jpg"), Item("x/2.jpg", "x/2.jpg")]
+    assert read_items(str(tmp_path / "i.txt"), schema).items == [Item("x/1.jpg", "x/1.jpg"), Item("x/2.jpg", "x/2.jpg")]
 
 
 def test_items_of_grouped_samples_and_of_a_folder(exported, schema, tmp_path):
     files = f"{exported.data}/test/*"
-    from_lines = {item.key for item in read_items(files, schema)}
+    from_lines = {item.key for item in read_items(files, schema).items}
     assert from_lines == set(keys_of(exported.data))
     for path in (exported.data / "test").iterdir():
         (tmp_path / f"{path.name}.gz").write_bytes(gzip.compress(path.read_bytes()))
-    assert {item.key for item in read_items(f"{tmp_path}/*.gz", schema)} == from_lines
-    from_folder = read_items(f"{exported.data}/images/test/**", schema, str(exported.data))
+    assert {item.key for item in read_items(f"{tmp_path}/*.gz", schema).items} == from_lines
+    from_folder = read_items(f"{exported.data}/images/test/**", schema, str(exported.data)).items
     assert {item.key for item in from_folder} == from_lines
+
+
+def test_groups_of_which_the_picture_is_unclear_are_left_out_and_listed(exported, root, schema, tmp_path, capsys):
+    (picture, other) = keys_of(exported.data)[:2]
+    groups = {"img_path": [[picture] * 2, [picture, other], [other]], "group_size": [2, 2, 0]}
+    pq.write_table(pa.table(groups), tmp_path / "a.parquet")
+    unclear = f"sample 1: '{other}', but sample 0 has '{picture}'; the value must be the same in a group"
+    refused = [
+        (2, "column 'img_path'", unclear),
+        (3, "column 'group_size'", "group size 0 is not 1 or more"),
+    ]
+    items = read_items(str(tmp_path / "a.parquet"), schema)
+    assert items.items == [Item(picture, picture)]
+    assert [(one.row, one.where, one.problem) for one in items.refused] == refused
+    listed = tmp_path / "bad.jsonl"
+    embed(exported, root, "--input", tmp_path / "a.parquet", "--bad_pictures", listed)
+    assert f"2 groups are left out (listed in {listed}). The first: {tmp_path}/a.parquet:2: " in capsys.readouterr().out
+    assert [json.loads(line)["row"] for line in listed.read_text().splitlines()] == [2, 3]
 
 
 def test_items_of_groups_in_every_format(exported, schema, tmp_path):
@@ -249,11 +267,11 @@ def test_items_of_groups_in_every_format(exported, schema, tmp_path):
         write(
             tmp_path / ("part-0.parquet" if "Parquet" in kind else "part-0.csv" if kind == "CSVInput" else kind), groups
         )
-    expected = read_items(f"{exported.data}/test/*", schema)
+    expected = read_items(f"{exported.data}/test/*", schema).items
     for path in tmp_path.iterdir():
-        assert read_items(str(path), schema) == expected, path
+        assert read_items(str(path), schema).items == expected, path
     record = tmp_path / "GroupTFRecordInput"
-    by_city = {item.key for item in read_items(str(record), schema, "", "category", "img_path")}
+    by_city = {item.key for item in read_items(str(record), schema, "", "category", "img_path").items}
     assert by_city == {group["category"][0] for group in groups}
     with pytest.raises(DataError, match=r"no column 'catgory'; did you mean 'category'\?"):
         read_items(str(record), schema, "", "catgory", "img_path")

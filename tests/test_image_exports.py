@@ -261,9 +261,9 @@ def test_bad_pictures_among_several_are_listed(trained):
 def test_items_with_categories(trained, tmp_path):
     schema = read_header(str(trained.folder / "image"), "image").schema
     if not schema.category:
-        assert {item.fields for item in read_items(f"{trained.data}/test/*", schema)} == {()}
+        assert {item.fields for item in read_items(f"{trained.data}/test/*", schema).items} == {()}
         return
-    from_lines = {item.key: item.fields for item in read_items(f"{trained.data}/eval/*", schema)}
+    from_lines = {item.key: item.fields for item in read_items(f"{trained.data}/eval/*", schema).items}
     lines = (line.split("|") for line in (trained.data / "eval" / "part-0000.txt").read_text().splitlines())
     of_lines = {columns[5]: (columns[4].split("\x01")[0].split("\x02")[6],) for columns in lines if columns[5]}
     assert from_lines == of_lines

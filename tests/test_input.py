@@ -21,7 +21,7 @@ from easyrec_mm.data.pictures import PictureLoader
 from easyrec_mm.errors import DataError
 from easyrec_mm.formats.data_files import find_files
 from easyrec_mm.formats.gzip_files import first_truncated
-from easyrec_mm.formats.source import TextGroup
+from easyrec_mm.formats.typed_groups import TextGroup
 from easyrec_mm.protos.data_pb2 import DatasetConfig
 
 VALUES = {"user": "string", "age": "int64", "weight": "float32"}

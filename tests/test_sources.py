@@ -383,6 +383,23 @@ def test_a_bad_value_refuses_its_group_alone(kind, mistake, tmp_path):
     assert left == good
 
 
+@pytest.mark.parametrize("kind", ["GroupParquetInput", "ParquetInput"])
+def test_ids_of_64_bits_without_a_sign_are_refused_where_they_do_not_fit(kind, tmp_path):
+    groups = change(random_groups(20, seed=1, missing=0), 12, **whole({"img_path": "p"}))
+    WRITERS[kind](tmp_path / "a", groups)
+    table = pq.read_table(tmp_path / "a")
+    ages = [list(range(len(group["click"]))) for group in groups]
+    ages[12] = [2**63 - 1, 2**63, None]
+    unsigned = pa.array(ages, pa.list_(pa.uint64()))
+    unsigned = unsigned if kind == "GroupParquetInput" else unsigned.flatten()
+    pq.write_table(table.set_column(table.column_names.index("age"), "age", unsigned), tmp_path / "a")
+    bad, left = refused(kind, tmp_path / "a")
+    row = 13 if kind == "GroupParquetInput" else sum(map(len, ages[:12])) + 2
+    what = f"{2**63} is more than 64 bits with a sign can hold; set the field's input_type to STRING"
+    assert bad == [(row, "column 'age'", what)]
+    assert set(users_of(groups[:12] + groups[13:])) <= set(left)
+
+
 # What may stand in a list of a TFRecord, good or bad.
 LISTS = {
     "click": st.integers(-1, 3),

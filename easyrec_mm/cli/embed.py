@@ -34,7 +34,7 @@ def add_flags(parser: f.Parser) -> None:
         "all: every picture",
     )
     add("--dtype", choices=["float32", "float16"], default="float32", help="number format of the stored vectors")
-    add("--bad_pictures", metavar="F", default="bad_pictures.jsonl", help="file that lists invalid pictures")
+    add("--bad_pictures", metavar="F", default="bad_pictures.jsonl", help="file that lists invalid pictures and groups")
     add("--batch_size", metavar="N", type=f.not_negative, default=0, help="pictures per batch (default: by their size)")
     add(
         "--runtime",
@@ -58,9 +58,12 @@ def run(flags: f.Flags) -> int:
     from easyrec_mm.embedding.image_model import ImageModel
 
     model = ImageModel(flags.img_model_dir, flags.runtime)
-    items = read_items(flags.input, model.manifest.schema, flags.image_root, flags.key_column, flags.path_column)
+    schema = model.manifest.schema
+    items, refused = read_items(flags.input, schema, flags.image_root, flags.key_column, flags.path_column)
+    if refused:
+        print(f"{len(refused)} groups are left out (listed in {flags.bad_pictures}). The first: {refused[0]}")
     with closing(open_store(flags.store, writable=True)) as store:
-        result = embed(model, items, store, f.options_of(EmbedOptions, flags))
+        result = embed(model, items, store, f.options_of(EmbedOptions, flags), refused)
     print(
         f"{result.embedded} pictures embedded by {model.runtime}, {result.unchanged} already in the store, "
         f"{result.bad} bad{f' (absent; listed in {flags.bad_pictures})' if result.bad else ''}; "

@@ -14,13 +14,14 @@ from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from itertools import islice
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, TextIO
 
 import numpy as np
 
+from easyrec_mm.data.bad_records import BadRecord
 from easyrec_mm.data.pictures import PictureLoader
 from easyrec_mm.embedding.image_model import ImageModel
 from easyrec_mm.embedding.items import Item
@@ -87,7 +88,9 @@ class _Loaded(NamedTuple):
     num_unchanged: int
 
 
-def embed(model: ImageModel, items: Sequence[Item], store: Store, options: EmbedOptions) -> EmbedResult:
+def embed(
+    model: ImageModel, items: Sequence[Item], store: Store, options: EmbedOptions, refused: Sequence[BadRecord] = ()
+) -> EmbedResult:
     """Write the vectors of items' pictures to a store, and make them current.
 
     Args:
@@ -95,6 +98,7 @@ def embed(model: ImageModel, items: Sequence[Item], store: Store, options: Embed
       items: the items to embed, each key once.
       store: the store to write to, open for writing.
       options: how pictures are embedded.
+      refused: groups that were left out; they are listed with the bad pictures.
 
     Raises:
       StoreError: if the store cannot be written.
@@ -111,7 +115,7 @@ def embed(model: ImageModel, items: Sequence[Item], store: Store, options: Embed
     threads = os.cpu_count() or 1
     batches = _to_load(store, generation, items, options.refresh, batch_size)
     with (
-        _open_list(options.bad_pictures) as bad_list,
+        _open_list(options.bad_pictures, refused) as bad_list,
         ThreadPoolExecutor(threads) as readers,
         ThreadPoolExecutor(1) as writer,
     ):
@@ -256,8 +260,8 @@ def _ahead(
 
 
 @contextmanager
-def _open_list(path: str) -> Iterator[TextIO]:
-    """Yield a file to write; a remote one is uploaded when it is closed."""
+def _open_list(path: str, refused: Sequence[BadRecord]) -> Iterator[TextIO]:
+    """Yield a file that lists these groups, to write bad pictures to; a remote file is uploaded when it is closed."""
     place = written_at(path) if is_remote(path) else Path(plain(path))
     try:
         file = place.open("w", encoding="utf-8")
@@ -265,6 +269,7 @@ def _open_list(path: str) -> Iterator[TextIO]:
         raise UserError(f"--bad_pictures {path}: cannot be written: {error.strerror}") from error
     try:
         with file:
+            file.writelines(json.dumps(asdict(one)) + "\n" for one in refused)
             yield file
     finally:
         if is_remote(path):

@@ -5,17 +5,26 @@ from __future__ import annotations
 import csv
 import glob
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
+from dataclasses import replace
+from itertools import chain, islice
 from pathlib import Path
 from typing import NamedTuple
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from easyrec_mm.data.bad_records import BadRecord
 from easyrec_mm.errors import DataError, did_you_mean
+from easyrec_mm.features.field import Field
 from easyrec_mm.files import StorageError, is_remote, place_of, plain
 from easyrec_mm.files.opening import open_binary, opened_at
-from easyrec_mm.formats.tfrecord import first_values, is_tfrecord
+from easyrec_mm.formats.checks import Problem, column_place, shown
+from easyrec_mm.formats.grouped_table import READ_GROUPS
+from easyrec_mm.formats.parquet import is_parquet, read_tables
+from easyrec_mm.formats.rtp import NUM_PROBE_LINES, most_columns, read_lines
+from easyrec_mm.formats.tfrecord import feature_names, is_tfrecord, read_examples, records
+from easyrec_mm.formats.typed_groups import TypedGroups, TypedRows, text_groups
 from easyrec_mm.schema import Schema
 
 _PICTURE_ENDINGS = (".jpg", ".jpeg", ".png", ".gif", ".bmp", ".webp")
@@ -34,10 +43,15 @@ class Item(NamedTuple):
     fields: tuple[str, ...] = ()
 
 
-def read_items(
-    paths: str, schema: Schema, image_root: str = "", key_column: str = "", path_column: str = ""
-) -> list[Item]:
-    """Return the items in an input, each key once, in order.
+class Items(NamedTuple):
+    """The items in an input, each key once, in order; and the groups that are left out, as training leaves them out."""
+
+    items: list[Item]
+    refused: list[BadRecord]
+
+
+def read_items(paths: str, schema: Schema, image_root: str = "", key_column: str = "", path_column: str = "") -> Items:
+    """Return the items in an input.
 
     Args:
       paths: comma-separated files or globs: .txt with one path per line; .csv and .parquet with columns; grouped
@@ -51,9 +65,14 @@ def read_items(
       DataError: if a file is missing, unreadable or lacks a column, or if a key has two categories.
     """
     key_column = key_column or schema.image.field
+    columns = _Columns(key_column, path_column or key_column, schema)
     found: dict[str, Item] = {}
+    refused: list[BadRecord] = []
     for path in _files(paths):
-        for item in _items_of(path, schema, image_root, key_column, path_column or key_column):
+        for item in _items_of(path, columns, image_root):
+            if isinstance(item, BadRecord):
+                refused.append(item)
+                continue
             first = found.setdefault(item.key, item)
             if first.fields != item.fields:
                 names, here, before = (", ".join(some) for some in (schema.image_fields(), item.fields, first.fields))
@@ -62,8 +81,53 @@ def read_items(
                     "give a table with keys of items (--key_column), and serve with --key_field"
                 )
     if not found:
-        raise DataError(f"--input {paths}: names no picture; give files that list some")
-    return list(found.values())
+        reason = f"; the first group is refused: {refused[0]}" if refused else "; give files that list some"
+        raise DataError(f"--input {paths}: names no picture{reason}")
+    return Items(list(found.values()), refused)
+
+
+class _Columns:
+    """The columns of keys, paths and other inputs of the image model, and what reads them from groups.
+
+    A row of a table of items is read as a group of one sample, by the rules that training has for groups.
+    """
+
+    def __init__(self, key: str, path: str, schema: Schema) -> None:
+        self.schema = schema
+        self.key, self.path = key, path
+        self.names = tuple(dict.fromkeys((key, path, *schema.image_fields())))
+        known = {field.name for field in schema.fields}
+        texts = tuple(Field(name, "string", "", True) for name in (key, path) if name not in known)
+        of_item = replace(
+            schema,
+            fields=schema.fields + texts,
+            image=replace(schema.image, field=path),
+            group_fields=tuple({*schema.group_fields, *self.names} - {path}),
+        )
+        self.groups = TypedGroups(of_item, (), tuple(name for name in self.names if name != path), is_exact=True)
+
+    def items(self, path: str, rows: TypedRows, first_row: int, image: str) -> Iterator[Item | BadRecord]:
+        """Yield the item of each group that has a key and a path, and the groups that are refused.
+
+        Args:
+          path: path of the file.
+          rows: the groups.
+          first_row: row of the first group in the file.
+          image: name of the column from which `rows.image_path` comes.
+        """
+        for row, group in enumerate(text_groups(rows), first_row):
+            if isinstance(group, Problem):
+                yield BadRecord("group", path, row, *group)
+                continue
+            try:
+                picture = group.image.decode()
+            except UnicodeDecodeError:
+                yield BadRecord("group", path, row, column_place(image), f"{shown(group.image)} is not UTF-8")
+                continue
+            values = {name: texts[0] for name, texts in group.values.items()} | {image: picture}
+            if values[self.key] and values[self.path]:
+                fields = tuple(values[name] for name in self.schema.image_fields())
+                yield Item(values[self.key], values[self.path], fields)
 
 
 def _files(paths: str) -> list[str]:
@@ -79,22 +143,21 @@ def _files(paths: str) -> list[str]:
     return files
 
 
-def _items_of(path: str, schema: Schema, image_root: str, key_column: str, path_column: str) -> Iterator[Item]:
+def _items_of(path: str, columns: _Columns, image_root: str) -> Iterator[Item | BadRecord]:
     ending = Path(path).suffix.lower()
-    columns = (key_column, path_column, *schema.image_fields())
     try:
         if ending in _PICTURE_ENDINGS:
-            _require_no_fields(path, schema)
+            _require_no_fields(path, columns.schema)
             inside = _inside(path, image_root)
             yield Item(inside or path, os.path.abspath(path) if inside and not is_remote(path) else path)
-        elif ending == ".parquet":
-            yield from _items_of_rows(path, schema, _parquet_rows(path, columns))
         elif ending == ".csv":
-            yield from _items_of_rows(path, schema, _csv_rows(path, columns))
+            yield from _csv_items(path, columns)
+        elif ending == ".parquet" or is_parquet(opened_at(path)):
+            yield from _parquet_items(path, columns)
         elif is_tfrecord(opened_at(path)):
-            yield from _items_of_rows(path, schema, _example_rows(path, columns))
+            yield from _tfrecord_items(path, columns)
         else:
-            yield from _line_items(path, schema)
+            yield from _line_items(path, columns)
     except StorageError:
         raise
     except (OSError, EOFError, UnicodeDecodeError, pa.ArrowException, csv.Error) as error:
@@ -110,41 +173,34 @@ def _inside(path: str, root: str) -> str:
     return "" if inner.startswith("..") else inner
 
 
-def _parquet_rows(path: str, columns: tuple[str, ...]) -> Iterator[tuple[object, ...]]:
-    file = pq.ParquetFile(opened_at(path))
-    _require_columns(path, file.schema_arrow.names, columns)
-    for batch in file.iter_batches(columns=list(dict.fromkeys(columns))):
-        values = batch.to_pydict()
-        yield from zip(*(map(_first, values[name]) for name in columns), strict=True)
+def _parquet_items(path: str, columns: _Columns) -> Iterator[Item | BadRecord]:
+    _require_columns(path, pq.read_schema(opened_at(path)).names, columns)
+    first = 1
+    for table in read_tables(path, columns.groups, READ_GROUPS):
+        yield from columns.items(path, columns.groups.read(columns.groups.prepare(path, table)), first, columns.path)
+        first += len(table)
 
 
-def _first(value: object) -> object:
-    """Return the first value of a list; a value per group may be stored as a list with one value per sample."""
-    return next(iter(value), None) if isinstance(value, list) else value
+def _tfrecord_items(path: str, columns: _Columns) -> Iterator[Item | BadRecord]:
+    with open_binary(path) as stream:
+        examples = records(stream, path)
+        first = 1
+        while some := list(islice(examples, READ_GROUPS)):
+            if first == 1:
+                _require_columns(path, feature_names(path, some[0]), columns)
+            yield from columns.items(path, read_examples(some, columns.groups), first, columns.path)
+            first += len(some)
 
 
-def _example_rows(path: str, columns: tuple[str, ...]) -> Iterator[tuple[object, ...]]:
-    for number, values in enumerate(first_values(opened_at(path))):
-        if not number:
-            _require_columns(path, list(values), columns)
-        row = (values.get(name) for name in columns)
-        yield tuple(value.decode() if isinstance(value, bytes) else value for value in row)
-
-
-def _csv_rows(path: str, columns: tuple[str, ...]) -> Iterator[tuple[object, ...]]:
+def _csv_items(path: str, columns: _Columns) -> Iterator[Item]:
     with open(opened_at(path), newline="", encoding="utf-8") as file:
         rows = csv.DictReader(file)
         _require_columns(path, list(rows.fieldnames or ()), columns)
-        yield from (tuple(row[name] for name in columns) for row in rows)
-
-
-def _items_of_rows(path: str, schema: Schema, rows: Iterable[tuple[object, ...]]) -> Iterator[Item]:
-    """Yield the items of rows with key, path and fields; rows without a key or a path are left out."""
-    for number, (key, picture, *values) in enumerate(rows, 1):
-        if key not in (None, "") and picture not in (None, ""):
-            fields = tuple("" if value is None else str(value) for value in values)
-            _check_fields(f"{path}: row {number}", schema, fields)
-            yield Item(str(key), str(picture), fields)
+        for number, row in enumerate(rows, 1):
+            if row[columns.key] and row[columns.path]:
+                fields = tuple(row[name] or "" for name in columns.schema.image_fields())
+                _check_fields(f"{path}: row {number}", columns.schema, fields)
+                yield Item(row[columns.key], row[columns.path], fields)
 
 
 def _check_fields(place: str, schema: Schema, fields: tuple[str, ...]) -> None:
@@ -157,11 +213,11 @@ def _check_fields(place: str, schema: Schema, fields: tuple[str, ...]) -> None:
             ) from error
 
 
-def _require_columns(path: str, columns: list[str], needed: tuple[str, ...]) -> None:
-    for name in needed:
-        if name not in columns:
+def _require_columns(path: str, names: list[str], columns: _Columns) -> None:
+    for name in columns.names:
+        if name not in names:
             raise DataError(
-                f"{path}: no column '{name}'; {did_you_mean(name, columns)} Keys and paths are named with --key_column "
+                f"{path}: no column '{name}'; {did_you_mean(name, names)} Keys and paths are named with --key_column "
                 "and --path_column."
             )
 
@@ -174,27 +230,21 @@ def _require_no_fields(path: str, schema: Schema) -> None:
         )
 
 
-def _line_items(path: str, schema: Schema) -> Iterator[Item]:
-    """Yield the items of lines: a line with the columns of a group is a group; any other line is a path."""
-    layout = schema.layout
+def _line_items(path: str, columns: _Columns) -> Iterator[Item | BadRecord]:
+    """Yield the items of lines: of groups if most of the first lines have their columns; otherwise a line is a path."""
+    schema, layout = columns.schema, columns.schema.layout
     needed = max(layout.image_column, layout.size_column, layout.features_column)
-    places = [layout.sample_fields.index(name) for name in schema.image_fields()]
-    with open_binary(path) as lines:
-        for number, raw in enumerate(lines, 1):
-            line = raw.decode().rstrip("\r\n")
-            columns = line.split(layout.column_separator) if layout.column_separator else [line]
-            if needed < 0 or len(columns) <= needed:
-                _require_no_fields(path, schema)
-                columns = [line] * max(needed + 1, 1)
-            image = columns[layout.image_column]
-            if not image.strip():
-                continue
-            fields: tuple[str, ...] = ()
-            if places:
-                sample = columns[layout.features_column].split(layout.sample_separator)[0]
-                values = sample.split(layout.value_separator) if layout.value_separator else list(sample)
-                if len(values) != len(layout.sample_fields):
-                    continue  # an invalid line, which training leaves out, too
-                fields = tuple(values[place] for place in places)
-                _check_fields(f"{path}: line {number}", schema, fields)
-            yield Item(image, image, fields)
+    with open_binary(path) as stream:
+        probe = list(islice(stream, NUM_PROBE_LINES))
+        num_columns = most_columns(probe, layout)
+        lines = (line.rstrip(b"\r\n") for line in chain(probe, stream))
+        if needed < 0 or num_columns <= needed:
+            _require_no_fields(path, schema)
+            yield from (Item(line.decode(), line.decode()) for line in lines if line.strip())
+            return
+        _require_columns(path, [*layout.sample_fields, schema.image.field], columns)
+        first = 1
+        while some := list(islice(lines, READ_GROUPS)):
+            rows = read_lines(some, num_columns, columns.groups)
+            yield from columns.items(path, rows, first, schema.image.field)
+            first += len(some)

@@ -228,7 +228,19 @@ def refuse_kind(
     if is_bad is not None:
         is_infinite = kind.startswith("float") and not is_text(values.type)
         what = "a finite number" if is_infinite else _KINDS[kind]
-        refuse(is_bad, column_place(name), lambda i: f"{shown(values[i].as_py())} is not {what}")
+
+        def describe(i: int) -> str:
+            value = values[i].as_py()
+            return not_whole(value) if kind == "int64" else f"{shown(value)} is not {what}"
+
+        refuse(is_bad, column_place(name), describe)
+
+
+def not_whole(value: object) -> str:
+    """Describe a value that is not a whole number of 64 bits."""
+    if isinstance(value, int):
+        return f"{value} is more than 64 bits with a sign can hold; set the field's input_type to STRING"
+    return f"{shown(value)} is not a whole number"
 
 
 def require_one_value(name: str, values: NDArray[np.generic] | pa.Array, problems: GroupProblems) -> None:

@@ -137,6 +137,8 @@ def _numbers(column: pa.Array, kind: Kind, strict: bool) -> Typed:
     if not pa.types.is_floating(column.type):
         if pa.types.is_decimal(column.type):
             column = column.cast(pa.float64())
+        if pa.types.is_uint64(column.type) and kind == "int64":
+            return as_signed(column)
         return Typed(column.cast(ARROW_TYPES[kind], safe=False), None)
     if pa.types.is_float16(column.type):
         column = column.cast(pa.float32())
@@ -154,6 +156,14 @@ def _numbers(column: pa.Array, kind: Kind, strict: bool) -> Typed:
         return Typed(column.cast(ARROW_TYPES[kind], safe=False), None)
     good = pc.if_else(pa.array(is_bad), None, column)
     return Typed(good.cast(ARROW_TYPES[kind], safe=False), is_bad)
+
+
+def as_signed(column: pa.Array) -> Typed:
+    """Convert whole numbers of 64 bits without a sign to int64; those that do not fit are invalid."""
+    numbers = pc.fill_null(column, 0).to_numpy(zero_copy_only=False)
+    is_bad = numbers > np.iinfo(np.int64).max
+    good = pc.if_else(pa.array(is_bad), None, column) if is_bad.any() else column
+    return Typed(good.cast(pa.int64()), is_bad if is_bad.any() else None)
 
 
 def _parsed(texts: pa.Array, kind: Kind, strict: bool) -> Typed:

@@ -1,4 +1,4 @@
-"""Passes checked groups from Arrow to a TensorFlow graph, and shows them as texts."""
+"""Passes checked groups from Arrow to a TensorFlow graph."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ import tensorflow as tf
 from numpy.typing import NDArray
 
 from easyrec_mm.formats.checks import Problem
-from easyrec_mm.formats.source import GroupRows, TextGroup
-from easyrec_mm.formats.typed_groups import TypedGroups, TypedRows
+from easyrec_mm.formats.source import GroupRows
+from easyrec_mm.formats.typed_groups import TextGroup, TypedGroups, TypedRows, text_groups
 
 
 class GroupTensors:
@@ -61,21 +61,6 @@ def as_arrays(rows: TypedRows) -> tuple[Any, ...]:
     return fields, rows.image_path, rows.group_size, rows.kept, refused, evidence
 
 
-def text_groups(rows: TypedRows) -> Iterator[TextGroup | Problem]:
-    """Yield all groups, in their order: the valid ones as texts, and the problems of the others."""
-    columns = {name: [_text(value) for value in column.to_pylist()] for name, column in rows.columns.items()}
-    ends = np.cumsum(rows.group_size)
-    place = dict(zip(rows.kept.tolist(), range(len(rows.kept)), strict=True))
-    for group in range(len(rows.kept) + len(rows.problems)):
-        if group in rows.problems:
-            yield rows.problems[group]
-            continue
-        i = place[group]
-        size, end = int(rows.group_size[i]), int(ends[i])
-        values = {name: texts[end - size : end] for name, texts in columns.items()}
-        yield TextGroup(size, bytes(rows.image_path[i]), values)
-
-
 def _joined(values: pa.Array) -> NDArray[np.object_]:
     """Return all texts joined to one, and the separator between them: [2].
 
@@ -93,9 +78,3 @@ def _joined(values: pa.Array) -> NDArray[np.object_]:
 def _split(joined: tf.Tensor, number: tf.Tensor) -> tf.Tensor:
     """Split the result of `_joined` into its texts, string `[number]`."""
     return tf.raw_ops.StringSplitV2(input=joined[:1], sep=joined[1]).values[:number]
-
-
-def _text(value: object) -> str:
-    if value is None:
-        return ""
-    return value.decode("utf-8", "replace") if isinstance(value, bytes) else str(value)

@@ -11,8 +11,9 @@ import tensorflow as tf
 from easyrec_mm.formats.checks import Problem
 from easyrec_mm.formats.odps_tables import LINE, OdpsTables
 from easyrec_mm.formats.rtp_graph import GroupRtpParser, shared_parser
-from easyrec_mm.formats.source import GroupRows, Order, TextGroup
+from easyrec_mm.formats.source import GroupRows, Order
 from easyrec_mm.formats.table_files import TableSource
+from easyrec_mm.formats.typed_groups import TextGroup
 from easyrec_mm.schema import Schema
 
 

@@ -75,6 +75,12 @@ def _table(groups: Groups, fields: GroupFields, schema: pa.Schema) -> pa.Table:
     return pa.Table.from_arrays([*columns, pa.array(groups.size)], schema=schema)
 
 
+def is_parquet(path: str) -> bool:
+    """Return whether a file of this machine begins like a Parquet file."""
+    with open(path, "rb") as stream:
+        return stream.read(4) == b"PAR1"
+
+
 def read_tables(
     path: str, groups: TypedGroups, num_rows: int, open_at: Callable[[str], str] = opened_at
 ) -> Iterator[pa.Table]:

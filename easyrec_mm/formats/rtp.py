@@ -165,8 +165,7 @@ def count_columns(path: str, lines: list[bytes], layout: RowLayout) -> int:
     Raises:
       DataError: if the lines have fewer columns than the layout reads.
     """
-    counts = Counter(line.count(layout.column_separator.encode()) + 1 for line in lines)
-    num_columns = counts.most_common(1)[0][0] if counts else 0
+    num_columns = most_columns(lines, layout)
     needed = max(*layout.label_columns, layout.features_column, layout.image_column, layout.size_column) + 1
     if lines and num_columns < needed:
         raise DataError(
@@ -174,6 +173,12 @@ def count_columns(path: str, lines: list[bytes], layout: RowLayout) -> int:
             f"check selected_cols and rtp_separator {layout.column_separator!r}"
         )
     return num_columns
+
+
+def most_columns(lines: list[bytes], layout: RowLayout) -> int:
+    """Return the number of columns that most lines have; 0 if there are no lines."""
+    counts = Counter(line.count(layout.column_separator.encode()) + 1 for line in lines)
+    return counts.most_common(1)[0][0] if counts else 0
 
 
 def read_lines(lines: Sequence[bytes], num_columns: int, groups: TypedGroups) -> TypedRows:

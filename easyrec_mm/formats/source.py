@@ -15,6 +15,7 @@ import tensorflow as tf
 
 from easyrec_mm.errors import DataError
 from easyrec_mm.formats.checks import Problem
+from easyrec_mm.formats.typed_groups import TextGroup
 
 T = TypeVar("T")
 # Number of groups that `Source.texts` reads at once.
@@ -52,14 +53,6 @@ class Chunk(NamedTuple):
     file: tf.Tensor
     row: tf.Tensor
     groups: GroupRows
-
-
-class TextGroup(NamedTuple):
-    """One group as texts: one entry per sample for each label and field; "" for a missing value."""
-
-    size: int
-    image: bytes
-    values: dict[str, list[str]]
 
 
 @dataclass(frozen=True)

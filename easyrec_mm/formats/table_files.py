@@ -23,8 +23,8 @@ import tensorflow as tf
 from easyrec_mm.errors import DataError
 from easyrec_mm.formats.checks import Problem
 from easyrec_mm.formats.data_files import NUM_AHEAD, needs_copy
-from easyrec_mm.formats.source import TEXT_GROUPS, Chunk, GroupRows, Order, TextGroup
-from easyrec_mm.formats.typed_groups import ROW
+from easyrec_mm.formats.source import TEXT_GROUPS, Chunk, GroupRows, Order
+from easyrec_mm.formats.typed_groups import ROW, TextGroup
 from easyrec_mm.schema import Schema
 
 # Number of files read in parallel when rows are shuffled. Fixed, because it determines the order of the rows.

@@ -180,20 +180,16 @@ def is_tfrecord(path: str) -> bool:
     return len(head) == 12 and _checksum(head[:8]) == head[8:]
 
 
-def first_values(path: str) -> Iterator[dict[str, Any]]:
-    """Yield, for each Example of a file, the first value of each feature that is not empty.
+def feature_names(path: str, record: bytes) -> list[str]:
+    """Return the names of the features of a file's first record.
 
     Raises:
-      DataError: if a record is damaged or is not an Example.
+      DataError: if it is not an Example.
     """
-    with open_binary(path) as stream:
-        for row, record in enumerate(records(stream, path), 1):
-            try:
-                feature = Example.FromString(record).features.feature
-            except DecodeError as error:
-                raise DataError(f"{path}: record {row} is not a tf.train.Example; write the file again") from error
-            found = {name: getattr(one, one.WhichOneof("kind") or "bytes_list").value for name, one in feature.items()}
-            yield {name: values[0] for name, values in found.items() if values}
+    try:
+        return list(Example.FromString(record).features.feature)
+    except DecodeError as error:
+        raise DataError(f"{path}: record 1 is not a tf.train.Example; write the file again") from error
 
 
 def read_tfrecord(path: str, fields: GroupFields, groups: TypedGroups) -> Iterator[GroupsPiece]:

@@ -24,12 +24,12 @@ from easyrec_mm.errors import DataError, tensorflow_reason
 from easyrec_mm.features.field import Dtype
 from easyrec_mm.features.tensorflow_back_end import split_texts
 from easyrec_mm.formats.checks import Problem
-from easyrec_mm.formats.group_tensors import GroupTensors, as_arrays, text_groups
+from easyrec_mm.formats.group_tensors import GroupTensors, as_arrays
 from easyrec_mm.formats.record_files import RecordFiles
 from easyrec_mm.formats.rtp_graph import matches
-from easyrec_mm.formats.source import TEXT_GROUPS, Chunk, GroupRows, Order, TextGroup, batched
+from easyrec_mm.formats.source import TEXT_GROUPS, Chunk, GroupRows, Order, batched
 from easyrec_mm.formats.tfrecord import read_examples
-from easyrec_mm.formats.typed_groups import TypedGroups
+from easyrec_mm.formats.typed_groups import TextGroup, TypedGroups, text_groups
 from easyrec_mm.schema import Schema
 
 _DTYPES: dict[Dtype, tf.DType] = {"int64": tf.int64, "bool": tf.int64, "float32": tf.float32, "string": tf.string}

@@ -7,7 +7,9 @@ whole, so that no sample is trained with the picture of another one.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -24,8 +26,10 @@ from easyrec_mm.formats.checks import (
     as_bytes,
     column_place,
     is_text,
+    not_whole,
     require_one_value,
 )
+from easyrec_mm.formats.columns import as_signed
 from easyrec_mm.schema import Schema
 
 # Columns in which a reader provides the number of a row, and its problem; the problem of a valid row is null.
@@ -51,6 +55,14 @@ class TypedRows:
     group_size: Ints
     kept: Ints
     problems: dict[int, Problem]
+
+
+class TextGroup(NamedTuple):
+    """One group as texts: one entry per sample for each label and field; "" for a missing value."""
+
+    size: int
+    image: bytes
+    values: dict[str, list[str]]
 
 
 class TypedGroups:
@@ -128,13 +140,14 @@ class TypedGroups:
                         problems[row]
                         or Problem(column_place(name), "an element contains the separator of the elements").encode()
                     )
+            bad: dict[int, Any] = {}
+            if self._dtype(name) != "string" and pa.types.is_uint64(_inner(column.type)):
+                column, bad = _as_signed(column)
             column = self._prepare(place, name, column)
-            if name in self.dtypes and self.dtypes[name] in ("int64", "bool") and _is_floating(column.type):
+            if self._dtype(name) in ("int64", "bool") and _is_floating(column.type):
                 column, bad = _as_whole(column)
-                for row, value in bad.items():
-                    problems[row] = (
-                        problems[row] or Problem(column_place(name), f"{value} is not a whole number").encode()
-                    )
+            for row, value in bad.items():
+                problems[row] = problems[row] or Problem(column_place(name), not_whole(value)).encode()
             columns[name] = column
         size = self.schema.group_size_field
         if size in table.column_names and pa.types.is_integer(table[size].type):
@@ -147,8 +160,7 @@ class TypedGroups:
     def _prepare(self, place: str, name: str, column: pa.ChunkedArray) -> pa.ChunkedArray:
         """Convert a column to text, int64 or float64, or to lists of these."""
         dtype, kind = self._dtype(name), column.type
-        inner = kind.value_type if _is_list(kind) else kind
-        inner = inner.value_type if pa.types.is_dictionary(inner) else inner
+        inner = _inner(kind)
         has_text, is_floating = is_text(inner), pa.types.is_floating(inner)
         target = {"string": pa.large_binary(), "float32": pa.float64()}.get(dtype, pa.int64())
         if self._has_texts:
@@ -266,6 +278,21 @@ def valid_rows(
     return TypedRows(fields, columns, image_path, size, kept, problems.by_group)
 
 
+def text_groups(rows: TypedRows) -> Iterator[TextGroup | Problem]:
+    """Yield all groups, in their order: the valid ones as texts, and the problems of the others."""
+    columns = {name: [_text(value) for value in column.to_pylist()] for name, column in rows.columns.items()}
+    ends = np.cumsum(rows.group_size)
+    place = dict(zip(rows.kept.tolist(), range(len(rows.kept)), strict=True))
+    for group in range(len(rows.kept) + len(rows.problems)):
+        if group in rows.problems:
+            yield rows.problems[group]
+            continue
+        i = place[group]
+        size, end = int(rows.group_size[i]), int(ends[i])
+        values = {name: texts[end - size : end] for name, texts in columns.items()}
+        yield TextGroup(size, bytes(rows.image_path[i]), values)
+
+
 def _flatten(column: pa.ChunkedArray, problems: GroupProblems) -> pa.Array:
     """Return the values of a column, one per sample `[S]`, with their type unchanged."""
     values = column.combine_chunks()
@@ -284,12 +311,38 @@ def _as_whole(column: pa.ChunkedArray) -> tuple[pa.Array, dict[int, float]]:
     is_missing = values.is_null().to_numpy(zero_copy_only=False)
     is_bad = ~is_missing & (~(np.abs(numbers) < 2**63) | (numbers != np.round(numbers)))
     integers = pa.array(np.where(is_bad | is_missing, 0, numbers).astype(np.int64), mask=is_missing)
+    return _like(whole, integers), _rows_of(whole, numbers, is_bad)
+
+
+def _as_signed(column: pa.ChunkedArray) -> tuple[pa.Array, dict[int, int]]:
+    """Convert a column of uint64, or of lists of these, to int64; also return row -> number for too large numbers."""
+    whole = column.combine_chunks()
+    values = whole.values if _is_list(whole.type) else whole
+    values = values.dictionary_decode() if pa.types.is_dictionary(values.type) else values
+    signed, is_bad = as_signed(values)
+    numbers = pc.fill_null(values, 0).to_numpy(zero_copy_only=False)
+    return _like(whole, signed), {} if is_bad is None else _rows_of(whole, numbers, is_bad)
+
+
+def _like(column: pa.Array, values: pa.Array) -> pa.Array:
+    """Return a column whose values, or values in lists, are replaced."""
+    if not _is_list(column.type):
+        return values
+    return pa.ListArray.from_arrays(column.offsets.cast(pa.int32()), values, mask=column.is_null())
+
+
+def _rows_of(column: pa.Array, numbers: NDArray[np.generic], is_bad: NDArray[np.bool_]) -> dict[int, Any]:
+    """Return row -> number for the numbers marked as bad; of a row with several of them, the last."""
     rows = np.flatnonzero(is_bad)
-    if _is_list(whole.type):
-        offsets = whole.offsets.to_numpy()
-        rows = np.searchsorted(offsets, rows, side="right") - 1
-        integers = pa.ListArray.from_arrays(whole.offsets.cast(pa.int32()), integers, mask=whole.is_null())
-    return integers, dict(zip(rows.tolist(), numbers[is_bad].tolist(), strict=True))
+    if _is_list(column.type):
+        rows = np.searchsorted(column.offsets.to_numpy(), rows, side="right") - 1
+    return dict(zip(rows.tolist(), numbers[is_bad].tolist(), strict=True))
+
+
+def _inner(kind: pa.DataType) -> pa.DataType:
+    """Return the type of the values of a column, or of the values in its lists."""
+    inner = kind.value_type if _is_list(kind) else kind
+    return inner.value_type if pa.types.is_dictionary(inner) else inner
 
 
 def _is_floating(kind: pa.DataType) -> bool:
@@ -335,3 +388,9 @@ def _join_lists(lists: pa.Array, separators: list[str]) -> tuple[pa.Array, NDArr
 
 def _is_list(kind: pa.DataType) -> bool:
     return bool(pa.types.is_list(kind) or pa.types.is_large_list(kind))
+
+
+def _text(value: object) -> str:
+    if value is None:
+        return ""
+    return value.decode("utf-8", "replace") if isinstance(value, bytes) else str(value)
