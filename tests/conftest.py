@@ -22,10 +22,13 @@ from easyrec_mm.weights.wheel import UnreachableError, download
 LITE0 = "efficientnet_lite0"
 SERVERS = {"redis": RedisServer, "postgres": PostgresServer}
 # Tests make very many small objects of TensorFlow, most of which live for long: looking through them took a tenth of
-# the time of all tests.
+# the time of all tests. What modules hold is never looked through.
 gc.set_threshold(50_000, 20, 20)
+gc.freeze()
 
-FILES_WITH_SLOW_FIXTURES = ("test_worth", "test_image_exports", "test_watch", "test_search")
+FILES_WITH_SLOW_FIXTURES = (
+    "test_worth", "test_image_exports", "test_features_flow", "test_group_spark", "test_watch", "test_search",
+)  # fmt: skip
 
 
 def pytest_collection_modifyitems(items):
@@ -78,14 +81,16 @@ def earlier_export(exported, tmp_path_factory):
 @pytest.fixture(scope="session")
 def samples(exported, tmp_path_factory):
     """Requests' instances of the test data, and what `predict` says of them."""
-    folder = tmp_path_factory.mktemp("samples")
     schema = read_header(str(exported.folder / "rec"), "rec").schema
     names = [*schema.feature_fields(), "img_path"]
-    arguments = ["--predict_input_path", f"{exported.data}/test/*", "--output", f"{folder}/p.parquet"]
-    with pytest.MonkeyPatch.context() as patch:
-        use_small_backbone(patch)
-        assert main(["predict", *exported.flags, *arguments, "--reserved_columns", ",".join(names)]) == 0
-    rows = pq.read_table(folder / "p.parquet").to_pylist()
+
+    def predict(folder):
+        arguments = ["--predict_input_path", f"{exported.data}/test/*", "--output", f"{folder}/p.parquet"]
+        with pytest.MonkeyPatch.context() as patch:
+            use_small_backbone(patch)
+            assert main(["predict", *exported.flags, *arguments, "--reserved_columns", ",".join(names)]) == 0
+
+    rows = pq.read_table(make_once(tmp_path_factory, "samples", predict) / "p.parquet").to_pylist()
     return [{name: row[name] for name in names} for row in rows], rows
 
 

@@ -185,6 +185,7 @@ def test_a_full_disk(exported, root):
     )
     arguments = ["embed", "--img_model_dir", exported.folder / "image", "--store", f"lmdb://{root}/store", "--input"]
     arguments += [f"{root}/images/test/*", "--image_root", root, "--bad_pictures", root / "bad.jsonl"]
+    arguments += ["--runtime", "onnx"]
     found = subprocess.run(
         [sys.executable, "-c", code, *map(str, arguments)], cwd=ROOT, capture_output=True, text=True, check=False
     )

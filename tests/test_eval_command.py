@@ -77,8 +77,10 @@ def test_eval_writes_intervals_slices_and_curves(trained, capsys):
 
 def test_items_that_train_are_not_unseen(trained):
     frequency = "eval_config.slices=[{item_frequency {frequent_from: 4}}]"
-    run("eval", *trained.flags, "--eval_input_path", f"{trained.data}/train/*", f"--set={frequency}")
+    flags = [f"--set={frequency}", "--set=eval_config.bootstrap.num_replicates=0"]
+    run("eval", *trained.flags, "--eval_input_path", f"{trained.data}/train/*", *flags)
     result = trained.result()
+    assert "confidence" not in result
     assert result["num_samples/item_frequency=unseen"] == 0
     # Each item of the training data is one group.
     frequent, rare = (result[f"num_samples/item_frequency={name}"] for name in ("frequent", "rare"))
@@ -92,8 +94,6 @@ def test_clusters_and_replicates_are_those_of_the_config(trained):
     run("eval", *flags, f"--set={bootstrap}")
     confidence = trained.result()["confidence"]
     assert (confidence["clusters"], confidence["num_replicates"], confidence["level"]) == ("user_id", 40, 0.9)
-    run("eval", *flags, "--set=eval_config.bootstrap.num_replicates=0")
-    assert "confidence" not in trained.result()
 
 
 def test_two_models_are_compared_on_the_same_rows(trained, capsys):

@@ -8,7 +8,6 @@ import shutil
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import numpy as np
@@ -138,8 +137,7 @@ NETWORKS = {
 }
 
 
-@pytest.mark.parametrize("network", NETWORKS)
-@pytest.mark.parametrize("combiner", ["mean", "sum", "sqrtn"])
+@pytest.mark.parametrize(("network", "combiner"), zip(NETWORKS, ["mean", "sum", "sqrtn"], strict=True))
 def test_onnx_rec_model_equals_the_network(tmp_path, monkeypatch, network, combiner):
     use_tiny_backbone(monkeypatch)
     pipeline = make_pipeline(tmp_path, NETWORKS[network])
@@ -329,47 +327,65 @@ def test_best_checkpoint_by_evaluations(exported, tmp_path):
 # --- Processes of their own
 
 
-def process(exported, folder, first="", **options):
-    """An export in a new process, with the small backbone."""
-    code = (
-        f"{first}\nimport sys; sys.path.insert(0, 'tests'); sys.path.insert(0, 'samples')\n"
-        "import pytest, flow_helpers, easyrec_mm.cli.main as cli\n"
-        "flow_helpers.use_small_backbone(pytest.MonkeyPatch()); sys.exit(cli.main(sys.argv[1:]))\n"
-    )
-    command = [sys.executable, "-c", code, *exported.export_arguments(folder)]
-    return subprocess.Popen(command, cwd=ROOT, text=True, **options)
+# With the small backbone, and without TensorFlow's optimization of graphs, which takes time.
+EXPORT = (
+    "import os, resource, signal, sys; sys.path.insert(0, 'tests'); sys.path.insert(0, 'samples')\n"
+    "import pytest, flow_helpers, easyrec_mm.cli.main as cli\n"
+    "import tensorflow as tf; from easyrec_mm.export import export\n"
+    "tf.config.optimizer.set_experimental_options({'disable_meta_optimizer': True})\n"
+    "flow_helpers.use_small_backbone(pytest.MonkeyPatch())\n"
+)
+# At the last moment, when all is written beside the old models.
+KILLED = "export._move = lambda folder, target: os.kill(os.getpid(), signal.SIGKILL)\ncli.main(sys.argv[1:])"
+# An export without a limit of the size of files, and one for each limit to a folder of its own.
+LIMITS = (3_000, 60_000, 300_000)
+LIMITED = f"""
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+for most_bytes in {(-1, *LIMITS)}:
+    resource.setrlimit(resource.RLIMIT_FSIZE, (most_bytes, -1))
+    place = f"{{sys.argv[1]}}/{{most_bytes}}"
+    folders = [f"--{{flag}}_model_export_dir={{place}}/{{kind}}" for kind, flag in flow_helpers.KINDS.items()]
+    print("status", cli.main([*sys.argv[2:], *folders]), file=sys.stderr)
+"""
 
 
-@pytest.mark.parametrize("most_bytes", [3_000, 60_000, 300_000])
-def test_a_full_disk(exported, tmp_path, most_bytes):
-    """Wherever writing stops, it is told and nothing is left."""
-    limit = (
-        "import resource, signal; signal.signal(signal.SIGXFSZ, signal.SIG_IGN)\n"
-        f"resource.setrlimit(resource.RLIMIT_FSIZE, ({most_bytes}, {most_bytes}))"
-    )
-    export = process(exported, tmp_path / "e", limit, stderr=subprocess.PIPE)
-    _, text = export.communicate()
-    assert export.returncode == 1
-    assert re.search(r"^error: .*(cannot be written|File too large)", text, re.MULTILINE), text
-    assert "Traceback" not in text
-    assert list((tmp_path / "e").iterdir()) == []
+def process(code, *arguments):
+    """Exit status and errors of exports in a new process."""
+    command = [sys.executable, "-c", EXPORT + code, *map(str, arguments)]
+    done = subprocess.run(command, cwd=ROOT, text=True, stderr=subprocess.PIPE, check=False)
+    return done.returncode, done.stderr
+
+
+def contents(folder):
+    return {path.relative_to(folder): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
 @pytest.mark.slow
-def test_repeated_and_killed_exports(exported, tmp_path):
-    """The same bytes every time; a kill at any moment leaves the whole old export or the whole new one."""
-    folder = tmp_path / "e"
-    started = time.monotonic()
-    assert process(exported, folder).wait(120) == 0
-    duration = time.monotonic() - started
-    first = {path.relative_to(folder): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
-    killed = process(exported, folder)
-    time.sleep(0.9 * duration)
-    killed.send_signal(signal.SIGKILL)
-    killed.wait()
+def test_kills_and_full_disks(exported, tmp_path):
+    """A kill leaves the whole old export. The next one writes the same bytes. Wherever a disk is full, it is told, and
+    nothing is left."""
+    folder = tmp_path / "-1"
+    shutil.copytree(exported.folder, folder)
+    old = contents(folder)
+    assert process(KILLED, *exported.export_arguments(folder))[0] == -signal.SIGKILL
+    found = contents(folder)
+    assert {path: content for path, content in found.items() if path.parts[0] in KINDS} == old
     for kind in KINDS:
         read_manifest(str(folder / kind), kind)
-    assert process(exported, folder).wait(120) == 0
+    killed = {Path(str(path).split(".")[1], *path.parts[1:]): content for path, content in found.items() - old.items()}
+
+    status, text = process(LIMITED, tmp_path, *exported.export_arguments(tmp_path))
+    assert status == 0
+    assert "Traceback" not in text
+    _, first, *told = re.split(r"^status (\d)$", text, flags=re.MULTILINE)
+    assert first == "0"
     assert sorted(path.name for path in folder.iterdir()) == sorted(KINDS)
-    for path, content in first.items():
-        assert path.name == "manifest.json" or (folder / path).read_bytes() == content, path
+    found = contents(folder)
+    assert found.keys() == killed.keys()
+    for path, content in killed.items():
+        assert path.name == "manifest.json" or found[path] == content, path
+    for most_bytes, of_export, status in zip(LIMITS, told[::2], told[1::2], strict=False):
+        assert status == "1"
+        assert re.search(r"^error: .*(cannot be written|File too large)", of_export, re.MULTILINE), of_export
+        assert list((tmp_path / str(most_bytes)).iterdir()) == []
+    assert len(told) == 2 * len(LIMITS) + 1

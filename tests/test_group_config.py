@@ -242,9 +242,11 @@ def _group_pictures(tmp_path, kind):
 
 @pytest.mark.slow
 def test_training_takes_the_config_as_it_is(tmp_path, monkeypatch):
-    """Two commands from a log to a model; nothing is set but what the log is."""
+    """Two commands from a log to a model; nothing is set but what the log is. More epochs are trained at rates of their
+    own."""
     use_small_backbone(monkeypatch)
-    assert main(["train", *_group_pictures(tmp_path, "parquet")]) == 0
+    flags = _group_pictures(tmp_path, "parquet")
+    assert main(["train", *flags]) == 0
     result = json.loads((tmp_path / "out_model/eval_result.json").read_text())
     assert {"auc_click", "gauc_click", "root_mean_squared_error_play_time"} <= set(result)
     stats = json.loads((tmp_path / "out/eval/stats.json").read_text())
@@ -252,25 +254,18 @@ def test_training_takes_the_config_as_it_is(tmp_path, monkeypatch):
     num_epochs = load_pipeline(str(tmp_path / "x.config")).config.train_config.num_epochs
     assert _steps_and_rates(tmp_path)[0] == _steps_of(tmp_path, num_epochs)
 
+    assert main(["train", *flags, f"--set=train_config.num_epochs={num_epochs + 1}"]) == 0
+    steps, rates = _steps_and_rates(tmp_path)
+    assert steps == _steps_of(tmp_path, num_epochs + 1)
+    assert min(rates) > 0
+    evaluated = [line["step"] for line in _log(tmp_path) if line["kind"] == "eval"]
+    assert evaluated[-2:] == [_steps_of(tmp_path, num_epochs), steps]
+
 
 @pytest.mark.parametrize("kind", ["tfrecord", "rtp"])
 def test_the_config_reads_every_format(tmp_path, capsys, kind):
     assert main(["check", *_group_pictures(tmp_path, kind)]) == 0
     assert "bad records: none" in capsys.readouterr().out
-
-
-@pytest.mark.slow
-def test_more_epochs_are_trained_at_rates_of_their_own(tmp_path, monkeypatch):
-    use_small_backbone(monkeypatch)
-    flags = _group_pictures(tmp_path, "parquet")
-    for num_epochs in (1, 2):
-        assert main(["train", *flags, f"--set=train_config.num_epochs={num_epochs}"]) == 0
-    steps, rates = _steps_and_rates(tmp_path)
-    assert steps == _steps_of(tmp_path, 2)
-    assert min(rates) > 0
-    evaluated = [line["step"] for line in _log(tmp_path) if line["kind"] == "eval"]
-    assert len(evaluated) == 2
-    assert evaluated[-1] == steps
 
 
 def _steps_of(folder, num_epochs):

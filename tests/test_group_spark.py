@@ -31,7 +31,12 @@ def cluster():
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("SPARK_LOCAL_IP", "127.0.0.1")
-        patch.setenv("PYSPARK_SUBMIT_ARGS", "--conf spark.ui.enabled=false pyspark-shell")
+        # Programs that run for seconds are not worth the time of the second compiler and of parallel collection.
+        java = "-XX:TieredStopAtLevel=1 -XX:+UseSerialGC"
+        conf = {"spark.ui.enabled": "false", "spark.driver.extraJavaOptions": java}
+        conf["spark.executor.extraJavaOptions"] = java
+        flags = " ".join(f"--conf '{name}={value}'" for name, value in conf.items())
+        patch.setenv("PYSPARK_SUBMIT_ARGS", f"{flags} pyspark-shell")
         patch.setattr(spark_engine, "_TASK_ROWS", 1000)  # items of several tasks
         with spark_engine.spark_engine(MASTER) as engine:
             yield engine

@@ -3,7 +3,6 @@
 import json
 
 import pytest
-from flow_helpers import demo_flags, make_data
 from training_helpers import Training
 
 from easyrec_mm.cli.main import main
@@ -16,7 +15,8 @@ TOWER = "image/backbone/"
 
 
 def test_the_last_stages_are_trained_on_from_the_pretrained_weights(data, lite0_preset, tmp_path):
-    """Of pictures of 12 x 12, which the network halves to one position."""
+    """Of pictures of 12 x 12, which the network halves to one position. The export compares SavedModels and ONNX models
+    with the network, and fails where they differ."""
     settings = f'preset: "{lite0_preset}" trainable: LAST_N_STAGES last_n_stages: 1 layer_decay: 0.5'
     training = Training(data, tmp_path / "t", settings).run()
     tower = {name for name in training.history[0] if name.startswith(TOWER)}
@@ -26,6 +26,11 @@ def test_the_last_stages_are_trained_on_from_the_pretrained_weights(data, lite0_
     assert (training.history[-1][kernel] == pretrained.get_layer("stem_conv").kernel.numpy()).all()
     changed = {name.removeprefix(TOWER).split("/")[0] for name in training.changed() & tower}
     assert changed == {"block6a_", "block6b_", "block6c_", "block6d_", "block7a_", "top_conv", "top_bn"}
+    folders = [f"--{kind}_model_export_dir={tmp_path / kind}" for kind in ("img", "rec", "total")]
+    assert main(["export", "--model_dir", f"{training.model_dir}", *folders]) == 0
+    manifest = json.loads((tmp_path / "img" / "manifest.json").read_text())
+    assert IMAGE_ONNX in manifest["files"]
+    assert manifest["parity"]["left_out"] == {}
 
 
 def test_the_output_of_an_inner_layer(data, lite0_preset, tmp_path):
@@ -49,17 +54,3 @@ def test_a_name_is_found_where_it_was_fetched(data, lite0_preset, tmp_path, monk
     folder.mkdir(parents=True)
     (folder / "efficientnet_lite0").symlink_to(lite0_preset)
     assert Training(data, tmp_path / "t", settings).values()[f"{TOWER}top_conv/kernel"].shape == (1, 1, 320, 1280)
-
-
-def test_train_and_export(lite0_preset, tmp_path):
-    """The export compares SavedModels and ONNX models with the network, and fails where they differ."""
-    data = make_data(tmp_path / "data")
-    image = f'{{ preset: "{lite0_preset}" num_classes: 8 trainable: HEAD }}'
-    flags = demo_flags(data, tmp_path / "m", model_config__e2e_mm_dbmtl__img_model=image)
-    assert main(["train", *flags]) == 0
-    folders = [f"--{kind}_model_export_dir={tmp_path / kind}" for kind in ("img", "rec", "total")]
-    arguments = ["--model_dir", f"{tmp_path / 'm'}", "--eval_input_path", f"{data}/eval/*", "--parity_groups", "8"]
-    assert main(["export", *arguments, *folders]) == 0
-    manifest = json.loads((tmp_path / "img" / "manifest.json").read_text())
-    assert IMAGE_ONNX in manifest["files"]
-    assert manifest["parity"]["left_out"] == {}

@@ -9,7 +9,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import tensorflow as tf
-from flow_helpers import ROOT, demo_flags, make_data, use_small_backbone
+from flow_helpers import ROOT, copy_checkpoint, demo_flags, make_data, use_small_backbone
 from input_helpers import table_of
 from odps_server import ACCESS_ID, PROJECT, OdpsServer, StubTable, use
 
@@ -207,10 +207,10 @@ def test_a_table_trains_the_model_that_its_lines_do(flow):
 
 def test_a_shuffled_training_goes_on_where_it_stopped(flow):
     folder, _, server = flow
-    whole = table_flags(flow, "whole", train_config__num_epochs=2)
-    assert main(["train", *whole]) == 0
-    parts = table_flags(flow, "parts", train_config__num_epochs=2)
-    assert main(["train", *parts, "--set=train_config.num_steps=7"]) == 0
+    settings = {"train_config__num_epochs": 2, "train_config__save_checkpoints_steps": 7}
+    assert main(["train", *table_flags(flow, "whole", **settings)]) == 0
+    parts = table_flags(flow, "parts", **settings)
+    copy_checkpoint(folder / "whole", 7, folder / "parts")
     server.requests.clear()
     assert main(["train", *parts]) == 0
     assert server.requests

@@ -12,6 +12,7 @@ import pytest
 from flow_helpers import KINDS, demo_flags, make_data, numbers, use_small_backbone
 
 from easyrec_mm.cli.main import main
+from easyrec_mm.files import place
 from easyrec_mm.manifest import MANIFEST
 from easyrec_mm.serving.release import ServiceOptions
 from easyrec_mm.serving.service import Service
@@ -54,7 +55,7 @@ def test_everything_in_a_bucket(s3, bucket, data, tmp_path, capsys):
     flags = remote_flags(bucket, "run", eval_input_path=f"{bucket}/data/eval/*", train_config__keep_checkpoint_max=2)
     # A training that stops, and goes on where it was.
     steps = "--set=train_config.save_checkpoints_steps=2"
-    run("train", *flags, steps, "--set=train_config.num_steps=4")
+    run("train", *flags, steps, "--set=train_config.num_steps=4", "--set=eval_input_path=")
     assert f"checkpoint {bucket}/run/model.ckpt-4" in capsys.readouterr().out
     run("train", *flags, steps)
     output = capsys.readouterr().out
@@ -136,6 +137,7 @@ def test_what_cannot_be_reached_is_told_in_time(s3, data, tmp_path, capsys, monk
     path = f"{bucket}/train/*" if setting == "train_input_path" else bucket
     if mistake == "no server":
         monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:9")
+        monkeypatch.setattr(place, "FIRST_TRY_S", 1.0)
     s3.check_credentials(mistake == "wrong credentials")
     try:
         run("train", *demo_flags(data, tmp_path / "m"), f"--set={setting}={path}", expect=1)
