@@ -336,7 +336,7 @@ EXPORT = (
     "flow_helpers.use_small_backbone(pytest.MonkeyPatch())\n"
 )
 # At the last moment, when all is written beside the old models.
-KILLED = "export._move = lambda folder, target: os.kill(os.getpid(), signal.SIGKILL)\ncli.main(sys.argv[1:])"
+KILLED = "export.replace_folder = lambda folder, target: os.kill(os.getpid(), signal.SIGKILL)\ncli.main(sys.argv[1:])"
 # An export without a limit of the size of files, and one for each limit to a folder of its own.
 LIMITS = (3_000, 60_000, 300_000)
 LIMITED = f"""

@@ -22,7 +22,16 @@ from hypothesis import strategies as st
 
 from easyrec_mm import files
 from easyrec_mm.errors import DataError
-from easyrec_mm.files import Failure, StorageError, content_cache, local_copies, paths, place, tensorflow_storage
+from easyrec_mm.files import (
+    Failure,
+    StorageError,
+    content_cache,
+    local_copies,
+    paths,
+    place,
+    replace_folder,
+    tensorflow_storage,
+)
 from easyrec_mm.files.content_cache import ContentCache
 from easyrec_mm.files.disk_cache import DiskCache
 from easyrec_mm.files.folders import Folder, shown
@@ -752,6 +761,33 @@ def test_a_folder_is_copied_but_for_what_is_not_wanted(s3, bucket):
     s3.faults.requests.clear()
     folder.put(lambda name: 0)
     assert sum(s3.faults.requests.values()) == 0
+
+
+@pytest.mark.parametrize("can_exchange", [True, False])
+def test_a_folder_takes_the_place_of_another(tmp_path, monkeypatch, can_exchange):
+    if not can_exchange:
+        monkeypatch.setattr(replace_folder, "exchange", lambda first, second: False)
+    target = tmp_path / "a"
+    seen, is_done = [], threading.Event()
+
+    def look():
+        while not is_done.is_set():
+            seen.append((target / "x").exists())
+
+    for number in range(50):
+        new = tmp_path / "new"
+        new.mkdir()
+        (new / "x").write_text(str(number))
+        replace_folder.replace_folder(new, target)
+        assert (target / "x").read_text() == str(number)
+        assert [path.name for path in tmp_path.iterdir()] == ["a"]
+        if not number:
+            looking = threading.Thread(target=look)
+            looking.start()
+    is_done.set()
+    looking.join()
+    assert seen
+    assert all(seen) or not can_exchange
 
 
 def test_threads_ask_a_place_at_once(s3, bucket):

@@ -32,6 +32,7 @@ from easyrec_mm.export.parts import Part, image_part, rec_part, total_part
 from easyrec_mm.files import is_remote, plain
 from easyrec_mm.files.folders import Folder
 from easyrec_mm.files.local_copies import local_copy
+from easyrec_mm.files.replace_folder import replace_folder
 from easyrec_mm.manifest import IMAGE_ONNX, MANIFEST, Kind, Manifest, list_files, write_manifest
 from easyrec_mm.network.model import MultimodalModel, without_updates
 from easyrec_mm.network.precision import FLOAT32, dtype_policy
@@ -124,7 +125,7 @@ def _written(places: dict[Kind, Folder]) -> Iterator[dict[Kind, Path]]:
             shutil.rmtree(folder, ignore_errors=True)
         yield written
         for kind, place in places.items():
-            _move(written[kind], place.local)
+            replace_folder(written[kind], place.local)
             if place.is_remote:
                 place.replace(last=MANIFEST)
     except OSError as error:
@@ -273,14 +274,3 @@ def _describe(part: Part) -> dict[str, Any]:
         }
         for name, function in part.signatures.items()
     }
-
-
-def _move(folder: Path, target: Path) -> None:
-    """Move a folder to a target, which it replaces."""
-    if target.exists():
-        old = target.parent / f".{target.name}.tmp-{os.getpid()}-old"
-        os.replace(target, old)
-        os.replace(folder, target)
-        shutil.rmtree(old)
-    else:
-        os.replace(folder, target)

@@ -11,6 +11,7 @@ from pathlib import Path
 
 from easyrec_mm.errors import DataError
 from easyrec_mm.files import is_remote, place_of, put
+from easyrec_mm.files.replace_folder import replace_folder
 from easyrec_mm.files.work_folder import work_folder
 
 
@@ -38,9 +39,7 @@ def new_folder(path: str, overwrite: bool) -> Iterator[str]:
         new = os.path.join(work, "new")
         os.mkdir(new)
         yield new
-        if os.path.isdir(path):
-            os.rename(path, os.path.join(work, "old"))
-        os.rename(new, path)
+        replace_folder(Path(new), Path(path))
 
 
 @contextmanager

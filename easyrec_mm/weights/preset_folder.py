@@ -16,6 +16,7 @@ from pathlib import Path
 
 from easyrec_mm.errors import UserError
 from easyrec_mm.files import is_remote
+from easyrec_mm.files.replace_folder import replace_folder
 from easyrec_mm.files.work_folder import work_folder
 from easyrec_mm.weights.catalog import Weights
 
@@ -88,10 +89,8 @@ class PresetFolder:
         parent, name = os.path.split(os.path.abspath(self.path))
         with tempfile.TemporaryDirectory(prefix=f".{name}.", dir=parent) as folder:
             new = shutil.copytree(preset, os.path.join(folder, "new"))
-            if os.path.isdir(self.path):
-                os.rename(self.path, os.path.join(folder, "old"))
             try:
-                os.rename(new, self.path)
+                replace_folder(Path(new), Path(self.path))
             except OSError:
                 # Another process may have put the same preset in its place meanwhile.
                 if not self.is_complete():
