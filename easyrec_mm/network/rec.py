@@ -11,6 +11,7 @@ import tensorflow as tf
 
 from easyrec_mm.config.feature_groups import wide_name
 from easyrec_mm.config.network import activation_name, relation_order
+from easyrec_mm.network.layers.composite import Composite
 from easyrec_mm.network.layers.dnn import DNN, ExpertMixture, dense
 from easyrec_mm.network.layers.embedding import FeatureEmbedding
 from easyrec_mm.network.layers.interaction import DotInteraction
@@ -23,7 +24,7 @@ from easyrec_mm.schema import Attention, Schema, Task
 DEFAULT_SCORE_UNITS = (128, 64, 32, 1)
 
 
-class RecModel(keras.layers.Layer):
+class RecModel(Composite):
     """The rec network, which maps features and image vectors to the logits of every task.
 
     Features are embedded and batch-normalised. The image vector is joined to them before or after the shared bottom
@@ -150,7 +151,7 @@ def _attentions(model: EasyRecModel, schema: Schema, dtype: str) -> list[tuple[A
     return found
 
 
-class TaskTower(keras.layers.Layer):
+class TaskTower(Composite):
     """The tower of one task: its own layers, the relation layers and the output layer."""
 
     def __init__(self, tower: BayesTaskTower, task: Task, l2: float, dtype: str) -> None:

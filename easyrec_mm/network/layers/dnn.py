@@ -7,6 +7,8 @@ from collections.abc import Sequence
 import keras
 import tensorflow as tf
 
+from easyrec_mm.network.layers.composite import Composite
+
 # EasyRec's l2_regularization r adds r / 2 * sum(w^2); Keras's L2(r) adds r * sum(w^2).
 _L2_FACTOR = 0.5
 
@@ -94,7 +96,7 @@ class RunningNorm(keras.layers.Layer):
         return (tf.cast(x, tf.float32) - mean) * tf.math.rsqrt(variance + self._epsilon)
 
 
-class Highway(keras.layers.Layer):
+class Highway(Composite):
     """Projection and one highway layer (Srivastava et al., 2015): `[N, F]` -> `[N, units]`.
 
     x = relu(W_p input), gate = sigmoid(W_g x), output = gate * relu(W_h x) + (1 - gate) * x; all layers have biases.
@@ -112,7 +114,7 @@ class Highway(keras.layers.Layer):
         return gate * self._transform(x) + (1.0 - gate) * x
 
 
-class ExpertMixture(keras.layers.Layer):
+class ExpertMixture(Composite):
     """Multi-gate mixture of experts (MMoE, Ma et al., KDD 2018): `[S, F]` -> T tensors `[S, units]`.
 
     The output for task t is the sum over experts e of softmax(W_t x)_e * expert_e(x).

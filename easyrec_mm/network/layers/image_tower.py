@@ -22,6 +22,7 @@ from easyrec_mm.network.layers.backbone_parts import (
 from easyrec_mm.network.layers.backbone_stages import variable_names
 from easyrec_mm.network.layers.backbones import Backbone, BackboneError
 from easyrec_mm.network.layers.category_attention import CategoryAttention, CategoryEmbeddings
+from easyrec_mm.network.layers.composite import Composite
 from easyrec_mm.network.layers.descriptors import Descriptors
 from easyrec_mm.network.layers.dnn import RunningNorm, dense
 from easyrec_mm.network.layers.recompute import in_micro_batches, recompute
@@ -62,7 +63,7 @@ class TowerOptions:
     micro_batch: int = 0
 
 
-class ImageTower(keras.layers.Layer):
+class ImageTower(Composite):
     """Pixels -> normalised -> backbone, with attention between its stages -> pooled -> projection -> head.
 
     Args:
