@@ -12,10 +12,10 @@ from numpy.typing import NDArray
 Hashes = NDArray[np.uint64]
 
 # The base of the polynomial of a text's bytes: any odd number without a pattern.
-_BASE = 0x9E6D1F3B5A7C2D4B
+BASE = 0x9E6D1F3B5A7C2D4B
 _NULL = np.uint64(0x5DEECE66D1CE4E5B)
 # Number of cached powers of the base and of its inverse: enough for the texts of a chunk.
-_MAX_POWERS = 1 << 21
+MAX_POWERS = 1 << 21
 
 
 def hash_column(values: pa.Array) -> Hashes:
@@ -80,7 +80,7 @@ def _hash_texts(values: pa.Array) -> Hashes:
     start = 0
     while start < len(values):
         # A chunk has as many texts as there are powers for; a text longer than that forms its own chunk.
-        end = int(np.searchsorted(offsets, offsets[start] + _MAX_POWERS, side="right")) - 1
+        end = int(np.searchsorted(offsets, offsets[start] + MAX_POWERS, side="right")) - 1
         end = min(max(end, start + 1), len(values))
         first, last = int(offsets[start]), int(offsets[end])
         data = np.frombuffer(data_buffer, np.uint8, last - first, first) if last > first else np.zeros(0, np.uint8)
@@ -106,8 +106,8 @@ def _powers(count: int) -> tuple[Hashes, Hashes]:
     global _kept
     if len(_kept[0]) < count:
         size = 1 << (count - 1).bit_length()
-        made = (_geometric(_BASE, size), _geometric(pow(_BASE, -1, 1 << 64), size))
-        if size > 2 * _MAX_POWERS:
+        made = (_geometric(BASE, size), _geometric(pow(BASE, -1, 1 << 64), size))
+        if size > 2 * MAX_POWERS:
             return made
         _kept = made
     return _kept

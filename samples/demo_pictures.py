@@ -73,7 +73,7 @@ def _background(appeal: float, size: int, rng: np.random.Generator) -> Image.Ima
     return image
 
 
-def _mask(category: int, size: int, center: Floats, scale: float, tilt: float) -> Image.Image:
+def draw_mask(category: int, size: int, center: Floats, scale: float, tilt: float) -> Image.Image:
     """Where the product is: 255, elsewhere 0. Center and scale are in units of half the picture."""
     name = CATEGORIES[category]
     rotation = np.array([[math.cos(tilt), -math.sin(tilt)], [math.sin(tilt), math.cos(tilt)]])
@@ -108,7 +108,7 @@ def render(category: int, style: int, appeal: float, image_size: int, rng: np.ra
     image = _background(appeal, size, rng)
     scale, tilt = 0.58 + 0.07 * appeal + rng.uniform(-0.09, 0.09), rng.uniform(-0.45, 0.45)
     center = rng.uniform(-0.22, 0.22, 2)
-    mask = _mask(category, size, center, scale, tilt)
+    mask = draw_mask(category, size, center, scale, tilt)
 
     shadow = mask.reduce(4).filter(ImageFilter.BoxBlur(size / 64)).point([round(i * 0.45) for i in range(256)])
     shift = round(size * 0.03)

@@ -76,8 +76,8 @@ def use(server, monkeypatch, **environment):
     values = {"ODPS_ACCESS_ID": ACCESS_ID, "ODPS_ACCESS_KEY": "a-key", "ODPS_ENDPOINT": server.endpoint, **environment}
     for name, value in values.items():
         monkeypatch.setenv(name, value)
-    odps_tables._client.cache_clear()
-    odps_tables._tunnel.cache_clear()
+    odps_tables.client_of.cache_clear()
+    odps_tables.tunnel_of.cache_clear()
 
 
 class _Handler(BaseHTTPRequestHandler):

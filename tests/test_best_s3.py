@@ -54,7 +54,7 @@ def test_a_training_in_a_bucket(s3, data, tmp_path, monkeypatch):
     assert any(f"m/{WATCH_SUMMARIES}/" in key for key in s3.keys(f"{bucket}/m"))
     assert {key: s3.get(f"{bucket}/m/{key}") for key in before} == before
     # Copies of values are not kept.
-    assert not list(watch._local.glob("*.data-*"))
+    assert not list(watch.local.glob("*.data-*"))
 
 
 def test_what_a_training_writes_later_is_seen(s3, data, tmp_path, monkeypatch):
@@ -70,10 +70,10 @@ def test_what_a_training_writes_later_is_seen(s3, data, tmp_path, monkeypatch):
     train("num_steps: 2")
     pipeline = load_pipeline(str(tmp_path / "test.config"))
     watch = Watch(pipeline, pipeline.config.eval_input_path, lambda message: None)
-    monkeypatch.setattr(Watch, "_sleep", lambda self, caught: train("num_steps: 4"))
+    monkeypatch.setattr(Watch, "sleep", lambda self, caught: train("num_steps: 4"))
     evaluated = []
-    evaluate = Watch._evaluate
-    monkeypatch.setattr(Watch, "_evaluate", lambda self, path: evaluated.append(path[-1]) or evaluate(self, path))
-    monkeypatch.setattr(Watch, "_is_training_over", lambda self: "4" in evaluated)
+    evaluate = Watch.evaluate
+    monkeypatch.setattr(Watch, "evaluate", lambda self, path: evaluated.append(path[-1]) or evaluate(self, path))
+    monkeypatch.setattr(Watch, "is_training_over", lambda self: "4" in evaluated)
     assert watch.run(0.0, Caught()) == "the training is over"
     assert evaluated == ["2", "4"]

@@ -52,7 +52,7 @@ def steps(checkpoints):
 @pytest.mark.parametrize("name", ["model", "a/b", "größe {1,2} $x"])
 def test_round_trip(tmp_path, monkeypatch, slice_bytes, name):
     """Written and read in slices of any size, in a folder of any name; TensorFlow itself reads the same."""
-    monkeypatch.setattr(checkpoint, "_SLICE_BYTES", slice_bytes)
+    monkeypatch.setattr(checkpoint, "SLICE_BYTES", slice_bytes)
     folder = tmp_path / name
     saved = variables()
     path = Checkpoints(str(folder)).save(7, saved)
@@ -77,17 +77,17 @@ def test_folder_that_tensorflow_takes_for_a_pattern(tmp_path, name):
 
 def test_slices_of_another_size_than_when_written(tmp_path, monkeypatch):
     saved, restored = variables(), variables(seed=1)
-    monkeypatch.setattr(checkpoint, "_SLICE_BYTES", 50)
+    monkeypatch.setattr(checkpoint, "SLICE_BYTES", 50)
     path = Checkpoints(str(tmp_path)).save(1, saved)
-    monkeypatch.setattr(checkpoint, "_SLICE_BYTES", 70)
+    monkeypatch.setattr(checkpoint, "SLICE_BYTES", 70)
     restore(path, restored)
     assert_same(restored, saved)
 
 
 @pytest.mark.parametrize("rows", [4, 5, 16, 17, 100])
 def test_a_large_variable_makes_few_files(tmp_path, monkeypatch, rows):
-    monkeypatch.setattr(checkpoint, "_SLICE_BYTES", 8)
-    monkeypatch.setattr(checkpoint, "_MOST_SLICES", 4)
+    monkeypatch.setattr(checkpoint, "SLICE_BYTES", 8)
+    monkeypatch.setattr(checkpoint, "MOST_SLICES", 4)
     saved, restored = ({"table": tf.Variable(np.full([rows, 2], value))} for value in (1.5, 0.0))
     path = Checkpoints(str(tmp_path)).save(1, saved)
     assert len(list(tmp_path.glob("*.data-*"))) <= 4
@@ -97,7 +97,7 @@ def test_a_large_variable_makes_few_files(tmp_path, monkeypatch, rows):
 
 def test_large_variable_is_never_copied_whole(tmp_path, monkeypatch):
     """No file written and no tensor read is larger than a slice (of one row at least)."""
-    monkeypatch.setattr(checkpoint, "_SLICE_BYTES", 64)
+    monkeypatch.setattr(checkpoint, "SLICE_BYTES", 64)
     sizes = []
 
     def spy(op, values):

@@ -233,7 +233,7 @@ def test_processes_beside_each_other_change_nothing(tmp_path, monkeypatch):
         write(tmp_path / f"in/{number}.parquet", numbered(30 + number), "parquet")
     pipeline = config(tmp_path, "parquet", tmp_path / "in")
     one, _ = convert(tmp_path, pipeline, "rtp", "one", "--num_workers", "1")
-    monkeypatch.setattr(module, "_MANY_BYTES", 0)
+    monkeypatch.setattr(module, "MANY_BYTES", 0)
     two, _ = convert(tmp_path, pipeline, "rtp", "two", "--num_workers", "2")
     assert contents(one) == contents(two)
     assert len(contents(one)) == 6

@@ -246,7 +246,7 @@ def test_style_shows_in_the_pixels_even_without_colour():
 
 
 def test_every_category_is_drawn_with_its_own_silhouette():
-    masks = [np.asarray(demo_pictures._mask(c, 64, np.zeros(2), 0.6, 0.0)) > 0 for c in range(len(demo.CATEGORIES))]
+    masks = [np.asarray(demo_pictures.draw_mask(c, 64, np.zeros(2), 0.6, 0.0)) > 0 for c in range(len(demo.CATEGORIES))]
     for one, mask in enumerate(masks):
         assert 0.08 < mask.mean() < 0.45
         assert all((mask ^ other).mean() > 0.015 for other in masks[:one])

@@ -89,7 +89,7 @@ def test_commands_are_known_and_probes_are_ports_of_theirs():
         if "command" in container:
             program, *arguments = [*container["command"], *container["args"]]
             assert program == "easyrec-mm"
-            options = cli._parser().parse_args(arguments)
+            options = cli.make_parser().parse_args(arguments)
             assert options.workers == int(container["resources"]["limits"]["cpu"])
             assert options.http_port in ports
 

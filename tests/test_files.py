@@ -67,7 +67,7 @@ def filled(request, s3, monkeypatch, tmp_path, tmp_path_factory):
     """A folder of a place that obstore, fsspec or TensorFlow reaches, and the place, with the contents."""
     if request.param == "tensorflow":
         folder = f"file://{tmp_path_factory.mktemp('box')}"
-        monkeypatch.setattr(place, "_open", lambda path: tensorflow_storage.TensorFlowStorage())
+        monkeypatch.setattr(place, "open_storage", lambda path: tensorflow_storage.TensorFlowStorage())
         one = Place(folder)
     else:
         folder = {"s3": s3.new_bucket, "oss": lambda: oss_bucket(s3, monkeypatch)}.get(
@@ -183,11 +183,11 @@ def test_a_web_server_takes_no_files(s3, bucket, tmp_path):
 
 def test_tensorflow_goes_first_where_it_knows_the_scheme(monkeypatch):
     one = Place("gs://bucket/x")
-    assert type(one._reached()).__name__ == "TensorFlowStorage"
+    assert type(one.reached()).__name__ == "TensorFlowStorage"
     monkeypatch.setattr(tf.io.gfile, "get_registered_schemes", lambda: ["", "file"])
-    assert isinstance(Place("gs://bucket/x")._reached(), ObjectStorage)
+    assert isinstance(Place("gs://bucket/x").reached(), ObjectStorage)
     monkeypatch.setattr(tf.io.gfile, "get_registered_schemes", lambda: ["", "s3"])
-    assert type(Place("s3://bucket/x")._reached()).__name__ == "TensorFlowStorage"
+    assert type(Place("s3://bucket/x").reached()).__name__ == "TensorFlowStorage"
 
 
 @pytest.mark.parametrize(
@@ -201,7 +201,7 @@ def test_tensorflow_goes_first_where_it_knows_the_scheme(monkeypatch):
 def test_oss_is_asked_by_the_name_of_the_bucket(monkeypatch, endpoint, expected):
     for name, value in {"ENDPOINT": endpoint, "ACCESS_KEY_ID": "a", "ACCESS_KEY_SECRET": "b"}.items():
         monkeypatch.setenv(f"OSS_{name}", value)
-    config = ObjectStorage("oss://bucket/x")._store.config
+    config = ObjectStorage("oss://bucket/x").store.config
     assert (config["endpoint"], config["region"]) == expected
     assert config["virtual_hosted_style_request"] == "true"
 
@@ -243,7 +243,7 @@ def test_pauses_grow_and_end(monkeypatch):
         raise StorageError("memory://x/y", "busy", Failure.PASSING)
 
     with pytest.raises(StorageError, match=r"^memory://x: no answer for .* s: busy; check the network") as caught:
-        one._try(fail, 60)
+        one.attempt(fail, 60)
     assert caught.value.failure == Failure.PLACE
     assert len(calls) == len(pauses) + 1 > 5
     for i, pause in enumerate(pauses):
@@ -259,7 +259,7 @@ def test_what_another_try_does_not_mend_is_tried_once(failure):
         raise StorageError("memory://x/y", "no", failure)
 
     with pytest.raises(StorageError):
-        Place("memory://x")._try(fail, 60)
+        Place("memory://x").attempt(fail, 60)
     assert len(calls) == 1
 
 
@@ -387,7 +387,7 @@ def test_hdfs_is_told_its_address(monkeypatch):
     told = {}
     one = fsspec.filesystem("memory")
     monkeypatch.setattr(fsspec, "filesystem", lambda scheme, **options: told.update(options, scheme=scheme) or one)
-    Place("hdfs://user@box:8020/x")._reached()
+    Place("hdfs://user@box:8020/x").reached()
     assert told == {"scheme": "hdfs", "host": "box", "port": 8020, "user": "user", "use_listings_cache": False}
 
 
@@ -578,7 +578,7 @@ def test_a_cache_that_cannot_be_made(tmp_path):
 @pytest.fixture
 def run_begins(monkeypatch):
     """Begins a new run, as a new process would."""
-    return lambda: monkeypatch.setattr(content_cache, "_RUN_BEGUN_NS", time.time_ns())
+    return lambda: monkeypatch.setattr(content_cache, "RUN_BEGUN_NS", time.time_ns())
 
 
 def test_contents_are_kept_and_asked_about_once_a_run(s3, bucket, tmp_path, run_begins):
@@ -694,7 +694,7 @@ def test_a_copy_for_which_there_is_no_room(s3, bucket, tmp_path):
     s3.put(f"{bucket}/x", b"content")
     copies = LocalCopies(str(tmp_path / "c"), 1.0)
     info = place_of(bucket).stat(f"{bucket}/x")
-    copies._cache.place(local_copies._key(info)).parent.touch()
+    copies.cache.place(local_copies.key_of(info)).parent.touch()
     with pytest.raises(DataError, match=rf"no room for a copy of {bucket}/x \(7 bytes\): .*; give a larger disk"):
         copies.get(info)
 

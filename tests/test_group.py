@@ -229,8 +229,8 @@ def test_little_memory_changes_nothing(log, monkeypatch, memory):
     monkeypatch.setattr(flat_files, "READ_ROWS", 300)
     assert contents(run(folder, output=f"m{memory}", **flags)) == whole
     if memory == 1 << 13:
-        assert engines[0]._num_partitions > 20
-        assert engines[0]._buckets_a_shard > 20
+        assert engines[0].num_partitions > 20
+        assert engines[0].buckets_a_shard > 20
 
 
 def test_groups_of_an_item_are_far_apart(tmp_path):
@@ -700,7 +700,7 @@ assert loaded == [], loaded
 
 def test_shards_are_of_the_size_that_is_aimed_at(tmp_path, monkeypatch):
     make_log(tmp_path)
-    monkeypatch.setattr(group, "_SHARD_BYTES", 40_000)
-    monkeypatch.setattr(group, "_MIN_GROUPS", 1)
+    monkeypatch.setattr(group, "SHARD_BYTES", 40_000)
+    monkeypatch.setattr(group, "MIN_GROUPS", 1)
     output = run(tmp_path, log="log.parquet")
     assert 8 <= len(stats(output)["shards"]) <= 14

@@ -219,9 +219,9 @@ def test_a_log_without_labels(tmp_path, capsys):
 
 
 def test_tables_have_an_end():
-    assert inference._table_rows(10) == (100, "hashed into 100 rows")
-    assert inference._table_rows(12_345)[0] == 25_000
-    rows, told = inference._table_rows(10**9)
+    assert inference.table_rows(10) == (100, "hashed into 100 rows")
+    assert inference.table_rows(12_345)[0] == 25_000
+    rows, told = inference.table_rows(10**9)
     assert rows == 50_000_000
     assert "a larger table may be worthwhile" in told
 

@@ -37,13 +37,13 @@ def cluster():
         conf["spark.executor.extraJavaOptions"] = java
         flags = " ".join(f"--conf '{name}={value}'" for name, value in conf.items())
         patch.setenv("PYSPARK_SUBMIT_ARGS", f"{flags} pyspark-shell")
-        patch.setattr(spark_engine, "_TASK_ROWS", 1000)  # items of several tasks
+        patch.setattr(spark_engine, "TASK_ROWS", 1000)  # items of several tasks
         with spark_engine.spark_engine(MASTER) as engine:
             yield engine
 
 
 def test_two_workers_run(cluster):
-    tracker = cluster._session.sparkContext._jsc.sc().statusTracker()
+    tracker = cluster.session.sparkContext._jsc.sc().statusTracker()
     deadline = time.monotonic() + 120
     while len(tracker.getExecutorInfos()) < 3 and time.monotonic() < deadline:  # the driver is one
         time.sleep(0.1)
@@ -132,11 +132,11 @@ def test_a_task_that_dies_is_told_in_a_line(cluster, tmp_path, capfd, monkeypatc
     write_csv(tmp_path / "log.csv", GOOD)
     capfd.readouterr()
 
-    class Broken(spark_engine._GroupRows):
+    class Broken(spark_engine.PlaceRows):
         def __reduce__(self):
             return os.abort, ()
 
-    monkeypatch.setattr(spark_engine, "_GroupRows", Broken)
+    monkeypatch.setattr(spark_engine, "PlaceRows", Broken)
     run(tmp_path, expect=1, engine="spark")
     (line,) = [line for line in capfd.readouterr().err.splitlines() if line.startswith("error: ")]
     assert line.startswith("error: --engine spark: ")

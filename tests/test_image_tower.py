@@ -96,7 +96,7 @@ def make_tower(backbone, head=None, dtype="float32", **options):
     tower = ImageTower(backbone, SHAPE, D, head, dtype, TowerOptions(**options))
     tower(tf.zeros([1, *SHAPE]), tf.zeros([1], tf.int64))
     # Attention starts as the same for all pictures and categories.
-    for i, v in enumerate(v for layer in tower._attention if layer for v in layer.trainable_variables):
+    for i, v in enumerate(v for layer in tower.attention if layer for v in layer.trainable_variables):
         v.assign(random(*v.shape, seed=i))
     return tower
 
@@ -206,7 +206,7 @@ def test_attention_behind_stages_or_blocks(places, ends, rematerialize):
     """The same as the parts of the backbone and the layers of attention in turn; not behind the stem."""
     backbone = conv_backbone()
     tower = make_tower(backbone, **CATEGORIES, attention_places=places, rematerialize=rematerialize)
-    attention = [layer for layer in tower._attention if layer is not None]
+    attention = [layer for layer in tower.attention if layer is not None]
     assert len(attention) == len(ends)
     assert len({layer.name for layer in attention}) == len(ends)
     start, x, tables = backbone.model.input, tf.constant(PICTURES), tower.category_tables()

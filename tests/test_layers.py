@@ -478,7 +478,7 @@ def test_attentions_join_behind_the_features(joins_key):
     np.testing.assert_allclose(output, np.concatenate(joined, axis=1), rtol=1e-5, atol=1e-6)
     of_tables = [w["user"][found["user"]], w["user"][found["friend"]], joined[1], elements, elements]
     assert float(squares) == pytest.approx(sum(np.sum(x**2) for x in of_tables), rel=1e-5)
-    rows = {f.name: layer._rows(f, found[f.name]) for f in features}
+    rows = {f.name: layer.rows(f, found[f.name]) for f in features}
     padded = padded_values()
     tags = layer.tables["tags"]
     rows |= {f.name: tags.lookup(padded[f.name]) for f in features if isinstance(f, SequenceFeature) and f.table}
@@ -624,10 +624,10 @@ def test_image_tower(monkeypatch, backbone, mean, deviation, dtype):
     tower = make_tower(backbone, 4, Highway(5, "highway"), "float32")
     pixels = np.random.default_rng(0).integers(0, 256, (2, 6, 4, 3)).astype(dtype)
     tower(pixels)
-    w = randomise(tower._projection) | randomise(tower._head)
+    w = randomise(tower.projection) | randomise(tower.head)
     x = ((pixels.astype(np.float64) - mean) / deviation).mean(axis=(1, 2))
     x = x @ w["image/projection/kernel"] + w["image/projection/bias"]
-    expected = tower._head(tf.constant(x, tf.float32))
+    expected = tower.head(tf.constant(x, tf.float32))
     np.testing.assert_allclose(tower(pixels), expected, rtol=1e-5, atol=1e-5)
 
 
@@ -636,7 +636,7 @@ def test_image_tower_of_grey_pictures(monkeypatch):
     tower = make_tower("ResNet-18", 1, None, "float32", channels=1)
     pixels = np.random.default_rng(0).integers(0, 256, (2, 6, 4, 1)).astype(np.uint8)
     tower(pixels)
-    tower._projection.set_weights([np.ones((1, 1)), np.zeros(1)])
+    tower.projection.set_weights([np.ones((1, 1)), np.zeros(1)])
     expected = ((pixels - 123.675) / 58.395).mean(axis=(1, 2))
     np.testing.assert_allclose(tower(pixels), expected, rtol=1e-5, atol=1e-5)
 

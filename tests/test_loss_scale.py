@@ -6,7 +6,7 @@ import tensorflow as tf
 from training_helpers import Training, optimizer, use_backbone_of_three_stages
 
 from easyrec_mm.runs.checkpoint import Checkpoints, restore
-from easyrec_mm.training.loss_scale import _FIRST, _LARGEST, _STEPS_BEFORE_GROWTH, LossScale
+from easyrec_mm.training.loss_scale import FIRST, LARGEST, STEPS_BEFORE_GROWTH, LossScale
 
 WRAPS = {"eager": lambda step: step, "function": lambda step: tf.function(step, autograph=False)}
 
@@ -69,15 +69,15 @@ def test_an_overflow_halves_the_scale_and_changes_nothing_else(wrap, bad, where)
     run.run(0.5, 0.25)
     before = run.values
     assert before == ([[1, 1], [0.5, 0.5], [1, 1], [0.5, 0.5]], [0.75, 1.75])
-    assert state(run.scale) == {"loss_scale": _FIRST, "steps_since_overflow": 1}
+    assert state(run.scale) == {"loss_scale": FIRST, "steps_since_overflow": 1}
     run.run(**{where: bad})
     assert run.values == before
-    assert state(run.scale) == {"loss_scale": _FIRST / 2, "steps_since_overflow": 0}
+    assert state(run.scale) == {"loss_scale": FIRST / 2, "steps_since_overflow": 0}
     run.run(**{where: bad})
-    assert state(run.scale)["loss_scale"] == _FIRST / 4
+    assert state(run.scale)["loss_scale"] == FIRST / 4
     run.run(0.5)
     assert run.values[0][1] == [0, 0]
-    assert state(run.scale) == {"loss_scale": _FIRST / 4, "steps_since_overflow": 1}
+    assert state(run.scale) == {"loss_scale": FIRST / 4, "steps_since_overflow": 1}
 
 
 def test_one_bad_number_among_many_is_an_overflow():
@@ -89,33 +89,33 @@ def test_one_bad_number_among_many_is_an_overflow():
 def test_large_numbers_are_none():
     run = Run()
     run.run(3e38, -3e38)
-    assert state(run.scale) == {"loss_scale": _FIRST, "steps_since_overflow": 1}
+    assert state(run.scale) == {"loss_scale": FIRST, "steps_since_overflow": 1}
 
 
 @pytest.mark.parametrize("wrap", WRAPS)
 def test_the_scale_grows_after_steps_without_an_overflow(wrap):
     run = Run(wrap)
     steps = run.scale.named_variables()["progress/steps_since_overflow"]
-    steps.assign(_STEPS_BEFORE_GROWTH - 2)
+    steps.assign(STEPS_BEFORE_GROWTH - 2)
     run.run()
-    assert state(run.scale) == {"loss_scale": _FIRST, "steps_since_overflow": _STEPS_BEFORE_GROWTH - 1}
+    assert state(run.scale) == {"loss_scale": FIRST, "steps_since_overflow": STEPS_BEFORE_GROWTH - 1}
     run.run()
-    assert state(run.scale) == {"loss_scale": 2 * _FIRST, "steps_since_overflow": 0}
+    assert state(run.scale) == {"loss_scale": 2 * FIRST, "steps_since_overflow": 0}
     run.run()
-    assert state(run.scale) == {"loss_scale": 2 * _FIRST, "steps_since_overflow": 1}
+    assert state(run.scale) == {"loss_scale": 2 * FIRST, "steps_since_overflow": 1}
     # An overflow starts the count anew.
-    steps.assign(_STEPS_BEFORE_GROWTH - 1)
+    steps.assign(STEPS_BEFORE_GROWTH - 1)
     run.run(float("inf"))
     run.run()
-    assert state(run.scale) == {"loss_scale": _FIRST, "steps_since_overflow": 1}
+    assert state(run.scale) == {"loss_scale": FIRST, "steps_since_overflow": 1}
 
 
 def test_the_scale_has_bounds():
     run = Run()
-    run.scale.value.assign(_LARGEST)
-    run.scale.named_variables()["progress/steps_since_overflow"].assign(_STEPS_BEFORE_GROWTH - 1)
+    run.scale.value.assign(LARGEST)
+    run.scale.named_variables()["progress/steps_since_overflow"].assign(STEPS_BEFORE_GROWTH - 1)
     run.run()
-    assert state(run.scale) == {"loss_scale": _LARGEST, "steps_since_overflow": 0}
+    assert state(run.scale) == {"loss_scale": LARGEST, "steps_since_overflow": 0}
     run.scale.value.assign(1.0)
     run.run(float("inf"))
     assert state(run.scale)["loss_scale"] == 1.0
@@ -127,7 +127,7 @@ def test_a_checkpoint_holds_its_state(tmp_path):
     run.run()
     path = Checkpoints(str(tmp_path)).save(1, run.scale.named_variables())
     restore(path, other.named_variables())
-    assert state(other) == state(run.scale) == {"loss_scale": _FIRST / 2, "steps_since_overflow": 1}
+    assert state(other) == state(run.scale) == {"loss_scale": FIRST / 2, "steps_since_overflow": 1}
 
 
 # Trainings in float16.
@@ -145,9 +145,9 @@ def test_float16_trains_like_float32(data, tmp_path, monkeypatch):
     np.testing.assert_allclose(losses, expected, rtol=0.01)
     assert losses != expected
     assert np.ptp(expected) > 0.02  # it learns
-    assert {line["loss_scale"] for line in narrow.log} == {_FIRST}
+    assert {line["loss_scale"] for line in narrow.log} == {FIRST}
     state = narrow.checkpoint(6)
-    assert (state["progress/loss_scale"], state["progress/steps_since_overflow"]) == (_FIRST, 6)
+    assert (state["progress/loss_scale"], state["progress/steps_since_overflow"]) == (FIRST, 6)
     assert "progress/loss_scale" not in wide.checkpoint(6)
 
 

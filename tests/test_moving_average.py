@@ -23,12 +23,12 @@ class Run:
         self.average = MovingAverage(self.named, ["embedding/t"], decay)
         self.decay, self.step = decay, 0
         self.plain = {name: v.numpy().astype(np.float64) for name, v in self.named.items()}
-        self.around = tf.function(self._around, autograph=False, reduce_retracing=True)
+        self.around = tf.function(self.in_python, autograph=False, reduce_retracing=True)
 
     def random(self, *shape):
         return self.rng.normal(size=shape).astype(np.float32)
 
-    def _around(self, ids, rows, dense, step):
+    def in_python(self, ids, rows, dense, step):
         def update():
             self.table.value.scatter_sub(tf.IndexedSlices(rows, ids))
             self.dense.value.assign_sub(dense)
@@ -70,7 +70,7 @@ def test_equals_the_average_of_the_whole_table(decay, seed):
 
 def test_equal_without_a_function():
     run = Run()
-    run.run_many(10, around=run._around)
+    run.run_many(10, around=run.in_python)
     run.assert_equal_to_plain()
 
 

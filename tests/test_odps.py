@@ -128,7 +128,7 @@ def test_credentials_that_are_wrong_or_missing_are_told_at_once(server, monkeypa
     with pytest.raises(DataError, match=r"cannot be read: .*the access id is not known"):
         tables("odps://shop/tables/flat")
     monkeypatch.delenv("ODPS_ACCESS_ID")
-    odps_tables._client.cache_clear()
+    odps_tables.client_of.cache_clear()
     with pytest.raises(DataError, match="no credentials of MaxCompute; set ODPS_ACCESS_ID"):
         tables("odps://shop/tables/flat")
     use(server, monkeypatch, ODPS_ENDPOINT="http://127.0.0.1:9/api")
@@ -153,7 +153,7 @@ def test_rows_that_change_are_told(server, monkeypatch):
     # The session that has begun still promises 25 rows.
     with pytest.raises(DataError, match=r"flat\[15-21\]: the table returned 6 rows instead of 7; try again"):
         list(opened.read(names[2]))
-    monkeypatch.setattr(odps_tables, "_SESSION_SECONDS", -1)
+    monkeypatch.setattr(odps_tables, "SESSION_SECONDS", -1)
     with pytest.raises(DataError, match="flat: has 20 rows now, but had 25 when reading began"):
         list(opened.read(names[1]))
 

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from easyrec_mm.data.batch import one_picture_each
-from easyrec_mm.data.picture_bank import _FIRST_ROWS, PictureBank
+from easyrec_mm.data.picture_bank import FIRST_ROWS, PictureBank
 from easyrec_mm.network.model import MultimodalModel
 from easyrec_mm.runs.checkpoint import Checkpoints
 
@@ -45,7 +45,7 @@ def train(bank, step, keys, plan):
     images = one_picture_each(len(keys))._replace(encoded=tf.constant(plan.encoded), bank_row=tf.constant(plan.rows))
     made = tf.constant([[float(keys[i][1:]), step] for i in plan.encoded], shape=[len(plan.encoded), WIDTH])
     bank.before_step(images.bank_row, images.encoded, step)
-    vectors = MultimodalModel._from_bank(made, images, bank).numpy()
+    vectors = MultimodalModel.from_bank(made, images, bank).numpy()
     return {key: (int(number), int(made_at)) for key, (number, made_at) in zip(keys, vectors, strict=True)}
 
 
@@ -150,10 +150,10 @@ def test_there_is_room_for_any_number_of_pictures():
     @tf.function(input_signature=[tf.TensorSpec([None], tf.int32), tf.TensorSpec([None, WIDTH])])
     def step(rows, made):
         images = one_picture_each(tf.size(rows))._replace(encoded=tf.range(tf.shape(made)[0]), bank_row=rows)
-        return MultimodalModel._from_bank(made, images, bank)
+        return MultimodalModel.from_bank(made, images, bank)
 
     num_pictures, made = 0, []
-    for number, size in enumerate((3, _FIRST_ROWS, 10, 5 * _FIRST_ROWS)):
+    for number, size in enumerate((3, FIRST_ROWS, 10, 5 * FIRST_ROWS)):
         keys = [b"%d" % i for i in range(num_pictures, num_pictures + size)]
         plan = bank.plan(keys, number)
         assert len(plan.encoded) == size
@@ -176,7 +176,7 @@ def test_gradients_flow_to_what_was_made():
     made = tf.constant([[7.0, 8.0]])
     with tf.GradientTape() as tape:
         tape.watch(made)
-        vectors = MultimodalModel._from_bank(made, images, bank)
+        vectors = MultimodalModel.from_bank(made, images, bank)
         loss = tf.reduce_sum(vectors * [[1.0, 2.0], [3.0, 4.0], [5.0, 6.0]])
     np.testing.assert_array_equal(vectors, [[0, 3], [7, 8], [2, 3]])
     np.testing.assert_array_equal(tape.gradient(loss, made), [[3, 4]])
@@ -242,10 +242,10 @@ def test_a_checkpoint_without_a_bank_leaves_it_empty(tmp_path):
 
 
 def test_the_state_has_room_for_many_pictures(tmp_path):
-    keys = [b"p%d" % i for i in range(3 * _FIRST_ROWS)]
+    keys = [b"p%d" % i for i in range(3 * FIRST_ROWS)]
     bank = PictureBank(WIDTH)
     train(bank, 0, keys, bank.plan(keys, 0))
     resumed = restored(tmp_path, bank, 0.0, 0)
-    new = [b"p%d" % i for i in range(5 * _FIRST_ROWS, 8 * _FIRST_ROWS)]
+    new = [b"p%d" % i for i in range(5 * FIRST_ROWS, 8 * FIRST_ROWS)]
     (seen,) = run(resumed, [[*new, *keys]], 1)
     assert seen == {key: (int(key[1:]), 0) for key in keys} | {key: (int(key[1:]), 1) for key in new}

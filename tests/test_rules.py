@@ -303,3 +303,29 @@ def test_the_reference_lists_every_field_and_value_once_and_its_links_lead_somew
         assert [row for row, _ in rows] == [part.name for part in parts]
     anchors = {re.sub(r"[^a-z0-9_-]", "", name.lower()) for name in sections}
     assert set(re.findall(r"\(#([^)]*)\)", text)) <= anchors
+
+
+# Names of other libraries for which they have no public one, and of named tuples.
+PRIVATE_OF_OTHERS = {
+    "_replace", "_trainable_variables", "_non_trainable_variables", "_flatten_layers", "_keras_history", "_functions",
+    "_jsc", "_utils", "_rebuild_tensor_v2",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "tests").glob("*.py")), ids=lambda path: path.name)
+def test_tests_use_public_names(path):
+    """What a test has to reach is part of the interface of its file."""
+    tree = ast.parse(path.read_text())
+    own = {node.attr for node in ast.walk(tree) if isinstance(node, ast.Attribute) and is_self(node.value)}
+    own |= {node.name for node in ast.walk(tree) if isinstance(node, ast.FunctionDef)}
+    used = {node.attr for node in ast.walk(tree) if isinstance(node, ast.Attribute) and not is_self(node.value)}
+    used |= {alias.name for node in ast.walk(tree) if isinstance(node, ast.ImportFrom) for alias in node.names}
+    calls = [node for node in ast.walk(tree) if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute)]
+    patched = [call.args for call in calls if call.func.attr == "setattr" and len(call.args) == 3]
+    used |= {args[1].value for args in patched if isinstance(args[1], ast.Constant) and isinstance(args[1].value, str)}
+    private = {name for name in used if name.startswith("_") and not name.startswith("__")}
+    assert private - own - PRIVATE_OF_OTHERS == set()
+
+
+def is_self(node):
+    return isinstance(node, ast.Name) and node.id == "self"

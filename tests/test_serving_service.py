@@ -155,7 +155,7 @@ def test_a_new_generation_of_the_tower_is_taken(place):
     meta = store.meta()
     first = meta.generations[1]
     again = dataclasses.replace(first, number=2, begun_s=first.begun_s + 5, completed_s=first.begun_s + 6)
-    store._write_meta(dataclasses.replace(meta, current=2, generations={1: first, 2: again}))
+    store.write_meta(dataclasses.replace(meta, current=2, generations={1: first, 2: again}))
     assert ours.reload().generation.number == 2
 
 

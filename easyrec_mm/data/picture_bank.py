@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from easyrec_mm.runs.checkpoint import checkpoint_shapes
 
-_FIRST_ROWS = 1024
+FIRST_ROWS = 1024
 # Keys are identified by this many bytes of a hash: only with 2^60 pictures would one collision be likely.
 _DIGEST_BYTES = 16
 _STATE = "picture_bank/"
@@ -53,7 +53,7 @@ class PictureBank:
         self._bad: set[int] = set()
         # Rows are added some thousand at a time; a graph accepts the variable at any size.
         self.vectors = tf.Variable(
-            tf.zeros([_FIRST_ROWS, width]), shape=[None, width], trainable=False, name="picture_bank"
+            tf.zeros([FIRST_ROWS, width]), shape=[None, width], trainable=False, name="picture_bank"
         )
         # Row -> step of the vectors that trained steps have written: the state of a checkpoint. Plans run ahead of it.
         self._written: dict[int, int] = {}
@@ -126,7 +126,7 @@ class PictureBank:
         self._planned = written.tolist()
         self._written = dict(enumerate(self._planned))
         self._bad = set(np.flatnonzero(is_bad).tolist())
-        self.vectors.assign(tf.pad(vectors, [[0, _FIRST_ROWS], [0, 0]]))
+        self.vectors.assign(tf.pad(vectors, [[0, FIRST_ROWS], [0, 0]]))
 
     def _is_fresh(self, written: int, step: int) -> bool:
         return written != _NEVER and (not self._max_staleness_steps or step - written <= self._max_staleness_steps)

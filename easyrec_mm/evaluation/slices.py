@@ -22,7 +22,7 @@ Array = npt.NDArray[Any]
 Codes = npt.NDArray[np.int64]
 
 # Maximum number of distinct values of a field that are counted to find the most frequent ones.
-_MAX_DISTINCT = 1_000_000
+MAX_DISTINCT = 1_000_000
 # About the number of values from which the limits of bins are computed.
 _MAX_FITTED = 1_000_000
 
@@ -68,9 +68,9 @@ class ByValue(Slicer):
         """See Slicer.raw."""
         distinct, row, counts = np.unique(values, return_inverse=True, return_counts=True)
         codes = [self._codes.setdefault(value, len(self._codes)) for value in distinct.tolist()]
-        if len(self._codes) > _MAX_DISTINCT:
+        if len(self._codes) > MAX_DISTINCT:
             raise DataError(
-                f"{self._place}: '{self.name}' has more than {_MAX_DISTINCT:,} different values; slice by a field with "
+                f"{self._place}: '{self.name}' has more than {MAX_DISTINCT:,} different values; slice by a field with "
                 "fewer, or a number by num_quantiles"
             )
         self._counts.update(dict(zip(codes, counts.tolist(), strict=True)))

@@ -19,7 +19,7 @@ from easyrec_mm.files.place import Place
 # CRC-32 of everything that follows, and the length of the version; then come the version and the content.
 _HEAD = struct.Struct("<IH")
 # Entries that were checked after this time are used without a request.
-_RUN_BEGUN_NS = time.time_ns()
+RUN_BEGUN_NS = time.time_ns()
 
 
 class _Entry(NamedTuple):
@@ -41,7 +41,7 @@ class ContentCache:
           StorageError: if the file cannot be read; the cached content of a file that no longer exists is not used.
         """
         entry = self._entry(path)
-        if entry is not None and entry.changed_ns >= _RUN_BEGUN_NS:
+        if entry is not None and entry.changed_ns >= RUN_BEGUN_NS:
             self._touch(path, entry.changed_ns)
             return entry.data
         content = place.read(path, entry.version if entry else "")

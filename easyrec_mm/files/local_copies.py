@@ -33,7 +33,7 @@ class LocalCopies:
 
     def __init__(self, folder: str, max_gib: float) -> None:
         self._folder = folder or str(Path(work_folder()) / "copies")
-        self._cache = DiskCache(self._folder, int(max_gib * 2**30), "data_config.file_cache_dir")
+        self.cache = DiskCache(self._folder, int(max_gib * 2**30), "data_config.file_cache_dir")
         self._lock = threading.Lock()
         self._held: OrderedDict[str, Held] = OrderedDict()
         self._fetching: dict[str, Future[Held]] = {}
@@ -50,14 +50,14 @@ class LocalCopies:
             held = future.result()
         finally:
             with self._lock:
-                self._fetching.pop(_key(info), None)
+                self._fetching.pop(key_of(info), None)
         with self._lock:
-            self._keep(_key(info), held)
+            self._keep(key_of(info), held)
         return str(held.path)
 
     def begin(self, info: FileInfo) -> Future[Held]:
         """Begin to fetch a file's copy, for `get`."""
-        key = _key(info)
+        key = key_of(info)
         with self._lock:
             if key not in self._fetching:
                 if len(self._fetching) >= NUM_HELD:
@@ -92,9 +92,9 @@ class LocalCopies:
             self._held.popitem(last=False)[1].release()
 
     def _fetch(self, info: FileInfo) -> Held:
-        while (held := self._cache.hold(_key(info))) is None:
+        while (held := self.cache.hold(key_of(info))) is None:
             try:
-                self._cache.add(_key(info), info.size, partial(place_of(info.path).download, info))
+                self.cache.add(key_of(info), info.size, partial(place_of(info.path).download, info))
             except StorageError as error:
                 if error.failure in (Failure.MISSING, Failure.CHANGED):
                     raise DataError(f"{info.path}: {_CHANGED}") from error
@@ -118,5 +118,6 @@ def local_copy(path: str) -> str:
     return local_copies().get(place_of(path).stat(path))
 
 
-def _key(info: FileInfo) -> str:
+def key_of(info: FileInfo) -> str:
+    """Return the key under which a copy of this version of a file is kept."""
     return f"{info.path}\n{info.size}\n{info.version}"

@@ -51,7 +51,7 @@ class ObjectStorage:
         self._place = place_name(path)
         scheme, _, bucket = self._place.partition("://")
         with _translated(self._place):
-            self._store = STORES[scheme](bucket)
+            self.store = STORES[scheme](bucket)
 
     def find(self, pattern: str) -> list[FileInfo]:
         """See Storage.find."""
@@ -64,7 +64,7 @@ class ObjectStorage:
         import obstore
 
         with _translated(folder):
-            batches = obstore.list(self._store, inside(folder).rstrip("/"), chunk_size=1000)
+            batches = obstore.list(self.store, inside(folder).rstrip("/"), chunk_size=1000)
             return [self._info(meta) for batch in batches for meta in batch]
 
     def stat(self, path: str) -> FileInfo:
@@ -73,10 +73,10 @@ class ObjectStorage:
 
         with _translated(path):
             try:
-                return self._info(obstore.head(self._store, inside(path)))
+                return self._info(obstore.head(self.store, inside(path)))
             except (FileNotFoundError, PermissionError, obstore.exceptions.BaseError):
                 # Only the response to a GET contains the reason.
-                return self._info(obstore.get(self._store, inside(path)).meta)
+                return self._info(obstore.get(self.store, inside(path)).meta)
 
     def read(self, path: str, known: str | None = None) -> Content | None:
         """See Storage.read."""
@@ -84,7 +84,7 @@ class ObjectStorage:
 
         with _translated(path):
             try:
-                result = obstore.get(self._store, inside(path), options={"if_none_match": known} if known else None)
+                result = obstore.get(self.store, inside(path), options={"if_none_match": known} if known else None)
             except obstore.exceptions.NotModifiedError:
                 return None
             return Content(bytes(result.bytes()), _version(result.meta))
@@ -96,7 +96,7 @@ class ObjectStorage:
         if not self.stat(path).size:
             return b""  # no range of an empty file can be read
         with _translated(path):
-            return bytes(obstore.get_range(self._store, inside(path), start=0, length=size))
+            return bytes(obstore.get_range(self.store, inside(path), start=0, length=size))
 
     def download(self, info: FileInfo, local: Path) -> None:
         """See Storage.download; downloads parts in parallel, of the version that `info` names."""
@@ -108,7 +108,7 @@ class ObjectStorage:
                 options: Any = {"range": (start, end)}
                 if info.version.startswith('"'):
                     options["if_match"] = info.version
-                data = bytes(obstore.get(self._store, inside(info.path), options=options).bytes())
+                data = bytes(obstore.get(self.store, inside(info.path), options=options).bytes())
             os.pwrite(file.fileno(), data, start)
 
         with local.open("wb") as file, ThreadPoolExecutor(_PARTS_AT_A_TIME) as pool:
@@ -126,14 +126,14 @@ class ObjectStorage:
         import obstore
 
         with _translated(path):
-            obstore.put(self._store, inside(path), local)
+            obstore.put(self.store, inside(path), local)
 
     def remove(self, path: str) -> None:
         """See Storage.remove."""
         import obstore
 
         with _translated(path), suppress(FileNotFoundError):
-            obstore.delete(self._store, inside(path))
+            obstore.delete(self.store, inside(path))
 
     def _info(self, meta: Any) -> FileInfo:
         return FileInfo(f"{self._place}/{meta['path']}", int(meta["size"]), _version(meta))
@@ -148,7 +148,7 @@ class ObjectStorage:
             return
         fixed, part, rest = [*fixed, *parts[:plain]], parts[plain], parts[plain + 1 :]
         matches = re.compile(fnmatch.translate(part)).match
-        listed = obstore.list_with_delimiter(self._store, "/".join(fixed))
+        listed = obstore.list_with_delimiter(self.store, "/".join(fixed))
         folders = [name for path in listed["common_prefixes"] if matches(name := path.rstrip("/").rpartition("/")[2])]
         if rest:
             for name in folders:
@@ -169,7 +169,7 @@ class ObjectStorage:
         except StorageError as error:
             if error.failure != Failure.MISSING:
                 raise
-        if next(iter(obstore.list(self._store, key.rstrip("/"), chunk_size=1)), None):
+        if next(iter(obstore.list(self.store, key.rstrip("/"), chunk_size=1)), None):
             yield FileInfo(path, 0, "", is_folder=True)
 
 

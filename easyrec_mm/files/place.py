@@ -82,19 +82,20 @@ class Place:
             raise StorageError(known.path, known.reason, known.failure)
         try:
             if self.answered_s:
-                return self._try(request, TRY_S)
-            return _in_time(lambda: self._try(request, FIRST_TRY_S), self.name)
+                return self.attempt(request, TRY_S)
+            return _in_time(lambda: self.attempt(request, FIRST_TRY_S), self.name)
         except StorageError as error:
             if error.failure == Failure.PLACE:
                 self._failure = error, time.monotonic() + _LEFT_ALONE_S
             raise
 
-    def _try(self, request: Callable[[Storage], T], limit_s: float) -> T:
+    def attempt(self, request: Callable[[Storage], T], limit_s: float) -> T:
+        """Return the result of a request, which is repeated after passing errors until `limit_s` seconds are over."""
         begun = time.monotonic()
         pause = _FIRST_PAUSE_S
         while True:
             try:
-                result = request(self._reached())
+                result = request(self.reached())
             except StorageError as error:
                 if error.failure == Failure.MISSING:
                     self.answered_s = time.monotonic()
@@ -115,16 +116,18 @@ class Place:
             time.sleep(pause * random.uniform(0.5, 1.0))
             pause = min(2 * pause, _LONGEST_PAUSE_S)
 
-    def _reached(self) -> Storage:
+    def reached(self) -> Storage:
+        """Return what reads and writes the files here, opened at first use."""
         with self._lock:
             # A config may be read before TensorFlow is loaded; the storage is then opened again.
             if self._storage is None or self._with_tensorflow != tensorflow_storage.is_loaded():
                 self._with_tensorflow = tensorflow_storage.is_loaded()
-                self._storage = _open(self._path)
+                self._storage = open_storage(self._path)
             return self._storage
 
 
-def _open(path: str) -> Storage:
+def open_storage(path: str) -> Storage:
+    """Return what reads and writes the files of a path's place."""
     scheme = scheme_of(path)
     if tensorflow_storage.knows(scheme):
         return tensorflow_storage.TensorFlowStorage()

@@ -32,7 +32,7 @@ LINE = "easyrec_mm:line"
 # Number of slices that are fetched in parallel.
 NUM_WORKERS = 4
 # Time after which a download session is renewed; the service ends it after 24 hours.
-_SESSION_SECONDS = 12 * 3600
+SESSION_SECONDS = 12 * 3600
 _CONNECT_SECONDS = 10
 _PATH = re.compile(r"odps://(?P<project>[^/]+)/tables/(?P<table>[^/]+)(?P<partition>(?:/[^/=]+=[^/]+)*)/?")
 
@@ -71,7 +71,7 @@ class _Partition:
         Raises:
           DataError: if a new session has another number of rows.
         """
-        if self._session is None or time.monotonic() - self._began > _SESSION_SECONDS:
+        if self._session is None or time.monotonic() - self._began > SESSION_SECONDS:
             session = self.tunnel.create_download_session(self.table, partition_spec=self.spec, async_mode=True)
             if self._session is not None and session.count != self.count:
                 raise DataError(
@@ -149,7 +149,7 @@ class OdpsTables:
             )
         project, name = match["project"], match["table"]
         wanted = dict(level.split("=", 1) for level in match["partition"].split("/") if level)
-        client, tunnel = _client(project), _tunnel(project)
+        client, tunnel = client_of(project), tunnel_of(project)
         with _reasons(path):
             table = client.get_table(name, project=project)
             table.reload()
@@ -224,7 +224,7 @@ def _no_level(name: str, levels: list[str]) -> str:
 
 
 @lru_cache(8)
-def _client(project: str) -> Any:
+def client_of(project: str) -> Any:
     """Return a client with the credentials of this machine.
 
     Raises:
@@ -256,10 +256,11 @@ def _client(project: str) -> Any:
 
 
 @lru_cache(8)
-def _tunnel(project: str) -> Any:
+def tunnel_of(project: str) -> Any:
+    """Return what downloads the rows of a project's tables; see client_of."""
     from odps.tunnel import TableTunnel
 
-    return TableTunnel(_client(project))
+    return TableTunnel(client_of(project))
 
 
 def _read_ini() -> dict[str, str]:

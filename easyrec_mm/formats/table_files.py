@@ -116,7 +116,7 @@ class TableSource:
 
     def records(self, num_epochs: int, num_skipped: int, size: int) -> tf.data.Dataset:
         """See Source.records; the groups are already checked, and the dataset can be iterated only once."""
-        chunks = _InOrder(self._chunks(num_epochs, num_skipped, size))
+        chunks = InOrder(self._chunks(num_epochs, num_skipped, size))
         numbers = tf.TensorSpec([None], tf.int64)
         signature = (numbers, numbers, numbers, self.groups.signature())
         specs = tf.nest.flatten(signature)
@@ -268,7 +268,7 @@ def _one_ahead(tables: Iterator[pa.Table]) -> Iterator[pa.Table]:
         pool.shutdown(wait=False, cancel_futures=True)
 
 
-class _InOrder:
+class InOrder:
     """The elements of an iterator by index, for threads that request them almost in order."""
 
     def __init__(self, elements: Iterator[Any]) -> None:

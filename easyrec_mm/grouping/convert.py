@@ -43,7 +43,7 @@ from easyrec_mm.protos.pipeline_pb2 import EasyRecConfig
 
 PICTURES_ENDING = ".pictures.tar"
 # Bytes of input from which on it is worth starting several processes.
-_MANY_BYTES = 64 << 20
+MANY_BYTES = 64 << 20
 
 
 @dataclass(frozen=True)
@@ -182,7 +182,7 @@ def _convert_files(
         _Task(source, file, join(folder, f"{name}.{ending}"), options.format)
         for file, name in zip(files, names, strict=True)
     ]
-    if options.num_workers > 1 and len(files) > 1 and sum(map(size_of, files)) > _MANY_BYTES:
+    if options.num_workers > 1 and len(files) > 1 and sum(map(size_of, files)) > MANY_BYTES:
         context = multiprocessing.get_context("spawn")
         with ProcessPoolExecutor(options.num_workers, mp_context=context) as pool:
             done = list(pool.map(_convert_file, tasks))

@@ -32,7 +32,7 @@ from easyrec_mm.grouping.shards import FORMATS, OutputRule, ShardReport
 from easyrec_mm.grouping.sides import EVAL, SIDES, TRAIN
 
 # Target size of a shard in bytes, minimum of groups per shard, and minimum of shards if there are enough groups.
-_SHARD_BYTES, _MIN_GROUPS, _MIN_SHARDS = 64 << 20, 64, 4
+SHARD_BYTES, MIN_GROUPS, _MIN_SHARDS = 64 << 20, 64, 4
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -205,8 +205,8 @@ def _num_shards(options: GroupOptions, stats: list[LogStats]) -> tuple[int, int]
 
 def _by_size(stats: LogStats, max_group_size: int) -> int:
     num_bytes = sum(8 * column.num_rows + column.num_bytes for column in stats.columns.values())
-    most = max(1, stats.num_rows // max_group_size // _MIN_GROUPS)
-    return min(max(-(-num_bytes // _SHARD_BYTES), _MIN_SHARDS), most)
+    most = max(1, stats.num_rows // max_group_size // MIN_GROUPS)
+    return min(max(-(-num_bytes // SHARD_BYTES), _MIN_SHARDS), most)
 
 
 def _require_all(stats: GroupStats) -> None:

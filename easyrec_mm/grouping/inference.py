@@ -295,7 +295,7 @@ def _text_feature(plan: FieldPlan, column: ColumnStats, stats: LogStats) -> Feat
 def _hashed_feature(plan: FieldPlan, column: ColumnStats, stats: LogStats) -> FeaturePlan:
     if plan.kind == "int64" and column.num_missing and (column.least or 0) >= 0:
         plan.default = -1
-    rows, table_size = _table_rows(column.num_distinct)
+    rows, table_size = table_rows(column.num_distinct)
     about = "" if column.counts is not None else "about "
     why = f"{about}{column.num_distinct:,} distinct values in {column.num_rows:,} rows{_missing(column)}: {table_size}"
     dim = _DIM if column.num_distinct > MAX_COUNTED else _SMALL_DIM
@@ -320,7 +320,7 @@ def _tag_feature(plan: FieldPlan, values: list[str]) -> FeaturePlan | None:
         pairs = [part.rsplit(":", 1) for part in distinct]
         has_weights = all(len(pair) == 2 and _is_number(pair[1]) for pair in pairs)
         tags = {pair[0] for pair in pairs} if has_weights else distinct
-        rows, table_size = _table_rows(len(tags))
+        rows, table_size = table_rows(len(tags))
         settings = {"separator": separator}
         if has_weights:
             settings["kv_separator"] = ":"
@@ -368,7 +368,7 @@ def _number_feature(plan: FieldPlan, column: ColumnStats, stats: LogStats) -> Fe
     return FeaturePlan(plan.name, "RawFeature", {"boundaries": limits, "embedding_dim": _SMALL_DIM}, why)
 
 
-def _table_rows(num_distinct: int) -> tuple[int, str]:
+def table_rows(num_distinct: int) -> tuple[int, str]:
     """Return the rows of a hashed table: twice the number of values, rounded up to two digits; and a description."""
     wanted = max(2 * num_distinct, 100)
     unit = 10 ** (len(str(wanted)) - 2)

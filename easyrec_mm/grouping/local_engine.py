@@ -44,8 +44,8 @@ class LocalEngine:
         self._numbers = itertools.count()
         self._rows: list[SpillFile] = []
         self._placed: list[SpillFile] = []
-        self._num_partitions = 1
-        self._buckets_a_shard = 1
+        self.num_partitions = 1
+        self.buckets_a_shard = 1
 
     def map(self, function: Callable[[Item], Result], items: Iterable[Item]) -> list[Result]:
         """Apply a function to each item; return the results in the order of the items."""
@@ -59,7 +59,7 @@ class LocalEngine:
             name for name in (layout.group_by, layout.image, *layout.group_fields) if layout.kinds[name] == "string"
         ]
         key_bytes = num_rows * (_KEY_BYTES + _TEXT_KEY_BYTES * len(texts))
-        self._num_partitions = max(1, -(-key_bytes // (self._memory // 2)))
+        self.num_partitions = max(1, -(-key_bytes // (self._memory // 2)))
         read = self.map(lambda split: self._read_split(split, layout), splits)
         self._rows = [file for files, _ in read for file in files]
         return merged((report for _, report in read), layout)
@@ -72,19 +72,19 @@ class LocalEngine:
         return files, reader.report
 
     def _partitions(self, table: pa.Table, layout: LogLayout) -> np.ndarray | None:
-        if self._num_partitions == 1:
+        if self.num_partitions == 1:
             return None
         encoded = table[layout.group_by].combine_chunks().dictionary_encode()
         hashes = seeded(hash_column(encoded), _SEED_OF_PARTITIONS)
-        return (hashes % np.uint64(self._num_partitions)).astype(np.int64)
+        return (hashes % np.uint64(self.num_partitions)).astype(np.int64)
 
     def group(self, rule: GroupRule) -> tuple[GroupsReport, ConstantColumns]:
         """Make groups of the rows that were read, and keep them for `write`."""
         num_rows = sum(file.num_rows for file in self._rows)
         num_bytes = sum(os.path.getsize(file.path) for file in self._rows) * 3  # the files are compressed
-        self._buckets_a_shard = max(1, -(-num_bytes // max(1, sum(rule.num_shards)) // self._portion))
+        self.buckets_a_shard = max(1, -(-num_bytes // max(1, sum(rule.num_shards)) // self._portion))
         report, constant = GroupsReport(), ConstantColumns(set(rule.layout.kinds))
-        for partition in range(self._num_partitions if num_rows else 0):
+        for partition in range(self.num_partitions if num_rows else 0):
             some, some_constant = self._group_partition(partition, rule)
             report.merge(some)
             constant.merge(some_constant)
@@ -113,7 +113,7 @@ class LocalEngine:
                 num_bytes = 0
             portions[-1][1].append(file)
             start += file.rows.get(partition, 0)
-            num_bytes += 3 * os.path.getsize(file.path) // self._num_partitions
+            num_bytes += 3 * os.path.getsize(file.path) // self.num_partitions
 
         def place(portion: tuple[int, list[SpillFile]]) -> SpillFile | None:
             return self._place(portion[1], partition, portion[0], assignment, constancy)
@@ -131,8 +131,8 @@ class LocalEngine:
         constancy.add(table, assignment.row_run[start : start + len(table)])
         for name, column in assignment.places(start, len(table)).items():
             table = table.append_column(name, column)
-        part = (table[POSITION].to_numpy() >> 32) * self._buckets_a_shard >> 31
-        buckets = table[SHARD].to_numpy().astype(np.int64) * self._buckets_a_shard + part
+        part = (table[POSITION].to_numpy() >> 32) * self.buckets_a_shard >> 31
+        buckets = table[SHARD].to_numpy().astype(np.int64) * self.buckets_a_shard + part
         return write_spill(self._new_file(), table, buckets)
 
     def write(self, rule: OutputRule) -> list[ShardReport]:
@@ -142,8 +142,8 @@ class LocalEngine:
         return self.map(lambda shard: write(shard, self._rows_of_shard(shard), rule), range(sum(rule.num_shards)))
 
     def _rows_of_shard(self, shard: int) -> Iterator[pa.Table]:
-        for part in range(self._buckets_a_shard):
-            table = read_bucket(self._placed, shard * self._buckets_a_shard + part)
+        for part in range(self.buckets_a_shard):
+            table = read_bucket(self._placed, shard * self.buckets_a_shard + part)
             if table is not None:
                 yield sort_rows(table)
 

@@ -44,7 +44,7 @@ Batches = Iterator[pa.RecordBatch]
 # which rows are shuffled.
 _TOLD, _ITEM = "easyrec_mm:told", "easyrec_mm:item"
 # Number of rows whose keys one task can process, and bytes of rows that it holds in memory.
-_TASK_ROWS, _HELD_BYTES = 2_000_000, 64 << 20
+TASK_ROWS, _HELD_BYTES = 2_000_000, 64 << 20
 _MAX_SLICES = 1000
 _BATCH_ROWS = 1 << 16
 # Folder, inside the output folder, of shards that are being written.
@@ -102,8 +102,8 @@ class SparkEngine:
     """
 
     def __init__(self, session: SparkSession) -> None:
-        self._session = session
-        self._session.conf.set("spark.sql.execution.arrow.maxRecordsPerBatch", _BATCH_ROWS)
+        self.session = session
+        self.session.conf.set("spark.sql.execution.arrow.maxRecordsPerBatch", _BATCH_ROWS)
         self._rows: DataFrame | None = None
         self._placed: DataFrame | None = None
         self._num_rows = 0
@@ -113,13 +113,13 @@ class SparkEngine:
         items = list(items)
         if not items:
             return []
-        told = self._session.sparkContext.parallelize(items, min(len(items), _MAX_SLICES)).map(_Guarded(function))
+        told = self.session.sparkContext.parallelize(items, min(len(items), _MAX_SLICES)).map(_Guarded(function))
         return [_result(one) for one in told.collect()]
 
     def read(self, splits: list[Split], layout: LogLayout) -> RowsReport:
         """Read and check the rows, and keep them for `group`."""
         schema = layout.schema.append(pa.field(_ITEM, pa.int64()))
-        numbers = self._session.range(0, len(splits), 1, len(splits))
+        numbers = self.session.range(0, len(splits), 1, len(splits))
         self._rows, told = self._run(numbers, _ReadSplits(splits, layout, schema), schema)
         reports = sorted(told, key=lambda one: one[0])
         self._num_rows = sum(report.num_rows for _, report in reports)
@@ -128,9 +128,9 @@ class SparkEngine:
     def group(self, rule: GroupRule) -> tuple[GroupsReport, ConstantColumns]:
         """Make groups of the rows that were read, and keep them for `write`."""
         schema = pa.schema([*rule.layout.schema, *PLACE_COLUMNS.items()])
-        num_tasks = max(self._session.sparkContext.defaultParallelism, -(-self._num_rows // _TASK_ROWS))
+        num_tasks = max(self.session.sparkContext.defaultParallelism, -(-self._num_rows // TASK_ROWS))
         rows = _without_told(self._rows).repartition(num_tasks, functions.col(f"`{_ITEM}`"))
-        self._placed, told = self._run(rows, _GroupRows(rule, schema), schema)
+        self._placed, told = self._run(rows, PlaceRows(rule, schema), schema)
         self._rows.unpersist()  # type: ignore[union-attr]
         report, constant = GroupsReport(), ConstantColumns(set(rule.layout.kinds))
         for some, some_constant in told:
@@ -247,7 +247,7 @@ class _ReadSplits(_Step):
         return self._number, self._report or RowsReport.of(self._layout)
 
 
-class _GroupRows(_Step):
+class PlaceRows(_Step):
     """Makes groups: all rows of some items -> the same rows with their places."""
 
     def __init__(self, rule: GroupRule, schema: pa.Schema) -> None:

@@ -94,12 +94,12 @@ class MultimodalModel:
         may_be_empty = bank is not None or self.schema.has_no_image_vector
         if bank is not None and self.trains_part("HEAD"):
             features = self.image.features(batch.pixels, category, False, may_be_empty)  # [E, F]
-            features = tf.cast(self._from_bank(features, images, bank), self.image.compute_dtype)
+            features = tf.cast(self.from_bank(features, images, bank), self.image.compute_dtype)
             vectors = self.image.vectors(features, training, may_be_empty)  # [P, D]
         else:
             is_training = training and not self.trains_part("NONE")
             vectors = self.image(batch.pixels, category, training=is_training, may_be_empty=may_be_empty)  # [E, D]
-            vectors = vectors if bank is None else self._from_bank(vectors, images, bank)  # [P, D]
+            vectors = vectors if bank is None else self.from_bank(vectors, images, bank)  # [P, D]
         if not (self.schema.image_separator or self.schema.has_no_image_vector):
             return vectors
         of_links = tf.gather(vectors, images.link_picture)  # [L, D]
@@ -248,7 +248,7 @@ class MultimodalModel:
         return logits
 
     @staticmethod
-    def _from_bank(made: tf.Tensor, images: Images, bank: PictureBank) -> tf.Tensor:
+    def from_bank(made: tf.Tensor, images: Images, bank: PictureBank) -> tf.Tensor:
         """Return the encoded pictures' vectors `[E, W]` with the bank's for the other pictures: float32 `[P, W]`."""
         made = tf.cast(made, tf.float32)
         rows = tf.gather(images.bank_row, images.encoded)

@@ -81,7 +81,7 @@ def efficientnet_lite0(tensors: Tensors) -> Converted:
     _assign_batch_norm(backbone.get_layer("stem_bn"), tensors, "_bn0")
     for number, (name, stack) in enumerate(_block_names()):
         there = f"_blocks.{number}"
-        block = _block_layers(backbone, name, stack)
+        block = block_layers(backbone, name, stack)
         if stack.expansion != 1:
             _assign_convolution(block["expand"], tensors, f"{there}._expand_conv")
             _assign_batch_norm(block["expand_bn"], tensors, f"{there}._bn0")
@@ -106,7 +106,8 @@ def _block_names() -> Iterator[tuple[str, _Stack]]:
             yield f"block{number}{chr(ord('a') + repeat)}_", stack
 
 
-def _block_layers(backbone: keras.Model, name: str, stack: _Stack) -> dict[str, keras.layers.Layer]:
+def block_layers(backbone: keras.Model, name: str, stack: _Stack) -> dict[str, keras.layers.Layer]:
+    """Return the layers of a block by their roles: expand, depthwise, project, and their batch norms."""
     if stack.expansion == 1:
         names = {"depthwise": "dwconv", "depthwise_bn": "dwconv_bn", "project": "project", "project_bn": "project_bn"}
         return {role: backbone.get_layer(name + layer) for role, layer in names.items()}

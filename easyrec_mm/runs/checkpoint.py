@@ -23,9 +23,9 @@ from easyrec_mm.errors import CheckpointError, did_you_mean, tensorflow_reason
 PREFIX = "model.ckpt"
 # File that lists a folder's checkpoints.
 STATE = "checkpoint"
-_SLICE_BYTES = 16 << 20
+SLICE_BYTES = 16 << 20
 # Per variable: a table of 100 GiB is written to files of 400 MiB.
-_MOST_SLICES = 256
+MOST_SLICES = 256
 
 
 class Checkpoints:
@@ -248,7 +248,7 @@ def _write_parts(folder: Path, variables: Mapping[str, tf.Variable]) -> list[str
             names.append(name)
             specs.append(spec)
             values.append(value)
-            if num_bytes >= _SLICE_BYTES:
+            if num_bytes >= SLICE_BYTES:
                 flush()
                 num_bytes = 0
     flush()
@@ -259,9 +259,9 @@ def _slices(variable: tf.Variable) -> list[tuple[int, int, str]]:
     """Return (first row, row after the last, TensorFlow's slice spec) per slice; the spec "" is the whole variable."""
     shape = list(variable.shape)
     row_bytes = variable.dtype.size * int(tf.reduce_prod(shape[1:])) if shape else 1
-    if not shape or shape[0] * row_bytes <= _SLICE_BYTES:
+    if not shape or shape[0] * row_bytes <= SLICE_BYTES:
         return [(0, 0, "")]
-    rows_at_a_time = max(1, _SLICE_BYTES // row_bytes, math.ceil(shape[0] / _MOST_SLICES))
+    rows_at_a_time = max(1, SLICE_BYTES // row_bytes, math.ceil(shape[0] / MOST_SLICES))
     dims = " ".join(str(dim) for dim in shape)
     rest = ":-" * (len(shape) - 1)
     slices = []

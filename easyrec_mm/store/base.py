@@ -90,7 +90,7 @@ class Store(ABC):
         """Return the generations of the store."""
 
     @abstractmethod
-    def _write_meta(self, meta: Meta) -> None:
+    def write_meta(self, meta: Meta) -> None:
         """Replace the metadata in one step."""
 
     @abstractmethod
@@ -140,7 +140,7 @@ class Store(ABC):
             return generation
         number = max(meta.generations, default=0) + 1
         generation = Generation(number, fingerprint, width, dtype, int(time.time()))
-        self._write_meta(replace(meta, generations={**meta.generations, number: generation}))
+        self.write_meta(replace(meta, generations={**meta.generations, number: generation}))
         return generation
 
     def put_many(self, generation: Generation, records: Sequence[Record]) -> None:
@@ -155,7 +155,7 @@ class Store(ABC):
         """Mark a generation as complete and make it the current one, in one step for all readers."""
         meta = self.meta()
         done = replace(generation, completed_s=int(time.time()))
-        self._write_meta(Meta(generation.number, {**meta.generations, generation.number: done}))
+        self.write_meta(Meta(generation.number, {**meta.generations, generation.number: done}))
 
     def rollback(self) -> Generation:
         """Make the newest complete generation before the current one current again.
@@ -168,7 +168,7 @@ class Store(ABC):
         if not earlier:
             raise StoreError(f"{self.uri}: no complete generation before {meta.current}; nothing to roll back to")
         target = max(earlier, key=lambda g: g.number)
-        self._write_meta(replace(meta, current=target.number))
+        self.write_meta(replace(meta, current=target.number))
         return target
 
     def prune(self) -> list[int]:
@@ -181,7 +181,7 @@ class Store(ABC):
         ]
         # First remove them from the list, so that a reader never sees a generation that is partly deleted.
         kept = {number: g for number, g in meta.generations.items() if g not in removed}
-        self._write_meta(replace(meta, generations=kept))
+        self.write_meta(replace(meta, generations=kept))
         for generation in removed:
             self._delete(generation)
         return [generation.number for generation in removed]

@@ -108,7 +108,7 @@ class LmdbStore(Store):
         self._last_meta = (value, parse_meta(value or b"", self.uri))
         return self._last_meta[1]
 
-    def _write_meta(self, meta: Meta) -> None:
+    def write_meta(self, meta: Meta) -> None:
         content = json.dumps(meta_to_dict(meta)).encode()
         self._within(lambda transaction: transaction.put(_META_KEY, content), write=True)
 

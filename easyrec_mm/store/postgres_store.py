@@ -85,7 +85,7 @@ class PostgresStore(Store):
                 " (one integer PRIMARY KEY CHECK (one = 1), current integer NOT NULL, content text NOT NULL)"
             )
 
-    def _write_meta(self, meta: Meta) -> None:
+    def write_meta(self, meta: Meta) -> None:
         self._guarded(
             lambda c: c.execute(
                 f"INSERT INTO {self._table}_meta (one, current, content) VALUES (1, %s, %s)"

@@ -78,7 +78,7 @@ class RedisStore(Store):
         text, *values = pipeline.execute()
         return [text, values[0] if values else []]
 
-    def _write_meta(self, meta: Meta) -> None:
+    def write_meta(self, meta: Meta) -> None:
         self._guarded(lambda: self._client.set(self._meta_key, json.dumps(meta_to_dict(meta))))
         self._last_meta = meta
 

@@ -9,9 +9,9 @@ import tensorflow as tf
 
 Gradient: TypeAlias = tf.Tensor | tf.IndexedSlices | None
 
-_FIRST, _LARGEST = 2.0**15, 2.0**24
+FIRST, LARGEST = 2.0**15, 2.0**24
 # Steps without an overflow after which the scale is doubled.
-_STEPS_BEFORE_GROWTH = 2000
+STEPS_BEFORE_GROWTH = 2000
 
 
 class LossScale:
@@ -21,7 +21,7 @@ class LossScale:
     """
 
     def __init__(self) -> None:
-        self.value = tf.Variable(_FIRST, trainable=False)
+        self.value = tf.Variable(FIRST, trainable=False)
         self._good_steps = tf.Variable(0, dtype=tf.int64, trainable=False)
 
     def named_variables(self) -> dict[str, tf.Variable]:
@@ -51,8 +51,8 @@ class LossScale:
         def good() -> tf.Tensor:
             update()
             steps = self._good_steps.assign_add(1)
-            grows = steps >= _STEPS_BEFORE_GROWTH
-            self.value.assign(tf.where(grows, tf.minimum(2.0 * self.value, _LARGEST), self.value))
+            grows = steps >= STEPS_BEFORE_GROWTH
+            self.value.assign(tf.where(grows, tf.minimum(2.0 * self.value, LARGEST), self.value))
             self._good_steps.assign(tf.where(grows, tf.zeros_like(steps), steps))
             return tf.constant(True)
 

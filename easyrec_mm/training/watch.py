@@ -32,7 +32,7 @@ WATCH_BAD_RECORDS = "eval_watch_bad_records.jsonl"
 # Folder of event files, which TensorBoard shows as a separate run.
 WATCH_SUMMARIES = "eval_watch"
 # Seconds between two looks for new checkpoints, in a local folder and in a bucket.
-_LOOK_EVERY_S, _LOOK_EVERY_REMOTE_S = 2.0, 20.0
+LOOK_EVERY_S, _LOOK_EVERY_REMOTE_S = 2.0, 20.0
 _SLEPT_AT_A_TIME_S = 0.2
 
 
@@ -50,11 +50,11 @@ class Watch:
         self._path = path
         self._say = say
         self._folder = ModelDir(self._config.model_dir).open()
-        self._local = self._folder.local
-        self._checkpoints = Checkpoints(str(self._local))
-        self._log = MetricsLog(self._local / WATCH_METRICS, self._local / WATCH_SUMMARIES)
+        self.local = self._folder.local
+        self._checkpoints = Checkpoints(str(self.local))
+        self._log = MetricsLog(self.local / WATCH_METRICS, self.local / WATCH_SUMMARIES)
         self._model = MultimodalModel(self._config, self._schema, dtype_policy(self._config.train_config.precision))
-        self._look_every_s = _LOOK_EVERY_REMOTE_S if is_remote(self._config.model_dir) else _LOOK_EVERY_S
+        self._look_every_s = _LOOK_EVERY_REMOTE_S if is_remote(self._config.model_dir) else LOOK_EVERY_S
         self._evaluator: Evaluator | None = None
         # Checkpoints that were removed before they could be read.
         self._gone: set[str] = set()
@@ -74,10 +74,10 @@ class Watch:
         try:
             while not caught.number:
                 self._refresh()
-                is_over = self._is_training_over()
+                is_over = self.is_training_over()
                 waiting = self._waiting()
                 if waiting:
-                    self._evaluate(waiting[0])
+                    self.evaluate(waiting[0])
                     came_s = time.monotonic()
                 elif is_over and was_over:
                     # Seen twice, because the list of checkpoints may be older than the log that contains the end.
@@ -85,7 +85,7 @@ class Watch:
                 elif timeout_s and time.monotonic() - came_s >= timeout_s:
                     return f"no new checkpoint in {timeout_s:g} seconds"
                 elif not is_over:
-                    self._sleep(caught)
+                    self.sleep(caught)
                 was_over = is_over
             return "stopped by a signal"
         finally:
@@ -97,31 +97,34 @@ class Watch:
         except StorageError as error:
             self._say(f"warning: {error}; looking again in {self._look_every_s:g} seconds")
 
-    def _sleep(self, caught: Caught) -> None:
+    def sleep(self, caught: Caught) -> None:
+        """Wait until it is time to look for new checkpoints, or a signal has come."""
         until = time.monotonic() + self._look_every_s
         while not caught.number and time.monotonic() < until:
             time.sleep(_SLEPT_AT_A_TIME_S)
 
-    def _is_training_over(self) -> bool:
+    def is_training_over(self) -> bool:
+        """Return whether the training has written that it ended."""
         over = False
-        for line in read_lines(self._local / METRICS):
+        for line in read_lines(self.local / METRICS):
             if line["kind"] in (START, END):
                 over = line["kind"] == END
         return over
 
     def _waiting(self) -> list[str]:
         """Return the checkpoints that are not evaluated yet, oldest first."""
-        starts = [line for line in read_lines(self._local / METRICS) if line["kind"] == START]
+        starts = [line for line in read_lines(self.local / METRICS) if line["kind"] == START]
         done = {
             int(line["step"])
-            for line in read_lines(self._local / WATCH_METRICS)
+            for line in read_lines(self.local / WATCH_METRICS)
             if line.get("eval_input_path") == self._path
             # A restarted training overwrites checkpoints, and the new ones have not been evaluated.
             and not any(start["step"] < line["step"] and start["time"] > line["time"] for start in starts)
         }
         return [path for path in self._checkpoints.all() if path not in self._gone and step_of(path) not in done]
 
-    def _evaluate(self, checkpoint: str) -> None:
+    def evaluate(self, checkpoint: str) -> None:
+        """Evaluate a checkpoint and write its results, unless it has been deleted meanwhile."""
         name = Path(checkpoint).name
         try:
             self._folder.fetch_checkpoint(checkpoint)
@@ -141,7 +144,7 @@ class Watch:
         self._say(f"{shown(checkpoint)} (step {step}):\n{table(results)}")
         self._log.write_line(EVAL, step, {**results, "checkpoint": name, "eval_input_path": self._path})
         self._log.write_summaries(EVAL, step, results)
-        write_result(str(self._local / WATCH_RESULT), results)
+        write_result(str(self.local / WATCH_RESULT), results)
         self._folder.forget_checkpoint(checkpoint)
         self._folder.put_logs()
 
@@ -149,6 +152,6 @@ class Watch:
         """Return the evaluator of all checkpoints (it takes seconds to build), or a new one if each has its vectors."""
         if self._evaluator is None or self._schema.stored_features():
             share = self._config.data_config.max_bad_record_share
-            bad_records = BadRecords(str(self._local / WATCH_BAD_RECORDS), share)
+            bad_records = BadRecords(str(self.local / WATCH_BAD_RECORDS), share)
             self._evaluator = Evaluator(self._model, self._config, self._path, "eval_input_path", bad_records, vectors)
         return self._evaluator

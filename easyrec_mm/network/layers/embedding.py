@@ -80,7 +80,7 @@ class FeatureEmbedding(keras.layers.Layer):
           float32 `[S, Schema.width + Schema.wide_width]`, and the scalar sum of the squares of all values from tables
           except those that are added to the logits.
         """
-        rows = {feature.name: self._rows(feature, values[feature.name]) for feature in self._features}
+        rows = {feature.name: self.rows(feature, values[feature.name]) for feature in self._features}
         return self.join(values, rows, image_vector, training)
 
     def join(
@@ -117,7 +117,8 @@ class FeatureEmbedding(keras.layers.Layer):
         joined += [vectors[feature.name] for feature in self._features if feature.is_wide]
         return tf.concat(joined, axis=1), squares
 
-    def _rows(self, feature: Feature, value: tf.Tensor | tf.RaggedTensor) -> tf.Tensor | None:
+    def rows(self, feature: Feature, value: tf.Tensor | tf.RaggedTensor) -> tf.Tensor | None:
+        """Return the rows of a feature's table for its ids, float32 `[N, dim]`; None if it has no table."""
         if not feature.table:
             return None
         table = self.tables[feature.table]

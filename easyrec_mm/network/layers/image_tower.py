@@ -99,14 +99,14 @@ class ImageTower(Composite):
         self._num_special = backbone.num_special
         self._check_pooling(backbone)
         self._norm = RunningNorm(name="features_norm") if self._options.normalizes else None
-        self._projection = dense(projection, "projection", 0.0, dtype=dtype) if projection else None
-        self._head = head
+        self.projection = dense(projection, "projection", 0.0, dtype=dtype) if projection else None
+        self.head = head
         self._augmentation = self._options.augmentation
         attended = attended_ends(self.stages, self._options.attention_places) if self._options.num_categories else []
         self._segments: list[keras.Model] = [self.backbone]
-        self._attention: list[CategoryAttention | None] = [None]
+        self.attention: list[CategoryAttention | None] = [None]
         if any(stage.block_ends for stage in self.stages) and (attended or self._options.rematerialize):
-            self._segments, self._attention = divided(backbone, shape, attended, dtype)
+            self._segments, self.attention = divided(backbone, shape, attended, dtype)
         self._categories = None
         if self._options.num_categories:
             self._categories = CategoryEmbeddings(self._options.num_categories, self._options.category_dim, "category")
@@ -185,10 +185,10 @@ class ImageTower(Composite):
             x = features
             if self._norm is not None:
                 x = tf.cast(self._norm(x, training=training), self.compute_dtype)
-            if self._projection is not None:
-                x = self._projection(x)
-            if self._head is not None:
-                x = self._head(x, training=training)
+            if self.projection is not None:
+                x = self.projection(x)
+            if self.head is not None:
+                x = self.head(x, training=training)
             return tf.cast(x, tf.float32)
 
         if not (training and may_be_empty):
@@ -264,7 +264,7 @@ class ImageTower(Composite):
             size = [side * self._options.upscale for side in pixels.shape[1:3]]
             x = tf.image.resize(x, size, method="bicubic")
         x = tf.cast(x, self.compute_dtype)
-        for segment, attention in zip(self._segments, self._attention, strict=True):
+        for segment, attention in zip(self._segments, self.attention, strict=True):
             run = self._step(segment, attention, training)
             x = (
                 recompute(run, x, *embeddings)
