@@ -20,7 +20,7 @@ from easyrec_mm.features.field import Field
 from easyrec_mm.files import StorageError, is_remote, place_of, plain
 from easyrec_mm.files.opening import open_binary, opened_at
 from easyrec_mm.formats.checks import Problem, column_place, shown
-from easyrec_mm.formats.grouped_table import READ_GROUPS
+from easyrec_mm.formats.grouped_table import READ_GROUPS, numbered
 from easyrec_mm.formats.parquet import is_parquet, read_tables
 from easyrec_mm.formats.rtp import NUM_PROBE_LINES, most_columns, read_lines
 from easyrec_mm.formats.tfrecord import feature_names, is_tfrecord, read_examples, records
@@ -183,13 +183,10 @@ def _parquet_items(path: str, columns: _Columns) -> Iterator[Item | BadRecord]:
 
 def _tfrecord_items(path: str, columns: _Columns) -> Iterator[Item | BadRecord]:
     with open_binary(path) as stream:
-        examples = records(stream, path)
-        first = 1
-        while some := list(islice(examples, READ_GROUPS)):
-            if first == 1:
+        for rows, some in numbered(records(stream, path)):
+            if rows[0] == 1:
                 _require_columns(path, feature_names(path, some[0]), columns)
-            yield from columns.items(path, read_examples(some, columns.groups), first, columns.path)
-            first += len(some)
+            yield from columns.items(path, read_examples(some, columns.groups), int(rows[0]), columns.path)
 
 
 def _csv_items(path: str, columns: _Columns) -> Iterator[Item]:
@@ -243,8 +240,6 @@ def _line_items(path: str, columns: _Columns) -> Iterator[Item | BadRecord]:
             yield from (Item(line.decode(), line.decode()) for line in lines if line.strip())
             return
         _require_columns(path, [*layout.sample_fields, schema.image.field], columns)
-        first = 1
-        while some := list(islice(lines, READ_GROUPS)):
-            rows = read_lines(some, num_columns, columns.groups)
-            yield from columns.items(path, rows, first, schema.image.field)
-            first += len(some)
+        for rows, some in numbered(lines):
+            groups = read_lines(some, num_columns, columns.groups)
+            yield from columns.items(path, groups, int(rows[0]), schema.image.field)

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from typing import Any, NamedTuple, Protocol
+from itertools import islice
+from typing import Any, NamedTuple, Protocol, TypeVar
 
 import numpy as np
 import pyarrow as pa
@@ -18,6 +19,7 @@ from easyrec_mm.formats.checks import BadGroup, GroupProblems, Ints, Mask, refus
 from easyrec_mm.formats.columns import ARROW_TYPES, Kind, Typed, to_kind
 from easyrec_mm.formats.typed_groups import TypedRows
 
+T = TypeVar("T")
 # Number of groups that are read at once, and also written at once as far as a format allows.
 READ_GROUPS = 1 << 10
 
@@ -130,6 +132,21 @@ class GroupWriter(Protocol):
 
     def close(self) -> None:
         """Write the groups that are still buffered, and close the file."""
+
+
+def batched(values: Iterable[T], size: int) -> Iterator[list[T]]:
+    """Yield the values in lists of `size`; the last list may be shorter."""
+    left = iter(values)
+    while some := list(islice(left, size)):
+        yield some
+
+
+def numbered(records: Iterable[bytes]) -> Iterator[tuple[Ints, list[bytes]]]:
+    """Yield the records of a file READ_GROUPS at a time, with the rows of these in the file, int64 [N]."""
+    first = 1
+    for some in batched(records, READ_GROUPS):
+        yield np.arange(first, first + len(some)), some
+        first += len(some)
 
 
 def piece_of(rows: TypedRows, fields: GroupFields, numbers: Ints) -> GroupsPiece:

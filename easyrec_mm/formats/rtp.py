@@ -6,7 +6,7 @@ import re
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
-from itertools import chain, islice
+from itertools import chain
 
 import numpy as np
 import pyarrow as pa
@@ -17,10 +17,10 @@ from easyrec_mm.features.text_patterns import VALUE_PATTERNS
 from easyrec_mm.files.opening import open_binary
 from easyrec_mm.formats.checks import GroupProblems, Ints, Mask, as_bytes, column_place, shown
 from easyrec_mm.formats.grouped_table import (
-    READ_GROUPS,
     GroupFields,
     Groups,
     GroupsPiece,
+    numbered,
     offsets,
     piece_of,
     pieces,
@@ -150,11 +150,8 @@ def read_rtp(path: str, fields: GroupFields, groups: TypedGroups) -> Iterator[Gr
             probe = [line for _, line in zip(range(NUM_PROBE_LINES), stream, strict=False)]
             num_columns = count_columns(path, probe, groups.schema.layout)
             lines = (line.rstrip(b"\n").replace(b"\r", b"") for line in chain(probe, stream))
-            first = 1
-            while some := list(islice(lines, READ_GROUPS)):
-                rows = read_lines(some, num_columns, groups)
-                yield piece_of(rows, fields, np.arange(first, first + len(some)))
-                first += len(some)
+            for rows, some in numbered(lines):
+                yield piece_of(read_lines(some, num_columns, groups), fields, rows)
     except (OSError, EOFError) as error:
         raise DataError(f"{path}: cannot be read: {error}") from error
 

@@ -21,9 +21,10 @@ from easyrec_mm.features.field import Dtype, Field
 from easyrec_mm.features.tensorflow_back_end import DTYPES, split_texts
 from easyrec_mm.features.text_patterns import VALUE_PATTERNS
 from easyrec_mm.formats.checks import Problem
+from easyrec_mm.formats.grouped_table import batched
 from easyrec_mm.formats.record_files import RecordFiles
 from easyrec_mm.formats.rtp import NUM_PROBE_LINES, count_columns, read_lines
-from easyrec_mm.formats.source import TEXT_GROUPS, Chunk, GroupRows, Order, batched
+from easyrec_mm.formats.source import TEXT_GROUPS, Chunk, GroupRows, Order
 from easyrec_mm.formats.typed_groups import TextGroup, TypedGroups, TypedRows, text_groups
 from easyrec_mm.schema import RowLayout, Schema
 

@@ -8,8 +8,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from itertools import islice
-from typing import Any, NamedTuple, Protocol, TypeVar
+from typing import Any, NamedTuple, Protocol
 
 import tensorflow as tf
 
@@ -17,7 +16,6 @@ from easyrec_mm.errors import DataError
 from easyrec_mm.formats.checks import Problem
 from easyrec_mm.formats.typed_groups import TextGroup
 
-T = TypeVar("T")
 # Number of groups that `Source.texts` reads at once.
 TEXT_GROUPS = 256
 
@@ -107,12 +105,6 @@ class Source(Protocol):
         Raises:
           DataError: if a file is truncated; the message names it.
         """
-
-
-def batched(values: Iterator[T], size: int) -> Iterator[list[T]]:
-    """Yield the values in lists of `size`; the last list may be shorter."""
-    while some := list(islice(values, size)):
-        yield some
 
 
 def iterate(dataset: tf.data.Dataset, source: Source) -> Iterator[Any]:

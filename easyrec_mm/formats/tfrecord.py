@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Iterator, Mapping, Sequence
-from itertools import islice
 from typing import IO, Any, NamedTuple
 
 import google_crc32c
@@ -30,7 +29,7 @@ from easyrec_mm.features.field import Dtype
 from easyrec_mm.files.opening import open_binary
 from easyrec_mm.formats.checks import Mask, Problem, column_place
 from easyrec_mm.formats.columns import ARROW_TYPES, Kind
-from easyrec_mm.formats.grouped_table import READ_GROUPS, GroupFields, Groups, GroupsPiece, piece_of, pieces
+from easyrec_mm.formats.grouped_table import GroupFields, Groups, GroupsPiece, numbered, piece_of, pieces
 from easyrec_mm.formats.typed_groups import PROBLEM, TypedGroups, TypedRows
 from easyrec_mm.protos.example_pb2 import Example, Feature
 
@@ -205,11 +204,8 @@ def read_tfrecord(path: str, fields: GroupFields, groups: TypedGroups) -> Iterat
     """
     try:
         with open_binary(path) as stream:
-            examples = records(stream, path)
-            first = 1
-            while some := list(islice(examples, READ_GROUPS)):
-                yield piece_of(read_examples(some, groups), fields, np.arange(first, first + len(some)))
-                first += len(some)
+            for rows, some in numbered(records(stream, path)):
+                yield piece_of(read_examples(some, groups), fields, rows)
     except (OSError, EOFError) as error:
         raise DataError(f"{path}: cannot be read: {error}") from error
 

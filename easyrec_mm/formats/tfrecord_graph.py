@@ -24,9 +24,10 @@ from easyrec_mm.errors import DataError, tensorflow_reason
 from easyrec_mm.features.tensorflow_back_end import split_texts
 from easyrec_mm.formats.checks import Problem
 from easyrec_mm.formats.group_tensors import GROUP_DTYPES, GroupTensors, as_arrays
+from easyrec_mm.formats.grouped_table import batched
 from easyrec_mm.formats.record_files import RecordFiles
 from easyrec_mm.formats.rtp_graph import matches
-from easyrec_mm.formats.source import TEXT_GROUPS, Chunk, GroupRows, Order, batched
+from easyrec_mm.formats.source import TEXT_GROUPS, Chunk, GroupRows, Order
 from easyrec_mm.formats.tfrecord import read_examples
 from easyrec_mm.formats.typed_groups import TextGroup, TypedGroups, text_groups
 from easyrec_mm.schema import Schema
