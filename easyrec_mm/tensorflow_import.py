@@ -4,28 +4,37 @@ from __future__ import annotations
 
 import os
 import tempfile
+import threading
 from contextlib import suppress
+from functools import cache
+from typing import Any
+
+# Only one thread at a time may exchange stderr.
+_lock = threading.Lock()
 
 
-def import_tensorflow() -> None:
-    """Import TensorFlow for modules that are imported next; its messages are shown only if the import fails.
+@cache
+def import_tensorflow() -> Any:
+    """Import and return TensorFlow, before modules that import it; its messages are shown only if the import fails.
 
     If tensorflow-io is installed, it is imported too, because it adds file schemes to TensorFlow.
     """
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     os.environ.setdefault("KERAS_BACKEND", "tensorflow")
-    stderr = os.dup(2)
-    with tempfile.TemporaryFile() as notices:
-        os.dup2(notices.fileno(), 2)
-        try:
-            import tensorflow  # noqa: F401
+    with _lock:
+        stderr = os.dup(2)
+        with tempfile.TemporaryFile() as notices:
+            os.dup2(notices.fileno(), 2)
+            try:
+                import tensorflow
 
-            with suppress(ImportError):
-                import tensorflow_io  # noqa: F401
-        except BaseException:
-            notices.seek(0)
-            os.write(stderr, notices.read())
-            raise
-        finally:
-            os.dup2(stderr, 2)
-            os.close(stderr)
+                with suppress(ImportError):
+                    import tensorflow_io  # noqa: F401
+            except BaseException:
+                notices.seek(0)
+                os.write(stderr, notices.read())
+                raise
+            finally:
+                os.dup2(stderr, 2)
+                os.close(stderr)
+    return tensorflow

@@ -62,7 +62,12 @@ def oss_bucket(s3, monkeypatch):
     return s3.new_bucket().replace("s3://", "oss://")
 
 
-@pytest.fixture(params=["s3", "oss", "memory", "tensorflow"])
+def gcs_bucket(s3, monkeypatch):
+    monkeypatch.setenv("STORAGE_EMULATOR_HOST", s3.endpoint)
+    return s3.new_bucket().replace("s3://", "gs://")
+
+
+@pytest.fixture(params=["s3", "oss", "gs", "memory", "tensorflow"])
 def filled(request, s3, monkeypatch, tmp_path, tmp_path_factory):
     """A folder of a place that obstore, fsspec or TensorFlow reaches, and the place, with the contents."""
     if request.param == "tensorflow":
@@ -70,9 +75,12 @@ def filled(request, s3, monkeypatch, tmp_path, tmp_path_factory):
         monkeypatch.setattr(place, "open_storage", lambda path: tensorflow_storage.TensorFlowStorage())
         one = Place(folder)
     else:
-        folder = {"s3": s3.new_bucket, "oss": lambda: oss_bucket(s3, monkeypatch)}.get(
-            request.param, lambda: f"memory://box/{random.random()}"
-        )()
+        folder = {
+            "s3": s3.new_bucket,
+            "oss": lambda: oss_bucket(s3, monkeypatch),
+            "gs": lambda: gcs_bucket(s3, monkeypatch),
+            "memory": lambda: f"memory://box/{random.random()}",
+        }[request.param]()
         one = place_of(folder)
     for name, content in CONTENTS.items():
         (tmp_path / "file").write_bytes(content)
@@ -181,13 +189,15 @@ def test_a_web_server_takes_no_files(s3, bucket, tmp_path):
         place_of(s3.endpoint).upload(tmp_path / "x", f"{s3.endpoint}/{bucket[5:]}/x")
 
 
-def test_tensorflow_goes_first_where_it_knows_the_scheme(monkeypatch):
-    one = Place("gs://bucket/x")
-    assert type(one.reached()).__name__ == "TensorFlowStorage"
-    monkeypatch.setattr(tf.io.gfile, "get_registered_schemes", lambda: ["", "file"])
-    assert isinstance(Place("gs://bucket/x").reached(), ObjectStorage)
-    monkeypatch.setattr(tf.io.gfile, "get_registered_schemes", lambda: ["", "s3"])
+def test_tensorflow_reads_what_tensorflow_io_registers(monkeypatch):
+    monkeypatch.setattr(place.tensorflow_storage, "knows", lambda scheme: scheme == "s3")
     assert type(Place("s3://bucket/x").reached()).__name__ == "TensorFlowStorage"
+    assert isinstance(Place("gs://bucket/x").reached(), ObjectStorage)
+
+
+def test_without_tensorflow_io_no_place_depends_on_tensorflow():
+    assert "gs" in tf.io.gfile.get_registered_schemes()
+    assert isinstance(Place("gs://bucket/x").reached(), ObjectStorage)
 
 
 @pytest.mark.parametrize(

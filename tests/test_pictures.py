@@ -11,6 +11,7 @@ import tensorflow as tf
 from PIL import Image as Pillow
 
 from easyrec_mm.data.pictures import PictureLoader
+from easyrec_mm.files import place_of
 from easyrec_mm.schema import Image
 
 SIZE = 12
@@ -224,16 +225,14 @@ def test_relative_paths_start_from_the_root_and_absolute_ones_stay(tmp_path, mon
     np.testing.assert_array_equal(without_root, [pixels_of(3), pixels_of(2)])
 
 
-def test_paths_of_a_storage_that_tensorflow_knows():
-    tf.io.gfile.makedirs("ram://pictures")
-    with tf.io.gfile.GFile("ram://pictures/1", "wb") as file:
-        file.write(file_content(1))
-    pixels, problems = PictureLoader(IMAGE, "ram://pictures").load([b"1", b"2"])
+def test_paths_of_a_place(tmp_path):
+    (tmp_path / "1").write_bytes(file_content(1))
+    place_of("memory://pictures").upload(tmp_path / "1", "memory://pictures/1")
+    pixels, problems = PictureLoader(IMAGE, "memory://pictures").load([b"1", b"2"])
     np.testing.assert_array_equal(pixels[0], pixels_of(1))
-    assert list(problems) == [1]
-    assert problems[1].startswith("cannot be read: ")
+    assert problems == {1: "cannot be read: no such file"}
     # With a scheme a path is complete, whatever the root.
-    pixels, problems = PictureLoader(IMAGE, "/nowhere").load([b"ram://pictures/1"])
+    pixels, problems = PictureLoader(IMAGE, "/nowhere").load([b"memory://pictures/1"])
     np.testing.assert_array_equal(pixels[0], pixels_of(1))
     assert problems == {}
 

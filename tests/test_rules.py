@@ -38,7 +38,7 @@ MAY_IMPORT = {
     "stable_hash": "",
     "tensorflow_import": "",
     "pages": "",
-    "files": "errors",
+    "files": "errors tensorflow_import",
     "manifest": "errors schema files",
     "store": "errors pages files features",
     "weights": "errors files",

@@ -247,9 +247,16 @@ def _s3_store(bucket: str, config: dict[str, Any], credentials: Callable[[], dic
 
 
 def _gcs(bucket: str) -> Any:
+    """Open a bucket with the application's default credentials, or one of the emulator that Google's clients use."""
     from obstore.store import GCSStore
 
-    return GCSStore(bucket, client_options=cast(Any, _CLIENT), retry_config=cast(Any, _RETRY))
+    emulator = os.environ.get("STORAGE_EMULATOR_HOST", "")
+    return GCSStore(
+        bucket,
+        config=cast(Any, {"base_url": emulator, "bearer_token": "emulator"} if emulator else None),
+        client_options=cast(Any, {**_CLIENT, "allow_http": emulator.startswith("http://")}),
+        retry_config=cast(Any, _RETRY),
+    )
 
 
 # Scheme -> function that opens a bucket.

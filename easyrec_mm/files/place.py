@@ -27,7 +27,7 @@ T = TypeVar("T")
 
 
 class Place:
-    """A bucket or server, reached by TensorFlow if it knows the scheme, else by obstore or fsspec.
+    """A bucket or server, reached by obstore or fsspec, or by TensorFlow with tensorflow-io where that is installed.
 
     A request with a passing failure is retried after a pause, whose length doubles up to a limit. All methods are those
     of Storage, may be called from any thread, and raise only StorageError.
@@ -37,7 +37,6 @@ class Place:
         self.name = place_name(path)
         self._path = path
         self._storage: Storage | None = None
-        self._with_tensorflow = False
         self._lock = threading.Lock()
         # Time of the last answer; 0.0 if the place has never answered.
         self.answered_s = 0.0
@@ -119,9 +118,7 @@ class Place:
     def reached(self) -> Storage:
         """Return what reads and writes the files here, opened at first use."""
         with self._lock:
-            # A config may be read before TensorFlow is loaded; the storage is then opened again.
-            if self._storage is None or self._with_tensorflow != tensorflow_storage.is_loaded():
-                self._with_tensorflow = tensorflow_storage.is_loaded()
+            if self._storage is None:
                 self._storage = open_storage(self._path)
             return self._storage
 

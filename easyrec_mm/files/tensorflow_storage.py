@@ -1,35 +1,34 @@
-"""Places that TensorFlow knows, natively or because a library such as tensorflow-io has registered their scheme."""
+"""Places that tensorflow-io adds to TensorFlow, where a user has installed it."""
 
 from __future__ import annotations
 
-import sys
+import importlib.util
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 from easyrec_mm.errors import tensorflow_reason
 from easyrec_mm.files.paths import inside, join
 from easyrec_mm.files.storage import Content, Failure, FileInfo, StorageError
+from easyrec_mm.tensorflow_import import import_tensorflow
 
 _READ_BYTES = 16 << 20
 
 
-def is_loaded() -> bool:
-    """Return whether TensorFlow is loaded."""
-    return hasattr(sys.modules.get("tensorflow"), "io")
-
-
+@cache
 def knows(scheme: str) -> bool:
-    """Return whether TensorFlow is loaded and has a file system for this scheme."""
-    return is_loaded() and scheme in _tensorflow().io.gfile.get_registered_schemes()
+    """Return whether tensorflow-io is installed and reads files of this scheme."""
+    has_tensorflow_io = importlib.util.find_spec("tensorflow_io") is not None
+    return has_tensorflow_io and scheme in import_tensorflow().io.gfile.get_registered_schemes()
 
 
 class TensorFlowStorage:
     """A place of one of TensorFlow's file systems; a Storage."""
 
     def __init__(self) -> None:
-        self._gfile: Any = _tensorflow().io.gfile
+        self._gfile: Any = import_tensorflow().io.gfile
 
     def find(self, pattern: str) -> list[FileInfo]:
         """See Storage.find."""
@@ -79,7 +78,7 @@ class TensorFlowStorage:
 
     def remove(self, path: str) -> None:
         """See Storage.remove."""
-        with _translated(path), suppress(_tensorflow().errors.NotFoundError):
+        with _translated(path), suppress(import_tensorflow().errors.NotFoundError):
             self._gfile.remove(path)
 
     def _info(self, path: str) -> FileInfo:
@@ -90,15 +89,10 @@ class TensorFlowStorage:
         return FileInfo(path, int(status.length), version)
 
 
-def _tensorflow() -> Any:
-    # Not imported, because modules that need no TensorFlow use files, too; callers check that it is loaded.
-    return sys.modules["tensorflow"]
-
-
 @contextmanager
 def _translated(path: str) -> Iterator[None]:
     """Raise TensorFlow's errors as StorageErrors."""
-    errors = _tensorflow().errors
+    errors = import_tensorflow().errors
     failures = {
         errors.NotFoundError: Failure.MISSING,
         errors.PermissionDeniedError: Failure.DENIED,
