@@ -33,9 +33,9 @@ class Problems:
         """Add a problem at a config path such as "data_config.selected_cols"."""
         self._messages.append(f"{self._path}: {place}: {message}")
 
-    def unknown(self, place: str, what: str, name: str, choices: Iterable[str]) -> None:
+    def unknown(self, place: str, kind: str, name: str, choices: Iterable[str]) -> None:
         """Add a problem about a name that does not exist."""
-        self.add(place, f"no {what} named '{name}'; {did_you_mean(name, choices)}")
+        self.add(place, f"no {kind} named '{name}'; {did_you_mean(name, choices)}")
 
     def raise_if_any(self) -> None:
         """Raise ConfigError with every problem, if there is one."""

@@ -15,10 +15,10 @@ Flags = argparse.Namespace
 Options = TypeVar("Options")
 
 
-def options_of(kind: type[Options], flags: Flags, **given: object) -> Options:
-    """Create a dataclass of options; each field takes the value in `given`, or else that of the flag with its name."""
+def options_of(kind: type[Options], flags: Flags, **values: object) -> Options:
+    """Create a dataclass of options; each field takes the value in `values`, or else that of the flag with its name."""
     names = [field.name for field in fields(kind)]  # type: ignore[arg-type]
-    return kind(**{name: given[name] if name in given else getattr(flags, name) for name in names})
+    return kind(**{name: values[name] if name in values else getattr(flags, name) for name in names})
 
 
 # --- Flags

@@ -30,14 +30,14 @@ def load_config(flags: Flags) -> Pipeline:
     return pipeline
 
 
-def require_path(path: str, pipeline: Pipeline, setting: str, what: str) -> None:
+def require_path(path: str, pipeline: Pipeline, setting: str, contents: str) -> None:
     """Check that a path of the config is set.
 
     Raises:
       UserError: if it is not.
     """
     if not path:
-        raise UserError(f"{pipeline.path}: {setting}: is missing; give the files of {what}")
+        raise UserError(f"{pipeline.path}: {setting}: is missing; give the files of {contents}")
 
 
 @dataclass

@@ -26,10 +26,10 @@ def add_flags(parser: f.Parser) -> None:
 def run(flags: f.Flags) -> int:
     """Predict every sample."""
     pipeline = load_config(flags)
-    known = [field.name for field in pipeline.schema.fields]
+    field_names = [field.name for field in pipeline.schema.fields]
     for name in flags.reserved_columns:
-        if name not in known:
-            raise ConfigError(f"--reserved_columns: no input field '{name}'; {did_you_mean(name, known)}")
+        if name not in field_names:
+            raise ConfigError(f"--reserved_columns: no input field '{name}'; {did_you_mean(name, field_names)}")
     if not flags.output.endswith((".parquet", ".csv")):
         raise UserError(f"--output {flags.output}: write to a file that ends in .parquet or .csv")
     from easyrec_mm.evaluation.evaluator import predict

@@ -113,13 +113,13 @@ def _vector_of_picture(flags: f.Flags, store: Store) -> NDArray[Any]:
     return vector
 
 
-def _fields(given: list[str], embedder: PictureEmbedder) -> dict[str, list[Any]]:
+def _fields(assignments: list[str], embedder: PictureEmbedder) -> dict[str, list[Any]]:
     """Parse the values of --field for the fields that the image model reads."""
-    texts = dict(text.partition("=")[::2] for text in given)
+    texts = dict(text.partition("=")[::2] for text in assignments)
     for name in texts:
         if name not in embedder.fields:
-            known = did_you_mean(name, embedder.fields)
-            raise UserError(f"--field {name}: the image model takes no such field; {known}")
+            hint = did_you_mean(name, embedder.fields)
+            raise UserError(f"--field {name}: the image model takes no such field; {hint}")
     values: dict[str, list[Any]] = {}
     for name in embedder.fields:
         if name not in texts:

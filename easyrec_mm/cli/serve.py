@@ -72,10 +72,10 @@ def run(flags: f.Flags) -> int:
     return 0
 
 
-def _vector_stores(given: list[str]) -> dict[str, str]:
+def _vector_stores(assignments: list[str]) -> dict[str, str]:
     """Parse the values of --vector_store to feature -> store."""
     stores: dict[str, str] = {}
-    for text in given:
+    for text in assignments:
         name, equals, uri = text.partition("=")
         if not (name and equals and uri):
             raise UserError(f"--vector_store {text}: give a feature and its store, as in title=lmdb://titles")

@@ -92,7 +92,7 @@ def check_metrics(
     metrics: Iterable[EvalMetrics], place: str, task: Task | None, schema: Schema, problems: Problems
 ) -> None:
     """Add every problem of a metrics_set, which belongs to the tower of `task`, or to all towers if `task` is None."""
-    seen: dict[str, EvalMetrics] = {}
+    by_name: dict[str, EvalMetrics] = {}
     for i, metric in enumerate(metrics):
         here = f"{place}[{i}]"
         kind = metric.WhichOneof("metric")
@@ -101,7 +101,7 @@ def check_metrics(
             continue
         _check_metric(metric, kind, here, task, schema, problems)
         name = result_name(metric, task.name if task else "<tower>")
-        if seen.setdefault(name, metric) != metric:
+        if by_name.setdefault(name, metric) != metric:
             problems.add(here, f"a second metric that would be called {name}; remove one of the two")
 
 
@@ -173,7 +173,7 @@ def _check_slice(part: EvalSlice, place: str, config: EasyRecConfig, schema: Sch
 
 
 def _check_field(name: str, place: str, schema: Schema, problems: Problems) -> bool:
-    known = (*schema.layout.sample_fields, *schema.labels)
-    if name not in known:
+    names = (*schema.layout.sample_fields, *schema.labels)
+    if name not in names:
         problems.unknown(place, "input field", name, schema.layout.sample_fields)
-    return name in known
+    return name in names

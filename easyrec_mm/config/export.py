@@ -24,10 +24,10 @@ def check_export(config: EasyRecConfig, schema: Schema, problems: Problems) -> N
         problems.unknown("export_config.img_input_name", "image field", export.img_input_name, [image.field])
     if export.HasField("img_shape"):
         shape = export.img_shape
-        wanted = (image.width, image.height, image.channels)
-        if (shape.width, shape.height, shape.channel) != wanted:
+        image_shape = (image.width, image.height, image.channels)
+        if (shape.width, shape.height, shape.channel) != image_shape:
             problems.add(
                 "export_config.img_shape",
                 f"{shape.width} x {shape.height} x {shape.channel}, but the ImgFeature has "
-                f"{wanted[0]} x {wanted[1]} x {wanted[2]}; make them equal",
+                f"{image_shape[0]} x {image_shape[1]} x {image_shape[2]}; make them equal",
             )

@@ -88,12 +88,12 @@ def wide_features(
     """Return the wide parts of features with their config paths: one number per value and logit, initially 0."""
     parts = []
     for name in names:
-        place, given = named[name]
+        place, original = named[name]
         if wide_name(name) in named:
             conflict = f"the wide part of '{name}' is named '{wide_name(name)}', which is also the name of a feature"
             problems.add(place, f"{conflict}; rename that feature")
         feature = FeatureConfig()
-        feature.CopyFrom(given)
+        feature.CopyFrom(original)
         feature.feature_name = wide_name(name)
         feature.embedding_dim = num_logits
         feature.ClearField("embedding_name")

@@ -37,9 +37,9 @@ def features_by_name(
             problems.add(here, f"a second feature named '{name}'; give one of them another feature_name")
             continue
         named[name] = (here, feature)
-        known = [field.name for field in fields]
-        for missing in (i for i in feature.input_names if i not in known):
-            problems.unknown(f"{here}.input_names", "input field", missing, known)
+        field_names = [field.name for field in fields]
+        for missing in (i for i in feature.input_names if i not in field_names):
+            problems.unknown(f"{here}.input_names", "input field", missing, field_names)
         kind = FeatureConfig.FeatureType.Name(feature.feature_type)
         element = FeatureConfig.FeatureType.Name(feature.sub_feature_type)
         for field, _ in feature.ListFields():

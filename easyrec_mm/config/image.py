@@ -38,9 +38,9 @@ CATE_LABEL = "cate_label"
 
 def backbone_name(name: str) -> str | None:
     """Return the entry of BACKBONE_NAMES that a name means, ignoring case and hyphens; None for an unknown name."""
-    known = {_plain(choice): choice for choice in BACKBONE_NAMES}
-    known |= {_plain(alias): choice for alias, choice in ALIASES.items()}
-    return known.get(_plain(name))
+    by_plain_name = {_plain(choice): choice for choice in BACKBONE_NAMES}
+    by_plain_name |= {_plain(alias): choice for alias, choice in ALIASES.items()}
+    return by_plain_name.get(_plain(name))
 
 
 def _plain(name: str) -> str:
@@ -115,18 +115,20 @@ def _check_backbone(network: E2E_MM_DBMTL, schema: Schema, problems: Problems) -
 
 
 def _check_descriptors(tower: ImgModel, schema: Schema, problems: Problems) -> None:
-    given, place = tower.descriptors, f"{PLACE}.descriptors"
-    if tower.HasField("descriptors") and not (given.colour_grid or given.colour_bins or given.edge_grid):
+    descriptors, place = tower.descriptors, f"{PLACE}.descriptors"
+    if tower.HasField("descriptors") and not (
+        descriptors.colour_grid or descriptors.colour_bins or descriptors.edge_grid
+    ):
         problems.add(place, "has no effect; set one of its fields above 0, or remove it")
     least, most = COLOUR_BINS
-    if given.colour_bins and not least <= given.colour_bins <= most:
-        problems.add(f"{place}.colour_bins", f"{given.colour_bins} is not between {least} and {most}")
+    if descriptors.colour_bins and not least <= descriptors.colour_bins <= most:
+        problems.add(f"{place}.colour_bins", f"{descriptors.colour_bins} is not between {least} and {most}")
     side = min(schema.image.height, schema.image.width, LARGEST_GRID)
     for name in ("colour_grid", "edge_grid"):
-        if tower.HasField("descriptors") and getattr(given, name) > side:
+        if tower.HasField("descriptors") and getattr(descriptors, name) > side:
             problems.add(
                 f"{place}.{name}",
-                f"{getattr(given, name)} cells per side are too many for these pictures; give {side} or fewer",
+                f"{getattr(descriptors, name)} cells per side are too many for these pictures; give {side} or fewer",
             )
 
 
@@ -179,8 +181,8 @@ def _settings_of(saved: object, path: Path) -> dict[str, Any]:
     return settings
 
 
-def _sizes(given: object, number: int, path: Path) -> tuple[int | None, ...]:
-    sizes = [None] * number if given is None else given
+def _sizes(value: object, number: int, path: Path) -> tuple[int | None, ...]:
+    sizes = [None] * number if value is None else value
     if not isinstance(sizes, list) or len(sizes) != number or {type(size) for size in sizes} - {int, type(None)}:
         raise ValueError(f"{path.name} is not a config of a keras-hub preset: its picture size is {sizes}")
     return tuple(sizes)
@@ -204,14 +206,16 @@ def _check_preset(tower: ImgModel, schema: Schema, problems: Problems) -> None:
         problems.add(place, f"'{preset}': {error}")
         return
     image = schema.image
-    given = (image.height * tower.upscale, image.width * tower.upscale, image.channels)
-    wanted = [own or resized for own, resized in zip(files.image_shape, (*files.image_size, None), strict=True)]
-    if any(want is not None and want != have for want, have in zip(wanted, given, strict=True)):
-        text = " x ".join("any" if size is None else str(size) for size in (wanted[1], wanted[0], wanted[2]))
+    shape = (image.height * tower.upscale, image.width * tower.upscale, image.channels)
+    preset_shape = [own or resized for own, resized in zip(files.image_shape, (*files.image_size, None), strict=True)]
+    if any(want is not None and want != have for want, have in zip(preset_shape, shape, strict=True)):
+        text = " x ".join(
+            "any" if size is None else str(size) for size in (preset_shape[1], preset_shape[0], preset_shape[2])
+        )
         problems.add(
             place,
-            f"'{preset}' takes pictures of {text} (width x height x channels), but would get {given[1]} x {given[0]} x "
-            f"{given[2]}; change img_shape or upscale",
+            f"'{preset}' takes pictures of {text} (width x height x channels), but would get {shape[1]} x {shape[0]} x "
+            f"{shape[2]}; change img_shape or upscale",
         )
 
 

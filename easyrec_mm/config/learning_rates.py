@@ -59,13 +59,13 @@ def schedule_warnings(train: TrainConfig, num_steps: int) -> list[str]:
                 warnings.append(
                     f"{place}.{name}: the learning rate rises for {steps:,} steps, and {has_steps}; lower it"
                 )
-        for setting, step, what in _end(schedule):
+        for setting, step, rate in _end(schedule):
             if step < (1 - _LAST_PART) * num_steps:
                 advice = "remove it to end with the training, or raise it"
                 if setting != "total_steps":
                     advice = "change it, or choose cosine_decay_learning_rate, which ends with the training"
                 warnings.append(
-                    f"{place}.{setting}: the learning rate is {what} from step {step:,} on, and {has_steps}; {advice}"
+                    f"{place}.{setting}: the learning rate is {rate} from step {step:,} on, and {has_steps}; {advice}"
                 )
     return warnings
 

@@ -68,14 +68,14 @@ def _selected_columns(data: DatasetConfig, labels: tuple[str, ...], has_image: b
     place = "data_config.selected_cols"
     num_columns = len(labels) + 2 + has_image
     image = "image path, " if has_image else ""
-    wanted = f"{len(labels)} label column(s) ({', '.join(labels) or 'none'}), features, {image}group size"
+    parts = f"{len(labels)} label column(s) ({', '.join(labels) or 'none'}), features, {image}group size"
     texts = [text.strip() for text in data.selected_cols.split(",")]
     is_table = data.input_type == DatasetConfig.OdpsGroupRTPInput
     if not (all(texts) if is_table else all(re.fullmatch("[0-9]+", text) for text in texts)):
-        what = "names of columns" if is_table else "column indices from 0"
-        problems.add(place, f"'{data.selected_cols}' is not a list of {what}; give {wanted}")
+        entries = "names of columns" if is_table else "column indices from 0"
+        problems.add(place, f"'{data.selected_cols}' is not a list of {entries}; give {parts}")
     elif len(texts) != num_columns:
-        problems.add(place, f"'{data.selected_cols}' has {len(texts)} columns, not {num_columns}; give {wanted}")
+        problems.add(place, f"'{data.selected_cols}' has {len(texts)} columns, not {num_columns}; give {parts}")
     elif len(set(texts if is_table else map(int, texts))) != num_columns:
         problems.add(place, f"'{data.selected_cols}' names a column twice; give each part its own column")
     elif not is_table:

@@ -156,8 +156,10 @@ def _check_defaults(schema: Schema, problems: Problems) -> None:
     for i, field in enumerate(schema.fields):
         fits = all(re.fullmatch(pattern, field.default) for pattern in patterns.get(field.name, []))
         if field.dtype == "string" and field.default and not fits:
-            what = f"'{field.default}' does not have the form that the features of '{field.name}' need"
-            problems.add(f"data_config.input_fields[{i}].default_val", f"{what}; give a value like those of the data")
+            problem = f"'{field.default}' does not have the form that the features of '{field.name}' need"
+            problems.add(
+                f"data_config.input_fields[{i}].default_val", f"{problem}; give a value like those of the data"
+            )
 
 
 def _fields(data: DatasetConfig, problems: Problems) -> list[Field]:
@@ -182,13 +184,13 @@ def _fields(data: DatasetConfig, problems: Problems) -> list[Field]:
 
 def _only(kind: int, named: Named, why: str, problems: Problems) -> tuple[str, str, FeatureConfig] | None:
     """Return name, config path and settings of the only feature of a type; None if no feature has this type."""
-    found = [(name, *item) for name, item in named.items() if item[1].feature_type == kind]
+    matches = [(name, *item) for name, item in named.items() if item[1].feature_type == kind]
     type_name = FeatureConfig.FeatureType.Name(kind)
-    if not found:
+    if not matches:
         problems.add("feature_config.features", f"has no {type_name}; add one: {why}")
         return None
-    name, place, feature = found[0]
-    for _, other, _ in found[1:]:
+    name, place, feature = matches[0]
+    for _, other, _ in matches[1:]:
         problems.add(other, f"a second {type_name}; a group has one")
     if len(feature.input_names) != 1:
         problems.add(f"{place}.input_names", f"{type_name} reads one field, not {len(feature.input_names)}")
@@ -199,10 +201,10 @@ def _image(config: EasyRecConfig, named: Named, problems: Problems) -> tuple[str
     data = config.data_config
     if all(feature.feature_type != FeatureConfig.ImgFeature for _, feature in named.values()):
         return "", NO_IMAGE
-    found = _only(FeatureConfig.ImgFeature, named, "it names the field of the image path", problems)
-    if found is None:
+    image_feature = _only(FeatureConfig.ImgFeature, named, "it names the field of the image path", problems)
+    if image_feature is None:
         return "", NO_IMAGE
-    name, place, feature = found
+    name, place, feature = image_feature
     if not feature.HasField("img_shape"):
         problems.add(f"{place}.img_shape", "is missing; give width and height in pixels")
     shape = feature.img_shape
@@ -220,8 +222,8 @@ def _group_size_field(data: DatasetConfig, named: Named, problems: Problems) -> 
     kinds = [feature.feature_type for _, feature in named.values()]
     if data.input_type not in GROUP_RTP and FeatureConfig.SampleNumFeature not in kinds:
         return ""  # in tables the length of a list is the group size
-    found = _only(FeatureConfig.SampleNumFeature, named, "it names the field of the group size", problems)
-    return found[2].input_names[0] if found else ""
+    size_feature = _only(FeatureConfig.SampleNumFeature, named, "it names the field of the group size", problems)
+    return size_feature[2].input_names[0] if size_feature else ""
 
 
 def _labels(config: EasyRecConfig, fields: Sequence[Field], problems: Problems) -> tuple[str, ...]:
@@ -250,9 +252,9 @@ def _sample_weight(
     name = data.sample_weight
     if not name:
         return None
-    known = {*layout.sample_fields, *labels}
-    if name not in known:
-        problems.unknown("data_config.sample_weight", "input field", name, known)
+    names = {*layout.sample_fields, *labels}
+    if name not in names:
+        problems.unknown("data_config.sample_weight", "input field", name, names)
     elif next(f for f in fields if f.name == name).dtype == "string":
         problems.add("data_config.sample_weight", f"'{name}' is a STRING field; a weight is a number, make it FLOAT")
     return name
@@ -266,16 +268,16 @@ def _image_features(
 ) -> list[tuple[str, FeatureConfig]]:
     """Return the features that are read once per picture, with config paths; `deep` names those of DEEP groups."""
     tower = config.model_config.e2e_mm_dbmtl.img_model
-    wanted = [(f"{PLACE}.category_feature", tower.category_feature)] if tower.category_feature else []
+    references = [(f"{PLACE}.category_feature", tower.category_feature)] if tower.category_feature else []
     for i, loss in enumerate(tower.image_losses):
         if loss.WhichOneof("loss") == "contrastive":
             place = f"{PLACE}.image_losses[{i}].contrastive.item_feature"
-            wanted.append((place, loss.contrastive.item_feature))
+            references.append((place, loss.contrastive.item_feature))
             if loss.contrastive.item_feature in named and loss.contrastive.item_feature not in deep:
                 problems.add(place, f"'{loss.contrastive.item_feature}' is in no DEEP feature group; add it to one")
     kinds = (FeatureConfig.IdFeature, FeatureConfig.ComboFeature)
-    found: Named = {}
-    for place, name in wanted:
+    by_name: Named = {}
+    for place, name in references:
         if name not in named:
             problems.unknown(place, "feature", name, [n for n, (_, f) in named.items() if f.feature_type in kinds])
         elif named[name][1].feature_type not in kinds:
@@ -284,8 +286,8 @@ def _image_features(
         elif not named[name][1].per_group:
             problems.add(place, f"'{name}' may differ within a group; set per_group: true on it")
         else:
-            found[name] = named[name]
-    return list(found.values())
+            by_name[name] = named[name]
+    return list(by_name.values())
 
 
 def _group_fields(config: EasyRecConfig, named: Named) -> tuple[str, ...]:

@@ -50,18 +50,18 @@ def check_attentions(
             problems.add(f"{place}.seq_att_map", "is empty; name the keys and the sequences that they attend to")
         for j, pairs in enumerate(attention.seq_att_map):
             here = f"{place}.seq_att_map[{j}]"
-            keys = _known(pairs.key, f"{here}.key", named, problems)
+            keys = _feature_names(pairs.key, f"{here}.key", named, problems)
             for name in keys:
                 _check_key(name, named[name][1].feature_type, attention, group, f"{here}.key", problems)
             if image_name in pairs.key and not uses_image:
-                what = f"'{image_name}' needs the image tower: {NO_IMAGE_GROUP}; add one"
-                problems.add(f"{here}.key", what)
-            sequences = _known(pairs.hist_seq, f"{here}.hist_seq", named, problems)
+                problem = f"'{image_name}' needs the image tower: {NO_IMAGE_GROUP}; add one"
+                problems.add(f"{here}.key", problem)
+            sequences = _feature_names(pairs.hist_seq, f"{here}.hist_seq", named, problems)
             for name in sequences:
                 kind = named[name][1].feature_type
                 if kind != FeatureConfig.SequenceFeature:
-                    told = FeatureConfig.FeatureType.Name(kind)
-                    problems.add(f"{here}.hist_seq", f"'{name}' is a {told}; name a SequenceFeature")
+                    type_name = FeatureConfig.FeatureType.Name(kind)
+                    problems.add(f"{here}.hist_seq", f"'{name}' is a {type_name}; name a SequenceFeature")
             vectors = [name for name in keys if named[name][1].feature_type not in OF_GROUPS]
             only_attended += [name for name in (*vectors, *sequences) if name not in joined]
         _check_ends(attention, place, named, problems)
@@ -74,23 +74,23 @@ def derive_attentions(
     """Return the attentions of a checked config, given its features."""
     widths = {feature.name: feature.width for feature in features}
     widths[IMAGE_KEY] = image_vector_width(model.e2e_mm_dbmtl)
-    found = []
+    attentions = []
     for place, _, attention in attention_groups(model):
         keys = tuple(IMAGE_KEY if name == image_name else name for part in attention.seq_att_map for name in part.key)
         sequences = tuple(name for part in attention.seq_att_map for name in part.hist_seq)
         shown = {**{name: name for name in widths}, IMAGE_KEY: image_name}
         total, other = (sum(widths[name] for name in names) for names in (keys, sequences))
         if total != other:
-            told = [" + ".join(f"{shown[name]} ({widths[name]})" for name in names) for names in (keys, sequences)]
+            sums = [" + ".join(f"{shown[name]} ({widths[name]})" for name in names) for names in (keys, sequences)]
             problems.add(
                 f"{place}.seq_att_map",
-                f"keys {told[0]} have {total} numbers, sequences {told[1]} have {other}; make them equal",
+                f"keys {sums[0]} have {total} numbers, sequences {sums[1]} have {other}; make them equal",
             )
-        found.append(Attention(attention.group_name, keys, sequences, other, attention.need_key_feature))
-    return tuple(found)
+        attentions.append(Attention(attention.group_name, keys, sequences, other, attention.need_key_feature))
+    return tuple(attentions)
 
 
-def _known(names: Sequence[str], place: str, named: Named, problems: Problems) -> list[str]:
+def _feature_names(names: Sequence[str], place: str, named: Named, problems: Problems) -> list[str]:
     """Return the names that are names of features; add a problem for each other name."""
     if not names:
         problems.add(place, "is empty; name a feature")
@@ -104,11 +104,11 @@ def _check_key(
     name: str, kind: int, attention: SeqAttGroupConfig, group: FeatureGroupConfig, place: str, problems: Problems
 ) -> None:
     if kind in (FeatureConfig.SequenceFeature, FeatureConfig.SampleNumFeature):
-        told = FeatureConfig.FeatureType.Name(kind)
-        problems.add(place, f"'{name}' is a {told}; a key must be a feature with one vector per sample")
+        type_name = FeatureConfig.FeatureType.Name(kind)
+        problems.add(place, f"'{name}' is a {type_name}; a key must be a feature with one vector per sample")
     elif kind != FeatureConfig.ImgFeature and name not in group.feature_names and not attention.allow_key_search:
-        what = f"'{name}' is not in group '{group.group_name}'"
-        problems.add(place, f"{what}; add it there or set allow_key_search: true")
+        problem = f"'{name}' is not in group '{group.group_name}'"
+        problems.add(place, f"{problem}; add it there or set allow_key_search: true")
 
 
 def _check_ends(attention: SeqAttGroupConfig, place: str, named: Named, problems: Problems) -> None:

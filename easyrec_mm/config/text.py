@@ -27,11 +27,11 @@ def parse_config(text: str, path: str, ignore_unsupported: bool = False) -> tupl
     if unknown:
         raise ConfigError("\n".join(unknown))
     if unsupported and not (ignore_unsupported and all(item.skippable for item in unsupported)):
-        kept = [item for item in unsupported if not (ignore_unsupported and item.skippable)]
+        errors = [item for item in unsupported if not (ignore_unsupported and item.skippable)]
         raise ConfigError(
-            "\n".join(item.message for item in kept)
-            + f"\n{len(kept)} setting(s) of EasyRec's language that easyrec_mm does not support: remove them"
-            + (", or skip the fields with --ignore_unsupported" if any(item.skippable for item in kept) else "")
+            "\n".join(item.message for item in errors)
+            + f"\n{len(errors)} setting(s) of EasyRec's language that easyrec_mm does not support: remove them"
+            + (", or skip the fields with --ignore_unsupported" if any(item.skippable for item in errors) else "")
         )
     config = EasyRecConfig()
     try:
@@ -131,8 +131,8 @@ class _Scanner:
         if name in proto.reserved_name:
             self._unsupported.append(_Unsupported(f"{where}: {place}: not supported", skippable=True))
         else:
-            known = did_you_mean(name, descriptor.fields_by_name)
-            self._unknown.append(f"{where}: {place}: {descriptor.name} has no field '{name}'; {known}")
+            hint = did_you_mean(name, descriptor.fields_by_name)
+            self._unknown.append(f"{where}: {place}: {descriptor.name} has no field '{name}'; {hint}")
 
     def _report_enum(self, enum: EnumDescriptor, value: str, place: str, where: str) -> None:
         proto = descriptor_pb2.EnumDescriptorProto()
