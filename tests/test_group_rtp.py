@@ -165,7 +165,7 @@ def assert_equals_reference(lines, parse=PARSE, reference=reference_group):
     expected = [reference(line) for line in lines]
     rows = parse(lines)
     good = [i for i, group in enumerate(expected) if group is not None]
-    assert rows.kept.tolist() == good
+    assert rows.kept_groups.tolist() == good
     assert sorted(rows.refused) == [i for i, group in enumerate(expected) if group is None]
     assert [parse.explain(line) is None for line in lines] == [group is not None for group in expected]
     assert rows.image_path.tolist() == [expected[i][1] for i in good]
@@ -281,7 +281,7 @@ def lines(draw):
 @settings(max_examples=60, deadline=None)
 def test_good_groups_are_all_kept(good):
     rows = assert_equals_reference([text_of(columns) for columns in good])
-    assert rows.kept.tolist() == list(range(len(good)))
+    assert rows.kept_groups.tolist() == list(range(len(good)))
 
 
 @given(st.lists(lines(), min_size=1, max_size=6))
@@ -322,7 +322,7 @@ def test_every_word_in_every_field(name):
 
 def test_no_line():
     rows = PARSE([])
-    assert rows.kept.tolist() == []
+    assert rows.kept_groups.tolist() == []
     assert rows.refused.tolist() == []
     assert {name: len(values) for name, values in rows.fields.items()} == dict.fromkeys([*LABEL_COLUMNS, *READ], 0)
 
@@ -341,7 +341,7 @@ def simple_line(num_labels, num_samples, size, path="picture"):
 def test_15_and_17_samples_are_not_16_and_16():
     lines = [simple_line(15, 15, 16), simple_line(17, 17, 16), simple_line(16, 16, 16)]
     rows = SIMPLE_PARSE(lines)
-    assert rows.kept.tolist() == [2]
+    assert rows.kept_groups.tolist() == [2]
     assert rows.refused.tolist() == [0, 1]
     assert rows.fields["user"].tolist() == [f"u{i}".encode() for i in range(16)]
     assert SIMPLE_PARSE.explain(lines[0]) == ("column 'click'", "15 entries, group size 16")
@@ -374,7 +374,7 @@ def test_a_value_that_moved_to_the_next_sample():
 def test_a_bad_value_refuses_its_group_alone():
     bad = group_line([["0", "1"]], [["a", "1"], ["b", "x"]])
     rows = SIMPLE_PARSE([simple_line(1, 1, 1, "p0"), bad, simple_line(3, 3, 3, "p2")])
-    assert rows.kept.tolist() == [0, 2]
+    assert rows.kept_groups.tolist() == [0, 2]
     assert rows.image_path.tolist() == [b"p0", b"p2"]
     assert rows.group_size.tolist() == [1, 3]
     assert rows.fields["age"].tolist() == [0, 0, 1, 2]
@@ -467,7 +467,7 @@ def test_labels_must_be_what_their_task_takes(activation, num_class, good, bad):
     texts = [*good, *bad]
     lines = [group_line([[text]], [["u"]]) for text in texts]
     rows = parse(lines)
-    assert rows.kept.tolist() == list(range(len(good)))
+    assert rows.kept_groups.tolist() == list(range(len(good)))
     np.testing.assert_array_equal(rows.fields["y"], np.float32([float(text) for text in good]))
     assert rows.fields["y"].dtype == np.float32
     assert [parse.explain(line) is None for line in lines] == [True] * len(good) + [False] * len(bad)
@@ -487,7 +487,7 @@ def test_without_labels_their_columns_may_hold_anything():
     parse = parser_of(SIMPLE, (), ("user", "age"), 4)
     lines = [group_line([labels], [["a", "1"], ["b", "2"]]) for labels in (["0", "1"], ["?"], [], ["5"] * 9)]
     rows = parse(lines)
-    assert rows.kept.tolist() == [0, 1, 2, 3]
+    assert rows.kept_groups.tolist() == [0, 1, 2, 3]
     assert set(rows.fields) == {"user", "age"}
     assert [parse.explain(line) for line in lines] == [None] * 4
 
@@ -532,7 +532,7 @@ def test_defaults_count_as_tags_and_weights():
     one = schema({"y": "float32"}, {"liked": "string", "weights": "string"}, features, {"liked": "a|b"})
     parse = parser_of(one, ("y",), ("liked", "weights"), 4)
     lines = [group_line([["0"]], [values]) for values in (["", ""], ["", "1|2"], ["x", "1"], ["x", "1|2"])]
-    assert parse(lines).kept.tolist() == [1, 2]
+    assert parse(lines).kept_groups.tolist() == [1, 2]
     assert [parse.explain(line) is None for line in lines] == [False, True, True, False]
 
 
@@ -579,7 +579,7 @@ def test_the_empty_separator_splits_into_single_bytes():
     parse = parser_of(one, ("y",), ("a", "b", "c"), 4)
     lines = [b"0,1;x5y,z6w;p;2", b"0;x5;p;1", b"0;x5yz;p;1", b"0;5xy;p;1", "0;5é;p;1".encode(), "0;é5;p;1".encode()]
     rows = parse(lines)
-    assert rows.kept.tolist() == [0]
+    assert rows.kept_groups.tolist() == [0]
     assert rows.fields["a"].tolist() == [b"x", b"z"]
     assert rows.fields["b"].tolist() == [5, 6]
     assert rows.fields["c"].tolist() == [b"y", b"w"]
@@ -596,7 +596,7 @@ def test_separators_of_several_and_of_special_characters():
     parse = parser_of(one, ("y",), ("a", "b"), 4)
     line = "0é1||x^]1éy|^]2||p||2".encode()
     rows = parse([line, "0é1||x^]1y|^]2||p||2".encode()])
-    assert rows.kept.tolist() == [0]
+    assert rows.kept_groups.tolist() == [0]
     assert rows.fields["a"].tolist() == [b"x", b"y|"]
     assert rows.fields["b"].tolist() == [1, 2]
     assert rows.fields["y"].tolist() == [0, 1]
@@ -610,7 +610,7 @@ def test_a_separator_that_could_be_part_of_a_number_splits_first(separator):
     parse = parser_of(one, ("y",), ("place",), 4)
     texts = [separator.join(numbers) for numbers in (["1", "2.5", "3"], ["1", "", "2", "3"], ["1", "2", "3", ""])]
     lines = [group_line([["0"]], [[text]]) for text in texts]
-    assert parse(lines).kept.tolist() == [0]
+    assert parse(lines).kept_groups.tolist() == [0]
     assert [parse.explain(line) is None for line in lines] == [True, False, False]
 
 
@@ -627,7 +627,7 @@ def test_long_vectors(raw_dim):
     one = schema({"y": "float32"}, {"vector": "string"}, [feature])
     parse = parser_of(one, ("y",), ("vector",), 4)
     lines = [group_line([["0"]], [["|".join(["-0.125"] * count)]]) for count in (raw_dim, raw_dim - 1, raw_dim + 1)]
-    assert parse(lines).kept.tolist() == [0]
+    assert parse(lines).kept_groups.tolist() == [0]
     assert [parse.explain(line) is None for line in lines] == [True, False, False]
 
 
@@ -643,7 +643,7 @@ def test_lines_that_end_as_on_windows(tmp_path, compression):
     read = list(tf.data.TextLineDataset(str(path), compression).as_numpy_iterator())
     assert read == lines
     rows = SIMPLE_PARSE(read)
-    assert rows.kept.tolist() == [0, 1]
+    assert rows.kept_groups.tolist() == [0, 1]
     assert rows.group_size.tolist() == [2, 1]
 
 

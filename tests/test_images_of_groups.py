@@ -100,7 +100,7 @@ def test_a_group_whose_samples_disagree_is_refused(some):
     lines = [line_of(group) for group in some]
     expected = [disagreement(group) for group in some]
     rows = PARSE(lines)
-    assert rows.kept.tolist() == [i for i, problem in enumerate(expected) if problem is None]
+    assert rows.kept_groups.tolist() == [i for i, problem in enumerate(expected) if problem is None]
     assert sorted(rows.refused) == [i for i, problem in enumerate(expected) if problem is not None]
     for line, problem in zip(lines, expected, strict=True):
         found = PARSE.explain(line)
@@ -113,11 +113,11 @@ def test_a_group_whose_samples_disagree_is_refused(some):
         if PER_GROUP.field(name).dtype == "string" and name not in LABELS:
             default = PER_GROUP.field(name).default
             text, first = text or default, first or default
-            assert found.what == (
+            assert found.reason == (
                 f"sample {sample}: {text!r}, but sample 0 has {first!r}; the value must be the same in a group"
             )
         else:  # numbers are shown as they were read
-            assert found.what.startswith(f"sample {sample}: ")
+            assert found.reason.startswith(f"sample {sample}: ")
 
 
 @pytest.mark.parametrize("name", PER_GROUP.group_fields)
@@ -128,7 +128,7 @@ def test_each_pair_of_texts_of_each_field(name):
     texts = [text for texts in TEXTS[name] for text in texts]
     pairs = [(first, second) for first in texts for second in texts]
     agree = [class_of(name, first) == class_of(name, second) for first, second in pairs]
-    assert PARSE([line(*pair) for pair in pairs]).kept.tolist() == np.flatnonzero(agree).tolist()
+    assert PARSE([line(*pair) for pair in pairs]).kept_groups.tolist() == np.flatnonzero(agree).tolist()
     assert [PARSE.explain(line(*pair)) is None for pair in pairs] == agree
 
 
@@ -141,13 +141,13 @@ def test_other_fields_may_differ():
 def test_a_disagreement_in_one_group_is_none_in_the_next():
     """The values of a batch stand in one row: samples are compared with the first of their own group."""
     some = [{name: [texts[i][0]] * (i + 1) for name, texts in TEXTS.items()} for i in (0, 1, 0)]
-    assert PARSE([line_of(group) for group in some]).kept.tolist() == [0, 1, 2]
+    assert PARSE([line_of(group) for group in some]).kept_groups.tolist() == [0, 1, 2]
 
 
 def test_labels_that_are_not_read_need_not_agree():
     parse = parser_of(PER_GROUP, labels=(), fields=("city",))
     group = {name: [texts[0][0]] * 2 for name, texts in TEXTS.items()} | {"kind": ["0", "1"], "age": ["7", "8"]}
-    assert parse([line_of(group)]).kept.tolist() == [0]
+    assert parse([line_of(group)]).kept_groups.tolist() == [0]
     assert parse.explain(line_of(group)) is None
 
 

@@ -442,7 +442,7 @@ def test_the_graph_takes_a_tfrecord_where_the_checks_of_all_formats_do(one_recor
     parsed = parse(zero, zero, zero, tf.constant([record.SerializeToString()])).groups
     checked = read_examples([record.SerializeToString()], groups)
     assert [Problem.decode(data) for data in parsed.evidence.numpy()] == list(checked.problems.values())
-    assert parsed.kept.numpy().tolist() == checked.kept.tolist()
+    assert parsed.kept_groups.numpy().tolist() == checked.kept_groups.tolist()
     assert parsed.group_size.numpy().tolist() == checked.group_size.tolist()
     assert parsed.image_path.numpy().tolist() == checked.image_path.tolist()
     for name, values in checked.fields.items():

@@ -99,7 +99,7 @@ class ChunkReader:
         of_groups = {n: tf.gather(groups.fields[n], first_sample) for n in self._image_transform.fields}
         # The name of a field is "" if the data do not have it.
         per_group = {self._schema.image.field: groups.image_path, self._schema.group_size_field: groups.group_size}
-        kept = {
+        kept_fields = {
             name: tf.repeat(per_group[name], groups.group_size) if name in per_group else groups.fields[name]
             for name in self._kept_fields
         }
@@ -110,7 +110,7 @@ class ChunkReader:
                 "features": self._transform(groups.fields),
                 "labels": {name: groups.fields[name] for name in self._labels},
                 "sample_weight": tf.ones([num_samples]) if weight is None else tf.cast(weight, tf.float32),
-                "kept": kept,
+                "kept_fields": kept_fields,
             },
             "keys": {
                 f.name: text_keys(f, groups.fields, self._transform.back_end) for f in self._schema.stored_features()
@@ -118,7 +118,7 @@ class ChunkReader:
             "groups": {
                 "image_path": groups.image_path,
                 "group_size": groups.group_size,
-                "record": groups.kept,
+                "record": groups.kept_groups,
                 "image_features": self._image_transform(of_groups),
                 "image_labels": {
                     name: tf.gather(groups.fields[name], first_sample)

@@ -29,7 +29,7 @@ from easyrec_mm.data.stored_vectors import StoredVectors
 from easyrec_mm.files.local_copies import LocalCopies, local_copies
 from easyrec_mm.formats.data_files import find_infos, require_unchanged
 from easyrec_mm.formats.source import Order, iterate
-from easyrec_mm.formats.sources import What, open_source
+from easyrec_mm.formats.sources import Selection, open_source
 from easyrec_mm.protos.data_pb2 import DatasetConfig
 from easyrec_mm.schema import Schema
 from easyrec_mm.store.feature_vectors import VectorStores
@@ -75,8 +75,8 @@ class Input:
         self._bad_records = bad_records
         self._labels = schema.labels if labels is None else labels
         self._kept_fields = kept_fields
-        what = _what_to_read(data, schema, training, self._labels, kept_fields)
-        self.source, self._files = open_source(data, schema, path, setting, what)
+        selection = _selection(data, schema, training, self._labels, kept_fields)
+        self.source, self._files = open_source(data, schema, path, setting, selection)
         self._packed = data.packed_images and schema.uses_image
         if self._packed:
             self._files = [*self._files, *find_tars(self.source.files, self._copies)]
@@ -222,10 +222,10 @@ class Input:
         return self._chunks.batches(num_epochs, num_skipped).prefetch(self._data.prefetch_size)
 
 
-def _what_to_read(
+def _selection(
     data: DatasetConfig, schema: Schema, training: bool, labels: tuple[str, ...], kept_fields: tuple[str, ...]
-) -> What:
+) -> Selection:
     used = {*schema.fields_read(), *kept_fields}
     fields = tuple(name for name in schema.layout.sample_fields if name in used)
     read_labels = tuple(name for name in schema.labels if name in labels or name in kept_fields)
-    return What(read_labels, fields, Order(training and data.shuffle, data.seed, data.shuffle_buffer_size))
+    return Selection(read_labels, fields, Order(training and data.shuffle, data.seed, data.shuffle_buffer_size))

@@ -11,7 +11,7 @@ import tensorflow as tf
 from numpy.typing import NDArray
 
 from easyrec_mm.formats.source import Order, iterate
-from easyrec_mm.formats.sources import What, open_source
+from easyrec_mm.formats.sources import Selection, open_source
 from easyrec_mm.protos.data_pb2 import DatasetConfig
 from easyrec_mm.schema import Schema
 from easyrec_mm.stable_hash import Hashes, hash_array
@@ -41,7 +41,7 @@ def count_items(
     is_picture = field == schema.image.field
     labels = tuple(name for name in schema.labels if name == field)
     fields = () if is_picture or labels else (field,)
-    source, files = open_source(data, schema, path, setting, What(labels, fields, Order(False, 0, 1)))
+    source, files = open_source(data, schema, path, setting, Selection(labels, fields, Order(False, 0, 1)))
     origin = zlib.crc32("\n".join([field, *(f"{info.path}:{info.size}:{info.version}" for info in files)]).encode())
     kept = folder / FILE if folder is not None and folder.is_dir() else None
     if kept is not None and kept.exists():

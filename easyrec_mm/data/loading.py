@@ -133,7 +133,7 @@ class BatchLoader:
         samples = self._chunks.samples(rows)
         vectors = self._vectors.of_samples(rows["keys"], pending.vectors)
         batch = _batch(samples, vectors, rows["sample_image"], pixels, images)
-        return InputBatch(batch, samples["kept"], num_groups, epoch, pending.step, pending.paths)
+        return InputBatch(batch, samples["kept_fields"], num_groups, epoch, pending.step, pending.paths)
 
     def forget(self) -> None:
         """Cancel loading that was begun and not finished."""

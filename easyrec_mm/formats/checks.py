@@ -31,7 +31,7 @@ class Problem(NamedTuple):
     """The place of a problem in a row, and its description."""
 
     where: str
-    what: str
+    reason: str
 
     def encode(self) -> bytes:
         """Return the problem as bytes, which can pass through a TensorFlow graph."""
@@ -73,20 +73,20 @@ class GroupProblems:
         """Return the index of the first sample of each group, [G]."""
         return np.cumsum(self.size) - self.size
 
-    def refuse(self, is_bad: Mask, where: str, what: Callable[[int], str]) -> None:
-        """Refuse the groups marked in `is_bad`, bool [G]; `what` describes the problem of the group with an index."""
+    def refuse(self, is_bad: Mask, where: str, reason_of: Callable[[int], str]) -> None:
+        """Refuse the groups marked in `is_bad`, bool [G]; `reason_of` gives the problem of the group with an index."""
         for group in np.flatnonzero(is_bad & ~self.is_bad).tolist():
-            self.by_group[group] = Problem(where, what(group))
+            self.by_group[group] = Problem(where, reason_of(group))
         self.is_bad |= is_bad
 
-    def refuse_samples(self, is_bad: Mask, where: str, what: Callable[[int], str]) -> None:
-        """Refuse the groups of the samples marked in `is_bad`, bool [S]; `what` describes the problem of a sample."""
+    def refuse_samples(self, is_bad: Mask, where: str, reason_of: Callable[[int], str]) -> None:
+        """Refuse the groups of the samples marked in `is_bad`, bool [S]; `reason_of` gives the problem of a sample."""
         for sample in np.flatnonzero(is_bad).tolist():
             group = int(self.group[sample])
             if not self.is_bad[group]:
                 self.is_bad[group] = True
                 place = f"sample {sample - self.first[group]}: " if self.size[group] > 1 else ""
-                self.by_group[group] = Problem(where, f"{place}{what(sample)}")
+                self.by_group[group] = Problem(where, f"{place}{reason_of(sample)}")
 
     def at_rows(self, rows: Ints) -> list[BadGroup]:
         """Return the refused groups; `rows` [G] contains the row of each group."""
@@ -143,9 +143,9 @@ class SampleChecks:
         if values.null_count:
             if is_label and not field.optional:
                 is_missing = values.is_null().to_numpy(zero_copy_only=False)
-                what = "the label is missing, and its field has no default_val"
+                reason = "the label is missing, and its field has no default_val"
                 # A text that is not a number is null here as well, but its group is already refused.
-                problems.refuse_samples(is_missing, where, lambda i: what)
+                problems.refuse_samples(is_missing, where, lambda i: reason)
             values = pc.fill_null(values, pa.scalar(field.default_value).cast(values.type, safe=False))
         array = values.to_numpy(zero_copy_only=False)
         if is_label:
@@ -162,11 +162,11 @@ class SampleChecks:
     def _label(self, array: NDArray[np.generic], field: Field, problems: GroupProblems) -> NDArray[np.float32]:
         with np.errstate(over="ignore"):
             numbers = array.astype(np.float32)
-        low, high, whole = self._schema.label_range(field.name)
+        low, high, is_class = self._schema.label_range(field.name)
         is_bad = ~(np.isfinite(numbers) & (numbers >= low) & (numbers <= high))
-        if whole:
+        if is_class:
             is_bad |= numbers != np.round(numbers)
-        kind = f"{'a class ' if whole else ''}from {low:g} to {high:g}" if np.isfinite(high) else "a finite number"
+        kind = f"{'a class ' if is_class else ''}from {low:g} to {high:g}" if np.isfinite(high) else "a finite number"
         problems.refuse_samples(is_bad, column_place(field.name), lambda i: f"label {shown(array[i])} is not {kind}")
         return numbers
 
@@ -195,8 +195,8 @@ class SampleChecks:
           lists: field -> separator of its values.
         """
         counts = {name: _count_tags(as_bytes(values[name]), separator) for name, separator in lists.items()}
-        first, *others = counts
-        for other in others:
+        first, *other_names = counts
+        for other in other_names:
             problems.refuse_samples(
                 counts[first] != counts[other],
                 column_place(first),
@@ -227,11 +227,11 @@ def refuse_kind(
     """Refuse values that are not of their kind (formats/columns.py); `refuse` takes a mask of samples or of groups."""
     if is_bad is not None:
         is_infinite = kind.startswith("float") and not is_text(values.type)
-        what = "a finite number" if is_infinite else _KINDS[kind]
+        expected_kind = "a finite number" if is_infinite else _KINDS[kind]
 
         def describe(i: int) -> str:
             value = values[i].as_py()
-            return not_whole(value) if kind == "int64" else f"{shown(value)} is not {what}"
+            return not_whole(value) if kind == "int64" else f"{shown(value)} is not {expected_kind}"
 
         refuse(is_bad, column_place(name), describe)
 

@@ -109,7 +109,7 @@ def to_kind(column: pa.Array, kind: Kind, strict: bool = False) -> Typed:
     if _is_text(column.type):
         texts = _texts(column)
         parsed = _parsed(texts.values, kind, strict)
-        masks = [one.is_bad for one in (texts, parsed) if one.is_bad is not None]
+        masks = [typed.is_bad for typed in (texts, parsed) if typed.is_bad is not None]
         return Typed(parsed.values, np.any(masks, axis=0) if masks else None)
     return _numbers(column, kind, strict)
 

@@ -25,21 +25,21 @@ _STATS_AT_A_TIME = 16
 
 
 @dataclass
-class _Found:
+class _FoundFile:
     """A remote file as it was when it was found, the place of its copy, and a file that is needed together with it."""
 
     info: FileInfo
     copies: LocalCopies
-    beside: FileInfo | None = None
+    companion: FileInfo | None = None
 
     def begin(self) -> None:
         """Begin to copy both files."""
         self.copies.begin(self.info)
-        if self.beside is not None:
-            self.copies.begin(self.beside)
+        if self.companion is not None:
+            self.copies.begin(self.companion)
 
 
-_found: dict[str, _Found] = {}
+_found_files: dict[str, _FoundFile] = {}
 
 
 def find_files(path: str, setting: str) -> list[str]:
@@ -56,13 +56,13 @@ def find_infos(path: str, setting: str, copies: LocalCopies | None = None) -> li
     infos: dict[str, FileInfo] = {}
     for part in filter(None, (part.strip() for part in path.split(","))):
         try:
-            found = place_of(part).find(part) if is_remote(part) else _find_here(part)
+            matches = place_of(part).find(part) if is_remote(part) else _find_here(part)
         except (tf.errors.OpError, StorageError, OSError) as error:
             reason = error.message if isinstance(error, tf.errors.OpError) else error
             raise DataError(f"{setting}: '{part}' cannot be listed: {reason}") from error
-        if not found:
+        if not matches:
             raise DataError(f"{setting}: '{part}' matches no file; check the path")
-        for info in found:
+        for info in matches:
             if info.is_folder:
                 name = info.path.rstrip("/")
                 raise DataError(f"{setting}: '{info.path}' is a folder; name its files, as in '{name}/*'")
@@ -71,15 +71,15 @@ def find_infos(path: str, setting: str, copies: LocalCopies | None = None) -> li
         raise DataError(f"{setting}: is not set; give the files to read")
     for name, info in infos.items():
         if is_remote(name):
-            _found[name] = _Found(info, copies or local_copies())
+            _found_files[name] = _FoundFile(info, copies or local_copies())
     return list(infos.values())
 
 
-def find_beside(beside: Mapping[str, str], setting: str, copies: LocalCopies) -> list[FileInfo]:
+def find_beside(companions: Mapping[str, str], setting: str, copies: LocalCopies) -> list[FileInfo]:
     """Find the files that belong to other files, to be fetched together with them.
 
     Args:
-      beside: file that was found -> the file that belongs to it.
+      companions: file that was found -> the file that belongs to it.
       setting: the setting that requires these files, for messages.
       copies: keeps the copies of remote files.
 
@@ -87,11 +87,11 @@ def find_beside(beside: Mapping[str, str], setting: str, copies: LocalCopies) ->
       DataError: if a file is missing.
     """
     with ThreadPoolExecutor(_STATS_AT_A_TIME) as pool:
-        infos = list(pool.map(partial(_info_beside, setting), beside, beside.values()))
-    for file, info in zip(beside, infos, strict=True):
+        infos = list(pool.map(partial(_info_beside, setting), companions, companions.values()))
+    for file, info in zip(companions, infos, strict=True):
         if is_remote(file):
-            _known(file).beside = info
-            _found[info.path] = _Found(info, copies)
+            _found_file(file).companion = info
+            _found_files[info.path] = _FoundFile(info, copies)
     return infos
 
 
@@ -113,16 +113,16 @@ def opened_at(file: str, by_tensorflow: bool = False) -> str:
         return file if by_tensorflow else plain(file)
     if by_tensorflow and not needs_copy(file):
         return file
-    found = _known(file)
-    found.begin()
-    return found.copies.get(found.info)
+    found_file = _found_file(file)
+    found_file.begin()
+    return found_file.copies.get(found_file.info)
 
 
 def fetch_ahead(files: Sequence[str], by_tensorflow: bool = False) -> None:
     """Begin to copy these files, which are the next NUM_AHEAD files to be opened."""
     for file in files:
         if needs_copy(file) if by_tensorflow else is_remote(file):
-            _known(file).begin()
+            _found_file(file).begin()
 
 
 def needs_copy(file: str) -> bool:
@@ -138,9 +138,9 @@ def require_unchanged(infos: Sequence[FileInfo]) -> None:
     Raises:
       DataError: if a file has changed; the message names the first one.
     """
-    some = [info for info in infos if not needs_copy(info.path)]
+    direct_infos = [info for info in infos if not needs_copy(info.path)]
     with ThreadPoolExecutor(_STATS_AT_A_TIME) as pool:
-        problems = filter(None, pool.map(_change, some))
+        problems = filter(None, pool.map(_change, direct_infos))
         problem = next(problems, None)
     if problem:
         raise DataError(f"{problem}; start again, with files that nobody writes to")
@@ -158,10 +158,10 @@ def _change(info: FileInfo) -> str | None:
     return f"{info.path}: was replaced while it was read" if now.version != info.version else None
 
 
-def _known(file: str) -> _Found:
-    if file not in _found:
-        _found[file] = _Found(place_of(file).stat(file), local_copies())
-    return _found[file]
+def _found_file(file: str) -> _FoundFile:
+    if file not in _found_files:
+        _found_files[file] = _FoundFile(place_of(file).stat(file), local_copies())
+    return _found_files[file]
 
 
 def _find_here(pattern: str) -> list[FileInfo]:

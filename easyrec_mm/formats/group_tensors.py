@@ -46,10 +46,10 @@ class GroupTensors:
 
     def rows(self, arrays: tuple[Any, ...]) -> GroupRows:
         """Return the groups for the result of `arrays` as tensors; runs within a graph."""
-        fields, *others = arrays
-        num_samples = tf.reduce_sum(others[1])
+        fields, *other_arrays = arrays
+        num_samples = tf.reduce_sum(other_arrays[1])
         texts = (name for name, dtype in self._groups.dtypes.items() if dtype == "string")
-        return GroupRows(fields | {name: _split(fields[name], num_samples) for name in texts}, *others)
+        return GroupRows(fields | {name: _split(fields[name], num_samples) for name in texts}, *other_arrays)
 
     def texts(self, table: pa.Table) -> Iterator[TextGroup | Problem]:
         """Yield each group of a table as texts, or what is wrong with it."""
@@ -58,10 +58,10 @@ class GroupTensors:
 
 def as_arrays(rows: TypedRows) -> tuple[Any, ...]:
     """Return groups as the arrays that GroupTensors.rows takes."""
-    fields = {name: _joined(one) if isinstance(one, pa.Array) else one for name, one in rows.fields.items()}
+    fields = {name: _joined(values) if isinstance(values, pa.Array) else values for name, values in rows.fields.items()}
     refused = np.array(sorted(rows.problems), np.int64)
     evidence = np.array([rows.problems[i].encode() for i in refused.tolist()], object)
-    return fields, rows.image_path, rows.group_size, rows.kept, refused, evidence
+    return fields, rows.image_path, rows.group_size, rows.kept_groups, refused, evidence
 
 
 def _joined(values: pa.Array) -> NDArray[np.object_]:

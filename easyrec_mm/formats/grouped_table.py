@@ -137,16 +137,16 @@ class GroupWriter(Protocol):
 def batched(values: Iterable[T], size: int) -> Iterator[list[T]]:
     """Yield the values in lists of `size`; the last list may be shorter."""
     left = iter(values)
-    while some := list(islice(left, size)):
-        yield some
+    while batch := list(islice(left, size)):
+        yield batch
 
 
 def numbered(records: Iterable[bytes]) -> Iterator[tuple[Ints, list[bytes]]]:
     """Yield the records of a file READ_GROUPS at a time, with the rows of these in the file, int64 [N]."""
     first = 1
-    for some in batched(records, READ_GROUPS):
-        yield np.arange(first, first + len(some)), some
-        first += len(some)
+    for portion in batched(records, READ_GROUPS):
+        yield np.arange(first, first + len(portion)), portion
+        first += len(portion)
 
 
 def piece_of(rows: TypedRows, fields: GroupFields, numbers: Ints) -> GroupsPiece:
@@ -172,7 +172,7 @@ def piece_of(rows: TypedRows, fields: GroupFields, numbers: Ints) -> GroupsPiece
         values = pc.if_else(pc.equal(typed.values, ""), None, typed.values) if kind == "string" else typed.values
         columns[name] = values.take(pa.array(problems.first)) if name in fields.per_group else values
     refused = [BadGroup(int(numbers[group]), *problem) for group, problem in rows.problems.items()]
-    numbers = numbers[rows.kept]
+    numbers = numbers[rows.kept_groups]
     good = ~problems.is_bad
     groups = Groups(rows.group_size, columns).select(good, fields)
     return GroupsPiece(groups, numbers[good], sorted(refused + problems.at_rows(numbers)))
@@ -184,9 +184,9 @@ def _label(column: pa.Array, kind: Kind) -> Typed:
     if kind != "int64" or typed.is_bad is None:
         return typed
     numbers = to_kind(column, "float64", strict=True)
-    whole = to_kind(numbers.values, "int64")
-    is_bad = [one.is_bad for one in (numbers, whole) if one.is_bad is not None]
-    return Typed(whole.values.cast(ARROW_TYPES[kind]), np.any(is_bad, axis=0) if is_bad else None)
+    integers = to_kind(numbers.values, "int64")
+    is_bad = [part.is_bad for part in (numbers, integers) if part.is_bad is not None]
+    return Typed(integers.values.cast(ARROW_TYPES[kind]), np.any(is_bad, axis=0) if is_bad else None)
 
 
 def pieces(size: int) -> Iterator[tuple[int, int]]:

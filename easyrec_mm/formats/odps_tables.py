@@ -112,7 +112,9 @@ class OdpsTables:
                 f"{setting}: is not set; give the tables to read, as odps://project/tables/name/dt=20261121"
             )
         self.slices = {
-            str(one): one for place, partition in self._partitions.items() for one in _slices(place, partition.count)
+            str(table_slice): table_slice
+            for place, partition in self._partitions.items()
+            for table_slice in _slices(place, partition.count)
         }
         self._pool = ThreadPoolExecutor(NUM_WORKERS, thread_name_prefix="odps")
         self._fetched: dict[str, Future[pa.Table]] = {}
@@ -148,19 +150,21 @@ class OdpsTables:
                 "odps://project/tables/name/dt=20261121"
             )
         project, name = match["project"], match["table"]
-        wanted = dict(level.split("=", 1) for level in match["partition"].split("/") if level)
+        chosen_levels = dict(level.split("=", 1) for level in match["partition"].split("/") if level)
         client, tunnel = client_of(project), tunnel_of(project)
         with _reasons(path):
             table = client.get_table(name, project=project)
             table.reload()
             self._require_columns(path, [column.name for column in table.table_schema.simple_columns])
             levels = [level.name for level in table.table_schema.partitions]
-            if unknown := next((level for level in wanted if level not in levels), None):
+            if unknown := next((level for level in chosen_levels if level not in levels), None):
                 raise DataError(f"{setting}: '{path}': {_no_level(unknown, levels)}")
             specs: list[str | None] = [None]
             if levels:
-                found = (partition.partition_spec.kv for partition in table.iterate_partitions(_spec(wanted)))
-                specs = [_spec(one) for one in sorted((dict(one) for one in found), key=_levels)]
+                level_values = (
+                    partition.partition_spec.kv for partition in table.iterate_partitions(_spec(chosen_levels))
+                )
+                specs = [_spec(values) for values in sorted((dict(values) for values in level_values), key=_levels)]
             if not specs:
                 raise DataError(f"{setting}: '{path}' has no partition; check the path")
             for spec in specs:
@@ -174,15 +178,17 @@ class OdpsTables:
             if name not in names:
                 raise DataError(f"{path}: no column '{name}' (data_config.selected_cols); {did_you_mean(name, names)}")
 
-    def _fetch(self, some: Slice) -> pa.Table:
-        with _reasons(str(some)):
-            session = self._partitions[some.place].session()
-            with session.open_arrow_reader(some.start, some.num_rows, columns=self._columns) as reader:
+    def _fetch(self, table_slice: Slice) -> pa.Table:
+        with _reasons(str(table_slice)):
+            session = self._partitions[table_slice.place].session()
+            with session.open_arrow_reader(table_slice.start, table_slice.num_rows, columns=self._columns) as reader:
                 table = pa.Table.from_batches(list(reader))
-        if len(table) != some.num_rows:
-            raise DataError(f"{some}: the table returned {len(table)} rows instead of {some.num_rows}; try again")
+        if len(table) != table_slice.num_rows:
+            raise DataError(
+                f"{table_slice}: the table returned {len(table)} rows instead of {table_slice.num_rows}; try again"
+            )
         columns = [_texts(table[name]) for name in self._columns]
-        rows = np.arange(some.start + 1, some.start + 1 + some.num_rows)
+        rows = np.arange(table_slice.start + 1, table_slice.start + 1 + table_slice.num_rows)
         return pa.table({LINE: pc.binary_join_element_wise(*columns, self._separator), ROW: rows})
 
 

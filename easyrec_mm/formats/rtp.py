@@ -127,8 +127,8 @@ def find_forbidden(groups: Groups, fields: GroupFields) -> GroupProblems:
 
 def contains(column: pa.Array, pattern: str) -> Mask:
     """Return which texts contain a match of a pattern, bool [N]."""
-    found = pc.fill_null(pc.match_substring_regex(column, pattern), False)
-    return found.to_numpy(zero_copy_only=False)  # type: ignore[no-any-return]
+    is_match = pc.fill_null(pc.match_substring_regex(column, pattern), False)
+    return is_match.to_numpy(zero_copy_only=False)  # type: ignore[no-any-return]
 
 
 # --- Reading
@@ -150,8 +150,8 @@ def read_rtp(path: str, fields: GroupFields, groups: TypedGroups) -> Iterator[Gr
             probe = [line for _, line in zip(range(NUM_PROBE_LINES), stream, strict=False)]
             num_columns = count_columns(path, probe, groups.schema.layout)
             lines = (line.rstrip(b"\n").replace(b"\r", b"") for line in chain(probe, stream))
-            for rows, some in numbered(lines):
-                yield piece_of(read_lines(some, num_columns, groups), fields, rows)
+            for rows, portion in numbered(lines):
+                yield piece_of(read_lines(portion, num_columns, groups), fields, rows)
     except (OSError, EOFError) as error:
         raise DataError(f"{path}: cannot be read: {error}") from error
 
@@ -189,32 +189,32 @@ def read_lines(lines: Sequence[bytes], num_columns: int, groups: TypedGroups) ->
     schema, layout = groups.schema, groups.schema.layout
     columns = _split(pa.array(lines, pa.binary()), layout.column_separator)
     num_found = _lengths(columns)
-    whole = GroupProblems(np.ones(len(lines), np.int64))
-    whole.refuse(num_found != num_columns, "line", lambda i: f"{num_found[i]} columns, not {num_columns}")
+    line_problems = GroupProblems(np.ones(len(lines), np.int64))
+    line_problems.refuse(num_found != num_columns, "line", lambda i: f"{num_found[i]} columns, not {num_columns}")
     last = np.maximum(num_found - 1, 0)
 
     def column(index: int) -> pa.Array:
         # A line with too few columns is refused, so it does not matter what is read here for it.
         return columns.values.take(pa.array(_first(columns) + np.minimum(index, last)))
 
-    size = _read_sizes(column(layout.size_column), schema.group_size_field, whole)
+    size = _read_sizes(column(layout.size_column), schema.group_size_field, line_problems)
     places = zip(schema.labels, layout.label_columns, strict=True)
     parts: dict[str, pa.ListArray] = {}
     for name, index in (*((name, i) for name, i in places if name in groups.labels), ("", layout.features_column)):
         parts[name] = _split(column(index), layout.sample_separator)
         length = _lengths(parts[name])
         where = column_place(name) if name else "features"
-        whole.refuse(length != size, where, lambda i, n=length: f"{n[i]} entries, group size {size[i]}")  # type: ignore[misc]
-    good = pa.array(~whole.is_bad)
-    problems = GroupProblems(size[~whole.is_bad])
+        line_problems.refuse(length != size, where, lambda i, n=length: f"{n[i]} entries, group size {size[i]}")  # type: ignore[misc]
+    good = pa.array(~line_problems.is_bad)
+    problems = GroupProblems(size[~line_problems.is_bad])
     texts = {name: part.filter(good).flatten() for name, part in parts.items()}
     texts |= _split_samples(texts.pop(""), layout, problems)
     image = column(layout.image_column) if layout.image_column >= 0 else pa.nulls(len(lines), pa.binary())
     fields = groups.checks.check(texts, problems)
     rows = valid_rows(fields, texts, as_bytes(image.filter(good)), problems)
-    kept = np.flatnonzero(~whole.is_bad)
-    refused = whole.by_group | {int(kept[group]): problem for group, problem in rows.problems.items()}
-    return replace(rows, kept=kept[rows.kept], problems=refused)
+    kept_lines = np.flatnonzero(~line_problems.is_bad)
+    refused = line_problems.by_group | {int(kept_lines[group]): problem for group, problem in rows.problems.items()}
+    return replace(rows, kept_groups=kept_lines[rows.kept_groups], problems=refused)
 
 
 def _split_samples(samples: pa.Array, layout: RowLayout, problems: GroupProblems) -> dict[str, pa.Array]:
@@ -235,10 +235,10 @@ def _read_sizes(texts: pa.Array, size_name: str, problems: GroupProblems) -> Int
     digits = pc.replace_substring_regex(pc.if_else(matches, texts, b"0").cast(pa.string()), r"[+ \t]", "")
     size: Ints = digits.cast(pa.int64()).to_numpy(zero_copy_only=False)
 
-    def given(line: int) -> str:
+    def shown_size(line: int) -> str:
         return str(size[line]) if matches[line].as_py() else shown(texts[line].as_py())
 
-    problems.refuse(size <= 0, column_place(size_name), lambda i: f"group size {given(i)} is not 1 or more")
+    problems.refuse(size <= 0, column_place(size_name), lambda i: f"group size {shown_size(i)} is not 1 or more")
     return size
 
 

@@ -76,9 +76,9 @@ class GroupRtpSource(RecordFiles):
 
     def texts(self) -> Iterator[tuple[str, int, TextGroup | Problem]]:
         """See Source.texts."""
-        for some in batched(self.read(), TEXT_GROUPS):
-            groups = self._parser.texts([line for *_, line in some])
-            yield from ((file, row, group) for (file, row, _), group in zip(some, groups, strict=True))
+        for portion in batched(self.read(), TEXT_GROUPS):
+            groups = self._parser.texts([line for *_, line in portion])
+            yield from ((file, row, group) for (file, row, _), group in zip(portion, groups, strict=True))
 
     def _count_columns(self, layout: RowLayout) -> int:
         """Return the number of columns that most of the first lines have; every line must have as many."""
@@ -132,18 +132,18 @@ class GroupRtpParser:
         texts = tf.cond(
             tf.reduce_all(is_whole), lambda: texts, lambda: self._split(tf.boolean_mask(lines, is_whole))[0]
         )
-        whole = tf.where(is_whole)[:, 0]
+        whole_lines = tf.where(is_whole)[:, 0]
         values = tf.reshape(texts.values, [-1, len(self._layout.sample_fields)])
         fields, is_good_sample = self._read(texts.labels, values)
 
-        sample_group = tf.repeat(tf.range(tf.size(whole)), texts.group_size)  # [S]
+        sample_group = tf.repeat(tf.range(tf.size(whole_lines)), texts.group_size)  # [S]
         first_sample = tf.cast(tf.cumsum(texts.group_size, exclusive=True), tf.int32)  # [G]
         for name in self._group_fields:
             of_first = tf.gather(tf.gather(fields[name], first_sample), sample_group)
             is_good_sample &= tf.equal(fields[name], of_first)
-        num_bad = tf.math.unsorted_segment_sum(tf.cast(~is_good_sample, tf.int32), sample_group, tf.size(whole))
-        is_good = tf.equal(num_bad, 0)  # one per group in `whole`
-        groups = (texts.image_path, texts.group_size, whole)
+        num_bad = tf.math.unsorted_segment_sum(tf.cast(~is_good_sample, tf.int32), sample_group, tf.size(whole_lines))
+        is_good = tf.equal(num_bad, 0)  # one per group in `whole_lines`
+        groups = (texts.image_path, texts.group_size, whole_lines)
 
         def only_good() -> tuple[dict[str, tf.Tensor], tuple[tf.Tensor, ...]]:
             of_good_group = tf.gather(is_good, sample_group)
@@ -153,9 +153,9 @@ class GroupRtpParser:
             )
 
         fields, groups = tf.cond(tf.reduce_all(is_good), lambda: (fields, groups), only_good)
-        refused = tf.sort(tf.concat([tf.where(~is_whole)[:, 0], tf.boolean_mask(whole, ~is_good)], 0))
-        image_path, group_size, kept = groups
-        return GroupRows(fields, image_path, group_size, kept, refused, evidence=tf.gather(lines, refused))
+        refused = tf.sort(tf.concat([tf.where(~is_whole)[:, 0], tf.boolean_mask(whole_lines, ~is_good)], 0))
+        image_path, group_size, kept_lines = groups
+        return GroupRows(fields, image_path, group_size, kept_lines, refused, evidence=tf.gather(lines, refused))
 
     def _split(self, lines: tf.Tensor) -> tuple[_Texts, tf.Tensor]:
         """Split lines into values; also return which lines are whole, bool [G]."""
@@ -197,9 +197,9 @@ class GroupRtpParser:
             default = field.default if field.optional else ""
             numbers, ok = _read_numbers(label_texts[field.name], [VALUE_PATTERNS[dtype]], default, DTYPES[dtype])
             numbers = tf.cast(numbers, tf.float32)
-            low, high, whole = self._schema.label_range(field.name)
+            low, high, is_class = self._schema.label_range(field.name)
             ok &= (numbers >= low) & (numbers <= high)
-            if whole:
+            if is_class:
                 ok &= tf.equal(numbers, tf.round(numbers))
             fields[field.name] = numbers
             is_good &= ok
@@ -213,8 +213,10 @@ class GroupRtpParser:
                 fields[field.name], ok = _read_numbers(columns[index], patterns, field.default, DTYPES[field.dtype])
             is_good = is_good if ok is None else is_good & ok
         for lists in self._checks.aligned:
-            first, *others = [split_texts(fields[name], separator).row_lengths() for name, separator in lists.items()]
-            for other in others:
+            first, *other_lengths = [
+                split_texts(fields[name], separator).row_lengths() for name, separator in lists.items()
+            ]
+            for other in other_lengths:
                 is_good &= tf.equal(first, other)
         return fields, is_good
 
@@ -236,10 +238,10 @@ def _split(text: tf.Tensor, separator: str) -> _Parts:
         parts = tf.strings.bytes_split(text)
         return _Parts(parts.flat_values, parts.row_lengths())
     # tf.strings.split takes twice as long, because it creates a RaggedTensor, which is not needed here.
-    found = tf.raw_ops.StringSplitV2(input=text, sep=separator)
+    pieces = tf.raw_ops.StringSplitV2(input=text, sep=separator)
     no_weights = tf.zeros([0], tf.int64)
     size = tf.size(text, tf.int64)
-    return _Parts(found.values, tf.raw_ops.DenseBincount(input=found.indices[:, 0], size=size, weights=no_weights))
+    return _Parts(pieces.values, tf.raw_ops.DenseBincount(input=pieces.indices[:, 0], size=size, weights=no_weights))
 
 
 def _read_numbers(text: tf.Tensor, patterns: list[str], default: str, dtype: tf.DType) -> tuple[tf.Tensor, tf.Tensor]:

@@ -26,7 +26,7 @@ class GroupRows(NamedTuple):
     fields        field name -> [S], of the field's dtype: labels (float32) and the other fields to read
     image_path    string [G]
     group_size    int64 [G]
-    kept          int64 [G], ascending: index of each valid group among the N groups
+    kept_groups   int64 [G], ascending: index of each valid group among the N groups
     refused       int64 [N - G], ascending: indices of the groups that are left out
     evidence      string [N - G], from which `Source.explain` determines the problem of each refused group
     """
@@ -34,7 +34,7 @@ class GroupRows(NamedTuple):
     fields: dict[str, tf.Tensor]
     image_path: tf.Tensor
     group_size: tf.Tensor
-    kept: tf.Tensor
+    kept_groups: tf.Tensor
     refused: tf.Tensor
     evidence: tf.Tensor
 

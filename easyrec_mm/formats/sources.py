@@ -27,7 +27,7 @@ FLAT_BUFFER_BATCHES = 16
 
 
 @dataclass(frozen=True)
-class What:
+class Selection:
     """What to read: label fields, other fields, and in which order."""
 
     labels: tuple[str, ...]
@@ -36,7 +36,7 @@ class What:
 
 
 def open_source(
-    data: DatasetConfig, schema: Schema, path: str, setting: str, what: What
+    data: DatasetConfig, schema: Schema, path: str, setting: str, selection: Selection
 ) -> tuple[Source, list[FileInfo]]:
     """Open the source for a config's input type; also return its files.
 
@@ -46,37 +46,37 @@ def open_source(
     if data.input_type == DatasetConfig.OdpsGroupRTPInput:
         columns = [name.strip() for name in data.selected_cols.split(",")]
         tables = OdpsTables(path, setting, columns, schema.layout.column_separator)
-        source = OdpsGroupRtpSource(tables, schema, what.labels, what.fields, what.order)
-        return source, [FileInfo(name, one.num_rows, "") for name, one in tables.slices.items()]
+        source = OdpsGroupRtpSource(tables, schema, selection.labels, selection.fields, selection.order)
+        return source, [FileInfo(name, table_slice.num_rows, "") for name, table_slice in tables.slices.items()]
     infos = find_infos(path, setting, local_copies(data.file_cache_dir, data.file_cache_gib))
     files = [info.path for info in infos]
-    return SOURCES[data.input_type](data, schema, files, what), infos
+    return SOURCES[data.input_type](data, schema, files, selection), infos
 
 
-def _group_rtp(data: DatasetConfig, schema: Schema, files: list[str], what: What) -> Source:
-    return GroupRtpSource(files, schema, what.labels, what.fields, what.order)
+def _group_rtp(data: DatasetConfig, schema: Schema, files: list[str], selection: Selection) -> Source:
+    return GroupRtpSource(files, schema, selection.labels, selection.fields, selection.order)
 
 
-def _group_tfrecord(data: DatasetConfig, schema: Schema, files: list[str], what: What) -> Source:
-    return GroupTfRecordSource(files, schema, what.labels, what.fields, what.order)
+def _group_tfrecord(data: DatasetConfig, schema: Schema, files: list[str], selection: Selection) -> Source:
+    return GroupTfRecordSource(files, schema, selection.labels, selection.fields, selection.order)
 
 
-def _group_parquet(data: DatasetConfig, schema: Schema, files: list[str], what: What) -> Source:
-    groups = TypedGroups(schema, what.labels, what.fields)
-    return TableSource(files, schema, GroupTensors(groups), what.order, ParquetReader(groups, READ_GROUPS))
+def _group_parquet(data: DatasetConfig, schema: Schema, files: list[str], selection: Selection) -> Source:
+    groups = TypedGroups(schema, selection.labels, selection.fields)
+    return TableSource(files, schema, GroupTensors(groups), selection.order, ParquetReader(groups, READ_GROUPS))
 
 
-def _parquet(data: DatasetConfig, schema: Schema, files: list[str], what: What) -> Source:
-    groups = TypedGroups(schema, what.labels, what.fields, is_flat=True)
+def _parquet(data: DatasetConfig, schema: Schema, files: list[str], selection: Selection) -> Source:
+    groups = TypedGroups(schema, selection.labels, selection.fields, is_flat=True)
     reader = ParquetReader(groups, READ_SAMPLES)
-    return TableSource(files, schema, GroupTensors(groups), _wide(what.order, data), reader)
+    return TableSource(files, schema, GroupTensors(groups), _wide(selection.order, data), reader)
 
 
-def _csv(data: DatasetConfig, schema: Schema, files: list[str], what: What) -> Source:
-    groups = TypedGroups(schema, what.labels, what.fields, is_flat=True, has_texts=True)
+def _csv(data: DatasetConfig, schema: Schema, files: list[str], selection: Selection) -> Source:
+    groups = TypedGroups(schema, selection.labels, selection.fields, is_flat=True, has_texts=True)
     names = () if data.with_header else tuple(field.input_name for field in data.input_fields)
     reader = CsvReader(groups, data.separator, names)
-    return TableSource(files, schema, GroupTensors(groups), _wide(what.order, data), reader)
+    return TableSource(files, schema, GroupTensors(groups), _wide(selection.order, data), reader)
 
 
 def _wide(order: Order, data: DatasetConfig) -> Order:
@@ -85,7 +85,7 @@ def _wide(order: Order, data: DatasetConfig) -> Order:
 
 
 # Input type -> function that opens its source, for all inputs that consist of files.
-SOURCES: dict[int, Callable[[DatasetConfig, Schema, list[str], What], Source]] = {
+SOURCES: dict[int, Callable[[DatasetConfig, Schema, list[str], Selection], Source]] = {
     DatasetConfig.GroupRTPInput: _group_rtp,
     DatasetConfig.GroupParquetInput: _group_parquet,
     DatasetConfig.GroupTFRecordInput: _group_tfrecord,

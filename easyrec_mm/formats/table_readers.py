@@ -105,8 +105,8 @@ class CsvReader:
         columns = self.groups.present(file, names)
 
         def note(row: pa.csv.InvalidRow) -> str:
-            what = f"{row.actual_columns} values, not {row.expected_columns}"
-            invalid[row.number] = Problem("row", what).encode()
+            problem = f"{row.actual_columns} values, not {row.expected_columns}"
+            invalid[row.number] = Problem("row", problem).encode()
             return "skip"
 
         with pa.input_stream(path, compression=compression) as stream:

@@ -76,8 +76,8 @@ class TfRecordWriter:
     def write(self, groups: Groups) -> None:
         """See GroupWriter.write."""
         for start, end in pieces(len(groups.size)):
-            some = groups.slice(start, end, self._fields)
-            for record in encode(some, self._fields, self._keep_doubles):
+            piece = groups.slice(start, end, self._fields)
+            for record in encode(piece, self._fields, self._keep_doubles):
                 write_record(self._file, record)
 
     def close(self) -> None:
@@ -162,13 +162,13 @@ def records(stream: IO[bytes], path: str) -> Iterator[bytes]:
         row += 1
         length, crc = head[:8], head[8:]
         if len(head) < 12 or _checksum(length) != crc:
-            what = "is truncated" if len(head) < 12 else "has a length whose checksum is wrong"
-            raise DataError(f"{path}: record {row} {what}; write the file again")
+            problem = "is truncated" if len(head) < 12 else "has a length whose checksum is wrong"
+            raise DataError(f"{path}: record {row} {problem}; write the file again")
         (size,) = struct.unpack("<Q", length)
         record, crc = stream.read(size), stream.read(4)
         if len(record) < size or len(crc) < 4 or _checksum(record) != crc:
-            what = "is truncated" if len(crc) < 4 else "has a wrong checksum"
-            raise DataError(f"{path}: record {row} {what}; write the file again")
+            problem = "is truncated" if len(crc) < 4 else "has a wrong checksum"
+            raise DataError(f"{path}: record {row} {problem}; write the file again")
         yield record
 
 
@@ -204,8 +204,8 @@ def read_tfrecord(path: str, fields: GroupFields, groups: TypedGroups) -> Iterat
     """
     try:
         with open_binary(path) as stream:
-            for rows, some in numbered(records(stream, path)):
-                yield piece_of(read_examples(some, groups), fields, rows)
+            for rows, portion in numbered(records(stream, path)):
+                yield piece_of(read_examples(portion, groups), fields, rows)
     except (OSError, EOFError) as error:
         raise DataError(f"{path}: cannot be read: {error}") from error
 
@@ -219,9 +219,9 @@ def read_examples(examples: Sequence[bytes], groups: TypedGroups) -> TypedRows:
     sizes: list[int] = []
     problems: list[bytes | None] = []
     for data in examples:
-        found = _read_example(data, kinds, groups)
-        size, values = found if not isinstance(found, Problem) else (1, {})
-        problems.append(found.encode() if isinstance(found, Problem) else None)
+        example = _read_example(data, kinds, groups)
+        size, values = example if not isinstance(example, Problem) else (1, {})
+        problems.append(example.encode() if isinstance(example, Problem) else None)
         sizes.append(size)
         for name, column in lists.items():
             column.append(values.get(name))
@@ -242,9 +242,9 @@ def _read_example(data: bytes, kinds: dict[str, Dtype], groups: TypedGroups) -> 
     for name, dtype in kinds.items():
         if name not in feature:
             return Problem(column_place(name), f"is missing; {did_you_mean(name, feature)}")
-        kind, found = _LISTS[dtype].name, feature[name].WhichOneof("kind")
-        if found not in (kind, None):
-            return Problem(column_place(name), f"is a {found}, not a {kind}")
+        kind, written_kind = _LISTS[dtype].name, feature[name].WhichOneof("kind")
+        if written_kind not in (kind, None):
+            return Problem(column_place(name), f"is a {written_kind}, not a {kind}")
         lists[name] = list(_LISTS[dtype].of(feature[name]))
     if groups.is_exact:
         _restore(feature, lists)

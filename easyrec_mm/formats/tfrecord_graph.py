@@ -76,20 +76,20 @@ class GroupTfRecordSource(RecordFiles):
 
     def texts(self) -> Iterator[tuple[str, int, TextGroup | Problem]]:
         """See Source.texts."""
-        for some in batched(self.read(), TEXT_GROUPS):
-            groups = text_groups(read_examples([record for *_, record in some], self._groups))
-            yield from ((file, row, group) for (file, row, _), group in zip(some, groups, strict=True))
+        for portion in batched(self.read(), TEXT_GROUPS):
+            groups = text_groups(read_examples([record for *_, record in portion], self._groups))
+            yield from ((file, row, group) for (file, row, _), group in zip(portion, groups, strict=True))
 
     def failure(self, error: tf.errors.OpError) -> DataError | None:
         """See Source.failure; also finds a record that is not an Example or has a feature of another type."""
-        found = super().failure(error)
-        if found is None:
+        failure = super().failure(error)
+        if failure is None:
             for file, row, record in self.read():
                 try:
                     tf.io.parse_example(tf.constant([record]), self._features)
                 except tf.errors.OpError as record_error:
                     return DataError(f"{file}: record {row} cannot be read: {tensorflow_reason(record_error.message)}")
-        return found
+        return failure
 
     @property
     def _features(self) -> dict[str, tf.io.RaggedFeature]:
@@ -128,8 +128,8 @@ class GroupTfRecordSource(RecordFiles):
                 checks.append(tf.reduce_all(tf.equal(values, 0) | tf.equal(values, 1)))
         for lists in self._groups.checks.aligned:
             texts = {name: columns[name].flat_values for name in lists}
-            first, *others = [split_texts(text, lists[name]).row_lengths() for name, text in texts.items()]
-            for other in others:
+            first, *other_lengths = [split_texts(text, lists[name]).row_lengths() for name, text in texts.items()]
+            for other in other_lengths:
                 checks.append(tf.reduce_all(tf.equal(tf.size(first), tf.size(other))) & _all_equal(first, other))
         return tf.reduce_all(checks)
 

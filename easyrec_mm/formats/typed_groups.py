@@ -45,7 +45,7 @@ class TypedRows:
     columns     field name -> [S] as the file has it, null where a value is missing
     image_path  bytes as objects [G]
     group_size  int64 [G]
-    kept        int64 [G]: index of each valid group among the N groups
+    kept_groups int64 [G]: index of each valid group among the N groups
     problems    index -> what is wrong, for the invalid groups
     """
 
@@ -53,7 +53,7 @@ class TypedRows:
     columns: dict[str, pa.Array]
     image_path: NDArray[np.object_]
     group_size: Ints
-    kept: Ints
+    kept_groups: Ints
     problems: dict[int, Problem]
 
 
@@ -104,7 +104,7 @@ class TypedGroups:
     def dtypes(self) -> dict[str, Dtype]:
         """Return field name -> dtype of what `read` returns: labels are float32."""
         is_float = self.labels if not self.is_exact else set()
-        return {one.name: "float32" if one.name in is_float else one.dtype for one in self._fields}
+        return {field.name: "float32" if field.name in is_float else field.dtype for field in self._fields}
 
     def present(self, place: str, columns: list[str]) -> list[str]:
         """Return the columns of a file that are read.
@@ -204,13 +204,13 @@ class TypedGroups:
 
     def read(self, table: pa.Table) -> TypedRows:
         """Return the valid groups of a table that `prepare` returned."""
-        table, kept, problems = self._whole_groups(table)
-        found = GroupProblems(self._group_sizes(table))
-        columns = {one.name: _flatten(table[one.name], found) for one in self._fields}
-        fields = self.checks.check(columns, found)
-        rows = valid_rows(fields, columns, self._image_path(table, found), found)
-        problems |= {int(kept[group]): problem for group, problem in rows.problems.items()}
-        return replace(rows, kept=kept[rows.kept], problems=problems)
+        table, kept_groups, problems = self._whole_groups(table)
+        value_problems = GroupProblems(self._group_sizes(table))
+        columns = {field.name: _flatten(table[field.name], value_problems) for field in self._fields}
+        fields = self.checks.check(columns, value_problems)
+        rows = valid_rows(fields, columns, self._image_path(table, value_problems), value_problems)
+        problems |= {int(kept_groups[group]): problem for group, problem in rows.problems.items()}
+        return replace(rows, kept_groups=kept_groups[rows.kept_groups], problems=problems)
 
     def _whole_groups(self, table: pa.Table) -> tuple[pa.Table, NDArray[np.int64], dict[int, Problem]]:
         """Return the groups whose lists have one entry per sample, their indices, and the problems of other groups."""
@@ -218,32 +218,32 @@ class TypedGroups:
         if PROBLEM in table.column_names and table[PROBLEM].null_count < len(table):
             for group in np.flatnonzero(table[PROBLEM].is_valid()):
                 problems[int(group)] = Problem.decode(table[PROBLEM][group].as_py())
-        told = self._told_size(table)
+        declared_size = self._declared_size(table)
         lengths = {
             name: pc.fill_null(pc.list_value_length(table[name]), -1).to_numpy().astype(np.int64)
             for name in self.columns
             if _is_list(table[name].type)
         }
-        size = next(iter(lengths.values()), np.ones(len(table), np.int64)) if told is None else told
-        whole = GroupProblems(np.ones(len(table), np.int64))
+        size = next(iter(lengths.values()), np.ones(len(table), np.int64)) if declared_size is None else declared_size
+        length_problems = GroupProblems(np.ones(len(table), np.int64))
         for name, length in lengths.items():
-            whole.refuse(length < 0, column_place(name), lambda i: "is null")
-        place = "row" if told is None else column_place(self.schema.group_size_field)
-        whole.refuse(size <= 0, place, lambda i: f"group size {size[i]} is not 1 or more")
+            length_problems.refuse(length < 0, column_place(name), lambda i: "is null")
+        place = "row" if declared_size is None else column_place(self.schema.group_size_field)
+        length_problems.refuse(size <= 0, place, lambda i: f"group size {size[i]} is not 1 or more")
         for name, length in lengths.items():
             where = column_place(name)
-            whole.refuse(length != size, where, lambda i, n=length: f"{n[i]} entries, group size {size[i]}")  # type: ignore[misc]
-        problems = whole.by_group | problems
-        kept = np.setdiff1d(np.arange(len(table)), list(problems))
-        return (table.take(pa.array(kept)) if problems else table), kept, problems
+            length_problems.refuse(length != size, where, lambda i, n=length: f"{n[i]} entries, group size {size[i]}")  # type: ignore[misc]
+        problems = length_problems.by_group | problems
+        kept_groups = np.setdiff1d(np.arange(len(table)), list(problems))
+        return (table.take(pa.array(kept_groups)) if problems else table), kept_groups, problems
 
-    def _told_size(self, table: pa.Table) -> NDArray[np.int64] | None:
+    def _declared_size(self, table: pa.Table) -> NDArray[np.int64] | None:
         name = self.schema.group_size_field
         return pc.fill_null(table[name], 0).to_numpy() if name in table.column_names else None
 
     def _group_sizes(self, table: pa.Table) -> NDArray[np.int64]:
         """Return the sizes of whole groups."""
-        size = self._told_size(table)
+        size = self._declared_size(table)
         lists = (table[name] for name in self.columns if _is_list(table[name].type))
         of_lists = (pc.list_value_length(column).to_numpy().astype(np.int64) for column in lists)
         return next(of_lists, np.ones(len(table), np.int64)) if size is None else size
@@ -267,23 +267,26 @@ def valid_rows(
     problems: GroupProblems,
 ) -> TypedRows:
     """Return the groups without a problem among G groups of S samples; see TypedRows for the arguments."""
-    size, kept = problems.size, np.arange(len(problems.size))
+    size, kept_groups = problems.size, np.arange(len(problems.size))
     if problems.by_group:
         of_good = ~problems.is_bad[problems.group]
         mask = pa.array(of_good)
-        fields = {name: one.filter(mask) if isinstance(one, pa.Array) else one[of_good] for name, one in fields.items()}
+        fields = {
+            name: values.filter(mask) if isinstance(values, pa.Array) else values[of_good]
+            for name, values in fields.items()
+        }
         columns = {name: column.filter(mask) for name, column in columns.items()}
-        kept = np.flatnonzero(~problems.is_bad)
-        image_path, size = image_path[kept], size[kept]
-    return TypedRows(fields, columns, image_path, size, kept, problems.by_group)
+        kept_groups = np.flatnonzero(~problems.is_bad)
+        image_path, size = image_path[kept_groups], size[kept_groups]
+    return TypedRows(fields, columns, image_path, size, kept_groups, problems.by_group)
 
 
 def text_groups(rows: TypedRows) -> Iterator[TextGroup | Problem]:
     """Yield all groups, in their order: the valid ones as texts, and the problems of the others."""
     columns = {name: [_text(value) for value in column.to_pylist()] for name, column in rows.columns.items()}
     ends = np.cumsum(rows.group_size)
-    place = dict(zip(rows.kept.tolist(), range(len(rows.kept)), strict=True))
-    for group in range(len(rows.kept) + len(rows.problems)):
+    place = dict(zip(rows.kept_groups.tolist(), range(len(rows.kept_groups)), strict=True))
+    for group in range(len(rows.kept_groups) + len(rows.problems)):
         if group in rows.problems:
             yield rows.problems[group]
             continue
@@ -305,23 +308,23 @@ def _flatten(column: pa.ChunkedArray, problems: GroupProblems) -> pa.Array:
 
 def _as_whole(column: pa.ChunkedArray) -> tuple[pa.Array, dict[int, float]]:
     """Convert a column of floats, or of lists of floats, to int64; also return row -> number for fractional numbers."""
-    whole = column.combine_chunks()
-    values = whole.values if _is_list(whole.type) else whole
+    combined = column.combine_chunks()
+    values = combined.values if _is_list(combined.type) else combined
     numbers = values.to_numpy(zero_copy_only=False)  # missing numbers are NaN
     is_missing = values.is_null().to_numpy(zero_copy_only=False)
     is_bad = ~is_missing & (~(np.abs(numbers) < 2**63) | (numbers != np.round(numbers)))
     integers = pa.array(np.where(is_bad | is_missing, 0, numbers).astype(np.int64), mask=is_missing)
-    return _like(whole, integers), _rows_of(whole, numbers, is_bad)
+    return _like(combined, integers), _rows_of(combined, numbers, is_bad)
 
 
 def _as_signed(column: pa.ChunkedArray) -> tuple[pa.Array, dict[int, int]]:
     """Convert a column of uint64, or of lists of these, to int64; also return row -> number for too large numbers."""
-    whole = column.combine_chunks()
-    values = whole.values if _is_list(whole.type) else whole
+    combined = column.combine_chunks()
+    values = combined.values if _is_list(combined.type) else combined
     values = values.dictionary_decode() if pa.types.is_dictionary(values.type) else values
     signed, is_bad = as_signed(values)
     numbers = pc.fill_null(values, 0).to_numpy(zero_copy_only=False)
-    return _like(whole, signed), {} if is_bad is None else _rows_of(whole, numbers, is_bad)
+    return _like(combined, signed), {} if is_bad is None else _rows_of(combined, numbers, is_bad)
 
 
 def _like(column: pa.Array, values: pa.Array) -> pa.Array:

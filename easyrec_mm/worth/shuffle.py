@@ -12,7 +12,7 @@ from easyrec_mm.data.packed_pictures import packed_path
 from easyrec_mm.data.shuffled_pictures import write_shuffled
 from easyrec_mm.errors import UserError
 from easyrec_mm.formats.source import Order, iterate
-from easyrec_mm.formats.sources import What, open_source
+from easyrec_mm.formats.sources import Selection, open_source
 
 
 def shuffle_pictures(pipeline: Pipeline, file: Path) -> int:
@@ -34,11 +34,11 @@ def shuffle_pictures(pipeline: Pipeline, file: Path) -> int:
 def _pictures(pipeline: Pipeline, path: str, setting: str) -> dict[bytes, bytes]:
     """Return for each picture of the files: path as in the data -> path as PictureLoader takes it."""
     data, schema = pipeline.config.data_config, pipeline.schema
-    source, _ = open_source(data, schema, path, setting, What((), (), Order(False, 0, 1)))
+    source, _ = open_source(data, schema, path, setting, Selection((), (), Order(False, 0, 1)))
 
     def read(*element: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
         chunk = source.parse(*element)
-        return chunk.groups.image_path, tf.gather(chunk.file, chunk.groups.kept)
+        return chunk.groups.image_path, tf.gather(chunk.file, chunk.groups.kept_groups)
 
     found: dict[bytes, bytes] = {}
     for images, files in iterate(source.records(1, 0, source.chunk_size).map(read, num_parallel_calls=2), source):
