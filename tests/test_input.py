@@ -62,7 +62,7 @@ def input_of(path, records=None, schema=None, training=False, labels=None, kept=
 
 def users(batches):
     """Of each batch, the users in the order of its samples."""
-    return [[user.decode() for user in batch.kept["user"].numpy()] for batch in batches]
+    return [[user.decode() for user in batch.kept_fields["user"].numpy()] for batch in batches]
 
 
 def flat(batches):
@@ -421,7 +421,7 @@ def test_features_labels_weights_and_kept_fields_stand_side_by_side(tmp_path):
     assert batch.labels["click"].numpy().tolist() == [0, 1, 1, 0, 1, 0]
     assert batch.labels["seconds"].numpy().tolist() == [i + 0.5 for i in within]
     assert batch.sample_weight.numpy().tolist() == [i + 0.25 for i in within]
-    assert {name: value.numpy().tolist() for name, value in item.kept.items()} == {
+    assert {name: value.numpy().tolist() for name, value in item.kept_fields.items()} == {
         "group_size": [2, 2, 1, 3, 3, 3],
         "user": [b"a", b"b", b"c", b"d", b"e", b"f"],
         "img_path": [b"p", b"p", b"q", b"p", b"p", b"p"],
@@ -429,7 +429,7 @@ def test_features_labels_weights_and_kept_fields_stand_side_by_side(tmp_path):
         "seconds": [i + 0.5 for i in within],
         "weight": [i + 0.25 for i in within],
     }
-    assert list(item.kept) == list(kept)
+    assert list(item.kept_fields) == list(kept)
     assert item.num_groups == 4
     assert {batch.features["age"].dtype, batch.labels["click"].dtype, batch.sample_weight.dtype} == {tf.float32}
 
@@ -454,7 +454,7 @@ def test_for_prediction_a_label_can_be_kept_and_is_then_checked(tmp_path):
     lines = [line(["a", "b"], clicks=["1", "0"]), line(["c"], clicks=["?"])]
     records = BadRecords(None, 1.0)
     (item,) = input_of(write(tmp_path / "a", lines), records, labels=(), kept=("click", "user")).batches()
-    assert item.kept["click"].numpy().tolist() == [1, 0]
+    assert item.kept_fields["click"].numpy().tolist() == [1, 0]
     assert item.batch.labels == {}
     assert records.counts["bad_groups"] == 1
 

@@ -196,13 +196,13 @@ def values_of(batches):
     """All samples: field -> values, in order."""
     parts = {}
     for batch in batches:
-        for name, value in {**batch.batch.features, **batch.batch.labels, **batch.kept}.items():
+        for name, value in {**batch.batch.features, **batch.batch.labels, **batch.kept_fields}.items():
             parts.setdefault(name, []).extend(value.to_list() if hasattr(value, "to_list") else value.numpy().tolist())
     return parts
 
 
 def users(batches):
-    return [user.decode("utf-8", "replace") for batch in batches for user in batch.kept["user"].numpy()]
+    return [user.decode("utf-8", "replace") for batch in batches for user in batch.kept_fields["user"].numpy()]
 
 
 @pytest.fixture(scope="module")
@@ -319,7 +319,7 @@ def test_shuffling_is_a_permutation_and_a_function_of_the_seed(kind, folder, gro
 def test_samples_of_one_picture_come_side_by_side_when_training(kind, folder):
     def runs(training):
         one = input_of(kind, folder / kind / "*", training=training, shuffle_buffer_size=10_000)
-        pictures = [path for batch in one.batches() for path in batch.kept["img_path"].numpy()]
+        pictures = [path for batch in one.batches() for path in batch.kept_fields["img_path"].numpy()]
         return 1 + sum(a != b for a, b in pairwise(pictures)), len(set(pictures))
 
     num_runs, num_pictures = runs(training=True)

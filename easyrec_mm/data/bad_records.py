@@ -59,7 +59,7 @@ class BadRecords:
         self._read = {"group": 0, "picture": 0}
         self._bad = {"group": 0, "picture": 0}
         self.shown: dict[str, list[BadRecord]] = {"group": [], "picture": []}
-        self._seen: set[BadRecord] = set()
+        self._remembered_records: set[BadRecord] = set()
         self._vectors: dict[str, _Keys] = {}
 
     @property
@@ -92,8 +92,8 @@ class BadRecords:
         new = []
         for record in records:
             self._bad[record.kind] += 1
-            if record not in self._seen and len(self._seen) < MAX_REMEMBERED:
-                self._seen.add(record)
+            if record not in self._remembered_records and len(self._remembered_records) < MAX_REMEMBERED:
+                self._remembered_records.add(record)
                 new.append(record)
             shown = self.shown[record.kind]
             if len(shown) < NUM_SHOWN and record not in shown:

@@ -70,7 +70,7 @@ class InputBatch:
     """A batch and its origin.
 
     batch          the samples; zero samples if every group was bad
-    kept           field name -> [S], fields that were requested in addition to those of the model
+    kept_fields    field name -> [S], fields that were requested in addition to those of the model
     num_groups     number of groups read, including the bad ones
     epoch          epoch (from 0) of the batch's last group
     step           the step that trains the batch; a batch without samples has the step of the next batch
@@ -78,7 +78,7 @@ class InputBatch:
     """
 
     batch: Batch
-    kept: dict[str, tf.Tensor]
+    kept_fields: dict[str, tf.Tensor]
     num_groups: int
     epoch: int
     step: int

@@ -53,9 +53,9 @@ def decode_pictures(data: tf.Tensor, image: Image) -> tf.Tensor:
         byte = tf.reshape(tf.cast(tf.io.decode_raw(head, tf.uint8), tf.int64), [-1, _HEAD_BYTES])  # [U, 32]
         is_jpeg = _has(head, b"\xff\xd8\xff")
         num_pixels = tf.where(is_jpeg, tf.constant(1, tf.int64), _num_pixels(head, byte))
-        known = tf.debugging.Assert(tf.reduce_all(num_pixels > 0), [UNKNOWN_FORMAT])
-        small = tf.debugging.Assert(tf.reduce_all(num_pixels <= image.max_pixels), [TOO_MANY_PIXELS])
-        with tf.control_dependencies([known, small]):
+        format_check = tf.debugging.Assert(tf.reduce_all(num_pixels > 0), [UNKNOWN_FORMAT])
+        size_check = tf.debugging.Assert(tf.reduce_all(num_pixels <= image.max_pixels), [TOO_MANY_PIXELS])
+        with tf.control_dependencies([format_check, size_check]):
             data = tf.identity(data)
         orientation = _orientation(data)
         is_palette_bmp = _has(head, b"BM") & tf.equal(byte[:, 28], 8)
@@ -63,16 +63,16 @@ def decode_pictures(data: tf.Tensor, image: Image) -> tf.Tensor:
         kind = tf.where(is_jpeg, tf.where(orientation > 1, 1, 0), tf.where(is_palette_bmp, 2, kind))
 
         def decode(args: tuple[tf.Tensor, tf.Tensor, tf.Tensor]) -> tf.Tensor:
-            one, one_kind, one_orientation = args
+            picture, picture_kind, picture_orientation = args
             pixels = tf.switch_case(
-                one_kind,
+                picture_kind,
                 [
-                    lambda: _decode_jpeg(one, image.max_pixels),
-                    lambda: _upright(_decode_jpeg(one, image.max_pixels), one_orientation),
-                    lambda: _decode_palette_bmp(one),
-                    lambda: tf.io.decode_image(one, channels=3, expand_animations=False),
-                    lambda: _decode_webp(one),
-                    lambda: _decode_gif(one, image.max_pixels),
+                    lambda: _decode_jpeg(picture, image.max_pixels),
+                    lambda: _upright(_decode_jpeg(picture, image.max_pixels), picture_orientation),
+                    lambda: _decode_palette_bmp(picture),
+                    lambda: tf.io.decode_image(picture, channels=3, expand_animations=False),
+                    lambda: _decode_webp(picture),
+                    lambda: _decode_gif(picture, image.max_pixels),
                 ],
             )
             pixels.set_shape([None, None, 3])
@@ -245,8 +245,8 @@ def _orientation(data: tf.Tensor) -> tf.Tensor:
     def search() -> tf.Tensor:
         value = tf.strings.regex_replace(head, _ORIENTATION_LITTLE_ENDIAN, r"\1", replace_global=False)
         value = tf.strings.regex_replace(value, _ORIENTATION_BIG_ENDIAN, r"\1", replace_global=False)
-        found = tf.equal(tf.strings.length(value), 1)
-        code = tf.io.decode_raw(tf.where(found, value, b"\x01"), tf.uint8)[:, 0]
+        has_code = tf.equal(tf.strings.length(value), 1)
+        code = tf.io.decode_raw(tf.where(has_code, value, b"\x01"), tf.uint8)[:, 0]
         return tf.cast(code, tf.int32)
 
     # Most pictures have no EXIF: a check of the first segments avoids the search.

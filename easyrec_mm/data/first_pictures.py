@@ -56,31 +56,31 @@ def require_pictures(config: str, data: DatasetConfig, pictures: Pictures) -> No
     reader = PictureReader(
         data.image_root, content_cache(data.image_cache_dir, data.image_cache_gib), data.packed_images
     )
-    wanted = [packed_path(pictures[path][0], path) if data.packed_images else path for path in paths]
-    reader.begin(wanted)
-    _, problems = reader.read(wanted)
+    reader_paths = [packed_path(pictures[path][0], path) if data.packed_images else path for path in paths]
+    reader.begin(reader_paths)
+    _, problems = reader.read(reader_paths)
     if not are_most(len(problems), len(paths), data.max_bad_record_share):
         return
     row, problem = next(iter(problems.items()))
     file, number = pictures[paths[row]]
-    told = f"{len(problems)} of the first {len(paths)} pictures cannot be read"
+    summary = f"{len(problems)} of the first {len(paths)} pictures cannot be read"
     first = f"the first '{os.fsdecode(paths[row])}' ({file}:{number}): {problem.removeprefix('cannot be read: ')}"
     if data.packed_images:
         todo = "pack them again, by easyrec-mm group --embed_images"
-        raise DataError(f"{config}: data_config.packed_images: {told}, {first}; {todo}")
+        raise DataError(f"{config}: data_config.packed_images: {summary}, {first}; {todo}")
     root = f"'{data.image_root}':" if data.image_root else "is not set, and"
     texts = [os.fsdecode(path) for path in paths]
-    raise DataError(f"{config}: data_config.image_root: {root} {told}, {first}; {_todo(texts, data, config, file)}")
+    raise DataError(f"{config}: data_config.image_root: {root} {summary}, {first}; {_todo(texts, data, config, file)}")
 
 
 def _todo(paths: list[str], data: DatasetConfig, config: str, file: str) -> str:
     if not are_relative(paths):
         return "the paths are absolute: correct the data"
     folders = list(dict.fromkeys(["", *folders_of(file), *folders_of(config)[:1]]))
-    found = find_root(paths, folders)
-    if found:
-        return f'they are in {found}: set image_root: "{found}", or --set data_config.image_root={found}'
-    if found == "":
+    root = find_root(paths, folders)
+    if root:
+        return f'they are in {root}: set image_root: "{root}", or --set data_config.image_root={root}'
+    if root == "":
         return "they are in the current folder: remove image_root, or --set data_config.image_root="
     looked = ", ".join(map(shown, dict.fromkeys([data.image_root, *folders])))
     return f"looked in {looked}; set the folder in which these paths start"

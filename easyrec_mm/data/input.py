@@ -117,14 +117,14 @@ class Input:
         epoch: int | None = None  # of the previous batch
         stop = threading.Event()
         with ThreadPoolExecutor(self._num_threads + 1, thread_name_prefix="pictures") as pool:
-            whole = pool.submit(self.source.check_whole, stop)
+            whole_check = pool.submit(self.source.check_whole, stop)
             try:
                 step = first_step
                 for rows in iterate(dataset, self.source):
                     pending.append(self._loader.begin(rows, step, bank_of(step), pool))
                     step += len(rows["sample_image"]) > 0
-                    if whole.done():
-                        whole.result()
+                    if whole_check.done():
+                        whole_check.result()
                     if len(pending) > self._data.prefetch_size:
                         batch = self._loader.finish(pending.popleft())
                         if epoch is not None and batch.epoch > epoch:
@@ -134,7 +134,7 @@ class Input:
                         yield batch
                 while pending:
                     yield self._loader.finish(pending.popleft())
-                whole.result()
+                whole_check.result()
                 require_unchanged(self._files)
             finally:
                 stop.set()

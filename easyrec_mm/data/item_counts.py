@@ -43,18 +43,18 @@ def count_items(
     fields = () if is_picture or labels else (field,)
     source, files = open_source(data, schema, path, setting, Selection(labels, fields, Order(False, 0, 1)))
     origin = zlib.crc32("\n".join([field, *(f"{info.path}:{info.size}:{info.version}" for info in files)]).encode())
-    kept = folder / FILE if folder is not None and folder.is_dir() else None
-    if kept is not None and kept.exists():
-        with np.load(kept) as known:
-            if int(known["origin"]) == origin:
-                return known["items"], known["counts"]
+    cache_file = folder / FILE if folder is not None and folder.is_dir() else None
+    if cache_file is not None and cache_file.exists():
+        with np.load(cache_file) as cache:
+            if int(cache["origin"]) == origin:
+                return cache["items"], cache["counts"]
     items, counts = np.zeros(0, np.uint64), np.zeros(0, np.int64)
     held: list[Hashes] = []
 
     def merge() -> tuple[Hashes, Counts]:
-        found, number = np.unique(np.concatenate([np.zeros(0, np.uint64), *held]), return_counts=True)
-        both, place = np.unique(np.concatenate([items, found]), return_inverse=True)
-        return both, np.bincount(place, np.concatenate([counts, number]), len(both)).astype(np.int64)
+        new_items, number = np.unique(np.concatenate([np.zeros(0, np.uint64), *held]), return_counts=True)
+        all_items, place = np.unique(np.concatenate([items, new_items]), return_inverse=True)
+        return all_items, np.bincount(place, np.concatenate([counts, number]), len(all_items)).astype(np.int64)
 
     def read(*element: tf.Tensor) -> tf.Tensor:
         groups = source.parse(*element).groups
@@ -67,8 +67,8 @@ def count_items(
             items, counts = merge()
             held.clear()
     items, counts = merge()
-    if kept is not None:
-        temporary = kept.with_suffix(".tmp.npz")
+    if cache_file is not None:
+        temporary = cache_file.with_suffix(".tmp.npz")
         np.savez(temporary, origin=origin, items=items, counts=counts)
-        os.replace(temporary, kept)
+        os.replace(temporary, cache_file)
     return items, counts

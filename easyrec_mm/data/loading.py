@@ -107,9 +107,9 @@ class BatchLoader:
             return Pending(rows, [], step, None, None, None, vectors)
         paths = self._paths(rows)
         plan = bank.plan(list(rows["picture_key"].numpy()), step) if bank else None
-        wanted = paths if plan is None else [paths[i] for i in plan.encoded]
-        self._pictures.begin(wanted)
-        return Pending(rows, paths, step, bank, plan, pool.submit(self._pictures.load, wanted), vectors)
+        encoded_paths = paths if plan is None else [paths[i] for i in plan.encoded]
+        self._pictures.begin(encoded_paths)
+        return Pending(rows, paths, step, bank, plan, pool.submit(self._pictures.load, encoded_paths), vectors)
 
     def finish(self, pending: Pending) -> InputBatch:
         """Wait until a batch is loaded, count its bad groups, pictures and keys, and return it.
@@ -172,8 +172,8 @@ class BatchLoader:
             is_good = ~is_bad[link_picture.numpy()]
             has_good = np.bincount(link_image.numpy(), is_good, num_images) > 0
             has_picture = has_good if self._schema.has_no_image_vector else np.ones(num_images, bool)
-            kept = is_good | ~has_good[link_image.numpy()] & has_picture[link_image.numpy()]
-            link_picture, link_image = tf.boolean_mask(link_picture, kept), tf.boolean_mask(link_image, kept)
+            is_kept = is_good | ~has_good[link_image.numpy()] & has_picture[link_image.numpy()]
+            link_picture, link_image = tf.boolean_mask(link_picture, is_kept), tf.boolean_mask(link_image, is_kept)
         return Images(
             encoded=tf.constant(encoded),
             category=rows["category"],

@@ -62,15 +62,15 @@ class PictureBank:
         """Decide which pictures of a batch to encode; must be called for the batches of a training in their order."""
         digests = [hashlib.blake2b(key, digest_size=_DIGEST_BYTES).digest() for key in keys]
         rows = np.array([self._rows.setdefault(digest, len(self._rows)) for digest in digests], np.int32)
-        known = len(self._planned)
-        is_fresh = np.array([row < known and self._is_fresh(self._planned[row], step) for row in rows], bool)
+        num_known = len(self._planned)
+        is_fresh = np.array([row < num_known and self._is_fresh(self._planned[row], step) for row in rows], bool)
         encoded = ~is_fresh
         if self._encode_ratio:
             fresh = np.flatnonzero(is_fresh)
             random = np.random.default_rng([self._seed, step])
             number = int(self._encode_ratio * len(fresh) + random.random())
             encoded[random.permutation(fresh)[:number]] = True
-        self._planned += [step] * (len(self._rows) - known)
+        self._planned += [step] * (len(self._rows) - num_known)
         for row in rows[encoded]:
             self._planned[row] = step
         return Plan(rows, np.flatnonzero(encoded).astype(np.int32))

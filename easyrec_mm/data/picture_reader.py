@@ -45,7 +45,7 @@ class PictureReader:
         if self._packed is not None:
             return
         for path_bytes in paths:
-            path = self._whole(path_bytes)
+            path = self._full_path(path_bytes)
             if is_remote(path):
                 with self._lock:
                     future, count = self._begun.get(path) or (_pool().submit(self._read_remote, path), 0)
@@ -64,7 +64,9 @@ class PictureReader:
         Raises:
           DataError: if no remote picture at all can be read, as with wrong credentials, or a tar cannot be read.
         """
-        remote = {row: self._take(path) for row, one in enumerate(paths) if is_remote(path := self._whole(one))}
+        remote = {
+            row: self._take(path) for row, own_path in enumerate(paths) if is_remote(path := self._full_path(own_path))
+        }
         data: list[bytes] = []
         problems: dict[int, str] = {}
         for row, own_path in enumerate(paths):
@@ -83,7 +85,7 @@ class PictureReader:
                     problems[row] = "is empty (0 bytes)"
         return data, problems
 
-    def _whole(self, path_bytes: bytes) -> str:
+    def _full_path(self, path_bytes: bytes) -> str:
         if self._packed is not None:
             return ""
         path = os.fsdecode(path_bytes)
@@ -126,7 +128,7 @@ class PictureReader:
     def _read_here(self, path_bytes: bytes) -> bytes:
         if self._packed is not None:
             return self._packed.read(path_bytes)
-        path = self._whole(path_bytes)
+        path = self._full_path(path_bytes)
         if not path:
             raise FileNotFoundError(0, "the path is empty")
         with open(plain(path), "rb", opener=open_regular) as file:

@@ -98,11 +98,11 @@ class PictureLoader:
 
     def _decode_one_by_one(self, data: list[bytes], problems: dict[int, str]) -> Pictures:
         pixels = np.repeat(self._blank[None], len(data), axis=0)
-        for row, one in enumerate(data):
+        for row, content in enumerate(data):
             if row in problems:
                 continue
             try:
-                pixels[row] = self._decode(tf.constant([one], tf.string))[0].numpy()
+                pixels[row] = self._decode(tf.constant([content], tf.string))[0].numpy()
             except tf.errors.OpError as error:
                 problems[row] = _decoding_problem(error, self._image)
         return Pictures(tf.constant(pixels), problems)

@@ -71,16 +71,16 @@ class StoredVectors:
           DataError: if more keys have no vector than the feature allows.
         """
         vectors: dict[str, tf.Tensor | tf.RaggedTensor] = {}
-        for name, found in (looking_up.result() if looking_up else {}).items():
+        for name, found_vectors in (looking_up.result() if looking_up else {}).items():
             index = keys[name]["index"]
             rows = index.flat_values if isinstance(index, tf.RaggedTensor) else index
-            self._count(name, keys[name]["distinct"], rows, found)
-            of_rows = tf.gather(found.vectors, rows)
+            self._count(name, keys[name]["distinct"], rows, found_vectors)
+            of_rows = tf.gather(found_vectors.vectors, rows)
             vectors[name] = index.with_flat_values(of_rows) if isinstance(index, tf.RaggedTensor) else of_rows
         return vectors
 
-    def _count(self, name: str, distinct: tf.Tensor, rows: tf.Tensor, found: Found) -> None:
+    def _count(self, name: str, distinct: tf.Tensor, rows: tf.Tensor, found_vectors: Found) -> None:
         keys, share = distinct.numpy(), self._max_missing[name]
         uses = np.bincount(rows.numpy(), minlength=len(keys))
-        missing, num_missing = keys[found.is_missing].tolist(), int(uses[found.is_missing].sum())
+        missing, num_missing = keys[found_vectors.is_missing].tolist(), int(uses[found_vectors.is_missing].sum())
         self._bad_records.add_keys(name, int(uses[keys != b""].sum()), missing, num_missing, share)

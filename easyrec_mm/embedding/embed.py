@@ -157,10 +157,10 @@ def _to_load(
     """Yield batches of items to load, their hashes in the store, and the number of items skipped as done."""
     waiting: list[tuple[Item, bytes | None]] = []
     num_done = 0
-    rest = iter(items)
-    while some := list(islice(rest, _LOOKED_UP_AT_A_TIME)):
-        known = store.hashes(generation, [item.key for item in some]) if refresh != "all" else [None] * len(some)
-        for item, hash_ in zip(some, known, strict=True):
+    remaining = iter(items)
+    while portion := list(islice(remaining, _LOOKED_UP_AT_A_TIME)):
+        hashes = store.hashes(generation, [item.key for item in portion]) if refresh != "all" else [None] * len(portion)
+        for item, hash_ in zip(portion, hashes, strict=True):
             if refresh == "new" and hash_ is not None:
                 num_done += 1
             else:
@@ -188,28 +188,30 @@ class _Loader:
         self._refresh = refresh
 
     def load(self, batch: tuple[list[Item], list[bytes | None], int]) -> _Loaded:
-        """Load items, and select the ones to embed by comparison with their known hashes."""
-        items, known, num_done = batch
+        """Load items, and select the ones to embed by comparison with their stored hashes."""
+        items, stored_hashes, num_done = batch
         pictures = [(row, path) for row, item in enumerate(items) for path in self._paths(item.path) or [""]]
         contents, unreadable = self._pictures.read([os.fsencode(path) for _, path in pictures])
         hashes = self._hashes(items, pictures, contents, unreadable)
-        wanted = {row for row in range(len(items)) if self._refresh != "changed" or hashes[row] != known[row]}
-        chosen = [i for i, (row, _) in enumerate(pictures) if row in wanted]
+        chosen_rows = {
+            row for row in range(len(items)) if self._refresh != "changed" or hashes[row] != stored_hashes[row]
+        }
+        chosen = [i for i, (row, _) in enumerate(pictures) if row in chosen_rows]
         problems = {at: unreadable[i] for at, i in enumerate(chosen) if i in unreadable}
         loaded = self._pictures.decode([contents[i] for i in chosen], problems) if chosen else None
-        found = loaded.problems if loaded else {}
-        good = [at for at in range(len(chosen)) if at not in found]
+        all_problems = loaded.problems if loaded else {}
+        good = [at for at in range(len(chosen)) if at not in all_problems]
         rows, owner = np.unique([pictures[chosen[at]][0] for at in good], return_inverse=True)
         pixels = loaded.pixels.numpy() if loaded else np.zeros((0, 1, 1, 1), np.uint8)
-        bad = [(*pictures[chosen[at]], problem) for at, problem in found.items()]
+        bad = [(*pictures[chosen[at]], problem) for at, problem in all_problems.items()]
         return _Loaded(
             items=[items[row] for row in rows],
             hashes=[hashes[row] for row in rows],
             pixels=pixels if len(good) == len(chosen) else pixels[good],
             owner=owner,
-            absent=[(items[row], hashes[row]) for row in sorted(wanted.difference(rows.tolist()))],
+            absent=[(items[row], hashes[row]) for row in sorted(chosen_rows.difference(rows.tolist()))],
             bad=[(items[row], path, problem) for row, path, problem in bad],
-            num_unchanged=num_done + len(items) - len(wanted),
+            num_unchanged=num_done + len(items) - len(chosen_rows),
         )
 
     def _hashes(
@@ -225,13 +227,15 @@ class _Loader:
             if i not in unreadable:
                 parts[row].append(contents[i])
         hashes = []
-        for item, some in zip(items, parts, strict=True):
-            if not some:
+        for item, item_parts in zip(items, parts, strict=True):
+            if not item_parts:
                 hashes.append(NO_CONTENT)
-            elif len(some) == 1 and not item.fields:
-                hashes.append(content_hash(some[0]))
+            elif len(item_parts) == 1 and not item.fields:
+                hashes.append(content_hash(item_parts[0]))
             else:
-                hashes.append(content_hash(b"".join([*map(content_hash, some), *(f.encode() for f in item.fields)])))
+                hashes.append(
+                    content_hash(b"".join([*map(content_hash, item_parts), *(f.encode() for f in item.fields)]))
+                )
         return hashes
 
 
@@ -269,7 +273,7 @@ def _open_list(path: str, refused: Sequence[BadRecord]) -> Iterator[TextIO]:
         raise UserError(f"--bad_pictures {path}: cannot be written: {error.strerror}") from error
     try:
         with file:
-            file.writelines(json.dumps(asdict(one)) + "\n" for one in refused)
+            file.writelines(json.dumps(asdict(record)) + "\n" for record in refused)
             yield file
     finally:
         if is_remote(path):

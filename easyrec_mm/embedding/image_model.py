@@ -84,12 +84,14 @@ class ImageModel:
         values: dict[str, Values] = {}
         for name in self.fields:
             field = schema.field(name)
-            given: Sequence[Any] = fields[name] if fields else [field.default_value] * num_items
-            values[name] = list(given) if field.dtype == "string" else np.array(given, _NUMPY_TYPES[field.dtype])
+            column: Sequence[Any] = fields[name] if fields else [field.default_value] * num_items
+            values[name] = list(column) if field.dtype == "string" else np.array(column, _NUMPY_TYPES[field.dtype])
         if self.runtime == "auto":
-            whole = owner < owner[:_TRIAL_PICTURES][-1] + 1
-            some = {name: value[: int(owner[whole][-1]) + 1] for name, value in values.items()}
-            self.runtime = min(self._runtimes, key=lambda name: self._seconds(name, numbers[whole], some, owner[whole]))
+            in_trial = owner < owner[:_TRIAL_PICTURES][-1] + 1
+            trial_values = {name: value[: int(owner[in_trial][-1]) + 1] for name, value in values.items()}
+            self.runtime = min(
+                self._runtimes, key=lambda name: self._seconds(name, numbers[in_trial], trial_values, owner[in_trial])
+            )
         return self._runtimes[self.runtime](numbers, values, owner)
 
     def _run_onnx(self, pixels: np.ndarray, fields: dict[str, Values], owner: np.ndarray) -> np.ndarray:
@@ -162,8 +164,8 @@ class PictureEmbedder:
         good = [i for i in range(len(paths)) if i not in problems]
         if good:
             rows, owner = np.unique([paths[i][0] for i in good], return_inverse=True)
-            given = {name: [fields[name][row] for row in rows] for name in self.fields} if fields else None
-            for row, vector in zip(rows, self._model.embed(pixels.numpy()[good], given, owner), strict=True):
+            values = {name: [fields[name][row] for row in rows] for name in self.fields} if fields else None
+            for row, vector in zip(rows, self._model.embed(pixels.numpy()[good], values, owner), strict=True):
                 vectors[row] = vector
         return vectors
 

@@ -66,24 +66,26 @@ def read_items(paths: str, schema: Schema, image_root: str = "", key_column: str
     """
     key_column = key_column or schema.image.field
     columns = _Columns(key_column, path_column or key_column, schema)
-    found: dict[str, Item] = {}
+    by_key: dict[str, Item] = {}
     refused: list[BadRecord] = []
     for path in _files(paths):
         for item in _items_of(path, columns, image_root):
             if isinstance(item, BadRecord):
                 refused.append(item)
                 continue
-            first = found.setdefault(item.key, item)
+            first = by_key.setdefault(item.key, item)
             if first.fields != item.fields:
-                names, here, before = (", ".join(some) for some in (schema.image_fields(), item.fields, first.fields))
+                names, here, before = (
+                    ", ".join(values) for values in (schema.image_fields(), item.fields, first.fields)
+                )
                 raise DataError(
                     f"{path}: key '{item.key}' has {names} '{here}' here and '{before}' before; a key has one vector: "
                     "give a table with keys of items (--key_column), and serve with --key_field"
                 )
-    if not found:
+    if not by_key:
         reason = f"; the first group is refused: {refused[0]}" if refused else "; give files that list some"
         raise DataError(f"--input {paths}: names no picture{reason}")
-    return Items(list(found.values()), refused)
+    return Items(list(by_key.values()), refused)
 
 
 class _Columns:
@@ -96,8 +98,8 @@ class _Columns:
         self.schema = schema
         self.key, self.path = key, path
         self.names = tuple(dict.fromkeys((key, path, *schema.image_fields())))
-        known = {field.name for field in schema.fields}
-        texts = tuple(Field(name, "string", "", True) for name in (key, path) if name not in known)
+        field_names = {field.name for field in schema.fields}
+        texts = tuple(Field(name, "string", "", True) for name in (key, path) if name not in field_names)
         of_item = replace(
             schema,
             fields=schema.fields + texts,
@@ -134,12 +136,12 @@ def _files(paths: str) -> list[str]:
     files: list[str] = []
     for part in filter(None, (part.strip() for part in paths.split(","))):
         if is_remote(part):
-            some = [info.path for info in place_of(part).find(part) if not info.is_folder]
+            matches = [info.path for info in place_of(part).find(part) if not info.is_folder]
         else:
-            some = sorted(name for name in glob.glob(plain(part), recursive=True) if not os.path.isdir(name))
-        if not some:
+            matches = sorted(name for name in glob.glob(plain(part), recursive=True) if not os.path.isdir(name))
+        if not matches:
             raise DataError(f"--input: '{part}' matches no file; check the path")
-        files += some
+        files += matches
     return files
 
 
@@ -183,10 +185,10 @@ def _parquet_items(path: str, columns: _Columns) -> Iterator[Item | BadRecord]:
 
 def _tfrecord_items(path: str, columns: _Columns) -> Iterator[Item | BadRecord]:
     with open_binary(path) as stream:
-        for rows, some in numbered(records(stream, path)):
+        for rows, portion in numbered(records(stream, path)):
             if rows[0] == 1:
-                _require_columns(path, feature_names(path, some[0]), columns)
-            yield from columns.items(path, read_examples(some, columns.groups), int(rows[0]), columns.path)
+                _require_columns(path, feature_names(path, portion[0]), columns)
+            yield from columns.items(path, read_examples(portion, columns.groups), int(rows[0]), columns.path)
 
 
 def _csv_items(path: str, columns: _Columns) -> Iterator[Item]:
@@ -240,6 +242,6 @@ def _line_items(path: str, columns: _Columns) -> Iterator[Item | BadRecord]:
             yield from (Item(line.decode(), line.decode()) for line in lines if line.strip())
             return
         _require_columns(path, [*layout.sample_fields, schema.image.field], columns)
-        for rows, some in numbered(lines):
-            groups = read_lines(some, num_columns, columns.groups)
+        for rows, portion in numbered(lines):
+            groups = read_lines(portion, num_columns, columns.groups)
             yield from columns.items(path, groups, int(rows[0]), schema.image.field)

@@ -192,13 +192,13 @@ def is_enough(config: EasyRecConfig, num_samples: int) -> bool:
 
 
 def plan_columns(
-    plan: EvalPlan, batch: Batch, kept: dict[str, tf.Tensor], outputs: dict[str, tf.Tensor]
+    plan: EvalPlan, batch: Batch, kept_fields: dict[str, tf.Tensor], outputs: dict[str, tf.Tensor]
 ) -> dict[str, np.ndarray]:
     """Return the columns that an evaluation keeps of a batch."""
     has_picture = np.ones(batch.num_samples, bool)
     if plan.uses_image:
         has_picture = batch.images.has_picture.numpy()[batch.sample_image.numpy()]
-    return plan.columns(as_arrays(batch.labels), as_arrays(outputs), as_arrays(kept), has_picture)
+    return plan.columns(as_arrays(batch.labels), as_arrays(outputs), as_arrays(kept_fields), has_picture)
 
 
 def as_arrays(tensors: dict[str, tf.Tensor]) -> dict[str, np.ndarray]:
@@ -238,8 +238,8 @@ def predict(
     writer: _CsvWriter | _ParquetWriter | None = None
     try:
         writer = _CsvWriter(temporary) if output.endswith(".csv") else _ParquetWriter(temporary)
-        for _, kept, outputs in batch_outputs(model, inputs, "predict"):
-            columns = {name: _column(tensor) for name, tensor in {**kept, **outputs}.items()}
+        for _, kept_fields, outputs in batch_outputs(model, inputs, "predict"):
+            columns = {name: _column(tensor) for name, tensor in {**kept_fields, **outputs}.items()}
             writer.write(columns)
             num_rows += len(next(iter(columns.values())))
         writer.close()
@@ -266,7 +266,7 @@ def batch_outputs(
             if bank is not None:
                 bank.before_step(item.batch.images.bank_row, item.batch.images.encoded, 0)
             if item.batch.num_samples:
-                yield item.batch, item.kept, step(item.batch)
+                yield item.batch, item.kept_fields, step(item.batch)
             progress.add(item.batch.num_samples, item.batch.num_images, 0.0)
             if time.monotonic() - shown > _SHOW_EVERY_S:
                 progress.show({}, progress.rates())

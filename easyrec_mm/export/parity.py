@@ -94,16 +94,16 @@ def measure_parity(
     inputs = Input(small, model.schema, path, "eval_input_path", records, kept_fields=ways.fields, vectors=vectors)
     collected: dict[str, list[Outputs]] = {}
     labels: list[Outputs] = []
-    num_pictures = seen = 0
+    num_pictures = num_seen = 0
     for item in inputs.batches():
         if item.batch.num_samples:
-            batch, kept = _first_samples(item.batch, item.kept)
-            for way, outputs in ways.run(batch, kept, item.picture_path):
+            batch, kept_fields = _first_samples(item.batch, item.kept_fields)
+            for way, outputs in ways.run(batch, kept_fields, item.picture_path):
                 collected.setdefault(way, []).append(outputs)
             labels.append(_arrays(batch.labels))
             num_pictures += batch.num_images
-        seen += item.num_groups
-        if seen >= num_groups:
+        num_seen += item.num_groups
+        if num_seen >= num_groups:
             break
     if not labels:
         raise ExportError(f"{path}: no good group to compare the models on; give other data with --eval_input_path")
@@ -133,39 +133,42 @@ class _Ways:
         self._bool_fields = {field.name for field in schema.fields if field.dtype == "bool"}
         self.fields = tuple(dict.fromkeys((*self._feature_fields, *self._image_fields)))
 
-    def run(self, batch: Batch, kept: dict[str, tf.Tensor], picture_path: list[bytes]) -> Iterator[tuple[str, Outputs]]:
+    def run(
+        self, batch: Batch, kept_fields: dict[str, tf.Tensor], picture_path: list[bytes]
+    ) -> Iterator[tuple[str, Outputs]]:
         """Yield (way, outputs) of each way.
 
         Args:
           batch: some samples.
-          kept: the values of `fields`, `[S]` each.
+          kept_fields: the values of `fields`, `[S]` each.
           picture_path: InputBatch.picture_path.
         """
         yield GRAPH, _arrays(self._compiled(self._model, batch))
         if self._trained is not None:
             yield TRAINED, _arrays(self._compiled(self._trained, batch))
         fields = {
-            name: tf.cast(kept[name], tf.bool) if name in self._bool_fields else kept[name] for name in self.fields
+            name: tf.cast(kept_fields[name], tf.bool) if name in self._bool_fields else kept_fields[name]
+            for name in self.fields
         }
         features = {name: fields[name] for name in self._feature_fields}
         vectors = parts.vector_inputs(self._schema, batch.features)
         shown = _Shown.of(batch, picture_path)
-        beside = {name: tf.gather(fields[name], shown.first_sample) for name in self._image_fields}  # [K]
+        side_inputs = {name: tf.gather(fields[name], shown.first_sample) for name in self._image_fields}  # [K]
         if self._schema.image_separator:
-            beside[manifest.PICTURE_ITEM] = tf.constant(shown.item)
-        image = self._image[manifest.DEFAULT](**{self._image_input: shown.pixels}, **beside)
+            side_inputs[manifest.PICTURE_ITEM] = tf.constant(shown.item)
+        image = self._image[manifest.DEFAULT](**{self._image_input: shown.pixels}, **side_inputs)
         self._require_exact_text(image)
         text = tf.gather(self._with_no_image(shown, image[manifest.IMAGE_TEXT]), batch.sample_image)
-        given = {**features, **vectors}
-        yield REC, _arrays(self._rec[manifest.DEFAULT](**given, **{manifest.IMAGE_TEXT: text}))
-        encoded = self._image[manifest.ENCODED](**{self._image_input: self._contents(shown)}, **beside)
+        rec_inputs = {**features, **vectors}
+        yield REC, _arrays(self._rec[manifest.DEFAULT](**rec_inputs, **{manifest.IMAGE_TEXT: text}))
+        encoded = self._image[manifest.ENCODED](**{self._image_input: self._contents(shown)}, **side_inputs)
         for way, outputs in ((VECTOR, image), (ENCODED, encoded)):
             of_images = self._with_no_image(shown, outputs[manifest.IMAGE_VECTOR])
             vector = tf.gather(of_images, batch.sample_image)
-            yield way, _arrays(self._rec[manifest.VECTOR](**given, **{manifest.IMAGE_VECTOR: vector}))
+            yield way, _arrays(self._rec[manifest.VECTOR](**rec_inputs, **{manifest.IMAGE_VECTOR: vector}))
         of_total = {name: fields[name] for name in dict.fromkeys((*self._feature_fields, *self._image_fields))}
         yield TOTAL, self._run_total(batch, {**of_total, **vectors}, shown)
-        yield ONNX, self._run_onnx(batch, features, self._onnx_vectors(image, beside, shown), shown)
+        yield ONNX, self._run_onnx(batch, features, self._onnx_vectors(image, side_inputs, shown), shown)
 
     @staticmethod
     def _compiled(model: MultimodalModel, batch: Batch) -> dict[str, tf.Tensor]:
@@ -194,8 +197,8 @@ class _Ways:
         samples_of = [np.flatnonzero(sample_image == row) for row in range(batch.num_images)]
         outputs: Outputs = {}
 
-        def add(samples: np.ndarray, found: dict[str, tf.Tensor]) -> None:
-            for name, value in found.items():
+        def add(samples: np.ndarray, predictions: dict[str, tf.Tensor]) -> None:
+            for name, value in predictions.items():
                 array = value.numpy()
                 outputs.setdefault(name, np.zeros((batch.num_samples, *array.shape[1:]), array.dtype))[samples] = array
 
@@ -220,15 +223,15 @@ class _Ways:
         return tf.constant(contents)
 
     def _onnx_vectors(
-        self, image: dict[str, tf.Tensor], beside: dict[str, tf.Tensor], shown: _Shown
+        self, image: dict[str, tf.Tensor], side_inputs: dict[str, tf.Tensor], shown: _Shown
     ) -> tf.Tensor | np.ndarray:
         """Return the vectors `[K, D]` of ONNX Runtime, or those of the SavedModel if there is no image.onnx."""
         if self._image_onnx is None:
             return image[manifest.IMAGE_VECTOR]
         image_inputs = {self._image_input: shown.pixels.numpy()}
-        category = {name: _values(value) for name, value in beside.items() if name in self._image_fields}
+        category = {name: _values(value) for name, value in side_inputs.items() if name in self._image_fields}
         image_inputs |= self._numpy_category(category, len(shown.images))
-        if manifest.PICTURE_ITEM in beside:
+        if manifest.PICTURE_ITEM in side_inputs:
             image_inputs[manifest.PICTURE_ITEM] = shown.item
         vectors: np.ndarray = self._image_onnx.run([manifest.IMAGE_VECTOR], image_inputs)[0]
         return vectors
@@ -249,16 +252,16 @@ class _Ways:
 
     def _padded_vectors(self, batch: Batch) -> dict[str, np.ndarray]:
         """Return the vectors of features that are in a store, in the form that the ONNX model takes."""
-        found = {}
+        vectors = {}
         for feature in self._schema.stored_features():
             value = batch.features[feature.name]
             if isinstance(value, tf.RaggedTensor):
                 longest = tf.maximum(value.bounding_shape()[1], 1)
                 mask = tf.sequence_mask(value.row_lengths(), longest, tf.float32)
-                found[feature.weight_key] = mask.numpy()
+                vectors[feature.weight_key] = mask.numpy()
                 value = value.to_tensor(shape=[None, longest, None])
-            found[feature.name] = value.numpy()
-        return found
+            vectors[feature.name] = value.numpy()
+        return vectors
 
     @staticmethod
     def _require_exact_text(image: dict[str, tf.Tensor]) -> None:
@@ -277,13 +280,15 @@ def _report(
     differences: dict[str, dict[str, float]] = {}
     limits: dict[str, float] = {}
     problems: list[str] = []
-    for one, other, limit in COMPARISONS:
-        name = f"{one} vs {other}"
+    for first, second, limit in COMPARISONS:
+        name = f"{first} vs {second}"
         limits[name] = limit
-        differences[name] = {output: _difference(by_way[one][output], by_way[other][output]) for output in by_way[one]}
+        differences[name] = {
+            output: _difference(by_way[first][output], by_way[second][output]) for output in by_way[first]
+        }
         for output, difference in differences[name].items():
             allowed = limit if output.startswith("probs_") else limit * _FACTOR_OF_OTHERS
-            a, b = by_way[one][output], by_way[other][output]
+            a, b = by_way[first][output], by_way[second][output]
             scale = 1.0 if output.startswith("probs_") else np.maximum(1.0, np.abs(b))
             if not np.max(np.abs(a - b) / scale, initial=0.0) <= allowed:
                 problems.append(f"  {name}: {output} differs by {difference:.2e}, allowed is {allowed:.0e}")
@@ -304,34 +309,34 @@ def _report(
 
 
 def _aucs(schema: Schema, outputs: Outputs, labels: Outputs) -> dict[str, float | None]:
-    found: dict[str, float | None] = {}
+    aucs: dict[str, float | None] = {}
     for task in schema.tasks:
         if task.activation == "binary":
             value = metric_value(AUC(), labels[task.label], outputs[task.score_name])
-            found[f"auc_{task.name}"] = value if np.isfinite(value) else None
-    return found
+            aucs[f"auc_{task.name}"] = value if np.isfinite(value) else None
+    return aucs
 
 
-def _difference(one: np.ndarray, other: np.ndarray) -> float:
-    return float(np.max(np.abs(one.astype(np.float64) - other), initial=0.0))
+def _difference(first: np.ndarray, second: np.ndarray) -> float:
+    return float(np.max(np.abs(first.astype(np.float64) - second), initial=0.0))
 
 
-def _first_samples(batch: Batch, kept: dict[str, tf.Tensor]) -> tuple[Batch, dict[str, tf.Tensor]]:
+def _first_samples(batch: Batch, kept_fields: dict[str, tf.Tensor]) -> tuple[Batch, dict[str, tf.Tensor]]:
     """Return the first samples of every picture, up to _SAMPLES_OF_A_PICTURE."""
     sample_image = batch.sample_image.numpy()
     rows = [np.flatnonzero(sample_image == row)[:_SAMPLES_OF_A_PICTURE] for row in range(batch.num_images)]
     samples = np.sort(np.concatenate(rows))
 
-    def some(values: dict[str, Any]) -> dict[str, Any]:
+    def gather(values: dict[str, Any]) -> dict[str, Any]:
         return {name: tf.gather(value, samples) for name, value in values.items()}
 
     taken = batch._replace(
-        features=some(batch.features),
-        labels=some(batch.labels),
+        features=gather(batch.features),
+        labels=gather(batch.labels),
         sample_weight=tf.gather(batch.sample_weight, samples),
         sample_image=tf.gather(batch.sample_image, samples),
     )
-    return taken, some(kept)
+    return taken, gather(kept_fields)
 
 
 @dataclass(frozen=True)
