@@ -53,7 +53,7 @@ def test_rows_come_in_the_order_that_is_asked_for(max_memory):
         assert max(len(chunk["group"]) for chunk in chunks) <= 64
         _, found = read(rows, ["score"], 1000, order=["-score"])
         assert np.array_equal(found["score"], np.sort(columns["score"])[::-1])
-        chunks, found = read(rows, ["score"], 64, order=["group", "-score"], whole="group")
+        chunks, found = read(rows, ["score"], 64, order=["group", "-score"], run_column="group")
         assert np.array_equal(found["score"], columns["score"][order])
         groups = [set(chunk["group"].tolist()) for chunk in chunks]
         assert sum(map(len, groups)) == len(set().union(*groups)) == 37
@@ -62,7 +62,7 @@ def test_rows_come_in_the_order_that_is_asked_for(max_memory):
 
 def test_groups_larger_than_chunks_stay_whole():
     columns = columns_of(50) | {"group": np.repeat(np.arange(3, dtype=np.uint64), [1, 48, 1])}
-    chunks, _ = read(rows_of(columns, 1 << 30), ["group"], 10, order=["group"], whole="group")
+    chunks, _ = read(rows_of(columns, 1 << 30), ["group"], 10, order=["group"], run_column="group")
     assert [len(chunk["group"]) for chunk in chunks] == [1, 48, 1]
 
 

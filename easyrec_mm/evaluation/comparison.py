@@ -93,7 +93,7 @@ def open_contender(path: str, config_path: str = "") -> Contender:
 class _Part(NamedTuple):
     """Rows of a batch: the columns to keep, and the columns that must be equal for both models."""
 
-    kept: Columns
+    kept_columns: Columns
     identity: Columns
 
 
@@ -127,9 +127,9 @@ def evaluate_and_compare(
         pairs = _in_step(
             _parts(first, inputs, plan, fields, ""), _parts(second, other_inputs, common, fields, _OTHER), path
         )
-        for one, other in pairs:
-            _require_same(one, other, len(rows), path, (first.name, second.name))
-            rows.append({**one.kept, **other.kept})
+        for part, other_part in pairs:
+            _require_same(part, other_part, len(rows), path, (first.name, second.name))
+            rows.append({**part.kept_columns, **other_part.kept_columns})
             if is_enough(config, len(rows)):
                 break
         slicers = list(plan.slicers.values())
@@ -157,11 +157,11 @@ def _input(contender: Contender, path: str, setting: str, bad_records: BadRecord
 
 
 def _common_tasks(first: Contender, second: Contender) -> set[str]:
-    others = {task.name: task for task in second.pipeline.schema.tasks}
+    other_tasks = {task.name: task for task in second.pipeline.schema.tasks}
     common = set()
     for task in first.pipeline.schema.tasks:
-        if task.name in others:
-            other = others[task.name]
+        if task.name in other_tasks:
+            other = other_tasks[task.name]
             if (task.label, task.activation, task.num_class) != (other.label, other.activation, other.num_class):
                 raise UserError(
                     f"--compare {second.name}: tower '{task.name}' predicts {_target(other)} there, but "
@@ -170,7 +170,7 @@ def _common_tasks(first: Contender, second: Contender) -> set[str]:
             common.add(task.name)
     if not common:
         raise UserError(
-            f"--compare {second.name}: its towers are {', '.join(others)}, but those of this model are "
+            f"--compare {second.name}: its towers are {', '.join(other_tasks)}, but those of this model are "
             f"{', '.join(task.name for task in first.pipeline.schema.tasks)}; compare models that share a tower"
         )
     return common
@@ -186,21 +186,21 @@ def _common_fields(first: Contender, second: Contender) -> tuple[str, ...]:
     types = []
     for contender in (first, second):
         schema = contender.pipeline.schema
-        kept = {*schema.layout.sample_fields, *schema.labels}
-        types.append({field.name: field.dtype for field in schema.fields if field.name in kept})
+        names = {*schema.layout.sample_fields, *schema.labels}
+        types.append({field.name: field.dtype for field in schema.fields if field.name in names})
     return tuple(sorted(name for name, dtype in types[0].items() if types[1].get(name) == dtype))
 
 
 def _parts(
     contender: Contender, inputs: Input, plan: EvalPlan, fields: tuple[str, ...], prefix: str
 ) -> Iterator[_Part]:
-    for batch, kept, outputs in batch_outputs(contender.model, inputs, "compare" if prefix else "evaluate"):
-        values = as_arrays(kept)
+    for batch, kept_fields, outputs in batch_outputs(contender.model, inputs, "compare" if prefix else "evaluate"):
+        values = as_arrays(kept_fields)
         identity = {name: values[name] for name in fields}
         if prefix:
             columns = plan.scores(as_arrays(batch.labels), as_arrays(outputs), prefix)
         else:
-            columns = plan_columns(plan, batch, kept, outputs)
+            columns = plan_columns(plan, batch, kept_fields, outputs)
         yield _Part(columns, identity)
 
 
@@ -211,38 +211,41 @@ def _in_step(first: Iterator[_Part], second: Iterator[_Part], path: str) -> Iter
         for i, parts in enumerate((first, second)):
             if held[i] is None:
                 held[i] = next(parts, None)
-        one, other = held
-        if one is None and other is None:
+        first_part, second_part = held
+        if first_part is None and second_part is None:
             return
-        if one is None or other is None:
-            less, more = ("this", "the other") if one is None else ("the other", "this")
+        if first_part is None or second_part is None:
+            shorter, longer = ("this", "the other") if first_part is None else ("the other", "this")
             raise UserError(
-                f"{path}: {more} model reads more rows than {less} one; both configs must accept the same groups"
+                f"{path}: {longer} model reads more rows than {shorter} one; both configs must accept the same groups"
             )
-        num_rows = min(_num_rows(one), _num_rows(other))
-        yield _cut(one, 0, num_rows), _cut(other, 0, num_rows)
-        held = [_cut(part, num_rows, _num_rows(part)) if _num_rows(part) > num_rows else None for part in (one, other)]
+        num_rows = min(_num_rows(first_part), _num_rows(second_part))
+        yield _cut(first_part, 0, num_rows), _cut(second_part, 0, num_rows)
+        held = [
+            _cut(part, num_rows, _num_rows(part)) if _num_rows(part) > num_rows else None
+            for part in (first_part, second_part)
+        ]
 
 
 def _num_rows(part: _Part) -> int:
-    return len(next(iter(part.kept.values())))
+    return len(next(iter(part.kept_columns.values())))
 
 
 def _cut(part: _Part, start: int, end: int) -> _Part:
     return _Part(*({name: values[start:end] for name, values in columns.items()} for columns in part))
 
 
-def _require_same(one: _Part, other: _Part, first_row: int, path: str, names: tuple[str, str]) -> None:
-    for name, values in one.identity.items():
-        others = other.identity[name]
-        differs = values != others
+def _require_same(part: _Part, other_part: _Part, first_row: int, path: str, names: tuple[str, str]) -> None:
+    for name, values in part.identity.items():
+        other_values = other_part.identity[name]
+        differs = values != other_values
         if values.dtype != object:
-            differs &= ~(np.isnan(values) & np.isnan(others))
+            differs &= ~(np.isnan(values) & np.isnan(other_values))
         if differs.any():
             row = int(np.flatnonzero(differs)[0])
-            given = [_text(column[row]) for column in (values, others)]
+            texts = [_text(column[row]) for column in (values, other_values)]
             raise UserError(
-                f"{path}: sample {first_row + row + 1}: '{name}' is {given[0]} for {names[0]} and {given[1]} for "
+                f"{path}: sample {first_row + row + 1}: '{name}' is {texts[0]} for {names[0]} and {texts[1]} for "
                 f"{names[1]}; compare models that read the same rows in the same way"
             )
 
@@ -254,10 +257,10 @@ def _text(value: Any) -> str:
 def _as_json(
     differences: dict[str, Difference], first: Summary, second: Summary, rows: Rows, plan: EvalPlan
 ) -> dict[str, Any]:
-    found: dict[str, Any] = {}
+    results: dict[str, Any] = {}
     for name, difference in differences.items():
         has_interval = not difference.reason
-        found[name] = {
+        results[name] = {
             "this": finite(first.estimates[name].value),
             "other": finite(second.estimates[name].value),
             "difference": finite(difference.value),
@@ -269,10 +272,10 @@ def _as_json(
         for part in first.parts:
             test = _delong(rows, entry, part) if isinstance(entry.metric, AUC) else None
             if test is not None:
-                of_metric = found[entry.name + part.suffix]
+                of_metric = results[entry.name + part.suffix]
                 of_metric["delong_p_value"] = finite(test.p_value)
                 of_metric["delong_standard_error"] = finite(test.standard_error)
-    return found
+    return results
 
 
 def _delong(rows: Rows, entry: Entry, part: Part) -> DeLong | None:
@@ -285,5 +288,5 @@ def _delong(rows: Rows, entry: Entry, part: Part) -> DeLong | None:
         return None
     if not first:
         return None
-    (labels, scores), (_, others) = np.concatenate(first, axis=1), np.concatenate(second, axis=1)
-    return delong_test(labels, scores, others)
+    (labels, scores), (_, other_scores) = np.concatenate(first, axis=1), np.concatenate(second, axis=1)
+    return delong_test(labels, scores, other_scores)

@@ -64,8 +64,8 @@ class GroupMetric(Metric):
             if are_whole:
                 ones = np.ones((len(chunk.label), 1))
                 values, weights = self.of_groups(chunk, ones)  # [V, 1]
-                kept = weights[:, 0] > 0
-                values, weights, clusters = values[kept], weights[kept], chunk.cluster[first_row][kept]
+                is_kept = weights[:, 0] > 0
+                values, weights, clusters = values[is_kept], weights[is_kept], chunk.cluster[first_row][is_kept]
                 for first, last in view.blocks(len(clusters)):
                     counts = view.weights.of(clusters, first, last).astype(np.float64)  # [V, W]
                     sums[:, first:last] += np.concatenate([values * weights, weights], axis=1).T @ counts
@@ -138,9 +138,9 @@ class RecallAtTopK(_TopMetric):
     def of_groups(self, chunk: Chunk, row_weights: Floats) -> tuple[Floats, Floats]:
         """See GroupMetric.of_groups."""
         runs = _runs(chunk, chunk.score, row_weights)
-        found = runs.of_groups(runs.positives / np.maximum(runs.samples, 1) * self.in_top(runs))
+        hits = runs.of_groups(runs.positives / np.maximum(runs.samples, 1) * self.in_top(runs))
         num_positives = runs.of_groups(runs.positives)
-        return found / num_positives, (num_positives > 0).astype(np.float64)
+        return hits / num_positives, (num_positives > 0).astype(np.float64)
 
 
 class HitRate(_TopMetric):
@@ -152,10 +152,10 @@ class HitRate(_TopMetric):
     def of_groups(self, chunk: Chunk, row_weights: Floats) -> tuple[Floats, Floats]:
         """See GroupMetric.of_groups."""
         runs = _runs(chunk, chunk.score, row_weights)
-        taken, others = self.in_top(runs), runs.samples - runs.positives
+        taken, negatives = self.in_top(runs), runs.samples - runs.positives
         # Probability that none of p positives is among t rows drawn from m: C(m - p, t) / C(m, t), hypergeometric.
-        left = others - taken
-        log_none = gammaln(others + 1) + gammaln(runs.samples - taken + 1)
+        left = negatives - taken
+        log_none = gammaln(negatives + 1) + gammaln(runs.samples - taken + 1)
         log_none -= gammaln(np.maximum(left, 0) + 1) + gammaln(runs.samples + 1)
         log_none = np.where(left < 0, -np.inf, np.where(runs.positives * taken > 0, log_none, 0.0))
         return 1 - np.exp(runs.of_groups(log_none)), (runs.of_groups(runs.positives) > 0).astype(np.float64)

@@ -261,8 +261,8 @@ def metric_value(metric: Metric, labels: Array, predictions: Array, groups: Arra
         or len(labels) != len(predictions)
     ):
         allowed = "[N] or [N, C]" if takes_classes else "[N]"
-        given = f"labels {labels.shape} and predictions {predictions.shape}"
-        raise ValueError(f"{type(metric).__name__}: {given}; give labels [N] and predictions {allowed}")
+        shapes = f"labels {labels.shape} and predictions {predictions.shape}"
+        raise ValueError(f"{type(metric).__name__}: {shapes}; give labels [N] and predictions {allowed}")
     if isinstance(metric, SumMetric) and predictions.ndim == 2:
         predictions, metric = metric.terms(labels, predictions)[0], MeanOfTerms()
     clusters = mix(np.arange(len(labels), dtype=np.uint64))

@@ -28,19 +28,19 @@ def write_result(path: str, results: EvalResults) -> None:
 
 def as_json(results: EvalResults) -> dict[str, Any]:
     """Convert results to values that JSON can represent."""
-    found: dict[str, Any] = {name: finite(value) for name, value in results.items()}
-    found |= results.curves
+    values: dict[str, Any] = {name: finite(value) for name, value in results.items()}
+    values |= results.curves
     if results.undefined:
-        found["undefined"] = results.undefined
+        values["undefined"] = results.undefined
     if results.confidence:
-        found["confidence"] = {
+        values["confidence"] = {
             **results.confidence,
             "intervals": {name: list(limits) for name, limits in results.intervals.items()},
             "without_interval": results.no_intervals,
         }
     if results.comparison:
-        found["comparison"] = results.comparison
-    return found
+        values["comparison"] = results.comparison
+    return values
 
 
 def table(results: EvalResults) -> str:

@@ -79,7 +79,7 @@ class Rows:
             self._spill()
 
     def chunks(
-        self, names: Sequence[str], num_rows: int, order: Sequence[str] = (), whole: str | None = None
+        self, names: Sequence[str], num_rows: int, order: Sequence[str] = (), run_column: str | None = None
     ) -> Iterator[Columns]:
         """Yield the rows in chunks.
 
@@ -87,19 +87,21 @@ class Rows:
           names: columns to read.
           num_rows: rows per chunk.
           order: columns to sort by; by default rows are read as they were appended.
-          whole: the first column of the order, if rows with equal values in it must stay in one chunk, however large.
+          run_column: the first column of the order, if rows with equal values in it must stay in one chunk of any size.
         """
         if not self._num_rows:
             return
-        parts = self._parts(list(dict.fromkeys([*names, *([whole] if whole else [])])), num_rows, tuple(order))
-        if whole is None:
+        parts = self._parts(
+            list(dict.fromkeys([*names, *([run_column] if run_column else [])])), num_rows, tuple(order)
+        )
+        if run_column is None:
             yield from parts
             return
         held: list[Columns] = []
         for part in parts:
-            values = part[whole]
+            values = part[run_column]
             last = int(np.searchsorted(values, values[-1]))  # first row of the last value, which may continue
-            if last == 0 and held and held[-1][whole][-1] == values[0]:
+            if last == 0 and held and held[-1][run_column][-1] == values[0]:
                 held.append(part)
                 continue
             # Everything before `last` is complete, including a first run that continues the held rows.

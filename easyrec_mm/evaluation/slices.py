@@ -130,11 +130,11 @@ class ByFrequency(Slicer):
     def raw(self, values: Array) -> Array:
         """Return the code of the frequency per row, given the hashes of items, uint64 `[N]`."""
         place = np.searchsorted(self._items, values)
-        found = np.zeros(len(values), bool)
+        is_known = np.zeros(len(values), bool)
         inside = place < len(self._items)
-        found[inside] = self._items[place[inside]] == values[inside]
+        is_known[inside] = self._items[place[inside]] == values[inside]
         counts = np.zeros(len(values), np.int64)
-        counts[found] = self._counts[place[found]]
+        counts[is_known] = self._counts[place[is_known]]
         return np.where(counts == 0, 0, np.where(counts < self._frequent_from, 1, 2)).astype(np.int8)
 
     def finish(self, rows: Rows) -> None:

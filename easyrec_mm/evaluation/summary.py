@@ -158,10 +158,10 @@ def parts_of(rows: Rows, slicers: Sequence[Slicer]) -> tuple[list[Part], Array]:
     counts = {slicer.column: np.zeros(len(slicer.values), np.int64) for slicer in slicers}
     clusters: dict[tuple[str, int], Array] = {}
 
-    def add_clusters(key: tuple[str, int], found: Array) -> None:
-        known = clusters.get(key, found[:0])
-        if not key[0] or len(known) < _MAX_CLUSTERS:
-            clusters[key] = np.union1d(known, found)
+    def add_clusters(key: tuple[str, int], chunk_clusters: Array) -> None:
+        known_clusters = clusters.get(key, chunk_clusters[:0])
+        if not key[0] or len(known_clusters) < _MAX_CLUSTERS:
+            clusters[key] = np.union1d(known_clusters, chunk_clusters)
 
     for chunk in rows.chunks([CLUSTER, *counts], _SCAN_ROWS):
         add_clusters(("", 0), chunk[CLUSTER])
@@ -170,7 +170,7 @@ def parts_of(rows: Rows, slicers: Sequence[Slicer]) -> tuple[list[Part], Array]:
             counts[slicer.column] += np.bincount(codes, minlength=len(slicer.values))
             for code in np.unique(codes).tolist():
                 add_clusters((slicer.column, code), chunk[CLUSTER][codes == code])
-    num_clusters = {key: len(found) for key, found in clusters.items()}
+    num_clusters = {key: len(members) for key, members in clusters.items()}
     parts = [Part("", len(rows), num_clusters.get(("", 0), 0))]
     for slicer in slicers:
         for code, value in enumerate(slicer.values):

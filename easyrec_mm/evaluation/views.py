@@ -76,7 +76,7 @@ class View:
 
     def by_group(self) -> Iterator[Chunk]:
         """Yield the rows by group, then by descending score; each group is within one chunk."""
-        return self._chunks((self.group, f"-{self.score}"), whole=self.group)
+        return self._chunks((self.group, f"-{self.score}"), run_column=self.group)
 
     def blocks(self, num_rows: int) -> Iterator[tuple[int, int]]:
         """Yield (first, last) of the columns of weights to compute at once for `num_rows` rows."""
@@ -84,20 +84,20 @@ class View:
         for first in range(0, self.weights.num_columns, step):
             yield first, min(first + step, self.weights.num_columns)
 
-    def _chunks(self, order: tuple[str, ...], whole: str | None = None) -> Iterator[Chunk]:
+    def _chunks(self, order: tuple[str, ...], run_column: str | None = None) -> Iterator[Chunk]:
         names = dict.fromkeys(
             [self.label, self.score, self.cluster, *([self.group] if self.group else []), *self.inputs]
         )
         num_rows = min(_MAX_CHUNK_ROWS, max(1, CHUNK_NUMBERS // self.weights.num_columns))
-        for columns in self.rows.chunks(list(names), num_rows, order, whole):
+        for columns in self.rows.chunks(list(names), num_rows, order, run_column):
             chunk = self._chunk(columns)
             if len(chunk.label):
                 yield chunk
 
     def _chunk(self, columns: Columns) -> Chunk:
         if self.selected is not None:
-            kept = self.selected(columns)
-            columns = {name: values[kept] for name, values in columns.items()}
+            is_selected = self.selected(columns)
+            columns = {name: values[is_selected] for name, values in columns.items()}
         label, score = columns[self.label].astype(np.float64), columns[self.score].astype(np.float64)
         if np.isnan(label).any() or np.isnan(score).any():
             raise Undefined("a label or a prediction is NaN")

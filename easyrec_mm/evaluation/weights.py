@@ -44,7 +44,7 @@ class ClusterWeights:
     def __init__(self, num_replicates: int = 0, seed: int = 0) -> None:
         self.num_replicates = num_replicates
         self._seed = seed
-        self._known: Hashes = np.zeros(0, np.uint64)
+        self._clusters: Hashes = np.zeros(0, np.uint64)
         self._table = np.zeros((0, 0), np.uint8)
 
     @property
@@ -63,16 +63,16 @@ class ClusterWeights:
         last = self.num_columns if last is None else last
         if last == 1:
             return np.ones((len(clusters), 1 - first), np.uint8)
-        if len(self._known):
-            return self._table[np.searchsorted(self._known, clusters), first:last]
+        if len(self._clusters):
+            return self._table[np.searchsorted(self._clusters, clusters), first:last]
         distinct, row = np.unique(clusters, return_inverse=True)
         return self._draw(distinct, first, last)[row]
 
     def prepare(self, clusters: Hashes) -> None:
         """Precompute the weights of all clusters, uint64 `[C]` ascending, if they fit in the memory limit."""
-        self._known, self._table = clusters[:0], np.zeros((0, 0), np.uint8)
+        self._clusters, self._table = clusters[:0], np.zeros((0, 0), np.uint8)
         if self.num_replicates and len(clusters) * self.num_columns <= _MAX_TABLE:
-            self._known, self._table = clusters, self._draw(clusters, 0, self.num_columns)
+            self._clusters, self._table = clusters, self._draw(clusters, 0, self.num_columns)
 
     def _draw(self, clusters: Hashes, first: int, last: int) -> npt.NDArray[np.uint8]:
         begin = (max(first, 1) - 1) // _DRAWS_PER_HASH
