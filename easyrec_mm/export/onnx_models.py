@@ -91,10 +91,10 @@ def write_rec_onnx(model: MultimodalModel, folder: Path) -> None:
         rows = {feature.name: values.get(_rows_name(feature)) for feature in features}
         x, _ = model.rec.feature_embedding.join(values, rows, values[IMAGE_VECTOR])
         logits = model.rec.logits(x, values[IMAGE_VECTOR])
-        found: dict[str, tf.Tensor] = {}
+        by_name: dict[str, tf.Tensor] = {}
         for task in model.schema.tasks:
-            found |= task_outputs(task, logits[task.name])
-        return [found[name] for name in output_names]
+            by_name |= task_outputs(task, logits[task.name])
+        return [by_name[name] for name in output_names]
 
     # tf2onnx does not accept all characters that the names of features may contain.
     numbered = [tf.TensorSpec(s.shape, s.dtype, name=f"input_{i}") for i, s in enumerate(specs.values())]
@@ -157,21 +157,21 @@ def _hold_captured(graph: onnx.GraphProto, captures: Iterable[tuple[tf.Tensor, t
 def _as_erf(graph: Any, node: Any, name: str, args: object) -> None:
     """Replace erfc(x) of GELU, which tf2onnx does not support, by 1 - erf(x)."""
     node.type = "Erf"
-    one = graph.make_const(f"{name}_one", np.array(1.0, np.float32))
+    unit = graph.make_const(f"{name}_one", np.array(1.0, np.float32))
     negative = graph.insert_new_node_on_output("Neg", node.output[0], name=f"{name}_negative")
     graph.insert_new_node_on_output(
-        "Add", negative.output[0], name=f"{name}_complement", inputs=[negative.output[0], one.output[0]]
+        "Add", negative.output[0], name=f"{name}_complement", inputs=[negative.output[0], unit.output[0]]
     )
 
 
 def _number_names(graph: onnx.GraphProto) -> None:
     """Name nodes and inner values by their order, because tf2onnx's own names differ in every process."""
-    kept = {value.name for value in (*graph.input, *graph.output)}
+    fixed_names = {value.name for value in (*graph.input, *graph.output)}
     names: dict[str, str] = {}
     for i, node in enumerate(graph.node):
         node.name = f"{node.op_type}_{i}"
         for name in (*node.input, *node.output):
-            if name and name not in kept:
+            if name and name not in fixed_names:
                 names.setdefault(name, f"value_{len(names)}")
     for initializer in graph.initializer:
         initializer.name = names.get(initializer.name, initializer.name)

@@ -70,10 +70,10 @@ def image_part(model: MultimodalModel, image_input: str) -> Part:
     def outputs(vector: tf.Tensor) -> dict[str, tf.Tensor]:
         return {IMAGE_TEXT: vector_text(vector), IMAGE_VECTOR: vector}
 
-    beside = {**_specs(model.schema, model.schema.image_fields()), **pictures.item_spec}
+    side_specs = {**_specs(model.schema, model.schema.image_fields()), **pictures.item_spec}
     functions = {
-        DEFAULT: (lambda **inputs: outputs(pictures.of_pixels(inputs)), {**pictures.pixel_spec, **beside}),
-        ENCODED: (lambda **inputs: outputs(pictures.of_contents(inputs)), {**pictures.content_spec, **beside}),
+        DEFAULT: (lambda **inputs: outputs(pictures.of_pixels(inputs)), {**pictures.pixel_spec, **side_specs}),
+        ENCODED: (lambda **inputs: outputs(pictures.of_contents(inputs)), {**pictures.content_spec, **side_specs}),
         DECODE: (lambda **inputs: {PIXELS: decode_pictures(inputs[image_input], image)}, pictures.content_spec),
     }
     return _part(model, ("image/",), functions, pictures.transform)
@@ -114,15 +114,15 @@ def total_part(model: MultimodalModel, image_input: str) -> Part:
     def outputs(inputs: dict[str, tf.Tensor], vector: tf.Tensor) -> dict[str, tf.Tensor]:
         return _outputs(model, transform, inputs, vector)
 
-    beside = {
+    specs = {
         **field_specs(schema),
         **vector_specs(schema),
         **_specs(schema, schema.image_fields()),
         **pictures.item_spec,
     }
     functions = {
-        DEFAULT: (lambda **inputs: outputs(inputs, pictures.of_pixels(inputs)), {**beside, **pictures.pixel_spec}),
-        ENCODED: (lambda **inputs: outputs(inputs, pictures.of_contents(inputs)), {**beside, **pictures.content_spec}),
+        DEFAULT: (lambda **inputs: outputs(inputs, pictures.of_pixels(inputs)), {**specs, **pictures.pixel_spec}),
+        ENCODED: (lambda **inputs: outputs(inputs, pictures.of_contents(inputs)), {**specs, **pictures.content_spec}),
     }
     return _part(model, ("image/", *_REC_WEIGHTS), functions, transform, pictures.transform)
 
@@ -159,8 +159,8 @@ def _vectors(schema: Schema, inputs: dict[str, tf.Tensor], num_samples: tf.Tenso
     """Return the features of a batch, from the inputs described by `vector_specs`."""
     features: dict[str, Any] = {}
     for feature in schema.stored_features():
-        given = inputs[feature.vector_key]
-        vectors = tf.broadcast_to(given, tf.concat([[num_samples], tf.shape(given)[1:]], 0))
+        input_vectors = inputs[feature.vector_key]
+        vectors = tf.broadcast_to(input_vectors, tf.concat([[num_samples], tf.shape(input_vectors)[1:]], 0))
         if feature.is_list:
             lengths = tf.broadcast_to(inputs[feature.length_key], [num_samples])
             vectors = tf.RaggedTensor.from_tensor(vectors, lengths)
@@ -191,8 +191,8 @@ def text_vector(text: tf.Tensor, width: int) -> tf.Tensor:
     """Convert text `[N]` of `width` comma-separated numbers to float32 `[N, width]`."""
     parts = tf.strings.split(text, TEXT_SEPARATOR)
     message = f"{IMAGE_TEXT} must hold {width} numbers between commas"
-    whole = tf.debugging.Assert(tf.reduce_all(tf.equal(parts.row_lengths(), width)), [message])
-    with tf.control_dependencies([whole]):
+    width_check = tf.debugging.Assert(tf.reduce_all(tf.equal(parts.row_lengths(), width)), [message])
+    with tf.control_dependencies([width_check]):
         return tf.reshape(tf.strings.to_number(parts.flat_values, tf.float32), [-1, width])
 
 
@@ -210,8 +210,8 @@ def _outputs(
     """Return the outputs for all samples; inputs with a single row apply to all of them."""
     schema = model.schema
     sizes = [tf.shape(vector)[0], *(tf.shape(inputs[name])[0] for name in vector_specs(schema))]
-    given = {name: inputs[name] for name in schema.model_fields()}
-    fields, num_samples = broadcast_fields(schema, given, tf.reduce_max(sizes))
+    field_inputs = {name: inputs[name] for name in schema.model_fields()}
+    fields, num_samples = broadcast_fields(schema, field_inputs, tf.reduce_max(sizes))
     features = {**transform(fields), **_vectors(schema, inputs, num_samples)}
     vector = tf.broadcast_to(vector, [num_samples, model.image_width])
     logits, _ = model.rec(features, vector, training=False)
@@ -256,8 +256,8 @@ class _Pictures:
         """Return the ids of the items' categories, int64 `[K]` or `[1]`; None if the tower uses no category."""
         if self._schema.category is None:
             return None
-        given = {name: inputs[name] for name in self._schema.image_fields()}
-        fields, _ = broadcast_fields(self._schema, given, tf.constant(1))
+        field_inputs = {name: inputs[name] for name in self._schema.image_fields()}
+        fields, _ = broadcast_fields(self._schema, field_inputs, tf.constant(1))
         return self.transform(fields)[self._schema.category.name]
 
 

@@ -83,8 +83,8 @@ class BackEnd(ABC):
         """Split texts of two parts each; return the first parts and the second parts."""
 
     @abstractmethod
-    def with_values_of(self, lists: Any, others: Any) -> Any:
-        """Return `lists` with the values of `others`, which have equally many values in each entry."""
+    def with_values_of(self, lists: Any, source: Any) -> Any:
+        """Return `lists` with the values of `source`, which have equally many values in each entry."""
 
     @abstractmethod
     def values_for(self, lists: Any, keys: Any, values: Any) -> Any:

@@ -61,21 +61,21 @@ def read_categories(settings: FeatureSettings) -> Categories:
     item = settings.item
     if not item.embedding_dim:
         settings.add("embedding_dim", f"is 0; give the width of the embedding of '{settings.name}'")
-    given = [name for name in _SETTINGS if getattr(item, name)]
-    if len(given) != 1:
+    names = [name for name in _SETTINGS if getattr(item, name)]
+    if len(names) != 1:
         is_combo = item.feature_type == FeatureConfig.ComboFeature
         choices = "hash_bucket_size" if is_combo else "hash_bucket_size, num_buckets, vocab_list or vocab_file"
-        what = f"'{settings.name}' has {', '.join(given) or 'no number of ids'}; give one of {choices}"
-        settings.problems.add(settings.place, what)
+        problem = f"'{settings.name}' has {', '.join(names) or 'no number of ids'}; give one of {choices}"
+        settings.problems.add(settings.place, problem)
         return Categories("hash", 1)
-    if given[0] == "hash_bucket_size":
+    if names[0] == "hash_bucket_size":
         return Categories("hash", item.hash_bucket_size, precision=item.precision)
-    if given[0] == "num_buckets":
+    if names[0] == "num_buckets":
         return Categories("identity", item.num_buckets, precision=item.precision)
-    vocabulary = tuple(item.vocab_list) if given[0] == "vocab_list" else _vocabulary_in_file(settings)
+    vocabulary = tuple(item.vocab_list) if names[0] == "vocab_list" else _vocabulary_in_file(settings)
     if len(set(vocabulary)) != len(vocabulary):
         repeated = next(text for i, text in enumerate(vocabulary) if text in vocabulary[:i])
-        settings.add(given[0], f"holds '{repeated}' twice; each value has one row")
+        settings.add(names[0], f"holds '{repeated}' twice; each value has one row")
     return Categories("vocabulary", len(vocabulary) + 1, vocabulary, item.precision)
 
 

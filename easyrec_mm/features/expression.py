@@ -190,8 +190,8 @@ class _Reader:
         if node.keywords or any(isinstance(argument, ast.Starred) for argument in node.args):
             raise ExpressionError(f"'{self._part(node)}': {name} takes positional arguments only")
         if not least <= len(node.args) <= most:
-            wanted = str(least) if least == most else f"{least} to {most}"
-            raise ExpressionError(f"'{self._part(node)}': {name} takes {wanted} arguments, not {len(node.args)}")
+            count = str(least) if least == most else f"{least} to {most}"
+            raise ExpressionError(f"'{self._part(node)}': {name} takes {count} arguments, not {len(node.args)}")
         return name
 
     def _number(self, node: ast.Constant) -> float:

@@ -162,5 +162,9 @@ def text_keys(feature: Feature, fields: Mapping[str, Any], back_end: BackEnd) ->
 
 def vocabularies(features: Iterable[Feature]) -> dict[str, tuple[str, ...]]:
     """Return feature -> vocabulary, for the features that have one."""
-    categories = {feature.name: feature.categories for feature in features}
-    return {name: one.vocabulary for name, one in categories.items() if one and one.encoding == "vocabulary"}
+    by_name = {feature.name: feature.categories for feature in features}
+    return {
+        name: categories.vocabulary
+        for name, categories in by_name.items()
+        if categories and categories.encoding == "vocabulary"
+    }

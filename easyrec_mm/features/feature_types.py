@@ -56,32 +56,34 @@ _DEFAULTS_OF_FORMAT_1: dict[str, Any] = {
 
 def _of_format_1(values: dict[str, Any]) -> Feature:
     """Return a feature of a manifest of format 1, in which a feature has the settings of all types."""
-    given = _DEFAULTS_OF_FORMAT_1 | _with_tuples(values)
-    shared = {name: given[name] for name in ("name", "inputs", "width", "table", "is_joined", "is_wide")}
-    if given["encoding"] is not None:
-        categories = Categories(given["encoding"], given["num_ids"], given["vocabulary"], given["precision"])
+    settings = _DEFAULTS_OF_FORMAT_1 | _with_tuples(values)
+    shared = {name: settings[name] for name in ("name", "inputs", "width", "table", "is_joined", "is_wide")}
+    if settings["encoding"] is not None:
+        categories = Categories(
+            settings["encoding"], settings["num_ids"], settings["vocabulary"], settings["precision"]
+        )
         shared["categories"] = categories
-    elif given["store"]:
-        shared["stored"] = StoredVectors(given["store"], given["raw_dim"], given["max_missing_share"])
+    elif settings["store"]:
+        shared["stored"] = StoredVectors(settings["store"], settings["raw_dim"], settings["max_missing_share"])
     else:
-        scaling = (given[name] for name in ("boundaries", "min_value", "max_value", "log1p"))
-        shared["numbers"] = Numbers(given["raw_dim"], *scaling)
-    texts = {name: given[name] for name in ("separator", "kv_separator", "combiner")}
-    kind = given["kind"]
+        scaling = (settings[name] for name in ("boundaries", "min_value", "max_value", "log1p"))
+        shared["numbers"] = Numbers(settings["raw_dim"], *scaling)
+    texts = {name: settings[name] for name in ("separator", "kv_separator", "combiner")}
+    kind = settings["kind"]
     if kind == "sequence":
         del texts["kv_separator"]
-        more = {name: given[name] for name in ("number_separator", "max_length", "keeps_last")}
-        return SequenceFeature(**shared, **texts, **more)
-    if kind == "tag" and given["max_selected"]:
-        return LookupFeature(**shared, **texts, max_selected=given["max_selected"])
+        sequence_settings = {name: settings[name] for name in ("number_separator", "max_length", "keeps_last")}
+        return SequenceFeature(**shared, **texts, **sequence_settings)
+    if kind == "tag" and settings["max_selected"]:
+        return LookupFeature(**shared, **texts, max_selected=settings["max_selected"])
     if kind == "tag":
         return TagFeature(**shared, **texts)
-    if kind == "raw" and given["expression"]:
-        return ExprFeature(**shared, expression=given["expression"])
-    if kind == "raw" and given["store"]:
+    if kind == "raw" and settings["expression"]:
+        return ExprFeature(**shared, expression=settings["expression"])
+    if kind == "raw" and settings["store"]:
         return VectorFeature(**shared)
     if kind == "raw":
-        return RawFeature(**shared, separator=given["separator"])
+        return RawFeature(**shared, separator=settings["separator"])
     return (IdFeature if kind == "id" else ComboFeature)(**shared)
 
 

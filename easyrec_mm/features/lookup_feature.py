@@ -64,11 +64,11 @@ class LookupFeature(Feature):
         key, entries = self.inputs
         lists = back_end.split(fields[entries], self.separator)
         names, values = back_end.pairs(lists.flat_values, self.kv_separator)
-        wanted = back_end.texts(fields[key])
+        key_texts = back_end.texts(fields[key])
         return back_end.cut(
-            back_end.values_for(lists.with_flat_values(names), wanted, values), self.max_selected, keeps_last=False
+            back_end.values_for(lists.with_flat_values(names), key_texts, values), self.max_selected, keeps_last=False
         )
 
     def values(self, fields: Mapping[str, Any], back_end: BackEnd) -> dict[str, Any]:
-        found = self.keys(fields, back_end)
-        return {self.name: found.with_flat_values(self.categories.ids(found.flat_values, self.name, back_end))}
+        keys = self.keys(fields, back_end)
+        return {self.name: keys.with_flat_values(self.categories.ids(keys.flat_values, self.name, back_end))}

@@ -140,10 +140,10 @@ class NumpyBackEnd(BackEnd):
         pairs = [text.split(separator) for text in texts]
         return [pair[0] for pair in pairs], [pair[1] for pair in pairs]
 
-    def with_values_of(self, lists: Lists, others: Lists) -> Lists:
-        if not np.array_equal(lists.lengths, others.lengths):
+    def with_values_of(self, lists: Lists, source: Lists) -> Lists:
+        if not np.array_equal(lists.lengths, source.lengths):
             raise ValueError("the two lists of a sample have different numbers of values")
-        return others
+        return source
 
     def values_for(self, lists: Lists, keys: Sequence[str], values: Sequence[str]) -> Lists:
         parts = zip(keys, lists.to_list(), lists.with_flat_values(values).to_list(), strict=True)
@@ -152,5 +152,5 @@ class NumpyBackEnd(BackEnd):
         )
 
     def cut(self, lists: Lists, length: int, keeps_last: bool) -> Lists:
-        kept = slice(-length, None) if keeps_last else slice(length)
-        return Lists.of([texts[kept] for texts in lists.to_list()])
+        span = slice(-length, None) if keeps_last else slice(length)
+        return Lists.of([texts[span] for texts in lists.to_list()])

@@ -29,8 +29,8 @@ class RawFeature(Feature):
         if settings.require_inputs(1, 1) and item.raw_input_dim > 1:
             settings.require_separator("separator")
             if settings.fields[settings.inputs[0]].dtype != "string":
-                what = f"more than one number needs a STRING field, '{settings.name}' is not"
-                settings.add("raw_input_dim", what)
+                problem = f"more than one number needs a STRING field, '{settings.name}' is not"
+                settings.add("raw_input_dim", problem)
         return cls(**number_attributes(settings), separator=item.separator if item.raw_input_dim > 1 else "")
 
     @property

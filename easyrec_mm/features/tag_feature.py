@@ -34,8 +34,8 @@ class TagFeature(Feature):
     def of_config(cls, settings: FeatureSettings) -> TagFeature:
         item = settings.item
         settings.require_inputs(1, 2)
-        for name, what in zip(settings.inputs, ("several tags", "several weights"), strict=False):
-            settings.require_string(name, what)
+        for name, contents in zip(settings.inputs, ("several tags", "several weights"), strict=False):
+            settings.require_string(name, contents)
         if item.HasField("kv_separator") and len(settings.inputs) == 2:
             settings.add("kv_separator", "the second input name holds the weights already; remove one")
         settings.require_pair_separators()
@@ -59,14 +59,14 @@ class TagFeature(Feature):
     def patterns(self) -> list[tuple[str, str]]:
         separators = self.separator + self.kv_separator
         tag, weight = self.categories.pattern(separators), number(separators)
-        found = []
+        patterns = []
         if self.kv_separator:
-            found.append((self.inputs[0], list_of(tag + literal(self.kv_separator) + weight, self.separator)))
+            patterns.append((self.inputs[0], list_of(tag + literal(self.kv_separator) + weight, self.separator)))
         elif self.categories.encoding == "identity":
-            found.append((self.inputs[0], list_of(tag, self.separator)))
+            patterns.append((self.inputs[0], list_of(tag, self.separator)))
         if self.weight_input:
-            found.append((self.weight_input, list_of(weight, self.separator)))
-        return found
+            patterns.append((self.weight_input, list_of(weight, self.separator)))
+        return patterns
 
     def keys(self, fields: Mapping[str, Any], back_end: BackEnd) -> Any:
         tags = back_end.split(fields[self.inputs[0]], self.separator)

@@ -108,8 +108,8 @@ class TensorFlowBackEnd(BackEnd):
         parts = tf.reshape(tf.strings.split(texts, separator).flat_values, [-1, 2])
         return parts[:, 0], parts[:, 1]
 
-    def with_values_of(self, lists: tf.RaggedTensor, others: tf.RaggedTensor) -> tf.RaggedTensor:
-        return lists.with_flat_values(others.flat_values)
+    def with_values_of(self, lists: tf.RaggedTensor, source: tf.RaggedTensor) -> tf.RaggedTensor:
+        return lists.with_flat_values(source.flat_values)
 
     def values_for(self, lists: tf.RaggedTensor, keys: tf.Tensor, values: tf.Tensor) -> tf.RaggedTensor:
         is_equal = tf.equal(lists.flat_values, tf.gather(keys, lists.value_rowids()))

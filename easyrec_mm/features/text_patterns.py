@@ -38,10 +38,10 @@ def word(separators: str) -> str:
 
 def vector(separators: str, separator: str, dim: int) -> str:
     """Return the pattern of `dim` numbers between `separator`, in a text that the characters of `separators` split."""
-    whole, rest = divmod(dim - 1, _MOST_REPEATS)
-    repeats = [_MOST_REPEATS] * whole + [rest] * (rest > 0)
-    one = number(separators)
-    return one + "".join(f"(?:{literal(separator)}{one}){{{count}}}" for count in repeats)
+    num_full, num_left = divmod(dim - 1, _MOST_REPEATS)
+    repeats = [_MOST_REPEATS] * num_full + [num_left] * (num_left > 0)
+    number_pattern = number(separators)
+    return number_pattern + "".join(f"(?:{literal(separator)}{number_pattern}){{{count}}}" for count in repeats)
 
 
 def literal(separator: str) -> str:
