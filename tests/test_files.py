@@ -633,7 +633,7 @@ def test_contents_of_a_place_without_versions_are_fetched_once_a_run(tmp_path, r
     class Unversioned:
         number = 0
 
-        def read(self, path, known):
+        def read(self, path, known_version):
             self.number += 1
             return files.Content(b"content", "")
 

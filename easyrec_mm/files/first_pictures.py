@@ -40,7 +40,7 @@ def missing(root: str, paths: Iterable[str]) -> dict[str, str]:
     paths = list(paths)
     with ThreadPoolExecutor(_NUM_THREADS) as pool:
         contents = pool.map(lambda path: read_picture(join(root, path)), paths)
-        return {path: one for path, one in zip(paths, contents, strict=True) if isinstance(one, str)}
+        return {path: content for path, content in zip(paths, contents, strict=True) if isinstance(content, str)}
 
 
 def are_most(num_missing: int, num: int, max_share: float = MAX_MISSING) -> bool:

@@ -63,16 +63,16 @@ class Folder:
         """
         if self.is_remote:
             prefix = len(self.path.rstrip("/")) + 1
-            found = place_of(self.path).below(self.path)
-            self._remote = {info.path[prefix:]: info for info in found if not info.is_folder}
+            infos = place_of(self.path).below(self.path)
+            self._remote = {info.path[prefix:]: info for info in infos if not info.is_folder}
 
-    def fetch(self, wanted: Callable[[str], bool] = lambda name: True) -> None:
-        """Download the remote files with names that `wanted` accepts, unless they have local copies.
+    def fetch(self, is_wanted: Callable[[str], bool] = lambda name: True) -> None:
+        """Download the remote files with names that `is_wanted` accepts, unless they have local copies.
 
         Raises:
           StorageError: if a file cannot be read.
         """
-        names = [name for name in self._remote if wanted(name) and name not in self._same]
+        names = [name for name in self._remote if is_wanted(name) and name not in self._same]
 
         def fetch(name: str) -> None:
             path = self.local / name
@@ -82,8 +82,8 @@ class Folder:
 
         _side_by_side(fetch, names)
 
-    def refresh(self, wanted: Callable[[str], bool], always: Callable[[str], bool]) -> None:
-        """Download the files that `wanted` accepts and that are new or rewritten, and those of `always` in any case.
+    def refresh(self, is_wanted: Callable[[str], bool], always: Callable[[str], bool]) -> None:
+        """Download the files that `is_wanted` accepts and that are new or rewritten, and those of `always` in any case.
 
         Raises:
           StorageError: if the folder cannot be listed, or a file cannot be read.
@@ -91,9 +91,9 @@ class Folder:
         before = self._remote
         self.look()
         for name, info in self._remote.items():
-            if wanted(name) and (always(name) or info != before.get(name)):
+            if is_wanted(name) and (always(name) or info != before.get(name)):
                 self._same.pop(name, None)
-        self.fetch(wanted)
+        self.fetch(is_wanted)
 
     def put(self, order: Callable[[str], int | None]) -> None:
         """Upload the files that were written locally, in ascending `order`; None leaves a file out.

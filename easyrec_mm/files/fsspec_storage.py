@@ -46,8 +46,8 @@ class FsspecStorage:
         with self._translated(pattern):
             is_pattern = "*" in pattern or (not pattern.startswith("http") and any(c in pattern for c in "?["))
             if is_pattern:
-                found = self._files.glob(pattern, detail=True)
-                return sorted(self._info(info) for info in found.values())
+                infos = self._files.glob(pattern, detail=True)
+                return sorted(self._info(info) for info in infos.values())
             try:
                 return [self._info(self._files.info(pattern), pattern)]
             except FileNotFoundError:
@@ -63,10 +63,10 @@ class FsspecStorage:
         with self._translated(path):
             return self._info(self._files.info(path), path)
 
-    def read(self, path: str, known: str | None = None) -> Content | None:
+    def read(self, path: str, known_version: str | None = None) -> Content | None:
         """See Storage.read."""
-        version = "" if known is None else self.stat(path).version
-        if version and version == known:
+        version = "" if known_version is None else self.stat(path).version
+        if version and version == known_version:
             return None
         with self._translated(path):
             return Content(bytes(self._files.cat_file(path)), version)

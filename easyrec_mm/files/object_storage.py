@@ -78,13 +78,15 @@ class ObjectStorage:
                 # Only the response to a GET contains the reason.
                 return self._info(obstore.get(self.store, inside(path)).meta)
 
-    def read(self, path: str, known: str | None = None) -> Content | None:
+    def read(self, path: str, known_version: str | None = None) -> Content | None:
         """See Storage.read."""
         import obstore
 
         with _translated(path):
             try:
-                result = obstore.get(self.store, inside(path), options={"if_none_match": known} if known else None)
+                result = obstore.get(
+                    self.store, inside(path), options={"if_none_match": known_version} if known_version else None
+                )
             except obstore.exceptions.NotModifiedError:
                 return None
             return Content(bytes(result.bytes()), _version(result.meta))
@@ -146,13 +148,13 @@ class ObjectStorage:
         if plain == len(parts):
             yield from self._at("/".join([*fixed, *parts]))
             return
-        fixed, part, rest = [*fixed, *parts[:plain]], parts[plain], parts[plain + 1 :]
+        fixed, part, later_parts = [*fixed, *parts[:plain]], parts[plain], parts[plain + 1 :]
         matches = re.compile(fnmatch.translate(part)).match
         listed = obstore.list_with_delimiter(self.store, "/".join(fixed))
         folders = [name for path in listed["common_prefixes"] if matches(name := path.rstrip("/").rpartition("/")[2])]
-        if rest:
+        if later_parts:
             for name in folders:
-                yield from self._expand([*fixed, name], rest)
+                yield from self._expand([*fixed, name], later_parts)
             return
         yield from (FileInfo(f"{self._place}/{'/'.join([*fixed, name])}", 0, "", is_folder=True) for name in folders)
         yield from (self._info(meta) for meta in listed["objects"] if matches(meta["path"].rpartition("/")[2]))
@@ -216,7 +218,7 @@ def _oss(bucket: str) -> Any:
     if not (endpoint and key and secret):
         raise StorageError(f"oss://{bucket}", _NO_OSS_SETTINGS, Failure.PLACE)
     scheme, _, host = endpoint.rpartition("://")
-    region = found[1] if (found := re.match(r"(?:s3\.)?oss-(.+?)(?:-internal)?\.aliyuncs", host)) else ""
+    region = match[1] if (match := re.match(r"(?:s3\.)?oss-(.+?)(?:-internal)?\.aliyuncs", host)) else ""
     config = {
         "region": os.environ.get("OSS_REGION") or region or "us-east-1",
         "endpoint": f"{scheme or 'https'}://{host}",
@@ -283,10 +285,10 @@ def _translated(path: str) -> Iterator[None]:
 def _understood(message: str) -> tuple[Failure, str]:
     """Return what obstore's message means, and the part of it that a user needs."""
     text = message.partition("\n\nDebug source")[0]
-    status = int(found[1]) if (found := re.search(r"status code: (\d{3})", text)) else 0
-    code = found[1] if (found := re.search(r"<Code>(.*?)</Code>", text, re.S)) else ""
-    told = found[1].strip() if (found := re.search(r"<Message>(.*?)</Message>", text, re.S)) else ""
-    reason = f"{code}: {told}" if code else f"the storage answers {status}" if status else _shortened(text)
+    status = int(match[1]) if (match := re.search(r"status code: (\d{3})", text)) else 0
+    code = match[1] if (match := re.search(r"<Code>(.*?)</Code>", text, re.S)) else ""
+    detail = match[1].strip() if (match := re.search(r"<Message>(.*?)</Message>", text, re.S)) else ""
+    reason = f"{code}: {detail}" if code else f"the storage answers {status}" if status else _shortened(text)
     if code == "NoSuchBucket":
         return Failure.PLACE, "there is no such bucket; check its name"
     if code in _WRONG_CREDENTIALS or status == 401:

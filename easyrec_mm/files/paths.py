@@ -36,8 +36,8 @@ def join(folder: str, name: str) -> str:
 
 def place_name(path: str) -> str:
     """Return the bucket or server of a path with a scheme: s3://bucket."""
-    scheme, _, rest = path.partition("://")
-    return f"{scheme.lower()}://{rest.partition('/')[0]}"
+    scheme, _, location = path.partition("://")
+    return f"{scheme.lower()}://{location.partition('/')[0]}"
 
 
 def inside(path: str) -> str:

@@ -55,9 +55,9 @@ class Place:
         """See Storage.stat."""
         return self._call(lambda storage: storage.stat(path))
 
-    def read(self, path: str, known: str | None = None) -> Content | None:
+    def read(self, path: str, known_version: str | None = None) -> Content | None:
         """See Storage.read."""
-        return self._call(lambda storage: storage.read(path, known))
+        return self._call(lambda storage: storage.read(path, known_version))
 
     def start(self, path: str, size: int) -> bytes:
         """See Storage.start."""
@@ -77,8 +77,8 @@ class Place:
 
     def _call(self, request: Callable[[Storage], T]) -> T:
         if self._failure is not None and time.monotonic() < self._failure[1]:
-            known = self._failure[0]
-            raise StorageError(known.path, known.reason, known.failure)
+            last_error = self._failure[0]
+            raise StorageError(last_error.path, last_error.reason, last_error.failure)
         try:
             if self.answered_s:
                 return self.attempt(request, TRY_S)

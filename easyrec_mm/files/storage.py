@@ -78,8 +78,8 @@ class Storage(Protocol):
     def stat(self, path: str) -> FileInfo:
         """Return the FileInfo of a file."""
 
-    def read(self, path: str, known: str | None = None) -> Content | None:
-        """Return a file's content; None if its version is still `known`. With known=None, its version may be ""."""
+    def read(self, path: str, known_version: str | None = None) -> Content | None:
+        """Return a file's content; None if its version is `known_version`. If that is None, the version may be ""."""
 
     def start(self, path: str, size: int) -> bytes:
         """Return the first `size` bytes of a file, or all bytes of a shorter file."""

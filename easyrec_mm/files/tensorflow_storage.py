@@ -48,10 +48,10 @@ class TensorFlowStorage:
         with _translated(path):
             return self._info(path)
 
-    def read(self, path: str, known: str | None = None) -> Content | None:
+    def read(self, path: str, known_version: str | None = None) -> Content | None:
         """See Storage.read."""
-        version = "" if known is None else self.stat(path).version
-        if version and version == known:
+        version = "" if known_version is None else self.stat(path).version
+        if version and version == known_version:
             return None
         with _translated(path), self._gfile.GFile(path, "rb") as file:
             return Content(bytes(file.read()), version)
