@@ -144,13 +144,13 @@ def _describe(path: Path) -> dict[str, Any]:
 
 def _check_file(path: Path, expected: dict[str, Any]) -> None:
     try:
-        found = _describe(path)
+        actual = _describe(path)
     except OSError as error:
         raise ExportError(
             f"{path}: cannot be read ({error.strerror}) though {MANIFEST} lists it; export again"
         ) from error
-    if found != expected:
+    if actual != expected:
         raise ExportError(
-            f"{path}: has {found['bytes']} bytes with SHA-256 {found['sha256'][:12]}, {MANIFEST} says "
+            f"{path}: has {actual['bytes']} bytes with SHA-256 {actual['sha256'][:12]}, {MANIFEST} says "
             f"{expected['bytes']} with {expected['sha256'][:12]}; it is damaged or of another export; export again"
         )

@@ -140,8 +140,8 @@ class Schema:
 
     def joined_widths(self) -> list[int]:
         """Return the width of each concatenated vector: the features', then the attentions' results and keys."""
-        found = [attention.width for attention in self.attentions for _ in range(1 + attention.joins_key)]
-        return [feature.width for feature in self.features if feature.is_joined] + found
+        attention_widths = [attention.width for attention in self.attentions for _ in range(1 + attention.joins_key)]
+        return [feature.width for feature in self.features if feature.is_joined] + attention_widths
 
     @property
     def wide_width(self) -> int:

@@ -98,19 +98,19 @@ def _polynomials(data: NDArray[np.uint8], offsets: NDArray[np.int64]) -> Hashes:
         return (sums[offsets[1:]] - sums[offsets[:-1]]) * inverses[np.minimum(offsets[:-1], len(inverses) - 1)]
 
 
-_kept: tuple[Hashes, Hashes] = (np.ones(1, np.uint64), np.ones(1, np.uint64))
+_kept_powers: tuple[Hashes, Hashes] = (np.ones(1, np.uint64), np.ones(1, np.uint64))
 
 
 def _powers(count: int) -> tuple[Hashes, Hashes]:
     """Return base^i and base^-i modulo 2^64 for at least all i below `count`."""
-    global _kept
-    if len(_kept[0]) < count:
+    global _kept_powers
+    if len(_kept_powers[0]) < count:
         size = 1 << (count - 1).bit_length()
         made = (_geometric(BASE, size), _geometric(pow(BASE, -1, 1 << 64), size))
         if size > 2 * MAX_POWERS:
             return made
-        _kept = made
-    return _kept
+        _kept_powers = made
+    return _kept_powers
 
 
 def _geometric(base: int, size: int) -> Hashes:

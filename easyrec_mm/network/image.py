@@ -81,8 +81,8 @@ def _augmentation(config: EasyRecConfig) -> Augmentation | None:
 def _descriptors(settings: ImgModel) -> Descriptors | None:
     if not settings.HasField("descriptors"):
         return None
-    given = settings.descriptors
-    return Descriptors(given.colour_grid, given.colour_bins, given.edge_grid)
+    descriptors = settings.descriptors
+    return Descriptors(descriptors.colour_grid, descriptors.colour_bins, descriptors.edge_grid)
 
 
 def item_image(settings: ImgModel, width: int, seed: int) -> ItemImage:
@@ -104,7 +104,7 @@ class ImageLosses:
 
     def __call__(self, vectors: tf.Tensor, images: Images, training: bool) -> dict[str, tf.Tensor]:
         """Return the weighted losses by name, for image vectors `[U, D]`."""
-        found: dict[str, tf.Tensor] = {}
+        losses: dict[str, tf.Tensor] = {}
         counted = images.has_picture
         for loss, layer in zip(self._losses, self.layers, strict=True):
             if loss.WhichOneof("loss") == "contrastive":
@@ -117,8 +117,8 @@ class ImageLosses:
                 # Only a ClassLoss counts the classes that it sees in training.
                 extra = {"training": training} if isinstance(layer, ClassLoss) else {}
                 value = layer(vectors, label, counted, **extra)
-            found[layer.name] = loss.weight * value
-        return found
+            losses[layer.name] = loss.weight * value
+        return losses
 
     def _layer(self, loss: ImageLoss, name: str) -> keras.layers.Layer:
         kind = loss.WhichOneof("loss")

@@ -253,8 +253,8 @@ class MultimodalModel:
         made = tf.cast(made, tf.float32)
         rows = tf.gather(images.bank_row, images.encoded)
         bank.vectors.scatter_update(tf.IndexedSlices(tf.stop_gradient(made), rows))
-        kept = tf.stop_gradient(tf.gather(bank.vectors, images.bank_row))
-        return tf.tensor_scatter_nd_update(kept, images.encoded[:, None], made)
+        bank_vectors = tf.stop_gradient(tf.gather(bank.vectors, images.bank_row))
+        return tf.tensor_scatter_nd_update(bank_vectors, images.encoded[:, None], made)
 
     def _is_trained(self, name: str, variable: keras.Variable) -> bool:
         if self.image is None or not name.startswith("image/") or name.startswith("image/item/"):

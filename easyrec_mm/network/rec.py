@@ -134,7 +134,7 @@ def _wide_penalties(model: EasyRecModel, schema: Schema) -> np.ndarray:
 def _attentions(model: EasyRecModel, schema: Schema, dtype: str) -> list[tuple[Attention, TargetAttention]]:
     """Return the attentions of the schema, each with its layer."""
     configs = {config.group_name: config for group in model.feature_groups for config in group.sequence_features}
-    found = []
+    attentions = []
     for attention in schema.attentions:
         config = configs[attention.name].seq_dnn
         score = DNN(
@@ -147,8 +147,8 @@ def _attentions(model: EasyRecModel, schema: Schema, dtype: str) -> list[tuple[A
             dtype,
             ends_linear=True,
         )
-        found.append((attention, TargetAttention(score, f"attention_{attention.name}")))
-    return found
+        attentions.append((attention, TargetAttention(score, f"attention_{attention.name}")))
+    return attentions
 
 
 class TaskTower(Composite):

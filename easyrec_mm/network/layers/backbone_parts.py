@@ -72,8 +72,8 @@ def add_low_rank_updates(stages: Sequence[Stage], rank: int, alpha: float) -> li
     blocks = [layer for stage in stages[1:] if not stage.block_ends for layer in stage.layers]
     layers = [layer for layer in blocks if isinstance(layer, (keras.layers.Dense, keras.layers.EinsumDense))]
     if not layers:
-        what = "this backbone is not a transformer: it has no blocks of attention and dense layers"
-        raise BackboneError("lora_rank", what)
+        problem = "this backbone is not a transformer: it has no blocks of attention and dense layers"
+        raise BackboneError("lora_rank", problem)
     for layer in layers:
         layer.enable_lora(rank, lora_alpha=alpha or None)
     return layers
@@ -113,8 +113,8 @@ def _tensors_of(structure: Any) -> tuple[list[tf.Tensor], Callable[[Sequence[tf.
     parts = tf.nest.flatten(structure)
 
     def put_back(tensors: Sequence[tf.Tensor]) -> Any:
-        rest = iter(tensors)
-        return tf.nest.pack_sequence_as(structure, [next(rest) if tf.is_tensor(part) else part for part in parts])
+        remaining = iter(tensors)
+        return tf.nest.pack_sequence_as(structure, [next(remaining) if tf.is_tensor(part) else part for part in parts])
 
     return [part for part in parts if tf.is_tensor(part)], put_back
 

@@ -94,16 +94,16 @@ def _layers_within(layer: keras.layers.Layer) -> Iterator[keras.layers.Layer]:
 
 def _transformer_blocks(model: keras.Model) -> list[keras.layers.Layer]:
     """Return the smallest layers that contain an attention layer and dense layers outside that attention layer."""
-    found: list[keras.layers.Layer] = []
+    blocks: list[keras.layers.Layer] = []
     for layer in _layers_within(model):
         below = list(_layers_within(layer))
         attention = [part for part in below if "attention" in type(part).__name__.lower()]
-        in_attention = {id(part) for one in attention for part in _layers_within(one)}
+        in_attention = {id(part) for attention_layer in attention for part in _layers_within(attention_layer)}
         dense = [part for part in below if isinstance(part, keras.layers.Dense) and id(part) not in in_attention]
         if attention and dense:
-            found.append(layer)
-    holds = {id(layer): {id(part) for part in _layers_within(layer)} for layer in found}
-    return [layer for layer in found if not any(id(other) in holds[id(layer)] for other in found)]
+            blocks.append(layer)
+    holds = {id(layer): {id(part) for part in _layers_within(layer)} for layer in blocks}
+    return [layer for layer in blocks if not any(id(other) in holds[id(layer)] for other in blocks)]
 
 
 def _token_stages(model: keras.Model, blocks: list[keras.layers.Layer]) -> list[Stage]:

@@ -166,11 +166,11 @@ def preset_backbone(preset: str, shape: Shape, dtype: str, feature_layer: str = 
         normalisation = presets.normalisation(preset) or IMAGENET
     except PresetError as error:
         raise BackboneError("preset", str(error)) from error
-    wanted = model.inputs[0].shape[1:]
-    if any(want is not None and want != have for want, have in zip(wanted, shape, strict=True)):
+    preset_shape = model.inputs[0].shape[1:]
+    if any(want is not None and want != have for want, have in zip(preset_shape, shape, strict=True)):
         raise BackboneError(
             "preset",
-            f"'{preset}' takes pictures of {_size(wanted)} (width x height x channels), but would get "
+            f"'{preset}' takes pictures of {_size(preset_shape)} (width x height x channels), but would get "
             f"{_size(shape)}; change img_shape or upscale",
         )
     source = _architecture(model)

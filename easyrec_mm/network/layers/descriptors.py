@@ -41,18 +41,18 @@ class Descriptors:
         """
         x = tf.cast(pixels, tf.float32) / 255.0
         height, width, channels = x.shape[1:]
-        found = []
+        parts = []
         if self._grid:
             cells = _smaller(x, self._grid, self._grid)
-            found.append(2.0 * tf.reshape(cells, [-1, self._grid**2 * channels]) - 1.0)
+            parts.append(2.0 * tf.reshape(cells, [-1, self._grid**2 * channels]) - 1.0)
         small = _smaller(x, min(height, _LARGEST_SIDE), min(width, _LARGEST_SIDE))
         height, width = small.shape[1:3]
         if self._bins:
             middle = small[:, height // 4 : height - height // 4, width // 4 : width - width // 4]
-            found += [self._histogram(small), self._histogram(middle)]
+            parts += [self._histogram(small), self._histogram(middle)]
         if self._edge_grid:
-            found.append(self._edges(tf.reduce_mean(small, axis=3)))
-        return tf.concat(found, axis=1)
+            parts.append(self._edges(tf.reduce_mean(small, axis=3)))
+        return tf.concat(parts, axis=1)
 
     def _edges(self, brightness: tf.Tensor) -> tf.Tensor:
         """Map brightness `[P, h, w]` to `[P, edge_grid * ceil(edge_grid / 2) * directions]`.

@@ -110,10 +110,10 @@ class FeatureEmbedding(keras.layers.Layer):
             history = tf.concat([elements[name] for name in attention.sequences], axis=-1)
             first = attention.sequences[0]
             if isinstance(values.get(first), tf.RaggedTensor):
-                found = layer(key, values[first].with_flat_values(history), training=training)
+                result = layer(key, values[first].with_flat_values(history), training=training)
             else:
-                found = layer.padded(key, history, values[self._by_name[first].weight_key])
-            joined += [found, key] if attention.joins_key else [found]
+                result = layer.padded(key, history, values[self._by_name[first].weight_key])
+            joined += [result, key] if attention.joins_key else [result]
         joined += [vectors[feature.name] for feature in self._features if feature.is_wide]
         return tf.concat(joined, axis=1), squares
 

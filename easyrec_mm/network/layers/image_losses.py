@@ -114,8 +114,8 @@ class ClassLoss(keras.layers.Layer):
             logits = self._scale * self._cosines(vector, label)
         loss = _mean(tf.nn.sparse_softmax_cross_entropy_with_logits(label, logits))
         if training and self.class_counts is not None:
-            seen = tf.math.unsorted_segment_sum(tf.ones_like(label, tf.float32), label, self._num_class)
-            self.class_counts.assign_add(seen)
+            batch_counts = tf.math.unsorted_segment_sum(tf.ones_like(label, tf.float32), label, self._num_class)
+            self.class_counts.assign_add(batch_counts)
         return loss
 
     def _cosines(self, vector: tf.Tensor, label: tf.Tensor) -> tf.Tensor:
@@ -131,9 +131,9 @@ class ClassLoss(keras.layers.Layer):
         if self.class_counts is None:
             return tf.constant(self._margin)
         counts = tf.convert_to_tensor(self.class_counts)
-        seen = tf.reduce_min(tf.where(counts > 0, counts, tf.float32.max))
+        least_count = tf.reduce_min(tf.where(counts > 0, counts, tf.float32.max))
         # A class that has not been seen before counts as the rarest one.
-        ratio = tf.minimum(seen / tf.maximum(tf.gather(counts, label), 1.0), 1.0)
+        ratio = tf.minimum(least_count / tf.maximum(tf.gather(counts, label), 1.0), 1.0)
         return self._margin * tf.pow(ratio, self._rarity_power)
 
 

@@ -324,8 +324,10 @@ def _or_of_zeros(encode: Callable[..., tf.Tensor], averages: list[keras.Variable
     num_pictures = tf.shape(inputs[0])[0]
     is_empty = tf.equal(num_pictures, 0)
     before = [tf.convert_to_tensor(v.value) for v in averages]
-    given = [tf.cond(is_empty, lambda x=x: tf.zeros([1, *x.shape[1:]], x.dtype), lambda x=x: x) for x in inputs]
-    features = encode(*given)
+    encoder_inputs = [
+        tf.cond(is_empty, lambda x=x: tf.zeros([1, *x.shape[1:]], x.dtype), lambda x=x: x) for x in inputs
+    ]
+    features = encode(*encoder_inputs)
     for variable, value in zip(averages, before, strict=True):
         variable.assign(tf.where(is_empty, value, variable))
     return features[:num_pictures]

@@ -72,6 +72,6 @@ class ItemImage(keras.layers.Layer):
         if self.no_image is None:
             return vectors
         if training and self._draws is not None:
-            kept = keras.random.uniform(tf.shape(has_picture), seed=self._draws) >= self._dropout
-            has_picture &= kept
+            is_kept = keras.random.uniform(tf.shape(has_picture), seed=self._draws) >= self._dropout
+            has_picture &= is_kept
         return tf.where(has_picture[:, None], vectors, tf.convert_to_tensor(self.no_image))

@@ -76,11 +76,13 @@ def _load(preset: str) -> keras.Model:
     import keras_hub
 
     is_folder = Path(preset).is_dir()
-    known = sorted(keras_hub.models.Backbone.presets)
-    if not is_folder and "://" not in preset and preset not in known:
-        near = difflib.get_close_matches(preset, known, n=3)
+    preset_names = sorted(keras_hub.models.Backbone.presets)
+    if not is_folder and "://" not in preset and preset not in preset_names:
+        near = difflib.get_close_matches(preset, preset_names, n=3)
         hint = (
-            f"nearest names: {', '.join(near)}" if near else f"keras-hub has {len(known)} presets, such as {known[0]}"
+            f"nearest names: {', '.join(near)}"
+            if near
+            else f"keras-hub has {len(preset_names)} presets, such as {preset_names[0]}"
         )
         raise PresetError(f"'{preset}' is neither a folder nor a preset of keras-hub; {hint}")
     try:
@@ -106,14 +108,17 @@ def _misfit(folder: Path, error: Exception) -> str:
     try:
         with _quiet():
             model = keras_hub.models.Backbone.from_preset(str(folder), load_weights=False)
-        wanted, found = _shapes_as_saved(model), _shapes_in_file(weights)
+        config_shapes, file_shapes = _shapes_as_saved(model), _shapes_in_file(weights)
     except Exception:  # the config is inconsistent, or the weights are not a Keras file
         return _first_line(error)
-    differing = [name for name in sorted({*wanted, *found}) if wanted.get(name) != found.get(name)]
+    differing = [
+        name for name in sorted({*config_shapes, *file_shapes}) if config_shapes.get(name) != file_shapes.get(name)
+    ]
     if not differing:
         return _first_line(error)
     lines = [
-        f"  {name}: config.json {wanted.get(name, 'has none')}, {weights.name} {found.get(name, 'has none')}"
+        f"  {name}: config.json {config_shapes.get(name, 'has none')}, "
+        f"{weights.name} {file_shapes.get(name, 'has none')}"
         for name in differing[:_MOST_NAMES]
     ]
     if len(differing) > _MOST_NAMES:

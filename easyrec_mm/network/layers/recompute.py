@@ -202,13 +202,13 @@ class _Slices(NamedTuple):
         """Return the rows of slice i."""
         return [x[i * self.size : (i + 1) * self.size] for x in tensors]
 
-    def array(self, whole: tf.Tensor) -> tf.TensorArray:
+    def array(self, tensor: tf.Tensor) -> tf.TensorArray:
         """Return an empty array for the slices of such a tensor."""
-        if not whole.shape[1:].is_fully_defined():
+        if not tensor.shape[1:].is_fully_defined():
             raise ValueError(
-                f"in_micro_batches: the shape of a row, {whole.shape[1:]}, is not fully defined; set its dimensions"
+                f"in_micro_batches: the shape of a row, {tensor.shape[1:]}, is not fully defined; set its dimensions"
             )
-        return tf.TensorArray(whole.dtype, self.number, element_shape=[None, *whole.shape[1:]], infer_shape=False)
+        return tf.TensorArray(tensor.dtype, self.number, element_shape=[None, *tensor.shape[1:]], infer_shape=False)
 
     def for_each(self, body: Callable[..., Any], *values: Any) -> Any:
         """Run `values = body(i, *values)` for each slice i and return the final values."""
