@@ -42,17 +42,17 @@ def choose_checkpoint(pipeline: Pipeline, path: str | None, model_dir: ModelDir 
     if criterion is None or config.export_config.exporter_type != BEST:
         return Choice(model_dir.checkpoint(_SETTING))
     evaluations = read_evaluations(model_dir.local / METRICS, criterion.metric)
-    paths = {step_of(found): found for found in Checkpoints(str(model_dir.local)).all()}
+    paths = {step_of(checkpoint): checkpoint for checkpoint in Checkpoints(str(model_dir.local)).all()}
     if not paths:
         return Choice(model_dir.checkpoint(_SETTING))  # raises an error that says what to do
-    wanted = standing_of(evaluations, criterion).best
+    best = standing_of(evaluations, criterion).best
     left = standing_of([e for e in evaluations if e.step in paths], criterion).best
     if left is None:
-        raise CheckpointError(_why_none(config.model_dir, criterion, evaluations, wanted))
+        raise CheckpointError(_why_none(config.model_dir, criterion, evaluations, best))
     note = ""
-    if wanted is not None and wanted.step != left.step:
+    if best is not None and best.step != left.step:
         note = (
-            f"the best checkpoint, of step {wanted.step} ({criterion.metric} {wanted.value:.6g}), is gone; the best of "
+            f"the best checkpoint, of step {best.step} ({criterion.metric} {best.value:.6g}), is gone; the best of "
             f"those that are left is that of step {left.step} ({left.value:.6g})"
         )
     model_dir.fetch_checkpoint(paths[left.step])
@@ -65,12 +65,12 @@ def step_of(checkpoint: str) -> int:
     return int(number) if number.isdecimal() else -1
 
 
-def _why_none(model_dir: str, criterion: Criterion, evaluations: list[Evaluation], wanted: Evaluation | None) -> str:
+def _why_none(model_dir: str, criterion: Criterion, evaluations: list[Evaluation], best: Evaluation | None) -> str:
     place = 'export_config.exporter_type: "best"'
     name_one = f"name a checkpoint with {_SETTING}"
-    if wanted is not None:
+    if best is not None:
         return (
-            f"{place}: the best checkpoint in {model_dir}, of step {wanted.step}, is gone, and none that is left "
+            f"{place}: the best checkpoint in {model_dir}, of step {best.step}, is gone, and none that is left "
             f"reached {criterion.condition()}; train again, or {name_one}"
         )
     nearest = standing_of(evaluations, criterion).nearest

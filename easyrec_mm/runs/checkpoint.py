@@ -84,9 +84,9 @@ class Checkpoints:
             if str(path) not in self.all():
                 _remove(str(path))
             good = self.latest()
-            rest = f"the last good one is {good}" if good else "there is none before it"
+            fallback = f"the last good one is {good}" if good else "there is none before it"
             reason = error.strerror if isinstance(error, OSError) else tensorflow_reason(error.message)
-            raise CheckpointError(f"{path}: cannot be written: {reason}; {rest}") from error
+            raise CheckpointError(f"{path}: cannot be written: {reason}; {fallback}") from error
         finally:
             shutil.rmtree(temporary, ignore_errors=True)
         for old in removed:
@@ -115,10 +115,10 @@ def resolve_checkpoint(path: str, setting: str) -> str:
       CheckpointError: if there is no checkpoint; the message names the setting.
     """
     if tf.io.gfile.isdir(path):
-        found = Checkpoints(path).latest() or tf.train.latest_checkpoint(path)
-        if not found:
+        newest = Checkpoints(path).latest() or tf.train.latest_checkpoint(path)
+        if not newest:
             raise CheckpointError(f"{setting}: folder '{path}' holds no checkpoint; train first, or name another")
-        return str(found)
+        return str(newest)
     prefix = re.sub(r"\.(index|meta|data-\d+-of-\d+)$", "", path)
     if not tf.io.gfile.exists(f"{prefix}.index"):
         raise CheckpointError(f"{setting}: no checkpoint '{path}'; give a path such as model_dir/{PREFIX}-1000")
@@ -149,9 +149,9 @@ def restore(path: str, variables: Mapping[str, tf.Variable]) -> None:
         elif list(variable.shape) != list(shapes[name]):
             problems.append(f"  {name}: model {list(variable.shape)}, checkpoint {list(shapes[name])}")
     if problems:
-        more = f"\n  and {len(problems) - 10} more" if len(problems) > 10 else ""
+        omission = f"\n  and {len(problems) - 10} more" if len(problems) > 10 else ""
         raise CheckpointError(
-            f"{path}: does not fit this config:\n" + "\n".join(problems[:10]) + more + "\n"
+            f"{path}: does not fit this config:\n" + "\n".join(problems[:10]) + omission + "\n"
             "Use the config it was trained with (model_dir/pipeline.config), another model_dir or fine_tune_checkpoint."
         )
     for name, variable in variables.items():
@@ -263,11 +263,11 @@ def _slices(variable: tf.Variable) -> list[tuple[int, int, str]]:
         return [(0, 0, "")]
     rows_at_a_time = max(1, SLICE_BYTES // row_bytes, math.ceil(shape[0] / MOST_SLICES))
     dims = " ".join(str(dim) for dim in shape)
-    rest = ":-" * (len(shape) - 1)
+    other_dims = ":-" * (len(shape) - 1)
     slices = []
     for start in range(0, shape[0], rows_at_a_time):
         stop = min(start + rows_at_a_time, shape[0])
-        slices.append((start, stop, f"{dims} {start},{stop - start}{rest}"))
+        slices.append((start, stop, f"{dims} {start},{stop - start}{other_dims}"))
     return slices
 
 

@@ -58,14 +58,14 @@ def read_lines(path: Path) -> Iterator[dict[str, Any]]:
 
 def read_evaluations(path: Path, metric: str) -> list[Evaluation]:
     """Read the evaluations that contain a metric, one per step, in the order of steps."""
-    found: dict[int, float | None] = {}
+    values: dict[int, float | None] = {}
     for line in read_lines(path):
         step = int(line["step"])
         if line["kind"] == START:
-            found = {earlier: value for earlier, value in found.items() if earlier <= step}
+            values = {earlier: value for earlier, value in values.items() if earlier <= step}
         elif line["kind"] == EVAL and metric in line:
-            found[step] = line[metric]
-    return [Evaluation(step, found[step]) for step in sorted(found)]
+            values[step] = line[metric]
+    return [Evaluation(step, values[step]) for step in sorted(values)]
 
 
 def standing_of(evaluations: Sequence[Evaluation], criterion: Criterion) -> Standing:

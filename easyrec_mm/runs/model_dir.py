@@ -104,9 +104,9 @@ class ModelDir:
             return
         try:
             self._put()
-            kept = {path.stem for path in self.local.glob(f"{PREFIX}-*.index")}
+            local_names = {path.stem for path in self.local.glob(f"{PREFIX}-*.index")}
             of_checkpoints = [name for name in self._folder.names() if name.startswith(f"{PREFIX}-")]
-            self._folder.remove([name for name in of_checkpoints if _checkpoint_of(name) not in kept])
+            self._folder.remove([name for name in of_checkpoints if _checkpoint_of(name) not in local_names])
         except StorageError as error:
             raise CheckpointError(f"{error}; the checkpoint could not be uploaded") from error
 

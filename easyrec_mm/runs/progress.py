@@ -75,8 +75,8 @@ class Progress:
             self._bar.set_postfix_str(", ".join([*filter(None, [left]), *speeds, *shown]))
         else:
             of_total = f"/{self._total}" if self._total else ""
-            told = ", ".join(filter(None, [*shown, *speeds, left]))
-            print(f"{self._name} {self._unit} {self._done}{of_total}: {told}", flush=True)
+            figures = ", ".join(filter(None, [*shown, *speeds, left]))
+            print(f"{self._name} {self._unit} {self._done}{of_total}: {figures}", flush=True)
 
     def say(self, message: str) -> None:
         """Show a message without breaking the bar."""

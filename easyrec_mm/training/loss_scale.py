@@ -36,12 +36,12 @@ class LossScale:
         """Return the gradients of the loss itself, computed from those of the scaled loss."""
         factor = 1.0 / self.value
 
-        def one(gradient: Gradient) -> Gradient:
+        def unscale(gradient: Gradient) -> Gradient:
             if isinstance(gradient, tf.IndexedSlices):
                 return tf.IndexedSlices(gradient.values * factor, gradient.indices, gradient.dense_shape)
             return None if gradient is None else gradient * factor
 
-        return [one(gradient) for gradient in gradients]
+        return [unscale(gradient) for gradient in gradients]
 
     def apply_if_finite(self, gradients: Sequence[Gradient], update: Callable[[], None]) -> None:
         """Run `update` unless a gradient is infinite or NaN, and adapt the scale."""

@@ -49,20 +49,20 @@ def build_phases(model: MultimodalModel, config: EasyRecConfig) -> list[Phase]:
     kinds = [(0, ImgModel.Trainable.Name(settings.trainable))]
     if settings.unfreeze_at_step:
         kinds.append((settings.unfreeze_at_step, "ALL"))
-    kept = None
+    shared_bank = None
     if uses_image and settings.encode_ratio < 1:
         # One bank for all phases, because a checkpoint has room for one bank.
         width, seed = model.bank_width("ALL"), config.data_config.seed
-        kept = PictureBank(width, settings.encode_ratio, settings.max_staleness_steps, seed)
+        shared_bank = PictureBank(width, settings.encode_ratio, settings.max_staleness_steps, seed)
     phases = []
     for first_step, kind in kinds:
         model.train_part(kind)
-        bank = kept
+        bank = shared_bank
         if kind in ("HEAD", "NONE"):
             has_bank = uses_image and not (kind == "HEAD" and settings.HasField("augmentation"))
             bank = PictureBank(model.bank_width(kind)) if has_bank else None
         trained = _trained_variables(model, config.train_config.freeze_gradient)
-        phases.append(Phase(first_step, kind, trained, bank, bank is not None and bank is kept))
+        phases.append(Phase(first_step, kind, trained, bank, bank is not None and bank is shared_bank))
     model.train_part(kinds[0][1])
     return phases
 
@@ -109,7 +109,7 @@ def build_optimizers(
             raise ConfigError(
                 f"train_config.optimizer_config[{i}].variables: no variable matches "
                 f"{', '.join(settings.variables)}, except those of earlier entries; variables are, for example, "
-                f"{_some(list(chosen))}"
+                f"{_examples(list(chosen))}"
             )
         optimizer = build_optimizer(settings, list(tables.values()), factors, first_steps, end)
         optimizer.build([trained[name] for name in names])
@@ -125,7 +125,7 @@ def _trained_variables(model: MultimodalModel, freeze_gradient: Iterable[str]) -
         if not frozen:
             raise ConfigError(
                 f"train_config.freeze_gradient: '{pattern}' matches no variable; variables are, for example, "
-                f"{_some(list(trained))}"
+                f"{_examples(list(trained))}"
             )
         trained = {name: v for name, v in trained.items() if name not in frozen}
     if not trained:
@@ -133,6 +133,6 @@ def _trained_variables(model: MultimodalModel, freeze_gradient: Iterable[str]) -
     return trained
 
 
-def _some(names: list[str]) -> str:
+def _examples(names: list[str]) -> str:
     """Return up to five names, taken evenly from the whole list, as text."""
     return ", ".join(names[:: max(1, len(names) // 5)][:5])
