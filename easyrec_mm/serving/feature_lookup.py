@@ -42,7 +42,7 @@ class FeatureLookup:
       manifest: manifest of the rec model.
       uris: feature -> URI of its store, if it differs from that in the config.
       needs_stores: whether a store that is down is an error; otherwise all its vectors count as missing.
-      others: look-up of the previous release, whose open stores are shared.
+      previous: look-up of the previous release, whose open stores are shared.
 
     Raises:
       ExportError: if `uris` names a feature that has no store.
@@ -54,13 +54,13 @@ class FeatureLookup:
         manifest: Manifest,
         uris: Mapping[str, str],
         needs_stores: bool = False,
-        others: FeatureLookup | None = None,
+        previous: FeatureLookup | None = None,
     ) -> None:
         stored = {feature.name: feature for feature in manifest.schema.stored_features()}
         for name in uris:
             if name not in stored:
-                known = did_you_mean(name, stored) if stored else "the model has none; remove it"
-                raise ExportError(f"--vector_store {name}: no feature of that name has vectors in a store; {known}")
+                hint = did_you_mean(name, stored) if stored else "the model has none; remove it"
+                raise ExportError(f"--vector_store {name}: no feature of that name has vectors in a store; {hint}")
         features = [
             replace(feature, stored=replace(feature.stored, uri=uris.get(name, feature.store_uri)))
             for name, feature in stored.items()
@@ -68,8 +68,8 @@ class FeatureLookup:
         ]
         trained = {name: origin_number(of["fingerprint"]) for name, of in manifest.vectors.items()}
         self._needs_stores = needs_stores
-        self._stores: VectorStores = VectorStores(features, trained, others._stores if others else None)
-        self._pause_until: dict[str, float] = others._pause_until if others else {}
+        self._stores: VectorStores = VectorStores(features, trained, previous._stores if previous else None)
+        self._pause_until: dict[str, float] = previous._pause_until if previous else {}
         # Whether a look-up may have to wait for the network.
         self.is_remote = any(not feature.store_uri.startswith("lmdb:") for feature in features)
 
@@ -89,9 +89,9 @@ class FeatureLookup:
             rows: dict[str, int] = {}
             flat = keys.flat_values if feature.is_list else keys
             index = np.array([rows.setdefault(key, len(rows)) for key in flat], np.int64)
-            found = self._find(feature, list(rows))
-            vectors[feature.name] = _of_samples(keys, found.vectors[index])
-            num_missing[feature.name] = int(found.is_missing[index].sum())
+            found_vectors = self._find(feature, list(rows))
+            vectors[feature.name] = _of_samples(keys, found_vectors.vectors[index])
+            num_missing[feature.name] = int(found_vectors.is_missing[index].sum())
         return vectors, num_missing
 
     def is_newest(self) -> bool:
@@ -103,7 +103,7 @@ class FeatureLookup:
         return self._stores.is_newest()
 
     def close(self) -> None:
-        """Close the stores, including those shared with `others`."""
+        """Close the stores, including those shared with `previous`."""
         self._stores.close()
 
     def _find(self, feature: Feature, keys: list[str]) -> Found:

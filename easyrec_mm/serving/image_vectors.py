@@ -43,15 +43,15 @@ class ImageVectors:
         if len(candidates.vectors) == candidates.number:
             sources[:] = Source.REQUEST
             return np.stack([candidates.vectors[i] for i in range(candidates.number)]), sources
-        found, states = self._look_up(release, candidates.keys)
+        vectors, states = self._look_up(release, candidates.keys)
         for i, vector in candidates.vectors.items():
-            found[i] = vector
+            vectors[i] = vector
             states[i] = State.PRESENT
             sources[i] = Source.REQUEST
         missing = np.flatnonzero(states != State.PRESENT)
         if len(missing):
-            self._fill(release, candidates, missing, found, sources)
-        return found, sources
+            self._fill(release, candidates, missing, vectors, sources)
+        return vectors, sources
 
     def _look_up(self, release: Release, keys: list[str]) -> tuple[NDArray[Any], NDArray[Any]]:
         """Return the store's vectors `[S, D]` and states `[S]`; all are missing if it is down and that is no error."""
@@ -59,8 +59,8 @@ class ImageVectors:
             problem = f"the store {self._store.uri} is down"
             if time.monotonic() >= self._store_pause_until:
                 try:
-                    found = self._store.get_many(keys, release.generation)
-                    return np.array(found.vectors), found.states
+                    records = self._store.get_many(keys, release.generation)
+                    return np.array(records.vectors), records.states
                 except StoreError as error:
                     self._store_pause_until = time.monotonic() + _STORE_PAUSE_S
                     problem = str(error)
@@ -89,31 +89,31 @@ class ImageVectors:
             first = missing[0]
             raise MissingVectorError(f"instance {first}: the store has no vector of '{keys[first]}'", len(missing))
         computed: dict[tuple[Any, ...], NDArray[Any]] = {}
-        wanted: list[tuple[Any, ...]] = []
+        requested: list[tuple[Any, ...]] = []
         if release.embedder is not None:
-            beside = [candidates.fields[name] for name in release.embedder.fields]
-            wanted = [(keys[i], *(some[i if len(some) > 1 else 0] for some in beside)) for i in missing]
-            computed = self._computed(release, release.embedder, sorted(set(wanted)))
+            columns = [candidates.fields[name] for name in release.embedder.fields]
+            requested = [(keys[i], *(column[i if len(column) > 1 else 0] for column in columns)) for i in missing]
+            computed = self._computed(release, release.embedder, sorted(set(requested)))
         stand_in, source = release.stand_in
         for at, i in enumerate(missing):
-            vector = computed.get(wanted[at]) if wanted else None
+            vector = computed.get(requested[at]) if requested else None
             vectors[i] = stand_in if vector is None else vector
             sources[i] = source if vector is None else Source.COMPUTED
 
     def _computed(
-        self, release: Release, embedder: Embedder, wanted: list[tuple[Any, ...]]
+        self, release: Release, embedder: Embedder, requested: list[tuple[Any, ...]]
     ) -> dict[tuple[Any, ...], NDArray[Any]]:
         """Return the vectors that can be computed, by key and fields; recently computed vectors are reused."""
         with self._computed_lock:
-            known = {key: release.computed[key] for key in wanted if key in release.computed}
-            unknown = [key for key in wanted if key not in known]
+            computed = {key: release.computed[key] for key in requested if key in release.computed}
+            unknown = [key for key in requested if key not in computed]
             if unknown:
                 fields = {name: [key[i] for key in unknown] for i, name in enumerate(embedder.fields, 1)}
                 vectors = zip(unknown, embedder([key[0] for key in unknown], fields), strict=True)
-                known |= {key: vector for key, vector in vectors if vector is not None}
-            for key, vector in known.items():
+                computed |= {key: vector for key, vector in vectors if vector is not None}
+            for key, vector in computed.items():
                 release.computed[key] = vector
                 release.computed.move_to_end(key)
             while len(release.computed) > _NUM_COMPUTED_KEPT:
                 release.computed.popitem(last=False)
-        return known
+        return computed

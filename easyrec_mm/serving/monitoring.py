@@ -78,8 +78,8 @@ def metrics_page(accept: str) -> tuple[bytes, str]:
 
 
 def _forget_dead_processes(folder: str) -> None:
-    found = (re.search(r"_(\d+)\.db$", path.name) for path in Path(folder).glob("gauge_live*.db"))
-    for process in {int(match[1]) for match in found if match}:
+    matches = (re.search(r"_(\d+)\.db$", path.name) for path in Path(folder).glob("gauge_live*.db"))
+    for process in {int(match[1]) for match in matches if match}:
         if not Path(f"/proc/{process}").exists():
             mark_process_dead(process, folder)
 

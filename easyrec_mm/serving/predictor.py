@@ -68,10 +68,10 @@ class OnnxPredictor(Predictor):
     ) -> dict[str, NDArray[Any]]:
         inputs = self._transform(fields, len(vectors))
         inputs[IMAGE_VECTOR] = vectors
-        for name, given in of_features.items():
-            inputs[name] = _of_all(given.vectors, len(vectors))
-            if given.lengths is not None:
-                is_there = np.arange(given.vectors.shape[1]) < given.lengths[:, None]
+        for name, feature_vectors in of_features.items():
+            inputs[name] = _of_all(feature_vectors.vectors, len(vectors))
+            if feature_vectors.lengths is not None:
+                is_there = np.arange(feature_vectors.vectors.shape[1]) < feature_vectors.lengths[:, None]
                 inputs[self._features[name].weight_key] = _of_all(is_there.astype(np.float32), len(vectors))
         taken = {name: value for name, value in inputs.items() if name in self._taken}
         return dict(zip(self._names, self._session.run(self._names, taken), strict=True))
@@ -106,10 +106,10 @@ class TensorFlowPredictor(Predictor):
             for name, value in fields.items()
             if name in self._dtypes
         }
-        for name, given in of_features.items():
-            inputs[self._features[name].vector_key] = constant(given.vectors)
-            if given.lengths is not None:
-                inputs[self._features[name].length_key] = constant(given.lengths)
+        for name, feature_vectors in of_features.items():
+            inputs[self._features[name].vector_key] = constant(feature_vectors.vectors)
+            if feature_vectors.lengths is not None:
+                inputs[self._features[name].length_key] = constant(feature_vectors.lengths)
         outputs = self._run(**inputs, **{IMAGE_VECTOR: constant(vectors)})
         return {name: value.numpy() for name, value in outputs.items()}
 

@@ -78,8 +78,8 @@ def _values(tensor: InferInput) -> list[Any]:
         array: NDArray[Any] = tensor.as_numpy()
         if isinstance(tensor.data, list) and tensor.datatype in _INTEGERS:
             # NumPy has already truncated values that are not integers.
-            given = np.array(tensor.data, object).ravel()
-            if any(type(value) is not int for value in given):
+            values = np.array(tensor.data, object).ravel()
+            if any(type(value) is not int for value in values):
                 raise ValueError("not all values are integers")
     except (ValueError, TypeError, OverflowError, InvalidInput, InferenceError, ArithmeticError) as error:
         raise RequestError(f"{tensor.name}: {error}") from error
@@ -129,8 +129,8 @@ def input_tensors(manifest: Manifest, key_field: str) -> list[dict[str, Any]]:
 
 def output_tensors(manifest: Manifest) -> list[dict[str, Any]]:
     """Return the model's outputs for the metadata of V2."""
-    found = manifest.signatures[VECTOR]["outputs"].items()
+    entries = manifest.signatures[VECTOR]["outputs"].items()
     outputs = [
-        {"name": name, "datatype": _DATATYPES[entry["dtype"]], "shape": list(entry["shape"])} for name, entry in found
+        {"name": name, "datatype": _DATATYPES[entry["dtype"]], "shape": list(entry["shape"])} for name, entry in entries
     ]
     return [*outputs, {"name": VECTOR_SOURCE, "datatype": "BYTES", "shape": [-1]}]

@@ -174,10 +174,10 @@ class Releases:
         header = last.predictor.manifest if last and is_same else read_header(folder, "rec")
         generation = by_tower.get(header.image_tower_fingerprint)
         if generation is None:
-            others = ", ".join(f"generation {g.number} of {g.fingerprint[:12]}" for g in by_tower.values()) or "nothing"
+            names = ", ".join(f"generation {g.number} of {g.fingerprint[:12]}" for g in by_tower.values()) or "nothing"
             raise ServingError(
                 f"{folder} ({header.checkpoint}) belongs to image tower {header.image_tower_fingerprint[:12]}, "
-                f"but {self._store.uri} holds {others}; embed with the image model of the same export"
+                f"but {self._store.uri} holds {names}; embed with the image model of the same export"
             )
         return Newest(folder, generation, _identity(folder, generation))
 
@@ -258,10 +258,10 @@ class Releases:
         vectors: list[NDArray[Any]] = []
         while True:
             with self._store_lock:  # not held for the whole scan, because requests wait for it
-                some = list(islice(records, _SCANNED_AT_A_TIME))
-            if not some:
+                portion = list(islice(records, _SCANNED_AT_A_TIME))
+            if not portion:
                 break
-            vectors += [record.vector for record in some if record.vector is not None]
+            vectors += [record.vector for record in portion if record.vector is not None]
         if not vectors:
             return np.zeros(generation.width, np.float32)
         return np.asarray(np.mean(vectors, axis=0), np.float32)
@@ -275,8 +275,8 @@ def newest_export(folder: str) -> str:
     """
     if is_remote(folder):
         inner = len(folder.rstrip("/")) + 1
-        found = [info.path[inner:].rpartition("/") for info in place_of(folder).below(folder)]
-        names = {name for name, _, file in found if file == MANIFEST}
+        path_parts = [info.path[inner:].rpartition("/") for info in place_of(folder).below(folder)]
+        names = {name for name, _, file in path_parts if file == MANIFEST}
     else:
         names = {str(path.parent.relative_to(folder)) for path in Path(folder).glob(f"*/{MANIFEST}")}
         names |= {"" for _ in Path(folder).glob(MANIFEST)}

@@ -94,7 +94,7 @@ class RequestReader:
         self._fields = {name: schema.field(name) for name in schema.feature_fields()}
         self._read_names = list(dict.fromkeys([*self._fields, self.key_field, IMAGE_TEXT]))
         # A request may contain other fields of the data, which are ignored.
-        self._known = {field.name for field in schema.fields}.union(self._read_names)
+        self._known_names = {field.name for field in schema.fields}.union(self._read_names)
         # A key field that is not in the data may contain text or integers.
         key_dtypes = [field.dtype for field in schema.fields if field.name == self.key_field] or ["string", "int64"]
         self._key_types = frozenset[type]().union(*(_TYPES[dtype] for dtype in key_dtypes))
@@ -114,9 +114,9 @@ class RequestReader:
         """
         columns = self._parse(body) if isinstance(body, bytes) else self._columns(body)
         for name in columns.shared:
-            given = [i for i, value in enumerate(columns.own[name]) if value is not None]
-            if given:
-                raise RequestError(f"instance {given[0]}: '{name}' is in 'shared', too; give it once")
+            instances = [i for i, value in enumerate(columns.own[name]) if value is not None]
+            if instances:
+                raise RequestError(f"instance {instances[0]}: '{name}' is in 'shared', too; give it once")
         fields = {
             name: self._values(field, [columns.shared[name]], "shared")
             if name in columns.shared
@@ -137,8 +137,8 @@ class RequestReader:
     def _make_decoder(self) -> msgspec.json.Decoder[Any]:
         types: dict[str, Any] = {name: _TYPE_OF_JSON[field.dtype] for name, field in self._fields.items()}
         types.setdefault(self.key_field, functools.reduce(operator.or_, self._key_types))
-        others = self._known.difference(self._read_names)
-        names = [*self._read_names, *sorted(others)]
+        other_names = self._known_names.difference(self._read_names)
+        names = [*self._read_names, *sorted(other_names)]
         # Names are numbered, because the name of a field need not be a Python identifier.
         fields = [(f"f{i}", types[name] | None if name in types else Any, None) for i, name in enumerate(names)]
         renamed = {f"f{i}": name for i, name in enumerate(names)}
@@ -192,8 +192,8 @@ class RequestReader:
         if not isinstance(values, dict):
             raise RequestError(f"{place} is {_shown(values)}, not an object of fields")
         for name in values:
-            if name not in self._known:
-                raise RequestError(f"{place}: no field '{name}'; {did_you_mean(name, self._known)}")
+            if name not in self._known_names:
+                raise RequestError(f"{place}: no field '{name}'; {did_you_mean(name, self._known_names)}")
         return values
 
     def _values(self, field: Field, values: Sequence[Any], place: str) -> Values:
@@ -264,7 +264,7 @@ class RequestReader:
         shared_key, shared_vector = columns.shared.get(self.key_field), None
         if IMAGE_TEXT in columns.shared:
             shared_vector = self._vector(columns.shared[IMAGE_TEXT], "shared")
-        found: list[str] = []
+        picture_keys: list[str] = []
         for i, (text, key) in enumerate(zip(texts, keys, strict=True)):
             if text is not None:
                 vectors[i] = self._vector(text, f"instance {i}")
@@ -273,15 +273,15 @@ class RequestReader:
             key = shared_key if key is None else key
             if key is None and self._key_optional:
                 key = ""
-                found.append(key)
+                picture_keys.append(key)
                 continue
             if i not in vectors and type(key) not in self._key_types:
                 problem = "is missing" if key is None else f"is {_shown(key)}, not a key"
                 raise RequestError(
                     f"instance {i}: {self.key_field}: {problem}; give the picture's key, or {IMAGE_TEXT}"
                 )
-            found.append("" if i in vectors else str(key))
-        return found, vectors
+            picture_keys.append("" if i in vectors else str(key))
+        return picture_keys, vectors
 
     def _vector(self, value: object, place: str) -> NDArray[Any]:
         """Parse a vector given as text (as the image model writes it), as a list of numbers, or as an array."""

@@ -180,8 +180,8 @@ class Store(ABC):
             if g.number != meta.current and (g.completed_s or g.number < meta.current)
         ]
         # First remove them from the list, so that a reader never sees a generation that is partly deleted.
-        kept = {number: g for number, g in meta.generations.items() if g not in removed}
-        self.write_meta(replace(meta, generations=kept))
+        remaining = {number: g for number, g in meta.generations.items() if g not in removed}
+        self.write_meta(replace(meta, generations=remaining))
         for generation in removed:
             self._delete(generation)
         return [generation.number for generation in removed]
@@ -237,14 +237,14 @@ def join_vectors(generation: Generation, values: Sequence[bytes | None], keys: S
     states = np.full(len(values), State.PRESENT, np.int8)
     lengths = {0 if value is None else len(value) for value in values}
     if lengths != {size}:
-        whole, nothing = list(values), bytes(size)
+        records, nothing = list(values), bytes(size)
         for i, value in enumerate(values):
             if value is None or len(value) != size:
-                whole[i] = nothing
+                records[i] = nothing
                 states[i] = State.MISSING if value is None else State.ABSENT
                 if value is not None:
                     decode(keys[i], value, generation, uri)  # raises if it is not a record
-        values = whole
+        values = records
     table = np.frombuffer(b"".join(values), np.uint8).reshape(-1, size)  # type: ignore[arg-type]
     vectors = np.ascontiguousarray(table[:, _HEADER.size :]).view(generation.dtype).astype(np.float32, copy=False)
     return Vectors(generation.number, vectors, states)
@@ -278,16 +278,19 @@ def parse_meta(text: bytes | str | None, uri: str) -> Meta:
         raise StoreError(f"{uri}: is not a store of easyrec_mm ({error}); choose another store") from error
 
 
-def require_generation(meta: Meta, wanted: Generation | None, uri: str) -> Generation:
-    """Return the wanted generation as the store has it now, by default the current one.
+def require_generation(meta: Meta, requested: Generation | None, uri: str) -> Generation:
+    """Return the requested generation as the store has it now, by default the current one.
 
     Raises:
       StoreError: if the generation is gone, or no generation is complete.
     """
-    if wanted is not None:
-        generation = meta.generations.get(wanted.number)
-        if generation is None or (generation.fingerprint, generation.begun_s) != (wanted.fingerprint, wanted.begun_s):
-            raise StoreError(f"{uri}: generation {wanted.number} no longer exists; load the current one")
+    if requested is not None:
+        generation = meta.generations.get(requested.number)
+        if generation is None or (generation.fingerprint, generation.begun_s) != (
+            requested.fingerprint,
+            requested.begun_s,
+        ):
+            raise StoreError(f"{uri}: generation {requested.number} no longer exists; load the current one")
         return generation
     current = meta.current_generation
     if current is None:

@@ -33,7 +33,7 @@ class VectorStores:
     Args:
       features: the features; those that name no store are ignored.
       trained: feature -> `origin_number` of the vectors that a model was trained with; by default the current vectors.
-      others: stores that are already open and are shared; both are then closed together.
+      open_stores: stores that are already open and are shared; both are then closed together.
 
     Raises:
       StoreError: if a store cannot be reached, or has no such vectors, or only vectors of another width.
@@ -43,17 +43,17 @@ class VectorStores:
         self,
         features: Iterable[Feature],
         trained: Mapping[str, int] | None = None,
-        others: VectorStores | None = None,
+        open_stores: VectorStores | None = None,
     ) -> None:
-        self._lock: threading.Lock = others._lock if others else threading.Lock()
-        self._stores: dict[str, Store] = others._stores if others else {}
+        self._lock: threading.Lock = open_stores._lock if open_stores else threading.Lock()
+        self._stores: dict[str, Store] = open_stores._stores if open_stores else {}
         self._trained = trained
         self.features = {feature.name: feature for feature in features if feature.stored is not None}
         self.generations: dict[str, Generation] = {}
         try:
             self.generations = self._newest()
         except StoreError:
-            if others is None:
+            if open_stores is None:
                 self.close()
             raise
 
@@ -67,9 +67,9 @@ class VectorStores:
         if is_empty.all():
             return Found(np.zeros((len(keys), feature.num_numbers), np.float32), ~is_empty)
         with self._lock:
-            found = self._stores[feature.store_uri].get_many(keys, self.generations[feature.name])
-        is_there = found.states == State.PRESENT
-        return Found(np.where(is_there[:, None], found.vectors, np.float32(0)), ~(is_there | is_empty))
+            records = self._stores[feature.store_uri].get_many(keys, self.generations[feature.name])
+        is_there = records.states == State.PRESENT
+        return Found(np.where(is_there[:, None], records.vectors, np.float32(0)), ~(is_there | is_empty))
 
     def is_newest(self) -> bool:
         """Return whether the stores have no newer vectors of the same origin.
@@ -89,14 +89,14 @@ class VectorStores:
 
     def _newest(self) -> dict[str, Generation]:
         """Return the generation that each feature takes."""
-        found = {}
+        generations = {}
         with self._lock:
             for feature in self.features.values():
                 if feature.store_uri not in self._stores:
                     self._stores[feature.store_uri] = _opened(feature)
                 origin = None if self._trained is None else self._trained[feature.name]
-                found[feature.name] = _generation(feature, self._stores[feature.store_uri], origin)
-        return found
+                generations[feature.name] = _generation(feature, self._stores[feature.store_uri], origin)
+        return generations
 
 
 def origin_number(fingerprint: str) -> int:
@@ -116,21 +116,21 @@ def _generation(feature: Feature, store: Store, origin: int | None) -> Generatio
     meta = store.meta()
     place = f"feature '{feature.name}': {store.uri}"
     if origin is None:
-        found = meta.current_generation
-        if found is None:
+        generation = meta.current_generation
+        if generation is None:
             raise StoreError(f"{place}: holds no complete generation of vectors; write one with easyrec-mm store load")
     else:
-        complete = [generation for generation in meta.generations.values() if generation.completed_s]
-        same = [generation for generation in complete if origin_number(generation.fingerprint) == origin]
-        found = max(same, key=lambda generation: (generation.number == meta.current, generation.number), default=None)
-        if found is None:
+        complete = [g for g in meta.generations.values() if g.completed_s]
+        same = [g for g in complete if origin_number(g.fingerprint) == origin]
+        generation = max(same, key=lambda g: (g.number == meta.current, g.number), default=None)
+        if generation is None:
             held = ", ".join(f"generation {g.number} of '{g.fingerprint[:40]}'" for g in complete) or "nothing"
             raise StoreError(
                 f"{place}: holds {held}, but not the vectors that the model was trained with; restore them"
             )
-    if found.width != feature.num_numbers:
+    if generation.width != feature.num_numbers:
         raise StoreError(
-            f"{place}: generation {found.number} has vectors of {found.width} numbers, but vector_dim is "
+            f"{place}: generation {generation.number} has vectors of {generation.width} numbers, but vector_dim is "
             f"{feature.num_numbers}; make them equal"
         )
-    return found
+    return generation

@@ -86,8 +86,8 @@ class LmdbStore(Store):
 
     def get_many(self, keys: Sequence[str], generation: Generation | None = None) -> Vectors:
         def read(transaction: Transaction) -> Vectors:
-            found = require_generation(self._read_meta(transaction), generation, self.uri)
-            return join_vectors(found, _values(transaction, found, keys), keys, self.uri)
+            stored_generation = require_generation(self._read_meta(transaction), generation, self.uri)
+            return join_vectors(stored_generation, _values(transaction, stored_generation, keys), keys, self.uri)
 
         return self._within(read)
 
@@ -136,13 +136,13 @@ class LmdbStore(Store):
         """Return at most _AT_A_TIME stored keys and values of a generation, beginning with a stored key."""
 
         def read(transaction: Transaction) -> list[tuple[bytes, bytes]]:
-            found: list[tuple[bytes, bytes]] = []
+            items: list[tuple[bytes, bytes]] = []
             with transaction.cursor() as cursor:
-                more = cursor.set_range(start)
-                while more and len(found) < _AT_A_TIME and cursor.key().startswith(_PREFIX.pack(generation.number)):
-                    found.append(cursor.item())
-                    more = cursor.next()
-            return found
+                has_item = cursor.set_range(start)
+                while has_item and len(items) < _AT_A_TIME and cursor.key().startswith(_PREFIX.pack(generation.number)):
+                    items.append(cursor.item())
+                    has_item = cursor.next()
+            return items
 
         return self._within(read)
 

@@ -88,10 +88,10 @@ def load(store: Store, paths: str, columns: Columns, origin: str, dtype: VectorD
 def _files(paths: str) -> list[str]:
     files: list[str] = []
     for part in filter(None, (part.strip() for part in paths.split(","))):
-        some = sorted(glob.glob(part, recursive=True))
-        if not some:
+        matches = sorted(glob.glob(part, recursive=True))
+        if not matches:
             raise DataError(f"--input: '{part}' matches no file; check the path")
-        files += some
+        files += matches
     for path in files:
         if not path.endswith((".parquet", ".csv")):
             raise DataError(f"--input: {path}: is neither .parquet nor .csv; write one of these")
@@ -100,24 +100,24 @@ def _files(paths: str) -> list[str]:
 
 def _tables(path: str, columns: Columns) -> Iterator[pa.Table]:
     """Yield the two columns of a file, several rows at a time."""
-    wanted = [columns.key, columns.vector]
+    names = [columns.key, columns.vector]
     if path.endswith(".parquet"):
         with pq.ParquetFile(path) as file:
-            _require_columns(path, file.schema_arrow.names, wanted)
-            for batch in file.iter_batches(_ROWS_AT_A_TIME, columns=wanted):
+            _require_columns(path, file.schema_arrow.names, names)
+            for batch in file.iter_batches(_ROWS_AT_A_TIME, columns=names):
                 yield pa.Table.from_batches([batch])
         return
     with pyarrow.csv.open_csv(path) as reader:
-        _require_columns(path, reader.schema.names, wanted)
+        _require_columns(path, reader.schema.names, names)
     # Read as text, so that a key of digits keeps its leading zeros, and "NA" is a key.
-    convert = pyarrow.csv.ConvertOptions(include_columns=wanted, column_types=dict.fromkeys(wanted, pa.string()))
+    convert = pyarrow.csv.ConvertOptions(include_columns=names, column_types=dict.fromkeys(names, pa.string()))
     with pyarrow.csv.open_csv(path, convert_options=convert) as reader:
         for batch in reader:
             yield pa.Table.from_batches([batch])
 
 
-def _require_columns(path: str, names: list[str], wanted: list[str]) -> None:
-    for name in wanted:
+def _require_columns(path: str, names: list[str], required: list[str]) -> None:
+    for name in required:
         if name not in names:
             flags = "name the columns with --key_column and --vector_column"
             raise DataError(f"{path}: no column '{name}'; {did_you_mean(name, names)} Or {flags}.")

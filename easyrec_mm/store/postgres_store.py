@@ -65,9 +65,9 @@ class PostgresStore(Store):
             ).fetchall()
 
         rows = self._guarded(read)
-        found = require_generation(parse_meta(rows[0][0] if rows else None, self.uri), generation, self.uri)
+        stored_generation = require_generation(parse_meta(rows[0][0] if rows else None, self.uri), generation, self.uri)
         values = {key: value for _, key, value in rows}
-        return join_vectors(found, [values.get(key) for key in keys], keys, self.uri)
+        return join_vectors(stored_generation, [values.get(key) for key in keys], keys, self.uri)
 
     def close(self) -> None:
         if self._connection is not None:
@@ -102,8 +102,8 @@ class PostgresStore(Store):
                 binary=True,
             ).fetchall()
         )
-        found = dict(rows)
-        return [found.get(key) for key in keys]
+        values = dict(rows)
+        return [values.get(key) for key in keys]
 
     def _write(self, generation: Generation, items: Sequence[tuple[str, bytes]]) -> None:
         newest = dict(items)  # a statement may touch a row only once

@@ -61,11 +61,11 @@ class RedisStore(Store):
         # One round trip gets the vectors of the generation that was current last time, and whether it is still current.
         while True:
             # A given generation may be newer than the metadata that were read last.
-            found = generation or require_generation(self._last_meta, None, self.uri)
-            text, values = self._guarded(partial(self._meta_and_values, found, keys))
+            candidate = generation or require_generation(self._last_meta, None, self.uri)
+            text, values = self._guarded(partial(self._meta_and_values, candidate, keys))
             self._last_meta = parse_meta(text, self.uri)
-            if require_generation(self._last_meta, generation, self.uri).number == found.number:
-                return join_vectors(found, values, keys, self.uri)
+            if require_generation(self._last_meta, generation, self.uri).number == candidate.number:
+                return join_vectors(candidate, values, keys, self.uri)
 
     def close(self) -> None:
         self._client.close()
@@ -93,15 +93,15 @@ class RedisStore(Store):
 
     def _scan(self, generation: Generation) -> Iterator[tuple[str, bytes]]:
         position = 0
-        seen: set[bytes] = set()  # keys of the last page: Redis may return a key twice while the hash grows
+        last_keys: set[bytes] = set()  # keys of the last page: Redis may return a key twice while the hash grows
         while True:
             position, page = self._guarded(
                 partial(self._client.hscan, self._hash(generation), position, count=_AT_A_TIME)
             )
             for key, value in page.items():
-                if key not in seen:
+                if key not in last_keys:
                     yield key.decode(), value
-            seen = set(page)
+            last_keys = set(page)
             if not position:
                 return
 

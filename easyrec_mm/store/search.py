@@ -87,21 +87,21 @@ class Index:
     def neighbours(self, query: NDArray[Any], top_k: int, without: str | None = None) -> list[Neighbour]:
         """Return the items nearest to one vector `[D]`, except the item `without`."""
         rows, cosines = self.search(query[None], top_k + (without is not None))
-        found = [
+        neighbours = [
             Neighbour(self.keys[row], float(cosine))
             for row, cosine in zip(rows[0], cosines[0], strict=True)
             if row >= 0
         ]
-        return [neighbour for neighbour in found if neighbour.key != without][:top_k]
+        return [neighbour for neighbour in neighbours if neighbour.key != without][:top_k]
 
     def recall(self, top_k: int) -> float:
         """Return the share of the true `top_k` neighbours that the index finds, for a sample of its own vectors."""
-        some = np.random.default_rng(0).permutation(len(self.keys))[:_NUM_RECALL_QUERIES]
+        queries = np.random.default_rng(0).permutation(len(self.keys))[:_NUM_RECALL_QUERIES]
         exact = _KINDS["exact"](*self.vectors.shape)
         exact.add(self.vectors)
-        _, expected = exact.search(self.vectors[some], top_k)
-        found, _ = self.search(self.vectors[some], top_k)
-        shares = [len(set(a) & set(b)) / len(set(b)) for a, b in zip(found.tolist(), expected.tolist(), strict=True)]
+        _, expected = exact.search(self.vectors[queries], top_k)
+        rows, _ = self.search(self.vectors[queries], top_k)
+        shares = [len(set(a) & set(b)) / len(set(b)) for a, b in zip(rows.tolist(), expected.tolist(), strict=True)]
         return float(np.mean(shares))
 
 
@@ -164,8 +164,8 @@ def evaluate(index: Index, labels_file: str, top_k: int) -> Evaluation:
       UserError: if the file is not such a CSV, or no two of its items share a label.
     """
     labels = _read_labels(labels_file)
-    known = {key: row for row, key in enumerate(index.keys)}
-    rows = [known[key] for key in labels if key in known]
+    row_of = {key: row for row, key in enumerate(index.keys)}
+    rows = [row_of[key] for key in labels if key in row_of]
     names = [labels[index.keys[row]] for row in rows]
     counts = Counter(names)
     queries = [i for i, name in enumerate(names) if counts[name] > 1]
@@ -179,11 +179,11 @@ def evaluate(index: Index, labels_file: str, top_k: int) -> Evaluation:
     precision = 0.0
     depth = max(top_k, _PRECISION_AT)
     for start in range(0, len(queries), _QUERIES_AT_A_TIME):
-        some = np.array(queries[start : start + _QUERIES_AT_A_TIME])
-        found, _ = gallery.search(gallery.vectors[some], depth + 1)
-        for query, nearest in zip(some, found, strict=True):
-            others = nearest[(nearest != query) & (nearest >= 0)][:depth]
-            is_hit = label_of[others] == label_of[query]
+        portion = np.array(queries[start : start + _QUERIES_AT_A_TIME])
+        neighbours, _ = gallery.search(gallery.vectors[portion], depth + 1)
+        for query, nearest in zip(portion, neighbours, strict=True):
+            candidates = nearest[(nearest != query) & (nearest >= 0)][:depth]
+            is_hit = label_of[candidates] == label_of[query]
             for k in hits_at:
                 hits_at[k] += bool(is_hit[:k].any())
             most = min(counts[names[query]] - 1, _PRECISION_AT)
@@ -203,21 +203,21 @@ def _read_labels(path: str) -> dict[str, str]:
         raise UserError(f"--eval {path}: cannot be read: {error}") from error
 
 
-def write_page(path: str, query: str, query_path: str, found: Sequence[Neighbour], image_root: str) -> None:
+def write_page(path: str, query: str, query_path: str, neighbours: Sequence[Neighbour], image_root: str) -> None:
     """Write a self-contained page of pictures, which embeds them as thumbnails.
 
     Args:
       path: file to write.
       query: name of the query.
       query_path: path of the query's picture.
-      found: the found items, whose keys are paths.
+      neighbours: the found items, whose keys are paths.
       image_root: folder in which relative paths start.
 
     Raises:
       UserError: if the page cannot be written.
     """
     pictures = [(query, "query", query_path)]
-    pictures += [(f.key, f"{f.cosine:.4f}", join(image_root, f.key)) for f in found]
+    pictures += [(f.key, f"{f.cosine:.4f}", join(image_root, f.key)) for f in neighbours]
     figures = [{"key": key, "note": note, "picture": _thumbnail(place)} for key, note, place in pictures]
     page = render("search.html", title=f"Nearest to {query}", side=_THUMBNAIL, figures=figures)
     try:

@@ -77,8 +77,8 @@ def _keys(path: str) -> Iterator[list[str]]:
     try:
         with open(path, encoding="utf-8") as file:
             keys = (line.rstrip("\r\n") for line in file)
-            while some := list(islice((key for key in keys if key), _AT_A_TIME)):
-                yield some
+            while portion := list(islice((key for key in keys if key), _AT_A_TIME)):
+                yield portion
     except (OSError, UnicodeDecodeError) as error:
         raise StoreError(f"--keys {path}: cannot be read: {error}") from error
 
