@@ -73,7 +73,7 @@ class GroupsReport:
         """Add the report of other items."""
         self.num_items += other.num_items
         self.num_conflicts += other.num_conflicts
-        self.conflicts = sorted(self.conflicts + other.conflicts, key=lambda one: one.order)[:MAX_LISTED]
+        self.conflicts = sorted(self.conflicts + other.conflicts, key=lambda conflict: conflict.order)[:MAX_LISTED]
         self.num_duplicate_rows += other.num_duplicate_rows
         self.num_rows_without_picture += other.num_rows_without_picture
         self.pictures = np.concatenate([self.pictures, other.pictures])
@@ -270,14 +270,14 @@ def _find_conflicts(
     """
     layout = rule.layout
     order = keys[ORDER].to_numpy()[rows]
-    found: list[tuple[int, int, int, str]] = []  # order, run before, run, column
+    conflicts: list[tuple[int, int, int, str]] = []  # order, run before, run, column
     for name, code in codes.items():
         runs = np.flatnonzero(~is_empty) if name == layout.image else np.arange(len(item))
         is_other = (np.diff(item[runs]) == 0) & (np.diff(code[runs]) != 0)
         before, after = runs[:-1][is_other], runs[1:][is_other]
         _, first = np.unique(item[after], return_index=True)  # only the first one per item
-        found += zip(order[after[first]].tolist(), before[first].tolist(), after[first].tolist(), repeat(name))
-    report.num_conflicts = len(np.unique(item[[after for _, _, after, _ in found]])) if found else 0
-    for place, before, after, name in sorted(found)[:MAX_LISTED]:
+        conflicts += zip(order[after[first]].tolist(), before[first].tolist(), after[first].tolist(), repeat(name))
+    report.num_conflicts = len(np.unique(item[[after for _, _, after, _ in conflicts]])) if conflicts else 0
+    for place, before, after, name in sorted(conflicts)[:MAX_LISTED]:
         values = [str(keys[name][int(rows[run])].as_py()) for run in (before, after)]
         report.conflicts.append(Conflict(place, str(keys[layout.group_by][int(rows[after])].as_py()), name, *values))

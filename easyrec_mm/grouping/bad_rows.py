@@ -41,38 +41,38 @@ class BadRows:
     Args:
       output: folder in which the list will be written.
       max_share: maximum share of the rows, items, pictures or groups that may be bad.
-      beside: output folder of the command; if the command fails, the list is written next to it. `output` by default.
+      command_output: output folder of the command, `output` by default; if it fails, the list is written next to this.
     """
 
-    def __init__(self, output: str, max_share: float, beside: str = "") -> None:
+    def __init__(self, output: str, max_share: float, command_output: str = "") -> None:
         self._output = output
         self._max_share = max_share
-        self._beside = (beside or output).rstrip("/")
+        self._command_output = (command_output or output).rstrip("/")
         self._rows: list[BadRow] = []
         self._counts: list[str] = []
         self._num_unlisted = 0
 
-    def add(self, num_bad: int, num_all: int, what: str, rows: Iterable[BadRow]) -> None:
+    def add(self, num_bad: int, num_all: int, kind: str, rows: Iterable[BadRow]) -> None:
         """Record that `num_bad` of `num_all` rows, items, pictures or groups are bad; `rows` are the ones to list.
 
         Raises:
           DataError: if they exceed the maximum share; the message contains the first of them.
         """
-        some = list(rows)
-        self._rows += some
-        self._num_unlisted += num_bad - len(some)
+        listed_rows = list(rows)
+        self._rows += listed_rows
+        self._num_unlisted += num_bad - len(listed_rows)
         if not num_bad:
             return
-        told = f"{num_bad:,} of {num_all:,} {what} {_PROBLEMS[what]}"
-        self._counts.append(told)
+        count = f"{num_bad:,} of {num_all:,} {kind} {_PROBLEMS[kind]}"
+        self._counts.append(count)
         if num_bad > self._max_share * num_all:
-            path = f"{self._beside}.{BAD_ROWS}"
+            path = f"{self._command_output}.{BAD_ROWS}"
             if not is_remote(path):
                 os.makedirs(os.path.dirname(os.path.abspath(path)), exist_ok=True)
             self.write(path)
-            shown = "\n".join(f"  {row}" for row in some[:NUM_SHOWN])
+            shown = "\n".join(f"  {row}" for row in listed_rows[:NUM_SHOWN])
             raise DataError(
-                f"{told}, more than --max_bad_share ({self._max_share:g}). The first:\n{shown}\nAll are listed in "
+                f"{count}, more than --max_bad_share ({self._max_share:g}). The first:\n{shown}\nAll are listed in "
                 f"{path}. Correct the data or raise the share."
             )
 
@@ -89,6 +89,6 @@ class BadRows:
         """Return the first entry of the list, if there is one."""
         return self._rows[0] if self._rows else None
 
-    def told(self) -> list[str]:
+    def lines(self) -> list[str]:
         """Return the counts as lines for the user."""
         return [f"{count}; see {join(self._output, BAD_ROWS)}" for count in self._counts]

@@ -119,8 +119,8 @@ class ColumnStats:
 def _raise_registers(registers: NDArray[np.uint8], hashes: Hashes) -> None:
     """Update the registers, each of which keeps the longest run of leading zeros seen, plus one."""
     index = (hashes >> np.uint64(64 - _REGISTER_BITS)).astype(np.int64)
-    rest = (hashes << np.uint64(_REGISTER_BITS)) >> np.uint64(12)  # its upper 50 bits, which float64 holds exactly
-    _, exponent = np.frexp(rest.astype(np.float64))  # rest < 2^exponent
+    low_bits = (hashes << np.uint64(_REGISTER_BITS)) >> np.uint64(12)  # its upper 50 bits, which float64 holds exactly
+    _, exponent = np.frexp(low_bits.astype(np.float64))  # low_bits < 2^exponent
     np.maximum.at(registers, index, (53 - exponent).astype(np.uint8))
 
 
@@ -197,7 +197,7 @@ class LogStats:
 
 def merged(parts: Iterable[LogStats], kinds: dict[str, Kind], sample_size: int) -> LogStats:
     """Return the combined statistics of all parts."""
-    whole = LogStats.of(kinds, sample_size)
+    total = LogStats.of(kinds, sample_size)
     for part in parts:
-        whole.merge(part)
-    return whole
+        total.merge(part)
+    return total

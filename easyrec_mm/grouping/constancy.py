@@ -29,7 +29,7 @@ class ConstantColumns:
 
 @dataclass
 class _Column:
-    seen: Hashes  # [runs]: hash of the first value seen in each run; 0 before that
+    first_hashes: Hashes  # [runs]: hash of the first value seen in each run; 0 before that
     lock: threading.Lock = field(default_factory=threading.Lock)
     is_constant: bool = True
 
@@ -37,9 +37,9 @@ class _Column:
         hashes = hashes | np.uint64(1)
         with self.lock:
             if self.is_constant:
-                is_new = self.seen[run] == 0
-                self.seen[run[is_new]] = hashes[is_new]
-                self.is_constant = bool(np.all(self.seen[run] == hashes))
+                is_new = self.first_hashes[run] == 0
+                self.first_hashes[run[is_new]] = hashes[is_new]
+                self.is_constant = bool(np.all(self.first_hashes[run] == hashes))
 
 
 def _hashes(values: pa.Array) -> Hashes:

@@ -116,7 +116,7 @@ def source_format(pipeline: Pipeline, rtp_separator: str = "|") -> SourceFormat:
         raise ConfigError(
             f"{pipeline.path}: data_config.input_type: {name} holds no groups; easyrec-mm group makes them of flat logs"
         )
-    types = {one.input_name: DatasetConfig.FieldType.Name(one.input_type) for one in data.input_fields}
+    types = {field.input_name: DatasetConfig.FieldType.Name(field.input_type) for field in data.input_fields}
     size = schema.group_size_field or GROUP_SIZE
     kinds: dict[str, Kind] = {name: TYPE_NAMES[kind] for name, kind in types.items() if name != schema.group_size_field}
     if size in kinds:
@@ -129,11 +129,11 @@ def source_format(pipeline: Pipeline, rtp_separator: str = "|") -> SourceFormat:
         image=schema.image.field,
         size=size,
         per_group=frozenset({schema.image.field, *schema.group_fields} - {"", *schema.labels}),
-        defaults={one.name: one.default_value for one in schema.fields},
+        defaults={field.name: field.default_value for field in schema.fields},
         column_separator=rtp_separator,
     )
-    others = tuple(name for name in kinds if name not in schema.labels and name != schema.image.field)
-    groups = TypedGroups(schema, schema.labels, others, is_exact=True)
+    feature_fields = tuple(name for name in kinds if name not in schema.labels and name != schema.image.field)
+    groups = TypedGroups(schema, schema.labels, feature_fields, is_exact=True)
     return SourceFormat(formats[data.input_type], fields, groups)
 
 
@@ -188,14 +188,16 @@ def _convert_files(
             done = list(pool.map(_convert_file, tasks))
     else:
         done = [_convert_file(task) for task in tasks]
-    refused = [BadRow("group", file, *one) for file, some in zip(files, done, strict=True) for one in some.refused]
-    num_groups = sum(some.num_groups for some in done)
+    refused = [
+        BadRow("group", file, *group) for file, result in zip(files, done, strict=True) for group in result.refused
+    ]
+    num_groups = sum(result.num_groups for result in done)
     bad = BadRows(shown_folder, options.max_bad_share, options.output)
     bad.add(len(refused), num_groups + len(refused), "groups", refused)
-    for task, some in zip(tasks, done, strict=True):
-        if some.num_written != (some.num_groups, some.num_samples):
+    for task, result in zip(tasks, done, strict=True):
+        if result.num_written != (result.num_groups, result.num_samples):
             raise UserError(
-                f"{task.path}: {some.num_groups} groups became {some.num_written[0]}, "
+                f"{task.path}: {result.num_groups} groups became {result.num_written[0]}, "
                 "because of a bug in this program; no output is kept"
             )
     bad.write(join(folder, BAD_ROWS))
@@ -203,24 +205,24 @@ def _convert_files(
         "groups_in": num_groups + len(refused),
         "groups_refused": len(refused),
         "groups_out": num_groups,
-        "rows": sum(some.num_samples for some in done),
+        "rows": sum(result.num_samples for result in done),
         "files": [
-            {"file": f"{name}.{ending}", "from": file, "groups": some.num_groups, "rows": some.num_samples}
-            for name, file, some in zip(names, files, done, strict=True)
+            {"file": f"{name}.{ending}", "from": file, "groups": result.num_groups, "rows": result.num_samples}
+            for name, file, result in zip(names, files, done, strict=True)
         ],
     }
     write_stats(folder, values)
     lines = [f"{shown_folder}: {num_groups:,} groups of {values['rows']:,} rows in {len(files)} file(s)"]
-    return lines + bad.told()
+    return lines + bad.lines()
 
 
 def _convert_file(task: _Task) -> _Done:
     fields = task.source.fields
-    whole = {"keep_doubles": True} if task.format == "tfrecord" else {}
+    arguments = {"keep_doubles": True} if task.format == "tfrecord" else {}
     num_groups = num_samples = 0
     refused: list[BadGroup] = []
     with written(task.output) as path:
-        writer = FORMATS[task.format].writer(path, fields, **whole)
+        writer = FORMATS[task.format].writer(path, fields, **arguments)
         for piece in task.source.read(task.path):
             problems = _unwritable(piece.groups, task)
             refused += piece.refused + problems.at_rows(piece.rows)

@@ -108,7 +108,7 @@ def parse(block: bytes, names: list[str], separator: str) -> CsvRows:
     return CsvRows(
         table if is_text else _unmark(table),
         np.concatenate([part.number + start for part, start in zip(parts, first, strict=True)]),
-        [(row + start, what) for part, start in zip(parts, first, strict=True) for row, what in part.malformed],
+        [(row + start, problem) for part, start in zip(parts, first, strict=True) for row, problem in part.malformed],
     )
 
 
@@ -157,7 +157,7 @@ def _parse_until_open_quote(block: bytes, names: list[str], separator: str) -> t
         start = -1
     if start < 0:
         return rows, b""
-    malformed[:] = [one for one in malformed if one[0] != last] + [(last, "a quote is not closed")]
+    malformed[:] = [entry for entry in malformed if entry[0] != last] + [(last, "a quote is not closed")]
     return rows, block[block.find(b"\n", start) + 1 :]
 
 

@@ -78,10 +78,10 @@ def find_inputs(paths: str) -> list[str]:
     """
     files: list[str] = []
     for part in filter(None, (part.strip() for part in paths.split(","))):
-        found = _remote_files(part) if is_remote(part) else _files_here(plain(part))
-        if not found:
+        matches = _remote_files(part) if is_remote(part) else _files_here(plain(part))
+        if not matches:
             raise DataError(f"--input: '{part}' matches no file; check the path")
-        files += [file for file in found if file not in files]
+        files += [file for file in matches if file not in files]
     if not files:
         raise DataError("--input: names no file; give the files of the log")
     return files
@@ -89,13 +89,13 @@ def find_inputs(paths: str) -> list[str]:
 
 def _remote_files(pattern: str) -> list[str]:
     place = place_of(pattern)
-    found = []
+    files = []
     for info in place.find(pattern):
         inside = place.below(info.path) if info.is_folder else [info]
-        names = sorted(one.path for one in inside if not one.is_folder)
+        names = sorted(entry.path for entry in inside if not entry.is_folder)
         # In a folder, hidden files, markers and pictures do not belong to the log.
-        found += [name for name in names if not info.is_folder or _is_of_log(name[len(info.path) :])]
-    return found
+        files += [name for name in names if not info.is_folder or _is_of_log(name[len(info.path) :])]
+    return files
 
 
 def _is_of_log(name: str) -> bool:
@@ -104,17 +104,17 @@ def _is_of_log(name: str) -> bool:
 
 
 def _files_here(pattern: str) -> list[str]:
-    found = sorted(glob.glob(pattern, recursive=True)) if not os.path.exists(pattern) else [pattern]
-    return [file for name in found for file in (_files_of(name) if os.path.isdir(name) else [name])]
+    paths = sorted(glob.glob(pattern, recursive=True)) if not os.path.exists(pattern) else [pattern]
+    return [file for path in paths for file in (_files_of(path) if os.path.isdir(path) else [path])]
 
 
 def _files_of(folder: str) -> list[str]:
     """Return the files in a folder and its subfolders, without hidden files, markers such as _SUCCESS, and pictures."""
-    found = []
+    files = []
     for root, folders, names in os.walk(folder):
         folders[:] = sorted(name for name in folders if name[0] not in "._")
-        found += [os.path.join(root, name) for name in sorted(names) if _is_of_log(name)]
-    return found
+        files += [os.path.join(root, name) for name in sorted(names) if _is_of_log(name)]
+    return files
 
 
 def plan_file(file: int, path: str, separator: str) -> FilePlan:

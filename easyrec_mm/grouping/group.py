@@ -99,7 +99,7 @@ def group(options: GroupOptions, engine: Engine, packer: PicturePacker | None) -
     found_root = [f"image_root: {image_root}, where the pictures were found"] if has_found_root else []
     notes = [*(f"note: {note}" for note in inference.notes), *_left_out(inference)]
     template = _write_template(stats) if options.pipeline_config_template else []
-    return "\n".join([*stats.lines(), *bad.told(), *found_root, *notes, *template])
+    return "\n".join([*stats.lines(), *bad.lines(), *found_root, *notes, *template])
 
 
 def _read(options: GroupOptions, engine: Engine, plan: LogPlan, bad: BadRows) -> RowsReport:
@@ -115,7 +115,7 @@ def _read(options: GroupOptions, engine: Engine, plan: LogPlan, bad: BadRows) ->
 def _require_pictures(options: GroupOptions, rows: RowsReport) -> None:
     """Check that some row names a picture, unless pictures may be missing."""
     counts = [stats.columns[options.image_field].counts for stats in rows.stats]
-    if all(one is not None and set(one) <= {""} for one in counts) and not options.allow_missing_pictures:
+    if all(values is not None and set(values) <= {""} for values in counts) and not options.allow_missing_pictures:
         num_rows = sum(stats.num_rows for stats in rows.stats)
         raise DataError(
             f"--image_field: column '{options.image_field}' is empty in all {num_rows:,} rows; name the column of the "
@@ -148,21 +148,21 @@ def _require_trainable(options: GroupOptions, stats: LogStats, inference: Infere
 
 
 def _labels_of_one_class(stats: LogStats) -> str:
-    found = [
+    labels = [
         f"'{name}' is {column.least} in all rows"
         for name, column in stats.columns.items()
         if is_label_name(name) and column.num_distinct == 1 and column.least in (0, 1)
     ]
-    return f" ({', '.join(found)})" if found else ""
+    return f" ({', '.join(labels)})" if labels else ""
 
 
 def _columns_of_0_and_1(options: GroupOptions, stats: LogStats) -> str:
-    found = [
+    names = [
         f"'{name}'"
         for name, column in stats.columns.items()
         if is_binary(column) and name not in (options.group_by, options.image_field, options.user_field)
     ]
-    return f"; {' and '.join(found[:5])} hold{'s' if len(found) == 1 else ''} 0 and 1" if found else ""
+    return f"; {' and '.join(names[:5])} hold{'s' if len(names) == 1 else ''} 0 and 1" if names else ""
 
 
 def _notes_on_labels(of_eval: LogStats, inference: Inference) -> list[str]:
@@ -181,15 +181,15 @@ def _left_out(inference: Inference) -> list[str]:
 
 
 def _conflicts(groups: GroupsReport, layout: LogLayout) -> Iterator[BadRow]:
-    for one in groups.conflicts:
-        problem = f"'{one.second}', but an earlier row of item '{one.item}' has '{one.first}'"
-        yield BadRow("conflict", *layout.place(one.order), f"column '{one.column}'", problem)
+    for conflict in groups.conflicts:
+        problem = f"'{conflict.second}', but an earlier row of item '{conflict.item}' has '{conflict.first}'"
+        yield BadRow("conflict", *layout.place(conflict.order), f"column '{conflict.column}'", problem)
 
 
 def _bad_pictures(shards: list[ShardReport], layout: LogLayout) -> Iterator[BadRow]:
-    found = [one for shard in shards for one in shard.bad_pictures]
-    for one in sorted(found, key=lambda one: one.order):
-        yield BadRow("picture", *layout.place(one.order), one.path, one.problem)
+    pictures = [picture for shard in shards for picture in shard.bad_pictures]
+    for picture in sorted(pictures, key=lambda picture: picture.order):
+        yield BadRow("picture", *layout.place(picture.order), picture.path, picture.problem)
 
 
 def _num_shards(options: GroupOptions, stats: list[LogStats]) -> tuple[int, int]:
@@ -215,11 +215,11 @@ def _require_all(stats: GroupStats) -> None:
     for side, of_rows in enumerate(stats.rows.stats):
         shards = stats.of_side(side)
         written = sum(shard.num_rows for shard in shards), sum(shard.num_groups for shard in shards)
-        wanted = of_rows.num_rows, int(stats.groups.sizes[side].sum())
-        if written != wanted:
+        expected = of_rows.num_rows, int(stats.groups.sizes[side].sum())
+        if written != expected:
             raise UserError(
-                f"{SIDES[side]}: {written[0]} rows in {written[1]} groups were written instead of {wanted[0]} in "
-                f"{wanted[1]}, because of a bug in this program; no output is kept"
+                f"{SIDES[side]}: {written[0]} rows in {written[1]} groups were written instead of {expected[0]} in "
+                f"{expected[1]}, because of a bug in this program; no output is kept"
             )
         num_kept += of_rows.num_rows
     if stats.rows.num_rows != num_kept + stats.rows.num_refused:

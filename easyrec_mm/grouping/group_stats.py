@@ -35,15 +35,15 @@ class GroupStats:
 
     def write(self, folder: str) -> None:
         """Write stats.json and _SUCCESS; if there are two sides, for each side and for both together."""
-        whole = self._whole()
+        shared_values = self._shared_values()
         if self.options.split_by is None:
-            write_stats(folder, whole | self._side(TRAIN))
+            write_stats(folder, shared_values | self._side(TRAIN))
             return
         of_sides = {name: self._side(side) for side, name in enumerate(SIDES)}
         for name, values in of_sides.items():
-            write_stats(join(folder, name), whole | values)
-        counts = {name: {what: values[what] for what in ("rows", "groups")} for name, values in of_sides.items()}
-        write_stats(folder, whole | {"splits": counts})
+            write_stats(join(folder, name), shared_values | values)
+        counts = {name: {key: values[key] for key in ("rows", "groups")} for name, values in of_sides.items()}
+        write_stats(folder, shared_values | {"splits": counts})
 
     def lines(self) -> list[str]:
         """Return a summary as lines of text."""
@@ -64,7 +64,7 @@ class GroupStats:
                 lines.append(f"{name}: {summary}" if self.options.split_by else summary)
         return lines
 
-    def _whole(self) -> dict[str, Any]:
+    def _shared_values(self) -> dict[str, Any]:
         """Return the values that are the same for both sides."""
         pictures, several = self.groups.count_pictures()
         return {
@@ -79,7 +79,7 @@ class GroupStats:
             "duplicate_rows": self.groups.num_duplicate_rows,
             "labels": [label.name for label in self.inference.labels],
             "left_out": self.inference.left_out,
-            "per_group": sorted(one.name for one in self.inference.fields if one.per_group),
+            "per_group": sorted(field.name for field in self.inference.fields if field.per_group),
         }
 
     def _side(self, side: int) -> dict[str, Any]:

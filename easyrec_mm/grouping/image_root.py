@@ -26,13 +26,15 @@ def choose_image_root(options: GroupOptions, plan: LogPlan) -> str:
     path, problem = next(iter(problems.items()))
     file, row = plan.layout.place(first[path])
     folders = [folder for folder in ("", *folders_of(file)) if folder != options.image_root]
-    found = find_root(first, folders) if are_relative(first) else None
-    if found and not options.image_root:
-        return found
+    found_root = find_root(first, folders) if are_relative(first) else None
+    if found_root and not options.image_root:
+        return found_root
     if options.allow_missing_pictures:
         return options.image_root
-    if found is not None:
-        todo = f"they are in {shown(found)}: " + (f"give that with --image_root {found}" if found else "leave it out")
+    if found_root is not None:
+        todo = f"they are in {shown(found_root)}: " + (
+            f"give that with --image_root {found_root}" if found_root else "leave it out"
+        )
     elif are_relative(first):
         looked = ", ".join(map(shown, [options.image_root, *folders]))
         todo = f"looked in {looked}; give the folder in which these paths start"
@@ -48,7 +50,7 @@ def choose_image_root(options: GroupOptions, plan: LogPlan) -> str:
 
 def _first_pictures(options: GroupOptions, plan: LogPlan) -> dict[str, int]:
     """Return path -> ORDER of the first row that names it, for the first pictures."""
-    found: dict[str, int] = {}
+    orders: dict[str, int] = {}
     num_rows = 0
     for split in plan.splits:
         for piece in pieces(split, [options.image_field], options.separator):
@@ -57,10 +59,10 @@ def _first_pictures(options: GroupOptions, plan: LogPlan) -> dict[str, int]:
             first_rows = dict(reversed([(code, row) for row, code in enumerate(encoded.indices.to_pylist())]))
             for code, path in enumerate(encoded.dictionary.to_pylist()):
                 if path:
-                    found.setdefault(path, piece.table[ORDER][first_rows[code]].as_py())
-                if len(found) == NUM_FIRST:
-                    return found
+                    orders.setdefault(path, piece.table[ORDER][first_rows[code]].as_py())
+                if len(orders) == NUM_FIRST:
+                    return orders
             num_rows += piece.num_rows
             if num_rows >= _NUM_ROWS:
-                return found
-    return found
+                return orders
+    return orders

@@ -90,12 +90,12 @@ class Inference:
     def group_fields(self, options: GroupOptions) -> GroupFields:
         """Return how the columns are written."""
         return GroupFields(
-            kinds={one.name: one.kind for one in self.fields},
+            kinds={plan.name: plan.kind for plan in self.fields},
             labels=tuple(label.name for label in self.labels),
             image=options.image_field,
             size=GROUP_SIZE,
-            per_group=frozenset(one.name for one in self.fields if one.per_group),
-            defaults={one.name: one.default for one in self.fields if one.default is not None},
+            per_group=frozenset(plan.name for plan in self.fields if plan.per_group),
+            defaults={plan.name: plan.default for plan in self.fields if plan.default is not None},
             column_separator=options.rtp_separator,
         )
 
@@ -145,11 +145,11 @@ def _labels(
     options: GroupOptions, stats: LogStats, constant: ConstantColumns
 ) -> tuple[list[LabelPlan], dict[str, str]]:
     """Return the labels; and columns that look like labels but are not used, as they would leak labels as features."""
-    found = list(options.label_fields)
+    names = list(options.label_fields)
     left_out: dict[str, str] = {}
     own = {options.group_by, options.image_field, options.user_field, options.time_field, *options.group_fields}
     for name, column in stats.columns.items():
-        if name in found or name in own or not is_label_name(name) or not is_binary(column):
+        if name in names or name in own or not is_label_name(name) or not is_binary(column):
             continue
         if name in options.columns and (options.label_fields or column.num_missing):
             continue
@@ -163,8 +163,8 @@ def _labels(
                 "these rows are refused"
             )
         else:
-            found.append(name)
-    return [_label(name, stats) for name in found], left_out
+            names.append(name)
+    return [_label(name, stats) for name in names], left_out
 
 
 def is_label_name(name: str) -> bool:
@@ -370,9 +370,9 @@ def _number_feature(plan: FieldPlan, column: ColumnStats, stats: LogStats) -> Fe
 
 def table_rows(num_distinct: int) -> tuple[int, str]:
     """Return the rows of a hashed table: twice the number of values, rounded up to two digits; and a description."""
-    wanted = max(2 * num_distinct, 100)
-    unit = 10 ** (len(str(wanted)) - 2)
-    rows = -(-wanted // unit) * unit
+    target = max(2 * num_distinct, 100)
+    unit = 10 ** (len(str(target)) - 2)
+    rows = -(-target // unit) * unit
     if rows > _MAX_TABLE:
         return (
             _MAX_TABLE,
@@ -385,8 +385,8 @@ def _missing(column: ColumnStats) -> str:
     return f", missing in {_share(column.num_missing, column.num_rows)} of the rows" if column.num_missing else ""
 
 
-def _share(part: int, whole: int) -> str:
-    share = part / max(whole, 1)
+def _share(part: int, total: int) -> str:
+    share = part / max(total, 1)
     return f"{share:.0%}" if share >= 0.01 else f"{share:.2%}"
 
 

@@ -23,7 +23,7 @@ from easyrec_mm.formats.columns import NULL_WORDS
 Bools = NDArray[np.bool_]
 Ints = NDArray[np.int64]
 # The words of a message before and after "never".
-What = tuple[str, str]
+Words = tuple[str, str]
 
 # AUC from which on one column leaks a label. Whole models of public click logs reach .75 to .85; .95 is more than a
 # single legitimate column reaches, and a column that is set exactly where the label is 1 has 1.
@@ -62,12 +62,12 @@ class _Rows:
 
     def num_trials(self, rows: Ints) -> int:
         """Count the trials in some rows; an item or user with all its rows among them is one: it may always say yes."""
-        found = [len(rows)]
+        counts = [len(rows)]
         for codes in self.clusters:
             inside = np.bincount(codes[rows], minlength=int(codes.max()) + 1)
             is_whole = (inside > 0) & (inside == np.bincount(codes, minlength=len(inside)))
-            found.append(int(inside[~is_whole].sum() + is_whole.sum()))
-        return min(found)
+            counts.append(int(inside[~is_whole].sum() + is_whole.sum()))
+        return min(counts)
 
 
 def _of_two_classes(targets: dict[str, Bools]) -> dict[str, Bools]:
@@ -108,20 +108,20 @@ class LeakFinder:
         rows = self._items if describes_item else self._rows
         values = self._sample[name].combine_chunks().take(pa.array(rows.index))
         codes, distinct = _codes(values)
-        is_set, what = _set_rows(values, codes, distinct)
+        is_set, words = _set_rows(values, codes, distinct)
         for label, is_one in rows.targets.items():
             auc = _column_auc(values, codes, is_one)
             if auc:
                 return f"predicts the label '{label}' too well (AUC {auc:.3f}): perhaps known only after the impression"
-            found = _only_with_label(np.flatnonzero(is_set), np.zeros(int(is_set.sum()), np.int64), 1, rows, is_one)
-            if found:
-                return found[1].told(what, label)
+            leak = _only_with_label(np.flatnonzero(is_set), np.zeros(int(is_set.sum()), np.int64), 1, rows, is_one)
+            if leak:
+                return leak[1].reason(words, label)
             if len(distinct) <= _MAX_VALUES:
-                known = np.flatnonzero(codes >= 0)
-                found = _only_with_label(known, codes[known], len(distinct), rows, is_one)
-                if found:
-                    value = distinct[found[0]].as_py()
-                    return found[1].told(("is", repr(value)), label)
+                present = np.flatnonzero(codes >= 0)
+                leak = _only_with_label(present, codes[present], len(distinct), rows, is_one)
+                if leak:
+                    value = distinct[leak[0]].as_py()
+                    return leak[1].reason(("is", repr(value)), label)
         return ""
 
     def reason_of_tags(self, name: str, separator: str, kv_separator: str = "", describes_item: bool = False) -> str:
@@ -142,7 +142,8 @@ class LeakFinder:
         place, codes = np.divmod(pairs, num_tags)
         for label, is_one in rows.targets.items():
             share = [
-                np.bincount(codes[is_one[place] == one], minlength=num_tags) / (is_one == one).sum() for one in (1, 0)
+                np.bincount(codes[is_one[place] == target], minlength=num_tags) / (is_one == target).sum()
+                for target in (1, 0)
             ]
             aucs = 0.5 + np.abs(share[0] - share[1]) / 2
             best = int(np.argmax(aucs))
@@ -151,10 +152,10 @@ class LeakFinder:
                     f"predicts the label '{label}' too well by its value '{distinct[best]}' "
                     f"(AUC {aucs[best]:.3f}): perhaps known only after the impression"
                 )
-            found = _only_with_label(place, codes, num_tags, rows, is_one)
-            if found:
-                tag = distinct[found[0]].as_py()
-                return found[1].told(("", f"holds '{tag}'"), label)
+            leak = _only_with_label(place, codes, num_tags, rows, is_one)
+            if leak:
+                tag = distinct[leak[0]].as_py()
+                return leak[1].reason(("", f"holds '{tag}'"), label)
         return ""
 
 
@@ -165,8 +166,8 @@ class _OnlyWithLabel:
     num_rows: int
     num_zeros: int
 
-    def told(self, what: What, label: str) -> str:
-        never = " ".join(filter(None, (what[0], "hardly ever" if self.num_zeros else "never", what[1])))
+    def reason(self, words: Words, label: str) -> str:
+        never = " ".join(filter(None, (words[0], "hardly ever" if self.num_zeros else "never", words[1])))
         return (
             f"{never} where '{label}' is 0 ({self.num_zeros:,} of {self.num_rows:,} sampled rows that have "
             "it): known only after the impression"
@@ -198,7 +199,7 @@ def _only_with_label(
     return None
 
 
-def _set_rows(values: pa.Array, codes: Ints, distinct: pa.Array) -> tuple[Bools, What]:
+def _set_rows(values: pa.Array, codes: Ints, distinct: pa.Array) -> tuple[Bools, Words]:
     """Return which rows have a value, bool [N], and the words to say so.
 
     Missing values and 0 count as no value; if no row has these, the most common value does, such as -1.

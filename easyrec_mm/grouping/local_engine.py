@@ -85,9 +85,9 @@ class LocalEngine:
         self.buckets_a_shard = max(1, -(-num_bytes // max(1, sum(rule.num_shards)) // self._portion))
         report, constant = GroupsReport(), ConstantColumns(set(rule.layout.kinds))
         for partition in range(self.num_partitions if num_rows else 0):
-            some, some_constant = self._group_partition(partition, rule)
-            report.merge(some)
-            constant.merge(some_constant)
+            part_report, part_constant = self._group_partition(partition, rule)
+            report.merge(part_report)
+            constant.merge(part_constant)
         for file in self._rows:
             os.remove(file.path)
         self._rows = []

@@ -159,9 +159,9 @@ def _scan(splits: list[Split], separator: str, run: Map) -> tuple[list[Split], d
     of_text = [split for split in splits if split.format == "csv"]
     scanned = dict(zip(of_text, run(_ScanSplit(separator), of_text), strict=True))
     counts: dict[str, TextCounts] = {}
-    for one in scanned.values():
-        for name, some in one.counts.items():
-            counts[name] = counts.get(name, TextCounts()) + some
+    for result in scanned.values():
+        for name, text_counts in result.counts.items():
+            counts[name] = counts.get(name, TextCounts()) + text_counts
     numbered: list[Split] = []
     for split in splits:
         if split in scanned:
@@ -202,25 +202,25 @@ def _kind(
 
 
 def _side_rule(options: GroupOptions, layout: LogLayout, splits: list[Split], run: Map) -> SideRule | None:
-    wanted = options.split_by
-    if wanted is None:
+    split_by = options.split_by
+    if split_by is None:
         return None
-    if wanted.by == "item":
+    if split_by.by == "item":
         return SideRule("item", options.group_by, options.eval_share)
-    if wanted.by == "user":
+    if split_by.by == "user":
         if not options.user_field:
             raise DataError("--split_by user: name the column of the user with --user_field")
         return SideRule("user", options.user_field, options.eval_share)
-    kind = layout.kinds[wanted.column]
-    if not wanted.cut:
-        return SideRule("time", wanted.column, options.eval_share, _cut(wanted.column, options, kind, splits, run))
+    kind = layout.kinds[split_by.column]
+    if not split_by.cut:
+        return SideRule("time", split_by.column, options.eval_share, _cut(split_by.column, options, kind, splits, run))
     try:
-        cut: Any = {"int64": int, "string": str}.get(kind, float)(wanted.cut)
+        cut: Any = {"int64": int, "string": str}.get(kind, float)(split_by.cut)
     except ValueError as error:
         raise DataError(
-            f"--split_by time:{wanted.column}:{wanted.cut}: column '{wanted.column}' holds numbers; give one"
+            f"--split_by time:{split_by.column}:{split_by.cut}: column '{split_by.column}' holds numbers; give one"
         ) from error
-    return SideRule("time", wanted.column, options.eval_share, cut)
+    return SideRule("time", split_by.column, options.eval_share, cut)
 
 
 def _cut(column: str, options: GroupOptions, kind: Kind, splits: list[Split], run: Map) -> Any:
@@ -228,11 +228,11 @@ def _cut(column: str, options: GroupOptions, kind: Kind, splits: list[Split], ru
     times = RowSample(_NUM_TIMES)
     for sample in run(partial(_sample_times, column=column, kind=kind, separator=options.separator), splits):
         times.merge(sample)
-    found = sorted(times.table[column].to_pylist()) if times.table is not None else []
-    if not found or found[0] == found[-1]:
+    values = sorted(times.table[column].to_pylist()) if times.table is not None else []
+    if not values or values[0] == values[-1]:
         raise DataError(f"--split_by time:{column}: all rows have the same time; split by item or user")
-    cut = found[min(int(len(found) * (1 - options.eval_share)), len(found) - 1)]
-    return cut if cut > found[0] else next(time for time in found if time > found[0])
+    cut = values[min(int(len(values) * (1 - options.eval_share)), len(values) - 1)]
+    return cut if cut > values[0] else next(time for time in values if time > values[0])
 
 
 def _sample_times(split: Split, column: str, kind: Kind, separator: str) -> RowSample:

@@ -71,10 +71,10 @@ def parse_split_by(text: str) -> SplitBy | None:
     """
     if not text:
         return None
-    by, _, rest = text.partition(":")
-    if by in ("item", "user") and not rest:
+    by, _, argument = text.partition(":")
+    if by in ("item", "user") and not argument:
         return SplitBy("item" if by == "item" else "user")
-    column, _, cut = rest.partition(":")
+    column, _, cut = argument.partition(":")
     if by == "time" and column:
         return SplitBy("time", column, cut)
     raise UserError(

@@ -85,9 +85,9 @@ def check_output(path: str, overwrite: bool) -> None:
 
 
 @contextmanager
-def scratch_folder(beside: str) -> Iterator[str]:
-    """Yield a temporary folder, on the disk of `beside` if that is local; it is removed at the end."""
-    parent, name = os.path.split(os.path.join(work_folder(), "out") if is_remote(beside) else os.path.abspath(beside))
+def scratch_folder(output: str) -> Iterator[str]:
+    """Yield a temporary folder, on the disk of `output` if that is local; it is removed at the end."""
+    parent, name = os.path.split(os.path.join(work_folder(), "out") if is_remote(output) else os.path.abspath(output))
     os.makedirs(parent, exist_ok=True)
     folder = tempfile.mkdtemp(prefix=f".{name}.rows.", dir=parent)
     try:

@@ -41,8 +41,8 @@ class PicturePacker:
             ThreadPoolExecutor(_NUM_THREADS) as pool,
         ):
             for start in range(0, len(paths), _NUM_HELD):
-                some = paths[start : start + _NUM_HELD]
-                for path, content in zip(some, self._contents(list(pool.map(self._read, some))), strict=True):
+                portion = paths[start : start + _NUM_HELD]
+                for path, content in zip(portion, self._contents(list(pool.map(self._read, portion))), strict=True):
                     if isinstance(content, str):
                         problems[path] = content
                         continue

@@ -125,15 +125,15 @@ def _data(options: GroupOptions, inference: Inference, grouped: Grouped) -> list
     if is_packed:
         lines += _comment("", ["Pictures are in tar files beside the shards."])
         lines.append("packed_images: true")
-    for one in inference.fields:
-        lines += _input_field(one)
+    for field in inference.fields:
+        lines += _input_field(field)
     lines.append(f"input_fields {{ input_name: {_text(GROUP_SIZE)} input_type: INT64 }}")
     return _block("data_config", lines)
 
 
-def _input_field(one: FieldPlan) -> list[str]:
-    default = "" if one.default is None else f" default_val: {_text(_value(one.default))}"
-    return [f"input_fields {{ input_name: {_text(one.name)} input_type: {_FIELD_TYPES[one.kind]}{default} }}"]
+def _input_field(field: FieldPlan) -> list[str]:
+    default = "" if field.default is None else f" default_val: {_text(_value(field.default))}"
+    return [f"input_fields {{ input_name: {_text(field.name)} input_type: {_FIELD_TYPES[field.kind]}{default} }}"]
 
 
 def _features(options: GroupOptions, inference: Inference) -> list[str]:
@@ -273,7 +273,7 @@ def _training(options: GroupOptions, inference: Inference, grouped: Grouped) -> 
     lines = _optimizer(0.002, 0.1, warmup_steps, 0.0002)
     if _wide(inference):
         lines += _comment("", ["A higher rate, because few rows train the number of each value."])
-        names = [f"embedding/{wide_name(one.name)}$" for one in _wide(inference)]
+        names = [f"embedding/{wide_name(feature.name)}$" for feature in _wide(inference)]
         lines += _optimizer(0.01, 0.1, warmup_steps, 0.001, names)
     lines += _comment(
         "",
@@ -316,8 +316,8 @@ def _optimizer(
 def _batch_size(grouped: Grouped) -> int:
     """Return a power of 2 that gives about _BATCH_SAMPLES samples per batch, and several batches per epoch."""
     size = grouped.num_rows / max(grouped.num_groups, 1)
-    wanted = min(_BATCH_SAMPLES / size, max(grouped.num_groups / 8, 1))
-    return min(max(1 << round(math.log2(wanted)), _MIN_BATCH), _MAX_BATCH)
+    target = min(_BATCH_SAMPLES / size, max(grouped.num_groups / 8, 1))
+    return min(max(1 << round(math.log2(target)), _MIN_BATCH), _MAX_BATCH)
 
 
 def _image_size(options: GroupOptions) -> tuple[int, int]:
@@ -346,7 +346,7 @@ def _text(value: str) -> str:
 
 def _value(value: Any) -> str:
     if isinstance(value, list):
-        return f"[{', '.join(_value(one) for one in value)}]"
+        return f"[{', '.join(_value(entry) for entry in value)}]"
     if isinstance(value, bool):
         return "true" if value else "false"
     if isinstance(value, float):

@@ -219,7 +219,7 @@ def _shown(value: object) -> str:
 
 def merged(reports: Iterable[RowsReport], layout: LogLayout) -> RowsReport:
     """Return the report of all splits, whose reports are given in their order."""
-    whole = RowsReport.of(layout)
+    total = RowsReport.of(layout)
     for report in reports:
-        whole.merge(report)
-    return whole
+        total.merge(report)
+    return total

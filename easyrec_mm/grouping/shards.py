@@ -119,19 +119,19 @@ def write_shard(shard: int, tables: Iterable[pa.Table], rule: OutputRule) -> Sha
     if rule.packer:
         problems = rule.packer.pack(list(pictures), os.path.splitext(path)[0] + ".pictures.tar")
         report.num_pictures = len(pictures) - len(problems)
-        report.bad_pictures = [BadPicture(pictures[picture], picture, what) for picture, what in problems.items()]
+        report.bad_pictures = [BadPicture(pictures[picture], picture, problem) for picture, problem in problems.items()]
     return report
 
 
-def put_shard(shard: int, tables: Iterable[pa.Table], rule: OutputRule, beside: str | None = None) -> ShardReport:
+def put_shard(shard: int, tables: Iterable[pa.Table], rule: OutputRule, parent: str | None = None) -> ShardReport:
     """Write a shard to a temporary folder, and move it from there to its place, which may be remote.
 
     Args:
       shard, tables, rule: see write_shard.
-      beside: folder on the same disk as the shard's place, for the temporary folder; None if the place is remote.
+      parent: folder on the same disk as the shard's place, for the temporary folder; None if the place is remote.
     """
     target = os.path.dirname(rule.place(shard)[1])
-    with tempfile.TemporaryDirectory(dir=beside or work_folder()) as folder:
+    with tempfile.TemporaryDirectory(dir=parent or work_folder()) as folder:
         report = write_shard(shard, tables, replace(rule, folder=folder, has_sides=False))
         for name in os.listdir(folder):
             put(Path(folder) / name, join(target, name))
@@ -146,16 +146,16 @@ def sort_rows(table: pa.Table) -> pa.Table:
 
 def _whole_groups(tables: Iterable[pa.Table]) -> Iterable[pa.Table]:
     """Yield the same rows in tables that end where a group ends."""
-    rest: pa.Table | None = None
+    remainder: pa.Table | None = None
     for table in tables:
-        table = table if rest is None else pa.concat_tables([rest, table])
+        table = table if remainder is None else pa.concat_tables([remainder, table])
         first = table[FIRST].to_numpy()
         last_start = int(np.flatnonzero(np.diff(first, prepend=-1))[-1]) if len(first) else 0
         if last_start:
             yield table.slice(0, last_start)
-        rest = table.slice(last_start)
-    if rest is not None and len(rest):
-        yield rest
+        remainder = table.slice(last_start)
+    if remainder is not None and len(remainder):
+        yield remainder
 
 
 def to_groups(table: pa.Table, fields: GroupFields) -> tuple[Groups, np.ndarray]:

@@ -42,7 +42,7 @@ Batches = Iterator[pa.RecordBatch]
 
 # Column of a task's report, pickled (in a row whose other columns are null); and column of the hash of a row's item, by
 # which rows are shuffled.
-_TOLD, _ITEM = "easyrec_mm:told", "easyrec_mm:item"
+_REPORT, _ITEM = "easyrec_mm:report", "easyrec_mm:item"
 # Number of rows whose keys one task can process, and bytes of rows that it holds in memory.
 TASK_ROWS, _HELD_BYTES = 2_000_000, 64 << 20
 _MAX_SLICES = 1000
@@ -113,15 +113,15 @@ class SparkEngine:
         items = list(items)
         if not items:
             return []
-        told = self.session.sparkContext.parallelize(items, min(len(items), _MAX_SLICES)).map(_Guarded(function))
-        return [_result(one) for one in told.collect()]
+        outcomes = self.session.sparkContext.parallelize(items, min(len(items), _MAX_SLICES)).map(_Guarded(function))
+        return [_result(outcome) for outcome in outcomes.collect()]
 
     def read(self, splits: list[Split], layout: LogLayout) -> RowsReport:
         """Read and check the rows, and keep them for `group`."""
         schema = layout.schema.append(pa.field(_ITEM, pa.int64()))
         numbers = self.session.range(0, len(splits), 1, len(splits))
-        self._rows, told = self._run(numbers, _ReadSplits(splits, layout, schema), schema)
-        reports = sorted(told, key=lambda one: one[0])
+        self._rows, results = self._run(numbers, _ReadSplits(splits, layout, schema), schema)
+        reports = sorted(results, key=lambda result: result[0])
         self._num_rows = sum(report.num_rows for _, report in reports)
         return merged((report for _, report in reports), layout)
 
@@ -129,13 +129,13 @@ class SparkEngine:
         """Make groups of the rows that were read, and keep them for `write`."""
         schema = pa.schema([*rule.layout.schema, *PLACE_COLUMNS.items()])
         num_tasks = max(self.session.sparkContext.defaultParallelism, -(-self._num_rows // TASK_ROWS))
-        rows = _without_told(self._rows).repartition(num_tasks, functions.col(f"`{_ITEM}`"))
-        self._placed, told = self._run(rows, PlaceRows(rule, schema), schema)
+        rows = _without_reports(self._rows).repartition(num_tasks, functions.col(f"`{_ITEM}`"))
+        self._placed, results = self._run(rows, PlaceRows(rule, schema), schema)
         self._rows.unpersist()  # type: ignore[union-attr]
         report, constant = GroupsReport(), ConstantColumns(set(rule.layout.kinds))
-        for some, some_constant in told:
-            report.merge(some)
-            constant.merge(some_constant)
+        for part_report, part_constant in results:
+            report.merge(part_report)
+            constant.merge(part_constant)
         return report, constant
 
     def write(self, rule: OutputRule) -> list[ShardReport]:
@@ -144,8 +144,8 @@ class SparkEngine:
         if attempts:
             os.mkdir(attempts)
         places = [functions.col(f"`{name}`") for name in (SHARD, POSITION, FIRST, ORDER)]
-        rows = _without_told(self._placed).repartition(sum(rule.num_shards), places[0]).sortWithinPartitions(*places)
-        written = rows.mapInArrow(_WriteShards(rule), from_arrow_schema(pa.schema([(_TOLD, pa.binary())])))
+        rows = _without_reports(self._placed).repartition(sum(rule.num_shards), places[0]).sortWithinPartitions(*places)
+        written = rows.mapInArrow(_WriteShards(rule), from_arrow_schema(pa.schema([(_REPORT, pa.binary())])))
         reports = dict(itertools.chain.from_iterable(_result(row[0]) for row in written.collect()))
         self._placed.unpersist()  # type: ignore[union-attr]
         # A shard without rows becomes a file without groups.
@@ -158,20 +158,20 @@ class SparkEngine:
 
     def _run(self, rows: DataFrame, function: Any, schema: pa.Schema) -> tuple[DataFrame, list[Any]]:
         """Apply a function to rows; return its rows, kept on the workers' disks, and the reports of its tasks."""
-        whole = from_arrow_schema(schema.append(pa.field(_TOLD, pa.binary())))
-        made = rows.mapInArrow(function, whole).persist(StorageLevel.DISK_ONLY)
-        told = made.filter(_told_column().isNotNull()).select(_told_column()).collect()
-        return made, [_result(row[0]) for row in told]
+        spark_schema = from_arrow_schema(schema.append(pa.field(_REPORT, pa.binary())))
+        made = rows.mapInArrow(function, spark_schema).persist(StorageLevel.DISK_ONLY)
+        outcomes = made.filter(_report_column().isNotNull()).select(_report_column()).collect()
+        return made, [_result(row[0]) for row in outcomes]
 
 
-def _told_column() -> Column:
-    return functions.col(f"`{_TOLD}`")
+def _report_column() -> Column:
+    return functions.col(f"`{_REPORT}`")
 
 
-def _without_told(rows: DataFrame | None) -> DataFrame:
+def _without_reports(rows: DataFrame | None) -> DataFrame:
     if rows is None:
         raise RuntimeError("the step before this one did not run")
-    return rows.filter(_told_column().isNull()).drop(_TOLD)
+    return rows.filter(_report_column().isNull()).drop(_REPORT)
 
 
 @dataclass(frozen=True)
@@ -191,15 +191,15 @@ def _guarded(run: Callable[[], Any]) -> bytes:
         return pickle.dumps((None, str(error)))
 
 
-def _result(told: bytes) -> Any:
-    result, problem = pickle.loads(bytes(told))
+def _result(outcome: bytes) -> Any:
+    result, problem = pickle.loads(bytes(outcome))
     if problem:
         raise DataError(problem)
     return result
 
 
 class _Step:
-    """A function that runs on a worker: batches of rows -> batches of rows, and one row with `self.told()`."""
+    """A function that runs on a worker: batches of rows -> batches of rows, and one row with `self.report()`."""
 
     def __init__(self, schema: pa.Schema) -> None:
         self._schema = schema
@@ -208,19 +208,19 @@ class _Step:
         none: pa.Array = None
         try:
             for table in self.tables(batches):
-                told = pa.nulls(len(table), pa.binary())
-                yield from table.select(self._schema.names).append_column(_TOLD, told).to_batches(_BATCH_ROWS)
-            told = pickle.dumps((self.told(), ""))
+                nulls = pa.nulls(len(table), pa.binary())
+                yield from table.select(self._schema.names).append_column(_REPORT, nulls).to_batches(_BATCH_ROWS)
+            outcome = pickle.dumps((self.report(), ""))
         except UserError as error:
-            told = pickle.dumps((None, str(error)))
+            outcome = pickle.dumps((None, str(error)))
         none = [pa.nulls(1, field.type) for field in self._schema]
-        yield pa.RecordBatch.from_arrays([*none, pa.array([told], pa.binary())], [*self._schema.names, _TOLD])
+        yield pa.RecordBatch.from_arrays([*none, pa.array([outcome], pa.binary())], [*self._schema.names, _REPORT])
 
     def tables(self, batches: Batches) -> Iterator[pa.Table]:
         """Yield the rows that the step makes."""
         raise NotImplementedError
 
-    def told(self) -> Any:
+    def report(self) -> Any:
         """Return the report of the step, after its rows."""
         raise NotImplementedError
 
@@ -243,7 +243,7 @@ class _ReadSplits(_Step):
                 items = table[self._layout.group_by].combine_chunks().dictionary_encode()
                 yield table.append_column(_ITEM, pa.array(hash_column(items).view(np.int64)))
 
-    def told(self) -> Any:
+    def report(self) -> Any:
         return self._number, self._report or RowsReport.of(self._layout)
 
 
@@ -278,7 +278,7 @@ class PlaceRows(_Step):
                 start += len(table)
             self._report, self._constant = assignment.report, constancy.result()
 
-    def told(self) -> Any:
+    def report(self) -> Any:
         return self._report, self._constant
 
 
@@ -289,13 +289,13 @@ class _WriteShards:
     rule: OutputRule
 
     def __call__(self, batches: Batches) -> Batches:
-        yield pa.RecordBatch.from_arrays([pa.array([_guarded(lambda: self._write(batches))], pa.binary())], [_TOLD])
+        yield pa.RecordBatch.from_arrays([pa.array([_guarded(lambda: self._write(batches))], pa.binary())], [_REPORT])
 
     def _write(self, batches: Batches) -> list[tuple[int, ShardReport]]:
         reports = []
         parts = itertools.chain.from_iterable(map(_by_shard, batches))
-        for shard, some in itertools.groupby(parts, key=lambda part: part[0]):
-            reports.append((shard, self._put(shard, (table for _, table in some))))
+        for shard, shard_parts in itertools.groupby(parts, key=lambda part: part[0]):
+            reports.append((shard, self._put(shard, (table for _, table in shard_parts))))
         return reports
 
     def _put(self, shard: int, tables: Iterable[pa.Table]) -> ShardReport:

@@ -31,18 +31,20 @@ def write_spill(path: str, table: pa.Table, buckets: NDArray[np.integer] | None 
       table: `[N]`.
       buckets: the bucket of each row, `[N]`, from 0; by default all rows are in bucket 0.
     """
-    found, starts = np.zeros(1, np.int64), np.zeros(1, np.int64)
+    bucket_numbers, starts = np.zeros(1, np.int64), np.zeros(1, np.int64)
     if buckets is not None:
         order = np.argsort(buckets, kind="stable")
         table = table.take(pa.array(order))
-        found, starts = np.unique(buckets[order], return_index=True)
+        bucket_numbers, starts = np.unique(buckets[order], return_index=True)
     options = pa.ipc.IpcWriteOptions(compression="lz4")
     batches: dict[int, range] = {}
     rows: dict[int, int] = {}
     num_batches = 0
     with pa.OSFile(path, "wb") as sink, pa.ipc.new_file(sink, table.schema, options=options) as writer:
         table = table.combine_chunks()
-        for bucket, start, end in zip(found.tolist(), starts.tolist(), [*starts[1:].tolist(), len(table)], strict=True):
+        for bucket, start, end in zip(
+            bucket_numbers.tolist(), starts.tolist(), [*starts[1:].tolist(), len(table)], strict=True
+        ):
             parts = table.slice(start, end - start).to_batches(max_chunksize=_MAX_BATCH_ROWS)
             for part in parts:
                 writer.write_batch(part)
