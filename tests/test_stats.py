@@ -312,14 +312,14 @@ def test_paths_are_counted_and_some_of_them_taken_by_chance():
         paths.add(pa.array([*some[: start + 50], "", None]), "b")
     assert paths.num_distinct == 1000
     assert paths.num_without == 40
-    taken = [path for path, _ in paths.some]
+    taken = [path for path, _ in paths.sample]
     assert len(set(taken)) == 100
     numbers = np.array([int(path.split(".")[0]) for path in taken])
     assert 400 < numbers.mean() < 600
     # Whatever the order in which they come.
     again = PathStats(num_wanted=100)
     again.add(pa.array(some[::-1]), "a")
-    assert [path for path, _ in again.some] == taken
+    assert [path for path, _ in again.sample] == taken
     several = PathStats(num_wanted=9, separator="|")
     several.add(pa.array(["a|b", "b|c|", ""]), "a")
     assert (several.num_distinct, several.num_without) == (3, 1)

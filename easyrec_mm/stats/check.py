@@ -200,8 +200,8 @@ def _unknown(feature: Feature, keys: list[list[str]], vectors: VectorStores) -> 
     if not present or categories is None or categories.encoding == "hash":
         return "-"
     if categories.encoding == "vocabulary":
-        known = set(categories.vocabulary)
-        return f"{np.mean([text not in known for text in present]):.1%}"
+        vocabulary = set(categories.vocabulary)
+        return f"{np.mean([text not in vocabulary for text in present]):.1%}"
     return f"{np.mean([not 0 <= int(text) < categories.num_ids for text in present]):.1%}"
 
 

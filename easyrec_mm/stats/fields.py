@@ -33,8 +33,8 @@ class TopValues:
 
     def add(self, values: pa.Array) -> None:
         """Add values `[N]`; nulls do not count."""
-        found = pc.value_counts(values.drop_null())
-        for value, count in zip(found.field(0).to_pylist(), found.field(1).to_pylist(), strict=True):
+        value_counts = pc.value_counts(values.drop_null())
+        for value, count in zip(value_counts.field(0).to_pylist(), value_counts.field(1).to_pylist(), strict=True):
             self.counts[value] = self.counts.get(value, 0) + count
         if len(self.counts) > 2 * self.capacity:
             limit = sorted(self.counts.values(), reverse=True)[self.capacity]

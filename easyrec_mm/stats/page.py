@@ -139,30 +139,30 @@ def _correlations(report: Report) -> list[tuple[str, list[str]]]:
     """Return (field, strength and AUC for each label), the field with the strongest correlation first."""
     labels = [label.name for label in report.labels]
     fields = [field for field in report.fields if field.correlation] if labels else []
-    fields.sort(key=lambda field: -max(abs(found.strength) for found in field.correlation.values()))
+    fields.sort(key=lambda field: -max(abs(correlation.strength) for correlation in field.correlation.values()))
     rows = []
     for field in fields:
         cells = []
         for label in labels:
-            found = field.correlation.get(label)
-            cells.append(f"{found.strength:+.3f}" if found else "")
-            cells.append(f"{found.auc:.3f}" if found and found.auc is not None else "")
+            correlation = field.correlation.get(label)
+            cells.append(f"{correlation.strength:+.3f}" if correlation else "")
+            cells.append(f"{correlation.auc:.3f}" if correlation and correlation.auc is not None else "")
         rows.append((field.name, cells))
     return rows
 
 
-def _pictures(report: Report, found: PictureStats) -> dict[str, Any]:
-    opened = len(found.pictures) + len(found.problems)
+def _pictures(report: Report, stats: PictureStats) -> dict[str, Any]:
+    opened = len(stats.pictures) + len(stats.problems)
     rows = "rows" if report.is_flat else "groups"
-    kinds = ("format", "mode", "size") if found.pictures else ()
+    kinds = ("format", "mode", "size") if stats.pictures else ()
     return {
         "summary": (
             f"{report.num_pictures:,} different; {report.num_without_picture:,} {rows} without one; {opened:,} opened, "
-            f"{len(found.problems):,} of them bad."
+            f"{len(stats.problems):,} of them bad."
         ),
-        "plots": [_count_plot(kind, found.counts(kind).most_common(NUM_SHOWN)) for kind in kinds],
-        "examples": found.pictures[:_NUM_EXAMPLES],
-        "problems": found.problems[:NUM_SHOWN],
-        "alike_summary": f"{sum(map(len, found.alike)):,} pictures in {len(found.alike):,} groups look alike",
-        "alike": [{"number": len(group), "pictures": group[:_NUM_OF_GROUP]} for group in found.alike[:_NUM_ALIKE]],
+        "plots": [_count_plot(kind, stats.counts(kind).most_common(NUM_SHOWN)) for kind in kinds],
+        "examples": stats.pictures[:_NUM_EXAMPLES],
+        "problems": stats.problems[:NUM_SHOWN],
+        "alike_summary": f"{sum(map(len, stats.alike)):,} pictures in {len(stats.alike):,} groups look alike",
+        "alike": [{"number": len(group), "pictures": group[:_NUM_OF_GROUP]} for group in stats.alike[:_NUM_ALIKE]],
     }

@@ -55,7 +55,7 @@ class PathStats:
     num_without: int = 0  # groups without a picture
     _hashes: list[Hashes] = field(default_factory=list)
     _num_kept: int = 0
-    _some: dict[int, tuple[str, str]] = field(default_factory=dict)
+    _sample: dict[int, tuple[str, str]] = field(default_factory=dict)
 
     @property
     def num_distinct(self) -> int:
@@ -64,27 +64,27 @@ class PathStats:
         return self._num_kept
 
     @property
-    def some(self) -> list[tuple[str, str]]:
+    def sample(self) -> list[tuple[str, str]]:
         """Return (path, file that names it) of the pictures to open, in a random order given by their hashes."""
-        return [self._some[key] for key in sorted(self._some)[: self.num_wanted]]
+        return [self._sample[key] for key in sorted(self._sample)[: self.num_wanted]]
 
     def add(self, image: pa.Array, file: str) -> None:
         """Add the paths of groups, `[G]`."""
         texts = [text or "" for text in image.to_pylist()]
         self.num_without += texts.count("")
         split = (text.split(self.separator) if self.separator else (text,) for text in texts)
-        paths = list(dict.fromkeys(path for some in split for path in some if path))
+        paths = list(dict.fromkeys(path for group_paths in split for path in group_paths if path))
         hashes = hash_column(pa.array(paths, pa.string()))
         self._hashes.append(hashes)
         self._num_kept += len(hashes)
         if self._num_kept > 2 * _COMPACT_AT:
             self._compact()
-        limit = max(self._some) if len(self._some) >= self.num_wanted else None
+        limit = max(self._sample) if len(self._sample) >= self.num_wanted else None
         for key, path in zip(hashes.tolist(), paths, strict=True):
             if limit is None or key < limit:
-                self._some.setdefault(key, (path, file))
-        if len(self._some) > 2 * self.num_wanted:
-            self._some = {key: self._some[key] for key in sorted(self._some)[: self.num_wanted]}
+                self._sample.setdefault(key, (path, file))
+        if len(self._sample) > 2 * self.num_wanted:
+            self._sample = {key: self._sample[key] for key in sorted(self._sample)[: self.num_wanted]}
 
     def _compact(self) -> None:
         self._hashes = [np.unique(np.concatenate(self._hashes))] if self._hashes else []
@@ -108,11 +108,11 @@ class PictureStats:
         groups = [[self.pictures[i] for i in group] for group in groups_alike(hashes)]
         self.alike = sorted(groups, key=lambda group: (-len(group), group[0].path))
 
-    def counts(self, what: str) -> Counter[str]:
+    def counts(self, attribute: str) -> Counter[str]:
         """Return the number of pictures by "format", "mode" or "size"."""
-        if what == "size":
-            return Counter(f"{one.width} x {one.height}" for one in self.pictures)
-        return Counter(getattr(one, what) for one in self.pictures)
+        if attribute == "size":
+            return Counter(f"{picture.width} x {picture.height}" for picture in self.pictures)
+        return Counter(getattr(picture, attribute) for picture in self.pictures)
 
 
 def open_pictures(paths: Sequence[bytes], reader: PictureReader, max_pixels: int) -> PictureStats:
@@ -126,11 +126,11 @@ def open_pictures(paths: Sequence[bytes], reader: PictureReader, max_pixels: int
     good: list[Picture] = []
     problems: list[tuple[str, str]] = []
     with ThreadPoolExecutor(_NUM_THREADS) as pool:
-        for path, found in _opened(paths, reader, max_pixels, pool):
-            if isinstance(found, str):
-                problems.append((path, found))
+        for path, result in _opened(paths, reader, max_pixels, pool):
+            if isinstance(result, str):
+                problems.append((path, result))
             else:
-                good.append(found)
+                good.append(result)
     return PictureStats(good, problems)
 
 
@@ -138,12 +138,12 @@ def _opened(
     paths: Sequence[bytes], reader: PictureReader, max_pixels: int, pool: ThreadPoolExecutor
 ) -> Iterator[tuple[str, Picture | str]]:
     for start in range(0, len(paths), _READ_AT_ONCE):
-        some = list(paths[start : start + _READ_AT_ONCE])
-        reader.begin(some)
-        contents, problems = reader.read(some)
-        names = [_name(path) for path in some]
-        found = pool.map(_look_at, names, contents, [max_pixels] * len(some))
-        for row, (name, picture) in enumerate(zip(names, found, strict=True)):
+        portion = list(paths[start : start + _READ_AT_ONCE])
+        reader.begin(portion)
+        contents, problems = reader.read(portion)
+        names = [_name(path) for path in portion]
+        results = pool.map(_look_at, names, contents, [max_pixels] * len(portion))
+        for row, (name, picture) in enumerate(zip(names, results, strict=True)):
             yield name, problems.get(row, picture)
 
 
@@ -180,13 +180,13 @@ def groups_alike(hashes: NDArray[np.uint64], max_distance: int = MAX_DISTANCE) -
         part = (distinct >> np.uint64(low)) & np.uint64((1 << (high - low)) - 1)
         order = np.argsort(part, kind="stable")
         starts = np.flatnonzero(np.diff(part[order], prepend=part[order[:1]] + np.uint64(1)))
-        for some in np.split(order, starts[1:]) if len(order) else []:
-            for i, one in enumerate(some[:-1]):
-                others = some[i + 1 :]
-                near = others[np.bitwise_count(distinct[one] ^ distinct[others]) <= max_distance]
-                pairs.append(np.stack([np.full(len(near), one), near], 1))
-    found = np.concatenate(pairs)
-    graph = coo_matrix((np.ones(len(found)), (found[:, 0], found[:, 1])), (len(distinct), len(distinct)))
+        for bucket in np.split(order, starts[1:]) if len(order) else []:
+            for i, index in enumerate(bucket[:-1]):
+                later = bucket[i + 1 :]
+                near = later[np.bitwise_count(distinct[index] ^ distinct[later]) <= max_distance]
+                pairs.append(np.stack([np.full(len(near), index), near], 1))
+    edges = np.concatenate(pairs)
+    graph = coo_matrix((np.ones(len(edges)), (edges[:, 0], edges[:, 1])), (len(distinct), len(distinct)))
     group = connected_components(graph, directed=False)[1][where.reshape(-1)] if len(distinct) else np.zeros(0, int)
     members = np.split(np.argsort(group, kind="stable"), np.cumsum(np.bincount(group))[:-1]) if len(group) else []
-    return [some.tolist() for some in members if len(some) > 1]
+    return [indices.tolist() for indices in members if len(indices) > 1]

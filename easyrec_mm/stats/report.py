@@ -91,7 +91,7 @@ class Report:
     @property
     def labels(self) -> list[FieldReport]:
         """Return the fields that are labels."""
-        return [one for one in self.fields if one.is_label]
+        return [field_report for field_report in self.fields if field_report.is_label]
 
     def as_dict(self) -> dict[str, Any]:
         """Return the report as values for JSON, with figures in place of pictures."""
@@ -104,7 +104,7 @@ class Report:
             "group_sizes": None if self.is_flat else {str(size): self.sizes[size] for size in sorted(self.sizes)},
             "refused": self.num_refused,
             "refused_first": [vars(record) for record in self.bad],
-            "fields": {one.name: _field_dict(one) for one in self.fields},
+            "fields": {field_report.name: _field_dict(field_report) for field_report in self.fields},
         }
         if self.pictures is not None:
             values["pictures"] = {
@@ -112,8 +112,11 @@ class Report:
                 "groups_without": self.num_without_picture,
                 "opened": len(self.pictures.pictures) + len(self.pictures.problems),
                 "bad": dict(self.pictures.problems),
-                **{what: dict(self.pictures.counts(what).most_common()) for what in ("format", "mode", "size")},
-                "look_alike": [[one.path for one in group] for group in self.pictures.alike],
+                **{
+                    attribute: dict(self.pictures.counts(attribute).most_common())
+                    for attribute in ("format", "mode", "size")
+                },
+                "look_alike": [[picture.path for picture in group] for group in self.pictures.alike],
             }
         return values
 
@@ -158,28 +161,30 @@ def make_report(
 
 
 def _field(name: str, stats: SampleStats, rows: pd.DataFrame, labels: dict[str, pd.Series]) -> FieldReport:
-    found = stats.of_field[name]
+    field_stats = stats.of_field[name]
     is_label = name in labels
-    others = {label: values for label, values in labels.items() if label != name}
-    correlations = {label: correlate(rows[name], values, found.is_number) for label, values in others.items()}
+    other_labels = {label: values for label, values in labels.items() if label != name}
+    correlations = {
+        label: correlate(rows[name], values, field_stats.is_number) for label, values in other_labels.items()
+    }
     separator = stats.fields.separators.get(name, "")
     numbers: dict[str, Any] = {}
     boundaries: tuple[float, ...] = ()
-    if found.is_number:
-        numbers = _numbers(found, rows[name])
-        if found.values.column.num_distinct > NUM_BUCKETS and not is_label and found.kind != "bool":
+    if field_stats.is_number:
+        numbers = _numbers(field_stats, rows[name])
+        if field_stats.values.column.num_distinct > NUM_BUCKETS and not is_label and field_stats.kind != "bool":
             boundaries = quantile_boundaries(rows[name].dropna().to_numpy(float), NUM_BUCKETS)
     return FieldReport(
         name=name,
-        kind=found.kind,
+        kind=field_stats.kind,
         is_label=is_label,
-        **_values(found.values),
-        rates=_rates(rows[name], labels, found, separator),
-        correlation={label: one for label, one in correlations.items() if one is not None},
+        **_values(field_stats.values),
+        rates=_rates(rows[name], labels, field_stats, separator),
+        correlation={label: correlation for label, correlation in correlations.items() if correlation is not None},
         numbers=numbers,
         boundaries=boundaries,
-        parts=_parts(name, found.parts) if found.parts else None,
-        per_sample=found.parts.column.num_rows / max(stats.num_samples, 1) if found.parts else None,
+        parts=_parts(name, field_stats.parts) if field_stats.parts else None,
+        per_sample=field_stats.parts.column.num_rows / max(stats.num_samples, 1) if field_stats.parts else None,
     )
 
 
@@ -202,39 +207,41 @@ def _shown(value: Any, kind: Kind) -> str:
     return str(np.float32(value)) if kind == "float32" else str(value)
 
 
-def _numbers(found: FieldStats, sampled: pd.Series) -> dict[str, Any]:
-    column = found.values.column
+def _numbers(field_stats: FieldStats, sampled: pd.Series) -> dict[str, Any]:
+    column = field_stats.values.column
     values = sampled.dropna().to_numpy(float)
     quantiles = np.quantile(values, _QUANTILES).tolist() if len(values) else []
     return {
-        "mean": found.mean,
-        "deviation": found.deviation,
+        "mean": field_stats.mean,
+        "deviation": field_stats.deviation,
         "least": column.least,
         "greatest": column.greatest,
-        "zeros": found.num_zeros / max(column.num_values, 1),
+        "zeros": field_stats.num_zeros / max(column.num_values, 1),
         "quantiles": {f"{share:g}": value for share, value in zip(_QUANTILES, quantiles, strict=False)},
     }
 
 
-def _rates(column: pd.Series, labels: dict[str, pd.Series], found: FieldStats, separator: str) -> list[Rate]:
+def _rates(column: pd.Series, labels: dict[str, pd.Series], field_stats: FieldStats, separator: str) -> list[Rate]:
     """Return the rates by ranges of a number with many values, else by the most frequent values."""
-    known = column.dropna()
-    if not len(known) or (separator and found.parts):
+    values = column.dropna()
+    if not len(values) or (separator and field_stats.parts):
         return []
-    if found.is_number and known.nunique() > NUM_SHOWN:
-        limits = quantile_boundaries(known.to_numpy(float), _NUM_BINS)
-        keys = np.digitize(known.to_numpy(float), limits)
-        edges = [float(known.min()), *limits, float(known.max())]
+    if field_stats.is_number and values.nunique() > NUM_SHOWN:
+        limits = quantile_boundaries(values.to_numpy(float), _NUM_BINS)
+        keys = np.digitize(values.to_numpy(float), limits)
+        edges = [float(values.min()), *limits, float(values.max())]
         names = {i: f"{low:.4g} to {high:.4g}" for i, (low, high) in enumerate(pairwise(edges))}
         order = list(names)
     else:
-        order = known.value_counts().index[:NUM_SHOWN].tolist()
-        order = sorted(order) if found.is_number else order
+        order = values.value_counts().index[:NUM_SHOWN].tolist()
+        order = sorted(order) if field_stats.is_number else order
         names = {
-            value: f"{value:g}" if found.is_number and not isinstance(value, bool) else str(value) for value in order
+            value: f"{value:g}" if field_stats.is_number and not isinstance(value, bool) else str(value)
+            for value in order
         }
-        keys = known.to_numpy()
-    groups = pd.DataFrame({name: label[known.index] for name, label in labels.items()}, index=known.index).groupby(keys)
+        keys = values.to_numpy()
+    rows = {name: label[values.index] for name, label in labels.items()}
+    groups = pd.DataFrame(rows, index=values.index).groupby(keys)
     means, counts = groups.mean(), groups.size()
     return [
         Rate(names[key], int(counts[key]), {name: float(means[name][key]) for name in labels})
@@ -243,10 +250,12 @@ def _rates(column: pd.Series, labels: dict[str, pd.Series], found: FieldStats, s
     ]
 
 
-def _field_dict(one: FieldReport) -> dict[str, Any]:
-    values = {key: value for key, value in vars(one).items() if key not in ("name", "parts", "correlation", "rates")}
-    values["top"] = [list(item) for item in one.top]
-    values["correlation"] = {label: found._asdict() for label, found in one.correlation.items()}
-    values["rates"] = [vars(rate) for rate in one.rates]
-    values["parts"] = _field_dict(one.parts) if one.parts else None
+def _field_dict(field_report: FieldReport) -> dict[str, Any]:
+    values = {
+        key: value for key, value in vars(field_report).items() if key not in ("name", "parts", "correlation", "rates")
+    }
+    values["top"] = [list(item) for item in field_report.top]
+    values["correlation"] = {label: correlation._asdict() for label, correlation in field_report.correlation.items()}
+    values["rates"] = [vars(rate) for rate in field_report.rates]
+    values["parts"] = _field_dict(field_report.parts) if field_report.parts else None
     return values

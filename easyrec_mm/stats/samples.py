@@ -89,7 +89,10 @@ def config_samples(pipeline: Pipeline, path: str, setting: str) -> SampleReader:
       DataError: if there is no such file.
     """
     data, schema = pipeline.config.data_config, pipeline.schema
-    types = {one.input_name: DatasetConfig.FieldType.Name(one.input_type) for one in data.input_fields}
+    types = {
+        input_field.input_name: DatasetConfig.FieldType.Name(input_field.input_type)
+        for input_field in data.input_fields
+    }
     kinds: dict[str, Kind] = {
         name: TYPE_NAMES[kind]
         for name, kind in types.items()
@@ -105,7 +108,7 @@ def config_samples(pipeline: Pipeline, path: str, setting: str) -> SampleReader:
     if not fields.is_flat:
         return _GroupedSamples(fields, files, pipeline)
     has_names = data.input_type == DatasetConfig.ParquetInput or data.with_header
-    names = () if has_names else tuple(one.input_name for one in data.input_fields)
+    names = () if has_names else tuple(input_field.input_name for input_field in data.input_fields)
     return _FlatSamples(fields, files, data.separator, names, schema)
 
 
@@ -207,15 +210,17 @@ class _FlatSamples:
                 if name and splits and name not in plan.columns:
                     raise DataError(f"{file}: no column '{name}'; {did_you_mean(name, plan.columns)}")
         # Training counts the header as a line; for a log that is not an input yet, only rows are counted.
-        has_names_line = self._schema is not None and not self._names and any(one.format == "csv" for one in splits)
+        has_names_line = self._schema is not None and not self._names and any(split.format == "csv" for split in splits)
         row = 2 if has_names_line else 1
         for split in splits:
-            wanted = list(filter(None, (*self.fields.kinds, self.fields.image)))
-            for piece in pieces(split, wanted, self._separator):
+            names = list(filter(None, (*self.fields.kinds, self.fields.image)))
+            for piece in pieces(split, names, self._separator):
                 # A split of CSV does not know the number of its first row.
                 numbers = np.bitwise_and(piece.table[ORDER].to_numpy(), (1 << ROW_BITS) - 1)
                 numbers = numbers - split.first_row + row if split.format == "csv" else numbers
-                yield self._checked(piece.table, numbers, [BadGroup(r, "row", what) for r, what in piece.malformed])
+                yield self._checked(
+                    piece.table, numbers, [BadGroup(r, "row", problem) for r, problem in piece.malformed]
+                )
             row += split.num_rows
 
     def _checked(self, table: pa.Table, rows: Ints, refused: list[BadGroup]) -> Samples:
@@ -226,7 +231,7 @@ class _FlatSamples:
             self._check(self._schema, raw, typed, problems)
         for name, kind in self.fields.kinds.items():
             refuse_kind(typed[name].is_bad, raw[name], name, kind, problems.refuse)
-        columns = {name: one.values for name, one in typed.items()}
+        columns = {name: converted.values for name, converted in typed.items()}
         image = pa.array([""] * len(table))
         if self.fields.image:
             image = pc.fill_null(to_kind(table[self.fields.image].combine_chunks(), "string").values, "")

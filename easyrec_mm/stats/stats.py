@@ -75,24 +75,24 @@ def stats(pipeline: Pipeline | None, options: StatsOptions) -> str:
 
 
 def _read(name: str, samples: SampleReader, pictures: _Pictures, num_pictures: int) -> Report:
-    found = SampleStats(samples.fields)
+    sample_stats = SampleStats(samples.fields)
     paths = PathStats(num_pictures, pictures.separator)
     refused: list[BadRecord] = []
     num_refused = 0
     for file in samples.files:
         for piece in samples.read(file):
-            found.add(piece)
+            sample_stats.add(piece)
             num_refused += len(piece.refused)
             refused += [BadRecord("group", file, *bad) for bad in piece.refused[: NUM_BAD_SHOWN - len(refused)]]
             if samples.fields.image:
                 paths.add(piece.image, file)
     opened: PictureStats | None = None
     if samples.fields.image:
-        some = [path.encode("utf-8", "surrogateescape") for path, _ in paths.some]
+        sample_paths = [path.encode("utf-8", "surrogateescape") for path, _ in paths.sample]
         if pictures.is_packed:
-            some = [packed_path(file, path) for path, (_, file) in zip(some, paths.some, strict=True)]
-        opened = open_pictures(some, pictures.reader, pictures.max_pixels)
-    return make_report(name, len(samples.files), found, refused, num_refused, paths, opened)
+            sample_paths = [packed_path(file, path) for path, (_, file) in zip(sample_paths, paths.sample, strict=True)]
+        opened = open_pictures(sample_paths, pictures.reader, pictures.max_pixels)
+    return make_report(name, len(samples.files), sample_stats, refused, num_refused, paths, opened)
 
 
 def _write(path: str, content: str) -> None:

@@ -23,7 +23,7 @@ def text(report: Report) -> str:
         + f"{report.num_samples:,} samples; {report.num_refused:,} {rows} refused ({share:.2%})",
         *([] if report.is_flat else [f"  group size: {_sizes(report.sizes)}"]),
         "\nlabels",
-        *(_label_line(one) for one in report.labels),
+        *(_label_line(label) for label in report.labels),
         *([] if report.labels else ["  none"]),
         "\nfields",
         *_table(_field_rows(report.fields)),
@@ -39,39 +39,44 @@ def text(report: Report) -> str:
 
 def _correlation_lines(report: Report) -> list[str]:
     names = [label.name for label in report.labels]
-    some = [one for one in report.fields if one.correlation]
-    if not names or not some:
+    fields = [field for field in report.fields if field.correlation]
+    if not names or not fields:
         return []
-    some.sort(key=lambda one: -max(abs(c.strength) for c in one.correlation.values()))
+    fields.sort(key=lambda field: -max(abs(c.strength) for c in field.correlation.values()))
     rows = [("field", *names)]
-    rows += [(one.name, *(_correlation(one.correlation.get(name)) for name in names)) for one in some]
+    rows += [(field.name, *(_correlation(field.correlation.get(name)) for name in names)) for field in fields]
     title = f"\ncorrelation with labels, in {report.num_sampled:,} samples (r of numbers, share of others)"
     return [title, *_table(rows)]
 
 
 def _boundary_lines(report: Report) -> list[str]:
-    some = [one for one in report.fields if one.boundaries]
-    lines = [f"  {one.name}: boundaries: [{', '.join(f'{x:.9g}' for x in one.boundaries)}]" for one in some]
-    return [f"\nquantiles of numbers, {NUM_BUCKETS} buckets", *lines] if some else []
+    fields = [field for field in report.fields if field.boundaries]
+    lines = [f"  {field.name}: boundaries: [{', '.join(f'{x:.9g}' for x in field.boundaries)}]" for field in fields]
+    return [f"\nquantiles of numbers, {NUM_BUCKETS} buckets", *lines] if fields else []
 
 
 def _picture_lines(report: Report) -> list[str]:
     if report.pictures is None:
         return []
-    found = report.pictures
-    opened = len(found.pictures) + len(found.problems)
-    alike = sum(map(len, found.alike))
+    pictures = report.pictures
+    opened = len(pictures.pictures) + len(pictures.problems)
+    alike = sum(map(len, pictures.alike))
     lines = [
         "\npictures",
         f"  {report.num_pictures:,} distinct; {report.num_without_picture:,} "
-        f"{'rows' if report.is_flat else 'groups'} without one; {opened:,} opened, {len(found.problems):,} bad",
+        f"{'rows' if report.is_flat else 'groups'} without one; {opened:,} opened, {len(pictures.problems):,} bad",
     ]
-    lines += [f"  {what}s: {_counts(found.counts(what).most_common())}" for what in ("format", "mode", "size")]
-    lines.append(f"  look alike: {alike:,} pictures in {len(found.alike):,} groups" if alike else "  look alike: none")
-    for group in found.alike[:_NUM_SHOWN]:
-        more = f" and {len(group) - 3} more" if len(group) > 3 else ""
-        lines.append(f"    {', '.join(one.path for one in group[:3])}{more}")
-    lines += [f"  bad: {path}: {problem}" for path, problem in found.problems[:NUM_BAD_SHOWN]]
+    lines += [
+        f"  {attribute}s: {_counts(pictures.counts(attribute).most_common())}"
+        for attribute in ("format", "mode", "size")
+    ]
+    lines.append(
+        f"  look alike: {alike:,} pictures in {len(pictures.alike):,} groups" if alike else "  look alike: none"
+    )
+    for group in pictures.alike[:_NUM_SHOWN]:
+        omission = f" and {len(group) - 3} more" if len(group) > 3 else ""
+        lines.append(f"    {', '.join(picture.path for picture in group[:3])}{omission}")
+    lines += [f"  bad: {path}: {problem}" for path, problem in pictures.problems[:NUM_BAD_SHOWN]]
     return lines
 
 
@@ -84,11 +89,11 @@ def _sizes(sizes: dict[int, int]) -> str:
     return f"{ordered[0]} to {ordered[-1]}, mean {total / number:.1f}, median {ordered[int(middle)]}"
 
 
-def _label_line(one: FieldReport) -> str:
-    found = one.numbers
+def _label_line(label: FieldReport) -> str:
+    numbers = label.numbers
     return (
-        f"  {one.name}: mean {found['mean']:.4g}, {number(found['least'])} to {number(found['greatest'])}, "
-        f"missing {one.missing:.1%}"
+        f"  {label.name}: mean {numbers['mean']:.4g}, {number(numbers['least'])} to {number(numbers['greatest'])}, "
+        f"missing {label.missing:.1%}"
     )
 
 
@@ -96,30 +101,30 @@ def _field_rows(fields: Iterable[FieldReport]) -> list[tuple[str, ...]]:
     rows: list[tuple[str, ...]] = [
         ("name", "type", "missing", "distinct", "mean", "least", "greatest", "zeros", "most frequent")
     ]
-    for one in fields:
-        found = one.numbers
-        told = [number(found.get(what)) for what in ("mean", "least", "greatest")]
-        told.append(f"{found['zeros']:.1%}" if found else "-")
+    for field in fields:
+        numbers = field.numbers
+        cells = [number(numbers.get(key)) for key in ("mean", "least", "greatest")]
+        cells.append(f"{numbers['zeros']:.1%}" if numbers else "-")
         rows.append(
             (
-                one.name,
-                one.kind,
-                f"{one.missing:.1%}",
-                distinct(one),
-                *told,
-                _counts(one.top[:_NUM_SHOWN]),
+                field.name,
+                field.kind,
+                f"{field.missing:.1%}",
+                distinct(field),
+                *cells,
+                _counts(field.top[:_NUM_SHOWN]),
             )
         )
-        if one.parts:
-            values = f"{one.per_sample:.1f} a sample"
-            top = _counts(one.parts.top[:_NUM_SHOWN])
-            rows.append(("  its values", values, "-", distinct(one.parts), *("-",) * 4, top))
+        if field.parts:
+            values = f"{field.per_sample:.1f} a sample"
+            top = _counts(field.parts.top[:_NUM_SHOWN])
+            rows.append(("  its values", values, "-", distinct(field.parts), *("-",) * 4, top))
     return rows
 
 
-def distinct(one: FieldReport) -> str:
+def distinct(field: FieldReport) -> str:
     """Return the number of different values as text, which says whether it is an estimate."""
-    return f"{one.distinct:,}" if one.is_exact else f"about {one.distinct:,}"
+    return f"{field.distinct:,}" if field.is_exact else f"about {field.distinct:,}"
 
 
 def number(value: float | None) -> str:
@@ -129,10 +134,10 @@ def number(value: float | None) -> str:
     return f"{value:,}" if isinstance(value, int) else f"{value:.4g}"
 
 
-def _correlation(found: Correlation | None) -> str:
-    if found is None:
+def _correlation(correlation: Correlation | None) -> str:
+    if correlation is None:
         return "-"
-    return f"{found.strength:+.3f}" + (f" (AUC {found.auc:.3f})" if found.auc is not None else "")
+    return f"{correlation.strength:+.3f}" + (f" (AUC {correlation.auc:.3f})" if correlation.auc is not None else "")
 
 
 def _counts(items: Sequence[tuple[str, int]], most: int = 5) -> str:
