@@ -43,12 +43,12 @@ class Arm:
         return self.pipeline.schema.uses_image and img_model.trainable in kinds and not changes
 
 
-def arms_of(pipeline: Pipeline, wanted: Sequence[str], shuffled_pictures: Path) -> tuple[list[Arm], dict[str, str]]:
+def arms_of(pipeline: Pipeline, names: Sequence[str], shuffled_pictures: Path) -> tuple[list[Arm], dict[str, str]]:
     """Return the arms that make sense for a config, in the order of names.ARMS, and why other arms are left out.
 
     Args:
       pipeline: the user's config.
-      wanted: names of the arms to test; () for all.
+      names: names of the arms to test; () for all.
       shuffled_pictures: the file that the arm with other items' pictures will read.
 
     Raises:
@@ -58,12 +58,12 @@ def arms_of(pipeline: Pipeline, wanted: Sequence[str], shuffled_pictures: Path) 
         raise UserError(
             f"{pipeline.path}: has no pictures (no feature group of an ImgFeature), so there is nothing to compare"
         )
-    unknown = [name for name in wanted if name not in ARMS]
+    unknown = [name for name in names if name not in ARMS]
     if unknown:
         raise UserError(f"--arms: unknown arm '{unknown[0]}'; choose from {', '.join(ARMS)}")
     arms, left_out = [], {}
     for name in ARMS:
-        if wanted and name not in wanted and name != OWN:
+        if names and name not in names and name != OWN:
             left_out[name] = "not in --arms"
             continue
         config = EasyRecConfig()
@@ -72,7 +72,7 @@ def arms_of(pipeline: Pipeline, wanted: Sequence[str], shuffled_pictures: Path) 
             _CHANGES[name](config, shuffled_pictures)
             arms.append(Arm(name, _checked(config, pipeline)))
         except (_SenselessError, ConfigError) as error:
-            if name in wanted:
+            if name in names:
                 raise UserError(f"--arms: '{name}' does not apply to {pipeline.path}: {error}") from error
             left_out[name] = str(error)
     return arms, left_out
@@ -92,16 +92,16 @@ def _none(config: EasyRecConfig, shuffled_pictures: Path) -> None:
     model, network = config.model_config, config.model_config.e2e_mm_dbmtl
     features = [*config.feature_config.features, *config.feature_configs]
     named = {feature.feature_name or feature.input_names[0]: ("", feature) for feature in features}
-    image = next(name for name, (_, one) in named.items() if one.feature_type == FeatureConfig.ImgFeature)
-    kept = [g for g in model.feature_groups if not (is_of_groups(g, named) and g.feature_names[0] == image)]
-    for group in kept:
+    image = next(name for name, (_, feature) in named.items() if feature.feature_type == FeatureConfig.ImgFeature)
+    groups = [g for g in model.feature_groups if not (is_of_groups(g, named) and g.feature_names[0] == image)]
+    for group in groups:
         for attention in group.sequence_features:
             if any(image in pairs.key for pairs in attention.seq_att_map):
                 raise _SenselessError(
                     f"the attention '{attention.group_name}' has the picture as a key, so pictures cannot be left out"
                 )
     del model.feature_groups[:]
-    model.feature_groups.extend(kept)
+    model.feature_groups.extend(groups)
     for name in ("img_model", "img_dnn", "highway_dnn", "image_fusion"):
         network.ClearField(name)
     for name in ("image_cache_dir", "image_cache_gib", "packed_images"):

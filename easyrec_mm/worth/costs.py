@@ -90,14 +90,14 @@ def try_arms(arms: Sequence[Arm], folder: Path, say: Callable[[str], None]) -> d
       folder: folder for the trials, with one subfolder per arm.
       say: shows a message to the user.
     """
-    found: dict[str, tuple[float, float]] = {}
+    trials: dict[str, tuple[float, float]] = {}
     for arm in arms:
         say(f"trying {NUM_TRIED} steps of '{arm.name}'")
-        found[arm.name] = _try(arm, folder / arm.name)
-    without = min((found[arm.name][1] for arm in arms if not arm.pipeline.schema.uses_image), default=None)
+        trials[arm.name] = _try(arm, folder / arm.name)
+    without = min((trials[arm.name][1] for arm in arms if not arm.pipeline.schema.uses_image), default=None)
     costs = {}
     for arm in arms:
-        setup_s, step_s = found[arm.name]
+        setup_s, step_s = trials[arm.name]
         later_s = min(step_s, without) if arm.is_frozen and without is not None else step_s
         costs[arm.name] = Cost(setup_s, step_s, later_s)
     return costs
@@ -162,21 +162,21 @@ def steps_within(
     Raises:
       UserError: if not even the minimum number of steps fits.
     """
-    whole = sizes.num_steps
+    all_steps = sizes.num_steps
 
     def total_s(num_steps: int) -> float:
         return sum(seconds_of(num_steps, runs, costs, sizes, arms).values())
 
-    if total_s(whole) <= budget_s:
-        return whole
-    least = min(_LEAST_STEPS, whole)
+    if total_s(all_steps) <= budget_s:
+        return all_steps
+    least = min(_LEAST_STEPS, all_steps)
     if total_s(least) > budget_s:
         raise UserError(
             f"--budget_minutes: {duration(max(0.0, budget_s))} remain for {sum(runs.values())} runs, but even with "
             f"{least} steps each they take about {duration(total_s(least))}; raise it, "
             "or use fewer --arms or --seeds"
         )
-    low, high = least, whole  # fits, does not
+    low, high = least, all_steps  # fits, does not
     while high - low > 1:
         middle = (low + high) // 2
         low, high = (middle, high) if total_s(middle) <= budget_s else (low, middle)

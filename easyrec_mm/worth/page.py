@@ -60,11 +60,11 @@ def _places(gain: Gain, most: float) -> dict[str, float] | None:
     """Return an interval's places in its drawing, in pixels: 0 in the middle, `most` at the ends; None without one."""
     if gain.reason:
         return None
-    found = {"low": gain.low, "high": gain.high, "value": gain.value}
-    return {name: _WIDTH / 2 * (1 + value / most) for name, value in found.items()}
+    values = {"low": gain.low, "high": gain.high, "value": gain.value}
+    return {name: _WIDTH / 2 * (1 + value / most) for name, value in values.items()}
 
 
 def _cell(report: Report, arm: str, metric: str) -> tuple[str, str]:
     """Return the mean over an arm's seeds, and the value of each seed."""
     estimates = report.estimates[arm].get(metric, ())
-    return number(mean_value(estimates)), " ".join(number(one.value) for one in estimates)
+    return number(mean_value(estimates)), " ".join(number(estimate.value) for estimate in estimates)

@@ -110,25 +110,25 @@ class Report:
         self._main = main_metric(arms[0]) or ""
         self.comparisons = self._comparisons()
         self.verdicts = self._verdicts()
-        self.verdict = next((one for one in self.verdicts if one.name == self._main), None)
+        self.verdict = next((verdict for verdict in self.verdicts if verdict.name == self._main), None)
 
     def _comparisons(self) -> list[Comparison]:
         bigger = {m.name: BIGGER_IS_BETTER[m.kind] for m in self._metrics.values()}
         directed = {name: value for name, value in bigger.items() if value is not None}
         # If the config is frozen, or trains all of the tower, the arm of this kind is the config's own.
         stands = {END_TO_END: OWN, FROZEN: OWN} | {arm.name: arm.name for arm in self.arms}
-        found = []
+        comparisons = []
         for first, second, tells in _COMPARED:
-            one, other = stands.get(first, first), stands.get(second, second)
-            if one != other and one in self.estimates and other in self.estimates:
-                result = gains(self.estimates[one], self.estimates[other], directed, self._main, self.level)
-                found.append(Comparison(one, other, tells, result))
-        return found
+            first_arm, second_arm = stands.get(first, first), stands.get(second, second)
+            if first_arm != second_arm and first_arm in self.estimates and second_arm in self.estimates:
+                result = gains(self.estimates[first_arm], self.estimates[second_arm], directed, self._main, self.level)
+                comparisons.append(Comparison(first_arm, second_arm, tells, result))
+        return comparisons
 
     def _verdicts(self) -> list[Verdict]:
         by_second = {c.second: c.gains for c in self.comparisons if c.first == OWN and c.second in (NONE, SHUFFLED)}
         over = by_second.get(NONE, by_second.get(SHUFFLED, {}))
-        found = []
+        verdicts = []
         for name, gain in over.items():
             metric, _, part = name.partition("/")
             verdict, reason = gain.verdict, gain.reason
@@ -137,8 +137,8 @@ class Report:
                 verdict = DOES_NOT
                 reason = "no better than with the pictures of other items: the gain is not due to what they show"
             num_samples = self.num_samples[f"/{part}" if part else ""]
-            found.append(Verdict(self._metrics[metric], part, num_samples, verdict, reason, gain))
-        return found
+            verdicts.append(Verdict(self._metrics[metric], part, num_samples, verdict, reason, gain))
+        return verdicts
 
     def conclusion(self) -> str:
         """Return the verdict by the main metric as a sentence."""
@@ -174,15 +174,15 @@ class Report:
             "config": self.path,
             "verdict": None if self.verdict is None else self._verdict_json(self.verdict),
             "conclusion": self.conclusion(),
-            "verdicts": [self._verdict_json(one) for one in self.verdicts],
+            "verdicts": [self._verdict_json(verdict) for verdict in self.verdicts],
             "comparisons": [
                 {
-                    "first": one.first,
-                    "second": one.second,
-                    "tells": one.tells,
-                    "gains": {name: _gain_json(gain) for name, gain in one.gains.items()},
+                    "first": comparison.first,
+                    "second": comparison.second,
+                    "tells": comparison.tells,
+                    "gains": {name: _gain_json(gain) for name, gain in comparison.gains.items()},
                 }
-                for one in self.comparisons
+                for comparison in self.comparisons
             ],
             "arms": {arm.name: self._arm_json(arm.name) for arm in self.arms},
             "left_out": plan.left_out,
@@ -196,15 +196,15 @@ class Report:
             "notes": self.notes(),
         }
 
-    def _verdict_json(self, one: Verdict) -> dict[str, Any]:
+    def _verdict_json(self, verdict: Verdict) -> dict[str, Any]:
         return {
-            "metric": one.metric.name,
-            "task": one.metric.task,
-            "slice": one.slice,
-            "num_samples": one.num_samples,
-            "verdict": one.verdict or None,
-            "reason": one.reason,
-            **_gain_json(one.gain),
+            "metric": verdict.metric.name,
+            "task": verdict.metric.task,
+            "slice": verdict.slice,
+            "num_samples": verdict.num_samples,
+            "verdict": verdict.verdict or None,
+            "reason": verdict.reason,
+            **_gain_json(verdict.gain),
         }
 
     def _arm_json(self, name: str) -> dict[str, Any]:
@@ -216,7 +216,7 @@ class Report:
             "metrics": {
                 metric: {
                     "mean": finite(mean_value(estimates)),
-                    "seeds": [finite(one.value) for one in estimates],
+                    "seeds": [finite(estimate.value) for estimate in estimates],
                     **({"reason": reason} if (reason := _reason(estimates)) else {}),
                 }
                 for metric, estimates in self.estimates[name].items()
@@ -265,10 +265,10 @@ def text(report: Report) -> str:
     ]
     rows.append(("time of a run", *(duration(float(np.mean([r.seconds for r in report.results[n]]))) for n in names)))
     lines += aligned(rows)
-    for one in report.comparisons:
-        lines += ["", f"{one.first} against {one.second}, {one.tells}:"]
+    for comparison in report.comparisons:
+        lines += ["", f"{comparison.first} against {comparison.second}, {comparison.tells}:"]
         lines += aligned(
-            [("", "samples", one.first, one.second, "better by", "interval", "")]
+            [("", "samples", comparison.first, comparison.second, "better by", "interval", "")]
             + [
                 (
                     name.replace("/", ", "),
@@ -279,7 +279,7 @@ def text(report: Report) -> str:
                     interval_text(gain),
                     gain.verdict,
                 )
-                for name, gain in one.gains.items()
+                for name, gain in comparison.gains.items()
                 if report.num_samples[suffix_of(name)]
             ]
         )
@@ -314,7 +314,7 @@ def number(value: float, form: str = ".4f") -> str:
 
 def mean_value(estimates: Sequence[Estimate]) -> float:
     """Return the mean over seeds; NaN without estimates."""
-    return float(np.mean([one.value for one in estimates])) if estimates else math.nan
+    return float(np.mean([estimate.value for estimate in estimates])) if estimates else math.nan
 
 
 def aligned(rows: Sequence[Sequence[str]]) -> list[str]:
@@ -329,7 +329,7 @@ def aligned(rows: Sequence[Sequence[str]]) -> list[str]:
 
 
 def _reason(estimates: Sequence[Estimate]) -> str:
-    return next((one.reason for one in estimates if one.reason), "")
+    return next((estimate.reason for estimate in estimates if estimate.reason), "")
 
 
 def _gain_json(gain: Gain) -> dict[str, Any]:

@@ -85,13 +85,13 @@ class Run:
         path = self.folder / _RESULT
         if not path.exists():
             return None
-        told = json.loads(path.read_text(encoding="utf-8"))
+        content = json.loads(path.read_text(encoding="utf-8"))
         replicates = np.load(self.folder / _REPLICATES)
         estimates = {
             name: Estimate(np.nan if value is None else value, replicates[i], reason, num_clusters)
-            for i, (name, value, reason, num_clusters) in enumerate(told["estimates"])
+            for i, (name, value, reason, num_clusters) in enumerate(content["estimates"])
         }
-        return RunResult(told["step"], told["seconds"], told["num_samples"], estimates, told["fingerprint"])
+        return RunResult(content["step"], content["seconds"], content["num_samples"], estimates, content["fingerprint"])
 
     def execute(self, counts: Callable[[str], ItemCounts]) -> RunResult:
         """Continue the training from its last checkpoint, evaluate, and keep the result.
@@ -140,16 +140,17 @@ class Run:
 
     def _keep(self, result: RunResult) -> None:
         np.save(self.folder / _REPLICATES, np.array([e.replicates for e in result.estimates.values()]))
-        told: dict[str, Any] = {
+        content: dict[str, Any] = {
             "step": result.step,
             "seconds": result.seconds,
             "num_samples": result.num_samples,
             "fingerprint": result.fingerprint,
             "estimates": [
-                [name, finite(one.value), one.reason, one.num_clusters] for name, one in result.estimates.items()
+                [name, finite(estimate.value), estimate.reason, estimate.num_clusters]
+                for name, estimate in result.estimates.items()
             ],
         }
-        put_text(self.folder / _RESULT, json.dumps(told, indent=1) + "\n")
+        put_text(self.folder / _RESULT, json.dumps(content, indent=1) + "\n")
 
     def _seconds_before(self) -> float:
         path = self.folder / _SECONDS

@@ -40,9 +40,11 @@ def _pictures(pipeline: Pipeline, path: str, setting: str) -> dict[bytes, bytes]
         chunk = source.parse(*element)
         return chunk.groups.image_path, tf.gather(chunk.file, chunk.groups.kept_groups)
 
-    found: dict[bytes, bytes] = {}
+    pictures: dict[bytes, bytes] = {}
     for images, files in iterate(source.records(1, 0, source.chunk_size).map(read, num_parallel_calls=2), source):
         for image, number in zip(images.numpy().tolist(), files.numpy().tolist(), strict=True):
-            for one in paths_of(image, schema):
-                found.setdefault(one, packed_path(source.files[number], one) if data.packed_images else one)
-    return found
+            for picture in paths_of(image, schema):
+                pictures.setdefault(
+                    picture, packed_path(source.files[number], picture) if data.packed_images else picture
+                )
+    return pictures

@@ -83,17 +83,20 @@ def gains(
 
 def gain(first: Sequence[Estimate], second: Sequence[Estimate], is_bigger: bool, level: float) -> Gain:
     """Return the gain of the mean over seeds, with its interval of the given level."""
-    one, other = mean_estimate(first), mean_estimate(second)
+    mean, other_mean = mean_estimate(first), mean_estimate(second)
     sign = 1.0 if is_bigger else -1.0
-    value = sign * (one.value - other.value)
-    reason = no_interval(one) or no_interval(other)
+    value = sign * (mean.value - other_mean.value)
+    reason = no_interval(mean) or no_interval(other_mean)
     if reason:
-        return Gain(one.value, other.value, value, reason=reason)
-    rows_variance = float(np.nanvar(one.replicates - other.replicates, ddof=1))
+        return Gain(mean.value, other_mean.value, value, reason=reason)
+    rows_variance = float(np.nanvar(mean.replicates - other_mean.replicates, ddof=1))
     # Variance of the mean over the seeds of each arm; it cannot be estimated from one seed.
     seeds_variances = [float(np.var([e.value for e in arm], ddof=1)) / len(arm) for arm in (first, second) if arm[1:]]
     variances = [rows_variance, *seeds_variances]
-    freedoms = [min(one.num_clusters, other.num_clusters) - 1, *(len(arm) - 1 for arm in (first, second) if arm[1:])]
+    freedoms = [
+        min(mean.num_clusters, other_mean.num_clusters) - 1,
+        *(len(arm) - 1 for arm in (first, second) if arm[1:]),
+    ]
     variance, half = sum(variances), 0.0
     if variance:
         freedom = variance**2 / sum(v**2 / f for v, f in zip(variances, freedoms, strict=True))
@@ -101,4 +104,4 @@ def gain(first: Sequence[Estimate], second: Sequence[Estimate], is_bigger: bool,
     low, high = value - half, value + half
     verdict = PAYS if low > 0 else HARMS if high < 0 else DOES_NOT
     seeds_error = math.sqrt(sum(seeds_variances)) if len(seeds_variances) == 2 else math.nan
-    return Gain(one.value, other.value, value, low, high, math.sqrt(rows_variance), seeds_error, verdict)
+    return Gain(mean.value, other_mean.value, value, low, high, math.sqrt(rows_variance), seeds_error, verdict)

@@ -63,7 +63,7 @@ class Worth:
         self._arms, self._left_out = arms_of(pipeline, options.arms, (self._folder / _SHUFFLED_PICTURES).absolute())
         if len(self._arms) < 2:
             raise UserError(
-                f"--arms: '{self._arms[0].name}' alone leaves nothing to compare with; add one of {_others()}"
+                f"--arms: '{self._arms[0].name}' alone leaves nothing to compare with; add one of {_other_arms()}"
             )
         if main_metric(self._arms[0]) is None:
             raise UserError(
@@ -79,18 +79,18 @@ class Worth:
         """
         self._folder.mkdir(parents=True, exist_ok=True)
         sizes = sizes_of(self._pipeline)
-        known = self._known_plan(sizes)
-        if not known:
+        known_plan = self._known_plan(sizes)
+        if not known_plan:
             self._keep_plan(sizes, {}, 0)
         file = self._folder / _SHUFFLED_PICTURES
         if any(arm.name == SHUFFLED for arm in self._arms) and not file.exists():
             self._say(
                 f"{shuffle_pictures(self._pipeline, file):,} pictures are shuffled among the items for '{SHUFFLED}'"
             )
-        costs = {name: Cost(**cost) for name, cost in known.get("costs", {}).items()}
+        costs = {name: Cost(**cost) for name, cost in known_plan.get("costs", {}).items()}
         untried = [arm for arm in self._arms if arm.name not in costs]
         costs |= try_arms(untried, self._folder / "trials", self._say) if untried else {}
-        num_steps = known.get("num_steps") or self._num_steps(costs, sizes)
+        num_steps = known_plan.get("num_steps") or self._num_steps(costs, sizes)
         self._keep_plan(sizes, costs, num_steps)
         self._tell_costs(costs, sizes, num_steps)
         counts = item_counts(self._pipeline, self._folder)
@@ -172,23 +172,23 @@ class Worth:
                     "folder"
                 )
             return {}
-        known: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-        if known["test"] != self._identity(sizes):
+        plan: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        if plan["test"] != self._identity(sizes):
             raise UserError(
                 f"--output {self._folder}: contains the test of another config or of other data; choose another "
                 "folder, or remove it"
             )
-        if known["budget_minutes"] != self._options.budget_minutes:
+        if plan["budget_minutes"] != self._options.budget_minutes:
             was = (
                 "no --budget_minutes"
-                if known["budget_minutes"] is None
-                else f"--budget_minutes {known['budget_minutes']:g}"
+                if plan["budget_minutes"] is None
+                else f"--budget_minutes {plan['budget_minutes']:g}"
             )
             raise UserError(
                 f"--output {self._folder}: contains a test that was started with {was}, with trainings of "
-                f"{known['num_steps']:,} steps; use the same value, or choose another folder"
+                f"{plan['num_steps']:,} steps; use the same value, or choose another folder"
             )
-        return known
+        return plan
 
     def _keep_plan(self, sizes: Sizes, costs: dict[str, Cost], num_steps: int) -> None:
         plan = {
@@ -219,5 +219,5 @@ class Worth:
         self._say(f"\n{report_text}\n\nwritten: {self._folder}/worth.txt, worth.json and worth.html")
 
 
-def _others() -> str:
+def _other_arms() -> str:
     return ", ".join(list(ARMS)[1:])
