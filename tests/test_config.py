@@ -12,7 +12,8 @@ from google.protobuf import text_format
 from google.protobuf.descriptor_pb2 import DescriptorProto, EnumDescriptorProto
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from reference import FEATURES, LABELS, reference_config, write_config, write_reference_data
+from reference import FEATURES, LABELS, reference_config, write_config
+from reference_data import write_reference_data
 
 from easyrec_mm.config import pipeline as pipeline_module
 from easyrec_mm.config.network import activation_name, relation_order

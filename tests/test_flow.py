@@ -18,7 +18,8 @@ import pyarrow.parquet as pq
 import pytest
 import tensorflow as tf
 from flow_helpers import ROOT, copy_checkpoint, demo_flags, make_data, use_small_backbone
-from reference import reference_config, write_config, write_reference_data
+from reference import reference_config, write_config
+from reference_data import write_reference_data
 
 from easyrec_mm.cli.main import main
 from easyrec_mm.evaluation.metrics import metric_value
