@@ -167,3 +167,8 @@ def _s3_without_faults(request):
     yield
     if "_s3_of_session" in request.fixturenames:
         request.getfixturevalue("_s3_of_session").faults.reset()
+
+
+@pytest.fixture
+def bucket(s3):
+    return s3.new_bucket()
