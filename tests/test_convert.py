@@ -11,6 +11,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import tensorflow as tf
+from group_helpers import bad_rows, contents, make_log, make_pictures, run, write_csv
 from grouped_helpers import (
     DEFAULTS,
     FIELDS,
@@ -24,7 +25,6 @@ from grouped_helpers import (
 )
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from test_group import bad_rows, contents, make_log, make_pictures, run, write_csv
 from test_grouped_table import numbered, write
 
 from easyrec_mm.cli.main import main
