@@ -1,4 +1,4 @@
-"""Pictures, random numbers and a step of any function, for tests of recompute and in_micro_batches."""
+"""Pictures and a step of any function, for tests of recompute and in_micro_batches."""
 
 import numpy as np
 import tensorflow as tf
@@ -21,7 +21,3 @@ def gradient_step(function, inputs, variables):
 
     outputs, gradients = run(*(tf.constant(x) for x in inputs))
     return [np.asarray(y) for y in tf.nest.flatten(outputs)], gradients
-
-
-def random(*shape, seed=0):
-    return np.random.default_rng(seed).normal(size=shape).astype(np.float32)

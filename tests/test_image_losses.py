@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 import tensorflow as tf
+from layer_helpers import random
 
 from easyrec_mm.network.layers.image_losses import (
     CLASS_LOSSES,
@@ -17,10 +18,6 @@ LABELS = np.array([0, 2, 2, 1, 0, 2, 1])
 ITEMS = np.array([11, 12, 13, 12, 14, 12, 15])
 ALL = np.ones(U, bool)
 SOME = np.array([True, False, True, True, True, True, False])
-
-
-def random(*shape, seed=0):
-    return np.random.default_rng(seed).normal(size=shape).astype(np.float32)
 
 
 VECTORS, EMBEDDINGS = random(U, WIDTH, seed=1), random(U, DIM, seed=2)

@@ -10,6 +10,7 @@ import keras_hub
 import numpy as np
 import pytest
 import tensorflow as tf
+from layer_helpers import random
 
 from easyrec_mm.network.layers import backbone_parts, image_tower
 from easyrec_mm.network.layers.backbone_stages import stages_of
@@ -26,10 +27,6 @@ AS_THEY_ARE = ((1.0,) * 3, (0.0,) * 3)
 PICTURES = np.random.default_rng(0).uniform(-1, 1, (P, *SHAPE)).astype(np.float32)
 CATEGORY = np.array([1, 0, 4, 1, 1, 2])
 CATEGORIES = {"num_categories": 5, "category_dim": 3}
-
-
-def random(*shape, seed=0):
-    return np.random.default_rng(seed).normal(size=shape).astype(np.float32)
 
 
 def as_backbone(model, num_special=0):

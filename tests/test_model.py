@@ -7,6 +7,7 @@ import keras
 import numpy as np
 import pytest
 import tensorflow as tf
+from layer_helpers import sigmoid
 from model_helpers import CLICK, make_model, make_pipeline, random_batch, use_tiny_backbone
 from numpy.lib.stride_tricks import sliding_window_view
 
@@ -25,10 +26,6 @@ def _tiny_backbone(monkeypatch):
 
 
 # The network in plain NumPy: weights by name, in float64.
-
-
-def sigmoid(x):
-    return 1 / (1 + np.exp(-x))
 
 
 def softmax(x):

@@ -6,7 +6,8 @@ import keras
 import numpy as np
 import pytest
 import tensorflow as tf
-from recompute_helpers import PICTURES, gradient_step, random
+from layer_helpers import random
+from recompute_helpers import PICTURES, gradient_step
 
 from easyrec_mm.network.layers.recompute import in_micro_batches, recompute
 

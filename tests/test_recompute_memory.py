@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 
 import tensorflow as tf
-from recompute_helpers import random
+from layer_helpers import random
 
 from easyrec_mm.network.layers.recompute import in_micro_batches, recompute
 
