@@ -1,4 +1,4 @@
-"""Fixtures that take seconds to make and serve several files."""
+"""Fixtures that serve several files; most of them take seconds to make."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ import pyarrow.parquet as pq
 import pytest
 import tensorflow as tf
 from flow_helpers import Exported, use_small_backbone
+from model_helpers import use_tiny_backbone
 from s3_server import s3_server
 from servers import PostgresServer, RedisServer
 from training_helpers import make_training_data, use_backbone_of_three_stages
@@ -172,3 +173,9 @@ def _s3_without_faults(request):
 @pytest.fixture
 def bucket(s3):
     return s3.new_bucket()
+
+
+@pytest.fixture
+def tiny_backbone(monkeypatch):
+    """In place of ResNet, a single convolution."""
+    use_tiny_backbone(monkeypatch)
