@@ -5,11 +5,12 @@ from __future__ import annotations
 import fcntl
 import gc
 import os
+import shutil
 
 import pyarrow.parquet as pq
 import pytest
 import tensorflow as tf
-from flow_helpers import Exported, use_small_backbone
+from flow_helpers import Exported, embed, use_small_backbone
 from model_helpers import use_tiny_backbone
 from s3_server import s3_server
 from servers import PostgresServer, RedisServer
@@ -179,3 +180,14 @@ def bucket(s3):
 def tiny_backbone(monkeypatch):
     """In place of ResNet, a single convolution."""
     use_tiny_backbone(monkeypatch)
+
+
+@pytest.fixture(scope="session")
+def serving_place(exported, tmp_path_factory):
+    """Rec models by number, and a store; not to be changed."""
+
+    def make(folder):
+        shutil.copytree(exported.folder / "rec", folder / "rec" / "1")
+        embed(exported, f"lmdb://{folder}/store")
+
+    return make_once(tmp_path_factory, "serving_place", make)
