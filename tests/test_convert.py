@@ -18,14 +18,15 @@ from grouped_helpers import (
     KINDS,
     from_table,
     groups,
+    numbered,
     plain_parquet,
     plain_rtp,
     plain_tfrecord,
     to_table,
+    write,
 )
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from test_grouped_table import numbered, write
 
 from easyrec_mm.cli.main import main
 from easyrec_mm.config.pipeline import load_pipeline
