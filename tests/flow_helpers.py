@@ -114,3 +114,7 @@ def embed(exported, store, models=None):
     arguments = ["embed", "--img_model_dir", str(image), "--store", store, "--input"]
     arguments += [f"{data}/images/test/*", "--image_root", str(data), "--bad_pictures", os.devnull]
     assert main(arguments) == 0
+
+
+def run(*arguments, expect=0):
+    assert main([str(a) for a in arguments]) == expect
