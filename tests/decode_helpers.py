@@ -16,15 +16,11 @@ from easyrec_mm.schema import Image
 
 HEIGHT, WIDTH = 17, 21
 NUM_PIXELS = HEIGHT * WIDTH
-
-
 # Every picture below has NUM_PIXELS pixels or fewer: decoding it also shows that the limit itself is allowed.
 WIDE = Image("img", HEIGHT, WIDTH, 3, "BILINEAR", True, NUM_PIXELS)
 TALL = replace(WIDE, height=WIDTH, width=HEIGHT)
 GREY = replace(WIDE, channels=1)
 STRICT = replace(WIDE, max_pixels=NUM_PIXELS - 1)
-
-
 # Lossy formats leave the decoder some freedom; the fast inverse DCT, for one, is off by up to 14.
 LOSSY = 4
 

@@ -13,8 +13,6 @@ from training_helpers import optimizer
 from easyrec_mm.cli.main import main
 
 NUM_GROUPS, GROUP_SIZE = 24, 3
-
-
 # Items that have a vector in the store; two more have none.
 NUM_TITLES = 8
 CONFIG = r"""

@@ -13,8 +13,6 @@ from easyrec_mm.network.layers.image_tower import ImageTower, TowerOptions
 
 P, SIDE, D = 6, 16, 4
 SHAPE = (SIDE, SIDE, 3)
-
-
 # Pixels as they are, so that references need no normalisation.
 AS_THEY_ARE = ((1.0,) * 3, (0.0,) * 3)
 PICTURES = np.random.default_rng(0).uniform(-1, 1, (P, *SHAPE)).astype(np.float32)

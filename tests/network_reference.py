@@ -203,7 +203,5 @@ NETWORKS = {
     "dropout": f"{HIGHWAY} bottom_dnn {{ hidden_units: [8, 6] dropout_ratio: [0.5, 0.0] }} {BN}",
 }
 FULL = NETWORKS["experts"]
-
-
 # Samples of three groups that share a picture, not side by side.
 MIXED = (0, 2, 1, 1, 0, 2, 2, 0, 1, 3)

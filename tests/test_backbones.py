@@ -43,8 +43,6 @@ STRUCTURES = {
     "ViT-Base": (12, 768),
 }
 WITHOUT_BATCH_NORM = ("ConvNeXt-Tiny", "ViT-Tiny", "ViT-Small", "ViT-Base")
-
-
 # Of the same builders as others.
 SLOW = ("ResNet-34", "ResNet-50", "ResNet-101", "MobileNetV3-Large", "ViT-Small", "ViT-Base")
 EVERY_NAME = pytest.mark.parametrize(

@@ -95,8 +95,6 @@ def test_overshoot_is_cut_and_does_not_wrap(method):
 
 METHODS = ["BILINEAR", "BICUBIC", "AREA", "NEAREST", "LANCZOS3"]
 POLICIES = ["STRETCH", "CENTER_CROP", "PAD"]
-
-
 # Height and width of a picture and of the target; the part of the picture that CENTER_CROP leaves and the part of the
 # target that PAD fills, both as (top, left, bottom, right).
 SHAPES = {

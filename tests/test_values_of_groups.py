@@ -21,8 +21,6 @@ PER_GROUP = schema(
 PER_GROUP = replace(
     PER_GROUP, group_fields=("city", "age", "vip", "price", "kind", "fresh", "share"), image_labels=(("kind", 5),)
 )
-
-
 # Of each field or label: texts of one value after texts of another.
 TEXTS = {
     "city": [["", "x"], ["y"], ["X"], ["x "], ["é"], ["\udcff"]],

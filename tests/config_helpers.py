@@ -1,0 +1,48 @@
+"""Places of settings in the reference config, and cases of mistakes in them.
+
+A case is what is done to the reference config (overrides as the command line takes them, or edits of the text), the
+config path of the problem and a piece of its message. Unless it says otherwise, the problem must be the only one: a
+mistake must not drag along messages about its consequences.
+"""
+
+import pytest
+from reference import FEATURES, LABELS
+
+DATA = "data_config"
+MODEL = "model_config"
+NETWORK = "model_config.e2e_mm_dbmtl"
+TOWERS = f"{NETWORK}.task_towers"
+TRAIN = "train_config"
+EXPORT = "export_config"
+# The features stand in the order of a sample's values, then the picture and the group size.
+FEATURE = {name: f"feature_config.features[{i}]" for i, name in enumerate((*FEATURES, "img_path", "group_size"))}
+FIELD = {
+    name: f"data_config.input_fields[{i}]" for i, name in enumerate((*LABELS, *FEATURES, "img_path", "group_size"))
+}
+GROUP = {name: f"model_config.feature_groups[{i}]" for i, name in enumerate(("img", "sample_num", "all"))}
+
+
+def case(*changes, place, says):
+    return pytest.param(changes, place, says, id=f"{place}: {says}"[:100])
+
+
+def tower(text):
+    return f"{TOWERS}=[{{ tower_name: 'a' label_name: 'like' {text} }}]"
+
+
+def second_feature(text, name="second"):
+    """An edit that puts one more feature before that of the group size."""
+    last = '  features: {\n    input_names: "group_size"'
+    return last, f'  features: {{ feature_name: "{name}" input_names: "city" {text} }}\n{last}'
+
+
+NO_IMAGE_GROUP = ('  feature_groups {\n    group_name: "img"\n    feature_names: "img_path"\n  }\n', "")
+NO_HIGHWAY = ('    highway_dnn {\n      input: "img"\n      emb_size: 16\n    }\n', "")
+SGD = "{ sgd_optimizer { learning_rate { constant_learning_rate {} } } }"
+
+
+def assert_only_problem(found, place, says):
+    """A mistake must not drag along messages about its consequences."""
+    ((found_place, message),) = found
+    assert found_place == place, found
+    assert says in message, message
