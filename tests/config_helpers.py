@@ -46,3 +46,29 @@ def assert_only_problem(found, place, says):
     ((found_place, message),) = found
     assert found_place == place, found
     assert says in message, message
+
+
+# --- img_model
+
+IMAGE = f"{NETWORK}.img_model"
+ALL_GROUP = "model_config.feature_groups[2]"
+FAMILY_PER_GROUP = f"{FEATURE['familyid']}.per_group=true"
+
+
+def size(width, height, channels=3):
+    """Overrides that make the pictures of this size."""
+    shape = f"width: {width} height: {height} channel: {channels}"
+    return f"{FEATURE['img_path']}.img_shape={shape}", f"export_config.img_shape={shape}"
+
+
+def loss(text, label="label_name: 'like' num_class: 3"):
+    return f"{IMAGE}.image_losses=[{{ {label} {text} }}]"
+
+
+def contrastive(text="", name="familyid"):
+    return loss(f"contrastive {{ item_feature: '{name}' {text} }}", label="")
+
+
+LOSS = f"{IMAGE}.image_losses[0]"
+ITEM = f"{LOSS}.contrastive.item_feature"
+CATE_LABEL = (f"{FIELD['follow']}.input_name=cate_label", "data_config.label_fields[5]=cate_label")
