@@ -72,3 +72,11 @@ def contrastive(text="", name="familyid"):
 LOSS = f"{IMAGE}.image_losses[0]"
 ITEM = f"{LOSS}.contrastive.item_feature"
 CATE_LABEL = (f"{FIELD['follow']}.input_name=cate_label", "data_config.label_fields[5]=cate_label")
+
+
+def position(text, piece):
+    """Line and column of the one place where a piece of text stands, as error messages give them."""
+    before, _, after = text.partition(piece)
+    assert after
+    assert piece not in after
+    return f"{before.count(chr(10)) + 1}:{len(before) - before.rfind(chr(10))}"
