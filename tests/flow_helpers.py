@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 from pathlib import Path
 
@@ -105,3 +106,15 @@ def numbers(results, place: str = "") -> dict[str, float]:
         parts = results.items() if isinstance(results, dict) else enumerate(results)
         return {name: value for key, part in parts for name, value in numbers(part, f"{place}/{key}").items()}
     return {place: results} if isinstance(results, (int, float)) else {}
+
+
+def embed(exported, store, models=None):
+    """With the image model of that export, by default the last."""
+    data, image = exported.data, (models or exported.folder) / "image"
+    arguments = ["embed", "--img_model_dir", str(image), "--store", store, "--input"]
+    arguments += [f"{data}/images/test/*", "--image_root", str(data), "--bad_pictures", os.devnull]
+    assert main(arguments) == 0
+
+
+def run(*arguments, expect=0):
+    assert main([str(a) for a in arguments]) == expect

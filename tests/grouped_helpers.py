@@ -18,6 +18,7 @@ from easyrec_mm.formats.grouped_table import GroupFields, Groups
 from easyrec_mm.formats.rtp import written_layout
 from easyrec_mm.formats.tfrecord import MISSING
 from easyrec_mm.formats.typed_groups import TypedGroups
+from easyrec_mm.grouping.shards import FORMATS
 from easyrec_mm.schema import RowLayout
 
 KINDS = {
@@ -162,3 +163,30 @@ def plain_rtp(path: Path) -> list[Group]:
             group[name] = values[0] if name in FIELDS.per_group else values
         found.append(group)
     return found
+
+
+def write(path, table, kind, portions=(), fields=FIELDS):
+    writer = FORMATS[kind].writer(str(path), fields)
+    start = 0
+    for end in (*sorted(min(p, len(table.size)) for p in portions), len(table.size)):
+        writer.write(table.slice(start, end, fields))
+        start = end
+    writer.close()
+
+
+def numbered(count, size=3):
+    """Groups whose values tell their place."""
+    samples = count * size
+    columns = {
+        "click": pa.array(np.arange(samples) % 2),
+        "user": pa.array([f"u{i}" for i in range(samples)]),
+        "age": pa.array(np.arange(samples)),
+        "img": pa.array([f"{i}.jpg" for i in range(count)]),
+        "weight": pa.array(np.arange(samples) / 4),
+        "seconds": pa.array(np.arange(samples) / 2, pa.float32()),
+        "vip": pa.array(np.arange(samples) % 3 == 0),
+        "cate": pa.array([f"c{i}" for i in range(count)]),
+        "price": pa.array(np.arange(count), pa.float32()),
+        "new": pa.array(np.arange(count) % 2 == 0),
+    }
+    return Groups(np.full(count, size), columns)

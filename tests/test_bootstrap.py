@@ -6,8 +6,8 @@ import math
 
 import numpy as np
 import pytest
+from metric_helpers import METRICS, clicks
 from sklearn.metrics import roc_auc_score
-from test_metrics import METRICS, clicks
 
 from easyrec_mm.evaluation.calibration import RecalibratedEntropy
 from easyrec_mm.evaluation.delong import delong_test

@@ -4,18 +4,11 @@ import keras
 import numpy as np
 import pytest
 import tensorflow as tf
+from layer_helpers import random, sigmoid
 
 from easyrec_mm.network.layers.category_attention import CategoryAttention, CategoryEmbeddings
 
 U, HEIGHT, WIDTH, CHANNELS, DIM = 3, 5, 4, 8, 6
-
-
-def random(*shape, seed=0):
-    return np.random.default_rng(seed).normal(size=shape).astype(np.float32)
-
-
-def sigmoid(x):
-    return 1 / (1 + np.exp(-x))
 
 
 def inputs(height=HEIGHT, width=WIDTH):

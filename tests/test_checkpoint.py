@@ -2,42 +2,17 @@
 
 import os
 import re
-import resource
 import shutil
-from contextlib import contextmanager
 
 import numpy as np
 import pytest
 import tensorflow as tf
+from checkpoint_helpers import assert_same, variables
+from full_disk import files_limited_to
 
 from easyrec_mm.errors import CheckpointError
 from easyrec_mm.runs import checkpoint
-from easyrec_mm.runs.checkpoint import (
-    Checkpoints,
-    checkpoint_shapes,
-    read_into,
-    resolve_checkpoint,
-    restore,
-    warm_start,
-)
-
-SHAPES = {"embedding/user": (50, 4), "rec/bias": (7,), "rec/kernel": (2, 3, 2), "scalar": (), "none": (0, 3)}
-
-
-def variables(seed=0, shapes=SHAPES):
-    """Random values under every name, and variables of other dtypes."""
-    rng = np.random.default_rng(seed)
-    return {name: tf.Variable(rng.normal(size=shape).astype(np.float32)) for name, shape in shapes.items()} | {
-        "step": tf.Variable(10**12 + seed, dtype=tf.int64),
-        "last_used": tf.Variable(rng.integers(0, 99, 30), dtype=tf.int32),
-        "narrow": tf.Variable(rng.normal(size=(9, 2)), dtype=tf.bfloat16),
-    }
-
-
-def assert_same(found, expected):
-    assert found.keys() == expected.keys()
-    for name, v in expected.items():
-        np.testing.assert_array_equal(tf.convert_to_tensor(found[name]), tf.convert_to_tensor(v), err_msg=name)
+from easyrec_mm.runs.checkpoint import Checkpoints, checkpoint_shapes, read_into, resolve_checkpoint, restore
 
 
 def files(folder):
@@ -192,17 +167,6 @@ def test_files_that_are_not_listed_do_not_count(tmp_path):
 # A write that fails
 
 
-@contextmanager
-def largest_file(num_bytes):
-    """Files of this process cannot grow beyond it, as on a full disk. Python ignores the signal."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (num_bytes, hard))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
-
-
 def assert_last_good_one_stays(tmp_path, checkpoints, error):
     place = re.escape(str(tmp_path))
     assert re.fullmatch(
@@ -223,7 +187,7 @@ def test_full_disk(tmp_path):
     checkpoints = Checkpoints(str(tmp_path))
     checkpoints.save(1, variables(1))
     table = tf.Variable(np.random.default_rng(0).normal(size=(5000, 10)))
-    with pytest.raises(CheckpointError) as error, largest_file(100_000):
+    with pytest.raises(CheckpointError) as error, files_limited_to(100_000):
         checkpoints.save(2, variables(2) | {"table": table})
     assert_last_good_one_stays(tmp_path, checkpoints, error)
 
@@ -330,67 +294,6 @@ def test_restore_of_damaged_files(tmp_path):
         restore(path, variables(2))
     with pytest.raises(CheckpointError, match=r"model.ckpt-3: is not a readable checkpoint: "):
         checkpoint_shapes(str(tmp_path / "model.ckpt-3"))
-
-
-# Start from another training
-
-
-def test_warm_start(tmp_path):
-    """What agrees in name and shape is restored, or in shape under a mapped name; the report says it line by line."""
-    source = {
-        "same": tf.Variable([1.0, 2.0]),
-        "old/name": tf.Variable([3.0]),
-        "other_shape": tf.Variable([4.0, 5.0]),
-        "unused": tf.Variable(tf.fill([2, 2], 6.0)),
-        "optimizer_0/same/m": tf.Variable([7.0, 7.0]),
-        "average/same": tf.Variable([7.0, 7.0]),
-        "progress/step": tf.Variable(7),
-    }
-    path = Checkpoints(str(tmp_path)).save(1, source)
-    target = {
-        "same": tf.Variable([0.0, 0.0]),
-        "new/name": tf.Variable([0.0]),
-        "other_shape": tf.Variable([0.5]),
-        "new": tf.Variable([0.5]),
-    }
-    report = warm_start(path, target, {"new/name": "old/name"})
-    assert {name: v.numpy().tolist() for name, v in target.items()} == {
-        "same": [1, 2], "new/name": [3], "other_shape": [0.5], "new": [0.5]
-    }  # fmt: skip
-    assert report.split("\n") == [
-        f"fine_tune_checkpoint {path}: 2 of 4 variables restored",
-        "  restored: same [2]",
-        "  restored: new/name [1] from old/name",
-        "  not restored: other_shape [1]: the checkpoint's other_shape is [2]",
-        "  not restored: new [1]: not in the checkpoint",
-        "  not used: unused [2, 2]",
-    ]
-
-
-def test_warm_start_from_a_checkpoint_of_tensorflow(tmp_path):
-    """Of another project: tf.train.Checkpoint's names, by a map."""
-    path = tf.train.Checkpoint(weight=tf.Variable([1.0, 2.0])).save(str(tmp_path / "ckpt"))
-    variable = tf.Variable([0.0, 0.0])
-    warm_start(path, {"rec/weight": variable}, {"rec/weight": "weight/.ATTRIBUTES/VARIABLE_VALUE"})
-    assert variable.numpy().tolist() == [1, 2]
-
-
-@pytest.mark.parametrize(("names", "message"), [
-    ({"rec/bais": "rec/bias"}, r"fine_tune_ckpt_var_map: no variable 'rec/bais'; did you mean 'rec/bias'\?"),
-    ({"rec/bias": "rec/bais"}, r"fine_tune_ckpt_var_map: .*model.ckpt-1 has no 'rec/bais'; did you mean 'rec/bias'\?"),
-])  # fmt: skip
-def test_warm_start_with_a_wrong_map(tmp_path, names, message):
-    path = Checkpoints(str(tmp_path)).save(1, variables(1))
-    with pytest.raises(CheckpointError, match=message):
-        warm_start(path, variables(2), names)
-
-
-def test_warm_start_with_nothing_in_common(tmp_path):
-    path = Checkpoints(str(tmp_path)).save(1, {"a": tf.Variable(1.0), "b": tf.Variable(1.0)})
-    with pytest.raises(
-        CheckpointError, match=r"has no variable of this model; it has, for example, a, b; map the names"
-    ):
-        warm_start(path, {"c": tf.Variable(1.0), "a": tf.Variable([1.0])}, {})
 
 
 # Names that a user gives

@@ -11,21 +11,22 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import tensorflow as tf
+from group_helpers import bad_rows, contents, make_log, make_pictures, run, write_csv
 from grouped_helpers import (
     DEFAULTS,
     FIELDS,
     KINDS,
     from_table,
     groups,
+    numbered,
     plain_parquet,
     plain_rtp,
     plain_tfrecord,
     to_table,
+    write,
 )
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from test_group import bad_rows, contents, make_log, make_pictures, run, write_csv
-from test_grouped_table import numbered, write
 
 from easyrec_mm.cli.main import main
 from easyrec_mm.config.pipeline import load_pipeline

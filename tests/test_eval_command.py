@@ -6,8 +6,7 @@ import json
 import shutil
 
 import pytest
-from flow_helpers import copy_checkpoint, demo_flags, make_data, use_small_backbone
-from test_flow import run
+from flow_helpers import copy_checkpoint, demo_flags, make_data, run, use_small_backbone
 
 SLICES = (
     "eval_config.slices=[{field: 'user_gender'}, {field: 'price' num_quantiles: 2}, {item_frequency {}}, "

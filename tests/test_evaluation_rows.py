@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from test_metrics import METRICS, clicks
+from metric_helpers import METRICS, clicks
 
 from easyrec_mm.evaluation.rows import Rows
 from easyrec_mm.evaluation.slices import ByQuantile, ByValue

@@ -9,7 +9,7 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 from flow_helpers import use_small_backbone
-from test_group import contents, make_log, make_pictures, stats, write_csv
+from group_helpers import contents, make_log, make_pictures, stats, write_csv
 
 from easyrec_mm.cli.main import main
 from easyrec_mm.config.pipeline import load_pipeline

@@ -5,22 +5,21 @@ from __future__ import annotations
 import csv
 import io
 import json
-import resource
 import shutil
 import signal
 import subprocess
 import sys
-from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import tensorflow as tf
-from flow_helpers import ROOT, copy_checkpoint, demo_flags, make_data, use_small_backbone
-from reference import reference_config, write_config, write_reference_data
+from flow_helpers import ROOT, copy_checkpoint, demo_flags, make_data, run, use_small_backbone
+from full_disk import files_limited_to
+from reference import reference_config, write_config
+from reference_data import write_reference_data
 
-from easyrec_mm.cli.main import main
 from easyrec_mm.evaluation.metrics import metric_value
 from easyrec_mm.evaluation.rank_metrics import AUC
 from easyrec_mm.training.signals import caught_signals
@@ -52,10 +51,6 @@ def flags_of_trained(data, model_dir):
         data, model_dir, eval_input_path=f"{data}/eval/*",
         train_config__save_summary_steps=2, train_config__save_checkpoints_steps=4,
     )  # fmt: skip
-
-
-def run(*arguments, expect=0):
-    assert main([str(a) for a in arguments]) == expect
 
 
 def checkpoint_values(path) -> dict[str, np.ndarray]:
@@ -368,17 +363,6 @@ def test_a_signal_may_come_while_a_line_is_printed(monkeypatch):
     with caught_signals("stopping") as caught:
         print("train step 1", flush=True)
     assert caught.number == signal.SIGTERM
-
-
-@contextmanager
-def files_limited_to(size: int):
-    """No file can become larger, as on a full disk."""
-    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (size, limits[1]))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
 
 
 def test_a_full_disk_leaves_the_last_checkpoint(data, trained, tmp_path, capsys):

@@ -10,7 +10,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from flow_helpers import use_small_backbone
-from test_group import make_log, make_pictures, run, write_csv
+from group_helpers import make_log, make_pictures, run, write_csv
 
 from easyrec_mm.cli.main import main
 from easyrec_mm.config.pipeline import load_pipeline

@@ -10,7 +10,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from test_group import run, write_csv
+from group_helpers import run, write_csv
 from test_group_config import NUM_ROWS, infer
 
 from easyrec_mm.grouping.leaks import LeakFinder, held_out_auc, roc_auc

@@ -9,7 +9,7 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 from flow_helpers import use_small_backbone
-from test_group import contents, make_log, make_pictures, run
+from group_helpers import contents, make_log, make_pictures, run
 
 from easyrec_mm.cli.main import main
 

@@ -11,7 +11,7 @@ import time
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
-from test_group import GOOD, contents, make_log, make_pictures, run, stats, write_csv
+from group_helpers import GOOD, contents, make_log, make_pictures, run, stats, write_csv
 
 pytestmark = pytest.mark.slow
 

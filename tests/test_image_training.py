@@ -4,9 +4,7 @@ import json
 
 import numpy as np
 import pytest
-import tensorflow as tf
 from flow_helpers import copy_checkpoint
-from model_helpers import CLICK, make_model, make_pipeline, random_batch, use_tiny_backbone
 from training_helpers import (
     NUM_KINDS,
     NUM_PICTURES,
@@ -18,7 +16,6 @@ from training_helpers import (
 )
 
 from easyrec_mm.data.bad_records import BadRecords
-from easyrec_mm.data.picture_bank import PictureBank
 from easyrec_mm.errors import ConfigError
 from easyrec_mm.evaluation.evaluator import Evaluator, load_model
 from easyrec_mm.network.layers.fast_layers import FusedBatchNorm
@@ -324,7 +321,6 @@ def test_batches_without_a_picture(data, tmp_path, img_model):
 # Together.
 
 AVERAGED = "use_moving_average: true moving_average_decay: 0.7"
-
 ALL_AT_ONCE = f"""
   {EVERYTHING} encode_ratio: 0.5 max_staleness_steps: 4 image_micro_batch: 2 rematerialize: true
   modality_dropout: 0.3 layer_decay: 0.8 learning_rate_multiplier: 0.5 resize: PAD
@@ -368,37 +364,3 @@ def test_the_average_of_a_tower_of_which_the_head_is_trained_is_what_is_evaluate
     ).run()
     assert results == pytest.approx(json.loads((training.model_dir / "eval_result.json").read_text()), abs=1e-6)
     assert [line["step"] for line in training.lines("eval")] == [3, 5]
-
-
-# Gradients.
-
-
-def test_gradients_flow_to_the_pictures_that_are_encoded(tmp_path, monkeypatch):
-    """The vectors of the others are numbers that the bank has."""
-    use_tiny_backbone(monkeypatch)
-    pipeline = make_pipeline(tmp_path, f"img_model {{ num_classes: 6 encode_ratio: 0.5 }} {CLICK}")
-    model = make_model(pipeline)
-    bank = PictureBank(model.bank_width("ALL"))
-    known = np.random.default_rng(0).normal(size=[2, model.bank_width("ALL")]).astype(np.float32)
-    bank.vectors.scatter_update(tf.IndexedSlices(known, bank.plan([b"0", b"2"], 0).rows))
-    plan = bank.plan([b"0", b"1", b"2", b"3"], 1)
-    assert plan.encoded.tolist() == [1, 3]
-    bank.before_step(tf.constant(plan.rows), tf.constant(plan.encoded), 1)
-    batch = random_batch(pipeline.schema)
-    images = batch.images._replace(encoded=tf.constant(plan.encoded), bank_row=tf.constant(plan.rows))
-    batch = batch._replace(pixels=tf.gather(batch.pixels, plan.encoded), images=images)
-    variables = {name: v.value for name, v in model.trained_variables().items()}
-    with tf.GradientTape(persistent=True) as tape:
-        loss = model.losses(batch, training=True, bank=bank)["click"]
-        made = model.image(batch.pixels, training=True)
-        vectors = tf.stack([known[0], made[0], known[1], made[1]])
-        logits = model.rec(batch.features, tf.gather(vectors, batch.sample_image), training=True)[0]["click"][:, 0]
-        expected = tf.reduce_mean(tf.nn.sigmoid_cross_entropy_with_logits(batch.labels["click"], logits))
-    assert float(loss) == pytest.approx(float(expected), rel=1e-6)
-    found, expected = (tape.gradient(x, variables) for x in (loss, expected))
-    for name, gradient in expected.items():
-        gradient = tf.convert_to_tensor(gradient).numpy()
-        np.testing.assert_allclose(tf.convert_to_tensor(found[name]), gradient, rtol=1e-4, atol=1e-7, err_msg=name)
-    assert np.abs(expected["image/backbone/conv/kernel"]).max() > 1e-4
-    np.testing.assert_array_equal(tf.gather(bank.vectors, plan.rows[::2]), known)
-    np.testing.assert_allclose(tf.gather(bank.vectors, plan.rows[1::2]), made, rtol=1e-5, atol=1e-6)

@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 import tensorflow as tf
+from layer_helpers import sigmoid
 
 from easyrec_mm.network.losses import (
     LOSSES,
@@ -13,10 +14,6 @@ from easyrec_mm.network.losses import (
     weighted_mean,
 )
 from easyrec_mm.protos.loss_pb2 import LossType
-
-
-def sigmoid(x):
-    return 1 / (1 + np.exp(-x))
 
 
 def cross_entropy(labels, logits):

@@ -7,6 +7,7 @@ import pytest
 import tensorflow as tf
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from model_helpers import CLICK, make_model, make_pipeline, random_batch, use_tiny_backbone
 
 from easyrec_mm.data.batch import one_picture_each
 from easyrec_mm.data.picture_bank import FIRST_ROWS, PictureBank
@@ -249,3 +250,37 @@ def test_the_state_has_room_for_many_pictures(tmp_path):
     new = [b"p%d" % i for i in range(5 * FIRST_ROWS, 8 * FIRST_ROWS)]
     (seen,) = run(resumed, [[*new, *keys]], 1)
     assert seen == {key: (int(key[1:]), 0) for key in keys} | {key: (int(key[1:]), 1) for key in new}
+
+
+# Gradients.
+
+
+def test_gradients_flow_to_the_pictures_that_are_encoded(tmp_path, monkeypatch):
+    """The vectors of the others are numbers that the bank has."""
+    use_tiny_backbone(monkeypatch)
+    pipeline = make_pipeline(tmp_path, f"img_model {{ num_classes: 6 encode_ratio: 0.5 }} {CLICK}")
+    model = make_model(pipeline)
+    bank = PictureBank(model.bank_width("ALL"))
+    known = np.random.default_rng(0).normal(size=[2, model.bank_width("ALL")]).astype(np.float32)
+    bank.vectors.scatter_update(tf.IndexedSlices(known, bank.plan([b"0", b"2"], 0).rows))
+    plan = bank.plan([b"0", b"1", b"2", b"3"], 1)
+    assert plan.encoded.tolist() == [1, 3]
+    bank.before_step(tf.constant(plan.rows), tf.constant(plan.encoded), 1)
+    batch = random_batch(pipeline.schema)
+    images = batch.images._replace(encoded=tf.constant(plan.encoded), bank_row=tf.constant(plan.rows))
+    batch = batch._replace(pixels=tf.gather(batch.pixels, plan.encoded), images=images)
+    variables = {name: v.value for name, v in model.trained_variables().items()}
+    with tf.GradientTape(persistent=True) as tape:
+        loss = model.losses(batch, training=True, bank=bank)["click"]
+        made = model.image(batch.pixels, training=True)
+        vectors = tf.stack([known[0], made[0], known[1], made[1]])
+        logits = model.rec(batch.features, tf.gather(vectors, batch.sample_image), training=True)[0]["click"][:, 0]
+        expected = tf.reduce_mean(tf.nn.sigmoid_cross_entropy_with_logits(batch.labels["click"], logits))
+    assert float(loss) == pytest.approx(float(expected), rel=1e-6)
+    found, expected = (tape.gradient(x, variables) for x in (loss, expected))
+    for name, gradient in expected.items():
+        gradient = tf.convert_to_tensor(gradient).numpy()
+        np.testing.assert_allclose(tf.convert_to_tensor(found[name]), gradient, rtol=1e-4, atol=1e-7, err_msg=name)
+    assert np.abs(expected["image/backbone/conv/kernel"]).max() > 1e-4
+    np.testing.assert_array_equal(tf.gather(bank.vectors, plan.rows[::2]), known)
+    np.testing.assert_allclose(tf.gather(bank.vectors, plan.rows[1::2]), made, rtol=1e-5, atol=1e-6)

@@ -11,10 +11,10 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from metric_helpers import clicks, evaluate, view_of
 from scipy.optimize import minimize
 from sklearn import metrics as sklearn_metrics
 from sklearn.calibration import calibration_curve
-from test_metrics import clicks, evaluate, view_of
 
 from easyrec_mm.evaluation.calibration import CalibrationCurve, RecalibratedEntropy
 from easyrec_mm.evaluation.group_metrics import GAUC, NDCG, HitRate, RecallAtTopK

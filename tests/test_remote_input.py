@@ -13,9 +13,9 @@ import numpy as np
 import pytest
 from data_helpers import image
 from PIL import Image as Pillow
-from test_input import colours, line, small_schema
-from test_input import input_of as text_input
-from test_sources import WRITERS, input_of, random_groups, values_of
+from source_helpers import WRITERS, input_of, random_groups, values_of
+from text_input_helpers import colours, line, small_schema
+from text_input_helpers import input_of as text_input
 
 from easyrec_mm.data import picture_reader
 from easyrec_mm.data.bad_records import BadRecords

@@ -162,6 +162,13 @@ def test_files_classes_and_functions_are_of_a_size_that_can_be_read(module):
             assert node.end_lineno - node.lineno < most, node.name
 
 
+def test_tests_samples_and_tools_are_files_of_a_size_that_can_be_read():
+    paths = [path for folder in ("tests", "samples", "tools") for path in (ROOT / folder).rglob("*.py")]
+    lines = {str(path.relative_to(ROOT)): path.read_text(encoding="utf-8").count("\n") for path in paths}
+    assert lines
+    assert {path: count for path, count in lines.items() if count > MOST_LINES_OF_A_FILE} == {}
+
+
 # --- Tables and protos
 
 

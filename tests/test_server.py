@@ -1,19 +1,13 @@
-"""The server as clients and operators meet it: both protocols, faults, limits, reloading, in processes of its own."""
+"""The server as clients meet it: both protocols, faults and limits, in a process of its own; when it does not start."""
 
 from __future__ import annotations
 
 import asyncio
-import http.client
 import json
-import os
 import resource
 import shutil
-import signal
 import subprocess
 import sys
-import threading
-import time
-from contextlib import contextmanager
 from pathlib import Path
 
 import grpc
@@ -23,106 +17,18 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from kserve import InferInput, InferRequest, InferResponse
 from kserve.protocol.grpc import grpc_predict_v2_pb2 as messages
-from kserve.protocol.grpc.grpc_predict_v2_pb2_grpc import GRPCInferenceServiceStub
+from serve_process import JSON, ROOT, Running, running
 from servers import free_port
 
-from easyrec_mm.cli.main import main
 from easyrec_mm.manifest import read_header
 from easyrec_mm.store import open_store
 
-ROOT = Path(__file__).parents[1]
 USER = ("user_age_level", "user_gender", "user_city", "user_taste", "hour")
-JSON = {"content-type": "application/json"}
-
-
-class Running:
-    """A server process on free ports."""
-
-    def __init__(self, rec, store, *flags):
-        self.port, self.grpc_port = free_port(), free_port()
-        self.rec = rec
-        command = [sys.executable, "-m", "easyrec_mm", "serve", "--rec_model_dir", rec, "--store", store]
-        command += ["--http_port", self.port, "--grpc_port", self.grpc_port, "--reload_every_s", "0.2", *flags]
-        self.process = subprocess.Popen([str(part) for part in command], cwd=ROOT, stderr=subprocess.PIPE, text=True)
-        self.lines = []
-        self._reader = threading.Thread(target=lambda: self.lines.extend(self.process.stderr), daemon=True)
-        self._reader.start()
-
-    def wait_until_ready(self):
-        for _ in range(600):
-            if self.process.poll() is not None:
-                break
-            try:
-                if self.request("GET", "/v2/models/rec/ready")[0] == 200:
-                    return self
-            except OSError:
-                time.sleep(0.1)
-        raise RuntimeError(f"the server did not start: {self.lines}")
-
-    def end(self, number=signal.SIGTERM):
-        """The exit status after a signal."""
-        self.process.send_signal(number)
-        self.process.wait(60)
-        self._reader.join(10)
-        return self.process.returncode
-
-    def request(self, method, path, body=None, headers=JSON, timeout=30):
-        """Status and content of an answer."""
-        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=timeout)
-        try:
-            connection.request(method, path, json.dumps(body) if isinstance(body, dict | list) else body, headers)
-            response = connection.getresponse()
-            content = response.read()
-            is_json = response.getheader("content-type", "").startswith("application/json")
-            return response.status, json.loads(content) if is_json else content.decode()
-        finally:
-            connection.close()
-
-    def predict(self, instances, timeout=30, **more):
-        return self.request("POST", "/v1/models/rec:predict", {"instances": instances, **more}, timeout=timeout)
-
-    def metric(self, name):
-        """Value of a metric by its name with labels, 0 where it is not there."""
-        lines = self.request("GET", "/metrics")[1].splitlines()
-        return next((float(line.rpartition(" ")[2]) for line in lines if line.rpartition(" ")[0] == name), 0.0)
-
-    def logs(self):
-        return [json.loads(line) for line in list(self.lines) if line.startswith("{")]
-
-    def stub(self):
-        return GRPCInferenceServiceStub(grpc.insecure_channel(f"127.0.0.1:{self.grpc_port}"))
-
-
-@contextmanager
-def running(*arguments):
-    server = Running(*arguments)
-    try:
-        yield server.wait_until_ready()
-    finally:
-        if server.process.poll() is None:
-            server.end()
-
-
-def embed(exported, store, models=None):
-    """With the image model of that export, by default the last."""
-    data, image = exported.data, (models or exported.folder) / "image"
-    arguments = ["embed", "--img_model_dir", str(image), "--store", store, "--input"]
-    arguments += [f"{data}/images/test/*", "--image_root", str(data), "--bad_pictures", os.devnull]
-    assert main(arguments) == 0
 
 
 @pytest.fixture(scope="module")
-def place(exported, tmp_path_factory):
-    """Rec models by number, and a store."""
-    folder = tmp_path_factory.mktemp("place")
-    shutil.copytree(exported.folder / "rec", folder / "rec" / "1")
-    embed(exported, f"lmdb://{folder}/store")
-    return folder
-
-
-@pytest.fixture(scope="module")
-def server(place):
-    with running(place / "rec", f"lmdb://{place}/store", "--max_request_bytes", "200000") as server:
+def server(serving_place):
+    with running(serving_place / "rec", f"lmdb://{serving_place}/store", "--max_request_bytes", "200000") as server:
         yield server
 
 
@@ -199,11 +105,11 @@ def test_tensors_over_rest_and_grpc(server, samples):
             np.testing.assert_allclose(by_grpc[name], by_rest[name])
 
 
-def test_vectors_as_a_tensor(place, server, samples):
+def test_vectors_as_a_tensor(serving_place, server, samples):
     instances = samples[0][:4]
     expected = server.predict(instances)[1]["predictions"]
     keys = [instance["img_path"] for instance in instances]
-    store = open_store(f"lmdb://{place}/store")
+    store = open_store(f"lmdb://{serving_place}/store")
     vectors = store.get_many(keys).vectors
     store.close()
     inputs = [tensor(name, values) for name, values in columns_of(instances).items() if name != "img_path"]
@@ -400,114 +306,6 @@ class Gate:
         await self._event.wait()
 
 
-# --- Reloading
-
-
-def test_reloading_under_load(exported, earlier_export, place, samples, tmp_path_factory):
-    """New vectors, a new model and bad ones while requests run: none fails, and each answer is of one release."""
-    folder = tmp_path_factory.mktemp("reload")
-    shutil.copytree(place / "rec", folder / "rec")
-    shutil.copytree(place / "store", folder / "store")
-    body = {"instances": samples[0]}
-    with running(folder / "rec", f"lmdb://{folder}/store") as server:
-        found, stop = [], threading.Event()
-
-        def ask():
-            while not stop.is_set():
-                found.append(server.request("POST", "/v1/models/rec:predict", body))
-
-        asking = [threading.Thread(target=ask) for _ in range(2)]
-        for thread in asking:
-            thread.start()
-        try:
-            (folder / "rec" / "2").mkdir()
-            shutil.copy(exported.folder / "rec" / "manifest.json", folder / "rec" / "2")  # a half-written export
-            wait_for(lambda: server.metric('easyrec_mm_reloads_total{outcome="refused"}') == 1)
-            shutil.rmtree(folder / "rec" / "2")
-            embed(exported, f"lmdb://{folder}/store", earlier_export)
-            shutil.copytree(earlier_export / "rec", folder / "rec" / "3.part")
-            (folder / "rec" / "3.part").rename(folder / "rec" / "3")
-            wait_for(lambda: server.metric('easyrec_mm_reloads_total{outcome="taken"}') == 1)
-            time.sleep(0.3)
-            shutil.rmtree(folder / "rec" / "3")  # back
-            wait_for(lambda: server.metric('easyrec_mm_reloads_total{outcome="taken"}') == 2)
-        finally:
-            stop.set()
-            for thread in asking:
-                thread.join()
-        answers = {}
-        for status, answer in found:
-            assert status == 200
-            answers.setdefault(answer["model"]["generation"], []).append(answer["predictions"])
-        assert answers.keys() == {1, 2}
-        for of_one in answers.values():
-            assert all(predictions == of_one[0] for predictions in of_one)
-        assert answers[1][0] != answers[2][0]
-        messages_logged = [(line["message"], line["level"]) for line in server.logs()]
-        assert [m for m, level in messages_logged if level == "INFO"] == ["serving", "reloaded", "reloaded"]
-        assert any(m.startswith("a new release is refused, the old one serves on") for m, _ in messages_logged)
-        assert server.end() == 0
-
-
-def wait_for(condition, seconds=30):
-    for _ in range(int(seconds / 0.05)):
-        if condition():
-            return
-        time.sleep(0.05)
-    raise AssertionError("it did not happen")
-
-
-# --- Processes
-
-
-def test_several_processes(place, samples):
-    """They count together; one that is killed is replaced; all end with the first."""
-    with running(place / "rec", f"lmdb://{place}/store", "--workers", 2) as server:
-        wait_for(lambda: sum(line["message"] == "serving" for line in server.logs()) == 3)
-        for _ in range(40):
-            assert server.predict(samples[0][:2])[0] == 200
-        assert server.metric("easyrec_mm_candidates_total") == 80
-        labels = next(line for line in server.logs() if line["message"] == "serving")
-        release = "easyrec_mm_release{" + ",".join(
-            f'{name}="{labels[name]}"' for name in ("checkpoint", "generation", "image_tower", "step")
-        )
-        assert server.metric(release + "}") == 3
-        workers = {line["process"] for line in server.logs()} - {server.process.pid}
-        os.kill(min(workers), signal.SIGKILL)
-        wait_for(lambda: sum(line["message"] == "serving" for line in server.logs()) == 4)
-        assert server.predict(samples[0][:2])[0] == 200
-        assert server.metric(release + "}") == 3
-        workers = {line["process"] for line in server.logs()} - {server.process.pid}
-        assert server.end(signal.SIGKILL) == -signal.SIGKILL
-    wait_for(lambda: not any(is_running(worker) for worker in workers))
-    server.process.poll()
-
-
-def is_running(process):
-    try:
-        return Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
-    except OSError:
-        return False
-
-
-def test_killed_at_any_moment(place, samples):
-    """While it starts or answers; what it reads is whole afterwards, and the next one takes its place."""
-    for wait_s in (0.3, 1.0):
-        server = Running(place / "rec", f"lmdb://{place}/store")
-        time.sleep(wait_s)
-        server.end(signal.SIGKILL)
-    with running(place / "rec", f"lmdb://{place}/store") as server:
-        asking = threading.Thread(target=lambda: [server.predict(samples[0]) for _ in range(1000)], daemon=True)
-        with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(threading, "excepthook", lambda arguments: None)  # the last one is not answered
-            asking.start()
-            wait_for(lambda: server.metric('easyrec_mm_requests_total{outcome="ok"}') > 2)
-            server.end(signal.SIGKILL)
-            asking.join()
-    with running(place / "rec", f"lmdb://{place}/store") as server:
-        assert server.predict(samples[0])[0] == 200
-
-
 # --- Starting
 
 
@@ -528,14 +326,14 @@ def refusals(cases):
         assert message in text
 
 
-def test_what_it_does_not_start_with(exported, place, server, tmp_path):
-    rec, store, whole = place / "rec", f"lmdb://{place}/store", exported.folder / "rec"
+def test_what_it_does_not_start_with(exported, serving_place, server, tmp_path):
+    rec, store, whole = serving_place / "rec", f"lmdb://{serving_place}/store", exported.folder / "rec"
     for name in ("cut", "half"):
         shutil.copytree(whole, tmp_path / name)
     content = (whole / "rec.onnx").read_bytes()
     (tmp_path / "cut" / "rec.onnx").write_bytes(content[: len(content) // 2])
     (tmp_path / "half" / "manifest.json").write_text((whole / "manifest.json").read_text()[:500])
-    shutil.copytree(place / "store", tmp_path / "foreign")
+    shutil.copytree(serving_place / "store", tmp_path / "foreign")
     foreign = open_store(f"lmdb://{tmp_path}/foreign", writable=True)
     foreign.complete(foreign.begin("e" * 64, 16, "float32"))
     foreign.prune()
@@ -560,38 +358,6 @@ def test_what_it_does_not_start_with(exported, place, server, tmp_path):
     ])  # fmt: skip
 
 
-def test_a_process_that_does_not_start(place):
-    server = Running(place / "rec", "lmdb:///no/such")
+def test_a_process_that_does_not_start(serving_place):
+    server = Running(serving_place / "rec", "lmdb:///no/such")
     assert server.process.wait(60) == 1
-
-
-# --- Remote stores
-
-
-@pytest.mark.parametrize("name", ["redis", "postgres"])
-def test_a_store_that_goes_and_comes_back(exported, place, samples, servers, name):
-    """Its loss is answered in bounded time, flagged or refused as asked for; its return needs no restart."""
-    remote = servers(name)
-    option = {"redis": "prefix", "postgres": "table"}[name]
-    uri = f"{remote.uri}?{option}=served"
-    embed(exported, uri)
-    instances = samples[0][:3]
-    with running(place / "rec", uri) as mean, running(place / "rec", uri, "--missing_vector", "error") as strict:
-
-        def sources(server):
-            status, answer = server.predict(instances, timeout=8)
-            return [p["img_emb_source"] for p in answer["predictions"]] if status == 200 else (status, answer["error"])
-
-        assert sources(mean) == sources(strict) == ["store"] * 3
-        remote.stop()
-        try:
-            for _ in range(5):
-                assert sources(mean) == ["mean"] * 3
-                status, problem = sources(strict)
-                assert status == 503
-                assert name in problem or "the store" in problem
-            assert mean.request("GET", "/v2/health/live")[0] == 200
-        finally:
-            remote.start()
-        wait_for(lambda: sources(mean) == sources(strict) == ["store"] * 3)
-        assert strict.metric('easyrec_mm_vector_misses_total{filled="error"}') >= 15

@@ -6,7 +6,7 @@ import json
 
 import numpy as np
 import pytest
-from test_metrics import clicks
+from metric_helpers import clicks
 
 from easyrec_mm.errors import DataError
 from easyrec_mm.evaluation import slices

@@ -5,16 +5,13 @@ from itertools import pairwise
 import numpy as np
 import pytest
 import tensorflow as tf
+from layer_helpers import random
 
 from easyrec_mm.network.layers.dnn import DNN
 from easyrec_mm.network.layers.target_attention import TargetAttention
 
 LENGTHS = [3, 0, 1, 4, 0]
 WIDTH = 3
-
-
-def random(*shape, seed=0):
-    return np.random.default_rng(seed).normal(size=shape).astype(np.float32)
 
 
 def make(units=(5, 1), use_bn=True, dtype=None, seed=2):

@@ -1,55 +1,16 @@
-"""Each kind of feature against plain Python and NumPy, and the patterns against both regular expression engines."""
-
-import re
+"""Categories, crosses, tags, maps and sequences against plain Python, and several features at once."""
 
 import feature_helpers as make
 import numpy as np
 import pytest
 import tensorflow as tf
-from data_helpers import schema
 from feature_helpers import combo_feature
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from transform_helpers import buckets, id_feature, lookup_feature, raw_feature, sequence_feature, tag_feature, transform
 
 from easyrec_mm.features.tensorflow_back_end import split_texts
 from easyrec_mm.features.tensorflow_transform import FeatureTransform
-from easyrec_mm.features.text_patterns import INTEGER_PATTERN, NUMBER_PATTERN, VALUE_PATTERNS
-
-
-def transform(feature, **fields):
-    """What one feature becomes: NumPy arrays, ragged ones as lists; with weights a pair."""
-    tensors = {name: as_tensor(values) for name, values in fields.items()}
-    features = FeatureTransform([feature])(tensors)
-    found = [
-        value.to_list() if isinstance(value, tf.RaggedTensor) else value.numpy()
-        for value in (features.pop(name) for name in (feature.name, feature.weight_key) if name in features)
-    ]
-    assert not features
-    return found[0] if len(found) == 1 else tuple(found)
-
-
-def as_tensor(values):
-    if isinstance(values[0], str | bytes):
-        return tf.constant(values, tf.string)
-    return tf.constant(values, tf.int64 if isinstance(values[0], int) else tf.float32)
-
-
-def id_feature(encoding="hash", num_ids=1000, **options):
-    return make.id_feature("f", ("x",), 4, "t", encoding, num_ids, **options)
-
-
-def tag_feature(encoding="hash", num_ids=1000, inputs=("x",), **options):
-    return make.tag_feature("f", inputs, 4, "t", encoding, num_ids, **{"separator": "|", **options})
-
-
-def raw_feature(**options):
-    return make.raw_feature("f", ("x",), options.pop("width", 1), **options)
-
-
-def buckets(texts, num_ids=1000):
-    """farmhash64 of the texts, modulo the number of rows, by the op whose constants the first test pins."""
-    return tf.strings.to_hash_bucket_fast(tf.constant(texts, tf.string), num_ids).numpy().tolist()
-
 
 # Hashing.
 
@@ -192,11 +153,6 @@ def test_weights_of_a_second_input():
 # Maps.
 
 
-def lookup_feature(encoding="hash", num_ids=1000, **options):
-    settings = {"separator": "|", "kv_separator": ":", "max_selected": 10, **options}
-    return make.lookup_feature("f", ("k", "m"), 4, "t", encoding, num_ids, **settings)
-
-
 def test_a_lookup_takes_what_the_map_has_for_the_key():
     keys, maps = ["a", "b", "c", "", "a"], ["a:1|b:2|a:3", "|b:x||c:y|", "a:1", "a:1|:none", ""]
     assert transform(lookup_feature(), k=keys, m=maps) == [
@@ -229,14 +185,6 @@ def test_lookups_against_plain_python(samples, most):
 
 
 # Sequences.
-
-
-def sequence_feature(elements="id", **options):
-    settings = {"separator": "|", **options}
-    if elements == "id":
-        encoding, num_ids = settings.pop("encoding", "hash"), settings.pop("num_ids", 1000)
-        return make.id_sequence("f", ("x",), 4, "t", encoding, num_ids, **settings)
-    return make.raw_sequence("f", ("x",), settings.pop("width", 4), **settings)
 
 
 def test_a_sequence_of_ids_keeps_its_order_and_repeats():
@@ -273,101 +221,6 @@ def test_sequences_of_numbers():
 def test_sequences_of_vectors():
     feature = sequence_feature("raw", dim=2, number_separator=",")
     assert transform(feature, x=["1,2|3,-4", "", "|.5,0|"]) == [[[1.0, 2.0], [3.0, -4.0]], [], [[0.5, 0.0]]]
-
-
-# Numbers.
-
-
-def test_a_number_stays_as_it_is():
-    values = [0.5, -3.0, 1e30]
-    found = transform(raw_feature(), x=values)
-    np.testing.assert_array_equal(found, np.float32(values)[:, None])
-    assert found.dtype == np.float32
-    np.testing.assert_array_equal(transform(raw_feature(), x=[3, -4]), [[3.0], [-4.0]])
-    np.testing.assert_array_equal(transform(raw_feature(), x=["1.5", "", " 2e1"]), [[1.5], [0.0], [20.0]])
-
-
-@pytest.mark.parametrize("separator", ["|", "||", " "])
-def test_vectors(separator):
-    feature = raw_feature(width=3, dim=3, separator=separator)
-    texts = [separator.join(numbers) for numbers in (["1", "-2.5", "3e2"], [".5", "0", "7"])]
-    np.testing.assert_array_equal(transform(feature, x=[*texts, ""]), [[1, -2.5, 300], [0.5, 0, 7], [0, 0, 0]])
-
-
-def floats(low, high):
-    """Without those below 1.2e-38, which TensorFlow takes for 0."""
-    return st.floats(low, high, width=32, allow_subnormal=False)
-
-
-@given(st.lists(floats(-(2**20), 2**20), min_size=1, max_size=5), floats(-1024, 1024), floats(2**-10, 1024))
-@settings(max_examples=20, deadline=None)
-def test_numbers_are_scaled_to_their_limits(values, low, extent):
-    high = low + extent
-    found = transform(raw_feature(min_value=low, max_value=high), x=values)
-    expected = (np.float32(values) - np.float32(low)) / np.float32(high - low)
-    np.testing.assert_allclose(found[:, 0], expected, rtol=1e-6, atol=2e-38)
-
-
-def test_limits_become_0_and_1():
-    found = transform(raw_feature(min_value=-1.0, max_value=3.0), x=[-1.0, 3.0, 1.0, 7.0])
-    np.testing.assert_array_equal(found[:, 0], [0, 1, 0.5, 2])
-
-
-@given(
-    st.lists(floats(-100, 100), min_size=1, max_size=6, unique=True),
-    st.lists(floats(-150, 150), min_size=1, max_size=8),
-)
-@settings(max_examples=40, deadline=None)
-def test_buckets_equal_searchsorted(boundaries, values):
-    boundaries = sorted(boundaries)
-    values = [*values, *boundaries]  # the limits themselves
-    found = transform(raw_feature(boundaries=tuple(boundaries), width=len(boundaries) + 1), x=values)
-    assert found.tolist() == np.searchsorted(np.float32(boundaries), np.float32(values), side="right").tolist()
-    assert found.dtype == np.int64
-
-
-def test_a_bucket_holds_its_lower_limit():
-    found = transform(raw_feature(boundaries=(1.0, 2.5)), x=[0.0, 0.999, 1.0, 2.4, 2.5, 1e9, -1e9])
-    assert found.tolist() == [0, 0, 1, 1, 2, 2, 0]
-
-
-@given(st.lists(floats(-(2**100), 2**100), min_size=1, max_size=8), floats(-1024, 1024), floats(2**-10, 1024))
-@settings(max_examples=40, deadline=None)
-def test_log1p_before_and_after_scaling(values, low, extent):
-    def log1p(x):
-        return np.sign(x) * np.log1p(np.abs(x))
-
-    numbers = np.float32(values)
-    found = transform(raw_feature(log1p="before"), x=values)
-    np.testing.assert_allclose(found[:, 0], log1p(numbers.astype(np.float64)), rtol=1e-7, atol=1e-45)
-    assert found.dtype == np.float32
-    high = low + extent
-    scaled = raw_feature(min_value=low, max_value=high, log1p="before")
-    expected = (log1p(numbers.astype(np.float64)) - low) / (high - low)
-    np.testing.assert_allclose(transform(scaled, x=values)[:, 0], expected, rtol=1e-3, atol=1e-3)
-    scaled = raw_feature(min_value=low, max_value=high, log1p="after")
-    expected = log1p((numbers.astype(np.float64) - low) / (high - low))
-    np.testing.assert_allclose(transform(scaled, x=values)[:, 0], expected, rtol=1e-3, atol=1e-3)
-
-
-def test_log1p_of_counts_is_log1p():
-    found = transform(raw_feature(log1p="before"), x=[0, 1, 99, -1, -99])
-    np.testing.assert_allclose(found[:, 0], [0, np.log(2), np.log(100), -np.log(2), -np.log(100)], rtol=1e-7)
-
-
-def test_boundaries_divide_what_log1p_made():
-    limits = tuple(np.log1p([10.0, 100.0]).tolist())
-    found = transform(raw_feature(boundaries=limits, log1p="before"), x=[0.0, 9.9, 10.1, 99.0, 101.0])
-    assert found.tolist() == [0, 0, 1, 1, 2]
-    vector = raw_feature(width=2, dim=2, separator=",", log1p="before")
-    np.testing.assert_allclose(transform(vector, x=["3,-3", ""]), [[np.log(4), -np.log(4)], [0, 0]], rtol=1e-7)
-
-
-def test_buckets_of_text_integers_and_scaled_numbers():
-    assert transform(raw_feature(boundaries=(0.0, 2.0)), x=["", "-1", "2"]).tolist() == [1, 0, 2]
-    assert transform(raw_feature(boundaries=(0.0, 2.0)), x=[-5, 0, 1, 2]).tolist() == [0, 1, 1, 2]
-    scaled = raw_feature(boundaries=(0.5,), min_value=0.0, max_value=10.0)
-    assert transform(scaled, x=[4.9, 5.0]).tolist() == [0, 1]
 
 
 # Several features, and no sample.
@@ -424,223 +277,3 @@ def test_the_same_in_a_graph():
     for name, value in eager.items():
         as_list = (lambda v: v.to_list()) if isinstance(value, tf.RaggedTensor) else (lambda v: v.numpy().tolist())
         assert as_list(value) == as_list(graph[name])
-
-
-# Patterns: what a field's text must look like.
-
-
-def patterns_of(*features, **dtypes):
-    return schema({"y": "float32"}, dtypes, features).text_patterns()
-
-
-def both_match(patterns, text):
-    """Whether the text matches; the two engines must agree."""
-    python = all(re.fullmatch(pattern, text) for pattern in patterns)
-    re2 = all(bool(tf.strings.regex_full_match(text, pattern)) for pattern in patterns)
-    assert python == re2, (patterns, text)
-    return python
-
-
-def is_number(text, kind=float, separators="", largest_exponent=99):
-    """Python's opinion, on decimal text of the lengths and exponents that the format allows."""
-    if set(text) - (set("0123456789+-.eE \t") - set(separators)):
-        return False
-    digits = re.split("[eE]", text.strip(" \t"))
-    if (kind is int and len(digits[0].lstrip("+-")) > 18) or any(len(part.lstrip("+-")) > 2 for part in digits[1:]):
-        return False
-    try:
-        kind(text)
-        return all(int(exponent) <= largest_exponent for exponent in digits[1:])
-    except ValueError:
-        return False
-
-
-number_texts = st.one_of(
-    st.text("0159+-.eE \t", max_size=7),
-    st.text("0123456789", min_size=15, max_size=20),
-    st.floats(width=32).map(str),
-    st.integers(-(10**20), 10**20).map(str),
-    st.text(max_size=4),
-).filter(lambda text: "\x00" not in text)
-
-
-@given(number_texts)
-@settings(max_examples=300, deadline=None)
-def test_numbers_are_what_python_takes_for_numbers(text):
-    assert both_match([NUMBER_PATTERN], text) == is_number(text)
-    assert both_match([INTEGER_PATTERN], text) == is_number(text, int)
-    if is_number(text):
-        with np.errstate(over="ignore"):
-            assert tf.strings.to_number(text).numpy() == np.float32(float(text))
-    if is_number(text, int):
-        assert tf.strings.to_number(text, tf.int64).numpy() == int(text)
-
-
-@given(
-    st.one_of(st.sampled_from(["true", "FALSE", "tRue", "0", "1", "01", "truefalse", "", " 1"]), st.text(max_size=5))
-)
-@settings(max_examples=60, deadline=None)
-def test_truth_values(text):
-    both_match([VALUE_PATTERNS["bool"]], text)
-
-
-def test_truth_values_are_two_words_and_two_digits():
-    accepted = [text for text in ("true", "False", "TRUE", "0", "1") if both_match([VALUE_PATTERNS["bool"]], text)]
-    assert len(accepted) == 5
-    assert not any(
-        both_match([VALUE_PATTERNS["bool"]], text) for text in ("", "2", "yes", "t", "true ", "10", "truefalse")
-    )
-
-
-def parts(text, separator):
-    return [part for part in text.split(separator) if part]
-
-
-# Of numbers within a string field: docs/data_format.md.
-LARGEST_EXPONENT = 19
-
-
-def vector_reference(separator, dim):
-    return lambda text: (
-        len(text.split(separator)) == dim
-        and all(is_number(part, float, separator, LARGEST_EXPONENT) for part in text.split(separator))
-    )
-
-
-def weights_reference(separator):
-    return lambda text: all(is_number(part, float, separator, LARGEST_EXPONENT) for part in parts(text, separator))
-
-
-def rows_reference(separator):
-    return lambda text: all(is_number(part, int) for part in parts(text, separator))
-
-
-def pairs_reference(separator, kv_separator, is_key=lambda key: True):
-    def accepts(text):
-        pairs = [part.split(kv_separator) for part in parts(text, separator)]
-        return all(
-            len(pair) == 2 and is_key(pair[0]) and is_number(pair[1], largest_exponent=LARGEST_EXPONENT)
-            for pair in pairs
-        )
-
-    return accepts
-
-
-def map_reference(separator, kv_separator, is_value=lambda value: True):
-    def accepts(text):
-        pairs = [part.split(kv_separator) for part in parts(text, separator)]
-        return all(len(pair) == 2 and is_value(pair[1]) for pair in pairs)
-
-    return accepts
-
-
-TEXT_FORMS = {
-    "vector": (raw_feature(width=2, dim=2, separator="|"), "x", vector_reference("|", 2), "12.-e|| "),
-    "vector of 3, comma": (raw_feature(width=3, dim=3, separator=","), "x", vector_reference(",", 3), "12.,,"),
-    "vector, space": (raw_feature(width=2, dim=2, separator=" "), "x", vector_reference(" ", 2), "12.\t  "),
-    "vector, minus": (raw_feature(width=2, dim=2, separator="-"), "x", vector_reference("-", 2), "12.--+"),
-    "vector, point": (raw_feature(width=2, dim=2, separator="."), "x", vector_reference(".", 2), "12..-e"),
-    "vector, e": (raw_feature(width=2, dim=2, separator="e"), "x", vector_reference("e", 2), "12.ee-+"),
-    "vector, several": (raw_feature(width=2, dim=2, separator="||"), "x", vector_reference("||", 2), "12|||"),
-    "number": (raw_feature(), "x", lambda text: is_number(text, largest_exponent=LARGEST_EXPONENT), "12.-+e "),
-    "expression": (
-        make.expr_feature("f", ("x",), 1, expression="x + 1"), "x",
-        lambda text: is_number(text, largest_exponent=LARGEST_EXPONENT),
-        "12.-+e ",
-    ),
-    "row": (id_feature("identity", 5), "x", lambda text: is_number(text, int), "12.-+ "),
-    "rows": (tag_feature("identity", 5), "x", rows_reference("|"), "12|| -"),
-    "rows, space": (tag_feature("identity", 5, separator=" "), "x", rows_reference(" "), "12  \t"),
-    "rows, point": (tag_feature("identity", 5, separator="."), "x", rows_reference("."), "12.. "),
-    "weights": (tag_feature(inputs=("x", "w")), "w", weights_reference("|"), "12|.|- "),
-    "pairs": (tag_feature(kv_separator=":"), "x", pairs_reference("|", ":"), "a1::||."),
-    "pairs, special": (tag_feature(separator="]", kv_separator="^"), "x", pairs_reference("]", "^"), "a1^^]]\\"),
-    "pairs, minus": (tag_feature(separator=",", kv_separator="-"), "x", pairs_reference(",", "-"), "a1--,,"),
-    "pairs, equals": (tag_feature(separator="&", kv_separator="="), "x", pairs_reference("&", "="), "aé1==&& "),
-    "map": (lookup_feature(), "m", map_reference("|", ":"), "a1::||."),
-    "map of rows": (
-        lookup_feature("identity", 5, separator=","), "m",
-        map_reference(",", ":", lambda value: is_number(value, int)), "a1::,,-.",
-    ),
-    "row sequence": (sequence_feature(encoding="identity"), "x", rows_reference("|"), "12|| -"),
-    "number sequence": (sequence_feature("raw"), "x", weights_reference("|"), "12|.|- e"),
-    "vector sequence": (
-        sequence_feature("raw", dim=2, number_separator=":"), "x",
-        lambda text: all(vector_reference(":", 2)(part) for part in parts(text, "|")), "12::||.-",
-    ),
-    "pairs of rows": (
-        tag_feature("identity", 5, kv_separator=":"), "x",
-        pairs_reference("|", ":", lambda key: is_number(key, int)), "12::||.",
-    ),
-}  # fmt: skip
-
-
-@pytest.mark.parametrize("name", TEXT_FORMS)
-@given(data=st.data())
-@settings(max_examples=60, deadline=None)
-def test_patterns_accept_what_python_accepts_and_the_transform_takes(name, data):
-    feature, field, reference, alphabet = TEXT_FORMS[name]
-    text = data.draw(st.text(alphabet, min_size=1, max_size=9))
-    accepts = both_match(patterns_of(feature, x="string", w="string", k="string", m="string")[field], text)
-    assert accepts == reference(text)
-    if accepts:
-        transform(feature, **{name: [text] for name in feature.inputs})  # without an error
-
-
-def test_a_pattern_does_not_reach_over_a_line_end():
-    # Input formats join values by line ends before they match them.
-    pattern = patterns_of(tag_feature(kv_separator=":"), x="string")["x"][0]
-    assert both_match([pattern], "a:1|b:2")
-    assert not both_match([pattern], "a\nb:1")
-
-
-@pytest.mark.parametrize("raw_dim", [1, 2, 400, 401, 402, 801, 1500])
-def test_patterns_of_long_vectors_count_exactly(raw_dim):
-    pattern = patterns_of(raw_feature(width=raw_dim, dim=raw_dim, separator="|"), x="string")["x"][0]
-    lengths = [length for length in (raw_dim - 1, raw_dim, raw_dim + 1) if length]
-    assert [both_match([pattern], "|".join(["1"] * length)) for length in lengths] == [n == raw_dim for n in lengths]
-
-
-@pytest.mark.parametrize("raw_dim", [2, 128, 768])
-def test_patterns_of_sequences_of_long_vectors_count_exactly(raw_dim):
-    feature = sequence_feature("raw", dim=raw_dim, number_separator=",")
-    pattern = patterns_of(feature, x="string")["x"][0]
-    elements = [",".join(["1"] * length) for length in (raw_dim - 1, raw_dim, raw_dim + 1)]
-    found = [both_match([pattern], f"{elements[1]}|{element}") for element in elements]
-    assert found == [False, True, False]
-
-
-def test_fields_have_the_patterns_of_their_type_and_of_every_feature():
-    features = [
-        make.id_feature("a", ("text",), 4, "t", "hash", 9),
-        make.id_feature("b", ("number",), 4, "t2", "identity", 9),
-        make.raw_feature("c", ("both",), 1),
-        make.id_feature("d", ("both",), 4, "t3", "identity", 9),
-    ]
-    found = patterns_of(*features, text="string", number="int64", price="float32", vip="bool", both="string")
-    number_of_a_string, integer = found.pop("both")
-    assert found == {
-        "y": [NUMBER_PATTERN],
-        "number": [INTEGER_PATTERN],
-        "price": [NUMBER_PATTERN],
-        "vip": [VALUE_PATTERNS["bool"]],
-        "group_size": [INTEGER_PATTERN],
-    }
-    assert integer == INTEGER_PATTERN
-    # A number within a string cannot be too large for float32: nothing checks it once more.
-    for text, accepted in {"1.5": True, "-2e19": True, "1e-99": True, "1e20": False, "1e99": False}.items():
-        assert both_match([number_of_a_string], text) == accepted
-
-
-def test_the_patterns_that_are_rewritten_still_hold_what_is_replaced():
-    # A separator is taken out of these by text; were they written otherwise, it would stay in.
-    for pattern in (NUMBER_PATTERN, INTEGER_PATTERN):
-        assert pattern.count(r"[ \t]*") == 2
-        assert "[+-]?" in pattern
-    for separator in " +-.e":
-        feature = raw_feature(width=2, dim=2, separator=separator)
-        pattern = patterns_of(feature, x="string")["x"][0]
-        accepted = [text for text in ("12", "1", "2") if both_match([pattern], separator.join([text, text]))]
-        assert accepted == ["12", "1", "2"]
-        doubled = (separator.join(["1", "", "2"]), separator.join(["", "1", "2"]), separator.join(["1", "2", ""]))
-        assert not any(both_match([pattern], text) for text in doubled)

@@ -31,6 +31,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "tests"))
 
 import numpy as np
 import reference
+import reference_data
 import workload
 
 NUM_VECTORS = 1_000_000
@@ -84,7 +85,7 @@ def make_model(folder: Path, seed: int = 0) -> None:
     from easyrec_mm.cli.main import main as run
 
     folder.mkdir(parents=True, exist_ok=True)
-    data = reference.write_reference_data(folder, 64)
+    data = reference_data.write_reference_data(folder, 64)
     paths = {"train_input_path": data.input_path, "eval_input_path": "", "model_dir": str(folder / "model")}
     text = reference.reference_config(("num_steps: 2000", "num_steps: 1"), image_size=32, **paths)
     config = reference.write_config(folder, text)
@@ -123,7 +124,7 @@ def request(folder: Path, number: int, is_shared: bool, seed: int, num_vectors: 
     kinds = {"string": str, "int64": int, "float32": float, "bool": int}
     instances = []
     for _ in range(number):
-        _, texts = reference._sample(0.5, random)
+        _, texts = reference_data.random_sample(0.5, random)
         fields = [schema.field(name) for name in reference.FEATURES]
         values = {f.name: kinds[f.dtype](text or f.default) for f, text in zip(fields, texts, strict=True)}
         instances.append({**values, "img_path": key(int(random.integers(num_vectors)))})
