@@ -79,14 +79,14 @@ def measure(name: str, batch_size: int, image_size: int, turns: int) -> dict[str
     for _ in range(turns):
         for precision, step in steps.items():
             times[precision] += workload.seconds(step, 1)
-    found: dict[str, object] = {
+    figures: dict[str, object] = {
         f"{name} {precision}, images/s": batch_size / workload.median(seconds) for precision, seconds in times.items()
     }
     ratios = [a / b for a, b in zip(times["float32"], times["bfloat16"], strict=True)]
-    found[f"{name}, bfloat16 / float32"] = workload.median(ratios)
+    figures[f"{name}, bfloat16 / float32"] = workload.median(ratios)
     for precision, step in steps.items():
-        found[f"{name} {precision}, shares"] = operation_shares(step)
-    return found
+        figures[f"{name} {precision}, shares"] = operation_shares(step)
+    return figures
 
 
 def training_step(
@@ -152,7 +152,7 @@ def auc(name: str) -> dict[str, object]:
 
     From random weights rounding leads to another training, as another seed does, and AUCs differ by a hundredth.
     """
-    found: dict[str, object] = {}
+    figures: dict[str, object] = {}
     with tempfile.TemporaryDirectory() as folder_name:
         folder = Path(folder_name)
         workload.make_demo_data(folder / "data", 0)
@@ -160,7 +160,7 @@ def auc(name: str) -> dict[str, object]:
         for kind, settings in (("", []), (", 3 epochs more", [*workload.CONTINUATION, begun])):
             for precision in ("FLOAT32", "BFLOAT16"):
                 model = folder / f"{precision}{kind.replace(', ', '_').replace(' ', '_')}"
-                found[f"{name} {precision.lower()}{kind}, AUC"] = workload.demo_auc(
+                figures[f"{name} {precision.lower()}{kind}, AUC"] = workload.demo_auc(
                     folder / "data",
                     model,
                     [
@@ -169,7 +169,7 @@ def auc(name: str) -> dict[str, object]:
                         f"train_config.precision={precision}",
                     ],
                 )
-    return found
+    return figures
 
 
 if __name__ == "__main__":

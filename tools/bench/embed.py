@@ -60,12 +60,12 @@ def measure(folder: Path, size: int, number: int, turns: int) -> dict[str, Any]:
     model = ImageModel(str(folder / "img"))
     pixels = np.random.default_rng(0).integers(0, 256, (BATCH_SIZES[-1], size, size, 3)).astype(np.uint8)
     context = multiprocessing.get_context("spawn")
-    connection, others = context.Pipe()
-    process = context.Process(target=embed_on_demand, args=(folder, pictures, others))
+    connection, other_end = context.Pipe()
+    process = context.Process(target=embed_on_demand, args=(folder, pictures, other_end))
     process.start()
 
-    def embed_per_s(some: int) -> float:
-        connection.send(some)
+    def embed_per_s(count: int) -> float:
+        connection.send(count)
         return float(connection.recv())
 
     embed_per_s(BATCH_SIZES[-1])

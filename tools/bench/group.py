@@ -35,9 +35,9 @@ def main() -> None:
     options = flags.parse_args()
     figures: dict[str, Any] = {"rows": options.rows, "memory_gib": options.memory_gib}
     with tempfile.TemporaryDirectory(dir=options.folder) as temporary:
-        kept = Path(options.folder or temporary)
+        log_folder = Path(options.folder or temporary)
         for kind in options.input:
-            log = kept / f"log_{options.rows}.{kind}"
+            log = log_folder / f"log_{options.rows}.{kind}"
             if not log.exists():
                 write_log(log, options.rows)
             for output_format in options.format:

@@ -78,8 +78,8 @@ def embed_users(config: Any) -> None:
         features.feature_names.extend(group.feature_names)
         groups.remove(group)
     optimizers = config.train_config.optimizer_config
-    for one in [one for one in optimizers if any(WIDE in pattern for pattern in one.variables)]:
-        optimizers.remove(one)
+    for optimizer in [optimizer for optimizer in optimizers if any(WIDE in pattern for pattern in optimizer.variables)]:
+        optimizers.remove(optimizer)
 
 
 def do_not_multiply(config: Any) -> None:
@@ -112,8 +112,12 @@ def start_at_once(config: Any) -> None:
 
 def head_optimizer(config: Any) -> Any:
     """The optimizer of what reads pictures."""
-    (found,) = [one for one in config.train_config.optimizer_config if any("img_dnn" in v for v in one.variables)]
-    return found
+    (optimizer,) = [
+        candidate
+        for candidate in config.train_config.optimizer_config
+        if any("img_dnn" in v for v in candidate.variables)
+    ]
+    return optimizer
 
 
 PARTS = (
@@ -206,17 +210,17 @@ def rows(log: Path, config_file: Path) -> tuple[pd.DataFrame, pd.DataFrame]:
 
 def columns(config_file: Path, data: pd.DataFrame) -> pd.DataFrame:
     """The features of the config: numbers, texts of ids, and a column of 0 and 1 for each value of tags."""
-    found: dict[str, pd.Series] = {}
+    series: dict[str, pd.Series] = {}
     for feature in load_pipeline(str(config_file)).config.feature_config.features:
         name, kind = feature.input_names[0], feature.FeatureType.Name(feature.feature_type)
         if kind == "TagFeature":
             tags = data[name].str.get_dummies(feature.separator)
-            found |= {f"{name} {tag}": tags[tag] for tag in tags}
+            series |= {f"{name} {tag}": tags[tag] for tag in tags}
         elif kind == "RawFeature":
-            found[name] = data[name].astype(float)
+            series[name] = data[name].astype(float)
         elif kind == "IdFeature":
-            found[name] = data[name].astype(str)
-    return pd.DataFrame(found)
+            series[name] = data[name].astype(str)
+    return pd.DataFrame(series)
 
 
 def baseline_aucs(
@@ -226,13 +230,13 @@ def baseline_aucs(
 
     Their settings are chosen by a tenth of the training items; then the models are fitted to all of them.
     """
-    both = columns(config_file, pd.concat([train, test], ignore_index=True))
-    texts = [name for name in both if not is_numeric_dtype(both[name])]
+    table = columns(config_file, pd.concat([train, test], ignore_index=True))
+    texts = [name for name in table if not is_numeric_dtype(table[name])]
     chosen = next(GroupShuffleSplit(1, test_size=0.1, random_state=0).split(train, groups=train.item_id))
-    found = {}
+    results = {}
     for name, candidates in (("boosted trees", trees), ("logistic regression", logistic_regressions)):
         start = time.perf_counter()
-        x, models = candidates(both, texts)
+        x, models = candidates(table, texts)
         fitted, held_out = (x.iloc[rows] for rows in chosen)
         y, y_held_out = (train[label].iloc[rows] for rows in chosen)
         best = max(
@@ -240,30 +244,33 @@ def baseline_aucs(
             key=lambda model: roc_auc_score(y_held_out, scores(model, held_out)),
         )
         best = as_chosen(best).fit(x[: len(train)], train[label])
-        found[name] = roc_auc_score(test[label], scores(best, x[len(train) :])), time.perf_counter() - start
-    return found
+        results[name] = roc_auc_score(test[label], scores(best, x[len(train) :])), time.perf_counter() - start
+    return results
 
 
-def trees(both: pd.DataFrame, texts: list[str]) -> tuple[pd.DataFrame, list[Any]]:
+def trees(table: pd.DataFrame, texts: list[str]) -> tuple[pd.DataFrame, list[Any]]:
     """Features as trees take them, which is without ids of many values, and trees of several sizes."""
-    few = [name for name in texts if both[name].nunique() <= _MOST_CATEGORIES]
-    codes = both.drop(columns=[name for name in texts if name not in few])
+    few = [name for name in texts if table[name].nunique() <= _MOST_CATEGORIES]
+    codes = table.drop(columns=[name for name in texts if name not in few])
     codes[few] = OrdinalEncoder().fit_transform(codes[few])
     settings = {"max_iter": 1000, "learning_rate": 0.1, "early_stopping": True, "n_iter_no_change": 25}
     settings |= {"categorical_features": [name in few for name in codes], "random_state": 0}
     return codes, [HistGradientBoostingClassifier(max_leaf_nodes=leaves, **settings) for leaves in (7, 15, 31)]
 
 
-def logistic_regressions(both: pd.DataFrame, texts: list[str]) -> tuple[pd.DataFrame, list[Any]]:
+def logistic_regressions(table: pd.DataFrame, texts: list[str]) -> tuple[pd.DataFrame, list[Any]]:
     """Features as texts, numbers of many values by quantiles, and regressions on each value with several penalties."""
-    values = both.copy()
-    for name in both:
-        if name not in texts and both[name].nunique() > _BINS:
-            values[name] = pd.qcut(both[name], _BINS, labels=False, duplicates="drop")
+    values = table.copy()
+    for name in table:
+        if name not in texts and table[name].nunique() > _BINS:
+            values[name] = pd.qcut(table[name], _BINS, labels=False, duplicates="drop")
     values = values.astype(str)
     inverse_penalties = (0.01, 0.03, 0.1, 0.3)
     one_hot = OneHotEncoder(handle_unknown="ignore")
-    return values, [make_pipeline(one_hot, LogisticRegression(C=one, max_iter=300)) for one in inverse_penalties]
+    return values, [
+        make_pipeline(one_hot, LogisticRegression(C=inverse_penalty, max_iter=300))
+        for inverse_penalty in inverse_penalties
+    ]
 
 
 def fit(model: Any, x: pd.DataFrame, y: pd.Series, held_out: pd.DataFrame, y_held_out: pd.Series) -> Any:

@@ -61,7 +61,7 @@ def features(preset: str, pixels: NDArray[np.uint8], side: int) -> NDArray[np.fl
     shape = (pixels.shape[1] * upscale, pixels.shape[2] * upscale, 3)
     backbone = preset_backbone(preset_location(preset), shape, "float32", "")
     tower = ImageTower(backbone, shape, 0, None, "float32", TowerOptions(upscale=upscale))
-    return in_batches(lambda some: tower.features(some), pixels)
+    return in_batches(lambda batch: tower.features(batch), pixels)
 
 
 def descriptors(pixels: NDArray[np.uint8]) -> NDArray[np.float32]:
@@ -76,9 +76,9 @@ def in_batches(function: Callable[[tf.Tensor], tf.Tensor], pixels: NDArray[np.ui
     return np.concatenate([traced(tf.constant(pixels[i : i + _BATCH])).numpy() for i in starts])
 
 
-def share_of_kind(found: NDArray[np.float32], kinds: NDArray[np.str_]) -> float:
+def share_of_kind(vectors: NDArray[np.float32], kinds: NDArray[np.str_]) -> float:
     """Share of pictures whose nearest other one, by the cosine of standardised features, is of the same kind."""
-    x = (found - found.mean(0)) / (found.std(0) + 1e-6)
+    x = (vectors - vectors.mean(0)) / (vectors.std(0) + 1e-6)
     x /= np.linalg.norm(x, axis=1, keepdims=True)
     nearness = x @ x.T
     np.fill_diagonal(nearness, -2)

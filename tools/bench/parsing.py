@@ -61,9 +61,9 @@ def main() -> None:
         seconds: dict[str, list[float]] = {name: [] for name in runs}
         for turn in range(options.turns + 1):
             for name, run in runs.items():
-                found = seconds_of(run())
+                duration = seconds_of(run())
                 if turn:  # the first warms up
-                    seconds[name].append(found)
+                    seconds[name].append(duration)
     num_samples = options.groups * SAMPLES
     rates = {name: num_samples / workload.median(times) for name, times in seconds.items()}
     workload.report("parsing", {f"{name}, samples/s": rate for name, rate in rates.items()})

@@ -88,10 +88,10 @@ def measure(folder: Path, options: argparse.Namespace) -> dict[str, object]:
     figures: dict[str, object] = {
         f"{name}, pictures/s": options.pictures / workload.median(times) for name, times in seconds.items()
     }
-    for name, of in itertools.product(WAYS, (one for one in runs if one not in WAYS)):
-        for what, times in (("", seconds), (", processor", processor)):
-            ratios = [one / other for one, other in zip(times[of], times[name], strict=True)]
-            figures[f"{name} / {of}{what}"] = workload.median(ratios)
+    for name, of in itertools.product(WAYS, (way for way in runs if way not in WAYS)):
+        for suffix, times in (("", seconds), (", processor", processor)):
+            ratios = [bare_time / time_taken for bare_time, time_taken in zip(times[of], times[name], strict=True)]
+            figures[f"{name} / {of}{suffix}"] = workload.median(ratios)
         figures[f"{name} / {of}, fastest turns"] = min(seconds[of]) / min(seconds[name])
     return figures
 
@@ -126,12 +126,12 @@ def loading(names: list[str], root: str, cache_dir: str = "") -> Callable[[], in
         count = 0
         with ThreadPoolExecutor(THREADS) as pool:
             for start in range(0, len(paths), BATCH):
-                wanted = paths[start : start + BATCH]
-                loader.begin(wanted)
-                pending.append(pool.submit(loader.load, wanted))
+                batch = paths[start : start + BATCH]
+                loader.begin(batch)
+                pending.append(pool.submit(loader.load, batch))
                 if len(pending) > AHEAD:
                     count += good(pending.popleft().result())
-            return count + sum(good(one.result()) for one in pending)
+            return count + sum(good(future.result()) for future in pending)
 
     def good(loaded: tuple) -> int:
         return len(loaded[0]) - len(loaded[1])

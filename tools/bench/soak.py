@@ -88,8 +88,8 @@ def main() -> None:
             "reloads": options.reloads,
             "candidates": asking.num_answers * NUM_CANDIDATES,
             "failed": asking.num_failed,
-            "versions seen": len({version for _, version in asking.seen}),
-            "mixed answers": sum(len(answers) - 1 for answers in asking.seen.values()),
+            "versions seen": len({version for _, version in asking.answers}),
+            "mixed answers": sum(len(predictions) - 1 for predictions in asking.answers.values()),
             "memory after 4 reloads, MiB": memory[3],
             "memory after the last, MiB": memory[-1],
         },
@@ -102,7 +102,7 @@ class Asking:
     def __init__(self, bodies: list[bytes], num_threads: int = 4) -> None:
         self.num_answers = self.num_failed = 0
         # (request, version) -> distinct predictions, of which there should be one.
-        self.seen: dict[tuple[int, str], set[int]] = {}
+        self.answers: dict[tuple[int, str], set[int]] = {}
         self.newest: set[int] = set()
         self._bodies, self._stopped = bodies, False
         self._threads = [threading.Thread(target=self._ask, args=(i,)) for i in range(num_threads)]
@@ -128,7 +128,9 @@ class Asking:
                 continue
             predictions, _, version = answer.rpartition(b'"model":')
             model: dict[str, Any] = json.loads(version[:-1])
-            self.seen.setdefault((row, f"{model['image_tower']} {model['generation']}"), set()).add(hash(predictions))
+            self.answers.setdefault((row, f"{model['image_tower']} {model['generation']}"), set()).add(
+                hash(predictions)
+            )
             self.newest.add(model["generation"])
             self.num_answers += 1
 

@@ -52,13 +52,13 @@ def main() -> None:
         "plain, MiB (extrapolated)": plain,
         "plain, images/s": options.plain_pictures[1] / large["seconds"],
     }
-    both = f"rematerialize: true image_micro_batch: {options.micro_batch}"
-    for name, settings in (("micro-batches", f"image_micro_batch: {options.micro_batch}"), ("both", both)):
-        found = run(options, settings, options.pictures)
+    both_settings = f"rematerialize: true image_micro_batch: {options.micro_batch}"
+    for name, settings in (("micro-batches", f"image_micro_batch: {options.micro_batch}"), ("both", both_settings)):
+        usage = run(options, settings, options.pictures)
         figures |= {
-            f"{name}, MiB": found["mib"],
-            f"{name}, share of plain": found["mib"] / plain,
-            f"{name}, images/s": options.pictures / found["seconds"],
+            f"{name}, MiB": usage["mib"],
+            f"{name}, share of plain": usage["mib"] / plain,
+            f"{name}, images/s": options.pictures / usage["seconds"],
         }
     workload.report("tower_memory", figures)
 
@@ -70,12 +70,12 @@ def run(options: object, settings: str, pictures: int) -> dict[str, float]:
     command = [sys.executable, __file__, *[f"--{name}={value}" for name, value in values.items()]]
     # Freed memory goes back to the system, so that the resident set is what is used.
     environment = {**os.environ, "MALLOC_TRIM_THRESHOLD_": "0", "MALLOC_MMAP_THRESHOLD_": str(64 * 1024)}
-    found: dict[str, float] = {}
+    usage: dict[str, float] = {}
     for name, changed in (("mib", environment), ("seconds", None)):
         output = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True, env=changed).stdout
-        found[name] = json.loads(output.splitlines()[-1])[name]
-    print(f"{settings or 'plain'}, {pictures} pictures: {found}", flush=True)
-    return found
+        usage[name] = json.loads(output.splitlines()[-1])[name]
+    print(f"{settings or 'plain'}, {pictures} pictures: {usage}", flush=True)
+    return usage
 
 
 def measure(options: object) -> dict[str, float]:

@@ -29,13 +29,13 @@ def main() -> None:
     for log in options.logs:
         with tempfile.TemporaryDirectory() as folder:
             config = group(log, Path(folder) / "own", options.label_fields)
-            given = ["--seeds", options.seeds, "--arms", options.arms, "--budget_minutes", options.budget_minutes]
+            arguments = ["--seeds", options.seeds, "--arms", options.arms, "--budget_minutes", options.budget_minutes]
             start = time.perf_counter()
-            workload.run(*CLI, "worth", "--pipeline_config", config, "--output", f"{folder}/worth", *given)
+            workload.run(*CLI, "worth", "--pipeline_config", config, "--output", f"{folder}/worth", *arguments)
             minutes = (time.perf_counter() - start) / 60
-            found = json.loads(Path(f"{folder}/worth/worth.json").read_text(encoding="utf-8"))
-        verdict = found["verdict"]
-        print(found["conclusion"])
+            result = json.loads(Path(f"{folder}/worth/worth.json").read_text(encoding="utf-8"))
+        verdict = result["verdict"]
+        print(result["conclusion"])
         workload.report(
             f"verdict {log.name}",
             {
@@ -43,7 +43,7 @@ def main() -> None:
                 "metric": verdict["metric"],
                 "gain": verdict["gain"],
                 "interval": verdict["interval"],
-                "steps": found["num_steps"],
+                "steps": result["num_steps"],
                 "minutes": round(minutes, 1),
             },
         )
