@@ -62,9 +62,9 @@ def turns(name: str, ways: dict[str, Callable[[], object]], options: Any) -> dic
             run()
             if turn:  # the first warms up
                 seconds[way].append(time.process_time() - begun)
-    own, *others = ways
+    own, *other_ways = ways
     figures: dict[str, object] = {f"{name}, {way}, ms": 1000 * workload.median(seconds[way]) for way in ways}
-    for way in others:
+    for way in other_ways:
         ratios = [other / mine for other, mine in zip(seconds[way], seconds[own], strict=True)]
         figures[f"{name}, {way} / {own}"] = workload.median(ratios)
     return figures
