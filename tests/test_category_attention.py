@@ -149,7 +149,7 @@ def test_embeddings_are_rows_of_two_tables():
 
 def test_initial_embeddings():
     """Two tables of different numbers, normal with deviation 1 / sqrt(dim), cut at two of it."""
-    keras.utils.set_random_seed(0)
+    keras.utils.set_random_seed(1)
     layer = CategoryEmbeddings(500, 16)
     layer(tf.constant([0], tf.int64))
     channel, spatial = layer.channel.numpy(), layer.spatial.numpy()

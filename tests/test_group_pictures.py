@@ -46,6 +46,7 @@ def test_pictures_are_packed_once_a_shard(tmp_path):
 def test_packed_pictures_that_are_resized_decode_to_the_same_pixels(tmp_path):
     import tensorflow as tf
 
+    from easyrec_mm.data.picture_reader import PictureReader
     from easyrec_mm.data.pictures import PictureLoader
     from easyrec_mm.schema import Image as Shape
 
@@ -55,7 +56,7 @@ def test_packed_pictures_that_are_resized_decode_to_the_same_pixels(tmp_path):
     (tmp_path / "5.png").write_bytes((tmp_path / "4.png").read_bytes()[:200])
     flags = {"num_shards": 1, "image_root": tmp_path, "image_size": "24x16", "max_bad_share": 1}
     output = run(tmp_path, "--embed_images", **flags)
-    loader = PictureLoader(Shape("", 16, 24, 3, "BILINEAR", True, 10**6), str(tmp_path))
+    loader = PictureLoader(Shape("", 16, 24, 3, "BILINEAR", True, 10**6), PictureReader(str(tmp_path)))
     with tarfile.open(output / "part-00000.pictures.tar") as tar:
         assert sorted(tar.getnames()) == [f"{i}.png" for i in range(5)]
         for name in tar.getnames():

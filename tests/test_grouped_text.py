@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 
 from easyrec_mm.errors import DataError
 from easyrec_mm.formats.checks import Problem
+from easyrec_mm.formats.data_files import DataFiles
 from easyrec_mm.formats.grouped_table import GroupFields
 from easyrec_mm.formats.rtp import read_rtp
 from easyrec_mm.formats.rtp_graph import GroupRtpSource
@@ -55,7 +56,7 @@ def test_lines_of_text_are_refused_where_training_refuses_them(some):
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder, "a.txt")
         path.write_bytes(b"\n".join([good, *some, good, good, good, good]) + b"\n")
-        source = GroupRtpSource([str(path)], SCHEMA, tuple(LABELS), tuple(SAMPLE), Order(False, 0, 1))
+        source = GroupRtpSource(DataFiles(str(path), "input"), SCHEMA, tuple(LABELS), tuple(SAMPLE), Order(False, 0, 1))
         trained = {row: group for _, row, group in source.texts()}
         refused, kept = {}, {}
         groups = TypedGroups(SCHEMA, tuple(LABELS), tuple(SAMPLE), is_exact=True)

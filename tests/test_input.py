@@ -7,7 +7,7 @@ import pytest
 from text_input_helpers import flat, input_of, line, users, write
 
 from easyrec_mm.errors import DataError
-from easyrec_mm.formats.data_files import find_files
+from easyrec_mm.formats.data_files import DataFiles
 from easyrec_mm.formats.typed_groups import TextGroup
 
 # Order. The user of a group of one sample says file and row.
@@ -144,7 +144,7 @@ def test_the_fingerprint_changes_with_files_and_settings(tmp_path):
 
 def test_globs_and_lists(several, tmp_path):
     def names(path):
-        return [os.path.basename(file) for file in find_files(path, "train_input_path")]
+        return [os.path.basename(file) for file in DataFiles(path, "train_input_path").names]
 
     assert names(f"{several}/*") == list("abcdef")
     assert names(f"{several}/[bd]") == ["b", "d"]
@@ -155,20 +155,20 @@ def test_globs_and_lists(several, tmp_path):
 @pytest.mark.parametrize("path", ["", " ", ",", " , "])
 def test_no_path(path):
     with pytest.raises(DataError, match=r"^eval_input_path: is not set; give the files to read$"):
-        find_files(path, "eval_input_path")
+        DataFiles(path, "eval_input_path")
 
 
 @pytest.mark.parametrize("missing", ["missing", "none*", "no/folder/*"])
 def test_a_path_that_matches_nothing(several, missing):
     path = f"{several}/{missing}"
     with pytest.raises(DataError) as caught:
-        find_files(f"{several}/a,{path}", "train_input_path")
+        DataFiles(f"{several}/a,{path}", "train_input_path")
     assert str(caught.value) == f"train_input_path: '{path}' matches no file; check the path"
 
 
 def test_a_folder(several):
     with pytest.raises(DataError) as caught:
-        find_files(f"{several}/", "train_input_path")
+        DataFiles(f"{several}/", "train_input_path")
     assert str(caught.value).endswith(f"is a folder; name its files, as in '{several}/*'")
     assert str(caught.value).startswith(f"train_input_path: '{several}")
 
@@ -177,9 +177,9 @@ def test_a_folder_among_the_files_of_a_glob(tmp_path):
     write(tmp_path / "a", [line(["x"])])
     (tmp_path / "inner").mkdir()
     with pytest.raises(DataError, match=r"train_input_path: '.*/inner' is a folder; name its files"):
-        find_files(f"{tmp_path}/*", "train_input_path")
+        DataFiles(f"{tmp_path}/*", "train_input_path")
 
 
 def test_a_storage_that_nobody_knows():
     with pytest.raises(DataError, match="train_input_path: 'storage://bucket/part' "):
-        find_files("storage://bucket/part", "train_input_path")
+        DataFiles("storage://bucket/part", "train_input_path")

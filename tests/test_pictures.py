@@ -10,6 +10,7 @@ import pytest
 import tensorflow as tf
 from PIL import Image as Pillow
 
+from easyrec_mm.data.picture_reader import PictureReader
 from easyrec_mm.data.pictures import PictureLoader
 from easyrec_mm.files import place_of
 from easyrec_mm.schema import Image
@@ -82,7 +83,7 @@ def test_an_empty_path(loader):
 
 
 def test_an_empty_path_is_not_the_root_folder(tmp_path):
-    assert problem_of(PictureLoader(IMAGE, str(tmp_path)), "") == "cannot be read: the path is empty"
+    assert problem_of(PictureLoader(IMAGE, PictureReader(str(tmp_path))), "") == "cannot be read: the path is empty"
 
 
 def test_a_path_with_a_zero_byte(loader):
@@ -218,7 +219,7 @@ def test_relative_paths_start_from_the_root_and_absolute_ones_stay(tmp_path, mon
     (tmp_path / "folder" / "picture").write_bytes(file_content(3))
     monkeypatch.chdir(tmp_path)
     paths = [b"folder/picture", os.fsencode(tmp_path / "elsewhere"), b"../elsewhere"]
-    pixels, problems = PictureLoader(IMAGE, str(tmp_path / "root")).load(paths)
+    pixels, problems = PictureLoader(IMAGE, PictureReader(str(tmp_path / "root"))).load(paths)
     np.testing.assert_array_equal(pixels, [pixels_of(1), pixels_of(2), pixels_of(2)])
     assert problems == {}
     without_root = PictureLoader(IMAGE).load(paths[:2]).pixels
@@ -228,11 +229,11 @@ def test_relative_paths_start_from_the_root_and_absolute_ones_stay(tmp_path, mon
 def test_paths_of_a_place(tmp_path):
     (tmp_path / "1").write_bytes(file_content(1))
     place_of("memory://pictures").upload(tmp_path / "1", "memory://pictures/1")
-    pixels, problems = PictureLoader(IMAGE, "memory://pictures").load([b"1", b"2"])
+    pixels, problems = PictureLoader(IMAGE, PictureReader("memory://pictures")).load([b"1", b"2"])
     np.testing.assert_array_equal(pixels[0], pixels_of(1))
     assert problems == {1: "cannot be read: no such file"}
     # With a scheme a path is complete, whatever the root.
-    pixels, problems = PictureLoader(IMAGE, "/nowhere").load([b"memory://pictures/1"])
+    pixels, problems = PictureLoader(IMAGE, PictureReader("/nowhere")).load([b"memory://pictures/1"])
     np.testing.assert_array_equal(pixels[0], pixels_of(1))
     assert problems == {}
 

@@ -17,11 +17,13 @@ from source_helpers import WRITERS, input_of, random_groups, values_of
 from text_input_helpers import colours, line, small_schema
 from text_input_helpers import input_of as text_input
 
-from easyrec_mm.data import picture_reader
 from easyrec_mm.data.bad_records import BadRecords
+from easyrec_mm.data.packed_pictures import PackedPictures
+from easyrec_mm.data.picture_reader import PictureReader
 from easyrec_mm.data.pictures import PictureLoader
 from easyrec_mm.errors import DataError
 from easyrec_mm.files import StorageError, place, place_of
+from easyrec_mm.files.local_copies import local_copies
 
 NUM_PICTURES = 200
 
@@ -132,7 +134,7 @@ def test_a_file_of_a_bucket_that_changes_before_it_is_read(s3, bucket, change):
 def test_pictures_are_read_many_at_a_time_and_again_when_that_fails(s3, gallery):
     s3.faults.latency_s, s3.faults.unavailable_share, s3.faults.cut_share = 0.3, 0.05, 0.05
     order = np.random.default_rng(0).permutation(NUM_PICTURES).tolist()
-    loader = PictureLoader(image(), gallery)
+    loader = PictureLoader(image(), PictureReader(gallery))
     loaded = loader.load([b"%d.png" % i for i in order])
     assert colours_of(loaded) == order
     assert loaded.problems == {}
@@ -152,7 +154,7 @@ def test_bad_pictures_of_a_bucket(s3, bucket):
     s3.put(f"{bucket}/good.png", picture(7))
     s3.put(f"{bucket}/empty.png", b"")
     s3.put(f"{bucket}/text.png", b"no picture")
-    loader = PictureLoader(image(), bucket)
+    loader = PictureLoader(image(), PictureReader(bucket))
     pixels, problems = loader.load([b"good.png", b"none.png", b"empty.png", b"text.png", b"", b"a/../b", b"\xff.png"])
     assert pixels.numpy()[:2, 0, 0, 0].tolist() == [7, 128]
     assert problems == {
@@ -171,13 +173,13 @@ def test_pictures_that_all_are_refused_stop_the_run(s3, bucket):
     s3.check_credentials(True)
     try:
         with pytest.raises(DataError, match=rf"^{bucket}: the credentials are refused .*; none of 8 pictures can be"):
-            PictureLoader(image(), bucket).load([b"%d.png" % i for i in range(100)])
+            PictureLoader(image(), PictureReader(bucket)).load([b"%d.png" % i for i in range(100)])
     finally:
         s3.check_credentials(False)
 
 
 def test_one_place_that_does_not_exist_is_a_bad_picture(s3, gallery):
-    loader = PictureLoader(image(), gallery)
+    loader = PictureLoader(image(), PictureReader(gallery))
     _, problems = loader.load([*[b"%d.png" % i for i in range(20)], b"s3://nowhere-at-all/x.png"])
     assert problems == {20: "cannot be read: there is no such bucket; check its name"}
 
@@ -185,7 +187,7 @@ def test_one_place_that_does_not_exist_is_a_bad_picture(s3, gallery):
 def test_a_bucket_that_is_gone_stops_the_run(s3, bucket, monkeypatch):
     s3.put(f"{bucket}/0.png", picture(0))
     monkeypatch.setattr(place, "TRY_S", 1.0)
-    loader = PictureLoader(image(), bucket)
+    loader = PictureLoader(image(), PictureReader(bucket))
     loader.load([b"0.png"])
     s3.faults.unavailable_share = 1.0
     with pytest.raises(StorageError, match=rf"^{bucket}: no answer for .*; check the network and the endpoint$"):
@@ -252,7 +254,7 @@ def test_packed_pictures(s3, packed, tmp_path, is_remote):
 
 
 def test_many_threads_read_one_tar(packed):
-    loader = PictureLoader(image(), packed=True)
+    loader = PictureLoader(image(), PictureReader(packed=PackedPictures(local_copies())))
     paths = [os.fsencode(f"{packed}/a.pictures.tar") + b"\x00p/%d.png" % (i % 7) for i in range(70)]
     results = []
     threads = [threading.Thread(target=lambda: results.append(colours_of(loader.load(paths)))) for _ in range(8)]
@@ -279,7 +281,7 @@ def test_a_tar_that_is_missing_or_shared_or_damaged(packed):
 
 
 def test_a_tar_that_is_cut_while_it_is_read(packed):
-    loader = PictureLoader(image(), packed=True)
+    loader = PictureLoader(image(), PictureReader(packed=PackedPictures(local_copies())))
     paths = [os.fsencode(f"{packed}/a.pictures.tar") + b"\x00p/%d.png" % i for i in (0, 29)]
     assert colours_of(loader.load(paths)) == [0, 29]
     os.truncate(packed / "a.pictures.tar", 5000)
@@ -291,7 +293,7 @@ def test_no_more_tars_are_open_than_said(packed, monkeypatch):
     from easyrec_mm.data import packed_pictures
 
     monkeypatch.setattr(packed_pictures, "NUM_OPEN_TARS", 1)
-    reader = picture_reader.PictureReader(packed=True)
+    reader = PictureReader(packed=PackedPictures(local_copies()))
     paths = [os.fsencode(f"{packed}/{name}.pictures.tar") + b"\x00p/%d.png" % i for name, i in (("a", 0), ("b", 30))]
     for _ in range(3):
         assert reader.read(paths)[1] == {}

@@ -27,6 +27,7 @@ from source_helpers import (
 )
 
 from easyrec_mm.formats.checks import Problem
+from easyrec_mm.formats.data_files import DataFiles
 from easyrec_mm.formats.source import Order
 from easyrec_mm.formats.tfrecord import read_examples
 from easyrec_mm.formats.tfrecord_graph import GroupTfRecordSource
@@ -99,7 +100,9 @@ def one_record(tmp_path_factory):
     """A source of TFRecords, of which a test passes the records itself, one at a time: a bad one has no good beside."""
     path = tmp_path_factory.mktemp("one") / "a"
     write_tfrecord(path, random_groups(1))
-    source = GroupTfRecordSource([str(path)], SCHEMA, tuple(LABELS), tuple(VALUES), Order(False, 0, 1))
+    source = GroupTfRecordSource(
+        DataFiles(str(path), "input"), SCHEMA, tuple(LABELS), tuple(VALUES), Order(False, 0, 1)
+    )
     number = tf.TensorSpec([1], tf.int64)
     parse = tf.function(source.parse, input_signature=[number, number, number, tf.TensorSpec([1], tf.string)])
     return parse, TypedGroups(SCHEMA, tuple(LABELS), tuple(VALUES))

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from itertools import islice
 
 from easyrec_mm.data.packed_pictures import packed_path
-from easyrec_mm.data.picture_reader import PictureReader, content_cache
+from easyrec_mm.data.picture_reader import picture_reader
 from easyrec_mm.errors import DataError
 from easyrec_mm.files.first_pictures import NUM_FIRST, are_most, are_relative, find_root, folders_of, shown
 from easyrec_mm.formats.checks import Problem
@@ -53,9 +53,7 @@ def require_pictures(config: str, data: DatasetConfig, pictures: Pictures) -> No
       DataError: if they cannot be read; the message names the first one, and the folder that contains them if found.
     """
     paths = [path for path in pictures if path][:NUM_FIRST]
-    reader = PictureReader(
-        data.image_root, content_cache(data.image_cache_dir, data.image_cache_gib), data.packed_images
-    )
+    reader = picture_reader(data)
     reader_paths = [packed_path(pictures[path][0], path) if data.packed_images else path for path in paths]
     reader.begin(reader_paths)
     _, problems = reader.read(reader_paths)

@@ -25,9 +25,11 @@ from easyrec_mm.data.chunks import ChunkReader
 from easyrec_mm.data.loading import BatchLoader, Pending
 from easyrec_mm.data.packed_pictures import find_tars
 from easyrec_mm.data.picture_bank import PictureBank
+from easyrec_mm.data.picture_reader import picture_reader
+from easyrec_mm.data.pictures import PictureLoader
 from easyrec_mm.data.stored_vectors import StoredVectors
-from easyrec_mm.files.local_copies import LocalCopies, local_copies
-from easyrec_mm.formats.data_files import find_infos, require_unchanged
+from easyrec_mm.files import FileInfo
+from easyrec_mm.formats.data_files import DataFiles
 from easyrec_mm.formats.source import Order, iterate
 from easyrec_mm.formats.sources import Selection, open_source
 from easyrec_mm.protos.data_pb2 import DatasetConfig
@@ -70,16 +72,15 @@ class Input:
         vectors: VectorStores | None = None,
     ) -> None:
         self._data, self._schema = data, schema
-        self._path, self._setting = path, setting
         self._training = training
         self._bad_records = bad_records
         self._labels = schema.labels if labels is None else labels
         self._kept_fields = kept_fields
         selection = _selection(data, schema, training, self._labels, kept_fields)
         self.source, self._files = open_source(data, schema, path, setting, selection)
-        self._packed = data.packed_images and schema.uses_image
-        if self._packed:
-            self._files = [*self._files, *find_tars(self.source.files, self._copies)]
+        self._tars: dict[str, FileInfo] = {}
+        if data.packed_images and schema.uses_image and isinstance(self._files, DataFiles):
+            self._tars = find_tars(self._files)
         self.vectors = vectors or VectorStores(schema.stored_features())
 
     @property
@@ -89,7 +90,7 @@ class Input:
 
     def fingerprint(self) -> int:
         """Return a number that changes with the files and with the settings that determine the lines of a batch."""
-        parts = [f"{info.path}:{info.size}" for info in self._files[: len(self.source.files)]]
+        parts = [f"{info.path}:{info.size}" for info in self._files.infos]
         data = self._data
         parts += [str(v) for v in (data.batch_size, data.shuffle, data.shuffle_buffer_size, data.seed)]
         return zlib.crc32("\n".join(parts).encode())
@@ -128,14 +129,14 @@ class Input:
                     if len(pending) > self._data.prefetch_size:
                         batch = self._loader.finish(pending.popleft())
                         if epoch is not None and batch.epoch > epoch:
-                            require_unchanged(self._files)
+                            self._files.require_unchanged()
                             self._bad_records.check_all()
                         epoch = batch.epoch
                         yield batch
                 while pending:
                     yield self._loader.finish(pending.popleft())
                 whole_check.result()
-                require_unchanged(self._files)
+                self._files.require_unchanged()
             finally:
                 stop.set()
                 pool.shutdown(wait=False, cancel_futures=True)
@@ -143,17 +144,8 @@ class Input:
         self._bad_records.check_all()
 
     def is_up_to_date(self) -> bool:
-        """Return whether the files are still those found at first; always False for tables, which are opened anew.
-
-        Raises:
-          DataError: if no files are found any more, or they cannot be listed.
-        """
-        if self._data.input_type == DatasetConfig.OdpsGroupRTPInput:
-            return False
-        files = find_infos(self._path, self._setting, self._copies)
-        if self._packed:
-            files += find_tars([info.path for info in files], self._copies)
-        return files == self._files
+        """Return whether the files are still those found at first; see Files.is_up_to_date."""
+        return self._files.is_up_to_date()
 
     def estimate_groups(self) -> tuple[int, bool]:
         """Return the number of groups in the files, and whether it is exact.
@@ -164,7 +156,7 @@ class Input:
         Raises:
           DataError: if a file cannot be read.
         """
-        sizes = [info.size for info in self._files[: len(self.source.files)]]
+        sizes = [info.size for info in self._files.infos]
         counted = list(range(len(sizes)))
         if not self.source.counts_at_once and sum(sizes) > _MOST_COUNTED_BYTES:
             # Files from the whole list, because files are often in the order of time.
@@ -203,15 +195,15 @@ class Input:
     @cached_property
     def _loader(self) -> BatchLoader:
         vectors = StoredVectors(self._schema.stored_features(), self.vectors, self._bad_records)
-        return BatchLoader(self._data, self._schema, self.source, self._chunks, vectors, self._bad_records)
+        image = self._schema.image
+        pictures = (
+            PictureLoader(image, picture_reader(self._data, tars=self._tars)) if self._schema.uses_image else None
+        )
+        return BatchLoader(self._data, self._schema, self.source, self._chunks, pictures, vectors, self._bad_records)
 
     @property
     def _num_threads(self) -> int:
         return self._data.num_parallel_calls or os.cpu_count() or 1
-
-    @property
-    def _copies(self) -> LocalCopies:
-        return local_copies(self._data.file_cache_dir, self._data.file_cache_gib)
 
     @property
     def _drops_remainder(self) -> bool:

@@ -10,7 +10,7 @@ import numpy as np
 import tensorflow as tf
 from numpy.typing import NDArray
 
-from easyrec_mm.formats.source import Order, iterate
+from easyrec_mm.formats.source import Files, Order, iterate
 from easyrec_mm.formats.sources import Selection, open_source
 from easyrec_mm.protos.data_pb2 import DatasetConfig
 from easyrec_mm.schema import Schema
@@ -42,7 +42,7 @@ def count_items(
     labels = tuple(name for name in schema.labels if name == field)
     fields = () if is_picture or labels else (field,)
     source, files = open_source(data, schema, path, setting, Selection(labels, fields, Order(False, 0, 1)))
-    origin = zlib.crc32("\n".join([field, *(f"{info.path}:{info.size}:{info.version}" for info in files)]).encode())
+    origin = _origin(field, files)
     cache_file = folder / FILE if folder is not None and folder.is_dir() else None
     if cache_file is not None and cache_file.exists():
         with np.load(cache_file) as cache:
@@ -72,3 +72,9 @@ def count_items(
         np.savez(temporary, origin=origin, items=items, counts=counts)
         os.replace(temporary, cache_file)
     return items, counts
+
+
+def _origin(field: str, files: Files) -> int:
+    """Return a number that changes with the field and with the files."""
+    versions = [f"{info.path}:{info.size}:{info.version}" for info in files.infos]
+    return zlib.crc32("\n".join([field, *versions]).encode())

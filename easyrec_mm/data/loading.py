@@ -15,7 +15,7 @@ from easyrec_mm.data.batch import Batch, Images, InputBatch, one_picture_each
 from easyrec_mm.data.chunks import ChunkReader
 from easyrec_mm.data.packed_pictures import packed_path
 from easyrec_mm.data.picture_bank import PictureBank, Plan
-from easyrec_mm.data.pictures import Pictures, picture_loader
+from easyrec_mm.data.pictures import PictureLoader, Pictures
 from easyrec_mm.data.shuffled_pictures import ShuffledPictures
 from easyrec_mm.data.stored_vectors import StoredVectors
 from easyrec_mm.formats.source import Source
@@ -64,12 +64,13 @@ class BatchLoader:
         schema: Schema,
         source: Source,
         chunks: ChunkReader,
+        pictures: PictureLoader | None,
         vectors: StoredVectors,
         bad_records: BadRecords,
     ) -> None:
         self._data, self._schema = data, schema
-        self._source, self._chunks, self._vectors, self._bad_records = source, chunks, vectors, bad_records
-        self._pictures = picture_loader(schema.image, data) if schema.uses_image else None
+        self._source, self._chunks, self._pictures = source, chunks, pictures
+        self._vectors, self._bad_records = vectors, bad_records
         self._shuffled = ShuffledPictures(data.shuffled_pictures) if data.shuffled_pictures else None
         image = schema.image
         self._pixel_spec = tf.TensorSpec([None, image.height, image.width, image.channels], tf.uint8)

@@ -10,14 +10,15 @@ import os
 import tarfile
 import threading
 from collections import Counter, OrderedDict
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from io import FileIO
 from pathlib import PurePosixPath
 
 from easyrec_mm.errors import DataError
-from easyrec_mm.files import FileInfo
+from easyrec_mm.files import FileInfo, is_remote, place_of, plain
 from easyrec_mm.files.local_copies import LocalCopies
-from easyrec_mm.formats.data_files import find_beside, opened_at
+from easyrec_mm.formats.data_files import DataFiles
 
 # Number of tars that are kept open, together with the positions of all their pictures.
 NUM_OPEN_TARS = 32
@@ -36,16 +37,16 @@ def packed_path(file: str, path: bytes) -> bytes:
     return os.fsencode(tar_beside(file)) + _SEPARATOR + path
 
 
-def find_tars(files: list[str], copies: LocalCopies) -> list[FileInfo]:
-    """Find the tars of data files; the tar of a remote data file is fetched together with it.
+def find_tars(files: DataFiles) -> dict[str, FileInfo]:
+    """Find the tars of data files, by path; the tar of a remote data file is fetched together with it.
 
     Raises:
       DataError: if a tar is missing, or several data files have the same tar.
     """
-    name, number = Counter(map(tar_beside, files)).most_common(1)[0]
+    name, number = Counter(map(tar_beside, files.names)).most_common(1)[0]
     if number > 1:
         raise DataError(f"data_config.packed_images: {number} files need the same {name}; give them different names")
-    return find_beside({file: tar_beside(file) for file in files}, "data_config.packed_images", copies)
+    return files.find_companions(tar_beside, "data_config.packed_images")
 
 
 @dataclass
@@ -57,9 +58,16 @@ class _Tar:
 
 
 class PackedPictures:
-    """Reads pictures from tars; many threads may read at once."""
+    """Reads pictures from tars; many threads may read at once.
 
-    def __init__(self) -> None:
+    Args:
+      copies: keeps the copies of remote tars.
+      tars: the tars that were found, by path; others are read as they are when they are opened.
+    """
+
+    def __init__(self, copies: LocalCopies, tars: Mapping[str, FileInfo] | None = None) -> None:
+        self._copies = copies
+        self._infos = tars or {}
         self._lock = threading.Lock()
         self._tars: OrderedDict[str, _Tar] = OrderedDict()
 
@@ -94,15 +102,20 @@ class PackedPictures:
                 self._tars.popitem(last=False)
         with tar.lock:
             if tar.file is None:
-                _open(name, tar)
+                self._open(name, tar)
         return tar
 
+    def _open(self, name: str, tar: _Tar) -> None:
+        try:
+            file = FileIO(self._path(name))
+            with tarfile.open(fileobj=file, mode="r:", errors="surrogateescape") as members:
+                tar.places = {os.fsencode(m.name): (m.offset_data, m.size) for m in members if m.isreg()}
+        except (OSError, tarfile.TarError) as error:
+            raise DataError(f"{name}: cannot be read: {error}") from error
+        tar.file = file
 
-def _open(name: str, tar: _Tar) -> None:
-    try:
-        file = FileIO(opened_at(name))
-        with tarfile.open(fileobj=file, mode="r:", errors="surrogateescape") as members:
-            tar.places = {os.fsencode(m.name): (m.offset_data, m.size) for m in members if m.isreg()}
-    except (OSError, tarfile.TarError) as error:
-        raise DataError(f"{name}: cannot be read: {error}") from error
-    tar.file = file
+    def _path(self, name: str) -> str:
+        """Return a path on this machine."""
+        if not is_remote(name):
+            return plain(name)
+        return self._copies.get(self._infos.get(name) or place_of(name).stat(name))

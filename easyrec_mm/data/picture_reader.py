@@ -4,21 +4,43 @@ from __future__ import annotations
 
 import os
 import threading
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from functools import lru_cache
 
 from easyrec_mm.data.packed_pictures import PackedPictures
 from easyrec_mm.errors import DataError
-from easyrec_mm.files import Failure, StorageError, is_remote, join, place_of, plain
+from easyrec_mm.files import Failure, FileInfo, StorageError, is_remote, join, place_of, plain
 from easyrec_mm.files.content_cache import ContentCache
 from easyrec_mm.files.disk_cache import DiskCache
+from easyrec_mm.files.local_copies import local_copies
 from easyrec_mm.files.regular_files import open_regular
+from easyrec_mm.protos.data_pb2 import DatasetConfig
 
 # Number of remote pictures that the whole process reads at a time.
 NUM_READS = 72
 # If this many pictures fail before any picture could be read, the cause is not the pictures themselves.
 _NUM_REFUSED = 8
+
+
+def picture_reader(
+    data: DatasetConfig, image_root: str = "", tars: Mapping[str, FileInfo] | None = None
+) -> PictureReader:
+    """Return a reader of the pictures of a data section.
+
+    Args:
+      data: the section.
+      image_root: folder to use in place of its image_root.
+      tars: the tars of packed pictures as they were found; see PackedPictures.
+
+    Raises:
+      DataError: if image_cache_dir cannot be written.
+    """
+    packed = (
+        PackedPictures(local_copies(data.file_cache_dir, data.file_cache_gib), tars) if data.packed_images else None
+    )
+    cache = content_cache(data.image_cache_dir, data.image_cache_gib)
+    return PictureReader(image_root or data.image_root, cache, packed)
 
 
 class PictureReader:
@@ -27,13 +49,13 @@ class PictureReader:
     Args:
       root: folder that relative paths start from; "" for the current folder.
       cache: cache of remote pictures.
-      packed: whether paths are results of packed_pictures.packed_path.
+      packed: reads the pictures, if paths are results of packed_pictures.packed_path.
     """
 
-    def __init__(self, root: str = "", cache: ContentCache | None = None, packed: bool = False) -> None:
+    def __init__(self, root: str = "", cache: ContentCache | None = None, packed: PackedPictures | None = None) -> None:
         self._root = root
         self._cache = cache
-        self._packed = PackedPictures() if packed else None
+        self._packed = packed
         self._lock = threading.Lock()
         # Remote path -> its content, and how many requests for it have not been taken yet.
         self._begun: dict[str, tuple[Future[bytes], int]] = {}

@@ -18,10 +18,8 @@ from easyrec_mm.data.decode import (
     UNKNOWN_FORMAT,
     decode_pictures,
 )
-from easyrec_mm.data.picture_reader import PictureReader, content_cache
+from easyrec_mm.data.picture_reader import PictureReader
 from easyrec_mm.errors import tensorflow_reason
-from easyrec_mm.files.content_cache import ContentCache
-from easyrec_mm.protos.data_pb2 import DatasetConfig
 from easyrec_mm.schema import Image
 
 
@@ -32,37 +30,23 @@ class Pictures(NamedTuple):
     problems: dict[int, str]
 
 
-def picture_loader(image: Image, data: DatasetConfig) -> PictureLoader:
-    """Return a loader of the pictures of a data section.
-
-    Raises:
-      DataError: if image_cache_dir cannot be written.
-    """
-    cache = content_cache(data.image_cache_dir, data.image_cache_gib)
-    return PictureLoader(image, data.image_root, cache=cache, packed=data.packed_images)
-
-
 class PictureLoader:
     """Loads pictures by path.
 
     Args:
       image: size and limits.
-      root: folder that relative paths start from; "" for the current folder.
+      reader: reads the files; by default, relative paths start from the current folder.
       decode: decode_pictures of an exported model, to be used instead of this version's.
-      cache: cache of remote pictures.
-      packed: whether paths are results of packed_pictures.packed_path.
     """
 
     def __init__(
         self,
         image: Image,
-        root: str = "",
+        reader: PictureReader | None = None,
         decode: Callable[[tf.Tensor], tf.Tensor] | None = None,
-        cache: ContentCache | None = None,
-        packed: bool = False,
     ) -> None:
         self._image = image
-        self._reader = PictureReader(root, cache, packed)
+        self._reader = reader or PictureReader()
         self._decode = decode or _decoder(image)
         shape = (image.height, image.width, image.channels)
         self._blank = np.full(shape, MID_GREY, np.uint8)

@@ -22,6 +22,7 @@ from typing import Any, Literal, NamedTuple, TextIO
 import numpy as np
 
 from easyrec_mm.data.bad_records import BadRecord
+from easyrec_mm.data.picture_reader import PictureReader
 from easyrec_mm.data.pictures import PictureLoader
 from easyrec_mm.embedding.image_model import ImageModel
 from easyrec_mm.embedding.items import Item
@@ -183,7 +184,7 @@ class _Loader:
     """Reads and decodes batches."""
 
     def __init__(self, model: ImageModel, image_root: str, refresh: Refresh) -> None:
-        self._pictures = PictureLoader(model.manifest.schema.image, image_root, model.decode)
+        self._pictures = PictureLoader(model.manifest.schema.image, PictureReader(image_root), model.decode)
         self._paths = model.paths
         self._refresh = refresh
 

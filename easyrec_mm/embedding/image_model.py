@@ -12,6 +12,7 @@ import numpy as np
 import onnxruntime
 import tensorflow as tf
 
+from easyrec_mm.data.picture_reader import PictureReader
 from easyrec_mm.data.pictures import PictureLoader
 from easyrec_mm.errors import ExportError
 from easyrec_mm.features.numpy_back_end import Values
@@ -145,7 +146,7 @@ class PictureEmbedder:
         # This chooses the runtime now, instead of during the first request.
         self._model.embed(np.zeros((1, image.height, image.width, image.channels), np.uint8))
         self._has_root = bool(image_root)
-        self._pictures = PictureLoader(image, image_root, self._model.decode)
+        self._pictures = PictureLoader(image, PictureReader(image_root), self._model.decode)
 
     def __call__(
         self, keys: Sequence[str], fields: Mapping[str, Sequence[Any]] | None = None

@@ -19,7 +19,8 @@ from easyrec_mm import manifest
 from easyrec_mm.data.bad_records import BadRecords
 from easyrec_mm.data.batch import Batch
 from easyrec_mm.data.input import Input
-from easyrec_mm.data.pictures import PictureLoader, picture_loader
+from easyrec_mm.data.picture_reader import picture_reader
+from easyrec_mm.data.pictures import PictureLoader
 from easyrec_mm.errors import ExportError
 from easyrec_mm.evaluation.metrics import metric_value
 from easyrec_mm.evaluation.rank_metrics import AUC
@@ -86,7 +87,7 @@ def measure_parity(
       ExportError: if two ways differ by more than their limit.
       DataError: if the data cannot be read.
     """
-    ways = _Ways(model, trained, exported, picture_loader(model.schema.image, data))
+    ways = _Ways(model, trained, exported, PictureLoader(model.schema.image, picture_reader(data)))
     small = DatasetConfig()
     small.CopyFrom(data)
     small.eval_batch_size = min(_BATCH_SIZE, num_groups)

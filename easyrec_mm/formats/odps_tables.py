@@ -23,6 +23,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from easyrec_mm.errors import DataError, did_you_mean
+from easyrec_mm.files import FileInfo
 from easyrec_mm.formats.typed_groups import ROW
 
 # Groups per slice, some MiB: enough to be worth the round trip of a request, and a table has many slices to shuffle.
@@ -83,7 +84,7 @@ class _Partition:
 
 
 class OdpsTables:
-    """Reads the rows of tables as lines; a TableReader whose files are slices.
+    """Reads the rows of tables as lines; Files and a TableReader whose files are slices.
 
     A line contains the columns as texts, with a separator between them; a null becomes an empty text.
 
@@ -119,6 +120,18 @@ class OdpsTables:
         self._pool = ThreadPoolExecutor(NUM_WORKERS, thread_name_prefix="odps")
         self._fetched: dict[str, Future[pa.Table]] = {}
         self._lock = threading.Lock()
+
+    @property
+    def infos(self) -> list[FileInfo]:
+        """Return the slices, with their numbers of rows as sizes."""
+        return [FileInfo(name, table_slice.num_rows, "") for name, table_slice in self.slices.items()]
+
+    def is_up_to_date(self) -> bool:
+        """Return False, because tables are opened anew."""
+        return False
+
+    def require_unchanged(self) -> None:
+        """Do nothing, because a download session reads the table in one state."""
 
     def ahead(self, files: Sequence[str]) -> None:
         """Begin to fetch the slices with these names, which are read next."""

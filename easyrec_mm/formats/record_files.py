@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from easyrec_mm.errors import DataError, tensorflow_reason
 from easyrec_mm.files import place_of
-from easyrec_mm.formats.data_files import NUM_AHEAD, fetch_ahead, needs_copy, opened_at
+from easyrec_mm.formats.data_files import NUM_AHEAD, DataFiles, needs_copy
 from easyrec_mm.formats.gzip_files import first_truncated
 from easyrec_mm.formats.source import Order
 
@@ -27,7 +27,7 @@ class RecordFiles:
     """The records of files; each record is bytes.
 
     Args:
-      files: paths of the files.
+      data_files: the files.
       open_file: path and compression type -> dataset of the file's records.
       order: order of the records in an epoch.
 
@@ -35,13 +35,14 @@ class RecordFiles:
       DataError: if a file cannot be opened.
     """
 
-    files: list[str]
+    data_files: DataFiles
     open_file: Callable[[tf.Tensor, tf.Tensor], tf.data.Dataset]
     order: Order
     chunk_size = 256
     counts_at_once = False
 
     def __post_init__(self) -> None:
+        self.files = self.data_files.names
         self._compressions = _compressions(self.files)
         self._is_copied = any(needs_copy(file) for file in self.files)
         self._copies_checked: set[str] = set()
@@ -131,7 +132,7 @@ class RecordFiles:
     def _fetched(self, index: int, then: NDArray[np.int64]) -> bytes:
         try:
             path = self._opened_at(index)
-            fetch_ahead([self.files[i] for i in then], by_tensorflow=True)
+            self.data_files.fetch_ahead([self.files[i] for i in then], by_tensorflow=True)
             return path.encode()
         except DataError as error:
             self._failure = error
@@ -140,7 +141,7 @@ class RecordFiles:
     def _opened_at(self, index: int) -> str:
         """Return a path at which TensorFlow can read a file; a new copy of a gzip file is first checked to be whole."""
         file = self.files[index]
-        path = opened_at(file, by_tensorflow=True)
+        path = self.data_files.opened_at(file, by_tensorflow=True)
         if path != file and self._compressions[index] and file not in self._copies_checked:
             _require_whole(first_truncated([path], threading.Event()) and file)
             self._copies_checked.add(file)

@@ -21,6 +21,7 @@ from easyrec_mm.features.field import Dtype, Field
 from easyrec_mm.features.tensorflow_back_end import DTYPES, split_texts
 from easyrec_mm.features.text_patterns import VALUE_PATTERNS
 from easyrec_mm.formats.checks import Problem
+from easyrec_mm.formats.data_files import DataFiles
 from easyrec_mm.formats.grouped_table import batched
 from easyrec_mm.formats.record_files import RecordFiles
 from easyrec_mm.formats.rtp import NUM_PROBE_LINES, count_columns, read_lines
@@ -61,7 +62,7 @@ class GroupRtpSource(RecordFiles):
     """
 
     def __init__(
-        self, files: list[str], schema: Schema, labels: tuple[str, ...], fields: tuple[str, ...], order: Order
+        self, files: DataFiles, schema: Schema, labels: tuple[str, ...], fields: tuple[str, ...], order: Order
     ) -> None:
         super().__init__(files, tf.data.TextLineDataset, order)
         self._parser = shared_parser(schema, labels, fields, self._count_columns(schema.layout))

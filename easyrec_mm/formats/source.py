@@ -13,6 +13,7 @@ from typing import Any, NamedTuple, Protocol
 import tensorflow as tf
 
 from easyrec_mm.errors import DataError
+from easyrec_mm.files import FileInfo
 from easyrec_mm.formats.checks import Problem
 from easyrec_mm.formats.typed_groups import TextGroup
 
@@ -60,6 +61,28 @@ class Order:
     is_shuffled: bool
     seed: int
     buffer_size: int
+
+
+class Files(Protocol):
+    """An input's files, or the slices of its tables, as they were when they were found."""
+
+    @property
+    def infos(self) -> list[FileInfo]:
+        """Return the files with their sizes and versions, in the order of `Source.files`."""
+
+    def is_up_to_date(self) -> bool:
+        """Return whether they are still as they were when they were found.
+
+        Raises:
+          DataError: if they cannot be found any more.
+        """
+
+    def require_unchanged(self) -> None:
+        """Check that nothing has changed that could have been read in a different state.
+
+        Raises:
+          DataError: if a file has changed; the message names it.
+        """
 
 
 class Source(Protocol):

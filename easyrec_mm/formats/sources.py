@@ -5,14 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
-from easyrec_mm.files import FileInfo
 from easyrec_mm.files.local_copies import local_copies
-from easyrec_mm.formats.data_files import find_infos
+from easyrec_mm.formats.data_files import DataFiles
 from easyrec_mm.formats.group_tensors import GroupTensors
 from easyrec_mm.formats.odps_rtp import OdpsGroupRtpSource
 from easyrec_mm.formats.odps_tables import OdpsTables
 from easyrec_mm.formats.rtp_graph import GroupRtpSource
-from easyrec_mm.formats.source import Order, Source
+from easyrec_mm.formats.source import Files, Order, Source
 from easyrec_mm.formats.table_files import TableSource
 from easyrec_mm.formats.table_readers import CsvReader, ParquetReader
 from easyrec_mm.formats.tfrecord_graph import GroupTfRecordSource
@@ -37,7 +36,7 @@ class Selection:
 
 def open_source(
     data: DatasetConfig, schema: Schema, path: str, setting: str, selection: Selection
-) -> tuple[Source, list[FileInfo]]:
+) -> tuple[Source, Files]:
     """Open the source for a config's input type; also return its files.
 
     Raises:
@@ -47,36 +46,36 @@ def open_source(
         columns = [name.strip() for name in data.selected_cols.split(",")]
         tables = OdpsTables(path, setting, columns, schema.layout.column_separator)
         source = OdpsGroupRtpSource(tables, schema, selection.labels, selection.fields, selection.order)
-        return source, [FileInfo(name, table_slice.num_rows, "") for name, table_slice in tables.slices.items()]
-    infos = find_infos(path, setting, local_copies(data.file_cache_dir, data.file_cache_gib))
-    files = [info.path for info in infos]
-    return SOURCES[data.input_type](data, schema, files, selection), infos
+        return source, tables
+    files = DataFiles(path, setting, local_copies(data.file_cache_dir, data.file_cache_gib))
+    return SOURCES[data.input_type](data, schema, files, selection), files
 
 
-def _group_rtp(data: DatasetConfig, schema: Schema, files: list[str], selection: Selection) -> Source:
+def _group_rtp(data: DatasetConfig, schema: Schema, files: DataFiles, selection: Selection) -> Source:
     return GroupRtpSource(files, schema, selection.labels, selection.fields, selection.order)
 
 
-def _group_tfrecord(data: DatasetConfig, schema: Schema, files: list[str], selection: Selection) -> Source:
+def _group_tfrecord(data: DatasetConfig, schema: Schema, files: DataFiles, selection: Selection) -> Source:
     return GroupTfRecordSource(files, schema, selection.labels, selection.fields, selection.order)
 
 
-def _group_parquet(data: DatasetConfig, schema: Schema, files: list[str], selection: Selection) -> Source:
+def _group_parquet(data: DatasetConfig, schema: Schema, files: DataFiles, selection: Selection) -> Source:
     groups = TypedGroups(schema, selection.labels, selection.fields)
-    return TableSource(files, schema, GroupTensors(groups), selection.order, ParquetReader(groups, READ_GROUPS))
+    reader = ParquetReader(files, groups, READ_GROUPS)
+    return TableSource(files.names, schema, GroupTensors(groups), selection.order, reader)
 
 
-def _parquet(data: DatasetConfig, schema: Schema, files: list[str], selection: Selection) -> Source:
+def _parquet(data: DatasetConfig, schema: Schema, files: DataFiles, selection: Selection) -> Source:
     groups = TypedGroups(schema, selection.labels, selection.fields, is_flat=True)
-    reader = ParquetReader(groups, READ_SAMPLES)
-    return TableSource(files, schema, GroupTensors(groups), _wide(selection.order, data), reader)
+    reader = ParquetReader(files, groups, READ_SAMPLES)
+    return TableSource(files.names, schema, GroupTensors(groups), _wide(selection.order, data), reader)
 
 
-def _csv(data: DatasetConfig, schema: Schema, files: list[str], selection: Selection) -> Source:
+def _csv(data: DatasetConfig, schema: Schema, files: DataFiles, selection: Selection) -> Source:
     groups = TypedGroups(schema, selection.labels, selection.fields, is_flat=True, has_texts=True)
     names = () if data.with_header else tuple(field.input_name for field in data.input_fields)
-    reader = CsvReader(groups, data.separator, names)
-    return TableSource(files, schema, GroupTensors(groups), _wide(selection.order, data), reader)
+    reader = CsvReader(files, groups, data.separator, names)
+    return TableSource(files.names, schema, GroupTensors(groups), _wide(selection.order, data), reader)
 
 
 def _wide(order: Order, data: DatasetConfig) -> Order:
@@ -85,7 +84,7 @@ def _wide(order: Order, data: DatasetConfig) -> Order:
 
 
 # Input type -> function that opens its source, for all inputs that consist of files.
-SOURCES: dict[int, Callable[[DatasetConfig, Schema, list[str], Selection], Source]] = {
+SOURCES: dict[int, Callable[[DatasetConfig, Schema, DataFiles, Selection], Source]] = {
     DatasetConfig.GroupRTPInput: _group_rtp,
     DatasetConfig.GroupParquetInput: _group_parquet,
     DatasetConfig.GroupTFRecordInput: _group_tfrecord,

@@ -22,7 +22,7 @@ import tensorflow as tf
 
 from easyrec_mm.errors import DataError
 from easyrec_mm.formats.checks import Problem
-from easyrec_mm.formats.data_files import NUM_AHEAD, needs_copy
+from easyrec_mm.formats.data_files import NUM_AHEAD
 from easyrec_mm.formats.source import TEXT_GROUPS, Chunk, GroupRows, Order
 from easyrec_mm.formats.typed_groups import ROW, TextGroup
 from easyrec_mm.schema import Schema
@@ -111,8 +111,8 @@ class TableSource:
 
     @property
     def counts_at_once(self) -> bool:
-        """See Source.counts_at_once; false for files that are copied before they are opened."""
-        return self.reader.counts_at_once and not any(map(needs_copy, self.files))
+        """See Source.counts_at_once."""
+        return self.reader.counts_at_once
 
     def records(self, num_epochs: int, num_skipped: int, size: int) -> tf.data.Dataset:
         """See Source.records; the groups are already checked, and the dataset can be iterated only once."""

@@ -12,7 +12,7 @@ import pyarrow.parquet as pq
 
 from easyrec_mm.errors import DataError, first_line
 from easyrec_mm.formats.checks import Problem
-from easyrec_mm.formats.data_files import fetch_ahead, opened_at
+from easyrec_mm.formats.data_files import DataFiles, needs_copy
 from easyrec_mm.formats.parquet import read_tables
 from easyrec_mm.formats.typed_groups import PROBLEM, ROW, TypedGroups
 
@@ -24,9 +24,14 @@ _CSV_BLOCK_BYTES = 1 << 21
 class ParquetReader:
     """Reads Parquet files, `num_rows` rows at a time."""
 
+    files: DataFiles
     groups: TypedGroups
     num_rows: int
-    counts_at_once: ClassVar[bool] = True
+
+    @property
+    def counts_at_once(self) -> bool:
+        """See Source.counts_at_once; false for files that are copied before they are opened."""
+        return not any(map(needs_copy, self.files.names))
 
     def read(self, file: str) -> Iterator[pa.Table]:
         """Yield the columns that are read.
@@ -34,16 +39,16 @@ class ParquetReader:
         Raises:
           DataError: if the file cannot be read or lacks a column.
         """
-        return read_tables(file, self.groups, self.num_rows, opened_at)
+        return read_tables(file, self.groups, self.num_rows, self.files.opened_at)
 
     def ahead(self, files: Sequence[str]) -> None:
         """Begin to copy the files that are read next."""
-        fetch_ahead(files)
+        self.files.fetch_ahead(files)
 
     def count(self, file: str) -> int:
         """Return the number of rows of a file."""
         try:
-            return int(pq.read_metadata(opened_at(file)).num_rows)
+            return int(pq.read_metadata(self.files.opened_at(file)).num_rows)
         except (OSError, pa.ArrowException) as error:
             raise DataError(f"{file}: cannot be read as Parquet: {first_line(error)}") from error
 
@@ -55,11 +60,13 @@ class CsvReader:
     A row with too many or too few values is reported as a problem of that row; a header line counts as row 1.
 
     Args:
+      files: the files.
       groups: determines the columns that are read.
       separator: the character between values.
       names: names of the columns, in order; empty if the first line contains them.
     """
 
+    files: DataFiles
     groups: TypedGroups
     separator: str
     names: Sequence[str] = ()
@@ -90,14 +97,14 @@ class CsvReader:
 
     def ahead(self, files: Sequence[str]) -> None:
         """Begin to copy the files that are read next."""
-        fetch_ahead(files)
+        self.files.fetch_ahead(files)
 
     def count(self, file: str) -> int:
         """Return the number of rows of a file."""
         return sum(len(table) for table in self.read(file))
 
     def _open(self, file: str, invalid: dict[int, bytes]) -> Iterator[pa.RecordBatch]:
-        path = opened_at(file)
+        path = self.files.opened_at(file)
         with open(path, "rb") as stream:
             compression = "gzip" if stream.read(2) == _GZIP_MAGIC else None
         with pa.input_stream(path, compression=compression) as stream:

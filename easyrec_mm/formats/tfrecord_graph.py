@@ -23,6 +23,7 @@ from numpy.typing import NDArray
 from easyrec_mm.errors import DataError, tensorflow_reason
 from easyrec_mm.features.tensorflow_back_end import split_texts
 from easyrec_mm.formats.checks import Problem
+from easyrec_mm.formats.data_files import DataFiles
 from easyrec_mm.formats.group_tensors import GROUP_DTYPES, GroupTensors, as_arrays
 from easyrec_mm.formats.grouped_table import batched
 from easyrec_mm.formats.record_files import RecordFiles
@@ -49,7 +50,7 @@ class GroupTfRecordSource(RecordFiles):
     """
 
     def __init__(
-        self, files: list[str], schema: Schema, labels: tuple[str, ...], fields: tuple[str, ...], order: Order
+        self, files: DataFiles, schema: Schema, labels: tuple[str, ...], fields: tuple[str, ...], order: Order
     ) -> None:
         super().__init__(files, tf.data.TFRecordDataset, order)
         self._schema = schema

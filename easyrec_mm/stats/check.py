@@ -18,7 +18,8 @@ from easyrec_mm.data.bad_records import NUM_SHOWN, BadRecord, BadRecords
 from easyrec_mm.data.first_pictures import paths_of, require_pictures
 from easyrec_mm.data.input import Input
 from easyrec_mm.data.packed_pictures import packed_path
-from easyrec_mm.data.pictures import picture_loader
+from easyrec_mm.data.picture_reader import picture_reader
+from easyrec_mm.data.pictures import PictureLoader
 from easyrec_mm.errors import UserError
 from easyrec_mm.features.feature import Feature
 from easyrec_mm.features.field import Field
@@ -209,7 +210,7 @@ def _check_pictures(sample: _Sample, pipeline: Pipeline) -> list[str]:
     """Load some pictures as training would, add those that fail to the bad records, and describe the pictures."""
     image, data = pipeline.schema.image, pipeline.config.data_config
     paths = list(sample.pictures)[:NUM_PICTURES]
-    loader = picture_loader(image, data)
+    loader = PictureLoader(image, picture_reader(data))
     contents, unreadable = loader.read(
         [packed_path(sample.pictures[path][0], path) if data.packed_images else path for path in paths]
     )

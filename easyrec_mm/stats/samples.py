@@ -15,7 +15,7 @@ from easyrec_mm.errors import DataError, did_you_mean
 from easyrec_mm.files.local_copies import local_copies
 from easyrec_mm.formats.checks import BadGroup, GroupProblems, Ints, SampleChecks, is_text, refuse_kind
 from easyrec_mm.formats.columns import ORDER, ROW_BITS, Kind, Typed, to_kind
-from easyrec_mm.formats.data_files import find_files, find_infos, opened_at
+from easyrec_mm.formats.data_files import DataFiles
 from easyrec_mm.formats.grouped_table import GroupFields, GroupsPiece, piece_of
 from easyrec_mm.formats.odps_tables import LINE, OdpsTables
 from easyrec_mm.formats.rtp import read_lines
@@ -103,8 +103,7 @@ def config_samples(pipeline: Pipeline, path: str, setting: str) -> SampleReader:
     if data.input_type == DatasetConfig.OdpsGroupRTPInput:
         columns = [name.strip() for name in data.selected_cols.split(",")]
         return _TableSamples(fields, OdpsTables(path, setting, columns, schema.layout.column_separator), pipeline)
-    copies = local_copies(data.file_cache_dir, data.file_cache_gib)
-    files = [info.path for info in find_infos(path, setting, copies)]
+    files = DataFiles(path, setting, local_copies(data.file_cache_dir, data.file_cache_gib))
     if not fields.is_flat:
         return _GroupedSamples(fields, files, pipeline)
     has_names = data.input_type == DatasetConfig.ParquetInput or data.with_header
@@ -120,11 +119,11 @@ def log_samples(
     Raises:
       DataError: if a file cannot be read, or lacks a column.
     """
-    files = find_files(path, "--input")
-    columns = plan_columns([opened_at(file) for file in files], files, separator, max_bad_share)
+    files = DataFiles(path, "--input")
+    columns = plan_columns([files.opened_at(name) for name in files.names], files.names, separator, max_bad_share)
     for flag, name in (("--image_field", image), *(("--label_fields", label) for label in labels)):
         if name and name not in columns:
-            raise DataError(f"{flag}: {files[0]} has no column '{name}'; {did_you_mean(name, columns)}")
+            raise DataError(f"{flag}: {files.names[0]} has no column '{name}'; {did_you_mean(name, columns)}")
     for label in labels:
         if columns[label] == "string":
             raise DataError(f"--label_fields: column '{label}' is text, and a label must be a number; correct the data")
@@ -135,14 +134,15 @@ def log_samples(
 class _GroupedSamples:
     """Reads the samples of files of groups."""
 
-    def __init__(self, fields: Fields, files: list[str], pipeline: Pipeline) -> None:
+    def __init__(self, fields: Fields, files: DataFiles, pipeline: Pipeline) -> None:
         self.fields = fields
-        self.files = files
+        self.files = files.names
+        self._data_files = files
         self._source = source_format(pipeline)
 
     def read(self, file: str) -> Iterator[Samples]:
         """See SampleReader.read."""
-        for piece in self._source.read(opened_at(file)):
+        for piece in self._source.read(self._data_files.opened_at(file)):
             yield _of_groups(piece, self._source.fields, self.fields)
 
 
@@ -187,20 +187,21 @@ class _FlatSamples:
     def __init__(
         self,
         fields: Fields,
-        files: list[str],
+        files: DataFiles,
         separator: str,
         names: Sequence[str] = (),
         schema: Schema | None = None,
     ) -> None:
         self.fields = fields
-        self.files = files
+        self.files = files.names
+        self._data_files = files
         self._separator = separator
         self._names = tuple(names)
         self._schema = schema
 
     def read(self, file: str) -> Iterator[Samples]:
         """See SampleReader.read."""
-        path = opened_at(file)
+        path = self._data_files.opened_at(file)
         if self._names:
             splits = [Split(0, path, "csv", 0, -1, names=self._names)]
         else:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from easyrec_mm.config.pipeline import Pipeline
 from easyrec_mm.data.bad_records import BadRecord
 from easyrec_mm.data.packed_pictures import packed_path
-from easyrec_mm.data.picture_reader import PictureReader, content_cache
+from easyrec_mm.data.picture_reader import PictureReader, picture_reader
 from easyrec_mm.errors import UserError
 from easyrec_mm.files import put, written_at
 from easyrec_mm.protos.data_pb2 import DatasetConfig
@@ -64,8 +64,7 @@ def stats(pipeline: Pipeline | None, options: StatsOptions) -> str:
         if not name:
             raise UserError(f"--input: is missing, and {pipeline.path} has no train_input_path; give the files to read")
         samples = config_samples(pipeline, name, "--input" if options.input else "train_input_path")
-        cache = content_cache(data.image_cache_dir, data.image_cache_gib)
-        reader = PictureReader(options.image_root or data.image_root, cache, data.packed_images)
+        reader = picture_reader(data, options.image_root)
         pictures = _Pictures(reader, data.max_image_pixels, pipeline.schema.image_separator, data.packed_images)
     report = _read(name, samples, pictures, options.num_pictures)
     _write(options.output, page(report))

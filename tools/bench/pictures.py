@@ -113,12 +113,12 @@ def bare(paths: list[str], size: int) -> Callable[[], int]:
 
 def loading(names: list[str], root: str, cache_dir: str = "") -> Callable[[], int]:
     """What the input does."""
-    from easyrec_mm.data.picture_reader import content_cache
+    from easyrec_mm.data.picture_reader import PictureReader, content_cache
     from easyrec_mm.data.pictures import PictureLoader
     from easyrec_mm.schema import Image
 
     image = Image("img_path", SIZE, SIZE, 3, "BILINEAR", True, 50_000_000)
-    loader = PictureLoader(image, root, cache=content_cache(cache_dir, 1.0))
+    loader = PictureLoader(image, PictureReader(root, content_cache(cache_dir, 1.0)))
     paths = [name.encode() for name in names]
 
     def run() -> int:
