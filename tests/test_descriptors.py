@@ -58,6 +58,13 @@ def test_histograms_of_the_whole_and_of_its_middle(channels, bins):
             assert shares.sum() == pytest.approx(1)
 
 
+@pytest.mark.parametrize("channels", [1, 3])
+@pytest.mark.parametrize("settings", [(4, 3, 5), (0, 3, 4), (4, 0, 5), (2, 3, 0)])
+def test_width_is_the_number_of_descriptors(settings, channels):
+    descriptors = Descriptors(*settings)
+    assert descriptors(tf.constant(pictures(12, 8, channels))).shape[1] == descriptors.width(channels)
+
+
 def test_large_pictures_are_counted_at_a_smaller_size():
     plain = np.full((1, 200, 130, 3), 255, np.uint8)
     found = Descriptors(2, 3, 0)(tf.constant(plain)).numpy()[0]

@@ -23,6 +23,9 @@ from image_tower_helpers import (
 from layer_helpers import random
 
 from easyrec_mm.network.layers.backbones import BackboneError
+from easyrec_mm.network.layers.descriptors import Descriptors
+from easyrec_mm.network.layers.dnn import DNN, Highway
+from easyrec_mm.network.layers.image_tower import ImageTower, TowerOptions
 
 # Pooling
 
@@ -54,6 +57,15 @@ def test_pooling_of_tokens(pooling, num_special):
         "CLS_TOKEN": lambda: tokens[:, 0],
     }[pooling]()
     np.testing.assert_allclose(tower.features(PICTURES), expected, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("make_head", [lambda: None, lambda: DNN([7, 5], use_bn=False), lambda: Highway(6)])
+@pytest.mark.parametrize("descriptors", [None, Descriptors(4, 3, 5)])
+def test_widths_are_known_before_the_first_call(make_head, descriptors):
+    tower = ImageTower(map_backbone(), SHAPE, 0, make_head(), "float32", TowerOptions(descriptors=descriptors))
+    widths = tower.num_features, tower.width
+    features = tower.features(PICTURES)
+    assert (features.shape[1], tower.vectors(features).shape[1]) == widths
 
 
 def test_a_vector_of_the_backbones_own_is_not_pooled():

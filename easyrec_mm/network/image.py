@@ -14,7 +14,7 @@ from easyrec_mm.errors import ConfigError
 from easyrec_mm.network.layers.augmentation import Augmentation
 from easyrec_mm.network.layers.backbones import BackboneError, named_backbone, preset_backbone
 from easyrec_mm.network.layers.descriptors import Descriptors
-from easyrec_mm.network.layers.dnn import Highway
+from easyrec_mm.network.layers.dnn import DNN, Highway
 from easyrec_mm.network.layers.embedding import FeatureEmbedding
 from easyrec_mm.network.layers.image_losses import ClassLoss, ContrastiveLoss, MultiSimilarityLoss
 from easyrec_mm.network.layers.image_tower import ImageTower, TowerOptions
@@ -46,7 +46,7 @@ def _image_tower(config: EasyRecConfig, schema: Schema, dtype: str) -> ImageTowe
     shape = (image.height * settings.upscale, image.width * settings.upscale, image.channels)
     name = backbone_name(settings.model_name) or settings.model_name
     # Built before the backbone: the order of construction decides which initial weights a seed gives.
-    head: keras.layers.Layer | None = build_dnn(network, "img_dnn", "img_dnn", network.l2_regularization, dtype)
+    head: DNN | Highway | None = build_dnn(network, "img_dnn", "img_dnn", network.l2_regularization, dtype)
     if network.HasField("highway_dnn"):
         head = Highway(network.highway_dnn.emb_size, "highway_dnn", dtype)
     build, source = (preset_backbone, preset_location(settings.preset)) if settings.preset else (named_backbone, name)

@@ -49,8 +49,6 @@ class MultimodalModel:
       ConfigError: if the backbone cannot be loaded or lacks something that the config requires.
     """
 
-    image_width = 0
-
     def __init__(self, config: EasyRecConfig, schema: Schema, dtype: str = FLOAT32) -> None:
         network = config.model_config.e2e_mm_dbmtl
         self._seed = config.data_config.seed
@@ -58,6 +56,7 @@ class MultimodalModel:
         self.schema = schema
         self._img_model = network.img_model
         self.image = image_tower(config, schema, dtype) if schema.uses_image else None
+        self.image_width = self.image.width if self.image is not None else 0
         self.rec = RecModel(config.model_config, schema, dtype)
         self.item: ItemImage | None = None
         model = config.model_config
@@ -278,7 +277,6 @@ class MultimodalModel:
             image = self.schema.image
             pixels = tf.zeros([1, image.height, image.width, image.channels], tf.uint8)
             vector = self.image(pixels, tf.zeros([1], tf.int64))
-            self.image_width = int(vector.shape[1])
             self.item = item_image(self._img_model, self.image_width, self._seed)
         self.rec({feature.name: _value_of_a_sample(feature) for feature in self.schema.features}, vector)
 

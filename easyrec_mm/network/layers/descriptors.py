@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 import tensorflow as tf
 from numpy.typing import NDArray
@@ -34,8 +36,14 @@ class Descriptors:
     def __init__(self, colour_grid: int, colour_bins: int, edge_grid: int) -> None:
         self._grid, self._bins, self._edge_grid = colour_grid, colour_bins, edge_grid
 
+    def width(self, channels: int) -> int:
+        """Return the number of descriptors of a picture."""
+        num_colours = 2 * math.prod([self._bins] * channels)
+        num_edges = self._edge_grid * math.ceil(self._edge_grid / 2) * _NUM_DIRECTIONS
+        return self._grid * self._grid * channels + num_colours + num_edges
+
     def __call__(self, pixels: tf.Tensor) -> tf.Tensor:
-        """Map `[P, H, W, C]`, 0-255, to float32 `[P, grid^2 C + 2 bins^C + 8 edge_grid ceil(edge_grid / 2)]`.
+        """Map `[P, H, W, C]`, 0-255, to float32 `[P, width(C)]`.
 
         Mean colours are from -1 to 1, square roots of shares from 0 to 1.
         """

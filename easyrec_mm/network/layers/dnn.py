@@ -22,7 +22,7 @@ def dense(units: int, name: str, l2: float, activation: str = "linear", dtype: s
 class DNN(keras.layers.Layer):
     """Dense -> batch norm -> activation -> dropout, once for each of `hidden_units`: `[N, F]` -> `[N, units]`.
 
-    With `ends_linear` the last dense layer has neither batch norm nor activation.
+    With `ends_linear` the last dense layer has neither batch norm nor activation. `width` is the last of the units.
     """
 
     def __init__(
@@ -37,6 +37,7 @@ class DNN(keras.layers.Layer):
         ends_linear: bool = False,
     ) -> None:
         super().__init__(name=name, dtype=dtype)
+        self.width = hidden_units[-1]
         self._activation = keras.activations.get(activation)
         self._num_active = len(hidden_units) - ends_linear
         self._dense = [dense(units, f"dense_{i}", l2, dtype=dtype) for i, units in enumerate(hidden_units)]
@@ -104,6 +105,7 @@ class Highway(Composite):
 
     def __init__(self, units: int, name: str = "highway", dtype: str | None = None) -> None:
         super().__init__(name=name, dtype=dtype)
+        self.width = units
         self._projection = dense(units, "input_projection", 0.0, "relu", dtype)
         self._gate = dense(units, "gate", 0.0, "sigmoid", dtype)
         self._transform = dense(units, "transform", 0.0, "relu", dtype)

@@ -24,7 +24,7 @@ from easyrec_mm.network.layers.backbones import Backbone, BackboneError
 from easyrec_mm.network.layers.category_attention import CategoryAttention, CategoryEmbeddings
 from easyrec_mm.network.layers.composite import Composite
 from easyrec_mm.network.layers.descriptors import Descriptors
-from easyrec_mm.network.layers.dnn import RunningNorm, dense
+from easyrec_mm.network.layers.dnn import DNN, Highway, RunningNorm, dense
 from easyrec_mm.network.layers.recompute import in_micro_batches, recompute
 
 _GEM_POWER = 3.0
@@ -83,7 +83,7 @@ class ImageTower(Composite):
         backbone: Backbone,
         shape: tuple[int, int, int],
         projection: int,
-        head: keras.layers.Layer | None,
+        head: DNN | Highway | None,
         dtype: str,
         options: TowerOptions | None = None,
         name: str = "image",
@@ -99,6 +99,11 @@ class ImageTower(Composite):
         self._num_special = backbone.num_special
         self._check_pooling(backbone)
         self._norm = RunningNorm(name="features_norm") if self._options.normalizes else None
+        # F and D.
+        self.num_features = int(self.backbone.output.shape[-1])
+        if self._options.descriptors is not None:
+            self.num_features += self._options.descriptors.width(shape[2])
+        self.width = head.width if head is not None else projection or self.num_features
         self.projection = dense(projection, "projection", 0.0, dtype=dtype) if projection else None
         self.head = head
         self._augmentation = self._options.augmentation
@@ -121,8 +126,6 @@ class ImageTower(Composite):
         self._is_recomputing = False
         if self._options.rematerialize and backbone.is_transformer:
             recompute_blocks(self.stages, lambda: self._is_recomputing)
-        # F and D, known after the first call.
-        self.num_features = self.width = 0
         # Number of last stages of the backbone that are trained.
         self.num_trained_stages = len(self.stages)
 
@@ -142,10 +145,7 @@ class ImageTower(Composite):
           may_be_empty: whether P may be 0.
         """
         features = self.features(pixels, category, training, may_be_empty)
-        self.num_features = int(features.shape[-1])
-        vectors = self.vectors(features, training, may_be_empty)
-        self.width = int(vectors.shape[-1])
-        return vectors
+        return self.vectors(features, training, may_be_empty)
 
     def features(
         self,
