@@ -15,8 +15,8 @@ import pytest
 from easyrec_mm.config import evaluation as config_evaluation
 from easyrec_mm.config import image as config_image
 from easyrec_mm.config import network as config_network
-from easyrec_mm.config import schema as config_schema
 from easyrec_mm.config.rules import Interval, names_in, rule_of
+from easyrec_mm.features.field import KINDS
 from easyrec_mm.protos import options_pb2
 from easyrec_mm.protos.data_pb2 import DatasetConfig
 from easyrec_mm.protos.eval_pb2 import EvalMetrics
@@ -230,7 +230,7 @@ def test_each_resize_method_of_the_proto_is_one_of_tensorflow():
 
 
 def test_types_of_fields_have_their_dtypes():
-    assert set(config_schema.FIELD_DTYPES) == set(DatasetConfig.FieldType.values())
+    assert set(KINDS) == set(DatasetConfig.FieldType.keys())
 
 
 def test_rules_name_types_of_features_that_there_are():

@@ -25,22 +25,13 @@ from easyrec_mm.config.sequences import check_attentions, derive_attentions
 from easyrec_mm.config.tasks import image_labels, tasks_of
 from easyrec_mm.errors import Problems
 from easyrec_mm.features.feature import Feature, Table
-from easyrec_mm.features.field import Dtype, Field
+from easyrec_mm.features.field import KINDS, Field, dtype_of
 from easyrec_mm.features.text_patterns import VALUE_PATTERNS
 from easyrec_mm.protos.data_pb2 import DatasetConfig
 from easyrec_mm.protos.feature_pb2 import FeatureConfig
 from easyrec_mm.protos.image_pb2 import ImgModel
 from easyrec_mm.protos.pipeline_pb2 import EasyRecConfig
 from easyrec_mm.schema import NO_IMAGE, Image, RowLayout, Schema, Task
-
-FIELD_DTYPES: dict[int, Dtype] = {
-    DatasetConfig.INT32: "int64",
-    DatasetConfig.INT64: "int64",
-    DatasetConfig.BOOL: "bool",
-    DatasetConfig.STRING: "string",
-    DatasetConfig.FLOAT: "float32",
-    DatasetConfig.DOUBLE: "float32",
-}
 
 
 def derive_schema(config: EasyRecConfig, problems: Problems) -> Schema:
@@ -171,7 +162,7 @@ def _fields(data: DatasetConfig, problems: Problems) -> list[Field]:
         if item.input_name in fields:
             problems.add(f"{place}.input_name", f"'{item.input_name}' is listed twice; remove one")
             continue
-        dtype = FIELD_DTYPES[item.input_type]
+        dtype = dtype_of(KINDS[DatasetConfig.FieldType.Name(item.input_type)])
         default = item.default_val or ("" if dtype == "string" else "0")
         pattern = VALUE_PATTERNS.get(dtype)
         if pattern and not re.fullmatch(pattern, default):

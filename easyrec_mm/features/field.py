@@ -5,8 +5,24 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-# bool is kept as int64, 0 or 1.
+# Type of values in files.
+Kind = Literal["int64", "float32", "float64", "bool", "string"]
+# Type of a field in the network; bool is kept as int64, 0 or 1.
 Dtype = Literal["int64", "bool", "float32", "string"]
+# Name of a type in a config -> type of the values.
+KINDS: dict[str, Kind] = {
+    "INT32": "int64",
+    "INT64": "int64",
+    "FLOAT": "float32",
+    "DOUBLE": "float64",
+    "BOOL": "bool",
+    "STRING": "string",
+}
+
+
+def dtype_of(kind: Kind) -> Dtype:
+    """Return the type in the network of values of a kind."""
+    return "float32" if kind == "float64" else kind
 
 
 @dataclass(frozen=True)

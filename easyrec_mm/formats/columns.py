@@ -9,14 +9,15 @@ string   text; also times, decimal ids of more than 18 digits, and lists, whose 
 
 from __future__ import annotations
 
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-Kind = Literal["int64", "float32", "float64", "bool", "string"]
+from easyrec_mm.features.field import Kind
+
 ARROW_TYPES: dict[Kind, pa.DataType] = {
     "int64": pa.int64(),
     "float32": pa.float32(),

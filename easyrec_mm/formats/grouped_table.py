@@ -15,8 +15,9 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from easyrec_mm.features.field import Kind
 from easyrec_mm.formats.checks import BadGroup, GroupProblems, Ints, Mask, refuse_kind
-from easyrec_mm.formats.columns import ARROW_TYPES, Kind, Typed, to_kind
+from easyrec_mm.formats.columns import ARROW_TYPES, Typed, to_kind
 from easyrec_mm.formats.typed_groups import TypedRows
 
 T = TypeVar("T")

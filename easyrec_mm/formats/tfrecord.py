@@ -25,10 +25,10 @@ from google.protobuf.message import DecodeError
 from numpy.typing import NDArray
 
 from easyrec_mm.errors import DataError, did_you_mean
-from easyrec_mm.features.field import Dtype
+from easyrec_mm.features.field import Dtype, Kind
 from easyrec_mm.files.opening import open_binary
 from easyrec_mm.formats.checks import Mask, Problem, column_place
-from easyrec_mm.formats.columns import ARROW_TYPES, Kind
+from easyrec_mm.formats.columns import ARROW_TYPES
 from easyrec_mm.formats.grouped_table import GroupFields, Groups, GroupsPiece, numbered, piece_of, pieces
 from easyrec_mm.formats.typed_groups import PROBLEM, TypedGroups, TypedRows
 from easyrec_mm.protos.example_pb2 import Example, Feature

@@ -16,7 +16,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from easyrec_mm.formats.columns import ORDER, Kind
+from easyrec_mm.features.field import Kind
+from easyrec_mm.formats.columns import ORDER
 from easyrec_mm.stable_hash import Hashes, combine, hash_column, mix
 
 # Maximum number of distinct values of a column for which each value is counted.

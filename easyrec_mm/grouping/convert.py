@@ -20,10 +20,11 @@ from google.protobuf import text_format
 
 from easyrec_mm.config.pipeline import Pipeline, load_pipeline
 from easyrec_mm.errors import ConfigError, UserError
+from easyrec_mm.features.field import KINDS, Kind
 from easyrec_mm.files import is_remote, join
 from easyrec_mm.files.opening import exists, opened_at, size_of
 from easyrec_mm.formats.checks import BadGroup, GroupProblems
-from easyrec_mm.formats.columns import MAX_WHOLE, Kind
+from easyrec_mm.formats.columns import MAX_WHOLE
 from easyrec_mm.formats.grouped_table import GroupFields, Groups, GroupsPiece
 from easyrec_mm.formats.parquet import read_parquet
 from easyrec_mm.formats.rtp import find_forbidden, read_rtp, selected_columns, written_layout
@@ -32,7 +33,7 @@ from easyrec_mm.formats.typed_groups import TypedGroups
 from easyrec_mm.grouping.bad_rows import BAD_ROWS, BadRow, BadRows
 from easyrec_mm.grouping.flat_files import find_inputs
 from easyrec_mm.grouping.group_stats import write_stats
-from easyrec_mm.grouping.options import GROUP_SIZE, TYPE_NAMES
+from easyrec_mm.grouping.options import GROUP_SIZE
 from easyrec_mm.grouping.output_folder import new_folder, written
 from easyrec_mm.grouping.pipeline_template import INPUT_TYPES
 from easyrec_mm.grouping.shards import FORMATS
@@ -118,7 +119,7 @@ def source_format(pipeline: Pipeline, rtp_separator: str = "|") -> SourceFormat:
         )
     types = {field.input_name: DatasetConfig.FieldType.Name(field.input_type) for field in data.input_fields}
     size = schema.group_size_field or GROUP_SIZE
-    kinds: dict[str, Kind] = {name: TYPE_NAMES[kind] for name, kind in types.items() if name != schema.group_size_field}
+    kinds: dict[str, Kind] = {name: KINDS[kind] for name, kind in types.items() if name != schema.group_size_field}
     if size in kinds:
         raise ConfigError(
             f"{pipeline.path}: field '{size}' is not the group size; give the feature of it, or rename it"

@@ -10,8 +10,9 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
+from easyrec_mm.features.field import Kind
 from easyrec_mm.features.quantiles import quantile_boundaries
-from easyrec_mm.formats.columns import MAX_WHOLE, Kind
+from easyrec_mm.formats.columns import MAX_WHOLE
 from easyrec_mm.formats.grouped_table import GroupFields
 from easyrec_mm.grouping.column_stats import MAX_COUNTED, ColumnStats, LogStats
 from easyrec_mm.grouping.constancy import ConstantColumns

@@ -9,8 +9,9 @@ from functools import partial
 from typing import Any, NamedTuple, Protocol, TypeVar
 
 from easyrec_mm.errors import DataError, did_you_mean
+from easyrec_mm.features.field import Kind
 from easyrec_mm.files import is_remote
-from easyrec_mm.formats.columns import ORDER, Kind, join_kinds, to_kind
+from easyrec_mm.formats.columns import ORDER, join_kinds, to_kind
 from easyrec_mm.formats.rtp import forbidden
 from easyrec_mm.grouping.column_stats import RowSample
 from easyrec_mm.grouping.flat_files import FilePlan, Split, TextCounts, find_inputs, pieces, plan_file, scan_split

@@ -7,18 +7,9 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from easyrec_mm.errors import UserError
-from easyrec_mm.formats.columns import Kind
+from easyrec_mm.features.field import KINDS, Kind
 
 GROUP_SIZE = "group_size"
-# Names of types in a config -> kinds.
-TYPE_NAMES: dict[str, Kind] = {
-    "INT32": "int64",
-    "INT64": "int64",
-    "FLOAT": "float32",
-    "DOUBLE": "float64",
-    "BOOL": "bool",
-    "STRING": "string",
-}
 
 
 @dataclass(frozen=True)
@@ -99,9 +90,9 @@ def parse_types(text: str) -> dict[str, Kind]:
     kinds: dict[str, Kind] = {}
     for part in filter(None, (part.strip() for part in text.split(","))):
         name, _, kind = part.partition("=")
-        if kind not in TYPE_NAMES:
-            raise UserError(f"--types {part}: write column=TYPE with a type of {', '.join(TYPE_NAMES)}")
-        kinds[name] = TYPE_NAMES[kind]
+        if kind not in KINDS:
+            raise UserError(f"--types {part}: write column=TYPE with a type of {', '.join(KINDS)}")
+        kinds[name] = KINDS[kind]
     return kinds
 
 

@@ -11,7 +11,7 @@ from typing import Any
 from google.protobuf import text_encoding
 
 from easyrec_mm.config.feature_groups import wide_name
-from easyrec_mm.formats.columns import Kind
+from easyrec_mm.features.field import Kind
 from easyrec_mm.formats.rtp import selected_columns, written_layout
 from easyrec_mm.grouping.inference import FeaturePlan, FieldPlan, Inference, LabelPlan
 from easyrec_mm.grouping.options import GROUP_SIZE, GroupOptions

@@ -15,7 +15,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from easyrec_mm.formats.columns import ARROW_TYPES, ORDER, ROW_BITS, Kind, to_kind
+from easyrec_mm.features.field import Kind
+from easyrec_mm.formats.columns import ARROW_TYPES, ORDER, ROW_BITS, to_kind
 from easyrec_mm.formats.rtp import HOLDS_SEPARATOR
 from easyrec_mm.grouping.column_stats import LogStats
 from easyrec_mm.grouping.flat_files import Piece, Split, pieces

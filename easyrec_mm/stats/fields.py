@@ -9,7 +9,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from easyrec_mm.formats.columns import ORDER, ROW_BITS, Kind
+from easyrec_mm.features.field import Kind
+from easyrec_mm.formats.columns import ORDER, ROW_BITS
 from easyrec_mm.grouping.column_stats import ColumnStats, RowSample
 from easyrec_mm.stats.samples import Fields, Samples
 

@@ -11,8 +11,8 @@ import numpy as np
 import pandas as pd
 
 from easyrec_mm.data.bad_records import BadRecord
+from easyrec_mm.features.field import Kind
 from easyrec_mm.features.quantiles import quantile_boundaries
-from easyrec_mm.formats.columns import Kind
 from easyrec_mm.stats.correlation import Correlation, correlate
 from easyrec_mm.stats.fields import FieldStats, SampleStats, Values
 from easyrec_mm.stats.pictures import PathStats, PictureStats

@@ -12,9 +12,10 @@ import pyarrow.compute as pc
 
 from easyrec_mm.config.pipeline import Pipeline
 from easyrec_mm.errors import DataError, did_you_mean
+from easyrec_mm.features.field import KINDS, Kind
 from easyrec_mm.files.local_copies import local_copies
 from easyrec_mm.formats.checks import BadGroup, GroupProblems, Ints, SampleChecks, is_text, refuse_kind
-from easyrec_mm.formats.columns import ORDER, ROW_BITS, Kind, Typed, to_kind
+from easyrec_mm.formats.columns import ORDER, ROW_BITS, Typed, to_kind
 from easyrec_mm.formats.data_files import DataFiles
 from easyrec_mm.formats.grouped_table import GroupFields, GroupsPiece, piece_of
 from easyrec_mm.formats.odps_tables import LINE, OdpsTables
@@ -23,7 +24,6 @@ from easyrec_mm.formats.typed_groups import ROW
 from easyrec_mm.grouping.convert import source_format
 from easyrec_mm.grouping.flat_files import Split, pieces, plan_file
 from easyrec_mm.grouping.log_plan import plan_columns
-from easyrec_mm.grouping.options import TYPE_NAMES
 from easyrec_mm.protos.data_pb2 import DatasetConfig
 from easyrec_mm.schema import Schema
 
@@ -94,9 +94,7 @@ def config_samples(pipeline: Pipeline, path: str, setting: str) -> SampleReader:
         for input_field in data.input_fields
     }
     kinds: dict[str, Kind] = {
-        name: TYPE_NAMES[kind]
-        for name, kind in types.items()
-        if name not in (schema.image.field, schema.group_size_field)
+        name: KINDS[kind] for name, kind in types.items() if name not in (schema.image.field, schema.group_size_field)
     }
     separators = {name: f.separators[0] for f in schema.features for name in f.inputs if f.separators}
     fields = Fields(kinds, schema.labels, schema.image.field, data.input_type in _FLAT, separators)
