@@ -20,6 +20,7 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
 import tensorflow as tf
 import workload
+from google.protobuf import text_format
 
 BACKBONES = ("ResNet-18", "ResNet-50", "MobileNetV3-Large", "EfficientNetV2-B0", "ViT-Small")
 PRECISIONS = {"float32": "float32", "bfloat16": "mixed_bfloat16"}
@@ -156,6 +157,8 @@ def auc(name: str) -> dict[str, object]:
     with tempfile.TemporaryDirectory() as folder_name:
         folder = Path(folder_name)
         workload.make_demo_data(folder / "data", 0)
+        config = folder / "bench.config"
+        config.write_text(text_format.MessageToString(workload.plain_demo()), encoding="utf-8")
         begun = f"train_config.fine_tune_checkpoint={folder}/FLOAT32"
         for kind, settings in (("", []), (", 3 epochs more", [*workload.CONTINUATION, begun])):
             for precision in ("FLOAT32", "BFLOAT16"):
@@ -168,6 +171,7 @@ def auc(name: str) -> dict[str, object]:
                         f"model_config.e2e_mm_dbmtl.img_model.model_name={name}",
                         f"train_config.precision={precision}",
                     ],
+                    config,
                 )
     return figures
 

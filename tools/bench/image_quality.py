@@ -1,7 +1,8 @@
 """What each device of the image tower is worth: test AUC on demo data, on several seeds.
 
-Every variant trains configs/demo.config with some settings changed, by the public commands, on the same data. "Frozen
-pretrained" trains the tower first on nothing but the category of the pictures (the label cate_label), then keeps it.
+Every variant trains configs/demo.config, without descriptors and with batch normalization, with some settings changed,
+by the public commands, on the same data. "Frozen pretrained" trains the tower first on nothing but the category of the
+pictures (the label cate_label), then keeps it.
 
     python tools/bench/image_quality.py [--seeds 0 1 2] [--variants "no picture" "end to end"]
 """
@@ -15,8 +16,6 @@ from pathlib import Path
 
 import workload
 from google.protobuf import text_format
-
-from easyrec_mm.config.text import parse_config
 
 TOWER = "model_config.e2e_mm_dbmtl.img_model"
 TOWERS = "model_config.e2e_mm_dbmtl.task_towers"
@@ -96,9 +95,8 @@ def model_dir(folder: Path, variant: str) -> Path:
 
 
 def config_text(has_pictures: bool) -> str:
-    """The demo's config with a label for the category, and its item features as such; without pictures if wanted."""
-    path = workload.DEMO_CONFIG
-    config, _ = parse_config(path.read_text(encoding="utf-8"), str(path))
+    """The plain demo with a label for the category, and its item features as such; without pictures if wanted."""
+    config = workload.plain_demo()
     data, model = config.data_config, config.model_config
     data.selected_cols = "2,3,7,4,5,6"
     data.label_fields.append("cate_label")

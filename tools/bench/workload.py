@@ -16,6 +16,9 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from easyrec_mm.config.text import parse_config
+from easyrec_mm.protos.pipeline_pb2 import EasyRecConfig
+
 ROOT = Path(__file__).resolve().parents[2]
 DEMO_CONFIG = ROOT / "configs/demo.config"
 NUM_ID_FEATURES = 12
@@ -162,7 +165,17 @@ def make_demo_data(folder: Path, seed: int) -> None:
     run(sys.executable, ROOT / "samples/make_demo_data.py", "--output", folder, "--seed", seed)
 
 
-def demo_auc(data: Path, model_dir: Path, settings: Sequence[str], config: Path = DEMO_CONFIG) -> float:
+def plain_demo() -> EasyRecConfig:
+    """The demo's config with a tower that is the backbone alone: what is measured is that backbone, or its devices."""
+    config, _ = parse_config(DEMO_CONFIG.read_text(encoding="utf-8"), str(DEMO_CONFIG))
+    tower = config.model_config.e2e_mm_dbmtl.img_model
+    tower.ClearField("descriptors")
+    tower.ClearField("normalize_features")
+    config.model_config.e2e_mm_dbmtl.bottom_dnn.use_bn = True
+    return config
+
+
+def demo_auc(data: Path, model_dir: Path, settings: Sequence[str], config: Path) -> float:
     """Train on the demo's data, unless the model is there; its click AUC on the test data."""
     if not model_dir.exists():
         changed = [
