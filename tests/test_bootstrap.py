@@ -193,6 +193,32 @@ def test_expansions_vary_as_plain_resampling_does(metric):
     assert estimate.replicates.std() == pytest.approx(np.std(drawn), rel=0.15)
 
 
+def test_replicates_of_few_rows_are_shares_or_undefined():
+    """Some draw no pair at all, of which the expansion makes a division by 0."""
+    rows = np.arange(3)
+    estimate = XAUC().estimate(view_of(np.array([1.0, 2.0, 3.0]), np.array([0.1, 0.3, 0.2]), rows, rows, 500))
+    assert 0 < np.isnan(estimate.replicates).sum() < 250
+    assert 0 <= np.nanmin(estimate.replicates) <= np.nanmax(estimate.replicates) <= 1
+    assert np.isfinite(interval(Estimate(estimate.value, estimate.replicates, "", 3), 0.95)).all()
+
+
+class _Infinite(MeanSquaredError):
+    """A metric of which every other replicate is infinite."""
+
+    def values(self, view):
+        values = super().values(view)
+        values[2::4], values[4::4] = math.inf, -math.inf
+        return values
+
+
+def test_infinite_replicates_are_undefined():
+    labels, scores = clicks(40)
+    rows = np.arange(40)
+    estimate = _Infinite().estimate(view_of(labels, scores, rows, rows, 100))
+    assert np.isnan(estimate.replicates).sum() == 50
+    assert np.isfinite(interval(Estimate(estimate.value, estimate.replicates, "", 40), 0.95)).all()
+
+
 def summary_of(labels, scores, clusters, num_replicates=200):
     rows = Rows()
     rows.append({"label": labels, "score": scores, CLUSTER: mix(clusters.astype(np.uint64))})

@@ -54,7 +54,9 @@ class Metric(ABC):
         except Undefined as error:
             return Estimate(math.nan, np.full(view.weights.num_replicates, math.nan), str(error))
         reason = "" if math.isfinite(values[0]) else self.undefined or "it is not a finite number"
-        return Estimate(float(values[0]), values[1:], reason)
+        # An interval cannot be interpolated between infinite replicates.
+        replicates = np.where(np.isfinite(values[1:]), values[1:], math.nan)
+        return Estimate(float(values[0]), replicates, reason)
 
 
 class SumMetric(Metric):

@@ -126,7 +126,9 @@ class XAUC(Metric):
             weights = 2.0 * view.weights.of(chunk.cluster) - 1
             sums += np.stack([in_order[start:end], comparable[start:end]]) @ weights
             start = end
-        return np.asarray(sums[0] / sums[1])
+        # Of few rows, a replicate may have hardly any pairs left, and the expansion then leaves the range of shares.
+        share = sums[0] / np.where(sums[1] > 0, sums[1], np.nan)
+        return np.asarray(np.clip(share, 0.0, 1.0))
 
 
 def pairs_of_rows(label: Floats, score: Floats) -> tuple[Floats, Floats]:
