@@ -202,7 +202,7 @@ def test_replicates_of_few_rows_are_shares_or_undefined():
     assert np.isfinite(interval(Estimate(estimate.value, estimate.replicates, "", 3), 0.95)).all()
 
 
-class _Infinite(MeanSquaredError):
+class OftenInfinite(MeanSquaredError):
     """A metric of which every other replicate is infinite."""
 
     def values(self, view):
@@ -214,7 +214,7 @@ class _Infinite(MeanSquaredError):
 def test_infinite_replicates_are_undefined():
     labels, scores = clicks(40)
     rows = np.arange(40)
-    estimate = _Infinite().estimate(view_of(labels, scores, rows, rows, 100))
+    estimate = OftenInfinite().estimate(view_of(labels, scores, rows, rows, 100))
     assert np.isnan(estimate.replicates).sum() == 50
     assert np.isfinite(interval(Estimate(estimate.value, estimate.replicates, "", 40), 0.95)).all()
 
