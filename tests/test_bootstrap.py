@@ -12,7 +12,7 @@ from sklearn.metrics import roc_auc_score
 from easyrec_mm.evaluation.calibration import RecalibratedEntropy
 from easyrec_mm.evaluation.delong import delong_test
 from easyrec_mm.evaluation.estimates import Estimate, difference, interval, mean_estimate, no_interval
-from easyrec_mm.evaluation.metrics import MeanSquaredError
+from easyrec_mm.evaluation.metrics import LogLoss, MeanSquaredError
 from easyrec_mm.evaluation.rank_metrics import AUC, XAUC
 from easyrec_mm.evaluation.rows import Rows
 from easyrec_mm.evaluation.summary import CLUSTER, Entry, compare, results_of, summarize
@@ -202,7 +202,7 @@ def test_replicates_of_few_rows_are_shares_or_undefined():
     assert np.isfinite(interval(Estimate(estimate.value, estimate.replicates, "", 3), 0.95)).all()
 
 
-class OftenInfinite(MeanSquaredError):
+class OftenInfinite(LogLoss):
     """A metric of which every other replicate is infinite."""
 
     def values(self, view):
