@@ -19,6 +19,7 @@ import onnxruntime
 import tensorflow as tf
 from onnx import TensorProto, helper, numpy_helper
 
+from easyrec_mm.export.ordered_sets import ordered_sets
 from easyrec_mm.export.parts import item_vectors
 from easyrec_mm.features.feature import Feature
 from easyrec_mm.manifest import IMAGE_ONNX, IMAGE_VECTOR, PICTURE_ITEM, REC_ONNX, TABLES_FILE
@@ -135,9 +136,10 @@ def _convert(function: object, specs: list[tf.TensorSpec]) -> onnx.ModelProto:
     # It logs every optimisation; operations that it cannot convert show when the model is loaded.
     logging.getLogger("tf2onnx").setLevel(logging.CRITICAL)
     compiled = tf.function(function, input_signature=specs, autograph=False)
-    network, _ = tf2onnx.convert.from_function(
-        compiled, input_signature=specs, opset=_OPSET, custom_op_handlers={"Erfc": (_as_erf, [])}
-    )
+    with ordered_sets():
+        network, _ = tf2onnx.convert.from_function(
+            compiled, input_signature=specs, opset=_OPSET, custom_op_handlers={"Erfc": (_as_erf, [])}
+        )
     _hold_captured(network.graph, compiled.get_concrete_function().graph.captures)
     _number_names(network.graph)
     converted: onnx.ModelProto = network
@@ -165,7 +167,7 @@ def _as_erf(graph: Any, node: Any, name: str, args: object) -> None:
 
 
 def _number_names(graph: onnx.GraphProto) -> None:
-    """Name nodes and inner values by their order, because tf2onnx's own names differ in every process."""
+    """Name nodes, inner values and open dimensions by their order: tf2onnx's own names differ in every process."""
     fixed_names = {value.name for value in (*graph.input, *graph.output)}
     names: dict[str, str] = {}
     for i, node in enumerate(graph.node):
@@ -180,6 +182,11 @@ def _number_names(graph: onnx.GraphProto) -> None:
     graph.initializer.extend(ordered)
     del graph.value_info[:]
     _rename(graph, names)
+    dim_names: dict[str, str] = {}
+    for value in (*graph.input, *graph.output):
+        for dim in value.type.tensor_type.shape.dim:
+            if dim.dim_param:
+                dim.dim_param = dim_names.setdefault(dim.dim_param, f"dim_{len(dim_names)}")
 
 
 def _rename(graph: onnx.GraphProto, names: dict[str, str]) -> None:
