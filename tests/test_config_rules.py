@@ -88,6 +88,11 @@ def test_a_number_of_32_bits_is_compared_as_it_was_written():
         ("data_config { input_type: CSVInput image_cache_gib: 2 }", "image_cache_dir"),
         ("data_config { input_type: CSVInput image_cache_gib: 2 image_cache_dir: '' }", "image_cache_dir"),
         ("data_config { input_type: CSVInput image_cache_gib: 2 image_cache_dir: 'x' }", ""),
+        ("data_config { input_type: ParquetInput packed_images: true }", ""),
+        (
+            "data_config { input_type: OdpsGroupRTPInput packed_images: true }",
+            "input_type: GroupRTPInput or GroupParquetInput or GroupTFRecordInput or CSVInput or ParquetInput",
+        ),
         ("export_config { early_stop_patience: 2 }", "enable_early_stop: true"),
         ("export_config { early_stop_patience: 2 enable_early_stop: false }", "enable_early_stop: true"),
         ("export_config { early_stop_patience: 2 enable_early_stop: true }", ""),

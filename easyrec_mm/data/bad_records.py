@@ -103,7 +103,14 @@ class BadRecords:
         self._check(MIN_COUNT)
 
     def add_keys(self, feature: str, num: int, missing: Sequence[bytes], num_missing: int, max_share: float) -> None:
-        """Count `num` keys of a batch, of which `num_missing` have no vector; `missing` contains these keys once each.
+        """Count the keys of a batch, and those whose vector is missing.
+
+        Args:
+          feature: name of the feature that reads the keys.
+          num: number of keys.
+          missing: each key whose vector is missing, once.
+          num_missing: number of keys whose vector is missing.
+          max_share: largest share of missing vectors that is allowed.
 
         Raises:
           DataError: if a larger share than `max_share` has no vector.

@@ -41,7 +41,7 @@ class Difference:
 
     low, high  limits of the interval; NaN without an interval
     p_value    two-sided p-value by the bootstrap; NaN without an interval
-    reason     why there is no interval, else ""
+    reason     why the interval is missing; "" if it is known
     """
 
     value: float

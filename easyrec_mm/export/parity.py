@@ -226,7 +226,7 @@ class _Ways:
     def _onnx_vectors(
         self, image: dict[str, tf.Tensor], side_inputs: dict[str, tf.Tensor], shown: _Shown
     ) -> tf.Tensor | np.ndarray:
-        """Return the vectors `[K, D]` of ONNX Runtime, or those of the SavedModel if there is no image.onnx."""
+        """Return the vectors `[K, D]` of ONNX Runtime, or those of the SavedModel if image.onnx was not written."""
         if self._image_onnx is None:
             return image[manifest.IMAGE_VECTOR]
         image_inputs = {self._image_input: shown.pixels.numpy()}

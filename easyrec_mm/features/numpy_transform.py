@@ -15,8 +15,8 @@ from easyrec_mm.features.numpy_back_end import Lists, NumpyBackEnd, Values
 class NumpyTransform:
     """Converts the values of fields to the inputs of the ONNX models: values of features, see Feature.values.
 
-    Lists are padded to `[S, L, ...]`, each with weights `[S, L]`, which are 0 where there is no value. Features whose
-    vectors are in a store are left out.
+    Lists are padded to `[S, L, ...]`, each with weights `[S, L]`, which are 0 for padding. Features whose vectors are
+    in a store are left out.
     """
 
     def __init__(self, features: Sequence[Feature]) -> None:

@@ -174,10 +174,12 @@ class Releases:
         header = last.predictor.manifest if last and is_same else read_header(folder, "rec")
         generation = by_tower.get(header.image_tower_fingerprint)
         if generation is None:
-            names = ", ".join(f"generation {g.number} of {g.fingerprint[:12]}" for g in by_tower.values()) or "nothing"
+            generations = (
+                ", ".join(f"generation {g.number} of {g.fingerprint[:12]}" for g in by_tower.values()) or "nothing"
+            )
             raise ServingError(
                 f"{folder} ({header.checkpoint}) belongs to image tower {header.image_tower_fingerprint[:12]}, "
-                f"but {self._store.uri} holds {names}; embed with the image model of the same export"
+                f"but {self._store.uri} holds {generations}; embed with the image model of the same export"
             )
         return Newest(folder, generation, _identity(folder, generation))
 
