@@ -51,6 +51,7 @@ def demo_flags(data: Path, model_dir: Path, **settings: object) -> list[str]:
         "feature_config.features[11].img_shape.height": IMAGE_SIZE,
         "export_config.img_shape.width": IMAGE_SIZE,
         "export_config.img_shape.height": IMAGE_SIZE,
+        "model_config.e2e_mm_dbmtl.img_model.descriptors.edge_grid": 0,  # they make an export a quarter longer
         "train_config.precision": "FLOAT32",
         "train_config.num_epochs": 1,
         "train_config.log_step_count_steps": 1,

@@ -228,7 +228,7 @@ def test_tables_have_an_end():
 
 def _group_pictures(tmp_path, kind):
     """Group a log with pictures, one of which is missing; the flags of `train`."""
-    table = make_log(tmp_path, num_rows=1200, num_items=40)
+    table = make_log(tmp_path, num_rows=600, num_items=40)
     names = sorted(set(table["img_path"].to_pylist()))
     make_pictures(tmp_path, names, np.random.default_rng(0))
     values = table["img_path"].to_pylist()
@@ -250,7 +250,7 @@ def test_training_takes_the_config_as_it_is(tmp_path, monkeypatch):
     result = json.loads((tmp_path / "out_model/eval_result.json").read_text())
     assert {"auc_click", "gauc_click", "root_mean_squared_error_play_time"} <= set(result)
     stats = json.loads((tmp_path / "out/eval/stats.json").read_text())
-    assert result["num_samples"] == stats["rows"] == 120
+    assert result["num_samples"] == stats["rows"] == 60
     num_epochs = load_pipeline(str(tmp_path / "x.config")).config.train_config.num_epochs
     assert _steps_and_rates(tmp_path)[0] == _steps_of(tmp_path, num_epochs)
 

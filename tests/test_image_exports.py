@@ -45,6 +45,7 @@ KINDS_OF_ITEMS = {
         f"{TOWER}.image_pooling": "MAX",
         f"{TOWER}.pooling": "GEM",
         f"{TOWER}.resize": "PAD",
+        f"{TOWER}.descriptors.edge_grid": "4",
     },
 }
 
