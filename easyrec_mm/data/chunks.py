@@ -49,18 +49,18 @@ class ChunkReader:
         self._transform = FeatureTransform(schema.features)
         self._image_transform = FeatureTransform(schema.image_features)
         # Traced once, for all datasets that use these functions.
-        records = source.records(1, 0, 1)
-        read = tf.function(self._read, input_signature=records.element_spec, autograph=False)
+        read = tf.function(self._read, input_signature=source.record_specs, autograph=False)
         self._packing = Packing(_specs(read)["samples"])
 
         def read_packed(*element: Any) -> dict[str, Any]:
             chunk = read(*element)
             return {**chunk, "samples": self._packing.pack(chunk["samples"])}
 
-        self._read_packed = tf.function(read_packed, input_signature=records.element_spec, autograph=False)
-        chunk = records.map(self._read_packed).element_spec
+        self._read_packed = tf.function(read_packed, input_signature=source.record_specs, autograph=False)
         first = tf.TensorSpec([], tf.int64)
-        self._cut = tf.function(self._batch_of_chunk, input_signature=(chunk, first), autograph=False)
+        self._cut = tf.function(
+            self._batch_of_chunk, input_signature=(_specs(self._read_packed), first), autograph=False
+        )
 
     def batches(self, num_epochs: int, num_skipped: int) -> tf.data.Dataset:
         """Return a dataset of batches in order, see `_batch_of_chunk`.

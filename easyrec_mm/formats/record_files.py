@@ -48,6 +48,12 @@ class RecordFiles:
         self._copies_checked: set[str] = set()
         self._failure: DataError | None = None
 
+    @property
+    def record_specs(self) -> tuple[tf.TensorSpec, ...]:
+        """See Source.record_specs."""
+        number = tf.TensorSpec([None], tf.int64)
+        return number, number, number, tf.TensorSpec([None], tf.string)
+
     def records(self, num_epochs: int, num_skipped: int, size: int) -> tf.data.Dataset:
         """Return a dataset of (epoch, index of the file, row from 1, record), each `[size]`; see Source.records."""
         epochs = tf.data.Dataset.range(num_epochs or tf.int64.max)

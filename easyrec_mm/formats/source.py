@@ -98,6 +98,10 @@ class Source(Protocol):
     def counts_at_once(self) -> bool:
         """Return whether `count` works without reading the files."""
 
+    @property
+    def record_specs(self) -> tuple[Any, ...]:
+        """Return the shapes and dtypes of an element of `records`."""
+
     def records(self, num_epochs: int, num_skipped: int, size: int) -> tf.data.Dataset:
         """Return a dataset of groups as the files contain them, for `parse`.
 

@@ -114,12 +114,16 @@ class TableSource:
         """See Source.counts_at_once."""
         return self.reader.counts_at_once
 
+    @property
+    def record_specs(self) -> tuple[Any, ...]:
+        """See Source.record_specs."""
+        numbers = tf.TensorSpec([None], tf.int64)
+        return numbers, numbers, numbers, self.groups.signature()
+
     def records(self, num_epochs: int, num_skipped: int, size: int) -> tf.data.Dataset:
         """See Source.records; the groups are already checked, and the dataset can be iterated only once."""
         chunks = InOrder(self._chunks(num_epochs, num_skipped, size))
-        numbers = tf.TensorSpec([None], tf.int64)
-        signature = (numbers, numbers, numbers, self.groups.signature())
-        specs = tf.nest.flatten(signature)
+        specs = tf.nest.flatten(self.record_specs)
 
         def read(index: int) -> list[Any]:
             try:
@@ -134,7 +138,7 @@ class TableSource:
             tensors = tf.numpy_function(read, [index], [spec.dtype for spec in specs])
             for tensor, spec in zip(tensors, specs, strict=True):
                 tensor.set_shape(spec.shape)
-            return tf.nest.pack_sequence_as(signature, tensors)
+            return tf.nest.pack_sequence_as(self.record_specs, tensors)
 
         elements = tf.data.Dataset.counter().map(element, num_parallel_calls=2, deterministic=True)
         return elements.take_while(lambda epoch, *_: tf.size(epoch) > 0)
