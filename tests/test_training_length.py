@@ -107,6 +107,21 @@ def test_a_checkpoint_each_epoch_wherever_batches_end(data, tmp_path):
         assert steps_saved(parts) == saved
 
 
+def test_where_an_epoch_and_a_batch_end_together_the_checkpoint_is_of_that_step(data, tmp_path):
+    """12 groups in batches of 4. A training that goes on from there does not save again one step later."""
+    every = "save_checkpoints_epochs: 1"
+    whole = Training(data, tmp_path / "whole", train=f"num_epochs: 3 {every}").run()
+    assert steps_saved(whole) == [3, 6, 9]
+    Training(data, tmp_path / "longer", train=f"num_epochs: 2 {every}").run()
+    assert steps_saved(Training(data, tmp_path / "longer", train=f"num_epochs: 3 {every}").run()) == [3, 6, 9]
+
+
+def test_an_epoch_that_ends_with_bad_groups_is_saved_at_the_next_step():
+    """Steps 2 and 3 are of batches between which one without samples ended the first epoch."""
+    times = SaveTimes(TrainConfig(save_checkpoints_epochs=1))
+    assert [times.is_due(*step) for step in ((1, 0, 0), (2, 0, 0), (3, 1, 1), (4, 1, 1))] == [False, False, True, False]
+
+
 def test_steps_and_epochs_side_by_side():
     both = SaveTimes(TrainConfig(save_checkpoints_epochs=1, save_checkpoints_steps=10))
     assert both.is_due(10, 0, 0)
@@ -122,10 +137,9 @@ def test_steps_and_epochs_side_by_side():
 @pytest.mark.parametrize("settings", [{"save_checkpoints_epochs": 1}, {"save_checkpoints_steps": 7}])
 def test_checkpoints_that_follow_are_counted(settings):
     """Against the steps of 5 epochs of 8 groups, one by one, in batches of 3."""
-    epochs = [(3 * step - 1) // 8 for step in range(1, 15)]  # 14 batches, of which the last is not full
-    epochs[-1] = 4
+    done = [3 * step // 8 for step in range(14)]  # of 14 batches, of which the last is not full
     times = SaveTimes(TrainConfig(**settings))
-    due = [n + 1 for n in range(1, 14) if n < 13 and times.is_due(n + 1, epochs[n - 1], epochs[n])]
+    due = [step for step in range(1, 14) if times.is_due(step, done[step - 1], done[step])]
     for step in range(14):
         expected = len([n for n in due if step < n < 14]) + 1
         assert abs(times.num_left(step, 14, 8 / 3, 0.0) - expected) <= (

@@ -73,6 +73,8 @@ class InputBatch:
     kept_fields    field name -> [S], fields that were requested in addition to those of the model
     num_groups     number of groups read, including the bad ones
     epoch          epoch (from 0) of the batch's last group
+    epochs_before  number of epochs that were over before this batch
+    epochs_done    number of epochs that are over with this batch
     step           the step that trains the batch; a batch without samples has the step of the next batch
     picture_path   the argument of PictureLoader for each of the P pictures
     """
@@ -81,6 +83,8 @@ class InputBatch:
     kept_fields: dict[str, tf.Tensor]
     num_groups: int
     epoch: int
+    epochs_before: int
+    epochs_done: int
     step: int
     picture_path: list[bytes]
 

@@ -12,9 +12,10 @@ import os
 import threading
 import zlib
 from collections import deque
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from functools import cached_property
+from typing import Any
 
 import numpy as np
 import tensorflow as tf
@@ -115,24 +116,22 @@ class Input:
         """
         dataset = self.dataset(num_epochs, num_skipped)
         pending: deque[Pending] = deque()
-        epoch: int | None = None  # of the previous batch
         stop = threading.Event()
         with ThreadPoolExecutor(self._num_threads + 1, thread_name_prefix="pictures") as pool:
             whole_check = pool.submit(self.source.check_whole, stop)
             try:
                 step = first_step
-                for rows in iterate(dataset, self.source):
-                    pending.append(self._loader.begin(rows, step, bank_of(step), pool))
+                for rows, epochs_done in _with_epochs_done(iterate(dataset, self.source)):
+                    pending.append(self._loader.begin(rows, epochs_done, step, bank_of(step), pool))
                     step += len(rows["sample_image"]) > 0
                     if whole_check.done():
                         whole_check.result()
                     if len(pending) > self._data.prefetch_size:
                         batch = self._loader.finish(pending.popleft())
-                        if epoch is not None and batch.epoch > epoch:
+                        yield batch
+                        if batch.epochs_done > batch.epochs_before:
                             self._files.require_unchanged()
                             self._bad_records.check_all()
-                        epoch = batch.epoch
-                        yield batch
                 while pending:
                     yield self._loader.finish(pending.popleft())
                 whole_check.result()
@@ -212,6 +211,17 @@ class Input:
     def dataset(self, num_epochs: int, num_skipped: int) -> tf.data.Dataset:
         """Return a dataset of the batches without pictures, see ChunkReader; arguments as for `batches`."""
         return self._chunks.batches(num_epochs, num_skipped).prefetch(self._data.prefetch_size)
+
+
+def _with_epochs_done(batches: Iterable[dict[str, Any]]) -> Iterator[tuple[dict[str, Any], int]]:
+    """Yield the rows of each batch and the number of epochs that are over with it, which the next batch tells."""
+    previous: dict[str, Any] | None = None
+    for rows in batches:
+        if previous is not None:
+            yield previous, int(rows["counts"][1])
+        previous = rows
+    if previous is not None:
+        yield previous, int(previous["counts"][2]) + 1
 
 
 def _selection(

@@ -28,16 +28,18 @@ from easyrec_mm.store.feature_vectors import Found
 class Pending:
     """A batch whose pictures and vectors are being loaded.
 
-    rows     the rows of the batch, from ChunkReader
-    paths    the argument of PictureLoader for each of the P pictures
-    step     the step that trains the batch
-    bank     the picture bank that saves encoding pictures; None without a bank
-    plan     the bank's plan of the pictures to encode; None without a bank
-    loading  result of loading the pictures to encode; None for a model without pictures
-    vectors  result of looking up the distinct keys; None for a model without such features
+    rows         the rows of the batch, from ChunkReader
+    epochs_done  number of epochs that are over with this batch
+    paths        the argument of PictureLoader for each of the P pictures
+    step         the step that trains the batch
+    bank         the picture bank that saves encoding pictures; None without a bank
+    plan         the bank's plan of the pictures to encode; None without a bank
+    loading      result of loading the pictures to encode; None for a model without pictures
+    vectors      result of looking up the distinct keys; None for a model without such features
     """
 
     rows: dict[str, Any]
+    epochs_done: int
     paths: list[bytes]
     step: int
     bank: PictureBank | None
@@ -94,23 +96,27 @@ class BatchLoader:
         samples = self._chunks.sample_specs()
         return _batch(samples, self._vectors.specs(), indices, self._pixel_spec, images)
 
-    def begin(self, rows: dict[str, Any], step: int, bank: PictureBank | None, pool: ThreadPoolExecutor) -> Pending:
+    def begin(
+        self, rows: dict[str, Any], epochs_done: int, step: int, bank: PictureBank | None, pool: ThreadPoolExecutor
+    ) -> Pending:
         """Begin to load the pixels and stored vectors of a batch.
 
         Args:
           rows: the rows of the batch, from ChunkReader.
+          epochs_done: number of epochs that are over with this batch.
           step: the step that trains the batch.
           bank: the picture bank that saves encoding pictures; None without a bank.
           pool: its threads load.
         """
         vectors = self._vectors.begin(rows["keys"], pool)
         if self._pictures is None:
-            return Pending(rows, [], step, None, None, None, vectors)
+            return Pending(rows, epochs_done, [], step, None, None, None, vectors)
         paths = self._paths(rows)
         plan = bank.plan(list(rows["picture_key"].numpy()), step) if bank else None
         encoded_paths = paths if plan is None else [paths[i] for i in plan.encoded]
         self._pictures.begin(encoded_paths)
-        return Pending(rows, paths, step, bank, plan, pool.submit(self._pictures.load, encoded_paths), vectors)
+        loading = pool.submit(self._pictures.load, encoded_paths)
+        return Pending(rows, epochs_done, paths, step, bank, plan, loading, vectors)
 
     def finish(self, pending: Pending) -> InputBatch:
         """Wait until a batch is loaded, count its bad groups, pictures and keys, and return it.
@@ -120,7 +126,7 @@ class BatchLoader:
           StoreError: if a store of vectors cannot be reached.
         """
         rows = pending.rows
-        num_groups, epoch, num_refused = rows["counts"].numpy().tolist()
+        num_groups, epochs_before, epoch, num_refused = rows["counts"].numpy().tolist()
         records = self._bad_groups(rows["refused"]) if num_refused else []
         pixels, images, num_loaded = self._no_pixels, self._no_images, 0
         if pending.loading is not None:
@@ -134,7 +140,8 @@ class BatchLoader:
         samples = self._chunks.samples(rows)
         vectors = self._vectors.of_samples(rows["keys"], pending.vectors)
         batch = _batch(samples, vectors, rows["sample_image"], pixels, images)
-        return InputBatch(batch, samples["kept_fields"], num_groups, epoch, pending.step, pending.paths)
+        epochs = (epoch, epochs_before, pending.epochs_done)
+        return InputBatch(batch, samples["kept_fields"], num_groups, *epochs, pending.step, pending.paths)
 
     def forget(self) -> None:
         """Cancel loading that was begun and not finished."""

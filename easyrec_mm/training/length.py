@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 
 from easyrec_mm.data.input import Input
@@ -23,13 +22,6 @@ class Length:
     num_epochs: int
     steps_per_epoch: float | None
     is_exact: bool
-
-    def epoch_of(self, num_batches: int) -> int:
-        """Return the epoch, from 0, of the last group of `num_batches` batches; 0 if the data were not counted."""
-        if not self.steps_per_epoch:
-            return 0
-        # The end of an epoch belongs to that epoch, however the division rounds.
-        return max(0, math.ceil(num_batches / self.steps_per_epoch - 1e-9) - 1)
 
     def describe(self) -> str:
         """Return the length as text, such as "484 steps, 3 epochs of 161.3 steps"."""

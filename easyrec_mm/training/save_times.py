@@ -23,13 +23,20 @@ class SaveTimes:
         self._seconds = config.save_checkpoints_secs
         self._clock = clock
         self._saved_s = clock()
+        self._epochs_done: int | None = None  # at the last step
 
-    def is_due(self, step: int, epoch_before: int, epoch: int) -> bool:
-        """Return whether to save after a step; `epoch_before` and `epoch` (from 0) are of the previous and this batch.
+    def is_due(self, step: int, epochs_before: int, epochs_done: int) -> bool:
+        """Return whether to save after a step; for every step, in order.
 
-        A batch may contain the end of an epoch and the beginning of the next: the epoch ends with this batch.
+        Args:
+          step: the number of the step.
+          epochs_before: number of epochs that were over before its batch.
+          epochs_done: number of epochs that are over with its batch, which may end one epoch and begin the next.
         """
-        if self._epochs and epoch // self._epochs > epoch_before // self._epochs:
+        if self._epochs_done is not None:
+            epochs_before = self._epochs_done  # a batch without samples, which is not a step, may have ended an epoch
+        self._epochs_done = epochs_done
+        if self._epochs and epochs_done // self._epochs > epochs_before // self._epochs:
             return True
         if self._seconds and self._clock() - self._saved_s >= self._seconds:
             return True

@@ -43,6 +43,7 @@ class StepLog:
         self._losses: list[dict[str, tf.Tensor]] = []  # of the steps since the last line
         self._last: dict[str, tf.Tensor] = {}
         self._phase: int | None = None
+        self._epoch = 0
 
     def add(self, losses: dict[str, tf.Tensor], item: InputBatch, waited_s: float, phase: int) -> None:
         """Add a step.
@@ -54,14 +55,14 @@ class StepLog:
           phase: number of the training phase; steps of another phase take a different time.
         """
         self._losses.append(losses)
-        self._last = losses
+        self._last, self._epoch = losses, item.epoch
         if self._phase not in (None, phase):
             self._forecast.time.restart()
         self._phase = phase
         self._progress.add(item.batch.num_samples, item.batch.num_images, waited_s)
         self._forecast.step(item.batch.num_samples, item.batch.num_images)
 
-    def write(self, step: int, epoch: int) -> None:
+    def write(self, step: int) -> None:
         """Show and write the means since the last report, if there were steps.
 
         Raises:
@@ -76,8 +77,8 @@ class StepLog:
         if announcement := self._forecast.announcement(step):
             self._progress.say(announcement)
         shown = {name: means[name] for name in self._shown}
-        self._progress.show({"epoch": epoch, **shown}, rates, self._forecast.left(step))
-        self._log.write_line("train", step, {"epoch": epoch, **means, **rates, **self._bad_records.counts})
+        self._progress.show({"epoch": self._epoch, **shown}, rates, self._forecast.left(step))
+        self._log.write_line("train", step, {"epoch": self._epoch, **means, **rates, **self._bad_records.counts})
 
     def require_finite(self, step: int) -> None:
         """Check the loss of the last step before its weights become a checkpoint.

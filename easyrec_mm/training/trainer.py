@@ -161,7 +161,6 @@ class Trainer:
         steps_log = StepLog(log, progress, forecast, self._schema, self._bad_records, self._checkpoints)
         batches = self.batches(length.num_epochs)
         step = first_step = saved_step = int(self.steps.number)
-        epoch = length.epoch_of(int(self._batches_read))
         reason = evaluations.stop_reason() or self._all_steps(step)  # from an earlier part of this training
         try:
             while not caught.number and reason is None:
@@ -174,14 +173,14 @@ class Trainer:
                 losses = self.run_step(item)
                 if losses is None:
                     continue
-                step, epoch_before, epoch = int(self.steps.number), epoch, item.epoch
+                step = int(self.steps.number)
                 steps_log.add(losses, item, waited_s, self.steps.phase(item.step))
                 if step % config.log_step_count_steps == 0:
-                    steps_log.write(step, epoch)
+                    steps_log.write(step)
                     self._folder.put_logs(at_once=False)
                 if step % config.save_summary_steps == 0:
                     log.write_summaries("train", step, {name: float(value) for name, value in losses.items()})
-                if save_times.is_due(step, epoch_before, epoch):
+                if save_times.is_due(step, item.epochs_before, item.epochs_done):
                     steps_log.require_finite(step)
                     saved, saved_step = self._save(step), step
                     save_times.saved()
@@ -189,7 +188,7 @@ class Trainer:
                         forecast.time.evaluated(evaluations.run(saved, step, log, progress))
                         reason = evaluations.stop_reason()
                 reason = reason or self._all_steps(step)
-            steps_log.write(step, epoch)
+            steps_log.write(step)
         finally:
             batches.close()
         if step == first_step and saved is not None:
