@@ -35,12 +35,12 @@ def main() -> None:
         if isinstance(value, float | int):  # not what lies beside the metrics, such as intervals
             print(f"  {name:<36} {value:.4f}" if isinstance(value, float) else f"  {name:<36} {value}")
     print("\nwhere things lie:")
-    for path, what in {
+    for path, content in {
         "data": "lines in train/, eval/, test/ and pictures in images/",
         "model": "checkpoints, pipeline.config, metrics.jsonl, TensorBoard summaries",
         "predictions.parquet": f"{predictions.num_rows} rows: {', '.join(predictions.column_names)}",
     }.items():
-        print(f"  {folder / path}: {what}")
+        print(f"  {folder / path}: {content}")
 
 
 if __name__ == "__main__":
