@@ -16,7 +16,7 @@ def variables(seed=0, shapes=SHAPES):
     }
 
 
-def assert_same(found, expected):
-    assert found.keys() == expected.keys()
+def assert_same(tensors, expected):
+    assert tensors.keys() == expected.keys()
     for name, v in expected.items():
-        np.testing.assert_array_equal(tf.convert_to_tensor(found[name]), tf.convert_to_tensor(v), err_msg=name)
+        np.testing.assert_array_equal(tf.convert_to_tensor(tensors[name]), tf.convert_to_tensor(v), err_msg=name)

@@ -41,10 +41,10 @@ NO_HIGHWAY = ('    highway_dnn {\n      input: "img"\n      emb_size: 16\n    }\
 SGD = "{ sgd_optimizer { learning_rate { constant_learning_rate {} } } }"
 
 
-def assert_only_problem(found, place, says):
+def assert_only_problem(problems, place, says):
     """A mistake must not drag along messages about its consequences."""
-    ((found_place, message),) = found
-    assert found_place == place, found
+    ((found_place, message),) = problems
+    assert found_place == place, problems
     assert says in message, message
 
 

@@ -70,7 +70,7 @@ VALUES = {"int64": _WHOLE, "string": _TEXT, "float64": _FLOAT, "float32": _FLOAT
 @st.composite
 def groups(draw) -> list[Group]:
     """Some groups; labels are there, everything else may be missing."""
-    found = []
+    drawn_groups = []
     for _ in range(draw(st.integers(0, 6))):
         size = draw(st.integers(1, 4))
         group = {}
@@ -78,17 +78,17 @@ def groups(draw) -> list[Group]:
             value = VALUES[kind] if name in FIELDS.labels else st.none() | VALUES[kind]
             group[name] = draw(value if name in FIELDS.per_group else st.lists(value, min_size=size, max_size=size))
         group["img"] = group["img"] or ""
-        found.append(group)
-    return found
+        drawn_groups.append(group)
+    return drawn_groups
 
 
-def to_table(some: list[Group]) -> Groups:
+def to_table(plain_groups: list[Group]) -> Groups:
     """As the formats take them."""
-    size = np.array([len(group["click"]) for group in some], np.int64)
+    size = np.array([len(group["click"]) for group in plain_groups], np.int64)
     columns = {}
     for name, kind in KINDS.items():
-        values = [group[name] for group in some]
-        values = values if name in FIELDS.per_group else [value for one in values for value in one]
+        values = [group[name] for group in plain_groups]
+        values = values if name in FIELDS.per_group else [value for group_values in values for value in group_values]
         columns[name] = pa.array(values, ARROW_TYPES[kind])
     return Groups(size, columns)
 
@@ -96,7 +96,7 @@ def to_table(some: list[Group]) -> Groups:
 def from_table(table: Groups) -> list[Group]:
     """What `to_table` was given; a text that is empty is missing."""
     starts = np.cumsum(table.size) - table.size
-    found = []
+    plain_groups = []
     for i, (start, size) in enumerate(zip(starts.tolist(), table.size.tolist(), strict=True)):
         group = {}
         for name in KINDS:
@@ -104,8 +104,8 @@ def from_table(table: Groups) -> list[Group]:
             values = [column[i].as_py()] if name in FIELDS.per_group else column.slice(start, size).to_pylist()
             values = [None if value == "" and name != "img" else value for value in values]
             group[name] = values[0] if name in FIELDS.per_group else values
-        found.append(group)
-    return found
+        plain_groups.append(group)
+    return plain_groups
 
 
 def plain_parquet(path: Path) -> list[Group]:
@@ -116,7 +116,7 @@ def plain_parquet(path: Path) -> list[Group]:
 
 def plain_tfrecord(path: Path) -> list[Group]:
     """By TensorFlow; the places of MISSING become None, and must hold the defaults."""
-    found = []
+    plain_groups = []
     for record in tf.data.TFRecordDataset(str(path)).as_numpy_iterator():
         feature = tf.train.Example.FromString(record).features.feature
         group = {}
@@ -135,8 +135,8 @@ def plain_tfrecord(path: Path) -> list[Group]:
                 group[name][int(place)] = None
         assert list(feature["group_size"].int64_list.value) == [len(group["click"])]
         group = {name: values[0] if name in FIELDS.per_group else values for name, values in group.items()}
-        found.append({**group, "img": group["img"] or ""})
-    return found
+        plain_groups.append({**group, "img": group["img"] or ""})
+    return plain_groups
 
 
 def plain_rtp(path: Path) -> list[Group]:
@@ -148,7 +148,7 @@ def plain_rtp(path: Path) -> list[Group]:
         "string": str,
     }
     order = [name for name in KINDS if name not in (*FIELDS.labels, "img")]
-    found = []
+    plain_groups = []
     for line in path.read_bytes().decode().split("\n")[:-1]:
         *labels, features, img, size = line.split("|")
         group: Group = {"img": img}
@@ -161,8 +161,8 @@ def plain_rtp(path: Path) -> list[Group]:
             if name in FIELDS.per_group:
                 assert len(set(values)) == 1
             group[name] = values[0] if name in FIELDS.per_group else values
-        found.append(group)
-    return found
+        plain_groups.append(group)
+    return plain_groups
 
 
 def write(path, table, kind, portions=(), fields=FIELDS):

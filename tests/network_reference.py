@@ -58,20 +58,20 @@ class Reference:
 
     def columns(self, features):
         """Feature -> its columns."""
-        found = {}
+        columns = {}
         for feature in self.schema.features:
             value = features[feature.name]
             if isinstance(feature, TagFeature):
                 table, weights = self.w[f"embedding/{feature.table}"], features[feature.weight_key].to_list()
-                found[feature.name] = np.stack([
+                columns[feature.name] = np.stack([
                     np.average(table[tags], axis=0, weights=weight) if tags else np.zeros(feature.width)
                     for tags, weight in zip(value.to_list(), weights, strict=True)
                 ])  # fmt: skip
             elif feature.table:
-                found[feature.name] = self.w[f"embedding/{feature.table}"][value.numpy()]
+                columns[feature.name] = self.w[f"embedding/{feature.table}"][value.numpy()]
             else:
-                found[feature.name] = value.numpy().astype(np.float64)
-        return found
+                columns[feature.name] = value.numpy().astype(np.float64)
+        return columns
 
     def logits(self, batch):
         """Task name -> [S, num_class]."""
@@ -108,29 +108,29 @@ class Reference:
             parts += [relation(other) for other in tower.relation_tower_names]
             return self.dnn(tower.relation_dnn, f"rec/tower_{name}/relation_dnn", np.concatenate(parts, axis=1))
 
-        found = {name: self.dense(f"rec/tower_{name}/output", relation(name)) for name in towers}
+        task_logits = {name: self.dense(f"rec/tower_{name}/output", relation(name)) for name in towers}
         start = 0
-        for name, logits in found.items():
+        for name, logits in task_logits.items():
             end = start + logits.shape[1]
-            found[name] = logits + sum(part[:, start:end] for part in wide)
+            task_logits[name] = logits + sum(part[:, start:end] for part in wide)
             start = end
-        return found
+        return task_logits
 
     def outputs(self, batch):
-        found = {}
+        outputs = {}
         for task in self.schema.tasks:
             x = self.logits(batch)[task.name]
             if task.activation == "binary":
-                found |= {f"logits_{task.name}": x[:, 0], f"probs_{task.name}": sigmoid(x[:, 0])}
+                outputs |= {f"logits_{task.name}": x[:, 0], f"probs_{task.name}": sigmoid(x[:, 0])}
             elif task.activation == "multiclass":
-                found |= {
+                outputs |= {
                     f"logits_{task.name}": x,
                     f"probs_{task.name}": softmax(x),
                     f"y_{task.name}": x.argmax(axis=1),
                 }
             else:
-                found[f"y_{task.name}"] = sigmoid(x[:, 0]) if task.activation == "sigmoid_value" else x[:, 0]
-        return found
+                outputs[f"y_{task.name}"] = sigmoid(x[:, 0]) if task.activation == "sigmoid_value" else x[:, 0]
+        return outputs
 
 
 def randomise(model, seed=0):

@@ -123,13 +123,13 @@ class _Handler(BaseHTTPRequestHandler):
 
     def _rows(self, name: str, partition: str, rows: pa.Table, query: dict[str, str]) -> None:
         start, count = (int(number) for number in query["rowrange"].strip("()").split(","))
-        wanted = query["columns"].split(",")
+        requested_columns = query["columns"].split(",")
         if not self.stub.count_request(name, partition, start, count):
             self._error(503, "ServiceUnavailable", "busy")
             return
         self.stub.meeting.wait()
-        some = rows.slice(start, count).select([c for c in rows.column_names if c in wanted])
-        self._answer(_framed(some))
+        requested_rows = rows.slice(start, count).select([c for c in rows.column_names if c in requested_columns])
+        self._answer(_framed(requested_rows))
 
     def _error(self, status: int, code: str, message: str) -> None:
         self._answer(f"<Error><Code>{code}</Code><Message>{message}</Message>{_ORIGIN}</Error>".encode(), status)
@@ -143,7 +143,7 @@ class _Handler(BaseHTTPRequestHandler):
 
 
 def _columns(schema: pa.Schema) -> list[dict[str, object]]:
-    return [{"name": one.name, "type": _TYPES[one.type], "isNullable": True} for one in schema]
+    return [{"name": column.name, "type": _TYPES[column.type], "isNullable": True} for column in schema]
 
 
 def _levels(table: StubTable) -> list[dict[str, object]]:
@@ -158,12 +158,12 @@ def _session_json(table: StubTable, rows: pa.Table) -> bytes:
 
 
 def _partitions_xml(table: StubTable, prefix: str) -> bytes:
-    wanted = {level.replace("'", "") for level in prefix.split(",") if level}
-    found = [spec.split(",") for spec in table.partitions if wanted <= set(spec.split(","))]
+    prefix_levels = {level.replace("'", "") for level in prefix.split(",") if level}
+    partitions = [spec.split(",") for spec in table.partitions if prefix_levels <= set(spec.split(","))]
     columns = (
-        "".join('<Column Name="{}" Value="{}"/>'.format(*level.split("=")) for level in levels) for levels in found
+        "".join('<Column Name="{}" Value="{}"/>'.format(*level.split("=")) for level in levels) for levels in partitions
     )
-    items = "".join(f"<Partition>{some}</Partition>" for some in columns)
+    items = "".join(f"<Partition>{partition_columns}</Partition>" for partition_columns in columns)
     return f"<Partitions><Marker/><MaxItems>1000</MaxItems>{items}</Partitions>".encode()
 
 

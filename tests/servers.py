@@ -14,9 +14,9 @@ from pathlib import Path
 
 
 def free_port() -> int:
-    with socket.socket() as found:
-        found.bind(("127.0.0.1", 0))
-        return int(found.getsockname()[1])
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        return int(listener.getsockname()[1])
 
 
 class Server:
@@ -114,7 +114,7 @@ def find(program: str) -> str:
         *os.environ.get("PATH", "").split(os.pathsep),
         *map(str, sorted(Path("/usr/lib/postgresql").glob("*/bin"))),
     ]
-    found = shutil.which(program, path=os.pathsep.join(places))
-    if found is None:
+    path = shutil.which(program, path=os.pathsep.join(places))
+    if path is None:
         raise FileNotFoundError(f"{program} is not installed; scripts/services installs it (Debian, as root)")
-    return found
+    return path

@@ -163,7 +163,7 @@ WRITERS = {
 }
 
 
-def input_of(kind, path, training=False, records=None, schema=SCHEMA, kept=("user", "img_path"), **settings):
+def input_of(kind, path, training=False, records=None, schema=SCHEMA, kept_fields=("user", "img_path"), **settings):
     data = DatasetConfig(
         **{
             "input_type": DatasetConfig.InputType.Value(kind),
@@ -176,7 +176,7 @@ def input_of(kind, path, training=False, records=None, schema=SCHEMA, kept=("use
     if kind not in GROUPED:
         schema = replace(schema, group_size_field="")
     records = records or BadRecords(None, 1.0)
-    return Input(data, schema, str(path), "train_input_path", records, training, kept_fields=kept)
+    return Input(data, schema, str(path), "train_input_path", records, training, kept_fields=kept_fields)
 
 
 def values_of(batches):

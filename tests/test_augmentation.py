@@ -254,13 +254,13 @@ def test_erasing_fills_a_rectangle_with_grey(probability, channels):
 
 @EACH
 def test_each_picture_has_random_numbers_of_its_own(settings):
-    one = noise(1)
-    result = augmented(np.repeat(one, 40, axis=0), **settings)
+    picture = noise(1)
+    result = augmented(np.repeat(picture, 40, axis=0), **settings)
     different = np.unique(result, axis=0)
     assert len(different) == 2 if "horizontal_flip" in settings else len(different) > 15
     # No picture depends on what the others show.
     mixed = noise(40, seed=1)
-    mixed[::2] = one
+    mixed[::2] = picture
     np.testing.assert_array_equal(augmented(mixed, **settings)[::2], result[::2])
 
 

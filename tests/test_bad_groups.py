@@ -123,8 +123,8 @@ def test_all_commands_refuse_the_same_groups_with_the_same_words(groups, tmp_pat
     file = tmp_path / "part-0"
     WRITERS[kind](file, [*good, *bad])
     rows = {name: len(good) + 1 + i for i, name in enumerate(faults)}
-    expected = [(str(file), rows[name], where, what) for name, (_, where, what, _) in faults.items()]
-    without_labels = [(str(file), rows[name], *told) for name, told in WITHOUT_LABELS.items()]
+    expected = [(str(file), rows[name], where, problem) for name, (_, where, problem, _) in faults.items()]
+    without_labels = [(str(file), rows[name], *problem) for name, problem in WITHOUT_LABELS.items()]
 
     (tmp_path / "x.config").write_text(CONFIG if kind == "GroupRTPInput" else config_of(kind), encoding="utf-8")
     flags = demo_flags(data, tmp_path / "m")
@@ -148,24 +148,28 @@ def test_all_commands_refuse_the_same_groups_with_the_same_words(groups, tmp_pat
     (tmp_path / "m/bad_records.jsonl").unlink()
     run("predict", *flags, "--predict_input_path", file, "--output", tmp_path / "p.csv")
     assert records(tmp_path / "m/bad_records.jsonl") == without_labels
-    told = run("check", *flags)
-    assert all(f"{path}:{row}: {where}: {what}" in told for path, row, where, what in expected)
+    output = run("check", *flags)
+    assert all(f"{path}:{row}: {where}: {problem}" in output for path, row, where, problem in expected)
     converted = ["--input", file, "--format", "parquet", "--output", tmp_path / "converted", "--max_bad_share", 1]
     run("convert", *flags, *converted)
     assert records(tmp_path / "converted/bad_rows.jsonl") == expected
     run("stats", *flags, "--output", tmp_path / "stats.html", "--json", tmp_path / "stats.json")
     refused = json.loads((tmp_path / "stats.json").read_text(encoding="utf-8"))["refused_first"]
-    assert [parts(one) for one in refused] == expected
+    assert [parts(record) for record in refused] == expected
     # What `embed` reads of groups, with which other values of theirs have nothing to do.
     of_pictures = read_items(str(file), load_pipeline(str(tmp_path / "x.config")).schema).refused
-    assert [parts(asdict(one)) for one in of_pictures] == [one for one in without_labels if "group_size" in one[2]]
+    assert [parts(asdict(record)) for record in of_pictures] == [
+        record for record in without_labels if "group_size" in record[2]
+    ]
 
 
 @pytest.mark.parametrize(("kind", "first_row"), [("ParquetInput", 1), ("CSVInput", 2)])
 def test_check_and_stats_refuse_the_same_rows_of_flat_files(groups, tmp_path, capsys, kind, first_row):
     data, good = groups
-    one = {name: value[:1] if isinstance(value, list) else value for name, value in good[0].items()} | {"group_size": 1}
-    rows = [one, {**one, "click": [5]}, {**one, "click": [None]}, one]
+    sample = {name: value[:1] if isinstance(value, list) else value for name, value in good[0].items()} | {
+        "group_size": 1
+    }
+    rows = [sample, {**sample, "click": [5]}, {**sample, "click": [None]}, sample]
     file = tmp_path / "part-0"
     FLAT_WRITERS[kind](file, rows)
     (tmp_path / "x.config").write_text(config_of(kind), encoding="utf-8")
@@ -177,12 +181,12 @@ def test_check_and_stats_refuse_the_same_rows_of_flat_files(groups, tmp_path, ca
         (str(file), first_row + 2, "column 'click'", "the label is missing, and its field has no default_val"),
     ]
     assert main(["check", *flags]) == 0
-    told = capsys.readouterr().out
-    assert all(f"{path}:{row}: {where}: {what}" in told for path, row, where, what in expected)
+    output = capsys.readouterr().out
+    assert all(f"{path}:{row}: {where}: {problem}" in output for path, row, where, problem in expected)
     report = ["--output", str(tmp_path / "stats.html"), "--json", str(tmp_path / "stats.json")]
     assert main(["stats", *flags, *report]) == 0
     refused = json.loads((tmp_path / "stats.json").read_text(encoding="utf-8"))["refused_first"]
-    assert [parts(one) for one in refused] == expected
+    assert [parts(record) for record in refused] == expected
 
 
 def test_words_are_the_same_for_text_of_every_arrow_type():

@@ -230,21 +230,21 @@ def test_models_that_are_evaluated_apart_are_compared_in_pairs():
     noise = np.random.default_rng(1).normal(scale=0.5, size=2000).astype(np.float32)
     clusters = np.arange(2000) // 4
     order = np.random.default_rng(2).permutation(2000)
-    one = summary_of(labels, first, clusters)
+    summary = summary_of(labels, first, clusters)
     other = summary_of(labels[order], (first + noise)[order], clusters[order])
-    found = compare(one, other)["auc_click"]
-    assert found.value == pytest.approx(roc_auc_score(labels, first) - roc_auc_score(labels, first + noise))
-    assert found.low < found.value < found.high
-    assert found.low > 0
-    assert found.p_value < 0.05
-    apart = results_of(one, 200).intervals["auc_click"]
-    assert found.high - found.low < 2 * (apart[1] - apart[0])
+    comparison = compare(summary, other)["auc_click"]
+    assert comparison.value == pytest.approx(roc_auc_score(labels, first) - roc_auc_score(labels, first + noise))
+    assert comparison.low < comparison.value < comparison.high
+    assert comparison.low > 0
+    assert comparison.p_value < 0.05
+    apart = results_of(summary, 200).intervals["auc_click"]
+    assert comparison.high - comparison.low < 2 * (apart[1] - apart[0])
     with pytest.raises(ValueError, match="not of the same rows"):
-        compare(one, summary_of(1 - labels, first, clusters))
+        compare(summary, summary_of(1 - labels, first, clusters))
 
 
 def test_equal_models_do_not_differ():
     labels, scores = clicks(500)
-    one = summary_of(labels, scores, np.arange(500) // 4)
-    found = compare(one, one)["auc_click"]
-    assert (found.value, found.low, found.high, found.p_value) == (0, 0, 0, 1)
+    summary = summary_of(labels, scores, np.arange(500) // 4)
+    comparison = compare(summary, summary)["auc_click"]
+    assert (comparison.value, comparison.low, comparison.high, comparison.p_value) == (0, 0, 0, 1)

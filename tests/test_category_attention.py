@@ -34,11 +34,11 @@ def convolution(x, kernel):
     """One place at a time, zeros around `[U, h, w, 3]` -> `[U, h, w]`."""
     size = kernel.shape[0]
     padded = np.pad(x, ((0, 0), (size // 2, size // 2), (size // 2, size // 2), (0, 0)))
-    found = np.empty(x.shape[:3])
+    output = np.empty(x.shape[:3])
     for i in range(x.shape[1]):
         for j in range(x.shape[2]):
-            found[:, i, j] = np.sum(padded[:, i : i + size, j : j + size] * kernel[..., 0], axis=(1, 2, 3))
-    return found
+            output[:, i, j] = np.sum(padded[:, i : i + size, j : j + size] * kernel[..., 0], axis=(1, 2, 3))
+    return output
 
 
 def reference(weights, features, channel, spatial):

@@ -77,9 +77,9 @@ def test_large_variable_is_never_copied_whole(tmp_path, monkeypatch):
 
     def spy(op, values):
         def call(**kwargs):
-            found = op(**kwargs)
-            sizes.append(sum(v.dtype.size * int(tf.size(v)) for v in (kwargs.get(values) or found)))
-            return found
+            tensors = op(**kwargs)
+            sizes.append(sum(v.dtype.size * int(tf.size(v)) for v in (kwargs.get(values) or tensors)))
+            return tensors
 
         return call
 

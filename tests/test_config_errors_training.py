@@ -256,7 +256,7 @@ def test_a_mistake_is_named_with_its_place_and_value_and_nothing_else_is(problem
 
 
 def test_several_mistakes_of_one_stage_are_named_together(problems):
-    found = problems(
+    mistakes = problems(
         [
             f"{DATA}.batch_size=0",
             f"{NETWORK}.highway_dnn.emb_size=0",
@@ -265,7 +265,7 @@ def test_several_mistakes_of_one_stage_are_named_together(problems):
             "eval_config.metrics_set[0].ece.num_bins=0",
         ]
     )
-    assert [place for place, _ in found] == [
+    assert [place for place, _ in mistakes] == [
         f"{DATA}.batch_size",
         f"{NETWORK}.highway_dnn.emb_size",
         "eval_config.metrics_set[0].ece.num_bins",

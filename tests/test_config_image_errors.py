@@ -274,7 +274,7 @@ def test_a_mistake_is_named_with_its_place_and_value_and_nothing_else_is(problem
 
 
 def test_mistakes_of_several_parts_are_named_together(problems):
-    found = problems(
+    mistakes = problems(
         [
             f"{IMAGE}.num_classes=0",
             f"{IMAGE}.layer_decay=2",
@@ -284,7 +284,7 @@ def test_mistakes_of_several_parts_are_named_together(problems):
             f"{IMAGE}.encode_ratio=2",
         ]
     )
-    assert [place.removeprefix(f"{IMAGE}.") for place, _ in found] == [
+    assert [place.removeprefix(f"{IMAGE}.") for place, _ in mistakes] == [
         "layer_decay",
         "category_attention",
         "modality_dropout",  # out of range

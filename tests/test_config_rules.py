@@ -36,7 +36,7 @@ def test_what_is_no_interval_is_refused(text):
         Interval.of(text)
 
 
-def found(text):
+def problems_of(text):
     """What the walk says of a config, as (place, message)."""
     config = EasyRecConfig()
     text_format.Parse(text, config)
@@ -62,7 +62,7 @@ def test_the_walk_reaches_every_depth_and_every_element():
       } }
       data_config { input_type: CSVInput batch_size: 0 }
     """
-    assert found(text) == [
+    assert problems_of(text) == [
         ("data_config.batch_size", "0 is out of range; give 1 or more"),
         ("model_config.e2e_mm_dbmtl.bottom_dnn.hidden_units[1]", "0 is out of range; give 1 or more"),
         (
@@ -78,8 +78,8 @@ def test_the_walk_reaches_every_depth_and_every_element():
 
 def test_a_number_of_32_bits_is_compared_as_it_was_written():
     augmentation = "model_config { model_class: 'E2E_MM_DBMTL' e2e_mm_dbmtl { img_model { augmentation { %s } } } }"
-    assert found(augmentation % "random_resized_crop_min_area: 0.01") == []
-    assert len(found(augmentation % "random_resized_crop_min_area: 0.0099")) == 1
+    assert problems_of(augmentation % "random_resized_crop_min_area: 0.01") == []
+    assert len(problems_of(augmentation % "random_resized_crop_min_area: 0.0099")) == 1
 
 
 @pytest.mark.parametrize(
@@ -108,6 +108,6 @@ def test_a_number_of_32_bits_is_compared_as_it_was_written():
     ],
 )
 def test_a_setting_without_what_it_needs(text, message):
-    assert [what for _, what in found(text)] == (
+    assert [problem for _, problem in problems_of(text)] == (
         [f"has no effect without {message}; set it or remove this"] if message else []
     )

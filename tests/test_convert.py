@@ -37,7 +37,7 @@ from easyrec_mm.grouping.shards import FORMATS
 PLAIN = {"parquet": plain_parquet, "tfrecord": plain_tfrecord, "rtp": plain_rtp}
 TYPES = {"int64": "INT64", "float32": "FLOAT", "float64": "DOUBLE", "bool": "BOOL", "string": "STRING"}
 INPUTS = {"parquet": "GroupParquetInput", "tfrecord": "GroupTFRecordInput", "rtp": "GroupRTPInput"}
-PAIRS = [(one, other) for one in FORMATS for other in FORMATS]
+PAIRS = [(first, second) for first in FORMATS for second in FORMATS]
 
 
 def config(folder, kind, path, **changes):
@@ -109,20 +109,20 @@ def file_of(output, kind):
 
 @settings(max_examples=40, deadline=None)
 @given(groups(), st.sampled_from(PAIRS))
-def test_there_and_back_are_the_same_bytes(some, pair):
+def test_there_and_back_are_the_same_bytes(originals, pair):
     first, second = pair
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        write(folder / "a", to_table(some), first)
+        write(folder / "a", to_table(originals), first)
         pipeline = config(folder, first, folder / "a")
         there, template = convert(folder, pipeline, second, "there")
-        assert PLAIN[second](file_of(there, second)) == some
+        assert PLAIN[second](file_of(there, second)) == originals
         back, _ = convert(folder, template, first, "back")
         assert file_of(back, first).read_bytes() == (folder / "a").read_bytes()
-        told = json.loads((there / "train/stats.json").read_text())
-        num_samples = sum(len(group["click"]) for group in some)
-        assert (told["groups_in"], told["groups_out"], told["groups_refused"]) == (len(some), len(some), 0)
-        assert (told["rows"], (there / "train/_SUCCESS").exists()) == (num_samples, True)
+        stats = json.loads((there / "train/stats.json").read_text())
+        num_samples = sum(len(group["click"]) for group in originals)
+        assert (stats["groups_in"], stats["groups_out"], stats["groups_refused"]) == (len(originals), len(originals), 0)
+        assert (stats["rows"], (there / "train/_SUCCESS").exists()) == (num_samples, True)
 
 
 DOUBLES = st.none() | st.floats(-3e38, 3e38, allow_nan=False).filter(lambda x: not 0 < abs(x) < 1e-99)
@@ -161,15 +161,15 @@ def test_training_reads_the_same_batches(tmp_path, pair):
 
 def require_equal_batches(pipeline, template):
     """Compare what training reads by two configs."""
-    found = []
+    batches = []
     for path in (pipeline, template):
         loaded = load_pipeline(str(path))
         files = loaded.config.train_input_path
         source = Input(loaded.config.data_config, loaded.schema, files, "train_input_path", BadRecords(None, 0))
-        found.append([tf.nest.flatten(one.batch, expand_composites=True) for one in source.batches(1, 0)])
-    assert len(found[0]) == len(found[1]) == 3
-    for one, other in zip(*found, strict=True):
-        for a, b in zip(one, other, strict=True):
+        batches.append([tf.nest.flatten(item.batch, expand_composites=True) for item in source.batches(1, 0)])
+    assert len(batches[0]) == len(batches[1]) == 3
+    for tensors, other_tensors in zip(*batches, strict=True):
+        for a, b in zip(tensors, other_tensors, strict=True):
             np.testing.assert_array_equal(np.array(a), np.array(b))
 
 
@@ -220,9 +220,9 @@ def test_files_sides_and_pictures_go_along(tmp_path):
     assert len(list(there.glob("*/*.tfrecord"))) == num_files > 3
     configs = [load_pipeline(str(path)).config for path in (tmp_path / "g.config", last)]
     assert configs[1].eval_input_path == f"{back}/eval/part-*.parquet"
-    for one in configs:
-        one.ClearField("train_input_path")
-        one.ClearField("eval_input_path")
+    for pipeline_config in configs:
+        pipeline_config.ClearField("train_input_path")
+        pipeline_config.ClearField("eval_input_path")
     assert configs[0] == configs[1]
 
 
@@ -233,11 +233,11 @@ def test_processes_beside_each_other_change_nothing(tmp_path, monkeypatch):
     for number in range(3):
         write(tmp_path / f"in/{number}.parquet", numbered(30 + number), "parquet")
     pipeline = config(tmp_path, "parquet", tmp_path / "in")
-    one, _ = convert(tmp_path, pipeline, "rtp", "one", "--num_workers", "1")
+    serial, _ = convert(tmp_path, pipeline, "rtp", "one", "--num_workers", "1")
     monkeypatch.setattr(module, "MANY_BYTES", 0)
-    two, _ = convert(tmp_path, pipeline, "rtp", "two", "--num_workers", "2")
-    assert contents(one) == contents(two)
-    assert len(contents(one)) == 6
+    parallel, _ = convert(tmp_path, pipeline, "rtp", "two", "--num_workers", "2")
+    assert contents(serial) == contents(parallel)
+    assert len(contents(serial)) == 6
 
 
 # --- What cannot be converted
@@ -260,8 +260,8 @@ def test_groups_that_a_format_has_no_place_for(tmp_path, capsys):
     assert not (tmp_path / "out").exists()
     assert len(bad_rows(tmp_path / "out.bad_rows.jsonl")) == 3
     output, _ = convert(tmp_path, pipeline, "rtp", "out", "--max_bad_share", "1")
-    told = bad_rows(output / "train/bad_rows.jsonl")
-    assert [(one["row"], one["where"], one["problem"].split(";")[0]) for one in told] == [
+    refusals = bad_rows(output / "train/bad_rows.jsonl")
+    assert [(refusal["row"], refusal["where"], refusal["problem"].split(";")[0]) for refusal in refusals] == [
         (2, "column 'user'", "sample 1: 'a|b' contains a line break or a separator"),
         (3, "column 'age'", "sample 1: 1000000000000000000 has more than 18 digits, which lines of text may not"),
         (4, "column 'cate'", "'a\\nb' contains a line break or a separator"),
@@ -275,9 +275,9 @@ def test_a_label_that_is_missing(tmp_path):
     write(tmp_path / "a", table, "parquet")
     pipeline = config(tmp_path, "parquet", tmp_path / "a")
     output, _ = convert(tmp_path, pipeline, "tfrecord", "out", "--max_bad_share", "0.5")
-    (one,) = bad_rows(output / "train/bad_rows.jsonl")
-    assert (one["row"], one["where"]) == (2, "column 'click'")
-    assert one["problem"] == "sample 1: the label is missing, and its field has no default_val"
+    (refusal,) = bad_rows(output / "train/bad_rows.jsonl")
+    assert (refusal["row"], refusal["where"]) == (2, "column 'click'")
+    assert refusal["problem"] == "sample 1: the label is missing, and its field has no default_val"
 
 
 @pytest.mark.parametrize("kind", FORMATS)

@@ -227,10 +227,10 @@ def test_a_batch_of_many_shapes_is_decoded_by_each_policy(policy, channels, tmp_
     module = tf.Module()
     module.decode = decoder(image)
     tf.saved_model.save(module, str(tmp_path))
-    data = tf.constant([encode(one, "PNG") for one in pictures])
+    data = tf.constant([encode(picture, "PNG") for picture in pictures])
     decoded = tf.saved_model.load(str(tmp_path)).decode(data).numpy()
-    for pixels, one in zip(decoded, pictures, strict=True):
-        source = np.array(one)
+    for pixels, picture in zip(decoded, pictures, strict=True):
+        source = np.array(picture)
         if channels == 1:
             source = tf.image.rgb_to_grayscale(source).numpy()
         np.testing.assert_array_equal(pixels, framed(source, HEIGHT, WIDTH, policy))

@@ -240,16 +240,16 @@ def test_style_shows_in_the_pixels_even_without_colour():
     grey = [
         np.asarray(demo.render(plate, s, -0.5, 64, np.random.default_rng(3)).convert("L"), np.float64) for s in range(4)
     ]
-    for one in range(4):
-        for other in range(one):
-            assert np.abs(grey[one] - grey[other]).mean() > 3
+    for style in range(4):
+        for other in range(style):
+            assert np.abs(grey[style] - grey[other]).mean() > 3
 
 
 def test_every_category_is_drawn_with_its_own_silhouette():
     masks = [np.asarray(demo_pictures.draw_mask(c, 64, np.zeros(2), 0.6, 0.0)) > 0 for c in range(len(demo.CATEGORIES))]
-    for one, mask in enumerate(masks):
+    for category, mask in enumerate(masks):
         assert 0.08 < mask.mean() < 0.45
-        assert all((mask ^ other).mean() > 0.015 for other in masks[:one])
+        assert all((mask ^ other).mean() > 0.015 for other in masks[:category])
 
 
 def test_auc_equals_counting_pairs():

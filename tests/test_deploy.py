@@ -32,9 +32,9 @@ def problems(value, kind, place):
     if match := re.fullmatch(r"[Ll]ist\[(.*)\]", kind):
         if not isinstance(value, list):
             return [f"{place}: no list"]
-        return [p for i, one in enumerate(value) for p in problems(one, match[1], f"{place}[{i}]")]
+        return [p for i, item in enumerate(value) for p in problems(item, match[1], f"{place}[{i}]")]
     if match := re.fullmatch(r"[Dd]ict[(\[]str, (.*)[)\]]", kind):
-        return [p for name, one in value.items() for p in problems(one, match[1], f"{place}.{name}")]
+        return [p for name, item in value.items() for p in problems(item, match[1], f"{place}.{name}")]
     if kind == "object":  # a port by number or name
         return [] if isinstance(value, str | int) else [f"{place}: {value!r}"]
     if kind in SIMPLE:
@@ -45,15 +45,15 @@ def problems(value, kind, place):
     if not isinstance(value, dict):
         return [f"{place}: {value!r} is not a valid {kind}"]
     attributes = {json_name: name for name, json_name in model.attribute_map.items()}
-    found = [f"{place}.{name}: {kind} has no such field" for name in value if name not in attributes]
-    known = {name: one for name, one in value.items() if name in attributes}
+    faults = [f"{place}.{name}: {kind} has no such field" for name in value if name not in attributes]
+    known = {name: item for name, item in value.items() if name in attributes}
     try:
-        model(**{attributes[name]: one for name, one in known.items()})
+        model(**{attributes[name]: item for name, item in known.items()})
     except ValueError as error:
-        found.append(f"{place}: {error}")
-    for name, one in known.items():
-        found += problems(one, model.openapi_types[attributes[name]], f"{place}.{name}")
-    return found
+        faults.append(f"{place}: {error}")
+    for name, item in known.items():
+        faults += problems(item, model.openapi_types[attributes[name]], f"{place}.{name}")
+    return faults
 
 
 @pytest.mark.parametrize(("file", "document"), documents())
@@ -68,9 +68,9 @@ def test_what_is_wrong_is_found():
     container["prots"] = container.pop("ports")
     container["args"] = "--x"
     del document["spec"]["selector"]
-    found = "\n".join(problems(document, KINDS[document["apiVersion"], document["kind"]], "x"))
+    report = "\n".join(problems(document, KINDS[document["apiVersion"], document["kind"]], "x"))
     for part in ("containers[0].prots: V1Container has no such field", "containers[0].args: no list", "selector"):
-        assert part in found
+        assert part in report
 
 
 def containers(document):

@@ -33,8 +33,8 @@ def test_grid_of_mean_colours(height, width, channels):
         ]
         for picture in given
     ]
-    found = Descriptors(4, 0, 0)(tf.constant(given))
-    np.testing.assert_allclose(found, np.reshape(expected, (3, -1)), atol=1e-5)
+    descriptors = Descriptors(4, 0, 0)(tf.constant(given))
+    np.testing.assert_allclose(descriptors, np.reshape(expected, (3, -1)), atol=1e-5)
 
 
 def histogram(pixels, bins):
@@ -49,12 +49,12 @@ def histogram(pixels, bins):
 @pytest.mark.parametrize(("channels", "bins"), [(3, 4), (1, 6)])
 def test_histograms_of_the_whole_and_of_its_middle(channels, bins):
     given = np.minimum(pictures(12, 8, channels), 254)
-    found = Descriptors(0, bins, 0)(tf.constant(given)).numpy()
-    assert found.shape == (3, 2 * bins**channels)
-    for picture, row in zip(given, found, strict=True):
-        for part, told in ((picture, row[: bins**channels]), (picture[3:9, 2:6], row[bins**channels :])):
+    descriptors = Descriptors(0, bins, 0)(tf.constant(given)).numpy()
+    assert descriptors.shape == (3, 2 * bins**channels)
+    for picture, row in zip(given, descriptors, strict=True):
+        for part, roots in ((picture, row[: bins**channels]), (picture[3:9, 2:6], row[bins**channels :])):
             shares = histogram(part, bins).ravel() / (part.shape[0] * part.shape[1])
-            np.testing.assert_allclose(told**2, shares, atol=1e-5)
+            np.testing.assert_allclose(roots**2, shares, atol=1e-5)
             assert shares.sum() == pytest.approx(1)
 
 
@@ -67,10 +67,10 @@ def test_width_is_the_number_of_descriptors(settings, channels):
 
 def test_large_pictures_are_counted_at_a_smaller_size():
     plain = np.full((1, 200, 130, 3), 255, np.uint8)
-    found = Descriptors(2, 3, 0)(tf.constant(plain)).numpy()[0]
-    np.testing.assert_allclose(found[:12], 1.0, rtol=1e-5)
-    np.testing.assert_allclose(found[[12 + 26, 12 + 53]], 1.0, rtol=1e-5)
-    assert np.abs(np.delete(found, [*range(12), 38, 65])).max() < 1e-3
+    descriptors = Descriptors(2, 3, 0)(tf.constant(plain)).numpy()[0]
+    np.testing.assert_allclose(descriptors[:12], 1.0, rtol=1e-5)
+    np.testing.assert_allclose(descriptors[[12 + 26, 12 + 53]], 1.0, rtol=1e-5)
+    assert np.abs(np.delete(descriptors, [*range(12), 38, 65])).max() < 1e-3
 
 
 def strengths_of_edges(picture, grid):
@@ -90,10 +90,10 @@ def strengths_of_edges(picture, grid):
 @pytest.mark.parametrize(("grid", "columns"), [(4, 2), (3, 2), (1, 1)])
 def test_directions_of_edges(grid, columns):
     given = pictures(12, 24, 3)
-    found = Descriptors(0, 0, grid)(tf.constant(given)).numpy().reshape(3, grid, columns, 8)
-    for picture, told in zip(given, found, strict=True):
+    descriptors = Descriptors(0, 0, grid)(tf.constant(given)).numpy().reshape(3, grid, columns, 8)
+    for picture, roots in zip(given, descriptors, strict=True):
         both = strengths_of_edges(picture, grid) + strengths_of_edges(picture[:, ::-1], grid)
-        np.testing.assert_allclose(told**2, both[:, :columns] / 2, atol=1e-5)
+        np.testing.assert_allclose(roots**2, both[:, :columns] / 2, atol=1e-5)
 
 
 def test_running_norm_is_the_same_in_training_and_later():
@@ -101,13 +101,13 @@ def test_running_norm_is_the_same_in_training_and_later():
     batches = np.random.default_rng(1).normal(3.0, 2.0, (5, 16, 4)).astype(np.float32)
     mean, square, weight = np.zeros(4), np.zeros(4), 0.0
     for batch in batches:
-        found = norm(tf.constant(batch), training=True)
+        normalised = norm(tf.constant(batch), training=True)
         weight = 0.9 * weight + 0.1
         mean += 0.1 / weight * (batch.mean(axis=0) - mean)
         square += 0.1 / weight * ((batch**2).mean(axis=0) - square)
         expected = (batch - mean) / np.sqrt(square - mean**2 + 1e-3)
-        np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-5)
-        np.testing.assert_allclose(norm(tf.constant(batch)), found, rtol=1e-6)
+        np.testing.assert_allclose(normalised, expected, rtol=1e-4, atol=1e-5)
+        np.testing.assert_allclose(norm(tf.constant(batch)), normalised, rtol=1e-6)
     # After the first batch the averages are its moments.
     first = RunningNorm()
     np.testing.assert_allclose(first(tf.constant(batches[0]), training=True).numpy().mean(axis=0), 0, atol=1e-5)

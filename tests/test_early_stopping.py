@@ -40,7 +40,7 @@ def steps(run: Training, kind: str = "eval") -> list[int]:
     return [line["step"] for line in run.lines(kind)]
 
 
-def kept(run: Training) -> list[int]:
+def saved_steps(run: Training) -> list[int]:
     return sorted(int(path.stem.partition("-")[2]) for path in run.model_dir.glob("*.index"))
 
 
@@ -54,7 +54,7 @@ def test_it_stops_without_improvement_and_keeps_the_best(data, tmp_path, scripte
     stopping = 'exporter_type: "best" enable_early_stop: true early_stop_patience: 3'
     run = evaluated_training(data, tmp_path, stopping, f"num_epochs: 3 {EACH_STEP} keep_checkpoint_max: 1").run()
     assert steps(run) == [1, 2, 3, 4, 5]
-    assert kept(run) == [2, 5]
+    assert saved_steps(run) == [2, 5]
     assert chosen(run) == 2
     output = capsys.readouterr().out
     reason = "auc_click did not improve in 3 evaluations since step 2 (export_config.early_stop_patience)"
@@ -100,7 +100,7 @@ def test_a_minimum_that_is_never_reached(data, tmp_path, scripted, capsys):
     scripted(0.5, 0.7, 0.6)
     best = 'exporter_type: "best" best_exporter_threshold: 0.8'
     run = evaluated_training(data, tmp_path, best, f"num_steps: 3 {EACH_STEP} keep_checkpoint_max: 1").run()
-    assert kept(run) == [3]
+    assert saved_steps(run) == [3]
     nearest = "the nearest was 0.7 at step 2"
     output = capsys.readouterr().out
     assert f"no checkpoint reached auc_click >= 0.8 (export_config.best_exporter_threshold): {nearest}" in output
@@ -140,22 +140,22 @@ def test_the_best_checkpoint_gives_the_metrics_of_its_evaluation(data, tmp_path)
     export = 'exporter_type: "best" best_exporter_metric: "log_loss"'
     train = f"num_steps: 4 {EACH_STEP}"
     run = evaluated_training(data, tmp_path, export, train, optimizer(rate=0.3, more=AVERAGED)).run()
-    found = {line["step"]: line["log_loss_click"] for line in run.lines("eval")}
-    best = min(found, key=found.get)
+    losses = {line["step"]: line["log_loss_click"] for line in run.lines("eval")}
+    best = min(losses, key=losses.get)
     assert chosen(run) == best
     pipeline = load_pipeline(str(run.model_dir / "pipeline.config"))
     model, step = load_model(pipeline.config, pipeline.schema, choose_checkpoint(pipeline, None).path)
     assert step == best
     path = pipeline.config.eval_input_path
     results = Evaluator(model, pipeline.config, path, "eval_input_path", BadRecords("", 0.5)).run()
-    assert results["log_loss_click"] == pytest.approx(found[best], rel=1e-4)
+    assert results["log_loss_click"] == pytest.approx(losses[best], rel=1e-4)
 
 
 def test_no_step_is_best_where_nothing_asks_for_it(data, tmp_path, scripted, capsys):
     scripted(0.9, 0.5, 0.5)
     run = evaluated_training(data, tmp_path, "", f"num_steps: 3 {EACH_STEP} keep_checkpoint_max: 1").run()
     assert steps(run) == [1, 2, 3]
-    assert kept(run) == [3]
+    assert saved_steps(run) == [3]
     assert chosen(run) == 3
     output = capsys.readouterr().out
     assert "the training ends at step 3: num_steps 3 are done" in output

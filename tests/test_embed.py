@@ -63,9 +63,9 @@ def test_vectors_are_the_image_models(exported, root, capsys, runtime):
     embed(exported, root, "--runtime", runtime)
     keys = keys_of(root)
     assert f"{len(keys)} pictures embedded by" in capsys.readouterr().out
-    found = stored(root, keys)
-    assert found.states.all()
-    np.testing.assert_allclose(found.vectors, vectors(exported, keys), rtol=1e-4, atol=1e-5)
+    answer = stored(root, keys)
+    assert answer.states.all()
+    np.testing.assert_allclose(answer.vectors, vectors(exported, keys), rtol=1e-4, atol=1e-5)
 
 
 def test_a_second_run_finds_all_there(exported, root, capsys):
@@ -85,8 +85,8 @@ def test_bad_pictures_are_absent_and_listed(exported, root, capsys):
     embed(exported, root)
     assert f"{len(keys) - 3} pictures embedded" in (output := capsys.readouterr().out)
     assert "3 bad (absent; listed in" in output
-    found = stored(root, keys)
-    assert [keys[i] for i in np.flatnonzero(found.states == State.ABSENT)] == sorted(bad)
+    answer = stored(root, keys)
+    assert [keys[i] for i in np.flatnonzero(answer.states == State.ABSENT)] == sorted(bad)
     lines = [json.loads(line) for line in (root / "bad.jsonl").read_text().splitlines()]
     assert {line["key"] for line in lines} == bad.keys()
     assert all(line["problem"] for line in lines)
@@ -186,12 +186,12 @@ def test_a_full_disk(exported, root):
     arguments = ["embed", "--img_model_dir", exported.folder / "image", "--store", f"lmdb://{root}/store", "--input"]
     arguments += [f"{root}/images/test/*", "--image_root", root, "--bad_pictures", root / "bad.jsonl"]
     arguments += ["--runtime", "onnx"]
-    found = subprocess.run(
+    process = subprocess.run(
         [sys.executable, "-c", code, *map(str, arguments)], cwd=ROOT, capture_output=True, text=True, check=False
     )
-    assert found.returncode == 1
-    assert "check the path, its permissions and the free space" in found.stderr
-    assert "Traceback" not in found.stderr
+    assert process.returncode == 1
+    assert "check the path, its permissions and the free space" in process.stderr
+    assert "Traceback" not in process.stderr
     embed(exported, root)
     assert stored(root, keys_of(root)).states.all()
 
@@ -254,7 +254,7 @@ def test_groups_of_which_the_picture_is_unclear_are_left_out_and_listed(exported
     ]
     items = read_items(str(tmp_path / "a.parquet"), schema)
     assert items.items == [Item(picture, picture)]
-    assert [(one.row, one.where, one.problem) for one in items.refused] == refused
+    assert [(refusal.row, refusal.where, refusal.problem) for refusal in items.refused] == refused
     listed = tmp_path / "bad.jsonl"
     embed(exported, root, "--input", tmp_path / "a.parquet", "--bad_pictures", listed)
     assert f"2 groups are left out (listed in {listed}). The first: {tmp_path}/a.parquet:2: " in capsys.readouterr().out

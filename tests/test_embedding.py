@@ -74,7 +74,7 @@ SEQUENCES = {
 
 def values():
     """Five samples."""
-    found = {
+    tensors = {
         "user": tf.constant([5, 0, 2, 2, 5], tf.int64),
         "friend": tf.constant([1, 1, 0, 5, 4], tf.int64),
         "cross": tf.constant([3, 1, 0, 0, 2], tf.int64),
@@ -85,14 +85,14 @@ def values():
         "bucket_table": tf.constant([2, 2, 0, 1, 0], tf.int64),
     }
     for name in ("mean", "sum", "sqrtn"):
-        found[name] = found[f"w_{name}"] = tf.ragged.constant(TAGS, tf.int64)
-        found[f"w_{name}:weight"] = tf.ragged.constant(WEIGHTS, tf.float32)
+        tensors[name] = tensors[f"w_{name}"] = tf.ragged.constant(TAGS, tf.int64)
+        tensors[f"w_{name}:weight"] = tf.ragged.constant(WEIGHTS, tf.float32)
     for name in ("mean", "sum", "max"):
-        found[f"seen_{name}"] = tf.ragged.constant(TAGS, tf.int64)
+        tensors[f"seen_{name}"] = tf.ragged.constant(TAGS, tf.int64)
     lengths = [len(tags) for tags in TAGS]
     for name, value in SEQUENCES.items():
-        found[name] = tf.RaggedTensor.from_row_lengths(tf.constant(value), lengths)
-    return found
+        tensors[name] = tf.RaggedTensor.from_row_lengths(tf.constant(value), lengths)
+    return tensors
 
 
 def combined(rows, tags, weights, combiner):
@@ -107,21 +107,21 @@ def pooled(vectors, how):
     ends = np.cumsum([len(tags) for tags in TAGS])
     samples = [vectors[end - len(tags) : end] for end, tags in zip(ends, TAGS, strict=True)]
     pool = {"mean": np.mean, "sum": np.sum, "max": np.max}[how]
-    return np.array([pool(some, axis=0) if len(some) else np.zeros(vectors.shape[1]) for some in samples])
+    return np.array([pool(elements, axis=0) if len(elements) else np.zeros(vectors.shape[1]) for elements in samples])
 
 
 def feature_columns(w):
     """Feature -> its columns `[5, width]`, of tables `w`."""
-    found = {name: value.numpy() for name, value in values().items() if not isinstance(value, tf.RaggedTensor)}
+    inputs = {name: value.numpy() for name, value in values().items() if not isinstance(value, tf.RaggedTensor)}
     columns = {
-        "user": w["user"][found["user"]],
-        "cross": w["cross"][found["cross"]],
-        "price": found["price"],
-        "vector": found["vector"],
-        "vector_table": found["vector_table"] @ w["vector_table"],
-        "bucket": np.eye(4)[found["bucket"]],
-        "bucket_table": w["bucket_table"][found["bucket_table"]],
-        "friend": w["user"][found["friend"]],
+        "user": w["user"][inputs["user"]],
+        "cross": w["cross"][inputs["cross"]],
+        "price": inputs["price"],
+        "vector": inputs["vector"],
+        "vector_table": inputs["vector_table"] @ w["vector_table"],
+        "bucket": np.eye(4)[inputs["bucket"]],
+        "bucket_table": w["bucket_table"][inputs["bucket_table"]],
+        "friend": w["user"][inputs["friend"]],
     }
     for name in ("mean", "sum", "sqrtn"):
         ones = [[1.0] * len(tags) for tags in TAGS]
@@ -138,16 +138,16 @@ def feature_columns(w):
 
 def padded_values():
     """The same values as features/numpy_transform.py gives them."""
-    found = values()
+    tensors = values()
     for f in FEATURES:
         if f.is_list:
-            value = found[f.name]
-            weights = found.get(f.weight_key, value.with_flat_values(tf.ones(value.flat_values.shape[0])))
+            value = tensors[f.name]
+            weights = tensors.get(f.weight_key, value.with_flat_values(tf.ones(value.flat_values.shape[0])))
             # One more than the longest: padding changes nothing.
             shape = [None, value.bounding_shape()[1] + 1]
-            found[f.weight_key] = weights.to_tensor(shape=shape)
-            found[f.name] = value.to_tensor(shape=[*shape, *value.shape[2:]])
-    return found
+            tensors[f.weight_key] = weights.to_tensor(shape=shape)
+            tensors[f.name] = value.to_tensor(shape=[*shape, *value.shape[2:]])
+    return tensors
 
 
 @pytest.mark.parametrize("joins_key", [False, True])
@@ -166,16 +166,16 @@ def test_attentions_join_behind_the_features(joins_key):
     image = tf.constant(random(5, 2, seed=8))
     output, squares = layer(values(), image)
     w = {name: t.embeddings.numpy() for name, t in layer.tables.items()}
-    found = values()
-    key = np.concatenate([w["user"][found["friend"]], image, w["user"][found["user"]]], axis=1)
+    inputs = values()
+    key = np.concatenate([w["user"][inputs["friend"]], image, w["user"][inputs["user"]]], axis=1)
     elements = w["tags"][np.concatenate(TAGS).astype(int)]
     history = np.concatenate([elements, SEQUENCES["numbers"], elements], axis=1)
-    expected = attend(tf.constant(key), found["numbers"].with_flat_values(tf.constant(history)))
-    joined = [w["user"][found["user"]], pooled(elements, "mean"), expected.numpy(), *([key] if joins_key else [])]
+    expected = attend(tf.constant(key), inputs["numbers"].with_flat_values(tf.constant(history)))
+    joined = [w["user"][inputs["user"]], pooled(elements, "mean"), expected.numpy(), *([key] if joins_key else [])]
     np.testing.assert_allclose(output, np.concatenate(joined, axis=1), rtol=1e-5, atol=1e-6)
-    of_tables = [w["user"][found["user"]], w["user"][found["friend"]], joined[1], elements, elements]
+    of_tables = [w["user"][inputs["user"]], w["user"][inputs["friend"]], joined[1], elements, elements]
     assert float(squares) == pytest.approx(sum(np.sum(x**2) for x in of_tables), rel=1e-5)
-    rows = {f.name: layer.rows(f, found[f.name]) for f in features}
+    rows = {f.name: layer.rows(f, inputs[f.name]) for f in features}
     padded = padded_values()
     tags = layer.tables["tags"]
     rows |= {f.name: tags.lookup(padded[f.name]) for f in features if isinstance(f, SequenceFeature) and f.table}
@@ -238,8 +238,8 @@ def test_feature_embedding_gradient_is_rows():
         np.add.at(expected, tags, up["seen_mean"][s] / max(len(tags), 1))
         for column in range(3) if tags else ():
             # The largest number takes the gradient, in equal shares where elements are equal.
-            found = rows[tags, column]
-            largest = np.flatnonzero(found == found.max())
+            numbers = rows[tags, column]
+            largest = np.flatnonzero(numbers == numbers.max())
             np.add.at(expected[:, column], np.array(tags)[largest], up["seen_max"][s, column] / len(largest))
     for combiner in ("mean", "sum", "sqrtn"):
         for prefix, weights in (("", [[1.0] * len(tags) for tags in TAGS]), ("w_", WEIGHTS)):

@@ -43,18 +43,18 @@ def test_rows_come_in_the_order_that_is_asked_for(max_memory):
     with rows_of(columns, max_memory) as rows:
         assert rows.is_on_disk == (max_memory == TINY)
         assert len(rows) == 1000
-        _, found = read(rows, ["price", "label"], 64)
-        assert np.array_equal(found["price"], columns["price"])
+        _, columns_read = read(rows, ["price", "label"], 64)
+        assert np.array_equal(columns_read["price"], columns["price"])
         assert np.array_equal(rows.column("label"), columns["label"])
-        chunks, found = read(rows, ["group", "score"], 64, order=["group", "-score"])
+        chunks, columns_read = read(rows, ["group", "score"], 64, order=["group", "-score"])
         order = np.lexsort((-columns["score"], columns["group"]))
         for name in ("group", "score"):
-            assert np.array_equal(found[name], columns[name][order])
+            assert np.array_equal(columns_read[name], columns[name][order])
         assert max(len(chunk["group"]) for chunk in chunks) <= 64
-        _, found = read(rows, ["score"], 1000, order=["-score"])
-        assert np.array_equal(found["score"], np.sort(columns["score"])[::-1])
-        chunks, found = read(rows, ["score"], 64, order=["group", "-score"], run_column="group")
-        assert np.array_equal(found["score"], columns["score"][order])
+        _, columns_read = read(rows, ["score"], 1000, order=["-score"])
+        assert np.array_equal(columns_read["score"], np.sort(columns["score"])[::-1])
+        chunks, columns_read = read(rows, ["score"], 64, order=["group", "-score"], run_column="group")
+        assert np.array_equal(columns_read["score"], columns["score"][order])
         groups = [set(chunk["group"].tolist()) for chunk in chunks]
         assert sum(map(len, groups)) == len(set().union(*groups)) == 37
     assert not rows.is_on_disk
@@ -72,8 +72,8 @@ def test_rows_may_be_added_after_they_were_read():
         with rows_of({name: values[:200] for name, values in columns.items()}, max_memory) as rows:
             assert len(read(rows, ["score"], 64, order=["-score"])[1]["score"]) == 200
             rows.append({name: values[200:] for name, values in columns.items()})
-            _, found = read(rows, ["score"], 64, order=["-score"])
-            assert np.array_equal(found["score"], np.sort(columns["score"])[::-1])
+            _, columns_read = read(rows, ["score"], 64, order=["-score"])
+            assert np.array_equal(columns_read["score"], np.sort(columns["score"])[::-1])
 
 
 def test_the_callers_batch_may_be_reused():
@@ -95,14 +95,14 @@ def test_results_on_disk_are_those_in_memory():
     """All metrics with replicates and slices, in a memory that holds not one batch."""
     columns = columns_of(3000)
     entries = [Entry(name, make(), "label", "score", "group") for name, make in METRICS.items()]
-    found = []
+    outcomes = []
     for max_memory in (TINY, 1 << 30):
         quantiles, values = ByQuantile("price_bin", 3), ByValue("price", 4, "here")
         extra = {quantiles.column: quantiles.raw(columns["price"]), values.column: values.raw(columns["price"])}
         with rows_of({**columns, **extra}, max_memory, batch=500) as rows:
             summary = summarize(rows, entries, [quantiles, values], ClusterWeights(30))
-        found.append((summary, results_of(summary, 30)))
-    (on_disk, results), (in_memory, expected) = found
+        outcomes.append((summary, results_of(summary, 30)))
+    (on_disk, results), (in_memory, expected) = outcomes
     assert results == pytest.approx(expected, rel=1e-12)
     assert results.intervals.keys() == expected.intervals.keys()
     assert len(expected.intervals) == len(METRICS) * (1 + 3 + 5)

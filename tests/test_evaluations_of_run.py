@@ -81,8 +81,8 @@ def test_a_training_that_goes_on_from_an_earlier_step_forgets_what_followed(tmp_
     ],
 )
 def test_the_best(criterion, values, best):
-    found = standing_of(evaluations(*values), criterion).best
-    assert (found and found.step) == best
+    evaluation = standing_of(evaluations(*values), criterion).best
+    assert (evaluation and evaluation.step) == best
 
 
 @pytest.mark.parametrize(

@@ -26,7 +26,7 @@ def lines(data):
     return (data / "one.txt").read_text().splitlines(keepends=True)
 
 
-def evaluator(training, path, records=None):
+def make_evaluator(training, path, records=None):
     return Evaluator(
         training.model, training.pipeline.config, str(path), "eval_input_path", records or BadRecords(None, 0.5)
     )
@@ -38,49 +38,49 @@ def test_it_follows_the_weights_and_opens_its_input_once(training, monkeypatch):
     monkeypatch.setattr(
         evaluator_module, "Input", lambda *args, **kwargs: opened.append(args) or Input(*args, **kwargs)
     )
-    one = evaluator(training, path)
-    first = one.run()
-    assert one.run() == first
+    evaluator = make_evaluator(training, path)
+    first = evaluator.run()
+    assert evaluator.run() == first
     assert len(opened) == 1
     # Twice of everything is another network.
     weights = {v.path: v.numpy() for v in training.model.named_variables().values()}
     for v in training.model.named_variables().values():
         v.assign(2 * v.numpy())
-    changed = one.run()
+    changed = evaluator.run()
     assert changed["log_loss_click"] != pytest.approx(first["log_loss_click"], abs=1e-6)
-    assert changed == pytest.approx(evaluator(training, path).run())
+    assert changed == pytest.approx(make_evaluator(training, path).run())
     for v in training.model.named_variables().values():
         v.assign(weights[v.path])
-    assert one.run() == pytest.approx(first)
+    assert evaluator.run() == pytest.approx(first)
 
 
 def test_files_that_were_replaced_or_came_since_are_read(training, lines, tmp_path):
-    for name, some in (("a.txt", lines[:4]), ("b.txt", lines[4:])):
-        (tmp_path / name).write_text("".join(some))
-    one = evaluator(training, tmp_path / "*.txt")
-    assert one.run()["num_samples"] == 24
+    for name, part in (("a.txt", lines[:4]), ("b.txt", lines[4:])):
+        (tmp_path / name).write_text("".join(part))
+    evaluator = make_evaluator(training, tmp_path / "*.txt")
+    assert evaluator.run()["num_samples"] == 24
     (tmp_path / "b.txt").write_text("".join(lines[4:6]))
-    assert one.run()["num_samples"] == evaluator(training, tmp_path / "*.txt").run()["num_samples"] == 12
+    assert evaluator.run()["num_samples"] == make_evaluator(training, tmp_path / "*.txt").run()["num_samples"] == 12
     (tmp_path / "c.txt").write_text("".join(lines[6:]))
-    assert one.run()["num_samples"] == 24
+    assert evaluator.run()["num_samples"] == 24
     for name in ("a.txt", "b.txt", "c.txt"):
         (tmp_path / name).unlink()
     with pytest.raises(DataError, match=r"eval_input_path: '.*\*\.txt' matches no file"):
-        one.run()
+        evaluator.run()
 
 
 def test_bad_records_are_counted_each_time_and_written_once(training, lines, tmp_path):
     (tmp_path / "a.txt").write_text("".join(["no group\n", *lines]))
     records = BadRecords(str(tmp_path / "bad.jsonl"), 0.1)
-    one = evaluator(training, tmp_path / "a.txt", records)
+    evaluator = make_evaluator(training, tmp_path / "a.txt", records)
     for _ in range(2):
-        assert one.run()["num_samples"] == 24
+        assert evaluator.run()["num_samples"] == 24
         assert records.counts["groups"] == 13
         assert records.counts["bad_groups"] == 1
     written = [json.loads(line) for line in (tmp_path / "bad.jsonl").read_text().splitlines()]
-    assert [(one["row"], one["kind"]) for one in written] == [(1, "group")]
+    assert [(record["row"], record["kind"]) for record in written] == [(1, "group")]
     # What a message shows is of the files as they are now.
     (tmp_path / "a.txt").write_text("".join([*lines, "no group\n", "no group\n"]))
     with pytest.raises(DataError, match=r"2 of 14 groups cannot be used(?s:.*)a.txt:13: ") as error:
-        one.run()
+        evaluator.run()
     assert "a.txt:1:" not in str(error.value)

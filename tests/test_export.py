@@ -51,10 +51,10 @@ def outputs_of(columns):
     return {name: np.array(v) for name, v in columns.items() if name.startswith(("logits_", "probs_", "y_"))}
 
 
-def assert_close(found, expected):
-    assert found.keys() == expected.keys()
+def assert_close(outputs, expected):
+    assert outputs.keys() == expected.keys()
     for name, value in expected.items():
-        np.testing.assert_allclose(found[name], value, rtol=1e-5, atol=2e-6, err_msg=name)
+        np.testing.assert_allclose(outputs[name], value, rtol=1e-5, atol=2e-6, err_msg=name)
 
 
 # --- What they compute
@@ -114,8 +114,10 @@ def test_empty_text_takes_the_default(exported, predicted):
     _, fields = predicted
     rec = signatures(exported.folder / "rec")["vector"]
     vector = tf.zeros([1, read_manifest(str(exported.folder / "rec"), "rec").image_width])
-    one = {name: value[:1] for name, value in fields.items()}
-    empty, default = (rec(**{**one, "user_gender": tf.constant([v])}, img_emb_vector=vector) for v in ("", "unknown"))
+    sample = {name: value[:1] for name, value in fields.items()}
+    empty, default = (
+        rec(**{**sample, "user_gender": tf.constant([v])}, img_emb_vector=vector) for v in ("", "unknown")
+    )
     np.testing.assert_array_equal(empty["logits_click"], default["logits_click"])
 
 
@@ -152,12 +154,12 @@ def test_onnx_rec_model_equals_the_network(tmp_path, monkeypatch, network, combi
         inputs[name] = value.to_tensor().numpy() if isinstance(value, tf.RaggedTensor) else value.numpy()
     session = onnxruntime.InferenceSession(str(tmp_path / REC_ONNX), providers=["CPUExecutionProvider"])
     names = [output.name for output in session.get_outputs()]
-    found = dict(zip(names, session.run(names, inputs), strict=True))
+    outputs = dict(zip(names, session.run(names, inputs), strict=True))
     logits, _ = model.rec(batch.features, vector)
     expected = {}
     for task in model.schema.tasks:
         expected |= {name: value.numpy() for name, value in task_outputs(task, logits[task.name]).items()}
-    assert_close(found, expected)
+    assert_close(outputs, expected)
 
 
 # --- What is written
@@ -172,8 +174,8 @@ def test_plain_tensorflow_loads_them(exported):
         "assert not {name for name in sys.modules if name.startswith(('easyrec_mm', 'keras_hub'))}\n"
     )
     folders = [str(exported.folder / kind) for kind in KINDS]
-    found = subprocess.run([sys.executable, "-I", "-c", code, *folders], capture_output=True, text=True, check=True)
-    assert found.stdout.splitlines() == [
+    completed = subprocess.run([sys.executable, "-I", "-c", code, *folders], capture_output=True, text=True, check=True)
+    assert completed.stdout.splitlines() == [
         "['decode', 'encoded', 'serving_default']", "['serving_default', 'vector']", "['encoded', 'serving_default']",
     ]  # fmt: skip
 
@@ -232,17 +234,19 @@ def test_fingerprint_changes_with_weights_and_pixels_alone(tmp_path, monkeypatch
         change(model)
         return export.image_tower_fingerprint(model, pipeline.config.model_config.e2e_mm_dbmtl.img_model)
 
-    one = fingerprint()
-    assert one == fingerprint()
-    assert one != fingerprint(lambda model: model.weights()["image/projection/bias"].assign_add(tf.ones([16]) * 1e-6))
-    assert one != fingerprint(text=lambda t: t.replace("width: 32 height: 32", "width: 32 height: 31"))
-    assert one == fingerprint(text=lambda t: t.replace("hidden_units: [6]", "hidden_units: [7]"))
+    original = fingerprint()
+    assert original == fingerprint()
+    assert original != fingerprint(
+        lambda model: model.weights()["image/projection/bias"].assign_add(tf.ones([16]) * 1e-6)
+    )
+    assert original != fingerprint(text=lambda t: t.replace("width: 32 height: 32", "width: 32 height: 31"))
+    assert original == fingerprint(text=lambda t: t.replace("hidden_units: [6]", "hidden_units: [7]"))
     upscaled = fingerprint(text=lambda t: t.replace("e2e_mm_dbmtl {", "e2e_mm_dbmtl { img_model { upscale: 2 }"))
     # Of equally many numbers.
     grids = ("colour_grid: 4 colour_bins: 0 edge_grid: 0", "colour_grid: 0 colour_bins: 0 edge_grid: 3")
     texts = [f"e2e_mm_dbmtl {{ img_model {{ descriptors {{ {grid} }} }}" for grid in grids]
     described = [fingerprint(text=lambda t, new=new: t.replace("e2e_mm_dbmtl {", new)) for new in texts]
-    assert len({one, upscaled, *described}) == 4
+    assert len({original, upscaled, *described}) == 4
 
 
 # --- What goes wrong
@@ -368,24 +372,24 @@ def test_kills_and_full_disks(exported, tmp_path):
     shutil.copytree(exported.folder, folder)
     old = contents(folder)
     assert process(KILLED, *exported.export_arguments(folder))[0] == -signal.SIGKILL
-    found = contents(folder)
-    assert {path: content for path, content in found.items() if path.parts[0] in KINDS} == old
+    files = contents(folder)
+    assert {path: content for path, content in files.items() if path.parts[0] in KINDS} == old
     for kind in KINDS:
         read_manifest(str(folder / kind), kind)
-    killed = {Path(str(path).split(".")[1], *path.parts[1:]): content for path, content in found.items() - old.items()}
+    killed = {Path(str(path).split(".")[1], *path.parts[1:]): content for path, content in files.items() - old.items()}
 
     status, text = process(LIMITED, tmp_path, *exported.export_arguments(tmp_path))
     assert status == 0
     assert "Traceback" not in text
-    _, first, *told = re.split(r"^status (\d)$", text, flags=re.MULTILINE)
+    _, first, *reports = re.split(r"^status (\d)$", text, flags=re.MULTILINE)
     assert first == "0"
     assert sorted(path.name for path in folder.iterdir()) == sorted(KINDS)
-    found = contents(folder)
-    assert found.keys() == killed.keys()
+    files = contents(folder)
+    assert files.keys() == killed.keys()
     for path, content in killed.items():
-        assert path.name == "manifest.json" or found[path] == content, path
-    for most_bytes, of_export, status in zip(LIMITS, told[::2], told[1::2], strict=False):
+        assert path.name == "manifest.json" or files[path] == content, path
+    for most_bytes, of_export, status in zip(LIMITS, reports[::2], reports[1::2], strict=False):
         assert status == "1"
         assert re.search(r"^error: .*(cannot be written|File too large)", of_export, re.MULTILINE), of_export
         assert list((tmp_path / str(most_bytes)).iterdir()) == []
-    assert len(told) == 2 * len(LIMITS) + 1
+    assert len(reports) == 2 * len(LIMITS) + 1

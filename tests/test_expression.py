@@ -59,16 +59,16 @@ def numbers(draw, depth=3):
         return f"-({text})", lambda values: -inner(values)
     if kind == "binary":
         sign = draw(st.sampled_from("+-*/"))
-        (one, f), (other, g) = draw(numbers(depth - 1)), draw(numbers(depth - 1))
+        (left, f), (right, g) = draw(numbers(depth - 1)), draw(numbers(depth - 1))
         run = guarded(OPERATORS[sign])
-        return f"({one}){sign}({other})", lambda values: run(f(values), g(values))
+        return f"({left}){sign}({right})", lambda values: run(f(values), g(values))
     name = draw(st.sampled_from([*FUNCTIONS, "where"]))
     count = {"min": 3, "max": 2, "clip": 3, "where": 2}.get(name, 1)
     parts = [draw(numbers(depth - 1)) for _ in range(count)]
     if name == "where":
         condition, truth = draw(truths(depth - 1))
-        (one, f), (other, g) = parts
-        return f"where({condition}, {one}, {other})", lambda values: f(values) if truth(values) else g(values)
+        (left, f), (right, g) = parts
+        return f"where({condition}, {left}, {right})", lambda values: f(values) if truth(values) else g(values)
     run = guarded(FUNCTIONS[name])
     spelling = draw(st.sampled_from([name, f"tf.{name}", f"tf.math.{name}"]))
     return f"{spelling}({', '.join(text for text, _ in parts)})", lambda values: run(*(f(values) for _, f in parts))
@@ -78,12 +78,12 @@ def numbers(draw, depth=3):
 def truths(draw, depth=2):
     if depth > 0 and draw(st.booleans()):
         sign = draw(st.sampled_from("&|"))
-        (one, f), (other, g) = draw(truths(depth - 1)), draw(truths(depth - 1))
+        (left, f), (right, g) = draw(truths(depth - 1)), draw(truths(depth - 1))
         both = {"&": lambda x, y: x and y, "|": lambda x, y: x or y}[sign]
-        return f"({one}) {sign} ({other})", lambda values: both(f(values), g(values))
+        return f"({left}) {sign} ({right})", lambda values: both(f(values), g(values))
     sign = draw(st.sampled_from(COMPARISONS))
-    (one, f), (other, g) = draw(numbers(max(depth - 1, 0))), draw(numbers(max(depth - 1, 0)))
-    return f"({one}) {sign} ({other})", lambda values: float(OPERATORS[sign](f(values), g(values)))
+    (left, f), (right, g) = draw(numbers(max(depth - 1, 0))), draw(numbers(max(depth - 1, 0)))
+    return f"({left}) {sign} ({right})", lambda values: float(OPERATORS[sign](f(values), g(values)))
 
 
 VALUES = st.lists(st.sampled_from([0.0, 1.0, -1.0, 0.5, -7.25, 3.0, 1e20, -1e-3]), min_size=3, max_size=3)

@@ -45,42 +45,42 @@ def feature(uri, name="title", width=2):
 
 def test_what_is_missing(uri, writer):
     write(writer, "words", {"a": [1, 2], "b": [3, 4], "bad": None})
-    one = feature(uri)
-    stores = VectorStores([one, raw_feature("other", ("x",), 1)])
-    found = stores.look_up(one, ["b", "", "c", "a", "bad"])
-    np.testing.assert_array_equal(found.vectors, np.float32([[3, 4], [0, 0], [0, 0], [1, 2], [0, 0]]))
-    assert found.vectors.dtype == np.float32
-    assert found.is_missing.tolist() == [False, False, True, False, True]
+    title = feature(uri)
+    stores = VectorStores([title, raw_feature("other", ("x",), 1)])
+    lookup = stores.look_up(title, ["b", "", "c", "a", "bad"])
+    np.testing.assert_array_equal(lookup.vectors, np.float32([[3, 4], [0, 0], [0, 0], [1, 2], [0, 0]]))
+    assert lookup.vectors.dtype == np.float32
+    assert lookup.is_missing.tolist() == [False, False, True, False, True]
     for keys in ([], ["", ""]):  # nothing is asked of the store
-        found = stores.look_up(one, keys)
-        assert (found.vectors.shape, found.is_missing.tolist()) == ((len(keys), 2), [False] * len(keys))
+        lookup = stores.look_up(title, keys)
+        assert (lookup.vectors.shape, lookup.is_missing.tolist()) == ((len(keys), 2), [False] * len(keys))
     assert list(stores.features) == ["title"]
     stores.close()
 
 
 def test_vectors_stay_those_that_a_model_was_trained_with(uri, writer):
     write(writer, "words", {"a": [1, 2]})
-    one = feature(uri)
-    trained = VectorStores([one])
+    title = feature(uri)
+    trained = VectorStores([title])
     origins = {name: origin_number(generation.fingerprint) for name, generation in trained.generations.items()}
     write(writer, "better words", {"a": [5, 6]})
-    pinned, current = VectorStores([one], origins), VectorStores([one])
+    pinned, current = VectorStores([title], origins), VectorStores([title])
     for stores, expected in ((trained, [1, 2]), (pinned, [1, 2]), (current, [5, 6])):
-        assert stores.look_up(one, ["a"]).vectors.tolist() == [expected]
+        assert stores.look_up(title, ["a"]).vectors.tolist() == [expected]
     assert pinned.is_newest()
     assert not trained.is_newest()
     writer.prune()
     with pytest.raises(StoreError, match="generation 1 no longer exists"):
-        pinned.look_up(one, ["a"])
+        pinned.look_up(title, ["a"])
     with pytest.raises(StoreError, match=r"'title': .* holds generation 2 of 'better words', but not the vectors that"):
-        VectorStores([one], origins)
+        VectorStores([title], origins)
     write(writer, "words", {"a": [7, 8]})
     assert not pinned.is_newest()
-    both = VectorStores([one], origins, pinned)
-    assert both.look_up(one, ["a"]).vectors.tolist() == [[7, 8]]
+    both = VectorStores([title], origins, pinned)
+    assert both.look_up(title, ["a"]).vectors.tolist() == [[7, 8]]
     both.close()
     with pytest.raises(KeyError):  # they are one
-        pinned.look_up(one, ["a"])
+        pinned.look_up(title, ["a"])
     for stores in (trained, current):
         stores.close()
 

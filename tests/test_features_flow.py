@@ -50,17 +50,17 @@ def test_check_shows_every_feature(trained, capsys, monkeypatch):
     assert main(["check", "--pipeline_config", f"{trained}/x.config"]) == 0
     lines = {line.split()[0]: line for line in capsys.readouterr().out.split("\nfeatures\n")[1].splitlines() if line}
     assert lines["wanted"].split()[1] == "ExprFeature"
-    found = lines["clicks_of_category"].split()
-    assert found[1:5] == ["LookupFeature", "(identity)", "3", "10"]
-    assert 0 < float(found[5].rstrip("%")) < 100  # samples whose map lacks the category
-    assert 0 < float(found[6].rstrip("%")) < 50  # numbers above 9
+    cells = lines["clicks_of_category"].split()
+    assert cells[1:5] == ["LookupFeature", "(identity)", "3", "10"]
+    assert 0 < float(cells[5].rstrip("%")) < 100  # samples whose map lacks the category
+    assert 0 < float(cells[6].rstrip("%")) < 50  # numbers above 9
     assert lines["seen"].split()[1:3] == ["SequenceFeature", "(hash)"]
     assert lines["seen_looks"].split()[1:5] == ["SequenceFeature", "(numbers)", "2", "4"]
     assert 0 < float(lines["seen"].split()[5].rstrip("%")) < 50  # without any
     for name, kind in (("title", "VectorFeature"), ("seen_titles", "SequenceFeature")):
-        found = lines[name].split()
-        assert found[1:5] == [kind, "(store)", "5", "-"]
-        assert 0 < float(found[6].rstrip("%")) < 50  # keys of which the store has no vector
+        cells = lines[name].split()
+        assert cells[1:5] == [kind, "(store)", "5", "-"]
+        assert 0 < float(cells[6].rstrip("%")) < 50  # keys of which the store has no vector
 
 
 @pytest.fixture(scope="module")
@@ -81,7 +81,7 @@ def test_vectors_of_a_store_in_batches(trained):
     pipeline = load_pipeline(f"{trained}/x.config")
     bad_records = BadRecords(None, 1.0)
     inputs = Input(pipeline.config.data_config, pipeline.schema, f"{trained}/data.txt", "train_input_path", bad_records)
-    batches = [one.batch.features for one in inputs.batches()]
+    batches = [item.batch.features for item in inputs.batches()]
     table = pq.read_table(trained / "titles.parquet").to_pydict()
     vectors = {str(key): np.float32(v) for key, v in zip(table["item"], table["vector"], strict=True)}
     nothing = np.zeros(5, np.float32)
@@ -89,19 +89,19 @@ def test_vectors_of_a_store_in_batches(trained):
     samples = [dict(zip(sample_names(), s.split("\x02"), strict=True)) for x in lines for s in samples_of(x)]
     expected = [vectors.get(s["item"], nothing) for s in samples]
     np.testing.assert_array_equal(np.concatenate([batch["title"] for batch in batches]), expected)
-    kept = [[key for key in s["seen_items"].split(",") if key][:3] for s in samples]
+    histories = [[key for key in s["seen_items"].split(",") if key][:3] for s in samples]
     seen = [row.numpy() for batch in batches for row in batch["seen_titles"]]
-    assert len(seen) == len(kept) > len(expected) - 1
-    for keys, found in zip(kept, seen, strict=True):
-        np.testing.assert_array_equal(found, np.reshape([vectors.get(key, nothing) for key in keys], [-1, 5]))
+    assert len(seen) == len(histories) > len(expected) - 1
+    for keys, history_vectors in zip(histories, seen, strict=True):
+        np.testing.assert_array_equal(history_vectors, np.reshape([vectors.get(key, nothing) for key in keys], [-1, 5]))
     assert min(map(len, seen)) == 0  # also one without any
-    flat = [key for keys in kept for key in keys]
+    flat = [key for keys in histories for key in keys]
     counts = bad_records.counts
     assert (counts["vectors_title"], counts["vectors_seen_titles"]) == (len(samples), len(flat))
     assert counts["missing_vectors_title"] == sum(s["item"] not in vectors for s in samples) > 0
     assert counts["missing_vectors_seen_titles"] == sum(key not in vectors for key in flat) > 0
-    told = bad_records.summary().splitlines()[0]
-    assert re.fullmatch(r"feature 'title': \d+ of 72 keys have no vector, such as '8'", told)
+    summary = bad_records.summary().splitlines()[0]
+    assert re.fullmatch(r"feature 'title': \d+ of 72 keys have no vector, such as '8'", summary)
 
 
 def test_a_saved_model_takes_the_vectors(trained, rows):
@@ -289,8 +289,8 @@ def test_commands_take_vectors_of_the_origin_of_training(trained, command, capsy
     assert store.prune() == [1]
     store.close()
     assert main([command, "--pipeline_config", f"{trained}/x.config", *flags]) == 1
-    told = capsys.readouterr().err.splitlines()[-1]
-    assert told == (
+    error = capsys.readouterr().err.splitlines()[-1]
+    assert error == (
         f"error: feature 'title': {uri}: holds generation 2 of 'other words', but not the vectors that the model was "
         "trained with; restore them"
     )
@@ -305,11 +305,11 @@ def test_a_training_in_a_bucket_needs_vectors_of_its_origin(s3, trained, capsys,
     settings += [f"model_dir={s3.new_bucket()}/m", "train_config.save_checkpoints_steps=1"]
     command = ["train", "--pipeline_config", f"{trained}/x.config", *[f"--set={setting}" for setting in settings]]
     assert main([*command, "--set=feature_config.features[11].max_missing_share=0.05"]) == 1
-    told = capsys.readouterr().err.splitlines()[-1]
+    error = capsys.readouterr().err.splitlines()[-1]
     assert re.fullmatch(
         r"error: feature 'title': the store has no vector of \d+ of \d+ keys, more than max_missing_share \(0.05\), "
         r"such as '[89]', '[89]'; load the vectors or raise the share",
-        told,
+        error,
     )
     write_titles(tmp_path, uri, "other words")
     store = open_store(uri, writable=True)
@@ -336,8 +336,8 @@ def test_exports_hold_no_passwords(trained, given, shown):
         return tuple(replace(f, stored=replace(f.stored, uri=uri)) if f.stored else f for f in features)
 
     stored = with_uri(schema.features, given)
-    found = replace(schema, features=stored).without_passwords().features
-    assert found == with_uri(stored, shown)
+    exported_features = replace(schema, features=stored).without_passwords().features
+    assert exported_features == with_uri(stored, shown)
 
 
 def test_flags_of_vector_stores_that_are_none(trained, capsys):

@@ -27,7 +27,7 @@ def add(cache, key, size):
     cache.add(key, size, lambda path: path.write_bytes(b"x" * size))
 
 
-def kept(folder):
+def used_bytes(folder):
     return sum(path.stat().st_size for path in Path(folder).glob("*/*"))
 
 
@@ -48,7 +48,7 @@ def test_a_cache_never_exceeds_its_size_and_loses_what_was_not_used_for_longest(
             used.pop(name, None)
             used[name] = size
         os.utime(cache.place(name), ns=(i + 1, i + 1))  # the clock may not tell them apart
-        assert kept(folder) <= 100
+        assert used_bytes(folder) <= 100
         there = [name for name in used if cache.place(name).exists()]
         assert there == list(used)[len(used) - len(there) :]  # the ones used last
         used = {name: used[name] for name in there}
@@ -75,7 +75,7 @@ def test_an_entry_is_whole_or_not_there(tmp_path):
     with pytest.raises(OSError, match="no space"):
         cache.add("x", 10, fail)
     assert cache.hold("x") is None
-    assert kept(tmp_path) == 0
+    assert used_bytes(tmp_path) == 0
 
 
 def test_what_a_killed_process_left_is_removed(tmp_path):
@@ -111,7 +111,7 @@ def test_several_processes_share_a_cache(tmp_path):
     for process in processes:
         process.join()
     assert [process.exitcode for process in processes] == [0, 0, 0]
-    assert 10_000 < kept(tmp_path) <= 20_000
+    assert 10_000 < used_bytes(tmp_path) <= 20_000
     assert not list(tmp_path.glob("*/tmp-*"))
 
 
@@ -131,13 +131,13 @@ def run_begins(monkeypatch):
 
 
 def test_contents_are_kept_and_asked_about_once_a_run(s3, bucket, tmp_path, run_begins):
-    path, one = f"{bucket}/x", place_of(bucket)
+    path, place = f"{bucket}/x", place_of(bucket)
     s3.put(path, b"first")
-    one.read(path)
+    place.read(path)
 
     def requests(cache, expected):
         s3.faults.requests.clear()
-        assert [cache.read(one, path) for _ in range(3)] == [expected] * 3
+        assert [cache.read(place, path) for _ in range(3)] == [expected] * 3
         return sum(s3.faults.requests.values())
 
     cache = ContentCache(DiskCache(str(tmp_path), 10_000, "setting"))
@@ -153,19 +153,19 @@ def test_contents_are_kept_and_asked_about_once_a_run(s3, bucket, tmp_path, run_
     run_begins()
     s3.delete(path)
     with pytest.raises(StorageError, match="no such file"):
-        cache.read(one, path)
+        cache.read(place, path)
 
 
 def test_an_entry_that_is_damaged_is_fetched_anew(s3, bucket, tmp_path):
-    path, one = f"{bucket}/x", place_of(bucket)
+    path, place = f"{bucket}/x", place_of(bucket)
     s3.put(path, b"content" * 100)
     disk = DiskCache(str(tmp_path), 10_000, "setting")
     cache = ContentCache(disk)
-    cache.read(one, path)
+    cache.read(place, path)
     whole = disk.place(path).read_bytes()
     for damaged in (b"", whole[:5], whole[:-1], whole[:-1] + b"?", bytes(len(whole))):
         disk.place(path).write_bytes(damaged)
-        assert cache.read(one, path) == b"content" * 100
+        assert cache.read(place, path) == b"content" * 100
 
 
 def test_contents_of_a_place_without_versions_are_fetched_once_a_run(tmp_path, run_begins):
@@ -176,11 +176,11 @@ def test_contents_of_a_place_without_versions_are_fetched_once_a_run(tmp_path, r
             self.number += 1
             return files.Content(b"content", "")
 
-    one = Unversioned()
+    place = Unversioned()
     cache = ContentCache(DiskCache(str(tmp_path), 10_000, "setting"))
     for expected in (1, 2):
-        assert [cache.read(one, "memory://x/y") for _ in range(3)] == [b"content"] * 3
-        assert one.number == expected
+        assert [cache.read(place, "memory://x/y") for _ in range(3)] == [b"content"] * 3
+        assert place.number == expected
         run_begins()
 
 
@@ -221,7 +221,7 @@ def test_a_copy_that_is_being_read_outlives_its_removal(s3, bucket, tmp_path, mo
     infos = place_of(bucket).find(f"{bucket}/*")
     copies = LocalCopies(str(tmp_path), 2500 / 2**30)
     opened = [open(copies.get(info), "rb") for info in infos]  # noqa: SIM115
-    assert kept(tmp_path) <= 3000
+    assert used_bytes(tmp_path) <= 3000
     for i, file in enumerate(opened):
         assert file.read() == f"{i}".encode() * 1000
         file.close()
@@ -236,7 +236,7 @@ def test_a_file_that_is_no_longer_what_was_listed(s3, bucket, tmp_path, change):
     for _ in range(2):
         with pytest.raises(DataError, match=rf"^{bucket}/x: has changed since the data were listed; start again"):
             copies.get(info)
-    assert kept(tmp_path) == 0
+    assert used_bytes(tmp_path) == 0
 
 
 def test_a_copy_for_which_there_is_no_room(s3, bucket, tmp_path):

@@ -8,37 +8,38 @@ import boto3
 import fsspec
 import pytest
 
-from easyrec_mm.files import Failure, StorageError, place
+from easyrec_mm.files import Failure, StorageError
+from easyrec_mm.files import place as place_module
 from easyrec_mm.files.place import Place, place_of
 
 
 def test_requests_are_tried_again(s3, bucket):
     s3.put(f"{bucket}/x", bytes(10_000))
-    one = place_of(bucket)
-    one.read(f"{bucket}/x")
+    place = place_of(bucket)
+    place.read(f"{bucket}/x")
     s3.faults.unavailable_share = 0.3
-    assert [len(one.read(f"{bucket}/x").data) for _ in range(40)] == [10_000] * 40
+    assert [len(place.read(f"{bucket}/x").data) for _ in range(40)] == [10_000] * 40
     assert s3.faults.num_unavailable > 5
 
 
 def test_contents_that_break_off_are_not_taken_for_whole(s3, bucket, tmp_path):
     content = random.Random(0).randbytes(50_000)
     s3.put(f"{bucket}/x", content)
-    one = place_of(bucket)
-    info = one.stat(f"{bucket}/x")
+    place = place_of(bucket)
+    info = place.stat(f"{bucket}/x")
     s3.faults.cut_share = 0.5
     for _ in range(5):
-        assert one.read(f"{bucket}/x").data == content
-        one.download(info, tmp_path / "copy")
+        assert place.read(f"{bucket}/x").data == content
+        place.download(info, tmp_path / "copy")
         assert (tmp_path / "copy").read_bytes() == content
 
 
 def test_pauses_grow_and_end(monkeypatch):
     pauses = []
-    monkeypatch.setattr(place.time, "sleep", pauses.append)
+    monkeypatch.setattr(place_module.time, "sleep", pauses.append)
     now = iter(range(1000))
-    monkeypatch.setattr(place.time, "monotonic", lambda: next(now) + sum(pauses))
-    one = Place("memory://x")
+    monkeypatch.setattr(place_module.time, "monotonic", lambda: next(now) + sum(pauses))
+    place = Place("memory://x")
     calls = []
 
     def fail(storage):
@@ -46,7 +47,7 @@ def test_pauses_grow_and_end(monkeypatch):
         raise StorageError("memory://x/y", "busy", Failure.PASSING)
 
     with pytest.raises(StorageError, match=r"^memory://x: no answer for .* s: busy; check the network") as caught:
-        one.attempt(fail, 60)
+        place.attempt(fail, 60)
     assert caught.value.failure == Failure.PLACE
     assert len(calls) == len(pauses) + 1 > 5
     for i, pause in enumerate(pauses):
@@ -68,15 +69,15 @@ def test_what_another_try_does_not_mend_is_tried_once(failure):
 
 def test_a_place_of_which_nothing_can_be_had_is_not_asked_by_everyone(s3):
     name = f"s3://none-{random.randrange(10**9)}"
-    one = place_of(name)
+    place = place_of(name)
     s3.faults.requests.clear()
     for i in range(10):
         with pytest.raises(StorageError, match=f"^{name}: there is no such bucket; check its name$"):
-            one.read(f"{name}/{i}")
+            place.read(f"{name}/{i}")
     assert sum(s3.faults.requests.values()) == 1
 
 
-def refusal(path, action=lambda one, path: one.read(path)):
+def refusal(path, action=lambda place, path: place.read(path)):
     """What is said of a place that was never reached."""
     with pytest.raises(StorageError) as caught:
         action(Place(path), path)
@@ -86,7 +87,7 @@ def refusal(path, action=lambda one, path: one.read(path)):
 
 @pytest.mark.parametrize("pattern", ["x", "folder/x*"])
 def test_a_bucket_that_does_not_exist(s3, pattern):
-    message = refusal(f"s3://nowhere/{pattern}", lambda one, path: one.find(path))
+    message = refusal(f"s3://nowhere/{pattern}", lambda place, path: place.find(path))
     assert message == "s3://nowhere: there is no such bucket; check its name"
 
 
@@ -95,7 +96,7 @@ def test_wrong_credentials(s3, bucket, ask):
     s3.check_credentials(True)
     s3.faults.requests.clear()
     try:
-        message = refusal(f"{bucket}/x", lambda one, path: getattr(one, ask)(path))
+        message = refusal(f"{bucket}/x", lambda place, path: getattr(place, ask)(path))
         assert set(s3.faults.requests.values()) == {1}  # what will not change is not tried again
     finally:
         s3.check_credentials(False)
@@ -118,13 +119,13 @@ def test_a_secret_key_that_is_wrong_and_a_bucket_that_is_another_s(s3, bucket, m
         message = refusal(f"{bucket}/open/x")
         assert message.startswith(f"{bucket}: the credentials are refused (SignatureDoesNotMatch: ")
         monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", key["SecretAccessKey"])
-        one = Place(bucket)
-        assert one.read(f"{bucket}/open/x").data == b"content"
+        place = Place(bucket)
+        assert place.read(f"{bucket}/open/x").data == b"content"
         # A path without a pattern needs no right to list.
-        assert [info.size for info in one.find(f"{bucket}/open/x")] == [7]
+        assert [info.size for info in place.find(f"{bucket}/open/x")] == [7]
         for path in (f"{bucket}/closed/x", f"{bucket}/closed/*"):
             with pytest.raises(StorageError, match=r"closed/.: access is denied \(AccessDenied: ") as caught:
-                one.find(path)
+                place.find(path)
             assert caught.value.failure == Failure.DENIED
     finally:
         s3.check_credentials(False)
@@ -158,7 +159,7 @@ def test_no_settings_of_oss(monkeypatch):
 
 
 def test_a_server_that_cannot_be_reached(s3, monkeypatch):
-    monkeypatch.setattr(place, "FIRST_TRY_S", 1.0)
+    monkeypatch.setattr(place_module, "FIRST_TRY_S", 1.0)
     monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:9")
     message = refusal("s3://bucket/x")
     assert message.startswith("s3://bucket: no answer for ")
@@ -168,8 +169,8 @@ def test_a_server_that_cannot_be_reached(s3, monkeypatch):
 
 def test_a_server_that_never_answers(s3, monkeypatch):
     # In time, with some left for the start of the process.
-    assert place.FIRST_TRY_S < place.FIRST_WAIT_S <= 20
-    monkeypatch.setattr(place, "FIRST_WAIT_S", 1.0)
+    assert place_module.FIRST_TRY_S < place_module.FIRST_WAIT_S <= 20
+    monkeypatch.setattr(place_module, "FIRST_WAIT_S", 1.0)
     s3.faults.answers = False
     message = refusal("s3://bucket/x")
     assert message == "s3://bucket: no answer within 1 s; check the network, the endpoint and the credentials"
@@ -187,11 +188,13 @@ def test_schemes_that_nobody_knows_or_that_lack_a_library(monkeypatch):
 
 
 def test_hdfs_is_told_its_address(monkeypatch):
-    told = {}
-    one = fsspec.filesystem("memory")
-    monkeypatch.setattr(fsspec, "filesystem", lambda scheme, **options: told.update(options, scheme=scheme) or one)
+    arguments = {}
+    filesystem = fsspec.filesystem("memory")
+    monkeypatch.setattr(
+        fsspec, "filesystem", lambda scheme, **options: arguments.update(options, scheme=scheme) or filesystem
+    )
     Place("hdfs://user@box:8020/x").reached()
-    assert told == {"scheme": "hdfs", "host": "box", "port": 8020, "user": "user", "use_listings_cache": False}
+    assert arguments == {"scheme": "hdfs", "host": "box", "port": 8020, "user": "user", "use_listings_cache": False}
 
 
 def test_a_name_that_no_object_can_have(bucket):

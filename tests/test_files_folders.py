@@ -140,9 +140,9 @@ def test_threads_ask_a_place_at_once(s3, bucket):
     s3.put(f"{bucket}/x", b"content")
     s3.faults.latency_s = 0.3
     s3.faults.most_at_once = 0
-    one = Place(bucket)
+    place = Place(bucket)
     results = []
-    threads = [threading.Thread(target=lambda: results.append(one.read(f"{bucket}/x").data)) for _ in range(20)]
+    threads = [threading.Thread(target=lambda: results.append(place.read(f"{bucket}/x").data)) for _ in range(20)]
     for thread in threads:
         thread.start()
     for thread in threads:

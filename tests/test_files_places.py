@@ -9,7 +9,8 @@ import pytest
 import tensorflow as tf
 
 from easyrec_mm import files
-from easyrec_mm.files import Failure, StorageError, paths, place, tensorflow_storage
+from easyrec_mm.files import Failure, StorageError, paths, tensorflow_storage
+from easyrec_mm.files import place as place_module
 from easyrec_mm.files.object_storage import ObjectStorage
 from easyrec_mm.files.place import Place, place_of
 
@@ -40,8 +41,8 @@ def filled(request, s3, monkeypatch, tmp_path, tmp_path_factory):
     """A folder of a place that obstore, fsspec or TensorFlow reaches, and the place, with the contents."""
     if request.param == "tensorflow":
         folder = f"file://{tmp_path_factory.mktemp('box')}"
-        monkeypatch.setattr(place, "open_storage", lambda path: tensorflow_storage.TensorFlowStorage())
-        one = Place(folder)
+        monkeypatch.setattr(place_module, "open_storage", lambda path: tensorflow_storage.TensorFlowStorage())
+        place = Place(folder)
     else:
         folder = {
             "s3": s3.new_bucket,
@@ -49,25 +50,25 @@ def filled(request, s3, monkeypatch, tmp_path, tmp_path_factory):
             "gs": lambda: gcs_bucket(s3, monkeypatch),
             "memory": lambda: f"memory://box/{random.random()}",
         }[request.param]()
-        one = place_of(folder)
+        place = place_of(folder)
     for name, content in CONTENTS.items():
         (tmp_path / "file").write_bytes(content)
-        one.upload(tmp_path / "file", f"{folder}/{name}")
-    return folder, one
+        place.upload(tmp_path / "file", f"{folder}/{name}")
+    return folder, place
 
 
 # What every place offers.
 
 
 def test_contents_come_back_as_they_were_put(filled, tmp_path):
-    folder, one = filled
+    folder, place = filled
     for name, content in CONTENTS.items():
         path = f"{folder}/{name}"
-        assert one.read(path).data == content
-        assert one.start(path, 2) == content[:2]
-        info = one.stat(path)
+        assert place.read(path).data == content
+        assert place.start(path, 2) == content[:2]
+        info = place.stat(path)
         assert (info.path, info.size, info.is_folder) == (path, len(content), False)
-        one.download(info, tmp_path / "copy")
+        place.download(info, tmp_path / "copy")
         assert (tmp_path / "copy").read_bytes() == content
 
 
@@ -75,7 +76,7 @@ def test_contents_come_back_as_they_were_put(filled, tmp_path):
     "pattern", ["a/*.txt", "a/*", "*/*.txt", "a?0/*", "a/[12].txt", "a/1.txt", "a/1.t", "none/*", "a/*/3.txt", "a"]
 )
 def test_patterns_find_what_they_find_in_a_folder_of_this_machine(filled, pattern, tmp_path):
-    folder, one = filled
+    folder, place = filled
     for name, content in CONTENTS.items():
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).write_bytes(content)
@@ -83,44 +84,44 @@ def test_patterns_find_what_they_find_in_a_folder_of_this_machine(filled, patter
         (path.removeprefix(f"{tmp_path}/"), os.path.isdir(path), 0 if os.path.isdir(path) else os.path.getsize(path))
         for path in sorted(glob.glob(f"{tmp_path}/{pattern}"))
     ]
-    found = one.find(f"{folder}/{pattern}")
-    assert [(i.path.removeprefix(f"{folder}/").rstrip("/"), i.is_folder, i.size) for i in found] == expected
+    infos = place.find(f"{folder}/{pattern}")
+    assert [(i.path.removeprefix(f"{folder}/").rstrip("/"), i.is_folder, i.size) for i in infos] == expected
 
 
 def test_all_below_a_folder(filled):
-    folder, one = filled
-    assert {info.path for info in one.below(f"{folder}/a")} == {
+    folder, place = filled
+    assert {info.path for info in place.below(f"{folder}/a")} == {
         f"{folder}/{name}" for name in CONTENTS if name.startswith("a/")
     }
-    assert one.below(f"{folder}/none") == []
+    assert place.below(f"{folder}/none") == []
 
 
 def test_the_version_tells_that_a_file_was_written_anew(filled, tmp_path):
-    folder, one = filled
+    folder, place = filled
     path = f"{folder}/a/1.txt"
-    first = one.read(path, "")
+    first = place.read(path, "")
     assert first.version
-    assert first.version == one.stat(path).version
-    assert one.read(path, first.version) is None
+    assert first.version == place.stat(path).version
+    assert place.read(path, first.version) is None
     time.sleep(0.01)
     (tmp_path / "new").write_bytes(b"another")
-    one.upload(tmp_path / "new", path)
-    assert one.read(path, first.version).data == b"another"
+    place.upload(tmp_path / "new", path)
+    assert place.read(path, first.version).data == b"another"
     with pytest.raises(StorageError, match=r"a/1.txt: has changed while it was read") as caught:
-        one.download(files.FileInfo(path, 3, first.version), tmp_path / "copy")
+        place.download(files.FileInfo(path, 3, first.version), tmp_path / "copy")
     assert caught.value.failure == Failure.CHANGED
 
 
 def test_a_file_that_is_not_there(filled, tmp_path):
-    folder, one = filled
-    one.remove(f"{folder}/top")
-    one.remove(f"{folder}/top")  # gone is gone
+    folder, place = filled
+    place.remove(f"{folder}/top")
+    place.remove(f"{folder}/top")  # gone is gone
     info = files.FileInfo(f"{folder}/top", 3, "")
     for action in (
-        one.read,
-        one.stat,
-        lambda path: one.start(path, 1),
-        lambda path: one.download(info, tmp_path / "x"),
+        place.read,
+        place.stat,
+        lambda path: place.start(path, 1),
+        lambda path: place.download(info, tmp_path / "x"),
     ):
         with pytest.raises(StorageError, match=r"/top: no such file$") as caught:
             action(f"{folder}/top")
@@ -130,10 +131,10 @@ def test_a_file_that_is_not_there(filled, tmp_path):
 def test_a_large_file_is_fetched_in_parts(s3, bucket, tmp_path):
     content = random.Random(0).randbytes(20 << 20)
     (tmp_path / "big").write_bytes(content)
-    one = place_of(bucket)
-    one.upload(tmp_path / "big", f"{bucket}/big")
+    place = place_of(bucket)
+    place.upload(tmp_path / "big", f"{bucket}/big")
     s3.faults.requests.clear()
-    one.download(one.stat(f"{bucket}/big"), tmp_path / "copy")
+    place.download(place.stat(f"{bucket}/big"), tmp_path / "copy")
     assert (tmp_path / "copy").read_bytes() == content
     assert s3.faults.requests["GET", f"/{bucket[5:]}/big"] == 3
 
@@ -142,13 +143,13 @@ def test_files_of_a_web_server(s3, bucket):
     s3.put(f"{bucket}/x.txt", b"content")
     address = f"{s3.endpoint}/{bucket[5:]}"
     s3.client.put_object_acl(Bucket=bucket[5:], Key="x.txt", ACL="public-read")
-    one = place_of(address)
-    assert one.read(f"{address}/x.txt").data == b"content"
-    assert one.read(f"{address}/x.txt?a=b").data == b"content"
-    (info,) = one.find(f"{address}/x.txt")
+    place = place_of(address)
+    assert place.read(f"{address}/x.txt").data == b"content"
+    assert place.read(f"{address}/x.txt?a=b").data == b"content"
+    (info,) = place.find(f"{address}/x.txt")
     assert info.size == 7
     with pytest.raises(StorageError, match="no such file"):
-        one.read(f"{address}/y.txt")
+        place.read(f"{address}/y.txt")
 
 
 def test_a_web_server_takes_no_files(s3, bucket, tmp_path):
@@ -158,7 +159,7 @@ def test_a_web_server_takes_no_files(s3, bucket, tmp_path):
 
 
 def test_tensorflow_reads_what_tensorflow_io_registers(monkeypatch):
-    monkeypatch.setattr(place.tensorflow_storage, "knows", lambda scheme: scheme == "s3")
+    monkeypatch.setattr(place_module.tensorflow_storage, "knows", lambda scheme: scheme == "s3")
     assert type(Place("s3://bucket/x").reached()).__name__ == "TensorFlowStorage"
     assert isinstance(Place("gs://bucket/x").reached(), ObjectStorage)
 

@@ -185,14 +185,14 @@ def test_blocks_of_csv_hold_what_python_reads(rows, more, line_end, ends_with_li
         lines.append(stream.getvalue().encode())
     data, size = b"".join(lines), max(map(len, lines)) + more
     data = data if ends_with_line_end else data[: -len(line_end)]
-    found, numbers, num_rows = [], [], 0
+    pairs, numbers, num_rows = [], [], 0
     for block in csv_blocks.blocks(io.BytesIO(data), size=size):
         part = csv_blocks.parse(block, ["a", "b"], ",")
         assert part.malformed == []
-        found += [(row["a"] or "", row["b"] or "") for row in part.table.to_pylist()]
+        pairs += [(row["a"] or "", row["b"] or "") for row in part.table.to_pylist()]
         numbers += (part.number + num_rows).tolist()
         num_rows += part.num_rows
-    assert found == rows
+    assert pairs == rows
     assert numbers == list(range(len(rows)))
 
 
@@ -226,8 +226,8 @@ def test_a_large_file_is_divided_where_rows_end(tmp_path, monkeypatch):
         csv.writer(file).writerows([["id", "text"], *rows])
     plan = plan_file(3, str(path), ",")
     assert len(plan.splits) == 3
-    found = [piece.table for split in plan.splits for piece in pieces(split, ["text", "id"], ",")]
-    assert [list(row.values())[:2] for table in found for row in table.to_pylist()] == [row[::-1] for row in rows]
+    tables = [piece.table for split in plan.splits for piece in pieces(split, ["text", "id"], ",")]
+    assert [list(row.values())[:2] for table in tables for row in table.to_pylist()] == [row[::-1] for row in rows]
     assert plan.splits[0].start == len(b"id,text\r\n")
     assert plan.splits[-1].end == path.stat().st_size
 
@@ -269,8 +269,8 @@ def test_inputs_are_files_folders_and_globs(tmp_path):
     for name in ("b/2.csv", "b/1.csv", "b/_SUCCESS", "b/.hidden", "b/c/3.csv", "a.csv", "d.csv"):
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).write_text("a\n1\n")
-    found = find_inputs(f"{tmp_path}/b, {tmp_path}/?.csv,{tmp_path}/a.csv")
-    assert [name.removeprefix(f"{tmp_path}/") for name in found] == [
+    paths = find_inputs(f"{tmp_path}/b, {tmp_path}/?.csv,{tmp_path}/a.csv")
+    assert [name.removeprefix(f"{tmp_path}/") for name in paths] == [
         "b/1.csv", "b/2.csv", "b/c/3.csv", "a.csv", "d.csv"
     ]  # fmt: skip
     with pytest.raises(DataError, match=r"--input: '.*nothing\*' matches no file"):
@@ -295,9 +295,9 @@ def test_parquet_is_divided_by_row_groups(tmp_path, monkeypatch):
 @settings(deadline=None)
 @given(st.lists(st.lists(st.none() | st.integers(-5, 5), max_size=8), min_size=1, max_size=5), st.randoms())
 def test_statistics_do_not_depend_on_the_pieces(parts, random):
-    def stats(some):
+    def stats(portions):
         whole = LogStats.of({"a": "int64"}, 3)
-        for part in some:
+        for part in portions:
             whole.add(table_of(part, start=sum(map(len, parts[: parts.index(part)])) if part in parts else 0))
         return whole
 
@@ -307,9 +307,9 @@ def test_statistics_do_not_depend_on_the_pieces(parts, random):
     starts = np.cumsum([0, *map(len, parts)])[:-1].tolist()
     pieces_of = []
     for part, start in zip(parts, starts, strict=True):
-        one = LogStats.of({"a": "int64"}, 3)
-        one.add(table_of(part, start))
-        pieces_of.append(one)
+        piece_stats = LogStats.of({"a": "int64"}, 3)
+        piece_stats.add(table_of(part, start))
+        pieces_of.append(piece_stats)
     random.shuffle(pieces_of)
     joined = merged(pieces_of, {"a": "int64"}, 3)
     mine, its = joined.columns["a"], whole.columns["a"]
@@ -364,15 +364,17 @@ def test_a_bucket_comes_back_in_its_order(rows, num_files):
     with tempfile.TemporaryDirectory() as folder:
         files = []
         for number in range(num_files):
-            some = rows[number::num_files]
-            if some:
-                buckets = np.array([bucket for bucket, _ in some])
-                table = pa.table({"bucket": buckets, "text": [text for _, text in some]})
+            file_rows = rows[number::num_files]
+            if file_rows:
+                buckets = np.array([bucket for bucket, _ in file_rows])
+                table = pa.table({"bucket": buckets, "text": [text for _, text in file_rows]})
                 files.append(write_spill(f"{folder}/{number}", table, buckets))
         for bucket in range(6):
             expected = [row for number in range(num_files) for row in rows[number::num_files] if row[0] == bucket]
-            found = read_bucket(files, bucket)
-            assert (found.to_pylist() if found else []) == [{"bucket": b, "text": text} for b, text in expected]
+            bucket_table = read_bucket(files, bucket)
+            assert (bucket_table.to_pylist() if bucket_table else []) == [
+                {"bucket": b, "text": text} for b, text in expected
+            ]
             only_text = read_bucket(files, bucket, ["text"])
             assert (only_text.column_names if only_text else ["text"]) == ["text"]
             assert sum(file.rows.get(bucket, 0) for file in files) == len(expected)

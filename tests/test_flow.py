@@ -121,12 +121,12 @@ def test_an_easyrec_file_trains_unchanged(tmp_path, monkeypatch):
 def input_values(folder: Path, field: str) -> list[str]:
     """Values of a field as a plain reader of the demo's lines sees them."""
     names = ["user_id", "user_age_level", "user_gender", "user_city", "user_taste", "hour", "category", "price"]
-    found = []
+    values = []
     for path in sorted(folder.glob("*.txt")):
         for line in path.read_text().splitlines():
             samples = line.split("|")[4].split("\x01")
-            found += [sample.split("\x02")[names.index(field)] for sample in samples]
-    return found
+            values += [sample.split("\x02")[names.index(field)] for sample in samples]
+    return values
 
 
 def test_training_that_a_signal_stops_goes_on_as_if_it_had_not(data, tmp_path, capsys):

@@ -76,10 +76,10 @@ def test_groups_in_another_format_train_the_same_model(trained, expected, kind):
     folder, _ = trained
     assert main(["train", *flags(trained, kind, f"model {kind}")]) == 0
     arguments = [*flags(trained, kind, f"model {kind}"), "--reserved_columns", "user_id,img_path"]
-    found = predict(arguments, f"{folder}/{kind}/test/*", folder / f"{kind}.parquet")
-    assert list(found) == list(expected)
+    columns = predict(arguments, f"{folder}/{kind}/test/*", folder / f"{kind}.parquet")
+    assert list(columns) == list(expected)
     for name, values in expected.items():
-        np.testing.assert_array_equal(found[name], values)
+        np.testing.assert_array_equal(columns[name], values)
 
 
 @pytest.mark.parametrize("kind", ["ParquetInput", "CSVInput"])
@@ -89,19 +89,19 @@ def test_flat_rows_train_and_are_predicted_in_their_order(trained, expected, kin
     assert main(["train", *flags(trained, kind, f"model {kind}", **size), "--set=data_config.shuffle=true"]) == 0
     # By the model that was trained on groups: other batches, the same samples.
     arguments = [*flags(trained, kind, "text", **size), "--reserved_columns", "user_id,img_path"]
-    found = predict(arguments, f"{folder}/{kind}/test/*", folder / f"{kind}.parquet")
+    columns = predict(arguments, f"{folder}/{kind}/test/*", folder / f"{kind}.parquet")
     for name, values in expected.items():
         if values.dtype.kind == "f":
-            np.testing.assert_allclose(found[name], values, atol=1e-5)
+            np.testing.assert_allclose(columns[name], values, atol=1e-5)
         else:
-            np.testing.assert_array_equal(found[name], values)
+            np.testing.assert_array_equal(columns[name], values)
 
 
 @pytest.mark.parametrize("kind", WRITERS)
 def test_evaluation_and_check(trained, evaluated, kind, capsys):
     folder, data = trained
-    found = evaluate(flags(trained, kind, "text"), f"{folder}/{kind}/test/*", folder / "text")
-    assert found == pytest.approx(evaluated, abs=1e-5)
+    metrics = evaluate(flags(trained, kind, "text"), f"{folder}/{kind}/test/*", folder / "text")
+    assert metrics == pytest.approx(evaluated, abs=1e-5)
     capsys.readouterr()
     assert main(["check", *flags(trained, kind, "text")]) == 0
     report = capsys.readouterr().out

@@ -17,7 +17,8 @@ from group_helpers import GOOD, contents, groups_of, make_log, rows_of, run, sta
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from easyrec_mm.grouping import flat_files, group
+from easyrec_mm.grouping import flat_files
+from easyrec_mm.grouping import group as group_module
 from easyrec_mm.grouping import local_engine as local_engine_module
 
 # --- Properties
@@ -45,52 +46,52 @@ def test_every_row_is_in_one_group_of_its_item(rows, size, num_shards, seed):
         flags = {"max_group_size": size, "num_shards": num_shards, "seed": seed, "max_bad_share": 1}
         flags["types"] = "price=DOUBLE,user=STRING"
         output = run(folder, **flags)
-        found = groups_of(output)
-        written = [row for _, one in found for row in rows_of(one)]
+        groups = groups_of(output)
+        written = [row for _, group in groups for row in rows_of(group)]
         expected = [(item, img or "", user, click, price) for item, img, user, click, price in rows]
         assert Counter(written) == Counter(expected)
 
         of_run = defaultdict(list)
         for row in expected:
             of_run[row[:2]].append(row)
-        for _, one in found:
-            assert 1 <= one["group_size"] <= size
-            assert one["group_size"] == len(one["click"])
+        for _, group in groups:
+            assert 1 <= group["group_size"] <= size
+            assert group["group_size"] == len(group["click"])
         for run_rows in of_run.values():
             # The groups are the rows in the order of the log, cut where a group is full.
-            wanted = [run_rows[i : i + size] for i in range(0, len(run_rows), size)]
-            mine = [rows_of(one) for _, one in found if (one["item_id"], one["img_path"]) == run_rows[0][:2]]
-            assert sorted(wanted, key=repr) == sorted(mine, key=repr)
+            chunks = [run_rows[i : i + size] for i in range(0, len(run_rows), size)]
+            mine = [rows_of(group) for _, group in groups if (group["item_id"], group["img_path"]) == run_rows[0][:2]]
+            assert sorted(chunks, key=repr) == sorted(mine, key=repr)
 
         shard_of = defaultdict(list)
-        for shard, one in found:
-            shard_of[one["item_id"]].append(shard)
+        for shard, group in groups:
+            shard_of[group["item_id"]].append(shard)
         for item_shards in shard_of.values():
             counts = Counter(item_shards)
             assert len(counts) == min(num_shards, len(item_shards))  # as many shards as can be
             assert max(counts.values()) - min(counts.values()) <= (len(counts) < num_shards or 1)
 
-        told = stats(output)
-        assert told["rows_in"] == told["rows_out"] == told["rows"] == len(rows)
-        assert told["rows_refused"] == 0
-        assert told["groups"] == len(found)
-        assert told["group_sizes"] == {
-            str(k): v for k, v in sorted(Counter(one["group_size"] for _, one in found).items())
+        statistics = stats(output)
+        assert statistics["rows_in"] == statistics["rows_out"] == statistics["rows"] == len(rows)
+        assert statistics["rows_refused"] == 0
+        assert statistics["groups"] == len(groups)
+        assert statistics["group_sizes"] == {
+            str(k): v for k, v in sorted(Counter(group["group_size"] for _, group in groups).items())
         }
-        assert told["items"] == len({row[0] for row in expected})
+        assert statistics["items"] == len({row[0] for row in expected})
         pictures = defaultdict(set)
         for item, img, *_ in expected:
             pictures[img].add(item)
         without = pictures.pop("", set())
-        assert told["rows_without_picture"] == sum(row[1] == "" for row in expected)
-        assert bool(without) == (told["rows_without_picture"] > 0)
-        assert told["pictures"] == len(pictures)
-        assert told["pictures_of_several_items"] == sum(len(items) > 1 for items in pictures.values())
-        assert told["duplicate_rows"] == len(expected) - len(set(expected))
+        assert statistics["rows_without_picture"] == sum(row[1] == "" for row in expected)
+        assert bool(without) == (statistics["rows_without_picture"] > 0)
+        assert statistics["pictures"] == len(pictures)
+        assert statistics["pictures_of_several_items"] == sum(len(items) > 1 for items in pictures.values())
+        assert statistics["duplicate_rows"] == len(expected) - len(set(expected))
         of_item = defaultdict(set)
         for item, img, *_ in expected:
             of_item[item] |= {img} - {""}
-        assert told["items_in_conflict"] == sum(len(some) > 1 for some in of_item.values())
+        assert statistics["items_in_conflict"] == sum(len(images) > 1 for images in of_item.values())
 
         again = run(folder, output="again", **flags)
         assert contents(again) == contents(output)
@@ -176,33 +177,33 @@ def test_groups_of_an_item_are_far_apart(tmp_path):
 
 
 def sides(output):
-    return {side: [one for _, one in groups_of(output / side)] for side in ("train", "eval")}
+    return {side: [group for _, group in groups_of(output / side)] for side in ("train", "eval")}
 
 
 def test_a_split_by_item_shares_no_item(log):
     folder, table = log
     output = run(folder, log="log.parquet", output="by_item", split_by="item", eval_share=0.3)
-    found = sides(output)
-    items = {side: {one["item_id"] for one in some} for side, some in found.items()}
+    by_side = sides(output)
+    items = {side: {group["item_id"] for group in groups} for side, groups in by_side.items()}
     assert not items["train"] & items["eval"]
     assert items["train"] | items["eval"] == set(table["item_id"].to_pylist())
     assert len(items["eval"]) / 120 == pytest.approx(0.3, abs=0.13)
-    rows = {side: stats(output / side)["rows"] for side in found}
-    assert rows == {side: sum(one["group_size"] for one in some) for side, some in found.items()}
+    rows = {side: stats(output / side)["rows"] for side in by_side}
+    assert rows == {side: sum(group["group_size"] for group in groups) for side, groups in by_side.items()}
     assert sum(rows.values()) == stats(output / "eval")["rows_out"] == 4000
     assert (output / "_SUCCESS").exists()
-    assert {side: one["rows"] for side, one in stats(output)["splits"].items()} == rows
-    for side in found:
+    assert {side: split["rows"] for side, split in stats(output)["splits"].items()} == rows
+    for side in by_side:
         assert (output / side / "_SUCCESS").exists()
         assert stats(output / side)["split"] == side
-        told = stats(output / side)["columns"]["item_id"]
-        assert told["distinct"] == len(items[side])
+        column = stats(output / side)["columns"]["item_id"]
+        assert column["distinct"] == len(items[side])
 
 
 def test_a_split_by_user_shares_no_user(log):
     folder, table = log
     output = run(folder, log="log.parquet", output="by_user", split_by="user", user_field="user", eval_share=0.2)
-    users = {side: {u for one in some for u in one["user"]} for side, some in sides(output).items()}
+    users = {side: {u for group in groups for u in group["user"]} for side, groups in sides(output).items()}
     assert not users["train"] & users["eval"]
     assert users["train"] | users["eval"] == set(table["user"].to_pylist())
     assert len(users["eval"]) / 300 == pytest.approx(0.2, abs=0.07)
@@ -212,12 +213,12 @@ def test_a_split_by_time_trains_on_nothing_that_is_as_late(log):
     folder, _ = log
     cut = 1_700_000_000 + 3 * 2500
     output = run(folder, log="log.parquet", output="by_time", split_by=f"time:time:{cut}")
-    times = {side: [t for one in some for t in one["time"]] for side, some in sides(output).items()}
+    times = {side: [t for group in groups for t in group["time"]] for side, groups in sides(output).items()}
     assert max(times["train"]) < cut <= min(times["eval"])
     assert (len(times["train"]), len(times["eval"])) == (2500, 1500)
 
     output = run(folder, log="log.parquet", output="by_share", split_by="time:time", eval_share=0.25)
-    times = {side: [t for one in some for t in one["time"]] for side, some in sides(output).items()}
+    times = {side: [t for group in groups for t in group["time"]] for side, groups in sides(output).items()}
     assert max(times["train"]) < min(times["eval"])
     assert len(times["eval"]) == 1000
 
@@ -226,7 +227,7 @@ def test_times_as_text_are_cut_as_text(tmp_path):
     rows = [("i", "p", f"2026-01-{day:02d} 10:00:00", 0, 1.0) for day in range(1, 21)]
     write_csv(tmp_path / "log.csv", rows)
     output = run(tmp_path, split_by="time:user:2026-01-18")
-    times = {side: [t for one in some for t in one["user"]] for side, some in sides(output).items()}
+    times = {side: [t for group in groups for t in group["user"]] for side, groups in sides(output).items()}
     assert (max(times["train"]), min(times["eval"])) == ("2026-01-17 10:00:00", "2026-01-18 10:00:00")
 
 
@@ -236,7 +237,7 @@ def test_the_side_of_an_item_does_not_depend_on_the_log(tmp_path):
     write_csv(tmp_path / "half.csv", rows[50:150][::-1])
     for name in ("log", "half"):
         run(tmp_path, log=f"{name}.csv", output=name, split_by="item", max_bad_share=1)
-    both = [{one["item_id"] for one in sides(tmp_path / name)["eval"]} for name in ("log", "half")]
+    both = [{group["item_id"] for group in sides(tmp_path / name)["eval"]} for name in ("log", "half")]
     assert both[1] == both[0] & {f"i{i}" for i in range(50, 150)}
 
 
@@ -262,7 +263,7 @@ assert loaded == [], loaded
 
 def test_shards_are_of_the_size_that_is_aimed_at(tmp_path, monkeypatch):
     make_log(tmp_path)
-    monkeypatch.setattr(group, "SHARD_BYTES", 40_000)
-    monkeypatch.setattr(group, "MIN_GROUPS", 1)
+    monkeypatch.setattr(group_module, "SHARD_BYTES", 40_000)
+    monkeypatch.setattr(group_module, "MIN_GROUPS", 1)
     output = run(tmp_path, log="log.parquet")
     assert 8 <= len(stats(output)["shards"]) <= 14

@@ -40,11 +40,11 @@ def test_bad_rows_are_refused_counted_and_listed(tmp_path, capsys):
         ("a.csv", 71, "column 'user'", "'\\xff' is not UTF-8 text"),
         ("b.csv", 301, "column 'click'", "'no' is not a whole number of at most 18 digits"),
     ]
-    told = [
-        (Path(one["file"]).name, one["row"], one["where"], one["problem"])
-        for one in bad_rows(output / "bad_rows.jsonl")
+    problems = [
+        (Path(bad_row["file"]).name, bad_row["row"], bad_row["where"], bad_row["problem"])
+        for bad_row in bad_rows(output / "bad_rows.jsonl")
     ]
-    assert told == expected
+    assert problems == expected
     counts = stats(output)
     assert (counts["rows_in"], counts["rows_refused"], counts["rows_out"]) == (601, 8, 593)
     assert "8 of 601 rows cannot be used; see" in capsys.readouterr().out
@@ -67,10 +67,10 @@ def test_two_pictures_of_an_item_are_a_conflict(tmp_path, capsys):
     message = refused(tmp_path, capsys)
     assert "1 of 5 items have two values where one is expected, more than --max_bad_share" in message
     assert "log.csv:8: column 'img_path': 'other.jpg', but an earlier row of item 'i2' has '2.jpg'" in message
-    (one,) = bad_rows(tmp_path / "out.bad_rows.jsonl")
-    assert (one["kind"], one["row"]) == ("conflict", 8)
+    (conflict,) = bad_rows(tmp_path / "out.bad_rows.jsonl")
+    assert (conflict["kind"], conflict["row"]) == ("conflict", 8)
     output = run(tmp_path, max_bad_share=0.2)
-    pictures = {one["img_path"] for _, one in groups_of(output) if one["item_id"] == "i2"}
+    pictures = {group["img_path"] for _, group in groups_of(output) if group["item_id"] == "i2"}
     assert pictures == {"2.jpg", "other.jpg", "third.jpg"}
     assert stats(output)["items_in_conflict"] == 1
 
@@ -86,14 +86,14 @@ def test_group_fields_must_agree(tmp_path, capsys):
     assert "log.csv:45: column 'user': 'None', but an earlier row of item 'i4' has 'u4'" in message
     output = run(tmp_path, group_fields="user", max_bad_share=0.5)
     assert "user" in stats(output)["per_group"]
-    assert Counter((one["item_id"], one["user"]) for _, one in groups_of(output))["i3", "u9"] == 1
+    assert Counter((group["item_id"], group["user"]) for _, group in groups_of(output))["i3", "u9"] == 1
 
 
 def test_rows_without_a_picture_stay(tmp_path):
     rows = [(f"i{i % 5}", None if i % 5 == 2 else f"{i % 5}.jpg", f"u{i}", i % 2, 1.0) for i in range(100)]
     write_csv(tmp_path / "log.csv", rows)
     output = run(tmp_path, pipeline_config_template=tmp_path / "c.config")
-    assert {one["img_path"] for _, one in groups_of(output) if one["item_id"] == "i2"} == {""}
+    assert {group["img_path"] for _, group in groups_of(output) if group["item_id"] == "i2"} == {""}
     assert stats(output)["rows_without_picture"] == 20
     text = (tmp_path / "c.config").read_text()
     assert "# 20 rows have no picture: they get a trained vector." in text
@@ -233,13 +233,13 @@ def test_an_output_that_exists_is_kept(tmp_path, capsys):
     write_csv(tmp_path / "log.csv", GOOD)
     (tmp_path / "out").mkdir()
     run(tmp_path)  # empty folders may be filled
-    kept = contents(tmp_path / "out")
+    files = contents(tmp_path / "out")
     run(tmp_path, expect=1)
     assert "is not empty; name another folder, or replace it with --overwrite" in capsys.readouterr().err
     run(tmp_path, "--overwrite", seed=3, log="missing.csv", expect=1)
-    assert contents(tmp_path / "out") == kept
+    assert contents(tmp_path / "out") == files
     run(tmp_path, "--overwrite", seed=3)
-    assert contents(tmp_path / "out") != kept
+    assert contents(tmp_path / "out") != files
     assert sorted(path.name for path in tmp_path.iterdir()) == ["log.csv", "out"]
 
 
@@ -258,16 +258,16 @@ def test_more_shards_than_groups_are_files_without_groups(tmp_path):
     for kind in ("parquet", "tfrecord", "rtp"):
         output = run(tmp_path, "--overwrite", num_shards=7, format=kind)
         assert len(list(output.glob("part-*"))) == 7
-        assert sorted(one["groups"] for one in stats(output)["shards"]) == [0, 0, 0, 0, 1, 1, 1]
+        assert sorted(shard["groups"] for shard in stats(output)["shards"]) == [0, 0, 0, 0, 1, 1, 1]
 
 
 def test_a_value_that_would_divide_a_line_of_text(tmp_path, capsys):
     rows = [(*row[:2], "a|b" if i == 17 else row[2], *row[3:]) for i, row in enumerate(GOOD)]
     write_csv(tmp_path / "log.csv", rows)
     output = run(tmp_path, format="rtp")
-    (one,) = bad_rows(output / "bad_rows.jsonl")
-    assert (one["row"], one["where"]) == (18, "column 'user'")
-    assert "'a|b' contains a line break or a separator" in one["problem"]
+    (bad_row,) = bad_rows(output / "bad_rows.jsonl")
+    assert (bad_row["row"], bad_row["where"]) == (18, "column 'user'")
+    assert "'a|b' contains a line break or a separator" in bad_row["problem"]
     assert stats(output)["rows_out"] == 299
     output = run(tmp_path, "--overwrite", format="rtp", rtp_separator=r"\003")
     assert stats(output)["rows_out"] == 300
@@ -279,4 +279,4 @@ def test_ids_of_more_than_18_digits_are_text(tmp_path):
     ids = pa.array([2**62 + i % 7 for i in range(300)])
     pq.write_table(table.set_column(2, "user", ids), tmp_path / "log.parquet")
     output = run(tmp_path, log="log.parquet")
-    assert {u for _, one in groups_of(output) for u in one["user"]} == {str(2**62 + i) for i in range(7)}
+    assert {u for _, group in groups_of(output) for u in group["user"]} == {str(2**62 + i) for i in range(7)}

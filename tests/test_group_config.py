@@ -30,14 +30,14 @@ def infer(folder, columns, /, **flags):
     pq.write_table(pa.table(table), folder / "log.parquet")
     run(folder, log="log.parquet", pipeline_config_template=folder / "x.config", **flags)
     pipeline = load_pipeline(str(folder / "x.config"))
-    features = {one.input_names[0]: one for one in pipeline.config.feature_config.features}
+    features = {feature.input_names[0]: feature for feature in pipeline.config.feature_config.features}
     return features, (folder / "x.config").read_text(), pipeline.config
 
 
 def why(text, name):
     """The comment over a feature."""
-    found = re.search(rf'((?:  # .*\n)+)  features \{{\s*input_names: "{name}"', text)
-    return re.sub(r"\n? *# *", " ", found[1]).strip()
+    match = re.search(rf'((?:  # .*\n)+)  features \{{\s*input_names: "{name}"', text)
+    return re.sub(r"\n? *# *", " ", match[1]).strip()
 
 
 def ids(feature):
@@ -78,14 +78,14 @@ def test_ids(tmp_path):
     assert ids(features["device_id"]) == {"hash_bucket_size": 1000, "embedding_dim": 8}
     # A missing one has a row of its own.
     assert ids(features["slot"]) == {"num_buckets": 4, "embedding_dim": 8}
-    defaults = {one.input_name: one.default_val for one in config.data_config.input_fields}
+    defaults = {field.input_name: field.default_val for field in config.data_config.input_fields}
     assert defaults["slot"] == "3"
     assert ids(features["brand"]) == {**ids(features["brand"]), "per_group": True}
     assert "the same for all rows of an item" in why(text, "brand")
     assert features["item_id"].per_group
     assert not features["hour"].per_group
-    groups = {one.group_name: one for one in config.model_config.feature_groups}
-    wide = {name for name, one in groups.items() if one.wide_deep == FeatureGroupConfig.WIDE}
+    groups = {group.group_name: group for group in config.model_config.feature_groups}
+    wide = {name for name, group in groups.items() if group.wide_deep == FeatureGroupConfig.WIDE}
     # Ids with few rows each; the others are for the network.
     rows_of_user = NUM_ROWS / num_users
     assert "user_id_wide" in wide
@@ -94,8 +94,10 @@ def test_ids(tmp_path):
     assert {"city", "gender", "hour", "brand"} <= set(groups["all"].feature_names)
     (tower,) = config.model_config.e2e_mm_dbmtl.task_towers
     assert tower.label_name == "click"
-    assert [one.WhichOneof("metric") for one in tower.metrics_set][:2] == ["auc", "gauc"]
-    assert all(one.feature_type == FeatureConfig.IdFeature for name, one in features.items() if ids(one) and name)
+    assert [metric.WhichOneof("metric") for metric in tower.metrics_set][:2] == ["auc", "gauc"]
+    assert all(
+        feature.feature_type == FeatureConfig.IdFeature for name, feature in features.items() if ids(feature) and name
+    )
 
 
 def test_numbers(tmp_path):
@@ -106,7 +108,7 @@ def test_numbers(tmp_path):
     features, text, config = infer(
         tmp_path, {"age_years": age, "price": price, "views": views, "same": np.full(NUM_ROWS, 2.5)}
     )
-    defaults = {one.input_name: one.default_val for one in config.data_config.input_fields}
+    defaults = {field.input_name: field.default_val for field in config.data_config.input_fields}
     for name, values in (("age_years", age), ("price", price[~np.isnan(price)])):
         limits = np.array(features[name].boundaries, np.float32)
         assert np.all(np.diff(limits) > 0)
@@ -145,14 +147,14 @@ def test_numbers_are_fitted_to_a_sample_of_a_large_log(tmp_path, monkeypatch):
 
 def test_texts_of_several_values(tmp_path):
     random = np.random.default_rng(0)
-    some = [random.permutation(40)[: random.integers(0, 5)] for _ in range(NUM_ROWS)]
+    samples = [random.permutation(40)[: random.integers(0, 5)] for _ in range(NUM_ROWS)]
     features, text, _ = infer(
         tmp_path,
         {
-            "tags": ["|".join(f"t{i}" for i in one) for one in some],
-            "interests": [",".join(f"t{i}:{(i + 1) / 10}" for i in one) for one in some],
+            "tags": ["|".join(f"t{i}" for i in sample) for sample in samples],
+            "interests": [",".join(f"t{i}:{(i + 1) / 10}" for i in sample) for sample in samples],
             "vector": [";".join(f"{x:.3f}" for x in random.normal(size=4)) for _ in range(NUM_ROWS)],
-            "listed": pa.array([[f"c{i}" for i in one] for one in some]),
+            "listed": pa.array([[f"c{i}" for i in sample] for sample in samples]),
             "title": [f"a title, of {i} words" for i in range(NUM_ROWS)],
         },
     )
@@ -185,7 +187,7 @@ def test_what_would_tell_the_answer_or_is_no_feature(tmp_path):
             "empty": pa.nulls(NUM_ROWS, pa.string()),
         },
     )
-    assert [one.label_name for one in config.model_config.e2e_mm_dbmtl.task_towers] == ["click", "is_like"]
+    assert [tower.label_name for tower in config.model_config.e2e_mm_dbmtl.task_towers] == ["click", "is_like"]
     assert "Labels were guessed from names and values: click, is_like." in text
     assert set(features) == {"item_id", "is_new", "play_time", "img_path", "group_size"}
     for name, reason in {
@@ -205,7 +207,7 @@ def test_labels_that_are_told(tmp_path):
     _, text, config = infer(tmp_path, columns, label_fields="play_time,click")
     towers = config.model_config.e2e_mm_dbmtl.task_towers
     # The class first, so that the number can build upon it.
-    assert [one.label_name for one in towers] == ["click", "play_time"]
+    assert [tower.label_name for tower in towers] == ["click", "play_time"]
     assert list(towers[1].relation_tower_names) == ["click"]
     assert towers[1].weight == pytest.approx(0.25 / play.var(), rel=0.3)
     assert "is_like: looks like a label that is not in --label_fields" in text
@@ -221,9 +223,9 @@ def test_a_log_without_labels(tmp_path, capsys):
 def test_tables_have_an_end():
     assert inference.table_rows(10) == (100, "hashed into 100 rows")
     assert inference.table_rows(12_345)[0] == 25_000
-    rows, told = inference.table_rows(10**9)
+    rows, note = inference.table_rows(10**9)
     assert rows == 50_000_000
-    assert "a larger table may be worthwhile" in told
+    assert "a larger table may be worthwhile" in note
 
 
 def _group_pictures(tmp_path, kind):

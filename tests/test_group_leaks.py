@@ -48,9 +48,9 @@ def test_what_is_set_only_after_a_click_is_left_out_and_told(tmp_path, capsys):
     why = left_out(text)["basket"]
     assert why.startswith(f"is never set where 'click' is 0 (0 of {BASKET.sum()} sampled rows that have it)")
     assert "use --label_fields click,basket" in why
-    told = capsys.readouterr().out
-    assert f"no feature: basket: {why}" in told
-    assert "--columns +NAME" in told
+    output = capsys.readouterr().out
+    assert f"no feature: basket: {why}" in output
+    assert "--columns +NAME" in output
     assert json.loads((tmp_path / "out/stats.json").read_text())["left_out"]["basket"] == why
 
 
@@ -103,17 +103,17 @@ def test_leaks(column, why):
 
 def test_tags_that_tell():
     random = np.random.default_rng(0)
-    some = [[f"t{t}" for t in random.permutation(40)[:3]] for _ in range(NUM_ROWS)]
+    tag_lists = [[f"t{t}" for t in random.permutation(40)[:3]] for _ in range(NUM_ROWS)]
 
     def why(tags, separator="|", kv=""):
         finder = LeakFinder(with_click(["|".join(t) for t in tags]), ["click"], "item")
         assert finder.reason("x") == ""  # each text stands in some rows only
         return finder.reason_of_tags("x", separator, kv)
 
-    assert why(some) == ""
-    clicked = why([[*t, "clicked"] if c else t for t, c in zip(some, CLICK, strict=True)])
+    assert why(tag_lists) == ""
+    clicked = why([[*t, "clicked"] if c else t for t, c in zip(tag_lists, CLICK, strict=True)])
     assert clicked.startswith("predicts the label 'click' too well by its value 'clicked' (AUC 1.000)")
-    bought = [[*t, "bought"] if b else t for t, b in zip(some, BASKET, strict=True)]
+    bought = [[*t, "bought"] if b else t for t, b in zip(tag_lists, BASKET, strict=True)]
     assert why(bought).startswith("never holds 'bought' where 'click' is 0")
     weighted = [[f"{name}:{i}.5" for i, name in enumerate(t)] for t in bought]
     assert why(weighted, kv=":").startswith("never holds 'bought' where 'click' is 0")
@@ -150,9 +150,9 @@ def honest():
     }
 
 
-@pytest.mark.parametrize("what", honest())
-def test_what_is_no_leak(what):
-    column, more = honest()[what]
+@pytest.mark.parametrize("case", honest())
+def test_what_is_no_leak(case):
+    column, more = honest()[case]
     assert reason(column, **more) == ""
 
 
@@ -186,8 +186,8 @@ def test_honest_features_of_any_strength_are_rarely_taken_for_leaks():
         is_set = random.random(num_rows) < set_share
         strong = rate * odds / (1 - rate + rate * odds)
         click = (random.random(num_rows) < np.where(is_set, strong, rate)).astype(int)
-        found = reason(is_set.astype(int), click=click, items=random.integers(0, 100, num_rows))
-        wrong += found != ""
+        leak_reason = reason(is_set.astype(int), click=click, items=random.integers(0, 100, num_rows))
+        wrong += leak_reason != ""
     assert wrong <= 1
 
 
@@ -275,15 +275,15 @@ def test_named_columns_are_features_whatever_they_look_like(tmp_path):
     }
     flags = {"label_fields": "click", "split_by": "item"}
     features, text, _ = infer(tmp_path, columns, columns="+basket,+impression_id, +buy,+same,+none", **flags)
-    kept = {"img_path", "group_size"}
-    assert set(features) == {"basket", "impression_id", "buy", "same", "age", *kept}
+    group_features = {"img_path", "group_size"}
+    assert set(features) == {"basket", "impression_id", "buy", "same", "age", *group_features}
     assert set(left_out(text)) == {"time", "item_id", "none"}
     assert left_out(text)["none"] == "has no values"
     # Without +, these alone.
     (tmp_path / "alone").mkdir()
     features, text, config = infer(tmp_path / "alone", columns, columns="basket,time", **flags)
-    assert set(features) == {"basket", "time", *kept}
-    fields = {one.input_name for one in config.data_config.input_fields}
+    assert set(features) == {"basket", "time", *group_features}
+    fields = {field.input_name for field in config.data_config.input_fields}
     assert fields == {"item_id", "img_path", "click", "basket", "time", "group_size"}
 
 
@@ -310,13 +310,13 @@ def failed(folder, columns, capsys, **flags):
 
 
 def test_labels_of_one_class(tmp_path, capsys):
-    some = {"age": np.arange(60) % 9, "buy": np.arange(60) % 2}
-    message = failed(tmp_path, {"click": np.zeros(60, int), **some}, capsys, label_fields="click,buy")
+    columns = {"age": np.arange(60) % 9, "buy": np.arange(60) % 2}
+    message = failed(tmp_path, {"click": np.zeros(60, int), **columns}, capsys, label_fields="click,buy")
     assert "--label_fields: column 'click' is 0 in all 60 training rows" in message
     assert "give a log with both values, or leave the label out" in message
-    message = failed(tmp_path, {"click": np.ones(60, int), "age": some["age"]}, capsys)
+    message = failed(tmp_path, {"click": np.ones(60, int), "age": columns["age"]}, capsys)
     assert "no column looks like a label of 0 and 1 ('click' is 1 in all rows)" in message
-    message = failed(tmp_path, {"basket": some["buy"], "age": some["age"]}, capsys)
+    message = failed(tmp_path, {"basket": columns["buy"], "age": columns["age"]}, capsys)
     assert "no column looks like a label of 0 and 1; name the columns that are labels" in message
     assert "'basket' holds 0 and 1" in message
 
@@ -327,9 +327,9 @@ def test_one_class_among_the_rows_that_evaluate_is_noted(tmp_path, capsys):
     click = np.where(time < NUM_ROWS * 0.9, CLICK, 0)
     columns = {"click": click, "time": time + 1_700_000_000, "age": time % 50}
     infer(tmp_path, columns, label_fields="click", split_by="time:time")
-    told = "label 'click' is 0 in all 600 evaluation rows, so its AUC is undefined there"
-    assert f"note: {told}" in capsys.readouterr().out
-    assert told in re.sub(r"\n#  +", " ", (tmp_path / "x.config").read_text())
+    note = "label 'click' is 0 in all 600 evaluation rows, so its AUC is undefined there"
+    assert f"note: {note}" in capsys.readouterr().out
+    assert note in re.sub(r"\n#  +", " ", (tmp_path / "x.config").read_text())
 
 
 def test_no_column_that_is_left(tmp_path, capsys):

@@ -18,9 +18,9 @@ def test_pictures_are_packed_once_a_shard(tmp_path):
     (tmp_path / "images/empty.png").write_bytes(b"")
     flags = {"num_shards": 3, "image_root": tmp_path, "max_bad_share": 1}
     output = run(tmp_path, "--embed_images", **flags)
-    told = stats(output)
-    assert told["bad_pictures"] == 2
-    for shard in told["shards"]:
+    statistics = stats(output)
+    assert statistics["bad_pictures"] == 2
+    for shard in statistics["shards"]:
         table = pq.read_table(output / shard["file"])
         shown = list(dict.fromkeys(path for path in table["img_path"].to_pylist() if path))
         with tarfile.open(output / shard["file"].replace(".parquet", ".pictures.tar"), "r:") as tar:
@@ -32,9 +32,9 @@ def test_pictures_are_packed_once_a_shard(tmp_path):
                 assert tar.extractfile(member).read() == (tmp_path / member.name).read_bytes()
                 assert (member.mtime, member.uid, member.gid) == (0, 0, 0)
     bad = {
-        one["where"]: (one["kind"], one["row"], one["problem"])
-        for one in bad_rows(output / "bad_rows.jsonl")
-        if one["kind"] == "picture"
+        bad_row["where"]: (bad_row["kind"], bad_row["row"], bad_row["problem"])
+        for bad_row in bad_rows(output / "bad_rows.jsonl")
+        if bad_row["kind"] == "picture"
     }
     assert bad == {
         "images/none.png": ("picture", 202, "cannot be read: No such file or directory"),
@@ -63,8 +63,8 @@ def test_packed_pictures_that_are_resized_decode_to_the_same_pixels(tmp_path):
             packed = tf.io.decode_png(tar.extractfile(name).read()).numpy()
             assert packed.shape == (16, 24, 3)
             np.testing.assert_array_equal(packed, loader.load([name.encode()]).pixels[0])
-    (one,) = bad_rows(output / "bad_rows.jsonl")
-    assert (one["where"], one["problem"].split(":")[0]) == ("5.png", "is damaged")
+    (bad_row,) = bad_rows(output / "bad_rows.jsonl")
+    assert (bad_row["where"], bad_row["problem"].split(":")[0]) == ("5.png", "is damaged")
 
 
 def test_too_many_pictures_that_cannot_be_packed(tmp_path, capsys):

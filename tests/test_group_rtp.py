@@ -133,8 +133,8 @@ def test_explanations_of_numbers_that_are_too_large_weights_and_bytes():
         return PARSE.explain(text_of(columns))[1]
 
     assert explain(price="1e39") == "1e+39 is not a finite number"
-    told = "2 values, but liked_weights has 1"
-    assert explain(liked="a|b", liked_weights="1") == told
+    reason = "2 values, but liked_weights has 1"
+    assert explain(liked="a|b", liked_weights="1") == reason
     assert explain(pairs="\udcff:1") == "'\ufffd:1' is not UTF-8"
     assert explain(place="1|2|3") == "'1|2|3' does not have the form that its feature needs"
 
@@ -224,16 +224,16 @@ def test_empty_values_take_their_default():
 
 def test_defaults_count_as_tags_and_weights():
     features = [tag_feature("liked", ("liked", "weights"), 4, "t", "hash", 9, separator="|")]
-    one = schema({"y": "float32"}, {"liked": "string", "weights": "string"}, features, {"liked": "a|b"})
-    parse = parser_of(one, ("y",), ("liked", "weights"), 4)
+    line_schema = schema({"y": "float32"}, {"liked": "string", "weights": "string"}, features, {"liked": "a|b"})
+    parse = parser_of(line_schema, ("y",), ("liked", "weights"), 4)
     lines = [group_line([["0"]], [values]) for values in (["", ""], ["", "1|2"], ["x", "1"], ["x", "1|2"])]
     assert parse(lines).kept_groups.tolist() == [1, 2]
     assert [parse.explain(line) is None for line in lines] == [False, True, True, False]
 
 
 def test_bool_fields_become_0_and_1():
-    one = schema({"y": "float32"}, {"vip": "bool"})
-    parse = parser_of(one, ("y",), ("vip",), 4)
+    line_schema = schema({"y": "float32"}, {"vip": "bool"})
+    parse = parser_of(line_schema, ("y",), ("vip",), 4)
     texts = ["true", "false", "True", "FALSE", "tRuE", "1", "0", ""]
     rows = parse([group_line([["0"] * len(texts)], [[text] for text in texts])])
     assert rows.fields["vip"].tolist() == [1, 0, 1, 0, 1, 1, 0, 0]
@@ -270,8 +270,8 @@ def test_picture_paths_are_bytes_as_they_stand():
 
 
 def test_the_empty_separator_splits_into_single_bytes():
-    one = schema({"y": "float32"}, {"a": "string", "b": "int64", "c": "string"}, separators=(";", ",", ""))
-    parse = parser_of(one, ("y",), ("a", "b", "c"), 4)
+    line_schema = schema({"y": "float32"}, {"a": "string", "b": "int64", "c": "string"}, separators=(";", ",", ""))
+    parse = parser_of(line_schema, ("y",), ("a", "b", "c"), 4)
     lines = [b"0,1;x5y,z6w;p;2", b"0;x5;p;1", b"0;x5yz;p;1", b"0;5xy;p;1", "0;5é;p;1".encode(), "0;é5;p;1".encode()]
     rows = parse(lines)
     assert rows.kept_groups.tolist() == [0]
@@ -287,8 +287,8 @@ def test_the_empty_separator_splits_into_single_bytes():
 
 
 def test_separators_of_several_and_of_special_characters():
-    one = schema({"y": "float32"}, {"a": "string", "b": "int64"}, separators=("||", "é", "^]"))
-    parse = parser_of(one, ("y",), ("a", "b"), 4)
+    line_schema = schema({"y": "float32"}, {"a": "string", "b": "int64"}, separators=("||", "é", "^]"))
+    parse = parser_of(line_schema, ("y",), ("a", "b"), 4)
     line = "0é1||x^]1éy|^]2||p||2".encode()
     rows = parse([line, "0é1||x^]1y|^]2||p||2".encode()])
     assert rows.kept_groups.tolist() == [0]
@@ -301,8 +301,8 @@ def test_separators_of_several_and_of_special_characters():
 @pytest.mark.parametrize("separator", [" ", "-", "+"])
 def test_a_separator_that_could_be_part_of_a_number_splits_first(separator):
     feature = raw_feature("place", ("place",), 3, separator=separator, dim=3)
-    one = schema({"y": "float32"}, {"place": "string"}, [feature])
-    parse = parser_of(one, ("y",), ("place",), 4)
+    line_schema = schema({"y": "float32"}, {"place": "string"}, [feature])
+    parse = parser_of(line_schema, ("y",), ("place",), 4)
     texts = [separator.join(numbers) for numbers in (["1", "2.5", "3"], ["1", "", "2", "3"], ["1", "2", "3", ""])]
     lines = [group_line([["0"]], [[text]]) for text in texts]
     assert parse(lines).kept_groups.tolist() == [0]
@@ -311,16 +311,16 @@ def test_a_separator_that_could_be_part_of_a_number_splits_first(separator):
 
 def test_explaining_long_lists_of_spaces_takes_no_time():
     feature = tag_feature("groups", ("groups",), 4, "t", "identity", 9, separator=" ")
-    one = schema({"y": "float32"}, {"groups": "string"}, [feature])
+    line_schema = schema({"y": "float32"}, {"groups": "string"}, [feature])
     line = group_line([["0"]], [["1  " * 200 + "x"]])
-    assert "does not have the form" in parser_of(one, ("y",), ("groups",), 4).explain(line)[1]
+    assert "does not have the form" in parser_of(line_schema, ("y",), ("groups",), 4).explain(line)[1]
 
 
 @pytest.mark.parametrize("raw_dim", [2, 401, 768, 2048])
 def test_long_vectors(raw_dim):
     feature = raw_feature("vector", ("vector",), raw_dim, separator="|", dim=raw_dim)
-    one = schema({"y": "float32"}, {"vector": "string"}, [feature])
-    parse = parser_of(one, ("y",), ("vector",), 4)
+    line_schema = schema({"y": "float32"}, {"vector": "string"}, [feature])
+    parse = parser_of(line_schema, ("y",), ("vector",), 4)
     lines = [group_line([["0"]], [["|".join(["-0.125"] * count)]]) for count in (raw_dim, raw_dim - 1, raw_dim + 1)]
     assert parse(lines).kept_groups.tolist() == [0]
     assert [parse.explain(line) is None for line in lines] == [True, False, False]

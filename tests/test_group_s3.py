@@ -68,20 +68,20 @@ def without_names(files):
 
 def test_a_log_in_a_bucket_makes_the_same_shards_there(s3, here, bucket, tmp_path, capsys):
     group(bucket, "out", "--pipeline_config_template", tmp_path / "x.config")
-    found = contents_there(s3, f"{bucket}/out")
-    assert without_names(found) == without_names(contents(here / "out"))
-    bad = [json.loads(line) for line in found["bad_rows.jsonl"].decode().splitlines()]
-    assert {(one["kind"], one["where"]) for one in bad} == {("picture", "images/39.png")}
-    assert all(one["file"].startswith(f"{bucket}/logs/") for one in bad)
-    there, wanted = ((folder / "x.config").read_text().replace(str(folder), bucket) for folder in (tmp_path, here))
+    remote_files = contents_there(s3, f"{bucket}/out")
+    assert without_names(remote_files) == without_names(contents(here / "out"))
+    bad = [json.loads(line) for line in remote_files["bad_rows.jsonl"].decode().splitlines()]
+    assert {(bad_row["kind"], bad_row["where"]) for bad_row in bad} == {("picture", "images/39.png")}
+    assert all(bad_row["file"].startswith(f"{bucket}/logs/") for bad_row in bad)
+    there, expected = ((folder / "x.config").read_text().replace(str(folder), bucket) for folder in (tmp_path, here))
     # Comments are broken into lines by their length.
-    assert re.sub(r"[\s#]+", " ", there) == re.sub(r"[\s#]+", " ", wanted)
+    assert re.sub(r"[\s#]+", " ", there) == re.sub(r"[\s#]+", " ", expected)
     # What is there is not replaced unasked, and then whole.
     group(bucket, "out", expect=1)
     assert f"--output: {bucket}/out is not empty; name another folder" in capsys.readouterr().err
     s3.put(f"{bucket}/out/train/part-99999.parquet", b"old")
     group(bucket, "out", "--overwrite")
-    assert set(contents_there(s3, f"{bucket}/out")) == set(found)
+    assert set(contents_there(s3, f"{bucket}/out")) == set(remote_files)
 
 
 def test_pictures_are_found_beside_a_log_in_a_bucket(bucket, tmp_path, capsys):
@@ -117,12 +117,12 @@ def test_a_conversion_in_a_bucket_is_that_of_files(s3, here, bucket, tmp_path):
     assert main([*arguments, "--output", f"{bucket}/converted"]) == 0
     local = ["convert", "--pipeline_config", str(here / "x.config"), "--format", "tfrecord"]
     assert main([*local, "--output", str(tmp_path / "converted")]) == 0
-    found, wanted = contents_there(s3, f"{bucket}/converted"), contents(tmp_path / "converted")
-    for files, place in ((found, f"{bucket}/to_convert"), (wanted, str(here / "out"))):
+    remote_files, local_files = contents_there(s3, f"{bucket}/converted"), contents(tmp_path / "converted")
+    for files, place in ((remote_files, f"{bucket}/to_convert"), (local_files, str(here / "out"))):
         for name in list(files):
             if name.endswith("stats.json"):
                 files[name] = files[name].decode().replace(place, "")
-    assert found == wanted
+    assert remote_files == local_files
 
 
 def test_what_fails_leaves_nothing_in_the_bucket(s3, bucket, capsys):

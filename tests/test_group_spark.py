@@ -52,13 +52,13 @@ def test_two_workers_run(cluster):
 
 def both(folder, **flags):
     """The files that each engine makes, with the config and without what names the folder."""
-    found = []
+    outputs = []
     for engine in ("local", "spark"):
         template = folder / engine / "x.config"
         output = run(folder, output=f"{engine}/out", engine=engine, pipeline_config_template=template, **flags)
         config = template.read_text().replace(str(folder / engine), "")
-        found.append((contents(output), config))
-    return found
+        outputs.append((contents(output), config))
+    return outputs
 
 
 @pytest.mark.parametrize(
@@ -94,15 +94,15 @@ def test_bad_rows_conflicts_and_pictures_are_the_same(cluster, tmp_path):
     write_csv(tmp_path / "b.csv", [*GOOD[:40], ["i9", None, "u", 1, 1.0]])
     make_pictures(tmp_path, [f"{i}.jpg" for i in range(4)], np.random.default_rng(0))
     flags = {"image_root": tmp_path, "max_bad_share": 0.5, "num_shards": 3, "label_fields": "click"}
-    found = []
+    outputs = []
     for engine in ("local", "spark"):
         log = f"{tmp_path}/a.csv,{tmp_path}/b.csv"
-        found.append(contents(run(tmp_path, "--embed_images", log=log, output=engine, engine=engine, **flags)))
-    assert found[0] == found[1]
-    told = stats(tmp_path / "spark")
-    assert (told["rows_in"], told["rows_refused"], told["rows_out"]) == (341, 3, 338)
-    assert (told["items_in_conflict"], told["bad_pictures"] > 0, told["rows_without_picture"]) == (1, True, 1)
-    assert not any("attempts" in name for name in found[1])
+        outputs.append(contents(run(tmp_path, "--embed_images", log=log, output=engine, engine=engine, **flags)))
+    assert outputs[0] == outputs[1]
+    counts = stats(tmp_path / "spark")
+    assert (counts["rows_in"], counts["rows_refused"], counts["rows_out"]) == (341, 3, 338)
+    assert (counts["items_in_conflict"], counts["bad_pictures"] > 0, counts["rows_without_picture"]) == (1, True, 1)
+    assert not any("attempts" in name for name in outputs[1])
 
 
 def test_mistakes_are_told_as_on_one_machine(cluster, tmp_path, capfd):
@@ -114,14 +114,14 @@ def test_mistakes_are_told_as_on_one_machine(cluster, tmp_path, capfd):
         {"log": "log.csv", "group_fields": "prize"},
     ]
     for flags in cases:
-        told = []
+        messages = []
         for engine in ("local", "spark"):
             capfd.readouterr()
             run(tmp_path, expect=1, engine=engine, **flags)
             lines = capfd.readouterr().err.splitlines()
             first = next(i for i, line in enumerate(lines) if line.startswith("error: "))
-            told.append(lines[first:])
-        assert told[0] == told[1]
+            messages.append(lines[first:])
+        assert messages[0] == messages[1]
         assert not (tmp_path / "out").exists()
 
 

@@ -55,14 +55,17 @@ def read(path, kind, fields=FIELDS):
 
 @settings(max_examples=60, deadline=None)
 @given(groups(), st.sampled_from(list(FORMATS)))
-def test_every_format_keeps_every_value(some, kind):
+def test_every_format_keeps_every_value(originals, kind):
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder, f"part.{FORMATS[kind].ending}")
-        write(path, to_table(some), kind)
-        found = read(path, kind)
-        assert (from_table(found) if found else []) == some
-        assert PLAIN[kind](path) == some
-        assert FORMATS[kind].count(str(path), FIELDS) == (len(some), sum(len(group["click"]) for group in some))
+        write(path, to_table(originals), kind)
+        table = read(path, kind)
+        assert (from_table(table) if table else []) == originals
+        assert PLAIN[kind](path) == originals
+        assert FORMATS[kind].count(str(path), FIELDS) == (
+            len(originals),
+            sum(len(group["click"]) for group in originals),
+        )
 
 
 @pytest.mark.parametrize("kind", FORMATS)
@@ -211,9 +214,9 @@ def test_groups_of_a_tfrecord_that_cannot_be_used(tmp_path):
         writer.write(example(cate=[b"c", b"c"], group_size=None, price=[1.0, 1.0]))
     (piece,) = read_tfrecord(str(tmp_path / "a"), FIELDS, typed(FIELDS))
     assert piece.rows.tolist() == [1, len(bad) + 2]
-    told = [f"{one.where}: {one.problem}" for one in piece.refused]
-    assert [one.row for one in piece.refused] == list(range(2, len(bad) + 2))
-    for text, expected in zip(told, bad, strict=True):
+    problems = [f"{refusal.where}: {refusal.problem}" for refusal in piece.refused]
+    assert [refusal.row for refusal in piece.refused] == list(range(2, len(bad) + 2))
+    for text, expected in zip(problems, bad, strict=True):
         assert text.startswith(expected)
     first, last = from_table(piece.groups)
     assert first == last | {"img": "i"}
@@ -238,7 +241,7 @@ def test_groups_of_parquet_that_cannot_be_used(tmp_path):
     assert piece.rows.tolist() == [1, 6]
     assert piece.groups.columns["cate"].to_pylist() == ["c", None]
     assert piece.groups.columns["img"].to_pylist() == ["i", ""]
-    assert [(one.row, one.where, one.problem.split(";")[0]) for one in piece.refused] == [
+    assert [(refusal.row, refusal.where, refusal.problem.split(";")[0]) for refusal in piece.refused] == [
         (2, "column 'user'", "1 entries, group size 2"),
         (3, "column 'cate'", "sample 1: 'd', but sample 0 has 'c'"),
         (4, "column 'seconds'", "sample 0: inf is not a finite number"),

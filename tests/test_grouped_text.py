@@ -44,36 +44,36 @@ def lines(draw):
     for _ in range(size + draw(st.sampled_from([0, 0, 0, 0, 1]))):
         sample = [draw(st.sampled_from(["", "u", "ü"])), draw(NUMBER), draw(BOOL), draw(NUMBER)]
         samples.append(sample + ["more"] * draw(st.sampled_from([0] * 8 + [1])))
-    told = draw(st.sampled_from([size] * 8 + [size + 1, 0, "x", ""]))
-    line = group_line(labels, samples, "p.jpg", told).replace(b";", b"|")
+    stated_size = draw(st.sampled_from([size] * 8 + [size + 1, 0, "x", ""]))
+    line = group_line(labels, samples, "p.jpg", stated_size).replace(b";", b"|")
     return line + draw(st.sampled_from([b""] * 8 + [b"|more", b"\r"]))
 
 
 @settings(max_examples=150, deadline=None)
 @given(st.lists(lines(), min_size=1, max_size=4))
-def test_lines_of_text_are_refused_where_training_refuses_them(some):
+def test_lines_of_text_are_refused_where_training_refuses_them(drawn_lines):
     good = group_line([["1"], ["0"]], [["u", "1", "1", "1"]], "p.jpg").replace(b";", b"|")
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder, "a.txt")
-        path.write_bytes(b"\n".join([good, *some, good, good, good, good]) + b"\n")
+        path.write_bytes(b"\n".join([good, *drawn_lines, good, good, good, good]) + b"\n")
         source = GroupRtpSource(DataFiles(str(path), "input"), SCHEMA, tuple(LABELS), tuple(SAMPLE), Order(False, 0, 1))
         trained = {row: group for _, row, group in source.texts()}
-        refused, kept = {}, {}
+        refused, accepted = {}, {}
         groups = TypedGroups(SCHEMA, tuple(LABELS), tuple(SAMPLE), is_exact=True)
         for piece in read_rtp(str(path), RTP_FIELDS, groups):
-            refused |= {one.row: Problem(one.where, one.problem) for one in piece.refused}
+            refused |= {refusal.row: Problem(refusal.where, refusal.problem) for refusal in piece.refused}
             starts = np.cumsum(piece.groups.size) - piece.groups.size
             for row, start, size in zip(piece.rows.tolist(), starts.tolist(), piece.groups.size.tolist(), strict=True):
-                kept[row] = {
+                accepted[row] = {
                     name: piece.groups.samples(name, RTP_FIELDS).to_pylist()[start : start + size] for name in KEPT
                 }
-    assert refused.keys() | kept.keys() == trained.keys()
+    assert refused.keys() | accepted.keys() == trained.keys()
     for row, group in trained.items():
         if isinstance(group, Problem):
             assert refused[row] == group
-        elif row in kept:
+        elif row in accepted:
             expected = {name: [value(name, text) for text in group.values[name]] for name in KEPT}
-            assert kept[row] == expected
+            assert accepted[row] == expected
         else:
             # A label of an INT field that is not whole trains, and no typed column can hold it.
             assert row in refused
@@ -105,7 +105,7 @@ def test_values_of_single_bytes(tmp_path):
     (piece,) = read_rtp(str(tmp_path / "a"), fields, typed(fields, layout))
     assert piece.groups.columns["a"].to_pylist() == ["x", "y"]
     assert piece.groups.columns["b"].to_pylist() == [1, 2]
-    assert [(one.row, one.problem) for one in piece.refused] == [(2, "3 values, not 2")]
+    assert [(refusal.row, refusal.problem) for refusal in piece.refused] == [(2, "3 values, not 2")]
 
 
 def test_lines_with_too_few_columns(tmp_path):

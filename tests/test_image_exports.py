@@ -152,7 +152,9 @@ def test_a_server_answers_what_predict_writes(trained):
 def test_vectors_that_the_store_lacks_are_computed(trained):
     embedder = PictureEmbedder(str(trained.folder / "image"), str(trained.data))
     service = trained.service(embedder, missing_vector="compute")
-    instances = [{**one, "key": row["img_path"]} for one, row in zip(trained.instances(), trained.rows, strict=True)]
+    instances = [
+        {**instance, "key": row["img_path"]} for instance, row in zip(trained.instances(), trained.rows, strict=True)
+    ]
     answer = service.answer({"instances": instances})
     for name, values in trained.expected().items():
         np.testing.assert_allclose(answer.outputs[name], values, rtol=1e-5, atol=2e-6, err_msg=name)
@@ -256,7 +258,7 @@ def test_empty_contents_stand_for_no_picture(trained):
 
 
 def test_bad_pictures_among_several_are_listed(trained):
-    assert {one["path"] for one in trained.bad} == {"images/absent.jpg"}
+    assert {record["path"] for record in trained.bad} == {"images/absent.jpg"}
 
 
 def test_items_with_categories(trained, tmp_path):

@@ -44,10 +44,10 @@ def pair_reference(vectors, labels, mask, alpha, beta, base, epsilon):
         if not positives or not negatives:
             losses.append(0.0)
             continue
-        kept = [s for s in positives if s < max(negatives) + epsilon]
-        hard = [s for s in negatives if s > min(positives) - epsilon]
-        loss = np.log1p(sum(np.exp(-alpha * (s - base)) for s in kept)) / alpha
-        losses.append(loss + np.log1p(sum(np.exp(beta * (s - base)) for s in hard)) / beta)
+        hard_positives = [s for s in positives if s < max(negatives) + epsilon]
+        hard_negatives = [s for s in negatives if s > min(positives) - epsilon]
+        loss = np.log1p(sum(np.exp(-alpha * (s - base)) for s in hard_positives)) / alpha
+        losses.append(loss + np.log1p(sum(np.exp(beta * (s - base)) for s in hard_negatives)) / beta)
     return np.mean(losses)
 
 

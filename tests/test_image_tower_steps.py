@@ -137,9 +137,11 @@ def test_gradients_of_category_tables_are_rows(options):
     tower = make_tower(conv_backbone(), **CATEGORIES, **options)
     tables = {id(table) for table in tower.category_tables().values()}
     _, gradients, _ = steps(tower)(PICTURES)
-    found = [gradient for v, gradient in zip(tower.trainable_variables, gradients, strict=True) if id(v) in tables]
-    assert len(found) == 2
-    for gradient in found:
+    table_gradients = [
+        gradient for v, gradient in zip(tower.trainable_variables, gradients, strict=True) if id(v) in tables
+    ]
+    assert len(table_gradients) == 2
+    for gradient in table_gradients:
         assert isinstance(gradient, tf.IndexedSlices)
         np.testing.assert_array_equal(gradient.indices, CATEGORY)
 

@@ -64,12 +64,12 @@ def trained(tower):
 def test_the_last_stages_of_a_transformer_are_its_last_blocks():
     tower = make_tower(vit_backbone())
     tower.train_last_stages(1)
-    one = trained(tower)
+    names = trained(tower)
     block = "vit_encoder/transformer_block_2/"
-    assert {name for name in one if not name.startswith(block)} == {"vit_encoder/ln/gamma", "vit_encoder/ln/beta"}
-    assert len([name for name in one if name.startswith(block)]) == 16
+    assert {name for name in names if not name.startswith(block)} == {"vit_encoder/ln/gamma", "vit_encoder/ln/beta"}
+    assert len([name for name in names if name.startswith(block)]) == 16
     tower.train_last_stages(2)
-    assert {name.split("/")[1] for name in trained(tower) - one} == {"transformer_block_1"}
+    assert {name.split("/")[1] for name in trained(tower) - names} == {"transformer_block_1"}
     tower.train_last_stages(None)
     assert any("embedding" in name for name in trained(tower))
     tower.train_last_stages(0)

@@ -126,20 +126,20 @@ def test_a_bank_goes_on(data, tmp_path, monkeypatch):
     assert len(loaded) == sum(whole.encoded) < sum(len(batch) for batch in images_of_batches(whole))
     resumed = going_on(whole, 3, data, tmp_path / "resumed", img_model, EACH_STEP)
     assert resumed.encoded == whole.encoded[3:]
-    found, expected = resumed.checkpoint(6), whole.checkpoint(6)
+    values, expected = resumed.checkpoint(6), whole.checkpoint(6)
     assert expected["picture_bank/vectors"].shape == (NUM_PICTURES, 4)
-    assert_same_values(found, expected)
+    assert_same_values(values, expected)
 
 
 def test_a_bank_whose_vectors_are_always_too_old_is_none(data, tmp_path):
     """Each picture stands once in an epoch of three steps."""
     changes = {"batch_size: 4": "batch_size: 4 shuffle: false"}
-    found = [
+    runs = [
         Training(data, tmp_path / name, img_model, "num_epochs: 2", file="own.txt", changes=changes).run()
         for name, img_model in (("bank", "encode_ratio: 0.1 max_staleness_steps: 1"), ("none", ""))
     ]
-    assert found[0].encoded == found[1].encoded
-    assert_same_values(found[0].values(), found[1].values())
+    assert runs[0].encoded == runs[1].encoded
+    assert_same_values(runs[0].values(), runs[1].values())
 
 
 def test_unfreezing_must_be_reached(data, tmp_path):
@@ -175,10 +175,10 @@ def added(data, folder, optimizers, img_model=""):
     return {name: last[name] - first[name] for name in last if not name.endswith(AVERAGES)}
 
 
-def assert_scaled(found, plain, factor):
+def assert_scaled(differences, plain, factor):
     for name, value in plain.items():
         assert np.abs(value).max() > 1e-6, name
-        np.testing.assert_allclose(found[name], factor(name) * value, rtol=1e-3, atol=3e-7, err_msg=name)
+        np.testing.assert_allclose(differences[name], factor(name) * value, rtol=1e-3, atol=3e-7, err_msg=name)
 
 
 def test_optimizers_for_variables_by_name(data, tmp_path, plain_step):
@@ -205,14 +205,14 @@ def test_optimizers_for_variables_by_name(data, tmp_path, plain_step):
 def test_learning_rates_of_the_image_tower(data, tmp_path, plain_step):
     """A factor for all of it, another one more for each stage of the backbone, and that of embeddings."""
     optimizers = optimizer("sgd", 1.0, "embedding_learning_rate_multiplier: 3")
-    found = added(data, tmp_path, optimizers, "learning_rate_multiplier: 0.5 layer_decay: 0.25")
+    differences = added(data, tmp_path, optimizers, "learning_rate_multiplier: 0.5 layer_decay: 0.25")
 
     def factor(name):
         stage = next((i for i in range(3) if of_stage(name, i)), 3)
         table = 3.0 if name.startswith(("embedding/", "image/category/")) else 1.0
         return table * (0.5 * 0.25 ** (3 - stage) if name.startswith("image/") else 1.0)
 
-    assert_scaled(found, plain_step, factor)
+    assert_scaled(differences, plain_step, factor)
 
 
 @pytest.mark.parametrize(("img_model", "optimizers", "message"), [

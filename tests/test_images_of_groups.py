@@ -22,7 +22,7 @@ ITEM = id_feature("item", ("item",), 4, "item", "hash", 50)
 
 
 def image_schema(category=True, separator="", no_image=False, uses_image=True):
-    one = schema(
+    base_schema = schema(
         {"click": "int64", "kind": "int64"},
         {"cat": "int64", "item": "string", "user": "string"},
         [ITEM, raw_feature("cat", ("cat",), 1)],
@@ -30,7 +30,7 @@ def image_schema(category=True, separator="", no_image=False, uses_image=True):
         uses_image=uses_image,
     )
     return replace(
-        one,
+        base_schema,
         group_fields=("cat", "item", "kind"),
         image_features=(CATEGORY, ITEM) if category else (ITEM,),
         category_feature="category" if category else "",
@@ -46,22 +46,22 @@ def random_groups(num_groups=150, separator="", seed=0):
     names = [*(f"{i}.png" for i in range(9)), "bad1", "bad2", ""]
     if separator:
         names += [separator, separator * 2, f"1.png{separator}", f"{separator}3.png", f"3.png{separator}3.png"]
-    found = []
+    groups = []
     for _ in range(num_groups):
         count = rng.integers(1, 5) if separator else 1
         path = separator.join(rng.choice(names, count))
-        found.append(
+        groups.append(
             (path, int(rng.integers(0, NUM_CATEGORIES)), f"i{rng.integers(0, 6)}", int(rng.integers(0, NUM_KINDS)),
              int(rng.integers(1, 4)))
         )  # fmt: skip
-    return found
+    return groups
 
 
-def write(path, some):
+def write(path, groups):
     lines = [
         group_line([[str(i % 2) for i in range(size)], [str(kind)] * size],
                    [[str(category), item, str(i)] for i in range(size)], img_path)
-        for img_path, category, item, kind, size in some
+        for img_path, category, item, kind, size in groups
     ]  # fmt: skip
     path.write_bytes(b"".join(line + b"\n" for line in lines))
     return path
@@ -75,23 +75,23 @@ def colour(path):
 @pytest.fixture(autouse=True)
 def loaded(monkeypatch):
     """In place of files: one colour for each path; "bad..." and "" cannot be read. The paths that were loaded."""
-    found = []
+    loaded_paths = []
 
     def load(loader, paths):
         texts = [path.decode() for path in paths]
-        found.extend(texts)
+        loaded_paths.extend(texts)
         pixels = np.stack([np.full((4, 5, 3), colour(t), np.uint8) for t in texts]) if texts else np.zeros((0, 4, 5, 3))
         problems = {row: "cannot be read" for row, text in enumerate(texts) if not text[:1].isdigit()}
         return Pictures(tf.constant(pixels, tf.uint8), problems)
 
     monkeypatch.setattr(PictureLoader, "load", load)
-    return found
+    return loaded_paths
 
 
-def input_of(path, one, records=None, training=False, labels=None, **changes):
+def input_of(path, schema, records=None, training=False, labels=None, **changes):
     data = {"input_type": DatasetConfig.GroupRTPInput, "num_parallel_calls": 1, "batch_size": 7, "shuffle": False}
     records = records or BadRecords(None, 1.0)
-    return Input(DatasetConfig(**{**data, **changes}), one, str(path), "train_input_path", records, training, labels)
+    return Input(DatasetConfig(**{**data, **changes}), schema, str(path), "train_input_path", records, training, labels)
 
 
 def item_hash(text):
@@ -104,13 +104,15 @@ def distinct(items):
     return order, [order.index(item) for item in items]
 
 
-def reference_images(some, one):
+def reference_images(groups, schema):
     """What a batch of these groups should hold; `pictures`: (path, category) of each."""
-    categories = [c if one.category_feature else 0 for _, c, *_ in some]
-    images, group_image = distinct([(group[0], c) for group, c in zip(some, categories, strict=True)])
+    categories = [c if schema.category_feature else 0 for _, c, *_ in groups]
+    images, group_image = distinct([(group[0], c) for group, c in zip(groups, categories, strict=True)])
     first = [group_image.index(u) for u in range(len(images))]
-    paths = [[p for p in path.split(one.image_separator) if p] if one.image_separator else [path] for path, _ in images]
-    if one.has_no_image_vector:
+    paths = [
+        [p for p in path.split(schema.image_separator) if p] if schema.image_separator else [path] for path, _ in images
+    ]
+    if schema.has_no_image_vector:
         paths = [[p for p in of_image if p] for of_image in paths]
     else:
         paths = [of_image or [""] for of_image in paths]
@@ -118,10 +120,10 @@ def reference_images(some, one):
     link_image = [u for u, of_image in enumerate(paths) for _ in of_image]
     links = list(zip(link_picture, link_image, strict=True))
     has_picture = [True] * len(images)
-    if one.image_separator or one.has_no_image_vector:
+    if schema.image_separator or schema.has_no_image_vector:
         good = [(p, u) for p, u in links if pictures[p][0][:1].isdigit()]
         has_good = {u for _, u in good}
-        if one.has_no_image_vector:
+        if schema.has_no_image_vector:
             has_picture, links = [u in has_good for u in range(len(images))], good
         else:
             links = [(p, u) for p, u in links if (p, u) in good or u not in has_good]
@@ -129,10 +131,10 @@ def reference_images(some, one):
         "pictures": pictures,
         "links": links,
         "has_picture": has_picture,
-        "item": [item_hash(some[g][2]) for g in first],
-        "category": [some[g][1] for g in first],
-        "kind": [some[g][3] for g in first],
-        "sample_image": [u for u, group in zip(group_image, some, strict=True) for _ in range(group[4])],
+        "item": [item_hash(groups[g][2]) for g in first],
+        "category": [groups[g][1] for g in first],
+        "kind": [groups[g][3] for g in first],
+        "sample_image": [u for u, group in zip(group_image, groups, strict=True) for _ in range(group[4])],
     }
 
 
@@ -144,8 +146,8 @@ def links_of(images):
     return list(zip(images.link_picture, images.link_image, strict=True))
 
 
-def chunks(some, size=7):
-    return [some[i : i + size] for i in range(0, len(some), size)]
+def chunks(groups, size=7):
+    return [groups[i : i + size] for i in range(0, len(groups), size)]
 
 
 SETTINGS = [
@@ -157,19 +159,19 @@ SETTINGS = [
 ]  # fmt: skip
 
 
-def name_of(wanted):
-    return "-".join(str(value) for value in wanted.values())
+def name_of(settings):
+    return "-".join(str(value) for value in settings.values())
 
 
-@pytest.mark.parametrize("wanted", SETTINGS, ids=name_of)
-def test_images_equal_the_reference(tmp_path, wanted):
-    one, some = image_schema(**wanted), random_groups(separator=wanted["separator"])
+@pytest.mark.parametrize("settings", SETTINGS, ids=name_of)
+def test_images_equal_the_reference(tmp_path, settings):
+    schema, all_groups = image_schema(**settings), random_groups(separator=settings["separator"])
     records = BadRecords(None, 1.0)
-    reader = input_of(write(tmp_path / "a", some), one, records)
+    reader = input_of(write(tmp_path / "a", all_groups), schema, records)
     fits = tf.function(lambda batch: tf.shape(batch.sample_image)[0], input_signature=[reader.spec()])
     num_loaded = num_bad = 0
-    for item, groups in zip(reader.batches(), chunks(some), strict=True):
-        expected, batch = reference_images(groups, one), item.batch
+    for item, groups in zip(reader.batches(), chunks(all_groups), strict=True):
+        expected, batch = reference_images(groups, schema), item.batch
         images = plain(batch.images)
         pictures = expected["pictures"]
         assert images.encoded == list(range(len(pictures)))
@@ -180,7 +182,7 @@ def test_images_equal_the_reference(tmp_path, wanted):
         assert images.has_picture == expected["has_picture"]
         assert images.features["item"] == expected["item"]
         assert images.features.get("category", expected["category"]) == expected["category"]
-        assert ("category" in images.features) == wanted["category"]
+        assert ("category" in images.features) == settings["category"]
         assert images.labels == {"kind": expected["kind"]}
         assert batch.sample_image.numpy().tolist() == expected["sample_image"]
         assert images.bank_row == [0] * len(pictures)
@@ -188,46 +190,46 @@ def test_images_equal_the_reference(tmp_path, wanted):
         num_loaded += len(pictures)
         num_bad += sum(not path[:1].isdigit() for path, _ in pictures)
     assert records.counts == {
-        "groups": len(some), "bad_groups": 0, "pictures": num_loaded, "bad_pictures": num_bad
+        "groups": len(all_groups), "bad_groups": 0, "pictures": num_loaded, "bad_pictures": num_bad
     }  # fmt: skip
     assert num_bad
 
 
-def read(tmp_path, some, one, records=None, **changes):
-    return list(input_of(write(tmp_path / "a", some), one, records, **changes).batches())
+def read(tmp_path, groups, schema, records=None, **changes):
+    return list(input_of(write(tmp_path / "a", groups), schema, records, **changes).batches())
 
 
 def test_one_picture_a_group_is_the_plain_case(tmp_path):
     """Without any of the settings: as one_picture_each, whatever is wrong with the pictures."""
-    one = replace(image_schema(category=False), image_features=(), image_labels=(), group_fields=())
-    for item in read(tmp_path, random_groups(40), one):
+    schema = replace(image_schema(category=False), image_features=(), image_labels=(), group_fields=())
+    for item in read(tmp_path, random_groups(40), schema):
         assert plain(item.batch.images) == plain(one_picture_each(item.batch.num_images))
         assert item.batch.pixels.shape[0] == item.batch.num_images
 
 
 def test_a_model_without_pictures_has_none(tmp_path, loaded):
-    one = replace(image_schema(category=False, uses_image=False), image_features=(), image_labels=())
-    for item in read(tmp_path, random_groups(20), one):
+    schema = replace(image_schema(category=False, uses_image=False), image_features=(), image_labels=())
+    for item in read(tmp_path, random_groups(20), schema):
         assert plain(item.batch.images) == plain(one_picture_each(0))
         assert item.batch.pixels.shape == (0, 4, 5, 3)
     assert loaded == []
 
 
 def test_one_picture_in_two_categories_is_two_to_the_tower(tmp_path, loaded):
-    some = [("1.png", 0, "a", 0, 1), ("1.png", 1, "a", 0, 1), ("1.png", 0, "b", 0, 1), ("2.png", 1, "b", 0, 1)]
-    (item,) = read(tmp_path, some, image_schema())
+    groups = [("1.png", 0, "a", 0, 1), ("1.png", 1, "a", 0, 1), ("1.png", 0, "b", 0, 1), ("2.png", 1, "b", 0, 1)]
+    (item,) = read(tmp_path, groups, image_schema())
     assert loaded == ["1.png", "1.png", "2.png"]
     assert plain(item.batch.images.category) == [0, 1, 1]
     assert item.batch.sample_image.numpy().tolist() == [0, 1, 0, 2]
     loaded.clear()
-    (item,) = read(tmp_path, some, image_schema(category=False))
+    (item,) = read(tmp_path, groups, image_schema(category=False))
     assert loaded == ["1.png", "2.png"]
 
 
 def test_several_pictures_of_an_item(tmp_path, loaded):
     """Shared ones are loaded once; one that is named twice counts twice; empty names are none."""
-    some = [("1,2", 0, "a", 0, 2), (",2,,3,", 0, "b", 0, 1), ("1,1", 0, "c", 0, 1), ("1", 0, "d", 0, 1)]
-    (item,) = read(tmp_path, some, image_schema(separator=","))
+    groups = [("1,2", 0, "a", 0, 2), (",2,,3,", 0, "b", 0, 1), ("1,1", 0, "c", 0, 1), ("1", 0, "d", 0, 1)]
+    (item,) = read(tmp_path, groups, image_schema(separator=","))
     assert loaded == ["1", "2", "3"]
     assert links_of(plain(item.batch.images)) == [(0, 0), (1, 0), (1, 1), (2, 1), (0, 2), (0, 2), (0, 3)]
     assert item.batch.sample_image.numpy().tolist() == [0, 0, 1, 2, 3]
@@ -236,8 +238,8 @@ def test_several_pictures_of_an_item(tmp_path, loaded):
 @pytest.mark.parametrize("no_image", [False, True])
 def test_items_that_name_no_picture(tmp_path, loaded, no_image):
     records = BadRecords(str(tmp_path / "bad.jsonl"), 1.0)
-    some = [("", 0, "a", 0, 1), (",", 0, "a", 0, 1), ("1", 0, "b", 0, 1), (",,", 1, "a", 0, 1)]
-    (item,) = read(tmp_path, some, image_schema(separator=",", no_image=no_image), records)
+    groups = [("", 0, "a", 0, 1), (",", 0, "a", 0, 1), ("1", 0, "b", 0, 1), (",,", 1, "a", 0, 1)]
+    (item,) = read(tmp_path, groups, image_schema(separator=",", no_image=no_image), records)
     images = plain(item.batch.images)
     if no_image:
         assert loaded == ["1"]
@@ -252,20 +254,20 @@ def test_items_that_name_no_picture(tmp_path, loaded, no_image):
 
 
 def test_bad_pictures_among_several_are_left_out(tmp_path):
-    some = [("bad1,1", 0, "a", 0, 1), ("bad1,bad2", 0, "b", 0, 1), ("2,bad2,1", 0, "c", 0, 1)]
-    (item,) = read(tmp_path, some, image_schema(separator=","))
+    groups = [("bad1,1", 0, "a", 0, 1), ("bad1,bad2", 0, "b", 0, 1), ("2,bad2,1", 0, "c", 0, 1)]
+    (item,) = read(tmp_path, groups, image_schema(separator=","))
     # Where all are bad, they stand in blank.
     assert links_of(plain(item.batch.images)) == [(1, 0), (0, 1), (2, 1), (3, 2), (1, 2)]
     assert item.batch.pixels.numpy()[:, 0, 0, 0].tolist() == [128, 20, 128, 40]
-    (item,) = read(tmp_path, some, image_schema(separator=",", no_image=True))
+    (item,) = read(tmp_path, groups, image_schema(separator=",", no_image=True))
     assert links_of(plain(item.batch.images)) == [(1, 0), (3, 2), (1, 2)]
     assert plain(item.batch.images.has_picture) == [True, False, True]
 
 
 def test_an_unreadable_picture_is_counted_and_takes_the_no_image_vector(tmp_path):
     records = BadRecords(str(tmp_path / "bad.jsonl"), 1.0)
-    some = [("bad1", 0, "a", 0, 1), ("", 0, "b", 0, 2), ("1", 0, "c", 0, 1), ("bad1", 0, "c", 0, 1)]
-    (item,) = read(tmp_path, some, image_schema(no_image=True), records)
+    groups = [("bad1", 0, "a", 0, 1), ("", 0, "b", 0, 2), ("1", 0, "c", 0, 1), ("bad1", 0, "c", 0, 1)]
+    (item,) = read(tmp_path, groups, image_schema(no_image=True), records)
     images = plain(item.batch.images)
     assert images.has_picture == [False, False, True]
     assert links_of(images) == [(1, 2)]
@@ -275,8 +277,8 @@ def test_an_unreadable_picture_is_counted_and_takes_the_no_image_vector(tmp_path
 
 def test_bad_records_name_file_row_and_value(tmp_path):
     output = tmp_path / "bad.jsonl"
-    some = [("1", 0, "a", 0, 2), ("1,bad1", 0, "b", 0, 2), ("bad2,bad1", 1, "b", 1, 2), (",", 0, "a", 2, 1)]
-    path = write(tmp_path / "a", some)
+    groups = [("1", 0, "a", 0, 2), ("1,bad1", 0, "b", 0, 2), ("bad2,bad1", 1, "b", 1, 2), (",", 0, "a", 2, 1)]
+    path = write(tmp_path / "a", groups)
     lines = path.read_bytes().split(b"\n")
     lines[1:1] = [lines[0].replace(b"0\x02a\x021", b"3\x02a\x021"), lines[0].replace(b";0\x010;", b";0\x011;")]
     path.write_bytes(b"\n".join(lines))
@@ -331,31 +333,33 @@ def test_batches_are_numbered_by_the_steps_that_train_them(tmp_path):
 @pytest.mark.parametrize("drop_remainder", [False, True])
 def test_batches_of_some_epochs_are_counted(tmp_path, drop_remainder):
     path = write(tmp_path / "a", [("1", 0, "a", 0, 1)] * 10)
-    one = image_schema(uses_image=False)
-    reader = input_of(path, one, training=True, batch_size=4, drop_remainder=drop_remainder)
+    schema = image_schema(uses_image=False)
+    reader = input_of(path, schema, training=True, batch_size=4, drop_remainder=drop_remainder)
     assert reader.estimate_groups() == (10, True)
     for num_epochs in (1, 3):
         assert reader.num_batches(10 * num_epochs) == len(list(reader.batches(num_epochs)))
 
 
-@pytest.mark.parametrize("wanted", SETTINGS[2:], ids=name_of)
-def test_a_frozen_bank_changes_nothing_but_what_is_encoded(tmp_path, loaded, wanted):
+@pytest.mark.parametrize("settings", SETTINGS[2:], ids=name_of)
+def test_a_frozen_bank_changes_nothing_but_what_is_encoded(tmp_path, loaded, settings):
     """Each picture is loaded once in three epochs; what is known of the others is what was found then."""
-    one, some = image_schema(**wanted), random_groups(60, wanted["separator"])
-    path = write(tmp_path / "a", some)
-    reader = input_of(path, one, training=True)
+    schema, all_groups = image_schema(**settings), random_groups(60, settings["separator"])
+    path = write(tmp_path / "a", all_groups)
+    reader = input_of(path, schema, training=True)
     without = [item.batch for item in reader.batches(3)]
     loaded.clear()
     bank = PictureBank(2)
     row_keys, keys = {}, set()
-    for item, full, groups in zip(reader.batches(3, bank_of=lambda step: bank), without, chunks(some * 3), strict=True):
+    for item, full, groups in zip(
+        reader.batches(3, bank_of=lambda step: bank), without, chunks(all_groups * 3), strict=True
+    ):
         images, expected = item.batch.images, full.images
         for name in ("category", "link_picture", "link_image", "has_picture", "features", "labels"):
             tf.nest.map_structure(np.testing.assert_array_equal, getattr(images, name), getattr(expected, name))
         np.testing.assert_array_equal(item.batch.sample_image, full.sample_image)
         encoded = images.encoded.numpy()
         np.testing.assert_array_equal(item.batch.pixels, full.pixels.numpy()[encoded])
-        pictures = reference_images(groups, one)["pictures"]
+        pictures = reference_images(groups, schema)["pictures"]
         assert [pictures[i] for i in encoded] == [picture for picture in pictures if picture not in keys]
         keys |= set(pictures)
         for picture, row in zip(pictures, images.bank_row.numpy(), strict=True):
@@ -376,6 +380,6 @@ def test_a_picture_that_can_be_read_again_is_good_again(tmp_path, monkeypatch):
     monkeypatch.setattr(PictureLoader, "load", load)
     bank = PictureBank(2, encode_ratio=1e-9, max_staleness_steps=2)
     batches = [item.batch for item in reader.batches(9, bank_of=lambda step: bank)]
-    found = [(batch.pixels.shape[0], plain(batch.images.has_picture)) for batch in batches]
+    outcomes = [(batch.pixels.shape[0], plain(batch.images.has_picture)) for batch in batches]
     bad, good = [False, False], [True, True]
-    assert found == [(2, bad), (0, bad), (0, bad), (2, good), (0, good), (0, good), (2, bad), (0, bad), (0, bad)]
+    assert outcomes == [(2, bad), (0, bad), (0, bad), (2, good), (0, good), (0, good), (2, bad), (0, bad), (0, bad)]

@@ -27,8 +27,8 @@ def several(tmp_path_factory):
 
 @pytest.mark.parametrize("training", [False, True])
 def test_without_shuffling_the_order_is_that_of_the_files(several, training):
-    one = input_of(several / "*", training=training, shuffle=not training, batch_size=4)
-    batches = list(one.batches(num_epochs=2))
+    inputs = input_of(several / "*", training=training, shuffle=not training, batch_size=4)
+    batches = list(inputs.batches(num_epochs=2))
     expected = IN_ORDER * 2
     assert users(batches) == [expected[i : i + 4] for i in range(0, len(expected), 4)]
     assert [batch.num_groups for batch in batches] == [4] * 9 + [2]
@@ -37,9 +37,9 @@ def test_without_shuffling_the_order_is_that_of_the_files(several, training):
 
 
 def test_texts_are_given_with_their_file_and_row(several):
-    found = list(input_of(several / "*").source.texts())
-    assert [f"{os.path.basename(file)}{row}" for file, row, _ in found] == IN_ORDER
-    for name, (_, _, group) in zip(IN_ORDER, found, strict=True):
+    texts = list(input_of(several / "*").source.texts())
+    assert [f"{os.path.basename(file)}{row}" for file, row, _ in texts] == IN_ORDER
+    for name, (_, _, group) in zip(IN_ORDER, texts, strict=True):
         values = {"click": ["0"], "seconds": ["0.5"], "user": [name], "age": ["0"], "weight": ["0.25"]}
         assert group == TextGroup(1, b"", values)
 

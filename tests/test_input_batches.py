@@ -30,8 +30,8 @@ def test_each_picture_stands_once_in_a_batch_and_every_sample_sees_its_own(tmp_p
     loaded = []
     load = PictureLoader.load
     monkeypatch.setattr(PictureLoader, "load", lambda self, paths: loaded.append(list(paths)) or load(self, paths))
-    one = input_of(path, schema=small_schema(uses_image=True), batch_size=6, image_root=str(pictures))
-    batches = list(one.batches())
+    inputs = input_of(path, schema=small_schema(uses_image=True), batch_size=6, image_root=str(pictures))
+    batches = list(inputs.batches())
     # Rows of pixels in the order in which the pictures first appear.
     assert sorted(loaded) == sorted([[b"3.png", b"1.png", b"0.png"], [b"2.png", b"4.png"]])
     assert [colours(batch.batch) for batch in batches] == [[30, 10, 0], [20, 40]]
@@ -55,9 +55,11 @@ def test_without_pictures_none_is_loaded(tmp_path):
 def test_features_labels_weights_and_kept_fields_stand_side_by_side(tmp_path):
     bad = line(["bad"], clicks=["2"])
     lines = [line(["a", "b"], "p"), bad, line(["c"], "q", ["1"]), line(["d", "e", "f"], "p")]
-    kept = ("group_size", "user", "img_path", "age", "seconds", "weight")
-    one = input_of(write(tmp_path / "a", lines), schema=small_schema(sample_weight="weight"), kept=kept)
-    (item,) = one.batches()
+    kept_fields = ("group_size", "user", "img_path", "age", "seconds", "weight")
+    inputs = input_of(
+        write(tmp_path / "a", lines), schema=small_schema(sample_weight="weight"), kept_fields=kept_fields
+    )
+    (item,) = inputs.batches()
     batch = item.batch
     within = [0, 1, 0, 0, 1, 2]  # number of the sample in its group
     assert batch.features["age"].numpy()[:, 0].tolist() == within
@@ -72,7 +74,7 @@ def test_features_labels_weights_and_kept_fields_stand_side_by_side(tmp_path):
         "seconds": [i + 0.5 for i in within],
         "weight": [i + 0.25 for i in within],
     }
-    assert list(item.kept_fields) == list(kept)
+    assert list(item.kept_fields) == list(kept_fields)
     assert item.num_groups == 4
     assert {batch.features["age"].dtype, batch.labels["click"].dtype, batch.sample_weight.dtype} == {tf.float32}
 
@@ -96,7 +98,7 @@ def test_for_prediction_label_columns_may_hold_anything(tmp_path):
 def test_for_prediction_a_label_can_be_kept_and_is_then_checked(tmp_path):
     lines = [line(["a", "b"], clicks=["1", "0"]), line(["c"], clicks=["?"])]
     records = BadRecords(None, 1.0)
-    (item,) = input_of(write(tmp_path / "a", lines), records, labels=(), kept=("click", "user")).batches()
+    (item,) = input_of(write(tmp_path / "a", lines), records, labels=(), kept_fields=("click", "user")).batches()
     assert item.kept_fields["click"].numpy().tolist() == [1, 0]
     assert item.batch.labels == {}
     assert records.counts["bad_groups"] == 1
@@ -104,10 +106,10 @@ def test_for_prediction_a_label_can_be_kept_and_is_then_checked(tmp_path):
 
 def test_batches_fit_their_spec(tmp_path, pictures):
     path = write(tmp_path / "a", [line(["a", "b"], "1.png"), line(["c"], "2.png"), line(["d"], size=5)])
-    one = input_of(path, schema=small_schema(uses_image=True), batch_size=1, image_root=str(pictures))
-    count = tf.function(lambda batch: tf.shape(batch.sample_image)[0], input_signature=[one.spec()])
+    inputs = input_of(path, schema=small_schema(uses_image=True), batch_size=1, image_root=str(pictures))
+    count = tf.function(lambda batch: tf.shape(batch.sample_image)[0], input_signature=[inputs.spec()])
     # The last batch has no sample at all.
-    assert [int(count(batch.batch)) for batch in one.batches()] == [2, 1, 0]
+    assert [int(count(batch.batch)) for batch in inputs.batches()] == [2, 1, 0]
 
 
 def test_reading_can_be_left_early(tmp_path, pictures):
@@ -129,10 +131,10 @@ def test_bad_groups_and_pictures_are_written_once_with_file_and_row(tmp_path, pi
     output = tmp_path / "model" / "bad_records.jsonl"
     records = BadRecords(str(output), 1.0)
     settings = {"batch_size": 3, "shuffle": False, "image_root": str(pictures)}
-    one = input_of(
+    inputs = input_of(
         f"{tmp_path}/first,{tmp_path}/second", records, small_schema(uses_image=True), training=True, **settings
     )
-    batches = list(one.batches(num_epochs=3))
+    batches = list(inputs.batches(num_epochs=3))
     # The batches go on without the bad groups, and with grey in place of the bad pictures.
     assert flat(users(batches)) == ["a", "c", "d", "e", "f", "i"] * 3
     assert [colours(batch.batch) for batch in batches[:3]] == [[10, 128], [128, 20], [128, 10]]
@@ -158,8 +160,8 @@ def test_bad_groups_and_pictures_are_written_once_with_file_and_row(tmp_path, pi
 def test_a_bad_picture_of_several_groups_is_named_where_it_first_stands(tmp_path):
     lines = [line(["a"], "p", size=3), line(["b"], "q"), line(["c"], "p"), line(["d"], "p"), line(["e"], "q")]
     output = tmp_path / "bad_records.jsonl"
-    one = input_of(write(tmp_path / "a", lines), BadRecords(str(output), 1.0), small_schema(uses_image=True))
-    list(one.batches())
+    inputs = input_of(write(tmp_path / "a", lines), BadRecords(str(output), 1.0), small_schema(uses_image=True))
+    list(inputs.batches())
     # The group of row 1 is bad itself; what it names is not looked at.
     assert [(r["kind"], r["row"], r["where"]) for r in read_records(output)] == [
         ("group", 1, "column 'click'"), ("picture", 2, "q"), ("picture", 3, "p")
@@ -178,10 +180,10 @@ def test_a_picture_path_that_is_no_utf_8_is_written_readably(tmp_path):
 def test_a_batch_of_bad_groups_has_no_sample_and_the_next_goes_on(tmp_path, pictures):
     lines = [line(["a"], size=2), b"?", line(["b"], "3.png")]
     records = BadRecords(None, 1.0)
-    one = input_of(
+    inputs = input_of(
         write(tmp_path / "a", lines), records, small_schema(uses_image=True), batch_size=2, image_root=str(pictures)
     )
-    batches = list(one.batches())
+    batches = list(inputs.batches())
     assert users(batches) == [[], ["b"]]
     assert [colours(batch.batch) for batch in batches] == [[], [30]]
     assert [batch.num_groups for batch in batches] == [2, 1]

@@ -49,8 +49,8 @@ def test_too_few_columns_for_selected_cols(tmp_path):
 def test_the_number_of_columns_is_that_of_most_lines(tmp_path):
     records = BadRecords(None, 1.0)
     path = write(tmp_path / "a", [b"#;a;header;of;six;columns", line(["x"]), line(["y"]), line(["z"])])
-    one = input_of(path, records)
-    assert users(one.batches()) == [["x", "y", "z"]]
+    inputs = input_of(path, records)
+    assert users(inputs.batches()) == [["x", "y", "z"]]
     assert records.counts["bad_groups"] == 1
 
 
@@ -113,8 +113,8 @@ def test_which_gzip_file_breaks_off(tmp_path):
             event.set()
         return first_truncated([str(tmp_path / name) for name in names], event)
 
-    found = {name: find(name) for name in contents}
-    assert {name for name, file in found.items() if file} == {
+    broken_files = {name: find(name) for name in contents}
+    assert {name for name, file in broken_files.items() if file} == {
         "without its end", "only a start", "without the end of its second part"
     }  # fmt: skip
     assert find("missing", "whole", "only a start", "without its end") == str(tmp_path / "only a start")
@@ -123,7 +123,7 @@ def test_which_gzip_file_breaks_off(tmp_path):
 
 def test_a_file_that_vanishes_is_named(tmp_path):
     paths = [write(tmp_path / name, [line(["x"])] * 200) for name in "ab"]
-    one = input_of(f"{paths[0]},{paths[1]}", batch_size=10, prefetch_size=1)
+    inputs = input_of(f"{paths[0]},{paths[1]}", batch_size=10, prefetch_size=1)
     paths[1].unlink()
     with pytest.raises(DataError, match=r"/b: cannot be read to its end: .*No such file"):
-        list(one.batches())
+        list(inputs.batches())

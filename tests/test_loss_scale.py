@@ -52,13 +52,13 @@ def test_gradients_come_back_as_they_were(factor):
         scaled = scale.scaled(plain)
     assert float(scaled) == float(plain) * factor
     expected = tape.gradient(plain, variables)
-    found = scale.unscaled(tape.gradient(scaled, variables))
-    assert isinstance(found[0], tf.IndexedSlices)
-    np.testing.assert_array_equal(found[0].values, expected[0].values)
-    np.testing.assert_array_equal(found[0].indices, [1, 4, 1])
-    np.testing.assert_array_equal(found[0].dense_shape, [5, 3])
-    np.testing.assert_array_equal(found[1], expected[1])
-    assert found[2] is None
+    gradients = scale.unscaled(tape.gradient(scaled, variables))
+    assert isinstance(gradients[0], tf.IndexedSlices)
+    np.testing.assert_array_equal(gradients[0].values, expected[0].values)
+    np.testing.assert_array_equal(gradients[0].indices, [1, 4, 1])
+    np.testing.assert_array_equal(gradients[0].dense_shape, [5, 3])
+    np.testing.assert_array_equal(gradients[1], expected[1])
+    assert gradients[2] is None
 
 
 @pytest.mark.parametrize("wrap", WRAPS)

@@ -149,8 +149,8 @@ def test_embed_once_has_the_gradients_of_embed_every_sample(tmp_path, network, t
     def gradients(batch):
         with tf.GradientTape() as tape:
             loss = tf.add_n(list(model.losses(batch).values()))
-        found = tape.gradient(loss, variables)
-        return float(loss), {name: tf.convert_to_tensor(gradient).numpy() for name, gradient in found.items()}
+        derivatives = tape.gradient(loss, variables)
+        return float(loss), {name: tf.convert_to_tensor(gradient).numpy() for name, gradient in derivatives.items()}
 
     loss, once = gradients(batch)
     naive_loss, every = gradients(naive(batch))

@@ -65,8 +65,8 @@ def tables(path, columns=READ):
 
 def read(opened):
     """(lines, rows) of all slices."""
-    found = pa.concat_tables(table for name in opened.slices for table in opened.read(name))
-    return found[LINE].to_pylist(), found[ROW].to_pylist()
+    table = pa.concat_tables(piece for name in opened.slices for piece in opened.read(name))
+    return table[LINE].to_pylist(), table[ROW].to_pylist()
 
 
 def test_a_table_is_read_in_slices_and_each_row_once(server):
@@ -95,7 +95,7 @@ def test_a_path_names_partitions_whole_or_by_their_first_levels(server):
     }
     for path, sizes in names.items():
         opened = tables(path)
-        assert [one.num_rows for one in opened.slices.values()] == sizes, path
+        assert [table_slice.num_rows for table_slice in opened.slices.values()] == sizes, path
     opened = tables("odps://shop/tables/parts/dt=1")
     assert read(opened) == ([line(n) for n in range(23)], [1, 2, 3, *range(1, 21)])
     assert "odps://shop/tables/parts/dt=1/hour=2[15-20]" in opened.slices
@@ -191,7 +191,7 @@ def test_a_table_trains_the_model_that_its_lines_do(flow):
     folder, data, _ = flow
     assert main(["train", *demo_flags(data, folder / "text", data_config__shuffle="false")]) == 0
     assert main(["train", *table_flags(flow, "table", data_config__shuffle="false")]) == 0
-    found = {}
+    predictions = {}
     for model, flags, path in (
         ("text", demo_flags(data, folder / "text"), f"{data}/test/*"),
         ("table", table_flags(flow, "table"), f"odps://{PROJECT}/tables/samples/ds=test"),
@@ -199,10 +199,10 @@ def test_a_table_trains_the_model_that_its_lines_do(flow):
         output = folder / f"{model}.parquet"
         arguments = ["--predict_input_path", path, "--output", str(output), "--reserved_columns", "user_id,img_path"]
         assert main(["predict", *flags, *arguments]) == 0
-        found[model] = pq.read_table(output).to_pydict()
-    assert list(found["text"]) == list(found["table"])
-    for name, values in found["text"].items():
-        np.testing.assert_array_equal(found["table"][name], values)
+        predictions[model] = pq.read_table(output).to_pydict()
+    assert list(predictions["text"]) == list(predictions["table"])
+    for name, values in predictions["text"].items():
+        np.testing.assert_array_equal(predictions["table"][name], values)
 
 
 def test_a_shuffled_training_goes_on_where_it_stopped(flow):
@@ -214,13 +214,13 @@ def test_a_shuffled_training_goes_on_where_it_stopped(flow):
     server.requests.clear()
     assert main(["train", *parts]) == 0
     assert server.requests
-    expected, found = (
+    expected, checkpoint = (
         tf.train.load_checkpoint(tf.train.latest_checkpoint(str(folder / model))) for model in ("whole", "parts")
     )
     names = expected.get_variable_to_shape_map()
-    assert found.get_variable_to_shape_map() == names
+    assert checkpoint.get_variable_to_shape_map() == names
     for name in names:
-        np.testing.assert_array_equal(found.get_tensor(name), expected.get_tensor(name), err_msg=name)
+        np.testing.assert_array_equal(checkpoint.get_tensor(name), expected.get_tensor(name), err_msg=name)
 
 
 def test_bad_rows_are_told_with_table_and_row(flow, capsys):
@@ -233,8 +233,8 @@ def test_bad_rows_are_told_with_table_and_row(flow, capsys):
     flags = table_flags(flow, "bad", data_config__max_bad_record_share=0.5)
     assert main(["check", *flags, f"--set=train_input_path=odps://{PROJECT}/tables/samples/ds=bad"]) == 0
     report = capsys.readouterr().out
-    what = f"column 'click': {sizes[13] - 1} entries, group size {sizes[13]}"
-    assert f"odps://shop/tables/samples/ds=bad[11-20]:14: {what}" in report
+    problem = f"column 'click': {sizes[13] - 1} entries, group size {sizes[13]}"
+    assert f"odps://shop/tables/samples/ds=bad[11-20]:14: {problem}" in report
 
 
 def test_settings_of_files_are_mistakes(flow, capsys):

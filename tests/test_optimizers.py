@@ -300,7 +300,7 @@ NUM_ROWS, DIM = 977, 3
 def operations(graph):
     """Those of the graph and of the functions that it calls."""
     inner = [operations(function.graph) for function in graph._functions.values()]
-    return [*graph.get_operations(), *(operation for found in inner for operation in found)]
+    return [*graph.get_operations(), *(operation for body in inner for operation in body)]
 
 
 def whole_table_operations(step):

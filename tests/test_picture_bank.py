@@ -277,10 +277,10 @@ def test_gradients_flow_to_the_pictures_that_are_encoded(tmp_path, monkeypatch):
         logits = model.rec(batch.features, tf.gather(vectors, batch.sample_image), training=True)[0]["click"][:, 0]
         expected = tf.reduce_mean(tf.nn.sigmoid_cross_entropy_with_logits(batch.labels["click"], logits))
     assert float(loss) == pytest.approx(float(expected), rel=1e-6)
-    found, expected = (tape.gradient(x, variables) for x in (loss, expected))
+    gradients, expected = (tape.gradient(x, variables) for x in (loss, expected))
     for name, gradient in expected.items():
         gradient = tf.convert_to_tensor(gradient).numpy()
-        np.testing.assert_allclose(tf.convert_to_tensor(found[name]), gradient, rtol=1e-4, atol=1e-7, err_msg=name)
+        np.testing.assert_allclose(tf.convert_to_tensor(gradients[name]), gradient, rtol=1e-4, atol=1e-7, err_msg=name)
     assert np.abs(expected["image/backbone/conv/kernel"]).max() > 1e-4
     np.testing.assert_array_equal(tf.gather(bank.vectors, plan.rows[::2]), known)
     np.testing.assert_allclose(tf.gather(bank.vectors, plan.rows[1::2]), made, rtol=1e-5, atol=1e-6)

@@ -192,8 +192,8 @@ def test_bad_pictures_leave_the_good_ones_as_they_are(loader, tmp_path):
         1: "cannot", 3: "is", 4: "is", 6: "is", 7: "has"
     }  # fmt: skip
     good = {0: 0, 2: 1, 5: 3, 8: 5}
-    for row, one in enumerate(pixels.numpy()):
-        np.testing.assert_array_equal(one, pixels_of(good[row]) if row in good else np.full_like(one, 128))
+    for row, picture in enumerate(pixels.numpy()):
+        np.testing.assert_array_equal(picture, pixels_of(good[row]) if row in good else np.full_like(picture, 128))
 
 
 def test_only_a_damaged_one_among_good_ones(loader, tmp_path):

@@ -29,10 +29,10 @@ rows_of_sessions = st.lists(
 
 
 def sessions_of(labels, scores, sessions):
-    found = defaultdict(list)
+    by_session = defaultdict(list)
     for label, score, session in zip(labels, scores, sessions, strict=True):
-        found[session].append((label, score))
-    return found.values()
+        by_session[session].append((label, score))
+    return by_session.values()
 
 
 def mean_over_orders(rows, value):
@@ -158,9 +158,9 @@ def test_recalibrated_entropy_is_that_of_the_best_line(shift, scale):
     labels, predictions = clicks(2000)
     wide = np.clip(predictions.astype(np.float64), 0.01, 0.99)
     wrong = (1 / (1 + np.exp(-(shift + scale * (np.log(wide) - np.log1p(-wide)))))).astype(np.float32)
-    found = evaluate(RecalibratedEntropy(), labels, wrong)
-    assert found == pytest.approx(reference_recalibrated(labels, wrong.astype(np.float64)), rel=1e-7)
-    assert found == pytest.approx(evaluate(RecalibratedEntropy(), labels, wide), rel=1e-5)
+    entropy = evaluate(RecalibratedEntropy(), labels, wrong)
+    assert entropy == pytest.approx(reference_recalibrated(labels, wrong.astype(np.float64)), rel=1e-7)
+    assert entropy == pytest.approx(evaluate(RecalibratedEntropy(), labels, wide), rel=1e-5)
 
 
 def test_recalibrated_entropy_at_the_ends():

@@ -22,7 +22,8 @@ from easyrec_mm.data.packed_pictures import PackedPictures
 from easyrec_mm.data.picture_reader import PictureReader
 from easyrec_mm.data.pictures import PictureLoader
 from easyrec_mm.errors import DataError
-from easyrec_mm.files import StorageError, place, place_of
+from easyrec_mm.files import StorageError, place_of
+from easyrec_mm.files import place as place_module
 from easyrec_mm.files.local_copies import local_copies
 
 NUM_PICTURES = 200
@@ -145,8 +146,10 @@ def test_pictures_are_read_many_at_a_time_and_again_when_that_fails(s3, gallery)
 def test_pictures_of_the_next_batches_are_read_meanwhile(s3, bucket, gallery):
     s3.put(f"{bucket}/data", b"".join(line(["x"], f"{i}.png") + b"\n" for i in range(NUM_PICTURES)))
     s3.faults.latency_s = 0.3
-    one = picture_input(f"{bucket}/data", batch_size=10, prefetch_size=12, image_root=gallery)
-    assert [colours(item.batch) for item in one.batches()] == [[*range(i, i + 10)] for i in range(0, NUM_PICTURES, 10)]
+    inputs = picture_input(f"{bucket}/data", batch_size=10, prefetch_size=12, image_root=gallery)
+    assert [colours(item.batch) for item in inputs.batches()] == [
+        [*range(i, i + 10)] for i in range(0, NUM_PICTURES, 10)
+    ]
     assert s3.faults.most_at_once >= 64  # of batches of ten
 
 
@@ -186,7 +189,7 @@ def test_one_place_that_does_not_exist_is_a_bad_picture(s3, gallery):
 
 def test_a_bucket_that_is_gone_stops_the_run(s3, bucket, monkeypatch):
     s3.put(f"{bucket}/0.png", picture(0))
-    monkeypatch.setattr(place, "TRY_S", 1.0)
+    monkeypatch.setattr(place_module, "TRY_S", 1.0)
     loader = PictureLoader(image(), PictureReader(bucket))
     loader.load([b"0.png"])
     s3.faults.unavailable_share = 1.0
@@ -199,9 +202,9 @@ def test_the_cache_of_pictures(s3, gallery, tmp_path):
     s3.faults.requests.clear()
     data = tmp_path / "data"
     data.write_bytes(b"".join(line(["x"], f"{i % 50}.png") + b"\n" for i in range(400)))
-    one = picture_input(data, batch_size=20, prefetch_size=1, **settings)
+    inputs = picture_input(data, batch_size=20, prefetch_size=1, **settings)
     expected = [[(i + j) % 50 for j in range(20)] for i in range(0, 400, 20)]
-    assert [colours(item.batch) for item in one.batches()] == expected
+    assert [colours(item.batch) for item in inputs.batches()] == expected
     assert {n for (_, path), n in s3.faults.requests.items() if path.endswith(".png")} == {1}
     size = sum(path.stat().st_size for path in (tmp_path / "cache").rglob("*") if path.is_file())
     assert 50 * 60 < size < 0.0001 * 2**30
@@ -238,9 +241,9 @@ def test_packed_pictures(s3, packed, tmp_path, is_remote):
         s3.faults.requests.clear()
     records = BadRecords(str(tmp_path / "bad.jsonl"), 1.0)
     # Nothing is read from the folder of single pictures.
-    one = picture_input(f"{folder}/*.txt", records, batch_size=8, packed_images=True, image_root="/nowhere")
-    found = [colour for item in one.batches(2) for colour in colours(item.batch)]
-    assert found == [128 if i == 7 else i for i in range(40)] * 2
+    inputs = picture_input(f"{folder}/*.txt", records, batch_size=8, packed_images=True, image_root="/nowhere")
+    all_colours = [colour for item in inputs.batches(2) for colour in colours(item.batch)]
+    assert all_colours == [128 if i == 7 else i for i in range(40)] * 2
     (bad,) = map(json.loads, (tmp_path / "bad.jsonl").read_text().splitlines())
     assert (bad["file"], bad["row"], bad["problem"]) == (
         f"{folder}/a.txt",
@@ -306,7 +309,7 @@ def fd_is_open(fd):
 
 
 def test_a_place_counts_as_answered_when_it_says_no(s3, bucket):
-    one = place_of(bucket)
+    place = place_of(bucket)
     with pytest.raises(StorageError, match="no such file"):
-        one.read(f"{bucket}/x")
-    assert one.answered_s > 0
+        place.read(f"{bucket}/x")
+    assert place.answered_s > 0

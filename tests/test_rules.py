@@ -123,9 +123,9 @@ def test_imports_run_one_way(module):
 
 def test_the_table_has_no_circles():
     order = [*MAY_IMPORT]
-    for one, allowed in MAY_IMPORT.items():
-        above = order[: order.index(one)]
-        assert set(allowed.split()) <= {*above, "protos"}, one
+    for package, allowed in MAY_IMPORT.items():
+        above = order[: order.index(package)]
+        assert set(allowed.split()) <= {*above, "protos"}, package
 
 
 @pytest.mark.parametrize("module", [module for module in MODULES if room(module) in WITHOUT_TENSORFLOW])
@@ -272,39 +272,39 @@ def test_the_reference_of_the_config_language_is_current():
 
 def test_a_reference_that_is_missing_or_out_of_date_is_told(tmp_path):
     output = tmp_path / "config.md"
-    told = (1, f"{output} is out of date; run python tools/gen_config_docs.py\n")
-    assert run_docs_tool("--check", "--output", output) == told
+    outcome = (1, f"{output} is out of date; run python tools/gen_config_docs.py\n")
+    assert run_docs_tool("--check", "--output", output) == outcome
     assert run_docs_tool("--output", output) == (0, "")
     text = output.read_text(encoding="utf-8")
     assert text == (ROOT / "docs" / "config.md").read_text(encoding="utf-8")
     output.write_text(text.replace("Older spelling", "Newer spelling"), encoding="utf-8")
-    assert run_docs_tool("--check", "--output", output) == told
+    assert run_docs_tool("--check", "--output", output) == outcome
 
 
 def test_a_field_without_a_comment_is_told(tmp_path):
     for path in (ROOT / "protos").glob("*.proto"):
         text = path.read_text(encoding="utf-8").replace("  // Units of each layer.\n", "")
         (tmp_path / path.name).write_text(text, encoding="utf-8")
-    told = f"{tmp_path}: no comment above DNN.hidden_units; write one\n"
-    assert run_docs_tool("--protos", tmp_path, "--output", tmp_path / "config.md") == (1, told)
+    error = f"{tmp_path}: no comment above DNN.hidden_units; write one\n"
+    assert run_docs_tool("--protos", tmp_path, "--output", tmp_path / "config.md") == (1, error)
 
 
-def reachable(descriptor, found):
+def reachable(descriptor, descriptors):
     """Every message and enum that a config can hold, by name."""
-    found[descriptor.full_name.removeprefix("easyrec_mm.protos.")] = descriptor
+    descriptors[descriptor.full_name.removeprefix("easyrec_mm.protos.")] = descriptor
     for field in getattr(descriptor, "fields", ()):
         part = field.message_type or field.enum_type
-        if part is not None and part not in found.values():
-            reachable(part, found)
-    return found
+        if part is not None and part not in descriptors.values():
+            reachable(part, descriptors)
+    return descriptors
 
 
 def test_the_reference_lists_every_field_and_value_once_and_its_links_lead_somewhere():
     text = (ROOT / "docs" / "config.md").read_text(encoding="utf-8")
     sections = {part.split("\n")[0]: part for part in text.split("\n## ")[1:]}
-    found = reachable(EasyRecConfig.DESCRIPTOR, {})
-    assert set(sections) == set(found)
-    for name, descriptor in found.items():
+    descriptors = reachable(EasyRecConfig.DESCRIPTOR, {})
+    assert set(sections) == set(descriptors)
+    for name, descriptor in descriptors.items():
         parts = descriptor.fields if hasattr(descriptor, "fields") else descriptor.values
         rows = re.findall(r"^\| `(\w+)` \|.* (\S+) \|$", sections[name], re.MULTILINE)
         assert [row for row, _ in rows] == [part.name for part in parts]

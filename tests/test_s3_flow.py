@@ -60,13 +60,13 @@ def test_everything_in_a_bucket(s3, bucket, data, tmp_path, capsys):
     run("train", *flags, steps)
     output = capsys.readouterr().out
     assert f"continuing from {bucket}/run/model.ckpt-4 (step 4)" in output
-    found = names(s3, f"{bucket}/run")
-    assert {name for name in found if name.endswith(".index")} == {"model.ckpt-4.index", "model.ckpt-6.index"}
-    assert {name.partition(".data")[0] for name in found if ".data-" in name} == {"model.ckpt-4", "model.ckpt-6"}
+    files = names(s3, f"{bucket}/run")
+    assert {name for name in files if name.endswith(".index")} == {"model.ckpt-4.index", "model.ckpt-6.index"}
+    assert {name.partition(".data")[0] for name in files if ".data-" in name} == {"model.ckpt-4", "model.ckpt-6"}
     log = [json.loads(line) for line in s3.get(f"{bucket}/run/metrics.jsonl").splitlines()]
     assert [line["step"] for line in log if line["kind"] == "train"] == [1, 2, 3, 4, 5, 6]
-    assert sum("tfevents" in name for name in found) == 2
-    assert not any("tmp" in name for name in found)
+    assert sum("tfevents" in name for name in files) == 2
+    assert not any("tmp" in name for name in files)
     # As if all were here.
     run("train", *demo_flags(data, tmp_path / "m", eval_input_path=f"{data}/eval/*"))
     here = json.loads((tmp_path / "m/eval_result.json").read_text())

@@ -26,52 +26,52 @@ def vectors(number, seed=0, num_clusters=20):
     return (centres[clusters] + 0.5 * random.normal(size=(number, WIDTH))).astype(np.float32), clusters
 
 
-def cosines(some):
-    unit = some / np.linalg.norm(some, axis=1, keepdims=True)
+def cosines(matrix):
+    unit = matrix / np.linalg.norm(matrix, axis=1, keepdims=True)
     return unit @ unit.T
 
 
 def test_exact_neighbours_are_those_of_numpy():
-    some, _ = vectors(300)
+    matrix, _ = vectors(300)
     keys = [f"k{i}" for i in range(300)]
-    expected = cosines(some)
-    index = Index(keys, some.copy())
+    expected = cosines(matrix)
+    index = Index(keys, matrix.copy())
     assert index.kind == "exact"
     for row in (0, 17, 299):
         order = np.argsort(-expected[row], kind="stable")
-        found = index.neighbours(some[row] * 3, 10)
-        assert [n.key for n in found] == [keys[i] for i in order[:10]]
-        np.testing.assert_allclose([n.cosine for n in found], expected[row][order[:10]], rtol=1e-5)
-        assert [n.key for n in index.neighbours(some[row], 10, keys[row])] == [keys[i] for i in order[1:11]]
-    assert len(index.neighbours(some[0], 1000)) == 300
+        neighbours = index.neighbours(matrix[row] * 3, 10)
+        assert [n.key for n in neighbours] == [keys[i] for i in order[:10]]
+        np.testing.assert_allclose([n.cosine for n in neighbours], expected[row][order[:10]], rtol=1e-5)
+        assert [n.key for n in index.neighbours(matrix[row], 10, keys[row])] == [keys[i] for i in order[1:11]]
+    assert len(index.neighbours(matrix[0], 1000)) == 300
 
 
 @pytest.mark.parametrize("kind", ["hnsw", "ivf"])
 def test_the_recall_of_an_index_is_measured(kind, monkeypatch):
-    some, _ = vectors(5000)
-    index = Index([str(i) for i in range(5000)], some.copy(), kind)
-    expected = np.argsort(-cosines(some), axis=1)[:, :10]
-    rows, _ = index.search(some, 10)
+    matrix, _ = vectors(5000)
+    index = Index([str(i) for i in range(5000)], matrix.copy(), kind)
+    expected = np.argsort(-cosines(matrix), axis=1)[:, :10]
+    rows, _ = index.search(matrix, 10)
     truth = np.mean([len(set(a) & set(b)) / 10 for a, b in zip(rows.tolist(), expected.tolist(), strict=True)])
     assert index.recall(10) == pytest.approx(truth, abs=0.05)
     assert truth > 0.8
     monkeypatch.setattr("easyrec_mm.store.search._MOST_EXACT", 4999)
-    assert Index([str(i) for i in range(5000)], some.copy()).kind == "ivf"
+    assert Index([str(i) for i in range(5000)], matrix.copy()).kind == "ivf"
 
 
 def test_recall_and_mmp_are_those_of_their_definition(tmp_path):
-    some, clusters = vectors(120, seed=3, num_clusters=12)
+    matrix, clusters = vectors(120, seed=3, num_clusters=12)
     labels = clusters.copy()
     labels[:4] = [100, 101, 101, 102]  # alone, a pair, alone
     keys = [f"k{i}" for i in range(120)]
     rows = ["key,label", *(f"k{i},{label}" for i, label in enumerate(labels[:100])), "gone,1", "k119,"]
     (tmp_path / "labels.csv").write_text("\n".join(rows), encoding="utf-8")
-    result = evaluate(Index(keys, some.copy()), str(tmp_path / "labels.csv"), 7)
-    found = cosines(some[:100])  # those without a label are not looked among
+    result = evaluate(Index(keys, matrix.copy()), str(tmp_path / "labels.csv"), 7)
+    similarities = cosines(matrix[:100])  # those without a label are not looked among
     hits = {1: [], 7: []}
     precisions = []
     for query in range(100):
-        others = [i for i in np.argsort(-found[query], kind="stable") if i != query]
+        others = [i for i in np.argsort(-similarities[query], kind="stable") if i != query]
         relevant = [labels[i] == labels[query] for i in others]
         if not any(relevant):
             continue
@@ -122,7 +122,7 @@ def test_the_command_by_key_and_by_picture(exported, store, tmp_path, capsys):
     assert main(["search", *flags, "--key", key, "--html", str(page)]) == 0
     by_key = re.findall(r"^ +\d  (\S+)  (\S+)$", capsys.readouterr().out, re.MULTILINE)
     assert len(by_key) == 5
-    assert key not in [found for _, found in by_key]
+    assert key not in [neighbour for _, neighbour in by_key]
     text = page.read_text(encoding="utf-8")
     pictures = re.findall(r'src="data:image/jpeg;base64,([^"]+)"', text)
     assert len(pictures) == 6
@@ -130,12 +130,12 @@ def test_the_command_by_key_and_by_picture(exported, store, tmp_path, capsys):
     original = Image.open(exported.data / key).convert("RGB")
     assert shown.size == original.size
     assert np.abs(np.asarray(shown, float) - np.asarray(original, float)).mean() < 8
-    assert all(found in text for _, found in by_key)
+    assert all(neighbour in text for _, neighbour in by_key)
     image = ["--image", str(tmp_path / "<new>.jpg"), "--img_model_dir", str(exported.folder / "image")]
     assert main(["search", *flags, *image, "--html", str(page)]) == 0
     by_image = re.findall(r"^ +\d  (\S+)  (\S+)$", capsys.readouterr().out, re.MULTILINE)
     assert by_image[0] == ("1.000000", key)
-    assert {found for _, found in by_image[1:]} == {found for _, found in by_key[:4]}
+    assert {neighbour for _, neighbour in by_image[1:]} == {neighbour for _, neighbour in by_key[:4]}
     assert "&lt;new&gt;.jpg" in page.read_text(encoding="utf-8")
 
 

@@ -73,9 +73,9 @@ def test_shared_fields_and_missing_vectors(server, samples):
     hits = server.metric("easyrec_mm_vector_hits_total")
     misses = server.metric('easyrec_mm_vector_misses_total{filled="mean"}')
     own[2]["img_path"] = "no.jpg"
-    found = server.predict(own, shared=shared)[1]["predictions"]
-    assert [p["img_emb_source"] for p in found] == ["store", "store", "mean", "store", "store", "store"]
-    assert found[2]["logits_click"] != expected[2]["logits_click"]
+    predictions = server.predict(own, shared=shared)[1]["predictions"]
+    assert [p["img_emb_source"] for p in predictions] == ["store", "store", "mean", "store", "store", "store"]
+    assert predictions[2]["logits_click"] != expected[2]["logits_click"]
     assert server.metric("easyrec_mm_vector_hits_total") == hits + 5
     assert server.metric('easyrec_mm_vector_misses_total{filled="mean"}') == misses + 1
 
@@ -88,8 +88,8 @@ def test_tensors_over_rest_and_grpc(server, samples):
     body = {
         "id": "r1",
         "inputs": [
-            {**found.to_dict(), "data": [v.decode() if isinstance(v, bytes) else v for v in found.data]}
-            for found in request.inputs
+            {**input_tensor.to_dict(), "data": [v.decode() if isinstance(v, bytes) else v for v in input_tensor.data]}
+            for input_tensor in request.inputs
         ],
     }
     status, answer = server.request("POST", "/v2/models/rec/infer", body)
@@ -115,8 +115,8 @@ def test_vectors_as_a_tensor(serving_place, server, samples):
     inputs = [tensor(name, values) for name, values in columns_of(instances).items() if name != "img_path"]
     given_vectors = InferInput("img_emb_vector", list(vectors.shape), "FP32")
     given_vectors.set_data_from_numpy(vectors)
-    for found in inputs:
-        found.set_data_from_numpy(found.as_numpy())
+    for input_tensor in inputs:
+        input_tensor.set_data_from_numpy(input_tensor.as_numpy())
     reply = server.stub().ModelInfer(InferRequest("rec", [*inputs, given_vectors]).to_grpc())
     outputs = {output.name: output.as_numpy() for output in InferResponse.from_grpc(reply).outputs}
     np.testing.assert_allclose(outputs["logits_click"], [p["logits_click"] for p in expected], rtol=1e-5)
@@ -212,8 +212,8 @@ def test_integers_are_not_cut(server):
     ],
 )
 def test_bodies_that_are_none(server, path, body, headers, status):
-    found, answer = server.request("POST", path, body, headers)
-    assert found == status
+    status_code, answer = server.request("POST", path, body, headers)
+    assert status_code == status
     assert answer["error"]
 
 
@@ -320,9 +320,9 @@ def refusals(cases):
         [sys.executable, "-c", code, arguments], cwd=ROOT, stderr=subprocess.PIPE, text=True, check=True
     )
     assert "Traceback" not in done.stderr
-    *told, rest = done.stderr.split("status 1\n")
+    *outputs, rest = done.stderr.split("status 1\n")
     assert not rest
-    for (message, *_), text in zip(cases, told, strict=True):
+    for (message, *_), text in zip(cases, outputs, strict=True):
         assert message in text
 
 

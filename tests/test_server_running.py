@@ -23,11 +23,11 @@ def test_reloading_under_load(exported, earlier_export, serving_place, samples, 
     shutil.copytree(serving_place / "store", folder / "store")
     body = {"instances": samples[0]}
     with running(folder / "rec", f"lmdb://{folder}/store") as server:
-        found, stop = [], threading.Event()
+        replies, stop = [], threading.Event()
 
         def ask():
             while not stop.is_set():
-                found.append(server.request("POST", "/v1/models/rec:predict", body))
+                replies.append(server.request("POST", "/v1/models/rec:predict", body))
 
         asking = [threading.Thread(target=ask) for _ in range(2)]
         for thread in asking:
@@ -49,7 +49,7 @@ def test_reloading_under_load(exported, earlier_export, serving_place, samples, 
             for thread in asking:
                 thread.join()
         answers = {}
-        for status, answer in found:
+        for status, answer in replies:
             assert status == 200
             answers.setdefault(answer["model"]["generation"], []).append(answer["predictions"])
         assert answers.keys() == {1, 2}

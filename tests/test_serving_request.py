@@ -32,7 +32,7 @@ class BothForms(RequestReader):
     def read(self, body):
         problem = None
         try:
-            found = super().read(body)
+            request = super().read(body)
         except RequestError as error:
             problem = error
         try:
@@ -45,13 +45,13 @@ class BothForms(RequestReader):
             assert text == b"{" or str(raised.value) == str(problem)
             raise problem
         parsed = super().read(text)
-        assert (parsed.number, parsed.keys) == (found.number, found.keys)
-        for name, values in found.fields.items():
+        assert (parsed.number, parsed.keys) == (request.number, request.keys)
+        for name, values in request.fields.items():
             np.testing.assert_array_equal(parsed.fields[name], values)
-        assert parsed.vectors.keys() == found.vectors.keys()
-        for i, vector in found.vectors.items():
+        assert parsed.vectors.keys() == request.vectors.keys()
+        for i, vector in request.vectors.items():
             np.testing.assert_array_equal(parsed.vectors[i], vector)
-        return found
+        return request
 
 
 @pytest.fixture(scope="module")
@@ -60,10 +60,10 @@ def reader():
 
 
 def make_reader(**options):
-    found = schema({"click": "float32"}, FIELDS, FEATURES, defaults={"age": "7", "tags": "z:1"})
+    base_schema = schema({"click": "float32"}, FIELDS, FEATURES, defaults={"age": "7", "tags": "z:1"})
     optional = {"age", "tags"}
-    fields = tuple(Field(f.name, f.dtype, f.default, f.name in optional) for f in found.fields)
-    return BothForms(type(found)(**{**found.__dict__, "fields": fields}), 3, max_instances=5, **options)
+    fields = tuple(Field(f.name, f.dtype, f.default, f.name in optional) for f in base_schema.fields)
+    return BothForms(type(base_schema)(**{**base_schema.__dict__, "fields": fields}), 3, max_instances=5, **options)
 
 
 def test_keys_of_another_field():
@@ -72,10 +72,10 @@ def test_keys_of_another_field():
     with pytest.raises(RequestError, match="instance 0: age: is missing; give the picture's key"):
         reader.read({"instances": [{**ONE, "age": None}]})
     reader = make_reader(key_field="item id")
-    one = {name: value for name, value in ONE.items() if name != "img_path"}
-    assert reader.read({"instances": [{**one, "item id": "a"}, {**one, "item id": 7}]}).keys == ["a", "7"]
+    instance = {name: value for name, value in ONE.items() if name != "img_path"}
+    assert reader.read({"instances": [{**instance, "item id": "a"}, {**instance, "item id": 7}]}).keys == ["a", "7"]
     with pytest.raises(RequestError, match=r"instance 0: item id: is 1.5, not a key"):
-        reader.read({"instances": [{**one, "item id": 1.5}]})
+        reader.read({"instances": [{**instance, "item id": 1.5}]})
 
 
 @pytest.mark.parametrize(
@@ -88,41 +88,41 @@ def test_what_is_not_json(reader, body):
 
 def test_values_by_column(reader):
     other = {**ONE, "user": "ü", "age": -(2**63), "price": 2, "new": 0, "tags": "", "place": "", "img_path": "b"}
-    found = reader.read({"instances": [ONE, other]})
-    assert found.number == 2
-    assert found.fields["user"] == ["u1", "ü"]
-    assert found.fields["age"].tolist() == [3, -(2**63)]
-    assert found.fields["price"].dtype == np.float32
-    assert found.fields["price"].tolist() == [1.5, 2.0]
-    assert found.fields["new"].tolist() == [1, 0]
-    assert found.fields["tags"] == ["a:1|b:2", "z:1"]  # empty takes the default
-    assert found.fields["place"] == ["1,2", ""]
-    assert found.keys == ["a.jpg", "b"]
-    assert found.vectors == {}
+    request = reader.read({"instances": [ONE, other]})
+    assert request.number == 2
+    assert request.fields["user"] == ["u1", "ü"]
+    assert request.fields["age"].tolist() == [3, -(2**63)]
+    assert request.fields["price"].dtype == np.float32
+    assert request.fields["price"].tolist() == [1.5, 2.0]
+    assert request.fields["new"].tolist() == [1, 0]
+    assert request.fields["tags"] == ["a:1|b:2", "z:1"]  # empty takes the default
+    assert request.fields["place"] == ["1,2", ""]
+    assert request.keys == ["a.jpg", "b"]
+    assert request.vectors == {}
 
 
 def test_shared_values_stand_once(reader):
     shared = {name: ONE[name] for name in ("user", "age", "new")}
     rest = {name: value for name, value in ONE.items() if name not in shared}
-    found = reader.read({"instances": [rest, rest], "shared": shared})
-    assert found.fields["user"] == ["u1"]
-    assert found.fields["age"].tolist() == [3]
-    assert len(found.fields["tags"]) == 2
+    request = reader.read({"instances": [rest, rest], "shared": shared})
+    assert request.fields["user"] == ["u1"]
+    assert request.fields["age"].tolist() == [3]
+    assert len(request.fields["tags"]) == 2
 
 
 def test_optional_fields_take_their_default(reader):
     without = {name: value for name, value in ONE.items() if name not in ("age", "tags")}
-    found = reader.read({"instances": [without, {**ONE, "age": None}]})
-    assert found.fields["age"].tolist() == [7, 7]
-    assert found.fields["tags"] == ["z:1", "a:1|b:2"]
+    request = reader.read({"instances": [without, {**ONE, "age": None}]})
+    assert request.fields["age"].tolist() == [7, 7]
+    assert request.fields["tags"] == ["z:1", "a:1|b:2"]
 
 
 @pytest.mark.parametrize("vector", ["1,2.5,-3e1", [1, 2.5, -30], "1, 2.5 ,-30"])
 def test_vectors_instead_of_keys(reader, vector):
     without = {name: value for name, value in ONE.items() if name != "img_path"}
-    found = reader.read({"instances": [{**without, "img_emb": vector}, ONE]})
-    assert found.keys == ["", "a.jpg"]
-    assert found.vectors[0].tolist() == [1.0, 2.5, -30.0]
+    request = reader.read({"instances": [{**without, "img_emb": vector}, ONE]})
+    assert request.keys == ["", "a.jpg"]
+    assert request.vectors[0].tolist() == [1.0, 2.5, -30.0]
     shared = reader.read({"instances": [without, ONE], "shared": {"img_emb": vector}})
     assert shared.keys == ["", "a.jpg"]
 
@@ -191,8 +191,8 @@ json_values = st.recursive(
 def test_any_json_is_read_or_refused(reader, change, shared):
     body = {"instances": [{**ONE, **change}], "shared": shared}
     try:
-        found = reader.read(json.loads(json.dumps(body)))
+        request = reader.read(json.loads(json.dumps(body)))
     except RequestError:
         return
-    assert found.number == len(found.keys) == 1
-    assert found.fields.keys() == FIELDS.keys()
+    assert request.number == len(request.keys) == 1
+    assert request.fields.keys() == FIELDS.keys()

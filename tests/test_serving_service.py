@@ -53,19 +53,19 @@ def test_shared_fields_and_vectors_of_the_request(place, samples):
     first = {name: instances[0][name] for name in users}
     repeated = [{**instance, **first} for instance in instances]
     shared = [{name: value for name, value in instance.items() if name not in users} for instance in instances]
-    one = serve(place)
-    expected = one.answer({"instances": repeated})
-    found = one.answer({"instances": shared, "shared": first})
-    np.testing.assert_array_equal(found.outputs["probs_click"], expected.outputs["probs_click"])
+    service = serve(place)
+    expected = service.answer({"instances": repeated})
+    answer = service.answer({"instances": shared, "shared": first})
+    np.testing.assert_array_equal(answer.outputs["probs_click"], expected.outputs["probs_click"])
     vectors = open_store(f"lmdb://{place}/store", writable=True).get_many([i["img_path"] for i in instances]).vectors
     brought = [
         {**{n: v for n, v in instance.items() if n != "img_path"}, "img_emb": vector.tolist()}
         for instance, vector in zip(repeated, vectors, strict=True)
     ]
     brought[1] = repeated[1]
-    found = one.answer({"instances": brought})
-    np.testing.assert_array_equal(found.outputs["probs_click"], expected.outputs["probs_click"])
-    assert found.sources[:3].tolist() == [Source.REQUEST, Source.STORE, Source.REQUEST]
+    answer = service.answer({"instances": brought})
+    np.testing.assert_array_equal(answer.outputs["probs_click"], expected.outputs["probs_click"])
+    assert answer.sources[:3].tolist() == [Source.REQUEST, Source.STORE, Source.REQUEST]
 
 
 def test_a_missing_vector(place, samples):

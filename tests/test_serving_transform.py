@@ -135,29 +135,29 @@ def both(fields, features=FEATURES):
 
 def test_equal_on_a_million_values():
     num = 20_000
-    found, expected = both(random_fields(np.random.default_rng(0), num))
-    assert found.keys() == expected.keys()
+    values, expected = both(random_fields(np.random.default_rng(0), num))
+    assert values.keys() == expected.keys()
     assert sum(value.size for value in expected.values()) > 1_000_000
     for name, value in expected.items():
-        assert found[name].dtype == value.dtype, name
-        np.testing.assert_array_equal(found[name], value, err_msg=name)
+        assert values[name].dtype == value.dtype, name
+        np.testing.assert_array_equal(values[name], value, err_msg=name)
 
 
 def test_samples_without_any_element_have_one_that_is_not_there():
     features = [feature for feature in FEATURES if feature.name in ("seen", "vectors")]
-    found, _ = both({"tags": ["", "||"], "vectors": ["", ""]}, features)
-    assert {name: value.tolist() for name, value in found.items()} == {
+    values, _ = both({"tags": ["", "||"], "vectors": ["", ""]}, features)
+    assert {name: value.tolist() for name, value in values.items()} == {
         "seen": [[0], [0]], "seen:weight": [[0.0], [0.0]],
         "vectors": [[[0.0, 0.0]]] * 2, "vectors:weight": [[0.0], [0.0]],
     }  # fmt: skip
 
 
 def test_samples_without_any_tag_have_one_that_weighs_nothing():
-    found, _ = both(
+    values, _ = both(
         {"tags": ["", "||"], "weights": ["", ""]}, [feature for feature in FEATURES if feature.name == "tags"]
     )
-    np.testing.assert_array_equal(found["tags:weight"], [[0.0], [0.0]])
-    assert found["tags"].shape == (2, 1)
+    np.testing.assert_array_equal(values["tags:weight"], [[0.0], [0.0]])
+    assert values["tags"].shape == (2, 1)
 
 
 @pytest.mark.parametrize(
@@ -185,7 +185,7 @@ def test_a_field_given_once_counts_for_all():
             for name, value in fields.items()
         }
         expected = transform({name: repeated[name] if name in shared else fields[name] for name in FIELDS}, 50)
-        found = transform(once, 50)
-        assert found.keys() == expected.keys()
+        values = transform(once, 50)
+        assert values.keys() == expected.keys()
         for name, value in expected.items():
-            np.testing.assert_array_equal(found[name], value, err_msg=name)
+            np.testing.assert_array_equal(values[name], value, err_msg=name)

@@ -102,10 +102,10 @@ def test_nothing_is_silent_about_what_has_no_value():
     labels, scores = np.array([0, 1, 1, 1], np.float32), np.array([0.1, 0.2, 0.3, 0.4], np.float32)
     results = sliced(ByPicture(), np.array([True, True, True, True]), labels, scores, 40, np.array([1, 1, 2, 2], "u8"))
     assert results.undefined["auc_click/has_picture=false"] == "there are no samples"
-    found = json.loads(json.dumps(as_json(results), allow_nan=False))
-    assert found["auc_click/has_picture=false"] is None
-    assert found["undefined"]["auc_click/has_picture=false"] == "there are no samples"
-    assert found["num_samples/has_picture=false"] == 0
+    document = json.loads(json.dumps(as_json(results), allow_nan=False))
+    assert document["auc_click/has_picture=false"] is None
+    assert document["undefined"]["auc_click/has_picture=false"] == "there are no samples"
+    assert document["num_samples/has_picture=false"] == 0
     assert "auc_click  undefined: there are no samples" in table(results)
 
 

@@ -49,41 +49,43 @@ def test_texts_may_hold_any_character(tmp_path, kind):
     for i, group in enumerate(groups):
         group["user"] = [strange[(i + k) % len(strange)] for k in range(len(group["user"]))]
     WRITERS[kind](tmp_path / "data", groups)
-    wanted = [user or DEFAULTS["user"] for group in groups for user in group["user"]]
-    assert users(input_of(kind, tmp_path / "data").batches()) == wanted
+    expected = [user or DEFAULTS["user"] for group in groups for user in group["user"]]
+    assert users(input_of(kind, tmp_path / "data").batches()) == expected
 
 
 @pytest.mark.parametrize("kind", WRITERS)
 def test_every_input_gives_the_samples_in_order(kind, folder, groups):
-    one = input_of(kind, folder / kind / "*", batch_size=7)
-    next(one.batches())  # what is begun and left changes nothing
-    batches = list(one.batches())
-    found = values_of(batches)
-    assert values_of(one.batches()) == found
+    inputs = input_of(kind, folder / kind / "*", batch_size=7)
+    next(inputs.batches())  # what is begun and left changes nothing
+    batches = list(inputs.batches())
+    columns = values_of(batches)
+    assert values_of(inputs.batches()) == columns
     for name, values in expected_values(groups).items():
-        assert found[name] == values, name
-    in_files = len(groups) if kind in GROUPED else len(found["user"])
-    assert sum(batch.num_groups for batch in batches) == in_files == one.source.count(range(len(one.source.files)))
+        assert columns[name] == values, name
+    in_files = len(groups) if kind in GROUPED else len(columns["user"])
+    assert (
+        sum(batch.num_groups for batch in batches) == in_files == inputs.source.count(range(len(inputs.source.files)))
+    )
 
 
 @pytest.mark.parametrize("kind", WRITERS)
 def test_every_input_goes_without_a_field_of_pictures(kind, folder, groups):
     layout = replace(SCHEMA.layout, image_column=-1)
     blind = replace(SCHEMA, image=NO_IMAGE, layout=layout)
-    source = input_of(kind, folder / kind / "*", schema=blind, kept=("user",), batch_size=16)
-    found = values_of(source.batches())
+    source = input_of(kind, folder / kind / "*", schema=blind, kept_fields=("user",), batch_size=16)
+    columns = values_of(source.batches())
     for name, values in expected_values(groups).items():
-        assert name == "img_path" or found[name] == values, name
+        assert name == "img_path" or columns[name] == values, name
     assert {group.image for _, _, group in islice(source.source.texts(), 5)} == {b""}
-    trained = input_of(kind, folder / kind / "*", training=True, schema=blind, kept=("user",), batch_size=16)
+    trained = input_of(kind, folder / kind / "*", training=True, schema=blind, kept_fields=("user",), batch_size=16)
     assert sorted(users(trained.batches(1))) == sorted(value.decode() for value in expected_values(groups)["user"])
 
 
 @pytest.mark.parametrize("kind", WRITERS)
 def test_texts_are_what_stands_in_the_files(kind, folder, groups):
-    found = list(islice(input_of(kind, folder / kind / "*").source.texts(), 120))
-    assert [row for _, row, _ in found[:90]] == list(range(1, 91)) if kind in GROUPED else True
-    texts = [group.values for _, _, group in found]
+    entries = list(islice(input_of(kind, folder / kind / "*").source.texts(), 120))
+    assert [row for _, row, _ in entries[:90]] == list(range(1, 91)) if kind in GROUPED else True
+    texts = [group.values for _, _, group in entries]
     read = {name: [v for group in texts for v in group[name]] for name in ("user", "click", "tags")}
     rows = flat_rows(groups)[: len(read["user"])]
     # A TFRecord cannot say that a value is missing.
@@ -96,8 +98,8 @@ def test_texts_are_what_stands_in_the_files(kind, folder, groups):
 @pytest.mark.parametrize("kind", WRITERS)
 def test_shuffling_is_a_permutation_and_a_function_of_the_seed(kind, folder, groups):
     def epochs(num_skipped=0, **settings):
-        one = input_of(kind, folder / kind / "*", training=True, shuffle_buffer_size=50, batch_size=16, **settings)
-        return list(one.batches(num_epochs=2, num_skipped=num_skipped))
+        inputs = input_of(kind, folder / kind / "*", training=True, shuffle_buffer_size=50, batch_size=16, **settings)
+        return list(inputs.batches(num_epochs=2, num_skipped=num_skipped))
 
     batches = epochs(seed=1)
     order = users(batches)
@@ -116,8 +118,8 @@ def test_shuffling_is_a_permutation_and_a_function_of_the_seed(kind, folder, gro
 @pytest.mark.parametrize("kind", FLAT)
 def test_samples_of_one_picture_come_side_by_side_when_training(kind, folder):
     def runs(training):
-        one = input_of(kind, folder / kind / "*", training=training, shuffle_buffer_size=10_000)
-        pictures = [path for batch in one.batches() for path in batch.kept_fields["img_path"].numpy()]
+        inputs = input_of(kind, folder / kind / "*", training=training, shuffle_buffer_size=10_000)
+        pictures = [path for batch in inputs.batches() for path in batch.kept_fields["img_path"].numpy()]
         return 1 + sum(a != b for a, b in pairwise(pictures)), len(set(pictures))
 
     num_runs, num_pictures = runs(training=True)
@@ -141,10 +143,10 @@ SEQUENCES = replace(
 
 @pytest.mark.parametrize("kind", WRITERS)
 def test_sequences_of_numbers_and_vectors_in_batches_cut_anywhere(kind, folder, groups):
-    found = values_of(input_of(kind, folder / kind / "*", schema=SEQUENCES, batch_size=7).batches())
+    columns = values_of(input_of(kind, folder / kind / "*", schema=SEQUENCES, batch_size=7).batches())
     texts = [row["scores"].split("|") if row["scores"] else [] for row in flat_rows(groups)]
-    assert found["scores"] == [[[float(text)] for text in some] for some in texts]
-    assert found["pairs"] == [[[float(part) for part in text.split(".")] for text in some] for some in texts]
+    assert columns["scores"] == [[[float(text)] for text in sample] for sample in texts]
+    assert columns["pairs"] == [[[float(part) for part in text.split(".")] for text in sample] for sample in texts]
 
 
 @pytest.mark.parametrize("kind", WRITERS)

@@ -74,8 +74,8 @@ def test_ids_of_64_bits_without_a_sign_are_refused_where_they_do_not_fit(kind, t
     pq.write_table(table.set_column(table.column_names.index("age"), "age", unsigned), tmp_path / "a")
     bad, left = refused(kind, tmp_path / "a")
     row = 13 if kind == "GroupParquetInput" else sum(map(len, ages[:12])) + 2
-    what = f"{2**63} is more than 64 bits with a sign can hold; set the field's input_type to STRING"
-    assert bad == [(row, "column 'age'", what)]
+    problem = f"{2**63} is more than 64 bits with a sign can hold; set the field's input_type to STRING"
+    assert bad == [(row, "column 'age'", problem)]
     assert set(users_of(groups[:12] + groups[13:])) <= set(left)
 
 
@@ -187,12 +187,12 @@ def test_missing_lists_labels_and_sizes_of_a_table(tmp_path):
 
 def test_columns_for_the_whole_group_may_be_one_value_or_a_list(tmp_path):
     groups = random_groups(30, seed=2)
-    one = grouped_table(groups)
+    table = grouped_table(groups)
     cate = pa.array([group["cate"][0] for group in groups])
     pictures = pa.array([[group["img_path"]] * len(group["click"]) for group in groups])
-    other = one.set_column(one.column_names.index("cate"), "cate", cate)
+    other = table.set_column(table.column_names.index("cate"), "cate", cate)
     other = other.set_column(other.column_names.index("img_path"), "img_path", pictures).drop_columns("group_size")
-    pq.write_table(one, tmp_path / "one")
+    pq.write_table(table, tmp_path / "one")
     pq.write_table(other, tmp_path / "other")
     expected = values_of(input_of("GroupParquetInput", tmp_path / "one").batches())
     assert values_of(input_of("GroupParquetInput", tmp_path / "other").batches()) == expected

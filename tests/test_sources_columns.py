@@ -38,11 +38,11 @@ def test_types_that_say_the_same(tmp_path):
     pq.write_table(pa.table(columns), tmp_path / "a")
     columns["age"] = pa.array([float(row["age"]) for row in flat])
     pq.write_table(pa.table(columns), tmp_path / "b")
-    found = values_of(input_of("ParquetInput", tmp_path / "*", training=True).batches())
+    values = values_of(input_of("ParquetInput", tmp_path / "*", training=True).batches())
     expected = expected_values(groups)
     for name in ("user", "age", "vip", "click"):
-        assert sorted(found[name]) == sorted(expected[name] * 2), name
-    assert sorted(map(tuple, found["tags"])) == sorted(map(tuple, expected["tags"] * 2))
+        assert sorted(values[name]) == sorted(expected[name] * 2), name
+    assert sorted(map(tuple, values["tags"])) == sorted(map(tuple, expected["tags"] * 2))
 
 
 def test_an_id_told_by_its_number(tmp_path):
@@ -90,11 +90,11 @@ def test_csv_without_a_header_is_in_the_order_of_input_fields(tmp_path):
     (tmp_path / "a").write_text("1;0.5;x;p\n0;1.5;y;q\n")
     small = schema(LABELS, {"user": "string"}, FEATURES[:1], tasks=[("click", "binary", 1)], uses_image=False)
     fields = [{"input_name": name} for name in ("click", "seconds", "user", "img_path")]
-    one = input_of("CSVInput", tmp_path / "a", schema=small, with_header=False, separator=";", input_fields=fields)
-    found = values_of(one.batches())
-    assert found["user"] == [b"x", b"y"]
-    assert found["click"] == [1.0, 0.0]
-    assert [row for _, row, _ in one.source.texts()] == [1, 2]
+    inputs = input_of("CSVInput", tmp_path / "a", schema=small, with_header=False, separator=";", input_fields=fields)
+    values = values_of(inputs.batches())
+    assert values["user"] == [b"x", b"y"]
+    assert values["click"] == [1.0, 0.0]
+    assert [row for _, row, _ in inputs.source.texts()] == [1, 2]
 
 
 def test_a_whole_number_that_is_not_whole(tmp_path):

@@ -51,8 +51,8 @@ def test_columns_of_lists_are_vectors(tmp_path, fixed):
         "cate": [[1.0, 2.0, 3.0]] * 3 + [[4.0, 5.0, 6.0]],
     }
     pq.write_table(columns, tmp_path / "grouped")
-    found = values_of(input_of("GroupParquetInput", tmp_path / "grouped", schema=LISTS).batches())
-    assert {name: found[name] for name in expected} == expected
+    batch_values = values_of(input_of("GroupParquetInput", tmp_path / "grouped", schema=LISTS).batches())
+    assert {name: batch_values[name] for name in expected} == expected
     rows = {
         name: [value for group in groups for value in group[name]] for name in (*LABELS, "user", "age", "weight", "vip")
     }
@@ -62,8 +62,8 @@ def test_columns_of_lists_are_vectors(tmp_path, fixed):
     flat = flat.append_column("scores", number_list([v for g in SEQUENCES_OF_VECTORS for v in g], 0, 2, fixed=fixed))
     flat = flat.append_column("cate", number_list([OF_GROUPS[0]] * 3 + OF_GROUPS[1:], 3, fixed=fixed))
     pq.write_table(flat, tmp_path / "flat")
-    found = values_of(input_of("ParquetInput", tmp_path / "flat", schema=LISTS).batches())
-    assert {name: found[name] for name in expected} == expected
+    batch_values = values_of(input_of("ParquetInput", tmp_path / "flat", schema=LISTS).batches())
+    assert {name: batch_values[name] for name in expected} == expected
 
 
 SEEN = [[["a", "b c"], [], ["ü"]], [None], [["x", None, "", "y"]]]  # three groups, of three samples and one each
@@ -100,8 +100,8 @@ def test_columns_of_lists_are_sequences(tmp_path, kind):
         columns = columns.remove_column(at) if at < columns.num_columns else columns
         columns = columns.append_column(name, values)
     pq.write_table(columns, tmp_path / "a", row_group_size=2)
-    found = values_of(input_of(kind, tmp_path / "a", schema=IDS_OF_LISTS).batches())
-    assert {name: found[name] for name in expected} == expected
+    batch_values = values_of(input_of(kind, tmp_path / "a", schema=IDS_OF_LISTS).batches())
+    assert {name: batch_values[name] for name in expected} == expected
 
 
 def test_an_element_that_holds_the_separator_is_no_two(tmp_path):

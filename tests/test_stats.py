@@ -62,52 +62,52 @@ def figures(folder, *arguments):
 @pytest.mark.parametrize("kind", FORMATS)
 def test_figures_are_those_of_pandas(demo, kind):
     folder, _, groups = demo
-    found = figures(folder, *config_flags(demo, kind))
+    report = figures(folder, *config_flags(demo, kind))
     rows = pd.DataFrame(rows_of(groups))
-    assert found["samples"] == found["sampled_rows"] == len(rows)
-    assert found["refused"] == 0
+    assert report["samples"] == report["sampled_rows"] == len(rows)
+    assert report["refused"] == 0
     sizes = pd.Series([group["group_size"] for group in groups]).value_counts()
     if kind.startswith("Group"):
-        assert found["groups"] == len(groups)
-        assert found["group_sizes"] == {str(size): int(count) for size, count in sorted(sizes.items())}
-    assert list(found["fields"]) == [name for name in KINDS if name not in ("img_path", "group_size")]
-    for name, one in found["fields"].items():
+        assert report["groups"] == len(groups)
+        assert report["group_sizes"] == {str(size): int(count) for size, count in sorted(sizes.items())}
+    assert list(report["fields"]) == [name for name in KINDS if name not in ("img_path", "group_size")]
+    for name, field in report["fields"].items():
         column = rows[name].replace("", None)
         known = column.dropna()
         is_number = KINDS[name] != "STRING"
         if kind == "GroupTFRecordInput" and is_number:
             known = column.fillna(0)  # what this test writes where a number is missing
-        assert one["missing"] == pytest.approx(1 - len(known) / len(rows)), name
-        assert one["distinct"] == known.nunique()
-        assert one["is_exact"]
-        assert one["is_label"] == (name in LABELS)
+        assert field["missing"] == pytest.approx(1 - len(known) / len(rows)), name
+        assert field["distinct"] == known.nunique()
+        assert field["is_exact"]
+        assert field["is_label"] == (name in LABELS)
         counts = known.value_counts()
-        assert [count for _, count in one["top"]] == counts.tolist()[: len(one["top"])]
-        assert len(one["top"]) == min(len(counts), 15)
+        assert [count for _, count in field["top"]] == counts.tolist()[: len(field["top"])]
+        assert len(field["top"]) == min(len(counts), 15)
         if not is_number:
-            assert {value: counts[value] for value, _ in one["top"]} == dict(one["top"])
+            assert {value: counts[value] for value, _ in field["top"]} == dict(field["top"])
             continue
         values = known.to_numpy(float)
-        assert one["numbers"]["mean"] == pytest.approx(values.mean(), rel=1e-5)
-        assert one["numbers"]["deviation"] == pytest.approx(values.std(), rel=1e-5)
-        assert [one["numbers"][what] for what in ("least", "greatest")] == pytest.approx([values.min(), values.max()])
-        assert one["numbers"]["zeros"] == pytest.approx(float((values == 0).mean()))
-        for share, value in one["numbers"]["quantiles"].items():
+        assert field["numbers"]["mean"] == pytest.approx(values.mean(), rel=1e-5)
+        assert field["numbers"]["deviation"] == pytest.approx(values.std(), rel=1e-5)
+        assert [field["numbers"][end] for end in ("least", "greatest")] == pytest.approx([values.min(), values.max()])
+        assert field["numbers"]["zeros"] == pytest.approx(float((values == 0).mean()))
+        for share, value in field["numbers"]["quantiles"].items():
             assert value == pytest.approx(np.quantile(values, float(share)), rel=1e-5)
     tags = rows["item_tags"].dropna().str.split(",").explode()
-    parts = found["fields"]["item_tags"]["parts"]
+    parts = report["fields"]["item_tags"]["parts"]
     assert parts["distinct"] == tags.nunique()
     assert [count for _, count in parts["top"]] == tags.value_counts().tolist()[:15]
-    assert found["fields"]["item_tags"]["per_sample"] == pytest.approx(len(tags) / len(rows))
-    of_click = found["fields"]["price"]["correlation"]["click"]
+    assert report["fields"]["item_tags"]["per_sample"] == pytest.approx(len(tags) / len(rows))
+    of_click = report["fields"]["price"]["correlation"]["click"]
     assert of_click["strength"] == pytest.approx(np.corrcoef(rows["price"], rows["click"])[0, 1], rel=1e-4)
     rates = rows.groupby("category")["click"].agg(["size", "mean"])
-    told = {rate["name"]: (rate["count"], rate["means"]["click"]) for rate in found["fields"]["category"]["rates"]}
-    assert told == {name: (row["size"], pytest.approx(row["mean"])) for name, row in rates.iterrows()}
+    pairs = {rate["name"]: (rate["count"], rate["means"]["click"]) for rate in report["fields"]["category"]["rates"]}
+    assert pairs == {name: (row["size"], pytest.approx(row["mean"])) for name, row in rates.iterrows()}
     paths = {group["img_path"] for group in groups}
-    assert found["pictures"]["distinct"] == found["pictures"]["opened"] == len(paths)
-    assert found["pictures"]["bad"] == {}
-    assert found["pictures"]["format"] == {"JPEG": len(paths)}
+    assert report["pictures"]["distinct"] == report["pictures"]["opened"] == len(paths)
+    assert report["pictures"]["bad"] == {}
+    assert report["pictures"]["format"] == {"JPEG": len(paths)}
 
 
 def test_tables_of_maxcompute_are_read(demo, monkeypatch, tmp_path):
@@ -121,13 +121,13 @@ def test_tables_of_maxcompute_are_read(demo, monkeypatch, tmp_path):
         re.sub(r'selected_cols: "[^"]*"', f"selected_cols: {columns}", config), encoding="utf-8"
     )
     flags = demo_flags(data, tmp_path / "model")
-    wanted = figures(tmp_path, *flags)
+    expected = figures(tmp_path, *flags)
     flags[1] = str(tmp_path / "odps.config")
-    found = figures(tmp_path, *flags, "--input", "odps://shop/tables/samples")
+    report = figures(tmp_path, *flags, "--input", "odps://shop/tables/samples")
     server.close()
-    for one in (found, wanted):
-        del one["input"], one["files"]
-    assert found == wanted
+    for document in (report, expected):
+        del document["input"], document["files"]
+    assert report == expected
 
 
 @pytest.mark.parametrize("ending", ["csv", "parquet"])
@@ -137,12 +137,12 @@ def test_a_log_needs_no_config(demo, ending, tmp_path, capsys):
     path = tmp_path / f"log.{ending}"
     rows.to_csv(path, index=False) if ending == "csv" else rows.to_parquet(path)
     flags = ["--input", path, "--image_field", "img_path", "--label_fields", "click,play_time", "--image_root", data]
-    found = figures(tmp_path, *flags)
-    assert found["groups"] is None
-    assert found["samples"] == len(rows)
-    assert found["fields"]["position"]["numbers"]["mean"] == pytest.approx(rows["position"].mean())
-    assert found["fields"]["click"]["is_label"]
-    assert found["pictures"]["opened"] == rows["img_path"].nunique()
+    report = figures(tmp_path, *flags)
+    assert report["groups"] is None
+    assert report["samples"] == len(rows)
+    assert report["fields"]["position"]["numbers"]["mean"] == pytest.approx(rows["position"].mean())
+    assert report["fields"]["click"]["is_label"]
+    assert report["pictures"]["opened"] == rows["img_path"].nunique()
     text = run(*flags, "--output", tmp_path / "page.html", capsys=capsys)
     for name in OF_SAMPLES:
         assert re.search(rf"^  {name} ", text, re.MULTILINE), name
@@ -228,17 +228,17 @@ def test_correlation_is_that_of_the_formulas():
     random = np.random.default_rng(0)
     number = random.normal(size=4000).round(1)
     label = (number + random.normal(size=4000) > 0).astype(float)
-    found = correlate(pd.Series(number), pd.Series(label), is_number=True)
-    assert found.strength == pytest.approx(np.corrcoef(number, label)[0, 1])
+    correlation = correlate(pd.Series(number), pd.Series(label), is_number=True)
+    assert correlation.strength == pytest.approx(np.corrcoef(number, label)[0, 1])
     ones, others = number[label == 1], number[label == 0]
     pairs = (ones[:, None] > others).mean() + 0.5 * (ones[:, None] == others).mean()
-    assert found.auc == pytest.approx(pairs)
+    assert correlation.auc == pytest.approx(pairs)
     # What a category explains: of the deviation sqrt(1.5^2 + 1), the 1.5 that are the category's.
     category = random.integers(0, 20, 4000)
     value = 1.5 * (category - 9.5) / np.std(np.arange(20)) + random.normal(size=4000)
-    found = correlate(pd.Series(category.astype(str)), pd.Series(value), is_number=False)
-    assert found.strength == pytest.approx(1.5 / np.sqrt(1.5**2 + 1), abs=0.01)
-    assert found.auc is None
+    correlation = correlate(pd.Series(category.astype(str)), pd.Series(value), is_number=False)
+    assert correlation.strength == pytest.approx(1.5 / np.sqrt(1.5**2 + 1), abs=0.01)
+    assert correlation.auc is None
     # Many values explain nothing by being many.
     many = pd.Series(random.integers(0, 2000, 4000).astype(str))
     assert correlate(many, pd.Series(random.normal(size=4000)), is_number=False).strength < 0.2
@@ -260,9 +260,9 @@ def test_groups_alike_are_those_of_all_pairs(hashes, flips):
     group = list(range(len(hashes)))
     for _ in hashes:
         group = [min(group[j] for j in range(len(hashes)) if near[i][j]) for i in range(len(hashes))]
-    wanted = {tuple(i for i, of in enumerate(group) if of == one) for one in group}
-    found = groups_alike(np.array(hashes, np.uint64))
-    assert {tuple(sorted(some)) for some in found} == {some for some in wanted if len(some) > 1}
+    clusters = {tuple(i for i, of in enumerate(group) if of == first) for first in group}
+    alike = groups_alike(np.array(hashes, np.uint64))
+    assert {tuple(sorted(members)) for members in alike} == {members for members in clusters if len(members) > 1}
 
 
 def drawing(seed, size=128):
@@ -287,29 +287,29 @@ def test_pictures_are_opened_and_those_that_look_alike_found(tmp_path):
     (tmp_path / "empty.jpg").write_bytes(b"")
     Image.new("RGB", (1000, 1000)).save(tmp_path / "large.png")
     names = sorted(path.name for path in tmp_path.iterdir())
-    found = open_pictures([name.encode() for name in [*names, "none.jpg"]], PictureReader(str(tmp_path)), 500_000)
-    assert {path for path, _ in found.problems} == {"half.jpg", "text.jpg", "empty.jpg", "large.png", "none.jpg"}
-    problems = dict(found.problems)
+    stats = open_pictures([name.encode() for name in [*names, "none.jpg"]], PictureReader(str(tmp_path)), 500_000)
+    assert {path for path, _ in stats.problems} == {"half.jpg", "text.jpg", "empty.jpg", "large.png", "none.jpg"}
+    problems = dict(stats.problems)
     assert problems["empty.jpg"] == "is empty (0 bytes)"
     assert problems["none.jpg"] == "cannot be read: No such file or directory"
     assert problems["large.png"].startswith("1000 x 1000 pixels, more than max_image_pixels")
-    assert found.counts("format") == {"PNG": 31, "JPEG": 2}
-    assert found.counts("size") == {"128 x 128": 32, "77 x 77": 1}
-    assert found.counts("mode") == {"RGB": 32, "L": 1}
-    assert [sorted(one.path for one in group) for group in found.alike] == [
+    assert stats.counts("format") == {"PNG": 31, "JPEG": 2}
+    assert stats.counts("size") == {"128 x 128": 32, "77 x 77": 1}
+    assert stats.counts("mode") == {"RGB": 32, "L": 1}
+    assert [sorted(picture.path for picture in group) for group in stats.alike] == [
         ["3.png", "packed.jpg", "small.png"],
         ["7.png", "grey.jpg"],
     ]
-    thumbnail = Image.open(io.BytesIO(found.pictures[0].thumbnail))
+    thumbnail = Image.open(io.BytesIO(stats.pictures[0].thumbnail))
     assert max(thumbnail.size) == 96
 
 
 def test_paths_are_counted_and_some_of_them_taken_by_chance():
-    some = [f"{i}.jpg" for i in range(1000)]
+    names = [f"{i}.jpg" for i in range(1000)]
     paths = PathStats(num_wanted=100)
     for start in range(0, 1000, 50):
-        paths.add(pa.array(some[start : start + 50]), "a")
-        paths.add(pa.array([*some[: start + 50], "", None]), "b")
+        paths.add(pa.array(names[start : start + 50]), "a")
+        paths.add(pa.array([*names[: start + 50], "", None]), "b")
     assert paths.num_distinct == 1000
     assert paths.num_without == 40
     taken = [path for path, _ in paths.sample]
@@ -318,7 +318,7 @@ def test_paths_are_counted_and_some_of_them_taken_by_chance():
     assert 400 < numbers.mean() < 600
     # Whatever the order in which they come.
     again = PathStats(num_wanted=100)
-    again.add(pa.array(some[::-1]), "a")
+    again.add(pa.array(names[::-1]), "a")
     assert [path for path, _ in again.sample] == taken
     several = PathStats(num_wanted=9, separator="|")
     several.add(pa.array(["a|b", "b|c|", ""]), "a")
@@ -359,7 +359,7 @@ def test_the_page_is_whole_and_loads_nothing(demo, tmp_path):
     page.feed(text)
     assert page.open == []
     assert "<script" not in text
-    assert any("<script>alert(1)</script>" in one for one in page.texts)
+    assert any("<script>alert(1)</script>" in part for part in page.texts)
     assert {"<price>", "category", "click"} <= set(page.texts)
     assert len(page.loaded) == 10
     for picture in page.loaded:

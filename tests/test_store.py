@@ -46,12 +46,12 @@ def test_round_trip(uri):
     seeds = {"a.jpg": 1, "b/ü ,;|.png": 2, "bad": None, "k" * 600: 3, "k" * 599 + "ü": 4}
     fill(uri, seeds)[0].close()
     store = open_store(uri)
-    found = store.get_many([*seeds, "no such key", "a.jpg"])
-    assert found.states.tolist() == [1, 1, 2, 1, 1, 0, 1]
+    answer = store.get_many([*seeds, "no such key", "a.jpg"])
+    assert answer.states.tolist() == [1, 1, 2, 1, 1, 0, 1]
     expected = [np.zeros(4) if seed is None else vector(seed) for seed in seeds.values()]
-    np.testing.assert_array_equal(found.vectors, np.array([*expected, np.zeros(4), vector(1)], np.float32))
+    np.testing.assert_array_equal(answer.vectors, np.array([*expected, np.zeros(4), vector(1)], np.float32))
     generation = store.meta().current_generation
-    assert (generation.fingerprint, generation.width, generation.dtype, found.generation) == ("tower", 4, "float32", 1)
+    assert (generation.fingerprint, generation.width, generation.dtype, answer.generation) == ("tower", 4, "float32", 1)
     records = {r.key: r for r in store.scan(generation)}
     assert records.keys() == seeds.keys()
     for key, seed in seeds.items():
@@ -74,16 +74,16 @@ def test_a_reader_is_asked_for_a_generation_that_it_has_not_seen(uri):
 
 def test_half_precision(uri):
     store, _ = fill(uri, {"a": 1, "b": None}, dtype="float16")
-    found = store.get_many(["a", "b"])
-    assert found.vectors.dtype == np.float32
-    np.testing.assert_array_equal(found.vectors[0], vector(1).astype(np.float16))
-    assert found.states.tolist() == [State.PRESENT, State.ABSENT]
+    answer = store.get_many(["a", "b"])
+    assert answer.vectors.dtype == np.float32
+    np.testing.assert_array_equal(answer.vectors[0], vector(1).astype(np.float16))
+    assert answer.states.tolist() == [State.PRESENT, State.ABSENT]
 
 
 def test_no_key(uri):
     store, _ = fill(uri, {"a": 1})
-    found = store.get_many([])
-    assert found.vectors.shape == (0, 4)
+    answer = store.get_many([])
+    assert answer.vectors.shape == (0, 4)
     assert store.hashes(store.meta().current_generation, []) == []
 
 
@@ -96,9 +96,9 @@ def test_a_new_tower_makes_a_new_generation_that_readers_see_at_once(uri):
     store.put_many(second, [record("a", 7, width=3)])
     assert reader.get_many(["a"]).vectors.shape == (1, 4)  # not complete
     store.complete(second)
-    found = reader.get_many(["a", "b"])
-    assert (found.generation, found.states.tolist()) == (2, [1, 0])
-    np.testing.assert_array_equal(found.vectors[0], vector(7, 3))
+    answer = reader.get_many(["a", "b"])
+    assert (answer.generation, answer.states.tolist()) == (2, [1, 0])
+    np.testing.assert_array_equal(answer.vectors[0], vector(7, 3))
     np.testing.assert_array_equal(reader.get_many(["a"], first).vectors[0], vector(1))  # an old one, while it is kept
     assert store.rollback().number == 1
     np.testing.assert_array_equal(reader.get_many(["a"]).vectors[0], vector(1))
@@ -110,9 +110,9 @@ def test_a_new_tower_makes_a_new_generation_that_readers_see_at_once(uri):
     assert store.prune() == [1]
     assert set(store.meta().generations) == {2, 3}  # the third is being written
     assert list(store.scan(first)) == []
-    for one in (reader, store):
+    for handle in (reader, store):
         with pytest.raises(StoreError, match="generation 1 no longer exists"):
-            one.get_many(["a"], first)
+            handle.get_many(["a"], first)
     assert reader.get_many(["a"]).generation == 2
 
 
@@ -162,8 +162,8 @@ def test_like_a_dict(uri, writes, asked):
         store.put_many(generation, [record(key, seed) for key, seed in seeds.items()])
         written |= seeds
     keys = [*asked, *written]
-    found = store.get_many(keys)
-    for key, row, state in zip(keys, found.vectors, found.states, strict=True):
+    answer = store.get_many(keys)
+    for key, row, state in zip(keys, answer.vectors, answer.states, strict=True):
         seed = written.get(key)
         assert state == (State.MISSING if key not in written else State.ABSENT if seed is None else State.PRESENT)
         np.testing.assert_array_equal(row, np.zeros(4) if seed is None else vector(seed))
@@ -186,11 +186,11 @@ def test_a_reader_never_sees_two_generations_in_one_answer(uri):
     writer.start()
     seen = set()
     while writer.is_alive():
-        found = reader.get_many([f"k{i}" for i in range(50)])
-        assert found.states.all()
-        assert len(np.unique(found.vectors)) == 1
-        assert found.vectors[0, 0] == found.generation - 1
-        seen.add(found.generation)
+        answer = reader.get_many([f"k{i}" for i in range(50)])
+        assert answer.states.all()
+        assert len(np.unique(answer.vectors)) == 1
+        assert answer.vectors[0, 0] == answer.generation - 1
+        seen.add(answer.generation)
     writer.join()
     assert writer.exitcode == 0
     assert len(seen) > 2

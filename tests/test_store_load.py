@@ -52,9 +52,9 @@ def test_parquet(store, tmp_path, vectors):
     loaded = load(store, f"{tmp_path}/*.parquet", COLUMNS, "words", "float32")
     assert (loaded.number, loaded.generation.number, loaded.generation.width) == (3, 1, 4)
     assert store.meta().current_generation.fingerprint == "words"
-    found = store.get_many([*KEYS, "7"])
-    np.testing.assert_array_equal(found.vectors[:3], VECTORS)
-    assert found.states.tolist() == [State.PRESENT] * 3 + [State.MISSING]
+    answer = store.get_many([*KEYS, "7"])
+    np.testing.assert_array_equal(answer.vectors[:3], VECTORS)
+    assert answer.states.tolist() == [State.PRESENT] * 3 + [State.MISSING]
 
 
 @settings(max_examples=30, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])

@@ -71,8 +71,8 @@ def test_padded_histories_give_the_same():
     key, history = batch()
     padded = history.to_tensor(default_value=9.0, shape=[None, 6, WIDTH])
     is_there = tf.cast(tf.sequence_mask(LENGTHS, 6), tf.float32)
-    found = tf.function(layer.padded)(key, padded, is_there)
-    np.testing.assert_allclose(found, expected(key, history, w), rtol=1e-5, atol=1e-6)
+    output = tf.function(layer.padded)(key, padded, is_there)
+    np.testing.assert_allclose(output, expected(key, history, w), rtol=1e-5, atol=1e-6)
 
 
 def test_scores_of_any_size_are_no_overflow():
@@ -91,15 +91,15 @@ def test_gradients_are_those_of_each_sample_alone():
     upstream = random(*key.shape, seed=5)
 
     def gradients(rows):
-        some_key, some = tf.gather(key, rows), tf.gather(history, rows)
-        elements = some.flat_values
+        sample_keys, histories = tf.gather(key, rows), tf.gather(history, rows)
+        elements = histories.flat_values
         with tf.GradientTape() as tape:
-            tape.watch([some_key, elements])
-            found = layer(some_key, some.with_flat_values(elements), training=True)
-            loss = tf.reduce_sum(found * tf.gather(upstream, rows))
+            tape.watch([sample_keys, elements])
+            output = layer(sample_keys, histories.with_flat_values(elements), training=True)
+            loss = tf.reduce_sum(output * tf.gather(upstream, rows))
         variables = [v.value for v in layer.trainable_weights]
-        found = tape.gradient(loss, [some_key, elements, *variables], unconnected_gradients="zero")
-        return [tf.convert_to_tensor(gradient).numpy() for gradient in found]
+        derivatives = tape.gradient(loss, [sample_keys, elements, *variables], unconnected_gradients="zero")
+        return [tf.convert_to_tensor(gradient).numpy() for gradient in derivatives]
 
     of_key, of_elements, *of_weights = gradients(list(range(5)))
     alone = [gradients([i]) for i in range(5)]
@@ -136,6 +136,6 @@ def test_batch_norm_sees_elements_not_padding_and_survives_a_batch_without_any()
 def test_in_bfloat16_weights_and_result_are_float32():
     layer, _ = make(dtype="mixed_bfloat16")
     wide, _ = make()
-    found, exact = layer(*batch()), wide(*batch())
-    assert found.dtype == tf.float32
-    np.testing.assert_allclose(found, exact, rtol=0.1, atol=0.1)
+    output, exact = layer(*batch()), wide(*batch())
+    assert output.dtype == tf.float32
+    np.testing.assert_allclose(output, exact, rtol=0.1, atol=0.1)

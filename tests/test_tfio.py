@@ -32,7 +32,7 @@ def run(*arguments):
 
 def losses(model_dir):
     lines = (model_dir / "metrics.jsonl").read_text().splitlines()
-    return [one["loss"] for one in map(json.loads, lines) if one["kind"] == "train"]
+    return [line["loss"] for line in map(json.loads, lines) if line["kind"] == "train"]
 
 
 def test_a_training_reads_pictures_by_tensorflow_io(s3, data, tmp_path):

@@ -23,9 +23,9 @@ def test_hash_is_farmhash_fingerprint64():
         "hello": 0xB48BE5A931380CE8,
     }
     num_ids = 2**40
-    found = transform(id_feature(num_ids=num_ids), x=list(fingerprints))
-    assert found.tolist() == [value % num_ids for value in fingerprints.values()]
-    assert found.dtype == np.int64
+    ids = transform(id_feature(num_ids=num_ids), x=list(fingerprints))
+    assert ids.tolist() == [value % num_ids for value in fingerprints.values()]
+    assert ids.dtype == np.int64
 
 
 @given(st.lists(st.one_of(st.text(max_size=20), st.binary(max_size=20)), min_size=1, max_size=8), st.integers(1, 10**9))
@@ -59,8 +59,8 @@ def test_a_number_is_hashed_from_its_float32():
 def test_identity_is_the_value_and_row_0_outside(as_text):
     values = [0, 1, 9, 10, 11, -1, -10, 10**17, 3]
     expected = [value if 0 <= value < 10 else 0 for value in values]
-    found = transform(id_feature("identity", 10), x=[str(value) for value in values] if as_text else values)
-    assert found.tolist() == expected
+    ids = transform(id_feature("identity", 10), x=[str(value) for value in values] if as_text else values)
+    assert ids.tolist() == expected
 
 
 def test_identity_of_text_forms():
@@ -91,15 +91,15 @@ def test_vocabulary_of_numbers():
 
 def test_combo_hashes_its_inputs_joined():
     feature = combo_feature("f", ("x", "z", "w"), 4, "t", "hash", 1000, precision=1)
-    found = transform(feature, x=["a", "ab", ""], z=[1, -2, 3], w=[0.25, 1.0, 0.0])
+    ids = transform(feature, x=["a", "ab", ""], z=[1, -2, 3], w=[0.25, 1.0, 0.0])
     texts = ["a\x1d1\x1d0.2", "ab\x1d-2\x1d1.0", "\x1d3\x1d0.0"]
-    assert found.tolist() == buckets(texts)
+    assert ids.tolist() == buckets(texts)
 
 
 def test_combo_tells_its_inputs_apart():
     feature = combo_feature("f", ("x", "z"), 4, "t", "hash", 2**40)
-    found = transform(feature, x=["ab", "a", "", "abc"], z=["c", "bc", "abc", ""])
-    assert len(set(found.tolist())) == 4
+    ids = transform(feature, x=["ab", "a", "", "abc"], z=["c", "bc", "abc", ""])
+    assert len(set(ids.tolist())) == 4
 
 
 def test_inputs_are_taken_in_the_order_of_the_feature():
@@ -116,8 +116,8 @@ def test_empty_tags_are_dropped(separator):
     texts = [separator.join(tags) for tags in samples]
     expected = [[tag for tag in text.split(separator) if tag] for text in texts]
     assert split_texts(tf.constant(texts), separator).to_list() == [[tag.encode() for tag in tags] for tags in expected]
-    found = transform(tag_feature(separator=separator), x=texts)
-    assert found == [buckets(tags) if tags else [] for tags in expected]
+    ids = transform(tag_feature(separator=separator), x=texts)
+    assert ids == [buckets(tags) if tags else [] for tags in expected]
 
 
 def test_no_tag_at_all():
@@ -204,9 +204,9 @@ def test_a_sequence_of_ids_keeps_its_order_and_repeats():
 def test_a_long_sequence_keeps_one_end(samples, most, keeps_last, separator):
     feature = sequence_feature(separator=separator, max_length=most, keeps_last=keeps_last)
     elements = [[element for element in sample if element] for sample in samples]
-    expected = [some[-most:] if keeps_last else some[:most] for some in elements]
-    found = transform(feature, x=[separator.join(sample) for sample in samples])
-    assert found == [buckets(some) if some else [] for some in expected]
+    expected = [sequence[-most:] if keeps_last else sequence[:most] for sequence in elements]
+    ids = transform(feature, x=[separator.join(sample) for sample in samples])
+    assert ids == [buckets(sequence) if sequence else [] for sequence in expected]
 
 
 def test_sequences_of_numbers():
@@ -269,10 +269,10 @@ def test_the_same_in_a_graph():
         ),
         make.raw_feature("vector", ("v",), 2, dim=2, separator=","),
     ]
-    one = FeatureTransform(features)
+    layer = FeatureTransform(features)
     fields = {"x": tf.constant(["b:1|z:2", ""]), "v": tf.constant(["1,2", ""])}
-    eager = one(fields)
-    graph = tf.function(one, autograph=False)(fields)
+    eager = layer(fields)
+    graph = tf.function(layer, autograph=False)(fields)
     assert list(eager) == list(graph) == ["tags", "tags:weight", "vector"]
     for name, value in eager.items():
         as_list = (lambda v: v.to_list()) if isinstance(value, tf.RaggedTensor) else (lambda v: v.numpy().tolist())

@@ -9,9 +9,9 @@ from transform_helpers import raw_feature, transform
 
 def test_a_number_stays_as_it_is():
     values = [0.5, -3.0, 1e30]
-    found = transform(raw_feature(), x=values)
-    np.testing.assert_array_equal(found, np.float32(values)[:, None])
-    assert found.dtype == np.float32
+    numbers = transform(raw_feature(), x=values)
+    np.testing.assert_array_equal(numbers, np.float32(values)[:, None])
+    assert numbers.dtype == np.float32
     np.testing.assert_array_equal(transform(raw_feature(), x=[3, -4]), [[3.0], [-4.0]])
     np.testing.assert_array_equal(transform(raw_feature(), x=["1.5", "", " 2e1"]), [[1.5], [0.0], [20.0]])
 
@@ -32,14 +32,14 @@ def floats(low, high):
 @settings(max_examples=20, deadline=None)
 def test_numbers_are_scaled_to_their_limits(values, low, extent):
     high = low + extent
-    found = transform(raw_feature(min_value=low, max_value=high), x=values)
+    scaled = transform(raw_feature(min_value=low, max_value=high), x=values)
     expected = (np.float32(values) - np.float32(low)) / np.float32(high - low)
-    np.testing.assert_allclose(found[:, 0], expected, rtol=1e-6, atol=2e-38)
+    np.testing.assert_allclose(scaled[:, 0], expected, rtol=1e-6, atol=2e-38)
 
 
 def test_limits_become_0_and_1():
-    found = transform(raw_feature(min_value=-1.0, max_value=3.0), x=[-1.0, 3.0, 1.0, 7.0])
-    np.testing.assert_array_equal(found[:, 0], [0, 1, 0.5, 2])
+    scaled = transform(raw_feature(min_value=-1.0, max_value=3.0), x=[-1.0, 3.0, 1.0, 7.0])
+    np.testing.assert_array_equal(scaled[:, 0], [0, 1, 0.5, 2])
 
 
 @given(
@@ -50,14 +50,14 @@ def test_limits_become_0_and_1():
 def test_buckets_equal_searchsorted(boundaries, values):
     boundaries = sorted(boundaries)
     values = [*values, *boundaries]  # the limits themselves
-    found = transform(raw_feature(boundaries=tuple(boundaries), width=len(boundaries) + 1), x=values)
-    assert found.tolist() == np.searchsorted(np.float32(boundaries), np.float32(values), side="right").tolist()
-    assert found.dtype == np.int64
+    buckets = transform(raw_feature(boundaries=tuple(boundaries), width=len(boundaries) + 1), x=values)
+    assert buckets.tolist() == np.searchsorted(np.float32(boundaries), np.float32(values), side="right").tolist()
+    assert buckets.dtype == np.int64
 
 
 def test_a_bucket_holds_its_lower_limit():
-    found = transform(raw_feature(boundaries=(1.0, 2.5)), x=[0.0, 0.999, 1.0, 2.4, 2.5, 1e9, -1e9])
-    assert found.tolist() == [0, 0, 1, 1, 2, 2, 0]
+    buckets = transform(raw_feature(boundaries=(1.0, 2.5)), x=[0.0, 0.999, 1.0, 2.4, 2.5, 1e9, -1e9])
+    assert buckets.tolist() == [0, 0, 1, 1, 2, 2, 0]
 
 
 @given(st.lists(floats(-(2**100), 2**100), min_size=1, max_size=8), floats(-1024, 1024), floats(2**-10, 1024))
@@ -67,9 +67,9 @@ def test_log1p_before_and_after_scaling(values, low, extent):
         return np.sign(x) * np.log1p(np.abs(x))
 
     numbers = np.float32(values)
-    found = transform(raw_feature(log1p="before"), x=values)
-    np.testing.assert_allclose(found[:, 0], log1p(numbers.astype(np.float64)), rtol=1e-7, atol=1e-45)
-    assert found.dtype == np.float32
+    logarithms = transform(raw_feature(log1p="before"), x=values)
+    np.testing.assert_allclose(logarithms[:, 0], log1p(numbers.astype(np.float64)), rtol=1e-7, atol=1e-45)
+    assert logarithms.dtype == np.float32
     high = low + extent
     scaled = raw_feature(min_value=low, max_value=high, log1p="before")
     expected = (log1p(numbers.astype(np.float64)) - low) / (high - low)
@@ -80,14 +80,14 @@ def test_log1p_before_and_after_scaling(values, low, extent):
 
 
 def test_log1p_of_counts_is_log1p():
-    found = transform(raw_feature(log1p="before"), x=[0, 1, 99, -1, -99])
-    np.testing.assert_allclose(found[:, 0], [0, np.log(2), np.log(100), -np.log(2), -np.log(100)], rtol=1e-7)
+    logarithms = transform(raw_feature(log1p="before"), x=[0, 1, 99, -1, -99])
+    np.testing.assert_allclose(logarithms[:, 0], [0, np.log(2), np.log(100), -np.log(2), -np.log(100)], rtol=1e-7)
 
 
 def test_boundaries_divide_what_log1p_made():
     limits = tuple(np.log1p([10.0, 100.0]).tolist())
-    found = transform(raw_feature(boundaries=limits, log1p="before"), x=[0.0, 9.9, 10.1, 99.0, 101.0])
-    assert found.tolist() == [0, 0, 1, 1, 2]
+    buckets = transform(raw_feature(boundaries=limits, log1p="before"), x=[0.0, 9.9, 10.1, 99.0, 101.0])
+    assert buckets.tolist() == [0, 0, 1, 1, 2]
     vector = raw_feature(width=2, dim=2, separator=",", log1p="before")
     np.testing.assert_allclose(transform(vector, x=["3,-3", ""]), [[np.log(4), -np.log(4)], [0, 0]], rtol=1e-7)
 

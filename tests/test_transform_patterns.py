@@ -191,8 +191,8 @@ def test_patterns_of_sequences_of_long_vectors_count_exactly(raw_dim):
     feature = sequence_feature("raw", dim=raw_dim, number_separator=",")
     pattern = patterns_of(feature, x="string")["x"][0]
     elements = [",".join(["1"] * length) for length in (raw_dim - 1, raw_dim, raw_dim + 1)]
-    found = [both_match([pattern], f"{elements[1]}|{element}") for element in elements]
-    assert found == [False, True, False]
+    matches = [both_match([pattern], f"{elements[1]}|{element}") for element in elements]
+    assert matches == [False, True, False]
 
 
 def test_fields_have_the_patterns_of_their_type_and_of_every_feature():
@@ -202,9 +202,9 @@ def test_fields_have_the_patterns_of_their_type_and_of_every_feature():
         make.raw_feature("c", ("both",), 1),
         make.id_feature("d", ("both",), 4, "t3", "identity", 9),
     ]
-    found = patterns_of(*features, text="string", number="int64", price="float32", vip="bool", both="string")
-    number_of_a_string, integer = found.pop("both")
-    assert found == {
+    patterns = patterns_of(*features, text="string", number="int64", price="float32", vip="bool", both="string")
+    number_of_a_string, integer = patterns.pop("both")
+    assert patterns == {
         "y": [NUMBER_PATTERN],
         "number": [INTEGER_PATTERN],
         "price": [NUMBER_PATTERN],

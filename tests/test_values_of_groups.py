@@ -37,9 +37,9 @@ TEXTS = {
 LABELS = PER_GROUP.labels
 
 
-def parser_of(one, labels=None, fields=None):
-    labels = one.labels if labels is None else labels
-    parser = GroupRtpParser(one, labels, fields or one.layout.sample_fields, len(one.labels) + 3)
+def parser_of(schema, labels=None, fields=None):
+    labels = schema.labels if labels is None else labels
+    parser = GroupRtpParser(schema, labels, fields or schema.layout.sample_fields, len(schema.labels) + 3)
     function = tf.function(parser, input_signature=[tf.TensorSpec([None], tf.string)], autograph=False)
 
     def parse(lines):
@@ -86,28 +86,28 @@ def groups(draw):
 
 @given(st.lists(groups(), max_size=6))
 @settings(max_examples=100, deadline=None)
-def test_a_group_whose_samples_disagree_is_refused(some):
-    lines = [line_of(group) for group in some]
-    expected = [disagreement(group) for group in some]
+def test_a_group_whose_samples_disagree_is_refused(drawn_groups):
+    lines = [line_of(group) for group in drawn_groups]
+    expected = [disagreement(group) for group in drawn_groups]
     rows = PARSE(lines)
     assert rows.kept_groups.tolist() == [i for i, problem in enumerate(expected) if problem is None]
     assert sorted(rows.refused) == [i for i, problem in enumerate(expected) if problem is not None]
     for line, problem in zip(lines, expected, strict=True):
-        found = PARSE.explain(line)
+        refusal = PARSE.explain(line)
         if problem is None:
-            assert found is None
+            assert refusal is None
             continue
         name, sample, text, first = problem
         text, first = (t.encode("utf-8", "surrogateescape").decode("utf-8", "replace") for t in (text, first))
-        assert found.where == f"column '{name}'"
+        assert refusal.where == f"column '{name}'"
         if PER_GROUP.field(name).dtype == "string" and name not in LABELS:
             default = PER_GROUP.field(name).default
             text, first = text or default, first or default
-            assert found.reason == (
+            assert refusal.reason == (
                 f"sample {sample}: {text!r}, but sample 0 has {first!r}; the value must be the same in a group"
             )
         else:  # numbers are shown as they were read
-            assert found.reason.startswith(f"sample {sample}: ")
+            assert refusal.reason.startswith(f"sample {sample}: ")
 
 
 @pytest.mark.parametrize("name", PER_GROUP.group_fields)
@@ -130,8 +130,8 @@ def test_other_fields_may_differ():
 
 def test_a_disagreement_in_one_group_is_none_in_the_next():
     """The values of a batch stand in one row: samples are compared with the first of their own group."""
-    some = [{name: [texts[i][0]] * (i + 1) for name, texts in TEXTS.items()} for i in (0, 1, 0)]
-    assert PARSE([line_of(group) for group in some]).kept_groups.tolist() == [0, 1, 2]
+    batch_groups = [{name: [texts[i][0]] * (i + 1) for name, texts in TEXTS.items()} for i in (0, 1, 0)]
+    assert PARSE([line_of(group) for group in batch_groups]).kept_groups.tolist() == [0, 1, 2]
 
 
 def test_labels_that_are_not_read_need_not_agree():

@@ -272,8 +272,8 @@ def test_two_at_once_leave_one(tmp_path, monkeypatch):
     """The second puts its folder where the first has put one meanwhile."""
     target = tmp_path / "p"
     first = PresetFolder(WEIGHTS, str(target), "--output")
-    with first.new() as one:
-        write(one, a="a")
+    with first.new() as first_folder:
+        write(first_folder, a="a")
         with PresetFolder(WEIGHTS, str(target), "--output").new() as other:
             write(other, a="a")
         isdir = os.path.isdir

@@ -75,14 +75,14 @@ def test_tensors_are_views_of_storages(torch):
         ),
         [counts, numbers],
     )
-    found = read_tensors(content)
+    tensors = read_tensors(content)
     matrix = np.arange(12, dtype=np.float32).reshape(3, 4)
-    np.testing.assert_array_equal(found["plain"], matrix)
-    np.testing.assert_array_equal(found["transposed"], matrix.T)
-    np.testing.assert_array_equal(found["part"], matrix[1:, 1:3])
-    assert found["count"] == 8
-    assert found["count"].dtype == np.int64
-    assert all(value.flags.owndata for value in found.values())
+    np.testing.assert_array_equal(tensors["plain"], matrix)
+    np.testing.assert_array_equal(tensors["transposed"], matrix.T)
+    np.testing.assert_array_equal(tensors["part"], matrix[1:, 1:3])
+    assert tensors["count"] == 8
+    assert tensors["count"].dtype == np.int64
+    assert all(value.flags.owndata for value in tensors.values())
 
 
 def test_a_file_that_would_run_code_is_refused(torch, tmp_path):

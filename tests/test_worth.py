@@ -77,7 +77,7 @@ def evaluated(pipeline, folder, seed):
 def test_the_arms_are_what_their_configs_train(tested, data, tmp_path):
     """The config as it is, and one that somebody wrote who has no pictures."""
     pipeline, folder, _ = tested
-    found = results(folder)["arms"]
+    arms = results(folder)["arms"]
     own = evaluated(load_pipeline(pipeline.path), tmp_path / "own", seed=1)
     text = (folder.parent / "config" / "test.config").read_text()
     for gone in (
@@ -91,7 +91,7 @@ def test_the_arms_are_what_their_configs_train(tested, data, tmp_path):
     none = evaluated(load_pipeline(str(tmp_path / "none.config")), tmp_path / "none", seed=1)
     for name, by_hand in (("own", own), ("none", none)):
         for metric in ("auc_click", "log_loss_click"):
-            assert found[name]["metrics"][metric]["seeds"][1] == pytest.approx(by_hand[metric], abs=1e-6), (
+            assert arms[name]["metrics"][metric]["seeds"][1] == pytest.approx(by_hand[metric], abs=1e-6), (
                 name,
                 metric,
             )
@@ -109,31 +109,31 @@ def test_every_item_keeps_the_picture_of_another(tested, data):
 
 def test_what_it_writes(tested):
     _, folder, _ = tested
-    found = results(folder)
-    assert set(found["arms"]) == {"own", "none", "shuffled"}
-    assert "random" in found["left_out"]["frozen"]
-    assert "'own'" in found["left_out"]["end_to_end"]
-    assert found["num_seeds"] == 2
-    assert found["num_steps"] == found["whole_steps"] == 6
-    verdict = found["verdict"]
+    report = results(folder)
+    assert set(report["arms"]) == {"own", "none", "shuffled"}
+    assert "random" in report["left_out"]["frozen"]
+    assert "'own'" in report["left_out"]["end_to_end"]
+    assert report["num_seeds"] == 2
+    assert report["num_steps"] == report["whole_steps"] == 6
+    verdict = report["verdict"]
     assert verdict["metric"] == "auc_click"
-    means = {arm: found["arms"][arm]["metrics"]["auc_click"] for arm in ("own", "none", "shuffled")}
+    means = {arm: report["arms"][arm]["metrics"]["auc_click"] for arm in ("own", "none", "shuffled")}
     for arm in means.values():
         assert arm["mean"] == pytest.approx(np.mean(arm["seeds"]))
-    for comparison in found["comparisons"]:
+    for comparison in report["comparisons"]:
         gain = comparison["gains"]["auc_click"]
         assert gain["gain"] == pytest.approx(means[comparison["first"]]["mean"] - means[comparison["second"]]["mean"])
         losses = comparison["gains"]["log_loss_click"]
         assert losses["gain"] == pytest.approx(losses["second"] - losses["first"])
-    assert [(c["first"], c["second"]) for c in found["comparisons"]] == [("own", "none"), ("own", "shuffled")]
+    assert [(c["first"], c["second"]) for c in report["comparisons"]] == [("own", "none"), ("own", "shuffled")]
     # Every item is seen in training, 2 to 4 times.
-    assert found["num_samples"]["item_frequency=rare"] == found["num_samples"][""]
-    of_slices = {one["slice"]: one for one in found["verdicts"] if one["metric"] == "auc_click"}
+    assert report["num_samples"]["item_frequency=rare"] == report["num_samples"][""]
+    of_slices = {entry["slice"]: entry for entry in report["verdicts"] if entry["metric"] == "auc_click"}
     assert set(of_slices) == {"", *(f"item_frequency={value}" for value in ("unseen", "rare", "frequent"))}
     assert of_slices["item_frequency=unseen"]["verdict"] is None
     assert of_slices["item_frequency=unseen"]["no_interval"] == "there are no samples"
     text = (folder / "worth.txt").read_text()
-    assert found["conclusion"] in text
+    assert report["conclusion"] in text
     assert "nan" not in text
     page = (folder / "worth.html").read_text()
     HTMLParser().feed(page)
@@ -166,9 +166,9 @@ def test_it_goes_on_where_it_was_killed(tested, tmp_path, monkeypatch):
     monkeypatch.setattr(Run, "execute", counted)
     Worth(pipeline, options, print).run()
     assert done == ["none, seed 0"] * 2
-    whole, found = results(folder)["arms"], results(tmp_path / "w")["arms"]
+    whole, resumed = results(folder)["arms"], results(tmp_path / "w")["arms"]
     for arm in ("own", "none"):
-        for metric, values in found[arm]["metrics"].items():
+        for metric, values in resumed[arm]["metrics"].items():
             assert values["seeds"] == whole[arm]["metrics"][metric]["seeds"][:1], (arm, metric)
     done.clear()
     Worth(pipeline, options, print).run()
@@ -214,12 +214,12 @@ def test_within_a_budget_all_arms_train_fewer_steps_alike(tested, tmp_path, monk
     monkeypatch.setattr(worth, "try_arms", lambda arms, folder, say: {arm.name: Cost(0.1, 10, 10) for arm in arms})
     monkeypatch.setattr("easyrec_mm.worth.costs._LEAST_STEPS", 2)
     Worth(pipeline, WorthOptions(str(tmp_path / "w"), 1, ("none",), 3.0), print).run()
-    found = results(tmp_path / "w")
-    assert 2 <= found["num_steps"] < found["whole_steps"]
-    assert {step for arm in found["arms"].values() for step in arm["steps"]} == {found["num_steps"]}
+    report = results(tmp_path / "w")
+    assert 2 <= report["num_steps"] < report["whole_steps"]
+    assert {step for arm in report["arms"].values() for step in arm["steps"]} == {report["num_steps"]}
     assert "steps instead of 6" in capsys.readouterr().out
-    assert any("instead of 6" in note for note in found["notes"])
-    assert found["left_out"]["shuffled"] == "not in --arms"
+    assert any("instead of 6" in note for note in report["notes"])
+    assert report["left_out"]["shuffled"] == "not in --arms"
     with pytest.raises(UserError, match=r"--budget_minutes: .* raise it, or use fewer --arms or --seeds"):
         Worth(pipeline, WorthOptions(str(tmp_path / "v"), 3, (), 0.5), print).run()
 

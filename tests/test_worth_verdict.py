@@ -38,31 +38,31 @@ def two_arms(rng, difference, rows_error, seeds_error, num_seeds):
 def test_of_one_seed_it_is_the_interval_of_the_rows():
     rng = np.random.default_rng(0)
     first, second = two_arms(rng, 0.02, 0.004, 0.0, 1)
-    found = gain(first, second, True, 0.95)
+    difference = gain(first, second, True, 0.95)
     deviation = np.std(first[0].replicates - second[0].replicates, ddof=1)
     half = stats.t.ppf(0.975, NUM_CLUSTERS - 1) * deviation
-    assert found.value == pytest.approx(first[0].value - second[0].value)
-    assert (found.low, found.high) == pytest.approx((found.value - half, found.value + half))
-    assert found.rows_error == pytest.approx(deviation)
-    assert math.isnan(found.seeds_error)
+    assert difference.value == pytest.approx(first[0].value - second[0].value)
+    assert (difference.low, difference.high) == pytest.approx((difference.value - half, difference.value + half))
+    assert difference.rows_error == pytest.approx(deviation)
+    assert math.isnan(difference.seeds_error)
 
 
 def test_of_seeds_alone_it_is_welch_s_interval():
     rng = np.random.default_rng(0)
     first, second = two_arms(rng, 0.02, 0.0, 0.01, 4)
-    found = gain(first, second, True, 0.9)
-    values = [[one.value for one in each] for each in (first, second)]
+    difference = gain(first, second, True, 0.9)
+    values = [[estimate.value for estimate in each] for each in (first, second)]
     expected = stats.ttest_ind(*values, equal_var=False).confidence_interval(0.9)
-    assert (found.low, found.high) == pytest.approx((expected.low, expected.high))
-    assert found.seeds_error == pytest.approx(np.sqrt(sum(np.var(v, ddof=1) / 4 for v in values)))
+    assert (difference.low, difference.high) == pytest.approx((expected.low, expected.high))
+    assert difference.seeds_error == pytest.approx(np.sqrt(sum(np.var(v, ddof=1) / 4 for v in values)))
 
 
 @pytest.mark.parametrize("num_seeds", [2, 3])
 @pytest.mark.parametrize(("rows_error", "seeds_error"), [(0.004, 0.001), (0.002, 0.004)])
 def test_the_interval_holds_the_truth_as_often_as_it_says(rows_error, seeds_error, num_seeds):
     rng = np.random.default_rng(0)
-    found = [gain(*two_arms(rng, 0.01, rows_error, seeds_error, num_seeds), True, 0.9) for _ in range(1000)]
-    held = np.mean([one.low <= 0.01 <= one.high for one in found])
+    differences = [gain(*two_arms(rng, 0.01, rows_error, seeds_error, num_seeds), True, 0.9) for _ in range(1000)]
+    held = np.mean([difference.low <= 0.01 <= difference.high for difference in differences])
     assert 0.87 < held < 0.96  # of few seeds it is a little too wide
 
 
@@ -83,9 +83,9 @@ def test_verdicts_follow_the_direction_of_the_metric():
 def test_what_is_undefined_has_a_reason_and_no_verdict():
     known = [Estimate(0.6, np.full(NUM_REPLICATES, 0.6), "", NUM_CLUSTERS)]
     undefined = [Estimate(math.nan, np.full(NUM_REPLICATES, math.nan), "all labels are 0", NUM_CLUSTERS)]
-    found = gain(known, undefined, True, 0.95)
-    assert (found.verdict, found.reason) == ("", "all labels are 0")
-    assert math.isnan(found.low)
+    difference = gain(known, undefined, True, 0.95)
+    assert (difference.verdict, difference.reason) == ("", "all labels are 0")
+    assert math.isnan(difference.low)
 
 
 def test_the_main_metric_stands_for_itself_and_the_others_hold_together():
@@ -96,10 +96,10 @@ def test_the_main_metric_stands_for_itself_and_the_others_hold_together():
     nothing = [Estimate(math.nan, np.full(NUM_REPLICATES, math.nan), "there are no samples", 0)]
     first["auc_c/s=1"] = second["auc_c/s=1"] = nothing
     bigger = dict.fromkeys(["auc_a", "auc_b", "auc_c"], True)
-    found = gains(first, second, bigger, "auc_a", 0.95)
-    assert list(found) == names[:-1]
+    differences = gains(first, second, bigger, "auc_a", 0.95)
+    assert list(differences) == names[:-1]
     for name, family in {"auc_a": 1, "auc_b": 2, "auc_c": 2, "auc_a/s=1": 3, "auc_b/s=1": 3, "auc_a/s=2": 3}.items():
-        assert found[name] == gain(first[name], second[name], True, 1 - 0.05 / family), name
+        assert differences[name] == gain(first[name], second[name], True, 1 - 0.05 / family), name
 
 
 def test_many_looks_at_nothing_seldom_show_something():
@@ -108,8 +108,8 @@ def test_many_looks_at_nothing_seldom_show_something():
     for _ in range(300):
         pairs = {f"m{i}": two_arms(rng, 0.0, 0.004, 0.002, 3) for i in range(8)}
         first, second = ({name: pair[i] for name, pair in pairs.items()} for i in (0, 1))
-        found = gains(first, second, dict.fromkeys(pairs, True), "", 0.95)
-        shown += any(one.verdict != DOES_NOT for one in found.values())
+        differences = gains(first, second, dict.fromkeys(pairs, True), "", 0.95)
+        shown += any(difference.verdict != DOES_NOT for difference in differences.values())
     assert shown / 300 < 0.08
 
 

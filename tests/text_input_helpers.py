@@ -35,15 +35,15 @@ def line(users, picture="", clicks=None, size=None):
 
 
 def write(path, lines, compress=False):
-    content = b"".join(one + b"\n" for one in lines)
+    content = b"".join(text + b"\n" for text in lines)
     path.write_bytes(gzip.compress(content) if compress else content)
     return path
 
 
-def input_of(path, records=None, schema=None, training=False, labels=None, kept=("user",), **settings):
+def input_of(path, records=None, schema=None, training=False, labels=None, kept_fields=("user",), **settings):
     data = DatasetConfig(**{"input_type": DatasetConfig.GroupRTPInput, "num_parallel_calls": 2, **settings})
     records = records or BadRecords(None, 1.0)
-    return Input(data, schema or small_schema(), str(path), "train_input_path", records, training, labels, kept)
+    return Input(data, schema or small_schema(), str(path), "train_input_path", records, training, labels, kept_fields)
 
 
 def users(batches):

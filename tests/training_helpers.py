@@ -226,8 +226,8 @@ def spy_on_loading(patch: pytest.MonkeyPatch) -> list[bytes]:
     return loaded
 
 
-def assert_same_values(found: dict[str, np.ndarray], expected: dict[str, np.ndarray], tolerance: float = 0.0) -> None:
+def assert_same_values(values: dict[str, np.ndarray], expected: dict[str, np.ndarray], tolerance: float = 0.0) -> None:
     """Equal to the last bit, or nearly."""
-    assert found.keys() == expected.keys()
+    assert values.keys() == expected.keys()
     for name, value in expected.items():
-        np.testing.assert_allclose(found[name], value, rtol=tolerance, atol=tolerance, err_msg=name)
+        np.testing.assert_allclose(values[name], value, rtol=tolerance, atol=tolerance, err_msg=name)

@@ -10,12 +10,12 @@ def transform(feature, **fields):
     """What one feature becomes: NumPy arrays, ragged ones as lists; with weights a pair."""
     tensors = {name: as_tensor(values) for name, values in fields.items()}
     features = FeatureTransform([feature])(tensors)
-    found = [
+    outputs = [
         value.to_list() if isinstance(value, tf.RaggedTensor) else value.numpy()
         for value in (features.pop(name) for name in (feature.name, feature.weight_key) if name in features)
     ]
     assert not features
-    return found[0] if len(found) == 1 else tuple(found)
+    return outputs[0] if len(outputs) == 1 else tuple(outputs)
 
 
 def as_tensor(values):
