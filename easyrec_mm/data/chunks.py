@@ -145,7 +145,7 @@ class ChunkReader:
           samples  the argument of `samples`
           keys     feature name -> its distinct keys, see stored_vectors
           refused  evidence, file and row of the records that are not valid groups
-          counts   int64 [4]: number of records, epochs of the first and the last one, number of refused records
+          counts   int64 [4]: epochs of the first and the last record, number of records, number of refused records
           and the values that `images_of_groups` returns
         """
         limits = tf.stack([first, first + self._batch_size])
@@ -154,8 +154,7 @@ class ChunkReader:
         refused = cut(chunk["refused"], refused_limits)
         origin = {"file": chunk["records"]["file"], "row": chunk["records"]["row"]}
         last = tf.minimum(limits[1], tf.size(origin["row"], tf.int64))
-        epochs = chunk["records"]["epoch"]
-        counts = [last - first, epochs[first], epochs[last - 1], refused_limits[1] - refused_limits[0]]
+        epochs = tf.gather(chunk["records"]["epoch"], [first, last - 1])
         sample_limits = tf.gather(chunk["first_sample"], group_limits)
         return {
             "samples": self._packing.cut(chunk["samples"], sample_limits),
@@ -163,7 +162,7 @@ class ChunkReader:
             **images_of_groups(self._schema, cut(chunk["groups"], group_limits), origin),
             "refused": {"evidence": refused["evidence"], **rows_of(origin, refused["record"])},
             # In one tensor, because the loop spends time on each tensor.
-            "counts": tf.stack(counts),
+            "counts": tf.concat([epochs, [last - first, refused_limits[1] - refused_limits[0]]], 0),
         }
 
 

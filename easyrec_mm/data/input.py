@@ -216,12 +216,14 @@ class Input:
 def _with_epochs_done(batches: Iterable[dict[str, Any]]) -> Iterator[tuple[dict[str, Any], int]]:
     """Yield the rows of each batch and the number of epochs that are over with it, which the next batch tells."""
     previous: dict[str, Any] | None = None
+    last_epoch = 0
     for rows in batches:
+        first_epoch, last_epoch, *_ = rows["counts"].numpy().tolist()
         if previous is not None:
-            yield previous, int(rows["counts"][1])
+            yield previous, first_epoch
         previous = rows
     if previous is not None:
-        yield previous, int(previous["counts"][2]) + 1
+        yield previous, last_epoch + 1
 
 
 def _selection(

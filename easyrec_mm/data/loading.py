@@ -126,7 +126,7 @@ class BatchLoader:
           StoreError: if a store of vectors cannot be reached.
         """
         rows = pending.rows
-        num_groups, epochs_before, epoch, num_refused = rows["counts"].numpy().tolist()
+        epochs_before, epoch, num_groups, num_refused = rows["counts"].numpy().tolist()
         records = self._bad_groups(rows["refused"]) if num_refused else []
         pixels, images, num_loaded = self._no_pixels, self._no_images, 0
         if pending.loading is not None:
