@@ -94,7 +94,7 @@ def embed_on_demand(folder: Path, pictures: Path, connection: Any) -> None:
     from easyrec_mm.store import open_store
 
     model = ImageModel(str(folder / "img"), "onnx")
-    items = read_items(f"{pictures}/*", model.manifest.schema, "", "", "")
+    items = read_items(f"{pictures}/*", model.manifest.schema).items
     for turn, number in enumerate(iter(connection.recv, 0)):
         store = open_store(f"lmdb://{folder}/store{turn}", writable=True)
         with contextlib.redirect_stderr(io.StringIO()), contextlib.redirect_stdout(io.StringIO()):
