@@ -106,7 +106,7 @@ def training_step(
     variables = [v.value for v in model.trainable_variables]
     pixels = tf.random.normal([batch_size, image_size, image_size, 3])
 
-    @tf.function(autograph=False)
+    @tf.function(autograph=False)  # type: ignore[untyped-decorator]  # TensorFlow has no types
     def step() -> tf.Tensor:
         with tf.GradientTape() as tape:
             outputs = model(tf.cast(pixels, model.layers[1].compute_dtype), training=True)

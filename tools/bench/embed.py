@@ -16,6 +16,7 @@ import multiprocessing
 import os
 import sys
 import tempfile
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -123,10 +124,7 @@ def bare_per_s(model: Any, pixels: np.ndarray) -> float:
     numbers = pixels.astype(np.float32)
     num_passes = max(3, 20 * 48 * 48 // pixels.shape[1] ** 2)
     return max(
-        size
-        / workload.median(
-            workload.seconds(lambda run=run, size=size: run(numbers[:size], {}, np.arange(size)), num_passes)
-        )
+        size / workload.median(workload.seconds(partial(run, numbers[:size], {}, np.arange(size)), num_passes))
         for run in model._runtimes.values()
         for size in BATCH_SIZES
     )

@@ -108,7 +108,8 @@ def config_text(has_pictures: bool) -> str:
         model.feature_groups.extend(groups)
         for name in ("img_model", "highway_dnn"):
             model.e2e_mm_dbmtl.ClearField(name)
-    return text_format.MessageToString(config)
+    text: str = text_format.MessageToString(config)
+    return text
 
 
 if __name__ == "__main__":

@@ -253,7 +253,7 @@ def trees(table: pd.DataFrame, texts: list[str]) -> tuple[pd.DataFrame, list[Any
     few = [name for name in texts if table[name].nunique() <= _MOST_CATEGORIES]
     codes = table.drop(columns=[name for name in texts if name not in few])
     codes[few] = OrdinalEncoder().fit_transform(codes[few])
-    settings = {"max_iter": 1000, "learning_rate": 0.1, "early_stopping": True, "n_iter_no_change": 25}
+    settings: dict[str, Any] = {"max_iter": 1000, "learning_rate": 0.1, "early_stopping": True, "n_iter_no_change": 25}
     settings |= {"categorical_features": [name in few for name in codes], "random_state": 0}
     return codes, [HistGradientBoostingClassifier(max_leaf_nodes=leaves, **settings) for leaves in (7, 15, 31)]
 
@@ -289,7 +289,8 @@ def as_chosen(model: Any) -> Any:
 
 def scores(model: Any, x: pd.DataFrame) -> np.ndarray:
     """Probability of 1."""
-    return model.predict_proba(x)[:, 1]
+    probabilities: np.ndarray = model.predict_proba(x)
+    return probabilities[:, 1]
 
 
 if __name__ == "__main__":

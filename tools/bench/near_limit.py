@@ -72,7 +72,8 @@ def measure(folder: Path, data: str, precision: str, optimizer: str, options: ar
 
     train()
     bare()
-    ours, bares = [], []
+    ours: list[float] = []
+    bares: list[float] = []
     for _ in range(options.turns):
         for run, times in ((bare, bares), (train, ours)):
             start = time.perf_counter()
@@ -101,7 +102,7 @@ def bare_tower(
     optimizer = build_optimizer(optimizer_config)
     optimizer.build(backbone.trainable_variables)
 
-    @tf.function(autograph=False)
+    @tf.function(autograph=False)  # type: ignore[untyped-decorator]  # TensorFlow has no types
     def step() -> tf.Tensor:
         with tf.GradientTape() as tape:
             outputs = backbone(tf.cast(pixels, backbone.compute_dtype), training=True)

@@ -13,6 +13,7 @@ from __future__ import annotations
 import tempfile
 import time
 from collections.abc import Callable, Iterable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -55,9 +56,9 @@ def main() -> None:
         }
         for kind in options.inputs:
             inputs = open_input(folder, kind)
-            runs[f"{kind}, parsed"] = lambda inputs=inputs: counted(parsed(inputs), 1)
-            runs[f"{kind}, in batches"] = lambda inputs=inputs: counted(inputs.dataset(1, 0))
-            runs[f"{kind}, handed over"] = lambda inputs=inputs: inputs.batches(1)
+            runs[f"{kind}, parsed"] = partial(lambda inputs: counted(parsed(inputs), 1), inputs)
+            runs[f"{kind}, in batches"] = partial(lambda inputs: counted(inputs.dataset(1, 0)), inputs)
+            runs[f"{kind}, handed over"] = partial(inputs.batches, 1)
         seconds: dict[str, list[float]] = {name: [] for name in runs}
         for turn in range(options.turns + 1):
             for name, run in runs.items():

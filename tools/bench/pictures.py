@@ -24,8 +24,9 @@ import tempfile
 import time
 from collections import deque
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
+from typing import cast
 
 import workload
 
@@ -114,7 +115,7 @@ def bare(paths: list[str], size: int) -> Callable[[], int]:
 def loading(names: list[str], root: str, cache_dir: str = "") -> Callable[[], int]:
     """What the input does."""
     from easyrec_mm.data.picture_reader import PictureReader, content_cache
-    from easyrec_mm.data.pictures import PictureLoader
+    from easyrec_mm.data.pictures import PictureLoader, Pictures
     from easyrec_mm.schema import Image
 
     image = Image("img_path", SIZE, SIZE, 3, "BILINEAR", True, 50_000_000)
@@ -122,7 +123,7 @@ def loading(names: list[str], root: str, cache_dir: str = "") -> Callable[[], in
     paths = [name.encode() for name in names]
 
     def run() -> int:
-        pending: deque = deque()
+        pending: deque[Future[Pictures]] = deque()
         count = 0
         with ThreadPoolExecutor(THREADS) as pool:
             for start in range(0, len(paths), BATCH):
@@ -133,8 +134,8 @@ def loading(names: list[str], root: str, cache_dir: str = "") -> Callable[[], in
                     count += good(pending.popleft().result())
             return count + sum(good(future.result()) for future in pending)
 
-    def good(loaded: tuple) -> int:
-        return len(loaded[0]) - len(loaded[1])
+    def good(loaded: Pictures) -> int:
+        return len(loaded.pixels) - len(loaded.problems)
 
     return run
 
@@ -154,7 +155,7 @@ def serve(folder: Path) -> None:
 
     class Server(asyncio.Protocol):
         def connection_made(self, transport: asyncio.BaseTransport) -> None:
-            self.transport, self.waiting = transport, b""
+            self.transport, self.waiting = cast("asyncio.Transport", transport), b""
 
         def data_received(self, data: bytes) -> None:
             self.waiting += data

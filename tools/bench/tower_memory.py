@@ -9,6 +9,7 @@ from two smaller ones, in which memory grows linearly with the number of picture
 
 from __future__ import annotations
 
+import argparse
 import json
 import os
 import subprocess
@@ -63,7 +64,7 @@ def main() -> None:
     workload.report("tower_memory", figures)
 
 
-def run(options: object, settings: str, pictures: int) -> dict[str, float]:
+def run(options: argparse.Namespace, settings: str, pictures: int) -> dict[str, float]:
     """Memory of one process, and the time of another, which is free to keep memory, as trainings are."""
     values = {**vars(options), "pictures": pictures, "one": settings}
     values.pop("plain_pictures")
@@ -78,7 +79,7 @@ def run(options: object, settings: str, pictures: int) -> dict[str, float]:
     return usage
 
 
-def measure(options: object) -> dict[str, float]:
+def measure(options: argparse.Namespace) -> dict[str, float]:
     """Peak memory above that before the step, and seconds of a second step."""
     import numpy as np
 
