@@ -105,7 +105,7 @@ def training(folder: Path, name: str, rows: int) -> tuple[Trainer, Iterator[Inpu
 
     kind, _, average = name.partition("+")
     optimizer = f"{kind} {{ {RATE} }}" + (" use_moving_average: true" if average else "")
-    data = workload.write_data(folder / "data", GROUPS * 8, GROUP_SIZE, 0, num_ids=SMALL_ROWS)
+    data = workload.write_data(folder / f"data{rows}", GROUPS * 8, GROUP_SIZE, 0, num_ids=SMALL_ROWS)
     text = workload.config_text(data, str(folder / f"m{rows}"), GROUPS, 0, optimizer)
     text = text.replace("hash_bucket_size: 100000", f'num_buckets: {rows} embedding_name: "shared"')
     trainer = Trainer(workload.pipeline(folder, text))
