@@ -45,7 +45,8 @@ class Attention:
 class Image:
     """The picture of a group: its field ("" for data without pictures), and how its bytes are decoded to pixels.
 
-    `resize` is the method for pictures of another aspect ratio: STRETCH, CENTER_CROP or PAD (data/decode.py).
+    `resize` is the method for pictures of another aspect ratio: STRETCH, CENTER_CROP or PAD (data/decode.py);
+    `background` the colour (red, green, blue) behind transparent parts.
     """
 
     field: str
@@ -55,7 +56,9 @@ class Image:
     resize_method: str
     antialias: bool
     max_pixels: int
-    resize: str = "STRETCH"  # the default is for older manifests, which do not have this setting
+    # The defaults are for older manifests, which do not have these settings.
+    resize: str = "STRETCH"
+    background: tuple[int, int, int] = (0, 0, 0)
 
 
 # For a config without an ImgFeature.

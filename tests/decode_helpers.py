@@ -17,7 +17,8 @@ from easyrec_mm.schema import Image
 HEIGHT, WIDTH = 17, 21
 NUM_PIXELS = HEIGHT * WIDTH
 # Every picture below has NUM_PIXELS pixels or fewer: decoding it also shows that the limit itself is allowed.
-WIDE = Image("img", HEIGHT, WIDTH, 3, "BILINEAR", True, NUM_PIXELS)
+BACKGROUND = (250, 128, 3)
+WIDE = Image("img", HEIGHT, WIDTH, 3, "BILINEAR", True, NUM_PIXELS, background=BACKGROUND)
 TALL = replace(WIDE, height=WIDTH, width=HEIGHT)
 GREY = replace(WIDE, channels=1)
 STRICT = replace(WIDE, max_pixels=NUM_PIXELS - 1)
@@ -59,8 +60,11 @@ def encode(image, file_format, **options):
     return stream.getvalue()
 
 
-def pillow_pixels(data, mode="RGB"):
-    return np.array(Pillow.open(io.BytesIO(data)).convert(mode))
+def pillow_pixels(data, background=BACKGROUND):
+    """What Pillow decodes, its transparent parts on the background."""
+    rgba = np.array(Pillow.open(io.BytesIO(data)).convert("RGBA"), float)
+    alpha = rgba[..., 3:] / 255
+    return np.rint(rgba[..., :3] * alpha + np.array(background) * (1 - alpha)).astype(np.uint8)
 
 
 def difference(a, b):

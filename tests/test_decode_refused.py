@@ -11,6 +11,7 @@ from decode_helpers import (
     FILES,
     HEIGHT,
     LOSSLESS,
+    PALETTE,
     RGB,
     STRICT,
     WIDE,
@@ -29,7 +30,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image as Pillow
 
-from easyrec_mm.data.decode import ANIMATED_WEBP, PARTIAL_GIF, TOO_MANY_PIXELS, UNKNOWN_FORMAT
+from easyrec_mm.data.decode import UNKNOWN_FORMAT
+from easyrec_mm.data.picture_formats import ANIMATED_WEBP, ODD_GIF, TOO_MANY_PIXELS
 
 HUGE = 60000
 
@@ -157,7 +159,7 @@ def test_other_files_are_no_pictures(data):
 
 def test_bmp_that_tensorflow_would_misread_is_refused():
     refuses(palette_bmp(compression=1), UNKNOWN_FORMAT)  # run-length encoded; it would be read as plain
-    refuses(encode(picture(1, "1"), "BMP"), "channels")  # eight pixels a byte
+    refuses(encode(picture(1, "1"), "BMP"), UNKNOWN_FORMAT)  # eight pixels a byte
 
 
 def test_animated_webp_is_refused_before_tensorflow_sees_it():
@@ -171,7 +173,11 @@ def test_animated_webp_is_refused_before_tensorflow_sees_it():
 @pytest.mark.parametrize("screen", [(WIDTH + 1, HEIGHT), (WIDTH, HEIGHT + 1)])
 def test_a_gif_frame_smaller_than_the_screen_is_refused(screen):
     image = replace(WIDE, max_pixels=10**6)
-    refuses(gif_with_screen(*screen), PARTIAL_GIF, image)
+    refuses(gif_with_screen(*screen), ODD_GIF, image)
+
+
+def test_a_gif_with_transparent_parts_is_refused():
+    refuses(encode(PALETTE, "GIF", transparency=3), ODD_GIF)
 
 
 MAGIC = [b"", b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n", b"GIF89a", b"BM", b"RIFF\x40\x00\x00\x00WEBPVP8"]

@@ -10,6 +10,8 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import NamedTuple
 
+from PIL import ImageColor
+
 from easyrec_mm.config.feature_groups import (
     NO_IMAGE_GROUP,
     FeatureGroups,
@@ -203,10 +205,20 @@ def _image(config: EasyRecConfig, named: Named, problems: Problems) -> tuple[str
         problems.add(f"{place}.img_shape.channel", f"{shape.channel} is not supported; choose 3 (RGB) or 1 (grey)")
     method = FeatureConfig.ResizeMethod.Name(feature.resize_method)
     pixels = data.max_image_pixels
-    resize = ImgModel.Resize.Name(config.model_config.e2e_mm_dbmtl.img_model.resize)
-    return name, Image(
-        feature.input_names[0], shape.height, shape.width, shape.channel, method, feature.antialias, pixels, resize
-    )
+    tower = config.model_config.e2e_mm_dbmtl.img_model
+    resize = ImgModel.Resize.Name(tower.resize)
+    field, sides = feature.input_names[0], (shape.height, shape.width, shape.channel)
+    background = _colour(tower.transparent_background, problems)
+    return name, Image(field, *sides, method, feature.antialias, pixels, resize, background)
+
+
+def _colour(text: str, problems: Problems) -> tuple[int, int, int]:
+    try:
+        return ImageColor.getrgb(text)[:3]
+    except ValueError:
+        place = "model_config.e2e_mm_dbmtl.img_model.transparent_background"
+        problems.add(place, f"'{text}' is not a colour; give a name, such as white, or #rrggbb")
+        return (0, 0, 0)
 
 
 def _group_size_field(data: DatasetConfig, named: Named, problems: Problems) -> str:

@@ -1,36 +1,37 @@
 """The single definition of how the bytes of a picture become the pixels that the network sees.
 
 It uses TensorFlow operations only, so that training, the exported image model and serving cannot differ. It handles
-JPEG (also CMYK, grey and rotated by EXIF), PNG, GIF (first frame), BMP (also with a palette) and WebP (no animations);
-transparency is dropped.
+JPEG (also CMYK and grey), PNG, WebP, GIF (first frame) and BMP, each picture by itself: what the orientation in its
+EXIF says is undone, and transparent parts show the background. What TensorFlow cannot decode, `plain_pictures` turns
+into one of these beforehand, and an exported model refuses.
 """
 
 from __future__ import annotations
 
 import tensorflow as tf
 
+from easyrec_mm.data.picture_bytes import APP0, APP15, COM
+from easyrec_mm.data.picture_formats import (
+    TOO_MANY_PIXELS,
+    decode_gif,
+    decode_jpeg,
+    decode_palette_bmp,
+    decode_png,
+    decode_turned_jpeg,
+    decode_webp,
+)
 from easyrec_mm.schema import Image
 
-# Parts of error messages: for other bytes than pictures, decompression bombs, and pictures that TensorFlow decodes
-# wrongly.
-UNKNOWN_FORMAT = "not a JPEG, PNG, GIF, BMP or WebP picture"
-TOO_MANY_PIXELS = "more than max_image_pixels"
-ANIMATED_WEBP = "an animated WebP, which is not supported"
-PARTIAL_GIF = "a GIF whose first frame does not fill its screen, which is not supported"
+# Part of an error message.
+UNKNOWN_FORMAT = "not a JPEG, PNG, GIF, BMP or WebP picture of a kind that this model can decode"
 
 # Near the mean of natural pictures, so that it influences the network least; neither black nor white.
 MID_GREY = 128
 
-# The TIFF entry of EXIF's orientation (tag 0x0112, type short, count 1) in both byte orders; its value follows.
-_ORIENTATION_LITTLE_ENDIAN = r"(?s)^\C*Exif\x00\x00II\C*?\x12\x01\x03\x00\x01\x00\x00\x00([\x01-\x08])\x00\C*$"
-_ORIENTATION_BIG_ENDIAN = r"(?s)^\C*Exif\x00\x00MM\C*?\x01\x12\x00\x03\x00\x00\x00\x01\x00([\x01-\x08])\C*$"
-_EXIF_SEARCH_BYTES = 4096
-
-# First byte of each part of a GIF.
-_GIF_FRAME, _GIF_EXTENSION = 0x2C, 0x21
-
 # Number of first bytes that contain the picture's size in every format except JPEG, and the header of a BMP.
-_HEAD_BYTES = 32
+_HEAD_BYTES = 34
+# Length of the JFIF segment, APP0, without a thumbnail.
+_JFIF_LENGTH = 16
 
 
 def decode_pictures(data: tf.Tensor, image: Image) -> tf.Tensor:
@@ -38,7 +39,7 @@ def decode_pictures(data: tf.Tensor, image: Image) -> tf.Tensor:
 
     Args:
       data: string `[U]`, the contents of the files.
-      image: size, resize method and limits.
+      image: size, resize method, background and limits.
 
     Returns:
       uint8 `[U, height, width, channels]`, upright, 0-255.
@@ -46,40 +47,57 @@ def decode_pictures(data: tf.Tensor, image: Image) -> tf.Tensor:
     Raises:
       tf.errors.InvalidArgumentError: if a content is not a picture, is damaged, or has too many pixels.
     """
+
+    def decode(args: tuple[tf.Tensor, tf.Tensor]) -> tf.Tensor:
+        pixels = _decode(*args, image)
+        return resize(tf.image.rgb_to_grayscale(pixels) if image.channels == 1 else pixels, image)
+
     with tf.device("/CPU:0"):
-        # Headers are checked for all pictures at once: decoding a picture of 224 x 224 takes as long as 40 small ops.
-        padded = tf.strings.join([data, b"\x00" * _HEAD_BYTES])
-        head = tf.strings.substr(padded, 0, _HEAD_BYTES)
-        byte = tf.reshape(tf.cast(tf.io.decode_raw(head, tf.uint8), tf.int64), [-1, _HEAD_BYTES])  # [U, 32]
-        is_jpeg = _has(head, b"\xff\xd8\xff")
-        num_pixels = tf.where(is_jpeg, tf.constant(1, tf.int64), _num_pixels(head, byte))
-        format_check = tf.debugging.Assert(tf.reduce_all(num_pixels > 0), [UNKNOWN_FORMAT])
-        size_check = tf.debugging.Assert(tf.reduce_all(num_pixels <= image.max_pixels), [TOO_MANY_PIXELS])
-        with tf.control_dependencies([format_check, size_check]):
-            data = tf.identity(data)
-        orientation = _orientation(data)
-        is_palette_bmp = _has(head, b"BM") & tf.equal(byte[:, 28], 8)
-        kind = tf.where(_has(head, b"RIFF"), 4, tf.where(_has(head, b"GIF8"), 5, 3))
-        kind = tf.where(is_jpeg, tf.where(orientation > 1, 1, 0), tf.where(is_palette_bmp, 2, kind))
-
-        def decode(args: tuple[tf.Tensor, tf.Tensor, tf.Tensor]) -> tf.Tensor:
-            picture, picture_kind, picture_orientation = args
-            pixels = tf.switch_case(
-                picture_kind,
-                [
-                    lambda: _decode_jpeg(picture, image.max_pixels),
-                    lambda: _upright(_decode_jpeg(picture, image.max_pixels), picture_orientation),
-                    lambda: _decode_palette_bmp(picture),
-                    lambda: tf.io.decode_image(picture, channels=3, expand_animations=False),
-                    lambda: _decode_webp(picture),
-                    lambda: _decode_gif(picture, image.max_pixels),
-                ],
-            )
-            pixels.set_shape([None, None, 3])
-            return resize(tf.image.rgb_to_grayscale(pixels) if image.channels == 1 else pixels, image)
-
         shape = [image.height, image.width, image.channels]
-        return tf.map_fn(decode, (data, kind, orientation), fn_output_signature=tf.TensorSpec(shape, tf.uint8))
+        return tf.map_fn(decode, _checked(data, image), fn_output_signature=tf.TensorSpec(shape, tf.uint8))
+
+
+def decode_picture(data: tf.Tensor, image: Image) -> tf.Tensor:
+    """Decode the bytes of one picture, a string scalar, to uint8 `[h, w, 3]` of its own size; see decode_pictures."""
+    with tf.device("/CPU:0"):
+        contents, kinds = _checked(data[None], image)
+        return _decode(contents[0], kinds[0], image)
+
+
+def _checked(data: tf.Tensor, image: Image) -> tuple[tf.Tensor, tf.Tensor]:
+    """Check the headers of pictures, string `[U]`; return the contents and the number of each one's decoder."""
+    # Headers are checked for all pictures at once: decoding a picture of 224 x 224 takes as long as 40 small ops.
+    padded = tf.strings.join([data, b"\x00" * _HEAD_BYTES])
+    head = tf.strings.substr(padded, 0, _HEAD_BYTES)
+    byte = tf.reshape(tf.cast(tf.io.decode_raw(head, tf.uint8), tf.int32), [-1, _HEAD_BYTES])  # [U, 34]
+    is_jpeg = _has(head, b"\xff\xd8\xff")
+    num_pixels = tf.where(is_jpeg, tf.constant(1, tf.int64), _num_pixels(head, tf.cast(byte, tf.int64)))
+    format_check = tf.debugging.Assert(tf.reduce_all(num_pixels > 0), [UNKNOWN_FORMAT])
+    size_check = tf.debugging.Assert(tf.reduce_all(num_pixels <= image.max_pixels), [TOO_MANY_PIXELS])
+    kind = tf.where(_has(head, b"RIFF"), 4, tf.where(_has(head, b"GIF8"), 5, 6))
+    kind = tf.where(_has(head, b"BM"), tf.where(tf.equal(byte[:, 28], 8), 2, 3), kind)
+    kind = tf.where(is_jpeg, tf.where(_may_have_exif(byte), 1, 0), kind)
+    with tf.control_dependencies([format_check, size_check]):
+        return tf.identity(data), kind
+
+
+def _decode(data: tf.Tensor, kind: tf.Tensor, image: Image) -> tf.Tensor:
+    """Decode a picture, a string scalar, by the decoder with the number `kind`, to uint8 `[h, w, 3]`."""
+    background = tf.constant(image.background, tf.int32)
+    pixels = tf.switch_case(
+        kind,
+        [
+            lambda: decode_jpeg(data, image.max_pixels),
+            lambda: decode_turned_jpeg(data, image.max_pixels),
+            lambda: decode_palette_bmp(data),
+            lambda: tf.io.decode_bmp(data)[..., :3],
+            lambda: decode_webp(data, background),
+            lambda: decode_gif(data, image.max_pixels),
+            lambda: decode_png(data, background),
+        ],
+    )
+    pixels.set_shape([None, None, 3])
+    return pixels
 
 
 def resize(pixels: tf.Tensor, image: Image) -> tf.Tensor:
@@ -131,12 +149,25 @@ def _has(head: tf.Tensor, magic: bytes, position: int = 0) -> tf.Tensor:
     return tf.equal(tf.strings.substr(head, position, len(magic)), magic)
 
 
+def _may_have_exif(byte: tf.Tensor) -> tf.Tensor:
+    """Return of JPEGs, whose first bytes are int32 `[U, 34]`, whether EXIF has to be looked for, bool `[U]`.
+
+    Most files begin with JFIF and tables: these need no look at their segments, which would take as long as decoding.
+    """
+
+    def precedes_picture(marker: tf.Tensor) -> tf.Tensor:
+        return ((marker >= APP0) & (marker <= APP15)) | tf.equal(marker, COM) | tf.equal(marker, 0xFF)
+
+    is_jfif = tf.equal(byte[:, 3], APP0) & tf.equal(byte[:, 4] * 256 + byte[:, 5], _JFIF_LENGTH)
+    return precedes_picture(byte[:, 3]) & ~(is_jfif & ~precedes_picture(byte[:, 5 + _JFIF_LENGTH]))
+
+
 def _num_pixels(head: tf.Tensor, byte: tf.Tensor) -> tf.Tensor:
     """Return width x height from the headers, before anything is decoded, int64 `[U]`; 0 for an unknown format.
 
     Args:
       head: string `[U]`, the first bytes.
-      byte: int64 `[U, 32]`, the same as numbers.
+      byte: int64 `[U, 34]`, the same as numbers.
     """
 
     def number(*positions: int) -> tf.Tensor:
@@ -145,8 +176,10 @@ def _num_pixels(head: tf.Tensor, byte: tf.Tensor) -> tf.Tensor:
 
     is_webp = _has(head, b"RIFF") & _has(head, b"WEBP", 8)
     bmp_height = number(25, 24, 23, 22)  # negative if the rows are stored from top to bottom
-    # TensorFlow reads run-length encoded rows as if they were uncompressed.
-    is_plain_bmp = _has(head, b"BM") & (tf.equal(byte[:, 30], 0) | tf.equal(byte[:, 30], 3))
+    # TensorFlow knows none but the usual header, and reads compressed rows and masks of channels as if there were none.
+    bits = byte[:, 28]
+    is_plain_bmp = _has(head, b"BM") & (number(17, 16, 15, 14) >= 40) & tf.equal(number(33, 32, 31, 30), 0)
+    is_plain_bmp &= tf.equal(bits, 8) | tf.equal(bits, 24) | tf.equal(bits, 32)
     lossless_bits = number(24, 23, 22, 21)
     # WebP has three kinds of first chunk: lossy, lossless and extended.
     formats = [
@@ -158,116 +191,3 @@ def _num_pixels(head: tf.Tensor, byte: tf.Tensor) -> tf.Tensor:
         (is_webp & _has(head, b"VP8X", 12), number(26, 25, 24) + 1, number(29, 28, 27) + 1),
     ]
     return tf.add_n([tf.where(matches, width * height, tf.constant(0, tf.int64)) for matches, width, height in formats])
-
-
-def _decode_jpeg(data: tf.Tensor, max_pixels: int) -> tf.Tensor:
-    size = tf.cast(tf.io.extract_jpeg_shape(data), tf.int64)[:2]
-    with tf.control_dependencies([tf.debugging.Assert(tf.reduce_prod(size) <= max_pixels, [TOO_MANY_PIXELS])]):
-        # The default, a fast inverse DCT, has errors of up to 14 and is not faster on today's processors.
-        return tf.io.decode_jpeg(tf.identity(data), channels=3, dct_method="INTEGER_ACCURATE")
-
-
-def _decode_webp(data: tf.Tensor) -> tf.Tensor:
-    """Decode a WebP, and drop alpha afterwards, because TensorFlow refuses to drop it while decoding."""
-    # Animations must not reach TensorFlow 2.21: it writes beyond the memory that it allocates for them.
-    head = tf.strings.join([data, b"\x00" * _HEAD_BYTES])
-    flags = tf.io.decode_raw(tf.strings.substr(head, 20, 1), tf.uint8)[0]
-    is_animated = _has(head, b"VP8X", 12) & (flags % 4 >= 2)
-    with tf.control_dependencies([tf.debugging.Assert(~is_animated, [ANIMATED_WEBP])]):
-        pixels = tf.io.decode_image(tf.identity(data), channels=0, expand_animations=False)
-    pixels.set_shape([None, None, None])
-    return pixels[:, :, :3]
-
-
-# Kept as a function in the graph: inlined, its operations would cost time even when another format is decoded.
-@tf.function(autograph=False, experimental_attributes={"_noinline": True})  # type: ignore[untyped-decorator]
-def _decode_gif(data: tf.Tensor, max_pixels: int) -> tf.Tensor:
-    """Decode the first frame; refuse one that does not fill the screen, because TensorFlow moves and cuts it."""
-    # For the first frame, TensorFlow decompresses all, one byte per pixel: the limit is the bytes of any other picture.
-    small = tf.debugging.Assert(_num_gif_pixels(data) <= 3 * max_pixels, [TOO_MANY_PIXELS])
-    with tf.control_dependencies([small]):
-        pixels = tf.io.decode_image(tf.identity(data), channels=3, expand_animations=False)
-    byte = tf.cast(tf.io.decode_raw(tf.strings.substr(data, 6, 4), tf.uint8), tf.int32)
-    screen = tf.stack([byte[2] + byte[3] * 256, byte[0] + byte[1] * 256])
-    full = tf.debugging.Assert(tf.reduce_all(tf.shape(pixels)[:2] >= screen), [PARTIAL_GIF])
-    with tf.control_dependencies([full]):
-        return tf.identity(pixels)
-
-
-def _num_gif_pixels(data: tf.Tensor) -> tf.Tensor:
-    """Return the pixels of all frames, one byte each, int64; the size of a frame may differ from that of the screen."""
-    byte = tf.cast(tf.io.decode_raw(tf.strings.join([data, b"\x00" * _HEAD_BYTES]), tf.uint8), tf.int32)
-    last = tf.size(byte) - 1
-    # Data consist of blocks, each after its length; length 0 ends them. `jump` is, for any byte, 32 blocks further on.
-    jump = tf.minimum(tf.range(last + 1) + tf.where(byte > 0, byte + 1, 0), last)
-    for _ in range(5):
-        jump = tf.gather(jump, jump)
-
-    def end_of_data(position: tf.Tensor) -> tf.Tensor:
-        return tf.while_loop(lambda p: byte[p] > 0, lambda p: (jump[p],), (tf.minimum(position, last),))[0]
-
-    def number(position: tf.Tensor) -> tf.Tensor:
-        return tf.cast(byte[position] + byte[position + 1] * 256, tf.int64)
-
-    def palette_bytes(flags: tf.Tensor) -> tf.Tensor:
-        return tf.where(flags >= 128, 6 * 2 ** (flags % 8), 0)
-
-    def next_block(position: tf.Tensor, num_pixels: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
-        is_frame = tf.equal(byte[position], _GIF_FRAME)
-        data_start = position + tf.where(is_frame, 11 + palette_bytes(byte[position + 9]), 2)
-        frame_pixels = tf.where(is_frame, number(position + 5) * number(position + 7), tf.constant(0, tf.int64))
-        return tf.minimum(end_of_data(data_start) + 1, last), num_pixels + frame_pixels
-
-    return tf.while_loop(
-        lambda position, _: tf.equal(byte[position], _GIF_FRAME) | tf.equal(byte[position], _GIF_EXTENSION),
-        next_block,
-        (tf.minimum(13 + palette_bytes(byte[10]), last), tf.constant(0, tf.int64)),
-    )[1]
-
-
-def _decode_palette_bmp(data: tf.Tensor) -> tf.Tensor:
-    """Decode a BMP with 8 bits per pixel, whose palette indices TensorFlow returns as if they were grey values."""
-    byte = tf.cast(tf.io.decode_raw(tf.strings.substr(data, 0, _HEAD_BYTES), tf.uint8), tf.int32)
-    indices = tf.cast(tf.io.decode_bmp(data)[..., 0], tf.int32)  # [h, w]
-    palette_start = 14 + byte[14] + byte[15] * 256
-    # An error message of substr would contain the data, which Python cannot decode as text.
-    within = tf.debugging.Assert(palette_start <= tf.strings.length(data), ["the palette is missing"])
-    with tf.control_dependencies([within]):
-        padded = tf.strings.join([data, b"\x00" * 1024])
-    palette = tf.reshape(tf.io.decode_raw(tf.strings.substr(padded, palette_start, 1024), tf.uint8), [256, 4])
-    return tf.gather(palette[:, 2::-1], indices)  # blue, green, red -> red, green, blue
-
-
-def _orientation(data: tf.Tensor) -> tf.Tensor:
-    """Return the EXIF orientation of JPEGs, int32 `[U]` from 1 to 8; 1 (upright) without EXIF."""
-    head = tf.strings.substr(data, 0, _EXIF_SEARCH_BYTES)
-
-    def search() -> tf.Tensor:
-        value = tf.strings.regex_replace(head, _ORIENTATION_LITTLE_ENDIAN, r"\1", replace_global=False)
-        value = tf.strings.regex_replace(value, _ORIENTATION_BIG_ENDIAN, r"\1", replace_global=False)
-        has_code = tf.equal(tf.strings.length(value), 1)
-        code = tf.io.decode_raw(tf.where(has_code, value, b"\x01"), tf.uint8)[:, 0]
-        return tf.cast(code, tf.int32)
-
-    # Most pictures have no EXIF: a check of the first segments avoids the search.
-    start = tf.strings.substr(head, 0, 64)
-    has_exif = tf.reduce_any(tf.strings.regex_full_match(start, r"(?s)\C*Exif\x00\x00\C*"))
-    return tf.cond(has_exif, search, lambda: tf.ones(tf.shape(data), tf.int32))
-
-
-def _upright(pixels: tf.Tensor, orientation: tf.Tensor) -> tf.Tensor:
-    """Undo the rotation and mirroring that EXIF's orientation states (EXIF 2.32, section 4.6.4)."""
-    transposed = tf.transpose(pixels, [1, 0, 2])
-    return tf.switch_case(
-        orientation - 1,
-        [
-            lambda: pixels,
-            lambda: pixels[:, ::-1],
-            lambda: pixels[::-1, ::-1],
-            lambda: pixels[::-1],
-            lambda: transposed,
-            lambda: transposed[:, ::-1],
-            lambda: transposed[::-1, ::-1],
-            lambda: transposed[::-1],
-        ],
-    )

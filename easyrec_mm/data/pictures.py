@@ -10,15 +10,10 @@ from typing import NamedTuple
 import numpy as np
 import tensorflow as tf
 
-from easyrec_mm.data.decode import (
-    ANIMATED_WEBP,
-    MID_GREY,
-    PARTIAL_GIF,
-    TOO_MANY_PIXELS,
-    UNKNOWN_FORMAT,
-    decode_pictures,
-)
+from easyrec_mm.data.decode import MID_GREY, UNKNOWN_FORMAT, decode_pictures
+from easyrec_mm.data.picture_formats import ANIMATED_WEBP, ODD_GIF, TOO_MANY_PIXELS
 from easyrec_mm.data.picture_reader import PictureReader
+from easyrec_mm.data.plain_pictures import plain_picture, too_many_pixels
 from easyrec_mm.errors import tensorflow_reason
 from easyrec_mm.schema import Image
 
@@ -73,12 +68,23 @@ class PictureLoader:
 
     def decode(self, data: list[bytes], problems: dict[int, str]) -> Pictures:
         """Decode the pictures that `read` returned."""
+        data, problems = self.plain(data, problems)
         if not problems:
             try:
                 return Pictures(self._decode(tf.constant(data, tf.string)), {})
             except tf.errors.OpError:
                 pass  # one of them is damaged; find out which
-        return self._decode_one_by_one(data, dict(problems))
+        return self._decode_one_by_one(data, problems)
+
+    def plain(self, data: list[bytes], problems: dict[int, str]) -> tuple[list[bytes], dict[int, str]]:
+        """Return what `read` returned, with files that TensorFlow can decode, and more problems."""
+        plain, problems = list(data), dict(problems)
+        for row, content in enumerate(data):
+            try:
+                plain[row] = plain_picture(content, self._image)
+            except ValueError as error:
+                problems[row] = str(error)
+        return plain, problems
 
     def _decode_one_by_one(self, data: list[bytes], problems: dict[int, str]) -> Pictures:
         pixels = np.repeat(self._blank[None], len(data), axis=0)
@@ -107,10 +113,12 @@ def _decoder(image: Image) -> Callable[[tf.Tensor], tf.Tensor]:
 
 def _decoding_problem(error: tf.errors.OpError, image: Image) -> str:
     message = error.message or ""
-    for reason in (UNKNOWN_FORMAT, ANIMATED_WEBP, PARTIAL_GIF):
+    if UNKNOWN_FORMAT in message:
+        return "is not a JPEG, PNG, GIF, BMP, WebP or AVIF picture"
+    for reason in (ANIMATED_WEBP, ODD_GIF):
         if reason in message:
             return f"is {reason}"
     if TOO_MANY_PIXELS in message:
-        return f"has more than {image.max_pixels} pixels (data_config.max_image_pixels)"
+        return too_many_pixels(image)
     without_functions = re.sub(r"\{\{.*?\}\}", "", message)  # they may be nested
     return f"is damaged: {tensorflow_reason(without_functions)[:160]}"

@@ -218,7 +218,7 @@ class _Ways:
 
     def _contents(self, shown: _Shown) -> tf.Tensor:
         """Return the contents of the pictures' files `[N]`; for one that cannot be read, its substitute as a PNG."""
-        contents, problems = self._pictures.read(list(shown.paths))
+        contents, problems = self._pictures.plain(*self._pictures.read(list(shown.paths)))
         for row in self._pictures.decode(contents, problems).problems:
             contents[row] = tf.io.encode_png(tf.cast(shown.pixels[row], tf.uint8)).numpy()
         return tf.constant(contents)
