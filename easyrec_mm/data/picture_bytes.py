@@ -41,12 +41,11 @@ class FileBytes:
         return tf.gather(self._byte, tf.clip_by_value(position, 0, self._last))
 
     def number(self, position: tf.Tensor, num_bytes: int, is_little_endian: tf.Tensor | bool = False) -> tf.Tensor:
-        """Return the unsigned numbers at these positions, int32; those beyond int32 as its greatest value."""
+        """Return the unsigned numbers at these positions, int32; very large ones as one that is behind the end."""
         of_bytes = self.at(tf.expand_dims(position, -1) + tf.range(num_bytes))  # [..., num_bytes]
         of_bytes = tf.where(is_little_endian, of_bytes, of_bytes[..., ::-1])
-        value = tf.reduce_sum(
-            tf.cast(of_bytes, tf.int64) * tf.constant([256**i for i in range(num_bytes)], tf.int64), -1
-        )
+        weights = tf.constant([256**i for i in range(num_bytes)], tf.int64)
+        value = tf.reduce_sum(tf.cast(of_bytes, tf.int64) * weights, -1)
         return tf.cast(tf.minimum(value, tf.cast(tf.int32.max - self._last, tf.int64)), tf.int32)
 
     def has(self, position: tf.Tensor, text: bytes) -> tf.Tensor:

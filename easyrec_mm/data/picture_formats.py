@@ -1,4 +1,4 @@
-"""Decodes a picture file of each format to pixels within TensorFlow graphs: upright, its transparent parts on a background.
+"""Decodes a picture of each format to pixels within TensorFlow graphs: upright, transparent parts on a background.
 
 What TensorFlow would decode wrongly is refused with one of the reasons below; `plain_pictures` decodes such files
 before they reach a graph.
