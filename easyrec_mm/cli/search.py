@@ -77,7 +77,7 @@ def run(flags: f.Flags) -> int:
             print(f"{rank:>4}  {neighbour.cosine:.6f}  {neighbour.key}")
         if flags.html:
             query_path = flags.image or join(flags.image_root, flags.key)
-            write_page(flags.html, query, query_path, neighbours, flags.image_root)
+            write_page(flags.html, query, query_path, neighbours, flags.image_root, _thumbnail)
             print(f"written: {flags.html}")
     if flags.eval:
         result = evaluate(index, flags.eval, flags.top_k)
@@ -89,6 +89,17 @@ def run(flags: f.Flags) -> int:
             f"{result.num_missing} items of {flags.eval} not in the store"
         )
     return 0
+
+
+def _thumbnail(content: bytes) -> bytes | None:
+    import_tensorflow()
+    from easyrec_mm.data.whole_pictures import decode_whole, thumbnail
+    from easyrec_mm.store.search import THUMBNAIL
+
+    try:
+        return thumbnail(decode_whole(content), THUMBNAIL)
+    except ValueError:
+        return None
 
 
 def _vector_of_picture(flags: f.Flags, store: Store) -> NDArray[Any]:

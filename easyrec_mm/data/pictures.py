@@ -94,7 +94,7 @@ class PictureLoader:
             try:
                 pixels[row] = self._decode(tf.constant([content], tf.string))[0].numpy()
             except tf.errors.OpError as error:
-                problems[row] = _decoding_problem(error, self._image)
+                problems[row] = decoding_problem(error, self._image)
         return Pictures(tf.constant(pixels), problems)
 
 
@@ -111,7 +111,8 @@ def _decoder(image: Image) -> Callable[[tf.Tensor], tf.Tensor]:
     return function
 
 
-def _decoding_problem(error: tf.errors.OpError, image: Image) -> str:
+def decoding_problem(error: tf.errors.OpError, image: Image) -> str:
+    """Return what an error of decoding says of the picture."""
     message = error.message or ""
     if UNKNOWN_FORMAT in message:
         return "is not a JPEG, PNG, GIF, BMP, WebP or AVIF picture"

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 
 import tensorflow as tf
 
 from easyrec_mm.data.pictures import PictureLoader
-from easyrec_mm.schema import Image
-
-MAX_PIXELS = 50_000_000
+from easyrec_mm.data.whole_pictures import ANY_PICTURE
 
 
 @dataclass(frozen=True)
@@ -29,4 +27,4 @@ class Resizer:
 
 @lru_cache(maxsize=1)
 def _loader(width: int, height: int) -> PictureLoader:
-    return PictureLoader(Image("", height, width, 3, "BILINEAR", True, MAX_PIXELS))
+    return PictureLoader(replace(ANY_PICTURE, height=height, width=width))

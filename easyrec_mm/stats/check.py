@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import math
 from collections import Counter
 from dataclasses import dataclass
@@ -10,8 +9,6 @@ from dataclasses import field as attribute
 from itertools import islice
 
 import numpy as np
-from PIL import Image as Pillow
-from PIL import UnidentifiedImageError
 
 from easyrec_mm.config.pipeline import Pipeline
 from easyrec_mm.data.bad_records import NUM_SHOWN, BadRecord, BadRecords
@@ -20,6 +17,7 @@ from easyrec_mm.data.input import Input
 from easyrec_mm.data.packed_pictures import packed_path
 from easyrec_mm.data.picture_reader import picture_reader
 from easyrec_mm.data.pictures import PictureLoader
+from easyrec_mm.data.whole_pictures import decode_whole, format_of
 from easyrec_mm.errors import UserError
 from easyrec_mm.features.feature import Feature
 from easyrec_mm.features.field import Field
@@ -217,15 +215,10 @@ def _check_pictures(sample: _Sample, pipeline: Pipeline) -> list[str]:
     problems = loader.decode(contents, unreadable).problems
     for row, problem in problems.items():
         sample.bad.append(BadRecord("picture", *sample.pictures[paths[row]], _text(paths[row]), problem))
-    sizes: Counter[str] = Counter()
-    formats: Counter[str] = Counter()
-    for content in (content for row, content in enumerate(contents) if row not in problems):
-        try:
-            with Pillow.open(io.BytesIO(content)) as picture:
-                sizes[f"{picture.width} x {picture.height}"] += 1
-                formats[str(picture.format)] += 1
-        except (OSError, UnidentifiedImageError):
-            formats["unknown to Pillow"] += 1
+    good = [content for row, content in enumerate(contents) if row not in problems]
+    formats = Counter(map(format_of, good))
+    shapes = (decode_whole(content, image).shape for content in good)
+    sizes = Counter(f"{width} x {height}" for height, width, _ in shapes)
     return [
         f"  {len(sample.pictures)} distinct in {len(sample.group_sizes)} groups; {len(paths)} opened, "
         f"{len(problems)} of them bad",

@@ -12,19 +12,24 @@ from typing import NamedTuple
 
 import imagehash
 import numpy as np
+import PIL.Image
 import pyarrow as pa
 from numpy.typing import NDArray
-from PIL import Image, UnidentifiedImageError
 from scipy.sparse import coo_matrix
 from scipy.sparse.csgraph import connected_components
 
 from easyrec_mm.data.picture_reader import PictureReader
+from easyrec_mm.data.whole_pictures import decode_whole, format_of, thumbnail
+from easyrec_mm.schema import Image
 from easyrec_mm.stable_hash import Hashes, hash_column
 
 # Number of bits, of 64, in which the hashes of similar pictures may differ.
 MAX_DISTANCE = 4
 _NUM_THREADS, _READ_AT_ONCE = 16, 256
 _THUMBNAIL = 96
+# Pictures look alike only if the mean colours of no cell differ by more than this: the same dress in blue and in black
+# are two pictures.
+_MAX_COLOUR_DIFFERENCE, _COLOUR_CELLS = 32, 4
 # Duplicates are removed when twice this number of hashes is exceeded.
 _COMPACT_AT = 1 << 20
 
@@ -32,8 +37,11 @@ _COMPACT_AT = 1 << 20
 class Picture(NamedTuple):
     """A picture that was opened.
 
-    alike      perceptual hash, 64 bits: DCT of the grey picture (imagehash.phash)
-    thumbnail  JPEG
+    mode           how the file holds its pixels, in Pillow's words, such as RGB, P (a palette) or CMYK
+    width, height  of the upright picture
+    alike          perceptual hash, 64 bits: DCT of the grey picture (imagehash.phash)
+    colours        uint8 `[48]`: mean red, green and blue of 4 x 4 cells
+    thumbnail      JPEG
     """
 
     path: str
@@ -43,6 +51,7 @@ class Picture(NamedTuple):
     width: int
     height: int
     alike: int
+    colours: NDArray[np.uint8]
     thumbnail: bytes
 
 
@@ -105,7 +114,8 @@ class PictureStats:
 
     def __post_init__(self) -> None:
         hashes = np.array([picture.alike for picture in self.pictures], np.uint64)
-        groups = [[self.pictures[i] for i in group] for group in groups_alike(hashes)]
+        colours = np.array([picture.colours for picture in self.pictures]).reshape(len(hashes), -1)
+        groups = [[self.pictures[i] for i in group] for group in groups_alike(hashes, colours)]
         self.alike = sorted(groups, key=lambda group: (-len(group), group[0].path))
 
     def counts(self, attribute: str) -> Counter[str]:
@@ -115,18 +125,18 @@ class PictureStats:
         return Counter(getattr(picture, attribute) for picture in self.pictures)
 
 
-def open_pictures(paths: Sequence[bytes], reader: PictureReader, max_pixels: int) -> PictureStats:
+def open_pictures(paths: Sequence[bytes], reader: PictureReader, image: Image) -> PictureStats:
     """Open pictures and return their statistics.
 
     Args:
       paths: in the form that the reader takes.
       reader: reads the contents of pictures.
-      max_pixels: a picture with more pixels is refused, as in training.
+      image: how they are decoded, and their greatest number of pixels.
     """
     good: list[Picture] = []
     problems: list[tuple[str, str]] = []
     with ThreadPoolExecutor(_NUM_THREADS) as pool:
-        for path, result in _opened(paths, reader, max_pixels, pool):
+        for path, result in _opened(paths, reader, image, pool):
             if isinstance(result, str):
                 problems.append((path, result))
             else:
@@ -135,14 +145,14 @@ def open_pictures(paths: Sequence[bytes], reader: PictureReader, max_pixels: int
 
 
 def _opened(
-    paths: Sequence[bytes], reader: PictureReader, max_pixels: int, pool: ThreadPoolExecutor
+    paths: Sequence[bytes], reader: PictureReader, image: Image, pool: ThreadPoolExecutor
 ) -> Iterator[tuple[str, Picture | str]]:
     for start in range(0, len(paths), _READ_AT_ONCE):
         portion = list(paths[start : start + _READ_AT_ONCE])
         reader.begin(portion)
         contents, problems = reader.read(portion)
         names = [_name(path) for path in portion]
-        results = pool.map(_look_at, names, contents, [max_pixels] * len(portion))
+        results = pool.map(_look_at, names, contents, [image] * len(portion))
         for row, (name, picture) in enumerate(zip(names, results, strict=True)):
             yield name, problems.get(row, picture)
 
@@ -151,29 +161,40 @@ def _name(path: bytes) -> str:
     return path.rpartition(b"\x00")[2].decode("utf-8", "replace")  # without the path of the tar that contains it
 
 
-def _look_at(path: str, content: bytes, max_pixels: int) -> Picture | str:
+def _look_at(path: str, content: bytes, image: Image) -> Picture | str:
     try:
-        with Image.open(io.BytesIO(content)) as picture:
-            width, height, kind, mode = picture.width, picture.height, str(picture.format), picture.mode
-            if width * height > max_pixels:
-                return f"{width} x {height} pixels, more than max_image_pixels ({max_pixels})"
-            picture.draft("RGB", (4 * _THUMBNAIL, 4 * _THUMBNAIL))
-            grey = picture.convert("RGB")
-    except (OSError, UnidentifiedImageError, Image.DecompressionBombError, SyntaxError, ValueError) as error:
-        return f"is not a picture that can be read: {error}" if content else "is empty (0 bytes)"
-    alike = int(str(imagehash.phash(grey)), 16)
-    grey.thumbnail((_THUMBNAIL, _THUMBNAIL))
-    stream = io.BytesIO()
-    grey.save(stream, "JPEG", quality=80)
-    return Picture(path, len(content), kind, mode, width, height, alike, stream.getvalue())
+        pixels = decode_whole(content, image)
+    except ValueError as error:
+        return str(error)
+    height, width, _ = pixels.shape
+    alike = int(str(imagehash.phash(PIL.Image.fromarray(pixels))), 16)
+    cells = PIL.Image.fromarray(pixels).resize((_COLOUR_CELLS, _COLOUR_CELLS), PIL.Image.Resampling.BOX)
+    colours = np.asarray(cells).reshape(-1)
+    small = thumbnail(pixels, _THUMBNAIL)
+    return Picture(path, len(content), format_of(content), _mode(content), width, height, alike, colours, small)
 
 
-def groups_alike(hashes: NDArray[np.uint64], max_distance: int = MAX_DISTANCE) -> list[list[int]]:
-    """Group indices whose hashes differ in at most `max_distance` of 64 bits, directly or through a chain of others.
+def _mode(content: bytes) -> str:
+    try:
+        with PIL.Image.open(io.BytesIO(content)) as picture:
+            return picture.mode
+    except Exception:  # a good picture may still have a part that Pillow does not take, such as a very long text
+        return "unknown"
 
-    Of max_distance + 1 parts of two such hashes, at least one is equal: only hashes with an equal part are compared.
+
+def groups_alike(
+    hashes: NDArray[np.uint64], colours: NDArray[np.uint8], max_distance: int = MAX_DISTANCE
+) -> list[list[int]]:
+    """Group the indices of pictures that look alike, directly or through a chain of others.
+
+    Hashes `[N]` of such a pair differ in at most `max_distance` of 64 bits, and no value of its colours `[N, C]` by
+    more than _MAX_COLOUR_DIFFERENCE. Of max_distance + 1 parts of two such hashes, at least one is equal: only hashes
+    with an equal part are compared.
     """
-    distinct, where = np.unique(hashes, return_inverse=True)
+    _, rows, where = np.unique(
+        np.column_stack([hashes, colours.astype(np.uint64)]), axis=0, return_index=True, return_inverse=True
+    )
+    distinct, distinct_colours = hashes[rows], colours[rows].astype(np.int16)
     pairs = [np.zeros((0, 2), np.int64)]
     limits = np.linspace(0, 64, max_distance + 2).astype(int)
     for low, high in pairwise(limits):
@@ -183,7 +204,9 @@ def groups_alike(hashes: NDArray[np.uint64], max_distance: int = MAX_DISTANCE) -
         for bucket in np.split(order, starts[1:]) if len(order) else []:
             for i, index in enumerate(bucket[:-1]):
                 later = bucket[i + 1 :]
-                near = later[np.bitwise_count(distinct[index] ^ distinct[later]) <= max_distance]
+                later = later[np.bitwise_count(distinct[index] ^ distinct[later]) <= max_distance]
+                difference = np.abs(distinct_colours[later] - distinct_colours[index]).max(axis=1, initial=0)
+                near = later[difference <= _MAX_COLOUR_DIFFERENCE]
                 pairs.append(np.stack([np.full(len(near), index), near], 1))
     edges = np.concatenate(pairs)
     graph = coo_matrix((np.ones(len(edges)), (edges[:, 0], edges[:, 1])), (len(distinct), len(distinct)))

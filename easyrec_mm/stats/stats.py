@@ -9,9 +9,10 @@ from easyrec_mm.config.pipeline import Pipeline
 from easyrec_mm.data.bad_records import BadRecord
 from easyrec_mm.data.packed_pictures import packed_path
 from easyrec_mm.data.picture_reader import PictureReader, picture_reader
+from easyrec_mm.data.whole_pictures import ANY_PICTURE
 from easyrec_mm.errors import UserError
 from easyrec_mm.files import put, written_at
-from easyrec_mm.protos.data_pb2 import DatasetConfig
+from easyrec_mm.schema import Image
 from easyrec_mm.stats.fields import SampleStats
 from easyrec_mm.stats.page import page
 from easyrec_mm.stats.pictures import PathStats, PictureStats, open_pictures
@@ -39,7 +40,7 @@ class _Pictures:
     """The reader of pictures, and its settings."""
 
     reader: PictureReader
-    max_pixels: int
+    image: Image
     separator: str = ""
     is_packed: bool = False
 
@@ -57,7 +58,7 @@ def stats(pipeline: Pipeline | None, options: StatsOptions) -> str:
     if pipeline is None:
         name = options.input
         samples = log_samples(options.input, options.separator, options.image_field, options.label_fields)
-        pictures = _Pictures(PictureReader(options.image_root), DatasetConfig().max_image_pixels)
+        pictures = _Pictures(PictureReader(options.image_root), ANY_PICTURE)
     else:
         data = pipeline.config.data_config
         name = options.input or pipeline.config.train_input_path
@@ -65,7 +66,7 @@ def stats(pipeline: Pipeline | None, options: StatsOptions) -> str:
             raise UserError(f"--input: is missing, and {pipeline.path} has no train_input_path; give the files to read")
         samples = config_samples(pipeline, name, "--input" if options.input else "train_input_path")
         reader = picture_reader(data, options.image_root)
-        pictures = _Pictures(reader, data.max_image_pixels, pipeline.schema.image_separator, data.packed_images)
+        pictures = _Pictures(reader, pipeline.schema.image, pipeline.schema.image_separator, data.packed_images)
     report = _read(name, samples, pictures, options.num_pictures)
     _write(options.output, page(report))
     if options.json:
@@ -90,7 +91,7 @@ def _read(name: str, samples: SampleReader, pictures: _Pictures, num_pictures: i
         sample_paths = [path.encode("utf-8", "surrogateescape") for path, _ in paths.sample]
         if pictures.is_packed:
             sample_paths = [packed_path(file, path) for path, (_, file) in zip(sample_paths, paths.sample, strict=True)]
-        opened = open_pictures(sample_paths, pictures.reader, pictures.max_pixels)
+        opened = open_pictures(sample_paths, pictures.reader, pictures.image)
     return make_report(name, len(samples.files), sample_stats, refused, num_refused, paths, opened)
 
 

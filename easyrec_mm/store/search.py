@@ -16,7 +16,6 @@ from typing import Any, Literal, NamedTuple
 import faiss
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, UnidentifiedImageError
 
 from easyrec_mm.errors import StoreError, UserError
 from easyrec_mm.files import StorageError, join, put, read, written_at
@@ -28,7 +27,7 @@ IndexKind = Literal["auto", "exact", "hnsw", "ivf"]
 _MOST_EXACT = 1_000_000
 _NUM_RECALL_QUERIES = 200
 _QUERIES_AT_A_TIME = 1000
-_THUMBNAIL = 224
+THUMBNAIL = 224
 # Cut-off of the mean precision of the Google Universal Image Embedding challenge.
 _PRECISION_AT = 5
 
@@ -203,7 +202,14 @@ def _read_labels(path: str) -> dict[str, str]:
         raise UserError(f"--eval {path}: cannot be read: {error}") from error
 
 
-def write_page(path: str, query: str, query_path: str, neighbours: Sequence[Neighbour], image_root: str) -> None:
+def write_page(
+    path: str,
+    query: str,
+    query_path: str,
+    neighbours: Sequence[Neighbour],
+    image_root: str,
+    thumbnail_of: Callable[[bytes], bytes | None],
+) -> None:
     """Write a self-contained page of pictures, which embeds them as thumbnails.
 
     Args:
@@ -212,14 +218,15 @@ def write_page(path: str, query: str, query_path: str, neighbours: Sequence[Neig
       query_path: path of the query's picture.
       neighbours: the found items, whose keys are paths.
       image_root: folder in which relative paths start.
+      thumbnail_of: a picture file -> a small JPEG; None for a file that is not a good picture.
 
     Raises:
       UserError: if the page cannot be written.
     """
     pictures = [(query, "query", query_path)]
     pictures += [(f.key, f"{f.cosine:.4f}", join(image_root, f.key)) for f in neighbours]
-    figures = [{"key": key, "note": note, "picture": _thumbnail(place)} for key, note, place in pictures]
-    page = render("search.html", title=f"Nearest to {query}", side=_THUMBNAIL, figures=figures)
+    figures = [{"key": key, "note": note, "picture": _thumbnail(place, thumbnail_of)} for key, note, place in pictures]
+    page = render("search.html", title=f"Nearest to {query}", side=THUMBNAIL, figures=figures)
     try:
         temporary = written_at(path)
         temporary.write_text(page, encoding="utf-8")
@@ -228,15 +235,9 @@ def write_page(path: str, query: str, query_path: str, neighbours: Sequence[Neig
         raise UserError(f"--html {path}: cannot be written: {error.strerror}") from error
 
 
-def _thumbnail(path: str) -> bytes | None:
-    """Return a picture as a small JPEG; None if the path has no readable picture."""
+def _thumbnail(path: str, thumbnail_of: Callable[[bytes], bytes | None]) -> bytes | None:
+    """Return a picture as a small JPEG; None if the path has no good picture."""
     try:
-        with Image.open(io.BytesIO(read(path))) as picture:
-            picture.draft("RGB", (_THUMBNAIL, _THUMBNAIL))
-            small = picture.convert("RGB")
-    except (OSError, StorageError, ValueError, UnidentifiedImageError, Image.DecompressionBombError):
+        return thumbnail_of(read(path))
+    except (OSError, StorageError, ValueError):
         return None
-    small.thumbnail((_THUMBNAIL, _THUMBNAIL))
-    content = io.BytesIO()
-    small.save(content, "JPEG", quality=85)
-    return content.getvalue()

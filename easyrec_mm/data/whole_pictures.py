@@ -1,0 +1,60 @@
+"""Pictures in their own size, for statistics and pages: decoded as for the network, and good where training says so."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Callable
+from functools import lru_cache
+
+import numpy as np
+import PIL.Image
+import tensorflow as tf
+from numpy.typing import NDArray
+
+from easyrec_mm.data.decode import decode_picture
+from easyrec_mm.data.pictures import decoding_problem
+from easyrec_mm.data.plain_pictures import plain_picture
+from easyrec_mm.schema import Image
+
+# For data without a config: its size is of no account.
+ANY_PICTURE = Image("", 1, 1, 3, "BILINEAR", True, 50_000_000, background=(255, 255, 255))
+
+_FIRST_BYTES = {b"\xff\xd8\xff": "JPEG", b"\x89PNG": "PNG", b"GIF8": "GIF", b"BM": "BMP", b"RIFF": "WEBP"}
+
+
+def decode_whole(content: bytes, image: Image = ANY_PICTURE) -> NDArray[np.uint8]:
+    """Decode a picture file to uint8 `[h, w, 3]`, upright, in the size that it has.
+
+    Raises:
+      ValueError: if training would refuse it; the text completes "the picture ...", as in bad records.
+    """
+    if not content:
+        raise ValueError("is empty (0 bytes)")
+    plain = plain_picture(content, image)
+    try:
+        pixels: NDArray[np.uint8] = _decoder(image)(tf.constant(plain)).numpy()
+    except tf.errors.OpError as error:
+        raise ValueError(decoding_problem(error, image)) from error
+    return pixels
+
+
+def format_of(content: bytes) -> str:
+    """Return the name of the format of a picture that can be decoded."""
+    return next((name for start, name in _FIRST_BYTES.items() if content.startswith(start)), "AVIF")
+
+
+def thumbnail(pixels: NDArray[np.uint8], side: int) -> bytes:
+    """Return pixels `[h, w, 3]` as a JPEG that fits into a square."""
+    picture = PIL.Image.fromarray(pixels)
+    picture.thumbnail((side, side))
+    content = io.BytesIO()
+    picture.save(content, "JPEG", quality=85)
+    return content.getvalue()
+
+
+@lru_cache(maxsize=8)
+def _decoder(image: Image) -> Callable[[tf.Tensor], tf.Tensor]:
+    function: Callable[[tf.Tensor], tf.Tensor] = tf.function(
+        lambda data: decode_picture(data, image), input_signature=[tf.TensorSpec([], tf.string)], autograph=False
+    )
+    return function
