@@ -214,6 +214,8 @@ def test_schemes(path, scheme, plain):
         ("s3://a/", "/b", "s3://a/b"),
         ("s3://a", "s3://b/c", "s3://b/c"),
         ("a", "gs://b", "gs://b"),
+        ("a", "file:///b", "file:///b"),
+        ("s3://a", "file:///b", "file:///b"),
     ],
 )
 def test_joining(folder, name, path):

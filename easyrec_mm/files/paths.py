@@ -26,8 +26,8 @@ def plain(path: str) -> str:
 
 
 def join(folder: str, name: str) -> str:
-    """Return the path of a name in a folder; a name that is a complete path is returned unchanged."""
-    if not folder or is_remote(name):
+    """Return the path of a name in a folder; a complete path, as with any scheme, is returned unchanged."""
+    if not folder or _SCHEME.match(name):
         return name
     if is_remote(folder):
         return f"{folder.rstrip('/')}/{name.lstrip('/')}"
