@@ -7,10 +7,11 @@ position in the tar.
 from __future__ import annotations
 
 import os
+import posixpath
 import tarfile
 import threading
 from collections import Counter, OrderedDict
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from io import FileIO
 from pathlib import PurePosixPath
@@ -24,6 +25,8 @@ from easyrec_mm.formats.data_files import DataFiles
 NUM_OPEN_TARS = 32
 # Separates the path of a tar and the path of a picture in it; no path of a file contains it.
 _SEPARATOR = b"\x00"
+# A link that leads to more links than Linux follows leads nowhere.
+_MOST_LINKS = 40
 
 
 def tar_beside(file: str) -> str:
@@ -86,9 +89,10 @@ class PackedPictures:
         tar = self._tar(name)
         if not path:
             raise OSError(0, "the path is empty")
-        if path not in tar.places or tar.file is None:
+        place = tar.places.get(_member(path))
+        if place is None or tar.file is None:
             raise OSError(0, f"is not in {os.path.basename(name)}")
-        offset, size = tar.places[path]
+        offset, size = place
         content = os.pread(tar.file.fileno(), size, offset)
         if len(content) < size:
             raise DataError(f"{name}: has changed while it was read; start again, with files that nobody writes to")
@@ -109,7 +113,7 @@ class PackedPictures:
         try:
             file = FileIO(self._path(name))
             with tarfile.open(fileobj=file, mode="r:", errors="surrogateescape") as members:
-                tar.places = {os.fsencode(m.name): (m.offset_data, m.size) for m in members if m.isreg()}
+                tar.places = _places(members)
         except (OSError, tarfile.TarError) as error:
             raise DataError(f"{name}: cannot be read: {error}") from error
         tar.file = file
@@ -119,3 +123,30 @@ class PackedPictures:
         if not is_remote(name):
             return plain(name)
         return self._copies.get(self._infos.get(name) or place_of(name).stat(name))
+
+
+def _member(path: bytes) -> bytes:
+    """Return the name under which a path is in a tar: tar drops the slash at the start of a path."""
+    return posixpath.normpath(b"/" + path).lstrip(b"/")
+
+
+def _places(members: Iterable[tarfile.TarInfo]) -> dict[bytes, tuple[int, int]]:
+    """Return name -> (position, size) of the files in a tar; a link has those of the file in the tar that it names."""
+    places: dict[bytes, tuple[int, int]] = {}
+    links: dict[bytes, bytes] = {}
+    for member in members:
+        name, target = _member(os.fsencode(member.name)), os.fsencode(member.linkname)
+        if member.isreg():
+            places[name] = (member.offset_data, member.size)
+        elif member.islnk():
+            links[name] = _member(target)
+        elif member.issym():
+            links[name] = _member(posixpath.join(posixpath.dirname(b"/" + name), target))
+    for name, target in links.items():
+        for _ in range(_MOST_LINKS):
+            if target not in links:
+                break
+            target = links[target]
+        if target in places:
+            places[name] = places[target]
+    return places
