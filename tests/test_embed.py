@@ -257,7 +257,9 @@ def test_groups_of_which_the_picture_is_unclear_are_left_out_and_listed(exported
     assert [(refusal.row, refusal.where, refusal.problem) for refusal in items.refused] == refused
     listed = tmp_path / "bad.jsonl"
     embed(exported, root, "--input", tmp_path / "a.parquet", "--bad_pictures", listed)
-    assert f"2 groups are left out (listed in {listed}). The first: {tmp_path}/a.parquet:2: " in capsys.readouterr().out
+    assert (
+        f"2 records are left out (listed in {listed}). The first: {tmp_path}/a.parquet:2: " in capsys.readouterr().out
+    )
     assert [json.loads(line)["row"] for line in listed.read_text().splitlines()] == [2, 3]
 
 

@@ -34,7 +34,20 @@ def add_flags(parser: f.Parser) -> None:
         "all: every picture",
     )
     add("--dtype", choices=["float32", "float16"], default="float32", help="number format of the stored vectors")
-    add("--bad_pictures", metavar="F", default="bad_pictures.jsonl", help="file that lists invalid pictures and groups")
+    add(
+        "--bad_pictures",
+        metavar="F",
+        default="bad_pictures.jsonl",
+        help="file that lists invalid pictures and groups; not written if there are none",
+    )
+    add(
+        "--max_bad_share",
+        metavar="S",
+        type=f.share,
+        default=0.1,
+        help="share of the items that may be without a valid picture; with more, the vectors do not become current "
+        "(default 0.1)",
+    )
     add("--batch_size", metavar="N", type=f.not_negative, default=0, help="pictures per batch (default: by their size)")
     add(
         "--runtime",
@@ -61,7 +74,7 @@ def run(flags: f.Flags) -> int:
     schema = model.manifest.schema
     items, refused = read_items(flags.input, schema, flags.image_root, flags.key_column, flags.path_column)
     if refused:
-        print(f"{len(refused)} groups are left out (listed in {flags.bad_pictures}). The first: {refused[0]}")
+        print(f"{len(refused)} records are left out (listed in {flags.bad_pictures}). The first: {refused[0]}")
     with closing(open_store(flags.store, writable=True)) as store:
         result = embed(model, items, store, f.options_of(EmbedOptions, flags), refused)
     print(

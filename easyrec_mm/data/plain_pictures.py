@@ -18,6 +18,9 @@ from easyrec_mm.schema import Image
 MAX_SCANS = 100
 # How far into a JPEG the header of a picture without further scans is looked for.
 _HEADER_BYTES = 1024
+# Number of first bytes that tell the format of a picture.
+FIRST_BYTES = 64
+_STARTS = {b"\xff\xd8\xff": "JPEG", b"\x89PNG": "PNG", b"GIF8": "GIF", b"BM": "BMP"}
 
 # Pictures are measured against max_image_pixels before they are decoded; Pillow's own limit would be another one.
 PIL.Image.MAX_IMAGE_PIXELS = None
@@ -33,8 +36,8 @@ def plain_picture(content: bytes, image: Image) -> bytes:
         if content.find(b"\xff\xc0", 0, _HEADER_BYTES) < 0 and (num_scans := content.count(b"\xff\xda")) > MAX_SCANS:
             raise ValueError(f"has {num_scans} scans, more than {MAX_SCANS}")
         return content
-    kind = _odd_kind(content)
-    return _first_frame(content, kind, image) if kind else content
+    kind = format_of(content)
+    return _first_frame(content, kind, image) if _is_odd(content, kind) else content
 
 
 def too_many_pixels(image: Image) -> str:
@@ -42,21 +45,25 @@ def too_many_pixels(image: Image) -> str:
     return f"has more than {image.max_pixels} pixels (data_config.max_image_pixels)"
 
 
-def _odd_kind(content: bytes) -> str:
-    """Return Pillow's name of the format of a picture that only Pillow decodes; "" for one of another kind."""
-    if content.startswith(b"GIF8"):
-        return "GIF"
-    if content.startswith(b"BM") and len(content) >= 34:
-        header_size, bits, compression = (
-            *struct.unpack_from("<I", content, 14),
-            *struct.unpack_from("<HI", content, 28),
-        )
-        return "" if header_size >= 40 and bits in (8, 24, 32) and compression == 0 else "BMP"
-    if content.startswith(b"RIFF") and content[8:16] == b"WEBPVP8X" and content[20:21] and content[20] & 2:
+def format_of(content: bytes) -> str:
+    """Return the format of a picture by its first bytes, at least FIRST_BYTES of them; "" for other files."""
+    for start, name in _STARTS.items():
+        if content.startswith(start):
+            return name
+    if content.startswith(b"RIFF") and content[8:12] == b"WEBP":
         return "WEBP"
-    if content[4:8] == b"ftyp" and (b"avif" in content[8:64] or b"avis" in content[8:64]):
-        return "AVIF"
-    return ""
+    is_avif = content[4:8] == b"ftyp" and (b"avif" in content[8:FIRST_BYTES] or b"avis" in content[8:FIRST_BYTES])
+    return "AVIF" if is_avif else ""
+
+
+def _is_odd(content: bytes, kind: str) -> bool:
+    """Return whether only Pillow decodes a picture of this format."""
+    if kind == "BMP" and len(content) >= 34:
+        (header_size,) = struct.unpack_from("<I", content, 14)
+        bits, compression = struct.unpack_from("<HI", content, 28)
+        return header_size < 40 or bits not in (8, 24, 32) or compression != 0
+    is_animated_webp = kind == "WEBP" and content[12:16] == b"VP8X" and len(content) > 20 and content[20] & 2 != 0
+    return kind in ("GIF", "AVIF") or is_animated_webp
 
 
 def _first_frame(content: bytes, kind: str, image: Image) -> bytes:

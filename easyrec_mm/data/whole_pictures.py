@@ -19,8 +19,6 @@ from easyrec_mm.schema import Image
 # For data without a config: its size is of no account.
 ANY_PICTURE = Image("", 1, 1, 3, "BILINEAR", True, 50_000_000, background=(255, 255, 255))
 
-_FIRST_BYTES = {b"\xff\xd8\xff": "JPEG", b"\x89PNG": "PNG", b"GIF8": "GIF", b"BM": "BMP", b"RIFF": "WEBP"}
-
 
 def decode_whole(content: bytes, image: Image = ANY_PICTURE) -> NDArray[np.uint8]:
     """Decode a picture file to uint8 `[h, w, 3]`, upright, in the size that it has.
@@ -36,11 +34,6 @@ def decode_whole(content: bytes, image: Image = ANY_PICTURE) -> NDArray[np.uint8
     except tf.errors.OpError as error:
         raise ValueError(decoding_problem(error, image)) from error
     return pixels
-
-
-def format_of(content: bytes) -> str:
-    """Return the name of the format of a picture that can be decoded."""
-    return next((name for start, name in _FIRST_BYTES.items() if content.startswith(start)), "AVIF")
 
 
 def thumbnail(pixels: NDArray[np.uint8], side: int) -> bytes:

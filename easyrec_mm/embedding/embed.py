@@ -11,7 +11,7 @@ import json
 import os
 import time
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
@@ -55,10 +55,11 @@ class EmbedOptions:
     """How pictures are embedded.
 
     bad_pictures  file for the list of bad pictures, one JSON line each
-    refresh       "new": items that are missing in the store; "changed": also items with changed content; "all"
+    refresh       "new": items without a vector in the store; "changed": also items with changed content; "all"
     dtype         number format of the stored vectors
     image_root    folder to which relative paths refer
     batch_size    items per batch; 0: 64 for pictures of 224 x 224, more for smaller ones, up to 256
+    max_bad_share  share of the items that may have no valid picture
     """
 
     bad_pictures: str
@@ -66,6 +67,7 @@ class EmbedOptions:
     dtype: VectorDtype = "float32"
     image_root: str = ""
     batch_size: int = 0
+    max_bad_share: float = 0.1
 
 
 class _Loaded(NamedTuple):
@@ -103,42 +105,67 @@ def embed(
 
     Raises:
       StoreError: if the store cannot be written.
-      UserError: if the list of bad pictures cannot be written.
+      UserError: if too many items have no valid picture, or the list of bad pictures cannot be written.
     """
     manifest = model.manifest
     image = manifest.schema.image
     batch_size = options.batch_size or max(64, min(256, _PIXELS_AT_A_TIME // (image.height * image.width)))
     generation = store.begin(manifest.image_tower_fingerprint, manifest.image_width, options.dtype)
     loader = _Loader(model, options.image_root, options.refresh)
-    embedded = unchanged = bad = 0
     progress = PictureProgress("embed", len(items))
     started = time.perf_counter()
     threads = os.cpu_count() or 1
     batches = _to_load(store, generation, items, options.refresh, batch_size)
-    with (
-        _open_list(options.bad_pictures, refused) as bad_list,
-        ThreadPoolExecutor(threads) as readers,
-        ThreadPoolExecutor(1) as writer,
-    ):
-        writing: Future[None] | None = None
-        for loaded in _ahead(readers, batches, loader.load, threads + 2):
+    with _open_list(options.bad_pictures, refused) as bad_list, ThreadPoolExecutor(threads) as readers:
+        loaded = _ahead(readers, batches, loader.load, threads + 2)
+        counts, first_bad = _embed_batches(model, store, generation, loaded, bad_list, progress)
+    progress.close()
+    per_s = (counts["embedded"] + counts["bad"]) / (time.perf_counter() - started)
+    result = EmbedResult(**counts, generation=generation.number, per_s=per_s)
+    _require_valid(result, options, store.uri, first_bad)
+    store.complete(generation)
+    return result
+
+
+def _embed_batches(
+    model: ImageModel,
+    store: Store,
+    generation: Generation,
+    batches: Iterable[_Loaded],
+    bad_list: TextIO,
+    progress: PictureProgress,
+) -> tuple[dict[str, int], str]:
+    """Embed batches, each while the one before is written; return numbers of items, and the first bad picture."""
+    counts = {"embedded": 0, "unchanged": 0, "bad": 0}
+    first_bad = ""
+    writing: Future[None] | None = None
+    with ThreadPoolExecutor(1) as writer:
+        for loaded in batches:
             records = _records(model, loaded)
             for item, path, problem in loaded.bad:
+                first_bad = first_bad or f"{path} {problem}"
                 bad_list.write(json.dumps({"key": item.key, "path": path, "problem": problem}) + "\n")
             bad_list.flush()
             if writing is not None:
                 writing.result()
             writing = writer.submit(store.put_many, generation, records) if records else None
-            embedded += len(loaded.items)
-            unchanged += loaded.num_unchanged
-            bad += len(loaded.absent)
+            counts["embedded"] += len(loaded.items)
+            counts["unchanged"] += loaded.num_unchanged
+            counts["bad"] += len(loaded.absent)
             progress.add(len(loaded.items) + len(loaded.absent) + loaded.num_unchanged)
         if writing is not None:
             writing.result()
-    progress.close()
-    store.complete(generation)
-    per_s = (embedded + bad) / (time.perf_counter() - started)
-    return EmbedResult(embedded, unchanged, bad, generation.number, per_s)
+    return counts, first_bad
+
+
+def _require_valid(result: EmbedResult, options: EmbedOptions, store: str, first_bad: str) -> None:
+    num_items = result.embedded + result.unchanged + result.bad
+    if result.bad > options.max_bad_share * num_items or result.bad == num_items:
+        raise UserError(
+            f"{result.bad} of {num_items} items have no valid picture, more than --max_bad_share "
+            f"({options.max_bad_share}); generation {result.generation} of {store} was not made current. Check "
+            f"--image_root and the list {options.bad_pictures}. The first: {first_bad}"
+        )
 
 
 def _records(model: ImageModel, loaded: _Loaded) -> list[Record]:
@@ -160,7 +187,10 @@ def _to_load(
     num_done = 0
     remaining = iter(items)
     while portion := list(islice(remaining, _LOOKED_UP_AT_A_TIME)):
-        hashes = store.hashes(generation, [item.key for item in portion]) if refresh != "all" else [None] * len(portion)
+        hashes: list[bytes | None] = [None] * len(portion)
+        if refresh != "all":
+            # What is marked as absent is tried again, because the picture may be there now.
+            hashes = store.hashes(generation, [item.key for item in portion], with_absent=refresh == "changed")
         for item, hash_ in zip(portion, hashes, strict=True):
             if refresh == "new" and hash_ is not None:
                 num_done += 1
@@ -266,7 +296,7 @@ def _ahead(
 
 @contextmanager
 def _open_list(path: str, refused: Sequence[BadRecord]) -> Iterator[TextIO]:
-    """Yield a file that lists these groups, to write bad pictures to; a remote file is uploaded when it is closed."""
+    """Yield a file that lists these groups, to write bad pictures to; closed, it is uploaded or, if empty, removed."""
     place = written_at(path) if is_remote(path) else Path(plain(path))
     try:
         file = place.open("w", encoding="utf-8")
@@ -279,3 +309,5 @@ def _open_list(path: str, refused: Sequence[BadRecord]) -> Iterator[TextIO]:
     finally:
         if is_remote(path):
             put(place, path)
+        elif place.is_file() and not place.stat().st_size:
+            place.unlink()

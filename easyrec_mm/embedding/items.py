@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import glob
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from itertools import chain, islice
 from pathlib import Path
@@ -15,6 +15,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from easyrec_mm.data.bad_records import BadRecord
+from easyrec_mm.data.plain_pictures import FIRST_BYTES, format_of
 from easyrec_mm.errors import DataError, did_you_mean
 from easyrec_mm.features.field import Field
 from easyrec_mm.files import StorageError, is_remote, place_of, plain
@@ -27,7 +28,10 @@ from easyrec_mm.formats.tfrecord import feature_names, is_tfrecord, read_example
 from easyrec_mm.formats.typed_groups import TypedGroups, TypedRows, text_groups
 from easyrec_mm.schema import Schema
 
-_PICTURE_ENDINGS = (".jpg", ".jpeg", ".png", ".gif", ".bmp", ".webp")
+# By these endings files are told apart; without any of them, by the first bytes.
+_DECODED_ENDINGS = {".avif", ".bmp", ".gif", ".jfif", ".jpe", ".jpeg", ".jpg", ".png", ".webp"}
+_PICTURE_ENDINGS = _DECODED_ENDINGS | {".heic", ".heif", ".ico", ".jxl", ".svg", ".tif", ".tiff"}
+_LIST_ENDINGS = {".csv", ".gz", ".parquet", ".tfrecord", ".tsv", ".txt"}
 
 
 class Item(NamedTuple):
@@ -44,7 +48,7 @@ class Item(NamedTuple):
 
 
 class Items(NamedTuple):
-    """The items in an input, each key once, in order; and the groups that are left out, as training leaves them out."""
+    """The items in an input, each key once, in order; and what is left out: bad groups, paths that are not UTF-8."""
 
     items: list[Item]
     refused: list[BadRecord]
@@ -54,8 +58,8 @@ def read_items(paths: str, schema: Schema, image_root: str = "", key_column: str
     """Return the items in an input.
 
     Args:
-      paths: comma-separated files or globs: .txt with one path per line; .csv and .parquet with columns; grouped
-        samples as training reads them, gzip or not; or pictures.
+      paths: comma-separated files, folders or globs: .txt with one path per line; .csv and .parquet with columns;
+        grouped samples as training reads them, gzip or not; or pictures, beside which other files are bad pictures.
       schema: layout of grouped samples; its image field is the default column of the keys.
       image_root: folder to which the keys of pictures found by a glob are relative.
       key_column: column of the keys.
@@ -68,8 +72,9 @@ def read_items(paths: str, schema: Schema, image_root: str = "", key_column: str
     columns = _Columns(key_column, path_column or key_column, schema)
     by_key: dict[str, Item] = {}
     refused: list[BadRecord] = []
-    for path in _files(paths):
-        for item in _items_of(path, columns, image_root):
+    files = [(path, are_pictures) for part in _parts(paths) for are_pictures in [_are_pictures(part)] for path in part]
+    for path, is_picture in files:
+        for item in _picture_item(path, columns, image_root) if is_picture else _items_of(path, columns):
             if isinstance(item, BadRecord):
                 refused.append(item)
                 continue
@@ -132,27 +137,55 @@ class _Columns:
                 yield Item(values[self.key], values[self.path], fields)
 
 
-def _files(paths: str) -> list[str]:
-    files: list[str] = []
-    for part in filter(None, (part.strip() for part in paths.split(","))):
-        if is_remote(part):
-            matches = [info.path for info in place_of(part).find(part) if not info.is_folder]
-        else:
-            matches = sorted(name for name in glob.glob(plain(part), recursive=True) if not os.path.isdir(name))
-        if not matches:
-            raise DataError(f"--input: '{part}' matches no file; check the path")
-        files += matches
-    return files
+def _parts(paths: str) -> list[list[str]]:
+    """Return the files of each part of a comma-separated list: a file, a folder with all below it, or a glob."""
+    names = [paths] if os.path.exists(plain(paths)) else [part.strip() for part in paths.split(",")]
+    parts = [_files(name) for name in names if name]
+    for name, files in zip(filter(None, names), parts, strict=True):
+        if not files:
+            raise DataError(f"--input: '{name}' matches no file; check the path")
+    return parts
 
 
-def _items_of(path: str, columns: _Columns, image_root: str) -> Iterator[Item | BadRecord]:
+def _files(name: str) -> list[str]:
+    if is_remote(name):
+        return [info.path for info in place_of(name).find(name) if not info.is_folder]
+    path = plain(name)
+    if os.path.isdir(path):
+        return sorted(str(file) for file in Path(path).rglob("*") if file.is_file())
+    if os.path.exists(path):
+        return [path]
+    return sorted(match for match in glob.glob(path, recursive=True) if not os.path.isdir(match))
+
+
+def _are_pictures(files: Sequence[str]) -> bool:
+    """Return whether these files are pictures, with perhaps other files among them, which are bad pictures then."""
+    endings = {Path(path).suffix.lower() for path in files}
+    if endings & _PICTURE_ENDINGS:
+        return True
+    if endings & _LIST_ENDINGS:
+        return False
+    with open_binary(files[0]) as stream:
+        return format_of(stream.read(FIRST_BYTES)) != ""
+
+
+def _picture_item(path: str, columns: _Columns, image_root: str) -> Iterator[Item | BadRecord]:
+    _require_no_fields(path, columns.schema)
+    inside = _inside(path, image_root)
+    try:
+        path.encode()
+    except UnicodeEncodeError:
+        yield BadRecord(
+            "picture", os.fsencode(path).decode(errors="replace"), 1, "path", "is not UTF-8, as keys must be"
+        )
+        return
+    yield Item(inside or path, os.path.abspath(path) if inside and not is_remote(path) else path)
+
+
+def _items_of(path: str, columns: _Columns) -> Iterator[Item | BadRecord]:
     ending = Path(path).suffix.lower()
     try:
-        if ending in _PICTURE_ENDINGS:
-            _require_no_fields(path, columns.schema)
-            inside = _inside(path, image_root)
-            yield Item(inside or path, os.path.abspath(path) if inside and not is_remote(path) else path)
-        elif ending == ".csv":
+        if ending == ".csv":
             yield from _csv_items(path, columns)
         elif ending == ".parquet" or is_parquet(opened_at(path)):
             yield from _parquet_items(path, columns)
@@ -239,9 +272,17 @@ def _line_items(path: str, columns: _Columns) -> Iterator[Item | BadRecord]:
         lines = (line.rstrip(b"\r\n") for line in chain(probe, stream))
         if needed < 0 or num_columns <= needed:
             _require_no_fields(path, schema)
-            yield from (Item(line.decode(), line.decode()) for line in lines if line.strip())
+            yield from (_line_item(path, number, line) for number, line in enumerate(lines, 1) if line.strip())
             return
         _require_columns(path, [*layout.sample_fields, schema.image.field], columns)
         for rows, portion in numbered(lines):
             groups = read_lines(portion, num_columns, columns.groups)
             yield from columns.items(path, groups, int(rows[0]), schema.image.field)
+
+
+def _line_item(path: str, number: int, line: bytes) -> Item | BadRecord:
+    try:
+        text = line.decode("utf-8-sig" if number == 1 else "utf-8")
+    except UnicodeDecodeError:
+        return BadRecord("picture", path, number, "line", f"{shown(line)} is not UTF-8, as keys must be")
+    return Item(text, text)

@@ -17,7 +17,8 @@ from easyrec_mm.data.input import Input
 from easyrec_mm.data.packed_pictures import packed_path
 from easyrec_mm.data.picture_reader import picture_reader
 from easyrec_mm.data.pictures import PictureLoader
-from easyrec_mm.data.whole_pictures import decode_whole, format_of
+from easyrec_mm.data.plain_pictures import format_of
+from easyrec_mm.data.whole_pictures import decode_whole
 from easyrec_mm.errors import UserError
 from easyrec_mm.features.feature import Feature
 from easyrec_mm.features.field import Field

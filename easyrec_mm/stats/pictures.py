@@ -19,7 +19,8 @@ from scipy.sparse import coo_matrix
 from scipy.sparse.csgraph import connected_components
 
 from easyrec_mm.data.picture_reader import PictureReader
-from easyrec_mm.data.whole_pictures import decode_whole, format_of, thumbnail
+from easyrec_mm.data.plain_pictures import format_of
+from easyrec_mm.data.whole_pictures import decode_whole, thumbnail
 from easyrec_mm.schema import Image
 from easyrec_mm.stable_hash import Hashes, hash_column
 

@@ -186,9 +186,17 @@ class Store(ABC):
             self._delete(generation)
         return [generation.number for generation in removed]
 
-    def hashes(self, generation: Generation, keys: Sequence[str]) -> list[bytes | None]:
-        """Return the hash of each key's picture, for its vector or its mark as absent; None for a missing key."""
-        return [value and _HEADER.unpack_from(value)[0] for value in self._read(generation, keys)]
+    def hashes(self, generation: Generation, keys: Sequence[str], with_absent: bool = True) -> list[bytes | None]:
+        """Return the hash of each key's picture; None for a missing key.
+
+        Args:
+          generation: the generation that is read.
+          keys: the keys.
+          with_absent: whether to return hashes also of keys that are marked as absent, without a vector.
+        """
+        values = self._read(generation, keys)
+        shortest = 0 if with_absent else _HEADER.size + 1
+        return [_HEADER.unpack_from(value)[0] if value and len(value) >= shortest else None for value in values]
 
     def scan(self, generation: Generation) -> Iterator[Record]:
         """Yield every record of a generation, in no particular order."""

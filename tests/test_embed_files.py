@@ -1,0 +1,73 @@
+"""What `embed --input` takes for pictures: told by content and company, not by a list of endings."""
+
+import json
+import os
+
+import pytest
+from decode_helpers import FILES
+
+from easyrec_mm.cli.main import main
+from easyrec_mm.embedding.items import Item, read_items
+from easyrec_mm.errors import DataError
+from easyrec_mm.manifest import read_header
+from easyrec_mm.store import open_store
+
+
+@pytest.fixture(scope="module")
+def schema(exported):
+    return read_header(str(exported.folder / "image"), "image").schema
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """Good pictures of unusual names, and other files that lie beside them."""
+    folder = tmp_path / "pictures"
+    (folder / "deep").mkdir(parents=True)
+    for name in ("a.jfif", "b.jpe", "without_ending", "deep/c,d[1].png"):
+        (folder / name).write_bytes(FILES["png rgb" if name.endswith("png") else "jpeg"])
+    (folder / "phone.HEIC").write_bytes(b"\x00\x00\x00\x18ftypheic" + bytes(100))
+    (folder / "Thumbs.db").write_bytes(b"\xd0\xcf\x11\xe0" + bytes(100))
+    (folder / "README.md").write_text("two\nlines\n")
+    return folder
+
+
+def test_a_folder_of_pictures_with_other_files(exported, folder, tmp_path, capsys):
+    store = f"lmdb://{tmp_path}/store"
+    arguments = ["--input", str(folder), "--image_root", str(folder), "--store", store, "--max_bad_share", "0.5"]
+    arguments += ["--bad_pictures", f"{tmp_path}/bad.jsonl"]
+    assert main(["embed", "--img_model_dir", str(exported.folder / "image"), *arguments]) == 0
+    assert "4 pictures embedded" in capsys.readouterr().out
+    records = map(json.loads, (tmp_path / "bad.jsonl").read_text().splitlines())
+    bad = {record["key"]: record["problem"] for record in records}
+    assert set(bad) == {"phone.HEIC", "Thumbs.db", "README.md"}
+    assert set(bad.values()) == {"is not a JPEG, PNG, GIF, BMP, WebP or AVIF picture"}
+    opened = open_store(store)
+    assert set(opened.get_many(["a.jfif", "b.jpe", "without_ending", "deep/c,d[1].png"]).states) == {1}
+    opened.close()
+
+
+def test_names_with_commas_and_brackets(schema, folder):
+    for name in ("deep/c,d[1].png", "deep"):
+        items = read_items(str(folder / name), schema, str(folder)).items
+        assert items == [Item("deep/c,d[1].png", str(folder / "deep/c,d[1].png"))]
+    both = read_items(f"{folder}/a.jfif, {folder}/without_ending", schema, str(folder)).items
+    assert [item.key for item in both] == ["a.jfif", "without_ending"]
+
+
+def test_a_path_that_is_not_utf8_is_left_out_alone(schema, folder):
+    os.rename(os.fsencode(folder / "a.jfif"), os.fsencode(folder) + b"/\xe9.jfif")
+    items, refused = read_items(str(folder), schema, str(folder))
+    assert "b.jpe" in {item.key for item in items}
+    assert [(record.file, record.problem) for record in refused] == [
+        (f"{folder}/\ufffd.jfif", "is not UTF-8, as keys must be")
+    ]
+    (folder.parent / "list.txt").write_bytes(b"\xef\xbb\xbfa.jpg\n\xe9.jpg\nb.jpg\n")
+    items, refused = read_items(str(folder.parent / "list.txt"), schema)
+    assert items == [Item("a.jpg", "a.jpg"), Item("b.jpg", "b.jpg")]
+    assert [(record.row, record.where) for record in refused] == [(2, "line")]
+
+
+def test_a_text_without_pictures_is_a_list(schema, folder):
+    assert [item.key for item in read_items(str(folder / "README.md"), schema).items] == ["two", "lines"]
+    with pytest.raises(DataError, match="matches no file"):
+        read_items(f"{folder}/none*", schema)
