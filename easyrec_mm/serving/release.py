@@ -5,7 +5,7 @@ from __future__ import annotations
 import shutil
 import threading
 from collections import OrderedDict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from enum import IntEnum
 from itertools import islice
@@ -252,21 +252,32 @@ class Releases:
                 "(no_image_vector); choose another --missing_vector"
             )
         if no_image is None or self._options.missing_vector == "mean":
-            return self._mean(newest.generation), Source.MEAN
+            vectors = list(islice(self._vectors(newest.generation), _NUM_OF_MEAN))
+            return np.asarray(np.mean(vectors, axis=0), np.float32), Source.MEAN
+        next(self._vectors(newest.generation))
         return no_image, Source.NO_IMAGE
 
-    def _mean(self, generation: Generation) -> NDArray[Any]:
-        records = islice(self._store.scan(generation), _NUM_OF_MEAN)
-        vectors: list[NDArray[Any]] = []
+    def _vectors(self, generation: Generation) -> Iterator[NDArray[Any]]:
+        """Yield the vectors of a generation; one at least.
+
+        Raises:
+          ServingError: if it has no vector.
+        """
+        records = self._store.scan(generation)
+        is_empty = True
         while True:
             with self._store_lock:  # not held for the whole scan, because requests wait for it
                 portion = list(islice(records, _SCANNED_AT_A_TIME))
+            for record in portion:
+                if record.vector is not None:
+                    is_empty = False
+                    yield record.vector
             if not portion:
                 break
-            vectors += [record.vector for record in portion if record.vector is not None]
-        if not vectors:
-            return np.zeros(generation.width, np.float32)
-        return np.asarray(np.mean(vectors, axis=0), np.float32)
+        if is_empty:
+            raise ServingError(
+                f"generation {generation.number} of {self._store.uri} has no vectors; embed the pictures of the items"
+            )
 
 
 def newest_export(folder: str) -> str:
