@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+import numpy as np
+
 from easyrec_mm.features.back_end import BackEnd
+from easyrec_mm.features.numpy_back_end import NumpyBackEnd
 from easyrec_mm.features.reading import FeatureSettings
 from easyrec_mm.features.text_patterns import integer, word
 from easyrec_mm.protos.feature_pb2 import FeatureConfig
@@ -72,10 +76,11 @@ def read_categories(settings: FeatureSettings) -> Categories:
         return Categories("hash", item.hash_bucket_size, precision=item.precision)
     if names[0] == "num_buckets":
         return Categories("identity", item.num_buckets, precision=item.precision)
-    vocabulary = tuple(item.vocab_list) if names[0] == "vocab_list" else _vocabulary_in_file(settings)
+    texts = tuple(item.vocab_list) if names[0] == "vocab_list" else _vocabulary_in_file(settings)
+    vocabulary = tuple(_as_values(names[0], texts, settings))
     if len(set(vocabulary)) != len(vocabulary):
         repeated = next(text for i, text in enumerate(vocabulary) if text in vocabulary[:i])
-        settings.add(names[0], f"holds '{repeated}' twice; each value has one row")
+        settings.add(names[0], f"holds the value '{repeated}' twice; each value has one row")
     return Categories("vocabulary", len(vocabulary) + 1, vocabulary, item.precision)
 
 
@@ -88,10 +93,26 @@ def check_precision(settings: FeatureSettings, categories: Categories) -> None:
             settings.add("precision", f"'{name}' is a FLOAT; set the digits with which it becomes an id")
 
 
+def _as_values(setting: str, texts: Sequence[str], settings: FeatureSettings) -> Iterator[str]:
+    """Yield the texts of a vocabulary as `BackEnd.texts` writes the values of the feature's field: 7 for 007."""
+    field = settings.fields.get(settings.inputs[0]) if settings.inputs else None
+    for text in texts:
+        if field is None or field.dtype == "string" or not text:
+            yield text
+            continue
+        try:
+            value = np.array([field.value(text)], np.float32 if field.dtype == "float32" else None)
+            yield from NumpyBackEnd({}).texts(value, settings.item.precision)
+        except (ValueError, OverflowError):
+            problem = f"holds '{text}', which no value of '{field.name}' ({field.dtype}) is; correct it, or read STRING"
+            settings.add(setting, problem)
+            return
+
+
 def _vocabulary_in_file(settings: FeatureSettings) -> tuple[str, ...]:
     path = settings.item.vocab_file
     try:
-        lines = Path(path).read_text(encoding="utf-8").split("\n")
+        lines = Path(path).read_text(encoding="utf-8-sig").split("\n")
     except (OSError, UnicodeDecodeError) as error:
         settings.add("vocab_file", f"'{path}' cannot be read: {error}")
         return ()

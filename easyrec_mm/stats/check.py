@@ -172,7 +172,12 @@ def _kind(feature: Feature) -> str:
 def _keys(feature: Feature, schema: Schema, sample: _Sample) -> list[list[str]]:
     """Return each sample's texts by which rows of the feature's table, or vectors of its store, are looked up."""
     if not feature.is_list:
-        return [[text] if text else [] for text in sample.values[feature.inputs[0]]]
+        texts = sample.values[feature.inputs[0]]
+        values = texts
+        if feature.categories:  # the texts by which values are looked up: 1 for true, 7 for 007
+            column = _column(schema.field(feature.inputs[0]), texts)
+            values = list(NumpyBackEnd({}).texts(column, feature.categories.precision))
+        return [[value] if text else [] for text, value in zip(texts, values, strict=True)]
     fields = {name: _column(schema.field(name), sample.values[name]) for name in feature.inputs}
     return [list(texts) for texts in feature.keys(fields, NumpyBackEnd({})).to_list()]
 
