@@ -23,7 +23,7 @@ from easyrec_mm.files.opening import open_binary, opened_at
 from easyrec_mm.formats.checks import Problem, column_place, shown
 from easyrec_mm.formats.grouped_table import READ_GROUPS, numbered
 from easyrec_mm.formats.parquet import is_parquet, read_tables
-from easyrec_mm.formats.rtp import NUM_PROBE_LINES, most_columns, read_lines
+from easyrec_mm.formats.rtp import NUM_PROBE_LINES, most_columns, read_lines, text_lines
 from easyrec_mm.formats.tfrecord import feature_names, is_tfrecord, read_examples, records
 from easyrec_mm.formats.typed_groups import TypedGroups, TypedRows, text_groups
 from easyrec_mm.schema import Schema
@@ -225,7 +225,7 @@ def _tfrecord_items(path: str, columns: _Columns) -> Iterator[Item | BadRecord]:
 
 
 def _csv_items(path: str, columns: _Columns) -> Iterator[Item]:
-    with open(opened_at(path), newline="", encoding="utf-8") as file:
+    with open(opened_at(path), newline="", encoding="utf-8-sig") as file:
         rows = csv.DictReader(file)
         _require_columns(path, list(rows.fieldnames or ()), columns)
         for number, row in enumerate(rows, 1):
@@ -267,9 +267,10 @@ def _line_items(path: str, columns: _Columns) -> Iterator[Item | BadRecord]:
     schema, layout = columns.schema, columns.schema.layout
     needed = max(layout.image_column, layout.size_column, layout.features_column)
     with open_binary(path) as stream:
-        probe = list(islice(stream, NUM_PROBE_LINES))
+        lines = text_lines(stream)
+        probe = list(islice(lines, NUM_PROBE_LINES))
         num_columns = most_columns(probe, layout)
-        lines = (line.rstrip(b"\r\n") for line in chain(probe, stream))
+        lines = chain(probe, lines)
         if needed < 0 or num_columns <= needed:
             _require_no_fields(path, schema)
             yield from (_line_item(path, number, line) for number, line in enumerate(lines, 1) if line.strip())
@@ -282,7 +283,7 @@ def _line_items(path: str, columns: _Columns) -> Iterator[Item | BadRecord]:
 
 def _line_item(path: str, number: int, line: bytes) -> Item | BadRecord:
     try:
-        text = line.decode("utf-8-sig" if number == 1 else "utf-8")
+        text = line.decode()
     except UnicodeDecodeError:
         return BadRecord("picture", path, number, "line", f"{shown(line)} is not UTF-8, as keys must be")
     return Item(text, text)

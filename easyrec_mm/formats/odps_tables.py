@@ -289,7 +289,7 @@ def _read_ini() -> dict[str, str]:
         return {}
     parser = configparser.ConfigParser(interpolation=None)
     try:
-        with open(path, encoding="utf-8") as file:
+        with open(path, encoding="utf-8-sig") as file:
             parser.read_string("[odps]\n" + file.read())
     except (OSError, configparser.Error) as error:
         raise DataError(f"ODPS_CONFIG_FILE_PATH: {path}: cannot be read: {error}") from error

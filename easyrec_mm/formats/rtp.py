@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
-from itertools import chain
+from itertools import chain, islice
 
 import numpy as np
 import pyarrow as pa
@@ -30,6 +30,8 @@ from easyrec_mm.schema import RowLayout
 
 # Number of first lines that determine the number of columns.
 NUM_PROBE_LINES = 100
+# The mark of the byte order with which some programs begin a file of UTF-8.
+BOM = b"\xef\xbb\xbf"
 # Numbers below this are written as 0: 32 bits cannot represent them, and exponents of three digits cannot be read.
 _TINY = 1e-99
 
@@ -147,13 +149,20 @@ def read_rtp(path: str, fields: GroupFields, groups: TypedGroups) -> Iterator[Gr
     """
     try:
         with open_binary(path) as stream:
-            probe = [line for _, line in zip(range(NUM_PROBE_LINES), stream, strict=False)]
+            lines = text_lines(stream)
+            probe = list(islice(lines, NUM_PROBE_LINES))
             num_columns = count_columns(path, probe, groups.schema.layout)
-            lines = (line.rstrip(b"\n").replace(b"\r", b"") for line in chain(probe, stream))
-            for rows, portion in numbered(lines):
+            for rows, portion in numbered(chain(probe, lines)):
                 yield piece_of(read_lines(portion, num_columns, groups), fields, rows)
     except (OSError, EOFError) as error:
         raise DataError(f"{path}: cannot be read: {error}") from error
+
+
+def text_lines(stream: Iterable[bytes]) -> Iterator[bytes]:
+    """Yield the lines of a file without line ends, as TensorFlow's TextLineDataset does, and without a first BOM."""
+    for number, line in enumerate(stream):
+        text = line.rstrip(b"\n").replace(b"\r", b"")
+        yield text if number else text.removeprefix(BOM)
 
 
 def count_columns(path: str, lines: list[bytes], layout: RowLayout) -> int:

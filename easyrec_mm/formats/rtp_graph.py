@@ -24,7 +24,7 @@ from easyrec_mm.formats.checks import Problem
 from easyrec_mm.formats.data_files import DataFiles
 from easyrec_mm.formats.grouped_table import batched
 from easyrec_mm.formats.record_files import RecordFiles
-from easyrec_mm.formats.rtp import NUM_PROBE_LINES, count_columns, read_lines
+from easyrec_mm.formats.rtp import BOM, NUM_PROBE_LINES, count_columns, read_lines
 from easyrec_mm.formats.source import TEXT_GROUPS, Chunk, GroupRows, Order
 from easyrec_mm.formats.typed_groups import TextGroup, TypedGroups, TypedRows, text_groups
 from easyrec_mm.schema import RowLayout, Schema
@@ -69,7 +69,18 @@ class GroupRtpSource(RecordFiles):
 
     def parse(self, epoch: tf.Tensor, file: tf.Tensor, row: tf.Tensor, lines: tf.Tensor) -> Chunk:
         """See Source.parse."""
+        is_first = tf.equal(row, 1)
+        lines = tf.cond(
+            tf.reduce_any(is_first),
+            lambda: tf.where(is_first, tf.strings.regex_replace(lines, f"^{BOM.decode()}", ""), lines),
+            lambda: lines,
+        )
         return Chunk(epoch, file, row, self._parser.compiled(lines))
+
+    def read(self) -> Iterator[tuple[str, int, bytes]]:
+        """See RecordFiles.read; the first line of a file is without a BOM, as in `parse`."""
+        for file, row, line in super().read():
+            yield file, row, line.removeprefix(BOM) if row == 1 else line
 
     def explain(self, evidence: bytes) -> Problem:
         """See Source.explain; the evidence is the line."""

@@ -194,7 +194,7 @@ def evaluate(index: Index, labels_file: str, top_k: int) -> Evaluation:
 
 def _read_labels(path: str) -> dict[str, str]:
     try:
-        reader = csv.DictReader(io.StringIO(read(path).decode("utf-8"), newline=""))
+        reader = csv.DictReader(io.StringIO(read(path).decode("utf-8-sig"), newline=""))
         if not {"key", "label"} <= set(reader.fieldnames or ()):
             raise UserError(f"--eval {path}: has the columns {reader.fieldnames}; give one with key and label")
         return {row["key"]: row["label"] for row in reader if row["label"]}

@@ -75,7 +75,7 @@ def _coverage(store: Store, keys_file: str) -> str:
 
 def _keys(path: str) -> Iterator[list[str]]:
     try:
-        with open(path, encoding="utf-8") as file:
+        with open(path, encoding="utf-8-sig") as file:
             keys = (line.rstrip("\r\n") for line in file)
             while portion := list(islice((key for key in keys if key), _AT_A_TIME)):
                 yield portion

@@ -31,7 +31,7 @@ def _read_name_map(path: str) -> dict[str, str]:
     if not path:
         return {}
     try:
-        lines = files.read(path).decode("utf-8").splitlines()
+        lines = files.read(path).decode("utf-8-sig").splitlines()
     except (OSError, StorageError, UnicodeDecodeError) as error:
         raise ConfigError(f"train_config.fine_tune_ckpt_var_map: '{path}' cannot be read: {error}") from error
     names = {}
