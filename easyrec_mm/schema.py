@@ -237,7 +237,7 @@ class Schema:
                 Table(**{**table, "initializer": (table["initializer"][0], tuple(table["initializer"][1]))})
                 for table in values["tables"]
             ],
-            "image": Image(**values["image"]),
+            "image": Image(**_with_tuples(values["image"])),
             "layout": RowLayout(**_with_tuples(values["layout"])),
             "tasks": [Task(**task) for task in values["tasks"]],
             "image_features": [feature_from_dict(feature) for feature in values.get("image_features", ())],

@@ -38,8 +38,9 @@ def id_feature(name, inputs, width, table, encoding, num_ids, vocabulary=(), pre
     return IdFeature(**of_categories(name, inputs, width, table, encoding, num_ids, vocabulary, precision), **settings)
 
 
-def combo_feature(name, inputs, width, table, encoding, num_ids, precision=-1) -> ComboFeature:
-    return ComboFeature(**of_categories(name, inputs, width, table, encoding, num_ids, (), precision))
+def combo_feature(name, inputs, width, table, encoding, num_ids, precision=-1, is_crossed=True) -> ComboFeature:
+    settings = of_categories(name, inputs, width, table, encoding, num_ids, (), precision)
+    return ComboFeature(**settings, is_crossed=is_crossed)
 
 
 def tag_feature(name, inputs, width, table, encoding, num_ids, vocabulary=(), **settings) -> TagFeature:

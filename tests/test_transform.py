@@ -89,8 +89,14 @@ def test_vocabulary_of_numbers():
 # Crosses.
 
 
-def test_combo_hashes_its_inputs_joined():
-    feature = combo_feature("f", ("x", "z", "w"), 4, "t", "hash", 1000, precision=1)
+def test_combo_is_the_crossed_column_of_tensorflow():
+    """The rows that EasyRec's feature, a crossed_column in graph mode, gave for these texts and 1000 rows."""
+    feature = combo_feature("f", ("x", "y"), 4, "t", "hash", 1000)
+    assert transform(feature, x=["M", "F", "M", "F"], y=["c1", "c2", "c3", "c1"]).tolist() == [240, 747, 299, 278]
+
+
+def test_combo_of_older_models_hashes_its_inputs_joined():
+    feature = combo_feature("f", ("x", "z", "w"), 4, "t", "hash", 1000, precision=1, is_crossed=False)
     ids = transform(feature, x=["a", "ab", ""], z=[1, -2, 3], w=[0.25, 1.0, 0.0])
     texts = ["a\x1d1\x1d0.2", "ab\x1d-2\x1d1.0", "\x1d3\x1d0.0"]
     assert ids.tolist() == buckets(texts)
@@ -103,7 +109,7 @@ def test_combo_tells_its_inputs_apart():
 
 
 def test_inputs_are_taken_in_the_order_of_the_feature():
-    forward = combo_feature("f", ("x", "z"), 4, "t", "hash", 1000)
+    forward = combo_feature("f", ("x", "z"), 4, "t", "hash", 1000, is_crossed=False)
     assert transform(forward, z=["2"], x=["1"]).tolist() == buckets(["1\x1d2"])
 
 
@@ -230,7 +236,7 @@ def test_features_share_fields_and_come_in_the_order_of_the_schema():
     features = [
         make.id_feature("hashed", ("x",), 4, "t", "hash", 50),
         make.id_feature("row", ("n",), 4, "t2", "identity", 3),
-        combo_feature("cross", ("x", "n"), 4, "t3", "hash", 50),
+        combo_feature("cross", ("x", "n"), 4, "t3", "hash", 50, is_crossed=False),
         make.raw_feature("number", ("n",), 1),
     ]
     values = FeatureTransform(features)({"x": tf.constant(["a", "b"]), "n": tf.constant([1, 5], tf.int64)})

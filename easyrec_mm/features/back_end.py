@@ -75,6 +75,10 @@ class BackEnd(ABC):
         """Join the texts of several columns, entry by entry."""
 
     @abstractmethod
+    def cross(self, columns: Sequence[Any], num_ids: int) -> Any:
+        """Hash the texts of several columns, entry by entry, to int64 ids as TensorFlow's crossed_column does."""
+
+    @abstractmethod
     def split(self, texts: Any, separator: str) -> Any:
         """Split texts into lists of their parts, dropping empty parts as EasyRec does."""
 

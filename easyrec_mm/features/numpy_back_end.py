@@ -60,6 +60,11 @@ class Lists:
         return Lists([text for texts in lists for text in texts], lengths)
 
 
+# What TensorFlow's crossed_column begins with, and multiplies by.
+_CROSS_KEY = np.uint64(0xDECAFCAFFE)
+_CROSS_FACTOR = np.uint64(0xC6A4A7935BD1E995)
+
+
 class NumpyBackEnd(BackEnd):
     """Operations in NumPy: texts are lists of str, all other values are arrays.
 
@@ -133,6 +138,12 @@ class NumpyBackEnd(BackEnd):
     def join(self, columns: Sequence[Sequence[str]], separator: str) -> Sequence[str]:
         return [separator.join(texts) for texts in zip(*columns, strict=True)]
 
+    def cross(self, columns: Sequence[Sequence[str]], num_ids: int) -> NDArray[Any]:
+        hashed = np.full(len(columns[0]), _CROSS_KEY, np.uint64)
+        for texts in columns:
+            hashed = _together(hashed, np.fromiter(map(Fingerprint64, texts), np.uint64, len(texts)))
+        return (hashed % np.uint64(num_ids)).astype(np.int64)
+
     def split(self, texts: Sequence[str], separator: str) -> Lists:
         return Lists.of([[part for part in text.split(separator) if part] for text in texts])
 
@@ -154,3 +165,16 @@ class NumpyBackEnd(BackEnd):
     def cut(self, lists: Lists, length: int, keeps_last: bool) -> Lists:
         span = slice(-length, None) if keeps_last else slice(length)
         return Lists.of([texts[span] for texts in lists.to_list()])
+
+
+def _together(first: NDArray[np.uint64], second: NDArray[np.uint64]) -> NDArray[np.uint64]:
+    """Return one fingerprint for two, as FingerprintCat64 of TensorFlow (core/platform/fingerprint.h) computes it."""
+
+    def mixed(values: NDArray[np.uint64]) -> NDArray[np.uint64]:
+        return values ^ (values >> np.uint64(47))
+
+    result = first ^ _CROSS_FACTOR
+    result ^= mixed(second * _CROSS_FACTOR) * _CROSS_FACTOR
+    result *= _CROSS_FACTOR
+    result = mixed(result) * _CROSS_FACTOR
+    return mixed(result)

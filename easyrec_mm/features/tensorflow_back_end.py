@@ -101,6 +101,9 @@ class TensorFlowBackEnd(BackEnd):
     def join(self, columns: Sequence[tf.Tensor], separator: str) -> tf.Tensor:
         return tf.strings.join(columns, separator)
 
+    def cross(self, columns: Sequence[tf.Tensor], num_ids: int) -> tf.Tensor:
+        return tf.sparse.cross_hashed([tf.reshape(texts, [-1, 1]) for texts in columns], num_ids).values
+
     def split(self, texts: tf.Tensor, separator: str) -> tf.RaggedTensor:
         return split_texts(texts, separator)
 
