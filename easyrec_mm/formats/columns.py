@@ -9,6 +9,7 @@ string   text; also times, decimal ids of more than 18 digits, and lists, whose 
 
 from __future__ import annotations
 
+from decimal import Decimal
 from typing import NamedTuple
 
 import numpy as np
@@ -37,6 +38,8 @@ NUMBER = r"[+-]?(?:[0-9]+\.?[0-9]*|\.[0-9]+)(?:[eE][+-]?[0-9]{1,2})?"
 BOOL = "(?i:true|false)"
 # Whole numbers from here on are kept as text, because the trainer reads at most 18 digits.
 MAX_WHOLE = 10**18
+# The first whole number that int64 does not hold.
+MAX_INT64 = 2**63
 # The largest number that fits into 32 bits.
 MAX_NUMBER = float(np.finfo(np.float32).max)
 
@@ -116,6 +119,9 @@ def to_kind(column: pa.Array, kind: Kind, strict: bool = False) -> Typed:
 
 
 def _texts(column: pa.Array) -> Typed:
+    if pa.types.is_decimal(column.type):  # 13 and not 13.00, as a column of whole numbers has it
+        texts = pc.replace_substring_regex(column.cast(pa.string()), r"^([^.]*\.[0-9]*?)0+$", r"\1")
+        return Typed(pc.replace_substring_regex(texts, r"\.$", ""), None)
     try:
         return Typed(column.cast(pa.string()), None)
     except pa.ArrowInvalid:
@@ -135,9 +141,11 @@ def _is_utf8(value: bytes | None) -> bool:
 
 def _numbers(column: pa.Array, kind: Kind, strict: bool) -> Typed:
     """Convert numbers, bool or nulls to a kind of numbers."""
+    if pa.types.is_decimal(column.type):
+        return _decimals(column, kind)
     if not pa.types.is_floating(column.type):
-        if pa.types.is_decimal(column.type):
-            column = column.cast(pa.float64())
+        if kind == "bool" and pa.types.is_integer(column.type):
+            return _without(column, pc.is_in(column, pa.array([0, 1], column.type)), kind)
         if pa.types.is_uint64(column.type) and kind == "int64":
             return as_signed(column)
         return Typed(column.cast(ARROW_TYPES[kind], safe=False), None)
@@ -148,7 +156,7 @@ def _numbers(column: pa.Array, kind: Kind, strict: bool) -> Typed:
         column = pc.if_else(is_nan, None, column)
     numbers = pc.fill_null(column, 0).to_numpy(zero_copy_only=False)
     if kind == "int64":
-        is_bad = ~(np.abs(numbers) < MAX_WHOLE) | (numbers != np.round(numbers))
+        is_bad = ~(np.abs(numbers) < (MAX_WHOLE if strict else MAX_INT64)) | (numbers != np.round(numbers))
     elif kind == "bool":
         is_bad = (numbers != 0) & (numbers != 1)
     else:
@@ -157,6 +165,29 @@ def _numbers(column: pa.Array, kind: Kind, strict: bool) -> Typed:
         return Typed(column.cast(ARROW_TYPES[kind], safe=False), None)
     good = pc.if_else(pa.array(is_bad), None, column)
     return Typed(good.cast(ARROW_TYPES[kind], safe=False), is_bad)
+
+
+def _decimals(column: pa.Array, kind: Kind) -> Typed:
+    """Convert decimals; whole numbers are exact."""
+    if kind in ("float32", "float64"):
+        return _numbers(column.cast(pa.float64()), kind, strict=True)
+    whole = pc.floor(column)
+    fits = pc.equal(whole, column)
+    if kind == "bool":
+        return _without(column, pc.and_(fits, pc.is_in(whole.cast(pa.float64()), pa.array([0.0, 1.0]))), kind)
+    limit = pa.scalar(Decimal(MAX_INT64))
+    fits = pc.and_(fits, pc.and_(pc.less(whole, limit), pc.greater(whole, pc.negate(limit))))
+    return _without(whole, fits, kind)
+
+
+def _without(column: pa.Array, fits: pa.Array, kind: Kind) -> Typed:
+    """Convert the numbers that fit a kind; the others are invalid."""
+    fits = pc.or_(pc.fill_null(fits, True), column.is_null())
+    is_bad = ~fits.to_numpy(zero_copy_only=False)
+    good = pc.if_else(fits, column, None)
+    if kind == "bool":
+        good = pc.not_equal(good.cast(pa.float64()), 0.0)
+    return Typed(good.cast(ARROW_TYPES[kind], safe=False), is_bad if is_bad.any() else None)
 
 
 def as_signed(column: pa.Array) -> Typed:
@@ -194,6 +225,8 @@ def _parsed_one_by_one(texts: pa.Array, kind: Kind, strict: bool) -> Typed:
     if not strict:
         is_missing = pc.or_(pc.equal(texts, ""), pc.is_in(texts, pa.array(NULL_WORDS)))
         texts = pc.if_else(is_missing, None, texts)
+    if kind == "int64" and not strict:  # pandas writes whole numbers with a missing one among them as 1.0
+        texts = pc.replace_substring_regex(texts, r"^([+-]?[0-9]+)\.0*$", r"\1")
     pattern = {"int64": WHOLE, "bool": f"{BOOL}|[01]"}.get(kind, NUMBER)
     fits = pc.fill_null(pc.match_substring_regex(texts, f"^(?:{pattern})$"), True)
     good = pc.if_else(fits, texts, None)

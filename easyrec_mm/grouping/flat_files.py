@@ -14,14 +14,17 @@ from typing import Literal, NamedTuple
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from easyrec_mm.errors import DataError
 from easyrec_mm.features.field import Kind
 from easyrec_mm.files import is_remote, place_of, plain
 from easyrec_mm.files.opening import is_gzip, open_binary, opened_at, size_of
-from easyrec_mm.formats.columns import ORDER, ROW_BITS, Typed, kind_of, starts_with_zero, to_kind
+from easyrec_mm.formats.columns import (
+    ORDER,
+    ROW_BITS,
+    kind_of,
+)
 from easyrec_mm.grouping import csv_blocks
 
 # Rows of Parquet that are read at a time; bytes of a CSV split, and rows of a Parquet split.
@@ -29,8 +32,6 @@ READ_ROWS = 1 << 16
 SPLIT_BYTES, SPLIT_ROWS = 1 << 26, 1 << 18
 _PARQUET_MAGIC = b"PAR1"
 _PICTURE_ENDINGS = (".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp")
-# Number of texts that are tried as numbers or bools, to decide whether it is worth trying all texts of a block.
-_NUM_PROBED = 1000
 
 
 @dataclass(frozen=True)
@@ -53,10 +54,14 @@ class Split:
 
 
 class FilePlan(NamedTuple):
-    """The columns of a file, with their kinds if the file specifies them, and its splits."""
+    """The columns of a file, with their kinds if the file specifies them, and its splits.
+
+    numbers  columns of a Parquet file that may hold whole numbers in a type for fractions: floats and decimals
+    """
 
     columns: dict[str, Kind | None]
     splits: list[Split]
+    numbers: frozenset[str] = frozenset()
 
 
 class Piece(NamedTuple):
@@ -155,7 +160,9 @@ def _plan_parquet(file: int, path: str) -> FilePlan:
             if num_rows >= SPLIT_ROWS or i + 1 == opened.metadata.num_row_groups:
                 splits.append(Split(file, path, "parquet", start, i + 1, row, num_rows))
                 start, row, num_rows = i + 1, row + num_rows, 0
-        return FilePlan(columns, splits)
+        types = {field.name: field.type for field in opened.schema_arrow}
+        is_number = {n: pa.types.is_floating(kind) or pa.types.is_decimal(kind) for n, kind in types.items()}
+        return FilePlan(columns, splits, frozenset(name for name, is_one in is_number.items() if is_one))
 
 
 def _plan_csv(file: int, path: str, separator: str) -> FilePlan:
@@ -211,7 +218,7 @@ def _parquet_pieces(split: Split, columns: list[str]) -> Iterator[Piece]:
 
 def _csv_pieces(split: Split, columns: list[str], separator: str) -> Iterator[Piece]:
     row = split.first_row
-    for rows in _csv_rows(split, separator):
+    for rows in csv_rows(split, separator):
         malformed = [(row + number, problem) for number, problem in rows.malformed]
         table = rows.table.select(columns).append_column(ORDER, _order(split.file, row + rows.number))
         yield Piece(table, malformed, rows.num_rows)
@@ -223,7 +230,8 @@ def _csv_pieces(split: Split, columns: list[str], separator: str) -> Iterator[Pi
         )
 
 
-def _csv_rows(split: Split, separator: str) -> Iterator[csv_blocks.CsvRows]:
+def csv_rows(split: Split, separator: str) -> Iterator[csv_blocks.CsvRows]:
+    """Read the rows of a CSV split as texts."""
     with open_binary(split.path) as stream:
         stream.seek(split.start)
         num_bytes = split.end - split.start if split.end >= 0 else -1
@@ -233,96 +241,3 @@ def _csv_rows(split: Split, separator: str) -> Iterator[csv_blocks.CsvRows]:
 
 def _order(file: int, rows: np.ndarray) -> pa.Array:
     return pa.array(np.int64(file << ROW_BITS) | rows.astype(np.int64))
-
-
-@dataclass(frozen=True)
-class TextCounts:
-    """Counts of the values of a text column that are not missing: how many are numbers or bools, and of which form."""
-
-    num_values: int = 0
-    num_numbers: int = 0
-    num_bools: int = 0  # counted only if some values are not numbers
-    has_fractions: bool = False
-    is_id: bool = False  # converting to numbers would change some values: 007, or more than 18 digits
-
-    def __add__(self, other: TextCounts) -> TextCounts:
-        return TextCounts(
-            self.num_values + other.num_values,
-            self.num_numbers + other.num_numbers,
-            self.num_bools + other.num_bools,
-            self.has_fractions or other.has_fractions,
-            self.is_id or other.is_id,
-        )
-
-    def kind(self, max_bad_share: float) -> Kind | None:
-        """Return the kind of nearly all values; None without values."""
-        if not self.num_values:
-            return None
-        if self.num_bools == self.num_values:
-            return "bool"
-        if self.is_id or self.num_values - self.num_numbers > max_bad_share * self.num_values:
-            return "string"
-        return "float64" if self.has_fractions else "int64"
-
-
-class Scanned(NamedTuple):
-    """The number of rows of a CSV split, and the counts of its columns."""
-
-    num_rows: int
-    counts: dict[str, TextCounts]
-
-
-def scan_split(split: Split, separator: str) -> Scanned:
-    """Count the rows of a CSV split, and examine all values.
-
-    Raises:
-      DataError: if the file is truncated, damaged or has vanished.
-    """
-    num_rows = 0
-    counts = dict.fromkeys(split.names, TextCounts())
-    try:
-        for rows in _csv_rows(split, separator):
-            num_rows += rows.num_rows
-            for name in split.names:
-                for chunk in rows.table[name].chunks:
-                    counts[name] += _look_at(chunk)
-    except (OSError, EOFError, pa.ArrowException) as error:
-        raise unreadable(split.path, error) from error
-    return Scanned(num_rows, counts)
-
-
-def _look_at(values: pa.Array) -> TextCounts:
-    readable = to_kind(values.drop_null(), "string")
-    values, num_unreadable = readable.values.drop_null(), _num_bad(readable)
-    probe = values.slice(0, _NUM_PROBED)
-    if 2 * min(_num_bad(to_kind(probe, kind)) for kind in ("float64", "bool")) > len(probe):
-        return TextCounts(len(values) + num_unreadable)
-    numbers = to_kind(values, "float64")
-    num_bad = _num_bad(numbers)
-    texts = values if not numbers.values.null_count else values.filter(numbers.values.is_valid())
-    num_numbers = len(texts)
-    is_bool = to_kind(values, "bool") if num_bad else None
-    return TextCounts(
-        num_values=num_numbers + num_bad + num_unreadable,
-        num_numbers=num_numbers,
-        num_bools=num_numbers + num_bad - _num_bad(is_bool) if is_bool else 0,
-        has_fractions=_has_fractions(texts, numbers.values.drop_null()),
-        is_id=_has_ids(texts),
-    )
-
-
-def _num_bad(typed: Typed) -> int:
-    return 0 if typed.is_bad is None else int(typed.is_bad.sum())
-
-
-def _has_fractions(texts: pa.Array, numbers: pa.Array) -> bool:
-    """Return whether some numbers are not written as whole numbers: 0.5, 1.0, 1e3."""
-    is_whole = pc.all(pc.equal(pc.floor(numbers), numbers)).as_py() is not False
-    return not is_whole or bool(pc.any(pc.match_substring_regex(texts, "[.eE]")).as_py())
-
-
-def _has_ids(texts: pa.Array) -> bool:
-    if starts_with_zero(texts) and pc.any(pc.match_substring_regex(texts, "^-?0[0-9]")).as_py():
-        return True
-    is_long = pc.greater(pc.binary_length(texts), 18)
-    return bool(pc.any(pc.match_substring_regex(texts.filter(is_long), r"^[+-]?[0-9]{19,}$")).as_py())

@@ -13,8 +13,9 @@ from easyrec_mm.features.field import Kind
 from easyrec_mm.files import is_remote
 from easyrec_mm.formats.columns import ORDER, join_kinds, to_kind
 from easyrec_mm.formats.rtp import forbidden
+from easyrec_mm.grouping.column_kinds import NumberCounts, TextCounts, scan_numbers, scan_split
 from easyrec_mm.grouping.column_stats import RowSample
-from easyrec_mm.grouping.flat_files import FilePlan, Split, TextCounts, find_inputs, pieces, plan_file, scan_split
+from easyrec_mm.grouping.flat_files import FilePlan, Split, find_inputs, pieces, plan_file
 from easyrec_mm.grouping.options import GROUP_SIZE, GroupOptions
 from easyrec_mm.grouping.rows import LogLayout
 from easyrec_mm.grouping.sides import SideRule
@@ -52,14 +53,21 @@ def plan_log(options: GroupOptions, run: Map) -> LogPlan:
     plans = run(_PlanFile(options.separator), list(enumerate(map(_whole_path, files))))
     names = _columns(options, files, plans)
     splits, texts = _scan([split for plan in plans for split in plan.splits], options.separator, run)
+    numbers = _scan_numbers(plans, names, run)
     if not any(split.num_rows for split in splits):
         raise DataError(f"{', '.join(files[:3])}: no row of data; give files that hold rows")
     kinds: dict[str, Kind] = {}
     for name in names:
-        kinds[name] = options.types.get(name) or _kind(name, files, plans, texts, options.max_bad_share)
+        kinds[name] = options.types.get(name) or _kind(name, files, plans, texts, numbers, options.max_bad_share)
     for label in options.label_fields:
         if kinds[label] == "string":
             raise DataError(f"--label_fields: column '{label}' is text, and a label must be a number; correct the data")
+    for flag, column in (("--group_by", options.group_by), ("--user_field", options.user_field)):
+        if kinds.get(column) in ("float32", "float64"):
+            raise DataError(
+                f"{flag}: column '{column}' holds fractions, or floats too large for int64, which do not tell ids "
+                "apart; write whole numbers or text"
+            )
     layout = LogLayout(
         kinds={**kinds, options.image_field: "string"},
         files=tuple(files),
@@ -97,7 +105,8 @@ def plan_columns(paths: list[str], files: list[str], separator: str, max_bad_sha
     for file, plan in zip(files, plans, strict=True):
         _require_columns(file, plan, names, files[0])
     texts = _scan([split for plan in plans for split in plan.splits], separator, _here)[1]
-    return {name: _kind(name, files, plans, texts, max_bad_share) for name in names}
+    numbers = _scan_numbers(plans, names, _here)
+    return {name: _kind(name, files, plans, texts, numbers, max_bad_share) for name in names}
 
 
 def _here(function: Callable[[Item], Result], items: Iterable[Item]) -> list[Result]:
@@ -173,6 +182,20 @@ def _scan(splits: list[Split], separator: str, run: Map) -> tuple[list[Split], d
     return numbered, counts
 
 
+def _scan_numbers(plans: list[FilePlan], names: list[str], run: Map) -> dict[str, NumberCounts]:
+    """Return the counts of the columns of floats and decimals in Parquet files."""
+    requests = [(split, plan.numbers & set(names)) for plan in plans for split in plan.splits if plan.numbers]
+    counts: dict[str, NumberCounts] = {}
+    for of_split in run(_scan_numbers_of, [request for request in requests if request[1]]):
+        for name, number_counts in of_split.items():
+            counts[name] = counts.get(name, NumberCounts()) + number_counts
+    return counts
+
+
+def _scan_numbers_of(request: tuple[Split, frozenset[str]]) -> dict[str, NumberCounts]:
+    return scan_numbers(*request)
+
+
 class _ScanSplit:
     """scan_split with the separator that all files share."""
 
@@ -184,17 +207,25 @@ class _ScanSplit:
 
 
 def _kind(
-    name: str, files: list[str], plans: list[FilePlan], texts: dict[str, TextCounts], max_bad_share: float
+    name: str,
+    files: list[str],
+    plans: list[FilePlan],
+    texts: dict[str, TextCounts],
+    numbers: dict[str, NumberCounts],
+    max_bad_share: float,
 ) -> Kind:
     # A few bad values do not make a column text; many do, even if so many rows may be refused.
     kind = texts[name].kind(min(max_bad_share, _MAX_BAD_TEXTS)) if name in texts else None
     first = "the text files"
     for file, plan in zip(files, plans, strict=True):
+        of_file = plan.columns.get(name)
+        if name in plan.numbers:
+            of_file = numbers.get(name, NumberCounts()).kind(of_file)
         try:
-            joined = join_kinds(kind, plan.columns.get(name))
+            joined = join_kinds(kind, of_file)
         except ValueError as error:
             raise DataError(
-                f"{file}: column '{name}' is {plan.columns.get(name)}, but {kind} in {first}; write it with one type, "
+                f"{file}: column '{name}' is {of_file}, but {kind} in {first}; write it with one type, "
                 f"or choose a type, as in --types {name}=STRING"
             ) from error
         first = file if joined != kind else first
