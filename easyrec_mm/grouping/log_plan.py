@@ -8,17 +8,20 @@ from dataclasses import replace
 from functools import partial
 from typing import Any, NamedTuple, Protocol, TypeVar
 
+import pyarrow as pa
+
 from easyrec_mm.errors import DataError, did_you_mean
 from easyrec_mm.features.field import Kind
 from easyrec_mm.files import is_remote
-from easyrec_mm.formats.columns import ORDER, join_kinds, to_kind
+from easyrec_mm.formats.columns import ARROW_TYPES, ORDER, join_kinds, to_kind
 from easyrec_mm.formats.rtp import forbidden
 from easyrec_mm.grouping.column_kinds import NumberCounts, TextCounts, scan_numbers, scan_split
 from easyrec_mm.grouping.column_stats import RowSample
 from easyrec_mm.grouping.flat_files import FilePlan, Split, find_inputs, pieces, plan_file
-from easyrec_mm.grouping.options import GROUP_SIZE, GroupOptions
+from easyrec_mm.grouping.options import GROUP_SIZE, GroupOptions, SplitBy
 from easyrec_mm.grouping.rows import LogLayout
 from easyrec_mm.grouping.sides import SideRule
+from easyrec_mm.grouping.times import date_order, times_of
 
 # Number of sampled times by which the cut is found.
 _NUM_TIMES = 1 << 17
@@ -243,24 +246,37 @@ def _side_rule(options: GroupOptions, layout: LogLayout, splits: list[Split], ru
         if not options.user_field:
             raise DataError("--split_by user: name the column of the user with --user_field")
         return SideRule("user", options.user_field, options.eval_share)
-    kind = layout.kinds[split_by.column]
-    if not split_by.cut:
-        return SideRule("time", split_by.column, options.eval_share, _cut(split_by.column, options, kind, splits, run))
-    try:
-        cut: Any = {"int64": int, "string": str}.get(kind, float)(split_by.cut)
-    except ValueError as error:
-        raise DataError(
-            f"--split_by time:{split_by.column}:{split_by.cut}: column '{split_by.column}' holds numbers; give one"
-        ) from error
-    return SideRule("time", split_by.column, options.eval_share, cut)
-
-
-def _cut(column: str, options: GroupOptions, kind: Kind, splits: list[Split], run: Map) -> Any:
-    """Return the first time that evaluates, so that about eval_share of the rows do; based on a sample of the times."""
+    column, kind = split_by.column, layout.kinds[split_by.column]
     times = RowSample(_NUM_TIMES)
     for sample in run(partial(_sample_times, column=column, kind=kind, separator=options.separator), splits):
         times.merge(sample)
-    values = sorted(times.table[column].to_pylist()) if times.table is not None else []
+    values = times.table[column].combine_chunks() if times.table is not None else pa.array([], ARROW_TYPES[kind])
+    rule = SideRule("time", column, options.eval_share)
+    if kind == "string":
+        try:
+            rule = replace(rule, order=date_order(values))
+        except ValueError as error:
+            raise DataError(f"--split_by time:{column}: {error}; write times as YYYY-MM-DD HH:MM:SS") from error
+    cut = _given_cut(split_by, kind) if split_by.cut else _cut(column, options, rule.comparable(values))
+    return replace(rule, cut=cut)
+
+
+def _given_cut(split_by: SplitBy, kind: Kind) -> Any:
+    place = f"--split_by time:{split_by.column}:{split_by.cut}: column '{split_by.column}' holds"
+    if kind == "string":
+        (cut,) = times_of(pa.array([split_by.cut]), "ymd").to_pylist()
+        if cut is None:
+            raise DataError(f"{place} times; give one as YYYY-MM-DD, with HH:MM:SS behind it if needed")
+        return cut
+    try:
+        return int(split_by.cut) if kind == "int64" else float(split_by.cut)
+    except ValueError as error:
+        raise DataError(f"{place} numbers; give one") from error
+
+
+def _cut(column: str, options: GroupOptions, times: pa.Array) -> Any:
+    """Return the first time that evaluates, so that about eval_share of the rows do; based on a sample of the times."""
+    values = sorted(times.drop_null().to_pylist())
     if not values or values[0] == values[-1]:
         raise DataError(f"--split_by time:{column}: all rows have the same time; split by item or user")
     cut = values[min(int(len(values) * (1 - options.eval_share)), len(values) - 1)]

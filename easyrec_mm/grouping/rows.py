@@ -138,6 +138,8 @@ class SplitReader:
         columns = {name: checks.typed(name, kind) for name, kind in layout.kinds.items()}
         for name in layout.required:
             checks.require(name, columns[name])
+        if layout.side_rule:
+            checks.require_comparable(layout.side_rule, columns[layout.side_rule.column])
         columns[layout.image] = pc.fill_null(columns[layout.image], "")
         good = ~checks.is_bad
         table = pa.table({**columns, ORDER: piece.table[ORDER]})
@@ -194,6 +196,12 @@ class _Checks:
         if pa.types.is_string(values.type):
             is_missing = pc.or_(is_missing, pc.fill_null(pc.equal(values, ""), True))
         self._refuse_where(name, is_missing, lambda row: "is empty")
+
+    def require_comparable(self, rule: SideRule, values: pa.Array) -> None:
+        """Mark rows whose value cannot be compared with the others as bad."""
+        is_bad = pc.and_(rule.comparable(values).is_null(), values.is_valid())
+        problem = "is not a time like the others"
+        self._refuse_where(rule.column, is_bad, lambda row: f"'{_shown(values[row].as_py())}' {problem}")
 
     def refused(self) -> list[Refused]:
         """Return the bad rows."""
