@@ -87,11 +87,17 @@ def test_one_epoch_and_no_end_begin_like_several(shuffled, three_epochs):
 def test_skipping_goes_on_as_if_it_had_never_stopped(shuffled, three_epochs, num_epochs, skips):
     whole = three_epochs if num_epochs else three_epochs[:14]  # without end the last one is no smaller
     for num_skipped in skips:
-        rest = list(islice(shuffled.batches(num_epochs, num_skipped), len(whole) - num_skipped))
+        rest = list(islice(shuffled.batches(num_epochs, 4 * num_skipped), len(whole) - num_skipped))
         assert users(rest) == users(whole[num_skipped:])
         assert [batch.epoch for batch in rest] == [batch.epoch for batch in whole[num_skipped:]]
     if num_epochs:
-        assert list(shuffled.batches(num_epochs, len(whole))) == []
+        assert list(shuffled.batches(num_epochs, 3 * len(IN_ORDER))) == []
+
+
+def test_skipping_groups_that_do_not_fill_a_batch(shuffled, three_epochs):
+    """As after a training of one epoch, the last batch of which was smaller."""
+    rest = flat(users(shuffled.batches(3, len(IN_ORDER))))
+    assert rest == flat(users(three_epochs))[len(IN_ORDER) :]
 
 
 def test_drop_remainder_drops_the_last_smaller_batch_of_all_epochs(several):
@@ -100,7 +106,7 @@ def test_drop_remainder_drops_the_last_smaller_batch_of_all_epochs(several):
     # 2 x 19 groups: the remainder is of both epochs together, and only it is dropped.
     batches = users(training.batches(num_epochs=2))
     assert [len(batch) for batch in batches] == [4] * 9
-    assert users(training.batches(num_epochs=2, num_skipped=3)) == batches[3:]
+    assert users(training.batches(num_epochs=2, num_skipped=12)) == batches[3:]
     evaluation = input_of(several / "*", training=False, **settings)
     assert flat(users(evaluation.batches())) == IN_ORDER
 

@@ -215,6 +215,6 @@ def test_the_share_is_looked_at_when_an_epoch_ends(tmp_path):
 def test_going_on_within_a_later_epoch_is_no_end_of_an_epoch(tmp_path):
     path = write(tmp_path / "a", [b"?"] + [line(["x"])] * 9)
     settings = {"batch_size": 2, "prefetch_size": 0, "shuffle": False}
-    batches = input_of(path, BadRecords(None, 0.2), training=True, **settings).batches(num_epochs=0, num_skipped=10)
+    batches = input_of(path, BadRecords(None, 0.2), training=True, **settings).batches(num_epochs=0, num_skipped=20)
     # The first batch read is the first of the third epoch, and half bad; the whole epoch is not.
     assert [batch.epoch for batch in islice(batches, 6)] == [2] * 5 + [3]

@@ -67,11 +67,11 @@ class ChunkReader:
 
         Args:
           num_epochs: how often the groups are read; 0 means without end.
-          num_skipped: number of batches to leave out at the start.
+          num_skipped: number of groups to leave out at the start.
         """
         size = self._batch_size
         batches_at_once = -(-self._source.chunk_size // size)
-        records = self._source.records(num_epochs, num_skipped * size, batches_at_once * size)
+        records = self._source.records(num_epochs, num_skipped, batches_at_once * size)
         chunks = records.map(self._read_packed, num_parallel_calls=self._num_threads, deterministic=True)
         places = chunks.flat_map(self._places_of_batches)
         return places.map(self._cut, num_parallel_calls=self._num_threads, deterministic=True)

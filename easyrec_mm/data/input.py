@@ -29,7 +29,7 @@ from easyrec_mm.data.picture_bank import PictureBank
 from easyrec_mm.data.picture_reader import picture_reader
 from easyrec_mm.data.pictures import PictureLoader
 from easyrec_mm.data.stored_vectors import StoredVectors
-from easyrec_mm.files import FileInfo
+from easyrec_mm.files import FileInfo, is_remote, plain
 from easyrec_mm.formats.data_files import DataFiles
 from easyrec_mm.formats.source import Order, iterate
 from easyrec_mm.formats.sources import Selection, open_source
@@ -37,6 +37,8 @@ from easyrec_mm.protos.data_pb2 import DatasetConfig
 from easyrec_mm.schema import Schema
 from easyrec_mm.store.feature_vectors import VectorStores
 
+# Bytes at the start, in the middle and at the end of a file that stand for its content.
+_CONTENT_BYTES = 4096
 # Limit of the bytes that are read only to count groups, which takes one or two seconds.
 _MOST_COUNTED_BYTES = 1 << 28
 
@@ -89,9 +91,13 @@ class Input:
         """Return the number of groups per batch."""
         return self._data.batch_size if self._training else self._data.eval_batch_size or self._data.batch_size
 
-    def fingerprint(self) -> int:
-        """Return a number that changes with the files and with the settings that determine the lines of a batch."""
-        parts = [f"{info.path}:{info.size}" for info in self._files.infos]
+    def fingerprint(self, with_contents: bool = True) -> int:
+        """Return a number that changes with the files and with the settings that determine the lines of a batch.
+
+        Args:
+          with_contents: whether other contents of the same size change it; some parts of each file stand for it.
+        """
+        parts = [f"{info.path}:{info.size}" + (_content(info) if with_contents else "") for info in self._files.infos]
         data = self._data
         parts += [str(v) for v in (data.batch_size, data.shuffle, data.shuffle_buffer_size, data.seed)]
         return zlib.crc32("\n".join(parts).encode())
@@ -107,7 +113,7 @@ class Input:
 
         Args:
           num_epochs: how often the files are read; 0 means without end.
-          num_skipped: number of batches to leave out at the start.
+          num_skipped: number of groups to leave out at the start.
           first_step: the step that trains the first batch; a batch without samples is not a step.
           bank_of: step -> the picture bank that saves encoding pictures at that step.
 
@@ -211,6 +217,18 @@ class Input:
     def dataset(self, num_epochs: int, num_skipped: int) -> tf.data.Dataset:
         """Return a dataset of the batches without pictures, see ChunkReader; arguments as for `batches`."""
         return self._chunks.batches(num_epochs, num_skipped).prefetch(self._data.prefetch_size)
+
+
+def _content(info: FileInfo) -> str:
+    """Return a text that other contents change: the version of a remote file, a checksum of parts of a local one."""
+    if is_remote(info.path):
+        return info.version
+    with open(plain(info.path), "rb") as file:
+        checksum = 0
+        for position in (0, info.size // 2, info.size - _CONTENT_BYTES):
+            file.seek(max(0, position))
+            checksum = zlib.crc32(file.read(_CONTENT_BYTES), checksum)
+    return str(checksum)
 
 
 def _with_epochs_done(batches: Iterable[dict[str, Any]]) -> Iterator[tuple[dict[str, Any], int]]:

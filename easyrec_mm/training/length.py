@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from easyrec_mm.data.input import Input
+from easyrec_mm.errors import DataError
 from easyrec_mm.protos.pipeline_pb2 import EasyRecConfig
 
 
@@ -34,13 +35,13 @@ class Length:
         return ", ".join(parts)
 
 
-def training_length(config: EasyRecConfig, inputs: Input, step: int, batches_read: int) -> Length:
-    """Return the length of a training that has done `step` steps with the first `batches_read` batches of its data.
+def training_length(config: EasyRecConfig, inputs: Input, step: int, groups_read: int) -> Length:
+    """Return the length of a training that has done `step` steps with the first `groups_read` groups of its data.
 
     Batches whose samples are all bad are counted as steps, too, because they are recognised only when they are read.
 
     Raises:
-      DataError: if a file cannot be read.
+      DataError: if a file cannot be read, or no batch is full although drop_remainder demands it.
     """
     limit = config.train_config.num_steps or None
     num_epochs = config.train_config.num_epochs or config.data_config.num_epochs
@@ -51,7 +52,12 @@ def training_length(config: EasyRecConfig, inputs: Input, step: int, batches_rea
     if not num_epochs:
         return Length(limit, 0, steps_per_epoch, is_exact=True)
     # Counted from the current position, because data that have changed are read from their start.
-    end = step + max(0, inputs.num_batches(num_groups * num_epochs) - batches_read)
+    end = step + inputs.num_batches(max(0, num_groups * num_epochs - groups_read))
+    if is_exact and not end:
+        raise DataError(
+            f"data_config.drop_remainder: no batch is full: {num_groups * num_epochs} groups, and batches of "
+            f"{inputs.batch_size}; lower batch_size, or set drop_remainder to false"
+        )
     if limit is not None and limit <= end:
         return Length(limit, num_epochs, steps_per_epoch, is_exact=True)
     return Length(end, num_epochs, steps_per_epoch, is_exact)

@@ -21,7 +21,7 @@ from easyrec_mm.evaluation.evaluator import VECTORS, vectors_of
 from easyrec_mm.files.folders import shown
 from easyrec_mm.network.model import MultimodalModel
 from easyrec_mm.network.precision import MIXED_FLOAT16, dtype_policy
-from easyrec_mm.runs.checkpoint import Checkpoints, restore
+from easyrec_mm.runs.checkpoint import Checkpoints, checkpoint_shapes, restore
 from easyrec_mm.runs.evaluations import END, METRICS, START
 from easyrec_mm.runs.model_dir import BAD_RECORDS, PIPELINE_CONFIG, ModelDir
 from easyrec_mm.runs.progress import MetricsLog, Progress
@@ -35,6 +35,8 @@ from easyrec_mm.training.steps import TrainSteps
 from easyrec_mm.training.time_left import Forecast
 from easyrec_mm.training.warm_start import start_from_checkpoint
 
+# Names of the position in the data within a checkpoint; older checkpoints count batches.
+_GROUPS_READ, _BATCHES_READ = "progress/groups_read", "progress/batches_read"
 _STOPPING = "stopping after this step, then saving a checkpoint; send the signal again to stop at once"
 
 
@@ -85,8 +87,8 @@ class Trainer:
         self._dtype = dtype_policy(self._train_config.precision)
         self.model = MultimodalModel(self._config, self._schema, self._dtype)
         self.steps = TrainSteps(self._config, self.model, self._dtype, self.input.spec())
-        # Position from which to read on: the number of batches read, and the fingerprint of the data.
-        self._batches_read = tf.Variable(0, dtype=tf.int64, trainable=False)
+        # Position from which to read on: the number of groups read, and the fingerprint of the data.
+        self._groups_read = tf.Variable(0, dtype=tf.int64, trainable=False)
         self._input_fingerprint = tf.Variable(self.input.fingerprint(), dtype=tf.int64, trainable=False)
         self._vector_origins = {
             f"{VECTORS}{name}": tf.Variable(origin_number(generation.fingerprint), dtype=tf.int64, trainable=False)
@@ -100,8 +102,8 @@ class Trainer:
         """Train until num_steps or num_epochs are done, the metric stops improving, or SIGINT or SIGTERM arrives."""
         self._model_dir.mkdir(parents=True, exist_ok=True)
         self._start()
-        first_step, batches_read = int(self.steps.number), int(self._batches_read)
-        length = self._length(first_step, batches_read)
+        first_step = int(self.steps.number)
+        length = self._length(first_step, int(self._groups_read))
         write_config(self._config, str(self._model_dir / PIPELINE_CONFIG))
         log = MetricsLog(self._model_dir / METRICS, self._model_dir)
         log.write_line(START, first_step, {})
@@ -133,13 +135,13 @@ class Trainer:
         for line in filter(None, [best, self._bad_records.summary()]):
             print(shown(line), flush=True)
 
-    def _length(self, step: int, batches_read: int) -> Length:
+    def _length(self, step: int, groups_read: int) -> Length:
         """Return the length of the training, print it, and pass it to the schedules.
 
         Raises:
           ConfigError: if the training ends before unfreeze_at_step.
         """
-        length = training_length(self._config, self.input, step, batches_read)
+        length = training_length(self._config, self.input, step, groups_read)
         for phase in self.steps.phases[1:]:
             if length.is_exact and length.num_steps is not None and phase.first_step >= length.num_steps:
                 step_is_late = f"{phase.first_step} is past the last step ({length.describe()}); lower it"
@@ -209,7 +211,7 @@ class Trainer:
     def batches(self, num_epochs: int) -> Generator[InputBatch, None, None]:
         """Return the batches from the current position of the training; `num_epochs` as for Input.batches."""
         first = int(self.steps.number)
-        return self.input.batches(num_epochs, int(self._batches_read), first, self.steps.bank)
+        return self.input.batches(num_epochs, int(self._groups_read), first, self.steps.bank)
 
     def _start(self) -> None:
         """Continue from the last checkpoint, or start from fine_tune_checkpoint or from the initial weights."""
@@ -233,35 +235,45 @@ class Trainer:
             print("note: float16 is slow without a GPU; train_config.precision: AUTO chooses what is fast", flush=True)
 
     def _resume(self, path: str) -> None:
-        fingerprint = int(self._input_fingerprint)
+        fingerprint, state = int(self._input_fingerprint), self.state()
+        batches_read = tf.Variable(0, dtype=tf.int64, trainable=False)
         try:
-            restore(path, self.state())
+            counts_batches = _BATCHES_READ in checkpoint_shapes(path)
+            if counts_batches:
+                del state[_GROUPS_READ]
+                state[_BATCHES_READ] = batches_read
+            restore(path, state)
         except CheckpointError as error:
             raise CheckpointError(
                 f"model_dir '{self._model_dir}' holds the training of another model. {error}"
             ) from error
         self.steps.restore_banks(path)
-        same_data = int(self._input_fingerprint) == fingerprint
+        saved_fingerprint = int(self._input_fingerprint)
+        same_data = saved_fingerprint == fingerprint
+        if counts_batches:
+            same_data = saved_fingerprint == self.input.fingerprint(with_contents=False)
+            self._groups_read.assign(batches_read * self.input.batch_size)
+            self._input_fingerprint.assign(fingerprint)
         print(f"continuing from {shown(path)} (step {int(self.steps.number)})", flush=True)
         if not same_data:
             print(
                 "the training data or their order have changed since the checkpoint: reading from the start", flush=True
             )
-            self._batches_read.assign(0)
+            self._groups_read.assign(0)
             self._input_fingerprint.assign(fingerprint)
 
     def state(self) -> dict[str, tf.Variable]:
         """Return everything that a checkpoint contains, except picture banks, by name."""
-        place = {"batches_read": self._batches_read, "input_fingerprint": self._input_fingerprint}
         return {
             **self.steps.variables(),
             **self._vector_origins,
-            **{f"progress/{name}": variable for name, variable in place.items()},
+            _GROUPS_READ: self._groups_read,
+            "progress/input_fingerprint": self._input_fingerprint,
         }
 
     def run_step(self, item: InputBatch) -> dict[str, tf.Tensor] | None:
         """Train on a batch; return its losses, or None for a batch without samples, which is not a step."""
-        self._batches_read.assign_add(1)
+        self._groups_read.assign_add(item.num_groups)
         if not item.batch.num_samples:
             return None
         if self.steps.enter_phase(item.step):
