@@ -51,7 +51,7 @@ def test_the_schema_of_the_reference_config(load):
     )
     assert schema.labels == LABELS
     assert schema.sample_weight is None
-    assert schema.image == Image("img_path", 224, 224, 3, "BILINEAR", True, 50_000_000)
+    assert schema.image == Image("img_path", 224, 224, 3, "BILINEAR", True, 50_000_000, background=(255, 255, 255))
     assert schema.uses_image
     assert schema.group_size_field == "group_size"
     assert schema.tasks == (

@@ -1,14 +1,26 @@
 """Good settings of `img_model` pass, each field in one of them, and mean what they say."""
 
 import pytest
-from config_helpers import ALL_GROUP, CATE_LABEL, FAMILY_PER_GROUP, FEATURE, IMAGE, SGD, TRAIN, loss, size
+from config_helpers import (
+    ALL_GROUP,
+    CATE_LABEL,
+    FAMILY_PER_GROUP,
+    FEATURE,
+    IMAGE,
+    SGD,
+    TRAIN,
+    assert_only_problem,
+    loss,
+    size,
+)
 
 from easyrec_mm.config.image import BACKBONE_NAMES, backbone_name, image_losses
 from easyrec_mm.protos.image_pb2 import Augmentation, Descriptors, ImageLoss, ImgModel
 
 # Good settings. Each field of ImgModel, ImageLoss and Augmentation must be in one of them.
+BACKGROUND = f"{IMAGE}.transparent_background=#f0e0ff"
 GOOD = {
-    "plain": [f"{IMAGE}.model_name=ConvNeXt_Tiny", f"{IMAGE}.num_classes=8", f"{IMAGE}.pooling=GEM"],
+    "plain": [f"{IMAGE}.model_name=ConvNeXt_Tiny", f"{IMAGE}.num_classes=8", f"{IMAGE}.pooling=GEM", BACKGROUND],
     "transformer": [
         f"{IMAGE}.model_name=ViT-Tiny",
         f"{IMAGE}.pooling=CLS_TOKEN",
@@ -150,3 +162,16 @@ def test_what_is_read_once_a_picture(load):
     assert schema.category.name == "familyid"
     assert set(schema.group_fields) == {"familyid", "level", "like"}
     assert len(schema.group_fields) == 3
+
+
+@pytest.mark.parametrize(
+    ("text", "colour"), [("white", (255, 255, 255)), ("#102030", (16, 32, 48)), ("Teal", (0, 128, 128))]
+)
+def test_the_background_is_a_colour(load, text, colour):
+    assert load(overrides=[f"{IMAGE}.transparent_background={text}"]).schema.image.background == colour
+
+
+def test_what_is_no_colour(problems):
+    place = f"{IMAGE}.transparent_background"
+    says = "'whitish' is not a colour; give a name, such as white, or #rrggbb"
+    assert_only_problem(problems((f"{place}=whitish",)), place, says)

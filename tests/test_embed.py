@@ -82,8 +82,10 @@ def test_bad_pictures_are_absent_and_listed(exported, root, capsys):
     bad = {keys[0]: b"", keys[3]: b"no picture", keys[4]: (root / keys[4]).read_bytes()[:200]}
     for key, content in bad.items():
         (root / key).write_bytes(content)
-    embed(exported, root)
-    assert f"{len(keys) - 3} pictures embedded" in (output := capsys.readouterr().out)
+    embed(exported, root, expect=1)
+    assert f"3 of {len(keys)} items have no valid picture, more than --max_bad_share (0.1)" in capsys.readouterr().err
+    embed(exported, root, "--max_bad_share", "0.3")
+    assert f"{len(keys) - 3} already in the store, " in (output := capsys.readouterr().out)
     assert "3 bad (absent; listed in" in output
     answer = stored(root, keys)
     assert [keys[i] for i in np.flatnonzero(answer.states == State.ABSENT)] == sorted(bad)

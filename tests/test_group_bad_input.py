@@ -11,8 +11,8 @@ import pyarrow.parquet as pq
 import pytest
 from group_helpers import COLUMNS, GOOD, bad_rows, contents, groups_of, make_log, refused, run, stats, write_csv
 
-from easyrec_mm.grouping import flat_files, shards
 from easyrec_mm.grouping import local_engine as local_engine_module
+from easyrec_mm.grouping import column_kinds, shards
 
 
 def test_bad_rows_are_refused_counted_and_listed(tmp_path, capsys):
@@ -188,7 +188,7 @@ def test_a_file_that_is_damaged_within(tmp_path, capsys):
 def test_a_file_that_changes_meanwhile(tmp_path, capsys, monkeypatch):
     """Rows are counted when types are told, and again when they are read."""
     write_csv(tmp_path / "log.csv", GOOD)
-    scan = flat_files.scan_split
+    scan = column_kinds.scan_split
 
     def scan_and_change(split, separator):
         result = scan(split, separator)

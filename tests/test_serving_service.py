@@ -156,6 +156,9 @@ def test_a_new_generation_of_the_tower_is_taken(place):
     first = meta.generations[1]
     again = dataclasses.replace(first, number=2, begun_s=first.begun_s + 5, completed_s=first.begun_s + 6)
     store.write_meta(dataclasses.replace(meta, current=2, generations={1: first, 2: again}))
+    with pytest.raises(ServingError, match=r"generation 2 of .* has no vectors"):
+        ours.reload()
+    store.put_many(again, list(store.scan(first)))
     assert ours.reload().generation.number == 2
 
 

@@ -34,7 +34,7 @@ def test_values_and_not_texts_are_compared(load):
     [
         ("INT64", '["7", "M"]', "holds 'M', which no value of 'gender' (int64) is"),
         ("BOOL", '["yes"]', "holds 'yes', which no value of 'gender' (bool) is"),
-        ("INT64", '["7", "007"]', "holds the value '7' twice"),
+        ("INT64", '["7", "007"]', "holds '7' twice"),
     ],
 )
 def test_what_no_value_is_or_is_written_in_two_ways(problems, input_type, vocabulary, says):

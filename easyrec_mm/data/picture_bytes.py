@@ -87,7 +87,9 @@ class FileBytes:
             found = Exif(tf.where(is_exif, position + 10, 0), tf.where(is_exif, end, 0))
             return tf.where(is_fill, position + 1, end), found
 
-        return tf.while_loop(is_before_picture, next_segment, (tf.constant(2), Exif(tf.constant(0), tf.constant(0))))[1]
+        nothing = Exif(tf.constant(0), tf.constant(0))
+        exif: Exif = tf.while_loop(is_before_picture, next_segment, (tf.constant(2), nothing))[1]
+        return exif
 
     def exif_of_png(self) -> tuple[Exif, tf.Tensor]:
         """Find the eXIf chunk, before or behind the picture; also return whether a chunk makes colours transparent."""
@@ -118,4 +120,6 @@ class FileBytes:
             return end + length % 2, found
 
         nothing = Exif(tf.constant(0), tf.constant(0))
-        return tf.while_loop(lambda position, _: position + 8 <= self.size, next_chunk, (tf.constant(12), nothing))[1]
+        start = (tf.constant(12), nothing)
+        exif: Exif = tf.while_loop(lambda position, _: position + 8 <= self.size, next_chunk, start)[1]
+        return exif

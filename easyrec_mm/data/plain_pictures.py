@@ -77,9 +77,9 @@ def _first_frame(content: bytes, kind: str, image: Image) -> bytes:
         if isinstance(error, ValueError) and str(error) == too_many_pixels(image):
             raise
         raise ValueError(f"is damaged: {error}") from error
-    values = np.asarray(frame, np.int32)
+    values, background = np.asarray(frame, np.int32), np.array(image.background, np.int32)
     colour, alpha = values[..., :3], values[..., 3:]
-    pixels = (colour * alpha + np.int32(image.background) * (255 - alpha) + 127) // 255
+    pixels = (colour * alpha + background * (255 - alpha) + 127) // 255
     bmp = io.BytesIO()
     PIL.Image.fromarray(pixels.astype(np.uint8)).save(bmp, "BMP")
     return bmp.getvalue()

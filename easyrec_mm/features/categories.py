@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
+import struct
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-import numpy as np
-
 from easyrec_mm.features.back_end import BackEnd
-from easyrec_mm.features.numpy_back_end import NumpyBackEnd
 from easyrec_mm.features.reading import FeatureSettings
 from easyrec_mm.features.text_patterns import integer, word
 from easyrec_mm.protos.feature_pb2 import FeatureConfig
@@ -80,7 +78,7 @@ def read_categories(settings: FeatureSettings) -> Categories:
     vocabulary = tuple(_as_values(names[0], texts, settings))
     if len(set(vocabulary)) != len(vocabulary):
         repeated = next(text for i, text in enumerate(vocabulary) if text in vocabulary[:i])
-        settings.add(names[0], f"holds the value '{repeated}' twice; each value has one row")
+        settings.add(names[0], f"holds '{repeated}' twice; each value has one row")
     return Categories("vocabulary", len(vocabulary) + 1, vocabulary, item.precision)
 
 
@@ -96,13 +94,16 @@ def check_precision(settings: FeatureSettings, categories: Categories) -> None:
 def _as_values(setting: str, texts: Sequence[str], settings: FeatureSettings) -> Iterator[str]:
     """Yield the texts of a vocabulary as `BackEnd.texts` writes the values of the feature's field: 7 for 007."""
     field = settings.fields.get(settings.inputs[0]) if settings.inputs else None
+    digits = settings.item.precision
+    if field is None or field.dtype == "string" or (field.dtype == "float32" and digits < 0):
+        yield from texts
+        return
     for text in texts:
-        if field is None or field.dtype == "string" or not text:
-            yield text
-            continue
         try:
-            value = np.array([field.value(text)], np.float32 if field.dtype == "float32" else None)
-            yield from NumpyBackEnd({}).texts(value, settings.item.precision)
+            value = field.value(text)
+            if isinstance(value, float):
+                (value,) = struct.unpack("f", struct.pack("f", value))
+            yield f"{value:.{digits}f}" if isinstance(value, float) else f"{int(value)}"
         except (ValueError, OverflowError):
             problem = f"holds '{text}', which no value of '{field.name}' ({field.dtype}) is; correct it, or read STRING"
             settings.add(setting, problem)
