@@ -11,8 +11,8 @@ import pyarrow.parquet as pq
 import pytest
 from group_helpers import COLUMNS, GOOD, bad_rows, contents, groups_of, make_log, refused, run, stats, write_csv
 
-from easyrec_mm.grouping import local_engine as local_engine_module
 from easyrec_mm.grouping import column_kinds, shards
+from easyrec_mm.grouping import local_engine as local_engine_module
 
 
 def test_bad_rows_are_refused_counted_and_listed(tmp_path, capsys):
