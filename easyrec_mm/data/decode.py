@@ -8,6 +8,8 @@ into one of these beforehand, and an exported model refuses.
 
 from __future__ import annotations
 
+from enum import IntEnum
+
 import tensorflow as tf
 
 from easyrec_mm.data.picture_bytes import APP0, APP15, COM
@@ -32,6 +34,18 @@ MID_GREY = 128
 _HEAD_BYTES = 34
 # Length of the JFIF segment, APP0, without a thumbnail.
 _JFIF_LENGTH = 16
+
+
+class _Kind(IntEnum):
+    """What decodes a picture; a turned JPEG is one that may have EXIF."""
+
+    JPEG = 0
+    TURNED_JPEG = 1
+    PNG = 2
+    WEBP = 3
+    GIF = 4
+    BMP = 5
+    PALETTE_BMP = 6
 
 
 def decode_pictures(data: tf.Tensor, image: Image) -> tf.Tensor:
@@ -65,7 +79,7 @@ def decode_picture(data: tf.Tensor, image: Image) -> tf.Tensor:
 
 
 def _checked(data: tf.Tensor, image: Image) -> tuple[tf.Tensor, tf.Tensor]:
-    """Check the headers of pictures, string `[U]`; return the contents and the number of each one's decoder."""
+    """Check the headers of pictures, string `[U]`; return the contents, and the _Kind of each."""
     # Headers are checked for all pictures at once: decoding a picture of 224 x 224 takes as long as 40 small ops.
     padded = tf.strings.join([data, b"\x00" * _HEAD_BYTES])
     head = tf.strings.substr(padded, 0, _HEAD_BYTES)
@@ -74,28 +88,27 @@ def _checked(data: tf.Tensor, image: Image) -> tuple[tf.Tensor, tf.Tensor]:
     num_pixels = tf.where(is_jpeg, tf.constant(1, tf.int64), _num_pixels(head, tf.cast(byte, tf.int64)))
     format_check = tf.debugging.Assert(tf.reduce_all(num_pixels > 0), [UNKNOWN_FORMAT])
     size_check = tf.debugging.Assert(tf.reduce_all(num_pixels <= image.max_pixels), [TOO_MANY_PIXELS])
-    kind = tf.where(_has(head, b"RIFF"), 4, tf.where(_has(head, b"GIF8"), 5, 6))
-    kind = tf.where(_has(head, b"BM"), tf.where(tf.equal(byte[:, 28], 8), 2, 3), kind)
-    kind = tf.where(is_jpeg, tf.where(_may_have_exif(byte), 1, 0), kind)
+    kind = tf.where(_has(head, b"RIFF"), _Kind.WEBP, tf.where(_has(head, b"GIF8"), _Kind.GIF, _Kind.PNG))
+    bmp = tf.where(tf.equal(byte[:, 28], 8), _Kind.PALETTE_BMP, _Kind.BMP)  # by its bits per pixel
+    jpeg = tf.where(_may_have_exif(byte), _Kind.TURNED_JPEG, _Kind.JPEG)
+    kind = tf.where(is_jpeg, jpeg, tf.where(_has(head, b"BM"), bmp, kind))
     with tf.control_dependencies([format_check, size_check]):
         return tf.identity(data), kind
 
 
 def _decode(data: tf.Tensor, kind: tf.Tensor, image: Image) -> tf.Tensor:
-    """Decode a picture, a string scalar, by the decoder with the number `kind`, to uint8 `[h, w, 3]`."""
+    """Decode a picture of a _Kind, a string scalar, to uint8 `[h, w, 3]`."""
     background = tf.constant(image.background, tf.int32)
-    pixels = tf.switch_case(
-        kind,
-        [
-            lambda: decode_jpeg(data, image.max_pixels),
-            lambda: decode_turned_jpeg(data, image.max_pixels),
-            lambda: decode_palette_bmp(data),
-            lambda: tf.io.decode_bmp(data)[..., :3],
-            lambda: decode_webp(data, background),
-            lambda: decode_gif(data, image.max_pixels),
-            lambda: decode_png(data, background),
-        ],
-    )
+    decoders = {
+        _Kind.JPEG: lambda: decode_jpeg(data, image.max_pixels),
+        _Kind.TURNED_JPEG: lambda: decode_turned_jpeg(data, image.max_pixels),
+        _Kind.PNG: lambda: decode_png(data, background),
+        _Kind.WEBP: lambda: decode_webp(data, background),
+        _Kind.GIF: lambda: decode_gif(data, image.max_pixels),
+        _Kind.BMP: lambda: tf.io.decode_bmp(data)[..., :3],
+        _Kind.PALETTE_BMP: lambda: decode_palette_bmp(data),
+    }
+    pixels = tf.switch_case(kind, {int(number): decoder for number, decoder in decoders.items()})
     pixels.set_shape([None, None, 3])
     return pixels
 
