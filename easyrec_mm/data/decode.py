@@ -165,7 +165,7 @@ def _has(head: tf.Tensor, magic: bytes, position: int = 0) -> tf.Tensor:
 def _may_have_exif(byte: tf.Tensor) -> tf.Tensor:
     """Return of JPEGs, whose first bytes are int32 `[U, 34]`, whether EXIF has to be looked for, bool `[U]`.
 
-    Most files begin with JFIF and tables: these need no look at their segments, which would take as long as decoding.
+    Most files begin with JFIF and tables: these are not walked through segment by segment.
     """
 
     def precedes_picture(marker: tf.Tensor) -> tf.Tensor:
