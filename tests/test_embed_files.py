@@ -71,3 +71,10 @@ def test_a_text_without_pictures_is_a_list(schema, folder):
     assert [item.key for item in read_items(str(folder / "README.md"), schema).items] == ["two", "lines"]
     with pytest.raises(DataError, match="matches no file"):
         read_items(f"{folder}/none*", schema)
+
+
+def test_a_folder_of_a_bucket(schema, folder, s3, bucket):
+    s3.put_folder(folder, f"{bucket}/pictures")
+    items = read_items(f"{bucket}/pictures", schema, bucket).items
+    assert len(items) == 7
+    assert Item("pictures/deep/c,d[1].png", f"{bucket}/pictures/deep/c,d[1].png") in items

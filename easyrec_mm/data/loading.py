@@ -140,8 +140,16 @@ class BatchLoader:
         samples = self._chunks.samples(rows)
         vectors = self._vectors.of_samples(rows["keys"], pending.vectors)
         batch = _batch(samples, vectors, rows["sample_image"], pixels, images)
-        epochs = (epoch, epochs_before, pending.epochs_done)
-        return InputBatch(batch, samples["kept_fields"], num_groups, *epochs, pending.step, pending.paths)
+        return InputBatch(
+            batch=batch,
+            kept_fields=samples["kept_fields"],
+            num_groups=num_groups,
+            epoch=epoch,
+            epochs_before=epochs_before,
+            epochs_done=pending.epochs_done,
+            step=pending.step,
+            picture_path=pending.paths,
+        )
 
     def forget(self) -> None:
         """Cancel loading that was begun and not finished."""

@@ -160,7 +160,7 @@ def _embed_batches(
 
 def _require_valid(result: EmbedResult, options: EmbedOptions, store: str, first_bad: str) -> None:
     num_items = result.embedded + result.unchanged + result.bad
-    if result.bad > options.max_bad_share * num_items or result.bad == num_items:
+    if result.bad and (result.bad > options.max_bad_share * num_items or result.bad == num_items):
         raise UserError(
             f"{result.bad} of {num_items} items have no valid picture, more than --max_bad_share "
             f"({options.max_bad_share}); generation {result.generation} of {store} was not made current. Check "

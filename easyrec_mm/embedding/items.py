@@ -72,21 +72,17 @@ def read_items(paths: str, schema: Schema, image_root: str = "", key_column: str
     columns = _Columns(key_column, path_column or key_column, schema)
     by_key: dict[str, Item] = {}
     refused: list[BadRecord] = []
-    files = [(path, are_pictures) for part in _parts(paths) for are_pictures in [_are_pictures(part)] for path in part]
-    for path, is_picture in files:
-        for item in _picture_item(path, columns, image_root) if is_picture else _items_of(path, columns):
-            if isinstance(item, BadRecord):
-                refused.append(item)
-                continue
-            first = by_key.setdefault(item.key, item)
-            if first.fields != item.fields:
-                names, here, before = (
-                    ", ".join(values) for values in (schema.image_fields(), item.fields, first.fields)
-                )
-                raise DataError(
-                    f"{path}: key '{item.key}' has {names} '{here}' here and '{before}' before; a key has one vector: "
-                    "give a table with keys of items (--key_column), and serve with --key_field"
-                )
+    for path, item in _all_items(paths, columns, image_root):
+        if isinstance(item, BadRecord):
+            refused.append(item)
+            continue
+        first = by_key.setdefault(item.key, item)
+        if first.fields != item.fields:
+            names, here, before = (", ".join(values) for values in (schema.image_fields(), item.fields, first.fields))
+            raise DataError(
+                f"{path}: key '{item.key}' has {names} '{here}' here and '{before}' before; a key has one vector: "
+                "give a table with keys of items (--key_column), and serve with --key_field"
+            )
     if not by_key:
         reason = f"; the first group is refused: {refused[0]}" if refused else "; give files that list some"
         raise DataError(f"--input {paths}: names no picture{reason}")
@@ -137,6 +133,15 @@ class _Columns:
                 yield Item(values[self.key], values[self.path], fields)
 
 
+def _all_items(paths: str, columns: _Columns, image_root: str) -> Iterator[tuple[str, Item | BadRecord]]:
+    """Yield each item, or what is wrong with it, and the file that names it or is its picture."""
+    for files in _parts(paths):
+        are_pictures = _are_pictures(files)
+        for path in files:
+            items = _picture_item(path, columns, image_root) if are_pictures else _items_of(path, columns)
+            yield from ((path, item) for item in items)
+
+
 def _parts(paths: str) -> list[list[str]]:
     """Return the files of each part of a comma-separated list: a file, a folder with all below it, or a glob."""
     names = [paths] if os.path.exists(plain(paths)) else [part.strip() for part in paths.split(",")]
@@ -149,7 +154,10 @@ def _parts(paths: str) -> list[list[str]]:
 
 def _files(name: str) -> list[str]:
     if is_remote(name):
-        return [info.path for info in place_of(name).find(name) if not info.is_folder]
+        place, infos = place_of(name), place_of(name).find(name)
+        if [info.is_folder for info in infos] == [True]:
+            infos = sorted(place.below(infos[0].path), key=lambda info: info.path)
+        return [info.path for info in infos if not info.is_folder]
     path = plain(name)
     if os.path.isdir(path):
         return sorted(str(file) for file in Path(path).rglob("*") if file.is_file())

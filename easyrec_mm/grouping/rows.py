@@ -138,7 +138,7 @@ class SplitReader:
         columns = {name: checks.typed(name, kind) for name, kind in layout.kinds.items()}
         for name in layout.required:
             checks.require(name, columns[name])
-        if layout.side_rule:
+        if layout.side_rule and layout.side_rule.order:
             checks.require_comparable(layout.side_rule, columns[layout.side_rule.column])
         columns[layout.image] = pc.fill_null(columns[layout.image], "")
         good = ~checks.is_bad
