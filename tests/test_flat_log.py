@@ -296,12 +296,6 @@ def test_parquet_is_divided_by_row_groups(tmp_path, monkeypatch):
 @settings(deadline=None)
 @given(st.lists(st.lists(st.none() | st.integers(-5, 5), max_size=8), min_size=1, max_size=5), st.randoms())
 def test_statistics_do_not_depend_on_the_pieces(parts, random):
-    def stats(portions):
-        whole = LogStats.of({"a": "int64"}, 3)
-        for part in portions:
-            whole.add(table_of(part, start=sum(map(len, parts[: parts.index(part)])) if part in parts else 0))
-        return whole
-
     values = [value for part in parts for value in part]
     whole = LogStats.of({"a": "int64"}, 3)
     whole.add(table_of(values, 0))

@@ -38,7 +38,7 @@ def add_flags(parser: f.Parser) -> None:
         "--bad_pictures",
         metavar="F",
         default="bad_pictures.jsonl",
-        help="file that lists invalid pictures and groups; not written if there are none",
+        help="file that lists invalid pictures and groups, if any",
     )
     add(
         "--max_bad_share",

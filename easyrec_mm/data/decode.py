@@ -12,7 +12,7 @@ from enum import IntEnum
 
 import tensorflow as tf
 
-from easyrec_mm.data.picture_bytes import APP0, APP15, COM
+from easyrec_mm.data.picture_bytes import APP0, may_precede_exif
 from easyrec_mm.data.picture_formats import (
     TOO_MANY_PIXELS,
     decode_gif,
@@ -37,7 +37,7 @@ _JFIF_LENGTH = 16
 
 
 class _Kind(IntEnum):
-    """What decodes a picture; a turned JPEG is one that may have EXIF."""
+    """The decoder of a picture; TURNED_JPEG is for JPEGs that may have EXIF."""
 
     JPEG = 0
     TURNED_JPEG = 1
@@ -168,11 +168,8 @@ def _may_have_exif(byte: tf.Tensor) -> tf.Tensor:
     Most files begin with JFIF and tables: these are not walked through segment by segment.
     """
 
-    def precedes_picture(marker: tf.Tensor) -> tf.Tensor:
-        return ((marker >= APP0) & (marker <= APP15)) | tf.equal(marker, COM) | tf.equal(marker, 0xFF)
-
     is_jfif = tf.equal(byte[:, 3], APP0) & tf.equal(byte[:, 4] * 256 + byte[:, 5], _JFIF_LENGTH)
-    return precedes_picture(byte[:, 3]) & ~(is_jfif & ~precedes_picture(byte[:, 5 + _JFIF_LENGTH]))
+    return may_precede_exif(byte[:, 3]) & ~(is_jfif & ~may_precede_exif(byte[:, 5 + _JFIF_LENGTH]))
 
 
 def _num_pixels(head: tf.Tensor, byte: tf.Tensor) -> tf.Tensor:

@@ -9,8 +9,8 @@ import tensorflow as tf
 # Zero bytes behind the end of a file, so that short fields can be read at any position within it.
 _PADDING = 16
 
-# Second bytes of JPEG's markers: APP0 to APP15 and COM, which may precede EXIF; EXIF is in an APP1.
-APP0, APP1, APP15, COM = 0xE0, 0xE1, 0xEF, 0xFE
+# Second bytes of JPEG's markers: APP0 to APP15 and COM; EXIF is in an APP1.
+APP0, _APP1, _APP15, _COM = 0xE0, 0xE1, 0xEF, 0xFE
 _MARKER = 0xFF  # first byte of a marker, and of any number of fill bytes before it
 
 _ORIENTATION_TAG, _SHORT = 0x0112, 3  # EXIF 2.32, section 4.6.4; TIFF 6.0, section 2
@@ -18,10 +18,16 @@ _UPRIGHT = 1
 
 
 class Exif(NamedTuple):
-    """Where the TIFF block of a file's EXIF begins and ends; start 0 if there is none."""
+    """Where the TIFF block of a file's EXIF begins and ends; without EXIF, `start` is 0."""
 
     start: tf.Tensor
     end: tf.Tensor
+
+
+def may_precede_exif(marker: tf.Tensor) -> tf.Tensor:
+    """Return whether segments of JPEG with these second bytes of markers may precede EXIF, or are EXIF."""
+    is_app = (marker >= APP0) & (marker <= _APP15)
+    return is_app | tf.equal(marker, _COM) | tf.equal(marker, _MARKER)
 
 
 class FileBytes:
@@ -76,13 +82,12 @@ class FileBytes:
         """Find the first EXIF among the segments that precede the picture, whatever else is among them."""
 
         def is_before_picture(position: tf.Tensor, exif: Exif) -> tf.Tensor:
-            marker = self.at(position + 1)
-            may_precede = ((marker >= APP0) & (marker <= APP15)) | tf.equal(marker, COM) | tf.equal(marker, _MARKER)
-            return tf.equal(exif.start, 0) & tf.equal(self.at(position), _MARKER) & may_precede
+            is_marker = tf.equal(self.at(position), _MARKER)
+            return tf.equal(exif.start, 0) & is_marker & may_precede_exif(self.at(position + 1))
 
         def next_segment(position: tf.Tensor, exif: Exif) -> tuple[tf.Tensor, Exif]:
             is_fill = tf.equal(self.at(position + 1), _MARKER)
-            is_exif = tf.equal(self.at(position + 1), APP1) & self.has(position + 4, b"Exif\x00\x00")
+            is_exif = tf.equal(self.at(position + 1), _APP1) & self.has(position + 4, b"Exif\x00\x00")
             end = tf.minimum(position + 2 + tf.maximum(self.number(position + 2, 2), 2), self.size)
             found = Exif(tf.where(is_exif, position + 10, 0), tf.where(is_exif, end, 0))
             return tf.where(is_fill, position + 1, end), found

@@ -12,6 +12,7 @@ from typing import Any
 import tensorflow as tf
 
 from easyrec_mm.data.picture_bytes import FileBytes
+from easyrec_mm.data.plain_pictures import on_background
 
 # Parts of error messages.
 TOO_MANY_PIXELS = "more than max_image_pixels"
@@ -149,10 +150,8 @@ def decode_palette_bmp(data: tf.Tensor) -> tf.Tensor:
 
 
 def _on_background(pixels: tf.Tensor, background: tf.Tensor) -> tf.Tensor:
-    """Lay pixels uint8 `[h, w, 4]`, with alpha, over a colour int32 `[3]`; uint8 `[h, w, 3]`, rounded."""
-    values = tf.cast(pixels, tf.int32)
-    colour, alpha = values[..., :3], values[..., 3:]
-    return tf.cast((colour * alpha + background * (255 - alpha) + 127) // 255, tf.uint8)
+    """Lay pixels uint8 `[h, w, 4]`, with alpha, over a colour int32 `[3]`; uint8 `[h, w, 3]`."""
+    return tf.cast(on_background(tf.cast(pixels, tf.int32), background), tf.uint8)
 
 
 def _upright(pixels: tf.Tensor, orientation: tf.Tensor) -> tf.Tensor:

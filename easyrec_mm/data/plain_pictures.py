@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import io
 import struct
+from typing import Any
 
 import numpy as np
 import PIL.Image
@@ -38,6 +39,12 @@ def plain_picture(content: bytes, image: Image) -> bytes:
         return content
     kind = format_of(content)
     return _first_frame(content, kind, image) if _is_odd(content, kind) else content
+
+
+def on_background(values: Any, background: Any) -> Any:
+    """Lay pixels `[..., 4]`, with alpha, over a colour `[3]`, rounded: int32 of NumPy or TensorFlow, `[..., 3]`."""
+    colour, alpha = values[..., :3], values[..., 3:]
+    return (colour * alpha + background * (255 - alpha) + 127) // 255
 
 
 def too_many_pixels(image: Image) -> str:
@@ -77,9 +84,7 @@ def _first_frame(content: bytes, kind: str, image: Image) -> bytes:
         if isinstance(error, ValueError) and str(error) == too_many_pixels(image):
             raise
         raise ValueError(f"is damaged: {error}") from error
-    values, background = np.asarray(frame, np.int32), np.array(image.background, np.int32)
-    colour, alpha = values[..., :3], values[..., 3:]
-    pixels = (colour * alpha + background * (255 - alpha) + 127) // 255
+    pixels = on_background(np.asarray(frame, np.int32), np.array(image.background, np.int32))
     bmp = io.BytesIO()
     PIL.Image.fromarray(pixels.astype(np.uint8)).save(bmp, "BMP")
     return bmp.getvalue()

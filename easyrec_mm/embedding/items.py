@@ -29,8 +29,10 @@ from easyrec_mm.formats.typed_groups import TypedGroups, TypedRows, text_groups
 from easyrec_mm.schema import Schema
 
 # By these endings files are told apart; without any of them, by the first bytes.
-_DECODED_ENDINGS = {".avif", ".bmp", ".gif", ".jfif", ".jpe", ".jpeg", ".jpg", ".png", ".webp"}
-_PICTURE_ENDINGS = _DECODED_ENDINGS | {".heic", ".heif", ".ico", ".jxl", ".svg", ".tif", ".tiff"}
+_PICTURE_ENDINGS = {
+    *(".avif", ".bmp", ".gif", ".jfif", ".jpe", ".jpeg", ".jpg", ".png", ".webp"),
+    *(".heic", ".heif", ".ico", ".jxl", ".svg", ".tif", ".tiff"),  # which are bad pictures
+}
 _LIST_ENDINGS = {".csv", ".gz", ".parquet", ".tfrecord", ".tsv", ".txt"}
 
 
