@@ -59,6 +59,10 @@ class CheckpointError(UserError):
     """A checkpoint that cannot be written, read or matched with the model."""
 
 
+class DamagedCheckpointError(CheckpointError):
+    """A checkpoint whose files are damaged, or that contains numbers with which no model works; others may be whole."""
+
+
 def tensorflow_reason(message: str | None) -> str:
     """Return the text of a TensorFlow error message, without the names of graph nodes before and after it."""
     message = re.sub(r"^(\s*\{\{.*?\}\})+", "", message or "")

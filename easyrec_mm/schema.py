@@ -6,14 +6,13 @@ export and serving share one definition. It does not depend on files, layers or 
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal
 
 from easyrec_mm.features.feature import Feature, Table
 from easyrec_mm.features.feature_types import feature_from_dict, feature_to_dict
-from easyrec_mm.features.field import Field
+from easyrec_mm.features.field import LARGEST_NUMBER, Field
 from easyrec_mm.features.sequence_feature import SequenceFeature
 from easyrec_mm.features.tag_feature import TagFeature
 from easyrec_mm.features.text_patterns import VALUE_PATTERNS
@@ -206,7 +205,7 @@ class Schema:
             return 0.0, classes[label] - 1.0, True
         if any(task.label == label and task.activation == "binary" for task in self.tasks):
             return 0.0, 1.0, False
-        return -math.inf, math.inf, False
+        return -LARGEST_NUMBER, LARGEST_NUMBER, False
 
     def image_fields(self) -> tuple[str, ...]:
         """Return the names of the fields that the image model reads in addition to the picture."""

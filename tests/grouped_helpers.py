@@ -62,7 +62,7 @@ def typed(fields: GroupFields, layout: RowLayout | None = None) -> TypedGroups:
 Group = dict[str, Any]
 
 _TEXT = st.text(st.characters(exclude_characters="|\x01\x02\n\r", exclude_categories=["Cs"]), min_size=1, max_size=6)
-_FLOAT = st.floats(width=32, allow_nan=False, allow_infinity=False)
+_FLOAT = st.floats(-(2.0**63), 2.0**63, width=32)
 _WHOLE = st.integers(-(10**18) + 1, 10**18 - 1)
 VALUES = {"int64": _WHOLE, "string": _TEXT, "float64": _FLOAT, "float32": _FLOAT, "bool": st.booleans()}
 

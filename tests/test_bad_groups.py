@@ -142,12 +142,11 @@ def test_all_commands_refuse_the_same_groups_with_the_same_words(groups, tmp_pat
 
     run("train", *flags)
     assert records(tmp_path / "m/bad_records.jsonl") == expected
-    (tmp_path / "m/bad_records.jsonl").unlink()
     run("eval", *flags, "--eval_input_path", file)
-    assert records(tmp_path / "m/bad_records.jsonl") == expected
-    (tmp_path / "m/bad_records.jsonl").unlink()
+    assert records(tmp_path / "m/eval_bad_records.jsonl") == expected
     run("predict", *flags, "--predict_input_path", file, "--output", tmp_path / "p.csv")
-    assert records(tmp_path / "m/bad_records.jsonl") == without_labels
+    assert records(tmp_path / "m/predict_bad_records.jsonl") == without_labels
+    assert records(tmp_path / "m/bad_records.jsonl") == expected  # that of the training is as it was
     output = run("check", *flags)
     assert all(f"{path}:{row}: {where}: {problem}" in output for path, row, where, problem in expected)
     converted = ["--input", file, "--format", "parquet", "--output", tmp_path / "converted", "--max_bad_share", 1]

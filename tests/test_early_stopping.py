@@ -125,6 +125,8 @@ def test_a_best_checkpoint_that_is_gone(data, tmp_path, scripted):
     with pytest.raises(CheckpointError, match=r"of step 2, is gone, and none that is left reached auc_click >= 0.85"):
         chosen(run, "export_config.best_exporter_threshold=0.85")
     # It is not mistaken for the checkpoint of that step of another training.
+    for file in run.model_dir.glob("model.ckpt-*"):
+        file.unlink()
     (run.model_dir / "checkpoint").unlink()
     scripted(0.3, 0.2)
     again = evaluated_training(data, tmp_path, 'exporter_type: "best"', f"num_steps: 2 {EACH_STEP}").run()

@@ -7,7 +7,7 @@ import tensorflow as tf
 from training_helpers import Training
 
 from easyrec_mm.errors import DataError
-from easyrec_mm.training.trainer import Trainer
+from easyrec_mm.training.state import TrainingState
 
 pytestmark = pytest.mark.usefixtures("backbone_of_three_stages")
 NUM_GROUPS = 12
@@ -44,18 +44,18 @@ def test_other_data_of_the_same_size_are_read_from_their_start(data, tmp_path, c
 
 
 def test_a_checkpoint_that_counts_batches_goes_on(data, tmp_path, monkeypatch):
-    state = Trainer.state
+    values = TrainingState.values
 
-    def older(trainer):
-        variables = state(trainer)
-        del variables["progress/groups_read"]
-        fingerprint = tf.Variable(trainer.input.fingerprint(with_contents=False), dtype=tf.int64)
-        position = {"progress/batches_read": tf.Variable(3, dtype=tf.int64), "progress/input_fingerprint": fingerprint}
-        return {**variables, **position}
+    def older(state, losses):
+        kept = {name: value for name, value in values(state, losses).items() if name in state.variables()}
+        del kept["progress/groups_read"]
+        return kept | {"progress/batches_read": tf.constant(3, tf.int64), "progress/input_fingerprint": fingerprint}
 
+    parts = Training(data, tmp_path / "parts", train="num_epochs: 1")
+    fingerprint = tf.constant(parts.trainer.input.fingerprint(with_contents=False), tf.int64)
     with monkeypatch.context() as patch:
-        patch.setattr(Trainer, "state", older)
-        trained(data, tmp_path / "parts", 1)
+        patch.setattr(TrainingState, "values", older)
+        parts.run()
     whole = trained(data, tmp_path / "whole", 2)
     parts = trained(data, tmp_path / "parts", 2)
     assert parts.log[-1]["step"] == whole.log[-1]["step"] == 6

@@ -42,7 +42,7 @@ def number(text):
             value = np.float32(float(text))
     except ValueError:
         return None
-    return value if np.isfinite(value) else None
+    return value if abs(value) <= 1e19 else None
 
 
 def boolean(text):
@@ -155,7 +155,7 @@ GOOD_VALUES = {
     "user": words,
     "age": st.sampled_from(["", "0", "31", " -4 ", "+5"]),
     "vip": st.sampled_from(["", "0", "1", "true", "FALSE"]),
-    "price": st.sampled_from(["", "0", "2.5", "-1e-3", "1e30"]),
+    "price": st.sampled_from(["", "0", "2.5", "-1e-3", "9e18"]),
     "pairs": st.sampled_from(["", "a:1", "a:1|b:-2.5", "||é:.5|"]),
     "place": st.sampled_from(["", "1|2", " 1.5|-2e3"]),
     "liked": st.sampled_from(["x|y", "|é||z|"]),

@@ -201,8 +201,8 @@ def test_groups_of_a_tfrecord_that_cannot_be_used(tmp_path):
         "column 'age': is a float_list, not a int64_list": example(age=[1.0, 2.0]),
         "column 'click': 3 entries, group size 2": example(click=[1, 0, 1]),
         "column 'group_size': group size 0 is not 1 or more": example(group_size=[0]),
-        "column 'weight': sample 1: inf is not a finite number": example(weight=[0.5, float("inf")]),
-        "column 'seconds': sample 0: label nan is not a finite number": example(seconds=[float("nan"), 0.0]),
+        "column 'weight': sample 1: inf is not a number from -1e19 to 1e19": example(weight=[0.5, float("inf")]),
+        "column 'seconds': sample 0: label nan is not from -1e+19 to 1e+19": example(seconds=[float("nan"), 0.0]),
         "column 'cate': sample 1: 'd', but sample 0 has 'c'": example(cate=[b"c", b"d"]),
         "column 'user': sample 1: '\ufffd' is not UTF-8": example(user=[b"a", b"\xff"]),
         "record: is not a tf.train.Example": b"\xff\xff",
@@ -244,7 +244,7 @@ def test_groups_of_parquet_that_cannot_be_used(tmp_path):
     assert [(refusal.row, refusal.where, refusal.problem.split(";")[0]) for refusal in piece.refused] == [
         (2, "column 'user'", "1 entries, group size 2"),
         (3, "column 'cate'", "sample 1: 'd', but sample 0 has 'c'"),
-        (4, "column 'seconds'", "sample 0: inf is not a finite number"),
+        (4, "column 'seconds'", "sample 0: inf is not a number from -1e19 to 1e19"),
         (5, "column 'click'", "is null"),
         (7, "column 'cate'", "sample 1: 'c', but sample 0 has ''"),
     ]

@@ -253,7 +253,7 @@ def test_a_warm_start_without_the_embeddings_of_ids(data, tmp_path):
     rng = np.random.default_rng(0)
     for v in first.model.weights().values():
         v.assign(rng.normal(size=v.shape))
-    Checkpoints(str(first.model_dir)).save(1, first.trainer.state())
+    Checkpoints(str(first.model_dir)).save(1, first.trainer.state.values([]))
     train = f'num_epochs: 1 fine_tune_checkpoint: "{first.model_dir}" warm_start: ALL_BUT_ID_EMBEDDINGS'
     second = Training(data, tmp_path / "second", img_model, train, changes=changes)
     initial, source = second.values(), first.values()

@@ -12,9 +12,8 @@ from easyrec_mm.files.lock import locked
 
 HOLD = """
 import sys, time
-from pathlib import Path
 from easyrec_mm.files.lock import locked
-with locked(Path(sys.argv[1]), "model_dir"):
+with locked(sys.argv[1], "model_dir"):
     print("locked", flush=True)
     time.sleep(600)
 """
@@ -25,7 +24,7 @@ def test_the_second_is_told_which_process_holds_the_lock_until_that_is_killed(tm
     holder = subprocess.Popen([sys.executable, "-c", HOLD, str(folder)], stdout=subprocess.PIPE, text=True)
     try:
         assert holder.stdout.readline() == "locked\n"
-        with pytest.raises(UserError) as error, locked(folder, "model_dir"):
+        with pytest.raises(UserError) as error, locked(str(folder), "model_dir"):
             pass
         expected = rf"model_dir '{folder}': is in use by process {holder.pid} on "
         assert str(error.value).startswith(expected)
@@ -33,11 +32,11 @@ def test_the_second_is_told_which_process_holds_the_lock_until_that_is_killed(tm
     finally:
         holder.send_signal(signal.SIGKILL)
         holder.wait()
-    with locked(folder, "model_dir"):
+    with locked(str(folder), "model_dir"):
         assert f"process {os.getpid()} on" in (folder / ".lock").read_text()
 
 
 def test_a_lock_can_be_taken_again_after_its_end(tmp_path):
     for _ in range(2):
-        with locked(tmp_path, "--output"):
+        with locked(str(tmp_path), "--output"):
             assert list(tmp_path.iterdir()) == [tmp_path / ".lock"]

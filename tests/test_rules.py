@@ -44,7 +44,7 @@ MAY_IMPORT = {
     "weights": "errors files",
     "config": "errors schema files features weights protos",
     "formats": "errors schema files features protos",
-    "runs": "errors files config",
+    "runs": "errors files features config protos",
     "data": "errors schema stable_hash files features store formats runs protos",
     "grouping": "errors schema stable_hash files features config formats protos",
     "network": "errors features schema weights config data protos",

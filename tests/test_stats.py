@@ -243,7 +243,7 @@ def test_correlation_is_that_of_the_formulas():
     assert correlation.auc is None
     # Many values explain nothing by being many.
     many = pd.Series(random.integers(0, 2000, 4000).astype(str))
-    assert correlate(many, pd.Series(random.normal(size=4000)), is_number=False).strength < 0.2
+    assert correlate(many, pd.Series(random.normal(size=4000)), is_number=False).strength == 0
     alone = pd.Series([str(i) for i in range(4000)])
     assert correlate(alone, pd.Series(label), is_number=False).strength == 0
     assert correlate(pd.Series(number), pd.Series(np.ones(4000)), is_number=True) is None

@@ -187,9 +187,10 @@ class Training:
         return [line for line in lines if line["kind"] == kind]
 
     def checkpoint(self, step: int) -> dict[str, np.ndarray]:
-        """Everything that the checkpoint of a step holds."""
+        """All numbers that the checkpoint of a step holds."""
         reader = tf.train.load_checkpoint(str(self.model_dir / f"model.ckpt-{step}"))
-        return {name: reader.get_tensor(name) for name in reader.get_variable_to_shape_map()}
+        dtypes = reader.get_variable_to_dtype_map()
+        return {name: reader.get_tensor(name) for name, dtype in dtypes.items() if dtype != tf.string}
 
 
 EACH_STEP = "save_checkpoints_steps: 1"

@@ -31,6 +31,7 @@ from grpc_tools import protoc
 
 from easyrec_mm.config.rules import names_in
 from easyrec_mm.protos import options_pb2
+from easyrec_mm.protos.options_pb2 import Rule
 
 ROOT = Path(__file__).resolve().parents[1]
 PACKAGE = ".easyrec_mm.protos."
@@ -212,10 +213,17 @@ def _rule_text(item: FieldDescriptorProto) -> str:
             (rule.choices, f"One of: {_listed(rule.choices)}."),
             (rule.needs, f"Needs `{rule.needs}`."),
             (rule.feature_types, f"For: {_listed(rule.feature_types)}{of_elements}."),
+            (rule.defines_weights, "A checkpoint is bound to it and to the settings in it, unless they say otherwise."),
+            (_is_free(rule), "A training may go on with another value."),
             (kind.outputs, f"For outputs: {_listed(kind.outputs)}."),
         )
         if is_set
     )
+
+
+def _is_free(rule: Rule) -> bool:
+    """Whether a setting says that checkpoints are not bound to it, although they are to what contains it."""
+    return rule.HasField("defines_weights") and not rule.defines_weights
 
 
 def _listed(names: str) -> str:

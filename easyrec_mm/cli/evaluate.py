@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from easyrec_mm.cli import flags as f
 from easyrec_mm.cli.exit_status import after_signal
-from easyrec_mm.cli.loading import load_config, load_trained, require_path
+from easyrec_mm.cli.loading import dtype_of, load_config, load_trained, require_path
 from easyrec_mm.errors import UserError
 from easyrec_mm.files import join
 from easyrec_mm.files.folders import shown
@@ -23,6 +23,7 @@ def add_flags(parser: f.Parser) -> None:
     f.add_config_flag(parser)
     f.add_setting_flags(parser)
     f.add_checkpoint_flag(parser)
+    f.add_precision_flag(parser)
     add = parser.add_argument
     add("--eval_input_path", metavar="P", help="files in place of the config's eval_input_path")
     add("--compare", metavar="D", default="", help="model_dir or checkpoint of another model to compare with")
@@ -60,15 +61,15 @@ def run(flags: f.Flags) -> int:
         raise UserError("--watch_timeout_s: has no effect without --watch; give both or neither")
     from easyrec_mm.evaluation.evaluator import Evaluator
     from easyrec_mm.evaluation.report import comparison_table, table, write_result
-    from easyrec_mm.runs.model_dir import EVAL_RESULT
+    from easyrec_mm.runs.model_dir import EVAL_BAD_RECORDS, EVAL_RESULT
 
     config = pipeline.config
-    trained = load_trained(pipeline, flags.checkpoint_path)
+    trained = load_trained(pipeline, flags, EVAL_BAD_RECORDS)
     with trained.folder.logs_put(), closing(trained.vectors):
         if flags.compare:
             from easyrec_mm.evaluation.comparison import Contender, evaluate_and_compare, open_contender
 
-            other = open_contender(flags.compare, flags.compare_config)
+            other = open_contender(flags.compare, flags.compare_config, dtype_of(flags))
             first = Contender(pipeline, trained.model, trained.vectors, trained.name)
             with closing(other.vectors):
                 results = evaluate_and_compare(first, other, path, setting, trained.bad_records)
@@ -97,7 +98,7 @@ def _watch(pipeline: Pipeline, path: str, flags: f.Flags) -> int:
     from easyrec_mm.training.signals import caught_signals
     from easyrec_mm.training.watch import WATCH_METRICS, Watch
 
-    watch = Watch(pipeline, path, lambda message: print(message, flush=True))
+    watch = Watch(pipeline, path, lambda message: print(message, flush=True), dtype_of(flags))
     print(f"evaluating the checkpoints in {pipeline.config.model_dir} on {path}", flush=True)
     with caught_signals("stopping after this evaluation; send the signal again to stop at once") as caught:
         reason = watch.run(flags.watch_timeout_s, caught)

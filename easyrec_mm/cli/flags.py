@@ -67,6 +67,16 @@ def add_store_flag(parser: Parser) -> None:
     )
 
 
+def add_precision_flag(parser: Parser) -> None:
+    """Add the flag for the number format of the computation."""
+    parser.add_argument(
+        "--precision",
+        choices=["FLOAT32", "AUTO", "BFLOAT16", "FLOAT16"],
+        default="FLOAT32",
+        help="number format, as train_config.precision; FLOAT32 (default) computes as exported models do",
+    )
+
+
 def add_image_root_flag(parser: Parser) -> None:
     """Add the flag for the folder of the pictures."""
     parser.add_argument("--image_root", metavar="R", default="", help="folder in which relative picture paths start")

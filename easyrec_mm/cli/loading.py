@@ -57,19 +57,33 @@ class Trained:
     name: str
 
 
-def load_trained(pipeline: Pipeline, checkpoint_path: str | None) -> Trained:
-    """Load the model of a checkpoint; by default `choose_checkpoint` chooses one in model_dir."""
+def load_trained(pipeline: Pipeline, flags: Flags, bad_records_file: str) -> Trained:
+    """Load the model of a checkpoint, as the flags say; by default `choose_checkpoint` chooses one in model_dir.
+
+    Args:
+      pipeline: the config.
+      flags: --checkpoint_path and --precision.
+      bad_records_file: name of the file in model_dir that lists invalid records.
+    """
     from easyrec_mm.data.bad_records import BadRecords
     from easyrec_mm.evaluation.evaluator import load_model, vectors_of
-    from easyrec_mm.runs.model_dir import BAD_RECORDS, ModelDir
+    from easyrec_mm.runs.model_dir import ModelDir
 
     config = pipeline.config
     folder = ModelDir(config.model_dir).open()
-    checkpoint = find_checkpoint(pipeline, checkpoint_path, folder)
-    model, step = load_model(config, pipeline.schema, checkpoint)
-    bad_records = BadRecords(str(folder.local / BAD_RECORDS), config.data_config.max_bad_record_share)
+    checkpoint = find_checkpoint(pipeline, flags.checkpoint_path, folder)
+    model, step = load_model(config, pipeline.schema, checkpoint, dtype_of(flags))
+    bad_records = BadRecords(str(folder.local / bad_records_file), config.data_config.max_bad_record_share)
     name = f"{shown(checkpoint)} (step {step})"
     return Trained(model, folder, bad_records, vectors_of(pipeline.schema, checkpoint), name)
+
+
+def dtype_of(flags: Flags) -> str:
+    """Return the Keras dtype policy that --precision names."""
+    from easyrec_mm.network.precision import dtype_policy
+    from easyrec_mm.protos.train_pb2 import Precision
+
+    return dtype_policy(Precision.Value(flags.precision))
 
 
 def find_checkpoint(pipeline: Pipeline, path: str | None, folder: ModelDir | None = None) -> str:

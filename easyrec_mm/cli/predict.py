@@ -17,6 +17,7 @@ def add_flags(parser: f.Parser) -> None:
     f.add_config_flag(parser)
     f.add_setting_flags(parser)
     f.add_checkpoint_flag(parser)
+    f.add_precision_flag(parser)
     add = parser.add_argument
     add("--predict_input_path", metavar="P", required=True, help="files to predict")
     add("--output", metavar="F", required=True, help="file to write, .parquet or .csv")
@@ -33,8 +34,9 @@ def run(flags: f.Flags) -> int:
     if not flags.output.endswith((".parquet", ".csv")):
         raise UserError(f"--output {flags.output}: write to a file that ends in .parquet or .csv")
     from easyrec_mm.evaluation.evaluator import predict
+    from easyrec_mm.runs.model_dir import PREDICT_BAD_RECORDS
 
-    trained = load_trained(pipeline, flags.checkpoint_path)
+    trained = load_trained(pipeline, flags, PREDICT_BAD_RECORDS)
     with trained.folder.logs_put(), closing(trained.vectors):
         num_rows = predict(
             trained.model,

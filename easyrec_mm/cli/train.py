@@ -5,6 +5,7 @@ from __future__ import annotations
 from easyrec_mm.cli import flags as f
 from easyrec_mm.cli.exit_status import after_signal
 from easyrec_mm.cli.loading import load_config, require_path
+from easyrec_mm.files.lock import locked
 
 HELP = "train a model; continues from the last checkpoint in model_dir"
 
@@ -21,7 +22,8 @@ def run(flags: f.Flags) -> int:
     require_path(pipeline.config.train_input_path, pipeline, "train_input_path", "the training data")
     from easyrec_mm.training.trainer import Trainer
 
-    result = Trainer(pipeline).train()
+    with locked(pipeline.config.model_dir, "model_dir"):
+        result = Trainer(pipeline).train()
     print(f"step {result.step}; checkpoint {result.checkpoint}", flush=True)
     if result.signal is None:
         return 0

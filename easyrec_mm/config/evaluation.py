@@ -113,7 +113,7 @@ def _check_metric(
         problems.add(place, f"{kind} does not apply to tower '{task.name}' ({task.activation}); choose from {choices}")
     group_setting = _group_setting(metric)
     if group_setting:
-        _check_field(group_field(metric), f"{place}.{kind}.{group_setting}", schema, problems)
+        _check_id(group_field(metric), f"{place}.{kind}.{group_setting}", schema, problems)
 
 
 def check_evaluation(config: EasyRecConfig, schema: Schema, problems: Problems) -> None:
@@ -121,7 +121,7 @@ def check_evaluation(config: EasyRecConfig, schema: Schema, problems: Problems) 
     evaluation = config.eval_config
     check_metrics(evaluation.metrics_set, "eval_config.metrics_set", None, schema, problems)
     if evaluation.HasField("item_id_field"):
-        _check_field(evaluation.item_id_field, "eval_config.item_id_field", schema, problems)
+        _check_id(evaluation.item_id_field, "eval_config.item_id_field", schema, problems)
     _check_bootstrap(evaluation.bootstrap, schema, problems)
     names: set[str] = set()
     for i, part in enumerate(evaluation.slices):
@@ -140,7 +140,7 @@ def check_evaluation(config: EasyRecConfig, schema: Schema, problems: Problems) 
 def _check_bootstrap(bootstrap: Bootstrap, schema: Schema, problems: Problems) -> None:
     place = "eval_config.bootstrap"
     if bootstrap.HasField("cluster_field"):
-        _check_field(bootstrap.cluster_field, f"{place}.cluster_field", schema, problems)
+        _check_id(bootstrap.cluster_field, f"{place}.cluster_field", schema, problems)
     if 0 < bootstrap.num_replicates * (1 - bootstrap.level) / 2 < 1 - 1e-9:
         least = round(2 / (1 - bootstrap.level))
         problems.add(
@@ -170,6 +170,13 @@ def _check_slice(part: EvalSlice, place: str, config: EasyRecConfig, schema: Sch
             )
         if not config.train_input_path:
             problems.add(f"{place}.item_frequency", "needs the training data to count items in; set train_input_path")
+
+
+def _check_id(name: str, place: str, schema: Schema, problems: Problems) -> None:
+    """Check a field whose values tell users, sessions or items apart."""
+    if _check_field(name, place, schema, problems) and schema.field(name).dtype == "float32":
+        reason = "is a FLOAT or DOUBLE, kept with 32 bits, in which large ids are the same"
+        problems.add(place, f"'{name}' {reason}; set its input_type to INT64 or STRING")
 
 
 def _check_field(name: str, place: str, schema: Schema, problems: Problems) -> bool:

@@ -6,11 +6,13 @@ Keys without a vector are counted as well; they are not errors, unless nearly al
 from __future__ import annotations
 
 import json
+import os
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from easyrec_mm.errors import DataError
 
@@ -59,7 +61,7 @@ class BadRecords:
         self._read = {"group": 0, "picture": 0}
         self._bad = {"group": 0, "picture": 0}
         self.shown: dict[str, list[BadRecord]] = {"group": [], "picture": []}
-        self._remembered_records: set[BadRecord] = set()
+        self._remembered_records: set[BadRecord] | None = None  # until the file is read
         self._vectors: dict[str, _Keys] = {}
 
     @property
@@ -73,6 +75,17 @@ class BadRecords:
             **{f"vectors_{name}": keys.num for name, keys in self._vectors.items()},
             **{f"missing_vectors_{name}": keys.num_missing for name, keys in self._vectors.items()},
         }
+
+    def state(self) -> dict[str, Any]:
+        """Return the counts as JSON values, from which `restore` goes on counting."""
+        keys = {name: [keys.num, keys.num_missing] for name, keys in self._vectors.items()}
+        return {"read": dict(self._read), "bad": dict(self._bad), "keys": keys}
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """Go on counting from what `state` returned."""
+        self._read |= state["read"]
+        self._bad |= state["bad"]
+        self._vectors = {name: _Keys(1.0, *counts) for name, counts in state["keys"].items()}
 
     def start_over(self) -> None:
         """Reset the counts because the same data are read again; records that were written are not written again."""
@@ -89,17 +102,13 @@ class BadRecords:
         """
         self._read["group"] += num_groups
         self._read["picture"] += num_pictures
-        new = []
         for record in records:
             self._bad[record.kind] += 1
-            if record not in self._remembered_records and len(self._remembered_records) < MAX_REMEMBERED:
-                self._remembered_records.add(record)
-                new.append(record)
             shown = self.shown[record.kind]
             if len(shown) < NUM_SHOWN and record not in shown:
                 shown.append(record)
-        if new and self._path:
-            self._write(new)
+        if records and self._path:
+            self._write_new(records, Path(self._path))
         self._check(MIN_COUNT)
 
     def add_keys(self, feature: str, num: int, missing: Sequence[bytes], num_missing: int, max_share: float) -> None:
@@ -116,6 +125,7 @@ class BadRecords:
           DataError: if a larger share than `max_share` has no vector.
         """
         keys = self._vectors.setdefault(feature, _Keys(max_share))
+        keys.max_share = max_share
         keys.num += num
         keys.num_missing += num_missing
         for key in missing[: NUM_SHOWN - len(keys.examples)]:
@@ -158,10 +168,30 @@ class BadRecords:
                     f"max_missing_share ({keys.max_share:g}), such as {shown}; load the vectors or raise the share"
                 )
 
-    def _write(self, records: list[BadRecord]) -> None:
-        path = Path(self._path or "")
-        path.parent.mkdir(parents=True, exist_ok=True)
+    def _write_new(self, records: list[BadRecord], path: Path) -> None:
+        """Write the records that the file does not contain yet, be it from an earlier start of the same run."""
+        if self._remembered_records is None:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            self._remembered_records = set(_records_in(path))
         now = time.strftime("%Y-%m-%dT%H:%M:%S")
         with path.open("a", encoding="utf-8") as file:
             for record in records:
-                file.write(json.dumps({**asdict(record), "time": now}, ensure_ascii=False) + "\n")
+                if record not in self._remembered_records and len(self._remembered_records) < MAX_REMEMBERED:
+                    self._remembered_records.add(record)
+                    file.write(json.dumps({**asdict(record), "time": now}, ensure_ascii=False) + "\n")
+
+
+def _records_in(path: Path) -> Iterator[BadRecord]:
+    """Yield the first records of a file that earlier runs wrote; remove a line that a killed run left incomplete."""
+    if not path.exists():
+        return
+    with path.open("rb+") as file:
+        for number, line in enumerate(file):
+            if not line.endswith(b"\n"):
+                file.seek(-len(line), os.SEEK_END)
+                file.truncate()
+                return
+            if number < MAX_REMEMBERED:
+                with suppress(ValueError, TypeError, KeyError):
+                    values = json.loads(line)
+                    yield BadRecord(*(values[name] for name in BadRecord.__dataclass_fields__))

@@ -46,6 +46,7 @@ from easyrec_mm.evaluation.views import Undefined
 from easyrec_mm.evaluation.weights import ClusterWeights
 from easyrec_mm.files.folders import shown
 from easyrec_mm.network.model import MultimodalModel
+from easyrec_mm.network.precision import FLOAT32
 from easyrec_mm.runs.model_dir import PIPELINE_CONFIG, find_checkpoint
 from easyrec_mm.schema import Task
 from easyrec_mm.store.feature_vectors import VectorStores
@@ -67,12 +68,13 @@ class Contender:
     name: str
 
 
-def open_contender(path: str, config_path: str = "") -> Contender:
+def open_contender(path: str, config_path: str = "", dtype: str = FLOAT32) -> Contender:
     """Load the model of a model_dir or checkpoint for a comparison.
 
     Args:
       path: value of --compare.
       config_path: the model's pipeline config; by default pipeline.config, which training writes into the model_dir.
+      dtype: Keras dtype policy in which the model computes.
 
     Raises:
       UserError: if the checkpoint or the config does not exist, or they do not fit each other.
@@ -85,7 +87,7 @@ def open_contender(path: str, config_path: str = "") -> Contender:
                 f"--compare {path}: has no {PIPELINE_CONFIG} beside it; give its config with --compare_config"
             )
     pipeline = load_pipeline(config_path)
-    model, step = load_model(pipeline.config, pipeline.schema, checkpoint)
+    model, step = load_model(pipeline.config, pipeline.schema, checkpoint, dtype)
     name = f"{shown(checkpoint)} (step {step})"
     return Contender(pipeline, model, vectors_of(pipeline.schema, checkpoint), name)
 

@@ -23,12 +23,13 @@ from easyrec_mm.evaluation.rows import Rows
 from easyrec_mm.evaluation.summary import EvalResults, Summary, results_of, summarize
 from easyrec_mm.files import put, written_at
 from easyrec_mm.network.model import MultimodalModel
-from easyrec_mm.network.precision import dtype_policy
+from easyrec_mm.network.precision import FLOAT32
 from easyrec_mm.protos.pipeline_pb2 import EasyRecConfig
 from easyrec_mm.runs.checkpoint import restore
 from easyrec_mm.runs.model_dir import ModelDir
 from easyrec_mm.runs.moving_average import MovingAverage
 from easyrec_mm.runs.progress import Progress
+from easyrec_mm.runs.trained_config import require_same_weights
 from easyrec_mm.schema import Schema
 from easyrec_mm.store.feature_vectors import VectorStores
 
@@ -40,16 +41,17 @@ VECTORS = "vectors/"
 
 
 def load_model(
-    config: EasyRecConfig, schema: Schema, checkpoint: str, dtype: str | None = None
+    config: EasyRecConfig, schema: Schema, checkpoint: str, dtype: str = FLOAT32
 ) -> tuple[MultimodalModel, int]:
     """Return the model with a checkpoint's weights (their moving average, if the config uses it), and its step.
 
-    The model computes in `dtype`, a Keras dtype policy; by default in the precision that the config names.
+    The model computes in `dtype`, a Keras dtype policy; by default as exported models do, whatever the precision of
+    the training.
 
     Raises:
-      CheckpointError: if the checkpoint does not fit the config.
+      CheckpointError: if the checkpoint does not fit the config, or is damaged.
     """
-    model = MultimodalModel(config, schema, dtype or dtype_policy(config.train_config.precision))
+    model = MultimodalModel(config, schema, dtype)
     return model, load_weights(model, config, checkpoint)
 
 
@@ -62,6 +64,7 @@ def load_weights(model: MultimodalModel, config: EasyRecConfig, checkpoint: str)
     if average is not None:
         variables |= average.named_variables()
     restore(checkpoint, variables)
+    require_same_weights(checkpoint, config)
     if average is not None:
         average.assign_to_variables(step)
     return int(step)
@@ -221,7 +224,7 @@ def predict(
 
     Raises:
       DataError: if the files cannot be read or hold too many bad records.
-      UserError: if the output cannot be written.
+      UserError: if the output cannot be written, or a reserved column is not exact.
     """
     inputs = Input(
         config.data_config,
@@ -239,6 +242,8 @@ def predict(
     try:
         writer = _CsvWriter(temporary) if output.endswith(".csv") else _ParquetWriter(temporary)
         for _, kept_fields, outputs in batch_outputs(model, inputs, "predict"):
+            for name, tensor in kept_fields.items():
+                _require_exact(name, tensor)
             columns = {name: _column(tensor) for name, tensor in {**kept_fields, **outputs}.items()}
             writer.write(columns)
             num_rows += len(next(iter(columns.values())))
@@ -273,6 +278,18 @@ def batch_outputs(
                 shown = time.monotonic()
     finally:
         progress.close()
+
+
+def _require_exact(field: str, tensor: tf.Tensor) -> None:
+    """Check that no value of a FLOAT field is a whole number that 32 bits do not hold exactly, as ids may be."""
+    if tensor.dtype == tf.float32:
+        numbers = tensor.numpy()
+        is_inexact = (np.abs(numbers) >= 2**24) & (numbers == np.round(numbers))
+        if is_inexact.any():
+            raise UserError(
+                f"--reserved_columns: '{field}' is a FLOAT or DOUBLE, kept with 32 bits, in which whole numbers such "
+                f"as {numbers[is_inexact][0]:.0f} are not exact; set its input_type to INT64 or STRING"
+            )
 
 
 def _column(tensor: tf.Tensor) -> np.ndarray | list[Any]:

@@ -113,8 +113,17 @@ def _as_values(setting: str, texts: Sequence[str], settings: FeatureSettings) ->
 def _vocabulary_in_file(settings: FeatureSettings) -> tuple[str, ...]:
     path = settings.item.vocab_file
     try:
-        lines = Path(path).read_text(encoding="utf-8-sig").split("\n")
+        return read_vocabulary(path)
     except (OSError, UnicodeDecodeError) as error:
         settings.add("vocab_file", f"'{path}' cannot be read: {error}")
         return ()
+
+
+def read_vocabulary(path: str) -> tuple[str, ...]:
+    """Return the values in a vocab_file, one a line.
+
+    Raises:
+      OSError, UnicodeDecodeError: if it cannot be read.
+    """
+    lines = Path(path).read_text(encoding="utf-8-sig").split("\n")
     return tuple(line.rstrip("\r") for line in (lines if lines[-1] else lines[:-1]))

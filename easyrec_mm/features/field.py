@@ -19,6 +19,12 @@ KINDS: dict[str, Kind] = {
     "STRING": "string",
 }
 
+# The largest magnitude of a number in data and of a weight: that of whole numbers of 64 bits, and one whose square is
+# still finite in float32. Statistics of larger numbers, such as the variance of a batch norm, would become infinite.
+LARGEST_NUMBER = 1e19
+# Such a number in words.
+A_NUMBER = "a number from -1e19 to 1e19"
+
 
 def dtype_of(kind: Kind) -> Dtype:
     """Return the type in the network of values of a kind."""

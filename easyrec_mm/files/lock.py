@@ -11,24 +11,29 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from easyrec_mm.errors import UserError
+from easyrec_mm.files.paths import is_remote, plain
 
 LOCK = ".lock"
 
 
 @contextmanager
-def locked(folder: Path, setting: str) -> Iterator[None]:
-    """Hold the lock of a local folder, which is created if it does not exist; a run that is killed loses its lock.
+def locked(path: str, setting: str) -> Iterator[None]:
+    """Hold the lock of a folder, which is created if it does not exist; a run that is killed loses its lock.
 
-    The file `.lock` of the folder names the process that holds the lock. It stays there, because removing it would let
-    two runs hold locks of two files of the same name.
+    A folder on another machine is not locked. The file `.lock` of the folder names the process that holds the lock. It
+    stays there, because removing it would let two runs hold locks of two files of the same name.
 
     Args:
-      folder: the folder.
+      path: path of the folder.
       setting: name of its setting, for the message.
 
     Raises:
       UserError: if another process holds the lock; the message names it.
     """
+    if is_remote(path):
+        yield
+        return
+    folder = Path(plain(path))
     folder.mkdir(parents=True, exist_ok=True)
     with open(folder / LOCK, "a+", encoding="utf-8") as file:
         try:

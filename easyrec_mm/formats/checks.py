@@ -15,7 +15,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from easyrec_mm.features.field import Dtype, Field
+from easyrec_mm.features.field import A_NUMBER, LARGEST_NUMBER, Dtype, Field
 from easyrec_mm.features.text_patterns import VALUE_PATTERNS
 from easyrec_mm.formats.columns import to_kind
 from easyrec_mm.schema import Schema
@@ -153,7 +153,8 @@ class SampleChecks:
         if field.dtype == "float32":
             with np.errstate(over="ignore"):
                 numbers = array.astype(np.float32)
-            problems.refuse_samples(~np.isfinite(numbers), where, lambda i: f"{shown(array[i])} is not a finite number")
+            is_bad = ~(np.abs(numbers) <= LARGEST_NUMBER)
+            problems.refuse_samples(is_bad, where, lambda i: f"{shown(array[i])} is not {A_NUMBER}")
             return numbers
         if field.dtype == "bool":
             problems.refuse_samples((array != 0) & (array != 1), where, lambda i: f"{array[i]} is not a bool")
@@ -163,10 +164,10 @@ class SampleChecks:
         with np.errstate(over="ignore"):
             numbers = array.astype(np.float32)
         low, high, is_class = self._schema.label_range(field.name)
-        is_bad = ~(np.isfinite(numbers) & (numbers >= low) & (numbers <= high))
+        is_bad = ~((numbers >= low) & (numbers <= high))
         if is_class:
             is_bad |= numbers != np.round(numbers)
-        kind = f"{'a class ' if is_class else ''}from {low:g} to {high:g}" if np.isfinite(high) else "a finite number"
+        kind = f"{'a class ' if is_class else ''}from {low:g} to {high:g}"
         problems.refuse_samples(is_bad, column_place(field.name), lambda i: f"label {shown(array[i])} is not {kind}")
         return numbers
 
@@ -227,7 +228,7 @@ def refuse_kind(
     """Refuse values that are not of their kind (formats/columns.py); `refuse` takes a mask of samples or of groups."""
     if is_bad is not None:
         is_infinite = kind.startswith("float") and not is_text(values.type)
-        expected_kind = "a finite number" if is_infinite else _KINDS[kind]
+        expected_kind = A_NUMBER if is_infinite else _KINDS[kind]
 
         def describe(i: int) -> str:
             value = values[i].as_py()

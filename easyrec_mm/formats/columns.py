@@ -17,7 +17,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from easyrec_mm.features.field import Kind
+from easyrec_mm.features.field import LARGEST_NUMBER, Kind
 
 ARROW_TYPES: dict[Kind, pa.DataType] = {
     "int64": pa.int64(),
@@ -40,8 +40,6 @@ BOOL = "(?i:true|false)"
 MAX_WHOLE = 10**18
 # The first whole number that int64 does not hold.
 MAX_INT64 = 2**63
-# The largest number that fits into 32 bits.
-MAX_NUMBER = float(np.finfo(np.float32).max)
 
 Mask = NDArray[np.bool_]
 
@@ -160,7 +158,7 @@ def _numbers(column: pa.Array, kind: Kind, strict: bool) -> Typed:
     elif kind == "bool":
         is_bad = (numbers != 0) & (numbers != 1)
     else:
-        is_bad = ~(np.abs(numbers) <= MAX_NUMBER)
+        is_bad = ~(np.abs(numbers) <= LARGEST_NUMBER)
     if not is_bad.any():
         return Typed(column.cast(ARROW_TYPES[kind], safe=False), None)
     good = pc.if_else(pa.array(is_bad), None, column)
@@ -216,7 +214,7 @@ def _is_in_range(numbers: pa.Array) -> pa.Array:
     """Return which whole numbers have at most 18 digits, or which floats fit into 32 bits; NaN does not fit."""
     if not pa.types.is_floating(numbers.type):
         return pc.and_(pc.less(numbers, MAX_WHOLE), pc.greater(numbers, -MAX_WHOLE))
-    return pc.less_equal(pc.abs(numbers), MAX_NUMBER)
+    return pc.less_equal(pc.abs(numbers), LARGEST_NUMBER)
 
 
 def _parsed_one_by_one(texts: pa.Array, kind: Kind, strict: bool) -> Typed:

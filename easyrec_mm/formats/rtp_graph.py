@@ -17,7 +17,7 @@ import numpy as np
 import tensorflow as tf
 
 from easyrec_mm.errors import DataError
-from easyrec_mm.features.field import Dtype, Field
+from easyrec_mm.features.field import LARGEST_NUMBER, Dtype, Field
 from easyrec_mm.features.tensorflow_back_end import DTYPES, split_texts
 from easyrec_mm.features.text_patterns import VALUE_PATTERNS
 from easyrec_mm.formats.checks import Problem
@@ -263,15 +263,17 @@ def _read_numbers(text: tf.Tensor, patterns: list[str], default: str, dtype: tf.
     if dtype == tf.bool:
         return tf.cast(tf.strings.regex_full_match(text, "(?i:true)|1"), tf.int64), ok
     numbers = tf.strings.to_number(tf.where(ok, text, "0"), dtype)
-    return numbers, ok & tf.math.is_finite(numbers) if dtype.is_floating else ok
+    return numbers, ok & (tf.abs(numbers) <= LARGEST_NUMBER) if dtype.is_floating else ok
 
 
 def matches(text: tf.Tensor, patterns: list[str]) -> tf.Tensor:
     """Return which texts match every pattern, bool `[N]`.
 
-    One match of all texts joined costs a fraction of N matches, and is nearly always sufficient.
+    One match of all texts joined costs a fraction of N matches, and is nearly always sufficient. Texts that contain
+    line ends, as those of a TFRecord may, are matched one by one.
     """
     joined = tf.strings.reduce_join(text, separator=_LINE_END)
+    num_line_ends = tf.math.count_nonzero(tf.equal(tf.io.decode_raw(joined, tf.uint8), ord("\n")), dtype=tf.int32)
     all_match = tf.reduce_all(
         [tf.strings.regex_full_match(joined, f"(?:{p})(?:{_LINE_END}(?:{p}))*") for p in patterns]
     )
@@ -279,6 +281,7 @@ def matches(text: tf.Tensor, patterns: list[str]) -> tf.Tensor:
     def one_by_one() -> tf.Tensor:
         return tf.reduce_all([tf.strings.regex_full_match(text, p) for p in patterns], axis=0)
 
+    all_match &= tf.equal(num_line_ends, tf.size(text) - 1)
     return tf.cond(all_match | tf.equal(tf.size(text), 0), lambda: tf.ones(tf.shape(text), tf.bool), one_by_one)
 
 

@@ -21,6 +21,7 @@ import tensorflow as tf
 from numpy.typing import NDArray
 
 from easyrec_mm.errors import DataError, tensorflow_reason
+from easyrec_mm.features.field import LARGEST_NUMBER
 from easyrec_mm.features.tensorflow_back_end import split_texts
 from easyrec_mm.formats.checks import Problem
 from easyrec_mm.formats.data_files import DataFiles
@@ -118,11 +119,11 @@ class GroupTfRecordSource(RecordFiles):
             if name in self._groups.labels:
                 low, high, is_class = self._schema.label_range(name)
                 numbers = tf.cast(values, tf.float32)
-                checks.append(tf.reduce_all((numbers >= low) & (numbers <= high) & tf.math.is_finite(numbers)))
+                checks.append(tf.reduce_all((numbers >= low) & (numbers <= high)))
                 if is_class:
                     checks.append(tf.reduce_all(tf.equal(numbers, tf.round(numbers))))
             elif values.dtype == tf.float32:
-                checks.append(tf.reduce_all(tf.math.is_finite(values)))
+                checks.append(tf.reduce_all(tf.abs(values) <= LARGEST_NUMBER))
             elif values.dtype == tf.string and name in self._groups.checks.patterns:
                 checks.append(tf.reduce_all(tf.equal(values, "") | matches(values, self._groups.checks.patterns[name])))
             elif name in self._groups.dtypes and self._schema.field(name).dtype == "bool":

@@ -15,7 +15,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from easyrec_mm.features.field import Kind
+from easyrec_mm.features.field import A_NUMBER, Kind
 from easyrec_mm.formats.columns import ARROW_TYPES, ORDER, ROW_BITS, to_kind
 from easyrec_mm.formats.rtp import HOLDS_SEPARATOR
 from easyrec_mm.grouping.column_stats import LogStats
@@ -31,8 +31,8 @@ SAMPLE_ROWS = 1 << 15
 
 _KIND_NAMES: dict[Kind, str] = {
     "int64": "a whole number of at most 18 digits",
-    "float32": "a finite number of 32 bits",
-    "float64": "a finite number of 32 bits",
+    "float32": A_NUMBER,
+    "float64": A_NUMBER,
     "bool": "true or false",
     "string": "UTF-8 text",
 }

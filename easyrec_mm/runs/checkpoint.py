@@ -3,29 +3,41 @@
 A checkpoint consists of `model.ckpt-<step>.index` and `.data-*`, and contains each variable under its name
 (model.MultimodalModel.named_variables); `tf.train.load_checkpoint` reads it. Variables are written and read in slices,
 so that a table of many gigabytes is never copied as a whole, and a checkpoint is listed in the folder's `checkpoint`
-file only when it is complete.
+file (checkpoint_list.py) only when it is complete. A checkpoint whose numbers are not finite, or too large to compute
+with, is neither written nor read.
 """
 
 from __future__ import annotations
 
 import math
-import os
 import re
 import shutil
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from contextlib import suppress
 from pathlib import Path
+from typing import TypeVar
 
 import tensorflow as tf
 
-from easyrec_mm.errors import CheckpointError, did_you_mean, tensorflow_reason
+from easyrec_mm.errors import CheckpointError, DamagedCheckpointError, did_you_mean, tensorflow_reason
+from easyrec_mm.features.field import LARGEST_NUMBER
+from easyrec_mm.runs.checkpoint_list import PREFIX, read_list, write_list
 
-PREFIX = "model.ckpt"
-# File that lists a folder's checkpoints.
-STATE = "checkpoint"
 SLICE_BYTES = 16 << 20
+# Ends of the names of running statistics that are means of squares.
+_SQUARES = ("variance", "mean_of_square")
+OTHER_CONFIG_ADVICE = (
+    "Use the config it was trained with (model_dir/pipeline.config), another model_dir or fine_tune_checkpoint."
+)
 # Per variable: a table of 100 GiB is written to files of 400 MiB.
 MOST_SLICES = 256
+
+
+_Result = TypeVar("_Result")
+
+
+class UselessNumberError(Exception):
+    """A number of a checkpoint is not finite, or too large to compute with."""
 
 
 class Checkpoints:
@@ -50,9 +62,7 @@ class Checkpoints:
 
     def all(self) -> list[str]:
         """Return the paths of the complete checkpoints, oldest first."""
-        state = tf.train.get_checkpoint_state(str(self._folder))
-        names = [Path(path).name for path in state.all_model_checkpoint_paths] if state else []
-        paths = [str(self._folder / name) for name in names]
+        paths = [str(self._folder / name) for name in read_list(self._folder)]
         return [path for path in paths if tf.io.gfile.exists(f"{path}.index")]
 
     def latest(self) -> str | None:
@@ -66,7 +76,8 @@ class Checkpoints:
         The checkpoint of `kept_step` is kept in addition.
 
         Raises:
-          CheckpointError: if it cannot be written, as on a full disk; earlier checkpoints stay.
+          CheckpointError: if it cannot be written, as on a full disk, or its numbers are of no use; earlier checkpoints
+            stay.
         """
         path = self._folder / f"{PREFIX}-{step}"
         # One name for all steps, so that each save removes what a killed save left behind.
@@ -79,33 +90,22 @@ class Checkpoints:
             tf.raw_ops.MergeV2Checkpoints(checkpoint_prefixes=parts, destination_prefix=str(path), delete_old_dirs=True)
             paths = [*[p for p in self.all() if p != str(path)], str(path)]
             removed = [old for old in paths[: -self._keep] if Path(old).name != f"{PREFIX}-{kept_step}"]
-            self._write_list([p for p in paths if p not in removed])
-        except (OSError, tf.errors.OpError) as error:
+            write_list(self._folder, [Path(p).name for p in paths if p not in removed])
+        except (OSError, tf.errors.OpError, UselessNumberError) as error:
             if str(path) not in self.all():
                 _remove(str(path))
             good = self.latest()
             fallback = f"the last good one is {good}" if good else "there is none before it"
-            reason = error.strerror if isinstance(error, OSError) else tensorflow_reason(error.message)
-            raise CheckpointError(f"{path}: cannot be written: {reason}; {fallback}") from error
+            raise CheckpointError(f"{path}: cannot be written: {_reason(error)}; {fallback}") from error
         finally:
             shutil.rmtree(temporary, ignore_errors=True)
         for old in removed:
             _remove(old)
         return str(path)
 
-    def _write_list(self, paths: list[str]) -> None:
-        """Write TensorFlow's `checkpoint` file with relative paths, so that the folder can be moved."""
-        names = [Path(path).name for path in paths]
-        lines = [f'model_checkpoint_path: "{names[-1]}"', *(f'all_model_checkpoint_paths: "{n}"' for n in names)]
-        temporary = self._folder / f"{STATE}.tmp"
-        try:
-            with temporary.open("w", encoding="utf-8") as file:
-                file.write("\n".join(lines) + "\n")
-                file.flush()
-                os.fsync(file.fileno())
-            os.replace(temporary, self._folder / STATE)
-        finally:
-            temporary.unlink(missing_ok=True)
+    def leave_out(self, paths: Collection[str]) -> None:
+        """Take checkpoints out of the list; their files stay."""
+        write_list(self._folder, [Path(path).name for path in self.all() if path not in paths])
 
 
 def resolve_checkpoint(path: str, setting: str) -> str:
@@ -125,12 +125,48 @@ def resolve_checkpoint(path: str, setting: str) -> str:
     return prefix
 
 
+def newest_whole(paths: Iterable[str], read: Callable[[str], _Result]) -> tuple[_Result, str, list[str]]:
+    """Read the newest checkpoint that is not damaged.
+
+    Args:
+      paths: the checkpoints, oldest first; at least one.
+      read: reads the checkpoint with a path, and raises DamagedCheckpointError if it is damaged.
+
+    Returns:
+      The result of `read`, the path of that checkpoint, and the problems of the newer ones.
+
+    Raises:
+      DamagedCheckpointError: if all are damaged; the message is that of the newest.
+    """
+    problems: list[DamagedCheckpointError] = []
+    for path in reversed(list(paths)):
+        try:
+            return read(path), path, [str(problem) for problem in problems]
+        except DamagedCheckpointError as error:
+            problems.append(error)
+    raise problems[0]
+
+
 def checkpoint_shapes(path: str) -> dict[str, list[int]]:
-    """Return name -> shape of everything in a checkpoint."""
+    """Return name -> shape of everything in a checkpoint.
+
+    Raises:
+      DamagedCheckpointError: if it cannot be read.
+    """
     try:
         return dict(tf.train.load_checkpoint(path).get_variable_to_shape_map())
     except (tf.errors.OpError, ValueError, RuntimeError) as error:
-        raise CheckpointError(f"{path}: is not a readable checkpoint: {error}") from error
+        raise DamagedCheckpointError(f"{path}: is not a readable checkpoint: {error}") from error
+
+
+def read_text_value(path: str, name: str) -> str | None:
+    """Return a text of a checkpoint; None if the checkpoint does not contain it."""
+    if name not in checkpoint_shapes(path):
+        return None
+    try:
+        return bytes(tf.train.load_checkpoint(path).get_tensor(name)).decode()
+    except (tf.errors.OpError, ValueError, RuntimeError) as error:
+        raise DamagedCheckpointError(f"{path}: {name} cannot be read: {error}") from error
 
 
 def restore(path: str, variables: Mapping[str, tf.Variable]) -> None:
@@ -151,26 +187,31 @@ def restore(path: str, variables: Mapping[str, tf.Variable]) -> None:
     if problems:
         omission = f"\n  and {len(problems) - 10} more" if len(problems) > 10 else ""
         raise CheckpointError(
-            f"{path}: does not fit this config:\n" + "\n".join(problems[:10]) + omission + "\n"
-            "Use the config it was trained with (model_dir/pipeline.config), another model_dir or fine_tune_checkpoint."
+            f"{path}: does not fit this config:\n" + "\n".join(problems[:10]) + omission + f"\n{OTHER_CONFIG_ADVICE}"
         )
     for name, variable in variables.items():
         read_into(path, name, variable)
 
 
 def read_into(path: str, name: str, variable: tf.Variable) -> None:
-    """Assign the value named `name` of a checkpoint to a variable of the same shape."""
+    """Assign the value named `name` of a checkpoint to a variable of the same shape.
+
+    Raises:
+      DamagedCheckpointError: if the value cannot be read, or no model works with it.
+    """
     try:
         for start, stop, spec in _slices(variable):
             (value,) = tf.raw_ops.RestoreV2(
                 prefix=path, tensor_names=[name], shape_and_slices=[spec], dtypes=[variable.dtype]
             )
+            _require_usable(name, value)
             if spec:
                 variable.scatter_update(tf.IndexedSlices(value, tf.range(start, stop)))
             else:
                 variable.assign(value)
-    except tf.errors.OpError as error:
-        raise CheckpointError(f"{path}: {name} cannot be read: {tensorflow_reason(error.message)}") from error
+    except (tf.errors.OpError, UselessNumberError) as error:
+        place = "" if isinstance(error, UselessNumberError) else f"{name} cannot be read: "
+        raise DamagedCheckpointError(f"{path}: {place}{_reason(error)}") from error
 
 
 def warm_start(
@@ -244,6 +285,7 @@ def _write_parts(folder: Path, variables: Mapping[str, tf.Variable]) -> list[str
     for name, variable in variables.items():
         for start, stop, spec in _slices(variable):
             value = tf.gather(variable, tf.range(start, stop)) if spec else tf.convert_to_tensor(variable)
+            _require_usable(name, value)
             num_bytes += value.dtype.size * int(tf.size(value))
             names.append(name)
             specs.append(spec)
@@ -253,6 +295,27 @@ def _write_parts(folder: Path, variables: Mapping[str, tf.Variable]) -> list[str
                 num_bytes = 0
     flush()
     return parts
+
+
+def _require_usable(name: str, value: tf.Tensor) -> None:
+    """Check that a model works with a value of a checkpoint.
+
+    Raises:
+      UselessNumberError: if a number is not finite, or a weight is larger than LARGEST_NUMBER.
+    """
+    if not value.dtype.is_floating:
+        return
+    is_square = not _is_weight(name) or name.endswith(_SQUARES)
+    limit = value.dtype.max if is_square else min(value.dtype.max, LARGEST_NUMBER)
+    if not bool(tf.reduce_all(tf.abs(value) <= tf.cast(limit, value.dtype))):
+        largest = float(tf.reduce_max(tf.cast(tf.abs(value), tf.float32)))
+        raise UselessNumberError(f"{name} holds {largest:g}, with which no model works")
+
+
+def _reason(error: OSError | tf.errors.OpError | UselessNumberError) -> str:
+    if isinstance(error, OSError):
+        return error.strerror or str(error)
+    return tensorflow_reason(error.message) if isinstance(error, tf.errors.OpError) else str(error)
 
 
 def _slices(variable: tf.Variable) -> list[tuple[int, int, str]]:

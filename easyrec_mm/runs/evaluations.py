@@ -1,12 +1,14 @@
 """The evaluations of a training in metrics.jsonl: which was the best, and whether the training still improves.
 
-The file is only appended to, and survives trainings that were killed or restarted. A line of kind "start" contains the
-step at which a training began or continued: earlier lines with later steps belong to a training that was discarded.
+The file survives trainings that were killed or restarted. A line of kind "start" contains the step at which a training
+began or continued: lines of later steps, which the training did after its last checkpoint, are removed then, because it
+does these steps again.
 """
 
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -54,6 +56,17 @@ def read_lines(path: Path) -> Iterator[dict[str, Any]]:
             continue
         if isinstance(line, dict) and "kind" in line and "step" in line:
             yield line
+
+
+def forget_later_steps(path: Path, step: int) -> None:
+    """Remove the lines of steps after `step` from a metrics file, except those that tell when trainings began."""
+    lines = list(read_lines(path))
+    kept = [line for line in lines if line["kind"] == START or int(line["step"]) <= step]
+    text = "".join(json.dumps(line) + "\n" for line in kept)
+    if path.exists() and text != path.read_text(encoding="utf-8", errors="replace"):
+        temporary = path.with_name(f".{path.name}.tmp")
+        temporary.write_text(text, encoding="utf-8")
+        os.replace(temporary, path)
 
 
 def read_evaluations(path: Path, metric: str) -> list[Evaluation]:

@@ -18,11 +18,13 @@ from easyrec_mm.errors import CheckpointError
 from easyrec_mm.files import is_remote, place_of, plain
 from easyrec_mm.files.folders import Folder
 from easyrec_mm.files.storage import StorageError
-from easyrec_mm.runs.checkpoint import PREFIX, STATE, resolve_checkpoint
+from easyrec_mm.runs.checkpoint import resolve_checkpoint
+from easyrec_mm.runs.checkpoint_list import PREFIX, STATE
 
 # Files of a training other than its checkpoints.
 EVAL_RESULT = "eval_result.json"
 BAD_RECORDS = "bad_records.jsonl"
+EVAL_BAD_RECORDS, PREDICT_BAD_RECORDS = "eval_bad_records.jsonl", "predict_bad_records.jsonl"
 PIPELINE_CONFIG = "pipeline.config"
 # Seconds between two uploads of the logs of a running training.
 _PUT_LOGS_EVERY_S = 60.0

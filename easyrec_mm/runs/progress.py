@@ -140,13 +140,13 @@ class MetricsLog:
 
     def __init__(self, path: Path, summaries: Path) -> None:
         self._path = path
-        self._path.parent.mkdir(parents=True, exist_ok=True)
         self._writer = tf.summary.create_file_writer(str(summaries))
 
     def write_line(self, kind: str, step: int, values: dict[str, Any]) -> None:
         """Append a line {"kind": ..., "step": ..., ...}, in which NaN and infinite values become null."""
         clean = {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in values.items()}
         line = json.dumps({"kind": kind, "step": step, "time": round(time.time(), 3), **clean})
+        self._path.parent.mkdir(parents=True, exist_ok=True)
         with self._path.open("a", encoding="utf-8") as file:
             file.write(line + "\n")
 

@@ -9,6 +9,8 @@ import pandas as pd
 from numpy.typing import NDArray
 from scipy.stats import rankdata
 
+# Random orders of the labels with which the strength of values that are no numbers is compared.
+_NUM_ORDERS = 20
 # With fewer rows a correlation would be noise.
 _MIN_ROWS = 30
 
@@ -17,7 +19,8 @@ class Correlation(NamedTuple):
     """The correlation of a field with a label.
 
     strength  of numbers: Pearson's r, -1 to 1; of other values: the share of the label's deviation that they explain,
-              0 to 1, corrected for the number of different values (Kelley's epsilon, 1935)
+              0 to 1, corrected for the number of different values (Kelley's epsilon, 1935); 0 if labels in a random
+              order give as much, as they do for values of which nearly every one occurs once
     auc       of a number for a label of 0 and 1; else None
     """
 
@@ -32,15 +35,22 @@ def correlate(field: pd.Series, label: pd.Series, is_number: bool) -> Correlatio
     if len(values) < _MIN_ROWS or targets.min() == targets.max() or values.nunique() < 2:
         return None
     if not is_number:
-        return Correlation(_epsilon(values, targets))
+        return Correlation(_strength(pd.factorize(values)[0], targets))
     numbers = values.to_numpy(np.float64)
     is_binary = bool(np.isin(targets, (0, 1)).all())
     return Correlation(float(np.corrcoef(numbers, targets)[0, 1]), _auc(numbers, targets) if is_binary else None)
 
 
-def _epsilon(values: pd.Series, targets: NDArray[Any]) -> float:
+def _strength(codes: NDArray[Any], targets: NDArray[Any]) -> float:
+    """Return epsilon, or 0 if it is not larger than those of the same labels in random orders."""
+    epsilon = _epsilon(codes, targets)
+    random = np.random.default_rng(0)
+    chance = max(_epsilon(codes, random.permutation(targets)) for _ in range(_NUM_ORDERS))
+    return epsilon if epsilon > chance else 0.0
+
+
+def _epsilon(codes: NDArray[Any], targets: NDArray[Any]) -> float:
     """Return sqrt(1 - (SS_within / (n - k)) / (SS_total / (n - 1))), or 0 if undefined, for n rows of k values."""
-    codes = pd.factorize(values)[0]
     number = np.bincount(codes)
     freedom = len(codes) - len(number)
     if freedom <= 0:

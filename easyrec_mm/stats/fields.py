@@ -105,7 +105,8 @@ class FieldStats:
             column = pc.if_else(pc.equal(column, ""), None, column)  # an empty text counts as missing
         self.values.add(column)
         if self.is_number:
-            numbers = column.drop_null().cast(pa.float64()).to_numpy(zero_copy_only=False)
+            # Sums are rounded where whole numbers have more than 53 bits; least and greatest value are exact.
+            numbers = column.drop_null().cast(pa.float64(), safe=False).to_numpy(zero_copy_only=False)
             self.total += float(numbers.sum())
             self.total_squares += float(np.square(numbers).sum())
             self.num_zeros += int(np.count_nonzero(numbers == 0))

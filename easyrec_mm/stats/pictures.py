@@ -89,7 +89,7 @@ class PathStats:
         self._num_kept += len(hashes)
         if self._num_kept > 2 * _COMPACT_AT:
             self._compact()
-        limit = max(self._sample) if len(self._sample) >= self.num_wanted else None
+        limit = max(self._sample, default=0) if len(self._sample) >= self.num_wanted else None
         for key, path in zip(hashes.tolist(), paths, strict=True):
             if limit is None or key < limit:
                 self._sample.setdefault(key, (path, file))

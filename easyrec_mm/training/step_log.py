@@ -14,6 +14,9 @@ from easyrec_mm.runs.progress import MetricsLog, Progress
 from easyrec_mm.schema import Schema
 from easyrec_mm.training.time_left import Forecast
 
+# Losses of a step by name.
+Losses = dict[str, float]
+
 
 class StepLog:
     """Collects the values of steps and reports their means over several steps.
@@ -40,7 +43,7 @@ class StepLog:
         self._bad_records, self._checkpoints = bad_records, checkpoints
         task_losses = [f"loss_{task.name}" for task in schema.tasks]
         self._shown = ["loss", *(task_losses if len(task_losses) > 1 else [])]
-        self._losses: list[dict[str, tf.Tensor]] = []  # of the steps since the last line
+        self._losses: list[dict[str, tf.Tensor | float]] = []  # of the steps since the last line
         self._last: dict[str, tf.Tensor] = {}
         self._phase: int | None = None
         self._epoch = 0
@@ -61,6 +64,14 @@ class StepLog:
         self._phase = phase
         self._progress.add(item.batch.num_samples, item.batch.num_images, waited_s)
         self._forecast.step(item.batch.num_samples, item.batch.num_images)
+
+    def go_on(self, unreported: list[Losses]) -> None:
+        """Begin with the losses of steps that an earlier part of the training has not reported."""
+        self._losses = list(unreported)
+
+    def unreported(self) -> list[Losses]:
+        """Return the losses of the steps since the last report."""
+        return [{name: float(value) for name, value in losses.items()} for losses in self._losses]
 
     def write(self, step: int) -> None:
         """Show and write the means since the last report, if there were steps.

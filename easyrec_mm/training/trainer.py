@@ -6,6 +6,7 @@ import math
 import time
 from collections.abc import Generator
 from dataclasses import dataclass
+from pathlib import Path
 
 import tensorflow as tf
 
@@ -16,27 +17,27 @@ from easyrec_mm.data.bad_records import BadRecords
 from easyrec_mm.data.batch import InputBatch
 from easyrec_mm.data.first_pictures import first_pictures, require_pictures
 from easyrec_mm.data.input import Input
-from easyrec_mm.errors import CheckpointError, ConfigError
-from easyrec_mm.evaluation.evaluator import VECTORS, vectors_of
+from easyrec_mm.errors import CheckpointError, ConfigError, DamagedCheckpointError
+from easyrec_mm.evaluation.evaluator import vectors_of
 from easyrec_mm.files.folders import shown
 from easyrec_mm.network.model import MultimodalModel
 from easyrec_mm.network.precision import MIXED_FLOAT16, dtype_policy
-from easyrec_mm.runs.checkpoint import Checkpoints, checkpoint_shapes, restore
-from easyrec_mm.runs.evaluations import END, METRICS, START
+from easyrec_mm.runs.checkpoint import Checkpoints, newest_whole
+from easyrec_mm.runs.checkpoint_list import is_damaged
+from easyrec_mm.runs.evaluations import END, METRICS, START, forget_later_steps
 from easyrec_mm.runs.model_dir import BAD_RECORDS, PIPELINE_CONFIG, ModelDir
 from easyrec_mm.runs.progress import MetricsLog, Progress
-from easyrec_mm.store.feature_vectors import origin_number
+from easyrec_mm.store.feature_vectors import VectorStores
 from easyrec_mm.training.evaluations import TrainingEvaluations
 from easyrec_mm.training.length import Length, training_length
 from easyrec_mm.training.save_times import SaveTimes
 from easyrec_mm.training.signals import Caught, caught_signals
-from easyrec_mm.training.step_log import StepLog
+from easyrec_mm.training.state import Restored, TrainingState
+from easyrec_mm.training.step_log import Losses, StepLog
 from easyrec_mm.training.steps import TrainSteps
 from easyrec_mm.training.time_left import Forecast
 from easyrec_mm.training.warm_start import start_from_checkpoint
 
-# Names of the position in the data within a checkpoint; older checkpoints count batches.
-_GROUPS_READ, _BATCHES_READ = "progress/groups_read", "progress/batches_read"
 _STOPPING = "stopping after this step, then saving a checkpoint; send the signal again to stop at once"
 
 
@@ -56,6 +57,7 @@ class Trainer:
       model: the network.
       steps: runs the training steps.
       input: the training data.
+      state: what a checkpoint contains.
 
     Raises:
       UserError: if data, checkpoints or settings do not fit; see the modules that raise it.
@@ -70,9 +72,7 @@ class Trainer:
             str(self._model_dir / BAD_RECORDS), self._config.data_config.max_bad_record_share
         )
         self._checkpoints = Checkpoints(str(self._model_dir), self._train_config.keep_checkpoint_max)
-        latest = self._checkpoints.latest()
-        self._folder.fetch_checkpoint(latest)
-        self._vectors = vectors_of(self._schema, latest)
+        self._vectors = self._open_vectors()
         self.input = Input(
             self._config.data_config,
             self._schema,
@@ -87,24 +87,19 @@ class Trainer:
         self._dtype = dtype_policy(self._train_config.precision)
         self.model = MultimodalModel(self._config, self._schema, self._dtype)
         self.steps = TrainSteps(self._config, self.model, self._dtype, self.input.spec())
-        # Position from which to read on: the number of groups read, and the fingerprint of the data.
-        self._groups_read = tf.Variable(0, dtype=tf.int64, trainable=False)
-        self._input_fingerprint = tf.Variable(self.input.fingerprint(), dtype=tf.int64, trainable=False)
-        self._vector_origins = {
-            f"{VECTORS}{name}": tf.Variable(origin_number(generation.fingerprint), dtype=tf.int64, trainable=False)
-            for name, generation in self._vectors.generations.items()
-        }
+        self.state = TrainingState(self._config, self.steps, self.input, self._vectors, self._bad_records)
+        self._unreported: list[Losses] = []  # losses of earlier steps that are not reported yet
         self._evaluations = TrainingEvaluations(
             pipeline, self.model, self.steps.average, self.steps.trained, self._vectors, self._folder
         )
 
     def train(self) -> TrainResult:
         """Train until num_steps or num_epochs are done, the metric stops improving, or SIGINT or SIGTERM arrives."""
-        self._model_dir.mkdir(parents=True, exist_ok=True)
         self._start()
         first_step = int(self.steps.number)
-        length = self._length(first_step, int(self._groups_read))
-        write_config(self._config, str(self._model_dir / PIPELINE_CONFIG))
+        length = self._length(first_step)
+        self._write_config()
+        forget_later_steps(self._model_dir / METRICS, first_step)
         log = MetricsLog(self._model_dir / METRICS, self._model_dir)
         log.write_line(START, first_step, {})
         self._evaluations.go_on()
@@ -135,13 +130,13 @@ class Trainer:
         for line in filter(None, [best, self._bad_records.summary()]):
             print(shown(line), flush=True)
 
-    def _length(self, step: int, groups_read: int) -> Length:
+    def _length(self, step: int) -> Length:
         """Return the length of the training, print it, and pass it to the schedules.
 
         Raises:
           ConfigError: if the training ends before unfreeze_at_step.
         """
-        length = training_length(self._config, self.input, step, groups_read)
+        length = training_length(self._config, self.input, step, self.state.position.groups_read)
         for phase in self.steps.phases[1:]:
             if length.is_exact and length.num_steps is not None and phase.first_step >= length.num_steps:
                 step_is_late = f"{phase.first_step} is past the last step ({length.describe()}); lower it"
@@ -161,6 +156,7 @@ class Trainer:
         save_times = SaveTimes(config)
         forecast = Forecast(length, save_times, evaluations.interval_s)
         steps_log = StepLog(log, progress, forecast, self._schema, self._bad_records, self._checkpoints)
+        steps_log.go_on(self._unreported)
         batches = self.batches(length.num_epochs)
         step = first_step = saved_step = int(self.steps.number)
         reason = evaluations.stop_reason() or self._all_steps(step)  # from an earlier part of this training
@@ -184,7 +180,7 @@ class Trainer:
                     log.write_summaries("train", step, {name: float(value) for name, value in losses.items()})
                 if save_times.is_due(step, item.epochs_before, item.epochs_done):
                     steps_log.require_finite(step)
-                    saved, saved_step = self._save(step), step
+                    saved, saved_step = self._save(step, steps_log.unreported()), step
                     save_times.saved()
                     if evaluations.is_due:
                         forecast.time.evaluated(evaluations.run(saved, step, log, progress))
@@ -196,7 +192,7 @@ class Trainer:
         if step == first_step and saved is not None:
             return saved, reason
         if step != saved_step or saved is None:
-            saved = self._save(step)
+            saved = self._save(step, [])
         if caught.number:
             return saved, None
         self._bad_records.check_all()
@@ -211,13 +207,13 @@ class Trainer:
     def batches(self, num_epochs: int) -> Generator[InputBatch, None, None]:
         """Return the batches from the current position of the training; `num_epochs` as for Input.batches."""
         first = int(self.steps.number)
-        return self.input.batches(num_epochs, int(self._groups_read), first, self.steps.bank)
+        return self.input.batches(num_epochs, self.state.position.groups_read, first, self.steps.bank)
 
     def _start(self) -> None:
         """Continue from the last checkpoint, or start from fine_tune_checkpoint or from the initial weights."""
-        latest = self._checkpoints.latest()
-        if latest:
-            self._resume(latest)
+        paths = self._checkpoints.all()
+        if paths:
+            self._resume(paths)
         elif self._train_config.fine_tune_checkpoint:
             print(shown(start_from_checkpoint(self.model, self._train_config)), flush=True)
             if self.steps.average is not None:
@@ -234,55 +230,67 @@ class Trainer:
         if self._dtype == MIXED_FLOAT16 and not tf.config.list_physical_devices("GPU"):
             print("note: float16 is slow without a GPU; train_config.precision: AUTO chooses what is fast", flush=True)
 
-    def _resume(self, path: str) -> None:
-        fingerprint, state = int(self._input_fingerprint), self.state()
-        batches_read = tf.Variable(0, dtype=tf.int64, trainable=False)
+    def _open_vectors(self) -> VectorStores:
+        """Open the features' vectors: those of the last checkpoint that can be read, or the current ones."""
+
+        def read(path: str) -> VectorStores:
+            self._folder.fetch_checkpoint(path)
+            return vectors_of(self._schema, path)
+
+        paths = self._checkpoints.all()
+        return newest_whole(paths, read)[0] if paths else vectors_of(self._schema, None)
+
+    def _resume(self, paths: list[str]) -> None:
+        """Continue from the last checkpoint that is not damaged; `paths` are all, oldest first."""
+        if is_damaged(self._model_dir):
+            names = ", ".join(Path(path).name for path in paths)
+            print(
+                f"warning: the list of checkpoints in {self._model_dir} is missing or damaged; found {names}",
+                flush=True,
+            )
+
+        def read(path: str) -> Restored:
+            self._folder.fetch_checkpoint(path)
+            return self.state.restore(path)
+
         try:
-            counts_batches = _BATCHES_READ in checkpoint_shapes(path)
-            if counts_batches:
-                del state[_GROUPS_READ]
-                state[_BATCHES_READ] = batches_read
-            restore(path, state)
+            restored, path, damaged = newest_whole(paths, read)
+        except DamagedCheckpointError:
+            raise
         except CheckpointError as error:
             raise CheckpointError(
                 f"model_dir '{self._model_dir}' holds the training of another model. {error}"
             ) from error
-        self.steps.restore_banks(path)
-        saved_fingerprint = int(self._input_fingerprint)
-        same_data = saved_fingerprint == fingerprint
-        if counts_batches:
-            same_data = saved_fingerprint == self.input.fingerprint(with_contents=False)
-            self._groups_read.assign(batches_read * self.input.batch_size)
-            self._input_fingerprint.assign(fingerprint)
+        for problem in damaged:
+            print(f"warning: {shown(problem)}", flush=True)
+        if damaged:
+            self._checkpoints.leave_out(paths[paths.index(path) + 1 :])
         print(f"continuing from {shown(path)} (step {int(self.steps.number)})", flush=True)
-        if not same_data:
+        if restored.changes:
+            print("settings that differ from those of the checkpoint:", *restored.changes, sep="\n  ", flush=True)
+        if not restored.has_same_data:
             print(
                 "the training data or their order have changed since the checkpoint: reading from the start", flush=True
             )
-            self._groups_read.assign(0)
-            self._input_fingerprint.assign(fingerprint)
-
-    def state(self) -> dict[str, tf.Variable]:
-        """Return everything that a checkpoint contains, except picture banks, by name."""
-        return {
-            **self.steps.variables(),
-            **self._vector_origins,
-            _GROUPS_READ: self._groups_read,
-            "progress/input_fingerprint": self._input_fingerprint,
-        }
+        self._unreported = restored.losses
 
     def run_step(self, item: InputBatch) -> dict[str, tf.Tensor] | None:
         """Train on a batch; return its losses, or None for a batch without samples, which is not a step."""
-        self._groups_read.assign_add(item.num_groups)
+        self.state.position.add(item.num_groups)
         if not item.batch.num_samples:
             return None
         if self.steps.enter_phase(item.step):
             print(f"step {item.step}: all of the image tower is trained from now on", flush=True)
         return self.steps.run(item)
 
-    def _save(self, step: int) -> str:
-        """Write the checkpoint of a step; return its path."""
-        state: dict[str, tf.Variable | tf.Tensor] = {**self.state(), **self.steps.bank_state()}
-        path = self._checkpoints.save(step, state, self._evaluations.best_step())
+    def _write_config(self) -> None:
+        self._model_dir.mkdir(parents=True, exist_ok=True)
+        write_config(self._config, str(self._model_dir / PIPELINE_CONFIG))
+
+    def _save(self, step: int, unreported: list[Losses]) -> str:
+        """Write the checkpoint of a step; return its path. `unreported` are the losses of steps not reported yet."""
+        if not (self._model_dir / PIPELINE_CONFIG).exists():
+            self._write_config()  # somebody has removed model_dir meanwhile
+        path = self._checkpoints.save(step, self.state.values(unreported), self._evaluations.best_step())
         self._folder.put_checkpoint()
         return path

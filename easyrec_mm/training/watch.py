@@ -17,7 +17,7 @@ from easyrec_mm.evaluation.report import table, write_result
 from easyrec_mm.files import StorageError, is_remote
 from easyrec_mm.files.folders import shown
 from easyrec_mm.network.model import MultimodalModel
-from easyrec_mm.network.precision import dtype_policy
+from easyrec_mm.network.precision import FLOAT32
 from easyrec_mm.runs.best_checkpoint import step_of
 from easyrec_mm.runs.checkpoint import Checkpoints
 from easyrec_mm.runs.evaluations import END, EVAL, METRICS, START, read_lines
@@ -43,9 +43,10 @@ class Watch:
       pipeline: the config of the training.
       path: the data to evaluate on.
       say: function that shows a message.
+      dtype: Keras dtype policy in which the model computes.
     """
 
-    def __init__(self, pipeline: Pipeline, path: str, say: Callable[[str], None]) -> None:
+    def __init__(self, pipeline: Pipeline, path: str, say: Callable[[str], None], dtype: str = FLOAT32) -> None:
         self._config, self._schema = pipeline.config, pipeline.schema
         self._path = path
         self._say = say
@@ -53,7 +54,7 @@ class Watch:
         self.local = self._folder.local
         self._checkpoints = Checkpoints(str(self.local))
         self._log = MetricsLog(self.local / WATCH_METRICS, self.local / WATCH_SUMMARIES)
-        self._model = MultimodalModel(self._config, self._schema, dtype_policy(self._config.train_config.precision))
+        self._model = MultimodalModel(self._config, self._schema, dtype)
         self._look_every_s = _LOOK_EVERY_REMOTE_S if is_remote(self._config.model_dir) else LOOK_EVERY_S
         self._evaluator: Evaluator | None = None
         # Checkpoints that were removed before they could be read.

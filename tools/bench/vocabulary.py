@@ -93,7 +93,7 @@ def memory(name: str, rows: int) -> list[float]:
         trainer, batches = training(Path(folder), name, rows)
         for _ in range(3):
             trainer.run_step(next(batches))
-        state: dict[str, Any] = trainer.state()
+        state: dict[str, Any] = trainer.state.variables()
         Checkpoints(f"{folder}/checkpoint").save(1, state)
         held = sum(v.dtype.size * v.shape.num_elements() for v in state.values() if v.shape[:1] == [rows])
         return [resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024, held]

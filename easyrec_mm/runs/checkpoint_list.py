@@ -1,0 +1,69 @@
+"""The file `checkpoint` of a folder: TensorFlow's list of the folder's complete checkpoints."""
+
+from __future__ import annotations
+
+import os
+import re
+from pathlib import Path
+
+import tensorflow as tf
+
+PREFIX = "model.ckpt"
+# Name of the list.
+STATE = "checkpoint"
+
+
+def read_list(folder: Path) -> list[str]:
+    """Return the names of the checkpoints, oldest first.
+
+    If the list is missing or damaged, it is made anew from the checkpoints `model.ckpt-<step>` that lie in the folder,
+    in the order of their steps. A checkpoint with an incomplete index is left out: it was being written when its
+    training was killed.
+    """
+    names = _listed(folder)
+    if names is None:
+        steps = [re.fullmatch(rf"{PREFIX}-(\d+)\.index", path.name) for path in folder.glob(f"{PREFIX}-*.index")]
+        names = [f"{PREFIX}-{step}" for step in sorted(int(match[1]) for match in steps if match)]
+        names = [name for name in names if _has_index(folder / name)]
+    return names
+
+
+def is_damaged(folder: Path) -> bool:
+    """Return whether the list is missing or damaged although there are checkpoints."""
+    return _listed(folder) is None and bool(read_list(folder))
+
+
+def write_list(folder: Path, names: list[str]) -> None:
+    """Write the list, with relative paths, so that the folder can be moved."""
+    lines = [f'model_checkpoint_path: "{name}"' for name in names[-1:]]
+    lines += [f'all_model_checkpoint_paths: "{name}"' for name in names]
+    temporary = folder / f"{STATE}.tmp"
+    try:
+        with temporary.open("w", encoding="utf-8") as file:
+            file.write("\n".join(lines) + "\n")
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, folder / STATE)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def _listed(folder: Path) -> list[str] | None:
+    """Return the names in the list; None if the list is missing, or not as TensorFlow writes it."""
+    try:
+        state = tf.train.get_checkpoint_state(str(folder))
+    except ValueError:  # the list is empty, or not text
+        return None
+    if state is None:
+        return None
+    names = [Path(path).name for path in state.all_model_checkpoint_paths]
+    # A list that was cut at the end of a line lacks its last lines, among them that of the newest checkpoint.
+    return names if Path(state.model_checkpoint_path).name in names else None
+
+
+def _has_index(checkpoint: Path) -> bool:
+    try:
+        tf.train.load_checkpoint(str(checkpoint))
+    except (tf.errors.OpError, ValueError, RuntimeError):
+        return False
+    return True

@@ -1,0 +1,92 @@
+"""The state of a training: everything that a checkpoint contains, so that the training goes on as if never stopped."""
+
+from __future__ import annotations
+
+import json
+from typing import NamedTuple
+
+import tensorflow as tf
+
+from easyrec_mm.config.changes import Change
+from easyrec_mm.data.bad_records import BadRecords
+from easyrec_mm.data.input import Input
+from easyrec_mm.evaluation.evaluator import VECTORS
+from easyrec_mm.protos.pipeline_pb2 import EasyRecConfig
+from easyrec_mm.runs.checkpoint import read_text_value, restore
+from easyrec_mm.runs.trained_config import config_state, require_same_weights
+from easyrec_mm.store.feature_vectors import VectorStores, origin_number
+from easyrec_mm.training.position import DataPosition
+from easyrec_mm.training.step_log import Losses
+from easyrec_mm.training.steps import TrainSteps
+
+# What was counted but not yet reported, as JSON.
+_UNREPORTED = "progress/unreported"
+
+
+class Restored(NamedTuple):
+    """What a checkpoint tells about the training that goes on from it.
+
+    has_same_data  whether the data are those that it was trained on; else they are read from their start
+    losses         the losses of its last steps, which are not reported yet
+    changes        the settings that differ
+    """
+
+    has_same_data: bool
+    losses: list[Losses]
+    changes: list[Change]
+
+
+class TrainingState:
+    """The state of a training.
+
+    Args:
+      config: config of the training.
+      steps: the weights and what else the steps change.
+      inputs: the training data.
+      vectors: the opened vectors of features.
+      bad_records: counts of what could not be used.
+
+    Attributes:
+      position: where the training stands in its data.
+    """
+
+    def __init__(
+        self,
+        config: EasyRecConfig,
+        steps: TrainSteps,
+        inputs: Input,
+        vectors: VectorStores,
+        bad_records: BadRecords,
+    ) -> None:
+        self._config, self._steps, self._bad_records = config, steps, bad_records
+        self.position = DataPosition(inputs)
+        self._vector_origins = {
+            f"{VECTORS}{name}": tf.Variable(origin_number(generation.fingerprint), dtype=tf.int64, trainable=False)
+            for name, generation in vectors.generations.items()
+        }
+
+    def variables(self) -> dict[str, tf.Variable]:
+        """Return the variables of a checkpoint by name, except picture banks."""
+        return {**self._steps.variables(), **self._vector_origins, **self.position.variables()}
+
+    def values(self, losses: list[Losses]) -> dict[str, tf.Variable | tf.Tensor]:
+        """Return everything that a checkpoint contains, by name; `losses` are those of steps not reported yet."""
+        unreported = json.dumps({"losses": losses, "bad_records": self._bad_records.state()})
+        state: dict[str, tf.Variable | tf.Tensor] = {**self.variables(), **self._steps.bank_state()}
+        return {**state, **config_state(self._config), _UNREPORTED: tf.constant(unreported)}
+
+    def restore(self, path: str) -> Restored:
+        """Go on from a checkpoint.
+
+        Raises:
+          DamagedCheckpointError: if it cannot be read, or its numbers are of no use.
+          CheckpointError: if it is the checkpoint of another model.
+        """
+        restore(path, {**self._steps.variables(), **self._vector_origins})
+        changes = require_same_weights(path, self._config)
+        self._steps.restore_banks(path)
+        has_same_data = self.position.restore(path)
+        unreported = json.loads(read_text_value(path, _UNREPORTED) or "{}")
+        if has_same_data and unreported:
+            self._bad_records.restore(unreported["bad_records"])
+        return Restored(has_same_data, unreported.get("losses", []), changes)
