@@ -18,8 +18,9 @@ from hypothesis import strategies as st
 
 from easyrec_mm import stable_hash
 from easyrec_mm.errors import DataError
+from easyrec_mm.formats import csv_blocks
 from easyrec_mm.formats.columns import ORDER, join_kinds, kind_of, to_kind
-from easyrec_mm.grouping import csv_blocks, flat_files
+from easyrec_mm.grouping import flat_files
 from easyrec_mm.grouping.column_kinds import scan_split
 from easyrec_mm.grouping.column_stats import MAX_COUNTED, ColumnStats, LogStats, merged
 from easyrec_mm.grouping.flat_files import find_inputs, pieces, plan_file

@@ -20,12 +20,12 @@ from easyrec_mm.errors import DataError
 from easyrec_mm.features.field import Kind
 from easyrec_mm.files import is_remote, place_of, plain
 from easyrec_mm.files.opening import is_gzip, open_binary, opened_at, size_of
+from easyrec_mm.formats import csv_blocks
 from easyrec_mm.formats.columns import (
     ORDER,
     ROW_BITS,
     kind_of,
 )
-from easyrec_mm.grouping import csv_blocks
 
 # Rows of Parquet that are read at a time; bytes of a CSV split, and rows of a Parquet split.
 READ_ROWS = 1 << 16
