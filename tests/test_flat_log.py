@@ -374,3 +374,36 @@ def test_a_bucket_comes_back_in_its_order(rows, num_files):
             only_text = read_bucket(files, bucket, ["text"])
             assert (only_text.column_names if only_text else ["text"]) == ["text"]
             assert sum(file.rows.get(bucket, 0) for file in files) == len(expected)
+
+
+@pytest.mark.parametrize("line_end", ["\n", "\r\n"])
+@pytest.mark.parametrize(
+    ("broken", "values"),
+    [
+        ('40,"red,x', None),  # in the middle: the rest of the file is one value too few
+        ('40,red,"x', None),  # at the end: the row has its three values
+        ('"40,red,x', None),
+        ('40,red,"x""', None),
+        ('40,5" screen,x', {"b": '5" screen'}),
+        ('40,"two{}lines",x', {"b": "two{}lines"}),
+    ],
+)
+@pytest.mark.parametrize("later", ["{},blue,y", '{},"blue",y', '{},"a ""blue"" one","{}, {}"'])
+@pytest.mark.parametrize("size", [0, 100])
+def test_a_quote_that_is_not_closed_spoils_its_own_row_only(line_end, broken, values, later, size):
+    """Wherever it stands, whatever quotes follow, in whatever block."""
+    lines = [later.format(i, i, i) for i in range(100)]
+    good = [next(csv.reader([line])) for line in lines]
+    lines[40] = broken.replace("{}", line_end)
+    data = "".join(line + line_end for line in lines).encode()
+    rows, malformed, first = {}, [], 0
+    for block in csv_blocks.blocks(io.BytesIO(data), size=size):
+        part = csv_blocks.parse(block, ["a", "b", "c"], ",")
+        rows |= dict(zip((part.number + first).tolist(), part.table.to_pylist(), strict=True))
+        malformed += [(row + first, reason) for row, reason in part.malformed]
+        first += part.num_rows
+    assert first == 100
+    assert malformed == ([] if values else [(40, "a quote is not closed")])
+    row = rows.pop(40, None)
+    assert (row and row["b"]) == (values and values["b"].replace("{}", line_end))
+    assert [list(row.values()) for row in rows.values()] == good[:40] + good[41:]

@@ -103,7 +103,8 @@ def _settings(message: Message, place: str, defines_weights: bool) -> Iterator[t
         else:
             for i, element in enumerate(value):
                 at = f"{here}[{_name_of(element) or i}]"
-                yield (at, is_weighty), "given"
+                # Where a feature or a tower more or less matters, the shapes of weights differ.
+                yield (at, False), "given"
                 yield from _settings(element, f"{at}.", is_weighty)
 
 

@@ -1,17 +1,19 @@
 """Divides CSV files into blocks of whole rows, and parses the blocks.
 
-Quoted values may contain separators and line ends. Rows that cannot be read are counted, so that row numbers are right.
+Quoted values may contain separators and line ends (RFC 4180). Rows that cannot be read are counted, so that row numbers
+are right. A quote that is not closed spoils its own row only, although the value that it begins would contain what
+follows.
 """
 
 from __future__ import annotations
 
 import csv
+import re
 from collections.abc import Iterator
 from typing import IO, NamedTuple
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 import pyarrow.csv as pa_csv
 from numpy.typing import NDArray
 
@@ -19,16 +21,18 @@ from easyrec_mm.errors import DataError
 
 BLOCK_BYTES = 1 << 23
 _MAX_HEADER_BYTES = 1 << 20
-# Replaces a byte that is not UTF-8 while rows are parsed; it is not a Unicode character.
-_MARK = "\ufdd0"
-_MARKS = dict.fromkeys(range(0xDC80, 0xDD00), _MARK)
+# Characters of no meaning, which stand for the bytes that are not UTF-8 while rows are parsed.
+_FIRST_MARK = 0x10F000
+_MARKS = {0xDC00 + byte: _FIRST_MARK + byte for byte in range(0x80, 0x100)}
+_BYTES = {mark: surrogate for surrogate, mark in _MARKS.items()}
+_OPEN_QUOTE = "a quote is not closed"
 
 
 class CsvRows(NamedTuple):
     """The rows of a block.
 
-    table      the rows that have a value for each column: text columns (binary if a value is not UTF-8), null where a
-               value is empty
+    table      the rows that have a value for each column: text columns (binary if the block is not UTF-8), null where
+               a value is empty
     number     int64 [rows of the table]: the number of each row in the block, from 0
     malformed  (row number, problem) of all other rows
     """
@@ -95,21 +99,22 @@ def _last_row_end(block: bytes, size: int) -> int:
     return line_end
 
 
-def parse(block: bytes, names: list[str], separator: str) -> CsvRows:
-    """Parse the rows of a block."""
+def parse(block: bytes, names: list[str], separator: str, columns: list[str] | None = None) -> CsvRows:
+    """Parse the rows of a block.
+
+    Args:
+      block: whole rows, as `blocks` yields them.
+      names: names of the columns.
+      separator: the character between values.
+      columns: the columns of the result; by default all.
+    """
     is_text = _is_utf8(block)
     block = block if is_text else _mark(block)
-    parts: list[CsvRows] = []
-    while block:
-        part, block = _parse_until_open_quote(block, names, separator)
-        parts.append(part)
-    first = np.cumsum([0, *(part.num_rows for part in parts)])[:-1].tolist()
-    table = pa.concat_tables(part.table for part in parts)
-    return CsvRows(
-        table if is_text else _unmark(table),
-        np.concatenate([part.number + start for part, start in zip(parts, first, strict=True)]),
-        [(row + start, problem) for part, start in zip(parts, first, strict=True) for row, problem in part.malformed],
-    )
+    rows = _parse(block, names, separator, columns)
+    if b'"' in block and rows.num_rows < len(block.splitlines()):
+        # A value spans several lines: as it should, or because its quote is not closed.
+        rows = _parse_without_open_quotes(block, names, separator, columns)
+    return rows if is_text else CsvRows(_unmark(rows.table), rows.number, rows.malformed)
 
 
 def _is_utf8(block: bytes) -> bool:
@@ -127,64 +132,99 @@ def _mark(block: bytes) -> bytes:
 
 
 def _unmark(table: pa.Table) -> pa.Table:
-    """Return the values of a marked block as binary, with a byte that is not UTF-8 in place of each mark."""
-    columns = [
-        pc.replace_substring(column.cast(pa.binary()), _MARK.encode(), b"\xff") for column in table.itercolumns()
-    ]
+    """Return the values of a marked block as binary, with the original bytes."""
+
+    def original(text: str | None) -> bytes | None:
+        return None if text is None else text.translate(_BYTES).encode("utf-8", "surrogateescape")
+
+    columns = [pa.array(map(original, column.to_pylist()), pa.binary()) for column in table.itercolumns()]
     return pa.Table.from_arrays(columns, names=table.column_names)
 
 
-def _parse_until_open_quote(block: bytes, names: list[str], separator: str) -> tuple[CsvRows, bytes]:
-    """Parse up to a row with an unclosed quote, whose value would contain the rest; return rows and remaining lines."""
-    invalid: list[pa_csv.InvalidRow] = []
+def _parse(block: bytes, names: list[str], separator: str, columns: list[str] | None) -> CsvRows:
+    malformed: list[tuple[int, str]] = []
 
     def note(row: pa_csv.InvalidRow) -> str:
-        invalid.append(row)
+        malformed.append((row.number - 1, f"{row.actual_columns} values, not {row.expected_columns}"))
         return "skip"
 
-    table = _parse(block, names, separator, note)
-    malformed = [(row.number - 1, f"{row.actual_columns} values, not {row.expected_columns}") for row in invalid]
-    number = np.delete(np.arange(table.num_rows + len(malformed)), [row for row, _ in malformed])
-    rows = CsvRows(table, number, malformed)
-    last = rows.num_rows - 1
-    if malformed and malformed[-1][0] == last:
-        start = _open_malformed(block, invalid[-1].text)
-    elif len(number):
-        start = _open_value(block, table[names[-1]][-1].as_py() or "", separator)
-        if start >= 0:
-            rows = CsvRows(table.slice(0, len(table) - 1), number[:-1], malformed)
-    else:
-        start = -1
-    if start < 0:
-        return rows, b""
-    malformed[:] = [entry for entry in malformed if entry[0] != last] + [(last, "a quote is not closed")]
-    return rows, block[block.find(b"\n", start) + 1 :]
-
-
-def _open_malformed(block: bytes, text: str) -> int:
-    """Return where the last row begins if it is malformed because an unclosed quote spans several lines; else -1."""
-    data = text.rstrip("\r\n").encode()
-    if b"\n" not in data or data.count(b'"') % 2 == 0:
-        return -1
-    return len(block.rstrip(b"\r\n")) - len(data)
-
-
-def _open_value(block: bytes, value: str, separator: str) -> int:
-    """Return where the last row begins if its last value has an unclosed quote and spans several lines; else -1."""
-    data = value.encode()
-    # Only a value without a closing quote ends like the block, because it includes the line end of the row.
-    tail = separator.encode() + b'"' + data.replace(b'"', b'""')
-    if b"\n" not in data or not block.endswith(tail):
-        return -1
-    return block.rfind(b"\n", 0, len(block) - len(tail)) + 1
-
-
-def _parse(block: bytes, names: list[str], separator: str, note: object) -> pa.Table:
-    return pa_csv.read_csv(
+    table = pa_csv.read_csv(
         pa.BufferReader(block),
         read_options=pa_csv.ReadOptions(column_names=names, use_threads=False, block_size=len(block) + 1),
         parse_options=pa_csv.ParseOptions(delimiter=separator, newlines_in_values=True, invalid_row_handler=note),
         convert_options=pa_csv.ConvertOptions(
-            column_types=dict.fromkeys(names, pa.string()), null_values=[""], strings_can_be_null=True
+            include_columns=columns,
+            column_types=dict.fromkeys(names, pa.string()),
+            null_values=[""],
+            strings_can_be_null=True,
+            check_utf8=False,  # it is checked already
         ),
     )
+    number = np.delete(np.arange(len(table) + len(malformed)), [row for row, _ in malformed])
+    return CsvRows(table, number, malformed)
+
+
+def _parse_without_open_quotes(block: bytes, names: list[str], separator: str, columns: list[str] | None) -> CsvRows:
+    """Parse the rows of a block in which quotes may not be closed; the rows of such quotes are malformed."""
+    kept: list[bytes] = []
+    rows: list[int] = []  # numbers of the kept rows
+    malformed: list[tuple[int, str]] = []
+    for number, lines in enumerate(_rows_of(block.splitlines(keepends=True), len(names), separator.encode())):
+        if lines:
+            kept += lines
+            rows.append(number)
+        else:
+            malformed.append((number, _OPEN_QUOTE))
+    parsed = _parse(b"".join(kept), names, separator, columns)
+    malformed += [(rows[row], problem) for row, problem in parsed.malformed]
+    return CsvRows(parsed.table, np.array(rows, np.int64)[parsed.number], sorted(malformed))
+
+
+def _rows_of(lines: list[bytes], num_columns: int, separator: bytes) -> Iterator[list[bytes]]:
+    """Yield the lines of each row; no lines for a row with a quote that is not closed.
+
+    A quote is not closed if no later quote closes it, or if the lines until then are no proper row and one of them is a
+    proper row by itself.
+    """
+    value = rb"""(?:[^"%b\r\n]*|"(?:[^"]|"")*")""" % re.escape(separator)
+    row = re.compile(rb"%b(?:%b%b){%d}[\r\n]*" % (value, re.escape(separator), value, num_columns - 1))
+    start = 0
+    while start < len(lines):
+        end = start + 1
+        is_open = _ends_open(lines[start], separator, is_open=False)
+        while is_open and end < len(lines):
+            is_open = _ends_open(lines[end], separator, is_open=True)
+            end += 1
+        is_proper = end == start + 1 or row.fullmatch(b"".join(lines[start:end]))
+        if is_open or not (is_proper or not any(map(row.fullmatch, lines[start + 1 : end]))):
+            yield []
+            start += 1
+            continue
+        if lines[start].strip(b"\r\n"):  # empty lines are no rows
+            yield lines[start:end]
+        start = end
+
+
+def _ends_open(line: bytes, separator: bytes, is_open: bool) -> bool:
+    """Return whether a line ends within a quoted value.
+
+    Args:
+      line: a line.
+      separator: the byte between values.
+      is_open: whether the line begins within a quoted value.
+    """
+    position = 0
+    while True:
+        if not is_open and line.startswith(b'"', position):
+            is_open, position = True, position + 1
+        if is_open:
+            position = line.find(b'"', position) + 1
+            if not position:
+                return True
+            if line.startswith(b'"', position):  # two quotes stand for one
+                position += 1
+                continue
+            is_open = False
+        position = line.find(separator, position) + 1
+        if not position:
+            return False

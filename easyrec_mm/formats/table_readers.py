@@ -2,21 +2,23 @@
 
 from __future__ import annotations
 
+import zlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
+import numpy as np
 import pyarrow as pa
-import pyarrow.csv
 import pyarrow.parquet as pq
 
 from easyrec_mm.errors import DataError, first_line
+from easyrec_mm.files.opening import open_binary
 from easyrec_mm.formats.checks import Problem
+from easyrec_mm.formats.csv_blocks import blocks, parse, read_header
 from easyrec_mm.formats.data_files import DataFiles, needs_copy
 from easyrec_mm.formats.parquet import read_tables
 from easyrec_mm.formats.typed_groups import PROBLEM, ROW, TypedGroups
 
-_GZIP_MAGIC = b"\x1f\x8b"
 _CSV_BLOCK_BYTES = 1 << 21
 
 
@@ -73,27 +75,26 @@ class CsvReader:
     counts_at_once: ClassVar[bool] = False
 
     def read(self, file: str) -> Iterator[pa.Table]:
-        """Yield the columns that are read, as text.
+        """Yield the columns that are read, as text, and what is wrong with rows that cannot be read.
 
         Raises:
           DataError: if the file cannot be read or lacks a column.
         """
-        invalid: dict[int, bytes] = {}
-        first = row = 1 if self.names else 2
+        row = 1 if self.names else 2
         try:
-            for batch in self._open(file, invalid):
-                # Invalid rows are left out, but count.
-                rows: list[int] = []
-                while len(rows) < len(batch):
-                    if row not in invalid:
-                        rows.append(row)
-                    row += 1
-                yield pa.Table.from_batches([batch]).append_column(ROW, pa.array(rows, pa.int64()))
-        except (OSError, pa.ArrowException, UnicodeDecodeError) as error:
-            place = f"{file}: cannot be read as CSV from row {max(row, first)} on"
-            raise DataError(f"{place}: {first_line(error)}") from error
-        if invalid:
-            yield pa.table({ROW: list(invalid), PROBLEM: list(invalid.values())})
+            with open_binary(self.files.opened_at(file)) as stream:
+                names = list(self.names) or read_header(stream, file, self.separator)[0]
+                columns = self.groups.present(file, names)
+                for block in blocks(stream, size=_CSV_BLOCK_BYTES):
+                    rows = parse(block, names, self.separator, columns)
+                    yield rows.table.append_column(ROW, pa.array(rows.number + row))
+                    if rows.malformed:
+                        numbers, reasons = zip(*rows.malformed, strict=True)
+                        problems = [Problem("row", reason).encode() for reason in reasons]
+                        yield pa.table({ROW: np.array(numbers) + row, PROBLEM: problems})
+                    row += rows.num_rows
+        except (OSError, EOFError, zlib.error, pa.ArrowException) as error:
+            raise DataError(f"{file}: cannot be read as CSV from row {row} on: {first_line(error)}") from error
 
     def ahead(self, files: Sequence[str]) -> None:
         """Begin to copy the files that are read next."""
@@ -102,46 +103,3 @@ class CsvReader:
     def count(self, file: str) -> int:
         """Return the number of rows of a file."""
         return sum(len(table) for table in self.read(file))
-
-    def _open(self, file: str, invalid: dict[int, bytes]) -> Iterator[pa.RecordBatch]:
-        path = self.files.opened_at(file)
-        with open(path, "rb") as stream:
-            compression = "gzip" if stream.read(2) == _GZIP_MAGIC else None
-        with pa.input_stream(path, compression=compression) as stream:
-            names = list(self.names) or _header(stream, self.separator)
-        columns = self.groups.present(file, names)
-
-        def note(row: pa.csv.InvalidRow) -> str:
-            problem = f"{row.actual_columns} values, not {row.expected_columns}"
-            invalid[row.number] = Problem("row", problem).encode()
-            return "skip"
-
-        with pa.input_stream(path, compression=compression) as stream:
-            read = pa.csv.ReadOptions(
-                # With threads, invalid rows would not have row numbers.
-                use_threads=False,
-                block_size=_CSV_BLOCK_BYTES,
-                column_names=names,
-                skip_rows=0 if self.names else 1,
-            )
-            parse = pa.csv.ParseOptions(delimiter=self.separator, newlines_in_values=True, invalid_row_handler=note)
-            convert = pa.csv.ConvertOptions(
-                check_utf8=False,
-                include_columns=columns,
-                column_types={name: pa.string() for name in columns},
-                strings_can_be_null=False,
-            )
-            yield from pa.csv.open_csv(stream, read, parse, convert)
-
-
-def _header(stream: pa.NativeFile, separator: str) -> list[str]:
-    """Return the column names in the first line."""
-    line = stream.read(1 << 20).split(b"\n", 1)[0].rstrip(b"\r")
-    if not line:
-        return []
-    options = pa.csv.ParseOptions(delimiter=separator)
-    read = pa.csv.ReadOptions(autogenerate_column_names=True)
-    table = pa.csv.read_csv(
-        pa.BufferReader(line + b"\n"), read, options, pa.csv.ConvertOptions(strings_can_be_null=False)
-    )
-    return [str(column[0].as_py()) for column in table.columns]
