@@ -115,7 +115,7 @@ class PictureStats:
 
     def __post_init__(self) -> None:
         hashes = np.array([picture.alike for picture in self.pictures], np.uint64)
-        colours = np.array([picture.colours for picture in self.pictures]).reshape(len(hashes), -1)
+        colours = np.array([picture.colours for picture in self.pictures]).reshape(-1, 3 * _COLOUR_CELLS**2)
         groups = [[self.pictures[i] for i in group] for group in groups_alike(hashes, colours)]
         self.alike = sorted(groups, key=lambda group: (-len(group), group[0].path))
 
