@@ -29,7 +29,7 @@ def contents(tmp_path, names, *options, folder=None):
     tar = ["tar", "--create", *options, "--file", tmp_path / "x.pictures.tar", "--files-from", tmp_path / "paths.txt"]
     subprocess.run(tar, cwd=folder, check=True, stderr=subprocess.DEVNULL)
     packed = PackedPictures(local_copies())
-    return [packed.read(packed_path(f"{tmp_path}/x.parquet", os.fsencode(name))) for name in names]
+    return [packed.read(packed_path(f"{tmp_path}/x.parquet", os.fsencode(name)), 1000) for name in names]
 
 
 def test_links_between_members_are_followed(pictures, tmp_path):

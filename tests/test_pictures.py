@@ -78,6 +78,15 @@ def test_a_directory(loader, path):
     assert problem_of(loader, path) == "cannot be read: is not a regular file"
 
 
+def test_a_file_that_no_picture_needs_is_not_read(loader, path):
+    """It would take four times its size in memory; this one is a hole of 1 TiB."""
+    with path.open("wb") as file:
+        file.truncate(1 << 40)
+    limit = 4 * IMAGE.max_pixels + 2**20
+    reason = f"has {1 << 40:,} bytes, more than a picture of max_image_pixels needs ({limit:,})"
+    assert problem_of(loader, path) == f"cannot be read: {reason}"
+
+
 def test_an_empty_path(loader):
     assert problem_of(loader, "") == "cannot be read: the path is empty"
 

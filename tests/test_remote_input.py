@@ -299,7 +299,7 @@ def test_no_more_tars_are_open_than_said(packed, monkeypatch):
     reader = PictureReader(packed=PackedPictures(local_copies()))
     paths = [os.fsencode(f"{packed}/{name}.pictures.tar") + b"\x00p/%d.png" % i for name, i in (("a", 0), ("b", 30))]
     for _ in range(3):
-        assert reader.read(paths)[1] == {}
+        assert reader.read(paths, 10**6)[1] == {}
     opened = [os.readlink(f"/proc/self/fd/{fd}") for fd in os.listdir("/proc/self/fd") if fd_is_open(fd)]
     assert sum(str(packed) in path for path in opened) == 1
 

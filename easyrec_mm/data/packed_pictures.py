@@ -74,11 +74,12 @@ class PackedPictures:
         self._lock = threading.Lock()
         self._tars: OrderedDict[str, _Tar] = OrderedDict()
 
-    def read(self, packed: bytes) -> bytes:
-        """Return the content of a picture.
+    def read(self, packed: bytes, max_bytes: int) -> bytes:
+        """Return the first `max_bytes` bytes of a picture's content.
 
         Args:
           packed: see `packed_path`.
+          max_bytes: number of bytes.
 
         Raises:
           OSError: if the tar has no such picture.
@@ -92,7 +93,7 @@ class PackedPictures:
         place = tar.places.get(_member(path))
         if place is None or tar.file is None:
             raise OSError(0, f"is not in {os.path.basename(name)}")
-        offset, size = place
+        offset, size = place[0], min(place[1], max_bytes)
         content = os.pread(tar.file.fileno(), size, offset)
         if len(content) < size:
             raise DataError(f"{name}: has changed while it was read; start again, with files that nobody writes to")

@@ -19,6 +19,8 @@ from easyrec_mm.protos.data_pb2 import DatasetConfig
 
 # Number of remote pictures that the whole process reads at a time.
 NUM_READS = 72
+# The largest file of a picture that is worth reading: uncompressed pixels, and what else a file may hold.
+_BYTES_PER_PIXEL, _MOST_OTHER_BYTES = 4, 1 << 20
 # If this many pictures fail before any picture could be read, the cause is not the pictures themselves.
 _NUM_REFUSED = 8
 
@@ -80,8 +82,12 @@ class PictureReader:
                 future.cancel()
             self._begun.clear()
 
-    def read(self, paths: list[bytes]) -> tuple[list[bytes], dict[int, str]]:
+    def read(self, paths: list[bytes], max_pixels: int) -> tuple[list[bytes], dict[int, str]]:
         """Return the contents of pictures, b"" for a picture that cannot be read, and row -> the reason.
+
+        Args:
+          paths: paths of the files.
+          max_pixels: greatest number of pixels of a picture; files of more bytes than that can need are not read.
 
         Raises:
           DataError: if no remote picture at all can be read, as with wrong credentials, or a tar cannot be read.
@@ -91,14 +97,17 @@ class PictureReader:
         }
         data: list[bytes] = []
         problems: dict[int, str] = {}
+        max_bytes = _BYTES_PER_PIXEL * max_pixels + _MOST_OTHER_BYTES
         for row, own_path in enumerate(paths):
             try:
-                data.append(remote[row].result() if row in remote else self._read_here(own_path))
+                content = remote[row].result() if row in remote else self._read_here(own_path, max_bytes)
+                _require_small(len(content), max_bytes)
+                data.append(content)
             except StorageError as error:
                 self._require_hope(error)
                 data.append(b"")
                 problems[row] = f"cannot be read: {error.reason}"
-            except (OSError, ValueError) as error:  # ValueError: no file can have that path
+            except (OSError, ValueError) as error:  # ValueError: no file can have that path, or it is too large
                 reason = error.strerror if isinstance(error, OSError) else str(error)
                 data.append(b"")
                 problems[row] = f"cannot be read: {reason or type(error).__name__}"
@@ -147,14 +156,20 @@ class PictureReader:
         if self._num_refused >= _NUM_REFUSED:
             raise DataError(f"{error}; none of {self._num_refused} pictures can be read") from error
 
-    def _read_here(self, path_bytes: bytes) -> bytes:
+    def _read_here(self, path_bytes: bytes, max_bytes: int) -> bytes:
         if self._packed is not None:
-            return self._packed.read(path_bytes)
+            return self._packed.read(path_bytes, max_bytes + 1)
         path = self._full_path(path_bytes)
         if not path:
             raise FileNotFoundError(0, "the path is empty")
         with open(plain(path), "rb", opener=open_regular) as file:
+            _require_small(os.fstat(file.fileno()).st_size, max_bytes)
             return file.read()
+
+
+def _require_small(num_bytes: int, max_bytes: int) -> None:
+    if num_bytes > max_bytes:
+        raise ValueError(f"has {num_bytes:,} bytes, more than a picture of max_image_pixels needs ({max_bytes:,})")
 
 
 @lru_cache

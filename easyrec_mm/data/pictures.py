@@ -64,7 +64,7 @@ class PictureLoader:
         Raises:
           DataError: see PictureReader.read.
         """
-        return self._reader.read(paths)
+        return self._reader.read(paths, self._image.max_pixels)
 
     def decode(self, data: list[bytes], problems: dict[int, str]) -> Pictures:
         """Decode the pictures that `read` returned."""

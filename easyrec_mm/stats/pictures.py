@@ -151,7 +151,7 @@ def _opened(
     for start in range(0, len(paths), _READ_AT_ONCE):
         portion = list(paths[start : start + _READ_AT_ONCE])
         reader.begin(portion)
-        contents, problems = reader.read(portion)
+        contents, problems = reader.read(portion, image.max_pixels)
         names = [_name(path) for path in portion]
         results = pool.map(_look_at, names, contents, [image] * len(portion))
         for row, (name, picture) in enumerate(zip(names, results, strict=True)):
