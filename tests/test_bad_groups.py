@@ -33,7 +33,7 @@ from easyrec_mm.formats.checks import GroupProblems, SampleChecks
 
 
 def write_lines(path, groups):
-    """As lines of GroupRTPInput, as the demo has them."""
+    """As lines of GroupRTPInput, as the demo has them, and empty lines at the end, which are no groups."""
 
     def text(value):
         return "" if value is None else str(value)
@@ -45,7 +45,7 @@ def write_lines(path, groups):
         samples = ["\x02".join(text(group[name][i]) for name in OF_SAMPLES) for i in range(num_samples)]
         size = group["group_size"]
         lines.append("|".join(["id", "0", *labels, "\x01".join(samples), group["img_path"], text(size)]))
-    path.write_text("\n".join(lines) + "\n", encoding="utf-8")
+    path.write_bytes(("\n".join(lines) + "\n\n\r\n").encode())
 
 
 FLAT_WRITERS = {"ParquetInput": write_flat, "CSVInput": write_csv}

@@ -1,5 +1,6 @@
 """Whole numbers are whole numbers in whatever type a file has them, and ids stay apart."""
 
+import json
 from decimal import Decimal
 
 import numpy as np
@@ -106,3 +107,19 @@ def test_floats_that_are_no_ids_are_refused(tmp_path, capsys):
     flags = ["--input", f"{tmp_path}/log.parquet", "--group_by", "weight", "--image_field", "img_path"]
     assert main(["group", *flags, "--label_fields", "click", "--output", f"{tmp_path}/out"]) == 1
     assert "--group_by: column 'weight' holds fractions" in capsys.readouterr().err
+
+
+def test_whole_numbers_beyond_53_bits_and_no_pictures(tmp_path):
+    """Limits and numbers of values are exact; no picture is opened where none is wanted."""
+    first = 1_800_000_000_000_000_001
+    ids = pa.array([first, first + 1, None, first + 2] * 20, pa.int64())
+    rows = {"user": ids, "click": [0, 1] * 40, "img": ["a.jpg"] * 80}
+    pq.write_table(pa.table(rows), tmp_path / "log.parquet")
+    flags = ["--image_field", "img", "--label_fields", "click", "--num_pictures", "0"]
+    arguments = ["--input", f"{tmp_path}/log.parquet", *flags, "--output", f"{tmp_path}/s.html"]
+    assert main(["stats", *arguments, "--json", f"{tmp_path}/s.json"]) == 0
+    report = json.loads((tmp_path / "s.json").read_text())
+    numbers = report["fields"]["user"]["numbers"]
+    assert [numbers["least"], numbers["greatest"]] == [first, first + 2]
+    assert report["fields"]["user"]["distinct"] == 3
+    assert report["pictures"]["opened"] == 0

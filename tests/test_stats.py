@@ -10,7 +10,6 @@ from html.parser import HTMLParser
 import numpy as np
 import pandas as pd
 import pyarrow as pa
-import pyarrow.parquet as pq
 import pytest
 from flow_helpers import ROOT, demo_flags, make_data
 from hypothesis import given
@@ -372,17 +371,3 @@ def test_the_page_is_whole_and_loads_nothing(demo, tmp_path):
         kind, _, content = picture.partition(",")
         assert kind == "data:image/jpeg;base64"
         Image.open(io.BytesIO(base64.b64decode(content))).load()
-
-
-def test_whole_numbers_beyond_53_bits_and_no_pictures(tmp_path):
-    """Limits and numbers of values are exact; no picture is opened where none is wanted."""
-    first = 1_800_000_000_000_000_001
-    ids = pa.array([first, first + 1, None, first + 2] * 20, pa.int64())
-    rows = {"user": ids, "click": [0, 1] * 40, "img": ["a.jpg"] * 80}
-    pq.write_table(pa.table(rows), tmp_path / "log.parquet")
-    flags = ["--image_field", "img", "--label_fields", "click", "--num_pictures", "0"]
-    report = figures(tmp_path, "--input", f"{tmp_path}/log.parquet", *flags)
-    numbers = report["fields"]["user"]["numbers"]
-    assert [numbers["least"], numbers["greatest"]] == [first, first + 2]
-    assert report["fields"]["user"]["distinct"] == 3
-    assert report["pictures"]["opened"] == 0

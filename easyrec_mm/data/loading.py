@@ -203,10 +203,9 @@ class BatchLoader:
 
     def _bad_groups(self, refused: dict[str, tf.Tensor]) -> list[BadRecord]:
         places = zip(*(refused[name].numpy() for name in ("file", "row", "evidence")), strict=True)
-        return [
-            BadRecord("group", self._source.files[file], int(row), *self._source.explain(evidence))
-            for file, row, evidence in places
-        ]
+        problems = ((file, row, self._source.explain(evidence)) for file, row, evidence in places)
+        files = self._source.files
+        return [BadRecord("group", files[file], int(row), *problem) for file, row, problem in problems if problem]
 
     def _bad_pictures(self, rows: dict[str, Any], problems: dict[int, str]) -> list[BadRecord]:
         if not problems:

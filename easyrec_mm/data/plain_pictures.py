@@ -83,7 +83,8 @@ def _first_frame(content: bytes, kind: str, image: Image) -> bytes:
     except Exception as error:  # Pillow raises errors of many kinds for damaged files
         if isinstance(error, ValueError) and str(error) == too_many_pixels(image):
             raise
-        raise ValueError(f"is damaged: {error}") from error
+        reason = "cannot be decoded" if isinstance(error, PIL.UnidentifiedImageError) else error
+        raise ValueError(f"is damaged: {reason}") from error
     pixels = on_background(np.asarray(frame, np.int32), np.array(image.background, np.int32))
     bmp = io.BytesIO()
     PIL.Image.fromarray(pixels.astype(np.uint8)).save(bmp, "BMP")

@@ -183,12 +183,14 @@ def count_columns(path: str, lines: list[bytes], layout: RowLayout) -> int:
 
 def most_columns(lines: list[bytes], layout: RowLayout) -> int:
     """Return the number of columns that most lines have; 0 if there are no lines."""
-    counts = Counter(line.count(layout.column_separator.encode()) + 1 for line in lines)
+    counts = Counter(line.count(layout.column_separator.encode()) + 1 for line in lines if line)
     return counts.most_common(1)[0][0] if counts else 0
 
 
 def read_lines(lines: Sequence[bytes], num_columns: int, groups: TypedGroups) -> TypedRows:
     """Split lines [N] into the texts of samples, and return the valid groups; `columns` has all fields of a sample.
+
+    An empty line is no group, valid or not: editors and other programs leave one at the end of a file.
 
     Args:
       lines: lines without line ends.
@@ -223,7 +225,8 @@ def read_lines(lines: Sequence[bytes], num_columns: int, groups: TypedGroups) ->
     rows = valid_rows(fields, texts, as_bytes(image.filter(good)), problems)
     kept_lines = np.flatnonzero(~line_problems.is_bad)
     refused = line_problems.by_group | {int(kept_lines[group]): problem for group, problem in rows.problems.items()}
-    return replace(rows, kept_groups=kept_lines[rows.kept_groups], problems=refused)
+    problems_of_groups = {line: problem for line, problem in refused.items() if lines[line]}
+    return replace(rows, kept_groups=kept_lines[rows.kept_groups], problems=problems_of_groups)
 
 
 def _split_samples(samples: pa.Array, layout: RowLayout, problems: GroupProblems) -> dict[str, pa.Array]:

@@ -82,13 +82,16 @@ class GroupRtpSource(RecordFiles):
         for file, row, line in super().read():
             yield file, row, line.removeprefix(BOM) if row == 1 else line
 
-    def explain(self, evidence: bytes) -> Problem:
+    def explain(self, evidence: bytes) -> Problem | None:
         """See Source.explain; the evidence is the line."""
+        if not evidence:
+            return None
         return self._parser.explain(evidence) or Problem("line", "malformed")
 
     def texts(self) -> Iterator[tuple[str, int, TextGroup | Problem]]:
         """See Source.texts."""
-        for portion in batched(self.read(), TEXT_GROUPS):
+        lines = (record for record in self.read() if record[2])
+        for portion in batched(lines, TEXT_GROUPS):
             groups = self._parser.texts([line for *_, line in portion])
             yield from ((file, row, group) for (file, row, _), group in zip(portion, groups, strict=True))
 

@@ -114,8 +114,8 @@ class Source(Protocol):
     def parse(self, *element: Any) -> Chunk:
         """Parse an element of `records`, and return its checked groups; runs within a graph."""
 
-    def explain(self, evidence: bytes) -> Problem:
-        """Return what is wrong with a group that `parse` refused."""
+    def explain(self, evidence: bytes) -> Problem | None:
+        """Return what is wrong with a group that `parse` refused; None for an empty line, which is no group."""
 
     def count(self, files: Sequence[int]) -> int:
         """Return the number of groups in the files with these indices."""
