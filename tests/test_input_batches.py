@@ -124,7 +124,13 @@ def test_reading_can_be_left_early(tmp_path, pictures):
 
 
 def test_bad_groups_and_pictures_are_written_once_with_file_and_row(tmp_path, pictures):
-    first = [line(["a"], "1.png"), line(["b"], "1.png", size=2), line(["c", "d"], "missing.png"), b"?", line(["e"], "é")]
+    first = [
+        line(["a"], "1.png"),
+        line(["b"], "1.png", size=2),
+        line(["c", "d"], "missing.png"),
+        b"?",
+        line(["e"], "é"),
+    ]
     second = [line(["f"], "2.png"), line(["g", "h"], "missing.png", ["1", "x"]), line(["i"], "missing.png")]
     write(tmp_path / "first", first)
     write(tmp_path / "second", second, compress=True)

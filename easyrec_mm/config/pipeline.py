@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from pathlib import Path
 
 from google.protobuf import text_format
 
@@ -16,6 +15,7 @@ from easyrec_mm.config.schema import derive_schema
 from easyrec_mm.config.text import parse_config, read_text
 from easyrec_mm.config.training import check_training
 from easyrec_mm.errors import ConfigError, Problems
+from easyrec_mm.files import put_text
 from easyrec_mm.protos.pipeline_pb2 import EasyRecConfig
 from easyrec_mm.schema import Schema
 
@@ -70,7 +70,7 @@ def check_config(config: EasyRecConfig, path: str) -> tuple[Schema, list[str]]:
 
 def write_config(config: EasyRecConfig, path: str) -> None:
     """Write a config as text that `load_pipeline` reads."""
-    Path(path).write_text(text_format.MessageToString(config, as_utf8=True), encoding="utf-8")
+    put_text(path, text_format.MessageToString(config, as_utf8=True))
 
 
 def _require_fields(config: EasyRecConfig, path: str) -> None:

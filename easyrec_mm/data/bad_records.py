@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from easyrec_mm.errors import DataError
+from easyrec_mm.files import naming
 
 # Number of groups or pictures from which on their share is meaningful; fewer are checked only at the end of the data.
 MIN_COUNT = 1000
@@ -174,7 +175,7 @@ class BadRecords:
             path.parent.mkdir(parents=True, exist_ok=True)
             self._remembered_records = set(_records_in(path))
         now = time.strftime("%Y-%m-%dT%H:%M:%S")
-        with path.open("a", encoding="utf-8") as file:
+        with naming(path), path.open("a", encoding="utf-8") as file:
             for record in records:
                 if record not in self._remembered_records and len(self._remembered_records) < MAX_REMEMBERED:
                     self._remembered_records.add(record)

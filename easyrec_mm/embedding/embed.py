@@ -27,7 +27,7 @@ from easyrec_mm.data.pictures import PictureLoader
 from easyrec_mm.embedding.image_model import ImageModel
 from easyrec_mm.embedding.items import Item
 from easyrec_mm.errors import UserError
-from easyrec_mm.files import is_remote, plain, put, written_at
+from easyrec_mm.files import is_remote, naming, plain, put, written_at
 from easyrec_mm.runs.progress import PictureProgress
 from easyrec_mm.schema import Schema
 from easyrec_mm.store import Record, Store
@@ -303,7 +303,7 @@ def _open_list(path: str, refused: Sequence[BadRecord]) -> Iterator[TextIO]:
     except OSError as error:
         raise UserError(f"--bad_pictures {path}: cannot be written: {error.strerror}") from error
     try:
-        with file:
+        with naming(path), file:
             file.writelines(json.dumps(asdict(record)) + "\n" for record in refused)
             yield file
     finally:

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import json
 import math
-import os
 from collections.abc import Iterable
-from pathlib import Path
 from typing import Any
 
 from easyrec_mm.evaluation.summary import EvalResults, Part, finite
+from easyrec_mm.files import put_text
 
 # With fewer clusters than this, intervals are too narrow.
 _FEW_CLUSTERS = 30
@@ -21,9 +20,7 @@ def write_result(path: str, results: EvalResults) -> None:
     `undefined` says why a value is null, `confidence` contains intervals, `comparison` contains differences to another
     model; calibration curves are lists under their names.
     """
-    temporary = Path(f"{path}.tmp")
-    temporary.write_text(json.dumps(as_json(results), indent=2, allow_nan=False) + "\n", encoding="utf-8")
-    os.replace(temporary, path)
+    put_text(path, json.dumps(as_json(results), indent=2, allow_nan=False) + "\n")
 
 
 def as_json(results: EvalResults) -> dict[str, Any]:

@@ -8,6 +8,8 @@ obstore (s3, oss, gs) or fsspec (all others). Code that needs files of this mach
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from easyrec_mm.files.paths import is_remote, join, place_name, plain, scheme_of
@@ -23,10 +25,12 @@ __all__ = [
     "StorageError",
     "is_remote",
     "join",
+    "naming",
     "place_name",
     "place_of",
     "plain",
     "put",
+    "put_text",
     "read",
     "scheme_of",
     "written_at",
@@ -58,15 +62,29 @@ def put(local: Path, path: str) -> None:
         os.replace(local, plain(path))
 
 
-def put_text(path: Path, text: str) -> None:
-    """Write a local file that appears only when it is complete.
+def put_text(path: str | Path, text: str) -> None:
+    """Write a file, local or remote, that appears only when it is complete.
 
     Raises:
-      OSError: if it cannot be written.
+      OSError, StorageError: if it cannot be written; the error names the path.
     """
     temporary = written_at(str(path))
-    temporary.write_text(text, encoding="utf-8")
-    put(temporary, str(path))
+    with naming(path):
+        try:
+            temporary.write_text(text, encoding="utf-8")
+            put(temporary, str(path))
+        finally:
+            temporary.unlink(missing_ok=True)
+
+
+@contextmanager
+def naming(path: str | Path) -> Iterator[None]:
+    """Name a file in errors that name none, as those of writing to a full disk, or only its temporary name."""
+    try:
+        yield
+    except OSError as error:
+        error.filename = str(path)
+        raise
 
 
 def written_at(path: str) -> Path:

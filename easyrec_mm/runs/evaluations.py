@@ -8,12 +8,12 @@ does these steps again.
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from easyrec_mm.config.best import Criterion
+from easyrec_mm.files import put_text
 
 METRICS = "metrics.jsonl"
 # Kinds of lines, in addition to "train".
@@ -64,9 +64,7 @@ def forget_later_steps(path: Path, step: int) -> None:
     kept = [line for line in lines if line["kind"] == START or int(line["step"]) <= step]
     text = "".join(json.dumps(line) + "\n" for line in kept)
     if path.exists() and text != path.read_text(encoding="utf-8", errors="replace"):
-        temporary = path.with_name(f".{path.name}.tmp")
-        temporary.write_text(text, encoding="utf-8")
-        os.replace(temporary, path)
+        put_text(path, text)
 
 
 def read_evaluations(path: Path, metric: str) -> list[Evaluation]:

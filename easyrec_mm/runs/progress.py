@@ -13,6 +13,8 @@ from typing import Any
 import tensorflow as tf
 from tqdm import tqdm
 
+from easyrec_mm.files import naming
+
 _SIZE_WHERE_NONE_IS_TOLD = {"ncols": 120, "nrows": 24}
 _LINE_EVERY_S = 10.0
 # Narrow, so that the speeds after the bar stay readable.
@@ -147,7 +149,7 @@ class MetricsLog:
         clean = {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in values.items()}
         line = json.dumps({"kind": kind, "step": step, "time": round(time.time(), 3), **clean})
         self._path.parent.mkdir(parents=True, exist_ok=True)
-        with self._path.open("a", encoding="utf-8") as file:
+        with naming(self._path), self._path.open("a", encoding="utf-8") as file:
             file.write(line + "\n")
 
     def write_summaries(self, kind: str, step: int, values: dict[str, float]) -> None:

@@ -11,7 +11,7 @@ from easyrec_mm.data.packed_pictures import packed_path
 from easyrec_mm.data.picture_reader import PictureReader, picture_reader
 from easyrec_mm.data.whole_pictures import ANY_PICTURE
 from easyrec_mm.errors import UserError
-from easyrec_mm.files import put, written_at
+from easyrec_mm.files import put_text
 from easyrec_mm.schema import Image
 from easyrec_mm.stats.fields import SampleStats
 from easyrec_mm.stats.page import page
@@ -68,9 +68,9 @@ def stats(pipeline: Pipeline | None, options: StatsOptions) -> str:
         reader = picture_reader(data, options.image_root)
         pictures = _Pictures(reader, pipeline.schema.image, pipeline.schema.image_separator, data.packed_images)
     report = _read(name, samples, pictures, options.num_pictures)
-    _write(options.output, page(report))
+    put_text(options.output, page(report))
     if options.json:
-        _write(options.json, json.dumps(report.as_dict(), indent=1, ensure_ascii=False))
+        put_text(options.json, json.dumps(report.as_dict(), indent=1, ensure_ascii=False))
     return f"{text(report)}\n\npage: {options.output}"
 
 
@@ -93,9 +93,3 @@ def _read(name: str, samples: SampleReader, pictures: _Pictures, num_pictures: i
             sample_paths = [packed_path(file, path) for path, (_, file) in zip(sample_paths, paths.sample, strict=True)]
         opened = open_pictures(sample_paths, pictures.reader, pictures.image)
     return make_report(name, len(samples.files), sample_stats, refused, num_refused, paths, opened)
-
-
-def _write(path: str, content: str) -> None:
-    local = written_at(path)
-    local.write_text(content, encoding="utf-8")
-    put(local, path)

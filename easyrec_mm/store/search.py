@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from easyrec_mm.errors import StoreError, UserError
-from easyrec_mm.files import StorageError, join, put, read, written_at
+from easyrec_mm.files import StorageError, join, put_text, read
 from easyrec_mm.pages.render import render
 from easyrec_mm.store import Store
 
@@ -228,9 +228,7 @@ def write_page(
     figures = [{"key": key, "note": note, "picture": _thumbnail(place, thumbnail_of)} for key, note, place in pictures]
     page = render("search.html", title=f"Nearest to {query}", side=THUMBNAIL, figures=figures)
     try:
-        temporary = written_at(path)
-        temporary.write_text(page, encoding="utf-8")
-        put(temporary, path)
+        put_text(path, page)
     except OSError as error:
         raise UserError(f"--html {path}: cannot be written: {error.strerror}") from error
 
