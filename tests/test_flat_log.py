@@ -21,8 +21,9 @@ from easyrec_mm.formats import csv_blocks
 from easyrec_mm.formats.columns import ORDER, join_kinds, kind_of, to_kind
 from easyrec_mm.grouping import flat_files
 from easyrec_mm.grouping.column_kinds import scan_split
-from easyrec_mm.grouping.column_stats import MAX_COUNTED, ColumnStats, LogStats, merged
-from easyrec_mm.grouping.flat_files import find_inputs, pieces, plan_file
+from easyrec_mm.grouping.column_stats import MAX_COUNTED, ColumnStats, LogStats
+from easyrec_mm.grouping.find_files import find_inputs, is_log
+from easyrec_mm.grouping.flat_files import pieces, plan_file
 from easyrec_mm.grouping.spill import read_bucket, write_spill
 from easyrec_mm.stable_hash import hash_column
 
@@ -224,12 +225,12 @@ def test_inputs_are_files_folders_and_globs(tmp_path):
     for name in ("b/2.csv", "b/1.csv", "b/_SUCCESS", "b/.hidden", "b/c/3.csv", "a.csv", "d.csv"):
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).write_text("a\n1\n")
-    paths = find_inputs(f"{tmp_path}/b, {tmp_path}/?.csv,{tmp_path}/a.csv")
+    paths = find_inputs(f"{tmp_path}/b, {tmp_path}/?.csv,{tmp_path}/a.csv", is_log).files
     assert [name.removeprefix(f"{tmp_path}/") for name in paths] == [
         "b/1.csv", "b/2.csv", "b/c/3.csv", "a.csv", "d.csv"
     ]  # fmt: skip
     with pytest.raises(DataError, match=r"--input: '.*nothing\*' matches no file"):
-        find_inputs(f"{tmp_path}/nothing*")
+        find_inputs(f"{tmp_path}/nothing*", is_log)
 
 
 def test_parquet_is_divided_by_row_groups(tmp_path, monkeypatch):
@@ -260,7 +261,9 @@ def test_statistics_do_not_depend_on_the_pieces(parts, random):
         piece_stats.add(table_of(part, start))
         pieces_of.append(piece_stats)
     random.shuffle(pieces_of)
-    joined = merged(pieces_of, {"a": "int64"}, 3)
+    joined = whole.empty()
+    for piece_stats in pieces_of:
+        joined.merge(piece_stats)
     mine, its = joined.columns["a"], whole.columns["a"]
     present = [value for value in values if value is not None]
     assert mine.counts == its.counts == {value: present.count(value) for value in set(present)}
@@ -268,7 +271,7 @@ def test_statistics_do_not_depend_on_the_pieces(parts, random):
     assert (mine.least, mine.greatest) == (min(present, default=None), max(present, default=None))
     assert mine.num_distinct == len(set(present))
     np.testing.assert_array_equal(mine.registers, its.registers)
-    samples = [stats.sample.table.to_pylist() if stats.sample.table else [] for stats in (joined, whole)]
+    samples = [(stats.sample.rows() or pa.table({})).to_pylist() for stats in (joined, whole)]
     assert samples[0] == samples[1]
     assert len(samples[0]) == min(3, len(values))
 
@@ -296,7 +299,7 @@ def test_a_sample_is_drawn_evenly():
     stats = LogStats.of({"a": "int64"}, 1000)
     for start in range(0, 100_000, 10_000):
         stats.add(table_of(list(range(start, start + 10_000)), start))
-    places = np.array(stats.sample.table["a"].to_pylist())
+    places = np.array(stats.sample.rows()["a"].to_pylist())
     assert len(set(places.tolist())) == 1000
     counts = np.histogram(places, 10, (0, 100_000))[0]
     assert abs(counts - 100).max() < 60

@@ -14,7 +14,7 @@ from group_helpers import make_log, make_pictures, run, write_csv
 
 from easyrec_mm.cli.main import main
 from easyrec_mm.config.pipeline import load_pipeline
-from easyrec_mm.grouping import inference
+from easyrec_mm.grouping import feature_plans
 from easyrec_mm.protos.feature_pb2 import FeatureConfig
 from easyrec_mm.protos.model_pb2 import FeatureGroupConfig
 
@@ -164,8 +164,8 @@ def test_texts_of_several_values(tmp_path):
     assert (features["interests"].separator, features["interests"].kv_separator) == (",", ":")
     assert (features["vector"].feature_type, features["vector"].raw_input_dim) == (FeatureConfig.RawFeature, 4)
     assert (features["listed"].feature_type, features["listed"].separator) == (FeatureConfig.TagFeature, "|")
-    # Words that come again.
-    assert (features["title"].feature_type, features["title"].separator) == (FeatureConfig.TagFeature, " ")
+    # Words of a text are no tags.
+    assert "# No feature: title: has a different value in every row" in text
     assert "40 distinct in a sample" in why(text, "tags")
 
 
@@ -221,9 +221,9 @@ def test_a_log_without_labels(tmp_path, capsys):
 
 
 def test_tables_have_an_end():
-    assert inference.table_rows(10) == (100, "hashed into 100 rows")
-    assert inference.table_rows(12_345)[0] == 25_000
-    rows, note = inference.table_rows(10**9)
+    assert feature_plans.table_rows(10) == (100, "hashed into 100 rows")
+    assert feature_plans.table_rows(12_345)[0] == 25_000
+    rows, note = feature_plans.table_rows(10**9)
     assert rows == 50_000_000
     assert "a larger table may be worthwhile" in note
 

@@ -9,6 +9,7 @@ from dataclasses import fields
 from typing import TypeVar
 
 from easyrec_mm.errors import UserError
+from easyrec_mm.files import plain
 
 Parser = argparse.ArgumentParser
 Flags = argparse.Namespace
@@ -85,13 +86,13 @@ def add_image_root_flag(parser: Parser) -> None:
 def add_output_flags(parser: Parser) -> None:
     """Add the flags for the output of `group` and `convert`."""
     add = parser.add_argument
-    add("--output", metavar="D", required=True, help="folder to create")
+    add("--output", metavar="D", required=True, type=plain, help="folder to create")
     add("--format", choices=["parquet", "tfrecord", "rtp"], default="parquet", help="file format (default parquet)")
     add(
         "--rtp_separator",
         metavar="S",
         default="|",
-        type=separator("--rtp_separator"),
+        type=separator("--rtp_separator", "\1\2"),
         help="separator of the columns of RTP lines (default |)",
     )
     add("--overwrite", action="store_true", help="replace the folder if it is not empty")
@@ -142,13 +143,21 @@ def names(text: str) -> tuple[str, ...]:
     return tuple(name.strip() for name in text.split(",") if name.strip())
 
 
-def separator(flag: str) -> Callable[[str], str]:
-    r"""Return a parser for a flag that gives the character between values; a tab may be written as \t."""
+def separator(flag: str, reserved: str = "") -> Callable[[str], str]:
+    r"""Return a parser for a flag that gives the character between values; it may be written as \t or \001.
+
+    Args:
+      flag: name of the flag.
+      reserved: characters with another meaning, beside quotes and line ends.
+    """
 
     def character(text: str) -> str:
-        decoded = text.encode().decode("unicode_escape") if text.isascii() else text
-        if len(decoded) != 1 or decoded in '"\n\r\x01\x02':
-            raise UserError(f"{flag} {text!r}: give one character, such as ';' or '\\t'")
+        try:
+            decoded = text.encode().decode("unicode_escape") if text.isascii() else text
+        except UnicodeDecodeError:
+            decoded = ""
+        if len(decoded) != 1 or decoded in '"\n\r\0' + reserved:
+            raise UserError(f"{flag} {text!r}: give one character, such as ';', '\\t' or '\\001'")
         return decoded
 
     return character

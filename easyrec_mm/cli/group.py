@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import os
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 from easyrec_mm.cli import flags as f
 from easyrec_mm.errors import UserError
-from easyrec_mm.files import is_remote
+from easyrec_mm.files import is_remote, plain
 from easyrec_mm.tensorflow_import import import_tensorflow
 
 HELP = "pack the rows of a click log into grouped samples"
@@ -71,7 +72,8 @@ def _add_group_flags(parser: f.Parser) -> None:
     """Add the flags for the output, and for how rows are grouped and set apart."""
     add = parser.add_argument
     f.add_output_flags(parser)
-    add("--pipeline_config_template", metavar="F", default="", help="write a training config, inferred from the data")
+    template = "write a training config, inferred from the data"
+    add("--pipeline_config_template", metavar="F", default="", type=plain, help=template)
     add("--max_group_size", metavar="N", type=f.positive, default=16, help="most rows in a group (default 16)")
     add(
         "--split_by",
@@ -119,8 +121,9 @@ def run(flags: f.Flags) -> int:
     """Group the log on the chosen engine."""
     from easyrec_mm.grouping.group import group
     from easyrec_mm.grouping.options import GroupOptions, parse_columns, parse_image_size, parse_split_by, parse_types
-    from easyrec_mm.grouping.output_folder import scratch_folder
+    from easyrec_mm.grouping.output_folder import check_output
     from easyrec_mm.grouping.pictures import PicturePacker
+    from easyrec_mm.grouping.work_place import work_place
 
     columns, only_columns = parse_columns(flags.columns)
     options = f.options_of(
@@ -137,21 +140,26 @@ def run(flags: f.Flags) -> int:
         # Processes on other machines may have other current folders.
         root = options.image_root if is_remote(options.image_root) else os.path.abspath(options.image_root)
         packer = PicturePacker(root, _resizer(options.image_size))
+    check_output(options.output, options.overwrite)
+    with work_place(options.output) as work, _engine(flags, work) as engine:
+        print(group(options, engine, packer, work))
+    return 0
+
+
+def _engine(flags: f.Flags, work: str) -> AbstractContextManager[Any]:
+    """Return the chosen engine; the local one keeps rows in the folder `work`."""
     if flags.engine == "spark":
         try:
             from easyrec_mm.grouping.spark_engine import spark_engine
         except ImportError as error:
             raise UserError(f"--engine spark: {error}; pip install 'easyrec-mm[spark]'") from error
-
-        with spark_engine(flags.spark_master) as engine:
-            print(group(options, engine, packer))
-        return 0
+        return spark_engine(flags.spark_master)
     from easyrec_mm.grouping.local_engine import LocalEngine
 
-    with scratch_folder(options.output) as folder:
-        num_workers = flags.num_workers or len(os.sched_getaffinity(0))
-        print(group(options, LocalEngine(folder, int(flags.memory_gib * 2**30), num_workers), packer))
-    return 0
+    rows = os.path.join(work, "rows")
+    os.mkdir(rows)
+    num_workers = flags.num_workers or len(os.sched_getaffinity(0))
+    return nullcontext(LocalEngine(rows, int(flags.memory_gib * 2**30), num_workers))
 
 
 def _resizer(size: tuple[int, int] | None) -> Any:

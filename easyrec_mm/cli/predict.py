@@ -22,6 +22,8 @@ def add_flags(parser: f.Parser) -> None:
     add("--predict_input_path", metavar="P", required=True, help="files to predict")
     add("--output", metavar="F", required=True, help="file to write, .parquet or .csv")
     add("--reserved_columns", metavar="A,B", type=f.names, default=(), help="input fields to copy into the output")
+    formulas = "in .csv, put ' before texts that begin with = + - @, which spreadsheets would compute"
+    add("--quote_formulas", action="store_true", help=formulas)
 
 
 def run(flags: f.Flags) -> int:
@@ -33,6 +35,8 @@ def run(flags: f.Flags) -> int:
             raise ConfigError(f"--reserved_columns: no input field '{name}'; {did_you_mean(name, field_names)}")
     if not flags.output.endswith((".parquet", ".csv")):
         raise UserError(f"--output {flags.output}: write to a file that ends in .parquet or .csv")
+    if flags.quote_formulas and not flags.output.endswith(".csv"):
+        raise UserError(f"--quote_formulas: has no effect on {flags.output}; write a .csv, or remove the flag")
     from easyrec_mm.evaluation.evaluator import predict
     from easyrec_mm.runs.model_dir import PREDICT_BAD_RECORDS
 
@@ -46,6 +50,7 @@ def run(flags: f.Flags) -> int:
             flags.reserved_columns,
             trained.bad_records,
             trained.vectors,
+            flags.quote_formulas,
         )
     print(f"{num_rows} rows by {trained.name} in {flags.output}")
     if trained.bad_records.summary():

@@ -21,7 +21,8 @@ def add_flags(parser: f.Parser) -> None:
     add("--num_pictures", metavar="N", type=f.not_negative, default=2000, help="pictures to open (default 2000)")
     add("--image_field", metavar="C", default="", help="of a log: column of the path of the picture")
     add("--label_fields", metavar="A,B", type=f.names, default=(), help="of a log: label columns")
-    add("--separator", metavar="S", default=",", help="of a log: separator of the values in a CSV file (default ,)")
+    separator = "of a log: separator of the values in a CSV file (default ,)"
+    add("--separator", metavar="S", type=f.separator("--separator"), default=",", help=separator)
     f.add_image_root_flag(parser)
 
 

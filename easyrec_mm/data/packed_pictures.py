@@ -18,6 +18,7 @@ from pathlib import PurePosixPath
 
 from easyrec_mm.errors import DataError
 from easyrec_mm.files import FileInfo, is_remote, place_of, plain
+from easyrec_mm.files.data_names import PICTURES_ENDING
 from easyrec_mm.files.local_copies import LocalCopies
 from easyrec_mm.formats.data_files import DataFiles
 
@@ -32,7 +33,7 @@ _MOST_LINKS = 40
 def tar_beside(file: str) -> str:
     """Return the path of the tar of a data file: the file's path without .gz and its extension, plus .pictures.tar."""
     folder, slash, name = file.rpartition("/")
-    return f"{folder}{slash}{PurePosixPath(name.removesuffix('.gz')).stem}.pictures.tar"
+    return f"{folder}{slash}{PurePosixPath(name.removesuffix('.gz')).stem}{PICTURES_ENDING}"
 
 
 def packed_path(file: str, path: bytes) -> bytes:

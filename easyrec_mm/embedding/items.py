@@ -19,6 +19,7 @@ from easyrec_mm.data.plain_pictures import FIRST_BYTES, format_of
 from easyrec_mm.errors import DataError, did_you_mean
 from easyrec_mm.features.field import Field
 from easyrec_mm.files import StorageError, is_remote, place_of, plain
+from easyrec_mm.files.data_names import is_data, is_meant, is_picture
 from easyrec_mm.files.opening import open_binary, opened_at
 from easyrec_mm.formats.checks import Problem, column_place, shown
 from easyrec_mm.formats.grouped_table import READ_GROUPS, numbered
@@ -28,11 +29,7 @@ from easyrec_mm.formats.tfrecord import feature_names, is_tfrecord, read_example
 from easyrec_mm.formats.typed_groups import TypedGroups, TypedRows, text_groups
 from easyrec_mm.schema import Schema
 
-# By these endings files are told apart; without any of them, by the first bytes.
-_PICTURE_ENDINGS = {
-    *(".avif", ".bmp", ".gif", ".jfif", ".jpe", ".jpeg", ".jpg", ".png", ".webp"),
-    *(".heic", ".heif", ".ico", ".jxl", ".svg", ".tif", ".tiff"),  # which are bad pictures
-}
+# By these endings, and those of pictures, files are told apart; without any of them, by the first bytes.
 _LIST_ENDINGS = {".csv", ".gz", ".parquet", ".tfrecord", ".tsv", ".txt"}
 
 
@@ -159,21 +156,22 @@ def _files(name: str) -> list[str]:
         place, infos = place_of(name), place_of(name).find(name)
         if [info.is_folder for info in infos] == [True]:
             infos = sorted(place.below(infos[0].path), key=lambda info: info.path)
-        return [info.path for info in infos if not info.is_folder]
+            infos = [info for info in infos if is_data(info.path)]
+        return [info.path for info in infos if not info.is_folder and is_meant(info.path, name)]
     path = plain(name)
     if os.path.isdir(path):
-        return sorted(str(file) for file in Path(path).rglob("*") if file.is_file())
+        return sorted(str(file) for file in Path(path).rglob("*") if file.is_file() and is_data(file.name))
     if os.path.exists(path):
         return [path]
-    return sorted(match for match in glob.glob(path, recursive=True) if not os.path.isdir(match))
+    matches = glob.glob(path, recursive=True)
+    return sorted(match for match in matches if not os.path.isdir(match) and is_meant(match, path))
 
 
 def _are_pictures(files: Sequence[str]) -> bool:
     """Return whether these files are pictures, with perhaps other files among them, which are bad pictures then."""
-    endings = {Path(path).suffix.lower() for path in files}
-    if endings & _PICTURE_ENDINGS:
+    if any(map(is_picture, files)):
         return True
-    if endings & _LIST_ENDINGS:
+    if _LIST_ENDINGS & {Path(path).suffix.lower() for path in files}:
         return False
     with open_binary(files[0]) as stream:
         return format_of(stream.read(FIRST_BYTES)) != ""

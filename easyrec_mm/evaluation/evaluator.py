@@ -36,6 +36,8 @@ from easyrec_mm.store.feature_vectors import VectorStores
 # Seconds between progress lines.
 _SHOW_EVERY_S = 10.0
 STEP_NAME = "progress/step"
+# First characters of a text that a spreadsheet takes for a formula.
+_FORMULA_STARTS = ("=", "+", "-", "@", "\t", "\r")
 # Prefix of the names under which a checkpoint holds the origin_number of each feature's vectors.
 VECTORS = "vectors/"
 
@@ -217,10 +219,12 @@ def predict(
     reserved_columns: tuple[str, ...],
     bad_records: BadRecords,
     vectors: VectorStores | None = None,
+    quote_formulas: bool = False,
 ) -> int:
     """Write one row per sample in input order, with reserved fields and all outputs; return the number of rows.
 
-    The output file appears only when it is complete.
+    The output file appears only when it is complete. With `quote_formulas`, texts in CSV that a spreadsheet would
+    compute begin with a quote.
 
     Raises:
       DataError: if the files cannot be read or hold too many bad records.
@@ -240,7 +244,7 @@ def predict(
     num_rows = 0
     writer: _CsvWriter | _ParquetWriter | None = None
     try:
-        writer = _CsvWriter(temporary) if output.endswith(".csv") else _ParquetWriter(temporary)
+        writer = _CsvWriter(temporary, quote_formulas) if output.endswith(".csv") else _ParquetWriter(temporary)
         for _, kept_fields, outputs in batch_outputs(model, inputs, "predict"):
             for name, tensor in kept_fields.items():
                 _require_exact(name, tensor)
@@ -300,19 +304,26 @@ def _column(tensor: tf.Tensor) -> np.ndarray | list[Any]:
 
 
 class _CsvWriter:
-    def __init__(self, path: str) -> None:
+    def __init__(self, path: str, quote_formulas: bool) -> None:
+        self._quotes = quote_formulas
         self._file = open(path, "w", newline="", encoding="utf-8")  # noqa: SIM115
         self._writer = csv.writer(self._file)
         self._has_header = False
 
     def write(self, columns: dict[str, np.ndarray | list[Any]]) -> None:
         if not self._has_header:
-            self._writer.writerow(columns)
+            self._writer.writerow(map(_quoted, columns) if self._quotes else columns)
             self._has_header = True
-        self._writer.writerows(zip(*columns.values(), strict=True))
+        rows = zip(*columns.values(), strict=True)
+        self._writer.writerows(map(_quoted, row) for row in rows) if self._quotes else self._writer.writerows(rows)
 
     def close(self) -> None:
         self._file.close()
+
+
+def _quoted(value: Any) -> Any:
+    """Return a value for a spreadsheet: a text that it would take for a formula begins with a quote."""
+    return f"'{value}" if isinstance(value, str) and value.startswith(_FORMULA_STARTS) else value
 
 
 class _ParquetWriter:

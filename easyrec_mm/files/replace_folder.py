@@ -26,7 +26,7 @@ def replace_folder(new: Path, target: Path) -> None:
     elif exchange(new, target):
         shutil.rmtree(new)
     else:
-        old = target.parent / f".{target.name}.old-{os.getpid()}"
+        old = new.parent / f".{target.name}.old-{os.getpid()}"
         os.rename(target, old)
         os.rename(new, target)
         shutil.rmtree(old)

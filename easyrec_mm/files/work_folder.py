@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import atexit
-import fcntl
 import os
 import shutil
 import tempfile
+from contextlib import suppress
 from functools import lru_cache
 from pathlib import Path
+
+from easyrec_mm.files.locks import take_lock
 
 _PREFIX = "easyrec_mm_files_"
 _LOCK = ".lock"
@@ -23,31 +25,21 @@ def work_folder() -> str:
 def _work_folder(process: int) -> str:
     _remove_left()
     folder = tempfile.mkdtemp(prefix=_PREFIX)
-    _lock(Path(folder))
+    with suppress(OSError):  # a file system without locks
+        take_lock(Path(folder) / _LOCK)
     atexit.register(_remove_own, folder, process)
     return folder
-
-
-def _lock(folder: Path) -> int | None:
-    """Take the lock that the owner of a folder holds as long as it runs; return None if it is taken."""
-    descriptor = os.open(folder / _LOCK, os.O_RDWR | os.O_CREAT, 0o600)
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:
-        os.close(descriptor)
-        return None
-    return descriptor
 
 
 def _remove_left() -> None:
     """Remove the folders of processes that ended without removing them."""
     for folder in Path(tempfile.gettempdir()).glob(f"{_PREFIX}*"):
         try:
-            if folder.stat().st_uid != os.getuid() or not (folder / _LOCK).exists():
-                continue  # another user's folder, or one that is just being created
-            descriptor = _lock(folder)
+            if folder.stat().st_uid != os.getuid():
+                continue
+            descriptor = take_lock(folder / _LOCK, create=False)
         except OSError:
-            continue
+            continue  # one that is just being created
         if descriptor is not None:
             shutil.rmtree(folder, ignore_errors=True)
             os.close(descriptor)

@@ -15,6 +15,7 @@ import tensorflow as tf
 
 from easyrec_mm.errors import DataError
 from easyrec_mm.files import FileInfo, StorageError, is_remote, place_of, plain, scheme_of
+from easyrec_mm.files.data_names import is_meant
 from easyrec_mm.files.local_copies import LocalCopies, local_copies
 from easyrec_mm.files.tensorflow_storage import knows
 
@@ -27,7 +28,8 @@ class DataFiles:
     """The files of an input as they were when they were found, and the copies of those that are remote.
 
     Args:
-      path: comma-separated list of paths and globs. The files are in the given order, those of a glob sorted.
+      path: comma-separated list of paths and globs. The files are in the given order, those of a glob sorted. A glob
+        passes over hidden files, markers such as _SUCCESS, and what `group` writes beside the data.
       setting: the config path of `path`, for messages.
       copies: keeps the copies of remote files; by default in a folder of this process.
 
@@ -132,6 +134,7 @@ def _find(path: str, setting: str) -> list[FileInfo]:
         except (tf.errors.OpError, StorageError, OSError) as error:
             reason = error.message if isinstance(error, tf.errors.OpError) else error
             raise DataError(f"{setting}: '{part}' cannot be listed: {reason}") from error
+        matches = [info for info in matches if is_meant(info.path, part)]
         if not matches:
             raise DataError(f"{setting}: '{part}' matches no file; check the path")
         for info in matches:

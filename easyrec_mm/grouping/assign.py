@@ -158,7 +158,7 @@ def assign(keys: pa.Table, rule: GroupRule) -> Assignment:
         pictures=hash_column(pictures)[
             _distinct_pairs(item[first_rows][~is_empty], len(item_hash) // 2, picture[~is_empty])
         ],
-        sizes=np.stack([np.bincount(group_size[side == s], minlength=rule.max_group_size + 1) for s in (0, 1)]),
+        sizes=np.stack([np.bincount(group_size[side == s], minlength=_greatest(group_size) + 1) for s in (0, 1)]),
     )
     _find_conflicts(keys, rule, first_rows, run_item, codes, is_empty, report)
     first = order[by_run[group_start]]

@@ -6,6 +6,7 @@ from collections.abc import Collection
 from dataclasses import dataclass
 from typing import NamedTuple
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
@@ -17,6 +18,10 @@ from easyrec_mm.grouping.flat_files import READ_ROWS, Split, csv_rows, unreadabl
 
 # Number of texts that are tried as numbers or bools, to decide whether it is worth trying all texts of a block.
 _NUM_PROBED = 1000
+
+
+# Bits of a float -> the largest whole number up to which all whole numbers are different floats.
+_LARGEST_EXACT = {16: 2.0**11, 32: 2.0**24, 64: 2.0**53}
 
 
 @dataclass(frozen=True)
@@ -51,25 +56,28 @@ class TextCounts:
 
 @dataclass(frozen=True)
 class NumberCounts:
-    """What the numbers in a Parquet column of floats or decimals are.
+    """What the numbers in a Parquet column of floats, decimals or uint64 are.
 
     has_values     some are not missing
     has_fractions  some are not whole
     is_long        some are whole, and too large for int64
-    is_decimal     they are decimals
+    is_exact       they are decimals or uint64, which hold whole numbers of any size exactly
+    is_rounded     some are floats so large that several whole numbers are the same float
     """
 
     has_values: bool = False
     has_fractions: bool = False
     is_long: bool = False
-    is_decimal: bool = True
+    is_exact: bool = True
+    is_rounded: bool = False
 
     def __add__(self, other: NumberCounts) -> NumberCounts:
         return NumberCounts(
             self.has_values or other.has_values,
             self.has_fractions or other.has_fractions,
             self.is_long or other.is_long,
-            self.is_decimal and other.is_decimal,
+            self.is_exact and other.is_exact,
+            self.is_rounded or other.is_rounded,
         )
 
     def kind(self, of_type: Kind | None) -> Kind | None:
@@ -80,15 +88,18 @@ class NumberCounts:
         """
         if not self.has_values:
             return None
-        if self.has_fractions:
-            return of_type
-        if self.is_long:
-            return "string" if self.is_decimal else of_type
-        return "int64"
+        if self.are_long_ids:
+            return "string"
+        return of_type if self.has_fractions or self.is_long else "int64"
+
+    @property
+    def are_long_ids(self) -> bool:
+        """Return whether they are whole numbers that only text can hold."""
+        return self.is_long and self.is_exact and not self.has_fractions
 
 
 def scan_numbers(split: Split, names: Collection[str]) -> dict[str, NumberCounts]:
-    """Examine columns of floats and decimals in a Parquet split, each up to its first fraction.
+    """Examine columns of floats, decimals and uint64 in a Parquet split, each up to its first fraction.
 
     Raises:
       DataError: if the file is truncated, damaged or has vanished.
@@ -109,16 +120,17 @@ def scan_numbers(split: Split, names: Collection[str]) -> dict[str, NumberCounts
 
 
 def _counts_of(numbers: pa.Array) -> NumberCounts:
-    is_decimal = pa.types.is_decimal(numbers.type)
+    is_exact = not pa.types.is_floating(numbers.type)
+    largest_exact = float("inf") if is_exact else _LARGEST_EXACT[numbers.type.bit_width]
     numbers = numbers.drop_null()
-    if not is_decimal:
+    if not is_exact:
         numbers = numbers.cast(pa.float64())
         numbers = numbers.filter(pc.is_finite(numbers))
     if not len(numbers):
-        return NumberCounts(is_decimal=is_decimal)
-    is_whole = pc.all(pc.equal(pc.floor(numbers), numbers)).as_py()
-    is_long = pc.any(pc.greater_equal(pc.abs(numbers.cast(pa.float64())), float(MAX_INT64))).as_py()
-    return NumberCounts(True, not is_whole, is_long, is_decimal)
+        return NumberCounts(is_exact=is_exact)
+    is_whole = pa.types.is_integer(numbers.type) or pc.all(pc.equal(pc.floor(numbers), numbers)).as_py()
+    largest = pc.max(pc.abs(numbers.cast(pa.float64(), safe=False))).as_py()
+    return NumberCounts(True, not is_whole, largest >= MAX_INT64, is_exact, largest > largest_exact)
 
 
 class Scanned(NamedTuple):
@@ -150,7 +162,8 @@ def scan_split(split: Split, separator: str) -> Scanned:
 def _look_at(values: pa.Array) -> TextCounts:
     readable = to_kind(values.drop_null(), "string")
     values, num_unreadable = readable.values.drop_null(), _num_bad(readable)
-    probe = values.slice(0, _NUM_PROBED)
+    # Evenly distributed, because a log may be sorted by this column.
+    probe = values.take(pa.array(np.linspace(0, len(values) - 1, min(len(values), _NUM_PROBED)).astype(np.int64)))
     if 2 * min(_num_bad(to_kind(probe, kind)) for kind in ("float64", "bool")) > len(probe):
         return TextCounts(len(values) + num_unreadable)
     numbers = to_kind(values, "float64")

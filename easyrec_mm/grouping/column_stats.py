@@ -1,13 +1,12 @@
 """Statistics of the columns of a log, in bounded memory, and independent of the pieces and order in which it is read.
 
 Counts, limits and missing values are exact. Distinct values are exact up to MAX_COUNTED and estimated beyond, with an
-error of about 1 % (HyperLogLog, Flajolet et al., 2007). A sample of rows, those whose ORDER has the smallest hashes,
+error of about 1 % (HyperLogLog, Flajolet et al., 2007). A sample of rows, those whose values have the smallest hashes,
 shows what numbers and texts look like.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -17,8 +16,7 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from easyrec_mm.features.field import Kind
-from easyrec_mm.formats.columns import ORDER
-from easyrec_mm.stable_hash import Hashes, combine, hash_column, mix
+from easyrec_mm.stable_hash import Hashes, combine, hash_column
 
 # Maximum number of distinct values of a column for which each value is counted.
 MAX_COUNTED = 1000
@@ -54,12 +52,15 @@ class ColumnStats:
         return len(self.counts) if self.counts is not None else _estimate(self.registers)
 
     def add(self, values: pa.Array) -> Hashes:
-        """Add values `[N]`; return their hashes, which the statistics need anyway."""
+        """Add values `[N]`; return their hashes, which the statistics need anyway.
+
+        Floats have the hashes of their values with 32 bits, so that 0.1 is the same in every format.
+        """
         self.num_rows += len(values)
         self.num_missing += values.null_count
         if self.counts is None and not pa.types.is_string(values.type):
             # For many distinct numbers, hashing every row is as fast as finding the distinct ones first.
-            of_rows = hash_column(values)
+            of_rows = _hashes(values)
             self._note(
                 values.drop_null(),
                 of_rows[values.is_valid().to_numpy(zero_copy_only=False)] if values.null_count else of_rows,
@@ -67,7 +68,7 @@ class ColumnStats:
             return of_rows
         encoded = values.dictionary_encode()
         distinct = encoded.dictionary
-        hashes = hash_column(distinct)
+        hashes = _hashes(distinct)
         if pa.types.is_string(values.type):
             self.num_bytes += pc.sum(pc.binary_length(values)).as_py() or 0
         self._note(distinct, hashes)
@@ -117,6 +118,10 @@ class ColumnStats:
             self.counts = None
 
 
+def _hashes(values: pa.Array) -> Hashes:
+    return hash_column(values.cast(pa.float32(), safe=False) if pa.types.is_float64(values.type) else values)
+
+
 def _raise_registers(registers: NDArray[np.uint8], hashes: Hashes) -> None:
     """Update the registers, each of which keeps the longest run of leading zeros seen, plus one."""
     index = (hashes >> np.uint64(64 - _REGISTER_BITS)).astype(np.int64)
@@ -136,45 +141,78 @@ def _estimate(registers: NDArray[np.uint8]) -> int:
 
 @dataclass
 class RowSample:
-    """A sample of at most `size` rows: those whose ORDER has the smallest hashes, sorted by hash."""
+    """A sample of at most `size` rows, which depends on the values of all rows, but not on their order.
+
+    The rows with the smallest hashes are kept. Rows with one hash are kept once, and counted.
+
+    distinct  the kept rows, sorted by hash
+    hashes    their hashes
+    counts    int64, how often each occurs
+    """
 
     size: int
-    table: pa.Table | None = None
+    distinct: pa.Table | None = None
     hashes: Hashes = field(default_factory=lambda: np.zeros(0, np.uint64))
+    counts: NDArray[np.int64] = field(default_factory=lambda: np.zeros(0, np.int64))
 
-    def add(self, table: pa.Table) -> None:
-        """Add rows, which include the column ORDER."""
-        hashes = mix(table[ORDER].to_numpy().astype(np.uint64))
+    def add(self, table: pa.Table, hashes: Hashes) -> None:
+        """Add rows with these hashes."""
         if len(self.hashes) >= self.size:
-            is_small = hashes < self.hashes[self.size - 1]
+            is_small = hashes <= self.hashes[-1]
             table, hashes = table.filter(pa.array(is_small)), hashes[is_small]
         if len(table):
-            self._join(table, hashes)
+            self._join(table, hashes, np.ones(len(table), np.int64))
 
     def merge(self, other: RowSample) -> None:
         """Add the sample of other rows."""
-        if other.table is not None:
-            self._join(other.table, other.hashes)
+        if other.distinct is not None:
+            self._join(other.distinct, other.hashes, other.counts)
 
-    def _join(self, table: pa.Table, hashes: Hashes) -> None:
-        if self.table is not None:
-            table = pa.concat_tables([self.table, table])
-            hashes = np.concatenate([self.hashes, hashes])
-        order = np.argsort(hashes)[: self.size]
-        self.table, self.hashes = table.take(pa.array(order)).combine_chunks(), hashes[order]
+    def _join(self, table: pa.Table, hashes: Hashes, counts: NDArray[np.int64]) -> None:
+        if self.distinct is not None:
+            table = pa.concat_tables([self.distinct, table])
+            hashes, counts = np.concatenate([self.hashes, hashes]), np.concatenate([self.counts, counts])
+        distinct, first, place = np.unique(hashes, return_index=True, return_inverse=True)
+        total = np.zeros(len(distinct), np.int64)
+        np.add.at(total, place, counts)
+        self.distinct = table.take(pa.array(first[: self.size])).combine_chunks()
+        self.hashes, self.counts = distinct[: self.size], total[: self.size]
+
+    def rows(self) -> pa.Table | None:
+        """Return at most `size` rows in random order, each as often as its share of all rows; None without any."""
+        total = int(self.counts.sum())
+        if self.distinct is None or total == len(self.counts):
+            return self.distinct
+        ends = np.cumsum(self.counts)
+        drawn = min(self.size, total)
+        copies = ends * drawn // total - (ends - self.counts) * drawn // total
+        row = np.repeat(np.arange(len(copies)), copies)
+        # The copies of a row are mixed with the other rows.
+        number = np.arange(len(row)) - np.repeat(np.cumsum(copies) - copies, copies)
+        order = np.argsort(combine(self.hashes[row], number.astype(np.uint64)), kind="stable")
+        return self.distinct.take(pa.array(row[order])).combine_chunks()
 
 
 @dataclass
 class LogStats:
-    """The statistics of each column of a log, and a sample of its rows."""
+    """The statistics of each column of a log, and a sample of its rows.
+
+    times  columns that do not decide which rows are in the sample, because formats write times differently
+    """
 
     columns: dict[str, ColumnStats]
     sample: RowSample
+    times: frozenset[str] = frozenset()
 
     @staticmethod
-    def of(kinds: dict[str, Kind], sample_size: int) -> LogStats:
+    def of(kinds: dict[str, Kind], sample_size: int, times: frozenset[str] = frozenset()) -> LogStats:
         """Return the statistics of no rows."""
-        return LogStats({name: ColumnStats(kind) for name, kind in kinds.items()}, RowSample(sample_size))
+        columns = {name: ColumnStats(kind) for name, kind in kinds.items()}
+        return LogStats(columns, RowSample(sample_size), times)
+
+    def empty(self) -> LogStats:
+        """Return the statistics of no rows of the same columns."""
+        return LogStats.of({name: column.kind for name, column in self.columns.items()}, self.sample.size, self.times)
 
     @property
     def num_rows(self) -> int:
@@ -182,11 +220,15 @@ class LogStats:
         return next(iter(self.columns.values())).num_rows
 
     def add(self, table: pa.Table) -> Hashes:
-        """Add rows with these columns and ORDER; return the hash of each row's values."""
+        """Add rows with these columns; return the hash of each row's values."""
         hashes = np.zeros(len(table), np.uint64)
         for name, stats in self.columns.items():
-            hashes = combine(hashes, stats.add(table[name].combine_chunks()))
-        self.sample.add(table.select([*self.columns, ORDER]))
+            if name not in self.times:
+                hashes = combine(hashes, stats.add(table[name].combine_chunks()))
+        self.sample.add(table.select(list(self.columns)), hashes)
+        for name, stats in self.columns.items():
+            if name in self.times:
+                hashes = combine(hashes, stats.add(table[name].combine_chunks()))
         return hashes
 
     def merge(self, other: LogStats) -> None:
@@ -194,11 +236,3 @@ class LogStats:
         for name, stats in self.columns.items():
             stats.merge(other.columns[name])
         self.sample.merge(other.sample)
-
-
-def merged(parts: Iterable[LogStats], kinds: dict[str, Kind], sample_size: int) -> LogStats:
-    """Return the combined statistics of all parts."""
-    total = LogStats.of(kinds, sample_size)
-    for part in parts:
-        total.merge(part)
-    return total

@@ -22,6 +22,7 @@ from easyrec_mm.config.pipeline import Pipeline, load_pipeline
 from easyrec_mm.errors import ConfigError, UserError
 from easyrec_mm.features.field import KINDS, Kind
 from easyrec_mm.files import is_remote, join
+from easyrec_mm.files.data_names import PICTURES_ENDING
 from easyrec_mm.files.opening import exists, opened_at, size_of
 from easyrec_mm.formats.checks import BadGroup, GroupProblems
 from easyrec_mm.formats.columns import MAX_WHOLE
@@ -31,7 +32,7 @@ from easyrec_mm.formats.rtp import find_forbidden, read_rtp, selected_columns, w
 from easyrec_mm.formats.tfrecord import read_tfrecord
 from easyrec_mm.formats.typed_groups import TypedGroups
 from easyrec_mm.grouping.bad_rows import BAD_ROWS, BadRow, BadRows
-from easyrec_mm.grouping.flat_files import find_inputs
+from easyrec_mm.grouping.find_files import find_inputs, is_grouped
 from easyrec_mm.grouping.group_stats import write_stats
 from easyrec_mm.grouping.options import GROUP_SIZE
 from easyrec_mm.grouping.output_folder import new_folder, written
@@ -42,7 +43,6 @@ from easyrec_mm.protos.data_pb2 import DatasetConfig
 from easyrec_mm.protos.feature_pb2 import FeatureConfig
 from easyrec_mm.protos.pipeline_pb2 import EasyRecConfig
 
-PICTURES_ENDING = ".pictures.tar"
 # Bytes of input from which on it is worth starting several processes.
 MANY_BYTES = 64 << 20
 
@@ -138,8 +138,13 @@ def source_format(pipeline: Pipeline, rtp_separator: str = "|") -> SourceFormat:
     return SourceFormat(formats[data.input_type], fields, groups)
 
 
-def convert(pipeline: Pipeline, options: ConvertOptions) -> str:
+def convert(pipeline: Pipeline, options: ConvertOptions, work: str) -> str:
     """Run the command; return the text for the user.
+
+    Args:
+      pipeline: the config of the files that are converted.
+      options: the flags of the command.
+      work: the folder of work_place for the output.
 
     Raises:
       DataError: if a file cannot be read, or too many groups cannot be used.
@@ -155,13 +160,14 @@ def convert(pipeline: Pipeline, options: ConvertOptions) -> str:
         if not paths:
             raise UserError(f"--input: give the files to convert; {pipeline.path} has no train_input_path")
     lines = []
-    with new_folder(options.output, options.overwrite) as folder:
+    with new_folder(options.output, options.overwrite, work) as folder:
         for side, path in paths.items():
             target = join(folder, side) if side else folder
             if not is_remote(target):
                 os.makedirs(target, exist_ok=True)
             shown = join(options.output, side) if side else options.output
-            lines += _convert_files(find_inputs(path), source, target, options, shown)
+            found = find_inputs(path, is_grouped)
+            lines += [*_convert_files(found.files, source, target, options, shown), *found.notes()]
     if options.pipeline_config_template:
         _write_config(pipeline, options, [side for side in SIDES if side in paths])
         lines.append(f"next: easyrec-mm train --pipeline_config {options.pipeline_config_template}")
@@ -176,7 +182,6 @@ def _convert_files(
     shown_folder: str,
 ) -> list[str]:
     """Convert files into a folder; return lines for the user."""
-    files = [file for file in files if not file.endswith((PICTURES_ENDING, ".json", ".jsonl"))]
     ending = FORMATS[options.format].ending
     names = [f"part-{i:05d}" for i in range(len(files))]
     tasks = [

@@ -1,4 +1,4 @@
-"""Files of a flat log, CSV and Parquet: finds them, divides them into splits, and reads rows piece by piece.
+"""Files of a flat log, CSV and Parquet: divides them into splits, and reads rows piece by piece.
 
 Several processes can read the splits of a file; each split knows the number of its first row. Rows are numbered from 1;
 the header and empty lines do not count.
@@ -6,8 +6,7 @@ the header and empty lines do not count.
 
 from __future__ import annotations
 
-import glob
-import os
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
@@ -18,7 +17,6 @@ import pyarrow.parquet as pq
 
 from easyrec_mm.errors import DataError
 from easyrec_mm.features.field import Kind
-from easyrec_mm.files import is_remote, place_of, plain
 from easyrec_mm.files.opening import is_gzip, open_binary, opened_at, size_of
 from easyrec_mm.formats import csv_blocks
 from easyrec_mm.formats.columns import (
@@ -31,7 +29,8 @@ from easyrec_mm.formats.columns import (
 READ_ROWS = 1 << 16
 SPLIT_BYTES, SPLIT_ROWS = 1 << 26, 1 << 18
 _PARQUET_MAGIC = b"PAR1"
-_PICTURE_ENDINGS = (".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp")
+# Column of the row labels of pandas, which are no data of the log.
+_PANDAS_INDEX = re.compile("__index_level_[0-9]+__")
 
 
 @dataclass(frozen=True)
@@ -56,7 +55,7 @@ class Split:
 class FilePlan(NamedTuple):
     """The columns of a file, with their kinds if the file specifies them, and its splits.
 
-    numbers  columns of a Parquet file that may hold whole numbers in a type for fractions: floats and decimals
+    numbers  columns of a Parquet file whose values decide their kind: floats, decimals and uint64
     """
 
     columns: dict[str, Kind | None]
@@ -74,53 +73,6 @@ class Piece(NamedTuple):
     table: pa.Table
     malformed: list[tuple[int, str]]
     num_rows: int
-
-
-def find_inputs(paths: str) -> list[str]:
-    """Return the files in a comma-separated list of files, folders and globs: each once, sorted per folder or glob.
-
-    Raises:
-      DataError: if a part of the list matches no file.
-    """
-    files: list[str] = []
-    for part in filter(None, (part.strip() for part in paths.split(","))):
-        matches = _remote_files(part) if is_remote(part) else _files_here(plain(part))
-        if not matches:
-            raise DataError(f"--input: '{part}' matches no file; check the path")
-        files += [file for file in matches if file not in files]
-    if not files:
-        raise DataError("--input: names no file; give the files of the log")
-    return files
-
-
-def _remote_files(pattern: str) -> list[str]:
-    place = place_of(pattern)
-    files = []
-    for info in place.find(pattern):
-        inside = place.below(info.path) if info.is_folder else [info]
-        names = sorted(entry.path for entry in inside if not entry.is_folder)
-        # In a folder, hidden files, markers and pictures do not belong to the log.
-        files += [name for name in names if not info.is_folder or _is_of_log(name[len(info.path) :])]
-    return files
-
-
-def _is_of_log(name: str) -> bool:
-    is_hidden = any(part[0] in "._" for part in name.split("/") if part)
-    return not is_hidden and not name.lower().endswith(_PICTURE_ENDINGS)
-
-
-def _files_here(pattern: str) -> list[str]:
-    paths = sorted(glob.glob(pattern, recursive=True)) if not os.path.exists(pattern) else [pattern]
-    return [file for path in paths for file in (_files_of(path) if os.path.isdir(path) else [path])]
-
-
-def _files_of(folder: str) -> list[str]:
-    """Return the files in a folder and its subfolders, without hidden files, markers such as _SUCCESS, and pictures."""
-    files = []
-    for root, folders, names in os.walk(folder):
-        folders[:] = sorted(name for name in folders if name[0] not in "._")
-        files += [os.path.join(root, name) for name in sorted(names) if _is_of_log(name)]
-    return files
 
 
 def plan_file(file: int, path: str, separator: str) -> FilePlan:
@@ -146,6 +98,8 @@ def _plan_parquet(file: int, path: str) -> FilePlan:
     with pq.ParquetFile(opened_at(path)) as opened:
         columns: dict[str, Kind | None] = {}
         for field in opened.schema_arrow:
+            if _PANDAS_INDEX.fullmatch(field.name):
+                continue
             try:
                 columns[field.name] = kind_of(field.type)
             except ValueError as error:
@@ -160,9 +114,13 @@ def _plan_parquet(file: int, path: str) -> FilePlan:
             if num_rows >= SPLIT_ROWS or i + 1 == opened.metadata.num_row_groups:
                 splits.append(Split(file, path, "parquet", start, i + 1, row, num_rows))
                 start, row, num_rows = i + 1, row + num_rows, 0
-        types = {field.name: field.type for field in opened.schema_arrow}
-        is_number = {n: pa.types.is_floating(kind) or pa.types.is_decimal(kind) for n, kind in types.items()}
-        return FilePlan(columns, splits, frozenset(name for name, is_one in is_number.items() if is_one))
+        numbers = frozenset(field.name for field in opened.schema_arrow if _is_open(field.type))
+        return FilePlan(columns, splits, numbers)
+
+
+def _is_open(kind: pa.DataType) -> bool:
+    """Return whether columns of a type may hold ids as well as measurements."""
+    return bool(pa.types.is_floating(kind) or pa.types.is_decimal(kind) or pa.types.is_uint64(kind))
 
 
 def _plan_csv(file: int, path: str, separator: str) -> FilePlan:

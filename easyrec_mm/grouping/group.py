@@ -21,12 +21,13 @@ from easyrec_mm.grouping.constancy import ConstantColumns
 from easyrec_mm.grouping.flat_files import Split
 from easyrec_mm.grouping.group_stats import GroupStats
 from easyrec_mm.grouping.image_root import choose_image_root
-from easyrec_mm.grouping.inference import Inference, infer, is_binary, is_label_name
+from easyrec_mm.grouping.inference import infer, is_binary, is_label_name
 from easyrec_mm.grouping.log_plan import LogPlan, plan_log
 from easyrec_mm.grouping.options import GroupOptions
-from easyrec_mm.grouping.output_folder import check_output, new_folder, written
+from easyrec_mm.grouping.output_folder import new_folder, written
 from easyrec_mm.grouping.pictures import PicturePacker
 from easyrec_mm.grouping.pipeline_template import Grouped, template
+from easyrec_mm.grouping.plans import Inference
 from easyrec_mm.grouping.rows import LogLayout, RowsReport
 from easyrec_mm.grouping.shards import FORMATS, OutputRule, ShardReport
 from easyrec_mm.grouping.sides import EVAL, SIDES, TRAIN
@@ -54,18 +55,18 @@ class Engine(Protocol):
         """Write the shards of the groups; return their reports in the order of the shards."""
 
 
-def group(options: GroupOptions, engine: Engine, packer: PicturePacker | None) -> str:
+def group(options: GroupOptions, engine: Engine, packer: PicturePacker | None, work: str) -> str:
     """Run the command; return the text for the user.
 
     Args:
       options: the flags of the command.
       engine: runs the steps.
       packer: packs the pictures; None to leave them where they are.
+      work: the folder of work_place for the output.
 
     Raises:
       DataError: if a file cannot be used, or if too many rows, items or pictures cannot be used.
     """
-    check_output(options.output, options.overwrite)
     plan = plan_log(options, engine.map)
     image_root = choose_image_root(options, plan)
     has_found_root = image_root != options.image_root
@@ -77,13 +78,13 @@ def group(options: GroupOptions, engine: Engine, packer: PicturePacker | None) -
     num_shards = _num_shards(options, rows.stats)
     groups, constant = engine.group(GroupRule(plan.layout, options.max_group_size, num_shards, options.seed))
     bad.add(groups.num_conflicts, groups.num_items, "items", _conflicts(groups, plan.layout))
-    inference = infer(options, rows.stats[TRAIN], constant)
+    inference = infer(options, rows.stats_of_all(), constant, plan.rounded)
     _require_pictures(options, rows)
     if options.pipeline_config_template:
         _require_trainable(options, rows.stats[TRAIN], inference)
     inference.notes += _notes_on_labels(rows.stats[EVAL], inference)
 
-    with new_folder(options.output, options.overwrite) as folder:
+    with new_folder(options.output, options.overwrite, work) as folder:
         has_sides = options.split_by is not None
         for side in SIDES if has_sides and not is_remote(folder) else ():
             os.mkdir(os.path.join(folder, side))
@@ -97,7 +98,7 @@ def group(options: GroupOptions, engine: Engine, packer: PicturePacker | None) -
         bad.write(join(folder, BAD_ROWS))
         stats.write(folder)
     found_root = [f"image_root: {image_root}, where the pictures were found"] if has_found_root else []
-    notes = [*(f"note: {note}" for note in inference.notes), *_left_out(inference)]
+    notes = [*(f"note: {note}" for note in (*plan.notes, *inference.notes)), *_left_out(inference)]
     template = _write_template(stats) if options.pipeline_config_template else []
     return "\n".join([*stats.lines(), *bad.lines(), *found_root, *notes, *template])
 

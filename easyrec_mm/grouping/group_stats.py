@@ -9,9 +9,9 @@ from typing import Any
 from easyrec_mm.files import join
 from easyrec_mm.grouping.assign import GroupsReport
 from easyrec_mm.grouping.column_stats import LogStats
-from easyrec_mm.grouping.inference import Inference
 from easyrec_mm.grouping.options import GroupOptions
 from easyrec_mm.grouping.output_folder import written
+from easyrec_mm.grouping.plans import Inference
 from easyrec_mm.grouping.rows import RowsReport
 from easyrec_mm.grouping.shards import ShardReport
 from easyrec_mm.grouping.sides import SIDES, TRAIN

@@ -1,41 +1,38 @@
-"""Infers what each column of a log is for a model: a label, a feature of some type, or neither; with the reasons."""
+"""Infers what each column of a log is for a model: a label, a feature of some type, or neither; with the reasons.
+
+The result depends on the values of all rows, whether they train or evaluate: not on the format of the files, the order
+of the rows or the split.
+"""
 
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass, field
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
 from easyrec_mm.features.field import Kind
-from easyrec_mm.features.quantiles import quantile_boundaries
 from easyrec_mm.formats.columns import MAX_WHOLE
-from easyrec_mm.formats.grouped_table import GroupFields
-from easyrec_mm.grouping.column_stats import MAX_COUNTED, ColumnStats, LogStats
+from easyrec_mm.grouping.column_stats import ColumnStats, LogStats
 from easyrec_mm.grouping.constancy import ConstantColumns
+from easyrec_mm.grouping.feature_plans import MAX_VOCABULARY, missing_default, missing_share, plan_feature
 from easyrec_mm.grouping.leaks import LeakFinder
-from easyrec_mm.grouping.options import GROUP_SIZE, GroupOptions
-from easyrec_mm.grouping.row_numbers import TIME, is_time, why_row_number
+from easyrec_mm.grouping.options import GroupOptions
+from easyrec_mm.grouping.plans import FeaturePlan, FieldPlan, Inference, LabelPlan
+from easyrec_mm.grouping.row_numbers import has_value_per_row, why_row_number
+from easyrec_mm.grouping.text_features import Texts, read_texts
+from easyrec_mm.grouping.time_columns import TIME, is_time
 
-# Maximum number of distinct texts for a vocabulary, and maximum number of rows of a proposed table.
-_MAX_VOCABULARY, _MAX_TABLE = 100, 50_000_000
-# Whole numbers from 0 to below this select rows of a table directly, if at least half of them occur.
-_MAX_BUCKETS = 1000
-_NUM_QUANTILES = 16
-_SMALL_DIM, _DIM = 8, 16
+_NOT_EXPORTED = "cannot be an input of an exported model: rename it, with letters, digits and _"
 # A constant column describes the item if random values would have differed within items at least this often.
 _MIN_EVIDENCE = 20
-# With fewer rows per value, the embedding of an id memorizes labels: the id adds a number to the logits instead.
-_FEW_ROWS = 300
-_TAG_SEPARATORS = ("|", ",", ";", " ")
 
 _LABEL = re.compile(
     r"(is_)?(label|labels|click|clicked|clicks|clk|conversion|converted|convert|purchase|purchased|buy|bought|pay|paid"
     r"|order|ordered|like|liked|favorite|favourite|cart|add_to_cart|install|share|shared|valid_play|finish)(_label)?"
-    r"|is_\w+|label_\w+|\w+_label"
+    r"|is_(finished|follow|followed|comment|commented|forward|download|downloaded|subscribe|subscribed|view|viewed)"
+    r"|label_\w+|\w+_label"
 )
 _ID = re.compile(
     r"(\w+_)?(id|ids|uid|pid|cid|no|code|key|hash|type|cate|category|brand|shop|seller|city|province|region|country"
@@ -43,92 +40,51 @@ _ID = re.compile(
 )
 
 
-@dataclass
-class FieldPlan:
-    """An input field. `default` replaces a missing value; None for the default of the config language."""
-
-    name: str
-    kind: Kind
-    default: int | float | None = None
-    per_group: bool = False
-
-
-@dataclass
-class FeaturePlan:
-    """A feature: its `settings` by name, and the reason for them.
-
-    wide_rows  mean number of rows per value, if this is so small that the feature adds a number to the logits; else 0
-    """
-
-    name: str
-    feature_type: str
-    settings: dict[str, Any]
-    why: str
-    wide_rows: float = 0.0
-
-
-@dataclass
-class LabelPlan:
-    """A label, whether it is a class (0 or 1) or a number, and the mean and variance of its values."""
-
-    name: str
-    is_binary: bool
-    mean: float
-    variance: float
-
-
-@dataclass
-class Inference:
-    """The inferred columns. `left_out` gives the reasons for not using columns; `notes` are for a person to read."""
-
-    fields: list[FieldPlan]
-    labels: list[LabelPlan]
-    are_labels_guessed: bool
-    features: list[FeaturePlan] = field(default_factory=list)
-    left_out: dict[str, str] = field(default_factory=dict)
-    notes: list[str] = field(default_factory=list)
-
-    def group_fields(self, options: GroupOptions) -> GroupFields:
-        """Return how the columns are written."""
-        return GroupFields(
-            kinds={plan.name: plan.kind for plan in self.fields},
-            labels=tuple(label.name for label in self.labels),
-            image=options.image_field,
-            size=GROUP_SIZE,
-            per_group=frozenset(plan.name for plan in self.fields if plan.per_group),
-            defaults={plan.name: plan.default for plan in self.fields if plan.default is not None},
-            column_separator=options.rtp_separator,
-        )
-
-
-def infer(options: GroupOptions, stats: LogStats, constant: ConstantColumns) -> Inference:
+def infer(
+    options: GroupOptions, stats: LogStats, constant: ConstantColumns, rounded: frozenset[str] = frozenset()
+) -> Inference:
     """Infer what the columns are.
 
     Args:
       options: the user's settings.
-      stats: statistics of the rows that train.
+      stats: statistics of all rows.
       constant: columns with the same value in all rows of an item.
+      rounded: columns of floats so large that several ids are the same float.
     """
-    labels, left_out = _labels(options, stats, constant)
+    sample = stats.sample.rows()
+    labels, left_out = _labels(options, stats, constant, sample)
     result = Inference([], labels, not options.label_fields, left_out=left_out)
     names = {label.name for label in labels}
-    leaks = LeakFinder(stats.sample.table, [label.name for label in labels], options.group_by, options.user_field)
+    leaks = LeakFinder(sample, [label.name for label in labels], options.group_by, options.user_field)
     for name, column in stats.columns.items():
-        per_group = name not in names and _is_per_group(name, column, options, constant)
-        plan = FieldPlan(name, _written_kind(column), per_group=per_group)
+        is_label = name in names
+        per_group = not is_label and _is_per_group(name, column, options, constant)
+        kind = column.kind if is_label else _written_kind(column)
+        plan = FieldPlan(name, kind, per_group=per_group)
+        if column.num_missing and not is_label:
+            plan.default = missing_default(kind, column)
         result.fields.append(plan)
-        if name not in names and name != options.image_field and name not in left_out:
-            _plan_feature(plan, column, options, stats, leaks, result)
-        if column.num_missing * 2 > column.num_rows:
+        if not is_label and name != options.image_field and name not in left_out:
+            values = sample[name].drop_null().combine_chunks() if sample is not None else pa.nulls(0, pa.string())
+            _plan_column(plan, column, values, options, leaks, result)
+        result.notes += _notes(name, column, options, result)
+        if name in rounded and (name in (options.group_by, options.user_field) or _is_id_feature(name, result)):
             result.notes.append(
-                f"column '{name}' is missing in {_share(column.num_missing, column.num_rows)} of the rows"
+                f"column '{name}' has floats so large that several ids are the same one; write ids as int64 or text"
             )
+    result.has_user_ids = bool(options.user_field) and options.user_field not in rounded
     return result
 
 
 def _written_kind(column: ColumnStats) -> Kind:
-    """Return the kind to write: text for whole numbers beyond 18 digits, which are ids that training reads as text."""
+    """Return the kind to write.
+
+    Whole numbers beyond 18 digits are ids, which training reads as text. A bool with missing values is 0, 1 or a third
+    number.
+    """
     is_long = column.kind == "int64" and max(abs(column.least or 0), abs(column.greatest or 0)) >= MAX_WHOLE
+    if column.kind == "bool" and column.num_missing:
+        return "int64"
     return "string" if is_long else column.kind
 
 
@@ -143,7 +99,7 @@ def _is_per_group(name: str, column: ColumnStats, options: GroupOptions, constan
 
 
 def _labels(
-    options: GroupOptions, stats: LogStats, constant: ConstantColumns
+    options: GroupOptions, stats: LogStats, constant: ConstantColumns, sample: pa.Table | None
 ) -> tuple[list[LabelPlan], dict[str, str]]:
     """Return the labels; and columns that look like labels but are not used, as they would leak labels as features."""
     names = list(options.label_fields)
@@ -155,7 +111,7 @@ def _labels(
         if name in options.columns and (options.label_fields or column.num_missing):
             continue
         if name.lower().startswith("is_") and _is_per_group(name, column, options, constant):
-            continue  # it describes the item, like is_new
+            continue  # it describes the item
         if options.label_fields:
             left_out[name] = "looks like a label that is not in --label_fields; as a feature it would reveal the label"
         elif column.num_missing:
@@ -165,7 +121,7 @@ def _labels(
             )
         else:
             names.append(name)
-    return [_label(name, stats) for name in names], left_out
+    return [_label(name, stats.columns[name], sample) for name in names], left_out
 
 
 def is_label_name(name: str) -> bool:
@@ -178,19 +134,20 @@ def is_binary(column: ColumnStats) -> bool:
     return column.kind != "string" and column.counts is not None and set(column.counts) == {0, 1}
 
 
-def _label(name: str, stats: LogStats) -> LabelPlan:
-    values = _numbers(stats, name)
-    column = stats.columns[name]
+def _label(name: str, column: ColumnStats, sample: pa.Table | None) -> LabelPlan:
+    values: NDArray[np.float64] = np.zeros(0)
+    if sample is not None:
+        values = sample[name].drop_null().cast(pa.float64(), safe=False).to_numpy()
     is_binary = column.counts is not None and bool(column.counts) and set(column.counts) <= {0, 1}
     mean, variance = (float(values.mean()), float(values.var())) if len(values) else (0.0, 0.0)
     return LabelPlan(name, is_binary, mean, variance)
 
 
-def _plan_feature(
+def _plan_column(
     plan: FieldPlan,
     column: ColumnStats,
+    values: pa.Array,
     options: GroupOptions,
-    stats: LogStats,
     leaks: LeakFinder,
     result: Inference,
 ) -> None:
@@ -199,202 +156,86 @@ def _plan_feature(
     is_wanted = name in options.columns
     # Item and user are ids because of their role, however few rows each value has.
     has_role = name in (options.group_by, options.user_field)
-    why_not = _why_no_feature(name, column, options, is_wanted)
-    if not why_not:
-        is_id = bool(_ID.fullmatch(name.lower())) or has_role
-        feature = _feature(plan, column, stats, is_id)
-        if not (is_wanted or has_role):
-            why_not = _why_misleading(feature, plan, column, stats, leaks, is_id)
+    is_id = bool(_ID.fullmatch(name.lower())) or has_role
+    why_not = _why_no_feature(plan, column, values, options, is_id)
+    texts = Texts({})
+    if not why_not and column.kind == "string" and not has_role:
+        texts = read_texts(values, MAX_VOCABULARY)
+        why_not = texts.left_out
+    if not (why_not or is_wanted or has_role):
+        why_not = _why_misleading(plan, column, values, texts, leaks, is_id)
     if why_not:
         result.left_out[name] = why_not
         return
-    if plan.per_group:
-        feature.settings["per_group"] = True
-    rows = column.num_values / max(column.num_distinct, 1)
-    if feature.feature_type == "IdFeature" and column.num_distinct > _MAX_VOCABULARY and rows < _FEW_ROWS:
-        feature.wide_rows = rows
-        feature.why += (
-            f"; {rows:.0f} rows per value, too few for an embedding: one number per value, added to the logits"
-        )
-    result.features.append(feature)
+    result.features.append(plan_feature(plan, column, values, texts, is_id))
 
 
-def _feature(plan: FieldPlan, column: ColumnStats, stats: LogStats, is_id: bool) -> FeaturePlan:
-    if plan.kind == "string":
-        return _text_feature(plan, column, stats)
-    if plan.kind == "bool" or (plan.kind == "int64" and _is_dense(column)):
-        return _bucket_feature(plan, column, stats)
-    if plan.kind == "int64" and is_id:
-        return _hashed_feature(plan, column, stats)
-    return _number_feature(plan, column, stats)
-
-
-def _why_no_feature(name: str, column: ColumnStats, options: GroupOptions, is_wanted: bool) -> str:
+def _why_no_feature(plan: FieldPlan, column: ColumnStats, values: pa.Array, options: GroupOptions, is_id: bool) -> str:
+    name = plan.name
     by = options.split_by.by if options.split_by else ""
     time = options.split_by.column if options.split_by else ""
     if column.num_distinct == 0:
         return "has no values"
-    if is_wanted:
+    if not name.isidentifier():
+        return _NOT_EXPORTED
+    if name in options.columns:
         return ""
-    if name in (options.time_field, time) or is_time(name, column):
+    if name == options.group_by:
+        is_new = by == "item"
+        return "no item of the evaluation data occurs in the training data (--split_by item)" if is_new else ""
+    if name == options.user_field:
+        is_new = by == "user"
+        return "no user of the evaluation data occurs in the training data (--split_by user)" if is_new else ""
+    if name in (options.time_field, time) or is_time(name, column, values, is_id):
         return TIME
-    if name == options.group_by and by == "item":
-        return "no item of the evaluation data occurs in the training data (--split_by item)"
-    if name == options.user_field and by == "user":
-        return "no user of the evaluation data occurs in the training data (--split_by user)"
     if column.num_distinct == 1 and not column.num_missing:
         return f"is {column.least!r} in all rows"
     return ""
 
 
 def _why_misleading(
-    feature: FeaturePlan, plan: FieldPlan, column: ColumnStats, stats: LogStats, leaks: LeakFinder, is_id: bool
+    plan: FieldPlan, column: ColumnStats, values: pa.Array, texts: Texts, leaks: LeakFinder, is_id: bool
 ) -> str:
     """Return why a feature would only seem to help: it leaks a label or identifies each row; "" if it does neither."""
     why_not = leaks.reason(plan.name, plan.per_group)
     if why_not and is_binary(column):
         labels = ",".join([*leaks.labels, plan.name])
         return f"{why_not}; probably it is another label: to predict it, use --label_fields {labels}"
-    if not why_not and feature.feature_type == "TagFeature":
-        separators = (feature.settings["separator"], feature.settings.get("kv_separator", ""))
+    if not why_not and texts.tags:
+        separators = (texts.settings["separator"], texts.settings.get("kv_separator", ""))
         return leaks.reason_of_tags(plan.name, *separators, describes_item=plan.per_group)
-    if why_not or stats.sample.table is None or "separator" in feature.settings:
+    if why_not or texts.settings:
         return why_not
     # Whole numbers that are written as text are too long to be measurements.
-    return why_row_number(column, stats.sample.table, plan.name, is_id or plan.kind == "string")
+    return why_row_number(column, values, is_id or plan.kind == "string")
 
 
-def _numbers(stats: LogStats, name: str) -> NDArray[np.float64]:
-    """Return the values of a column in the sample, without missing ones."""
-    if stats.sample.table is None:
-        return np.zeros(0)
-    return stats.sample.table[name].drop_null().cast(pa.float64(), safe=False).to_numpy()  # type: ignore[no-any-return]
+def _notes(name: str, column: ColumnStats, options: GroupOptions, result: Inference) -> list[str]:
+    """Return what a person should look at in a column."""
+    notes = []
+    if name == options.image_field and not name.isidentifier():
+        notes.append(f"column '{name}' {_NOT_EXPORTED}")
+    if column.num_missing * 2 > column.num_rows:
+        notes.append(f"column '{name}' is{missing_share(column).removeprefix(',')}")
+    if name == options.user_field and column.num_missing:
+        notes.append(f"the {column.num_missing:,} rows without '{name}' count as one user in gauc")
+    feature = _feature_of(name, result)
+    if feature is None or name in options.columns:
+        return notes
+    if feature.doubt:
+        notes.append(f"column '{name}': {feature.doubt}")
+    elif feature.feature_type == "RawFeature" and has_value_per_row(column) and column.kind == "int64":
+        notes.append(f"column '{name}' has a different whole number in nearly every row and is read as a measurement")
+    elif result.are_labels_guessed and name.lower().startswith("is_") and is_binary(column):
+        notes.append(f"column '{name}' of 0 and 1 is a feature; if it is an outcome, name it in --label_fields")
+    return notes
 
 
-# --- Kinds of features
+def _is_id_feature(name: str, result: Inference) -> bool:
+    feature = _feature_of(name, result)
+    return feature is not None and feature.feature_type == "IdFeature"
 
 
-def _text_feature(plan: FieldPlan, column: ColumnStats, stats: LogStats) -> FeaturePlan:
-    table = stats.sample.table
-    values = [value for value in table[plan.name].drop_null().to_pylist() if value] if table is not None else []
-    several = _tag_feature(plan, values) if plan.name and column.kind == "string" else None
-    if several:
-        return several
-    counts = {value: rows for value, rows in (column.counts or {}).items() if value != ""}
-    if counts and len(counts) <= _MAX_VOCABULARY:
-        words = [str(value) for value in sorted(counts, key=lambda value: (-counts[value], value))]
-        settings = {"vocab_list": words, "embedding_dim": _SMALL_DIM}
-        return FeaturePlan(
-            plan.name,
-            "IdFeature",
-            settings,
-            f"{len(words)} distinct values{_missing(column)}: each has a row of the table",
-        )
-    return _hashed_feature(plan, column, stats)
-
-
-def _hashed_feature(plan: FieldPlan, column: ColumnStats, stats: LogStats) -> FeaturePlan:
-    if plan.kind == "int64" and column.num_missing and (column.least or 0) >= 0:
-        plan.default = -1
-    rows, table_size = table_rows(column.num_distinct)
-    about = "" if column.counts is not None else "about "
-    why = f"{about}{column.num_distinct:,} distinct values in {column.num_rows:,} rows{_missing(column)}: {table_size}"
-    dim = _DIM if column.num_distinct > MAX_COUNTED else _SMALL_DIM
-    return FeaturePlan(plan.name, "IdFeature", {"hash_bucket_size": rows, "embedding_dim": dim}, why)
-
-
-def _tag_feature(plan: FieldPlan, values: list[str]) -> FeaturePlan | None:
-    """Return a feature for texts of several values, if at least a tenth of the texts contain a separator; else None."""
-    for separator in _TAG_SEPARATORS:
-        having = sum(separator in value for value in values)
-        parts = [part for value in values for part in value.split(separator) if part]
-        distinct = set(parts)
-        # The parts must be words that recur, not pieces of sentences.
-        if having * 10 < len(values) or not having or len(distinct) * 2 > len(parts):
-            continue
-        share = f"{_share(having, len(values))} of the texts hold several values"
-        lengths = {value.count(separator) + 1 for value in values}
-        if len(lengths) == 1 and all(_is_number(part) for part in distinct) and separator != " ":
-            (length,) = lengths
-            settings: dict[str, Any] = {"raw_input_dim": length, "separator": separator}
-            return FeaturePlan(plan.name, "RawFeature", settings, f"{length} numbers in each text")
-        pairs = [part.rsplit(":", 1) for part in distinct]
-        has_weights = all(len(pair) == 2 and _is_number(pair[1]) for pair in pairs)
-        tags = {pair[0] for pair in pairs} if has_weights else distinct
-        rows, table_size = table_rows(len(tags))
-        settings = {"separator": separator}
-        if has_weights:
-            settings["kv_separator"] = ":"
-        settings |= {"hash_bucket_size": rows, "embedding_dim": _SMALL_DIM}
-        return FeaturePlan(
-            plan.name, "TagFeature", settings, f"{share}, {len(tags):,} distinct in a sample: {table_size}"
-        )
-    return None
-
-
-def _is_dense(column: ColumnStats) -> bool:
-    """Return whether whole numbers fill a small range that starts at 0."""
-    if column.counts is None or not column.counts or not 0 <= column.least <= column.greatest < _MAX_BUCKETS:
-        return False
-    return bool(2 * len(column.counts) >= column.greatest + 1 or column.greatest < 10)
-
-
-def _bucket_feature(plan: FieldPlan, column: ColumnStats, stats: LogStats) -> FeaturePlan:
-    rows = int(column.greatest) + 1 if plan.kind == "int64" else 2
-    why = (
-        f"whole numbers from {int(column.least)} to {int(column.greatest)}{_missing(column)}: each has a row of the "
-        "table"
-    )
-    if column.num_missing and plan.kind == "int64":
-        plan.default = rows
-        rows += 1
-        why += ", and so have missing values"
-    return FeaturePlan(plan.name, "IdFeature", {"num_buckets": rows, "embedding_dim": _SMALL_DIM}, why)
-
-
-def _number_feature(plan: FieldPlan, column: ColumnStats, stats: LogStats) -> FeaturePlan:
-    """Return a feature with buckets of about equally many rows, and one for missing values, to learn any effect."""
-    values = _numbers(stats, plan.name)
-    limits = [_short(limit) for limit in quantile_boundaries(values, _NUM_QUANTILES)]
-    why = (
-        f"numbers from {_short(column.least)} to {_short(column.greatest)}, median {_short(np.median(values))}"
-        f"{_missing(column)}: {len(limits) + 1} buckets with about the same number of rows each"
-    )
-    if column.num_missing:
-        # The default is below the first bucket of numbers, which then begins at the least value.
-        below = float(column.least) - max(1.0, abs(float(column.least)))
-        plan.default = int(below) if plan.kind == "int64" else _short(below)
-        limits.insert(0, _short(column.least))
-        why += ", and one for missing values"
-    return FeaturePlan(plan.name, "RawFeature", {"boundaries": limits, "embedding_dim": _SMALL_DIM}, why)
-
-
-def table_rows(num_distinct: int) -> tuple[int, str]:
-    """Return the rows of a hashed table: twice the number of values, rounded up to two digits; and a description."""
-    target = max(2 * num_distinct, 100)
-    unit = 10 ** (len(str(target)) - 2)
-    rows = -(-target // unit) * unit
-    if rows > _MAX_TABLE:
-        return (
-            _MAX_TABLE,
-            f"hashed into {_MAX_TABLE:,} rows, so some values share a row; a larger table may be worthwhile",
-        )
-    return rows, f"hashed into {rows:,} rows"
-
-
-def _missing(column: ColumnStats) -> str:
-    return f", missing in {_share(column.num_missing, column.num_rows)} of the rows" if column.num_missing else ""
-
-
-def _share(part: int, total: int) -> str:
-    share = part / max(total, 1)
-    return f"{share:.0%}" if share >= 0.01 else f"{share:.2%}"
-
-
-def _is_number(text: str) -> bool:
-    return bool(re.fullmatch(r"[+-]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][+-]?[0-9]{1,2})?", text))
-
-
-def _short(value: float) -> float:
-    """Return the shortest decimal number with the same float32 value."""
-    return float(str(np.float32(value)))
+def _feature_of(name: str, result: Inference) -> FeaturePlan | None:
+    last = result.features[-1] if result.features else None
+    return last if last is not None and last.name == name else None

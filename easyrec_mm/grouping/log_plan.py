@@ -13,15 +13,18 @@ import pyarrow as pa
 from easyrec_mm.errors import DataError, did_you_mean
 from easyrec_mm.features.field import Kind
 from easyrec_mm.files import is_remote
-from easyrec_mm.formats.columns import ARROW_TYPES, ORDER, join_kinds, to_kind
+from easyrec_mm.formats.columns import ARROW_TYPES, join_kinds, to_kind
 from easyrec_mm.formats.rtp import forbidden
 from easyrec_mm.grouping.column_kinds import NumberCounts, TextCounts, scan_numbers, scan_split
 from easyrec_mm.grouping.column_stats import RowSample
-from easyrec_mm.grouping.flat_files import FilePlan, Split, find_inputs, pieces, plan_file
+from easyrec_mm.grouping.find_files import find_inputs, is_log
+from easyrec_mm.grouping.flat_files import FilePlan, Split, pieces, plan_file
 from easyrec_mm.grouping.options import GROUP_SIZE, GroupOptions, SplitBy
 from easyrec_mm.grouping.rows import LogLayout
 from easyrec_mm.grouping.sides import SideRule
+from easyrec_mm.grouping.time_columns import are_times
 from easyrec_mm.grouping.times import date_order, times_of
+from easyrec_mm.stable_hash import hash_column
 
 # Number of sampled times by which the cut is found.
 _NUM_TIMES = 1 << 17
@@ -40,10 +43,18 @@ class Map(Protocol):
 
 
 class LogPlan(NamedTuple):
-    """The splits that are read, and the layout of their rows."""
+    """How a log is read.
+
+    splits   the parts that are read
+    layout   the layout of their rows
+    rounded  columns of floats so large that several ids are the same float
+    notes    what a person should know of the files
+    """
 
     splits: list[Split]
     layout: LogLayout
+    rounded: frozenset[str]
+    notes: list[str]
 
 
 def plan_log(options: GroupOptions, run: Map) -> LogPlan:
@@ -52,7 +63,8 @@ def plan_log(options: GroupOptions, run: Map) -> LogPlan:
     Raises:
       DataError: if a file cannot be read, lacks a column or has it in another type, or if there are no rows.
     """
-    files = find_inputs(options.input)
+    found = find_inputs(options.input, is_log)
+    files = found.files
     plans = run(_PlanFile(options.separator), list(enumerate(map(_whole_path, files))))
     names = _columns(options, files, plans)
     splits, texts = _scan([split for plan in plans for split in plan.splits], options.separator, run)
@@ -82,7 +94,9 @@ def plan_log(options: GroupOptions, run: Map) -> LogPlan:
         forbidden=forbidden(options.rtp_separator) if options.format == "rtp" else "",
         seed=options.seed,
     )
-    return LogPlan(splits, replace(layout, side_rule=_side_rule(options, layout, splits, run)))
+    layout = replace(layout, side_rule=_side_rule(options, layout, splits, run), times=_times(layout, splits))
+    rounded = frozenset(name for name, counts in numbers.items() if counts.is_rounded)
+    return LogPlan(splits, layout, rounded, found.notes())
 
 
 def _whole_path(file: str) -> str:
@@ -186,7 +200,7 @@ def _scan(splits: list[Split], separator: str, run: Map) -> tuple[list[Split], d
 
 
 def _scan_numbers(plans: list[FilePlan], names: list[str], run: Map) -> dict[str, NumberCounts]:
-    """Return the counts of the columns of floats and decimals in Parquet files."""
+    """Return the counts of the columns of floats, decimals and uint64 in Parquet files."""
     requests = [(split, plan.numbers & set(names)) for plan in plans for split in plan.splits if plan.numbers]
     counts: dict[str, NumberCounts] = {}
     for of_split in run(_scan_numbers_of, [request for request in requests if request[1]]):
@@ -222,8 +236,12 @@ def _kind(
     first = "the text files"
     for file, plan in zip(files, plans, strict=True):
         of_file = plan.columns.get(name)
+        of_numbers = numbers.get(name, NumberCounts())
         if name in plan.numbers:
-            of_file = numbers.get(name, NumberCounts()).kind(of_file)
+            of_file = of_numbers.kind(of_file)
+        if of_numbers.are_long_ids:
+            # Some files hold longer ids than int64 can, so that those of all files are text.
+            kind, of_file = ("string" if known == "int64" else known for known in (kind, of_file))
         try:
             joined = join_kinds(kind, of_file)
         except ValueError as error:
@@ -234,6 +252,16 @@ def _kind(
         first = file if joined != kind else first
         kind = joined
     return kind or "string"
+
+
+def _times(layout: LogLayout, splits: list[Split]) -> frozenset[str]:
+    """Return the columns of text that hold points in time in the first rows."""
+    names = [name for name, kind in layout.kinds.items() if kind == "string"]
+    first = next((piece for split in splits for piece in pieces(split, names, layout.separator)), None)
+    if first is None:
+        return frozenset()
+    texts = {name: to_kind(first.table[name].combine_chunks(), "string").values for name in names}
+    return frozenset(name for name, values in texts.items() if are_times(values))
 
 
 def _side_rule(options: GroupOptions, layout: LogLayout, splits: list[Split], run: Map) -> SideRule | None:
@@ -250,7 +278,8 @@ def _side_rule(options: GroupOptions, layout: LogLayout, splits: list[Split], ru
     times = RowSample(_NUM_TIMES)
     for sample in run(partial(_sample_times, column=column, kind=kind, separator=options.separator), splits):
         times.merge(sample)
-    values = times.table[column].combine_chunks() if times.table is not None else pa.array([], ARROW_TYPES[kind])
+    rows = times.rows()
+    values = rows[column].combine_chunks() if rows is not None else pa.array([], ARROW_TYPES[kind])
     rule = SideRule("time", column, options.eval_share)
     if kind == "string":
         try:
@@ -286,7 +315,6 @@ def _cut(column: str, options: GroupOptions, times: pa.Array) -> Any:
 def _sample_times(split: Split, column: str, kind: Kind, separator: str) -> RowSample:
     sample = RowSample(_NUM_TIMES)
     for piece in pieces(split, [column], separator):
-        values = to_kind(piece.table[column].combine_chunks(), kind).values
-        table = piece.table.set_column(0, column, values)
-        sample.add(table.filter(values.is_valid()).select([column, ORDER]))
+        values = to_kind(piece.table[column].combine_chunks(), kind).values.drop_null()
+        sample.add(pa.table({column: values}), hash_column(values))
     return sample

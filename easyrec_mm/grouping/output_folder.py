@@ -3,27 +3,28 @@
 from __future__ import annotations
 
 import os
-import shutil
+import re
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from easyrec_mm.errors import DataError
+from easyrec_mm.errors import DataError, first_line
 from easyrec_mm.files import is_remote, place_of, put
 from easyrec_mm.files.replace_folder import replace_folder
 from easyrec_mm.files.work_folder import work_folder
 
 
 @contextmanager
-def new_folder(path: str, overwrite: bool) -> Iterator[str]:
-    """Yield a folder to write to, which becomes `path` at the end, and is removed after an error.
+def new_folder(path: str, overwrite: bool, work: str) -> Iterator[str]:
+    """Yield a folder to write to, which becomes `path` at the end.
 
     A remote folder is emptied, written in place, and emptied again after an error.
 
     Args:
       path: the output folder, which may exist if it is empty.
       overwrite: whether it may have contents; these are removed once the new folder is complete.
+      work: the folder of work_place for this output.
 
     Raises:
       DataError: if the output folder exists and may not be replaced.
@@ -33,13 +34,10 @@ def new_folder(path: str, overwrite: bool) -> Iterator[str]:
         with _new_remote_folder(path):
             yield path
         return
-    parent, name = os.path.split(os.path.abspath(path))
-    os.makedirs(parent, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=f".{name}.", dir=parent) as work:
-        new = os.path.join(work, "new")
-        os.mkdir(new)
-        yield new
-        replace_folder(Path(new), Path(path))
+    new = os.path.join(work, "new")
+    os.mkdir(new)
+    yield new
+    replace_folder(Path(new), Path(path))
 
 
 @contextmanager
@@ -62,15 +60,38 @@ def _empty(path: str) -> None:
 def written(path: str) -> Iterator[str]:
     """Yield a local path at which to write a file; if `path` is remote, the complete file is then moved there."""
     if not is_remote(path):
-        yield path
+        with writing(path):
+            yield path
         return
     with tempfile.TemporaryDirectory(dir=work_folder()) as folder:
-        yield os.path.join(folder, "file")
+        here = os.path.join(folder, "file")
+        with writing(here):
+            yield here
         put(Path(folder) / "file", path)
 
 
+@contextmanager
+def writing(path: str) -> Iterator[None]:
+    """Say which file could not be written, where an error of the system, such as that of a full disk, does not.
+
+    Raises:
+      DataError: in place of such an error.
+    """
+    try:
+        yield
+    except OSError as error:
+        reason = os.strerror(error.errno) if error.errno else first_line(error)
+        raise DataError(f"{path}: cannot be written: {reason}; make room, or choose another --output") from error
+
+
 def check_output(path: str, overwrite: bool) -> None:
-    """Check that the output folder may be written; see new_folder."""
+    """Check that the output folder may be written, and that patterns can name its files; see new_folder."""
+    special = re.search(r"[,*?[\]{}]|^\s|\s$", path)
+    if special:
+        raise DataError(
+            f"--output: '{path}' has {special[0]!r} in it, which has a meaning in the lists and patterns of paths of a "
+            "config; name another folder"
+        )
     if is_remote(path):
         if place_of(path).below(path) and not overwrite:
             raise DataError(f"--output: {path} is not empty; name another folder, or replace it with --overwrite")
@@ -82,15 +103,3 @@ def check_output(path: str, overwrite: bool) -> None:
         raise DataError(f"--output: {path} contains the current folder; choose another folder")
     if os.path.isdir(path) and os.listdir(path) and not overwrite:
         raise DataError(f"--output: {path} is not empty; name another folder, or replace it with --overwrite")
-
-
-@contextmanager
-def scratch_folder(output: str) -> Iterator[str]:
-    """Yield a temporary folder, on the disk of `output` if that is local; it is removed at the end."""
-    parent, name = os.path.split(os.path.join(work_folder(), "out") if is_remote(output) else os.path.abspath(output))
-    os.makedirs(parent, exist_ok=True)
-    folder = tempfile.mkdtemp(prefix=f".{name}.rows.", dir=parent)
-    try:
-        yield folder
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)

@@ -13,8 +13,8 @@ from google.protobuf import text_encoding
 from easyrec_mm.config.feature_groups import wide_name
 from easyrec_mm.features.field import Kind
 from easyrec_mm.formats.rtp import selected_columns, written_layout
-from easyrec_mm.grouping.inference import FeaturePlan, FieldPlan, Inference, LabelPlan
 from easyrec_mm.grouping.options import GROUP_SIZE, GroupOptions
+from easyrec_mm.grouping.plans import FeaturePlan, FieldPlan, Inference, LabelPlan
 from easyrec_mm.protos.data_pb2 import DatasetConfig
 
 INPUT_TYPES = {"parquet": "GroupParquetInput", "tfrecord": "GroupTFRecordInput", "rtp": "GroupRTPInput"}
@@ -132,7 +132,10 @@ def _data(options: GroupOptions, inference: Inference, grouped: Grouped) -> list
 
 
 def _input_field(field: FieldPlan) -> list[str]:
-    default = "" if field.default is None else f" default_val: {_text(_value(field.default))}"
+    default = ""
+    if field.default is not None:
+        text = field.default if isinstance(field.default, str) else _value(field.default)
+        default = f" default_val: {_text(text)}"
     return [f"input_fields {{ input_name: {_text(field.name)} input_type: {_FIELD_TYPES[field.kind]}{default} }}"]
 
 
@@ -157,8 +160,20 @@ def _is_per_group(feature: FeaturePlan) -> bool:
 def _long_feature(feature: FeaturePlan) -> list[str]:
     lines = [f"input_names: {_text(feature.name)}", f"feature_type: {feature.feature_type}"]
     for name, value in feature.settings.items():
-        lines += textwrap.wrap(f"{name}: {_value(value)}", 110, break_long_words=False, break_on_hyphens=False)
+        lines += _list(name, value) if isinstance(value, list) else [f"{name}: {_value(value)}"]
     return _block("features", lines)
+
+
+def _list(name: str, values: list[Any]) -> list[str]:
+    """Return the setting of a list in lines of limited width, which are never broken within a value."""
+    lines = [f"{name}: ["]
+    for number, value in enumerate(values, 1):
+        text = _value(value) + ("]" if number == len(values) else ", ")
+        if len(lines[-1]) + len(text) > 111:
+            lines[-1] = lines[-1].rstrip()
+            lines.append("")
+        lines[-1] += text
+    return lines
 
 
 def _model(options: GroupOptions, inference: Inference, grouped: Grouped) -> list[str]:
@@ -201,7 +216,7 @@ def _network(options: GroupOptions, inference: Inference, grouped: Grouped) -> l
     lines.append(f"bottom_dnn {{ hidden_units: [{units[0]}, {units[1]}] use_bn: false }}")
     labels = sorted(inference.labels, key=lambda label: not label.is_binary)
     for label in labels:
-        lines += _tower(label, labels[0], units[1], options)
+        lines += _tower(label, labels[0], units[1], options, inference.has_user_ids)
     return [*lines, "l2_regularization: 0"]
 
 
@@ -231,12 +246,12 @@ def _image_tower(options: GroupOptions, grouped: Grouped) -> list[str]:
     return [*_block("img_model", lines), f"img_dnn {{ {' '.join(head)} }}"]
 
 
-def _tower(label: LabelPlan, first: LabelPlan, units: int, options: GroupOptions) -> list[str]:
+def _tower(label: LabelPlan, first: LabelPlan, units: int, options: GroupOptions, has_user_ids: bool) -> list[str]:
     name = _text(label.name)
     lines = [f"tower_name: {name}", f"label_name: {name}"]
     if label.is_binary:
         metrics = ["auc {}", "log_loss {}", "calibration {}"]
-        if options.user_field:
+        if has_user_ids:
             metrics.insert(1, f"gauc {{ uid_field: {_text(options.user_field)} }}")
         why = f"{_percent(label.mean)} of the rows are 1."
         lines.append("loss_type: CLASSIFICATION")
@@ -317,7 +332,8 @@ def _batch_size(grouped: Grouped) -> int:
     """Return a power of 2 that gives about _BATCH_SAMPLES samples per batch, and several batches per epoch."""
     size = grouped.num_rows / max(grouped.num_groups, 1)
     target = min(_BATCH_SAMPLES / size, max(grouped.num_groups / 8, 1))
-    return min(max(1 << round(math.log2(target)), _MIN_BATCH), _MAX_BATCH)
+    power = max(round(math.log2(target)), 0)  # a group may be larger than the target
+    return min(max(1 << power, _MIN_BATCH), _MAX_BATCH)
 
 
 def _image_size(options: GroupOptions) -> tuple[int, int]:

@@ -58,6 +58,7 @@ class LogLayout:
     group_fields  other columns that must have the same value in all rows of an item
     labels        label columns, in which a row must have a value
     side_rule     how rows are divided into train and eval; None if all train
+    times         columns of text that hold points in time
     forbidden     regular expression that must not match a part of any text; "" for none
     """
 
@@ -69,6 +70,7 @@ class LogLayout:
     group_fields: tuple[str, ...] = ()
     labels: tuple[str, ...] = ()
     side_rule: SideRule | None = None
+    times: frozenset[str] = frozenset()
     forbidden: str = ""
     seed: int = 0
 
@@ -101,7 +103,14 @@ class RowsReport:
     @staticmethod
     def of(layout: LogLayout) -> RowsReport:
         """Return the report of no rows."""
-        return RowsReport(stats=[LogStats.of(layout.kinds, SAMPLE_ROWS) for _ in SIDES])
+        return RowsReport(stats=[LogStats.of(layout.kinds, SAMPLE_ROWS, layout.times) for _ in SIDES])
+
+    def stats_of_all(self) -> LogStats:
+        """Return the statistics of all rows that are passed on."""
+        total = self.stats[0].empty()
+        for stats in self.stats:
+            total.merge(stats)
+        return total
 
     def merge(self, other: RowsReport) -> None:
         """Add the report of the next split."""

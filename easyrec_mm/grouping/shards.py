@@ -12,6 +12,7 @@ import numpy as np
 import pyarrow as pa
 
 from easyrec_mm.files import join, put
+from easyrec_mm.files.data_names import PICTURES_ENDING
 from easyrec_mm.files.work_folder import work_folder
 from easyrec_mm.formats.columns import ORDER, to_kind
 from easyrec_mm.formats.grouped_table import GroupFields, Groups, GroupWriter
@@ -19,6 +20,7 @@ from easyrec_mm.formats.parquet import ParquetWriter, count_parquet
 from easyrec_mm.formats.rtp import RtpWriter, count_rtp
 from easyrec_mm.formats.tfrecord import TfRecordWriter, count_tfrecord
 from easyrec_mm.grouping.assign import FIRST, PLACE_COLUMNS, POSITION
+from easyrec_mm.grouping.output_folder import writing
 from easyrec_mm.grouping.pictures import PicturePacker
 from easyrec_mm.grouping.sides import SIDES
 
@@ -102,6 +104,11 @@ def write_shard(shard: int, tables: Iterable[pa.Table], rule: OutputRule) -> Sha
     Raises:
       DataError: if a value cannot be written in the format.
     """
+    with writing(rule.place(shard)[1]):
+        return _write_shard(shard, tables, rule)
+
+
+def _write_shard(shard: int, tables: Iterable[pa.Table], rule: OutputRule) -> ShardReport:
     side, path = rule.place(shard)
     kind = FORMATS[rule.format]
     writer = kind.writer(path, rule.fields)
@@ -117,7 +124,7 @@ def write_shard(shard: int, tables: Iterable[pa.Table], rule: OutputRule) -> Sha
     writer.close()
     report = ShardReport(side, os.path.basename(path), *kind.count(path, rule.fields))
     if rule.packer:
-        problems = rule.packer.pack(list(pictures), os.path.splitext(path)[0] + ".pictures.tar")
+        problems = rule.packer.pack(list(pictures), os.path.splitext(path)[0] + PICTURES_ENDING)
         report.num_pictures = len(pictures) - len(problems)
         report.bad_pictures = [BadPicture(pictures[picture], picture, problem) for picture, problem in problems.items()]
     return report

@@ -20,7 +20,7 @@ _COMPACT = (
     r"^\s*(?P<a>[0-9]{4})(?P<b>[0-9]{2})(?P<c>[0-9]{2})"
     r"(?:T?(?P<hour>[0-9]{2})(?P<minute>[0-9]{2})?(?P<second>[0-9]{2})?)?\s*$"
 )
-_ORDERS: tuple[DateOrder, ...] = ("ymd", "dmy", "mdy")
+DATE_ORDERS: tuple[DateOrder, ...] = ("ymd", "dmy", "mdy")
 _MICROSECONDS = 1_000_000
 
 
@@ -31,8 +31,8 @@ def date_order(texts: pa.Array) -> DateOrder:
       ValueError: if there is none, or more than one; the text names an example.
     """
     texts = texts.filter(pc.not_equal(texts, "")).unique()
-    bad = {order: texts.filter(times_of(texts, order).is_null()) for order in _ORDERS}
-    possible = [order for order in _ORDERS if not len(bad[order])]
+    bad = {order: texts.filter(times_of(texts, order).is_null()) for order in DATE_ORDERS}
+    possible = [order for order in DATE_ORDERS if not len(bad[order])]
     if len(possible) > 1:
         raise ValueError(f"'{texts[0]}' may have the day or the month first")
     if not possible:

@@ -12,6 +12,7 @@ import pyarrow.compute as pc
 from easyrec_mm.features.field import Kind
 from easyrec_mm.formats.columns import ORDER, ROW_BITS
 from easyrec_mm.grouping.column_stats import ColumnStats, RowSample
+from easyrec_mm.stable_hash import mix
 from easyrec_mm.stats.samples import Fields, Samples
 
 # Rows from which quantiles and correlations are computed: the error of a correlation near 0 is about 0.005.
@@ -150,4 +151,4 @@ class SampleStats:
         for name, column in samples.columns.items():
             self.of_field[name].add(column, self.fields.separators.get(name, ""))
         order = np.arange(first, self.num_samples) & ((1 << ROW_BITS) - 1)
-        self.sample.add(pa.table({**samples.columns, ORDER: order}))
+        self.sample.add(pa.table({**samples.columns, ORDER: order}), mix(order.astype(np.uint64)))

@@ -140,7 +140,7 @@ def make_report(
       num_refused: number of all groups that were refused.
       paths, pictures: statistics of the pictures, for an input with pictures.
     """
-    sample = stats.sample.table
+    sample = stats.sample.rows()
     rows = sample.to_pandas() if sample is not None else pd.DataFrame(columns=list(stats.fields.kinds))
     labels = {label: rows[label].astype(float) for label in stats.fields.labels}
     fields = [_field(name, stats, rows, labels) for name in stats.fields.kinds]
