@@ -28,7 +28,7 @@ def infer(folder, columns, /, **flags):
     table = {"item_id": [f"i{i}" for i in item], "img_path": [f"{i}.jpg" for i in item]}
     table |= {"click": (random.random(NUM_ROWS) < 0.2).astype(int), **columns}
     pq.write_table(pa.table(table), folder / "log.parquet")
-    run(folder, log="log.parquet", pipeline_config_template=folder / "x.config", **flags)
+    run(folder, "--overwrite", log="log.parquet", pipeline_config_template=folder / "x.config", **flags)
     pipeline = load_pipeline(str(folder / "x.config"))
     features = {feature.input_names[0]: feature for feature in pipeline.config.feature_config.features}
     return features, (folder / "x.config").read_text(), pipeline.config

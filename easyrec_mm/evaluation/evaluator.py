@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import csv
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -314,8 +314,10 @@ class _CsvWriter:
         if not self._has_header:
             self._writer.writerow(map(_quoted, columns) if self._quotes else columns)
             self._has_header = True
-        rows = zip(*columns.values(), strict=True)
-        self._writer.writerows(map(_quoted, row) for row in rows) if self._quotes else self._writer.writerows(rows)
+        rows: Iterable[Iterable[Any]] = zip(*columns.values(), strict=True)
+        if self._quotes:
+            rows = (map(_quoted, row) for row in rows)
+        self._writer.writerows(rows)
 
     def close(self) -> None:
         self._file.close()

@@ -145,7 +145,7 @@ def missing_share(column: ColumnStats) -> str:
     if not column.num_missing:
         return ""
     share = column.num_missing / max(column.num_rows, 1)
-    return f", missing in {f'{share:.0%}' if share >= 0.01 else f'{share:.2%}'} of the rows"
+    return f", missing in {f'{share:.0%}' if 0.01 <= share < 0.995 else f'{share:.2%}'} of the rows"
 
 
 def _below(least: float) -> float:

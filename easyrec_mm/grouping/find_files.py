@@ -30,8 +30,8 @@ class Found(NamedTuple):
         """Return a note on the others, if there are any."""
         if not self.others:
             return []
-        number = "1 file" if len(self.others) == 1 else f"{len(self.others):,} files"
-        return [f"{number} below --input not read, as the ending is not that of data: {self.others[0]}"]
+        number = f"{len(self.others):,} file(s) below --input are not read, such as {self.others[0]}"
+        return [f"{number}: their endings are not those of data; a file that is named is read"]
 
 
 def is_log(path: str) -> bool:

@@ -218,7 +218,7 @@ def _notes(name: str, column: ColumnStats, options: GroupOptions, result: Infere
     if column.num_missing * 2 > column.num_rows:
         notes.append(f"column '{name}' is{missing_share(column).removeprefix(',')}")
     if name == options.user_field and column.num_missing:
-        notes.append(f"the {column.num_missing:,} rows without '{name}' count as one user in gauc")
+        notes.append(f"{column.num_missing:,} rows without '{name}' count as those of one user")
     feature = _feature_of(name, result)
     if feature is None or name in options.columns:
         return notes

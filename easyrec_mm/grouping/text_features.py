@@ -137,7 +137,7 @@ def _doubt(counts: dict[str, int]) -> str:
         other = min(text for text in counts if not _NUMBER.fullmatch(text.strip()))
         return (
             f"{_percent(numbers, num_texts)} of the texts are numbers, and others, such as {other!r}, are not; "
-            "--types NAME=FLOAT refuses the rows of the others"
+            "as a FLOAT by --types, it would be a number, and the rows of the others refused"
         )
     for separator in (",", ";"):
         having = sum(rows for text, rows in counts.items() if separator in text)
