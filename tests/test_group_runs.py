@@ -1,4 +1,4 @@
-"""Runs of `group` and `convert` that are killed, started twice, or have no room on the disk; and which files they read."""
+"""Runs of `group` and `convert` that are killed, started twice or without room on the disk; which files they read."""
 
 from __future__ import annotations
 
@@ -45,16 +45,16 @@ def group_arguments(folder, output):
     return [*arguments, "--output", folder / output, "--allow_missing_pictures"]
 
 
-@pytest.mark.parametrize("function", ["group.infer", "group.write_stats", "output_folder.replace_folder"])
+@pytest.mark.parametrize("function", ["group.infer", "group_stats.write_stats", "output_folder.replace_folder"])
 def test_the_next_run_removes_what_a_killed_one_has_left(tmp_path, function):
     write_csv(tmp_path / "log.csv", GOOD)
-    function = function.replace("group.write_stats", "group_stats.write_stats")
-    for output in ("a", "b"):
+    for output in ("b", "a"):
         killed(f"easyrec_mm.grouping.{function}", group_arguments(tmp_path, output))
-    assert hidden(tmp_path) == [".a.easyrec_mm", ".b.easyrec_mm"]
-    assert not (tmp_path / "a").exists()
+        assert hidden(tmp_path) == [f".{output}.easyrec_mm"]
+        assert not (tmp_path / output).exists()
     with work_place(str(tmp_path / "c")) as running:
         Path(running, "rows").mkdir()
+        killed(f"easyrec_mm.grouping.{function}", group_arguments(tmp_path, "b"))
         run(tmp_path, output="a")
         assert hidden(tmp_path) == [".c.easyrec_mm"]
         assert Path(running, "rows").exists()

@@ -34,7 +34,7 @@ LIST_SEPARATOR = "|"
 # Words that mean a missing number in a text; an empty value is missing in every column of a text file.
 NULL_WORDS = ("NULL", "null", "NaN", "nan", "None", "NA", "N/A", r"\N")
 WHOLE = r"[+-]?[0-9]{1,18}"
-NUMBER = r"[+-]?(?:[0-9]+\.?[0-9]*|\.[0-9]+)(?:[eE][+-]?[0-9]{1,2})?"
+NUMBER = r"[+-]?(?:[0-9]+(?:\.[0-9]*)?|\.[0-9]+)(?:[eE][+-]?[0-9]{1,2})?"
 BOOL = "(?i:true|false)"
 # Whole numbers from here on are kept as text, because the trainer reads at most 18 digits.
 MAX_WHOLE = 10**18

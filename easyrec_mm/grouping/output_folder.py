@@ -86,7 +86,7 @@ def writing(path: str) -> Iterator[None]:
 
 def check_output(path: str, overwrite: bool) -> None:
     """Check that the output folder may be written, and that patterns can name its files; see new_folder."""
-    special = re.search(r"[,*?[\]{}]|^\s|\s$", path)
+    special = re.search(r"[,*?\[\]{}\\]|^\s|\s$", path)
     if special:
         raise DataError(
             f"--output: '{path}' has {special[0]!r} in it, which has a meaning in the lists and patterns of paths of a "

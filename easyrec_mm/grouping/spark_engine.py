@@ -27,6 +27,7 @@ from pyspark.sql.pandas.types import from_arrow_schema
 
 from easyrec_mm.errors import DataError, UserError
 from easyrec_mm.files import is_remote
+from easyrec_mm.files.work_folder import work_folder
 from easyrec_mm.formats.columns import ORDER
 from easyrec_mm.grouping.assign import FIRST, PLACE_COLUMNS, POSITION, SHARD, GroupRule, GroupsReport, assign
 from easyrec_mm.grouping.constancy import Constancy, ConstantColumns
@@ -258,7 +259,7 @@ class PlaceRows(_Step):
 
     def tables(self, batches: Batches) -> Iterator[pa.Table]:
         rule = self._rule
-        with tempfile.TemporaryDirectory(prefix="easyrec_mm_rows_") as folder:
+        with tempfile.TemporaryDirectory(dir=work_folder()) as folder:
             names = (os.path.join(folder, f"{number}.arrow") for number in itertools.count())
             files = [write_spill(next(names), table) for table in _in_portions(batches)]
             keys = read_bucket(files, 0, rule.key_columns)
