@@ -1,5 +1,6 @@
 """Every input type through the commands: the same data trains the same model and is predicted the same."""
 
+import csv
 import json
 
 import numpy as np
@@ -109,3 +110,30 @@ def test_evaluation_and_check(trained, evaluated, kind, capsys):
     num_samples = sum(group["group_size"] for path in (data / "train").iterdir() for group in read_groups(path))
     num_groups = 48 if kind.startswith("Group") else min(num_samples, 1000)
     assert f"{num_groups} groups read" in report
+
+
+def test_texts_that_a_spreadsheet_would_compute_are_quoted(trained, tmp_path):
+    _, data = trained
+    groups = read_groups(next((data / "test").iterdir()))
+    users = ["=1+1", "+1", "-1", "@x", "\t=1", "u=1", "'=1"]
+    count = 0
+    for group in groups:
+        group["user_id"] = [users[(count + i) % len(users)] for i in range(group["group_size"])]
+        count += group["group_size"]
+    WRITERS["GroupParquetInput"](tmp_path / "groups", groups)
+    arguments = [*flags(trained, "GroupParquetInput", "text"), "--reserved_columns", "user_id"]
+    columns = {}
+    for name, more in (("plain", []), ("quoted", ["--quote_formulas"])):
+        output = tmp_path / f"{name}.csv"
+        predict_flags = ["predict", *arguments, "--predict_input_path", str(tmp_path / "groups")]
+        assert main([*predict_flags, "--output", str(output), *more]) == 0
+        with output.open(newline="") as file:
+            columns[name] = {key: list(values) for key, *values in zip(*csv.reader(file), strict=True)}
+    expected = [users[i % len(users)] for i in range(count)]
+    assert columns["plain"].pop("user_id") == expected
+    quoted = [f"'{user}" if user in users[:5] else user for user in expected]
+    assert columns["quoted"].pop("user_id") == quoted
+    # Negative numbers are numbers.
+    assert columns["quoted"] == columns["plain"]
+    assert any(value.startswith("-") for value in columns["plain"]["logits_click"])
+    assert main([*predict_flags, "--output", f"{tmp_path}/x.parquet", "--quote_formulas"]) == 1
