@@ -167,7 +167,8 @@ def convert(pipeline: Pipeline, options: ConvertOptions, work: str) -> str:
                 os.makedirs(target, exist_ok=True)
             shown = join(options.output, side) if side else options.output
             found = find_inputs(path, is_grouped)
-            lines += [*_convert_files(found.files, source, target, options, shown), *found.notes()]
+            lines += _convert_files(found.files, source, target, options, shown)
+            lines += [f"note: {note}" for note in found.notes()]
     if options.pipeline_config_template:
         _write_config(pipeline, options, [side for side in SIDES if side in paths])
         lines.append(f"next: easyrec-mm train --pipeline_config {options.pipeline_config_template}")
