@@ -82,8 +82,8 @@ def test_a_second_run_to_the_same_output_is_refused(tmp_path, capsys):
         for output in ("out", "x/../out", "out/"):
             run(tmp_path, output=output, expect=1)
             error = capsys.readouterr().err
-            assert "--output: another run is writing to" in error
-            assert "wait until it has ended, or name another folder" in error
+            assert f"--output '{tmp_path}/{output.rstrip('/')}': is in use by process {os.getpid()} on " in error
+            assert "; wait until it has ended, or choose another folder" in error
         run(tmp_path, output="other")
     run(tmp_path)
     assert contents(tmp_path / "out") == contents(tmp_path / "other")
@@ -99,7 +99,7 @@ def test_one_of_two_processes_wins(tmp_path):
     assert results[0] == ("", 0)
     # The other one was refused, or came when the first had ended.
     assert results[1][1] == 1
-    assert "another run is writing to" in results[1][0] or "is not empty" in results[1][0]
+    assert "is in use by process" in results[1][0] or "is not empty" in results[1][0]
     assert stats(tmp_path / "out")["rows_out"] == 300 * 50
     assert hidden(tmp_path) == []
 
@@ -110,7 +110,7 @@ def test_a_remote_output_is_locked_on_this_machine(tmp_path, bucket, capsys):
     arguments[arguments.index("--output") + 1] = f"{bucket}/out"
     with work_place(f"{bucket}/out/"):
         assert main(arguments) == 1
-        assert f"another run is writing to {bucket}/out" in capsys.readouterr().err
+        assert f"--output '{bucket}/out': is in use by process" in capsys.readouterr().err
     assert main(arguments) == 0
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import os
 import socket
@@ -14,18 +15,23 @@ from easyrec_mm.errors import UserError
 from easyrec_mm.files.paths import is_remote, plain
 
 LOCK = ".lock"
+# Errors of file systems that have no locks, as some network file systems.
+_NO_LOCKS = (errno.EINVAL, errno.ENOLCK, errno.ENOSYS, errno.ENOTSUP)
+# Whoever looks for folders that nobody uses any more holds their locks for a moment.
+_NUM_TRIES, _PAUSE_S = 10, 0.05
 
 
 @contextmanager
-def locked(path: str, setting: str) -> Iterator[None]:
+def locked(path: str, setting: str, name: str = "") -> Iterator[None]:
     """Hold the lock of a folder, which is created if it does not exist; a run that is killed loses its lock.
 
     A folder on another machine is not locked. The file `.lock` of the folder names the process that holds the lock. It
-    stays there, because removing it would let two runs hold locks of two files of the same name.
+    may be removed with its folder by whoever holds the lock, and stays there otherwise.
 
     Args:
       path: path of the folder.
       setting: name of its setting, for the message.
+      name: name of the folder, for the message; by default its path.
 
     Raises:
       UserError: if another process holds the lock; the message names it.
@@ -34,19 +40,66 @@ def locked(path: str, setting: str) -> Iterator[None]:
         yield
         return
     folder = Path(plain(path))
-    folder.mkdir(parents=True, exist_ok=True)
-    with open(folder / LOCK, "a+", encoding="utf-8") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            file.seek(0)
-            holder = file.read().strip() or "another process"
-            raise UserError(
-                f"{setting} '{folder}': is in use by {holder}; wait until it has ended, or choose another folder"
-            ) from None
-        except OSError:
-            pass  # the file system has no locks, as some network file systems
-        file.truncate(0)
-        file.write(f"process {os.getpid()} on {socket.gethostname()}, since {time.strftime('%Y-%m-%d %H:%M:%S')}\n")
-        file.flush()
+    try:
+        descriptor = _take(folder)
+    except NoLocksError:
         yield
+        return
+    if descriptor is None:
+        holder = (folder / LOCK).read_text(encoding="utf-8").strip() or "another process"
+        raise UserError(
+            f"{setting} '{name or folder}': is in use by {holder}; wait until it has ended, or choose another folder"
+        )
+    holder = f"process {os.getpid()} on {socket.gethostname()}, since {time.strftime('%Y-%m-%d %H:%M:%S')}\n"
+    os.ftruncate(descriptor, 0)
+    os.pwrite(descriptor, holder.encode(), 0)
+    try:
+        yield
+    finally:
+        os.close(descriptor)
+
+
+class NoLocksError(OSError):
+    """The file system has no locks."""
+
+
+def take_lock(path: Path, create: bool = True) -> int | None:
+    """Take the lock of a file; return the descriptor that holds it until it is closed, or None if it is taken.
+
+    Args:
+      path: the file.
+      create: whether it is created if it does not exist.
+
+    Raises:
+      NoLocksError: if its file system has no locks.
+      OSError: if the file cannot be opened.
+    """
+    descriptor = os.open(path, os.O_RDWR | (os.O_CREAT if create else 0), 0o644)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        # Whoever held the lock before may have removed the file.
+        if os.path.samestat(os.fstat(descriptor), os.stat(path)):
+            return descriptor
+    except (BlockingIOError, FileNotFoundError):
+        pass
+    except OSError as error:
+        os.close(descriptor)
+        if error.errno in _NO_LOCKS:
+            raise NoLocksError(error.errno, error.strerror, str(path)) from error
+        raise
+    os.close(descriptor)
+    return None
+
+
+def _take(folder: Path) -> int | None:
+    """Create a folder, and take its lock; None if another process keeps it."""
+    for attempt in range(_NUM_TRIES):
+        time.sleep(_PAUSE_S if attempt else 0)
+        folder.mkdir(parents=True, exist_ok=True)
+        try:
+            descriptor = take_lock(folder / LOCK)
+        except FileNotFoundError:  # the folder was removed meanwhile
+            continue
+        if descriptor is not None:
+            return descriptor
+    return None

@@ -10,10 +10,9 @@ from contextlib import suppress
 from functools import lru_cache
 from pathlib import Path
 
-from easyrec_mm.files.locks import take_lock
+from easyrec_mm.files.lock import LOCK, take_lock
 
 _PREFIX = "easyrec_mm_files_"
-_LOCK = ".lock"
 
 
 def work_folder() -> str:
@@ -26,7 +25,7 @@ def _work_folder(process: int) -> str:
     _remove_left()
     folder = tempfile.mkdtemp(prefix=_PREFIX)
     with suppress(OSError):  # a file system without locks
-        take_lock(Path(folder) / _LOCK)
+        take_lock(Path(folder) / LOCK)
     atexit.register(_remove_own, folder, process)
     return folder
 
@@ -37,7 +36,7 @@ def _remove_left() -> None:
         try:
             if folder.stat().st_uid != os.getuid():
                 continue
-            descriptor = take_lock(folder / _LOCK, create=False)
+            descriptor = take_lock(folder / LOCK, create=False)
         except OSError:
             continue  # one that is just being created
         if descriptor is not None:

@@ -5,8 +5,9 @@ from __future__ import annotations
 import numpy as np
 import pyarrow as pa
 
+from easyrec_mm.features.field import LARGEST_NUMBER
 from easyrec_mm.features.quantiles import quantile_boundaries
-from easyrec_mm.formats.columns import MAX_NUMBER, MAX_WHOLE
+from easyrec_mm.formats.columns import MAX_WHOLE
 from easyrec_mm.grouping.column_stats import MAX_COUNTED, ColumnStats
 from easyrec_mm.grouping.plans import FeaturePlan, FieldPlan
 from easyrec_mm.grouping.text_features import Texts
@@ -150,7 +151,7 @@ def missing_share(column: ColumnStats) -> str:
 
 def _below(least: float) -> float:
     """Return a number that is less than all others also with 32 bits."""
-    return _short(max(least - max(1.0, abs(least)), -MAX_NUMBER))
+    return _short(max(least - max(1.0, abs(least)), -LARGEST_NUMBER))
 
 
 def _short(value: float) -> float:
