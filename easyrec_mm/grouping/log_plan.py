@@ -257,10 +257,11 @@ def _kind(
 def _times(layout: LogLayout, splits: list[Split]) -> frozenset[str]:
     """Return the columns of text that hold points in time in the first rows."""
     names = [name for name, kind in layout.kinds.items() if kind == "string"]
-    first = next((piece for split in splits for piece in pieces(split, names, layout.separator)), None)
+    tables = (piece.table for split in splits for piece in pieces(split, names, layout.separator))
+    first = next(filter(len, tables), None)
     if first is None:
         return frozenset()
-    texts = {name: to_kind(first.table[name].combine_chunks(), "string").values for name in names}
+    texts = {name: to_kind(first[name].combine_chunks(), "string").values for name in names}
     return frozenset(name for name, values in texts.items() if are_times(values))
 
 
