@@ -114,9 +114,6 @@ class PictureStats:
     alike: list[list[Picture]] = field(init=False)
 
     def __post_init__(self) -> None:
-        if not self.pictures:
-            self.alike = []
-            return
         hashes = np.array([picture.alike for picture in self.pictures], np.uint64)
         colours = np.array([picture.colours for picture in self.pictures]).reshape(-1, 3 * _COLOUR_CELLS**2)
         groups = [[self.pictures[i] for i in group] for group in groups_alike(hashes, colours)]
