@@ -47,7 +47,10 @@ def kinds(folder, *columns):
         (pa.array([Decimal(10**19 + 1), Decimal(10**19 + 2)], pa.decimal128(20, 0)), "string"),
         ("1.0,1\n2.0,1\n,1\n", "int64"),
         ("1.0,1\n2.5,1\n", "float64"),
-        ("1e3,1\n", "float64"),
+        ("1e3,1\n", "int64"),
+        ("1e+16,1\n2.5e16,1\n7,1\n", "int64"),
+        ("1e18,1\n", "float64"),
+        ("1e-3,1\n", "float64"),
     ],
 )
 def test_the_kind_is_that_of_the_values(tmp_path, column, kind):
@@ -77,6 +80,13 @@ def test_nothing_is_cut_to_a_bool(column):
     assert typed.is_bad.tolist() == [False, False, True, False]
     decimals = pa.array([None if value is None else Decimal(str(value)) for value in column.to_pylist()], DECIMAL)
     assert to_kind(decimals, "bool").values.to_pylist() == [False, True, None, None]
+
+
+def test_whole_numbers_may_have_exponents():
+    typed = to_kind(pa.array(["1e16", "+2.5E+2", "7", "1.5", "1e-1", "1e18", None, ""]), "int64")
+    assert typed.values.to_pylist() == [10**16, 250, 7, None, None, None, None, None]
+    assert typed.is_bad.tolist() == [False, False, False, True, True, True, False, False]
+    assert to_kind(pa.array(["1e3"]), "int64", strict=True).is_bad.tolist() == [True]
 
 
 def test_nothing_is_cut_to_a_whole_number():

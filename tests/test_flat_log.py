@@ -22,7 +22,6 @@ from easyrec_mm.formats.columns import ORDER, join_kinds, kind_of, to_kind
 from easyrec_mm.grouping import flat_files
 from easyrec_mm.grouping.column_kinds import scan_split
 from easyrec_mm.grouping.column_stats import MAX_COUNTED, ColumnStats, LogStats
-from easyrec_mm.grouping.find_files import find_inputs, is_log
 from easyrec_mm.grouping.flat_files import pieces, plan_file
 from easyrec_mm.grouping.spill import read_bucket, write_spill
 from easyrec_mm.stable_hash import hash_column
@@ -219,18 +218,6 @@ def test_a_header_with_quotes_and_a_mark_of_its_encoding(tmp_path):
     assert list(plan.columns) == ["item; id", "b"]
     (piece,) = pieces(plan.splits[0], ["item; id"], ";")
     assert piece.table["item; id"].to_pylist() == ["1"]
-
-
-def test_inputs_are_files_folders_and_globs(tmp_path):
-    for name in ("b/2.csv", "b/1.csv", "b/_SUCCESS", "b/.hidden", "b/c/3.csv", "a.csv", "d.csv"):
-        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
-        (tmp_path / name).write_text("a\n1\n")
-    paths = find_inputs(f"{tmp_path}/b, {tmp_path}/?.csv,{tmp_path}/a.csv", is_log).files
-    assert [name.removeprefix(f"{tmp_path}/") for name in paths] == [
-        "b/1.csv", "b/2.csv", "b/c/3.csv", "a.csv", "d.csv"
-    ]  # fmt: skip
-    with pytest.raises(DataError, match=r"--input: '.*nothing\*' matches no file"):
-        find_inputs(f"{tmp_path}/nothing*", is_log)
 
 
 def test_parquet_is_divided_by_row_groups(tmp_path, monkeypatch):

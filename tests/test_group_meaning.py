@@ -51,6 +51,7 @@ TIMES = {
     "nanoseconds in text": [str(s) for s in (SECONDS + 1_760_000_000) * 10**9],
     "fractions": SECONDS + 1_760_000_000.25,
     "with missing": pa.array([None if i % 3 == 0 else float(s) for i, s in enumerate(SECONDS + 1_760_000_000)]),
+    "months, by name": RANDOM.choice([202511, 202512, 202601], NUM_ROWS),
     "days as numbers": DAYS.strftime("%Y%m%d").astype(int),
     "hours as numbers": MOMENTS.strftime("%Y%m%d%H").astype(int),
     "seconds as numbers": MOMENTS.strftime("%Y%m%d%H%M%S").astype(int),
@@ -60,9 +61,10 @@ TIMES = {
 @pytest.mark.parametrize("kind", TIMES)
 def test_times_are_no_features(tmp_path, kind):
     """Whatever their name: by their type and their values."""
-    feature, text, _ = one(tmp_path, TIMES[kind], "moment")
+    name = "dt" if "by name" in kind else "moment"
+    feature, text, _ = one(tmp_path, TIMES[kind], name)
     assert feature is None
-    assert left_out(text)["moment"] == "is a time: later rows have values that do not occur in training"
+    assert left_out(text)[name] == "is a time: later rows have values that do not occur in training"
 
 
 @pytest.mark.parametrize(
@@ -71,6 +73,8 @@ def test_times_are_no_features(tmp_path, kind):
         ("hour", RANDOM.integers(0, 24, NUM_ROWS)),
         ("amount", RANDOM.lognormal(15, 4, NUM_ROWS).astype(int)),
         ("creator_id", RANDOM.integers(1_500_000_000, 1_500_000_300, NUM_ROWS)),
+        ("member", RANDOM.integers(1_000_000_000, 1_000_000_300, NUM_ROWS)),
+        ("month", RANDOM.integers(1, 13, NUM_ROWS)),
         ("year", RANDOM.integers(1990, 2026, NUM_ROWS)),
         ("version", [f"1.{i}.{j}" for i, j in RANDOM.integers(0, 9, (NUM_ROWS, 2))]),
         ("address", [f"10.0.{i}.{j}" for i, j in RANDOM.integers(0, 9, (NUM_ROWS, 2))]),
@@ -152,17 +156,22 @@ def test_names_with_commas_are_no_tags_and_are_told(tmp_path, capsys):
     ("texts", "why"),
     [
         ([f"{p:.2f}".replace(".", ",") for p in RANDOM.lognormal(3, 1, NUM_ROWS)], "a decimal comma, such as "),
-        ([f"{p:g}".replace(".", ",") for p in RANDOM.integers(2, 90, NUM_ROWS) / 2], "a decimal comma, such as "),
+        ([f"{p:g}".replace(".", ",") for p in RANDOM.integers(2, 900, NUM_ROWS) / 2], "a decimal comma, such as "),
         ([f"{p:,}".replace(",", ".") + ",50" for p in RANDOM.integers(0, 9999, NUM_ROWS)], "a decimal comma"),
         ([f"{p:,}" for p in RANDOM.integers(0, 99999, NUM_ROWS)], "a comma between thousands, such as "),
         ([f"{p:,.2f}" for p in RANDOM.lognormal(8, 1, NUM_ROWS)], "a comma between thousands, such as "),
+        ([f"${p:.2f}" for p in RANDOM.lognormal(3, 1, NUM_ROWS)], "a unit, such as '$"),
+        ([f"{p:.1f} %" for p in RANDOM.random(NUM_ROWS) * 100], "a unit, such as "),
     ],
 )
 def test_numbers_with_commas_are_told(tmp_path, capsys, texts, why):
-    feature, text, _ = one(tmp_path, texts, "price")
+    feature, _, _ = one(tmp_path, texts, "price")
     assert feature is None
-    assert left_out(text)["price"].startswith(f"looks like numbers with {why}")
-    assert "no feature: price: looks like numbers with" in capsys.readouterr().out
+    assert f"no feature: price: looks like numbers with {why}" in capsys.readouterr().out
+    # Few texts are a vocabulary, but are told, too.
+    feature, _, _ = one(tmp_path, [texts[i % 50] for i in range(NUM_ROWS)], "price")
+    assert sorted(feature.vocab_list) == sorted(set(texts[:50]))
+    assert f"note: column 'price': looks like numbers with {why}" in capsys.readouterr().out
 
 
 def test_numbers_with_other_texts_among_them_are_told(tmp_path, capsys):
@@ -255,6 +264,13 @@ def test_numbers_without_a_sign(tmp_path, column, kind):
     pq.write_table(small, tmp_path / "logs/b.parquet")
     output = run(tmp_path, log=f"{tmp_path}/logs", output="both", max_bad_share=1)
     assert {g["item_id"] for _, g in groups_of(output)} == expected
+
+
+def test_whole_numbers_that_run_together_with_32_bits_are_ids(tmp_path):
+    feature, _, _ = one(tmp_path, RANDOM.integers(10**9, 10**9 + 300, NUM_ROWS), "member")
+    assert (feature.feature_type, feature.hash_bucket_size) == (FeatureConfig.IdFeature, 600)
+    feature, _, _ = one(tmp_path, RANDOM.lognormal(12, 1, NUM_ROWS).astype(int), "distance")
+    assert feature.feature_type == FeatureConfig.RawFeature
 
 
 def test_a_column_of_0_and_1_is_no_label_by_is_alone(tmp_path, capsys):

@@ -16,6 +16,7 @@ from full_disk import files_limited_to
 from group_helpers import COLUMNS, GOOD, contents, make_log, make_pictures, run, stats, write_csv
 
 from easyrec_mm.cli.main import main
+from easyrec_mm.errors import DataError
 from easyrec_mm.grouping.find_files import find_inputs, is_grouped, is_log
 from easyrec_mm.grouping.work_place import work_place
 
@@ -32,6 +33,7 @@ def killed(function, arguments):
     code = f"""
 import importlib, os, signal, sys
 from easyrec_mm.cli.main import main
+from easyrec_mm.errors import DataError
 module = importlib.import_module({module!r})
 setattr(module, {name!r}, lambda *arguments, **more: os.kill(os.getpid(), signal.SIGKILL))
 main({list(map(str, arguments))!r})
@@ -155,6 +157,18 @@ def test_an_output_that_no_pattern_can_name(tmp_path, capsys, monkeypatch, name)
     assert f"--output: '{name}' has " in error
     assert "name another folder" in error
     assert [path.name for path in tmp_path.iterdir()] == ["log.csv"]
+
+
+def test_inputs_are_files_folders_and_globs(tmp_path):
+    for name in ("b/2.csv", "b/1.csv", "b/_SUCCESS", "b/.hidden", "b/c/3.csv", "a.csv", "d.csv"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text("a\n1\n")
+    paths = find_inputs(f"{tmp_path}/b, {tmp_path}/?.csv,{tmp_path}/a.csv", is_log).files
+    assert [name.removeprefix(f"{tmp_path}/") for name in paths] == [
+        "b/1.csv", "b/2.csv", "b/c/3.csv", "a.csv", "d.csv"
+    ]  # fmt: skip
+    with pytest.raises(DataError, match=r"--input: '.*nothing\*' matches no file"):
+        find_inputs(f"{tmp_path}/nothing*", is_log)
 
 
 def test_only_files_of_known_kinds_are_read_in_folders(tmp_path, capsys):

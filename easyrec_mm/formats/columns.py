@@ -223,8 +223,8 @@ def _parsed_one_by_one(texts: pa.Array, kind: Kind, strict: bool) -> Typed:
     if not strict:
         is_missing = pc.or_(pc.equal(texts, ""), pc.is_in(texts, pa.array(NULL_WORDS)))
         texts = pc.if_else(is_missing, None, texts)
-    if kind == "int64" and not strict:  # pandas writes whole numbers with a missing one among them as 1.0
-        texts = pc.replace_substring_regex(texts, r"^([+-]?[0-9]+)\.0*$", r"\1")
+    if kind == "int64" and not strict:
+        texts = _plain_whole(texts)
     pattern = {"int64": WHOLE, "bool": f"{BOOL}|[01]"}.get(kind, NUMBER)
     fits = pc.fill_null(pc.match_substring_regex(texts, f"^(?:{pattern})$"), True)
     good = pc.if_else(fits, texts, None)
@@ -238,6 +238,19 @@ def _parsed_one_by_one(texts: pa.Array, kind: Kind, strict: bool) -> Typed:
         fits, values = pc.and_(fits, in_range), pc.if_else(in_range, values, None)
     is_bad = ~fits.to_numpy(zero_copy_only=False)
     return Typed(values, is_bad if is_bad.any() else None)
+
+
+def _plain_whole(texts: pa.Array) -> pa.Array:
+    """Return whole numbers that are written like floats in plain digits: 1.0 and 1e16, as pandas writes them."""
+    texts = pc.replace_substring_regex(texts, r"^([+-]?[0-9]+)\.0*$", r"\1")
+    has_exponent = pc.fill_null(pc.match_substring_regex(texts, f"^(?:{NUMBER})$"), False)
+    has_exponent = pc.and_(has_exponent, pc.fill_null(pc.match_substring_regex(texts, "[eE]"), False))
+    if not pc.any(has_exponent).as_py():
+        return texts
+    numbers = pc.replace_substring_regex(pc.if_else(has_exponent, texts, None), r"^\+", "").cast(pa.float64())
+    is_whole = pc.and_(pc.equal(pc.floor(numbers), numbers), pc.less(pc.abs(numbers), float(MAX_WHOLE)))
+    digits = pc.if_else(is_whole, numbers, None).cast(pa.int64()).cast(pa.string())
+    return pc.coalesce(digits, texts)
 
 
 def starts_with_zero(texts: pa.Array) -> bool:

@@ -13,7 +13,7 @@ import pyarrow.parquet as pq
 
 from easyrec_mm.features.field import Kind
 from easyrec_mm.files.opening import opened_at
-from easyrec_mm.formats.columns import MAX_INT64, Typed, starts_with_zero, to_kind
+from easyrec_mm.formats.columns import MAX_INT64, MAX_WHOLE, Typed, starts_with_zero, to_kind
 from easyrec_mm.grouping.flat_files import READ_ROWS, Split, csv_rows, unreadable
 
 # Number of texts that are tried as numbers or bools, to decide whether it is worth trying all texts of a block.
@@ -185,9 +185,13 @@ def _num_bad(typed: Typed) -> int:
 
 
 def _has_fractions(texts: pa.Array, numbers: pa.Array) -> bool:
-    """Return whether some numbers are not whole, or not written so that they can be read as int64: 0.5, 1e3."""
+    """Return whether some numbers are not whole, or not written so that they can be read as int64: 0.5, 1e18."""
     is_whole = pc.all(pc.equal(pc.floor(numbers), numbers)).as_py() is not False
-    return not is_whole or bool(pc.any(pc.match_substring_regex(texts, "[eE]")).as_py())
+    if not is_whole:
+        return True
+    has_exponent = pc.match_substring_regex(texts, "[eE]")
+    largest = pc.max(pc.abs(numbers.filter(has_exponent))).as_py()
+    return largest is not None and largest >= MAX_WHOLE
 
 
 def _has_ids(texts: pa.Array) -> bool:

@@ -36,7 +36,7 @@ def plan_feature(plan: FieldPlan, column: ColumnStats, values: pa.Array, texts: 
         feature = _text_feature(plan, column, texts)
     elif plan.kind == "bool" or column.kind == "bool" or (plan.kind == "int64" and _is_dense(column)):
         feature = _bucket_feature(plan, column)
-    elif plan.kind == "int64" and is_id:
+    elif plan.kind == "int64" and (is_id or _run_together(values)):
         feature = _hashed_feature(plan, column)
     else:
         feature = _number_feature(plan, column, values)
@@ -96,6 +96,12 @@ def _is_dense(column: ColumnStats) -> bool:
     if column.counts is None or not column.counts or not 0 <= column.least <= column.greatest < _MAX_BUCKETS:
         return False
     return bool(2 * len(column.counts) >= column.greatest + 1 or column.greatest < 10)
+
+
+def _run_together(values: pa.Array) -> bool:
+    """Return whether most values are equal to others with 32 bits, so that they are ids rather than measurements."""
+    numbers = np.unique(values.to_numpy(zero_copy_only=False))
+    return 2 * len(np.unique(numbers.astype(np.float32))) < len(numbers)
 
 
 def _bucket_feature(plan: FieldPlan, column: ColumnStats) -> FeaturePlan:

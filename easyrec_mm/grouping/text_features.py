@@ -24,6 +24,7 @@ _LIST_SHARE, _OTHER_SHARE = 0.1, 0.5
 _NUMBERS_SHARE = 0.5
 
 _NUMBER = re.compile(NUMBER)
+_WITH_UNIT = re.compile(rf"[$€£¥₹] ?{NUMBER}|{NUMBER} ?[%$€£¥₹]")
 _DECIMAL_COMMA = re.compile(r"[+-]?[0-9]{1,3}(\.?[0-9]{3})*(,[0-9]+)?|[+-]?[0-9]+(,[0-9]+)?")
 _THOUSANDS = re.compile(r"[+-]?[0-9]{1,3}(,[0-9]{3})+(\.[0-9]+)?|[+-]?[0-9]{1,3}(\.[0-9]+)?")
 _SHORT_THOUSANDS = re.compile(r"[+-]?[0-9]{1,2},[0-9]{3}.*|.*\..*")
@@ -61,7 +62,7 @@ def read_texts(values: pa.Array, max_vocabulary: int) -> Texts:
         return Texts({})
     number_form = _number_form(texts)
     if number_form:
-        return Texts({}, left_out=number_form)
+        return Texts({}, doubt=number_form) if len(texts) <= max_vocabulary else Texts({}, left_out=number_form)
     if all(text[:1] == "[" and text[-1:] == "]" for text in texts):
         return Texts(
             {}, left_out=f"holds lists in brackets, such as {_shown(texts)}; write them as 1|2|3, or as Parquet"
@@ -79,6 +80,8 @@ def read_texts(values: pa.Array, max_vocabulary: int) -> Texts:
 
 def _number_form(texts: Iterable[str]) -> str:
     """Return why texts cannot be used that are numbers with other points and commas than this program reads."""
+    if all(map(_WITH_UNIT.fullmatch, texts)):
+        return f"looks like numbers with a unit, such as {_shown(texts)}; write them without it"
     commas = [text.count(",") for text in texts]
     if not any(commas):
         return ""

@@ -13,18 +13,19 @@ from easyrec_mm.grouping.column_stats import ColumnStats
 from easyrec_mm.grouping.times import DATE_ORDERS, times_of
 
 TIME = "is a time: later rows have values that do not occur in training"
-_TIME_NAME = re.compile(r"(\w+_)?(time|timestamp|ts|date|datetime|dt|day)|(\w+_)at")
+_TIME_NAME = re.compile(r"(\w+_)?(time|timestamp|ts|date|datetime|dt|day|month)|(\w+_)at")
 # Share of the values that must be times: a log may have a few others, such as "unknown".
 _SHARE = 0.99
 # Number of distinct texts that are examined.
 _NUM_TEXTS = 1000
 # With the name of a time, whole numbers from here on are not durations.
 _MIN_TIME = 10_000_000
-# Seconds since 1970 for the years 2001 to 2033; milli-, micro- and nanoseconds are tried, too.
-_EPOCH, _UNITS = (1e9, 2e9), (1.0, 1e3, 1e6, 1e9)
+# Seconds since 1970 for the years 2010 to 2033, above ids that are counted from 1,000,000,000 on; milli-, micro- and
+# nanoseconds are tried, too.
+_EPOCH, _UNITS = (1_262_304_000, 2e9), (1.0, 1e3, 1e6, 1e9)
 # Numbers that stand for a time that is not known.
 _NO_TIMES = (0.0, -1.0)
-# 20260131, followed by nothing, or by the hour, minute and second; and the years and least number of such dates.
+# 20260131, followed by nothing, or by the hour, minute and second; the years, and the least number of such dates.
 _DIGITS_AFTER_DATE, _YEARS, _MIN_DATES = (0, 2, 4, 6), (1900, 2100), 5
 # Dates with the name of a month: 31-Jan-2026, Jan 31, 2026, Sat, 31 Jan 2026 10:00:00 GMT.
 _MONTH = r"(?:jan|feb|mar|apr|may|jun|jul|aug|sep|oct|nov|dec)[a-z]*\.?"
@@ -58,6 +59,8 @@ def is_time(name: str, column: ColumnStats, values: pa.Array, is_id: bool) -> bo
     numbers = numbers[~np.isin(numbers, _NO_TIMES)]
     if not len(numbers):
         return False
+    if has_name and _are_dates(numbers * 100 + 1, 1):  # 202601
+        return True
     return _are_dates(numbers) or (not is_id and _are_seconds(numbers))
 
 
@@ -83,7 +86,7 @@ def _are_seconds(numbers: NDArray[np.float64]) -> bool:
     return any(np.mean((numbers >= low * unit) & (numbers < high * unit)) >= _SHARE for unit in _UNITS)
 
 
-def _are_dates(numbers: NDArray[np.float64]) -> bool:
+def _are_dates(numbers: NDArray[np.float64], min_dates: int = _MIN_DATES) -> bool:
     """Return whether numbers are like 20260131 or 20260131235959."""
     if np.any(numbers != np.floor(numbers)):
         return False
@@ -91,6 +94,6 @@ def _are_dates(numbers: NDArray[np.float64]) -> bool:
         days = numbers // 10**num_digits
         year, month, day = days // 10_000, days // 100 % 100, days % 100
         is_date = (year >= _YEARS[0]) & (year <= _YEARS[1]) & (month >= 1) & (month <= 12) & (day >= 1) & (day <= 31)
-        if np.mean(is_date) >= _SHARE and len(np.unique(days)) >= _MIN_DATES:
+        if np.mean(is_date) >= _SHARE and len(np.unique(days)) >= min_dates:
             return True
     return False
