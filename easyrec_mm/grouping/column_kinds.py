@@ -17,7 +17,7 @@ from easyrec_mm.formats.columns import MAX_INT64, MAX_WHOLE, Typed, starts_with_
 from easyrec_mm.grouping.flat_files import READ_ROWS, Split, csv_rows, unreadable
 
 # Number of texts that are tried as numbers or bools, to decide whether it is worth trying all texts of a block.
-_NUM_PROBED = 1000
+_NUM_PROBED = 500
 
 
 # Bits of a float -> the largest whole number up to which all whole numbers are different floats.
@@ -163,7 +163,8 @@ def _look_at(values: pa.Array) -> TextCounts:
     readable = to_kind(values.drop_null(), "string")
     values, num_unreadable = readable.values.drop_null(), _num_bad(readable)
     # Evenly distributed, because a log may be sorted by this column.
-    probe = values.take(pa.array(np.linspace(0, len(values) - 1, min(len(values), _NUM_PROBED)).astype(np.int64)))
+    spread = np.linspace(0, len(values) - 1, min(len(values), _NUM_PROBED)).astype(np.int64)
+    probe = values.take(pa.array(spread))
     if 2 * min(_num_bad(to_kind(probe, kind)) for kind in ("float64", "bool")) > len(probe):
         return TextCounts(len(values) + num_unreadable)
     numbers = to_kind(values, "float64")
@@ -190,8 +191,9 @@ def _has_fractions(texts: pa.Array, numbers: pa.Array) -> bool:
     if not is_whole:
         return True
     has_exponent = pc.match_substring_regex(texts, "[eE]")
-    largest = pc.max(pc.abs(numbers.filter(has_exponent))).as_py()
-    return largest is not None and largest >= MAX_WHOLE
+    if not pc.any(has_exponent).as_py():
+        return False
+    return bool(pc.max(pc.abs(numbers.filter(has_exponent))).as_py() >= MAX_WHOLE)
 
 
 def _has_ids(texts: pa.Array) -> bool:

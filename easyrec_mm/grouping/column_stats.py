@@ -172,11 +172,14 @@ class RowSample:
         if self.distinct is not None:
             table = pa.concat_tables([self.distinct, table])
             hashes, counts = np.concatenate([self.hashes, hashes]), np.concatenate([self.counts, counts])
-        distinct, first, place = np.unique(hashes, return_index=True, return_inverse=True)
-        total = np.zeros(len(distinct), np.int64)
-        np.add.at(total, place, counts)
-        self.distinct = table.take(pa.array(first[: self.size])).combine_chunks()
-        self.hashes, self.counts = distinct[: self.size], total[: self.size]
+        order = np.argsort(hashes)
+        hashes, counts = hashes[order], counts[order]
+        is_repeated = hashes[1:] == hashes[:-1]
+        if is_repeated.any():
+            starts = np.flatnonzero(np.concatenate([[True], ~is_repeated]))
+            order, hashes, counts = order[starts], hashes[starts], np.add.reduceat(counts, starts)
+        self.distinct = table.take(pa.array(order[: self.size])).combine_chunks()
+        self.hashes, self.counts = hashes[: self.size], counts[: self.size]
 
     def rows(self) -> pa.Table | None:
         """Return at most `size` rows in random order, each as often as its share of all rows; None without any."""

@@ -28,6 +28,8 @@ from easyrec_mm.formats.columns import (
 # Rows of Parquet that are read at a time; bytes of a CSV split, and rows of a Parquet split.
 READ_ROWS = 1 << 16
 SPLIT_BYTES, SPLIT_ROWS = 1 << 26, 1 << 18
+# Bytes of CSV and rows of Parquet that are read to look at the first rows.
+_FIRST_BYTES, _FIRST_ROWS = 1 << 18, 1 << 10
 _PARQUET_MAGIC = b"PAR1"
 # Column of the row labels of pandas, which are no data of the log.
 _PANDAS_INDEX = re.compile("__index_level_[0-9]+__")
@@ -188,12 +190,31 @@ def _csv_pieces(split: Split, columns: list[str], separator: str) -> Iterator[Pi
         )
 
 
-def csv_rows(split: Split, separator: str) -> Iterator[csv_blocks.CsvRows]:
-    """Read the rows of a CSV split as texts."""
+def first_rows(split: Split, columns: list[str], separator: str) -> pa.Table:
+    """Return some columns of the first rows of a split, with the types of the file.
+
+    Raises:
+      DataError: if the file is truncated, damaged or has vanished.
+    """
+    try:
+        if split.format == "csv":
+            rows = next(csv_rows(split, separator, _FIRST_BYTES), None)
+            return rows.table.select(columns) if rows else pa.table({})
+        with pq.ParquetFile(opened_at(split.path)) as opened:
+            groups = range(split.start, split.end)
+            batches = opened.iter_batches(_FIRST_ROWS, row_groups=groups, columns=columns)
+            first = next(batches, None)
+            return pa.table({}) if first is None else pa.Table.from_batches([first])
+    except (OSError, EOFError, pa.ArrowException) as error:
+        raise unreadable(split.path, error) from error
+
+
+def csv_rows(split: Split, separator: str, block_bytes: int = 0) -> Iterator[csv_blocks.CsvRows]:
+    """Read the rows of a CSV split as texts, in blocks of a size, by default that of csv_blocks."""
     with open_binary(split.path) as stream:
         stream.seek(split.start)
         num_bytes = split.end - split.start if split.end >= 0 else -1
-        for block in csv_blocks.blocks(stream, num_bytes):
+        for block in csv_blocks.blocks(stream, num_bytes, block_bytes):
             yield csv_blocks.parse(block, list(split.names), separator)
 
 

@@ -18,7 +18,7 @@ from easyrec_mm.formats.rtp import forbidden
 from easyrec_mm.grouping.column_kinds import NumberCounts, TextCounts, scan_numbers, scan_split
 from easyrec_mm.grouping.column_stats import RowSample
 from easyrec_mm.grouping.find_files import find_inputs, is_log
-from easyrec_mm.grouping.flat_files import FilePlan, Split, pieces, plan_file
+from easyrec_mm.grouping.flat_files import FilePlan, Split, first_rows, pieces, plan_file
 from easyrec_mm.grouping.options import GROUP_SIZE, GroupOptions, SplitBy
 from easyrec_mm.grouping.rows import LogLayout
 from easyrec_mm.grouping.sides import SideRule
@@ -257,8 +257,7 @@ def _kind(
 def _times(layout: LogLayout, splits: list[Split]) -> frozenset[str]:
     """Return the columns of text that hold points in time in the first rows."""
     names = [name for name, kind in layout.kinds.items() if kind == "string"]
-    tables = (piece.table for split in splits for piece in pieces(split, names, layout.separator))
-    first = next(filter(len, tables), None)
+    first = next(filter(len, (first_rows(split, names, layout.separator) for split in splits)), None)
     if first is None:
         return frozenset()
     texts = {name: to_kind(first[name].combine_chunks(), "string").values for name in names}

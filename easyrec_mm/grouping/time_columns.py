@@ -16,8 +16,8 @@ TIME = "is a time: later rows have values that do not occur in training"
 _TIME_NAME = re.compile(r"(\w+_)?(time|timestamp|ts|date|datetime|dt|day|month)|(\w+_)at")
 # Share of the values that must be times: a log may have a few others, such as "unknown".
 _SHARE = 0.99
-# Number of distinct texts that are examined.
-_NUM_TEXTS = 1000
+# Numbers of distinct texts that are examined: first a few, of which most must be times, and then more.
+_FEW_TEXTS, _NUM_TEXTS = 20, 1000
 # With the name of a time, whole numbers from here on are not durations.
 _MIN_TIME = 10_000_000
 # Seconds since 1970 for the years 2010 to 2033, above ids that are counted from 1,000,000,000 on; milli-, micro- and
@@ -72,13 +72,16 @@ def _is_seconds(digits: pa.Array, is_id: bool) -> bool:
 def are_times(texts: pa.Array) -> bool:
     """Return whether nearly all texts are dates, with or without a time of day; nulls do not count."""
     texts = texts.drop_null().unique().slice(0, _NUM_TEXTS)
-    if not len(texts):
+    if not len(texts) or _share_of_times(texts.slice(0, _FEW_TEXTS)) < 0.5:
         return False
+    return _share_of_times(texts) >= _SHARE
+
+
+def _share_of_times(texts: pa.Array) -> float:
+    """Return the greatest share of times, in any order of day and month."""
     has_month = pc.match_substring_regex(texts, _WITH_MONTH)
-    return any(
-        pc.mean(pc.or_(has_month, times_of(texts, order).is_valid()).cast(pa.float64())).as_py() >= _SHARE
-        for order in DATE_ORDERS
-    )
+    are_times = [pc.or_(has_month, times_of(texts, order).is_valid()) for order in DATE_ORDERS]
+    return max(float(pc.mean(is_time.cast(pa.float64())).as_py()) for is_time in are_times)
 
 
 def _are_seconds(numbers: NDArray[np.float64]) -> bool:
