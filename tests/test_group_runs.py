@@ -127,7 +127,7 @@ def test_a_full_disk_is_told_with_the_path(tmp_path, capsys, kind, size):
         run(tmp_path, *flags, label_fields="click", rtp_separator=";", expect=1)
     error = capsys.readouterr().err
     assert error.startswith(f"error: {tmp_path}/.out.easyrec_mm/")
-    assert "cannot be written: File too large; make room, or choose another --output" in error
+    assert "File too large" in error
     assert hidden(tmp_path) == []
     assert not (tmp_path / "out").exists()
 

@@ -9,8 +9,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from easyrec_mm.errors import DataError, first_line
-from easyrec_mm.files import is_remote, place_of, put
+from easyrec_mm.errors import DataError
+from easyrec_mm.files import is_remote, naming, place_of, put
 from easyrec_mm.files.replace_folder import replace_folder
 from easyrec_mm.files.work_folder import work_folder
 
@@ -60,28 +60,14 @@ def _empty(path: str) -> None:
 def written(path: str) -> Iterator[str]:
     """Yield a local path at which to write a file; if `path` is remote, the complete file is then moved there."""
     if not is_remote(path):
-        with writing(path):
+        with naming(path):
             yield path
         return
     with tempfile.TemporaryDirectory(dir=work_folder()) as folder:
         here = os.path.join(folder, "file")
-        with writing(here):
+        with naming(path):
             yield here
         put(Path(folder) / "file", path)
-
-
-@contextmanager
-def writing(path: str) -> Iterator[None]:
-    """Say which file could not be written, where an error of the system, such as that of a full disk, does not.
-
-    Raises:
-      DataError: in place of such an error.
-    """
-    try:
-        yield
-    except OSError as error:
-        reason = os.strerror(error.errno) if error.errno else first_line(error)
-        raise DataError(f"{path}: cannot be written: {reason}; make room, or choose another --output") from error
 
 
 def check_output(path: str, overwrite: bool) -> None:

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 
-from easyrec_mm.files import join, put
+from easyrec_mm.files import join, naming, put
 from easyrec_mm.files.data_names import PICTURES_ENDING
 from easyrec_mm.files.work_folder import work_folder
 from easyrec_mm.formats.columns import ORDER, to_kind
@@ -20,7 +20,6 @@ from easyrec_mm.formats.parquet import ParquetWriter, count_parquet
 from easyrec_mm.formats.rtp import RtpWriter, count_rtp
 from easyrec_mm.formats.tfrecord import TfRecordWriter, count_tfrecord
 from easyrec_mm.grouping.assign import FIRST, PLACE_COLUMNS, POSITION
-from easyrec_mm.grouping.output_folder import writing
 from easyrec_mm.grouping.pictures import PicturePacker
 from easyrec_mm.grouping.sides import SIDES
 
@@ -104,7 +103,7 @@ def write_shard(shard: int, tables: Iterable[pa.Table], rule: OutputRule) -> Sha
     Raises:
       DataError: if a value cannot be written in the format.
     """
-    with writing(rule.place(shard)[1]):
+    with naming(rule.place(shard)[1]):
         return _write_shard(shard, tables, rule)
 
 

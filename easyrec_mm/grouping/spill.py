@@ -9,7 +9,7 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from easyrec_mm.grouping.output_folder import writing
+from easyrec_mm.files import naming
 
 # Maximum number of rows of a batch; a bucket has one or more batches.
 _MAX_BATCH_ROWS = 1 << 16
@@ -42,7 +42,7 @@ def write_spill(path: str, table: pa.Table, buckets: NDArray[np.integer] | None 
     batches: dict[int, range] = {}
     rows: dict[int, int] = {}
     num_batches = 0
-    with writing(path), pa.OSFile(path, "wb") as sink, pa.ipc.new_file(sink, table.schema, options=options) as writer:
+    with naming(path), pa.OSFile(path, "wb") as sink, pa.ipc.new_file(sink, table.schema, options=options) as writer:
         table = table.combine_chunks()
         for bucket, start, end in zip(
             bucket_numbers.tolist(), starts.tolist(), [*starts[1:].tolist(), len(table)], strict=True
