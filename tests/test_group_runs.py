@@ -16,7 +16,10 @@ from full_disk import files_limited_to
 from group_helpers import COLUMNS, GOOD, contents, make_log, make_pictures, run, stats, write_csv
 
 from easyrec_mm.cli.main import main
+from easyrec_mm.config.pipeline import load_pipeline
+from easyrec_mm.embedding.items import read_items
 from easyrec_mm.errors import DataError
+from easyrec_mm.files.data_names import is_meant
 from easyrec_mm.grouping.find_files import find_inputs, is_grouped, is_log
 from easyrec_mm.grouping.work_place import work_place
 
@@ -33,7 +36,6 @@ def killed(function, arguments):
     code = f"""
 import importlib, os, signal, sys
 from easyrec_mm.cli.main import main
-from easyrec_mm.errors import DataError
 module = importlib.import_module({module!r})
 setattr(module, {name!r}, lambda *arguments, **more: os.kill(os.getpid(), signal.SIGKILL))
 main({list(map(str, arguments))!r})
@@ -215,6 +217,35 @@ def test_patterns_pass_over_what_group_writes_beside_the_data(tmp_path, capsys, 
         arguments += ["--input", f"{tmp_path}/out/*", "--output", tmp_path / "x.html"]
     assert main(list(map(str, arguments))) == 0, capsys.readouterr().err
     assert "part-" not in capsys.readouterr().err
+
+
+def test_embed_passes_over_what_group_writes_beside_the_data(tmp_path):
+    table = make_log(tmp_path, num_rows=400)
+    config = tmp_path / "x.config"
+    run(tmp_path, log="log.parquet", label_fields="click", pipeline_config_template=config)
+    schema = load_pipeline(str(config)).schema
+    for paths in (f"{tmp_path}/out/*", f"{tmp_path}/out"):
+        items = read_items(paths, schema)
+        assert {item.path for item in items.items} == set(table["img_path"].to_pylist())
+        assert items.refused == []
+
+
+@pytest.mark.parametrize(
+    ("path", "pattern", "is_one"),
+    [
+        ("a/part-0", "a/*", True),
+        ("a/_SUCCESS", "a/*", False),
+        ("a/_SUCCESS", "a/_*", True),
+        ("a/_SUCCESS", "a/_SUCCESS", True),
+        ("a/.crc", "a/?crc", False),
+        ("a/_x.jpg", "a/*", True),
+        ("a/stats.json", "a/*.json", False),
+        ("a/stats.json", "a/stats.json", True),
+        ("s3://b/p.pictures.tar", "s3://b/*", False),
+    ],
+)
+def test_what_a_pattern_means(path, pattern, is_one):
+    assert is_meant(path, pattern) == is_one
 
 
 @pytest.mark.parametrize("separator", ["\\001", "\\t", "\\x02", "\x01", ";"])
