@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 import re
 from collections.abc import Iterable
+from urllib.parse import unquote
 
 
 class UserError(Exception):
@@ -67,6 +68,52 @@ def tensorflow_reason(message: str | None) -> str:
     """Return the text of a TensorFlow error message, without the names of graph nodes before and after it."""
     message = re.sub(r"^(\s*\{\{.*?\}\})+", "", message or "")
     return " ".join(message.split("[[")[0].split(" [Op:")[0].split())
+
+
+# The part of an address before "@". In that of a store, no path has an "@", so that a password may have any character.
+_USER_OF_STORE = re.compile(
+    r"(?P<scheme>\b(?:rediss?|postgres(?:ql)?)://)(?P<user>[^\s'\"<>?]*|[^\s'\"<>]*)@", re.IGNORECASE
+)
+_USER = re.compile(r"(?P<scheme>\b[a-z][a-z0-9+.-]*://)(?P<user>[^\s'\"<>/?#]*)@", re.IGNORECASE)
+# A setting of an address or of PostgreSQL's connection strings that is secret.
+_SECRET_SETTING = re.compile(
+    r"(?P<name>(?:[?&;\s]|^)(?:[\w.-]*(?:passw|secret|token|signature|credential|accesskeyid|accessid|api_?key)[\w.-]*"
+    r"|(?:[\w.-]*[-_.])?(?:sig|pwd|pass|auth)|(?<=[?&])key))=(?P<value>[^&#\s'\"<>]+)",
+    re.IGNORECASE,
+)
+HIDDEN = "***"
+
+
+def hide_secrets(text: str, *uris: str) -> str:
+    """Return a text in which the passwords and signatures of all URIs are replaced by ***.
+
+    Whatever shows a URI, or a message that may contain one, passes through here: consoles, logs, manifests.
+
+    Args:
+      text: the text.
+      uris: URIs whose passwords are hidden wherever they occur: messages of drivers quote them alone.
+    """
+    for uri in uris:
+        for secret in sorted(secrets_of(uri), key=len, reverse=True):
+            text = text.replace(secret, HIDDEN)
+    if "://" not in text and "=" not in text:
+        return text
+
+    def hide_user(match: re.Match[str]) -> str:
+        name, colon, _ = match["user"].partition(":")
+        if not colon:  # on the web, a name without a password is a token
+            name = HIDDEN if match["scheme"].lower().startswith("http") and name else name
+        return f"{match['scheme']}{name}{colon and ':' + HIDDEN}@"
+
+    text = _USER.sub(hide_user, _USER_OF_STORE.sub(hide_user, text))
+    return _SECRET_SETTING.sub(lambda match: f"{match['name']}={HIDDEN}", text)
+
+
+def secrets_of(uri: str) -> set[str]:
+    """Return the passwords and signatures in a URI, as they are written and as they are meant."""
+    users = [match["user"].partition(":")[2] for pattern in (_USER_OF_STORE, _USER) for match in pattern.finditer(uri)]
+    written = {*users, *(match["value"] for match in _SECRET_SETTING.finditer(uri))}
+    return {secret for text in written for secret in (text, unquote(text)) if len(secret) > 2}
 
 
 def first_line(error: Exception) -> str:

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import http.client
 import json
+import resource
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -21,14 +23,26 @@ JSON = {"content-type": "application/json"}
 
 
 class Running:
-    """A server process on free ports."""
+    """A server process on free ports.
 
-    def __init__(self, rec, store, *flags):
+    Args:
+      rec, store, flags: arguments of `serve`.
+      host: where clients connect to.
+      context: TLS settings of clients; None for no TLS.
+      token: sent with each request over REST.
+      open_files: limit of the process.
+    """
+
+    def __init__(self, rec, store, *flags, host="127.0.0.1", context=None, token="", open_files=0):
         self.port, self.grpc_port = free_port(), free_port()
-        self.rec = rec
+        self.rec, self.host, self.context = rec, host, context
+        self.headers = {"authorization": f"Bearer {token}"} if token else {}
         command = [sys.executable, "-m", "easyrec_mm", "serve", "--rec_model_dir", rec, "--store", store]
         command += ["--http_port", self.port, "--grpc_port", self.grpc_port, "--reload_every_s", "0.2", *flags]
-        self.process = subprocess.Popen([str(part) for part in command], cwd=ROOT, stderr=subprocess.PIPE, text=True)
+        self.process = subprocess.Popen(
+            [str(part) for part in command], cwd=ROOT, stderr=subprocess.PIPE, text=True, start_new_session=True,
+            preexec_fn=lambda: open_files and resource.setrlimit(resource.RLIMIT_NOFILE, (open_files, open_files)),
+        )  # fmt: skip
         self.lines = []
         self._reader = threading.Thread(target=lambda: self.lines.extend(self.process.stderr), daemon=True)
         self._reader.start()
@@ -53,15 +67,27 @@ class Running:
 
     def request(self, method, path, body=None, headers=JSON, timeout=30):
         """Status and content of an answer."""
-        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=timeout)
+        return self.exchange(method, path, body, headers, timeout)[:2]
+
+    def exchange(self, method, path, body=None, headers=JSON, timeout=30):
+        """Status, content and headers of an answer."""
+        connection = self.connect(timeout)
         try:
-            connection.request(method, path, json.dumps(body) if isinstance(body, dict | list) else body, headers)
-            response = connection.getresponse()
-            content = response.read()
-            is_json = response.getheader("content-type", "").startswith("application/json")
-            return response.status, json.loads(content) if is_json else content.decode()
+            content = json.dumps(body) if isinstance(body, dict | list) else body
+            connection.request(method, path, content, {**self.headers, **headers})
+            return answer_of(connection)
         finally:
             connection.close()
+
+    def connect(self, timeout=30):
+        """A connection of http.client."""
+        if self.context:
+            return http.client.HTTPSConnection(self.host, self.port, timeout=timeout, context=self.context)
+        return http.client.HTTPConnection(self.host, self.port, timeout=timeout)
+
+    def socket(self, timeout=30):
+        """A bare connection."""
+        return socket.create_connection((self.host, self.port), timeout=timeout)
 
     def predict(self, instances, timeout=30, **more):
         return self.request("POST", "/v1/models/rec:predict", {"instances": instances, **more}, timeout=timeout)
@@ -74,15 +100,38 @@ class Running:
     def logs(self):
         return [json.loads(line) for line in list(self.lines) if line.startswith("{")]
 
-    def stub(self):
-        return GRPCInferenceServiceStub(grpc.insecure_channel(f"127.0.0.1:{self.grpc_port}"))
+    def channel(self, credentials=None):
+        """A channel of gRPC."""
+        address = f"[{self.host}]:{self.grpc_port}" if ":" in self.host else f"{self.host}:{self.grpc_port}"
+        return grpc.secure_channel(address, credentials) if credentials else grpc.insecure_channel(address)
+
+    def stub(self, credentials=None):
+        return GRPCInferenceServiceStub(self.channel(credentials))
+
+
+def answer_of(connection):
+    """Status, content and headers of the answer to the request that was sent."""
+    response = connection.getresponse()
+    content = response.read()
+    is_json = response.getheader("content-type", "").startswith("application/json")
+    headers = {name.lower(): value for name, value in response.getheaders()}
+    return response.status, json.loads(content) if is_json else content.decode(), headers
 
 
 @contextmanager
-def running(*arguments):
-    server = Running(*arguments)
+def running(*arguments, **options):
+    server = Running(*arguments, **options)
     try:
         yield server.wait_until_ready()
     finally:
         if server.process.poll() is None:
             server.end()
+
+
+def wait_for(condition, seconds=30):
+    """Return when a condition is true."""
+    for _ in range(int(seconds / 0.05)):
+        if condition():
+            return
+        time.sleep(0.05)
+    raise AssertionError("it did not happen")

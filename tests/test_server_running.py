@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 from flow_helpers import embed
-from serve_process import Running, running
+from serve_process import Running, running, wait_for
 
 # --- Reloading
 
@@ -60,14 +60,6 @@ def test_reloading_under_load(exported, earlier_export, serving_place, samples, 
         assert [m for m, level in messages_logged if level == "INFO"] == ["serving", "reloaded", "reloaded"]
         assert any(m.startswith("a new release is refused, the old one serves on") for m, _ in messages_logged)
         assert server.end() == 0
-
-
-def wait_for(condition, seconds=30):
-    for _ in range(int(seconds / 0.05)):
-        if condition():
-            return
-        time.sleep(0.05)
-    raise AssertionError("it did not happen")
 
 
 # --- Processes

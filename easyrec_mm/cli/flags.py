@@ -133,6 +133,11 @@ def seconds(text: str) -> float:
     return _number(text, lambda number: number >= 0, "a number of seconds, 0 or more")
 
 
+def positive_seconds(text: str) -> float:
+    """Parse a number of seconds above 0."""
+    return _number(text, lambda number: number > 0, "a number of seconds above 0")
+
+
 def minutes(text: str) -> float:
     """Parse a number of minutes above 0."""
     return _number(text, lambda number: number > 0, "a number of minutes above 0")

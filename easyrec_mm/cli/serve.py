@@ -25,8 +25,6 @@ def add_flags(parser: f.Parser) -> None:
     image_model = "folder of the image model, for --missing_vector compute"
     add("--img_model_dir", metavar="I", dest="image_model_dir", default="", help=image_model)
     f.add_image_root_flag(parser)
-    add("--http_port", metavar="P", type=f.positive, default=8080, help="port of REST (default 8080)")
-    add("--grpc_port", metavar="P", type=f.not_negative, default=8081, help="port of gRPC (default 8081); 0: none")
     add("--workers", metavar="N", type=f.positive, default=1, help="processes that answer REST requests (default 1)")
     threads = "threads per process (default: its share of the cores)"
     add("--num_threads", metavar="N", type=f.not_negative, default=0, help=threads)
@@ -48,14 +46,43 @@ def add_flags(parser: f.Parser) -> None:
     add("--runtime", choices=["onnx", "tensorflow"], default="onnx", help="what runs the rec model (default onnx)")
     reload = "seconds between checks for a new release; 0: never (default 5)"
     add("--reload_every_s", metavar="S", type=f.seconds, default=5.0, help=reload)
+    _add_address_flags(parser)
+    _add_limit_flags(parser)
+
+
+def _add_address_flags(parser: f.Parser) -> None:
+    add = parser.add_argument
+    host = "address to listen at (default 127.0.0.1: this machine only); 0.0.0.0 or ::: all addresses"
+    add("--host", metavar="A", default="127.0.0.1", help=host)
+    add("--http_port", metavar="P", type=f.positive, default=8080, help="port of REST (default 8080)")
+    add("--grpc_port", metavar="P", type=f.not_negative, default=8081, help="port of gRPC (default 8081); 0: none")
+    tls = "PEM file of the certificate and its chain, to serve REST and gRPC with TLS; taken anew when it changes"
+    add("--tls_cert", metavar="F", default="", help=tls)
+    add("--tls_key", metavar="F", default="", help="PEM file of the certificate's private key")
+    token = "file with the tokens of which clients must send one (authorization: Bearer TOKEN), one a line"
+    add("--token_file", metavar="F", default="", help=token)
+
+
+def _add_limit_flags(parser: f.Parser) -> None:
+    add = parser.add_argument
     add("--max_request_bytes", metavar="N", type=f.positive, default=8 << 20, help="bytes per request (default 8 MiB)")
     add("--max_instances", metavar="N", type=f.positive, default=10_000, help="instances per request (default 10000)")
-    connections = "connections per process; further ones are answered with 503 (default 1000)"
+    connections = "requests per process at a time; further ones are answered with 503 (default 1000)"
     add("--max_connections", metavar="N", type=f.positive, default=1000, help=connections)
+    request_s = "seconds that a client may take for the head of a request, and for its body (default 30)"
+    add("--request_s", metavar="S", type=f.positive_seconds, default=30.0, help=request_s)
+    idle_s = "seconds after which a connection without a request is closed (default 75)"
+    add("--idle_s", metavar="S", type=f.positive_seconds, default=75.0, help=idle_s)
+    drain_s = "seconds that the requests under way get to end after SIGTERM or SIGINT (default 25)"
+    add("--drain_s", metavar="S", type=f.seconds, default=25.0, help=drain_s)
+    add("--access_log", action="store_true", help="log each request")
 
 
 def run(flags: f.Flags) -> int:
     """Serve until a signal."""
+    if bool(flags.tls_cert) != bool(flags.tls_key):
+        given, missing = ("--tls_cert", "--tls_key") if flags.tls_cert else ("--tls_key", "--tls_cert")
+        raise UserError(f"{given}: has no effect without {missing}; give both, or neither")
     cores = len(os.sched_getaffinity(0))
     with ExitStack() as stack:
         if flags.workers > 1:
@@ -68,8 +95,10 @@ def run(flags: f.Flags) -> int:
         num_threads = flags.num_threads or max(1, cores // flags.workers)
         stores = _vector_stores(flags.vector_store)
         service = f.options_of(ServiceOptions, flags, num_threads=num_threads, vector_stores=stores)
-        serve(f.options_of(ServerOptions, flags, service=service))
-    return 0
+        ended = serve(f.options_of(ServerOptions, flags, service=service))
+    if not ended.is_idle:
+        os._exit(ended.status)  # the end of Python would wait for threads that may never end
+    return ended.status
 
 
 def _vector_stores(assignments: list[str]) -> dict[str, str]:

@@ -19,11 +19,18 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 from prometheus_client.exposition import choose_encoder
 from prometheus_client.multiprocess import MultiProcessCollector, mark_process_dead
 
+from easyrec_mm.errors import hide_secrets
+from easyrec_mm.serving import tracing
 from easyrec_mm.serving.release import Release, Source
 from easyrec_mm.serving.service import Answer
 
 # Variable with the folder in which a server's processes share metrics; prometheus_client reads it when it is imported.
 SHARED_METRICS = "PROMETHEUS_MULTIPROC_DIR"
+# Longer texts are cut in the log.
+_MOST_CHARACTERS = 2000
+# What JSON leaves as it is: control characters beyond ASCII, separators of lines, changes of the direction of text, and
+# halves of characters, which no file can hold.
+_UNPRINTABLE = re.compile("[\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
 
 prometheus_client.disable_created_metrics()
 _LATENCY_BUCKETS = (0.001, 0.002, 0.003, 0.004, 0.006, 0.008, 0.012, 0.016, 0.024, 0.032, 0.064, 0.128, 0.5, 2.0)
@@ -38,6 +45,16 @@ FEATURE_VECTOR_MISSES = Counter(
     "easyrec_mm_feature_vector_misses", "Keys of features of which their store had no vector", ["feature"]
 )
 RELOADS = Counter("easyrec_mm_reloads", "New releases by outcome: taken, refused", ["outcome"])
+REFUSALS = Counter(
+    "easyrec_mm_refusals",
+    "Requests that were refused before they were read, and connections that were closed, by reason: ending, too_many, "
+    "no_token, too_large, too_slow, not_http, no_room",
+    ["reason"],
+)
+UNDER_WAY = Gauge(
+    "easyrec_mm_requests_under_way", "Requests that are being answered", ["protocol"], multiprocess_mode="livesum"
+)
+CONNECTIONS = Gauge("easyrec_mm_connections", "Open connections of REST", multiprocess_mode="livesum")
 _RELEASE_LABELS = ("checkpoint", "step", "generation", "image_tower")
 RELEASE = Gauge(
     "easyrec_mm_release",
@@ -85,7 +102,10 @@ def _forget_dead_processes(folder: str) -> None:
 
 
 class JsonFormatter(logging.Formatter):
-    """Formats a record as one JSON line that also contains the fields of `extra={"fields": {...}}`."""
+    """Formats a record as one JSON line that also contains the fields of `extra={"fields": {...}}`.
+
+    Texts may come from clients: they are shortened, hold no secrets of addresses, and cannot steer a terminal.
+    """
 
     def format(self, record: logging.LogRecord) -> str:
         values: dict[str, Any] = {
@@ -93,12 +113,18 @@ class JsonFormatter(logging.Formatter):
             "level": record.levelname,
             "logger": record.name,
             "process": record.process,
-            "message": record.getMessage(),
-            **getattr(record, "fields", {}),
+            "message": _short(record.getMessage()),
+            **{name: _short(v) if isinstance(v, str) else v for name, v in getattr(record, "fields", {}).items()},
+            **tracing.log_fields(),
         }
         if record.exc_info:
             values["exception"] = self.formatException(record.exc_info)
-        return json.dumps(values, ensure_ascii=False, default=str)
+        line = hide_secrets(json.dumps(values, ensure_ascii=False, default=str))
+        return _UNPRINTABLE.sub(lambda match: f"\\u{ord(match[0]):04x}", line)
+
+
+def _short(text: str) -> str:
+    return text if len(text) <= _MOST_CHARACTERS else f"{text[:_MOST_CHARACTERS]}... ({len(text)} characters)"
 
 
 def _is_no_mistake_of_a_client(record: logging.LogRecord) -> bool:
@@ -115,7 +141,8 @@ def configure_logs() -> None:
         "filters": ["mistakes"],
     }
     warnings.filterwarnings("ignore", message="ORJSONResponse is deprecated")  # from KServe's routes
-    levels = {"easyrec_mm": "INFO", "kserve": "WARNING", "uvicorn": "WARNING", "uvicorn.access": "CRITICAL"}
+    # What uvicorn warns of is what clients do wrong; the metrics count it.
+    levels = {"easyrec_mm": "INFO", "kserve": "WARNING", "uvicorn": "CRITICAL", "uvicorn.access": "CRITICAL"}
     logging.config.dictConfig(
         {
             "version": 1,

@@ -295,7 +295,7 @@ def newest_export(folder: str) -> str:
         names |= {"" for _ in Path(folder).glob(MANIFEST)}
     if "" in names:
         return folder
-    numbered = [name for name in names if name.isdigit()]
+    numbered = [name for name in names if name.isascii() and name.isdigit()]
     if not numbered:
         choices = "a folder written by easyrec-mm export, or a folder of such folders with numbers as names"
         raise ExportError(f"{folder}: no {MANIFEST}; give {choices}")
