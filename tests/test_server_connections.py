@@ -1,4 +1,4 @@
-"""Clients that hold connections: idle ones, slow ones, and ones that do not take their answers; and what is not HTTP."""
+"""Clients that hold connections: idle, slow, or not taking their answers; and what is not HTTP."""
 
 from __future__ import annotations
 

@@ -40,7 +40,7 @@ def refused_by_grpc(call):
 
 
 def test_requests_under_way_are_answered(exported, serving_place, samples, servers):
-    """Over REST and gRPC, while a store is slow: readiness goes first, new requests are refused, the others get answers."""
+    """Over REST and gRPC, while a store is slow: readiness goes first, then new requests are refused."""
     uri = f"{servers('redis').uri}?prefix=ending"
     embed(exported, uri)
     instances = samples[0][:3]

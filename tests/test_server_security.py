@@ -10,6 +10,7 @@ import shutil
 import ssl
 import subprocess
 import sys
+from contextlib import suppress
 
 import grpc
 import pytest
@@ -119,10 +120,8 @@ def test_clients_without_tls_or_of_another_certificate(secured, tmp_path):
     server, _, _ = secured
     plain = server.socket()
     plain.sendall(b"GET / HTTP/1.1\r\nhost: x\r\n\r\n")
-    try:
+    with suppress(ConnectionResetError):
         assert not plain.recv(1000).startswith(b"HTTP/1.1 200")
-    except ConnectionResetError:
-        pass
     other = context_of(write_certificate(tmp_path, 9))
     with pytest.raises(ssl.SSLCertVerificationError):
         other.wrap_socket(server.socket(), server_hostname="127.0.0.1")
@@ -198,7 +197,8 @@ def test_flags_that_cannot_be(serving_place, tmp_path):
         ("--host 192.0.2.1); choose another port", "--host", "192.0.2.1"),
     ]
     code = "import json, sys, easyrec_mm.cli.main as cli\nfor case in json.loads(sys.argv[1]):\n"
-    code += "    print('status', cli.main(['serve', '--rec_model_dir', '/no', '--store', 'lmdb:///no', *case]), file=sys.stderr)"
+    code += "    command = ['serve', '--rec_model_dir', '/no', '--store', 'lmdb:///no', *case]\n"
+    code += "    print('status', cli.main(command), file=sys.stderr)"
     arguments = json.dumps([[str(flag) for flag in flags] for _, *flags in cases])
     command = [sys.executable, "-c", code, arguments]
     done = subprocess.run(command, cwd=ROOT, stderr=subprocess.PIPE, text=True, check=True)
