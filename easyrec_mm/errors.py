@@ -72,13 +72,13 @@ def tensorflow_reason(message: str | None) -> str:
 
 # The part of an address before "@". In that of a store, no path has an "@", so that a password may have any character.
 _USER_OF_STORE = re.compile(
-    r"(?P<scheme>\b(?:rediss?|postgres(?:ql)?)://)(?P<user>[^\s'\"<>?]*|[^\s'\"<>]*)@", re.IGNORECASE
+    r"(?P<scheme>\b(?:rediss?|postgres(?:ql)?)://)(?P<user>[^\s'\"<>?]{0,512}|[^\s'\"<>]{0,512})@", re.IGNORECASE
 )
-_USER = re.compile(r"(?P<scheme>\b[a-z][a-z0-9+.-]*://)(?P<user>[^\s'\"<>/?#]*)@", re.IGNORECASE)
+_USER = re.compile(r"(?P<scheme>\b[a-z][a-z0-9+.-]{0,30}://)(?P<user>[^\s'\"<>/?#]{0,512})@", re.IGNORECASE)
 # A setting of an address or of PostgreSQL's connection strings that is secret.
 _SECRET_SETTING = re.compile(
-    r"(?P<name>(?:[?&;\s]|^)(?:[\w.-]*(?:passw|secret|token|signature|credential|accesskeyid|accessid|api_?key)[\w.-]*"
-    r"|(?:[\w.-]*[-_.])?(?:sig|pwd|pass|auth)|(?<=[?&])key))=(?P<value>[^&#\s'\"<>]+)",
+    r"(?P<name>(?:[?&;\s]|^)(?:[\w.-]{0,64}(?:passw|secret|token|signature|credential|accesskeyid|accessid|api_?key)"
+    r"[\w.-]{0,64}|(?:[\w.-]{0,64}[-_.])?(?:sig|pwd|pass|auth)|(?<=[?&])key))=(?P<value>(?:(?!,\s|,\w+://)[^&#\s'\"<>])+)",
     re.IGNORECASE,
 )
 HIDDEN = "***"
@@ -99,21 +99,38 @@ def hide_secrets(text: str, *uris: str) -> str:
     if "://" not in text and "=" not in text:
         return text
 
-    def hide_user(match: re.Match[str]) -> str:
-        name, colon, _ = match["user"].partition(":")
-        if not colon:  # on the web, a name without a password is a token
-            name = HIDDEN if match["scheme"].lower().startswith("http") and name else name
-        return f"{match['scheme']}{name}{colon and ':' + HIDDEN}@"
+    return _SECRET_SETTING.sub(_hide_setting, _USER.sub(_hide_user, _USER_OF_STORE.sub(_hide_user, text)))
 
-    text = _USER.sub(hide_user, _USER_OF_STORE.sub(hide_user, text))
-    return _SECRET_SETTING.sub(lambda match: f"{match['name']}={HIDDEN}", text)
+
+def without_secrets(uri: str) -> str:
+    """Return a URI for files that others may read: the password is left out, and signatures are replaced by ***."""
+    return _SECRET_SETTING.sub(_hide_setting, _USER.sub(_drop_password, _USER_OF_STORE.sub(_drop_password, uri)))
 
 
 def secrets_of(uri: str) -> set[str]:
     """Return the passwords and signatures in a URI, as they are written and as they are meant."""
     users = [match["user"].partition(":")[2] for pattern in (_USER_OF_STORE, _USER) for match in pattern.finditer(uri)]
     written = {*users, *(match["value"] for match in _SECRET_SETTING.finditer(uri))}
-    return {secret for text in written for secret in (text, unquote(text)) if len(secret) > 2}
+    meant = written | {unquote(text) for text in written}
+    # A library may take a part of a password for a port.
+    return {secret for text in meant for secret in (text, *re.split("[/?#@:]", text)) if len(secret) > 2}
+
+
+def _hide_user(match: re.Match[str]) -> str:
+    name, colon, _ = match["user"].partition(":")
+    if not colon and name and match["scheme"].lower().startswith("http"):
+        name = HIDDEN  # on the web, a name without a password is a token
+    return f"{match['scheme']}{name}{colon and ':' + HIDDEN}@"
+
+
+def _drop_password(match: re.Match[str]) -> str:
+    name, colon, _ = match["user"].partition(":")
+    is_token = not colon and match["scheme"].lower().startswith("http")
+    return match["scheme"] + ("" if is_token or not name else f"{name}@")
+
+
+def _hide_setting(match: re.Match[str]) -> str:
+    return f"{match['name']}={HIDDEN}"
 
 
 def first_line(error: Exception) -> str:

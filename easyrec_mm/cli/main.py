@@ -31,6 +31,7 @@ from easyrec_mm.cli import (
     weights,
     worth,
 )  # fmt: skip
+from easyrec_mm.cli.console import show_exception, without_secrets_shown
 from easyrec_mm.cli.exit_status import after_signal
 from easyrec_mm.errors import UserError
 from easyrec_mm.files.folders import shown
@@ -66,12 +67,18 @@ def run() -> NoReturn:
             os._exit(status)
 
     atexit.register(end)  # registered first, so that it runs last
+    sys.excepthook = show_exception
     status = main()
     sys.exit(status)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command; return 0, 1 for a user's mistake, 2 for invalid flags, or 128 + n after signal n."""
+    with without_secrets_shown():
+        return _run(arguments)
+
+
+def _run(arguments: Sequence[str] | None) -> int:
     try:
         flags = make_parser().parse_args(arguments)
         status: int = COMMANDS[flags.command].run(flags)

@@ -17,6 +17,7 @@ from google.protobuf.message import Message
 
 from easyrec_mm.config.rules import rule_of
 from easyrec_mm.config.text import is_repeated
+from easyrec_mm.errors import without_secrets
 from easyrec_mm.features.categories import read_vocabulary
 from easyrec_mm.protos.pipeline_pb2 import EasyRecConfig
 
@@ -57,7 +58,20 @@ def record_of(config: EasyRecConfig) -> str:
         if feature.vocab_file:
             values = "\n".join(read_vocabulary(feature.vocab_file))
             feature.vocab_file = f"values with the checksum {hashlib.sha256(values.encode()).hexdigest()[:16]}"
+    leave_out_secrets(record)
     return str(text_format.MessageToString(record, as_utf8=True))
+
+
+def leave_out_secrets(message: Message) -> None:
+    """Leave the passwords out of the URIs in a config; see errors.without_secrets."""
+    for field, value in message.ListFields():
+        if field.message_type:
+            for inner in value if is_repeated(field) else [value]:
+                leave_out_secrets(inner)
+        elif field.type == FieldDescriptor.TYPE_STRING and is_repeated(field):
+            value[:] = [without_secrets(text) if "://" in text else text for text in value]
+        elif field.type == FieldDescriptor.TYPE_STRING and "://" in value:
+            setattr(message, field.name, without_secrets(value))
 
 
 def changes_since(record: str, config: EasyRecConfig) -> list[Change]:

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from google.protobuf import text_format
 
+from easyrec_mm.config.changes import leave_out_secrets
 from easyrec_mm.config.evaluation import check_evaluation
 from easyrec_mm.config.export import check_export
 from easyrec_mm.config.network import check_network
@@ -69,8 +70,11 @@ def check_config(config: EasyRecConfig, path: str) -> tuple[Schema, list[str]]:
 
 
 def write_config(config: EasyRecConfig, path: str) -> None:
-    """Write a config as text that `load_pipeline` reads."""
-    put_text(path, text_format.MessageToString(config, as_utf8=True))
+    """Write a config as text that `load_pipeline` reads; the passwords of its URIs are left out."""
+    written = EasyRecConfig()
+    written.CopyFrom(config)
+    leave_out_secrets(written)
+    put_text(path, text_format.MessageToString(written, as_utf8=True))
 
 
 def _require_fields(config: EasyRecConfig, path: str) -> None:

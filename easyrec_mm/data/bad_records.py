@@ -10,11 +10,11 @@ import os
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
-from easyrec_mm.errors import DataError
+from easyrec_mm.errors import DataError, hide_secrets
 from easyrec_mm.files import naming
 
 # Number of groups or pictures from which on their share is meaningful; fewer are checked only at the end of the data.
@@ -177,6 +177,7 @@ class BadRecords:
         now = time.strftime("%Y-%m-%dT%H:%M:%S")
         with naming(path), path.open("a", encoding="utf-8") as file:
             for record in records:
+                record = replace(record, file=hide_secrets(record.file), problem=hide_secrets(record.problem))
                 if record not in self._remembered_records and len(self._remembered_records) < MAX_REMEMBERED:
                     self._remembered_records.add(record)
                     file.write(json.dumps({**asdict(record), "time": now}, ensure_ascii=False) + "\n")

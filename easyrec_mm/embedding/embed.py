@@ -26,7 +26,7 @@ from easyrec_mm.data.picture_reader import PictureReader
 from easyrec_mm.data.pictures import PictureLoader
 from easyrec_mm.embedding.image_model import ImageModel
 from easyrec_mm.embedding.items import Item
-from easyrec_mm.errors import UserError
+from easyrec_mm.errors import UserError, hide_secrets
 from easyrec_mm.files import is_remote, naming, plain, put, written_at
 from easyrec_mm.runs.progress import PictureProgress
 from easyrec_mm.schema import Schema
@@ -144,7 +144,8 @@ def _embed_batches(
             records = _records(model, loaded)
             for item, path, problem in loaded.bad:
                 first_bad = first_bad or f"{path} {problem}"
-                bad_list.write(json.dumps({"key": item.key, "path": path, "problem": problem}) + "\n")
+                line = json.dumps({"key": item.key, "path": path, "problem": problem})
+                bad_list.write(hide_secrets(line) + "\n")
             bad_list.flush()
             if writing is not None:
                 writing.result()
@@ -304,7 +305,7 @@ def _open_list(path: str, refused: Sequence[BadRecord]) -> Iterator[TextIO]:
         raise UserError(f"--bad_pictures {path}: cannot be written: {error.strerror}") from error
     try:
         with naming(path), file:
-            file.writelines(json.dumps(asdict(record)) + "\n" for record in refused)
+            file.writelines(hide_secrets(json.dumps(asdict(record))) + "\n" for record in refused)
             yield file
     finally:
         if is_remote(path):

@@ -10,8 +10,8 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar
-from urllib.parse import urlsplit, urlunsplit
 
+from easyrec_mm.errors import without_secrets
 from easyrec_mm.features.back_end import BackEnd
 from easyrec_mm.features.categories import Categories
 from easyrec_mm.features.numbers import Numbers
@@ -38,12 +38,7 @@ class StoredVectors:
 
     def without_password(self) -> StoredVectors:
         """Return these vectors with the password removed from the URI, so that it can be shown to others."""
-        parts = urlsplit(self.uri)
-        if parts.password is None:
-            return self
-        host = parts.netloc.rpartition("@")[2]
-        netloc = f"{parts.username}@{host}" if parts.username else host
-        return replace(self, uri=urlunsplit(parts._replace(netloc=netloc)))
+        return replace(self, uri=without_secrets(self.uri))
 
 
 @dataclass(frozen=True, kw_only=True)

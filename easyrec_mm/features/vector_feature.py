@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
-from urllib.parse import urlsplit
 
 from easyrec_mm.errors import did_you_mean
 from easyrec_mm.features.back_end import BackEnd
@@ -72,7 +71,7 @@ class VectorFeature(Feature):
 def read_stored_vectors(settings: FeatureSettings) -> StoredVectors:
     """Read the settings of the store with the vectors whose keys the feature reads."""
     item = settings.item
-    scheme = urlsplit(item.vector_store).scheme
+    scheme = item.vector_store.partition("://")[0].lower()
     if scheme not in STORE_SCHEMES:
         choices = did_you_mean(scheme, STORE_SCHEMES)
         settings.add("vector_store", f"'{item.vector_store}': no store has the scheme '{scheme}://'; {choices}")

@@ -11,6 +11,7 @@ from collections.abc import Callable, Collection, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+from easyrec_mm.errors import hide_secrets
 from easyrec_mm.files.paths import is_remote, join, plain
 from easyrec_mm.files.place import place_of
 from easyrec_mm.files.storage import FileInfo
@@ -23,10 +24,10 @@ _names: dict[str, str] = {}
 
 
 def shown(text: str) -> str:
-    """Return a message in which the paths of copies are replaced by those of the originals."""
+    """Return a message in which the paths of copies are replaced by those of the originals, without their secrets."""
     for copy, name in _names.items():
         text = text.replace(copy, name)
-    return text
+    return hide_secrets(text)
 
 
 def new_copy_of(path: str) -> Path:

@@ -7,7 +7,7 @@ import os
 from collections.abc import Iterable
 from typing import NamedTuple
 
-from easyrec_mm.errors import DataError
+from easyrec_mm.errors import DataError, hide_secrets
 from easyrec_mm.files import is_remote, join
 from easyrec_mm.grouping.output_folder import written
 
@@ -80,7 +80,7 @@ class BadRows:
         """Write the list, one JSON line per entry, and the number of bad ones that are not listed."""
         with written(path) as here, open(here, "w", encoding="utf-8") as file:
             for row in self._rows:
-                file.write(json.dumps(row._asdict(), ensure_ascii=False) + "\n")
+                file.write(hide_secrets(json.dumps(row._asdict(), ensure_ascii=False)) + "\n")
             if self._num_unlisted:
                 file.write(json.dumps({"kind": "more", "number": self._num_unlisted}) + "\n")
 

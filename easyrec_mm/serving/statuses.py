@@ -16,6 +16,8 @@ from kserve.errors import (
     UnsupportedProtocol,
 )
 
+from easyrec_mm.errors import hide_secrets
+
 
 class Status(NamedTuple):
     """What a client is told of an error."""
@@ -47,5 +49,5 @@ def status_of(error: Exception) -> Status:
     for errors, http, grpc in _STATUSES:
         if isinstance(error, errors):
             text = error.details if isinstance(error, GrpcException) else str(error)
-            return Status(http, grpc, text or "not supported")
+            return Status(http, grpc, hide_secrets(text) or "not supported")
     return Status(500, StatusCode.INTERNAL, "internal error; the server's log has more")

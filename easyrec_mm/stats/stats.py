@@ -10,7 +10,7 @@ from easyrec_mm.data.bad_records import BadRecord
 from easyrec_mm.data.packed_pictures import packed_path
 from easyrec_mm.data.picture_reader import PictureReader, picture_reader
 from easyrec_mm.data.whole_pictures import ANY_PICTURE
-from easyrec_mm.errors import UserError
+from easyrec_mm.errors import UserError, hide_secrets
 from easyrec_mm.files import put_text
 from easyrec_mm.schema import Image
 from easyrec_mm.stats.fields import SampleStats
@@ -68,9 +68,9 @@ def stats(pipeline: Pipeline | None, options: StatsOptions) -> str:
         reader = picture_reader(data, options.image_root)
         pictures = _Pictures(reader, pipeline.schema.image, pipeline.schema.image_separator, data.packed_images)
     report = _read(name, samples, pictures, options.num_pictures)
-    put_text(options.output, page(report))
+    put_text(options.output, hide_secrets(page(report)))
     if options.json:
-        put_text(options.json, json.dumps(report.as_dict(), indent=1, ensure_ascii=False))
+        put_text(options.json, hide_secrets(json.dumps(report.as_dict(), indent=1, ensure_ascii=False)))
     return f"{text(report)}\n\npage: {options.output}"
 
 

@@ -12,9 +12,8 @@ To add a store, subclass `Store` (base.py) in a new file, and add its scheme to 
 from __future__ import annotations
 
 from importlib import import_module
-from urllib.parse import urlsplit
 
-from easyrec_mm.errors import StoreError, did_you_mean
+from easyrec_mm.errors import StoreError, did_you_mean, hide_secrets
 from easyrec_mm.store.base import Generation, Meta, Record, State, Store, Vectors
 
 __all__ = ["Generation", "Meta", "Record", "State", "Store", "Vectors", "open_store"]
@@ -39,9 +38,15 @@ def open_store(uri: str, writable: bool = False) -> Store:
     Raises:
       StoreError: if the store does not exist or cannot be reached.
     """
-    scheme = urlsplit(uri).scheme
+    scheme = uri.partition("://")[0].lower()
     if scheme not in SCHEMES:
         raise StoreError(f"--store {uri}: no store has the scheme '{scheme}://'; {did_you_mean(scheme, SCHEMES)}")
     module, name = SCHEMES[scheme]
-    store: Store = getattr(import_module(module), name)(uri, writable)
+    try:
+        store: Store = getattr(import_module(module), name)(uri, writable)
+    except StoreError as error:
+        raise StoreError(hide_secrets(str(error), uri)) from error  # drivers quote parts of an address
+    except ValueError as error:
+        text = "is not an address; write / ? # @ [ ] in a password as %2F %3F %23 %40 %5B %5D"
+        raise StoreError(f"{hide_secrets(uri)}: {text}") from error
     return store

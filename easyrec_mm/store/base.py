@@ -11,12 +11,11 @@ from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from enum import IntEnum
 from typing import Any, Literal, NamedTuple
-from urllib.parse import urlsplit, urlunsplit
 
 import numpy as np
 from numpy.typing import NDArray
 
-from easyrec_mm.errors import StoreError
+from easyrec_mm.errors import StoreError, hide_secrets
 
 VectorDtype = Literal["float32", "float16"]
 HASH_BYTES = 16
@@ -311,7 +310,4 @@ def require_generation(meta: Meta, requested: Generation | None, uri: str) -> Ge
 
 def without_password(uri: str) -> str:
     """Return a URI with its password hidden."""
-    parts = urlsplit(uri)
-    if parts.password is None:
-        return uri
-    return urlunsplit(parts._replace(netloc=parts.netloc.replace(f":{parts.password}@", ":***@", 1)))
+    return hide_secrets(uri)
