@@ -92,6 +92,21 @@ def test_commands_are_known_and_probes_are_ports_of_theirs():
             options = cli.make_parser().parse_args(arguments)
             assert options.workers == int(container["resources"]["limits"]["cpu"])
             assert options.http_port in ports
+            assert options.host == "0.0.0.0"  # else only the container itself would reach it
+
+
+def test_a_pod_waits_before_it_ends_and_has_time_to_end():
+    found = 0
+    for _, document in documents():
+        spec = document.get("spec", {})
+        pod = spec.get("predictor") or spec.get("template", {}).get("spec", {})
+        for container in containers(document):
+            if "command" in container:
+                sleep = int(container["lifecycle"]["preStop"]["exec"]["command"][1])
+                options = cli.make_parser().parse_args([container["command"][1], *container["args"]])
+                assert pod["terminationGracePeriodSeconds"] >= sleep + options.drain_s + 5
+                found += 1
+    assert found == 2
 
 
 def test_selectors_meet_labels():
