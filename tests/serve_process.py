@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import http.client
 import json
-import resource
 import signal
 import socket
 import subprocess
@@ -39,10 +38,11 @@ class Running:
         self.headers = {"authorization": f"Bearer {token}"} if token else {}
         command = [sys.executable, "-m", "easyrec_mm", "serve", "--rec_model_dir", rec, "--store", store]
         command += ["--http_port", self.port, "--grpc_port", self.grpc_port, "--reload_every_s", "0.2", *flags]
+        if open_files:
+            command = ["sh", "-c", 'ulimit -n "$0" && exec "$@"', open_files, *command]
         self.process = subprocess.Popen(
-            [str(part) for part in command], cwd=ROOT, stderr=subprocess.PIPE, text=True, start_new_session=True,
-            preexec_fn=lambda: open_files and resource.setrlimit(resource.RLIMIT_NOFILE, (open_files, open_files)),
-        )  # fmt: skip
+            [str(part) for part in command], cwd=ROOT, stderr=subprocess.PIPE, text=True, start_new_session=True
+        )
         self.lines = []
         self._reader = threading.Thread(target=lambda: self.lines.extend(self.process.stderr), daemon=True)
         self._reader.start()

@@ -155,6 +155,21 @@ def test_a_body_that_is_refused_before_it_is_sent(impatient):
     assert received(connection).startswith(b"HTTP/1.1 413 ")
 
 
+def test_bodies_that_together_are_too_large(serving_place, samples):
+    """The memory that requests take before they are answered is bounded."""
+    flags = ["--max_request_bytes", "10000"]
+    with running(serving_place / "rec", f"lmdb://{serving_place}/store", *flags) as server:
+        head = f"POST {PREDICT} HTTP/1.1\r\nhost: x\r\ncontent-length: 10000\r\n\r\n".encode()
+        held = [server.socket() for _ in range(70)]
+        for connection in held:
+            connection.sendall(head + b"x" * 9_900)
+        refused, _, _ = select.select(held, [], [], 30)
+        assert received(refused[0]).startswith(b"HTTP/1.1 503 ")
+        for connection in held:
+            connection.close()
+        wait_for(lambda: server.predict(samples[0][:2])[0] == 200)
+
+
 def test_a_message_that_never_comes_over_grpc(impatient):
     def nothing():
         yield from ()
@@ -171,6 +186,13 @@ def test_a_message_that_never_comes_over_grpc(impatient):
     with pytest.raises(grpc.RpcError) as raised:
         call(nothing())
     assert raised.value.code() == grpc.StatusCode.INVALID_ARGUMENT
+
+
+def test_only_this_machine_is_listened_to_by_default(impatient):
+    assert not any(line["level"] == "WARNING" for line in impatient.logs())
+    for port in (impatient.port, impatient.grpc_port):
+        with pytest.raises(ConnectionRefusedError):
+            socket.create_connection(("127.0.0.2", port))
 
 
 def test_paths_and_methods_that_are_none(impatient):

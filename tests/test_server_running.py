@@ -66,7 +66,7 @@ def test_reloading_under_load(exported, earlier_export, serving_place, samples, 
 
 
 def test_several_processes(serving_place, samples):
-    """They count together; one that is killed is replaced; all end with the first."""
+    """They count together; one that is killed or ends is replaced; all end with the first."""
     with running(serving_place / "rec", f"lmdb://{serving_place}/store", "--workers", 2) as server:
         wait_for(lambda: sum(line["message"] == "serving" for line in server.logs()) == 3)
         for _ in range(40):
@@ -82,6 +82,11 @@ def test_several_processes(serving_place, samples):
         wait_for(lambda: sum(line["message"] == "serving" for line in server.logs()) == 4)
         assert server.predict(samples[0][:2])[0] == 200
         assert server.metric(release + "}") == 3
+        workers = {line["process"] for line in server.logs()} - {server.process.pid}
+        os.kill(min(workers), signal.SIGTERM)
+        while not any("has ended with status 0" in line["message"] for line in server.logs()):
+            assert server.predict(samples[0][:2])[0] in (200, 503)
+        wait_for(lambda: sum(line["message"] == "serving" for line in server.logs()) == 5)
         workers = {line["process"] for line in server.logs()} - {server.process.pid}
         assert server.end(signal.SIGKILL) == -signal.SIGKILL
     wait_for(lambda: not any(is_running(worker) for worker in workers))

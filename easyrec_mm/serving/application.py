@@ -36,6 +36,8 @@ _METRICS, _PREDICT_V1 = "/metrics", f"/v1/models/{MODEL_NAME}:predict"
 _HEALTH = ("/", "/v2/health/live", "/v2/health/ready", f"/v2/models/{MODEL_NAME}/ready", f"/v1/models/{MODEL_NAME}")
 _VERSION = re.compile(rf"(/v[12]/models/{MODEL_NAME})/versions/([^/:]+)(.*)", re.DOTALL)
 _MOST_DISCARDED = 64 << 20
+# Bodies of the largest size that a process keeps at a time.
+_MOST_BODIES = 64
 _REFUSED_AFTER_S = 0.05
 NO_TOKEN = Refusal("no_token", "give a valid token, as in the header authorization: Bearer TOKEN")
 
@@ -150,6 +152,7 @@ class Gate:
         except Exception as error:
             await exchange.tell(error)
         finally:
+            exchange.end()
             if self._options.access_log:
                 exchange.log(time.perf_counter() - started)
             tracing.current.reset(token)
@@ -202,7 +205,11 @@ class _Exchange:
         """
         message = await self._receive()
         self._has_more = bool(message.get("more_body"))
-        self._num_bytes += len(message.get("body", b""))
+        num_bytes = len(message.get("body", b""))
+        self._num_bytes += num_bytes
+        if not self._traffic.hold(num_bytes, _MOST_BODIES * self._max_bytes):
+            self._traffic.count(Refusal("too_many", ""))
+            raise HTTPException(503, "too many bytes of requests at a time; try again later", {"connection": "close"})
         if self._num_bytes > self._max_bytes:
             self._traffic.count(Refusal("too_large", ""))
             await self._discard_body()
@@ -249,6 +256,10 @@ class _Exchange:
         else:
             _LOG.error("a request has failed", exc_info=error)
             await self._answer(500, status_of(error).message)
+
+    def end(self) -> None:
+        """Let go of the body."""
+        self._traffic.release(self._num_bytes)
 
     def log(self, seconds: float) -> None:
         """Log the request."""

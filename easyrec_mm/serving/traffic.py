@@ -39,6 +39,7 @@ class Traffic:
         self._most = most
         self._under_way = {"rest": 0, "grpc": 0}
         self._admits = True
+        self._num_body_bytes = 0
         self._hurry = asyncio.Event()
         # Whether further clients may be sent here, and whether connections shall be kept for further requests.
         self.is_ready = True
@@ -55,6 +56,15 @@ class Traffic:
             text = f"more than {self._most} requests at a time; try again later"
             return self.count(Refusal("too_many", text))
         return None
+
+    def hold(self, num_bytes: int, most: int) -> bool:
+        """Count bytes of a body that is kept in memory, until it is released; return whether there is room for them."""
+        self._num_body_bytes += num_bytes
+        return self._num_body_bytes <= most
+
+    def release(self, num_bytes: int) -> None:
+        """Count bytes of a body as no longer kept."""
+        self._num_body_bytes -= num_bytes
 
     def count(self, refusal: Refusal) -> Refusal:
         """Count a refusal in the metrics, and return it."""
