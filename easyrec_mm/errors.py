@@ -78,7 +78,7 @@ _USER = re.compile(r"(?P<scheme>\b[a-z][a-z0-9+.-]{0,30}://)(?P<user>[^\s'\"<>/?
 # A setting of an address or of PostgreSQL's connection strings that is secret.
 _SECRET_SETTING = re.compile(
     r"(?P<name>(?:[?&;\s]|^)(?:[\w.-]{0,64}(?:passw|secret|token|signature|credential|accesskeyid|accessid|api_?key)"
-    r"[\w.-]{0,64}|(?:[\w.-]{0,64}[-_.])?(?:sig|pwd|pass|auth)|(?<=[?&])key))=(?P<value>(?:(?!,\s|,\w+://)[^&#\s'\"<>])+)",
+    r"[\w.-]{0,64}|(?:[\w.-]{0,64}[-_.])?(?:sig|pwd|pass|auth)|(?<=[?&])key))=(?P<value>(?:(?![,:;](?:\s|$)|,\w+://)[^&#\s'\"<>])+)",
     re.IGNORECASE,
 )
 HIDDEN = "***"

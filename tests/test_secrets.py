@@ -30,6 +30,7 @@ SECRET = "gehe1m"
         ("POSTGRESQL://u:gehe1m@db/x?sslpassword=gehe1m&table=t", "POSTGRESQL://u:***@db/x?sslpassword=***&table=t"),
         ("postgresql://user@db/x", "postgresql://user@db/x"),
         ("a redis://a:gehe1m@h/0, 'redis://:gehe1m@h/1'", "a redis://a:***@h/0, 'redis://:***@h/1'"),
+        ("postgresql://h/x?password=gehe1m: failed", "postgresql://h/x?password=***: failed"),
         ("connect host=h password=gehe1m user=u", "connect host=h password=*** user=u"),
         ("https://gehe1m@host/a@2x.png", "https://***@host/a@2x.png"),
         ("http://host/a@2x.png?size=3&design=4&monkey=5", "http://host/a@2x.png?size=3&design=4&monkey=5"),
@@ -95,7 +96,10 @@ def failing_commands(config, folder):
     """Commands that end with a message, each for another reason."""
     web = f"https://u:{SECRET}@127.0.0.1:1/x.csv"
     serve = ["serve", "--rec_model_dir", f"{folder}/rec", "--store"]
-    vectors = "feature_config.features[0].vector_store"
+    group = ["--output", f"{folder}/grouped", "--group_by", "a", "--image_field", "b"]
+    feature = "feature_config.features[0]"
+    vectors = [f"--set={feature}.feature_type=VectorFeature", f"--set={feature}.vector_dim=4"]
+    vectors += ["--set", f"{feature}.vector_store"]
     yield from (
         ["store", "stat", "--store", f"redis://:{SECRET}@127.0.0.1:1/0"],
         ["store", "stat", "--store", f"redis://:x/{SECRET}@127.0.0.1:1/0"],
@@ -109,13 +113,10 @@ def failing_commands(config, folder):
         [*serve, f"lmdb://{folder}/store", "--vector_store", f"redis://:{SECRET}@h/0"],
         [*serve, f"lmdb://{folder}/store", "--vector_store", f"x=redis://:{SECRET}@h/0"],
         ["embed", "--img_model_dir", f"{folder}/rec/1", "--input", web, "--store", f"redis://:{SECRET}@127.0.0.1:1/0"],
-        ["group", "--input", web, "--output", f"{folder}/grouped"],
-        ["group", "--input", f"https://127.0.0.1:1/x.csv?X-Amz-Signature={SECRET}", "--output", f"{folder}/grouped"],
-        ["check", "--pipeline_config", web],
-        ["check", "--pipeline_config", config, "--set", f"train_input_path={web}"],
-        ["check", "--pipeline_config", config, "--set", f"{vectors}=mysql://u:{SECRET}@h/x"],
-        ["check", "--pipeline_config", config, "--set", f"{vectors}=redis://:[{SECRET}@h/x"],
-        ["stats", "--pipeline_config", config, "--input", web],
+        ["group", "--input", web, *group],
+        ["group", "--input", f"https://127.0.0.1:1/x.csv?X-Amz-Signature={SECRET}", *group],
+        ["check", "--pipeline_config", config, *vectors[:-1], f"{vectors[-1]}=mysql://u:{SECRET}@h/x"],
+        ["check", "--pipeline_config", config, *vectors[:-1], f"{vectors[-1]}=redis://:[{SECRET}@h/x"],
         ["no_such_command", f"redis://:{SECRET}@h/0"],
         ["store", "stat", "--store", "lmdb://x", f"--no_such=redis://:{SECRET}@h/0"],
     )  # fmt: skip
