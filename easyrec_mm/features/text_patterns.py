@@ -2,6 +2,9 @@
 
 Input formats check every value with these patterns before it is read; the config's defaults are checked once. A feature
 type describes the texts that it accepts with the functions of this module.
+
+A text can match a pattern in one way only: no two neighbouring parts that repeat accept the same character. Therefore
+Python's re, which tries all ways, takes a time proportional to the length of the text, as RE2 does for any pattern.
 """
 
 from __future__ import annotations
@@ -14,18 +17,21 @@ from easyrec_mm.features.field import Dtype
 _MOST_REPEATS = 400
 # FLOAT fields are also checked as numbers. Within a string the exponent is limited instead, to avoid overflow.
 _EXPONENT = "(?:[eE][+-]?[0-9]{1,2})?"
-_LIST_EXPONENT = "(?:[eE](?:-[0-9]{1,2}|[+]?1?[0-9]))?"
 
 
 def integer(separators: str = "") -> str:
     """Return the pattern of a whole number within a text that the characters of `separators` split."""
-    return _signed("[0-9]{1,18}", separators)
+    return _signed(f"{_digit(separators)}{{1,18}}", separators)
 
 
-def number(separators: str = "", exponent: str = _LIST_EXPONENT) -> str:
-    """Return the pattern of a number within a text that the characters of `separators` split."""
-    digits = "[0-9]+" if "." in separators else r"(?:[0-9]+\.?[0-9]*|\.[0-9]+)"
-    return _signed(digits + ("" if "e" in separators.lower() else exponent), separators)
+def number(separators: str = "", exponent: str | None = None) -> str:
+    """Return the pattern of a number within a text that the characters of `separators` split.
+
+    `exponent` is the pattern of the exponent, by default one of which every number fits into float32.
+    """
+    digit = _digit(separators)
+    digits = f"{digit}+" if "." in separators else rf"(?:{digit}+(?:\.{digit}*)?|\.{digit}+)"
+    return _signed(digits + (_small_exponent(separators) if exponent is None else exponent), separators)
 
 
 def word(separators: str) -> str:
@@ -53,6 +59,21 @@ def list_of(element: str, separator: str) -> str:
     """Return the pattern of any number of elements, each of which may be empty."""
     between = literal(separator)
     return f"(?:(?:{element})?{between})*(?:{element})?"
+
+
+def _digit(separators: str) -> str:
+    """Return the pattern of a digit that is not among `separators`."""
+    digits = "".join(digit for digit in "0123456789" if digit not in separators)
+    return f"[{digits}]" if digits != "0123456789" else "[0-9]"
+
+
+def _small_exponent(separators: str) -> str:
+    if "e" in separators.lower():
+        return ""
+    digit, one = _digit(separators), "" if "1" in separators else "1?"
+    negative = "" if "-" in separators else f"-{digit}{{1,2}}|"
+    plus = "" if "+" in separators else "[+]?"
+    return f"(?:[eE](?:{negative}{plus}{one}{digit}))?"
 
 
 def _signed(digits: str, separators: str) -> str:

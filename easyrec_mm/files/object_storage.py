@@ -286,8 +286,7 @@ def _understood(message: str) -> tuple[Failure, str]:
     """Return what obstore's message means, and the part of it that a user needs."""
     text = message.partition("\n\nDebug source")[0]
     status = int(match[1]) if (match := re.search(r"status code: (\d{3})", text)) else 0
-    code = match[1] if (match := re.search(r"<Code>(.*?)</Code>", text, re.S)) else ""
-    detail = match[1].strip() if (match := re.search(r"<Message>(.*?)</Message>", text, re.S)) else ""
+    code, detail = _element(text, "Code"), _element(text, "Message").strip()
     reason = f"{code}: {detail}" if code else f"the storage answers {status}" if status else _shortened(text)
     if code == "NoSuchBucket":
         return Failure.PLACE, "there is no such bucket; check its name"
@@ -303,6 +302,12 @@ def _understood(message: str) -> tuple[Failure, str]:
         return Failure.PASSING, reason
     hint = "; set AWS_REGION to that of the bucket" if status in (301, 307) else ""
     return Failure.REFUSED, reason + hint
+
+
+def _element(text: str, name: str) -> str:
+    """Return the content of the first XML element of that name; "" if there is none."""
+    content, end, _ = text.partition(f"<{name}>")[2].partition(f"</{name}>")
+    return content if end else ""
 
 
 def _shortened(text: str) -> str:
