@@ -21,6 +21,8 @@ Kind = Literal["image", "rec", "total"]
 MANIFEST = "manifest.json"
 # Names of files, signatures and tensors that the export writes, and that embedding and serving read.
 IMAGE_ONNX, REC_ONNX, TABLES_FILE = "image.onnx", "rec.onnx", "rec.tables"
+# An example for clients, which nothing reads, so that users may change it.
+SAMPLE_REQUEST = "sample_request.json"
 DEFAULT, ENCODED, DECODE, VECTOR = "serving_default", "encoded", "decode", "vector"
 PIXELS, IMAGE_TEXT, IMAGE_VECTOR, PICTURE_ITEM = "pixels", "img_emb", "img_emb_vector", "picture_item"
 # The format that is written, and those that can be read. In format 1 a feature has the settings of all types.
@@ -130,7 +132,8 @@ def local_export(folder: str) -> str:
 
 def list_files(folder: Path) -> dict[str, dict[str, Any]]:
     """Return the value of Manifest.files for the files in a folder."""
-    paths = sorted(path for path in folder.rglob("*") if path.is_file() and path.name != MANIFEST)
+    unlisted = (MANIFEST, SAMPLE_REQUEST)
+    paths = sorted(path for path in folder.rglob("*") if path.is_file() and path.name not in unlisted)
     return {str(path.relative_to(folder)): _describe(path) for path in paths}
 
 

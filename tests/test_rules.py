@@ -51,7 +51,7 @@ MAY_IMPORT = {
     "embedding": "errors schema files manifest features store formats runs data",
     "evaluation": "errors schema stable_hash files features store config runs data network protos",
     "training": "errors schema files store config runs data network evaluation protos",
-    "export": "errors schema files manifest features store config data network evaluation protos",
+    "export": "errors schema files manifest features store config formats data network evaluation protos",
     "worth": "errors pages files config formats runs data evaluation training protos",
     "stats": "errors pages schema stable_hash files features store config formats data grouping network protos",
     "serving": "errors schema tensorflow_import files manifest features store embedding",

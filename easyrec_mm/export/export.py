@@ -29,11 +29,12 @@ from easyrec_mm.evaluation.evaluator import load_model, vectors_of
 from easyrec_mm.export.onnx_models import write_image_onnx, write_rec_onnx
 from easyrec_mm.export.parity import Exported, measure_parity
 from easyrec_mm.export.parts import Part, image_part, rec_part, total_part
+from easyrec_mm.export.sample_request import sample_request
 from easyrec_mm.files import is_remote, plain
 from easyrec_mm.files.folders import Folder
 from easyrec_mm.files.local_copies import local_copy
 from easyrec_mm.files.replace_folder import replace_folder
-from easyrec_mm.manifest import IMAGE_ONNX, MANIFEST, Kind, Manifest, list_files, write_manifest
+from easyrec_mm.manifest import IMAGE_ONNX, MANIFEST, SAMPLE_REQUEST, Kind, Manifest, list_files, write_manifest
 from easyrec_mm.network.model import MultimodalModel, without_updates
 from easyrec_mm.network.precision import FLOAT32, dtype_policy
 from easyrec_mm.protos.image_pb2 import ImgModel
@@ -96,6 +97,8 @@ def export(
             no_image_vector=model.no_image_vector(),
             vectors={name: _origin(generation) for name, generation in vectors.generations.items()},
         )  # fmt: skip
+        request = sample_request(config.data_config, schema, data_path, vectors)
+        (written["rec"] / SAMPLE_REQUEST).write_text(json.dumps(request, indent=1, ensure_ascii=False) + "\n", "utf-8")
         for kind, folder in written.items():
             write_manifest(folder, manifest_of(kind=kind, signatures=signatures[kind], files=list_files(folder)))
     return parity
