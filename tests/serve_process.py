@@ -79,6 +79,16 @@ class Running:
         finally:
             connection.close()
 
+    def exchange_bytes(self, method, path, body=None, headers=JSON, timeout=30):
+        """Status, content as it is, and headers of an answer."""
+        connection = self.connect(timeout)
+        try:
+            connection.request(method, path, body, {**self.headers, **headers})
+            response = connection.getresponse()
+            return response.status, response.read(), {name.lower(): value for name, value in response.getheaders()}
+        finally:
+            connection.close()
+
     def connect(self, timeout=30):
         """A connection of http.client."""
         if self.context:

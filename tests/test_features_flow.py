@@ -20,9 +20,9 @@ from easyrec_mm.data.bad_records import BadRecords
 from easyrec_mm.data.input import Input
 from easyrec_mm.errors import ExportError, StoreError
 from easyrec_mm.manifest import read_manifest
-from easyrec_mm.serving import feature_lookup, monitoring
+from easyrec_mm.serving import feature_lookup, list_sizes, monitoring
+from easyrec_mm.serving.field_values import RequestError
 from easyrec_mm.serving.release import ServiceOptions
-from easyrec_mm.serving.request import RequestError
 from easyrec_mm.serving.service import Service
 from easyrec_mm.store import open_store
 from easyrec_mm.store.feature_vectors import VectorStores
@@ -158,6 +158,32 @@ def test_served_answers_are_the_predictions(trained, rows, runtime):
     for name in ("logits_click", "probs_click"):
         np.testing.assert_allclose(answer.outputs[name], [row[name] for row in rows], rtol=1e-4, atol=1e-5)
     assert np.std(answer.outputs["logits_click"]) > 1e-3
+
+
+@pytest.mark.parametrize("runtime", ["onnx", "tensorflow"])
+def test_large_requests_are_computed_in_parts(trained, rows, runtime, monkeypatch):
+    """Of candidates with lists of similar lengths, each with the answer that it has in a small request."""
+    rows, names = rows
+    service = Service(ServiceOptions(f"{trained}/rec", runtime=runtime), open_store(f"lmdb://{trained}/store"))
+    instances = [{name: row[name] for name in names} for row in rows]
+    shared = {"seen_items": instances[0]["seen_items"], "clicks_of": instances[0]["clicks_of"]}
+    own = [{name: value for name, value in instance.items() if name not in shared} for instance in instances]
+    whole = [service.answer({"instances": instances}), service.answer({"instances": own, "shared": shared})]
+    predict, sizes = type(service.release.predictor).__call__, []
+
+    def recorded(self, fields, vectors, of_features):
+        sizes.append(len(vectors))
+        return predict(self, fields, vectors, of_features)
+
+    monkeypatch.setattr(type(service.release.predictor), "__call__", recorded)
+    monkeypatch.setattr(list_sizes, "VALUES_OF_A_PART", 60)
+    parts = [service.answer({"instances": instances}), service.answer({"instances": own, "shared": shared})]
+    assert sum(sizes) == 2 * len(instances)
+    assert 4 < len(sizes) < len(instances)
+    for answer, expected in zip(parts, whole, strict=True):
+        for name, values in expected.outputs.items():
+            np.testing.assert_allclose(answer.outputs[name], values, rtol=1e-5, atol=1e-6, err_msg=name)
+        assert answer.missing_vectors == expected.missing_vectors
 
 
 @pytest.fixture

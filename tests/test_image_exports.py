@@ -150,8 +150,9 @@ def test_a_server_answers_what_predict_writes(trained):
 
 
 def test_vectors_that_the_store_lacks_are_computed(trained):
-    embedder = PictureEmbedder(str(trained.folder / "image"), str(trained.data))
-    service = trained.service(embedder, missing_vector="compute")
+    embedder = PictureEmbedder(str(trained.folder / "image"))
+    options = {"missing_vector": "compute", "image_root": str(trained.data), "picture_timeout_s": 60.0}
+    service = trained.service(embedder, **options)
     instances = [
         {**instance, "key": row["img_path"]} for instance, row in zip(trained.instances(), trained.rows, strict=True)
     ]

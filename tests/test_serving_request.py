@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import json
+import tracemalloc
 
 import numpy as np
 import pytest
 from data_helpers import schema
-from feature_helpers import id_feature, raw_feature, tag_feature
+from feature_helpers import id_feature, raw_feature, raw_sequence, tag_feature
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from easyrec_mm.features.field import Field
-from easyrec_mm.serving.request import RequestError, RequestReader
+from easyrec_mm.serving import list_sizes
+from easyrec_mm.serving.field_values import RequestError
+from easyrec_mm.serving.request import Columns, Limits, RequestReader
 
 FIELDS = {"user": "string", "age": "int64", "price": "float32", "new": "bool", "tags": "string", "place": "string"}
 FEATURES = [
@@ -63,7 +66,8 @@ def make_reader(**options):
     base_schema = schema({"click": "float32"}, FIELDS, FEATURES, defaults={"age": "7", "tags": "z:1"})
     optional = {"age", "tags"}
     fields = tuple(Field(f.name, f.dtype, f.default, f.name in optional) for f in base_schema.fields)
-    return BothForms(type(base_schema)(**{**base_schema.__dict__, "fields": fields}), 3, max_instances=5, **options)
+    limits = Limits(max_instances=5, max_list_values=options.pop("max_list_values", 1000))
+    return BothForms(type(base_schema)(**{**base_schema.__dict__, "fields": fields}), 3, limits=limits, **options)
 
 
 def test_keys_of_another_field():
@@ -117,6 +121,101 @@ def test_optional_fields_take_their_default(reader):
     assert request.fields["tags"] == ["z:1", "a:1|b:2"]
 
 
+@pytest.mark.parametrize(
+    ("name", "values", "text"),
+    [
+        ("tags", ["a:1", "b:2"], "a:1|b:2"),
+        ("tags", ["a:1", None, ""], "a:1||"),
+        ("tags", [], "z:1"),  # as empty text takes the default
+        ("place", [1, 2.5], "1,2.5"),
+        ("place", ["1", 2], "1,2"),
+        ("user", ["u1", 7, True], "u1|7|true"),  # as tables have it for a feature that reads no lists
+    ],
+)
+def test_a_list_stands_for_the_text_of_its_feature(reader, name, values, text):
+    request = reader.read({"instances": [{**ONE, name: values}, ONE]})
+    assert list(request.fields[name]) == [text, ONE[name]]
+    shared = {key: value for key, value in ONE.items() if key != name}
+    assert list(reader.read({"instances": [shared], "shared": {name: values}}).fields[name]) == [text]
+
+
+def test_lists_of_lists_are_sequences_of_vectors():
+    feature = raw_sequence("seen", ("place",), 2, separator=";", dim=2, number_separator=",")
+    reader = BothForms(schema({"click": "float32"}, {"place": "string"}, [feature]), 3)
+    request = reader.read({"instances": [{"place": [[1, 2], [3, 4.5]], "img_path": "a"}]})
+    assert request.fields["place"] == ["1,2;3,4.5"]
+
+
+def test_columns(reader):
+    own = {name: [value, value] for name, value in ONE.items() if name != "user"}
+    request = RequestReader.read(reader, Columns(2, own, {"user": "u2"}))
+    assert (request.number, request.keys, request.fields["user"]) == (2, ["a.jpg", "a.jpg"], ["u2"])
+    with pytest.raises(RequestError, match="instance 0: no field 'usr'; did you mean 'user'"):
+        RequestReader.read(reader, Columns(2, {**own, "usr": ["a", "b"]}, {}))
+    with pytest.raises(RequestError, match="6 instances; at most 5"):
+        RequestReader.read(reader, Columns(6, own, {"user": "u2"}))
+
+
+@pytest.mark.parametrize(
+    ("instances", "shared", "message"),
+    [
+        (
+            [{}, {"tags": "a:1|" * 1000}],
+            {},
+            "instance 1: tags: counts as 10.. values, and the lists of all 2 candidates",
+        ),
+        ([{}] * 5, {"tags": "a:1|" * 250}, "shared: tags: counts as 2.. values, and the lists of all 5 candidates"),
+        ([{}] * 5, {"user": "u" * 100_000}, "shared: user: counts as 1562 values, and the lists of all 5 candidates"),
+        ([{}, {"tags": ["a:1"] * 1000}], {}, r"more than 1000 \(--max_list_values\); give shorter lists"),
+        ([{"user": "u" * ((1 << 20) + 1)}], {}, "instance 0: user: has 1048577 characters; at most 1048576 are read"),
+        ([{"user": "u" * 600_000, "img_path": "a" * 600_000}], {}, ""),
+        ([{}] * 4, {"tags": "a:1|" * 200}, ""),
+    ],
+)
+def test_the_cost_of_a_request_is_bounded(monkeypatch, instances, shared, message):
+    monkeypatch.setattr(list_sizes, "VALUES_OF_A_PART", 100)
+    reader = make_reader(max_list_values=1000)
+    rest = {name: value for name, value in ONE.items() if name not in shared}
+    body = {"instances": [{**rest, **instance} for instance in instances], "shared": shared}
+    if not message:
+        assert reader.read(body).number == len(instances)
+        return
+    with pytest.raises(RequestError, match=message):
+        reader.read(body)
+
+
+def test_empty_candidates_do_not_take_the_memory_of_full_ones():
+    names = [f"field_{i}" for i in range(300)]
+    features = [id_feature(name, (name,), 4, name, "hash", 10) for name in names]
+    reader = RequestReader(schema({"click": "float32"}, dict.fromkeys(names, "string"), features), 3)
+    body = b'{"instances": [' + b",".join([b"{}"] * 500_000) + b"]}"
+    tracemalloc.start()
+    try:
+        with pytest.raises(
+            RequestError, match="more than 21000 objects; at most 10000 instances are answered at a time"
+        ):
+            reader.read(body)
+        assert tracemalloc.get_traced_memory()[1] < len(body)
+    finally:
+        tracemalloc.stop()
+    text = json.dumps({"instances": [dict.fromkeys(names, '{"[\\') | {"img_path": "a"}] * 100}).encode()
+    assert reader.read(text).number == 100  # signs in texts do not count
+
+
+@given(st.lists(st.lists(st.integers(0, 60), min_size=2, max_size=2), min_size=1, max_size=80), st.integers(0, 9))
+@settings(max_examples=200, deadline=None)
+def test_parts_hold_each_candidate_once_and_little_padding(sizes, repeated):
+    own = {"a": np.array([a for a, _ in sizes]), "b": np.array([b for _, b in sizes])}
+    lists = list_sizes.ListSizes(len(sizes), own, {"c": repeated} if repeated else {})
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(list_sizes, "VALUES_OF_A_PART", 100)
+        parts = lists.parts() or [np.arange(len(sizes))]
+    assert sorted(np.concatenate(parts).tolist()) == list(range(len(sizes)))
+    padded = [len(part) * (sum(int(values[part].max()) for values in own.values()) + repeated) for part in parts]
+    assert all(values <= 100 or len(part) == 1 for values, part in zip(padded, parts, strict=True))
+    assert sum(padded) <= 4 * lists.total + 100 * 10
+
+
 @pytest.mark.parametrize("vector", ["1,2.5,-3e1", [1, 2.5, -30], "1, 2.5 ,-30"])
 def test_vectors_instead_of_keys(reader, vector):
     without = {name: value for name, value in ONE.items() if name != "img_path"}
@@ -132,13 +231,21 @@ def test_vectors_instead_of_keys(reader, vector):
     [
         ({"user": None}, "instance 1: user: is missing; give a string"),
         ({"user": 5}, "instance 1: user: is 5, not a string"),
-        ({"user": ["a"]}, r"instance 1: user: is \['a'\], not a string"),
+        ({"user": {"a": 1}}, r"instance 1: user: is {'a': 1}, not a string"),
+        ({"tags": ["a:1|b:1"]}, r"instance 1: tags: \['a:1\|b:1'\]: a value contains '\|', which separates the values"),
+        ({"tags": [{}]}, r"instance 1: tags: \[{}\]: holds {}, not text or a number"),
+        ({"tags": [["a", 1]]}, "instance 1: tags: .*: holds .*, not text or a number"),
+        ({"place": [1, "x"]}, "instance 1: place: '1,x' does not have the form"),
+        ({"place": [1, 2**70]}, "instance 1: place: .*: holds 1180591620717411303424, not text or a number"),
+        ({"age": [1]}, r"instance 1: age: is \[1\], not a int64"),
         ({"age": True}, "instance 1: age: is True, not a int64"),
         ({"age": 1.0}, "instance 1: age: is 1.0, not a int64"),
         ({"age": 2**63}, "instance 1: age: 9223372036854775808 is not a int64"),
         ({"price": "1"}, "instance 1: price: is '1', not a float32"),
-        ({"price": float("nan")}, "instance 1: price: nan is not a finite float32"),
-        ({"price": 1e39}, r"instance 1: price: 1e\+39 is not a finite float32"),
+        ({"price": float("nan")}, "instance 1: price: nan is not a number from -1e19 to 1e19"),
+        ({"price": 1e39}, r"instance 1: price: 1e\+39 is not a number from -1e19 to 1e19"),
+        ({"price": 10**400}, r"instance 1: price: 10{56}... is not a number from"),
+        ({"age": 10**400}, r"instance 1: age: 10{56}... is not a int64"),
         ({"new": 2}, "instance 1: new: 2 is not a bool"),
         ({"tags": "a:x"}, "instance 1: tags: 'a:x' does not have the form that its feature needs"),
         ({"place": "1"}, "instance 1: place: '1' does not have the form"),

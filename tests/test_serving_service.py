@@ -14,9 +14,9 @@ import pytest
 from easyrec_mm.cli.main import main
 from easyrec_mm.embedding.image_model import PictureEmbedder
 from easyrec_mm.errors import ExportError, StoreError
-from easyrec_mm.manifest import MANIFEST, read_header, write_manifest
+from easyrec_mm.manifest import MANIFEST, SAMPLE_REQUEST, read_header, write_manifest
+from easyrec_mm.serving.field_values import RequestError
 from easyrec_mm.serving.release import ServiceOptions, ServingError, Source, newest_export
-from easyrec_mm.serving.request import RequestError
 from easyrec_mm.serving.service import Service
 from easyrec_mm.store import Record, open_store
 from easyrec_mm.store.lmdb_store import LmdbStore
@@ -45,6 +45,21 @@ def test_answers_are_what_predict_says(place, samples, runtime):
         np.testing.assert_allclose(values, [row[name] for row in rows], rtol=1e-4, atol=1e-5, err_msg=name)
     assert (answer.sources == Source.STORE).all()
     assert answer.outputs.keys() == {name for name in rows[0] if name not in instances[0]}
+
+
+def test_the_sample_request_of_an_export_is_answered(exported, place):
+    """It has values and pictures of the data, and may be changed without damage to the export."""
+    path = place / "rec" / SAMPLE_REQUEST
+    body = json.loads(path.read_text())
+    assert len(body["instances"]) == 3
+    pictures = {str(path.relative_to(exported.data)) for path in exported.data.glob("images/*/*.jpg")}
+    assert {instance["img_path"] for instance in body["instances"]} <= pictures
+    path.write_text("{}")
+    ours = serve(place)
+    answer = ours.answer(json.dumps(body).encode())
+    assert np.isfinite(answer.outputs["probs_click"]).all()
+    fields = set(ours.release.predictor.manifest.schema.feature_fields())
+    assert all(set(instance) == fields | {"img_path"} for instance in body["instances"])
 
 
 def test_shared_fields_and_vectors_of_the_request(place, samples):
@@ -96,8 +111,8 @@ def test_missing_vectors_are_computed(exported, place, samples, tmp_path):
     shutil.copy(exported.data / key, tmp_path / "new.jpg")
     shutil.copy(exported.data / key, tmp_path.parent / "outside.jpg")
     instances[0]["img_path"], instances[2]["img_path"] = "new.jpg", "../outside.jpg"
-    embedder = PictureEmbedder(str(exported.folder / "image"), str(tmp_path))
-    ours = serve(place, lambda: embedder, missing_vector="compute")
+    embedder = PictureEmbedder(str(exported.folder / "image"))
+    ours = serve(place, lambda: embedder, missing_vector="compute", image_root=str(tmp_path), picture_timeout_s=30.0)
     answer = ours.answer({"instances": instances})
     assert answer.sources.tolist() == [Source.COMPUTED, Source.STORE, Source.MEAN]
     brought = [{**instances[0], "img_emb": store.get_many([key], generation).vectors[0].tolist()}]
@@ -109,6 +124,8 @@ def test_missing_vectors_are_computed(exported, place, samples, tmp_path):
     with pytest.raises(
         ServingError, match="--img_model_dir holds image tower 000000000000, but the rec model belongs to"
     ):
+        serve(place, lambda: embedder, missing_vector="compute", image_root=str(tmp_path))
+    with pytest.raises(ServingError, match="say where they may be, with --image_root or --image_hosts"):
         serve(place, lambda: embedder, missing_vector="compute")
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from contextlib import closing
 from typing import TYPE_CHECKING, Any
 
@@ -107,6 +108,7 @@ def _vector_of_picture(flags: f.Flags, store: Store) -> NDArray[Any]:
     if not flags.img_model_dir:
         raise UserError("--image: give the image model with --img_model_dir")
     import_tensorflow()
+    from easyrec_mm.data.picture_reader import PictureReader
     from easyrec_mm.embedding.image_model import PictureEmbedder
 
     embedder = PictureEmbedder(flags.img_model_dir)
@@ -117,8 +119,12 @@ def _vector_of_picture(flags: f.Flags, store: Store) -> NDArray[Any]:
             f"generation {generation.number} of {store.uri} is of {generation.fingerprint[:12]}; give the model that "
             "computed these vectors"
         )
+    fields = _fields(flags.field, embedder)
+    paths = [os.fsencode(path) for path in embedder.paths(flags.image)]
+    contents, problems = PictureReader().read(paths, embedder.schema.image.max_pixels)
+    read = [content for row, content in enumerate(contents) if row not in problems]
     vector: NDArray[Any] | None
-    (vector,) = embedder([flags.image], _fields(flags.field, embedder))
+    (vector,) = embedder.embed([read], fields)
     if vector is None:
         raise UserError(f"--image {flags.image}: cannot be read as a picture")
     return vector

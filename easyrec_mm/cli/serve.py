@@ -24,7 +24,7 @@ def add_flags(parser: f.Parser) -> None:
     f.add_store_flag(parser)
     image_model = "folder of the image model, for --missing_vector compute"
     add("--img_model_dir", metavar="I", dest="image_model_dir", default="", help=image_model)
-    f.add_image_root_flag(parser)
+    _add_picture_flags(parser)
     add("--workers", metavar="N", type=f.positive, default=1, help="processes that answer REST requests (default 1)")
     threads = "threads per process (default: its share of the cores)"
     add("--num_threads", metavar="N", type=f.not_negative, default=0, help=threads)
@@ -50,6 +50,18 @@ def add_flags(parser: f.Parser) -> None:
     _add_limit_flags(parser)
 
 
+def _add_picture_flags(parser: f.Parser) -> None:
+    add = parser.add_argument
+    f.add_image_root_flag(parser)
+    hosts = (
+        "for --missing_vector compute, places from which pictures may be read besides --image_root, separated by "
+        "commas, such as https://images.example.com,s3://bucket"
+    )
+    add("--image_hosts", metavar="H,...", type=f.names, default=(), help=hosts)
+    timeout = "seconds that a request waits for computed vectors (default 2)"
+    add("--picture_timeout_s", metavar="S", type=f.seconds, default=2.0, help=timeout)
+
+
 def _add_address_flags(parser: f.Parser) -> None:
     add = parser.add_argument
     host = "address to listen at (default 127.0.0.1: this machine only); 0.0.0.0 or ::: all addresses"
@@ -67,6 +79,8 @@ def _add_limit_flags(parser: f.Parser) -> None:
     add = parser.add_argument
     add("--max_request_bytes", metavar="N", type=f.positive, default=8 << 20, help="bytes per request (default 8 MiB)")
     add("--max_instances", metavar="N", type=f.positive, default=10_000, help="instances per request (default 10000)")
+    lists = "values in the lists of a request, one that candidates share counted for each (default 2000000)"
+    add("--max_list_values", metavar="N", type=f.positive, default=2_000_000, help=lists)
     connections = "requests per process at a time; further ones are answered with 503 (default 1000)"
     add("--max_connections", metavar="N", type=f.positive, default=1000, help=connections)
     request_s = "seconds that a client may take for the head of a request, and for its body (default 30)"

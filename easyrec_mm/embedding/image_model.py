@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -12,7 +11,6 @@ import numpy as np
 import onnxruntime
 import tensorflow as tf
 
-from easyrec_mm.data.picture_reader import PictureReader
 from easyrec_mm.data.pictures import PictureLoader
 from easyrec_mm.errors import ExportError
 from easyrec_mm.features.numpy_back_end import Values
@@ -124,20 +122,18 @@ class ImageModel:
 
 
 class PictureEmbedder:
-    """Keys of pictures -> vectors by an image model, for a server whose store lacks them.
+    """Contents of pictures -> vectors by an image model, for a server whose store lacks them.
 
-    `fields` are the names of the fields that it needs in addition to a key.
+    `fields` are the names of the fields that it needs in addition to the pictures.
 
     Args:
       folder: an exported image model.
-      image_root: folder to which the keys, which are paths, refer; if it is given, a key that leads out of it is not
-        read, because keys come from requests.
 
     Raises:
       ExportError: if the folder contains no image model.
     """
 
-    def __init__(self, folder: str, image_root: str = "") -> None:
+    def __init__(self, folder: str) -> None:
         self._model = ImageModel(folder)
         self.fingerprint = self._model.manifest.image_tower_fingerprint
         self.fields = self._model.fields
@@ -145,32 +141,30 @@ class PictureEmbedder:
         image = self.schema.image
         # This chooses the runtime now, instead of during the first request.
         self._model.embed(np.zeros((1, image.height, image.width, image.channels), np.uint8))
-        self._has_root = bool(image_root)
-        self._pictures = PictureLoader(image, PictureReader(image_root), self._model.decode)
+        self._pictures = PictureLoader(image, decode=self._model.decode)
 
-    def __call__(
-        self, keys: Sequence[str], fields: Mapping[str, Sequence[Any]] | None = None
+    def paths(self, key: str) -> list[str]:
+        """Return the paths of the pictures that a key names."""
+        return self._model.paths(key)
+
+    def embed(
+        self, pictures: Sequence[Sequence[bytes]], fields: Mapping[str, Sequence[Any]] | None = None
     ) -> list[np.ndarray | None]:
-        """Return the vector `[D]` of each key, given its values of `fields`; None for a key without a valid picture."""
-        paths = [
-            (row, path)
-            for row, key in enumerate(keys)
-            for path in self._model.paths(key)
-            if not (self._has_root and _leads_out(path))
-        ]
-        vectors: list[np.ndarray | None] = [None] * len(keys)
-        if not paths:
+        """Return the vector `[D]` of each item; None for an item without a valid picture.
+
+        Args:
+          pictures: the contents of the pictures of each item.
+          fields: values of `fields` for each item; None for their defaults.
+        """
+        vectors: list[np.ndarray | None] = [None] * len(pictures)
+        item = [i for i, contents in enumerate(pictures) for _ in contents]
+        if not item:
             return vectors
-        pixels, problems = self._pictures.load([os.fsencode(path) for _, path in paths])
-        good = [i for i in range(len(paths)) if i not in problems]
+        pixels, problems = self._pictures.decode([content for contents in pictures for content in contents], {})
+        good = [i for i in range(len(item)) if i not in problems]
         if good:
-            rows, owner = np.unique([paths[i][0] for i in good], return_inverse=True)
+            rows, owner = np.unique([item[i] for i in good], return_inverse=True)
             values = {name: [fields[name][row] for row in rows] for name in self.fields} if fields else None
             for row, vector in zip(rows, self._model.embed(pixels.numpy()[good], values, owner), strict=True):
                 vectors[row] = vector
         return vectors
-
-
-def _leads_out(key: str) -> bool:
-    """Return whether a path is not below the folder to which it is joined."""
-    return key.startswith("/") or "://" in key or ".." in key.split("/")

@@ -21,17 +21,20 @@ from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 
 from easyrec_mm import __version__
-from easyrec_mm.serving import monitoring, tracing
+from easyrec_mm.serving import monitoring, openapi, tracing
 from easyrec_mm.serving.connections import Connections
 from easyrec_mm.serving.model import MODEL_NAME, OneModel, RecModel
 from easyrec_mm.serving.options import ServerOptions
+from easyrec_mm.serving.routes import ModelRoute
 from easyrec_mm.serving.security import Tokens
 from easyrec_mm.serving.statuses import KNOWN_ERRORS, status_of
 from easyrec_mm.serving.traffic import Refusal, Traffic
 
 _LOG = logging.getLogger("easyrec_mm.serving")
 _ACCESS_LOG = logging.getLogger("easyrec_mm.access")
-_METRICS, _PREDICT_V1 = "/metrics", f"/v1/models/{MODEL_NAME}:predict"
+_METRICS = "/metrics"
+# Path -> protocol of requests to the model.
+_PREDICT = {f"/v1/models/{MODEL_NAME}:predict": "v1", f"/v2/models/{MODEL_NAME}/infer": "v2"}
 # Paths that say whether the server lives and is ready: neither a token nor load nor the coming end refuse them.
 _HEALTH = ("/", "/v2/health/live", "/v2/health/ready", f"/v2/models/{MODEL_NAME}/ready", f"/v1/models/{MODEL_NAME}")
 _VERSION = re.compile(rf"(/v[12]/models/{MODEL_NAME})/versions/([^/:]+)(.*)", re.DOTALL)
@@ -77,6 +80,7 @@ def make_application(model: RecModel, data_plane: OneModel, show_gauges: Callabl
     register_v1_endpoints(application, data_plane, fixed)
     register_v2_endpoints(application, data_plane, fixed)
     _add_error_handlers(application)
+    application.openapi = lambda: openapi.document(model.service.release, MODEL_NAME)  # type: ignore[method-assign]
     return application
 
 
@@ -128,7 +132,9 @@ class Gate:
         tokens: Tokens | None,
     ) -> None:
         self._application, self._model, self._options = application, model, options
-        self._routes: dict[str, Application] = {_PREDICT_V1: _PredictV1(model)}
+        self._routes: dict[str, Application] = {
+            path: ModelRoute(model, protocol, options.max_request_bytes) for path, protocol in _PREDICT.items()
+        }
         self._traffic, self._connections, self._tokens = traffic, connections, tokens
 
     async def __call__(self, scope: Message, receive: Receive, send: Send) -> None:
@@ -173,19 +179,6 @@ class Gate:
             if not self._tokens.allow(given):
                 return self._traffic.count(NO_TOKEN)
         return None if path == _METRICS else self._traffic.refusal(self._connections.being_answered)
-
-
-class _PredictV1:
-    """Answers V1 requests."""
-
-    def __init__(self, model: RecModel) -> None:
-        self._model = model
-
-    async def __call__(self, scope: Message, receive: Receive, send: Send) -> None:
-        if scope["method"] != "POST":
-            raise HTTPException(405, "Method Not Allowed", {"allow": "POST"})
-        content = await self._model.predict_v1(await fastapi.Request(scope, receive).body())
-        await fastapi.Response(content, media_type="application/json")(scope, receive, send)
 
 
 class _Exchange:

@@ -102,7 +102,7 @@ class GrpcListener:
 
 
 class _Servicer(InferenceServicer):  # type: ignore[misc]
-    """KServe's service, which knows no versions of a model."""
+    """KServe's service, which knows no versions of a model, and would convert large requests in the event loop."""
 
     def __init__(self, data_plane: OneModel, model: RecModel) -> None:
         super().__init__(data_plane, FixedModel(data_plane.model_registry))
@@ -119,8 +119,10 @@ class _Servicer(InferenceServicer):  # type: ignore[misc]
         return metadata
 
     async def ModelInfer(self, request: Any, context: Any) -> Any:  # noqa: N802
-        self._require_version(request.model_name, request.model_version)
-        return await super().ModelInfer(request, context)
+        if request.model_name != MODEL_NAME:
+            return await super().ModelInfer(request, context)
+        self._model.require_version(request.model_version)
+        return await self._model.predict_grpc(request)
 
     def _require_version(self, name: str, version: str) -> None:
         if name == MODEL_NAME:

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import asyncio
 import gc
 import logging
 import math
 import threading
 import time
 from collections.abc import Callable
-from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -19,10 +17,12 @@ from kserve.protocol.dataplane import DataPlane
 
 from easyrec_mm.errors import UserError
 from easyrec_mm.files.folders import shown
-from easyrec_mm.serving import monitoring, protocols
+from easyrec_mm.serving import monitoring, protocols, tensors
+from easyrec_mm.serving.answering import Answering
+from easyrec_mm.serving.field_values import RequestError
 from easyrec_mm.serving.options import ServerOptions
 from easyrec_mm.serving.release import Embedder, MissingVectorError, Release, newest_export
-from easyrec_mm.serving.request import RequestError
+from easyrec_mm.serving.request import is_small_size
 from easyrec_mm.serving.service import Answer, Service
 from easyrec_mm.serving.statuses import VersionNotFound
 from easyrec_mm.serving.traffic import Traffic
@@ -47,8 +47,8 @@ class RecModel(kserve.Model):  # type: ignore[misc]
         self._options = options
         self._service: Service | None = None
         self._warned_s = -math.inf
-        # Waiting for a remote store or for an embedded picture must not block the loop that serves the connections.
-        self._in_thread = not options.store.startswith("lmdb:") or options.service.missing_vector == "compute"
+        self._limits = options.service.limits
+        self._answering = Answering(is_remote=not options.store.startswith("lmdb:"))
 
     @property
     def service(self) -> Service:
@@ -88,30 +88,47 @@ class RecModel(kserve.Model):  # type: ignore[misc]
         self.ready = True
         return True
 
-    async def predict(self, payload: Any, headers: dict[str, str] | None = None) -> Any:
-        """Answer a request of the V2 protocol, over REST or gRPC; requests of V1 have their own route.
+    async def predict_v1(self, body: bytes) -> bytes:
+        """Answer the body of a V1 request.
 
         Raises:
           InvalidArgument, Unavailable, Internal: with the message for the client.
         """
-        return await self._answer(lambda: protocols.body_of_tensors(payload), partial(protocols.tensors, payload))
+        return await self._answer(lambda: body, protocols.predictions, is_small_size(len(body)))
 
-    async def predict_v1(self, body: bytes) -> bytes:
-        """Answer the body of a V1 request; see `predict`."""
-        return await self._answer(lambda: body, protocols.predictions)
+    async def predict_v2(self, body: bytes, json_length: str | None) -> tuple[bytes, int | None]:
+        """Answer the body of a V2 request over REST, see tensors.request_of_body and `predict_v1`."""
+        requests: list[kserve.InferRequest] = []
 
-    async def _answer(self, read: Callable[[], object], write: Callable[[Answer], T]) -> T:
+        def read() -> object:
+            requests.append(tensors.request_of_body(body, json_length, MODEL_NAME))
+            return tensors.columns_of(requests[0], self._limits)
+
+        return await self._answer(read, lambda answer: tensors.rendered(requests[0], answer), is_small_size(len(body)))
+
+    async def predict_grpc(self, message: Any) -> Any:
+        """Answer a ModelInferRequest with a ModelInferResponse; see `predict_v1`."""
+        requests: list[kserve.InferRequest] = []
+
+        def read() -> object:
+            requests.append(tensors.request_of_message(message))
+            return tensors.columns_of(requests[0], self._limits)
+
+        def write(answer: Answer) -> Any:
+            return tensors.response(requests[0], answer).to_grpc()
+
+        return await self._answer(read, write, is_small_size(message.ByteSize()))
+
+    async def explain(self, payload: Any, headers: dict[str, str] | None = None) -> Any:
+        """Refuse: KServe has a route for it."""
+        raise NotImplementedError("explanations are not supported; send the request to :predict")
+
+    async def _answer(self, read: Callable[[], object], write: Callable[[Answer], T], is_small: bool) -> T:
         started = time.perf_counter()
         outcome = "unavailable"
         try:
-            body = read()
-            answer = (
-                await asyncio.to_thread(self.service.answer, body)
-                if self._in_thread or self.service.release.lookup.is_remote
-                else self.service.answer(body)
-            )
+            answer, result = await self._answering.answer(self.service, read, write, is_small)
             monitoring.count_vectors(answer)
-            result = write(answer)
             outcome = "ok"
             return result
         except RequestError as error:
@@ -137,13 +154,13 @@ class RecModel(kserve.Model):  # type: ignore[misc]
             _LOG.warning("a request could not be answered: %s", error)
 
     def get_input_types(self) -> list[dict[str, Any]]:
-        """See protocols.input_tensors."""
+        """See tensors.input_tensors."""
         release = self.service.release
-        return protocols.input_tensors(release.predictor.manifest, release.reader.key_field)
+        return tensors.input_tensors(release.predictor.manifest, release.reader.key_field)
 
     def get_output_types(self) -> list[dict[str, Any]]:
-        """See protocols.output_tensors."""
-        return protocols.output_tensors(self.service.release.predictor.manifest)
+        """See tensors.output_tensors."""
+        return tensors.output_tensors(self.service.release.predictor.manifest)
 
     def _reload_for_ever(self) -> None:
         wait_s, last_problem = self._options.reload_every_s, ""
@@ -198,7 +215,7 @@ def _make_service(options: ServerOptions) -> Service:
         import_tensorflow()
         from easyrec_mm.embedding.image_model import PictureEmbedder  # imports TensorFlow, needed only here
 
-        embedder: Embedder = PictureEmbedder(newest_export(options.image_model_dir), options.image_root)
+        embedder: Embedder = PictureEmbedder(newest_export(options.image_model_dir))
         return embedder
 
     store = open_store(options.store)

@@ -129,7 +129,7 @@ def _short(text: str) -> str:
 
 def _is_no_mistake_of_a_client(record: logging.LogRecord) -> bool:
     """Return whether to log a record: KServe would log client errors with a traceback, but the client gets them."""
-    return not (record.exc_info and isinstance(record.exc_info[1], InvalidInput | ModelNotFound))
+    return not (record.exc_info and isinstance(record.exc_info[1], InvalidInput | ModelNotFound | NotImplementedError))
 
 
 def configure_logs() -> None:

@@ -14,7 +14,6 @@ class ServerOptions:
     service            the model, and what to do about missing vectors
     store              URI of the store
     image_model_dir    folder of the image model, if missing vectors are computed
-    image_root         folder in which the paths of their pictures start
     host               address or name to listen at
     workers            processes that answer REST requests
     reload_every_s     seconds between looks for a new release; 0: never
@@ -31,7 +30,6 @@ class ServerOptions:
     service: ServiceOptions
     store: str
     image_model_dir: str = ""
-    image_root: str = ""
     host: str = "127.0.0.1"
     http_port: int = 8080
     grpc_port: int = 8081

@@ -20,7 +20,7 @@ from easyrec_mm.files import is_remote, join, place_of
 from easyrec_mm.manifest import MANIFEST, local_export, read_header
 from easyrec_mm.serving.feature_lookup import FeatureLookup
 from easyrec_mm.serving.predictor import Predictor, Runtime, load_predictor
-from easyrec_mm.serving.request import RequestReader
+from easyrec_mm.serving.request import Limits, RequestReader
 from easyrec_mm.store import Generation, Store
 
 MissingVector = Literal["mean", "compute", "error", "no_image"]
@@ -45,13 +45,16 @@ class Embedder(Protocol):
     """An image model that computes the vectors which are missing from the store."""
 
     fingerprint: str
-    # Fields that it needs in addition to the keys.
+    # Fields that it needs in addition to the pictures.
     fields: tuple[str, ...]
 
-    def __call__(
-        self, keys: Sequence[str], fields: Mapping[str, Sequence[Any]] | None = None
+    def paths(self, key: str) -> Sequence[str]:
+        """Return the paths of the pictures that a key names."""
+
+    def embed(
+        self, pictures: Sequence[Sequence[bytes]], fields: Mapping[str, Sequence[Any]] | None = None
     ) -> Sequence[NDArray[Any] | None]:
-        """Return the vector `[D]` of each key's picture, None for a vector that cannot be computed."""
+        """Return the vector `[D]` of each item, given the contents of its pictures; None if none of them is valid."""
 
 
 class Source(IntEnum):
@@ -68,9 +71,14 @@ class Source(IntEnum):
 class ServiceOptions:
     """Options of the service.
 
-    rec_model_dir   an export, or a folder of exports with numbers as names: the largest is used
-    missing_vector  None takes the model's no-image vector if it has one, else the mean
-    vector_stores   feature -> URI of the store of its vectors, if it differs from that in the config
+    rec_model_dir      an export, or a folder of exports with numbers as names: the largest is used
+    missing_vector     None takes the model's no-image vector if it has one, else the mean
+    max_instances      maximum number of candidates per request
+    max_list_values    maximum number of values in the lists of a request, see list_sizes.py
+    vector_stores      feature -> URI of the store of its vectors, if it differs from that in the config
+    image_root         folder of the pictures whose vectors are computed
+    image_hosts        further places of such pictures, each a scheme and a host
+    picture_timeout_s  seconds that a request waits for vectors that are computed
     """
 
     rec_model_dir: str
@@ -79,7 +87,16 @@ class ServiceOptions:
     runtime: Runtime = "onnx"
     num_threads: int = 1
     max_instances: int = 10_000
+    max_list_values: int = 2_000_000
     vector_stores: Mapping[str, str] = field(default_factory=dict)
+    image_root: str = ""
+    image_hosts: tuple[str, ...] = ()
+    picture_timeout_s: float = 2.0
+
+    @property
+    def limits(self) -> Limits:
+        """Return the limits of a request."""
+        return Limits(self.max_instances, self.max_list_values)
 
 
 @dataclass(frozen=True)
@@ -148,6 +165,11 @@ class Releases:
     ) -> None:
         if options.missing_vector == "compute" and load_embedder is None:
             raise ServingError("--missing_vector compute: give the image model with --img_model_dir")
+        if options.missing_vector == "compute" and not (options.image_root or options.image_hosts):
+            raise ServingError(
+                "--missing_vector compute: requests name files to read; say where they may be, with --image_root or "
+                "--image_hosts"
+            )
         self._options, self._load_embedder = options, load_embedder
         self._store, self._store_lock = store, store_lock
 
@@ -216,7 +238,7 @@ class Releases:
             )
         no_image = np.array(manifest.no_image_vector, np.float32) if manifest.no_image_vector else None
         reader = RequestReader(
-            manifest.schema, manifest.image_width, options.key_field, options.max_instances, no_image is not None
+            manifest.schema, manifest.image_width, options.key_field, options.limits, no_image is not None
         )
         embedder = self._embedder(generation, reader, last)
         stand_in = self._stand_in(newest, no_image)

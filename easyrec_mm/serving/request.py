@@ -10,7 +10,7 @@ import functools
 import math
 import operator
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -18,27 +18,36 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-from easyrec_mm.errors import UserError, did_you_mean
-from easyrec_mm.features.field import Field
+from easyrec_mm.errors import did_you_mean
 from easyrec_mm.features.numpy_back_end import Values
 from easyrec_mm.manifest import IMAGE_TEXT
 from easyrec_mm.schema import Schema
+from easyrec_mm.serving.field_values import INT64_LIMIT, MAX_CHARACTERS, TYPES, RequestError, field_values, shown
+from easyrec_mm.serving.list_sizes import Ints, ListCounter, ListSizes
 
-_INT64_LIMIT = 2**63
-# Types of JSON values that a field may have; True is not a number, although Python treats it as one.
-_TYPES: dict[str, frozenset[type]] = {
-    "string": frozenset({str}),
-    "int64": frozenset({int}),
-    "bool": frozenset({bool, int}),
-    "float32": frozenset({int, float}),
-}
-# Types for the JSON decoder; it accepts integers that are too large, so that the check can report them.
-_TYPE_OF_JSON: dict[str, Any] = {"string": str, "int64": int, "bool": bool | int, "float32": float}
+# Types for the JSON decoder; it accepts integers that are too large, and lists, so that the check can report them.
+_TYPE_OF_JSON: dict[str, Any] = {"string": str | list[Any], "int64": int, "bool": bool | int, "float32": float}
 _BLANK: dict[str, Any] = {"string": "", "int64": 0, "bool": 0, "float32": 0.0}
+# A text of JSON, which may be cut off.
+_JSON_TEXT = re.compile(rb'"[^"\\]*(?:\\(?:.|\Z)[^"\\]*)*(?:"|\Z)', re.DOTALL)
+# Bytes of a body, times fields, of which any number of objects takes little memory.
+_PARSED_AT_ONCE = 8 << 20
+# Objects and lists that a body may have besides those of the instances.
+_MORE = 1000
+# The largest body, candidates and values of lists that are computed between two turns of the event loop.
+_SMALL_BYTES, _SMALL_NUMBER, _SMALL_VALUES = 256 << 10, 500, 1 << 16
 
 
-class RequestError(UserError):
-    """An invalid request; the message names the instance and the field."""
+@dataclass(frozen=True)
+class Limits:
+    """The limits of a request.
+
+    max_instances    maximum number of candidates
+    max_list_values  maximum number of values in all lists together, see list_sizes.py
+    """
+
+    max_instances: int = 10_000
+    max_list_values: int = 2_000_000
 
 
 @dataclass(frozen=True)
@@ -46,23 +55,48 @@ class Candidates:
     """S candidates, by column.
 
     fields    field -> values as NumpyTransform takes them: S of them, or one for all
-    number    S
+    sizes     the sizes of their lists
     keys      keys of pictures `[S]`; "" where the request gives the vector, or a candidate has no picture
     vectors   index of a candidate -> vector given in the request, float32 `[D]`
     """
 
     fields: dict[str, Values]
-    number: int
+    sizes: ListSizes
     keys: list[str]
     vectors: dict[int, NDArray[Any]]
 
+    @property
+    def number(self) -> int:
+        """Return S."""
+        return self.sizes.number
 
-class _Columns(NamedTuple):
-    """A request's values by field: those of each candidate `[S]`, None where missing; and the shared values."""
+    @property
+    def is_small(self) -> bool:
+        """Return whether they are answered within milliseconds."""
+        return self.number <= _SMALL_NUMBER and self.sizes.total <= _SMALL_VALUES
+
+    def fields_of(self, indices: Ints) -> dict[str, Values]:
+        """Return the fields of some candidates."""
+
+        def chosen(column: Values) -> Values:
+            if len(column) != self.number or self.number == 1:
+                return column
+            return column[indices] if isinstance(column, np.ndarray) else [column[i] for i in indices]
+
+        return {name: chosen(column) for name, column in self.fields.items()}
+
+
+class Columns(NamedTuple):
+    """A request's values by field: those of each candidate `[number]`, and the shared values; None where missing."""
 
     number: int
-    own: dict[str, Sequence[Any]]
-    shared: dict[str, Any]
+    own: Mapping[str, Sequence[Any]]
+    shared: Mapping[str, Any]
+
+
+def is_small_size(num_bytes: int) -> bool:
+    """Return whether a request of that size is read within milliseconds."""
+    return num_bytes <= _SMALL_BYTES
 
 
 class RequestReader:
@@ -75,7 +109,7 @@ class RequestReader:
       schema: the model's fields and features.
       image_width: D, the numbers per image vector.
       key_field: field that contains a picture's key; "" means the schema's image field.
-      max_instances: maximum number of candidates per request.
+      limits: limits of a request.
       key_optional: whether the key may be missing; such a candidate has no picture, and its key is "".
     """
 
@@ -84,61 +118,70 @@ class RequestReader:
         schema: Schema,
         image_width: int,
         key_field: str = "",
-        max_instances: int = 10_000,
+        limits: Limits = Limits(),
         key_optional: bool = False,
     ) -> None:
         self.key_field = key_field or schema.image.field
+        self.key_optional = key_optional
+        self.limits = limits
         self._width = image_width
-        self._max_instances = max_instances
-        self._key_optional = key_optional
-        self._fields = {name: schema.field(name) for name in schema.feature_fields()}
-        self._read_names = list(dict.fromkeys([*self._fields, self.key_field, IMAGE_TEXT]))
+        self._values = field_values(schema)
+        self.read_names = list(dict.fromkeys([*self._values, self.key_field, IMAGE_TEXT]))
         # A request may contain other fields of the data, which are ignored.
-        self._known_names = {field.name for field in schema.fields}.union(self._read_names)
+        self.known_names = {field.name for field in schema.fields}.union(self.read_names)
         # A key field that is not in the data may contain text or integers.
         key_dtypes = [field.dtype for field in schema.fields if field.name == self.key_field] or ["string", "int64"]
-        self._key_types = frozenset[type]().union(*(_TYPES[dtype] for dtype in key_dtypes))
+        self.key_types = frozenset[type]().union(*(TYPES[dtype] for dtype in key_dtypes))
         self._aligned = schema.aligned_lists()
+        self._lists = ListCounter(schema.features)
+        self._inputs = {feature.name: feature.inputs for feature in schema.features}
         self._decoder = self._make_decoder()
-        self._patterns = {
-            name: [re.compile(pattern) for pattern in patterns]
-            for name, patterns in schema.text_patterns().items()
-            if name in self._fields and self._fields[name].dtype == "string"
-        }
 
     def read(self, body: object) -> Candidates:
-        """Read `{"instances": [{field: value, ...}, ...], "shared": {field: value, ...}}`, as JSON or as objects.
+        """Read `{"instances": [{field: value, ...}, ...], "shared": {field: value, ...}}`.
+
+        The body is JSON or objects; or it is Columns.
 
         Raises:
-          RequestError: if the body has another form, or a field is unknown, missing or of another type.
+          RequestError: if the body has another form or is too large, or a field is unknown, missing or of another type.
         """
-        columns = self._parse(body) if isinstance(body, bytes) else self._columns(body)
+        if isinstance(body, Columns):
+            columns = self._complete(body)
+        else:
+            columns = self._parse(body) if isinstance(body, bytes) else self._columns(body)
         for name in columns.shared:
             instances = [i for i, value in enumerate(columns.own[name]) if value is not None]
             if instances:
                 raise RequestError(f"instance {instances[0]}: '{name}' is in 'shared', too; give it once")
         fields = {
-            name: self._values(field, [columns.shared[name]], "shared")
+            name: values.read([columns.shared[name]], "shared")
             if name in columns.shared
-            else self._values(field, columns.own[name], "instance")
-            for name, field in self._fields.items()
+            else values.read(columns.own[name], "instance")
+            for name, values in self._values.items()
         }
+        if not isinstance(body, bytes) or len(body) > MAX_CHARACTERS:
+            for name, column in fields.items():
+                self._values[name].require_short(column, "shared" if name in columns.shared else "instance")
+        sizes = self._lists.sizes(fields, columns.number)
+        if sizes.total > self.limits.max_list_values:
+            raise self._too_many_values(sizes)
         for lists in self._aligned:
             self._require_aligned(lists, fields)
-        return Candidates(fields, columns.number, *self._pictures(columns))
+        return Candidates(fields, sizes, *self._pictures(columns))
 
     def blank_fields(self) -> dict[str, Values]:
         """Return the fields of a candidate without data, one value for all: the default, or an empty value or 0."""
-        return {
-            name: self._values(field, [field.default_value if field.optional else _BLANK[field.dtype]], "blank")
-            for name, field in self._fields.items()
+        blank = {
+            name: values.field.default_value if values.field.optional else _BLANK[values.field.dtype]
+            for name, values in self._values.items()
         }
+        return {name: self._values[name].read([value], "blank") for name, value in blank.items()}
 
     def _make_decoder(self) -> msgspec.json.Decoder[Any]:
-        types: dict[str, Any] = {name: _TYPE_OF_JSON[field.dtype] for name, field in self._fields.items()}
-        types.setdefault(self.key_field, functools.reduce(operator.or_, self._key_types))
-        other_names = self._known_names.difference(self._read_names)
-        names = [*self._read_names, *sorted(other_names)]
+        types: dict[str, Any] = {name: _TYPE_OF_JSON[values.field.dtype] for name, values in self._values.items()}
+        types.setdefault(self.key_field, functools.reduce(operator.or_, self.key_types))
+        other_names = self.known_names.difference(self.read_names)
+        names = [*self.read_names, *sorted(other_names)]
         # Names are numbered, because the name of a field need not be a Python identifier.
         fields = [(f"f{i}", types[name] | None if name in types else Any, None) for i, name in enumerate(names)]
         renamed = {f"f{i}": name for i, name in enumerate(names)}
@@ -147,8 +190,9 @@ class RequestReader:
         parts: list[Any] = [("instances", list[candidate]), ("shared", candidate | None, None)]  # type: ignore[valid-type]
         return msgspec.json.Decoder(msgspec.defstruct("body", parts, forbid_unknown_fields=True, gc=False))
 
-    def _parse(self, body: bytes) -> _Columns:
+    def _parse(self, body: bytes) -> Columns:
         """Parse a body of JSON into columns."""
+        self._require_few_parts(body)
         try:
             try:
                 decoded = self._decoder.decode(body)
@@ -159,13 +203,25 @@ class RequestReader:
         self._check_number(len(decoded.instances))
         own = zip(*map(msgspec.structs.astuple, decoded.instances), strict=True)
         shared = msgspec.structs.astuple(decoded.shared) if decoded.shared else ()
-        return _Columns(
+        return Columns(
             len(decoded.instances),
-            dict(zip(self._read_names, own, strict=False)),
-            {name: value for name, value in zip(self._read_names, shared, strict=False) if value is not None},
+            dict(zip(self.read_names, own, strict=False)),
+            {name: value for name, value in zip(self.read_names, shared, strict=False) if value is not None},
         )
 
-    def _columns(self, body: object) -> _Columns:
+    def _require_few_parts(self, body: bytes) -> None:
+        """Refuse far too many objects and lists before they are parsed: each takes a multiple of its size in memory.
+
+        An empty candidate takes as much as a full one, and Python looks through all lists again and again.
+        """
+        limit = self.limits.max_instances
+        if len(body) * len(self.known_names) <= _PARSED_AT_ONCE:
+            return
+        for sign, name, most in ((b"{", "objects", 2 * limit + _MORE), (b"[", "lists", 10 * limit + _MORE)):
+            if body.count(sign) > most and _count_outside_texts(body, sign, most) > most:
+                raise RequestError(f"more than {most} {name}; at most {limit} instances are answered at a time")
+
+    def _columns(self, body: object) -> Columns:
         """Convert a body of objects to columns."""
         if not isinstance(body, dict) or not isinstance(body.get("instances"), list):
             raise RequestError('the body must be {"instances": [{...}, ...], "shared": {...}}')
@@ -176,65 +232,46 @@ class RequestReader:
         shared = self._object({} if shared is None else shared, "shared")
         for i, instance in enumerate(instances):
             self._object(instance, f"instance {i}")
-        return _Columns(
+        return Columns(
             len(instances),
-            {name: [instance.get(name) for instance in instances] for name in self._read_names},
-            {name: shared[name] for name in self._read_names if shared.get(name) is not None},
+            {name: [instance.get(name) for instance in instances] for name in self.read_names},
+            {name: shared[name] for name in self.read_names if shared.get(name) is not None},
         )
+
+    def _complete(self, columns: Columns) -> Columns:
+        """Check the names of columns, and add the columns that are missing."""
+        self._check_number(columns.number)
+        self._check_names([*columns.own, *columns.shared], "instance 0")
+        nothing = [None] * columns.number
+        shared = {name: columns.shared[name] for name in self.read_names if columns.shared.get(name) is not None}
+        return Columns(columns.number, {name: columns.own.get(name, nothing) for name in self.read_names}, shared)
 
     def _check_number(self, number: int) -> None:
         if not number:
             raise RequestError("'instances' is empty; give at least one")
-        if number > self._max_instances:
-            raise RequestError(f"{number} instances; at most {self._max_instances} are answered at a time")
+        if number > self.limits.max_instances:
+            raise RequestError(f"{number} instances; at most {self.limits.max_instances} are answered at a time")
 
     def _object(self, values: Any, place: str) -> dict[str, Any]:
         if not isinstance(values, dict):
-            raise RequestError(f"{place} is {_shown(values)}, not an object of fields")
-        for name in values:
-            if name not in self._known_names:
-                raise RequestError(f"{place}: no field '{name}'; {did_you_mean(name, self._known_names)}")
+            raise RequestError(f"{place} is {shown(values)}, not an object of fields")
+        self._check_names(values, place)
         return values
 
-    def _values(self, field: Field, values: Sequence[Any], place: str) -> Values:
-        """Check one field's values, and replace missing or empty ones by the default."""
+    def _check_names(self, names: Sequence[str] | Mapping[str, Any], place: str) -> None:
+        for name in names:
+            if name not in self.known_names:
+                raise RequestError(f"{place}: no field '{name[:60]}'; {did_you_mean(name[:60], self.known_names)}")
 
-        def fail(index: int, problem: str) -> RequestError:
-            where = place if place == "shared" else f"{place} {index}"
-            return RequestError(f"{where}: {field.name}: {problem}")
-
-        allowed = _TYPES[field.dtype]
-        if not allowed.issuperset(map(type, values)):
-            for i, value in enumerate(values):
-                if value is None and not field.optional:
-                    raise fail(i, f"is missing; give a {field.dtype}")
-                if value is not None and type(value) not in allowed:
-                    raise fail(i, f"is {_shown(value)}, not a {field.dtype}")
-            values = [field.default_value if value is None else value for value in values]
-        if field.dtype == "string":
-            if field.default:
-                values = [value or field.default for value in values]
-            for pattern in self._patterns.get(field.name, ()):
-                for i, value in enumerate(values):
-                    if value and not pattern.fullmatch(value):
-                        raise fail(i, f"{_shown(value)} does not have the form that its feature needs")
-            return values
-        if field.dtype == "float32":
-            with np.errstate(over="ignore"):
-                numbers = np.array(values, np.float64).astype(np.float32)
-            if not np.isfinite(numbers).all():
-                i = int(np.flatnonzero(~np.isfinite(numbers))[0])
-                raise fail(i, f"{_shown(values[i])} is not a finite float32")
-            return numbers
-        low, high = (0, 1) if field.dtype == "bool" else (-_INT64_LIMIT, _INT64_LIMIT - 1)
-        try:
-            integers = np.array(values, np.int64)
-        except OverflowError:
-            integers = None
-        if integers is None or (field.dtype == "bool" and not ((integers >= 0) & (integers <= 1)).all()):
-            i = next(i for i, value in enumerate(values) if not low <= value <= high)
-            raise fail(i, f"{_shown(values[i])} is not a {field.dtype}")
-        return integers
+    def _too_many_values(self, sizes: ListSizes) -> RequestError:
+        name, candidate, size = sizes.largest()
+        place = "shared" if candidate is None else f"instance {candidate}"
+        total = f"the lists of all {sizes.number} candidates count as {sizes.total}"
+        return RequestError(
+            f"{place}: {', '.join(self._inputs[name])}: counts as {size} values, and {total}, more than "
+            f"{self.limits.max_list_values} (--max_list_values); give shorter lists, or fewer candidates at a time (a "
+            "list that they share counts for each of them)"
+        )
 
     @staticmethod
     def _require_aligned(lists: dict[str, str], fields: dict[str, Values]) -> None:
@@ -253,12 +290,12 @@ class RequestReader:
                     f"instance {i}: '{first}' has {number} values, but '{name}' has {other}; give both the same number"
                 )
 
-    def _pictures(self, columns: _Columns) -> tuple[list[str], dict[int, NDArray[Any]]]:
+    def _pictures(self, columns: Columns) -> tuple[list[str], dict[int, NDArray[Any]]]:
         """Return the keys `[S]`, and the vectors that the request gives, by index of the candidate."""
         keys = columns.own[self.key_field]
         texts = columns.own[IMAGE_TEXT]
         has_vectors = IMAGE_TEXT in columns.shared or any(text is not None for text in texts)
-        if not has_vectors and _TYPES["string"].issuperset(map(type, keys)):
+        if not has_vectors and TYPES["string"].issuperset(map(type, keys)):
             return list(keys), {}
         vectors: dict[int, NDArray[Any]] = {}
         shared_key, shared_vector = columns.shared.get(self.key_field), None
@@ -271,12 +308,12 @@ class RequestReader:
             elif key is None and shared_vector is not None:
                 vectors[i] = shared_vector
             key = shared_key if key is None else key
-            if key is None and self._key_optional:
+            if key is None and self.key_optional:
                 key = ""
                 picture_keys.append(key)
                 continue
-            if i not in vectors and type(key) not in self._key_types:
-                problem = "is missing" if key is None else f"is {_shown(key)}, not a key"
+            if i not in vectors and (type(key) not in self.key_types or _is_huge(key)):
+                problem = "is missing" if key is None else f"is {shown(key)}, not a key"
                 raise RequestError(
                     f"instance {i}: {self.key_field}: {problem}; give the picture's key, or {IMAGE_TEXT}"
                 )
@@ -289,25 +326,39 @@ class RequestReader:
         if isinstance(value, np.ndarray):
             numbers = value
         else:
-            parts: Sequence[Any] = value.split(",") if isinstance(value, str) else value  # type: ignore[assignment]
             try:
-                numbers = np.array([_number(part) for part in parts], np.float64)
-            except (TypeError, ValueError):
+                numbers = np.array([_number(part) for part in self._parts(value)], np.float64)
+            except (TypeError, ValueError, OverflowError):
                 numbers = np.array([math.nan])
         with np.errstate(over="ignore"):
             vector = numbers.astype(np.float32)
         if vector.shape != (self._width,) or not np.isfinite(vector).all():
-            raise RequestError(f"{place}: {IMAGE_TEXT}: {_shown(value)} is not {self._width} finite numbers")
+            raise RequestError(f"{place}: {IMAGE_TEXT}: {shown(value)} is not {self._width} finite numbers")
         return vector
+
+    def _parts(self, value: object) -> Sequence[Any]:
+        """Return the numbers of a vector one by one, or nothing if their number is wrong."""
+        if isinstance(value, str):
+            return value.split(",") if value.count(",") == self._width - 1 else ()
+        return value if isinstance(value, list) and len(value) == self._width else ()
+
+
+def _count_outside_texts(body: bytes, sign: bytes, most: int) -> int:
+    """Return how often a sign occurs in JSON outside of texts; the count ends soon after `most`."""
+    number = end = 0
+    for text in _JSON_TEXT.finditer(body):
+        number += body.count(sign, end, text.start())
+        end = text.end()
+        if number > most:
+            return number
+    return number + body.count(sign, end)
+
+
+def _is_huge(key: object) -> bool:
+    return isinstance(key, int) and not -INT64_LIMIT <= key < INT64_LIMIT
 
 
 def _number(value: object) -> float:
     if isinstance(value, bool) or not isinstance(value, str | int | float):
         raise TypeError
     return float(value)
-
-
-def _shown(value: object) -> str:
-    """Format a value for a message."""
-    text = repr(value)
-    return text if len(text) <= 60 else f"{text[:57]}..."

@@ -10,7 +10,7 @@ from __future__ import annotations
 import shutil
 import threading
 from collections import deque
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Container, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,12 +18,25 @@ import numpy as np
 from numpy.typing import NDArray
 
 from easyrec_mm.errors import UserError
-from easyrec_mm.serving.image_vectors import ImageVectors
+from easyrec_mm.features.numpy_back_end import Values
+from easyrec_mm.serving.computed_vectors import ComputedVectors
+from easyrec_mm.serving.field_values import RequestError
+from easyrec_mm.serving.image_vectors import FoundVectors, ImageVectors
+from easyrec_mm.serving.list_sizes import Ints
+from easyrec_mm.serving.picture_source import PictureSource
 from easyrec_mm.serving.release import Embedder, Release, Releases, ServiceOptions, ServingError
-from easyrec_mm.serving.request import RequestError
+from easyrec_mm.serving.request import Candidates, is_small_size
 from easyrec_mm.store import Store
 
 _NUM_RECORDED = 20
+
+
+@dataclass(frozen=True)
+class Asked:
+    """A request that was read, and the release that answers it."""
+
+    release: Release
+    candidates: Candidates
 
 
 @dataclass(frozen=True)
@@ -62,7 +75,11 @@ class Service:
     ) -> None:
         store_lock = threading.Lock()
         self._releases = Releases(options, store, store_lock, load_embedder)
-        self._vectors = ImageVectors(store, store_lock, options.missing_vector)
+        computed = None
+        if options.missing_vector == "compute":
+            pictures = PictureSource(options.image_root, options.image_hosts, options.picture_timeout_s)
+            computed = ComputedVectors(pictures, options.picture_timeout_s)
+        self._vectors = ImageVectors(store, store_lock, options.missing_vector, computed)
         self._recorded: deque[Any] = deque(maxlen=_NUM_RECORDED)
         release = self._releases.load(self._releases.newest(None), None)
         self._try(release)
@@ -74,16 +91,41 @@ class Service:
         return self._release
 
     def answer(self, body: object) -> Answer:
-        """Answer a request that has the form of RequestReader.read.
+        """Answer a request: `read`, `find_vectors` and `finish`.
 
         Raises:
           RequestError: if the request is invalid.
           ServingError: if it cannot be answered now: a vector is missing or the store is down where that is an error,
             or an output of the model is not finite.
         """
-        answer = self._answer(self.release, body)
-        self._recorded.append(body)
-        return answer
+        asked = self.read(body)
+        return self.finish(asked, self.find_vectors(asked))
+
+    def read(self, body: object) -> Asked:
+        """Read a request that has the form of RequestReader.read; see `answer`."""
+        release = self.release
+        asked = Asked(release, release.reader.read(body))
+        is_small = asked.candidates.is_small and (not isinstance(body, bytes) or is_small_size(len(body)))
+        if is_small or not self._recorded:  # twenty large ones would take much memory
+            self._recorded.append(body)
+        return asked
+
+    def find_vectors(self, asked: Asked) -> FoundVectors:
+        """Find the image vectors; those that are computed come later, see `answer`."""
+        return self._vectors.find(asked.release, asked.candidates)
+
+    def finish(self, asked: Asked, found: FoundVectors) -> Answer:
+        """Compute the answer; waits for vectors that are being computed, see `answer`."""
+        found.complete()
+        release, candidates = asked.release, asked.candidates
+        parts = candidates.sizes.parts()
+        if not parts:
+            outputs, num_missing = _computed(release, candidates.fields, found.vectors)
+        else:
+            several = [_computed(release, candidates.fields_of(part), found.vectors[part]) for part in parts]
+            outputs, num_missing = _together(parts, several, candidates.sizes.repeated)
+        _require_finite(outputs)
+        return Answer(outputs, found.sources, release, num_missing)
 
     def reload(self) -> Release | None:
         """Switch to a newer release if one exists, and return it; return None if no newer release exists.
@@ -115,7 +157,8 @@ class Service:
         recorded = list(self._recorded)
         for body in recorded:
             try:
-                self._answer(release, body)
+                asked = Asked(release, release.reader.read(body))
+                self.finish(asked, self.find_vectors(asked))
             except RequestError as error:
                 problems.append(error)
         if recorded and len(problems) == len(recorded):
@@ -123,13 +166,28 @@ class Service:
                 f"{release.folder}: cannot answer any of the last requests; the first problem is: {problems[0]}"
             )
 
-    def _answer(self, release: Release, body: object) -> Answer:
-        candidates = release.reader.read(body)
-        vectors, sources = self._vectors.of(release, candidates)
-        of_features, num_missing = release.lookup(candidates.fields)
-        outputs = release.predictor(candidates.fields, vectors, of_features)
-        _require_finite(outputs)
-        return Answer(outputs, sources, release, num_missing)
+
+Computed = tuple[dict[str, NDArray[Any]], dict[str, int]]
+
+
+def _computed(release: Release, fields: dict[str, Values], vectors: NDArray[Any]) -> Computed:
+    """Return the outputs for some candidates, and the numbers of missing vectors by feature."""
+    of_features, num_missing = release.lookup(fields)
+    return release.predictor(fields, vectors, of_features), num_missing
+
+
+def _together(parts: Sequence[Ints], several: Sequence[Computed], repeated: Container[str]) -> Computed:
+    """Put the results for parts of the candidates together, in the order of the candidates.
+
+    `repeated` names the features of which each part has the same keys.
+    """
+    order = np.argsort(np.concatenate(parts))
+    outputs = {name: np.concatenate([part[name] for part, _ in several])[order] for name in several[0][0]}
+    num_missing = {
+        name: count if name in repeated else sum(counts[name] for _, counts in several)
+        for name, count in several[0][1].items()
+    }
+    return outputs, num_missing
 
 
 def _require_finite(outputs: dict[str, NDArray[Any]]) -> None:
