@@ -71,7 +71,7 @@ class VectorFeature(Feature):
 def read_stored_vectors(settings: FeatureSettings) -> StoredVectors:
     """Read the settings of the store with the vectors whose keys the feature reads."""
     item = settings.item
-    scheme = item.vector_store.partition("://")[0].lower()
+    scheme = item.vector_store.partition("://")[0].lower() if "://" in item.vector_store else ""
     if scheme not in STORE_SCHEMES:
         choices = did_you_mean(scheme, STORE_SCHEMES)
         settings.add("vector_store", f"'{item.vector_store}': no store has the scheme '{scheme}://'; {choices}")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import logging
 import re
 import time
@@ -41,7 +40,6 @@ _VERSION = re.compile(rf"(/v[12]/models/{MODEL_NAME})/versions/([^/:]+)(.*)", re
 _MOST_DISCARDED = 64 << 20
 # Bodies of the largest size that a process keeps at a time.
 _MOST_BODIES = 64
-_REFUSED_AFTER_S = 0.05
 NO_TOKEN = Refusal("no_token", "give a valid token, as in the header authorization: Bearer TOKEN")
 
 Message = MutableMapping[str, Any]
@@ -227,9 +225,7 @@ class _Exchange:
         if refusal is NO_TOKEN:
             await self._answer(401, refusal.message, {"www-authenticate": "Bearer"})
         else:
-            if not self._traffic.is_ready:
-                # A client that tries again at once would connect at the very moment when the listener is closed.
-                await asyncio.sleep(_REFUSED_AFTER_S)
+            await self._traffic.wait_before_refusing()
             await self._answer(503, refusal.message, {"connection": "close"} if self._traffic.is_ready else {})
 
     async def tell(self, error: Exception) -> None:

@@ -195,6 +195,7 @@ class _Call:
 
     async def _answer(self, requests: AsyncIterator[Any], context: grpc.aio.ServicerContext) -> Any:
         if self.refusal is not None:
+            await self._traffic.wait_before_refusing()
             raise _RefusedError(self.refusal)
         try:
             request = await asyncio.wait_for(anext(requests), self._options.request_s)

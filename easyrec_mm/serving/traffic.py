@@ -19,6 +19,7 @@ _LOG = logging.getLogger("easyrec_mm.serving")
 _ADMITTED_S = 0.1
 # How long refusals are answered at least: clients that send one request after the other learn that they have to stop.
 _REFUSED_S = 0.5
+_REFUSED_AFTER_S = 0.05
 
 
 class Refusal(NamedTuple):
@@ -70,6 +71,14 @@ class Traffic:
         """Count a refusal in the metrics, and return it."""
         monitoring.REFUSALS.labels(refusal.reason).inc()
         return refusal
+
+    async def wait_before_refusing(self) -> None:
+        """Wait a moment if the process is about to end.
+
+        A client that tries again at once would often send its request at the very moment when the listener is closed.
+        """
+        if not self._admits:
+            await asyncio.sleep(_REFUSED_AFTER_S)
 
     def begin(self, protocol: str) -> None:
         """Count an admitted request as under way, until `end`."""

@@ -38,7 +38,7 @@ def open_store(uri: str, writable: bool = False) -> Store:
     Raises:
       StoreError: if the store does not exist or cannot be reached.
     """
-    scheme = uri.partition("://")[0].lower()
+    scheme = uri.partition("://")[0].lower() if "://" in uri else ""
     if scheme not in SCHEMES:
         raise StoreError(f"--store {uri}: no store has the scheme '{scheme}://'; {did_you_mean(scheme, SCHEMES)}")
     module, name = SCHEMES[scheme]
