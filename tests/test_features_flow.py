@@ -245,7 +245,7 @@ def test_a_server_takes_vectors_of_the_origin_of_training(rows, served, tmp_path
     np.testing.assert_array_equal(service.answer(body).outputs["logits_click"], expected)
     np.testing.assert_array_equal(serve().answer(body).outputs["logits_click"], expected)
     store = open_store(uri, writable=True)
-    assert store.prune() == [1]
+    assert store.prune().removed == [1]
     with pytest.raises(StoreError, match="holds generation 2 of 'other words', but not the vectors that the model"):
         service.reload()
     # The same vectors again, in a new generation, which is taken without a restart.
@@ -286,7 +286,7 @@ def test_commands_take_vectors_of_the_origin_of_training(trained, command, capsy
         flags += ["--set", f"feature_config.features[{i}].vector_store={uri}"]
     # As a training of other vectors would find it: none of the origin that the checkpoint tells.
     store = open_store(uri, writable=True)
-    assert store.prune() == [1]
+    assert store.prune().removed == [1]
     store.close()
     assert main([command, "--pipeline_config", f"{trained}/x.config", *flags]) == 1
     error = capsys.readouterr().err.splitlines()[-1]
@@ -313,7 +313,7 @@ def test_a_training_in_a_bucket_needs_vectors_of_its_origin(s3, trained, capsys,
     )
     write_titles(tmp_path, uri, "other words")
     store = open_store(uri, writable=True)
-    assert store.prune() == [1]
+    assert store.prune().removed == [1]
     store.close()
     assert main(command) == 1
     assert "holds generation 2 of 'other words', but not the vectors that the model" in capsys.readouterr().err
