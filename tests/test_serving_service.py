@@ -15,7 +15,7 @@ from easyrec_mm.cli.main import main
 from easyrec_mm.embedding.image_model import PictureEmbedder
 from easyrec_mm.errors import ExportError, StoreError
 from easyrec_mm.manifest import MANIFEST, read_header, write_manifest
-from easyrec_mm.serving.release import ServiceOptions, ServingError, Source, newest_export
+from easyrec_mm.serving.release import ServiceOptions, ServingError, Source, exports_of
 from easyrec_mm.serving.request import RequestError
 from easyrec_mm.serving.service import Service
 from easyrec_mm.store import Record, open_store
@@ -142,7 +142,9 @@ def test_a_store_of_another_tower_is_refused(place, samples):
     ours = serve(place)  # the generation of the rec model's tower is still there
     assert (ours.release.generation.number, store.meta().current) == (1, 2)
     assert ours.answer({"instances": samples[0][:1]}).sources.tolist() == [Source.STORE]
-    store.prune()
+    assert store.prune() == ([], {1: "is being read"})
+    ours.release.store.let_go([1])
+    assert store.prune() == ([1], {})
     fingerprint = read_header(str(place / "rec"), "rec").image_tower_fingerprint[:12]
     with pytest.raises(ServingError, match=rf"belongs to image tower {fingerprint}, .*generation 2 of ffffffffffff"):
         serve(place)
@@ -152,10 +154,9 @@ def test_a_new_generation_of_the_tower_is_taken(place):
     ours = serve(place)
     assert ours.reload() is None
     store = open_store(f"lmdb://{place}/store", writable=True)
-    meta = store.meta()
-    first = meta.generations[1]
+    first = store.meta().generations[1]
     again = dataclasses.replace(first, number=2, begun_s=first.begun_s + 5, completed_s=first.begun_s + 6)
-    store.write_meta(dataclasses.replace(meta, current=2, generations={1: first, 2: again}))
+    store.change(lambda meta: dataclasses.replace(meta, current=2, generations={1: first, 2: again}))
     with pytest.raises(ServingError, match=r"generation 2 of .* has no vectors"):
         ours.reload()
     store.put_many(again, list(store.scan(first)))
@@ -262,10 +263,10 @@ def test_a_wrong_request(place):
         serve(place).answer({"instances": [{"img_path": "a"}]})
 
 
-def test_the_newest_of_numbered_exports(exported, tmp_path):
-    for name in ("9", "10", "x"):
+def test_numbered_exports(exported, tmp_path):
+    for name in ("9", "10", "x", "²"):
         shutil.copytree(exported.folder / "rec", tmp_path / name)
     (tmp_path / "11").mkdir()  # being written
-    assert newest_export(str(tmp_path)) == str(tmp_path / "10")
+    assert exports_of(str(tmp_path)) == [str(tmp_path / "10"), str(tmp_path / "9")]
     with pytest.raises(ExportError, match="or a folder of such folders with numbers as names"):
-        newest_export(str(tmp_path / "11"))
+        exports_of(str(tmp_path / "11"))

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from easyrec_mm.errors import StoreError
 from easyrec_mm.serving.release import Embedder, MissingVector, MissingVectorError, Release, Source
 from easyrec_mm.serving.request import Candidates
-from easyrec_mm.store import State, Store
+from easyrec_mm.store import State
 
 _NUM_COMPUTED_KEPT = 10_000
 # A store that failed is not used for this long, so that requests do not wait for it one after the other.
@@ -23,13 +23,12 @@ class ImageVectors:
     """Finds image vectors; may be used from several threads.
 
     Args:
-      store: a store that is open for reading.
-      store_lock: lock that is held while the store is used.
+      store_lock: lock that is held while a store is used.
       missing_vector: see ServiceOptions.
     """
 
-    def __init__(self, store: Store, store_lock: threading.Lock, missing_vector: MissingVector | None) -> None:
-        self._store, self._store_lock, self._missing_vector = store, store_lock, missing_vector
+    def __init__(self, store_lock: threading.Lock, missing_vector: MissingVector | None) -> None:
+        self._store_lock, self._missing_vector = store_lock, missing_vector
         self._computed_lock = threading.Lock()
         self._store_pause_until = 0.0
 
@@ -56,10 +55,10 @@ class ImageVectors:
     def _look_up(self, release: Release, keys: list[str]) -> tuple[NDArray[Any], NDArray[Any]]:
         """Return the store's vectors `[S, D]` and states `[S]`; all are missing if it is down and that is no error."""
         with self._store_lock:
-            problem = f"the store {self._store.uri} is down"
+            problem = f"the store {release.store.uri} is down"
             if time.monotonic() >= self._store_pause_until:
                 try:
-                    records = self._store.get_many(keys, release.generation)
+                    records = release.store.get_many(keys, release.generation)
                     return np.array(records.vectors), records.states
                 except StoreError as error:
                     self._store_pause_until = time.monotonic() + _STORE_PAUSE_S

@@ -106,6 +106,16 @@ class RequestReader:
             if name in self._fields and self._fields[name].dtype == "string"
         }
 
+    @property
+    def names(self) -> frozenset[str]:
+        """The names of the fields that a request may contain."""
+        return frozenset(self._known_names)
+
+    def ignore(self, names: frozenset[str]) -> None:
+        """Ignore further fields in requests from now on, as those that only a newer model reads."""
+        self._known_names = self._known_names.union(names)
+        self._decoder = self._make_decoder()
+
     def read(self, body: object) -> Candidates:
         """Read `{"instances": [{field: value, ...}, ...], "shared": {field: value, ...}}`, as JSON or as objects.
 

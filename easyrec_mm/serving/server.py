@@ -26,7 +26,7 @@ from typing import Any, TypeVar
 
 from easyrec_mm.errors import UserError
 from easyrec_mm.files.folders import shown
-from easyrec_mm.serving.release import Embedder, MissingVectorError, Release, ServiceOptions
+from easyrec_mm.serving.release import Embedder, MissingVectorError, NoVectorsError, Release, ServiceOptions
 from easyrec_mm.serving.request import RequestError
 from easyrec_mm.serving.service import Answer, Service
 from easyrec_mm.store import open_store
@@ -124,6 +124,7 @@ class RecModel(kserve.Model):  # type: ignore[misc]
         _log_release("serving", release)
         if self._options.reload_every_s:
             threading.Thread(target=self._reload_for_ever, name="reload", daemon=True).start()
+        threading.Thread(target=self._service.keep_for_ever, name="keep", daemon=True).start()
         # The objects that exist now stay, so the garbage collector need not scan them repeatedly.
         gc.collect()
         gc.freeze()
@@ -201,7 +202,7 @@ class RecModel(kserve.Model):  # type: ignore[misc]
                     text = shown(str(error))
                     _LOG.error("a new release is refused, the old one serves on: %s", text, exc_info=not is_known)
                     monitoring.RELOADS.labels("refused").inc()
-                else:
+                elif not isinstance(error, NoVectorsError):  # nothing was loaded to find that out
                     wait_s = max(min(2 * wait_s, _LONGEST_RETRY_S), self._options.reload_every_s)
                 continue
             wait_s, last_problem = self._options.reload_every_s, ""
@@ -273,9 +274,9 @@ def _make_service(options: ServerOptions) -> Service:
     def load_embedder() -> Embedder:
         import_tensorflow()
         from easyrec_mm.embedding.image_model import PictureEmbedder  # imports TensorFlow, needed only here
-        from easyrec_mm.serving.release import newest_export
+        from easyrec_mm.serving.release import exports_of
 
-        embedder: Embedder = PictureEmbedder(newest_export(options.image_model_dir), options.image_root)
+        embedder: Embedder = PictureEmbedder(exports_of(options.image_model_dir)[0], options.image_root)
         return embedder
 
     store = open_store(options.store)

@@ -7,6 +7,7 @@ import os
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Collection, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from typing import NamedTuple
 from urllib.parse import urlsplit, urlunsplit
@@ -251,6 +252,10 @@ class Store(ABC):
         """Give up leases; close files and connections."""
         self.let_go(tuple(self._renewed_s))
         self._close()
+
+    def __del__(self) -> None:
+        with suppress(Exception):  # as at the end of the process
+            self.close()
 
     def _is_due(self, generation: Generation) -> bool:
         """Return whether a lease has to be taken or renewed."""

@@ -38,6 +38,10 @@ T = TypeVar("T")
 Transaction: TypeAlias = Any
 
 
+class UnreadableError(OSError):
+    """The data file must not be read now; the message says why, and what to do."""
+
+
 def identity_of(path: str) -> tuple[int, ...]:
     """Return values that differ for the data files of two folders; () if there is none."""
     try:
@@ -132,7 +136,7 @@ class Environment:
             if self._has_writer():
                 return False
             self._let_go()
-            raise OSError(f"another program is writing to {_DATA}; it is read when that is through") from error
+            raise UnreadableError(f"another program is writing to {_DATA}; it is read when that is through") from error
         except OSError:
             self._can_lease = False
             return False
@@ -159,7 +163,7 @@ class Environment:
         elif fcntl.fcntl(self._file, fcntl.F_GETLEASE) != fcntl.F_RDLCK:
             self._let_go()
             if not self._has_writer():
-                raise OSError(f"another program opens {_DATA} to write to it; it is read when that is through")
+                raise UnreadableError(f"another program opens {_DATA} to write to it; it is read when that is through")
 
     def _let_go(self) -> None:
         if self._environment is not None:
@@ -180,7 +184,7 @@ class Environment:
         actual = os.stat(self._file if self._file >= 0 else f"{self._path}/{_DATA}").st_size
         if actual < expected:
             self._let_go()
-            raise OSError(
+            raise UnreadableError(
                 f"{_DATA} is cut: it has {actual} bytes, and its content needs {expected}; copy the store again while "
                 "nothing writes to it, or write it anew"
             )

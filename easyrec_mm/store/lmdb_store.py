@@ -6,7 +6,6 @@ import fcntl
 import os
 import struct
 from collections.abc import Callable, Collection, Iterator, Sequence
-from contextlib import suppress
 from pathlib import Path
 from typing import TypeVar
 
@@ -16,7 +15,7 @@ from easyrec_mm.errors import StoreError
 from easyrec_mm.store.base import Store
 from easyrec_mm.store.generations import Generation, Meta, require_generation
 from easyrec_mm.store.keys import digest, key_bytes, key_of, split_key, with_key
-from easyrec_mm.store.lmdb_environment import Environment, Transaction, identity_of
+from easyrec_mm.store.lmdb_environment import Environment, Transaction, UnreadableError, identity_of
 from easyrec_mm.store.records import Vectors, join_vectors
 
 # Prefix of the keys of a generation; no generation has the number 0, so that the metadata come before all keys.
@@ -115,10 +114,6 @@ class LmdbStore(Store):
                     del _opened[key]
                 environment.close()
 
-    def __del__(self) -> None:
-        with suppress(Exception):  # as at the end of the process
-            self._close()
-
     def _meta_text(self) -> bytes | None:
         return self._within(_meta_text)
 
@@ -187,6 +182,8 @@ class LmdbStore(Store):
     def _guarded(self, function: Callable[[], T]) -> T:
         try:
             return function()
+        except UnreadableError as error:
+            raise StoreError(f"{self.uri}: {error}") from error
         except (lmdb.Error, OSError) as error:
             raise StoreError(f"{self.uri}: {error}; check the path, its permissions and the free space") from error
 
