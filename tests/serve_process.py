@@ -86,3 +86,11 @@ def running(*arguments):
     finally:
         if server.process.poll() is None:
             server.end()
+
+
+def wait_for(condition, seconds=30):
+    for _ in range(int(seconds / 0.05)):
+        if condition():
+            return
+        time.sleep(0.05)
+    raise AssertionError("it did not happen")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import time
 from dataclasses import replace
 
 import numpy as np
@@ -13,15 +12,6 @@ from feature_helpers import raw_feature, stored_vector
 from easyrec_mm.errors import StoreError
 from easyrec_mm.store import Record, open_store
 from easyrec_mm.store.feature_vectors import VectorStores, origin_number
-
-
-@pytest.fixture(params=["lmdb", "redis", "postgres"])
-def uri(request, tmp_path, servers):
-    """Of a place where nothing is yet."""
-    if request.param == "lmdb":
-        return f"lmdb://{tmp_path}/store"
-    option = {"redis": "prefix", "postgres": "table"}[request.param]
-    return f"{servers(request.param).uri}?{option}=t{time.time_ns()}"
 
 
 @pytest.fixture

@@ -54,15 +54,16 @@ class ImageVectors:
 
     def _look_up(self, release: Release, keys: list[str]) -> tuple[NDArray[Any], NDArray[Any]]:
         """Return the store's vectors `[S, D]` and states `[S]`; all are missing if it is down and that is no error."""
-        with self._store_lock:
-            problem = f"the store {release.store.uri} is down"
-            if time.monotonic() >= self._store_pause_until:
-                try:
-                    records = release.store.get_many(keys, release.generation)
-                    return np.array(records.vectors), records.states
-                except StoreError as error:
-                    self._store_pause_until = time.monotonic() + _STORE_PAUSE_S
-                    problem = str(error)
+        problem = f"the store {release.store.uri} is down"
+        if time.monotonic() >= self._store_pause_until:  # also before waiting for the lock
+            with self._store_lock:
+                if time.monotonic() >= self._store_pause_until:
+                    try:
+                        records = release.store.get_many(keys, release.generation)
+                        return np.array(records.vectors), records.states
+                    except StoreError as error:
+                        self._store_pause_until = time.monotonic() + _STORE_PAUSE_S
+                        problem = str(error)
         if self._missing_vector == "error":
             raise MissingVectorError(problem, len(keys))
         return np.zeros((len(keys), release.generation.width), np.float32), np.full(len(keys), State.MISSING, np.int8)

@@ -128,19 +128,21 @@ class Environment:
         return f"/proc/self/fd/{self._folder}"
 
     def _take_lease(self) -> bool:
-        try:
-            # The signal to us when someone waits; ignored by default, because the lease is looked at before each read.
-            fcntl.fcntl(self._file, fcntl.F_SETSIG, signal.SIGURG)
-            fcntl.fcntl(self._file, fcntl.F_SETLEASE, fcntl.F_RDLCK)
-        except BlockingIOError as error:
-            if self._has_writer():
+        for _ in range(_NUM_LOOKS):
+            try:
+                # The signal to us when someone waits; ignored by default, as the lease is looked at before each read.
+                fcntl.fcntl(self._file, fcntl.F_SETSIG, signal.SIGURG)
+                fcntl.fcntl(self._file, fcntl.F_SETLEASE, fcntl.F_RDLCK)
+                return True
+            except BlockingIOError:  # it is open for writing
+                if self._has_writer():
+                    return False
+                time.sleep(_BETWEEN_LOOKS_S)  # when a process ends, its lock goes before its files are closed
+            except OSError:
+                self._can_lease = False
                 return False
-            self._let_go()
-            raise UnreadableError(f"another program is writing to {_DATA}; it is read when that is through") from error
-        except OSError:
-            self._can_lease = False
-            return False
-        return True
+        self._let_go()
+        raise UnreadableError(f"another program is writing to {_DATA}; it is read when that is through")
 
     def _has_writer(self) -> bool:
         """Return whether a store of this folder is open for writing, in any process."""
@@ -161,8 +163,9 @@ class Environment:
         if not self._has_lease:
             self._require_whole()
         elif fcntl.fcntl(self._file, fcntl.F_GETLEASE) != fcntl.F_RDLCK:
+            has_writer = self._has_writer()
             self._let_go()
-            if not self._has_writer():
+            if not has_writer:
                 raise UnreadableError(f"another program opens {_DATA} to write to it; it is read when that is through")
 
     def _let_go(self) -> None:

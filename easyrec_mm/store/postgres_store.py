@@ -175,8 +175,9 @@ class PostgresStore(Store):
             try:
                 return function(self._connected(limit_s))
             except (psycopg.OperationalError, psycopg.InterfaceError):
+                was_lost = had_connection and self._connection is not None and self._connection.closed
                 self._close()
-                if not had_connection:
+                if not was_lost:  # a server that did not answer in time is not asked again
                     raise
                 return function(self._connected(limit_s))
         except (psycopg.Error, OSError) as error:
