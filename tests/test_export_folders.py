@@ -58,7 +58,7 @@ def killed(write_all, monkeypatch, can_exchange, last):
         monkeypatch.setattr(os, "rename", counted(os.rename))
         monkeypatch.setattr(folders, "exchange", counted(exchange))
         write_all()
-        os._exit(0)
+        os.kill(os.getpid(), signal.SIGTERM)
     return os.waitstatus_to_exitcode(os.waitpid(process, 0)[1]) == -signal.SIGKILL
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
 import shutil
 import threading
 import time
@@ -242,6 +243,57 @@ def test_a_bad_release_stays_out(place, samples, damage, message):
     after = ours.answer(body)
     assert after.release is before.release
     np.testing.assert_array_equal(after.outputs["logits_click"], before.outputs["logits_click"])
+
+
+def test_a_field_that_only_the_new_model_needs(place, samples):
+    """Clients can begin to send it while the old model serves; the new one takes over when they do."""
+    (place / "rec").rename(place / "1")
+    (place / "rec").mkdir()
+    (place / "1").rename(place / "rec" / "1")
+    ours = serve(place)
+    old = {"instances": samples[0][:2]}
+    new = {"instances": [{**instance, "no_such": 1} for instance in old["instances"]]}
+    expected = ours.answer(old).outputs["probs_click"]
+    with pytest.raises(RequestError, match="no field 'no_such'"):
+        ours.answer(new)
+    shutil.copytree(place / "rec" / "1", place / "rec" / "2")
+    take_other_fields(place / "rec" / "2")
+    with pytest.raises(ServingError, match=r"2: cannot answer any of the last requests; .*no_such: is missing"):
+        ours.reload()
+    for body in (old, new, json.dumps(new).encode()):
+        answer = ours.answer(body)
+        assert answer.release.folder == str(place / "rec" / "1")
+        np.testing.assert_array_equal(answer.outputs["probs_click"], expected)
+    assert ours.reload().folder == str(place / "rec" / "2")
+    ours.answer(new)
+    with pytest.raises(RequestError, match="no_such: is missing"):
+        ours.answer(old)
+
+
+def test_the_newest_that_is_whole(exported, earlier_export, place, samples, caplog):
+    """Also at the start, and never an older one than that which is served, as long as that is there."""
+    (place / "rec").rename(place / "2")
+    (place / "rec").mkdir()
+    (place / "2").rename(place / "rec" / "2")
+    for number, source in (("1", exported.folder), ("3", exported.folder), ("4", earlier_export)):
+        shutil.copytree(source / "rec", place / "rec" / number)
+    spoil_onnx(place / "rec" / "3")
+    ours = serve(place)
+    assert ours.release.folder == str(place / "rec" / "2")
+    assert "is served, because a newer one is refused: " in caplog.text
+    with pytest.raises(ServingError, match=r"rec/4 \(model.ckpt-3\) belongs to image tower"):
+        ours.reload()
+    spoil_onnx(place / "rec" / "2")
+    os.utime(place / "rec" / "2" / MANIFEST)
+    with pytest.raises(ServingError, match="rec/4"):
+        ours.reload()
+    assert ours.release.folder == str(place / "rec" / "2")
+    shutil.rmtree(place / "rec" / "2")  # back
+    assert ours.reload().folder == str(place / "rec" / "1")
+    arguments = ["embed", "--img_model_dir", str(earlier_export / "image"), "--store", f"lmdb://{place}/store"]
+    arguments += ["--input", f"{exported.data}/images/test/*", "--image_root", str(exported.data)]
+    assert main([*arguments, "--bad_pictures", f"{place}/bad"]) == 0
+    assert ours.reload().folder == str(place / "rec" / "4")
 
 
 def test_what_is_not_finite_is_never_answered(place, samples, monkeypatch):

@@ -22,12 +22,14 @@ from typing import Any, Literal, NamedTuple, TextIO
 import numpy as np
 
 from easyrec_mm.data.bad_records import BadRecord
+from easyrec_mm.data.packed_pictures import PackedPictures, path_in
 from easyrec_mm.data.picture_reader import PictureReader
 from easyrec_mm.data.pictures import PictureLoader
 from easyrec_mm.embedding.image_model import ImageModel
 from easyrec_mm.embedding.items import Item
 from easyrec_mm.errors import UserError
 from easyrec_mm.files import is_remote, naming, plain, put, written_at
+from easyrec_mm.files.local_copies import local_copies
 from easyrec_mm.runs.progress import PictureProgress
 from easyrec_mm.schema import Schema
 from easyrec_mm.store import Record, Store
@@ -219,7 +221,8 @@ class _Loader:
     """Reads and decodes batches."""
 
     def __init__(self, model: ImageModel, image_root: str, refresh: Refresh) -> None:
-        self._pictures = PictureLoader(model.manifest.schema.image, PictureReader(image_root), model.decode)
+        reader = PictureReader(image_root, packed=PackedPictures(local_copies()))
+        self._pictures = PictureLoader(model.manifest.schema.image, reader, model.decode)
         self._paths = model.paths
         self._refresh = refresh
 
@@ -227,7 +230,7 @@ class _Loader:
         """Load items, and select the ones to embed by comparison with their stored hashes."""
         items, stored_hashes, num_done = batch
         pictures = [(row, path) for row, item in enumerate(items) for path in self._paths(item.path) or [""]]
-        contents, unreadable = self._pictures.read([os.fsencode(path) for _, path in pictures])
+        contents, unreadable = self._pictures.read([_place(items[row], path) for row, path in pictures])
         hashes = self._hashes(items, pictures, contents, unreadable)
         chosen_rows = {
             row for row in range(len(items)) if self._refresh != "changed" or hashes[row] != stored_hashes[row]
@@ -273,6 +276,11 @@ class _Loader:
                     content_hash(b"".join([*map(content_hash, item_parts), *(f.encode() for f in item.fields)]))
                 )
         return hashes
+
+
+def _place(item: Item, path: str) -> bytes:
+    """Return where the reader of pictures finds one of an item's pictures."""
+    return path_in(item.tar, os.fsencode(path)) if item.tar else os.fsencode(path)
 
 
 def _values(items: Sequence[Item], schema: Schema) -> dict[str, Sequence[Any]]:

@@ -208,12 +208,7 @@ class Releases:
           ExportError, StoreError, ServingError: if it cannot be served.
         """
         options, (folder, manifest, store, generation, identity) = self._options, found
-        names = files_of(manifest, options.runtime)
-        if is_remote(folder):
-            copy = local_export(folder)
-            require_unchanged(manifest, Path(copy), folder, manifest.files)
-        else:
-            copy = private_copy(folder, manifest, names, options.copies or work_folder())
+        copy = self._copy_of(folder, manifest)
         predictor = load_predictor(copy, manifest, options.runtime, options.num_threads)
         if _identity(folder, store, generation) != identity:
             raise ExportError(f"{folder}: was replaced while it was being loaded; loading it again")
@@ -248,6 +243,15 @@ class Releases:
             lookup,
             copy,
         )
+
+    def _copy_of(self, folder: str, manifest: Manifest) -> str:
+        """Copy what the runtime reads of an export, and check that it is what the manifest lists."""
+        if is_remote(folder):
+            copy = local_export(folder)
+            require_unchanged(manifest, Path(copy), folder, manifest.files)
+            return copy
+        place = self._options.copies or work_folder()
+        return private_copy(folder, manifest, files_of(manifest, self._options.runtime), place)
 
     def _embedder(self, generation: Generation, reader: RequestReader, last: Release | None) -> Embedder | None:
         """Return the image model of the generation's tower, reusing a loaded one; None unless vectors are computed."""

@@ -126,8 +126,8 @@ class Store(ABC):
 
         def change(meta: Meta) -> Meta:
             nonlocal generation
-            before = meta.of_tower(fingerprint)
-            meta, generation = (meta, before) if before else meta.with_new(fingerprint, width, dtype, _now_s())
+            same = meta.of_tower(fingerprint)
+            meta, generation = (meta, same) if same else meta.with_new(fingerprint, width, dtype, _now_s())
             if (generation.width, generation.dtype) != (width, dtype):
                 raise StoreError(
                     f"{self.uri}: generation {generation.number} with this fingerprint holds vectors of "
@@ -239,14 +239,11 @@ class Store(ABC):
     def let_go(self, numbers: Collection[int]) -> None:
         """Give up the leases of generations."""
         numbers = set(numbers).intersection(self._renewed_s)
+        for number in numbers:
+            del self._renewed_s[number]
         if numbers:
-            try:
+            with suppress(StoreError):  # then they end by themselves
                 self.change(lambda meta: meta.without_leases(self._name, numbers))
-            except StoreError:  # then they end by themselves
-                return
-            finally:
-                for number in numbers:
-                    self._renewed_s.pop(number)
 
     def close(self) -> None:
         """Give up leases; close files and connections."""
@@ -271,13 +268,7 @@ class Store(ABC):
         return self._last_meta[1]
 
     def hashes(self, generation: Generation, keys: Sequence[str], with_absent: bool = True) -> list[bytes | None]:
-        """Return the hash of each key's picture; None for a missing key.
-
-        Args:
-          generation: the generation that is read.
-          keys: the keys.
-          with_absent: whether to return hashes also of keys that are marked as absent, without a vector.
-        """
+        """Return the hash of each key's picture; None for a missing key, or without `with_absent` for an absent one."""
         return [hash_of(value, with_absent) for value in self._read(generation, keys)]
 
     def scan(self, generation: Generation) -> Iterator[Record]:
