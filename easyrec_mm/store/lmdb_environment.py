@@ -70,10 +70,12 @@ class Environment:
         self._environment: lmdb.Environment | None = None
         self._file = -1
         self._has_lease, self._can_lease = False, True
+        self.identity: tuple[int, ...] = ()
         self._folder = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
         try:
             if writable:
-                fcntl.flock(self._folder, fcntl.LOCK_SH)
+                with suppress(OSError):  # some network file systems have no such locks
+                    fcntl.flock(self._folder, fcntl.LOCK_SH)
             self._open()
         except BaseException:
             self.close()
@@ -107,14 +109,19 @@ class Environment:
         if self._folder < 0:
             raise OSError("the store is closed")
         path = self._own_path()
+        if self.identity and identity_of(path) != self.identity:
+            raise UnreadableError(f"another {_DATA} has been put in the place of the one that was opened")
         if not self.writable:
             self._file = os.open(f"{path}/{_DATA}", os.O_RDONLY)
             self._has_lease = self._can_lease and not self._has_writer() and self._take_lease()
             self._require_bytes(2 * _LEAST_PAGE_BYTES)
-        is_registered = not self._has_lease and os.access(path, os.W_OK)
+        # Without the lock file LMDB is given the data file alone, because the lock file may be that of another data
+        # file by now, which this process has open as well.
+        has_lock_file = self.writable or (not self._has_lease and os.access(path, os.W_OK))
         self._environment = lmdb.open(
-            path, map_size=_MAP_BYTES, max_readers=_MAX_READERS, readonly=not self.writable, create=self.writable,
-            readahead=False, lock=self.writable or is_registered,
+            path if has_lock_file else f"{path}/{_DATA}", subdir=has_lock_file, lock=has_lock_file,
+            readonly=not self.writable, create=self.writable, map_size=_MAP_BYTES, max_readers=_MAX_READERS,
+            readahead=False,
         )  # fmt: skip
         self._require_whole()
 
@@ -151,6 +158,8 @@ class Environment:
                 fcntl.flock(self._folder, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
                 time.sleep(_BETWEEN_LOOKS_S)
+            except OSError:  # there are no such locks here: there may be one
+                return True
             else:
                 fcntl.flock(self._folder, fcntl.LOCK_UN)
                 return False
