@@ -16,7 +16,7 @@ from easyrec_mm.cli.main import main
 from easyrec_mm.embedding.image_model import PictureEmbedder
 from easyrec_mm.errors import ExportError, StoreError
 from easyrec_mm.manifest import MANIFEST, read_header, write_manifest
-from easyrec_mm.serving.release import ServiceOptions, ServingError, Source, exports_of
+from easyrec_mm.serving.release import ServiceOptions, ServingError, Source, exports_of, image_model_of
 from easyrec_mm.serving.request import RequestError
 from easyrec_mm.serving.service import Service
 from easyrec_mm.store import Record, open_store
@@ -98,7 +98,7 @@ def test_missing_vectors_are_computed(exported, place, samples, tmp_path):
     shutil.copy(exported.data / key, tmp_path.parent / "outside.jpg")
     instances[0]["img_path"], instances[2]["img_path"] = "new.jpg", "../outside.jpg"
     embedder = PictureEmbedder(str(exported.folder / "image"), str(tmp_path))
-    ours = serve(place, lambda: embedder, missing_vector="compute")
+    ours = serve(place, lambda fingerprint: embedder, missing_vector="compute")
     answer = ours.answer({"instances": instances})
     assert answer.sources.tolist() == [Source.COMPUTED, Source.STORE, Source.MEAN]
     brought = [{**instances[0], "img_emb": store.get_many([key], generation).vectors[0].tolist()}]
@@ -110,7 +110,7 @@ def test_missing_vectors_are_computed(exported, place, samples, tmp_path):
     with pytest.raises(
         ServingError, match="--img_model_dir holds image tower 000000000000, but the rec model belongs to"
     ):
-        serve(place, lambda: embedder, missing_vector="compute")
+        serve(place, lambda fingerprint: embedder, missing_vector="compute")
 
 
 def test_a_store_that_is_down(place, samples, monkeypatch):
@@ -294,6 +294,15 @@ def test_the_newest_that_is_whole(exported, earlier_export, place, samples, capl
     arguments += ["--input", f"{exported.data}/images/test/*", "--image_root", str(exported.data)]
     assert main([*arguments, "--bad_pictures", f"{place}/bad"]) == 0
     assert ours.reload().folder == str(place / "rec" / "4")
+
+
+def test_the_image_model_of_a_tower(exported, earlier_export, tmp_path):
+    """It may be older than the newest one, whose rec model has no vectors yet."""
+    for number, source in (("1", exported.folder), ("2", earlier_export)):
+        shutil.copytree(source / "image", tmp_path / number)
+    fingerprint = read_header(str(exported.folder / "image"), "image").image_tower_fingerprint
+    assert image_model_of(fingerprint, str(tmp_path)) == str(tmp_path / "1")
+    assert image_model_of("another", str(tmp_path)) == str(tmp_path / "2")
 
 
 def test_what_is_not_finite_is_never_answered(place, samples, monkeypatch):

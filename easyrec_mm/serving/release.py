@@ -146,7 +146,7 @@ class Releases:
       options: which model to serve, and how.
       store: a store that is open for reading.
       store_lock: lock that is held while the store is used.
-      load_embedder: loads the image model; needed for "compute".
+      load_embedder: loads the image model of a fingerprint; needed for "compute".
 
     Raises:
       ServingError: if `missing_vector` is "compute" and no image model is given.
@@ -157,7 +157,7 @@ class Releases:
         options: ServiceOptions,
         store: Store,
         store_lock: threading.Lock,
-        load_embedder: Callable[[], Embedder] | None,
+        load_embedder: Callable[[str], Embedder] | None,
     ) -> None:
         if options.missing_vector == "compute" and load_embedder is None:
             raise ServingError("--missing_vector compute: give the image model with --img_model_dir")
@@ -258,7 +258,11 @@ class Releases:
         if self._load_embedder is None or self._options.missing_vector != "compute":
             return None
         loaded = last.embedder if last else None
-        embedder = loaded if loaded and loaded.fingerprint == generation.fingerprint else self._load_embedder()
+        embedder = (
+            loaded
+            if loaded and loaded.fingerprint == generation.fingerprint
+            else self._load_embedder(generation.fingerprint)
+        )
         if embedder.fingerprint != generation.fingerprint:
             raise ServingError(
                 f"--img_model_dir holds image tower {embedder.fingerprint[:12]}, but the rec model belongs to "
@@ -327,6 +331,17 @@ def exports_of(folder: str) -> list[str]:
         choices = "a folder written by easyrec-mm export, or a folder of such folders with numbers as names"
         raise ExportError(f"{folder}: no {MANIFEST}; give {choices}")
     return [join(folder, name) for name in sorted(numbered, key=int, reverse=True)]
+
+
+def image_model_of(fingerprint: str, folder: str) -> str:
+    """Return the export of an image tower among those of `exports_of`; the newest one if it is not there.
+
+    Raises:
+      ExportError: if the folder contains no export, or one that is not of an image model.
+    """
+    folders = exports_of(folder)
+    fingerprints = {export: read_header(export, "image").image_tower_fingerprint for export in folders}
+    return next((export for export in folders if fingerprints[export] == fingerprint), folders[0])
 
 
 def _identity(folder: str, store: Store, generation: Generation) -> tuple[object, ...]:

@@ -271,13 +271,13 @@ class _FixedModel(ModelRepositoryExtension):  # type: ignore[misc]
 
 
 def _make_service(options: ServerOptions) -> Service:
-    def load_embedder() -> Embedder:
+    def load_embedder(fingerprint: str) -> Embedder:
         import_tensorflow()
         from easyrec_mm.embedding.image_model import PictureEmbedder  # imports TensorFlow, needed only here
-        from easyrec_mm.serving.release import exports_of
+        from easyrec_mm.serving.release import image_model_of
 
-        embedder: Embedder = PictureEmbedder(exports_of(options.image_model_dir)[0], options.image_root)
-        return embedder
+        folder = image_model_of(fingerprint, options.image_model_dir)
+        return PictureEmbedder(folder, options.image_root)
 
     store = open_store(options.store)
     return Service(options.service, store, load_embedder if options.image_model_dir else None)

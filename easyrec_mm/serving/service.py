@@ -57,7 +57,7 @@ class Service:
     Args:
       options: which model to serve, and how.
       store: a store that is open for reading.
-      load_embedder: loads the image model; needed for "compute".
+      load_embedder: loads the image model of a fingerprint; needed for "compute".
 
     Raises:
       ExportError, StoreError, ServingError: if no release can be loaded.
@@ -67,7 +67,7 @@ class Service:
         self,
         options: ServiceOptions,
         store: Store,
-        load_embedder: Callable[[], Embedder] | None = None,
+        load_embedder: Callable[[str], Embedder] | None = None,
     ) -> None:
         self._store_lock = threading.Lock()
         self._releases = Releases(options, store, self._store_lock, load_embedder)

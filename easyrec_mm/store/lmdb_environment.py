@@ -116,8 +116,8 @@ class Environment:
             self._has_lease = self._can_lease and not self._has_writer() and self._take_lease()
             self._require_bytes(2 * _LEAST_PAGE_BYTES)
         # Without the lock file LMDB is given the data file alone, because the lock file may be that of another data
-        # file by now, which this process has open as well.
-        has_lock_file = self.writable or (not self._has_lease and os.access(path, os.W_OK))
+        # file by now, which this process has open as well. On a read-only file system LMDB does without it by itself.
+        has_lock_file = not self._has_lease
         self._environment = lmdb.open(
             path if has_lock_file else f"{path}/{_DATA}", subdir=has_lock_file, lock=has_lock_file,
             readonly=not self.writable, create=self.writable, map_size=_MAP_BYTES, max_readers=_MAX_READERS,

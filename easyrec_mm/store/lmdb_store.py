@@ -13,7 +13,7 @@ import lmdb
 
 from easyrec_mm.errors import StoreError
 from easyrec_mm.store.base import Store
-from easyrec_mm.store.generations import Generation, Meta, require_generation
+from easyrec_mm.store.generations import Generation, Meta, VectorDtype, require_generation
 from easyrec_mm.store.keys import digest, key_bytes, key_of, split_key, with_key
 from easyrec_mm.store.lmdb_environment import Environment, Transaction, UnreadableError, identity_of
 from easyrec_mm.store.records import Vectors, join_vectors
@@ -76,14 +76,21 @@ class LmdbStore(Store):
 
         return self._within(read)
 
+    def begin(self, fingerprint: str, width: int, dtype: VectorDtype) -> Generation:
+        generation = super().begin(fingerprint, width, dtype)
+        # For readers that may not make files here.
+        self._guarded(lambda: os.close(self._open_lock(generation.number)))
+        return generation
+
     def keep(self, generation: Generation) -> bool:
-        if generation.number not in {*self._locks, *self._renewed_s}:
-            try:
-                file = os.open(self._lock_file(generation.number), os.O_RDONLY | os.O_CREAT, 0o666)
-            except OSError:  # as on a file system that is read-only
-                return False
-            fcntl.flock(file, fcntl.LOCK_SH)
-            self._locks[generation.number] = file
+        if generation.number in self._locks or generation.number in self._renewed_s:
+            return True
+        try:
+            file = self._open_lock(generation.number)
+        except OSError:  # as on a file system that is read-only
+            return False
+        fcntl.flock(file, fcntl.LOCK_SH)
+        self._locks[generation.number] = file
         return self.meta().has(generation)
 
     def let_go(self, numbers: Collection[int]) -> None:
@@ -95,7 +102,7 @@ class LmdbStore(Store):
         user = super()._users_of(meta, number)
         if user:
             return user
-        file = os.open(self._lock_file(number), os.O_RDONLY | os.O_CREAT, 0o666)
+        file = self._guarded(lambda: self._open_lock(number))
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
@@ -125,6 +132,9 @@ class LmdbStore(Store):
 
     def _lock_file(self, number: int) -> str:
         return f"{self._path}/generation-{number}.lock"
+
+    def _open_lock(self, number: int) -> int:
+        return os.open(self._lock_file(number), os.O_RDONLY | os.O_CREAT, 0o666)
 
     def _read(self, generation: Generation, keys: Sequence[str]) -> list[bytes | None]:
         return self._within(lambda transaction: _values(transaction, generation, keys))
