@@ -276,11 +276,26 @@ def test_a_file_that_is_cut(tmp_path, capsys):
     uri = f"lmdb://{tmp_path}"
     fill(uri, {f"k{i}": i for i in range(20_000)})[0].close()
     size = (tmp_path / "data.mdb").stat().st_size
-    for rest in (size - 4096, size // 2, 8192, 5000):
+    for rest in (size - 4096, size // 2, 8192, 5000, 4096, 100):
         os.truncate(tmp_path / "data.mdb", rest)
         for command in (["stat"], ["prune"], ["rollback"]):
             assert main(["store", *command, "--store", uri]) == 1
             assert f"data.mdb is cut: it has {rest} bytes" in capsys.readouterr().err
+
+
+def test_a_copy_that_was_made_while_a_store_was_written(tmp_path):
+    """Its pages may be of different times. The store itself is read, also after its writer was killed."""
+    store = open_store(f"lmdb://{tmp_path}/1", writable=True)
+    generation = store.begin("tower", 4, "float32")
+    store.put_many(generation, [record("a", 1)])
+    (tmp_path / "2").mkdir()
+    shutil.copy(tmp_path / "1" / "data.mdb", tmp_path / "2")
+    with pytest.raises(StoreError, match="2: is a copy of a store that was being written; copy it again when"):
+        open_store(f"lmdb://{tmp_path}/2").meta()
+    assert store.complete(generation) == ""
+    shutil.copy(tmp_path / "1" / "data.mdb", tmp_path / "2")
+    assert open_store(f"lmdb://{tmp_path}/2").get_many(["a"]).states.tolist() == [1]
+    store.close()
 
 
 def test_a_file_that_is_overwritten_while_it_is_read(tmp_path):

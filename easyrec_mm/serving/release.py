@@ -144,8 +144,7 @@ class Releases:
 
     Args:
       options: which model to serve, and how.
-      store: a store that is open for reading.
-      store_lock: lock that is held while the store is used.
+      store_lock: lock that is held while a store is used.
       load_embedder: loads the image model of a fingerprint; needed for "compute".
 
     Raises:
@@ -155,24 +154,24 @@ class Releases:
     def __init__(
         self,
         options: ServiceOptions,
-        store: Store,
         store_lock: threading.Lock,
         load_embedder: Callable[[str], Embedder] | None,
     ) -> None:
         if options.missing_vector == "compute" and load_embedder is None:
             raise ServingError("--missing_vector compute: give the image model with --img_model_dir")
         self._options, self._load_embedder = options, load_embedder
-        self._store, self._store_lock = store, store_lock
+        self._store_lock = store_lock
 
     def folders(self) -> list[str]:
         """Return the folders of the rec models that there are, the newest one first; see `exports_of`."""
         return exports_of(self._options.rec_model_dir)
 
-    def find(self, folder: str, last: Release | None) -> Found:
+    def find(self, folder: str, store: Store, last: Release | None) -> Found:
         """Find the newest complete generation of a rec model's image tower.
 
         Args:
           folder: folder of the rec model.
+          store: the store of the vectors; if another one has been put in its place, that is opened.
           last: the release that serves; None before the first.
 
         Raises:
@@ -180,7 +179,6 @@ class Releases:
           NoVectorsError: if the store has no vectors of the model's image tower.
         """
         with self._store_lock:
-            store = last.store if last else self._store
             store = store.reopened() or store
             meta = store.meta()
         # A manifest may contain vocabularies of megabytes, so it is not read again while the file is the same.

@@ -70,10 +70,10 @@ class Service:
         load_embedder: Callable[[str], Embedder] | None = None,
     ) -> None:
         self._store_lock = threading.Lock()
-        self._releases = Releases(options, store, self._store_lock, load_embedder)
+        self._releases = Releases(options, self._store_lock, load_embedder)
         self._vectors = ImageVectors(self._store_lock, options.missing_vector)
         self._recorded: deque[Any] = deque(maxlen=_NUM_RECORDED)
-        self._release: Release = self._newest(None)
+        self._release: Release = self._newest(store, None)
 
     @property
     def release(self) -> Release:
@@ -99,7 +99,7 @@ class Service:
           ExportError, StoreError, ServingError: if the newer one cannot be served; the old one stays.
         """
         last = self._release
-        release = self._newest(last)
+        release = self._newest(last.store, last)
         if release is last:
             return None
         self._release = release
@@ -121,7 +121,7 @@ class Service:
                     release.store.keep(release.generation)
                 release.lookup.keep()
 
-    def _newest(self, last: Release | None) -> Release:
+    def _newest(self, store: Store, last: Release | None) -> Release:
         """Return the newest release that can be served, which may be `last`; log why a newer one cannot.
 
         Raises:
@@ -130,7 +130,7 @@ class Service:
         problems: list[Exception] = []
         for folder in self._releases.folders():
             try:
-                release = self._loaded(folder, last)
+                release = self._loaded(folder, store, last)
             except (UserError, OSError) as error:
                 problems.append(error)
                 if last is not None and folder == last.folder:
@@ -145,17 +145,23 @@ class Service:
             raise problems[0]
         return last
 
-    def _loaded(self, folder: str, last: Release | None) -> Release:
+    def _loaded(self, folder: str, store: Store, last: Release | None) -> Release:
         """Load the release of a folder and try it, unless it is `last`."""
-        found = self._releases.find(folder, last)
+        found = self._releases.find(folder, store, last)
         if last is not None and found.identity == last.identity and last.lookup.is_newest():
             return last
-        release = self._releases.load(found, last)
         try:
-            self._try(release, last)
-        except ServingError:
-            if is_remote(folder):
-                shutil.rmtree(release.copy, ignore_errors=True)
+            release = self._releases.load(found, last)
+            try:
+                self._try(release, last)
+            except ServingError:
+                if is_remote(folder):
+                    shutil.rmtree(release.copy, ignore_errors=True)
+                raise
+        except UserError:
+            if last is None or found.generation != last.generation:
+                with self._store_lock:
+                    found.store.let_go([found.generation.number])
             raise
         return release
 

@@ -111,19 +111,26 @@ class Environment:
         path = self._own_path()
         if self.identity and identity_of(path) != self.identity:
             raise UnreadableError(f"another {_DATA} has been put in the place of the one that was opened")
-        if not self.writable:
-            self._file = os.open(f"{path}/{_DATA}", os.O_RDONLY)
-            self._has_lease = self._can_lease and not self._has_writer() and self._take_lease()
-            self._require_bytes(2 * _LEAST_PAGE_BYTES)
-        # Without the lock file LMDB is given the data file alone, because the lock file may be that of another data
-        # file by now, which this process has open as well. On a read-only file system LMDB does without it by itself.
-        has_lock_file = not self._has_lease
-        self._environment = lmdb.open(
-            path if has_lock_file else f"{path}/{_DATA}", subdir=has_lock_file, lock=has_lock_file,
-            readonly=not self.writable, create=self.writable, map_size=_MAP_BYTES, max_readers=_MAX_READERS,
-            readahead=False,
-        )  # fmt: skip
-        self._require_whole()
+        try:
+            if self.writable:
+                with suppress(FileNotFoundError):  # it is created
+                    self._require_bytes(2 * _LEAST_PAGE_BYTES)
+            else:
+                self._file = os.open(f"{path}/{_DATA}", os.O_RDONLY)
+                self._has_lease = self._can_lease and not self._has_writer() and self._take_lease()
+                self._require_bytes(2 * _LEAST_PAGE_BYTES)
+            # Without the lock file LMDB is given the data file alone, because the lock file may be that of another
+            # data file by now, which this process has open, too. On a read-only file system LMDB does without it.
+            has_lock_file = not self._has_lease
+            self._environment = lmdb.open(
+                path if has_lock_file else f"{path}/{_DATA}", subdir=has_lock_file, lock=has_lock_file,
+                readonly=not self.writable, create=self.writable, map_size=_MAP_BYTES, max_readers=_MAX_READERS,
+                readahead=False,
+            )  # fmt: skip
+            self._require_whole()
+        except BaseException:
+            self._let_go()
+            raise
 
     def _own_path(self) -> str:
         """Return a path of the folder that was opened, also if another one has been put in its place."""
@@ -148,7 +155,6 @@ class Environment:
             except OSError:
                 self._can_lease = False
                 return False
-        self._let_go()
         raise UnreadableError(f"another program is writing to {_DATA}; it is read when that is through")
 
     def _has_writer(self) -> bool:
@@ -170,7 +176,11 @@ class Environment:
         if self.writable or self._environment is None:
             return
         if not self._has_lease:
-            self._require_whole()
+            try:
+                self._require_whole()
+            except UnreadableError:
+                self._let_go()
+                raise
         elif fcntl.fcntl(self._file, fcntl.F_GETLEASE) != fcntl.F_RDLCK:
             has_writer = self._has_writer()
             self._let_go()
@@ -194,8 +204,7 @@ class Environment:
 
     def _require_bytes(self, expected: int) -> None:
         actual = os.stat(self._file if self._file >= 0 else f"{self._path}/{_DATA}").st_size
-        if actual < expected:
-            self._let_go()
+        if actual < expected and (actual or not self.writable):  # a writer fills a file that is empty
             raise UnreadableError(
                 f"{_DATA} is cut: it has {actual} bytes, and its content needs {expected}; copy the store again while "
                 "nothing writes to it, or write it anew"

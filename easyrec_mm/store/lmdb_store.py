@@ -59,6 +59,9 @@ class LmdbStore(Store):
         if writable and not self._environment.writable:
             raise StoreError(f"--store {uri}: this process reads it already; close that store before writing")
         self._environment.num_users += 1
+        # In leases, so that a copy of the file tells that it was made while there was a writer.
+        self._file_number = str(self._environment.identity[1])
+        self._name = f"{self._name} {self._file_number}"
 
     @property
     def identity(self) -> tuple[int, ...]:
@@ -110,6 +113,15 @@ class LmdbStore(Store):
         finally:
             os.close(file)
         return ""
+
+    def _require_readable(self, meta: Meta) -> None:
+        # Pages of such a copy may be of different times, at which LMDB ends the process when it reads them.
+        writers = [writer for use in meta.uses.values() for writer in use.writers]
+        if any(writer.rpartition(" ")[2] != self._file_number for writer in writers):
+            raise StoreError(
+                f"{self.uri}: is a copy of a store that was being written; copy it again when that is complete, or "
+                "write it anew"
+            )
 
     def _close(self) -> None:
         self.let_go(tuple(self._locks))
