@@ -264,13 +264,8 @@ class Store(ABC):
 
     def _parsed(self, text: bytes | str | None) -> Meta:
         if text != self._last_meta[0]:
-            meta = parse_meta(text, self.uri)
-            self._require_readable(meta)
-            self._last_meta = (text, meta)
+            self._last_meta = (text, parse_meta(text, self.uri))
         return self._last_meta[1]
-
-    def _require_readable(self, meta: Meta) -> None:
-        """Raise StoreError if the metadata show that the store is damaged."""
 
     def hashes(self, generation: Generation, keys: Sequence[str], with_absent: bool = True) -> list[bytes | None]:
         """Return the hash of each key's picture; None for a missing key, or without `with_absent` for an absent one."""

@@ -13,7 +13,7 @@ import lmdb
 
 from easyrec_mm.errors import StoreError
 from easyrec_mm.store.base import Store
-from easyrec_mm.store.generations import Generation, Meta, VectorDtype, require_generation
+from easyrec_mm.store.generations import Generation, Meta, VectorDtype, parse_meta, require_generation
 from easyrec_mm.store.keys import digest, key_bytes, key_of, split_key, with_key
 from easyrec_mm.store.lmdb_environment import Environment, Transaction, UnreadableError, identity_of
 from easyrec_mm.store.records import Vectors, join_vectors
@@ -114,8 +114,13 @@ class LmdbStore(Store):
             os.close(file)
         return ""
 
-    def _require_readable(self, meta: Meta) -> None:
-        # Pages of such a copy may be of different times, at which LMDB ends the process when it reads them.
+    def _parsed(self, text: bytes | str | None) -> Meta:
+        if text != self._last_meta[0]:
+            self._require_consistent(parse_meta(text, self.uri))
+        return super()._parsed(text)
+
+    def _require_consistent(self, meta: Meta) -> None:
+        # Pages of a copy that was made beside a writer may be of different times, at which LMDB ends the process.
         writers = [writer for use in meta.uses.values() for writer in use.writers]
         if any(writer.rpartition(" ")[2] != self._file_number for writer in writers):
             raise StoreError(
