@@ -20,7 +20,7 @@ from easyrec_mm.data.plain_pictures import FIRST_BYTES, format_of
 from easyrec_mm.errors import DataError, did_you_mean
 from easyrec_mm.features.field import Field
 from easyrec_mm.files import StorageError, is_remote, place_of, plain
-from easyrec_mm.files.data_names import PICTURES_ENDING, is_data, is_meant, is_picture
+from easyrec_mm.files.data_names import PICTURES_ENDING, is_meant, is_picture
 from easyrec_mm.files.local_copies import local_copies
 from easyrec_mm.files.opening import open_binary, opened_at
 from easyrec_mm.formats.checks import Problem, column_place, shown
@@ -190,7 +190,7 @@ def _files(name: str) -> list[str]:
         place, infos = place_of(name), place_of(name).find(name)
         if [info.is_folder for info in infos] == [True]:
             infos = sorted(place.below(infos[0].path), key=lambda info: info.path)
-            infos = [info for info in infos if is_data(info.path) or info.path.endswith(PICTURES_ENDING)]
+            infos = [info for info in infos if _is_meant(info.path, "*")]
         return [info.path for info in infos if not info.is_folder and _is_meant(info.path, name)]
     path = plain(name)
     if os.path.isdir(path):
