@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -80,9 +81,24 @@ def read_manifest(folder: str, kind: Kind) -> Manifest:
       ExportError: if there is no manifest, it is of another kind or format, or a file is missing or has changed.
     """
     manifest = read_header(folder, kind)
-    for name, expected in manifest.files.items():
-        _check_file(Path(folder) / name, expected)
+    require_unchanged(manifest, Path(folder), folder, manifest.files)
     return manifest
+
+
+def require_unchanged(manifest: Manifest, folder: Path, shown: str, names: Iterable[str]) -> None:
+    """Check that files are those that a manifest lists.
+
+    Args:
+      manifest: the manifest.
+      folder: the folder of the files.
+      shown: the folder's name in messages.
+      names: the files, which the manifest lists.
+
+    Raises:
+      ExportError: if a file is missing or has changed.
+    """
+    for name in names:
+        _check_file(folder / name, join(shown, name), manifest.files[name])
 
 
 def read_header(folder: str, kind: Kind) -> Manifest:
@@ -145,15 +161,15 @@ def _describe(path: Path) -> dict[str, Any]:
     return {"bytes": path.stat().st_size, "sha256": digest.hexdigest()}
 
 
-def _check_file(path: Path, expected: dict[str, Any]) -> None:
+def _check_file(path: Path, shown: str, expected: dict[str, Any]) -> None:
     try:
         actual = _describe(path)
     except OSError as error:
         raise ExportError(
-            f"{path}: cannot be read ({error.strerror}) though {MANIFEST} lists it; export again"
+            f"{shown}: cannot be read ({error.strerror}) though {MANIFEST} lists it; export again"
         ) from error
     if actual != expected:
         raise ExportError(
-            f"{path}: has {actual['bytes']} bytes with SHA-256 {actual['sha256'][:12]}, {MANIFEST} says "
+            f"{shown}: has {actual['bytes']} bytes with SHA-256 {actual['sha256'][:12]}, {MANIFEST} says "
             f"{expected['bytes']} with {expected['sha256'][:12]}; it is damaged or of another export; export again"
         )

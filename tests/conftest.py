@@ -6,6 +6,7 @@ import fcntl
 import gc
 import os
 import shutil
+import time
 
 import pyarrow.parquet as pq
 import pytest
@@ -134,6 +135,16 @@ def servers():
     yield get
     for server in started.values():
         server.remove()
+
+
+@pytest.fixture(params=["lmdb", "redis", "postgres"])
+def uri(request, tmp_path, servers):
+    """Of a place where nothing is yet."""
+    name = f"t{time.time_ns()}"
+    if request.param == "lmdb":
+        return f"lmdb://{tmp_path}/{name}"
+    option = {"redis": "prefix", "postgres": "table"}[request.param]
+    return f"{servers(request.param).uri}?{option}={name}"
 
 
 @pytest.fixture(scope="session")

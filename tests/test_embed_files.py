@@ -2,7 +2,11 @@
 
 import json
 import os
+import shutil
+import tarfile
+from contextlib import closing
 
+import numpy as np
 import pytest
 from decode_helpers import FILES
 
@@ -78,3 +82,35 @@ def test_a_folder_of_a_bucket(schema, folder, s3, bucket):
     items = read_items(f"{bucket}/pictures", schema, bucket).items
     assert len(items) == 7
     assert Item("pictures/deep/c,d[1].png", f"{bucket}/pictures/deep/c,d[1].png") in items
+
+
+def test_packed_pictures(exported, schema, tmp_path, capsys):
+    """As training reads them, beside the data, and by themselves: the same vectors everywhere."""
+    data = tmp_path / "data"
+    shutil.copytree(exported.data / "test", data)
+    (file, *others) = sorted(data.iterdir())
+    keys = [item.key for item in read_items(str(file), schema).items]
+    with tarfile.open(data / f"{file.stem}.pictures.tar", "w") as tar:
+        for key in keys:
+            tar.add(exported.data / key, key)
+    for other in others:
+        other.unlink()
+    items = [Item(key, key, tar=f"{data}/{file.stem}.pictures.tar") for key in keys]
+    assert read_items(str(file), schema).items == read_items(str(data), schema).items == items
+    inputs = {"files": [f"{exported.data}/{key}" for key in keys], "data": [str(data)], "tars": [f"{data}/*.tar"]}
+    vectors = {}
+    for name, paths in inputs.items():
+        arguments = ["--input", ",".join(paths), "--store", f"lmdb://{tmp_path}/{name}"]
+        arguments += ["--image_root", str(exported.data if name == "files" else tmp_path)]
+        arguments += ["--bad_pictures", f"{tmp_path}/bad.jsonl", "--runtime", "onnx"]
+        assert main(["embed", "--img_model_dir", str(exported.folder / "image"), *arguments]) == 0
+        assert f"{len(keys)} pictures embedded" in capsys.readouterr().out
+        with closing(open_store(f"lmdb://{tmp_path}/{name}")) as store:
+            found = store.get_many(keys)
+        assert found.states.all()
+        vectors[name] = found.vectors
+    for name in inputs:
+        np.testing.assert_allclose(vectors[name], vectors["files"], rtol=1e-5, atol=1e-6)
+    (data / "broken.tar").write_bytes(b"no tar" * 200)
+    with pytest.raises(DataError, match=r"broken.tar: cannot be read"):
+        read_items(f"{data}/broken.tar", schema)

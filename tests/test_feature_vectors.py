@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-import time
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -12,15 +12,6 @@ from feature_helpers import raw_feature, stored_vector
 from easyrec_mm.errors import StoreError
 from easyrec_mm.store import Record, open_store
 from easyrec_mm.store.feature_vectors import VectorStores, origin_number
-
-
-@pytest.fixture(params=["lmdb", "redis", "postgres"])
-def uri(request, tmp_path, servers):
-    """Of a place where nothing is yet."""
-    if request.param == "lmdb":
-        return f"lmdb://{tmp_path}/store"
-    option = {"redis": "prefix", "postgres": "table"}[request.param]
-    return f"{servers(request.param).uri}?{option}=t{time.time_ns()}"
 
 
 @pytest.fixture
@@ -69,20 +60,34 @@ def test_vectors_stay_those_that_a_model_was_trained_with(uri, writer):
         assert stores.look_up(title, ["a"]).vectors.tolist() == [expected]
     assert pinned.is_newest()
     assert not trained.is_newest()
-    writer.prune()
-    with pytest.raises(StoreError, match="generation 1 no longer exists"):
-        pinned.look_up(title, ["a"])
+    assert writer.prune() == ([], {1: "is being read"})
+    for stores in (trained, pinned):
+        assert stores.look_up(title, ["a"]).vectors.tolist() == [[1, 2]]
+        stores.close()
+    assert writer.prune() == ([1], {})
     with pytest.raises(StoreError, match=r"'title': .* holds generation 2 of 'better words', but not the vectors that"):
         VectorStores([title], origins)
     write(writer, "words", {"a": [7, 8]})
-    assert not pinned.is_newest()
-    both = VectorStores([title], origins, pinned)
-    assert both.look_up(title, ["a"]).vectors.tolist() == [[7, 8]]
-    both.close()
-    with pytest.raises(KeyError):  # they are one
-        pinned.look_up(title, ["a"])
-    for stores in (trained, current):
+    again = VectorStores([title], origins)
+    assert again.look_up(title, ["a"]).vectors.tolist() == [[7, 8]]
+    for stores in (again, current):
         stores.close()
+
+
+def test_a_newer_generation_of_the_same_origin(uri, writer):
+    write(writer, "words", {"a": [1, 2]})
+    title = feature(uri)
+    stores = VectorStores([title])
+    first = stores.generations["title"]
+    newer = replace(first, number=2, completed_s=first.completed_s + 1)
+    writer.change(lambda meta: replace(meta, current=2, generations={1: first, 2: newer}))
+    writer.put_many(newer, [Record("a", np.float32([3, 4]), bytes(16), 0)])
+    assert not stores.is_newest()
+    newest = VectorStores([title], {"title": origin_number("words")})
+    assert newest.look_up(title, ["a"]).vectors.tolist() == [[3, 4]]
+    assert stores.look_up(title, ["a"]).vectors.tolist() == [[1, 2]]
+    for opened in (stores, newest):
+        opened.close()
 
 
 def test_stores_that_cannot_be_used(uri, writer):

@@ -105,7 +105,7 @@ class Trained:
     def service(self, embedder=None, **options) -> Service:
         store = open_store(self.store)
         options = ServiceOptions(str(self.folder / "rec"), key_field="key", **options)
-        return Service(options, store, (lambda: embedder) if embedder else None)
+        return Service(options, store, (lambda fingerprint: embedder) if embedder else None)
 
     def instances(self) -> list[dict]:
         return [

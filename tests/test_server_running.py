@@ -13,6 +13,8 @@ import pytest
 from flow_helpers import embed
 from serve_process import Running, running, wait_for
 
+from easyrec_mm.store import open_store
+
 # --- Reloading
 
 
@@ -139,6 +141,10 @@ def test_a_store_that_goes_and_comes_back(exported, serving_place, samples, serv
             return [p["img_emb_source"] for p in answer["predictions"]] if status == 200 else (status, answer["error"])
 
         assert sources(mean) == sources(strict) == ["store"] * 3
+        with remote.frozen():  # it does not answer, and keeps its connections
+            assert sources(mean) == ["mean"] * 3
+            assert mean.request("GET", "/v2/health/live")[0] == 200
+        wait_for(lambda: sources(mean) == ["store"] * 3)
         remote.stop()
         try:
             for _ in range(5):
@@ -150,4 +156,8 @@ def test_a_store_that_goes_and_comes_back(exported, serving_place, samples, serv
         finally:
             remote.start()
         wait_for(lambda: sources(mean) == sources(strict) == ["store"] * 3)
+        store = open_store(uri, writable=True)
+        store.complete(store.begin("another tower", 4, "float32"))
+        assert store.prune() == ([], {1: "is being read"})
+        store.close()
         assert strict.metric('easyrec_mm_vector_misses_total{filled="error"}') >= 15

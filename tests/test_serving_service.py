@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
 import shutil
 import threading
 import time
@@ -16,7 +17,7 @@ from easyrec_mm.embedding.image_model import PictureEmbedder
 from easyrec_mm.errors import ExportError, StoreError
 from easyrec_mm.manifest import MANIFEST, SAMPLE_REQUEST, read_header, write_manifest
 from easyrec_mm.serving.field_values import RequestError
-from easyrec_mm.serving.release import ServiceOptions, ServingError, Source, newest_export
+from easyrec_mm.serving.release import ServiceOptions, ServingError, Source, exports_of, image_model_of
 from easyrec_mm.serving.service import Service
 from easyrec_mm.store import Record, open_store
 from easyrec_mm.store.lmdb_store import LmdbStore
@@ -112,7 +113,9 @@ def test_missing_vectors_are_computed(exported, place, samples, tmp_path):
     shutil.copy(exported.data / key, tmp_path.parent / "outside.jpg")
     instances[0]["img_path"], instances[2]["img_path"] = "new.jpg", "../outside.jpg"
     embedder = PictureEmbedder(str(exported.folder / "image"))
-    ours = serve(place, lambda: embedder, missing_vector="compute", image_root=str(tmp_path), picture_timeout_s=30.0)
+    ours = serve(
+        place, lambda fingerprint: embedder, missing_vector="compute", image_root=str(tmp_path), picture_timeout_s=30.0
+    )
     answer = ours.answer({"instances": instances})
     assert answer.sources.tolist() == [Source.COMPUTED, Source.STORE, Source.MEAN]
     brought = [{**instances[0], "img_emb": store.get_many([key], generation).vectors[0].tolist()}]
@@ -124,9 +127,9 @@ def test_missing_vectors_are_computed(exported, place, samples, tmp_path):
     with pytest.raises(
         ServingError, match="--img_model_dir holds image tower 000000000000, but the rec model belongs to"
     ):
-        serve(place, lambda: embedder, missing_vector="compute", image_root=str(tmp_path))
+        serve(place, lambda fingerprint: embedder, missing_vector="compute", image_root=str(tmp_path))
     with pytest.raises(ServingError, match="say where they may be, with --image_root or --image_hosts"):
-        serve(place, lambda: embedder, missing_vector="compute")
+        serve(place, lambda fingerprint: embedder, missing_vector="compute")
 
 
 def test_a_store_that_is_down(place, samples, monkeypatch):
@@ -159,7 +162,9 @@ def test_a_store_of_another_tower_is_refused(place, samples):
     ours = serve(place)  # the generation of the rec model's tower is still there
     assert (ours.release.generation.number, store.meta().current) == (1, 2)
     assert ours.answer({"instances": samples[0][:1]}).sources.tolist() == [Source.STORE]
-    store.prune()
+    assert store.prune() == ([], {1: "is being read"})
+    ours.release.store.let_go([1])
+    assert store.prune() == ([1], {})
     fingerprint = read_header(str(place / "rec"), "rec").image_tower_fingerprint[:12]
     with pytest.raises(ServingError, match=rf"belongs to image tower {fingerprint}, .*generation 2 of ffffffffffff"):
         serve(place)
@@ -169,10 +174,9 @@ def test_a_new_generation_of_the_tower_is_taken(place):
     ours = serve(place)
     assert ours.reload() is None
     store = open_store(f"lmdb://{place}/store", writable=True)
-    meta = store.meta()
-    first = meta.generations[1]
+    first = store.meta().generations[1]
     again = dataclasses.replace(first, number=2, begun_s=first.begun_s + 5, completed_s=first.begun_s + 6)
-    store.write_meta(dataclasses.replace(meta, current=2, generations={1: first, 2: again}))
+    store.change(lambda meta: dataclasses.replace(meta, current=2, generations={1: first, 2: again}))
     with pytest.raises(ServingError, match=r"generation 2 of .* has no vectors"):
         ours.reload()
     store.put_many(again, list(store.scan(first)))
@@ -260,6 +264,66 @@ def test_a_bad_release_stays_out(place, samples, damage, message):
     np.testing.assert_array_equal(after.outputs["logits_click"], before.outputs["logits_click"])
 
 
+def test_a_field_that_only_the_new_model_needs(place, samples):
+    """Clients can begin to send it while the old model serves; the new one takes over when they do."""
+    (place / "rec").rename(place / "1")
+    (place / "rec").mkdir()
+    (place / "1").rename(place / "rec" / "1")
+    ours = serve(place)
+    old = {"instances": samples[0][:2]}
+    new = {"instances": [{**instance, "no_such": 1} for instance in old["instances"]]}
+    expected = ours.answer(old).outputs["probs_click"]
+    with pytest.raises(RequestError, match="no field 'no_such'"):
+        ours.answer(new)
+    shutil.copytree(place / "rec" / "1", place / "rec" / "2")
+    take_other_fields(place / "rec" / "2")
+    with pytest.raises(ServingError, match=r"2: cannot answer any of the last requests; .*no_such: is missing"):
+        ours.reload()
+    for body in (old, new, json.dumps(new).encode()):
+        answer = ours.answer(body)
+        assert answer.release.folder == str(place / "rec" / "1")
+        np.testing.assert_array_equal(answer.outputs["probs_click"], expected)
+    assert ours.reload().folder == str(place / "rec" / "2")
+    ours.answer(new)
+    with pytest.raises(RequestError, match="no_such: is missing"):
+        ours.answer(old)
+
+
+def test_the_newest_that_is_whole(exported, earlier_export, place, samples, caplog):
+    """Also at the start, and never an older one than that which is served, as long as that is there."""
+    (place / "rec").rename(place / "2")
+    (place / "rec").mkdir()
+    (place / "2").rename(place / "rec" / "2")
+    for number, source in (("1", exported.folder), ("3", exported.folder), ("4", earlier_export)):
+        shutil.copytree(source / "rec", place / "rec" / number)
+    spoil_onnx(place / "rec" / "3")
+    ours = serve(place)
+    assert ours.release.folder == str(place / "rec" / "2")
+    assert "is served, because a newer one is refused: " in caplog.text
+    with pytest.raises(ServingError, match=r"rec/4 \(model.ckpt-3\) belongs to image tower"):
+        ours.reload()
+    spoil_onnx(place / "rec" / "2")
+    os.utime(place / "rec" / "2" / MANIFEST)
+    with pytest.raises(ServingError, match="rec/4"):
+        ours.reload()
+    assert ours.release.folder == str(place / "rec" / "2")
+    shutil.rmtree(place / "rec" / "2")  # back
+    assert ours.reload().folder == str(place / "rec" / "1")
+    arguments = ["embed", "--img_model_dir", str(earlier_export / "image"), "--store", f"lmdb://{place}/store"]
+    arguments += ["--input", f"{exported.data}/images/test/*", "--image_root", str(exported.data)]
+    assert main([*arguments, "--bad_pictures", f"{place}/bad"]) == 0
+    assert ours.reload().folder == str(place / "rec" / "4")
+
+
+def test_the_image_model_of_a_tower(exported, earlier_export, tmp_path):
+    """It may be older than the newest one, whose rec model has no vectors yet."""
+    for number, source in (("1", exported.folder), ("2", earlier_export)):
+        shutil.copytree(source / "image", tmp_path / number)
+    fingerprint = read_header(str(exported.folder / "image"), "image").image_tower_fingerprint
+    assert image_model_of(fingerprint, str(tmp_path)) == str(tmp_path / "1")
+    assert image_model_of("another", str(tmp_path)) == str(tmp_path / "2")
+
+
 def test_what_is_not_finite_is_never_answered(place, samples, monkeypatch):
     ours = serve(place)
     run = ours.release.predictor.__class__.__call__
@@ -279,10 +343,10 @@ def test_a_wrong_request(place):
         serve(place).answer({"instances": [{"img_path": "a"}]})
 
 
-def test_the_newest_of_numbered_exports(exported, tmp_path):
-    for name in ("9", "10", "x"):
+def test_numbered_exports(exported, tmp_path):
+    for name in ("9", "10", "x", "²"):
         shutil.copytree(exported.folder / "rec", tmp_path / name)
     (tmp_path / "11").mkdir()  # being written
-    assert newest_export(str(tmp_path)) == str(tmp_path / "10")
+    assert exports_of(str(tmp_path)) == [str(tmp_path / "10"), str(tmp_path / "9")]
     with pytest.raises(ExportError, match="or a folder of such folders with numbers as names"):
-        newest_export(str(tmp_path / "11"))
+        exports_of(str(tmp_path / "11"))

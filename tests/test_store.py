@@ -3,43 +3,23 @@
 from __future__ import annotations
 
 import multiprocessing
+import os
+import re
+import shutil
+import subprocess
+import threading
 import time
 
 import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from store_helpers import fill, record, vector
 
+from easyrec_mm.cli.main import main
 from easyrec_mm.errors import StoreError
 from easyrec_mm.store import Record, State, open_store
-from easyrec_mm.store.base import content_hash
-
-
-@pytest.fixture(params=["lmdb", "redis", "postgres"])
-def uri(request, tmp_path, servers):
-    """Of a place where nothing is yet."""
-    name = f"t{time.time_ns()}"
-    if request.param == "lmdb":
-        return f"lmdb://{tmp_path}/{name}"
-    option = {"redis": "prefix", "postgres": "table"}[request.param]
-    return f"{servers(request.param).uri}?{option}={name}"
-
-
-def vector(seed, width=4):
-    return np.random.default_rng(seed).normal(size=width).astype(np.float32)
-
-
-def record(key, seed, width=4):
-    value = None if seed is None else vector(seed, width)
-    return Record(key, value, content_hash(str(seed).encode()), 1_700_000_000 + (seed or 0))
-
-
-def fill(uri, seeds, fingerprint="tower", dtype="float32", width=4):
-    store = open_store(uri, writable=True)
-    generation = store.begin(fingerprint, width, dtype)
-    store.put_many(generation, [record(key, seed, width) for key, seed in seeds.items()])
-    store.complete(generation)
-    return store, generation
+from easyrec_mm.store.records import content_hash
 
 
 def test_round_trip(uri):
@@ -107,9 +87,10 @@ def test_a_new_tower_makes_a_new_generation_that_readers_see_at_once(uri):
     store.complete(second)
     third = store.begin("third", 2, "float32")
     store.put_many(third, [record("c", 1, width=2)])
-    assert store.prune() == [1]
+    assert store.prune().removed == [1]
     assert set(store.meta().generations) == {2, 3}  # the third is being written
-    assert list(store.scan(first)) == []
+    with pytest.raises(StoreError, match="generation 1 was removed while it was read"):
+        list(store.scan(first))
     for handle in (reader, store):
         with pytest.raises(StoreError, match="generation 1 no longer exists"):
             handle.get_many(["a"], first)
@@ -149,7 +130,15 @@ def test_a_place_without_a_store(uri):
         open_store(uri)
 
 
-KEYS = st.text(st.characters(exclude_characters="\x00", exclude_categories=["Cs"]), min_size=1, max_size=8)
+# Also NUL, halves of surrogate pairs, and keys that are longer than LMDB or an index of PostgreSQL takes.
+KEYS = st.one_of(
+    st.text(max_size=8),
+    st.text(st.characters(), max_size=4),
+    st.sampled_from(["\0", "\x01", "a\0b", "\ud800"]),
+    st.builds(
+        lambda end, n: "k" * n + end, st.text(max_size=3), st.sampled_from([500, 506, 507, 508, 2599, 2600, 9000])
+    ),
+)
 WRITES = st.lists(st.dictionaries(KEYS, st.one_of(st.none(), st.integers(0, 99)), max_size=6), max_size=4)
 
 
@@ -167,7 +156,11 @@ def test_like_a_dict(uri, writes, asked):
         seed = written.get(key)
         assert state == (State.MISSING if key not in written else State.ABSENT if seed is None else State.PRESENT)
         np.testing.assert_array_equal(row, np.zeros(4) if seed is None else vector(seed))
-    assert {r.key for r in store.scan(generation)} == written.keys()
+    for r in store.scan(generation):
+        seed = written.pop(r.key)
+        assert (r.vector is None) == (seed is None)
+        assert seed is None or (r.vector == vector(seed)).all()
+    assert not written
     store.close()
 
 
@@ -210,6 +203,46 @@ def test_a_server_that_is_down_and_comes_back(name, servers):
     np.testing.assert_array_equal(store.get_many(["a"]).vectors[0], vector(1))
 
 
+@pytest.mark.parametrize("name", ["redis", "postgres"])
+def test_a_server_that_is_frozen(name, servers):
+    """It keeps its connections and accepts new ones, but does not answer."""
+    server = servers(name)
+    option = {"redis": "prefix", "postgres": "table"}[name]
+    uri = f"{server.uri}?{option}=frozen{time.time_ns()}"
+    store, _ = fill(uri, {"a": 1})
+    with server.frozen():
+        started = time.monotonic()
+        for attempt in (lambda: store.get_many(["a"]), lambda: open_store(uri)):
+            with pytest.raises(StoreError, match="check that the server runs"):
+                attempt()
+        assert time.monotonic() < started + 30
+    np.testing.assert_array_equal(store.get_many(["a"]).vectors[0], vector(1))
+
+
+def test_options_in_the_uri(servers):
+    """Are those of the drivers: another database of Redis, another schema of PostgreSQL."""
+    address, name = servers("redis").uri.removesuffix("/0"), time.time_ns()
+    fill(f"{address}?db=3&prefix=p{name}&socket_timeout=1", {"a": 1})[0].close()
+    assert open_store(f"{address}/3?prefix=p{name}").get_many(["a"]).states.tolist() == [1]
+    with pytest.raises(StoreError, match=f"no vectors under the prefix 'p{name}'"):
+        open_store(f"{address}/0?prefix=p{name}")
+    uri = f"{servers('postgres').uri}?application_name=a%20b&options=-c%20search_path%3Dpg_temp&table=t{name}"
+    store, _ = fill(uri, {"a": 1})
+    assert store.get_many(["a"]).states.tolist() == [1]
+    with pytest.raises(StoreError, match=f'"t{name}_meta" does not exist'):  # not there for another connection
+        open_store(uri)
+
+
+def test_an_odd_key_affects_itself_alone(uri):
+    odd = ["a\0b", "k" * 100_000, "\ud800", ""]
+    store, generation = fill(uri, {"a": 1})
+    assert store.get_many([*odd, "a"]).states.tolist() == [State.MISSING] * 4 + [State.PRESENT]
+    assert store.hashes(generation, [*odd, "a"]) == [None] * 4 + [content_hash(b"1")]
+    store.put_many(generation, [record(key, 2) for key in odd])
+    assert store.get_many([*odd, "a"]).states.tolist() == [State.PRESENT] * 5
+    store.close()
+
+
 def test_passwords_are_not_shown():
     with pytest.raises(StoreError) as error:
         open_store("redis://user:geheim@127.0.0.1:1/0")
@@ -236,6 +269,118 @@ def test_a_damaged_file(tmp_path):
         (tmp_path / "data.mdb").write_bytes(content)
         with pytest.raises(StoreError, match=r"lmdb://"):
             open_store(f"lmdb://{tmp_path}").get_many(["k1"])
+
+
+def test_a_file_that_is_cut(tmp_path, capsys):
+    """Reading beyond its end would end the process."""
+    uri = f"lmdb://{tmp_path}"
+    fill(uri, {f"k{i}": i for i in range(20_000)})[0].close()
+    size = (tmp_path / "data.mdb").stat().st_size
+    for rest in (size - 4096, size // 2, 8192, 5000, 4096, 100):
+        os.truncate(tmp_path / "data.mdb", rest)
+        for command in (["stat"], ["prune"], ["rollback"]):
+            assert main(["store", *command, "--store", uri]) == 1
+            assert f"data.mdb is cut: it has {rest} bytes" in capsys.readouterr().err
+
+
+def test_a_copy_that_was_made_while_a_store_was_written(tmp_path):
+    """Its pages may be of different times. The store itself is read, also after its writer was killed."""
+    store = open_store(f"lmdb://{tmp_path}/1", writable=True)
+    generation = store.begin("tower", 4, "float32")
+    store.put_many(generation, [record("a", 1)])
+    (tmp_path / "2").mkdir()
+    shutil.copy(tmp_path / "1" / "data.mdb", tmp_path / "2")
+    with pytest.raises(StoreError, match="2: is a copy of a store that was being written; copy it again when"):
+        open_store(f"lmdb://{tmp_path}/2").meta()
+    assert store.complete(generation) == ""
+    shutil.copy(tmp_path / "1" / "data.mdb", tmp_path / "2")
+    assert open_store(f"lmdb://{tmp_path}/2").get_many(["a"]).states.tolist() == [1]
+    store.close()
+
+
+def test_a_file_that_is_overwritten_while_it_is_read(tmp_path):
+    """By `cp` and by cutting it: each answer is of one store, and the end is the last one's."""
+    for number in (1, 2):
+        store = open_store(f"lmdb://{tmp_path}/{number}", writable=True)
+        generation = store.begin(f"tower {number}", 4, "float32")
+        store.put_many(generation, [Record(f"k{i}", np.full(4, number), bytes(16), 0) for i in range(3000 * number)])
+        store.complete(generation)
+        store.close()
+    shutil.copytree(tmp_path / "1", tmp_path / "used")
+    reader, keys, is_done = open_store(f"lmdb://{tmp_path}/used"), [f"k{i}" for i in range(100)], threading.Event()
+    answers, problems = [], []
+
+    def read():
+        while not is_done.is_set():
+            try:
+                answers.append(np.unique(reader.get_many(keys).vectors).tolist())
+            except StoreError as error:
+                problems.append(str(error))
+
+    reading = threading.Thread(target=read)
+    reading.start()
+    for _ in range(25):
+        for number in (2, 1):
+            subprocess.run(["cp", "-r", f"{tmp_path}/{number}/.", f"{tmp_path}/used"], check=True)
+        os.truncate(tmp_path / "used" / "data.mdb", 10_000)
+    subprocess.run(["cp", f"{tmp_path}/2/data.mdb", f"{tmp_path}/used"], check=True)
+    time.sleep(0.3)
+    is_done.set()
+    reading.join()
+    assert [answer for answer in answers if answer not in ([1.0], [2.0])] == []
+    assert answers[-1] == [2.0]
+    for problem in problems:
+        assert re.search(r"data.mdb to write to it;|is writing to data.mdb;|data.mdb is cut: it has \d+ bytes", problem)
+
+
+@pytest.mark.parametrize("of", ["folder", "file"])
+def test_a_store_in_the_place_of_another(tmp_path, of):
+    """The one that was opened is read on until it is opened anew."""
+    for number in (1, 2):
+        fill(f"lmdb://{tmp_path}/{number}", {"a": number})[0].close()
+    reader = open_store(f"lmdb://{tmp_path}/1")
+    assert reader.reopened() is None
+    if of == "folder":
+        (tmp_path / "1").rename(tmp_path / "old")
+        assert reader.reopened() is None
+        (tmp_path / "2").rename(tmp_path / "1")
+    else:
+        (tmp_path / "2" / "data.mdb").rename(tmp_path / "1" / "data.mdb")
+    other = reader.reopened()
+    assert other.identity != reader.identity
+    for store, number in ((reader, 1), (other, 2), (reader, 1)):
+        np.testing.assert_array_equal(store.get_many(["a"]).vectors[0], vector(number))
+    for store in (reader, other):
+        store.close()
+
+
+def test_a_writer_beside_a_reader(tmp_path):
+    """It need not wait long for the reader, which sees what is written."""
+    fill(f"lmdb://{tmp_path}", {"a": 1})[0].close()
+    reader = open_store(f"lmdb://{tmp_path}")
+    for number in range(2):
+        started = time.monotonic()
+        writer = multiprocessing.get_context("spawn").Process(target=_switch, args=(f"lmdb://{tmp_path}", number + 1))
+        writer.start()
+        while writer.is_alive():
+            assert reader.get_many(["a"], reader.meta().generations[1]).states.tolist() == [1]
+        assert writer.exitcode == 0
+        assert time.monotonic() < started + 30
+        assert len(reader.meta().generations) == number + 2
+    reader.close()
+
+
+def test_a_folder_that_may_not_be_written(tmp_path):
+    """As on a file system that is read-only; who may write there, as root may, finds that nothing was."""
+    fill(f"lmdb://{tmp_path}", {"a": 1})[0].close()
+    (tmp_path / "lock.mdb").unlink()
+    before = sorted(path.name for path in tmp_path.iterdir())
+    tmp_path.chmod(0o555)
+    reader = open_store(f"lmdb://{tmp_path}")
+    assert reader.get_many(["a"]).states.tolist() == [1]
+    reader.close()
+    assert sorted(path.name for path in tmp_path.iterdir()) == before
+    tmp_path.chmod(0o755)
 
 
 def test_a_foreign_database(tmp_path):

@@ -48,6 +48,7 @@ def add_flags(parser: f.Parser) -> None:
         help="share of the items that may be without a valid picture; with more, the vectors do not become current "
         "(default 0.1)",
     )
+    f.add_share_flag(parser)
     add("--batch_size", metavar="N", type=f.not_negative, default=0, help="pictures per batch (default: by their size)")
     add(
         "--runtime",
@@ -80,6 +81,7 @@ def run(flags: f.Flags) -> int:
     print(
         f"{result.embedded} pictures embedded by {model.runtime}, {result.unchanged} already in the store, "
         f"{result.bad} bad{f' (absent; listed in {flags.bad_pictures})' if result.bad else ''}; "
-        f"generation {result.generation} of {store.uri} is current; {result.per_s:.4g} images/s"
+        f"{f.state_of(f'generation {result.generation} of {store.uri}', result.waits_for)}; "
+        f"{result.per_s:.4g} images/s"
     )
     return 0

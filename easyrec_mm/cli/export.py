@@ -41,7 +41,8 @@ def run(flags: f.Flags) -> int:
     if flags.model_dir:
         flags.set.append(f"model_dir={flags.model_dir}")
     pipeline = load_config(flags)
-    from easyrec_mm.export.export import ExportFolders, export
+    from easyrec_mm.export.export import export
+    from easyrec_mm.export.folders import ExportFolders
 
     path = flags.eval_input_path or pipeline.config.eval_input_path or pipeline.config.train_input_path
     require_path(path, pipeline, "eval_input_path", "the data on which the models are compared")

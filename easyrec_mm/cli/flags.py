@@ -78,6 +78,17 @@ def add_precision_flag(parser: Parser) -> None:
     )
 
 
+def add_share_flag(parser: Parser) -> None:
+    """Add the flag of a run that writes a part of a generation."""
+    parser.add_argument(
+        "--share",
+        metavar="I/N",
+        type=part_of,
+        help="this run writes the I-th of N parts of the vectors, each with an --input of its own; they become current "
+        "when all N are written",
+    )
+
+
 def add_image_root_flag(parser: Parser) -> None:
     """Add the flag for the folder of the pictures."""
     parser.add_argument("--image_root", metavar="R", default="", help="folder in which relative picture paths start")
@@ -105,6 +116,11 @@ def add_output_flags(parser: Parser) -> None:
     )
 
 
+def state_of(generation: str, waits_for: str) -> str:
+    """Describe whether a generation that was written is current."""
+    return f"{generation} is not current yet: {waits_for}" if waits_for else f"{generation} is current"
+
+
 # --- Values
 
 
@@ -121,6 +137,15 @@ def not_negative(text: str) -> int:
 def share(text: str) -> float:
     """Parse a number from 0 to 1."""
     return _number(text, lambda number: 0 <= number <= 1, "a share from 0 to 1")
+
+
+def part_of(text: str) -> tuple[int, int]:
+    """Parse which of how many parts, as in 2/3."""
+    part, slash, number = text.partition("/")
+    is_valid = bool(slash) and part.isdecimal() and number.isdecimal() and 1 <= int(part) <= int(number)
+    if not is_valid:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a part of a number of parts, as in 2/3")
+    return int(part), int(number)
 
 
 def gib(text: str) -> float:

@@ -54,6 +54,7 @@ def add_flags(parser: f.Parser) -> None:
 def run(flags: f.Flags) -> int:
     """Search, and measure how well the nearest fit."""
     from easyrec_mm.store import State, open_store
+    from easyrec_mm.store.generations import require_generation
     from easyrec_mm.store.search import evaluate, read_index, write_page
 
     query = flags.image or flags.key
@@ -62,9 +63,10 @@ def run(flags: f.Flags) -> int:
     with closing(open_store(flags.store)) as store:
         # The picture comes first, so that a wrong path or model is reported before a large store is read.
         vector = _vector_of_picture(flags, store) if flags.image else None
-        index = read_index(store, flags.index)
+        generation = require_generation(store.meta(), None, store.uri)
+        index = read_index(store, generation, flags.index)
         if flags.key:
-            vectors = store.get_many([flags.key])
+            vectors = store.get_many([flags.key], generation)
             if vectors.states[0] != State.PRESENT:
                 reason = "is an invalid picture, without a vector" if vectors.states[0] == State.ABSENT else "is not"
                 raise UserError(f"--key {flags.key}: {reason} in the store {store.uri}; see easyrec-mm store stat")

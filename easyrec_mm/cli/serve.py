@@ -103,12 +103,15 @@ def run(flags: f.Flags) -> int:
             # Folder in which the processes share their metrics; prometheus_client reads it when it is imported.
             folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="easyrec_mm_metrics_"))
             os.environ["PROMETHEUS_MULTIPROC_DIR"] = folder
+        from easyrec_mm.files.work_folder import work_folder
         from easyrec_mm.serving.release import ServiceOptions
         from easyrec_mm.serving.server import ServerOptions, serve
 
         num_threads = flags.num_threads or max(1, cores // flags.workers)
         stores = _vector_stores(flags.vector_store)
-        service = f.options_of(ServiceOptions, flags, num_threads=num_threads, vector_stores=stores)
+        service = f.options_of(
+            ServiceOptions, flags, num_threads=num_threads, vector_stores=stores, copies=work_folder()
+        )
         ended = serve(f.options_of(ServerOptions, flags, service=service))
     if not ended.is_idle:
         os._exit(ended.status)  # the end of Python would wait for threads that may never end

@@ -19,8 +19,8 @@ def add_flags(parser: f.Parser) -> None:
     parser.add_argument(
         "action",
         choices=["stat", "load", "prune", "rollback"],
-        help="stat: show what it holds; load: write the vectors of a table; prune: remove old generations; rollback: "
-        "make the previous generation current again",
+        help="stat: show what it holds; load: write the vectors of a table; prune: remove old generations that nobody "
+        "uses; rollback: make the previous generation current again",
     )
     f.add_store_flag(parser)
     add = parser.add_argument
@@ -40,6 +40,7 @@ def add_flags(parser: f.Parser) -> None:
         help="load: separator of the numbers in a vector that is text (default ,)",
     )
     add("--dtype", choices=["float32", "float16"], default="float32", help="load: number format of the stored vectors")
+    f.add_share_flag(parser)
     add("--keys", metavar="F", help="stat: file with a key per line, to count how many of them the store has")
 
 
@@ -55,8 +56,10 @@ def run(flags: f.Flags) -> int:
         if flags.action == "load":
             _load(store, flags)
         elif flags.action == "prune":
-            removed = store.prune()
-            print(f"removed generations: {', '.join(map(str, removed)) or 'none'}")
+            pruned = store.prune()
+            print(f"removed generations: {', '.join(map(str, pruned.removed)) or 'none'}")
+            for number, reason in pruned.kept.items():
+                print(f"generation {number} is kept: it {reason}")
         elif flags.action == "rollback":
             print(f"generation {store.rollback().number} is current")
         else:
@@ -70,8 +73,9 @@ def _load(store: Store, flags: f.Flags) -> None:
     from easyrec_mm.store.load import Columns, load
 
     columns = Columns(flags.key_column, flags.vector_column, flags.separator)
-    loaded = load(store, flags.input, columns, flags.origin, flags.dtype)
+    loaded = load(store, flags.input, columns, flags.origin, flags.dtype, flags.share)
+    generation = f"generation {loaded.generation.number} of {store.uri}"
     print(
-        f"{loaded.number} vectors of {loaded.generation.width} numbers written; generation "
-        f"{loaded.generation.number} of {store.uri} is current"
+        f"{loaded.number} vectors of {loaded.generation.width} numbers written; "
+        f"{f.state_of(generation, loaded.waits_for)}"
     )

@@ -38,7 +38,17 @@ def tar_beside(file: str) -> str:
 
 def packed_path(file: str, path: bytes) -> bytes:
     """Return the argument of `PackedPictures.read` for a picture of a data file."""
-    return os.fsencode(tar_beside(file)) + _SEPARATOR + path
+    return path_in(tar_beside(file), path)
+
+
+def path_in(tar: str, path: bytes) -> bytes:
+    """Return the argument of `PackedPictures.read` for a picture in a tar."""
+    return os.fsencode(tar) + _SEPARATOR + path
+
+
+def is_packed(path: bytes) -> bool:
+    """Return whether a path is a result of `path_in`."""
+    return _SEPARATOR in path
 
 
 def find_tars(files: DataFiles) -> dict[str, FileInfo]:
@@ -99,6 +109,14 @@ class PackedPictures:
         if len(content) < size:
             raise DataError(f"{name}: has changed while it was read; start again, with files that nobody writes to")
         return content
+
+    def names(self, tar: str) -> list[bytes]:
+        """Return the names of the files in a tar.
+
+        Raises:
+          DataError: if the tar cannot be read.
+        """
+        return list(self._tar(tar).places)
 
     def _tar(self, name: str) -> _Tar:
         with self._lock:

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from functools import lru_cache
 
-from easyrec_mm.data.packed_pictures import PackedPictures
+from easyrec_mm.data.packed_pictures import PackedPictures, is_packed
 from easyrec_mm.errors import DataError
 from easyrec_mm.files import Failure, FileInfo, StorageError, is_remote, join, place_of, plain
 from easyrec_mm.files.content_cache import ContentCache
@@ -51,7 +51,7 @@ class PictureReader:
     Args:
       root: folder that relative paths start from; "" for the current folder.
       cache: cache of remote pictures.
-      packed: reads the pictures, if paths are results of packed_pictures.packed_path.
+      packed: reads the pictures whose paths are results of packed_pictures.path_in.
     """
 
     def __init__(self, root: str = "", cache: ContentCache | None = None, packed: PackedPictures | None = None) -> None:
@@ -66,8 +66,6 @@ class PictureReader:
 
     def begin(self, paths: Iterable[bytes]) -> None:
         """Begin to read the remote pictures among these; `read` then takes their contents."""
-        if self._packed is not None:
-            return
         for path_bytes in paths:
             path = self._full_path(path_bytes)
             if is_remote(path):
@@ -117,7 +115,7 @@ class PictureReader:
         return data, problems
 
     def _full_path(self, path_bytes: bytes) -> str:
-        if self._packed is not None:
+        if self._packed is not None and is_packed(path_bytes):
             return ""
         path = os.fsdecode(path_bytes)
         return join(self._root, path) if path else ""
@@ -157,7 +155,7 @@ class PictureReader:
             raise DataError(f"{error}; none of {self._num_refused} pictures can be read") from error
 
     def _read_here(self, path_bytes: bytes, max_bytes: int) -> bytes:
-        if self._packed is not None:
+        if self._packed is not None and is_packed(path_bytes):
             return self._packed.read(path_bytes, max_bytes + 1)
         path = self._full_path(path_bytes)
         if not path:

@@ -14,7 +14,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from itertools import islice
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, TextIO
@@ -22,16 +22,19 @@ from typing import Any, Literal, NamedTuple, TextIO
 import numpy as np
 
 from easyrec_mm.data.bad_records import BadRecord
+from easyrec_mm.data.packed_pictures import PackedPictures, path_in
 from easyrec_mm.data.picture_reader import PictureReader
 from easyrec_mm.data.pictures import PictureLoader
 from easyrec_mm.embedding.image_model import ImageModel
 from easyrec_mm.embedding.items import Item
 from easyrec_mm.errors import UserError, hide_secrets
 from easyrec_mm.files import is_remote, naming, plain, put, written_at
+from easyrec_mm.files.local_copies import local_copies
 from easyrec_mm.runs.progress import PictureProgress
 from easyrec_mm.schema import Schema
 from easyrec_mm.store import Record, Store
-from easyrec_mm.store.base import HASH_BYTES, Generation, VectorDtype, content_hash
+from easyrec_mm.store.generations import Generation, VectorDtype
+from easyrec_mm.store.records import HASH_BYTES, content_hash
 
 Refresh = Literal["new", "changed", "all"]
 NO_CONTENT = bytes(HASH_BYTES)
@@ -41,13 +44,16 @@ _PIXELS_AT_A_TIME = 64 * 224 * 224
 
 @dataclass(frozen=True)
 class EmbedResult:
-    """Numbers of items embedded, unchanged and without valid pictures; the current generation; items per second."""
+    """Numbers of items embedded, unchanged and without valid pictures; the generation, and what it waits for until it
+    becomes current, or ""; items per second.
+    """
 
     embedded: int
     unchanged: int
     bad: int
     generation: int
     per_s: float
+    waits_for: str = ""
 
 
 @dataclass(frozen=True)
@@ -60,6 +66,7 @@ class EmbedOptions:
     image_root    folder to which relative paths refer
     batch_size    items per batch; 0: 64 for pictures of 224 x 224, more for smaller ones, up to 256
     max_bad_share  share of the items that may have no valid picture
+    share         which of how many shares of the pictures these are, as (2, 3), if several runs embed them
     """
 
     bad_pictures: str
@@ -68,6 +75,7 @@ class EmbedOptions:
     image_root: str = ""
     batch_size: int = 0
     max_bad_share: float = 0.1
+    share: tuple[int, int] | None = None
 
 
 class _Loaded(NamedTuple):
@@ -94,7 +102,7 @@ class _Loaded(NamedTuple):
 def embed(
     model: ImageModel, items: Sequence[Item], store: Store, options: EmbedOptions, refused: Sequence[BadRecord] = ()
 ) -> EmbedResult:
-    """Write the vectors of items' pictures to a store, and make them current.
+    """Write the vectors of items' pictures to a store, and make them current when all who write them are through.
 
     Args:
       model: the image model.
@@ -121,10 +129,9 @@ def embed(
         counts, first_bad = _embed_batches(model, store, generation, loaded, bad_list, progress)
     progress.close()
     per_s = (counts["embedded"] + counts["bad"]) / (time.perf_counter() - started)
-    result = EmbedResult(**counts, generation=generation.number, per_s=per_s)
+    result = EmbedResult(counts["embedded"], counts["unchanged"], counts["bad"], generation.number, per_s)
     _require_valid(result, options, store.uri, first_bad)
-    store.complete(generation)
-    return result
+    return replace(result, waits_for=store.complete(generation, options.share))
 
 
 def _embed_batches(
@@ -215,7 +222,8 @@ class _Loader:
     """Reads and decodes batches."""
 
     def __init__(self, model: ImageModel, image_root: str, refresh: Refresh) -> None:
-        self._pictures = PictureLoader(model.manifest.schema.image, PictureReader(image_root), model.decode)
+        reader = PictureReader(image_root, packed=PackedPictures(local_copies()))
+        self._pictures = PictureLoader(model.manifest.schema.image, reader, model.decode)
         self._paths = model.paths
         self._refresh = refresh
 
@@ -223,7 +231,7 @@ class _Loader:
         """Load items, and select the ones to embed by comparison with their stored hashes."""
         items, stored_hashes, num_done = batch
         pictures = [(row, path) for row, item in enumerate(items) for path in self._paths(item.path) or [""]]
-        contents, unreadable = self._pictures.read([os.fsencode(path) for _, path in pictures])
+        contents, unreadable = self._pictures.read([_place(items[row], path) for row, path in pictures])
         hashes = self._hashes(items, pictures, contents, unreadable)
         chosen_rows = {
             row for row in range(len(items)) if self._refresh != "changed" or hashes[row] != stored_hashes[row]
@@ -269,6 +277,11 @@ class _Loader:
                     content_hash(b"".join([*map(content_hash, item_parts), *(f.encode() for f in item.fields)]))
                 )
         return hashes
+
+
+def _place(item: Item, path: str) -> bytes:
+    """Return where the reader of pictures finds one of an item's pictures."""
+    return path_in(item.tar, os.fsencode(path)) if item.tar else os.fsencode(path)
 
 
 def _values(items: Sequence[Item], schema: Schema) -> dict[str, Sequence[Any]]:

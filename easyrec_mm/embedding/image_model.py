@@ -25,6 +25,7 @@ from easyrec_mm.manifest import (
     Manifest,
     local_export,
     read_manifest,
+    require_unchanged,
 )
 
 Runtime = Literal["auto", "onnx", "tensorflow"]
@@ -57,6 +58,8 @@ class ImageModel:
                 self._session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
         except Exception as error:  # each runtime has its own exception types
             raise ExportError(f"{folder}: the image model cannot be loaded: {error}") from error
+        # Once more, for the files may have been overwritten while they were loaded.
+        require_unchanged(self.manifest, Path(folder), folder, self.manifest.files)
         self._runtimes = {"tensorflow": self._run_tensorflow}
         if has_onnx:
             self._runtimes["onnx"] = self._run_onnx

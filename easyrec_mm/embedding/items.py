@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import glob
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from itertools import chain, islice
 from pathlib import Path
@@ -15,11 +15,13 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from easyrec_mm.data.bad_records import BadRecord
+from easyrec_mm.data.packed_pictures import PackedPictures, tar_beside
 from easyrec_mm.data.plain_pictures import FIRST_BYTES, format_of
 from easyrec_mm.errors import DataError, did_you_mean
 from easyrec_mm.features.field import Field
 from easyrec_mm.files import StorageError, is_remote, place_of, plain
-from easyrec_mm.files.data_names import is_data, is_meant, is_picture
+from easyrec_mm.files.data_names import PICTURES_ENDING, is_meant, is_picture
+from easyrec_mm.files.local_copies import local_copies
 from easyrec_mm.files.opening import open_binary, opened_at
 from easyrec_mm.formats.checks import Problem, column_place, shown
 from easyrec_mm.formats.grouped_table import READ_GROUPS, numbered
@@ -29,6 +31,7 @@ from easyrec_mm.formats.tfrecord import feature_names, is_tfrecord, read_example
 from easyrec_mm.formats.typed_groups import TypedGroups, TypedRows, text_groups
 from easyrec_mm.schema import Schema
 
+_TAR = ".tar"
 # By these endings, and those of pictures, files are told apart; without any of them, by the first bytes.
 _LIST_ENDINGS = {".csv", ".gz", ".parquet", ".tfrecord", ".tsv", ".txt"}
 
@@ -39,11 +42,13 @@ class Item(NamedTuple):
 
     path     text of the image field: several paths, with the schema's separator, if an item may have several pictures
     fields   texts of schema.image_fields()
+    tar      path of the tar in which the pictures are; "" if they are files
     """
 
     key: str
     path: str
     fields: tuple[str, ...] = ()
+    tar: str = ""
 
 
 class Items(NamedTuple):
@@ -59,6 +64,7 @@ def read_items(paths: str, schema: Schema, image_root: str = "", key_column: str
     Args:
       paths: comma-separated files, folders or globs: .txt with one path per line; .csv and .parquet with columns;
         grouped samples as training reads them, gzip or not; or pictures, beside which other files are bad pictures.
+        Tars hold pictures under their keys; if one is beside a file of paths (tar_beside), it has that file's pictures.
       schema: layout of grouped samples; its image field is the default column of the keys.
       image_root: folder to which the keys of pictures found by a glob are relative.
       key_column: column of the keys.
@@ -134,11 +140,39 @@ class _Columns:
 
 def _all_items(paths: str, columns: _Columns, image_root: str) -> Iterator[tuple[str, Item | BadRecord]]:
     """Yield each item, or what is wrong with it, and the file that names it or is its picture."""
-    for files in _parts(paths):
-        are_pictures = _are_pictures(files)
+    parts = _parts(paths)
+    packed = PackedPictures(local_copies())
+    tars = {tar_beside(path) for files in parts for path in files if not path.endswith(_TAR)}
+    for files in parts:
+        others = [path for path in files if not path.endswith(_TAR)]
+        are_pictures = bool(others) and _are_pictures(others)
         for path in files:
-            items = _picture_item(path, columns, image_root) if are_pictures else _items_of(path, columns)
+            if path.endswith(_TAR):
+                # The pictures in the tar of another file are read when the file names them.
+                items = iter(()) if path in tars else _tar_items(path, columns, packed.names(path))
+            elif are_pictures:
+                items = _picture_item(path, columns, image_root)
+            else:
+                tar = _tar_of(path, files)
+                items = (i._replace(tar=tar) if isinstance(i, Item) else i for i in _items_of(path, columns))
             yield from ((path, item) for item in items)
+
+
+def _tar_of(path: str, files: Sequence[str]) -> str:
+    """Return the tar with the pictures of a file of paths; "" if there is none."""
+    tar = tar_beside(path)
+    return tar if tar in files or (not is_remote(tar) and os.path.exists(plain(tar))) else ""
+
+
+def _tar_items(path: str, columns: _Columns, names: Iterable[bytes]) -> Iterator[Item | BadRecord]:
+    _require_no_fields(path, columns.schema)
+    for row, name in enumerate(names, 1):
+        try:
+            key = name.decode()
+        except UnicodeDecodeError:
+            yield BadRecord("picture", path, row, "name", f"{shown(name)} is not UTF-8, as keys must be")
+            continue
+        yield Item(key, key, tar=path)
 
 
 def _parts(paths: str) -> list[list[str]]:
@@ -156,15 +190,20 @@ def _files(name: str) -> list[str]:
         place, infos = place_of(name), place_of(name).find(name)
         if [info.is_folder for info in infos] == [True]:
             infos = sorted(place.below(infos[0].path), key=lambda info: info.path)
-            infos = [info for info in infos if is_data(info.path)]
-        return [info.path for info in infos if not info.is_folder and is_meant(info.path, name)]
+            infos = [info for info in infos if _is_meant(info.path, "*")]
+        return [info.path for info in infos if not info.is_folder and _is_meant(info.path, name)]
     path = plain(name)
     if os.path.isdir(path):
-        return sorted(str(file) for file in Path(path).rglob("*") if file.is_file() and is_data(file.name))
+        return sorted(str(file) for file in Path(path).rglob("*") if file.is_file() and _is_meant(str(file), "*"))
     if os.path.exists(path):
         return [path]
     matches = glob.glob(path, recursive=True)
-    return sorted(match for match in matches if not os.path.isdir(match) and is_meant(match, path))
+    return sorted(match for match in matches if not os.path.isdir(match) and _is_meant(match, path))
+
+
+def _is_meant(path: str, pattern: str) -> bool:
+    """Return whether a pattern means a file: data, and other than for training, tars of pictures."""
+    return path.endswith(PICTURES_ENDING) or is_meant(path, pattern)
 
 
 def _are_pictures(files: Sequence[str]) -> bool:

@@ -1,18 +1,16 @@
 """The export: a checkpoint -> folders of the image, rec and total model, verified to agree, each with its manifest.
 
-Everything is written next to its place, and moved there after all checks have passed, so that an export that fails or
-is killed leaves the previous one as it was. Models compute in float32, regardless of the precision of the training.
+They are put in place after all checks have passed (folders.py). Models compute in float32, regardless of the precision
+of the training.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-import os
 import shutil
-from collections.abc import Iterator
-from contextlib import closing, contextmanager
-from dataclasses import asdict, dataclass
+from contextlib import closing
+from dataclasses import asdict
 from datetime import datetime, timezone
 from functools import partial
 from importlib import metadata
@@ -26,15 +24,14 @@ from easyrec_mm import __version__
 from easyrec_mm.config.pipeline import Pipeline
 from easyrec_mm.errors import ExportError, tensorflow_reason
 from easyrec_mm.evaluation.evaluator import load_model, vectors_of
+from easyrec_mm.export.folders import ExportFolders, places_of, written
 from easyrec_mm.export.onnx_models import write_image_onnx, write_rec_onnx
 from easyrec_mm.export.parity import Exported, measure_parity
 from easyrec_mm.export.parts import Part, image_part, rec_part, total_part
 from easyrec_mm.export.sample_request import sample_request
 from easyrec_mm.files import is_remote, plain
-from easyrec_mm.files.folders import Folder
 from easyrec_mm.files.local_copies import local_copy
-from easyrec_mm.files.replace_folder import replace_folder
-from easyrec_mm.manifest import IMAGE_ONNX, MANIFEST, SAMPLE_REQUEST, Kind, Manifest, list_files, write_manifest
+from easyrec_mm.manifest import IMAGE_ONNX, SAMPLE_REQUEST, Kind, Manifest, list_files, write_manifest
 from easyrec_mm.network.model import MultimodalModel, without_updates
 from easyrec_mm.network.precision import FLOAT32, dtype_policy
 from easyrec_mm.protos.image_pb2 import ImgModel
@@ -43,15 +40,6 @@ from easyrec_mm.store import Generation
 
 NUM_PARITY_GROUPS = 100
 _PACKAGES = ("tensorflow", "keras", "keras-hub", "numpy", "onnx", "tf2onnx", "onnxruntime")
-
-
-@dataclass(frozen=True)
-class ExportFolders:
-    """The folders for the three models."""
-
-    image: str
-    rec: str
-    total: str
 
 
 def export(
@@ -78,15 +66,15 @@ def export(
     """
     config, schema = pipeline.config, pipeline.schema
     _require_exportable(pipeline)
-    places = _places(folders)
+    places = places_of(folders)
     model, step = load_model(config, schema, checkpoint, FLOAT32)
     model = without_updates(model, config)
     dtype = dtype_policy(config.train_config.precision)
     trained = load_model(config, schema, checkpoint, dtype)[0] if dtype != FLOAT32 else None
     image_input = config.export_config.img_input_name or schema.image.field
-    with closing(vectors_of(schema, checkpoint)) as vectors, _written(places) as written:
-        signatures, left_out = _write_models(model, image_input, written, asset_files)
-        exported = Exported(written["image"], written["rec"], written["total"], image_input)
+    with closing(vectors_of(schema, checkpoint)) as vectors, written(places) as new:
+        signatures, left_out = _write_models(model, image_input, new, asset_files)
+        exported = Exported(new["image"], new["rec"], new["total"], image_input)
         parity = measure_parity(model, trained, exported, config.data_config, data_path, num_parity_groups, vectors)
         parity["left_out"] = left_out
         manifest_of = partial(
@@ -98,46 +86,14 @@ def export(
             vectors={name: _origin(generation) for name, generation in vectors.generations.items()},
         )  # fmt: skip
         request = sample_request(config.data_config, schema, data_path, vectors)
-        (written["rec"] / SAMPLE_REQUEST).write_text(json.dumps(request, indent=1, ensure_ascii=False) + "\n", "utf-8")
-        for kind, folder in written.items():
+        (new["rec"] / SAMPLE_REQUEST).write_text(json.dumps(request, indent=1, ensure_ascii=False) + "\n", "utf-8")
+        for kind, folder in new.items():
             write_manifest(folder, manifest_of(kind=kind, signatures=signatures[kind], files=list_files(folder)))
     return parity
 
 
-def _places(folders: ExportFolders) -> dict[Kind, Folder]:
-    """Return the folders to write; check that they are empty or contain an export."""
-    places: dict[Kind, Folder] = {
-        "image": Folder(folders.image), "rec": Folder(folders.rec), "total": Folder(folders.total)
-    }  # fmt: skip
-    _check_places(list(places.values()))
-    _check_targets([place.local for place in places.values()])
-    return places
-
-
 def _versions() -> dict[str, str]:
     return {"easyrec_mm": __version__, **{name: metadata.version(name) for name in _PACKAGES}}
-
-
-@contextmanager
-def _written(places: dict[Kind, Folder]) -> Iterator[dict[Kind, Path]]:
-    """Yield folders next to the places, to which they are moved at the end; after an error they are removed."""
-    written = {kind: place.local.parent / f".{place.local.name}.tmp-{os.getpid()}" for kind, place in places.items()}
-    try:
-        for folder in written.values():
-            folder.parent.mkdir(parents=True, exist_ok=True)
-            shutil.rmtree(folder, ignore_errors=True)
-        yield written
-        for kind, place in places.items():
-            replace_folder(written[kind], place.local)
-            if place.is_remote:
-                place.replace(last=MANIFEST)
-    except OSError as error:
-        path = error.filename or places["rec"].path
-        raise ExportError(f"{path}: cannot be written: {error.strerror or error}") from error
-    finally:
-        copies = [place.local for place in places.values() if place.is_remote]
-        for folder in [*written.values(), *copies]:
-            shutil.rmtree(folder, ignore_errors=True)
 
 
 def image_tower_fingerprint(model: MultimodalModel, settings: ImgModel) -> str:
@@ -182,31 +138,6 @@ def _require_exportable(pipeline: Pipeline) -> None:
     odd = [name for name in names if not name.isidentifier()]
     if odd:
         raise ExportError(f"inputs {', '.join(odd)}: name them with letters, digits and _ to export the model")
-
-
-def _check_places(places: list[Folder]) -> None:
-    names = [place.path.rstrip("/") if place.is_remote else str(place.local.absolute()) for place in places]
-    if len(set(names)) < len(names):
-        raise ExportError(f"{', '.join(names)}: give each of the three models a folder of its own")
-    for place in places:
-        place.look()
-        if place.names() and MANIFEST not in place.names():
-            raise ExportError(f"{place.path}: contains files that do not belong to an export; choose a new folder")
-
-
-def _check_targets(targets: list[Path]) -> None:
-    for target in targets:
-        if target.is_dir() and any(target.iterdir()) and not (target / MANIFEST).exists():
-            raise ExportError(f"{target}: contains files that do not belong to an export; choose a new folder")
-        if target.exists() and not target.is_dir():
-            raise ExportError(f"{target}: is a file; choose a new folder")
-        for stale in target.parent.glob(f".{target.name}.tmp-*"):
-            if not _is_running(stale.name.rpartition("-")[2]):
-                shutil.rmtree(stale, ignore_errors=True)
-
-
-def _is_running(process: str) -> bool:
-    return process.isdigit() and Path(f"/proc/{process}").exists()
 
 
 def _write_models(

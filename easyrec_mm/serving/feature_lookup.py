@@ -6,6 +6,7 @@ Legend: S candidates, or 1 for all of them; L elements of the longest sequence, 
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -14,12 +15,13 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from easyrec_mm.errors import ExportError, StoreError, did_you_mean
+from easyrec_mm.errors import StoreError, did_you_mean
 from easyrec_mm.features.feature import Feature, text_keys
 from easyrec_mm.features.numpy_back_end import Lists, NumpyBackEnd, Values
 from easyrec_mm.manifest import Manifest
 from easyrec_mm.store.feature_vectors import Found, VectorStores, origin_number
 
+_LOG = logging.getLogger("easyrec_mm.serving")
 # A store that failed is not used for this long, so that requests do not wait for it one after the other.
 _PAUSE_S = 1.0
 # Keys need no vocabulary.
@@ -42,10 +44,9 @@ class FeatureLookup:
       manifest: manifest of the rec model.
       uris: feature -> URI of its store, if it differs from that in the config.
       needs_stores: whether a store that is down is an error; otherwise all its vectors count as missing.
-      previous: look-up of the previous release, whose open stores are shared.
+      previous: look-up of the previous release, whose stores may be down.
 
     Raises:
-      ExportError: if `uris` names a feature that has no store.
       StoreError: if a store cannot be reached, or lacks the vectors that the model was trained with.
     """
 
@@ -59,8 +60,11 @@ class FeatureLookup:
         stored = {feature.name: feature for feature in manifest.schema.stored_features()}
         for name in uris:
             if name not in stored:
-                hint = did_you_mean(name, stored) if stored else "the model has none; remove it"
-                raise ExportError(f"--vector_store {name}: no feature of that name has vectors in a store; {hint}")
+                # The feature may be that of a model to come, or of the one before.
+                hint = did_you_mean(name, stored) if stored else "the model has none"
+                _LOG.warning(
+                    "--vector_store %s: no feature of this model with that name has vectors in a store; %s", name, hint
+                )
         features = [
             replace(feature, stored=replace(feature.stored, uri=uris.get(name, feature.store_uri)))
             for name, feature in stored.items()
@@ -68,7 +72,7 @@ class FeatureLookup:
         ]
         trained = {name: origin_number(of["fingerprint"]) for name, of in manifest.vectors.items()}
         self._needs_stores = needs_stores
-        self._stores: VectorStores = VectorStores(features, trained, previous._stores if previous else None)
+        self._stores: VectorStores = VectorStores(features, trained)
         self._pause_until: dict[str, float] = previous._pause_until if previous else {}
         # Whether a look-up may have to wait for the network.
         self.is_remote = any(not feature.store_uri.startswith("lmdb:") for feature in features)
@@ -102,8 +106,12 @@ class FeatureLookup:
         """
         return self._stores.is_newest()
 
+    def keep(self) -> None:
+        """Keep the generations from being pruned; call it at least every RENEW_S."""
+        self._stores.keep()
+
     def close(self) -> None:
-        """Close the stores, including those shared with `previous`."""
+        """Close the stores."""
         self._stores.close()
 
     def _find(self, feature: Feature, keys: list[str]) -> Found:

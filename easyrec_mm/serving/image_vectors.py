@@ -15,7 +15,7 @@ from easyrec_mm.errors import StoreError
 from easyrec_mm.serving.computed_vectors import ComputedVectors, Wanted
 from easyrec_mm.serving.release import Embedder, MissingVector, MissingVectorError, Release, Source
 from easyrec_mm.serving.request import Candidates
-from easyrec_mm.store import State, Store
+from easyrec_mm.store import State
 
 # A store that failed is not used for this long, so that requests do not wait for it one after the other.
 _STORE_PAUSE_S = 1.0
@@ -50,21 +50,18 @@ class ImageVectors:
     """Finds image vectors; may be used from several threads.
 
     Args:
-      store: a store that is open for reading.
-      store_lock: lock that is held while the store is used.
+      store_lock: lock that is held while a store is used.
       missing_vector: see ServiceOptions.
       computed: computes missing vectors, if `missing_vector` is "compute".
     """
 
     def __init__(
         self,
-        store: Store,
         store_lock: threading.Lock,
         missing_vector: MissingVector | None,
         computed: ComputedVectors | None = None,
     ) -> None:
-        self._store, self._store_lock, self._missing_vector = store, store_lock, missing_vector
-        self._computed = computed
+        self._store_lock, self._missing_vector, self._computed = store_lock, missing_vector, computed
         self._store_pause_until = 0.0
 
     def find(self, release: Release, candidates: Candidates) -> FoundVectors:
@@ -103,15 +100,16 @@ class ImageVectors:
 
     def _look_up(self, release: Release, keys: list[str]) -> tuple[NDArray[Any], NDArray[Any]]:
         """Return the store's vectors `[S, D]` and states `[S]`; all are missing if it is down and that is no error."""
-        with self._store_lock:
-            problem = f"the store {self._store.uri} is down"
-            if time.monotonic() >= self._store_pause_until:
-                try:
-                    records = self._store.get_many(keys, release.generation)
-                    return np.array(records.vectors), records.states
-                except StoreError as error:
-                    self._store_pause_until = time.monotonic() + _STORE_PAUSE_S
-                    problem = str(error)
+        problem = f"the store {release.store.uri} is down"
+        if time.monotonic() >= self._store_pause_until:  # also before waiting for the lock
+            with self._store_lock:
+                if time.monotonic() >= self._store_pause_until:
+                    try:
+                        records = release.store.get_many(keys, release.generation)
+                        return np.array(records.vectors), records.states
+                    except StoreError as error:
+                        self._store_pause_until = time.monotonic() + _STORE_PAUSE_S
+                        problem = str(error)
         if self._missing_vector == "error":
             raise MissingVectorError(problem, len(keys))
         return np.zeros((len(keys), release.generation.width), np.float32), np.full(len(keys), State.MISSING, np.int8)

@@ -21,7 +21,7 @@ from easyrec_mm.serving import monitoring, protocols, tensors
 from easyrec_mm.serving.answering import Answering
 from easyrec_mm.serving.field_values import RequestError
 from easyrec_mm.serving.options import ServerOptions
-from easyrec_mm.serving.release import Embedder, MissingVectorError, Release, newest_export
+from easyrec_mm.serving.release import Embedder, MissingVectorError, NoVectorsError, Release, image_model_of
 from easyrec_mm.serving.request import is_small_size
 from easyrec_mm.serving.service import Answer, Service
 from easyrec_mm.serving.statuses import VersionNotFound
@@ -82,6 +82,7 @@ class RecModel(kserve.Model):  # type: ignore[misc]
         _log_release("serving", release)
         if self._options.reload_every_s:
             threading.Thread(target=self._reload_for_ever, name="reload", daemon=True).start()
+        threading.Thread(target=self._service.keep_for_ever, name="keep", daemon=True).start()
         # The objects that exist now stay, so the garbage collector need not scan them repeatedly.
         gc.collect()
         gc.freeze()
@@ -176,7 +177,7 @@ class RecModel(kserve.Model):  # type: ignore[misc]
                     text = shown(str(error))
                     _LOG.error("a new release is refused, the old one serves on: %s", text, exc_info=not is_known)
                     monitoring.RELOADS.labels("refused").inc()
-                else:
+                elif not isinstance(error, NoVectorsError):  # nothing was loaded to find that out
                     wait_s = max(min(2 * wait_s, _LONGEST_RETRY_S), self._options.reload_every_s)
                 continue
             wait_s, last_problem = self._options.reload_every_s, ""
@@ -211,12 +212,11 @@ class OneModel(DataPlane):  # type: ignore[misc]
 
 
 def _make_service(options: ServerOptions) -> Service:
-    def load_embedder() -> Embedder:
+    def load_embedder(fingerprint: str) -> Embedder:
         import_tensorflow()
         from easyrec_mm.embedding.image_model import PictureEmbedder  # imports TensorFlow, needed only here
 
-        embedder: Embedder = PictureEmbedder(newest_export(options.image_model_dir))
-        return embedder
+        return PictureEmbedder(image_model_of(fingerprint, options.image_model_dir))
 
     store = open_store(options.store)
     return Service(options.service, store, load_embedder if options.image_model_dir else None)

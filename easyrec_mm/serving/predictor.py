@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from easyrec_mm.errors import ExportError
 from easyrec_mm.features.numpy_back_end import Values
 from easyrec_mm.features.numpy_transform import NumpyTransform
-from easyrec_mm.manifest import IMAGE_VECTOR, REC_ONNX, VECTOR, Manifest, read_manifest
+from easyrec_mm.manifest import IMAGE_VECTOR, REC_ONNX, TABLES_FILE, VECTOR, Manifest
 from easyrec_mm.serving.feature_lookup import FeatureVectors
 from easyrec_mm.tensorflow_import import import_tensorflow
 
@@ -124,13 +124,17 @@ _RUNTIMES: dict[str, type[OnnxPredictor] | type[TensorFlowPredictor]] = {
 }
 
 
-def load_predictor(folder: str, runtime: Runtime = "onnx", num_threads: int = 1) -> Predictor:
-    """Load the rec model of a folder.
+def files_of(manifest: Manifest, runtime: Runtime) -> list[str]:
+    """Return the files of an export that a runtime reads."""
+    return [name for name in manifest.files if (name in (REC_ONNX, TABLES_FILE)) == (runtime == "onnx")]
+
+
+def load_predictor(folder: str, manifest: Manifest, runtime: Runtime = "onnx", num_threads: int = 1) -> Predictor:
+    """Load a rec model from a folder with `files_of` its export, which must not change as long as it is used.
 
     Raises:
-      ExportError: if the folder contains no rec model, or it is damaged or cannot be loaded.
+      ExportError: if it cannot be loaded.
     """
-    manifest = read_manifest(folder, "rec")
     try:
         return _RUNTIMES[runtime](folder, manifest, num_threads)
     except Exception as error:  # each runtime has its own exceptions

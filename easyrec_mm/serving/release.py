@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import shutil
+import logging
 import threading
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from enum import IntEnum
 from itertools import islice
 from pathlib import Path
@@ -17,12 +17,15 @@ from numpy.typing import NDArray
 
 from easyrec_mm.errors import ExportError, UserError
 from easyrec_mm.files import is_remote, join, place_of
-from easyrec_mm.manifest import MANIFEST, local_export, read_header
+from easyrec_mm.files.work_folder import work_folder
+from easyrec_mm.manifest import MANIFEST, Manifest, local_export, read_header, require_unchanged
 from easyrec_mm.serving.feature_lookup import FeatureLookup
-from easyrec_mm.serving.predictor import Predictor, Runtime, load_predictor
+from easyrec_mm.serving.predictor import Predictor, Runtime, files_of, load_predictor
+from easyrec_mm.serving.private_copy import private_copy
 from easyrec_mm.serving.request import Limits, RequestReader
 from easyrec_mm.store import Generation, Store
 
+_LOG = logging.getLogger("easyrec_mm.serving")
 MissingVector = Literal["mean", "compute", "error", "no_image"]
 # Number of the store's vectors over which the mean is taken.
 _NUM_OF_MEAN = 10_000
@@ -31,6 +34,10 @@ _SCANNED_AT_A_TIME = 100
 
 class ServingError(UserError):
     """A valid request cannot be answered now, or a release cannot be served."""
+
+
+class NoVectorsError(ServingError):
+    """The store has no vectors of a model's image tower, as before they have been embedded."""
 
 
 class MissingVectorError(ServingError):
@@ -79,6 +86,7 @@ class ServiceOptions:
     image_root         folder of the pictures whose vectors are computed
     image_hosts        further places of such pictures, each a scheme and a host
     picture_timeout_s  seconds that a request waits for vectors that are computed
+    copies             folder for copies of exports, which the processes of a server share; "": one of this process
     """
 
     rec_model_dir: str
@@ -92,6 +100,7 @@ class ServiceOptions:
     image_root: str = ""
     image_hosts: tuple[str, ...] = ()
     picture_timeout_s: float = 2.0
+    copies: str = ""
 
     @property
     def limits(self) -> Limits:
@@ -103,26 +112,28 @@ class ServiceOptions:
 class Release:
     """A rec model and its vectors.
 
-    identity   changes when the folder or the generation changes
+    identity   changes when the folder, the store or the generation changes
+    store      the store of the image vectors
     stand_in   float32 `[D]` that replaces a missing vector, and its Source
     no_image   float32 `[D]` that the network was trained to take for no picture; None if it was not
     embedder   image model of the same tower, if missing vectors are computed
     computed   vectors that the embedder has computed, by key and fields, the most recently used one last
     lookup     look-up of the vectors that features name by key
-    copy       local copy from which it was loaded, if the folder is remote; else ""
+    copy       copy of the folder from which it was loaded
     """
 
     folder: str
     identity: tuple[object, ...]
     predictor: Predictor
     reader: RequestReader
+    store: Store
     generation: Generation
     stand_in: tuple[NDArray[Any], Source]
     no_image: NDArray[Any] | None
     embedder: Embedder | None
     computed: OrderedDict[tuple[Any, ...], NDArray[Any]]
     lookup: FeatureLookup
-    copy: str = ""
+    copy: str
 
     def version(self) -> dict[str, Any]:
         """Return what identifies the release in answers, metrics and logs."""
@@ -135,10 +146,12 @@ class Release:
         }
 
 
-class Newest(NamedTuple):
-    """The rec model's folder, the generation of vectors that belongs to it, and the identity of the two."""
+class Found(NamedTuple):
+    """A rec model's folder with its manifest, the store and generation of its vectors, and the identity of them all."""
 
     folder: str
+    manifest: Manifest
+    store: Store
     generation: Generation
     identity: tuple[object, ...]
 
@@ -148,9 +161,8 @@ class Releases:
 
     Args:
       options: which model to serve, and how.
-      store: a store that is open for reading.
-      store_lock: lock that is held while the store is used.
-      load_embedder: loads the image model; needed for "compute".
+      store_lock: lock that is held while a store is used.
+      load_embedder: loads the image model of a fingerprint; needed for "compute".
 
     Raises:
       ServingError: if `missing_vector` is "compute" and no image model is given.
@@ -159,9 +171,8 @@ class Releases:
     def __init__(
         self,
         options: ServiceOptions,
-        store: Store,
         store_lock: threading.Lock,
-        load_embedder: Callable[[], Embedder] | None,
+        load_embedder: Callable[[str], Embedder] | None,
     ) -> None:
         if options.missing_vector == "compute" and load_embedder is None:
             raise ServingError("--missing_vector compute: give the image model with --img_model_dir")
@@ -171,89 +182,107 @@ class Releases:
                 "--image_hosts"
             )
         self._options, self._load_embedder = options, load_embedder
-        self._store, self._store_lock = store, store_lock
+        self._store_lock = store_lock
 
-    def newest(self, last: Release | None) -> Newest:
-        """Find the newest rec model and the newest complete generation of its image tower.
+    def folders(self) -> list[str]:
+        """Return the folders of the rec models that there are, the newest one first; see `exports_of`."""
+        return exports_of(self._options.rec_model_dir)
+
+    def find(self, folder: str, store: Store, last: Release | None) -> Found:
+        """Find the newest complete generation of a rec model's image tower.
 
         Args:
+          folder: folder of the rec model.
+          store: the store of the vectors; if another one has been put in its place, that is opened.
           last: the release that serves; None before the first.
 
         Raises:
           ExportError, StoreError: if the model or the store cannot be read.
-          ServingError: if the store has no vectors of the model's image tower.
+          NoVectorsError: if the store has no vectors of the model's image tower.
         """
         with self._store_lock:
-            meta = self._store.meta()
-        complete = sorted((g for g in meta.generations.values() if g.completed_s), key=lambda g: g.number)
-        by_tower = {generation.fingerprint: generation for generation in complete}
-        current = meta.current_generation
-        if current is not None:
-            by_tower[current.fingerprint] = current
-        folder = newest_export(self._options.rec_model_dir)
+            store = store.reopened() or store
+            meta = store.meta()
         # A manifest may contain vocabularies of megabytes, so it is not read again while the file is the same.
         is_same = last is not None and last.identity[:3] == _status(folder)
-        header = last.predictor.manifest if last and is_same else read_header(folder, "rec")
-        generation = by_tower.get(header.image_tower_fingerprint)
+        manifest = last.predictor.manifest if last and is_same else read_header(folder, "rec")
+        complete = {g.number: g for g in meta.generations.values() if g.completed_s}
+        same = [g for g in complete.values() if g.fingerprint == manifest.image_tower_fingerprint]
+        generation = max(same, key=lambda g: (g.number == meta.current, g.number), default=None)
         if generation is None:
-            generations = (
-                ", ".join(f"generation {g.number} of {g.fingerprint[:12]}" for g in by_tower.values()) or "nothing"
+            generations = ", ".join(f"generation {g.number} of {g.fingerprint[:12]}" for g in complete.values())
+            raise NoVectorsError(
+                f"{folder} ({manifest.checkpoint}) belongs to image tower {manifest.image_tower_fingerprint[:12]}, "
+                f"but {store.uri} holds {generations or 'nothing'}; embed with the image model of the same export"
             )
-            raise ServingError(
-                f"{folder} ({header.checkpoint}) belongs to image tower {header.image_tower_fingerprint[:12]}, "
-                f"but {self._store.uri} holds {generations}; embed with the image model of the same export"
-            )
-        return Newest(folder, generation, _identity(folder, generation))
+        return Found(folder, manifest, store, generation, _identity(folder, store, generation))
 
-    def load(self, newest: Newest, last: Release | None) -> Release:
+    def load(self, found: Found, last: Release | None) -> Release:
         """Load a release.
 
         Args:
-          newest: what to load.
-          last: the release that serves, whose image model and open stores are reused; None before the first.
+          found: what to load.
+          last: the release that serves, whose image model is reused; None before the first.
 
         Raises:
           ExportError, StoreError, ServingError: if it cannot be served.
         """
-        if not is_remote(newest.folder):
-            return self._load_copy(newest, newest.folder, last)
-        copy = local_export(newest.folder)
-        try:
-            return replace(self._load_copy(newest, copy, last), copy=copy)
-        except BaseException:
-            shutil.rmtree(copy, ignore_errors=True)
-            raise
-
-    def _load_copy(self, newest: Newest, copy: str, last: Release | None) -> Release:
-        options = self._options
-        folder, generation, identity = newest
-        predictor = load_predictor(copy, options.runtime, options.num_threads)
-        manifest = predictor.manifest
-        if _identity(folder, generation) != identity:
+        options, (folder, manifest, store, generation, identity) = self._options, found
+        copy = self._copy_of(folder, manifest)
+        predictor = load_predictor(copy, manifest, options.runtime, options.num_threads)
+        if _identity(folder, store, generation) != identity:
             raise ExportError(f"{folder}: was replaced while it was being loaded; loading it again")
         if generation.width != manifest.image_width:
             raise ServingError(
                 f"{folder} takes vectors of {manifest.image_width} numbers, but generation {generation.number} of "
-                f"{self._store.uri} has vectors of {generation.width}; embed with the image model of the same export"
+                f"{store.uri} has vectors of {generation.width}; embed with the image model of the same export"
             )
+        with self._store_lock:
+            if not store.keep(generation):
+                text = "generation %d of %s is not kept from easyrec-mm store prune: the server cannot write there"
+                _LOG.warning(text, generation.number, store.uri)
         no_image = np.array(manifest.no_image_vector, np.float32) if manifest.no_image_vector else None
         reader = RequestReader(
             manifest.schema, manifest.image_width, options.key_field, options.limits, no_image is not None
         )
         embedder = self._embedder(generation, reader, last)
-        stand_in = self._stand_in(newest, no_image)
+        stand_in = self._stand_in(found, no_image)
         of_last = last.lookup if last else None
         lookup = FeatureLookup(manifest, options.vector_stores, options.missing_vector == "error", of_last)
         return Release(
-            folder, identity, predictor, reader, generation, stand_in, no_image, embedder, OrderedDict(), lookup
+            folder,
+            identity,
+            predictor,
+            reader,
+            store,
+            generation,
+            stand_in,
+            no_image,
+            embedder,
+            OrderedDict(),
+            lookup,
+            copy,
         )
+
+    def _copy_of(self, folder: str, manifest: Manifest) -> str:
+        """Copy what the runtime reads of an export, and check that it is what the manifest lists."""
+        if is_remote(folder):
+            copy = local_export(folder)
+            require_unchanged(manifest, Path(copy), folder, manifest.files)
+            return copy
+        place = self._options.copies or work_folder()
+        return private_copy(folder, manifest, files_of(manifest, self._options.runtime), place)
 
     def _embedder(self, generation: Generation, reader: RequestReader, last: Release | None) -> Embedder | None:
         """Return the image model of the generation's tower, reusing a loaded one; None unless vectors are computed."""
         if self._load_embedder is None or self._options.missing_vector != "compute":
             return None
         loaded = last.embedder if last else None
-        embedder = loaded if loaded and loaded.fingerprint == generation.fingerprint else self._load_embedder()
+        embedder = (
+            loaded
+            if loaded and loaded.fingerprint == generation.fingerprint
+            else self._load_embedder(generation.fingerprint)
+        )
         if embedder.fingerprint != generation.fingerprint:
             raise ServingError(
                 f"--img_model_dir holds image tower {embedder.fingerprint[:12]}, but the rec model belongs to "
@@ -266,26 +295,26 @@ class Releases:
             )
         return embedder
 
-    def _stand_in(self, newest: Newest, no_image: NDArray[Any] | None) -> tuple[NDArray[Any], Source]:
+    def _stand_in(self, found: Found, no_image: NDArray[Any] | None) -> tuple[NDArray[Any], Source]:
         """Return the vector `[D]` that replaces a missing one, and its Source."""
         if no_image is None and self._options.missing_vector == "no_image":
             raise ServingError(
-                f"--missing_vector no_image: {newest.folder} was trained without a no-image vector "
+                f"--missing_vector no_image: {found.folder} was trained without a no-image vector "
                 "(no_image_vector); choose another --missing_vector"
             )
         if no_image is None or self._options.missing_vector == "mean":
-            vectors = list(islice(self._vectors(newest.generation), _NUM_OF_MEAN))
+            vectors = list(islice(self._vectors(found.store, found.generation), _NUM_OF_MEAN))
             return np.asarray(np.mean(vectors, axis=0), np.float32), Source.MEAN
-        next(self._vectors(newest.generation))
+        next(self._vectors(found.store, found.generation))
         return no_image, Source.NO_IMAGE
 
-    def _vectors(self, generation: Generation) -> Iterator[NDArray[Any]]:
+    def _vectors(self, store: Store, generation: Generation) -> Iterator[NDArray[Any]]:
         """Yield the vectors of a generation; one at least.
 
         Raises:
           ServingError: if it has no vector.
         """
-        records = self._store.scan(generation)
+        records = store.scan(generation)
         is_empty = True
         while True:
             with self._store_lock:  # not held for the whole scan, because requests wait for it
@@ -298,12 +327,12 @@ class Releases:
                 break
         if is_empty:
             raise ServingError(
-                f"generation {generation.number} of {self._store.uri} has no vectors; embed the pictures of the items"
+                f"generation {generation.number} of {store.uri} has no vectors; embed the pictures of the items"
             )
 
 
-def newest_export(folder: str) -> str:
-    """Return the folder itself if it is an export, else the export in it with the largest number as its name.
+def exports_of(folder: str) -> list[str]:
+    """Return the folder itself if it is an export, else the exports in it with numbers as names, the largest one first.
 
     Raises:
       ExportError: if the folder contains no export.
@@ -316,16 +345,27 @@ def newest_export(folder: str) -> str:
         names = {str(path.parent.relative_to(folder)) for path in Path(folder).glob(f"*/{MANIFEST}")}
         names |= {"" for _ in Path(folder).glob(MANIFEST)}
     if "" in names:
-        return folder
+        return [folder]
     numbered = [name for name in names if name.isascii() and name.isdigit()]
     if not numbered:
         choices = "a folder written by easyrec-mm export, or a folder of such folders with numbers as names"
         raise ExportError(f"{folder}: no {MANIFEST}; give {choices}")
-    return join(folder, max(numbered, key=int))
+    return [join(folder, name) for name in sorted(numbered, key=int, reverse=True)]
 
 
-def _identity(folder: str, generation: Generation) -> tuple[object, ...]:
-    return (*_status(folder), generation.number, generation.begun_s)
+def image_model_of(fingerprint: str, folder: str) -> str:
+    """Return the export of an image tower among those of `exports_of`; the newest one if it is not there.
+
+    Raises:
+      ExportError: if the folder contains no export, or one that is not of an image model.
+    """
+    folders = exports_of(folder)
+    fingerprints = {export: read_header(export, "image").image_tower_fingerprint for export in folders}
+    return next((export for export in folders if fingerprints[export] == fingerprint), folders[0])
+
+
+def _identity(folder: str, store: Store, generation: Generation) -> tuple[object, ...]:
+    return (*_status(folder), store.identity, generation.number, generation.begun_s)
 
 
 def _status(folder: str) -> tuple[object, ...]:

@@ -137,6 +137,11 @@ class RequestReader:
         self._inputs = {feature.name: feature.inputs for feature in schema.features}
         self._decoder = self._make_decoder()
 
+    def ignore(self, names: set[str]) -> None:
+        """Ignore further fields in requests from now on, as those that only a newer model reads."""
+        self.known_names = self.known_names | names
+        self._decoder = self._make_decoder()
+
     def read(self, body: object) -> Candidates:
         """Read `{"instances": [{field: value, ...}, ...], "shared": {field: value, ...}}`.
 

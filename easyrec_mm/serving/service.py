@@ -3,14 +3,20 @@
 A `Release` is one rec model with one generation of the store, both of the same image tower. A request is answered by
 one release from beginning to end. `Service.reload` loads a new release, tries it on recorded requests and only then
 switches to it; if the new release fails, the old one continues to serve.
+
+A new model may need a field that requests do not have yet. It then waits until requests have it, and meanwhile the
+release that serves ignores that field, so that clients can begin to send it.
 """
 
 from __future__ import annotations
 
+import logging
 import shutil
 import threading
+import time
 from collections import deque
 from collections.abc import Callable, Container, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,6 +25,7 @@ from numpy.typing import NDArray
 
 from easyrec_mm.errors import UserError
 from easyrec_mm.features.numpy_back_end import Values
+from easyrec_mm.files import is_remote
 from easyrec_mm.serving.computed_vectors import ComputedVectors
 from easyrec_mm.serving.field_values import RequestError
 from easyrec_mm.serving.image_vectors import FoundVectors, ImageVectors
@@ -27,7 +34,9 @@ from easyrec_mm.serving.picture_source import PictureSource
 from easyrec_mm.serving.release import Embedder, Release, Releases, ServiceOptions, ServingError
 from easyrec_mm.serving.request import Candidates, is_small_size
 from easyrec_mm.store import Store
+from easyrec_mm.store.generations import RENEW_S
 
+_LOG = logging.getLogger("easyrec_mm.serving")
 _NUM_RECORDED = 20
 
 
@@ -61,7 +70,7 @@ class Service:
     Args:
       options: which model to serve, and how.
       store: a store that is open for reading.
-      load_embedder: loads the image model; needed for "compute".
+      load_embedder: loads the image model of a fingerprint; needed for "compute".
 
     Raises:
       ExportError, StoreError, ServingError: if no release can be loaded.
@@ -71,19 +80,17 @@ class Service:
         self,
         options: ServiceOptions,
         store: Store,
-        load_embedder: Callable[[], Embedder] | None = None,
+        load_embedder: Callable[[str], Embedder] | None = None,
     ) -> None:
-        store_lock = threading.Lock()
-        self._releases = Releases(options, store, store_lock, load_embedder)
+        self._store_lock = threading.Lock()
+        self._releases = Releases(options, self._store_lock, load_embedder)
         computed = None
         if options.missing_vector == "compute":
             pictures = PictureSource(options.image_root, options.image_hosts, options.picture_timeout_s)
             computed = ComputedVectors(pictures, options.picture_timeout_s)
-        self._vectors = ImageVectors(store, store_lock, options.missing_vector, computed)
+        self._vectors = ImageVectors(self._store_lock, options.missing_vector, computed)
         self._recorded: deque[Any] = deque(maxlen=_NUM_RECORDED)
-        release = self._releases.load(self._releases.newest(None), None)
-        self._try(release)
-        self._release = release
+        self._release: Release = self._newest(store, None)
 
     @property
     def release(self) -> Release:
@@ -134,19 +141,76 @@ class Service:
           ExportError, StoreError, ServingError: if the newer one cannot be served; the old one stays.
         """
         last = self._release
-        newest = self._releases.newest(last)
-        if newest.identity == last.identity and last.lookup.is_newest():
+        release = self._newest(last.store, last)
+        if release is last:
             return None
-        release = self._releases.load(newest, last)
-        self._try(release)
         self._release = release
-        if last.copy:
+        if (release.store, release.generation) != (last.store, last.generation):
+            with self._store_lock:
+                last.store.let_go([last.generation.number])
+        if release.copy != last.copy:
             # Memory-mapped files of the old release stay readable until its last request is answered.
             shutil.rmtree(last.copy, ignore_errors=True)
         return release
 
-    def _try(self, release: Release) -> None:
+    def keep_for_ever(self) -> None:
+        """Keep the vectors that are served from being pruned."""
+        while True:
+            time.sleep(RENEW_S)
+            with suppress(UserError):  # requests tell what is wrong with a store
+                release = self._release
+                with self._store_lock:
+                    release.store.keep(release.generation)
+                release.lookup.keep()
+
+    def _newest(self, store: Store, last: Release | None) -> Release:
+        """Return the newest release that can be served, which may be `last`; log why a newer one cannot.
+
+        Raises:
+          ExportError, StoreError, ServingError: if none can be served, or if those that are newer than `last` cannot.
+        """
+        problems: list[Exception] = []
+        for folder in self._releases.folders():
+            try:
+                release = self._loaded(folder, store, last)
+            except (UserError, OSError) as error:
+                problems.append(error)
+                if last is not None and folder == last.folder:
+                    break  # what is older is for a rollback, for which this one is removed
+                continue
+            if release is last:
+                break
+            if problems:
+                _LOG.warning("%s is served, because a newer one is refused: %s", folder, problems[0])
+            return release
+        if last is None or problems:
+            raise problems[0]
+        return last
+
+    def _loaded(self, folder: str, store: Store, last: Release | None) -> Release:
+        """Load the release of a folder and try it, unless it is `last`."""
+        found = self._releases.find(folder, store, last)
+        if last is not None and found.identity == last.identity and last.lookup.is_newest():
+            return last
+        try:
+            release = self._releases.load(found, last)
+            try:
+                self._try(release, last)
+            except ServingError:
+                if is_remote(folder):
+                    shutil.rmtree(release.copy, ignore_errors=True)
+                raise
+        except UserError:
+            if last is None or found.generation != last.generation:
+                with self._store_lock:
+                    found.store.let_go([found.generation.number])
+            raise
+        return release
+
+    def _try(self, release: Release, last: Release | None) -> None:
         """Run a release on blank fields, then on the recorded requests; it must answer at least one of them.
+
+        If it cannot, `last` accepts the release's fields from now on.
 
         Raises:
           ServingError: if it cannot, or an output is not finite.
@@ -162,6 +226,8 @@ class Service:
             except RequestError as error:
                 problems.append(error)
         if recorded and len(problems) == len(recorded):
+            if last is not None:
+                last.reader.ignore(release.reader.known_names)
             raise ServingError(
                 f"{release.folder}: cannot answer any of the last requests; the first problem is: {problems[0]}"
             )

@@ -14,7 +14,9 @@ from __future__ import annotations
 from importlib import import_module
 
 from easyrec_mm.errors import StoreError, did_you_mean, hide_secrets
-from easyrec_mm.store.base import Generation, Meta, Record, State, Store, Vectors
+from easyrec_mm.store.base import Store
+from easyrec_mm.store.generations import Generation, Meta
+from easyrec_mm.store.records import Record, State, Vectors
 
 __all__ = ["Generation", "Meta", "Record", "State", "Store", "Vectors", "open_store"]
 

@@ -1,76 +1,36 @@
-"""The interface of all stores of image vectors, and the format of a record as bytes."""
+"""The interface of all stores of image vectors."""
 
 from __future__ import annotations
 
-import hashlib
-import json
-import struct
+import math
+import os
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass, replace
-from enum import IntEnum
-from typing import Any, Literal, NamedTuple
-
-import numpy as np
-from numpy.typing import NDArray
+from collections.abc import Callable, Collection, Iterator, Sequence
+from contextlib import suppress
+from dataclasses import replace
+from typing import NamedTuple
 
 from easyrec_mm.errors import StoreError, hide_secrets
-
-VectorDtype = Literal["float32", "float16"]
-HASH_BYTES = 16
-# Content hash and seconds since 1970; the vector follows, unless the key is marked absent.
-_HEADER = struct.Struct(f"<{HASH_BYTES}sq")
-
-
-class State(IntEnum):
-    """The state of a key in a store."""
-
-    MISSING = 0
-    PRESENT = 1
-    ABSENT = 2
-
-
-class Record(NamedTuple):
-    """A key's entry: vector float32 `[D]`, or None for a bad picture; hash of the picture's bytes; time written (s)."""
-
-    key: str
-    vector: NDArray[Any] | None
-    content_hash: bytes
-    written_s: int
+from easyrec_mm.files.processes import this_process
+from easyrec_mm.store.generations import (
+    LEASE_S,
+    RENEW_S,
+    Generation,
+    Meta,
+    VectorDtype,
+    meta_to_text,
+    parse_meta,
+    require_generation,
+)
+from easyrec_mm.store.records import Record, Vectors, decode, encode, hash_of
 
 
-class Vectors(NamedTuple):
-    """Result of a look-up of K keys: the generation, vectors float32 `[K, D]` (0 for no vector), and states `[K]`."""
+class Pruned(NamedTuple):
+    """The numbers of the generations that were removed; number -> why an old generation was kept."""
 
-    generation: int
-    vectors: NDArray[Any]
-    states: NDArray[Any]
-
-
-@dataclass(frozen=True)
-class Generation:
-    """The properties of a generation, and when it was begun and completed (seconds since 1970, 0: not yet)."""
-
-    number: int
-    fingerprint: str
-    width: int
-    dtype: VectorDtype
-    begun_s: int
-    completed_s: int = 0
-
-
-@dataclass(frozen=True)
-class Meta:
-    """The generations of a store by number, and the current one's number (0: none yet)."""
-
-    current: int
-    generations: dict[int, Generation]
-
-    @property
-    def current_generation(self) -> Generation | None:
-        """The current generation, None if there is none yet."""
-        return self.generations.get(self.current)
+    removed: list[int]
+    kept: dict[int, str]
 
 
 class Store(ABC):
@@ -81,16 +41,21 @@ class Store(ABC):
 
     def __init__(self, uri: str) -> None:
         self.uri = uri
+        # Of leases; several stores may be open in one process.
+        self._name = f"{this_process()} {os.urandom(4).hex()}"
+        # Number of each generation of which this object has a lease -> when it was renewed, seconds of the clock.
+        self._renewed_s: dict[int, float] = {}
+        self._last_meta: tuple[bytes | str | None, Meta] = (None, Meta(0, {}))
 
     # Methods that a store implements.
 
     @abstractmethod
-    def meta(self) -> Meta:
-        """Return the generations of the store."""
+    def _meta_text(self) -> bytes | str | None:
+        """Return the metadata as `_swap_meta` has written them; None if there are none yet."""
 
     @abstractmethod
-    def write_meta(self, meta: Meta) -> None:
-        """Replace the metadata in one step."""
+    def _swap_meta(self, before: bytes | str | None, after: str) -> bool:
+        """Replace the metadata `before` in one step; return False, without a change, if they are others by now."""
 
     @abstractmethod
     def _read(self, generation: Generation, keys: Sequence[str]) -> list[bytes | None]:
@@ -105,11 +70,11 @@ class Store(ABC):
         """Yield every key with its encoded record."""
 
     @abstractmethod
-    def _delete(self, generation: Generation) -> None:
+    def _delete(self, number: int) -> None:
         """Remove all records of a generation."""
 
     @abstractmethod
-    def close(self) -> None:
+    def _close(self) -> None:
         """Close files and connections."""
 
     @abstractmethod
@@ -122,39 +87,100 @@ class Store(ABC):
 
     # Methods that all stores have in common.
 
+    @property
+    def identity(self) -> tuple[int, ...]:
+        """Values that change when another store is put in the place of this one."""
+        return ()
+
+    def reopened(self) -> Store | None:
+        """Open the store that has been put in the place of this one; return None if it is still this one."""
+        return None
+
+    def meta(self) -> Meta:
+        """Return the generations of the store."""
+        return self._parsed(self._meta_text())
+
+    def change(self, change: Callable[[Meta], Meta]) -> Meta:
+        """Replace the metadata by `change` of them, in one step for all processes; return the new ones.
+
+        Args:
+          change: called again with the metadata as they are then, if another process has changed them meanwhile.
+        """
+        while True:
+            before = self._meta_text()
+            meta = change(self._parsed(before))
+            if self._swap_meta(before, meta_to_text(meta, _now_s())):
+                return meta
+
     def begin(self, fingerprint: str, width: int, dtype: VectorDtype) -> Generation:
         """Return the generation to write this tower's vectors into: the current one, another one of it, or a new one.
+
+        It is kept from `prune` until it is complete, or this store is closed.
 
         Raises:
           StoreError: if that generation has another width or number format.
         """
-        meta = self.meta()
-        same = [g for g in meta.generations.values() if g.fingerprint == fingerprint]
-        for generation in sorted(same, key=lambda g: (g.number == meta.current, g.number), reverse=True):
+
+        generation: Generation
+
+        def change(meta: Meta) -> Meta:
+            nonlocal generation
+            same = meta.of_tower(fingerprint)
+            meta, generation = (meta, same) if same else meta.with_new(fingerprint, width, dtype, _now_s())
             if (generation.width, generation.dtype) != (width, dtype):
                 raise StoreError(
                     f"{self.uri}: generation {generation.number} with this fingerprint holds vectors of "
                     f"{generation.width} {generation.dtype}, not {width} {dtype}; use its format, or another store"
                 )
-            return generation
-        number = max(meta.generations, default=0) + 1
-        generation = Generation(number, fingerprint, width, dtype, int(time.time()))
-        self.write_meta(replace(meta, generations={**meta.generations, number: generation}))
+            return meta.with_writer(generation.number, self._name, _now_s() + LEASE_S)
+
+        self.change(change)
+        self._renewed_s[generation.number] = time.monotonic()
         return generation
 
     def put_many(self, generation: Generation, records: Sequence[Record]) -> None:
         """Write records; they are durable when this returns.
 
         Raises:
-          StoreError: if a vector has another width, or contains a number that is not finite.
+          StoreError: if a vector has another width, or contains a number that is not finite; or if the generation has
+            been removed.
         """
         self._write(generation, [(record.key, encode(record, generation)) for record in records])
+        if self._is_due(generation):
+            meta = self.change(lambda meta: meta.with_writer(generation.number, self._name, _now_s() + LEASE_S))
+            self._renewed_s[generation.number] = time.monotonic()
+        else:
+            meta = self.meta()
+        if not meta.has(generation):
+            # Its number is not given to another generation, so that these records are the only ones.
+            self._delete(generation.number)
+            raise StoreError(
+                f"{self.uri}: generation {generation.number} was removed while it was being written; write it again"
+            )
 
-    def complete(self, generation: Generation) -> None:
-        """Mark a generation as complete and make it the current one, in one step for all readers."""
-        meta = self.meta()
-        done = replace(generation, completed_s=int(time.time()))
-        self.write_meta(Meta(generation.number, {**meta.generations, generation.number: done}))
+    def complete(self, generation: Generation, share: tuple[int, int] | None = None) -> str:
+        """Record that this writer is through, and make the generation the current one, in one step for all readers.
+
+        A generation that was complete before becomes current at once; a new one when all who write it are through.
+
+        Args:
+          generation: what `begin` returned.
+          share: which of how many shares this writer has written, as (2, 3), if several runs write the generation.
+
+        Returns:
+          What the generation still waits for; "" if it is the current one.
+
+        Raises:
+          StoreError: if the generation has been removed, or another share was one of another number.
+        """
+
+        def change(meta: Meta) -> Meta:
+            require_generation(meta, generation, self.uri)
+            return meta.completed(generation, self._name, share, _now_s())
+
+        meta = self.change(change)
+        self._renewed_s.pop(generation.number, None)
+        return meta.waits_for(generation.number, _now_s())
 
     def rollback(self) -> Generation:
         """Make the newest complete generation before the current one current again.
@@ -162,152 +188,104 @@ class Store(ABC):
         Raises:
           StoreError: if no earlier generation is complete.
         """
-        meta = self.meta()
-        earlier = [g for g in meta.generations.values() if g.completed_s and g.number < meta.current]
-        if not earlier:
-            raise StoreError(f"{self.uri}: no complete generation before {meta.current}; nothing to roll back to")
-        target = max(earlier, key=lambda g: g.number)
-        self.write_meta(replace(meta, current=target.number))
-        return target
 
-    def prune(self) -> list[int]:
-        """Remove every generation except the current one and those being written; return the removed numbers."""
-        meta = self.meta()
-        removed = [
-            g
-            for g in meta.generations.values()
-            if g.number != meta.current and (g.completed_s or g.number < meta.current)
-        ]
-        # First remove them from the list, so that a reader never sees a generation that is partly deleted.
-        remaining = {number: g for number, g in meta.generations.items() if g not in removed}
-        self.write_meta(replace(meta, generations=remaining))
-        for generation in removed:
-            self._delete(generation)
-        return [generation.number for generation in removed]
+        def change(meta: Meta) -> Meta:
+            earlier = [g.number for g in meta.generations.values() if g.completed_s and g.number < meta.current]
+            if not earlier:
+                raise StoreError(f"{self.uri}: no complete generation before {meta.current}; nothing to roll back to")
+            return replace(meta, current=max(earlier))
+
+        meta = self.change(change)
+        return meta.generations[meta.current]
+
+    def prune(self) -> Pruned:
+        """Remove every generation except the current one and those that are being written or read."""
+        users: dict[int, str] = {}
+
+        def change(meta: Meta) -> Meta:
+            nonlocal users
+            users = {number: self._users_of(meta, number) for number in meta.generations if number != meta.current}
+            # First they leave the list, so that a reader never sees a generation that is partly deleted.
+            return meta.without([number for number, user in users.items() if not user])
+
+        deleted = self.change(change).removed  # also those of a run that was killed here
+        for number in deleted:
+            self._delete(number)
+        self.change(lambda meta: replace(meta, removed=tuple(n for n in meta.removed if n not in deleted)))
+        kept = {number: user for number, user in users.items() if user}
+        return Pruned(sorted(set(users).difference(kept)), kept)
+
+    def keep(self, generation: Generation) -> bool:
+        """Keep a generation from `prune` until `let_go` or `close`; call it at least every RENEW_S.
+
+        Returns:
+          Whether it is kept; not if this process may not write to the store, or cannot reach it, or it is gone.
+        """
+        if not self._is_due(generation):
+            return True
+
+        def change(meta: Meta) -> Meta:
+            require_generation(meta, generation, self.uri)
+            return meta.with_reader(generation.number, self._name, _now_s() + LEASE_S)
+
+        try:
+            self.change(change)
+        except StoreError:
+            return False
+        self._renewed_s[generation.number] = time.monotonic()
+        return True
+
+    def let_go(self, numbers: Collection[int]) -> None:
+        """Give up the leases of generations."""
+        numbers = set(numbers).intersection(self._renewed_s)
+        for number in numbers:
+            del self._renewed_s[number]
+        if numbers:
+            with suppress(StoreError):  # then they end by themselves
+                self.change(lambda meta: meta.without_leases(self._name, numbers))
+
+    def close(self) -> None:
+        """Give up leases; close files and connections."""
+        self.let_go(tuple(self._renewed_s))
+        self._close()
+
+    def __del__(self) -> None:
+        with suppress(Exception):  # as at the end of the process
+            self.close()
+
+    def _is_due(self, generation: Generation) -> bool:
+        """Return whether a lease has to be taken or renewed."""
+        return time.monotonic() >= self._renewed_s.get(generation.number, -math.inf) + RENEW_S
+
+    def _users_of(self, meta: Meta, number: int) -> str:
+        """Return who uses a generation; "" if nobody does."""
+        return meta.users_of(number, _now_s())
+
+    def _parsed(self, text: bytes | str | None) -> Meta:
+        if text != self._last_meta[0]:
+            self._last_meta = (text, parse_meta(text, self.uri))
+        return self._last_meta[1]
 
     def hashes(self, generation: Generation, keys: Sequence[str], with_absent: bool = True) -> list[bytes | None]:
-        """Return the hash of each key's picture; None for a missing key.
-
-        Args:
-          generation: the generation that is read.
-          keys: the keys.
-          with_absent: whether to return hashes also of keys that are marked as absent, without a vector.
-        """
-        values = self._read(generation, keys)
-        shortest = 0 if with_absent else _HEADER.size + 1
-        return [_HEADER.unpack_from(value)[0] if value and len(value) >= shortest else None for value in values]
+        """Return the hash of each key's picture; None for a missing key, or without `with_absent` for an absent one."""
+        return [hash_of(value, with_absent) for value in self._read(generation, keys)]
 
     def scan(self, generation: Generation) -> Iterator[Record]:
-        """Yield every record of a generation, in no particular order."""
+        """Yield every record of a generation, in no particular order.
+
+        Raises:
+          StoreError: at the end, if the generation was removed meanwhile, so that records may be lacking.
+        """
         for key, value in self._scan(generation):
             yield decode(key, value, generation, self.uri)
-
-
-def encode(record: Record, generation: Generation) -> bytes:
-    """Encode a record as bytes."""
-    header = _HEADER.pack(record.content_hash, record.written_s)
-    if record.vector is None:
-        return header
-    if record.vector.shape != (generation.width,):
-        raise StoreError(
-            f"{record.key}: the vector has the shape {record.vector.shape}, but the generation has "
-            f"{generation.width} numbers"
-        )
-    with np.errstate(over="ignore"):
-        numbers = record.vector.astype(generation.dtype)
-    if not np.isfinite(numbers).all():
-        raise StoreError(f"{record.key}: the vector holds numbers that are not finite as {generation.dtype}")
-    return header + numbers.tobytes()
-
-
-def decode(key: str, value: bytes, generation: Generation, uri: str) -> Record:
-    """Decode the bytes of a record.
-
-    Raises:
-      StoreError: if the bytes are not a record of that generation.
-    """
-    if len(value) not in (_HEADER.size, _HEADER.size + vector_bytes(generation)):
-        raise StoreError(f"{uri}: the record of '{key}' has {len(value)} bytes; the store is damaged; write a new one")
-    content_hash, written_s = _HEADER.unpack_from(value)
-    vector = np.frombuffer(value, np.dtype(generation.dtype), offset=_HEADER.size).astype(np.float32)
-    return Record(key, vector if len(vector) else None, content_hash, written_s)
-
-
-def vector_bytes(generation: Generation) -> int:
-    """Return the number of bytes of an encoded vector."""
-    return generation.width * np.dtype(generation.dtype).itemsize
-
-
-def join_vectors(generation: Generation, values: Sequence[bytes | None], keys: Sequence[str], uri: str) -> Vectors:
-    """Decode the records of keys into one array."""
-    size = _HEADER.size + vector_bytes(generation)
-    states = np.full(len(values), State.PRESENT, np.int8)
-    lengths = {0 if value is None else len(value) for value in values}
-    if lengths != {size}:
-        records, nothing = list(values), bytes(size)
-        for i, value in enumerate(values):
-            if value is None or len(value) != size:
-                records[i] = nothing
-                states[i] = State.MISSING if value is None else State.ABSENT
-                if value is not None:
-                    decode(keys[i], value, generation, uri)  # raises if it is not a record
-        values = records
-    table = np.frombuffer(b"".join(values), np.uint8).reshape(-1, size)  # type: ignore[arg-type]
-    vectors = np.ascontiguousarray(table[:, _HEADER.size :]).view(generation.dtype).astype(np.float32, copy=False)
-    return Vectors(generation.number, vectors, states)
-
-
-def content_hash(content: bytes) -> bytes:
-    """Return the hash of a picture's bytes."""
-    return hashlib.blake2b(content, digest_size=HASH_BYTES).digest()
-
-
-def meta_to_dict(meta: Meta) -> dict[str, Any]:
-    """Convert metadata to values that JSON can represent."""
-    return {"format": 1, "current": meta.current, "generations": [asdict(g) for g in meta.generations.values()]}
-
-
-def parse_meta(text: bytes | str | None, uri: str) -> Meta:
-    """Parse a store's metadata from JSON; None means a store without generations.
-
-    Raises:
-      StoreError: if the text is not the metadata of a store.
-    """
-    if text is None:
-        return Meta(0, {})
-    try:
-        values = json.loads(text)
-        if values["format"] != 1:
-            raise ValueError(f"format {values['format']}")
-        generations = [Generation(**generation) for generation in values["generations"]]
-        return Meta(int(values["current"]), {generation.number: generation for generation in generations})
-    except (KeyError, TypeError, ValueError) as error:
-        raise StoreError(f"{uri}: is not a store of easyrec_mm ({error}); choose another store") from error
-
-
-def require_generation(meta: Meta, requested: Generation | None, uri: str) -> Generation:
-    """Return the requested generation as the store has it now, by default the current one.
-
-    Raises:
-      StoreError: if the generation is gone, or no generation is complete.
-    """
-    if requested is not None:
-        generation = meta.generations.get(requested.number)
-        if generation is None or (generation.fingerprint, generation.begun_s) != (
-            requested.fingerprint,
-            requested.begun_s,
-        ):
-            raise StoreError(f"{uri}: generation {requested.number} no longer exists; load the current one")
-        return generation
-    current = meta.current_generation
-    if current is None:
-        raise StoreError(
-            f"{uri}: holds no complete generation of vectors; let the command "
-            "that writes it (embed or store load) finish"
-        )
-    return current
+        if not self.meta().has(generation):
+            raise StoreError(f"{self.uri}: generation {generation.number} was removed while it was read; read again")
 
 
 def without_password(uri: str) -> str:
     """Return a URI with its password hidden."""
     return hide_secrets(uri)
+
+
+def _now_s() -> int:
+    return int(time.time())

@@ -33,7 +33,6 @@ class VectorStores:
     Args:
       features: the features; those that name no store are ignored.
       trained: feature -> `origin_number` of the vectors that a model was trained with; by default the current vectors.
-      open_stores: stores that are already open and are shared; both are then closed together.
 
     Raises:
       StoreError: if a store cannot be reached, or has no such vectors, or only vectors of another width.
@@ -43,19 +42,18 @@ class VectorStores:
         self,
         features: Iterable[Feature],
         trained: Mapping[str, int] | None = None,
-        open_stores: VectorStores | None = None,
     ) -> None:
-        self._lock: threading.Lock = open_stores._lock if open_stores else threading.Lock()
-        self._stores: dict[str, Store] = open_stores._stores if open_stores else {}
+        self._lock = threading.Lock()
+        self._stores: dict[str, Store] = {}
         self._trained = trained
         self.features = {feature.name: feature for feature in features if feature.stored is not None}
         self.generations: dict[str, Generation] = {}
         try:
             self.generations = self._newest()
         except StoreError:
-            if open_stores is None:
-                self.close()
+            self.close()
             raise
+        self.keep()
 
     def look_up(self, feature: Feature, keys: Sequence[str]) -> Found:
         """Return the vectors of distinct keys; an empty key has no vector, but does not count as missing.
@@ -66,20 +64,31 @@ class VectorStores:
         is_empty = np.array([not key for key in keys], bool)
         if is_empty.all():
             return Found(np.zeros((len(keys), feature.num_numbers), np.float32), ~is_empty)
+        store, generation = self._stores[feature.store_uri], self.generations[feature.name]
         with self._lock:
-            records = self._stores[feature.store_uri].get_many(keys, self.generations[feature.name])
+            store.keep(generation)
+            records = store.get_many(keys, generation)
         is_there = records.states == State.PRESENT
         return Found(np.where(is_there[:, None], records.vectors, np.float32(0)), ~(is_there | is_empty))
 
     def is_newest(self) -> bool:
-        """Return whether the stores have no newer vectors of the same origin.
+        """Return whether the stores have no newer vectors of the same origin, and none has been replaced by another.
 
         Raises:
           StoreError: if a store cannot be reached, or no longer has such vectors.
         """
+        with self._lock:
+            if any(store.reopened() for store in self._stores.values()):
+                return False
         return {name: (g.number, g.begun_s) for name, g in self._newest().items()} == {
             name: (g.number, g.begun_s) for name, g in self.generations.items()
         }
+
+    def keep(self) -> None:
+        """Keep the generations from being pruned, where this process may write to their store; see Store.keep."""
+        with self._lock:
+            for name, generation in self.generations.items():
+                self._stores[self.features[name].store_uri].keep(generation)
 
     def close(self) -> None:
         """Close the stores."""

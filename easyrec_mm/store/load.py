@@ -18,7 +18,9 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from easyrec_mm.errors import DataError, did_you_mean
-from easyrec_mm.store.base import Generation, Record, Store, VectorDtype, content_hash
+from easyrec_mm.store.base import Store
+from easyrec_mm.store.generations import Generation, VectorDtype
+from easyrec_mm.store.records import Record, content_hash
 
 _ROWS_AT_A_TIME = 5_000
 
@@ -32,13 +34,16 @@ class Columns(NamedTuple):
 
 
 class Loaded(NamedTuple):
-    """The number of vectors written, and their generation."""
+    """The number of vectors written, their generation, and what it waits for until it becomes current, or ""."""
 
     number: int
     generation: Generation
+    waits_for: str
 
 
-def load(store: Store, paths: str, columns: Columns, origin: str, dtype: VectorDtype) -> Loaded:
+def load(
+    store: Store, paths: str, columns: Columns, origin: str, dtype: VectorDtype, share: tuple[int, int] | None = None
+) -> Loaded:
     """Write the vectors of files, and make their generation the current one when all are written.
 
     An existing key gets the new vector; if the files contain a key twice, the last vector counts.
@@ -49,6 +54,7 @@ def load(store: Store, paths: str, columns: Columns, origin: str, dtype: VectorD
       columns: the columns of keys and vectors.
       origin: name of what computed the vectors.
       dtype: number format in the store.
+      share: which of how many shares of the vectors this is, as (2, 3), if several runs write them.
 
     Raises:
       DataError: if a file cannot be read, or a row has no key or no valid vector of the same length as the others.
@@ -81,8 +87,7 @@ def load(store: Store, paths: str, columns: Columns, origin: str, dtype: VectorD
             raise DataError(f"{path}: cannot be read: {error}") from error
     if generation is None:
         raise DataError(f"--input {paths}: holds no rows; give files with keys and vectors")
-    store.complete(generation)
-    return Loaded(number, generation)
+    return Loaded(number, generation, store.complete(generation, share))
 
 
 def _files(paths: str) -> list[str]:

@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from easyrec_mm.errors import StoreError, UserError
 from easyrec_mm.files import StorageError, join, put_text, read
 from easyrec_mm.pages.render import render
-from easyrec_mm.store import Store
+from easyrec_mm.store import Generation, Store
 
 IndexKind = Literal["auto", "exact", "hnsw", "ivf"]
 # Up to this number of vectors, each query is compared with all of them.
@@ -126,18 +126,12 @@ _KINDS: dict[str, Callable[[int, int], Any]] = {
 }
 
 
-def read_index(store: Store, kind: IndexKind = "auto") -> Index:
-    """Read the vectors of a store's current generation into an index.
+def read_index(store: Store, generation: Generation, kind: IndexKind = "auto") -> Index:
+    """Read the vectors of a generation into an index.
 
     Raises:
-      StoreError: if no generation is complete, or it has no vectors.
+      StoreError: if it has no vectors, or is removed meanwhile.
     """
-    generation = store.meta().current_generation
-    if generation is None:
-        raise StoreError(
-            f"{store.uri}: holds no complete generation of vectors; let the command "
-            "that writes it (embed or store load) finish"
-        )
     keys: list[str] = []
     vectors: list[NDArray[Any]] = []
     for record in store.scan(generation):

@@ -10,7 +10,9 @@ from itertools import islice
 import numpy as np
 
 from easyrec_mm.errors import StoreError
-from easyrec_mm.store.base import Generation, State, Store
+from easyrec_mm.store.base import Store
+from easyrec_mm.store.generations import Generation, Meta
+from easyrec_mm.store.records import State
 
 _AT_A_TIME = 5_000
 # Number of keys of the current generation that are compared with the previous generation.
@@ -21,12 +23,12 @@ def stat(store: Store, keys_file: str | None = None) -> str:
     """Describe generations, coverage of a list of keys, norms, age, and drift from the previous generation.
 
     Raises:
-      StoreError: if the store or the list of keys cannot be read.
+      StoreError: if the store or the list of keys cannot be read, or the current generation is removed meanwhile.
     """
     meta = store.meta()
     lines = [f"{store.uri}: {len(meta.generations)} generation(s)"]
     for generation in sorted(meta.generations.values(), key=lambda g: g.number):
-        state = "current" if generation.number == meta.current else "kept" if generation.completed_s else "incomplete"
+        state = _state(meta, generation)
         lines.append(
             f"  generation {generation.number} ({state}): by {_shown(generation.fingerprint)}, "
             f"{generation.width} numbers {generation.dtype}, begun {_date(generation.begun_s)}"
@@ -36,11 +38,17 @@ def stat(store: Store, keys_file: str | None = None) -> str:
         return "\n".join([*lines, "no generation is complete"])
     lines += _contents(store, current)
     if keys_file is not None:
-        lines.append(_coverage(store, keys_file))
+        lines.append(_coverage(store, current, keys_file))
     earlier = [g for g in meta.generations.values() if g.completed_s and g.number < current.number]
     if earlier:
         lines += _drift(store, current, max(earlier, key=lambda g: g.number))
     return "\n".join(lines)
+
+
+def _state(meta: Meta, generation: Generation) -> str:
+    number, now_s = generation.number, int(time.time())
+    state = "current" if number == meta.current else "kept" if generation.completed_s else "incomplete"
+    return ", ".join(filter(None, [state, meta.users_of(number, now_s), meta.waits_for(number, now_s)]))
 
 
 def _contents(store: Store, generation: Generation) -> list[str]:
@@ -62,10 +70,10 @@ def _contents(store: Store, generation: Generation) -> list[str]:
     return lines
 
 
-def _coverage(store: Store, keys_file: str) -> str:
+def _coverage(store: Store, generation: Generation, keys_file: str) -> str:
     counts = np.zeros(len(State), np.int64)
     for keys in _keys(keys_file):
-        counts += np.bincount(store.get_many(keys).states, minlength=len(State))
+        counts += np.bincount(store.get_many(keys, generation).states, minlength=len(State))
     total = max(int(counts.sum()), 1)
     return (
         f"coverage of {keys_file}: {counts[State.PRESENT] / total:.2%} of {counts.sum()} keys; "
