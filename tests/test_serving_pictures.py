@@ -250,7 +250,7 @@ def test_others_are_answered_while_a_picture_is_waited_for(exported, embedder, s
     web.add_waiting("/slow.jpg", may_answer, content)
     web.add("/good.jpg", content)
     options = {"image_hosts": (web.url,)}
-    impatient = serve(serving_place, lambda: embedder, picture_timeout_s=3.0, **options)
+    impatient = serve(serving_place, lambda fingerprint: embedder, picture_timeout_s=3.0, **options)
 
     def request(*keys):
         return {"instances": [{**samples[0][i], "img_path": key} for i, key in enumerate(keys)]}
@@ -259,7 +259,7 @@ def test_others_are_answered_while_a_picture_is_waited_for(exported, embedder, s
     assert answer.sources.tolist() == [Source.MEAN, Source.COMPUTED, Source.STORE, Source.MEAN]
     assert np.isfinite(answer.outputs["probs_click"]).all()
 
-    patient = serve(serving_place, lambda: embedder, picture_timeout_s=60.0, **options)
+    patient = serve(serving_place, lambda fingerprint: embedder, picture_timeout_s=60.0, **options)
     slow = patient.find_vectors(patient.read(request(f"{web.url}/slow.jpg")))
     for _ in range(3):
         assert patient.answer(request(f"{web.url}/good.jpg")).sources.tolist() == [Source.COMPUTED]
@@ -274,7 +274,7 @@ def test_places_that_are_down_do_not_fail_a_request(embedder, serving_place, sam
     """Neither a web server nor a bucket nor a missing folder; each takes the mean."""
     dead = f"http://127.0.0.1:{free_port()}"
     options = {"image_hosts": (dead, "s3://no-such-bucket"), "image_root": f"{serving_place}/none"}
-    service = serve(serving_place, lambda: embedder, picture_timeout_s=2.0, **options)
+    service = serve(serving_place, lambda fingerprint: embedder, picture_timeout_s=2.0, **options)
     keys = [f"{dead}/a.jpg", "s3://no-such-bucket/a.jpg", "a.jpg", "../rec/manifest.json"]
     answer = service.answer({"instances": [{**samples[0][0], "img_path": key} for key in keys]})
     assert answer.sources.tolist() == [Source.MEAN] * 4
@@ -286,6 +286,6 @@ def test_pictures_that_are_none(exported, embedder, serving_place, samples, tmp_
     shutil.copy(exported.data / samples[0][0]["img_path"], root / "good.jpg")
     (root / "text.jpg").write_text("no picture")
     (root / "cut.jpg").write_bytes((root / "good.jpg").read_bytes()[:200])
-    service = serve(serving_place, lambda: embedder, image_root=str(root), picture_timeout_s=60.0)
+    service = serve(serving_place, lambda fingerprint: embedder, image_root=str(root), picture_timeout_s=60.0)
     instances = [{**samples[0][0], "img_path": key} for key in ("text.jpg", "good.jpg", "cut.jpg")]
     assert service.answer({"instances": instances}).sources.tolist() == [Source.MEAN, Source.COMPUTED, Source.MEAN]

@@ -51,7 +51,7 @@ def test_two_towers_begin_at_once(uri):
     processes = [SPAWN.Process(target=begin_at_once, args=(uri, origin, barrier, numbers)) for origin in "ab"]
     for process in processes:
         process.start()
-    found = sorted(numbers.get(timeout=60) for _ in range(2 * NUM_RACES))
+    found = sorted(numbers.get(timeout=300) for _ in range(2 * NUM_RACES))
     assert found == [(race, number) for race in range(NUM_RACES) for number in (1, 2)]
     for process in processes:
         process.join()
