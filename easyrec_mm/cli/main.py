@@ -31,6 +31,7 @@ from easyrec_mm.cli import (
     weights,
     worth,
 )  # fmt: skip
+from easyrec_mm.cli.console import guarded_console
 from easyrec_mm.cli.exit_status import after_signal
 from easyrec_mm.errors import UserError
 from easyrec_mm.files.folders import shown
@@ -72,8 +73,14 @@ def run() -> NoReturn:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command; return 0, 1 for a user's mistake, 2 for invalid flags, or 128 + n after signal n."""
+    with guarded_console():
+        return _main(arguments)
+
+
+def _main(arguments: Sequence[str] | None) -> int:
     try:
         flags = make_parser().parse_args(arguments)
+        flags.arguments = list(sys.argv[1:] if arguments is None else arguments)
         status: int = COMMANDS[flags.command].run(flags)
         return status
     except UserError as error:
