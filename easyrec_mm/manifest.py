@@ -68,23 +68,15 @@ class Manifest:
 
 def invalid_inputs(schema: Schema) -> list[str]:
     """Return what is wrong with the names of the inputs that exported models would have; none for a valid schema."""
-    fields = dict.fromkeys([*schema.model_fields(), *schema.image_fields(), schema.image.field])
-    inputs = {name: f"input field '{name}'" for name in fields}
-    others = [(name, "the image vector") for name in (IMAGE_TEXT, IMAGE_VECTOR)]
-    others += [(PICTURE_ITEM, "the item of a picture")] if schema.image_separator else []
-    for feature in schema.stored_features():
-        others.append((feature.vector_key, f"the vectors of feature '{feature.name}'"))
-        if feature.is_list:
-            others.append((feature.length_key, f"the number of vectors of feature '{feature.name}'"))
-    problems = []
-    for name, meaning in others:
-        if name in inputs:
-            problems.append(f"'{name}' would be the input for {inputs[name]} and for {meaning}; rename the first")
-        inputs[name] = meaning
+    fields = list(dict.fromkeys([*schema.model_fields(), *schema.image_fields(), schema.image.field]))
+    names = (*fields, *(feature.name for feature in schema.stored_features()))
     # TensorFlow would silently change other names.
-    odd = (name for name in inputs if not re.fullmatch("[A-Za-z][A-Za-z0-9_]*", name))
-    advice = "rename it with letters from A to Z, digits and _, and a letter first"
-    return problems + [f"'{name}' cannot be the name of an input ({inputs[name]}); {advice}" for name in odd]
+    odd = [name for name in names if not re.fullmatch("[A-Za-z][A-Za-z0-9_]*", name)]
+    taken = [name for name in fields if name in (IMAGE_TEXT, IMAGE_VECTOR, PICTURE_ITEM)]
+    return [
+        *(f"'{name}' cannot be an input; rename it: a letter of A-Z, then letters, digits and _" for name in odd),
+        *(f"'{name}' is the name of an input for pictures, too; rename the field" for name in taken),
+    ]
 
 
 def write_manifest(folder: Path, manifest: Manifest) -> None:

@@ -69,16 +69,16 @@ def blocks_of(path: Path) -> list[Block]:
 
 # What a fragment stands in, by its first setting.
 _PLACES = {
-    "features": "feature_config {{ {} }}",
-    "feature_groups": "model_config {{ {} }}",
-    "e2e_mm_dbmtl": "model_config {{ {} }}",
-    "img_model": "model_config {{ e2e_mm_dbmtl {{ {} }} }}",
-    "optimizer_config": "train_config {{ {} }}",
+    "features": ("feature_config {", "}"),
+    "feature_groups": ("model_config {", "}"),
+    "e2e_mm_dbmtl": ("model_config {", "}"),
+    "img_model": ("model_config { e2e_mm_dbmtl {", "} }"),
+    "optimizer_config": ("train_config {", "}"),
 }
 _NUMBERS = ("price", "budget", "is_new", "clicks", "shows")
 _TEXTS = (
     "category", "clicks_by_category", "item", "item_id", "user_id", "device", "clicked_items", "clicked_categories",
-    "clicked_prices", "clicked_paths", "title_vector",
+    "clicked_prices", "clicked_paths", "title_embedding",
 )  # fmt: skip
 _BASE = """
 train_input_path: "x" model_dir: "m"
@@ -116,9 +116,8 @@ def whole_config(fragment: str) -> str:
     fragment = re.sub(r"(\w+_optimizer) \{ \.\.\. \}", r"\1 { learning_rate { constant_learning_rate {} } }", fragment)
     fragment = fragment.replace("...", "")
     names = re.findall(r"^\s*(\w+)", fragment, re.MULTILINE)
-    text = _PLACES.get(names[0], "{}").format(fragment)
-    part = text_format.Parse(text, EasyRecConfig(), allow_unknown_field=False) if _is_whole(text) else None
-    assert part is not None
+    before, after = _PLACES.get(names[0], ("", ""))
+    part = text_format.Parse(f"{before}\n{fragment}\n{after}", EasyRecConfig())
     own = {feature.feature_name or feature.input_names[0] for feature in part.feature_config.features}
     features = [_id("base", "user_id")]
     wanted = [name for group in part.model_config.feature_groups for name in group.feature_names]
@@ -129,7 +128,8 @@ def whole_config(fragment: str) -> str:
     items = [loss.contrastive.item_feature for loss in losses if loss.WhichOneof("loss") == "contrastive"]
     for name in dict.fromkeys([*wanted, *items]):
         if name not in own:
-            features.append(_id(name, name, "SequenceFeature" if name.startswith("clicked") else "IdFeature", items))
+            kind = "SequenceFeature" if name.startswith("clicked") else "IdFeature"
+            features.append(_id(name, name, kind, per_group=name in items))
     labels = ["is_click", "is_buy", *(["cate_label"] if "cate_label" in fragment else [])]
     kinds = {**dict.fromkeys(labels, "INT32"), **dict.fromkeys(_NUMBERS, "FLOAT"), **dict.fromkeys(_TEXTS, "STRING")}
     fields = " ".join(f'input_fields {{ input_name: "{name}" input_type: {kind} }}' for name, kind in kinds.items())
@@ -150,13 +150,11 @@ def whole_config(fragment: str) -> str:
     return text_format.MessageToString(base)
 
 
-def _is_whole(text: str) -> bool:
-    return text.count("{") == text.count("}")
-
-
-def _id(name: str, field: str, kind: str = "IdFeature", per_group: list[str] | None = None) -> str:
-    table = 'hash_bucket_size: 1000000 embedding_dim: 16 embedding_name: "item"' if "item" in name else (
-        "hash_bucket_size: 10 embedding_dim: 4"
-    )
-    is_per_group = "per_group: true" if name in (per_group or []) else ""
-    return f'features {{ feature_name: "{name}" input_names: "{field}" feature_type: {kind} {table} {is_per_group} }}'
+def _id(name: str, field: str, kind: str = "IdFeature", per_group: bool = False) -> str:
+    table = 'hash_bucket_size: 1000000 embedding_dim: 16 embedding_name: "item"'
+    if "item" not in name:
+        table = "hash_bucket_size: 10 embedding_dim: 4 precision: 2" if field in _NUMBERS else (
+            "hash_bucket_size: 10 embedding_dim: 4"
+        )
+    of_group = "per_group: true" if per_group else ""
+    return f'features {{ feature_name: "{name}" input_names: "{field}" feature_type: {kind} {table} {of_group} }}'

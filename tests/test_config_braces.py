@@ -51,7 +51,6 @@ def test_a_brace_too_many(index):
             'input_fields { input_name: "share"', "'input_fields' is a setting of DatasetConfig, but 'input_fields' of",
         ),
         ("model_config {", "model_config", "model_class", "a '{' is missing after 'model_config'"),
-        ("    auc {}", "    auc { }}", "}\n  }\n}\n\ndata", "a '}' too many"),
     ],
 )  # fmt: skip
 def test_braces_within_a_line(old, new, place, says):

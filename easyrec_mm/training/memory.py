@@ -9,7 +9,7 @@ from pathlib import Path
 from easyrec_mm.errors import ConfigError
 from easyrec_mm.protos.pipeline_pb2 import EasyRecConfig
 from easyrec_mm.schema import Schema
-from easyrec_mm.training.optimizers import build_optimizer
+from easyrec_mm.training.optimizers import OPTIMIZERS
 from easyrec_mm.training.plan import optimizer_of
 
 _BYTES_OF_A_NUMBER = 4
@@ -60,7 +60,9 @@ def _bytes_per_number(table: str, config: EasyRecConfig) -> int:
     num_copies = 1
     is_trained = not any(re.search(pattern, name) for pattern in train.freeze_gradient)
     if index is not None and is_trained:
-        num_copies += len(build_optimizer(train.optimizer_config[index]).slots)
+        settings = train.optimizer_config[index]
+        kind = settings.WhichOneof("optimizer")
+        num_copies += len(OPTIMIZERS[kind](getattr(settings, kind), learning_rate=1.0).slots)
     num_copies += bool(train.optimizer_config and train.optimizer_config[0].use_moving_average)
     return num_copies * _BYTES_OF_A_NUMBER
 
