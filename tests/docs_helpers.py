@@ -153,8 +153,10 @@ def whole_config(fragment: str) -> str:
 def _id(name: str, field: str, kind: str = "IdFeature", per_group: bool = False) -> str:
     table = 'hash_bucket_size: 1000000 embedding_dim: 16 embedding_name: "item"'
     if "item" not in name:
-        table = "hash_bucket_size: 10 embedding_dim: 4 precision: 2" if field in _NUMBERS else (
-            "hash_bucket_size: 10 embedding_dim: 4"
+        table = (
+            "hash_bucket_size: 10 embedding_dim: 4 precision: 2"
+            if field in _NUMBERS
+            else ("hash_bucket_size: 10 embedding_dim: 4")
         )
     of_group = "per_group: true" if per_group else ""
     return f'features {{ feature_name: "{name}" input_names: "{field}" feature_type: {kind} {table} {of_group} }}'

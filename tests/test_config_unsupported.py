@@ -10,7 +10,6 @@ from easyrec_mm.config.text import parse_config
 from easyrec_mm.errors import ConfigError
 from easyrec_mm.protos.pipeline_pb2 import EasyRecConfig
 
-
 # What changes nothing here whatever its value is: it is left out with a note in any case.
 HARMLESS = {
     "shard", "file_shard", "selected_col_types", "pai_worker_queue", "pai_worker_slice_num", "chief_redundant",
@@ -31,9 +30,7 @@ def unsupported_fields(descriptor=EasyRecConfig.DESCRIPTOR, place="", indent="",
     seen = {EasyRecConfig.DESCRIPTOR.full_name} if seen is None else seen
     values = ['"text"', "{ a: 1 b { c: [1, 2] } }", "[1, 2]", "NAME", "-1.5e3", '< a: "b" "c" >']
     names = [name for name in reserved_names(DescriptorProto(), descriptor) if name not in HARMLESS]
-    lines = [
-        (f"{indent}{name}: {values[i % len(values)]}", f"{place}{name}") for i, name in enumerate(names)
-    ]
+    lines = [(f"{indent}{name}: {values[i % len(values)]}", f"{place}{name}") for i, name in enumerate(names)]
     for field in descriptor.fields:
         if field.message_type and field.message_type.full_name not in seen:
             seen.add(field.message_type.full_name)

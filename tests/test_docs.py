@@ -3,11 +3,11 @@
 - diff: tests/test_extending.py applies those of docs/extending.md to a copy of the package, and uses what they add.
 - config: is put into a config that has the fields and features that it takes for granted, and is loaded and checked.
 - json: is parsed.
-- shell: a command of easyrec-mm that takes a moment (RUN) runs in a folder with a small log, its pictures, a config and a
-  store, and must end well. Those that train, export, serve or fetch, and those that leave something open (`[--flag]`,
+- shell: a command of easyrec-mm that takes a moment (RUN) runs in a folder with a small log, its pictures, a config and
+  a store, and must end well. Those that train, export, serve or fetch, and those that leave something open (`[--flag]`,
   `...`, a single capital for a path) are read by the real parser of flags, because they take minutes or have no input
   here; the tests of each command run them. Scripts and files that are named exist; a body for the server has fields of
-  the demo. `python -c` is compiled, and what it imports and names must exist: it fetches weights of half a GiB.
+  the demo. What `python -c` imports and names must exist; it does not run, because it fetches weights.
 - Output and drawings are not code; OTHER lists them with the reason.
 """
 
@@ -122,12 +122,23 @@ def place(tmp_path_factory):
     (folder / "paths.txt").write_text("images/1.jpg\nimages/2.jpg\n")
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
-        group = "group --input logs/ --group_by item_id --image_field img_path --user_field user_id --label_fields click,buy"
-        assert main([*group.split(), "--output", "g", "--pipeline_config_template", "x.config"]) == 0
+        columns = [
+            "--group_by",
+            "item_id",
+            "--image_field",
+            "img_path",
+            "--user_field",
+            "user_id",
+            "--label_fields",
+            "click,buy",
+        ]
+        files = ["--input", "logs/", "--output", "g", "--pipeline_config_template", "x.config"]
+        assert main(["group", *columns, *files]) == 0
         shutil.copytree("g", "eval", ignore=shutil.ignore_patterns("*.json*", "_*"))
         for name in ("my.config", "your.config"):
             shutil.copy("x.config", name)
-        assert main("store load --store lmdb://vectors --input vectors.parquet --origin docs".split()) == 0
+        vectors = ["--store", "lmdb://vectors", "--input", "vectors.parquet", "--origin", "docs"]
+        assert main(["store", "load", *vectors]) == 0
     return folder
 
 

@@ -53,7 +53,8 @@ MAY_IMPORT = {
     "training": "errors schema files store config runs data network evaluation protos",
     "export": "errors schema files manifest features store config data network evaluation protos",
     "worth": "errors pages files config formats runs data evaluation training protos",
-    "stats": "errors pages schema stable_hash files features store config formats data grouping network evaluation training protos",
+    "stats": "errors pages schema stable_hash files features store config formats data grouping network evaluation "
+    "training protos",
     "serving": "errors schema tensorflow_import files manifest features store embedding",
     "cli": "errors tensorflow_import files worth",
     "__main__": "cli",

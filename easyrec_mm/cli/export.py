@@ -62,7 +62,7 @@ def run(flags: f.Flags) -> int:
 
 
 def _config_of(model_dir: str, path: str | None) -> str:
-    """Return the config that the training has written into model_dir, as EasyRec's tool does; `path` if there is none."""
+    """Return the config that the training has written into model_dir, as in EasyRec; `path` if it has none."""
     written = join(model_dir, "pipeline.config")
     if not path:
         return written

@@ -26,7 +26,7 @@ def add_flags(parser: f.Parser) -> None:
     add(
         "--edit_config_json",
         metavar="JSON",
-        help='further changes of the config, as in EasyRec: \'{"train_config.num_steps": 100}\'',
+        help="further changes of the config, as in EasyRec: '{\"train_config.num_steps\": 100}'",
     )
     add("--continue_train", action="store_true", help="accepted for EasyRec's commands: training always continues")
     f.add_setting_flags(parser)

@@ -68,9 +68,9 @@ def parse_edits(text: str) -> list[Override]:
     try:
         edits = json.loads(text)
     except ValueError as error:
-        raise ConfigError(f"{flag}: is not JSON ({error}); write it as {{\"train_config.num_steps\": 100}}") from error
+        raise ConfigError(f'{flag}: is not JSON ({error}); write it as {{"train_config.num_steps": 100}}') from error
     if not isinstance(edits, dict):
-        raise ConfigError(f"{flag}: is not an object; write it as {{\"train_config.num_steps\": 100}}")
+        raise ConfigError(f'{flag}: is not an object; write it as {{"train_config.num_steps": 100}}')
     return list(_edits(edits, "", flag))
 
 

@@ -38,7 +38,7 @@ class Unsupported:
 
 
 class Scan(NamedTuple):
-    """What a text contains that the config language does not have: messages of unknown names, and what is unsupported."""
+    """What a text has and the config language has not: messages about unknown names, and what is unsupported."""
 
     unknown: list[str]
     unsupported: list[Unsupported]

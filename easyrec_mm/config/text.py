@@ -31,9 +31,7 @@ def parse_config(text: str, path: str, ignore_unsupported: bool = False) -> tupl
         raise ConfigError(_located(path, error)) from error
     if unknown:
         raise ConfigError("\n".join(unknown))
-    errors = [
-        item for item in unsupported if not item.harmless and not (ignore_unsupported and item.is_field)
-    ]
+    errors = [item for item in unsupported if not item.harmless and not (ignore_unsupported and item.is_field)]
     if errors:
         advice = unsupported_advice(len(errors), any(item.is_field for item in errors))
         raise ConfigError("\n".join([*(item.message for item in errors), advice]))

@@ -93,7 +93,9 @@ def _equal_parts(settings: FeatureSettings) -> tuple[float, ...]:
     elif not (item.HasField("min_val") or item.HasField("max_val")):
         settings.add("num_buckets", "needs min_val and max_val, between which it divides the numbers; set them")
     elif item.num_buckets > _MOST_BUCKETS:
-        settings.add("num_buckets", f"{item.num_buckets} buckets of a number are too many; give {_MOST_BUCKETS} or fewer")
+        settings.add(
+            "num_buckets", f"{item.num_buckets} buckets of a number are too many; give {_MOST_BUCKETS} or fewer"
+        )
     elif item.max_val > item.min_val:
         return tuple(i / item.num_buckets for i in range(item.num_buckets))
     return ()
