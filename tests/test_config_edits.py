@@ -42,7 +42,7 @@ def weights(config):
         ({"data_config.shuffle": False}, lambda c: c.data_config.shuffle, False),
         ({"data_config.shuffle": "False"}, lambda c: c.data_config.shuffle, False),
         ({"data_config.label_fields": ["a", "b"]}, lambda c: list(c.data_config.label_fields), ["a", "b"]),
-        ({f"{FEATURES}[0].boundaries": [4, 5, 6.5]}, lambda c: list(c.feature_config.features[0].boundaries), [4, 5, 6.5]),
+        ({f"{FEATURES}[0].boundaries": [4, 6.5]}, lambda c: list(c.feature_config.features[0].boundaries), [4, 6.5]),
         ({f"{FEATURES}[-1].feature_name": "last"}, lambda c: c.feature_config.features[-1].feature_name, "last"),
         ({f"{TOWERS}[:].weight": 3}, weights, [3, 3]),
         ({f"{TOWERS}[1:].weight": 3}, weights, [1, 3]),
@@ -85,7 +85,7 @@ def test_set_takes_the_same_paths():
     [
         ("{a", "--edit_config_json: is not JSON ("),
         ("[1]", "--edit_config_json: is not an object; write it as"),
-        ({"train_config.num_stps": 1}, "--edit_config_json: train_config.num_stps: TrainConfig has no field 'num_stps'"),
+        ({"train_config.num_stps": 1}, "--edit_config_json: train_config.num_stps: TrainConfig has no field"),
         ({"train_config": {"num_stps": 1}}, "--edit_config_json: train_config.num_stps: TrainConfig has no field"),
         ({"train_config.num_steps": None}, "--edit_config_json: train_config.num_steps: null is not a value"),
         ({"train_config.num_steps": 1.5}, "'1.5' is not a valid value for num_steps"),

@@ -106,7 +106,7 @@ def _check_backbone(network: E2E_MM_DBMTL, schema: Schema, problems: Problems) -
             f"{width} x {height}; give multiples of {VIT_PATCH_SIZE}",
         )
     least = LEAST_SIDES.get(name or "", 1)
-    if min(width, height) < least:
+    if 0 < min(width, height) < least:
         enlarged = " enlarged" if tower.upscale > 1 else ""
         problems.add(
             f"{PLACE}.model_name",

@@ -70,8 +70,8 @@ def read_numbers(settings: FeatureSettings) -> Numbers:
     if any(a >= b for a, b in pairwise(limits)):
         settings.add("boundaries", f"{list(limits)} is not in ascending order; sort it and remove repeats")
     if item.raw_input_dim > 1 and limits:
-        setting = "boundaries" if item.boundaries else "num_buckets"
-        problem = f"applies to one number, but raw_input_dim is {item.raw_input_dim}"
+        setting, verb = ("boundaries", "apply") if item.boundaries else ("num_buckets", "applies")
+        problem = f"{verb} to one number, but raw_input_dim is {item.raw_input_dim}"
         settings.add(setting, f"{problem}; split the vector into several features")
     if (item.HasField("min_val") or item.HasField("max_val")) and item.max_val <= item.min_val:
         settings.add("max_val", f"{item.max_val} is not above min_val {item.min_val}; swap or remove them")
