@@ -42,9 +42,13 @@ class Block:
         prompted = [line.removeprefix("$ ") for line in text.split("\n") if line.startswith("$ ")]
         if prompted:  # what follows a command is its output
             return prompted
-        if text.startswith("curl"):
-            return [text]
-        return [line for line in text.split("\n") if line.strip()]
+        commands, quoted = [], ""
+        for line in text.split("\n"):
+            quoted += line
+            if quoted.count("'") % 2 == 0:
+                commands.append(quoted)
+                quoted = ""
+        return [command for command in commands if command.strip()]
 
 
 def blocks_of(path: Path) -> list[Block]:

@@ -29,6 +29,7 @@ from docs_helpers import PAGES, ROOT, Block, blocks_of, whole_config
 from PIL import Image
 
 from easyrec_mm.cli.main import main, make_parser
+from easyrec_mm.config.overrides import parse_edits
 from easyrec_mm.config.pipeline import load_pipeline
 from easyrec_mm.errors import ConfigError
 
@@ -176,7 +177,10 @@ def check_easyrec_mm(arguments: list[str]) -> None:
     if arguments[0] in RUN and not is_open:
         assert main(arguments) == 0, arguments
     else:
-        assert make_parser().parse_args(arguments).command == arguments[0]
+        flags = make_parser().parse_args(arguments)
+        assert flags.command == arguments[0]
+        if getattr(flags, "edit_config_json", None):
+            load_pipeline(flags.pipeline_config, parse_edits(flags.edit_config_json))
 
 
 def closed(arguments: list[str]) -> list[str]:
