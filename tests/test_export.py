@@ -337,7 +337,15 @@ def test_the_config_that_the_training_has_written_comes_first(exported, tmp_path
     (tmp_path / "other.config").write_text("model_dir: 'x' nonsense: 1")
     flags = ["--model_dir", str(tmp_path / "m"), "--pipeline_config_path", str(tmp_path / "other.config")]
     flags += [f"--{name}_model_export_dir={tmp_path / name}" for name in ("rec", "total", "img")]
-    tool = [sys.executable, str(ROOT / "tools" / "export_mm_model.py"), *flags, "--checkpoint_path", "", "--asset_files", ""]
+    tool = [
+        sys.executable,
+        str(ROOT / "tools" / "export_mm_model.py"),
+        *flags,
+        "--checkpoint_path",
+        "",
+        "--asset_files",
+        "",
+    ]
     done = subprocess.run(tool, cwd=ROOT, capture_output=True, text=True, check=False)
     assert done.returncode == 1
     assert f"note: {tmp_path}/m/pipeline.config is used, which the training has written, instead of" in done.stderr

@@ -4,6 +4,7 @@ import re
 
 import pytest
 from flat_helpers import CONFIG, make_log
+from PIL import Image
 
 from easyrec_mm.cli.main import main
 from easyrec_mm.training.memory import machine_bytes
@@ -52,6 +53,38 @@ def test_evaluation_data_that_lack_the_user_of_a_metric(told):
 
     config = CONFIG.replace("auc {}", 'gauc { uid_field: "user" }')
     assert told(config, rename).startswith("eval.csv: no column 'user'; choose one of ")
+
+
+def test_evaluation_data_of_bad_groups(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    flags = make_log(tmp_path)
+    text = (tmp_path / "eval.csv").read_text()
+    (tmp_path / "eval.csv").write_text(re.sub(r"^[01],", "yes,", text, flags=re.MULTILINE))
+    assert main(["check", *flags]) == 1
+    assert "100 of 100 groups are bad" in capsys.readouterr().err
+    assert main(["train", *flags]) == 1
+    error = "eval_input_path: 100 of the first 100 groups cannot be used. The first: eval.csv:2: column 'click': "
+    assert error in capsys.readouterr().err
+    assert not (tmp_path / "m" / "metrics.jsonl").exists()
+
+
+def test_evaluation_data_without_their_pictures(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    image = 'features { input_names: "user" feature_type: ImgFeature img_shape { width: 32 height: 32 } }'
+    config = CONFIG.replace('  features { input_names: "price"', f'  {image}\n  features {{ input_names: "price"', 1)
+    config = config.replace(
+        "  feature_groups", '  feature_groups { group_name: "img" feature_names: "user" } feature_groups', 1
+    )
+    config = config.replace("bottom_dnn {", 'img_model { model_name: "None" } bottom_dnn {')
+    flags = make_log(tmp_path, config)
+    text = (tmp_path / "train.csv").read_text()
+    (tmp_path / "train.csv").write_text(re.sub(",u[0-9],", ",0.png,", text))
+    Image.new("RGB", (32, 32)).save(tmp_path / "0.png")
+    for command in ("check", "train"):
+        assert main([command, *flags]) == 1
+        error = capsys.readouterr().err.strip().split("\n")[-1]
+        assert "9 of the first 9 pictures cannot be read, the first 'u" in error
+        assert "eval.csv:2" in error
 
 
 @pytest.mark.parametrize(

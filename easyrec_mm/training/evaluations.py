@@ -13,7 +13,7 @@ from easyrec_mm.config.best import BEST, criterion_of
 from easyrec_mm.config.evaluation import evaluation_metrics
 from easyrec_mm.config.pipeline import Pipeline
 from easyrec_mm.data.bad_records import BadRecords
-from easyrec_mm.data.first_pictures import first_pictures, require_pictures
+from easyrec_mm.data.first_pictures import first_pictures, require_groups, require_pictures
 from easyrec_mm.data.input import Input
 from easyrec_mm.evaluation.evaluator import Evaluator
 from easyrec_mm.evaluation.plan import evaluation_fields
@@ -84,9 +84,9 @@ class TrainingEvaluations:
         inputs = Input(
             config.data_config, schema, path, "eval_input_path", records, kept_fields=fields, vectors=self._vectors
         )
-        pictures = first_pictures(inputs.source, schema)
+        require_groups(inputs.source, "eval_input_path", config.data_config)
         if schema.uses_image:
-            require_pictures(self._path, config.data_config, pictures)
+            require_pictures(self._path, config.data_config, first_pictures(inputs.source, schema))
 
     @property
     def interval_s(self) -> float | None:
