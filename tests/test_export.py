@@ -330,31 +330,6 @@ def test_best_checkpoint_by_evaluations(exported, tmp_path):
         chosen(best, 'export_config.best_exporter_metric="gauc"')
 
 
-def test_the_config_that_the_training_has_written_comes_first(exported, tmp_path, capsys):
-    """As in EasyRec's tool, whose flags tools/export_mm_model.py takes; a copy without checkpoints is quick to refuse."""
-    (tmp_path / "m").mkdir()
-    shutil.copy(exported.model_dir / "pipeline.config", tmp_path / "m")
-    (tmp_path / "other.config").write_text("model_dir: 'x' nonsense: 1")
-    flags = ["--model_dir", str(tmp_path / "m"), "--pipeline_config_path", str(tmp_path / "other.config")]
-    flags += [f"--{name}_model_export_dir={tmp_path / name}" for name in ("rec", "total", "img")]
-    tool = [
-        sys.executable,
-        str(ROOT / "tools" / "export_mm_model.py"),
-        *flags,
-        "--checkpoint_path",
-        "",
-        "--asset_files",
-        "",
-    ]
-    done = subprocess.run(tool, cwd=ROOT, capture_output=True, text=True, check=False)
-    assert done.returncode == 1
-    assert f"note: {tmp_path}/m/pipeline.config is used, which the training has written, instead of" in done.stderr
-    assert f"{tmp_path}/m' holds no checkpoint" in done.stderr
-    (tmp_path / "m" / "pipeline.config").unlink()
-    assert main(["export", *flags]) == 1
-    assert f"{tmp_path}/other.config:1:16: nonsense: EasyRecConfig has no field 'nonsense'" in capsys.readouterr().err
-
-
 # --- Processes of their own
 
 
