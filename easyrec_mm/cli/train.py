@@ -52,9 +52,9 @@ def _overrides(flags: f.Flags) -> list[Override]:
     from easyrec_mm.config.overrides import Override, parse_edits
 
     overrides = []
-    if flags.model_dir is not None:
+    if flags.model_dir:
         overrides.append(Override("--model_dir", "model_dir", flags.model_dir))
     for name in ("train_input_path", "eval_input_path"):
-        if getattr(flags, name) is not None:
+        if getattr(flags, name):
             overrides.append(Override(f"--{name}", name, ",".join(getattr(flags, name))))
-    return overrides + (parse_edits(flags.edit_config_json) if flags.edit_config_json is not None else [])
+    return overrides + (parse_edits(flags.edit_config_json) if flags.edit_config_json else [])

@@ -127,18 +127,9 @@ class Scanner:
                 raise self._extra_brace(_Brace(line, column, self._blocks[-1]), "no block is open here")
             name = tokens.ConsumeIdentifierOrNumber()
             field = descriptor.fields_by_name.get(name) if descriptor else None
-            is_reserved = descriptor is not None and name in reserved_names(descriptor)
-            if descriptor is not None and field is None and not is_reserved:
-                self._check_braces(name, line, column, closed)
-                hint = did_you_mean(name, descriptor.fields_by_name)
-                where = f"{self._path}:{line}:{column}: {place}{name}"
-                self._scan.unknown.append(f"{where}: {descriptor.name} has no field '{name}'; {hint}")
             tokens.TryConsume(":")
-            if descriptor is not None and is_reserved:
-                harmless = is_harmless(descriptor, name, tokens.token)
-                what = "has no effect here" if harmless else "not supported"
-                message = f"{self._path}:{line}:{column}: {place}{name}: {what}"
-                self._scan.unsupported.append(Unsupported(message, path, harmless, is_field=True))
+            if field is None:
+                self._report_name(name, (line, column), place, path, closed)
             block = _Block(name, field.message_type if field else None, line, self._indent(line, column))
             first = counts.get(name, 0)
             counts[name] = first + self._values(field, block, f"{place}{name}", path, first)
@@ -150,6 +141,23 @@ class Scanner:
             raise self._missing_brace(*self._position(), "the text ends")
         if end:
             self._close(end)
+
+    def _report_name(
+        self, name: str, at: tuple[int, int], place: str, path: MessagePath, closed: _Brace | None
+    ) -> None:
+        """Report a name that the current message does not have; its value is the next token."""
+        descriptor = self._blocks[-1].descriptor
+        if descriptor is None:  # of what is within an unknown block, nothing is known
+            return
+        where = f"{self._path}:{at[0]}:{at[1]}: {place}{name}"
+        if name not in reserved_names(descriptor):
+            self._check_braces(name, *at, closed)
+            hint = did_you_mean(name, descriptor.fields_by_name)
+            self._scan.unknown.append(f"{where}: {descriptor.name} has no field '{name}'; {hint}")
+            return
+        harmless = is_harmless(descriptor, name, self._tokens.token)
+        message = f"{where}: {'has no effect here' if harmless else 'not supported'}"
+        self._scan.unsupported.append(Unsupported(message, path, harmless, is_field=True))
 
     def _values(self, field: FieldDescriptor | None, block: _Block, place: str, path: MessagePath, first: int) -> int:
         """Consume one value, or a list of values whose first one has the index `first`; return their number."""
