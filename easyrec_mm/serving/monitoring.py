@@ -19,6 +19,7 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 from prometheus_client.exposition import choose_encoder
 from prometheus_client.multiprocess import MultiProcessCollector, mark_process_dead
 
+from easyrec_mm.errors import printable
 from easyrec_mm.serving.release import Release, Source
 from easyrec_mm.serving.service import Answer
 
@@ -98,7 +99,7 @@ class JsonFormatter(logging.Formatter):
         }
         if record.exc_info:
             values["exception"] = self.formatException(record.exc_info)
-        return json.dumps(values, ensure_ascii=False, default=str)
+        return printable(json.dumps(values, ensure_ascii=False, default=str))
 
 
 def _is_no_mistake_of_a_client(record: logging.LogRecord) -> bool:
