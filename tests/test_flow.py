@@ -319,7 +319,7 @@ def test_check_shows_what_it_understood(data, tmp_path, capsys):
     assert "user_gender" in report
     assert f"{16} x {16}" in report
     run("check", *demo_flags(data, tmp_path / "m", data_config__selected_cols="2,3,4,6,5"), expect=1)
-    assert "group size 'images/" in capsys.readouterr().err
+    assert "group size 'images/" in capsys.readouterr().out
 
 
 def command(*arguments) -> list[str]:
