@@ -73,6 +73,14 @@ def tensorflow_reason(message: str | None) -> str:
     return " ".join(message.split("[[")[0].split(" [Op:")[0].split())
 
 
+def out_of_memory(error: Exception) -> str | None:
+    """Return what could not be allocated, if memory ran out; otherwise None. TensorFlow is not imported for it."""
+    if isinstance(error, MemoryError):
+        return str(error) or "an array cannot be allocated"
+    found = re.search(r"OOM when allocating tensor with shape\[[^\]]*\]|[Oo]ut of memory[^.\n\[]*", str(error))
+    return found[0] if found and type(error).__name__ == "ResourceExhaustedError" else None
+
+
 def first_line(error: Exception) -> str:
     """Return the first line of a library's message; the name of the error if it has no message."""
     return str(error).splitlines()[0] if str(error) else type(error).__name__

@@ -3,9 +3,11 @@
 import re
 
 import pytest
+import tensorflow as tf
 from flat_helpers import CONFIG, make_log
 from PIL import Image
 
+from easyrec_mm.cli import check
 from easyrec_mm.cli.main import main
 from easyrec_mm.training.memory import machine_bytes
 
@@ -100,6 +102,50 @@ def test_tables_that_do_not_fit_into_memory(told, optimizer, average, copies):
     assert needed == rows * dim * 4 * copies
     assert available == machine_bytes()
     assert f"the largest is 'tags', {rows:,} rows of {dim}: give it fewer rows" in error
+
+
+@pytest.mark.parametrize(
+    ("setting", "named"),
+    [("raw_input_dim", "RawFeature"), ("vector_dim", "VectorFeature")],
+)
+def test_more_numbers_than_a_text_can_be_checked_for(problem_lines, setting, named):
+    feature = f"input_names: 'city' feature_type: {named} separator: ',' {setting}: 4000000000"
+    lines = problem_lines(overrides=[f"feature_config.features[2]={feature}"])
+    assert any(f"features[2].{setting}: 4e+09 is out of range; give a number from" in line for line in lines)
+
+
+@pytest.mark.parametrize(
+    ("error", "reason"),
+    [
+        (MemoryError("Unable to allocate 9.00 GiB for an array"), "Unable to allocate 9.00 GiB for an array"),
+        (MemoryError(), "an array cannot be allocated"),
+        (
+            tf.errors.ResourceExhaustedError(None, None, "{{node a}} OOM when allocating tensor with shape[3,9] and"),
+            "OOM when allocating tensor with shape[3,9]",
+        ),
+        (
+            tf.errors.ResourceExhaustedError(None, None, "Out of memory while trying to allocate 123 bytes. [Op:A]"),
+            "Out of memory while trying to allocate 123 bytes",
+        ),
+    ],
+)
+def test_memory_that_runs_out_is_an_error_of_one_line(monkeypatch, capsys, error, reason):
+    def run(flags):
+        raise error
+
+    monkeypatch.setattr(check, "run", run)
+    assert main(["check", "--pipeline_config", "x.config"]) == 1
+    advice = "make the batch (data_config.batch_size), the layers or the tables smaller"
+    assert capsys.readouterr().err == f"error: memory ran out: {reason}; {advice}\n"
+
+
+def test_other_errors_of_tensorflow_keep_their_trace(monkeypatch):
+    def run(flags):
+        raise tf.errors.ResourceExhaustedError(None, None, "No space left on device")
+
+    monkeypatch.setattr(check, "run", run)
+    with pytest.raises(tf.errors.ResourceExhaustedError):
+        main(["check", "--pipeline_config", "x.config"])
 
 
 def test_the_memory_of_a_machine_is_at_most_what_the_kernel_reports():

@@ -33,7 +33,7 @@ from easyrec_mm.cli import (
 )  # fmt: skip
 from easyrec_mm.cli.console import guarded_console
 from easyrec_mm.cli.exit_status import after_signal
-from easyrec_mm.errors import UserError
+from easyrec_mm.errors import UserError, out_of_memory
 from easyrec_mm.files.folders import shown
 
 # Name -> module with HELP, `add_flags(parser)`, and `run(flags)`, which returns the exit status.
@@ -95,6 +95,12 @@ def _main(arguments: Sequence[str] | None) -> int:
     except KeyboardInterrupt:
         print("\ninterrupted", file=sys.stderr)
         return after_signal(signal.SIGINT)
+    except Exception as error:
+        if (reason := out_of_memory(error)) is None:
+            raise
+        advice = "make the batch (data_config.batch_size), the layers or the tables smaller"
+        print(f"error: memory ran out: {reason}; {advice}", file=sys.stderr)
+        return 1
 
 
 def make_parser() -> argparse.ArgumentParser:
