@@ -69,7 +69,7 @@ FEATURE_CASES = [
     case(
         f"{FEATURE['fans_num']}.raw_input_dim=0",
         place=f"{FEATURE['fans_num']}.raw_input_dim",
-        says="0 is out of range; give 1 or more",
+        says="0 is out of range; give a number from 1 to 8192",
     ),
     case(
         f"{FEATURE['fans_num']}.raw_input_dim=2",
