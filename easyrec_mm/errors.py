@@ -34,6 +34,10 @@ class Problems:
         """Add a problem at a config path such as "data_config.selected_cols"."""
         self._messages.append(f"{self._path}: {place}: {message}")
 
+    def note(self, place: str, message: str) -> None:
+        """Add a remark on a config path that is not an error."""
+        self.notes.append(f"{place}: {message}")
+
     def unknown(self, place: str, kind: str, name: str, choices: Iterable[str]) -> None:
         """Add a problem about a name that does not exist."""
         self.add(place, f"no {kind} named '{name}'; {did_you_mean(name, choices)}")
@@ -133,9 +137,29 @@ def _hide_setting(match: re.Match[str]) -> str:
     return f"{match['name']}={HIDDEN}"
 
 
+def out_of_memory(error: Exception) -> str | None:
+    """Return what could not be allocated, if memory ran out; otherwise None. TensorFlow is not imported for it."""
+    if isinstance(error, MemoryError):
+        return str(error) or "an array cannot be allocated"
+    found = re.search(r"OOM when allocating tensor with shape\[[^\]]*\]|[Oo]ut of memory[^.\n\[]*", str(error))
+    return found[0] if found and type(error).__name__ == "ResourceExhaustedError" else None
+
+
 def first_line(error: Exception) -> str:
     """Return the first line of a library's message; the name of the error if it has no message."""
     return str(error).splitlines()[0] if str(error) else type(error).__name__
+
+
+# Characters that control a terminal or turn the direction of text, and halves of characters, which cannot be written.
+_UNPRINTABLE = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
+
+
+def printable(text: str) -> str:
+    """Return a text that changes nothing on a terminal but its own line: other characters become \\u001b and the like.
+
+    Line ends and tabs stay. A line of JSON stays JSON.
+    """
+    return _UNPRINTABLE.sub(lambda match: f"\\u{ord(match[0]):04x}", text)
 
 
 def did_you_mean(name: str, choices: Iterable[str]) -> str:

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import hashlib
 import json
+import keyword
+import re
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -66,6 +68,20 @@ class Manifest:
     created: str
     no_image_vector: tuple[float, ...] = ()
     vectors: dict[str, dict[str, Any]] = field(default_factory=dict)
+
+
+def invalid_inputs(schema: Schema) -> list[str]:
+    """Return what is wrong with the names of the inputs that exported models would have; none for a valid schema."""
+    fields = list(dict.fromkeys([*schema.model_fields(), *schema.image_fields(), schema.image.field]))
+    names = (*fields, *(feature.name for feature in schema.stored_features()))
+    # TensorFlow changes other names silently, and refuses Python's keywords.
+    odd = [name for name in names if not re.fullmatch("[A-Za-z][A-Za-z0-9_]*", name) or keyword.iskeyword(name)]
+    taken = [name for name in fields if name in (IMAGE_TEXT, IMAGE_VECTOR, PICTURE_ITEM)]
+    advice = "rename it: a letter of A-Z, then letters, digits and _, and no keyword of Python"
+    return [
+        *(f"'{name}' cannot be an input; {advice}" for name in odd),
+        *(f"'{name}' is the name of an input for pictures, too; rename the field" for name in taken),
+    ]
 
 
 def write_manifest(folder: Path, manifest: Manifest) -> None:

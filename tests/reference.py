@@ -254,6 +254,19 @@ export_config {
 """
 
 
+# What EasyRec's sample configs also set, and what changes nothing here.
+HARMLESS_EDITS = (
+    ("  num_steps: 2000", "  num_steps: 2000 inter_op_parallelism_threads: 16 write_graph: false is_profiling: true"),
+    ("  sync_replicas: true", "  sync_replicas: false num_gpus_per_worker: 2 protocol: 'grpc++'"),
+    ("  batch_size: 64", "  batch_size: 64 shard: true pai_worker_queue: true auto_expand_input_fields: false"),
+    ('input_name: "like"', 'input_name: "like" input_dim: 1'),
+    ("  multi_placeholder: true", "  multi_placeholder: false exports_to_keep: 3 batch_size: -1 filter_inputs: true"),
+    ("eval_config {", "eval_config {\n  max_evals: 0"),
+    ('input_names: "city"', 'max_partitions: 4 use_embedding_variable: false input_names: "city"'),
+    ("feature_config: {", "feature_config: {\n  embedding_on_cpu: true"),
+)
+
+
 def reference_config(
     *edits: tuple[str, str],
     train_input_path: str = "data/train.txt",

@@ -69,7 +69,7 @@ FEATURE_CASES = [
     case(
         f"{FEATURE['fans_num']}.raw_input_dim=0",
         place=f"{FEATURE['fans_num']}.raw_input_dim",
-        says="0 is out of range; give 1 or more",
+        says="0 is out of range; give a number from 1 to 8192",
     ),
     case(
         f"{FEATURE['fans_num']}.raw_input_dim=2",
@@ -305,6 +305,32 @@ FEATURE_CASES = [
 ]
 
 
+# What EasyRec means by num_buckets of numbers and by seq_multi_sep, where it cannot be meant here.
+FEATURE_CASES += [
+    case(f"{FEATURE['fans_num']}.{setting}", *others, place=f"{FEATURE['fans_num']}.{place}", says=says)
+    for setting, *others, place, says in (
+        (
+            "feature_name=f", f"{FEATURE['fans_num']}=input_names: 'fans_num' feature_type: RawFeature num_buckets: 9",
+            "num_buckets", "needs min_val and max_val, between which it divides the numbers; set them",
+        ),
+        ("num_buckets=1", "num_buckets", "1 bucket does not divide numbers; give 2 or more, or remove it"),
+        ("num_buckets=9", f"{FEATURE['fans_num']}.max_val=-1", "max_val", "-1.0 is not above min_val 0.0"),
+        (
+            "num_buckets=200000", f"{FEATURE['fans_num']}.max_val=9", "num_buckets",
+            "200000 buckets of a number are too many; give 100000 or fewer",
+        ),
+        (
+            "num_buckets=9", f"{FEATURE['fans_num']}.max_val=9", f"{FEATURE['fans_num']}.boundaries=[1]",
+            "num_buckets", "has no effect beside boundaries; keep one of the two",
+        ),
+        (
+            "seq_multi_sep=,", "seq_multi_sep",
+            "several numbers or vectors in a RawFeature are not supported; read them as a SequenceFeature with",
+        ),
+    )
+]  # fmt: skip
+
+
 @pytest.mark.parametrize(("changes", "place", "says"), FEATURE_CASES)
 def test_a_mistake_is_named_with_its_place_and_value_and_nothing_else_is(problems, changes, place, says):
     assert_only_problem(problems(changes), place, says)
@@ -315,7 +341,7 @@ MISPLACED = {
     "embedding_name": ("img_path", "embedding_name=x"),
     "initializer": ("group_size", "initializer.glorot_normal_initializer="),
     "hash_bucket_size": ("fans_num", "hash_bucket_size=9"),
-    "num_buckets": ("fans_num", "num_buckets=9"),
+    "num_buckets": ("img_path", "num_buckets=9"),
     "vocab_list": ("fans_num", "vocab_list=a"),
     "vocab_file": ("fans_num", "vocab_file=a"),
     "precision": ("fans_num", "precision=2"),

@@ -92,7 +92,12 @@ VECTOR_AND_SEQUENCE_CASES = [
             (
                 f"separator: ',' {NUMBERS} num_buckets: 3",
                 "num_buckets",
-                "has no effect on a sequence of RawFeature 'city'",
+                "needs min_val and max_val, between which it divides the numbers; set them",
+            ),
+            (
+                f"separator: ',' {IDS} seq_multi_sep: ':'",
+                "seq_multi_sep",
+                "several ids in an element of a sequence are not supported; join them to one id, or make",
             ),
             (
                 f"separator: ',' {NUMBERS} seq_multi_sep: ':'",

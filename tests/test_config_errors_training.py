@@ -91,11 +91,6 @@ TRAIN_CASES = [
         says="-1 is out of range; give 0 or more",
     ),
     case(
-        f"{TRAIN}.sync_replicas=false",
-        place=f"{TRAIN}.sync_replicas",
-        says="false is not supported: training is synchronous; remove it",
-    ),
-    case(
         f"{TRAIN}.fine_tune_ckpt_var_map=names.txt",
         place=f"{TRAIN}.fine_tune_ckpt_var_map",
         says="has no effect without fine_tune_checkpoint; set it",
@@ -226,11 +221,6 @@ TRAIN_CASES = [
     ),
     # Export
     case(
-        f"{EXPORT}.multi_placeholder=false",
-        place=f"{EXPORT}.multi_placeholder",
-        says="false is not supported: inputs are named by field; remove it",
-    ),
-    case(
         f"{EXPORT}.img_input_name=image_path",
         place=f"{EXPORT}.img_input_name",
         says="no image field named 'image_path'; did you mean 'img_path'?",
@@ -260,8 +250,8 @@ def test_several_mistakes_of_one_stage_are_named_together(problems):
         [
             f"{DATA}.batch_size=0",
             f"{NETWORK}.highway_dnn.emb_size=0",
-            f"{TRAIN}.sync_replicas=false",
-            f"{EXPORT}.multi_placeholder=false",
+            f"{TRAIN}.optimizer_config=[]",
+            f"{EXPORT}.img_input_name=x",
             "eval_config.metrics_set[0].ece.num_bins=0",
         ]
     )
@@ -269,6 +259,6 @@ def test_several_mistakes_of_one_stage_are_named_together(problems):
         f"{DATA}.batch_size",
         f"{NETWORK}.highway_dnn.emb_size",
         "eval_config.metrics_set[0].ece.num_bins",
-        f"{TRAIN}.sync_replicas",
-        f"{EXPORT}.multi_placeholder",
+        f"{TRAIN}.optimizer_config",
+        f"{EXPORT}.img_input_name",
     ]

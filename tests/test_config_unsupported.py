@@ -4,10 +4,20 @@ import pytest
 from config_helpers import position
 from google.protobuf import text_format
 from google.protobuf.descriptor_pb2 import DescriptorProto, EnumDescriptorProto
+from reference import HARMLESS_EDITS
 
 from easyrec_mm.config.text import parse_config
 from easyrec_mm.errors import ConfigError
 from easyrec_mm.protos.pipeline_pb2 import EasyRecConfig
+
+# What changes nothing here whatever its value is: it is left out with a note in any case.
+HARMLESS = {
+    "shard", "file_shard", "selected_col_types", "pai_worker_queue", "pai_worker_slice_num", "chief_redundant",
+    "max_partitions", "embedding_on_cpu", "tf_summary", "loss_name", "max_evals", "save_graph", "exports_to_keep",
+    "placeholder_named_by_input", "filter_inputs", "sparse_accumulator_type", "startup_delay_steps", "is_profiling",
+    "num_gpus_per_worker", "summary_model_vars", "protocol", "inter_op_parallelism_threads", "separate_save",
+    "intra_op_parallelism_threads", "tensor_fuse", "write_graph", "model_name",
+}  # fmt: skip
 
 
 def reserved_names(proto, descriptor):
@@ -19,10 +29,8 @@ def unsupported_fields(descriptor=EasyRecConfig.DESCRIPTOR, place="", indent="",
     """Lines of a config that sets every unsupported field of every message: (line, config path or None)."""
     seen = {EasyRecConfig.DESCRIPTOR.full_name} if seen is None else seen
     values = ['"text"', "{ a: 1 b { c: [1, 2] } }", "[1, 2]", "NAME", "-1.5e3", '< a: "b" "c" >']
-    lines = [
-        (f"{indent}{name}: {values[i % len(values)]}", f"{place}{name}")
-        for i, name in enumerate(reserved_names(DescriptorProto(), descriptor))
-    ]
+    names = [name for name in reserved_names(DescriptorProto(), descriptor) if name not in HARMLESS]
+    lines = [(f"{indent}{name}: {values[i % len(values)]}", f"{place}{name}") for i, name in enumerate(names)]
     for field in descriptor.fields:
         if field.message_type and field.message_type.full_name not in seen:
             seen.add(field.message_type.full_name)
@@ -82,8 +90,9 @@ def test_every_unsupported_field_is_named_all_in_one_error():
     )
     config, notes = parse_config(text, "x.config", ignore_unsupported=True)
     assert notes == [f"skipped: {line}" for line in expected]
-    supported = "\n".join(line for line, place in UNSUPPORTED_FIELDS if place is None)
-    assert config == text_format.Parse(supported, EasyRecConfig())
+    # Blocks in which nothing else was set are gone, too.
+    left = "feature_config {} train_config { optimizer_config { rms_prop_optimizer {} } }"
+    assert config == text_format.Parse(left, EasyRecConfig())
 
 
 @pytest.mark.parametrize(
@@ -106,23 +115,76 @@ def test_all_enums_with_unsupported_values_are_met():
 
 def test_skipped_fields_leave_a_config_that_loads(load, problem_lines):
     edits = [
-        ("  batch_size: 64", "  file_shard: true batch_size: 64"),
-        ("  model_class:", '  model_name: "first" model_class:'),
-        ("  num_steps: 2000", "  num_gpus_per_worker: 2\n  num_steps: 2000"),
+        ("  batch_size: 64", "  ignore_error: true batch_size: 64"),
+        ("  model_class:", '  restore_filters: "first" model_class:'),
+        ("  num_steps: 2000", '  dead_line: "20260101 00:00:00"\n  num_steps: 2000'),
     ]
     assert len(problem_lines(*edits)) == 4
     pipeline = load(*edits, ignore_unsupported=True)
     assert pipeline.config == load().config
     assert [note.split(": ")[2] for note in pipeline.notes[:3]] == [
-        "train_config.num_gpus_per_worker",
-        "data_config.file_shard",
-        "model_config.model_name",
+        "train_config.dead_line",
+        "data_config.ignore_error",
+        "model_config.restore_filters",
     ]
     assert all(note.startswith("skipped: ") for note in pipeline.notes[:3])
 
 
+def test_settings_that_change_nothing_are_notes(load):
+    pipeline = load(*HARMLESS_EDITS)
+    without = load(overrides=["train_config.sync_replicas=false", "export_config.multi_placeholder=false"])
+    assert pipeline.config == without.config
+    assert pipeline.schema == load().schema
+    left_out = [note for note in pipeline.notes if note not in load().notes]
+    assert len(left_out) == 18
+    assert all("has no effect here" in note for note in left_out)
+    assert "train_config.sync_replicas: false has no effect here, because one process trains" in left_out
+
+
+@pytest.mark.parametrize(
+    "edit",
+    [
+        ("  batch_size: 64", "  batch_size: 64 auto_expand_input_fields: true"),
+        ('input_name: "like"', 'input_name: "like" input_dim: 2'),
+        ('input_names: "city"', 'input_names: "city" use_embedding_variable: true'),
+        ("export_config {", "export_config { batch_size: 16"),
+        ('input_names: "city"', 'input_names: "city" width: 224'),
+        ("  model_class:", "  use_embedding_variable: true model_class:"),
+    ],
+)
+def test_another_value_of_such_a_setting_is_not_supported(problem_lines, edit):
+    first, summary = problem_lines(edit)
+    assert first.endswith(": not supported")
+    assert "--ignore_unsupported" in summary
+
+
+def test_a_metric_that_is_skipped_takes_its_block_away(load):
+    with_metrics = load(
+        ("    auc {}\n  }", "    auc {}\n  }\n  metrics_set { max_f1 {} }\n  metrics_set { recall {} }"),
+        ignore_unsupported=True,
+    )
+    assert with_metrics.config == load().config
+    assert [note.split(": ")[2] for note in with_metrics.notes[:2]] == [
+        "eval_config.metrics_set[1].max_f1",
+        "eval_config.metrics_set[2].recall",
+    ]
+
+
+def test_settings_of_the_command_line_are_skipped_and_noted_as_those_of_the_file(load, problem_lines):
+    settings = ["train_config.dead_line=20260101 00:00:00", "train_config.write_graph=false"]
+    first, summary = problem_lines(overrides=settings)
+    assert first == "--set train_config.dead_line=20260101 00:00:00: dead_line is not supported"
+    assert summary.endswith("or skip the fields with --ignore_unsupported")
+    pipeline = load(overrides=settings, ignore_unsupported=True)
+    assert pipeline.config == load().config
+    assert [note for note in pipeline.notes if "--set" in note] == [
+        f"skipped: --set {settings[0]}: dead_line is not supported",
+        f"--set {settings[1]}: write_graph has no effect here",
+    ]
+
+
 def test_an_unsupported_value_beside_an_unsupported_field_names_what_stays_wrong(problem_lines):
-    edits = [("input_type: GroupRTPInput", "input_type: OdpsRTPInput\n  file_shard: true")]
+    edits = [("input_type: GroupRTPInput", "input_type: OdpsRTPInput\n  ignore_error: true")]
     assert len(problem_lines(*edits)) == 3
     lines = problem_lines(*edits, ignore_unsupported=True)
     assert len(lines) == 2

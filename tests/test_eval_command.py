@@ -136,6 +136,12 @@ def test_comparisons_that_mean_nothing_are_refused(trained, tmp_path, capsys):
     text = (trained.other_dir / "pipeline.config").read_text()
     swapped = tmp_path / "swapped.config"
     swapped.write_text(text.replace('label_name: "click"', 'label_name: "play_time"', 1))
+    of_easyrec = tmp_path / "of_easyrec.config"
+    of_easyrec.write_text(swapped.read_text() + "\nfg_json_path: 'fg.json'\n")
+    run("eval", *flags, "--compare", alone, "--compare_config", of_easyrec, expect=1)
+    assert "fg_json_path: not supported" in capsys.readouterr().err
+    run("eval", *flags, "--ignore_unsupported", "--compare", alone, "--compare_config", of_easyrec, expect=1)
+    assert "not supported" not in capsys.readouterr().err
     run("eval", *flags, "--compare", alone, "--compare_config", swapped, expect=1)
     assert (
         "tower 'click' predicts 'play_time' (binary) there, but 'click' (binary) in this model"

@@ -72,6 +72,8 @@ def test_image_and_rec_model_give_what_predict_writes(exported, predicted):
     by_vector = rec["vector"](**fields, img_emb_vector=vectors["img_emb_vector"])
     assert_close({name: v.numpy() for name, v in by_vector.items()}, expected)
     total = signatures(exported.folder / "total")["encoded"](**fields, img_path=contents)
+    texts = [[float(number) for number in text.split(b",")] for text in total.pop("img_emb").numpy()]
+    np.testing.assert_allclose(texts, vectors["img_emb_vector"], rtol=1e-5, atol=2e-6)
     assert_close({name: v.numpy() for name, v in total.items()}, expected)
 
 

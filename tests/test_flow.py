@@ -17,9 +17,10 @@ import pytest
 import tensorflow as tf
 from flow_helpers import ROOT, copy_checkpoint, demo_flags, make_data, run, use_small_backbone
 from full_disk import files_limited_to
-from reference import reference_config, write_config
+from reference import HARMLESS_EDITS, reference_config, write_config
 from reference_data import write_reference_data
 
+from easyrec_mm.config.pipeline import load_pipeline
 from easyrec_mm.evaluation.metrics import metric_value
 from easyrec_mm.evaluation.rank_metrics import AUC
 from easyrec_mm.training.signals import caught_signals
@@ -101,14 +102,18 @@ def test_train_eval_predict_write_what_they_promise(data, trained, tmp_path, cap
 
 
 def test_an_easyrec_file_trains_unchanged(tmp_path, monkeypatch):
-    """The reference case, with its 224 x 224 pictures and its own backbone; only the paths are the test's."""
+    """The reference case, with its 224 x 224 pictures and its own backbone, by the flags of EasyRec's train_eval."""
     monkeypatch.undo()
     data = write_reference_data(tmp_path / "data", num_groups=6, seed=1)
-    text = reference_config(
-        train_input_path=data.input_path, eval_input_path=data.input_path, model_dir=str(tmp_path / "m")
-    )
+    text = reference_config(*HARMLESS_EDITS, eval_input_path=data.input_path)
     config = write_config(tmp_path, text)
-    run("train", "--pipeline_config", config)
+    run(
+        "train", "--pipeline_config_path", config, "--model_dir", tmp_path / "m", "--continue_train",
+        "--train_input_path", data.input_path, "--edit_config_json", '{"train_config.log_step_count_steps": 1}',
+    )  # fmt: skip
+    written = load_pipeline(str(tmp_path / "m" / "pipeline.config")).config
+    assert (written.train_input_path, written.train_config.log_step_count_steps) == (data.input_path, 1)
+    config = str(tmp_path / "m" / "pipeline.config")
     result = json.loads((tmp_path / "m" / "eval_result.json").read_text())
     assert {"auc_is_valid_play", "mean_squared_error_play_time"} <= set(result)
     output = tmp_path / "p.parquet"
@@ -314,7 +319,7 @@ def test_check_shows_what_it_understood(data, tmp_path, capsys):
     assert "user_gender" in report
     assert f"{16} x {16}" in report
     run("check", *demo_flags(data, tmp_path / "m", data_config__selected_cols="2,3,4,6,5"), expect=1)
-    assert "group size 'images/" in capsys.readouterr().err
+    assert "group size 'images/" in capsys.readouterr().out
 
 
 def command(*arguments) -> list[str]:

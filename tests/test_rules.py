@@ -42,7 +42,7 @@ MAY_IMPORT = {
     "manifest": "errors schema files",
     "store": "errors pages files features",
     "weights": "errors files",
-    "config": "errors schema files features weights protos",
+    "config": "errors schema files manifest features weights protos",
     "formats": "errors schema files features protos",
     "runs": "errors files features config protos",
     "data": "errors schema stable_hash files features store formats runs protos",
@@ -53,7 +53,8 @@ MAY_IMPORT = {
     "training": "errors schema files store config runs data network evaluation protos",
     "export": "errors schema files manifest features store config formats data network evaluation protos",
     "worth": "errors pages files config formats runs data evaluation training protos",
-    "stats": "errors pages schema stable_hash files features store config formats data grouping network protos",
+    "stats": "errors pages schema stable_hash files features store config formats data grouping network evaluation "
+    "training protos",
     "serving": "errors schema tensorflow_import files manifest features store embedding",
     "cli": "errors tensorflow_import files worth",
     "__main__": "cli",

@@ -1,10 +1,15 @@
-"""Numbers, scaled, in buckets and as logarithms, against NumPy."""
+"""Numbers, scaled, in buckets and as logarithms, against NumPy and against EasyRec's feature columns."""
 
 import numpy as np
 import pytest
+import tensorflow as tf
+from config_helpers import FEATURE
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tensorflow.python.feature_column import feature_column_v2
 from transform_helpers import raw_feature, transform
+
+from easyrec_mm.features.numpy_transform import NumpyTransform
 
 
 def test_a_number_stays_as_it_is():
@@ -97,3 +102,38 @@ def test_buckets_of_text_integers_and_scaled_numbers():
     assert transform(raw_feature(boundaries=(0.0, 2.0)), x=[-5, 0, 1, 2]).tolist() == [0, 1, 1, 2]
     scaled = raw_feature(boundaries=(0.5,), min_value=0.0, max_value=10.0)
     assert transform(scaled, x=[4.9, 5.0]).tolist() == [0, 1]
+
+
+@pytest.mark.parametrize(
+    ("num_buckets", "low", "high"), [(2, 0.0, 1.0), (4, -1.0, 3.0), (10, 0.0, 1000.0), (7, 5.5, 5.75)]
+)
+def test_buckets_of_equal_width_are_those_of_easyrec(load, num_buckets, low, high):
+    """EasyRec gives the scaled number to a bucketized_column with the boundaries i / num_buckets, from 0 on."""
+    settings_text = f"num_buckets: {num_buckets} min_val: {low} max_val: {high} embedding_dim: 4"
+    number = f'input_names: "fans_num" feature_type: RawFeature {settings_text}'
+    schema = load(overrides=[f"{FEATURE['fans_num']}={number}"]).schema
+    feature = next(feature for feature in schema.features if feature.name == "fans_num")
+    values = np.concatenate([np.linspace(low - 1, high + 1, 500), [low, high, (low + high) / 2]]).astype(np.float32)
+
+    with tf.Graph().as_default(), tf.compat.v1.Session() as session:
+        scaled = (tf.constant(values)[:, None] - low) / (high - low)
+        boundaries = [i / float(num_buckets) for i in range(num_buckets)]
+        column = feature_column_v2.bucketized_column(feature_column_v2.numeric_column("x"), boundaries)
+        cache = feature_column_v2.FeatureTransformationCache({"x": scaled})
+        expected = session.run(column.get_sparse_tensors(cache, None).id_tensor.values)
+    assert feature.num_rows == column.num_buckets == num_buckets + 1
+    assert transform(feature, fans_num=values.tolist()).tolist() == expected.tolist()
+    in_numpy = NumpyTransform([feature])({"fans_num": values}, len(values))
+    assert in_numpy["fans_num"].tolist() == expected.tolist()
+
+
+def test_elements_of_sequences_and_expressions_have_such_buckets_too(load):
+    common = "num_buckets: 4 min_val: 0 max_val: 8 embedding_dim: 2"
+    sequence = f'input_names: "city" feature_type: SequenceFeature sub_feature_type: RawFeature separator: "," {common}'
+    expression = f'input_names: "fans_num" feature_type: ExprFeature expression: "fans_num * 2" {common}'
+    changes = {"city": sequence, "fans_num": expression}
+    schema = load(overrides=[f"{FEATURE[name]}={text}" for name, text in changes.items()]).schema
+    features = {feature.name: feature for feature in schema.features}
+    lists = transform(features["city"], city=["-1,0,1.9,2", "8,7.9", ""])
+    assert lists == [[0, 1, 1, 2], [4, 4], []]
+    assert transform(features["fans_num"], fans_num=[-0.5, 0.0, 1.0, 3.9, 9.0]).tolist() == [0, 1, 2, 4, 4]

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from transform_helpers import id_feature, lookup_feature, raw_feature, sequence_feature, tag_feature, transform
 
-from easyrec_mm.features.text_patterns import INTEGER_PATTERN, NUMBER_PATTERN, VALUE_PATTERNS
+from easyrec_mm.features.text_patterns import INTEGER_PATTERN, NUMBER_PATTERN, VALUE_PATTERNS, list_of, vector
 
 
 def patterns_of(*features, **dtypes):
@@ -24,6 +24,15 @@ def both_match(patterns, text):
     re2 = all(bool(tf.strings.regex_full_match(text, pattern)) for pattern in patterns)
     assert python == re2, (patterns, text)
     return python
+
+
+@pytest.mark.parametrize("separator", [",", "|", "\x1d"])
+def test_the_longest_vector_that_a_config_may_have_is_matched(separator):
+    """Groups are matched many lines at a time, and a sequence's elements many at a time: their patterns are longer."""
+    pattern, text = vector(separator, separator, 8192), separator.join(["1.5"] * 8192)
+    assert both_match([rf"(?:{pattern})(?:\n(?:{pattern}))*", list_of(pattern, ";")], text)
+    for wrong in (f"{text}{separator}1", text[: -len("1.5") - 1]):
+        assert not both_match([pattern], wrong)
 
 
 def is_number(text, kind=float, separators="", largest_exponent=99):

@@ -187,9 +187,13 @@ def _section(name: str, users: list[str], language: Language) -> Iterator[str]:
     else:
         yield ""
         yield "No fields."
-    if entry.reserved_name:
-        yield ""
-        yield f"Not supported: {', '.join(f'`{reserved}`' for reserved in entry.reserved_name)}."
+    declared = entry.options.Extensions[options_pb2.harmless] if isinstance(entry, DescriptorProto) else ""
+    harmless = names_in(declared)
+    unsupported = [reserved for reserved in entry.reserved_name if reserved not in harmless]
+    for title, names in (("Accepted, without effect", harmless), ("Not supported", unsupported)):
+        if names:
+            yield ""
+            yield f"{title}: {', '.join(f'`{item}`' for item in names)}."
 
 
 def _fields(entry: Entry) -> list[FieldDescriptorProto]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from easyrec_mm.cli import flags as f
 from easyrec_mm.cli.loading import load_config
+from easyrec_mm.errors import UserError
 
 HELP = "check the config and show how it reads the data"
 
@@ -20,5 +21,8 @@ def run(flags: f.Flags) -> int:
     pipeline = load_config(flags)
     from easyrec_mm.stats.check import check
 
-    print(check(pipeline, flags.num_groups))
+    result = check(pipeline, flags.num_groups)
+    print(result.report, flush=True)
+    if result.problem:
+        raise UserError(result.problem)
     return 0

@@ -69,7 +69,7 @@ def run(flags: f.Flags) -> int:
         if flags.compare:
             from easyrec_mm.evaluation.comparison import Contender, evaluate_and_compare, open_contender
 
-            other = open_contender(flags.compare, flags.compare_config, dtype_of(flags))
+            other = open_contender(flags.compare, flags.compare_config, dtype_of(flags), flags.ignore_unsupported)
             first = Contender(pipeline, trained.model, trained.vectors, trained.name)
             with closing(other.vectors):
                 results = evaluate_and_compare(first, other, path, setting, trained.bad_records)

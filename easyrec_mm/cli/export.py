@@ -7,7 +7,7 @@ import sys
 from easyrec_mm.cli import flags as f
 from easyrec_mm.cli.loading import find_checkpoint, load_config, require_path
 from easyrec_mm.errors import UserError
-from easyrec_mm.files import join
+from easyrec_mm.files import StorageError, join, read
 from easyrec_mm.files.folders import shown
 
 HELP = "split a trained model into image, rec and total model"
@@ -22,7 +22,7 @@ def add_flags(parser: f.Parser) -> None:
         "--pipeline_config",
         dest="pipeline_config",
         metavar="C",
-        help="pipeline config file (default: pipeline.config in the model_dir)",
+        help="pipeline config file; with --model_dir, only if that has no pipeline.config",
     )
     f.add_setting_flags(parser)
     f.add_checkpoint_flag(parser)
@@ -37,10 +37,13 @@ def run(flags: f.Flags) -> int:
     """Export the models and report how exactly they agree."""
     if not (flags.model_dir or flags.pipeline_config):
         raise UserError("--model_dir: give the folder of the training, or its config with --pipeline_config_path")
-    flags.pipeline_config = flags.pipeline_config or join(flags.model_dir, "pipeline.config")
+    from easyrec_mm.config.overrides import Override
+
+    overrides = []
     if flags.model_dir:
-        flags.set.append(f"model_dir={flags.model_dir}")
-    pipeline = load_config(flags)
+        overrides = [Override("--model_dir", "model_dir", flags.model_dir)]
+        flags.pipeline_config = _config_of(flags.model_dir, flags.pipeline_config)
+    pipeline = load_config(flags, overrides)
     from easyrec_mm.export.export import export
     from easyrec_mm.export.folders import ExportFolders
 
@@ -57,3 +60,16 @@ def run(flags: f.Flags) -> int:
     for ways, differences in parity["max_abs_difference"].items():
         print(f"  {ways}: " + ", ".join(f"{name} {value:.1e}" for name, value in differences.items()))
     return 0
+
+
+def _config_of(model_dir: str, path: str | None) -> str:
+    """Return the config that the training has written into model_dir, as in EasyRec; `path` if it has none."""
+    written = join(model_dir, "pipeline.config")
+    if not path:
+        return written
+    try:
+        read(written)
+    except (OSError, StorageError):
+        return path
+    print(f"note: {written} is used, which the training has written, instead of {path}", file=sys.stderr)
+    return written

@@ -152,7 +152,8 @@ def _engine(flags: f.Flags, work: str) -> AbstractContextManager[Any]:
         try:
             from easyrec_mm.grouping.spark_engine import spark_engine
         except ImportError as error:
-            raise UserError(f"--engine spark: {error}; pip install 'easyrec-mm[spark]'") from error
+            install = "install it in the clone: .venv/bin/python -m pip install -e '.[spark]'"
+            raise UserError(f"--engine spark: {error}; {install}") from error
         return spark_engine(flags.spark_master)
     from easyrec_mm.grouping.local_engine import LocalEngine
 

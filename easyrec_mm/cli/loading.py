@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -12,6 +13,7 @@ from easyrec_mm.files.folders import shown
 from easyrec_mm.tensorflow_import import import_tensorflow
 
 if TYPE_CHECKING:
+    from easyrec_mm.config.overrides import Override
     from easyrec_mm.config.pipeline import Pipeline
     from easyrec_mm.data.bad_records import BadRecords
     from easyrec_mm.network.model import MultimodalModel
@@ -19,11 +21,11 @@ if TYPE_CHECKING:
     from easyrec_mm.store.feature_vectors import VectorStores
 
 
-def load_config(flags: Flags) -> Pipeline:
-    """Load and check the config, then import TensorFlow."""
+def load_config(flags: Flags, overrides: Sequence[Override] = ()) -> Pipeline:
+    """Load and check the config, changed by `overrides` and then by --set; then import TensorFlow."""
     from easyrec_mm.config.pipeline import load_pipeline
 
-    pipeline = load_pipeline(flags.pipeline_config, flags.set, flags.ignore_unsupported)
+    pipeline = load_pipeline(flags.pipeline_config, [*overrides, *flags.set], flags.ignore_unsupported)
     for note in pipeline.notes:
         print(f"note: {note}", file=sys.stderr)
     import_tensorflow()

@@ -31,9 +31,9 @@ from easyrec_mm.cli import (
     weights,
     worth,
 )  # fmt: skip
-from easyrec_mm.cli.console import show_exception, without_secrets_shown
+from easyrec_mm.cli.console import guarded_console, show_exception
 from easyrec_mm.cli.exit_status import after_signal
-from easyrec_mm.errors import UserError
+from easyrec_mm.errors import UserError, out_of_memory
 from easyrec_mm.files.folders import shown
 
 # Name -> module with HELP, `add_flags(parser)`, and `run(flags)`, which returns the exit status.
@@ -74,13 +74,14 @@ def run() -> NoReturn:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command; return 0, 1 for a user's mistake, 2 for invalid flags, or 128 + n after signal n."""
-    with without_secrets_shown():
-        return _run(arguments)
+    with guarded_console():
+        return _main(arguments)
 
 
-def _run(arguments: Sequence[str] | None) -> int:
+def _main(arguments: Sequence[str] | None) -> int:
     try:
         flags = make_parser().parse_args(arguments)
+        flags.arguments = list(sys.argv[1:] if arguments is None else arguments)
         status: int = COMMANDS[flags.command].run(flags)
         return status
     except UserError as error:
@@ -95,6 +96,12 @@ def _run(arguments: Sequence[str] | None) -> int:
     except KeyboardInterrupt:
         print("\ninterrupted", file=sys.stderr)
         return after_signal(signal.SIGINT)
+    except Exception as error:
+        if (reason := out_of_memory(error)) is None:
+            raise
+        advice = "make the batch (data_config.batch_size), the layers or the tables smaller"
+        print(f"error: memory ran out: {reason}; {advice}", file=sys.stderr)
+        return 1
 
 
 def make_parser() -> argparse.ArgumentParser:

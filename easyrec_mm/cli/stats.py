@@ -39,6 +39,9 @@ def run(flags: f.Flags) -> int:
                 )
         pipeline = load_config(flags)
     else:
+        for name in ("set", "ignore_unsupported"):
+            if getattr(flags, name):
+                raise UserError(f"--{name}: has no effect without --pipeline_config; give a config, or remove it")
         import_tensorflow()
     from easyrec_mm.stats.stats import StatsOptions, stats
 

@@ -16,7 +16,7 @@ from google.protobuf.descriptor import FieldDescriptor
 from google.protobuf.message import Message
 
 from easyrec_mm.config.rules import rule_of
-from easyrec_mm.config.text import is_repeated
+from easyrec_mm.config.scanner import is_repeated
 from easyrec_mm.errors import without_secrets
 from easyrec_mm.features.categories import read_vocabulary
 from easyrec_mm.protos.pipeline_pb2 import EasyRecConfig

@@ -5,6 +5,7 @@ from __future__ import annotations
 from easyrec_mm.config.best import check_best
 from easyrec_mm.config.evaluation import evaluation_metrics
 from easyrec_mm.errors import Problems
+from easyrec_mm.manifest import invalid_inputs
 from easyrec_mm.protos.pipeline_pb2 import EasyRecConfig
 from easyrec_mm.schema import Schema
 
@@ -13,7 +14,9 @@ def check_export(config: EasyRecConfig, schema: Schema, problems: Problems) -> N
     """Add every problem of export_config."""
     export, image = config.export_config, schema.image
     if not export.multi_placeholder:
-        problems.add("export_config.multi_placeholder", "false is not supported: inputs are named by field; remove it")
+        problems.note("export_config.multi_placeholder", "false has no effect here: there is one input for each field")
+    for problem in invalid_inputs(schema) if schema.uses_image else ():
+        problems.note("export_config", f"the model cannot be exported: {problem}")
     check_best(config, evaluation_metrics(config, schema), problems)
     if not image.field:
         for name in ("img_input_name", "img_shape"):

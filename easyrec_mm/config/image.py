@@ -30,6 +30,8 @@ BACKBONE_NAMES = (*CONVOLUTIONAL, *TRANSFORMERS, NO_BACKBONE)
 # Names in EasyRec's branch -> names here.
 ALIASES = {"ResNet": "ResNet-18", "MobileNet": "MobileNetV3-Large"}
 VIT_PATCH_SIZE = 16
+# Least sides of pictures, in pixels: nothing of smaller ones is left for the last layers. Others take any size.
+LEAST_SIDES = {"MobileNetV3-Small": 31, "MobileNetV3-Large": 31, "ConvNeXt-Tiny": 32}
 # Least and most bins per colour channel (with more, most colours occur in no picture); most cells per side of a grid.
 COLOUR_BINS, LARGEST_GRID = (2, 16), 32
 # The label that ImgModel.img_loss_weight uses.
@@ -102,6 +104,14 @@ def _check_backbone(network: E2E_MM_DBMTL, schema: Schema, problems: Problems) -
             f"{PLACE}.model_name",
             f"{name} cuts pictures into patches of {VIT_PATCH_SIZE} x {VIT_PATCH_SIZE}, and img_shape is{enlarged} "
             f"{width} x {height}; give multiples of {VIT_PATCH_SIZE}",
+        )
+    least = LEAST_SIDES.get(name or "", 1)
+    if 0 < min(width, height) < least:
+        enlarged = " enlarged" if tower.upscale > 1 else ""
+        problems.add(
+            f"{PLACE}.model_name",
+            f"{name} takes pictures of {least} x {least} or more, and img_shape is{enlarged} {width} x {height}; "
+            "enlarge img_shape, set upscale, or choose another backbone",
         )
     if name and not is_transformer and tower.pooling == ImgModel.CLS_TOKEN:
         problems.add(f"{PLACE}.pooling", f"{name} has no class token; choose AVG, MAX or GEM")

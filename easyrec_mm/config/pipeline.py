@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from google.protobuf import text_format
@@ -10,7 +11,7 @@ from easyrec_mm.config.changes import leave_out_secrets
 from easyrec_mm.config.evaluation import check_evaluation
 from easyrec_mm.config.export import check_export
 from easyrec_mm.config.network import check_network
-from easyrec_mm.config.overrides import apply_override
+from easyrec_mm.config.overrides import Override, apply_override
 from easyrec_mm.config.rules import check_rules
 from easyrec_mm.config.schema import derive_schema
 from easyrec_mm.config.text import parse_config, read_text
@@ -31,12 +32,14 @@ class Pipeline:
     notes: tuple[str, ...]
 
 
-def load_pipeline(path: str, overrides: list[str] | None = None, ignore_unsupported: bool = False) -> Pipeline:
+def load_pipeline(
+    path: str, overrides: Sequence[str | Override] | None = None, ignore_unsupported: bool = False
+) -> Pipeline:
     """Read and check a pipeline file.
 
     Args:
       path: the pipeline file.
-      overrides: settings as on the command line, such as "train_config.num_steps=100".
+      overrides: changes as on the command line, such as "train_config.num_steps=100", in their order.
       ignore_unsupported: skip fields of EasyRec's language that are not supported, noting each, instead of failing.
 
     Raises:
@@ -44,7 +47,7 @@ def load_pipeline(path: str, overrides: list[str] | None = None, ignore_unsuppor
     """
     config, notes = parse_config(read_text(path), path, ignore_unsupported)
     for override in overrides or []:
-        apply_override(config, override)
+        notes += apply_override(config, override, ignore_unsupported)
     _require_fields(config, path)
     schema, remarks = check_config(config, path)
     return Pipeline(path, config, schema, (*notes, *remarks))

@@ -13,7 +13,7 @@ from typing import Any
 from google.protobuf.descriptor import FieldDescriptor
 from google.protobuf.message import Message
 
-from easyrec_mm.config.text import is_repeated
+from easyrec_mm.config.scanner import is_repeated
 from easyrec_mm.errors import Problems
 from easyrec_mm.protos import options_pb2
 from easyrec_mm.protos.options_pb2 import Rule

@@ -29,9 +29,7 @@ def tasks_of(config: EasyRecConfig, labels: tuple[str, ...], problems: Problems)
     used |= {loss.label_name for loss in image_losses(config.model_config.e2e_mm_dbmtl.img_model)}
     for i, label in enumerate(labels):
         if label not in used:
-            problems.notes.append(
-                f"data_config.label_fields[{i}]: label '{label}' is read and checked; no tower uses it"
-            )
+            problems.note(f"data_config.label_fields[{i}]", f"label '{label}' is read and checked; no tower uses it")
     return tuple(tasks)
 
 

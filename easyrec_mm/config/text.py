@@ -6,146 +6,63 @@ Owns syntax: unknown and unsupported names, enum values. The meaning of values i
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
 
-from google.protobuf import descriptor_pb2, text_format
-from google.protobuf.descriptor import Descriptor, EnumDescriptor, FieldDescriptor
+from google.protobuf import text_format
+from google.protobuf.message import Message
 
 from easyrec_mm import files
-from easyrec_mm.errors import ConfigError, did_you_mean
+from easyrec_mm.config.scanner import MessagePath, Scanner
+from easyrec_mm.errors import ConfigError
 from easyrec_mm.files import StorageError
 from easyrec_mm.protos.pipeline_pb2 import EasyRecConfig
 
 
 def parse_config(text: str, path: str, ignore_unsupported: bool = False) -> tuple[EasyRecConfig, list[str]]:
-    """Parse the text of a config; return the config and a note for each skipped setting.
+    """Parse the text of a config; return the config and a note for each setting that is left out.
+
+    Settings of EasyRec's language that change nothing here are left out in any case.
 
     Raises:
       ConfigError: naming every unknown setting with its position, or else every unsupported one that is not skipped.
     """
-    unknown, unsupported = _Scanner(text, path).scan(EasyRecConfig.DESCRIPTOR)
-    if unknown:
-        raise ConfigError("\n".join(unknown))
-    if unsupported and not (ignore_unsupported and all(item.skippable for item in unsupported)):
-        errors = [item for item in unsupported if not (ignore_unsupported and item.skippable)]
-        raise ConfigError(
-            "\n".join(item.message for item in errors)
-            + f"\n{len(errors)} setting(s) of EasyRec's language that easyrec_mm does not support: remove them"
-            + (", or skip the fields with --ignore_unsupported" if any(item.skippable for item in errors) else "")
-        )
-    config = EasyRecConfig()
     try:
-        text_format.Parse(text, config, allow_unknown_field=ignore_unsupported)
+        unknown, unsupported = Scanner(text, path).scan(EasyRecConfig.DESCRIPTOR)
     except text_format.ParseError as error:
         raise ConfigError(_located(path, error)) from error
-    return config, [f"skipped: {item.message}" for item in unsupported]
+    if unknown:
+        raise ConfigError("\n".join(unknown))
+    errors = [item for item in unsupported if not item.harmless and not (ignore_unsupported and item.is_field)]
+    if errors:
+        advice = unsupported_advice(len(errors), any(item.is_field for item in errors))
+        raise ConfigError("\n".join([*(item.message for item in errors), advice]))
+    config = EasyRecConfig()
+    try:
+        # All names that the language does not have are known by now.
+        text_format.Parse(text, config, allow_unknown_field=True)
+    except text_format.ParseError as error:
+        raise ConfigError(_located(path, error)) from error
+    for parent in sorted({item.parent for item in unsupported}, reverse=True):
+        _remove_if_empty(config, parent)
+    return config, [item.message if item.harmless else f"skipped: {item.message}" for item in unsupported]
 
 
-def is_repeated(field: FieldDescriptor) -> bool:
-    """Return whether a setting is a list."""
-    # TensorFlow 2.16 needs a protobuf version that does not have FieldDescriptor.is_repeated.
-    return bool(field.default_value == [])
+def unsupported_advice(number: int, are_fields: bool) -> str:
+    """Return what to do about unsupported settings; fields, unlike values, can be skipped."""
+    skip = ", or skip the fields with --ignore_unsupported" if are_fields else ""
+    return f"{number} setting(s) of EasyRec's language that easyrec_mm does not support: remove them{skip}"
 
 
-@dataclass(frozen=True)
-class _Unsupported:
-    message: str
-    skippable: bool
-
-
-class _Scanner:
-    """Walks the text along the message descriptors and collects every name that the descriptors do not have.
-
-    protobuf's own parser stops at the first unknown name and cannot distinguish a setting of EasyRec's language (a
-    `reserved` name here) from a spelling mistake.
-    """
-
-    def __init__(self, text: str, path: str) -> None:
-        self._path = path
-        self._tokens = text_format.Tokenizer(text.split("\n"))
-        self._unknown: list[str] = []
-        self._unsupported: list[_Unsupported] = []
-
-    def scan(self, root: Descriptor) -> tuple[list[str], list[_Unsupported]]:
-        try:
-            self._fields(root, "", end=None)
-        except text_format.ParseError as error:
-            raise ConfigError(_located(self._path, error)) from error
-        return self._unknown, self._unsupported
-
-    def _fields(self, descriptor: Descriptor | None, place: str, end: str | None) -> None:
-        tokens = self._tokens
-        counts: dict[str, int] = {}
-        while not tokens.AtEnd() and not (end and tokens.LookingAt(end)):
-            name = tokens.ConsumeIdentifierOrNumber()
-            where = self._where()
-            field = descriptor.fields_by_name.get(name) if descriptor else None
-            if descriptor is not None and field is None:
-                self._report(descriptor, name, f"{place}{name}", where)
-            tokens.TryConsume(":")
-            first = counts.get(name, 0)
-            counts[name] = first + self._values(field, f"{place}{name}", first)
-            if not tokens.TryConsume(","):
-                tokens.TryConsume(";")
-        if end:
-            tokens.Consume(end)
-
-    def _values(self, field: FieldDescriptor | None, place: str, first: int) -> int:
-        """Consume one value, or a list of values whose first one has the index `first`; return their number."""
-        tokens = self._tokens
-        is_list, has_index = tokens.TryConsume("["), field is not None and is_repeated(field)
-        count = 0
-        while not (is_list and tokens.TryConsume("]")):
-            self._value(field, f"{place}[{first + count}]" if has_index else place)
-            count += 1
-            if not is_list:
-                break
-            tokens.TryConsume(",")
-        return count
-
-    def _value(self, field: FieldDescriptor | None, place: str) -> None:
-        tokens = self._tokens
-        if tokens.TryConsume("{"):
-            self._fields(field.message_type if field else None, f"{place}.", "}")
-        elif tokens.TryConsume("<"):
-            self._fields(field.message_type if field else None, f"{place}.", ">")
-        elif tokens.token[:1] in ("'", '"'):
-            tokens.ConsumeByteString()
-        else:
-            tokens.TryConsume("-")
-            value = tokens.token
-            if not re.match(r"[\w.+-]", value):
-                raise tokens.ParseError(f"Expected a value, got {value or 'the end of the file'}.")
-            tokens.NextToken()
-            if field is not None and field.enum_type and value not in field.enum_type.values_by_name:
-                self._report_enum(field.enum_type, value, place, self._where())
-
-    def _where(self) -> str:
-        """Return path, line and column of the token just consumed."""
-        error = self._tokens.ParseErrorPreviousToken("")
-        return f"{self._path}:{error.GetLine()}:{error.GetColumn()}"
-
-    def _report(self, descriptor: Descriptor, name: str, place: str, where: str) -> None:
-        proto = descriptor_pb2.DescriptorProto()
-        descriptor.CopyToProto(proto)
-        if name in proto.reserved_name:
-            self._unsupported.append(_Unsupported(f"{where}: {place}: not supported", skippable=True))
-        else:
-            hint = did_you_mean(name, descriptor.fields_by_name)
-            self._unknown.append(f"{where}: {place}: {descriptor.name} has no field '{name}'; {hint}")
-
-    def _report_enum(self, enum: EnumDescriptor, value: str, place: str, where: str) -> None:
-        proto = descriptor_pb2.EnumDescriptorProto()
-        enum.CopyToProto(proto)
-        choices = ", ".join(enum.values_by_name)
-        if value in proto.reserved_name:
-            # Never skipped: without its value the setting would fall back to a default with another meaning.
-            message = f"{where}: {place}: {value} is not supported; choose one of {choices}"
-            self._unsupported.append(_Unsupported(message, skippable=False))
-        elif not re.fullmatch(r"\d+", value):
-            self._unknown.append(
-                f"{where}: {place}: {enum.name} has no value '{value}'; {did_you_mean(value, enum.values_by_name)}"
-            )
+def _remove_if_empty(config: EasyRecConfig, path: MessagePath) -> None:
+    """Remove a message in which only unsupported settings were set, such as metrics_set { max_f1 {} }."""
+    message: Message = config
+    for name, index in path[:-1]:
+        message = getattr(message, name) if index < 0 else getattr(message, name)[index]
+    for name, index in path[-1:]:
+        child = getattr(message, name)
+        if index < 0 and not child.ListFields():
+            message.ClearField(name)
+        elif index >= 0 and not child[index].ListFields():
+            del child[index]
 
 
 def read_text(path: str) -> str:

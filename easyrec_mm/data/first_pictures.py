@@ -1,4 +1,4 @@
-"""Stops a run at once if most of the first pictures of its data cannot be read."""
+"""Stops a run at once if most of the first groups or pictures of its data cannot be used."""
 
 from __future__ import annotations
 
@@ -6,13 +6,14 @@ import os
 from collections.abc import Mapping
 from itertools import islice
 
+from easyrec_mm.data.bad_records import BadRecord
 from easyrec_mm.data.packed_pictures import packed_path
 from easyrec_mm.data.picture_reader import picture_reader
 from easyrec_mm.errors import DataError
 from easyrec_mm.files.first_pictures import NUM_FIRST, are_most, are_relative, find_root, folders_of, shown
 from easyrec_mm.formats.checks import Problem
 from easyrec_mm.formats.rtp_graph import split_bytes
-from easyrec_mm.formats.source import Source
+from easyrec_mm.formats.source import TEXT_GROUPS, Source
 from easyrec_mm.protos.data_pb2 import DatasetConfig
 from easyrec_mm.schema import Schema
 
@@ -39,6 +40,23 @@ def first_pictures(source: Source, schema: Schema) -> Pictures:
         if len(pictures) >= NUM_FIRST:
             break
     return pictures
+
+
+def require_groups(source: Source, setting: str, data: DatasetConfig) -> None:
+    """Check that most of the first groups can be used, unless the config allows that many bad ones.
+
+    Args:
+      source: the groups.
+      setting: the setting that names their files, for messages.
+      data: data section of the config.
+
+    Raises:
+      DataError: if they cannot be used; the message names the first one.
+    """
+    groups = list(islice(source.texts(), TEXT_GROUPS))
+    bad = [BadRecord("group", file, row, *group) for file, row, group in groups if isinstance(group, Problem)]
+    if are_most(len(bad), len(groups), data.max_bad_record_share):
+        raise DataError(f"{setting}: {len(bad)} of the first {len(groups)} groups cannot be used. The first: {bad[0]}")
 
 
 def require_pictures(config: str, data: DatasetConfig, pictures: Pictures) -> None:

@@ -68,13 +68,16 @@ class Contender:
     name: str
 
 
-def open_contender(path: str, config_path: str = "", dtype: str = FLOAT32) -> Contender:
+def open_contender(
+    path: str, config_path: str = "", dtype: str = FLOAT32, ignore_unsupported: bool = False
+) -> Contender:
     """Load the model of a model_dir or checkpoint for a comparison.
 
     Args:
       path: value of --compare.
       config_path: the model's pipeline config; by default pipeline.config, which training writes into the model_dir.
       dtype: Keras dtype policy in which the model computes.
+      ignore_unsupported: whether to skip settings of EasyRec's language that are not supported.
 
     Raises:
       UserError: if the checkpoint or the config does not exist, or they do not fit each other.
@@ -86,7 +89,7 @@ def open_contender(path: str, config_path: str = "", dtype: str = FLOAT32) -> Co
             raise UserError(
                 f"--compare {path}: has no {PIPELINE_CONFIG} beside it; give its config with --compare_config"
             )
-    pipeline = load_pipeline(config_path)
+    pipeline = load_pipeline(config_path, ignore_unsupported=ignore_unsupported)
     model, step = load_model(pipeline.config, pipeline.schema, checkpoint, dtype)
     name = f"{shown(checkpoint)} (step {step})"
     return Contender(pipeline, model, vectors_of(pipeline.schema, checkpoint), name)

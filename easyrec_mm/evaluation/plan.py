@@ -34,6 +34,12 @@ _GROUP_SIZE_BINS = 4
 ItemCounts = tuple[Array, Array]
 
 
+def evaluation_fields(config: EasyRecConfig, schema: Schema) -> tuple[str, ...]:
+    """Return the input fields that an evaluation of the config reads in addition to those that the model reads."""
+    nothing = np.zeros(0, np.uint64), np.zeros(0, np.int64)
+    return EvalPlan(config, schema, False, lambda field: nothing).fields
+
+
 class EvalPlan:
     """The plan for evaluating one model.
 

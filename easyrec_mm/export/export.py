@@ -31,7 +31,15 @@ from easyrec_mm.export.parts import Part, image_part, rec_part, total_part
 from easyrec_mm.export.sample_request import sample_request
 from easyrec_mm.files import is_remote, plain
 from easyrec_mm.files.local_copies import local_copy
-from easyrec_mm.manifest import IMAGE_ONNX, SAMPLE_REQUEST, Kind, Manifest, list_files, write_manifest
+from easyrec_mm.manifest import (
+    IMAGE_ONNX,
+    SAMPLE_REQUEST,
+    Kind,
+    Manifest,
+    invalid_inputs,
+    list_files,
+    write_manifest,
+)
 from easyrec_mm.network.model import MultimodalModel, without_updates
 from easyrec_mm.network.precision import FLOAT32, dtype_policy
 from easyrec_mm.protos.image_pb2 import ImgModel
@@ -133,11 +141,9 @@ def _require_exportable(pipeline: Pipeline) -> None:
             "the model has no pictures (no feature group of an ImgFeature), so it cannot be split; "
             "use its checkpoint with eval and predict"
         )
-    # TensorFlow would silently rename these inputs.
-    names = [*schema.model_fields(), *schema.image_fields(), *(f.name for f in schema.stored_features())]
-    odd = [name for name in names if not name.isidentifier()]
-    if odd:
-        raise ExportError(f"inputs {', '.join(odd)}: name them with letters, digits and _ to export the model")
+    problems = invalid_inputs(schema)
+    if problems:
+        raise ExportError("\n".join(problems))
 
 
 def _write_models(

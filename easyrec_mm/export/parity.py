@@ -200,6 +200,8 @@ class _Ways:
 
         def add(samples: np.ndarray, predictions: dict[str, tf.Tensor]) -> None:
             for name, value in predictions.items():
+                if name == manifest.IMAGE_TEXT:
+                    continue
                 array = value.numpy()
                 outputs.setdefault(name, np.zeros((batch.num_samples, *array.shape[1:]), array.dtype))[samples] = array
 

@@ -106,13 +106,18 @@ def rec_part(model: MultimodalModel) -> Part:
 
 
 def total_part(model: MultimodalModel, image_input: str) -> Part:
-    """Return the model: inputs of both parts, with one picture per sample or one for all -> outputs of rec_part."""
+    """Return the model: inputs of both parts, with one picture per sample or one for all -> outputs of rec_part.
+
+    In addition to these, `img_emb` is the image vector of each sample, as text.
+    """
     schema = model.schema
     transform = FeatureTransform(schema.features)
     pictures = _Pictures(model, image_input)
 
     def outputs(inputs: dict[str, tf.Tensor], vector: tf.Tensor) -> dict[str, tf.Tensor]:
-        return _outputs(model, transform, inputs, vector)
+        predictions = _outputs(model, transform, inputs, vector)
+        num_samples = tf.shape(next(iter(predictions.values())))[0]
+        return {**predictions, IMAGE_TEXT: tf.broadcast_to(vector_text(vector), [num_samples])}
 
     specs = {
         **field_specs(schema),

@@ -10,6 +10,8 @@ from easyrec_mm.features.back_end import BackEnd
 from easyrec_mm.features.reading import FeatureSettings
 from easyrec_mm.protos.feature_pb2 import FeatureConfig
 
+# Buckets into which num_buckets may divide a number: each of them is a boundary in the exported models.
+_MOST_BUCKETS = 100_000
 # When log1p applies: never, before scaling or after scaling.
 Log1p = Literal["", "before", "after"]
 # Accepted values of normalizer_fn.
@@ -62,19 +64,41 @@ def number_attributes(settings: FeatureSettings) -> dict[str, Any]:
 def read_numbers(settings: FeatureSettings) -> Numbers:
     """Read the settings of numbers."""
     item = settings.item
-    limits = tuple(item.boundaries)
+    limits = tuple(item.boundaries) or _equal_parts(settings)
+    if item.boundaries and item.num_buckets:
+        settings.add("num_buckets", "has no effect beside boundaries; keep one of the two")
     if any(a >= b for a, b in pairwise(limits)):
         settings.add("boundaries", f"{list(limits)} is not in ascending order; sort it and remove repeats")
     if item.raw_input_dim > 1 and limits:
-        problem = (
-            f"apply to one number, but raw_input_dim is {item.raw_input_dim}; split the vector into several features"
-        )
-        settings.add("boundaries", problem)
+        setting, verb = ("boundaries", "apply") if item.boundaries else ("num_buckets", "applies")
+        problem = f"{verb} to one number, but raw_input_dim is {item.raw_input_dim}"
+        settings.add(setting, f"{problem}; split the vector into several features")
     if (item.HasField("min_val") or item.HasField("max_val")) and item.max_val <= item.min_val:
         settings.add("max_val", f"{item.max_val} is not above min_val {item.min_val}; swap or remove them")
     if (item.embedding_name or item.HasField("initializer")) and not item.embedding_dim:
         settings.add("embedding_dim", "is 0, so the feature has no table; set it, or remove embedding_name")
     return Numbers(item.raw_input_dim, limits, item.min_val, item.max_val, _log1p(settings))
+
+
+def _equal_parts(settings: FeatureSettings) -> tuple[float, ...]:
+    """Return the boundaries that num_buckets means for numbers scaled to 0 .. 1; () without it.
+
+    They begin with 0 as in EasyRec, so that there is one bucket more than num_buckets says: that of numbers below 0.
+    """
+    item = settings.item
+    if not item.num_buckets:
+        return ()
+    if item.num_buckets < 2:
+        settings.add("num_buckets", f"{item.num_buckets} bucket does not divide numbers; give 2 or more, or remove it")
+    elif not (item.HasField("min_val") or item.HasField("max_val")):
+        settings.add("num_buckets", "needs min_val and max_val, between which it divides the numbers; set them")
+    elif item.num_buckets > _MOST_BUCKETS:
+        settings.add(
+            "num_buckets", f"{item.num_buckets} buckets of a number are too many; give {_MOST_BUCKETS} or fewer"
+        )
+    elif item.max_val > item.min_val:
+        return tuple(i / item.num_buckets for i in range(item.num_buckets))
+    return ()
 
 
 def _log1p(settings: FeatureSettings) -> Log1p:

@@ -26,6 +26,9 @@ class RawFeature(Feature):
     @classmethod
     def of_config(cls, settings: FeatureSettings) -> RawFeature:
         item = settings.item
+        if item.HasField("seq_multi_sep"):
+            other = "read them as a SequenceFeature with sub_feature_type: RawFeature, which combiner pools"
+            settings.add("seq_multi_sep", f"several numbers or vectors in a RawFeature are not supported; {other}")
         if settings.require_inputs(1, 1) and item.raw_input_dim > 1:
             settings.require_separator("separator")
             if settings.fields[settings.inputs[0]].dtype != "string":

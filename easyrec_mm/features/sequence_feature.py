@@ -96,6 +96,9 @@ def _read_elements(settings: FeatureSettings) -> tuple[Categories | None, Number
     """Read the kind of the elements; return numbers if it is not set correctly."""
     kind = settings.item.sub_feature_type
     if kind == FeatureConfig.IdFeature:
+        if settings.item.HasField("seq_multi_sep"):
+            problem = "several ids in an element of a sequence are not supported"
+            settings.add("seq_multi_sep", f"{problem}; join them to one id, or make a sequence of each")
         return read_categories(settings), None, None
     if kind == FeatureConfig.VectorFeature:
         return None, None, _read_keys(settings)

@@ -15,6 +15,9 @@ from easyrec_mm.features.field import Dtype
 
 # RE2 allows at most 1000 repetitions of a part, and half as many of a part that contains "{1,2}".
 _MOST_REPEATS = 400
+# RE2 compiles no pattern of many more numbers. The ranges in feature.proto are the same; a config out of them is told
+# of with its other problems, for which the pattern is built.
+_MOST_NUMBERS = 8192
 # FLOAT fields are also checked as numbers. Within a string the exponent is limited instead, to avoid overflow.
 _EXPONENT = "(?:[eE][+-]?[0-9]{1,2})?"
 
@@ -44,7 +47,7 @@ def word(separators: str) -> str:
 
 def vector(separators: str, separator: str, dim: int) -> str:
     """Return the pattern of `dim` numbers between `separator`, in a text that the characters of `separators` split."""
-    num_full, num_left = divmod(dim - 1, _MOST_REPEATS)
+    num_full, num_left = divmod(min(dim, _MOST_NUMBERS) - 1, _MOST_REPEATS)
     repeats = [_MOST_REPEATS] * num_full + [num_left] * (num_left > 0)
     number_pattern = number(separators)
     return number_pattern + "".join(f"(?:{literal(separator)}{number_pattern}){{{count}}}" for count in repeats)

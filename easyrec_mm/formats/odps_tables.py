@@ -253,7 +253,9 @@ def client_of(project: str) -> Any:
         from odps import ODPS, options
         from odps.accounts import from_environments
     except ImportError as error:
-        raise DataError("reading MaxCompute needs PyODPS; install it: pip install 'easyrec_mm[odps]'") from error
+        raise DataError(
+            "reading MaxCompute needs PyODPS; install it in the clone: .venv/bin/python -m pip install -e '.[odps]'"
+        ) from error
     options.connect_timeout = _CONNECT_SECONDS
     options.retry_times = 2
     ini = _read_ini()

@@ -13,6 +13,7 @@ from typing import Any
 import tensorflow as tf
 from tqdm import tqdm
 
+from easyrec_mm.errors import printable
 from easyrec_mm.files import naming
 
 _SIZE_WHERE_NONE_IS_TOLD = {"ncols": 120, "nrows": 24}
@@ -83,7 +84,7 @@ class Progress:
     def say(self, message: str) -> None:
         """Show a message without breaking the bar."""
         if self._bar is not None:
-            tqdm.write(message, file=sys.stderr)
+            tqdm.write(printable(message), file=_terminal())
         else:
             print(message, flush=True)
 
@@ -121,6 +122,11 @@ class PictureProgress:
             self._bar.close()
 
 
+def _terminal() -> Any:
+    """Return stderr as it is: a bar needs characters that commands do not print otherwise."""
+    return getattr(sys.stderr, "terminal", sys.stderr)
+
+
 def _bar(total: int | None, first: int, name: str, unit: str) -> Any:
     """Return a bar on a terminal, None elsewhere."""
     if not sys.stderr.isatty():
@@ -129,7 +135,7 @@ def _bar(total: int | None, first: int, name: str, unit: str) -> Any:
     shown: dict[str, Any] = dict(_SIZE_WHERE_NONE_IS_TOLD)
     if all(os.get_terminal_size(sys.stderr.fileno())):
         shown = {"dynamic_ncols": True}
-    return tqdm(total=total, initial=first, desc=name, unit=unit, file=sys.stderr, bar_format=_BAR_FORMAT, **shown)
+    return tqdm(total=total, initial=first, desc=name, unit=unit, file=_terminal(), bar_format=_BAR_FORMAT, **shown)
 
 
 class MetricsLog:

@@ -19,7 +19,7 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 from prometheus_client.exposition import choose_encoder
 from prometheus_client.multiprocess import MultiProcessCollector, mark_process_dead
 
-from easyrec_mm.errors import hide_secrets
+from easyrec_mm.errors import hide_secrets, printable
 from easyrec_mm.serving import tracing
 from easyrec_mm.serving.release import Release, Source
 from easyrec_mm.serving.service import Answer
@@ -28,9 +28,6 @@ from easyrec_mm.serving.service import Answer
 SHARED_METRICS = "PROMETHEUS_MULTIPROC_DIR"
 # Longer texts are cut in the log.
 _MOST_CHARACTERS = 2000
-# What JSON leaves as it is: control characters beyond ASCII, separators of lines, changes of the direction of text, and
-# halves of characters, which no file can hold.
-_UNPRINTABLE = re.compile("[\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
 
 prometheus_client.disable_created_metrics()
 _LATENCY_BUCKETS = (0.001, 0.002, 0.003, 0.004, 0.006, 0.008, 0.012, 0.016, 0.024, 0.032, 0.064, 0.128, 0.5, 2.0)
@@ -119,8 +116,7 @@ class JsonFormatter(logging.Formatter):
         }
         if record.exc_info:
             values["exception"] = self.formatException(record.exc_info)
-        line = hide_secrets(json.dumps(values, ensure_ascii=False, default=str))
-        return _UNPRINTABLE.sub(lambda match: f"\\u{ord(match[0]):04x}", line)
+        return printable(hide_secrets(json.dumps(values, ensure_ascii=False, default=str)))
 
 
 def _short(text: str) -> str:

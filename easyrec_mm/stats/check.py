@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import math
 from collections import Counter
+from contextlib import closing
 from dataclasses import dataclass
 from dataclasses import field as attribute
 from itertools import islice
+from typing import NamedTuple
 
 import numpy as np
 
@@ -20,6 +22,7 @@ from easyrec_mm.data.pictures import PictureLoader
 from easyrec_mm.data.plain_pictures import format_of
 from easyrec_mm.data.whole_pictures import decode_whole
 from easyrec_mm.errors import UserError
+from easyrec_mm.evaluation.plan import evaluation_fields
 from easyrec_mm.features.feature import Feature
 from easyrec_mm.features.field import Field
 from easyrec_mm.features.numpy_back_end import NumpyBackEnd, Values
@@ -29,6 +32,7 @@ from easyrec_mm.network.image import image_tower
 from easyrec_mm.network.precision import FLOAT32
 from easyrec_mm.schema import Schema
 from easyrec_mm.store.feature_vectors import VectorStores
+from easyrec_mm.training.memory import require_memory
 
 NUM_EXAMPLES = 3
 NUM_PICTURES = 200
@@ -38,58 +42,79 @@ NUM_PICTURES = 200
 class _Sample:
     """Texts of the valid groups that were read."""
 
+    num_files: int
     values: dict[str, list[str]]  # by field, one per sample
     group_sizes: list[int] = attribute(default_factory=list)
     pictures: dict[bytes, tuple[str, int]] = attribute(default_factory=dict)  # path -> first (file, row)
     bad: list[BadRecord] = attribute(default_factory=list)
     num_groups: int = 0
 
+    def extent(self) -> str:
+        """Return how much was read, as text."""
+        return f"{self.num_files} file(s), {self.num_groups} groups read, {sum(self.group_sizes)} samples"
 
-def check(pipeline: Pipeline, num_groups: int) -> str:
-    """Return a report on the first groups of the training data (or of the evaluation data if there is no other).
+
+class CheckResult(NamedTuple):
+    """A report, and why training would stop; "" if it would not."""
+
+    report: str
+    problem: str
+
+
+def check(pipeline: Pipeline, num_groups: int) -> CheckResult:
+    """Report on the first groups of the training data, and of the evaluation data.
 
     Raises:
-      UserError: if there is no data to read, or if more of it is bad than training would accept; the message then
-        begins with the report.
+      UserError: if there is no data to read, or if the model does not fit the pictures or the memory.
     """
     config, schema = pipeline.config, pipeline.schema
-    setting = "train_input_path" if config.train_input_path else "eval_input_path"
-    path = config.train_input_path or config.eval_input_path
-    if not path:
+    settings = [name for name in ("train_input_path", "eval_input_path") if getattr(config, name)]
+    if not settings:
         raise UserError(f"{pipeline.path}: train_input_path: is missing; give the files of the training data")
-    inputs = Input(config.data_config, schema, path, setting, BadRecords(None, 1.0))
+    require_memory(config, schema, pipeline.path)
+    vectors = VectorStores(schema.stored_features())
+    with closing(vectors):
+        samples = {setting: _read(pipeline, setting, num_groups, vectors) for setting in settings}
+        sample = samples[settings[0]]
+        feature_lines = _feature_lines(schema, sample, vectors)
+    picture_lines = ["  not used: no feature group of an ImgFeature"]
+    if schema.uses_image:
+        picture_lines = _check_pictures(sample, pipeline)
+    lines = [
+        f"{pipeline.path}: the config is valid",
+        f"\ndata: {sample.extent()}",
+        *_group_lines(sample.group_sizes),
+        "\nlabels",
+        *_label_lines(schema, sample),
+        "\nfeatures",
+        *feature_lines,
+        "\npictures",
+        *picture_lines,
+        *_tower_lines(pipeline),
+        *_bad_lines(sample),
+    ]
+    for other in settings[1:]:
+        lines += [f"\nevaluation data: {samples[other].extent()}", *_bad_lines(samples[other])]
+    share = config.data_config.max_bad_record_share
+    problems = (_too_many_bad(part, share) for part in samples.values())
+    return CheckResult("\n".join(lines), next(filter(None, problems), ""))
+
+
+def _read(pipeline: Pipeline, setting: str, num_groups: int, vectors: VectorStores) -> _Sample:
+    """Read the first groups of a setting's files as training would, with what an evaluation needs beside it."""
+    config, schema = pipeline.config, pipeline.schema
+    path, records = getattr(config, setting), BadRecords(None, 1.0)
+    fields = evaluation_fields(config, schema) if setting == "eval_input_path" else ()
+    inputs = Input(config.data_config, schema, path, setting, records, kept_fields=fields, vectors=vectors)
     sample = _read_sample(inputs, schema, num_groups)
     if schema.uses_image:
         require_pictures(pipeline.path, config.data_config, sample.pictures)
-    picture_lines = (
-        _check_pictures(sample, pipeline) if schema.uses_image else ["  not used: no feature group of an ImgFeature"]
-    )
-    feature_lines = _feature_lines(schema, sample, inputs.vectors)
-    inputs.vectors.close()
-    report = "\n".join(
-        [
-            f"{pipeline.path}: the config is valid",
-            f"\ndata: {len(inputs.source.files)} file(s), {sample.num_groups} groups read, "
-            f"{len(sample.values[schema.layout.sample_fields[0]])} samples",
-            *_group_lines(sample.group_sizes),
-            "\nlabels",
-            *_label_lines(schema, sample),
-            "\nfeatures",
-            *feature_lines,
-            "\npictures",
-            *picture_lines,
-            *_tower_lines(pipeline),
-            "\nbad records" if sample.bad else "\nbad records: none",
-            *[f"  {record}" for record in sample.bad[:NUM_SHOWN]],
-            *([f"  and {len(sample.bad) - NUM_SHOWN} more"] if len(sample.bad) > NUM_SHOWN else []),
-        ]
-    )
-    _require_few_bad(sample, config.data_config.max_bad_record_share, report)
-    return report
+    return sample
 
 
 def _read_sample(inputs: Input, schema: Schema, num_groups: int) -> _Sample:
-    sample = _Sample({name: [] for name in (*schema.layout.sample_fields, *schema.labels)})
+    fields = (*schema.layout.sample_fields, *schema.labels)
+    sample = _Sample(len(inputs.source.files), {name: [] for name in fields})
     for file, row, group in islice(inputs.source.texts(), num_groups):
         sample.num_groups += 1
         if isinstance(group, Problem):
@@ -123,13 +148,14 @@ def _label_lines(schema: Schema, sample: _Sample) -> list[str]:
     lines = []
     for label in schema.labels:
         field = schema.field(label)
-        values = np.array([label_value(text, field) for text in sample.values[label]] or [np.nan])
+        values = np.array([label_value(text, field) for text in sample.values[label]])
         towers = [task.name for task in schema.tasks if task.label == label]
         use = f"tower {', '.join(towers)}" if towers else "no tower"
-        lines.append(
-            f"  {label}: mean {values.mean():.4g}, {values.min():.4g} to {values.max():.4g}, "
-            f"missing {_missing(sample.values[label]):.1%}; {use}"
-        )
+        figures = "no value"
+        if len(values):
+            extent = f"mean {values.mean():.4g}, {values.min():.4g} to {values.max():.4g}"
+            figures = f"{extent}, missing {_missing(sample.values[label]):.1%}"
+        lines.append(f"  {label}: {figures}; {use}")
     return lines
 
 
@@ -255,12 +281,22 @@ def _missing(texts: list[str]) -> float:
     return sum(not text for text in texts) / len(texts) if texts else 0.0
 
 
-def _require_few_bad(sample: _Sample, max_share: float, report: str) -> None:
+def _bad_lines(sample: _Sample) -> list[str]:
+    if not sample.bad:
+        return ["\nbad records: none"]
+    more = len(sample.bad) - NUM_SHOWN
+    shown = [f"  {record}" for record in sample.bad[:NUM_SHOWN]]
+    return ["\nbad records", *shown, *([f"  and {more} more"] if more > 0 else [])]
+
+
+def _too_many_bad(sample: _Sample, max_share: float) -> str:
+    """Return why training would stop at the bad records of a sample; "" if it would not."""
     num_pictures = min(len(sample.pictures), NUM_PICTURES)
     for kind, total in (("group", sample.num_groups), ("picture", num_pictures)):
         bad = sum(record.kind == kind for record in sample.bad)
         if bad > max_share * total:
-            raise UserError(
-                f"{report}\n\n{bad} of {total} {kind}s are bad, more than data_config.max_bad_record_share "
-                f"({max_share:g}): training would stop. Correct the data or raise the share."
+            return (
+                f"{bad} of {total} {kind}s are bad, more than data_config.max_bad_record_share ({max_share:g}): "
+                "training would stop. Correct the data or raise the share."
             )
+    return ""

@@ -13,7 +13,10 @@ from easyrec_mm.config.best import BEST, criterion_of
 from easyrec_mm.config.evaluation import evaluation_metrics
 from easyrec_mm.config.pipeline import Pipeline
 from easyrec_mm.data.bad_records import BadRecords
+from easyrec_mm.data.first_pictures import first_pictures, require_groups, require_pictures
+from easyrec_mm.data.input import Input
 from easyrec_mm.evaluation.evaluator import Evaluator
+from easyrec_mm.evaluation.plan import evaluation_fields
 from easyrec_mm.evaluation.report import table, write_result
 from easyrec_mm.evaluation.summary import EvalResults
 from easyrec_mm.files import StorageError
@@ -48,7 +51,8 @@ class TrainingEvaluations:
         vectors: VectorStores,
         folder: ModelDir,
     ) -> None:
-        self._config = pipeline.config
+        self._config, self._schema, self._path = pipeline.config, pipeline.schema, pipeline.path
+        self._vectors = vectors
         self._average, self._trained = average, trained
         self._folder = folder
         share = self._config.data_config.max_bad_record_share
@@ -64,6 +68,25 @@ class TrainingEvaluations:
         self._evaluations: list[Evaluation] = []
         self._evaluated_step = -1
         self._evaluated_s = time.monotonic()
+
+    def require_data(self) -> None:
+        """Check the files of the evaluation data, if there are any, and their first groups and pictures.
+
+        Otherwise a training would end with an error that could have been told at its start.
+
+        Raises:
+          DataError: if they cannot.
+        """
+        if self.interval_s is None:
+            return
+        config, schema, path = self._config, self._schema, self._config.eval_input_path
+        fields, records = evaluation_fields(config, schema), BadRecords(None, 1.0)
+        inputs = Input(
+            config.data_config, schema, path, "eval_input_path", records, kept_fields=fields, vectors=self._vectors
+        )
+        require_groups(inputs.source, "eval_input_path", config.data_config)
+        if schema.uses_image:
+            require_pictures(self._path, config.data_config, first_pictures(inputs.source, schema))
 
     @property
     def interval_s(self) -> float | None:

@@ -87,21 +87,11 @@ def build_optimizers(
     named = model.named_variables()
     factors = {id(named[name].value): factor for name, factor in model.learning_rate_factors().items()}
     first_steps = {id(v.value): phase.first_step for phase in reversed(phases) for v in phase.trained.values()}
-    by_part = [i for i, optimizer in enumerate(configs) if not optimizer.variables]
-
-    def optimizer_of(name: str) -> int:
-        for i, optimizer in enumerate(configs):
-            if any(re.search(pattern, name) for pattern in optimizer.variables):
-                return i
-        if not by_part:
-            raise ConfigError(
-                f"train_config.optimizer_config: no optimizer applies to variable {name}; add one without `variables`"
-            )
-        if len(by_part) == 1 or name in tables:
-            return by_part[0]
-        return by_part[2 if len(by_part) == 3 and name.startswith("image/") else 1]
-
-    chosen = {name: optimizer_of(name) for name in trained}
+    chosen = {name: optimizer_of(name, name in tables, config) for name in trained}
+    for name in (name for name, index in chosen.items() if index is None):
+        raise ConfigError(
+            f"train_config.optimizer_config: no optimizer applies to variable {name}; add one without `variables`"
+        )
     optimizers = []
     for i, settings in enumerate(configs):
         names = [name for name, number in chosen.items() if number == i]
@@ -115,6 +105,17 @@ def build_optimizers(
         optimizer.build([trained[name] for name in names])
         optimizers.append((optimizer, names))
     return optimizers
+
+
+def optimizer_of(name: str, is_table: bool, config: TrainConfig) -> int | None:
+    """Return the index of the optimizer of a variable; None if no optimizer applies to it."""
+    for i, optimizer in enumerate(config.optimizer_config):
+        if any(re.search(pattern, name) for pattern in optimizer.variables):
+            return i
+    by_part = [i for i, optimizer in enumerate(config.optimizer_config) if not optimizer.variables]
+    if len(by_part) <= 1 or is_table:
+        return by_part[0] if by_part else None
+    return by_part[2 if len(by_part) == 3 and name.startswith("image/") else 1]
 
 
 def _trained_variables(model: MultimodalModel, freeze_gradient: Iterable[str]) -> dict[str, keras.Variable]:

@@ -30,6 +30,7 @@ from easyrec_mm.runs.progress import MetricsLog, Progress
 from easyrec_mm.store.feature_vectors import VectorStores
 from easyrec_mm.training.evaluations import TrainingEvaluations
 from easyrec_mm.training.length import Length, training_length
+from easyrec_mm.training.memory import require_memory
 from easyrec_mm.training.save_times import SaveTimes
 from easyrec_mm.training.signals import Caught, caught_signals
 from easyrec_mm.training.state import Restored, TrainingState
@@ -65,6 +66,7 @@ class Trainer:
 
     def __init__(self, pipeline: Pipeline) -> None:
         self._config, self._schema = pipeline.config, pipeline.schema
+        require_memory(self._config, self._schema, pipeline.path)
         self._train_config = self._config.train_config
         self._folder = ModelDir(self._config.model_dir).open()
         self._model_dir = self._folder.local
@@ -92,6 +94,7 @@ class Trainer:
         self._evaluations = TrainingEvaluations(
             pipeline, self.model, self.steps.average, self.steps.trained, self._vectors, self._folder
         )
+        self._evaluations.require_data()
 
     def train(self) -> TrainResult:
         """Train until num_steps or num_epochs are done, the metric stops improving, or SIGINT or SIGTERM arrives."""

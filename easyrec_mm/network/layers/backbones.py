@@ -173,6 +173,11 @@ def preset_backbone(preset: str, shape: Shape, dtype: str, feature_layer: str = 
             f"'{preset}' takes pictures of {_size(preset_shape)} (width x height x channels), but would get "
             f"{_size(shape)}; change img_shape or upscale",
         )
+    try:
+        model.compute_output_spec(keras.KerasTensor((None, *shape)))
+    except ValueError as error:
+        small = f"'{preset}' cannot take pictures of {_size(shape)} (width x height x channels)"
+        raise BackboneError("preset", f"{small}; enlarge img_shape, or set upscale") from error
     source = _architecture(model)
     return _finished(_in_dtype(model, dtype), normalisation, shape, feature_layer, source)
 

@@ -1,0 +1,71 @@
+"""The memory that a training needs for its embedding tables, compared with that of the machine before it begins."""
+
+from __future__ import annotations
+
+import os
+import re
+from pathlib import Path
+
+from easyrec_mm.errors import ConfigError
+from easyrec_mm.protos.pipeline_pb2 import EasyRecConfig
+from easyrec_mm.schema import Schema
+from easyrec_mm.training.optimizers import OPTIMIZERS
+from easyrec_mm.training.plan import optimizer_of
+
+_BYTES_OF_A_NUMBER = 4
+# Limits of a container: cgroups of version 2 and 1.
+_LIMITS = ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes")
+
+
+def require_memory(config: EasyRecConfig, schema: Schema, path: str) -> None:
+    """Check that the tables, with what their optimizer and moving average keep of each number, fit into memory.
+
+    Args:
+      config: the config of the training.
+      schema: its Schema.
+      path: name of the config, for messages.
+
+    Raises:
+      ConfigError: if they do not fit; the message says how many bytes they need, and how many there are.
+    """
+    sizes = {table.name: table.rows * table.dim * _bytes_per_number(table.name, config) for table in schema.tables}
+    needed, available = sum(sizes.values()), machine_bytes()
+    if needed <= available:
+        return
+    largest = max(schema.tables, key=lambda table: sizes[table.name])
+    raise ConfigError(
+        f"{path}: feature_config: the embedding tables, with what the optimizer keeps of them, need {_size(needed)}, "
+        f"and this machine has {_size(available)}; the largest is '{largest.name}', {largest.rows:,} rows of "
+        f"{largest.dim}: give it fewer rows, as with a smaller hash_bucket_size"
+    )
+
+
+def machine_bytes() -> int:
+    """Return the memory of this machine in bytes, or that of the container."""
+    sizes = [os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")]
+    for file in _LIMITS:
+        try:
+            text = Path(file).read_text(encoding="ascii").strip()
+        except OSError:
+            continue
+        if text.isdecimal():
+            sizes.append(int(text))
+    return min(sizes)
+
+
+def _bytes_per_number(table: str, config: EasyRecConfig) -> int:
+    """Return the bytes of a number of a table, of its slots, and of its moving average."""
+    name, train = f"embedding/{table}", config.train_config
+    index = optimizer_of(name, True, train)
+    num_copies = 1
+    is_trained = not any(re.search(pattern, name) for pattern in train.freeze_gradient)
+    if index is not None and is_trained:
+        settings = train.optimizer_config[index]
+        kind = settings.WhichOneof("optimizer")
+        num_copies += len(OPTIMIZERS[kind](getattr(settings, kind), learning_rate=1.0).slots)
+    num_copies += bool(train.optimizer_config and train.optimizer_config[0].use_moving_average)
+    return num_copies * _BYTES_OF_A_NUMBER
+
+
+def _size(num_bytes: int) -> str:
+    return f"{num_bytes:,} bytes ({num_bytes / 2**30:,.1f} GiB)"

@@ -1,0 +1,27 @@
+"""EasyRec's tools by its flags. tests/test_flow.py trains EasyRec's file by the flags of its train_eval."""
+
+import shutil
+import subprocess
+import sys
+
+from flow_helpers import ROOT
+
+from easyrec_mm.cli.main import main
+
+
+def test_the_config_that_the_training_has_written_comes_first(exported, tmp_path, capsys):
+    """By the tool with EasyRec's flags, and by the command; without checkpoints both are quick to refuse."""
+    (tmp_path / "m").mkdir()
+    shutil.copy(exported.model_dir / "pipeline.config", tmp_path / "m")
+    (tmp_path / "other.config").write_text("model_dir: 'x' nonsense: 1")
+    flags = ["--model_dir", str(tmp_path / "m"), "--pipeline_config_path", str(tmp_path / "other.config")]
+    flags += [f"--{name}_model_export_dir={tmp_path / name}" for name in ("rec", "total", "img")]
+    tool = [sys.executable, str(ROOT / "tools" / "export_mm_model.py"), *flags]
+    tool += ["--checkpoint_path", "", "--asset_files", ""]
+    done = subprocess.run(tool, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 1
+    assert f"note: {tmp_path}/m/pipeline.config is used, which the training has written, instead of" in done.stderr
+    assert f"{tmp_path}/m' holds no checkpoint" in done.stderr
+    (tmp_path / "m" / "pipeline.config").unlink()
+    assert main(["export", *flags]) == 1
+    assert f"{tmp_path}/other.config:1:16: nonsense: EasyRecConfig has no field 'nonsense'" in capsys.readouterr().err
