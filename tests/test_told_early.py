@@ -234,3 +234,20 @@ def test_a_truth_value_is_a_bucket(tmp_path, monkeypatch, capsys):
         (tmp_path / name).write_text((tmp_path / name).read_text().replace("a|b", "true", 50).replace("a|b", "FALSE"))
     assert main(["check", *flags]) == 0
     assert re.search(r"tags +IdFeature \(identity\) +2 +2 +0.0% +0.0% +true, FALSE", capsys.readouterr().out)
+
+
+@pytest.mark.parametrize(("settings", "warns"), [("", True), ("boundaries: [1, 5]", False)])
+def test_the_limits_of_numbers_and_one_far_beyond_them(tmp_path, monkeypatch, capsys, settings, warns):
+    """After one number of 1e15 batch normalisation makes all others the same, which no loss tells."""
+    monkeypatch.chdir(tmp_path)
+    feature = 'input_names: "price" feature_type: RawFeature'
+    flags = make_log(tmp_path, CONFIG.replace(feature, f"{feature} {settings}"))
+    lines = (tmp_path / "train.csv").read_text().splitlines()
+    place = lines[0].split(",").index("price")
+    values = lines[30].split(",")
+    values[place] = "-1e15"
+    (tmp_path / "train.csv").write_text("\n".join([*lines[:30], ",".join(values), *lines[31:]]) + "\n")
+    assert main(["check", *flags]) == 0
+    output = capsys.readouterr().out
+    assert re.search(r"price +RawFeature .* -1e\+15 to [\d.]+, such as ", output)
+    assert ("warning: price: 1e+15 is far beyond the other numbers, 99 % of which are within " in output) == warns

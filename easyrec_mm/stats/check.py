@@ -11,6 +11,7 @@ from itertools import islice
 from typing import NamedTuple
 
 import numpy as np
+from numpy.typing import NDArray
 
 from easyrec_mm.config.pipeline import Pipeline
 from easyrec_mm.data.bad_records import NUM_SHOWN, BadRecord, BadRecords
@@ -26,6 +27,7 @@ from easyrec_mm.evaluation.plan import evaluation_fields
 from easyrec_mm.features.feature import Feature
 from easyrec_mm.features.field import Field
 from easyrec_mm.features.numpy_back_end import NumpyBackEnd, Values
+from easyrec_mm.features.raw_feature import RawFeature
 from easyrec_mm.formats.checks import Problem
 from easyrec_mm.formats.rtp_graph import label_value
 from easyrec_mm.network.image import image_tower
@@ -36,6 +38,8 @@ from easyrec_mm.training.memory import require_memory
 
 NUM_EXAMPLES = 3
 NUM_PICTURES = 200
+# How many times larger than the others a number may be.
+_FAR = 1e6
 
 
 @dataclass
@@ -167,6 +171,8 @@ def _feature_lines(schema: Schema, sample: _Sample, vectors: VectorStores) -> li
         if len(feature.inputs) > 1:
             texts = [" x ".join(parts) for parts in zip(*(sample.values[i] for i in feature.inputs), strict=True)]
         common = [text for text, _ in Counter(filter(None, texts)).most_common(NUM_EXAMPLES)]
+        numbers = _numbers(feature, schema, sample)
+        limits = f"{numbers.min():g} to {numbers.max():g}, such as " if numbers.size else ""
         rows.append(
             (
                 feature.name,
@@ -175,14 +181,38 @@ def _feature_lines(schema: Schema, sample: _Sample, vectors: VectorStores) -> li
                 f"{table_rows[feature.table]:,}" if feature.table else "-",
                 f"{_missing_share(feature, schema, sample):.1%}",
                 _unknown(feature, _keys(feature, schema, sample), vectors),
-                ", ".join(text if len(text) <= 24 else text[:21] + "..." for text in common),
+                limits + ", ".join(text if len(text) <= 24 else text[:21] + "..." for text in common),
             )
         )
     widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]) - 1)]
     lines = [
         "  " + "  ".join(f"{cell:<{w}}" for cell, w in zip(row, widths, strict=False)) + f"  {row[-1]}" for row in rows
     ]
-    return [*lines, f"  in all {schema.width} numbers a sample"]
+    return [*lines, f"  in all {schema.width} numbers a sample", *_outlier_lines(schema, sample)]
+
+
+def _numbers(feature: Feature, schema: Schema, sample: _Sample) -> NDArray[np.float64]:
+    """Return the numbers of a RawFeature of one number; none of other features."""
+    field = schema.field(feature.inputs[0])
+    is_number = isinstance(feature, RawFeature) and field.dtype != "string"
+    texts = sample.values[field.name] if is_number else []
+    return np.array([float(field.value(text)) for text in texts if text], np.float64)
+
+
+def _outlier_lines(schema: Schema, sample: _Sample) -> list[str]:
+    """Warn of numbers that are so far from the others that the network would see no difference between these."""
+    lines = []
+    for feature in schema.features:
+        if not isinstance(feature, RawFeature) or feature.numbers.boundaries or feature.numbers.log1p:
+            continue
+        sizes = np.abs(_numbers(feature, schema, sample))
+        usual = float(np.quantile(sizes, 0.99, method="lower")) if sizes.size else 0.0
+        if sizes.size and sizes.max() > _FAR * max(usual, 1.0):
+            lines.append(
+                f"  warning: {feature.name}: {sizes.max():g} is far beyond the other numbers, 99 % of which are within "
+                f"{usual:g}; leave it empty, or give the feature boundaries or numeric_transform: LOG1P"
+            )
+    return lines
 
 
 def _kind(feature: Feature) -> str:
