@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import json
-import re
 import shutil
-import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -14,7 +12,7 @@ import numpy as np
 import onnxruntime
 import pytest
 import tensorflow as tf
-from flow_helpers import KINDS, ROOT, use_small_backbone
+from flow_helpers import KINDS, use_small_backbone
 from model_helpers import CLICK, make_model, make_pipeline, random_batch, use_tiny_backbone
 
 from easyrec_mm.cli.main import main
@@ -22,7 +20,7 @@ from easyrec_mm.config.pipeline import load_pipeline
 from easyrec_mm.errors import CheckpointError, ExportError
 from easyrec_mm.export import export, parts
 from easyrec_mm.export.onnx_models import write_rec_onnx
-from easyrec_mm.manifest import MANIFEST, REC_ONNX, read_manifest
+from easyrec_mm.manifest import REC_ONNX, read_manifest
 from easyrec_mm.network.rec import task_outputs
 from easyrec_mm.runs.best_checkpoint import choose_checkpoint
 
@@ -328,75 +326,3 @@ def test_best_checkpoint_by_evaluations(exported, tmp_path):
     assert chosen(best, 'export_config.best_exporter_metric="auc_click"') == "model.ckpt-2"
     with pytest.raises(CheckpointError, match=r"has a value of 'gauc_click' \(best_exporter_metric\)"):
         chosen(best, 'export_config.best_exporter_metric="gauc"')
-
-
-# --- Processes of their own
-
-
-# With the small backbone, and without TensorFlow's optimization of graphs, which takes time.
-EXPORT = (
-    "import os, resource, signal, sys; sys.path.insert(0, 'tests'); sys.path.insert(0, 'samples')\n"
-    "import pytest, flow_helpers, easyrec_mm.cli.main as cli\n"
-    "import tensorflow as tf; from easyrec_mm.export import export\n"
-    "tf.config.optimizer.set_experimental_options({'disable_meta_optimizer': True})\n"
-    "flow_helpers.use_small_backbone(pytest.MonkeyPatch())\n"
-)
-# In the worst moment, when the first of three models has been put in place.
-KILLED = """
-from easyrec_mm.export import folders; from easyrec_mm.files.replace_folder import exchange
-folders.exchange = lambda new, place: exchange(new, place) and os.kill(os.getpid(), signal.SIGKILL)
-cli.main(sys.argv[1:])
-"""
-# An export without a limit of the size of files, and one for each limit to a folder of its own.
-LIMITS = (3_000, 60_000, 300_000)
-LIMITED = f"""
-signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-for most_bytes in {(-1, *LIMITS)}:
-    resource.setrlimit(resource.RLIMIT_FSIZE, (most_bytes, -1))
-    place = f"{{sys.argv[1]}}/{{most_bytes}}"
-    folders = [f"--{{flag}}_model_export_dir={{place}}/{{kind}}" for kind, flag in flow_helpers.KINDS.items()]
-    print("status", cli.main([*sys.argv[2:], *folders]), file=sys.stderr)
-"""
-
-
-def process(code, *arguments):
-    """Exit status and errors of exports in a new process."""
-    command = [sys.executable, "-c", EXPORT + code, *map(str, arguments)]
-    done = subprocess.run(command, cwd=ROOT, text=True, stderr=subprocess.PIPE, check=False)
-    return done.returncode, done.stderr
-
-
-def contents(folder):
-    return {path.relative_to(folder): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
-
-
-def place_of(path):
-    """Where a file belongs that an export has left beside its place."""
-    return Path(path.parts[0].strip(".").split(".")[0], *path.parts[1:])
-
-
-@pytest.mark.slow
-def test_kills_and_full_disks(exported, tmp_path):
-    """A kill loses no model. The next export writes the same bytes. A full disk is told, and nothing is left."""
-    folder = tmp_path / "-1"
-    shutil.copytree(exported.folder, folder)
-    old = contents(folder)
-    assert process(KILLED, *exported.export_arguments(folder))[0] == -signal.SIGKILL
-    killed = contents(folder)
-    assert set(old.items()) <= {(place_of(path), content) for path, content in killed.items()}
-
-    status, text = process(LIMITED, tmp_path, *exported.export_arguments(tmp_path))
-    assert status == 0
-    assert "Traceback" not in text
-    _, first, *reports = re.split(r"^status (\d)$", text, flags=re.MULTILINE)
-    assert first == "0"
-    assert sorted(path.name for path in folder.iterdir()) == sorted(KINDS)
-    files = contents(folder)
-    assert files.keys() == old.keys()
-    new = {place_of(path): content for path, content in killed.items() if content != old[place_of(path)]}
-    assert {path for path, content in new.items() if files[path] != content} == {Path(kind, MANIFEST) for kind in KINDS}
-    for most_bytes, of_export, status in zip(LIMITS, reports[::2], reports[1::2], strict=False):
-        assert status == "1"
-        assert re.search(r"^error: .*(cannot be written|File too large)", of_export, re.MULTILINE), of_export
-        assert list((tmp_path / str(most_bytes)).iterdir()) == []
-    assert len(reports) == 2 * len(LIMITS) + 1

@@ -46,7 +46,7 @@ COMMANDS = """
 import sys
 from easyrec_mm.cli.main import main
 for command in (["train"], ["check"], ["predict", "--predict_input_path", "data.csv", "--output", "p.parquet",
-                                       "--reserved_columns", "seconds"]):
+                                       "--precision", "AUTO", "--reserved_columns", "seconds"]):
     assert main([command[0], "--pipeline_config", "x.config", *command[1:]]) == 0
 # The tests that hold tables, protos and docs/config.md together.
 import pytest

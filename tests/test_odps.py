@@ -217,9 +217,9 @@ def test_a_shuffled_training_goes_on_where_it_stopped(flow):
     expected, checkpoint = (
         tf.train.load_checkpoint(tf.train.latest_checkpoint(str(folder / model))) for model in ("whole", "parts")
     )
-    names = expected.get_variable_to_shape_map()
-    assert checkpoint.get_variable_to_shape_map() == names
-    for name in names:
+    dtypes = expected.get_variable_to_dtype_map()
+    assert checkpoint.get_variable_to_dtype_map() == dtypes
+    for name in (name for name, dtype in dtypes.items() if dtype != tf.string):
         np.testing.assert_array_equal(checkpoint.get_tensor(name), expected.get_tensor(name), err_msg=name)
 
 

@@ -13,7 +13,7 @@ from flow_helpers import KINDS, demo_flags, make_data, numbers, use_small_backbo
 
 from easyrec_mm.cli.main import main
 from easyrec_mm.files import place
-from easyrec_mm.manifest import MANIFEST
+from easyrec_mm.manifest import MANIFEST, SAMPLE_REQUEST
 from easyrec_mm.serving.release import ServiceOptions
 from easyrec_mm.serving.service import Service
 from easyrec_mm.store import open_store
@@ -91,7 +91,7 @@ def test_everything_in_a_bucket(s3, bucket, data, tmp_path, capsys):
     assert f"{bucket}/run/model.ckpt-6: image model in {bucket}/export/image/1" in capsys.readouterr().out
     for kind in KINDS:
         manifest = json.loads(s3.get(f"{bucket}/export/{kind}/1/{MANIFEST}"))
-        assert set(manifest["files"]) == names(s3, f"{bucket}/export/{kind}/1") - {MANIFEST}
+        assert set(manifest["files"]) == names(s3, f"{bucket}/export/{kind}/1") - {MANIFEST, SAMPLE_REQUEST}
 
     store = f"lmdb://{tmp_path}/vectors"
     run("embed", "--img_model_dir", f"{bucket}/export/image/1", "--input", f"{bucket}/data/images/test/*",

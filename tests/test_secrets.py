@@ -111,7 +111,6 @@ def failing_commands(config, folder):
         ["store", "stat", "--store", f"lmdb://{folder}/none?password={SECRET}"],
         [*serve, f"redis://:{SECRET}@127.0.0.1:1/0"],
         [*serve, f"lmdb://{folder}/store", "--vector_store", f"redis://:{SECRET}@h/0"],
-        [*serve, f"lmdb://{folder}/store", "--vector_store", f"x=redis://:{SECRET}@h/0"],
         ["embed", "--img_model_dir", f"{folder}/rec/1", "--input", web, "--store", f"redis://:{SECRET}@127.0.0.1:1/0"],
         ["group", "--input", web, *group],
         ["group", "--input", f"https://127.0.0.1:1/x.csv?X-Amz-Signature={SECRET}", *group],

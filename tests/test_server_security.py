@@ -197,10 +197,11 @@ def test_flags_that_cannot_be(serving_place, tmp_path):
         ("--host 192.0.2.1); choose another port", "--host", "192.0.2.1"),
     ]
     code = "import json, sys, easyrec_mm.cli.main as cli\nfor case in json.loads(sys.argv[1]):\n"
-    code += "    command = ['serve', '--rec_model_dir', '/no', '--store', 'lmdb:///no', *case]\n"
+    code += "    ports = ['--http_port', sys.argv[2], '--grpc_port', sys.argv[3]]\n"
+    code += "    command = ['serve', '--rec_model_dir', '/no', '--store', 'lmdb:///no', *ports, *case]\n"
     code += "    print('status', cli.main(command), file=sys.stderr)"
     arguments = json.dumps([[str(flag) for flag in flags] for _, *flags in cases])
-    command = [sys.executable, "-c", code, arguments]
+    command = [sys.executable, "-c", code, arguments, str(free_port()), str(free_port())]
     done = subprocess.run(command, cwd=ROOT, stderr=subprocess.PIPE, text=True, check=True)
     assert "Traceback" not in done.stderr
     *outputs, rest = done.stderr.split("status 1\n")
