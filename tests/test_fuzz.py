@@ -1,15 +1,11 @@
-"""Random damage to files: what reads them gives a result or a plain reason, and never anything else.
-
-Each test takes a few seconds here. Much longer, by hand:
-
-    .venv/bin/python -m pytest tests/test_fuzz.py --hypothesis-profile long
-"""
+"""Random damage to files: what reads them gives a result or a plain reason, and never anything else."""
 
 import numpy as np
 import pytest
 from decode_helpers import WIDE, encode, picture
 from flow_helpers import make_data
-from hypothesis import HealthCheck, given, settings
+from fuzz_helpers import fuzz
+from hypothesis import given
 from hypothesis import strategies as st
 from input_helpers import WRITERS, config_of, read_groups
 
@@ -20,7 +16,7 @@ from easyrec_mm.data.pictures import PictureLoader
 from easyrec_mm.errors import UserError
 from easyrec_mm.formats.checks import Problem
 
-FUZZ = settings(deadline=None, suppress_health_check=list(HealthCheck))
+pytestmark = pytest.mark.fuzz
 
 PICTURES = {
     "JPEG": encode(picture(), "JPEG", exif=b"Exif\0\0II*\0\x08\0\0\0\x01\0\x12\x01\x03\0\x01\0\0\0\x06\0\0\0\0\0\0\0"),
@@ -63,7 +59,7 @@ def test_pictures(name):
     good = PICTURES["PNG"]
     expected = loader.decode([good], {}).pixels.numpy()[0]
 
-    @FUZZ
+    @fuzz(100)
     @given(damaged(PICTURES[name]))
     def check(content):
         alone, beside = loader.decode([content], {}), loader.decode([good, content], {})
@@ -98,7 +94,7 @@ def test_tables_and_records(files, kind, tmp_path):
     pipeline, content = files[kind]
     path = tmp_path / "data"
 
-    @FUZZ
+    @fuzz(100)
     @given(damaged(content))
     def check(data):
         path.write_bytes(data)

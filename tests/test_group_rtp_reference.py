@@ -5,6 +5,7 @@ import re
 import numpy as np
 import pytest
 from data_helpers import COLUMNS, SAMPLES, VALUES
+from fuzz_helpers import fuzz
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from rtp_helpers import (
@@ -236,7 +237,8 @@ def test_good_groups_are_all_kept(good):
 
 
 @given(st.lists(lines(), min_size=1, max_size=6))
-@settings(max_examples=250, deadline=None)
+@pytest.mark.fuzz
+@fuzz(250)
 @example([b""])
 @example([COLUMNS.encode() * (NUM_COLUMNS - 1)])
 def test_kept_groups_and_values_equal_the_reference(some_lines):
@@ -244,7 +246,8 @@ def test_kept_groups_and_values_equal_the_reference(some_lines):
 
 
 @given(st.lists(st.binary(max_size=40).filter(lambda data: b"\n" not in data), min_size=1, max_size=4))
-@settings(max_examples=60, deadline=None)
+@pytest.mark.fuzz
+@fuzz(60)
 def test_arbitrary_bytes_are_refused(some_lines):
     assert_equals_reference(some_lines)
 

@@ -10,7 +10,8 @@ from pathlib import Path
 
 import grpc
 import pytest
-from hypothesis import HealthCheck, given, settings
+from fuzz_helpers import fuzz
+from hypothesis import given
 from hypothesis import strategies as st
 from kserve import InferInput, InferRequest, InferResponse
 from kserve.protocol.grpc import grpc_predict_v2_pb2 as messages
@@ -266,11 +267,12 @@ def nearly_valid(draw, instance):
     return V2, {**body, **draw(more)}
 
 
+@pytest.mark.fuzz
 def test_any_body_has_a_documented_answer(server, document, samples):
     statuses = []
 
     @given(nearly_valid(samples[0][0]))
-    @settings(max_examples=300, deadline=None, suppress_health_check=list(HealthCheck))
+    @fuzz(300)
     def run(request):
         path, body = request
         status, answer = server.request("POST", path, json.dumps(body).encode(), JSON)

@@ -12,7 +12,8 @@ import time
 
 import numpy as np
 import pytest
-from hypothesis import HealthCheck, given, settings
+from fuzz_helpers import fuzz
+from hypothesis import given
 from hypothesis import strategies as st
 from store_helpers import fill, record, vector
 
@@ -143,7 +144,8 @@ WRITES = st.lists(st.dictionaries(KEYS, st.one_of(st.none(), st.integers(0, 99))
 
 
 @given(writes=WRITES, asked=st.lists(KEYS, max_size=5))
-@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@fuzz(25)
+@pytest.mark.fuzz
 def test_like_a_dict(uri, writes, asked):
     store, generation = fill(f"{uri}{time.time_ns()}", {})
     written = {}
