@@ -6,6 +6,7 @@ Table `<table>`: generation, key, value (hash of the picture, time, vector); tab
 from __future__ import annotations
 
 import re
+import time
 from collections.abc import Callable, Generator, Iterator, Sequence
 from typing import Any, TypeVar
 from urllib.parse import parse_qs, urlsplit
@@ -26,6 +27,14 @@ _AT_A_TIME = 5_000
 # Begins the digest of a key that PostgreSQL cannot hold: one with NUL, a surrogate or more bytes than its index takes.
 _ODD_KEY = "\x01"
 _MAX_KEY_BYTES = 2_600
+
+# What PostgreSQL says if another process creates a table at the same time: IF NOT EXISTS looks before it creates.
+_CREATED_MEANWHILE = (
+    psycopg.errors.UniqueViolation,
+    psycopg.errors.DuplicateTable,
+    psycopg.errors.DuplicateObject,
+)
+_NUM_CREATIONS, _PAUSE_S = 5, 0.1
 
 T = TypeVar("T")
 
@@ -111,10 +120,14 @@ class PostgresStore(Store):
             " (one integer PRIMARY KEY CHECK (one = 1), current integer NOT NULL, content text NOT NULL)",
         ]
         for statement in statements:
-            try:
-                connection.execute(statement)
-            except (psycopg.errors.UniqueViolation, psycopg.errors.DuplicateTable):
-                connection.execute(statement)  # another process was creating it at the same time
+            for num_left in reversed(range(_NUM_CREATIONS)):
+                try:
+                    connection.execute(statement)
+                    break
+                except _CREATED_MEANWHILE:
+                    if not num_left:
+                        raise
+                    time.sleep(_PAUSE_S)
 
     def _read(self, generation: Generation, keys: Sequence[str]) -> list[bytes | None]:
         stored = [_stored_key(key) for key in keys]
