@@ -47,11 +47,11 @@ def begin_at_once(uri, origin, barrier, numbers):
 
 def test_two_towers_begin_at_once(uri):
     """Each writes a generation of its own, also where the store is made at that moment."""
-    barrier, numbers = SPAWN.Barrier(2), SPAWN.Queue()
+    barrier, numbers = SPAWN.Barrier(2, timeout=60), SPAWN.Queue()
     processes = [SPAWN.Process(target=begin_at_once, args=(uri, origin, barrier, numbers)) for origin in "ab"]
     for process in processes:
         process.start()
-    found = sorted(numbers.get(timeout=300) for _ in range(2 * NUM_RACES))
+    found = sorted(numbers.get(timeout=120) for _ in range(2 * NUM_RACES))
     assert found == [(race, number) for race in range(NUM_RACES) for number in (1, 2)]
     for process in processes:
         process.join()
