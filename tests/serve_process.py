@@ -138,6 +138,26 @@ def running(*arguments, **options):
             server.end()
 
 
+@contextmanager
+def asked(server, body):
+    """Send a request again and again from two threads meanwhile; yields the list of replies."""
+    replies, stop = [], threading.Event()
+
+    def ask():
+        while not stop.is_set():
+            replies.append(server.request("POST", "/v1/models/rec:predict", body))
+
+    threads = [threading.Thread(target=ask) for _ in range(2)]
+    for thread in threads:
+        thread.start()
+    try:
+        yield replies
+    finally:
+        stop.set()
+        for thread in threads:
+            thread.join()
+
+
 def wait_for(condition, seconds=30):
     """Return when a condition is true."""
     for _ in range(int(seconds / 0.05)):

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import shutil
 import subprocess
-import threading
 import time
 
 import numpy as np
 import pytest
 from flow_helpers import embed
-from serve_process import running, wait_for
+from serve_process import asked, running, wait_for
 
 from easyrec_mm.cli.main import main
 from easyrec_mm.store import open_store
@@ -41,30 +40,19 @@ def test_files_that_are_overwritten_under_load(exported, earlier_export, place, 
     shutil.copytree(place / "store", tmp_path / "one")
     body = {"instances": samples[0]}
     with running(place / "rec", f"lmdb://{place}/store") as server:
-        replies, stop = [], threading.Event()
-
-        def ask():
-            while not stop.is_set():
-                replies.append(server.request("POST", "/v1/models/rec:predict", body))
-
-        asking = [threading.Thread(target=ask) for _ in range(2)]
-        for thread in asking:
-            thread.start()
-        for _ in range(10):
-            for rec, store in (
-                (earlier_export / "rec", tmp_path / "both"),
-                (exported.folder / "rec", tmp_path / "one"),
-            ):
-                copy_onto(rec, place / "rec" / "1")
-                copy_onto(store, place / "store")
-                time.sleep(0.02)
-        copy_onto(earlier_export / "rec", place / "rec" / "1")
-        copy_onto(tmp_path / "both", place / "store")
-        wait_for(lambda: of_store(server.predict(samples[0])[1]) == 2)
-        time.sleep(0.2)
-        stop.set()
-        for thread in asking:
-            thread.join()
+        with asked(server, body) as replies:
+            for _ in range(10):
+                for rec, store in (
+                    (earlier_export / "rec", tmp_path / "both"),
+                    (exported.folder / "rec", tmp_path / "one"),
+                ):
+                    copy_onto(rec, place / "rec" / "1")
+                    copy_onto(store, place / "store")
+                    time.sleep(0.02)
+            copy_onto(earlier_export / "rec", place / "rec" / "1")
+            copy_onto(tmp_path / "both", place / "store")
+            wait_for(lambda: of_store(server.predict(samples[0])[1]) == 2)
+            time.sleep(0.2)
         assert server.process.poll() is None
         of_release = {}
         for status, answer in replies:

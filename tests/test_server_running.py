@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 from flow_helpers import embed
-from serve_process import Running, running, wait_for
+from serve_process import Running, asked, running, wait_for
 
 from easyrec_mm.store import open_store
 
@@ -25,16 +25,7 @@ def test_reloading_under_load(exported, earlier_export, serving_place, samples, 
     shutil.copytree(serving_place / "store", folder / "store")
     body = {"instances": samples[0]}
     with running(folder / "rec", f"lmdb://{folder}/store") as server:
-        replies, stop = [], threading.Event()
-
-        def ask():
-            while not stop.is_set():
-                replies.append(server.request("POST", "/v1/models/rec:predict", body))
-
-        asking = [threading.Thread(target=ask) for _ in range(2)]
-        for thread in asking:
-            thread.start()
-        try:
+        with asked(server, body) as replies:
             (folder / "rec" / "2").mkdir()
             shutil.copy(exported.folder / "rec" / "manifest.json", folder / "rec" / "2")  # a half-written export
             wait_for(lambda: server.metric('easyrec_mm_reloads_total{outcome="refused"}') == 1)
@@ -46,10 +37,6 @@ def test_reloading_under_load(exported, earlier_export, serving_place, samples, 
             time.sleep(0.3)
             shutil.rmtree(folder / "rec" / "3")  # back
             wait_for(lambda: server.metric('easyrec_mm_reloads_total{outcome="taken"}') == 2)
-        finally:
-            stop.set()
-            for thread in asking:
-                thread.join()
         answers = {}
         for status, answer in replies:
             assert status == 200

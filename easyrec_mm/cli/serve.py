@@ -71,7 +71,7 @@ def _add_address_flags(parser: f.Parser) -> None:
     tls = "PEM file of the certificate and its chain, to serve REST and gRPC with TLS; taken anew when it changes"
     add("--tls_cert", metavar="F", default="", help=tls)
     add("--tls_key", metavar="F", default="", help="PEM file of the certificate's private key")
-    token = "file with the tokens of which clients must send one (authorization: Bearer TOKEN), one a line"
+    token = "file of tokens, one per line; clients must send one of them (authorization: Bearer TOKEN)"
     add("--token_file", metavar="F", default="", help=token)
 
 

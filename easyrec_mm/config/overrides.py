@@ -47,7 +47,7 @@ def parse_override(text: str) -> Override:
     """Parse "a.b[2].c=value".
 
     Raises:
-      ConfigError: if there is no path or no value.
+      ConfigError: if the path or the value is missing.
     """
     place = f"--set {text}"
     path, *value = _split(text, "=", most=1)

@@ -38,7 +38,7 @@ class Unsupported:
 
 
 class Scan(NamedTuple):
-    """What a text has and the config language has not: messages about unknown names, and what is unsupported."""
+    """Names in a config that are not supported: messages about unknown names, and the known but unsupported ones."""
 
     unknown: list[str]
     unsupported: list[Unsupported]

@@ -159,7 +159,7 @@ def _all_items(paths: str, columns: _Columns, image_root: str) -> Iterator[tuple
 
 
 def _tar_of(path: str, files: Sequence[str]) -> str:
-    """Return the tar with the pictures of a file of paths; "" if there is none."""
+    """Return the tar that holds the pictures of a file of paths; "" if that tar does not exist."""
     tar = tar_beside(path)
     return tar if tar in files or (not is_remote(tar) and os.path.exists(plain(tar))) else ""
 

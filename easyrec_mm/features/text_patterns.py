@@ -30,7 +30,7 @@ def integer(separators: str = "") -> str:
 def number(separators: str = "", exponent: str | None = None) -> str:
     """Return the pattern of a number within a text that the characters of `separators` split.
 
-    `exponent` is the pattern of the exponent, by default one of which every number fits into float32.
+    `exponent` is the pattern of the exponent; the default accepts only exponents for which float32 is large enough.
     """
     digit = _digit(separators)
     digits = f"{digit}+" if "." in separators else rf"(?:{digit}+(?:\.{digit}*)?|\.{digit}+)"
