@@ -12,7 +12,7 @@ from typing import Any, Literal
 
 from easyrec_mm.features.feature import Feature, Table
 from easyrec_mm.features.feature_types import feature_from_dict, feature_to_dict
-from easyrec_mm.features.field import LARGEST_NUMBER, Field
+from easyrec_mm.features.field import A_NUMBER, AN_ID, LARGEST_ID, LARGEST_NUMBER, Field
 from easyrec_mm.features.sequence_feature import SequenceFeature
 from easyrec_mm.features.tag_feature import TagFeature
 from easyrec_mm.features.text_patterns import VALUE_PATTERNS
@@ -206,6 +206,12 @@ class Schema:
         if any(task.label == label and task.activation == "binary" for task in self.tasks):
             return 0.0, 1.0, False
         return -LARGEST_NUMBER, LARGEST_NUMBER, False
+
+    def largest_number(self, field: str) -> tuple[float, str]:
+        """Return the largest magnitude of a float32 field that is not a label, and the allowed numbers in words."""
+        features = (*self.features, *self.image_features)
+        is_id = any(field in feature.inputs and feature.categories is not None for feature in features)
+        return (LARGEST_ID, AN_ID) if is_id else (LARGEST_NUMBER, A_NUMBER)
 
     def image_fields(self) -> tuple[str, ...]:
         """Return the names of the fields that the image model reads in addition to the picture."""

@@ -29,6 +29,7 @@ from input_helpers import (
 from easyrec_mm.cli.main import main
 from easyrec_mm.config.pipeline import load_pipeline
 from easyrec_mm.embedding.items import read_items
+from easyrec_mm.features.field import AN_ID
 from easyrec_mm.formats.checks import GroupProblems, SampleChecks
 
 
@@ -78,6 +79,12 @@ FAULTS = {
         "sample 3: label 7 is not from 0 to 1",
         (),
     ),
+    "an id that shares its FLOAT": (
+        {"price": [1.0, 2e7, 3.0, 4.0]},
+        "column 'price'",
+        f"sample 1: 20000000.0 is not {AN_ID}",
+        (),
+    ),
 }
 # What `predict` says, which reads no labels, of the faults that it sees.
 WITHOUT_LABELS = {
@@ -87,6 +94,7 @@ WITHOUT_LABELS = {
         "column 'category'",
         "sample 1: 'lamp', but sample 0 has 'bag'; the value must be the same in a group",
     ),
+    "an id that shares its FLOAT": FAULTS["an id that shares its FLOAT"][1:3],
 }
 
 
@@ -102,6 +110,13 @@ def small_backbone():
     with pytest.MonkeyPatch.context() as patch:
         use_small_backbone(patch)
         yield
+
+
+def with_prices_as_ids(kind):
+    """The demo config for data of an input_type, with ids that are FLOAT."""
+    config = CONFIG if kind == "GroupRTPInput" else config_of(kind)
+    ids = "IdFeature hash_bucket_size: 9 embedding_dim: 8 precision: 2"
+    return config.replace("RawFeature min_val: 0 max_val: 500", ids)
 
 
 def parts(record):
@@ -126,7 +141,7 @@ def test_all_commands_refuse_the_same_groups_with_the_same_words(groups, tmp_pat
     expected = [(str(file), rows[name], where, problem) for name, (_, where, problem, _) in faults.items()]
     without_labels = [(str(file), rows[name], *problem) for name, problem in WITHOUT_LABELS.items()]
 
-    (tmp_path / "x.config").write_text(CONFIG if kind == "GroupRTPInput" else config_of(kind), encoding="utf-8")
+    (tmp_path / "x.config").write_text(with_prices_as_ids(kind), encoding="utf-8")
     flags = demo_flags(data, tmp_path / "m")
     flags[1] = str(tmp_path / "x.config")
     settings = {
@@ -168,16 +183,17 @@ def test_check_and_stats_refuse_the_same_rows_of_flat_files(groups, tmp_path, ca
     sample = {name: value[:1] if isinstance(value, list) else value for name, value in good[0].items()} | {
         "group_size": 1
     }
-    rows = [sample, {**sample, "click": [5]}, {**sample, "click": [None]}, sample]
+    rows = [sample, {**sample, "click": [5]}, {**sample, "click": [None]}, {**sample, "price": [2e7]}, sample]
     file = tmp_path / "part-0"
     FLAT_WRITERS[kind](file, rows)
-    (tmp_path / "x.config").write_text(config_of(kind), encoding="utf-8")
+    (tmp_path / "x.config").write_text(with_prices_as_ids(kind), encoding="utf-8")
     flags = demo_flags(data, tmp_path / "m")
     flags[1] = str(tmp_path / "x.config")
     flags += [f"--set=train_input_path={file}", "--set=data_config.max_bad_record_share=1"]
     expected = [
         (str(file), first_row + 1, "column 'click'", "label 5 is not from 0 to 1"),
         (str(file), first_row + 2, "column 'click'", "the label is missing, and its field has no default_val"),
+        (str(file), first_row + 3, "column 'price'", f"20000000.0 is not {AN_ID}"),
     ]
     assert main(["check", *flags]) == 0
     output = capsys.readouterr().out

@@ -137,7 +137,7 @@ def test_contents_are_kept_and_asked_about_once_a_run(s3, bucket, tmp_path, run_
 
     def requests(cache, expected):
         s3.faults.requests.clear()
-        assert [cache.read(place, path) for _ in range(3)] == [expected] * 3
+        assert [cache.read(place, path, 10_000) for _ in range(3)] == [expected] * 3
         return sum(s3.faults.requests.values())
 
     cache = ContentCache(DiskCache(str(tmp_path), 10_000, "setting"))
@@ -153,7 +153,7 @@ def test_contents_are_kept_and_asked_about_once_a_run(s3, bucket, tmp_path, run_
     run_begins()
     s3.delete(path)
     with pytest.raises(StorageError, match="no such file"):
-        cache.read(place, path)
+        cache.read(place, path, 10_000)
 
 
 def test_an_entry_that_is_damaged_is_fetched_anew(s3, bucket, tmp_path):
@@ -161,25 +161,32 @@ def test_an_entry_that_is_damaged_is_fetched_anew(s3, bucket, tmp_path):
     s3.put(path, b"content" * 100)
     disk = DiskCache(str(tmp_path), 10_000, "setting")
     cache = ContentCache(disk)
-    cache.read(place, path)
+    cache.read(place, path, 10_000)
     whole = disk.place(path).read_bytes()
     for damaged in (b"", whole[:5], whole[:-1], whole[:-1] + b"?", bytes(len(whole))):
         disk.place(path).write_bytes(damaged)
-        assert cache.read(place, path) == b"content" * 100
+        assert cache.read(place, path, 10_000) == b"content" * 100
+
+
+def test_a_file_that_is_read_in_part_is_not_cached(s3, bucket, tmp_path):
+    path, place = f"{bucket}/x", place_of(bucket)
+    s3.put(path, b"content")
+    cache = ContentCache(DiskCache(str(tmp_path), 10_000, "setting"))
+    assert [cache.read(place, path, size) for size in (3, 7, 8, 3)] == [b"con", b"content", b"content", b"content"]
 
 
 def test_contents_of_a_place_without_versions_are_fetched_once_a_run(tmp_path, run_begins):
     class Unversioned:
         number = 0
 
-        def read(self, path, known_version):
+        def read(self, path, known_version, max_bytes):
             self.number += 1
             return files.Content(b"content", "")
 
     place = Unversioned()
     cache = ContentCache(DiskCache(str(tmp_path), 10_000, "setting"))
     for expected in (1, 2):
-        assert [cache.read(place, "memory://x/y") for _ in range(3)] == [b"content"] * 3
+        assert [cache.read(place, "memory://x/y", 10_000) for _ in range(3)] == [b"content"] * 3
         assert place.number == expected
         run_begins()
 
@@ -190,7 +197,7 @@ def test_a_cache_on_a_full_disk_is_no_reason_to_stop(s3, bucket, tmp_path, caplo
     disk.place(f"{bucket}/x").parent.touch()  # a file where a folder is needed
     cache = ContentCache(disk)
     for _ in range(2):
-        assert cache.read(place_of(bucket), f"{bucket}/x") == b"content"
+        assert cache.read(place_of(bucket), f"{bucket}/x", 10_000) == b"content"
     assert [record.message.split(":")[0] for record in caplog.records] == [str(tmp_path)]
 
 

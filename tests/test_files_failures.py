@@ -7,6 +7,7 @@ import sys
 import boto3
 import fsspec
 import pytest
+from web_server import WebServer
 
 from easyrec_mm.files import Failure, StorageError
 from easyrec_mm.files import place as place_module
@@ -201,3 +202,13 @@ def test_a_name_that_no_object_can_have(bucket):
     with pytest.raises(StorageError) as caught:
         place_of(bucket).read(f"{bucket}/a/../b")
     assert caught.value.failure == Failure.REFUSED
+
+
+def test_no_more_is_read_of_a_file_without_end_than_is_wanted():
+    server = WebServer()
+    try:
+        server.add_endless("/x")
+        assert place_of(server.url).read(f"{server.url}/x", max_bytes=100_000).data == b"x" * 100_000
+        assert server.asked == ["/x"]
+    finally:
+        server.stop()

@@ -66,6 +66,8 @@ def test_contents_come_back_as_they_were_put(filled, tmp_path):
         path = f"{folder}/{name}"
         assert place.read(path).data == content
         assert place.start(path, 2) == content[:2]
+        assert place.read(path, max_bytes=2).data == content[:2]
+        assert place.read(path, max_bytes=10**9).data == content
         info = place.stat(path)
         assert (info.path, info.size, info.is_folder) == (path, len(content), False)
         place.download(info, tmp_path / "copy")
@@ -146,6 +148,8 @@ def test_files_of_a_web_server(s3, bucket):
     place = place_of(address)
     assert place.read(f"{address}/x.txt").data == b"content"
     assert place.read(f"{address}/x.txt?a=b").data == b"content"
+    for size in (3, 7, 8):
+        assert place.read(f"{address}/x.txt", max_bytes=size).data == b"content"[:size]
     (info,) = place.find(f"{address}/x.txt")
     assert info.size == 7
     with pytest.raises(StorageError, match="no such file"):

@@ -67,6 +67,17 @@ def test_packed_pictures_that_are_resized_decode_to_the_same_pixels(tmp_path):
     assert (bad_row["where"], bad_row["problem"].split(":")[0]) == ("5.png", "is damaged")
 
 
+def test_a_file_that_no_picture_needs_is_not_packed(tmp_path):
+    """This one is a hole of 1 TiB."""
+    write_csv(tmp_path / "log.csv", GOOD)
+    make_pictures(tmp_path, ["0.jpg", "1.jpg"], np.random.default_rng(0))
+    with (tmp_path / "2.jpg").open("wb") as file:
+        file.truncate(1 << 40)
+    output = run(tmp_path, "--embed_images", image_root=tmp_path, max_bad_share=1)
+    problems = {row["where"]: row["problem"] for row in bad_rows(output / "bad_rows.jsonl")}
+    assert problems["2.jpg"].startswith("has more bytes than a picture of max_image_pixels can need (")
+
+
 def test_too_many_pictures_that_cannot_be_packed(tmp_path, capsys):
     write_csv(tmp_path / "log.csv", GOOD)
     message = refused(tmp_path, capsys, "--embed_images")

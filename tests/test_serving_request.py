@@ -146,6 +146,16 @@ def test_lists_of_lists_are_sequences_of_vectors():
     assert request.fields["place"] == ["1,2;3,4.5"]
 
 
+def test_ids_that_are_floats_are_told_apart():
+    feature = id_feature("shop", ("shop",), 4, "t", "hash", 10, precision=0)
+    reader = BothForms(schema({"click": "float32"}, {"shop": "float32"}, [feature]), 3)
+    largest = 2**24 - 1
+    request = reader.read({"instances": [{"shop": shop, "img_path": "a"} for shop in (largest, -largest)]})
+    assert request.fields["shop"].tolist() == [largest, -largest]
+    with pytest.raises(RequestError, match="instance 0: shop: 16777216 is not a number from -16777215 to 16777215, "):
+        reader.read({"instances": [{"shop": largest + 1, "img_path": "a"}]})
+
+
 def test_columns(reader):
     own = {name: [value, value] for name, value in ONE.items() if name != "user"}
     request = RequestReader.read(reader, Columns(2, own, {"user": "u2"}))

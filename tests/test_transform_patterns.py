@@ -35,12 +35,15 @@ def test_the_longest_vector_that_a_config_may_have_is_matched(separator):
         assert not both_match([pattern], wrong)
 
 
-def is_number(text, kind=float, separators="", largest_exponent=99):
-    """Python's opinion, on decimal text of the lengths and exponents that the format allows."""
+def is_number(text, kind=float, separators="", within_text=False):
+    """Python's opinion, on decimal text of the lengths and exponents that the format allows: docs/data_format.md."""
+    largest_exponent = 19 if within_text else 99
     if set(text) - (set("0123456789+-.eE \t") - set(separators)):
         return False
     digits = re.split("[eE]", text.strip(" \t"))
     if (kind is int and len(digits[0].lstrip("+-")) > 18) or any(len(part.lstrip("+-")) > 2 for part in digits[1:]):
+        return False
+    if within_text and len(digits[0].lstrip("+-").partition(".")[0]) > 20:
         return False
     try:
         kind(text)
@@ -90,19 +93,15 @@ def parts(text, separator):
     return [part for part in text.split(separator) if part]
 
 
-# Of numbers within a string field: docs/data_format.md.
-LARGEST_EXPONENT = 19
-
-
 def vector_reference(separator, dim):
     return lambda text: (
         len(text.split(separator)) == dim
-        and all(is_number(part, float, separator, LARGEST_EXPONENT) for part in text.split(separator))
+        and all(is_number(part, float, separator, within_text=True) for part in text.split(separator))
     )
 
 
 def weights_reference(separator):
-    return lambda text: all(is_number(part, float, separator, LARGEST_EXPONENT) for part in parts(text, separator))
+    return lambda text: all(is_number(part, float, separator, within_text=True) for part in parts(text, separator))
 
 
 def rows_reference(separator):
@@ -112,10 +111,7 @@ def rows_reference(separator):
 def pairs_reference(separator, kv_separator, is_key=lambda key: True):
     def accepts(text):
         pairs = [part.split(kv_separator) for part in parts(text, separator)]
-        return all(
-            len(pair) == 2 and is_key(pair[0]) and is_number(pair[1], largest_exponent=LARGEST_EXPONENT)
-            for pair in pairs
-        )
+        return all(len(pair) == 2 and is_key(pair[0]) and is_number(pair[1], within_text=True) for pair in pairs)
 
     return accepts
 
@@ -136,10 +132,10 @@ TEXT_FORMS = {
     "vector, point": (raw_feature(width=2, dim=2, separator="."), "x", vector_reference(".", 2), "12..-e"),
     "vector, e": (raw_feature(width=2, dim=2, separator="e"), "x", vector_reference("e", 2), "12.ee-+"),
     "vector, several": (raw_feature(width=2, dim=2, separator="||"), "x", vector_reference("||", 2), "12|||"),
-    "number": (raw_feature(), "x", lambda text: is_number(text, largest_exponent=LARGEST_EXPONENT), "12.-+e "),
+    "number": (raw_feature(), "x", lambda text: is_number(text, within_text=True), "12.-+e "),
     "expression": (
         make.expr_feature("f", ("x",), 1, expression="x + 1"), "x",
-        lambda text: is_number(text, largest_exponent=LARGEST_EXPONENT),
+        lambda text: is_number(text, within_text=True),
         "12.-+e ",
     ),
     "row": (id_feature("identity", 5), "x", lambda text: is_number(text, int), "12.-+ "),
@@ -196,6 +192,21 @@ def test_patterns_of_long_vectors_count_exactly(raw_dim):
 
 
 @pytest.mark.parametrize("raw_dim", [2, 128, 768])
+def test_patterns_of_vectors_limit_the_digits_of_each_number(raw_dim):
+    for feature, separators in (
+        (raw_feature(width=raw_dim, dim=raw_dim, separator="|"), "|"),
+        (raw_feature(width=raw_dim, dim=raw_dim, separator="."), "."),
+        (sequence_feature("raw", dim=raw_dim, number_separator=","), ","),
+    ):
+        patterns = patterns_of(feature, x="string")["x"]
+        fraction = "" if separators == "." else f".{'9' * 30}"
+        ones = ["1"] * (raw_dim - 1)
+        for last, accepted in (("9" * 20 + fraction, True), ("9" * 21, False), ("-" + "9" * 21 + fraction, False)):
+            assert both_match(patterns, separators.join([*ones, last])) == accepted
+            assert both_match(patterns, separators.join([last, *ones])) == accepted
+
+
+@pytest.mark.parametrize("raw_dim", [2, 128, 768])
 def test_patterns_of_sequences_of_long_vectors_count_exactly(raw_dim):
     feature = sequence_feature("raw", dim=raw_dim, number_separator=",")
     pattern = patterns_of(feature, x="string")["x"][0]
@@ -212,7 +223,7 @@ def test_fields_have_the_patterns_of_their_type_and_of_every_feature():
         make.id_feature("d", ("both",), 4, "t3", "identity", 9),
     ]
     patterns = patterns_of(*features, text="string", number="int64", price="float32", vip="bool", both="string")
-    number_of_a_string, integer = patterns.pop("both")
+    *number_of_a_string, integer = patterns.pop("both")
     assert patterns == {
         "y": [NUMBER_PATTERN],
         "number": [INTEGER_PATTERN],
@@ -222,8 +233,9 @@ def test_fields_have_the_patterns_of_their_type_and_of_every_feature():
     }
     assert integer == INTEGER_PATTERN
     # A number within a string cannot be too large for float32: nothing checks it once more.
-    for text, accepted in {"1.5": True, "-2e19": True, "1e-99": True, "1e20": False, "1e99": False}.items():
-        assert both_match([number_of_a_string], text) == accepted
+    accepted_texts = {"1.5": True, "-2e19": True, "1e-99": True, "1e20": False, "1e99": False, "9" * 21: False}
+    for text, accepted in accepted_texts.items():
+        assert both_match(number_of_a_string, text) == accepted
 
 
 def test_the_patterns_that_are_rewritten_still_hold_what_is_replaced():

@@ -73,7 +73,7 @@ def require_pictures(config: str, data: DatasetConfig, pictures: Pictures) -> No
     paths = [path for path in pictures if path][:NUM_FIRST]
     reader = picture_reader(data)
     reader_paths = [packed_path(pictures[path][0], path) if data.packed_images else path for path in paths]
-    reader.begin(reader_paths)
+    reader.begin(reader_paths, data.max_image_pixels)
     _, problems = reader.read(reader_paths, data.max_image_pixels)
     if not are_most(len(problems), len(paths), data.max_bad_record_share):
         return

@@ -14,13 +14,12 @@ from easyrec_mm.files import Failure, FileInfo, StorageError, is_remote, join, p
 from easyrec_mm.files.content_cache import ContentCache
 from easyrec_mm.files.disk_cache import DiskCache
 from easyrec_mm.files.local_copies import local_copies
+from easyrec_mm.files.picture_files import most_bytes, too_large
 from easyrec_mm.files.regular_files import open_regular
 from easyrec_mm.protos.data_pb2 import DatasetConfig
 
 # Number of remote pictures that the whole process reads at a time.
 NUM_READS = 72
-# The largest file of a picture that is worth reading: uncompressed pixels, and what else a file may hold.
-_BYTES_PER_PIXEL, _MOST_OTHER_BYTES = 4, 1 << 20
 # If this many pictures fail before any picture could be read, the cause is not the pictures themselves.
 _NUM_REFUSED = 8
 
@@ -64,13 +63,14 @@ class PictureReader:
         self._num_refused = 0
         self._has_read = False
 
-    def begin(self, paths: Iterable[bytes]) -> None:
-        """Begin to read the remote pictures among these; `read` then takes their contents."""
+    def begin(self, paths: Iterable[bytes], max_pixels: int) -> None:
+        """Begin to read the remote pictures among these; `read` then takes their contents, with the same limit."""
+        max_bytes = most_bytes(max_pixels)
         for path_bytes in paths:
             path = self._full_path(path_bytes)
             if is_remote(path):
                 with self._lock:
-                    future, count = self._begun.get(path) or (_pool().submit(self._read_remote, path), 0)
+                    future, count = self._begun.get(path) or (_pool().submit(self._read_remote, path, max_bytes), 0)
                     self._begun[path] = future, count + 1
 
     def forget(self) -> None:
@@ -90,12 +90,14 @@ class PictureReader:
         Raises:
           DataError: if no remote picture at all can be read, as with wrong credentials, or a tar cannot be read.
         """
+        max_bytes = most_bytes(max_pixels)
         remote = {
-            row: self._take(path) for row, own_path in enumerate(paths) if is_remote(path := self._full_path(own_path))
+            row: self._take(path, max_bytes)
+            for row, own_path in enumerate(paths)
+            if is_remote(path := self._full_path(own_path))
         }
         data: list[bytes] = []
         problems: dict[int, str] = {}
-        max_bytes = _BYTES_PER_PIXEL * max_pixels + _MOST_OTHER_BYTES
         for row, own_path in enumerate(paths):
             try:
                 content = remote[row].result() if row in remote else self._read_here(own_path, max_bytes)
@@ -120,21 +122,21 @@ class PictureReader:
         path = os.fsdecode(path_bytes)
         return join(self._root, path) if path else ""
 
-    def _take(self, path: str) -> Future[bytes]:
+    def _take(self, path: str, max_bytes: int) -> Future[bytes]:
         with self._lock:
             future, count = self._begun.pop(path, (None, 0))
             if future is None:
-                return _pool().submit(self._read_remote, path)
+                return _pool().submit(self._read_remote, path, max_bytes)
             if count > 1:
                 self._begun[path] = future, count - 1
             return future
 
-    def _read_remote(self, path: str) -> bytes:
+    def _read_remote(self, path: str, max_bytes: int) -> bytes:
         place = place_of(path)
         if self._cache is not None:
-            data = self._cache.read(place, path)
+            data = self._cache.read(place, path, max_bytes + 1)
         else:
-            content = place.read(path)
+            content = place.read(path, max_bytes=max_bytes + 1)
             data = content.data if content else b""
         self._has_read = True
         return data
@@ -167,7 +169,7 @@ class PictureReader:
 
 def _require_small(num_bytes: int, max_bytes: int) -> None:
     if num_bytes > max_bytes:
-        raise ValueError(f"has {num_bytes:,} bytes, more than a picture of max_image_pixels needs ({max_bytes:,})")
+        raise ValueError(too_large(max_bytes))
 
 
 @lru_cache

@@ -52,7 +52,7 @@ class PictureLoader:
 
     def begin(self, paths: list[bytes]) -> None:
         """Begin to read the remote pictures among these, which are loaded next."""
-        self._reader.begin(paths)
+        self._reader.begin(paths, self._image.max_pixels)
 
     def forget(self) -> None:
         """Cancel what was begun and not loaded."""

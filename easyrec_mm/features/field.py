@@ -24,6 +24,9 @@ KINDS: dict[str, Kind] = {
 LARGEST_NUMBER = 1e19
 # Such a number in words.
 A_NUMBER = "a number from -1e19 to 1e19"
+# The same for a FLOAT or DOUBLE that is an id: from the next number on, whole numbers share a float32.
+LARGEST_ID = 2.0**24 - 1
+AN_ID = "a number from -16777215 to 16777215, beyond which ids would share a FLOAT; read the field as INT64 or STRING"
 
 
 def dtype_of(kind: Kind) -> Dtype:

@@ -10,7 +10,7 @@ from easyrec_mm.features.back_end import BackEnd
 from easyrec_mm.features.feature import Feature
 from easyrec_mm.features.numbers import Numbers, number_attributes, read_vectors
 from easyrec_mm.features.reading import FeatureSettings
-from easyrec_mm.features.text_patterns import vector
+from easyrec_mm.features.text_patterns import few_digits, vector
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,7 +41,8 @@ class RawFeature(Feature):
         return (self.separator,) if self.separator else ()
 
     def patterns(self) -> list[tuple[str, str]]:
-        return [(self.inputs[0], vector(self.separator, self.separator, self.numbers.dim))]
+        patterns = vector(self.separator, self.separator, self.numbers.dim), few_digits(self.separator)
+        return [(self.inputs[0], pattern) for pattern in patterns]
 
     def values(self, fields: Mapping[str, Any], back_end: BackEnd) -> dict[str, Any]:
         numbers = read_vectors(fields[self.inputs[0]], self.separator, self.numbers.dim, back_end)

@@ -11,7 +11,7 @@ from easyrec_mm.features.categories import Categories, read_categories
 from easyrec_mm.features.feature import Feature, StoredVectors
 from easyrec_mm.features.numbers import Numbers, read_numbers
 from easyrec_mm.features.reading import FeatureSettings
-from easyrec_mm.features.text_patterns import list_of, vector
+from easyrec_mm.features.text_patterns import few_digits, list_of, vector
 from easyrec_mm.features.vector_feature import read_stored_vectors
 from easyrec_mm.protos.feature_pb2 import FeatureConfig
 
@@ -69,13 +69,13 @@ class SequenceFeature(Feature):
 
     def patterns(self) -> list[tuple[str, str]]:
         separators = "".join(self.separators)
+        patterns: list[str] = []
         if self.numbers is not None:
             element = vector(separators, self.number_separator, self.numbers.dim)
+            patterns = [list_of(element, self.separator), few_digits(separators)]
         elif self.categories is not None and self.categories.encoding == "identity":
-            element = self.categories.pattern(separators)
-        else:
-            return []
-        return [(self.inputs[0], list_of(element, self.separator))]
+            patterns = [list_of(self.categories.pattern(separators), self.separator)]
+        return [(self.inputs[0], pattern) for pattern in patterns]
 
     def keys(self, fields: Mapping[str, Any], back_end: BackEnd) -> Any:
         elements = back_end.split(fields[self.inputs[0]], self.separator)

@@ -18,8 +18,10 @@ _MOST_REPEATS = 400
 # RE2 compiles no pattern of many more numbers. The ranges in feature.proto are the same; a config out of them is told
 # of with its other problems, for which the pattern is built.
 _MOST_NUMBERS = 8192
-# FLOAT fields are also checked as numbers. Within a string the exponent is limited instead, to avoid overflow.
+# FLOAT fields are also checked as numbers. Within a string, the digits before the point and the exponent are limited
+# instead, so that float32 is large enough.
 _EXPONENT = "(?:[eE][+-]?[0-9]{1,2})?"
+_MOST_DIGITS = 20
 
 
 def integer(separators: str = "") -> str:
@@ -27,14 +29,9 @@ def integer(separators: str = "") -> str:
     return _signed(f"{_digit(separators)}{{1,18}}", separators)
 
 
-def number(separators: str = "", exponent: str | None = None) -> str:
-    """Return the pattern of a number within a text that the characters of `separators` split.
-
-    `exponent` is the pattern of the exponent; the default accepts only exponents for which float32 is large enough.
-    """
-    digit = _digit(separators)
-    digits = f"{digit}+" if "." in separators else rf"(?:{digit}+(?:\.{digit}*)?|\.{digit}+)"
-    return _signed(digits + (_small_exponent(separators) if exponent is None else exponent), separators)
+def number(separators: str = "") -> str:
+    """Return the pattern of a number within a text that the characters of `separators` split."""
+    return _number(f"{{1,{_MOST_DIGITS}}}", _small_exponent(separators), separators)
 
 
 def word(separators: str) -> str:
@@ -46,11 +43,20 @@ def word(separators: str) -> str:
 
 
 def vector(separators: str, separator: str, dim: int) -> str:
-    """Return the pattern of `dim` numbers between `separator`, in a text that the characters of `separators` split."""
+    """Return the pattern of `dim` numbers between `separator`, in a text that the characters of `separators` split.
+
+    The numbers may have any number of digits, which a pattern within a repeated pattern cannot limit: see `few_digits`.
+    """
     num_full, num_left = divmod(min(dim, _MOST_NUMBERS) - 1, _MOST_REPEATS)
     repeats = [_MOST_REPEATS] * num_full + [num_left] * (num_left > 0)
-    number_pattern = number(separators)
+    number_pattern = _number("+", _small_exponent(separators), separators)
     return number_pattern + "".join(f"(?:{literal(separator)}{number_pattern}){{{count}}}" for count in repeats)
+
+
+def few_digits(separators: str) -> str:
+    """Return the pattern of a text of numbers, none of which has too many digits before the point."""
+    number_pattern = f"[0-9]{{0,{_MOST_DIGITS}}}" + ("" if "." in separators else r"(?:\.[0-9]*)?")
+    return f"(?:{number_pattern}[^0-9{'' if '.' in separators else '.'}])*{number_pattern}"
 
 
 def literal(separator: str) -> str:
@@ -62,6 +68,14 @@ def list_of(element: str, separator: str) -> str:
     """Return the pattern of any number of elements, each of which may be empty."""
     between = literal(separator)
     return f"(?:(?:{element})?{between})*(?:{element})?"
+
+
+def _number(repeats: str, exponent: str, separators: str) -> str:
+    """Return the pattern of a number; `repeats` says how many digits it has before the point."""
+    digit = _digit(separators)
+    fraction = "" if "." in separators else rf"(?:\.{digit}*)?"
+    without_whole = "" if "." in separators else rf"|\.{digit}+"
+    return _signed(f"(?:{digit}{repeats}{fraction}{without_whole}){exponent}", separators)
 
 
 def _digit(separators: str) -> str:
@@ -87,7 +101,7 @@ def _signed(digits: str, separators: str) -> str:
     return around + (f"[{signs}]?" if signs else "") + digits + around
 
 
-INTEGER_PATTERN, NUMBER_PATTERN = integer(), number(exponent=_EXPONENT)
+INTEGER_PATTERN, NUMBER_PATTERN = integer(), _number("+", _EXPONENT, "")
 # A string field accepts any text.
 VALUE_PATTERNS: dict[Dtype, str] = {
     "int64": INTEGER_PATTERN,

@@ -11,7 +11,7 @@ from easyrec_mm.features.back_end import BackEnd
 from easyrec_mm.features.feature import Feature, StoredVectors
 from easyrec_mm.features.numbers import Numbers, read_vectors
 from easyrec_mm.features.reading import FeatureSettings
-from easyrec_mm.features.text_patterns import vector
+from easyrec_mm.features.text_patterns import few_digits, vector
 
 # The schemes of store.SCHEMES, repeated because features may not import easyrec_mm.store.
 STORE_SCHEMES = ("lmdb", "redis", "rediss", "postgresql", "postgres")
@@ -62,7 +62,8 @@ class VectorFeature(Feature):
     def patterns(self) -> list[tuple[str, str]]:
         if self.numbers is None:
             return []
-        return [(self.inputs[0], vector(self.separator, self.separator, self.numbers.dim))]
+        patterns = vector(self.separator, self.separator, self.numbers.dim), few_digits(self.separator)
+        return [(self.inputs[0], pattern) for pattern in patterns]
 
     def values(self, fields: Mapping[str, Any], back_end: BackEnd) -> dict[str, Any]:
         return {self.name: read_vectors(fields[self.inputs[0]], self.separator, self.width, back_end)}

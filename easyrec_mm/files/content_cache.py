@@ -34,8 +34,8 @@ class ContentCache:
     def __init__(self, cache: DiskCache) -> None:
         self._cache = cache
 
-    def read(self, place: Place, path: str) -> bytes:
-        """Return the content of a file.
+    def read(self, place: Place, path: str, max_bytes: int) -> bytes:
+        """Return the content of a file, or the first `max_bytes` bytes of a larger one, which is not cached.
 
         Raises:
           StorageError: if the file cannot be read; the cached content of a file that no longer exists is not used.
@@ -44,12 +44,14 @@ class ContentCache:
         if entry is not None and entry.changed_ns >= RUN_BEGUN_NS:
             self._touch(path, entry.changed_ns)
             return entry.data
-        content = place.read(path, entry.version if entry else "")
+        content = place.read(path, entry.version if entry else "", max_bytes)
         if content is None:
             if entry is None:
                 raise ValueError(f"{path}: no content though none was known")
             self._touch(path, time.time_ns())
             return entry.data
+        if len(content.data) >= max_bytes:
+            return content.data
         version = content.version.encode()
         body = struct.pack("<H", len(version)) + version + content.data
         self._cache.add_if_possible(path, struct.pack("<I", zlib.crc32(body)) + body)

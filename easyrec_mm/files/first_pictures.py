@@ -10,9 +10,7 @@ from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 
 from easyrec_mm.files.paths import is_remote, join, place_name, plain
-from easyrec_mm.files.place import place_of
-from easyrec_mm.files.regular_files import open_regular
-from easyrec_mm.files.storage import StorageError
+from easyrec_mm.files.picture_files import read_begin
 
 # Number of pictures that are checked, and the share of missing ones above which a run stops.
 NUM_FIRST, MAX_MISSING = 64, 0.5
@@ -21,26 +19,12 @@ _NUM_ABOVE = 3
 _NUM_THREADS = 16
 
 
-def read_picture(path: str) -> bytes | str:
-    """Return the content of a picture, or what is wrong with it."""
-    try:
-        if is_remote(path):
-            content = place_of(path).read(path)
-            return (content and content.data) or "is empty (0 bytes)"
-        with open(plain(path), "rb", opener=open_regular) as file:
-            return file.read() or "is empty (0 bytes)"
-    except StorageError as error:
-        return f"cannot be read: {error.reason}"
-    except (OSError, ValueError) as error:  # ValueError: no file can have that path
-        return f"cannot be read: {getattr(error, 'strerror', None) or error}"
-
-
 def missing(root: str, paths: Iterable[str]) -> dict[str, str]:
     """Return path -> what is wrong, for the pictures that cannot be read from a folder."""
     paths = list(paths)
     with ThreadPoolExecutor(_NUM_THREADS) as pool:
-        contents = pool.map(lambda path: read_picture(join(root, path)), paths)
-        return {path: content for path, content in zip(paths, contents, strict=True) if isinstance(content, str)}
+        begins = pool.map(lambda path: read_begin(join(root, path), 1), paths)
+        return {path: begin for path, begin in zip(paths, begins, strict=True) if isinstance(begin, str)}
 
 
 def are_most(num_missing: int, num: int, max_share: float = MAX_MISSING) -> bool:

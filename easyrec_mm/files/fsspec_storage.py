@@ -16,6 +16,7 @@ _VERSION_KEYS = (
     "ETag", "etag", "LastModified", "last_modified", "Last-Modified", "mtime", "modified", "modificationTime",
     "updated", "created", "checksum",
 )  # fmt: skip
+_HTTP = ("http", "https")
 _PASSING_STATUS = (408, 429)
 _KNOWN = "use s3, oss, gs, hdfs, http or https"
 
@@ -63,18 +64,28 @@ class FsspecStorage:
         with self._translated(path):
             return self._info(self._files.info(path), path)
 
-    def read(self, path: str, known_version: str | None = None) -> Content | None:
+    def read(self, path: str, known_version: str | None = None, max_bytes: int | None = None) -> Content | None:
         """See Storage.read."""
         version = "" if known_version is None else self.stat(path).version
         if version and version == known_version:
             return None
         with self._translated(path):
-            return Content(bytes(self._files.cat_file(path)), version)
+            content = self._files.cat_file(path) if max_bytes is None else self._first_bytes(path, max_bytes)
+            return Content(bytes(content), version)
 
     def start(self, path: str, size: int) -> bytes:
         """See Storage.start."""
-        with self._translated(path), self._files.open(path, "rb", block_size=1 << 16) as file:
-            return bytes(file.read(size))
+        with self._translated(path):
+            return self._first_bytes(path, size)
+
+    def _first_bytes(self, path: str, size: int) -> bytes:
+        # A file of a web server is read as a stream, by a single request: that needs a size to be given, of any value.
+        options = {"block_size": 0, "size": 1} if scheme_of(path) in _HTTP else {"block_size": 1 << 16}
+        content = bytearray()
+        with self._files.open(path, "rb", **options) as file:
+            while len(content) < size and (data := file.read(size - len(content))):
+                content += data
+        return bytes(content)
 
     def download(self, info: FileInfo, local: Path) -> None:
         """See Storage.download."""
@@ -86,7 +97,7 @@ class FsspecStorage:
 
     def upload(self, local: Path, path: str) -> None:
         """See Storage.upload."""
-        if scheme_of(path) in ("http", "https"):
+        if scheme_of(path) in _HTTP:
             raise StorageError(path, "files cannot be written to a web server; choose another place", Failure.REFUSED)
         temporary = f"{path}.tmp" if scheme_of(path) in ("hdfs", "webhdfs") else ""
         with self._translated(path):
@@ -133,7 +144,7 @@ def _options(path: str) -> dict[str, Any]:
         address = fsspec.utils.infer_storage_options(path)
         names = {"host": "host", "port": "port", "username": "user"}
         return {option: address[name] for name, option in names.items() if address.get(name)}
-    if scheme in ("http", "https"):
+    if scheme in _HTTP:
         import aiohttp
 
         return {"client_kwargs": {"timeout": aiohttp.ClientTimeout(total=None, connect=10, sock_read=60)}}

@@ -28,6 +28,7 @@ _RETRY = {
 }
 # A file is downloaded in parts of this size, and this many parts at a time.
 _PART_BYTES, _PARTS_AT_A_TIME = 8 << 20, 4
+_CHUNK_BYTES = 1 << 20
 _CREDENTIALS_LAST = timedelta(minutes=5)
 _WRONG_CREDENTIALS = (
     "InvalidAccessKeyId", "SignatureDoesNotMatch", "ExpiredToken", "InvalidToken", "TokenRefreshRequired",
@@ -78,7 +79,7 @@ class ObjectStorage:
                 # Only the response to a GET contains the reason.
                 return self._info(obstore.get(self.store, inside(path)).meta)
 
-    def read(self, path: str, known_version: str | None = None) -> Content | None:
+    def read(self, path: str, known_version: str | None = None, max_bytes: int | None = None) -> Content | None:
         """See Storage.read."""
         import obstore
 
@@ -89,7 +90,14 @@ class ObjectStorage:
                 )
             except obstore.exceptions.NotModifiedError:
                 return None
-            return Content(bytes(result.bytes()), _version(result.meta))
+            if max_bytes is None or result.meta["size"] <= max_bytes:
+                return Content(bytes(result.bytes()), _version(result.meta))
+            begun = bytearray()
+            for chunk in result.stream(min_chunk_size=_CHUNK_BYTES):
+                begun += bytes(chunk)
+                if len(begun) >= max_bytes:
+                    break
+            return Content(bytes(begun[:max_bytes]), _version(result.meta))
 
     def start(self, path: str, size: int) -> bytes:
         """See Storage.start."""

@@ -55,9 +55,9 @@ class Place:
         """See Storage.stat."""
         return self._call(lambda storage: storage.stat(path))
 
-    def read(self, path: str, known_version: str | None = None) -> Content | None:
+    def read(self, path: str, known_version: str | None = None, max_bytes: int | None = None) -> Content | None:
         """See Storage.read."""
-        return self._call(lambda storage: storage.read(path, known_version))
+        return self._call(lambda storage: storage.read(path, known_version, max_bytes))
 
     def start(self, path: str, size: int) -> bytes:
         """See Storage.start."""

@@ -78,8 +78,11 @@ class Storage(Protocol):
     def stat(self, path: str) -> FileInfo:
         """Return the FileInfo of a file."""
 
-    def read(self, path: str, known_version: str | None = None) -> Content | None:
-        """Return a file's content; None if its version is `known_version`. If that is None, the version may be ""."""
+    def read(self, path: str, known_version: str | None = None, max_bytes: int | None = None) -> Content | None:
+        """Return a file's content; None if its version is `known_version`. If that is None, the version may be "".
+
+        With `max_bytes`, no more than that is read of a larger file, and returned.
+        """
 
     def start(self, path: str, size: int) -> bytes:
         """Return the first `size` bytes of a file, or all bytes of a shorter file."""

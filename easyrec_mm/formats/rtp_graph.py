@@ -17,7 +17,7 @@ import numpy as np
 import tensorflow as tf
 
 from easyrec_mm.errors import DataError
-from easyrec_mm.features.field import LARGEST_NUMBER, Dtype, Field
+from easyrec_mm.features.field import Dtype, Field
 from easyrec_mm.features.tensorflow_back_end import DTYPES, split_texts
 from easyrec_mm.features.text_patterns import VALUE_PATTERNS
 from easyrec_mm.formats.checks import Problem
@@ -225,7 +225,10 @@ class GroupRtpParser:
                 fields[field.name] = tf.where(tf.equal(text, ""), field.default, text) if field.default else text
                 ok = tf.equal(text, "") | matches(text, patterns) if patterns else None
             else:
-                fields[field.name], ok = _read_numbers(columns[index], patterns, field.default, DTYPES[field.dtype])
+                numbers, ok = _read_numbers(columns[index], patterns, field.default, DTYPES[field.dtype])
+                if field.dtype == "float32":
+                    ok &= tf.abs(numbers) <= self._schema.largest_number(field.name)[0]
+                fields[field.name] = numbers
             is_good = is_good if ok is None else is_good & ok
         for lists in self._checks.aligned:
             first, *other_lengths = [
@@ -265,8 +268,7 @@ def _read_numbers(text: tf.Tensor, patterns: list[str], default: str, dtype: tf.
     ok = matches(text, patterns)
     if dtype == tf.bool:
         return tf.cast(tf.strings.regex_full_match(text, "(?i:true)|1"), tf.int64), ok
-    numbers = tf.strings.to_number(tf.where(ok, text, "0"), dtype)
-    return numbers, ok & (tf.abs(numbers) <= LARGEST_NUMBER) if dtype.is_floating else ok
+    return tf.strings.to_number(tf.where(ok, text, "0"), dtype), ok
 
 
 def matches(text: tf.Tensor, patterns: list[str]) -> tf.Tensor:

@@ -21,7 +21,6 @@ import tensorflow as tf
 from numpy.typing import NDArray
 
 from easyrec_mm.errors import DataError, tensorflow_reason
-from easyrec_mm.features.field import LARGEST_NUMBER
 from easyrec_mm.features.tensorflow_back_end import split_texts
 from easyrec_mm.formats.checks import Problem
 from easyrec_mm.formats.data_files import DataFiles
@@ -123,7 +122,7 @@ class GroupTfRecordSource(RecordFiles):
                 if is_class:
                     checks.append(tf.reduce_all(tf.equal(numbers, tf.round(numbers))))
             elif values.dtype == tf.float32:
-                checks.append(tf.reduce_all(tf.abs(values) <= LARGEST_NUMBER))
+                checks.append(tf.reduce_all(tf.abs(values) <= self._schema.largest_number(name)[0]))
             elif values.dtype == tf.string and name in self._groups.checks.patterns:
                 checks.append(tf.reduce_all(tf.equal(values, "") | matches(values, self._groups.checks.patterns[name])))
             elif name in self._groups.dtypes and self._schema.field(name).dtype == "bool":

@@ -16,7 +16,6 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
-from scipy.special import bdtr
 
 from easyrec_mm.formats.columns import NULL_WORDS
 
@@ -194,9 +193,16 @@ def _only_with_label(
     # A value that all rows have says nothing about the label.
     for value in np.flatnonzero(few & (num_rows >= _MIN_ROWS) & (num_rows < len(is_one))):
         trials, zeros = rows.num_trials(place[codes == value]), int(num_zeros[value])
-        if trials >= _MIN_ROWS and bdtr(zeros, trials, share_of_zeros) < _CHANCE / num_values:
+        if trials >= _MIN_ROWS and _chance(zeros, trials, share_of_zeros) < _CHANCE / num_values:
             return int(value), _OnlyWithLabel(int(num_rows[value]), zeros)
     return None
+
+
+def _chance(most: int, trials: int, probability: float) -> float:
+    """Return the chance of at most so many successes, each trial having this probability."""
+    from scipy.special import bdtr  # seldom needed, and loaded in a fifth of a second
+
+    return float(bdtr(most, trials, probability))
 
 
 def _set_rows(values: pa.Array, codes: Ints, distinct: pa.Array) -> tuple[Bools, Words]:

@@ -13,7 +13,8 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 from easyrec_mm.files import join
-from easyrec_mm.files.first_pictures import read_picture
+from easyrec_mm.files.picture_files import most_bytes, read_picture
+from easyrec_mm.protos.data_pb2 import DatasetConfig
 
 # Number of pictures that are read in parallel, and that are held in memory.
 _NUM_THREADS, _NUM_HELD = 64, 256
@@ -60,4 +61,5 @@ class PicturePacker:
 
     def _read(self, path: str) -> bytes | str:
         """Return the content of a picture, or the problem with it."""
-        return read_picture(join(self.image_root, path))  # join does not change an absolute path
+        max_bytes = most_bytes(DatasetConfig().max_image_pixels)
+        return read_picture(join(self.image_root, path), max_bytes)  # join does not change an absolute path

@@ -97,9 +97,11 @@ def _number_form(texts: Iterable[str]) -> str:
 
 def _vector(texts: Iterable[str], separator: str) -> Texts | None:
     """Return the meaning of texts that hold the same number of numbers each."""
+    if not any(separator in text for text in texts):
+        return None
     lists = [text.split(separator) for text in texts]
     lengths = {len(parts) for parts in lists}
-    if lengths == {1} or not all(map(_NUMBER.fullmatch, (part for parts in lists for part in parts))):
+    if not all(map(_NUMBER.fullmatch, (part for parts in lists for part in parts))):
         return None
     has_fractions = any("." in text for text in texts)
     if len(lengths) == 1 and (separator != " " or has_fractions):
@@ -114,6 +116,8 @@ def _tags(counts: dict[str, int], separator: str, max_vocabulary: int) -> Texts 
     """Return the meaning of texts that hold several tags each."""
     num_texts = sum(counts.values())
     having = sum(rows for text, rows in counts.items() if separator in text)
+    if not having:
+        return None
     parts = {text: [part for part in text.split(separator) if part] for text in counts}
     tags = {part for of_text in parts.values() for part in of_text}
     settings = {"separator": separator}
@@ -129,7 +133,7 @@ def _tags(counts: dict[str, int], separator: str, max_vocabulary: int) -> Texts 
         # Few texts are words of a vocabulary. Names have spaces behind their commas, and their parts are no names.
         are_names = len(counts) <= max_vocabulary or 2 * len(tags) > len(counts) or have_spaces
         are_tags = having >= _OTHER_SHARE * num_texts and not are_names
-    return Texts(settings, frozenset(tags), having / num_texts) if are_tags and having else None
+    return Texts(settings, frozenset(tags), having / num_texts) if are_tags else None
 
 
 def _doubt(counts: dict[str, int]) -> str:

@@ -13,7 +13,7 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from easyrec_mm.errors import UserError
-from easyrec_mm.features.field import A_NUMBER, LARGEST_NUMBER, Dtype, Field
+from easyrec_mm.features.field import Dtype, Field
 from easyrec_mm.features.numpy_back_end import Values
 from easyrec_mm.schema import Schema
 
@@ -27,9 +27,6 @@ TYPES: dict[Dtype, frozenset[type]] = {
 }
 # Python's re keeps hundreds of bytes for each value of a list, so that longer texts are matched by RE2.
 _LONG_TEXT = 4096
-# More digits before the point than float32 can hold. The patterns of features cannot count them, because RE2 limits
-# nested repetitions.
-_TOO_MANY_DIGITS = "(?:^|[^.0-9])[0-9]{39}"
 _MESSAGE_CHARACTERS = 500
 # The longest text. Python holds up all other threads while it splits a text.
 MAX_CHARACTERS = 1 << 20
@@ -57,14 +54,16 @@ class FieldValues:
       field: the field.
       patterns: patterns that its texts must match.
       separators: separators between the values of a text, and within these.
-      is_numeric: whether its texts are numbers.
+      largest: largest magnitude of its numbers, and the allowed numbers in words.
     """
 
-    def __init__(self, field: Field, patterns: Sequence[str], separators: Sequence[str], is_numeric: bool) -> None:
+    def __init__(
+        self, field: Field, patterns: Sequence[str], separators: Sequence[str], largest: tuple[float, str]
+    ) -> None:
         self.field = field
-        self._patterns = [_Pattern(pattern, of_all=True) for pattern in patterns]
-        self._forbidden = _Pattern(_TOO_MANY_DIGITS, of_all=False) if is_numeric else None
+        self._patterns = [_Pattern(pattern) for pattern in patterns]
         self._separators = separators
+        self._largest, self._allowed_numbers = largest
 
     def read(self, values: Sequence[Any], place: str) -> Values:
         """Return the column of values, in which the default replaces missing or empty ones.
@@ -113,10 +112,6 @@ class FieldValues:
             for i, text in enumerate(texts):
                 if text and not pattern.matches(text):
                     raise self._error(place, i, f"{shown(text)} does not have the form that its feature needs")
-        if self._forbidden is not None:
-            for i, text in enumerate(texts):
-                if self._forbidden.matches(text):
-                    raise self._error(place, i, f"{shown(text)} holds a number that is not a finite float32")
         return texts
 
     def _numbers(self, values: Sequence[float], place: str) -> NDArray[np.float32]:
@@ -125,10 +120,10 @@ class FieldValues:
                 numbers = np.array(values, np.float64).astype(np.float32)
             except OverflowError:  # an integer of hundreds of digits
                 numbers = np.array([_as_float(value) for value in values], np.float64).astype(np.float32)
-        is_good = np.abs(numbers) <= LARGEST_NUMBER
+        is_good = np.abs(numbers) <= self._largest
         if not is_good.all():
             i = int(is_good.argmin())
-            raise self._error(place, i, f"{shown(values[i])} is not {A_NUMBER}")
+            raise self._error(place, i, f"{shown(values[i])} is not {self._allowed_numbers}")
         return numbers
 
     def _integers(self, values: Sequence[int], place: str) -> NDArray[np.int64]:
@@ -149,22 +144,16 @@ class FieldValues:
 
 
 class _Pattern:
-    """A regular expression that takes memory and time proportional to the length of a text.
+    """A regular expression that takes memory and time proportional to the length of a text."""
 
-    Args:
-      pattern: the regular expression.
-      of_all: whether it has to match the whole text, and not only a part of it.
-    """
-
-    def __init__(self, pattern: str, of_all: bool) -> None:
-        short = re.compile(pattern)
-        self._short = short.fullmatch if of_all else short.search
-        self._long = f"^(?:{pattern})$" if of_all else pattern
+    def __init__(self, pattern: str) -> None:
+        self._short = re.compile(pattern)
+        self._long = f"^(?:{pattern})$"
 
     def matches(self, text: str) -> bool:
-        """Return whether a text matches."""
+        """Return whether the whole text matches."""
         if len(text) <= _LONG_TEXT:
-            return self._short(text) is not None
+            return self._short.fullmatch(text) is not None
         return bool(pc.match_substring_regex(pa.scalar(text), self._long).as_py())
 
 
@@ -172,14 +161,13 @@ def field_values(schema: Schema) -> dict[str, FieldValues]:
     """Return what reads the fields that the model's features read, by name."""
     patterns = schema.text_patterns()
     separators = {name: feature.separators for feature in schema.features for name in feature.inputs}
-    numeric = {name for feature in schema.features if feature.numbers for name in feature.inputs}
     fields = {name: schema.field(name) for name in schema.feature_fields()}
     return {
         name: FieldValues(
             field,
             patterns.get(name, []) if field.dtype == "string" else [],
             separators.get(name) or (_LIST_SEPARATOR,),
-            field.dtype == "string" and name in numeric,
+            schema.largest_number(name),
         )
         for name, field in fields.items()
     }

@@ -14,11 +14,11 @@ from easyrec_mm.serving.tensors import BINARY_SIZE, DATATYPES, input_tensors, ou
 
 Json = dict[str, Any]
 _LIST: Json = {"type": "array", "description": "its values, joined by the separator of the feature"}
+# Fields of numbers have limits of their own.
 _TYPES: dict[Dtype, list[Json]] = {
     "string": [{"type": "string"}, _LIST],
     "int64": [{"type": "integer", "minimum": -(2**63), "maximum": 2**63 - 1}],
     "bool": [{"type": "boolean"}, {"type": "integer", "minimum": 0, "maximum": 1}],
-    "float32": [{"type": "number", "minimum": -LARGEST_NUMBER, "maximum": LARGEST_NUMBER}],
 }
 _NUMBER_OR_NUMBERS = {"anyOf": [{"type": "number"}, {"type": "array", "items": {"type": "number"}}]}
 _MODEL: Json = {
@@ -112,7 +112,8 @@ def _properties(manifest: Manifest, reader: RequestReader) -> Json:
     properties: Json = {name: {} for name in sorted(reader.known_names)}
     for name in schema.feature_fields():
         field = schema.field(name)
-        choices = [*_TYPES[field.dtype], *([{"type": "null"}] if field.optional else [])]
+        types = [_number(schema.largest_number(name)[0])] if field.dtype == "float32" else _TYPES[field.dtype]
+        choices = [*types, *([{"type": "null"}] if field.optional else [])]
         if field.dtype == "string" and name in patterns:
             choices[0] = {**choices[0], "pattern": f"^(?:{patterns[name][0]})?$"}
         properties[name] = {"anyOf": choices}
@@ -122,9 +123,13 @@ def _properties(manifest: Manifest, reader: RequestReader) -> Json:
         "description": f"the key of the picture, unless {IMAGE_TEXT} is given",
     }
     width = manifest.image_width
-    numbers = {"type": "array", "items": _TYPES["float32"][0], "minItems": width, "maxItems": width}
+    numbers = {"type": "array", "items": _number(LARGEST_NUMBER), "minItems": width, "maxItems": width}
     properties[IMAGE_TEXT] = {"anyOf": [numbers, {"type": "string", "pattern": f"^[^,]+(?:,[^,]+){{{width - 1}}}$"}]}
     return properties
+
+
+def _number(largest: float) -> Json:
+    return {"type": "number", "minimum": -largest, "maximum": largest}
 
 
 def _candidate(manifest: Manifest, reader: RequestReader) -> Json:

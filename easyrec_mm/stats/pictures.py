@@ -150,7 +150,7 @@ def _opened(
 ) -> Iterator[tuple[str, Picture | str]]:
     for start in range(0, len(paths), _READ_AT_ONCE):
         portion = list(paths[start : start + _READ_AT_ONCE])
-        reader.begin(portion)
+        reader.begin(portion, image.max_pixels)
         contents, problems = reader.read(portion, image.max_pixels)
         names = [_name(path) for path in portion]
         results = pool.map(_look_at, names, contents, [image] * len(portion))
