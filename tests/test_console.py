@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from easyrec_mm.cli.main import main
-from easyrec_mm.errors import printable
+from easyrec_mm.safe_text import printable
 
 # Clears the screen, sets the title, goes back over the line, deletes, turns the direction of text.
 EVIL = "\x1b[2J\x1b]0;title\x07\r\x08\x7f\x9b1m\u202e"

@@ -33,35 +33,37 @@ PACKAGE = ROOT / "easyrec_mm"
 # above it.
 MAY_IMPORT = {
     "errors": "",
-    "features": "errors protos",
+    "safe_text": "",
+    "features": "errors safe_text protos",
     "schema": "features",
     "stable_hash": "",
     "tensorflow_import": "",
     "pages": "",
-    "files": "errors tensorflow_import",
+    "files": "errors safe_text tensorflow_import",
     "manifest": "errors schema files",
-    "store": "errors pages files features",
+    "store": "errors safe_text pages files features",
     "weights": "errors files",
-    "config": "errors schema files manifest features weights protos",
+    "config": "errors safe_text schema files manifest features weights protos",
     "formats": "errors schema files features protos",
-    "runs": "errors files features config protos",
-    "data": "errors schema stable_hash files features store formats runs protos",
-    "grouping": "errors schema stable_hash files features config formats protos",
+    "runs": "errors safe_text files features config protos",
+    "data": "errors safe_text schema stable_hash files features store formats runs protos",
+    "grouping": "errors safe_text schema stable_hash files features config formats protos",
     "network": "errors features schema weights config data protos",
-    "embedding": "errors schema files manifest features store formats runs data",
+    "embedding": "errors safe_text schema files manifest features store formats runs data",
     "evaluation": "errors schema stable_hash files features store config runs data network protos",
     "training": "errors schema files store config runs data network evaluation protos",
     "export": "errors schema files manifest features store config formats data network evaluation protos",
     "worth": "errors pages files config formats runs data evaluation training protos",
-    "stats": "errors pages schema stable_hash files features store config formats data grouping network evaluation "
-    "training protos",
-    "serving": "errors schema tensorflow_import files manifest features store embedding",
-    "cli": "errors tensorflow_import files worth",
+    "stats": "errors safe_text pages schema stable_hash files features store config formats data grouping network "
+    "evaluation training protos",
+    "serving": "errors safe_text schema tensorflow_import files manifest features store embedding",
+    "cli": "errors safe_text tensorflow_import files worth",
     "__main__": "cli",
 }
 # Rooms that load in a moment, for neither they nor what they import imports TensorFlow: what a user can get wrong in a
 # config fails before that.
-WITHOUT_TENSORFLOW = ("errors", "schema", "pages", "files", "manifest", "store", "weights", "config", "grouping", "cli")
+WITHOUT_TENSORFLOW = {"errors", "safe_text", "schema", "pages", "manifest", "files", "store", "weights", "config"}
+WITHOUT_TENSORFLOW |= {"grouping", "cli"}
 # Talk to the person at the terminal; all others return what they have to say, or raise it.
 MAY_PRINT = ("cli", "training.trainer", "runs.progress")
 

@@ -16,8 +16,8 @@ from serve_process import ROOT, running
 from easyrec_mm.cli.main import main
 from easyrec_mm.config.changes import changes_since, record_of
 from easyrec_mm.config.pipeline import write_config as save_config
-from easyrec_mm.errors import hide_secrets, without_secrets
 from easyrec_mm.protos.pipeline_pb2 import EasyRecConfig
+from easyrec_mm.safe_text import hide_secrets, without_secrets
 
 SECRET = "gehe1m"
 

@@ -13,7 +13,7 @@ from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from types import TracebackType
 from typing import IO, Any, cast
 
-from easyrec_mm.errors import hide_secrets, printable
+from easyrec_mm.safe_text import hide_secrets, printable
 
 
 class _Guarded:

@@ -17,9 +17,9 @@ from google.protobuf.message import Message
 
 from easyrec_mm.config.rules import rule_of
 from easyrec_mm.config.scanner import is_repeated
-from easyrec_mm.errors import without_secrets
 from easyrec_mm.features.categories import read_vocabulary
 from easyrec_mm.protos.pipeline_pb2 import EasyRecConfig
+from easyrec_mm.safe_text import without_secrets
 
 # Settings that name the elements of a list, which are compared by their names instead of their places.
 _NAMES = ("feature_name", "input_name", "tower_name", "group_name")

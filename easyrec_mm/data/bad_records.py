@@ -14,8 +14,9 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
-from easyrec_mm.errors import DataError, hide_secrets
+from easyrec_mm.errors import DataError
 from easyrec_mm.files import naming
+from easyrec_mm.safe_text import hide_secrets
 
 # Number of groups or pictures from which on their share is meaningful; fewer are checked only at the end of the data.
 MIN_COUNT = 1000

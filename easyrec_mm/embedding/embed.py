@@ -27,10 +27,11 @@ from easyrec_mm.data.picture_reader import PictureReader
 from easyrec_mm.data.pictures import PictureLoader
 from easyrec_mm.embedding.image_model import ImageModel
 from easyrec_mm.embedding.items import Item
-from easyrec_mm.errors import UserError, hide_secrets
+from easyrec_mm.errors import UserError
 from easyrec_mm.files import is_remote, naming, plain, put, written_at
 from easyrec_mm.files.local_copies import local_copies
 from easyrec_mm.runs.progress import PictureProgress
+from easyrec_mm.safe_text import hide_secrets
 from easyrec_mm.schema import Schema
 from easyrec_mm.store import Record, Store
 from easyrec_mm.store.generations import Generation, VectorDtype

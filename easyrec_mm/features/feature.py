@@ -11,11 +11,11 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
-from easyrec_mm.errors import without_secrets
 from easyrec_mm.features.back_end import BackEnd
 from easyrec_mm.features.categories import Categories
 from easyrec_mm.features.numbers import Numbers
 from easyrec_mm.features.reading import FeatureSettings
+from easyrec_mm.safe_text import without_secrets
 
 
 @dataclass(frozen=True)

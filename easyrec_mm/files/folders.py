@@ -11,11 +11,11 @@ from collections.abc import Callable, Collection, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from easyrec_mm.errors import hide_secrets
 from easyrec_mm.files.paths import is_remote, join, plain
 from easyrec_mm.files.place import place_of
 from easyrec_mm.files.storage import FileInfo
 from easyrec_mm.files.work_folder import work_folder
+from easyrec_mm.safe_text import hide_secrets
 
 _FILES_AT_A_TIME = 4
 _numbers = itertools.count()

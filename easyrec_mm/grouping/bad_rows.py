@@ -7,9 +7,10 @@ import os
 from collections.abc import Iterable
 from typing import NamedTuple
 
-from easyrec_mm.errors import DataError, hide_secrets
+from easyrec_mm.errors import DataError
 from easyrec_mm.files import is_remote, join
 from easyrec_mm.grouping.output_folder import written
+from easyrec_mm.safe_text import hide_secrets
 
 BAD_ROWS = "bad_rows.jsonl"
 NUM_SHOWN = 10

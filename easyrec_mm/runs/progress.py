@@ -13,8 +13,8 @@ from typing import Any
 import tensorflow as tf
 from tqdm import tqdm
 
-from easyrec_mm.errors import printable
 from easyrec_mm.files import naming
+from easyrec_mm.safe_text import printable
 
 _SIZE_WHERE_NONE_IS_TOLD = {"ncols": 120, "nrows": 24}
 _LINE_EVERY_S = 10.0

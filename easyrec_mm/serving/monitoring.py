@@ -19,7 +19,7 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 from prometheus_client.exposition import choose_encoder
 from prometheus_client.multiprocess import MultiProcessCollector, mark_process_dead
 
-from easyrec_mm.errors import hide_secrets, printable
+from easyrec_mm.safe_text import hide_secrets, printable
 from easyrec_mm.serving import tracing
 from easyrec_mm.serving.release import Release, Source
 from easyrec_mm.serving.service import Answer

@@ -16,7 +16,7 @@ from kserve.errors import (
     UnsupportedProtocol,
 )
 
-from easyrec_mm.errors import hide_secrets
+from easyrec_mm.safe_text import hide_secrets
 
 
 class Status(NamedTuple):

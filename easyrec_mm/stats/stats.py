@@ -10,8 +10,9 @@ from easyrec_mm.data.bad_records import BadRecord
 from easyrec_mm.data.packed_pictures import packed_path
 from easyrec_mm.data.picture_reader import PictureReader, picture_reader
 from easyrec_mm.data.whole_pictures import ANY_PICTURE
-from easyrec_mm.errors import UserError, hide_secrets
+from easyrec_mm.errors import UserError
 from easyrec_mm.files import put_text
+from easyrec_mm.safe_text import hide_secrets
 from easyrec_mm.schema import Image
 from easyrec_mm.stats.fields import SampleStats
 from easyrec_mm.stats.page import page

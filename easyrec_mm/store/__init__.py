@@ -13,7 +13,8 @@ from __future__ import annotations
 
 from importlib import import_module
 
-from easyrec_mm.errors import StoreError, did_you_mean, hide_secrets
+from easyrec_mm.errors import StoreError, did_you_mean
+from easyrec_mm.safe_text import hide_secrets
 from easyrec_mm.store.base import Store
 from easyrec_mm.store.generations import Generation, Meta
 from easyrec_mm.store.records import Record, State, Vectors

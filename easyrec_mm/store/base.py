@@ -11,8 +11,9 @@ from contextlib import suppress
 from dataclasses import replace
 from typing import NamedTuple
 
-from easyrec_mm.errors import StoreError, hide_secrets
+from easyrec_mm.errors import StoreError
 from easyrec_mm.files.processes import this_process
+from easyrec_mm.safe_text import hide_secrets
 from easyrec_mm.store.generations import (
     LEASE_S,
     RENEW_S,
