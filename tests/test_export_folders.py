@@ -12,6 +12,7 @@ import pytest
 from easyrec_mm.errors import ExportError
 from easyrec_mm.export import folders
 from easyrec_mm.export.folders import ExportFolders, places_of, written
+from easyrec_mm.files.place import Place
 from easyrec_mm.files.replace_folder import exchange
 
 KINDS = ("image", "rec", "total")
@@ -79,6 +80,30 @@ def test_killed_after_each_rename(export_folders, tmp_path, monkeypatch, can_exc
         assert sorted(str(path.relative_to(tmp_path)) for path in tmp_path.rglob(".*")) == []
     assert num_kills == (3 if can_exchange else 6)
     assert created(export_folders) == [AFTER] * 3
+
+
+def test_an_export_to_a_bucket_that_was_killed_is_replaced(s3, bucket, monkeypatch):
+    export_folders = ExportFolders(*(f"{bucket}/{kind}" for kind in KINDS))
+    write(export_folders, BEFORE)
+    upload = Place.upload
+
+    def killed_before_the_manifest(place, local, path):
+        if path.endswith("/rec/manifest.json"):
+            raise KeyboardInterrupt
+        upload(place, local, path)
+
+    monkeypatch.setattr(Place, "upload", killed_before_the_manifest)
+    with pytest.raises(KeyboardInterrupt):
+        write(export_folders, "2026-01-01T12:00:00")
+    monkeypatch.setattr(Place, "upload", upload)
+    assert "rec/manifest.json" not in s3.keys(f"{bucket}/rec")
+    write(export_folders, AFTER)
+    assert set(s3.keys(bucket)) == {f"{kind}/{name}" for kind in KINDS for name in ("weights", "manifest.json")}
+    assert {s3.get(f"{bucket}/{kind}/weights").decode() for kind in KINDS} == {AFTER}
+    s3.put(f"{bucket}/image/other", b"")
+    s3.delete(f"{bucket}/image/manifest.json")
+    with pytest.raises(ExportError, match="/image: contains files that do not belong to an export"):
+        write(export_folders, AFTER)
 
 
 def test_killed_before_it_was_done(export_folders, monkeypatch):

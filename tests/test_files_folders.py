@@ -91,8 +91,9 @@ def test_a_folder_is_put_back_in_order_and_replaced_without_a_mixture(s3, bucket
         new.replace(last="last")
     assert set(s3.keys(f"{bucket}/run")) == {"run/a", "run/c", "run/last"}
     assert {s3.get(f"{bucket}/run/{name}") for name in ("a", "c", "last")} == {b"333"}
-    assert all("run/last" not in keys for keys in seen)
-    assert seen[-1] == {"run/a", "run/c"}
+    assert "run/last" in seen[0]
+    assert all("run/last" not in keys and "run/.unfinished" in keys for keys in seen[1:])
+    assert seen[-1] == {"run/a", "run/c", "run/.unfinished"}
 
 
 def test_a_folder_is_copied_but_for_what_is_not_wanted(s3, bucket):

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from easyrec_mm.errors import ExportError
-from easyrec_mm.files.folders import Folder
+from easyrec_mm.files.folders import UNFINISHED, Folder
 from easyrec_mm.files.replace_folder import exchange
 from easyrec_mm.manifest import MANIFEST, Kind
 
@@ -83,7 +83,7 @@ def _require_export(place: Folder) -> None:
         if not place.local.is_dir():
             raise ExportError(f"{path}: is a file; choose a new folder")
         names = os.listdir(place.local)
-    if names and MANIFEST not in names:
+    if names and MANIFEST not in names and UNFINISHED not in names:
         raise ExportError(f"{path}: contains files that do not belong to an export; choose a new folder")
 
 

@@ -17,6 +17,8 @@ from easyrec_mm.files.storage import FileInfo
 from easyrec_mm.files.work_folder import work_folder
 from easyrec_mm.safe_text import hide_secrets
 
+# File of a remote folder that is being replaced.
+UNFINISHED = ".unfinished"
 _FILES_AT_A_TIME = 4
 _numbers = itertools.count()
 # Path of a copy -> path of the original, for messages.
@@ -118,14 +120,20 @@ class Folder:
     def replace(self, last: str) -> None:
         """Replace all remote files by the local ones; `last` is removed first and uploaded last.
 
+        If the process is killed meanwhile, the folder contains UNFINISHED.
+
         Raises:
           StorageError: if a file cannot be written.
         """
+        (self.local / UNFINISHED).touch()
+        self.put(lambda name: 0 if name == UNFINISHED else None)
         if last in self._remote:
             self.remove([last])
         self.put(lambda name: None if name == last else 0)
         self.remove(set(self._remote).difference(self._names_here()))
         self.put(lambda name: 0)
+        (self.local / UNFINISHED).unlink()
+        self.remove([UNFINISHED])
 
     def _names_here(self) -> list[str]:
         return [str(path.relative_to(self.local)) for path in self.local.rglob("*") if path.is_file()]
