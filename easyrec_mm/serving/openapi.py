@@ -112,8 +112,9 @@ def _properties(manifest: Manifest, reader: RequestReader) -> Json:
     properties: Json = {name: {} for name in sorted(reader.known_names)}
     for name in schema.feature_fields():
         field = schema.field(name)
-        types = [_number(schema.largest_number(name)[0])] if field.dtype == "float32" else _TYPES[field.dtype]
-        choices = [*types, *([{"type": "null"}] if field.optional else [])]
+        is_number = field.dtype == "float32"
+        choices = [_number(schema.largest_number(name)[0])] if is_number else list(_TYPES[field.dtype])
+        choices += [{"type": "null"}] if field.optional else []
         if field.dtype == "string" and name in patterns:
             choices[0] = {**choices[0], "pattern": f"^(?:{patterns[name][0]})?$"}
         properties[name] = {"anyOf": choices}
