@@ -61,7 +61,9 @@ def test_put_in_its_place_at_once(tmp_path, bucket, s3):
 def test_a_folder_is_put_back_in_order_and_replaced_without_a_mixture(s3, bucket, tmp_path):
     order = []
     folder = Folder(f"{bucket}/run")
-    assert shown(f"{folder.local}/x: broken") == f"{bucket}/run/x: broken"
+    others = [Folder(f"{bucket}/{i}") for i in range(11)]  # so that paths of copies begin alike
+    for each in (folder, *others):
+        assert shown(f"{each.local}/x: broken") == f"{each.path}/x: broken"
     folder.local.mkdir(parents=True)
     for name in ("z", "a", "inner/b", "last", "not"):
         (folder.local / name).parent.mkdir(exist_ok=True)

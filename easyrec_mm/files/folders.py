@@ -27,7 +27,7 @@ _names: dict[str, str] = {}
 
 def shown(text: str) -> str:
     """Return a message in which the paths of copies are replaced by those of the originals, without their secrets."""
-    for copy, name in _names.items():
+    for copy, name in reversed(_names.items()):  # 15 before 1, with which it begins
         text = text.replace(copy, name)
     return hide_secrets(text)
 
