@@ -37,9 +37,20 @@ FILES_WITH_SLOW_FIXTURES = (
 )  # fmt: skip
 
 
-def pytest_collection_modifyitems(items):
-    """Run files with slow fixtures first: files that are split between workers at the end make their fixtures twice."""
+def pytest_addoption(parser):
+    parser.addoption("--slow", action="store_true", help="run the slow tests, too, as continuous integration does")
+
+
+def pytest_collection_modifyitems(config, items):
+    """Leave out slow tests that are not asked for, and run files with slow fixtures first.
+
+    Files that are split between workers at the end make their fixtures twice.
+    """
     items.sort(key=lambda item: item.module.__name__ not in FILES_WITH_SLOW_FIXTURES)
+    are_named = any("::" in argument for argument in config.args) or config.option.markexpr
+    if not (config.option.slow or are_named):
+        config.hook.pytest_deselected(items=[item for item in items if item.get_closest_marker("slow")])
+        items[:] = [item for item in items if not item.get_closest_marker("slow")]
 
 
 # These compare what models compute in several forms, as users run them.

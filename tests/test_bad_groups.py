@@ -128,6 +128,7 @@ def records(path):
     return sorted(parts(json.loads(line)) for line in path.read_text(encoding="utf-8").splitlines())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", WRITERS)
 def test_all_commands_refuse_the_same_groups_with_the_same_words(groups, tmp_path, capsys, kind):
     data, good = groups

@@ -6,6 +6,7 @@ import json
 from itertools import repeat
 from pathlib import Path
 
+import pytest
 from training_helpers import (
     EACH_STEP,
     evaluated_training,
@@ -20,6 +21,7 @@ from easyrec_mm.training.signals import Caught
 from easyrec_mm.training.watch import WATCH_METRICS, WATCH_RESULT, WATCH_SUMMARIES, Watch
 
 
+@pytest.mark.slow
 def test_a_training_in_a_bucket(s3, data, tmp_path, monkeypatch):
     use_backbone_of_three_stages(monkeypatch)
     bucket = s3.new_bucket()
@@ -57,6 +59,7 @@ def test_a_training_in_a_bucket(s3, data, tmp_path, monkeypatch):
     assert not list(watch.local.glob("*.data-*"))
 
 
+@pytest.mark.slow
 def test_what_a_training_writes_later_is_seen(s3, data, tmp_path, monkeypatch):
     """Files of the same size, too: of the list of checkpoints nothing but its content may change."""
     use_backbone_of_three_stages(monkeypatch)

@@ -107,6 +107,7 @@ def file_of(output, kind):
     return path
 
 
+@pytest.mark.slow
 @settings(max_examples=40, deadline=None)
 @given(groups(), st.sampled_from(PAIRS))
 def test_there_and_back_are_the_same_bytes(originals, pair):
@@ -128,6 +129,7 @@ def test_there_and_back_are_the_same_bytes(originals, pair):
 DOUBLES = st.none() | st.floats(-9e18, 9e18).filter(lambda x: not 0 < abs(x) < 1e-99)
 
 
+@pytest.mark.slow
 @settings(max_examples=40, deadline=None)
 @given(st.lists(st.lists(DOUBLES, min_size=1, max_size=3), min_size=1, max_size=4), st.permutations(list(FORMATS)))
 def test_numbers_of_64_bits_go_through_all_formats(values, order):

@@ -49,6 +49,7 @@ def chosen(run: Training, *settings: str) -> int:
     return int(choose_checkpoint(pipeline, None).path.rpartition("-")[2])
 
 
+@pytest.mark.slow
 def test_it_stops_without_improvement_and_keeps_the_best(data, tmp_path, scripted, capsys):
     scripted(0.5, 0.7, 0.6, 0.65, 0.69)
     stopping = 'exporter_type: "best" enable_early_stop: true early_stop_patience: 3'
@@ -73,6 +74,7 @@ def test_it_stops_without_improvement_and_keeps_the_best(data, tmp_path, scripte
     assert chosen(run) == 2
 
 
+@pytest.mark.slow
 def test_patience_counts_on_over_a_training_that_was_cut_off(data, tmp_path, scripted):
     scripted(0.7, 0.6, 0.6, 0.9)
     stopping = "enable_early_stop: true early_stop_patience: 4"
@@ -137,6 +139,7 @@ def test_a_best_checkpoint_that_is_gone(data, tmp_path, scripted):
         chosen(again)
 
 
+@pytest.mark.slow
 def test_the_best_checkpoint_gives_the_metrics_of_its_evaluation(data, tmp_path):
     """Of real evaluations, by a loss, which is better when it is smaller; of the average of the weights."""
     export = 'exporter_type: "best" best_exporter_metric: "log_loss"'

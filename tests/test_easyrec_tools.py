@@ -4,11 +4,13 @@ import shutil
 import subprocess
 import sys
 
+import pytest
 from flow_helpers import ROOT
 
 from easyrec_mm.cli.main import main
 
 
+@pytest.mark.slow
 def test_the_config_that_the_training_has_written_comes_first(exported, tmp_path, capsys):
     """By the tool with EasyRec's flags, and by the command; without checkpoints both are quick to refuse."""
     (tmp_path / "m").mkdir()

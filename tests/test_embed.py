@@ -139,6 +139,7 @@ def test_another_tower_makes_another_generation(exported, earlier_export, root, 
     assert "removed generations: 2" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_a_killed_run_goes_on_where_it_was(exported, root):
     """Killed at several moments; what was written stays and is not embedded again."""
     for copy in range(40):
@@ -180,6 +181,7 @@ def test_a_killed_run_goes_on_where_it_was(exported, root):
         np.testing.assert_array_equal(after[key].vector, record.vector)
 
 
+@pytest.mark.slow
 def test_a_full_disk(exported, root):
     code = (
         "import resource, signal, sys, easyrec_mm.cli.main as cli; signal.signal(signal.SIGXFSZ, signal.SIG_IGN);"

@@ -95,6 +95,7 @@ def test_clusters_and_replicates_are_those_of_the_config(trained):
     assert (confidence["clusters"], confidence["num_replicates"], confidence["level"]) == ("user_id", 40, 0.9)
 
 
+@pytest.mark.slow
 def test_two_models_are_compared_on_the_same_rows(trained, capsys):
     flags = [*trained.flags, "--eval_input_path", f"{trained.data}/eval/*"]
     run("eval", *flags, "--compare", trained.other_dir, "--set=data_config.eval_batch_size=5")
@@ -124,6 +125,7 @@ def test_a_model_does_not_differ_from_itself(trained):
     assert differences["auc_click/item_frequency=rare"]["reason"] == "there are no samples"
 
 
+@pytest.mark.slow
 def test_comparisons_that_mean_nothing_are_refused(trained, tmp_path, capsys):
     flags = [*trained.flags, "--eval_input_path", f"{trained.data}/eval/*"]
     run("eval", *flags, "--compare_config", "x.config", expect=1)

@@ -32,6 +32,7 @@ def make_evaluator(training, path, records=None):
     )
 
 
+@pytest.mark.slow
 def test_it_follows_the_weights_and_opens_its_input_once(training, monkeypatch):
     path = training.pipeline.config.eval_input_path
     opened = []

@@ -58,6 +58,7 @@ def assert_close(outputs, expected):
 # --- What they compute
 
 
+@pytest.mark.slow
 def test_image_and_rec_model_give_what_predict_writes(exported, predicted):
     columns, fields = predicted
     contents = tf.constant([(exported.data / path).read_bytes() for path in columns["img_path"]])
@@ -165,6 +166,7 @@ def test_onnx_rec_model_equals_the_network(tmp_path, monkeypatch, network, combi
 # --- What is written
 
 
+@pytest.mark.slow
 def test_plain_tensorflow_loads_them(exported):
     code = (
         "import sys, tensorflow as tf\n"
@@ -252,6 +254,7 @@ def test_fingerprint_changes_with_weights_and_pixels_alone(tmp_path, monkeypatch
 # --- What goes wrong
 
 
+@pytest.mark.slow
 def test_models_that_disagree_are_not_written(exported, tmp_path, monkeypatch, capsys):
     folder = tmp_path / "e"
     shutil.copytree(exported.folder, folder)

@@ -86,6 +86,7 @@ def repository(tmp_path_factory):
     return folder
 
 
+@pytest.mark.slow
 def test_they_train_and_nothing_else_has_to_know_them(repository):
     texts = [" ".join(["word"] * (i % 5)) for i in range(24)]
     rows = "".join(f"{len(text) / 7:.3f},{text}\n" for text in texts)

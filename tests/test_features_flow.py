@@ -326,6 +326,7 @@ def test_commands_take_vectors_of_the_origin_of_training(trained, command, capsy
     )
 
 
+@pytest.mark.slow
 def test_a_training_in_a_bucket_needs_vectors_of_its_origin(s3, trained, capsys, monkeypatch, tmp_path):
     """A training whose data end with too few of them stops; one that goes on takes no others."""
     use_backbone_of_three_stages(monkeypatch)

@@ -65,6 +65,7 @@ def lines(path: Path) -> list[dict]:
     return [json.loads(line) for line in path.read_text().splitlines()]
 
 
+@pytest.mark.slow
 def test_train_eval_predict_write_what_they_promise(data, trained, tmp_path, capsys):
     flags, model_dir = flags_of_trained(data, trained), trained
     assert (model_dir / "pipeline.config").exists()
@@ -103,6 +104,7 @@ def test_train_eval_predict_write_what_they_promise(data, trained, tmp_path, cap
     )
 
 
+@pytest.mark.slow
 def test_an_easyrec_file_trains_unchanged(tmp_path, monkeypatch):
     """The reference case, with its 224 x 224 pictures and its own backbone, by the flags of EasyRec's train_eval."""
     monkeypatch.undo()
@@ -136,6 +138,7 @@ def input_values(folder: Path, field: str) -> list[str]:
     return values
 
 
+@pytest.mark.slow
 def test_training_that_a_signal_stops_goes_on_as_if_it_had_not(data, tmp_path, capsys):
     settings = {
         "model_config__e2e_mm_dbmtl__bottom_dnn__dropout_ratio": "[0.5, 0.2]",
@@ -163,6 +166,7 @@ def test_training_that_a_signal_stops_goes_on_as_if_it_had_not(data, tmp_path, c
         np.testing.assert_allclose(parts[name], whole[name], rtol=1e-4, atol=1e-6, err_msg=name)
 
 
+@pytest.mark.slow
 def test_other_data_is_read_from_its_start(trained, tmp_path, capsys):
     more = make_data(tmp_path / "more", num_train_groups=24)
     shutil.copytree(trained, tmp_path / "m")
@@ -230,6 +234,7 @@ def test_an_optimizer_for_each_of_three_parts(data, tmp_path):
     assert "optimizer_2/image/projection/kernel/accumulator" in names
 
 
+@pytest.mark.slow
 def test_moving_average_is_what_is_evaluated(data, trained, tmp_path):
     average = {"train_config__optimizer_config[0]__use_moving_average": "true",
                "train_config__optimizer_config[0]__moving_average_decay": 0.5}  # fmt: skip
@@ -248,6 +253,7 @@ def test_moving_average_is_what_is_evaluated(data, trained, tmp_path):
     assert last["log_loss_click"] != pytest.approx(after["log_loss_click"], abs=1e-6)
 
 
+@pytest.mark.slow
 def test_bad_groups_and_pictures_are_recorded_and_stop_the_training(tmp_path, capsys):
     data = make_data(tmp_path / "data", num_train_groups=40)
     file = data / "train/part-0000.txt"
@@ -280,6 +286,7 @@ def test_a_loss_that_is_no_number_stops_without_spoiling_the_checkpoint(data, tm
 OTHER_CONFIGS = [path for path in sorted((ROOT / "configs").glob("*.config")) if path.name != "demo.config"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("config", OTHER_CONFIGS, ids=lambda path: path.name)
 def test_every_config_builds_and_runs_a_step(config, data, tmp_path):
     """The demo's is that of all other tests here."""
@@ -335,6 +342,7 @@ def command(*arguments) -> list[str]:
     return [sys.executable, "-c", code, *map(str, arguments)]
 
 
+@pytest.mark.slow
 def test_a_signal_saves_and_says_how_to_go_on(data, tmp_path):
     """As a process of its own; the test of continued training has SIGINT."""
     flags = demo_flags(data, tmp_path / "m", train_config__num_epochs=10000)
@@ -372,6 +380,7 @@ def test_a_signal_may_come_while_a_line_is_printed(monkeypatch):
     assert caught.number == signal.SIGTERM
 
 
+@pytest.mark.slow
 def test_a_full_disk_leaves_the_last_checkpoint(data, trained, tmp_path, capsys):
     flags = demo_flags(data, tmp_path / "m")
     copy_checkpoint(trained, 4, tmp_path / "m")
@@ -384,13 +393,3 @@ def test_a_full_disk_leaves_the_last_checkpoint(data, trained, tmp_path, capsys)
     assert [path.name for path in (tmp_path / "m").glob("*.index")] == ["model.ckpt-4.index"]
     assert [path.name for path in (tmp_path / "m").glob(".*")] == [".lock"]
     run("eval", *flags, "--eval_input_path", f"{data}/eval/*")
-
-
-def test_help_does_not_load_tensorflow():
-    code = (
-        "import sys, easyrec_mm.cli.main as c\n"
-        "try: c.main(['train', '--help'])\n"
-        "except SystemExit: pass\n"
-        "assert not {'tensorflow', 'google.protobuf', 'numpy'} & set(sys.modules)"
-    )
-    subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT, capture_output=True)

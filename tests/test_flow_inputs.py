@@ -72,6 +72,7 @@ def evaluate(arguments, files, model_dir):
     return numbers(json.loads((model_dir / "eval_result.json").read_text(encoding="utf-8")))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["GroupParquetInput", "GroupTFRecordInput"])
 def test_groups_in_another_format_train_the_same_model(trained, expected, kind):
     folder, _ = trained
@@ -83,6 +84,7 @@ def test_groups_in_another_format_train_the_same_model(trained, expected, kind):
         np.testing.assert_array_equal(columns[name], values)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["ParquetInput", "CSVInput"])
 def test_flat_rows_train_and_are_predicted_in_their_order(trained, expected, kind):
     folder, _ = trained

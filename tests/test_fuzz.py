@@ -88,6 +88,7 @@ def files(tmp_path_factory):
     return made
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", WRITERS)
 def test_tables_and_records(files, kind, tmp_path):
     """Every group of a damaged file is read, or left out with a place and a reason, or the file is refused."""

@@ -18,6 +18,7 @@ def trained(data, folder, num_epochs, batch_size=4, **changes):
     return Training(data, folder, train=f"num_epochs: {num_epochs}", changes=changes).run()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("batch_size", [5, 100])
 def test_more_epochs_are_trained_whole(data, tmp_path, batch_size):
     """Although the last batch of the first epoch was smaller."""
@@ -31,6 +32,7 @@ def test_a_batch_that_is_never_full_is_refused(data, tmp_path):
     assert not list(tmp_path.rglob("*.index"))
 
 
+@pytest.mark.slow
 def test_other_data_of_the_same_size_are_read_from_their_start(data, tmp_path, capsys):
     own = tmp_path / "data"
     shutil.copytree(data, own)
@@ -43,6 +45,7 @@ def test_other_data_of_the_same_size_are_read_from_their_start(data, tmp_path, c
     assert "the training data or their order have changed" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_a_checkpoint_that_counts_batches_goes_on(data, tmp_path, monkeypatch):
     values = TrainingState.values
 

@@ -37,6 +37,7 @@ ROWS = st.lists(
 )
 
 
+@pytest.mark.slow
 @settings(max_examples=60, deadline=None)
 @given(ROWS, st.integers(1, 7), st.integers(1, 4), st.integers(0, 3))
 def test_every_row_is_in_one_group_of_its_item(rows, size, num_shards, seed):
@@ -132,6 +133,7 @@ def test_csv_and_parquet_files_and_their_parts_make_the_same_groups(log):
     assert of_text == groups_of(folder / "p1")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("memory", [1 << 13, 1 << 17])
 def test_little_memory_changes_nothing(log, monkeypatch, memory):
     """Rows are divided by item and by place in the shard, and go to disk several times."""

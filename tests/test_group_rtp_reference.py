@@ -236,6 +236,7 @@ def test_good_groups_are_all_kept(good):
     assert rows.kept_groups.tolist() == list(range(len(good)))
 
 
+@pytest.mark.slow
 @given(st.lists(lines(), min_size=1, max_size=6))
 @pytest.mark.fuzz
 @fuzz(250)

@@ -94,6 +94,7 @@ def test_pictures_are_found_beside_a_log_in_a_bucket(bucket, tmp_path, capsys):
     assert f"they are in {bucket}: give that with --image_root {bucket}" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_the_config_of_a_bucket_trains(s3, here, bucket, tmp_path, monkeypatch, capsys):
     use_small_backbone(monkeypatch)
     group(bucket, "to_train", "--pipeline_config_template", tmp_path / "x.config")

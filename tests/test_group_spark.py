@@ -61,6 +61,7 @@ def both(folder, **flags):
     return outputs
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "flags",
     [

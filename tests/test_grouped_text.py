@@ -49,6 +49,7 @@ def lines(draw):
     return line + draw(st.sampled_from([b""] * 8 + [b"|more", b"\r"]))
 
 
+@pytest.mark.slow
 @settings(max_examples=150, deadline=None)
 @given(st.lists(lines(), min_size=1, max_size=4))
 def test_lines_of_text_are_refused_where_training_refuses_them(drawn_lines):

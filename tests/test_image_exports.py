@@ -211,6 +211,7 @@ class Bessel(keras.layers.Layer):
         return tf.math.bessel_i0e(x)
 
 
+@pytest.mark.slow
 def test_a_backbone_that_onnx_lacks(exported, tmp_path, monkeypatch, capsys):
     """It is exported, embedded and served, by TensorFlow. The layer has no weights: it fits another training."""
 

@@ -62,6 +62,7 @@ def test_what_is_trained(data, tmp_path, trainable):
     assert any(name.endswith(AVERAGES) for name in expected)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("trainable", "frozen"), [("HEAD", "^image/backbone/"), ("NONE", "^image/")])
 def test_a_frozen_tower_encodes_each_picture_once(data, tmp_path, monkeypatch, trainable, frozen):
     """And trains as one whose gradients are left out and whose batch norm has its averages, encoded in each step."""
@@ -94,6 +95,7 @@ def images_of_batches(training):
 EACH_STEP = "num_epochs: 2 save_checkpoints_steps: 1 keep_checkpoint_max: 9"
 
 
+@pytest.mark.slow
 def test_unfreezing(data, tmp_path):
     """The tower is as it was until that step, and trained from it on; going on from before and at it."""
     settings = {
@@ -118,6 +120,7 @@ def test_unfreezing(data, tmp_path):
         assert_same_values(resumed.checkpoint(6), whole.checkpoint(6), 1e-5)
 
 
+@pytest.mark.slow
 def test_a_bank_goes_on(data, tmp_path, monkeypatch):
     """To the last bit, with what it holds and what it draws. Pictures that are not encoded are not read."""
     img_model = "trainable: LAST_N_STAGES last_n_stages: 1 unfreeze_at_step: 4 encode_ratio: 0.4 max_staleness_steps: 3"
@@ -131,6 +134,7 @@ def test_a_bank_goes_on(data, tmp_path, monkeypatch):
     assert_same_values(values, expected)
 
 
+@pytest.mark.slow
 def test_a_bank_whose_vectors_are_always_too_old_is_none(data, tmp_path):
     """Each picture stands once in an epoch of three steps."""
     changes = {"batch_size: 4": "batch_size: 4 shuffle: false"}
@@ -331,6 +335,7 @@ ALL_AT_ONCE = f"""
 """
 
 
+@pytest.mark.slow
 def test_all_at_once_goes_on_as_if_it_had_not_stopped(data, tmp_path):
     settings = {
         "head": "img_dnn { hidden_units: [5, 3] dropout_ratio: [0.3, 0] }", "file": "several.txt",
@@ -342,6 +347,7 @@ def test_all_at_once_goes_on_as_if_it_had_not_stopped(data, tmp_path):
     assert_same_values(resumed.checkpoint(6), whole.checkpoint(6))
 
 
+@pytest.mark.slow
 def test_the_average_of_a_tower_of_which_the_head_is_trained_is_what_is_evaluated(data, tmp_path):
     """In the middle of a training that goes on with the weights themselves; what is frozen is its own average."""
     evaluated = f'eval_input_path: "{data}/own.txt" eval_config {{ eval_interval_secs: 0 }}'

@@ -14,6 +14,7 @@ pytestmark = pytest.mark.slow
 TOWER = "image/backbone/"
 
 
+@pytest.mark.slow
 def test_the_last_stages_are_trained_on_from_the_pretrained_weights(data, lite0_preset, tmp_path):
     """Of pictures of 12 x 12, which the network halves to one position. The export compares SavedModels and ONNX models
     with the network, and fails where they differ."""

@@ -138,6 +138,7 @@ def training_of(data, folder, precision, train="num_epochs: 2"):
     return Training(data, folder, train=train, optimizers=optimizer("momentum", 0.05), changes=changes)
 
 
+@pytest.mark.slow
 def test_float16_trains_like_float32(data, tmp_path, monkeypatch):
     use_backbone_of_three_stages(monkeypatch)
     wide, narrow = (training_of(data, tmp_path / name, name).run() for name in ("FLOAT32", "FLOAT16"))

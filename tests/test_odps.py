@@ -140,6 +140,7 @@ def test_credentials_that_are_wrong_or_missing_are_told_at_once(server, monkeypa
     assert len(read(tables("odps://shop/tables/flat"))[0]) == 25
 
 
+@pytest.mark.slow
 def test_a_service_that_is_busy_is_asked_again(server):
     server.refusals = 2
     assert read(tables("odps://shop/tables/parts/dt=2")) == ([line(100), line(101)], [1, 2])
@@ -187,6 +188,7 @@ def table_flags(flow, model, **settings):
     return [*flags, f"--set=train_input_path=odps://{PROJECT}/tables/samples/ds=train"]
 
 
+@pytest.mark.slow
 def test_a_table_trains_the_model_that_its_lines_do(flow):
     folder, data, _ = flow
     assert main(["train", *demo_flags(data, folder / "text", data_config__shuffle="false")]) == 0
@@ -205,6 +207,7 @@ def test_a_table_trains_the_model_that_its_lines_do(flow):
         np.testing.assert_array_equal(predictions["table"][name], values)
 
 
+@pytest.mark.slow
 def test_a_shuffled_training_goes_on_where_it_stopped(flow):
     folder, _, server = flow
     settings = {"train_config__num_epochs": 2, "train_config__save_checkpoints_steps": 7}

@@ -6,6 +6,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
 import tensorflow as tf
 from layer_helpers import random
 
@@ -65,6 +66,7 @@ def print_memory(call):
     print(tf.config.experimental.get_memory_info("CPU:0")["peak"] - before)
 
 
+@pytest.mark.slow
 def test_memory():
     """6 parts of 4 layers keep 6 inputs and the outputs of 4, not of 24; slices keep those of a quarter of the rows."""
     names = ["in_turn", "recomputed_in_turn", "sliced_in_turn", "sliced_recomputed_in_turn"]

@@ -143,6 +143,7 @@ def test_pictures_are_read_many_at_a_time_and_again_when_that_fails(s3, gallery)
     assert s3.faults.most_at_once >= 64
 
 
+@pytest.mark.slow
 def test_pictures_of_the_next_batches_are_read_meanwhile(s3, bucket, gallery):
     s3.put(f"{bucket}/data", b"".join(line(["x"], f"{i}.png") + b"\n" for i in range(NUM_PICTURES)))
     s3.faults.latency_s = 0.3

@@ -339,3 +339,13 @@ def test_tests_use_public_names(path):
 
 def is_self(node):
     return isinstance(node, ast.Name) and node.id == "self"
+
+
+def test_help_does_not_load_tensorflow():
+    code = (
+        "import sys, easyrec_mm.cli.main as c\n"
+        "try: c.main(['train', '--help'])\n"
+        "except SystemExit: pass\n"
+        "assert not {'tensorflow', 'google.protobuf', 'numpy'} & set(sys.modules)"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT, capture_output=True)

@@ -50,6 +50,7 @@ def names(s3, path):
     return {key.removeprefix(prefix) for key in s3.keys(path)}
 
 
+@pytest.mark.slow
 def test_everything_in_a_bucket(s3, bucket, data, tmp_path, capsys):
     s3.faults.unavailable_share, s3.faults.bytes_per_s = 0.05, 2e7
     flags = remote_flags(bucket, "run", eval_input_path=f"{bucket}/data/eval/*", train_config__keep_checkpoint_max=2)

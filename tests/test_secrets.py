@@ -121,6 +121,7 @@ def failing_commands(config, folder):
     )  # fmt: skip
 
 
+@pytest.mark.slow
 def test_commands_that_fail(serving_place, tmp_path):
     """All in one process of its own, because `serve` configures the logs of its process."""
     commands = list(failing_commands(write_config(tmp_path, reference_config()), serving_place))
@@ -147,6 +148,7 @@ for command in json.loads(sys.argv[1]):
     assert_in_no_file(tmp_path)
 
 
+@pytest.mark.slow
 def test_commands_that_succeed(exported, serving_place, samples, servers, tmp_path, monkeypatch, capfd):
     """A PostgreSQL that asks for no password takes any."""
     monkeypatch.chdir(tmp_path)

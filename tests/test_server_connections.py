@@ -69,6 +69,7 @@ def test_more_idle_connections_than_requests_are_allowed(serving_place, samples)
         assert len(held) == 1001
 
 
+@pytest.mark.slow
 def test_idle_connections_over_grpc(serving_place, samples):
     place = serving_place / "rec", f"lmdb://{serving_place}/store"
     with running(*place, "--idle_s", "1", "--request_s", "1", open_files=OPEN_FILES) as server:
@@ -83,6 +84,7 @@ def test_idle_connections_over_grpc(serving_place, samples):
         assert len(held) == 2 * OPEN_FILES
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("sent", "status", "message"),
     [
@@ -111,6 +113,7 @@ def test_what_is_never_a_request(impatient, sent, status, message):
     assert message in json.loads(body)["error"]
 
 
+@pytest.mark.slow
 def test_a_connection_is_kept_between_requests_for_its_time(impatient, samples):
     connection = impatient.connect()
     for _ in range(2):
@@ -120,6 +123,7 @@ def test_a_connection_is_kept_between_requests_for_its_time(impatient, samples):
     assert received(late) == b""
 
 
+@pytest.mark.slow
 def test_an_answer_that_is_not_taken(impatient, samples):
     """The connection is closed after its time, and its memory is free."""
     before = impatient.metric("easyrec_mm_connections")
@@ -134,6 +138,7 @@ def test_an_answer_that_is_not_taken(impatient, samples):
     wait_for(lambda: impatient.metric("easyrec_mm_connections") == before)
 
 
+@pytest.mark.slow
 def test_requests_that_are_sent_ahead_and_upgrades(impatient, samples):
     """Several requests at once are answered in their order; a wish for another protocol changes nothing."""
     body = json.dumps({"instances": samples[0][:2]}).encode()

@@ -39,6 +39,7 @@ def refused_by_grpc(call):
     return raised.value.code(), raised.value.details()
 
 
+@pytest.mark.slow
 def test_requests_under_way_are_answered(exported, serving_place, samples, servers):
     """Over REST and gRPC, while a store is slow: readiness goes first, then new requests are refused."""
     uri = f"{servers('redis').uri}?prefix=ending"
@@ -82,6 +83,7 @@ def test_requests_under_way_are_answered(exported, serving_place, samples, serve
         assert not any("exception" in line for line in server.logs())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("workers", [1, 2])
 def test_clients_that_send_on_are_answered_until_the_end(serving_place, samples, workers):
     """No connection is reset: each request gets its prediction, a refusal, or no connection. The signal goes to all
@@ -158,6 +160,7 @@ def test_the_wait_is_bounded(serving_place, samples):
         assert any("ends with 1 requests that are not answered" in line["message"] for line in server.logs())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("workers", "number"), [(1, signal.SIGINT), (2, signal.SIGTERM)])
 def test_a_second_signal_ends_at_once(serving_place, samples, workers, number):
     flags = ["--drain_s", "600", "--request_s", "600", "--workers", workers]

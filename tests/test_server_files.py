@@ -33,6 +33,7 @@ def place(serving_place, tmp_path):
     return tmp_path / "place"
 
 
+@pytest.mark.slow
 def test_files_that_are_overwritten_under_load(exported, earlier_export, place, samples, tmp_path):
     """Export and store, again and again: each answer is of one model and one generation, and the server stays."""
     embed(exported, f"lmdb://{tmp_path}/both")
@@ -65,6 +66,7 @@ def test_files_that_are_overwritten_under_load(exported, earlier_export, place, 
             np.testing.assert_allclose(scores, [scores[0]] * len(scores), rtol=1e-5)
 
 
+@pytest.mark.slow
 def test_a_model_waits_for_its_vectors(exported, earlier_export, place, samples):
     """At a start, too; what is served cannot be pruned."""
     shutil.copytree(earlier_export / "rec", place / "rec" / "2")
@@ -86,6 +88,7 @@ def test_a_model_waits_for_its_vectors(exported, earlier_export, place, samples)
     assert open_store(uri).meta().generations.keys() == {1}
 
 
+@pytest.mark.slow
 def test_a_store_that_is_replaced(exported, earlier_export, place, samples, tmp_path):
     """One that lacks the served vectors is refused, and the one that was removed is read on; a whole one is opened."""
     uri = f"lmdb://{place}/store"

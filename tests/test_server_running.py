@@ -18,6 +18,7 @@ from easyrec_mm.store import open_store
 # --- Reloading
 
 
+@pytest.mark.slow
 def test_reloading_under_load(exported, earlier_export, serving_place, samples, tmp_path_factory):
     """New vectors, a new model and bad ones while requests run: none fails, and each answer is of one release."""
     folder = tmp_path_factory.mktemp("reload")
@@ -54,6 +55,7 @@ def test_reloading_under_load(exported, earlier_export, serving_place, samples, 
 # --- Processes
 
 
+@pytest.mark.slow
 def test_several_processes(serving_place, samples):
     """They count together; one that is killed or ends is replaced; all end with the first."""
     with running(serving_place / "rec", f"lmdb://{serving_place}/store", "--workers", 2) as server:
@@ -89,6 +91,7 @@ def is_running(process):
         return False
 
 
+@pytest.mark.slow
 def test_killed_at_any_moment(serving_place, samples):
     """While it starts or answers; what it reads is whole afterwards, and the next one takes its place."""
     for wait_s in (0.3, 1.0):
@@ -110,6 +113,7 @@ def test_killed_at_any_moment(serving_place, samples):
 # --- Remote stores
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["redis", "postgres"])
 def test_a_store_that_goes_and_comes_back(exported, serving_place, samples, servers, name):
     """Its loss is answered in bounded time, flagged or refused as asked for; its return needs no restart."""

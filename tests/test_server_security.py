@@ -157,6 +157,7 @@ def test_files_that_are_renewed(secured, samples):
     assert not any(TOKEN in line or "another" in line for line in server.lines)
 
 
+@pytest.mark.slow
 def test_more_unfinished_handshakes_than_files(serving_place, samples, tmp_path):
     certificate = write_certificate(tmp_path, 1)
     flags = ["--tls_cert", tmp_path / "cert.pem", "--tls_key", tmp_path / "key.pem"]

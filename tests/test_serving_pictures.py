@@ -185,6 +185,7 @@ def embedder(exported):
     return PictureEmbedder(str(exported.folder / "image"))
 
 
+@pytest.mark.slow
 def test_others_are_answered_while_a_picture_is_waited_for(exported, embedder, serving_place, samples, web):
     """The candidates beside it take their vectors, it takes the mean, and later requests find it."""
     key = samples[0][0]["img_path"]

@@ -95,6 +95,7 @@ def test_texts_are_what_stands_in_the_files(kind, folder, groups):
     assert [float(click) for click in read["click"]] == [row["click"] for row in rows]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", WRITERS)
 def test_shuffling_is_a_permutation_and_a_function_of_the_seed(kind, folder, groups):
     def epochs(num_skipped=0, **settings):

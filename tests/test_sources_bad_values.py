@@ -108,6 +108,7 @@ def one_record(tmp_path_factory):
     return parse, TypedGroups(SCHEMA, tuple(LABELS), tuple(VALUES))
 
 
+@pytest.mark.slow
 @settings(max_examples=300, deadline=None)
 @given(
     seed=st.integers(0, 50),

@@ -205,6 +205,7 @@ def test_a_server_that_is_down_and_comes_back(name, servers):
     np.testing.assert_array_equal(store.get_many(["a"]).vectors[0], vector(1))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["redis", "postgres"])
 def test_a_server_that_is_frozen(name, servers):
     """It keeps its connections and accepts new ones, but does not answer."""

@@ -45,6 +45,7 @@ def rates(training):
     return [(line["step"], line["learning_rate"]) for line in training.log]
 
 
+@pytest.mark.slow
 def test_the_rate_ends_with_the_epochs_also_when_there_are_more_of_them_later(data, tmp_path):
     """An epoch has 3 steps; the rate of step n is that after n - 1 steps."""
     first = Training(data, tmp_path, train="num_epochs: 2", optimizers=COSINE).run()
@@ -94,6 +95,7 @@ def steps_saved(training):
     return sorted(int(path.stem.partition("-")[2]) for path in training.model_dir.glob("*.index"))
 
 
+@pytest.mark.slow
 def test_a_checkpoint_each_epoch_wherever_batches_end(data, tmp_path):
     """12 groups in batches of 5: epochs are over after steps 3, 5, 8 and 10, the last with the training."""
     changes, every = {"batch_size: 4": "batch_size: 5"}, "save_checkpoints_epochs: 1"
@@ -107,6 +109,7 @@ def test_a_checkpoint_each_epoch_wherever_batches_end(data, tmp_path):
         assert steps_saved(parts) == saved
 
 
+@pytest.mark.slow
 def test_where_an_epoch_and_a_batch_end_together_the_checkpoint_is_of_that_step(data, tmp_path):
     """12 groups in batches of 4. A training that goes on from there does not save again one step later."""
     every = "save_checkpoints_epochs: 1"

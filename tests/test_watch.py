@@ -48,6 +48,7 @@ def watched(model_dir: Path) -> list[dict]:
     return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
 
 
+@pytest.mark.slow
 def test_every_checkpoint_is_evaluated_once_as_the_training_does(finished, model_dir, capsys):
     before = {path: path.read_bytes() for path in model_dir.iterdir()}
     arguments = ["eval", "--pipeline_config", str(model_dir / "pipeline.config"), f"--set=model_dir={model_dir}"]
@@ -94,6 +95,7 @@ def test_checkpoints_are_awaited_until_the_training_is_over(finished, model_dir,
     assert [len(before) for before in slept] == [0, 1]
 
 
+@pytest.mark.slow
 def test_a_training_begun_anew_is_evaluated_anew(model_dir, monkeypatch):
     said: list[str] = []
     assert watcher(model_dir, said).run(0.0, Caught()) == "the training is over"

