@@ -55,7 +55,7 @@ class BackEnd(ABC):
         """Return sign(x) log(1 + |x|), float32, computed in float64 so that both back ends round to the same values."""
 
     @abstractmethod
-    def buckets(self, numbers: Any, boundaries: Sequence[float]) -> Any:
+    def buckets(self, numbers: Any, boundaries: tuple[float, ...]) -> Any:
         """Return the number of boundaries that are at most x, for each x of float32 `[N, 1]`: int64 `[N]`."""
 
     @abstractmethod

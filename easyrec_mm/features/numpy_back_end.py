@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from itertools import pairwise
 from typing import Any
 
@@ -89,12 +90,12 @@ class NumpyBackEnd(BackEnd):
 
     def integers(self, values: Values) -> NDArray[Any]:
         if isinstance(values, np.ndarray):
-            return values.astype(np.int64)
+            return values.astype(np.int64, copy=False)
         return np.array([int(text or 0) for text in values], np.int64)
 
     def floats(self, values: Values) -> NDArray[Any]:
         if isinstance(values, np.ndarray):
-            return values.astype(np.float32)
+            return values.astype(np.float32, copy=False)
         return np.array(values, np.float32)
 
     def vectors(self, values: Values, separator: str, dim: int) -> NDArray[Any]:
@@ -121,11 +122,11 @@ class NumpyBackEnd(BackEnd):
         wide = numbers.astype(np.float64)
         return (np.sign(wide) * np.log1p(np.abs(wide))).astype(np.float32)
 
-    def buckets(self, numbers: NDArray[Any], boundaries: Sequence[float]) -> NDArray[Any]:
-        return np.searchsorted(np.array(boundaries, np.float32), numbers[:, 0], side="right").astype(np.int64)
+    def buckets(self, numbers: NDArray[Any], boundaries: tuple[float, ...]) -> NDArray[Any]:
+        return _as_array(boundaries).searchsorted(numbers[:, 0], side="right").astype(np.int64, copy=False)
 
     def within(self, ids: NDArray[Any], num_ids: int) -> NDArray[Any]:
-        return np.where((ids >= 0) & (ids < num_ids), ids, 0)
+        return np.where(ids.view(np.uint64) < num_ids, ids, 0)  # as unsigned numbers, negative ones are large
 
     def hashes(self, texts: Sequence[str], num_ids: int) -> NDArray[Any]:
         fingerprints = np.fromiter(map(Fingerprint64, texts), np.uint64, len(texts))
@@ -165,6 +166,11 @@ class NumpyBackEnd(BackEnd):
     def cut(self, lists: Lists, length: int, keeps_last: bool) -> Lists:
         span = slice(-length, None) if keeps_last else slice(length)
         return Lists.of([texts[span] for texts in lists.to_list()])
+
+
+@lru_cache
+def _as_array(numbers: tuple[float, ...]) -> NDArray[np.float32]:
+    return np.array(numbers, np.float32)
 
 
 def _together(first: NDArray[np.uint64], second: NDArray[np.uint64]) -> NDArray[np.uint64]:

@@ -52,7 +52,7 @@ def _padded(feature: Feature, values: dict[str, Lists]) -> dict[str, NDArray[Any
 def _aligned(feature: Feature, fields: dict[str, Values], num_samples: int) -> dict[str, Values]:
     """Return the fields that a feature reads, all of one length: one value for all is repeated if others have S."""
     values = {name: fields[name] for name in feature.inputs}
-    if len({len(column) for column in values.values()}) == 1:
+    if len(values) == 1 or len({len(column) for column in values.values()}) == 1:
         return values
     return {
         name: column if len(column) == num_samples else np.repeat(column, num_samples)

@@ -85,7 +85,7 @@ class TensorFlowBackEnd(BackEnd):
         wide = tf.cast(numbers, tf.float64)
         return tf.cast(tf.sign(wide) * tf.math.log1p(tf.abs(wide)), tf.float32)
 
-    def buckets(self, numbers: tf.Tensor, boundaries: Sequence[float]) -> tf.Tensor:
+    def buckets(self, numbers: tf.Tensor, boundaries: tuple[float, ...]) -> tf.Tensor:
         buckets = tf.raw_ops.Bucketize(input=numbers[:, 0], boundaries=list(boundaries))
         return tf.cast(buckets, tf.int64)
 
