@@ -67,9 +67,16 @@ class DamagedCheckpointError(CheckpointError):
     """A checkpoint whose files are damaged, or that contains numbers with which no model works; others may be whole."""
 
 
+_PLACE_OF_NODE = re.compile(
+    r'Graph execution error:|Detected at node .* defined at .*|[ \t]+File ".*|<stack traces unavailable>'
+)
+
+
 def tensorflow_reason(message: str | None) -> str:
-    """Return the text of a TensorFlow error message, without the names of graph nodes before and after it."""
+    """Return the text of a TensorFlow error message, without the names and the places of graph nodes around it."""
     message = re.sub(r"^(\s*\{\{.*?\}\})+", "", message or "")
+    if message.lstrip().startswith("Graph execution error"):  # as in a loaded model
+        message = _PLACE_OF_NODE.sub("", message)
     return " ".join(message.split("[[")[0].split(" [Op:")[0].split())
 
 

@@ -11,6 +11,7 @@ import pytest
 from decode_helpers import FILES
 
 from easyrec_mm.cli.main import main
+from easyrec_mm.data.pictures import PictureLoader
 from easyrec_mm.embedding.items import Item, read_items
 from easyrec_mm.errors import DataError
 from easyrec_mm.manifest import read_header
@@ -50,6 +51,26 @@ def test_a_folder_of_pictures_with_other_files(exported, folder, tmp_path, capsy
     opened.close()
 
 
+def test_damaged_pictures_have_the_reasons_of_training(exported, tmp_path):
+    """A loaded model tells an error with the places of its nodes."""
+    contents = list(FILES.values())
+    damaged = [content[: len(content) // 2] for content in contents] + [content[:99] for content in contents]
+    paths = [tmp_path / f"{i}" for i in range(len(damaged))]
+    for path, content in zip(paths, damaged, strict=True):
+        path.write_bytes(content)
+    (tmp_path / "list.txt").write_text("".join(f"{path}\n" for path in paths))
+    arguments = ["--input", f"{tmp_path}/list.txt", "--store", f"lmdb://{tmp_path}/store"]
+    arguments += ["--bad_pictures", f"{tmp_path}/bad.jsonl"]
+    assert main(["embed", "--img_model_dir", str(exported.folder / "image"), *arguments]) == 1
+    told = [json.loads(line) for line in (tmp_path / "bad.jsonl").read_text().splitlines()]
+    image = read_header(str(exported.folder / "image"), "image").schema.image
+    _, expected = PictureLoader(image).load([os.fsencode(path) for path in paths])
+    assert {record["key"]: record["problem"] for record in told} == {
+        str(paths[row]): problem for row, problem in expected.items()
+    }
+    assert len(expected) > 4
+
+
 def test_names_with_commas_and_brackets(schema, folder):
     for name in ("deep/c,d[1].png", "deep"):
         items = read_items(str(folder / name), schema, str(folder)).items
@@ -69,6 +90,11 @@ def test_a_path_that_is_not_utf8_is_left_out_alone(schema, folder):
     items, refused = read_items(str(folder.parent / "list.txt"), schema)
     assert items == [Item("a.jpg", "a.jpg"), Item("b.jpg", "b.jpg")]
     assert [(record.row, record.where) for record in refused] == [(2, "line")]
+    (folder.parent / "list.csv").write_bytes(b"img_path,x\na.jpg,1\n\xe9.jpg,2\nc.jpg,3\n")
+    items, refused = read_items(str(folder.parent / "list.csv"), schema)
+    assert items == [Item("a.jpg", "a.jpg"), Item("c.jpg", "c.jpg")]
+    assert [(record.row, record.where) for record in refused] == [(2, "column 'img_path'")]
+    assert refused[0].problem.endswith("is not UTF-8, as keys must be")
 
 
 def test_a_text_without_pictures_is_a_list(schema, folder):

@@ -16,7 +16,24 @@ from source_helpers import (
     refused,
     users,
     values_of,
+    whole,
+    write_csv,
 )
+
+from easyrec_mm.formats.checks import Problem
+
+
+def test_check_sees_rows_that_cannot_be_read_at_their_places(tmp_path):
+    """Though a block's rows are parsed at once; a check looks at the first rows only."""
+    groups = [whole(group) for group in random_groups(200)]
+    write_csv(tmp_path / "a", groups)
+    lines = (tmp_path / "a").read_bytes().splitlines(keepends=True)
+    lines[5] = b"1,2\n"
+    lines[300] = b'"' + lines[300]
+    (tmp_path / "a").write_bytes(b"".join(lines))
+    texts = list(input_of("CSVInput", tmp_path / "a").source.texts())
+    assert [row for _, row, _ in texts] == list(range(2, len(lines) + 1))
+    assert [row for _, row, text in texts if isinstance(text, Problem)] == [6, 301]
 
 
 def test_types_that_say_the_same(tmp_path):

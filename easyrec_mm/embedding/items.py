@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import glob
 import os
+import re
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from itertools import chain, islice
@@ -271,13 +272,23 @@ def _tfrecord_items(path: str, columns: _Columns) -> Iterator[Item | BadRecord]:
             yield from columns.items(path, read_examples(portion, columns.groups), int(rows[0]), columns.path)
 
 
-def _csv_items(path: str, columns: _Columns) -> Iterator[Item]:
-    with open(opened_at(path), newline="", encoding="utf-8-sig") as file:
+# A byte that is not UTF-8, as "surrogateescape" decodes it.
+_ESCAPED_BYTE = re.compile("[\udc80-\udcff]")
+
+
+def _csv_items(path: str, columns: _Columns) -> Iterator[Item | BadRecord]:
+    with open(opened_at(path), newline="", encoding="utf-8-sig", errors="surrogateescape") as file:
         rows = csv.DictReader(file)
         _require_columns(path, list(rows.fieldnames or ()), columns)
         for number, row in enumerate(rows, 1):
             if row[columns.key] and row[columns.path]:
                 fields = tuple(row[name] or "" for name in columns.schema.image_fields())
+                wrong = next((name for name in columns.names if _ESCAPED_BYTE.search(row[name] or "")), None)
+                if wrong is not None:
+                    content = row[wrong].encode("utf-8", "surrogateescape")
+                    problem = f"{shown(content)} is not UTF-8, as keys must be"
+                    yield BadRecord("picture", path, number, column_place(wrong), problem)
+                    continue
                 _check_fields(f"{path}: row {number}", columns.schema, fields)
                 yield Item(row[columns.key], row[columns.path], fields)
 

@@ -24,7 +24,7 @@ from easyrec_mm.errors import DataError
 from easyrec_mm.formats.checks import Problem
 from easyrec_mm.formats.data_files import NUM_AHEAD
 from easyrec_mm.formats.source import TEXT_GROUPS, Chunk, GroupRows, Order
-from easyrec_mm.formats.typed_groups import ROW, TextGroup
+from easyrec_mm.formats.typed_groups import PROBLEM, ROW, TextGroup
 from easyrec_mm.schema import Schema
 
 # Number of files read in parallel when rows are shuffled. Fixed, because it determines the order of the rows.
@@ -157,12 +157,24 @@ class TableSource:
         return sum(self.reader.count(self.files[i]) for i in files)
 
     def texts(self) -> Iterator[tuple[str, int, TextGroup | Problem]]:
-        """See Source.texts."""
+        """See Source.texts; rows that cannot be read come at their places, although readers yield them apart."""
+        unreadable: deque[tuple[str, int, TextGroup | Problem]] = deque()
         for table in self._tables(range(len(self.files))):
-            for start in range(0, len(table), TEXT_GROUPS):
-                part = table.slice(start, TEXT_GROUPS)
-                places = (self.files[i] for i in part[_FILE].to_pylist())
-                yield from zip(places, part[ROW].to_pylist(), self.groups.texts(part), strict=True)
+            texts = self._texts_of(table)
+            if PROBLEM in table.column_names and not table[PROBLEM].null_count:
+                unreadable.extend(texts)
+                continue
+            for file, row, text in texts:
+                while unreadable and (unreadable[0][0] != file or unreadable[0][1] < row):
+                    yield unreadable.popleft()
+                yield file, row, text
+        yield from unreadable
+
+    def _texts_of(self, table: pa.Table) -> Iterator[tuple[str, int, TextGroup | Problem]]:
+        for start in range(0, len(table), TEXT_GROUPS):
+            part = table.slice(start, TEXT_GROUPS)
+            places = (self.files[i] for i in part[_FILE].to_pylist())
+            yield from zip(places, part[ROW].to_pylist(), self.groups.texts(part), strict=True)
 
     def failure(self, error: tf.errors.OpError) -> DataError | None:
         """See Source.failure."""

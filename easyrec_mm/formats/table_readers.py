@@ -75,7 +75,7 @@ class CsvReader:
     counts_at_once: ClassVar[bool] = False
 
     def read(self, file: str) -> Iterator[pa.Table]:
-        """Yield the columns that are read, as text, and what is wrong with rows that cannot be read.
+        """Yield the columns that are read, as text, and before them what is wrong with rows that cannot be read.
 
         Raises:
           DataError: if the file cannot be read or lacks a column.
@@ -87,11 +87,11 @@ class CsvReader:
                 columns = self.groups.present(file, names)
                 for block in blocks(stream, size=_CSV_BLOCK_BYTES):
                     rows = parse(block, names, self.separator, columns)
-                    yield rows.table.append_column(ROW, pa.array(rows.number + row))
                     if rows.malformed:
                         numbers, reasons = zip(*rows.malformed, strict=True)
                         problems = [Problem("row", reason).encode() for reason in reasons]
                         yield pa.table({ROW: np.array(numbers) + row, PROBLEM: problems})
+                    yield rows.table.append_column(ROW, pa.array(rows.number + row))
                     row += rows.num_rows
         except (OSError, EOFError, zlib.error, pa.ArrowException) as error:
             raise DataError(f"{file}: cannot be read as CSV from row {row} on: {first_line(error)}") from error
