@@ -214,6 +214,20 @@ def test_others_are_answered_while_a_picture_is_waited_for(exported, embedder, s
     assert slow.sources.tolist() == [Source.COMPUTED]
 
 
+def test_a_picture_that_comes_late_is_there_for_later_requests(exported, embedder, serving_place, samples, web):
+    key = samples[0][0]["img_path"]
+    may_answer = threading.Event()
+    web.add_waiting("/late.jpg", may_answer, (exported.data / key).read_bytes())
+    hasty = serve(serving_place, lambda fingerprint: embedder, picture_timeout_s=0.1, image_hosts=(web.url,))
+    request = {"instances": [{**samples[0][0], "img_path": f"{web.url}/late.jpg"}]}
+    assert [hasty.answer(request).sources.tolist() for _ in range(3)] == [[Source.MEAN]] * 3
+    may_answer.set()
+    until_s = time.monotonic() + 30
+    while hasty.answer(request).sources.tolist() != [Source.COMPUTED]:
+        assert time.monotonic() < until_s
+    assert web.asked == ["/late.jpg"]
+
+
 def test_places_that_are_down_do_not_fail_a_request(embedder, serving_place, samples):
     """Neither a web server nor a bucket nor a missing folder; each takes the mean."""
     dead = f"http://127.0.0.1:{free_port()}"

@@ -37,6 +37,8 @@ from easyrec_mm.store import Store
 from easyrec_mm.store.generations import RENEW_S
 
 _LOG = logging.getLogger("easyrec_mm.serving")
+# Seconds until reading a picture is given up, unless requests wait longer.
+_READING_S = 10.0
 _NUM_RECORDED = 20
 
 
@@ -86,7 +88,9 @@ class Service:
         self._releases = Releases(options, self._store_lock, load_embedder)
         computed = None
         if options.missing_vector == "compute":
-            pictures = PictureSource(options.image_root, options.image_hosts, options.picture_timeout_s)
+            # A picture that arrives after its request was answered is there for later requests.
+            limit_s = max(_READING_S, options.picture_timeout_s)
+            pictures = PictureSource(options.image_root, options.image_hosts, limit_s)
             computed = ComputedVectors(pictures, options.picture_timeout_s)
         self._vectors = ImageVectors(self._store_lock, options.missing_vector, computed)
         self._recorded: deque[Any] = deque(maxlen=_NUM_RECORDED)
