@@ -95,6 +95,8 @@ def test_idle_connections_over_grpc(serving_place, samples):
         (b"POST %b HTTP/1.1\r\ntransfer-encoding: chunked\r\n\r\n1\r\n{\r\n", 408, "the body of the request took"),
         (b"POST /v2/models/rec/infer HTTP/1.1\r\ncontent-length: 9\r\n\r\n", 408, "the body of the request took"),
         (b"GET / HTTP/1.1\r\nx: " + b"y" * 70_000, 431, "the head of the request is larger than 65536 bytes"),
+        (b"GET / HTTP/1.1\r\nx: " + b"y" * 70_000 + b"\r\n\r\n", 431, "the head of the request is larger than"),
+        (b"GET /" + b"y" * 70_000 + b" HTTP/1.1\r\n\r\n", 431, "the head of the request is larger than"),
         (b"no such method\r\n\r\n", 400, "Invalid HTTP request received."),
         (b"GET /\xff HTTP/1.1\r\n\r\n", 400, "Invalid HTTP request received."),
         (b"CONNECT x:1 HTTP/1.1\r\n\r\n", 400, "Invalid HTTP request received."),

@@ -156,6 +156,7 @@ def test_messages_do_not_repeat_long_parts_of_a_request(server, samples):
         ({"shape": [-1], "data": [1, 2]}, "the body is not a V2 request in JSON"),
         ({"shape": [2, 2], "data": [1, 2, 3, 4]}, "hour: is [1, 2], not a int64"),
         ({"shape": [], "data": [1]}, "hour: is INT64 of shape [], not [S]"),
+        ({"shape": [2], "data": [1]}, "hour: has 1 values, but its shape [2] needs 2"),
         ({"shape": [10**12], "data": [1, 2]}, "hour: 1000000000000 instances; at most 10000"),
     ],
 )

@@ -167,6 +167,11 @@ class HttpConnection(HttpToolsProtocol):
 
     def data_received(self, data: bytes) -> None:
         """See asyncio.Protocol."""
+        num_left = _MOST_HEAD_BYTES - self._num_head_bytes
+        if self._phase <= _Phase.HEAD and len(data) > num_left and b"\r\n\r\n" not in data[: num_left + 4]:
+            self._among.refuse("too_large")
+            self._answer_and_close(431, f"the head of the request is larger than {_MOST_HEAD_BYTES} bytes")
+            return
         if self._phase <= _Phase.HEAD and b"upgrade:" in data[:_WHERE_UPGRADES_ARE].lower():
             # Java's client asks for HTTP/2 in every request. uvicorn ignores that, and the body of the request with it.
             head, end, body = data.partition(b"\r\n\r\n")
@@ -174,9 +179,6 @@ class HttpConnection(HttpToolsProtocol):
         super().data_received(data)
         if self._phase == _Phase.HEAD:
             self._num_head_bytes += len(data)
-            if self._num_head_bytes > _MOST_HEAD_BYTES:
-                self._among.refuse("too_large")
-                self._answer_and_close(431, f"the head of the request is larger than {_MOST_HEAD_BYTES} bytes")
 
     def on_message_begin(self) -> None:
         """Begin to parse the head of a request."""

@@ -6,6 +6,7 @@ Over REST, the data of a tensor are JSON, or bytes after the JSON ("binary data"
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Annotated, Any
 
@@ -167,8 +168,11 @@ def _array(tensor: InferInput) -> NDArray[Any]:
         raise InvalidInput(f"datatype '{tensor.datatype[:60]}' is unknown; choose one of {', '.join(_KNOWN)}")
     # Python holds up all other threads while NumPy converts a list.
     parts = [_checked(tensor.data[i : i + _CONVERTED], tensor.datatype) for i in range(0, len(tensor.data), _CONVERTED)]
-    arrays = [np.array(part, dtype) for part in parts]
-    return np.concatenate(arrays).reshape(tensor.shape)
+    array = np.concatenate([np.array(part, dtype) for part in parts])
+    needed = math.prod(tensor.shape)
+    if array.size != needed:
+        raise InvalidInput(f"has {array.size} values, but its shape {list(tensor.shape)} needs {needed}")
+    return array.reshape(tensor.shape)
 
 
 def _checked(values: list[Any], datatype: str) -> Any:
