@@ -3,6 +3,8 @@
 import json
 import os
 import shutil
+import subprocess
+import sys
 import tarfile
 from contextlib import closing
 
@@ -140,3 +142,13 @@ def test_packed_pictures(exported, schema, tmp_path, capsys):
     (data / "broken.tar").write_bytes(b"no tar" * 200)
     with pytest.raises(DataError, match=r"broken.tar: cannot be read"):
         read_items(f"{data}/broken.tar", schema)
+
+
+@pytest.mark.slow
+def test_libraries_write_nothing_to_the_terminal(exported, tmp_path):
+    arguments = ["--img_model_dir", str(exported.folder / "image"), "--input", "none.txt", "--store", "lmdb://s"]
+    command = [sys.executable, "-m", "easyrec_mm", "embed", *arguments]
+    environment = {name: value for name, value in os.environ.items() if name != "TF_CPP_MIN_LOG_LEVEL"}
+    result = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
+    assert (result.returncode, result.stdout) == (1, "")
+    assert result.stderr == "error: --input: 'none.txt' matches no file; check the path\n"

@@ -60,7 +60,6 @@ def add_flags(parser: f.Parser) -> None:
 
 def run(flags: f.Flags) -> int:
     """Embed the pictures and report."""
-    from easyrec_mm.embedding.items import read_items
     from easyrec_mm.manifest import IMAGE_ONNX, read_header
     from easyrec_mm.store import open_store
 
@@ -70,6 +69,7 @@ def run(flags: f.Flags) -> int:
     import_tensorflow()
     from easyrec_mm.embedding.embed import EmbedOptions, embed
     from easyrec_mm.embedding.image_model import ImageModel
+    from easyrec_mm.embedding.items import read_items
 
     model = ImageModel(flags.img_model_dir, flags.runtime)
     schema = model.manifest.schema
