@@ -110,6 +110,7 @@ class SampleChecks:
         self._schema = schema
         self._labels = set(labels)
         self._read = [schema.field(name) for name in (*labels, *fields)]
+        self._largest = {f.name: schema.largest_number(f.name) for f in self._read if f.dtype == "float32"}
         self.patterns = schema.text_patterns()
         read = {field.name for field in self._read}
         self.aligned = [lists for lists in schema.aligned_lists() if lists.keys() <= read]
@@ -153,7 +154,7 @@ class SampleChecks:
         if field.dtype == "float32":
             with np.errstate(over="ignore"):
                 numbers = array.astype(np.float32)
-            largest, allowed = self._schema.largest_number(field.name)
+            largest, allowed = self._largest[field.name]
             is_bad = ~(np.abs(numbers) <= largest)
             problems.refuse_samples(is_bad, where, lambda i: f"{shown(array[i])} is not {allowed}")
             return numbers

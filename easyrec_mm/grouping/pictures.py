@@ -18,6 +18,8 @@ from easyrec_mm.protos.data_pb2 import DatasetConfig
 
 # Number of pictures that are read in parallel, and that are held in memory.
 _NUM_THREADS, _NUM_HELD = 64, 256
+# The largest file that is packed; the config that is written does not set max_image_pixels.
+_MAX_BYTES = most_bytes(DatasetConfig().max_image_pixels)
 
 # Contents of pictures -> for each picture the content to store, or the problem with it.
 Resize = Callable[[list[bytes]], list[bytes | str]]
@@ -61,5 +63,4 @@ class PicturePacker:
 
     def _read(self, path: str) -> bytes | str:
         """Return the content of a picture, or the problem with it."""
-        max_bytes = most_bytes(DatasetConfig().max_image_pixels)
-        return read_picture(join(self.image_root, path), max_bytes)  # join does not change an absolute path
+        return read_picture(join(self.image_root, path), _MAX_BYTES)  # join does not change an absolute path

@@ -14,7 +14,7 @@ from easyrec_mm.serving.tensors import BINARY_SIZE, DATATYPES, input_tensors, ou
 
 Json = dict[str, Any]
 _LIST: Json = {"type": "array", "description": "its values, joined by the separator of the feature"}
-# Fields of numbers have limits of their own.
+# Without float32, whose limits depend on the field.
 _TYPES: dict[Dtype, list[Json]] = {
     "string": [{"type": "string"}, _LIST],
     "int64": [{"type": "integer", "minimum": -(2**63), "maximum": 2**63 - 1}],
