@@ -12,6 +12,7 @@ import tensorflow as tf
 from PIL import Image as Pillow
 
 from easyrec_mm.data.decode import decode_pictures
+from easyrec_mm.data.pictures import decode_one
 from easyrec_mm.schema import Image
 
 HEIGHT, WIDTH = 17, 21
@@ -34,7 +35,7 @@ def decoder(image):
 
 
 def decode(data, image=WIDE):
-    return decoder(image)(tf.constant([data])).numpy()[0]
+    return decode_one(decoder(image), data)
 
 
 def refuses(data, reason=None, image=WIDE):

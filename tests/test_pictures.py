@@ -156,6 +156,18 @@ def test_a_truncated_picture(loader, path, file_format):
     assert "__inference" not in problem
 
 
+def test_a_reason_that_a_cancelled_loop_hides_is_found(path):
+    cancelled = tf.errors.CancelledError(None, None, "Loop execution was cancelled.")
+    damaged = tf.errors.InvalidArgumentError(None, None, "Invalid PNG. Failed to read")
+    failures = iter([cancelled, cancelled, cancelled, damaged])
+
+    def decode(data):
+        raise next(failures)
+
+    path.write_bytes(file_content())
+    assert problem_of(PictureLoader(IMAGE, decode=decode), path) == "is damaged: Invalid PNG. Failed to read"
+
+
 @pytest.mark.parametrize("content", [b"<html>404</html>", b"\x00" * 50, b"GIF"])
 def test_no_picture_inside(loader, path, content):
     path.write_bytes(content)

@@ -9,6 +9,7 @@ from typing import NamedTuple
 
 import numpy as np
 import tensorflow as tf
+from numpy.typing import NDArray
 
 from easyrec_mm.data.decode import MID_GREY, UNKNOWN_FORMAT, decode_pictures
 from easyrec_mm.data.picture_formats import ANIMATED_WEBP, ODD_GIF, TOO_MANY_PIXELS
@@ -92,10 +93,26 @@ class PictureLoader:
             if row in problems:
                 continue
             try:
-                pixels[row] = self._decode(tf.constant([content], tf.string))[0].numpy()
+                pixels[row] = decode_one(self._decode, content)
             except tf.errors.OpError as error:
                 problems[row] = decoding_problem(error, self._image)
         return Pictures(tf.constant(pixels), problems)
+
+
+def decode_one(decode: Callable[[tf.Tensor], tf.Tensor], content: bytes, num_retries: int = 4) -> NDArray[np.uint8]:
+    """Decode one picture by a compiled `decode_pictures`, to uint8 `[H, W, C]`.
+
+    Raises:
+      tf.errors.OpError: if it cannot be decoded, with the reason.
+    """
+    try:
+        pixels: NDArray[np.uint8] = decode(tf.constant([content], tf.string))[0].numpy()
+    except tf.errors.CancelledError:
+        # The op that fails cancels the loop around it, and sometimes the loop is the first to report its end.
+        if not num_retries:
+            raise
+        return decode_one(decode, content, num_retries - 1)
+    return pixels
 
 
 @functools.lru_cache(maxsize=8)
