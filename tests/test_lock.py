@@ -1,6 +1,7 @@
 """Two runs never write into one folder."""
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -40,3 +41,22 @@ def test_a_lock_can_be_taken_again_after_its_end(tmp_path):
     for _ in range(2):
         with locked(str(tmp_path), "--output"):
             assert list(tmp_path.iterdir()) == [tmp_path / ".lock"]
+
+
+def test_a_lock_is_kept_when_its_folder_is_removed(tmp_path):
+    folder = tmp_path / "m"
+    with locked(str(folder), "model_dir") as lock:
+        shutil.rmtree(folder)
+        lock.keep()
+        assert f"process {os.getpid()} on" in (folder / ".lock").read_text()
+        with pytest.raises(UserError, match="is in use by process"), locked(str(folder), "model_dir"):
+            pass
+
+
+def test_a_lock_is_lost_when_its_folder_is_removed_and_another_run_comes(tmp_path):
+    folder = tmp_path / "m"
+    with locked(str(folder), "model_dir") as lock:
+        shutil.rmtree(folder)
+        with locked(str(folder), "model_dir"), pytest.raises(UserError, match=rf"model_dir '{folder}': is in use by"):
+            lock.keep()
+        lock.keep()

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from contextlib import ExitStack
 
 import numpy as np
 import pytest
@@ -10,8 +11,10 @@ from checkpoint_helpers import assert_same, variables
 from training_helpers import EACH_STEP, Training, optimizer
 
 from easyrec_mm.data.bad_records import BadRecord, BadRecords
-from easyrec_mm.errors import CheckpointError, DamagedCheckpointError
+from easyrec_mm.errors import CheckpointError, DamagedCheckpointError, UserError
+from easyrec_mm.files.lock import locked
 from easyrec_mm.runs.checkpoint import Checkpoints, newest_whole, restore
+from easyrec_mm.training.trainer import Trainer
 
 pytestmark = pytest.mark.usefixtures("backbone_of_three_stages")
 
@@ -181,6 +184,25 @@ def test_a_training_whose_folder_is_removed_writes_it_whole(data, tmp_path):
     training.trainer.train()
     names = {path.name for path in training.model_dir.iterdir()}
     assert {"pipeline.config", "checkpoint", "model.ckpt-3.index", "metrics.jsonl"} <= names
+
+
+def test_a_training_whose_folder_another_one_took_ends(data, tmp_path):
+    training = Training(data, tmp_path, train="num_epochs: 1 save_checkpoints_steps: 3")
+    folder = str(training.model_dir)
+    with ExitStack() as others, locked(folder, "model_dir") as lock:
+        trainer = Trainer(training.pipeline, lock)
+        step = trainer.run_step
+
+        def lose_folder(item):
+            if item.step == 2:
+                shutil.rmtree(folder)
+                others.enter_context(locked(folder, "model_dir"))
+            return step(item)
+
+        trainer.run_step = lose_folder
+        with pytest.raises(UserError, match=f"model_dir '{folder}': is in use by process"):
+            trainer.train()
+    assert not [path.name for path in training.model_dir.iterdir() if path.name.startswith("model.ckpt")]
 
 
 def test_counts_of_bad_records_go_on(tmp_path):

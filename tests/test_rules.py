@@ -51,7 +51,7 @@ MAY_IMPORT = {
     "network": "errors features schema weights config data protos",
     "embedding": "errors safe_text schema files manifest features store formats runs data",
     "evaluation": "errors schema stable_hash files features store config runs data network protos",
-    "training": "errors schema files store config runs data network evaluation protos",
+    "training": "errors schema files features store config runs data network evaluation protos",
     "export": "errors schema files manifest features store config formats data network evaluation protos",
     "worth": "errors pages files config formats runs data evaluation training protos",
     "stats": "errors safe_text pages schema stable_hash files features store config formats data grouping network "
@@ -65,7 +65,7 @@ MAY_IMPORT = {
 WITHOUT_TENSORFLOW = {"errors", "safe_text", "schema", "pages", "manifest", "files", "store", "weights", "config"}
 WITHOUT_TENSORFLOW |= {"grouping", "cli"}
 # Talk to the person at the terminal; all others return what they have to say, or raise it.
-MAY_PRINT = ("cli", "training.trainer", "runs.progress")
+MAY_PRINT = ("cli", "training.trainer", "training.resume", "runs.progress")
 
 MODULES = {
     ".".join(path.relative_to(PACKAGE).with_suffix("").parts): path

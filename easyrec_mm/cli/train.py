@@ -38,8 +38,8 @@ def run(flags: f.Flags) -> int:
     require_path(pipeline.config.train_input_path, pipeline, "train_input_path", "the training data")
     from easyrec_mm.training.trainer import Trainer
 
-    with locked(pipeline.config.model_dir, "model_dir"):
-        result = Trainer(pipeline).train()
+    with locked(pipeline.config.model_dir, "model_dir") as lock:
+        result = Trainer(pipeline, lock).train()
     print(f"step {result.step}; checkpoint {result.checkpoint}", flush=True)
     if result.signal is None:
         return 0

@@ -22,7 +22,7 @@ _NUM_TRIES, _PAUSE_S = 10, 0.05
 
 
 @contextmanager
-def locked(path: str, setting: str, name: str = "") -> Iterator[None]:
+def locked(path: str, setting: str, name: str = "") -> Iterator[FolderLock]:
     """Hold the lock of a folder, which is created if it does not exist; a run that is killed loses its lock.
 
     A folder on another machine is not locked. The file `.lock` of the folder names the process that holds the lock. It
@@ -36,27 +36,52 @@ def locked(path: str, setting: str, name: str = "") -> Iterator[None]:
     Raises:
       UserError: if another process holds the lock; the message names it.
     """
-    if is_remote(path):
-        yield
-        return
-    folder = Path(plain(path))
+    lock = FolderLock(path, setting, name)
+    lock.keep()
     try:
-        descriptor = _take(folder)
-    except NoLocksError:
-        yield
-        return
-    if descriptor is None:
-        holder = (folder / LOCK).read_text(encoding="utf-8").strip() or "another process"
-        raise UserError(
-            f"{setting} '{name or folder}': is in use by {holder}; wait until it has ended, or choose another folder"
-        )
-    holder = f"process {os.getpid()} on {socket.gethostname()}, since {time.strftime('%Y-%m-%d %H:%M:%S')}\n"
-    os.ftruncate(descriptor, 0)
-    os.pwrite(descriptor, holder.encode(), 0)
-    try:
-        yield
+        yield lock
     finally:
-        os.close(descriptor)
+        lock.release()
+
+
+class FolderLock:
+    """The lock of a folder, as `locked` describes it."""
+
+    def __init__(self, path: str, setting: str, name: str) -> None:
+        self._folder = None if is_remote(path) else Path(plain(path))
+        self._setting, self._name = setting, name or str(self._folder)
+        self._descriptor: int | None = None
+
+    def keep(self) -> None:
+        """Take the lock, or take it again if its folder was removed meanwhile, as whoever came next could hold it.
+
+        Raises:
+          UserError: if another process holds the lock; the message names it.
+        """
+        if self._folder is None or self._is_held(self._folder / LOCK):
+            return
+        self.release()
+        try:
+            self._descriptor = _take(self._folder)
+        except NoLocksError:
+            self._folder = None
+            return
+        if self._descriptor is None:
+            holder = (self._folder / LOCK).read_text(encoding="utf-8").strip() or "another process"
+            advice = "wait until it has ended, or choose another folder"
+            raise UserError(f"{self._setting} '{self._name}': is in use by {holder}; {advice}")
+        holder = f"process {os.getpid()} on {socket.gethostname()}, since {time.strftime('%Y-%m-%d %H:%M:%S')}\n"
+        os.ftruncate(self._descriptor, 0)
+        os.pwrite(self._descriptor, holder.encode(), 0)
+
+    def release(self) -> None:
+        """Give the lock back."""
+        if self._descriptor is not None:
+            os.close(self._descriptor)
+            self._descriptor = None
+
+    def _is_held(self, file: Path) -> bool:
+        return self._descriptor is not None and _is_file(self._descriptor, file)
 
 
 class NoLocksError(OSError):
@@ -78,9 +103,9 @@ def take_lock(path: Path, create: bool = True) -> int | None:
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         # Whoever held the lock before may have removed the file.
-        if os.path.samestat(os.fstat(descriptor), os.stat(path)):
+        if _is_file(descriptor, path):
             return descriptor
-    except (BlockingIOError, FileNotFoundError):
+    except BlockingIOError:
         pass
     except OSError as error:
         os.close(descriptor)
@@ -89,6 +114,14 @@ def take_lock(path: Path, create: bool = True) -> int | None:
         raise
     os.close(descriptor)
     return None
+
+
+def _is_file(descriptor: int, path: Path) -> bool:
+    """Return whether an open file is still the one at a path."""
+    try:
+        return os.path.samestat(os.fstat(descriptor), os.stat(path))
+    except FileNotFoundError:
+        return False
 
 
 def _take(folder: Path) -> int | None:

@@ -27,6 +27,7 @@ from easyrec_mm.evaluation.plan import evaluation_fields
 from easyrec_mm.features.feature import Feature
 from easyrec_mm.features.field import Field
 from easyrec_mm.features.numpy_back_end import NumpyBackEnd, Values
+from easyrec_mm.features.outliers import OUTLIER_ADVICE, is_far, usual_size
 from easyrec_mm.features.raw_feature import RawFeature
 from easyrec_mm.formats.checks import Problem
 from easyrec_mm.formats.rtp_graph import label_value
@@ -38,8 +39,6 @@ from easyrec_mm.training.memory import require_memory
 
 NUM_EXAMPLES = 3
 NUM_PICTURES = 200
-# How many times larger than the others a number may be.
-_FAR = 1e6
 
 
 @dataclass
@@ -205,12 +204,12 @@ def _outlier_lines(schema: Schema, sample: _Sample) -> list[str]:
     for feature in schema.features:
         if not isinstance(feature, RawFeature) or feature.numbers.boundaries or feature.numbers.log1p:
             continue
-        sizes = np.abs(_numbers(feature, schema, sample))
-        usual = float(np.quantile(sizes, 0.99, method="lower")) if sizes.size else 0.0
-        if sizes.size and sizes.max() > _FAR * max(usual, 1.0):
+        numbers = _numbers(feature, schema, sample)
+        usual, largest = usual_size(numbers), float(np.abs(numbers).max(initial=0.0))
+        if is_far(largest, usual):
             lines.append(
-                f"  warning: {feature.name}: {sizes.max():g} is far beyond the other numbers, 99 % of which are within "
-                f"{usual:g}; leave it empty, or give the feature boundaries or numeric_transform: LOG1P"
+                f"  warning: {feature.name}: {largest:g} is far beyond the other numbers, 99 % of which are within "
+                f"{usual:g}; {OUTLIER_ADVICE}"
             )
     return lines
 

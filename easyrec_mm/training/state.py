@@ -65,6 +65,11 @@ class TrainingState:
             for name, generation in vectors.generations.items()
         }
 
+    @property
+    def step(self) -> int:
+        """Return the number of steps done."""
+        return int(self._steps.number)
+
     def variables(self) -> dict[str, tf.Variable]:
         """Return the variables of a checkpoint by name, except picture banks."""
         return {**self._steps.variables(), **self._vector_origins, **self.position.variables()}

@@ -6,7 +6,6 @@ import math
 import time
 from collections.abc import Generator
 from dataclasses import dataclass
-from pathlib import Path
 
 import tensorflow as tf
 
@@ -14,26 +13,28 @@ from easyrec_mm.config.image import PLACE
 from easyrec_mm.config.learning_rates import schedule_warnings
 from easyrec_mm.config.pipeline import Pipeline, write_config
 from easyrec_mm.data.bad_records import BadRecords
-from easyrec_mm.data.batch import InputBatch
+from easyrec_mm.data.batch import Batch, InputBatch
 from easyrec_mm.data.first_pictures import first_pictures, require_pictures
 from easyrec_mm.data.input import Input
-from easyrec_mm.errors import CheckpointError, ConfigError, DamagedCheckpointError
+from easyrec_mm.errors import ConfigError
 from easyrec_mm.evaluation.evaluator import vectors_of
 from easyrec_mm.files.folders import shown
+from easyrec_mm.files.lock import FolderLock
 from easyrec_mm.network.model import MultimodalModel
 from easyrec_mm.network.precision import MIXED_FLOAT16, dtype_policy
 from easyrec_mm.runs.checkpoint import Checkpoints, newest_whole
-from easyrec_mm.runs.checkpoint_list import is_damaged
 from easyrec_mm.runs.evaluations import END, METRICS, START, forget_later_steps
 from easyrec_mm.runs.model_dir import BAD_RECORDS, PIPELINE_CONFIG, ModelDir
 from easyrec_mm.runs.progress import MetricsLog, Progress
 from easyrec_mm.store.feature_vectors import VectorStores
+from easyrec_mm.training.batch_norms import spoiled_batch_norm
 from easyrec_mm.training.evaluations import TrainingEvaluations
 from easyrec_mm.training.length import Length, training_length
 from easyrec_mm.training.memory import require_memory
+from easyrec_mm.training.resume import resume
 from easyrec_mm.training.save_times import SaveTimes
 from easyrec_mm.training.signals import Caught, caught_signals
-from easyrec_mm.training.state import Restored, TrainingState
+from easyrec_mm.training.state import TrainingState
 from easyrec_mm.training.step_log import Losses, StepLog
 from easyrec_mm.training.steps import TrainSteps
 from easyrec_mm.training.time_left import Forecast
@@ -54,6 +55,10 @@ class TrainResult:
 class Trainer:
     """Trains the model of a pipeline in its model_dir; continues from the last checkpoint there, if there is one.
 
+    Args:
+      pipeline: config and schema.
+      lock: the lock of model_dir, which is kept up even if somebody removes the folder.
+
     Attributes:
       model: the network.
       steps: runs the training steps.
@@ -64,8 +69,8 @@ class Trainer:
       UserError: if data, checkpoints or settings do not fit; see the modules that raise it.
     """
 
-    def __init__(self, pipeline: Pipeline) -> None:
-        self._config, self._schema = pipeline.config, pipeline.schema
+    def __init__(self, pipeline: Pipeline, lock: FolderLock | None = None) -> None:
+        self._config, self._schema, self._lock = pipeline.config, pipeline.schema, lock
         require_memory(self._config, self._schema, pipeline.path)
         self._train_config = self._config.train_config
         self._folder = ModelDir(self._config.model_dir).open()
@@ -86,6 +91,8 @@ class Trainer:
         )
         if self._schema.uses_image:
             require_pictures(pipeline.path, self._config.data_config, first_pictures(self.input.source, self._schema))
+        self._last_batch: Batch | None = None
+        self._has_warned = False
         self._dtype = dtype_policy(self._train_config.precision)
         self.model = MultimodalModel(self._config, self._schema, self._dtype)
         self.steps = TrainSteps(self._config, self.model, self._dtype, self.input.spec())
@@ -216,7 +223,7 @@ class Trainer:
         """Continue from the last checkpoint, or start from fine_tune_checkpoint or from the initial weights."""
         paths = self._checkpoints.all()
         if paths:
-            self._resume(paths)
+            self._unreported = resume(paths, self._folder, self._checkpoints, self.state).losses
         elif self._train_config.fine_tune_checkpoint:
             print(shown(start_from_checkpoint(self.model, self._train_config)), flush=True)
             if self.steps.average is not None:
@@ -243,40 +250,6 @@ class Trainer:
         paths = self._checkpoints.all()
         return newest_whole(paths, read)[0] if paths else vectors_of(self._schema, None)
 
-    def _resume(self, paths: list[str]) -> None:
-        """Continue from the last checkpoint that is not damaged; `paths` are all, oldest first."""
-        if is_damaged(self._model_dir):
-            names = ", ".join(Path(path).name for path in paths)
-            print(
-                f"warning: the list of checkpoints in {self._model_dir} is missing or damaged; found {names}",
-                flush=True,
-            )
-
-        def read(path: str) -> Restored:
-            self._folder.fetch_checkpoint(path)
-            return self.state.restore(path)
-
-        try:
-            restored, path, damaged = newest_whole(paths, read)
-        except DamagedCheckpointError:
-            raise
-        except CheckpointError as error:
-            raise CheckpointError(
-                f"model_dir '{self._model_dir}' holds the training of another model. {error}"
-            ) from error
-        for problem in damaged:
-            print(f"warning: {shown(problem)}", flush=True)
-        if damaged:
-            self._checkpoints.leave_out(paths[paths.index(path) + 1 :])
-        print(f"continuing from {shown(path)} (step {int(self.steps.number)})", flush=True)
-        if restored.changes:
-            print("settings that differ from those of the checkpoint:", *restored.changes, sep="\n  ", flush=True)
-        if not restored.has_same_data:
-            print(
-                "the training data or their order have changed since the checkpoint: reading from the start", flush=True
-            )
-        self._unreported = restored.losses
-
     def run_step(self, item: InputBatch) -> dict[str, tf.Tensor] | None:
         """Train on a batch; return its losses, or None for a batch without samples, which is not a step."""
         self.state.position.add(item.num_groups)
@@ -284,6 +257,7 @@ class Trainer:
             return None
         if self.steps.enter_phase(item.step):
             print(f"step {item.step}: all of the image tower is trained from now on", flush=True)
+        self._last_batch = item.batch
         return self.steps.run(item)
 
     def _write_config(self) -> None:
@@ -292,8 +266,15 @@ class Trainer:
 
     def _save(self, step: int, unreported: list[Losses]) -> str:
         """Write the checkpoint of a step; return its path. `unreported` are the losses of steps not reported yet."""
+        if self._lock is not None:
+            self._lock.keep()
         if not (self._model_dir / PIPELINE_CONFIG).exists():
             self._write_config()  # somebody has removed model_dir meanwhile
         path = self._checkpoints.save(step, self.state.values(unreported), self._evaluations.best_step())
         self._folder.put_checkpoint()
+        if self._last_batch is not None and not self._has_warned:
+            warning = spoiled_batch_norm(self.model.weights(), self._last_batch)
+            self._has_warned = warning is not None
+            if warning:
+                print(f"warning: {warning}", flush=True)
         return path
