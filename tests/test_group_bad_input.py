@@ -31,14 +31,14 @@ def test_bad_rows_are_refused_counted_and_listed(tmp_path, capsys):
     write_csv(tmp_path / "b.csv", [*GOOD, ["i1", "1.jpg", "u", "no", 1.0]])
     output = run(tmp_path, log=f"{tmp_path}/a.csv,{tmp_path}/b.csv", label_fields="click", max_bad_share=0.02)
     expected = [
-        ("a.csv", 11, "column 'item_id'", "is empty"),
-        ("a.csv", 21, "column 'click'", "'yes' is not a whole number of at most 18 digits"),
-        ("a.csv", 31, "column 'price'", "'inf' is not a number from -1e19 to 1e19"),
-        ("a.csv", 41, "column 'click'", "is empty"),
-        ("a.csv", 51, "row", "4 values, not 5"),
-        ("a.csv", 61, "row", "a quote is not closed"),
-        ("a.csv", 71, "column 'user'", "'\\xff' is not UTF-8 text"),
-        ("b.csv", 301, "column 'click'", "'no' is not a whole number of at most 18 digits"),
+        ("a.csv", 12, "column 'item_id'", "is empty"),
+        ("a.csv", 22, "column 'click'", "'yes' is not a whole number of at most 18 digits"),
+        ("a.csv", 32, "column 'price'", "'inf' is not a number from -1e19 to 1e19"),
+        ("a.csv", 42, "column 'click'", "is empty"),
+        ("a.csv", 52, "row", "4 values, not 5"),
+        ("a.csv", 62, "row", "a quote is not closed"),
+        ("a.csv", 72, "column 'user'", "'\\xff' is not UTF-8 text"),
+        ("b.csv", 302, "column 'click'", "'no' is not a whole number of at most 18 digits"),
     ]
     problems = [
         (Path(bad_row["file"]).name, bad_row["row"], bad_row["where"], bad_row["problem"])
@@ -54,7 +54,7 @@ def test_bad_rows_are_refused_counted_and_listed(tmp_path, capsys):
         else ""
     )
     assert "8 of 601 rows cannot be used, more than --max_bad_share (0.01). The first:" in message
-    assert "a.csv:11: column 'item_id': is empty" in message
+    assert "a.csv:12: column 'item_id': is empty" in message
     assert len(bad_rows(tmp_path / "x" / "out.bad_rows.jsonl")) == 8
 
 
@@ -66,9 +66,9 @@ def test_two_pictures_of_an_item_are_a_conflict(tmp_path, capsys):
     write_csv(tmp_path / "log.csv", rows)
     message = refused(tmp_path, capsys)
     assert "1 of 5 items have two values where one is expected, more than --max_bad_share" in message
-    assert "log.csv:8: column 'img_path': 'other.jpg', but an earlier row of item 'i2' has '2.jpg'" in message
+    assert "log.csv:9: column 'img_path': 'other.jpg', but an earlier row of item 'i2' has '2.jpg'" in message
     (conflict,) = bad_rows(tmp_path / "out.bad_rows.jsonl")
-    assert (conflict["kind"], conflict["row"]) == ("conflict", 8)
+    assert (conflict["kind"], conflict["row"]) == ("conflict", 9)
     output = run(tmp_path, max_bad_share=0.2)
     pictures = {group["img_path"] for _, group in groups_of(output) if group["item_id"] == "i2"}
     assert pictures == {"2.jpg", "other.jpg", "third.jpg"}
@@ -82,8 +82,8 @@ def test_group_fields_must_agree(tmp_path, capsys):
     write_csv(tmp_path / "log.csv", rows)
     message = refused(tmp_path, capsys, group_fields="user")
     assert "2 of 5 items have two values where one is expected" in message
-    assert "log.csv:34: column 'user': 'u9', but an earlier row of item 'i3' has 'u3'" in message
-    assert "log.csv:45: column 'user': 'None', but an earlier row of item 'i4' has 'u4'" in message
+    assert "log.csv:35: column 'user': 'u9', but an earlier row of item 'i3' has 'u3'" in message
+    assert "log.csv:46: column 'user': 'None', but an earlier row of item 'i4' has 'u4'" in message
     output = run(tmp_path, group_fields="user", max_bad_share=0.5)
     assert "user" in stats(output)["per_group"]
     assert Counter((group["item_id"], group["user"]) for _, group in groups_of(output))["i3", "u9"] == 1
@@ -199,7 +199,7 @@ def test_a_file_that_changes_meanwhile(tmp_path, capsys, monkeypatch):
 
     monkeypatch.setattr(log_plan, "scan_split", scan_and_change)
     assert (
-        "log.csv: cannot be read: the file has changed: 299 rows from row 1 on, but 300 when they were counted"
+        "log.csv: cannot be read: the file has changed: 299 rows from row 2 on, but 300 when they were counted"
         in refused(tmp_path, capsys)
     )
 
@@ -266,7 +266,7 @@ def test_a_value_that_would_divide_a_line_of_text(tmp_path, capsys):
     write_csv(tmp_path / "log.csv", rows)
     output = run(tmp_path, format="rtp")
     (bad_row,) = bad_rows(output / "bad_rows.jsonl")
-    assert (bad_row["row"], bad_row["where"]) == (18, "column 'user'")
+    assert (bad_row["row"], bad_row["where"]) == (19, "column 'user'")
     assert "'a|b' contains a line break or a separator" in bad_row["problem"]
     assert stats(output)["rows_out"] == 299
     output = run(tmp_path, "--overwrite", format="rtp", rtp_separator=r"\003")

@@ -37,8 +37,8 @@ def test_pictures_are_packed_once_a_shard(tmp_path):
         if bad_row["kind"] == "picture"
     }
     assert bad == {
-        "images/none.png": ("picture", 202, "cannot be read: No such file or directory"),
-        "images/empty.png": ("picture", 203, "is empty (0 bytes)"),
+        "images/none.png": ("picture", 203, "cannot be read: No such file or directory"),
+        "images/empty.png": ("picture", 204, "is empty (0 bytes)"),
     }
     assert contents(run(tmp_path, "--embed_images", output="again", **flags)) == contents(output)
 
@@ -82,4 +82,4 @@ def test_too_many_pictures_that_cannot_be_packed(tmp_path, capsys):
     write_csv(tmp_path / "log.csv", GOOD)
     message = refused(tmp_path, capsys, "--embed_images")
     assert "5 of 5 pictures cannot be packed, more than --max_bad_share (0.01)" in message
-    assert "log.csv:1: 0.jpg: cannot be read: No such file or directory" in message
+    assert "log.csv:2: 0.jpg: cannot be read: No such file or directory" in message

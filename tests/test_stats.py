@@ -179,8 +179,8 @@ def test_rows_of_a_log_that_are_malformed_are_told(tmp_path, capsys):
     flags = ["--input", tmp_path / "log.csv", "--label_fields", "click", "--output", tmp_path / "page.html"]
     text = run(*flags, capsys=capsys)
     assert "198 samples; 2 rows refused (1.00%)" in text
-    assert re.search(r"log.csv:51: row: .*2", text)
-    assert "log.csv:71: column 'age': 'x' is not a whole number" in text
+    assert re.search(r"log.csv:52: row: .*2", text)
+    assert "log.csv:72: column 'age': 'x' is not a whole number" in text
 
 
 @pytest.mark.parametrize(

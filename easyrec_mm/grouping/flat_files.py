@@ -1,7 +1,7 @@
 """Files of a flat log, CSV and Parquet: divides them into splits, and reads rows piece by piece.
 
-Several processes can read the splits of a file; each split knows the number of its first row. Rows are numbered from 1;
-the header and empty lines do not count.
+Several processes can read the splits of a file; each split knows the number of its first row. Rows are numbered from 1,
+and in a CSV file from 2, because the header counts as a row; empty lines do not count.
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import partial
 from typing import Literal, NamedTuple
 
 import numpy as np
@@ -39,7 +40,7 @@ _PANDAS_INDEX = re.compile("__index_level_[0-9]+__")
 class Split:
     """Some rows of a file: bytes or row groups from `start` to `end`, exclusive (-1: to the end of the file).
 
-    first_row   number of the first row, from 1
+    first_row   number of the first row; that of the file before the rows of a CSV file are counted
     num_rows    number of rows; 0 in a CSV file before they are counted
     names       all columns of a CSV file, in the order of the file
     """
@@ -129,17 +130,18 @@ def _plan_csv(file: int, path: str, separator: str) -> FilePlan:
     with open_binary(path) as stream:
         header, start = csv_blocks.read_header(stream, path, separator)
         names = tuple(header)
+        split = partial(Split, file, path, "csv", first_row=2, names=names)
         if is_gzip(path) or size_of(path) <= start + SPLIT_BYTES:
-            return FilePlan(dict.fromkeys(names), [Split(file, path, "csv", start, -1, names=names)] if names else [])
+            return FilePlan(dict.fromkeys(names), [split(start=start, end=-1)] if names else [])
         splits = []
         end = start
         for block in csv_blocks.blocks(stream):
             end += len(block)
             if end - start >= SPLIT_BYTES:
-                splits.append(Split(file, path, "csv", start, end, names=names))
+                splits.append(split(start=start, end=end))
                 start = end
         if end > start:
-            splits.append(Split(file, path, "csv", start, end, names=names))
+            splits.append(split(start=start, end=end))
         return FilePlan(dict.fromkeys(names), splits)
 
 

@@ -193,7 +193,7 @@ def _scan(splits: list[Split], separator: str, run: Map) -> tuple[list[Split], d
     for split in splits:
         if split in scanned:
             before = numbered[-1] if numbered and numbered[-1].file == split.file else None
-            first_row = before.first_row + before.num_rows if before else 1
+            first_row = before.first_row + before.num_rows if before else split.first_row
             split = replace(split, first_row=first_row, num_rows=scanned[split].num_rows)
         numbered.append(split)
     return numbered, counts

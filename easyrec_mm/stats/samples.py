@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import NamedTuple, Protocol
 
 import numpy as np
@@ -208,19 +208,15 @@ class _FlatSamples:
             for name in (*self.fields.kinds, self.fields.image):
                 if name and splits and name not in plan.columns:
                     raise DataError(f"{file}: no column '{name}'; {did_you_mean(name, plan.columns)}")
-        # Training counts the header as a line; for a log that is not an input yet, only rows are counted.
-        has_names_line = self._schema is not None and not self._names and any(split.format == "csv" for split in splits)
-        row = 2 if has_names_line else 1
+        row = splits[0].first_row if splits else 1
         for split in splits:
             names = list(filter(None, (*self.fields.kinds, self.fields.image)))
-            for piece in pieces(split, names, self._separator):
-                # A split of CSV does not know the number of its first row.
+            for piece in pieces(replace(split, first_row=row), names, self._separator):
                 numbers = np.bitwise_and(piece.table[ORDER].to_numpy(), (1 << ROW_BITS) - 1)
-                numbers = numbers - split.first_row + row if split.format == "csv" else numbers
                 yield self._checked(
                     piece.table, numbers, [BadGroup(r, "row", problem) for r, problem in piece.malformed]
                 )
-            row += split.num_rows
+                row += piece.num_rows
 
     def _checked(self, table: pa.Table, rows: Ints, refused: list[BadGroup]) -> Samples:
         problems = GroupProblems(np.ones(len(table), np.int64))
