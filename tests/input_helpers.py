@@ -4,6 +4,7 @@ import csv
 import gzip
 import re
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import tensorflow as tf
@@ -35,14 +36,27 @@ def read_groups(path):
     return groups
 
 
+def encoded(text):
+    """A text as bytes; surrogates stand for bytes that are not UTF-8."""
+    return None if text is None else text.encode("utf-8", "surrogateescape")
+
+
+def texts_of(values):
+    """An Arrow array of text, which may hold bytes that are not UTF-8, as files of other programs do."""
+    return pa.array([encoded(value) for value in values], pa.binary()).view(pa.string())
+
+
 def write_grouped(path, groups):
-    columns = {
-        name: pa.array([group[name] for group in groups], pa.list_(TYPES[kind][0]))
-        for name, kind in KINDS.items()
-        if name not in ("img_path", "group_size")
-    }
-    for name in ("img_path", "group_size"):
-        columns[name] = pa.array([group[name] for group in groups])
+    columns = {}
+    for name, kind in KINDS.items():
+        if name in ("img_path", "group_size"):
+            continue
+        values = [value for group in groups for value in group[name]]
+        array = texts_of(values) if kind == "STRING" else pa.array(values, TYPES[kind][0])
+        limits = np.cumsum([0, *(len(group[name]) for group in groups)])
+        columns[name] = pa.ListArray.from_arrays(limits, array)
+    columns["img_path"] = texts_of([group["img_path"] for group in groups])
+    columns["group_size"] = pa.array([group["group_size"] for group in groups])
     pq.write_table(pa.table(columns), path)
 
 
@@ -50,7 +64,7 @@ def write_tfrecord(path, groups):
     makers = {
         "INT32": lambda values: tf.train.Feature(int64_list=tf.train.Int64List(value=values)),
         "FLOAT": lambda values: tf.train.Feature(float_list=tf.train.FloatList(value=values)),
-        "STRING": lambda values: tf.train.Feature(bytes_list=tf.train.BytesList(value=[v.encode() for v in values])),
+        "STRING": lambda values: tf.train.Feature(bytes_list=tf.train.BytesList(value=[encoded(v) for v in values])),
     }
     empty = {"INT32": 0, "FLOAT": 0.0, "STRING": ""}
     with tf.io.TFRecordWriter(str(path)) as writer:
@@ -73,7 +87,7 @@ def rows_of(groups):
 
 def write_csv(path, groups):
     rows = rows_of(groups)
-    with path.open("w", newline="", encoding="utf-8") as file:
+    with path.open("w", newline="", encoding="utf-8", errors="surrogateescape") as file:
         writer = csv.DictWriter(file, list(rows[0]))
         writer.writeheader()
         writer.writerows(rows)
@@ -81,7 +95,9 @@ def write_csv(path, groups):
 
 def write_flat(path, groups):
     rows = rows_of(groups)
-    pq.write_table(pa.table({n: pa.array([row[n] for row in rows], TYPES[KINDS[n]][0]) for n in rows[0]}), path)
+    columns = {name: [row[name] for row in rows] for name in rows[0]}
+    table = {n: texts_of(v) if KINDS[n] == "STRING" else pa.array(v, TYPES[KINDS[n]][0]) for n, v in columns.items()}
+    pq.write_table(pa.table(table), path)
 
 
 WRITERS = {

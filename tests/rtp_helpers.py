@@ -60,3 +60,11 @@ def text_of(columns):
         return SAMPLES.join(VALUES.join(part) if isinstance(part, list) else part for part in column)
 
     return COLUMNS.join(joined(column) for column in columns).encode("utf-8", "surrogateescape")
+
+
+def is_utf8(data):
+    try:
+        data.decode()
+    except UnicodeDecodeError:
+        return False
+    return True

@@ -19,6 +19,7 @@ from input_helpers import (
     LABELS,
     OF_SAMPLES,
     config_of,
+    encoded,
     read_groups,
     write_csv,
     write_flat,
@@ -46,7 +47,7 @@ def write_lines(path, groups):
         samples = ["\x02".join(text(group[name][i]) for name in OF_SAMPLES) for i in range(num_samples)]
         size = group["group_size"]
         lines.append("|".join(["id", "0", *labels, "\x01".join(samples), group["img_path"], text(size)]))
-    path.write_bytes(("\n".join(lines) + "\n\n\r\n").encode())
+    path.write_bytes(encoded("\n".join(lines) + "\n\n\r\n"))
 
 
 FLAT_WRITERS = {"ParquetInput": write_flat, "CSVInput": write_csv}
@@ -85,6 +86,13 @@ FAULTS = {
         f"sample 1: 2e+07 is not {AN_ID}",
         (),
     ),
+    "a city in Latin-1": (
+        {"user_city": ["Lima", "caf\udce9", "Oslo", "Rome"]},
+        "column 'user_city'",
+        "sample 1: 'caf\ufffd' is not UTF-8",
+        (),
+    ),
+    "a path in Latin-1": ({"img_path": "caf\udce9.png"}, "column 'img_path'", "'caf\ufffd.png' is not UTF-8", ()),
 }
 # What `predict` says, which reads no labels, of the faults that it sees.
 WITHOUT_LABELS = {
@@ -94,7 +102,7 @@ WITHOUT_LABELS = {
         "column 'category'",
         "sample 1: 'lamp', but sample 0 has 'bag'; the value must be the same in a group",
     ),
-    "an id that shares its FLOAT": FAULTS["an id that shares its FLOAT"][1:3],
+    **{name: FAULTS[name][1:3] for name in ("an id that shares its FLOAT", "a city in Latin-1", "a path in Latin-1")},
 }
 
 
@@ -171,10 +179,10 @@ def test_all_commands_refuse_the_same_groups_with_the_same_words(groups, tmp_pat
     run("stats", *flags, "--output", tmp_path / "stats.html", "--json", tmp_path / "stats.json")
     refused = json.loads((tmp_path / "stats.json").read_text(encoding="utf-8"))["refused_first"]
     assert [parts(record) for record in refused] == expected
-    # What `embed` reads of groups, with which other values of theirs have nothing to do.
+    # What `embed` reads of groups: their size and picture.
     of_pictures = read_items(str(file), load_pipeline(str(tmp_path / "x.config")).schema).refused
     assert [parts(asdict(record)) for record in of_pictures] == [
-        record for record in without_labels if "group_size" in record[2]
+        record for record in without_labels if record[2] in ("column 'group_size'", "column 'img_path'")
     ]
 
 
@@ -185,6 +193,7 @@ def test_check_and_stats_refuse_the_same_rows_of_flat_files(groups, tmp_path, ca
         "group_size": 1
     }
     rows = [sample, {**sample, "click": [5]}, {**sample, "click": [None]}, {**sample, "price": [2e7]}, sample]
+    rows += [{**sample, "user_city": ["caf\udce9"]}, {**sample, "img_path": "caf\udce9.png"}]
     file = tmp_path / "part-0"
     FLAT_WRITERS[kind](file, rows)
     (tmp_path / "x.config").write_text(with_prices_as_ids(kind), encoding="utf-8")
@@ -195,6 +204,8 @@ def test_check_and_stats_refuse_the_same_rows_of_flat_files(groups, tmp_path, ca
         (str(file), first_row + 1, "column 'click'", "label 5 is not from 0 to 1"),
         (str(file), first_row + 2, "column 'click'", "the label is missing, and its field has no default_val"),
         (str(file), first_row + 3, "column 'price'", f"2e+07 is not {AN_ID}"),
+        (str(file), first_row + 5, "column 'user_city'", "'caf\ufffd' is not UTF-8"),
+        (str(file), first_row + 6, "column 'img_path'", "'caf\ufffd.png' is not UTF-8"),
     ]
     assert main(["check", *flags]) == 0
     output = capsys.readouterr().out

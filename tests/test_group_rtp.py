@@ -18,9 +18,12 @@ from rtp_helpers import (
     SAMPLE_FIELDS,
     SCHEMA,
     SIZE_COLUMN,
+    is_utf8,
     parser_of,
     text_of,
 )
+
+from easyrec_mm.formats.rtp_graph import are_ascii, are_utf8
 
 # Mistakes that a flattened batch would not show.
 
@@ -252,19 +255,38 @@ def test_large_integers_keep_every_digit():
 
 @given(st.lists(st.binary(max_size=12), min_size=1, max_size=5))
 @settings(max_examples=80, deadline=None)
-def test_any_bytes_survive_in_a_string_field(values):
+def test_a_string_field_is_utf_8_as_it_stands_or_refused(values):
     taken = {b"\n", *(separator.encode() for separator in (COLUMNS, SAMPLES, VALUES))}
     values = [b"".join(bytes([byte]) for byte in value if bytes([byte]) not in taken) for value in values]
     line = group_line([["0"] * len(values)], [[v.decode("utf-8", "surrogateescape"), "1"] for v in values])
     rows = SIMPLE_PARSE([line])
-    assert rows.fields["user"].tolist() == values
-    assert SIMPLE_PARSE.explain(line) is None
+    if all(is_utf8(value) for value in values):
+        assert rows.fields["user"].tolist() == values
+        assert SIMPLE_PARSE.explain(line) is None
+    else:
+        assert not rows.kept_groups.size
+        assert SIMPLE_PARSE.explain(line).reason.endswith(" is not UTF-8")
 
 
-def test_picture_paths_are_bytes_as_they_stand():
+@pytest.mark.parametrize(
+    "text",
+    [
+        b"\xff", b"\xc3", b"a\xe9b", b"\xed\xa0\x80", b"\xed\xbf\xbf", b"\xc0\x80", b"\xf4\x90\x80\x80", b"\xe4\xb8\n",
+        "\ud7ff\ue000\U0010ffff".encode(), "é日本😀".encode(), b"\x00\x7f", b"",
+    ],
+)  # fmt: skip
+def test_utf_8_is_told_as_python_tells_it(text):
+    texts = tf.constant([text, b"a", text + b"x"])
+    expected = [is_utf8(text), True, is_utf8(text + b"x")]
+    assert are_utf8(texts, are_ascii(texts)).numpy().tolist() == expected
+
+
+def test_picture_paths_are_utf_8_as_they_stand():
     paths = ["", " a b ", "é/日本.jpg", "\udcff\udcfe", "https://x/y?z=1|2"]
-    rows = SIMPLE_PARSE([group_line([["0"]], [["u", "1"]], path) for path in paths])
-    assert rows.image_path.tolist() == [path.encode("utf-8", "surrogateescape") for path in paths]
+    lines = [group_line([["0"]], [["u", "1"]], path) for path in paths]
+    rows = SIMPLE_PARSE(lines)
+    assert rows.image_path.tolist() == [path.encode() for path in paths if path != "\udcff\udcfe"]
+    assert SIMPLE_PARSE.explain(lines[3]) == ("column 'img_path'", "'\ufffd\ufffd' is not UTF-8")
 
 
 # Separators.
@@ -280,11 +302,8 @@ def test_the_empty_separator_splits_into_single_bytes():
     assert rows.fields["b"].tolist() == [5, 6]
     assert rows.fields["c"].tolist() == [b"y", b"w"]
     assert [parse.explain(line) is None for line in lines] == [True] + [False] * 5
-    # A letter of two bytes is two values, and bytes that are no UTF-8 are one each.
-    for two_bytes in ("é".encode(), b"\xff\xfe", b"\xfe\xc3"):
-        line = b"0;" + two_bytes[:1] + b"7" + two_bytes[1:] + b";p;1"
-        assert parse([line]).fields["c"].tolist() == [two_bytes[1:]]
-        assert parse.explain(line) is None
+    # A letter of two bytes is two values, none of which is UTF-8.
+    assert parse.explain(b"0;\xc37\xa9;p;1") == ("column 'a'", "'\ufffd' is not UTF-8")
 
 
 def test_separators_of_several_and_of_special_characters():

@@ -18,6 +18,7 @@ from rtp_helpers import (
     READ,
     SAMPLE_FIELDS,
     SIZE_COLUMN,
+    is_utf8,
     text_of,
 )
 
@@ -48,14 +49,6 @@ def number(text):
 
 def boolean(text):
     return {"true": 1, "1": 1, "false": 0, "0": 0}.get(text.lower())
-
-
-def is_utf8(data):
-    try:
-        data.decode()
-    except UnicodeDecodeError:
-        return False
-    return True
 
 
 def parts(text, separator="|"):
@@ -92,7 +85,7 @@ def reference_value(name, data):
     if name in ("age", "vip", "price"):
         read = {"age": integer, "vip": boolean, "price": number}[name]
         return read(data.decode("utf-8", "replace") or DEFAULTS[name])
-    if data and name in FORMS and not (is_utf8(data) and FORMS[name](data.decode())):
+    if not is_utf8(data) or (data and name in FORMS and not FORMS[name](data.decode())):
         return None
     return data or DEFAULTS.get(name, "").encode()
 
@@ -117,7 +110,7 @@ def reference_group(line):
     for liked, weights in zip(fields["liked"], fields["liked_weights"], strict=True):
         if len(parts(liked.decode("latin-1"))) != len(parts(weights.decode("latin-1"))):
             return None
-    return fields, columns[IMAGE_COLUMN], size
+    return (fields, columns[IMAGE_COLUMN], size) if is_utf8(columns[IMAGE_COLUMN]) else None
 
 
 def assert_equals_reference(lines, parse=PARSE, reference=reference_group):
@@ -154,8 +147,9 @@ words = st.one_of(
     st.text(alphabet="ab1:|. ", max_size=8),
     st.text(st.characters(blacklist_characters="\n\x01\x02;", blacklist_categories=["Cs"]), max_size=5),
 )
+GOOD_TEXTS = words.filter(lambda word: is_utf8(word.encode("utf-8", "surrogateescape")))
 GOOD_VALUES = {
-    "user": words,
+    "user": GOOD_TEXTS,
     "age": st.sampled_from(["", "0", "31", " -4 ", "+5"]),
     "vip": st.sampled_from(["", "0", "1", "true", "FALSE"]),
     "price": st.sampled_from(["", "0", "2.5", "-1e-3", "9e18"]),
@@ -178,7 +172,7 @@ SIZES = ["0", "-1", "abc", "", "9" * 17, "9" * 30, "2.0", " 2", "+2", "1e0", "na
 def groups(draw):
     """A good group, as columns: of labels lists of entries, of features lists of lists of values, else text."""
     size = draw(st.integers(1, 4))
-    columns = [draw(words) for _ in range(NUM_COLUMNS)]
+    columns = [draw(GOOD_TEXTS if column == IMAGE_COLUMN else words) for column in range(NUM_COLUMNS)]
     for name, column in LABEL_COLUMNS.items():
         columns[column] = [draw(GOOD_LABELS[name]) for _ in range(size)]
     columns[FEATURES_COLUMN] = [[draw(GOOD_VALUES[name]) for name in SAMPLE_FIELDS] for _ in range(size)]

@@ -174,12 +174,12 @@ def test_a_bad_picture_of_several_groups_is_named_where_it_first_stands(tmp_path
     ]  # fmt: skip
 
 
-def test_a_picture_path_that_is_no_utf_8_is_written_readably(tmp_path):
+def test_a_picture_path_of_odd_letters_is_written_readably(tmp_path):
     output = tmp_path / "bad_records.jsonl"
     records = BadRecords(str(output), 1.0)
-    path = write(tmp_path / "a", [line(["a"], "\udcff\udce9.png"), line(["b"], "a\x00b")])
+    path = write(tmp_path / "a", [line(["a"], "é\U0001f600.png"), line(["b"], "a\x00b")])
     list(input_of(path, records, small_schema(uses_image=True)).batches())
-    assert [record["where"] for record in read_records(output)] == ["\\xff\\xe9.png", "a\x00b"]
+    assert [record["where"] for record in read_records(output)] == ["é\U0001f600.png", "a\x00b"]
     records.summary().encode()
 
 

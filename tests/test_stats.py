@@ -21,6 +21,8 @@ from PIL import Image, ImageDraw, ImageFilter
 from easyrec_mm.cli.main import main
 from easyrec_mm.data.picture_reader import PictureReader
 from easyrec_mm.data.whole_pictures import ANY_PICTURE
+from easyrec_mm.formats import csv_blocks
+from easyrec_mm.grouping import flat_files
 from easyrec_mm.stats.correlation import correlate
 from easyrec_mm.stats.fields import TopValues
 from easyrec_mm.stats.pictures import PathStats, groups_alike, open_pictures
@@ -172,7 +174,10 @@ def test_bad_groups_are_counted_and_told_with_their_row(demo, tmp_path, capsys):
     assert f"{path}:10: line: 1 columns, not 8" in (tmp_path / "page.html").read_text(encoding="utf-8")
 
 
-def test_rows_of_a_log_that_are_malformed_are_told(tmp_path, capsys):
+@pytest.mark.parametrize("num_bytes", [1 << 20, 100])
+def test_rows_of_a_log_that_are_malformed_are_told(tmp_path, capsys, monkeypatch, num_bytes):
+    monkeypatch.setattr(csv_blocks, "BLOCK_BYTES", num_bytes)
+    monkeypatch.setattr(flat_files, "SPLIT_BYTES", 3 * num_bytes)
     rows = [f"u{i},{i % 2},{i}" for i in range(200)]
     rows[50], rows[70] = "u,1", "u,0,x"
     (tmp_path / "log.csv").write_text("\n".join(["user,click,age", *rows]), encoding="utf-8")
@@ -247,6 +252,9 @@ def test_correlation_is_that_of_the_formulas():
     alone = pd.Series([str(i) for i in range(4000)])
     assert correlate(alone, pd.Series(label), is_number=False).strength == 0
     assert correlate(pd.Series(number), pd.Series(np.ones(4000)), is_number=True) is None
+    # 64 bits tell these apart, a float does not.
+    huge = pd.Series(np.arange(4000) % 100 + np.iinfo(np.int64).min + 1)
+    assert correlate(huge, pd.Series(label), is_number=True) is None
     assert correlate(pd.Series(number[:20]), pd.Series(label[:20]), is_number=True) is None
 
 

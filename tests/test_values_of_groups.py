@@ -23,7 +23,7 @@ PER_GROUP = replace(
 )
 # Of each field or label: texts of one value after texts of another.
 TEXTS = {
-    "city": [["", "x"], ["y"], ["X"], ["x "], ["é"], ["\udcff"]],
+    "city": [["", "x"], ["y"], ["X"], ["x "], ["é"]],
     "age": [["", "7", "+7", " 7", "07"], ["8", "8 "], ["0", "-0"], ["9007199254740993"], ["9007199254740992"]],
     "vip": [["", "1", "true", "TRUE"], ["0", "false", "False"]],
     # Equal as float32: the last pair only there.
@@ -98,7 +98,6 @@ def test_a_group_whose_samples_disagree_is_refused(drawn_groups):
             assert refusal is None
             continue
         name, sample, text, first = problem
-        text, first = (t.encode("utf-8", "surrogateescape").decode("utf-8", "replace") for t in (text, first))
         assert refusal.where == f"column '{name}'"
         if PER_GROUP.field(name).dtype == "string" and name not in LABELS:
             default = PER_GROUP.field(name).default

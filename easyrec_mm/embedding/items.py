@@ -128,12 +128,7 @@ class _Columns:
             if isinstance(group, Problem):
                 yield BadRecord("group", path, row, *group)
                 continue
-            try:
-                picture = group.image.decode()
-            except UnicodeDecodeError:
-                yield BadRecord("group", path, row, column_place(image), f"{shown(group.image)} is not UTF-8")
-                continue
-            values = {name: texts[0] for name, texts in group.values.items()} | {image: picture}
+            values = {name: texts[0] for name, texts in group.values.items()} | {image: group.image.decode()}
             if values[self.key] and values[self.path]:
                 fields = tuple(values[name] for name in self.schema.image_fields())
                 yield Item(values[self.key], values[self.path], fields)

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from easyrec_mm.features.field import A_NUMBER, Dtype, Field
 from easyrec_mm.features.text_patterns import VALUE_PATTERNS
-from easyrec_mm.formats.columns import to_kind
+from easyrec_mm.formats.columns import is_text, to_kind
 from easyrec_mm.schema import Schema
 
 Ints = NDArray[np.int64]
@@ -176,8 +176,7 @@ class SampleChecks:
     def _texts(self, values: pa.Array, field: Field, problems: GroupProblems) -> pa.Array:
         is_empty = pc.fill_null(pc.equal(pc.binary_length(values), 0), True)
         patterns = self.patterns.get(field.name, [])
-        if patterns:
-            refuse_kind(to_kind(values, "string").is_bad, values, field.name, "string", problems.refuse_samples)
+        refuse_bytes(values, field.name, problems.refuse_samples)
         for pattern in patterns:
             matches = pc.fill_null(pc.match_substring_regex(values, f"^(?:{pattern})$"), True)
             problems.refuse_samples(
@@ -233,10 +232,16 @@ def refuse_kind(
         expected_kind = A_NUMBER if is_infinite else _KINDS[kind]
 
         def describe(i: int) -> str:
-            value = values[i].as_py()
+            one = values[i : i + 1]
+            value = (one.cast(pa.large_binary()) if is_text(one.type) else one)[0].as_py()
             return not_whole(value) if kind == "int64" else f"{shown(value)} is not {expected_kind}"
 
         refuse(is_bad, column_place(name), describe)
+
+
+def refuse_bytes(values: pa.Array, name: str, refuse: Callable[[Mask, str, Callable[[int], str]], None]) -> None:
+    """Refuse texts that are not UTF-8, which neither a store nor a request could name; see refuse_kind."""
+    refuse_kind(to_kind(values, "string").is_bad, values, name, "string", refuse)
 
 
 def not_whole(value: object) -> str:
@@ -275,13 +280,6 @@ def shown(value: object) -> str:
     if isinstance(value, str):
         return repr(value)
     return f"{value:g}" if isinstance(value, float | np.floating) else str(value)
-
-
-def is_text(kind: pa.DataType) -> bool:
-    """Return whether an Arrow type is text or bytes."""
-    types = pa.types
-    is_string = types.is_string(kind) or types.is_large_string(kind)
-    return bool(is_string or types.is_binary(kind) or types.is_large_binary(kind))
 
 
 def _count_tags(values: Iterable[bytes], separator: str) -> Ints:

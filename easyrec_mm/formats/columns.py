@@ -63,7 +63,7 @@ def kind_of(kind: pa.DataType) -> Kind | None:
     if is_type.is_dictionary(kind) or _is_list(kind):
         inner = kind_of(kind.value_type)
         return "string" if _is_list(kind) else inner
-    if _is_text(kind) or is_type.is_fixed_size_binary(kind) or is_type.is_uint64(kind):
+    if is_text(kind) or is_type.is_fixed_size_binary(kind) or is_type.is_uint64(kind):
         return "string"
     if is_type.is_temporal(kind) and not is_type.is_duration(kind) and not is_type.is_interval(kind):
         return "string"
@@ -108,7 +108,7 @@ def to_kind(column: pa.Array, kind: Kind, strict: bool = False) -> Typed:
         return Typed(joined, None)
     if kind == "string":
         return _texts(column)
-    if _is_text(column.type):
+    if is_text(column.type):
         texts = _texts(column)
         parsed = _parsed(texts.values, kind, strict)
         masks = [typed.is_bad for typed in (texts, parsed) if typed.is_bad is not None]
@@ -121,7 +121,8 @@ def _texts(column: pa.Array) -> Typed:
         texts = pc.replace_substring_regex(column.cast(pa.string()), r"^([^.]*\.[0-9]*?)0+$", r"\1")
         return Typed(pc.replace_substring_regex(texts, r"\.$", ""), None)
     try:
-        return Typed(column.cast(pa.string()), None)
+        # A file may hold bytes that are not UTF-8 in a column of text, too; only the cast from bytes looks at them.
+        return Typed(column.cast(pa.large_binary() if is_text(column.type) else pa.string()).cast(pa.string()), None)
     except pa.ArrowInvalid:
         values = column.cast(pa.large_binary()).to_pylist()
     is_bad = np.array([not _is_utf8(value) for value in values])
@@ -271,10 +272,8 @@ def _is_list(kind: pa.DataType) -> bool:
     return bool(pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind))
 
 
-def _is_text(kind: pa.DataType) -> bool:
-    return bool(
-        pa.types.is_string(kind)
-        or pa.types.is_large_string(kind)
-        or pa.types.is_binary(kind)
-        or pa.types.is_large_binary(kind)
-    )
+def is_text(kind: pa.DataType) -> bool:
+    """Return whether an Arrow type is text or bytes."""
+    types = pa.types
+    is_string = types.is_string(kind) or types.is_large_string(kind)
+    return bool(is_string or types.is_binary(kind) or types.is_large_binary(kind))

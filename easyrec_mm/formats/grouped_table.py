@@ -162,10 +162,7 @@ def piece_of(rows: TypedRows, fields: GroupFields, numbers: Ints) -> GroupsPiece
     columns: dict[str, pa.Array] = {}
     for name, kind in fields.kinds.items():
         if name == fields.image:
-            paths = pa.array(rows.image_path, pa.binary())
-            image = to_kind(paths, "string")
-            refuse_kind(image.is_bad, paths, name, kind, problems.refuse)
-            columns[name] = pc.fill_null(image.values, "")
+            columns[name] = pa.array(rows.image_path, pa.binary()).cast(pa.string())
             continue
         column = rows.columns[name]
         typed = _label(column, kind) if name in fields.labels else to_kind(column, kind, strict=True)

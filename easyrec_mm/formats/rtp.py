@@ -15,7 +15,7 @@ import pyarrow.compute as pc
 from easyrec_mm.errors import DataError
 from easyrec_mm.features.text_patterns import VALUE_PATTERNS
 from easyrec_mm.files.opening import open_binary
-from easyrec_mm.formats.checks import GroupProblems, Ints, Mask, as_bytes, column_place, shown
+from easyrec_mm.formats.checks import GroupProblems, Ints, Mask, as_bytes, column_place, refuse_bytes, shown
 from easyrec_mm.formats.grouped_table import (
     GroupFields,
     Groups,
@@ -222,7 +222,9 @@ def read_lines(lines: Sequence[bytes], num_columns: int, groups: TypedGroups) ->
     texts |= _split_samples(texts.pop(""), layout, problems)
     image = column(layout.image_column) if layout.image_column >= 0 else pa.nulls(len(lines), pa.binary())
     fields = groups.checks.check(texts, problems)
-    rows = valid_rows(fields, texts, as_bytes(image.filter(good)), problems)
+    paths = image.filter(good)
+    refuse_bytes(paths, schema.image.field, problems.refuse)
+    rows = valid_rows(fields, texts, as_bytes(paths), problems)
     kept_lines = np.flatnonzero(~line_problems.is_bad)
     refused = line_problems.by_group | {int(kept_lines[group]): problem for group, problem in rows.problems.items()}
     problems_of_groups = {line: problem for line, problem in refused.items() if lines[line]}

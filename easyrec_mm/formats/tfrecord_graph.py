@@ -27,7 +27,7 @@ from easyrec_mm.formats.data_files import DataFiles
 from easyrec_mm.formats.group_tensors import GROUP_DTYPES, GroupTensors, as_arrays
 from easyrec_mm.formats.grouped_table import batched
 from easyrec_mm.formats.record_files import RecordFiles
-from easyrec_mm.formats.rtp_graph import matches
+from easyrec_mm.formats.rtp_graph import are_ascii, are_utf8, matches
 from easyrec_mm.formats.source import TEXT_GROUPS, Chunk, GroupRows, Order
 from easyrec_mm.formats.tfrecord import read_examples
 from easyrec_mm.formats.typed_groups import TextGroup, TypedGroups, text_groups
@@ -123,8 +123,14 @@ class GroupTfRecordSource(RecordFiles):
                     checks.append(tf.reduce_all(tf.equal(numbers, tf.round(numbers))))
             elif values.dtype == tf.float32:
                 checks.append(tf.reduce_all(tf.abs(values) <= self._schema.largest_number(name)[0]))
-            elif values.dtype == tf.string and name in self._groups.checks.patterns:
-                checks.append(tf.reduce_all(tf.equal(values, "") | matches(values, self._groups.checks.patterns[name])))
+            elif values.dtype == tf.string:
+                patterns = self._groups.checks.patterns.get(name)
+                ok = (
+                    tf.equal(values, "") | matches(values, patterns)
+                    if patterns
+                    else are_utf8(values, are_ascii(values))
+                )
+                checks.append(tf.reduce_all(ok))
             elif name in self._groups.dtypes and self._schema.field(name).dtype == "bool":
                 checks.append(tf.reduce_all(tf.equal(values, 0) | tf.equal(values, 1)))
         for lists in self._groups.checks.aligned:

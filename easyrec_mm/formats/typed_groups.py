@@ -25,11 +25,11 @@ from easyrec_mm.formats.checks import (
     SampleChecks,
     as_bytes,
     column_place,
-    is_text,
     not_whole,
+    refuse_bytes,
     require_one_value,
 )
-from easyrec_mm.formats.columns import as_signed
+from easyrec_mm.formats.columns import as_signed, is_text
 from easyrec_mm.schema import Schema
 
 # Columns in which a reader provides the number of a row, and its problem; the problem of a valid row is null.
@@ -251,13 +251,14 @@ class TypedGroups:
     def _image_path(self, table: pa.Table, problems: GroupProblems) -> NDArray[np.object_]:
         if not self.schema.image.field:
             return np.full(len(problems.first), b"", object)
-        column = table[self.schema.image.field]
-        if not _is_list(column.type):
-            return as_bytes(column.combine_chunks())
-        paths = as_bytes(_flatten(column, problems))
-        require_one_value(self.schema.image.field, paths, problems)
-        of_groups: NDArray[np.object_] = paths[problems.first]
-        return of_groups
+        name = self.schema.image.field
+        paths = table[name].combine_chunks()
+        if _is_list(paths.type):
+            paths = _flatten(table[name], problems)
+            require_one_value(name, paths, problems)
+            paths = paths.take(pa.array(problems.first))
+        refuse_bytes(paths, name, problems.refuse)
+        return as_bytes(paths)
 
 
 def valid_rows(

@@ -37,6 +37,8 @@ def correlate(field: pd.Series, label: pd.Series, is_number: bool) -> Correlatio
     if not is_number:
         return Correlation(_strength(pd.factorize(values)[0], targets))
     numbers = values.to_numpy(np.float64)
+    if numbers.min() == numbers.max():  # large whole numbers that differ in digits beyond those of float64
+        return None
     is_binary = bool(np.isin(targets, (0, 1)).all())
     return Correlation(float(np.corrcoef(numbers, targets)[0, 1]), _auc(numbers, targets) if is_binary else None)
 

@@ -14,8 +14,8 @@ from easyrec_mm.config.pipeline import Pipeline
 from easyrec_mm.errors import DataError, did_you_mean
 from easyrec_mm.features.field import KINDS, Kind
 from easyrec_mm.files.local_copies import local_copies
-from easyrec_mm.formats.checks import BadGroup, GroupProblems, Ints, SampleChecks, is_text, refuse_kind
-from easyrec_mm.formats.columns import ORDER, ROW_BITS, Typed, to_kind
+from easyrec_mm.formats.checks import BadGroup, GroupProblems, Ints, SampleChecks, refuse_bytes, refuse_kind
+from easyrec_mm.formats.columns import ORDER, ROW_BITS, Typed, is_text, to_kind
 from easyrec_mm.formats.data_files import DataFiles
 from easyrec_mm.formats.grouped_table import GroupFields, GroupsPiece, piece_of
 from easyrec_mm.formats.odps_tables import LINE, OdpsTables
@@ -229,7 +229,9 @@ class _FlatSamples:
         columns = {name: converted.values for name, converted in typed.items()}
         image = pa.array([""] * len(table))
         if self.fields.image:
-            image = pc.fill_null(to_kind(table[self.fields.image].combine_chunks(), "string").values, "")
+            paths = table[self.fields.image].combine_chunks()
+            refuse_bytes(paths, self.fields.image, problems.refuse)
+            image = pc.fill_null(to_kind(paths, "string").values, "")
         if problems.by_group:
             good = pa.array(~problems.is_bad)
             columns = {name: column.filter(good) for name, column in columns.items()}
