@@ -31,6 +31,8 @@ from easyrec_mm.schema import RowLayout, Schema
 
 # Joins the values of a column so that one match checks all of them; a line of text cannot contain it.
 _LINE_END = "\n"
+# Bytes that a text may be padded by.
+_FEW_BYTES = 32
 # RE2's pattern of a text that is UTF-8.
 _UTF8 = r"(?s:[\x00-\x{D7FF}\x{E000}-\x{10FFFF}]*)"
 
@@ -298,7 +300,20 @@ def matches(text: tf.Tensor, patterns: list[str]) -> tf.Tensor:
 
 def are_ascii(texts: tf.Tensor) -> tf.Tensor:
     """Return whether all texts `[N]` are ASCII, which takes much less time than finding which are UTF-8."""
-    return tf.reduce_max(tf.io.decode_raw(tf.strings.join([tf.strings.reduce_join(texts), " "]), tf.uint8)) < 128
+    lengths = tf.strings.length(texts)
+    longest = tf.maximum(tf.reduce_max(lengths), 1)
+
+    def padded() -> tf.Tensor:
+        return tf.io.decode_raw(texts, tf.uint8, fixed_length=longest)
+
+    def joined() -> tf.Tensor:
+        return tf.io.decode_raw(tf.strings.reduce_join(texts), tf.uint8)[None]
+
+    # Texts of similar lengths need not be joined first, which takes a third of the time.
+    are_similar = tf.cast(longest, tf.int64) * tf.size(texts, tf.int64) <= tf.reduce_sum(
+        tf.cast(2 * lengths + _FEW_BYTES, tf.int64)
+    )
+    return tf.reduce_all(tf.cond(are_similar, padded, joined) < 128)
 
 
 def are_utf8(texts: tf.Tensor, is_ascii: tf.Tensor) -> tf.Tensor:
