@@ -9,9 +9,9 @@ import signal
 
 import pytest
 
-from easyrec_mm.errors import ExportError
+from easyrec_mm.errors import ExportError, UserError
 from easyrec_mm.export import folders
-from easyrec_mm.export.folders import ExportFolders, places_of, written
+from easyrec_mm.export.folders import ExportFolders, written
 from easyrec_mm.files.place import Place
 from easyrec_mm.files.replace_folder import exchange
 
@@ -27,7 +27,7 @@ def export_folders(tmp_path):
 
 def write(export_folders, created):
     """Export models that consist of a manifest and a file."""
-    with written(places_of(export_folders)) as new:
+    with written(export_folders) as new:
         for folder in new.values():
             (folder / "weights").write_text(created)
             manifest = {"created": created, "checkpoint": "model.ckpt-1", "image_tower_fingerprint": "f"}
@@ -74,7 +74,7 @@ def test_killed_after_each_rename(export_folders, tmp_path, monkeypatch, can_exc
         num_kills += 1
         if can_exchange:
             assert None not in created(export_folders)
-        with pytest.raises(ZeroDivisionError), written(places_of(export_folders)):
+        with pytest.raises(ZeroDivisionError), written(export_folders):
             raise ZeroDivisionError
         assert created(export_folders) in ([BEFORE] * 3, [AFTER] * 3)
         assert sorted(str(path.relative_to(tmp_path)) for path in tmp_path.rglob(".*")) == []
@@ -111,12 +111,13 @@ def test_killed_before_it_was_done(export_folders, monkeypatch):
     write(export_folders, BEFORE)
 
     def half():
-        with written(places_of(export_folders)) as new:
+        with written(export_folders) as new:
             (new["rec"] / "weights").write_text(AFTER)
             os.kill(os.getpid(), signal.SIGKILL)
 
     assert killed(half, monkeypatch, True, 0)
-    places_of(export_folders)
+    with pytest.raises(ZeroDivisionError), written(export_folders):
+        raise ZeroDivisionError
     assert created(export_folders) == [BEFORE] * 3
     assert [path for path in os.listdir(os.path.dirname(export_folders.rec)) if path.startswith(".")] == []
 
@@ -137,18 +138,18 @@ def test_a_place_that_cannot_be_written(export_folders, monkeypatch):
     assert created(export_folders) == [BEFORE] * 3
 
 
-def test_two_exports_at_once(export_folders):
+def test_two_exports_at_once(export_folders, tmp_path):
     write(export_folders, BEFORE)
     process = os.fork()
     if not process:
-        with written(places_of(export_folders)):
+        with written(export_folders):
             signal.pause()
     try:
-        beside = os.path.join(os.path.dirname(export_folders.total), f".total.tmp-{process}")
-        while not os.path.exists(beside):
+        while not (tmp_path / ".total.tmp/new").exists():
             pass
-        with pytest.raises(ExportError, match=rf"another export \(process {process}\) is writing it; wait"):
-            places_of(export_folders)
+        expected = rf"--img_model_export_dir '{export_folders.image}': is in use by process {process} on .*; wait"
+        with pytest.raises(UserError, match=expected):
+            write(export_folders, AFTER)
     finally:
         os.kill(process, signal.SIGKILL)
         os.waitpid(process, 0)
@@ -160,9 +161,9 @@ def test_places_that_cannot_be_taken(export_folders, tmp_path):
     (tmp_path / "total").mkdir()
     (tmp_path / "total" / "thesis.tex").touch()
     with pytest.raises(ExportError, match=r"total: contains files that do not belong to an export"):
-        places_of(export_folders)
+        write(export_folders, AFTER)
     (tmp_path / "image").touch()
     with pytest.raises(ExportError, match=r"image: is a file; choose a new folder"):
-        places_of(export_folders)
+        write(export_folders, AFTER)
     with pytest.raises(ExportError, match="give each of the three models a folder of its own"):
-        places_of(ExportFolders("a", f"{os.getcwd()}/a", "b"))
+        write(ExportFolders("a", f"{os.getcwd()}/a", "b"), AFTER)

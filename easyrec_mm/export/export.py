@@ -24,7 +24,7 @@ from easyrec_mm import __version__
 from easyrec_mm.config.pipeline import Pipeline
 from easyrec_mm.errors import ExportError, tensorflow_reason
 from easyrec_mm.evaluation.evaluator import load_model, vectors_of
-from easyrec_mm.export.folders import ExportFolders, places_of, written
+from easyrec_mm.export.folders import ExportFolders, written
 from easyrec_mm.export.onnx_models import write_image_onnx, write_rec_onnx
 from easyrec_mm.export.parity import Exported, measure_parity
 from easyrec_mm.export.parts import Part, image_part, rec_part, total_part
@@ -74,13 +74,12 @@ def export(
     """
     config, schema = pipeline.config, pipeline.schema
     _require_exportable(pipeline)
-    places = places_of(folders)
-    model, step = load_model(config, schema, checkpoint, FLOAT32)
-    model = without_updates(model, config)
-    dtype = dtype_policy(config.train_config.precision)
-    trained = load_model(config, schema, checkpoint, dtype)[0] if dtype != FLOAT32 else None
-    image_input = config.export_config.img_input_name or schema.image.field
-    with closing(vectors_of(schema, checkpoint)) as vectors, written(places) as new:
+    with written(folders) as new, closing(vectors_of(schema, checkpoint)) as vectors:
+        model, step = load_model(config, schema, checkpoint, FLOAT32)
+        model = without_updates(model, config)
+        dtype = dtype_policy(config.train_config.precision)
+        trained = load_model(config, schema, checkpoint, dtype)[0] if dtype != FLOAT32 else None
+        image_input = config.export_config.img_input_name or schema.image.field
         signatures, left_out = _write_models(model, image_input, new, asset_files)
         exported = Exported(new["image"], new["rec"], new["total"], image_input)
         parity = measure_parity(model, trained, exported, config.data_config, data_path, num_parity_groups, vectors)
