@@ -11,7 +11,7 @@ from checkpoint_helpers import assert_same, variables
 from training_helpers import EACH_STEP, Training, optimizer
 
 from easyrec_mm.data.bad_records import BadRecord, BadRecords
-from easyrec_mm.errors import CheckpointError, DamagedCheckpointError, UserError
+from easyrec_mm.errors import CheckpointError, DamagedCheckpointError, DataError, UserError
 from easyrec_mm.files.lock import locked
 from easyrec_mm.runs.checkpoint import Checkpoints, newest_whole, restore
 from easyrec_mm.training.trainer import Trainer
@@ -221,3 +221,19 @@ def test_counts_of_bad_records_go_on(tmp_path):
     }  # fmt: skip
     second.check_all()
     assert len((tmp_path / "bad.jsonl").read_text().splitlines()) == 1
+    third = BadRecords(None, 0.01)
+    third.restore(json.loads(json.dumps(first.state())))
+    with pytest.raises(DataError) as error:
+        third.check_all()
+    assert f"The first:\n  {record}" in str(error.value)
+    assert " 1 stood before the checkpoint: once corrected, train in another model_dir." in str(error.value)
+
+
+def test_an_epoch_of_too_many_bad_records_does_not_end_in_a_checkpoint(data_with_a_bad_group, tmp_path):
+    settings = {**SETTINGS, "train": "num_epochs: 2 save_checkpoints_epochs: 1"}
+    settings["changes"] = {"batch_size: 4": "batch_size: 4 max_bad_record_share: 0.03"}
+    for _ in range(2):
+        training = Training(data_with_a_bad_group, tmp_path, **settings)
+        with pytest.raises(DataError, match="1 of 28 groups cannot be used"):
+            training.run()
+        assert not list((tmp_path / "m").glob("model.ckpt*"))

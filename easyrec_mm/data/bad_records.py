@@ -62,6 +62,7 @@ class BadRecords:
         self._max_share = max_share
         self._read = {"group": 0, "picture": 0}
         self._bad = {"group": 0, "picture": 0}
+        self._bad_before = {"group": 0, "picture": 0}  # counted before this start of the run
         self.shown: dict[str, list[BadRecord]] = {"group": [], "picture": []}
         self._remembered_records: set[BadRecord] | None = None  # until the file is read
         self._vectors: dict[str, _Keys] = {}
@@ -79,20 +80,26 @@ class BadRecords:
         }
 
     def state(self) -> dict[str, Any]:
-        """Return the counts as JSON values, from which `restore` goes on counting."""
+        """Return the counts and the first records as JSON values, from which `restore` goes on counting."""
         keys = {name: [keys.num, keys.num_missing] for name, keys in self._vectors.items()}
-        return {"read": dict(self._read), "bad": dict(self._bad), "keys": keys}
+        shown = [asdict(_without_secrets(record)) for records in self.shown.values() for record in records]
+        return {"read": dict(self._read), "bad": dict(self._bad), "keys": keys, "shown": shown}
 
     def restore(self, state: dict[str, Any]) -> None:
         """Go on counting from what `state` returned."""
         self._read |= state["read"]
         self._bad |= state["bad"]
+        self._bad_before = dict(state["bad"])
         self._vectors = {name: _Keys(1.0, *counts) for name, counts in state["keys"].items()}
+        for values in state.get("shown", []):
+            record = BadRecord(**values)
+            self.shown[record.kind].append(record)
 
     def start_over(self) -> None:
         """Reset the counts because the same data are read again; records that were written are not written again."""
         self._read = dict.fromkeys(self._read, 0)
         self._bad = dict.fromkeys(self._bad, 0)
+        self._bad_before = dict(self._bad)
         self.shown = {kind: [] for kind in self.shown}
         self._vectors = {}
 
@@ -155,10 +162,16 @@ class BadRecords:
             read, bad = self._read[kind], self._bad[kind]
             if read >= min_count and bad > self._max_share * read:
                 shown = "\n".join(f"  {record}" for record in self.shown[kind])
+                before = self._bad_before[kind]
                 raise DataError(
                     f"{bad} of {read} {kind}s cannot be used, more than data_config.max_bad_record_share "
                     f"({self._max_share:g}). The first:\n{shown}"
                     + (f"\nAll are listed in {self._path}. Correct the data or raise the share." if self._path else "")
+                    + (
+                        f" {before} stood before the checkpoint: once corrected, train in another model_dir."
+                        if before
+                        else ""
+                    )
                 )
 
     def _check_keys(self, min_count: int) -> None:
@@ -178,10 +191,15 @@ class BadRecords:
         now = time.strftime("%Y-%m-%dT%H:%M:%S")
         with naming(path), path.open("a", encoding="utf-8") as file:
             for record in records:
-                record = replace(record, file=hide_secrets(record.file), problem=hide_secrets(record.problem))
+                record = _without_secrets(record)
                 if record not in self._remembered_records and len(self._remembered_records) < MAX_REMEMBERED:
                     self._remembered_records.add(record)
                     file.write(json.dumps({**asdict(record), "time": now}, ensure_ascii=False) + "\n")
+
+
+def _without_secrets(record: BadRecord) -> BadRecord:
+    file, where, problem = map(hide_secrets, (record.file, record.where, record.problem))
+    return replace(record, file=file, where=where, problem=problem)
 
 
 def _records_in(path: Path) -> Iterator[BadRecord]:

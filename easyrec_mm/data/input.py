@@ -133,13 +133,9 @@ class Input:
                     if whole_check.done():
                         whole_check.result()
                     if len(pending) > self._data.prefetch_size:
-                        batch = self._loader.finish(pending.popleft())
-                        yield batch
-                        if batch.epochs_done > batch.epochs_before:
-                            self._files.require_unchanged()
-                            self._bad_records.check_all()
+                        yield self._finished(pending.popleft())
                 while pending:
-                    yield self._loader.finish(pending.popleft())
+                    yield self._finished(pending.popleft())
                 whole_check.result()
                 self._files.require_unchanged()
             finally:
@@ -147,6 +143,14 @@ class Input:
                 pool.shutdown(wait=False, cancel_futures=True)
                 self._loader.forget()
         self._bad_records.check_all()
+
+    def _finished(self, pending: Pending) -> InputBatch:
+        """Return a batch; the last one of an epoch only if the epoch has no more bad records than allowed."""
+        batch = self._loader.finish(pending)
+        if batch.epochs_done > batch.epochs_before:
+            self._files.require_unchanged()
+            self._bad_records.check_all()
+        return batch
 
     def is_up_to_date(self) -> bool:
         """Return whether the files are still those found at first; see Files.is_up_to_date."""
