@@ -198,6 +198,10 @@ def test_oss_is_asked_by_the_name_of_the_bucket(monkeypatch, endpoint, expected)
         ("a/b", "", "a/b"),
         ("/a://b", "", "/a://b"),
         ("file:///a/b", "", "/a/b"),
+        ("FILE://localhost/a/b", "", "/a/b"),
+        ("file:/a/b", "", "/a/b"),
+        ("file://localhost", "", "localhost"),
+        ("file:a", "", "file:a"),
         ("S3://b/c", "s3", "S3://b/c"),
         ("web+hdfs://b", "web+hdfs", "web+hdfs://b"),
     ],
@@ -219,6 +223,7 @@ def test_schemes(path, scheme, plain):
         ("s3://a", "s3://b/c", "s3://b/c"),
         ("a", "gs://b", "gs://b"),
         ("a", "file:///b", "file:///b"),
+        ("a", "file:/b", "file:/b"),
         ("s3://a", "file:///b", "file:///b"),
     ],
 )

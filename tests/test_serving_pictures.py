@@ -49,6 +49,29 @@ def read(paths, root="", hosts=(), timeout_s=10.0):
     return asyncio.run(contents())
 
 
+def test_the_reason_is_logged_at_most_once_a_second(tmp_path, caplog, monkeypatch):
+    (tmp_path / "empty.jpg").write_bytes(b"")
+    clock = iter([10.0, 10.5, 11.5])
+    paths = ["none.jpg", "empty.jpg", "../a.jpg"]
+
+    async def lines():
+        source = PictureSource(str(tmp_path), (), 10.0)
+        for path in paths:
+            now = next(clock)
+            monkeypatch.setattr(picture_source.time, "monotonic", lambda now=now: now)
+            assert await source.read(path) is None
+        return [record.getMessage() for record in caplog.records]
+
+    first, last = asyncio.run(lines())
+    place = f"'{tmp_path}/none.jpg'"
+    assert first.startswith("a request's picture 'none.jpg' is left out: it cannot be read: ")
+    assert first.endswith(f"No such file or directory: {place}")
+    assert last.startswith(
+        "a request's picture '../a.jpg' is left out: it is neither below --image_root nor of --image"
+    )
+    assert last.endswith("; 1 more were left out since the last line")
+
+
 # --- Files
 
 

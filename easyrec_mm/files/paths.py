@@ -6,10 +6,12 @@ import os
 import re
 
 _SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*)://")
+# A local path as a URI: file:///folder/file, file://localhost/folder/file, or file:/folder/file, as Hadoop writes it.
+_FILE_URI = re.compile(r"file:(?://(?:localhost(?=/))?|(?=/))", re.IGNORECASE)
 
 
 def scheme_of(path: str) -> str:
-    """Return the scheme of a path; "" for a local path, also if it is written as file:///folder/file."""
+    """Return the scheme of a path; "" for a local path, also if it is written as a URI."""
     match = _SCHEME.match(path)
     scheme = match[1].lower() if match else ""
     return "" if scheme == "file" else scheme
@@ -22,12 +24,12 @@ def is_remote(path: str) -> bool:
 
 def plain(path: str) -> str:
     """Return a local path as the operating system accepts it; any other path unchanged."""
-    return path[len("file://") :] if path[:7].lower() == "file://" else path
+    return _FILE_URI.sub("", path, count=1) if _FILE_URI.match(path) else path
 
 
 def join(folder: str, name: str) -> str:
     """Return the path of a name in a folder; a complete path, as with any scheme, is returned unchanged."""
-    if not folder or _SCHEME.match(name):
+    if not folder or _SCHEME.match(name) or _FILE_URI.match(name):
         return name
     if is_remote(folder):
         return f"{folder.rstrip('/')}/{name.lstrip('/')}"

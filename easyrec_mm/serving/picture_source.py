@@ -7,6 +7,7 @@ end. A picture is read below image_root or from the allowed hosts, within limits
 from __future__ import annotations
 
 import asyncio
+import logging
 import os
 import time
 from collections.abc import Sequence
@@ -25,6 +26,14 @@ MAX_PICTURE_BYTES = 16 << 20
 _PAUSE_S = 5.0
 _READS_OF_A_PLACE, _CHUNK_BYTES, _MAX_REDIRECTS = 16, 1 << 16, 3
 _REDIRECTS = (301, 302, 303, 307, 308)
+_NOT_ALLOWED = "is neither below --image_root nor of --image_hosts"
+_TOO_LARGE = f"has more than {MAX_PICTURE_BYTES} bytes"
+_SHOWN_LENGTH = 300
+_LOG = logging.getLogger("easyrec_mm.serving")
+
+
+class _UnusablePictureError(ValueError):
+    """A picture is not read; the text completes "the picture ..."."""
 
 
 class PictureSource:
@@ -46,32 +55,51 @@ class PictureSource:
         self._pools: dict[str, ThreadPoolExecutor] = {}
         self._pause_until: dict[str, float] = {}
         self._session: aiohttp.ClientSession | None = None
+        self._num_untold, self._tell_from = 0, 0.0
 
     async def read(self, path: str) -> bytes | None:
         """Return the content of a picture; None if it is not allowed, or cannot be read within the limits."""
         full = path if is_remote(path) else join(self._root, path)
+        is_url = scheme_of(full) in ("http", "https")
         place = ""
         try:
-            if scheme_of(full) in ("http", "https"):
-                url = yarl.URL(full)
-                place = _origin(url)
-                return None if self._is_paused(place) else await asyncio.wait_for(self.fetch(url), self._timeout_s)
-            if is_remote(full):
-                place = place_name(full)
-                if self._is_paused(place) or not self._is_allowed_path(full):
-                    return None
-            reading = asyncio.get_running_loop().run_in_executor(self._pool(place), self._read, full, place)
+            place = _origin(yarl.URL(full)) if is_url else place_name(full) if is_remote(full) else ""
+            if self._is_paused(place):
+                return None
+            reading = self.fetch(yarl.URL(full)) if is_url else self._read_in_thread(full, place)
             content = await asyncio.wait_for(reading, self._timeout_s)
-        except (aiohttp.ClientConnectorError, aiohttp.ConnectionTimeoutError):
-            self._pause_until[place] = time.monotonic() + _PAUSE_S
-            return None
+            if not content:
+                raise _UnusablePictureError("is empty")
+            if len(content) > MAX_PICTURE_BYTES:
+                raise _UnusablePictureError(_TOO_LARGE)
+        except (aiohttp.ClientConnectorError, aiohttp.ConnectionTimeoutError) as error:
+            self._pause(place)
+            reason = f"cannot be read: {error}"
         except StorageError as error:
             if error.failure == Failure.PLACE:
-                self._pause_until[place] = time.monotonic() + _PAUSE_S
-            return None
-        except (OSError, ValueError, asyncio.TimeoutError, aiohttp.ClientError):
-            return None
-        return content if content and len(content) <= MAX_PICTURE_BYTES else None
+                self._pause(place)
+            reason = f"cannot be read: {error}"
+        except asyncio.TimeoutError:
+            reason = f"was not read within {self._timeout_s:g} s"
+        except _UnusablePictureError as error:
+            reason = str(error)
+        except (OSError, ValueError, aiohttp.ClientError) as error:
+            reason = f"cannot be read: {error}"
+        else:
+            return content
+        self._tell(path, reason)
+        return None
+
+    def _tell(self, path: str, reason: str) -> None:
+        """Log why a picture is not read, but not more than a line a second, as clients choose the pictures."""
+        self._num_untold += 1
+        if time.monotonic() >= self._tell_from:
+            others = f"; {self._num_untold - 1} more were left out since the last line" if self._num_untold > 1 else ""
+            _LOG.warning("a request's picture '%s' is left out: it %s%s", path[:_SHOWN_LENGTH], reason, others)
+            self._num_untold, self._tell_from = 0, time.monotonic() + 1
+
+    def _pause(self, place: str) -> None:
+        self._pause_until[place] = time.monotonic() + _PAUSE_S
 
     def _is_paused(self, place: str) -> bool:
         return time.monotonic() < self._pause_until.get(place, 0.0)
@@ -87,24 +115,35 @@ class PictureSource:
         if self._session is not None:
             await self._session.close()
 
-    async def fetch(self, url: yarl.URL) -> bytes | None:
-        """Read a picture of a web server."""
+    async def fetch(self, url: yarl.URL) -> bytes:
+        """Read a picture of a web server.
+
+        Raises:
+          ValueError: if it is not allowed or there is none; further errors are those of aiohttp.
+        """
         for _ in range(1 + _MAX_REDIRECTS):
             if not self._is_allowed_url(url):
-                return None
+                raise _UnusablePictureError(_NOT_ALLOWED)
             async with self._opened_session().get(url, allow_redirects=False) as response:
                 if response.status in _REDIRECTS:
                     url = response.url.join(yarl.URL(response.headers.get("location", "")))
                     continue
-                if response.status != 200 or (response.content_length or 0) > MAX_PICTURE_BYTES:
-                    return None
+                if response.status != 200:
+                    raise _UnusablePictureError(f"cannot be read: status {response.status}")
+                if (response.content_length or 0) > MAX_PICTURE_BYTES:
+                    raise _UnusablePictureError(_TOO_LARGE)
                 content = bytearray()
                 async for chunk in response.content.iter_chunked(_CHUNK_BYTES):
                     content += chunk
                     if len(content) > MAX_PICTURE_BYTES:
-                        return None
-                return bytes(content) or None
-        return None
+                        raise _UnusablePictureError(_TOO_LARGE)
+                return bytes(content)
+        raise _UnusablePictureError(f"cannot be read: more than {_MAX_REDIRECTS} redirections")
+
+    async def _read_in_thread(self, path: str, place: str) -> bytes:
+        if place and not self._is_allowed_path(path):
+            raise _UnusablePictureError(_NOT_ALLOWED)
+        return await asyncio.get_running_loop().run_in_executor(self._pool(place), self._read, path, place)
 
     def _opened_session(self) -> aiohttp.ClientSession:
         if self._session is None:
@@ -133,16 +172,16 @@ class PictureSource:
         is_below_root = is_remote(self._root) and path.startswith(f"{self._root.rstrip('/')}/")
         return not _leads_up(path) and (is_below_root or place_name(path) in self._hosts)
 
-    def _read(self, path: str, place: str) -> bytes | None:
+    def _read(self, path: str, place: str) -> bytes:
         """Read a picture that is allowed, or one of this machine, but no more bytes than show that it is too large."""
         if place:
             return place_of(path).attempt(lambda storage: storage.start(path, MAX_PICTURE_BYTES + 1), self._timeout_s)
         if not self._root or is_remote(self._root):
-            return None
+            raise _UnusablePictureError(_NOT_ALLOWED)
         # Links are followed first, because they may lead out of the root, too.
         root, real = os.path.realpath(plain(self._root)), os.path.realpath(plain(path))
         if os.path.commonpath([root, real]) != root:
-            return None
+            raise _UnusablePictureError(_NOT_ALLOWED)
         with open(real, "rb", opener=open_regular) as file:
             return file.read(MAX_PICTURE_BYTES + 1)
 
