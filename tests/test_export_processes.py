@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 from flow_helpers import KINDS, ROOT
 
+from easyrec_mm.files.lock import LOCK
 from easyrec_mm.manifest import MANIFEST
 
 # With the small backbone, and without TensorFlow's optimization of graphs, which takes time.
@@ -48,12 +49,14 @@ def process(code, *arguments):
 
 
 def contents(folder):
-    return {path.relative_to(folder): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+    files = {path.relative_to(folder): path for path in folder.rglob("*") if path.is_file() and path.name != LOCK}
+    return {name: path.read_bytes() for name, path in files.items()}
 
 
 def place_of(path):
     """Where a file belongs that an export has left beside its place."""
-    return Path(path.parts[0].strip(".").split(".")[0], *path.parts[1:])
+    kind, *inner = path.parts
+    return Path(kind[1:].removesuffix(".tmp"), *inner[1:]) if kind.startswith(".") else path
 
 
 @pytest.mark.slow

@@ -84,7 +84,7 @@ def test_group_stops_where_most_pictures_are_missing(shop, tmp_path, capsys):
     group(log, tmp_path / "out", expect=1)
     error = capsys.readouterr().err
     assert "--image_root: is not set, and 8 of the first 8 pictures cannot be read" in error
-    assert f"the first 'images/0.png' ({log}:1): No such file or directory" in error
+    assert f"the first 'images/0.png' ({log}:2): No such file or directory" in error
     for folder in ("the current folder", str(shop), str(tmp_path)):
         assert folder in error
     assert "give the folder in which these paths start" in error
