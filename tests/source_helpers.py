@@ -163,7 +163,16 @@ WRITERS = {
 }
 
 
-def input_of(kind, path, training=False, records=None, schema=SCHEMA, kept_fields=("user", "img_path"), **settings):
+def input_of(
+    kind,
+    path,
+    training=False,
+    records=None,
+    schema=SCHEMA,
+    kept_fields=("user", "img_path"),
+    worker=(0, 1),
+    **settings,
+):
     data = DatasetConfig(
         **{
             "input_type": DatasetConfig.InputType.Value(kind),
@@ -176,7 +185,7 @@ def input_of(kind, path, training=False, records=None, schema=SCHEMA, kept_field
     if kind not in GROUPED:
         schema = replace(schema, group_size_field="")
     records = records or BadRecords(None, 1.0)
-    return Input(data, schema, str(path), "train_input_path", records, training, kept_fields=kept_fields)
+    return Input(data, schema, str(path), "train_input_path", records, training, None, kept_fields, worker=worker)
 
 
 def values_of(batches):

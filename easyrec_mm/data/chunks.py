@@ -16,7 +16,7 @@ from easyrec_mm.data.packing import Packing, cut
 from easyrec_mm.data.stored_vectors import distinct_keys
 from easyrec_mm.features.feature import text_keys
 from easyrec_mm.features.tensorflow_transform import FeatureTransform
-from easyrec_mm.formats.source import Chunk, Source
+from easyrec_mm.formats.source import Chunk, Share, Source
 from easyrec_mm.schema import Schema
 
 
@@ -29,8 +29,9 @@ class ChunkReader:
       labels: label fields to read.
       kept_fields: further input fields to return.
       batch_size: number of groups per batch.
-      drops_remainder: whether to leave out the groups at the end that do not fill a batch.
+      drops_remainder: whether to leave out the groups at the end that do not fill a global batch.
       num_threads: number of threads that read and cut.
+      share: the groups that this worker reads of each global batch; by default the batches are its own.
     """
 
     def __init__(
@@ -42,10 +43,12 @@ class ChunkReader:
         batch_size: int,
         drops_remainder: bool,
         num_threads: int,
+        share: Share | None = None,
     ) -> None:
         self._source, self._schema = source, schema
         self._labels, self._kept_fields = labels, kept_fields
         self._batch_size, self._drops_remainder, self._num_threads = batch_size, drops_remainder, num_threads
+        self._share = share or Share(0, 1, batch_size)
         self._transform = FeatureTransform(schema.features)
         self._image_transform = FeatureTransform(schema.image_features)
         # Traced once, for all datasets that use these functions.
@@ -67,11 +70,12 @@ class ChunkReader:
 
         Args:
           num_epochs: how often the groups are read; 0 means without end.
-          num_skipped: number of groups to leave out at the start.
+          num_skipped: number of groups to leave out at the start, of all workers.
         """
-        size = self._batch_size
-        batches_at_once = -(-self._source.chunk_size // size)
-        records = self._source.records(num_epochs, num_skipped, batches_at_once * size)
+        batches_at_once = -(-self._source.chunk_size // self._batch_size)
+        size = batches_at_once * self._batch_size * self._share.num_workers
+        is_shared = self._share.num_workers > 1
+        records = self._source.records(num_epochs, num_skipped, size, self._share if is_shared else None)
         chunks = records.map(self._read_packed, num_parallel_calls=self._num_threads, deterministic=True)
         places = chunks.flat_map(self._places_of_batches)
         return places.map(self._cut, num_parallel_calls=self._num_threads, deterministic=True)
@@ -132,20 +136,21 @@ class ChunkReader:
         }
 
     def _places_of_batches(self, chunk: dict[str, Any]) -> tf.data.Dataset:
-        """Return a dataset of (chunk, first record) for each batch in a chunk."""
-        size = tf.size(chunk["records"]["row"], tf.int64)
-        num_batches = size // self._batch_size if self._drops_remainder else -(-size // self._batch_size)
+        """Return a dataset of (chunk, first own record) for each batch in a chunk."""
+        size, global_size = tf.size(chunk["records"]["epoch"], tf.int64), self._batch_size * self._share.num_workers
+        num_batches = size // global_size if self._drops_remainder else -(-size // global_size)
         starts = tf.data.Dataset.range(0, num_batches * self._batch_size, self._batch_size)
         return tf.data.Dataset.zip((tf.data.Dataset.from_tensors(chunk).repeat(), starts))
 
     def _batch_of_chunk(self, chunk: dict[str, Any], first: tf.Tensor) -> dict[str, Any]:
-        """Cut out the batch of `batch_size` records from `first` on.
+        """Cut out the batch of `batch_size` own records from `first` on.
 
         Returns:
           samples  the argument of `samples`
           keys     feature name -> its distinct keys, see stored_vectors
           refused  evidence, file and row of the records that are not valid groups
-          counts   int64 [4]: epochs of the first and the last record, number of records, number of refused records
+          counts   int64 [5]: epochs of the first and the last record of the global batch, number of its records,
+                   number of own records, number of own refused records
           and the values that `images_of_groups` returns
         """
         limits = tf.stack([first, first + self._batch_size])
@@ -153,8 +158,9 @@ class ChunkReader:
         refused_limits = tf.searchsorted(chunk["refused"]["record"], limits, out_type=tf.int64)
         refused = cut(chunk["refused"], refused_limits)
         origin = {"file": chunk["records"]["file"], "row": chunk["records"]["row"]}
-        last = tf.minimum(limits[1], tf.size(origin["row"], tf.int64))
-        epochs = tf.gather(chunk["records"]["epoch"], [first, last - 1])
+        own_limits, epoch = tf.minimum(limits, tf.size(origin["row"], tf.int64)), chunk["records"]["epoch"]
+        global_limits = tf.minimum(limits * self._share.num_workers, tf.size(epoch, tf.int64))
+        epochs = tf.gather(epoch, [global_limits[0], global_limits[1] - 1])
         sample_limits = tf.gather(chunk["first_sample"], group_limits)
         return {
             "samples": self._packing.cut(chunk["samples"], sample_limits),
@@ -162,7 +168,9 @@ class ChunkReader:
             **images_of_groups(self._schema, cut(chunk["groups"], group_limits), origin),
             "refused": {"evidence": refused["evidence"], **rows_of(origin, refused["record"])},
             # In one tensor, because the loop spends time on each tensor.
-            "counts": tf.concat([epochs, [last - first, refused_limits[1] - refused_limits[0]]], 0),
+            "counts": tf.concat(
+                [epochs, [span[1] - span[0] for span in (global_limits, own_limits, refused_limits)]], 0
+            ),
         }
 
 

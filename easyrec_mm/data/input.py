@@ -31,7 +31,7 @@ from easyrec_mm.data.pictures import PictureLoader
 from easyrec_mm.data.stored_vectors import StoredVectors
 from easyrec_mm.files import FileInfo, is_remote, plain
 from easyrec_mm.formats.data_files import DataFiles
-from easyrec_mm.formats.source import Order, iterate
+from easyrec_mm.formats.source import Order, Share, iterate
 from easyrec_mm.formats.sources import Selection, open_source
 from easyrec_mm.protos.data_pb2 import DatasetConfig
 from easyrec_mm.schema import Schema
@@ -56,6 +56,7 @@ class Input:
       labels: label fields to read, by default all; () for prediction.
       kept_fields: further input fields to return in addition to the batch.
       vectors: stores of the vectors that features name by key; by default the current vectors of these stores.
+      worker: number of this worker and of all workers, each of which reads its share of every global batch.
 
       Raises:
         DataError: if a path matches no file, or a file cannot be read.
@@ -73,13 +74,15 @@ class Input:
         labels: tuple[str, ...] | None = None,
         kept_fields: tuple[str, ...] = (),
         vectors: VectorStores | None = None,
+        worker: tuple[int, int] = (0, 1),
     ) -> None:
         self._data, self._schema = data, schema
         self._training = training
         self._bad_records = bad_records
         self._labels = schema.labels if labels is None else labels
         self._kept_fields = kept_fields
-        selection = _selection(data, schema, training, self._labels, kept_fields)
+        self._share = Share(*worker, self.batch_size)
+        selection = _selection(data, schema, training, self._labels, kept_fields, self._share.num_workers)
         self.source, self._files = open_source(data, schema, path, setting, selection)
         self._tars: dict[str, FileInfo] = {}
         if data.packed_images and schema.uses_image and isinstance(self._files, DataFiles):
@@ -88,7 +91,7 @@ class Input:
 
     @property
     def batch_size(self) -> int:
-        """Return the number of groups per batch."""
+        """Return the number of groups per batch of one worker."""
         return self._data.batch_size if self._training else self._data.eval_batch_size or self._data.batch_size
 
     def fingerprint(self, with_contents: bool = True) -> int:
@@ -100,6 +103,8 @@ class Input:
         parts = [f"{info.path}:{info.size}" + (_content(info) if with_contents else "") for info in self._files.infos]
         data = self._data
         parts += [str(v) for v in (data.batch_size, data.shuffle, data.shuffle_buffer_size, data.seed)]
+        if self._share.num_workers > 1 and self.source.order.buffer_size != data.shuffle_buffer_size:
+            parts.append(str(self.source.order.buffer_size))  # it depends on the number of workers
         return zlib.crc32("\n".join(parts).encode())
 
     def batches(
@@ -129,7 +134,8 @@ class Input:
                 step = first_step
                 for rows, epochs_done in _with_epochs_done(iterate(dataset, self.source)):
                     pending.append(self._loader.begin(rows, epochs_done, step, bank_of(step), pool))
-                    step += len(rows["sample_image"]) > 0
+                    # Other workers may have samples.
+                    step += len(rows["sample_image"]) > 0 or self._share.num_workers > 1
                     if whole_check.done():
                         whole_check.result()
                     if len(pending) > self._data.prefetch_size:
@@ -181,8 +187,9 @@ class Input:
         return round(num_groups * sum(sizes) / max(sum(sizes[i] for i in counted), 1)), False
 
     def num_batches(self, num_groups: int) -> int:
-        """Return the number of batches with that many groups; epochs may share a batch."""
-        return num_groups // self.batch_size if self._drops_remainder else -(-num_groups // self.batch_size)
+        """Return the number of global batches with that many groups; epochs may share a batch."""
+        size = self.batch_size * self._share.num_workers
+        return num_groups // size if self._drops_remainder else -(-num_groups // size)
 
     def spec(self) -> Batch:
         """Return the shapes and dtypes of the batches, for tf.function; see BatchLoader.spec."""
@@ -199,6 +206,7 @@ class Input:
             self.batch_size,
             self._drops_remainder,
             self._num_threads,
+            self._share,
         )
 
     @cached_property
@@ -252,9 +260,15 @@ def _with_epochs_done(batches: Iterable[dict[str, Any]]) -> Iterator[tuple[dict[
 
 
 def _selection(
-    data: DatasetConfig, schema: Schema, training: bool, labels: tuple[str, ...], kept_fields: tuple[str, ...]
+    data: DatasetConfig,
+    schema: Schema,
+    training: bool,
+    labels: tuple[str, ...],
+    kept_fields: tuple[str, ...],
+    num_workers: int,
 ) -> Selection:
     used = {*schema.fields_read(), *kept_fields}
     fields = tuple(name for name in schema.layout.sample_fields if name in used)
     read_labels = tuple(name for name in schema.labels if name in labels or name in kept_fields)
-    return Selection(read_labels, fields, Order(training and data.shuffle, data.seed, data.shuffle_buffer_size))
+    order = Order(training and data.shuffle, data.seed, data.shuffle_buffer_size)
+    return Selection(read_labels, fields, order, data.batch_size * num_workers)

@@ -126,7 +126,7 @@ class BatchLoader:
           StoreError: if a store of vectors cannot be reached.
         """
         rows = pending.rows
-        epochs_before, epoch, num_groups, num_refused = rows["counts"].numpy().tolist()
+        epochs_before, epoch, num_groups, num_own, num_refused = rows["counts"].numpy().tolist()
         records = self._bad_groups(rows["refused"]) if num_refused else []
         pixels, images, num_loaded = self._no_pixels, self._no_images, 0
         if pending.loading is not None:
@@ -136,7 +136,7 @@ class BatchLoader:
             records += self._bad_pictures(rows, problems)
             pixels, images = pictures.pixels, self._images(pending, encoded, problems)
             num_loaded = len(encoded)
-        self._bad_records.add(num_groups, num_loaded, records)
+        self._bad_records.add(num_own, num_loaded, records)
         samples = self._chunks.samples(rows)
         vectors = self._vectors.of_samples(rows["keys"], pending.vectors)
         batch = _batch(samples, vectors, rows["sample_image"], pixels, images)

@@ -15,7 +15,7 @@ from easyrec_mm.errors import DataError, tensorflow_reason
 from easyrec_mm.files import place_of
 from easyrec_mm.formats.data_files import NUM_AHEAD, DataFiles, needs_copy
 from easyrec_mm.formats.gzip_files import first_truncated
-from easyrec_mm.formats.source import Order
+from easyrec_mm.formats.source import Order, Share
 
 # Number of files read in parallel when groups are shuffled. Fixed, because it determines the order of the groups.
 NUM_OPEN_FILES = 4
@@ -54,12 +54,20 @@ class RecordFiles:
         number = tf.TensorSpec([None], tf.int64)
         return number, number, number, tf.TensorSpec([None], tf.string)
 
-    def records(self, num_epochs: int, num_skipped: int, size: int) -> tf.data.Dataset:
+    def records(self, num_epochs: int, num_skipped: int, size: int, share: Share | None = None) -> tf.data.Dataset:
         """Return a dataset of (epoch, index of the file, row from 1, record), each `[size]`; see Source.records."""
         epochs = tf.data.Dataset.range(num_epochs or tf.int64.max)
         records = epochs.flat_map(self._epoch) if num_epochs != 1 else self._epoch(tf.constant(0, tf.int64))
         batches = records.skip(num_skipped).batch(size) if num_skipped else records.batch(size)
-        return batches.map(lambda origin, row, record: (*origin, row, record))
+
+        def element(origin: tuple[tf.Tensor, tf.Tensor], row: tf.Tensor, record: tf.Tensor) -> tuple[tf.Tensor, ...]:
+            epoch, *own = *origin, row, record
+            if share is not None:
+                is_own = share.is_own(tf.range(tf.size(epoch)))
+                own = [tf.boolean_mask(values, is_own) for values in own]
+            return epoch, *own
+
+        return batches.map(element)
 
     def read(self) -> Iterator[tuple[str, int, bytes]]:
         """Yield (file, row from 1, record) of one epoch without shuffling.

@@ -43,7 +43,7 @@ class GroupRows(NamedTuple):
 class Chunk(NamedTuple):
     """N groups and their origin.
 
-    epoch  int64 [N]
+    epoch  int64 [N], or those of all workers' groups if these are a worker's share
     file   int64 [N], index into `Source.files`
     row    int64 [N], from 1
     """
@@ -61,6 +61,26 @@ class Order:
     is_shuffled: bool
     seed: int
     buffer_size: int
+
+
+@dataclass(frozen=True)
+class Share:
+    """The groups that one of several workers reads: of each global batch, the `size` groups at its place.
+
+    The order of the groups does not depend on the number of workers, and each group belongs to one of them.
+
+    number       number of the worker, from 0
+    num_workers  number of workers
+    size         number of groups of a batch of one worker
+    """
+
+    number: int
+    num_workers: int
+    size: int
+
+    def is_own(self, places: Any) -> Any:
+        """Return which groups are read by this worker, for their places in the global order, an array or a tensor."""
+        return places // self.size % self.num_workers == self.number
 
 
 class Files(Protocol):
@@ -86,9 +106,10 @@ class Files(Protocol):
 
 
 class Source(Protocol):
-    """The groups in an input's files."""
+    """The groups in an input's files, which are read in an order."""
 
     files: list[str]
+    order: Order
 
     @property
     def chunk_size(self) -> int:
@@ -102,13 +123,15 @@ class Source(Protocol):
     def record_specs(self) -> tuple[Any, ...]:
         """Return the shapes and dtypes of an element of `records`."""
 
-    def records(self, num_epochs: int, num_skipped: int, size: int) -> tf.data.Dataset:
+    def records(self, num_epochs: int, num_skipped: int, size: int, share: Share | None = None) -> tf.data.Dataset:
         """Return a dataset of groups as the files contain them, for `parse`.
 
         Args:
           num_epochs: how often the files are read; 0 means without end.
           num_skipped: number of groups to leave out at the start.
           size: number of groups per element; the last element has the remaining ones.
+          share: the groups of each element that are kept, by their places in it; by default all. The epochs of all are
+            kept.
         """
 
     def parse(self, *element: Any) -> Chunk:

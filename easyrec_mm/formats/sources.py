@@ -27,11 +27,12 @@ FLAT_BUFFER_BATCHES = 16
 
 @dataclass(frozen=True)
 class Selection:
-    """What to read: label fields, other fields, and in which order."""
+    """What to read: label fields, other fields, and in which order; `batch_size` is that of a global batch."""
 
     labels: tuple[str, ...]
     fields: tuple[str, ...]
     order: Order
+    batch_size: int = 1
 
 
 def open_source(
@@ -68,19 +69,20 @@ def _group_parquet(data: DatasetConfig, schema: Schema, files: DataFiles, select
 def _parquet(data: DatasetConfig, schema: Schema, files: DataFiles, selection: Selection) -> Source:
     groups = TypedGroups(schema, selection.labels, selection.fields, is_flat=True)
     reader = ParquetReader(files, groups, READ_SAMPLES)
-    return TableSource(files.names, schema, GroupTensors(groups), _wide(selection.order, data), reader)
+    return TableSource(files.names, schema, GroupTensors(groups), _wide(selection), reader)
 
 
 def _csv(data: DatasetConfig, schema: Schema, files: DataFiles, selection: Selection) -> Source:
     groups = TypedGroups(schema, selection.labels, selection.fields, is_flat=True, has_texts=True)
     names = () if data.with_header else tuple(field.input_name for field in data.input_fields)
     reader = CsvReader(files, groups, data.separator, names)
-    return TableSource(files.names, schema, GroupTensors(groups), _wide(selection.order, data), reader)
+    return TableSource(files.names, schema, GroupTensors(groups), _wide(selection), reader)
 
 
-def _wide(order: Order, data: DatasetConfig) -> Order:
+def _wide(selection: Selection) -> Order:
     """Return an order with a buffer for several samples of a picture, because shuffle_buffer_size counts groups."""
-    return replace(order, buffer_size=max(order.buffer_size, FLAT_BUFFER_BATCHES * data.batch_size))
+    size = max(selection.order.buffer_size, FLAT_BUFFER_BATCHES * selection.batch_size)
+    return replace(selection.order, buffer_size=size)
 
 
 # Input type -> function that opens its source, for all inputs that consist of files.

@@ -23,7 +23,7 @@ import tensorflow as tf
 from easyrec_mm.errors import DataError
 from easyrec_mm.formats.checks import Problem
 from easyrec_mm.formats.data_files import NUM_AHEAD
-from easyrec_mm.formats.source import TEXT_GROUPS, Chunk, GroupRows, Order
+from easyrec_mm.formats.source import TEXT_GROUPS, Chunk, GroupRows, Order, Share
 from easyrec_mm.formats.typed_groups import PROBLEM, ROW, TextGroup
 from easyrec_mm.schema import Schema
 
@@ -120,7 +120,7 @@ class TableSource:
         numbers = tf.TensorSpec([None], tf.int64)
         return numbers, numbers, numbers, self.groups.signature()
 
-    def records(self, num_epochs: int, num_skipped: int, size: int) -> tf.data.Dataset:
+    def records(self, num_epochs: int, num_skipped: int, size: int, share: Share | None = None) -> tf.data.Dataset:
         """See Source.records; the groups are already checked, and the dataset can be iterated only once."""
         chunks = InOrder(self._chunks(num_epochs, num_skipped, size))
         specs = tf.nest.flatten(self.record_specs)
@@ -131,7 +131,7 @@ class TableSource:
             except DataError as error:
                 self._failure = error
                 raise
-            return tf.nest.flatten(self._read(parts)) if parts else [_nothing(spec.dtype) for spec in specs]
+            return tf.nest.flatten(self._read(parts, share)) if parts else [_nothing(spec.dtype) for spec in specs]
 
         def element(index: tf.Tensor) -> Any:
             # from_generator would take one and a half times as long.
@@ -201,10 +201,13 @@ class TableSource:
         if num_waiting:
             yield _take_first(waiting, num_waiting)
 
-    def _read(self, parts: list[tuple[int, pa.Table]]) -> tuple[Any, ...]:
+    def _read(self, parts: list[tuple[int, pa.Table]], share: Share | None) -> tuple[Any, ...]:
         """Return a Chunk as arrays."""
         epochs = np.repeat(np.array([epoch for epoch, _ in parts], np.int64), [len(table) for _, table in parts])
-        table = pa.concat_tables(table for _, table in parts).combine_chunks()
+        table = pa.concat_tables(table for _, table in parts)
+        if share is not None:
+            table = table.filter(pa.array(share.is_own(np.arange(len(table)))))
+        table = table.combine_chunks()
         return epochs, table[_FILE].to_numpy(), table[ROW].to_numpy(), self.groups.arrays(table)
 
     def _epoch(self, epoch: int) -> Iterator[pa.Table]:

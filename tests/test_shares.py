@@ -1,0 +1,65 @@
+"""Shares: the workers' batches are, one behind the other, those of a single worker with a batch as large."""
+
+from __future__ import annotations
+
+import pytest
+from source_helpers import WRITERS, input_of, random_groups, values_of
+
+from easyrec_mm.data.bad_records import BadRecords
+
+NUM_GROUPS = 203
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """Each format's files, three of different lengths; groups 40 to 59 are bad."""
+    folder = tmp_path_factory.mktemp("shares")
+    groups = random_groups(NUM_GROUPS)
+    for group in groups[40:60]:
+        group["click"] = [5] * len(group["click"])
+    for kind, write in WRITERS.items():
+        (folder / kind).mkdir()
+        for i, (first, last) in enumerate(((0, 90), (90, 91), (91, NUM_GROUPS))):
+            write(folder / kind / f"part-{i}", groups[first:last])
+    return folder
+
+
+def read(kind, folder, worker, batch_size, num_skipped=0, **settings):
+    """The batches of two epochs, and the counts of bad records."""
+    records = BadRecords(None, 1.0)
+    inputs = input_of(
+        kind, folder / kind / "*", training=True, records=records, worker=worker, batch_size=batch_size,
+        shuffle_buffer_size=50, **settings,
+    )  # fmt: skip
+    return list(inputs.batches(num_epochs=2, num_skipped=num_skipped)), records.counts
+
+
+@pytest.mark.parametrize("kind", WRITERS)
+@pytest.mark.parametrize(
+    ("num_workers", "size", "settings"),
+    [
+        (2, 8, {"shuffle": True}),
+        (3, 5, {"shuffle": False, "num_skipped": 17}),
+        (4, 100, {"shuffle": True, "num_skipped": 3}),
+        (2, 10, {"shuffle": True, "drop_remainder": True}),
+    ],
+)
+def test_each_group_is_read_by_one_worker_in_its_global_batch(folder, kind, num_workers, size, settings):
+    whole, counts = read(kind, folder, (0, 1), num_workers * size, **settings)
+    shares = [read(kind, folder, (worker, num_workers), size, **settings) for worker in range(num_workers)]
+    for batch, *own in zip(whole, *(batches for batches, _ in shares), strict=True):
+        together = values_of(own)
+        assert {name: values for name, values in values_of([batch]).items() if values} == {
+            name: values for name, values in together.items() if values
+        }
+        for name in ("num_groups", "epoch", "epochs_before", "epochs_done"):
+            assert {getattr(share, name) for share in own} == {getattr(batch, name)}
+    assert {name: sum(own[name] for _, own in shares) for name in counts} == counts
+
+
+def test_every_global_batch_is_a_step_of_all_workers(folder):
+    """A worker does not know whether others have samples."""
+    for worker in range(2):
+        batches, _ = read("GroupRTPInput", folder, (worker, 2), 5, shuffle=False)
+        assert [batch.step for batch in batches] == list(range(len(batches)))
+        assert min(batch.batch.num_samples for batch in batches) == 0
