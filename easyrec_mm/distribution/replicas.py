@@ -1,0 +1,137 @@
+"""The replicas of a model that are trained together, and what they exchange: TensorFlow's collective operations.
+
+Each worker is a process with one replica. All run the same functions on their own shares of a batch, and meet in the
+operations here. With a single replica these do nothing, so that a function is written once for any number.
+
+An operation is identified by the name of its scope and its place in it, which must be the same on all workers.
+"""
+
+from __future__ import annotations
+
+import math
+import zlib
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import tensorflow as tf
+
+# Number of operations that a scope may have: the other bits of their numbers are those of the scope.
+_MOST_OPERATIONS = 1 << 12
+_LARGEST_NUMBER = 2**31 - 1
+_GROUP = 1
+# Multiplies the size of what is exchanged, so that sizes of neighbouring operations have different numbers.
+_PRIME = 1_000_003
+
+
+class Replicas:
+    """The replicas of a training.
+
+    Args:
+      number: number of this replica, from 0.
+      num: number of replicas.
+
+    Attributes:
+      number: as above.
+      num: as above.
+    """
+
+    def __init__(self, number: int = 0, num: int = 1) -> None:
+        self.number, self.num = number, num
+        self._scope, self._num_operations = 0, 0
+
+    @contextmanager
+    def scope(self, name: str) -> Iterator[None]:
+        """Number the operations within anew; each function that has operations needs a name of its own."""
+        outer = self._scope, self._num_operations
+        self._scope, self._num_operations = zlib.crc32(name.encode()), 0
+        try:
+            yield
+        finally:
+            self._scope, self._num_operations = outer
+
+    def sum(self, values: tf.Tensor) -> tf.Tensor:
+        """Return the sum over the replicas of a tensor of equal shape on each; gradients are summed as well."""
+        return self._sum(values) if self.num > 1 else values
+
+    def sum_each(self, tensors: Sequence[tf.Tensor]) -> list[tf.Tensor]:
+        """Return the sums over the replicas of tensors, those of a dtype in one operation; without gradients."""
+        if self.num == 1:
+            return list(tensors)
+        sums: list[tf.Tensor] = list(tensors)
+        for dtype in sorted({tensor.dtype.name for tensor in tensors}):
+            places = [i for i, tensor in enumerate(tensors) if tensor.dtype == dtype]
+            flat = self._reduced(tf.concat([tf.reshape(tensors[i], [-1]) for i in places], 0))
+            sizes = [tf.size(tensors[i]) for i in places]
+            for i, part in zip(places, tf.split(flat, sizes), strict=True):
+                sums[i] = tf.reshape(part, tf.shape(tensors[i]))
+        return sums
+
+    def gather(self, rows: tf.Tensor) -> tf.Tensor:
+        """Return the rows of all replicas, in their order: `[N, ...]`, with an N of its own on each -> `[sum of N, ...]`.
+
+        The gradient of a replica's rows is the sum of those that all replicas have for them.
+        """
+        return self._gather(rows) if self.num > 1 else rows
+
+    def _sum(self, values: tf.Tensor) -> tf.Tensor:
+        @tf.custom_gradient
+        def summed(values: tf.Tensor) -> tuple[tf.Tensor, object]:
+            return self._reduced(values), self._reduced
+
+        return summed(values)
+
+    def _gather(self, rows: tf.Tensor) -> tf.Tensor:
+        sizes = self._gathered(tf.shape(rows)[:1])  # [num]
+        most = _rounded(tf.reduce_max(sizes))
+        is_there = tf.reshape(tf.sequence_mask(sizes, most), [-1])
+        first = self.number * most
+
+        @tf.custom_gradient
+        def gathered(rows: tf.Tensor) -> tuple[tf.Tensor, Callable[[tf.Tensor], tf.Tensor]]:
+            result = tf.boolean_mask(self._gathered(_padded(rows, most)), is_there)
+
+            def gradient(of_all: tf.Tensor) -> tf.Tensor:
+                shape = tf.concat([[self.num * most], tf.shape(of_all)[1:]], 0)
+                spread = tf.scatter_nd(tf.where(is_there), of_all, tf.cast(shape, tf.int64))
+                return self._reduced(spread)[first : first + tf.shape(rows)[0]]
+
+            return result, gradient
+
+        return gathered(rows)
+
+    def _reduced(self, values: tf.Tensor) -> tf.Tensor:
+        return tf.raw_ops.CollectiveReduceV2(
+            input=values, merge_op="Add", final_op="Id", **self._operation(tf.shape(values))
+        )
+
+    def _gathered(self, values: tf.Tensor) -> tf.Tensor:
+        return tf.raw_ops.CollectiveGatherV2(input=values, **self._operation(tf.shape(values)))
+
+    def _operation(self, shape: tf.Tensor) -> dict[str, Any]:
+        """Return the inputs and attributes by which the workers find the same operation.
+
+        TensorFlow remembers the shape of an operation by its number, so that each shape needs a number of its own.
+        """
+        if not self._scope:
+            raise ValueError("a collective operation needs a scope")
+        place = self._scope * _MOST_OPERATIONS + self._num_operations
+        self._num_operations += 1
+        size = tf.cast(tf.reduce_prod(shape), tf.int64)
+        number = tf.math.floormod(place + size * _PRIME, _LARGEST_NUMBER)
+        return {
+            "group_size": self.num, "group_key": _GROUP, "instance_key": tf.cast(number, tf.int32),
+            "ordering_token": [], "communication_hint": "auto", "timeout_seconds": 0.0,
+        }  # fmt: skip
+
+
+def _rounded(number: tf.Tensor) -> tf.Tensor:
+    """Return a number of rows that is at least as large, one of few: four between a power of two and the next."""
+    power = tf.cast(tf.math.ceil(tf.math.log(tf.cast(tf.maximum(number, 1), tf.float64)) / math.log(2.0)), tf.int32)
+    step = tf.bitwise.left_shift(1, tf.maximum(power - 3, 0))
+    return tf.math.floordiv(number + step - 1, step) * step
+
+
+def _padded(rows: tf.Tensor, number: tf.Tensor) -> tf.Tensor:
+    """Return rows with as many zeros behind them as make that number of rows."""
+    return tf.pad(rows, [[0, number - tf.shape(rows)[0]], *([[0, 0]] * (rows.shape.rank - 1))])
