@@ -22,6 +22,7 @@ class Images(NamedTuple):
     link_picture   int32 [L]: pair -> picture
     link_image     int32 [L]: pair -> image, ascending
     has_picture    bool [U]
+    key            int64 [U], equal only for the same image, also in the batches of other workers
     features       feature name -> int64 [U], features that losses on image vectors compare with
     labels         label name -> float32 [U], labels of losses on image vectors
     """
@@ -32,6 +33,7 @@ class Images(NamedTuple):
     link_picture: tf.Tensor
     link_image: tf.Tensor
     has_picture: tf.Tensor
+    key: tf.Tensor
     features: dict[str, tf.Tensor]
     labels: dict[str, tf.Tensor]
 
@@ -99,6 +101,7 @@ def one_picture_each(num_images: int) -> Images:
         link_picture=rows,
         link_image=rows,
         has_picture=tf.ones([num_images], tf.bool),
+        key=tf.range(num_images, dtype=tf.int64),
         features={},
         labels={},
     )

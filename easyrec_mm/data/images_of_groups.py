@@ -34,6 +34,7 @@ def images_of_groups(schema: Schema, groups: dict[str, Any], origin: dict[str, t
       link_image      int32 `[L]`: pair -> image, ascending
       image_features  feature name -> `[U]`
       image_labels    label name -> `[U]`
+      image_key       int64 `[U]`, equal only for the same content of the image field and category
       num_images      U
     """
     if not schema.uses_image:
@@ -41,7 +42,8 @@ def images_of_groups(schema: Schema, groups: dict[str, Any], origin: dict[str, t
     features = groups["image_features"]
     # For the image tower, a picture with two categories is two pictures.
     category = features.get(schema.category_feature, tf.zeros_like(groups["group_size"]))
-    group_image, first_group = _distinct(_image_keys(groups["image_path"], category))  # [G], [U]
+    keys = _image_keys(groups["image_path"], category)
+    group_image, first_group = _distinct(keys)  # [G], [U]
     pictures = _distinct_pictures(
         schema, tf.gather(groups["image_path"], first_group), tf.gather(category, first_group)
     )
@@ -52,6 +54,7 @@ def images_of_groups(schema: Schema, groups: dict[str, Any], origin: dict[str, t
         "picture_origin": rows_of(origin, tf.gather(groups["record"], picture_group)),
         "image_features": rows_of(features, first_group),
         "image_labels": rows_of(groups["image_labels"], first_group),
+        "image_key": tf.strings.to_hash_bucket_fast(tf.gather(keys, first_group), tf.int64.max),
         "num_images": tf.size(first_group),
     }
 

@@ -90,6 +90,7 @@ class BatchLoader:
             link_picture=indices,
             link_image=indices,
             has_picture=tf.TensorSpec([None], tf.bool),
+            key=numbers,
             features=rows.get("image_features", {}),
             labels=rows.get("image_labels", {}),
         )
@@ -197,6 +198,7 @@ class BatchLoader:
             link_picture=link_picture,
             link_image=link_image,
             has_picture=tf.constant(has_picture),
+            key=rows["image_key"],
             features=rows["image_features"],
             labels=rows["image_labels"],
         )

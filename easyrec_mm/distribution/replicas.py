@@ -68,7 +68,7 @@ class Replicas:
         return sums
 
     def gather(self, rows: tf.Tensor) -> tf.Tensor:
-        """Return the rows of all replicas, in their order: `[N, ...]`, with an N of its own on each -> `[sum of N, ...]`.
+        """Return the rows of all replicas in their order, `[sum of N, ...]`, for rows `[N, ...]` with an N of its own.
 
         The gradient of a replica's rows is the sum of those that all replicas have for them.
         """

@@ -10,6 +10,7 @@ import tensorflow as tf
 
 from easyrec_mm.config.image import PLACE, backbone_name, image_losses
 from easyrec_mm.data.batch import Images
+from easyrec_mm.distribution.replicas import Replicas
 from easyrec_mm.errors import ConfigError
 from easyrec_mm.network.layers.augmentation import Augmentation
 from easyrec_mm.network.layers.backbones import BackboneError, named_backbone, preset_backbone
@@ -92,9 +93,16 @@ def item_image(settings: ImgModel, width: int, seed: int) -> ItemImage:
 
 
 class ImageLosses:
-    """The losses on image vectors that a config defines."""
+    """The losses on image vectors that a config defines.
 
-    def __init__(self, settings: ImgModel, schema: Schema, width: int, embedding: FeatureEmbedding) -> None:
+    They compare the images of a global batch with each other: with several replicas, each computes the same losses of
+    all images, of which its part is one of as many.
+    """
+
+    def __init__(
+        self, settings: ImgModel, schema: Schema, width: int, embedding: FeatureEmbedding, replicas: Replicas
+    ) -> None:
+        self._replicas = replicas
         self._losses = image_losses(settings) if schema.uses_image else []
         self._embedding = embedding
         self._features = {feature.name: feature for feature in schema.features}
@@ -105,6 +113,8 @@ class ImageLosses:
     def __call__(self, vectors: tf.Tensor, images: Images, training: bool) -> dict[str, tf.Tensor]:
         """Return the weighted losses by name, for image vectors `[U, D]`."""
         losses: dict[str, tf.Tensor] = {}
+        if self._losses and self._replicas.num > 1:
+            vectors, images = self._of_all(vectors, images)
         counted = images.has_picture
         for loss, layer in zip(self._losses, self.layers, strict=True):
             if loss.WhichOneof("loss") == "contrastive":
@@ -117,8 +127,24 @@ class ImageLosses:
                 # Only a ClassLoss counts the classes that it sees in training.
                 extra = {"training": training} if isinstance(layer, ClassLoss) else {}
                 value = layer(vectors, label, counted, **extra)
-            losses[layer.name] = loss.weight * value
+            losses[layer.name] = loss.weight * value / self._replicas.num
         return losses
+
+    def _of_all(self, vectors: tf.Tensor, images: Images) -> tuple[tf.Tensor, Images]:
+        """Return the vectors of the distinct images of all replicas, and the images, without their pictures."""
+        gather = self._replicas.gather
+        key = gather(images.key)
+        distinct, place = tf.unique(key)
+        first = tf.math.unsorted_segment_min(tf.range(tf.size(key)), place, tf.size(distinct))
+
+        def of_all(values: tf.Tensor) -> tf.Tensor:
+            return tf.gather(gather(values), first)
+
+        has_picture = tf.cast(of_all(tf.cast(images.has_picture, tf.int32)), tf.bool)
+        features = {name: of_all(images.features[name]) for name in sorted(images.features)}
+        labels = {name: of_all(images.labels[name]) for name in sorted(images.labels)}
+        images = images._replace(key=distinct, has_picture=has_picture, features=features, labels=labels)
+        return of_all(vectors), images
 
     def _layer(self, loss: ImageLoss, name: str) -> keras.layers.Layer:
         kind = loss.WhichOneof("loss")

@@ -6,6 +6,8 @@ from collections.abc import Callable
 
 import tensorflow as tf
 
+from easyrec_mm.distribution.replicas import Replicas
+
 # (labels [S], logits [S, num_class], parameters) -> loss per sample [S].
 SampleLoss = Callable[..., tf.Tensor]
 
@@ -48,12 +50,13 @@ LOSSES: dict[str, SampleLoss] = {
 }
 
 
-def weighted_mean(losses: tf.Tensor, weights: tf.Tensor) -> tf.Tensor:
+def weighted_mean(losses: tf.Tensor, weights: tf.Tensor, replicas: Replicas) -> tf.Tensor:
     """Return sum(weight * loss) / number of samples with a nonzero weight; 0 if there are no such samples.
 
     Args:
       losses: `[S]`.
       weights: `[S]`.
+      replicas: the replicas whose samples are counted; the sum of their results is the mean over all samples.
     """
-    num_present = tf.math.count_nonzero(weights, dtype=tf.float32)
+    num_present = replicas.sum(tf.math.count_nonzero(weights, dtype=tf.float32))
     return tf.math.divide_no_nan(tf.reduce_sum(losses * weights), num_present)

@@ -15,6 +15,7 @@ import tensorflow as tf
 from easyrec_mm.config.network import REGULARIZATION_LOSSES
 from easyrec_mm.data.batch import Batch, Images
 from easyrec_mm.data.picture_bank import PictureBank
+from easyrec_mm.distribution.replicas import Replicas
 from easyrec_mm.features.feature import Feature
 from easyrec_mm.network.image import ImageLosses, image_tower, item_image
 from easyrec_mm.network.layers.image_tower import ImageTower
@@ -42,6 +43,7 @@ class MultimodalModel:
       schema: its Schema.
       dtype: Keras dtype policy: FLOAT32, MIXED_BFLOAT16 or MIXED_FLOAT16. Embeddings, normalisation statistics, the
         output layers and losses are float32 in each of them.
+      replicas: the replicas that are trained together.
 
     `image_width` is D, or 0 without pictures; `item` makes the vector of an item from the vectors of its pictures.
 
@@ -49,15 +51,18 @@ class MultimodalModel:
       ConfigError: if the backbone cannot be loaded or lacks something that the config requires.
     """
 
-    def __init__(self, config: EasyRecConfig, schema: Schema, dtype: str = FLOAT32) -> None:
+    def __init__(
+        self, config: EasyRecConfig, schema: Schema, dtype: str = FLOAT32, replicas: Replicas | None = None
+    ) -> None:
         network = config.model_config.e2e_mm_dbmtl
+        self._replicas = replicas or Replicas()
         self._seed = config.data_config.seed
         keras.utils.set_random_seed(self._seed or _SEED_FOR_0)
         self.schema = schema
         self._img_model = network.img_model
         self.image = image_tower(config, schema, dtype) if schema.uses_image else None
         self.image_width = self.image.width if self.image is not None else 0
-        self.rec = RecModel(config.model_config, schema, dtype)
+        self.rec = RecModel(config.model_config, schema, dtype, self._replicas)
         self.item: ItemImage | None = None
         model = config.model_config
         self._regularizes_embeddings = bool(
@@ -67,7 +72,9 @@ class MultimodalModel:
         self._prediction_functions: dict[tuple[str, str], Callable[[Batch], dict[str, tf.Tensor]]] = {}
         self._prediction_banks: dict[str, PictureBank] = {}
         self._build()
-        self._image_losses = ImageLosses(network.img_model, schema, self.image_width, self.rec.feature_embedding)
+        self._image_losses = ImageLosses(
+            network.img_model, schema, self.image_width, self.rec.feature_embedding, self._replicas
+        )
         # Names of the variables that are trained if nothing is frozen.
         self._trainable = {name for name, variable in self.named_variables().items() if variable.trainable}
         self._trained_part = "ALL"  # of the image tower, see `train_part`
@@ -90,7 +97,7 @@ class MultimodalModel:
             return None
         images = batch.images
         category = tf.gather(images.category, images.encoded) if bank else images.category
-        may_be_empty = bank is not None or self.schema.has_no_image_vector
+        may_be_empty = bank is not None or self.schema.has_no_image_vector or self._replicas.num > 1
         if bank is not None and self.trains_part("HEAD"):
             features = self.image.features(batch.pixels, category, False, may_be_empty)  # [E, F]
             features = tf.cast(self.from_bank(features, images, bank), self.image.compute_dtype)
@@ -105,19 +112,22 @@ class MultimodalModel:
         return self.item.pooled(of_links, images.link_image, tf.size(images.has_picture))
 
     def losses(self, batch: Batch, training: bool = True, bank: PictureBank | None = None) -> dict[str, tf.Tensor]:
-        """Return scalars whose sum is the loss: of towers, of image vectors, regularisation of tables and kernels."""
+        """Return scalars whose sum is the loss: of towers, of image vectors, regularisation of tables and kernels.
+
+        With several replicas, the sum over all of them is the loss of the global batch.
+        """
         image_vectors = self.image_vectors(batch, training, bank)
         logits, embedding_penalty = self._logits(batch, image_vectors, training)
         losses = {}
         for tower, task in zip(self._towers, self.schema.tasks, strict=True):
-            losses[task.name] = _tower_loss(tower, task, logits[task.name], batch)
+            losses[task.name] = _tower_loss(tower, task, logits[task.name], batch, self._replicas)
         if image_vectors is not None:
             losses |= self._image_losses(image_vectors, batch.images, training)
         if self._regularizes_embeddings:
             losses[EMBEDDING_REGULARIZATION] = embedding_penalty
         kernels = self.rec.losses + (self.image.losses if self.image else [])
         if kernels:
-            losses[L2_REGULARIZATION] = tf.add_n(kernels)
+            losses[L2_REGULARIZATION] = tf.add_n(kernels) / self._replicas.num
         return losses
 
     def predict(self, batch: Batch, bank: PictureBank | None = None) -> dict[str, tf.Tensor]:
@@ -304,7 +314,7 @@ def without_updates(model: MultimodalModel, config: EasyRecConfig) -> Multimodal
     return plain
 
 
-def _tower_loss(tower: BayesTaskTower, task: Task, logits: tf.Tensor, batch: Batch) -> tf.Tensor:
+def _tower_loss(tower: BayesTaskTower, task: Task, logits: tf.Tensor, batch: Batch, replicas: Replicas) -> tf.Tensor:
     labels = batch.labels[task.label]
     weights = tf.fill(tf.shape(labels), tower.weight)
     if tower.use_sample_weight:
@@ -313,7 +323,7 @@ def _tower_loss(tower: BayesTaskTower, task: Task, logits: tf.Tensor, batch: Bat
         is_inside = batch.labels[tower.task_space_indicator_label] > 0
         weights *= tf.where(is_inside, tower.in_task_space_weight, tower.out_task_space_weight)
     if not tower.losses:
-        return weighted_mean(LOSSES[LossType.Name(tower.loss_type)](labels, logits), weights)
+        return weighted_mean(LOSSES[LossType.Name(tower.loss_type)](labels, logits), weights, replicas)
     total = tf.constant(0.0)
     for loss in tower.losses:
         focal = loss.binary_focal_loss
@@ -321,5 +331,5 @@ def _tower_loss(tower: BayesTaskTower, task: Task, logits: tf.Tensor, batch: Bat
         if loss.loss_type == LossType.BINARY_FOCAL_LOSS:
             settings = {"gamma": focal.gamma, "alpha": focal.alpha if focal.HasField("alpha") else None}
         sample_losses = LOSSES[LossType.Name(loss.loss_type)](labels, logits, **settings)
-        total += loss.weight * weighted_mean(sample_losses, weights)
+        total += loss.weight * weighted_mean(sample_losses, weights, replicas)
     return total

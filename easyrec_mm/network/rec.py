@@ -11,6 +11,7 @@ import tensorflow as tf
 
 from easyrec_mm.config.feature_groups import wide_name
 from easyrec_mm.config.network import activation_name, relation_order
+from easyrec_mm.distribution.replicas import Replicas
 from easyrec_mm.network.layers.composite import Composite
 from easyrec_mm.network.layers.dnn import DNN, ExpertMixture, dense
 from easyrec_mm.network.layers.embedding import FeatureEmbedding
@@ -33,9 +34,10 @@ class RecModel(Composite):
     tasks)). The numbers of wide features are added to the logits of the towers.
     """
 
-    def __init__(self, model: EasyRecModel, schema: Schema, dtype: str) -> None:
+    def __init__(self, model: EasyRecModel, schema: Schema, dtype: str, replicas: Replicas) -> None:
         # float32, so that numbers and image vectors reach the batch norm unrounded whatever dtype the layers use.
         super().__init__(name="rec", dtype=FLOAT32)
+        self._replicas = replicas
         network = model.e2e_mm_dbmtl
         l2 = network.l2_regularization
         self.feature_embedding = FeatureEmbedding(schema.features, schema.tables, _attentions(model, schema, dtype))
@@ -79,7 +81,8 @@ class RecModel(Composite):
         x, squares = self.feature_embedding(features, image_vector, training=training)  # [S, F + W]
         penalty = 0.5 * self._embedding_regularization * squares
         if len(self._wide_penalties):
-            mean_squares = tf.reduce_mean(tf.square(x[:, sum(self._widths) :]), axis=0)
+            squares = tf.reduce_sum(tf.square(x[:, sum(self._widths) :]), axis=0)
+            mean_squares = tf.math.divide_no_nan(squares, self._replicas.sum(tf.cast(tf.shape(x)[0], tf.float32)))
             penalty += 0.5 * tf.reduce_sum(self._wide_penalties * mean_squares)
         return self.logits(x, image_vector, training), penalty
 

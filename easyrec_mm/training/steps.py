@@ -6,12 +6,14 @@ a step is a plain function of a batch.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import partial
 
 import tensorflow as tf
 
 from easyrec_mm.data.batch import Batch, InputBatch
 from easyrec_mm.data.picture_bank import PictureBank
+from easyrec_mm.distribution.replicas import Replicas
 from easyrec_mm.evaluation.evaluator import STEP_NAME, moving_average
 from easyrec_mm.network.model import MultimodalModel
 from easyrec_mm.network.precision import MIXED_FLOAT16
@@ -29,6 +31,7 @@ class TrainSteps:
       model: model whose variables are trained.
       dtype: dtype policy of the model.
       spec: shapes and dtypes of batches.
+      replicas: the replicas that are trained together; all have the same weights after each step.
 
     Attributes:
       number: number of steps done, int64.
@@ -39,8 +42,11 @@ class TrainSteps:
       loss_scale: loss scale of float16; None in other precisions.
     """
 
-    def __init__(self, config: EasyRecConfig, model: MultimodalModel, dtype: str, spec: Batch) -> None:
+    def __init__(
+        self, config: EasyRecConfig, model: MultimodalModel, dtype: str, spec: Batch, replicas: Replicas | None = None
+    ) -> None:
         self._model = model
+        self._replicas = replicas or Replicas()
         self._clipping = config.train_config.gradient_clipping_by_norm
         self._named = model.named_variables()
         self.phases = build_phases(model, config)
@@ -120,6 +126,10 @@ class TrainSteps:
 
     def _train_batch(self, phase: Phase, batch: Batch) -> dict[str, tf.Tensor]:
         """Run forward pass, backward pass and update; return the values that `run` returns."""
+        with self._replicas.scope(f"step of the phase from {phase.first_step}"):
+            return self._train_on(phase, batch)
+
+    def _train_on(self, phase: Phase, batch: Batch) -> dict[str, tf.Tensor]:
         variables = [v.value for v in phase.trained.values()]
         with tf.GradientTape(watch_accessed_variables=False) as tape:
             tape.watch(variables)
@@ -127,6 +137,8 @@ class TrainSteps:
             loss = tf.add_n(list(losses.values()))
             scaled = loss if self.loss_scale is None else self.loss_scale.scaled(loss)
         gradients = [sum_duplicate_rows(gradient) for gradient in tape.gradient(scaled, variables)]
+        gradients, sums = self._merged(gradients, [loss, *losses.values()])
+        loss, losses = sums[0], dict(zip(losses, sums[1:], strict=True))
         if self.loss_scale is not None:
             gradients = self.loss_scale.unscaled(gradients)
         values = {
@@ -147,6 +159,21 @@ class TrainSteps:
             self.loss_scale.apply_if_finite(gradients, lambda: self._apply(by_name, step))
             values["loss_scale"] = tf.convert_to_tensor(self.loss_scale.value)
         return values
+
+    def _merged(
+        self, gradients: Sequence[tf.Tensor | tf.IndexedSlices | None], scalars: list[tf.Tensor]
+    ) -> tuple[list[tf.Tensor | tf.IndexedSlices | None], list[tf.Tensor]]:
+        """Return the sums of the replicas' gradients and scalars; of tables, only the rows that a replica has."""
+        merged = list(gradients)
+        dense = [i for i, gradient in enumerate(gradients) if isinstance(gradient, tf.Tensor)]
+        sums = self._replicas.sum_each([*scalars, *(gradients[i] for i in dense)])
+        for i, gradient in zip(dense, sums[len(scalars) :], strict=True):
+            merged[i] = gradient
+        for i, gradient in enumerate(gradients):
+            if isinstance(gradient, tf.IndexedSlices) and self._replicas.num > 1:
+                rows, values = self._replicas.gather(gradient.indices), self._replicas.gather(gradient.values)
+                merged[i] = sum_duplicate_rows(tf.IndexedSlices(values, rows, gradient.dense_shape))
+        return merged, sums[: len(scalars)]
 
     def _apply(self, gradients: dict[str, tf.Tensor | tf.IndexedSlices | None], step: tf.Tensor) -> None:
         def update() -> None:
