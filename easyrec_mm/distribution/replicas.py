@@ -75,11 +75,11 @@ class Replicas:
         return self._gather(rows) if self.num > 1 else rows
 
     def _sum(self, values: tf.Tensor) -> tf.Tensor:
-        @tf.custom_gradient
         def summed(values: tf.Tensor) -> tuple[tf.Tensor, object]:
             return self._reduced(values), self._reduced
 
-        return summed(values)
+        result: tf.Tensor = tf.custom_gradient(summed)(values)
+        return result
 
     def _gather(self, rows: tf.Tensor) -> tf.Tensor:
         sizes = self._gathered(tf.shape(rows)[:1])  # [num]
@@ -87,7 +87,6 @@ class Replicas:
         is_there = tf.reshape(tf.sequence_mask(sizes, most), [-1])
         first = self.number * most
 
-        @tf.custom_gradient
         def gathered(rows: tf.Tensor) -> tuple[tf.Tensor, Callable[[tf.Tensor], tf.Tensor]]:
             result = tf.boolean_mask(self._gathered(_padded(rows, most)), is_there)
 
@@ -98,7 +97,8 @@ class Replicas:
 
             return result, gradient
 
-        return gathered(rows)
+        result: tf.Tensor = tf.custom_gradient(gathered)(rows)
+        return result
 
     def _reduced(self, values: tf.Tensor) -> tf.Tensor:
         return tf.raw_ops.CollectiveReduceV2(

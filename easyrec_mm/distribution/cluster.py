@@ -1,0 +1,213 @@
+"""The workers of a training: who they are, as TF_CONFIG says, and whether all of them train the same."""
+
+from __future__ import annotations
+
+import difflib
+import json
+import os
+import socket
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, closing, contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+from easyrec_mm.errors import ConfigError, UserError
+
+VARIABLE = "TF_CONFIG"
+# Kinds of tasks that train, in the order of their numbers; the first worker of all is the chief.
+_KINDS = ("chief", "master", "worker")
+_EXAMPLE = '{"cluster": {"worker": ["host0:2222", "host1:2222"]}, "task": {"type": "worker", "index": 0}}'
+_RETRY_S = 0.5
+# A worker that connects sends its facts at once, and the first answers soon after the end of its time.
+_MESSAGE_S = 5.0
+_MOST_BYTES = 16 << 20
+_MOST_SHOWN_LINES = 12
+
+
+@dataclass(frozen=True)
+class Cluster:
+    """The addresses of all workers, host:port, in the order of their numbers, and the number of this one."""
+
+    workers: tuple[str, ...]
+    number: int
+
+    def name(self, number: int) -> str:
+        """Return what messages call a worker."""
+        return f"worker {number} ({self.workers[number]})"
+
+
+def read_cluster(environment: Mapping[str, str] = os.environ) -> Cluster | None:
+    """Return the cluster that TF_CONFIG describes; None if it is not set.
+
+    Raises:
+      ConfigError: if it is malformed, or describes tasks that do not exist here.
+    """
+    text = environment.get(VARIABLE, "").strip()
+    if not text:
+        return None
+    try:
+        value = json.loads(text)
+    except ValueError as error:
+        raise ConfigError(f"{VARIABLE} is not JSON: {error}; give it as {_EXAMPLE}") from error
+    cluster, task = (value.get(name) if isinstance(value, dict) else None for name in ("cluster", "task"))
+    if not isinstance(cluster, dict) or not isinstance(task, dict):
+        raise ConfigError(f"{VARIABLE} has no 'cluster' and 'task'; give it as {_EXAMPLE}")
+    if cluster.get("ps") or task.get("type") == "ps":
+        raise ConfigError(
+            f"{VARIABLE}: parameter servers are not used; list all machines as workers, which exchange gradients and "
+            "rows of tables directly"
+        )
+    if task.get("type") == "evaluator":
+        raise ConfigError(f"{VARIABLE}: this task is an evaluator; run easyrec-mm eval --watch there instead of train")
+    places = [(kind, index) for kind in _KINDS for index in range(len(_addresses(cluster, kind)))]
+    place = (task.get("type"), task.get("index", 0))
+    if place not in places:
+        known = ", ".join(f"{kind} {index}" for kind, index in places) or "none"
+        raise ConfigError(f"{VARIABLE}: the task is '{place[0]} {place[1]}', but the cluster has {known}")
+    workers = tuple(address for kind in _KINDS for address in _addresses(cluster, kind))
+    for address in workers:
+        _host_and_port(address)
+        if workers.count(address) > 1:
+            raise ConfigError(f"{VARIABLE}: two workers have the address {address}; give each a port of its own")
+    return Cluster(workers, places.index(place))
+
+
+def _addresses(cluster: dict[str, Any], kind: str) -> list[str]:
+    addresses = cluster.get(kind, [])
+    if not isinstance(addresses, list) or not all(isinstance(address, str) for address in addresses):
+        raise ConfigError(f"{VARIABLE}: cluster.{kind} is not a list of addresses; give it as {_EXAMPLE}")
+    return addresses
+
+
+def _host_and_port(address: str) -> tuple[str, int]:
+    host, _, port = address.rpartition(":")
+    if not host or not port.isdecimal() or not 0 < int(port) < 1 << 16:
+        raise ConfigError(f"{VARIABLE}: '{address}' is not an address; give host:port, such as host0:2222")
+    return host.strip("[]"), int(port)
+
+
+def meet(cluster: Cluster, facts: Mapping[str, str], limit_s: float) -> None:
+    """Wait until all workers are there, and check that they train the same.
+
+    Args:
+      cluster: the workers.
+      facts: what must be equal on all workers, by name, such as the versions of programs and the config.
+      limit_s: seconds to wait for the others.
+
+    Raises:
+      UserError: if a worker does not arrive in time, or differs from the first; all workers raise it.
+    """
+    deadline_s = time.monotonic() + limit_s
+    if cluster.number:
+        _report(cluster, facts, deadline_s, limit_s)
+        return
+    with _listening(cluster) as listener, ExitStack() as connections:
+        arrived: dict[int, tuple[socket.socket, dict[str, str]]] = {}
+        while len(arrived) < len(cluster.workers) - 1:
+            listener.settimeout(max(0.01, deadline_s - time.monotonic()))
+            try:
+                connection = connections.enter_context(closing(listener.accept()[0]))
+                connection.settimeout(_MESSAGE_S)
+                message = _received_soon(connection)
+                arrived[int(message["number"])] = connection, dict(message["facts"])
+            except TimeoutError:
+                missing = [number for number in range(1, len(cluster.workers)) if number not in arrived]
+                names = ", ".join(map(cluster.name, missing))
+                problem = f"{names} did not arrive within {limit_s:g} s; look at its log, and start all workers again"
+                _answer(arrived.values(), problem)
+                raise UserError(problem) from None
+            except (OSError, ValueError, KeyError, TypeError):
+                continue  # somebody else's connection
+        differences = (_difference(cluster, number, facts, own) for number, (_, own) in sorted(arrived.items()))
+        problem = next(filter(None, differences), "")
+        _answer(arrived.values(), problem)
+        if problem:
+            raise UserError(problem)
+
+
+@contextmanager
+def _listening(cluster: Cluster) -> Iterator[socket.socket]:
+    """Listen at the address of this worker, so that nobody else has it."""
+    host, port = _host_and_port(cluster.workers[cluster.number])
+    try:
+        family = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0][0]
+        with socket.create_server(("", port), family=family) as listener:
+            yield listener
+    except OSError as error:
+        reason = error.strerror or error
+        raise UserError(
+            f"{cluster.name(cluster.number)}: its port cannot be opened: {reason}; choose another in {VARIABLE}"
+        ) from error
+
+
+def _report(cluster: Cluster, facts: Mapping[str, str], deadline_s: float, limit_s: float) -> None:
+    """Tell the first worker what this one trains, and wait for its consent."""
+    with _listening(cluster):
+        pass
+    address = _host_and_port(cluster.workers[0])
+    while True:
+        try:
+            with socket.create_connection(address, timeout=max(0.01, deadline_s - time.monotonic())) as connection:
+                _send(connection, {"number": cluster.number, "facts": dict(facts)})
+                connection.settimeout(max(0.0, deadline_s - time.monotonic()) + _MESSAGE_S)
+                problem = _received(connection)["problem"]
+                break
+        except (OSError, ValueError, KeyError) as error:
+            if time.monotonic() + _RETRY_S > deadline_s:
+                raise UserError(
+                    f"{cluster.name(0)} cannot be reached within {limit_s:g} s: {error}; look at its log, and at the "
+                    f"addresses in {VARIABLE}"
+                ) from error
+        time.sleep(_RETRY_S)
+    if problem:
+        raise UserError(problem)
+
+
+def _difference(cluster: Cluster, number: int, facts: Mapping[str, str], others: Mapping[str, str]) -> str:
+    """Return how what a worker trains differs from what the first one does; "" if it does not."""
+    for name, value in facts.items():
+        other = others.get(name, "")
+        if other == value:
+            continue
+        lines = list(difflib.unified_diff(value.splitlines(), other.splitlines(), lineterm="", n=0))[2:]
+        shown = "\n  ".join(line for line in lines if not line.startswith("@@"))
+        if len(lines) > _MOST_SHOWN_LINES:
+            shown = "\n  ".join(lines[:_MOST_SHOWN_LINES]) + "\n  ..."
+        signs = f"-: worker 0, +: worker {number}"
+        return f"{cluster.name(number)} differs from worker 0 in {name}; start all with the same ({signs}):\n  {shown}"
+    return ""
+
+
+def _answer(arrived: Any, problem: str) -> None:
+    for connection, _ in arrived:
+        try:
+            _send(connection, {"problem": problem})
+        except OSError:
+            continue  # it has gone, which its own log explains
+
+
+def _send(connection: socket.socket, message: dict[str, Any]) -> None:
+    connection.sendall(json.dumps(message).encode() + b"\n")
+
+
+def _received_soon(connection: socket.socket) -> dict[str, Any]:
+    """Return a message; a connection that sends none in time is somebody else's."""
+    try:
+        return _received(connection)
+    except TimeoutError as error:
+        raise ValueError("no message in time") from error
+
+
+def _received(connection: socket.socket) -> dict[str, Any]:
+    """Return a message, a line of JSON."""
+    content = b""
+    while not content.endswith(b"\n"):
+        part = connection.recv(1 << 16)
+        if not part or len(content) > _MOST_BYTES:
+            raise ValueError("the connection has ended")
+        content += part
+    message = json.loads(content)
+    if not isinstance(message, dict):
+        raise ValueError("not a message")
+    return message

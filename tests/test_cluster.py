@@ -1,0 +1,126 @@
+"""TF_CONFIG, and workers that meet before they train."""
+
+from __future__ import annotations
+
+import json
+import socket
+import threading
+import time
+
+import pytest
+from servers import free_port
+
+from easyrec_mm.distribution.cluster import Cluster, meet, read_cluster
+from easyrec_mm.errors import ConfigError, UserError
+
+
+def read(value):
+    return read_cluster({"TF_CONFIG": value if isinstance(value, str) else json.dumps(value)})
+
+
+def test_clusters_of_workers():
+    workers = ["a:1", "b:2"]
+    assert read("") is None
+    assert read({"cluster": {"worker": workers}, "task": {"type": "worker", "index": 1}}) == Cluster(("a:1", "b:2"), 1)
+    with_chief = {"chief": ["c:3"], "worker": workers}
+    assert read({"cluster": with_chief, "task": {"type": "chief", "index": 0}}) == Cluster(("c:3", "a:1", "b:2"), 0)
+    assert read({"cluster": with_chief, "task": {"type": "worker", "index": 0}}).number == 1
+
+
+@pytest.mark.parametrize(
+    ("value", "message"),
+    [
+        ("{", "TF_CONFIG is not JSON: .*; give it as {"),
+        ("[1]", "TF_CONFIG has no 'cluster' and 'task'"),
+        ({"cluster": {"worker": ["a:1"]}}, "TF_CONFIG has no 'cluster' and 'task'"),
+        ({"cluster": {"worker": "a:1"}, "task": {"type": "worker"}}, r"cluster\.worker is not a list of addresses"),
+        ({"cluster": {"worker": ["a"]}, "task": {"type": "worker"}}, "'a' is not an address; give host:port"),
+        ({"cluster": {"worker": ["a:70000"]}, "task": {"type": "worker"}}, "'a:70000' is not an address"),
+        ({"cluster": {"worker": ["a:1", "a:1"]}, "task": {"type": "worker"}}, "two workers have the address a:1"),
+        (
+            {"cluster": {"worker": ["a:1"]}, "task": {"type": "worker", "index": 2}},
+            "the task is 'worker 2', but the cluster has worker 0",
+        ),
+        (
+            {"cluster": {"worker": ["a:1"], "ps": ["b:1"]}, "task": {"type": "worker"}},
+            "parameter servers are not used; list all machines as workers",
+        ),
+        ({"cluster": {"worker": ["a:1"]}, "task": {"type": "evaluator"}}, "run easyrec-mm eval --watch"),
+    ],
+)
+def test_what_is_no_cluster_is_told(value, message):
+    with pytest.raises(ConfigError, match=message):
+        read(value)
+
+
+def meet_all(facts, limit_s=10.0, num=None):
+    """Let workers meet, each in a thread; what each of them raised, None for nothing."""
+    workers = tuple(f"127.0.0.1:{free_port()}" for _ in range(num or len(facts)))
+    errors = [None] * len(facts)
+
+    def run(number):
+        try:
+            meet(Cluster(workers, number), facts[number], limit_s)
+        except UserError as error:
+            errors[number] = str(error)
+
+    threads = [threading.Thread(target=run, args=(number,)) for number in range(len(facts))]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    return workers, errors
+
+
+def test_workers_that_train_the_same_meet():
+    facts = {"config": "a\nb", "version": "1"}
+    _, errors = meet_all([facts] * 4)
+    assert errors == [None] * 4
+
+
+def test_a_worker_that_differs_is_named_to_all_with_the_difference():
+    facts = {"version": "1", "the config": "a: 1\nb: 2\nc: 3"}
+    workers, errors = meet_all([facts, facts, {**facts, "the config": "a: 1\nb: 5\nc: 3"}])
+    assert set(errors) == {errors[0]}
+    assert errors[0].startswith(f"worker 2 ({workers[2]}) differs from worker 0 in the config; start all with the same")
+    assert "-b: 2\n  +b: 5" in errors[0]
+
+
+def test_a_worker_that_does_not_come_is_named_in_time():
+    started = time.monotonic()
+    workers, errors = meet_all([{}, {}], limit_s=1.5, num=3)
+    assert errors[0].startswith(f"worker 2 ({workers[2]}) did not arrive within 1.5 s")
+    assert errors[1] == errors[0]
+    assert time.monotonic() - started < 10
+
+
+def test_a_first_worker_that_cannot_be_reached():
+    workers = tuple(f"127.0.0.1:{free_port()}" for _ in range(2))
+    with pytest.raises(UserError, match=rf"worker 0 \({workers[0]}\) cannot be reached within 1 s: .*refused"):
+        meet(Cluster(workers, 1), {}, 1.0)
+
+
+@pytest.mark.parametrize("number", [0, 1])
+def test_a_port_that_is_taken(number):
+    with socket.create_server(("", 0)) as taken:
+        workers = [f"127.0.0.1:{free_port()}" for _ in range(2)]
+        workers[number] = f"127.0.0.1:{taken.getsockname()[1]}"
+        with pytest.raises(UserError, match=rf"worker {number} .*: its port cannot be opened: Address already in use"):
+            meet(Cluster(tuple(workers), number), {}, 1.0)
+
+
+def test_strangers_do_not_disturb():
+    port = free_port()
+    workers = (f"127.0.0.1:{port}", f"127.0.0.1:{free_port()}")
+    chief = threading.Thread(target=meet, args=(Cluster(workers, 0), {}, 20.0))
+    chief.start()
+    for content in (b"GET / HTTP/1.1\r\n\r\n", b"[]\n", b"{}\n", b""):
+        for _ in range(100):
+            try:
+                with socket.create_connection(("127.0.0.1", port)) as stranger:
+                    stranger.sendall(content)
+                break
+            except ConnectionRefusedError:
+                time.sleep(0.05)
+    meet(Cluster(workers, 1), {}, 20.0)
+    chief.join()
