@@ -11,7 +11,7 @@ from model_helpers import CLICK, make_model, make_pipeline, random_batch, use_ti
 
 from easyrec_mm.data.batch import one_picture_each
 from easyrec_mm.data.picture_bank import FIRST_ROWS, PictureBank
-from easyrec_mm.network.model import MultimodalModel
+from easyrec_mm.network.model import from_bank
 from easyrec_mm.runs.checkpoint import Checkpoints
 
 WIDTH = 2
@@ -46,7 +46,7 @@ def train(bank, step, keys, plan):
     images = one_picture_each(len(keys))._replace(encoded=tf.constant(plan.encoded), bank_row=tf.constant(plan.rows))
     made = tf.constant([[float(keys[i][1:]), step] for i in plan.encoded], shape=[len(plan.encoded), WIDTH])
     bank.before_step(images.bank_row, images.encoded, step)
-    vectors = MultimodalModel.from_bank(made, images, bank).numpy()
+    vectors = from_bank(made, images, bank).numpy()
     return {key: (int(number), int(made_at)) for key, (number, made_at) in zip(keys, vectors, strict=True)}
 
 
@@ -151,7 +151,7 @@ def test_there_is_room_for_any_number_of_pictures():
     @tf.function(input_signature=[tf.TensorSpec([None], tf.int32), tf.TensorSpec([None, WIDTH])])
     def step(rows, made):
         images = one_picture_each(tf.size(rows))._replace(encoded=tf.range(tf.shape(made)[0]), bank_row=rows)
-        return MultimodalModel.from_bank(made, images, bank)
+        return from_bank(made, images, bank)
 
     num_pictures, made = 0, []
     for number, size in enumerate((3, FIRST_ROWS, 10, 5 * FIRST_ROWS)):
@@ -177,7 +177,7 @@ def test_gradients_flow_to_what_was_made():
     made = tf.constant([[7.0, 8.0]])
     with tf.GradientTape() as tape:
         tape.watch(made)
-        vectors = MultimodalModel.from_bank(made, images, bank)
+        vectors = from_bank(made, images, bank)
         loss = tf.reduce_sum(vectors * [[1.0, 2.0], [3.0, 4.0], [5.0, 6.0]])
     np.testing.assert_array_equal(vectors, [[0, 3], [7, 8], [2, 3]])
     np.testing.assert_array_equal(tape.gradient(loss, made), [[3, 4]])

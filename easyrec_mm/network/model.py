@@ -100,12 +100,12 @@ class MultimodalModel:
         may_be_empty = bank is not None or self.schema.has_no_image_vector or self._replicas.num > 1
         if bank is not None and self.trains_part("HEAD"):
             features = self.image.features(batch.pixels, category, False, may_be_empty)  # [E, F]
-            features = tf.cast(self.from_bank(features, images, bank), self.image.compute_dtype)
+            features = tf.cast(from_bank(features, images, bank), self.image.compute_dtype)
             vectors = self.image.vectors(features, training, may_be_empty)  # [P, D]
         else:
             is_training = training and not self.trains_part("NONE")
             vectors = self.image(batch.pixels, category, training=is_training, may_be_empty=may_be_empty)  # [E, D]
-            vectors = vectors if bank is None else self.from_bank(vectors, images, bank)  # [P, D]
+            vectors = vectors if bank is None else from_bank(vectors, images, bank)  # [P, D]
         if not (self.schema.image_separator or self.schema.has_no_image_vector):
             return vectors
         of_links = tf.gather(vectors, images.link_picture)  # [L, D]
@@ -256,15 +256,6 @@ class MultimodalModel:
         logits: tuple[dict[str, tf.Tensor], tf.Tensor] = self.rec(batch.features, vector, training=training)
         return logits
 
-    @staticmethod
-    def from_bank(made: tf.Tensor, images: Images, bank: PictureBank) -> tf.Tensor:
-        """Return the encoded pictures' vectors `[E, W]` with the bank's for the other pictures: float32 `[P, W]`."""
-        made = tf.cast(made, tf.float32)
-        rows = tf.gather(images.bank_row, images.encoded)
-        bank.vectors.scatter_update(tf.IndexedSlices(tf.stop_gradient(made), rows))
-        bank_vectors = tf.stop_gradient(tf.gather(bank.vectors, images.bank_row))
-        return tf.tensor_scatter_nd_update(bank_vectors, images.encoded[:, None], made)
-
     def _is_trained(self, name: str, variable: keras.Variable) -> bool:
         if self.image is None or not name.startswith("image/") or name.startswith("image/item/"):
             return True
@@ -289,6 +280,15 @@ class MultimodalModel:
             vector = self.image(pixels, tf.zeros([1], tf.int64))
             self.item = item_image(self._img_model, self.image_width, self._seed)
         self.rec({feature.name: _value_of_a_sample(feature) for feature in self.schema.features}, vector)
+
+
+def from_bank(made: tf.Tensor, images: Images, bank: PictureBank) -> tf.Tensor:
+    """Return the encoded pictures' vectors `[E, W]` with the bank's for the other pictures: float32 `[P, W]`."""
+    made = tf.cast(made, tf.float32)
+    rows = tf.gather(images.bank_row, images.encoded)
+    bank.vectors.scatter_update(tf.IndexedSlices(tf.stop_gradient(made), rows))
+    bank_vectors = tf.stop_gradient(tf.gather(bank.vectors, images.bank_row))
+    return tf.tensor_scatter_nd_update(bank_vectors, images.encoded[:, None], made)
 
 
 def _value_of_a_sample(feature: Feature) -> tf.Tensor | tf.RaggedTensor:
