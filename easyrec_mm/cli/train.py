@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shlex
+from contextlib import nullcontext
 from typing import TYPE_CHECKING
 
 from easyrec_mm.cli import flags as f
@@ -12,6 +13,8 @@ from easyrec_mm.files.lock import locked
 
 if TYPE_CHECKING:
     from easyrec_mm.config.overrides import Override
+    from easyrec_mm.config.pipeline import Pipeline
+    from easyrec_mm.distribution.cluster import Cluster
 
 HELP = "train a model; continues from the last checkpoint in model_dir"
 
@@ -28,6 +31,12 @@ def add_flags(parser: f.Parser) -> None:
         metavar="JSON",
         help="further changes of the config, as in EasyRec: '{\"train_config.num_steps\": 100}'",
     )
+    add(
+        "--wait_for_workers_s",
+        type=f.positive_seconds,
+        default=300.0,
+        help="seconds to wait until all workers of TF_CONFIG have started; default: 300",
+    )
     add("--continue_train", action="store_true", help="accepted for EasyRec's commands: training always continues")
     f.add_setting_flags(parser)
 
@@ -36,15 +45,55 @@ def run(flags: f.Flags) -> int:
     """Train until the end or a signal."""
     pipeline = load_config(flags, _overrides(flags))
     require_path(pipeline.config.train_input_path, pipeline, "train_input_path", "the training data")
+    cluster = _cluster(pipeline)
+    if cluster is not None:
+        _meet(cluster, pipeline, flags.wait_for_workers_s)
+    from easyrec_mm.distribution.joining import join
     from easyrec_mm.training.trainer import Trainer
 
-    with locked(pipeline.config.model_dir, "model_dir") as lock:
-        result = Trainer(pipeline, lock).train()
+    replicas = join(cluster) if cluster is not None else None
+    is_first = cluster is None or cluster.number == 0
+    with locked(pipeline.config.model_dir, "model_dir") if is_first else nullcontext() as lock:
+        result = Trainer(pipeline, lock, replicas).train()
     print(f"step {result.step}; checkpoint {result.checkpoint}", flush=True)
     if result.signal is None:
         return 0
     print(f"stopped; continue with: easyrec-mm {shlex.join(flags.arguments)}", flush=True)
     return after_signal(result.signal)
+
+
+def _cluster(pipeline: Pipeline) -> Cluster | None:
+    """Return the workers that train together; None if this process trains alone."""
+    from easyrec_mm.distribution.cluster import VARIABLE, read_cluster
+    from easyrec_mm.errors import ConfigError
+    from easyrec_mm.protos.train_pb2 import NoStrategy
+
+    cluster = read_cluster()
+    if cluster is None or len(cluster.workers) == 1:
+        return None
+    if pipeline.config.train_config.train_distribute == NoStrategy:
+        raise ConfigError(
+            f"{pipeline.path}: train_config.train_distribute: is NoStrategy, but {VARIABLE} names "
+            f"{len(cluster.workers)} workers; set MultiWorkerMirroredStrategy, or unset {VARIABLE}"
+        )
+    return cluster
+
+
+def _meet(cluster: Cluster, pipeline: Pipeline, limit_s: float) -> None:
+    from importlib.metadata import version
+
+    from google.protobuf import text_format
+
+    from easyrec_mm import __version__
+    from easyrec_mm.distribution.cluster import meet
+
+    versions = [f"{name} {version(name)}" for name in ("tensorflow", "keras", "numpy")]
+    facts = {
+        "the versions": "\n".join([f"easyrec-mm {__version__}", *versions]),
+        "the config": text_format.MessageToString(pipeline.config),
+    }
+    print(f"{cluster.name(cluster.number)} of {len(cluster.workers)}: waiting for the others", flush=True)
+    meet(cluster, facts, limit_s)
 
 
 def _overrides(flags: f.Flags) -> list[Override]:

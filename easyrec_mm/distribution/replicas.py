@@ -8,6 +8,7 @@ An operation is identified by the name of its scope and its place in it, which m
 
 from __future__ import annotations
 
+import json
 import math
 import zlib
 from collections.abc import Callable, Iterator, Sequence
@@ -73,6 +74,26 @@ class Replicas:
         The gradient of a replica's rows is the sum of those that all replicas have for them.
         """
         return self._gather(rows) if self.num > 1 else rows
+
+    def agree(self, *numbers: float) -> list[float]:
+        """Return the sums over the replicas of numbers of this process; all call it at the same points of the loop."""
+        if self.num == 1:
+            return list(numbers)
+        with self.scope("agree"):
+            return list(self._reduced(tf.constant(numbers, tf.float64)).numpy())
+
+    def first_says(self, flag: bool) -> bool:
+        """Return the flag of the first replica; all call it at the same points of the loop."""
+        return bool(self.agree(flag and not self.number)[0])
+
+    def texts(self, text: str) -> list[str]:
+        """Return the texts of all replicas, in their order; all call it at the same points of the loop."""
+        if self.num == 1:
+            return [text]
+        with self.scope("texts"):
+            content = tf.io.decode_raw(tf.constant(json.dumps(text) + "\n"), tf.uint8)
+            together = self._gather(tf.cast(content, tf.int32))
+        return [json.loads(line) for line in bytes(together.numpy().astype("uint8")).decode().splitlines()]
 
     def _sum(self, values: tf.Tensor) -> tf.Tensor:
         def summed(values: tf.Tensor) -> tuple[tf.Tensor, object]:

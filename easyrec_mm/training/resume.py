@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
+from easyrec_mm.distribution.replicas import Replicas
 from easyrec_mm.errors import CheckpointError, DamagedCheckpointError
 from easyrec_mm.files.folders import shown
 from easyrec_mm.runs.checkpoint import Checkpoints, newest_whole
@@ -12,19 +14,23 @@ from easyrec_mm.runs.model_dir import ModelDir
 from easyrec_mm.training.state import Restored, TrainingState
 
 
-def resume(paths: list[str], folder: ModelDir, checkpoints: Checkpoints, state: TrainingState) -> Restored:
+def resume(
+    paths: list[str], folder: ModelDir, checkpoints: Checkpoints, state: TrainingState, replicas: Replicas
+) -> Restored:
     """Restore the state of a training from its last checkpoint that is not damaged; print what is of interest.
 
-    Newer checkpoints, which are damaged, are taken out of the list of checkpoints.
+    Newer checkpoints, which are damaged, are taken out of the list of checkpoints. Of several workers, the first
+    chooses the checkpoint.
 
     Args:
       paths: all checkpoints, oldest first.
       folder: the model_dir.
       checkpoints: those of the folder.
       state: what is restored.
+      replicas: the workers.
 
     Raises:
-      CheckpointError: if all are damaged, or they are of another model.
+      CheckpointError: if all are damaged, they are of another model, or a worker does not see the first one's choice.
     """
     if is_damaged(folder.local):
         names = ", ".join(Path(path).name for path in paths)
@@ -35,7 +41,7 @@ def resume(paths: list[str], folder: ModelDir, checkpoints: Checkpoints, state: 
         return state.restore(path)
 
     try:
-        restored, path, damaged = newest_whole(paths, read)
+        restored, path, damaged = _same_of_all(paths, read, folder, replicas)
     except DamagedCheckpointError:
         raise
     except CheckpointError as error:
@@ -50,3 +56,20 @@ def resume(paths: list[str], folder: ModelDir, checkpoints: Checkpoints, state: 
     if not restored.has_same_data:
         print("the training data or their order have changed since the checkpoint: reading from the start", flush=True)
     return restored
+
+
+def _same_of_all(
+    paths: list[str], read: Callable[[str], Restored], folder: ModelDir, replicas: Replicas
+) -> tuple[Restored, str, list[str]]:
+    """Return what newest_whole returns to the first worker; the others read the checkpoint that it has chosen."""
+    found = newest_whole(paths, read) if replicas.number == 0 else None
+    name = replicas.texts(Path(found[1]).name if found else "")[0]
+    if found:
+        return found
+    path = str(folder.local / name)
+    if path not in paths:
+        raise CheckpointError(
+            f"model_dir '{folder.local}' has no {name} here, from which worker 0 goes on; give all workers the same "
+            "folder, on a shared file system or in a bucket"
+        )
+    return read(path), path, []

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
+import signal
 import time
-from collections.abc import Generator
+from collections.abc import Callable, Generator
 from dataclasses import dataclass
 
 import tensorflow as tf
@@ -12,17 +13,20 @@ import tensorflow as tf
 from easyrec_mm.config.image import PLACE
 from easyrec_mm.config.learning_rates import schedule_warnings
 from easyrec_mm.config.pipeline import Pipeline, write_config
-from easyrec_mm.data.bad_records import BadRecords
 from easyrec_mm.data.batch import Batch, InputBatch
 from easyrec_mm.data.first_pictures import first_pictures, require_pictures
 from easyrec_mm.data.input import Input
+from easyrec_mm.data.shared_bad_records import SharedBadRecords
+from easyrec_mm.distribution.replicas import Replicas
 from easyrec_mm.errors import ConfigError
 from easyrec_mm.evaluation.evaluator import vectors_of
 from easyrec_mm.files.folders import shown
 from easyrec_mm.files.lock import FolderLock
+from easyrec_mm.files.work_folder import work_folder
 from easyrec_mm.network.model import MultimodalModel
 from easyrec_mm.network.precision import MIXED_FLOAT16, dtype_policy
 from easyrec_mm.runs.checkpoint import Checkpoints, newest_whole
+from easyrec_mm.runs.checkpoint_list import PREFIX
 from easyrec_mm.runs.evaluations import END, METRICS, START, forget_later_steps
 from easyrec_mm.runs.model_dir import BAD_RECORDS, PIPELINE_CONFIG, ModelDir
 from easyrec_mm.runs.progress import MetricsLog, Progress
@@ -55,9 +59,12 @@ class TrainResult:
 class Trainer:
     """Trains the model of a pipeline in its model_dir; continues from the last checkpoint there, if there is one.
 
+    Of several workers, the first writes to model_dir; the others write to a folder of their own, which they remove.
+
     Args:
       pipeline: config and schema.
       lock: the lock of model_dir, which is kept up even if somebody removes the folder.
+      replicas: the workers that train together; by default this process alone.
 
     Attributes:
       model: the network.
@@ -69,16 +76,20 @@ class Trainer:
       UserError: if data, checkpoints or settings do not fit; see the modules that raise it.
     """
 
-    def __init__(self, pipeline: Pipeline, lock: FolderLock | None = None) -> None:
+    def __init__(
+        self, pipeline: Pipeline, lock: FolderLock | None = None, replicas: Replicas | None = None
+    ) -> None:
         self._config, self._schema, self._lock = pipeline.config, pipeline.schema, lock
+        self._replicas = replicas or Replicas()
         require_memory(self._config, self._schema, pipeline.path)
         self._train_config = self._config.train_config
-        self._folder = ModelDir(self._config.model_dir).open()
+        self._shared_folder = ModelDir(self._config.model_dir).open()
+        self._folder = self._shared_folder if self._is_first else ModelDir(f"{work_folder()}/model_dir").open()
         self._model_dir = self._folder.local
-        self._bad_records = BadRecords(
-            str(self._model_dir / BAD_RECORDS), self._config.data_config.max_bad_record_share
+        self._bad_records = SharedBadRecords(
+            str(self._model_dir / BAD_RECORDS), self._config.data_config.max_bad_record_share, self._replicas
         )
-        self._checkpoints = Checkpoints(str(self._model_dir), self._train_config.keep_checkpoint_max)
+        self._checkpoints = Checkpoints(str(self._shared_folder.local), self._train_config.keep_checkpoint_max)
         self._vectors = self._open_vectors()
         self.input = Input(
             self._config.data_config,
@@ -88,20 +99,25 @@ class Trainer:
             self._bad_records,
             training=True,
             vectors=self._vectors,
+            worker=(self._replicas.number, self._replicas.num),
         )
         if self._schema.uses_image:
             require_pictures(pipeline.path, self._config.data_config, first_pictures(self.input.source, self._schema))
         self._last_batch: Batch | None = None
         self._has_warned = False
         self._dtype = dtype_policy(self._train_config.precision)
-        self.model = MultimodalModel(self._config, self._schema, self._dtype)
-        self.steps = TrainSteps(self._config, self.model, self._dtype, self.input.spec())
+        self.model = MultimodalModel(self._config, self._schema, self._dtype, self._replicas)
+        self.steps = TrainSteps(self._config, self.model, self._dtype, self.input.spec(), self._replicas)
         self.state = TrainingState(self._config, self.steps, self.input, self._vectors, self._bad_records)
         self._unreported: list[Losses] = []  # losses of earlier steps that are not reported yet
         self._evaluations = TrainingEvaluations(
             pipeline, self.model, self.steps.average, self.steps.trained, self._vectors, self._folder
         )
         self._evaluations.require_data()
+
+    @property
+    def _is_first(self) -> bool:
+        return self._replicas.number == 0
 
     def train(self) -> TrainResult:
         """Train until num_steps or num_epochs are done, the metric stops improving, or SIGINT or SIGTERM arrives."""
@@ -169,9 +185,9 @@ class Trainer:
         steps_log.go_on(self._unreported)
         batches = self.batches(length.num_epochs)
         step = first_step = saved_step = int(self.steps.number)
-        reason = evaluations.stop_reason() or self._all_steps(step)  # from an earlier part of this training
+        reason = self._stop_reason() or self._all_steps(step)  # from an earlier part of this training
         try:
-            while not caught.number and reason is None:
+            while reason is None and not self._is_stopped(caught):
                 started_s = time.perf_counter()
                 item = next(batches, None)
                 if item is None:
@@ -188,13 +204,13 @@ class Trainer:
                     self._folder.put_logs(at_once=False)
                 if step % config.save_summary_steps == 0:
                     log.write_summaries("train", step, {name: float(value) for name, value in losses.items()})
-                if save_times.is_due(step, item.epochs_before, item.epochs_done):
+                if self._replicas.first_says(save_times.is_due(step, item.epochs_before, item.epochs_done)):
                     steps_log.require_finite(step)
                     saved, saved_step = self._save(step, steps_log.unreported()), step
                     save_times.saved()
                     if evaluations.is_due:
-                        forecast.time.evaluated(evaluations.run(saved, step, log, progress))
-                        reason = evaluations.stop_reason()
+                        forecast.time.evaluated(self._evaluate(saved, step, log, progress))
+                    reason = self._stop_reason()
                 reason = reason or self._all_steps(step)
             steps_log.write(step)
         finally:
@@ -206,8 +222,24 @@ class Trainer:
         if caught.number:
             return saved, None
         self._bad_records.check_all()
-        evaluations.run(saved, step, log, progress)
+        self._evaluate(saved, step, log, progress)
         return saved, reason
+
+    def _is_stopped(self, caught: Caught) -> bool:
+        """Return whether a worker has been told to stop; all stop then, after the same step."""
+        number = int(max(self._replicas.agree(caught.number or 0)))
+        if number and not caught.number:
+            caught.number = signal.SIGTERM
+        return number > 0
+
+    def _evaluate(self, checkpoint: str, step: int, log: MetricsLog, progress: Progress) -> float:
+        """Evaluate if this is the first worker; return the seconds that it took."""
+        return self._evaluations.run(checkpoint, step, log, progress) if self._is_first else 0.0
+
+    def _stop_reason(self) -> str | None:
+        """Return why the training should stop by what the first worker's evaluations say; None if it should go on."""
+        reason = self._evaluations.stop_reason() if self._is_first else None
+        return self._replicas.texts(reason or "")[0] or None
 
     def _all_steps(self, step: int) -> str | None:
         """Return why the training ends if it has done its num_steps; None otherwise."""
@@ -222,8 +254,9 @@ class Trainer:
     def _start(self) -> None:
         """Continue from the last checkpoint, or start from fine_tune_checkpoint or from the initial weights."""
         paths = self._checkpoints.all()
-        if paths:
-            self._unreported = resume(paths, self._folder, self._checkpoints, self.state).losses
+        if self._replicas.first_says(bool(paths)):
+            restored = resume(paths, self._shared_folder, self._checkpoints, self.state, self._replicas)
+            self._unreported = restored.losses
         elif self._train_config.fine_tune_checkpoint:
             print(shown(start_from_checkpoint(self.model, self._train_config)), flush=True)
             if self.steps.average is not None:
@@ -244,16 +277,16 @@ class Trainer:
         """Open the features' vectors: those of the last checkpoint that can be read, or the current ones."""
 
         def read(path: str) -> VectorStores:
-            self._folder.fetch_checkpoint(path)
+            self._shared_folder.fetch_checkpoint(path)
             return vectors_of(self._schema, path)
 
         paths = self._checkpoints.all()
         return newest_whole(paths, read)[0] if paths else vectors_of(self._schema, None)
 
     def run_step(self, item: InputBatch) -> dict[str, tf.Tensor] | None:
-        """Train on a batch; return its losses, or None for a batch without samples, which is not a step."""
+        """Train on a batch; return its losses, or None if no worker has samples, which is not a step."""
         self.state.position.add(item.num_groups)
-        if not item.batch.num_samples:
+        if not self._replicas.agree(item.batch.num_samples)[0]:
             return None
         if self.steps.enter_phase(item.step):
             print(f"step {item.step}: all of the image tower is trained from now on", flush=True)
@@ -266,6 +299,8 @@ class Trainer:
 
     def _save(self, step: int, unreported: list[Losses]) -> str:
         """Write the checkpoint of a step; return its path. `unreported` are the losses of steps not reported yet."""
+        if not self._is_first:
+            return str(self._shared_folder.local / f"{PREFIX}-{step}")
         if self._lock is not None:
             self._lock.keep()
         if not (self._model_dir / PIPELINE_CONFIG).exists():
