@@ -48,13 +48,14 @@ def run(flags: f.Flags) -> int:
     cluster = _cluster(pipeline)
     if cluster is not None:
         _meet(cluster, pipeline, flags.wait_for_workers_s)
-    from easyrec_mm.distribution.joining import join
+    from easyrec_mm.distribution.joining import join, lost_workers_named
     from easyrec_mm.training.trainer import Trainer
 
     replicas = join(cluster) if cluster is not None else None
     is_first = cluster is None or cluster.number == 0
-    with locked(pipeline.config.model_dir, "model_dir") if is_first else nullcontext() as lock:
-        result = Trainer(pipeline, lock, replicas).train()
+    lock = locked(pipeline.config.model_dir, "model_dir") if is_first else nullcontext()
+    with lock as model_dir_lock, lost_workers_named(cluster):
+        result = Trainer(pipeline, model_dir_lock, replicas).train()
     print(f"step {result.step}; checkpoint {result.checkpoint}", flush=True)
     if result.signal is None:
         return 0

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import json
 import os
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import tensorflow as tf
 
@@ -11,6 +14,8 @@ from easyrec_mm.distribution.cluster import VARIABLE, Cluster
 from easyrec_mm.distribution.replicas import Replicas
 from easyrec_mm.errors import UserError, first_line
 
+# What exchanges raise when another worker has gone.
+_LOST = (tf.errors.UnavailableError, tf.errors.AbortedError, tf.errors.CancelledError, tf.errors.DeadlineExceededError)
 # A strategy keeps its servers running and looks whether those of others do.
 _strategies: list[tf.distribute.Strategy] = []
 
@@ -29,3 +34,20 @@ def join(cluster: Cluster) -> Replicas:
         name, reason = cluster.name(cluster.number), first_line(error)
         raise UserError(f"{name}: TensorFlow's server cannot be started: {reason}") from error
     return Replicas(cluster.number, len(cluster.workers))
+
+
+@contextmanager
+def lost_workers_named(cluster: Cluster | None) -> Iterator[None]:
+    """Raise a UserError that names the worker, if an exchange fails because another worker has gone."""
+    try:
+        yield
+    except _LOST as error:
+        tasks = {int(number) for number in re.findall(r"/task:(\d+)", str(error))}
+        if cluster is None:
+            raise
+        lost = sorted(number for number in tasks if number != cluster.number and number < len(cluster.workers))
+        names = ", ".join(map(cluster.name, lost)) or "another worker"
+        raise UserError(
+            f"{names} cannot be reached any more; look at its log. Start all workers again: they go on from the last "
+            "checkpoint"
+        ) from error
