@@ -22,6 +22,9 @@ from easyrec_mm.training.loss_scale import LossScale
 from easyrec_mm.training.optimizers import sum_duplicate_rows
 from easyrec_mm.training.plan import Phase, build_optimizers, build_phases
 
+# Statistics that batch normalisation keeps, by the ends of their names.
+_MOVING = ("/moving_mean", "/moving_variance")
+
 
 class TrainSteps:
     """Trains a model step by step.
@@ -139,6 +142,7 @@ class TrainSteps:
         gradients = [sum_duplicate_rows(gradient) for gradient in tape.gradient(scaled, variables)]
         gradients, sums = self._merged(gradients, [loss, *losses.values()])
         loss, losses = sums[0], dict(zip(losses, sums[1:], strict=True))
+        self._average_statistics(tf.cast(tf.size(batch.sample_image), tf.float32))
         if self.loss_scale is not None:
             gradients = self.loss_scale.unscaled(gradients)
         values = {
@@ -174,6 +178,17 @@ class TrainSteps:
                 rows, values = self._replicas.gather(gradient.indices), self._replicas.gather(gradient.values)
                 merged[i] = sum_duplicate_rows(tf.IndexedSlices(values, rows, gradient.dense_shape))
         return merged, sums[: len(scalars)]
+
+    def _average_statistics(self, num_samples: tf.Tensor) -> None:
+        """Give all replicas the same moving statistics: the mean of theirs, weighted by their numbers of samples."""
+        if self._replicas.num == 1:
+            return
+        statistics = [v.value for name, v in self._named.items() if name.endswith(_MOVING)]
+        # A replica without samples has no statistics.
+        weighted = [tf.math.multiply_no_nan(tf.convert_to_tensor(value), num_samples) for value in statistics]
+        *sums, total = self._replicas.sum_each([*weighted, num_samples])
+        for variable, value in zip(statistics, sums, strict=True):
+            variable.assign(value / total)
 
     def _apply(self, gradients: dict[str, tf.Tensor | tf.IndexedSlices | None], step: tf.Tensor) -> None:
         def update() -> None:
