@@ -18,6 +18,7 @@ from easyrec_mm.data.picture_bank import PictureBank
 from easyrec_mm.distribution.replicas import Replicas
 from easyrec_mm.features.feature import Feature
 from easyrec_mm.network.image import ImageLosses, image_tower, item_image
+from easyrec_mm.network.layers.batch_norm import synchronize
 from easyrec_mm.network.layers.image_tower import ImageTower
 from easyrec_mm.network.layers.item_image import ItemImage
 from easyrec_mm.network.losses import LOSSES, weighted_mean
@@ -75,6 +76,8 @@ class MultimodalModel:
         self._image_losses = ImageLosses(
             network.img_model, schema, self.image_width, self.rec.feature_embedding, self._replicas
         )
+        if config.train_config.sync_batch_norm and self._replicas.num > 1:
+            synchronize([self.rec, *([self.image] if self.image is not None else [])], self._replicas)
         # Names of the variables that are trained if nothing is frozen.
         self._trainable = {name for name, variable in self.named_variables().items() if variable.trainable}
         self._trained_part = "ALL"  # of the image tower, see `train_part`

@@ -5,13 +5,13 @@ Shapes: S samples, D width of the image vector, F width of the features, T tasks
 
 from __future__ import annotations
 
-import keras
 import numpy as np
 import tensorflow as tf
 
 from easyrec_mm.config.feature_groups import wide_name
 from easyrec_mm.config.network import activation_name, relation_order
 from easyrec_mm.distribution.replicas import Replicas
+from easyrec_mm.network.layers.batch_norm import BatchNorm
 from easyrec_mm.network.layers.composite import Composite
 from easyrec_mm.network.layers.dnn import DNN, ExpertMixture, dense
 from easyrec_mm.network.layers.embedding import FeatureEmbedding
@@ -43,7 +43,7 @@ class RecModel(Composite):
         self.feature_embedding = FeatureEmbedding(schema.features, schema.tables, _attentions(model, schema, dtype))
         self._feature_bn = None
         if network.use_feature_bn:
-            self._feature_bn = keras.layers.BatchNormalization(name="features_bn", dtype=FLOAT32)
+            self._feature_bn = BatchNorm(name="features_bn", dtype=FLOAT32)
         self._image_joins_first = network.image_fusion == E2E_MM_DBMTL.BEFORE_BOTTOM
         self._interaction = None
         if network.HasField("dot_interaction"):

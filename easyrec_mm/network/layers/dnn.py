@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import keras
 import tensorflow as tf
 
+from easyrec_mm.network.layers.batch_norm import BatchNorm
 from easyrec_mm.network.layers.composite import Composite
 
 # EasyRec's l2_regularization r adds r / 2 * sum(w^2); Keras's L2(r) adds r * sum(w^2).
@@ -41,9 +42,7 @@ class DNN(keras.layers.Layer):
         self._activation = keras.activations.get(activation)
         self._num_active = len(hidden_units) - ends_linear
         self._dense = [dense(units, f"dense_{i}", l2, dtype=dtype) for i, units in enumerate(hidden_units)]
-        self._bn = [
-            keras.layers.BatchNormalization(name=f"bn_{i}", dtype=dtype) for i in range(self._num_active * use_bn)
-        ]
+        self._bn = [BatchNorm(name=f"bn_{i}", dtype=dtype) for i in range(self._num_active * use_bn)]
         self._dropout = list(dropout)
 
     def build(self, input_shape: tuple[int | None, ...]) -> None:
