@@ -1,0 +1,157 @@
+"""Trainings of several workers, each a process: the same weights as of one, whatever happens to a worker."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+import tensorflow as tf
+from flat_helpers import make_log
+from servers import free_port
+
+pytestmark = pytest.mark.slow
+
+CONFIG = """
+train_input_path: "train.csv"
+model_dir: "m"
+data_config {
+  input_type: CSVInput with_header: true label_fields: "click" shuffle: true shuffle_buffer_size: 4000
+  input_fields { input_name: "click" input_type: INT32 }
+  input_fields { input_name: "price" input_type: FLOAT }
+  input_fields { input_name: "user" input_type: STRING }
+  input_fields { input_name: "tags" input_type: STRING }
+}
+feature_config {
+  features { input_names: "price" feature_type: RawFeature }
+  features { input_names: "user" feature_type: IdFeature hash_bucket_size: 50 embedding_dim: 4 }
+  features { input_names: "tags" feature_type: TagFeature hash_bucket_size: 10 embedding_dim: 2 }
+}
+model_config {
+  model_class: "E2E_MM_DBMTL"
+  feature_groups { group_name: "all" feature_names: ["price", "user", "tags"] }
+  embedding_regularization: 1e-3
+  e2e_mm_dbmtl {
+    bottom_dnn { hidden_units: [8, 4] }
+    task_towers { tower_name: "click" label_name: "click" }
+    l2_regularization: 1e-3
+  }
+}
+train_config {
+  optimizer_config { adam_optimizer { learning_rate { constant_learning_rate { learning_rate: 0.01 } } } }
+  num_epochs: 2 log_step_count_steps: 5 gradient_clipping_by_norm: 0.05 precision: FLOAT32 sync_batch_norm: true
+  save_checkpoints_steps: 7
+}
+"""
+TOGETHER = ["--set", "train_config.train_distribute=MultiWorkerMirroredStrategy", "--wait_for_workers_s", "60"]
+
+
+class Workers:
+    """Processes that train together in a folder."""
+
+    def __init__(self, folder, num, *arguments, of_each=()):
+        addresses = [f"127.0.0.1:{free_port()}" for _ in range(num)]
+        command = [sys.executable, "-m", "easyrec_mm", "train", "--pipeline_config", "x.config", *TOGETHER, *arguments]
+        self.processes = []
+        for number in range(num):
+            task = {"type": "worker", "index": number}
+            environment = {**os.environ, "TF_CONFIG": json.dumps({"cluster": {"worker": addresses}, "task": task})}
+            own = of_each[number] if of_each else []
+            self.processes.append(
+                subprocess.Popen(
+                    [*command, *own], cwd=folder, env=environment, text=True,
+                    stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+                )
+            )  # fmt: skip
+        self.addresses = addresses
+
+    def end(self):
+        """Exit status and output of each."""
+        outputs = [process.communicate(timeout=120)[0] for process in self.processes]
+        return [process.returncode for process in self.processes], outputs
+
+    def wait_for(self, path):
+        while not path.exists():
+            assert self.processes[0].poll() is None
+            time.sleep(0.05)
+
+
+def values(folder, step):
+    reader = tf.train.load_checkpoint(str(folder / f"model.ckpt-{step}"))
+    return {name: reader.get_tensor(name) for name in reader.get_variable_to_shape_map() if "/" in name}
+
+
+def assert_same_weights(one, other, step):
+    one, other = values(one, step), values(other, step)
+    weights = [name for name in one if not name.startswith(("progress/", "config/"))]
+    assert len(weights) > 20
+    for name in weights:
+        np.testing.assert_allclose(one[name], other[name], rtol=0, atol=1e-5, err_msg=name)
+
+
+def train(folder, *arguments):
+    command = [sys.executable, "-m", "easyrec_mm", "train", "--pipeline_config", "x.config", *arguments]
+    return subprocess.run(command, cwd=folder, check=True, capture_output=True, text=True).stdout
+
+
+@pytest.fixture
+def folder(tmp_path):
+    make_log(tmp_path, CONFIG, num_rows=1003)
+    return tmp_path
+
+
+def size(number):
+    return ["--set", f"data_config.batch_size={number}"]
+
+
+def test_several_workers_train_the_weights_of_one(folder):
+    train(folder, "--model_dir", "one", *size(96))
+    for num in (2, 3):
+        statuses, outputs = Workers(folder, num, "--model_dir", f"of_{num}", *size(96 // num)).end()
+        assert statuses == [0] * num, outputs
+        assert_same_weights(folder / "one", folder / f"of_{num}", 21)
+    lines = [[json.loads(line) for line in (folder / name / "metrics.jsonl").open()] for name in ("one", "of_2")]
+    for alone, together in zip(*lines, strict=True):
+        assert alone.keys() == together.keys()
+        for key in ("step", "groups", "loss", "gradient_norm"):
+            assert alone.get(key) == pytest.approx(together.get(key), abs=1e-6)
+
+
+def test_a_worker_that_is_killed_is_named_and_all_go_on_from_the_checkpoint(folder):
+    train(folder, "--model_dir", "one", *size(96), "--set", "train_config.num_epochs=60")
+    arguments = ["--model_dir", "m", *size(48), "--set", "train_config.num_epochs=60"]
+    for lost in (1, 0):
+        workers = Workers(folder, 2, *arguments)
+        workers.wait_for(folder / f"m/model.ckpt-{14 if lost else 28}.index")
+        workers.processes[lost].kill()
+        statuses, outputs = workers.end()
+        assert statuses[1 - lost] == 1
+        assert f"error: worker {lost} ({workers.addresses[lost]}) cannot be reached any more" in outputs[1 - lost]
+    workers = Workers(folder, 2, *arguments)
+    statuses, outputs = workers.end()
+    assert statuses == [0, 0], outputs
+    assert "continuing from" in outputs[1]
+    assert_same_weights(folder / "one", folder / "m", 627)
+
+
+def test_a_signal_to_one_stops_all_with_a_checkpoint(folder):
+    workers = Workers(folder, 2, "--model_dir", "m", *size(5), "--set", "train_config.num_epochs=500")
+    workers.wait_for(folder / "m/model.ckpt-7.index")
+    workers.processes[1].send_signal(signal.SIGTERM)
+    statuses, outputs = workers.end()
+    assert statuses == [143, 143], outputs
+    assert all("stopped; continue with: easyrec-mm train" in output for output in outputs)
+
+
+def test_workers_that_differ_are_refused(folder):
+    workers = Workers(folder, 2, *size(8), of_each=[[], ["--set", "data_config.seed=3"]])
+    statuses, outputs = workers.end()
+    assert statuses == [1, 1]
+    for output in outputs:
+        assert f"worker 1 ({workers.addresses[1]}) differs from worker 0 in the config" in output
+        assert "seed: 3" in output
