@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import signal
 import time
-from collections.abc import Callable, Generator
+from collections.abc import Generator
 from dataclasses import dataclass
 
 import tensorflow as tf
@@ -76,9 +76,7 @@ class Trainer:
       UserError: if data, checkpoints or settings do not fit; see the modules that raise it.
     """
 
-    def __init__(
-        self, pipeline: Pipeline, lock: FolderLock | None = None, replicas: Replicas | None = None
-    ) -> None:
+    def __init__(self, pipeline: Pipeline, lock: FolderLock | None = None, replicas: Replicas | None = None) -> None:
         self._config, self._schema, self._lock = pipeline.config, pipeline.schema, lock
         self._replicas = replicas or Replicas()
         require_memory(self._config, self._schema, pipeline.path)
