@@ -95,17 +95,19 @@ class Input:
         return self._data.batch_size if self._training else self._data.eval_batch_size or self._data.batch_size
 
     def fingerprint(self, with_contents: bool = True) -> int:
-        """Return a number that changes with the files and with the settings that determine the lines of a batch.
+        """Return a number that changes with the files and with the settings that determine the order of their groups.
 
         Args:
           with_contents: whether other contents of the same size change it; some parts of each file stand for it.
         """
         parts = [f"{info.path}:{info.size}" + (_content(info) if with_contents else "") for info in self._files.infos]
         data = self._data
-        parts += [str(v) for v in (data.batch_size, data.shuffle, data.shuffle_buffer_size, data.seed)]
-        if self._share.num_workers > 1 and self.source.order.buffer_size != data.shuffle_buffer_size:
-            parts.append(str(self.source.order.buffer_size))  # it depends on the number of workers
+        parts += [str(v) for v in (data.shuffle, self.source.order.buffer_size, data.seed)]
         return zlib.crc32("\n".join(parts).encode())
+
+    def described_files(self) -> list[str]:
+        """Return path and size of each file, in the order in which they are read."""
+        return [f"{info.path} of {info.size} bytes" for info in self._files.infos]
 
     def batches(
         self,

@@ -40,6 +40,7 @@ class Replicas:
     def __init__(self, number: int = 0, num: int = 1) -> None:
         self.number, self.num = number, num
         self._scope, self._num_operations = 0, 0
+        self._is_present: tf.Tensor | bool = True
 
     @contextmanager
     def scope(self, name: str) -> Iterator[None]:
@@ -50,6 +51,23 @@ class Replicas:
             yield
         finally:
             self._scope, self._num_operations = outer
+
+    @contextmanager
+    def present(self, is_present: tf.Tensor) -> Iterator[None]:
+        """Count what `moments` sees within only if `is_present`: a replica without pictures encodes a blank one."""
+        outer, self._is_present = self._is_present, is_present
+        try:
+            yield
+        finally:
+            self._is_present = outer
+
+    def moments(self, values: tf.Tensor, axes: Sequence[int]) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
+        """Return mean and biased variance over these axes of the values of all replicas, float32, and their number."""
+        values, weight = tf.cast(values, tf.float32), tf.cast(self._is_present, tf.float32)
+        number = self.sum(weight * tf.cast(tf.reduce_prod(tf.gather(tf.shape(values), axes)), tf.float32))
+        mean = tf.math.divide_no_nan(self.sum(weight * tf.reduce_sum(values, axes)), number)
+        deviations = tf.reduce_sum(tf.math.squared_difference(values, mean), axes)
+        return mean, tf.math.divide_no_nan(self.sum(weight * deviations), number), number
 
     def sum(self, values: tf.Tensor) -> tf.Tensor:
         """Return the sum over the replicas of a tensor of equal shape on each; gradients are summed as well."""

@@ -10,6 +10,7 @@ from collections.abc import Callable
 from functools import partial
 
 import keras
+import numpy as np
 import tensorflow as tf
 
 from easyrec_mm.config.network import REGULARIZATION_LOSSES
@@ -32,6 +33,8 @@ from easyrec_mm.schema import Schema, Task
 EMBEDDING_REGULARIZATION, L2_REGULARIZATION = REGULARIZATION_LOSSES
 # Stands in for seed 0: with TensorFlow's global seed at 0, a dataset cannot be shuffled inside a graph.
 _SEED_FOR_0 = 2**32 - 1
+# Keeps the random states of replicas apart.
+_PRIME = 2_654_435_761
 # Prefix of the names of the backbone's variables, and a part of the names of random states.
 _BACKBONE, _RANDOM_STATE = "image/backbone/", "seed_generator"
 
@@ -98,6 +101,16 @@ class MultimodalModel:
         """
         if self.image is None or self.item is None:
             return None
+        with self._replicas.present(tf.shape(batch.pixels)[0] > 0):
+            vectors = self._picture_vectors(batch, training, bank)
+        images = batch.images
+        if not (self.schema.image_separator or self.schema.has_no_image_vector):
+            return vectors
+        of_links = tf.gather(vectors, images.link_picture)  # [L, D]
+        return self.item.pooled(of_links, images.link_image, tf.size(images.has_picture))
+
+    def _picture_vectors(self, batch: Batch, training: bool, bank: PictureBank | None) -> tf.Tensor:
+        """Return the vectors of the distinct pictures, float32 `[P, D]`."""
         images = batch.images
         category = tf.gather(images.category, images.encoded) if bank else images.category
         may_be_empty = bank is not None or self.schema.has_no_image_vector or self._replicas.num > 1
@@ -109,10 +122,7 @@ class MultimodalModel:
             is_training = training and not self.trains_part("NONE")
             vectors = self.image(batch.pixels, category, training=is_training, may_be_empty=may_be_empty)  # [E, D]
             vectors = vectors if bank is None else from_bank(vectors, images, bank)  # [P, D]
-        if not (self.schema.image_separator or self.schema.has_no_image_vector):
-            return vectors
-        of_links = tf.gather(vectors, images.link_picture)  # [L, D]
-        return self.item.pooled(of_links, images.link_image, tf.size(images.has_picture))
+        return vectors
 
     def losses(self, batch: Batch, training: bool = True, bank: PictureBank | None = None) -> dict[str, tf.Tensor]:
         """Return scalars whose sum is the loss: of towers, of image vectors, regularisation of tables and kernels.
@@ -225,6 +235,13 @@ class MultimodalModel:
         if self.item is None or self.item.no_image is None:
             return ()
         return tuple(self.item.no_image.numpy().tolist())
+
+    def draw_apart(self) -> None:
+        """Let each replica draw its own random numbers, as for dropout; called once after their state is the same."""
+        apart = np.array([self._replicas.number * _PRIME % 2**32, 0], np.uint32)
+        for name, variable in self.named_variables().items():
+            if _RANDOM_STATE in name:
+                variable.assign(variable.numpy() + apart)
 
     def weights(self) -> dict[str, tf.Variable]:
         """Return named_variables() without the dropout state, as TensorFlow variables."""

@@ -36,6 +36,7 @@ from easyrec_mm.training.evaluations import TrainingEvaluations
 from easyrec_mm.training.length import Length, training_length
 from easyrec_mm.training.memory import require_memory
 from easyrec_mm.training.resume import resume
+from easyrec_mm.training.same_data import require_same_data
 from easyrec_mm.training.save_times import SaveTimes
 from easyrec_mm.training.signals import Caught, caught_signals
 from easyrec_mm.training.state import TrainingState
@@ -99,6 +100,7 @@ class Trainer:
             vectors=self._vectors,
             worker=(self._replicas.number, self._replicas.num),
         )
+        require_same_data(self.input, self._replicas)
         if self._schema.uses_image:
             require_pictures(pipeline.path, self._config.data_config, first_pictures(self.input.source, self._schema))
         self._last_batch: Batch | None = None
@@ -259,6 +261,7 @@ class Trainer:
             print(shown(start_from_checkpoint(self.model, self._train_config)), flush=True)
             if self.steps.average is not None:
                 self.steps.average.start_from_variables()
+        self.model.draw_apart()
         trained = self.steps.phases[self.steps.phase(int(self.steps.number))].trained
         num_weights = sum(math.prod(v.shape) for v in trained.values())
         num_frozen = len(self.model.all_trainable()) - len(trained)

@@ -23,19 +23,8 @@ class BatchNorm(keras.layers.BatchNormalization):
         if self.replicas is None:
             alone: tuple[tf.Tensor, tf.Tensor] = super()._moments(inputs, mask)
             return alone
-        mean, variance, _ = moments_of_all(inputs, self._reduction_axes, self.replicas)
+        mean, variance, _ = self.replicas.moments(inputs, self._reduction_axes)
         return mean, variance
-
-
-def moments_of_all(
-    values: tf.Tensor, axes: Sequence[int], replicas: Replicas
-) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
-    """Return mean and biased variance over these axes of the values of all replicas, float32, and their number."""
-    values = tf.cast(values, tf.float32)
-    number = replicas.sum(tf.cast(tf.reduce_prod(tf.gather(tf.shape(values), axes)), tf.float32))
-    mean = tf.math.divide_no_nan(replicas.sum(tf.reduce_sum(values, axes)), number)
-    variance = tf.math.divide_no_nan(replicas.sum(tf.reduce_sum(tf.square(values - mean), axes)), number)
-    return mean, variance, number
 
 
 def synchronize(layers: Sequence[keras.layers.Layer], replicas: Replicas) -> None:

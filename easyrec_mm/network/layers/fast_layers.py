@@ -9,7 +9,7 @@ from __future__ import annotations
 import keras
 import tensorflow as tf
 
-from easyrec_mm.network.layers.batch_norm import BatchNorm, moments_of_all
+from easyrec_mm.network.layers.batch_norm import BatchNorm
 
 # oneDNN normalises bfloat16 in blocks of this many channels.
 _BFLOAT16_CHANNELS = 16
@@ -30,7 +30,7 @@ class FusedBatchNorm(BatchNorm):
         scale = tf.convert_to_tensor(self.gamma) if self.scale else tf.ones([channels])
         offset = tf.convert_to_tensor(self.beta) if self.center else tf.zeros([channels])
         if training and self.replicas is not None:
-            mean, variance, number = moments_of_all(inputs, (0, 1, 2), self.replicas)
+            mean, variance, number = self.replicas.moments(inputs, (0, 1, 2))
             self._follow(mean, variance * number / tf.maximum(number - 1.0, 1.0))
             x = tf.cast(inputs, tf.float32)
             return tf.cast(tf.nn.batch_normalization(x, mean, variance, offset, scale, self.epsilon), inputs.dtype)
