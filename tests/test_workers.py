@@ -43,7 +43,9 @@ model_config {
   }
 }
 train_config {
-  optimizer_config { adam_optimizer { learning_rate { constant_learning_rate { learning_rate: 0.01 } } } }
+  # Not Adam: what batch normalization makes useless, such as a bias before it, has gradients of rounding errors alone,
+  # which Adam turns into whole steps.
+  optimizer_config { momentum_optimizer { learning_rate { constant_learning_rate { learning_rate: 0.1 } } } }
   num_epochs: 2 log_step_count_steps: 5 gradient_clipping_by_norm: 0.05 precision: FLOAT32 sync_batch_norm: true
   save_checkpoints_steps: 7
 }

@@ -102,25 +102,25 @@ class MultimodalModel:
         if self.image is None or self.item is None:
             return None
         with self._replicas.present(tf.shape(batch.pixels)[0] > 0):
-            vectors = self._picture_vectors(batch, training, bank)
+            vectors = self._picture_vectors(self.image, batch, training, bank)
         images = batch.images
         if not (self.schema.image_separator or self.schema.has_no_image_vector):
             return vectors
         of_links = tf.gather(vectors, images.link_picture)  # [L, D]
         return self.item.pooled(of_links, images.link_image, tf.size(images.has_picture))
 
-    def _picture_vectors(self, batch: Batch, training: bool, bank: PictureBank | None) -> tf.Tensor:
+    def _picture_vectors(self, tower: ImageTower, batch: Batch, training: bool, bank: PictureBank | None) -> tf.Tensor:
         """Return the vectors of the distinct pictures, float32 `[P, D]`."""
         images = batch.images
         category = tf.gather(images.category, images.encoded) if bank else images.category
         may_be_empty = bank is not None or self.schema.has_no_image_vector or self._replicas.num > 1
         if bank is not None and self.trains_part("HEAD"):
-            features = self.image.features(batch.pixels, category, False, may_be_empty)  # [E, F]
-            features = tf.cast(from_bank(features, images, bank), self.image.compute_dtype)
-            vectors = self.image.vectors(features, training, may_be_empty)  # [P, D]
+            features = tower.features(batch.pixels, category, False, may_be_empty)  # [E, F]
+            features = tf.cast(from_bank(features, images, bank), tower.compute_dtype)
+            vectors = tower.vectors(features, training, may_be_empty)  # [P, D]
         else:
             is_training = training and not self.trains_part("NONE")
-            vectors = self.image(batch.pixels, category, training=is_training, may_be_empty=may_be_empty)  # [E, D]
+            vectors = tower(batch.pixels, category, training=is_training, may_be_empty=may_be_empty)  # [E, D]
             vectors = vectors if bank is None else from_bank(vectors, images, bank)  # [P, D]
         return vectors
 
