@@ -8,13 +8,14 @@ An operation is identified by the name of its scope and its place in it, which m
 
 from __future__ import annotations
 
-import json
+import itertools
 import math
 import zlib
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
+import numpy as np
 import tensorflow as tf
 
 # Number of operations that a scope may have: the other bits of their numbers are those of the scope.
@@ -104,14 +105,21 @@ class Replicas:
         """Return the flag of the first replica; all call it at the same points of the loop."""
         return bool(self.agree(flag and not self.number)[0])
 
+    def contents(self, content: bytes) -> list[bytes]:
+        """Return the bytes that all replicas give, in their order; all call it at the same points of the loop."""
+        if self.num == 1:
+            return [content]
+        words = np.frombuffer(content + bytes(-len(content) % 8), np.int64)
+        with self.scope("contents"):
+            lengths = self._gathered(tf.constant([len(content)], tf.int64)).numpy().tolist()
+            together = bytes(self._gather(tf.constant(words)).numpy())
+        ends = itertools.accumulate(-(-length // 8) * 8 for length in lengths)
+        starts = (end - -(-length // 8) * 8 for end, length in zip(ends, lengths, strict=True))
+        return [together[start : start + length] for start, length in zip(starts, lengths, strict=True)]
+
     def texts(self, text: str) -> list[str]:
         """Return the texts of all replicas, in their order; all call it at the same points of the loop."""
-        if self.num == 1:
-            return [text]
-        with self.scope("texts"):
-            content = tf.io.decode_raw(tf.constant(json.dumps(text) + "\n"), tf.uint8)
-            together = self._gather(tf.cast(content, tf.int32))
-        return [json.loads(line) for line in bytes(together.numpy().astype("uint8")).decode().splitlines()]
+        return [content.decode() for content in self.contents(text.encode())]
 
     def _sum(self, values: tf.Tensor) -> tf.Tensor:
         def summed(values: tf.Tensor) -> tuple[tf.Tensor, object]:

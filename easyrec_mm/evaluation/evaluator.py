@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import io
 import time
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -157,7 +158,10 @@ def evaluation_input(
       DataError: if the files cannot be read.
     """
     data = config.data_config
-    return Input(data, model.schema, path, setting, bad_records, kept_fields=plan.fields, vectors=vectors)
+    worker = model.replicas.number, model.replicas.num
+    return Input(
+        data, model.schema, path, setting, bad_records, kept_fields=plan.fields, vectors=vectors, worker=worker
+    )
 
 
 def summary_of(model: MultimodalModel, config: EasyRecConfig, plan: EvalPlan, inputs: Input) -> Summary:
@@ -167,11 +171,37 @@ def summary_of(model: MultimodalModel, config: EasyRecConfig, plan: EvalPlan, in
       DataError: if the files cannot be read or hold too many bad records.
     """
     with Rows(memory_of(config)) as rows:
-        for batch, fields, outputs in batch_outputs(model, inputs, "evaluate"):
-            rows.append(plan_columns(plan, batch, fields, outputs))
+        for columns in _columns_of_all(model, inputs, plan):
+            rows.append(columns)
             if is_enough(config, len(rows)):
                 break
         return summarize(rows, plan.entries, list(plan.slicers.values()), plan.weights)
+
+
+def _columns_of_all(model: MultimodalModel, inputs: Input, plan: EvalPlan) -> Iterator[dict[str, np.ndarray]]:
+    """Yield the columns that an evaluation keeps, in the order of the samples; all workers yield those of all."""
+    replicas = model.replicas
+    for batch, fields, outputs in batch_outputs(model, inputs, "evaluate", with_empty=replicas.num > 1):
+        own = plan_columns(plan, batch, fields, outputs) if batch.num_samples else {}
+        if replicas.num == 1:
+            yield own
+            continue
+        for content in replicas.contents(_packed(own) if own else b""):
+            if content:
+                yield _unpacked(content)
+
+
+def _packed(columns: dict[str, np.ndarray]) -> bytes:
+    table = pa.table(columns)
+    stream = io.BytesIO()
+    with pa.ipc.new_stream(stream, table.schema) as writer:
+        writer.write_table(table)
+    return stream.getvalue()
+
+
+def _unpacked(content: bytes) -> dict[str, np.ndarray]:
+    table = pa.ipc.open_stream(content).read_all()
+    return {name: table[name].to_numpy() for name in table.column_names}
 
 
 def eval_plan(config: EasyRecConfig, schema: Schema, confidence: bool, tasks: set[str] | None = None) -> EvalPlan:
@@ -263,9 +293,9 @@ def predict(
 
 
 def batch_outputs(
-    model: MultimodalModel, inputs: Input, name: str
+    model: MultimodalModel, inputs: Input, name: str, with_empty: bool = False
 ) -> Iterator[tuple[Batch, dict[str, tf.Tensor], dict[str, tf.Tensor]]]:
-    """Yield (batch, kept fields, outputs) of every batch that contains samples."""
+    """Yield (batch, kept fields, outputs) of every batch with samples; `with_empty`, also of others without outputs."""
     bank = model.prediction_bank()
     step = model.prediction_function(inputs.spec())
     progress = Progress(name, None, unit="batch")
@@ -276,6 +306,8 @@ def batch_outputs(
                 bank.before_step(item.batch.images.bank_row, item.batch.images.encoded, 0)
             if item.batch.num_samples:
                 yield item.batch, item.kept_fields, step(item.batch)
+            elif with_empty:
+                yield item.batch, item.kept_fields, {}
             progress.add(item.batch.num_samples, item.batch.num_images, 0.0)
             if time.monotonic() - shown > _SHOW_EVERY_S:
                 progress.show({}, progress.rates())

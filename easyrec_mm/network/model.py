@@ -49,7 +49,8 @@ class MultimodalModel:
         output layers and losses are float32 in each of them.
       replicas: the replicas that are trained together.
 
-    `image_width` is D, or 0 without pictures; `item` makes the vector of an item from the vectors of its pictures.
+    `replicas` are those of the arguments, by default this process alone; `image_width` is D, or 0 without pictures;
+    `item` makes the vector of an item from the vectors of its pictures.
 
     Raises:
       ConfigError: if the backbone cannot be loaded or lacks something that the config requires.
@@ -59,14 +60,14 @@ class MultimodalModel:
         self, config: EasyRecConfig, schema: Schema, dtype: str = FLOAT32, replicas: Replicas | None = None
     ) -> None:
         network = config.model_config.e2e_mm_dbmtl
-        self._replicas = replicas or Replicas()
+        self.replicas = replicas or Replicas()
         self._seed = config.data_config.seed
         keras.utils.set_random_seed(self._seed or _SEED_FOR_0)
         self.schema = schema
         self._img_model = network.img_model
         self.image = image_tower(config, schema, dtype) if schema.uses_image else None
         self.image_width = self.image.width if self.image is not None else 0
-        self.rec = RecModel(config.model_config, schema, dtype, self._replicas)
+        self.rec = RecModel(config.model_config, schema, dtype, self.replicas)
         self.item: ItemImage | None = None
         model = config.model_config
         self._regularizes_embeddings = bool(
@@ -77,10 +78,10 @@ class MultimodalModel:
         self._prediction_banks: dict[str, PictureBank] = {}
         self._build()
         self._image_losses = ImageLosses(
-            network.img_model, schema, self.image_width, self.rec.feature_embedding, self._replicas
+            network.img_model, schema, self.image_width, self.rec.feature_embedding, self.replicas
         )
-        if config.train_config.sync_batch_norm and self._replicas.num > 1:
-            synchronize([self.rec, *([self.image] if self.image is not None else [])], self._replicas)
+        if config.train_config.sync_batch_norm and self.replicas.num > 1:
+            synchronize([self.rec, *([self.image] if self.image is not None else [])], self.replicas)
         # Names of the variables that are trained if nothing is frozen.
         self._trainable = {name for name, variable in self.named_variables().items() if variable.trainable}
         self._trained_part = "ALL"  # of the image tower, see `train_part`
@@ -101,7 +102,7 @@ class MultimodalModel:
         """
         if self.image is None or self.item is None:
             return None
-        with self._replicas.present(tf.shape(batch.pixels)[0] > 0):
+        with self.replicas.present(tf.shape(batch.pixels)[0] > 0):
             vectors = self._picture_vectors(self.image, batch, training, bank)
         images = batch.images
         if not (self.schema.image_separator or self.schema.has_no_image_vector):
@@ -113,7 +114,7 @@ class MultimodalModel:
         """Return the vectors of the distinct pictures, float32 `[P, D]`."""
         images = batch.images
         category = tf.gather(images.category, images.encoded) if bank else images.category
-        may_be_empty = bank is not None or self.schema.has_no_image_vector or self._replicas.num > 1
+        may_be_empty = bank is not None or self.schema.has_no_image_vector or self.replicas.num > 1
         if bank is not None and self.trains_part("HEAD"):
             features = tower.features(batch.pixels, category, False, may_be_empty)  # [E, F]
             features = tf.cast(from_bank(features, images, bank), tower.compute_dtype)
@@ -133,14 +134,14 @@ class MultimodalModel:
         logits, embedding_penalty = self._logits(batch, image_vectors, training)
         losses = {}
         for tower, task in zip(self._towers, self.schema.tasks, strict=True):
-            losses[task.name] = _tower_loss(tower, task, logits[task.name], batch, self._replicas)
+            losses[task.name] = _tower_loss(tower, task, logits[task.name], batch, self.replicas)
         if image_vectors is not None:
             losses |= self._image_losses(image_vectors, batch.images, training)
         if self._regularizes_embeddings:
             losses[EMBEDDING_REGULARIZATION] = embedding_penalty
         kernels = self.rec.losses + (self.image.losses if self.image else [])
         if kernels:
-            losses[L2_REGULARIZATION] = tf.add_n(kernels) / self._replicas.num
+            losses[L2_REGULARIZATION] = tf.add_n(kernels) / self.replicas.num
         return losses
 
     def predict(self, batch: Batch, bank: PictureBank | None = None) -> dict[str, tf.Tensor]:
@@ -238,7 +239,7 @@ class MultimodalModel:
 
     def draw_apart(self) -> None:
         """Let each replica draw its own random numbers, as for dropout; called once after their state is the same."""
-        apart = np.array([self._replicas.number * _PRIME % 2**32, 0], np.uint32)
+        apart = np.array([self.replicas.number * _PRIME % 2**32, 0], np.uint32)
         for name, variable in self.named_variables().items():
             if _RANDOM_STATE in name:
                 variable.assign(variable.numpy() + apart)

@@ -15,6 +15,7 @@ from easyrec_mm.config.pipeline import Pipeline
 from easyrec_mm.data.bad_records import BadRecords
 from easyrec_mm.data.first_pictures import first_pictures, require_groups, require_pictures
 from easyrec_mm.data.input import Input
+from easyrec_mm.data.shared_bad_records import SharedBadRecords
 from easyrec_mm.evaluation.evaluator import Evaluator
 from easyrec_mm.evaluation.plan import evaluation_fields
 from easyrec_mm.evaluation.report import table, write_result
@@ -61,7 +62,7 @@ class TrainingEvaluations:
             self._config,
             self._config.eval_input_path,
             "eval_input_path",
-            BadRecords(str(folder.local / BAD_RECORDS), share),
+            SharedBadRecords(str(folder.local / BAD_RECORDS), share, model.replicas),
             vectors,
         )
         self._criterion = criterion_of(pipeline.config, evaluation_metrics(pipeline.config, pipeline.schema))

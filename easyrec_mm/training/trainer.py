@@ -187,7 +187,8 @@ class Trainer:
         step = first_step = saved_step = int(self.steps.number)
         reason = self._stop_reason() or self._all_steps(step)  # from an earlier part of this training
         try:
-            while reason is None and not self._is_stopped(caught):
+            is_stopped, _ = self._agreed(caught, False)
+            while reason is None and not is_stopped:
                 started_s = time.perf_counter()
                 item = next(batches, None)
                 if item is None:
@@ -204,12 +205,15 @@ class Trainer:
                     self._folder.put_logs(at_once=False)
                 if step % config.save_summary_steps == 0:
                     log.write_summaries("train", step, {name: float(value) for name, value in losses.items()})
-                if self._replicas.first_says(save_times.is_due(step, item.epochs_before, item.epochs_done)):
+                is_due = save_times.is_due(step, item.epochs_before, item.epochs_done)
+                is_stopped, is_due = self._agreed(caught, is_due)
+                if is_due:
                     steps_log.require_finite(step)
                     saved, saved_step = self._save(step, steps_log.unreported()), step
                     save_times.saved()
-                    if evaluations.is_due:
-                        forecast.time.evaluated(self._evaluate(saved, step, log, progress))
+                    if self._replicas.first_says(evaluations.is_due):
+                        forecast.time.evaluated(evaluations.run(saved, step, log, progress))
+                        is_stopped, _ = self._agreed(caught, False)
                     reason = self._stop_reason()
                 reason = reason or self._all_steps(step)
             steps_log.write(step)
@@ -222,24 +226,19 @@ class Trainer:
         if caught.number:
             return saved, None
         self._bad_records.check_all()
-        self._evaluate(saved, step, log, progress)
+        evaluations.run(saved, step, log, progress)
         return saved, reason
 
-    def _is_stopped(self, caught: Caught) -> bool:
-        """Return whether a worker has been told to stop; all stop then, after the same step."""
-        number = int(max(self._replicas.agree(caught.number or 0)))
-        if number and not caught.number:
+    def _agreed(self, caught: Caught, is_due: bool) -> tuple[bool, bool]:
+        """Return whether a worker was told to stop, and whether the first one saves: all do so after the same step."""
+        stop, save = self._replicas.agree(caught.number or 0, is_due and self._is_first)
+        if stop and not caught.number:
             caught.number = signal.SIGTERM
-        return number > 0
-
-    def _evaluate(self, checkpoint: str, step: int, log: MetricsLog, progress: Progress) -> float:
-        """Evaluate if this is the first worker; return the seconds that it took."""
-        return self._evaluations.run(checkpoint, step, log, progress) if self._is_first else 0.0
+        return bool(stop), bool(save)
 
     def _stop_reason(self) -> str | None:
-        """Return why the training should stop by what the first worker's evaluations say; None if it should go on."""
-        reason = self._evaluations.stop_reason() if self._is_first else None
-        return self._replicas.texts(reason or "")[0] or None
+        """Return why the training should stop by its evaluations, which only the first worker has from before."""
+        return self._replicas.texts(self._evaluations.stop_reason() or "")[0] or None
 
     def _all_steps(self, step: int) -> str | None:
         """Return why the training ends if it has done its num_steps; None otherwise."""
