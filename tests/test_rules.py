@@ -47,7 +47,7 @@ MAY_IMPORT = {
     "config": "errors safe_text schema files manifest features weights protos",
     "formats": "errors schema files features protos",
     "runs": "errors safe_text files features config protos",
-    "data": "errors safe_text schema stable_hash files features store formats runs protos",
+    "data": "errors safe_text schema stable_hash files features store formats distribution runs protos",
     "grouping": "errors safe_text schema stable_hash files features config formats protos",
     "network": "errors features schema weights distribution config data protos",
     "embedding": "errors safe_text schema files manifest features store formats runs data",

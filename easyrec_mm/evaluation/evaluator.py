@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -97,6 +97,10 @@ def vectors_of(schema: Schema, checkpoint: str | None) -> VectorStores:
     return VectorStores(features, {name: int(variable) for name, variable in trained.items()})
 
 
+class EvaluationStoppedError(Exception):
+    """An evaluation was stopped before its end."""
+
+
 class Evaluator:
     """Evaluates a model repeatedly on the same files; the input is built again only when the files change.
 
@@ -126,12 +130,16 @@ class Evaluator:
         self._confidence = confidence
         self._input: Input | None = None
 
-    def run(self) -> EvalResults:
+    def run(self, is_stopped: Callable[[], bool] = lambda: False) -> EvalResults:
         """Compute the metrics of the model in its current state, over all files and over the slices of the config, and
         the number of samples as "num_samples".
 
+        Args:
+          is_stopped: is asked before each batch whether to stop.
+
         Raises:
           DataError: if the files cannot be read or hold too many bad records.
+          EvaluationStoppedError: if it was stopped, on any worker.
         """
         plan = eval_plan(self._config, self._model.schema, self._confidence)
         if self._input is None or not self._input.is_up_to_date():
@@ -139,7 +147,7 @@ class Evaluator:
                 self._model, self._config, plan, self._path, self._setting, self._bad_records, self._vectors
             )
         self._bad_records.start_over()
-        summary = summary_of(self._model, self._config, plan, self._input)
+        summary = summary_of(self._model, self._config, plan, self._input, is_stopped)
         return results_of(summary, plan.weights.num_replicates, plan.bootstrap.level, plan.clusters)
 
 
@@ -164,25 +172,36 @@ def evaluation_input(
     )
 
 
-def summary_of(model: MultimodalModel, config: EasyRecConfig, plan: EvalPlan, inputs: Input) -> Summary:
+def summary_of(
+    model: MultimodalModel,
+    config: EasyRecConfig,
+    plan: EvalPlan,
+    inputs: Input,
+    is_stopped: Callable[[], bool] = lambda: False,
+) -> Summary:
     """Evaluate a model by a plan; return the summary with its replicates, as `compare` takes it.
 
     Raises:
       DataError: if the files cannot be read or hold too many bad records.
+      EvaluationStoppedError: if `is_stopped`, which is asked before each batch, says so on any worker.
     """
     with Rows(memory_of(config)) as rows:
-        for columns in _columns_of_all(model, inputs, plan):
+        for columns in _columns_of_all(model, inputs, plan, is_stopped):
             rows.append(columns)
             if is_enough(config, len(rows)):
                 break
         return summarize(rows, plan.entries, list(plan.slicers.values()), plan.weights)
 
 
-def _columns_of_all(model: MultimodalModel, inputs: Input, plan: EvalPlan) -> Iterator[dict[str, np.ndarray]]:
+def _columns_of_all(
+    model: MultimodalModel, inputs: Input, plan: EvalPlan, is_stopped: Callable[[], bool]
+) -> Iterator[dict[str, np.ndarray]]:
     """Yield the columns that an evaluation keeps, in the order of the samples; all workers yield those of all."""
     replicas = model.replicas
     for batch, fields, outputs in batch_outputs(model, inputs, "evaluate", with_empty=replicas.num > 1):
         own = plan_columns(plan, batch, fields, outputs) if batch.num_samples else {}
+        if replicas.agree(is_stopped())[0]:
+            raise EvaluationStoppedError
         if replicas.num == 1:
             yield own
             continue

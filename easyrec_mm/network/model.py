@@ -10,7 +10,6 @@ from collections.abc import Callable
 from functools import partial
 
 import keras
-import numpy as np
 import tensorflow as tf
 
 from easyrec_mm.config.network import REGULARIZATION_LOSSES
@@ -33,10 +32,8 @@ from easyrec_mm.schema import Schema, Task
 EMBEDDING_REGULARIZATION, L2_REGULARIZATION = REGULARIZATION_LOSSES
 # Stands in for seed 0: with TensorFlow's global seed at 0, a dataset cannot be shuffled inside a graph.
 _SEED_FOR_0 = 2**32 - 1
-# Keeps the random states of replicas apart.
-_PRIME = 2_654_435_761
 # Prefix of the names of the backbone's variables, and a part of the names of random states.
-_BACKBONE, _RANDOM_STATE = "image/backbone/", "seed_generator"
+_BACKBONE, RANDOM_STATE = "image/backbone/", "seed_generator"
 
 
 class MultimodalModel:
@@ -47,10 +44,9 @@ class MultimodalModel:
       schema: its Schema.
       dtype: Keras dtype policy: FLOAT32, MIXED_BFLOAT16 or MIXED_FLOAT16. Embeddings, normalisation statistics, the
         output layers and losses are float32 in each of them.
-      replicas: the replicas that are trained together.
+      replicas: the replicas that are trained together; by default this process alone.
 
-    `replicas` are those of the arguments, by default this process alone; `image_width` is D, or 0 without pictures;
-    `item` makes the vector of an item from the vectors of its pictures.
+    `image_width` is D, or 0 without pictures; `item` makes the vector of an item from the vectors of its pictures.
 
     Raises:
       ConfigError: if the backbone cannot be loaded or lacks something that the config requires.
@@ -102,9 +98,9 @@ class MultimodalModel:
         """
         if self.image is None or self.item is None:
             return None
+        images = batch.images
         with self.replicas.present(tf.shape(batch.pixels)[0] > 0):
             vectors = self._picture_vectors(self.image, batch, training, bank)
-        images = batch.images
         if not (self.schema.image_separator or self.schema.has_no_image_vector):
             return vectors
         of_links = tf.gather(vectors, images.link_picture)  # [L, D]
@@ -118,12 +114,10 @@ class MultimodalModel:
         if bank is not None and self.trains_part("HEAD"):
             features = tower.features(batch.pixels, category, False, may_be_empty)  # [E, F]
             features = tf.cast(from_bank(features, images, bank), tower.compute_dtype)
-            vectors = tower.vectors(features, training, may_be_empty)  # [P, D]
-        else:
-            is_training = training and not self.trains_part("NONE")
-            vectors = tower(batch.pixels, category, training=is_training, may_be_empty=may_be_empty)  # [E, D]
-            vectors = vectors if bank is None else from_bank(vectors, images, bank)  # [P, D]
-        return vectors
+            return tower.vectors(features, training, may_be_empty)
+        is_training = training and not self.trains_part("NONE")
+        vectors = tower(batch.pixels, category, training=is_training, may_be_empty=may_be_empty)  # [E, D]
+        return vectors if bank is None else from_bank(vectors, images, bank)
 
     def losses(self, batch: Batch, training: bool = True, bank: PictureBank | None = None) -> dict[str, tf.Tensor]:
         """Return scalars whose sum is the loss: of towers, of image vectors, regularisation of tables and kernels.
@@ -237,16 +231,9 @@ class MultimodalModel:
             return ()
         return tuple(self.item.no_image.numpy().tolist())
 
-    def draw_apart(self) -> None:
-        """Let each replica draw its own random numbers, as for dropout; called once after their state is the same."""
-        apart = np.array([self.replicas.number * _PRIME % 2**32, 0], np.uint32)
-        for name, variable in self.named_variables().items():
-            if _RANDOM_STATE in name:
-                variable.assign(variable.numpy() + apart)
-
     def weights(self) -> dict[str, tf.Variable]:
         """Return named_variables() without the dropout state, as TensorFlow variables."""
-        return {name: v.value for name, v in self.named_variables().items() if _RANDOM_STATE not in name}
+        return {name: v.value for name, v in self.named_variables().items() if RANDOM_STATE not in name}
 
     def tables(self) -> dict[str, keras.Variable]:
         """Return the embedding tables among named_variables()."""

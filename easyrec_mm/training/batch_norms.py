@@ -10,6 +10,22 @@ from easyrec_mm.data.batch import Batch
 from easyrec_mm.features.outliers import OUTLIER_ADVICE, is_far, usual_size
 
 
+class BatchNormWatch:
+    """Tells once if a batch norm of a model is spoiled."""
+
+    def __init__(self) -> None:
+        self.batch: Batch | None = None  # the last one, for what is usual
+        self._has_told = False
+
+    def warning(self, weights: Mapping[str, tf.Variable]) -> str | None:
+        """Return the warning of `spoiled_batch_norm`, if it was not returned before."""
+        if self.batch is None or self._has_told:
+            return None
+        warning = spoiled_batch_norm(weights, self.batch)
+        self._has_told = warning is not None
+        return warning
+
+
 def spoiled_batch_norm(weights: Mapping[str, tf.Variable], batch: Batch) -> str | None:
     """Return a warning of a batch norm that no longer tells usual numbers apart in evaluation; None if there is none.
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import time
+from collections.abc import Callable
 from contextlib import suppress
 
 import keras
@@ -16,14 +17,22 @@ from easyrec_mm.data.bad_records import BadRecords
 from easyrec_mm.data.first_pictures import first_pictures, require_groups, require_pictures
 from easyrec_mm.data.input import Input
 from easyrec_mm.data.shared_bad_records import SharedBadRecords
-from easyrec_mm.evaluation.evaluator import Evaluator
+from easyrec_mm.evaluation.evaluator import EvaluationStoppedError, Evaluator
 from easyrec_mm.evaluation.plan import evaluation_fields
 from easyrec_mm.evaluation.report import table, write_result
 from easyrec_mm.evaluation.summary import EvalResults
 from easyrec_mm.files import StorageError
 from easyrec_mm.network.model import MultimodalModel
 from easyrec_mm.runs.checkpoint import read_into
-from easyrec_mm.runs.evaluations import EVAL, METRICS, Evaluation, read_evaluations, standing_of, stop_reason
+from easyrec_mm.runs.evaluations import (
+    EVAL,
+    METRICS,
+    Evaluation,
+    read_evaluations,
+    read_lines,
+    standing_of,
+    stop_reason,
+)
 from easyrec_mm.runs.model_dir import BAD_RECORDS, EVAL_RESULT, ModelDir
 from easyrec_mm.runs.moving_average import MovingAverage
 from easyrec_mm.runs.progress import MetricsLog, Progress
@@ -104,22 +113,34 @@ class TrainingEvaluations:
         if self._criterion is not None:
             self._evaluations = read_evaluations(self._folder.local / METRICS, self._criterion.metric)
 
-    def run(self, checkpoint: str, step: int, log: MetricsLog, progress: Progress) -> float:
+    def has_run(self, step: int) -> bool:
+        """Return whether the log has an evaluation of a step."""
+        lines = read_lines(self._folder.local / METRICS)
+        return any(line["kind"] == EVAL and line["step"] == step for line in lines)
+
+    def run(
+        self, checkpoint: str, step: int, log: MetricsLog, progress: Progress, is_stopped: Callable[[], bool]
+    ) -> float:
         """Evaluate the weights of the checkpoint just saved (or their average); return the seconds that it took.
 
-        Nothing is done if there are no evaluation data or the step has already been evaluated.
+        Nothing is done if there are no evaluation data or the step has already been evaluated. An evaluation that is
+        stopped leaves no trace: the next start of the training makes it up.
         """
         if self.interval_s is None or step == self._evaluated_step:
             return 0.0
         started_s = time.monotonic()
         if self._average is not None:
             self._average.assign_to_variables(tf.constant(step, tf.int64))
-        results = self._evaluator.run()
+        results: EvalResults | None = None
+        with suppress(EvaluationStoppedError):
+            results = self._evaluator.run(is_stopped)
         if self._average is not None:
             for name, variable in self._trained.items():
                 read_into(checkpoint, name, variable.value)
         self._evaluated_s, self._evaluated_step = time.monotonic(), step
         took_s = self._evaluated_s - started_s
+        if results is None:
+            return took_s
         progress.say(f"evaluation at step {step}, {duration(took_s)}:\n{table(results)}")
         self._count(step, results, progress)
         log.write_line(EVAL, step, results)

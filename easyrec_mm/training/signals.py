@@ -10,14 +10,17 @@ from types import FrameType
 
 
 class Caught:
-    """The number of the first SIGINT or SIGTERM; a second one ends the process as usual."""
+    """The number of the first SIGINT, SIGTERM or SIGHUP; a second one ends the process as usual."""
 
     number: int | None = None
 
 
 @contextmanager
 def caught_signals(message: str) -> Iterator[Caught]:
-    """Remember the first signal and show a message instead of ending the process."""
+    """Remember the first signal and show a message instead of ending the process.
+
+    A SIGHUP that is ignored, as under nohup, stays ignored.
+    """
     caught = Caught()
 
     def remember(number: int, frame: FrameType | None) -> None:
@@ -27,7 +30,10 @@ def caught_signals(message: str) -> Iterator[Caught]:
         with suppress(OSError):
             os.write(2, f"\n{message}\n".encode())
 
-    previous = {number: signal.signal(number, remember) for number in (signal.SIGINT, signal.SIGTERM)}
+    numbers = [signal.SIGINT, signal.SIGTERM]
+    if signal.getsignal(signal.SIGHUP) != signal.SIG_IGN:
+        numbers.append(signal.SIGHUP)
+    previous = {number: signal.signal(number, remember) for number in numbers}
     try:
         yield caught
     finally:

@@ -28,11 +28,13 @@ class Restored(NamedTuple):
 
     has_same_data  whether the data are those that it was trained on; else they are read from their start
     losses         the losses of its last steps, which are not reported yet
+    to_evaluate    whether it was to be evaluated
     changes        the settings that differ
     """
 
     has_same_data: bool
     losses: list[Losses]
+    to_evaluate: bool
     changes: list[Change]
 
 
@@ -74,9 +76,16 @@ class TrainingState:
         """Return the variables of a checkpoint by name, except picture banks."""
         return {**self._steps.variables(), **self._vector_origins, **self.position.variables()}
 
-    def values(self, losses: list[Losses]) -> dict[str, tf.Variable | tf.Tensor]:
-        """Return everything that a checkpoint contains, by name; `losses` are those of steps not reported yet."""
-        unreported = json.dumps({"losses": losses, "bad_records": self._bad_records.state()})
+    def values(self, losses: list[Losses], to_evaluate: bool = False) -> dict[str, tf.Variable | tf.Tensor]:
+        """Return everything that a checkpoint contains, by name.
+
+        Args:
+          losses: losses of the steps not reported yet.
+          to_evaluate: whether the checkpoint is evaluated next.
+        """
+        unreported = json.dumps(
+            {"losses": losses, "bad_records": self._bad_records.state(), "to_evaluate": to_evaluate}
+        )
         state: dict[str, tf.Variable | tf.Tensor] = {**self.variables(), **self._steps.bank_state()}
         return {**state, **config_state(self._config), _UNREPORTED: tf.constant(unreported)}
 
@@ -94,4 +103,4 @@ class TrainingState:
         unreported = json.loads(read_text_value(path, _UNREPORTED) or "{}")
         if has_same_data and unreported:
             self._bad_records.restore(unreported["bad_records"])
-        return Restored(has_same_data, unreported.get("losses", []), changes)
+        return Restored(has_same_data, unreported.get("losses", []), unreported.get("to_evaluate", False), changes)

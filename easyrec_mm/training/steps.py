@@ -9,19 +9,22 @@ from __future__ import annotations
 from collections.abc import Sequence
 from functools import partial
 
+import numpy as np
 import tensorflow as tf
 
 from easyrec_mm.data.batch import Batch, InputBatch
 from easyrec_mm.data.picture_bank import PictureBank
 from easyrec_mm.distribution.replicas import Replicas
 from easyrec_mm.evaluation.evaluator import STEP_NAME, moving_average
-from easyrec_mm.network.model import MultimodalModel
+from easyrec_mm.network.model import RANDOM_STATE, MultimodalModel
 from easyrec_mm.network.precision import MIXED_FLOAT16
 from easyrec_mm.protos.pipeline_pb2 import EasyRecConfig
 from easyrec_mm.training.loss_scale import LossScale
 from easyrec_mm.training.optimizers import sum_duplicate_rows
 from easyrec_mm.training.plan import Phase, build_optimizers, build_phases
 
+# Keeps the random states of replicas apart.
+_PRIME = 2_654_435_761
 # Statistics that batch normalisation keeps, by the ends of their names.
 _MOVING = ("/moving_mean", "/moving_variance")
 
@@ -64,6 +67,13 @@ class TrainSteps:
             tf.function(partial(self._train_batch, phase), input_signature=[spec], autograph=False)
             for phase in self.phases
         ]
+
+    def draw_apart(self) -> None:
+        """Let each replica draw its own random numbers, as for dropout; called once after their state is the same."""
+        apart = np.array([self._replicas.number * _PRIME % 2**32, 0], np.uint32)
+        for name, variable in self._named.items():
+            if RANDOM_STATE in name:
+                variable.assign(variable.numpy() + apart)
 
     def end_at(self, step: int) -> None:
         """Set the step at which the training ends, for the schedules."""
@@ -142,7 +152,7 @@ class TrainSteps:
         gradients = [sum_duplicate_rows(gradient) for gradient in tape.gradient(scaled, variables)]
         gradients, sums = self._merged(gradients, [loss, *losses.values()])
         loss, losses = sums[0], dict(zip(losses, sums[1:], strict=True))
-        self._average_statistics(tf.cast(tf.size(batch.sample_image), tf.float32))
+        self._average_statistics(tf.size(batch.sample_image), tf.shape(batch.pixels)[0])
         if self.loss_scale is not None:
             gradients = self.loss_scale.unscaled(gradients)
         values = {
@@ -179,16 +189,22 @@ class TrainSteps:
                 merged[i] = sum_duplicate_rows(tf.IndexedSlices(values, rows, gradient.dense_shape))
         return merged, sums[: len(scalars)]
 
-    def _average_statistics(self, num_samples: tf.Tensor) -> None:
-        """Give all replicas the same moving statistics: the mean of theirs, weighted by their numbers of samples."""
+    def _average_statistics(self, num_samples: tf.Tensor, num_pictures: tf.Tensor) -> None:
+        """Give all replicas the same moving statistics: the mean of theirs, weighted by what they normalised."""
         if self._replicas.num == 1:
             return
-        statistics = [v.value for name, v in self._named.items() if name.endswith(_MOVING)]
-        # A replica without samples has no statistics.
-        weighted = [tf.math.multiply_no_nan(tf.convert_to_tensor(value), num_samples) for value in statistics]
-        *sums, total = self._replicas.sum_each([*weighted, num_samples])
-        for variable, value in zip(statistics, sums, strict=True):
-            variable.assign(value / total)
+        numbers = tf.cast(tf.stack([num_samples, num_pictures]), tf.float32)
+        names = [name for name in self._named if name.endswith(_MOVING)]
+        weights = [numbers[int(name.startswith("image/"))] for name in names]
+        # A replica without samples or pictures has no statistics of them.
+        weighted = [
+            tf.math.multiply_no_nan(tf.convert_to_tensor(self._named[name].value), weight)
+            for name, weight in zip(names, weights, strict=True)
+        ]
+        *sums, totals = self._replicas.sum_each([*weighted, numbers])
+        for name, value in zip(names, sums, strict=True):
+            variable, total = self._named[name].value, totals[int(name.startswith("image/"))]
+            variable.assign(tf.where(total > 0, value / total, variable))
 
     def _apply(self, gradients: dict[str, tf.Tensor | tf.IndexedSlices | None], step: tf.Tensor) -> None:
         def update() -> None:

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import math
-import signal
-import time
 from collections.abc import Generator
 from dataclasses import dataclass
 
@@ -12,8 +10,8 @@ import tensorflow as tf
 
 from easyrec_mm.config.image import PLACE
 from easyrec_mm.config.learning_rates import schedule_warnings
-from easyrec_mm.config.pipeline import Pipeline, write_config
-from easyrec_mm.data.batch import Batch, InputBatch
+from easyrec_mm.config.pipeline import Pipeline
+from easyrec_mm.data.batch import InputBatch
 from easyrec_mm.data.first_pictures import first_pictures, require_pictures
 from easyrec_mm.data.input import Input
 from easyrec_mm.data.shared_bad_records import SharedBadRecords
@@ -22,22 +20,22 @@ from easyrec_mm.errors import ConfigError
 from easyrec_mm.evaluation.evaluator import vectors_of
 from easyrec_mm.files.folders import shown
 from easyrec_mm.files.lock import FolderLock
-from easyrec_mm.files.work_folder import work_folder
 from easyrec_mm.network.model import MultimodalModel
 from easyrec_mm.network.precision import MIXED_FLOAT16, dtype_policy
-from easyrec_mm.runs.checkpoint import Checkpoints, newest_whole
-from easyrec_mm.runs.checkpoint_list import PREFIX
+from easyrec_mm.runs.checkpoint import newest_whole
 from easyrec_mm.runs.evaluations import END, METRICS, START, forget_later_steps
-from easyrec_mm.runs.model_dir import BAD_RECORDS, PIPELINE_CONFIG, ModelDir
+from easyrec_mm.runs.model_dir import BAD_RECORDS
 from easyrec_mm.runs.progress import MetricsLog, Progress
 from easyrec_mm.store.feature_vectors import VectorStores
-from easyrec_mm.training.batch_norms import spoiled_batch_norm
+from easyrec_mm.training.batch_norms import BatchNormWatch
 from easyrec_mm.training.evaluations import TrainingEvaluations
 from easyrec_mm.training.length import Length, training_length
+from easyrec_mm.training.loop import Loop
 from easyrec_mm.training.memory import require_memory
 from easyrec_mm.training.resume import resume
 from easyrec_mm.training.same_data import require_same_data
 from easyrec_mm.training.save_times import SaveTimes
+from easyrec_mm.training.saving import Saver
 from easyrec_mm.training.signals import Caught, caught_signals
 from easyrec_mm.training.state import TrainingState
 from easyrec_mm.training.step_log import Losses, StepLog
@@ -78,17 +76,16 @@ class Trainer:
     """
 
     def __init__(self, pipeline: Pipeline, lock: FolderLock | None = None, replicas: Replicas | None = None) -> None:
-        self._config, self._schema, self._lock = pipeline.config, pipeline.schema, lock
+        self._config, self._schema = pipeline.config, pipeline.schema
         self._replicas = replicas or Replicas()
         require_memory(self._config, self._schema, pipeline.path)
         self._train_config = self._config.train_config
-        self._shared_folder = ModelDir(self._config.model_dir).open()
-        self._folder = self._shared_folder if self._is_first else ModelDir(f"{work_folder()}/model_dir").open()
+        self._saver = Saver(self._config, self._is_first, lock)
+        self._folder, self._checkpoints = self._saver.folder, self._saver.checkpoints
         self._model_dir = self._folder.local
         self._bad_records = SharedBadRecords(
             str(self._model_dir / BAD_RECORDS), self._config.data_config.max_bad_record_share, self._replicas
         )
-        self._checkpoints = Checkpoints(str(self._shared_folder.local), self._train_config.keep_checkpoint_max)
         self._vectors = self._open_vectors()
         self.input = Input(
             self._config.data_config,
@@ -103,13 +100,13 @@ class Trainer:
         require_same_data(self.input, self._replicas)
         if self._schema.uses_image:
             require_pictures(pipeline.path, self._config.data_config, first_pictures(self.input.source, self._schema))
-        self._last_batch: Batch | None = None
-        self._has_warned = False
+        self._batch_norms = BatchNormWatch()
         self._dtype = dtype_policy(self._train_config.precision)
         self.model = MultimodalModel(self._config, self._schema, self._dtype, self._replicas)
         self.steps = TrainSteps(self._config, self.model, self._dtype, self.input.spec(), self._replicas)
         self.state = TrainingState(self._config, self.steps, self.input, self._vectors, self._bad_records)
         self._unreported: list[Losses] = []  # losses of earlier steps that are not reported yet
+        self._to_evaluate = False  # whether the last checkpoint of an earlier start is to be evaluated
         self._evaluations = TrainingEvaluations(
             pipeline, self.model, self.steps.average, self.steps.trained, self._vectors, self._folder
         )
@@ -124,20 +121,23 @@ class Trainer:
         self._start()
         first_step = int(self.steps.number)
         length = self._length(first_step)
-        self._write_config()
+        self._saver.write_config()
         forget_later_steps(self._model_dir / METRICS, first_step)
         log = MetricsLog(self._model_dir / METRICS, self._model_dir)
         log.write_line(START, first_step, {})
         self._evaluations.go_on()
         saved = self._checkpoints.latest() if first_step else None
         progress = Progress("train", length.num_steps, first=first_step, is_exact=length.is_exact)
+        batches = self.batches(length.num_epochs)
         with self._folder.logs_put():
             try:
                 with caught_signals(_STOPPING) as caught:
-                    saved, reason = self._loop(length, log, progress, caught, saved)
+                    loop = self._loop(length, log, progress, caught)
+                    saved, reason = loop.run(batches, saved, self._to_evaluate)
                 if caught.number is None:
                     log.write_line(END, int(self.steps.number), {"reason": reason})
             finally:
+                batches.close()
                 progress.close()
                 log.close()
                 self._vectors.close()
@@ -174,76 +174,17 @@ class Trainer:
                 print(f"warning: {warning}", flush=True)
         return length
 
-    def _loop(
-        self, length: Length, log: MetricsLog, progress: Progress, caught: Caught, saved: str | None
-    ) -> tuple[str | None, str | None]:
-        """Run steps to the end; return the last checkpoint's path and the reason for the end (None after a signal)."""
-        config, evaluations = self._train_config, self._evaluations
-        save_times = SaveTimes(config)
-        forecast = Forecast(length, save_times, evaluations.interval_s)
-        steps_log = StepLog(log, progress, forecast, self._schema, self._bad_records, self._checkpoints)
-        steps_log.go_on(self._unreported)
-        batches = self.batches(length.num_epochs)
-        step = first_step = saved_step = int(self.steps.number)
-        reason = self._stop_reason() or self._all_steps(step)  # from an earlier part of this training
-        try:
-            is_stopped, _ = self._agreed(caught, False)
-            while reason is None and not is_stopped:
-                started_s = time.perf_counter()
-                item = next(batches, None)
-                if item is None:
-                    reason = f"num_epochs {length.num_epochs} are done"
-                    break
-                waited_s = time.perf_counter() - started_s
-                losses = self.run_step(item)
-                if losses is None:
-                    continue
-                step = int(self.steps.number)
-                steps_log.add(losses, item, waited_s, self.steps.phase(item.step))
-                if step % config.log_step_count_steps == 0:
-                    steps_log.write(step)
-                    self._folder.put_logs(at_once=False)
-                if step % config.save_summary_steps == 0:
-                    log.write_summaries("train", step, {name: float(value) for name, value in losses.items()})
-                is_due = save_times.is_due(step, item.epochs_before, item.epochs_done)
-                is_stopped, is_due = self._agreed(caught, is_due)
-                if is_due:
-                    steps_log.require_finite(step)
-                    saved, saved_step = self._save(step, steps_log.unreported()), step
-                    save_times.saved()
-                    if self._replicas.first_says(evaluations.is_due):
-                        forecast.time.evaluated(evaluations.run(saved, step, log, progress))
-                        is_stopped, _ = self._agreed(caught, False)
-                    reason = self._stop_reason()
-                reason = reason or self._all_steps(step)
-            steps_log.write(step)
-        finally:
-            batches.close()
-        if step == first_step and saved is not None:
-            return saved, reason
-        if step != saved_step or saved is None:
-            saved = self._save(step, [])
-        if caught.number:
-            return saved, None
-        self._bad_records.check_all()
-        evaluations.run(saved, step, log, progress)
-        return saved, reason
-
-    def _agreed(self, caught: Caught, is_due: bool) -> tuple[bool, bool]:
-        """Return whether a worker was told to stop, and whether the first one saves: all do so after the same step."""
-        stop, save = self._replicas.agree(caught.number or 0, is_due and self._is_first)
-        if stop and not caught.number:
-            caught.number = signal.SIGTERM
-        return bool(stop), bool(save)
-
-    def _stop_reason(self) -> str | None:
-        """Return why the training should stop by its evaluations, which only the first worker has from before."""
-        return self._replicas.texts(self._evaluations.stop_reason() or "")[0] or None
-
-    def _all_steps(self, step: int) -> str | None:
-        """Return why the training ends if it has done its num_steps; None otherwise."""
-        num_steps = self._train_config.num_steps
-        return f"num_steps {num_steps} are done" if num_steps and step >= num_steps else None
+    def _loop(self, length: Length, log: MetricsLog, progress: Progress, caught: Caught) -> Loop:
+        save_times = SaveTimes(self._train_config)
+        forecast = Forecast(length, save_times, self._evaluations.interval_s)
+        step_log = StepLog(log, progress, forecast, self._schema, self._bad_records, self._checkpoints)
+        step_log.go_on(self._unreported)
+        return Loop(
+            config=self._train_config, length=length, replicas=self._replicas, steps=self.steps,
+            run_step=lambda item: self.run_step(item), save=self._save, evaluations=self._evaluations, log=log,
+            progress=progress, forecast=forecast, step_log=step_log, save_times=save_times, bad_records=self._bad_records,
+            put_logs=lambda: self._folder.put_logs(at_once=False), caught=caught,
+        )  # fmt: skip
 
     def batches(self, num_epochs: int) -> Generator[InputBatch, None, None]:
         """Return the batches from the current position of the training; `num_epochs` as for Input.batches."""
@@ -254,13 +195,13 @@ class Trainer:
         """Continue from the last checkpoint, or start from fine_tune_checkpoint or from the initial weights."""
         paths = self._checkpoints.all()
         if self._replicas.first_says(bool(paths)):
-            restored = resume(paths, self._shared_folder, self._checkpoints, self.state, self._replicas)
-            self._unreported = restored.losses
+            restored = resume(paths, self._saver.shared, self._checkpoints, self.state, self._replicas)
+            self._unreported, self._to_evaluate = restored.losses, restored.to_evaluate
         elif self._train_config.fine_tune_checkpoint:
             print(shown(start_from_checkpoint(self.model, self._train_config)), flush=True)
             if self.steps.average is not None:
                 self.steps.average.start_from_variables()
-        self.model.draw_apart()
+        self.steps.draw_apart()
         trained = self.steps.phases[self.steps.phase(int(self.steps.number))].trained
         num_weights = sum(math.prod(v.shape) for v in trained.values())
         num_frozen = len(self.model.all_trainable()) - len(trained)
@@ -277,7 +218,7 @@ class Trainer:
         """Open the features' vectors: those of the last checkpoint that can be read, or the current ones."""
 
         def read(path: str) -> VectorStores:
-            self._shared_folder.fetch_checkpoint(path)
+            self._saver.shared.fetch_checkpoint(path)
             return vectors_of(self._schema, path)
 
         paths = self._checkpoints.all()
@@ -290,26 +231,12 @@ class Trainer:
             return None
         if self.steps.enter_phase(item.step):
             print(f"step {item.step}: all of the image tower is trained from now on", flush=True)
-        self._last_batch = item.batch
+        self._batch_norms.batch = item.batch
         return self.steps.run(item)
 
-    def _write_config(self) -> None:
-        self._model_dir.mkdir(parents=True, exist_ok=True)
-        write_config(self._config, str(self._model_dir / PIPELINE_CONFIG))
-
-    def _save(self, step: int, unreported: list[Losses]) -> str:
-        """Write the checkpoint of a step; return its path. `unreported` are the losses of steps not reported yet."""
-        if not self._is_first:
-            return str(self._shared_folder.local / f"{PREFIX}-{step}")
-        if self._lock is not None:
-            self._lock.keep()
-        if not (self._model_dir / PIPELINE_CONFIG).exists():
-            self._write_config()  # somebody has removed model_dir meanwhile
-        path = self._checkpoints.save(step, self.state.values(unreported), self._evaluations.best_step())
-        self._folder.put_checkpoint()
-        if self._last_batch is not None and not self._has_warned:
-            warning = spoiled_batch_norm(self.model.weights(), self._last_batch)
-            self._has_warned = warning is not None
-            if warning:
-                print(f"warning: {warning}", flush=True)
+    def _save(self, step: int, unreported: list[Losses], to_evaluate: bool) -> str:
+        """Write the checkpoint of a step; return its path; see TrainingState.values for the other arguments."""
+        path = self._saver.save(step, self.state.values(unreported, to_evaluate), self._evaluations.best_step())
+        if warning := self._batch_norms.warning(self.model.weights()):
+            print(f"warning: {warning}", flush=True)
         return path

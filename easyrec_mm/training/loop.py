@@ -1,0 +1,154 @@
+"""The loop of a training: step after step, with reports, checkpoints and evaluations between them."""
+
+from __future__ import annotations
+
+import signal
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+import tensorflow as tf
+
+from easyrec_mm.data.bad_records import BadRecords
+from easyrec_mm.data.batch import InputBatch
+from easyrec_mm.distribution.replicas import Replicas
+from easyrec_mm.protos.train_pb2 import TrainConfig
+from easyrec_mm.runs.progress import MetricsLog, Progress
+from easyrec_mm.training.evaluations import TrainingEvaluations
+from easyrec_mm.training.length import Length
+from easyrec_mm.training.save_times import SaveTimes
+from easyrec_mm.training.signals import Caught
+from easyrec_mm.training.step_log import Losses, StepLog
+from easyrec_mm.training.steps import TrainSteps
+from easyrec_mm.training.time_left import Forecast
+
+
+@dataclass
+class Loop:
+    """One start of a training, from its first step to its end or to a signal.
+
+    config       settings of the training
+    length       how long it is
+    replicas     the workers, which do the same after the same step
+    steps        what is trained; for the number of steps done
+    run_step     trains on a batch; returns None if it is not a step
+    save         writes the checkpoint of a step, with the losses not reported yet; whether it is evaluated; -> its path
+    evaluations  evaluates checkpoints
+    log, progress, forecast, step_log, save_times
+                 the metrics, the display, the time left, the reports of steps, and when to save
+    bad_records  counts what could not be used
+    put_logs     uploads the logs of a remote model_dir from time to time
+    caught       the signal to stop
+    """
+
+    config: TrainConfig
+    length: Length
+    replicas: Replicas
+    steps: TrainSteps
+    run_step: Callable[[InputBatch], dict[str, tf.Tensor] | None]
+    save: Callable[[int, list[Losses], bool], str]
+    evaluations: TrainingEvaluations
+    log: MetricsLog
+    progress: Progress
+    forecast: Forecast
+    step_log: StepLog
+    save_times: SaveTimes
+    bad_records: BadRecords
+    put_logs: Callable[[], None]
+    caught: Caught
+
+    def run(self, batches: Iterator[InputBatch], saved: str | None, to_evaluate: bool) -> tuple[str | None, str | None]:
+        """Train to the end.
+
+        Args:
+          batches: the batches to train on.
+          saved: the checkpoint from which the training goes on.
+          to_evaluate: whether that was to be evaluated by an earlier start.
+
+        Returns:
+          The path of the last checkpoint, and the reason for the end; None after a signal.
+        """
+        first_step = saved_step = self._step
+        reason = self._reason(first_step)  # from an earlier start
+        is_missed = (to_evaluate or bool(reason)) and not self.evaluations.has_run(first_step)
+        if saved and self.replicas.first_says(is_missed):
+            self._evaluate(saved, first_step)
+            reason = self._reason(first_step)
+        is_stopped, _ = self._agreed(False)
+        while reason is None and not is_stopped:
+            started_s = time.perf_counter()
+            item = next(batches, None)
+            if item is None:
+                reason = f"num_epochs {self.length.num_epochs} are done"
+                break
+            waited_s = time.perf_counter() - started_s
+            losses = self.run_step(item)
+            if losses is None:
+                continue
+            self._report(item, losses, waited_s)
+            is_due = self.save_times.is_due(self._step, item.epochs_before, item.epochs_done)
+            is_stopped, is_due = self._agreed(is_due)
+            if is_due:
+                saved, saved_step = self._save_and_evaluate(), self._step
+                is_stopped, _ = self._agreed(False)
+            reason = self._reason(self._step, is_due)
+        self.step_log.write(self._step)
+        return self._end(first_step, saved_step, saved, reason)
+
+    def _end(
+        self, first_step: int, saved_step: int, saved: str | None, reason: str | None
+    ) -> tuple[str | None, str | None]:
+        """Save the last step and evaluate it, unless that is done or a signal has arrived; return as `run` does."""
+        step = self._step
+        if step == first_step and saved is not None:
+            return saved, None if self.caught.number else reason
+        if step != saved_step or saved is None:
+            saved = self.save(step, [], not self.caught.number)
+        if not self.caught.number:
+            self.bad_records.check_all()
+            self._evaluate(saved, step)
+        return saved, None if self.caught.number else reason
+
+    @property
+    def _step(self) -> int:
+        return int(self.steps.number)
+
+    def _report(self, item: InputBatch, losses: dict[str, tf.Tensor], waited_s: float) -> None:
+        step = self._step
+        self.step_log.add(losses, item, waited_s, self.steps.phase(item.step))
+        if step % self.config.log_step_count_steps == 0:
+            self.step_log.write(step)
+            self.put_logs()
+        if step % self.config.save_summary_steps == 0:
+            self.log.write_summaries("train", step, {name: float(value) for name, value in losses.items()})
+
+    def _save_and_evaluate(self) -> str:
+        step = self._step
+        self.step_log.require_finite(step)
+        to_evaluate = self.replicas.first_says(self.evaluations.is_due)
+        saved = self.save(step, self.step_log.unreported(), to_evaluate)
+        self.save_times.saved()
+        if to_evaluate:
+            self._evaluate(saved, step)
+        return saved
+
+    def _evaluate(self, checkpoint: str, step: int) -> None:
+        def is_stopped() -> bool:
+            return self.caught.number is not None
+
+        self.forecast.time.evaluated(self.evaluations.run(checkpoint, step, self.log, self.progress, is_stopped))
+
+    def _agreed(self, is_due: bool) -> tuple[bool, bool]:
+        """Return whether a worker was told to stop, and whether the first one saves: all do so after the same step."""
+        stop, save = self.replicas.agree(self.caught.number or 0, is_due and self.replicas.number == 0)
+        if stop and not self.caught.number:
+            self.caught.number = signal.SIGTERM
+        return bool(stop), bool(save)
+
+    def _reason(self, step: int, was_evaluated: bool = True) -> str | None:
+        """Return why the training ends after a step: by its evaluations, or because it has done its num_steps."""
+        reason = None
+        if was_evaluated:  # only the first worker knows the evaluations of earlier starts
+            reason = self.replicas.texts(self.evaluations.stop_reason() or "")[0]
+        num_steps = self.config.num_steps
+        return reason or (f"num_steps {num_steps} are done" if num_steps and step >= num_steps else None)
