@@ -37,7 +37,7 @@ _BACKBONE, RANDOM_STATE = "image/backbone/", "seed_generator"
 
 
 class MultimodalModel:
-    """The whole trained model: `image` (None without pictures) and `rec`, with losses and predictions of a batch.
+    """The whole model: `image` (None without pictures) and `rec`, with losses and predictions of a batch.
 
     Args:
       config: a checked pipeline config.
@@ -98,13 +98,12 @@ class MultimodalModel:
         """
         if self.image is None or self.item is None:
             return None
-        images = batch.images
         with self.replicas.present(tf.shape(batch.pixels)[0] > 0):
             vectors = self._picture_vectors(self.image, batch, training, bank)
         if not (self.schema.image_separator or self.schema.has_no_image_vector):
             return vectors
-        of_links = tf.gather(vectors, images.link_picture)  # [L, D]
-        return self.item.pooled(of_links, images.link_image, tf.size(images.has_picture))
+        of_links = tf.gather(vectors, batch.images.link_picture)  # [L, D]
+        return self.item.pooled(of_links, batch.images.link_image, tf.size(batch.images.has_picture))
 
     def _picture_vectors(self, tower: ImageTower, batch: Batch, training: bool, bank: PictureBank | None) -> tf.Tensor:
         """Return the vectors of the distinct pictures, float32 `[P, D]`."""
@@ -120,10 +119,7 @@ class MultimodalModel:
         return vectors if bank is None else from_bank(vectors, images, bank)
 
     def losses(self, batch: Batch, training: bool = True, bank: PictureBank | None = None) -> dict[str, tf.Tensor]:
-        """Return scalars whose sum is the loss: of towers, of image vectors, regularisation of tables and kernels.
-
-        With several replicas, the sum over all of them is the loss of the global batch.
-        """
+        """Return scalars of towers, image vectors and regularisation, whose sum over all replicas is the loss."""
         image_vectors = self.image_vectors(batch, training, bank)
         logits, embedding_penalty = self._logits(batch, image_vectors, training)
         losses = {}

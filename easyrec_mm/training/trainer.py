@@ -182,8 +182,8 @@ class Trainer:
         return Loop(
             config=self._train_config, length=length, replicas=self._replicas, steps=self.steps,
             run_step=lambda item: self.run_step(item), save=self._save, evaluations=self._evaluations, log=log,
-            progress=progress, forecast=forecast, step_log=step_log, save_times=save_times, bad_records=self._bad_records,
-            put_logs=lambda: self._folder.put_logs(at_once=False), caught=caught,
+            progress=progress, forecast=forecast, step_log=step_log, save_times=save_times, caught=caught,
+            bad_records=self._bad_records, put_logs=lambda: self._folder.put_logs(at_once=False),
         )  # fmt: skip
 
     def batches(self, num_epochs: int) -> Generator[InputBatch, None, None]:
