@@ -199,7 +199,7 @@ EACH_STEP = "save_checkpoints_steps: 1"
 def set_evaluations(monkeypatch: pytest.MonkeyPatch, values: Iterable[float]) -> None:
     """Sets the AUC of the evaluations that follow."""
     left = iter(values)
-    monkeypatch.setattr(Evaluator, "run", lambda _: EvalResults({"auc_click": next(left), "num_samples": 9}))
+    monkeypatch.setattr(Evaluator, "run", lambda *_: EvalResults({"auc_click": next(left), "num_samples": 9}))
 
 
 def evaluated_training(
