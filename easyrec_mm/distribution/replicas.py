@@ -109,13 +109,13 @@ class Replicas:
         """Return the bytes that all replicas give, in their order; all call it at the same points of the loop."""
         if self.num == 1:
             return [content]
-        words = np.frombuffer(content + bytes(-len(content) % 8), np.int64)
+        # In whole words, at least one: TensorFlow crashes on nothing.
+        words = np.frombuffer(content + bytes(8 - len(content) % 8), np.int64)
         with self.scope("contents"):
             lengths = self._gathered(tf.constant([len(content)], tf.int64)).numpy().tolist()
             together = bytes(self._gather(tf.constant(words)).numpy())
-        ends = itertools.accumulate(-(-length // 8) * 8 for length in lengths)
-        starts = (end - -(-length // 8) * 8 for end, length in zip(ends, lengths, strict=True))
-        return [together[start : start + length] for start, length in zip(starts, lengths, strict=True)]
+        starts = itertools.accumulate((8 * (length // 8 + 1) for length in lengths), initial=0)
+        return [together[start : start + length] for start, length in zip(starts, lengths, strict=False)]
 
     def texts(self, text: str) -> list[str]:
         """Return the texts of all replicas, in their order; all call it at the same points of the loop."""
@@ -173,8 +173,9 @@ class Replicas:
 
 
 def _rounded(number: tf.Tensor) -> tf.Tensor:
-    """Return a number of rows that is at least as large, one of few: four between a power of two and the next."""
-    power = tf.cast(tf.math.ceil(tf.math.log(tf.cast(tf.maximum(number, 1), tf.float64)) / math.log(2.0)), tf.int32)
+    """Return a number of rows, at least 1, that is at least as large, one of few: four between two powers of two."""
+    number = tf.maximum(number, 1)
+    power = tf.cast(tf.math.ceil(tf.math.log(tf.cast(number, tf.float64)) / math.log(2.0)), tf.int32)
     step = tf.bitwise.left_shift(1, tf.maximum(power - 3, 0))
     return tf.math.floordiv(number + step - 1, step) * step
 

@@ -1,0 +1,83 @@
+"""scripts/local_cluster: several workers on this machine, with a stand-in for the command that each of them runs."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+SCRIPT = Path(__file__).parent.parent / "scripts/local_cluster"
+STAND_IN = """#!{python}
+import json, os, signal, sys, time
+task = json.loads(os.environ["TF_CONFIG"])
+number = task["task"]["index"]
+print(json.dumps([sys.argv[1:], task, sorted(os.sched_getaffinity(0))]), flush=True)
+{action}
+"""
+
+
+@pytest.fixture
+def script(tmp_path):
+    """A copy of the script, beside which no environment lies, and how to make what it runs."""
+    copy = tmp_path / "scripts/local_cluster"
+    copy.parent.mkdir()
+    copy.write_text(SCRIPT.read_text())
+
+    def start(action, *arguments):
+        program = tmp_path / "bin/easyrec-mm"
+        program.parent.mkdir(exist_ok=True)
+        program.write_text(STAND_IN.format(python=sys.executable, action=action))
+        program.chmod(0o755)
+        environment = {**os.environ, "PATH": f"{program.parent}:{os.environ['PATH']}"}
+        return subprocess.Popen(
+            [sys.executable, copy, *arguments],
+            env=environment,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+
+    return start
+
+
+def test_each_worker_has_its_place_and_its_cores(script):
+    process = script("", "--workers", "3", "--", "train", "--pipeline_config", "x.config")
+    lines = [line.partition(" ") for line in process.communicate(timeout=60)[0].splitlines()]
+    assert process.returncode == 0
+    assert sorted(prefix for prefix, *_ in lines) == ["[0]", "[1]", "[2]"]
+    cores = set()
+    for prefix, _, text in lines:
+        arguments, task, own = json.loads(text)
+        expected = ["train", "--pipeline_config", "x.config"]
+        assert arguments == [*expected, "--set", "train_config.train_distribute=MultiWorkerMirroredStrategy"]
+        assert task["task"] == {"type": "worker", "index": int(prefix[1])}
+        assert len(set(task["cluster"]["worker"])) == 3
+        cores |= set(own)
+    assert cores == os.sched_getaffinity(0)
+
+
+def test_the_status_of_the_first_failure(script):
+    """The others are told to end."""
+    action = "sys.exit(3) if number == 1 else (signal.signal(signal.SIGTERM, lambda *_: sys.exit(143)), time.sleep(60))"
+    process = script(action, "--workers", "2", "--", "train")
+    started_s = time.monotonic()
+    process.communicate(timeout=60)
+    assert process.returncode == 3
+    assert time.monotonic() - started_s < 30
+
+
+def test_a_signal_reaches_all(script):
+    action = "signal.signal(signal.SIGTERM, lambda *_: (print('ends', flush=True), sys.exit(143)))\n"
+    action += "print('waits', flush=True); time.sleep(60)"
+    process = script(action, "--workers", "2", "--", "eval")
+    seen = ""
+    while seen.count("waits") < 2:
+        seen += process.stdout.readline()
+    process.send_signal(signal.SIGTERM)
+    rest = process.communicate(timeout=60)[0]
+    assert rest.count("ends") == 2
+    assert process.returncode == 143
