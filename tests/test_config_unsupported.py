@@ -138,7 +138,7 @@ def test_settings_that_change_nothing_are_notes(load):
     left_out = [note for note in pipeline.notes if note not in load().notes]
     assert len(left_out) == 18
     assert all("has no effect here" in note for note in left_out)
-    assert "train_config.sync_replicas: false has no effect here, because one process trains" in left_out
+    assert "train_config.sync_replicas: false has no effect here, because workers always train in step" in left_out
 
 
 @pytest.mark.parametrize(

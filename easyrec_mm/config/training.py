@@ -33,7 +33,7 @@ def check_training(config: EasyRecConfig, schema: Schema, problems: Problems) ->
     for i, pattern in enumerate(train.freeze_gradient):
         _check_pattern(pattern, f"train_config.freeze_gradient[{i}]", problems)
     if not train.sync_replicas:
-        problems.note("train_config.sync_replicas", "false has no effect here, because one process trains")
+        problems.note("train_config.sync_replicas", "false has no effect here, because workers always train in step")
 
 
 def _check_optimizers(train: TrainConfig, schema: Schema, problems: Problems) -> None:
