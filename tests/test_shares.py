@@ -6,6 +6,7 @@ import pytest
 from source_helpers import WRITERS, input_of, random_groups, values_of
 
 from easyrec_mm.data.bad_records import BadRecords
+from easyrec_mm.training.position import DataPosition
 
 NUM_GROUPS = 203
 
@@ -63,3 +64,38 @@ def test_every_global_batch_is_a_step_of_all_workers(folder):
         batches, _ = read("GroupRTPInput", folder, (worker, 2), 5, shuffle=False)
         assert [batch.step for batch in batches] == list(range(len(batches)))
         assert min(batch.batch.num_samples for batch in batches) == 0
+
+
+@pytest.mark.parametrize("kind", WRITERS)
+@pytest.mark.parametrize("settings", [{"shuffle": True}, {"shuffle": False}])
+def test_earlier_epochs_need_not_be_read(folder, kind, settings):
+    """Batches of later epochs are the same whether earlier ones are read and left out, or not read."""
+
+    def batches(first_epoch, num_skipped, num_epochs=3):
+        inputs = input_of(
+            kind, folder / kind / "*", training=True, records=BadRecords(None, 1.0), batch_size=16,
+            shuffle_buffer_size=50, **settings,
+        )  # fmt: skip
+        return list(inputs.batches(num_epochs, num_skipped, first_epoch=first_epoch))
+
+    size = sum(batch.num_groups for batch in batches(0, 0, num_epochs=1))
+    for read in (size, size + 40, 3 * size - 5, 3 * size):
+        expected, found = batches(0, read), batches(*divmod(read, size))
+        assert values_of(found) == values_of(expected)
+        for name in ("num_groups", "num_of_first_epoch", "epoch", "epochs_before", "epochs_done", "step"):
+            assert [getattr(batch, name) for batch in found] == [getattr(batch, name) for batch in expected], name
+
+
+def test_the_size_of_an_epoch_is_known_once_one_is_over(folder):
+    """Also if a batch is of several epochs."""
+    for batch_size in (1, 50, NUM_GROUPS, 150, 500):
+        inputs = input_of(
+            "GroupRTPInput", folder / "GroupRTPInput" / "*", training=True, records=BadRecords(None, 1.0),
+            batch_size=batch_size,
+        )  # fmt: skip
+        position = DataPosition(inputs)
+        for batch in inputs.batches(num_epochs=3):
+            position.add(batch)
+            epoch, groups = position.place
+            assert epoch * NUM_GROUPS + groups == position.groups_read
+            assert (epoch == 0) == (position.groups_read < NUM_GROUPS), (batch_size, position.groups_read)

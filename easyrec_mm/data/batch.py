@@ -71,19 +71,21 @@ class Batch(NamedTuple):
 class InputBatch:
     """A batch and its origin.
 
-    batch          the samples; zero samples if every group was bad
-    kept_fields    field name -> [S], fields that were requested in addition to those of the model
-    num_groups     number of groups read by all workers, including the bad ones
-    epoch          epoch (from 0) of the batch's last group
-    epochs_before  number of epochs that were over before this batch
-    epochs_done    number of epochs that are over with this batch
-    step           the step that trains the batch; with one worker, one without samples has the step of the next
-    picture_path   the argument of PictureLoader for each of the P pictures
+    batch               the samples; zero samples if every group was bad
+    kept_fields         field name -> [S], fields that were requested in addition to those of the model
+    num_groups          number of groups read by all workers, including the bad ones
+    num_of_first_epoch  how many of these are of the epoch of the first one
+    epoch               epoch (from 0) of the batch's last group
+    epochs_before       number of epochs that were over before this batch
+    epochs_done         number of epochs that are over with this batch
+    step                the step that trains the batch; with one worker, one without samples has the step of the next
+    picture_path        the argument of PictureLoader for each of the P pictures
     """
 
     batch: Batch
     kept_fields: dict[str, tf.Tensor]
     num_groups: int
+    num_of_first_epoch: int
     epoch: int
     epochs_before: int
     epochs_done: int

@@ -65,17 +65,18 @@ class ChunkReader:
             self._batch_of_chunk, input_signature=(_specs(self._read_packed), first), autograph=False
         )
 
-    def batches(self, num_epochs: int, num_skipped: int) -> tf.data.Dataset:
+    def batches(self, num_epochs: int, num_skipped: int, first_epoch: int = 0) -> tf.data.Dataset:
         """Return a dataset of batches in order, see `_batch_of_chunk`.
 
         Args:
           num_epochs: how often the groups are read; 0 means without end.
-          num_skipped: number of groups to leave out at the start, of all workers.
+          num_skipped: number of groups to leave out at the start of the first epoch, of all workers.
+          first_epoch: the epoch to begin with.
         """
         batches_at_once = -(-self._source.chunk_size // self._batch_size)
         size = batches_at_once * self._batch_size * self._share.num_workers
         is_shared = self._share.num_workers > 1
-        records = self._source.records(num_epochs, num_skipped, size, self._share if is_shared else None)
+        records = self._source.records(num_epochs, num_skipped, size, self._share if is_shared else None, first_epoch)
         chunks = records.map(self._read_packed, num_parallel_calls=self._num_threads, deterministic=True)
         places = chunks.flat_map(self._places_of_batches)
         return places.map(self._cut, num_parallel_calls=self._num_threads, deterministic=True)
@@ -149,8 +150,8 @@ class ChunkReader:
           samples  the argument of `samples`
           keys     feature name -> its distinct keys, see stored_vectors
           refused  evidence, file and row of the records that are not valid groups
-          counts   int64 [5]: epochs of the first and the last record of the global batch, number of its records,
-                   number of own records, number of own refused records
+          counts   int64 [6]: epochs of the first and the last record of the global batch, number of its records,
+                   number of own records, number of own refused records, number of records of the first epoch
           and the values that `images_of_groups` returns
         """
         limits = tf.stack([first, first + self._batch_size])
@@ -169,7 +170,12 @@ class ChunkReader:
             "refused": {"evidence": refused["evidence"], **rows_of(origin, refused["record"])},
             # In one tensor, because the loop spends time on each tensor.
             "counts": tf.concat(
-                [epochs, [span[1] - span[0] for span in (global_limits, own_limits, refused_limits)]], 0
+                [
+                    epochs,
+                    [span[1] - span[0] for span in (global_limits, own_limits, refused_limits)],
+                    tf.math.count_nonzero(tf.equal(epoch[global_limits[0] : global_limits[1]], epochs[0]))[None],
+                ],
+                0,
             ),
         }
 

@@ -94,6 +94,11 @@ class Input:
         """Return the number of groups per batch of one worker."""
         return self._data.batch_size if self._training else self._data.eval_batch_size or self._data.batch_size
 
+    @property
+    def global_batch_size(self) -> int:
+        """Return the number of groups per batch of all workers."""
+        return self.batch_size * self._share.num_workers
+
     def fingerprint(self, with_contents: bool = True) -> int:
         """Return a number that changes with the files and with the settings that determine the order of their groups.
 
@@ -114,20 +119,22 @@ class Input:
         num_epochs: int = 1,
         num_skipped: int = 0,
         first_step: int = 0,
+        first_epoch: int = 0,
         bank_of: Callable[[int], PictureBank | None] = lambda step: None,
     ) -> Generator[InputBatch, None, None]:
         """Yield batches in order, parsed and with pictures loaded ahead.
 
         Args:
           num_epochs: how often the files are read; 0 means without end.
-          num_skipped: number of groups to leave out at the start.
+          num_skipped: number of groups to leave out at the start of the first epoch.
           first_step: the step that trains the first batch; a batch without samples is not a step.
+          first_epoch: the epoch to begin with; earlier ones are not read.
           bank_of: step -> the picture bank that saves encoding pictures at that step.
 
         Raises:
           DataError: if a file cannot be read to its end, or more records are bad than allowed.
         """
-        dataset = self.dataset(num_epochs, num_skipped)
+        dataset = self.dataset(num_epochs, num_skipped, first_epoch)
         pending: deque[Pending] = deque()
         stop = threading.Event()
         with ThreadPoolExecutor(self._num_threads + 1, thread_name_prefix="pictures") as pool:
@@ -190,7 +197,7 @@ class Input:
 
     def num_batches(self, num_groups: int) -> int:
         """Return the number of global batches with that many groups; epochs may share a batch."""
-        size = self.batch_size * self._share.num_workers
+        size = self.global_batch_size
         return num_groups // size if self._drops_remainder else -(-num_groups // size)
 
     def spec(self) -> Batch:
@@ -228,9 +235,9 @@ class Input:
     def _drops_remainder(self) -> bool:
         return self._training and self._data.drop_remainder
 
-    def dataset(self, num_epochs: int, num_skipped: int) -> tf.data.Dataset:
+    def dataset(self, num_epochs: int, num_skipped: int, first_epoch: int = 0) -> tf.data.Dataset:
         """Return a dataset of the batches without pictures, see ChunkReader; arguments as for `batches`."""
-        return self._chunks.batches(num_epochs, num_skipped).prefetch(self._data.prefetch_size)
+        return self._chunks.batches(num_epochs, num_skipped, first_epoch).prefetch(self._data.prefetch_size)
 
 
 def _content(info: FileInfo) -> str:

@@ -127,7 +127,7 @@ class BatchLoader:
           StoreError: if a store of vectors cannot be reached.
         """
         rows = pending.rows
-        epochs_before, epoch, num_groups, num_own, num_refused = rows["counts"].numpy().tolist()
+        epochs_before, epoch, num_groups, num_own, num_refused, num_of_first_epoch = rows["counts"].numpy().tolist()
         records = self._bad_groups(rows["refused"]) if num_refused else []
         pixels, images, num_loaded = self._no_pixels, self._no_images, 0
         if pending.loading is not None:
@@ -145,6 +145,7 @@ class BatchLoader:
             batch=batch,
             kept_fields=samples["kept_fields"],
             num_groups=num_groups,
+            num_of_first_epoch=num_of_first_epoch,
             epoch=epoch,
             epochs_before=epochs_before,
             epochs_done=pending.epochs_done,

@@ -54,10 +54,13 @@ class RecordFiles:
         number = tf.TensorSpec([None], tf.int64)
         return number, number, number, tf.TensorSpec([None], tf.string)
 
-    def records(self, num_epochs: int, num_skipped: int, size: int, share: Share | None = None) -> tf.data.Dataset:
+    def records(
+        self, num_epochs: int, num_skipped: int, size: int, share: Share | None = None, first_epoch: int = 0
+    ) -> tf.data.Dataset:
         """Return a dataset of (epoch, index of the file, row from 1, record), each `[size]`; see Source.records."""
-        epochs = tf.data.Dataset.range(num_epochs or tf.int64.max)
-        records = epochs.flat_map(self._epoch) if num_epochs != 1 else self._epoch(tf.constant(0, tf.int64))
+        epochs = tf.data.Dataset.range(first_epoch, num_epochs or tf.int64.max)
+        is_single = num_epochs == 1 and not first_epoch
+        records = self._epoch(tf.constant(0, tf.int64)) if is_single else epochs.flat_map(self._epoch)
         batches = records.skip(num_skipped).batch(size) if num_skipped else records.batch(size)
 
         def element(origin: tuple[tf.Tensor, tf.Tensor], row: tf.Tensor, record: tf.Tensor) -> tuple[tf.Tensor, ...]:

@@ -123,15 +123,18 @@ class Source(Protocol):
     def record_specs(self) -> tuple[Any, ...]:
         """Return the shapes and dtypes of an element of `records`."""
 
-    def records(self, num_epochs: int, num_skipped: int, size: int, share: Share | None = None) -> tf.data.Dataset:
+    def records(
+        self, num_epochs: int, num_skipped: int, size: int, share: Share | None = None, first_epoch: int = 0
+    ) -> tf.data.Dataset:
         """Return a dataset of groups as the files contain them, for `parse`.
 
         Args:
           num_epochs: how often the files are read; 0 means without end.
-          num_skipped: number of groups to leave out at the start.
+          num_skipped: number of groups to leave out at the start of the first epoch.
           size: number of groups per element; the last element has the remaining ones.
           share: the groups of each element that are kept, by their places in it; by default all. The epochs of all are
             kept.
+          first_epoch: the epoch to begin with; earlier ones are not read.
         """
 
     def parse(self, *element: Any) -> Chunk:

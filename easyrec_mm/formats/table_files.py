@@ -120,9 +120,11 @@ class TableSource:
         numbers = tf.TensorSpec([None], tf.int64)
         return numbers, numbers, numbers, self.groups.signature()
 
-    def records(self, num_epochs: int, num_skipped: int, size: int, share: Share | None = None) -> tf.data.Dataset:
+    def records(
+        self, num_epochs: int, num_skipped: int, size: int, share: Share | None = None, first_epoch: int = 0
+    ) -> tf.data.Dataset:
         """See Source.records; the groups are already checked, and the dataset can be iterated only once."""
-        chunks = InOrder(self._chunks(num_epochs, num_skipped, size))
+        chunks = InOrder(self._chunks(first_epoch, num_epochs, num_skipped, size))
         specs = tf.nest.flatten(self.record_specs)
 
         def read(index: int) -> list[Any]:
@@ -183,11 +185,10 @@ class TableSource:
     def check_whole(self, stop: threading.Event) -> None:
         """See Source.check_whole; does nothing, because Arrow raises an error for a truncated Parquet or gzip file."""
 
-    def _chunks(self, num_epochs: int, num_skipped: int, size: int) -> Iterator[list[tuple[int, pa.Table]]]:
+    def _chunks(self, epoch: int, num_epochs: int, num_skipped: int, size: int) -> Iterator[list[tuple[int, pa.Table]]]:
         """Yield chunks of `size` rows each, as parts (epoch, rows) with rows of one epoch."""
         waiting: deque[tuple[int, pa.Table]] = deque()
         num_waiting = 0
-        epoch = 0
         while epoch < num_epochs or not num_epochs:
             for table in self._epoch(epoch):
                 rows = table.slice(min(num_skipped, len(table)))

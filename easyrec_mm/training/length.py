@@ -48,7 +48,7 @@ def training_length(config: EasyRecConfig, inputs: Input, step: int, groups_read
     if not (num_epochs or inputs.source.counts_at_once):
         return Length(limit, 0, None, is_exact=True)
     num_groups, is_exact = inputs.estimate_groups()
-    steps_per_epoch = num_groups / inputs.batch_size
+    steps_per_epoch = num_groups / inputs.global_batch_size
     if not num_epochs:
         return Length(limit, 0, steps_per_epoch, is_exact=True)
     # Counted from the current position, because data that have changed are read from their start.
@@ -56,7 +56,7 @@ def training_length(config: EasyRecConfig, inputs: Input, step: int, groups_read
     if is_exact and not end:
         raise DataError(
             f"data_config.drop_remainder: no batch is full: {num_groups * num_epochs} groups, and batches of "
-            f"{inputs.batch_size}; lower batch_size, or set drop_remainder to false"
+            f"{inputs.global_batch_size}; lower batch_size, or set drop_remainder to false"
         )
     if limit is not None and limit <= end:
         return Length(limit, num_epochs, steps_per_epoch, is_exact=True)

@@ -188,8 +188,8 @@ class Trainer:
 
     def batches(self, num_epochs: int) -> Generator[InputBatch, None, None]:
         """Return the batches from the current position of the training; `num_epochs` as for Input.batches."""
-        first = int(self.steps.number)
-        return self.input.batches(num_epochs, self.state.position.groups_read, first, self.steps.bank)
+        epoch, num_skipped = self.state.position.place
+        return self.input.batches(num_epochs, num_skipped, int(self.steps.number), epoch, self.steps.bank)
 
     def _start(self) -> None:
         """Continue from the last checkpoint, or start from fine_tune_checkpoint or from the initial weights."""
@@ -226,7 +226,7 @@ class Trainer:
 
     def run_step(self, item: InputBatch) -> dict[str, tf.Tensor] | None:
         """Train on a batch; return its losses, or None if no worker has samples, which is not a step."""
-        self.state.position.add(item.num_groups)
+        self.state.position.add(item)
         if not self._replicas.agree(item.batch.num_samples)[0]:
             return None
         if self.steps.enter_phase(item.step):
