@@ -100,6 +100,51 @@ def test_a_first_worker_that_cannot_be_reached():
         meet(Cluster(workers, 1), {}, 1.0)
 
 
+def test_names_that_have_their_addresses_later(monkeypatch):
+    known, asked = socket.getaddrinfo, []
+
+    def getaddrinfo(host, *arguments, **settings):
+        if not host.startswith("host"):
+            return known(host, *arguments, **settings)
+        asked.append(host)
+        if asked.count(host) < 3:
+            raise socket.gaierror(socket.EAI_NONAME, "Name or service not known")
+        return known("127.0.0.1", *arguments, **settings)
+
+    monkeypatch.setattr(socket, "getaddrinfo", getaddrinfo)
+    workers = tuple(f"host{number}.job:{free_port()}" for number in range(2))
+    chief = threading.Thread(target=meet, args=(Cluster(workers, 0), {}, 20.0))
+    chief.start()
+    meet(Cluster(workers, 1), {}, 20.0)
+    chief.join()
+    assert min(asked.count(host) for host in ("host0.job", "host1.job")) > 2
+
+
+def test_a_name_without_an_address_is_told():
+    workers = (f"127.0.0.1:{free_port()}", "missing.invalid:2222")
+    with pytest.raises(UserError, match=r"worker 1 \(missing.invalid:2222\): its name has no address within 0.1 s: "):
+        meet(Cluster(workers, 0), {}, 0.1)
+
+
+def test_an_old_address_that_answers_nothing_is_left_soon(monkeypatch):
+    """A name may lead to a machine that has gone, and to the new one a moment later."""
+    connect, limits = socket.create_connection, []
+
+    def create_connection(address, timeout):
+        limits.append(timeout)
+        if len(limits) == 1:
+            raise TimeoutError("timed out")
+        return connect(address, timeout)
+
+    workers = tuple(f"127.0.0.1:{free_port()}" for _ in range(2))
+    chief = threading.Thread(target=meet, args=(Cluster(workers, 0), {}, 20.0))
+    chief.start()
+    monkeypatch.setattr(socket, "create_connection", create_connection)
+    meet(Cluster(workers, 1), {}, 1000.0)
+    chief.join()
+    assert max(limits) <= 5
+
+
 @pytest.mark.parametrize("number", [0, 1])
 def test_a_port_that_is_taken(number):
     with socket.create_server(("", 0)) as taken:

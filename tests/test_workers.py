@@ -163,6 +163,19 @@ def test_a_worker_that_is_killed_is_named_and_all_go_on_from_the_checkpoint(fold
     assert_same_weights(folder / "one", folder / "m", 627)
 
 
+def test_a_first_worker_that_is_lost_after_the_last_step_is_missed_by_the_others(folder):
+    """Kubernetes starts only those again that have failed, and they need all others."""
+    arguments = ["--model_dir", "m", *size(48), "--eval_input_path", "eval.csv"]
+    workers = Workers(folder, 2, *arguments)
+    workers.wait_for(folder / "m/model.ckpt-21.index")
+    workers.processes[0].kill()
+    statuses, outputs = workers.end()
+    assert statuses == [-signal.SIGKILL, 1], outputs
+    assert not (folder / "m/eval_result.json").exists()
+    statuses, outputs = Workers(folder, 2, *arguments).end()
+    assert statuses == [0, 0], outputs
+
+
 def test_a_signal_to_one_stops_all_with_a_checkpoint(folder):
     workers = Workers(folder, 2, "--model_dir", "m", *size(5), "--set", "train_config.num_epochs=500")
     workers.wait_for(folder / "m/model.ckpt-7.index")

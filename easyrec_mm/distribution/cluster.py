@@ -19,6 +19,8 @@ VARIABLE = "TF_CONFIG"
 _KINDS = ("chief", "master", "worker")
 _EXAMPLE = '{"cluster": {"worker": ["host0:2222", "host1:2222"]}, "task": {"type": "worker", "index": 0}}'
 _RETRY_S = 0.5
+# One attempt to connect. A name may still have the address of a machine that has gone, which answers nothing.
+_CONNECT_S = 5.0
 # A worker that connects sends its facts at once, and the first answers soon after the end of its time.
 _MESSAGE_S = 5.0
 _MOST_BYTES = 16 << 20
@@ -99,6 +101,7 @@ def meet(cluster: Cluster, facts: Mapping[str, str], limit_s: float) -> None:
       UserError: if a worker does not arrive in time, or differs from the first; all workers raise it.
     """
     deadline_s = time.monotonic() + limit_s
+    _wait_for_names(cluster, deadline_s, limit_s)
     if cluster.number:
         _report(cluster, facts, deadline_s, limit_s)
         return
@@ -126,6 +129,24 @@ def meet(cluster: Cluster, facts: Mapping[str, str], limit_s: float) -> None:
             raise UserError(problem)
 
 
+def _wait_for_names(cluster: Cluster, deadline_s: float, limit_s: float) -> None:
+    """Wait until the names of all workers have addresses, which a cluster gives them a moment after they start."""
+    for number, worker in enumerate(cluster.workers):
+        host, port = _host_and_port(worker)
+        while True:
+            try:
+                socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
+                break
+            except socket.gaierror as error:
+                if time.monotonic() + _RETRY_S > deadline_s:
+                    reason = error.strerror or error
+                    raise UserError(
+                        f"{cluster.name(number)}: its name has no address within {limit_s:g} s: {reason}; look whether "
+                        f"it has started, and at the names in {VARIABLE}"
+                    ) from error
+            time.sleep(_RETRY_S)
+
+
 @contextmanager
 def _listening(cluster: Cluster) -> Iterator[socket.socket]:
     """Listen at the address of this worker, so that nobody else has it."""
@@ -148,7 +169,8 @@ def _report(cluster: Cluster, facts: Mapping[str, str], deadline_s: float, limit
     address = _host_and_port(cluster.workers[0])
     while True:
         try:
-            with socket.create_connection(address, timeout=max(0.01, deadline_s - time.monotonic())) as connection:
+            left_s = max(0.01, deadline_s - time.monotonic())
+            with socket.create_connection(address, timeout=min(_CONNECT_S, left_s)) as connection:
                 _send(connection, {"number": cluster.number, "facts": dict(facts)})
                 connection.settimeout(max(0.0, deadline_s - time.monotonic()) + _MESSAGE_S)
                 problem = _received(connection)["problem"]

@@ -141,6 +141,9 @@ class Trainer:
                 progress.close()
                 log.close()
                 self._vectors.close()
+        # The others wait for what only the first does at the end. If it fails there, all fail and are started again
+        # together; workers that had ended well would be missed.
+        self._replicas.agree(0)
         self._tell_end(first_step, reason)
         return TrainResult(int(self.steps.number), saved and shown(saved), caught.number)
 
