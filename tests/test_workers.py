@@ -165,14 +165,17 @@ def test_a_worker_that_is_killed_is_named_and_all_go_on_from_the_checkpoint(fold
 
 def test_a_first_worker_that_is_lost_after_the_last_step_is_missed_by_the_others(folder):
     """Kubernetes starts only those again that have failed, and they need all others."""
-    arguments = ["--model_dir", "m", *size(48), "--eval_input_path", "eval.csv"]
-    workers = Workers(folder, 2, *arguments)
+    header, *rows = (folder / "eval.csv").read_text().splitlines(keepends=True)
+    (folder / "long.csv").write_text(header + "".join(rows) * 500)
+    arguments = ["--model_dir", "m", *size(48), "--eval_input_path"]
+    workers = Workers(folder, 2, *arguments, "long.csv")
     workers.wait_for(folder / "m/model.ckpt-21.index")
+    time.sleep(1.5)  # the last evaluation has begun
     workers.processes[0].kill()
     statuses, outputs = workers.end()
     assert statuses == [-signal.SIGKILL, 1], outputs
     assert not (folder / "m/eval_result.json").exists()
-    statuses, outputs = Workers(folder, 2, *arguments).end()
+    statuses, outputs = Workers(folder, 2, *arguments, "eval.csv").end()
     assert statuses == [0, 0], outputs
 
 
