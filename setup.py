@@ -76,7 +76,11 @@ setup(
     packages=sorted({*find_packages(include=["easyrec_mm*"]), "easyrec_mm.protos"}),
     package_data={"easyrec_mm.pages": ["templates/*"], "easyrec_mm.weights": ["pictures/*"]},
     install_requires=_requirements("base"),
-    extras_require={"odps": ["pyodps>=0.12"], "spark": _requirements("spark")},
+    extras_require={
+        "gpu": ["tensorflow[and-cuda]>=2.21,<2.22"],
+        "odps": ["pyodps>=0.12"],
+        "spark": _requirements("spark"),
+    },
     entry_points={"console_scripts": ["easyrec-mm=easyrec_mm.cli.main:run"]},
     cmdclass={"generate_proto": GenerateProto, "build_py": BuildPy},
 )

@@ -2,24 +2,15 @@
 
 from __future__ import annotations
 
-import re
 from pathlib import Path
 
-import kserve
-import kubernetes.client.models as kubernetes
 import pytest
 import yaml
+from manifest_helpers import problems_of
 
 from easyrec_mm.cli import main as cli
 
 FOLDER = Path(__file__).parents[1] / "configs" / "deploy"
-KINDS = {
-    ("apps/v1", "Deployment"): "V1Deployment",
-    ("v1", "Service"): "V1Service",
-    ("autoscaling/v2", "HorizontalPodAutoscaler"): "V2HorizontalPodAutoscaler",
-    ("serving.kserve.io/v1beta1", "InferenceService"): "V1beta1InferenceService",
-}
-SIMPLE = {"str": str, "int": int, "bool": bool, "float": (int, float)}
 
 
 def documents():
@@ -27,39 +18,9 @@ def documents():
     return [(path.name, document) for path in paths for document in yaml.safe_load_all(path.read_text())]
 
 
-def problems(value, kind, place):
-    """What of a value does not fit a type of the API, whose models know their fields, types and what is required."""
-    if match := re.fullmatch(r"[Ll]ist\[(.*)\]", kind):
-        if not isinstance(value, list):
-            return [f"{place}: no list"]
-        return [p for i, item in enumerate(value) for p in problems(item, match[1], f"{place}[{i}]")]
-    if match := re.fullmatch(r"[Dd]ict[(\[]str, (.*)[)\]]", kind):
-        return [p for name, item in value.items() for p in problems(item, match[1], f"{place}.{name}")]
-    if kind == "object":  # a port by number or name
-        return [] if isinstance(value, str | int) else [f"{place}: {value!r}"]
-    if kind in SIMPLE:
-        return [] if isinstance(value, SIMPLE[kind]) else [f"{place}: {value!r} is not a valid {kind}"]
-    model = getattr(kubernetes, kind, None) or getattr(kserve, kind, None)
-    if model is None:
-        return [f"{place}: no type {kind}"]
-    if not isinstance(value, dict):
-        return [f"{place}: {value!r} is not a valid {kind}"]
-    attributes = {json_name: name for name, json_name in model.attribute_map.items()}
-    faults = [f"{place}.{name}: {kind} has no such field" for name in value if name not in attributes]
-    known = {name: item for name, item in value.items() if name in attributes}
-    try:
-        model(**{attributes[name]: item for name, item in known.items()})
-    except ValueError as error:
-        faults.append(f"{place}: {error}")
-    for name, item in known.items():
-        faults += problems(item, model.openapi_types[attributes[name]], f"{place}.{name}")
-    return faults
-
-
 @pytest.mark.parametrize(("file", "document"), documents())
 def test_a_manifest_is_valid(file, document):
-    kind = KINDS[document["apiVersion"], document["kind"]]
-    assert problems(document, kind, file) == []
+    assert problems_of(document, file) == []
 
 
 def test_what_is_wrong_is_found():
@@ -68,7 +29,7 @@ def test_what_is_wrong_is_found():
     container["prots"] = container.pop("ports")
     container["args"] = "--x"
     del document["spec"]["selector"]
-    report = "\n".join(problems(document, KINDS[document["apiVersion"], document["kind"]], "x"))
+    report = "\n".join(problems_of(document, "x"))
     for part in ("containers[0].prots: V1Container has no such field", "containers[0].args: no list", "selector"):
         assert part in report
 

@@ -43,7 +43,7 @@ MAY_IMPORT = {
     "manifest": "errors schema files",
     "store": "errors safe_text pages files features",
     "weights": "errors files",
-    "distribution": "errors",
+    "distribution": "errors safe_text",
     "config": "errors safe_text schema files manifest features weights protos",
     "formats": "errors schema files features protos",
     "runs": "errors safe_text files features config protos",

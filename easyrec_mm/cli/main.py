@@ -18,6 +18,7 @@ from easyrec_mm import __version__
 from easyrec_mm.cli import (
     check,
     convert,
+    deploy,
     embed,
     evaluate,
     export,
@@ -43,6 +44,7 @@ COMMANDS: dict[str, ModuleType] = {
     "check": check,
     "stats": stats,
     "train": train,
+    "deploy": deploy,
     "eval": evaluate,
     "predict": predict,
     "worth": worth,

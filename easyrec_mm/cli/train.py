@@ -43,7 +43,7 @@ def add_flags(parser: f.Parser) -> None:
 
 def run(flags: f.Flags) -> int:
     """Train until the end or a signal."""
-    pipeline = load_config(flags, _overrides(flags))
+    pipeline = load_config(flags, overrides(flags))
     require_path(pipeline.config.train_input_path, pipeline, "train_input_path", "the training data")
     cluster = _cluster(pipeline)
     if cluster is not None:
@@ -97,14 +97,14 @@ def _meet(cluster: Cluster, pipeline: Pipeline, limit_s: float) -> None:
     meet(cluster, facts, limit_s)
 
 
-def _overrides(flags: f.Flags) -> list[Override]:
+def overrides(flags: f.Flags) -> list[Override]:
     """Return the changes of the config by flags, in the order in which EasyRec applies them."""
     from easyrec_mm.config.overrides import Override, parse_edits
 
-    overrides = []
+    changes = []
     if flags.model_dir:
-        overrides.append(Override("--model_dir", "model_dir", flags.model_dir))
+        changes.append(Override("--model_dir", "model_dir", flags.model_dir))
     for name in ("train_input_path", "eval_input_path"):
         if getattr(flags, name):
-            overrides.append(Override(f"--{name}", name, ",".join(getattr(flags, name))))
-    return overrides + (parse_edits(flags.edit_config_json) if flags.edit_config_json else [])
+            changes.append(Override(f"--{name}", name, ",".join(getattr(flags, name))))
+    return changes + (parse_edits(flags.edit_config_json) if flags.edit_config_json else [])

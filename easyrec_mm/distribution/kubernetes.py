@@ -1,0 +1,243 @@
+"""Manifests of a training on several workers for Kubernetes: an Indexed Job, or a TFJob of Kubeflow.
+
+A training goes on only if all workers run. When one is lost, the others end, and all are started again: what is written
+here about restarts has this one purpose. docs/scaling.md describes it; the tests of the manifests hold the API's rules.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from typing import Any
+
+import yaml
+
+from easyrec_mm.safe_text import printable
+
+Document = dict[str, Any]
+
+PORT = 2222
+# Where a config from a ConfigMap lies.
+CONFIG_FOLDER, CONFIG_FILE = "/etc/easyrec-mm", "pipeline.config"
+# The user of the image, see Dockerfile.
+_USER = 1000
+# Time to finish a step and to write a checkpoint after SIGTERM.
+_GRACE_S = 300
+_INVALID_FLAGS, _CANNOT_BE_RUN, _NOT_FOUND, _AFTER_SIGTERM = 2, 126, 127, 143
+
+
+@dataclass(frozen=True)
+class Training:
+    """A training to be started.
+
+    name             of all that belongs to it
+    image            with easyrec-mm installed
+    workers          their number
+    arguments        what follows easyrec-mm in the containers
+    config           text for CONFIG_FILE in CONFIG_FOLDER; None if the containers find their config elsewhere
+    gpus             of each worker, 0 or 1
+    cpu              cores of each worker, as Kubernetes writes them; None for any
+    memory           of each worker, as Kubernetes writes it; None for any
+    claims           persistent volume claims: folder in the containers -> name; the first is the working folder
+    secret           Secret of which the entries become environment variables
+    service_account  of the workers; None for the default one
+    max_restarts     how often the training is started again after failures
+    """
+
+    name: str
+    image: str
+    workers: int
+    arguments: tuple[str, ...]
+    config: str | None = None
+    gpus: int = 0
+    cpu: str | None = None
+    memory: str | None = None
+    claims: tuple[tuple[str, str], ...] = ()
+    secret: str | None = None
+    service_account: str | None = None
+    max_restarts: int = 10
+
+
+def job_documents(training: Training) -> list[Document]:
+    """Return a Service without an address, which gives the workers names, and an Indexed Job of the workers."""
+    labels = _labels(training)
+    service = {
+        "apiVersion": "v1",
+        "kind": "Service",
+        "metadata": {"name": training.name, "labels": labels},
+        "spec": {
+            "clusterIP": "None",
+            # A worker is ready when it has met the others, for which it needs their names.
+            "publishNotReadyAddresses": True,
+            "selector": labels,
+            "ports": [{"name": "workers", "port": PORT, "targetPort": "workers"}],
+        },
+    }
+    ports = [{"name": "workers", "containerPort": PORT}]
+    container = _container(training, "train", ["sh", "-c", _script(training), "sh"], ports)
+    pod = {"subdomain": training.name, "restartPolicy": "Never", **_pod(training, container)}
+    job = {
+        "apiVersion": "batch/v1",
+        "kind": "Job",
+        "metadata": {"name": training.name, "labels": labels},
+        "spec": {
+            "completionMode": "Indexed",
+            "completions": training.workers,
+            "parallelism": training.workers,
+            # The first worker writes the results: when it has ended well, the training is done.
+            "successPolicy": {"rules": [{"succeededIndexes": "0"}]},
+            # All workers fail together, so that each counts the failures of the training. With a common backoffLimit
+            # one loss would count as many times as there are workers, and the pause before the restart grow with them.
+            "backoffLimitPerIndex": training.max_restarts,
+            "maxFailedIndexes": 0,
+            # Never two workers with one number.
+            "podReplacementPolicy": "Failed",
+            "podFailurePolicy": {"rules": _failure_rules()},
+            "template": {"metadata": {"labels": labels}, "spec": pod},
+        },
+    }
+    return [*_config_map(training), service, job]
+
+
+def tfjob_documents(training: Training) -> list[Document]:
+    """Return a TFJob of the workers, of which the operator makes the names and TF_CONFIG."""
+    labels = _labels(training)
+    # The operator knows container and port by these names.
+    ports = [{"name": "tfjob-port", "containerPort": PORT}]
+    container = _container(training, "tensorflow", ["easyrec-mm"], ports)
+    template = {"metadata": {"labels": labels}, "spec": _pod(training, container)}
+    # Not ExitCode: that restarts only after statuses above 127, and workers that have lost another end with 1.
+    workers = {"replicas": training.workers, "restartPolicy": "OnFailure", "template": template}
+    job = {
+        "apiVersion": "kubeflow.org/v1",
+        "kind": "TFJob",
+        "metadata": {"name": training.name, "labels": labels},
+        "spec": {
+            # The operator adds up the restarts of all workers.
+            "runPolicy": {"backoffLimit": training.max_restarts * training.workers, "cleanPodPolicy": "Running"},
+            "tfReplicaSpecs": {"Worker": workers},
+        },
+    }
+    return [*_config_map(training), job]
+
+
+# Kind -> its documents, and what its workers are called beside their number.
+KINDS = {"job": (job_documents, "{name}-{number}"), "tfjob": (tfjob_documents, "{name}-worker-{number}")}
+
+
+def to_yaml(documents: list[Document]) -> str:
+    """Return documents as YAML that a console does not change."""
+    text, escaped = (
+        yaml.dump_all(documents, Dumper=_Dumper, sort_keys=False, width=1 << 20, allow_unicode=allowed)
+        for allowed in (True, False)
+    )
+    return str(text if printable(text) == text else escaped)
+
+
+def _labels(training: Training) -> dict[str, str]:
+    return {"app": "easyrec-mm-train", "training": training.name}
+
+
+def _script(training: Training) -> str:
+    """Return a shell script that sets TF_CONFIG for the number of the worker, and becomes easyrec-mm.
+
+    It becomes that program, so that SIGTERM reaches it.
+    """
+    workers = [f"{training.name}-{number}.{training.name}:{PORT}" for number in range(training.workers)]
+    before, after = json.dumps({"cluster": {"worker": workers}, "task": {"type": "worker", "index": 0}}).rsplit("0", 1)
+    return f"""export TF_CONFIG='{before}'"$JOB_COMPLETION_INDEX"'{after}'\nexec easyrec-mm "$@"\n"""
+
+
+def _failure_rules() -> list[Document]:
+    """Return what failures of workers mean; the first rule that fits a failure counts, and all others are retried."""
+    status = {"containerName": "train", "operator": "In"}
+    return [
+        # Nothing that a restart changes.
+        {"action": "FailJob", "onExitCodes": {**status, "values": [_INVALID_FLAGS, _CANNOT_BE_RUN, _NOT_FOUND]}},
+        # A node was emptied: that worker and all others have written a checkpoint and ended, which is no failure.
+        {"action": "Ignore", "onPodConditions": [{"type": "DisruptionTarget", "status": "True"}]},
+        {"action": "Ignore", "onExitCodes": {**status, "values": [_AFTER_SIGTERM]}},
+    ]
+
+
+def _container(training: Training, name: str, command: list[str], ports: list[Document]) -> Document:
+    mounts: list[Document] = [
+        {"name": f"claim-{i}", "mountPath": folder} for i, (folder, _) in enumerate(training.claims)
+    ]
+    if training.config is not None:
+        mounts.append({"name": "config", "mountPath": CONFIG_FOLDER, "readOnly": True})
+    container: Document = {
+        "name": name,
+        "image": training.image,
+        "command": command,
+        # Kubernetes reads $(NAME) as the value of a variable, and $$ as $.
+        "args": [argument.replace("$", "$$") for argument in training.arguments],
+        "ports": ports,
+    }
+    if training.claims:
+        container["workingDir"] = training.claims[0][0]
+    if training.secret:
+        container["envFrom"] = [{"secretRef": {"name": training.secret}}]
+    sizes = {
+        "cpu": training.cpu,
+        "memory": training.memory,
+        "nvidia.com/gpu": str(training.gpus) if training.gpus else None,
+    }
+    if amounts := {name: amount for name, amount in sizes.items() if amount}:
+        container["resources"] = {"requests": amounts, "limits": amounts}
+    container["securityContext"] = {"allowPrivilegeEscalation": False, "capabilities": {"drop": ["ALL"]}}
+    if mounts:
+        container["volumeMounts"] = mounts
+    return container
+
+
+def _pod(training: Training, container: Document) -> Document:
+    volumes: list[Document] = [
+        {"name": f"claim-{i}", "persistentVolumeClaim": {"claimName": name}}
+        for i, (_, name) in enumerate(training.claims)
+    ]
+    if training.config is not None:
+        volumes.append({"name": "config", "configMap": {"name": f"{training.name}-config"}})
+    pod: Document = {
+        "terminationGracePeriodSeconds": _GRACE_S,
+        # Else the program is the first process of its container, which SIGTERM does not end before training begins.
+        "shareProcessNamespace": True,
+        "securityContext": {
+            "runAsNonRoot": True,
+            "runAsUser": _USER,
+            "runAsGroup": _USER,
+            "fsGroup": _USER,
+            "fsGroupChangePolicy": "OnRootMismatch",
+            "seccompProfile": {"type": "RuntimeDefault"},
+        },
+        "containers": [container],
+    }
+    if training.service_account:
+        pod["serviceAccountName"] = training.service_account
+    else:
+        pod["automountServiceAccountToken"] = False
+    if volumes:
+        pod["volumes"] = volumes
+    return pod
+
+
+def _config_map(training: Training) -> list[Document]:
+    if training.config is None:
+        return []
+    metadata = {"name": f"{training.name}-config", "labels": _labels(training)}
+    return [{"apiVersion": "v1", "kind": "ConfigMap", "metadata": metadata, "data": {CONFIG_FILE: training.config}}]
+
+
+class _Dumper(yaml.SafeDumper):
+    """Writes texts of several lines as such, and everything in full where it occurs."""
+
+    def ignore_aliases(self, data: Any) -> bool:
+        return True
+
+
+def _text(dumper: yaml.SafeDumper, text: str) -> yaml.ScalarNode:
+    style = "|" if "\n" in text else None
+    return dumper.represent_scalar("tag:yaml.org,2002:str", text, style=style)
+
+
+_Dumper.add_representer(str, _text)
