@@ -2,9 +2,9 @@
 
 Each instruction is taken from the Dockerfile itself. A stage is a folder in which the programs and libraries of this
 machine, and its Python, stand for those of the base image, read-only; all else is empty but for a copy of /etc. A cache
-is that of this user's pip. FOLDER gets a folder for each stage, stage-0 and so on. COMMAND runs as the last stage says:
-its user, variables and working folder. What is in FOLDER/volumes lies in that stage, new folders as those of its user,
-as volumes of Kubernetes do.
+is that of this user's pip. COMMAND runs as the last stage says: its user, variables and working folder. What is in
+FOLDER/volumes lies in that stage, new folders as those of its user, as volumes of Kubernetes do. Stages are in memory,
+4 GB, and vanish at the end.
 
 Runs in a mount namespace of its own, as root: unshare --mount python tests/image_build.py ... What only Docker does,
 such as pulling the base image, is not done.
@@ -180,8 +180,11 @@ def add_volumes(stage: Stage, volumes: Path) -> None:
 
 if __name__ == "__main__":
     subprocess.run(["mount", "--make-rprivate", "/"], check=True)
-    last = build(Path(sys.argv[1]), Path(sys.argv[2]))
-    if Path(sys.argv[2], "volumes").exists():
-        add_volumes(last, Path(sys.argv[2], "volumes"))
+    folder, stages = Path(sys.argv[2]), Path(sys.argv[2], "stages")
+    stages.mkdir()
+    subprocess.run(["mount", "-t", "tmpfs", "tmpfs", stages], check=True)
+    last = build(Path(sys.argv[1]), stages)
+    if (folder / "volumes").exists():
+        add_volumes(last, folder / "volumes")
     command = sys.argv[3:] or [*last.entrypoint, "--version"]
     sys.exit(last.run(command))
