@@ -171,6 +171,7 @@ def input_of(
     schema=SCHEMA,
     kept_fields=("user", "img_path"),
     worker=(0, 1),
+    task=None,
     **settings,
 ):
     data = DatasetConfig(
@@ -185,7 +186,9 @@ def input_of(
     if kind not in GROUPED:
         schema = replace(schema, group_size_field="")
     records = records or BadRecords(None, 1.0)
-    return Input(data, schema, str(path), "train_input_path", records, training, None, kept_fields, worker=worker)
+    return Input(
+        data, schema, str(path), "train_input_path", records, training, None, kept_fields, worker=worker, task=task
+    )
 
 
 def values_of(batches):

@@ -38,6 +38,7 @@ MAY_IMPORT = {
     "schema": "features",
     "stable_hash": "",
     "tensorflow_import": "",
+    "tasks": "",
     "pages": "",
     "files": "errors safe_text tensorflow_import",
     "manifest": "errors schema files",
@@ -45,25 +46,36 @@ MAY_IMPORT = {
     "weights": "errors files",
     "distribution": "errors safe_text",
     "config": "errors safe_text schema files manifest features weights protos",
-    "formats": "errors schema files features protos",
+    "formats": "errors schema tasks files features protos",
     "runs": "errors safe_text files features config protos",
-    "data": "errors safe_text schema stable_hash files features store formats distribution runs protos",
+    "data": "errors safe_text schema stable_hash tasks files features store formats distribution runs protos",
     "grouping": "errors safe_text schema stable_hash files features config formats protos",
     "network": "errors features schema weights distribution config data protos",
     "embedding": "errors safe_text schema files manifest features store formats runs data",
-    "evaluation": "errors schema stable_hash files features store config runs data network protos",
+    "evaluation": "errors schema stable_hash tasks files features store config runs data network protos",
     "training": "errors schema files features store distribution config runs data network evaluation protos",
     "export": "errors schema files manifest features store config formats data network evaluation protos",
     "worth": "errors pages files config formats runs data evaluation training protos",
     "stats": "errors safe_text pages schema stable_hash files features store config formats data grouping network "
     "evaluation training protos",
     "serving": "errors safe_text schema tensorflow_import files manifest features store embedding",
-    "cli": "errors safe_text tensorflow_import files worth",
+    "cli": "errors safe_text tensorflow_import tasks files worth",
     "__main__": "cli",
 }
 # Rooms that load in a moment, for neither they nor what they import imports TensorFlow: what a user can get wrong in a
 # config fails before that.
-WITHOUT_TENSORFLOW = {"errors", "safe_text", "schema", "pages", "manifest", "files", "store", "weights", "config"}
+WITHOUT_TENSORFLOW = {
+    "errors",
+    "safe_text",
+    "schema",
+    "tasks",
+    "pages",
+    "manifest",
+    "files",
+    "store",
+    "weights",
+    "config",
+}
 WITHOUT_TENSORFLOW |= {"grouping", "cli"}
 # Talk to the person at the terminal; all others return what they have to say, or raise it.
 MAY_PRINT = ("cli", "training.trainer", "training.resume", "runs.progress")

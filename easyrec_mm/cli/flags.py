@@ -10,6 +10,7 @@ from typing import TypeVar
 
 from easyrec_mm.errors import UserError
 from easyrec_mm.files import plain
+from easyrec_mm.tasks import Task
 
 Parser = argparse.ArgumentParser
 Flags = argparse.Namespace
@@ -87,6 +88,31 @@ def add_share_flag(parser: Parser) -> None:
         help="this run writes the I-th of N parts of the vectors, each with an --input of its own; they become current "
         "when all N are written",
     )
+
+
+def add_task_flags(parser: Parser, work: str) -> None:
+    """Add the flags of a process that is one of several which divide the work; see task_of."""
+    add = parser.add_argument
+    add("--task_num", metavar="N", type=positive, help=f"number of processes, on any machines, that divide {work}")
+    add("--task_index", metavar="I", type=not_negative, help="number of this process among them, from 0")
+
+
+def task_of(flags: Flags) -> Task | None:
+    """Return the task that the flags name; None without them.
+
+    Raises:
+      UserError: if only one of them is given, or the index is out of range.
+    """
+    index, num = flags.task_index, flags.task_num
+    if index is None and num is None:
+        return None
+    if num is None:
+        raise UserError(f"--task_index {index}: is without --task_num; give the number of all tasks as well")
+    if index is None:
+        raise UserError(f"--task_num {num}: is without --task_index; give each process its own, from 0 to {num - 1}")
+    if index >= num:
+        raise UserError(f"--task_index {index}: is out of range; the indices of {num} tasks are 0 to {num - 1}")
+    return Task(index, num)
 
 
 def add_image_root_flag(parser: Parser) -> None:

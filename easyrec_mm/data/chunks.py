@@ -16,6 +16,7 @@ from easyrec_mm.data.packing import Packing, cut
 from easyrec_mm.data.stored_vectors import distinct_keys
 from easyrec_mm.features.feature import text_keys
 from easyrec_mm.features.tensorflow_transform import FeatureTransform
+from easyrec_mm.formats.pieces import Piece
 from easyrec_mm.formats.source import Chunk, Share, Source
 from easyrec_mm.schema import Schema
 
@@ -32,6 +33,7 @@ class ChunkReader:
       drops_remainder: whether to leave out the groups at the end that do not fill a global batch.
       num_threads: number of threads that read and cut.
       share: the groups that this worker reads of each global batch; by default the batches are its own.
+      pieces: pieces of the files to read, whose batches have groups of one piece each; by default all files.
     """
 
     def __init__(
@@ -44,11 +46,13 @@ class ChunkReader:
         drops_remainder: bool,
         num_threads: int,
         share: Share | None = None,
+        pieces: Sequence[Piece] | None = None,
     ) -> None:
         self._source, self._schema = source, schema
         self._labels, self._kept_fields = labels, kept_fields
         self._batch_size, self._drops_remainder, self._num_threads = batch_size, drops_remainder, num_threads
         self._share = share or Share(0, 1, batch_size)
+        self._pieces = pieces
         self._transform = FeatureTransform(schema.features)
         self._image_transform = FeatureTransform(schema.image_features)
         # Traced once, for all datasets that use these functions.
@@ -69,14 +73,17 @@ class ChunkReader:
         """Return a dataset of batches in order, see `_batch_of_chunk`.
 
         Args:
-          num_epochs: how often the groups are read; 0 means without end.
-          num_skipped: number of groups to leave out at the start of the first epoch, of all workers.
+          num_epochs: how often the groups are read; 0 means without end; pieces are read once.
+          num_skipped: number of groups to leave out at the start of the first epoch, of all workers; none of pieces.
           first_epoch: the epoch to begin with.
         """
         batches_at_once = -(-self._source.chunk_size // self._batch_size)
         size = batches_at_once * self._batch_size * self._share.num_workers
-        is_shared = self._share.num_workers > 1
-        records = self._source.records(num_epochs, num_skipped, size, self._share if is_shared else None, first_epoch)
+        if self._pieces is None:
+            share = self._share if self._share.num_workers > 1 else None
+            records = self._source.records(num_epochs, num_skipped, size, share, first_epoch)
+        else:
+            records = self._source.records_of(self._pieces, size)
         chunks = records.map(self._read_packed, num_parallel_calls=self._num_threads, deterministic=True)
         places = chunks.flat_map(self._places_of_batches)
         return places.map(self._cut, num_parallel_calls=self._num_threads, deterministic=True)

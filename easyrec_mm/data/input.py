@@ -12,7 +12,7 @@ import os
 import threading
 import zlib
 from collections import deque
-from collections.abc import Callable, Generator, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import cached_property
 from typing import Any
@@ -31,11 +31,13 @@ from easyrec_mm.data.pictures import PictureLoader
 from easyrec_mm.data.stored_vectors import StoredVectors
 from easyrec_mm.files import FileInfo, is_remote, plain
 from easyrec_mm.formats.data_files import DataFiles
+from easyrec_mm.formats.pieces import divide
 from easyrec_mm.formats.source import Order, Share, iterate
 from easyrec_mm.formats.sources import Selection, open_source
 from easyrec_mm.protos.data_pb2 import DatasetConfig
 from easyrec_mm.schema import Schema
 from easyrec_mm.store.feature_vectors import VectorStores
+from easyrec_mm.tasks import Task
 
 # Bytes at the start, in the middle and at the end of a file that stand for its content.
 _CONTENT_BYTES = 4096
@@ -57,6 +59,8 @@ class Input:
       kept_fields: further input fields to return in addition to the batch.
       vectors: stores of the vectors that features name by key; by default the current vectors of these stores.
       worker: number of this worker and of all workers, each of which reads its share of every global batch.
+      task: reads only this task's part of the files, once; the groups of a batch are of one file then, so that the
+        batches of all tasks are, one behind the other, those of a single one.
 
       Raises:
         DataError: if a path matches no file, or a file cannot be read.
@@ -75,6 +79,7 @@ class Input:
         kept_fields: tuple[str, ...] = (),
         vectors: VectorStores | None = None,
         worker: tuple[int, int] = (0, 1),
+        task: Task | None = None,
     ) -> None:
         self._data, self._schema = data, schema
         self._training = training
@@ -84,6 +89,10 @@ class Input:
         self._share = Share(*worker, self.batch_size)
         selection = _selection(data, schema, training, self._labels, kept_fields, self._share.num_workers)
         self.source, self._files = open_source(data, schema, path, setting, selection)
+        self._pieces = None
+        if task is not None:
+            sizes = [info.size for info in self._files.infos]
+            self._pieces = divide(sizes, self._count, task, self.batch_size)
         self._tars: dict[str, FileInfo] = {}
         if data.packed_images and schema.uses_image and isinstance(self._files, DataFiles):
             self._tars = find_tars(self._files)
@@ -138,7 +147,7 @@ class Input:
         pending: deque[Pending] = deque()
         stop = threading.Event()
         with ThreadPoolExecutor(self._num_threads + 1, thread_name_prefix="pictures") as pool:
-            whole_check = pool.submit(self.source.check_whole, stop)
+            whole_check = pool.submit(self.source.check_whole, stop, self.files_read())
             try:
                 step = first_step
                 for rows, epochs_done in _with_epochs_done(iterate(dataset, self.source)):
@@ -187,13 +196,22 @@ class Input:
             order = np.random.default_rng(0).permutation(len(sizes))
             num_files = 1 + int(np.searchsorted(np.cumsum([sizes[i] for i in order]), _MOST_COUNTED_BYTES // 4))
             counted = sorted(int(i) for i in order[:num_files])
-        try:
-            num_groups = self.source.count(counted)
-        except tf.errors.OpError as error:
-            raise self.source.failure(error) or error from error
+        num_groups = self._count(counted)
         if len(counted) == len(sizes):
             return num_groups, True
         return round(num_groups * sum(sizes) / max(sum(sizes[i] for i in counted), 1)), False
+
+    def _count(self, files: Sequence[int]) -> int:
+        try:
+            return self.source.count(files)
+        except tf.errors.OpError as error:
+            raise self.source.failure(error) or error from error
+
+    def files_read(self) -> list[int]:
+        """Return the indices of the files of which something is read."""
+        if self._pieces is None:
+            return list(range(len(self.source.files)))
+        return [piece.file for piece in self._pieces]
 
     def num_batches(self, num_groups: int) -> int:
         """Return the number of global batches with that many groups; epochs may share a batch."""
@@ -203,6 +221,11 @@ class Input:
     def spec(self) -> Batch:
         """Return the shapes and dtypes of the batches, for tf.function; see BatchLoader.spec."""
         return self._loader.spec()
+
+    def kept_specs(self) -> dict[str, tf.TensorSpec]:
+        """Return the shapes and dtypes of the kept fields."""
+        specs: dict[str, tf.TensorSpec] = self._chunks.sample_specs()["kept_fields"]
+        return specs
 
     # Created on first use: counting or comparing files needs no graphs, which take a second to compile.
     @cached_property
@@ -216,6 +239,7 @@ class Input:
             self._drops_remainder,
             self._num_threads,
             self._share,
+            self._pieces,
         )
 
     @cached_property

@@ -1,28 +1,22 @@
-"""Evaluation and prediction: runs a model over whole files, for metrics or for outputs per sample."""
+"""Evaluation: runs a model over whole files, and computes metrics of its outputs."""
 
 from __future__ import annotations
 
-import csv
 import io
 import time
-from collections.abc import Callable, Iterable, Iterator
-from pathlib import Path
-from typing import Any
+from collections.abc import Callable, Iterator
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 import tensorflow as tf
 
 from easyrec_mm.data.bad_records import BadRecords
 from easyrec_mm.data.batch import Batch
 from easyrec_mm.data.input import Input
 from easyrec_mm.data.item_counts import count_items
-from easyrec_mm.errors import UserError
 from easyrec_mm.evaluation.plan import EvalPlan, ItemCounts
 from easyrec_mm.evaluation.rows import Rows
 from easyrec_mm.evaluation.summary import EvalResults, Summary, results_of, summarize
-from easyrec_mm.files import put, written_at
 from easyrec_mm.network.model import MultimodalModel
 from easyrec_mm.network.precision import FLOAT32
 from easyrec_mm.protos.pipeline_pb2 import EasyRecConfig
@@ -37,8 +31,6 @@ from easyrec_mm.store.feature_vectors import VectorStores
 # Seconds between progress lines.
 _SHOW_EVERY_S = 10.0
 STEP_NAME = "progress/step"
-# First characters of a text that a spreadsheet takes for a formula.
-_FORMULA_STARTS = ("=", "+", "-", "@", "\t", "\r")
 # Prefix of the names under which a checkpoint holds the origin_number of each feature's vectors.
 VECTORS = "vectors/"
 
@@ -260,57 +252,6 @@ def as_arrays(tensors: dict[str, tf.Tensor]) -> dict[str, np.ndarray]:
     return {name: tensor.numpy() for name, tensor in tensors.items()}
 
 
-def predict(
-    model: MultimodalModel,
-    config: EasyRecConfig,
-    path: str,
-    output: str,
-    reserved_columns: tuple[str, ...],
-    bad_records: BadRecords,
-    vectors: VectorStores | None = None,
-    quote_formulas: bool = False,
-) -> int:
-    """Write one row per sample in input order, with reserved fields and all outputs; return the number of rows.
-
-    The output file appears only when it is complete. With `quote_formulas`, texts in CSV that a spreadsheet would
-    compute begin with a quote.
-
-    Raises:
-      DataError: if the files cannot be read or hold too many bad records.
-      UserError: if the output cannot be written, or a reserved column is not exact.
-    """
-    inputs = Input(
-        config.data_config,
-        model.schema,
-        path,
-        "--predict_input_path",
-        bad_records,
-        labels=(),
-        kept_fields=reserved_columns,
-        vectors=vectors,
-    )
-    temporary = str(written_at(output))
-    num_rows = 0
-    writer: _CsvWriter | _ParquetWriter | None = None
-    try:
-        writer = _CsvWriter(temporary, quote_formulas) if output.endswith(".csv") else _ParquetWriter(temporary)
-        for _, kept_fields, outputs in batch_outputs(model, inputs, "predict"):
-            for name, tensor in kept_fields.items():
-                _require_exact(name, tensor)
-            columns = {name: _column(tensor) for name, tensor in {**kept_fields, **outputs}.items()}
-            writer.write(columns)
-            num_rows += len(next(iter(columns.values())))
-        writer.close()
-        put(Path(temporary), output)
-    except OSError as error:
-        raise UserError(f"{output}: cannot be written: {error.strerror or error}") from error
-    finally:
-        if writer is not None:
-            writer.close()
-        Path(temporary).unlink(missing_ok=True)
-    return num_rows
-
-
 def batch_outputs(
     model: MultimodalModel, inputs: Input, name: str, with_empty: bool = False
 ) -> Iterator[tuple[Batch, dict[str, tf.Tensor], dict[str, tf.Tensor]]]:
@@ -333,64 +274,3 @@ def batch_outputs(
                 shown = time.monotonic()
     finally:
         progress.close()
-
-
-def _require_exact(field: str, tensor: tf.Tensor) -> None:
-    """Check that no value of a FLOAT field is a whole number that 32 bits do not hold exactly, as ids may be."""
-    if tensor.dtype == tf.float32:
-        numbers = tensor.numpy()
-        is_inexact = (np.abs(numbers) >= 2**24) & (numbers == np.round(numbers))
-        if is_inexact.any():
-            raise UserError(
-                f"--reserved_columns: '{field}' is a FLOAT or DOUBLE, kept with 32 bits, in which whole numbers such "
-                f"as {numbers[is_inexact][0]:.0f} are not exact; set its input_type to INT64 or STRING"
-            )
-
-
-def _column(tensor: tf.Tensor) -> np.ndarray | list[Any]:
-    values = tensor.numpy()
-    if values.dtype == object:
-        return [value.decode("utf-8", "replace") for value in values]
-    return values if values.ndim == 1 else [row.tolist() for row in values]
-
-
-class _CsvWriter:
-    def __init__(self, path: str, quote_formulas: bool) -> None:
-        self._quotes = quote_formulas
-        self._file = open(path, "w", newline="", encoding="utf-8")  # noqa: SIM115
-        self._writer = csv.writer(self._file)
-        self._has_header = False
-
-    def write(self, columns: dict[str, np.ndarray | list[Any]]) -> None:
-        if not self._has_header:
-            self._writer.writerow(map(_quoted, columns) if self._quotes else columns)
-            self._has_header = True
-        rows: Iterable[Iterable[Any]] = zip(*columns.values(), strict=True)
-        if self._quotes:
-            rows = (map(_quoted, row) for row in rows)
-        self._writer.writerows(rows)
-
-    def close(self) -> None:
-        self._file.close()
-
-
-def _quoted(value: Any) -> Any:
-    """Return a value for a spreadsheet: a text that it would take for a formula begins with a quote."""
-    return f"'{value}" if isinstance(value, str) and value.startswith(_FORMULA_STARTS) else value
-
-
-class _ParquetWriter:
-    def __init__(self, path: str) -> None:
-        self._path = path
-        self._writer: pq.ParquetWriter | None = None
-
-    def write(self, columns: dict[str, np.ndarray | list[Any]]) -> None:
-        rows = pa.table(columns)
-        if self._writer is None:
-            self._writer = pq.ParquetWriter(self._path, rows.schema)
-        self._writer.write_table(rows)
-
-    def close(self) -> None:
-        if self._writer is not None:
-            self._writer.close()
-            self._writer = None

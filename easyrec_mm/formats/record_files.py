@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
@@ -15,6 +15,7 @@ from easyrec_mm.errors import DataError, tensorflow_reason
 from easyrec_mm.files import place_of
 from easyrec_mm.formats.data_files import NUM_AHEAD, DataFiles, needs_copy
 from easyrec_mm.formats.gzip_files import first_truncated
+from easyrec_mm.formats.pieces import Piece
 from easyrec_mm.formats.source import Order, Share
 
 # Number of files read in parallel when groups are shuffled. Fixed, because it determines the order of the groups.
@@ -72,6 +73,17 @@ class RecordFiles:
 
         return batches.map(element)
 
+    def records_of(self, pieces: Sequence[Piece], size: int) -> tf.data.Dataset:
+        """See Source.records_of."""
+
+        def read(index: tf.Tensor, then: tf.Tensor, first: tf.Tensor, end: tf.Tensor) -> tf.data.Dataset:
+            records = self._records_of_file(tf.constant(0, tf.int64), index, then)
+            return records.take(end).skip(first).batch(size)
+
+        file, first, end = (tf.constant([piece[i] for piece in pieces], tf.int64) for i in range(3))
+        places = tf.data.Dataset.from_tensor_slices((*self._with_next(file), first, end))
+        return places.flat_map(read).map(lambda origin, row, record: (*origin, row, record))
+
     def read(self) -> Iterator[tuple[str, int, bytes]]:
         """Yield (file, row from 1, record) of one epoch without shuffling.
 
@@ -106,11 +118,9 @@ class RecordFiles:
                 return DataError(f"{file}: cannot be read to its end: {problem}, after row {num_read}")
         return None
 
-    def check_whole(self, stop: threading.Event) -> None:
+    def check_whole(self, stop: threading.Event, files: Collection[int]) -> None:
         """See Source.check_whole; finds truncated gzip files, which TensorFlow reads without an error."""
-        packed = [
-            file for file, kind in zip(self.files, self._compressions, strict=True) if kind and not needs_copy(file)
-        ]
+        packed = [self.files[i] for i in files if self._compressions[i] and not needs_copy(self.files[i])]
         _require_whole(first_truncated(packed, stop))
 
     def _epoch(self, epoch: tf.Tensor) -> tf.data.Dataset:
@@ -120,11 +130,7 @@ class RecordFiles:
             order = tf.random.experimental.stateless_shuffle(order, seed)
 
         def read_file(index: tf.Tensor, then: tf.Tensor) -> tf.data.Dataset:
-            records = self._open(index, then)
-            rows = tf.data.Dataset.range(1, tf.int64.max)
-            # Zipped instead of mapped, because calling a function takes longer than reading a record.
-            origin = tf.data.Dataset.from_tensors((epoch, index)).repeat()
-            return tf.data.Dataset.zip((origin, rows, records))
+            return self._records_of_file(epoch, index, then)
 
         files = tf.data.Dataset.from_tensor_slices(self._with_next(order))
         if not self.order.is_shuffled:
@@ -133,6 +139,13 @@ class RecordFiles:
         records = files.interleave(read_file, open_files, num_parallel_calls=open_files, deterministic=True)
         seed = tf.constant(self.order.seed, tf.int64) + epoch
         return records.shuffle(self.order.buffer_size, seed=seed, reshuffle_each_iteration=False)
+
+    def _records_of_file(self, epoch: tf.Tensor, index: tf.Tensor, then: tf.Tensor) -> tf.data.Dataset:
+        """Return a dataset of ((epoch, index), row, record) of one file; `then` is that of `_open`."""
+        rows = tf.data.Dataset.range(1, tf.int64.max)
+        # Zipped instead of mapped, because calling a function takes longer than reading a record.
+        origin = tf.data.Dataset.from_tensors((epoch, index)).repeat()
+        return tf.data.Dataset.zip((origin, rows, self._open(index, then)))
 
     def _with_next(self, order: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
         """Return the indices of files in the order of opening, `[N]`, and of the files that follow `[N, NUM_AHEAD]`."""

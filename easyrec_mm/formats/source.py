@@ -6,7 +6,7 @@ Shape legend: N groups as the files contain them, G valid groups among them, S s
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple, Protocol
 
@@ -15,6 +15,7 @@ import tensorflow as tf
 from easyrec_mm.errors import DataError
 from easyrec_mm.files import FileInfo
 from easyrec_mm.formats.checks import Problem
+from easyrec_mm.formats.pieces import Piece
 from easyrec_mm.formats.typed_groups import TextGroup
 
 # Number of groups that `Source.texts` reads at once.
@@ -137,6 +138,12 @@ class Source(Protocol):
           first_epoch: the epoch to begin with; earlier ones are not read.
         """
 
+    def records_of(self, pieces: Sequence[Piece], size: int) -> tf.data.Dataset:
+        """Return a dataset like `records` of these pieces, read once, without shuffling.
+
+        An element has `size` groups of one piece; the last element of each piece has the remaining ones.
+        """
+
     def parse(self, *element: Any) -> Chunk:
         """Parse an element of `records`, and return its checked groups; runs within a graph."""
 
@@ -152,8 +159,12 @@ class Source(Protocol):
     def failure(self, error: tf.errors.OpError) -> DataError | None:
         """Return an error with the file and the reason of an error of `records`; None if all files can be read."""
 
-    def check_whole(self, stop: threading.Event) -> None:
-        """Look for a truncated file that reading takes for complete; give up once `stop` is set.
+    def check_whole(self, stop: threading.Event, files: Collection[int]) -> None:
+        """Look, among the files with these indices, for a truncated one that reading takes for complete.
+
+        Args:
+          stop: once it is set, this gives up.
+          files: indices of files.
 
         Raises:
           DataError: if a file is truncated; the message names it.

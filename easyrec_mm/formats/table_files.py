@@ -9,10 +9,10 @@ from __future__ import annotations
 
 import threading
 from collections import deque
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-from itertools import islice
+from itertools import count, islice
 from typing import Any, Protocol
 
 import numpy as np
@@ -23,6 +23,7 @@ import tensorflow as tf
 from easyrec_mm.errors import DataError
 from easyrec_mm.formats.checks import Problem
 from easyrec_mm.formats.data_files import NUM_AHEAD
+from easyrec_mm.formats.pieces import TO_END, Piece
 from easyrec_mm.formats.source import TEXT_GROUPS, Chunk, GroupRows, Order, Share
 from easyrec_mm.formats.typed_groups import PROBLEM, ROW, TextGroup
 from easyrec_mm.schema import Schema
@@ -124,7 +125,14 @@ class TableSource:
         self, num_epochs: int, num_skipped: int, size: int, share: Share | None = None, first_epoch: int = 0
     ) -> tf.data.Dataset:
         """See Source.records; the groups are already checked, and the dataset can be iterated only once."""
-        chunks = InOrder(self._chunks(first_epoch, num_epochs, num_skipped, size))
+        return self._dataset(self._chunks(first_epoch, num_epochs, num_skipped, size), share)
+
+    def records_of(self, pieces: Sequence[Piece], size: int) -> tf.data.Dataset:
+        """See Source.records_of; as for `records`."""
+        return self._dataset(self._chunks_of(pieces, size), None)
+
+    def _dataset(self, parts_of_chunks: Iterator[list[tuple[int, pa.Table]]], share: Share | None) -> tf.data.Dataset:
+        chunks = InOrder(parts_of_chunks)
         specs = tf.nest.flatten(self.record_specs)
 
         def read(index: int) -> list[Any]:
@@ -182,25 +190,20 @@ class TableSource:
         """See Source.failure."""
         return self._failure
 
-    def check_whole(self, stop: threading.Event) -> None:
+    def check_whole(self, stop: threading.Event, files: Collection[int]) -> None:
         """See Source.check_whole; does nothing, because Arrow raises an error for a truncated Parquet or gzip file."""
 
     def _chunks(self, epoch: int, num_epochs: int, num_skipped: int, size: int) -> Iterator[list[tuple[int, pa.Table]]]:
         """Yield chunks of `size` rows each, as parts (epoch, rows) with rows of one epoch."""
-        waiting: deque[tuple[int, pa.Table]] = deque()
-        num_waiting = 0
-        while epoch < num_epochs or not num_epochs:
-            for table in self._epoch(epoch):
-                rows = table.slice(min(num_skipped, len(table)))
-                num_skipped -= len(table) - len(rows)
-                waiting.append((epoch, rows))
-                num_waiting += len(rows)
-                while num_waiting >= size:
-                    yield _take_first(waiting, size)
-                    num_waiting -= size
-            epoch += 1
-        if num_waiting:
-            yield _take_first(waiting, num_waiting)
+        epochs = range(epoch, num_epochs) if num_epochs else count(epoch)
+        return _in_chunks(((epoch, table) for epoch in epochs for table in self._epoch(epoch)), num_skipped, size)
+
+    def _chunks_of(self, pieces: Sequence[Piece], size: int) -> Iterator[list[tuple[int, pa.Table]]]:
+        """Yield chunks like `_chunks`, each of one piece."""
+        for number, piece in enumerate(pieces, 1):
+            self.reader.ahead([self.files[following.file] for following in pieces[number : number + NUM_AHEAD]])
+            tables = _one_ahead(self._tables([piece.file]))
+            yield from _in_chunks(((0, table) for table in _until(tables, piece.end)), piece.first, size)
 
     def _read(self, parts: list[tuple[int, pa.Table]], share: Share | None) -> tuple[Any, ...]:
         """Return a Chunk as arrays."""
@@ -317,6 +320,34 @@ class InOrder:
 
 def _nothing(dtype: tf.DType) -> np.ndarray:
     return np.empty(0, object if dtype == tf.string else dtype.as_numpy_dtype)
+
+
+def _in_chunks(
+    tables: Iterable[tuple[int, pa.Table]], num_skipped: int, size: int
+) -> Iterator[list[tuple[int, pa.Table]]]:
+    """Yield the same rows without the first `num_skipped`, as lists of parts with `size` rows each."""
+    waiting: deque[tuple[int, pa.Table]] = deque()
+    num_waiting = 0
+    for epoch, table in tables:
+        rows = table.slice(min(num_skipped, len(table)))
+        num_skipped -= len(table) - len(rows)
+        waiting.append((epoch, rows))
+        num_waiting += len(rows)
+        while num_waiting >= size:
+            yield _take_first(waiting, size)
+            num_waiting -= size
+    if num_waiting:
+        yield _take_first(waiting, num_waiting)
+
+
+def _until(tables: Iterator[pa.Table], end: int) -> Iterator[pa.Table]:
+    """Yield the tables to before row `end`, from 0, or to the last one for TO_END."""
+    for table in tables:
+        yield table if end == TO_END else table.slice(0, end)
+        if end != TO_END:
+            end -= min(end, len(table))
+            if not end:
+                return
 
 
 def _take_first(waiting: deque[tuple[int, pa.Table]], size: int) -> list[tuple[int, pa.Table]]:
