@@ -51,7 +51,7 @@ MAY_IMPORT = {
     "data": "errors safe_text schema stable_hash tasks files features store formats distribution runs protos",
     "grouping": "errors safe_text schema stable_hash files features config formats protos",
     "network": "errors features schema weights distribution config data protos",
-    "embedding": "errors safe_text schema files manifest features store formats runs data",
+    "embedding": "errors safe_text schema tasks files manifest features store formats runs data",
     "evaluation": "errors schema stable_hash tasks files features store config runs data network protos",
     "training": "errors schema files features store distribution config runs data network evaluation protos",
     "export": "errors schema files manifest features store config formats data network evaluation protos",

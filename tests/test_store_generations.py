@@ -94,7 +94,7 @@ def test_shares(uri):
     store = open_store(uri, writable=True)
     generation = store.begin("tower", 4, "float32")
     assert store.complete(generation).startswith("share 2 of 3 has not")
-    with pytest.raises(StoreError, match=r"--share 2/4: another share of generation 1 was one of 3"):
+    with pytest.raises(StoreError, match=r"share 2/4: another share of generation 1 was one of 3"):
         store.complete(generation, (2, 4))
     assert store.meta().current == 0
     assert store.complete(generation, (2, 3)) == ""

@@ -48,7 +48,7 @@ def add_flags(parser: f.Parser) -> None:
         help="share of the items that may be without a valid picture; with more, the vectors do not become current "
         "(default 0.1)",
     )
-    f.add_share_flag(parser)
+    f.add_task_flags(parser, "the pictures of --input, which is the same for all")
     add("--batch_size", metavar="N", type=f.not_negative, default=0, help="pictures per batch (default: by their size)")
     add(
         "--runtime",
@@ -60,6 +60,9 @@ def add_flags(parser: f.Parser) -> None:
 
 def run(flags: f.Flags) -> int:
     """Embed the pictures and report."""
+    task, bad_pictures = f.task_of(flags), flags.bad_pictures
+    if task is not None:
+        bad_pictures = task.file_name(*os.path.splitext(bad_pictures))
     from easyrec_mm.manifest import IMAGE_ONNX, read_header
     from easyrec_mm.store import open_store
 
@@ -74,13 +77,16 @@ def run(flags: f.Flags) -> int:
     model = ImageModel(flags.img_model_dir, flags.runtime)
     schema = model.manifest.schema
     items, refused = read_items(flags.input, schema, flags.image_root, flags.key_column, flags.path_column)
+    if task is not None:
+        refused = [refused[i] for i in task.part_of(len(refused))]
     if refused:
-        print(f"{len(refused)} records are left out (listed in {flags.bad_pictures}). The first: {refused[0]}")
+        print(f"{len(refused)} records are left out (listed in {bad_pictures}). The first: {refused[0]}")
+    options = f.options_of(EmbedOptions, flags, task=task, bad_pictures=bad_pictures)
     with closing(open_store(flags.store, writable=True)) as store:
-        result = embed(model, items, store, f.options_of(EmbedOptions, flags), refused)
+        result = embed(model, items, store, options, refused)
     print(
         f"{result.embedded} pictures embedded by {model.runtime}, {result.unchanged} already in the store, "
-        f"{result.bad} bad{f' (absent; listed in {flags.bad_pictures})' if result.bad else ''}; "
+        f"{result.bad} bad{f' (absent; listed in {bad_pictures})' if result.bad else ''}; "
         f"{f.state_of(f'generation {result.generation} of {store.uri}', result.waits_for)}; "
         f"{result.per_s:.4g} images/s"
     )

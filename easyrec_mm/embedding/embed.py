@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import os
 import time
+import zlib
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -36,6 +37,7 @@ from easyrec_mm.schema import Schema
 from easyrec_mm.store import Record, Store
 from easyrec_mm.store.generations import Generation, VectorDtype
 from easyrec_mm.store.records import HASH_BYTES, content_hash
+from easyrec_mm.tasks import Task
 
 Refresh = Literal["new", "changed", "all"]
 NO_CONTENT = bytes(HASH_BYTES)
@@ -67,7 +69,7 @@ class EmbedOptions:
     image_root    folder to which relative paths refer
     batch_size    items per batch; 0: 64 for pictures of 224 x 224, more for smaller ones, up to 256
     max_bad_share  share of the items that may have no valid picture
-    share         which of how many shares of the pictures these are, as (2, 3), if several runs embed them
+    task          the task whose part of the items is embedded, if several divide them
     """
 
     bad_pictures: str
@@ -76,7 +78,7 @@ class EmbedOptions:
     image_root: str = ""
     batch_size: int = 0
     max_bad_share: float = 0.1
-    share: tuple[int, int] | None = None
+    task: Task | None = None
 
 
 class _Loaded(NamedTuple):
@@ -107,7 +109,7 @@ def embed(
 
     Args:
       model: the image model.
-      items: the items to embed, each key once.
+      items: the items to embed, each key once; with options.task, those of all tasks.
       store: the store to write to, open for writing.
       options: how pictures are embedded.
       refused: groups that were left out; they are listed with the bad pictures.
@@ -119,7 +121,11 @@ def embed(
     manifest = model.manifest
     image = manifest.schema.image
     batch_size = options.batch_size or max(64, min(256, _PIXELS_AT_A_TIME // (image.height * image.width)))
-    generation = store.begin(manifest.image_tower_fingerprint, manifest.image_width, options.dtype)
+    task = options.task
+    work = (task.num, _description(items)) if task else ()
+    generation = store.begin(manifest.image_tower_fingerprint, manifest.image_width, options.dtype, *work)
+    if task:
+        items = [items[i] for i in task.part_of(len(items))]
     loader = _Loader(model, options.image_root, options.refresh)
     progress = PictureProgress("embed", len(items))
     started = time.perf_counter()
@@ -132,7 +138,15 @@ def embed(
     per_s = (counts["embedded"] + counts["bad"]) / (time.perf_counter() - started)
     result = EmbedResult(counts["embedded"], counts["unchanged"], counts["bad"], generation.number, per_s)
     _require_valid(result, options, store.uri, first_bad)
-    return replace(result, waits_for=store.complete(generation, options.share))
+    return replace(result, waits_for=store.complete(generation, (task.index + 1, task.num) if task else None))
+
+
+def _description(items: Sequence[Item]) -> str:
+    """Return a text that is the same for tasks that divide the same items."""
+    checksum = 0
+    for item in items:
+        checksum = zlib.crc32(f"{item.key}\n".encode(), checksum)
+    return f"{len(items)} items ({checksum:08x})"
 
 
 def _embed_batches(

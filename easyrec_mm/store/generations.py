@@ -41,13 +41,14 @@ class Generation:
 @dataclass(frozen=True)
 class Use:
     """Who uses a generation: leases of writers and readers, name -> end in seconds since 1970; which of how many shares
-    have been written.
+    have been written, counted from 1; and, if tasks write the shares, a description of the work that they divide.
     """
 
     writers: Mapping[str, int] = field(default_factory=dict)
     readers: Mapping[str, int] = field(default_factory=dict)
     num_shares: int = 0
     written_shares: tuple[int, ...] = ()
+    work: str = ""
 
 
 @dataclass(frozen=True)
@@ -115,6 +116,23 @@ class Meta:
         }
         return replace(self, uses=uses)
 
+    def divided(self, number: int, num_tasks: int, work: str, now_s: int) -> Meta:
+        """Record how many tasks write a generation, and the work that they divide.
+
+        Raises:
+          StoreError: if others are writing it, or have written a part of it, by another division.
+        """
+        use = self.use(number)
+        if self.generations[number].completed_s or (use.num_shares, use.work) == (num_tasks, work):
+            return self
+        if use.num_shares and (use.written_shares or live(use.writers, now_s)):
+            raise StoreError(
+                f"--task_num {num_tasks}: divides {work}, but another task of generation {number} divides "
+                f"{use.work or 'another input'} among {use.num_shares}; start all tasks with the same --task_num and "
+                "--input, or remove the unfinished generation with store prune"
+            )
+        return self.with_use(number, replace(use, num_shares=num_tasks, written_shares=(), work=work))
+
     def completed(self, generation: Generation, writer: str, share: tuple[int, int] | None, now_s: int) -> Meta:
         """Record that a writer is through, and make the generation current, unless `waits_for` names a reason.
 
@@ -127,7 +145,7 @@ class Meta:
             part, number = share
             if use.num_shares not in (0, number):
                 raise StoreError(
-                    f"--share {part}/{number}: another share of generation {generation.number} was one of "
+                    f"share {part}/{number}: another share of generation {generation.number} was one of "
                     f"{use.num_shares}; give the same number for all"
                 )
             written = tuple(sorted({*use.written_shares, part}))
@@ -136,7 +154,7 @@ class Meta:
         if meta.waits_for(generation.number, now_s):
             return meta
         done = replace(meta.generations[generation.number], completed_s=now_s)
-        meta = meta.with_use(generation.number, replace(use, num_shares=0, written_shares=()))
+        meta = meta.with_use(generation.number, replace(use, num_shares=0, written_shares=(), work=""))
         return replace(meta, current=done.number, generations={**meta.generations, done.number: done})
 
     def waits_for(self, number: int, now_s: int) -> str:
@@ -145,6 +163,9 @@ class Meta:
         if self.generations[number].completed_s:
             return ""
         missing = sorted(set(range(1, use.num_shares + 1)).difference(use.written_shares))
+        if missing and use.work:
+            tasks = ", ".join(str(part - 1) for part in missing)
+            return f"task_index {tasks} of task_num {use.num_shares} has not been written yet"
         if missing:
             return f"share {', '.join(map(str, missing))} of {use.num_shares} has not been written yet"
         if writers := live(use.writers, now_s):
@@ -182,6 +203,8 @@ def meta_to_text(meta: Meta, now_s: int) -> str:
             for kind, held in (("writers", use.writers), ("readers", use.readers))
         }
         values = asdict(use) | leases
+        if not use.work:
+            del values["work"]  # which versions before this one do not read
         if number in meta.generations and any(values.values()):
             uses[number] = values
     generations = [asdict(generation) for generation in meta.generations.values()]

@@ -79,8 +79,8 @@ class LmdbStore(Store):
 
         return self._within(read)
 
-    def begin(self, fingerprint: str, width: int, dtype: VectorDtype) -> Generation:
-        generation = super().begin(fingerprint, width, dtype)
+    def begin(self, fingerprint: str, width: int, dtype: VectorDtype, num_tasks: int = 0, work: str = "") -> Generation:
+        generation = super().begin(fingerprint, width, dtype, num_tasks, work)
         # For readers that may not make files here.
         self._guarded(lambda: os.close(self._open_lock(generation.number)))
         return generation
