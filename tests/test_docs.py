@@ -50,6 +50,7 @@ RUN = ("group", "convert", "stats", "check", "store", "search")
 REQUIRED = {
     "group": "--input x --group_by x --image_field x --output x",
     "serve": "--rec_model_dir x --store x",
+    "predict": "--pipeline_config x --predict_input_path x --output x",
     "embed": "--img_model_dir x --input x --store x",
 }
 ITEMS = 40

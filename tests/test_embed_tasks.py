@@ -11,6 +11,7 @@ from flow_helpers import run
 
 from easyrec_mm.errors import StoreError
 from easyrec_mm.store import open_store
+from easyrec_mm.store.generations import Tasks
 
 
 @pytest.fixture
@@ -118,22 +119,22 @@ def test_another_division_is_refused(exported, root, capfd):
 
 def test_a_division_of_which_nothing_was_written_is_replaced(uri):
     store = open_store(uri, writable=True)
-    first = store.begin("tower", 4, "float32", 2, "7 items")
+    first = store.begin("tower", 4, "float32", Tasks(2, "7 items"))
     other = open_store(uri, writable=True)
     with pytest.raises(StoreError, match=r"--task_num 3: divides 7 items, but another task of generation 1 divides 7"):
-        other.begin("tower", 4, "float32", 3, "7 items")
+        other.begin("tower", 4, "float32", Tasks(3, "7 items"))
     with pytest.raises(StoreError, match=r"--task_num 2: divides 8 items, but another task of generation 1 divides 7"):
-        other.begin("tower", 4, "float32", 2, "8 items")
+        other.begin("tower", 4, "float32", Tasks(2, "8 items"))
     store.close()  # as if it had been killed
-    assert other.begin("tower", 4, "float32", 3, "8 items") == first
+    assert other.begin("tower", 4, "float32", Tasks(3, "8 items")) == first
     assert other.complete(first, (2, 3)) == "task_index 0, 2 of task_num 3 has not been written yet"
     with pytest.raises(StoreError, match="start all tasks with the same --task_num"):
-        other.begin("tower", 4, "float32", 2, "8 items")
-    assert other.begin("tower", 4, "float32", 3, "8 items") == first
+        other.begin("tower", 4, "float32", Tasks(2, "8 items"))
+    assert other.begin("tower", 4, "float32", Tasks(3, "8 items")) == first
     assert other.complete(first, (1, 3)) == "task_index 2 of task_num 3 has not been written yet"
     assert other.complete(first, (3, 3)) == ""
     # From then on any division may add to it.
-    assert other.begin("tower", 4, "float32", 5, "9 items").number == 1
+    assert other.begin("tower", 4, "float32", Tasks(5, "9 items")).number == 1
     assert other.complete(first, (1, 5)) == ""
     other.close()
 

@@ -35,7 +35,7 @@ from easyrec_mm.runs.progress import PictureProgress
 from easyrec_mm.safe_text import hide_secrets
 from easyrec_mm.schema import Schema
 from easyrec_mm.store import Record, Store
-from easyrec_mm.store.generations import Generation, VectorDtype
+from easyrec_mm.store.generations import Generation, Tasks, VectorDtype
 from easyrec_mm.store.records import HASH_BYTES, content_hash
 from easyrec_mm.tasks import Task
 
@@ -122,8 +122,8 @@ def embed(
     image = manifest.schema.image
     batch_size = options.batch_size or max(64, min(256, _PIXELS_AT_A_TIME // (image.height * image.width)))
     task = options.task
-    work = (task.num, _description(items)) if task else ()
-    generation = store.begin(manifest.image_tower_fingerprint, manifest.image_width, options.dtype, *work)
+    tasks = Tasks(task.num, _description(items)) if task else None
+    generation = store.begin(manifest.image_tower_fingerprint, manifest.image_width, options.dtype, tasks)
     if task:
         items = [items[i] for i in task.part_of(len(items))]
     loader = _Loader(model, options.image_root, options.refresh)

@@ -19,6 +19,7 @@ from easyrec_mm.store.generations import (
     RENEW_S,
     Generation,
     Meta,
+    Tasks,
     VectorDtype,
     meta_to_text,
     parse_meta,
@@ -113,17 +114,10 @@ class Store(ABC):
             if self._swap_meta(before, meta_to_text(meta, _now_s())):
                 return meta
 
-    def begin(self, fingerprint: str, width: int, dtype: VectorDtype, num_tasks: int = 0, work: str = "") -> Generation:
+    def begin(self, fingerprint: str, width: int, dtype: VectorDtype, tasks: Tasks | None = None) -> Generation:
         """Return the generation to write this tower's vectors into: the current one, another one of it, or a new one.
 
-        It is kept from `prune` until it is complete, or this store is closed.
-
-        Args:
-          fingerprint: that of the tower.
-          width: length of a vector.
-          dtype: number format of the vectors.
-          num_tasks: number of tasks that write the vectors; 0 if they are not divided among tasks.
-          work: description of what the tasks divide, which must be the same for all.
+        It is kept from `prune` until it is complete, or this store is closed. `tasks`: if several divide it.
 
         Raises:
           StoreError: if that generation has another width or number format, or is divided otherwise.
@@ -140,8 +134,7 @@ class Store(ABC):
                     f"{self.uri}: generation {generation.number} with this fingerprint holds vectors of "
                     f"{generation.width} {generation.dtype}, not {width} {dtype}; use its format, or another store"
                 )
-            if num_tasks:
-                meta = meta.divided(generation.number, num_tasks, work, _now_s())
+            meta = meta.divided(generation.number, tasks, _now_s()) if tasks else meta
             return meta.with_writer(generation.number, self._name, _now_s() + LEASE_S)
 
         self.change(change)

@@ -12,7 +12,7 @@ from __future__ import annotations
 import json
 from collections.abc import Collection, Mapping
 from dataclasses import asdict, dataclass, field, replace
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 from easyrec_mm.errors import StoreError
 from easyrec_mm.files.processes import may_run
@@ -36,6 +36,13 @@ class Generation:
     def is_same(self, other: Generation | None) -> bool:
         """Return whether another one with this number is this generation, and not that of a store in its place."""
         return other is not None and (self.fingerprint, self.begun_s) == (other.fingerprint, other.begun_s)
+
+
+class Tasks(NamedTuple):
+    """The number of tasks that write a generation, and a description of what they divide, the same for all of them."""
+
+    num: int
+    work: str
 
 
 @dataclass(frozen=True)
@@ -116,22 +123,22 @@ class Meta:
         }
         return replace(self, uses=uses)
 
-    def divided(self, number: int, num_tasks: int, work: str, now_s: int) -> Meta:
+    def divided(self, number: int, tasks: Tasks, now_s: int) -> Meta:
         """Record how many tasks write a generation, and the work that they divide.
 
         Raises:
           StoreError: if others are writing it, or have written a part of it, by another division.
         """
         use = self.use(number)
-        if self.generations[number].completed_s or (use.num_shares, use.work) == (num_tasks, work):
+        if self.generations[number].completed_s or (use.num_shares, use.work) == tasks:
             return self
         if use.num_shares and (use.written_shares or live(use.writers, now_s)):
             raise StoreError(
-                f"--task_num {num_tasks}: divides {work}, but another task of generation {number} divides "
+                f"--task_num {tasks.num}: divides {tasks.work}, but another task of generation {number} divides "
                 f"{use.work or 'another input'} among {use.num_shares}; start all tasks with the same --task_num and "
                 "--input, or remove the unfinished generation with store prune"
             )
-        return self.with_use(number, replace(use, num_shares=num_tasks, written_shares=(), work=work))
+        return self.with_use(number, replace(use, num_shares=tasks.num, written_shares=(), work=tasks.work))
 
     def completed(self, generation: Generation, writer: str, share: tuple[int, int] | None, now_s: int) -> Meta:
         """Record that a writer is through, and make the generation current, unless `waits_for` names a reason.

@@ -13,7 +13,7 @@ import lmdb
 
 from easyrec_mm.errors import StoreError
 from easyrec_mm.store.base import Store
-from easyrec_mm.store.generations import Generation, Meta, VectorDtype, parse_meta, require_generation
+from easyrec_mm.store.generations import Generation, Meta, Tasks, VectorDtype, parse_meta, require_generation
 from easyrec_mm.store.keys import digest, key_bytes, key_of, split_key, with_key
 from easyrec_mm.store.lmdb_environment import Environment, Transaction, UnreadableError, identity_of
 from easyrec_mm.store.records import Vectors, join_vectors
@@ -79,8 +79,8 @@ class LmdbStore(Store):
 
         return self._within(read)
 
-    def begin(self, fingerprint: str, width: int, dtype: VectorDtype, num_tasks: int = 0, work: str = "") -> Generation:
-        generation = super().begin(fingerprint, width, dtype, num_tasks, work)
+    def begin(self, fingerprint: str, width: int, dtype: VectorDtype, tasks: Tasks | None = None) -> Generation:
+        generation = super().begin(fingerprint, width, dtype, tasks)
         # For readers that may not make files here.
         self._guarded(lambda: os.close(self._open_lock(generation.number)))
         return generation
