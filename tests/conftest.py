@@ -33,7 +33,8 @@ gc.set_threshold(50_000, 20, 20)
 gc.freeze()
 
 FILES_WITH_SLOW_FIXTURES = (
-    "test_worth", "test_image_exports", "test_features_flow", "test_group_spark", "test_watch", "test_search",
+    "test_worth", "test_image_exports", "test_features_flow", "test_group_spark", "test_tasks_spark", "test_watch",
+    "test_search",
 )  # fmt: skip
 
 

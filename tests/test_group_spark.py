@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import shutil
 import subprocess
 import sys
 import time
@@ -12,31 +11,17 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 from group_helpers import GOOD, contents, make_log, make_pictures, run, stats, write_csv
+from spark_helpers import MASTER, spark_environment
 
 pytestmark = pytest.mark.slow
-
-# Two workers, each a process of its own, with one core and the memory that Spark's executors ask for.
-MASTER = "local-cluster[2,1,1024]"
 
 
 @pytest.fixture(scope="module")
 def cluster():
     """A session on two workers; the engine takes the one that runs."""
-    if shutil.which("java") is None and "JAVA_HOME" not in os.environ:
-        problem = "Java is not installed; scripts/services installs it (Debian, as root)"
-        if os.environ.get("CI"):
-            raise FileNotFoundError(problem)
-        pytest.skip(problem)
-    from easyrec_mm.grouping import spark_engine
+    with spark_environment() as patch:
+        from easyrec_mm.grouping import spark_engine
 
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("SPARK_LOCAL_IP", "127.0.0.1")
-        # Programs that run for seconds are not worth the time of the second compiler and of parallel collection.
-        java = "-XX:TieredStopAtLevel=1 -XX:+UseSerialGC"
-        conf = {"spark.ui.enabled": "false", "spark.driver.extraJavaOptions": java}
-        conf["spark.executor.extraJavaOptions"] = java
-        flags = " ".join(f"--conf '{name}={value}'" for name, value in conf.items())
-        patch.setenv("PYSPARK_SUBMIT_ARGS", f"{flags} pyspark-shell")
         patch.setattr(spark_engine, "TASK_ROWS", 1000)  # items of several tasks
         with spark_engine.spark_engine(MASTER) as engine:
             yield engine

@@ -97,6 +97,27 @@ def add_task_flags(parser: Parser, work: str) -> None:
     add("--task_index", metavar="I", type=not_negative, help="number of this process among them, from 0")
 
 
+def add_engine_flags(parser: Parser) -> None:
+    """Add the flags that choose between this machine and Spark."""
+    add = parser.add_argument
+    add("--engine", choices=["local", "spark"], default="local", help="this machine (default), or Spark")
+    master = "Spark's cluster, such as local[4] (default: as Spark is configured)"
+    add("--spark_master", metavar="M", default="", help=master)
+
+
+def require_spark() -> None:
+    """Check that Spark is installed.
+
+    Raises:
+      UserError: if it is not.
+    """
+    try:
+        import pyspark  # noqa: F401
+    except ImportError as error:
+        install = "install it in the clone: .venv/bin/python -m pip install -e '.[spark]'"
+        raise UserError(f"--engine spark: {error}; {install}") from error
+
+
 def task_of(flags: Flags) -> Task | None:
     """Return the task that the flags name; None without them.
 

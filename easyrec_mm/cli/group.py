@@ -7,7 +7,6 @@ from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 from easyrec_mm.cli import flags as f
-from easyrec_mm.errors import UserError
 from easyrec_mm.files import is_remote, plain
 from easyrec_mm.tensorflow_import import import_tensorflow
 
@@ -20,12 +19,10 @@ def add_flags(parser: f.Parser) -> None:
     _add_group_flags(parser)
     _add_picture_flags(parser)
     add = parser.add_argument
-    add("--engine", choices=["local", "spark"], default="local", help="this machine (default), or Spark")
+    f.add_engine_flags(parser)
     add("--memory_gib", metavar="N", type=f.gib, default=4.0, help="memory limit of the local engine (default 4)")
     workers = "threads of the local engine (default: one per core)"
     add("--num_workers", metavar="N", type=f.not_negative, default=0, help=workers)
-    master = "Spark's cluster, such as local[4] (default: as Spark is configured)"
-    add("--spark_master", metavar="M", default="", help=master)
 
 
 def _add_log_flags(parser: f.Parser) -> None:
@@ -149,11 +146,9 @@ def run(flags: f.Flags) -> int:
 def _engine(flags: f.Flags, work: str) -> AbstractContextManager[Any]:
     """Return the chosen engine; the local one keeps rows in the folder `work`."""
     if flags.engine == "spark":
-        try:
-            from easyrec_mm.grouping.spark_engine import spark_engine
-        except ImportError as error:
-            install = "install it in the clone: .venv/bin/python -m pip install -e '.[spark]'"
-            raise UserError(f"--engine spark: {error}; {install}") from error
+        f.require_spark()
+        from easyrec_mm.grouping.spark_engine import spark_engine
+
         return spark_engine(flags.spark_master)
     from easyrec_mm.grouping.local_engine import LocalEngine
 

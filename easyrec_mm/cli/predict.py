@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import os
-from contextlib import AbstractContextManager, closing
+from contextlib import closing
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from easyrec_mm.cli import flags as f
 from easyrec_mm.cli.loading import Trained, load_config, load_trained
@@ -15,7 +15,9 @@ from easyrec_mm.files.folders import shown
 from easyrec_mm.tasks import Task
 
 if TYPE_CHECKING:
+    from easyrec_mm.config.pipeline import Pipeline
     from easyrec_mm.data.input import Input
+    from easyrec_mm.evaluation.parts import PartsFolder
 
 HELP = "write the model's outputs for every sample of some files"
 
@@ -32,6 +34,9 @@ def add_flags(parser: f.Parser) -> None:
     add("--output", metavar="F", required=True, help=output)
     add("--format", choices=["parquet", "csv"], help="format of the parts in a folder (default parquet)")
     f.add_task_flags(parser, "the samples: each writes the part of its own to the folder --output")
+    f.add_engine_flags(parser)
+    add("--rec_model_dir", metavar="R", help="with --engine spark: folder of the exported rec model")
+    add("--img_model_dir", metavar="I", default="", help="with --engine spark: folder of the exported image model")
     add("--reserved_columns", metavar="A,B", type=f.names, default=(), help="input fields to copy into the output")
     formulas = "in .csv, put ' before texts that begin with = + - @, which spreadsheets would compute"
     add("--quote_formulas", action="store_true", help=formulas)
@@ -44,9 +49,20 @@ def run(flags: f.Flags) -> int:
     for name in flags.reserved_columns:
         if name not in field_names:
             raise ConfigError(f"--reserved_columns: no input field '{name}'; {did_you_mean(name, field_names)}")
-    task, ending = f.task_of(flags), _ending(flags)
+    ending = _ending(flags)
     if flags.quote_formulas and ending != ".csv":
         raise UserError(f"--quote_formulas: has no effect on {ending}; write .csv, or remove the flag")
+    if flags.engine == "spark":
+        return _run_on_spark(pipeline, flags, ending)
+    if flags.rec_model_dir or flags.img_model_dir:
+        raise UserError("--rec_model_dir, --img_model_dir: have no effect without --engine spark; remove them")
+    return _run_here(pipeline, flags, ending)
+
+
+def _run_here(pipeline: Pipeline, flags: f.Flags, ending: str) -> int:
+    """Predict the samples of this task by a checkpoint."""
+    task = f.task_of(flags)
+    from easyrec_mm.evaluation.parts import written_file
     from easyrec_mm.evaluation.predict import predict, prediction_input
     from easyrec_mm.runs.model_dir import PREDICT_BAD_RECORDS
 
@@ -65,13 +81,74 @@ def run(flags: f.Flags) -> int:
             trained.vectors,
             task,
         )
-        output, written = _output(flags, task, ending, trained, inputs)
-        with written as path:
+        folder = None if _is_file(flags.output) else _folder(flags, task, ending, trained, inputs)
+        output = folder.path if folder else flags.output
+        with folder.written_part() if folder else written_file(output) as path:
             num_rows = predict(trained.model, inputs, path, ending == ".csv", flags.quote_formulas)
+        if folder:
+            folder.finish()
     print(f"{num_rows} rows by {trained.name} in {output}")
     if trained.bad_records.summary():
         print(shown(trained.bad_records.summary()))
     return 0
+
+
+def _run_on_spark(pipeline: Pipeline, flags: f.Flags, ending: str) -> int:
+    """Predict all samples by exported models, on the workers of Spark."""
+    _check_spark_flags(flags, pipeline.schema.uses_image)
+    f.require_spark()
+    from easyrec_mm.data.bad_records import BadRecords
+    from easyrec_mm.evaluation.exported import read_headers
+    from easyrec_mm.evaluation.on_spark import SparkPrediction, predict_on_spark
+    from easyrec_mm.evaluation.predict import prediction_input
+    from easyrec_mm.runs.model_dir import PREDICT_BAD_RECORDS, ModelDir
+    from easyrec_mm.spark import spark_session
+
+    config, schema, path = pipeline.config, pipeline.schema, flags.predict_input_path
+    rec = read_headers(flags.rec_model_dir, flags.img_model_dir, schema)
+    model_dir = ModelDir(config.model_dir)
+    bad_records = BadRecords(str(model_dir.local / PREDICT_BAD_RECORDS), config.data_config.max_bad_record_share)
+    inputs = prediction_input(config, schema, path, flags.reserved_columns, BadRecords(None, 1.0))
+    name = f"{os.path.basename(rec.checkpoint)} (step {rec.step})"
+    with model_dir.logs_put(), spark_session(flags.spark_master, "predict") as session:
+        context = session.sparkContext
+        prediction = SparkPrediction(
+            config=config.SerializeToString(),
+            schema=schema,
+            path=path,
+            rec_model_dir=flags.rec_model_dir,
+            img_model_dir=flags.img_model_dir,
+            output=flags.output,
+            ending=ending,
+            reserved_columns=flags.reserved_columns,
+            quote_formulas=flags.quote_formulas,
+            in_common=_in_common(flags, f"{name}, exported", inputs),
+            num_tasks=flags.task_num or context.defaultParallelism,
+            num_threads=int(context.getConf().get("spark.task.cpus") or 1),
+        )
+        num_rows = predict_on_spark(session, prediction, bad_records)
+    print(f"{num_rows} rows by {name} in {prediction.num_tasks} parts in {flags.output}")
+    if bad_records.summary():
+        print(shown(bad_records.summary()))
+    return 0
+
+
+def _check_spark_flags(flags: f.Flags, uses_image: bool) -> None:
+    """Check that the flags name exported models and a folder, and nothing that belongs to a checkpoint.
+
+    Raises:
+      UserError: if they do not.
+    """
+    if _is_file(flags.output):
+        raise UserError(f"--output {flags.output}: is one file; Spark writes parts: give a folder, with / at the end")
+    unused = {"--task_index": flags.task_index, "--checkpoint_path": flags.checkpoint_path}
+    unused["--precision"] = None if flags.precision == "FLOAT32" else flags.precision
+    for name, value in unused.items():
+        if value is not None:
+            raise UserError(f"{name}: has no effect with --engine spark, which runs exported models; remove the flag")
+    if not flags.rec_model_dir or (uses_image and not flags.img_model_dir):
+        folders = "--rec_model_dir and --img_model_dir" if uses_image else "--rec_model_dir"
+        raise UserError(f"--engine spark: runs exported models; give the folders that export has written: {folders}")
 
 
 def _ending(flags: f.Flags) -> str:
@@ -81,8 +158,7 @@ def _ending(flags: f.Flags) -> str:
       UserError: if the output is neither a file nor a folder, or several tasks would write one file.
     """
     output, ending = flags.output, Path(flags.output).suffix
-    is_folder = output.endswith("/") or os.path.isdir(plain(output))
-    if not is_folder and ending in (".parquet", ".csv"):
+    if _is_file(output):
         if (flags.task_num or 1) > 1:
             raise UserError(
                 f"--output {output}: is one file, and {flags.task_num} tasks write; give a folder, such as "
@@ -91,28 +167,33 @@ def _ending(flags: f.Flags) -> str:
         if flags.format:
             raise UserError(f"--format: has no effect on {output}, whose ending says the format; remove the flag")
         return ending
-    if not is_folder and flags.task_num is None:
+    if not (output.endswith("/") or os.path.isdir(plain(output)) or flags.task_num or flags.engine == "spark"):
         raise UserError(
             f"--output {output}: write to a file that ends in .parquet or .csv, or to a folder, with / at the end"
         )
     return f".{flags.format or 'parquet'}"
 
 
-def _output(
-    flags: f.Flags, task: Task | None, ending: str, trained: Trained, inputs: Input
-) -> tuple[str, AbstractContextManager[str]]:
-    """Return the file that is written, and what yields the path at which to write it."""
-    from easyrec_mm.evaluation.parts import PartsFolder, written_file
+def _is_file(output: str) -> bool:
+    """Return whether the output is one file, and no folder of parts."""
+    return output.endswith((".parquet", ".csv")) and not os.path.isdir(plain(output))
 
-    if flags.output.endswith(ending) and not os.path.isdir(plain(flags.output)):
-        return flags.output, written_file(flags.output)
-    in_common = {
+
+def _folder(flags: f.Flags, task: Task | None, ending: str, trained: Trained, inputs: Input) -> PartsFolder:
+    """Return the folder of the parts."""
+    from easyrec_mm.evaluation.parts import PartsFolder
+
+    in_common = _in_common(flags, trained.name.rpartition("/")[2], inputs)
+    return PartsFolder(flags.output, task or Task(0, 1), ending, in_common)
+
+
+def _in_common(flags: f.Flags, model: str, inputs: Input) -> dict[str, Any]:
+    """Return what all tasks of a prediction have in common."""
+    return {
         "--predict_input_path": f"{inputs.fingerprint():08x}, {len(inputs.source.files)} files",
-        "checkpoint": trained.name.rpartition("/")[2],
+        "checkpoint": model,
         "--precision": flags.precision,
         "--reserved_columns": list(flags.reserved_columns),
         "--quote_formulas": flags.quote_formulas,
         "batch size": inputs.batch_size,
     }
-    folder = PartsFolder(flags.output, task or Task(0, 1), ending, in_common)
-    return folder.path, folder.written_part()

@@ -82,8 +82,20 @@ class PartsFolder:
             if not self._agrees():
                 raise UserError(f"--output {self._folder}: was removed while it was written; start all tasks again")
         self._remove_left()
+
+    def finish(self) -> None:
+        """Say that the prediction is complete, if all parts are there."""
         if all(exists(self._part(index)) for index in range(self._task.num)):
             put_text(join(self._folder, SUCCESS), "")
+
+    def discard(self) -> None:
+        """Remove all parts, which have too many bad records together."""
+        for index in range(self._task.num):
+            part = self._part(index)
+            if is_remote(part):
+                place_of(part).remove(part)
+            else:
+                Path(plain(part)).unlink(missing_ok=True)
 
     def _part(self, index: int) -> str:
         return join(self._folder, Task(index, self._task.num).file_name("part", self._ending))

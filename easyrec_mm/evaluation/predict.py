@@ -76,14 +76,40 @@ def predict(model: MultimodalModel, inputs: Input, path: str, is_csv: bool, quot
       OSError: if the output cannot be written.
       UserError: if a reserved column is not exact.
     """
-    columns = _schema(model, inputs)
+    model.prediction_bank()  # which the function takes
+    function: Any = model.prediction_function(inputs.spec())
+    specs = {**inputs.kept_specs(), **function.get_concrete_function().structured_outputs}
+    columns = pa.schema([(name, type_of(spec)) for name, spec in specs.items()])
+    batches = ((kept_fields, outputs) for _, kept_fields, outputs in batch_outputs(model, inputs, "predict"))
+    return write_predictions(batches, columns, path, is_csv, quote_formulas)
+
+
+def write_predictions(
+    batches: Iterable[tuple[dict[str, tf.Tensor], dict[str, Any]]],
+    columns: pa.Schema,
+    path: str,
+    is_csv: bool,
+    quote_formulas: bool,
+) -> int:
+    """Write the rows of batches; return their number.
+
+    Args:
+      batches: fields and outputs of each batch, by name; the fields that are no columns are left out.
+      columns: names and types of the columns, which a part without samples has as well.
+      path, is_csv, quote_formulas: see predict.
+
+    Raises:
+      OSError: if the output cannot be written.
+      UserError: if a field is not exact.
+    """
     num_rows = 0
     writer = _CsvWriter(path, columns, quote_formulas) if is_csv else _ParquetWriter(path, columns)
     try:
-        for _, kept_fields, outputs in batch_outputs(model, inputs, "predict"):
-            for name, tensor in kept_fields.items():
-                _require_exact(name, tensor)
-            rows = {name: _column(tensor) for name, tensor in {**kept_fields, **outputs}.items()}
+        for fields, outputs in batches:
+            values = {**fields, **outputs}
+            for name in fields.keys() & set(columns.names):
+                _require_exact(name, fields[name])
+            rows = {name: _column(values[name]) for name in columns.names}
             writer.write(rows)
             num_rows += len(next(iter(rows.values())))
     finally:
@@ -91,15 +117,8 @@ def predict(model: MultimodalModel, inputs: Input, path: str, is_csv: bool, quot
     return num_rows
 
 
-def _schema(model: MultimodalModel, inputs: Input) -> pa.Schema:
-    """Return the names and types of the columns, which a part without samples has as well."""
-    model.prediction_bank()  # which the function takes
-    function: Any = model.prediction_function(inputs.spec())
-    specs = {**inputs.kept_specs(), **function.get_concrete_function().structured_outputs}
-    return pa.schema([(name, _type_of(spec)) for name, spec in specs.items()])
-
-
-def _type_of(spec: tf.TensorSpec) -> pa.DataType:
+def type_of(spec: tf.TensorSpec) -> pa.DataType:
+    """Return the type of the column of a tensor."""
     if spec.dtype == tf.string:
         return pa.string()
     if spec.shape.rank == 1:
@@ -119,8 +138,8 @@ def _require_exact(field: str, tensor: tf.Tensor) -> None:
             )
 
 
-def _column(tensor: tf.Tensor) -> np.ndarray | list[Any]:
-    values = tensor.numpy()
+def _column(tensor: tf.Tensor | np.ndarray) -> np.ndarray | list[Any]:
+    values = np.asarray(tensor)
     if values.dtype == object:
         return [value.decode("utf-8", "replace") for value in values]
     return values if values.ndim == 1 else [row.tolist() for row in values]

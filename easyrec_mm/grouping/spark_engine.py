@@ -10,7 +10,6 @@ import itertools
 import os
 import pickle
 import shutil
-import sys
 import tempfile
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
@@ -19,13 +18,11 @@ from typing import Any, TypeVar
 
 import numpy as np
 import pyarrow as pa
-from py4j.protocol import Py4JError
 from pyspark import StorageLevel
-from pyspark.errors import PySparkException
 from pyspark.sql import Column, DataFrame, SparkSession, functions
 from pyspark.sql.pandas.types import from_arrow_schema
 
-from easyrec_mm.errors import DataError, UserError
+from easyrec_mm.errors import UserError
 from easyrec_mm.files import is_remote
 from easyrec_mm.files.work_folder import work_folder
 from easyrec_mm.formats.columns import ORDER
@@ -35,6 +32,7 @@ from easyrec_mm.grouping.flat_files import Split
 from easyrec_mm.grouping.rows import LogLayout, RowsReport, SplitReader, merged
 from easyrec_mm.grouping.shards import OutputRule, ShardReport, put_shard
 from easyrec_mm.grouping.spill import read_bucket, write_spill
+from easyrec_mm.spark import guarded, result_of, spark_session
 from easyrec_mm.stable_hash import hash_column
 
 Item = TypeVar("Item")
@@ -54,46 +52,9 @@ _ATTEMPTS = ".attempts"
 
 @contextmanager
 def spark_engine(master: str = "") -> Iterator[SparkEngine]:
-    """Yield an engine on the active session, or on a new session, which is stopped at the end.
-
-    Args:
-      master: cluster of a new session; "" for the one in Spark's own configuration.
-
-    Raises:
-      DataError: if no session can be started, or if a task fails repeatedly.
-    """
-    running = SparkSession.getActiveSession()
-    try:
-        session = running or _new_session(master)
-    except (PySparkException, Py4JError) as error:
-        raise DataError(
-            f"--engine spark: no session on '{master or 'the configured master'}': {_cause(error)}; check "
-            "--spark_master, and that Java 17 or later is installed"
-        ) from error
-    try:
+    """Yield an engine on the active session, or on a new one; see spark_session."""
+    with spark_session(master, "group") as session:
         yield SparkEngine(session)
-    except (PySparkException, Py4JError) as error:
-        raise DataError(f"--engine spark: {_cause(error)}; see Spark's log") from error
-    finally:
-        if running is None:
-            session.stop()
-
-
-def _cause(error: Exception) -> str:
-    """Return the line of a Spark error that says what happened, from between stack traces of two languages."""
-    lines = [line.strip(" :") for line in str(error).splitlines() if line.strip(" :")]
-    return next((line for line in lines if "Exception: " in line or "Error: " in line), lines[0] if lines else "")
-
-
-def _new_session(master: str) -> SparkSession:
-    builder = SparkSession.builder.appName("easyrec-mm group")
-    if master:
-        builder = builder.master(master)
-    if master.startswith("local"):
-        # Local workers must run the same Python, with the same packages, as this process.
-        os.environ.setdefault("PYSPARK_PYTHON", sys.executable)
-        builder = builder.config("spark.executorEnv.PYTHONPATH", os.pathsep.join(filter(None, sys.path)))
-    return builder.getOrCreate()
 
 
 class SparkEngine:
@@ -115,7 +76,7 @@ class SparkEngine:
         if not items:
             return []
         outcomes = self.session.sparkContext.parallelize(items, min(len(items), _MAX_SLICES)).map(_Guarded(function))
-        return [_result(outcome) for outcome in outcomes.collect()]
+        return [result_of(outcome) for outcome in outcomes.collect()]
 
     def read(self, splits: list[Split], layout: LogLayout) -> RowsReport:
         """Read and check the rows, and keep them for `group`."""
@@ -147,7 +108,7 @@ class SparkEngine:
         places = [functions.col(f"`{name}`") for name in (SHARD, POSITION, FIRST, ORDER)]
         rows = _without_reports(self._placed).repartition(sum(rule.num_shards), places[0]).sortWithinPartitions(*places)
         written = rows.mapInArrow(_WriteShards(rule), from_arrow_schema(pa.schema([(_REPORT, pa.binary())])))
-        reports = dict(itertools.chain.from_iterable(_result(row[0]) for row in written.collect()))
+        reports = dict(itertools.chain.from_iterable(result_of(row[0]) for row in written.collect()))
         self._placed.unpersist()  # type: ignore[union-attr]
         # A shard without rows becomes a file without groups.
         for shard in range(sum(rule.num_shards)):
@@ -162,7 +123,7 @@ class SparkEngine:
         spark_schema = from_arrow_schema(schema.append(pa.field(_REPORT, pa.binary())))
         made = rows.mapInArrow(function, spark_schema).persist(StorageLevel.DISK_ONLY)
         outcomes = made.filter(_report_column().isNotNull()).select(_report_column()).collect()
-        return made, [_result(row[0]) for row in outcomes]
+        return made, [result_of(row[0]) for row in outcomes]
 
 
 def _report_column() -> Column:
@@ -182,21 +143,7 @@ class _Guarded:
     function: Callable[[Any], Any]
 
     def __call__(self, item: Any) -> bytes:
-        return _guarded(lambda: self.function(item))
-
-
-def _guarded(run: Callable[[], Any]) -> bytes:
-    try:
-        return pickle.dumps((run(), ""))
-    except UserError as error:
-        return pickle.dumps((None, str(error)))
-
-
-def _result(outcome: bytes) -> Any:
-    result, problem = pickle.loads(bytes(outcome))
-    if problem:
-        raise DataError(problem)
-    return result
+        return guarded(lambda: self.function(item))
 
 
 class _Step:
@@ -290,7 +237,7 @@ class _WriteShards:
     rule: OutputRule
 
     def __call__(self, batches: Batches) -> Batches:
-        yield pa.RecordBatch.from_arrays([pa.array([_guarded(lambda: self._write(batches))], pa.binary())], [_REPORT])
+        yield pa.RecordBatch.from_arrays([pa.array([guarded(lambda: self._write(batches))], pa.binary())], [_REPORT])
 
     def _write(self, batches: Batches) -> list[tuple[int, ShardReport]]:
         reports = []

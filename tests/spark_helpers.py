@@ -1,0 +1,32 @@
+"""A local Spark cluster of two workers, each a process of its own, with one core."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import pytest
+
+# With the memory that Spark's executors ask for.
+MASTER = "local-cluster[2,1,1024]"
+
+
+@contextmanager
+def spark_environment() -> Iterator[pytest.MonkeyPatch]:
+    """Settings for sessions that live for seconds; skips where Java is missing, but never in continuous integration."""
+    if shutil.which("java") is None and "JAVA_HOME" not in os.environ:
+        problem = "Java is not installed; scripts/services installs it (Debian, as root)"
+        if os.environ.get("CI"):
+            raise FileNotFoundError(problem)
+        pytest.skip(problem)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("SPARK_LOCAL_IP", "127.0.0.1")
+        # Programs that run for seconds are not worth the time of the second compiler and of parallel collection.
+        java = "-XX:TieredStopAtLevel=1 -XX:+UseSerialGC"
+        conf = {"spark.ui.enabled": "false", "spark.driver.extraJavaOptions": java}
+        conf["spark.executor.extraJavaOptions"] = java
+        flags = " ".join(f"--conf '{name}={value}'" for name, value in conf.items())
+        patch.setenv("PYSPARK_SUBMIT_ARGS", f"{flags} pyspark-shell")
+        yield patch
