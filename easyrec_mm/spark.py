@@ -12,17 +12,18 @@ from functools import partial
 from typing import Any, TypeVar
 
 import pyarrow as pa
-import pyarrow.compute as pc
 from py4j.protocol import Py4JError
 from pyspark.errors import PySparkException
-from pyspark.sql import DataFrame, SparkSession
+from pyspark.sql import SparkSession
 from pyspark.sql.pandas.types import from_arrow_schema
 
 from easyrec_mm.errors import DataError, UserError
 from easyrec_mm.safe_text import hide_secrets
 
 Result = TypeVar("Result")
-_NUMBER, _OUTCOME = "easyrec_mm:number", "easyrec_mm:outcome"
+# A task of run_tasks takes one row and returns one: its number, and its argument or outcome.
+_NUMBER, _VALUE = "number", "value"
+_SCHEMA = pa.schema([(_NUMBER, pa.int64()), (_VALUE, pa.binary())])
 
 
 @contextmanager
@@ -90,75 +91,50 @@ def result_of(outcome: bytes) -> Any:
     return result
 
 
-def run_numbers(
-    session: SparkSession, num: int, function: Callable[[int], Result], secret_uris: Sequence[str] = ()
+def run_tasks(
+    session: SparkSession,
+    function: Callable[[Any], Result],
+    arguments: Sequence[Any],
+    secret_uris: Sequence[str] = (),
 ) -> list[Result]:
-    """Call a function with each number below `num`, each in a task of Spark; return the results in this order.
+    """Call a function with each argument, each in a task of Spark; return the results in the order of the arguments.
 
     The current folder is the same on the workers, if they have it, so that relative paths mean the same files.
 
     Args:
       session: the session.
-      num: number of calls.
-      function: can be pickled; may be called twice with a number, even at the same time.
+      function: can be pickled; may be called twice with an argument, even at the same time.
+      arguments: can be pickled.
       secret_uris: URIs whose passwords do not get into Spark's log.
 
     Raises:
       DataError: if the function raised a UserError.
     """
-
     folder = os.getcwd()
 
     def run(batches: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
         for batch in batches:
-            for number in batch.column(0).to_pylist():
-                yield _outcome(number, partial(function, number), folder, secret_uris)
+            for number, argument in zip(*(column.to_pylist() for column in batch.columns), strict=True):
+                outcome = _outcome(partial(function, pickle.loads(argument)), folder, secret_uris)
+                yield pa.RecordBatch.from_pydict({_NUMBER: [number], _VALUE: [outcome]}, _SCHEMA)
 
-    return _results(session.range(0, num, 1, num), run)
-
-
-def run_parts(
-    session: SparkSession,
-    rows: pa.Table,
-    num: int,
-    function: Callable[[pa.Table], Result],
-    secret_uris: Sequence[str] = (),
-) -> list[Result]:
-    """Call a function with each of `num` parts of a table, each in a task of Spark; see run_numbers."""
-    limits = [len(rows) * i // num for i in range(num + 1)]
-    part = pa.array([i for i in range(num) for _ in range(limits[i + 1] - limits[i])], pa.int32())
-    schema, folder = rows.schema, os.getcwd()
-
-    def run(batches: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
-        table = pa.Table.from_batches(list(batches))
-        for number in table[_NUMBER].unique().to_pylist() if len(table) else ():
-            own = table.filter(pc.equal(table[_NUMBER], number)).select(schema.names)
-            yield _outcome(number, partial(function, own), folder, secret_uris)
-
-    numbered = session.createDataFrame(rows.append_column(_NUMBER, part))
-    return _results(numbered.repartitionByRange(num, f"`{_NUMBER}`"), run)
+    schema = from_arrow_schema(_SCHEMA)
+    pickled = [(number, pickle.dumps(argument)) for number, argument in enumerate(arguments)]
+    rows = session.createDataFrame(session.sparkContext.parallelize(pickled, len(pickled)), schema)
+    outcomes = dict(map(tuple, rows.mapInArrow(run, schema).collect()))
+    return [result_of(outcomes[number]) for number in range(len(pickled))]
 
 
-def _outcome(number: int, run: Callable[[], Any], folder: str, secret_uris: Sequence[str]) -> pa.RecordBatch:
-    """Return the number and the guarded result of a function that runs in a folder, if there is one on this machine."""
+def _outcome(run: Callable[[], Any], folder: str, secret_uris: Sequence[str]) -> bytes:
+    """Return the guarded result of a function that runs in a folder, if there is one on this machine."""
     before = os.getcwd()
     with suppress(OSError):
         os.chdir(folder)
     try:
-        outcome = guarded(run)
-    except Exception:
-        # Of a mistake in this program. Spark writes what is raised to its log.
-        raise RuntimeError(hide_secrets(traceback.format_exc(), *secret_uris)) from None
+        return guarded(run)
+    except Exception as error:
+        # A mistake in this program. Spark writes what is raised to its log.
+        text = f"{type(error).__name__}: {error}\n{traceback.format_exc()}"
+        raise RuntimeError(hide_secrets(text, *secret_uris)) from None
     finally:
         os.chdir(before)
-    return pa.RecordBatch.from_arrays([pa.array([number], pa.int64()), pa.array([outcome], pa.binary())], _names())
-
-
-def _names() -> list[str]:
-    return [_NUMBER, _OUTCOME]
-
-
-def _results(rows: DataFrame, run: Callable[[Iterator[pa.RecordBatch]], Iterator[pa.RecordBatch]]) -> list[Any]:
-    schema = from_arrow_schema(pa.schema(zip(_names(), (pa.int64(), pa.binary()), strict=True)))
-    outcomes = dict(map(tuple, rows.mapInArrow(run, schema).collect()))
-    return [result_of(outcomes[number]) for number in sorted(outcomes)]

@@ -13,6 +13,9 @@ import pytest
 from flow_helpers import run, use_small_backbone
 from spark_helpers import MASTER, spark_environment
 
+from easyrec_mm.errors import DataError
+from easyrec_mm.store import open_store
+
 pytestmark = pytest.mark.slow
 
 
@@ -123,3 +126,105 @@ def test_mistakes(arguments, exported, earlier_export, tmp_path, capfd):
         run(*arguments, "--engine", "spark", "--output", f"{tmp_path}/out/", *flags, expect=1)
         assert error_of(capfd).startswith(f"error: {problem}")
     assert not (tmp_path / "out").exists()
+
+
+# --- Embedding
+
+
+def embed(exported, root, store, *flags, expect=0):
+    arguments = ["embed", "--img_model_dir", exported.folder / "image", "--store", f"lmdb://{root}/{store}"]
+    arguments += ["--input", root / "items.txt", "--image_root", root, "--bad_pictures", root / f"{store}.jsonl"]
+    run(*arguments, *flags, expect=expect)
+
+
+def records(root, store):
+    opened = open_store(f"lmdb://{root}/{store}")
+    found = {record.key: record.vector for record in opened.scan(opened.meta().current_generation)}
+    opened.close()
+    return found
+
+
+@pytest.fixture
+def root(exported, tmp_path):
+    """Pictures, two of which are bad, and a list of them, with a line that is not UTF-8."""
+    shutil.copytree(exported.data / "images" / "test", tmp_path / "images")
+    keys = sorted(f"images/{path.name}" for path in (tmp_path / "images").iterdir())
+    for key in (keys[2], keys[9]):
+        (tmp_path / key).write_bytes(b"no picture")
+    (tmp_path / "items.txt").write_bytes(b"\n".join([b"\xff", *(key.encode() for key in keys)]))
+    return tmp_path
+
+
+@pytest.mark.parametrize("num", [3, 20])  # 20: more than items
+def test_vectors_are_those_of_one_process(cluster, exported, root, capsys, num):
+    embed(exported, root, "one", "--runtime", "onnx", "--max_bad_share", 0.5)
+    says = [capsys.readouterr().out.replace("/one", "/spark").rpartition("; ")[0]]
+    embed(exported, root, "spark", "--engine", "spark", "--task_num", num, "--max_bad_share", 0.5)
+    says.append(capsys.readouterr().out.rpartition("; ")[0])
+    assert says[0] == says[1]
+    assert "10 pictures embedded by onnx, 0 already in the store, 2 bad" in says[0]
+    one, spark = records(root, "one"), records(root, "spark")
+    assert one.keys() == spark.keys()
+    for key, vector in one.items():
+        if vector is None:
+            assert spark[key] is None
+        else:
+            np.testing.assert_allclose(spark[key], vector, atol=1e-5)
+    assert (root / "spark.jsonl").read_text() == (root / "one.jsonl").read_text()
+    # Again: only what is bad is tried.
+    embed(exported, root, "spark", "--engine", "spark", "--max_bad_share", 0.5)
+    assert "0 pictures embedded by onnx, 10 already in the store, 2 bad" in capsys.readouterr().out
+
+
+def test_mistakes_of_embed_are_told_as_without_spark(cluster, exported, root, capfd):
+    messages = []
+    for flags in (["--runtime", "onnx"], ["--engine", "spark", "--task_num", 2]):
+        capfd.readouterr()
+        embed(exported, root, "s", *flags, expect=1)
+        messages.append(error_of(capfd))
+        shutil.rmtree(root / "s")
+    assert messages[0] == messages[1]
+    assert "2 of 12 items have no valid picture, more than --max_bad_share (0.1); generation 1 of" in messages[0]
+    embed(exported, root, "s", "--engine", "spark", "--task_index", 0, "--task_num", 2, expect=1)
+    assert error_of(capfd) == (
+        "error: --task_index: has no effect with --engine spark, which starts all tasks; remove the flag"
+    )
+
+
+# --- What workers raise
+
+SECRET = "s3cr3t-w0rd"
+URI = f"redis://:{SECRET}@nowhere:6379/0"
+
+
+def fail(number):
+    """A mistake in this program, on a worker; what libraries raise may hold the password alone."""
+    raise ValueError(f"{URI} and {SECRET}")
+
+
+def refuse(number):
+    raise DataError(f"worker {number} refuses {os.getcwd()}")
+
+
+def test_an_error_on_a_worker_shows_no_password(cluster, capfd):
+    from easyrec_mm.spark import run_tasks, spark_session
+
+    message = r"--engine spark: .*ValueError: redis://:\*\*\*@nowhere:6379/0 and \*\*\*"
+    with pytest.raises(DataError, match=message), spark_session("", "test"):
+        run_tasks(cluster, fail, [0, 1], [URI])
+    assert SECRET not in "".join(capfd.readouterr())
+
+
+def test_a_mistake_on_a_worker_is_told_as_it_is_and_paths_are_relative_to_here(cluster, tmp_path, monkeypatch):
+    from easyrec_mm.spark import run_tasks
+
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(DataError, match=rf"^worker 0 refuses {tmp_path}$"):
+        run_tasks(cluster, refuse, [0, 1])
+
+
+def test_each_argument_is_used_once_and_results_are_in_order(cluster):
+    from easyrec_mm.spark import run_tasks
+
+    parts = [list(range(i)) for i in range(7)]
+    assert run_tasks(cluster, sum, parts) == [sum(part) for part in parts]

@@ -4,9 +4,14 @@ from __future__ import annotations
 
 import os
 from contextlib import closing
+from typing import TYPE_CHECKING
 
 from easyrec_mm.cli import flags as f
+from easyrec_mm.errors import UserError
 from easyrec_mm.tensorflow_import import import_tensorflow
+
+if TYPE_CHECKING:
+    from easyrec_mm.embedding.embed import EmbedResult
 
 HELP = "embed the pictures of all items into a store"
 
@@ -48,6 +53,7 @@ def add_flags(parser: f.Parser) -> None:
         help="share of the items that may be without a valid picture; with more, the vectors do not become current "
         "(default 0.1)",
     )
+    f.add_engine_flags(parser)
     f.add_task_flags(parser, "the pictures of --input, which is the same for all")
     add("--batch_size", metavar="N", type=f.not_negative, default=0, help="pictures per batch (default: by their size)")
     add(
@@ -60,14 +66,16 @@ def add_flags(parser: f.Parser) -> None:
 
 def run(flags: f.Flags) -> int:
     """Embed the pictures and report."""
+    if flags.engine == "spark":
+        return _run_on_spark(flags)
     task, bad_pictures = f.task_of(flags), flags.bad_pictures
     if task is not None:
         bad_pictures = task.file_name(*os.path.splitext(bad_pictures))
     from easyrec_mm.manifest import IMAGE_ONNX, read_header
     from easyrec_mm.store import open_store
 
+    # TensorFlow only decodes, one picture per thread: more threads would take the cores from ONNX Runtime.
     if flags.runtime != "tensorflow" and IMAGE_ONNX in read_header(flags.img_model_dir, "image").files:
-        # TensorFlow only decodes, one picture per thread: more threads would take the cores from ONNX Runtime.
         os.environ.setdefault("TF_NUM_INTRAOP_THREADS", "1")
     import_tensorflow()
     from easyrec_mm.embedding.embed import EmbedOptions, embed
@@ -84,10 +92,50 @@ def run(flags: f.Flags) -> int:
     options = f.options_of(EmbedOptions, flags, task=task, bad_pictures=bad_pictures)
     with closing(open_store(flags.store, writable=True)) as store:
         result = embed(model, items, store, options, refused)
+    _print(result, model.runtime, bad_pictures, store.uri)
+    return 0
+
+
+def _run_on_spark(flags: f.Flags) -> int:
+    """Embed the pictures on the workers of Spark, and report."""
+    if flags.task_index is not None:
+        raise UserError("--task_index: has no effect with --engine spark, which starts all tasks; remove the flag")
+    f.require_spark()
+    from easyrec_mm.manifest import IMAGE_ONNX, read_header
+    from easyrec_mm.store import open_store
+
+    manifest = read_header(flags.img_model_dir, "image")
+    runtime = flags.runtime
+    if runtime == "auto":
+        runtime = "onnx" if IMAGE_ONNX in manifest.files else "tensorflow"
+    import_tensorflow()
+    from easyrec_mm.embedding.embed import EmbedOptions
+    from easyrec_mm.embedding.items import read_items
+    from easyrec_mm.embedding.on_spark import SparkEmbedding, embed_on_spark
+    from easyrec_mm.spark import spark_session
+
+    schema = manifest.schema
+    items, refused = read_items(flags.input, schema, flags.image_root, flags.key_column, flags.path_column)
+    if refused:
+        print(f"{len(refused)} records are left out (listed in {flags.bad_pictures}). The first: {refused[0]}")
+    options = f.options_of(EmbedOptions, flags, task=None)
+    with (
+        closing(open_store(flags.store, writable=True)) as store,
+        spark_session(flags.spark_master, "embed") as session,
+    ):
+        context = session.sparkContext
+        num_threads = int(context.getConf().get("spark.task.cpus") or 1)
+        embedding = SparkEmbedding(flags.img_model_dir, runtime, flags.store, options, num_threads)
+        num_tasks = flags.task_num or context.defaultParallelism
+        result = embed_on_spark(session, embedding, manifest, items, store, refused, num_tasks)
+    _print(result, runtime, flags.bad_pictures, store.uri)
+    return 0
+
+
+def _print(result: EmbedResult, runtime: str, bad_pictures: str, store: str) -> None:
     print(
-        f"{result.embedded} pictures embedded by {model.runtime}, {result.unchanged} already in the store, "
+        f"{result.embedded} pictures embedded by {runtime}, {result.unchanged} already in the store, "
         f"{result.bad} bad{f' (absent; listed in {bad_pictures})' if result.bad else ''}; "
-        f"{f.state_of(f'generation {result.generation} of {store.uri}', result.waits_for)}; "
+        f"{f.state_of(f'generation {result.generation} of {store}', result.waits_for)}; "
         f"{result.per_s:.4g} images/s"
     )
-    return 0

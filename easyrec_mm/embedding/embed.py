@@ -81,6 +81,13 @@ class EmbedOptions:
     task: Task | None = None
 
 
+class Written(NamedTuple):
+    """What was written of some items, and the first bad picture, or ""."""
+
+    result: EmbedResult
+    first_bad: str
+
+
 class _Loaded(NamedTuple):
     """A batch ready for the tower.
 
@@ -118,27 +125,51 @@ def embed(
       StoreError: if the store cannot be written.
       UserError: if too many items have no valid picture, or the list of bad pictures cannot be written.
     """
+    task, tasks = options.task, None
+    if task:
+        tasks = Tasks(task.num, _description(items))
+        items = [items[i] for i in task.part_of(len(items))]
+    with open_list(options.bad_pictures, refused) as bad_list:
+        generation, written = write_vectors(model, items, store, options, bad_list, tasks)
+    require_valid(written, options, store.uri)
+    return replace(written.result, waits_for=store.complete(generation, (task.index + 1, task.num) if task else None))
+
+
+def write_vectors(
+    model: ImageModel,
+    items: Sequence[Item],
+    store: Store,
+    options: EmbedOptions,
+    bad_list: TextIO,
+    tasks: Tasks | None = None,
+) -> tuple[Generation, Written]:
+    """Write the vectors of items' pictures to a generation, which is not made current.
+
+    Args:
+      model, store, options: see embed.
+      items: the items to embed.
+      bad_list: file to which the bad pictures are written.
+      tasks: see Store.begin.
+
+    Raises:
+      StoreError: if the store cannot be written.
+    """
     manifest = model.manifest
     image = manifest.schema.image
     batch_size = options.batch_size or max(64, min(256, _PIXELS_AT_A_TIME // (image.height * image.width)))
-    task = options.task
-    tasks = Tasks(task.num, _description(items)) if task else None
     generation = store.begin(manifest.image_tower_fingerprint, manifest.image_width, options.dtype, tasks)
-    if task:
-        items = [items[i] for i in task.part_of(len(items))]
     loader = _Loader(model, options.image_root, options.refresh)
     progress = PictureProgress("embed", len(items))
     started = time.perf_counter()
     threads = os.cpu_count() or 1
     batches = _to_load(store, generation, items, options.refresh, batch_size)
-    with _open_list(options.bad_pictures, refused) as bad_list, ThreadPoolExecutor(threads) as readers:
+    with ThreadPoolExecutor(threads) as readers:
         loaded = _ahead(readers, batches, loader.load, threads + 2)
         counts, first_bad = _embed_batches(model, store, generation, loaded, bad_list, progress)
     progress.close()
     per_s = (counts["embedded"] + counts["bad"]) / (time.perf_counter() - started)
     result = EmbedResult(counts["embedded"], counts["unchanged"], counts["bad"], generation.number, per_s)
-    _require_valid(result, options, store.uri, first_bad)
-    return replace(result, waits_for=store.complete(generation, (task.index + 1, task.num) if task else None))
+    return generation, Written(result, first_bad)
 
 
 def _description(items: Sequence[Item]) -> str:
@@ -181,7 +212,13 @@ def _embed_batches(
     return counts, first_bad
 
 
-def _require_valid(result: EmbedResult, options: EmbedOptions, store: str, first_bad: str) -> None:
+def require_valid(written: Written, options: EmbedOptions, store: str) -> None:
+    """Check that not too many items are without a valid picture.
+
+    Raises:
+      UserError: if they are.
+    """
+    result, first_bad = written
     num_items = result.embedded + result.unchanged + result.bad
     if result.bad and (result.bad > options.max_bad_share * num_items or result.bad == num_items):
         raise UserError(
@@ -324,7 +361,7 @@ def _ahead(
 
 
 @contextmanager
-def _open_list(path: str, refused: Sequence[BadRecord]) -> Iterator[TextIO]:
+def open_list(path: str, refused: Sequence[BadRecord]) -> Iterator[TextIO]:
     """Yield a file that lists these groups, to write bad pictures to; closed, it is uploaded or, if empty, removed."""
     place = written_at(path) if is_remote(path) else Path(plain(path))
     try:

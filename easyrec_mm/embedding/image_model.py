@@ -36,11 +36,16 @@ _TRIALS, _TRIAL_PICTURES = 3, 64
 class ImageModel:
     """An exported image model: decodes pictures and embeds pixels, by default with the faster of its runtimes.
 
+    Args:
+      folder: folder of the export.
+      runtime: "onnx", "tensorflow", or "auto" for the faster one.
+      num_threads: number of threads of ONNX Runtime; 0: one per core.
+
     Raises:
       ExportError: if the folder contains no image model, or none for the runtime, or if it cannot be loaded.
     """
 
-    def __init__(self, folder: str, runtime: Runtime = "auto") -> None:
+    def __init__(self, folder: str, runtime: Runtime = "auto", num_threads: int = 0) -> None:
         folder = local_export(folder)
         self.manifest: Manifest = read_manifest(folder, "image")
         self._input = self.manifest.image_input
@@ -55,7 +60,9 @@ class ImageModel:
             self._signatures = tf.saved_model.load(folder).signatures
             if has_onnx:
                 path = str(Path(folder) / IMAGE_ONNX)
-                self._session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
+                options = onnxruntime.SessionOptions()
+                options.intra_op_num_threads = num_threads
+                self._session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
         except Exception as error:  # each runtime has its own exception types
             raise ExportError(f"{folder}: the image model cannot be loaded: {error}") from error
         # Once more, for the files may have been overwritten while they were loaded.

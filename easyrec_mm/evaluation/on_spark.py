@@ -7,7 +7,7 @@ they report. ONNX Runtime computes, so that no worker needs the checkpoint.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 import pyarrow as pa
@@ -21,7 +21,7 @@ from easyrec_mm.evaluation.parts import PartsFolder
 from easyrec_mm.evaluation.predict import prediction_input, type_of, write_predictions
 from easyrec_mm.protos.pipeline_pb2 import EasyRecConfig
 from easyrec_mm.schema import Schema
-from easyrec_mm.spark import run_numbers
+from easyrec_mm.spark import run_tasks
 from easyrec_mm.tasks import Task
 
 
@@ -52,7 +52,7 @@ class SparkPrediction:
     num_threads       number of threads of a task
     """
 
-    config: bytes
+    config: bytes = field(repr=False)
     schema: Schema
     path: str
     rec_model_dir: str
@@ -123,7 +123,7 @@ def predict_on_spark(session: SparkSession, prediction: SparkPrediction, bad_rec
     """
     folder = prediction.folder()
     stored = [feature.store_uri for feature in prediction.schema.stored_features()]
-    reports = run_numbers(session, prediction.num_tasks, prediction, stored)
+    reports = run_tasks(session, prediction, range(prediction.num_tasks), stored)
     try:
         for report in reports:
             bad_records.add(report.num_groups, report.num_pictures, report.records)
