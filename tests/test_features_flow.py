@@ -11,6 +11,7 @@ import pyarrow.parquet as pq
 import pytest
 import tensorflow as tf
 from every_feature import sample_names, samples_of, write_data, write_titles
+from exported_helpers import exported_outputs
 from prometheus_client import REGISTRY
 from training_helpers import use_backbone_of_three_stages
 
@@ -128,6 +129,15 @@ def test_a_saved_model_takes_the_vectors(trained, rows):
     vectors["title_vector"] = vectors["title_vector"][::-1].copy()
     others = run(**given, **{name: tf.constant(value) for name, value in vectors.items()})
     assert np.abs(others["logits_click"] - outputs["logits_click"]).max() > 1e-4
+
+
+def test_exported_models_in_batches_compute_what_predict_writes(trained, rows):
+    """Features of every type, with the vectors of a store."""
+    files = (f"{trained}/data.txt", f"{trained}/rec", f"{trained}/img")
+    outputs = exported_outputs(f"{trained}/x.config", [], *files)
+    assert outputs.keys() <= rows[0][0].keys()
+    for name, values in outputs.items():
+        np.testing.assert_allclose(values, [row[name] for row in rows[0]], atol=1e-5)
 
 
 def test_lists_that_do_not_fit_each_other_are_refused(trained, rows):

@@ -13,6 +13,7 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import tensorflow as tf
+from exported_helpers import exported_outputs
 from flow_helpers import KINDS, demo_flags, make_data, small_backbone, use_small_backbone
 
 from easyrec_mm.cli.main import main
@@ -147,6 +148,15 @@ def test_a_server_answers_what_predict_writes(trained):
         np.testing.assert_allclose(answer.outputs[name], values, rtol=1e-5, atol=2e-6, err_msg=name)
     without = [not row["img_path"] for row in trained.rows]
     assert (answer.sources == np.where(without, Source.NO_IMAGE, Source.STORE)).all()
+
+
+def test_exported_models_in_batches_compute_what_predict_writes(trained):
+    config, *overrides = trained.flags[1:]
+    overrides = [flag.removeprefix("--set=") for flag in overrides]
+    models = (trained.folder / "rec", trained.folder / "image")
+    outputs = exported_outputs(config, overrides, f"{trained.data}/test/*", *models)
+    for name, values in trained.expected().items():
+        np.testing.assert_allclose(outputs[name], values, atol=1e-5)
 
 
 def test_vectors_that_the_store_lacks_are_computed(trained):
