@@ -49,6 +49,8 @@ def run(flags: f.Flags) -> int:
     for name in flags.reserved_columns:
         if name not in field_names:
             raise ConfigError(f"--reserved_columns: no input field '{name}'; {did_you_mean(name, field_names)}")
+    # With Spark, the number of tasks is given without an index.
+    task = None if flags.engine == "spark" else f.task_of(flags)
     ending = _ending(flags)
     if flags.quote_formulas and ending != ".csv":
         raise UserError(f"--quote_formulas: has no effect on {ending}; write .csv, or remove the flag")
@@ -56,12 +58,11 @@ def run(flags: f.Flags) -> int:
         return _run_on_spark(pipeline, flags, ending)
     if flags.rec_model_dir or flags.img_model_dir:
         raise UserError("--rec_model_dir, --img_model_dir: have no effect without --engine spark; remove them")
-    return _run_here(pipeline, flags, ending)
+    return _run_here(pipeline, flags, task, ending)
 
 
-def _run_here(pipeline: Pipeline, flags: f.Flags, ending: str) -> int:
+def _run_here(pipeline: Pipeline, flags: f.Flags, task: Task | None, ending: str) -> int:
     """Predict the samples of this task by a checkpoint."""
-    task = f.task_of(flags)
     from easyrec_mm.evaluation.parts import written_file
     from easyrec_mm.evaluation.predict import predict, prediction_input
     from easyrec_mm.runs.model_dir import PREDICT_BAD_RECORDS
