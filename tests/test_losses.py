@@ -5,6 +5,7 @@ import pytest
 import tensorflow as tf
 from layer_helpers import sigmoid
 
+from easyrec_mm.distribution.replicas import Replicas
 from easyrec_mm.network.losses import (
     LOSSES,
     binary_focal,
@@ -14,6 +15,8 @@ from easyrec_mm.network.losses import (
     weighted_mean,
 )
 from easyrec_mm.protos.loss_pb2 import LossType
+
+ALONE = Replicas()
 
 
 def cross_entropy(labels, logits):
@@ -129,16 +132,17 @@ def test_focal_gradient(gamma, alpha):
 
 def test_weighted_mean():
     """The divisor counts the samples whose weight is not zero, whatever the weights are."""
-    assert float(weighted_mean(tf.constant([1.0, 2.0, 3.0]), tf.ones(3))) == 2.0
-    assert float(weighted_mean(tf.constant([1.0, 2.0, 3.0]), tf.fill(3, 10.0))) == 20.0
-    assert float(weighted_mean(tf.constant([1.0, 2.0, 3.0, 5.0]), tf.constant([0.5, 0.0, 0.0, 1.5]))) == 4.0
+    assert float(weighted_mean(tf.constant([1.0, 2.0, 3.0]), tf.ones(3), ALONE)) == 2.0
+    assert float(weighted_mean(tf.constant([1.0, 2.0, 3.0]), tf.fill(3, 10.0), ALONE)) == 20.0
+    weights = tf.constant([0.5, 0.0, 0.0, 1.5])
+    assert float(weighted_mean(tf.constant([1.0, 2.0, 3.0, 5.0]), weights, ALONE)) == 4.0
 
 
 def test_weighted_mean_of_nothing_is_zero():
     losses, weights = tf.constant([1.0, 2.0]), tf.zeros(2)
     with tf.GradientTape() as tape:
         tape.watch(losses)
-        mean = weighted_mean(losses, weights)
+        mean = weighted_mean(losses, weights, ALONE)
     assert float(mean) == 0.0
     np.testing.assert_array_equal(tape.gradient(mean, losses), [0.0, 0.0])
-    assert float(weighted_mean(tf.zeros(0), tf.zeros(0))) == 0.0
+    assert float(weighted_mean(tf.zeros(0), tf.zeros(0), ALONE)) == 0.0
