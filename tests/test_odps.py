@@ -204,7 +204,10 @@ def test_a_table_trains_the_model_that_its_lines_do(flow):
         predictions[model] = pq.read_table(output).to_pydict()
     assert list(predictions["text"]) == list(predictions["table"])
     for name, values in predictions["text"].items():
-        np.testing.assert_array_equal(predictions["table"][name], values)
+        if isinstance(values[0], str):
+            assert predictions["table"][name] == values
+        else:  # batches end with files, and the last bits of what a model computes depend on the batch
+            np.testing.assert_allclose(predictions["table"][name], values, rtol=0, atol=1e-6)
 
 
 @pytest.mark.slow

@@ -22,7 +22,9 @@ def steps(training, kind):
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
-def test_a_signal_during_an_evaluation_stops_it(data, tmp_path, monkeypatch, number):
+def test_a_signal_during_an_evaluation_stops_it(data, tmp_path, monkeypatch, request, number):
+    before = signal.signal(number, signal.default_int_handler)  # not ignored, as SIGHUP is under nohup
+    request.addfinalizer(lambda: signal.signal(number, before))
     training = evaluated_training(data, tmp_path, "")
     rows = []
     plan_columns = evaluator.plan_columns
