@@ -167,7 +167,8 @@ def test_a_first_worker_that_is_lost_after_the_last_step_is_missed_by_the_others
     """Kubernetes starts only those again that have failed, and they need all others."""
     header, *rows = (folder / "eval.csv").read_text().splitlines(keepends=True)
     (folder / "long.csv").write_text(header + "".join(rows) * 500)
-    arguments = ["--model_dir", "m", *size(48), "--eval_input_path"]
+    last_only = ["--set", "eval_config.eval_interval_secs=100000"]
+    arguments = ["--model_dir", "m", *size(48), *last_only, "--eval_input_path"]
     workers = Workers(folder, 2, *arguments, "long.csv")
     workers.wait_for(folder / "m/model.ckpt-21.index")
     time.sleep(1.5)  # the last evaluation has begun
