@@ -52,7 +52,7 @@ def add_flags(parser: f.Parser) -> None:
         "config start in the first one"
     )
     add("--claim", metavar="NAME:/PATH", type=_claim, action="append", default=[], help=claim)
-    secret = "Secret of which the entries become environment variables, such as the credentials of a bucket"
+    secret = "Secret whose entries become environment variables, such as the credentials of a bucket"
     add("--secret", metavar="S", type=_resource("a Secret"), help=secret)
     account = "service account of the workers, such as one that may use a bucket"
     add("--service_account", metavar="A", type=_resource("a service account"), help=account)

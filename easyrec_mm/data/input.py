@@ -58,7 +58,7 @@ class Input:
       labels: label fields to read, by default all; () for prediction.
       kept_fields: further input fields to return in addition to the batch.
       vectors: stores of the vectors that features name by key; by default the current vectors of these stores.
-      worker: number of this worker and of all workers, each of which reads its share of every global batch.
+      worker: number of this worker, and number of all workers; each reads its share of every global batch.
       task: reads only this task's part of the files, once; the groups of a batch are of one file then, so that the
         batches of all tasks are, one behind the other, those of a single one.
 
@@ -208,7 +208,7 @@ class Input:
             raise self.source.failure(error) or error from error
 
     def files_read(self) -> list[int]:
-        """Return the indices of the files of which something is read."""
+        """Return the indices of the files that are read, in part or whole."""
         if self._pieces is None:
             return list(range(len(self.source.files)))
         return [piece.file for piece in self._pieces]

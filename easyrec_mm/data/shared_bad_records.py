@@ -11,7 +11,7 @@ from easyrec_mm.distribution.replicas import Replicas
 
 
 class SharedBadRecords(BadRecords):
-    """The bad records of all workers, each of which adds those of its share of every batch.
+    """The bad records of all workers; each worker adds those of its share of every batch.
 
     Args:
       path: as for BadRecords; a worker writes the records of all.

@@ -39,7 +39,7 @@ class Training:
     cpu              cores of each worker, as Kubernetes writes them; None for any
     memory           of each worker, as Kubernetes writes it; None for any
     claims           persistent volume claims: folder in the containers -> name; the first is the working folder
-    secret           Secret of which the entries become environment variables
+    secret           Secret whose entries become environment variables
     service_account  of the workers; None for the default one
     max_restarts     how often the training is started again after failures
     """
@@ -100,7 +100,7 @@ def job_documents(training: Training) -> list[Document]:
 
 
 def tfjob_documents(training: Training) -> list[Document]:
-    """Return a TFJob of the workers, of which the operator makes the names and TF_CONFIG."""
+    """Return a TFJob; its operator gives the workers their names and TF_CONFIG."""
     labels = _labels(training)
     # The operator knows container and port by these names.
     ports = [{"name": "tfjob-port", "containerPort": PORT}]
@@ -154,7 +154,7 @@ def _failure_rules() -> list[Document]:
     return [
         # Nothing that a restart changes.
         {"action": "FailJob", "onExitCodes": {**status, "values": [_INVALID_FLAGS, _CANNOT_BE_RUN, _NOT_FOUND]}},
-        # A node was emptied: that worker and all others have written a checkpoint and ended, which is no failure.
+        # A node was emptied. All workers have written a checkpoint and ended: that is no failure.
         {"action": "Ignore", "onPodConditions": [{"type": "DisruptionTarget", "status": "True"}]},
         {"action": "Ignore", "onExitCodes": {**status, "values": [_AFTER_SIGTERM]}},
     ]

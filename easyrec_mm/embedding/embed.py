@@ -82,7 +82,7 @@ class EmbedOptions:
 
 
 class Written(NamedTuple):
-    """What was written of some items, and the first bad picture, or ""."""
+    """What was written for some items, and the first bad picture; "" for none."""
 
     result: EmbedResult
     first_bad: str

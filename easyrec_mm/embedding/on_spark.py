@@ -26,7 +26,7 @@ from easyrec_mm.tasks import Task
 
 
 class TaskReport(NamedTuple):
-    """What a task has written, and its lines of the list of bad pictures."""
+    """What a task has written, and its lines for the list of bad pictures."""
 
     written: Written
     bad_lines: str
@@ -69,7 +69,7 @@ def embed_on_spark(
     """Embed all items on the workers of Spark, and make their vectors current; see embed.
 
     Args:
-      session: the session.
+      session: where the workers run.
       embedding: how a worker embeds.
       manifest: that of the image model.
       items: the items, each key once.

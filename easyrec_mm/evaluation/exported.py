@@ -121,7 +121,7 @@ class ExportedNetwork:
         vectors = self._vectors(batch, fields)
         inputs = {
             **self._transform({name: fields[name] for name in self._feature_fields}, batch.num_samples),
-            **self._padded_vectors(batch),
+            **padded_vectors(self._schema, batch),
             IMAGE_VECTOR: vectors[batch.sample_image.numpy()],
         }
         taken = {name: value for name, value in inputs.items() if name in self._taken}
@@ -158,18 +158,19 @@ class ExportedNetwork:
         vectors[images] = self._image.run([IMAGE_VECTOR], inputs)[0]
         return vectors
 
-    def _padded_vectors(self, batch: Batch) -> dict[str, NDArray[np.float32]]:
-        """Return the vectors of features that are in a store, in the form that the ONNX model takes."""
-        vectors = {}
-        for feature in self._schema.stored_features():
-            value = batch.features[feature.name]
-            if isinstance(value, tf.RaggedTensor):
-                longest = tf.maximum(value.bounding_shape()[1], 1)
-                mask = tf.sequence_mask(value.row_lengths(), longest, tf.float32)
-                vectors[feature.weight_key] = mask.numpy()
-                value = value.to_tensor(shape=[None, longest, None])
-            vectors[feature.name] = value.numpy()
-        return vectors
+
+def padded_vectors(schema: Schema, batch: Batch) -> dict[str, NDArray[np.float32]]:
+    """Return the vectors of features that are in a store, in the form that an exported ONNX model takes."""
+    vectors = {}
+    for feature in schema.stored_features():
+        value = batch.features[feature.name]
+        if isinstance(value, tf.RaggedTensor):
+            longest = tf.maximum(value.bounding_shape()[1], 1)
+            mask = tf.sequence_mask(value.row_lengths(), longest, tf.float32)
+            vectors[feature.weight_key] = mask.numpy()
+            value = value.to_tensor(shape=[None, longest, None])
+        vectors[feature.name] = value.numpy()
+    return vectors
 
 
 def _session(path: Path, num_threads: int) -> onnxruntime.InferenceSession:

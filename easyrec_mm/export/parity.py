@@ -22,6 +22,7 @@ from easyrec_mm.data.input import Input
 from easyrec_mm.data.picture_reader import picture_reader
 from easyrec_mm.data.pictures import PictureLoader
 from easyrec_mm.errors import ExportError
+from easyrec_mm.evaluation.exported import padded_vectors
 from easyrec_mm.evaluation.metrics import metric_value
 from easyrec_mm.evaluation.rank_metrics import AUC
 from easyrec_mm.export import parts
@@ -246,25 +247,12 @@ class _Ways:
         values = {name: _values(value) for name, value in features.items()}
         inputs = {
             **self._numpy_transform(values, batch.num_samples),
-            **self._padded_vectors(batch),
+            **padded_vectors(self._schema, batch),
             manifest.IMAGE_VECTOR: vector[batch.sample_image.numpy()],
         }
         names = [output.name for output in self._rec_onnx.get_outputs()]
         taken = {value.name for value in self._rec_onnx.get_inputs()}
         return dict(zip(names, self._rec_onnx.run(names, {n: v for n, v in inputs.items() if n in taken}), strict=True))
-
-    def _padded_vectors(self, batch: Batch) -> dict[str, np.ndarray]:
-        """Return the vectors of features that are in a store, in the form that the ONNX model takes."""
-        vectors = {}
-        for feature in self._schema.stored_features():
-            value = batch.features[feature.name]
-            if isinstance(value, tf.RaggedTensor):
-                longest = tf.maximum(value.bounding_shape()[1], 1)
-                mask = tf.sequence_mask(value.row_lengths(), longest, tf.float32)
-                vectors[feature.weight_key] = mask.numpy()
-                value = value.to_tensor(shape=[None, longest, None])
-            vectors[feature.name] = value.numpy()
-        return vectors
 
     @staticmethod
     def _require_exact_text(image: dict[str, tf.Tensor]) -> None:

@@ -193,9 +193,11 @@ class TableSource:
     def check_whole(self, stop: threading.Event, files: Collection[int]) -> None:
         """See Source.check_whole; does nothing, because Arrow raises an error for a truncated Parquet or gzip file."""
 
-    def _chunks(self, epoch: int, num_epochs: int, num_skipped: int, size: int) -> Iterator[list[tuple[int, pa.Table]]]:
+    def _chunks(
+        self, first_epoch: int, num_epochs: int, num_skipped: int, size: int
+    ) -> Iterator[list[tuple[int, pa.Table]]]:
         """Yield chunks of `size` rows each, as parts (epoch, rows) with rows of one epoch."""
-        epochs = range(epoch, num_epochs) if num_epochs else count(epoch)
+        epochs = range(first_epoch, num_epochs) if num_epochs else count(first_epoch)
         return _in_chunks(((epoch, table) for epoch in epochs for table in self._epoch(epoch)), num_skipped, size)
 
     def _chunks_of(self, pieces: Sequence[Piece], size: int) -> Iterator[list[tuple[int, pa.Table]]]:

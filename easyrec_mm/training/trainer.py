@@ -184,7 +184,7 @@ class Trainer:
         step_log.go_on(self._unreported)
         return Loop(
             config=self._train_config, length=length, replicas=self._replicas, steps=self.steps,
-            run_step=lambda item: self.run_step(item), save=self._save, evaluations=self._evaluations, log=log,
+            run_step=self.run_step, save=self._save, evaluations=self._evaluations, log=log,
             progress=progress, forecast=forecast, step_log=step_log, save_times=save_times, caught=caught,
             bad_records=self._bad_records, put_logs=lambda: self._folder.put_logs(at_once=False),
         )  # fmt: skip
