@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
 import signal
-import subprocess
-import sys
 import time
 
 import numpy as np
 import pytest
 import tensorflow as tf
 from flat_helpers import make_log
+from forked import Command
 from servers import free_port
 
 pytestmark = pytest.mark.slow
@@ -54,6 +52,7 @@ train_config {
 }
 """
 SPEEDS = ("samples_per_second", "images_per_second", "samples_per_image", "input_wait_share")
+TRAIN = ["train", "--pipeline_config", "x.config"]
 TOGETHER = ["--set", "train_config.train_distribute=MultiWorkerMirroredStrategy", "--wait_for_workers_s", "60"]
 
 
@@ -61,30 +60,17 @@ class Workers:
     """Processes that train together in a folder."""
 
     def __init__(self, folder, num, *arguments, of_each=()):
-        addresses = [f"127.0.0.1:{free_port()}" for _ in range(num)]
-        command = [sys.executable, "-m", "easyrec_mm", "train", "--pipeline_config", "x.config", *TOGETHER, *arguments]
+        self.addresses = [f"127.0.0.1:{free_port()}" for _ in range(num)]
         self.processes = []
         for number in range(num):
             task = {"type": "worker", "index": number}
-            environment = {**os.environ, "TF_CONFIG": json.dumps({"cluster": {"worker": addresses}, "task": task})}
-            own = of_each[number] if of_each else []
-            self.processes.append(
-                subprocess.Popen(
-                    [*command, *own], cwd=folder, env=environment, text=True,
-                    stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
-                )
-            )  # fmt: skip
-        self.addresses = addresses
+            environment = {"TF_CONFIG": json.dumps({"cluster": {"worker": self.addresses}, "task": task})}
+            command = [*TRAIN, *TOGETHER, *arguments, *(of_each[number] if of_each else [])]
+            self.processes.append(Command(folder, command, folder / f"output_{number}.txt", environment))
 
     def end(self):
         """Exit status and output of each."""
-        outputs = [process.communicate(timeout=120)[0] for process in self.processes]
-        return [process.returncode for process in self.processes], outputs
-
-    def wait_for(self, path):
-        while not path.exists():
-            assert self.processes[0].poll() is None
-            time.sleep(0.05)
+        return tuple(zip(*(process.end() for process in self.processes), strict=True))
 
 
 def values(folder, step):
@@ -101,8 +87,8 @@ def assert_same_weights(one, other, step):
 
 
 def train(folder, *arguments):
-    command = [sys.executable, "-m", "easyrec_mm", "train", "--pipeline_config", "x.config", *arguments]
-    return subprocess.run(command, cwd=folder, check=True, capture_output=True, text=True).stdout
+    status, output = Command(folder, [*TRAIN, *arguments], folder / "output.txt").end()
+    assert status == 0, output
 
 
 @pytest.fixture
@@ -119,7 +105,7 @@ def test_several_workers_train_the_weights_of_one(folder):
     train(folder, "--model_dir", "one", *size(96))
     for num in (2, 3):
         statuses, outputs = Workers(folder, num, "--model_dir", f"of_{num}", *size(96 // num)).end()
-        assert statuses == [0] * num, outputs
+        assert statuses == (0,) * num, outputs
         assert_same_weights(folder / "one", folder / f"of_{num}", 21)
     lines = [[json.loads(line) for line in (folder / name / "metrics.jsonl").open()] for name in ("one", "of_2")]
     assert [line["step"] for line in lines[0] if line["kind"] == "eval"] == [7, 14, 21]
@@ -136,11 +122,11 @@ def test_an_evaluation_of_several_workers_is_that_of_one(folder):
     train(folder, "--model_dir", "one", *size(60), *settings)
     for num, batch_size in ((2, 30), (3, 20)):
         statuses, outputs = Workers(folder, num, "--model_dir", f"of_{num}", *size(batch_size), *settings).end()
-        assert statuses == [0] * num, outputs
+        assert statuses == (0,) * num, outputs
         shutil.copytree(folder / "one", folder / f"again_{num}")
         (folder / f"again_{num}/metrics.jsonl").unlink()  # so that the evaluation is made up
         statuses, outputs = Workers(folder, num, "--model_dir", f"again_{num}", *size(batch_size), *settings).end()
-        assert statuses == [0] * num, outputs
+        assert statuses == (0,) * num, outputs
         results = [json.loads((folder / name / "eval_result.json").read_text()) for name in ("one", f"again_{num}")]
         assert results[0] == results[1]
         assert results[0]["num_samples"] > 100
@@ -151,14 +137,14 @@ def test_a_worker_that_is_killed_is_named_and_all_go_on_from_the_checkpoint(fold
     arguments = ["--model_dir", "m", *size(48), "--set", "train_config.num_epochs=8"]
     for lost in (1, 0):
         workers = Workers(folder, 2, *arguments)
-        workers.wait_for(folder / f"m/model.ckpt-{14 if lost else 28}.index")
+        workers.processes[0].wait_for(folder / f"m/model.ckpt-{14 if lost else 28}.index")
         workers.processes[lost].kill()
         statuses, outputs = workers.end()
         assert statuses[1 - lost] == 1
         assert f"error: worker {lost} ({workers.addresses[lost]}) cannot be reached any more" in outputs[1 - lost]
     workers = Workers(folder, 2, *arguments)
     statuses, outputs = workers.end()
-    assert statuses == [0, 0], outputs
+    assert statuses == (0, 0), outputs
     assert "continuing from" in outputs[1]
     assert_same_weights(folder / "one", folder / "m", 84)
 
@@ -170,29 +156,29 @@ def test_a_first_worker_that_is_lost_after_the_last_step_is_missed_by_the_others
     last_only = ["--set", "eval_config.eval_interval_secs=100000"]
     arguments = ["--model_dir", "m", *size(48), *last_only, "--eval_input_path"]
     workers = Workers(folder, 2, *arguments, "long.csv")
-    workers.wait_for(folder / "m/model.ckpt-21.index")
+    workers.processes[0].wait_for(folder / "m/model.ckpt-21.index")
     time.sleep(1.5)  # the last evaluation has begun
     workers.processes[0].kill()
     statuses, outputs = workers.end()
-    assert statuses == [-signal.SIGKILL, 1], outputs
+    assert statuses == (-signal.SIGKILL, 1), outputs
     assert not (folder / "m/eval_result.json").exists()
     statuses, outputs = Workers(folder, 2, *arguments, "eval.csv").end()
-    assert statuses == [0, 0], outputs
+    assert statuses == (0, 0), outputs
 
 
 def test_a_signal_to_one_stops_all_with_a_checkpoint(folder):
     workers = Workers(folder, 2, "--model_dir", "m", *size(5), "--set", "train_config.num_epochs=500")
-    workers.wait_for(folder / "m/model.ckpt-7.index")
+    workers.processes[0].wait_for(folder / "m/model.ckpt-7.index")
     workers.processes[1].send_signal(signal.SIGTERM)
     statuses, outputs = workers.end()
-    assert statuses == [143, 143], outputs
+    assert statuses == (143, 143), outputs
     assert all("stopped; continue with: easyrec-mm train" in output for output in outputs)
 
 
 def test_workers_that_differ_are_refused(folder):
     workers = Workers(folder, 2, *size(8), of_each=[[], ["--set", "data_config.seed=3"]])
     statuses, outputs = workers.end()
-    assert statuses == [1, 1]
+    assert statuses == (1, 1)
     for output in outputs:
         assert f"worker 1 ({workers.addresses[1]}) differs from worker 0 in the config" in output
         assert "seed: 3" in output

@@ -14,6 +14,7 @@ import tensorflow as tf
 from tqdm import tqdm
 
 from easyrec_mm.files import naming
+from easyrec_mm.runs.evaluations import START
 from easyrec_mm.safe_text import printable
 
 _SIZE_WHERE_NONE_IS_TOLD = {"ncols": 120, "nrows": 24}
@@ -149,6 +150,15 @@ class MetricsLog:
     def __init__(self, path: Path, summaries: Path) -> None:
         self._path = path
         self._writer = tf.summary.create_file_writer(str(summaries))
+
+    def write_start(self, step: int) -> None:
+        """Append the line of a start after `step` steps; TensorBoard drops what it has of later steps."""
+        self.write_line(START, step, {})
+        session = tf.compat.v1.SessionLog(status=tf.compat.v1.SessionLog.START)
+        event = tf.compat.v1.Event(wall_time=time.time(), step=step + 1, session_log=session)
+        # tf.summary has no function for this event.
+        tf.raw_ops.ImportEvent(writer=self._writer._resource, event=event.SerializeToString())
+        self._writer.flush()
 
     def write_line(self, kind: str, step: int, values: dict[str, Any]) -> None:
         """Append a line {"kind": ..., "step": ..., ...}, in which NaN and infinite values become null."""

@@ -23,7 +23,7 @@ from easyrec_mm.files.lock import FolderLock
 from easyrec_mm.network.model import MultimodalModel
 from easyrec_mm.network.precision import MIXED_FLOAT16, dtype_policy
 from easyrec_mm.runs.checkpoint import newest_whole
-from easyrec_mm.runs.evaluations import END, METRICS, START, forget_later_steps
+from easyrec_mm.runs.evaluations import END, METRICS, forget_later_steps
 from easyrec_mm.runs.model_dir import BAD_RECORDS
 from easyrec_mm.runs.progress import MetricsLog, Progress
 from easyrec_mm.store.feature_vectors import VectorStores
@@ -124,7 +124,7 @@ class Trainer:
         self._saver.write_config()
         forget_later_steps(self._model_dir / METRICS, first_step)
         log = MetricsLog(self._model_dir / METRICS, self._model_dir)
-        log.write_line(START, first_step, {})
+        log.write_start(first_step)
         self._evaluations.go_on()
         saved = self._checkpoints.latest() if first_step else None
         progress = Progress("train", length.num_steps, first=first_step, is_exact=length.is_exact)
