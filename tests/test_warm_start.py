@@ -5,7 +5,8 @@ import tensorflow as tf
 from checkpoint_helpers import variables
 
 from easyrec_mm.errors import CheckpointError
-from easyrec_mm.runs.checkpoint import Checkpoints, warm_start
+from easyrec_mm.runs.checkpoint import Checkpoints
+from easyrec_mm.runs.warm_start import warm_start
 
 
 def test_warm_start(tmp_path):
@@ -26,7 +27,7 @@ def test_warm_start(tmp_path):
         "other_shape": tf.Variable([0.5]),
         "new": tf.Variable([0.5]),
     }
-    report = warm_start(path, target, {"new/name": "old/name"})
+    report = warm_start(path, target, {"new/name": "old/name"}).report
     assert {name: v.numpy().tolist() for name, v in target.items()} == {
         "same": [1, 2], "new/name": [3], "other_shape": [0.5], "new": [0.5]
     }  # fmt: skip

@@ -18,6 +18,7 @@ from google.protobuf.message import Message
 from easyrec_mm.config.rules import rule_of
 from easyrec_mm.config.scanner import is_repeated
 from easyrec_mm.features.categories import read_vocabulary
+from easyrec_mm.protos.feature_pb2 import FeatureConfig
 from easyrec_mm.protos.pipeline_pb2 import EasyRecConfig
 from easyrec_mm.safe_text import without_secrets
 
@@ -54,12 +55,44 @@ def record_of(config: EasyRecConfig) -> str:
     """Return the text of a config in which each vocabulary file is replaced by a checksum of its values."""
     record = EasyRecConfig()
     record.CopyFrom(config)
-    for feature in (*record.feature_config.features, *record.feature_configs):
+    for feature in _features_of(record):
         if feature.vocab_file:
-            values = "\n".join(read_vocabulary(feature.vocab_file))
-            feature.vocab_file = f"values with the checksum {hashlib.sha256(values.encode()).hexdigest()[:16]}"
+            feature.vocab_file = _checksum_of(feature.vocab_file)
     leave_out_secrets(record)
     return str(text_format.MessageToString(record, as_utf8=True))
+
+
+def config_of(record: str, written: EasyRecConfig) -> EasyRecConfig | None:
+    """Return the config of a record, with its vocabulary files.
+
+    Args:
+      record: result of `record_of`.
+      written: a config that names the files, such as the one written into model_dir.
+
+    Returns:
+      The config; None if a vocabulary file is missing, or its values are others now.
+    """
+    config: EasyRecConfig = text_format.Parse(record, EasyRecConfig(), allow_unknown_field=True)
+    paths = {_name_of(feature): feature.vocab_file for feature in _features_of(written)}
+    for feature in _features_of(config):
+        if feature.vocab_file:
+            path = paths.get(_name_of(feature), "")
+            try:
+                if not path or _checksum_of(path) != feature.vocab_file:
+                    return None
+            except (OSError, UnicodeDecodeError):
+                return None
+            feature.vocab_file = path
+    return config
+
+
+def _features_of(config: EasyRecConfig) -> list[FeatureConfig]:
+    return [*config.feature_config.features, *config.feature_configs]
+
+
+def _checksum_of(vocab_file: str) -> str:
+    values = "\n".join(read_vocabulary(vocab_file))
+    return f"values with the checksum {hashlib.sha256(values.encode()).hexdigest()[:16]}"
 
 
 def leave_out_secrets(message: Message) -> None:

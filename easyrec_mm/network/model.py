@@ -6,7 +6,7 @@ P distinct pictures, E of them to encode, U distinct images, S samples, D width 
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from functools import partial
 
 import keras
@@ -16,7 +16,9 @@ from easyrec_mm.config.network import REGULARIZATION_LOSSES
 from easyrec_mm.data.batch import Batch, Images
 from easyrec_mm.data.picture_bank import PictureBank
 from easyrec_mm.distribution.replicas import Replicas
+from easyrec_mm.features.categories import Categories
 from easyrec_mm.features.feature import Feature
+from easyrec_mm.features.table_rows import tables_of
 from easyrec_mm.network.image import ImageLosses, image_tower, item_image
 from easyrec_mm.network.layers.batch_norm import synchronize
 from easyrec_mm.network.layers.image_tower import ImageTower
@@ -284,6 +286,16 @@ class MultimodalModel:
             vector = self.image(pixels, tf.zeros([1], tf.int64))
             self.item = item_image(self._img_model, self.image_width, self._seed)
         self.rec({feature.name: _value_of_a_sample(feature) for feature in self.schema.features}, vector)
+
+
+def table_categories(schema: Schema, names: Iterable[str]) -> dict[str, dict[str, Categories]]:
+    """Return the variables among the tables `names` whose rows are chosen by categories, with these by feature."""
+    by_table = {f"embedding/{table}": categories for table, categories in tables_of(schema.features).items()}
+    category = schema.category
+    if category is not None and category.categories is not None:
+        of_images = {category.name: category.categories}
+        by_table |= {name: of_images for name in names if name.startswith("image/category/")}
+    return {name: by_table[name] for name in names if name in by_table}
 
 
 def from_bank(made: tf.Tensor, images: Images, bank: PictureBank) -> tf.Tensor:

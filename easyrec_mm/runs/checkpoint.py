@@ -12,12 +12,14 @@ from __future__ import annotations
 import math
 import re
 import shutil
-from collections.abc import Callable, Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import TypeVar
 
+import numpy as np
 import tensorflow as tf
+from numpy.typing import NDArray
 
 from easyrec_mm.errors import CheckpointError, DamagedCheckpointError, did_you_mean, tensorflow_reason
 from easyrec_mm.features.field import LARGEST_NUMBER
@@ -199,70 +201,50 @@ def read_into(path: str, name: str, variable: tf.Variable) -> None:
     Raises:
       DamagedCheckpointError: if the value cannot be read, or no model works with it.
     """
+    for start, stop, value in _read_slices(path, name, list(variable.shape), variable.dtype):
+        if stop:
+            variable.scatter_update(tf.IndexedSlices(value, tf.range(start, stop)))
+        else:
+            variable.assign(value)
+
+
+def read_rows(path: str, name: str, shape: Sequence[int], variable: tf.Variable, rows: NDArray[np.int64]) -> None:
+    """Assign rows of the value named `name` of a checkpoint to rows of a variable.
+
+    Args:
+      path: the checkpoint.
+      name: name of the value.
+      shape: its shape.
+      variable: a variable whose rows have the shape of those of the value.
+      rows: for each row of the variable, the row that it takes; -1 leaves it as it is.
+
+    Raises:
+      DamagedCheckpointError: if the value cannot be read, or no model works with it.
+    """
+    order = np.argsort(rows, kind="stable")
+    sources = rows[order]
+    for start, stop, value in _read_slices(path, name, shape, variable.dtype):
+        first, last = np.searchsorted(sources, [start, stop or shape[0]])
+        if first < last:
+            taken = tf.gather(value, sources[first:last] - start)
+            variable.scatter_update(tf.IndexedSlices(taken, order[first:last]))
+
+
+def _read_slices(
+    path: str, name: str, shape: Sequence[int], dtype: tf.DType
+) -> Iterator[tuple[int, int, tf.Tensor]]:
+    """Yield (first row, row after the last, value) per slice; (0, 0, value) for a value that is read as a whole."""
     try:
-        for start, stop, spec in _slices(variable):
-            (value,) = tf.raw_ops.RestoreV2(
-                prefix=path, tensor_names=[name], shape_and_slices=[spec], dtypes=[variable.dtype]
-            )
+        for start, stop, spec in _slices(shape, dtype):
+            (value,) = tf.raw_ops.RestoreV2(prefix=path, tensor_names=[name], shape_and_slices=[spec], dtypes=[dtype])
             _require_usable(name, value)
-            if spec:
-                variable.scatter_update(tf.IndexedSlices(value, tf.range(start, stop)))
-            else:
-                variable.assign(value)
+            yield start, stop, value
     except (tf.errors.OpError, UselessNumberError) as error:
         place = "" if isinstance(error, UselessNumberError) else f"{name} cannot be read: "
         raise DamagedCheckpointError(f"{path}: {place}{_reason(error)}") from error
 
 
-def warm_start(
-    path: str, variables: Mapping[str, tf.Variable], names: Mapping[str, str], left_out: Collection[str] = ()
-) -> str:
-    """Assign the checkpoint's values to the variables whose names and shapes agree with it.
-
-    Args:
-      path: checkpoint, of this project or any other in TensorFlow's format.
-      variables: variables by name.
-      names: name of a variable -> its name in the checkpoint, where they differ.
-      left_out: variables that keep their initial values.
-
-    Returns:
-      A report of what was and what was not restored, one line per variable.
-
-    Raises:
-      CheckpointError: if no variable agrees, or `names` contains a variable that one side does not have.
-    """
-    shapes = checkpoint_shapes(path)
-    for name, source in names.items():
-        if name not in variables:
-            raise CheckpointError(f"fine_tune_ckpt_var_map: no variable '{name}'; {did_you_mean(name, variables)}")
-        if source not in shapes:
-            raise CheckpointError(f"fine_tune_ckpt_var_map: {path} has no '{source}'; {did_you_mean(source, shapes)}")
-    lines, num_restored = [], 0
-    for name, variable in variables.items():
-        source = names.get(name, name)
-        shape = list(variable.shape)
-        if name in left_out:
-            lines.append(f"  not restored: {name} {shape}: left out")
-        elif source not in shapes:
-            lines.append(f"  not restored: {name} {shape}: not in the checkpoint")
-        elif list(shapes[source]) != shape:
-            lines.append(f"  not restored: {name} {shape}: the checkpoint's {source} is {list(shapes[source])}")
-        else:
-            read_into(path, source, variable)
-            num_restored += 1
-            lines.append(f"  restored: {name} {shape}" + (f" from {source}" if source != name else ""))
-    if not num_restored:
-        raise CheckpointError(
-            f"train_config.fine_tune_checkpoint: {path} has no variable of this model; it has, for example, "
-            f"{', '.join(sorted(shapes)[:5])}; map the names with fine_tune_ckpt_var_map"
-        )
-    unused = set(shapes) - {names.get(name, name) for name in variables}
-    lines += [f"  not used: {name} {list(shapes[name])}" for name in sorted(unused) if _is_weight(name)]
-    head = f"fine_tune_checkpoint {path}: {num_restored} of {len(variables)} variables restored"
-    return "\n".join([head, *lines])
-
-
-def _is_weight(name: str) -> bool:
+def is_weight(name: str) -> bool:
     """Return whether a checkpoint's entry is a weight rather than the state of a training."""
     return not name.startswith(("optimizer_", "average/", "progress/", "picture_bank/"))
 
@@ -283,7 +265,7 @@ def _write_parts(folder: Path, variables: Mapping[str, tf.Variable]) -> list[str
 
     num_bytes = 0
     for name, variable in variables.items():
-        for start, stop, spec in _slices(variable):
+        for start, stop, spec in _slices(list(variable.shape), variable.dtype):
             value = tf.gather(variable, tf.range(start, stop)) if spec else tf.convert_to_tensor(variable)
             _require_usable(name, value)
             num_bytes += value.dtype.size * int(tf.size(value))
@@ -305,7 +287,7 @@ def _require_usable(name: str, value: tf.Tensor) -> None:
     """
     if not value.dtype.is_floating:
         return
-    is_square = not _is_weight(name) or name.endswith(_SQUARES)
+    is_square = not is_weight(name) or name.endswith(_SQUARES)
     limit = value.dtype.max if is_square else min(value.dtype.max, LARGEST_NUMBER)
     if not bool(tf.reduce_all(tf.abs(value) <= tf.cast(limit, value.dtype))):
         largest = float(tf.reduce_max(tf.cast(tf.abs(value), tf.float32)))
@@ -318,10 +300,9 @@ def _reason(error: OSError | tf.errors.OpError | UselessNumberError) -> str:
     return tensorflow_reason(error.message) if isinstance(error, tf.errors.OpError) else str(error)
 
 
-def _slices(variable: tf.Variable) -> list[tuple[int, int, str]]:
-    """Return (first row, row after the last, TensorFlow's slice spec) per slice; the spec "" is the whole variable."""
-    shape = list(variable.shape)
-    row_bytes = variable.dtype.size * int(tf.reduce_prod(shape[1:])) if shape else 1
+def _slices(shape: Sequence[int], dtype: tf.DType) -> list[tuple[int, int, str]]:
+    """Return (first row, row after the last, TensorFlow's slice spec) per slice; the spec "" is the whole value."""
+    row_bytes = dtype.size * math.prod(shape[1:]) if shape else 1
     if not shape or shape[0] * row_bytes <= SLICE_BYTES:
         return [(0, 0, "")]
     rows_at_a_time = max(1, SLICE_BYTES // row_bytes, math.ceil(shape[0] / MOST_SLICES))

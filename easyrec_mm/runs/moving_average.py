@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import keras
+import numpy as np
 import tensorflow as tf
+from numpy.typing import NDArray
+
+from easyrec_mm.runs.checkpoint import read_into, read_rows
 
 _ROWS_AT_A_TIME = 1 << 20
 
@@ -42,6 +46,46 @@ class MovingAverage:
         """Restart the averages at the variables' current values."""
         for name, average in self._averages.items():
             average.assign(self._named[name].value)
+
+    def go_on_from(
+        self,
+        path: str,
+        step: int,
+        restored: Mapping[str, tuple[str, NDArray[np.int64] | None]],
+        shapes: Mapping[str, Sequence[int]],
+    ) -> int:
+        """Take over the averages of variables that were restored from a checkpoint; return for how many it has them.
+
+        Args:
+          path: the checkpoint.
+          step: its step, which is step 0 from now on.
+          restored: variable -> its name there, and for each row of a table the row that it took, -1 for none; None for
+            the same rows.
+          shapes: the shapes of the checkpoint's values.
+        """
+        number = 0
+        for name, average in self._averages.items():
+            source, rows = restored.get(name, ("", None))
+            if f"{source}/average" not in shapes or (name in self._tables) != (f"{source}/last_used" in shapes):
+                continue
+            number += 1
+            kept = {f"{source}/average": average}
+            if name in self._tables:
+                kept[f"{source}/last_used"] = self._last_used[name]
+            for part, variable in kept.items():
+                if rows is None:
+                    read_into(path, part, variable)
+                else:
+                    read_rows(path, part, shapes[part], variable, rows)
+            if name in self._tables:
+                # So that as many steps have passed since a row was used as in the checkpoint; new rows have their
+                # weights as averages, whatever that number.
+                self._last_used[name].assign_sub(tf.fill(tf.shape(self._last_used[name]), step))
+        return number
+
+    def __len__(self) -> int:
+        """Return the number of averages."""
+        return len(self._averages)
 
     def around(self, update: Callable[[], None], rows: dict[str, tf.Tensor], step: tf.Tensor) -> None:
         """Run `update`, which changes the variables, then move the averages.

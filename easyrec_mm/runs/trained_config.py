@@ -18,13 +18,18 @@ def config_state(config: EasyRecConfig) -> dict[str, tf.Tensor]:
     return {_NAME: tf.constant(record_of(config))}
 
 
+def read_record(path: str) -> str | None:
+    """Return the record of a checkpoint's config (config/changes.py); None if it has none, as earlier checkpoints."""
+    return read_text_value(path, _NAME)
+
+
 def require_same_weights(path: str, config: EasyRecConfig) -> list[Change]:
     """Return how a config differs from the one that a checkpoint was trained with; [] if the checkpoint has none.
 
     Raises:
       CheckpointError: if they differ in a setting on which the meaning of the weights depends.
     """
-    record = read_text_value(path, _NAME)
+    record = read_record(path)
     if record is None:
         _require_no_cross(path, config)
         return []

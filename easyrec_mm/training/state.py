@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from typing import NamedTuple
 
 import tensorflow as tf
@@ -11,6 +12,7 @@ from easyrec_mm.config.changes import Change
 from easyrec_mm.data.bad_records import BadRecords
 from easyrec_mm.data.input import Input
 from easyrec_mm.evaluation.evaluator import VECTORS
+from easyrec_mm.features.table_rows import TableCategories
 from easyrec_mm.protos.pipeline_pb2 import EasyRecConfig
 from easyrec_mm.runs.checkpoint import read_text_value, restore
 from easyrec_mm.runs.trained_config import config_state, require_same_weights
@@ -18,6 +20,7 @@ from easyrec_mm.store.feature_vectors import VectorStores, origin_number
 from easyrec_mm.training.position import DataPosition
 from easyrec_mm.training.step_log import Losses
 from easyrec_mm.training.steps import TrainSteps
+from easyrec_mm.training.trained_tables import tables_state
 
 # What was counted but not yet reported, as JSON.
 _UNREPORTED = "progress/unreported"
@@ -47,6 +50,7 @@ class TrainingState:
       inputs: the training data.
       vectors: the opened vectors of features.
       bad_records: counts of what could not be used.
+      tables: the tables whose rows are chosen by categories, with these by feature.
 
     Attributes:
       position: where the training stands in its data.
@@ -59,7 +63,10 @@ class TrainingState:
         inputs: Input,
         vectors: VectorStores,
         bad_records: BadRecords,
+        tables: Mapping[str, TableCategories],
     ) -> None:
+        # Made now, because a vocabulary file may be overwritten while the training runs.
+        self._settings = {**config_state(config), **tables_state(tables)}
         self._config, self._steps, self._bad_records = config, steps, bad_records
         self.position = DataPosition(inputs)
         self._vector_origins = {
@@ -87,7 +94,7 @@ class TrainingState:
             {"losses": losses, "bad_records": self._bad_records.state(), "to_evaluate": to_evaluate}
         )
         state: dict[str, tf.Variable | tf.Tensor] = {**self.variables(), **self._steps.bank_state()}
-        return {**state, **config_state(self._config), _UNREPORTED: tf.constant(unreported)}
+        return {**state, **self._settings, _UNREPORTED: tf.constant(unreported)}
 
     def restore(self, path: str) -> Restored:
         """Go on from a checkpoint.

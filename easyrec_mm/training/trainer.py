@@ -20,7 +20,7 @@ from easyrec_mm.errors import ConfigError
 from easyrec_mm.evaluation.evaluator import vectors_of
 from easyrec_mm.files.folders import shown
 from easyrec_mm.files.lock import FolderLock
-from easyrec_mm.network.model import MultimodalModel
+from easyrec_mm.network.model import MultimodalModel, table_categories
 from easyrec_mm.network.precision import MIXED_FLOAT16, dtype_policy
 from easyrec_mm.runs.checkpoint import newest_whole
 from easyrec_mm.runs.evaluations import END, METRICS, forget_later_steps
@@ -104,7 +104,8 @@ class Trainer:
         self._dtype = dtype_policy(self._train_config.precision)
         self.model = MultimodalModel(self._config, self._schema, self._dtype, self._replicas)
         self.steps = TrainSteps(self._config, self.model, self._dtype, self.input.spec(), self._replicas)
-        self.state = TrainingState(self._config, self.steps, self.input, self._vectors, self._bad_records)
+        tables = table_categories(self._schema, self.model.tables())
+        self.state = TrainingState(self._config, self.steps, self.input, self._vectors, self._bad_records, tables)
         self._unreported: list[Losses] = []  # losses of earlier steps that are not reported yet
         self._to_evaluate = False  # whether the last checkpoint of an earlier start is to be evaluated
         self._evaluations = TrainingEvaluations(
@@ -201,9 +202,7 @@ class Trainer:
             restored = resume(paths, self._saver.shared, self._checkpoints, self.state, self._replicas)
             self._unreported, self._to_evaluate = restored.losses, restored.to_evaluate
         elif self._train_config.fine_tune_checkpoint:
-            print(shown(start_from_checkpoint(self.model, self._train_config)), flush=True)
-            if self.steps.average is not None:
-                self.steps.average.start_from_variables()
+            print(shown(start_from_checkpoint(self.model, self._train_config, self.steps.average)), flush=True)
         self.steps.draw_apart()
         trained = self.steps.phases[self.steps.phase(int(self.steps.number))].trained
         num_weights = sum(math.prod(v.shape) for v in trained.values())
