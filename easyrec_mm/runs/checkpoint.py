@@ -230,9 +230,7 @@ def read_rows(path: str, name: str, shape: Sequence[int], variable: tf.Variable,
             variable.scatter_update(tf.IndexedSlices(taken, order[first:last]))
 
 
-def _read_slices(
-    path: str, name: str, shape: Sequence[int], dtype: tf.DType
-) -> Iterator[tuple[int, int, tf.Tensor]]:
+def _read_slices(path: str, name: str, shape: Sequence[int], dtype: tf.DType) -> Iterator[tuple[int, int, tf.Tensor]]:
     """Yield (first row, row after the last, value) per slice; (0, 0, value) for a value that is read as a whole."""
     try:
         for start, stop, spec in _slices(shape, dtype):

@@ -1,4 +1,4 @@
-"""The start from another model's checkpoint: variables by name, tables row by row where what rows stand for is known."""
+"""The start from another model's checkpoint: variables by name, tables by row where it is known what rows stand for."""
 
 from __future__ import annotations
 
