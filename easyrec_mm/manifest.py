@@ -166,10 +166,11 @@ def list_files(folder: Path) -> dict[str, dict[str, Any]]:
     """Return the value of Manifest.files for the files in a folder."""
     unlisted = (MANIFEST, SAMPLE_REQUEST)
     paths = sorted(path for path in folder.rglob("*") if path.is_file() and path.name not in unlisted)
-    return {str(path.relative_to(folder)): _describe(path) for path in paths}
+    return {str(path.relative_to(folder)): describe_file(path) for path in paths}
 
 
-def _describe(path: Path) -> dict[str, Any]:
+def describe_file(path: Path) -> dict[str, Any]:
+    """Return the bytes and the SHA-256 of a file, as a manifest lists them."""
     digest = hashlib.sha256()
     with path.open("rb") as file:
         while chunk := file.read(_READ_BYTES):
@@ -179,7 +180,7 @@ def _describe(path: Path) -> dict[str, Any]:
 
 def _check_file(path: Path, shown: str, expected: dict[str, Any]) -> None:
     try:
-        actual = _describe(path)
+        actual = describe_file(path)
     except OSError as error:
         raise ExportError(
             f"{shown}: cannot be read ({error.strerror}) though {MANIFEST} lists it; export again"

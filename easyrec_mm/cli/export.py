@@ -31,12 +31,20 @@ def add_flags(parser: f.Parser) -> None:
     add("--asset_files", metavar="A,B", type=f.names, default=(), help="files to add to the models' assets")
     add("--eval_input_path", metavar="P", help="files of samples on which the models are compared")
     add("--parity_groups", metavar="N", type=int, default=100, help="groups to compare (default 100)")
+    add(
+        "--delta_from",
+        metavar="R",
+        help="folder of an earlier rec model: also write to --delta_dir what has changed since, for apply-delta",
+    )
+    add("--delta_dir", metavar="D", help="folder of the delta, with --delta_from")
 
 
 def run(flags: f.Flags) -> int:
     """Export the models and report how exactly they agree."""
     if not (flags.model_dir or flags.pipeline_config):
         raise UserError("--model_dir: give the folder of the training, or its config with --pipeline_config_path")
+    if flags.delta_from or flags.delta_dir:
+        _check_delta_flags(flags)
     from easyrec_mm.config.overrides import Override
 
     overrides = []
@@ -59,7 +67,44 @@ def run(flags: f.Flags) -> int:
     print(f"compared on {parity['num_samples']} samples with {parity['num_pictures']} pictures; largest differences:")
     for ways, differences in parity["max_abs_difference"].items():
         print(f"  {ways}: " + ", ".join(f"{name} {value:.1e}" for name, value in differences.items()))
+    if flags.delta_from:
+        _write_delta(flags)
     return 0
+
+
+def _check_delta_flags(flags: f.Flags) -> None:
+    """Check the base of a delta before the export, which takes long.
+
+    Raises:
+      UserError: if a flag is missing, or the base is not an exported rec model that stays.
+    """
+    from easyrec_mm.manifest import read_header
+
+    for name, other in (("delta_from", "delta_dir"), ("delta_dir", "delta_from")):
+        if not getattr(flags, name):
+            raise UserError(f"--{other} {getattr(flags, other)}: is without --{name}; give both")
+    if flags.delta_from.rstrip("/") == flags.rec_model_export_dir.rstrip("/"):
+        raise UserError(
+            f"--delta_from {flags.delta_from}: is the folder that this export replaces; give the new rec model a folder "
+            "of its own with --rec_model_export_dir"
+        )
+    read_header(flags.delta_from, "rec")
+
+
+def _write_delta(flags: f.Flags) -> None:
+    """Write the delta, and report its size, and whether vectors of pictures must be computed again."""
+    from easyrec_mm.delta.make import make_delta
+
+    report = make_delta(flags.delta_from, flags.rec_model_export_dir, flags.delta_dir)
+    share = report.num_bytes / report.num_result_bytes
+    print(
+        f"delta from {flags.delta_from} in {flags.delta_dir}: {report.num_bytes:,} bytes, {share:.1%} of the rec model; "
+        f"{report.num_changed:,} of {report.num_rows:,} rows of tables"
+    )
+    if report.has_same_image_tower:
+        print("the image model computes the vectors that it computed before: those in stores stay, embed new pictures")
+    else:
+        print("the image model has changed: embed all pictures with it before the rec model is served")
 
 
 def _config_of(model_dir: str, path: str | None) -> str:

@@ -16,6 +16,7 @@ from typing import NoReturn
 
 from easyrec_mm import __version__
 from easyrec_mm.cli import (
+    apply_delta,
     check,
     convert,
     deploy,
@@ -49,6 +50,7 @@ COMMANDS: dict[str, ModuleType] = {
     "predict": predict,
     "worth": worth,
     "export": export,
+    "apply-delta": apply_delta,
     "embed": embed,
     "store": store,
     "search": search,

@@ -1,0 +1,1 @@
+"""Deltas: the difference between two exported rec models, and the later model made of it and the earlier one."""
