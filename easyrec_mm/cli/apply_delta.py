@@ -21,8 +21,6 @@ def run(flags: f.Flags) -> int:
 
     delta = apply_delta(flags.delta, flags.base, flags.output_dir)
     num_changed = sum(table.changed for table in delta.tables)
-    print(
-        f"{flags.output_dir}: rec model {delta.result}, made of {flags.base} ({delta.base.checkpoint}) and {num_changed:,} "
-        "rows of tables; its files are those of the export"
-    )
+    parts = f"{flags.base} ({delta.base.checkpoint}) and {num_changed:,} rows of tables"
+    print(f"{flags.output_dir}: rec model {delta.result}, made of {parts}; its files are those of the export")
     return 0

@@ -84,10 +84,8 @@ def _check_delta_flags(flags: f.Flags) -> None:
         if not getattr(flags, name):
             raise UserError(f"--{other} {getattr(flags, other)}: is without --{name}; give both")
     if flags.delta_from.rstrip("/") == flags.rec_model_export_dir.rstrip("/"):
-        raise UserError(
-            f"--delta_from {flags.delta_from}: is the folder that this export replaces; give the new rec model a folder "
-            "of its own with --rec_model_export_dir"
-        )
+        advice = "give the new rec model a folder of its own with --rec_model_export_dir"
+        raise UserError(f"--delta_from {flags.delta_from}: is the folder that this export replaces; {advice}")
     read_header(flags.delta_from, "rec")
 
 
@@ -97,10 +95,9 @@ def _write_delta(flags: f.Flags) -> None:
 
     report = make_delta(flags.delta_from, flags.rec_model_export_dir, flags.delta_dir)
     share = report.num_bytes / report.num_result_bytes
-    print(
-        f"delta from {flags.delta_from} in {flags.delta_dir}: {report.num_bytes:,} bytes, {share:.1%} of the rec model; "
-        f"{report.num_changed:,} of {report.num_rows:,} rows of tables"
-    )
+    size = f"{report.num_bytes:,} bytes, {share:.1%} of the rec model"
+    rows = f"{report.num_changed:,} of {report.num_rows:,} rows of tables"
+    print(f"delta from {flags.delta_from} in {flags.delta_dir}: {size}, with {rows}")
     if report.has_same_image_tower:
         print("the image model computes the vectors that it computed before: those in stores stay, embed new pictures")
     else:

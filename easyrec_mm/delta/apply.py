@@ -10,7 +10,17 @@ from typing import IO, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from easyrec_mm.delta.description import COPY_BYTES, DATA, ID_BYTES, ROWS, Delta, TableDelta, read_delta, read_release
+from easyrec_mm.delta.description import (
+    COPY_BYTES,
+    DATA,
+    ID_BYTES,
+    ROWS,
+    Delta,
+    Release,
+    TableDelta,
+    read_delta,
+    read_release,
+)
 from easyrec_mm.delta.folders import new_folder
 from easyrec_mm.delta.tables import rows_of
 from easyrec_mm.errors import ExportError
@@ -49,13 +59,24 @@ def apply_delta(delta: str, base: str, output: str) -> Delta:
     with new_folder(output, "--output_dir", MANIFEST) as folder:
         try:
             _write(description, place.local, Path(base_folder), folder)
-        except (EOFError, ValueError, IndexError, gzip.BadGzipFile) as error:
-            raise ExportError(f"{delta}: is damaged ({error}); copy the delta again") from error
-        made, manifest = read_release(str(folder))
-        if made.fingerprint != description.result.fingerprint:
-            raise ExportError(f"{delta}: is damaged, it does not make release {description.result}; copy it again")
-        require_unchanged(manifest, folder, output, manifest.files)
+            _require(description.result, folder)
+        except (EOFError, ValueError, IndexError, gzip.BadGzipFile, ExportError) as error:
+            raise ExportError(
+                f"{delta}: is damaged, it does not make release {description.result}; copy the delta again"
+            ) from error
     return description
+
+
+def _require(release: Release, folder: Path) -> None:
+    """Check that a folder holds a release.
+
+    Raises:
+      ExportError: if it does not.
+    """
+    made, manifest = read_release(str(folder))
+    if made != release:
+        raise ExportError(f"{folder}: is release {made}, not {release}")
+    require_unchanged(manifest, folder, str(folder), manifest.files)
 
 
 class _Rows(NamedTuple):
@@ -93,7 +114,7 @@ def _write(delta: Delta, place: Path, base: Path, folder: Path) -> None:
                     offset += part.length
 
 
-def _copy(source: IO[bytes], target: IO[bytes], length: int) -> None:
+def _copy(source: IO[bytes] | gzip.GzipFile, target: IO[bytes], length: int) -> None:
     while length:
         portion = source.read(min(length, _READ_BYTES))
         if not portion:

@@ -13,7 +13,7 @@ from onnx import TensorProto
 
 from easyrec_mm.errors import ExportError
 from easyrec_mm.features.table_rows import UnlikeRowsError, rows_before, tables_of
-from easyrec_mm.manifest import REC_ONNX, TABLES_FILE, Manifest
+from easyrec_mm.manifest import REC_ONNX, Manifest
 
 Bytes = NDArray[np.uint8]
 _ROWS_AT_A_TIME = 1 << 16
@@ -68,7 +68,7 @@ def place_in(path: Path, table: Bytes) -> int | None:
         for _ in range(_MOST_TRIALS):
             if found < 0 or found - first * row_bytes + rows * row_bytes > size:
                 return None
-            offset = found - first * row_bytes
+            offset: int = found - first * row_bytes
             if _is_equal(rows_of(path, offset, rows, row_bytes), table):
                 return offset
             found = content.find(probe, found + 1)
@@ -107,6 +107,6 @@ def changed_rows(table: Bytes, base: Bytes, sources: NDArray[np.int64]) -> NDArr
 
 def runs_of(sources: NDArray[np.int64]) -> NDArray[np.int64]:
     """Return int64 `[N, 3]`: first row, first row in the base and length of each sequence of rows that the base has."""
-    starts = np.append(0, 1 + np.flatnonzero(np.diff(sources) != 1))
+    starts = np.append(0, 1 + np.flatnonzero((np.diff(sources) != 1) | (sources[:-1] < 0)))
     runs = np.stack([starts, sources[starts], np.diff(np.append(starts, len(sources)))], axis=1)
     return np.asarray(runs[runs[:, 1] >= 0], np.int64)
