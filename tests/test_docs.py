@@ -44,6 +44,7 @@ OTHER = {
     ("docs/image_tower.md", "  a picture of banana"): "output of weights fetch",
     ("docs/metrics.md", "auc_click"): "output of eval",
     ("docs/training.md", "training: 484 steps"): "output of train",
+    ("docs/training.md", "restored: embedding/city"): "output of train",
     ("docs/troubleshooting.md", "error: x.config"): "a message; test_the_message_that_troubleshooting_explains runs it",
 }
 RUN = ("group", "convert", "stats", "check", "store", "search")
