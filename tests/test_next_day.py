@@ -117,6 +117,7 @@ def test_known_values_keep_their_rows(yesterday, data, tmp_path, slice_bytes, mo
     names = {name for name in source if "seed_generator" not in name}
     assert_same_values({n: today.values()[n] for n in names}, {n: expected[n] for n in names})
     assert len(categories) == 3
+    assert {*of_users, *of_items} <= names
     assert {
         "  restored: embedding/user [5, 3]: 4 of 5 rows restored, 1 new, 1 of the checkpoint's 5 dropped",
         "  restored: embedding/items [6, 3]: 5 of 6 rows restored, 1 new, 1 of the checkpoint's 6 dropped",

@@ -73,11 +73,12 @@ def warm_start(
         if problem:
             lines.append(f"  not restored: {name} {list(variable.shape)}: {problem}")
             continue
-        if match.rows is None:
+        rows = None if _is_in_order(match.rows, shapes[source]) else match.rows
+        if rows is None:
             read_into(path, source, variable)
         else:
-            read_rows(path, source, shapes[source], variable, match.rows)
-        restored[name] = source, match.rows
+            read_rows(path, source, shapes[source], variable, rows)
+        restored[name] = source, rows
         lines.append(_line_of(name, variable, source, shapes[source], match))
     if not restored:
         raise CheckpointError(
@@ -111,11 +112,16 @@ def _problem(variable: tf.Variable, source: str, shapes: Mapping[str, list[int]]
     return ""
 
 
+def _is_in_order(rows: NDArray[np.int64] | None, shape: list[int]) -> bool:
+    """Return whether a table takes all rows of the checkpoint's as they are."""
+    return rows is None or (len(rows) == shape[0] and bool(np.all(rows == np.arange(len(rows)))))
+
+
 def _line_of(name: str, variable: tf.Variable, source: str, shape: list[int], match: TableMatch) -> str:
     """Return the line of a restored variable in the report."""
     line = f"  restored: {name} {list(variable.shape)}" + (f" from {source}" if source != name else "")
     rows = match.rows
-    if rows is not None and not (len(rows) == shape[0] and np.array_equal(rows, np.arange(len(rows)))):
+    if rows is not None and not _is_in_order(rows, shape):
         num_restored, num_taken = int(np.sum(rows >= 0)), len(np.unique(rows[rows >= 0]))
         line += f": {num_restored} of {len(rows)} rows restored, {len(rows) - num_restored} new, "
         line += f"{shape[0] - num_taken} of the checkpoint's {shape[0]} dropped"
