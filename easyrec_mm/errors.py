@@ -6,9 +6,13 @@ import difflib
 import re
 from collections.abc import Iterable
 
+from easyrec_mm.exit_status import LOST_WORKER
+
 
 class UserError(Exception):
     """A mistake in a config, a file or the data; the message says where, what was given and what to do."""
+
+    exit_status = 1
 
 
 class ConfigError(UserError):
@@ -49,6 +53,12 @@ class Problems:
 
 class DataError(UserError):
     """Input files that are missing or unreadable, or more bad records than allowed."""
+
+
+class LostWorkerError(UserError):
+    """Another worker of a training cannot be reached any more; all workers have to be started again."""
+
+    exit_status = LOST_WORKER
 
 
 class ExportError(UserError):

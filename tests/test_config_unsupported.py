@@ -15,7 +15,7 @@ HARMLESS = {
     "shard", "file_shard", "selected_col_types", "pai_worker_queue", "pai_worker_slice_num", "chief_redundant",
     "max_partitions", "embedding_on_cpu", "tf_summary", "loss_name", "max_evals", "save_graph", "exports_to_keep",
     "placeholder_named_by_input", "filter_inputs", "sparse_accumulator_type", "startup_delay_steps", "is_profiling",
-    "num_gpus_per_worker", "summary_model_vars", "protocol", "inter_op_parallelism_threads", "separate_save",
+    "summary_model_vars", "protocol", "inter_op_parallelism_threads", "separate_save",
     "intra_op_parallelism_threads", "tensor_fuse", "write_graph", "model_name",
 }  # fmt: skip
 
@@ -132,7 +132,8 @@ def test_skipped_fields_leave_a_config_that_loads(load, problem_lines):
 
 def test_settings_that_change_nothing_are_notes(load):
     pipeline = load(*HARMLESS_EDITS)
-    without = load(overrides=["train_config.sync_replicas=false", "export_config.multi_placeholder=false"])
+    known = ["train_config.sync_replicas", "export_config.multi_placeholder"]
+    without = load(overrides=[*(f"{name}=false" for name in known), "train_config.num_gpus_per_worker=2"])
     assert pipeline.config == without.config
     assert pipeline.schema == load().schema
     left_out = [note for note in pipeline.notes if note not in load().notes]

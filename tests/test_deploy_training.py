@@ -13,6 +13,7 @@ from manifest_helpers import problems_of
 
 from easyrec_mm.cli import main as cli
 from easyrec_mm.distribution.cluster import Cluster, read_cluster
+from easyrec_mm.errors import LostWorkerError, UserError
 
 BUCKET = "--set=model_dir=s3://bucket/m"
 
@@ -153,7 +154,8 @@ def outcome(job, status, conditions=()):
 def test_a_lost_worker_starts_all_again(deploy):
     job = deploy("--max_restarts=4")["Job"]
     assert outcome(job, 137) == "Count"  # killed, as for its memory
-    assert outcome(job, 1) == "Count"  # the others, which name it
+    assert outcome(job, LostWorkerError("worker 1 ...").exit_status) == "Ignore"  # the others, which name it
+    assert outcome(job, UserError("...").exit_status) == "Count"
     assert job["spec"]["backoffLimitPerIndex"] == 4
     assert job["spec"]["maxFailedIndexes"] == 0  # no worker goes on without another
     assert "backoffLimit" not in job["spec"]
@@ -288,7 +290,7 @@ def test_the_longest_name(deploy, capsys, kind, workers, longest):
         ("--workers", "0", "argument --workers: '0' is not a whole number, 1 or more"),
         ("--image", "", "argument --image: '' is not the name of an image"),
         ("--image", "a b", "argument --image: 'a b' is not the name of an image"),
-        ("--gpus", "2", "argument --gpus: '2': a worker computes on one GPU; give 1, and more --workers"),
+        ("--gpus", "-1", "argument --gpus: '-1' is not a whole number, 0 or more"),
         ("--cpu", "0", "argument --cpu: '0' is not a number of cores, such as 4 or 500m"),
         ("--cpu", "four", "argument --cpu: 'four' is not a number of cores"),
         ("--memory", "16", "argument --memory: '16' is not a size with its unit, such as 16Gi"),

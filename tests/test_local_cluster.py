@@ -23,6 +23,7 @@ print(json.dumps([sys.argv[1:], task, sorted(os.sched_getaffinity(0))]), flush=T
 @pytest.fixture
 def script(tmp_path):
     """A copy of the script, beside which no environment lies, and how to make what it runs."""
+    (tmp_path / "easyrec_mm").symlink_to(SCRIPT.parent.parent / "easyrec_mm")
     copy = tmp_path / "scripts/local_cluster"
     copy.parent.mkdir()
     copy.write_text(SCRIPT.read_text())

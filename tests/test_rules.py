@@ -32,7 +32,8 @@ PACKAGE = ROOT / "easyrec_mm"
 # Room (a folder, or a module beside them) -> the rooms that its modules may import besides their own, all of which are
 # above it.
 MAY_IMPORT = {
-    "errors": "",
+    "exit_status": "",
+    "errors": "exit_status",
     "safe_text": "",
     "features": "errors safe_text protos",
     "schema": "features",
@@ -46,7 +47,7 @@ MAY_IMPORT = {
     "delta": "errors files manifest features",
     "store": "errors safe_text pages files features",
     "weights": "errors files",
-    "distribution": "errors safe_text",
+    "distribution": "exit_status errors safe_text",
     "config": "errors safe_text schema files manifest features weights protos",
     "formats": "errors schema tasks files features protos",
     "runs": "errors safe_text files features config protos",
@@ -61,12 +62,13 @@ MAY_IMPORT = {
     "stats": "errors safe_text pages schema stable_hash files features store config formats data grouping network "
     "evaluation training protos",
     "serving": "errors safe_text schema tensorflow_import files manifest features store embedding",
-    "cli": "errors safe_text tensorflow_import tasks files worth",
+    "cli": "exit_status errors safe_text tensorflow_import tasks files worth",
     "__main__": "cli",
 }
 # Rooms that load in a moment, for neither they nor what they import imports TensorFlow: what a user can get wrong in a
 # config fails before that.
 WITHOUT_TENSORFLOW = {
+    "exit_status",
     "errors",
     "safe_text",
     "schema",

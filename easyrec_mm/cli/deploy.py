@@ -27,7 +27,6 @@ _LABEL, _LABEL_LENGTH = re.compile(r"[a-z]([a-z0-9-]*[a-z0-9])?"), 63
 _NAME, _NAME_LENGTH = re.compile(r"[a-z0-9]([a-z0-9.-]*[a-z0-9])?"), 253
 _CPU = re.compile(r"[1-9]\d*m|\d+(\.\d+)?")
 _MEMORY = re.compile(r"(\d+(\.\d+)?)(Ki|Mi|Gi|Ti|k|M|G|T)")
-_DISTRIBUTE = ("--set", "train_config.train_distribute=MultiWorkerMirroredStrategy")
 # Nodes may have to be started first, and Kubernetes waits up to 10 minutes before it starts a worker again.
 _WAIT = ("--wait_for_workers_s", "1800")
 _MOST_CONFIG_BYTES = 1 << 20
@@ -39,12 +38,12 @@ def add_flags(parser: f.Parser) -> None:
     """Add the flags of the command."""
     f.add_config_flag(parser)
     add = parser.add_argument
-    add("--workers", metavar="N", type=f.positive, required=True, help="number of workers")
+    add("--workers", metavar="N", type=f.positive, required=True, help="number of workers, a container each")
     add("--image", metavar="I", type=_image, required=True, help="container image with easyrec-mm, see Dockerfile")
     add("--name", metavar="N", help="name of all that is started (default: made from the name of the config file)")
     kinds = "job: a Job of Kubernetes (default); tfjob: a TFJob of Kubeflow's training operator"
     add("--kind", choices=["job", "tfjob"], default="job", help=kinds)
-    add("--gpus", metavar="N", type=_gpus, default=0, help="GPUs of each worker: 0 (default) or 1")
+    add("--gpus", metavar="N", type=f.not_negative, default=0, help="GPUs of each worker (default 0)")
     add("--cpu", metavar="C", type=_cpu, help="cores of each worker, such as 4 or 500m")
     add("--memory", metavar="M", type=_memory, help="memory of each worker, such as 16Gi")
     claim = (
@@ -86,7 +85,7 @@ def _load(flags: f.Flags) -> Pipeline:
 
     parser = argparse.ArgumentParser(prog="easyrec-mm train", add_help=False)
     train.add_flags(parser)
-    own = parser.parse_args(["--pipeline_config", flags.pipeline_config, *flags.train_flags, *_DISTRIBUTE])
+    own = parser.parse_args(["--pipeline_config", flags.pipeline_config, *flags.train_flags, *_distribute(flags.gpus)])
     if own.pipeline_config != flags.pipeline_config:
         raise UserError(f"--pipeline_config {own.pipeline_config}: stands behind --, too; give it once, before --")
     pipeline = load_pipeline(own.pipeline_config, [*train.overrides(own), *own.set], own.ignore_unsupported)
@@ -107,9 +106,15 @@ def _training(flags: f.Flags) -> Training:
                 f"{flags.pipeline_config}: has more than 1 MiB, the limit of a ConfigMap; put it into a bucket, or "
                 "into the folder of a --claim"
             )
-    arguments = ("train", "--pipeline_config", path, *_WAIT, *flags.train_flags, *_DISTRIBUTE)
+    arguments = ("train", "--pipeline_config", path, *_WAIT, *flags.train_flags, *_distribute(flags.gpus))
     name = flags.name if flags.name is not None else _name_from(flags.pipeline_config)
     return f.options_of(Training, flags, name=name, config=config, arguments=arguments, claims=_claims(flags.claim))
+
+
+def _distribute(num_gpus: int) -> tuple[str, ...]:
+    """Return the flags of train by which each worker starts a process on each of its GPUs."""
+    num_processes = ("--set", f"train_config.num_gpus_per_worker={max(num_gpus, 1)}")
+    return (*num_processes, "--set", "train_config.train_distribute=MultiWorkerMirroredStrategy")
 
 
 def _claims(claims: list[_Claim]) -> tuple[_Claim, ...]:
@@ -180,13 +185,6 @@ def _image(text: str) -> str:
     if not text or re.search(r"\s", text):
         raise argparse.ArgumentTypeError(f"{text!r} is not the name of an image, such as registry.example.com/train:1")
     return text
-
-
-def _gpus(text: str) -> int:
-    number = f.not_negative(text)
-    if number > 1:
-        raise argparse.ArgumentTypeError(f"{text!r}: a worker computes on one GPU; give 1, and more --workers")
-    return number
 
 
 def _cpu(text: str) -> str:

@@ -6,9 +6,9 @@ from contextlib import closing
 from typing import TYPE_CHECKING
 
 from easyrec_mm.cli import flags as f
-from easyrec_mm.cli.exit_status import after_signal
 from easyrec_mm.cli.loading import dtype_of, load_config, load_trained, require_path
 from easyrec_mm.errors import UserError
+from easyrec_mm.exit_status import after_signal
 from easyrec_mm.files import join
 from easyrec_mm.files.folders import shown
 

@@ -22,14 +22,24 @@ if TYPE_CHECKING:
 
 
 def load_config(flags: Flags, overrides: Sequence[Override] = ()) -> Pipeline:
-    """Load and check the config, changed by `overrides` and then by --set; then import TensorFlow."""
+    """Load and check the config, changed by `overrides` and then by --set; print notes; import TensorFlow."""
+    pipeline = load_quietly(flags, overrides)
+    go_on_with(pipeline)
+    return pipeline
+
+
+def load_quietly(flags: Flags, overrides: Sequence[Override] = ()) -> Pipeline:
+    """Load and check the config, changed by `overrides` and then by --set, without notes and without TensorFlow."""
     from easyrec_mm.config.pipeline import load_pipeline
 
-    pipeline = load_pipeline(flags.pipeline_config, [*overrides, *flags.set], flags.ignore_unsupported)
+    return load_pipeline(flags.pipeline_config, [*overrides, *flags.set], flags.ignore_unsupported)
+
+
+def go_on_with(pipeline: Pipeline) -> None:
+    """Print the notes of a config that was loaded quietly, and import TensorFlow."""
     for note in pipeline.notes:
         print(f"note: {note}", file=sys.stderr)
     import_tensorflow()
-    return pipeline
 
 
 def require_path(path: str, pipeline: Pipeline, setting: str, contents: str) -> None:

@@ -34,8 +34,8 @@ from easyrec_mm.cli import (
     worth,
 )  # fmt: skip
 from easyrec_mm.cli.console import guarded_console, show_exception
-from easyrec_mm.cli.exit_status import after_signal
 from easyrec_mm.errors import UserError, out_of_memory
+from easyrec_mm.exit_status import after_signal
 from easyrec_mm.files.folders import shown
 
 # Name -> module with HELP, `add_flags(parser)`, and `run(flags)`, which returns the exit status.
@@ -77,7 +77,7 @@ def run() -> NoReturn:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run a command; return 0, 1 for a user's mistake, 2 for invalid flags, or 128 + n after signal n."""
+    """Run a command; return its exit status, see exit_status.py."""
     with guarded_console():
         return _main(arguments)
 
@@ -90,7 +90,7 @@ def _main(arguments: Sequence[str] | None) -> int:
         return status
     except UserError as error:
         print(f"error: {shown(str(error))}", file=sys.stderr)
-        return 1
+        return error.exit_status
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import shlex
+import sys
 from contextlib import nullcontext
 from typing import TYPE_CHECKING
 
 from easyrec_mm.cli import flags as f
-from easyrec_mm.cli.exit_status import after_signal
-from easyrec_mm.cli.loading import load_config, require_path
+from easyrec_mm.cli.loading import go_on_with, load_quietly, require_path
+from easyrec_mm.cli.workers import cluster_of, workers_to_start
+from easyrec_mm.exit_status import after_signal
 from easyrec_mm.files.lock import locked
 
 if TYPE_CHECKING:
@@ -43,9 +45,14 @@ def add_flags(parser: f.Parser) -> None:
 
 def run(flags: f.Flags) -> int:
     """Train until the end or a signal."""
-    pipeline = load_config(flags, overrides(flags))
+    pipeline = load_quietly(flags, overrides(flags))
     require_path(pipeline.config.train_input_path, pipeline, "train_input_path", "the training data")
-    cluster = _cluster(pipeline)
+    cluster = cluster_of(pipeline)
+    if (local := workers_to_start(pipeline, cluster, flags.arguments)) is not None:
+        from easyrec_mm.distribution.local_workers import run_workers
+
+        return run_workers(local, sys.stdout, sys.stderr)
+    go_on_with(pipeline)
     if cluster is not None:
         _meet(cluster, pipeline, flags.wait_for_workers_s)
     from easyrec_mm.distribution.joining import join, lost_workers_named
@@ -61,23 +68,6 @@ def run(flags: f.Flags) -> int:
         return 0
     print(f"stopped; continue with: easyrec-mm {shlex.join(flags.arguments)}", flush=True)
     return after_signal(result.signal)
-
-
-def _cluster(pipeline: Pipeline) -> Cluster | None:
-    """Return the workers that train together; None if this process trains alone."""
-    from easyrec_mm.distribution.cluster import VARIABLE, read_cluster
-    from easyrec_mm.errors import ConfigError
-    from easyrec_mm.protos.train_pb2 import NoStrategy
-
-    cluster = read_cluster()
-    if cluster is None or len(cluster.workers) == 1:
-        return None
-    if pipeline.config.train_config.train_distribute == NoStrategy:
-        raise ConfigError(
-            f"{pipeline.path}: train_config.train_distribute: is NoStrategy, but {VARIABLE} names "
-            f"{len(cluster.workers)} workers; set MultiWorkerMirroredStrategy, or unset {VARIABLE}"
-        )
-    return cluster
 
 
 def _meet(cluster: Cluster, pipeline: Pipeline, limit_s: float) -> None:

@@ -5,8 +5,8 @@ from __future__ import annotations
 from functools import partial
 
 from easyrec_mm.cli import flags as f
-from easyrec_mm.cli.exit_status import after_signal
 from easyrec_mm.cli.loading import load_config
+from easyrec_mm.exit_status import after_signal
 from easyrec_mm.worth.names import ARMS
 
 HELP = "test whether the pictures pay: train with and without them"

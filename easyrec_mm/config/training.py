@@ -8,7 +8,7 @@ from easyrec_mm.config.learning_rates import check_ends, check_learning_rate
 from easyrec_mm.errors import Problems
 from easyrec_mm.protos.optimizer_pb2 import Optimizer
 from easyrec_mm.protos.pipeline_pb2 import EasyRecConfig
-from easyrec_mm.protos.train_pb2 import TrainConfig
+from easyrec_mm.protos.train_pb2 import NoStrategy, TrainConfig
 from easyrec_mm.schema import Schema
 
 
@@ -34,6 +34,11 @@ def check_training(config: EasyRecConfig, schema: Schema, problems: Problems) ->
         _check_pattern(pattern, f"train_config.freeze_gradient[{i}]", problems)
     if not train.sync_replicas:
         problems.note("train_config.sync_replicas", "false has no effect here, because workers always train in step")
+    if train.num_gpus_per_worker > 1 and train.train_distribute == NoStrategy:
+        problems.note(
+            "train_config.num_gpus_per_worker",
+            f"{train.num_gpus_per_worker} has no effect here with NoStrategy; MirroredStrategy trains on several GPUs",
+        )
 
 
 def _check_optimizers(train: TrainConfig, schema: Schema, problems: Problems) -> None:

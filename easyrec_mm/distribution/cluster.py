@@ -15,6 +15,8 @@ from typing import Any
 from easyrec_mm.errors import ConfigError, UserError
 
 VARIABLE = "TF_CONFIG"
+# Set in TF_CONFIG if its addresses are those of processes, which start no further ones.
+IS_EXPANDED = "is_expanded"
 # Kinds of tasks that train, in the order of their numbers; the first worker of all is the chief.
 _KINDS = ("chief", "master", "worker")
 _EXAMPLE = '{"cluster": {"worker": ["host0:2222", "host1:2222"]}, "task": {"type": "worker", "index": 0}}'
@@ -29,10 +31,16 @@ _MOST_SHOWN_LINES = 12
 
 @dataclass(frozen=True)
 class Cluster:
-    """The addresses of all workers, host:port, in the order of their numbers, and the number of this one."""
+    """The workers of a training.
+
+    workers      the addresses of all, host:port, in the order of their numbers
+    number       number of this one
+    is_expanded  whether each address is certainly that of one process, not of a machine with several
+    """
 
     workers: tuple[str, ...]
     number: int
+    is_expanded: bool = False
 
     def name(self, number: int) -> str:
         """Return what messages call a worker."""
@@ -72,7 +80,26 @@ def read_cluster(environment: Mapping[str, str] = os.environ) -> Cluster | None:
         _host_and_port(address)
         if workers.count(address) > 1:
             raise ConfigError(f"{VARIABLE}: two workers have the address {address}; give each a port of its own")
-    return Cluster(workers, places.index(place))
+    return Cluster(workers, places.index(place), value.get(IS_EXPANDED) is True)
+
+
+def expanded(machines: tuple[str, ...], num: int) -> tuple[str, ...]:
+    """Return the addresses of `num` processes on each machine: its own port and those that follow.
+
+    Raises:
+      ConfigError: if two processes would have the same address, or there are no such ports.
+    """
+    addresses: list[str] = []
+    for machine in machines:
+        host, _, port = machine.rpartition(":")
+        for address in (f"{host}:{int(port) + i}" for i in range(num)):
+            if address in addresses or int(port) + num > 1 << 16:
+                raise ConfigError(
+                    f"{VARIABLE}: '{machine}': its {num} processes have the ports {port} to {int(port) + num - 1}, of "
+                    "which one is taken by another worker or too large; choose another port"
+                )
+            addresses.append(address)
+    return tuple(addresses)
 
 
 def _addresses(cluster: dict[str, Any], kind: str) -> list[str]:

@@ -12,7 +12,7 @@ import tensorflow as tf
 
 from easyrec_mm.distribution.cluster import VARIABLE, Cluster
 from easyrec_mm.distribution.replicas import Replicas
-from easyrec_mm.errors import UserError, first_line
+from easyrec_mm.errors import LostWorkerError, UserError, first_line
 
 # What exchanges raise when another worker has gone.
 _LOST = (tf.errors.UnavailableError, tf.errors.AbortedError, tf.errors.CancelledError, tf.errors.DeadlineExceededError)
@@ -38,7 +38,7 @@ def join(cluster: Cluster) -> Replicas:
 
 @contextmanager
 def lost_workers_named(cluster: Cluster | None) -> Iterator[None]:
-    """Raise a UserError that names the worker, if an exchange fails because another worker has gone."""
+    """Raise a LostWorkerError that names the worker, if an exchange fails because another worker has gone."""
     try:
         yield
     except _LOST as error:
@@ -47,7 +47,7 @@ def lost_workers_named(cluster: Cluster | None) -> Iterator[None]:
             raise
         lost = sorted(number for number in tasks if number != cluster.number and number < len(cluster.workers))
         names = ", ".join(map(cluster.name, lost)) or "another worker"
-        raise UserError(
+        raise LostWorkerError(
             f"{names} cannot be reached any more; look at its log. Start all workers again: they go on from the last "
             "checkpoint"
         ) from error

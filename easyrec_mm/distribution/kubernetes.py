@@ -12,6 +12,7 @@ from typing import Any
 
 import yaml
 
+from easyrec_mm.exit_status import LOST_WORKER
 from easyrec_mm.safe_text import printable
 
 Document = dict[str, Any]
@@ -35,7 +36,7 @@ class Training:
     workers          their number
     arguments        what follows easyrec-mm in the containers
     config           text for CONFIG_FILE in CONFIG_FOLDER; None if the containers find their config elsewhere
-    gpus             of each worker, 0 or 1
+    gpus             of each worker, which has a process and a port for each
     cpu              cores of each worker, as Kubernetes writes them; None for any
     memory           of each worker, as Kubernetes writes it; None for any
     claims           persistent volume claims: folder in the containers -> name; the first is the working folder
@@ -60,7 +61,7 @@ class Training:
 
 def job_documents(training: Training) -> list[Document]:
     """Return a Service without an address, which gives the workers names, and an Indexed Job of the workers."""
-    labels = _labels(training)
+    labels, ports = _labels(training), _ports(training, "workers")
     service = {
         "apiVersion": "v1",
         "kind": "Service",
@@ -70,10 +71,9 @@ def job_documents(training: Training) -> list[Document]:
             # A worker is ready when it has met the others, for which it needs their names.
             "publishNotReadyAddresses": True,
             "selector": labels,
-            "ports": [{"name": "workers", "port": PORT, "targetPort": "workers"}],
+            "ports": [{"name": port["name"], "port": port["containerPort"]} for port in ports],
         },
     }
-    ports = [{"name": "workers", "containerPort": PORT}]
     container = _container(training, "train", ["sh", "-c", _script(training), "sh"], ports)
     pod = {"subdomain": training.name, "restartPolicy": "Never", **_pod(training, container)}
     job = {
@@ -86,8 +86,7 @@ def job_documents(training: Training) -> list[Document]:
             "parallelism": training.workers,
             # The first worker writes the results: when it has ended well, the training is done.
             "successPolicy": {"rules": [{"succeededIndexes": "0"}]},
-            # All workers fail together, so that each counts the failures of the training. With a common backoffLimit
-            # one loss would count as many times as there are workers, and the pause before the restart grow with them.
+            # Each worker counts its own failures, not those of the others, see _failure_rules.
             "backoffLimitPerIndex": training.max_restarts,
             "maxFailedIndexes": 0,
             # Never two workers with one number.
@@ -103,10 +102,10 @@ def tfjob_documents(training: Training) -> list[Document]:
     """Return a TFJob; its operator gives the workers their names and TF_CONFIG."""
     labels = _labels(training)
     # The operator knows container and port by these names.
-    ports = [{"name": "tfjob-port", "containerPort": PORT}]
+    ports = _ports(training, "tfjob-port")
     container = _container(training, "tensorflow", ["easyrec-mm"], ports)
     template = {"metadata": {"labels": labels}, "spec": _pod(training, container)}
-    # Not ExitCode: that restarts only after statuses above 127, and workers that have lost another end with 1.
+    # Not ExitCode: that restarts only after statuses above 127, which that of a lost worker is not.
     workers = {"replicas": training.workers, "restartPolicy": "OnFailure", "template": template}
     job = {
         "apiVersion": "kubeflow.org/v1",
@@ -134,6 +133,12 @@ def to_yaml(documents: list[Document]) -> str:
     return str(text if printable(text) == text else escaped)
 
 
+def _ports(training: Training, name: str) -> list[Document]:
+    """Return the ports of the processes of a worker; the first has this name."""
+    numbers = range(max(training.gpus, 1))
+    return [{"name": f"{name}-{i}" if i else name, "containerPort": PORT + i} for i in numbers]
+
+
 def _labels(training: Training) -> dict[str, str]:
     return {"app": "easyrec-mm-train", "training": training.name}
 
@@ -156,7 +161,8 @@ def _failure_rules() -> list[Document]:
         {"action": "FailJob", "onExitCodes": {**status, "values": [_INVALID_FLAGS, _CANNOT_BE_RUN, _NOT_FOUND]}},
         # A node was emptied. All workers have written a checkpoint and ended: that is no failure.
         {"action": "Ignore", "onPodConditions": [{"type": "DisruptionTarget", "status": "True"}]},
-        {"action": "Ignore", "onExitCodes": {**status, "values": [_AFTER_SIGTERM]}},
+        # The workers that lost another one: that one's failure counts.
+        {"action": "Ignore", "onExitCodes": {**status, "values": [LOST_WORKER, _AFTER_SIGTERM]}},
     ]
 
 

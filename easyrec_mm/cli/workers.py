@@ -1,0 +1,78 @@
+"""Which processes train: those that TF_CONFIG names, and those that `train` starts, one for each GPU."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from easyrec_mm.errors import ConfigError
+
+if TYPE_CHECKING:
+    from easyrec_mm.config.pipeline import Pipeline
+    from easyrec_mm.distribution.cluster import Cluster
+    from easyrec_mm.distribution.local_workers import LocalWorkers
+
+
+def cluster_of(pipeline: Pipeline) -> Cluster | None:
+    """Return the workers of TF_CONFIG that train together; None if it names only one, or none.
+
+    Raises:
+      ConfigError: if TF_CONFIG is malformed, or names several workers and train_distribute is that of one machine.
+    """
+    from easyrec_mm.distribution.cluster import VARIABLE, read_cluster
+    from easyrec_mm.protos.train_pb2 import DistributionStrategy, MirroredStrategy, NoStrategy
+
+    cluster = read_cluster()
+    if cluster is None or len(cluster.workers) == 1:
+        return None
+    strategy = pipeline.config.train_config.train_distribute
+    if strategy == NoStrategy or (strategy == MirroredStrategy and not cluster.is_expanded):
+        raise ConfigError(
+            f"{pipeline.path}: train_config.train_distribute: is {DistributionStrategy.Name(strategy)}, but {VARIABLE} "
+            f"names {len(cluster.workers)} workers; set MultiWorkerMirroredStrategy, or unset {VARIABLE}"
+        )
+    return cluster
+
+
+def workers_to_start(pipeline: Pipeline, cluster: Cluster | None, arguments: Sequence[str]) -> LocalWorkers | None:
+    """Return the workers of this machine, if they are several, each with its GPU; None if this process trains.
+
+    This process then uses one GPU, if it is told which.
+
+    Args:
+      pipeline: the config of the training.
+      cluster: the machines of TF_CONFIG.
+      arguments: those of this command, which the workers run as well.
+
+    Raises:
+      ConfigError: if the config asks for more GPUs than there are, or the ports of the workers overlap.
+    """
+    from easyrec_mm.distribution.cluster import expanded
+    from easyrec_mm.distribution.gpus import VISIBLE, visible_gpus
+    from easyrec_mm.distribution.local_workers import LocalWorkers, free_addresses
+    from easyrec_mm.protos.train_pb2 import MirroredStrategy, NoStrategy
+
+    settings = pipeline.config.train_config
+    strategy, num = settings.train_distribute, settings.num_gpus_per_worker
+    is_mirrored = strategy == MirroredStrategy
+    if strategy == NoStrategy or (cluster is not None and cluster.is_expanded) or not (is_mirrored or num):
+        return None
+    gpus = visible_gpus()
+    if num > max(len(gpus), 1):
+        there = f"this machine has {len(gpus)} ({', '.join(gpus)})" if gpus else "this machine has none"
+        raise ConfigError(
+            f"{pipeline.path}: train_config.num_gpus_per_worker: {num} GPUs, but {there}; set at most that many, or "
+            f"correct {VISIBLE}, which says which of them may be used"
+        )
+    gpus = gpus[: num or None]
+    if len(gpus) > 1:
+        command = (sys.executable, "-m", "easyrec_mm", *arguments)
+        if cluster is None:
+            return LocalWorkers(command, free_addresses(len(gpus)), 0, len(gpus), gpus)
+        addresses = expanded(cluster.workers, len(gpus))
+        return LocalWorkers(command, addresses, cluster.number * len(gpus), len(gpus), gpus)
+    if gpus:
+        os.environ[VISIBLE] = gpus[0]
+    return None

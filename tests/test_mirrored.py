@@ -1,0 +1,79 @@
+"""Trainings with a process on each GPU of a machine; without GPUs, the processes compute on the CPU."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from flat_helpers import make_log
+from servers import free_port
+from test_workers import CONFIG, assert_same_weights, size, train
+
+pytestmark = pytest.mark.slow
+
+EPOCHS = ["--set", "train_config.num_epochs=4"]
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """A log, and the training of one process in `one`."""
+    make_log(tmp_path, CONFIG, num_rows=1003)
+    train(tmp_path, "--model_dir", "one", *size(96), *EPOCHS)
+    return tmp_path
+
+
+def start(folder, strategy, number, gpus, *arguments, **environment):
+    settings = ["--set", f"train_config.train_distribute={strategy}", *size(number), *EPOCHS]
+    return subprocess.Popen(
+        [sys.executable, "-m", "easyrec_mm", "train", "--pipeline_config", "x.config", *settings, *arguments],
+        cwd=folder, env={**os.environ, "CUDA_VISIBLE_DEVICES": gpus, **environment}, text=True,
+        stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+    )  # fmt: skip
+
+
+def wait_for(path, process):
+    while not path.exists():
+        assert process.poll() is None, process.communicate()[0]
+        time.sleep(0.02)
+
+
+def workers_of(process):
+    children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
+    return [int(child) for child in children]
+
+
+def test_processes_on_the_gpus_of_machines_end_together_and_train_the_weights_of_one(folder):
+    """One machine with two, stopped by a signal, then by a process that is killed; then two machines with two each."""
+    first = start(folder, "MirroredStrategy", 48, "0,1")
+    wait_for(folder / "m/model.ckpt-7.index", first)
+    first.send_signal(signal.SIGTERM)
+    output = first.communicate(timeout=120)[0]
+    assert first.returncode == 143, output
+    for number in (0, 1):
+        assert f"[{number}] stopped; continue with: easyrec-mm train" in output
+    second = start(folder, "MirroredStrategy", 48, "0,1")
+    wait_for(folder / "m/model.ckpt-21.index", second)
+    os.kill(workers_of(second)[1], signal.SIGKILL)
+    output = second.communicate(timeout=120)[0]
+    assert second.returncode == 137, output
+    assert "[0] error: worker 1 (127.0.0.1:" in output
+    ports = [free_port(), free_port()]
+    cluster = {"worker": [f"127.0.0.1:{port}" for port in ports]}
+    machines = [
+        start(
+            folder, "MultiWorkerMirroredStrategy", 24, gpus, "--set", "train_config.num_gpus_per_worker=2",
+            TF_CONFIG=json.dumps({"cluster": cluster, "task": {"type": "worker", "index": number}}),
+        )
+        for number, gpus in enumerate(("0,1", "2,3"))
+    ]  # fmt: skip
+    outputs = [machine.communicate(timeout=180)[0] for machine in machines]
+    assert [machine.returncode for machine in machines] == [0, 0], outputs
+    assert f"[3] worker 3 (127.0.0.1:{ports[1] + 1}) of 4: waiting for the others" in outputs[1]
+    assert "continuing from" in outputs[0]
+    assert_same_weights(folder / "one", folder / "m", 42)
