@@ -34,6 +34,7 @@ from easyrec_mm.formats.rtp_graph import label_value
 from easyrec_mm.network.image import image_tower
 from easyrec_mm.network.precision import FLOAT32
 from easyrec_mm.schema import Schema
+from easyrec_mm.stats.batches import variety_lines
 from easyrec_mm.store.feature_vectors import VectorStores
 from easyrec_mm.training.memory import require_memory
 
@@ -93,6 +94,7 @@ def check(pipeline: Pipeline, num_groups: int) -> CheckResult:
         *feature_lines,
         "\npictures",
         *picture_lines,
+        *(["\nbatches", *variety_lines(pipeline, num_groups)] if config.train_input_path else []),
         *_tower_lines(pipeline),
         *_bad_lines(sample),
     ]
