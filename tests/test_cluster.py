@@ -25,6 +25,7 @@ def test_clusters_of_workers():
     with_chief = {"chief": ["c:3"], "worker": workers}
     assert read({"cluster": with_chief, "task": {"type": "chief", "index": 0}}) == Cluster(("c:3", "a:1", "b:2"), 0)
     assert read({"cluster": with_chief, "task": {"type": "worker", "index": 0}}).number == 1
+    assert read({"cluster": {"worker": workers}, "task": {"type": "worker", "index": "1"}}).number == 1
 
 
 @pytest.mark.parametrize(
@@ -34,6 +35,15 @@ def test_clusters_of_workers():
         ("[1]", "TF_CONFIG has no 'cluster' and 'task'"),
         ({"cluster": {"worker": ["a:1"]}}, "TF_CONFIG has no 'cluster' and 'task'"),
         ({"cluster": {"worker": "a:1"}, "task": {"type": "worker"}}, r"cluster\.worker is not a list of addresses"),
+        ("null", "TF_CONFIG has no 'cluster' and 'task'"),
+        ({"cluster": {"worker": {"0": "a:1"}}, "task": {"type": "worker"}}, r"cluster\.worker is not a list of"),
+        ({"cluster": {}, "task": {"type": "worker", "index": 0}}, "the task is 'worker 0', but the cluster has none"),
+        (
+            {"cluster": {"worker": ["a:1"]}, "task": {"index": [0]}},
+            r"the task is 'None \[0\]', but the cluster has worker 0",
+        ),
+        ({"cluster": {"worker": ["a:1"]}, "task": {"type": "worker", "index": -1}}, "the task is 'worker -1', but"),
+        ({"cluster": {"worker": ["a:1"]}, "task": {"type": "worker", "index": "x"}}, "the task is 'worker x', but"),
         ({"cluster": {"worker": ["a"]}, "task": {"type": "worker"}}, "'a' is not an address; give host:port"),
         ({"cluster": {"worker": ["a:70000"]}, "task": {"type": "worker"}}, "'a:70000' is not an address"),
         ({"cluster": {"worker": ["a:1", "a:1"]}, "task": {"type": "worker"}}, "two workers have the address a:1"),
@@ -98,6 +108,34 @@ def test_a_first_worker_that_cannot_be_reached():
     workers = tuple(f"127.0.0.1:{free_port()}" for _ in range(2))
     with pytest.raises(UserError, match=rf"worker 0 \({workers[0]}\) cannot be reached within 1 s: .*refused"):
         meet(Cluster(workers, 1), {}, 1.0)
+
+
+@pytest.mark.parametrize("listens", [True, False])
+def test_a_worker_whose_address_leads_elsewhere_is_named_to_all(listens):
+    """It reaches the first worker, but not the other way round: exchanges would fail only after the model is made."""
+    with socket.create_server(("127.0.0.1", 0)) as stranger:
+        wrong = stranger.getsockname()[1] if listens else free_port()
+        addresses = [f"127.0.0.1:{free_port()}" for _ in range(3)]
+        told = (*addresses[:2], f"127.0.0.1:{wrong}")
+        errors = {}
+
+        def run(number, workers):
+            try:
+                meet(Cluster(workers, number), {}, 1.5)
+            except UserError as error:
+                errors[number] = str(error)
+
+        # The third one knows its own address; what the others were told of it is wrong.
+        threads = [threading.Thread(target=run, args=(number, told)) for number in (0, 1)]
+        threads.append(threading.Thread(target=run, args=(2, tuple(addresses))))
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+    assert errors.keys() == {0, 1, 2}
+    assert len(set(errors.values())) == 1
+    start = f"worker 2 ({told[2]}) has called worker 0, which cannot reach it at this address within 1.5 s: "
+    assert errors[0].startswith(start)
 
 
 def test_names_that_have_their_addresses_later(monkeypatch):

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import difflib
+import itertools
 import json
 import os
 import socket
+import threading
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, closing, contextmanager
@@ -71,7 +73,8 @@ def read_cluster(environment: Mapping[str, str] = os.environ) -> Cluster | None:
     if task.get("type") == "evaluator":
         raise ConfigError(f"{VARIABLE}: this task is an evaluator; run easyrec-mm eval --watch there instead of train")
     places = [(kind, index) for kind in _KINDS for index in range(len(_addresses(cluster, kind)))]
-    place = (task.get("type"), task.get("index", 0))
+    index = task.get("index", 0)
+    place = (task.get("type"), int(index) if isinstance(index, str) and index.isdecimal() else index)
     if place not in places:
         known = ", ".join(f"{kind} {index}" for kind, index in places) or "none"
         raise ConfigError(f"{VARIABLE}: the task is '{place[0]} {place[1]}', but the cluster has {known}")
@@ -150,7 +153,8 @@ def meet(cluster: Cluster, facts: Mapping[str, str], limit_s: float) -> None:
             except (OSError, ValueError, KeyError, TypeError):
                 continue  # somebody else's connection
         differences = (_difference(cluster, number, facts, own) for number, (_, own) in sorted(arrived.items()))
-        problem = next(filter(None, differences), "")
+        unreachable = (_unreachable(cluster, number, deadline_s, limit_s) for number in sorted(arrived))
+        problem = next(filter(None, itertools.chain(differences, unreachable)), "")
         _answer(arrived.values(), problem)
         if problem:
             raise UserError(problem)
@@ -190,18 +194,24 @@ def _listening(cluster: Cluster) -> Iterator[socket.socket]:
 
 
 def _report(cluster: Cluster, facts: Mapping[str, str], deadline_s: float, limit_s: float) -> None:
-    """Tell the first worker what this one trains, and wait for its consent."""
-    with _listening(cluster):
-        pass
+    """Tell the first worker what this one trains, and wait for its consent; it also calls this one at its address."""
+    with _listening(cluster) as listener, _answering(listener, cluster.number):
+        problem = _consent(cluster, facts, deadline_s, limit_s)
+    if problem:
+        raise UserError(problem)
+
+
+def _consent(cluster: Cluster, facts: Mapping[str, str], deadline_s: float, limit_s: float) -> str:
+    """Return what the first worker answers: a problem, or ""."""
     address = _host_and_port(cluster.workers[0])
     while True:
         try:
             left_s = max(0.01, deadline_s - time.monotonic())
             with socket.create_connection(address, timeout=min(_CONNECT_S, left_s)) as connection:
                 _send(connection, {"number": cluster.number, "facts": dict(facts)})
-                connection.settimeout(max(0.0, deadline_s - time.monotonic()) + _MESSAGE_S)
-                problem = _received(connection)["problem"]
-                break
+                # The first worker may call an address until the end of its time.
+                connection.settimeout(max(0.0, deadline_s - time.monotonic()) + _CONNECT_S + _MESSAGE_S)
+                return str(_received(connection)["problem"])
         except (OSError, ValueError, KeyError) as error:
             if time.monotonic() + _RETRY_S > deadline_s:
                 raise UserError(
@@ -209,8 +219,48 @@ def _report(cluster: Cluster, facts: Mapping[str, str], deadline_s: float, limit
                     f"addresses in {VARIABLE}"
                 ) from error
         time.sleep(_RETRY_S)
-    if problem:
-        raise UserError(problem)
+
+
+@contextmanager
+def _answering(listener: socket.socket, number: int) -> Iterator[None]:
+    """Tell whoever calls the number of this worker, so that the first one knows that the address leads here."""
+    ended = threading.Event()
+    listener.settimeout(_RETRY_S)
+
+    def answer() -> None:
+        while not ended.is_set():
+            try:
+                with closing(listener.accept()[0]) as connection:
+                    _send(connection, {"number": number})
+            except OSError:
+                continue  # nobody has called, or the caller has gone
+
+    thread = threading.Thread(target=answer, daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        ended.set()
+        thread.join()
+
+
+def _unreachable(cluster: Cluster, number: int, deadline_s: float, limit_s: float) -> str:
+    """Return why a worker cannot be reached at its address, though it has called; "" if it can be."""
+    address = _host_and_port(cluster.workers[number])
+    while True:
+        try:
+            with socket.create_connection(address, timeout=_CONNECT_S) as connection:
+                if _received(connection)["number"] == number:
+                    return ""
+                reason = "another worker answers there"
+        except (OSError, ValueError, KeyError) as error:
+            reason = f"{error}"
+        if time.monotonic() + _RETRY_S > deadline_s:
+            return (
+                f"{cluster.name(number)} has called worker 0, which cannot reach it at this address within {limit_s:g} "
+                f"s: {reason}; look at the addresses in {VARIABLE}, and for a firewall"
+            )
+        time.sleep(_RETRY_S)
 
 
 def _difference(cluster: Cluster, number: int, facts: Mapping[str, str], others: Mapping[str, str]) -> str:
