@@ -77,7 +77,9 @@ def test_train_eval_predict_write_what_they_promise(data, trained, tmp_path, cap
     assert train_lines[-1]["loss"] == pytest.approx(
         sum(train_lines[-1][k] for k in train_lines[-1] if k.startswith("loss_")), rel=1e-5
     )
-    assert {"samples_per_second", "images_per_second", "samples_per_image", "input_wait_share"} <= set(train_lines[0])
+    rates = {"samples_per_second", "images_per_second", "samples_per_image", "encoded_per_second", "input_wait_share"}
+    assert {*rates, "flops_per_step", "mfu", "sent_bytes_sum"} <= set(train_lines[0])
+    assert all(0 < line["mfu"] < 1 for line in train_lines)
     result = json.loads((model_dir / "eval_result.json").read_text())
     assert {"auc_click", "gauc_click", "mean_squared_error_play_time", "num_samples"} <= set(result)
 

@@ -35,7 +35,7 @@ def test_a_terminal_gets_a_bar_with_speeds_whatever_size_it_tells(monkeypatch, s
     with open(theirs, "w", encoding="utf-8") as terminal:
         monkeypatch.setattr(sys, "stderr", terminal)
         progress = Progress("train", 20)
-        progress.add(256, 16, 0.1)
+        progress.add(256, 16, 16, 0.1)
         progress.show({"loss": 0.5}, RATES, "7 min left")
         progress.close()
     shown = everything_written(ours)
@@ -46,7 +46,7 @@ def test_a_terminal_gets_a_bar_with_speeds_whatever_size_it_tells(monkeypatch, s
 
 def test_elsewhere_a_plain_line(capsys):
     progress = Progress("train", None, first=3)
-    progress.add(256, 16, 0.1)
+    progress.add(256, 16, 16, 0.1)
     progress.show({"loss": 0.5}, RATES)
     progress = Progress("train", 20, first=4, is_exact=False)
     progress.show({"loss": 0.5}, RATES, "7 min left")

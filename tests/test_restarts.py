@@ -161,6 +161,7 @@ def test_a_training_that_was_killed_reports_each_step_and_record_once(whole, dat
     assert f"continuing from {tmp_path}/m/model.ckpt-4 (step 4)" in said
 
     speeds = {"time", "samples_per_second", "images_per_second", "input_wait_share", "samples_per_image"}
+    speeds |= {"encoded_per_second", "flops_per_step", "mfu"}
     logs = [[{k: v for k, v in line.items() if k not in speeds} for line in run.log] for run in (whole, training)]
     assert [line["step"] for line in logs[0]] == [3, 6, 7]
     assert logs[1] == logs[0]

@@ -66,6 +66,11 @@ class Batch(NamedTuple):
         """Return the number of distinct images, U."""
         return int(self.images.has_picture.shape[0])
 
+    @property
+    def num_encoded(self) -> int:
+        """Return the number of pictures with pixels, E."""
+        return int(self.pixels.shape[0])
+
 
 @dataclass(frozen=True)
 class InputBatch:

@@ -24,6 +24,8 @@ _LARGEST_NUMBER = 2**31 - 1
 _GROUP = 1
 # Multiplies the size of what is exchanged, so that sizes of neighbouring operations have different numbers.
 _PRIME = 1_000_003
+# Bytes that a replica sends: by operation, and of tables' rows (sparse) or everything else (dense).
+SENT_BYTES = ("sent_bytes_sum", "sent_bytes_gather", "sent_bytes_dense", "sent_bytes_sparse")
 
 
 class Replicas:
@@ -42,16 +44,34 @@ class Replicas:
         self.number, self.num = number, num
         self._scope, self._num_operations = 0, 0
         self._is_present: tf.Tensor | bool = True
+        self._sent: list[tuple[str, str, tf.Tensor]] = []  # names in SENT_BYTES, and bytes, of the scope's operations
 
     @contextmanager
     def scope(self, name: str) -> Iterator[None]:
         """Number the operations within anew; each function that has operations needs a name of its own."""
-        outer = self._scope, self._num_operations
-        self._scope, self._num_operations = zlib.crc32(name.encode()), 0
+        outer = self._scope, self._num_operations, self._sent
+        self._scope, self._num_operations, self._sent = zlib.crc32(name.encode()), 0, []
         try:
             yield
         finally:
-            self._scope, self._num_operations = outer
+            self._scope, self._num_operations, self._sent = outer
+
+    def sent_bytes(self) -> dict[str, tf.Tensor]:
+        """Return the bytes that this replica sends in the operations so far of this scope; {} for a single replica.
+
+        In a ring of N replicas, each sends 2 (N - 1) / N of a tensor to sum it, and N - 1 times its part to gather it.
+        An operation within a loop or a condition counts once if its size is known before, otherwise not at all.
+        """
+        if self.num == 1:
+            return {}
+        totals = dict.fromkeys(SENT_BYTES, tf.constant(0.0, tf.float64))
+        for operation, kind, size in self._sent:
+            known = tf.get_static_value(size)
+            if known is None and size.graph is not totals["sent_bytes_sum"].graph:
+                continue
+            for name in (operation, kind):
+                totals[name] += size if known is None else known
+        return totals
 
     @contextmanager
     def present(self, is_present: tf.Tensor) -> Iterator[None]:
@@ -87,12 +107,16 @@ class Replicas:
                 sums[i] = tf.reshape(part, tf.shape(tensors[i]))
         return sums
 
-    def gather(self, rows: tf.Tensor) -> tf.Tensor:
+    def gather(self, rows: tf.Tensor, is_sparse: bool = False) -> tf.Tensor:
         """Return the rows of all replicas in their order, `[sum of N, ...]`, for rows `[N, ...]` with an N of its own.
 
         The gradient of a replica's rows is the sum of those that all replicas have for them.
+
+        Args:
+          rows: the rows.
+          is_sparse: whether they belong to rows of tables, for `sent_bytes`.
         """
-        return self._gather(rows) if self.num > 1 else rows
+        return self._gather(rows, is_sparse) if self.num > 1 else rows
 
     def agree(self, *numbers: float) -> list[float]:
         """Return the sums over the replicas of numbers of this process; all call it at the same points of the loop."""
@@ -128,14 +152,14 @@ class Replicas:
         result: tf.Tensor = tf.custom_gradient(summed)(values)
         return result
 
-    def _gather(self, rows: tf.Tensor) -> tf.Tensor:
-        sizes = self._gathered(tf.shape(rows)[:1])  # [num]
+    def _gather(self, rows: tf.Tensor, is_sparse: bool = False) -> tf.Tensor:
+        sizes = self._gathered(tf.shape(rows)[:1], is_sparse)  # [num]
         most = _rounded(tf.reduce_max(sizes))
         is_there = tf.reshape(tf.sequence_mask(sizes, most), [-1])
         first = self.number * most
 
         def gathered(rows: tf.Tensor) -> tuple[tf.Tensor, Callable[[tf.Tensor], tf.Tensor]]:
-            result = tf.boolean_mask(self._gathered(_padded(rows, most)), is_there)
+            result = tf.boolean_mask(self._gathered(_padded(rows, most), is_sparse), is_there)
 
             def gradient(of_all: tf.Tensor) -> tf.Tensor:
                 shape = tf.concat([[self.num * most], tf.shape(of_all)[1:]], 0)
@@ -148,12 +172,20 @@ class Replicas:
         return result
 
     def _reduced(self, values: tf.Tensor) -> tf.Tensor:
+        self._count("sent_bytes_sum", "sent_bytes_dense", values, 2 * (self.num - 1) / self.num)
         return tf.raw_ops.CollectiveReduceV2(
             input=values, merge_op="Add", final_op="Id", **self._operation(tf.shape(values))
         )
 
-    def _gathered(self, values: tf.Tensor) -> tf.Tensor:
+    def _gathered(self, values: tf.Tensor, is_sparse: bool = False) -> tf.Tensor:
+        self._count("sent_bytes_gather", "sent_bytes_sparse" if is_sparse else "sent_bytes_dense", values, self.num - 1)
         return tf.raw_ops.CollectiveGatherV2(input=values, **self._operation(tf.shape(values)))
+
+    def _count(self, operation: str, kind: str, values: tf.Tensor, times: float) -> None:
+        """Count an operation that sends a tensor that often; within functions only, where a step consists of them."""
+        if not tf.executing_eagerly():
+            size = tf.cast(tf.size(values), tf.float64) * (times * values.dtype.size)
+            self._sent.append((operation, kind, size))
 
     def _operation(self, shape: tf.Tensor) -> dict[str, Any]:
         """Return the inputs and attributes by which the workers find the same operation.

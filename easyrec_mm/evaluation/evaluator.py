@@ -23,7 +23,7 @@ from easyrec_mm.protos.pipeline_pb2 import EasyRecConfig
 from easyrec_mm.runs.checkpoint import restore
 from easyrec_mm.runs.model_dir import ModelDir
 from easyrec_mm.runs.moving_average import MovingAverage
-from easyrec_mm.runs.progress import Progress
+from easyrec_mm.runs.progress import Progress, rates_of
 from easyrec_mm.runs.trained_config import require_same_weights
 from easyrec_mm.schema import Schema
 from easyrec_mm.store.feature_vectors import VectorStores
@@ -268,9 +268,9 @@ def batch_outputs(
                 yield item.batch, item.kept_fields, step(item.batch)
             elif with_empty:
                 yield item.batch, item.kept_fields, {}
-            progress.add(item.batch.num_samples, item.batch.num_images, 0.0)
+            progress.add(item.batch.num_samples, item.batch.num_images, item.batch.num_encoded, 0.0)
             if time.monotonic() - shown > _SHOW_EVERY_S:
-                progress.show({}, progress.rates())
+                progress.show({}, rates_of(progress.take()))
                 shown = time.monotonic()
     finally:
         progress.close()

@@ -8,7 +8,7 @@ import os
 import sys
 import time
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import tensorflow as tf
 from tqdm import tqdm
@@ -21,6 +21,34 @@ _SIZE_WHERE_NONE_IS_TOLD = {"ncols": 120, "nrows": 24}
 _LINE_EVERY_S = 10.0
 # Narrow, so that the speeds after the bar stay readable.
 _BAR_FORMAT = "{desc} {n_fmt}/{total_fmt} {bar:5} {elapsed}{postfix}"
+
+
+class Counts(NamedTuple):
+    """Work of some time.
+
+    seconds   the time
+    samples   samples in it
+    images    distinct images of the batches
+    encoded   pictures that were encoded
+    waited_s  seconds spent waiting for input
+    """
+
+    seconds: float = 0.0
+    samples: float = 0
+    images: float = 0
+    encoded: float = 0
+    waited_s: float = 0.0
+
+
+def rates_of(counts: Counts) -> dict[str, float]:
+    """Return the speeds of some work, and the share of the time spent waiting for input."""
+    return {
+        "samples_per_second": counts.samples / counts.seconds,
+        "images_per_second": counts.images / counts.seconds,
+        "samples_per_image": counts.samples / counts.images if counts.images else 0.0,
+        "encoded_per_second": counts.encoded / counts.seconds,
+        "input_wait_share": min(counts.waited_s / counts.seconds, 1.0),
+    }
 
 
 class Progress:
@@ -44,29 +72,27 @@ class Progress:
 
     def _reset(self) -> None:
         self._since = time.perf_counter()
-        self._samples = self._images = 0
-        self._waited = 0.0
+        self._counts = Counts()
 
-    def add(self, num_samples: int, num_images: int, waited_s: float) -> None:
-        """Count a step with its samples and images, and the seconds that it waited for its input."""
+    def add(self, num_samples: int, num_images: int, num_encoded: int, waited_s: float) -> None:
+        """Count a step with its samples, images and encoded pictures, and the seconds that it waited for its input."""
         self._done += 1
-        self._samples += num_samples
-        self._images += num_images
-        self._waited += waited_s
+        counts = self._counts
+        self._counts = Counts(
+            0.0,
+            counts.samples + num_samples,
+            counts.images + num_images,
+            counts.encoded + num_encoded,
+            counts.waited_s + waited_s,
+        )
         if self._bar is not None:
             self._bar.update()
 
-    def rates(self) -> dict[str, float]:
-        """Return the speeds since the last call, and the share of the time spent waiting for input."""
-        seconds = max(time.perf_counter() - self._since, 1e-9)
-        rates = {
-            "samples_per_second": self._samples / seconds,
-            "images_per_second": self._images / seconds,
-            "samples_per_image": self._samples / self._images if self._images else 0.0,
-            "input_wait_share": min(self._waited / seconds, 1.0),
-        }
+    def take(self) -> Counts:
+        """Return what was counted since the last call."""
+        counts = self._counts._replace(seconds=max(time.perf_counter() - self._since, 1e-9))
         self._reset()
-        return rates
+        return counts
 
     def show(self, values: dict[str, float], rates: dict[str, float], left: str = "") -> None:
         """Show values, speeds and the time left as a line, or after the bar; a narrow terminal cuts values off."""
@@ -168,12 +194,19 @@ class MetricsLog:
         with naming(self._path), self._path.open("a", encoding="utf-8") as file:
             file.write(line + "\n")
 
-    def write_summaries(self, kind: str, step: int, values: dict[str, float]) -> None:
-        """Write scalars for TensorBoard under "<kind>/<name>"."""
+    def write_summaries(self, kind: str, step: int, values: dict[str, float], at_once: bool = True) -> None:
+        """Write scalars for TensorBoard under "<kind>/<name>": at once, or within two minutes."""
+        # All in one message: an operation for each of them would take longer than many a training step.
+        summary = tf.compat.v1.Summary()
+        for name, number in values.items():
+            value = summary.value.add(tag=f"{kind}/{name}")
+            value.metadata.plugin_data.plugin_name = "scalars"
+            value.tensor.dtype = tf.float32.as_datatype_enum
+            value.tensor.float_val.append(number)
         with self._writer.as_default(step=step):
-            for name, value in values.items():
-                tf.summary.scalar(f"{kind}/{name}", value)
-        self._writer.flush()
+            tf.summary.experimental.write_raw_pb(summary.SerializeToString())
+        if at_once:
+            self._writer.flush()
 
     def close(self) -> None:
         """Close the event file."""

@@ -12,6 +12,7 @@ from easyrec_mm.errors import UserError
 from easyrec_mm.runs.checkpoint import Checkpoints
 from easyrec_mm.runs.progress import MetricsLog, Progress
 from easyrec_mm.schema import Schema
+from easyrec_mm.training.facts import RunFacts
 from easyrec_mm.training.time_left import Forecast
 
 # Losses of a step by name.
@@ -26,6 +27,7 @@ class StepLog:
       progress: display on the terminal.
       forecast: estimate of the time left.
       schema: schema with the names of the tasks.
+      facts: rates and further facts about the steps.
       bad_records: bad records, whose counts are part of each line.
       checkpoints: checkpoints, for the message about a loss that is not finite, which names the last one.
     """
@@ -36,10 +38,11 @@ class StepLog:
         progress: Progress,
         forecast: Forecast,
         schema: Schema,
+        facts: RunFacts,
         bad_records: BadRecords,
         checkpoints: Checkpoints,
     ) -> None:
-        self._log, self._progress, self._forecast = log, progress, forecast
+        self._log, self._progress, self._forecast, self._facts = log, progress, forecast, facts
         self._bad_records, self._checkpoints = bad_records, checkpoints
         task_losses = [f"loss_{task.name}" for task in schema.tasks]
         self._shown = ["loss", *(task_losses if len(task_losses) > 1 else [])]
@@ -52,17 +55,19 @@ class StepLog:
         """Add a step.
 
         Args:
-          losses: losses of the step by name.
+          losses: what TrainSteps.run has returned: losses of the step and other values by name.
           item: batch of the step.
           waited_s: seconds that the step waited for the batch.
           phase: number of the training phase; steps of another phase take a different time.
         """
+        losses = self._facts.add(item, phase, losses)
         self._losses.append(losses)
         self._last, self._epoch = losses, item.epoch
         if self._phase not in (None, phase):
             self._forecast.time.restart()
         self._phase = phase
-        self._progress.add(item.batch.num_samples, item.batch.num_images, waited_s)
+        batch = item.batch
+        self._progress.add(batch.num_samples, batch.num_images, batch.num_encoded, waited_s)
         self._forecast.step(item.batch.num_samples, item.batch.num_images)
 
     def go_on(self, unreported: list[Losses]) -> None:
@@ -84,12 +89,13 @@ class StepLog:
         means = {name: float(tf.reduce_mean([losses[name] for losses in self._losses])) for name in self._losses[0]}
         self._losses.clear()
         self._require_finite(means["loss"], step)
-        rates = self._progress.rates()
+        facts = self._facts.report(self._progress.take())
         if announcement := self._forecast.announcement(step):
             self._progress.say(announcement)
         shown = {name: means[name] for name in self._shown}
-        self._progress.show({"epoch": self._epoch, **shown}, rates, self._forecast.left(step))
-        self._log.write_line("train", step, {"epoch": self._epoch, **means, **rates, **self._bad_records.counts})
+        self._progress.show({"epoch": self._epoch, **shown}, facts, self._forecast.left(step))
+        self._log.write_line("train", step, {"epoch": self._epoch, **means, **facts, **self._bad_records.counts})
+        self._log.write_summaries("train", step, facts, at_once=False)
 
     def require_finite(self, step: int) -> None:
         """Check the loss of the last step before its weights become a checkpoint.

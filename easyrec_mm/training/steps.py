@@ -102,7 +102,8 @@ class TrainSteps:
           item: a batch with samples.
 
         Returns:
-          The losses and the learning rate by name, and the norm of the gradient if it is clipped.
+          The losses and the learning rate by name; the norm of the gradient if it is clipped; of several replicas, the
+          bytes that this one has sent, see Replicas.sent_bytes.
         """
         number = self.phase(item.step)
         phase = self.phases[number]
@@ -140,7 +141,8 @@ class TrainSteps:
     def _train_batch(self, phase: Phase, batch: Batch) -> dict[str, tf.Tensor]:
         """Run forward pass, backward pass and update; return the values that `run` returns."""
         with self._replicas.scope(f"step of the phase from {phase.first_step}"):
-            return self._train_on(phase, batch)
+            values = self._train_on(phase, batch)
+            return values | self._replicas.sent_bytes()
 
     def _train_on(self, phase: Phase, batch: Batch) -> dict[str, tf.Tensor]:
         variables = [v.value for v in phase.trained.values()]
@@ -185,7 +187,9 @@ class TrainSteps:
             merged[i] = gradient
         for i, gradient in enumerate(gradients):
             if isinstance(gradient, tf.IndexedSlices) and self._replicas.num > 1:
-                rows, values = self._replicas.gather(gradient.indices), self._replicas.gather(gradient.values)
+                rows, values = (
+                    self._replicas.gather(part, is_sparse=True) for part in (gradient.indices, gradient.values)
+                )
                 merged[i] = sum_duplicate_rows(tf.IndexedSlices(values, rows, gradient.dense_shape))
         return merged, sums[: len(scalars)]
 

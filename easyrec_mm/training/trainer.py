@@ -29,9 +29,12 @@ from easyrec_mm.runs.progress import MetricsLog, Progress
 from easyrec_mm.store.feature_vectors import VectorStores
 from easyrec_mm.training.batch_norms import BatchNormWatch
 from easyrec_mm.training.evaluations import TrainingEvaluations
+from easyrec_mm.training.facts import RunFacts
+from easyrec_mm.training.flops import StepFlops
 from easyrec_mm.training.length import Length, training_length
 from easyrec_mm.training.loop import Loop
 from easyrec_mm.training.memory import require_memory
+from easyrec_mm.training.peak import peak_flops
 from easyrec_mm.training.resume import resume
 from easyrec_mm.training.same_data import require_same_data
 from easyrec_mm.training.save_times import SaveTimes
@@ -181,7 +184,8 @@ class Trainer:
     def _loop(self, length: Length, log: MetricsLog, progress: Progress, caught: Caught) -> Loop:
         save_times = SaveTimes(self._train_config)
         forecast = Forecast(length, save_times, self._evaluations.interval_s)
-        step_log = StepLog(log, progress, forecast, self._schema, self._bad_records, self._checkpoints)
+        facts = RunFacts(self._replicas, self._count_flops, peak_flops(self._dtype.removeprefix("mixed_")))
+        step_log = StepLog(log, progress, forecast, self._schema, facts, self._bad_records, self._checkpoints)
         step_log.go_on(self._unreported)
         return Loop(
             config=self._train_config, length=length, replicas=self._replicas, steps=self.steps,
@@ -189,6 +193,11 @@ class Trainer:
             progress=progress, forecast=forecast, step_log=step_log, save_times=save_times, caught=caught,
             bad_records=self._bad_records, put_logs=lambda: self._folder.put_logs(at_once=False),
         )  # fmt: skip
+
+    def _count_flops(self, item: InputBatch) -> StepFlops:
+        """Count the operations of the phase of a batch, which was entered."""
+        phase = self.steps.phases[self.steps.phase(item.step)]
+        return StepFlops(self.model, [v.value for v in phase.trained.values()], phase.bank, item.batch)
 
     def batches(self, num_epochs: int) -> Generator[InputBatch, None, None]:
         """Return the batches from the current position of the training; `num_epochs` as for Input.batches."""

@@ -167,7 +167,7 @@ class ImageTower(Composite):
         try:
             if training and self._options.micro_batch:
                 return in_micro_batches(encode, self._options.micro_batch, pixels, *embeddings)
-            if not may_be_empty:
+            if not may_be_empty or pixels.shape[0]:  # a number that the graph knows
                 return encode(pixels, *embeddings)
             # The kernels of convolutions and batch norm reject an empty batch.
             if is_trained:
