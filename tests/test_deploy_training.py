@@ -12,7 +12,7 @@ from flat_helpers import CONFIG, make_log
 from manifest_helpers import problems_of
 
 from easyrec_mm.cli import main as cli
-from easyrec_mm.distribution.cluster import Cluster, read_cluster
+from easyrec_mm.distribution.cluster import Cluster, expanded, read_cluster
 from easyrec_mm.errors import LostWorkerError, UserError
 
 BUCKET = "--set=model_dir=s3://bucket/m"
@@ -211,6 +211,27 @@ def test_resources_volumes_and_accounts(deploy, kind):
     assert container["envFrom"] == [{"secretRef": {"name": "bucket"}}]
     assert pod["serviceAccountName"] == "trainer"
     assert "automountServiceAccountToken" not in pod
+
+
+@pytest.mark.parametrize(("kind", "port"), [("job", "workers"), ("tfjob", "tfjob-port")])
+def test_a_pod_with_several_gpus_has_a_process_and_a_port_for_each(deploy, folder, kind, port):
+    documents = deploy(f"--kind={kind}", "--gpus=3", "--name=ctr")
+    container = container_of(documents)
+    assert container["resources"]["limits"] == {"nvidia.com/gpu": "3"}
+    names = [port, f"{port}-1", f"{port}-2"]
+    assert [each["name"] for each in container["ports"]] == names
+    tf_config, arguments = run_container(container, folder, 0)
+    flags = cli.make_parser().parse_args(arguments)
+    assert flags.set[-2:] == [
+        "train_config.num_gpus_per_worker=3", "train_config.train_distribute=MultiWorkerMirroredStrategy"
+    ]  # fmt: skip
+    ports = [each["containerPort"] for each in container["ports"]]
+    if kind == "job":
+        first = expanded(read_cluster({"TF_CONFIG": tf_config}).workers, 3)[:3]
+        assert first == tuple(f"ctr-0.ctr:{number}" for number in ports)
+        assert [each["port"] for each in documents["Service"]["spec"]["ports"]] == ports
+    one = container_of(deploy(f"--kind={kind}", "--gpus=1"))
+    assert [each["name"] for each in one["ports"]] == [port]
 
 
 @pytest.mark.parametrize("kind", ["job", "tfjob"])

@@ -1,0 +1,85 @@
+"""Workers whose machines differ: in their data, in what they can write, in their clocks."""
+
+from __future__ import annotations
+
+import json
+import os
+import resource
+import shutil
+import time
+from functools import partial
+
+import pytest
+from flat_helpers import make_log
+from worker_helpers import CONFIG, Workers, assert_same_weights, size, train
+
+from easyrec_mm.exit_status import LOST_WORKER
+
+pytestmark = pytest.mark.slow
+
+# Only worker 1 has these clocks: a day ahead.
+CLOCKS = """
+import time
+for name, unit in (("time", 1), ("time_ns", 10**9)):
+    setattr(time, name, lambda clock=getattr(time, name), ahead=86400 * unit: clock() + ahead)
+"""
+
+
+@pytest.fixture
+def folder(tmp_path):
+    make_log(tmp_path, CONFIG, num_rows=300)
+    return tmp_path
+
+
+def test_workers_that_find_other_data_are_refused(folder):
+    other = folder / "other"
+    other.mkdir()
+    shutil.copy(folder / "x.config", other)
+    (other / "train.csv").write_text((folder / "train.csv").read_text() + "1,0.5,u1,a\n")
+    statuses, outputs = Workers(folder, 2, *size(8), settings=[{}, {"cwd": other}]).end()
+    assert statuses == [1, 1], outputs
+    for output in outputs:
+        assert "error: train_input_path: the workers have found different files: worker 0 has train.csv of " in output
+
+
+def test_a_model_dir_that_cannot_be_written_is_named_by_the_first_worker(folder):
+    (folder / "m").write_text("a file")
+    statuses, outputs = Workers(folder, 2, "--model_dir", "m/n", *size(8)).end()
+    assert statuses == [1, LOST_WORKER], outputs
+    assert "error: m" in outputs[0]
+    assert "Not a directory" in outputs[0]
+    assert "error: worker 0 (" in outputs[1]
+
+
+def test_a_disk_that_is_full_ends_all_and_they_go_on(folder):
+    """The first checkpoint does not fit; nothing of it is left, and a restart begins anew."""
+    train(folder, "--model_dir", "one", *size(50))
+    limits = (2000, resource.getrlimit(resource.RLIMIT_FSIZE)[1])
+    full = {"preexec_fn": partial(resource.setrlimit, resource.RLIMIT_FSIZE, limits)}
+    statuses, outputs = Workers(folder, 2, "--model_dir", "m", *size(25), settings=[full, {}]).end()
+    assert statuses == [1, LOST_WORKER], outputs
+    assert "Traceback" not in outputs[0] + outputs[1]
+    assert "File too large" in outputs[0]
+    assert not list((folder / "m").glob("model.ckpt*.index"))
+    statuses, outputs = Workers(folder, 2, "--model_dir", "m", *size(25)).end()
+    assert statuses == [0, 0], outputs
+    assert_same_weights(folder / "one", folder / "m", 12)
+
+
+def test_clocks_of_workers_may_differ(folder, tmp_path_factory):
+    """A day between them, also after a restart, when the other one is the first."""
+    ahead = tmp_path_factory.mktemp("ahead")
+    (ahead / "sitecustomize.py").write_text(CLOCKS)
+    late = {"env": {"PYTHONPATH": f"{ahead}:{os.environ.get('PYTHONPATH', '')}"}}
+    train(folder, "--model_dir", "one", *size(50), "--set", "train_config.num_epochs=4")
+    started = time.time()
+    for settings, num_epochs in (([{}, late], 2), ([late, {}], 4)):
+        more = ["--set", f"train_config.num_epochs={num_epochs}"]
+        statuses, outputs = Workers(folder, 2, "--model_dir", "m", *size(25), *more, settings=settings).end()
+        assert statuses == [0, 0], outputs
+    assert_same_weights(folder / "one", folder / "m", 24)
+    lines = [json.loads(line) for line in (folder / "m/metrics.jsonl").open()]
+    days = [(line["time"] - started) // 86400 for line in lines]
+    assert days == sorted(days)
+    assert set(days) == {0, 1}  # the clock of the first worker
+    assert all(0 < line["samples_per_second"] < 1e6 for line in lines if line["kind"] == "train")
