@@ -12,7 +12,8 @@ from flat_helpers import CONFIG, make_log
 from manifest_helpers import problems_of
 
 from easyrec_mm.cli import main as cli
-from easyrec_mm.distribution.cluster import Cluster, expanded, read_cluster
+from easyrec_mm.distribution.cluster import Cluster, read_cluster
+from easyrec_mm.distribution.cluster import expanded as addresses_of
 from easyrec_mm.errors import LostWorkerError, UserError
 
 BUCKET = "--set=model_dir=s3://bucket/m"
@@ -227,7 +228,7 @@ def test_a_pod_with_several_gpus_has_a_process_and_a_port_for_each(deploy, folde
     ]  # fmt: skip
     ports = [each["containerPort"] for each in container["ports"]]
     if kind == "job":
-        first = expanded(read_cluster({"TF_CONFIG": tf_config}).workers, 3)[:3]
+        first = addresses_of(read_cluster({"TF_CONFIG": tf_config}).workers, 3)[:3]
         assert first == tuple(f"ctr-0.ctr:{number}" for number in ports)
         assert [each["port"] for each in documents["Service"]["spec"]["ports"]] == ports
     one = container_of(deploy(f"--kind={kind}", "--gpus=1"))

@@ -154,12 +154,21 @@ def test_lines_of_both_outputs_have_the_number_of_the_worker():
     assert outcome == (0, ["[0] says 0", "[1] says 1"], ["[0] error", "[1] error"])
 
 
-def test_the_status_is_that_of_the_worker_that_failed_not_of_those_that_lost_it():
-    wait_then_kill = f"os.kill(os.getpid(), 9) if number == 1 else (time.sleep(.3 * number), sys.exit({LOST_WORKER}))"
-    assert run(wait_then_kill)[0] == 137
-    assert run(f"time.sleep(.2 * number); sys.exit({LOST_WORKER} if number < 2 else 1)")[0] in (1, 143)
-    assert run(f"sys.exit({LOST_WORKER})")[0] == LOST_WORKER
-    assert run("sys.exit(0)")[0] == 0
+LOSES = f"signal.signal(signal.SIGTERM, lambda *_: sys.exit({LOST_WORKER})); time.sleep(60)"
+
+
+@pytest.mark.parametrize(
+    ("action", "status"),
+    [
+        (f"if number == 1: os.kill(os.getpid(), 9)\n{LOSES}", 137),
+        (f"if number == 2: sys.exit(1)\n{LOSES}", 1),
+        (f"if number == 0: sys.exit({LOST_WORKER})\ntime.sleep(60)", LOST_WORKER),
+        ("os.kill(os.getpid(), 15)", 143),
+        ("", 0),
+    ],
+)
+def test_the_status_is_that_of_the_worker_that_failed_not_of_those_that_lost_it(action, status):
+    assert run(action)[0] == status
 
 
 def test_a_worker_that_does_not_end_after_a_failure_is_killed(monkeypatch):

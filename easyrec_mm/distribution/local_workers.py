@@ -52,8 +52,8 @@ def run_workers(local: LocalWorkers, output: IO[str], errors: IO[str]) -> int:
     """Run workers until all have ended; return 0 if all ended well, otherwise the status of the first failure.
 
     Each has an equal part of the cores, and the lines that it prints have its number before them. SIGINT, SIGTERM and
-    SIGHUP are forwarded. When one fails, the others are told to end. A worker that ended because another one was lost
-    is not the first failure if that other one is here, too.
+    SIGHUP are forwarded. When one fails, the others are told to end. A worker that was told to end, or lost another
+    one, is the first failure only if none has failed by itself.
 
     Args:
       local: the workers.
@@ -79,7 +79,7 @@ def run_workers(local: LocalWorkers, output: IO[str], errors: IO[str]) -> int:
     for thread in threads:
         thread.join()
     failures = [status if status > 0 else after_signal(-status) for status in statuses if status]
-    causes = [status for status in failures if status != LOST_WORKER]
+    causes = [status for status in failures if status not in (LOST_WORKER, after_signal(signal.SIGTERM))]
     return next(iter([*causes, *failures]), 0)
 
 
