@@ -14,6 +14,8 @@ from flat_helpers import make_log
 from forked import Command
 from servers import free_port
 
+from easyrec_mm.exit_status import LOST_WORKER
+
 pytestmark = pytest.mark.slow
 
 CONFIG = """
@@ -51,7 +53,12 @@ train_config {
   save_checkpoints_steps: 7
 }
 """
-SPEEDS = ("samples_per_second", "images_per_second", "samples_per_image", "input_wait_share")
+SENT_BYTES = ("sent_bytes_sum", "sent_bytes_gather", "sent_bytes_dense", "sent_bytes_sparse")
+# Of metrics.jsonl: what depends on the time and on the number of workers.
+SPEEDS = (
+    "samples_per_second", "images_per_second", "encoded_per_second", "input_wait_share", "samples_per_image", "mfu",
+    "flops_per_step", *SENT_BYTES,
+)  # fmt: skip
 TRAIN = ["train", "--pipeline_config", "x.config"]
 TOGETHER = ["--set", "train_config.train_distribute=MultiWorkerMirroredStrategy", "--wait_for_workers_s", "60"]
 
@@ -114,6 +121,14 @@ def test_several_workers_train_the_weights_of_one(folder):
         for key in alone.keys() - {"time", "kind", "reason", *SPEEDS}:
             # Two predictions that are nearly equal may change places.
             assert alone[key] == pytest.approx(together[key], abs=1e-3 if "gauc" in key else 1e-6), key
+    for alone, together in zip(*([line for line in part if line["kind"] == "train"] for part in lines), strict=True):
+        assert alone["flops_per_step"] == pytest.approx(together["flops_per_step"])
+        assert [alone[key] for key in SENT_BYTES] == [0, 0, 0, 0]
+        of_tables = together["sent_bytes_sparse"]
+        by_operation = together["sent_bytes_sum"] + together["sent_bytes_gather"]
+        assert by_operation == pytest.approx(together["sent_bytes_dense"] + of_tables)
+        # Each worker has up to 50 + 10 + 1 + 1 rows, with their numbers, and rounds up the number that it sends.
+        assert 8 * 10 * 4 < of_tables < 2 * 1.25 * (52 * (8 + 4 * 4) + 12 * (8 + 2 * 4)) + 100
 
 
 def test_an_evaluation_of_several_workers_is_that_of_one(folder):
@@ -140,7 +155,7 @@ def test_a_worker_that_is_killed_is_named_and_all_go_on_from_the_checkpoint(fold
         workers.processes[0].wait_for(folder / f"m/model.ckpt-{14 if lost else 28}.index")
         workers.processes[lost].kill()
         statuses, outputs = workers.end()
-        assert statuses[1 - lost] == 1
+        assert statuses[1 - lost] == LOST_WORKER
         assert f"error: worker {lost} ({workers.addresses[lost]}) cannot be reached any more" in outputs[1 - lost]
     workers = Workers(folder, 2, *arguments)
     statuses, outputs = workers.end()
@@ -160,7 +175,7 @@ def test_a_first_worker_that_is_lost_after_the_last_step_is_missed_by_the_others
     time.sleep(1.5)  # the last evaluation has begun
     workers.processes[0].kill()
     statuses, outputs = workers.end()
-    assert statuses == (-signal.SIGKILL, 1), outputs
+    assert statuses == (-signal.SIGKILL, LOST_WORKER), outputs
     assert not (folder / "m/eval_result.json").exists()
     statuses, outputs = Workers(folder, 2, *arguments, "eval.csv").end()
     assert statuses == (0, 0), outputs

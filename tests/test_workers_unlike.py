@@ -6,12 +6,15 @@ import json
 import os
 import resource
 import shutil
+import subprocess
+import sys
 import time
 from functools import partial
 
 import pytest
 from flat_helpers import make_log
-from worker_helpers import CONFIG, Workers, assert_same_weights, size, train
+from servers import free_port
+from test_workers import CONFIG, TOGETHER, TRAIN, assert_same_weights, size, train
 
 from easyrec_mm.exit_status import LOST_WORKER
 
@@ -25,6 +28,20 @@ for name, unit in (("time", 1), ("time_ns", 10**9)):
 """
 
 
+def run_two(folder, *arguments, settings=({}, {})):
+    """Exit statuses and outputs of two workers, each a new process with settings of subprocess.Popen."""
+    addresses = [f"127.0.0.1:{free_port()}" for _ in range(2)]
+    command = [sys.executable, "-m", "easyrec_mm", *TRAIN, *TOGETHER, *arguments]
+    processes = []
+    for number, own in enumerate(settings):
+        tf_config = {"cluster": {"worker": addresses}, "task": {"type": "worker", "index": number}}
+        environment = {**os.environ, "TF_CONFIG": json.dumps(tf_config), **own.get("env", {})}
+        output = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
+        processes.append(subprocess.Popen(command, **{"cwd": folder, **own, **output, "env": environment}))
+    outputs = [process.communicate(timeout=300)[0] for process in processes]
+    return [process.returncode for process in processes], outputs
+
+
 @pytest.fixture
 def folder(tmp_path):
     make_log(tmp_path, CONFIG, num_rows=300)
@@ -36,7 +53,7 @@ def test_workers_that_find_other_data_are_refused(folder):
     other.mkdir()
     shutil.copy(folder / "x.config", other)
     (other / "train.csv").write_text((folder / "train.csv").read_text() + "1,0.5,u1,a\n")
-    statuses, outputs = Workers(folder, 2, *size(8), settings=[{}, {"cwd": other}]).end()
+    statuses, outputs = run_two(folder, *size(8), settings=[{}, {"cwd": other}])
     assert statuses == [1, 1], outputs
     for output in outputs:
         assert "error: train_input_path: the workers have found different files: worker 0 has train.csv of " in output
@@ -44,7 +61,7 @@ def test_workers_that_find_other_data_are_refused(folder):
 
 def test_a_model_dir_that_cannot_be_written_is_named_by_the_first_worker(folder):
     (folder / "m").write_text("a file")
-    statuses, outputs = Workers(folder, 2, "--model_dir", "m/n", *size(8)).end()
+    statuses, outputs = run_two(folder, "--model_dir", "m/n", *size(8))
     assert statuses == [1, LOST_WORKER], outputs
     assert "error: m" in outputs[0]
     assert "Not a directory" in outputs[0]
@@ -56,12 +73,12 @@ def test_a_disk_that_is_full_ends_all_and_they_go_on(folder):
     train(folder, "--model_dir", "one", *size(50))
     limits = (2000, resource.getrlimit(resource.RLIMIT_FSIZE)[1])
     full = {"preexec_fn": partial(resource.setrlimit, resource.RLIMIT_FSIZE, limits)}
-    statuses, outputs = Workers(folder, 2, "--model_dir", "m", *size(25), settings=[full, {}]).end()
+    statuses, outputs = run_two(folder, "--model_dir", "m", *size(25), settings=[full, {}])
     assert statuses == [1, LOST_WORKER], outputs
     assert "Traceback" not in outputs[0] + outputs[1]
     assert "File too large" in outputs[0]
     assert not list((folder / "m").glob("model.ckpt*.index"))
-    statuses, outputs = Workers(folder, 2, "--model_dir", "m", *size(25)).end()
+    statuses, outputs = run_two(folder, "--model_dir", "m", *size(25))
     assert statuses == [0, 0], outputs
     assert_same_weights(folder / "one", folder / "m", 12)
 
@@ -75,7 +92,7 @@ def test_clocks_of_workers_may_differ(folder, tmp_path_factory):
     started = time.time()
     for settings, num_epochs in (([{}, late], 2), ([late, {}], 4)):
         more = ["--set", f"train_config.num_epochs={num_epochs}"]
-        statuses, outputs = Workers(folder, 2, "--model_dir", "m", *size(25), *more, settings=settings).end()
+        statuses, outputs = run_two(folder, "--model_dir", "m", *size(25), *more, settings=settings)
         assert statuses == [0, 0], outputs
     assert_same_weights(folder / "one", folder / "m", 24)
     lines = [json.loads(line) for line in (folder / "m/metrics.jsonl").open()]
