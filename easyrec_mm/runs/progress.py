@@ -195,7 +195,7 @@ class MetricsLog:
             file.write(line + "\n")
 
     def write_summaries(self, kind: str, step: int, values: dict[str, float], at_once: bool = True) -> None:
-        """Write scalars for TensorBoard under "<kind>/<name>": at once, or within two minutes."""
+        """Write scalars for TensorBoard under "<kind>/<name>": at once, or with `flush` at the latest."""
         # All in one message: an operation for each of them would take longer than many a training step.
         summary = tf.compat.v1.Summary()
         for name, number in values.items():
@@ -206,7 +206,11 @@ class MetricsLog:
         with self._writer.as_default(step=step):
             tf.summary.experimental.write_raw_pb(summary.SerializeToString())
         if at_once:
-            self._writer.flush()
+            self.flush()
+
+    def flush(self) -> None:
+        """Write what is left of the scalars."""
+        self._writer.flush()
 
     def close(self) -> None:
         """Close the event file."""

@@ -126,6 +126,7 @@ class Loop:
         step = self._step
         self.step_log.require_finite(step)
         to_evaluate = self.replicas.first_says(self.evaluations.is_due)
+        self.log.flush()
         saved = self.save(step, self.step_log.unreported(), to_evaluate)
         self.save_times.saved()
         if to_evaluate:
