@@ -20,7 +20,7 @@ Gradient: TypeAlias = tf.Tensor | tf.IndexedSlices | None
 def are_finite(values: Iterable[Gradient]) -> tf.Tensor:
     """Return whether all numbers of gradients, of tables only those of their rows, and of other tensors are finite."""
     tensors = [value.values if isinstance(value, tf.IndexedSlices) else value for value in values if value is not None]
-    # A sum of squares reads each number once and writes none. Only if it overflows are the numbers looked at one by one.
+    # A sum of squares reads each number once and writes none. Only if it overflows is each number looked at.
     squares = tf.add_n([tf.nn.l2_loss(tensor) for tensor in tensors])
 
     def one_by_one() -> tf.Tensor:
