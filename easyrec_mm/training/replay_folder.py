@@ -85,7 +85,7 @@ class WorkerPart:
     def content(self) -> bytes:
         """Return the part as an npz file."""
         arrays = _arrays(self.batch) | {f"random_states/{name}": value for name, value in self.random_states.items()}
-        arrays |= {name: getattr(self, name) for name in ("file", "row", "size", "picture_path")}
+        arrays |= {f"origin/{name}": getattr(self, name) for name in ("file", "row", "size", "picture_path")}
         if self.bank is not None:
             arrays["bank"] = self.bank
         stream = io.BytesIO()
@@ -97,7 +97,7 @@ class WorkerPart:
         """Return the part that `content` wrote."""
         with np.load(source) as file:
             arrays = dict(file)
-        own: Any = {name: arrays[name] for name in ("file", "row", "size", "picture_path")}
+        own: Any = _named(arrays, "origin")
         random_states = _named(arrays, "random_states")
         return cls(batch=_batch(arrays), **own, random_states=random_states, bank=arrays.get("bank"))
 
