@@ -26,7 +26,7 @@ SECOND_BATCH = range(5, 9)
 
 
 def write_far(data: Path, name: str, far: dict[int, int], left_out: range = range(0)) -> None:
-    """Write one.txt with a far price in some samples: row -> number of the sample, from 0; without the rows left out."""
+    """Write one.txt with a far price in some samples, row -> number of the sample, from 0; without some rows."""
     lines = (data / "one.txt").read_text().splitlines()
     for row, sample in far.items():
         clicks, kinds, samples, *rest = lines[row - 1].split("|")

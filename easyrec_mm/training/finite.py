@@ -6,7 +6,7 @@ bank. They are read before it, so that a step that is not finite leaves everythi
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from typing import TypeAlias
 
 import keras
@@ -17,16 +17,14 @@ from easyrec_mm.data.picture_bank import PictureBank
 Gradient: TypeAlias = tf.Tensor | tf.IndexedSlices | None
 
 
-def are_finite(values: Iterable[Gradient]) -> tf.Tensor:
-    """Return whether all numbers of gradients, of tables only those of their rows, and of other tensors are finite."""
-    tensors = [value.values if isinstance(value, tf.IndexedSlices) else value for value in values if value is not None]
-    # A sum of squares reads each number once and writes none. Only if it overflows is each number looked at.
-    squares = tf.add_n([tf.nn.l2_loss(tensor) for tensor in tensors])
+def squares_are_finite(gradients: Iterable[Gradient]) -> tf.Tensor:
+    """Return whether the sum of the squares of gradients, those of tables included, is finite.
 
-    def one_by_one() -> tf.Tensor:
-        return tf.reduce_all([tf.reduce_all(tf.math.is_finite(tensor)) for tensor in tensors])
-
-    return tf.cond(tf.math.is_finite(squares), lambda: tf.constant(True), one_by_one)
+    Optimizers square gradients: one whose square overflows would make what they keep infinite.
+    """
+    values = [g.values if isinstance(g, tf.IndexedSlices) else g for g in gradients if g is not None]
+    # This reads each number once and writes none.
+    return tf.math.is_finite(tf.add_n([tf.nn.l2_loss(value) for value in values]))
 
 
 class ForwardState:
@@ -42,9 +40,10 @@ class ForwardState:
         self._variables = {name: variable.value for name, variable in named.items() if name in changed}
         self._before = {name: tf.convert_to_tensor(variable) for name, variable in self._variables.items()}
 
-    def statistics(self) -> Sequence[tf.Tensor]:
-        """Return the present values of the moving statistics."""
-        return [tf.convert_to_tensor(v) for v in self._variables.values() if v.dtype.is_floating]
+    def is_finite(self) -> tf.Tensor:
+        """Return whether the present values of the moving statistics are finite."""
+        statistics = [tf.reshape(v, [-1]) for v in self._variables.values() if v.dtype.is_floating]
+        return tf.reduce_all(tf.math.is_finite(tf.concat(statistics, 0))) if statistics else tf.constant(True)
 
     def restore(self) -> None:
         """Give the variables their earlier values."""

@@ -144,6 +144,4 @@ def _problem(values: dict[str, float]) -> str:
         bad = [name for name in losses if not math.isfinite(values[f"loss_{name}"])]
         of_losses = f" ({', '.join(bad)})" if bad and len(losses) > 1 else ""
         return f"the loss is {values['loss']}{of_losses}"
-    if not math.isfinite(values.get("gradient_norm", 0.0)):
-        return "the norm of the gradients is not finite"
-    return "the gradients or the statistics of batch norm are not finite"
+    return "the loss is finite, but the gradients or the statistics of batch norm overflow or are NaN"

@@ -31,20 +31,11 @@ def replay(model_dir: str, number: int | None) -> list[str]:
     Raises:
       UserError: if there is no such step, or all its numbers are finite when it runs again.
     """
-    step = read_step(ModelDir(model_dir).open(), number)
+    model, phase, step = open_step(model_dir, number)
     values = ", ".join(f"{name} {value:.6g}" for name, value in step.values.items() if name.startswith("loss"))
     lines = [f"step {step.number} computed {values}"]
-    config = load_pipeline(step.config)
-    # What saves memory runs only in a compiled step, and changes no number but the statistics of micro batches.
-    settings = config.config.model_config.e2e_mm_dbmtl.img_model
-    settings.rematerialize, settings.image_micro_batch = False, 0
-    model = MultimodalModel(config.config, config.schema, step.dtype)
-    phases = build_phases(model, config.config)
-    phase = [phase for phase in phases if phase.first_step < step.number][-1]
-    model.train_part(phase.trainable)
-    _load(model, step)
     for worker, part in enumerate(step.parts):
-        report = _report(model, phase, step, part, config.config.train_config.gradient_clipping_by_norm)
+        report = _report(model, phase, step, part)
         if report:
             of_worker = [f"worker {worker} of {len(step.parts)}:"] if len(step.parts) > 1 else []
             return lines + of_worker + report
@@ -52,6 +43,25 @@ def replay(model_dir: str, number: int | None) -> list[str]:
         f"step {step.number}: all its numbers are finite when it runs again; another version of TensorFlow or another "
         "processor may round differently, and with several workers their sums are not repeated"
     )
+
+
+def open_step(model_dir: str, number: int | None) -> tuple[MultimodalModel, Phase, Step]:
+    """Return a step of a model_dir, the model with the weights that it had, and the phase of the training.
+
+    Raises:
+      UserError: if there is no such step, or its config no longer loads.
+    """
+    step = read_step(ModelDir(model_dir).open(), number)
+    pipeline = load_pipeline(step.config)
+    # What saves memory runs only in a compiled step, and changes no number but the statistics of micro batches.
+    settings = pipeline.config.model_config.e2e_mm_dbmtl.img_model
+    settings.rematerialize, settings.image_micro_batch = False, 0
+    model = MultimodalModel(pipeline.config, pipeline.schema, step.dtype)
+    phases = build_phases(model, pipeline.config)
+    phase = [phase for phase in phases if phase.first_step < step.number][-1]
+    model.train_part(phase.trainable)
+    _load(model, step)
+    return model, phase, step
 
 
 def _load(model: MultimodalModel, step: Step) -> None:
@@ -63,7 +73,7 @@ def _load(model: MultimodalModel, step: Step) -> None:
             variable.assign(value)
 
 
-def _report(model: MultimodalModel, phase: Phase, step: Step, part: WorkerPart, clipping: float) -> list[str]:
+def _report(model: MultimodalModel, phase: Phase, step: Step, part: WorkerPart) -> list[str]:
     """Return the lines about the first tensor of a worker's part that is not finite; [] if there is none."""
     for name, value in step.weights.items():
         if not np.isfinite(value).all():
@@ -72,14 +82,13 @@ def _report(model: MultimodalModel, phase: Phase, step: Step, part: WorkerPart, 
         if not np.isfinite(value).all():
             samples = [sample for row in _bad_rows(value) if (sample := _sample_of(part, name, row)) is not None]
             return [f"first tensor that is not finite: {name}, an input", *_of_samples(part, samples)]
-    trace, losses, gradients = _run(model, phase, step, part)
+    trace, losses, gradients = run_part(model, phase, step, part)
     bad_losses = {name: value for name, value in losses.items() if not math.isfinite(float(value))}
     tensors = {name: _values(gradient) for name, gradient in gradients.items()}
     bad_gradients = {name: t for name, t in tensors.items() if not np.isfinite(t.numpy()).all()}
-    is_bad = bool(bad_losses or bad_gradients) or not _has_finite_weights(model)
-    if not is_bad:
+    if not bad_losses and not bad_gradients and _has_finite_weights(model):
         norm = float(tf.linalg.global_norm(list(tensors.values())))
-        return _of_norm(tensors) if clipping > 0 and not math.isfinite(norm) else []
+        return [] if math.isfinite(norm) else [*_of_norm(tensors), *_suspicious(step, part)]
     cause = trace.first_cause(list((bad_losses or bad_gradients).values()))
     if cause is None:
         return []
@@ -92,10 +101,10 @@ def _report(model: MultimodalModel, phase: Phase, step: Step, part: WorkerPart, 
     ]
 
 
-def _run(
+def run_part(
     model: MultimodalModel, phase: Phase, step: Step, part: WorkerPart
 ) -> tuple[TensorTrace, dict[str, tf.Tensor], dict[str, tf.Tensor | tf.IndexedSlices]]:
-    """Run the step; return its trace, its losses and the gradients of its trained weights."""
+    """Run a worker's part of a step; return its trace, its losses and the gradients of its trained weights."""
     named = model.named_variables()
     for name, value in part.random_states.items():
         named[name].assign(value)
@@ -154,7 +163,7 @@ def _of_operation(cause: Operation, bad_losses: list[str]) -> list[str]:
 def _of_norm(gradients: dict[str, tf.Tensor]) -> list[str]:
     sizes = sorted(((largest(t.numpy()), name) for name, t in gradients.items()), reverse=True)
     shown = [f"  gradient of {name}: largest number {size:.6g}" for size, name in sizes[:_MOST_SHOWN]]
-    return ["first tensor that is not finite: the norm of all gradients, for gradient_clipping_by_norm", *shown]
+    return ["first tensor that is not finite: the sum of the squares of the gradients", *shown]
 
 
 def _of_samples(part: WorkerPart, samples: list[int]) -> list[str]:
@@ -174,7 +183,7 @@ def _of_cause(cause: Operation, part: WorkerPart) -> list[str]:
         return _of_samples(part, bad)
     lines = _of_samples(part, bad or [])
     for operand in cause.operands:
-        if operand.value.ndim and operand.value.size:
+        if operand.value.ndim and operand.value.size and not operand.is_weight:
             sizes = np.abs(operand.value.astype(np.float64).reshape(len(operand.value), -1)).max(axis=1)
             rows = np.flatnonzero(sizes >= sizes.max() / 2)
             largest_samples = _samples_of_rows(rows, operand.value, cause.place, part)

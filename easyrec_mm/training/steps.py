@@ -19,7 +19,7 @@ from easyrec_mm.evaluation.evaluator import STEP_NAME, moving_average
 from easyrec_mm.network.model import RANDOM_STATE, MultimodalModel
 from easyrec_mm.network.precision import MIXED_FLOAT16
 from easyrec_mm.protos.pipeline_pb2 import EasyRecConfig
-from easyrec_mm.training.finite import ForwardState, are_finite, forget_useless
+from easyrec_mm.training.finite import ForwardState, forget_useless, squares_are_finite
 from easyrec_mm.training.loss_scale import SMALLEST, LossScale
 from easyrec_mm.training.optimizers import sum_duplicate_rows
 from easyrec_mm.training.plan import Phase, build_optimizers, build_phases
@@ -215,14 +215,15 @@ class TrainSteps:
             if phase.bank is not None:
                 forget_useless(phase.bank, tf.gather(batch.images.bank_row, batch.images.encoded))
 
-        checked = [values["loss"], *state.statistics()]
-        # The norm is finite only if all gradients are, and clipping by one that is not finite would make them NaN.
-        of_gradients = [values["gradient_norm"]] if "gradient_norm" in values else gradients
-        if scale is None:
-            values[_IS_FINITE] = are_finite([*checked, *of_gradients])
+        if "gradient_norm" in values:
+            # Clipping by a norm that is not finite would make all gradients NaN.
+            are_usable = tf.math.is_finite(values["gradient_norm"])
         else:
+            are_usable = squares_are_finite(gradients)
+        if scale is not None:
             # Gradients that overflow at a larger scale only lower the scale.
-            values[_IS_FINITE] = are_finite(checked) & ((scale.value > SMALLEST) | are_finite(of_gradients))
+            are_usable |= scale.value > SMALLEST
+        values[_IS_FINITE] = tf.math.is_finite(values["loss"]) & state.is_finite() & are_usable
         tf.cond(values[_IS_FINITE], apply, take_back)
 
     def _merged(

@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from tensorflow.python.framework import op_callbacks
 
 FORWARD, BACKWARD = "forward pass", "backward pass"
+_WEIGHTS = "weights "
 # The name scope of a functional model within the image tower, whose variables are called image/backbone.
 _FUNCTIONAL = re.compile(r"^image/functional(_\d+)?(?=/|$)")
 
@@ -28,6 +29,11 @@ class Operand:
 
     name: str
     value: NDArray[Any]
+
+    @property
+    def is_weight(self) -> bool:
+        """Return whether it is a variable."""
+        return self.name.startswith(_WEIGHTS)
 
     @property
     def largest(self) -> float:
@@ -75,7 +81,7 @@ class TensorTrace:
         for name, tensor in names:
             self._keep(tensor, name)
         for name, variable in variables.items():
-            self._keep(variable.handle, f"weights {name}")
+            self._keep(variable.handle, f"{_WEIGHTS}{name}")
         self._places: dict[int, str] = {}
         self._useless: dict[int, int] = {}  # id of a tensor that is not finite -> number of its operation
 
@@ -147,7 +153,7 @@ class TensorTrace:
             self._names[id(tensor)] = name
 
     def _name(self, tensor: Any) -> str:
-        return self._names.get(id(tensor)) or self._places.get(id(tensor)) or "a constant or gradient"
+        return self._names.get(id(tensor)) or self._places.get(id(tensor)) or "an earlier result"
 
 
 def largest(values: NDArray[Any]) -> float:
