@@ -20,6 +20,7 @@ from easyrec_mm.errors import ConfigError
 from easyrec_mm.evaluation.evaluator import vectors_of
 from easyrec_mm.files.folders import shown
 from easyrec_mm.files.lock import FolderLock
+from easyrec_mm.files.waiting import waiting
 from easyrec_mm.network.model import MultimodalModel, table_categories
 from easyrec_mm.network.precision import MIXED_FLOAT16, dtype_policy
 from easyrec_mm.runs.checkpoint import newest_whole
@@ -100,7 +101,9 @@ class Trainer:
         )
         require_same_data(self.input, self._replicas)
         if self._schema.uses_image:
-            require_pictures(pipeline.path, self._config.data_config, first_pictures(self.input.source, self._schema))
+            with waiting(lambda: "the first pictures of train_input_path"):
+                pictures = first_pictures(self.input.source, self._schema)
+                require_pictures(pipeline.path, self._config.data_config, pictures)
         self._batch_norms = BatchNormWatch()
         self._dtype = dtype_policy(self._train_config.precision)
         self.model = MultimodalModel(self._config, self._schema, self._dtype, self._replicas)
