@@ -45,6 +45,8 @@ OTHER = {
     ("docs/metrics.md", "auc_click"): "output of eval",
     ("docs/training.md", "training: 484 steps"): "output of train",
     ("docs/training.md", "restored: embedding/city"): "output of train",
+    ("docs/training.md", "step 2 computed loss inf"): "output of replay",
+    ("docs/training.md", "waiting for a batch"): "output of a command that waits",
     ("docs/troubleshooting.md", "error: x.config"): "a message; test_the_message_that_troubleshooting_explains runs it",
 }
 RUN = ("group", "convert", "stats", "check", "store", "search")

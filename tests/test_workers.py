@@ -197,3 +197,29 @@ def test_workers_that_differ_are_refused(folder):
     for output in outputs:
         assert f"worker 1 ({workers.addresses[1]}) differs from worker 0 in the config" in output
         assert "seed: 3" in output
+
+
+def test_workers_skip_the_same_steps_as_one_and_their_batches_can_be_run_again(folder):
+    text = (folder / "train.csv").read_text().splitlines(keepends=True)
+    header = text[0].strip().split(",")
+    values_of_row = text[500].rstrip("\n").split(",")
+    values_of_row[header.index("price")] = "9e18"
+    text[500] = ",".join(values_of_row) + "\n"
+    (folder / "train.csv").write_text("".join(text))
+    square = 'feature_name: "square" input_names: "price" feature_type: ExprFeature expression: "price * price"'
+    config = (folder / "x.config").read_text().replace('input_names: "price" feature_type: RawFeature', square)
+    (folder / "x.config").write_text(config.replace('["price", "user"', '["square", "user"'))
+    skip = ["--set", "train_config.nan_policy=SKIP"]
+    train(folder, "--model_dir", "one", *size(96), *skip)
+    statuses, outputs = Workers(folder, 2, "--model_dir", "of_2", *size(48), *skip).end()
+    assert statuses == (0, 0), outputs
+    assert_same_weights(folder / "one", folder / "of_2", 21)
+    replays = [sorted(path.name for path in (folder / name / "replay").iterdir()) for name in ("one", "of_2")]
+    assert replays[0] == replays[1]
+    assert len(replays[0]) == 2  # of each epoch
+    status, output = Command(folder, ["replay", "--model_dir", "of_2"], folder / "replay.txt").end()
+    assert status == 0
+    assert "feature 'square': 8.1e+37 in train.csv:501, sample 1 of 1" in output
+    statuses, outputs = Workers(folder, 2, "--model_dir", "stopped", *size(48)).end()
+    assert statuses == (1, 1), outputs
+    assert all("easyrec-mm replay --model_dir stopped" in output for output in outputs)

@@ -25,6 +25,7 @@ from easyrec_mm.cli import (
     export,
     group,
     predict,
+    replay,
     search,
     serve,
     stats,
@@ -37,6 +38,7 @@ from easyrec_mm.cli.console import guarded_console, show_exception
 from easyrec_mm.errors import UserError, out_of_memory
 from easyrec_mm.exit_status import after_signal
 from easyrec_mm.files.folders import shown
+from easyrec_mm.files.waiting import stalls_told
 
 # Name -> module with HELP, `add_flags(parser)`, and `run(flags)`, which returns the exit status.
 COMMANDS: dict[str, ModuleType] = {
@@ -45,6 +47,7 @@ COMMANDS: dict[str, ModuleType] = {
     "check": check,
     "stats": stats,
     "train": train,
+    "replay": replay,
     "deploy": deploy,
     "eval": evaluate,
     "predict": predict,
@@ -86,7 +89,8 @@ def _main(arguments: Sequence[str] | None) -> int:
     try:
         flags = make_parser().parse_args(arguments)
         flags.arguments = list(sys.argv[1:] if arguments is None else arguments)
-        status: int = COMMANDS[flags.command].run(flags)
+        with stalls_told(lambda message: print(shown(message), file=sys.stderr, flush=True)):
+            status: int = COMMANDS[flags.command].run(flags)
         return status
     except UserError as error:
         print(f"error: {shown(str(error))}", file=sys.stderr)

@@ -85,6 +85,7 @@ class InputBatch:
     epochs_done         number of epochs that are over with this batch
     step                the step that trains the batch; with one worker, one without samples has the step of the next
     picture_path        the argument of PictureLoader for each of the P pictures
+    origin              int64 [3, G]: index of the file, row and number of samples of each valid group
     """
 
     batch: Batch
@@ -96,6 +97,7 @@ class InputBatch:
     epochs_done: int
     step: int
     picture_path: list[bytes]
+    origin: tf.Tensor
 
 
 def one_picture_each(num_images: int) -> Images:

@@ -156,6 +156,7 @@ class ChunkReader:
         Returns:
           samples  the argument of `samples`
           keys     feature name -> its distinct keys, see stored_vectors
+          origin   int64 [3, G]: file, row and number of samples of the valid groups
           refused  evidence, file and row of the records that are not valid groups
           counts   int64 [6]: epochs of the first and the last record of the global batch, number of its records,
                    number of own records, number of own refused records, number of records of the first epoch
@@ -170,10 +171,12 @@ class ChunkReader:
         global_limits = tf.minimum(limits * self._share.num_workers, tf.size(epoch, tf.int64))
         epochs = tf.gather(epoch, [global_limits[0], global_limits[1] - 1])
         sample_limits = tf.gather(chunk["first_sample"], group_limits)
+        groups = cut(chunk["groups"], group_limits)
         return {
+            "origin": tf.stack([*rows_of(origin, groups["record"]).values(), groups["group_size"]]),
             "samples": self._packing.cut(chunk["samples"], sample_limits),
             "keys": {name: distinct_keys(keys) for name, keys in cut(chunk["keys"], sample_limits).items()},
-            **images_of_groups(self._schema, cut(chunk["groups"], group_limits), origin),
+            **images_of_groups(self._schema, groups, origin),
             "refused": {"evidence": refused["evidence"], **rows_of(origin, refused["record"])},
             # In one tensor, because the loop spends time on each tensor.
             "counts": tf.concat(

@@ -20,6 +20,7 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
+from easyrec_mm.data.arrivals import Arrivals
 from easyrec_mm.data.bad_records import BadRecords
 from easyrec_mm.data.batch import Batch, InputBatch
 from easyrec_mm.data.chunks import ChunkReader
@@ -30,6 +31,7 @@ from easyrec_mm.data.picture_reader import picture_reader
 from easyrec_mm.data.pictures import PictureLoader
 from easyrec_mm.data.stored_vectors import StoredVectors
 from easyrec_mm.files import FileInfo, is_remote, plain
+from easyrec_mm.files.waiting import reading, waiting
 from easyrec_mm.formats.data_files import DataFiles
 from easyrec_mm.formats.pieces import divide
 from easyrec_mm.formats.source import Order, Share, iterate
@@ -88,7 +90,9 @@ class Input:
         self._kept_fields = kept_fields
         self._share = Share(*worker, self.batch_size)
         selection = _selection(data, schema, training, self._labels, kept_fields, self._share.num_workers)
-        self.source, self._files = open_source(data, schema, path, setting, selection)
+        self._setting = setting
+        with waiting(lambda: f"the files of {setting}"):
+            self.source, self._files = open_source(data, schema, path, setting, selection)
         self._pieces = None
         if task is not None:
             sizes = [info.size for info in self._files.infos]
@@ -114,7 +118,10 @@ class Input:
         Args:
           with_contents: whether other contents of the same size change it; some parts of each file stand for it.
         """
-        parts = [f"{info.path}:{info.size}" + (_content(info) if with_contents else "") for info in self._files.infos]
+        with waiting(lambda: f"the contents of {self._setting}"):
+            parts = [
+                f"{info.path}:{info.size}" + (_content(info) if with_contents else "") for info in self._files.infos
+            ]
         data = self._data
         parts += [str(v) for v in (data.shuffle, self.source.order.buffer_size, data.seed)]
         return zlib.crc32("\n".join(parts).encode())
@@ -143,7 +150,17 @@ class Input:
         Raises:
           DataError: if a file cannot be read to its end, or more records are bad than allowed.
         """
+        arrivals = Arrivals(self._setting, self.source.files)
         dataset = self.dataset(num_epochs, num_skipped, first_epoch)
+        yield from arrivals.awaited(self._batches(dataset, first_step, bank_of, arrivals))
+
+    def _batches(
+        self,
+        dataset: tf.data.Dataset,
+        first_step: int,
+        bank_of: Callable[[int], PictureBank | None],
+        arrivals: Arrivals,
+    ) -> Generator[InputBatch, None, None]:
         pending: deque[Pending] = deque()
         stop = threading.Event()
         with ThreadPoolExecutor(self._num_threads + 1, thread_name_prefix="pictures") as pool:
@@ -152,14 +169,15 @@ class Input:
                 step = first_step
                 for rows, epochs_done in _with_epochs_done(iterate(dataset, self.source)):
                     pending.append(self._loader.begin(rows, epochs_done, step, bank_of(step), pool))
+                    arrivals.begun(rows["origin"])
                     # Other workers may have samples.
                     step += len(rows["sample_image"]) > 0 or self._share.num_workers > 1
                     if whole_check.done():
                         whole_check.result()
                     if len(pending) > self._data.prefetch_size:
-                        yield self._finished(pending.popleft())
+                        yield self._finished(pending.popleft(), arrivals)
                 while pending:
-                    yield self._finished(pending.popleft())
+                    yield self._finished(pending.popleft(), arrivals)
                 whole_check.result()
                 self._files.require_unchanged()
             finally:
@@ -168,9 +186,10 @@ class Input:
                 self._loader.forget()
         self._bad_records.check_all()
 
-    def _finished(self, pending: Pending) -> InputBatch:
+    def _finished(self, pending: Pending, arrivals: Arrivals) -> InputBatch:
         """Return a batch; the last one of an epoch only if the epoch has no more bad records than allowed."""
         batch = self._loader.finish(pending)
+        arrivals.finished()
         if batch.epochs_done > batch.epochs_before:
             self._files.require_unchanged()
             self._bad_records.check_all()
@@ -203,7 +222,8 @@ class Input:
 
     def _count(self, files: Sequence[int]) -> int:
         try:
-            return self.source.count(files)
+            with waiting(lambda: f"the number of groups in {self._setting}"):
+                return self.source.count(files)
         except tf.errors.OpError as error:
             raise self.source.failure(error) or error from error
 
@@ -270,7 +290,7 @@ def _content(info: FileInfo) -> str:
         return info.version
     checksum = 0
     try:
-        with open(plain(info.path), "rb") as file:
+        with reading(info.path), open(plain(info.path), "rb") as file:
             for position in (0, info.size // 2, info.size - _CONTENT_BYTES):
                 file.seek(max(0, position))
                 checksum = zlib.crc32(file.read(_CONTENT_BYTES), checksum)

@@ -151,6 +151,7 @@ class BatchLoader:
             epochs_done=pending.epochs_done,
             step=pending.step,
             picture_path=pending.paths,
+            origin=rows["origin"],
         )
 
     def forget(self) -> None:

@@ -94,6 +94,12 @@ class PictureBank:
             self.vectors.assign(tf.pad(self.vectors, [[0, added], [0, 0]]))
         self._written.update(dict.fromkeys(rows[encoded.numpy()].tolist(), step))
 
+    def encode_again(self, rows: tf.Tensor, encoded: tf.Tensor) -> None:
+        """Forget that a step has computed the vectors of the encoded pictures; plans made from now on encode them."""
+        for row in tf.gather(rows, encoded).numpy().tolist():
+            self._written.pop(row, None)
+            self._planned[row] = _NEVER
+
     def forget(self, everything: bool) -> None:
         """Forget vectors that were planned but never computed, as when reading stopped early; or forget everything."""
         if everything:

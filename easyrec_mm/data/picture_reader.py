@@ -16,6 +16,7 @@ from easyrec_mm.files.disk_cache import DiskCache
 from easyrec_mm.files.local_copies import local_copies
 from easyrec_mm.files.picture_files import most_bytes, too_large
 from easyrec_mm.files.regular_files import open_regular
+from easyrec_mm.files.waiting import reading
 from easyrec_mm.protos.data_pb2 import DatasetConfig
 
 # Number of remote pictures that the whole process reads at a time.
@@ -158,11 +159,12 @@ class PictureReader:
 
     def _read_here(self, path_bytes: bytes, max_bytes: int) -> bytes:
         if self._packed is not None and is_packed(path_bytes):
-            return self._packed.read(path_bytes, max_bytes + 1)
+            with reading(os.fsdecode(path_bytes)):
+                return self._packed.read(path_bytes, max_bytes + 1)
         path = self._full_path(path_bytes)
         if not path:
             raise FileNotFoundError(0, "the path is empty")
-        with open(plain(path), "rb", opener=open_regular) as file:
+        with reading(path), open(plain(path), "rb", opener=open_regular) as file:
             _require_small(os.fstat(file.fileno()).st_size, max_bytes)
             return file.read()
 

@@ -14,6 +14,7 @@ from easyrec_mm.files.fsspec_storage import FsspecStorage
 from easyrec_mm.files.object_storage import STORES, ObjectStorage
 from easyrec_mm.files.paths import place_name, scheme_of
 from easyrec_mm.files.storage import Content, Failure, FileInfo, Storage, StorageError
+from easyrec_mm.files.waiting import reading
 
 # Limits for retries: the first for a place that has never answered, the second for a place that has. A first request
 # that does not return at all is given up a little later.
@@ -45,37 +46,42 @@ class Place:
 
     def find(self, pattern: str) -> list[FileInfo]:
         """See Storage.find."""
-        return self._call(lambda storage: storage.find(pattern))
+        return self._call(pattern, lambda storage: storage.find(pattern))
 
     def below(self, folder: str) -> list[FileInfo]:
         """See Storage.below."""
-        return self._call(lambda storage: storage.below(folder))
+        return self._call(folder, lambda storage: storage.below(folder))
 
     def stat(self, path: str) -> FileInfo:
         """See Storage.stat."""
-        return self._call(lambda storage: storage.stat(path))
+        return self._call(path, lambda storage: storage.stat(path))
 
     def read(self, path: str, known_version: str | None = None, max_bytes: int | None = None) -> Content | None:
         """See Storage.read."""
-        return self._call(lambda storage: storage.read(path, known_version, max_bytes))
+        return self._call(path, lambda storage: storage.read(path, known_version, max_bytes))
 
     def start(self, path: str, size: int) -> bytes:
         """See Storage.start."""
-        return self._call(lambda storage: storage.start(path, size))
+        return self._call(path, lambda storage: storage.start(path, size))
 
     def download(self, info: FileInfo, local: Path) -> None:
         """See Storage.download."""
-        self._call(lambda storage: storage.download(info, local))
+        self._call(info.path, lambda storage: storage.download(info, local))
 
     def upload(self, local: Path, path: str) -> None:
         """See Storage.upload."""
-        self._call(lambda storage: storage.upload(local, path))
+        self._call(path, lambda storage: storage.upload(local, path))
 
     def remove(self, path: str) -> None:
         """See Storage.remove."""
-        self._call(lambda storage: storage.remove(path))
+        self._call(path, lambda storage: storage.remove(path))
 
-    def _call(self, request: Callable[[Storage], T]) -> T:
+    def _call(self, path: str, request: Callable[[Storage], T]) -> T:
+        """Return the result of a request about a path."""
+        with reading(path):
+            return self._answer(request)
+
+    def _answer(self, request: Callable[[Storage], T]) -> T:
         if self._failure is not None and time.monotonic() < self._failure[1]:
             last_error = self._failure[0]
             raise StorageError(last_error.path, last_error.reason, last_error.failure)

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from easyrec_mm.errors import DataError, tensorflow_reason
 from easyrec_mm.files import place_of
+from easyrec_mm.files.waiting import reading, reading_each
 from easyrec_mm.formats.data_files import NUM_AHEAD, DataFiles, needs_copy
 from easyrec_mm.formats.gzip_files import first_truncated
 from easyrec_mm.formats.pieces import Piece
@@ -93,7 +94,7 @@ class RecordFiles:
         try:
             for index, (file, compression) in enumerate(zip(self.files, self._compressions, strict=True)):
                 opened = self.open_file(self._opened_at(index), compression)
-                for row, record in enumerate(opened.as_numpy_iterator(), 1):
+                for row, record in enumerate(reading_each(file, opened.as_numpy_iterator()), 1):
                     yield file, row, record
         except tf.errors.OpError as error:
             raise self.failure(error) or error from error
@@ -190,7 +191,7 @@ def _compressions(files: list[str]) -> list[str]:
         if needs_copy(file):
             return "GZIP" if place_of(file).start(file, 2) == _GZIP_MAGIC else ""
         try:
-            with tf.io.gfile.GFile(file, "rb") as stream:
+            with reading(file), tf.io.gfile.GFile(file, "rb") as stream:
                 return "GZIP" if stream.read(2) == _GZIP_MAGIC else ""
         except tf.errors.OpError as error:
             raise DataError(f"{file}: cannot be read: {error.message}") from error

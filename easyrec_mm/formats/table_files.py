@@ -21,6 +21,7 @@ import pyarrow.compute as pc
 import tensorflow as tf
 
 from easyrec_mm.errors import DataError
+from easyrec_mm.files.waiting import reading, reading_each
 from easyrec_mm.formats.checks import Problem
 from easyrec_mm.formats.data_files import NUM_AHEAD
 from easyrec_mm.formats.pieces import TO_END, Piece
@@ -164,7 +165,11 @@ class TableSource:
 
     def count(self, files: Sequence[int]) -> int:
         """See Source.count."""
-        return sum(self.reader.count(self.files[i]) for i in files)
+        num_rows = 0
+        for file in (self.files[i] for i in files):
+            with reading(file):
+                num_rows += self.reader.count(file)
+        return num_rows
 
     def texts(self) -> Iterator[tuple[str, int, TextGroup | Problem]]:
         """See Source.texts; rows that cannot be read come at their places, although readers yield them apart."""
@@ -260,7 +265,7 @@ class TableSource:
         for number, index in enumerate(indices, 1):
             first = 1
             self.reader.ahead([self.files[i] for i in indices[number : number + NUM_AHEAD]])
-            for table in self.reader.read(self.files[index]):
+            for table in reading_each(self.files[index], self.reader.read(self.files[index])):
                 rows = self.groups.prepare(self.files[index], table)
                 self._require_equal_types(self.files[index], rows.select(self.groups.columns).schema)
                 if ROW not in rows.column_names:

@@ -9,6 +9,7 @@ checkpoints never names a missing checkpoint.
 from __future__ import annotations
 
 import re
+import shutil
 import time
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager, suppress
@@ -26,6 +27,8 @@ EVAL_RESULT = "eval_result.json"
 BAD_RECORDS = "bad_records.jsonl"
 EVAL_BAD_RECORDS, PREDICT_BAD_RECORDS = "eval_bad_records.jsonl", "predict_bad_records.jsonl"
 PIPELINE_CONFIG = "pipeline.config"
+# Folder of the steps that `easyrec-mm replay` can run again.
+REPLAY = "replay"
 # Seconds between two uploads of the logs of a running training.
 _PUT_LOGS_EVERY_S = 60.0
 _VALUES = re.compile(r"\.data-\d+-of-\d+$")
@@ -37,9 +40,13 @@ class ModelDir:
 
     Args:
       path: path of the folder; nothing is read yet.
+
+    Attributes:
+      path: as above.
     """
 
     def __init__(self, path: str) -> None:
+        self.path = path
         self._folder = Folder(path)
         self.local = self._folder.local
         self._put_s = time.monotonic()
@@ -76,6 +83,24 @@ class ModelDir:
         if self._folder.is_remote and path:
             prefix = f"{Path(path).name}.data-"
             self._folder.fetch(lambda name: name.startswith(prefix))
+
+    def fetch_replays(self) -> None:
+        """Copy the steps that can be run again to `local`.
+
+        Raises:
+          StorageError: if they cannot be read.
+        """
+        self._folder.fetch(lambda name: name.startswith(f"{REPLAY}/"))
+
+    def remove_replay(self, name: str) -> None:
+        """Remove the folder of a step that could be run again, here and where model_dir is remote.
+
+        Raises:
+          StorageError: if it cannot be removed.
+        """
+        shutil.rmtree(self.local / REPLAY / name, ignore_errors=True)
+        if self._folder.is_remote:
+            self._folder.remove([file for file in self._folder.names() if file.startswith(f"{REPLAY}/{name}/")])
 
     def refresh(self, names: Collection[str]) -> None:
         """Copy what another process has written since: the list of checkpoints, their indexes, and the files `names`.

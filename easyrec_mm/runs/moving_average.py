@@ -106,6 +106,12 @@ class MovingAverage:
             self._averages[name].scatter_update(tf.IndexedSlices(new, ids))
             self._last_used[name].scatter_update(tf.IndexedSlices(tf.fill(tf.shape(ids), step), ids))
 
+    def skip_step(self) -> None:
+        """Leave the averages as they were before a step that changes no variable."""
+        # The averages of rows that are not used move with the number of steps since their last use.
+        for last_used in self._last_used.values():
+            last_used.assign_add(tf.ones_like(last_used))
+
     def assign_to_variables(self, step: tf.Tensor) -> None:
         """Overwrite the variables with their averages after `step` steps."""
         for name, variable in self._named.items():

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 
 from easyrec_mm.errors import StoreError
 from easyrec_mm.features.feature import Feature
+from easyrec_mm.files.waiting import reading
 from easyrec_mm.store import Generation, State, Store, open_store
 
 
@@ -65,7 +66,7 @@ class VectorStores:
         if is_empty.all():
             return Found(np.zeros((len(keys), feature.num_numbers), np.float32), ~is_empty)
         store, generation = self._stores[feature.store_uri], self.generations[feature.name]
-        with self._lock:
+        with reading(f"vectors of feature '{feature.name}' from {feature.store_uri}"), self._lock:
             store.keep(generation)
             records = store.get_many(keys, generation)
         is_there = records.states == State.PRESENT

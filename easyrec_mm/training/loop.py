@@ -18,6 +18,7 @@ from easyrec_mm.training.evaluations import TrainingEvaluations
 from easyrec_mm.training.length import Length
 from easyrec_mm.training.save_times import SaveTimes
 from easyrec_mm.training.signals import Caught
+from easyrec_mm.training.skipped import Skipped
 from easyrec_mm.training.step_log import Losses, StepLog
 from easyrec_mm.training.steps import TrainSteps
 from easyrec_mm.training.time_left import Forecast
@@ -31,12 +32,13 @@ class Loop:
     length       how long it is
     replicas     the workers, which do the same after the same step
     steps        what is trained; for the number of steps done
-    run_step     trains on a batch; returns None if it is not a step
+    run_step     trains on a batch; returns its losses, {} if the step was skipped, None if it is not a step
     save         writes the checkpoint of a step, with the losses not reported yet; whether it is evaluated; -> its path
     evaluations  evaluates checkpoints
     log, progress, forecast, step_log, save_times
                  the metrics, the display, the time left, the reports of steps, and when to save
     bad_records  counts what could not be used
+    skipped      counts of the steps that were skipped
     put_logs     uploads the logs of a remote model_dir from time to time
     caught       the signal to stop
     """
@@ -54,6 +56,7 @@ class Loop:
     step_log: StepLog
     save_times: SaveTimes
     bad_records: BadRecords
+    skipped: Skipped
     put_logs: Callable[[], None]
     caught: Caught
 
@@ -119,12 +122,12 @@ class Loop:
         if step % self.config.log_step_count_steps == 0:
             self.step_log.write(step)
             self.put_logs()
-        if step % self.config.save_summary_steps == 0:
-            self.log.write_summaries("train", step, {name: float(value) for name, value in losses.items()})
+        if step % self.config.save_summary_steps == 0 or not losses:
+            skipped = {"skipped_steps": self.skipped.num} if self.skipped.num else {}
+            self.log.write_summaries("train", step, {**{name: float(v) for name, v in losses.items()}, **skipped})
 
     def _save_and_evaluate(self) -> str:
         step = self._step
-        self.step_log.require_finite(step)
         to_evaluate = self.replicas.first_says(self.evaluations.is_due)
         self.log.flush()
         saved = self.save(step, self.step_log.unreported(), to_evaluate)

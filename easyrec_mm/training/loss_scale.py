@@ -9,7 +9,7 @@ import tensorflow as tf
 
 Gradient: TypeAlias = tf.Tensor | tf.IndexedSlices | None
 
-FIRST, LARGEST = 2.0**15, 2.0**24
+FIRST, SMALLEST, LARGEST = 2.0**15, 1.0, 2.0**24
 # Steps without an overflow after which the scale is doubled.
 STEPS_BEFORE_GROWTH = 2000
 
@@ -57,7 +57,7 @@ class LossScale:
             return tf.constant(True)
 
         def overflowed() -> tf.Tensor:
-            self.value.assign(tf.maximum(0.5 * self.value, 1.0))
+            self.value.assign(tf.maximum(0.5 * self.value, SMALLEST))
             self._good_steps.assign(0)
             return tf.constant(False)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from dataclasses import asdict
 from typing import NamedTuple
 
 import tensorflow as tf
@@ -18,6 +19,7 @@ from easyrec_mm.runs.checkpoint import read_text_value, restore
 from easyrec_mm.runs.trained_config import config_state, require_same_weights
 from easyrec_mm.store.feature_vectors import VectorStores, origin_number
 from easyrec_mm.training.position import DataPosition
+from easyrec_mm.training.skipped import Skipped
 from easyrec_mm.training.step_log import Losses
 from easyrec_mm.training.steps import TrainSteps
 from easyrec_mm.training.trained_tables import tables_state
@@ -51,6 +53,7 @@ class TrainingState:
       vectors: the opened vectors of features.
       bad_records: counts of what could not be used.
       tables: the tables whose rows are chosen by categories, with these by feature.
+      skipped: counts of the steps that were skipped.
 
     Attributes:
       position: where the training stands in its data.
@@ -64,10 +67,11 @@ class TrainingState:
         vectors: VectorStores,
         bad_records: BadRecords,
         tables: Mapping[str, TableCategories],
+        skipped: Skipped,
     ) -> None:
         # Made now, because a vocabulary file may be overwritten while the training runs.
         self._settings = {**config_state(config), **tables_state(tables)}
-        self._config, self._steps, self._bad_records = config, steps, bad_records
+        self._config, self._steps, self._bad_records, self._skipped = config, steps, bad_records, skipped
         self.position = DataPosition(inputs)
         self._vector_origins = {
             f"{VECTORS}{name}": tf.Variable(origin_number(generation.fingerprint), dtype=tf.int64, trainable=False)
@@ -91,7 +95,12 @@ class TrainingState:
           to_evaluate: whether the checkpoint is evaluated next.
         """
         unreported = json.dumps(
-            {"losses": losses, "bad_records": self._bad_records.state(), "to_evaluate": to_evaluate}
+            {
+                "losses": losses,
+                "bad_records": self._bad_records.state(),
+                "to_evaluate": to_evaluate,
+                "skipped": asdict(self._skipped),
+            }
         )
         state: dict[str, tf.Variable | tf.Tensor] = {**self.variables(), **self._steps.bank_state()}
         return {**state, **self._settings, _UNREPORTED: tf.constant(unreported)}
@@ -110,4 +119,5 @@ class TrainingState:
         unreported = json.loads(read_text_value(path, _UNREPORTED) or "{}")
         if has_same_data and unreported:
             self._bad_records.restore(unreported["bad_records"])
+        self._skipped.restore(**unreported.get("skipped", {}))
         return Restored(has_same_data, unreported.get("losses", []), unreported.get("to_evaluate", False), changes)

@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-import math
-
 import tensorflow as tf
 
 from easyrec_mm.data.bad_records import BadRecords
 from easyrec_mm.data.batch import InputBatch
-from easyrec_mm.errors import UserError
-from easyrec_mm.runs.checkpoint import Checkpoints
 from easyrec_mm.runs.progress import MetricsLog, Progress
 from easyrec_mm.schema import Schema
 from easyrec_mm.training.facts import RunFacts
+from easyrec_mm.training.skipped import Skipped
 from easyrec_mm.training.time_left import Forecast
 
 # Losses of a step by name.
@@ -29,7 +26,7 @@ class StepLog:
       schema: schema with the names of the tasks.
       facts: rates and further facts about the steps.
       bad_records: bad records, whose counts are part of each line.
-      checkpoints: checkpoints, for the message about a loss that is not finite, which names the last one.
+      skipped: counts of the steps that were skipped, which are part of each line once there are any.
     """
 
     def __init__(
@@ -40,14 +37,14 @@ class StepLog:
         schema: Schema,
         facts: RunFacts,
         bad_records: BadRecords,
-        checkpoints: Checkpoints,
+        skipped: Skipped,
     ) -> None:
         self._log, self._progress, self._forecast, self._facts = log, progress, forecast, facts
-        self._bad_records, self._checkpoints = bad_records, checkpoints
+        self._bad_records, self._skipped = bad_records, skipped
         task_losses = [f"loss_{task.name}" for task in schema.tasks]
         self._shown = ["loss", *(task_losses if len(task_losses) > 1 else [])]
         self._losses: list[dict[str, tf.Tensor | float]] = []  # of the steps since the last line
-        self._last: dict[str, tf.Tensor] = {}
+        self._num_skipped = 0  # as above
         self._phase: int | None = None
         self._epoch = 0
 
@@ -55,14 +52,17 @@ class StepLog:
         """Add a step.
 
         Args:
-          losses: what TrainSteps.run has returned: losses of the step and other values by name.
+          losses: what TrainSteps.run has returned: losses of the step and other values by name; {} if it was skipped.
           item: batch of the step.
           waited_s: seconds that the step waited for the batch.
           phase: number of the training phase; steps of another phase take a different time.
         """
         losses = self._facts.add(item, phase, losses)
-        self._losses.append(losses)
-        self._last, self._epoch = losses, item.epoch
+        if losses:
+            self._losses.append(losses)
+        else:
+            self._num_skipped += 1
+        self._epoch = item.epoch
         if self._phase not in (None, phase):
             self._forecast.time.restart()
         self._phase = phase
@@ -79,36 +79,19 @@ class StepLog:
         return [{name: float(value) for name, value in losses.items()} for losses in self._losses]
 
     def write(self, step: int) -> None:
-        """Show and write the means since the last report, if there were steps.
-
-        Raises:
-          UserError: if the loss is not finite.
-        """
-        if not self._losses:
+        """Show and write the means since the last report, if there were steps."""
+        if not self._losses and not self._num_skipped:
             return
-        means = {name: float(tf.reduce_mean([losses[name] for losses in self._losses])) for name in self._losses[0]}
+        names = self._losses[0] if self._losses else []
+        means = {name: float(tf.reduce_mean([losses[name] for losses in self._losses])) for name in names}
         self._losses.clear()
-        self._require_finite(means["loss"], step)
+        self._num_skipped = 0
         facts = self._facts.report(self._progress.take())
         if announcement := self._forecast.announcement(step):
             self._progress.say(announcement)
-        shown = {name: means[name] for name in self._shown}
+        shown = {name: means[name] for name in self._shown if name in means}
         self._progress.show({"epoch": self._epoch, **shown}, facts, self._forecast.left(step))
-        self._log.write_line("train", step, {"epoch": self._epoch, **means, **facts, **self._bad_records.counts})
+        skipped = {"skipped_steps": self._skipped.num} if self._skipped.num else {}
+        counts = {**self._bad_records.counts, **skipped}
+        self._log.write_line("train", step, {"epoch": self._epoch, **means, **facts, **counts})
         self._log.write_summaries("train", step, facts, at_once=False)
-
-    def require_finite(self, step: int) -> None:
-        """Check the loss of the last step before its weights become a checkpoint.
-
-        Raises:
-          UserError: if its loss is not finite.
-        """
-        self._require_finite(float(self._last["loss"]), step)
-
-    def _require_finite(self, loss: float, step: int) -> None:
-        if not math.isfinite(loss):
-            good = self._checkpoints.latest()
-            raise UserError(
-                f"the loss is {loss} at step {step}; lower the learning rate, set gradient_clipping_by_norm, or look "
-                f"for extreme values with 'easyrec-mm stats'. The last good checkpoint is {good or 'none'}."
-            )

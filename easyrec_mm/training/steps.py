@@ -19,7 +19,8 @@ from easyrec_mm.evaluation.evaluator import STEP_NAME, moving_average
 from easyrec_mm.network.model import RANDOM_STATE, MultimodalModel
 from easyrec_mm.network.precision import MIXED_FLOAT16
 from easyrec_mm.protos.pipeline_pb2 import EasyRecConfig
-from easyrec_mm.training.loss_scale import LossScale
+from easyrec_mm.training.finite import ForwardState, forget_useless, squares_are_finite
+from easyrec_mm.training.loss_scale import SMALLEST, LossScale
 from easyrec_mm.training.optimizers import sum_duplicate_rows
 from easyrec_mm.training.plan import Phase, build_optimizers, build_phases
 
@@ -27,6 +28,8 @@ from easyrec_mm.training.plan import Phase, build_optimizers, build_phases
 _PRIME = 2_654_435_761
 # Statistics that batch normalisation keeps, by the ends of their names.
 _MOVING = ("/moving_mean", "/moving_variance")
+# Name among the values of a step.
+_IS_FINITE = "is_finite"
 
 
 class TrainSteps:
@@ -46,6 +49,7 @@ class TrainSteps:
       optimizers: each with the names of the variables that it updates.
       average: moving average of the weights; None if it is not used.
       loss_scale: loss scale of float16; None in other precisions.
+      was_finite: whether the numbers of the last step were finite; otherwise it has changed nothing but `number`.
     """
 
     def __init__(
@@ -63,6 +67,7 @@ class TrainSteps:
         self.average = moving_average(config, model)
         self.loss_scale = LossScale() if dtype == MIXED_FLOAT16 else None
         self.number = tf.Variable(0, dtype=tf.int64, trainable=False)
+        self.was_finite = True
         self._of_phases = [
             tf.function(partial(self._train_batch, phase), input_signature=[spec], autograph=False)
             for phase in self.phases
@@ -110,6 +115,9 @@ class TrainSteps:
         if phase.bank is not None:
             phase.bank.before_step(item.batch.images.bank_row, item.batch.images.encoded, item.step)
         losses: dict[str, tf.Tensor] = self._of_phases[number](item.batch)
+        self.was_finite = bool(losses.pop(_IS_FINITE))
+        if not self.was_finite and phase.bank is not None:
+            phase.bank.encode_again(item.batch.images.bank_row, item.batch.images.encoded)
         return losses
 
     def variables(self) -> dict[str, tf.Variable]:
@@ -146,6 +154,7 @@ class TrainSteps:
 
     def _train_on(self, phase: Phase, batch: Batch) -> dict[str, tf.Tensor]:
         variables = [v.value for v in phase.trained.values()]
+        state = ForwardState(self._named, self._model.all_trainable())
         with tf.GradientTape(watch_accessed_variables=False) as tape:
             tape.watch(variables)
             losses = self._model.losses(batch, training=True, bank=phase.bank)
@@ -168,13 +177,56 @@ class TrainSteps:
             values["gradient_norm"] = tf.linalg.global_norm(gradients)
             gradients, _ = tf.clip_by_global_norm(gradients, limit, use_norm=values["gradient_norm"])
         step = tf.cast(self.number.assign_add(1), tf.int32)
-        by_name = dict(zip(phase.trained, gradients, strict=True))
-        if self.loss_scale is None:
-            self._apply(by_name, step)
-        else:
-            self.loss_scale.apply_if_finite(gradients, lambda: self._apply(by_name, step))
+        self._update(phase, gradients, step, state, batch, values)
+        if self.loss_scale is not None:
             values["loss_scale"] = tf.convert_to_tensor(self.loss_scale.value)
         return values
+
+    def _update(
+        self,
+        phase: Phase,
+        gradients: Sequence[tf.Tensor | tf.IndexedSlices | None],
+        step: tf.Tensor,
+        state: ForwardState,
+        batch: Batch,
+        values: dict[str, tf.Tensor],
+    ) -> None:
+        """Apply the gradients if all numbers of the step are finite; otherwise take back what it has changed.
+
+        Args:
+          phase: the phase of the step.
+          gradients: gradients of the trained variables, the same on all replicas.
+          step: number of the step, from 1.
+          state: what the forward pass changes.
+          batch: the batch.
+          values: the values of the step; whether they are finite is added.
+        """
+        by_name = dict(zip(phase.trained, gradients, strict=True))
+        scale = self.loss_scale
+
+        def apply() -> None:
+            if scale is None:
+                self._apply(by_name, step)
+            else:
+                scale.apply_if_finite(gradients, lambda: self._apply(by_name, step))
+
+        def take_back() -> None:
+            state.restore()
+            if self.average is not None:
+                self.average.skip_step()
+            if phase.bank is not None:
+                forget_useless(phase.bank, tf.gather(batch.images.bank_row, batch.images.encoded))
+
+        if "gradient_norm" in values:
+            # Clipping by a norm that is not finite would make all gradients NaN.
+            are_usable = tf.math.is_finite(values["gradient_norm"])
+        else:
+            are_usable = squares_are_finite(gradients)
+        if scale is not None:
+            # Gradients that overflow at a larger scale only lower the scale.
+            are_usable |= scale.value > SMALLEST
+        values[_IS_FINITE] = tf.math.is_finite(values["loss"]) & state.is_finite() & are_usable
+        tf.cond(values[_IS_FINITE], apply, take_back)
 
     def _merged(
         self, gradients: Sequence[tf.Tensor | tf.IndexedSlices | None], scalars: list[tf.Tensor]

@@ -20,6 +20,7 @@ from easyrec_mm.errors import ConfigError
 from easyrec_mm.evaluation.evaluator import vectors_of
 from easyrec_mm.files.folders import shown
 from easyrec_mm.files.lock import FolderLock
+from easyrec_mm.files.waiting import waiting
 from easyrec_mm.network.model import MultimodalModel, table_categories
 from easyrec_mm.network.precision import MIXED_FLOAT16, dtype_policy
 from easyrec_mm.runs.checkpoint import newest_whole
@@ -34,6 +35,7 @@ from easyrec_mm.training.flops import StepFlops
 from easyrec_mm.training.length import Length, training_length
 from easyrec_mm.training.loop import Loop
 from easyrec_mm.training.memory import require_memory
+from easyrec_mm.training.not_finite import NotFinite
 from easyrec_mm.training.peak import peak_flops
 from easyrec_mm.training.resume import resume
 from easyrec_mm.training.same_data import require_same_data
@@ -102,13 +104,21 @@ class Trainer:
         )
         require_same_data(self.input, self._replicas)
         if self._schema.uses_image:
-            require_pictures(pipeline.path, self._config.data_config, first_pictures(self.input.source, self._schema))
+            with waiting(lambda: "the first pictures of train_input_path"):
+                pictures = first_pictures(self.input.source, self._schema)
+                require_pictures(pipeline.path, self._config.data_config, pictures)
         self._batch_norms = BatchNormWatch()
         self._dtype = dtype_policy(self._train_config.precision)
         self.model = MultimodalModel(self._config, self._schema, self._dtype, self._replicas)
         self.steps = TrainSteps(self._config, self.model, self._dtype, self.input.spec(), self._replicas)
         tables = table_categories(self._schema, self.model.tables())
-        self.state = TrainingState(self._config, self.steps, self.input, self._vectors, self._bad_records, tables)
+        self._not_finite = NotFinite(
+            self._config, self.model, self._dtype, self.input.source.files, self._folder, self._checkpoints,
+            self._replicas,
+        )  # fmt: skip
+        self.state = TrainingState(
+            self._config, self.steps, self.input, self._vectors, self._bad_records, tables, self._not_finite.skipped
+        )
         self._unreported: list[Losses] = []  # losses of earlier steps that are not reported yet
         self._to_evaluate = False  # whether the last checkpoint of an earlier start is to be evaluated
         self._evaluations = TrainingEvaluations(
@@ -160,7 +170,7 @@ class Trainer:
             print(f"the training ends at step {step}: {reason}", flush=True)
         # A training that was stopped by a signal is not finished, so it has no best checkpoint yet.
         best = "" if reason is None else self._evaluations.describe_best()
-        for line in filter(None, [best, self._bad_records.summary()]):
+        for line in filter(None, [best, self._bad_records.summary(), self._not_finite.summary()]):
             print(shown(line), flush=True)
 
     def _length(self, step: int) -> Length:
@@ -185,13 +195,15 @@ class Trainer:
         save_times = SaveTimes(self._train_config)
         forecast = Forecast(length, save_times, self._evaluations.interval_s)
         facts = RunFacts(self._replicas, self._count_flops, peak_flops(self._dtype.removeprefix("mixed_")))
-        step_log = StepLog(log, progress, forecast, self._schema, facts, self._bad_records, self._checkpoints)
+        skipped = self._not_finite.skipped
+        step_log = StepLog(log, progress, forecast, self._schema, facts, self._bad_records, skipped)
         step_log.go_on(self._unreported)
         return Loop(
             config=self._train_config, length=length, replicas=self._replicas, steps=self.steps,
             run_step=self.run_step, save=self._save, evaluations=self._evaluations, log=log,
             progress=progress, forecast=forecast, step_log=step_log, save_times=save_times, caught=caught,
-            bad_records=self._bad_records, put_logs=lambda: self._folder.put_logs(at_once=False),
+            bad_records=self._bad_records, skipped=self._not_finite.skipped,
+            put_logs=lambda: self._folder.put_logs(at_once=False),
         )  # fmt: skip
 
     def _count_flops(self, item: InputBatch) -> StepFlops:
@@ -236,14 +248,29 @@ class Trainer:
         return newest_whole(paths, read)[0] if paths else vectors_of(self._schema, None)
 
     def run_step(self, item: InputBatch) -> dict[str, tf.Tensor] | None:
-        """Train on a batch; return its losses, or None if no worker has samples, which is not a step."""
+        """Train on a batch; return its losses, {} if its numbers were not finite, so that the step was skipped.
+
+        Without samples of any worker this is not a step, and None is returned.
+
+        Raises:
+          UserError: if its numbers were not finite, and the training ends.
+        """
         self.state.position.add(item)
         if not self._replicas.agree(item.batch.num_samples)[0]:
             return None
         if self.steps.enter_phase(item.step):
             print(f"step {item.step}: all of the image tower is trained from now on", flush=True)
         self._batch_norms.batch = item.batch
-        return self.steps.run(item)
+        losses = self.steps.run(item)
+        if self.steps.was_finite:
+            self._not_finite.skipped.in_a_row = 0
+            return losses
+        bank = self.steps.phases[self.steps.phase(item.step)].bank
+        scale = 1.0 if self.steps.loss_scale is None else float(self.steps.loss_scale.value)
+        warning = self._not_finite.after_step(int(self.steps.number), losses, item, bank, scale)
+        if warning is not None:
+            print(f"warning: {warning}", flush=True)
+        return {}
 
     def _save(self, step: int, unreported: list[Losses], to_evaluate: bool) -> str:
         """Write the checkpoint of a step; return its path; see TrainingState.values for the other arguments."""

@@ -119,12 +119,13 @@ class FeatureEmbedding(keras.layers.Layer):
 
     def rows(self, feature: Feature, value: tf.Tensor | tf.RaggedTensor) -> tf.Tensor | None:
         """Return the rows of a feature's table for its ids, float32 `[N, dim]`; None if it has no table."""
-        if not feature.table:
-            return None
-        table = self.tables[feature.table]
+        return self.tables[feature.table].lookup(self.ids(feature, value)) if feature.table else None
+
+    def ids(self, feature: Feature, value: tf.Tensor | tf.RaggedTensor) -> tf.Tensor:
+        """Return which rows of its table `rows` looks up for a feature that has one, int64 `[N]`."""
         if feature.multiplies_rows:
-            return table.lookup(tf.range(feature.num_numbers, dtype=tf.int64))
-        return table.lookup(value.flat_values if feature.is_list else value)
+            return tf.range(feature.num_numbers, dtype=tf.int64)
+        return value.flat_values if feature.is_list else value
 
 
 def feature_vector(
