@@ -32,7 +32,7 @@ from easyrec_mm.training.evaluations import TrainingEvaluations
 from easyrec_mm.training.length import Length, training_length
 from easyrec_mm.training.loop import Loop
 from easyrec_mm.training.memory import require_memory
-from easyrec_mm.training.resume import resume
+from easyrec_mm.training.resume import checkpoints_in, resume, warn_of_remains
 from easyrec_mm.training.same_data import require_same_data
 from easyrec_mm.training.save_times import SaveTimes
 from easyrec_mm.training.saving import Saver
@@ -197,7 +197,9 @@ class Trainer:
 
     def _start(self) -> None:
         """Continue from the last checkpoint, or start from fine_tune_checkpoint or from the initial weights."""
-        paths = self._checkpoints.all()
+        paths = checkpoints_in(self._saver.shared, self._checkpoints)
+        if not paths:
+            warn_of_remains(self._saver.shared)
         if self._replicas.first_says(bool(paths)):
             restored = resume(paths, self._saver.shared, self._checkpoints, self.state, self._replicas)
             self._unreported, self._to_evaluate = restored.losses, restored.to_evaluate
@@ -223,7 +225,7 @@ class Trainer:
             self._saver.shared.fetch_checkpoint(path)
             return vectors_of(self._schema, path)
 
-        paths = self._checkpoints.all()
+        paths = checkpoints_in(self._saver.shared, self._checkpoints)
         return newest_whole(paths, read)[0] if paths else vectors_of(self._schema, None)
 
     def run_step(self, item: InputBatch) -> dict[str, tf.Tensor] | None:
