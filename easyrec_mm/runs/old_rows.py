@@ -54,10 +54,10 @@ class OldRows:
     def values_of(self, piece: Piece, current: tf.Tensor) -> tf.Tensor:
         """Return what a piece was at the step, given what it is now; forget its rows after the last piece of them."""
         index = _index(piece)
-        places = self._places[index]
-        changed = np.flatnonzero(places >= 0)
+        places = self._places[index].copy()
         if piece.is_last:
             self._places[index] = _NOT_NEEDED
+        changed = np.flatnonzero(places >= 0)
         if not len(changed):
             return current
         values = np.array(current)

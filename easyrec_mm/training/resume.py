@@ -79,8 +79,8 @@ def warn_of_remains(folder: ModelDir) -> None:
     remains = sorted(path.name for path in folder.local.glob(f"{PREFIX}-*"))
     if remains:
         print(
-            f"warning: {folder.local} holds no complete checkpoint, but {', '.join(remains[:5])}, as after a kill while "
-            "the first one was written; training from the start",
+            f"warning: {folder.local} holds no complete checkpoint, but {', '.join(remains[:5])}, as after a kill while"
+            " the first one was written; training from the start",
             flush=True,
         )
 

@@ -19,14 +19,21 @@ from easyrec_mm.evaluation.evaluator import STEP_NAME, moving_average
 from easyrec_mm.network.model import RANDOM_STATE, MultimodalModel
 from easyrec_mm.network.precision import MIXED_FLOAT16
 from easyrec_mm.protos.pipeline_pb2 import EasyRecConfig
+from easyrec_mm.runs.checkpoint_parts import Table
+from easyrec_mm.runs.snapshot import Changed
 from easyrec_mm.training.loss_scale import LossScale
 from easyrec_mm.training.optimizers import sum_duplicate_rows
 from easyrec_mm.training.plan import Phase, build_optimizers, build_phases
+from easyrec_mm.training.table_rows import TableRows
 
 # Keeps the random states of replicas apart.
 _PRIME = 2_654_435_761
 # Statistics that batch normalisation keeps, by the ends of their names.
 _MOVING = ("/moving_mean", "/moving_variance")
+# Tables of at least this many bytes, with their slots, are copied between steps while a checkpoint is written, if all
+# of them together have at least as many as below, which are written in about half a second.
+_LARGE_TABLE_BYTES = 16 << 20
+LARGE_TABLES_BYTES = 256 << 20
 
 
 class TrainSteps:
@@ -46,6 +53,8 @@ class TrainSteps:
       optimizers: each with the names of the variables that it updates.
       average: moving average of the weights; None if it is not used.
       loss_scale: loss scale of float16; None in other precisions.
+      table_rows: the rows of tables that steps change.
+      changed: the rows that the last step has changed, if they are recorded.
     """
 
     def __init__(
@@ -63,6 +72,11 @@ class TrainSteps:
         self.average = moving_average(config, model)
         self.loss_scale = LossScale() if dtype == MIXED_FLOAT16 else None
         self.number = tf.Variable(0, dtype=tf.int64, trainable=False)
+        tables = self._tables()
+        self.table_rows = TableRows(
+            tables, config.train_config.increments_per_full_checkpoint > 0, self._streamed(tables)
+        )
+        self.changed: Changed = {}
         self._of_phases = [
             tf.function(partial(self._train_batch, phase), input_signature=[spec], autograph=False)
             for phase in self.phases
@@ -108,7 +122,8 @@ class TrainSteps:
         phase = self.phases[number]
         if phase.bank is not None:
             phase.bank.before_step(item.batch.images.bank_row, item.batch.images.encoded, item.step)
-        losses: dict[str, tf.Tensor] = self._of_phases[number](item.batch)
+        losses: dict[str, tf.Tensor]
+        losses, self.changed = self._of_phases[number](item.batch)
         return losses
 
     def variables(self) -> dict[str, tf.Variable]:
@@ -122,6 +137,28 @@ class TrainSteps:
         if self.loss_scale is not None:
             state |= self.loss_scale.named_variables()
         return state | {STEP_NAME: self.number}
+
+    def _tables(self) -> list[Table]:
+        """Return the tables, each with all variables of `variables` whose rows change together with its rows."""
+        tables = {name: Table(name, {name: v.value}) for name, v in self._model.tables().items()}
+        for i, (optimizer, names) in enumerate(self.optimizers):
+            for slot_name, slot in optimizer.named_slots(names).items():
+                if (name := slot_name.rpartition("/")[0]) in tables:
+                    tables[name].variables[f"optimizer_{i}/{slot_name}"] = slot.value
+        averages = self.average.named_variables() if self.average is not None else {}
+        for average_name, average in averages.items():
+            if (name := average_name.rpartition("/")[0]) in tables:
+                tables[name].variables[average_name] = average
+        return list(tables.values())
+
+    def _streamed(self, tables: Sequence[Table]) -> list[Table]:
+        """Return the tables that are copied between steps: large ones, if they take a while to write.
+
+        Several workers write at once, because the others would wait for the one that writes anyway.
+        """
+        large = [table for table in tables if table.num_rows * table.row_bytes >= _LARGE_TABLE_BYTES]
+        num_bytes = sum(table.num_rows * table.row_bytes for table in large)
+        return large if num_bytes >= LARGE_TABLES_BYTES and self._replicas.num == 1 else []
 
     def bank_state(self) -> dict[str, tf.Tensor]:
         """Return the state of the picture banks that a checkpoint contains, by name."""
@@ -137,12 +174,12 @@ class TrainSteps:
             if phase.bank is not None and phase.keeps_bank:
                 phase.bank.restore(path)
 
-    def _train_batch(self, phase: Phase, batch: Batch) -> dict[str, tf.Tensor]:
-        """Run forward pass, backward pass and update; return the values that `run` returns."""
+    def _train_batch(self, phase: Phase, batch: Batch) -> tuple[dict[str, tf.Tensor], Changed]:
+        """Run forward pass, backward pass and update; return the values that `run` returns, and the changed rows."""
         with self._replicas.scope(f"step of the phase from {phase.first_step}"):
             return self._train_on(phase, batch)
 
-    def _train_on(self, phase: Phase, batch: Batch) -> dict[str, tf.Tensor]:
+    def _train_on(self, phase: Phase, batch: Batch) -> tuple[dict[str, tf.Tensor], Changed]:
         variables = [v.value for v in phase.trained.values()]
         with tf.GradientTape(watch_accessed_variables=False) as tape:
             tape.watch(variables)
@@ -167,12 +204,13 @@ class TrainSteps:
             gradients, _ = tf.clip_by_global_norm(gradients, limit, use_norm=values["gradient_norm"])
         step = tf.cast(self.number.assign_add(1), tf.int32)
         by_name = dict(zip(phase.trained, gradients, strict=True))
+        changed = self.table_rows.before_update(by_name)
         if self.loss_scale is None:
             self._apply(by_name, step)
         else:
             self.loss_scale.apply_if_finite(gradients, lambda: self._apply(by_name, step))
             values["loss_scale"] = tf.convert_to_tensor(self.loss_scale.value)
-        return values
+        return values, changed
 
     def _merged(
         self, gradients: Sequence[tf.Tensor | tf.IndexedSlices | None], scalars: list[tf.Tensor]

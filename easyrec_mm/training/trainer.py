@@ -128,11 +128,12 @@ class Trainer:
         log.write_start(first_step)
         self._evaluations.go_on()
         saved = self._checkpoints.latest() if first_step else None
+        self._saver.begin(self.steps.table_rows, saved)
         progress = Progress("train", length.num_steps, first=first_step, is_exact=length.is_exact)
         batches = self.batches(length.num_epochs)
         with self._folder.logs_put():
             try:
-                with caught_signals(_STOPPING) as caught:
+                with caught_signals(_STOPPING) as caught, self._saver.finished():
                     loop = self._loop(length, log, progress, caught)
                     saved, reason = loop.run(batches, saved, self._to_evaluate)
                 if caught.number is None:
@@ -185,9 +186,10 @@ class Trainer:
         step_log.go_on(self._unreported)
         return Loop(
             config=self._train_config, length=length, replicas=self._replicas, steps=self.steps,
-            run_step=self.run_step, save=self._save, evaluations=self._evaluations, log=log,
-            progress=progress, forecast=forecast, step_log=step_log, save_times=save_times, caught=caught,
-            bad_records=self._bad_records, put_logs=lambda: self._folder.put_logs(at_once=False),
+            run_step=self.run_step, save=self._save, finish_saving=self._saver.finish,
+            evaluations=self._evaluations, log=log, progress=progress, forecast=forecast, step_log=step_log,
+            save_times=save_times, caught=caught, bad_records=self._bad_records,
+            put_logs=lambda: self._folder.put_logs(at_once=False),
         )  # fmt: skip
 
     def batches(self, num_epochs: int) -> Generator[InputBatch, None, None]:
@@ -236,11 +238,15 @@ class Trainer:
         if self.steps.enter_phase(item.step):
             print(f"step {item.step}: all of the image tower is trained from now on", flush=True)
         self._batch_norms.batch = item.batch
-        return self.steps.run(item)
+        with self._saver.step():
+            losses = self.steps.run(item)
+        self._saver.after_step(self.steps.changed)
+        return losses
 
     def _save(self, step: int, unreported: list[Losses], to_evaluate: bool) -> str:
         """Write the checkpoint of a step; return its path; see TrainingState.values for the other arguments."""
-        path = self._saver.save(step, self.state.values(unreported, to_evaluate), self._evaluations.best_step())
+        values, best_step = self.state.values(unreported, to_evaluate), self._evaluations.best_step()
+        path = self._saver.save(step, values, best_step, at_once=to_evaluate)
         if warning := self._batch_norms.warning(self.model.weights()):
             print(f"warning: {warning}", flush=True)
         return path
