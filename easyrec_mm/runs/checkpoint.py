@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import re
 import shutil
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
@@ -21,7 +21,7 @@ import tensorflow as tf
 from easyrec_mm.errors import CheckpointError, DamagedCheckpointError, tensorflow_reason
 from easyrec_mm.runs.checkpoint_list import PREFIX, read_list, write_list
 from easyrec_mm.runs.checkpoint_parts import Piece, Table, pieces_of
-from easyrec_mm.runs.checkpoint_reader import base_of
+from easyrec_mm.runs.checkpoint_reader import chain_of
 from easyrec_mm.runs.snapshot import Snapshot, Target
 
 _Result = TypeVar("_Result")
@@ -102,7 +102,7 @@ class Checkpoints:
         tf.raw_ops.MergeV2Checkpoints(checkpoint_prefixes=parts, destination_prefix=path, delete_old_dirs=True)
         paths = [*[p for p in self.all() if p != path], path]
         kept = {*paths[-self._keep :], str(self._folder / f"{PREFIX}-{kept_step}")}
-        kept |= {base for p in kept.intersection(paths) for base in _bases_in(paths, p)}
+        kept = {part for p in kept.intersection(paths) for part in chain_of(p)}
         write_list(self._folder, [Path(p).name for p in paths if p in kept])
         shutil.rmtree(self._temporary, ignore_errors=True)
         for old in set(paths) - kept:
@@ -162,17 +162,6 @@ def newest_whole(paths: Iterable[str], read: Callable[[str], _Result]) -> tuple[
         except DamagedCheckpointError as error:
             problems.append(error)
     raise problems[0]
-
-
-def _bases_in(paths: Collection[str], path: str) -> Iterator[str]:
-    """Yield those of the checkpoints `paths` that one of them rests on; a damaged one rests on nothing."""
-    base: str | None = path
-    while base is not None and base in paths:
-        yield base
-        try:
-            base = base_of(base)
-        except DamagedCheckpointError:
-            return
 
 
 def _reason(error: Exception) -> str:

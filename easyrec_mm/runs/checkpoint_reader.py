@@ -55,14 +55,21 @@ def bases_of(path: str) -> list[str]:
     return [link.path for link in _links(path)[1:]]
 
 
-def base_of(path: str) -> str | None:
-    """Return the path of the checkpoint that an increment rests on, which is not looked for; None if it is whole.
+def chain_of(path: str) -> list[str]:
+    """Return the paths of a checkpoint and of those that it rests on, newest first, as far as their indexes are whole.
 
-    Raises:
-      DamagedCheckpointError: if the increment's index is damaged.
+    Their values are not looked for, as before they are downloaded.
     """
-    base = _base(read_index(path, with_values=False))
-    return None if base is None else str(Path(path).parent / base[0])
+    paths: list[str] = []
+    at: str | None = path
+    while at is not None and at not in paths:
+        paths.append(at)
+        try:
+            base = _base(read_index(at, with_values=False))
+        except DamagedCheckpointError:
+            break
+        at = None if base is None else str(Path(path).parent / base[0])
+    return paths
 
 
 class CheckpointReader:

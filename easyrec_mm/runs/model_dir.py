@@ -20,6 +20,7 @@ from easyrec_mm.files.folders import Folder
 from easyrec_mm.files.storage import StorageError
 from easyrec_mm.runs.checkpoint import resolve_checkpoint
 from easyrec_mm.runs.checkpoint_list import PREFIX, STATE
+from easyrec_mm.runs.checkpoint_reader import chain_of
 
 # Files of a training other than its checkpoints.
 EVAL_RESULT = "eval_result.json"
@@ -68,14 +69,14 @@ class ModelDir:
         return path
 
     def fetch_checkpoint(self, path: str | None) -> None:
-        """Copy the values of a checkpoint to `local`, so that it can be read.
+        """Copy the values of a checkpoint, and of those that it rests on, to `local`, so that it can be read.
 
         Raises:
           StorageError: if they cannot be read.
         """
         if self._folder.is_remote and path:
-            prefix = f"{Path(path).name}.data-"
-            self._folder.fetch(lambda name: name.startswith(prefix))
+            names = {Path(part).name for part in chain_of(path)}
+            self._folder.fetch(lambda name: bool(_VALUES.search(name)) and _checkpoint_of(name) in names)
 
     def refresh(self, names: Collection[str]) -> None:
         """Copy what another process has written since: the list of checkpoints, their indexes, and the files `names`.
@@ -91,10 +92,10 @@ class ModelDir:
             )
 
     def forget_checkpoint(self, path: str) -> None:
-        """Remove the local copy of a remote checkpoint's values, which will not be read again."""
+        """Remove the local copy of the values of a remote checkpoint, and of those that it rests on."""
         if self._folder.is_remote:
-            for values in self.local.glob(f"{Path(path).name}.data-*"):
-                values.unlink()
+            names = [name for part in chain_of(path) for name in self.local.glob(f"{Path(part).name}.data-*")]
+            self._folder.forget([values.name for values in names])
 
     def put_checkpoint(self) -> None:
         """Upload what was written, checkpoints before the list that names them; remove checkpoints deleted locally.
