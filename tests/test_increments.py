@@ -134,9 +134,10 @@ def test_a_kill_while_an_increment_is_written(tmp_path, monkeypatch, function, i
     if function == "_remove":
         tables.save(checkpoints, 3, changed)
         changed = None  # a full one, after which the increments are removed
-    with monkeypatch.context() as patch, pytest.raises(KilledError):
+    with monkeypatch.context() as patch:
         patch.setattr(owner, function, kill)
-        tables.save(checkpoints, 4, changed)
+        with pytest.raises(KilledError):
+            tables.save(checkpoints, 4, changed)
     newest = checkpoints.latest()
     is_listed = function == "_remove" or (function == "write_list" and is_after)
     assert (newest == first) == (not is_listed)

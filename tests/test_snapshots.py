@@ -18,6 +18,7 @@ from easyrec_mm.runs.checkpoint_parts import Increment, pieces_of
 from easyrec_mm.runs.checkpoint_reader import bases_of, restore
 from easyrec_mm.training import steps as steps_module
 from easyrec_mm.training.saving import Saver
+from easyrec_mm.training.step_log import StepLog
 
 
 @pytest.fixture(autouse=True)
@@ -208,15 +209,15 @@ def test_a_training_that_fails_meanwhile(at_once, data, tmp_path, monkeypatch, i
     """An error between steps lets the checkpoint be finished; one within a step does not, which may be half done."""
     monkeypatch.setattr(snapshot, "_COPYING_SHARE", 0.0)
     training = Training(data, tmp_path, train="num_steps: 6 save_checkpoints_steps: 3", **SETTINGS)
-    owner = training.trainer.steps if is_in_step else Saver
-    original = owner.run if is_in_step else owner.after_step
+    owner, name = (training.trainer.steps, "run") if is_in_step else (StepLog, "add")
+    original = getattr(owner, name)
 
-    def fail(self_or_item, *arguments):
-        if int(training.trainer.steps.number) == (4 if is_in_step else 5):
+    def fail(*arguments):
+        if int(training.trainer.steps.number) >= 5:
             raise DataError("an error of a test")
-        return original(self_or_item, *arguments)
+        return original(*arguments)
 
-    monkeypatch.setattr(owner, "run" if is_in_step else "after_step", fail)
+    monkeypatch.setattr(owner, name, fail)
     with pytest.raises(DataError, match="an error of a test"):
         training.run()
     paths = Checkpoints(str(training.model_dir)).all()

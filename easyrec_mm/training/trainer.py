@@ -240,7 +240,7 @@ class Trainer:
         self._batch_norms.batch = item.batch
         with self._saver.step():
             losses = self.steps.run(item)
-        self._saver.after_step(self.steps.changed)
+            self._saver.after_step(self.steps.changed)
         return losses
 
     def _save(self, step: int, unreported: list[Losses], to_evaluate: bool) -> str:
