@@ -68,7 +68,7 @@ def test_an_increment_holds_the_values_of_its_step(tmp_path):
 
 def test_is_finished_when_too_many_rows_have_changed(tmp_path, monkeypatch):
     """A step waits for the copies, but not for the disk."""
-    monkeypatch.setattr(snapshot, "_COPYING_SHARE", 0.0)
+    monkeypatch.setattr(snapshot, "_SHARE", 0.0)
     monkeypatch.setattr(snapshot, "_KEPT_SHARE", 1.0)
     monkeypatch.setattr(checkpoint_parts, "SLICE_BYTES", 10_000)
     tables = Tables(num_rows=4000)
@@ -83,7 +83,7 @@ def test_is_finished_when_too_many_rows_have_changed(tmp_path, monkeypatch):
 
 def test_copies_no_more_than_its_share_of_the_time(tmp_path, monkeypatch):
     """With a clock by which a step takes 100 ms and a slice 4 ms."""
-    monkeypatch.setattr(snapshot, "_COPYING_SHARE", 0.02)
+    monkeypatch.setattr(snapshot, "_SHARE", 0.02)
     monkeypatch.setattr(snapshot, "_WAITING_BYTES", 1 << 30)
     monkeypatch.setattr(checkpoint_parts, "SLICE_BYTES", 200)
     now_s = 0.0
@@ -92,6 +92,7 @@ def test_copies_no_more_than_its_share_of_the_time(tmp_path, monkeypatch):
     checkpoints = Checkpoints(str(tmp_path))
     writing = checkpoints.snapshot(1, pieces, streamed=tables.tables)
     writing._clock = lambda: now_s
+    writing._num_processors = 10**9  # as if writing took no time
     copy = writing._copy
 
     def slow_copy():
@@ -207,7 +208,7 @@ def test_a_training_whose_checkpoints_are_written_meanwhile(at_once, data, tmp_p
 @pytest.mark.parametrize("is_in_step", [False, True])
 def test_a_training_that_fails_meanwhile(at_once, data, tmp_path, monkeypatch, is_in_step):
     """An error between steps lets the checkpoint be finished; one within a step does not, which may be half done."""
-    monkeypatch.setattr(snapshot, "_COPYING_SHARE", 0.0)
+    monkeypatch.setattr(snapshot, "_SHARE", 0.0)
     training = Training(data, tmp_path, train="num_steps: 6 save_checkpoints_steps: 3", **SETTINGS)
     owner, name = (training.trainer.steps, "run") if is_in_step else (StepLog, "add")
     original = getattr(owner, name)
@@ -233,7 +234,7 @@ def test_a_training_that_is_killed_meanwhile(at_once, data, tmp_path, monkeypatc
     train = "num_steps: {} save_checkpoints_steps: 2"
     training = Training(data, tmp_path, train=train.format(6), **SETTINGS)
     with monkeypatch.context() as patch:
-        patch.setattr(snapshot, "_COPYING_SHARE", 0.0)
+        patch.setattr(snapshot, "_SHARE", 0.0)
         copy = tmp_path / "killed"
         after_step = Saver.after_step
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 import re
 import shutil
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
-from contextlib import suppress
+from contextlib import AbstractContextManager, nullcontext, suppress
 from functools import partial
 from pathlib import Path
 from typing import TypeVar
@@ -74,7 +74,12 @@ class Checkpoints:
         return self.snapshot(step, pieces_of(variables), kept_step).write()
 
     def snapshot(
-        self, step: int, pieces: Iterable[Piece], kept_step: int | None = None, streamed: Sequence[Table] = ()
+        self,
+        step: int,
+        pieces: Iterable[Piece],
+        kept_step: int | None = None,
+        streamed: Sequence[Table] = (),
+        around: Callable[[], AbstractContextManager[None]] = nullcontext,
     ) -> Snapshot:
         """Return a checkpoint to be written; see `save`.
 
@@ -83,12 +88,14 @@ class Checkpoints:
           pieces: what it contains.
           kept_step: the step of a checkpoint to keep in addition.
           streamed: the tables that are copied between steps.
+          around: the context in which its parts become a checkpoint.
 
         Raises:
           CheckpointError: if the folder cannot be written to.
         """
         path = str(self._folder / f"{PREFIX}-{step}")
-        target = Target(path, self._temporary, partial(self._commit, path, kept_step), partial(self._failed, path))
+        commit, failed = partial(self._commit, path, kept_step), partial(self._failed, path)
+        target = Target(path, self._temporary, commit, around, failed)
         try:
             self._folder.mkdir(parents=True, exist_ok=True)
             shutil.rmtree(self._temporary, ignore_errors=True)

@@ -9,6 +9,7 @@ checkpoints never names a missing checkpoint.
 from __future__ import annotations
 
 import re
+import threading
 import time
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager, suppress
@@ -44,6 +45,8 @@ class ModelDir:
         self._folder = Folder(path)
         self.local = self._folder.local
         self._put_s = time.monotonic()
+        # A checkpoint may be written and uploaded beside the training, which uploads its logs.
+        self._putting = threading.RLock()
 
     def open(self) -> ModelDir:
         """Copy what is needed to continue the training, except the values of checkpoints; return this folder.
@@ -97,7 +100,18 @@ class ModelDir:
             names = [name for part in chain_of(path) for name in self.local.glob(f"{Path(part).name}.data-*")]
             self._folder.forget([values.name for values in names])
 
-    def put_checkpoint(self) -> None:
+    @contextmanager
+    def checkpoint_put(self) -> Iterator[None]:
+        """Upload the checkpoint that is completed in the context; meanwhile nothing else is uploaded.
+
+        Raises:
+          CheckpointError: if the checkpoint cannot be uploaded; it stays in `local`.
+        """
+        with self._putting:
+            yield
+            self._put_checkpoint()
+
+    def _put_checkpoint(self) -> None:
         """Upload what was written, checkpoints before the list that names them; remove checkpoints deleted locally.
 
         Raises:
@@ -116,14 +130,18 @@ class ModelDir:
     def put_logs(self, at_once: bool = True) -> None:
         """Upload what was written; unless `at_once`, skip the upload if the last one was recent, and ignore errors.
 
-        What cannot be uploaded now will be uploaded with the next checkpoint.
+        What cannot be uploaded now, as while a checkpoint is uploaded, will be uploaded with the next checkpoint.
         """
-        if self._folder.is_remote and (at_once or time.monotonic() - self._put_s > _PUT_LOGS_EVERY_S):
-            try:
-                self._put()
-            except StorageError:
-                if at_once:
-                    raise
+        is_due = self._folder.is_remote and (at_once or time.monotonic() - self._put_s > _PUT_LOGS_EVERY_S)
+        if not is_due or not self._putting.acquire(blocking=at_once):
+            return
+        try:
+            self._put()
+        except StorageError:
+            if at_once:
+                raise
+        finally:
+            self._putting.release()
 
     @contextmanager
     def logs_put(self) -> Iterator[None]:

@@ -60,9 +60,8 @@ class OldRows:
         changed = np.flatnonzero(places >= 0)
         if not len(changed):
             return current
-        values = np.array(current)
-        values[changed] = self._kept[self._names[id(piece.variable)]][places[changed]]
-        return tf.constant(values)
+        values = self._kept[self._names[id(piece.variable)]][places[changed]]
+        return tf.tensor_scatter_nd_update(current, changed[:, None], values)
 
 
 def _index(piece: Piece) -> slice | NDArray[np.int64]:

@@ -2,7 +2,7 @@
 
 Everything but large tables is copied at once. Large tables are copied slice by slice between the steps, each of which
 hands over the rows that it has changed as they were before; a thread puts these into the slices and writes them.
-Copying takes no more than a given share of the time, so that the training is hardly slower meanwhile.
+Both together take no more than a given share of the machine, so that the training is hardly slower meanwhile.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import suppress
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -28,8 +28,8 @@ from easyrec_mm.errors import CheckpointError
 from easyrec_mm.runs.checkpoint_parts import SLICE_BYTES, PartWriter, Piece, Table, UselessNumberError
 from easyrec_mm.runs.old_rows import OldRows
 
-# Share of the time in which slices are copied.
-_COPYING_SHARE = 0.02
+# Share of the machine that may be used: all processors while slices are copied, and the one that writes.
+_SHARE = 0.04
 # Of waiting for the disk or for data, not more than this is made up for.
 _MOST_ALLOWANCE_S = 0.1
 # Largest share of the size of the large tables that the old values of changed rows may take; then the rest is written
@@ -37,7 +37,6 @@ _MOST_ALLOWANCE_S = 0.1
 _KEPT_SHARE = 0.2
 # Bytes of slices that wait to be written.
 _WAITING_BYTES = 4 * SLICE_BYTES
-_NICENESS = 10
 WRITE_ERRORS = (OSError, tf.errors.OpError, UselessNumberError)
 
 # Rows that a step has changed, by table: their numbers, and the values that they had before by variable.
@@ -51,12 +50,14 @@ class Target:
     path    the checkpoint
     folder  where its parts are written
     commit  makes a checkpoint of the parts
+    around  the context in which it does so
     failed  -> the error to raise after one of WRITE_ERRORS
     """
 
     path: str
     folder: Path
     commit: Callable[[list[str]], None]
+    around: Callable[[], AbstractContextManager[None]]
     failed: Callable[[Exception], CheckpointError]
 
 
@@ -91,12 +92,15 @@ class Snapshot:
             for table in streamed
         }
         self._most_kept = _KEPT_SHARE * sum(table.num_rows * table.row_bytes for table in streamed)
-        # Seconds in which slices may be copied; negative if more were used.
+        # Seconds of the whole machine that may be used; negative if more were used.
         self._allowance_s, self._last_s = 0.0, clock()
         # What the thread has to do, in this order; None at the end.
         self._queue: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
         self._thread = threading.Thread(target=self._write, name="checkpoint", daemon=True)
+        self._num_processors = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+        self._counted_s = 0.0  # of _written_s
         self._changes = threading.Condition()  # of the attributes below, by the thread
+        self._written_s = 0.0  # processor time
         self._slice_bytes = self._row_bytes = 0  # of slices and old rows that wait for the thread
         self._error: Exception | None = None
         self._is_abandoned = False
@@ -116,7 +120,8 @@ class Snapshot:
             for piece in (*self._now, *self._later):
                 self._parts.add(piece, piece.value())
             self._parts.flush()
-            self._target.commit(self._parts.parts)
+            with self._target.around():
+                self._target.commit(self._parts.parts)
         except WRITE_ERRORS as error:
             raise self._target.failed(error) from error
         return self.path
@@ -147,7 +152,10 @@ class Snapshot:
             arrays = {name: value.numpy() for name, value in values.items()}
             self._keep(table, rows.numpy(), arrays)
         now_s = self._clock()
-        self._allowance_s = min(self._allowance_s + _COPYING_SHARE * (now_s - self._last_s), _MOST_ALLOWANCE_S)
+        written_s = self._written_s
+        used_s = (written_s - self._counted_s) / self._num_processors
+        self._counted_s = written_s
+        self._allowance_s = min(self._allowance_s + _SHARE * (now_s - self._last_s) - used_s, _MOST_ALLOWANCE_S)
         while self._later and self._allowance_s > 0 and self._slice_bytes < _WAITING_BYTES:
             self._copy()
             self._allowance_s -= self._clock() - now_s
@@ -219,14 +227,14 @@ class Snapshot:
         self._queue.put(keep)
 
     def _write(self) -> None:
-        with suppress(OSError):  # the steps come first
-            os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), _NICENESS)
         try:
             while (act := self._queue.get()) is not None:
                 act()
+                self._written_s = time.thread_time()
             if not self._is_abandoned:
                 self._parts.flush()
-                self._target.commit(self._parts.parts)
+                with self._target.around():
+                    self._target.commit(self._parts.parts)
         except Exception as error:  # raised in the thread of the training
             with self._changes:
                 self._error = error

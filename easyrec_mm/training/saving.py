@@ -88,7 +88,7 @@ class Saver:
             self.write_config()  # somebody has removed model_dir meanwhile
         pieces = pieces_of(values, self._rows.tables, self._increment(path))
         streamed = [] if at_once else self._rows.streamed
-        snapshot = self.checkpoints.snapshot(step, pieces, best_step, streamed)
+        snapshot = self.checkpoints.snapshot(step, pieces, best_step, streamed, self.folder.checkpoint_put)
         self._base = path
         if streamed:
             snapshot.start()
@@ -96,7 +96,6 @@ class Saver:
             self._rows.is_recording.assign(True)
         else:
             snapshot.write()
-            self.folder.put_checkpoint()
         return path
 
     def after_step(self, changed: Changed) -> None:
@@ -120,7 +119,6 @@ class Saver:
         if snapshot is not None:
             self._rows.is_recording.assign(False)
             snapshot.finish()
-            self.folder.put_checkpoint()
 
     @contextmanager
     def finished(self) -> Iterator[None]:

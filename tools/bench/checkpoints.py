@@ -12,6 +12,7 @@ the machine disturb, the processor time of all threads is compared.
 from __future__ import annotations
 
 import os
+import statistics
 import tempfile
 import time
 from collections.abc import Callable, Iterator
@@ -110,7 +111,7 @@ class Bench:
         meanwhile, cpu_s = self.steps(lambda _: self.saver._snapshot is not None)
         after_steps_s, most = self.after_steps_s, self.most_bytes
         more, more_cpu_s = self.steps(lambda done: done < STEPS_OF_A_TURN)
-        plain_s = workload.median(plain + more)
+        plain_s, mean_s = workload.median(plain + more), statistics.mean(plain + more)
         plain_cpu_s = (plain_cpu_s + more_cpu_s) / 2
         figures = {
             "step_ms": 1e3 * plain_s,
@@ -120,8 +121,10 @@ class Bench:
             "steps_while_writing": len(meanwhile),
             "between_steps_share": after_steps_s / sum(meanwhile),
             "processor_ratio": cpu_s / plain_cpu_s,
-            "hold_up_s": start_s + sum(meanwhile) - plain_s * len(meanwhile),
-            "mean_ratio": (start_s + sum(meanwhile)) / (plain_s * len(meanwhile)),
+            "hold_up_s": start_s + sum(meanwhile) - mean_s * len(meanwhile),
+            "mean_ratio": (start_s + sum(meanwhile)) / (mean_s * len(meanwhile)),
+            "longest_ms": 1e3 * max(meanwhile),
+            "longest_without_ms": 1e3 * max(plain + more),
             "at_once_s": at_once_s,
             "memory_ratio": (most - before) / self.num_bytes,
             "increment_s": increment_s,
