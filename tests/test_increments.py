@@ -20,7 +20,8 @@ from easyrec_mm.runs import checkpoint as checkpoint_module
 from easyrec_mm.runs import checkpoint_parts
 from easyrec_mm.runs.best_checkpoint import choose_checkpoint
 from easyrec_mm.runs.checkpoint import Checkpoints, newest_whole
-from easyrec_mm.runs.checkpoint_reader import bases_of, chain_of, checkpoint_shapes, restore, warm_start
+from easyrec_mm.runs.checkpoint_reader import CheckpointReader, bases_of, chain_of, checkpoint_shapes, restore
+from easyrec_mm.runs.warm_start import warm_start
 from easyrec_mm.training.signals import Caught
 from easyrec_mm.training.watch import Watch
 
@@ -44,6 +45,23 @@ def test_increments_are_the_same_as_full_checkpoints(tmp_path, monkeypatch, slic
     monkeypatch.setattr(checkpoint_parts, "SLICE_BYTES", 100)
     for path, values in saved.items():
         assert_equal(tables.restored(path), values)
+
+
+@pytest.mark.parametrize("slice_bytes", [16 << 20, 100])
+def test_rows_of_an_increment(tmp_path, monkeypatch, slice_bytes):
+    """As a training that starts from it takes them: some, in any order, also twice."""
+    monkeypatch.setattr(checkpoint_parts, "SLICE_BYTES", slice_bytes)
+    tables, checkpoints = Tables(), Checkpoints(str(tmp_path))
+    tables.save(checkpoints, 1)
+    tables.save(checkpoints, 2, tables.change(9))
+    reader = CheckpointReader(tables.save(checkpoints, 3, tables.change(9)))
+    rows = np.concatenate([tables.rng.permutation(60)[:45], [-1, 7, 7, -1, 59]])
+    for name in tables.tables[0].variables:
+        expected = tables.values()[name][rows]
+        expected[rows < 0] = 5
+        variable = tf.Variable(tf.fill(expected.shape, tf.cast(5, tables.variables[name].dtype)))
+        reader.read_into(name, variable, rows)
+        np.testing.assert_array_equal(variable, expected, err_msg=name)
 
 
 def test_an_increment_is_small(tmp_path):
@@ -266,9 +284,9 @@ def test_readers_of_an_increment(full, incremental):
     expected, values = ({n: v.numpy() for n, v in model.named_variables().items()} for model in models)
     assert_equal(values, expected)
     variables = {name: tf.Variable(tf.zeros_like(v)) for name, v in models[0].weights().items()}
-    report = warm_start(paths[1], variables, {})
-    assert report == warm_start(paths[0], variables, {}).replace(paths[0], paths[1])
-    report = warm_start(paths[1], variables, {})
+    report = warm_start(paths[1], variables, {}).report
+    assert report == warm_start(paths[0], variables, {}).report.replace(paths[0], paths[1])
+    warm_start(paths[1], variables, {})
     assert_equal({n: v.numpy() for n, v in variables.items()}, {n: full.values()[n] for n in variables})
 
 

@@ -2,6 +2,7 @@
 
 import shutil
 import threading
+from contextlib import nullcontext
 
 import numpy as np
 import pytest
@@ -14,8 +15,9 @@ from easyrec_mm.errors import CheckpointError, DataError
 from easyrec_mm.runs import checkpoint_parts, snapshot
 from easyrec_mm.runs.checkpoint import Checkpoints
 from easyrec_mm.runs.checkpoint_index import read_index
-from easyrec_mm.runs.checkpoint_parts import Increment, pieces_of
+from easyrec_mm.runs.checkpoint_parts import Increment, Piece, pieces_of
 from easyrec_mm.runs.checkpoint_reader import bases_of, restore
+from easyrec_mm.runs.snapshot import Snapshot, Target
 from easyrec_mm.training import steps as steps_module
 from easyrec_mm.training.saving import Saver
 from easyrec_mm.training.step_log import StepLog
@@ -24,8 +26,8 @@ from easyrec_mm.training.step_log import StepLog
 @pytest.fixture(autouse=True)
 def _small_slices(monkeypatch):
     monkeypatch.setattr(checkpoint_parts, "SLICE_BYTES", 300)
-    monkeypatch.setattr(snapshot, "_WAITING_BYTES", 1000)
-    monkeypatch.setattr(snapshot, "_KEPT_SHARE", 10.0)
+    monkeypatch.setattr(snapshot, "WAITING_BYTES", 1000)
+    monkeypatch.setattr(snapshot, "KEPT_SHARE", 10.0)
 
 
 def started(tables, folder, step=1, increment=None):
@@ -68,8 +70,8 @@ def test_an_increment_holds_the_values_of_its_step(tmp_path):
 
 def test_is_finished_when_too_many_rows_have_changed(tmp_path, monkeypatch):
     """A step waits for the copies, but not for the disk."""
-    monkeypatch.setattr(snapshot, "_SHARE", 0.0)
-    monkeypatch.setattr(snapshot, "_KEPT_SHARE", 1.0)
+    monkeypatch.setattr(snapshot, "SHARE", 0.0)
+    monkeypatch.setattr(snapshot, "KEPT_SHARE", 1.0)
     monkeypatch.setattr(checkpoint_parts, "SLICE_BYTES", 10_000)
     tables = Tables(num_rows=4000)
     writing, values = started(tables, tmp_path)
@@ -77,37 +79,35 @@ def test_is_finished_when_too_many_rows_have_changed(tmp_path, monkeypatch):
     assert not writing.is_done
     for _ in range(9):
         writing.after_step(tables.change(800))
-    assert not writing._later
+    assert not writing.num_left
     assert_equal(tables.restored(writing.finish()), values)
 
 
 def test_copies_no_more_than_its_share_of_the_time(tmp_path, monkeypatch):
-    """With a clock by which a step takes 100 ms and a slice 4 ms."""
-    monkeypatch.setattr(snapshot, "_SHARE", 0.02)
-    monkeypatch.setattr(snapshot, "_WAITING_BYTES", 1 << 30)
+    """With a clock by which a step takes 100 ms and a slice 4 ms; writing takes little."""
+    monkeypatch.setattr(snapshot, "WAITING_BYTES", 1 << 30)
     monkeypatch.setattr(checkpoint_parts, "SLICE_BYTES", 200)
     now_s = 0.0
     tables = Tables(num_rows=200)
-    pieces = list(pieces_of(tables.variables, tables.tables))
-    checkpoints = Checkpoints(str(tmp_path))
-    writing = checkpoints.snapshot(1, pieces, streamed=tables.tables)
-    writing._clock = lambda: now_s
-    writing._num_processors = 10**9  # as if writing took no time
-    copy = writing._copy
+    value = Piece.value
 
-    def slow_copy():
+    def slow_value(piece):
         nonlocal now_s
-        copy()
         now_s += 0.004
+        return value(piece)
 
-    writing._copy = slow_copy
+    monkeypatch.setattr(Piece, "value", slow_value)
+    target = Target(str(tmp_path / "model.ckpt-1"), tmp_path, lambda parts: None, nullcontext, CheckpointError)
+    writing = Snapshot(target, list(pieces_of(tables.variables, tables.tables)), tables.tables, lambda: now_s)
     writing.start()
-    num = len(writing._later)
-    for _ in range(60):
+    num = writing.num_left
+    for _ in range(50):
         now_s += 0.1
         writing.after_step(tables.change(3))
-    assert num - len(writing._later) == pytest.approx(60 * 0.1 * 0.02 / 0.004, abs=1)
+    num_copied, most = num - writing.num_left, 50 * 0.1 * snapshot.SHARE / 0.004
     writing.finish()
+    assert num > most
+    assert most / 2 < num_copied <= most + 1
 
 
 def train_to_the_end(tables, writing):
@@ -181,7 +181,7 @@ def at_once(data, tmp_path_factory, backbone_of_three_stages):
 
 @pytest.fixture
 def _streamed(monkeypatch):
-    monkeypatch.setattr(steps_module, "_LARGE_TABLE_BYTES", 0)
+    monkeypatch.setattr(steps_module, "LARGE_TABLE_BYTES", 0)
     monkeypatch.setattr(steps_module, "LARGE_TABLES_BYTES", 0)
 
 
@@ -208,7 +208,7 @@ def test_a_training_whose_checkpoints_are_written_meanwhile(at_once, data, tmp_p
 @pytest.mark.parametrize("is_in_step", [False, True])
 def test_a_training_that_fails_meanwhile(at_once, data, tmp_path, monkeypatch, is_in_step):
     """An error between steps lets the checkpoint be finished; one within a step does not, which may be half done."""
-    monkeypatch.setattr(snapshot, "_SHARE", 0.0)
+    monkeypatch.setattr(snapshot, "SHARE", 0.0)
     training = Training(data, tmp_path, train="num_steps: 6 save_checkpoints_steps: 3", **SETTINGS)
     owner, name = (training.trainer.steps, "run") if is_in_step else (StepLog, "add")
     original = getattr(owner, name)
@@ -234,7 +234,7 @@ def test_a_training_that_is_killed_meanwhile(at_once, data, tmp_path, monkeypatc
     train = "num_steps: {} save_checkpoints_steps: 2"
     training = Training(data, tmp_path, train=train.format(6), **SETTINGS)
     with monkeypatch.context() as patch:
-        patch.setattr(snapshot, "_SHARE", 0.0)
+        patch.setattr(snapshot, "SHARE", 0.0)
         copy = tmp_path / "killed"
         after_step = Saver.after_step
 

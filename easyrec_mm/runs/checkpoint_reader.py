@@ -99,29 +99,27 @@ class CheckpointReader:
         link = self._whole(name)
         return self._restored(link.path, name, name, "", link.entries[name].dtype)
 
-    def read_into(self, name: str, variable: tf.Variable) -> None:
-        """Assign the value named `name` to a variable of the same shape.
-
-        Raises:
-          DamagedCheckpointError: if the value cannot be read, or no model works with it.
-        """
-        for rows, value in self._parts(name, variable.dtype):
-            if rows is None:
-                variable.assign(value)
-            else:
-                variable.scatter_update(tf.IndexedSlices(value, rows))
-
-    def read_rows(self, name: str, variable: tf.Variable, rows: NDArray[np.int64]) -> None:
-        """Assign rows of the value named `name` to rows of a variable.
+    def read_into(self, name: str, variable: tf.Variable, rows: NDArray[np.int64] | None = None) -> None:
+        """Assign the value named `name`, or rows of it, to a variable.
 
         Args:
           name: name of the value.
-          variable: a variable whose rows have the shape of those of the value.
-          rows: for each row of the variable, the row that it takes; -1 leaves it as it is.
+          variable: a variable of the same shape; with `rows`, one whose rows have the shape of those of the value.
+          rows: for each row of the variable, the row that it takes, -1 for none; by default the same.
 
         Raises:
           DamagedCheckpointError: if the value cannot be read, or no model works with it.
         """
+        if rows is not None:
+            self._read_rows(name, variable, rows)
+            return
+        for numbers, value in self._parts(name, variable.dtype):
+            if numbers is None:
+                variable.assign(value)
+            else:
+                variable.scatter_update(tf.IndexedSlices(value, numbers))
+
+    def _read_rows(self, name: str, variable: tf.Variable, rows: NDArray[np.int64]) -> None:
         order = np.argsort(rows, kind="stable")
         sources = rows[order]
         for part, value in self._parts(name, variable.dtype):

@@ -68,10 +68,7 @@ class MovingAverage:
             if name in self._tables:
                 kept[f"{source}/last_used"] = self._last_used[name]
             for part, variable in kept.items():
-                if rows is None:
-                    reader.read_into(part, variable)
-                else:
-                    reader.read_rows(part, variable, rows)
+                reader.read_into(part, variable, rows)
             if name in self._tables:
                 # So that as many steps have passed since a row was used as in the checkpoint; new rows have their
                 # weights as averages, whatever that number.

@@ -29,14 +29,14 @@ from easyrec_mm.runs.checkpoint_parts import SLICE_BYTES, PartWriter, Piece, Tab
 from easyrec_mm.runs.old_rows import OldRows
 
 # Share of the machine that may be used: all processors while slices are copied, and the one that writes.
-_SHARE = 0.04
+SHARE = 0.04
 # Of waiting for the disk or for data, not more than this is made up for.
 _MOST_ALLOWANCE_S = 0.1
 # Largest share of the size of the large tables that the old values of changed rows may take; then the rest is written
 # at once.
-_KEPT_SHARE = 0.2
+KEPT_SHARE = 0.2
 # Bytes of slices that wait to be written.
-_WAITING_BYTES = 4 * SLICE_BYTES
+WAITING_BYTES = 4 * SLICE_BYTES
 WRITE_ERRORS = (OSError, tf.errors.OpError, UselessNumberError)
 
 # Rows that a step has changed, by table: their numbers, and the values that they had before by variable.
@@ -91,7 +91,7 @@ class Snapshot:
             table.name: OldRows(table, [piece for piece in self._later if piece.table == table.name])
             for table in streamed
         }
-        self._most_kept = _KEPT_SHARE * sum(table.num_rows * table.row_bytes for table in streamed)
+        self._most_kept = KEPT_SHARE * sum(table.num_rows * table.row_bytes for table in streamed)
         # Seconds of the whole machine that may be used; negative if more were used.
         self._allowance_s, self._last_s = 0.0, clock()
         # What the thread has to do, in this order; None at the end.
@@ -109,6 +109,11 @@ class Snapshot:
     def is_done(self) -> bool:
         """Return whether nothing is left to do, or the thread has failed; `finish` tells."""
         return self._thread.ident is not None and not self._thread.is_alive()
+
+    @property
+    def num_left(self) -> int:
+        """Return the number of slices that are not copied yet."""
+        return len(self._later)
 
     def write(self) -> str:
         """Write all of it now, in this thread, and return the path.
@@ -155,8 +160,8 @@ class Snapshot:
         written_s = self._written_s
         used_s = (written_s - self._counted_s) / self._num_processors
         self._counted_s = written_s
-        self._allowance_s = min(self._allowance_s + _SHARE * (now_s - self._last_s) - used_s, _MOST_ALLOWANCE_S)
-        while self._later and self._allowance_s > 0 and self._slice_bytes < _WAITING_BYTES:
+        self._allowance_s = min(self._allowance_s + SHARE * (now_s - self._last_s) - used_s, _MOST_ALLOWANCE_S)
+        while self._later and self._allowance_s > 0 and self._slice_bytes < WAITING_BYTES:
             self._copy()
             self._allowance_s -= self._clock() - now_s
             now_s = self._clock()
@@ -198,7 +203,7 @@ class Snapshot:
     def _copy(self) -> None:
         """Hand the next slice to the thread, as soon as not too many are waiting."""
         with self._changes:
-            self._changes.wait_for(lambda: self._slice_bytes < _WAITING_BYTES or self._error is not None)
+            self._changes.wait_for(lambda: self._slice_bytes < WAITING_BYTES or self._error is not None)
         piece = self._later.popleft()
         value = piece.value()
         num_bytes = value.dtype.size * math.prod(value.shape)

@@ -76,10 +76,7 @@ def warm_start(
             lines.append(f"  not restored: {name} {list(variable.shape)}: {problem}")
             continue
         rows = None if _is_in_order(match.rows, shapes[source]) else match.rows
-        if rows is None:
-            reader.read_into(source, variable)
-        else:
-            reader.read_rows(source, variable, rows)
+        reader.read_into(source, variable, rows)
         restored[name] = source, rows
         lines.append(_line_of(name, variable, source, shapes[source], match))
     if not restored:

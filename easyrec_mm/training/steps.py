@@ -32,7 +32,7 @@ _PRIME = 2_654_435_761
 _MOVING = ("/moving_mean", "/moving_variance")
 # Tables of at least this many bytes, with their slots, are copied between steps while a checkpoint is written, if all
 # of them together have at least as many as below, which are written in about half a second.
-_LARGE_TABLE_BYTES = 16 << 20
+LARGE_TABLE_BYTES = 16 << 20
 LARGE_TABLES_BYTES = 256 << 20
 
 
@@ -156,7 +156,7 @@ class TrainSteps:
 
         Several workers write at once, because the others would wait for the one that writes anyway.
         """
-        large = [table for table in tables if table.num_rows * table.row_bytes >= _LARGE_TABLE_BYTES]
+        large = [table for table in tables if table.num_rows * table.row_bytes >= LARGE_TABLE_BYTES]
         num_bytes = sum(table.num_rows * table.row_bytes for table in large)
         return large if num_bytes >= LARGE_TABLES_BYTES and self._replicas.num == 1 else []
 
