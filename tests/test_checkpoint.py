@@ -11,8 +11,9 @@ from checkpoint_helpers import assert_same, variables
 from full_disk import files_limited_to
 
 from easyrec_mm.errors import CheckpointError
-from easyrec_mm.runs import checkpoint
-from easyrec_mm.runs.checkpoint import Checkpoints, checkpoint_shapes, read_into, resolve_checkpoint, restore
+from easyrec_mm.runs import checkpoint_parts
+from easyrec_mm.runs.checkpoint import Checkpoints, resolve_checkpoint
+from easyrec_mm.runs.checkpoint_reader import checkpoint_shapes, restore
 
 
 def files(folder):
@@ -27,7 +28,7 @@ def steps(checkpoints):
 @pytest.mark.parametrize("name", ["model", "a/b", "größe {1,2} $x"])
 def test_round_trip(tmp_path, monkeypatch, slice_bytes, name):
     """Written and read in slices of any size, in a folder of any name; TensorFlow itself reads the same."""
-    monkeypatch.setattr(checkpoint, "SLICE_BYTES", slice_bytes)
+    monkeypatch.setattr(checkpoint_parts, "SLICE_BYTES", slice_bytes)
     folder = tmp_path / name
     saved = variables()
     path = Checkpoints(str(folder)).save(7, saved)
@@ -52,17 +53,17 @@ def test_folder_that_tensorflow_takes_for_a_pattern(tmp_path, name):
 
 def test_slices_of_another_size_than_when_written(tmp_path, monkeypatch):
     saved, restored = variables(), variables(seed=1)
-    monkeypatch.setattr(checkpoint, "SLICE_BYTES", 50)
+    monkeypatch.setattr(checkpoint_parts, "SLICE_BYTES", 50)
     path = Checkpoints(str(tmp_path)).save(1, saved)
-    monkeypatch.setattr(checkpoint, "SLICE_BYTES", 70)
+    monkeypatch.setattr(checkpoint_parts, "SLICE_BYTES", 70)
     restore(path, restored)
     assert_same(restored, saved)
 
 
 @pytest.mark.parametrize("rows", [4, 5, 16, 17, 100])
 def test_a_large_variable_makes_few_files(tmp_path, monkeypatch, rows):
-    monkeypatch.setattr(checkpoint, "SLICE_BYTES", 8)
-    monkeypatch.setattr(checkpoint, "MOST_SLICES", 4)
+    monkeypatch.setattr(checkpoint_parts, "SLICE_BYTES", 8)
+    monkeypatch.setattr(checkpoint_parts, "MOST_SLICES", 4)
     saved, restored = ({"table": tf.Variable(np.full([rows, 2], value))} for value in (1.5, 0.0))
     path = Checkpoints(str(tmp_path)).save(1, saved)
     assert len(list(tmp_path.glob("*.data-*"))) <= 4
@@ -72,7 +73,7 @@ def test_a_large_variable_makes_few_files(tmp_path, monkeypatch, rows):
 
 def test_large_variable_is_never_copied_whole(tmp_path, monkeypatch):
     """No file written and no tensor read is larger than a slice (of one row at least)."""
-    monkeypatch.setattr(checkpoint, "SLICE_BYTES", 64)
+    monkeypatch.setattr(checkpoint_parts, "SLICE_BYTES", 64)
     sizes = []
 
     def spy(op, values):
@@ -88,7 +89,7 @@ def test_large_variable_is_never_copied_whole(tmp_path, monkeypatch):
     table = {"table": tf.Variable(np.random.default_rng(0).normal(size=(33, 4)))}
     path = Checkpoints(str(tmp_path)).save(1, table)
     assert sum(sizes) == 33 * 4 * 8
-    read_into(path, "table", table["table"])
+    restore(path, table)
     assert sum(sizes) == 2 * 33 * 4 * 8
     assert max(sizes) == 64
 
@@ -285,7 +286,12 @@ def test_restore_of_another_dtype(tmp_path):
 def test_restore_of_damaged_files(tmp_path):
     path = Checkpoints(str(tmp_path)).save(1, variables(1))
     (data,) = tmp_path.glob("model.ckpt-1.data-*")
-    data.write_bytes(data.read_bytes()[:100])
+    content = bytearray(data.read_bytes())
+    data.write_bytes(content[:100])
+    with pytest.raises(CheckpointError, match=r"model.ckpt-1: is not .+: model.ckpt-1.data-\S+ has 100 of 1,044 bytes"):
+        restore(path, variables(2))
+    content[500] ^= 1
+    data.write_bytes(content)
     with pytest.raises(CheckpointError, match=r"model.ckpt-1: .+ cannot be read: "):
         restore(path, variables(2))
     index = tmp_path / "model.ckpt-1.index"

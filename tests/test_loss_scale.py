@@ -5,7 +5,8 @@ import pytest
 import tensorflow as tf
 from training_helpers import Training, optimizer, use_backbone_of_three_stages
 
-from easyrec_mm.runs.checkpoint import Checkpoints, restore
+from easyrec_mm.runs.checkpoint import Checkpoints
+from easyrec_mm.runs.checkpoint_reader import restore
 from easyrec_mm.training.loss_scale import FIRST, LARGEST, STEPS_BEFORE_GROWTH, LossScale
 
 WRAPS = {"eager": lambda step: step, "function": lambda step: tf.function(step, autograph=False)}

@@ -10,7 +10,7 @@ from training_helpers import Training, assert_same_values, optimizer
 
 from easyrec_mm.cli.main import main
 from easyrec_mm.config.pipeline import write_config
-from easyrec_mm.runs import checkpoint
+from easyrec_mm.runs import checkpoint_parts
 from easyrec_mm.runs.checkpoint import Checkpoints
 from easyrec_mm.training.warm_start import start_from_checkpoint
 
@@ -98,10 +98,10 @@ def rows_of(words, before, initial, source):
     return [*taken, source[-1]]
 
 
-@pytest.mark.parametrize("slice_bytes", [checkpoint.SLICE_BYTES, 24])
+@pytest.mark.parametrize("slice_bytes", [checkpoint_parts.SLICE_BYTES, 24])
 def test_known_values_keep_their_rows(yesterday, data, tmp_path, slice_bytes, monkeypatch):
     """Also if tables are read two rows at a time."""
-    monkeypatch.setattr(checkpoint, "SLICE_BYTES", slice_bytes)
+    monkeypatch.setattr(checkpoint_parts, "SLICE_BYTES", slice_bytes)
     today, initial, report = started(yesterday, data, tmp_path)
     source = yesterday.values()
     expected = {**source}

@@ -13,7 +13,8 @@ from training_helpers import EACH_STEP, Training, optimizer
 from easyrec_mm.data.bad_records import BadRecord, BadRecords
 from easyrec_mm.errors import CheckpointError, DamagedCheckpointError, DataError, UserError
 from easyrec_mm.files.lock import locked
-from easyrec_mm.runs.checkpoint import Checkpoints, newest_whole, restore
+from easyrec_mm.runs.checkpoint import Checkpoints, newest_whole
+from easyrec_mm.runs.checkpoint_reader import restore
 from easyrec_mm.training.trainer import Trainer
 
 pytestmark = pytest.mark.usefixtures("backbone_of_three_stages")

@@ -14,7 +14,7 @@ import numpy as np
 import tensorflow as tf
 from numpy.typing import NDArray
 
-from easyrec_mm.runs.checkpoint import checkpoint_shapes
+from easyrec_mm.runs.checkpoint_reader import CheckpointReader
 
 FIRST_ROWS = 1024
 # Keys are identified by this many bytes of a hash: only with 2^60 pictures would one collision be likely.
@@ -122,11 +122,11 @@ class PictureBank:
 
     def restore(self, path: str) -> None:
         """Restore the state of a checkpoint; do nothing if the checkpoint has no such state."""
-        if f"{_STATE}keys" not in checkpoint_shapes(path):
+        reader = CheckpointReader(path)
+        if f"{_STATE}keys" not in reader.shapes:
             return
-        reader = tf.train.load_checkpoint(path)
         keys, written, is_bad, vectors = (
-            reader.get_tensor(f"{_STATE}{name}") for name in ("keys", "written", "is_bad", "vectors")
+            reader.read(f"{_STATE}{name}").numpy() for name in ("keys", "written", "is_bad", "vectors")
         )
         self._rows = {key.tobytes(): row for row, key in enumerate(keys)}
         self._planned = written.tolist()

@@ -20,7 +20,7 @@ from easyrec_mm.evaluation.summary import EvalResults, Summary, results_of, summ
 from easyrec_mm.network.model import MultimodalModel
 from easyrec_mm.network.precision import FLOAT32
 from easyrec_mm.protos.pipeline_pb2 import EasyRecConfig
-from easyrec_mm.runs.checkpoint import restore
+from easyrec_mm.runs.checkpoint_reader import restore
 from easyrec_mm.runs.model_dir import ModelDir
 from easyrec_mm.runs.moving_average import MovingAverage
 from easyrec_mm.runs.progress import Progress, rates_of

@@ -85,6 +85,12 @@ class Folder:
 
         _side_by_side(fetch, names)
 
+    def forget(self, names: Collection[str]) -> None:
+        """Remove the local copies of remote files; `fetch` downloads them again."""
+        for name in names:
+            (self.local / name).unlink(missing_ok=True)
+            self._same.pop(name, None)
+
     def refresh(self, is_wanted: Callable[[str], bool], always: Callable[[str], bool]) -> None:
         """Download the files that `is_wanted` accepts and that are new or rewritten, and those of `always` in any case.
 

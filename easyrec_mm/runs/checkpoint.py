@@ -1,45 +1,30 @@
-"""Checkpoints: named variables in TensorFlow's checkpoint format, written so that the last good one always stays.
+"""The checkpoints of a folder: written so that the last good one always stays.
 
 A checkpoint consists of `model.ckpt-<step>.index` and `.data-*`, and contains each variable under its name
-(model.MultimodalModel.named_variables); `tf.train.load_checkpoint` reads it. Variables are written and read in slices,
-so that a table of many gigabytes is never copied as a whole, and a checkpoint is listed in the folder's `checkpoint`
-file (checkpoint_list.py) only when it is complete. A checkpoint whose numbers are not finite, or too large to compute
-with, is neither written nor read.
+(model.MultimodalModel.named_variables), or the rows that have changed since another one (checkpoint_parts.py). It is
+listed in the folder's `checkpoint` file (checkpoint_list.py) only when it is complete. A checkpoint whose numbers are
+not finite, or too large to compute with, is neither written nor read.
 """
 
 from __future__ import annotations
 
-import math
 import re
 import shutil
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext, suppress
+from functools import partial
 from pathlib import Path
 from typing import TypeVar
 
-import numpy as np
 import tensorflow as tf
-from numpy.typing import NDArray
 
-from easyrec_mm.errors import CheckpointError, DamagedCheckpointError, did_you_mean, tensorflow_reason
-from easyrec_mm.features.field import LARGEST_NUMBER
+from easyrec_mm.errors import CheckpointError, DamagedCheckpointError, tensorflow_reason
 from easyrec_mm.runs.checkpoint_list import PREFIX, read_list, write_list
-
-SLICE_BYTES = 16 << 20
-# Ends of the names of running statistics that are means of squares.
-_SQUARES = ("variance", "mean_of_square")
-OTHER_CONFIG_ADVICE = (
-    "Use the config it was trained with (model_dir/pipeline.config), another model_dir or fine_tune_checkpoint."
-)
-# Per variable: a table of 100 GiB is written to files of 400 MiB.
-MOST_SLICES = 256
-
+from easyrec_mm.runs.checkpoint_parts import Piece, Table, pieces_of
+from easyrec_mm.runs.checkpoint_reader import chain_of
+from easyrec_mm.runs.snapshot import Snapshot, Target
 
 _Result = TypeVar("_Result")
-
-
-class UselessNumberError(Exception):
-    """A number of a checkpoint is not finite, or too large to compute with."""
 
 
 class Checkpoints:
@@ -61,11 +46,16 @@ class Checkpoints:
             )
         self._folder = Path(folder)
         self._keep = keep
+        # Where parts are written. One name for all steps, so that each save removes what a killed save left behind.
+        self._temporary = self._folder / f".{PREFIX}.tmp"
 
     def all(self) -> list[str]:
         """Return the paths of the complete checkpoints, oldest first."""
-        paths = [str(self._folder / name) for name in read_list(self._folder)]
-        return [path for path in paths if tf.io.gfile.exists(f"{path}.index")]
+        return [path for path in self.listed() if tf.io.gfile.exists(f"{path}.index")]
+
+    def listed(self) -> list[str]:
+        """Return the paths of all checkpoints that should be there, oldest first, also of those that are incomplete."""
+        return [str(self._folder / name) for name in read_list(self._folder)]
 
     def latest(self) -> str | None:
         """Return the path of the newest checkpoint; None if there is none."""
@@ -75,35 +65,64 @@ class Checkpoints:
     def save(self, step: int, variables: Mapping[str, tf.Variable | tf.Tensor], kept_step: int | None = None) -> str:
         """Write the variables as `model.ckpt-<step>` and remove the oldest checkpoints beyond `keep`.
 
-        The checkpoint of `kept_step` is kept in addition.
+        The checkpoint of `kept_step` is kept in addition, and so are those that a kept one rests on.
 
         Raises:
           CheckpointError: if it cannot be written, as on a full disk, or its numbers are of no use; earlier checkpoints
             stay.
         """
-        path = self._folder / f"{PREFIX}-{step}"
-        # One name for all steps, so that each save removes what a killed save left behind.
-        temporary = self._folder / f".{PREFIX}.tmp"
+        return self.snapshot(step, pieces_of(variables), kept_step).write()
+
+    def snapshot(
+        self,
+        step: int,
+        pieces: Iterable[Piece],
+        kept_step: int | None = None,
+        streamed: Sequence[Table] = (),
+        around: Callable[[], AbstractContextManager[None]] = nullcontext,
+    ) -> Snapshot:
+        """Return a checkpoint to be written; see `save`.
+
+        Args:
+          step: its step.
+          pieces: what it contains.
+          kept_step: the step of a checkpoint to keep in addition.
+          streamed: the tables that are copied between steps.
+          around: the context in which its parts become a checkpoint.
+
+        Raises:
+          CheckpointError: if the folder cannot be written to.
+        """
+        path = str(self._folder / f"{PREFIX}-{step}")
+        commit, failed = partial(self._commit, path, kept_step), partial(self._failed, path)
+        target = Target(path, self._temporary, commit, around, failed)
         try:
             self._folder.mkdir(parents=True, exist_ok=True)
-            shutil.rmtree(temporary, ignore_errors=True)
-            temporary.mkdir()
-            parts = _write_parts(temporary, variables)
-            tf.raw_ops.MergeV2Checkpoints(checkpoint_prefixes=parts, destination_prefix=str(path), delete_old_dirs=True)
-            paths = [*[p for p in self.all() if p != str(path)], str(path)]
-            removed = [old for old in paths[: -self._keep] if Path(old).name != f"{PREFIX}-{kept_step}"]
-            write_list(self._folder, [Path(p).name for p in paths if p not in removed])
-        except (OSError, tf.errors.OpError, UselessNumberError) as error:
-            if str(path) not in self.all():
-                _remove(str(path))
-            good = self.latest()
-            fallback = f"the last good one is {good}" if good else "there is none before it"
-            raise CheckpointError(f"{path}: cannot be written: {_reason(error)}; {fallback}") from error
-        finally:
-            shutil.rmtree(temporary, ignore_errors=True)
-        for old in removed:
+            shutil.rmtree(self._temporary, ignore_errors=True)
+            self._temporary.mkdir()
+        except OSError as error:
+            raise self._failed(path, error) from error
+        return Snapshot(target, list(pieces), streamed)
+
+    def _commit(self, path: str, kept_step: int | None, parts: list[str]) -> None:
+        """Make a checkpoint of its parts, list it, and remove those that are not kept."""
+        tf.raw_ops.MergeV2Checkpoints(checkpoint_prefixes=parts, destination_prefix=path, delete_old_dirs=True)
+        paths = [*[p for p in self.all() if p != path], path]
+        kept = {*paths[-self._keep :], str(self._folder / f"{PREFIX}-{kept_step}")}
+        kept = {part for p in kept.intersection(paths) for part in chain_of(p)}
+        write_list(self._folder, [Path(p).name for p in paths if p in kept])
+        shutil.rmtree(self._temporary, ignore_errors=True)
+        for old in set(paths) - kept:
             _remove(old)
-        return str(path)
+
+    def _failed(self, path: str, error: Exception) -> CheckpointError:
+        """Remove what was written of a checkpoint; return the error that says why."""
+        if path not in self.all():
+            _remove(path)
+        shutil.rmtree(self._temporary, ignore_errors=True)
+        good = self.latest()
+        fallback = f"the last good one is {good}" if good else "there is none before it"
+        return CheckpointError(f"{path}: cannot be written: {_reason(error)}; {fallback}")
 
     def leave_out(self, paths: Collection[str]) -> None:
         """Take checkpoints out of the list; their files stay."""
@@ -117,9 +136,12 @@ def resolve_checkpoint(path: str, setting: str) -> str:
       CheckpointError: if there is no checkpoint; the message names the setting.
     """
     if tf.io.gfile.isdir(path):
-        newest = Checkpoints(path).latest() or tf.train.latest_checkpoint(path)
+        listed = Checkpoints(path).listed()
+        newest = listed[-1] if listed else tf.train.latest_checkpoint(path)
         if not newest:
             raise CheckpointError(f"{setting}: folder '{path}' holds no checkpoint; train first, or name another")
+        if not tf.io.gfile.exists(f"{newest}.index"):
+            raise DamagedCheckpointError(f"{setting}: {newest}.index is missing; put it back, or name a checkpoint")
         return str(newest)
     prefix = re.sub(r"\.(index|meta|data-\d+-of-\d+)$", "", path)
     if not tf.io.gfile.exists(f"{prefix}.index"):
@@ -149,168 +171,10 @@ def newest_whole(paths: Iterable[str], read: Callable[[str], _Result]) -> tuple[
     raise problems[0]
 
 
-def checkpoint_shapes(path: str) -> dict[str, list[int]]:
-    """Return name -> shape of everything in a checkpoint.
-
-    Raises:
-      DamagedCheckpointError: if it cannot be read.
-    """
-    try:
-        return dict(tf.train.load_checkpoint(path).get_variable_to_shape_map())
-    except (tf.errors.OpError, ValueError, RuntimeError) as error:
-        raise DamagedCheckpointError(f"{path}: is not a readable checkpoint: {error}") from error
-
-
-def read_text_value(path: str, name: str) -> str | None:
-    """Return a text of a checkpoint; None if the checkpoint does not contain it."""
-    if name not in checkpoint_shapes(path):
-        return None
-    try:
-        return bytes(tf.train.load_checkpoint(path).get_tensor(name)).decode()
-    except (tf.errors.OpError, ValueError, RuntimeError) as error:
-        raise DamagedCheckpointError(f"{path}: {name} cannot be read: {error}") from error
-
-
-def restore(path: str, variables: Mapping[str, tf.Variable]) -> None:
-    """Assign the checkpoint's values to variables.
-
-    Raises:
-      CheckpointError: if a variable is missing in the checkpoint or has another shape; the message shows both shapes.
-    """
-    shapes = checkpoint_shapes(path)
-    problems = []
-    for name, variable in variables.items():
-        if name not in shapes:
-            problems.append(
-                f"  {name}: model {list(variable.shape)}, checkpoint has none; {did_you_mean(name, shapes)}"
-            )
-        elif list(variable.shape) != list(shapes[name]):
-            problems.append(f"  {name}: model {list(variable.shape)}, checkpoint {list(shapes[name])}")
-    if problems:
-        omission = f"\n  and {len(problems) - 10} more" if len(problems) > 10 else ""
-        raise CheckpointError(
-            f"{path}: does not fit this config:\n" + "\n".join(problems[:10]) + omission + f"\n{OTHER_CONFIG_ADVICE}"
-        )
-    for name, variable in variables.items():
-        read_into(path, name, variable)
-
-
-def read_into(path: str, name: str, variable: tf.Variable) -> None:
-    """Assign the value named `name` of a checkpoint to a variable of the same shape.
-
-    Raises:
-      DamagedCheckpointError: if the value cannot be read, or no model works with it.
-    """
-    for start, stop, value in _read_slices(path, name, list(variable.shape), variable.dtype):
-        if stop:
-            variable.scatter_update(tf.IndexedSlices(value, tf.range(start, stop)))
-        else:
-            variable.assign(value)
-
-
-def read_rows(path: str, name: str, shape: Sequence[int], variable: tf.Variable, rows: NDArray[np.int64]) -> None:
-    """Assign rows of the value named `name` of a checkpoint to rows of a variable.
-
-    Args:
-      path: the checkpoint.
-      name: name of the value.
-      shape: its shape.
-      variable: a variable whose rows have the shape of those of the value.
-      rows: for each row of the variable, the row that it takes; -1 leaves it as it is.
-
-    Raises:
-      DamagedCheckpointError: if the value cannot be read, or no model works with it.
-    """
-    order = np.argsort(rows, kind="stable")
-    sources = rows[order]
-    for start, stop, value in _read_slices(path, name, shape, variable.dtype):
-        first, last = np.searchsorted(sources, [start, stop or shape[0]])
-        if first < last:
-            taken = tf.gather(value, sources[first:last] - start)
-            variable.scatter_update(tf.IndexedSlices(taken, order[first:last]))
-
-
-def _read_slices(path: str, name: str, shape: Sequence[int], dtype: tf.DType) -> Iterator[tuple[int, int, tf.Tensor]]:
-    """Yield (first row, row after the last, value) per slice; (0, 0, value) for a value that is read as a whole."""
-    try:
-        for start, stop, spec in _slices(shape, dtype):
-            (value,) = tf.raw_ops.RestoreV2(prefix=path, tensor_names=[name], shape_and_slices=[spec], dtypes=[dtype])
-            _require_usable(name, value)
-            yield start, stop, value
-    except (tf.errors.OpError, UselessNumberError) as error:
-        place = "" if isinstance(error, UselessNumberError) else f"{name} cannot be read: "
-        raise DamagedCheckpointError(f"{path}: {place}{_reason(error)}") from error
-
-
-def is_weight(name: str) -> bool:
-    """Return whether a checkpoint's entry is a weight rather than the state of a training."""
-    return not name.startswith(("optimizer_", "average/", "progress/", "picture_bank/"))
-
-
-def _write_parts(folder: Path, variables: Mapping[str, tf.Variable]) -> list[str]:
-    """Write the variables to files of about one slice each; return the prefixes of the files."""
-    parts: list[str] = []
-    names: list[str] = []
-    specs: list[str] = []
-    values: list[tf.Tensor] = []
-
-    def flush() -> None:
-        if names:
-            parts.append(str(folder / f"part-{len(parts)}"))
-            tf.raw_ops.SaveV2(prefix=parts[-1], tensor_names=names, shape_and_slices=specs, tensors=values)
-            for buffered in (names, specs, values):
-                buffered.clear()
-
-    num_bytes = 0
-    for name, variable in variables.items():
-        for start, stop, spec in _slices(list(variable.shape), variable.dtype):
-            value = tf.gather(variable, tf.range(start, stop)) if spec else tf.convert_to_tensor(variable)
-            _require_usable(name, value)
-            num_bytes += value.dtype.size * int(tf.size(value))
-            names.append(name)
-            specs.append(spec)
-            values.append(value)
-            if num_bytes >= SLICE_BYTES:
-                flush()
-                num_bytes = 0
-    flush()
-    return parts
-
-
-def _require_usable(name: str, value: tf.Tensor) -> None:
-    """Check that a model works with a value of a checkpoint.
-
-    Raises:
-      UselessNumberError: if a number is not finite, or a weight is larger than LARGEST_NUMBER.
-    """
-    if not value.dtype.is_floating:
-        return
-    is_square = not is_weight(name) or name.endswith(_SQUARES)
-    limit = value.dtype.max if is_square else min(value.dtype.max, LARGEST_NUMBER)
-    if not bool(tf.reduce_all(tf.abs(value) <= tf.cast(limit, value.dtype))):
-        largest = float(tf.reduce_max(tf.cast(tf.abs(value), tf.float32)))
-        raise UselessNumberError(f"{name} holds {largest:g}, with which no model works")
-
-
-def _reason(error: OSError | tf.errors.OpError | UselessNumberError) -> str:
+def _reason(error: Exception) -> str:
     if isinstance(error, OSError):
         return error.strerror or str(error)
     return tensorflow_reason(error.message) if isinstance(error, tf.errors.OpError) else str(error)
-
-
-def _slices(shape: Sequence[int], dtype: tf.DType) -> list[tuple[int, int, str]]:
-    """Return (first row, row after the last, TensorFlow's slice spec) per slice; the spec "" is the whole value."""
-    row_bytes = dtype.size * math.prod(shape[1:]) if shape else 1
-    if not shape or shape[0] * row_bytes <= SLICE_BYTES:
-        return [(0, 0, "")]
-    rows_at_a_time = max(1, SLICE_BYTES // row_bytes, math.ceil(shape[0] / MOST_SLICES))
-    dims = " ".join(str(dim) for dim in shape)
-    other_dims = ":-" * (len(shape) - 1)
-    slices = []
-    for start in range(0, shape[0], rows_at_a_time):
-        stop = min(start + rows_at_a_time, shape[0])
-        slices.append((start, stop, f"{dims} {start},{stop - start}{other_dims}"))
-    return slices
 
 
 def _remove(path: str) -> None:

@@ -8,6 +8,9 @@ from pathlib import Path
 
 import tensorflow as tf
 
+from easyrec_mm.errors import DamagedCheckpointError
+from easyrec_mm.runs.checkpoint_index import read_index
+
 PREFIX = "model.ckpt"
 # Name of the list.
 STATE = "checkpoint"
@@ -16,16 +19,12 @@ STATE = "checkpoint"
 def read_list(folder: Path) -> list[str]:
     """Return the names of the checkpoints, oldest first.
 
-    If the list is missing or damaged, it is made anew from the checkpoints `model.ckpt-<step>` that lie in the folder,
-    in the order of their steps. A checkpoint with an incomplete index is left out: it was being written when its
-    training was killed.
+    If the list is missing or damaged, or nothing of what it names is there but other checkpoints are, it is made anew
+    from the checkpoints `model.ckpt-<step>` that lie in the folder, in the order of their steps. A checkpoint with an
+    incomplete index is left out: it was being written when its training was killed.
     """
     names = _listed(folder)
-    if names is None:
-        steps = [re.fullmatch(rf"{PREFIX}-(\d+)\.index", path.name) for path in folder.glob(f"{PREFIX}-*.index")]
-        names = [f"{PREFIX}-{step}" for step in sorted(int(match[1]) for match in steps if match)]
-        names = [name for name in names if _has_index(folder / name)]
-    return names
+    return names if names is not None else _lying(folder)
 
 
 def is_damaged(folder: Path) -> bool:
@@ -48,8 +47,15 @@ def write_list(folder: Path, names: list[str]) -> None:
         temporary.unlink(missing_ok=True)
 
 
+def _lying(folder: Path) -> list[str]:
+    """Return the names of the checkpoints that lie in the folder, in the order of their steps."""
+    steps = [re.fullmatch(rf"{PREFIX}-(\d+)\.index", path.name) for path in folder.glob(f"{PREFIX}-*.index")]
+    names = [f"{PREFIX}-{step}" for step in sorted(int(match[1]) for match in steps if match)]
+    return [name for name in names if _has_index(folder / name)]
+
+
 def _listed(folder: Path) -> list[str] | None:
-    """Return the names in the list; None if the list is missing, or not as TensorFlow writes it."""
+    """Return the names in the list; None if it is missing, not as TensorFlow writes it, or of other checkpoints."""
     try:
         state = tf.train.get_checkpoint_state(str(folder))
     except ValueError:  # the list is empty, or not text
@@ -58,12 +64,15 @@ def _listed(folder: Path) -> list[str] | None:
         return None
     names = [Path(path).name for path in state.all_model_checkpoint_paths]
     # A list that was cut at the end of a line lacks its last lines, among them that of the newest checkpoint.
-    return names if Path(state.model_checkpoint_path).name in names else None
+    if Path(state.model_checkpoint_path).name not in names:
+        return None
+    is_any_there = any((folder / f"{name}.index").exists() for name in names)
+    return names if is_any_there or not _lying(folder) else None
 
 
 def _has_index(checkpoint: Path) -> bool:
     try:
-        tf.train.load_checkpoint(str(checkpoint))
-    except (tf.errors.OpError, ValueError, RuntimeError):
+        read_index(str(checkpoint), with_values=False)
+    except DamagedCheckpointError:
         return False
     return True

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import re
 import shutil
+import threading
 import time
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager, suppress
@@ -21,6 +22,7 @@ from easyrec_mm.files.folders import Folder
 from easyrec_mm.files.storage import StorageError
 from easyrec_mm.runs.checkpoint import resolve_checkpoint
 from easyrec_mm.runs.checkpoint_list import PREFIX, STATE
+from easyrec_mm.runs.checkpoint_reader import chain_of
 
 # Files of a training other than its checkpoints.
 EVAL_RESULT = "eval_result.json"
@@ -50,6 +52,8 @@ class ModelDir:
         self._folder = Folder(path)
         self.local = self._folder.local
         self._put_s = time.monotonic()
+        # A checkpoint may be written and uploaded beside the training, which uploads its logs.
+        self._putting = threading.RLock()
 
     def open(self) -> ModelDir:
         """Copy what is needed to continue the training, except the values of checkpoints; return this folder.
@@ -75,14 +79,14 @@ class ModelDir:
         return path
 
     def fetch_checkpoint(self, path: str | None) -> None:
-        """Copy the values of a checkpoint to `local`, so that it can be read.
+        """Copy the values of a checkpoint, and of those that it rests on, to `local`, so that it can be read.
 
         Raises:
           StorageError: if they cannot be read.
         """
         if self._folder.is_remote and path:
-            prefix = f"{Path(path).name}.data-"
-            self._folder.fetch(lambda name: name.startswith(prefix))
+            names = {Path(part).name for part in chain_of(path)}
+            self._folder.fetch(lambda name: bool(_VALUES.search(name)) and _checkpoint_of(name) in names)
 
     def fetch_replays(self) -> None:
         """Copy the steps that can be run again to `local`.
@@ -116,12 +120,23 @@ class ModelDir:
             )
 
     def forget_checkpoint(self, path: str) -> None:
-        """Remove the local copy of a remote checkpoint's values, which will not be read again."""
+        """Remove the local copy of the values of a remote checkpoint, and of those that it rests on."""
         if self._folder.is_remote:
-            for values in self.local.glob(f"{Path(path).name}.data-*"):
-                values.unlink()
+            names = [name for part in chain_of(path) for name in self.local.glob(f"{Path(part).name}.data-*")]
+            self._folder.forget([values.name for values in names])
 
-    def put_checkpoint(self) -> None:
+    @contextmanager
+    def checkpoint_put(self) -> Iterator[None]:
+        """Upload the checkpoint that is completed in the context; meanwhile nothing else is uploaded.
+
+        Raises:
+          CheckpointError: if the checkpoint cannot be uploaded; it stays in `local`.
+        """
+        with self._putting:
+            yield
+            self._put_checkpoint()
+
+    def _put_checkpoint(self) -> None:
         """Upload what was written, checkpoints before the list that names them; remove checkpoints deleted locally.
 
         Raises:
@@ -140,14 +155,18 @@ class ModelDir:
     def put_logs(self, at_once: bool = True) -> None:
         """Upload what was written; unless `at_once`, skip the upload if the last one was recent, and ignore errors.
 
-        What cannot be uploaded now will be uploaded with the next checkpoint.
+        What cannot be uploaded now, as while a checkpoint is uploaded, will be uploaded with the next checkpoint.
         """
-        if self._folder.is_remote and (at_once or time.monotonic() - self._put_s > _PUT_LOGS_EVERY_S):
-            try:
-                self._put()
-            except StorageError:
-                if at_once:
-                    raise
+        is_due = self._folder.is_remote and (at_once or time.monotonic() - self._put_s > _PUT_LOGS_EVERY_S)
+        if not is_due or not self._putting.acquire(blocking=at_once):
+            return
+        try:
+            self._put()
+        except StorageError:
+            if at_once:
+                raise
+        finally:
+            self._putting.release()
 
     @contextmanager
     def logs_put(self) -> Iterator[None]:

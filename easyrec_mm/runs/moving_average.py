@@ -9,7 +9,7 @@ import numpy as np
 import tensorflow as tf
 from numpy.typing import NDArray
 
-from easyrec_mm.runs.checkpoint import read_into, read_rows
+from easyrec_mm.runs.checkpoint_reader import CheckpointReader
 
 _ROWS_AT_A_TIME = 1 << 20
 
@@ -48,22 +48,17 @@ class MovingAverage:
             average.assign(self._named[name].value)
 
     def go_on_from(
-        self,
-        path: str,
-        step: int,
-        restored: Mapping[str, tuple[str, NDArray[np.int64] | None]],
-        shapes: Mapping[str, Sequence[int]],
+        self, reader: CheckpointReader, step: int, restored: Mapping[str, tuple[str, NDArray[np.int64] | None]]
     ) -> int:
         """Take over the averages of variables that were restored from a checkpoint; return for how many it has them.
 
         Args:
-          path: the checkpoint.
+          reader: reads the checkpoint.
           step: its step, which is step 0 from now on.
           restored: variable -> its name there, and for each row of a table the row that it took, -1 for none; None for
             the same rows.
-          shapes: the shapes of the checkpoint's values.
         """
-        number = 0
+        number, shapes = 0, reader.shapes
         for name, average in self._averages.items():
             source, rows = restored.get(name, ("", None))
             if f"{source}/average" not in shapes or (name in self._tables) != (f"{source}/last_used" in shapes):
@@ -73,10 +68,7 @@ class MovingAverage:
             if name in self._tables:
                 kept[f"{source}/last_used"] = self._last_used[name]
             for part, variable in kept.items():
-                if rows is None:
-                    read_into(path, part, variable)
-                else:
-                    read_rows(path, part, shapes[part], variable, rows)
+                reader.read_into(part, variable, rows)
             if name in self._tables:
                 # So that as many steps have passed since a row was used as in the checkpoint; new rows have their
                 # weights as averages, whatever that number.

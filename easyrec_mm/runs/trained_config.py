@@ -8,7 +8,7 @@ from easyrec_mm.config.changes import Change, changes_since, record_of
 from easyrec_mm.errors import CheckpointError
 from easyrec_mm.protos.feature_pb2 import FeatureConfig
 from easyrec_mm.protos.pipeline_pb2 import EasyRecConfig
-from easyrec_mm.runs.checkpoint import OTHER_CONFIG_ADVICE, read_text_value
+from easyrec_mm.runs.checkpoint_reader import OTHER_CONFIG_ADVICE, read_text_value
 
 _NAME = "progress/config"
 

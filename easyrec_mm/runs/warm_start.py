@@ -10,7 +10,8 @@ import tensorflow as tf
 from numpy.typing import NDArray
 
 from easyrec_mm.errors import CheckpointError, did_you_mean
-from easyrec_mm.runs.checkpoint import checkpoint_shapes, is_weight, read_into, read_rows
+from easyrec_mm.runs.checkpoint_parts import is_weight
+from easyrec_mm.runs.checkpoint_reader import CheckpointReader
 
 
 @dataclass(frozen=True)
@@ -58,7 +59,8 @@ def warm_start(
     Raises:
       CheckpointError: if no variable agrees, or `names` contains a variable that one side does not have.
     """
-    shapes = checkpoint_shapes(path)
+    reader = CheckpointReader(path)
+    shapes = reader.shapes
     for name, source in names.items():
         if name not in variables:
             raise CheckpointError(f"fine_tune_ckpt_var_map: no variable '{name}'; {did_you_mean(name, variables)}")
@@ -74,10 +76,7 @@ def warm_start(
             lines.append(f"  not restored: {name} {list(variable.shape)}: {problem}")
             continue
         rows = None if _is_in_order(match.rows, shapes[source]) else match.rows
-        if rows is None:
-            read_into(path, source, variable)
-        else:
-            read_rows(path, source, shapes[source], variable, rows)
+        reader.read_into(source, variable, rows)
         restored[name] = source, rows
         lines.append(_line_of(name, variable, source, shapes[source], match))
     if not restored:

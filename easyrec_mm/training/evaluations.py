@@ -23,7 +23,7 @@ from easyrec_mm.evaluation.report import table, write_result
 from easyrec_mm.evaluation.summary import EvalResults
 from easyrec_mm.files import StorageError
 from easyrec_mm.network.model import MultimodalModel
-from easyrec_mm.runs.checkpoint import read_into
+from easyrec_mm.runs.checkpoint_reader import restore
 from easyrec_mm.runs.evaluations import (
     EVAL,
     METRICS,
@@ -135,8 +135,7 @@ class TrainingEvaluations:
         with suppress(EvaluationStoppedError):
             results = self._evaluator.run(is_stopped)
         if self._average is not None:
-            for name, variable in self._trained.items():
-                read_into(checkpoint, name, variable.value)
+            restore(checkpoint, {name: variable.value for name, variable in self._trained.items()})
         self._evaluated_s, self._evaluated_step = time.monotonic(), step
         took_s = self._evaluated_s - started_s
         if results is None:

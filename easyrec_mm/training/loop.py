@@ -34,6 +34,8 @@ class Loop:
     steps        what is trained; for the number of steps done
     run_step     trains on a batch; returns its losses, {} if the step was skipped, None if it is not a step
     save         writes the checkpoint of a step, with the losses not reported yet; whether it is evaluated; -> its path
+    finish_saving
+                 completes the checkpoint that is being written
     evaluations  evaluates checkpoints
     log, progress, forecast, step_log, save_times
                  the metrics, the display, the time left, the reports of steps, and when to save
@@ -49,6 +51,7 @@ class Loop:
     steps: TrainSteps
     run_step: Callable[[InputBatch], dict[str, tf.Tensor] | None]
     save: Callable[[int, list[Losses], bool], str]
+    finish_saving: Callable[[], None]
     evaluations: TrainingEvaluations
     log: MetricsLog
     progress: Progress
@@ -140,6 +143,7 @@ class Loop:
         def is_stopped() -> bool:
             return self.caught.number is not None
 
+        self.finish_saving()
         self.forecast.time.evaluated(self.evaluations.run(checkpoint, step, self.log, self.progress, is_stopped))
 
     def _agreed(self, is_due: bool) -> tuple[bool, bool]:

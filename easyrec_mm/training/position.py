@@ -6,7 +6,7 @@ import tensorflow as tf
 
 from easyrec_mm.data.batch import InputBatch
 from easyrec_mm.data.input import Input
-from easyrec_mm.runs.checkpoint import checkpoint_shapes, restore
+from easyrec_mm.runs.checkpoint_reader import checkpoint_shapes, restore
 
 # Names within a checkpoint; older checkpoints count batches, or do not know the size of an epoch.
 _GROUPS_READ, _BATCHES_READ = "progress/groups_read", "progress/batches_read"

@@ -9,9 +9,25 @@ from easyrec_mm.distribution.replicas import Replicas
 from easyrec_mm.errors import CheckpointError, DamagedCheckpointError
 from easyrec_mm.files.folders import shown
 from easyrec_mm.runs.checkpoint import Checkpoints, newest_whole
-from easyrec_mm.runs.checkpoint_list import is_damaged
+from easyrec_mm.runs.checkpoint_list import PREFIX, STATE, is_damaged
 from easyrec_mm.runs.model_dir import ModelDir
 from easyrec_mm.training.state import Restored, TrainingState
+
+
+def checkpoints_in(folder: ModelDir, checkpoints: Checkpoints) -> list[str]:
+    """Return the paths of the checkpoints that should be in a model_dir, oldest first, also of damaged ones.
+
+    Raises:
+      CheckpointError: if there were checkpoints, and all of them are gone.
+    """
+    paths: list[str] = checkpoints.listed()
+    if paths and not checkpoints.all():
+        names = ", ".join(Path(path).name for path in paths)
+        raise CheckpointError(
+            f"model_dir '{folder.local}': its list of checkpoints names {names}, of which no file .index is left; put "
+            f"them back, or remove the list (the file '{STATE}') to train from the start"
+        )
+    return paths
 
 
 def resume(
@@ -56,6 +72,17 @@ def resume(
     if not restored.has_same_data:
         print("the training data or their order have changed since the checkpoint: reading from the start", flush=True)
     return restored
+
+
+def warn_of_remains(folder: ModelDir) -> None:
+    """Print a warning if a training that starts anew finds files of checkpoints that are not complete."""
+    remains = sorted(path.name for path in folder.local.glob(f"{PREFIX}-*"))
+    if remains:
+        print(
+            f"warning: {folder.local} holds no complete checkpoint, but {', '.join(remains[:5])}, as after a kill while"
+            " the first one was written; training from the start",
+            flush=True,
+        )
 
 
 def _same_of_all(

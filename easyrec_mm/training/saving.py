@@ -2,21 +2,31 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
 
 import tensorflow as tf
 
 from easyrec_mm.config.pipeline import write_config
+from easyrec_mm.errors import CheckpointError, DamagedCheckpointError
 from easyrec_mm.files.lock import FolderLock
 from easyrec_mm.files.work_folder import work_folder
 from easyrec_mm.protos.pipeline_pb2 import EasyRecConfig
 from easyrec_mm.runs.checkpoint import Checkpoints
+from easyrec_mm.runs.checkpoint_index import read_index
 from easyrec_mm.runs.checkpoint_list import PREFIX
+from easyrec_mm.runs.checkpoint_parts import Increment, pieces_of
+from easyrec_mm.runs.checkpoint_reader import bases_of
 from easyrec_mm.runs.model_dir import PIPELINE_CONFIG, ModelDir
+from easyrec_mm.runs.snapshot import Changed, Snapshot
+from easyrec_mm.training.table_rows import TableRows
 
 
 class Saver:
     """Writes checkpoints and the config; of several workers, only the first one does.
+
+    A checkpoint with large tables is written while the training goes on: until `finish`, or the next one, the files of
+    the path that `save` returns may be incomplete, and are not listed.
 
     Args:
       config: config of the training.
@@ -34,25 +44,117 @@ class Saver:
         self.shared = ModelDir(config.model_dir).open()
         self.folder = self.shared if is_first else ModelDir(f"{work_folder()}/model_dir").open()
         self.checkpoints = Checkpoints(str(self.shared.local), config.train_config.keep_checkpoint_max)
+        self._rows = TableRows([], False)
+        self._snapshot: Snapshot | None = None
+        # The checkpoint since which rows are noted as changed.
+        self._base: str | None = None
+
+    def begin(self, rows: TableRows, base: str | None) -> None:
+        """Begin a training.
+
+        Args:
+          rows: the rows that its steps change.
+          base: the checkpoint from which it goes on.
+        """
+        self._rows, self._base = rows, base
 
     def write_config(self) -> None:
         """Write the config to the folder of this worker."""
         self.folder.local.mkdir(parents=True, exist_ok=True)
         write_config(self._config, str(self.folder.local / PIPELINE_CONFIG))
 
-    def save(self, step: int, values: Mapping[str, tf.Variable | tf.Tensor], best_step: int | None) -> str:
+    def save(
+        self, step: int, values: Mapping[str, tf.Variable | tf.Tensor], best_step: int | None, at_once: bool = True
+    ) -> str:
         """Write the checkpoint of a step, and keep that of `best_step`; return its path.
 
+        Args:
+          step: the step, which has just been done.
+          values: what the checkpoint contains.
+          best_step: the step of a checkpoint to keep.
+          at_once: whether the checkpoint is needed before the next step.
+
         Raises:
-          CheckpointError: if it cannot be written.
+          CheckpointError: if it, or the one before, cannot be written.
           UserError: if the folder was removed, and another training holds its lock.
         """
+        self.finish()
+        path = str(self.shared.local / f"{PREFIX}-{step}")
         if not self._is_first:
-            return str(self.shared.local / f"{PREFIX}-{step}")
+            return path
         if self._lock is not None:
             self._lock.keep()
         if not (self.folder.local / PIPELINE_CONFIG).exists():
             self.write_config()  # somebody has removed model_dir meanwhile
-        path = self.checkpoints.save(step, values, best_step)
-        self.folder.put_checkpoint()
+        pieces = pieces_of(values, self._rows.tables, self._increment(path))
+        streamed = [] if at_once else self._rows.streamed
+        snapshot = self.checkpoints.snapshot(step, pieces, best_step, streamed, self.folder.checkpoint_put)
+        self._base = path
+        if streamed:
+            snapshot.start()
+            self._snapshot = snapshot
+            self._rows.is_recording.assign(True)
+        else:
+            snapshot.write()
         return path
+
+    def after_step(self, changed: Changed) -> None:
+        """Go on with a checkpoint that is being written, given the rows that a step has changed.
+
+        Raises:
+          CheckpointError: if it cannot be written.
+        """
+        if self._snapshot is not None:
+            self._snapshot.after_step(changed)
+            if self._snapshot.is_done:
+                self.finish()
+
+    def finish(self) -> None:
+        """Complete the checkpoint that is being written.
+
+        Raises:
+          CheckpointError: if it cannot be written.
+        """
+        snapshot, self._snapshot = self._snapshot, None
+        if snapshot is not None:
+            self._rows.is_recording.assign(False)
+            snapshot.finish()
+
+    @contextmanager
+    def finished(self) -> Iterator[None]:
+        """Complete the checkpoint that is being written at the end of the context, whose own errors come first."""
+        try:
+            yield
+        except BaseException:
+            with suppress(CheckpointError):
+                self.finish()
+            raise
+        self.finish()
+
+    @contextmanager
+    def step(self) -> Iterator[None]:
+        """Abandon the checkpoint that is being written if a step fails in the context, and may be done in parts."""
+        try:
+            yield
+        except BaseException:
+            snapshot, self._snapshot = self._snapshot, None
+            if snapshot is not None:
+                snapshot.abandon()
+            raise
+
+    def _increment(self, path: str) -> Increment | None:
+        """Return what has changed since the last checkpoint, if the next one is to contain only that.
+
+        A checkpoint is full, too, if the one before was damaged or removed meanwhile.
+        """
+        num = self._config.train_config.increments_per_full_checkpoint
+        rows = self._rows.take_changed()
+        if not num or self._base in (None, path):
+            return None
+        base = str(self._base)
+        try:
+            if len(bases_of(base)) >= num:
+                return None
+            return Increment(base.rpartition("/")[2], read_index(base).digest, rows)
+        except DamagedCheckpointError:
+            return None

@@ -15,7 +15,7 @@ from easyrec_mm.data.input import Input
 from easyrec_mm.evaluation.evaluator import VECTORS
 from easyrec_mm.features.table_rows import TableCategories
 from easyrec_mm.protos.pipeline_pb2 import EasyRecConfig
-from easyrec_mm.runs.checkpoint import read_text_value, restore
+from easyrec_mm.runs.checkpoint_reader import read_text_value, restore
 from easyrec_mm.runs.trained_config import config_state, require_same_weights
 from easyrec_mm.store.feature_vectors import VectorStores, origin_number
 from easyrec_mm.training.position import DataPosition

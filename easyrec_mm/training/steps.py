@@ -19,10 +19,13 @@ from easyrec_mm.evaluation.evaluator import STEP_NAME, moving_average
 from easyrec_mm.network.model import RANDOM_STATE, MultimodalModel
 from easyrec_mm.network.precision import MIXED_FLOAT16
 from easyrec_mm.protos.pipeline_pb2 import EasyRecConfig
+from easyrec_mm.runs.checkpoint_parts import Table
+from easyrec_mm.runs.snapshot import Changed
 from easyrec_mm.training.finite import ForwardState, forget_useless, squares_are_finite
 from easyrec_mm.training.loss_scale import SMALLEST, LossScale
 from easyrec_mm.training.optimizers import sum_duplicate_rows
 from easyrec_mm.training.plan import Phase, build_optimizers, build_phases
+from easyrec_mm.training.table_rows import TableRows
 
 # Keeps the random states of replicas apart.
 _PRIME = 2_654_435_761
@@ -30,6 +33,10 @@ _PRIME = 2_654_435_761
 _MOVING = ("/moving_mean", "/moving_variance")
 # Name among the values of a step.
 _IS_FINITE = "is_finite"
+# Tables of at least this many bytes, with their slots, are copied between steps while a checkpoint is written, if all
+# of them together have at least as many as below, which are written in about half a second.
+LARGE_TABLE_BYTES = 16 << 20
+LARGE_TABLES_BYTES = 256 << 20
 
 
 class TrainSteps:
@@ -50,6 +57,8 @@ class TrainSteps:
       average: moving average of the weights; None if it is not used.
       loss_scale: loss scale of float16; None in other precisions.
       was_finite: whether the numbers of the last step were finite; otherwise it has changed nothing but `number`.
+      table_rows: the rows of tables that steps change.
+      changed: the rows that the last step has changed, if they are recorded.
     """
 
     def __init__(
@@ -68,6 +77,11 @@ class TrainSteps:
         self.loss_scale = LossScale() if dtype == MIXED_FLOAT16 else None
         self.number = tf.Variable(0, dtype=tf.int64, trainable=False)
         self.was_finite = True
+        tables = self._tables()
+        self.table_rows = TableRows(
+            tables, config.train_config.increments_per_full_checkpoint > 0, self._streamed(tables)
+        )
+        self.changed: Changed = {}
         self._of_phases = [
             tf.function(partial(self._train_batch, phase), input_signature=[spec], autograph=False)
             for phase in self.phases
@@ -114,7 +128,8 @@ class TrainSteps:
         phase = self.phases[number]
         if phase.bank is not None:
             phase.bank.before_step(item.batch.images.bank_row, item.batch.images.encoded, item.step)
-        losses: dict[str, tf.Tensor] = self._of_phases[number](item.batch)
+        losses: dict[str, tf.Tensor]
+        losses, self.changed = self._of_phases[number](item.batch)
         self.was_finite = bool(losses.pop(_IS_FINITE))
         if not self.was_finite and phase.bank is not None:
             phase.bank.encode_again(item.batch.images.bank_row, item.batch.images.encoded)
@@ -132,6 +147,28 @@ class TrainSteps:
             state |= self.loss_scale.named_variables()
         return state | {STEP_NAME: self.number}
 
+    def _tables(self) -> list[Table]:
+        """Return the tables, each with all variables of `variables` whose rows change together with its rows."""
+        tables = {name: Table(name, {name: v.value}) for name, v in self._model.tables().items()}
+        for i, (optimizer, names) in enumerate(self.optimizers):
+            for slot_name, slot in optimizer.named_slots(names).items():
+                if (name := slot_name.rpartition("/")[0]) in tables:
+                    tables[name].variables[f"optimizer_{i}/{slot_name}"] = slot.value
+        averages = self.average.named_variables() if self.average is not None else {}
+        for average_name, average in averages.items():
+            if (name := average_name.rpartition("/")[0]) in tables:
+                tables[name].variables[average_name] = average
+        return list(tables.values())
+
+    def _streamed(self, tables: Sequence[Table]) -> list[Table]:
+        """Return the tables that are copied between steps: large ones, if they take a while to write.
+
+        Several workers write at once, because the others would wait for the one that writes anyway.
+        """
+        large = [table for table in tables if table.num_rows * table.row_bytes >= LARGE_TABLE_BYTES]
+        num_bytes = sum(table.num_rows * table.row_bytes for table in large)
+        return large if num_bytes >= LARGE_TABLES_BYTES and self._replicas.num == 1 else []
+
     def bank_state(self) -> dict[str, tf.Tensor]:
         """Return the state of the picture banks that a checkpoint contains, by name."""
         state: dict[str, tf.Tensor] = {}
@@ -146,13 +183,13 @@ class TrainSteps:
             if phase.bank is not None and phase.keeps_bank:
                 phase.bank.restore(path)
 
-    def _train_batch(self, phase: Phase, batch: Batch) -> dict[str, tf.Tensor]:
-        """Run forward pass, backward pass and update; return the values that `run` returns."""
+    def _train_batch(self, phase: Phase, batch: Batch) -> tuple[dict[str, tf.Tensor], Changed]:
+        """Run forward pass, backward pass and update; return the values that `run` returns, and the changed rows."""
         with self._replicas.scope(f"step of the phase from {phase.first_step}"):
-            values = self._train_on(phase, batch)
-            return values | self._replicas.sent_bytes()
+            values, changed = self._train_on(phase, batch)
+            return values | self._replicas.sent_bytes(), changed
 
-    def _train_on(self, phase: Phase, batch: Batch) -> dict[str, tf.Tensor]:
+    def _train_on(self, phase: Phase, batch: Batch) -> tuple[dict[str, tf.Tensor], Changed]:
         variables = [v.value for v in phase.trained.values()]
         state = ForwardState(self._named, self._model.all_trainable())
         with tf.GradientTape(watch_accessed_variables=False) as tape:
@@ -177,15 +214,17 @@ class TrainSteps:
             values["gradient_norm"] = tf.linalg.global_norm(gradients)
             gradients, _ = tf.clip_by_global_norm(gradients, limit, use_norm=values["gradient_norm"])
         step = tf.cast(self.number.assign_add(1), tf.int32)
-        self._update(phase, gradients, step, state, batch, values)
+        by_name = dict(zip(phase.trained, gradients, strict=True))
+        changed = self.table_rows.before_update(by_name)
+        self._update(phase, by_name, step, state, batch, values)
         if self.loss_scale is not None:
             values["loss_scale"] = tf.convert_to_tensor(self.loss_scale.value)
-        return values
+        return values, changed
 
     def _update(
         self,
         phase: Phase,
-        gradients: Sequence[tf.Tensor | tf.IndexedSlices | None],
+        gradients: dict[str, tf.Tensor | tf.IndexedSlices | None],
         step: tf.Tensor,
         state: ForwardState,
         batch: Batch,
@@ -195,20 +234,19 @@ class TrainSteps:
 
         Args:
           phase: the phase of the step.
-          gradients: gradients of the trained variables, the same on all replicas.
+          gradients: gradients of the trained variables by name, the same on all replicas.
           step: number of the step, from 1.
           state: what the forward pass changes.
           batch: the batch.
           values: the values of the step; whether they are finite is added.
         """
-        by_name = dict(zip(phase.trained, gradients, strict=True))
         scale = self.loss_scale
 
         def apply() -> None:
             if scale is None:
-                self._apply(by_name, step)
+                self._apply(gradients, step)
             else:
-                scale.apply_if_finite(gradients, lambda: self._apply(by_name, step))
+                scale.apply_if_finite(list(gradients.values()), lambda: self._apply(gradients, step))
 
         def take_back() -> None:
             state.restore()
@@ -221,7 +259,7 @@ class TrainSteps:
             # Clipping by a norm that is not finite would make all gradients NaN.
             are_usable = tf.math.is_finite(values["gradient_norm"])
         else:
-            are_usable = squares_are_finite(gradients)
+            are_usable = squares_are_finite(list(gradients.values()))
         if scale is not None:
             # Gradients that overflow at a larger scale only lower the scale.
             are_usable |= scale.value > SMALLEST

@@ -17,7 +17,7 @@ from easyrec_mm.features.categories import Categories
 from easyrec_mm.features.table_rows import TableCategories
 from easyrec_mm.network.model import table_categories
 from easyrec_mm.protos.pipeline_pb2 import EasyRecConfig
-from easyrec_mm.runs.checkpoint import read_text_value
+from easyrec_mm.runs.checkpoint_reader import read_text_value
 from easyrec_mm.runs.model_dir import PIPELINE_CONFIG
 from easyrec_mm.runs.trained_config import read_record
 

@@ -37,7 +37,7 @@ from easyrec_mm.training.loop import Loop
 from easyrec_mm.training.memory import require_memory
 from easyrec_mm.training.not_finite import NotFinite
 from easyrec_mm.training.peak import peak_flops
-from easyrec_mm.training.resume import resume
+from easyrec_mm.training.resume import checkpoints_in, resume, warn_of_remains
 from easyrec_mm.training.same_data import require_same_data
 from easyrec_mm.training.save_times import SaveTimes
 from easyrec_mm.training.saving import Saver
@@ -141,11 +141,12 @@ class Trainer:
         log.write_start(first_step)
         self._evaluations.go_on()
         saved = self._checkpoints.latest() if first_step else None
+        self._saver.begin(self.steps.table_rows, saved)
         progress = Progress("train", length.num_steps, first=first_step, is_exact=length.is_exact)
         batches = self.batches(length.num_epochs)
         with self._folder.logs_put():
             try:
-                with caught_signals(_STOPPING) as caught:
+                with caught_signals(_STOPPING) as caught, self._saver.finished():
                     loop = self._loop(length, log, progress, caught)
                     saved, reason = loop.run(batches, saved, self._to_evaluate)
                 if caught.number is None:
@@ -200,9 +201,9 @@ class Trainer:
         step_log.go_on(self._unreported)
         return Loop(
             config=self._train_config, length=length, replicas=self._replicas, steps=self.steps,
-            run_step=self.run_step, save=self._save, evaluations=self._evaluations, log=log,
-            progress=progress, forecast=forecast, step_log=step_log, save_times=save_times, caught=caught,
-            bad_records=self._bad_records, skipped=self._not_finite.skipped,
+            run_step=self.run_step, save=self._save, finish_saving=self._saver.finish,
+            evaluations=self._evaluations, log=log, progress=progress, forecast=forecast, step_log=step_log,
+            save_times=save_times, caught=caught, bad_records=self._bad_records, skipped=skipped,
             put_logs=lambda: self._folder.put_logs(at_once=False),
         )  # fmt: skip
 
@@ -218,7 +219,9 @@ class Trainer:
 
     def _start(self) -> None:
         """Continue from the last checkpoint, or start from fine_tune_checkpoint or from the initial weights."""
-        paths = self._checkpoints.all()
+        paths = checkpoints_in(self._saver.shared, self._checkpoints)
+        if not paths:
+            warn_of_remains(self._saver.shared)
         if self._replicas.first_says(bool(paths)):
             restored = resume(paths, self._saver.shared, self._checkpoints, self.state, self._replicas)
             self._unreported, self._to_evaluate = restored.losses, restored.to_evaluate
@@ -244,7 +247,7 @@ class Trainer:
             self._saver.shared.fetch_checkpoint(path)
             return vectors_of(self._schema, path)
 
-        paths = self._checkpoints.all()
+        paths = checkpoints_in(self._saver.shared, self._checkpoints)
         return newest_whole(paths, read)[0] if paths else vectors_of(self._schema, None)
 
     def run_step(self, item: InputBatch) -> dict[str, tf.Tensor] | None:
@@ -261,7 +264,9 @@ class Trainer:
         if self.steps.enter_phase(item.step):
             print(f"step {item.step}: all of the image tower is trained from now on", flush=True)
         self._batch_norms.batch = item.batch
-        losses = self.steps.run(item)
+        with self._saver.step():
+            losses = self.steps.run(item)
+            self._saver.after_step(self.steps.changed)
         if self.steps.was_finite:
             self._not_finite.skipped.in_a_row = 0
             return losses
@@ -274,7 +279,8 @@ class Trainer:
 
     def _save(self, step: int, unreported: list[Losses], to_evaluate: bool) -> str:
         """Write the checkpoint of a step; return its path; see TrainingState.values for the other arguments."""
-        path = self._saver.save(step, self.state.values(unreported, to_evaluate), self._evaluations.best_step())
+        values, best_step = self.state.values(unreported, to_evaluate), self._evaluations.best_step()
+        path = self._saver.save(step, values, best_step, at_once=to_evaluate)
         if warning := self._batch_norms.warning(self.model.weights()):
             print(f"warning: {warning}", flush=True)
         return path

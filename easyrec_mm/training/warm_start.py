@@ -11,7 +11,7 @@ from easyrec_mm.features.table_rows import TableCategories, UnlikeRowsError, row
 from easyrec_mm.files import StorageError
 from easyrec_mm.network.model import MultimodalModel, table_categories
 from easyrec_mm.protos.train_pb2 import TrainConfig, WarmStart
-from easyrec_mm.runs.checkpoint import checkpoint_shapes, read_into
+from easyrec_mm.runs.checkpoint_reader import CheckpointReader
 from easyrec_mm.runs.model_dir import find_checkpoint
 from easyrec_mm.runs.moving_average import MovingAverage
 from easyrec_mm.runs.warm_start import TableMatch, warm_start
@@ -41,11 +41,11 @@ def start_from_checkpoint(model: MultimodalModel, config: TrainConfig, average: 
     report: str = started.report
     if average is not None:
         average.start_from_variables()
-        shapes = checkpoint_shapes(path)
-        if STEP_NAME in shapes:
+        reader = CheckpointReader(path)
+        if STEP_NAME in reader.shapes:
             step = tf.Variable(0, dtype=tf.int64, trainable=False)
-            read_into(path, STEP_NAME, step)
-            number = average.go_on_from(path, int(step), started.restored, shapes)
+            reader.read_into(STEP_NAME, step)
+            number = average.go_on_from(reader, int(step), started.restored)
             report += f"\n  moving averages that go on: {number} of {len(average)}; the others start at the weights"
     return report
 
