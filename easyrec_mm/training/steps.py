@@ -20,8 +20,8 @@ from easyrec_mm.network.model import RANDOM_STATE, MultimodalModel
 from easyrec_mm.network.precision import MIXED_FLOAT16
 from easyrec_mm.protos.pipeline_pb2 import EasyRecConfig
 from easyrec_mm.training.loss_scale import LossScale
-from easyrec_mm.training.optimizers import sum_duplicate_rows
 from easyrec_mm.training.plan import Phase, build_optimizers, build_phases
+from easyrec_mm.training.row_gradients import sum_duplicate_rows
 
 # Keeps the random states of replicas apart.
 _PRIME = 2_654_435_761
@@ -149,7 +149,7 @@ class TrainSteps:
             losses = self._model.losses(batch, training=True, bank=phase.bank)
             loss = tf.add_n(list(losses.values()))
             scaled = loss if self.loss_scale is None else self.loss_scale.scaled(loss)
-        gradients = [sum_duplicate_rows(gradient) for gradient in tape.gradient(scaled, variables)]
+        gradients = sum_duplicate_rows(tape.gradient(scaled, variables))
         gradients, sums = self._merged(gradients, [loss, *losses.values()])
         loss, losses = sums[0], dict(zip(losses, sums[1:], strict=True))
         self._average_statistics(tf.size(batch.sample_image), tf.shape(batch.pixels)[0])
@@ -183,11 +183,13 @@ class TrainSteps:
         sums = self._replicas.sum_each([*scalars, *(gradients[i] for i in dense)])
         for i, gradient in zip(dense, sums[len(scalars) :], strict=True):
             merged[i] = gradient
+        if self._replicas.num == 1:
+            return merged, sums[: len(scalars)]
         for i, gradient in enumerate(gradients):
-            if isinstance(gradient, tf.IndexedSlices) and self._replicas.num > 1:
+            if isinstance(gradient, tf.IndexedSlices):
                 rows, values = self._replicas.gather(gradient.indices), self._replicas.gather(gradient.values)
-                merged[i] = sum_duplicate_rows(tf.IndexedSlices(values, rows, gradient.dense_shape))
-        return merged, sums[: len(scalars)]
+                merged[i] = tf.IndexedSlices(values, rows, gradient.dense_shape)
+        return sum_duplicate_rows(merged), sums[: len(scalars)]
 
     def _average_statistics(self, num_samples: tf.Tensor, num_pictures: tf.Tensor) -> None:
         """Give all replicas the same moving statistics: the mean of theirs, weighted by what they normalised."""

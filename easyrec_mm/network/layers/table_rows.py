@@ -1,0 +1,73 @@
+"""Looks up rows in many tables at once: the time to compile a step, and to begin it, grows with its operations."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import tensorflow as tf
+
+
+def look_up_rows(lookups: Sequence[tuple[tf.Variable, tf.Tensor]]) -> list[tf.Tensor]:
+    """Return the rows of tables: float32 `[N, dim]` for each pair of a table `[rows, dim]` and ids int64 `[N]`.
+
+    The gradient of a table is tf.IndexedSlices of all rows that are looked up in it; tf.GradientTape must watch it.
+    """
+    rows: list[tf.Tensor] = [None] * len(lookups)
+    by_width: dict[int, list[int]] = {}
+    for place, (table, _) in enumerate(lookups):
+        by_width.setdefault(table.shape[1], []).append(place)
+    for places in by_width.values():
+        for place, found in zip(places, _rows_of_a_width([lookups[place] for place in places]), strict=True):
+            rows[place] = found
+    return rows
+
+
+def _rows_of_a_width(lookups: Sequence[tuple[tf.Variable, tf.Tensor]]) -> list[tf.Tensor]:
+    by_table: dict[int, list[int]] = {}
+    for place, (table, _) in enumerate(lookups):
+        by_table.setdefault(id(table), []).append(place)
+    tables = [lookups[places[0]][0] for places in by_table.values()]
+    # In the reverse order, as TensorFlow adds up the gradients of several look-ups in one table.
+    order = [place for places in by_table.values() for place in reversed(places)]
+    ids = [joined([lookups[place][1] for place in reversed(places)]) for places in by_table.values()]
+    rows = split_like(_rows_of_distinct_tables(tables, ids), [lookups[place][1] for place in order])
+    return [found for _, found in sorted(zip(order, rows, strict=True), key=lambda pair: pair[0])]
+
+
+def _rows_of_distinct_tables(tables: Sequence[tf.Variable], ids: Sequence[tf.Tensor]) -> tf.Tensor:
+    """Return the rows of all tables, one behind the other: float32 `[sum of N, dim]`."""
+
+    # TensorFlow's own gradient would take eight operations for each table. Handles are given instead of variables,
+    # which TensorFlow would read as a whole here; the optimizer's in-place update would then copy them.
+    @tf.custom_gradient
+    def look_up(*handles: tf.Tensor) -> tuple[tf.Tensor, object]:
+        rows = joined(
+            [
+                tf.raw_ops.ResourceGather(resource=handle, indices=of_table, dtype=tf.float32)
+                for handle, of_table in zip(handles, ids, strict=True)
+            ]
+        )
+
+        def gradient(upstream: tf.Tensor) -> list[tf.IndexedSlices]:
+            parts = zip(split_like(upstream, ids), ids, tables, strict=True)
+            return [tf.IndexedSlices(part, of_table, tf.constant(table.shape.as_list(), tf.int64)) for part, of_table, table in parts]
+
+        return rows, gradient
+
+    result: tf.Tensor = look_up(*[table.handle for table in tables])
+    return result
+
+
+def joined(parts: Sequence[tf.Tensor]) -> tf.Tensor:
+    """Return tensors one behind the other, along their first dimension."""
+    return parts[0] if len(parts) == 1 else tf.concat(parts, 0)
+
+
+def split_like(values: tf.Tensor, parts: Sequence[tf.Tensor]) -> list[tf.Tensor]:
+    """Split what is one behind the other along the first dimension, by the lengths of `parts`."""
+    return [values] if len(parts) == 1 else list(tf.split(values, lengths(parts)))
+
+
+def lengths(parts: Sequence[tf.Tensor]) -> tf.Tensor:
+    """Return the lengths of tensors `[N]`, int64 `[number of parts]`."""
+    return tf.concat(tf.shape_n(parts, out_type=tf.int64), 0)
