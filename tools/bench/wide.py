@@ -140,7 +140,7 @@ def measure(config: Path, root: Path) -> dict[str, float]:
     environment = {**os.environ, "PYTHONPATH": str(root), "TF_CPP_MIN_LOG_LEVEL": "2"}
     command = [sys.executable, "-m", "easyrec_mm", "train", "--pipeline_config", str(config)]
     start = time.perf_counter()
-    process = subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL)
+    process = subprocess.Popen(command, cwd=root, env=environment, stdout=subprocess.DEVNULL)
     try:
         while not _is_done(metrics):
             if process.poll() is not None:
@@ -174,7 +174,8 @@ def count_nodes(config: Path, root: Path) -> int:
     """Return the number of nodes of the graph of a step."""
     environment = {**os.environ, "PYTHONPATH": str(root), "TF_CPP_MIN_LOG_LEVEL": "2"}
     command = [sys.executable, "-c", _COUNT, str(config)]
-    return int(subprocess.run(command, env=environment, check=True, capture_output=True, text=True).stdout.split()[-1])
+    run = subprocess.run(command, cwd=root, env=environment, check=True, capture_output=True, text=True)
+    return int(run.stdout.split()[-1])
 
 
 if __name__ == "__main__":
