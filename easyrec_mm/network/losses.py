@@ -11,6 +11,8 @@ from easyrec_mm.protos.loss_pb2 import LossType
 from easyrec_mm.protos.model_pb2 import BayesTaskTower
 from easyrec_mm.schema import Task
 
+# Towers of a kind from which on they are computed together.
+_MANY = 16
 # (labels [S], logits [S, num_class], parameters) -> loss per sample [S].
 SampleLoss = Callable[..., tf.Tensor]
 
@@ -75,8 +77,8 @@ def tower_losses(
 ) -> dict[str, tf.Tensor]:
     """Return the scalar loss of every task by name.
 
-    Towers of a kind are computed together, because the time to compile a step, and to begin it, grows with its
-    operations.
+    Many towers of a kind are computed together, because the time to compile a step, and to begin it, grows with its
+    operations. A few are not, because the last bits of a sample's loss depend on its place in the tensor.
 
     Args:
       towers: the settings of the towers.
@@ -90,7 +92,7 @@ def tower_losses(
     for tower, task in zip(towers, tasks, strict=True):
         kinds.setdefault(_kind(tower, task), []).append((tower, task))
     losses: dict[str, tf.Tensor] = {}
-    for members in kinds.values():
+    for members in (part for kind in kinds.values() for part in ([kind] if len(kind) >= _MANY else zip(kind))):
         settings, num_class = members[0][0], members[0][1].num_class
         label = tf.stack([labels[task.label] for _, task in members])  # [T, S]
         flat_logits = tf.reshape(tf.stack([logits[task.name] for _, task in members]), [-1, num_class])

@@ -27,9 +27,9 @@ def _rows_of_a_width(lookups: Sequence[tuple[tf.Variable, tf.Tensor]]) -> list[t
     for place, (table, _) in enumerate(lookups):
         by_table.setdefault(id(table), []).append(place)
     tables = [lookups[places[0]][0] for places in by_table.values()]
-    # In the reverse order, as TensorFlow adds up the gradients of several look-ups in one table.
-    order = [place for places in by_table.values() for place in reversed(places)]
-    ids = [joined([lookups[place][1] for place in reversed(places)]) for places in by_table.values()]
+    # Several look-ups in one table in their order, in which TensorFlow would add up their gradients.
+    order = [place for places in by_table.values() for place in places]
+    ids = [joined([lookups[place][1] for place in places]) for places in by_table.values()]
     rows = split_like(_rows_of_distinct_tables(tables, ids), [lookups[place][1] for place in order])
     return [found for _, found in sorted(zip(order, rows, strict=True), key=lambda pair: pair[0])]
 
