@@ -49,11 +49,11 @@ SLOTS = {
 NUM_STEPS = 6
 
 
-def make(kind, tables=(), multiplier=1.0, rate=RATE, **changes):
+def make(kind, tables=(), multiplier=1.0, rate=RATE, factors=None, **changes):
     settings = {**SETTINGS[kind], **changes}
     text = " ".join(f"{name}: {value}" for name, value in settings.items())
     config = f"{kind} {{ {rate} {text} }} embedding_learning_rate_multiplier: {multiplier}"
-    return build_optimizer(text_format.Parse(config, Optimizer()), tables)
+    return build_optimizer(text_format.Parse(config, Optimizer()), tables, factors)
 
 
 def variable_of(values):

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 from google.protobuf import text_format
+from test_optimizers import make, slot_values, variable_of
 
 from easyrec_mm.config.pipeline import load_pipeline
 from easyrec_mm.distribution.replicas import Replicas
@@ -16,7 +17,6 @@ from easyrec_mm.schema import Task
 from easyrec_mm.training.optimizers import OPTIMIZERS
 from easyrec_mm.training.row_gradients import sum_duplicate_rows
 from easyrec_mm.training.trainer import Trainer
-from test_optimizers import make, slot_values, variable_of
 
 # Rows and width of each table, and the table of each look-up, in their order.
 TABLES = [(9, 3), (5, 3), (7, 2), (6, 3), (4, 2)]
@@ -43,7 +43,9 @@ def gradients(tables, look_up, inputs):
     def step():
         with tf.GradientTape(watch_accessed_variables=False) as tape:
             tape.watch([table.value for table in tables])
-            rows = look_up([(tables[t].value, tf.constant(ids)) for t, (ids, _) in zip(OF_LOOKUPS, inputs, strict=True)])
+            rows = look_up(
+                [(tables[t].value, tf.constant(ids)) for t, (ids, _) in zip(OF_LOOKUPS, inputs, strict=True)]
+            )
             loss = tf.add_n([tf.reduce_sum(tf.sin(r) * w) for r, (_, w) in zip(rows, inputs, strict=True)])
         return rows, sum_duplicate_rows(tape.gradient(loss, [table.value for table in tables]))
 
@@ -84,12 +86,10 @@ def test_tables_learn_as_if_each_had_an_optimizer_of_its_own(kind):
     """Also with learning rates of their own."""
     together, alone = variables(), variables()
     factors = [1.0, 0.5, 1.0, 1.0, 2.0]
-    optimizer = make(kind)
-    optimizer._rate_factors = {id(t.value): f for t, f in zip(together, factors, strict=True) if f != 1}
+    optimizer = make(kind, factors={id(t.value): f for t, f in zip(together, factors, strict=True) if f != 1})
     optimizer.build(together)
-    single = [make(kind) for _ in alone]
-    for one, table, factor in zip(single, alone, factors, strict=True):
-        one._rate_factors = {id(table.value): factor}
+    single = [make(kind, factors={id(t.value): f}) for t, f in zip(alone, factors, strict=True)]
+    for one, table in zip(single, alone, strict=True):
         one.build([table])
     for step in range(3):
         _, of_tables = gradients(together, look_up_rows, lookups(step))()
@@ -173,10 +173,10 @@ def test_operations_per_feature_and_tower(tmp_path):
     sizes = {}
     for num_features, num_towers in ((8, 16), (16, 16), (8, 20)):
         pipeline = write_config(tmp_path / f"{num_features}_{num_towers}", num_features, num_towers)
-        step = Trainer(pipeline).steps._of_phases[0].get_concrete_function()
+        step = Trainer(pipeline).steps.graph(0)
         fields = tuple(f"f{i}" for i in range(num_features))
         parser = GroupRtpParser(pipeline.schema, ("click",), fields, 4).compiled.get_concrete_function()
-        sizes[num_features, num_towers] = num_operations(step.graph), num_operations(parser.graph)
+        sizes[num_features, num_towers] = num_operations(step), num_operations(parser.graph)
     of_feature = (np.array(sizes[16, 16]) - sizes[8, 16]) / 8
     assert of_feature[0] <= 20
     assert of_feature[1] <= 1

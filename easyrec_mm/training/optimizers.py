@@ -363,4 +363,3 @@ def build_optimizer(
     return OPTIMIZERS[kind](
         settings, learning_rate=Schedule(settings.learning_rate, end), rate_factors=factors, first_steps=first_steps
     )
-

@@ -9,19 +9,20 @@ import tensorflow as tf
 
 from easyrec_mm.network.layers.table_rows import joined, lengths
 
-Gradient = tf.Tensor | tf.IndexedSlices | None
 _Member = TypeVar("_Member")
 # Bits of a row's number: above them is the number of its table.
 _ROW_BITS = 40
 
 
-def sum_duplicate_rows(gradients: Sequence[Gradient]) -> list[Gradient]:
+def sum_duplicate_rows(
+    gradients: Sequence[tf.Tensor | tf.IndexedSlices | None],
+) -> list[tf.Tensor | tf.IndexedSlices | None]:
     """Sum the duplicate rows of each IndexedSlices, so that each row occurs once; leave other gradients unchanged."""
     summed = list(gradients)
-    slices = [i for i, gradient in enumerate(gradients) if isinstance(gradient, tf.IndexedSlices)]
-    for places in grouped(slices, lambda i: (tuple(gradients[i].values.shape[1:]), gradients[i].values.dtype)):
-        for place, gradient in zip(places, _summed([gradients[place] for place in places]), strict=True):
-            summed[place] = gradient
+    slices = [(i, gradient) for i, gradient in enumerate(gradients) if isinstance(gradient, tf.IndexedSlices)]
+    for members in grouped(slices, lambda pair: (tuple(pair[1].values.shape[1:]), pair[1].values.dtype)):
+        for (i, _), gradient in zip(members, _summed([gradient for _, gradient in members]), strict=True):
+            summed[i] = gradient
     return summed
 
 
@@ -49,7 +50,10 @@ def _summed(slices: Sequence[tf.IndexedSlices]) -> list[tf.IndexedSlices]:
     return [
         tf.IndexedSlices(of_table, rows_of_table, part.dense_shape)
         for of_table, rows_of_table, part in zip(
-            tf.split(sums, num_rows, num=len(slices)), tf.split(distinct, num_rows, num=len(slices)), slices, strict=True
+            tf.split(sums, num_rows, num=len(slices)),
+            tf.split(distinct, num_rows, num=len(slices)),
+            slices,
+            strict=True,
         )
     ]
 
@@ -60,4 +64,3 @@ def _numbered(rows: Sequence[tf.Tensor]) -> tf.Tensor:
         return rows[0]
     first = tf.constant([table << _ROW_BITS for table in range(len(rows))], tf.int64)
     return joined(rows) + tf.repeat(first, lengths(rows))
-

@@ -111,6 +111,10 @@ class TrainSteps:
         losses: dict[str, tf.Tensor] = self._of_phases[number](item.batch)
         return losses
 
+    def graph(self, step: int) -> tf.Graph:
+        """Return the graph of the step that follows `step` steps."""
+        return self._of_phases[self.phase(step)].get_concrete_function().graph
+
     def variables(self) -> dict[str, tf.Variable]:
         """Return all variables that steps change, except picture banks, by their names in a checkpoint."""
         state = {name: v.value for name, v in self._named.items()}

@@ -6,9 +6,7 @@ another process counts. Of ten features, four are ids in text, one is an id by n
 bucketed number with a table, one is a list of tags, and one is a cross of two fields. Tables have 1000 rows of 16
 numbers, towers a layer of 32 units.
 
-    python tools/bench/wide.py [--features 20 125 250 500] [--towers 100 300] [--turns 1] [--root PATH]
-
---root names a folder with another version of the package to be measured.
+    python tools/bench/wide.py [--features 20 125 250 500] [--towers 100 300] [--turns 1]
 """
 
 from __future__ import annotations
@@ -43,7 +41,7 @@ _COUNT = """
 import sys
 from easyrec_mm.config.pipeline import load_pipeline
 from easyrec_mm.training.trainer import Trainer
-graph = Trainer(load_pipeline(sys.argv[1])).steps._of_phases[0].get_concrete_function().graph.as_graph_def()
+graph = Trainer(load_pipeline(sys.argv[1])).steps.graph(0).as_graph_def()
 print(len(graph.node) + sum(len(function.node_def) for function in graph.library.function))
 """
 
@@ -54,7 +52,6 @@ def main() -> None:
     flags.add_argument("--features", type=int, nargs="*", default=[20, 125, 250, 500])
     flags.add_argument("--towers", type=int, nargs="*", default=[100, 300])
     flags.add_argument("--turns", type=int, default=1)
-    flags.add_argument("--root", type=Path, default=workload.ROOT)
     options = flags.parse_args()
     figures: dict[str, Any] = {}
     configs = [(count, 1) for count in options.features] + [(20, count) for count in options.towers]
@@ -62,10 +59,10 @@ def main() -> None:
         for num_features, num_towers in configs:
             folder = Path(name) / f"{num_features}_{num_towers}"
             config = write(folder, num_features, num_towers)
-            runs = [measure(config, options.root) for _ in range(options.turns)]
+            runs = [measure(config) for _ in range(options.turns)]
             place = f"{num_features} features, {num_towers} towers: "
             figures |= {place + key: workload.median([run[key] for run in runs]) for key in runs[0]}
-            figures[place + "nodes"] = count_nodes(config, options.root)
+            figures[place + "nodes"] = count_nodes(config)
             print({key: value for key, value in figures.items() if key.startswith(place)}, flush=True)
     workload.report("wide", figures)
 
@@ -133,14 +130,14 @@ train_config {{
 """
 
 
-def measure(config: Path, root: Path) -> dict[str, float]:
+def measure(config: Path) -> dict[str, float]:
     """Train until the tenth step is done; return seconds, processor seconds and the largest memory until then."""
     metrics = config.parent / "model/metrics.jsonl"
     metrics.unlink(missing_ok=True)
-    environment = {**os.environ, "PYTHONPATH": str(root), "TF_CPP_MIN_LOG_LEVEL": "2"}
+    environment = {**os.environ, "TF_CPP_MIN_LOG_LEVEL": "2"}
     command = [sys.executable, "-m", "easyrec_mm", "train", "--pipeline_config", str(config)]
     start = time.perf_counter()
-    process = subprocess.Popen(command, cwd=root, env=environment, stdout=subprocess.DEVNULL)
+    process = subprocess.Popen(command, cwd=workload.ROOT, env=environment, stdout=subprocess.DEVNULL)
     try:
         while not _is_done(metrics):
             if process.poll() is not None:
@@ -170,11 +167,11 @@ def _is_done(metrics: Path) -> bool:
     return any(json.loads(line).get("step", 0) >= NUM_STEPS for line in lines)
 
 
-def count_nodes(config: Path, root: Path) -> int:
+def count_nodes(config: Path) -> int:
     """Return the number of nodes of the graph of a step."""
-    environment = {**os.environ, "PYTHONPATH": str(root), "TF_CPP_MIN_LOG_LEVEL": "2"}
+    environment = {**os.environ, "TF_CPP_MIN_LOG_LEVEL": "2"}
     command = [sys.executable, "-c", _COUNT, str(config)]
-    run = subprocess.run(command, cwd=root, env=environment, check=True, capture_output=True, text=True)
+    run = subprocess.run(command, cwd=workload.ROOT, env=environment, check=True, capture_output=True, text=True)
     return int(run.stdout.split()[-1])
 
 

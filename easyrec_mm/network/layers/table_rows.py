@@ -17,12 +17,14 @@ def look_up_rows(lookups: Sequence[tuple[tf.Variable, tf.Tensor]]) -> list[tf.Te
     for place, (table, _) in enumerate(lookups):
         by_width.setdefault(table.shape[1], []).append(place)
     for places in by_width.values():
-        for place, found in zip(places, _rows_of_a_width([lookups[place] for place in places]), strict=True):
-            rows[place] = found
+        of_width = _rows_of_a_width([lookups[place] for place in places])
+        for place, of_lookup in zip(places, of_width, strict=True):
+            rows[place] = of_lookup
     return rows
 
 
 def _rows_of_a_width(lookups: Sequence[tuple[tf.Variable, tf.Tensor]]) -> list[tf.Tensor]:
+    """Return what `look_up_rows` returns, for tables of one width."""
     by_table: dict[int, list[int]] = {}
     for place, (table, _) in enumerate(lookups):
         by_table.setdefault(id(table), []).append(place)
@@ -31,30 +33,26 @@ def _rows_of_a_width(lookups: Sequence[tuple[tf.Variable, tf.Tensor]]) -> list[t
     order = [place for places in by_table.values() for place in places]
     ids = [joined([lookups[place][1] for place in places]) for places in by_table.values()]
     rows = split_like(_rows_of_distinct_tables(tables, ids), [lookups[place][1] for place in order])
-    return [found for _, found in sorted(zip(order, rows, strict=True), key=lambda pair: pair[0])]
+    by_place = dict(zip(order, rows, strict=True))
+    return [by_place[place] for place in range(len(lookups))]
 
 
 def _rows_of_distinct_tables(tables: Sequence[tf.Variable], ids: Sequence[tf.Tensor]) -> tf.Tensor:
     """Return the rows of all tables, one behind the other: float32 `[sum of N, dim]`."""
 
-    # TensorFlow's own gradient would take eight operations for each table. Handles are given instead of variables,
-    # which TensorFlow would read as a whole here; the optimizer's in-place update would then copy them.
-    @tf.custom_gradient
     def look_up(*handles: tf.Tensor) -> tuple[tf.Tensor, object]:
-        rows = joined(
-            [
-                tf.raw_ops.ResourceGather(resource=handle, indices=of_table, dtype=tf.float32)
-                for handle, of_table in zip(handles, ids, strict=True)
-            ]
-        )
+        parts = zip(handles, ids, strict=True)
+        rows = [tf.raw_ops.ResourceGather(resource=h, indices=of_table, dtype=tf.float32) for h, of_table in parts]
 
         def gradient(upstream: tf.Tensor) -> list[tf.IndexedSlices]:
-            parts = zip(split_like(upstream, ids), ids, tables, strict=True)
-            return [tf.IndexedSlices(part, of_table, tf.constant(table.shape.as_list(), tf.int64)) for part, of_table, table in parts]
+            shapes = [tf.constant(table.shape.as_list(), tf.int64) for table in tables]
+            return [tf.IndexedSlices(*parts) for parts in zip(split_like(upstream, ids), ids, shapes, strict=True)]
 
-        return rows, gradient
+        return joined(rows), gradient
 
-    result: tf.Tensor = look_up(*[table.handle for table in tables])
+    # TensorFlow's own gradient would take eight operations for each table. Handles are given instead of variables,
+    # which TensorFlow would read as a whole here; the optimizer's in-place update would then copy them.
+    result: tf.Tensor = tf.custom_gradient(look_up)(*[table.handle for table in tables])
     return result
 
 
