@@ -11,6 +11,7 @@ from easyrec_mm.features.feature import Table
 from easyrec_mm.features.sequence_feature import SequenceFeature
 from easyrec_mm.network.layers.dnn import DNN
 from easyrec_mm.network.layers.embedding import EmbeddingTable, FeatureEmbedding, combine, feature_vector
+from easyrec_mm.network.layers.table_rows import look_up_rows
 from easyrec_mm.network.layers.target_attention import TargetAttention
 from easyrec_mm.schema import IMAGE_KEY, Attention
 
@@ -175,10 +176,11 @@ def test_attentions_join_behind_the_features(joins_key):
     np.testing.assert_allclose(output, np.concatenate(joined, axis=1), rtol=1e-5, atol=1e-6)
     of_tables = [w["user"][inputs["user"]], w["user"][inputs["friend"]], joined[1], elements, elements]
     assert float(squares) == pytest.approx(sum(np.sum(x**2) for x in of_tables), rel=1e-5)
-    rows = {f.name: layer.rows(f, inputs[f.name]) for f in features}
+    rows = {f.name: tf.constant(w["user"][inputs[f.name]]) if f.table == "user" else None for f in features}
     padded = padded_values()
-    tags = layer.tables["tags"]
-    rows |= {f.name: tags.lookup(padded[f.name]) for f in features if isinstance(f, SequenceFeature) and f.table}
+    rows |= {
+        f.name: tf.gather(w["tags"], padded[f.name]) for f in features if isinstance(f, SequenceFeature) and f.table
+    }
     given = {n: v for n, v in padded.items() if n not in ("seen_mean", "seen_max")}
     np.testing.assert_allclose(layer.join(given, rows, image)[0], output, rtol=1e-5, atol=1e-6)
 
@@ -191,8 +193,8 @@ def test_padded_lists_are_combined_as_ragged_ones():
     for f in FEATURES:
         rows = None
         if f.table:
-            table = layer.tables[f.table]
-            rows = table.embeddings.value if f.multiplies_rows else table.lookup(padded[f.name])
+            table = layer.tables[f.table].embeddings.value
+            rows = table if f.multiplies_rows else tf.gather(table, padded[f.name])
         given = {name: value for name, value in padded.items() if rows is None or name != f.name or f.multiplies_rows}
         vectors.append(feature_vector(f, given, rows))
     np.testing.assert_allclose(tf.concat(vectors, axis=1), expected, rtol=1e-5, atol=1e-6)
@@ -217,6 +219,7 @@ def test_feature_embedding_gradient_is_rows():
     upstream = random(5, sum(f.width for f in FEATURES), seed=5)
     variables = {name: t.embeddings.value for name, t in layer.tables.items()}
     with tf.GradientTape() as tape:
+        tape.watch(list(variables.values()))
         output, _ = layer(values())
         loss = tf.reduce_sum(output * upstream)
     gradients = tape.gradient(loss, variables)
@@ -265,8 +268,8 @@ def test_combine_nothing(combiner):
 
 
 def test_lookup_does_not_read_the_whole_table():
-    layer = EmbeddingTable(table("t", 977, 3))
-    lookup = tf.function(layer.lookup, autograph=False)
+    embeddings = EmbeddingTable(table("t", 977, 3)).embeddings.value
+    lookup = tf.function(lambda ids: look_up_rows([(embeddings, ids)]), autograph=False)
     graph = lookup.get_concrete_function(tf.TensorSpec([None], tf.int64)).graph
     kinds = {operation.type for operation in graph.get_operations()}
     assert "ResourceGather" in kinds

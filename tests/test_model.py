@@ -148,6 +148,7 @@ def test_embed_once_has_the_gradients_of_embed_every_sample(tmp_path, network, t
 
     def gradients(batch):
         with tf.GradientTape() as tape:
+            tape.watch(list(variables.values()))
             loss = tf.add_n(list(model.losses(batch).values()))
         derivatives = tape.gradient(loss, variables)
         return float(loss), {name: tf.convert_to_tensor(gradient).numpy() for name, gradient in derivatives.items()}

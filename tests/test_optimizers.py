@@ -6,8 +6,10 @@ import pytest
 import tensorflow as tf
 from google.protobuf import text_format
 
+from easyrec_mm.network.layers.table_rows import look_up_rows
 from easyrec_mm.protos.optimizer_pb2 import Optimizer
-from easyrec_mm.training.optimizers import OPTIMIZERS, build_optimizer, sum_duplicate_rows
+from easyrec_mm.training.optimizers import OPTIMIZERS, build_optimizer
+from easyrec_mm.training.row_gradients import sum_duplicate_rows
 
 # A rate that differs from step to step, so that a step counted twice or not at all shows.
 BASE_RATE, HALF_LIFE = 0.1, 4
@@ -47,11 +49,11 @@ SLOTS = {
 NUM_STEPS = 6
 
 
-def make(kind, tables=(), multiplier=1.0, rate=RATE, **changes):
+def make(kind, tables=(), multiplier=1.0, rate=RATE, factors=None, **changes):
     settings = {**SETTINGS[kind], **changes}
     text = " ".join(f"{name}: {value}" for name, value in settings.items())
     config = f"{kind} {{ {rate} {text} }} embedding_learning_rate_multiplier: {multiplier}"
-    return build_optimizer(text_format.Parse(config, Optimizer()), tables)
+    return build_optimizer(text_format.Parse(config, Optimizer()), tables, factors)
 
 
 def variable_of(values):
@@ -185,7 +187,7 @@ def test_table_and_dense_variable_agree_when_every_row_is_used(kind):
         whole = np.zeros((num_rows, dim), np.float32)
         np.add.at(whole, ids, gradient)
         slices = tf.IndexedSlices(tf.constant(gradient), tf.constant(ids), tf.constant([num_rows, dim]))
-        of_table.apply([sum_duplicate_rows(slices)], [table])
+        of_table.apply(sum_duplicate_rows([slices]), [table])
         of_dense.apply([tf.constant(whole)], [dense])
     assert_near(table.numpy(), dense.numpy())
     for slot, value in slot_values(of_table, "w").items():
@@ -195,13 +197,13 @@ def test_table_and_dense_variable_agree_when_every_row_is_used(kind):
 def test_sum_duplicate_rows():
     ids = tf.constant([4, 1, 4, 0, 1, 4], tf.int64)
     values = tf.reshape(tf.range(12, dtype=tf.float32), [6, 2])
-    summed = sum_duplicate_rows(tf.IndexedSlices(values, ids, tf.constant([7, 2])))
+    (summed,) = sum_duplicate_rows([tf.IndexedSlices(values, ids, tf.constant([7, 2]))])
     rows = dict(zip(summed.indices.numpy().tolist(), summed.values.numpy().tolist(), strict=True))
     assert rows == {4: [0 + 4 + 10, 1 + 5 + 11], 1: [2 + 8, 3 + 9], 0: [6, 7]}
     assert len(summed.indices) == 3
     dense = tf.ones([2, 2])
-    assert sum_duplicate_rows(dense) is dense
-    assert sum_duplicate_rows(None) is None
+    assert sum_duplicate_rows([dense])[0] is dense
+    assert sum_duplicate_rows([None]) == [None]
 
 
 @pytest.mark.parametrize("kind", OPTIMIZERS)
@@ -210,7 +212,7 @@ def test_rows_of_a_batch_without_any(kind):
     optimizer = make(kind, [table])
     optimizer.build([table])
     nothing = tf.IndexedSlices(tf.zeros([0, 2]), tf.zeros([0], tf.int64), tf.constant([3, 2]))
-    optimizer.apply([sum_duplicate_rows(nothing)], [table])
+    optimizer.apply(sum_duplicate_rows([nothing]), [table])
     np.testing.assert_array_equal(table.numpy(), np.ones((3, 2)))
 
 
@@ -320,8 +322,8 @@ def traced_step(optimizer, table):
     def step():
         with tf.GradientTape() as tape:
             tape.watch(table.value)
-            loss = tf.reduce_sum(tf.square(tf.nn.embedding_lookup(table.value, ids)))
-        gradient = sum_duplicate_rows(tape.gradient(loss, table.value))
+            loss = tf.reduce_sum(tf.square(look_up_rows([(table.value, ids)])[0]))
+        (gradient,) = sum_duplicate_rows([tape.gradient(loss, table.value)])
         assert isinstance(gradient, tf.IndexedSlices)
         clipped, _ = tf.clip_by_global_norm([gradient], 1.0)
         optimizer.apply(clipped, [table])

@@ -130,10 +130,15 @@ class GroupRtpParser:
         self._schema = schema
         self._layout = schema.layout
         self._labels = [(schema.field(name), schema.layout.label_columns[schema.labels.index(name)]) for name in labels]
-        self._fields = [(schema.field(name), schema.layout.sample_fields.index(name)) for name in fields]
         self._num_columns = num_columns
         self._groups = TypedGroups(schema, labels, fields)
         self._checks = self._groups.checks
+        # Fields that are read alike are read together: the time to compile, and to begin, grows with the operations.
+        self._kinds: dict[tuple[Dtype, tuple[str, ...]], list[tuple[Field, int]]] = {}
+        for name in fields:
+            field = schema.field(name)
+            kind = field.dtype, tuple(self._checks.patterns.get(name, ()))
+            self._kinds.setdefault(kind, []).append((field, schema.layout.sample_fields.index(name)))
         read = {*labels, *fields}
         self._group_fields = [name for name in schema.group_fields if name in read]
 
@@ -169,11 +174,17 @@ class GroupRtpParser:
         def only_good() -> tuple[dict[str, tf.Tensor], tuple[tf.Tensor, ...]]:
             of_good_group = tf.gather(is_good, sample_group)
             return (
-                {name: tf.boolean_mask(value, of_good_group) for name, value in fields.items()},
+                {dtype: tf.boolean_mask(stack, of_good_group, axis=1) for dtype, stack in stacks.items()},
                 tuple(tf.boolean_mask(value, is_good) for value in groups),
             )
 
-        fields, groups = tf.cond(tf.reduce_all(is_good), lambda: (fields, groups), only_good)
+        names, stacks = _stacked(fields)
+        stacks, groups = tf.cond(tf.reduce_all(is_good), lambda: (stacks, groups), only_good)
+        fields = {
+            name: value
+            for dtype, stack in stacks.items()
+            for name, value in zip(names[dtype], tf.unstack(stack, len(names[dtype])), strict=True)
+        }
         refused = tf.sort(tf.concat([tf.where(~is_whole)[:, 0], tf.boolean_mask(whole_lines, ~is_good)], 0))
         image_path, group_size, kept_lines = groups
         return GroupRows(fields, image_path, group_size, kept_lines, refused, evidence=tf.gather(lines, refused))
@@ -226,18 +237,11 @@ class GroupRtpParser:
                 ok &= tf.equal(numbers, tf.round(numbers))
             fields[field.name] = numbers
             is_good &= ok
-        for field, index in self._fields:
-            patterns = self._checks.patterns.get(field.name, [])
-            if field.dtype == "string":
-                text = columns[index]
-                fields[field.name] = tf.where(tf.equal(text, ""), field.default, text) if field.default else text
-                ok = tf.equal(text, "") | matches(text, patterns) if patterns else are_utf8(text, is_ascii)
-            else:
-                numbers, ok = _read_numbers(columns[index], patterns, field.default, DTYPES[field.dtype])
-                if field.dtype == "float32":
-                    ok &= tf.abs(numbers) <= self._schema.largest_number(field.name)[0]
-                fields[field.name] = numbers
-            is_good &= ok
+        for kind, members in self._kinds.items():
+            texts = tf.stack([columns[index] for _, index in members])  # [fields, S]
+            values_of_kind, ok = self._read_kind(*kind, [field for field, _ in members], texts, is_ascii)
+            fields |= zip([field.name for field, _ in members], tf.unstack(values_of_kind, len(members)), strict=True)
+            is_good &= tf.reduce_all(ok, axis=0)
         for lists in self._checks.aligned:
             first, *other_lengths = [
                 split_texts(fields[name], separator).row_lengths() for name, separator in lists.items()
@@ -245,6 +249,21 @@ class GroupRtpParser:
             for other in other_lengths:
                 is_good &= tf.equal(first, other)
         return fields, is_good
+
+    def _read_kind(
+        self, dtype: Dtype, patterns: tuple[str, ...], members: Sequence[Field], texts: tf.Tensor, is_ascii: tf.Tensor
+    ) -> tuple[tf.Tensor, tf.Tensor]:
+        """Parse the texts `[fields, S]` of fields of a kind; also return which are valid."""
+        defaults = [field.default for field in members]
+        if dtype != "string":
+            numbers, ok = _read_numbers(texts, patterns, tf.constant(defaults)[:, None], DTYPES[dtype])
+            if dtype == "float32":
+                largest = [self._schema.largest_number(field.name)[0] for field in members]
+                ok &= tf.abs(numbers) <= tf.constant(largest)[:, None]
+            return numbers, ok
+        is_empty = tf.equal(texts, "")
+        ok = is_empty | matches(texts, patterns) if patterns else are_utf8(texts, is_ascii)
+        return (tf.where(is_empty, tf.constant(defaults)[:, None], texts) if any(defaults) else texts), ok
 
     def explain(self, line: bytes) -> Problem | None:
         """Return what is wrong with a line, found by the checks that all formats share; None for a valid line."""
@@ -270,8 +289,18 @@ def _split(text: tf.Tensor, separator: str) -> _Parts:
     return _Parts(pieces.values, tf.raw_ops.DenseBincount(input=pieces.indices[:, 0], size=size, weights=no_weights))
 
 
-def _read_numbers(text: tf.Tensor, patterns: list[str], default: str, dtype: tf.DType) -> tuple[tf.Tensor, tf.Tensor]:
-    """Parse texts `[N]`, "" as `default`, to numbers `[N]` (bool as int64); also return which are valid, bool `[N]`."""
+def _stacked(fields: dict[str, tf.Tensor]) -> tuple[dict[str, list[str]], dict[str, tf.Tensor]]:
+    """Return the names of the fields of each dtype, and their values as one tensor `[fields, S]`."""
+    names: dict[str, list[str]] = {}
+    for name, values in fields.items():
+        names.setdefault(values.dtype.name, []).append(name)
+    return names, {dtype: tf.stack([fields[name] for name in members]) for dtype, members in names.items()}
+
+
+def _read_numbers(
+    text: tf.Tensor, patterns: Sequence[str], default: str | tf.Tensor, dtype: tf.DType
+) -> tuple[tf.Tensor, tf.Tensor]:
+    """Parse texts, "" as `default`, to numbers (bool as int64); also return which are valid; all `[N]` or `[F, N]`."""
     text = tf.where(tf.equal(text, ""), default, text)
     ok = matches(text, patterns)
     if dtype == tf.bool:
@@ -279,23 +308,30 @@ def _read_numbers(text: tf.Tensor, patterns: list[str], default: str, dtype: tf.
     return tf.strings.to_number(tf.where(ok, text, "0"), dtype), ok
 
 
-def matches(text: tf.Tensor, patterns: list[str]) -> tf.Tensor:
-    """Return which texts match every pattern, bool `[N]`.
+def matches(text: tf.Tensor, patterns: Sequence[str]) -> tf.Tensor:
+    """Return which texts, `[N]` or `[F, N]`, match every pattern: bool of the same shape.
 
-    One match of all texts joined costs a fraction of N matches, and is nearly always sufficient. Texts that contain
-    line ends, as those of a TFRecord may, are matched one by one.
+    One match of all texts of a row joined costs a fraction of N matches, and is nearly always sufficient. Texts that
+    contain line ends, as those of a TFRecord may, are matched one by one.
     """
-    joined = tf.strings.reduce_join(text, separator=_LINE_END)
-    num_line_ends = tf.math.count_nonzero(tf.equal(tf.io.decode_raw(joined, tf.uint8), ord("\n")), dtype=tf.int32)
+    rows = text if text.shape.rank == 2 else text[None]
+    joined = tf.strings.reduce_join(rows, axis=1, separator=_LINE_END)  # [F]
     all_match = tf.reduce_all(
-        [tf.strings.regex_full_match(joined, f"(?:{p})(?:{_LINE_END}(?:{p}))*") for p in patterns]
+        [tf.strings.regex_full_match(joined, f"(?:{p})(?:{_LINE_END}(?:{p}))*") for p in patterns], axis=0
     )
+    all_joined = tf.strings.reduce_join(joined, separator=_LINE_END)
+    num_line_ends = tf.math.count_nonzero(tf.equal(tf.io.decode_raw(all_joined, tf.uint8), ord("\n")), dtype=tf.int32)
+    all_match &= tf.equal(num_line_ends, tf.size(rows) - 1)
 
     def one_by_one() -> tf.Tensor:
-        return tf.reduce_all([tf.strings.regex_full_match(text, p) for p in patterns], axis=0)
+        unclear = tf.where(~all_match)
+        some = tf.gather_nd(rows, unclear)
+        ok = tf.reduce_all([tf.strings.regex_full_match(some, p) for p in patterns], axis=0)
+        return tf.tensor_scatter_nd_update(tf.ones(tf.shape(rows), tf.bool), unclear, ok)
 
-    all_match &= tf.equal(num_line_ends, tf.size(text) - 1)
-    return tf.cond(all_match | tf.equal(tf.size(text), 0), lambda: tf.ones(tf.shape(text), tf.bool), one_by_one)
+    is_clear = tf.reduce_all(all_match) | tf.equal(tf.size(rows), 0)
+    ok = tf.cond(is_clear, lambda: tf.ones(tf.shape(rows), tf.bool), one_by_one)
+    return ok if text.shape.rank == 2 else ok[0]
 
 
 def are_ascii(texts: tf.Tensor) -> tf.Tensor:
@@ -317,7 +353,7 @@ def are_ascii(texts: tf.Tensor) -> tf.Tensor:
 
 
 def are_utf8(texts: tf.Tensor, is_ascii: tf.Tensor) -> tf.Tensor:
-    """Return which texts are UTF-8, bool `[N]`; all of them if it is known that they are ASCII."""
+    """Return which texts, as for `matches`, are UTF-8; all of them if it is known that they are ASCII."""
     return tf.cond(is_ascii, lambda: tf.ones(tf.shape(texts), tf.bool), lambda: matches(texts, [_UTF8]))
 
 

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Hashable, Mapping, Sequence
 
 import tensorflow as tf
 
 from easyrec_mm.distribution.replicas import Replicas
+from easyrec_mm.protos.loss_pb2 import LossType
+from easyrec_mm.protos.model_pb2 import BayesTaskTower
+from easyrec_mm.schema import Task
 
+# Towers of a kind from which on they are computed together.
+_MANY = 16
 # (labels [S], logits [S, num_class], parameters) -> loss per sample [S].
 SampleLoss = Callable[..., tf.Tensor]
 
@@ -54,9 +59,75 @@ def weighted_mean(losses: tf.Tensor, weights: tf.Tensor, replicas: Replicas) -> 
     """Return sum(weight * loss) / number of samples with a nonzero weight; 0 if there are no such samples.
 
     Args:
-      losses: `[S]`.
-      weights: `[S]`.
+      losses: `[..., S]`.
+      weights: `[..., S]`.
       replicas: the replicas whose samples are counted; the sum of their results is the mean over all samples.
     """
-    num_present = replicas.sum(tf.math.count_nonzero(weights, dtype=tf.float32))
-    return tf.math.divide_no_nan(tf.reduce_sum(losses * weights), num_present)
+    num_present = replicas.sum(tf.math.count_nonzero(weights, axis=-1, dtype=tf.float32))
+    return tf.math.divide_no_nan(tf.reduce_sum(losses * weights, axis=-1), num_present)
+
+
+def tower_losses(
+    towers: Sequence[BayesTaskTower],
+    tasks: Sequence[Task],
+    logits: Mapping[str, tf.Tensor],
+    labels: Mapping[str, tf.Tensor],
+    sample_weight: tf.Tensor,
+    replicas: Replicas,
+) -> dict[str, tf.Tensor]:
+    """Return the scalar loss of every task by name.
+
+    Many towers of a kind are computed together, because the time to compile a step, and to begin it, grows with its
+    operations. A few are not, because the last bits of a sample's loss depend on its place in the tensor.
+
+    Args:
+      towers: the settings of the towers.
+      tasks: their tasks.
+      logits: task name -> `[S, num_class]`.
+      labels: label name -> `[S]`.
+      sample_weight: `[S]`.
+      replicas: as for `weighted_mean`.
+    """
+    kinds: dict[Hashable, list[tuple[BayesTaskTower, Task]]] = {}
+    for tower, task in zip(towers, tasks, strict=True):
+        kinds.setdefault(_kind(tower, task), []).append((tower, task))
+    losses: dict[str, tf.Tensor] = {}
+    for members in (part for kind in kinds.values() for part in ([kind] if len(kind) >= _MANY else zip(kind))):
+        settings, num_class = members[0][0], members[0][1].num_class
+        label = tf.stack([labels[task.label] for _, task in members])  # [T, S]
+        flat_logits = tf.reshape(tf.stack([logits[task.name] for _, task in members]), [-1, num_class])
+        weight = tf.repeat(tf.constant([[tower.weight] for tower, _ in members]), tf.shape(label)[1], axis=1)
+        if settings.use_sample_weight:
+            weight *= sample_weight
+        if settings.task_space_indicator_label:
+            is_inside = labels[settings.task_space_indicator_label] > 0
+            weight *= tf.where(is_inside, settings.in_task_space_weight, settings.out_task_space_weight)
+
+        def mean_of(name: str, **parameters: float | None) -> tf.Tensor:
+            of_samples = LOSSES[name](tf.reshape(label, [-1]), flat_logits, **parameters)  # noqa: B023
+            return weighted_mean(tf.reshape(of_samples, tf.shape(label)), weight, replicas)  # noqa: B023
+
+        totals = tf.unstack(_total(settings, mean_of), len(members))
+        losses |= zip([task.name for _, task in members], totals, strict=True)
+    return {task.name: losses[task.name] for task in tasks}
+
+
+def _kind(tower: BayesTaskTower, task: Task) -> Hashable:
+    """Return what the towers have in common whose losses are computed together."""
+    weights = tower.use_sample_weight, tower.in_task_space_weight, tower.out_task_space_weight
+    losses = tower.loss_type, tuple(loss.SerializeToString() for loss in tower.losses)
+    return task.num_class, losses, tower.task_space_indicator_label, weights
+
+
+def _total(tower: BayesTaskTower, mean_of: Callable[..., tf.Tensor]) -> tf.Tensor:
+    """Return the weighted sum of the losses of a tower; `mean_of` returns the loss with a name."""
+    if not tower.losses:
+        return mean_of(LossType.Name(tower.loss_type))
+    total = tf.constant(0.0)
+    for loss in tower.losses:
+        focal = loss.binary_focal_loss
+        parameters = {}
+        if loss.loss_type == LossType.BINARY_FOCAL_LOSS:
+            parameters = {"gamma": focal.gamma, "alpha": focal.alpha if focal.HasField("alpha") else None}
+        total += loss.weight * mean_of(LossType.Name(loss.loss_type), **parameters)
+    return total

@@ -23,13 +23,11 @@ from easyrec_mm.network.image import ImageLosses, image_tower, item_image
 from easyrec_mm.network.layers.batch_norm import synchronize
 from easyrec_mm.network.layers.image_tower import ImageTower
 from easyrec_mm.network.layers.item_image import ItemImage
-from easyrec_mm.network.losses import LOSSES, weighted_mean
+from easyrec_mm.network.losses import tower_losses
 from easyrec_mm.network.precision import FLOAT32
 from easyrec_mm.network.rec import RecModel, task_outputs
-from easyrec_mm.protos.loss_pb2 import LossType
-from easyrec_mm.protos.model_pb2 import BayesTaskTower
 from easyrec_mm.protos.pipeline_pb2 import EasyRecConfig
-from easyrec_mm.schema import Schema, Task
+from easyrec_mm.schema import Schema
 
 EMBEDDING_REGULARIZATION, L2_REGULARIZATION = REGULARIZATION_LOSSES
 # Stands in for seed 0: with TensorFlow's global seed at 0, a dataset cannot be shuffled inside a graph.
@@ -124,9 +122,7 @@ class MultimodalModel:
         """Return scalars of towers, image vectors and regularisation, whose sum over all replicas is the loss."""
         image_vectors = self.image_vectors(batch, training, bank)
         logits, embedding_penalty = self._logits(batch, image_vectors, training)
-        losses = {}
-        for tower, task in zip(self._towers, self.schema.tasks, strict=True):
-            losses[task.name] = _tower_loss(tower, task, logits[task.name], batch, self.replicas)
+        losses = tower_losses(self._towers, self.schema.tasks, logits, batch.labels, batch.sample_weight, self.replicas)
         if image_vectors is not None:
             losses |= self._image_losses(image_vectors, batch.images, training)
         if self._regularizes_embeddings:
@@ -328,24 +324,3 @@ def without_updates(model: MultimodalModel, config: EasyRecConfig) -> Multimodal
     for name, variable in plain.named_variables().items():
         variable.assign(merged.get(id(named[name]), named[name]))
     return plain
-
-
-def _tower_loss(tower: BayesTaskTower, task: Task, logits: tf.Tensor, batch: Batch, replicas: Replicas) -> tf.Tensor:
-    labels = batch.labels[task.label]
-    weights = tf.fill(tf.shape(labels), tower.weight)
-    if tower.use_sample_weight:
-        weights *= batch.sample_weight
-    if tower.task_space_indicator_label:
-        is_inside = batch.labels[tower.task_space_indicator_label] > 0
-        weights *= tf.where(is_inside, tower.in_task_space_weight, tower.out_task_space_weight)
-    if not tower.losses:
-        return weighted_mean(LOSSES[LossType.Name(tower.loss_type)](labels, logits), weights, replicas)
-    total = tf.constant(0.0)
-    for loss in tower.losses:
-        focal = loss.binary_focal_loss
-        settings = {}
-        if loss.loss_type == LossType.BINARY_FOCAL_LOSS:
-            settings = {"gamma": focal.gamma, "alpha": focal.alpha if focal.HasField("alpha") else None}
-        sample_losses = LOSSES[LossType.Name(loss.loss_type)](labels, logits, **settings)
-        total += loss.weight * weighted_mean(sample_losses, weights, replicas)
-    return total

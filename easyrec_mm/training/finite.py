@@ -7,14 +7,12 @@ bank. They are read before it, so that a step that is not finite leaves everythi
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from typing import TypeAlias
 
 import keras
 import tensorflow as tf
 
 from easyrec_mm.data.picture_bank import PictureBank
-
-Gradient: TypeAlias = tf.Tensor | tf.IndexedSlices | None
+from easyrec_mm.training.row_gradients import Gradient
 
 
 def squares_are_finite(gradients: Iterable[Gradient]) -> tf.Tensor:

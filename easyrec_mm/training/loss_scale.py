@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import TypeAlias
 
 import tensorflow as tf
 
-Gradient: TypeAlias = tf.Tensor | tf.IndexedSlices | None
+from easyrec_mm.training.row_gradients import Gradient
 
 FIRST, SMALLEST, LARGEST = 2.0**15, 1.0, 2.0**24
 # Steps without an overflow after which the scale is doubled.

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import os
 import re
+from functools import lru_cache
 from pathlib import Path
 
 from easyrec_mm.errors import ConfigError
+from easyrec_mm.protos.optimizer_pb2 import Optimizer
 from easyrec_mm.protos.pipeline_pb2 import EasyRecConfig
 from easyrec_mm.schema import Schema
 from easyrec_mm.training.optimizers import OPTIMIZERS
@@ -60,11 +62,17 @@ def _bytes_per_number(table: str, config: EasyRecConfig) -> int:
     num_copies = 1
     is_trained = not any(re.search(pattern, name) for pattern in train.freeze_gradient)
     if index is not None and is_trained:
-        settings = train.optimizer_config[index]
-        kind = settings.WhichOneof("optimizer")
-        num_copies += len(OPTIMIZERS[kind](getattr(settings, kind), learning_rate=1.0).slots)
+        num_copies += _num_slots(train.optimizer_config[index].SerializeToString())
     num_copies += bool(train.optimizer_config and train.optimizer_config[0].use_moving_average)
     return num_copies * _BYTES_OF_A_NUMBER
+
+
+@lru_cache(maxsize=16)
+def _num_slots(optimizer: bytes) -> int:
+    """Return how many slots a serialized Optimizer has; to make one takes milliseconds, and each table asks."""
+    settings = Optimizer.FromString(optimizer)
+    kind = settings.WhichOneof("optimizer")
+    return len(OPTIMIZERS[kind](getattr(settings, kind), learning_rate=1.0).slots)
 
 
 def _size(num_bytes: int) -> str:

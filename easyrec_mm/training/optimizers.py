@@ -16,8 +16,10 @@ from typing import Any
 import keras
 import tensorflow as tf
 
+from easyrec_mm.network.layers.table_rows import joined, split_like
 from easyrec_mm.protos.optimizer_pb2 import Optimizer as OptimizerConfig
 from easyrec_mm.training.learning_rates import Schedule
+from easyrec_mm.training.row_gradients import grouped
 
 Rows = list[tf.Tensor]
 
@@ -65,35 +67,54 @@ class RowOptimizer(keras.optimizers.Optimizer):
             for name, variable in zip(names, variables, strict=True)
         }
 
-    def apply(self, grads: list[Any], trainable_variables: list[keras.Variable] | None = None) -> None:
-        """Update the variables by their gradients."""
+    def apply(self, grads: list[Any], trainable_variables: list[keras.Variable]) -> None:
+        """Update the variables by their gradients. The rows of an IndexedSlices must be distinct (row_gradients.py).
+
+        Rows of tables of a width that learn alike are updated together, because the time to compile a step, and to
+        begin it, grows with its operations.
+        """
+        if not self.built:
+            self.build(trainable_variables)
         self._powers = {}
-        super().apply(grads, trainable_variables)
+        learning_rate = self.learning_rate
+        slices: list[tuple[tf.IndexedSlices, tf.Variable]] = []
+        for gradient, variable in zip(grads, trainable_variables, strict=True):
+            if isinstance(gradient, tf.IndexedSlices):
+                slices.append((gradient, variable.value))
+            else:
+                rate, slots = self._begin(variable.value, learning_rate), self._slots(variable.value)
+                self.apply_dense(variable.value, slots, gradient, rate)
+        for members in grouped(slices, lambda pair: self._kind(pair[1])):
+            rate = self._begin(members[0][1], learning_rate)
+            self._apply_rows([gradient for gradient, _ in members], [table for _, table in members], rate)
+        self.iterations.assign_add(1)
 
-    def update_step(
-        self, gradient: tf.Tensor | tf.IndexedSlices, variable: tf.Variable, learning_rate: tf.Tensor
-    ) -> None:
-        """Update one variable. The rows of an IndexedSlices must be distinct (see `sum_duplicate_rows`)."""
-        index = self._get_variable_index(variable)
-        slots = [variables[index].value for variables in self._slot_variables.values()]
-        rate = tf.cast(learning_rate, variable.dtype)
-        if id(variable) in self._rate_factors:
-            rate *= self._rate_factors[id(variable)]
+    def _kind(self, variable: tf.Variable) -> tuple[object, ...]:
+        """Return what the tables must have in common that are updated together."""
+        key = id(variable)
+        shape = tuple(variable.shape[1:])
+        return shape, variable.dtype, self._rate_factors.get(key, 1.0), self._first_steps.get(key, 0)
+
+    def _begin(self, variable: tf.Variable, learning_rate: tf.Tensor) -> tf.Tensor:
+        """Begin the update of a variable, and return its learning rate."""
         self._first_step = self._first_steps.get(id(variable), 0)
-        self._apply_gradient(variable, slots, gradient, rate)
+        rate = tf.cast(learning_rate, variable.dtype)
+        factor = self._rate_factors.get(id(variable))
+        return rate if factor is None else rate * factor
 
-    def _apply_gradient(
-        self, variable: tf.Variable, slots: list[tf.Variable], gradient: tf.Tensor | tf.IndexedSlices, rate: tf.Tensor
-    ) -> None:
-        if not isinstance(gradient, tf.IndexedSlices):
-            self.apply_dense(variable, slots, gradient, rate)
-            return
-        ids = gradient.indices
-        rows = tf.gather(variable, ids)
-        new_rows, new_slots = self.rule(rows, [tf.gather(slot, ids) for slot in slots], gradient.values, rate)
-        variable.scatter_update(tf.IndexedSlices(new_rows, ids))
-        for slot, values in zip(slots, new_slots, strict=True):
-            slot.scatter_update(tf.IndexedSlices(values, ids))
+    def _slots(self, variable: tf.Variable) -> list[tf.Variable]:
+        index = self._get_variable_index(variable)
+        return [variables[index].value for variables in self._slot_variables.values()]
+
+    def _apply_rows(self, slices: Sequence[tf.IndexedSlices], tables: Sequence[tf.Variable], rate: tf.Tensor) -> None:
+        """Update rows of tables of a kind."""
+        ids = [gradient.indices for gradient in slices]
+        of_slots = list(zip(*[self._slots(table) for table in tables], strict=True))
+        rows, *slots = [_gathered(variables, ids) for variables in (tables, *of_slots)]
+        new_rows, new_slots = self.rule(rows, slots, joined([gradient.values for gradient in slices]), rate)
+        for variables, values in zip((tables, *of_slots), (new_rows, *new_slots), strict=True):
+            for variable, part, of_table in zip(variables, split_like(values, ids), ids, strict=True):
+                tf.raw_ops.ResourceScatterUpdate(resource=variable.handle, indices=of_table, updates=part)
 
     def rule(self, rows: tf.Tensor, slots: Rows, gradient: tf.Tensor, rate: tf.Tensor) -> tuple[tf.Tensor, Rows]:
         """Return the new rows and slots, all `[number of rows, dim]`."""
@@ -116,6 +137,16 @@ class RowOptimizer(keras.optimizers.Optimizer):
             step = tf.cast(tf.maximum(self.iterations.value + 1 - self._first_step, 1), tf.float32)
             self._powers[key] = tf.pow(base, step)
         return self._powers[key]
+
+
+def _gathered(tables: Sequence[tf.Variable], ids: Sequence[tf.Tensor]) -> tf.Tensor:
+    """Return rows of tables, one behind the other."""
+    return joined(
+        [
+            tf.raw_ops.ResourceGather(resource=table.handle, indices=of_table, dtype=table.dtype)
+            for table, of_table in zip(tables, ids, strict=True)
+        ]
+    )
 
 
 def _fill(value: float, shape: Sequence[int], dtype: str | None = None) -> tf.Tensor:
@@ -216,12 +247,10 @@ class Ftrl(RowOptimizer):
         self.slots = {"accumulator": initial_accumulator, "linear": 0.0}
         self._power, self._l1, self._l2, self._shrinkage = power, l1, l2, shrinkage
 
-    def _apply_gradient(
-        self, variable: tf.Variable, slots: list[tf.Variable], gradient: tf.Tensor | tf.IndexedSlices, rate: tf.Tensor
-    ) -> None:
-        # The rule divides by the rate. If that is 0, as when a warm-up starts or a cosine ends, nothing changes.
-        update = super()._apply_gradient
-        tf.cond(rate > 0, lambda: update(variable, slots, gradient, rate), lambda: None)
+    # The rule divides by the rate. If that is 0, as when a warm-up starts or a cosine ends, nothing changes.
+    def _apply_rows(self, slices: Sequence[tf.IndexedSlices], tables: Sequence[tf.Variable], rate: tf.Tensor) -> None:
+        update = super()._apply_rows
+        tf.cond(rate > 0, lambda: update(slices, tables, rate), lambda: None)
 
     def rule(self, rows: tf.Tensor, slots: Rows, gradient: tf.Tensor, rate: tf.Tensor) -> tuple[tf.Tensor, Rows]:
         old, linear = slots
@@ -236,17 +265,20 @@ class Ftrl(RowOptimizer):
     def apply_dense(
         self, variable: tf.Variable, slots: list[tf.Variable], gradient: tf.Tensor, rate: tf.Tensor
     ) -> None:
-        tf.raw_ops.ResourceApplyFtrlV2(
-            var=variable.handle,
-            accum=slots[0].handle,
-            linear=slots[1].handle,
-            grad=gradient,
-            lr=rate,
-            l1=self._l1,
-            l2=self._l2,
-            l2_shrinkage=self._shrinkage,
-            lr_power=self._power,
-        )
+        def update() -> None:
+            tf.raw_ops.ResourceApplyFtrlV2(
+                var=variable.handle,
+                accum=slots[0].handle,
+                linear=slots[1].handle,
+                grad=gradient,
+                lr=rate,
+                l1=self._l1,
+                l2=self._l2,
+                l2_shrinkage=self._shrinkage,
+                lr_power=self._power,
+            )
+
+        tf.cond(rate > 0, update, lambda: None)
 
 
 class Adam(RowOptimizer):
@@ -331,12 +363,3 @@ def build_optimizer(
     return OPTIMIZERS[kind](
         settings, learning_rate=Schedule(settings.learning_rate, end), rate_factors=factors, first_steps=first_steps
     )
-
-
-def sum_duplicate_rows(gradient: tf.Tensor | tf.IndexedSlices | None) -> tf.Tensor | tf.IndexedSlices | None:
-    """Sum duplicate rows of an IndexedSlices, so that each row occurs once; return anything else unchanged."""
-    if not isinstance(gradient, tf.IndexedSlices):
-        return gradient
-    ids, position = tf.unique(tf.reshape(gradient.indices, [-1]))
-    values = tf.math.unsorted_segment_sum(gradient.values, position, tf.size(ids))
-    return tf.IndexedSlices(values, ids, gradient.dense_shape)

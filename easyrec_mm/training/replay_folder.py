@@ -28,6 +28,7 @@ from easyrec_mm.config.pipeline import write_config
 from easyrec_mm.data.batch import Batch, Images, InputBatch
 from easyrec_mm.data.picture_bank import PictureBank
 from easyrec_mm.errors import CheckpointError, UserError
+from easyrec_mm.network.layers.embedding import table_ids
 from easyrec_mm.network.model import RANDOM_STATE, MultimodalModel
 from easyrec_mm.protos.pipeline_pb2 import EasyRecConfig
 from easyrec_mm.runs.model_dir import PIPELINE_CONFIG, REPLAY, ModelDir
@@ -139,7 +140,7 @@ def weights_of(model: MultimodalModel, parts: Collection[WorkerPart]) -> tuple[A
     for batch in (part.batch for part in parts):
         for feature in model.schema.features:
             if feature.table:
-                ids = [embedding.ids(feature, batch.features[feature.name])] if feature.name in batch.features else []
+                ids = [table_ids(feature, batch.features[feature.name])] if feature.name in batch.features else []
                 ids += [values for name, values in batch.images.features.items() if name == feature.name]
                 used[feature.table] += [values.numpy().reshape(-1) for values in ids]
     weights: Arrays = {}

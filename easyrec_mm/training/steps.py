@@ -21,16 +21,15 @@ from easyrec_mm.network.precision import MIXED_FLOAT16
 from easyrec_mm.protos.pipeline_pb2 import EasyRecConfig
 from easyrec_mm.runs.checkpoint_parts import Table
 from easyrec_mm.runs.snapshot import Changed
+from easyrec_mm.training.exchange import StepExchange
 from easyrec_mm.training.finite import ForwardState, forget_useless, squares_are_finite
 from easyrec_mm.training.loss_scale import SMALLEST, LossScale
-from easyrec_mm.training.optimizers import sum_duplicate_rows
 from easyrec_mm.training.plan import Phase, build_optimizers, build_phases
+from easyrec_mm.training.row_gradients import Gradient, sum_duplicate_rows
 from easyrec_mm.training.table_rows import TableRows
 
 # Keeps the random states of replicas apart.
 _PRIME = 2_654_435_761
-# Statistics that batch normalisation keeps, by the ends of their names.
-_MOVING = ("/moving_mean", "/moving_variance")
 # Name among the values of a step.
 _IS_FINITE = "is_finite"
 # Tables of at least this many bytes, with their slots, are copied between steps while a checkpoint is written, if all
@@ -68,6 +67,7 @@ class TrainSteps:
         self._replicas = replicas or Replicas()
         self._clipping = config.train_config.gradient_clipping_by_norm
         self._named = model.named_variables()
+        self._exchange = StepExchange(self._replicas, self._named)
         self.phases = build_phases(model, config)
         self.trained = {name: v for name, v in self._named.items() if any(name in p.trained for p in self.phases)}
         # Step at which the training ends, for schedules that end with it.
@@ -135,6 +135,10 @@ class TrainSteps:
             phase.bank.encode_again(item.batch.images.bank_row, item.batch.images.encoded)
         return losses
 
+    def graph(self, step: int) -> tf.Graph:
+        """Return the graph of the step that follows `step` steps."""
+        return self._of_phases[self.phase(step)].get_concrete_function().graph
+
     def variables(self) -> dict[str, tf.Variable]:
         """Return all variables that steps change, except picture banks, by their names in a checkpoint."""
         state = {name: v.value for name, v in self._named.items()}
@@ -197,10 +201,10 @@ class TrainSteps:
             losses = self._model.losses(batch, training=True, bank=phase.bank)
             loss = tf.add_n(list(losses.values()))
             scaled = loss if self.loss_scale is None else self.loss_scale.scaled(loss)
-        gradients = [sum_duplicate_rows(gradient) for gradient in tape.gradient(scaled, variables)]
-        gradients, sums = self._merged(gradients, [loss, *losses.values()])
+        gradients = sum_duplicate_rows(tape.gradient(scaled, variables))
+        gradients, sums = self._exchange.merged(gradients, [loss, *losses.values()])
         loss, losses = sums[0], dict(zip(losses, sums[1:], strict=True))
-        self._average_statistics(tf.size(batch.sample_image), tf.shape(batch.pixels)[0])
+        self._exchange.average_statistics(tf.size(batch.sample_image), tf.shape(batch.pixels)[0])
         if self.loss_scale is not None:
             gradients = self.loss_scale.unscaled(gradients)
         values = {
@@ -224,7 +228,7 @@ class TrainSteps:
     def _update(
         self,
         phase: Phase,
-        gradients: dict[str, tf.Tensor | tf.IndexedSlices | None],
+        gradients: dict[str, Gradient],
         step: tf.Tensor,
         state: ForwardState,
         batch: Batch,
@@ -266,41 +270,7 @@ class TrainSteps:
         values[_IS_FINITE] = tf.math.is_finite(values["loss"]) & state.is_finite() & are_usable
         tf.cond(values[_IS_FINITE], apply, take_back)
 
-    def _merged(
-        self, gradients: Sequence[tf.Tensor | tf.IndexedSlices | None], scalars: list[tf.Tensor]
-    ) -> tuple[list[tf.Tensor | tf.IndexedSlices | None], list[tf.Tensor]]:
-        """Return the sums of the replicas' gradients and scalars; of tables, only the rows that a replica has."""
-        merged = list(gradients)
-        dense = [i for i, gradient in enumerate(gradients) if isinstance(gradient, tf.Tensor)]
-        sums = self._replicas.sum_each([*scalars, *(gradients[i] for i in dense)])
-        for i, gradient in zip(dense, sums[len(scalars) :], strict=True):
-            merged[i] = gradient
-        for i, gradient in enumerate(gradients):
-            if isinstance(gradient, tf.IndexedSlices) and self._replicas.num > 1:
-                rows, values = (
-                    self._replicas.gather(part, is_sparse=True) for part in (gradient.indices, gradient.values)
-                )
-                merged[i] = sum_duplicate_rows(tf.IndexedSlices(values, rows, gradient.dense_shape))
-        return merged, sums[: len(scalars)]
-
-    def _average_statistics(self, num_samples: tf.Tensor, num_pictures: tf.Tensor) -> None:
-        """Give all replicas the same moving statistics: the mean of theirs, weighted by what they normalised."""
-        if self._replicas.num == 1:
-            return
-        numbers = tf.cast(tf.stack([num_samples, num_pictures]), tf.float32)
-        names = [name for name in self._named if name.endswith(_MOVING)]
-        weights = [numbers[int(name.startswith("image/"))] for name in names]
-        # A replica without samples or pictures has no statistics of them.
-        weighted = [
-            tf.math.multiply_no_nan(tf.convert_to_tensor(self._named[name].value), weight)
-            for name, weight in zip(names, weights, strict=True)
-        ]
-        *sums, totals = self._replicas.sum_each([*weighted, numbers])
-        for name, value in zip(names, sums, strict=True):
-            variable, total = self._named[name].value, totals[int(name.startswith("image/"))]
-            variable.assign(tf.where(total > 0, value / total, variable))
-
-    def _apply(self, gradients: dict[str, tf.Tensor | tf.IndexedSlices | None], step: tf.Tensor) -> None:
+    def _apply(self, gradients: dict[str, Gradient], step: tf.Tensor) -> None:
         def update() -> None:
             for optimizer, names in self.optimizers:
                 used = [name for name in names if gradients.get(name) is not None]

@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from easyrec_mm.runs.checkpoint_parts import Table
 from easyrec_mm.runs.snapshot import Changed
+from easyrec_mm.training.row_gradients import Gradient
 
 
 class TableRows:
@@ -34,7 +35,7 @@ class TableRows:
             if counts_changes
         }
 
-    def before_update(self, gradients: Mapping[str, tf.Tensor | tf.IndexedSlices | None]) -> Changed:
+    def before_update(self, gradients: Mapping[str, Gradient]) -> Changed:
         """Note the rows that an update by these gradients changes; part of the graph of a step.
 
         Args:
@@ -67,7 +68,7 @@ class TableRows:
         return old
 
 
-def _changed_rows(table: Table, gradient: tf.Tensor | tf.IndexedSlices | None) -> tf.Tensor | None:
+def _changed_rows(table: Table, gradient: Gradient) -> tf.Tensor | None:
     """Return the distinct rows of a table that an update by its gradient changes; None if it has none."""
     if gradient is None or isinstance(gradient, tf.IndexedSlices):
         return None if gradient is None else gradient.indices

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import keras
 import tensorflow as tf
 
 from easyrec_mm.features.feature import Feature, Table
+from easyrec_mm.network.layers.table_rows import joined, look_up_rows
 from easyrec_mm.network.layers.target_attention import TargetAttention
 from easyrec_mm.schema import IMAGE_KEY, Attention
 
@@ -20,8 +21,8 @@ _CUT_DEVIATION = 0.87962566
 class EmbeddingTable(keras.layers.Layer):
     """An embedding table `[rows, dim]`, float32 whatever the precision of other layers.
 
-    The gradient of `lookup` is tf.IndexedSlices of the rows looked up: a step's cost does not depend on the number of
-    rows, provided that the optimizer handles such gradients (optimizers.py).
+    Its gradient is tf.IndexedSlices of the rows looked up (table_rows.py): a step's cost does not depend on the number
+    of rows, provided that the optimizer handles such gradients (optimizers.py).
     """
 
     def __init__(self, table: Table) -> None:
@@ -35,12 +36,6 @@ class EmbeddingTable(keras.layers.Layer):
             rows = _initializer(table)(shape=(len(ids), table.dim), dtype="float32")
             self.embeddings.value.scatter_update(tf.IndexedSlices(rows, ids))
         self.built = True
-
-    def lookup(self, ids: tf.Tensor) -> tf.Tensor:
-        """Return the rows `ids`, float32 `[*ids.shape, dim]`."""
-        # On the tf.Variable itself this compiles to ResourceGather; a plain read before tf.gather would make the
-        # optimizer's in-place update copy the whole table.
-        return tf.nn.embedding_lookup(self.embeddings.value, ids)
 
 
 class FeatureEmbedding(keras.layers.Layer):
@@ -80,8 +75,11 @@ class FeatureEmbedding(keras.layers.Layer):
           float32 `[S, Schema.width + Schema.wide_width]`, and the scalar sum of the squares of all values from tables
           except those that are added to the logits.
         """
-        rows = {feature.name: self.rows(feature, values[feature.name]) for feature in self._features}
-        return self.join(values, rows, image_vector, training)
+        rows = self.look_up(
+            {f.name: (f.table, table_ids(f, values[f.name])) for f in self._features if f.table is not None}
+        )
+        of_features = {feature.name: rows.get(feature.name) for feature in self._features}
+        return self.join(values, of_features, image_vector, training)
 
     def join(
         self,
@@ -91,20 +89,17 @@ class FeatureEmbedding(keras.layers.Layer):
         training: bool = False,
     ) -> tuple[tf.Tensor, tf.Tensor]:
         """Return what `call` returns, for rows that are already looked up; `values` and `rows` as in feature_vector."""
-        vectors: dict[str, tf.Tensor] = {} if image_vector is None else {IMAGE_KEY: image_vector}
-        elements: dict[str, tf.Tensor] = {}
-        squares = tf.constant(0.0)
-        for feature in self._features:
-            name = feature.name
-            if name in self._attended:
-                elements[name] = element_vectors(feature, values, rows[name])
-                if feature.table:
-                    squares += tf.reduce_sum(tf.square(elements[name]))
-            if feature.is_joined or name not in self._attended:
-                vectors[name] = feature_vector(feature, values, rows[name])
-                if feature.table and not feature.is_wide:
-                    squares += tf.reduce_sum(tf.square(vectors[name]))
-        joined = [vectors[feature.name] for feature in self._features if feature.is_joined]
+        attended = [f for f in self._features if f.name in self._attended]
+        elements = {f.name: element_vectors(f, values, rows[f.name]) for f in attended}
+        of_samples = [f for f in self._features if f.is_joined or f.name not in self._attended]
+        vectors = feature_vectors(of_samples, values, rows)
+        of_tables = [elements[f.name] for f in attended if f.table]
+        of_tables += [vectors[f.name] for f in of_samples if f.table and not f.is_wide]
+        flat = [tf.reshape(numbers, [-1]) for numbers in _joined_by_width(of_tables)]
+        squares = tf.reduce_sum(tf.square(joined(flat))) if flat else tf.constant(0.0)
+        if image_vector is not None:
+            vectors[IMAGE_KEY] = image_vector
+        parts = [vectors[feature.name] for feature in self._features if feature.is_joined]
         for attention, layer in zip(self._attentions, self._attention_layers, strict=True):
             key = tf.concat([vectors[name] for name in attention.keys], axis=1)
             history = tf.concat([elements[name] for name in attention.sequences], axis=-1)
@@ -113,19 +108,66 @@ class FeatureEmbedding(keras.layers.Layer):
                 result = layer(key, values[first].with_flat_values(history), training=training)
             else:
                 result = layer.padded(key, history, values[self._by_name[first].weight_key])
-            joined += [result, key] if attention.joins_key else [result]
-        joined += [vectors[feature.name] for feature in self._features if feature.is_wide]
-        return tf.concat(joined, axis=1), squares
+            parts += [result, key] if attention.joins_key else [result]
+        parts += [vectors[feature.name] for feature in self._features if feature.is_wide]
+        return tf.concat(parts, axis=1), squares
 
-    def rows(self, feature: Feature, value: tf.Tensor | tf.RaggedTensor) -> tf.Tensor | None:
-        """Return the rows of a feature's table for its ids, float32 `[N, dim]`; None if it has no table."""
-        return self.tables[feature.table].lookup(self.ids(feature, value)) if feature.table else None
+    def look_up(self, requests: Mapping[str, tuple[str, tf.Tensor]]) -> dict[str, tf.Tensor]:
+        """Return key -> rows float32 `[N, dim]`, for key -> (name of a table, its ids `[N]`)."""
+        rows = look_up_rows([(self.tables[table].embeddings.value, ids) for table, ids in requests.values()])
+        return dict(zip(requests, rows, strict=True))
 
-    def ids(self, feature: Feature, value: tf.Tensor | tf.RaggedTensor) -> tf.Tensor:
-        """Return which rows of its table `rows` looks up for a feature that has one, int64 `[N]`."""
-        if feature.multiplies_rows:
-            return tf.range(feature.num_numbers, dtype=tf.int64)
-        return value.flat_values if feature.is_list else value
+
+def table_ids(feature: Feature, value: tf.Tensor | tf.RaggedTensor) -> tf.Tensor:
+    """Return the ids `[N]` of the rows of its table that a feature needs for a value of FeatureTransform."""
+    if feature.multiplies_rows:
+        return tf.range(feature.num_numbers, dtype=tf.int64)
+    return value.flat_values if feature.is_list else value
+
+
+def feature_vectors(
+    features: Sequence[Feature],
+    values: dict[str, tf.Tensor | tf.RaggedTensor],
+    rows: dict[str, tf.Tensor | None],
+) -> dict[str, tf.Tensor]:
+    """Return `feature_vector` of each feature by name; `rows` holds its argument by name.
+
+    Ragged lists of a kind are combined together, as the lists of as many times more samples.
+    """
+    vectors: dict[str, tf.Tensor] = {}
+    by_kind: dict[tuple[str, int, bool], list[Feature]] = {}
+    for feature in features:
+        if feature.is_list and isinstance(values.get(feature.name), tf.RaggedTensor):
+            kind = feature.combiner, feature.width, feature.weight_key in values
+            by_kind.setdefault(kind, []).append(feature)
+        else:
+            vectors[feature.name] = feature_vector(feature, values, rows[feature.name])
+    for (combiner, _, has_weights), members in by_kind.items():
+        elements = joined([element_vectors(f, values, rows[f.name]) for f in members])
+        lists = _joined_lists([values[f.name] for f in members])
+        weights = None
+        if has_weights:
+            weights = lists.with_flat_values(joined([values[f.weight_key].flat_values for f in members]))
+        combined = tf.split(combine(elements, lists, weights, combiner), len(members))
+        vectors |= zip([f.name for f in members], combined, strict=True)
+    return vectors
+
+
+def _joined_lists(lists: Sequence[tf.RaggedTensor]) -> tf.RaggedTensor:
+    """Return ragged tensors `[S, (values)]` one behind the other, without their values, for their row partition."""
+    if len(lists) == 1:
+        return lists[0]
+    splits = tf.stack([ragged.row_splits for ragged in lists])  # [lists, S + 1]
+    lengths = tf.reshape(splits[:, 1:] - splits[:, :-1], [-1])
+    return tf.RaggedTensor.from_row_lengths(tf.range(tf.reduce_sum(lengths)), lengths, validate=False)
+
+
+def _joined_by_width(parts: Sequence[tf.Tensor]) -> list[tf.Tensor]:
+    """Return tensors `[N, width]` one behind the other, those of each width, or of each rank, in one."""
+    by_width: dict[tuple[int | None, ...], list[tf.Tensor]] = {}
+    for part in parts:
+        by_width.setdefault(tuple(part.shape[1:]), []).append(part)
+    return [joined(members) for members in by_width.values()]
 
 
 def feature_vector(
