@@ -1,8 +1,9 @@
 """Training steps of this checkout against those of another one: time by turns, and whether the weights stay equal.
 
-Times are those of the processors, of all threads; those of a clock depend on what else a machine does. Both train on the same data, each in a process of its own; while one runs a turn of steps, the other waits. The second
-checkout needs its generated protos. The model without pictures has the workload's 256 samples per step, the model with
-pictures 16 pictures of 112 x 112.
+Times are those of the processors, of all threads; those of a clock depend on what else a machine does. Both train on
+the same data, each in a process of its own; while one runs a turn of steps, the other waits. The second checkout needs
+its generated protos. The model without pictures has the workload's 256 samples per step, the model with pictures 16
+pictures of 112 x 112.
 
     python tools/bench/checkouts.py --other ../easyrec_mm_before [--turns 30] [--cases rec image]
 """
