@@ -13,6 +13,8 @@ from forked import Command
 from tensorboard.backend.event_processing.plugin_event_accumulator import EventAccumulator
 from test_workers import CONFIG, SPEEDS, TRAIN, Workers, values
 
+from easyrec_mm.exit_status import LOST_WORKER
+
 pytestmark = pytest.mark.slow
 
 NUM_KILLS, LAST_STEP = 20, 251
@@ -112,7 +114,7 @@ def test_workers_of_which_one_or_all_are_killed_go_on_as_if_none_was(folder):
         for number in (0, 1) if lost is None else [lost]:
             workers.processes[number].kill()
         statuses, outputs = workers.end()
-        assert statuses == tuple(-9 if lost in (None, number) else 1 for number in (0, 1)), outputs
+        assert statuses == tuple(-9 if lost in (None, number) else LOST_WORKER for number in (0, 1)), outputs
     statuses, outputs = Workers(folder, 2, "--model_dir", "again", *arguments).end()
     assert statuses == (0, 0), outputs
     assert_same_run(folder / "together", model_dir, LAST_STEP)
