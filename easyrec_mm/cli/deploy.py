@@ -65,9 +65,11 @@ def run(flags: f.Flags) -> int:
     """Print the manifests, and notes on stderr."""
     from easyrec_mm.distribution.kubernetes import KINDS, to_yaml
 
-    pipeline = _load(flags)
+    pipeline, strategy = _load(flags)
+    for note in pipeline.notes:
+        print(f"note: {note}", file=sys.stderr)
     _require_shared_folder(pipeline, flags.claim)
-    training = _training(flags)
+    training = _training(flags, strategy)
     documents, worker_name = KINDS[flags.kind]
     _require_label(training, worker_name)
     text = to_yaml(documents(training))
@@ -80,22 +82,29 @@ def run(flags: f.Flags) -> int:
     return 0
 
 
-def _load(flags: f.Flags) -> Pipeline:
-    """Load and check the config as the workers will, without TensorFlow."""
+def _load(flags: f.Flags) -> tuple[Pipeline, tuple[str, ...]]:
+    """Load and check the config as the workers will, without TensorFlow; return it with the flags of its strategy.
+
+    These are empty if the config or the flags behind -- choose one.
+    """
     from easyrec_mm.config.pipeline import load_pipeline
+    from easyrec_mm.protos.train_pb2 import NoStrategy
 
-    parser = argparse.ArgumentParser(prog="easyrec-mm train", add_help=False)
-    train.add_flags(parser)
-    own = parser.parse_args(["--pipeline_config", flags.pipeline_config, *flags.train_flags, *_DISTRIBUTE])
-    if own.pipeline_config != flags.pipeline_config:
-        raise UserError(f"--pipeline_config {own.pipeline_config}: stands behind --, too; give it once, before --")
-    pipeline = load_pipeline(own.pipeline_config, [*train.overrides(own), *own.set], own.ignore_unsupported)
-    for note in pipeline.notes:
-        print(f"note: {note}", file=sys.stderr)
-    return pipeline
+    def load(strategy: tuple[str, ...]) -> Pipeline:
+        parser = argparse.ArgumentParser(prog="easyrec-mm train", add_help=False)
+        train.add_flags(parser)
+        own = parser.parse_args(["--pipeline_config", flags.pipeline_config, *flags.train_flags, *strategy])
+        if own.pipeline_config != flags.pipeline_config:
+            raise UserError(f"--pipeline_config {own.pipeline_config}: stands behind --, too; give it once, before --")
+        return load_pipeline(own.pipeline_config, [*train.overrides(own), *own.set], own.ignore_unsupported)
+
+    pipeline = load(())
+    if pipeline.config.train_config.train_distribute != NoStrategy:
+        return pipeline, ()
+    return load(_DISTRIBUTE), _DISTRIBUTE
 
 
-def _training(flags: f.Flags) -> Training:
+def _training(flags: f.Flags, strategy: tuple[str, ...]) -> Training:
     from easyrec_mm.config.text import read_text
     from easyrec_mm.distribution.kubernetes import CONFIG_FILE, CONFIG_FOLDER, Training
 
@@ -107,7 +116,7 @@ def _training(flags: f.Flags) -> Training:
                 f"{flags.pipeline_config}: has more than 1 MiB, the limit of a ConfigMap; put it into a bucket, or "
                 "into the folder of a --claim"
             )
-    arguments = ("train", "--pipeline_config", path, *_WAIT, *flags.train_flags, *_DISTRIBUTE)
+    arguments = ("train", "--pipeline_config", path, *_WAIT, *flags.train_flags, *strategy)
     name = flags.name if flags.name is not None else _name_from(flags.pipeline_config)
     return f.options_of(Training, flags, name=name, config=config, arguments=arguments, claims=_claims(flags.claim))
 

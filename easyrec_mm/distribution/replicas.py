@@ -94,6 +94,19 @@ class Replicas:
         """
         return self._gather(rows) if self.num > 1 else rows
 
+    def gather_equal(self, values: tf.Tensor) -> tf.Tensor:
+        """Return what the replicas have, one behind the other, for a tensor of equal shape on each; no gradients."""
+        return self._gathered(values) if self.num > 1 else values
+
+    def swap(self, values: tf.Tensor) -> tf.Tensor:
+        """Return what each replica has for this one, `[num, ...]`, for what this one has for each; no gradients.
+
+        The shape must be equal on all replicas.
+        """
+        if self.num == 1:
+            return values
+        return tf.raw_ops.CollectiveAllToAllV2(input=values, **self._operation(tf.shape(values)))
+
     def agree(self, *numbers: float) -> list[float]:
         """Return the sums over the replicas of numbers of this process; all call it at the same points of the loop."""
         if self.num == 1:
@@ -130,7 +143,7 @@ class Replicas:
 
     def _gather(self, rows: tf.Tensor) -> tf.Tensor:
         sizes = self._gathered(tf.shape(rows)[:1])  # [num]
-        most = _rounded(tf.reduce_max(sizes))
+        most = rounded(tf.reduce_max(sizes))
         is_there = tf.reshape(tf.sequence_mask(sizes, most), [-1])
         first = self.number * most
 
@@ -172,7 +185,7 @@ class Replicas:
         }  # fmt: skip
 
 
-def _rounded(number: tf.Tensor) -> tf.Tensor:
+def rounded(number: tf.Tensor) -> tf.Tensor:
     """Return a number of rows, at least 1, that is at least as large, one of few: four between two powers of two."""
     number = tf.maximum(number, 1)
     power = tf.cast(tf.math.ceil(tf.math.log(tf.cast(number, tf.float64)) / math.log(2.0)), tf.int32)

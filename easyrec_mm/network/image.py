@@ -119,9 +119,9 @@ class ImageLosses:
         for loss, layer in zip(self._losses, self.layers, strict=True):
             if loss.WhichOneof("loss") == "contrastive":
                 name = loss.contrastive.item_feature
-                table = self._embedding.tables[str(self._features[name].table)]
-                rows = table.lookup(images.features[name])
-                value = layer(vectors, rows, images.features[name], counted)
+                ids = images.features[name]
+                rows = self._embedding.look_up({name: (str(self._features[name].table), ids)})[name]
+                value = layer(vectors, rows, ids, counted)
             else:
                 label = tf.cast(images.labels[loss.label_name], tf.int64)
                 # Only a ClassLoss counts the classes that it sees in training.

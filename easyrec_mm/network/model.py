@@ -7,12 +7,12 @@ P distinct pictures, E of them to encode, U distinct images, S samples, D width 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from functools import partial
 
 import keras
 import tensorflow as tf
 
 from easyrec_mm.config.network import REGULARIZATION_LOSSES
+from easyrec_mm.config.training import divided_tables
 from easyrec_mm.data.batch import Batch, Images
 from easyrec_mm.data.picture_bank import PictureBank
 from easyrec_mm.distribution.replicas import Replicas
@@ -48,7 +48,8 @@ class MultimodalModel:
         output layers and losses are float32 in each of them.
       replicas: the replicas that are trained together; by default this process alone.
 
-    `image_width` is D, or 0 without pictures; `item` makes the vector of an item from the vectors of its pictures.
+    `image_width` is D, or 0 without pictures; `item` makes the vector of an item from the vectors of its pictures;
+    `looks_up_together` is whether replicas hold parts of tables, so that all compute at the same time.
 
     Raises:
       ConfigError: if the backbone cannot be loaded or lacks something that the config requires.
@@ -65,7 +66,10 @@ class MultimodalModel:
         self._img_model = network.img_model
         self.image = image_tower(config, schema, dtype) if schema.uses_image else None
         self.image_width = self.image.width if self.image is not None else 0
-        self.rec = RecModel(config.model_config, schema, dtype, self.replicas)
+        divided = divided_tables(config.train_config, schema, self.replicas.num)
+        self.rec = RecModel(config.model_config, schema, dtype, self.replicas, divided)
+        # Replicas that hold parts of tables compute together, those without samples, too.
+        self.looks_up_together = bool(divided)
         self.item: ItemImage | None = None
         model = config.model_config
         self._regularizes_embeddings = bool(
@@ -74,7 +78,8 @@ class MultimodalModel:
         self._towers = list(network.task_towers)
         self._prediction_functions: dict[tuple[str, str], Callable[[Batch], dict[str, tf.Tensor]]] = {}
         self._prediction_banks: dict[str, PictureBank] = {}
-        self._build()
+        with self.replicas.scope("build"):
+            self._build()
         self._image_losses = ImageLosses(
             network.img_model, schema, self.image_width, self.rec.feature_embedding, self.replicas
         )
@@ -170,8 +175,13 @@ class MultimodalModel:
         """Return `predict` with the bank of `prediction_bank`, compiled once for batches of these shapes."""
         key = (str(spec), self._trained_part)
         if key not in self._prediction_functions:
-            function = partial(self.predict, bank=self._prediction_banks.get(self._trained_part))
-            self._prediction_functions[key] = tf.function(function, input_signature=[spec], autograph=False)
+            bank = self._prediction_banks.get(self._trained_part)
+
+            def predict(batch: Batch) -> dict[str, tf.Tensor]:
+                with self.replicas.scope(f"predict {key}"):
+                    return self.predict(batch, bank)
+
+            self._prediction_functions[key] = tf.function(predict, input_signature=[spec], autograph=False)
         return self._prediction_functions[key]
 
     def train_part(self, trainable: str) -> None:

@@ -21,6 +21,7 @@ import numpy as np
 import tensorflow as tf
 from numpy.typing import NDArray
 
+from easyrec_mm.distribution.shards import Shard, shard_of, whole_shape
 from easyrec_mm.errors import CheckpointError, DamagedCheckpointError, did_you_mean, tensorflow_reason
 from easyrec_mm.features.field import LARGEST_NUMBER
 from easyrec_mm.runs.checkpoint_list import PREFIX, read_list, write_list
@@ -40,6 +41,25 @@ _Result = TypeVar("_Result")
 
 class UselessNumberError(Exception):
     """A number of a checkpoint is not finite, or too large to compute with."""
+
+
+class UnwritablePartsError(Exception):
+    """A worker cannot write its parts of a checkpoint."""
+
+
+# What writing raises if it fails for a reason that a user can change.
+WRITE_ERRORS = (OSError, tf.errors.OpError, UselessNumberError)
+
+
+class PartWriter:
+    """Writes the files from which a checkpoint is merged: those of one process."""
+
+    def write(self, step: int, folder: Path, variables: Mapping[str, tf.Variable | tf.Tensor]) -> list[str]:
+        """Write the variables of a step to a folder; return the prefixes of the files."""
+        return write_parts(folder, variables)
+
+    def finish(self, path: str) -> None:
+        """Do what remains when the files are merged, before the checkpoint is listed."""
 
 
 class Checkpoints:
@@ -72,10 +92,20 @@ class Checkpoints:
         paths = self.all()
         return paths[-1] if paths else None
 
-    def save(self, step: int, variables: Mapping[str, tf.Variable | tf.Tensor], kept_step: int | None = None) -> str:
+    def save(
+        self,
+        step: int,
+        variables: Mapping[str, tf.Variable | tf.Tensor],
+        kept_step: int | None = None,
+        parts: PartWriter | None = None,
+    ) -> str:
         """Write the variables as `model.ckpt-<step>` and remove the oldest checkpoints beyond `keep`.
 
-        The checkpoint of `kept_step` is kept in addition.
+        Args:
+          step: number of the step.
+          variables: the variables by name.
+          kept_step: the step of a checkpoint that is kept in addition.
+          parts: writes the files that are merged; None for those of this process alone.
 
         Raises:
           CheckpointError: if it cannot be written, as on a full disk, or its numbers are of no use; earlier checkpoints
@@ -88,17 +118,19 @@ class Checkpoints:
             self._folder.mkdir(parents=True, exist_ok=True)
             shutil.rmtree(temporary, ignore_errors=True)
             temporary.mkdir()
-            parts = _write_parts(temporary, variables)
-            tf.raw_ops.MergeV2Checkpoints(checkpoint_prefixes=parts, destination_prefix=str(path), delete_old_dirs=True)
+            parts = parts or PartWriter()
+            files = parts.write(step, temporary, variables)
+            tf.raw_ops.MergeV2Checkpoints(checkpoint_prefixes=files, destination_prefix=str(path), delete_old_dirs=True)
+            parts.finish(str(path))
             paths = [*[p for p in self.all() if p != str(path)], str(path)]
             removed = [old for old in paths[: -self._keep] if Path(old).name != f"{PREFIX}-{kept_step}"]
             write_list(self._folder, [Path(p).name for p in paths if p not in removed])
-        except (OSError, tf.errors.OpError, UselessNumberError) as error:
+        except (*WRITE_ERRORS, UnwritablePartsError) as error:
             if str(path) not in self.all():
                 _remove(str(path))
             good = self.latest()
             fallback = f"the last good one is {good}" if good else "there is none before it"
-            raise CheckpointError(f"{path}: cannot be written: {_reason(error)}; {fallback}") from error
+            raise CheckpointError(f"{path}: cannot be written: {reason_of(error)}; {fallback}") from error
         finally:
             shutil.rmtree(temporary, ignore_errors=True)
         for old in removed:
@@ -182,10 +214,10 @@ def restore(path: str, variables: Mapping[str, tf.Variable]) -> None:
     for name, variable in variables.items():
         if name not in shapes:
             problems.append(
-                f"  {name}: model {list(variable.shape)}, checkpoint has none; {did_you_mean(name, shapes)}"
+                f"  {name}: model {whole_shape(variable)}, checkpoint has none; {did_you_mean(name, shapes)}"
             )
-        elif list(variable.shape) != list(shapes[name]):
-            problems.append(f"  {name}: model {list(variable.shape)}, checkpoint {list(shapes[name])}")
+        elif whole_shape(variable) != list(shapes[name]):
+            problems.append(f"  {name}: model {whole_shape(variable)}, checkpoint {list(shapes[name])}")
     if problems:
         omission = f"\n  and {len(problems) - 10} more" if len(problems) > 10 else ""
         raise CheckpointError(
@@ -201,9 +233,11 @@ def read_into(path: str, name: str, variable: tf.Variable) -> None:
     Raises:
       DamagedCheckpointError: if the value cannot be read, or no model works with it.
     """
-    for start, stop, value in _read_slices(path, name, list(variable.shape), variable.dtype):
+    shard = shard_of(variable)
+    first = shard.first if shard else 0
+    for start, stop, value in _read_slices(path, name, whole_shape(variable), variable.dtype, shard):
         if stop:
-            variable.scatter_update(tf.IndexedSlices(value, tf.range(start, stop)))
+            variable.scatter_update(tf.IndexedSlices(value, tf.range(start - first, stop - first)))
         else:
             variable.assign(value)
 
@@ -216,11 +250,15 @@ def read_rows(path: str, name: str, shape: Sequence[int], variable: tf.Variable,
       name: name of the value.
       shape: its shape.
       variable: a variable whose rows have the shape of those of the value.
-      rows: for each row of the variable, the row that it takes; -1 leaves it as it is.
+      rows: for each row of the variable, or of the table of which it holds a part, the row that it takes; -1 leaves it
+        as it is.
 
     Raises:
       DamagedCheckpointError: if the value cannot be read, or no model works with it.
     """
+    shard = shard_of(variable)
+    if shard is not None:
+        rows = rows[shard.first : shard.stop]
     order = np.argsort(rows, kind="stable")
     sources = rows[order]
     for start, stop, value in _read_slices(path, name, shape, variable.dtype):
@@ -230,16 +268,18 @@ def read_rows(path: str, name: str, shape: Sequence[int], variable: tf.Variable,
             variable.scatter_update(tf.IndexedSlices(taken, order[first:last]))
 
 
-def _read_slices(path: str, name: str, shape: Sequence[int], dtype: tf.DType) -> Iterator[tuple[int, int, tf.Tensor]]:
+def _read_slices(
+    path: str, name: str, shape: Sequence[int], dtype: tf.DType, shard: Shard | None = None
+) -> Iterator[tuple[int, int, tf.Tensor]]:
     """Yield (first row, row after the last, value) per slice; (0, 0, value) for a value that is read as a whole."""
     try:
-        for start, stop, spec in _slices(shape, dtype):
+        for start, stop, spec in _slices(shape, dtype, shard):
             (value,) = tf.raw_ops.RestoreV2(prefix=path, tensor_names=[name], shape_and_slices=[spec], dtypes=[dtype])
             _require_usable(name, value)
             yield start, stop, value
     except (tf.errors.OpError, UselessNumberError) as error:
         place = "" if isinstance(error, UselessNumberError) else f"{name} cannot be read: "
-        raise DamagedCheckpointError(f"{path}: {place}{_reason(error)}") from error
+        raise DamagedCheckpointError(f"{path}: {place}{reason_of(error)}") from error
 
 
 def is_weight(name: str) -> bool:
@@ -247,7 +287,7 @@ def is_weight(name: str) -> bool:
     return not name.startswith(("optimizer_", "average/", "progress/", "picture_bank/"))
 
 
-def _write_parts(folder: Path, variables: Mapping[str, tf.Variable]) -> list[str]:
+def write_parts(folder: Path, variables: Mapping[str, tf.Variable]) -> list[str]:
     """Write the variables to files of about one slice each; return the prefixes of the files."""
     parts: list[str] = []
     names: list[str] = []
@@ -263,8 +303,11 @@ def _write_parts(folder: Path, variables: Mapping[str, tf.Variable]) -> list[str
 
     num_bytes = 0
     for name, variable in variables.items():
-        for start, stop, spec in _slices(list(variable.shape), variable.dtype):
-            value = tf.gather(variable, tf.range(start, stop)) if spec else tf.convert_to_tensor(variable)
+        shard = shard_of(variable)
+        first = shard.first if shard else 0
+        for start, stop, spec in _slices(whole_shape(variable), variable.dtype, shard):
+            ids = tf.range(start - first, stop - first)
+            value = tf.gather(variable, ids) if spec else tf.convert_to_tensor(variable)
             _require_usable(name, value)
             num_bytes += value.dtype.size * int(tf.size(value))
             names.append(name)
@@ -292,23 +335,28 @@ def _require_usable(name: str, value: tf.Tensor) -> None:
         raise UselessNumberError(f"{name} holds {largest:g}, with which no model works")
 
 
-def _reason(error: OSError | tf.errors.OpError | UselessNumberError) -> str:
+def reason_of(error: Exception) -> str:
+    """Return the reason for one of WRITE_ERRORS, or for an UnwritablePartsError."""
     if isinstance(error, OSError):
         return error.strerror or str(error)
     return tensorflow_reason(error.message) if isinstance(error, tf.errors.OpError) else str(error)
 
 
-def _slices(shape: Sequence[int], dtype: tf.DType) -> list[tuple[int, int, str]]:
-    """Return (first row, row after the last, TensorFlow's slice spec) per slice; the spec "" is the whole value."""
+def _slices(shape: Sequence[int], dtype: tf.DType, shard: Shard | None = None) -> list[tuple[int, int, str]]:
+    """Return (first row, row after the last, TensorFlow's slice spec) per slice; the spec "" is the whole value.
+
+    They are slices of the rows of `shard` alone, if it is given; `shape` is that of the whole value.
+    """
     row_bytes = dtype.size * math.prod(shape[1:]) if shape else 1
-    if not shape or shape[0] * row_bytes <= SLICE_BYTES:
+    if shard is None and (not shape or shape[0] * row_bytes <= SLICE_BYTES):
         return [(0, 0, "")]
-    rows_at_a_time = max(1, SLICE_BYTES // row_bytes, math.ceil(shape[0] / MOST_SLICES))
+    first, end = (shard.first, shard.stop) if shard else (0, shape[0])
+    rows_at_a_time = max(1, SLICE_BYTES // row_bytes, math.ceil((end - first) / MOST_SLICES))
     dims = " ".join(str(dim) for dim in shape)
     other_dims = ":-" * (len(shape) - 1)
     slices = []
-    for start in range(0, shape[0], rows_at_a_time):
-        stop = min(start + rows_at_a_time, shape[0])
+    for start in range(first, end, rows_at_a_time):
+        stop = min(start + rows_at_a_time, end)
         slices.append((start, stop, f"{dims} {start},{stop - start}{other_dims}"))
     return slices
 

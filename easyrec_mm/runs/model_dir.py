@@ -33,7 +33,7 @@ _EVENTS = "events.out.tfevents."
 
 
 class ModelDir:
-    """A model_dir; `local` is the folder itself, or the local copy of a remote folder.
+    """A model_dir; `local` is the folder itself, or the local copy of a folder that `is_remote`.
 
     Args:
       path: path of the folder; nothing is read yet.
@@ -41,7 +41,7 @@ class ModelDir:
 
     def __init__(self, path: str) -> None:
         self._folder = Folder(path)
-        self.local = self._folder.local
+        self.local, self.is_remote = self._folder.local, self._folder.is_remote
         self._put_s = time.monotonic()
 
     def open(self) -> ModelDir:
@@ -96,8 +96,19 @@ class ModelDir:
             for values in self.local.glob(f"{Path(path).name}.data-*"):
                 values.unlink()
 
-    def put_checkpoint(self) -> None:
+    def put_values(self, names: Collection[str]) -> None:
+        """Upload files with values of a checkpoint that another process is about to list.
+
+        Raises:
+          StorageError: if one cannot be written.
+        """
+        self._folder.put(lambda name: 0 if name in names else None)
+
+    def put_checkpoint(self, with_others: bool = False) -> None:
         """Upload what was written, checkpoints before the list that names them; remove checkpoints deleted locally.
+
+        Args:
+          with_others: whether other processes have uploaded values of checkpoints, too.
 
         Raises:
           CheckpointError: if the checkpoint cannot be uploaded; it stays in `local`.
@@ -106,6 +117,8 @@ class ModelDir:
             return
         try:
             self._put()
+            if with_others:
+                self._folder.look()
             local_names = {path.stem for path in self.local.glob(f"{PREFIX}-*.index")}
             of_checkpoints = [name for name in self._folder.names() if name.startswith(f"{PREFIX}-")]
             self._folder.remove([name for name in of_checkpoints if _checkpoint_of(name) not in local_names])

@@ -15,11 +15,12 @@ import tensorflow as tf
 from easyrec_mm.data.batch import Batch, InputBatch
 from easyrec_mm.data.picture_bank import PictureBank
 from easyrec_mm.distribution.replicas import Replicas
+from easyrec_mm.distribution.shards import shard_of
 from easyrec_mm.evaluation.evaluator import STEP_NAME, moving_average
 from easyrec_mm.network.model import RANDOM_STATE, MultimodalModel
 from easyrec_mm.network.precision import MIXED_FLOAT16
 from easyrec_mm.protos.pipeline_pb2 import EasyRecConfig
-from easyrec_mm.training.loss_scale import LossScale
+from easyrec_mm.training.loss_scale import Gradient, LossScale
 from easyrec_mm.training.optimizers import sum_duplicate_rows
 from easyrec_mm.training.plan import Phase, build_optimizers, build_phases
 
@@ -144,13 +145,14 @@ class TrainSteps:
 
     def _train_on(self, phase: Phase, batch: Batch) -> dict[str, tf.Tensor]:
         variables = [v.value for v in phase.trained.values()]
+        are_divided = [shard_of(variable) is not None for variable in variables]
         with tf.GradientTape(watch_accessed_variables=False) as tape:
             tape.watch(variables)
             losses = self._model.losses(batch, training=True, bank=phase.bank)
             loss = tf.add_n(list(losses.values()))
             scaled = loss if self.loss_scale is None else self.loss_scale.scaled(loss)
         gradients = [sum_duplicate_rows(gradient) for gradient in tape.gradient(scaled, variables)]
-        gradients, sums = self._merged(gradients, [loss, *losses.values()])
+        gradients, sums = self._merged(gradients, are_divided, [loss, *losses.values()])
         loss, losses = sums[0], dict(zip(losses, sums[1:], strict=True))
         self._average_statistics(tf.size(batch.sample_image), tf.shape(batch.pixels)[0])
         if self.loss_scale is not None:
@@ -163,31 +165,50 @@ class TrainSteps:
         limit = self._clipping
         if limit > 0:
             # Only if needed for clipping, because reading all gradients again costs a few percent of a step on a CPU.
-            values["gradient_norm"] = tf.linalg.global_norm(gradients)
+            values["gradient_norm"] = self._norm(gradients, are_divided)
             gradients, _ = tf.clip_by_global_norm(gradients, limit, use_norm=values["gradient_norm"])
         step = tf.cast(self.number.assign_add(1), tf.int32)
         by_name = dict(zip(phase.trained, gradients, strict=True))
         if self.loss_scale is None:
             self._apply(by_name, step)
         else:
-            self.loss_scale.apply_if_finite(gradients, lambda: self._apply(by_name, step))
+            on_all = self._on_all if any(are_divided) else tf.identity
+            self.loss_scale.apply_if_finite(gradients, lambda: self._apply(by_name, step), on_all)
             values["loss_scale"] = tf.convert_to_tensor(self.loss_scale.value)
         return values
 
     def _merged(
-        self, gradients: Sequence[tf.Tensor | tf.IndexedSlices | None], scalars: list[tf.Tensor]
-    ) -> tuple[list[tf.Tensor | tf.IndexedSlices | None], list[tf.Tensor]]:
-        """Return the sums of the replicas' gradients and scalars; of tables, only the rows that a replica has."""
+        self, gradients: Sequence[Gradient], are_divided: Sequence[bool], scalars: list[tf.Tensor]
+    ) -> tuple[list[Gradient], list[tf.Tensor]]:
+        """Return the sums of the replicas' gradients and scalars; of tables, only the rows that a replica has.
+
+        The gradient of a part of a table is that of all replicas already (DividedTables).
+        """
         merged = list(gradients)
         dense = [i for i, gradient in enumerate(gradients) if isinstance(gradient, tf.Tensor)]
         sums = self._replicas.sum_each([*scalars, *(gradients[i] for i in dense)])
         for i, gradient in zip(dense, sums[len(scalars) :], strict=True):
             merged[i] = gradient
         for i, gradient in enumerate(gradients):
-            if isinstance(gradient, tf.IndexedSlices) and self._replicas.num > 1:
+            if isinstance(gradient, tf.IndexedSlices) and self._replicas.num > 1 and not are_divided[i]:
                 rows, values = self._replicas.gather(gradient.indices), self._replicas.gather(gradient.values)
                 merged[i] = sum_duplicate_rows(tf.IndexedSlices(values, rows, gradient.dense_shape))
         return merged, sums[: len(scalars)]
+
+    def _norm(self, gradients: Sequence[Gradient], are_divided: Sequence[bool]) -> tf.Tensor:
+        """Return the common norm of the gradients of all variables, with all parts of tables."""
+        if not any(are_divided):
+            return tf.linalg.global_norm(gradients)
+        squares = {True: tf.constant(0.0), False: tf.constant(0.0)}
+        for gradient, is_divided in zip(gradients, are_divided, strict=True):
+            if gradient is not None:
+                values = gradient.values if isinstance(gradient, tf.IndexedSlices) else gradient
+                squares[is_divided] += tf.reduce_sum(tf.square(values))
+        return tf.sqrt(self._replicas.sum(squares[True]) + squares[False])
+
+    def _on_all(self, flag: tf.Tensor) -> tf.Tensor:
+        """Return whether a flag is set on all replicas."""
+        return self._replicas.sum(tf.cast(flag, tf.float32)) == self._replicas.num
 
     def _average_statistics(self, num_samples: tf.Tensor, num_pictures: tf.Tensor) -> None:
         """Give all replicas the same moving statistics: the mean of theirs, weighted by what they normalised."""

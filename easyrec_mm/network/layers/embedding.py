@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 
 import keras
 import tensorflow as tf
 
+from easyrec_mm.distribution.divided_tables import DividedTables
+from easyrec_mm.distribution.replicas import Replicas
+from easyrec_mm.distribution.shards import Shard, mark, shard_of_replica
 from easyrec_mm.features.feature import Feature, Table
 from easyrec_mm.network.layers.target_attention import TargetAttention
 from easyrec_mm.schema import IMAGE_KEY, Attention
@@ -22,22 +25,35 @@ class EmbeddingTable(keras.layers.Layer):
 
     The gradient of `lookup` is tf.IndexedSlices of the rows looked up: a step's cost does not depend on the number of
     rows, provided that the optimizer handles such gradients (optimizers.py).
+
+    Args:
+      table: the whole table.
+      shard: the part of it that is held here, whose initial values are those that it has in the whole table; None for
+        all rows.
     """
 
-    def __init__(self, table: Table) -> None:
+    def __init__(self, table: Table, shard: Shard | None = None) -> None:
         super().__init__(dtype="float32")
+        first, stop = (0, table.rows) if shard is None else (shard.first, shard.stop)
         self.embeddings = self.add_weight(
-            shape=(table.rows, table.dim), initializer="zeros", name="embeddings", dtype="float32", autocast=False
+            shape=(stop - first, table.dim), initializer="zeros", name="embeddings", dtype="float32", autocast=False
         )
+        if shard is not None:
+            mark(self.embeddings.value, shard)
         # A part of the rows at a time: drawing a whole table at once would need several times its memory.
         for start in range(0, table.rows, _ROWS_AT_A_TIME):
-            ids = tf.range(start, min(start + _ROWS_AT_A_TIME, table.rows))
-            rows = _initializer(table)(shape=(len(ids), table.dim), dtype="float32")
-            self.embeddings.value.scatter_update(tf.IndexedSlices(rows, ids))
+            end = min(start + _ROWS_AT_A_TIME, table.rows)
+            # Takes its seed also for rows that are held elsewhere.
+            initializer = _initializer(table)
+            if start >= stop or end <= first:
+                continue
+            rows = initializer(shape=(end - start, table.dim), dtype="float32")
+            ids = tf.range(max(start, first), min(end, stop))
+            self.embeddings.value.scatter_update(tf.IndexedSlices(tf.gather(rows, ids - start), ids - first))
         self.built = True
 
     def lookup(self, ids: tf.Tensor) -> tf.Tensor:
-        """Return the rows `ids`, float32 `[*ids.shape, dim]`."""
+        """Return the rows `ids` of a table that is held as a whole, float32 `[*ids.shape, dim]`."""
         # On the tf.Variable itself this compiles to ResourceGather; a plain read before tf.gather would make the
         # optimizer's in-place update copy the whole table.
         return tf.nn.embedding_lookup(self.embeddings.value, ids)
@@ -51,6 +67,8 @@ class FeatureEmbedding(keras.layers.Layer):
       features: the features of the model.
       tables: their tables; features that name the same table share it.
       attentions: the attentions, each with its layer.
+      divided: names of the tables of which each replica holds a part.
+      replicas: the replicas that look up together; by default this process alone.
     """
 
     def __init__(
@@ -59,10 +77,20 @@ class FeatureEmbedding(keras.layers.Layer):
         tables: Sequence[Table],
         attentions: Sequence[tuple[Attention, TargetAttention]] = (),
         name: str = "features",
+        divided: Collection[str] = (),
+        replicas: Replicas | None = None,
     ) -> None:
         super().__init__(name=name, dtype="float32")
         self._features = features
-        self.tables = {table.name: EmbeddingTable(table) for table in tables}
+        replicas = replicas or Replicas()
+        shards = {
+            table.name: shard_of_replica(table.rows, replicas.number, replicas.num)
+            for table in tables
+            if table.name in divided
+        }
+        self.tables = {table.name: EmbeddingTable(table, shards.get(table.name)) for table in tables}
+        self._divided = DividedTables({name: self.tables[name].embeddings.value for name in shards}, replicas)
+        self._divided_names = set(shards)
         self._attentions = [attention for attention, _ in attentions]
         self._attention_layers = [layer for _, layer in attentions]
         self._by_name = {feature.name: feature for feature in features}
@@ -80,8 +108,14 @@ class FeatureEmbedding(keras.layers.Layer):
           float32 `[S, Schema.width + Schema.wide_width]`, and the scalar sum of the squares of all values from tables
           except those that are added to the logits.
         """
-        rows = {feature.name: self.rows(feature, values[feature.name]) for feature in self._features}
-        return self.join(values, rows, image_vector, training)
+        requests = {
+            feature.name: (feature.table, table_ids(feature, values[feature.name]))
+            for feature in self._features
+            if feature.table
+        }
+        rows = self.look_up(requests)
+        of_features = {feature.name: rows.get(feature.name) for feature in self._features}
+        return self.join(values, of_features, image_vector, training)
 
     def join(
         self,
@@ -117,14 +151,24 @@ class FeatureEmbedding(keras.layers.Layer):
         joined += [vectors[feature.name] for feature in self._features if feature.is_wide]
         return tf.concat(joined, axis=1), squares
 
-    def rows(self, feature: Feature, value: tf.Tensor | tf.RaggedTensor) -> tf.Tensor | None:
-        """Return the rows of a feature's table for its ids, float32 `[N, dim]`; None if it has no table."""
-        if not feature.table:
-            return None
-        table = self.tables[feature.table]
-        if feature.multiplies_rows:
-            return table.lookup(tf.range(feature.num_numbers, dtype=tf.int64))
-        return table.lookup(value.flat_values if feature.is_list else value)
+    def look_up(self, requests: Mapping[str, tuple[str, tf.Tensor]]) -> dict[str, tf.Tensor]:
+        """Return key -> rows float32 `[*ids.shape, dim]`, for key -> (name of a table, its ids).
+
+        If there are divided tables, all replicas call it together.
+        """
+        rows = {
+            key: self.tables[table].lookup(ids)
+            for key, (table, ids) in requests.items()
+            if table not in self._divided_names
+        }
+        return rows | self._divided.look_up(requests)
+
+
+def table_ids(feature: Feature, value: tf.Tensor | tf.RaggedTensor) -> tf.Tensor:
+    """Return the ids `[N]` of the rows of its table that a feature needs for a value of FeatureTransform."""
+    if feature.multiplies_rows:
+        return tf.range(feature.num_numbers, dtype=tf.int64)
+    return value.flat_values if feature.is_list else value
 
 
 def feature_vector(
