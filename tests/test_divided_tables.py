@@ -87,7 +87,7 @@ def test_look_up_and_gradient(num):
 
 @pytest.mark.parametrize("kind", [("random_normal", (0.0, 0.1)), ("glorot_normal", ()), ("constant", (0.5, 1.5))])
 def test_parts_begin_with_the_values_of_the_whole_table(monkeypatch, kind):
-    monkeypatch.setattr(embedding, "_ROWS_AT_A_TIME", 8)
+    monkeypatch.setattr(embedding, "ROWS_AT_A_TIME", 8)
     tables = [Table("t", 29, 2, kind), Table("u", 5, 2, ("random_normal", (0.0, 1.0)))]
 
     def values(number, num):

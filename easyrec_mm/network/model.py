@@ -7,6 +7,7 @@ P distinct pictures, E of them to encode, U distinct images, S samples, D width 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from functools import partial
 
 import keras
 import tensorflow as tf
@@ -48,8 +49,7 @@ class MultimodalModel:
         output layers and losses are float32 in each of them.
       replicas: the replicas that are trained together; by default this process alone.
 
-    `image_width` is D, or 0 without pictures; `item` makes the vector of an item from the vectors of its pictures;
-    `looks_up_together` is whether replicas hold parts of tables, so that all compute at the same time.
+    `image_width` is D, or 0 without pictures; `item` makes the vector of an item from the vectors of its pictures.
 
     Raises:
       ConfigError: if the backbone cannot be loaded or lacks something that the config requires.
@@ -68,8 +68,6 @@ class MultimodalModel:
         self.image_width = self.image.width if self.image is not None else 0
         divided = divided_tables(config.train_config, schema, self.replicas.num)
         self.rec = RecModel(config.model_config, schema, dtype, self.replicas, divided)
-        # Replicas that hold parts of tables compute together, those without samples, too.
-        self.looks_up_together = bool(divided)
         self.item: ItemImage | None = None
         model = config.model_config
         self._regularizes_embeddings = bool(
@@ -143,11 +141,10 @@ class MultimodalModel:
 
     def predict(self, batch: Batch, bank: PictureBank | None = None) -> dict[str, tf.Tensor]:
         """Return the outputs of every task by name: logits_*, probs_*, y_*."""
-        logits, _ = self.logits(batch, training=False, bank=bank)
-        outputs: dict[str, tf.Tensor] = {}
-        for task in self.schema.tasks:
-            outputs.update(task_outputs(task, logits[task.name]))
-        return outputs
+        with self.replicas.scope("predict"):
+            logits, _ = self.logits(batch, training=False, bank=bank)
+        tasks = self.schema.tasks
+        return {name: value for task in tasks for name, value in task_outputs(task, logits[task.name]).items()}
 
     def image_side(self) -> tuple[ImageTower, ItemImage]:
         """Return the image tower and the layer that makes the vector of an item from the vectors of its pictures.
@@ -175,13 +172,8 @@ class MultimodalModel:
         """Return `predict` with the bank of `prediction_bank`, compiled once for batches of these shapes."""
         key = (str(spec), self._trained_part)
         if key not in self._prediction_functions:
-            bank = self._prediction_banks.get(self._trained_part)
-
-            def predict(batch: Batch) -> dict[str, tf.Tensor]:
-                with self.replicas.scope(f"predict {key}"):
-                    return self.predict(batch, bank)
-
-            self._prediction_functions[key] = tf.function(predict, input_signature=[spec], autograph=False)
+            function = partial(self.predict, bank=self._prediction_banks.get(self._trained_part))
+            self._prediction_functions[key] = tf.function(function, input_signature=[spec], autograph=False)
         return self._prediction_functions[key]
 
     def train_part(self, trainable: str) -> None:

@@ -15,7 +15,7 @@ from easyrec_mm.features.feature import Feature, Table
 from easyrec_mm.network.layers.target_attention import TargetAttention
 from easyrec_mm.schema import IMAGE_KEY, Attention
 
-_ROWS_AT_A_TIME = 1 << 18
+ROWS_AT_A_TIME = 1 << 18
 # Standard deviation of a standard normal distribution truncated at -2 and 2.
 _CUT_DEVIATION = 0.87962566
 
@@ -41,8 +41,8 @@ class EmbeddingTable(keras.layers.Layer):
         if shard is not None:
             mark(self.embeddings.value, shard)
         # A part of the rows at a time: drawing a whole table at once would need several times its memory.
-        for start in range(0, table.rows, _ROWS_AT_A_TIME):
-            end = min(start + _ROWS_AT_A_TIME, table.rows)
+        for start in range(0, table.rows, ROWS_AT_A_TIME):
+            end = min(start + ROWS_AT_A_TIME, table.rows)
             # Takes its seed also for rows that are held elsewhere.
             initializer = _initializer(table)
             if start >= stop or end <= first:
@@ -69,6 +69,8 @@ class FeatureEmbedding(keras.layers.Layer):
       attentions: the attentions, each with its layer.
       divided: names of the tables of which each replica holds a part.
       replicas: the replicas that look up together; by default this process alone.
+
+    `is_divided` is whether all replicas have to call it together, those without samples, too.
     """
 
     def __init__(
@@ -91,6 +93,7 @@ class FeatureEmbedding(keras.layers.Layer):
         self.tables = {table.name: EmbeddingTable(table, shards.get(table.name)) for table in tables}
         self._divided = DividedTables({name: self.tables[name].embeddings.value for name in shards}, replicas)
         self._divided_names = set(shards)
+        self.is_divided = bool(shards)
         self._attentions = [attention for attention, _ in attentions]
         self._attention_layers = [layer for _, layer in attentions]
         self._by_name = {feature.name: feature for feature in features}
