@@ -20,6 +20,12 @@ HARMLESS = {
 }  # fmt: skip
 
 
+ADVICE = {
+    "PSStrategy": "train_config.shard_tables_from_rows divides tables among workers that train in step, with "
+    "MultiWorkerMirroredStrategy; ",
+}
+
+
 def reserved_names(proto, descriptor):
     descriptor.CopyToProto(proto)
     return list(proto.reserved_name)
@@ -103,7 +109,8 @@ def test_an_unsupported_enum_value_is_never_skipped(text, place, value, choices,
     with pytest.raises(ConfigError) as caught:
         parse_config(text, "x.config", ignore_unsupported)
     assert str(caught.value).split("\n") == [
-        f"x.config:{position(text, value)}: {place}: {value} is not supported; choose one of {', '.join(choices)}",
+        f"x.config:{position(text, value)}: {place}: {value} is not supported; {ADVICE.get(value, '')}choose one of "
+        + ", ".join(choices),
         "1 setting(s) of EasyRec's language that easyrec_mm does not support: remove them",
     ]
 

@@ -10,7 +10,7 @@ from layer_helpers import random
 from easyrec_mm.features.feature import Table
 from easyrec_mm.features.sequence_feature import SequenceFeature
 from easyrec_mm.network.layers.dnn import DNN
-from easyrec_mm.network.layers.embedding import EmbeddingTable, FeatureEmbedding, combine, feature_vector
+from easyrec_mm.network.layers.embedding import EmbeddingTable, FeatureEmbedding, combine, feature_vector, table_ids
 from easyrec_mm.network.layers.table_rows import look_up_rows
 from easyrec_mm.network.layers.target_attention import TargetAttention
 from easyrec_mm.schema import IMAGE_KEY, Attention
@@ -176,7 +176,8 @@ def test_attentions_join_behind_the_features(joins_key):
     np.testing.assert_allclose(output, np.concatenate(joined, axis=1), rtol=1e-5, atol=1e-6)
     of_tables = [w["user"][inputs["user"]], w["user"][inputs["friend"]], joined[1], elements, elements]
     assert float(squares) == pytest.approx(sum(np.sum(x**2) for x in of_tables), rel=1e-5)
-    rows = {f.name: tf.constant(w["user"][inputs[f.name]]) if f.table == "user" else None for f in features}
+    rows = layer.look_up({f.name: (f.table, table_ids(f, inputs[f.name])) for f in features if f.table})
+    rows |= {f.name: None for f in features if not f.table}
     padded = padded_values()
     rows |= {
         f.name: tf.gather(w["tags"], padded[f.name]) for f in features if isinstance(f, SequenceFeature) and f.table

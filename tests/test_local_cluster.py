@@ -61,6 +61,22 @@ def test_each_worker_has_its_place_and_its_cores(script):
     assert cores == os.sched_getaffinity(0)
 
 
+@pytest.mark.parametrize(
+    ("text", "is_set"),
+    [
+        ("train_config { train_distribute: EmbeddingParallelStrategy }", True),
+        ("train_config { num_steps: 3\n  train_distribute : CollectiveAllReduceStrategy\n}", True),
+        ("train_config { # train_distribute: EmbeddingParallelStrategy\n}", False),
+        ("train_config { train_distribute: NoStrategy }", False),
+    ],
+)
+def test_a_strategy_of_the_config_stays(script, tmp_path, text, is_set):
+    (tmp_path / "x.config").write_text(text)
+    process = script("", "--workers", "1", "--", "train", "--pipeline_config", str(tmp_path / "x.config"))
+    arguments, _, _ = json.loads(process.communicate(timeout=60)[0].partition(" ")[2])
+    assert ("--set" in arguments) is not is_set
+
+
 def test_the_status_of_the_first_failure(script):
     """The others are told to end."""
     action = "sys.exit(3) if number == 1 else (signal.signal(signal.SIGTERM, lambda *_: sys.exit(143)), time.sleep(60))"

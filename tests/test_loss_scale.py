@@ -15,8 +15,8 @@ WRAPS = {"eager": lambda step: step, "function": lambda step: tf.function(step, 
 class Run:
     """A table and a dense variable; each step takes its factor times the same gradient from them."""
 
-    def __init__(self, wrap="function"):
-        self.scale = LossScale()
+    def __init__(self, wrap="function", on_all=tf.identity):
+        self.scale, self.on_all = LossScale(), on_all
         self.table, self.dense = tf.Variable(tf.ones([4, 2])), tf.Variable([1.0, 2.0])
         self.step = WRAPS[wrap](self._step)
 
@@ -27,7 +27,7 @@ class Run:
             self.table.scatter_sub(tf.IndexedSlices(of_table, tf.constant([1, 3])))
             self.dense.assign_sub(of_dense)
 
-        self.scale.apply_if_finite(gradients, update)
+        self.scale.apply_if_finite(gradients, update, self.on_all)
 
     def run(self, of_table=0.0, of_dense=0.0):
         self.step(tf.fill([2, 2], tf.constant(of_table)), tf.fill([2], tf.constant(of_dense)))
@@ -39,6 +39,15 @@ class Run:
 
 def state(scale):
     return {name.split("/")[1]: float(v) for name, v in scale.named_variables().items()}
+
+
+def test_an_overflow_of_another_replica_counts():
+    """In its part of a table; all skip the step, and have the same scale after it."""
+    run = Run(on_all=tf.zeros_like)
+    before = run.values
+    run.run(1.0, 1.0)
+    assert run.values == before
+    assert float(run.scale.value) == FIRST / 2
 
 
 @pytest.mark.parametrize("factor", [1.0, 2.0**15, 2.0**24])

@@ -50,7 +50,7 @@ MAY_IMPORT = {
     "distribution": "exit_status errors safe_text",
     "config": "errors safe_text schema files manifest features weights protos",
     "formats": "errors schema tasks files features protos",
-    "runs": "errors safe_text files features config protos",
+    "runs": "errors safe_text files features distribution config protos",
     "data": "errors safe_text schema stable_hash tasks files features store formats distribution runs protos",
     "grouping": "errors safe_text schema stable_hash spark files features config formats protos",
     "network": "errors features schema weights distribution config data protos",

@@ -9,6 +9,9 @@ from PIL import Image
 
 from easyrec_mm.cli import check
 from easyrec_mm.cli.main import main
+from easyrec_mm.config.pipeline import load_pipeline
+from easyrec_mm.errors import ConfigError
+from easyrec_mm.training import memory
 from easyrec_mm.training.memory import machine_bytes
 
 
@@ -102,6 +105,36 @@ def test_tables_that_do_not_fit_into_memory(told, optimizer, average, copies):
     assert needed == rows * dim * 4 * copies
     assert available == machine_bytes()
     assert f"the largest is 'tags', {rows:,} rows of {dim}: give it fewer rows" in error
+
+
+@pytest.mark.parametrize(
+    ("settings", "num_workers", "rows_of_tags"),
+    [
+        ("", 2, 11),
+        ("shard_tables_from_rows: 11", 1, 11),
+        ("shard_tables_from_rows: 12", 2, 11),
+        ("shard_tables_from_rows: 11", 2, 6),
+        ("train_distribute: EmbeddingParallelStrategy", 4, 3),
+        ("train_distribute: EmbeddingParallelStrategy shard_tables_from_rows: 0", 4, 11),
+        ("", None, 11),
+        ("shard_tables_from_rows: 11", None, 11),
+        ("train_distribute: MultiWorkerMirroredStrategy shard_tables_from_rows: 11", None, 0),
+    ],
+)
+def test_a_worker_needs_memory_for_its_part_of_divided_tables(
+    tmp_path, monkeypatch, settings, num_workers, rows_of_tags
+):
+    config = CONFIG.replace("hash_bucket_size: 10 embedding_dim: 2", "hash_bucket_size: 11 embedding_dim: 2")
+    make_log(tmp_path, config.replace("train_config {", f"train_config {{ {settings} "))
+    pipeline = load_pipeline(str(tmp_path / "x.config"))
+    needed = rows_of_tags * 2 * 4 * 3
+    monkeypatch.setattr(memory, "machine_bytes", lambda: needed)
+    memory.require_memory(pipeline.config, pipeline.schema, "x.config", num_workers)
+    if not needed:
+        return
+    monkeypatch.setattr(memory, "machine_bytes", lambda: needed - 1)
+    with pytest.raises(ConfigError, match=rf"need {needed} bytes .+ train_config.shard_tables_from_rows"):
+        memory.require_memory(pipeline.config, pipeline.schema, "x.config", num_workers)
 
 
 @pytest.mark.parametrize(

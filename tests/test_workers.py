@@ -66,14 +66,14 @@ TOGETHER = ["--set", "train_config.train_distribute=MultiWorkerMirroredStrategy"
 class Workers:
     """Processes that train together in a folder."""
 
-    def __init__(self, folder, num, *arguments, of_each=()):
+    def __init__(self, folder, num, *arguments, of_each=(), environment=()):
         self.addresses = [f"127.0.0.1:{free_port()}" for _ in range(num)]
         self.processes = []
         for number in range(num):
             task = {"type": "worker", "index": number}
-            environment = {"TF_CONFIG": json.dumps({"cluster": {"worker": self.addresses}, "task": task})}
+            own = {"TF_CONFIG": json.dumps({"cluster": {"worker": self.addresses}, "task": task}), **dict(environment)}
             command = [*TRAIN, *TOGETHER, *arguments, *(of_each[number] if of_each else [])]
-            self.processes.append(Command(folder, command, folder / f"output_{number}.txt", environment))
+            self.processes.append(Command(folder, command, folder / f"output_{number}.txt", own))
 
     def end(self):
         """Exit status and output of each."""

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 from easyrec_mm.cli import flags as f
 from easyrec_mm.cli import train
+from easyrec_mm.cli.workers import strategy_flags
 from easyrec_mm.errors import UserError
 from easyrec_mm.files import is_remote, plain
 from easyrec_mm.safe_text import hide_secrets
@@ -64,9 +65,11 @@ def run(flags: f.Flags) -> int:
     """Print the manifests, and notes on stderr."""
     from easyrec_mm.distribution.kubernetes import KINDS, to_yaml
 
-    pipeline = _load(flags)
+    pipeline, strategy = _load(flags)
+    for note in pipeline.notes:
+        print(f"note: {note}", file=sys.stderr)
     _require_shared_folder(pipeline, flags.claim)
-    training = _training(flags)
+    training = _training(flags, strategy)
     documents, worker_name = KINDS[flags.kind]
     _require_label(training, worker_name)
     text = to_yaml(documents(training))
@@ -79,22 +82,22 @@ def run(flags: f.Flags) -> int:
     return 0
 
 
-def _load(flags: f.Flags) -> Pipeline:
-    """Load and check the config as the workers will, without TensorFlow."""
-    from easyrec_mm.config.pipeline import load_pipeline
+def _load(flags: f.Flags) -> tuple[Pipeline, tuple[str, ...]]:
+    """Load and check the config as the workers will, without TensorFlow; return it with the flags that make it theirs.
 
-    parser = argparse.ArgumentParser(prog="easyrec-mm train", add_help=False)
-    train.add_flags(parser)
-    own = parser.parse_args(["--pipeline_config", flags.pipeline_config, *flags.train_flags, *_distribute(flags.gpus)])
-    if own.pipeline_config != flags.pipeline_config:
-        raise UserError(f"--pipeline_config {own.pipeline_config}: stands behind --, too; give it once, before --")
-    pipeline = load_pipeline(own.pipeline_config, [*train.overrides(own), *own.set], own.ignore_unsupported)
+    By these flags each worker starts a process on each of its GPUs.
+    """
+    own: tuple[str, ...] = ("--set", f"train_config.num_gpus_per_worker={max(flags.gpus, 1)}")
+    pipeline = train.load([*flags.train_flags, *own], flags.pipeline_config)
+    if strategy := strategy_flags(pipeline):
+        own = (*own, *strategy)
+        pipeline = train.load([*flags.train_flags, *own], flags.pipeline_config)
     for note in pipeline.notes:
         print(f"note: {note}", file=sys.stderr)
-    return pipeline
+    return pipeline, own
 
 
-def _training(flags: f.Flags) -> Training:
+def _training(flags: f.Flags, own: tuple[str, ...]) -> Training:
     from easyrec_mm.config.text import read_text
     from easyrec_mm.distribution.kubernetes import CONFIG_FILE, CONFIG_FOLDER, Training
 
@@ -106,15 +109,9 @@ def _training(flags: f.Flags) -> Training:
                 f"{flags.pipeline_config}: has more than 1 MiB, the limit of a ConfigMap; put it into a bucket, or "
                 "into the folder of a --claim"
             )
-    arguments = ("train", "--pipeline_config", path, *_WAIT, *flags.train_flags, *_distribute(flags.gpus))
+    arguments = ("train", "--pipeline_config", path, *_WAIT, *flags.train_flags, *own)
     name = flags.name if flags.name is not None else _name_from(flags.pipeline_config)
     return f.options_of(Training, flags, name=name, config=config, arguments=arguments, claims=_claims(flags.claim))
-
-
-def _distribute(num_gpus: int) -> tuple[str, ...]:
-    """Return the flags of train by which each worker starts a process on each of its GPUs."""
-    num_processes = ("--set", f"train_config.num_gpus_per_worker={max(num_gpus, 1)}")
-    return (*num_processes, "--set", "train_config.train_distribute=MultiWorkerMirroredStrategy")
 
 
 def _claims(claims: list[_Claim]) -> tuple[_Claim, ...]:

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import argparse
 import shlex
 import sys
+from collections.abc import Sequence
 from contextlib import nullcontext
 from typing import TYPE_CHECKING
 
 from easyrec_mm.cli import flags as f
 from easyrec_mm.cli.loading import go_on_with, load_quietly, require_path
 from easyrec_mm.cli.workers import cluster_of, workers_to_start
+from easyrec_mm.errors import UserError
 from easyrec_mm.exit_status import after_signal
 from easyrec_mm.files.lock import locked
 
@@ -41,6 +44,27 @@ def add_flags(parser: f.Parser) -> None:
     )
     add("--continue_train", action="store_true", help="accepted for EasyRec's commands: training always continues")
     f.add_setting_flags(parser)
+
+
+def load(arguments: Sequence[str], path: str | None = None) -> Pipeline:
+    """Load and check the config of a training that is started elsewhere, without TensorFlow.
+
+    Args:
+      arguments: flags of `train`.
+      path: the config, if it is not one of them.
+
+    Raises:
+      UserError: if the config is given twice.
+      ConfigError: if it is invalid.
+    """
+    from easyrec_mm.config.pipeline import load_pipeline
+
+    parser = argparse.ArgumentParser(prog="easyrec-mm train", add_help=False)
+    add_flags(parser)
+    own = parser.parse_args([*(["--pipeline_config", path] if path else []), *arguments])
+    if path and own.pipeline_config != path:
+        raise UserError(f"--pipeline_config {own.pipeline_config}: stands behind --, too; give it once, before --")
+    return load_pipeline(own.pipeline_config, [*overrides(own), *own.set], own.ignore_unsupported)
 
 
 def run(flags: f.Flags) -> int:

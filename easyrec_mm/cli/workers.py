@@ -15,6 +15,15 @@ if TYPE_CHECKING:
     from easyrec_mm.distribution.local_workers import LocalWorkers
 
 
+def strategy_flags(pipeline: Pipeline) -> tuple[str, ...]:
+    """Return the flags of `train` that let workers on several addresses train together, if the config does not."""
+    from easyrec_mm.protos.train_pb2 import MirroredStrategy, NoStrategy
+
+    if pipeline.config.train_config.train_distribute not in (NoStrategy, MirroredStrategy):
+        return ()
+    return ("--set", "train_config.train_distribute=MultiWorkerMirroredStrategy")
+
+
 def cluster_of(pipeline: Pipeline) -> Cluster | None:
     """Return the workers of TF_CONFIG that train together; None if it names only one, or none.
 

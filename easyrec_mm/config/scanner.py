@@ -87,6 +87,16 @@ def is_harmless(descriptor: Descriptor, name: str, value: str) -> bool:
     return False
 
 
+def _advice(enum: EnumDescriptor, value: str) -> str:
+    """Return what to use in place of an unsupported value, as its enum declares, before further advice."""
+    declared: str = enum.GetOptions().Extensions[options_pb2.advice]
+    for entry in declared.split(" | "):
+        name, _, text = entry.partition(": ")
+        if name == value:
+            return f"{text}; "
+    return ""
+
+
 def _is_equal(first: str, second: str) -> bool:
     try:
         return float(first) == float(second)
@@ -202,7 +212,7 @@ class Scanner:
         choices = ", ".join(enum.values_by_name)
         if value in proto.reserved_name:
             # Never skipped: without its value the setting would fall back to a default with another meaning.
-            message = f"{where}: {value} is not supported; choose one of {choices}"
+            message = f"{where}: {value} is not supported; {_advice(enum, value)}choose one of {choices}"
             self._scan.unsupported.append(Unsupported(message, path[:-1], harmless=False, is_field=False))
         elif not re.fullmatch(r"\d+", value):
             hint = did_you_mean(value, enum.values_by_name)

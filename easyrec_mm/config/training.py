@@ -8,7 +8,7 @@ from easyrec_mm.config.learning_rates import check_ends, check_learning_rate
 from easyrec_mm.errors import Problems
 from easyrec_mm.protos.optimizer_pb2 import Optimizer
 from easyrec_mm.protos.pipeline_pb2 import EasyRecConfig
-from easyrec_mm.protos.train_pb2 import NoStrategy, TrainConfig
+from easyrec_mm.protos.train_pb2 import EmbeddingParallelStrategy, NoStrategy, TrainConfig
 from easyrec_mm.schema import Schema
 
 
@@ -39,6 +39,22 @@ def check_training(config: EasyRecConfig, schema: Schema, problems: Problems) ->
             "train_config.num_gpus_per_worker",
             f"{train.num_gpus_per_worker} has no effect here with NoStrategy; MirroredStrategy trains on several GPUs",
         )
+    if train.shard_tables_from_rows and train.train_distribute == NoStrategy:
+        problems.note(
+            "train_config.shard_tables_from_rows",
+            f"{train.shard_tables_from_rows} has no effect with train_distribute: NoStrategy, one process",
+        )
+
+
+def divided_tables(train: TrainConfig, schema: Schema, num_workers: int | None) -> set[str]:
+    """Return the names of the tables of which each of these workers holds a part; None for an unknown number."""
+    if num_workers is None and train.train_distribute == NoStrategy:
+        return set()
+    is_set = train.HasField("shard_tables_from_rows")
+    least = train.shard_tables_from_rows if is_set else int(train.train_distribute == EmbeddingParallelStrategy)
+    if not least or num_workers == 1:
+        return set()
+    return {table.name for table in schema.tables if table.rows >= least}
 
 
 def _check_optimizers(train: TrainConfig, schema: Schema, problems: Problems) -> None:

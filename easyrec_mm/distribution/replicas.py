@@ -25,7 +25,7 @@ _GROUP = 1
 # Multiplies the size of what is exchanged, so that sizes of neighbouring operations have different numbers.
 _PRIME = 1_000_003
 # Bytes that a replica sends: by operation, and of tables' rows (sparse) or everything else (dense).
-SENT_BYTES = ("sent_bytes_sum", "sent_bytes_gather", "sent_bytes_dense", "sent_bytes_sparse")
+SENT_BYTES = ("sent_bytes_sum", "sent_bytes_gather", "sent_bytes_swap", "sent_bytes_dense", "sent_bytes_sparse")
 
 
 class Replicas:
@@ -59,7 +59,8 @@ class Replicas:
     def sent_bytes(self) -> dict[str, tf.Tensor]:
         """Return the bytes that this replica sends in the operations so far of this scope; {} for a single replica.
 
-        In a ring of N replicas, each sends 2 (N - 1) / N of a tensor to sum it, and N - 1 times its part to gather it.
+        In a ring of N replicas, each sends 2 (N - 1) / N of a tensor to sum it, N - 1 times its part to gather it, and
+        (N - 1) / N of what it swaps.
         An operation within a loop or a condition counts once if its size is known before, otherwise not at all.
         """
         if self.num == 1:
@@ -118,6 +119,20 @@ class Replicas:
         """
         return self._gather(rows, is_sparse) if self.num > 1 else rows
 
+    def gather_equal(self, values: tf.Tensor) -> tf.Tensor:
+        """Return what the replicas have, one behind the other, for a tensor of equal shape on each; no gradients."""
+        return self._gathered(values) if self.num > 1 else values
+
+    def swap(self, values: tf.Tensor) -> tf.Tensor:
+        """Return what each replica has for this one, `[num, ...]`, for what this one has for each; no gradients.
+
+        The shape must be equal on all replicas.
+        """
+        if self.num == 1:
+            return values
+        self._count("sent_bytes_swap", "sent_bytes_sparse", values, (self.num - 1) / self.num)
+        return tf.raw_ops.CollectiveAllToAllV2(input=values, **self._operation(tf.shape(values)))
+
     def agree(self, *numbers: float) -> list[float]:
         """Return the sums over the replicas of numbers of this process; all call it at the same points of the loop."""
         if self.num == 1:
@@ -154,7 +169,7 @@ class Replicas:
 
     def _gather(self, rows: tf.Tensor, is_sparse: bool = False) -> tf.Tensor:
         sizes = self._gathered(tf.shape(rows)[:1], is_sparse)  # [num]
-        most = _rounded(tf.reduce_max(sizes))
+        most = rounded(tf.reduce_max(sizes))
         is_there = tf.reshape(tf.sequence_mask(sizes, most), [-1])
         first = self.number * most
 
@@ -204,7 +219,7 @@ class Replicas:
         }  # fmt: skip
 
 
-def _rounded(number: tf.Tensor) -> tf.Tensor:
+def rounded(number: tf.Tensor) -> tf.Tensor:
     """Return a number of rows, at least 1, that is at least as large, one of few: four between two powers of two."""
     number = tf.maximum(number, 1)
     power = tf.cast(tf.math.ceil(tf.math.log(tf.cast(number, tf.float64)) / math.log(2.0)), tf.int32)

@@ -264,7 +264,7 @@ def batch_outputs(
         for item in inputs.batches(bank_of=lambda _: bank):
             if bank is not None:
                 bank.before_step(item.batch.images.bank_row, item.batch.images.encoded, 0)
-            if item.batch.num_samples:
+            if item.batch.num_samples or model.rec.feature_embedding.is_divided:
                 yield item.batch, item.kept_fields, step(item.batch)
             elif with_empty:
                 yield item.batch, item.kept_fields, {}

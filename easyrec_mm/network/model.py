@@ -13,6 +13,7 @@ import keras
 import tensorflow as tf
 
 from easyrec_mm.config.network import REGULARIZATION_LOSSES
+from easyrec_mm.config.training import divided_tables
 from easyrec_mm.data.batch import Batch, Images
 from easyrec_mm.data.picture_bank import PictureBank
 from easyrec_mm.distribution.replicas import Replicas
@@ -63,7 +64,8 @@ class MultimodalModel:
         self._img_model = network.img_model
         self.image = image_tower(config, schema, dtype) if schema.uses_image else None
         self.image_width = self.image.width if self.image is not None else 0
-        self.rec = RecModel(config.model_config, schema, dtype, self.replicas)
+        divided = divided_tables(config.train_config, schema, self.replicas.num)
+        self.rec = RecModel(config.model_config, schema, dtype, self.replicas, divided)
         self.item: ItemImage | None = None
         model = config.model_config
         self._regularizes_embeddings = bool(
@@ -72,7 +74,8 @@ class MultimodalModel:
         self._towers = list(network.task_towers)
         self._prediction_functions: dict[tuple[str, str], Callable[[Batch], dict[str, tf.Tensor]]] = {}
         self._prediction_banks: dict[str, PictureBank] = {}
-        self._build()
+        with self.replicas.scope("build"):
+            self._build()
         self._image_losses = ImageLosses(
             network.img_model, schema, self.image_width, self.rec.feature_embedding, self.replicas
         )
@@ -134,11 +137,10 @@ class MultimodalModel:
 
     def predict(self, batch: Batch, bank: PictureBank | None = None) -> dict[str, tf.Tensor]:
         """Return the outputs of every task by name: logits_*, probs_*, y_*."""
-        logits, _ = self.logits(batch, training=False, bank=bank)
-        outputs: dict[str, tf.Tensor] = {}
-        for task in self.schema.tasks:
-            outputs.update(task_outputs(task, logits[task.name]))
-        return outputs
+        with self.replicas.scope("predict"):
+            logits, _ = self.logits(batch, training=False, bank=bank)
+        tasks = self.schema.tasks
+        return {name: value for task in tasks for name, value in task_outputs(task, logits[task.name]).items()}
 
     def image_side(self) -> tuple[ImageTower, ItemImage]:
         """Return the image tower and the layer that makes the vector of an item from the vectors of its pictures.

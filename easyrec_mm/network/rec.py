@@ -5,6 +5,8 @@ Shapes: S samples, D width of the image vector, F width of the features, T tasks
 
 from __future__ import annotations
 
+from collections.abc import Collection
+
 import numpy as np
 import tensorflow as tf
 
@@ -34,13 +36,18 @@ class RecModel(Composite):
     tasks)). The numbers of wide features are added to the logits of the towers.
     """
 
-    def __init__(self, model: EasyRecModel, schema: Schema, dtype: str, replicas: Replicas) -> None:
+    def __init__(
+        self, model: EasyRecModel, schema: Schema, dtype: str, replicas: Replicas, divided: Collection[str] = ()
+    ) -> None:
         # float32, so that numbers and image vectors reach the batch norm unrounded whatever dtype the layers use.
         super().__init__(name="rec", dtype=FLOAT32)
         self._replicas = replicas
         network = model.e2e_mm_dbmtl
         l2 = network.l2_regularization
-        self.feature_embedding = FeatureEmbedding(schema.features, schema.tables, _attentions(model, schema, dtype))
+        attentions = _attentions(model, schema, dtype)
+        self.feature_embedding = FeatureEmbedding(
+            schema.features, schema.tables, attentions, divided=divided, replicas=replicas
+        )
         self._feature_bn = None
         if network.use_feature_bn:
             self._feature_bn = BatchNorm(name="features_bn", dtype=FLOAT32)

@@ -18,11 +18,11 @@ from typing import TypeVar
 
 import tensorflow as tf
 
-from easyrec_mm.errors import CheckpointError, DamagedCheckpointError, tensorflow_reason
+from easyrec_mm.errors import CheckpointError, DamagedCheckpointError
 from easyrec_mm.runs.checkpoint_list import PREFIX, read_list, write_list
 from easyrec_mm.runs.checkpoint_parts import Piece, Table, pieces_of
 from easyrec_mm.runs.checkpoint_reader import chain_of
-from easyrec_mm.runs.snapshot import Snapshot, Target
+from easyrec_mm.runs.snapshot import OtherWriters, Snapshot, Target, reason_of
 
 _Result = TypeVar("_Result")
 
@@ -80,6 +80,7 @@ class Checkpoints:
         kept_step: int | None = None,
         streamed: Sequence[Table] = (),
         around: Callable[[], AbstractContextManager[None]] = nullcontext,
+        others: OtherWriters | None = None,
     ) -> Snapshot:
         """Return a checkpoint to be written; see `save`.
 
@@ -89,13 +90,14 @@ class Checkpoints:
           kept_step: the step of a checkpoint to keep in addition.
           streamed: the tables that are copied between steps.
           around: the context in which its parts become a checkpoint.
+          others: other processes that write parts of it.
 
         Raises:
           CheckpointError: if the folder cannot be written to.
         """
         path = str(self._folder / f"{PREFIX}-{step}")
-        commit, failed = partial(self._commit, path, kept_step), partial(self._failed, path)
-        target = Target(path, self._temporary, commit, around, failed)
+        commit, failed = partial(self._commit, path, kept_step, others), partial(self._failed, path)
+        target = Target(path, self._temporary, commit, around, failed, others)
         try:
             self._folder.mkdir(parents=True, exist_ok=True)
             shutil.rmtree(self._temporary, ignore_errors=True)
@@ -104,9 +106,11 @@ class Checkpoints:
             raise self._failed(path, error) from error
         return Snapshot(target, list(pieces), streamed)
 
-    def _commit(self, path: str, kept_step: int | None, parts: list[str]) -> None:
+    def _commit(self, path: str, kept_step: int | None, others: OtherWriters | None, parts: list[str]) -> None:
         """Make a checkpoint of its parts, list it, and remove those that are not kept."""
         tf.raw_ops.MergeV2Checkpoints(checkpoint_prefixes=parts, destination_prefix=path, delete_old_dirs=True)
+        if others is not None:
+            others.finish(path)
         paths = [*[p for p in self.all() if p != path], path]
         kept = {*paths[-self._keep :], str(self._folder / f"{PREFIX}-{kept_step}")}
         kept = {part for p in kept.intersection(paths) for part in chain_of(p)}
@@ -122,7 +126,7 @@ class Checkpoints:
         shutil.rmtree(self._temporary, ignore_errors=True)
         good = self.latest()
         fallback = f"the last good one is {good}" if good else "there is none before it"
-        return CheckpointError(f"{path}: cannot be written: {_reason(error)}; {fallback}")
+        return CheckpointError(f"{path}: cannot be written: {reason_of(error)}; {fallback}")
 
     def leave_out(self, paths: Collection[str]) -> None:
         """Take checkpoints out of the list; their files stay."""
@@ -169,12 +173,6 @@ def newest_whole(paths: Iterable[str], read: Callable[[str], _Result]) -> tuple[
         except DamagedCheckpointError as error:
             problems.append(error)
     raise problems[0]
-
-
-def _reason(error: Exception) -> str:
-    if isinstance(error, OSError):
-        return error.strerror or str(error)
-    return tensorflow_reason(error.message) if isinstance(error, tf.errors.OpError) else str(error)
 
 
 def _remove(path: str) -> None:

@@ -13,7 +13,7 @@ and everything else under its own name, like any other checkpoint.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
@@ -22,6 +22,7 @@ import numpy as np
 import tensorflow as tf
 from numpy.typing import NDArray
 
+from easyrec_mm.distribution.shards import shard_of
 from easyrec_mm.features.field import LARGEST_NUMBER
 
 SLICE_BYTES = 16 << 20
@@ -119,15 +120,20 @@ def pieces_of(
 
 
 def _whole_pieces(variables: Mapping[str, tf.Variable | tf.Tensor], table: str | None) -> Iterator[Piece]:
-    """Yield the pieces of variables with the same number of rows."""
+    """Yield the pieces of variables with the same number of rows; of parts of tables, the slices that they hold."""
     shapes = {name: list(variable.shape) for name, variable in variables.items()}
     last = list(variables)[-1]
     num_rows = shapes[last][0] if shapes[last] else 1
     row_bytes = max(_row_bytes(variable) for variable in variables.values())
+    shard = shard_of(variables[last])
+    if shard is not None and not num_rows:
+        return
+    first, num_of_all = (0, num_rows) if shard is None else (shard.first, shard.num_rows)
     for start, stop in slices(num_rows, row_bytes):
-        is_all = stop - start == num_rows
+        is_all = stop - start == num_of_all
         for name, variable in variables.items():
-            spec = "" if is_all else slice_spec(shapes[name], start, stop)
+            whole = [num_of_all, *shapes[name][1:]]
+            spec = "" if is_all else slice_spec(whole, first + start, first + stop)
             rows = None if is_all and table is None else range(start, stop)
             yield Piece(name, spec, variable, rows, table, name == last)
 
@@ -199,6 +205,19 @@ class PartWriter:
             names, specs, values = (list(column) for column in zip(*self._pieces, strict=True))
             tf.raw_ops.SaveV2(prefix=self.parts[-1], tensor_names=names, shape_and_slices=specs, tensors=values)
             self._pieces, self._num_bytes = [], 0
+
+
+def write_pieces(folder: Path, pieces: Iterable[Piece]) -> list[str]:
+    """Write pieces to a folder; return the prefixes of the files.
+
+    Raises:
+      UselessNumberError: if no model works with a number in them.
+    """
+    writer = PartWriter(folder)
+    for piece in pieces:
+        writer.add(piece, piece.value())
+    writer.flush()
+    return writer.parts
 
 
 def require_usable(name: str, value: tf.Tensor) -> None:

@@ -15,6 +15,7 @@ import numpy as np
 import tensorflow as tf
 from numpy.typing import NDArray
 
+from easyrec_mm.distribution.shards import Shard, shard_of, whole_shape
 from easyrec_mm.errors import CheckpointError, DamagedCheckpointError, did_you_mean, tensorflow_reason
 from easyrec_mm.runs.checkpoint_index import Entry, Index, read_index
 from easyrec_mm.runs.checkpoint_parts import (
@@ -104,20 +105,24 @@ class CheckpointReader:
 
         Args:
           name: name of the value.
-          variable: a variable of the same shape; with `rows`, one whose rows have the shape of those of the value.
-          rows: for each row of the variable, the row that it takes, -1 for none; by default the same.
+          variable: a variable of the same shape, or one that holds a part of its rows (shards.py); with `rows`, one
+            whose rows have the shape of those of the value.
+          rows: for each row of the variable, or of the table of which it holds a part, the row that it takes, -1 for
+            none; by default the same.
 
         Raises:
           DamagedCheckpointError: if the value cannot be read, or no model works with it.
         """
+        shard = shard_of(variable)
         if rows is not None:
-            self._read_rows(name, variable, rows)
+            self._read_rows(name, variable, rows if shard is None else rows[shard.first : shard.stop])
             return
-        for numbers, value in self._parts(name, variable.dtype):
+        first = 0 if shard is None else shard.first
+        for numbers, value in self._parts(name, variable.dtype, shard):
             if numbers is None:
                 variable.assign(value)
             else:
-                variable.scatter_update(tf.IndexedSlices(value, numbers))
+                variable.scatter_update(tf.IndexedSlices(value, numbers - first))
 
     def _read_rows(self, name: str, variable: tf.Variable, rows: NDArray[np.int64]) -> None:
         order = np.argsort(rows, kind="stable")
@@ -132,10 +137,15 @@ class CheckpointReader:
             taken = tf.gather(value, places[is_here])
             variable.scatter_update(tf.IndexedSlices(taken, order[first:last][is_here]))
 
-    def _parts(self, name: str, dtype: tf.DType) -> Iterator[tuple[NDArray[np.int64] | None, tf.Tensor]]:
-        """Yield the parts of a value, each with its rows in ascending order, or None for all; later ones count."""
+    def _parts(
+        self, name: str, dtype: tf.DType, shard: Shard | None = None
+    ) -> Iterator[tuple[NDArray[np.int64] | None, tf.Tensor]]:
+        """Yield the parts of a value, each with its rows in ascending order, or None for all; later ones count.
+
+        With `shard`, only its rows.
+        """
         whole = self._whole(name)
-        for start, stop, spec in _slices(self.shapes[name], dtype):
+        for start, stop, spec in _slices(self.shapes[name], dtype, shard):
             value = self._restored(whole.path, name, name, spec, dtype)
             yield (np.arange(start, stop) if spec else None), value
         for link in reversed(self._links[: self._links.index(whole)]):
@@ -143,8 +153,12 @@ class CheckpointReader:
             shape = link.entries[values_name].shape
             for start, stop, spec in _slices(shape, dtype):
                 rows_spec = slice_spec(shape[:1], start, stop) if spec else ""
-                rows = self._restored(link.path, name, rows_name, rows_spec, tf.int64)
-                yield rows.numpy(), self._restored(link.path, name, values_name, spec, dtype)
+                rows = self._restored(link.path, name, rows_name, rows_spec, tf.int64).numpy()
+                value = self._restored(link.path, name, values_name, spec, dtype)
+                if shard is not None:
+                    first, last = np.searchsorted(rows, [shard.first, shard.stop])
+                    rows, value = rows[first:last], value[first:last]
+                yield rows, value
 
     def _whole(self, name: str) -> _Link:
         """Return the newest checkpoint that has all of a value.
@@ -174,13 +188,17 @@ class CheckpointReader:
         return value
 
 
-def _slices(shape: list[int], dtype: tf.DType) -> Iterator[tuple[int, int, str]]:
+def _slices(shape: list[int], dtype: tf.DType, shard: Shard | None = None) -> Iterator[tuple[int, int, str]]:
     """Yield (first row, row after the last, TensorFlow's slice spec) per slice; the spec "" is the whole value."""
     if not shape or dtype == tf.string:
         yield 0, 0, ""
         return
-    for start, stop in slices(shape[0], dtype.size * math.prod(shape[1:])):
-        yield start, stop, "" if stop - start == shape[0] else slice_spec(shape, start, stop)
+    first, end = (0, shape[0]) if shard is None else (shard.first, shard.stop)
+    if shard is not None and first == end:
+        return
+    for start, stop in slices(end - first, dtype.size * math.prod(shape[1:])):
+        is_all = stop - start == shape[0]
+        yield first + start, first + stop, "" if is_all else slice_spec(shape, first + start, first + stop)
 
 
 def checkpoint_shapes(path: str) -> dict[str, list[int]]:
@@ -210,10 +228,10 @@ def restore(path: str, variables: Mapping[str, tf.Variable]) -> None:
     for name, variable in variables.items():
         if name not in shapes:
             problems.append(
-                f"  {name}: model {list(variable.shape)}, checkpoint has none; {did_you_mean(name, shapes)}"
+                f"  {name}: model {whole_shape(variable)}, checkpoint has none; {did_you_mean(name, shapes)}"
             )
-        elif list(variable.shape) != list(shapes[name]):
-            problems.append(f"  {name}: model {list(variable.shape)}, checkpoint {list(shapes[name])}")
+        elif whole_shape(variable) != list(shapes[name]):
+            problems.append(f"  {name}: model {whole_shape(variable)}, checkpoint {list(shapes[name])}")
     if problems:
         omission = f"\n  and {len(problems) - 10} more" if len(problems) > 10 else ""
         raise CheckpointError(

@@ -38,7 +38,7 @@ _EVENTS = "events.out.tfevents."
 
 
 class ModelDir:
-    """A model_dir; `local` is the folder itself, or the local copy of a remote folder.
+    """A model_dir; `local` is the folder itself, or the local copy of a folder that `is_remote`.
 
     Args:
       path: path of the folder; nothing is read yet.
@@ -50,7 +50,7 @@ class ModelDir:
     def __init__(self, path: str) -> None:
         self.path = path
         self._folder = Folder(path)
-        self.local = self._folder.local
+        self.local, self.is_remote = self._folder.local, self._folder.is_remote
         self._put_s = time.monotonic()
         # A checkpoint may be written and uploaded beside the training, which uploads its logs.
         self._putting = threading.RLock()
@@ -125,18 +125,29 @@ class ModelDir:
             names = [name for part in chain_of(path) for name in self.local.glob(f"{Path(part).name}.data-*")]
             self._folder.forget([values.name for values in names])
 
+    def put_values(self, names: Collection[str]) -> None:
+        """Upload files with values of a checkpoint that another process is about to list.
+
+        Raises:
+          StorageError: if one cannot be written.
+        """
+        self._folder.put(lambda name: 0 if name in names else None)
+
     @contextmanager
-    def checkpoint_put(self) -> Iterator[None]:
+    def checkpoint_put(self, with_others: bool = False) -> Iterator[None]:
         """Upload the checkpoint that is completed in the context; meanwhile nothing else is uploaded.
+
+        Args:
+          with_others: whether other processes have uploaded values of checkpoints, too.
 
         Raises:
           CheckpointError: if the checkpoint cannot be uploaded; it stays in `local`.
         """
         with self._putting:
             yield
-            self._put_checkpoint()
+            self._put_checkpoint(with_others)
 
-    def _put_checkpoint(self) -> None:
+    def _put_checkpoint(self, with_others: bool) -> None:
         """Upload what was written, checkpoints before the list that names them; remove checkpoints deleted locally.
 
         Raises:
@@ -146,6 +157,8 @@ class ModelDir:
             return
         try:
             self._put()
+            if with_others:
+                self._folder.look()
             local_names = {path.stem for path in self.local.glob(f"{PREFIX}-*.index")}
             of_checkpoints = [name for name in self._folder.names() if name.startswith(f"{PREFIX}-")]
             self._folder.remove([name for name in of_checkpoints if _checkpoint_of(name) not in local_names])

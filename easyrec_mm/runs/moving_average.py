@@ -9,6 +9,7 @@ import numpy as np
 import tensorflow as tf
 from numpy.typing import NDArray
 
+from easyrec_mm.distribution.shards import mark_like
 from easyrec_mm.runs.checkpoint_reader import CheckpointReader
 
 _ROWS_AT_A_TIME = 1 << 20
@@ -35,6 +36,9 @@ class MovingAverage:
         self._last_used = {
             name: tf.Variable(tf.zeros([named[name].shape[0]], tf.int32), trainable=False) for name in self._tables
         }
+        for variables in (self._averages, self._last_used):
+            for name, variable in variables.items():
+                mark_like(variable, named[name].value)
 
     def named_variables(self) -> dict[str, tf.Variable]:
         """Return the variables that a checkpoint must contain, by name."""

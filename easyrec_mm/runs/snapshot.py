@@ -18,14 +18,14 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import NoReturn
+from typing import NoReturn, Protocol
 
 import numpy as np
 import tensorflow as tf
 from numpy.typing import NDArray
 
-from easyrec_mm.errors import CheckpointError
-from easyrec_mm.runs.checkpoint_parts import SLICE_BYTES, PartWriter, Piece, Table, UselessNumberError
+from easyrec_mm.errors import CheckpointError, tensorflow_reason
+from easyrec_mm.runs.checkpoint_parts import SLICE_BYTES, PartWriter, Piece, Table, UselessNumberError, write_pieces
 from easyrec_mm.runs.old_rows import OldRows
 
 # Share of the machine that may be used: all processors while slices are copied, and the one that writes.
@@ -37,10 +37,29 @@ _MOST_ALLOWANCE_S = 0.1
 KEPT_SHARE = 0.2
 # Bytes of slices that wait to be written.
 WAITING_BYTES = 4 * SLICE_BYTES
+# What writing raises if it fails for a reason that a user can change.
 WRITE_ERRORS = (OSError, tf.errors.OpError, UselessNumberError)
 
 # Rows that a step has changed, by table: their numbers, and the values that they had before by variable.
 Changed = Mapping[str, tuple[tf.Tensor, Mapping[str, tf.Tensor]]]
+
+
+class UnwritablePartsError(Exception):
+    """Another process cannot write its parts of a checkpoint."""
+
+
+class OtherWriters(Protocol):
+    """Other processes that write parts of the same checkpoint."""
+
+    def collect(self, write: Callable[[], list[str]]) -> list[str]:
+        """Write the parts of this process; return the prefixes of all parts.
+
+        Raises:
+          UnwritablePartsError: if a process cannot write its parts.
+        """
+
+    def finish(self, path: str) -> None:
+        """Do what remains when the parts are merged, before the checkpoint is listed."""
 
 
 @dataclass(frozen=True)
@@ -52,6 +71,7 @@ class Target:
     commit  makes a checkpoint of the parts
     around  the context in which it does so
     failed  -> the error to raise after one of WRITE_ERRORS
+    others  other processes that write parts of it; None if this one writes all
     """
 
     path: str
@@ -59,6 +79,14 @@ class Target:
     commit: Callable[[list[str]], None]
     around: Callable[[], AbstractContextManager[None]]
     failed: Callable[[Exception], CheckpointError]
+    others: OtherWriters | None = None
+
+
+def reason_of(error: Exception) -> str:
+    """Return the reason for one of WRITE_ERRORS, or for an UnwritablePartsError."""
+    if isinstance(error, OSError):
+        return error.strerror or str(error)
+    return tensorflow_reason(error.message) if isinstance(error, tf.errors.OpError) else str(error)
 
 
 class Snapshot:
@@ -121,13 +149,13 @@ class Snapshot:
         Raises:
           CheckpointError: if it cannot be written.
         """
+        others = self._target.others
+        write = partial(write_pieces, self._target.folder, (*self._now, *self._later))
         try:
-            for piece in (*self._now, *self._later):
-                self._parts.add(piece, piece.value())
-            self._parts.flush()
+            parts = write() if others is None else others.collect(write)
             with self._target.around():
-                self._target.commit(self._parts.parts)
-        except WRITE_ERRORS as error:
+                self._target.commit(parts)
+        except (*WRITE_ERRORS, UnwritablePartsError) as error:
             raise self._target.failed(error) from error
         return self.path
 

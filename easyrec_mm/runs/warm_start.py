@@ -9,6 +9,7 @@ import numpy as np
 import tensorflow as tf
 from numpy.typing import NDArray
 
+from easyrec_mm.distribution.shards import whole_shape
 from easyrec_mm.errors import CheckpointError, did_you_mean
 from easyrec_mm.runs.checkpoint_parts import is_weight
 from easyrec_mm.runs.checkpoint_reader import CheckpointReader
@@ -73,7 +74,7 @@ def warm_start(
         match = (matches or {}).get(name, TableMatch())
         problem = "left out" if name in left_out else _problem(variable, source, shapes, match)
         if problem:
-            lines.append(f"  not restored: {name} {list(variable.shape)}: {problem}")
+            lines.append(f"  not restored: {name} {whole_shape(variable)}: {problem}")
             continue
         rows = None if _is_in_order(match.rows, shapes[source]) else match.rows
         reader.read_into(source, variable, rows)
@@ -97,7 +98,7 @@ def _is_reported(name: str) -> bool:
 
 def _problem(variable: tf.Variable, source: str, shapes: Mapping[str, list[int]], match: TableMatch) -> str:
     """Return why a variable cannot be restored; "" if it can."""
-    shape = list(variable.shape)
+    shape = whole_shape(variable)
     if source not in shapes:
         return "not in the checkpoint"
     if list(shapes[source])[1:] != shape[1:]:
@@ -118,7 +119,7 @@ def _is_in_order(rows: NDArray[np.int64] | None, shape: list[int]) -> bool:
 
 def _line_of(name: str, variable: tf.Variable, source: str, shape: list[int], match: TableMatch) -> str:
     """Return the line of a restored variable in the report."""
-    line = f"  restored: {name} {list(variable.shape)}" + (f" from {source}" if source != name else "")
+    line = f"  restored: {name} {whole_shape(variable)}" + (f" from {source}" if source != name else "")
     rows = match.rows
     if rows is not None and not _is_in_order(rows, shape):
         num_restored, num_taken = int(np.sum(rows >= 0)), len(np.unique(rows[rows >= 0]))

@@ -75,7 +75,7 @@ def check(pipeline: Pipeline, num_groups: int) -> CheckResult:
     settings = [name for name in ("train_input_path", "eval_input_path") if getattr(config, name)]
     if not settings:
         raise UserError(f"{pipeline.path}: train_input_path: is missing; give the files of the training data")
-    require_memory(config, schema, pipeline.path)
+    require_memory(config, schema, pipeline.path, num_workers=None)
     vectors = VectorStores(schema.stored_features())
     with closing(vectors):
         samples = {setting: _read(pipeline, setting, num_groups, vectors) for setting in settings}

@@ -23,7 +23,6 @@ from easyrec_mm.evaluation.report import table, write_result
 from easyrec_mm.evaluation.summary import EvalResults
 from easyrec_mm.files import StorageError
 from easyrec_mm.network.model import MultimodalModel
-from easyrec_mm.runs.checkpoint_reader import restore
 from easyrec_mm.runs.evaluations import (
     EVAL,
     METRICS,
@@ -49,7 +48,8 @@ class TrainingEvaluations:
       average: moving average of its weights, if the average is evaluated.
       trained: the variables that the training changes, by name.
       vectors: stored vectors that features name by key.
-      folder: folder of the training.
+      folder: where this worker writes its logs.
+      shared: the model_dir of all workers.
     """
 
     def __init__(
@@ -60,11 +60,13 @@ class TrainingEvaluations:
         trained: dict[str, keras.Variable],
         vectors: VectorStores,
         folder: ModelDir,
+        shared: ModelDir,
     ) -> None:
         self._config, self._schema, self._path = pipeline.config, pipeline.schema, pipeline.path
         self._vectors = vectors
         self._average, self._trained = average, trained
-        self._folder = folder
+        self._folder, self._shared = folder, shared
+        self._is_first = model.replicas.number == 0
         share = self._config.data_config.max_bad_record_share
         self._evaluator = Evaluator(
             model,
@@ -135,7 +137,7 @@ class TrainingEvaluations:
         with suppress(EvaluationStoppedError):
             results = self._evaluator.run(is_stopped)
         if self._average is not None:
-            restore(checkpoint, {name: variable.value for name, variable in self._trained.items()})
+            self._read_back(checkpoint)
         self._evaluated_s, self._evaluated_step = time.monotonic(), step
         took_s = self._evaluated_s - started_s
         if results is None:
@@ -148,6 +150,15 @@ class TrainingEvaluations:
         with suppress(StorageError):  # after an error the logs are uploaded with the next checkpoint
             self._folder.put_logs()
         return took_s
+
+    def _read_back(self, checkpoint: str) -> None:
+        """Give the trained variables the values again that they have in a checkpoint."""
+        if not self._is_first:  # the first one has just written it
+            self._shared.refresh([])
+            self._shared.fetch_checkpoint(checkpoint)
+        restore(checkpoint, {name: variable.value for name, variable in self._trained.items()})
+        if not self._is_first:
+            self._shared.forget_checkpoint(checkpoint)
 
     def _count(self, step: int, results: EvalResults, progress: Progress) -> None:
         if self._criterion is None:

@@ -42,10 +42,21 @@ class LossScale:
 
         return [unscale(gradient) for gradient in gradients]
 
-    def apply_if_finite(self, gradients: Sequence[Gradient], update: Callable[[], None]) -> None:
-        """Run `update` unless a gradient is infinite or NaN, and adapt the scale."""
+    def apply_if_finite(
+        self,
+        gradients: Sequence[Gradient],
+        update: Callable[[], None],
+        on_all: Callable[[tf.Tensor], tf.Tensor] = lambda is_finite: is_finite,
+    ) -> None:
+        """Run `update` unless a gradient is infinite or NaN, and adapt the scale.
+
+        Args:
+          gradients: the gradients.
+          update: applies them.
+          on_all: whether they are finite on this replica -> whether they are on all.
+        """
         values = [g.values if isinstance(g, tf.IndexedSlices) else g for g in gradients if g is not None]
-        is_finite = tf.reduce_all([tf.reduce_all(tf.math.is_finite(value)) for value in values])
+        is_finite = on_all(tf.reduce_all([tf.reduce_all(tf.math.is_finite(value)) for value in values]))
 
         def good() -> tf.Tensor:
             update()

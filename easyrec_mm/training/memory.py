@@ -7,6 +7,8 @@ import re
 from functools import lru_cache
 from pathlib import Path
 
+from easyrec_mm.config.training import divided_tables
+from easyrec_mm.distribution.shards import rows_of_each
 from easyrec_mm.errors import ConfigError
 from easyrec_mm.protos.optimizer_pb2 import Optimizer
 from easyrec_mm.protos.pipeline_pb2 import EasyRecConfig
@@ -19,18 +21,27 @@ _BYTES_OF_A_NUMBER = 4
 _LIMITS = ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes")
 
 
-def require_memory(config: EasyRecConfig, schema: Schema, path: str) -> None:
+def require_memory(config: EasyRecConfig, schema: Schema, path: str, num_workers: int | None) -> None:
     """Check that the tables, with what their optimizer and moving average keep of each number, fit into memory.
+
+    Of tables that are divided among the workers, a worker's part counts, or nothing if their number is unknown.
 
     Args:
       config: the config of the training.
       schema: its Schema.
       path: name of the config, for messages.
+      num_workers: number of the workers that train together; None if it is unknown.
 
     Raises:
       ConfigError: if they do not fit; the message says how many bytes they need, and how many there are.
     """
-    sizes = {table.name: table.rows * table.dim * _bytes_per_number(table.name, config) for table in schema.tables}
+    divided = divided_tables(config.train_config, schema, num_workers)
+    rows = {table.name: table.rows for table in schema.tables}
+    for name in divided:
+        rows[name] = rows_of_each(rows[name], num_workers) if num_workers else 0
+    sizes = {
+        table.name: rows[table.name] * table.dim * _bytes_per_number(table.name, config) for table in schema.tables
+    }
     needed, available = sum(sizes.values()), machine_bytes()
     if needed <= available:
         return
@@ -38,7 +49,8 @@ def require_memory(config: EasyRecConfig, schema: Schema, path: str) -> None:
     raise ConfigError(
         f"{path}: feature_config: the embedding tables, with what the optimizer keeps of them, need {_size(needed)}, "
         f"and this machine has {_size(available)}; the largest is '{largest.name}', {largest.rows:,} rows of "
-        f"{largest.dim}: give it fewer rows, as with a smaller hash_bucket_size"
+        f"{largest.dim}: give it fewer rows, as with a smaller hash_bucket_size, or divide it among more workers with "
+        "train_config.shard_tables_from_rows"
     )
 
 

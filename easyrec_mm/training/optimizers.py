@@ -16,6 +16,7 @@ from typing import Any
 import keras
 import tensorflow as tf
 
+from easyrec_mm.distribution.shards import mark_like
 from easyrec_mm.network.layers.table_rows import joined, split_like
 from easyrec_mm.protos.optimizer_pb2 import Optimizer as OptimizerConfig
 from easyrec_mm.training.learning_rates import Schedule
@@ -58,6 +59,8 @@ class RowOptimizer(keras.optimizers.Optimizer):
             # Keras's Constant multiplies a tensor of ones, which is one more copy of the table.
             fill = partial(_fill, initial)
             self._slot_variables[slot] = [self.add_variable_from_reference(v, slot, fill) for v in variables]
+            for variable, reference in zip(self._slot_variables[slot], variables, strict=True):
+                mark_like(variable.value, reference.value)
 
     def named_slots(self, names: Sequence[str]) -> dict[str, keras.Variable]:
         """Return the slots by "<name of the variable>/<slot>"; `names` are those of the variables passed to `build`."""

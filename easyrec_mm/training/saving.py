@@ -4,10 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
+from functools import partial
 
 import tensorflow as tf
 
 from easyrec_mm.config.pipeline import write_config
+from easyrec_mm.distribution.replicas import Replicas
+from easyrec_mm.distribution.shards import shard_of
 from easyrec_mm.errors import CheckpointError, DamagedCheckpointError
 from easyrec_mm.files.lock import FolderLock
 from easyrec_mm.files.work_folder import work_folder
@@ -18,19 +21,21 @@ from easyrec_mm.runs.checkpoint_list import PREFIX
 from easyrec_mm.runs.checkpoint_parts import Increment, pieces_of
 from easyrec_mm.runs.checkpoint_reader import bases_of
 from easyrec_mm.runs.model_dir import PIPELINE_CONFIG, ModelDir
+from easyrec_mm.runs.parts_of_workers import PartsOfWorkers
 from easyrec_mm.runs.snapshot import Changed, Snapshot
 from easyrec_mm.training.table_rows import TableRows
 
 
 class Saver:
-    """Writes checkpoints and the config; of several workers, only the first one does.
+    """Writes checkpoints and the config; of several workers, the first one does, and the others their parts of tables.
 
     A checkpoint with large tables is written while the training goes on: until `finish`, or the next one, the files of
-    the path that `save` returns may be incomplete, and are not listed.
+    the path that `save` returns may be incomplete, and are not listed. One with parts of tables is written at once, and
+    is always a full one.
 
     Args:
       config: config of the training.
-      is_first: whether this is the first worker.
+      replicas: the workers.
       lock: the lock of model_dir, which is kept up even if somebody removes the folder; None for none.
 
     Attributes:
@@ -39,10 +44,11 @@ class Saver:
       checkpoints: those of model_dir.
     """
 
-    def __init__(self, config: EasyRecConfig, is_first: bool, lock: FolderLock | None) -> None:
-        self._config, self._is_first, self._lock = config, is_first, lock
+    def __init__(self, config: EasyRecConfig, replicas: Replicas, lock: FolderLock | None) -> None:
+        self._config, self._is_first, self._lock = config, replicas.number == 0, lock
         self.shared = ModelDir(config.model_dir).open()
-        self.folder = self.shared if is_first else ModelDir(f"{work_folder()}/model_dir").open()
+        self._parts = PartsOfWorkers(self.shared, replicas)
+        self.folder = self.shared if self._is_first else ModelDir(f"{work_folder()}/model_dir").open()
         self.checkpoints = Checkpoints(str(self.shared.local), config.train_config.keep_checkpoint_max)
         self._rows = TableRows([], False)
         self._snapshot: Snapshot | None = None
@@ -80,12 +86,18 @@ class Saver:
         """
         self.finish()
         path = str(self.shared.local / f"{PREFIX}-{step}")
+        has_parts = any(shard_of(value) is not None for value in values.values())
         if not self._is_first:
+            if has_parts:
+                self._parts.write_of_others(step, values)
             return path
         if self._lock is not None:
             self._lock.keep()
         if not (self.folder.local / PIPELINE_CONFIG).exists():
             self.write_config()  # somebody has removed model_dir meanwhile
+        if has_parts:
+            self._write_together(step, values, best_step)
+            return path
         pieces = pieces_of(values, self._rows.tables, self._increment(path))
         streamed = [] if at_once else self._rows.streamed
         snapshot = self.checkpoints.snapshot(step, pieces, best_step, streamed, self.folder.checkpoint_put)
@@ -97,6 +109,15 @@ class Saver:
         else:
             snapshot.write()
         return path
+
+    def _write_together(self, step: int, values: Mapping[str, tf.Variable | tf.Tensor], best_step: int | None) -> None:
+        """Write a checkpoint of which the other workers write their parts of tables."""
+        self._parts.remove(all_but=step)
+        around = partial(self.folder.checkpoint_put, with_others=True)
+        try:
+            self.checkpoints.snapshot(step, pieces_of(values), best_step, around=around, others=self._parts).write()
+        finally:
+            self._parts.remove()
 
     def after_step(self, changed: Changed) -> None:
         """Go on with a checkpoint that is being written, given the rows that a step has changed.

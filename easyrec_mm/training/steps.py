@@ -202,7 +202,7 @@ class TrainSteps:
             loss = tf.add_n(list(losses.values()))
             scaled = loss if self.loss_scale is None else self.loss_scale.scaled(loss)
         gradients = sum_duplicate_rows(tape.gradient(scaled, variables))
-        gradients, sums = self._exchange.merged(gradients, [loss, *losses.values()])
+        gradients, sums = self._exchange.merged(gradients, variables, [loss, *losses.values()])
         loss, losses = sums[0], dict(zip(losses, sums[1:], strict=True))
         self._exchange.average_statistics(tf.size(batch.sample_image), tf.shape(batch.pixels)[0])
         if self.loss_scale is not None:
@@ -215,7 +215,7 @@ class TrainSteps:
         limit = self._clipping
         if limit > 0:
             # Only if needed for clipping, because reading all gradients again costs a few percent of a step on a CPU.
-            values["gradient_norm"] = tf.linalg.global_norm(gradients)
+            values["gradient_norm"] = self._exchange.norm(gradients, variables)
             gradients, _ = tf.clip_by_global_norm(gradients, limit, use_norm=values["gradient_norm"])
         step = tf.cast(self.number.assign_add(1), tf.int32)
         by_name = dict(zip(phase.trained, gradients, strict=True))
@@ -250,7 +250,8 @@ class TrainSteps:
             if scale is None:
                 self._apply(gradients, step)
             else:
-                scale.apply_if_finite(list(gradients.values()), lambda: self._apply(gradients, step))
+                on_all = self._exchange.on_all
+                scale.apply_if_finite(list(gradients.values()), lambda: self._apply(gradients, step), on_all)
 
         def take_back() -> None:
             state.restore()
@@ -267,7 +268,8 @@ class TrainSteps:
         if scale is not None:
             # Gradients that overflow at a larger scale only lower the scale.
             are_usable |= scale.value > SMALLEST
-        values[_IS_FINITE] = tf.math.is_finite(values["loss"]) & state.is_finite() & are_usable
+        are_finite = tf.math.is_finite(values["loss"]) & state.is_finite() & are_usable
+        values[_IS_FINITE] = self._exchange.on_all(are_finite)
         tf.cond(values[_IS_FINITE], apply, take_back)
 
     def _apply(self, gradients: dict[str, Gradient], step: tf.Tensor) -> None:

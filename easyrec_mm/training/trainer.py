@@ -16,6 +16,7 @@ from easyrec_mm.data.first_pictures import first_pictures, require_pictures
 from easyrec_mm.data.input import Input
 from easyrec_mm.data.shared_bad_records import SharedBadRecords
 from easyrec_mm.distribution.replicas import Replicas
+from easyrec_mm.distribution.shards import whole_shape
 from easyrec_mm.errors import ConfigError
 from easyrec_mm.evaluation.evaluator import vectors_of
 from easyrec_mm.files.folders import shown
@@ -83,9 +84,9 @@ class Trainer:
     def __init__(self, pipeline: Pipeline, lock: FolderLock | None = None, replicas: Replicas | None = None) -> None:
         self._config, self._schema = pipeline.config, pipeline.schema
         self._replicas = replicas or Replicas()
-        require_memory(self._config, self._schema, pipeline.path)
+        require_memory(self._config, self._schema, pipeline.path, self._replicas.num)
         self._train_config = self._config.train_config
-        self._saver = Saver(self._config, self._is_first, lock)
+        self._saver = Saver(self._config, self._replicas, lock)
         self._folder, self._checkpoints = self._saver.folder, self._saver.checkpoints
         self._model_dir = self._folder.local
         self._bad_records = SharedBadRecords(
@@ -122,7 +123,13 @@ class Trainer:
         self._unreported: list[Losses] = []  # losses of earlier steps that are not reported yet
         self._to_evaluate = False  # whether the last checkpoint of an earlier start is to be evaluated
         self._evaluations = TrainingEvaluations(
-            pipeline, self.model, self.steps.average, self.steps.trained, self._vectors, self._folder
+            pipeline,
+            self.model,
+            self.steps.average,
+            self.steps.trained,
+            self._vectors,
+            self._folder,
+            self._saver.shared,
         )
         self._evaluations.require_data()
 
@@ -229,7 +236,7 @@ class Trainer:
             print(shown(start_from_checkpoint(self.model, self._train_config, self.steps.average)), flush=True)
         self.steps.draw_apart()
         trained = self.steps.phases[self.steps.phase(int(self.steps.number))].trained
-        num_weights = sum(math.prod(v.shape) for v in trained.values())
+        num_weights = sum(math.prod(whole_shape(v.value)) for v in trained.values())
         num_frozen = len(self.model.all_trainable()) - len(trained)
         print(
             f"model: {num_weights:,} trained weights in {len(trained)} variables"

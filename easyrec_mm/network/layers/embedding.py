@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 
 import keras
 import tensorflow as tf
 
+from easyrec_mm.distribution.divided_tables import DividedTables
+from easyrec_mm.distribution.replicas import Replicas
+from easyrec_mm.distribution.shards import Shard, mark, shard_of_replica
 from easyrec_mm.features.feature import Feature, Table
 from easyrec_mm.network.layers.table_rows import joined, look_up_rows
 from easyrec_mm.network.layers.target_attention import TargetAttention
 from easyrec_mm.schema import IMAGE_KEY, Attention
 
-_ROWS_AT_A_TIME = 1 << 18
+ROWS_AT_A_TIME = 1 << 18
 # Standard deviation of a standard normal distribution truncated at -2 and 2.
 _CUT_DEVIATION = 0.87962566
 
@@ -23,18 +26,31 @@ class EmbeddingTable(keras.layers.Layer):
 
     Its gradient is tf.IndexedSlices of the rows looked up (table_rows.py): a step's cost does not depend on the number
     of rows, provided that the optimizer handles such gradients (optimizers.py).
+
+    Args:
+      table: the whole table.
+      shard: the part of it that is held here, whose initial values are those that it has in the whole table; None for
+        all rows.
     """
 
-    def __init__(self, table: Table) -> None:
+    def __init__(self, table: Table, shard: Shard | None = None) -> None:
         super().__init__(dtype="float32")
+        first, stop = (0, table.rows) if shard is None else (shard.first, shard.stop)
         self.embeddings = self.add_weight(
-            shape=(table.rows, table.dim), initializer="zeros", name="embeddings", dtype="float32", autocast=False
+            shape=(stop - first, table.dim), initializer="zeros", name="embeddings", dtype="float32", autocast=False
         )
+        if shard is not None:
+            mark(self.embeddings.value, shard)
         # A part of the rows at a time: drawing a whole table at once would need several times its memory.
-        for start in range(0, table.rows, _ROWS_AT_A_TIME):
-            ids = tf.range(start, min(start + _ROWS_AT_A_TIME, table.rows))
-            rows = _initializer(table)(shape=(len(ids), table.dim), dtype="float32")
-            self.embeddings.value.scatter_update(tf.IndexedSlices(rows, ids))
+        for start in range(0, table.rows, ROWS_AT_A_TIME):
+            end = min(start + ROWS_AT_A_TIME, table.rows)
+            # Takes its seed also for rows that are held elsewhere.
+            initializer = _initializer(table)
+            if start >= stop or end <= first:
+                continue
+            rows = initializer(shape=(end - start, table.dim), dtype="float32")
+            ids = tf.range(max(start, first), min(end, stop))
+            self.embeddings.value.scatter_update(tf.IndexedSlices(tf.gather(rows, ids - start), ids - first))
         self.built = True
 
 
@@ -46,6 +62,10 @@ class FeatureEmbedding(keras.layers.Layer):
       features: the features of the model.
       tables: their tables; features that name the same table share it.
       attentions: the attentions, each with its layer.
+      divided: names of the tables of which each replica holds a part.
+      replicas: the replicas that look up together; by default this process alone.
+
+    `is_divided` is whether all replicas have to call it together, those without samples, too.
     """
 
     def __init__(
@@ -54,10 +74,21 @@ class FeatureEmbedding(keras.layers.Layer):
         tables: Sequence[Table],
         attentions: Sequence[tuple[Attention, TargetAttention]] = (),
         name: str = "features",
+        divided: Collection[str] = (),
+        replicas: Replicas | None = None,
     ) -> None:
         super().__init__(name=name, dtype="float32")
         self._features = features
-        self.tables = {table.name: EmbeddingTable(table) for table in tables}
+        replicas = replicas or Replicas()
+        shards = {
+            table.name: shard_of_replica(table.rows, replicas.number, replicas.num)
+            for table in tables
+            if table.name in divided
+        }
+        self.tables = {table.name: EmbeddingTable(table, shards.get(table.name)) for table in tables}
+        self._divided = DividedTables({name: self.tables[name].embeddings.value for name in shards}, replicas)
+        self._divided_names = set(shards)
+        self.is_divided = bool(shards)
         self._attentions = [attention for attention, _ in attentions]
         self._attention_layers = [layer for _, layer in attentions]
         self._by_name = {feature.name: feature for feature in features}
@@ -75,9 +106,7 @@ class FeatureEmbedding(keras.layers.Layer):
           float32 `[S, Schema.width + Schema.wide_width]`, and the scalar sum of the squares of all values from tables
           except those that are added to the logits.
         """
-        rows = self.look_up(
-            {f.name: (f.table, table_ids(f, values[f.name])) for f in self._features if f.table is not None}
-        )
+        rows = self.look_up({f.name: (f.table, table_ids(f, values[f.name])) for f in self._features if f.table})
         of_features = {feature.name: rows.get(feature.name) for feature in self._features}
         return self.join(values, of_features, image_vector, training)
 
@@ -113,9 +142,13 @@ class FeatureEmbedding(keras.layers.Layer):
         return tf.concat(parts, axis=1), squares
 
     def look_up(self, requests: Mapping[str, tuple[str, tf.Tensor]]) -> dict[str, tf.Tensor]:
-        """Return key -> rows float32 `[N, dim]`, for key -> (name of a table, its ids `[N]`)."""
-        rows = look_up_rows([(self.tables[table].embeddings.value, ids) for table, ids in requests.values()])
-        return dict(zip(requests, rows, strict=True))
+        """Return key -> rows float32 `[*ids.shape, dim]`, for key -> (name of a table, its ids).
+
+        If there are divided tables, all replicas call it together.
+        """
+        of_whole = {key: request for key, request in requests.items() if request[0] not in self._divided_names}
+        rows = look_up_rows([(self.tables[table].embeddings.value, ids) for table, ids in of_whole.values()])
+        return dict(zip(of_whole, rows, strict=True)) | self._divided.look_up(requests)
 
 
 def table_ids(feature: Feature, value: tf.Tensor | tf.RaggedTensor) -> tf.Tensor:

@@ -1,0 +1,151 @@
+"""Tables that are divided among workers: the weights, checkpoints and evaluations of one process."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+
+import numpy as np
+import pytest
+from flat_helpers import make_log
+from test_workers import CONFIG, Workers, assert_same_weights, size, train, values
+
+from easyrec_mm.runs.model_dir import ModelDir
+from easyrec_mm.training.optimizers import OPTIMIZERS
+
+pytestmark = pytest.mark.slow
+
+# Each optimizer has a table of its own, of one of two widths, of users or of tags.
+FEATURE = """  features {{
+    feature_name: "{name}" input_names: "{field}" feature_type: {kind} hash_bucket_size: {rows} embedding_dim: {dim}
+  }}
+"""
+OTHERS = """  features { input_names: "price" feature_type: RawFeature embedding_dim: 3 }
+  features { feature_name: "few" input_names: "user" feature_type: IdFeature hash_bucket_size: 2 embedding_dim: 4 }
+  features { feature_name: "added" input_names: "user" feature_type: IdFeature hash_bucket_size: 60 embedding_dim: 4 }
+"""
+OPTIMIZER = """  optimizer_config {{
+    {kind} {{ learning_rate {{ constant_learning_rate {{ learning_rate: {rate} }} }} }} {variables}
+    use_moving_average: true moving_average_decay: 0.9
+  }}
+"""
+EMBEDDING_PARALLEL = ["--set", "train_config.train_distribute=EmbeddingParallelStrategy"]
+STEPS = 21
+
+
+def config():
+    """The config of test_workers.py with these features and optimizers."""
+    features, optimizers = OTHERS, ""
+    for i, kind in enumerate(OPTIMIZERS):
+        field, feature_type = (("user", "IdFeature"), ("tags", "TagFeature"))[i % 2]
+        features += FEATURE.format(name=kind, field=field, kind=feature_type, rows=37 + 13 * i, dim=2 + 2 * (i % 3 > 0))
+        optimizers += OPTIMIZER.format(kind=kind, rate=0.02, variables=f'variables: "embedding/{kind}$"')
+    optimizers += OPTIMIZER.format(kind="momentum_optimizer", rate=0.05, variables="")
+    names = ", ".join(f'"{name}"' for name in ("price", "few", *OPTIMIZERS))
+    before, _, rest = CONFIG.partition("feature_config {")
+    _, _, model = rest.partition("model_config {")
+    groups = f"""feature_groups {{ group_name: "all" feature_names: [{names}] }}
+  feature_groups {{ group_name: "wide" feature_names: "added" wide_deep: WIDE wide_regularization: 1e-3 }}"""
+    model = model.replace('feature_groups { group_name: "all" feature_names: ["price", "user", "tags"] }', groups)
+    start, end = model.index("  optimizer_config {"), model.index("  num_epochs")
+    model = model[:start] + optimizers + model[end:]
+    return f"{before}feature_config {{\n{features}}}\nmodel_config {{{model}"
+
+
+def write_log(folder):
+    """Groups whose number is not a multiple of any batch; each user and tag is in few of them."""
+    draw = random.Random(1)
+    rows = [
+        f"{draw.random() < 0.4:d},{draw.random():.3f},u{draw.randrange(90)},"
+        + "|".join(f"t{draw.randrange(60)}" for _ in range(draw.randrange(4)))
+        for _ in range(1003)
+    ]
+    for name in ("train.csv", "eval.csv"):
+        (folder / name).write_text("\n".join(["click,price,user,tags", *rows]) + "\n", encoding="utf-8")
+    (folder / "x.config").write_text(config(), encoding="utf-8")
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """The log, and the training of one process in `one`."""
+    folder = tmp_path_factory.mktemp("divided")
+    write_log(folder)
+    train(folder, "--model_dir", "one", *size(96))
+    return folder
+
+
+def together(folder, num, model_dir, *arguments, environment=()):
+    """Train with several workers to the end; return what they print."""
+    flags = ["--model_dir", model_dir, *size(96 // num), *arguments]
+    statuses, outputs = Workers(folder, num, *flags, environment=environment).end()
+    assert set(statuses) == {0}, outputs
+    return outputs
+
+
+def evaluations(folder):
+    lines = [json.loads(line) for line in (folder / "metrics.jsonl").open()]
+    return {
+        line["step"]: {name: line[name] for name in ("gauc_click", "log_loss_click")}
+        for line in lines
+        if line["kind"] == "eval"
+    }
+
+
+def test_every_optimizer_trains_the_weights_of_one_process(folder):
+    """Weights, slots and averages, with clipped gradients, all tables divided among 2 workers, large ones among 3."""
+    together(folder, 2, "of_2", *EMBEDDING_PARALLEL)
+    together(folder, 3, "of_3", "--set", "train_config.shard_tables_from_rows=60")
+    one = values(folder / "one", STEPS)
+    assert {f"embedding/{kind}/average" for kind in OPTIMIZERS} < set(one)
+    for name in ("of_2", "of_3"):
+        other = values(folder / name, STEPS)
+        assert {key: np.shape(v) for key, v in one.items()} == {key: np.shape(v) for key, v in other.items()}
+        assert len(list((folder / name).glob(f"model.ckpt-{STEPS}.data-*"))) == int(name[-1])  # each has written a part
+        assert_same_weights(folder / "one", folder / name, STEPS)
+        alone, of_all = evaluations(folder / "one"), evaluations(folder / name)
+        assert alone.keys() == of_all.keys() == {7, 14, 21}
+        for step, results in alone.items():
+            assert results["log_loss_click"] == pytest.approx(of_all[step]["log_loss_click"], abs=1e-6)
+            assert results["gauc_click"] == pytest.approx(of_all[step]["gauc_click"], abs=1e-3)
+        assert not list((folder / name).glob(".model*"))
+
+
+def test_model_dir_in_a_bucket(tmp_path, s3):
+    """Workers upload what they hold, and read it back after each evaluation of the average."""
+    make_log(
+        tmp_path, CONFIG.replace("optimizer_config {", "optimizer_config { use_moving_average: true"), num_rows=300
+    )
+    few = ["--set", "train_config.num_epochs=1", "--set", "train_config.save_checkpoints_steps=2"]
+    train(tmp_path, "--model_dir", "one", *size(96), *few)
+    model_dir = f"{s3.new_bucket()}/m"
+    of_s3 = {name: value for name, value in os.environ.items() if name.startswith("AWS_")}
+    together(tmp_path, 2, model_dir, *few, *EMBEDDING_PARALLEL, environment=of_s3)
+    shared = ModelDir(model_dir).open()
+    shared.checkpoint("")
+    assert_same_weights(tmp_path / "one", shared.local, 4)
+    assert len(list(shared.local.glob("model.ckpt-4.data-*"))) == 2
+
+
+def test_other_numbers_of_workers_go_on(folder):
+    """1 worker, 2 of which one is killed, 3 and 1 train each group as often as one process, with the same weights."""
+
+    def until(step):
+        return ["--set", f"train_config.num_steps={step}"]
+
+    train(folder, "--model_dir", "m", *size(96), *until(5))
+    workers = Workers(folder, 2, "--model_dir", "m", *size(48), *EMBEDDING_PARALLEL)
+    workers.processes[0].wait_for(folder / "m/model.ckpt-7.index")
+    workers.processes[1].kill()
+    statuses, outputs = workers.end()
+    assert statuses[0] == 1
+    assert "error: worker 1" in outputs[0]
+    # As a worker leaves behind that is killed while it writes.
+    left = folder / "m/.model.ckpt-16.worker-1"
+    left.mkdir(exist_ok=True)
+    (left / "part-0.index").write_bytes(b"half")
+    outputs = together(folder, 3, "m", *until(16), *EMBEDDING_PARALLEL)
+    assert all("continuing from" in output for output in outputs)
+    assert not left.exists()
+    train(folder, "--model_dir", "m", *size(96))
+    assert_same_weights(folder / "one", folder / "m", STEPS)
