@@ -87,6 +87,17 @@ def test_shuffling_them_while_reading_helps(pipeline):
     assert items.drawn == pytest.approx(items.shuffled, rel=0.05)
 
 
+def test_batches_without_a_good_group_do_not_count(pipeline, tmp_path):
+    rows, plain = pipeline(None, IN_ORDER)
+    header, *lines = (tmp_path / "train.csv").read_text().splitlines()
+    bad = ["7" + line[1:] for line in lines[: 2 * BATCH]]
+    (tmp_path / "train.csv").write_text("\n".join([header, *bad, *lines[2 * BATCH :]]) + "\n")
+    (items,) = (v for v in batch_varieties(plain, NUM_ROWS) if v.name == "item")
+    assert items.drawn == distinct([item for item, _ in rows[2 * BATCH :]])
+    (tmp_path / "train.csv").write_text("\n".join([header, *bad]) + "\n")
+    assert batch_varieties(plain, NUM_ROWS) == []
+
+
 def test_check_tells_it(pipeline, capsys):
     pipeline(lambda row: row[1])
     flags = ["check", "--pipeline_config=x.config", f"--set={IN_ORDER}"]

@@ -88,6 +88,8 @@ def batch_varieties(pipeline: Pipeline, num_groups: int) -> list[Variety]:
     sizes: list[NDArray[np.int64]] = []
     for chunk in islice(iterate(dataset, inputs.source), num_batches):
         groups = chunk.groups
+        if not len(groups.group_size):
+            continue  # all of them are bad
         sizes.append(groups.group_size.numpy().astype(np.int64))
         for name, parts in values.items():
             is_picture = name == schema.image.field and schema.uses_image
