@@ -14,8 +14,10 @@ from easyrec_mm.features.feature import Table
 from easyrec_mm.files.storage import Failure, StorageError
 from easyrec_mm.network.layers import embedding
 from easyrec_mm.network.layers.embedding import EmbeddingTable
-from easyrec_mm.runs import checkpoint
-from easyrec_mm.runs.checkpoint import Checkpoints, restore
+from easyrec_mm.runs import checkpoint_parts
+from easyrec_mm.runs.checkpoint import Checkpoints
+from easyrec_mm.runs.checkpoint_parts import pieces_of, write_pieces
+from easyrec_mm.runs.checkpoint_reader import restore
 from easyrec_mm.runs.model_dir import ModelDir
 from easyrec_mm.runs.parts_of_workers import PartsOfWorkers
 from easyrec_mm.runs.warm_start import TableMatch, warm_start
@@ -122,8 +124,7 @@ def save(folder, replicas, step, values):
         if replicas.number:
             parts.write_of_others(step, values)
         else:
-            Checkpoints(str(shared.local), keep=2).save(step, values, parts=parts)
-            shared.put_checkpoint(with_others=True)
+            parts.write_of_first(Checkpoints(str(shared.local), keep=2), step, values)
     except CheckpointError as error:
         return str(error)
     return None
@@ -133,7 +134,7 @@ def save(folder, replicas, step, values):
 @pytest.mark.parametrize("num", [2, 3, 4])
 def test_a_checkpoint_of_several_workers_is_that_of_one(tmp_path, monkeypatch, num, slice_bytes):
     """Names, shapes and values; any other number of workers reads it, and TensorFlow itself."""
-    monkeypatch.setattr(checkpoint, "SLICE_BYTES", slice_bytes)
+    monkeypatch.setattr(checkpoint_parts, "SLICE_BYTES", slice_bytes)
     assert (
         results_of_replicas(num, lambda replicas: save(tmp_path, replicas, 5, parts_of_all(replicas))) == [None] * num
     )
@@ -156,7 +157,7 @@ def test_a_checkpoint_of_several_workers_is_that_of_one(tmp_path, monkeypatch, n
 
 def test_workers_start_from_another_models_checkpoint(tmp_path, monkeypatch):
     """Also with other rows for the same values; each takes those of its part."""
-    monkeypatch.setattr(checkpoint, "SLICE_BYTES", 100)
+    monkeypatch.setattr(checkpoint_parts, "SLICE_BYTES", 100)
     table = variables()["embedding/user"].numpy()
     path = Checkpoints(str(tmp_path)).save(
         1, {"embedding/buyer": tf.Variable(table), "embedding/item": tf.Variable(table)}
@@ -212,7 +213,9 @@ def test_a_save_that_ended_midway_leaves_the_last_good_checkpoint(tmp_path):
         if replicas.number:
             parts.write_of_others(6, parts_of_all(replicas, 1))
         else:
-            parts.write(6, tmp_path / ".model.ckpt.tmp", parts_of_all(replicas, 1))
+            (tmp_path / ".model.ckpt.tmp").mkdir()
+            pieces = pieces_of(parts_of_all(replicas, 1))
+            parts.collect(lambda: write_pieces(tmp_path / ".model.ckpt.tmp", pieces))
 
     results_of_replicas(2, killed)
     assert len(list(tmp_path.glob(".model*"))) == 2
@@ -227,7 +230,7 @@ def test_a_save_that_ended_midway_leaves_the_last_good_checkpoint(tmp_path):
 
 def test_checkpoints_in_a_bucket(s3, monkeypatch):
     """Every worker uploads its values; any number of workers reads them; what is not kept is removed."""
-    monkeypatch.setattr(checkpoint, "SLICE_BYTES", 100)
+    monkeypatch.setattr(checkpoint_parts, "SLICE_BYTES", 100)
     folder = f"{s3.new_bucket()}/m"
     for step in (5, 6, 7):
         assert results_of_replicas(3, lambda r, step=step: save(folder, r, step, parts_of_all(r, step))) == [None] * 3

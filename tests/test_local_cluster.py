@@ -9,6 +9,7 @@ import time
 from pathlib import Path
 
 import pytest
+from flat_helpers import CONFIG, make_log
 
 SCRIPT = Path(__file__).parent.parent / "scripts/local_cluster"
 STAND_IN = """#!{python}
@@ -23,6 +24,7 @@ print(json.dumps([sys.argv[1:], task, sorted(os.sched_getaffinity(0))]), flush=T
 @pytest.fixture
 def script(tmp_path):
     """A copy of the script, beside which no environment lies, and how to make what it runs."""
+    make_log(tmp_path)
     (tmp_path / "easyrec_mm").symlink_to(SCRIPT.parent.parent / "easyrec_mm")
     copy = tmp_path / "scripts/local_cluster"
     copy.parent.mkdir()
@@ -37,6 +39,7 @@ def script(tmp_path):
         return subprocess.Popen(
             [sys.executable, copy, *arguments],
             env=environment,
+            cwd=tmp_path,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,
@@ -62,25 +65,27 @@ def test_each_worker_has_its_place_and_its_cores(script):
 
 
 @pytest.mark.parametrize(
-    ("text", "is_set"),
-    [
-        ("train_config { train_distribute: EmbeddingParallelStrategy }", True),
-        ("train_config { num_steps: 3\n  train_distribute : CollectiveAllReduceStrategy\n}", True),
-        ("train_config { # train_distribute: EmbeddingParallelStrategy\n}", False),
-        ("train_config { train_distribute: NoStrategy }", False),
-    ],
+    ("strategy", "stays"),
+    [("EmbeddingParallelStrategy", True), ("CollectiveAllReduceStrategy", True), ("NoStrategy", False)],
 )
-def test_a_strategy_of_the_config_stays(script, tmp_path, text, is_set):
+def test_a_strategy_of_the_config_stays(script, tmp_path, strategy, stays):
+    text = CONFIG.replace("train_config {", f"train_config {{ train_distribute: {strategy}")
     (tmp_path / "x.config").write_text(text)
-    process = script("", "--workers", "1", "--", "train", "--pipeline_config", str(tmp_path / "x.config"))
+    process = script("", "--workers", "1", "--", "train", "--pipeline_config", "x.config")
     arguments, _, _ = json.loads(process.communicate(timeout=60)[0].partition(" ")[2])
-    assert ("--set" in arguments) is not is_set
+    assert ("--set" in arguments) is not stays
+
+
+def test_a_config_that_is_not_there(script):
+    process = script("", "--workers", "2", "--", "train", "--pipeline_config", "y.config")
+    assert "error: y.config: " in process.communicate(timeout=60)[0]
+    assert process.returncode == 1
 
 
 def test_the_status_of_the_first_failure(script):
     """The others are told to end."""
     action = "sys.exit(3) if number == 1 else (signal.signal(signal.SIGTERM, lambda *_: sys.exit(143)), time.sleep(60))"
-    process = script(action, "--workers", "2", "--", "train")
+    process = script(action, "--workers", "2", "--", "train", "--pipeline_config", "x.config")
     started_s = time.monotonic()
     process.communicate(timeout=60)
     assert process.returncode == 3

@@ -14,6 +14,7 @@ import json
 import os
 import shutil
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -23,6 +24,7 @@ from easyrec_mm.distribution.replicas import Replicas
 from easyrec_mm.distribution.shards import shard_of
 from easyrec_mm.errors import CheckpointError
 from easyrec_mm.files import StorageError
+from easyrec_mm.runs.checkpoint import Checkpoints
 from easyrec_mm.runs.checkpoint_list import PREFIX
 from easyrec_mm.runs.checkpoint_parts import pieces_of, write_pieces
 from easyrec_mm.runs.model_dir import ModelDir
@@ -53,6 +55,31 @@ class PartsOfWorkers:
         # Empty file in place of values that another worker has -> its number, and the name of the part.
         self._places: dict[int, tuple[int, str]] = {}
         self._uploaded: list[str] = []
+
+    def write_of_first(
+        self,
+        checkpoints: Checkpoints,
+        step: int,
+        values: Mapping[str, tf.Variable | tf.Tensor],
+        kept_step: int | None = None,
+    ) -> str:
+        """Write and list a checkpoint of which the other workers write their parts; return its path.
+
+        Args:
+          checkpoints: those of model_dir.
+          step: step of the checkpoint.
+          values: what the first worker holds.
+          kept_step: the step of a checkpoint to keep in addition.
+
+        Raises:
+          CheckpointError: if a worker cannot write.
+        """
+        self.remove(all_but=step)
+        around = partial(self._shared.checkpoint_put, with_others=True)
+        try:
+            return checkpoints.snapshot(step, pieces_of(values), kept_step, around=around, others=self).write()
+        finally:
+            self.remove()
 
     def collect(self, write: Callable[[], list[str]]) -> list[str]:
         """Write the parts of the first worker; return the prefixes of the parts of all workers.
@@ -85,7 +112,7 @@ class PartsOfWorkers:
         self._exchanged([], "")
 
     def write_of_others(self, step: int, variables: Mapping[str, tf.Variable | tf.Tensor]) -> None:
-        """Write the rows of tables that this worker holds, any but the first, which writes a Snapshot.
+        """Write the rows of tables that this worker holds, any but the first, which calls write_of_first.
 
         Raises:
           CheckpointError: if a worker cannot write.

@@ -23,6 +23,7 @@ from easyrec_mm.evaluation.report import table, write_result
 from easyrec_mm.evaluation.summary import EvalResults
 from easyrec_mm.files import StorageError
 from easyrec_mm.network.model import MultimodalModel
+from easyrec_mm.runs.checkpoint_reader import restore
 from easyrec_mm.runs.evaluations import (
     EVAL,
     METRICS,

@@ -20,6 +20,7 @@ from easyrec_mm.runs.checkpoint import Checkpoints
 from easyrec_mm.runs.model_dir import REPLAY, ModelDir
 from easyrec_mm.training.replay_folder import Step, WorkerPart, replay_steps, weights_of, write_step
 from easyrec_mm.training.skipped import Skipped
+from easyrec_mm.training.steps import TrainSteps
 
 # Steps in a row that may be skipped.
 MOST_IN_A_ROW = 10
@@ -59,22 +60,13 @@ class NotFinite:
         self._num_written = self._num_warnings = 0
         self.skipped = Skipped()
 
-    def after_step(
-        self,
-        number: int,
-        values: dict[str, tf.Tensor],
-        item: InputBatch,
-        bank: PictureBank | None,
-        loss_scale: float,
-    ) -> str | None:
+    def after_step(self, steps: TrainSteps, values: dict[str, tf.Tensor], item: InputBatch) -> str | None:
         """Count a step that was not finite and has therefore changed nothing.
 
         Args:
-          number: number of the step, from 1.
+          steps: has run the step.
           values: what the step returned.
           item: its batch.
-          bank: picture bank of the step.
-          loss_scale: factor of the loss whose gradient was computed.
 
         Returns:
           A warning to show; None if there were many before.
@@ -85,6 +77,8 @@ class NotFinite:
         self.skipped.num += 1
         self.skipped.in_a_row += 1
         numbers = {name: float(value) for name, value in values.items()}
+        number, bank = int(steps.number), steps.bank(item.step)
+        loss_scale = 1.0 if steps.loss_scale is None else float(steps.loss_scale.value)
         again = self._written(number, numbers, item, bank, loss_scale)
         problem = f"{_problem(numbers)} at step {number}"
         if self._config.train_config.nan_policy == NanPolicy.STOP:

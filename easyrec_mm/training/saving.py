@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
-from functools import partial
 
 import tensorflow as tf
 
@@ -96,8 +95,7 @@ class Saver:
         if not (self.folder.local / PIPELINE_CONFIG).exists():
             self.write_config()  # somebody has removed model_dir meanwhile
         if has_parts:
-            self._write_together(step, values, best_step)
-            return path
+            return self._parts.write_of_first(self.checkpoints, step, values, best_step)
         pieces = pieces_of(values, self._rows.tables, self._increment(path))
         streamed = [] if at_once else self._rows.streamed
         snapshot = self.checkpoints.snapshot(step, pieces, best_step, streamed, self.folder.checkpoint_put)
@@ -109,15 +107,6 @@ class Saver:
         else:
             snapshot.write()
         return path
-
-    def _write_together(self, step: int, values: Mapping[str, tf.Variable | tf.Tensor], best_step: int | None) -> None:
-        """Write a checkpoint of which the other workers write their parts of tables."""
-        self._parts.remove(all_but=step)
-        around = partial(self.folder.checkpoint_put, with_others=True)
-        try:
-            self.checkpoints.snapshot(step, pieces_of(values), best_step, around=around, others=self._parts).write()
-        finally:
-            self._parts.remove()
 
     def after_step(self, changed: Changed) -> None:
         """Go on with a checkpoint that is being written, given the rows that a step has changed.

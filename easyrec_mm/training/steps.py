@@ -6,6 +6,7 @@ a step is a plain function of a batch.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from functools import partial
 
@@ -15,6 +16,7 @@ import tensorflow as tf
 from easyrec_mm.data.batch import Batch, InputBatch
 from easyrec_mm.data.picture_bank import PictureBank
 from easyrec_mm.distribution.replicas import Replicas
+from easyrec_mm.distribution.shards import whole_shape
 from easyrec_mm.evaluation.evaluator import STEP_NAME, moving_average
 from easyrec_mm.network.model import RANDOM_STATE, MultimodalModel
 from easyrec_mm.network.precision import MIXED_FLOAT16
@@ -93,6 +95,14 @@ class TrainSteps:
         for name, variable in self._named.items():
             if RANDOM_STATE in name:
                 variable.assign(variable.numpy() + apart)
+
+    def describe(self) -> str:
+        """Return how many weights are trained now, and how many variables are frozen."""
+        trained = self.phases[self.phase(int(self.number))].trained
+        num_weights = sum(math.prod(whole_shape(v.value)) for v in trained.values())
+        num_frozen = len(self._model.all_trainable()) - len(trained)
+        frozen = f", {num_frozen} frozen" if num_frozen else ""
+        return f"{num_weights:,} trained weights in {len(trained)} variables{frozen}"
 
     def end_at(self, step: int) -> None:
         """Set the step at which the training ends, for the schedules."""

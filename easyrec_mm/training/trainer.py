@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Generator
 from dataclasses import dataclass
 
@@ -16,7 +15,6 @@ from easyrec_mm.data.first_pictures import first_pictures, require_pictures
 from easyrec_mm.data.input import Input
 from easyrec_mm.data.shared_bad_records import SharedBadRecords
 from easyrec_mm.distribution.replicas import Replicas
-from easyrec_mm.distribution.shards import whole_shape
 from easyrec_mm.errors import ConfigError
 from easyrec_mm.evaluation.evaluator import vectors_of
 from easyrec_mm.files.folders import shown
@@ -94,15 +92,10 @@ class Trainer:
         )
         self._vectors = self._open_vectors()
         self.input = Input(
-            self._config.data_config,
-            self._schema,
-            self._config.train_input_path,
-            "train_input_path",
-            self._bad_records,
-            training=True,
-            vectors=self._vectors,
+            self._config.data_config, self._schema, self._config.train_input_path, "train_input_path",
+            self._bad_records, training=True, vectors=self._vectors,
             worker=(self._replicas.number, self._replicas.num),
-        )
+        )  # fmt: skip
         require_same_data(self.input, self._replicas)
         if self._schema.uses_image:
             with waiting(lambda: "the first pictures of train_input_path"):
@@ -123,14 +116,9 @@ class Trainer:
         self._unreported: list[Losses] = []  # losses of earlier steps that are not reported yet
         self._to_evaluate = False  # whether the last checkpoint of an earlier start is to be evaluated
         self._evaluations = TrainingEvaluations(
-            pipeline,
-            self.model,
-            self.steps.average,
-            self.steps.trained,
-            self._vectors,
-            self._folder,
+            pipeline, self.model, self.steps.average, self.steps.trained, self._vectors, self._folder,
             self._saver.shared,
-        )
+        )  # fmt: skip
         self._evaluations.require_data()
 
     @property
@@ -235,15 +223,7 @@ class Trainer:
         elif self._train_config.fine_tune_checkpoint:
             print(shown(start_from_checkpoint(self.model, self._train_config, self.steps.average)), flush=True)
         self.steps.draw_apart()
-        trained = self.steps.phases[self.steps.phase(int(self.steps.number))].trained
-        num_weights = sum(math.prod(whole_shape(v.value)) for v in trained.values())
-        num_frozen = len(self.model.all_trainable()) - len(trained)
-        print(
-            f"model: {num_weights:,} trained weights in {len(trained)} variables"
-            + (f", {num_frozen} frozen" if num_frozen else "")
-            + f"; computing in {self._dtype.removeprefix('mixed_')}",
-            flush=True,
-        )
+        print(f"model: {self.steps.describe()}; computing in {self._dtype.removeprefix('mixed_')}", flush=True)
         if self._dtype == MIXED_FLOAT16 and not tf.config.list_physical_devices("GPU"):
             print("note: float16 is slow without a GPU; train_config.precision: AUTO chooses what is fast", flush=True)
 
@@ -277,10 +257,7 @@ class Trainer:
         if self.steps.was_finite:
             self._not_finite.skipped.in_a_row = 0
             return losses
-        bank = self.steps.phases[self.steps.phase(item.step)].bank
-        scale = 1.0 if self.steps.loss_scale is None else float(self.steps.loss_scale.value)
-        warning = self._not_finite.after_step(int(self.steps.number), losses, item, bank, scale)
-        if warning is not None:
+        if warning := self._not_finite.after_step(self.steps, losses, item):
             print(f"warning: {warning}", flush=True)
         return {}
 
