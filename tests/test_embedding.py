@@ -11,7 +11,7 @@ from easyrec_mm.features.feature import Table
 from easyrec_mm.features.sequence_feature import SequenceFeature
 from easyrec_mm.network.layers.dnn import DNN
 from easyrec_mm.network.layers.embedding import EmbeddingTable, FeatureEmbedding, combine, feature_vector, table_ids
-from easyrec_mm.network.layers.table_rows import look_up_rows
+from easyrec_mm.network.layers.row_lookup import look_up_rows
 from easyrec_mm.network.layers.target_attention import TargetAttention
 from easyrec_mm.schema import IMAGE_KEY, Attention
 

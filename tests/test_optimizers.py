@@ -6,7 +6,7 @@ import pytest
 import tensorflow as tf
 from google.protobuf import text_format
 
-from easyrec_mm.network.layers.table_rows import look_up_rows
+from easyrec_mm.network.layers.row_lookup import look_up_rows
 from easyrec_mm.protos.optimizer_pb2 import Optimizer
 from easyrec_mm.training.optimizers import OPTIMIZERS, build_optimizer
 from easyrec_mm.training.row_gradients import sum_duplicate_rows

@@ -18,7 +18,7 @@ from easyrec_mm.runs.checkpoint_index import read_index
 from easyrec_mm.runs.checkpoint_parts import Increment, Piece, pieces_of
 from easyrec_mm.runs.checkpoint_reader import bases_of, restore
 from easyrec_mm.runs.snapshot import Snapshot, Target
-from easyrec_mm.training import steps as steps_module
+from easyrec_mm.training import changed_rows
 from easyrec_mm.training.saving import Saver
 from easyrec_mm.training.step_log import StepLog
 
@@ -181,8 +181,8 @@ def at_once(data, tmp_path_factory, backbone_of_three_stages):
 
 @pytest.fixture
 def _streamed(monkeypatch):
-    monkeypatch.setattr(steps_module, "LARGE_TABLE_BYTES", 0)
-    monkeypatch.setattr(steps_module, "LARGE_TABLES_BYTES", 0)
+    monkeypatch.setattr(changed_rows, "LARGE_TABLE_BYTES", 0)
+    monkeypatch.setattr(changed_rows, "LARGE_TABLES_BYTES", 0)
 
 
 @pytest.mark.slow
@@ -193,9 +193,9 @@ def test_a_training_whose_checkpoints_are_written_meanwhile(at_once, data, tmp_p
     for num_steps, every in ((3, 2), (6, 3)):
         train = f"num_steps: {num_steps} save_checkpoints_steps: {every} increments_per_full_checkpoint: {increments}"
         training = Training(data, tmp_path, train=train, **SETTINGS)
-        assert training.trainer.steps.table_rows.streamed
+        assert training.trainer.steps.changed_rows.streamed
         training.run()
-        assert not training.trainer.steps.table_rows.is_recording.numpy()
+        assert not training.trainer.steps.changed_rows.is_recording.numpy()
     paths = Checkpoints(str(training.model_dir)).all()
     assert [path.rpartition("-")[2] for path in paths] == ["2", "3", "6"]
     for path in paths:

@@ -9,7 +9,7 @@ from test_optimizers import make, slot_values, variable_of
 from easyrec_mm.config.pipeline import load_pipeline
 from easyrec_mm.distribution.replicas import Replicas
 from easyrec_mm.formats.rtp_graph import GroupRtpParser
-from easyrec_mm.network.layers.table_rows import look_up_rows
+from easyrec_mm.network.layers.row_lookup import look_up_rows
 from easyrec_mm.network.losses import tower_losses
 from easyrec_mm.protos.loss_pb2 import LossType
 from easyrec_mm.protos.model_pb2 import BayesTaskTower

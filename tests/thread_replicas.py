@@ -25,7 +25,7 @@ class ThreadReplicas(Replicas):
     def _reduced(self, values):
         return tf.add_n(self._of_all(values))
 
-    def _gathered(self, values):
+    def _gathered(self, values, is_sparse=False):
         return tf.concat(self._of_all(values), 0)
 
     def swap(self, values):

@@ -17,7 +17,7 @@ import keras
 import tensorflow as tf
 
 from easyrec_mm.distribution.shards import mark_like
-from easyrec_mm.network.layers.table_rows import joined, split_like
+from easyrec_mm.network.layers.row_lookup import joined, split_like
 from easyrec_mm.protos.optimizer_pb2 import Optimizer as OptimizerConfig
 from easyrec_mm.training.learning_rates import Schedule
 from easyrec_mm.training.row_gradients import grouped

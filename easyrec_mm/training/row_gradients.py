@@ -7,7 +7,7 @@ from typing import TypeAlias, TypeVar
 
 import tensorflow as tf
 
-from easyrec_mm.network.layers.table_rows import joined, lengths
+from easyrec_mm.network.layers.row_lookup import joined, lengths
 
 # None for a variable that the loss does not depend on.
 Gradient: TypeAlias = tf.Tensor | tf.IndexedSlices | None

@@ -22,7 +22,7 @@ from easyrec_mm.runs.checkpoint_reader import bases_of
 from easyrec_mm.runs.model_dir import PIPELINE_CONFIG, ModelDir
 from easyrec_mm.runs.parts_of_workers import PartsOfWorkers
 from easyrec_mm.runs.snapshot import Changed, Snapshot
-from easyrec_mm.training.table_rows import TableRows
+from easyrec_mm.training.changed_rows import ChangedRows
 
 
 class Saver:
@@ -49,12 +49,12 @@ class Saver:
         self._parts = PartsOfWorkers(self.shared, replicas)
         self.folder = self.shared if self._is_first else ModelDir(f"{work_folder()}/model_dir").open()
         self.checkpoints = Checkpoints(str(self.shared.local), config.train_config.keep_checkpoint_max)
-        self._rows = TableRows([], False)
+        self._rows = ChangedRows([], False)
         self._snapshot: Snapshot | None = None
         # The checkpoint since which rows are noted as changed.
         self._base: str | None = None
 
-    def begin(self, rows: TableRows, base: str | None) -> None:
+    def begin(self, rows: ChangedRows, base: str | None) -> None:
         """Begin a training.
 
         Args:

@@ -7,7 +7,6 @@ a step is a plain function of a batch.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from functools import partial
 
 import numpy as np
@@ -23,21 +22,17 @@ from easyrec_mm.network.precision import MIXED_FLOAT16
 from easyrec_mm.protos.pipeline_pb2 import EasyRecConfig
 from easyrec_mm.runs.checkpoint_parts import Table
 from easyrec_mm.runs.snapshot import Changed
+from easyrec_mm.training.changed_rows import ChangedRows, streamed_tables
 from easyrec_mm.training.exchange import StepExchange
 from easyrec_mm.training.finite import ForwardState, forget_useless, squares_are_finite
 from easyrec_mm.training.loss_scale import SMALLEST, LossScale
 from easyrec_mm.training.plan import Phase, build_optimizers, build_phases
 from easyrec_mm.training.row_gradients import Gradient, sum_duplicate_rows
-from easyrec_mm.training.table_rows import TableRows
 
 # Keeps the random states of replicas apart.
 _PRIME = 2_654_435_761
 # Name among the values of a step.
 _IS_FINITE = "is_finite"
-# Tables of at least this many bytes, with their slots, are copied between steps while a checkpoint is written, if all
-# of them together have at least as many as below, which are written in about half a second.
-LARGE_TABLE_BYTES = 16 << 20
-LARGE_TABLES_BYTES = 256 << 20
 
 
 class TrainSteps:
@@ -58,7 +53,7 @@ class TrainSteps:
       average: moving average of the weights; None if it is not used.
       loss_scale: loss scale of float16; None in other precisions.
       was_finite: whether the numbers of the last step were finite; otherwise it has changed nothing but `number`.
-      table_rows: the rows of tables that steps change.
+      changed_rows: the rows of tables that steps change.
       changed: the rows that the last step has changed, if they are recorded.
     """
 
@@ -80,9 +75,8 @@ class TrainSteps:
         self.number = tf.Variable(0, dtype=tf.int64, trainable=False)
         self.was_finite = True
         tables = self._tables()
-        self.table_rows = TableRows(
-            tables, config.train_config.increments_per_full_checkpoint > 0, self._streamed(tables)
-        )
+        counts_changes = config.train_config.increments_per_full_checkpoint > 0
+        self.changed_rows = ChangedRows(tables, counts_changes, streamed_tables(tables, self._replicas.num))
         self.changed: Changed = {}
         self._of_phases = [
             tf.function(partial(self._train_batch, phase), input_signature=[spec], autograph=False)
@@ -174,15 +168,6 @@ class TrainSteps:
                 tables[name].variables[average_name] = average
         return list(tables.values())
 
-    def _streamed(self, tables: Sequence[Table]) -> list[Table]:
-        """Return the tables that are copied between steps: large ones, if they take a while to write.
-
-        Several workers write at once, because the others would wait for the one that writes anyway.
-        """
-        large = [table for table in tables if table.num_rows * table.row_bytes >= LARGE_TABLE_BYTES]
-        num_bytes = sum(table.num_rows * table.row_bytes for table in large)
-        return large if num_bytes >= LARGE_TABLES_BYTES and self._replicas.num == 1 else []
-
     def bank_state(self) -> dict[str, tf.Tensor]:
         """Return the state of the picture banks that a checkpoint contains, by name."""
         state: dict[str, tf.Tensor] = {}
@@ -229,7 +214,7 @@ class TrainSteps:
             gradients, _ = tf.clip_by_global_norm(gradients, limit, use_norm=values["gradient_norm"])
         step = tf.cast(self.number.assign_add(1), tf.int32)
         by_name = dict(zip(phase.trained, gradients, strict=True))
-        changed = self.table_rows.before_update(by_name)
+        changed = self.changed_rows.before_update(by_name)
         self._update(phase, by_name, step, state, batch, values)
         if self.loss_scale is not None:
             values["loss_scale"] = tf.convert_to_tensor(self.loss_scale.value)

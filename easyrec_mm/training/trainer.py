@@ -136,7 +136,7 @@ class Trainer:
         log.write_start(first_step)
         self._evaluations.go_on()
         saved = self._checkpoints.latest() if first_step else None
-        self._saver.begin(self.steps.table_rows, saved)
+        self._saver.begin(self.steps.changed_rows, saved)
         progress = Progress("train", length.num_steps, first=first_step, is_exact=length.is_exact)
         batches = self.batches(length.num_epochs)
         with self._folder.logs_put():

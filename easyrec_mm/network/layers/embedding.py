@@ -12,7 +12,7 @@ from easyrec_mm.distribution.divided_tables import DividedTables
 from easyrec_mm.distribution.replicas import Replicas
 from easyrec_mm.distribution.shards import Shard, mark, shard_of_replica
 from easyrec_mm.features.feature import Feature, Table
-from easyrec_mm.network.layers.table_rows import joined, look_up_rows
+from easyrec_mm.network.layers.row_lookup import joined, look_up_rows
 from easyrec_mm.network.layers.target_attention import TargetAttention
 from easyrec_mm.schema import IMAGE_KEY, Attention
 
@@ -24,7 +24,7 @@ _CUT_DEVIATION = 0.87962566
 class EmbeddingTable(keras.layers.Layer):
     """An embedding table `[rows, dim]`, float32 whatever the precision of other layers.
 
-    Its gradient is tf.IndexedSlices of the rows looked up (table_rows.py): a step's cost does not depend on the number
+    Its gradient is tf.IndexedSlices of the rows looked up (row_lookup.py): a step's cost does not depend on the number
     of rows, provided that the optimizer handles such gradients (optimizers.py).
 
     Args:

@@ -12,8 +12,13 @@ from easyrec_mm.runs.checkpoint_parts import Table
 from easyrec_mm.runs.snapshot import Changed
 from easyrec_mm.training.row_gradients import Gradient
 
+# Tables of at least this many bytes, with their slots, are copied between steps while a checkpoint is written, if all
+# of them together have at least as many as below, which are written in about half a second.
+LARGE_TABLE_BYTES = 16 << 20
+LARGE_TABLES_BYTES = 256 << 20
 
-class TableRows:
+
+class ChangedRows:
     """Notes which rows of tables the steps change, and returns what they were before.
 
     Args:
@@ -66,6 +71,16 @@ class TableRows:
             self.is_recording, lambda: gathered(ids), lambda: gathered(ids[:0])
         )
         return old
+
+
+def streamed_tables(tables: Sequence[Table], num_workers: int) -> list[Table]:
+    """Return the tables that are copied between steps: large ones, if they take a while to write.
+
+    Several workers write at once, because the others would wait for the one that writes anyway.
+    """
+    large = [table for table in tables if table.num_rows * table.row_bytes >= LARGE_TABLE_BYTES]
+    num_bytes = sum(table.num_rows * table.row_bytes for table in large)
+    return large if num_bytes >= LARGE_TABLES_BYTES and num_workers == 1 else []
 
 
 def _changed_rows(table: Table, gradient: Gradient) -> tf.Tensor | None:
