@@ -49,7 +49,7 @@ def test_holds_the_values_of_its_step(tmp_path, num_changed, num_steps):
     while not writing.is_done and num_done != num_steps:
         writing.after_step(tables.change(num_changed))
         num_done += 1
-    assert num_steps is not None or num_done > 3
+    assert num_steps is not None or num_done > 0
     path = writing.finish()
     assert_equal(tables.restored(path), values)
     assert Checkpoints(str(tmp_path)).all() == [path]
