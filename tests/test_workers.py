@@ -211,12 +211,18 @@ def test_workers_skip_the_same_steps_as_one_and_their_batches_can_be_run_again(f
     (folder / "x.config").write_text(config.replace('["price", "user"', '["square", "user"'))
     skip = ["--set", "train_config.nan_policy=SKIP"]
     train(folder, "--model_dir", "one", *size(96), *skip)
-    statuses, outputs = Workers(folder, 2, "--model_dir", "of_2", *size(48), *skip).end()
+    divided = ["--set", "train_config.shard_tables_from_rows=20"]  # the users, not the tags
+    statuses, outputs = Workers(folder, 2, "--model_dir", "of_2", *size(48), *skip, *divided).end()
     assert statuses == (0, 0), outputs
     assert_same_weights(folder / "one", folder / "of_2", 21)
     replays = [sorted(path.name for path in (folder / name / "replay").iterdir()) for name in ("one", "of_2")]
     assert replays[0] == replays[1]
     assert len(replays[0]) == 2  # of each epoch
+    for name in replays[0]:
+        one, of_2 = (np.load(folder / model_dir / "replay" / name / "weights.npz") for model_dir in ("one", "of_2"))
+        assert set(of_2) == set(one)
+        for array in one:
+            np.testing.assert_allclose(of_2[array], one[array], rtol=0, atol=1e-5, err_msg=array)
     status, output = Command(folder, ["replay", "--model_dir", "of_2"], folder / "replay.txt").end()
     assert status == 0
     assert "feature 'square': 8.1e+37 in train.csv:501, sample 1 of 1" in output

@@ -116,9 +116,9 @@ class NotFinite:
         problem = ""
         own = WorkerPart.of(item, self._files, self._model, bank)
         contents = self._replicas.contents(own.content()) if self._replicas.num > 1 else [b""]
+        parts = [WorkerPart.read(BytesIO(content)) for content in contents] if self._replicas.num > 1 else [own]
+        weights, rows = weights_of(self._model, parts)
         if self._replicas.number == 0:
-            parts = [WorkerPart.read(BytesIO(content)) for content in contents] if self._replicas.num > 1 else [own]
-            weights, rows = weights_of(self._model, parts)
             step = Step(number, self._dtype, loss_scale, values, parts, weights, rows, "")
             try:
                 write_step(self._folder.local / REPLAY / f"step-{number}", step, self._config)

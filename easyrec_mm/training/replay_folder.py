@@ -27,6 +27,8 @@ from numpy.typing import NDArray
 from easyrec_mm.config.pipeline import write_config
 from easyrec_mm.data.batch import Batch, Images, InputBatch
 from easyrec_mm.data.picture_bank import PictureBank
+from easyrec_mm.distribution.replicas import Replicas
+from easyrec_mm.distribution.shards import shard_of
 from easyrec_mm.errors import CheckpointError, UserError
 from easyrec_mm.network.layers.embedding import table_ids
 from easyrec_mm.network.model import RANDOM_STATE, MultimodalModel
@@ -134,7 +136,10 @@ class Step:
 
 
 def weights_of(model: MultimodalModel, parts: Collection[WorkerPart]) -> tuple[Arrays, Arrays]:
-    """Return the weights that a step reads, and of tables the rows that they are; see Step."""
+    """Return the weights that a step reads, and of tables the rows that they are; see Step.
+
+    If there are divided tables, all workers call it together.
+    """
     embedding = model.rec.feature_embedding
     used: dict[str, list[NDArray[Any]]] = {name: [] for name in embedding.tables}
     for batch in (part.batch for part in parts):
@@ -148,13 +153,22 @@ def weights_of(model: MultimodalModel, parts: Collection[WorkerPart]) -> tuple[A
     tables = {f"embedding/{name}": ids for name, ids in used.items()}
     for name, variable in model.weights().items():
         if name in tables:
-            num_rows = variable.shape[0]
+            shard = shard_of(variable)
+            first, stop = (0, variable.shape[0]) if shard is None else (shard.first, shard.stop)
             used_ids = np.unique(np.concatenate([np.zeros(0, np.int64), *tables[name]]))
-            rows[name] = used_ids[(used_ids >= 0) & (used_ids < num_rows)]
-            weights[name] = tf.gather(variable, rows[name]).numpy()
+            rows[name] = used_ids[(used_ids >= first) & (used_ids < stop)]
+            weights[name] = tf.gather(variable, rows[name] - first).numpy()
+            if shard is not None:
+                rows[name], weights[name] = (_of_all(model.replicas, own) for own in (rows[name], weights[name]))
         else:
             weights[name] = variable.numpy()
     return weights, rows
+
+
+def _of_all(replicas: Replicas, rows: NDArray[Any]) -> NDArray[Any]:
+    """Return the rows of all workers, in their order."""
+    contents = replicas.contents(rows.tobytes())
+    return np.concatenate([np.frombuffer(own, rows.dtype).reshape(-1, *rows.shape[1:]) for own in contents])
 
 
 def write_step(folder: Path, step: Step, config: EasyRecConfig) -> None:
