@@ -66,14 +66,14 @@ TOGETHER = ["--set", "train_config.train_distribute=MultiWorkerMirroredStrategy"
 class Workers:
     """Processes that train together in a folder."""
 
-    def __init__(self, folder, num, *arguments, of_each=(), environment=()):
+    def __init__(self, folder, num, *arguments, of_each=(), environment=(), command="train"):
         self.addresses = [f"127.0.0.1:{free_port()}" for _ in range(num)]
         self.processes = []
         for number in range(num):
             task = {"type": "worker", "index": number}
             own = {"TF_CONFIG": json.dumps({"cluster": {"worker": self.addresses}, "task": task}), **dict(environment)}
-            command = [*TRAIN, *TOGETHER, *arguments, *(of_each[number] if of_each else [])]
-            self.processes.append(Command(folder, command, folder / f"output_{number}.txt", own))
+            flags = [*TRAIN[1:], *TOGETHER, *arguments, *(of_each[number] if of_each else [])]
+            self.processes.append(Command(folder, [command, *flags], folder / f"output_{number}.txt", own))
 
     def end(self):
         """Exit status and output of each."""
@@ -145,6 +145,16 @@ def test_an_evaluation_of_several_workers_is_that_of_one(folder):
         results = [json.loads((folder / name / "eval_result.json").read_text()) for name in ("one", f"again_{num}")]
         assert results[0] == results[1]
         assert results[0]["num_samples"] > 100
+    evaluate = [*settings, "--set", "model_dir=one", "--set", "train_config.shard_tables_from_rows=20"]
+    evaluate += ["--set", "eval_config.bootstrap.num_replicates=50"]
+    status, output = Command(folder, ["eval", *TRAIN[1:], *evaluate], folder / "eval.txt").end()
+    assert status == 0, output
+    alone = (folder / "one/eval_result.json").read_text()
+    statuses, outputs = Workers(folder, 2, *evaluate, command="eval").end()
+    assert statuses == (0, 0), outputs
+    assert (folder / "one/eval_result.json").read_text() == alone
+    assert "gauc_click" in outputs[0]
+    assert "gauc_click" not in outputs[1]
 
 
 def test_a_worker_that_is_killed_is_named_and_all_go_on_from_the_checkpoint(folder):

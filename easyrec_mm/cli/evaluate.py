@@ -6,7 +6,8 @@ from contextlib import closing
 from typing import TYPE_CHECKING
 
 from easyrec_mm.cli import flags as f
-from easyrec_mm.cli.loading import dtype_of, load_config, load_trained, require_path
+from easyrec_mm.cli.loading import dtype_of, go_on_with, load_quietly, load_trained, require_path
+from easyrec_mm.cli.workers import cluster_of, join_workers
 from easyrec_mm.errors import UserError
 from easyrec_mm.exit_status import after_signal
 from easyrec_mm.files import join
@@ -14,6 +15,7 @@ from easyrec_mm.files.folders import shown
 
 if TYPE_CHECKING:
     from easyrec_mm.config.pipeline import Pipeline
+    from easyrec_mm.distribution.replicas import Replicas
 
 HELP = "evaluate a checkpoint"
 
@@ -24,6 +26,7 @@ def add_flags(parser: f.Parser) -> None:
     f.add_setting_flags(parser)
     f.add_checkpoint_flag(parser)
     f.add_precision_flag(parser)
+    f.add_workers_flag(parser)
     add = parser.add_argument
     add("--eval_input_path", metavar="P", help="files in place of the config's eval_input_path")
     add("--compare", metavar="D", default="", help="model_dir or checkpoint of another model to compare with")
@@ -51,7 +54,12 @@ def run(flags: f.Flags) -> int:
     """Evaluate one checkpoint, two models, or all checkpoints of a training."""
     if flags.compare_config and not flags.compare:
         raise UserError("--compare_config: has no effect without --compare; give both or neither")
-    pipeline = load_config(flags)
+    pipeline = load_quietly(flags)
+    cluster = cluster_of(pipeline)
+    if cluster is not None and (flags.compare or flags.watch):
+        flag = "--compare" if flags.compare else "--watch"
+        raise UserError(f"{flag}: is done by one process, but TF_CONFIG names several workers; unset it")
+    go_on_with(pipeline)
     path = flags.eval_input_path or pipeline.config.eval_input_path
     setting = "--eval_input_path" if flags.eval_input_path else "eval_input_path"
     require_path(path, pipeline, "eval_input_path", "the evaluation data")
@@ -59,12 +67,22 @@ def run(flags: f.Flags) -> int:
         return _watch(pipeline, path, flags)
     if flags.watch_timeout_s:
         raise UserError("--watch_timeout_s: has no effect without --watch; give both or neither")
+    replicas = join_workers(cluster, pipeline, flags.wait_for_workers_s)
+    from easyrec_mm.distribution.joining import lost_workers_named
+
+    with lost_workers_named(cluster):
+        return _evaluate(pipeline, path, setting, flags, replicas)
+
+
+def _evaluate(pipeline: Pipeline, path: str, setting: str, flags: f.Flags, replicas: Replicas | None) -> int:
+    """Evaluate one checkpoint, or two models."""
     from easyrec_mm.evaluation.evaluator import Evaluator
     from easyrec_mm.evaluation.report import comparison_table, table, write_result
     from easyrec_mm.runs.model_dir import EVAL_BAD_RECORDS, EVAL_RESULT
 
     config = pipeline.config
-    trained = load_trained(pipeline, flags, EVAL_BAD_RECORDS)
+    trained = load_trained(pipeline, flags, EVAL_BAD_RECORDS, replicas)
+    is_first = replicas is None or replicas.number == 0
     with trained.folder.logs_put(), closing(trained.vectors):
         if flags.compare:
             from easyrec_mm.evaluation.comparison import Contender, evaluate_and_compare, open_contender
@@ -79,7 +97,10 @@ def run(flags: f.Flags) -> int:
             ).run()
         if not results["num_samples"]:
             raise UserError(f"{setting} {path}: has no samples to evaluate; give other files")
-        write_result(str(trained.folder.local / EVAL_RESULT), results)
+        if is_first:
+            write_result(str(trained.folder.local / EVAL_RESULT), results)
+    if not is_first:
+        return 0
     print(table(results))
     if results.comparison:
         print(f"\nthis model minus {results.comparison['other']}:\n{comparison_table(results.comparison)}")

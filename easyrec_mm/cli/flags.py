@@ -69,6 +69,16 @@ def add_store_flag(parser: Parser) -> None:
     )
 
 
+def add_workers_flag(parser: Parser) -> None:
+    """Add the flag of a command that several workers may run together."""
+    parser.add_argument(
+        "--wait_for_workers_s",
+        type=positive_seconds,
+        default=300.0,
+        help="seconds to wait until all workers of TF_CONFIG have started; default: 300",
+    )
+
+
 def add_precision_flag(parser: Parser) -> None:
     """Add the flag for the number format of the computation."""
     parser.add_argument(

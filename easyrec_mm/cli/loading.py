@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from easyrec_mm.config.overrides import Override
     from easyrec_mm.config.pipeline import Pipeline
     from easyrec_mm.data.bad_records import BadRecords
+    from easyrec_mm.distribution.replicas import Replicas
     from easyrec_mm.network.model import MultimodalModel
     from easyrec_mm.runs.model_dir import ModelDir
     from easyrec_mm.store.feature_vectors import VectorStores
@@ -69,23 +70,27 @@ class Trained:
     name: str
 
 
-def load_trained(pipeline: Pipeline, flags: Flags, bad_records_file: str) -> Trained:
+def load_trained(pipeline: Pipeline, flags: Flags, bad_records_file: str, replicas: Replicas | None = None) -> Trained:
     """Load the model of a checkpoint, as the flags say; by default `choose_checkpoint` chooses one in model_dir.
 
     Args:
       pipeline: the config.
       flags: --checkpoint_path and --precision.
       bad_records_file: name of the file in model_dir that lists invalid records.
+      replicas: the workers that use the model together; the first one chooses the checkpoint, and writes to model_dir.
     """
-    from easyrec_mm.data.bad_records import BadRecords
+    from easyrec_mm.data.shared_bad_records import SharedBadRecords
+    from easyrec_mm.distribution.replicas import Replicas
     from easyrec_mm.evaluation.evaluator import load_model, vectors_of
     from easyrec_mm.runs.model_dir import ModelDir
 
     config = pipeline.config
+    replicas = replicas or Replicas()
     folder = ModelDir(config.model_dir).open()
-    checkpoint = find_checkpoint(pipeline, flags.checkpoint_path, folder)
-    model, step = load_model(config, pipeline.schema, checkpoint, dtype_of(flags))
-    bad_records = BadRecords(str(folder.local / bad_records_file), config.data_config.max_bad_record_share)
+    checkpoint = find_checkpoint(pipeline, replicas.texts(flags.checkpoint_path or "")[0], folder)
+    model, step = load_model(config, pipeline.schema, checkpoint, dtype_of(flags), replicas)
+    file = str(folder.local / bad_records_file) if replicas.number == 0 else None
+    bad_records = SharedBadRecords(file, config.data_config.max_bad_record_share, replicas)
     name = f"{shown(checkpoint)} (step {step})"
     return Trained(model, folder, bad_records, vectors_of(pipeline.schema, checkpoint), name)
 

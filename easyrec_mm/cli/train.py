@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from easyrec_mm.cli import flags as f
 from easyrec_mm.cli.loading import go_on_with, load_quietly, require_path
-from easyrec_mm.cli.workers import cluster_of, workers_to_start
+from easyrec_mm.cli.workers import cluster_of, join_workers, workers_to_start
 from easyrec_mm.errors import UserError
 from easyrec_mm.exit_status import after_signal
 from easyrec_mm.files.lock import locked
@@ -19,7 +19,6 @@ from easyrec_mm.files.lock import locked
 if TYPE_CHECKING:
     from easyrec_mm.config.overrides import Override
     from easyrec_mm.config.pipeline import Pipeline
-    from easyrec_mm.distribution.cluster import Cluster
 
 HELP = "train a model; continues from the last checkpoint in model_dir"
 
@@ -36,12 +35,7 @@ def add_flags(parser: f.Parser) -> None:
         metavar="JSON",
         help="further changes of the config, as in EasyRec: '{\"train_config.num_steps\": 100}'",
     )
-    add(
-        "--wait_for_workers_s",
-        type=f.positive_seconds,
-        default=300.0,
-        help="seconds to wait until all workers of TF_CONFIG have started; default: 300",
-    )
+    f.add_workers_flag(parser)
     add("--continue_train", action="store_true", help="accepted for EasyRec's commands: training always continues")
     f.add_setting_flags(parser)
 
@@ -77,12 +71,10 @@ def run(flags: f.Flags) -> int:
 
         return run_workers(local, sys.stdout, sys.stderr)
     go_on_with(pipeline)
-    if cluster is not None:
-        _meet(cluster, pipeline, flags.wait_for_workers_s)
-    from easyrec_mm.distribution.joining import join, lost_workers_named
+    replicas = join_workers(cluster, pipeline, flags.wait_for_workers_s)
+    from easyrec_mm.distribution.joining import lost_workers_named
     from easyrec_mm.training.trainer import Trainer
 
-    replicas = join(cluster) if cluster is not None else None
     is_first = cluster is None or cluster.number == 0
     lock = locked(pipeline.config.model_dir, "model_dir") if is_first else nullcontext()
     with lock as model_dir_lock, lost_workers_named(cluster):
@@ -92,23 +84,6 @@ def run(flags: f.Flags) -> int:
         return 0
     print(f"stopped; continue with: easyrec-mm {shlex.join(flags.arguments)}", flush=True)
     return after_signal(result.signal)
-
-
-def _meet(cluster: Cluster, pipeline: Pipeline, limit_s: float) -> None:
-    from importlib.metadata import version
-
-    from google.protobuf import text_format
-
-    from easyrec_mm import __version__
-    from easyrec_mm.distribution.cluster import meet
-
-    versions = [f"{name} {version(name)}" for name in ("tensorflow", "keras", "numpy")]
-    facts = {
-        "the versions": "\n".join([f"easyrec-mm {__version__}", *versions]),
-        "the config": text_format.MessageToString(pipeline.config),
-    }
-    print(f"{cluster.name(cluster.number)} of {len(cluster.workers)}: waiting for the others", flush=True)
-    meet(cluster, facts, limit_s)
 
 
 def overrides(flags: f.Flags) -> list[Override]:

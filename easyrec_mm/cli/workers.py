@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from easyrec_mm.config.pipeline import Pipeline
     from easyrec_mm.distribution.cluster import Cluster
     from easyrec_mm.distribution.local_workers import LocalWorkers
+    from easyrec_mm.distribution.replicas import Replicas
 
 
 def strategy_flags(pipeline: Pipeline) -> tuple[str, ...]:
@@ -43,6 +44,38 @@ def cluster_of(pipeline: Pipeline) -> Cluster | None:
             f"names {len(cluster.workers)} workers; set MultiWorkerMirroredStrategy, or unset {VARIABLE}"
         )
     return cluster
+
+
+def join_workers(cluster: Cluster | None, pipeline: Pipeline, limit_s: float) -> Replicas | None:
+    """Wait for the other workers, and join them; return None for a single process.
+
+    Args:
+      cluster: the workers.
+      pipeline: what they all do.
+      limit_s: seconds to wait for them.
+
+    Raises:
+      UserError: if a worker does not arrive in time, or differs from the first.
+    """
+    if cluster is None:
+        return None
+    from importlib.metadata import version
+
+    from google.protobuf import text_format
+
+    from easyrec_mm import __version__
+    from easyrec_mm.distribution.cluster import meet
+
+    versions = [f"{name} {version(name)}" for name in ("tensorflow", "keras", "numpy")]
+    facts = {
+        "the versions": "\n".join([f"easyrec-mm {__version__}", *versions]),
+        "the config": text_format.MessageToString(pipeline.config),
+    }
+    print(f"{cluster.name(cluster.number)} of {len(cluster.workers)}: waiting for the others", flush=True)
+    meet(cluster, facts, limit_s)
+    from easyrec_mm.distribution.joining import join
+
+    return join(cluster)
 
 
 def workers_to_start(pipeline: Pipeline, cluster: Cluster | None, arguments: Sequence[str]) -> LocalWorkers | None:

@@ -14,6 +14,7 @@ from easyrec_mm.data.bad_records import BadRecords
 from easyrec_mm.data.batch import Batch
 from easyrec_mm.data.input import Input
 from easyrec_mm.data.item_counts import count_items
+from easyrec_mm.distribution.replicas import Replicas
 from easyrec_mm.evaluation.plan import EvalPlan, ItemCounts
 from easyrec_mm.evaluation.rows import Rows
 from easyrec_mm.evaluation.summary import EvalResults, Summary, results_of, summarize
@@ -36,17 +37,17 @@ VECTORS = "vectors/"
 
 
 def load_model(
-    config: EasyRecConfig, schema: Schema, checkpoint: str, dtype: str = FLOAT32
+    config: EasyRecConfig, schema: Schema, checkpoint: str, dtype: str = FLOAT32, replicas: Replicas | None = None
 ) -> tuple[MultimodalModel, int]:
     """Return the model with a checkpoint's weights (their moving average, if the config uses it), and its step.
 
-    The model computes in `dtype`, a Keras dtype policy; by default as exported models do, whatever the precision of
-    the training.
+    The model computes in `dtype`, a Keras dtype policy; by default as exported models do, whatever the precision of the
+    training. Each of several `replicas` may hold a part of its tables.
 
     Raises:
       CheckpointError: if the checkpoint does not fit the config, or is damaged.
     """
-    model = MultimodalModel(config, schema, dtype)
+    model = MultimodalModel(config, schema, dtype, replicas)
     return model, load_weights(model, config, checkpoint)
 
 
@@ -191,9 +192,14 @@ def _columns_of_all(
     """Yield the columns that an evaluation keeps, in the order of the samples; all workers yield those of all."""
     replicas = model.replicas
     for batch, fields, outputs in batch_outputs(model, inputs, "evaluate", with_empty=replicas.num > 1):
-        own = plan_columns(plan, batch, fields, outputs) if batch.num_samples else {}
-        if replicas.agree(is_stopped())[0]:
+        own_groups = plan.num_groups(as_arrays(fields)) if batch.num_samples else 0
+        is_own = [number == replicas.number for number in range(replicas.num)]
+        stopped, *num_groups = replicas.agree(is_stopped(), *(own_groups * is_one for is_one in is_own))
+        if stopped:
             raise EvaluationStoppedError
+        plan.skip_groups(int(sum(num_groups[: replicas.number])))
+        own = plan_columns(plan, batch, fields, outputs) if batch.num_samples else {}
+        plan.skip_groups(int(sum(num_groups[replicas.number + 1 :])))
         if replicas.num == 1:
             yield own
             continue

@@ -173,16 +173,32 @@ class EvalPlan:
         # Items without a picture share the empty path, but are different items.
         return np.where(values == b"", groups, hashes) if self.cluster_field == self._schema.image.field else hashes
 
+    def num_groups(self, fields: Mapping[str, Array]) -> int:
+        """Return the number of groups of a batch that are numbered, given its fields as for `columns`."""
+        if not self.weights.num_replicates or not fields:
+            return 0
+        return len(_group_starts(fields[self._schema.group_size_field]))
+
+    def skip_groups(self, number: int) -> None:
+        """Number the next groups as if that many came before them, which other workers evaluate."""
+        self._num_groups += number
+
     def _group_numbers(self, sizes: Array) -> Hashes:
         """Return a hashed group number per row, uint64 `[N]`, given the size of each row's group `[N]`."""
-        numbers = np.empty(len(sizes), np.uint64)
-        start = 0
-        while start < len(sizes):
-            end = start + max(1, int(sizes[start]))
-            numbers[start:end] = self._num_groups
-            self._num_groups += 1
-            start = end
+        starts = _group_starts(sizes)
+        numbers = np.repeat(np.arange(len(starts), dtype=np.uint64), np.diff([*starts, len(sizes)]))
+        numbers += np.uint64(self._num_groups)
+        self._num_groups += len(starts)
         return mix(numbers)
+
+
+def _group_starts(sizes: Array) -> list[int]:
+    """Return the first row of each group, given the size of each row's group `[N]`."""
+    starts, start = [], 0
+    while start < len(sizes):
+        starts.append(start)
+        start += max(1, int(sizes[start]))
+    return starts
 
 
 def label_column(task: Task) -> str:
