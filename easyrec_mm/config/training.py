@@ -39,11 +39,10 @@ def check_training(config: EasyRecConfig, schema: Schema, problems: Problems) ->
             "train_config.num_gpus_per_worker",
             f"{train.num_gpus_per_worker} has no effect here with NoStrategy; MirroredStrategy trains on several GPUs",
         )
-    if train.shard_tables_from_rows and train.train_distribute == NoStrategy:
-        problems.note(
-            "train_config.shard_tables_from_rows",
-            f"{train.shard_tables_from_rows} has no effect with train_distribute: NoStrategy, one process",
-        )
+    if train.train_distribute == NoStrategy:
+        for name in ("shard_tables_from_rows", "share_pictures"):
+            if getattr(train, name):
+                problems.note(f"train_config.{name}", "has no effect with train_distribute: NoStrategy, one process")
     if train.increments_per_full_checkpoint and (
         train.shard_tables_from_rows or train.train_distribute == EmbeddingParallelStrategy
     ):

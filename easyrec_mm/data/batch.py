@@ -18,6 +18,7 @@ class Images(NamedTuple):
 
     encoded        int32 [E]: row of pixels -> picture; the other pictures have a vector in the picture bank
     category       int64 [P], input of the image tower in addition to the picture; zeros if the tower takes no category
+    picture_key    int64 [P], equal only for the same picture and category, also in the batches of other workers
     bank_row       int32 [P]: picture -> row of the picture bank; zeros without a bank
     link_picture   int32 [L]: pair -> picture
     link_image     int32 [L]: pair -> image, ascending
@@ -29,6 +30,7 @@ class Images(NamedTuple):
 
     encoded: tf.Tensor
     category: tf.Tensor
+    picture_key: tf.Tensor
     bank_row: tf.Tensor
     link_picture: tf.Tensor
     link_image: tf.Tensor
@@ -106,6 +108,7 @@ def one_picture_each(num_images: int) -> Images:
     return Images(
         encoded=rows,
         category=tf.zeros([num_images], tf.int64),
+        picture_key=tf.range(num_images, dtype=tf.int64),
         bank_row=tf.zeros([num_images], tf.int32),
         link_picture=rows,
         link_image=rows,

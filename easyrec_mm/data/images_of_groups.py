@@ -28,6 +28,7 @@ def images_of_groups(schema: Schema, groups: dict[str, Any], origin: dict[str, t
       sample_image    int32 `[S]`: sample -> image
       picture_path    string `[P]`
       picture_key     string `[P]`, equal only for the same picture and category
+      picture_number  int64 `[P]`, as picture_key
       picture_origin  file and row `[P]` of the first group with the picture
       category        int64 `[P]`
       link_picture    int32 `[L]`: pair -> picture
@@ -54,7 +55,7 @@ def images_of_groups(schema: Schema, groups: dict[str, Any], origin: dict[str, t
         "picture_origin": rows_of(origin, tf.gather(groups["record"], picture_group)),
         "image_features": rows_of(features, first_group),
         "image_labels": rows_of(groups["image_labels"], first_group),
-        "image_key": tf.strings.to_hash_bucket_fast(tf.gather(keys, first_group), tf.int64.max),
+        "image_key": _number(tf.gather(keys, first_group)),
         "num_images": tf.size(first_group),
     }
 
@@ -92,6 +93,7 @@ def _distinct_pictures(schema: Schema, path: tf.Tensor, category: tf.Tensor) -> 
     return {
         "picture_path": tf.gather(path, first_link),
         "picture_key": tf.gather(keys, first_link),
+        "picture_number": _number(tf.gather(keys, first_link)),
         "category": tf.gather(category, first_link),
         "link_picture": link_picture,
         "link_image": link_image,
@@ -102,6 +104,11 @@ def _distinct_pictures(schema: Schema, path: tf.Tensor, category: tf.Tensor) -> 
 def _image_keys(path: tf.Tensor, category: tf.Tensor) -> tf.Tensor:
     """Return texts `[N]` that are equal only for the same picture and category."""
     return tf.strings.join([path, tf.strings.as_string(category)], _KEY_SEPARATOR)
+
+
+def _number(keys: tf.Tensor) -> tf.Tensor:
+    """Return an int64 for each key, not negative and equal only for equal keys."""
+    return tf.strings.to_hash_bucket_fast(keys, tf.int64.max)
 
 
 def _distinct(keys: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:

@@ -86,6 +86,7 @@ class BatchLoader:
         images = Images(
             encoded=indices,
             category=numbers,
+            picture_key=numbers,
             bank_row=indices,
             link_picture=indices,
             link_image=indices,
@@ -196,6 +197,7 @@ class BatchLoader:
         return Images(
             encoded=tf.constant(encoded),
             category=rows["category"],
+            picture_key=rows["picture_number"],
             bank_row=tf.zeros(tf.shape(rows["category"]), tf.int32) if plan is None else tf.constant(plan.rows),
             link_picture=link_picture,
             link_image=link_image,

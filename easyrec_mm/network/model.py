@@ -17,6 +17,7 @@ from easyrec_mm.config.training import divided_tables
 from easyrec_mm.data.batch import Batch, Images
 from easyrec_mm.data.picture_bank import PictureBank
 from easyrec_mm.distribution.replicas import Replicas
+from easyrec_mm.distribution.shared_pictures import SharedPictures
 from easyrec_mm.features.categories import Categories
 from easyrec_mm.features.feature import Feature
 from easyrec_mm.features.table_rows import tables_of
@@ -72,6 +73,7 @@ class MultimodalModel:
             model.embedding_regularization or any(group.wide_regularization for group in model.feature_groups)
         )
         self._towers = list(network.task_towers)
+        self._shares_pictures = config.train_config.share_pictures and self.replicas.num > 1
         self._prediction_functions: dict[tuple[str, str], Callable[[Batch], dict[str, tf.Tensor]]] = {}
         self._prediction_banks: dict[str, PictureBank] = {}
         with self.replicas.scope("build"):
@@ -101,8 +103,7 @@ class MultimodalModel:
         """
         if self.image is None or self.item is None:
             return None
-        with self.replicas.present(tf.shape(batch.pixels)[0] > 0):
-            vectors = self._picture_vectors(self.image, batch, training, bank)
+        vectors = self._picture_vectors(self.image, batch, training, bank)
         if not (self.schema.image_separator or self.schema.has_no_image_vector):
             return vectors
         of_links = tf.gather(vectors, batch.images.link_picture)  # [L, D]
@@ -114,12 +115,29 @@ class MultimodalModel:
         category = tf.gather(images.category, images.encoded) if bank else images.category
         may_be_empty = bank is not None or self.schema.has_no_image_vector or self.replicas.num > 1
         if bank is not None and self.trains_part("HEAD"):
-            features = tower.features(batch.pixels, category, False, may_be_empty)  # [E, F]
-            features = tf.cast(from_bank(features, images, bank), tower.compute_dtype)
-            return tower.vectors(features, training, may_be_empty)
+            encode = partial(tower.features, training=False, may_be_empty=may_be_empty)
+            features = from_bank(self._encoded(encode, batch, category, training), images, bank)  # [P, F]
+            with self.replicas.present(tf.shape(features)[0] > 0):
+                return tower.vectors(tf.cast(features, tower.compute_dtype), training, may_be_empty)
         is_training = training and not self.trains_part("NONE")
-        vectors = tower(batch.pixels, category, training=is_training, may_be_empty=may_be_empty)  # [E, D]
+
+        def encode_whole(pixels: tf.Tensor, category: tf.Tensor) -> tf.Tensor:
+            return tower(pixels, category, training=is_training, may_be_empty=may_be_empty)
+
+        vectors = self._encoded(encode_whole, batch, category, training)  # [E, D]
         return vectors if bank is None else from_bank(vectors, images, bank)
+
+    def _encoded(
+        self, encode: Callable[[tf.Tensor, tf.Tensor], tf.Tensor], batch: Batch, category: tf.Tensor, training: bool
+    ) -> tf.Tensor:
+        """Return what `encode` makes of the pixels of a batch and their categories, `[E, W]`."""
+        if not (training and self._shares_pictures):
+            with self.replicas.present(tf.shape(batch.pixels)[0] > 0):
+                return encode(batch.pixels, category)
+        shared = SharedPictures(tf.gather(batch.images.picture_key, batch.images.encoded), self.replicas)
+        with self.replicas.present(tf.size(shared.own) > 0):
+            own = encode(tf.gather(batch.pixels, shared.own), tf.gather(category, shared.own))
+        return shared.of_all(own)
 
     def losses(self, batch: Batch, training: bool = True, bank: PictureBank | None = None) -> dict[str, tf.Tensor]:
         """Return scalars of towers, image vectors and regularisation, whose sum over all replicas is the loss."""

@@ -42,7 +42,7 @@ _NAME = re.compile(r"step-(\d+)")
 # Parts of a batch that hold a value for each name, and the others.
 _NESTS = ("features", "labels")
 _TENSORS = ("sample_weight", "pixels", "sample_image")
-_IMAGE_TENSORS = ("encoded", "category", "bank_row", "link_picture", "link_image", "has_picture", "key")
+_IMAGE_TENSORS = ("encoded", "category", "picture_key", "bank_row", "link_picture", "link_image", "has_picture", "key")
 
 
 @dataclass(frozen=True)

@@ -55,8 +55,8 @@ class Bench:
         self.trainer, self.batches = training(folder, rows, groups)
         self.folder = folder / "m"
         self.saver = self.trainer._saver
-        self.saver.begin(self.trainer.steps.table_rows, None)
-        tables = self.trainer.steps.table_rows.streamed
+        self.saver.begin(self.trainer.steps.changed_rows, None)
+        tables = self.trainer.steps.changed_rows.streamed
         self.num_bytes = sum(table.num_rows * table.row_bytes for table in tables)
         self.most_bytes, self.after_steps_s = 0, 0.0
         after_step = self.saver.after_step

@@ -2,7 +2,7 @@
 
     seconds = fixed + per_picture P + per_sample S + per_id S F + (exchange + per_byte B, with several workers)
 
-for a worker's P pictures, S samples and F id features a step, and the B bytes that it exchanges (`exchanged_bytes`). The
+for a worker's P pictures, S samples and F id features a step, and the B bytes that it sends (`sent_bytes_*`). The
 number of rows of the tables has no term: a step touches the rows of its batch alone. Each worker is a real process of
 `easyrec-mm train` on one core; all trainings take turns. Relative errors are fitted, so that short steps count as long
 ones.
@@ -69,7 +69,8 @@ def main() -> None:
                 text = config(folder, work)
                 speed = workers.train(folder, text, work.workers, cores[: work.workers], [], f"{turn}_{i}")
                 seconds[work].append(speed.step_s)
-                num_bytes[work] = exchanged_bytes(work, folder / f"{turn}_{i}")
+                sent = (speed.last_line[f"sent_bytes_{kind}"] for kind in ("dense", "sparse"))
+                num_bytes[work] = sum(sent) / work.workers
                 print(work, round(speed.step_s, 4), "s a step", flush=True)
     measured = {work: workload.median(values) for work, values in seconds.items()}
     costs = fit({work: measured[work] for work in FITTED}, num_bytes)
@@ -87,17 +88,18 @@ def config(folder: Path, work: Work) -> str:
     data = folder / f"data_{work.samples_per_picture}"
     if not data.exists():
         workload.write_data(data, 128, work.samples_per_picture, IMAGE_SIZE)
+    lines, model_dir = str(data / "data.txt"), str(folder / "m")
     text = workload.config_text(
-        str(data / "data.txt"), str(folder / "m"), work.pictures, IMAGE_SIZE, hash_bucket_size=work.rows, num_steps=STEPS
+        str(data / "data.txt"),
+        str(folder / "m"),
+        work.pictures,
+        IMAGE_SIZE,
+        hash_bucket_size=work.rows,
+        num_steps=STEPS,
     )
     for i in range(work.id_features, workload.NUM_ID_FEATURES):
         text = text.replace(f'feature_names: "id_{i}"\n', "")
     return text
-
-
-def exchanged_bytes(work: Work, model_dir: Path) -> float:
-    """Return the bytes that a worker sends in a step, as the training reports them."""
-    return 0.0
 
 
 def terms(work: Work, num_bytes: float) -> np.ndarray:

@@ -22,6 +22,9 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 import workload
 
 GROUP_SIZE = 16
+SETTINGS = (
+    "data_config.shuffle=false", "train_config.log_step_count_steps=1", "train_config.save_checkpoints_steps=1000000",
+)  # fmt: skip
 
 
 class Speed(NamedTuple):
@@ -39,13 +42,14 @@ def main() -> None:
     flags.add_argument("--steps", type=int, default=40)
     flags.add_argument("--rows", type=int, default=1_000_000)
     flags.add_argument("--batch_size", type=int, default=16)
+    flags.add_argument("--pictures", type=int, default=0, help="distinct pictures, skewed; 0: each group has its own")
     flags.add_argument("--set", action="append", default=[], metavar="SETTING=VALUE")
     options = flags.parse_args()
     cores = sorted(os.sched_getaffinity(0))
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
         num_groups = options.batch_size * max(options.workers) * 4
-        data = workload.write_data(folder / "data", num_groups, GROUP_SIZE, 64)
+        data = workload.write_data(folder / "data", num_groups, GROUP_SIZE, 64, num_pictures=options.pictures)
         text = workload.config_text(
             data, str(folder / "m"), options.batch_size, 64, hash_bucket_size=options.rows, num_steps=options.steps
         )
@@ -73,8 +77,7 @@ def train(folder: Path, config: str, num: int, cores: list[int], settings: list[
     path = folder / "bench.config"
     path.write_text(config, encoding="utf-8")
     flags = ["train", "--pipeline_config", str(path), "--model_dir", str(folder / name)]
-    fixed = ["train_config.log_step_count_steps=1", "train_config.save_checkpoints_steps=1000000"]
-    flags += [f"--set={setting}" for setting in [*fixed, *settings]]
+    flags += [f"--set={setting}" for setting in [*SETTINGS, *settings]]
     command = ["taskset", "--cpu-list", ",".join(map(str, cores)), sys.executable]
     if num == 1:
         command += ["-m", "easyrec_mm", *flags]

@@ -43,6 +43,7 @@ def write_data(
     samples_per_image: int | None = None,
     num_ids: int = 1_000_000,
     seed: int = 0,
+    num_pictures: int = 0,
 ) -> str:
     """Write GroupRTP lines and pictures; returns the path of the lines.
 
@@ -54,15 +55,20 @@ def write_data(
       samples_per_image: samples that share a line and a picture; unset means group_size.
       num_ids: ids are integers below it.
       seed: of the content.
+      num_pictures: distinct pictures, of which the n-th is shown in proportion to 1 / n; 0: each line has its own.
     """
     random = np.random.default_rng(seed)
     folder.mkdir(parents=True, exist_ok=True)
     per_line = samples_per_image or group_size
     num_lines = num_groups * group_size // per_line
     lines = []
-    for line in range(num_lines):
-        picture = folder / f"{line}.jpg"
-        if image_size:
+    numbers = np.arange(num_lines)
+    if num_pictures:
+        popularity = 1 / np.arange(1, num_pictures + 1)
+        numbers = random.choice(num_pictures, num_lines, p=popularity / popularity.sum())
+    for number in numbers:
+        picture = folder / f"{number}.jpg"
+        if image_size and not picture.exists():
             _picture(random, image_size).save(picture, quality=90)
         samples = [_sample(random, num_ids) for _ in range(per_line)]
         click = "\x01".join(str(random.integers(0, 2)) for _ in samples)

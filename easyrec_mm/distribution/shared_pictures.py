@@ -1,0 +1,52 @@
+"""Divides the pictures of a global batch among the replicas, so that each distinct one is encoded once.
+
+Shapes: E pictures that this replica's batch shows, O those of them that it encodes, T the pictures of all replicas'
+batches one behind the other, K distinct ones among them, W width of what is made of a picture.
+"""
+
+from __future__ import annotations
+
+import tensorflow as tf
+
+from easyrec_mm.distribution.replicas import Replicas
+
+
+class SharedPictures:
+    """Which replica encodes which pictures; all replicas make and use it together.
+
+    Of the replicas whose batches show a picture, its key chooses one, so that popular pictures spread evenly.
+
+    Args:
+      keys: int64 `[E]`, not negative: keys of distinct pictures, equal only for the same picture on all replicas.
+      replicas: all replicas.
+
+    Attributes:
+      own: int64 `[O]`, ascending: which of its pictures this replica encodes.
+    """
+
+    def __init__(self, keys: tf.Tensor, replicas: Replicas) -> None:
+        self._replicas = replicas
+        num_of_each = replicas.gather_equal(tf.shape(keys)[:1])  # [N]
+        distinct, picture, num_holders = tf.unique_with_counts(replicas.gather(keys))  # [K], [T], [K]
+        # The holders of a picture are numbered in the order of the replicas.
+        order = tf.argsort(picture, stable=True)
+        number = tf.range(tf.size(order)) - tf.gather(tf.cumsum(num_holders, exclusive=True), tf.gather(picture, order))
+        number = tf.gather(number, tf.math.invert_permutation(order))  # [T]
+        chosen = tf.cast(tf.math.floormod(distinct, tf.cast(num_holders, tf.int64)), tf.int32)  # [K]
+        encodes = tf.equal(number, tf.gather(chosen, picture))  # [T]
+        start = tf.reduce_sum(num_of_each[: replicas.number])
+        own = slice(start, start + num_of_each[replicas.number])
+        self.own = tf.where(encodes[own])[:, 0]
+        # Vectors come together in the order of the replicas, in which pictures stand in `encodes`.
+        places = tf.scatter_nd(
+            tf.boolean_mask(picture, encodes)[:, None], tf.range(tf.size(distinct)), tf.shape(distinct)
+        )
+        self._place = tf.gather(places, picture[own])  # [E]
+
+    def of_all(self, own: tf.Tensor) -> tf.Tensor:
+        """Return the vectors of the E pictures, `[E, W]`, given those of `own`, `[O, W]`.
+
+        The gradient of a vector is the sum of those of all replicas that show its picture.
+        """
+        # gather_nd, because its gradient is a tensor, which is summed over the replicas.
+        return tf.gather_nd(self._replicas.gather(own), self._place[:, None])
