@@ -88,7 +88,6 @@ def config(folder: Path, work: Work) -> str:
     data = folder / f"data_{work.samples_per_picture}"
     if not data.exists():
         workload.write_data(data, 128, work.samples_per_picture, IMAGE_SIZE)
-    lines, model_dir = str(data / "data.txt"), str(folder / "m")
     text = workload.config_text(
         str(data / "data.txt"),
         str(folder / "m"),
