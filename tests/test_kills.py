@@ -115,6 +115,9 @@ def test_workers_of_which_one_or_all_are_killed_go_on_as_if_none_was(folder):
             workers.processes[number].kill()
         statuses, outputs = workers.end()
         assert statuses == tuple(-9 if lost in (None, number) else LOST_WORKER for number in (0, 1)), outputs
+        if lost is not None:
+            named = f"error: worker {lost} ({workers.addresses[lost]}) cannot be reached any more"
+            assert named in outputs[1 - lost]
     statuses, outputs = Workers(folder, 2, "--model_dir", "again", *arguments).end()
     assert statuses == (0, 0), outputs
     assert_same_run(folder / "together", model_dir, LAST_STEP)

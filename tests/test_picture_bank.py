@@ -271,6 +271,7 @@ def test_gradients_flow_to_the_pictures_that_are_encoded(tmp_path, monkeypatch):
     batch = batch._replace(pixels=tf.gather(batch.pixels, plan.encoded), images=images)
     variables = {name: v.value for name, v in model.trained_variables().items()}
     with tf.GradientTape(persistent=True) as tape:
+        tape.watch(variables.values())
         loss = model.losses(batch, training=True, bank=bank)["click"]
         made = model.image(batch.pixels, training=True)
         vectors = tf.stack([known[0], made[0], known[1], made[1]])

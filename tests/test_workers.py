@@ -157,23 +157,6 @@ def test_an_evaluation_of_several_workers_is_that_of_one(folder):
     assert "gauc_click" not in outputs[1]
 
 
-def test_a_worker_that_is_killed_is_named_and_all_go_on_from_the_checkpoint(folder):
-    train(folder, "--model_dir", "one", *size(96), "--set", "train_config.num_epochs=8")
-    arguments = ["--model_dir", "m", *size(48), "--set", "train_config.num_epochs=8"]
-    for lost in (1, 0):
-        workers = Workers(folder, 2, *arguments)
-        workers.processes[0].wait_for(folder / f"m/model.ckpt-{14 if lost else 28}.index")
-        workers.processes[lost].kill()
-        statuses, outputs = workers.end()
-        assert statuses[1 - lost] == LOST_WORKER
-        assert f"error: worker {lost} ({workers.addresses[lost]}) cannot be reached any more" in outputs[1 - lost]
-    workers = Workers(folder, 2, *arguments)
-    statuses, outputs = workers.end()
-    assert statuses == (0, 0), outputs
-    assert "continuing from" in outputs[1]
-    assert_same_weights(folder / "one", folder / "m", 84)
-
-
 def test_a_first_worker_that_is_lost_after_the_last_step_is_missed_by_the_others(folder):
     """Kubernetes starts only those again that have failed, and they need all others."""
     header, *rows = (folder / "eval.csv").read_text().splitlines(keepends=True)

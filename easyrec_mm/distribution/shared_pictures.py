@@ -6,6 +6,8 @@ batches one behind the other, K distinct ones among them, W width of what is mad
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import tensorflow as tf
 
 from easyrec_mm.distribution.replicas import Replicas
@@ -50,3 +52,25 @@ class SharedPictures:
         """
         # gather_nd, because its gradient is a tensor, which is summed over the replicas.
         return tf.gather_nd(self._replicas.gather(own), self._place[:, None])
+
+
+def encoded_once(
+    encode: Callable[[tf.Tensor, tf.Tensor], tf.Tensor],
+    pixels: tf.Tensor,
+    category: tf.Tensor,
+    keys: tf.Tensor,
+    replicas: Replicas,
+) -> tf.Tensor:
+    """Return what `encode` makes of the E pictures of this replica, `[E, W]`; each of all replicas is encoded once.
+
+    Args:
+      encode: pixels `[O, H, W, C]`, categories `[O]` -> `[O, W]`.
+      pixels: `[E, H, W, C]`.
+      category: `[E]`.
+      keys: as for SharedPictures.
+      replicas: all replicas.
+    """
+    shared = SharedPictures(keys, replicas)
+    with replicas.present(tf.size(shared.own) > 0):
+        own = encode(tf.gather(pixels, shared.own), tf.gather(category, shared.own))
+    return shared.of_all(own)

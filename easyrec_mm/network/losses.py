@@ -94,9 +94,9 @@ def tower_losses(
     losses: dict[str, tf.Tensor] = {}
     for members in (part for kind in kinds.values() for part in ([kind] if len(kind) >= _MANY else zip(kind))):
         settings, num_class = members[0][0], members[0][1].num_class
-        label = tf.stack([labels[task.label] for _, task in members])  # [T, S]
-        flat_logits = tf.reshape(tf.stack([logits[task.name] for _, task in members]), [-1, num_class])
-        weight = tf.repeat(tf.constant([[tower.weight] for tower, _ in members]), tf.shape(label)[1], axis=1)
+        label = _stacked([labels[task.label] for _, task in members])  # [S] of a single tower, or [T, S]
+        flat_logits = tf.reshape(_stacked([logits[task.name] for _, task in members]), [-1, num_class])
+        weight = _stacked([tf.fill(tf.shape(sample_weight), tower.weight) for tower, _ in members])
         if settings.use_sample_weight:
             weight *= sample_weight
         if settings.task_space_indicator_label:
@@ -107,9 +107,15 @@ def tower_losses(
             of_samples = LOSSES[name](tf.reshape(label, [-1]), flat_logits, **parameters)  # noqa: B023
             return weighted_mean(tf.reshape(of_samples, tf.shape(label)), weight, replicas)  # noqa: B023
 
-        totals = tf.unstack(_total(settings, mean_of), len(members))
+        total = _total(settings, mean_of)
+        totals = [total] if len(members) == 1 else tf.unstack(total, len(members))
         losses |= zip([task.name for _, task in members], totals, strict=True)
     return {task.name: losses[task.name] for task in tasks}
+
+
+def _stacked(parts: Sequence[tf.Tensor]) -> tf.Tensor:
+    """Return tensors in one; a single one as it is, so that its rows remain those of the samples."""
+    return parts[0] if len(parts) == 1 else tf.stack(parts)
 
 
 def _kind(tower: BayesTaskTower, task: Task) -> Hashable:

@@ -17,7 +17,7 @@ from easyrec_mm.config.training import divided_tables
 from easyrec_mm.data.batch import Batch, Images
 from easyrec_mm.data.picture_bank import PictureBank
 from easyrec_mm.distribution.replicas import Replicas
-from easyrec_mm.distribution.shared_pictures import SharedPictures
+from easyrec_mm.distribution.shared_pictures import encoded_once
 from easyrec_mm.features.categories import Categories
 from easyrec_mm.features.feature import Feature
 from easyrec_mm.features.table_rows import tables_of
@@ -48,7 +48,8 @@ class MultimodalModel:
         output layers and losses are float32 in each of them.
       replicas: the replicas that are trained together; by default this process alone.
 
-    `image_width` is D, or 0 without pictures; `item` makes the vector of an item from the vectors of its pictures.
+    `image_width` is D, or 0 without pictures; `item` makes the vector of an item from the vectors of its pictures;
+    `img_model` holds the settings of both.
 
     Raises:
       ConfigError: if the backbone cannot be loaded or lacks something that the config requires.
@@ -62,7 +63,7 @@ class MultimodalModel:
         self._seed = config.data_config.seed
         keras.utils.set_random_seed(self._seed or _SEED_FOR_0)
         self.schema = schema
-        self._img_model = network.img_model
+        self.img_model = network.img_model
         self.image = image_tower(config, schema, dtype) if schema.uses_image else None
         self.image_width = self.image.width if self.image is not None else 0
         divided = divided_tables(config.train_config, schema, self.replicas.num)
@@ -120,24 +121,20 @@ class MultimodalModel:
             with self.replicas.present(tf.shape(features)[0] > 0):
                 return tower.vectors(tf.cast(features, tower.compute_dtype), training, may_be_empty)
         is_training = training and not self.trains_part("NONE")
-
-        def encode_whole(pixels: tf.Tensor, category: tf.Tensor) -> tf.Tensor:
-            return tower(pixels, category, training=is_training, may_be_empty=may_be_empty)
-
-        vectors = self._encoded(encode_whole, batch, category, training)  # [E, D]
+        encode = partial(tower.__call__, training=is_training, may_be_empty=may_be_empty)
+        vectors = self._encoded(encode, batch, category, training)  # [E, D]
         return vectors if bank is None else from_bank(vectors, images, bank)
 
     def _encoded(
         self, encode: Callable[[tf.Tensor, tf.Tensor], tf.Tensor], batch: Batch, category: tf.Tensor, training: bool
     ) -> tf.Tensor:
         """Return what `encode` makes of the pixels of a batch and their categories, `[E, W]`."""
-        if not (training and self._shares_pictures):
-            with self.replicas.present(tf.shape(batch.pixels)[0] > 0):
-                return encode(batch.pixels, category)
-        shared = SharedPictures(tf.gather(batch.images.picture_key, batch.images.encoded), self.replicas)
-        with self.replicas.present(tf.size(shared.own) > 0):
-            own = encode(tf.gather(batch.pixels, shared.own), tf.gather(category, shared.own))
-        return shared.of_all(own)
+        pixels, replicas = batch.pixels, self.replicas
+        if training and self._shares_pictures:
+            keys = tf.gather(batch.images.picture_key, batch.images.encoded)
+            return encoded_once(encode, pixels, category, keys, replicas)
+        with replicas.present(tf.shape(pixels)[0] > 0):
+            return encode(pixels, category)
 
     def losses(self, batch: Batch, training: bool = True, bank: PictureBank | None = None) -> dict[str, tf.Tensor]:
         """Return scalars of towers, image vectors and regularisation, whose sum over all replicas is the loss."""
@@ -197,7 +194,7 @@ class MultimodalModel:
         """
         self._trained_part = trainable
         if self.image is not None:
-            stages = {"ALL": None, "LAST_N_STAGES": self._img_model.last_n_stages}.get(trainable, 0)
+            stages = {"ALL": None, "LAST_N_STAGES": self.img_model.last_n_stages}.get(trainable, 0)
             self.image.train_last_stages(stages)
 
     def trains_part(self, trainable: str) -> bool:
@@ -256,18 +253,6 @@ class MultimodalModel:
             tables |= {f"image/category/{name}": table for name, table in self.image.category_tables().items()}
         return tables
 
-    def learning_rate_factors(self) -> dict[str, float]:
-        """Return name -> factor of the learning rate, for the variables whose factor is not 1."""
-        if self.image is None:
-            return {}
-        settings, stages = self._img_model, self.image.variable_stages()
-        factors = {}
-        for name, variable in self.named_variables().items():
-            if name.startswith("image/"):
-                depth = len(self.image.stages) - stages[id(variable)] if id(variable) in stages else 0
-                factors[name] = settings.learning_rate_multiplier * settings.layer_decay**depth
-        return {name: factor for name, factor in factors.items() if factor != 1.0}
-
     def _logits(
         self, batch: Batch, image_vectors: tf.Tensor | None, training: bool
     ) -> tuple[dict[str, tf.Tensor], tf.Tensor]:
@@ -288,7 +273,7 @@ class MultimodalModel:
             return not self.trains_part("HEAD")
         if not name.startswith(_BACKBONE):
             return True
-        if self._img_model.lora_rank and id(variable) not in self.image.lora_variables():
+        if self.img_model.lora_rank and id(variable) not in self.image.lora_variables():
             return False
         stage = self.image.variable_stages()[id(variable)]
         return stage >= len(self.image.stages) - self.image.num_trained_stages
@@ -300,7 +285,7 @@ class MultimodalModel:
             image = self.schema.image
             pixels = tf.zeros([1, image.height, image.width, image.channels], tf.uint8)
             vector = self.image(pixels, tf.zeros([1], tf.int64))
-            self.item = item_image(self._img_model, self.image_width, self._seed)
+            self.item = item_image(self.img_model, self.image_width, self._seed)
         self.rec({feature.name: _value_of_a_sample(feature) for feature in self.schema.features}, vector)
 
 

@@ -78,6 +78,7 @@ class CheckpointReader:
 
     Args:
       path: the checkpoint.
+      has_all_values: whether all files with values have to be there, and not only those that are read.
 
     Attributes:
       shapes: name -> shape of everything in the checkpoint.
@@ -86,9 +87,9 @@ class CheckpointReader:
       DamagedCheckpointError: if it, or one that it rests on, is damaged.
     """
 
-    def __init__(self, path: str) -> None:
+    def __init__(self, path: str, has_all_values: bool = True) -> None:
         self._path = path
-        self._links = _links(path)
+        self._links = _links(path, has_all_values)
         self.shapes = {name: self._whole(name).entries[name].shape for name in _names(self._links[0])}
 
     def read(self, name: str) -> tf.Tensor:
@@ -216,13 +217,13 @@ def read_text_value(path: str, name: str) -> str | None:
     return bytes(reader.read(name).numpy()).decode() if name in reader.shapes else None
 
 
-def restore(path: str, variables: Mapping[str, tf.Variable]) -> None:
-    """Assign the checkpoint's values to variables.
+def restore(path: str, variables: Mapping[str, tf.Variable], has_all_values: bool = True) -> None:
+    """Assign the checkpoint's values to variables; `has_all_values` as for CheckpointReader.
 
     Raises:
       CheckpointError: if a variable is missing in the checkpoint or has another shape; the message shows both shapes.
     """
-    reader = CheckpointReader(path)
+    reader = CheckpointReader(path, has_all_values)
     shapes = reader.shapes
     problems = []
     for name, variable in variables.items():
@@ -241,14 +242,14 @@ def restore(path: str, variables: Mapping[str, tf.Variable]) -> None:
         reader.read_into(name, variable)
 
 
-def _links(path: str) -> list[_Link]:
+def _links(path: str, has_all_values: bool = True) -> list[_Link]:
     """Return a checkpoint and those that it rests on, newest first."""
     links: list[_Link] = []
     at: str | None = path
     digest = ""
     while at is not None:
         try:
-            index = read_index(at)
+            index = read_index(at, with_values=has_all_values)
         except DamagedCheckpointError as error:
             if not links:
                 raise

@@ -157,7 +157,9 @@ class TrainingEvaluations:
         if not self._is_first:  # the first one has just written it
             self._shared.refresh([])
             self._shared.fetch_checkpoint(checkpoint)
-        restore(checkpoint, {name: variable.value for name, variable in self._trained.items()})
+        trained = {name: variable.value for name, variable in self._trained.items()}
+        # In a bucket, the first has only the parts of tables that it has written itself, which it needs.
+        restore(checkpoint, trained, has_all_values=not self._is_first)
         if not self._is_first:
             self._shared.forget_checkpoint(checkpoint)
 

@@ -116,6 +116,7 @@ class StepFlops:
             images=batch.images._replace(
                 encoded=placed(encoded)(batch.images.encoded),
                 category=placed(pictures)(batch.images.category),
+                picture_key=placed(pictures)(batch.images.picture_key),
                 bank_row=placed(pictures)(batch.images.bank_row),
                 link_picture=placed(links)(batch.images.link_picture),
                 link_image=placed(links)(batch.images.link_image),

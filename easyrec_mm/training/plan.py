@@ -67,6 +67,19 @@ def build_phases(model: MultimodalModel, config: EasyRecConfig) -> list[Phase]:
     return phases
 
 
+def _rate_factors(model: MultimodalModel) -> dict[str, float]:
+    """Return name -> factor of the learning rate, for the variables whose factor is not 1."""
+    if model.image is None:
+        return {}
+    settings, stages = model.img_model, model.image.variable_stages()
+    factors = {}
+    for name, variable in model.named_variables().items():
+        if name.startswith("image/"):
+            depth = len(model.image.stages) - stages[id(variable)] if id(variable) in stages else 0
+            factors[name] = settings.learning_rate_multiplier * settings.layer_decay**depth
+    return {name: factor for name, factor in factors.items() if factor != 1.0}
+
+
 def build_optimizers(
     model: MultimodalModel,
     trained: dict[str, keras.Variable],
@@ -85,7 +98,7 @@ def build_optimizers(
     configs = list(config.optimizer_config)
     tables = model.tables()
     named = model.named_variables()
-    factors = {id(named[name].value): factor for name, factor in model.learning_rate_factors().items()}
+    factors = {id(named[name].value): factor for name, factor in _rate_factors(model).items()}
     first_steps = {id(v.value): phase.first_step for phase in reversed(phases) for v in phase.trained.values()}
     chosen = {name: optimizer_of(name, name in tables, config) for name in trained}
     for name in (name for name, index in chosen.items() if index is None):
