@@ -27,6 +27,9 @@ _PRIME = 1_000_003
 # Bytes that a replica sends: by operation, and of tables' rows (sparse) or everything else (dense).
 SENT_BYTES = ("sent_bytes_sum", "sent_bytes_gather", "sent_bytes_swap", "sent_bytes_dense", "sent_bytes_sparse")
 
+# Elements of a tensor that is summed by an operation of its own.
+_LARGE = 1 << 18
+
 
 class Replicas:
     """The replicas of a training.
@@ -96,12 +99,18 @@ class Replicas:
         return self._sum(values) if self.num > 1 else values
 
     def sum_each(self, tensors: Sequence[tf.Tensor]) -> list[tf.Tensor]:
-        """Return the sums over the replicas of tensors, those of a dtype in one operation; without gradients."""
+        """Return the sums over the replicas of tensors, the small ones of a dtype in one operation; without gradients.
+
+        Large ones are not copied into one, and are summed while the backward pass computes others.
+        """
         if self.num == 1:
             return list(tensors)
         sums: list[tf.Tensor] = list(tensors)
-        for dtype in sorted({tensor.dtype.name for tensor in tensors}):
-            places = [i for i, tensor in enumerate(tensors) if tensor.dtype == dtype]
+        large = {i for i, tensor in enumerate(tensors) if (tensor.shape.num_elements() or 0) >= _LARGE}
+        for i in sorted(large):
+            sums[i] = self._reduced(tensors[i])
+        for dtype in sorted({tensor.dtype.name for i, tensor in enumerate(tensors) if i not in large}):
+            places = [i for i, tensor in enumerate(tensors) if tensor.dtype == dtype and i not in large]
             flat = self._reduced(tf.concat([tf.reshape(tensors[i], [-1]) for i in places], 0))
             sizes = [tf.size(tensors[i]) for i in places]
             for i, part in zip(places, tf.split(flat, sizes), strict=True):
