@@ -205,8 +205,8 @@ def test_one_picture_a_group_is_the_plain_case(tmp_path):
     for item in read(tmp_path, random_groups(40), schema):
         # The keys, by which workers know equal images, are hashes.
         images, expected = plain(item.batch.images), plain(one_picture_each(item.batch.num_images))
-        assert len(set(images.key)) == item.batch.num_images
-        assert images._replace(key=[]) == expected._replace(key=[])
+        assert len(set(images.key)) == len(set(images.picture_key)) == item.batch.num_images
+        assert images._replace(key=[], picture_key=[]) == expected._replace(key=[], picture_key=[])
         assert item.batch.pixels.shape[0] == item.batch.num_images
 
 
