@@ -1,4 +1,4 @@
-"""Which processes train: those that TF_CONFIG names, and those that `train` starts, one for each GPU."""
+"""Determines which processes train: the workers in TF_CONFIG, and those that `train` starts, one per GPU."""
 
 from __future__ import annotations
 

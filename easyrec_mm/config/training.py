@@ -54,7 +54,7 @@ def check_training(config: EasyRecConfig, schema: Schema, problems: Problems) ->
 
 
 def divided_tables(train: TrainConfig, schema: Schema, num_workers: int | None) -> set[str]:
-    """Return the names of the tables of which each of these workers holds a part; None for an unknown number."""
+    """Return the names of the tables that are divided among so many workers; None is an unknown number of them."""
     if num_workers is None and train.train_distribute == NoStrategy:
         return set()
     is_set = train.HasField("shard_tables_from_rows")

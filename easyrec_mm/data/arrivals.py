@@ -1,4 +1,4 @@
-"""What has arrived of an input, for messages about a run that waits for more."""
+"""Remembers the last group that was read, for messages about a run that waits for the next one."""
 
 from __future__ import annotations
 

@@ -39,8 +39,13 @@ _LEAST_COPY_BYTES = 128
 
 
 class DeltaReport(NamedTuple):
-    """What a delta holds: its bytes and those of the result, rows that it ships of how many, and whether the two models
-    take the vectors of one image tower.
+    """The size of a delta.
+
+    num_bytes            bytes of the delta
+    num_result_bytes     bytes of the model that it makes
+    num_changed          rows of tables in the delta
+    num_rows             rows of all tables
+    has_same_image_tower whether both models use the vectors of the same image tower
     """
 
     num_bytes: int

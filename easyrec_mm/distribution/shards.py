@@ -54,7 +54,7 @@ def shard_of(variable: tf.Variable | tf.Tensor) -> Shard | None:
 
 
 def whole_shape(variable: tf.Variable | tf.Tensor) -> list[int]:
-    """Return the shape of a variable, or that of the whole table of which it holds a part."""
+    """Return the shape of a variable; if it holds a part of a table, the shape of the whole table."""
     shard = shard_of(variable)
     shape = list(variable.shape)
     return shape if shard is None else [shard.num_rows, *shape[1:]]

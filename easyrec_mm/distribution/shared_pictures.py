@@ -14,9 +14,9 @@ from easyrec_mm.distribution.replicas import Replicas
 
 
 class SharedPictures:
-    """Which replica encodes which pictures; all replicas make and use it together.
+    """Chooses the replica that encodes each picture. All replicas create and call it at the same time.
 
-    Of the replicas whose batches show a picture, its key chooses one, so that popular pictures spread evenly.
+    The key of a picture chooses one of the replicas whose batches show it, so that popular pictures spread evenly.
 
     Args:
       keys: int64 `[E]`, not negative: keys of distinct pictures, equal only for the same picture on all replicas.
