@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -28,12 +27,9 @@ def new_folder(path: str, setting: str, last: str) -> Iterator[Path]:
       UserError: if another process writes there.
     """
     place = Folder(path)
-    place.look()
-    names = place.names()
-    if not place.is_remote and place.local.exists():
-        if not place.local.is_dir():
-            raise ExportError(f"{setting} {path}: is a file; choose a new folder")
-        names = os.listdir(place.local)
+    names = place.contents()
+    if names is None:
+        raise ExportError(f"{setting} {path}: is a file; choose a new folder")
     if names and last not in names and UNFINISHED not in names:
         raise ExportError(f"{setting} {path}: contains files, but no {last}; choose a new folder")
     beside = place.local.parent / f".{place.local.name}.tmp"

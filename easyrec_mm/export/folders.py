@@ -86,12 +86,9 @@ def _places_of(folders: ExportFolders) -> dict[Kind, Folder]:
 
 
 def _require_export(place: Folder) -> None:
-    place.look()
-    names, path = place.names(), place.path
-    if not place.is_remote and place.local.exists():
-        if not place.local.is_dir():
-            raise ExportError(f"{path}: is a file; choose a new folder")
-        names = os.listdir(place.local)
+    names, path = place.contents(), place.path
+    if names is None:
+        raise ExportError(f"{path}: is a file; choose a new folder")
     if names and MANIFEST not in names and UNFINISHED not in names:
         raise ExportError(f"{path}: contains files that do not belong to an export; choose a new folder")
 

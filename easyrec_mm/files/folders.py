@@ -69,6 +69,17 @@ class Folder:
             infos = place_of(self.path).below(self.path)
             self._remote = {info.path[prefix:]: info for info in infos if not info.is_folder}
 
+    def contents(self) -> list[str] | None:
+        """List the folder; return the names of what it contains, [] if it does not exist, and None if it is a file.
+
+        Raises:
+          StorageError: if the folder cannot be listed.
+        """
+        self.look()
+        if self.is_remote or not self.local.exists():
+            return self.names()
+        return [path.name for path in self.local.iterdir()] if self.local.is_dir() else None
+
     def fetch(self, is_wanted: Callable[[str], bool] = lambda name: True) -> None:
         """Download the remote files with names that `is_wanted` accepts, unless they have local copies.
 
