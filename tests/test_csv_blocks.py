@@ -2,6 +2,10 @@
 
 import csv
 import io
+import os
+import signal
+import threading
+import time
 
 import pytest
 from hypothesis import given, settings
@@ -87,3 +91,20 @@ def test_a_quote_that_is_not_closed_spoils_its_own_row_only(line_end, broken, va
     row = rows.pop(40, None)
     assert (row and row["b"]) == (values and values["b"].replace("{}", line_end))
     assert [list(row.values()) for row in rows.values()] == good[:40] + good[41:]
+
+
+def test_a_signal_that_arrives_while_rows_are_parsed_reaches_its_handler():
+    block, caught = b"a,b\n" * 1_000_000, []
+    former = signal.signal(signal.SIGTERM, lambda number, _: caught.append(number))
+    try:
+        for _ in range(5):
+            timer = threading.Timer(0.03, os.kill, (os.getpid(), signal.SIGTERM))
+            timer.start()
+            assert csv_blocks.parse(block, ["x", "y"], ",").num_rows == 1_000_000
+            timer.join()
+        until = time.monotonic() + 10
+        while len(caught) < 5 and time.monotonic() < until:
+            time.sleep(0.01)
+    finally:
+        signal.signal(signal.SIGTERM, former)
+    assert caught == [signal.SIGTERM] * 5

@@ -143,6 +143,11 @@ def test_imports_run_one_way(module):
     assert rooms - {room(module)} <= set(MAY_IMPORT[room(module)].split())
 
 
+def test_signals_are_left_to_python():
+    """The reader of CSV is imported where its handlers of signals are switched off."""
+    assert {module for module in MODULES if "pyarrow.csv" in imports(module)} == {"files.arrow_csv"}
+
+
 def test_the_table_has_no_circles():
     order = [*MAY_IMPORT]
     for package, allowed in MAY_IMPORT.items():

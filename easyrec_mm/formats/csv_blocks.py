@@ -14,10 +14,10 @@ from typing import IO, NamedTuple
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.csv as pa_csv
 from numpy.typing import NDArray
 
 from easyrec_mm.errors import DataError
+from easyrec_mm.files.arrow_csv import csv as pa_csv
 
 BLOCK_BYTES = 1 << 23
 _MAX_HEADER_BYTES = 1 << 20

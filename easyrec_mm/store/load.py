@@ -13,11 +13,11 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.csv
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from easyrec_mm.errors import DataError, did_you_mean
+from easyrec_mm.files.arrow_csv import csv as pa_csv
 from easyrec_mm.store.base import Store
 from easyrec_mm.store.generations import Generation, VectorDtype
 from easyrec_mm.store.records import Record, content_hash
@@ -112,11 +112,11 @@ def _tables(path: str, columns: Columns) -> Iterator[pa.Table]:
             for batch in file.iter_batches(_ROWS_AT_A_TIME, columns=names):
                 yield pa.Table.from_batches([batch])
         return
-    with pyarrow.csv.open_csv(path) as reader:
+    with pa_csv.open_csv(path) as reader:
         _require_columns(path, reader.schema.names, names)
     # Read as text, so that a key of digits keeps its leading zeros, and "NA" is a key.
-    convert = pyarrow.csv.ConvertOptions(include_columns=names, column_types=dict.fromkeys(names, pa.string()))
-    with pyarrow.csv.open_csv(path, convert_options=convert) as reader:
+    convert = pa_csv.ConvertOptions(include_columns=names, column_types=dict.fromkeys(names, pa.string()))
+    with pa_csv.open_csv(path, convert_options=convert) as reader:
         for batch in reader:
             yield pa.Table.from_batches([batch])
 
