@@ -110,7 +110,7 @@ def size(number):
 
 def test_several_workers_train_the_weights_of_one(folder):
     train(folder, "--model_dir", "one", *size(96))
-    for num in (2, 3):
+    for num in (2, 4):
         statuses, outputs = Workers(folder, num, "--model_dir", f"of_{num}", *size(96 // num)).end()
         assert statuses == (0,) * num, outputs
         assert_same_weights(folder / "one", folder / f"of_{num}", 21)
