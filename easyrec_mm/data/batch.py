@@ -14,7 +14,7 @@ import tensorflow as tf
 
 
 class Images(NamedTuple):
-    """Which pictures the images of a batch have, and further values of the images and pictures.
+    """Which picture each image of a batch shows, and other values of images and pictures.
 
     encoded        int32 [E]: row of pixels -> picture; the other pictures have a vector in the picture bank
     category       int64 [P], input of the image tower in addition to the picture; zeros if the tower takes no category

@@ -66,7 +66,7 @@ def find_tars(files: DataFiles) -> dict[str, FileInfo]:
 @dataclass
 class _Tar:
     lock: threading.Lock = field(default_factory=threading.Lock)
-    # Closed when it is no longer referenced.
+    # Python closes it when nothing refers to it any more.
     file: FileIO | None = None
     places: dict[bytes, tuple[int, int]] = field(default_factory=dict)
 

@@ -1,4 +1,4 @@
-"""delta.json: what a delta was made from, what it makes, and of which parts each file of the result consists.
+"""delta.json says what a delta was made from, what it makes, and which parts make up each file of the result.
 
 A delta is a folder of three files:
 

@@ -90,7 +90,7 @@ def expanded(machines: tuple[str, ...], num: int) -> tuple[str, ...]:
     """Return the addresses of `num` processes on each machine: its own port and those that follow.
 
     Raises:
-      ConfigError: if two processes would have the same address, or there are no such ports.
+      ConfigError: if two processes would have the same address, or a port would be larger than 65535.
     """
     addresses: list[str] = []
     for machine in machines:

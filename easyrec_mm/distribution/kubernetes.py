@@ -161,7 +161,7 @@ def _failure_rules() -> list[Document]:
         {"action": "FailJob", "onExitCodes": {**status, "values": [_INVALID_FLAGS, _CANNOT_BE_RUN, _NOT_FOUND]}},
         # A node was emptied. All workers have written a checkpoint and ended: that is no failure.
         {"action": "Ignore", "onPodConditions": [{"type": "DisruptionTarget", "status": "True"}]},
-        # The workers that lost another one: that one's failure counts.
+        # These workers ended because another one was lost, and only the failure of that one counts.
         {"action": "Ignore", "onExitCodes": {**status, "values": [LOST_WORKER, _AFTER_SIGTERM]}},
     ]
 
