@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import multiprocessing
 import os
 import signal
@@ -17,13 +18,19 @@ _CONTEXT.set_forkserver_preload(["forked", "easyrec_mm.training.trainer", "easyr
 
 
 class Command:
-    """A command of easyrec-mm that runs in a folder."""
+    """A command of easyrec-mm that runs in a folder; `constants` are values of constants of modules, by their paths."""
 
     def __init__(
-        self, folder: Path, arguments: list[str], output: Path, environment: Mapping[str, str] | None = None
+        self,
+        folder: Path,
+        arguments: list[str],
+        output: Path,
+        environment: Mapping[str, str] | None = None,
+        constants: Mapping[str, object] | None = None,
     ) -> None:
         self._output = output
-        self._process = _CONTEXT.Process(target=_run, args=(folder, arguments, output, dict(environment or {})))
+        arguments_of_run = folder, arguments, output, dict(environment or {}), dict(constants or {})
+        self._process = _CONTEXT.Process(target=_run, args=arguments_of_run)
         self._process.start()
 
     def poll(self) -> int | None:
@@ -55,8 +62,13 @@ class Command:
             time.sleep(0.005)
 
 
-def _run(folder: Path, arguments: list[str], output: Path, environment: dict[str, str]) -> None:
+def _run(
+    folder: Path, arguments: list[str], output: Path, environment: dict[str, str], constants: dict[str, object]
+) -> None:
     os.chdir(folder)
+    for path, value in constants.items():
+        module, _, name = path.rpartition(".")
+        setattr(importlib.import_module(module), name, value)
     os.environ.update(environment)
     file = os.open(output, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
     sys.stdout.flush()

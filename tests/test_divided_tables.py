@@ -120,11 +120,10 @@ def save(folder, replicas, step, values):
     """As training/saving.py: the error that a worker ends with, or None."""
     shared = ModelDir(str(folder)).open()
     parts = PartsOfWorkers(shared, replicas)
+    parts.agree(None, {})
+    pieces = pieces_of(values, is_first=replicas.number == 0)
     try:
-        if replicas.number:
-            parts.write_of_others(step, values)
-        else:
-            parts.write_of_first(Checkpoints(str(shared.local), keep=2), step, values)
+        parts.snapshot(Checkpoints(str(shared.local), keep=2), step, pieces).write()
     except CheckpointError as error:
         return str(error)
     return None
@@ -210,11 +209,11 @@ def test_a_save_that_ended_midway_leaves_the_last_good_checkpoint(tmp_path):
 
     def killed(replicas):
         parts = PartsOfWorkers(ModelDir(str(tmp_path)), replicas)
+        pieces = pieces_of(parts_of_all(replicas, 1), is_first=replicas.number == 0)
         if replicas.number:
-            parts.write_of_others(6, parts_of_all(replicas, 1))
+            parts.snapshot(Checkpoints(str(tmp_path)), 6, pieces).write()
         else:
             (tmp_path / ".model.ckpt.tmp").mkdir()
-            pieces = pieces_of(parts_of_all(replicas, 1))
             parts.collect(lambda: write_pieces(tmp_path / ".model.ckpt.tmp", pieces))
 
     results_of_replicas(2, killed)

@@ -66,14 +66,16 @@ TOGETHER = ["--set", "train_config.train_distribute=MultiWorkerMirroredStrategy"
 class Workers:
     """Processes that train together in a folder."""
 
-    def __init__(self, folder, num, *arguments, of_each=(), environment=(), command="train"):
+    def __init__(self, folder, num, *arguments, of_each=(), environment=(), command="train", constants=()):
         self.addresses = [f"127.0.0.1:{free_port()}" for _ in range(num)]
         self.processes = []
         for number in range(num):
             task = {"type": "worker", "index": number}
             own = {"TF_CONFIG": json.dumps({"cluster": {"worker": self.addresses}, "task": task}), **dict(environment)}
             flags = [*TRAIN[1:], *TOGETHER, *arguments, *(of_each[number] if of_each else [])]
-            self.processes.append(Command(folder, [command, *flags], folder / f"output_{number}.txt", own))
+            self.processes.append(
+                Command(folder, [command, *flags], folder / f"output_{number}.txt", own, dict(constants))
+            )
 
     def end(self):
         """Exit status and output of each."""

@@ -43,14 +43,6 @@ def check_training(config: EasyRecConfig, schema: Schema, problems: Problems) ->
         for name in ("shard_tables_from_rows", "share_pictures"):
             if getattr(train, name):
                 problems.note(f"train_config.{name}", "has no effect with train_distribute: NoStrategy, one process")
-    if train.increments_per_full_checkpoint and (
-        train.shard_tables_from_rows or train.train_distribute == EmbeddingParallelStrategy
-    ):
-        problems.note(
-            "train_config.increments_per_full_checkpoint",
-            f"{train.increments_per_full_checkpoint} has no effect while tables are divided among workers, whose "
-            "checkpoints are full",
-        )
 
 
 def divided_tables(train: TrainConfig, schema: Schema, num_workers: int | None) -> set[str]:

@@ -96,14 +96,14 @@ class Checkpoints:
           CheckpointError: if the folder cannot be written to.
         """
         path = str(self._folder / f"{PREFIX}-{step}")
-        commit, failed = partial(self._commit, path, kept_step, others), partial(self._failed, path)
+        commit, failed = partial(self._commit, path, kept_step, others), partial(self._failed, path, others)
         target = Target(path, self._temporary, commit, around, failed, others)
         try:
             self._folder.mkdir(parents=True, exist_ok=True)
             shutil.rmtree(self._temporary, ignore_errors=True)
             self._temporary.mkdir()
         except OSError as error:
-            raise self._failed(path, error) from error
+            raise self._failed(path, others, error) from error
         return Snapshot(target, list(pieces), streamed)
 
     def _commit(self, path: str, kept_step: int | None, others: OtherWriters | None, parts: list[str]) -> None:
@@ -116,14 +116,18 @@ class Checkpoints:
         kept = {part for p in kept.intersection(paths) for part in chain_of(p)}
         write_list(self._folder, [Path(p).name for p in paths if p in kept])
         shutil.rmtree(self._temporary, ignore_errors=True)
+        if others is not None:
+            others.remove()
         for old in set(paths) - kept:
             _remove(old)
 
-    def _failed(self, path: str, error: Exception) -> CheckpointError:
+    def _failed(self, path: str, others: OtherWriters | None, error: Exception) -> CheckpointError:
         """Remove what was written of a checkpoint; return the error that says why."""
         if path not in self.all():
             _remove(path)
         shutil.rmtree(self._temporary, ignore_errors=True)
+        if others is not None:
+            others.remove()
         good = self.latest()
         fallback = f"the last good one is {good}" if good else "there is none before it"
         return CheckpointError(f"{path}: cannot be written: {reason_of(error)}; {fallback}")

@@ -7,7 +7,8 @@ only the rows of tables that have changed since another one, its base, is called
     increment/rows/<n>                                          the changed rows of table n
     increment/values/<n>/<name>                                 their values of each variable of table n
 
-and everything else under its own name, like any other checkpoint.
+and everything else under its own name, like any other checkpoint. Of a table that is divided among workers, each writes
+a part of these: the rows that have changed among its own, which lie behind those of the workers before it.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ import numpy as np
 import tensorflow as tf
 from numpy.typing import NDArray
 
-from easyrec_mm.distribution.shards import shard_of
+from easyrec_mm.distribution.shards import Shard, shard_of
 from easyrec_mm.features.field import LARGEST_NUMBER
 
 SLICE_BYTES = 16 << 20
@@ -46,8 +47,13 @@ class Table(NamedTuple):
 
     @property
     def num_rows(self) -> int:
-        """Return the number of rows, the same of all variables."""
+        """Return the number of rows, the same of all variables; of a part of a table, those of the part."""
         return int(next(iter(self.variables.values())).shape[0])
+
+    @property
+    def shard(self) -> Shard | None:
+        """Return the part of a divided table that the variables hold; None if they hold all of it."""
+        return shard_of(next(iter(self.variables.values())))
 
     @property
     def row_bytes(self) -> int:
@@ -60,12 +66,14 @@ class Increment(NamedTuple):
 
     base    name of the checkpoint
     digest  digest of its index
-    rows    table -> its changed rows, ascending
+    rows    table -> its changed rows, ascending; of a part of a table, counted from its first row
+    places  divided table -> the number of changed rows in the parts before this one, and in all parts
     """
 
     base: str
     digest: str
     rows: Mapping[str, NDArray[np.int64]]
+    places: Mapping[str, tuple[int, int]] = {}
 
 
 @dataclass(frozen=True)
@@ -96,26 +104,31 @@ class Piece:
 
 
 def pieces_of(
-    variables: Mapping[str, tf.Variable | tf.Tensor], tables: Sequence[Table] = (), increment: Increment | None = None
+    variables: Mapping[str, tf.Variable | tf.Tensor],
+    tables: Sequence[Table] = (),
+    increment: Increment | None = None,
+    is_first: bool = True,
 ) -> Iterator[Piece]:
     """Yield the pieces of a checkpoint; of the variables of tables, those that have the same rows one after another.
 
     Args:
       variables: everything that the checkpoint contains.
-      tables: the tables among it.
+      tables: the tables among it, the same on all workers.
       increment: what has changed, for a checkpoint that contains only that.
+      is_first: whether this is the first worker, which writes what all have; the others write their parts of tables.
     """
     of_tables = {name for table in tables for name in table.variables}
     for name, variable in variables.items():
-        if name not in of_tables:
+        if name not in of_tables and (is_first or shard_of(variable) is not None):
             yield from _whole_pieces({name: variable}, None)
     for number, table in enumerate(tables):
-        rows = increment.rows[table.name] if increment is not None else None
-        if rows is None or len(rows) * (table.row_bytes + _ROW_NUMBER_BYTES) >= table.num_rows * table.row_bytes:
+        if not is_first and table.shard is None:
+            continue
+        if increment is None or _changes_are_larger(table, increment):
             yield from _whole_pieces(table.variables, table.name)
         else:
-            yield from _changed_pieces(number, table, rows)
-    if increment is not None:
+            yield from _changed_pieces(number, table, increment, is_first)
+    if increment is not None and is_first:
         yield Piece(f"{BASE}{increment.base}/{increment.digest}", "", tf.constant(0, tf.int8))
 
 
@@ -138,16 +151,33 @@ def _whole_pieces(variables: Mapping[str, tf.Variable | tf.Tensor], table: str |
             yield Piece(name, spec, variable, rows, table, name == last)
 
 
-def _changed_pieces(number: int, table: Table, rows: NDArray[np.int64]) -> Iterator[Piece]:
+def _changes_are_larger(table: Table, increment: Increment) -> bool:
+    """Return whether the changed rows of a table, on all workers, take more than all of its rows."""
+    num_rows = table.num_rows if table.shard is None else table.shard.num_rows
+    _, num = _place(table, increment)
+    return num * (table.row_bytes + _ROW_NUMBER_BYTES) >= num_rows * table.row_bytes
+
+
+def _place(table: Table, increment: Increment) -> tuple[int, int]:
+    """Return the number of changed rows in the parts of a table before that of this worker, and in all parts."""
+    return increment.places.get(table.name, (0, len(increment.rows[table.name])))
+
+
+def _changed_pieces(number: int, table: Table, increment: Increment, is_first: bool) -> Iterator[Piece]:
+    rows = increment.rows[table.name]
+    first, num = _place(table, increment)
+    if not len(rows) and (num or not is_first):
+        return
+    first_row = 0 if table.shard is None else table.shard.first
     last = list(table.variables)[-1]
     row_bytes = max(_row_bytes(variable) for variable in table.variables.values())
     for start, stop in slices(len(rows), row_bytes):
         changed = rows[start:stop]
-        is_all = len(changed) == len(rows)
-        spec = "" if is_all else slice_spec([len(rows)], start, stop)
-        yield Piece(f"{ROWS}{number}", spec, tf.constant(changed, tf.int64))
+        is_all = len(changed) == num
+        spec = "" if is_all else slice_spec([num], first + start, first + stop)
+        yield Piece(f"{ROWS}{number}", spec, tf.constant(changed + first_row, tf.int64))
         for name, variable in table.variables.items():
-            spec = "" if is_all else slice_spec([len(rows), *variable.shape[1:]], start, stop)
+            spec = "" if is_all else slice_spec([num, *variable.shape[1:]], first + start, first + stop)
             yield Piece(f"{VALUES}{number}/{name}", spec, variable, changed, table.name, name == last)
 
 

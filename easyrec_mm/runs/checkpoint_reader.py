@@ -47,13 +47,15 @@ class _Link(NamedTuple):
     changed: dict[str, tuple[str, str]]
 
 
-def bases_of(path: str) -> list[str]:
+def bases_of(path: str, has_all_values: bool = True) -> list[str]:
     """Return the paths of the checkpoints that an increment needs, newest first; [] for a whole checkpoint.
+
+    `has_all_values` as for CheckpointReader.
 
     Raises:
       DamagedCheckpointError: if one of them is damaged, or not the one that it was.
     """
-    return [link.path for link in _links(path)[1:]]
+    return [link.path for link in _links(path, has_all_values)[1:]]
 
 
 def chain_of(path: str) -> list[str]:

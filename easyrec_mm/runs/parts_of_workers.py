@@ -1,7 +1,8 @@
 """The parts of a checkpoint that several workers write, because each holds rows of tables that no other one has.
 
 Every worker writes into a folder of its own beside the checkpoints, and the first one merges all parts when all are
-there. A folder's name contains the step: network file systems remember for a while that a name did not exist.
+there. Only then is the checkpoint listed, so that the end of any worker before leaves the one that was listed last.
+A folder's name contains the step: network file systems remember for a while that a name did not exist.
 
 With a remote model_dir, the first worker gets only the indexes of the parts, and merges them with empty files in place
 of the values. This tells the others the names that their files have in the checkpoint, under which they upload them.
@@ -13,90 +14,122 @@ import base64
 import json
 import os
 import shutil
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any
 
-import tensorflow as tf
+import numpy as np
+from numpy.typing import NDArray
 
 from easyrec_mm.distribution.replicas import Replicas
-from easyrec_mm.distribution.shards import shard_of
 from easyrec_mm.errors import CheckpointError
 from easyrec_mm.files import StorageError
 from easyrec_mm.runs.checkpoint import Checkpoints
 from easyrec_mm.runs.checkpoint_list import PREFIX
-from easyrec_mm.runs.checkpoint_parts import pieces_of, write_pieces
+from easyrec_mm.runs.checkpoint_parts import Increment, Piece, Table
+from easyrec_mm.runs.meetings import Meetings
 from easyrec_mm.runs.model_dir import ModelDir
-from easyrec_mm.runs.snapshot import WRITE_ERRORS, UnwritablePartsError, reason_of
+from easyrec_mm.runs.snapshot import WRITE_ERRORS, Snapshot, Target, UnwritablePartsError, reason_of
 
 # TensorFlow's names of the values of a part, which is one file, and of its index.
 _VALUES, _INDEX = ".data-00000-of-00001", ".index"
 
 
-class _Report(NamedTuple):
-    """What a worker tells all others: the names of its parts, their indexes, and why they could not be written."""
-
-    names: list[str]
-    indexes: list[str]
-    problem: str
-
-
 class PartsOfWorkers:
-    """Writes the parts of checkpoints; all workers take part in each. For the first one, these are OtherWriters.
+    """Writes the parts of checkpoints, one after another; all workers take part in each. It is their OtherWriters.
 
     Args:
       shared: the model_dir, the same on all workers.
       replicas: the workers.
+
+    Attributes:
+      meetings: those of the checkpoint that a thread writes; None if the thread of the training writes it.
+      has_failed: whether a worker has reported a problem at the last meeting.
     """
 
     def __init__(self, shared: ModelDir, replicas: Replicas) -> None:
         self._shared, self._folder, self._replicas = shared, shared.local, replicas
+        self.meetings: Meetings | None = None
+        self.has_failed = False
         # Empty file in place of values that another worker has -> its number, and the name of the part.
         self._places: dict[int, tuple[int, str]] = {}
         self._uploaded: list[str] = []
+        # Where a worker other than the first one writes its parts.
+        self._own = Path()
 
-    def write_of_first(
+    def agree(self, base: tuple[str, str] | None, rows: Mapping[str, NDArray[np.int64]]) -> Increment | None:
+        """Begin a checkpoint; return what it contains of the changes, or None if it is a full one.
+
+        Args:
+          base: on the first worker, the name of the checkpoint that it rests on, and the digest of its index; None for
+            a full checkpoint.
+          rows: the changed rows that this worker holds, by table.
+        """
+        if not self._replicas.number:
+            self.remove()
+        counts = {name: len(numbers) for name, numbers in rows.items()}
+        reports = [json.loads(text) for text in self._replicas.texts(json.dumps([base, counts]))]
+        if reports[0][0] is None:
+            return None
+        name_of_base, digest = reports[0][0]
+        places = {}
+        for name in rows:
+            of_all = [counts.get(name, 0) for _, counts in reports]
+            places[name] = sum(of_all[: self._replicas.number]), sum(of_all)
+        return Increment(name_of_base, digest, rows, places)
+
+    def snapshot(
         self,
         checkpoints: Checkpoints,
         step: int,
-        values: Mapping[str, tf.Variable | tf.Tensor],
+        pieces: Iterable[Piece],
         kept_step: int | None = None,
-    ) -> str:
-        """Write and list a checkpoint of which the other workers write their parts; return its path.
+        streamed: Sequence[Table] = (),
+        is_meanwhile: bool = False,
+    ) -> Snapshot:
+        """Return a checkpoint to be written by all workers, after they have called `agree`.
 
         Args:
           checkpoints: those of model_dir.
           step: step of the checkpoint.
-          values: what the first worker holds.
+          pieces: what this worker writes.
           kept_step: the step of a checkpoint to keep in addition.
+          streamed: the tables of this worker that are copied between steps.
+          is_meanwhile: whether the workers write while the training goes on, rather than at once.
 
         Raises:
-          CheckpointError: if a worker cannot write.
+          CheckpointError: if the folder cannot be written to.
         """
-        self.remove(all_but=step)
-        around = partial(self._shared.checkpoint_put, with_others=True)
-        try:
-            return checkpoints.snapshot(step, pieces_of(values), kept_step, around=around, others=self).write()
-        finally:
-            self.remove()
+        self.meetings = Meetings(self._exchange) if is_meanwhile else None
+        if not self._replicas.number:
+            around = partial(self._shared.checkpoint_put, with_others=True)
+            return checkpoints.snapshot(step, pieces, kept_step, streamed, around, self)
+        path = f"{self._folder / PREFIX}-{step}"
+        self._own = self._folder / f".{PREFIX}-{step}.worker-{self._replicas.number}"
+        target = Target(path, self._own, lambda parts: None, nullcontext, partial(_failed, path), self)
+        return Snapshot(target, list(pieces), streamed)
 
     def collect(self, write: Callable[[], list[str]]) -> list[str]:
-        """Write the parts of the first worker; return the prefixes of the parts of all workers.
+        """Write the parts of this worker; return, on the first one, the prefixes of the parts of all workers.
 
         Raises:
-          UnwritablePartsError: if a worker cannot write, or its parts are not seen here.
+          UnwritablePartsError: if a worker cannot write, or its parts are not seen by the first one.
         """
-        reports = self._exchanged(*self._written(write))
+        if self._replicas.number:
+            self._write_of_other(write)
+            return []
+        of_all = self._write_and_report(write)
         if self._shared.is_remote:
-            self._places = self._take(reports)
-        for number, report in enumerate(reports):
-            if not all((self._folder / f"{name}{_INDEX}").exists() for name in report.names):
+            self._places = self._take(of_all)
+        for number, parts in enumerate(of_all):
+            if not all((self._folder / f"{name}{_INDEX}").exists() for name in parts):
                 raise UnwritablePartsError(
                     f"worker {number} has written its part of the tables to a folder that worker 0 does not see; give "
                     "all workers the same model_dir, on a shared file system or in a bucket"
                 )
-        return [str(self._folder / name) for report in reports for name in report.names]
+        return [str(self._folder / name) for parts in of_all for name in parts]
 
     def finish(self, path: str) -> None:
         """Let the other workers upload their values of a merged checkpoint, if model_dir is remote."""
@@ -108,69 +141,69 @@ class PartsOfWorkers:
             if place is not None:
                 names.setdefault(place[0], {})[place[1]] = values.name
                 values.unlink()
-        self._replicas.texts(json.dumps(names))
-        self._exchanged([], "")
+        self._reports(names)
+        self._reports(None)
 
-    def write_of_others(self, step: int, variables: Mapping[str, tf.Variable | tf.Tensor]) -> None:
-        """Write the rows of tables that this worker holds, any but the first, which calls write_of_first.
-
-        Raises:
-          CheckpointError: if a worker cannot write.
-        """
-        own = {name: variable for name, variable in variables.items() if shard_of(variable) is not None}
-        folder = self._folder / f".{PREFIX}-{step}.worker-{self._replicas.number}"
-
-        def write() -> list[str]:
-            # What a killed save of the same step has left behind.
-            shutil.rmtree(folder, ignore_errors=True)
-            folder.mkdir(parents=True)
-            return write_pieces(folder, pieces_of(own))
-
-        try:
-            self._exchanged(*self._written(write))
-            if self._shared.is_remote:
-                names = json.loads(self._replicas.texts("")[0])
-                self._exchanged([], self._upload(names.get(str(self._replicas.number), {})))
-                shutil.rmtree(folder, ignore_errors=True)
-        except UnwritablePartsError as error:
-            raise CheckpointError(f"{self._folder / PREFIX}-{step}: cannot be written: {error}") from error
-
-    def remove(self, all_but: int | None = None) -> None:
-        """Remove the folders of workers, also those that killed trainings have left behind."""
+    def remove(self) -> None:
+        """Remove the folders of the other workers, also those that killed trainings have left behind."""
         for folder in self._folder.glob(f".{PREFIX}-*.worker-*"):
-            if all_but is None or not folder.name.startswith(f".{PREFIX}-{all_but}."):
-                shutil.rmtree(folder, ignore_errors=True)
+            shutil.rmtree(folder, ignore_errors=True)
 
-    def _written(self, write: Callable[[], list[str]]) -> tuple[list[str], str]:
-        """Write the parts of this worker; return their names, and why they cannot be written, or ""."""
-        try:
-            # Each worker may know the shared folder by another path.
-            return [str(Path(part).relative_to(self._folder)) for part in write()], ""
-        except WRITE_ERRORS as error:
-            return [], reason_of(error)
+    def _write_of_other(self, write: Callable[[], list[str]]) -> None:
+        """Write the parts of a worker that is not the first one."""
 
-    def _exchanged(self, names: Sequence[str], problem: str) -> list[_Report]:
-        """Return what all workers report.
+        def written() -> list[str]:
+            # What a killed save of the same step has left behind.
+            shutil.rmtree(self._own, ignore_errors=True)
+            self._own.mkdir(parents=True)
+            return write()
+
+        self._write_and_report(written)
+        if self._shared.is_remote:
+            names = self._reports(None)[0]
+            self._reports(None, self._upload(names.get(str(self._replicas.number), {})))
+            shutil.rmtree(self._own, ignore_errors=True)
+
+    def _write_and_report(self, write: Callable[[], list[str]]) -> list[dict[str, str]]:
+        """Write the parts of this worker; return those of each: name -> its index, which "" stands for if it is seen.
 
         Raises:
-          UnwritablePartsError: if one of them reports a problem.
+          UnwritablePartsError: if one of them cannot write.
         """
-        indexes = []
-        if self._shared.is_remote:
-            contents = [(self._folder / f"{name}{_INDEX}").read_bytes() for name in names]
-            indexes = [base64.b64encode(content).decode() for content in contents]
-        texts = self._replicas.texts(json.dumps(_Report(list(names), indexes, problem)))
-        reports = [_Report(*json.loads(text)) for text in texts]
-        for number, report in enumerate(reports):
-            if report.problem:
-                raise UnwritablePartsError(f"worker {number}: {report.problem}")
-        return reports
+        parts, problem = {}, ""
+        try:
+            for path in write():
+                index = Path(f"{path}{_INDEX}").read_bytes() if self._shared.is_remote else b""
+                # Each worker may know the shared folder by another path.
+                parts[str(Path(path).relative_to(self._folder))] = base64.b64encode(index).decode()
+        except WRITE_ERRORS as error:
+            problem = reason_of(error)
+        return self._reports(parts, problem)
 
-    def _take(self, reports: Sequence[_Report]) -> dict[int, tuple[int, str]]:
+    def _reports(self, report: object, problem: str = "") -> list[Any]:
+        """Return what all workers report, in JSON's types.
+
+        Raises:
+          UnwritablePartsError: if one of them has a problem.
+        """
+        exchange = self._exchange if self.meetings is None else self.meetings.texts
+        reports = [json.loads(text) for text in exchange(json.dumps([problem, report]))]
+        for number, (reason, _) in enumerate(reports):
+            if reason:
+                raise UnwritablePartsError(f"worker {number}: {reason}")
+        return [report for _, report in reports]
+
+    def _exchange(self, text: str) -> list[str]:
+        """Return the texts of all workers, and note whether there is a problem among them."""
+        texts = self._replicas.texts(text)
+        self.has_failed = any(json.loads(other)[0] for other in texts)
+        return texts
+
+    def _take(self, of_all: Sequence[Mapping[str, str]]) -> dict[int, tuple[int, str]]:
         """Write the indexes of the other workers' parts, and empty files in place of their values."""
         places = {}
-        for number, report in enumerate(reports):
-            for name, index in zip(report.names, report.indexes, strict=True):
+        for number, parts in enumerate(of_all):
+            for name, index in parts.items():
                 if number != self._replicas.number:
                     part = self._folder / name
                     part.parent.mkdir(parents=True, exist_ok=True)
@@ -192,3 +225,8 @@ class PartsOfWorkers:
         except (OSError, StorageError) as error:
             return str(error)
         return ""
+
+
+def _failed(path: str, error: Exception) -> CheckpointError:
+    """Return the error of a worker that is not the first one."""
+    return CheckpointError(f"{path}: cannot be written: {reason_of(error)}")

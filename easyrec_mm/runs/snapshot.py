@@ -3,6 +3,7 @@
 Everything but large tables is copied at once. Large tables are copied slice by slice between the steps, each of which
 hands over the rows that it has changed as they were before; a thread puts these into the slices and writes them.
 Both together take no more than a given share of the machine, so that the training is hardly slower meanwhile.
+Of several workers that hold parts of tables, each does so with its own rows; see parts_of_workers.py.
 """
 
 from __future__ import annotations
@@ -26,6 +27,7 @@ from numpy.typing import NDArray
 
 from easyrec_mm.errors import CheckpointError, tensorflow_reason
 from easyrec_mm.runs.checkpoint_parts import SLICE_BYTES, PartWriter, Piece, Table, UselessNumberError, write_pieces
+from easyrec_mm.runs.meetings import AbandonedError, Meetings
 from easyrec_mm.runs.old_rows import OldRows
 
 # Share of the machine that may be used: all processors while slices are copied, and the one that writes.
@@ -49,7 +51,14 @@ class UnwritablePartsError(Exception):
 
 
 class OtherWriters(Protocol):
-    """Other processes that write parts of the same checkpoint."""
+    """Other processes that write parts of the same checkpoint.
+
+    meetings    of the thread that writes, with those of the others; None if the thread of the training writes
+    has_failed  whether a process has reported a problem at the last meeting, after which all threads end
+    """
+
+    meetings: Meetings | None
+    has_failed: bool
 
     def collect(self, write: Callable[[], list[str]]) -> list[str]:
         """Write the parts of this process; return the prefixes of all parts.
@@ -60,6 +69,9 @@ class OtherWriters(Protocol):
 
     def finish(self, path: str) -> None:
         """Do what remains when the parts are merged, before the checkpoint is listed."""
+
+    def remove(self) -> None:
+        """Remove what the others have left of their parts."""
 
 
 @dataclass(frozen=True)
@@ -111,6 +123,7 @@ class Snapshot:
     ) -> None:
         self.path = target.path
         self._target, self._clock = target, clock
+        self._meetings = None if target.others is None else target.others.meetings
         self._parts = PartWriter(target.folder)
         names = {table.name for table in streamed}
         self._now = [piece for piece in pieces if piece.table not in names]
@@ -139,6 +152,24 @@ class Snapshot:
         return self._thread.ident is not None and not self._thread.is_alive()
 
     @property
+    def needs_others(self) -> bool:
+        """Return whether it is completed only together with the other workers."""
+        return self._meetings is not None
+
+    @property
+    def is_waiting(self) -> bool:
+        """Return whether it goes on only when all workers `meet`."""
+        return self._meetings is not None and self._meetings.is_due
+
+    def meet(self) -> None:
+        """Exchange what the writing workers tell each other; all call this when all are waiting."""
+        if self._meetings is None or self._target.others is None:
+            return
+        self._meetings.hold()
+        if self._target.others.has_failed:
+            self._thread.join()  # so that all workers end after the same step
+
+    @property
     def num_left(self) -> int:
         """Return the number of slices that are not copied yet."""
         return len(self._later)
@@ -151,8 +182,13 @@ class Snapshot:
         """
         others = self._target.others
         write = partial(write_pieces, self._target.folder, (*self._now, *self._later))
+        # Others report what they cannot write. An error of TensorFlow is then that of an exchange: a worker was lost.
+        errors = WRITE_ERRORS if others is None else (OSError, UnwritablePartsError)
         try:
             parts = write() if others is None else others.collect(write)
+        except errors as error:
+            raise self._target.failed(error) from error
+        try:
             with self._target.around():
                 self._target.commit(parts)
         except (*WRITE_ERRORS, UnwritablePartsError) as error:
@@ -171,16 +207,13 @@ class Snapshot:
         self._last_s = self._clock()
 
     def after_step(self, changed: Changed) -> None:
-        """Go on after a step.
+        """Go on after a step; after an error there is nothing to do until `finish`.
 
         Args:
           changed: the rows of streamed tables that the step has changed.
-
-        Raises:
-          CheckpointError: if the checkpoint cannot be written.
         """
         if self._error is not None:
-            self._raise()
+            return
         for table, (rows, values) in changed.items():
             arrays = {name: value.numpy() for name, value in values.items()}
             self._keep(table, rows.numpy(), arrays)
@@ -207,6 +240,8 @@ class Snapshot:
         """
         self._copy_all()
         self._queue.put(None)
+        while self._meetings is not None and self._meetings.hold():
+            pass
         self._thread.join()
         if self._error is not None:
             self._raise()
@@ -216,11 +251,13 @@ class Snapshot:
         """Stop to write; the checkpoint does not come about."""
         self._is_abandoned = True
         self._queue.put(None)
+        if self._meetings is not None:
+            self._meetings.end()
         self._thread.join()
 
     def _raise(self) -> NoReturn:
         error = self._error
-        if isinstance(error, WRITE_ERRORS):
+        if isinstance(error, (*WRITE_ERRORS, UnwritablePartsError)):
             raise self._target.failed(error) from error
         raise error or RuntimeError
 
@@ -260,15 +297,33 @@ class Snapshot:
         self._queue.put(keep)
 
     def _write(self) -> None:
+        others = self._target.others
+        try:
+            parts = self._written() if others is None else others.collect(self._written)
+            with self._target.around():
+                self._target.commit(parts)
+        except Exception as error:  # raised in the thread of the training
+            self._fail(error)
+        finally:
+            if self._meetings is not None:
+                self._meetings.end()
+
+    def _written(self) -> list[str]:
+        """Write the parts of this process; return their prefixes."""
         try:
             while (act := self._queue.get()) is not None:
                 act()
                 self._written_s = time.thread_time()
-            if not self._is_abandoned:
-                self._parts.flush()
-                with self._target.around():
-                    self._target.commit(self._parts.parts)
-        except Exception as error:  # raised in the thread of the training
-            with self._changes:
-                self._error = error
-                self._changes.notify()
+            if self._is_abandoned:
+                raise AbandonedError
+            self._parts.flush()
+        except Exception as error:
+            # The thread of the training hands over no more, while the other workers are told.
+            self._fail(error)
+            raise
+        return self._parts.parts
+
+    def _fail(self, error: Exception) -> None:
+        with self._changes:
+            self._error = error
+            self._changes.notify()

@@ -8,6 +8,7 @@ import numpy as np
 import tensorflow as tf
 from numpy.typing import NDArray
 
+from easyrec_mm.distribution.shards import rows_of_each
 from easyrec_mm.runs.checkpoint_parts import Table
 from easyrec_mm.runs.snapshot import Changed
 from easyrec_mm.training.row_gradients import Gradient
@@ -22,21 +23,30 @@ class ChangedRows:
     """Notes which rows of tables the steps change, and returns what they were before.
 
     Args:
-      tables: the tables, with the variables whose rows change together with theirs.
+      tables: the tables, with the variables whose rows change together with theirs; the same on all workers.
       counts_changes: whether to note the rows that have changed since the last checkpoint.
-      streamed: the tables whose old rows steps return while `is_recording`.
+      streamed: the tables that are copied between steps, the same on all workers; see streamed_tables.
+      is_first: whether this is the first worker, which writes whole tables; each worker writes its part of others.
 
     Attributes:
+      tables: as above.
+      streamed: those of which this worker writes rows; steps return their old rows while `is_recording`.
+      is_meanwhile: whether a worker copies tables between steps, so that all write while the training goes on.
       is_recording: whether steps return old rows; for graphs.
     """
 
-    def __init__(self, tables: Sequence[Table], counts_changes: bool, streamed: Sequence[Table] = ()) -> None:
-        self.tables, self.streamed = list(tables), list(streamed)
+    def __init__(
+        self, tables: Sequence[Table], counts_changes: bool, streamed: Sequence[Table] = (), is_first: bool = True
+    ) -> None:
+        self.tables, self.is_meanwhile = list(tables), bool(streamed)
+        self._own = [table for table in tables if is_first or table.shard is not None]
+        own = {table.name for table in self._own if table.num_rows}
+        self.streamed = [table for table in streamed if table.name in own]
         self.is_recording = tf.Variable(False, trainable=False)
         # One byte a row, so that noting a row costs next to nothing.
         self._has_changed = {
             table.name: tf.Variable(tf.zeros([table.num_rows], tf.bool), trainable=False)
-            for table in tables
+            for table in self._own
             if counts_changes
         }
 
@@ -49,14 +59,14 @@ class ChangedRows:
         Returns:
           The rows of streamed tables and what they are before the update, or no rows unless `is_recording`.
         """
-        rows = {table.name: _changed_rows(table, gradients.get(table.name)) for table in self.tables}
+        rows = {table.name: _changed_rows(table, gradients.get(table.name)) for table in self._own}
         for name, has_changed in self._has_changed.items():
             if (ids := rows[name]) is not None:
                 has_changed.scatter_update(tf.IndexedSlices(tf.fill(tf.shape(ids), True), ids))
         return {table.name: self._old(table, ids) for table in self.streamed if (ids := rows[table.name]) is not None}
 
     def take_changed(self) -> dict[str, NDArray[np.int64]]:
-        """Return the rows that have changed since the last call, ascending, by table."""
+        """Return the rows that have changed since the last call, ascending, by table of which this worker writes rows."""
         rows = {}
         for name, has_changed in self._has_changed.items():
             rows[name] = tf.where(has_changed).numpy()[:, 0]
@@ -76,11 +86,15 @@ class ChangedRows:
 def streamed_tables(tables: Sequence[Table], num_workers: int) -> list[Table]:
     """Return the tables that are copied between steps: large ones, if they take a while to write.
 
-    Several workers write at once, because the others would wait for the one that writes anyway.
+    What the first of the workers writes decides, which is at least as much as any other one writes.
     """
-    large = [table for table in tables if table.num_rows * table.row_bytes >= LARGE_TABLE_BYTES]
-    num_bytes = sum(table.num_rows * table.row_bytes for table in large)
-    return large if num_bytes >= LARGE_TABLES_BYTES and num_workers == 1 else []
+    sizes = {table.name: _rows_of_first(table, num_workers) * table.row_bytes for table in tables}
+    large = [table for table in tables if sizes[table.name] >= LARGE_TABLE_BYTES]
+    return large if sum(sizes[table.name] for table in large) >= LARGE_TABLES_BYTES else []
+
+
+def _rows_of_first(table: Table, num_workers: int) -> int:
+    return table.num_rows if table.shard is None else rows_of_each(table.shard.num_rows, num_workers)
 
 
 def _changed_rows(table: Table, gradient: Gradient) -> tf.Tensor | None:

@@ -23,7 +23,7 @@ from easyrec_mm.evaluation.report import table, write_result
 from easyrec_mm.evaluation.summary import EvalResults
 from easyrec_mm.files import StorageError
 from easyrec_mm.network.model import MultimodalModel
-from easyrec_mm.runs.checkpoint_reader import restore
+from easyrec_mm.runs.checkpoint_reader import bases_of, restore
 from easyrec_mm.runs.evaluations import (
     EVAL,
     METRICS,
@@ -156,9 +156,11 @@ class TrainingEvaluations:
         """Give the trained variables the values again that they have in a checkpoint."""
         if not self._is_first:  # the first one has just written it
             self._shared.refresh([])
+        # In a bucket, the first has only the parts of tables that it has written itself, which it needs; of increments, it
+        # needs all parts, because only their contents tell which rows they have.
+        if not self._is_first or bases_of(checkpoint, has_all_values=False):
             self._shared.fetch_checkpoint(checkpoint)
         trained = {name: variable.value for name, variable in self._trained.items()}
-        # In a bucket, the first has only the parts of tables that it has written itself, which it needs.
         restore(checkpoint, trained, has_all_values=not self._is_first)
         if not self._is_first:
             self._shared.forget_checkpoint(checkpoint)

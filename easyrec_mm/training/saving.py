@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
+from pathlib import Path
 
 import tensorflow as tf
 
@@ -29,8 +30,8 @@ class Saver:
     """Writes checkpoints and the config; of several workers, the first one does, and the others their parts of tables.
 
     A checkpoint with large tables is written while the training goes on: until `finish`, or the next one, the files of
-    the path that `save` returns may be incomplete, and are not listed. One with parts of tables is written at once, and
-    is always a full one.
+    the path that `save` returns may be incomplete, and are not listed. Workers that hold parts of tables call `save` and
+    `finish` after the same steps.
 
     Args:
       config: config of the training.
@@ -86,27 +87,56 @@ class Saver:
         self.finish()
         path = str(self.shared.local / f"{PREFIX}-{step}")
         has_parts = any(shard_of(value) is not None for value in values.values())
-        if not self._is_first:
-            if has_parts:
-                self._parts.write_of_others(step, values)
+        if not self._is_first and not has_parts:
             return path
-        if self._lock is not None:
-            self._lock.keep()
-        if not (self.folder.local / PIPELINE_CONFIG).exists():
-            self.write_config()  # somebody has removed model_dir meanwhile
-        if has_parts:
-            return self._parts.write_of_first(self.checkpoints, step, values, best_step)
-        pieces = pieces_of(values, self._rows.tables, self._increment(path))
-        streamed = [] if at_once else self._rows.streamed
-        snapshot = self.checkpoints.snapshot(step, pieces, best_step, streamed, self.folder.checkpoint_put)
+        if self._is_first:
+            if self._lock is not None:
+                self._lock.keep()
+            if not (self.folder.local / PIPELINE_CONFIG).exists():
+                self.write_config()  # somebody has removed model_dir meanwhile
+        snapshot = self._begun(step, path, values, best_step, not at_once and self._rows.is_meanwhile, has_parts)
         self._base = path
-        if streamed:
+        if not at_once and self._rows.is_meanwhile:
             snapshot.start()
             self._snapshot = snapshot
             self._rows.is_recording.assign(True)
         else:
             snapshot.write()
         return path
+
+    def _begun(
+        self,
+        step: int,
+        path: str,
+        values: Mapping[str, tf.Variable | tf.Tensor],
+        best_step: int | None,
+        is_meanwhile: bool,
+        has_parts: bool,
+    ) -> Snapshot:
+        """Return the checkpoint of a step, of which this worker writes its own parts if it `has_parts` of tables."""
+        rows, base = self._rows.take_changed(), self._base_of(path, has_parts) if self._is_first else None
+        streamed = self._rows.streamed if is_meanwhile else []
+        if has_parts:
+            pieces = pieces_of(values, self._rows.tables, self._parts.agree(base, rows), self._is_first)
+            return self._parts.snapshot(self.checkpoints, step, pieces, best_step, streamed, is_meanwhile)
+        increment = None if base is None else Increment(*base, rows)
+        pieces = pieces_of(values, self._rows.tables, increment)
+        return self.checkpoints.snapshot(step, pieces, best_step, streamed, self.folder.checkpoint_put)
+
+    @property
+    def is_writing(self) -> bool:
+        """Return whether a checkpoint is being written while the training goes on."""
+        return self._snapshot is not None
+
+    @property
+    def is_waiting(self) -> bool:
+        """Return whether the checkpoint that is being written goes on only when all workers `meet`."""
+        return self._snapshot is not None and self._snapshot.is_waiting
+
+    def meet(self) -> None:
+        """Exchange what the workers that write a checkpoint tell each other; all call this when all are waiting."""
+        if self._snapshot is not None:
+            self._snapshot.meet()
 
     def after_step(self, changed: Changed) -> None:
         """Go on with a checkpoint that is being written, given the rows that a step has changed.
@@ -132,10 +162,15 @@ class Saver:
 
     @contextmanager
     def finished(self) -> Iterator[None]:
-        """Complete the checkpoint that is being written at the end of the context, whose own errors come first."""
+        """Complete the checkpoint that is being written at the end of the context, whose own errors come first.
+
+        After an error, one that needs the other workers, too, is abandoned.
+        """
         try:
             yield
         except BaseException:
+            if self._snapshot is not None and self._snapshot.needs_others:
+                self._abandon()
             with suppress(CheckpointError):
                 self.finish()
             raise
@@ -147,24 +182,28 @@ class Saver:
         try:
             yield
         except BaseException:
-            snapshot, self._snapshot = self._snapshot, None
-            if snapshot is not None:
-                snapshot.abandon()
+            self._abandon()
             raise
 
-    def _increment(self, path: str) -> Increment | None:
-        """Return what has changed since the last checkpoint, if the next one is to contain only that.
+    def _abandon(self) -> None:
+        snapshot, self._snapshot = self._snapshot, None
+        if snapshot is not None:
+            snapshot.abandon()
+
+    def _base_of(self, path: str, has_parts: bool) -> tuple[str, str] | None:
+        """Return the name and the digest of the last checkpoint, if the next one is to contain only changes since then.
 
         A checkpoint is full, too, if the one before was damaged or removed meanwhile.
         """
         num = self._config.train_config.increments_per_full_checkpoint
-        rows = self._rows.take_changed()
         if not num or self._base in (None, path):
             return None
         base = str(self._base)
+        # In a bucket, the values that other workers have written are not here.
+        has_all_values = not (has_parts and self.shared.is_remote)
         try:
-            if len(bases_of(base)) >= num:
+            if len(bases_of(base, has_all_values)) >= num:
                 return None
-            return Increment(base.rpartition("/")[2], read_index(base).digest, rows)
+            return Path(base).name, read_index(base, has_all_values).digest
         except DamagedCheckpointError:
             return None

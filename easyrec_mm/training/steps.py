@@ -76,7 +76,8 @@ class TrainSteps:
         self.was_finite = True
         tables = self._tables()
         counts_changes = config.train_config.increments_per_full_checkpoint > 0
-        self.changed_rows = ChangedRows(tables, counts_changes, streamed_tables(tables, self._replicas.num))
+        streamed = streamed_tables(tables, self._replicas.num)
+        self.changed_rows = ChangedRows(tables, counts_changes, streamed, self._replicas.number == 0)
         self.changed: Changed = {}
         self._of_phases = [
             tf.function(partial(self._train_batch, phase), input_signature=[spec], autograph=False)

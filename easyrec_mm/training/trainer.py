@@ -246,7 +246,10 @@ class Trainer:
           UserError: if its numbers were not finite, and the training ends.
         """
         self.state.position.add(item)
-        if not self._replicas.agree(item.batch.num_samples)[0]:
+        num_samples, num_waiting = self._replicas.agree(item.batch.num_samples, self._saver.is_waiting)
+        if num_waiting == self._replicas.num:
+            self._saver.meet()
+        if not num_samples:
             return None
         if self.steps.enter_phase(item.step):
             print(f"step {item.step}: all of the image tower is trained from now on", flush=True)
