@@ -7,7 +7,7 @@ import tensorflow as tf
 
 from easyrec_mm.runs.checkpoint_index import read_index
 from easyrec_mm.runs.checkpoint_parts import Increment, Table, pieces_of
-from easyrec_mm.runs.checkpoint_reader import restore
+from easyrec_mm.runs.checkpoint_reader import CheckpointReader, restore
 
 
 class Tables:
@@ -73,3 +73,26 @@ def assert_equal(values, expected):
 def size_of(path):
     """Return the size of a checkpoint's files in bytes."""
     return sum(file.stat().st_size for file in Path(path).parent.glob(f"{Path(path).name}.*"))
+
+
+def values_of(path):
+    """Return all values of a checkpoint but texts, of an increment with what it rests on."""
+    reader, variables = CheckpointReader(str(path)), {}
+    for name, shape in reader.shapes.items():
+        dtype = reader._whole(name).entries[name].dtype
+        if dtype != tf.string:
+            variables[name] = tf.Variable(tf.zeros(shape, dtype))
+            reader.read_into(name, variables[name])
+    return {name: variable.numpy() for name, variable in variables.items()}
+
+
+# For commands (forked.py): all tables are large, and written in many slices: so slowly that one is being written most
+# of the time.
+SLOWLY_MEANWHILE = {
+    "easyrec_mm.training.changed_rows.LARGE_TABLE_BYTES": 0,
+    "easyrec_mm.training.changed_rows.LARGE_TABLES_BYTES": 0,
+    "easyrec_mm.runs.checkpoint_parts.SLICE_BYTES": 100,
+    "easyrec_mm.runs.snapshot.WAITING_BYTES": 400,
+    "easyrec_mm.runs.snapshot.KEPT_SHARE": 1e6,
+    "easyrec_mm.runs.snapshot.SHARE": 0.1,
+}

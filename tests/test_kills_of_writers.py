@@ -8,12 +8,14 @@ import time
 import numpy as np
 import pytest
 from flat_helpers import make_log
+from increment_helpers import SLOWLY_MEANWHILE, values_of
 from test_shard_tables import EMBEDDING_PARALLEL
 from test_workers import CONFIG, Workers, size
 
 from easyrec_mm.exit_status import LOST_WORKER
+from easyrec_mm.runs.best_checkpoint import step_of
 from easyrec_mm.runs.checkpoint import Checkpoints
-from easyrec_mm.runs.checkpoint_reader import CheckpointReader, bases_of
+from easyrec_mm.runs.checkpoint_reader import bases_of
 
 pytestmark = pytest.mark.slow
 
@@ -24,15 +26,6 @@ ARGUMENTS = [
 ]  # fmt: skip
 INCREMENTS = ["--set", "train_config.increments_per_full_checkpoint=3"]
 LAST_STEP = 42
-# All tables are large, and written in many slices: so slowly that one is being written most of the time.
-CONSTANTS = {
-    "easyrec_mm.training.changed_rows.LARGE_TABLE_BYTES": 0,
-    "easyrec_mm.training.changed_rows.LARGE_TABLES_BYTES": 0,
-    "easyrec_mm.runs.checkpoint_parts.SLICE_BYTES": 100,
-    "easyrec_mm.runs.snapshot.WAITING_BYTES": 400,
-    "easyrec_mm.runs.snapshot.KEPT_SHARE": 1e6,
-    "easyrec_mm.runs.snapshot.SHARE": 0.1,
-}
 
 
 @pytest.fixture(scope="module")
@@ -46,9 +39,49 @@ def started(folder, model_dir, arguments, constants=()):
     return Workers(folder, 2, "--model_dir", model_dir, *ARGUMENTS, *arguments, constants=constants)
 
 
-def values(path):
-    """All values of a checkpoint, each of which is verified, but those that name settings."""
-    reader = CheckpointReader(str(path))
-    names = [name for name in reader.shapes if not name.startswith(("config/", "progress/unreported"))]
-    variables = {name: tf_variable(reader, name) for name in names}
-    return {name: variable.numpy() for name, variable in variables.items()}
+def assert_same(one, other):
+    """Divided tables are summed in another order; a row of another step would differ by far more."""
+    assert one.keys() == other.keys()
+    for name, value in one.items():
+        np.testing.assert_allclose(value, other[name], rtol=0, atol=1e-6, err_msg=name)
+
+
+@pytest.fixture(scope="module")
+def expected(folder):
+    """Step -> the values of a training that was never killed, with full checkpoints that are written at once."""
+    statuses, outputs = started(folder, "whole", EMBEDDING_PARALLEL).end()
+    assert statuses == (0, 0), outputs
+    return {step_of(path): values_of(path) for path in Checkpoints(str(folder / "whole")).all()}
+
+
+@pytest.mark.parametrize("arguments", [INCREMENTS, [*INCREMENTS, *EMBEDDING_PARALLEL]], ids=["whole", "divided"])
+def test_workers_that_are_killed_while_they_write(folder, expected, arguments):
+    """Either of them, at random moments; whatever is listed then is whole and right."""
+    draw, model_dir = random.Random(len(arguments)), folder / f"killed_{len(arguments)}"
+    log = model_dir / "metrics.jsonl"
+    num_listed, were_writing = [], []
+    for lost in (1, 0):
+        size_before = log.stat().st_size if log.exists() else 0
+        workers = started(folder, model_dir.name, arguments, SLOWLY_MEANWHILE)
+        until = size_before + draw.randrange(6000, 10000)
+        while not (log.exists() and log.stat().st_size >= until):
+            assert all(process.poll() is None for process in workers.processes), workers.end()
+            time.sleep(0.002)
+        time.sleep(draw.random() * 0.05)
+        workers.processes[lost].kill()
+        statuses, outputs = workers.end()
+        assert statuses == tuple(-9 if number == lost else LOST_WORKER for number in (0, 1)), outputs
+        were_writing.append(any(model_dir.glob(".model.ckpt*")))
+        paths = Checkpoints(str(model_dir)).all()
+        num_listed.append(len(paths))
+        for path in paths:
+            assert_same(values_of(path), expected[step_of(path)])
+    assert any(were_writing)
+    assert num_listed[-1]
+    statuses, outputs = started(folder, model_dir.name, arguments, SLOWLY_MEANWHILE).end()
+    assert statuses == (0, 0), outputs
+    paths = Checkpoints(str(model_dir)).all()
+    assert any(bases_of(path) for path in paths)
+    assert step_of(paths[-1]) == LAST_STEP
+    assert_same(values_of(paths[-1]), expected[LAST_STEP])
+    assert not list(model_dir.glob(".model*"))

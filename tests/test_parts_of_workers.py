@@ -10,7 +10,7 @@ from increment_helpers import assert_equal
 from thread_replicas import results_of_replicas
 
 from easyrec_mm.distribution.shards import mark, shard_of, shard_of_replica
-from easyrec_mm.errors import CheckpointError
+from easyrec_mm.errors import CheckpointError, DataError
 from easyrec_mm.protos.pipeline_pb2 import EasyRecConfig
 from easyrec_mm.runs import checkpoint_parts, snapshot
 from easyrec_mm.runs.checkpoint import Checkpoints
@@ -221,8 +221,8 @@ def test_a_worker_that_ends_with_an_error_waits_for_no_other(tmp_path, monkeypat
         while share and not replicas.agree(worker.saver.is_waiting)[0]:
             worker.step -= 1  # the values need not change
             worker.train()
-        with pytest.raises(ZeroDivisionError), worker.saver.finished():
-            1 / 0
+        with pytest.raises(DataError, match="of a test"), worker.saver.finished():
+            raise DataError("an error of a test")
 
     for share in (0.0, 0.5):
         results_of_replicas(2, lambda replicas, share=share: run(replicas, share))

@@ -9,8 +9,11 @@ import random
 import numpy as np
 import pytest
 from flat_helpers import make_log
+from increment_helpers import SLOWLY_MEANWHILE, values_of
 from test_workers import CONFIG, Workers, assert_same_weights, size, train, values
 
+from easyrec_mm.runs.best_checkpoint import step_of
+from easyrec_mm.runs.checkpoint_reader import bases_of
 from easyrec_mm.runs.model_dir import ModelDir
 from easyrec_mm.training.optimizers import OPTIMIZERS
 
@@ -75,10 +78,10 @@ def folder(tmp_path_factory):
     return folder
 
 
-def together(folder, num, model_dir, *arguments, environment=()):
+def together(folder, num, model_dir, *arguments, environment=(), constants=()):
     """Train with several workers to the end; return what they print."""
     flags = ["--model_dir", model_dir, *size(96 // num), *arguments]
-    statuses, outputs = Workers(folder, num, *flags, environment=environment).end()
+    statuses, outputs = Workers(folder, num, *flags, environment=environment, constants=constants).end()
     assert set(statuses) == {0}, outputs
     return outputs
 
@@ -111,8 +114,9 @@ def test_every_optimizer_trains_the_weights_of_one_process(folder):
         assert not list((folder / name).glob(".model*"))
 
 
-def test_model_dir_in_a_bucket(tmp_path, s3):
-    """Workers upload what they hold, and read it back after each evaluation of the average."""
+@pytest.mark.parametrize("meanwhile", [False, True])
+def test_model_dir_in_a_bucket(tmp_path, s3, meanwhile):
+    """Workers upload what they hold, and read it back after each evaluation of the average; also of increments."""
     make_log(
         tmp_path, CONFIG.replace("optimizer_config {", "optimizer_config { use_moving_average: true"), num_rows=300
     )
@@ -120,11 +124,25 @@ def test_model_dir_in_a_bucket(tmp_path, s3):
     train(tmp_path, "--model_dir", "one", *size(96), *few)
     model_dir = f"{s3.new_bucket()}/m"
     of_s3 = {name: value for name, value in os.environ.items() if name.startswith("AWS_")}
-    together(tmp_path, 2, model_dir, *few, *EMBEDDING_PARALLEL, environment=of_s3)
+    more, constants = [], {}
+    if meanwhile:
+        more = [
+            "--set",
+            "train_config.increments_per_full_checkpoint=3",
+            "--set",
+            "eval_config.eval_interval_secs=9999",
+        ]
+        constants = SLOWLY_MEANWHILE
+    together(tmp_path, 2, model_dir, *few, *more, *EMBEDDING_PARALLEL, environment=of_s3, constants=constants)
     shared = ModelDir(model_dir).open()
-    shared.checkpoint("")
-    assert_same_weights(tmp_path / "one", shared.local, 4)
-    assert len(list(shared.local.glob("model.ckpt-4.data-*"))) == 2
+    newest = shared.checkpoint("")
+    assert [step_of(path) for path in bases_of(newest)] == ([2] if meanwhile else [])
+    read, expected = values_of(newest), values(tmp_path / "one", 4)
+    assert expected.keys() - read.keys() == {name for name in expected if np.asarray(expected[name]).dtype == object}
+    for name, value in read.items():
+        if name in expected and not name.startswith("progress/"):
+            np.testing.assert_allclose(value, expected[name], rtol=0, atol=1e-5, err_msg=name)
+    assert len(list(shared.local.glob("model.ckpt-4.data-*"))) >= 2
 
 
 def test_other_numbers_of_workers_go_on(folder):

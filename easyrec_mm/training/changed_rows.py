@@ -66,7 +66,7 @@ class ChangedRows:
         return {table.name: self._old(table, ids) for table in self.streamed if (ids := rows[table.name]) is not None}
 
     def take_changed(self) -> dict[str, NDArray[np.int64]]:
-        """Return the rows that have changed since the last call, ascending, by table of which this worker writes rows."""
+        """Return the rows that have changed since the last call, ascending, by table that this worker writes."""
         rows = {}
         for name, has_changed in self._has_changed.items():
             rows[name] = tf.where(has_changed).numpy()[:, 0]

@@ -156,8 +156,8 @@ class TrainingEvaluations:
         """Give the trained variables the values again that they have in a checkpoint."""
         if not self._is_first:  # the first one has just written it
             self._shared.refresh([])
-        # In a bucket, the first has only the parts of tables that it has written itself, which it needs; of increments, it
-        # needs all parts, because only their contents tell which rows they have.
+        # In a bucket, the first has only the parts of tables that it has written itself, which it needs. Of increments,
+        # it needs those of all, because only their contents tell which rows they have.
         if not self._is_first or bases_of(checkpoint, has_all_values=False):
             self._shared.fetch_checkpoint(checkpoint)
         trained = {name: variable.value for name, variable in self._trained.items()}

@@ -30,8 +30,8 @@ class Saver:
     """Writes checkpoints and the config; of several workers, the first one does, and the others their parts of tables.
 
     A checkpoint with large tables is written while the training goes on: until `finish`, or the next one, the files of
-    the path that `save` returns may be incomplete, and are not listed. Workers that hold parts of tables call `save` and
-    `finish` after the same steps.
+    the path that `save` returns may be incomplete, and are not listed. Workers that hold parts of tables call `save`
+    and `finish` after the same steps.
 
     Args:
       config: config of the training.

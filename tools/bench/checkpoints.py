@@ -1,12 +1,18 @@
-"""Checkpoints of a training with a table of some gigabytes: how long they hold steps up, and how large increments are.
+"""Checkpoints of a training with a large table: how long they hold steps up, and how large increments are.
 
 The model has no pictures; its 12 id features share one table. The ids of the data are a hundredth of its rows, which
-is the share of rows that change between two checkpoints. By turns: steps without a checkpoint, a checkpoint that is
-written at once, one that is written while steps go on, and an increment. The memory is what the resident set grows by
-while the checkpoint is written, over the bytes of the table and its slots. Besides the times, which other programs on
-the machine disturb, the processor time of all threads is compared.
+is the share of rows that change between two checkpoints.
 
-    python tools/bench/checkpoints.py [--rows 11000000] [--groups 128] [--turns 3]
+How much a step is held up while a checkpoint is written beside it: windows of a few steps with a checkpoint under way,
+which is abandoned at the end of the window, and windows without one, by turns, each pair in the order opposite to the
+one before. Ratios are those of the medians of a pair, so that what else the machine does in the meantime disturbs both;
+the median of all pairs is given, with the quartiles. Beside the time that passes stand the processor time of the thread
+of the training, which copies slices, and that of all threads, among them the one that writes.
+
+Then, `--turns` times: a checkpoint that is written at once, an increment, and one that is completed while steps go on.
+The memory is what the resident set grows by meanwhile, over the bytes of the table and its slots.
+
+    python tools/bench/checkpoints.py [--rows 3000000] [--groups 64] [--pairs 60] [--steps 8] [--turns 1]
 """
 
 from __future__ import annotations
@@ -17,7 +23,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
@@ -25,27 +31,37 @@ import workload
 
 if TYPE_CHECKING:
     from easyrec_mm.data.batch import InputBatch
-    from easyrec_mm.runs.snapshot import Changed
     from easyrec_mm.training.trainer import Trainer
 
 GROUP_SIZE = 16
-STEPS_OF_A_TURN = 40
+WARM_UP_STEPS = 10
 RATE = "learning_rate { constant_learning_rate { learning_rate: 0.001 } }"
 
 
+class Times(NamedTuple):
+    """What steps take, in seconds: the time that passes, processor time of this thread, and that of all threads."""
+
+    passed: float
+    main: float
+    all_threads: float
+
+
 def main() -> None:
-    """Measure by turns and report."""
+    """Measure and report."""
     flags = workload.parser(__doc__)
-    flags.add_argument("--rows", type=int, default=11_000_000)
-    flags.add_argument("--groups", type=int, default=128, help="groups of a batch")
-    flags.add_argument("--turns", type=int, default=3)
+    flags.add_argument("--rows", type=int, default=3_000_000)
+    flags.add_argument("--groups", type=int, default=64, help="groups of a batch")
+    flags.add_argument("--pairs", type=int, default=60, help="pairs of windows with and without a writing under way")
+    flags.add_argument("--steps", type=int, default=8, help="steps of a window")
+    flags.add_argument("--turns", type=int, default=1)
     flags.add_argument("--folder", help="where the checkpoints are written; by default a temporary folder")
     options = flags.parse_args()
     with tempfile.TemporaryDirectory(dir=options.folder) as folder:
         bench = Bench(Path(folder), options.rows, options.groups)
+        held_up = bench.held_up(options.pairs, options.steps)
         turns = [bench.turn() for _ in range(options.turns)]
-    medians = {name: workload.median([turn[name] for turn in turns]) for name in turns[0]}
-    workload.report("checkpoints", {"rows": options.rows, "gib": bench.num_bytes / 2**30, **medians})
+    medians = {name: workload.median([turn[name] for turn in turns]) for name in (turns[0] if turns else ())}
+    workload.report("checkpoints", {"rows": options.rows, "gib": bench.num_bytes / 2**30, **held_up, **medians})
 
 
 class Bench:
@@ -53,39 +69,31 @@ class Bench:
 
     def __init__(self, folder: Path, rows: int, groups: int) -> None:
         self.trainer, self.batches = training(folder, rows, groups)
-        self.folder = folder / "m"
         self.saver = self.trainer._saver
-        self.saver.begin(self.trainer.steps.changed_rows, None)
-        tables = self.trainer.steps.changed_rows.streamed
-        self.num_bytes = sum(table.num_rows * table.row_bytes for table in tables)
-        self.most_bytes, self.after_steps_s = 0, 0.0
-        after_step = self.saver.after_step
-
-        def timed(changed: Changed) -> None:
-            started_s = time.perf_counter()
-            after_step(changed)
-            self.after_steps_s += time.perf_counter() - started_s
-
-        self.saver.after_step = timed  # type: ignore[method-assign]
-        for _ in range(5):  # warm-up
+        self.rows = self.trainer.steps.changed_rows
+        self.saver.begin(self.rows, None)
+        self.num_bytes = sum(table.num_rows * table.row_bytes for table in self.rows.streamed)
+        if not self.num_bytes:
+            raise SystemExit("a table this small is written at once; give more --rows")
+        self.most_bytes = 0
+        for _ in range(WARM_UP_STEPS):
             self.step()
 
-    def step(self) -> float:
-        """Train a step; return its seconds."""
-        started_s = time.perf_counter()
+    def step(self) -> Times:
+        """Train a step, without waiting for its batch."""
         item = next(self.batches)
-        waited_s = time.perf_counter() - started_s
+        before = time.perf_counter(), time.thread_time(), time.process_time()
         self.trainer.run_step(item)
-        return time.perf_counter() - started_s - waited_s
+        after = time.perf_counter(), time.thread_time(), time.process_time()
+        return Times(*(end - start for start, end in zip(before, after, strict=True)))
 
-    def steps(self, goes_on: Callable[[int], bool]) -> tuple[list[float], float]:
-        """Train while it goes on; return the seconds of each step, and the processor time of a step."""
-        times: list[float] = []
-        started_s = time.process_time()
+    def steps(self, goes_on: Callable[[int], bool]) -> list[Times]:
+        """Train while it goes on; return what each step takes."""
+        times: list[Times] = []
         while goes_on(len(times)):
             times.append(self.step())
             self.most_bytes = max(self.most_bytes, resident_bytes())
-        return times, (time.process_time() - started_s) / len(times)
+        return times
 
     def save(self, at_once: bool) -> float:
         """Save; return the seconds until the next step may begin."""
@@ -95,48 +103,83 @@ class Bench:
         self.saver.save(step, values, None, at_once)
         return time.perf_counter() - started_s
 
+    def window(self, num_steps: int, is_writing: bool) -> tuple[Times, float]:
+        """Return the medians of the steps of a window, and the seconds before the first one."""
+        if not is_writing:
+            return medians_of(self.steps(lambda done: done < num_steps)), 0.0
+        self.saver._base = None  # a full checkpoint
+        start_s = self.save(at_once=False)
+        times = self.steps(lambda done: done < num_steps)
+        snapshot = self.saver._snapshot
+        if snapshot is None:
+            raise SystemExit("a checkpoint was completed within a window; give more --rows")
+        self.saver._abandon()
+        self.rows.is_recording.assign(False)
+        return medians_of(times), start_s
+
+    def held_up(self, num_pairs: int, num_steps: int) -> dict[str, float]:
+        """Compare steps with and without a writing under way."""
+        pairs: list[dict[bool, Times]] = []
+        starts_s = []
+        self.window(num_steps, is_writing=True)  # warm-up
+        for number in range(num_pairs):
+            pair = {}
+            for is_writing in (number % 2 == 0, number % 2 == 1):
+                pair[is_writing], start_s = self.window(num_steps, is_writing)
+                starts_s += [start_s] if is_writing else []
+            pairs.append(pair)
+        figures = {"pairs": float(num_pairs), "start_ms": 1e3 * workload.median(starts_s)}
+        for name in Times._fields:
+            for is_writing, state in ((False, "without"), (True, "writing")):
+                median = workload.median([getattr(pair[is_writing], name) for pair in pairs])
+                figures[f"step_{name}_{state}_ms"] = 1e3 * median
+            ratios = [getattr(pair[True], name) / getattr(pair[False], name) for pair in pairs]
+            low, median, high = statistics.quantiles(ratios, n=4)
+            figures |= {f"{name}_ratio": median, f"{name}_ratio_from": low, f"{name}_ratio_to": high}
+        show(figures)
+        return figures
+
     def turn(self) -> dict[str, float]:
-        """Measure each once."""
+        """Write a checkpoint of each kind."""
         self.saver._base = None  # the next checkpoint is full
         at_once_s = self.save(at_once=True)
         full_bytes = self.newest_bytes()
-        plain, plain_cpu_s = self.steps(lambda done: done < STEPS_OF_A_TURN)
+        self.steps(lambda done: done < 10)
         increment_s = self.save(at_once=True)
         increment_bytes = self.newest_bytes()
         self.saver._base = None
         self.step()
         before = resident_bytes()
-        start_s = self.save(at_once=False)
-        self.most_bytes, self.after_steps_s = 0, 0.0
-        meanwhile, cpu_s = self.steps(lambda _: self.saver._snapshot is not None)
-        after_steps_s, most = self.after_steps_s, self.most_bytes
-        more, more_cpu_s = self.steps(lambda done: done < STEPS_OF_A_TURN)
-        plain_s, mean_s = workload.median(plain + more), statistics.mean(plain + more)
-        plain_cpu_s = (plain_cpu_s + more_cpu_s) / 2
+        started_s = time.perf_counter()
+        self.save(at_once=False)
+        self.most_bytes = 0
+        meanwhile = self.steps(lambda _: self.saver.is_writing)
         figures = {
-            "step_ms": 1e3 * plain_s,
-            "step_while_writing_ms": 1e3 * workload.median(meanwhile),
-            "step_ratio": workload.median(meanwhile) / plain_s,
-            "start_ms": 1e3 * start_s,
-            "steps_while_writing": len(meanwhile),
-            "between_steps_share": after_steps_s / sum(meanwhile),
-            "processor_ratio": cpu_s / plain_cpu_s,
-            "hold_up_s": start_s + sum(meanwhile) - mean_s * len(meanwhile),
-            "mean_ratio": (start_s + sum(meanwhile)) / (mean_s * len(meanwhile)),
-            "longest_ms": 1e3 * max(meanwhile),
-            "longest_without_ms": 1e3 * max(plain + more),
             "at_once_s": at_once_s,
-            "memory_ratio": (most - before) / self.num_bytes,
+            "meanwhile_s": time.perf_counter() - started_s,
+            "steps_meanwhile": float(len(meanwhile)),
+            "longest_step_ms": 1e3 * max(times.passed for times in meanwhile),
+            "memory_ratio": (self.most_bytes - before) / self.num_bytes,
             "increment_s": increment_s,
             "full_over_increment_bytes": full_bytes / increment_bytes,
         }
-        print({name: round(value, 3) for name, value in figures.items()}, flush=True)
+        show(figures)
         return figures
 
     def newest_bytes(self) -> int:
         """Return the size of the newest checkpoint."""
         newest = Path(str(self.saver.checkpoints.latest()))
         return sum(file.stat().st_size for file in newest.parent.glob(f"{newest.name}.*"))
+
+
+def medians_of(times: list[Times]) -> Times:
+    """Return the median of each kind of time."""
+    return Times(*(statistics.median(column) for column in zip(*times, strict=True)))
+
+
+def show(figures: dict[str, float]) -> None:
+    """Print figures as soon as they are known."""
+    print({name: round(value, 3) for name, value in figures.items()}, flush=True)
 
 
 def resident_bytes() -> int:
