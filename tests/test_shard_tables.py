@@ -138,10 +138,8 @@ def test_model_dir_in_a_bucket(tmp_path, s3, meanwhile):
     newest = shared.checkpoint("")
     assert [step_of(path) for path in bases_of(newest)] == ([2] if meanwhile else [])
     read, expected = values_of(newest), values(tmp_path / "one", 4)
-    assert expected.keys() - read.keys() == {name for name in expected if np.asarray(expected[name]).dtype == object}
-    for name, value in read.items():
-        if name in expected and not name.startswith("progress/"):
-            np.testing.assert_allclose(value, expected[name], rtol=0, atol=1e-5, err_msg=name)
+    for name in (name for name in expected if not name.startswith("progress/")):
+        np.testing.assert_allclose(read[name], expected[name], rtol=0, atol=1e-5, err_msg=name)
     assert len(list(shared.local.glob("model.ckpt-4.data-*"))) >= 2
 
 

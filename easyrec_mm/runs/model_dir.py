@@ -125,6 +125,10 @@ class ModelDir:
             names = [name for part in chain_of(path) for name in self.local.glob(f"{Path(part).name}.data-*")]
             self._folder.forget([values.name for values in names])
 
+    def forget_values(self, names: Collection[str]) -> None:
+        """Remove the local copies of files with values that were uploaded; fetch_checkpoint copies them again."""
+        self._folder.forget(names)
+
     def put_values(self, names: Collection[str]) -> None:
         """Upload files with values of a checkpoint that another process is about to list.
 

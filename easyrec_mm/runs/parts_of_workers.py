@@ -216,8 +216,7 @@ class PartsOfWorkers:
     def _upload(self, names: Mapping[str, str]) -> str:
         """Upload the values of parts under their names in the checkpoint; return why this fails, or ""."""
         try:
-            for name in self._uploaded:
-                (self._folder / name).unlink(missing_ok=True)
+            self._shared.forget_values(self._uploaded)
             self._uploaded = list(names.values())
             for part, name in names.items():
                 os.replace(self._folder / f"{part}{_VALUES}", self._folder / name)
