@@ -7,7 +7,7 @@ import tensorflow as tf
 
 from easyrec_mm.runs.checkpoint_index import read_index
 from easyrec_mm.runs.checkpoint_parts import Increment, Table, pieces_of
-from easyrec_mm.runs.checkpoint_reader import CheckpointReader, restore
+from easyrec_mm.runs.checkpoint_reader import CheckpointReader, chain_of, restore
 
 
 class Tables:
@@ -78,10 +78,10 @@ def size_of(path):
 def values_of(path):
     """Return all values of a checkpoint but texts, of an increment with what it rests on."""
     reader, variables = CheckpointReader(str(path)), {}
+    dtypes = {name: entry.dtype for part in chain_of(str(path)) for name, entry in read_index(part).entries.items()}
     for name, shape in reader.shapes.items():
-        dtype = reader._whole(name).entries[name].dtype
-        if dtype != tf.string:
-            variables[name] = tf.Variable(tf.zeros(shape, dtype))
+        if dtypes[name] != tf.string:
+            variables[name] = tf.Variable(tf.zeros(shape, dtypes[name]))
             reader.read_into(name, variables[name])
     return {name: variable.numpy() for name, variable in variables.items()}
 

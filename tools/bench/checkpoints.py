@@ -5,7 +5,7 @@ is the share of rows that change between two checkpoints.
 
 How much a step is held up while a checkpoint is written beside it: windows of a few steps with a checkpoint under way,
 which is abandoned at the end of the window, and windows without one, by turns, each pair in the order opposite to the
-one before. Ratios are those of the medians of a pair, so that what else the machine does in the meantime disturbs both;
+one before. Ratios are those of the means of a pair, so that what else the machine does in the meantime disturbs both;
 the median of all pairs is given, with the quartiles. Beside the time that passes stand the processor time of the thread
 of the training, which copies slices, and that of all threads, among them the one that writes.
 
@@ -104,9 +104,9 @@ class Bench:
         return time.perf_counter() - started_s
 
     def window(self, num_steps: int, is_writing: bool) -> tuple[Times, float]:
-        """Return the medians of the steps of a window, and the seconds before the first one."""
+        """Return the means of the steps of a window, and the seconds before the first one."""
         if not is_writing:
-            return medians_of(self.steps(lambda done: done < num_steps)), 0.0
+            return means_of(self.steps(lambda done: done < num_steps)), 0.0
         self.saver._base = None  # a full checkpoint
         start_s = self.save(at_once=False)
         times = self.steps(lambda done: done < num_steps)
@@ -115,7 +115,7 @@ class Bench:
             raise SystemExit("a checkpoint was completed within a window; give more --rows")
         self.saver._abandon()
         self.rows.is_recording.assign(False)
-        return medians_of(times), start_s
+        return means_of(times), start_s
 
     def held_up(self, num_pairs: int, num_steps: int) -> dict[str, float]:
         """Compare steps with and without a writing under way."""
@@ -172,9 +172,9 @@ class Bench:
         return sum(file.stat().st_size for file in newest.parent.glob(f"{newest.name}.*"))
 
 
-def medians_of(times: list[Times]) -> Times:
-    """Return the median of each kind of time."""
-    return Times(*(statistics.median(column) for column in zip(*times, strict=True)))
+def means_of(times: list[Times]) -> Times:
+    """Return the mean of each kind of time: not every step copies a slice, so that a median would leave this out."""
+    return Times(*(statistics.fmean(column) for column in zip(*times, strict=True)))
 
 
 def show(figures: dict[str, float]) -> None:
