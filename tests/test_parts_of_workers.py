@@ -166,6 +166,9 @@ def test_other_numbers_of_workers_go_on_with_increments(tmp_path):
     assert [len(bases_of(path)) for path in paths] == list(range(6))
     for path in paths:
         assert_equal(restored(path), values_at(int(path.rpartition("-")[2])))
+    # The file of an increment has the same contents whoever wrote it.
+    names = [{name for name, _ in tf.train.list_variables(path) if "/base/" not in name} for path in paths]
+    assert names[1] == names[3] == names[5] > {"increment/rows/0", "increment/values/0/optimizer_0/embedding/user/m"}
     # The rows of a step are a hundredth of the table; the small files around them count, too.
     assert 6 * rows_bytes(paths[-1]) < rows_bytes(paths[0])
 
