@@ -94,9 +94,10 @@ class Saver:
                 self._lock.keep()
             if not (self.folder.local / PIPELINE_CONFIG).exists():
                 self.write_config()  # somebody has removed model_dir meanwhile
-        snapshot = self._begun(step, path, values, best_step, not at_once and self._rows.is_meanwhile, has_parts)
+        is_meanwhile = self._rows.is_meanwhile and not at_once
+        snapshot = self._begun(step, path, values, best_step, is_meanwhile, has_parts)
         self._base = path
-        if not at_once and self._rows.is_meanwhile:
+        if is_meanwhile:
             snapshot.start()
             self._snapshot = snapshot
             self._rows.is_recording.assign(True)
