@@ -7,12 +7,11 @@ from collections.abc import Callable, Hashable, Mapping, Sequence
 import tensorflow as tf
 
 from easyrec_mm.distribution.replicas import Replicas
+from easyrec_mm.network.layers.together import MANY
 from easyrec_mm.protos.loss_pb2 import LossType
 from easyrec_mm.protos.model_pb2 import BayesTaskTower
 from easyrec_mm.schema import Task
 
-# Towers of a kind from which on they are computed together.
-_MANY = 16
 # (labels [S], logits [S, num_class], parameters) -> loss per sample [S].
 SampleLoss = Callable[..., tf.Tensor]
 
@@ -92,11 +91,12 @@ def tower_losses(
     for tower, task in zip(towers, tasks, strict=True):
         kinds.setdefault(_kind(tower, task), []).append((tower, task))
     losses: dict[str, tf.Tensor] = {}
-    for members in (part for kind in kinds.values() for part in ([kind] if len(kind) >= _MANY else zip(kind))):
+    for members in (part for kind in kinds.values() for part in ([kind] if len(kind) >= MANY else zip(kind))):
         settings, num_class = members[0][0], members[0][1].num_class
         label = _stacked([labels[task.label] for _, task in members])  # [S] of a single tower, or [T, S]
         flat_logits = tf.reshape(_stacked([logits[task.name] for _, task in members]), [-1, num_class])
-        weight = _stacked([tf.fill(tf.shape(sample_weight), tower.weight) for tower, _ in members])
+        of_towers = tf.constant([tower.weight for tower, _ in members])
+        weight = tf.broadcast_to(of_towers if len(members) == 1 else of_towers[:, None], tf.shape(label))
         if settings.use_sample_weight:
             weight *= sample_weight
         if settings.task_space_indicator_label:

@@ -5,7 +5,7 @@ Shapes: S samples, D width of the image vector, F width of the features, T tasks
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Hashable, Sequence
 
 import numpy as np
 import tensorflow as tf
@@ -15,16 +15,19 @@ from easyrec_mm.config.network import activation_name, relation_order
 from easyrec_mm.distribution.replicas import Replicas
 from easyrec_mm.network.layers.batch_norm import BatchNorm
 from easyrec_mm.network.layers.composite import Composite
-from easyrec_mm.network.layers.dnn import DNN, ExpertMixture, dense
+from easyrec_mm.network.layers.dnn import DNN, ExpertMixture, dense, dnn_together
 from easyrec_mm.network.layers.embedding import FeatureEmbedding
 from easyrec_mm.network.layers.interaction import DotInteraction
 from easyrec_mm.network.layers.target_attention import TargetAttention
+from easyrec_mm.network.layers.together import MANY, are_together, dense_together
 from easyrec_mm.network.precision import FLOAT32
 from easyrec_mm.protos.model_pb2 import E2E_MM_DBMTL, BayesTaskTower, EasyRecModel, FeatureGroupConfig
 from easyrec_mm.schema import Attention, Schema, Task
 
 # Units of the score network of an attention whose seq_dnn sets none, as in EasyRec.
 DEFAULT_SCORE_UNITS = (128, 64, 32, 1)
+# Fields of a tower with dense layers.
+_DNNS = ("dnn", "relation_dnn")
 
 
 class RecModel(Composite):
@@ -71,7 +74,7 @@ class RecModel(Composite):
         self._embedding_regularization = model.embedding_regularization
         self._wide_penalties = _wide_penalties(model, schema)  # [Schema.wide_width]
         self._relations = [list(tower.relation_tower_names) for tower in network.task_towers]
-        self._order = relation_order(list(network.task_towers))
+        self._parts = _parts(list(network.task_towers), schema.tasks)
 
     def call(
         self, features: dict[str, tf.Tensor | tf.RaggedTensor], image_vector: tf.Tensor | None, training: bool = False
@@ -111,10 +114,12 @@ class RecModel(Composite):
         inputs = self._experts(x, training=training) if self._experts else [x] * len(self._towers)
         relations: dict[str, tf.Tensor] = {}
         logits: dict[str, tf.Tensor] = {}
-        for i in self._order:
-            name = self._tasks[i].name
-            related = [relations[other] for other in self._relations[i]]
-            relations[name], logits[name] = self._towers[i](inputs[i], related, training=training)
+        for members in self._parts:
+            related = [[relations[other] for other in self._relations[i]] for i in members]
+            call = _towers_together if are_together(len(members)) else _towers_one_by_one
+            outputs = call([self._towers[i] for i in members], [inputs[i] for i in members], related, training)
+            for i, (relation, of_task) in zip(members, outputs, strict=True):
+                relations[self._tasks[i].name], logits[self._tasks[i].name] = relation, of_task
         if len(self._wide_penalties):
             self._add_wide(logits, wide)
         return {task.name: logits[task.name] for task in self._tasks}
@@ -178,6 +183,61 @@ class TaskTower(Composite):
         if self._relation_dnn is not None:
             x = self._relation_dnn(x, training=training)
         return x, self._output(x)
+
+
+# Relation output and logits of each tower.
+TowerOutputs = list[tuple[tf.Tensor, tf.Tensor]]
+
+
+def _towers_one_by_one(
+    towers: Sequence[TaskTower], inputs: Sequence[tf.Tensor], related: Sequence[list[tf.Tensor]], training: bool
+) -> TowerOutputs:
+    """Return the outputs of towers, each of which gets its input and relation outputs of other towers."""
+    return [tower(x, of_tower, training=training) for tower, x, of_tower in zip(towers, inputs, related, strict=True)]
+
+
+def _towers_together(
+    towers: Sequence[TaskTower], inputs: Sequence[tf.Tensor], related: Sequence[list[tf.Tensor]], training: bool
+) -> TowerOutputs:
+    """Return what `_towers_one_by_one` does for T towers of a kind, except for rounding."""
+    first = towers[0]
+    is_shared = all(x is inputs[0] for x in inputs)
+    x = tf.cast(inputs[0] if is_shared else tf.stack(inputs, axis=1), first.compute_dtype)  # [S, F] or [S, T, F]
+    if first._dnn is not None:
+        x = dnn_together([tower._dnn for tower in towers if tower._dnn is not None], x, training)
+    if related[0]:
+        x = tf.stack([x] * len(towers), axis=1) if x.shape.rank == 2 else x
+        others = [tf.stack(of_place, axis=1) for of_place in zip(*related, strict=True)]
+        x = tf.concat([x, *others], axis=2)
+    if first._relation_dnn is not None:
+        x = dnn_together([tower._relation_dnn for tower in towers if tower._relation_dnn is not None], x, training)
+    logits = tf.unstack(dense_together([tower._output for tower in towers], x), axis=1)
+    relations = [x] * len(towers) if x.shape.rank == 2 else tf.unstack(x, axis=1)
+    return list(zip(relations, logits, strict=True))
+
+
+def _parts(towers: list[BayesTaskTower], tasks: Sequence[Task]) -> list[list[int]]:
+    """Return the indices of the towers, many of a kind in one list, so that each follows the towers it is related to.
+
+    Towers of a kind have equal settings and are related to towers of equal kinds, hence not to each other.
+    """
+    order = relation_order(towers)
+    numbers: dict[Hashable, int] = {}
+    kind_of: dict[str, int] = {}
+    members: list[list[int]] = []
+    for i in order:
+        tower = towers[i]
+        dnns = [getattr(tower, name).SerializeToString() if tower.HasField(name) else None for name in _DNNS]
+        related = tuple(kind_of[name] for name in tower.relation_tower_names)
+        kind = numbers.setdefault((*dnns, related, tasks[i].num_class), len(members))
+        if kind == len(members):
+            members.append([])
+        kind_of[tower.tower_name] = kind
+        members[kind].append(i)
+    # Many of a kind come where the first of them does. The towers that the others are related to come before it, too,
+    # because the order is one of levels.
+    kinds = [(i, members[kind_of[towers[i].tower_name]]) for i in order]
+    return [kind if len(kind) >= MANY else [i] for i, kind in kinds if len(kind) < MANY or kind[0] == i]
 
 
 def task_outputs(task: Task, logits: tf.Tensor) -> dict[str, tf.Tensor]:

@@ -48,8 +48,9 @@ class RowOptimizer(keras.optimizers.Optimizer):
         self._first_steps = dict(first_steps or {})
         # First step of the variable that is being updated.
         self._first_step = 0
-        # (base, first step) -> base ^ number of the step, in the update that is being traced.
+        # In the update that is being traced: (base, first step) -> base ^ number of the step; settings as tensors.
         self._powers: dict[tuple[float, int], tf.Tensor] = {}
+        self._constants: dict[float, tf.Tensor] = {}
         self._slot_variables: dict[str, list[keras.Variable]] = {}
 
     def build(self, variables: list[keras.Variable]) -> None:
@@ -78,7 +79,7 @@ class RowOptimizer(keras.optimizers.Optimizer):
         """
         if not self.built:
             self.build(trainable_variables)
-        self._powers = {}
+        self._powers, self._constants = {}, {}
         learning_rate = self.learning_rate
         slices: list[tuple[tf.IndexedSlices, tf.Variable]] = []
         for gradient, variable in zip(grads, trainable_variables, strict=True):
@@ -141,6 +142,12 @@ class RowOptimizer(keras.optimizers.Optimizer):
             self._powers[key] = tf.pow(base, step)
         return self._powers[key]
 
+    def _constant(self, value: float) -> tf.Tensor:
+        """Return a setting as a tensor, one for all variables: TensorFlow would make one for each operation."""
+        if value not in self._constants:
+            self._constants[value] = tf.constant(value)
+        return self._constants[value]
+
 
 def _gathered(tables: Sequence[tf.Variable], ids: Sequence[tf.Tensor]) -> tf.Tensor:
     """Return rows of tables, one behind the other."""
@@ -185,7 +192,7 @@ class Momentum(RowOptimizer):
         self, variable: tf.Variable, slots: list[tf.Variable], gradient: tf.Tensor, rate: tf.Tensor
     ) -> None:
         tf.raw_ops.ResourceApplyMomentum(
-            var=variable.handle, accum=slots[0].handle, lr=rate, grad=gradient, momentum=self._momentum
+            var=variable.handle, accum=slots[0].handle, lr=rate, grad=gradient, momentum=self._constant(self._momentum)
         )
 
 
@@ -211,9 +218,9 @@ class RmsProp(RowOptimizer):
             ms=slots[0].handle,
             mom=slots[1].handle,
             lr=rate,
-            rho=self._decay,
-            momentum=self._momentum,
-            epsilon=self._epsilon,
+            rho=self._constant(self._decay),
+            momentum=self._constant(self._momentum),
+            epsilon=self._constant(self._epsilon),
             grad=gradient,
         )
 
@@ -236,7 +243,7 @@ class Adagrad(RowOptimizer):
         self, variable: tf.Variable, slots: list[tf.Variable], gradient: tf.Tensor, rate: tf.Tensor
     ) -> None:
         tf.raw_ops.ResourceApplyAdagradV2(
-            var=variable.handle, accum=slots[0].handle, lr=rate, epsilon=self.epsilon, grad=gradient
+            var=variable.handle, accum=slots[0].handle, lr=rate, epsilon=self._constant(self.epsilon), grad=gradient
         )
 
 
@@ -319,9 +326,9 @@ class Adam(RowOptimizer):
             beta1_power=self._step_power(self._beta1),
             beta2_power=self._step_power(self._beta2),
             lr=rate,
-            beta1=self._beta1,
-            beta2=self._beta2,
-            epsilon=self.epsilon,
+            beta1=self._constant(self._beta1),
+            beta2=self._constant(self._beta2),
+            epsilon=self._constant(self.epsilon),
             grad=gradient,
         )
 

@@ -8,6 +8,7 @@ import keras
 import tensorflow as tf
 
 from easyrec_mm.distribution.replicas import Replicas
+from easyrec_mm.network.layers.together import stacked
 
 
 class BatchNorm(keras.layers.BatchNormalization):
@@ -25,6 +26,22 @@ class BatchNorm(keras.layers.BatchNormalization):
             return alone
         mean, variance, _ = self.replicas.moments(inputs, self._reduction_axes)
         return mean, variance
+
+
+def normalize_together(layers: Sequence[BatchNorm], x: tf.Tensor, training: bool) -> tf.Tensor:
+    """Return what each of T layers makes of its part of `[S, T, F]`, and update their moving statistics in training."""
+    first, dtype = layers[0], x.dtype
+    x = tf.cast(x, tf.float32)
+    of_names = [[getattr(layer, name) for layer in layers] for name in ("moving_mean", "moving_variance")]
+    statistics = [stacked(variables, "float32") for variables in of_names]  # [T, F] each
+    if training and first.trainable:
+        moving, statistics = statistics, first._moments(x, None)
+        for variables, old, new in zip(of_names, moving, statistics, strict=True):
+            values = tf.unstack(old * first.momentum + new * (1.0 - first.momentum))
+            for variable, value in zip(variables, values, strict=True):
+                variable.assign(value)
+    offset, scale = [stacked([getattr(layer, name) for layer in layers], "float32") for name in ("beta", "gamma")]
+    return tf.cast(tf.nn.batch_normalization(x, *statistics, offset, scale, first.epsilon), dtype)
 
 
 def synchronize(layers: Sequence[keras.layers.Layer], replicas: Replicas) -> None:

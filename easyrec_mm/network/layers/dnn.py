@@ -7,8 +7,9 @@ from collections.abc import Sequence
 import keras
 import tensorflow as tf
 
-from easyrec_mm.network.layers.batch_norm import BatchNorm
+from easyrec_mm.network.layers.batch_norm import BatchNorm, normalize_together
 from easyrec_mm.network.layers.composite import Composite
+from easyrec_mm.network.layers.together import are_together, dense_together
 
 
 class _L2(keras.regularizers.Regularizer):
@@ -70,6 +71,23 @@ class DNN(keras.layers.Layer):
             if training and i in self._seeds:
                 x = keras.random.dropout(x, self._dropout[i], seed=self._seeds[i])
         return x
+
+
+def dnn_together(dnns: Sequence[DNN], x: tf.Tensor, training: bool) -> tf.Tensor:
+    """Return the outputs of T DNNs of equal settings: `[S, F]` for all, or `[S, T, F]` -> `[S, T, units]`."""
+    first = dnns[0]
+    for i in range(len(first._dense)):
+        x = dense_together([dnn._dense[i] for dnn in dnns], x)
+        if i < first._num_active:
+            if first._bn:
+                x = normalize_together([dnn._bn[i] for dnn in dnns], x, training)
+            x = first._activation(x)
+        if training and i in first._seeds:
+            # One by one, each from its own random state, so that they drop the same numbers as alone.
+            parts = zip(dnns, tf.unstack(x, axis=1), strict=True)
+            dropped = [keras.random.dropout(part, dnn._dropout[i], seed=dnn._seeds[i]) for dnn, part in parts]
+            x = tf.stack(dropped, axis=1)
+    return x
 
 
 class RunningNorm(keras.layers.Layer):
@@ -137,4 +155,7 @@ class ExpertMixture(Composite):
 
     def call(self, x: tf.Tensor, training: bool = False) -> list[tf.Tensor]:
         outputs = tf.stack([expert(x, training=training) for expert in self._experts], axis=1)  # [S, experts, units]
+        if are_together(len(self._gates)):
+            gates = dense_together(self._gates, x)  # [S, T, experts]
+            return list(tf.unstack(tf.matmul(gates, outputs), axis=1))
         return [tf.reduce_sum(outputs * gate(x)[:, :, None], axis=1) for gate in self._gates]
