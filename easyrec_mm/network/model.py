@@ -145,7 +145,7 @@ class MultimodalModel:
             losses |= self._image_losses(image_vectors, batch.images, training)
         if self._regularizes_embeddings:
             losses[EMBEDDING_REGULARIZATION] = embedding_penalty
-        kernels = self.rec.losses + (self.image.losses if self.image else [])
+        kernels = self.rec.penalties() + (self.image.losses if self.image else [])
         if kernels:
             losses[L2_REGULARIZATION] = tf.add_n(kernels) / self.replicas.num
         return losses

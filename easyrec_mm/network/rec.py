@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Hashable, Sequence
 
+import keras
 import numpy as np
 import tensorflow as tf
 
@@ -19,7 +20,7 @@ from easyrec_mm.network.layers.dnn import DNN, ExpertMixture, dense, dnn_togethe
 from easyrec_mm.network.layers.embedding import FeatureEmbedding
 from easyrec_mm.network.layers.interaction import DotInteraction
 from easyrec_mm.network.layers.target_attention import TargetAttention
-from easyrec_mm.network.layers.together import MANY, are_together, dense_together
+from easyrec_mm.network.layers.together import MANY, are_together, dense_together, stacked
 from easyrec_mm.network.precision import FLOAT32
 from easyrec_mm.protos.model_pb2 import E2E_MM_DBMTL, BayesTaskTower, EasyRecModel, FeatureGroupConfig
 from easyrec_mm.schema import Attention, Schema, Task
@@ -123,6 +124,33 @@ class RecModel(Composite):
         if len(self._wide_penalties):
             self._add_wide(logits, wide)
         return {task.name: logits[task.name] for task in self._tasks}
+
+    def variables_together(self) -> list[list[keras.Variable]]:
+        """Return the trained variables of the layers that are computed together: those of a role in one list."""
+        kinds = [[self._towers[i] for i in members] for members in self._parts]
+        if self._experts is not None:
+            kinds.append(self._experts.gates)
+        return [
+            list(of_role)
+            for layers in kinds
+            if len(layers) >= MANY
+            for of_role in zip(*[layer.trainable_variables for layer in layers], strict=True)
+        ]
+
+    def penalties(self) -> list[tf.Tensor]:
+        """Return scalars whose sum is the regularisation of all kernels."""
+        together = self.variables_together()
+        if not together:
+            return list(self.losses)
+        single = {id(v): v for v in self.trainable_variables}
+        for v in (v for of_role in together for v in of_role):
+            del single[id(v)]
+        of_roles = [
+            (of_role[0].regularizer, stacked(of_role, FLOAT32)) for of_role in together if of_role[0].regularizer
+        ]
+        return [regularizer(value) for regularizer, value in of_roles] + [
+            v.regularizer(v) for v in single.values() if v.regularizer
+        ]
 
     def _add_wide(self, logits: dict[str, tf.Tensor], wide: tf.Tensor) -> None:
         """Add the numbers of wide features to the logits; in `wide` each feature has one number per logit, in order."""

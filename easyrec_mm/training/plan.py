@@ -19,16 +19,18 @@ from easyrec_mm.protos.image_pb2 import ImgModel
 from easyrec_mm.protos.pipeline_pb2 import EasyRecConfig
 from easyrec_mm.protos.train_pb2 import TrainConfig
 from easyrec_mm.training.optimizers import RowOptimizer, build_optimizer
+from easyrec_mm.training.stacked_gradients import StackedGradients
 
 
 class Phase(NamedTuple):
     """A part of the training in which the same variables are trained.
 
-    first_step   number of steps that are done before the phase begins
-    trainable    a value of img_model.trainable
-    trained      the trained variables by name
-    bank         vectors of the pictures that the phase need not encode again; None without a bank
-    keeps_bank   whether checkpoints contain the bank; the bank of a frozen tower is computed again instead
+      first_step   number of steps that are done before the phase begins
+      trainable    a value of img_model.trainable
+      trained      the trained variables by name
+      bank         vectors of the pictures that the phase need not encode again; None without a bank
+      keeps_bank   whether checkpoints contain the bank; the bank of a frozen tower is computed again instead
+    gradients    stacks the gradients of the trained variables
     """
 
     first_step: int
@@ -36,6 +38,7 @@ class Phase(NamedTuple):
     trained: dict[str, keras.Variable]
     bank: PictureBank | None
     keeps_bank: bool
+    gradients: StackedGradients
 
 
 def build_phases(model: MultimodalModel, config: EasyRecConfig) -> list[Phase]:
@@ -62,7 +65,8 @@ def build_phases(model: MultimodalModel, config: EasyRecConfig) -> list[Phase]:
             has_bank = uses_image and not (kind == "HEAD" and settings.HasField("augmentation"))
             bank = PictureBank(model.bank_width(kind)) if has_bank else None
         trained = _trained_variables(model, config.train_config.freeze_gradient)
-        phases.append(Phase(first_step, kind, trained, bank, bank is not None and bank is shared_bank))
+        gradients = StackedGradients(trained, model.rec.variables_together())
+        phases.append(Phase(first_step, kind, trained, bank, bank is not None and bank is shared_bank, gradients))
     model.train_part(kinds[0][1])
     return phases
 

@@ -197,8 +197,8 @@ class TrainSteps:
             losses = self._model.losses(batch, training=True, bank=phase.bank)
             loss = tf.add_n(list(losses.values()))
             scaled = loss if self.loss_scale is None else self.loss_scale.scaled(loss)
-        gradients = sum_duplicate_rows(tape.gradient(scaled, variables))
-        gradients, sums = self._exchange.merged(gradients, variables, [loss, *losses.values()])
+        gradients = phase.gradients.stacked(sum_duplicate_rows(tape.gradient(scaled, variables)))
+        gradients, sums = self._exchange.merged(gradients, phase.gradients.variables, [loss, *losses.values()])
         loss, losses = sums[0], dict(zip(losses, sums[1:], strict=True))
         self._exchange.average_statistics(tf.size(batch.sample_image), tf.shape(batch.pixels)[0])
         if self.loss_scale is not None:
@@ -211,10 +211,10 @@ class TrainSteps:
         limit = self._clipping
         if limit > 0:
             # Only if needed for clipping, because reading all gradients again costs a few percent of a step on a CPU.
-            values["gradient_norm"] = self._exchange.norm(gradients, variables)
+            values["gradient_norm"] = self._exchange.norm(gradients, phase.gradients.variables)
             gradients, _ = tf.clip_by_global_norm(gradients, limit, use_norm=values["gradient_norm"])
         step = tf.cast(self.number.assign_add(1), tf.int32)
-        by_name = dict(zip(phase.trained, gradients, strict=True))
+        by_name = dict(zip(phase.gradients.names, gradients, strict=True))
         changed = self.changed_rows.before_update(by_name)
         self._update(phase, by_name, step, state, batch, values)
         if self.loss_scale is not None:
@@ -234,7 +234,7 @@ class TrainSteps:
 
         Args:
           phase: the phase of the step.
-          gradients: gradients of the trained variables by name, the same on all replicas.
+          gradients: gradients by the names of `phase.gradients`, the same on all replicas.
           step: number of the step, from 1.
           state: what the forward pass changes.
           batch: the batch.
@@ -243,11 +243,13 @@ class TrainSteps:
         scale = self.loss_scale
 
         def apply() -> None:
+            def update() -> None:
+                self._apply(phase.gradients.by_variable(gradients), step)
+
             if scale is None:
-                self._apply(gradients, step)
+                update()
             else:
-                on_all = self._exchange.on_all
-                scale.apply_if_finite(list(gradients.values()), lambda: self._apply(gradients, step), on_all)
+                scale.apply_if_finite(list(gradients.values()), update, self._exchange.on_all)
 
         def take_back() -> None:
             state.restore()

@@ -143,7 +143,7 @@ class Highway(Composite):
 class ExpertMixture(Composite):
     """Multi-gate mixture of experts (MMoE, Ma et al., KDD 2018): `[S, F]` -> T tensors `[S, units]`.
 
-    The output for task t is the sum over experts e of softmax(W_t x)_e * expert_e(x).
+    The output for task t is the sum over experts e of softmax(W_t x)_e * expert_e(x). `gates` are the layers W_t.
     """
 
     def __init__(
@@ -151,11 +151,11 @@ class ExpertMixture(Composite):
     ) -> None:
         super().__init__(name=name, dtype=dtype)
         self._experts = list(experts)
-        self._gates = [dense(len(experts), f"gate_{t}", l2, "softmax", dtype) for t in range(num_tasks)]
+        self.gates = [dense(len(experts), f"gate_{t}", l2, "softmax", dtype) for t in range(num_tasks)]
 
     def call(self, x: tf.Tensor, training: bool = False) -> list[tf.Tensor]:
         outputs = tf.stack([expert(x, training=training) for expert in self._experts], axis=1)  # [S, experts, units]
-        if are_together(len(self._gates)):
-            gates = dense_together(self._gates, x)  # [S, T, experts]
+        if are_together(len(self.gates)):
+            gates = dense_together(self.gates, x)  # [S, T, experts]
             return list(tf.unstack(tf.matmul(gates, outputs), axis=1))
-        return [tf.reduce_sum(outputs * gate(x)[:, :, None], axis=1) for gate in self._gates]
+        return [tf.reduce_sum(outputs * gate(x)[:, :, None], axis=1) for gate in self.gates]
