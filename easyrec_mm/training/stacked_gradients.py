@@ -23,6 +23,7 @@ class StackedGradients:
     Attributes:
       names: name of the first variable of each role.
       variables: the first variable of each role.
+      are_many: whether a role has many variables.
     """
 
     def __init__(
@@ -36,6 +37,7 @@ class StackedGradients:
         self._trained = list(trained)
         self.names = [names[0] for names in self._roles]
         self.variables = [trained[name].value for name in self.names]
+        self.are_many = any(len(names) > 1 for names in self._roles)
 
     def stacked(self, gradients: Sequence[Gradient]) -> list[Gradient]:
         """Return the gradient of each role from the gradients of the trained variables."""
@@ -49,6 +51,6 @@ class StackedGradients:
         """Return the gradients of the trained variables by name from those of the roles by `names`."""
         single: dict[str, Gradient] = {}
         for names in self._roles:
-            gradient = gradients[names[0]]
+            gradient = gradients.get(names[0])
             single |= zip(names, [gradient] if len(names) == 1 else tf.unstack(gradient), strict=True)
         return single

@@ -7,7 +7,8 @@ a step is a plain function of a batch.
 from __future__ import annotations
 
 import math
-from functools import partial
+from functools import cache, partial
+from typing import TypeAlias
 
 import numpy as np
 import tensorflow as tf
@@ -28,11 +29,14 @@ from easyrec_mm.training.finite import ForwardState, forget_useless, squares_are
 from easyrec_mm.training.loss_scale import SMALLEST, LossScale
 from easyrec_mm.training.plan import Phase, build_optimizers, build_phases
 from easyrec_mm.training.row_gradients import Gradient, sum_duplicate_rows
+from easyrec_mm.training.updates import Updates
 
 # Keeps the random states of replicas apart.
 _PRIME = 2_654_435_761
 # Name among the values of a step.
 _IS_FINITE = "is_finite"
+# The values that `run` returns, the changed rows, and the gradients for an update that is a function of its own.
+_Results: TypeAlias = tuple[dict[str, tf.Tensor], Changed, dict[str, Gradient]]
 
 
 class TrainSteps:
@@ -79,10 +83,16 @@ class TrainSteps:
         streamed = streamed_tables(tables, self._replicas.num)
         self.changed_rows = ChangedRows(tables, counts_changes, streamed, self._replicas.number == 0)
         self.changed: Changed = {}
+        self._updates = Updates(self.optimizers, self.trained, self.average)
         self._of_phases = [
             tf.function(partial(self._train_batch, phase), input_signature=[spec], autograph=False)
             for phase in self.phases
         ]
+        self._own_updates = {
+            i: cache(partial(self._updates.function, phase, self._of_phases[i], self.number))
+            for i, phase in enumerate(self.phases)
+            if self._has_own_update(phase)
+        }
 
     def draw_apart(self) -> None:
         """Let each replica draw its own random numbers, as for dropout; called once after their state is the same."""
@@ -134,15 +144,19 @@ class TrainSteps:
         if phase.bank is not None:
             phase.bank.before_step(item.batch.images.bank_row, item.batch.images.encoded, item.step)
         losses: dict[str, tf.Tensor]
-        losses, self.changed = self._of_phases[number](item.batch)
+        losses, self.changed, gradients = self._of_phases[number](item.batch)
         self.was_finite = bool(losses.pop(_IS_FINITE))
+        if self.was_finite and number in self._own_updates:
+            self._own_updates[number]()(gradients)
         if not self.was_finite and phase.bank is not None:
             phase.bank.encode_again(item.batch.images.bank_row, item.batch.images.encoded)
         return losses
 
-    def graph(self, step: int) -> tf.Graph:
-        """Return the graph of the step that follows `step` steps."""
-        return self._of_phases[self.phase(step)].get_concrete_function().graph
+    def graphs(self, step: int) -> list[tf.Graph]:
+        """Return the graphs of the step that follows `step` steps: of all of it, or without its update and of that."""
+        number = self.phase(step)
+        own_update = [self._own_updates[number]()] if number in self._own_updates else []
+        return [function.get_concrete_function().graph for function in (self._of_phases[number], *own_update)]
 
     def variables(self) -> dict[str, tf.Variable]:
         """Return all variables that steps change, except picture banks, by their names in a checkpoint."""
@@ -183,13 +197,17 @@ class TrainSteps:
             if phase.bank is not None and phase.keeps_bank:
                 phase.bank.restore(path)
 
-    def _train_batch(self, phase: Phase, batch: Batch) -> tuple[dict[str, tf.Tensor], Changed]:
-        """Run forward pass, backward pass and update; return the values that `run` returns, and the changed rows."""
-        with self._replicas.scope(f"step of the phase from {phase.first_step}"):
-            values, changed = self._train_on(phase, batch)
-            return values | self._replicas.sent_bytes(), changed
+    def _has_own_update(self, phase: Phase) -> bool:
+        """Return whether the update is a function of its own, see Updates.function."""
+        return phase.gradients.are_many and self.loss_scale is None
 
-    def _train_on(self, phase: Phase, batch: Batch) -> tuple[dict[str, tf.Tensor], Changed]:
+    def _train_batch(self, phase: Phase, batch: Batch) -> _Results:
+        """Run forward pass, backward pass and, unless it is a function of its own, the update."""
+        with self._replicas.scope(f"step of the phase from {phase.first_step}"):
+            values, changed, gradients = self._train_on(phase, batch)
+            return values | self._replicas.sent_bytes(), changed, gradients
+
+    def _train_on(self, phase: Phase, batch: Batch) -> _Results:
         variables = [v.value for v in phase.trained.values()]
         state = ForwardState(self._named, self._model.all_trainable())
         with tf.GradientTape(watch_accessed_variables=False) as tape:
@@ -214,12 +232,12 @@ class TrainSteps:
             values["gradient_norm"] = self._exchange.norm(gradients, phase.gradients.variables)
             gradients, _ = tf.clip_by_global_norm(gradients, limit, use_norm=values["gradient_norm"])
         step = tf.cast(self.number.assign_add(1), tf.int32)
-        by_name = dict(zip(phase.gradients.names, gradients, strict=True))
+        by_name = {name: g for name, g in zip(phase.gradients.names, gradients, strict=True) if g is not None}
         changed = self.changed_rows.before_update(by_name)
         self._update(phase, by_name, step, state, batch, values)
         if self.loss_scale is not None:
             values["loss_scale"] = tf.convert_to_tensor(self.loss_scale.value)
-        return values, changed
+        return values, changed, by_name if self._has_own_update(phase) else {}
 
     def _update(
         self,
@@ -244,8 +262,10 @@ class TrainSteps:
 
         def apply() -> None:
             def update() -> None:
-                self._apply(phase.gradients.by_variable(gradients), step)
+                self._updates.apply(phase, gradients, step)
 
+            if self._has_own_update(phase):
+                return
             if scale is None:
                 update()
             else:
@@ -269,19 +289,3 @@ class TrainSteps:
         are_finite = tf.math.is_finite(values["loss"]) & state.is_finite() & are_usable
         values[_IS_FINITE] = self._exchange.on_all(are_finite)
         tf.cond(values[_IS_FINITE], apply, take_back)
-
-    def _apply(self, gradients: dict[str, Gradient], step: tf.Tensor) -> None:
-        def update() -> None:
-            for optimizer, names in self.optimizers:
-                used = [name for name in names if gradients.get(name) is not None]
-                if used:
-                    optimizer.apply([gradients[name] for name in used], [self.trained[name] for name in used])
-                else:
-                    # The learning rate follows the steps of the training, even before the variables are unfrozen.
-                    optimizer.iterations.assign_add(1)
-
-        if self.average is None:
-            update()
-            return
-        rows = {name: g.indices for name, g in gradients.items() if isinstance(g, tf.IndexedSlices)}
-        self.average.around(update, rows, step)
