@@ -162,22 +162,23 @@ def write_config(folder, num_features, num_towers):
     return load_pipeline(str(folder / "test.config"))
 
 
-def num_operations(graph):
-    """Those of the graph and of the functions that it calls."""
-    definition = graph.as_graph_def()
-    return len(definition.node) + sum(len(function.node_def) for function in definition.library.function)
+def num_operations(*graphs):
+    """Those of graphs and of the functions that they call."""
+    definitions = [graph.as_graph_def() for graph in graphs]
+    functions = [function for definition in definitions for function in definition.library.function]
+    return sum(len(d.node) for d in definitions) + sum(len(function.node_def) for function in functions)
 
 
 def test_operations_per_feature_and_tower(tmp_path):
-    """A feature costs its look-up, and the rows of its table and slots; a tower its products of matrices."""
+    """A feature costs its look-up, and the rows of its table and slots; a tower its four variables with slots."""
     sizes = {}
     for num_features, num_towers in ((8, 16), (16, 16), (8, 20)):
         pipeline = write_config(tmp_path / f"{num_features}_{num_towers}", num_features, num_towers)
-        step = Trainer(pipeline).steps.graph(0)
+        step = Trainer(pipeline).steps.graphs(0)
         fields = tuple(f"f{i}" for i in range(num_features))
         parser = GroupRtpParser(pipeline.schema, ("click",), fields, 4).compiled.get_concrete_function()
-        sizes[num_features, num_towers] = num_operations(step), num_operations(parser.graph)
+        sizes[num_features, num_towers] = num_operations(*step), num_operations(parser.graph)
     of_feature = (np.array(sizes[16, 16]) - sizes[8, 16]) / 8
-    assert of_feature[0] <= 20
+    assert of_feature[0] <= 22
     assert of_feature[1] <= 1
-    assert (sizes[8, 20][0] - sizes[8, 16][0]) / 4 <= 80
+    assert (sizes[8, 20][0] - sizes[8, 16][0]) / 4 <= 30

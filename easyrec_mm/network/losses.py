@@ -7,7 +7,7 @@ from collections.abc import Callable, Hashable, Mapping, Sequence
 import tensorflow as tf
 
 from easyrec_mm.distribution.replicas import Replicas
-from easyrec_mm.network.layers.together import MANY
+from easyrec_mm.network.layers.together import are_many
 from easyrec_mm.protos.loss_pb2 import LossType
 from easyrec_mm.protos.model_pb2 import BayesTaskTower
 from easyrec_mm.schema import Task
@@ -91,7 +91,7 @@ def tower_losses(
     for tower, task in zip(towers, tasks, strict=True):
         kinds.setdefault(_kind(tower, task), []).append((tower, task))
     losses: dict[str, tf.Tensor] = {}
-    for members in (part for kind in kinds.values() for part in ([kind] if len(kind) >= MANY else zip(kind))):
+    for members in (part for kind in kinds.values() for part in ([kind] if are_many(len(kind)) else zip(kind))):
         settings, num_class = members[0][0], members[0][1].num_class
         label = _stacked([labels[task.label] for _, task in members])  # [S] of a single tower, or [T, S]
         flat_logits = tf.reshape(_stacked([logits[task.name] for _, task in members]), [-1, num_class])

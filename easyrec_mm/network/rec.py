@@ -20,7 +20,7 @@ from easyrec_mm.network.layers.dnn import DNN, ExpertMixture, dense, dnn_togethe
 from easyrec_mm.network.layers.embedding import FeatureEmbedding
 from easyrec_mm.network.layers.interaction import DotInteraction
 from easyrec_mm.network.layers.target_attention import TargetAttention
-from easyrec_mm.network.layers.together import MANY, are_together, dense_together, stacked
+from easyrec_mm.network.layers.together import are_many, are_together, dense_together, stacked
 from easyrec_mm.network.precision import FLOAT32
 from easyrec_mm.protos.model_pb2 import E2E_MM_DBMTL, BayesTaskTower, EasyRecModel, FeatureGroupConfig
 from easyrec_mm.schema import Attention, Schema, Task
@@ -133,7 +133,7 @@ class RecModel(Composite):
         return [
             list(of_role)
             for layers in kinds
-            if len(layers) >= MANY
+            if are_many(len(layers))
             for of_role in zip(*[layer.trainable_variables for layer in layers], strict=True)
         ]
 
@@ -265,7 +265,7 @@ def _parts(towers: list[BayesTaskTower], tasks: Sequence[Task]) -> list[list[int
     # Many of a kind come where the first of them does. The towers that the others are related to come before it, too,
     # because the order is one of levels.
     kinds = [(i, members[kind_of[towers[i].tower_name]]) for i in order]
-    return [kind if len(kind) >= MANY else [i] for i, kind in kinds if len(kind) < MANY or kind[0] == i]
+    return [kind if are_many(len(kind)) else [i] for i, kind in kinds if not are_many(len(kind)) or kind[0] == i]
 
 
 def task_outputs(task: Task, logits: tf.Tensor) -> dict[str, tf.Tensor]:

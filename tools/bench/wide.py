@@ -1,7 +1,7 @@
 """How long a training takes to start, by the number of its features and of its task towers.
 
 Each config is trained by the command in a process of its own: seconds from the start of the command to the end of the
-tenth step, processor seconds and the largest resident memory until then, and the nodes of the graph of a step, which
+tenth step, processor seconds and the largest resident memory until then, and the nodes of the graphs of a step, which
 another process counts. Of ten features, four are ids in text, one is an id by num_buckets, two are numbers, one is a
 bucketed number with a table, one is a list of tags, and one is a cross of two fields. Tables have 1000 rows of 16
 numbers, towers a layer of 32 units.
@@ -36,13 +36,14 @@ _KINDS = [
     ("STRING", f'feature_type: TagFeature separator: "," {_TABLE}'),
     ("STRING", f"feature_type: ComboFeature {_TABLE}"),
 ]
-# Counts the nodes of the graph of a step, functions included.
+# Counts the nodes of the graphs of a step, functions included.
 _COUNT = """
 import sys
 from easyrec_mm.config.pipeline import load_pipeline
 from easyrec_mm.training.trainer import Trainer
-graph = Trainer(load_pipeline(sys.argv[1])).steps.graph(0).as_graph_def()
-print(len(graph.node) + sum(len(function.node_def) for function in graph.library.function))
+graphs = [graph.as_graph_def() for graph in Trainer(load_pipeline(sys.argv[1])).steps.graphs(0)]
+functions = [function for graph in graphs for function in graph.library.function]
+print(sum(len(graph.node) for graph in graphs) + sum(len(function.node_def) for function in functions))
 """
 
 

@@ -33,9 +33,10 @@ def normalize_together(layers: Sequence[BatchNorm], x: tf.Tensor, training: bool
     first, dtype = layers[0], x.dtype
     x = tf.cast(x, tf.float32)
     of_names = [[getattr(layer, name) for layer in layers] for name in ("moving_mean", "moving_variance")]
-    statistics = [stacked(variables, "float32") for variables in of_names]  # [T, F] each
+    moving = [stacked(variables, "float32") for variables in of_names]  # [T, F] each
+    statistics = moving
     if training and first.trainable:
-        moving, statistics = statistics, first._moments(x, None)
+        statistics = list(first._moments(x, None))
         for variables, old, new in zip(of_names, moving, statistics, strict=True):
             values = tf.unstack(old * first.momentum + new * (1.0 - first.momentum))
             for variable, value in zip(variables, values, strict=True):

@@ -11,17 +11,22 @@ from collections.abc import Sequence
 import keras
 import tensorflow as tf
 
-# Layers of a kind from which on they are computed together. Fewer keep the last bits that they have one by one.
+# Number of layers of a kind, or of their losses, from which on they are computed together.
 MANY = 16
 
 
+def are_many(number: int) -> bool:
+    """Return whether that many of a kind are computed together; fewer keep the last bits that they have one by one."""
+    return number >= MANY
+
+
 def are_together(number: int) -> bool:
-    """Return whether that many layers of a kind are computed together.
+    """Return whether that many layers of a kind are computed together here.
 
     Outside of a graph they never are: layers create their variables there, when they are called for the first time,
     and the search for the first operation that is not finite names the layer.
     """
-    return number >= MANY and not tf.executing_eagerly()
+    return are_many(number) and not tf.executing_eagerly()
 
 
 def stacked(variables: Sequence[keras.Variable], dtype: str) -> tf.Tensor:
