@@ -171,6 +171,7 @@ def input_of(
     schema=SCHEMA,
     kept_fields=("user", "img_path"),
     worker=(0, 1),
+    exchange=None,
     task=None,
     **settings,
 ):
@@ -187,8 +188,9 @@ def input_of(
         schema = replace(schema, group_size_field="")
     records = records or BadRecords(None, 1.0)
     return Input(
-        data, schema, str(path), "train_input_path", records, training, None, kept_fields, worker=worker, task=task
-    )
+        data, schema, str(path), "train_input_path", records, training, None, kept_fields, worker=worker,
+        exchange=exchange, task=task,
+    )  # fmt: skip
 
 
 def values_of(batches):

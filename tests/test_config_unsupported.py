@@ -12,7 +12,7 @@ from easyrec_mm.protos.pipeline_pb2 import EasyRecConfig
 
 # What changes nothing here whatever its value is: it is left out with a note in any case.
 HARMLESS = {
-    "shard", "file_shard", "selected_col_types", "pai_worker_queue", "pai_worker_slice_num", "chief_redundant",
+    "shard", "selected_col_types", "pai_worker_queue", "pai_worker_slice_num", "chief_redundant",
     "max_partitions", "embedding_on_cpu", "tf_summary", "loss_name", "max_evals", "save_graph", "exports_to_keep",
     "placeholder_named_by_input", "filter_inputs", "sparse_accumulator_type", "startup_delay_steps", "is_profiling",
     "summary_model_vars", "protocol", "inter_op_parallelism_threads", "separate_save",

@@ -77,13 +77,41 @@ class ChunkReader:
           num_skipped: number of groups to leave out at the start of the first epoch, of all workers; none of pieces.
           first_epoch: the epoch to begin with.
         """
-        batches_at_once = -(-self._source.chunk_size // self._batch_size)
-        size = batches_at_once * self._batch_size * self._share.num_workers
+        size = self._chunk_size * self._share.num_workers
         if self._pieces is None:
             share = self._share if self._share.num_workers > 1 else None
             records = self._source.records(num_epochs, num_skipped, size, share, first_epoch)
         else:
             records = self._source.records_of(self._pieces, size)
+        return self._batches(records)
+
+    def batches_of_epoch(self, epoch: int, first: int, num_batches: int) -> tf.data.Dataset:
+        """Return a dataset like `batches` of so many batches of an epoch, of which the last ones may be empty.
+
+        Args:
+          epoch: the epoch.
+          first: number of groups to leave out at its start.
+          num_batches: number of batches.
+        """
+        size = self._chunk_size
+        num_places = num_batches * self._batch_size
+        records = self._source.records(epoch + 1, first, size, None, epoch)
+        padded = records.concatenate(tf.data.Dataset.from_tensors(self._source.nothing()).repeat())
+
+        def element(start: tf.Tensor, groups: tuple[Any, ...]) -> tuple[Any, ...]:
+            # As many epochs as the batches of the element have places.
+            return tf.fill([tf.minimum(num_places - start, size)], tf.constant(epoch, tf.int64)), *groups[1:]
+
+        starts = tf.data.Dataset.range(0, num_places, size)
+        return self._batches(tf.data.Dataset.zip((starts, padded)).map(element))
+
+    @property
+    def _chunk_size(self) -> int:
+        """Return the number of own groups in a chunk, a multiple of the batch size."""
+        return -(-self._source.chunk_size // self._batch_size) * self._batch_size
+
+    def _batches(self, records: tf.data.Dataset) -> tf.data.Dataset:
+        """Return a dataset of the batches in elements of the source."""
         chunks = records.map(self._read_packed, num_parallel_calls=self._num_threads, deterministic=True)
         places = chunks.flat_map(self._places_of_batches)
         return places.map(self._cut, num_parallel_calls=self._num_threads, deterministic=True)
@@ -162,13 +190,18 @@ class ChunkReader:
                    number of own records, number of own refused records, number of records of the first epoch
           and the values that `images_of_groups` returns
         """
-        limits = tf.stack([first, first + self._batch_size])
+        places = limits = tf.stack([first, first + self._batch_size])
+        if self._drops_remainder and self._share.num_workers == 1:
+            # The last batch of an epoch of own groups.
+            limits = tf.minimum(
+                limits, tf.size(chunk["records"]["row"], tf.int64) // self._batch_size * self._batch_size
+            )
         group_limits = tf.searchsorted(chunk["groups"]["record"], limits, out_type=tf.int64)
         refused_limits = tf.searchsorted(chunk["refused"]["record"], limits, out_type=tf.int64)
         refused = cut(chunk["refused"], refused_limits)
         origin = {"file": chunk["records"]["file"], "row": chunk["records"]["row"]}
         own_limits, epoch = tf.minimum(limits, tf.size(origin["row"], tf.int64)), chunk["records"]["epoch"]
-        global_limits = tf.minimum(limits * self._share.num_workers, tf.size(epoch, tf.int64))
+        global_limits = tf.minimum(places * self._share.num_workers, tf.size(epoch, tf.int64))
         epochs = tf.gather(epoch, [global_limits[0], global_limits[1] - 1])
         sample_limits = tf.gather(chunk["first_sample"], group_limits)
         groups = cut(chunk["groups"], group_limits)
@@ -188,6 +221,13 @@ class ChunkReader:
                 0,
             ),
         }
+
+
+def of_all_workers(rows: dict[str, Any], num_groups: int) -> dict[str, Any]:
+    """Return a batch of `ChunkReader.batches_of_epoch` with the number of groups in the batches of all workers."""
+    counts = rows["counts"].numpy()
+    counts[[2, 5]] = num_groups
+    return {**rows, "counts": tf.constant(counts)}
 
 
 def _specs(function: tf.types.experimental.PolymorphicFunction) -> Any:

@@ -12,26 +12,29 @@ import os
 import threading
 import zlib
 from collections import deque
-from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from functools import cached_property
+from functools import cached_property, partial
+from itertools import count
 from typing import Any
 
-import numpy as np
 import tensorflow as tf
 
 from easyrec_mm.data.arrivals import Arrivals
 from easyrec_mm.data.bad_records import BadRecords
 from easyrec_mm.data.batch import Batch, InputBatch
-from easyrec_mm.data.chunks import ChunkReader
+from easyrec_mm.data.chunks import ChunkReader, of_all_workers
+from easyrec_mm.data.contents import contents_of
+from easyrec_mm.data.group_counts import count_groups, estimate_groups
 from easyrec_mm.data.loading import BatchLoader, Pending
+from easyrec_mm.data.own_files import OwnFiles, meet
 from easyrec_mm.data.packed_pictures import find_tars
 from easyrec_mm.data.picture_bank import PictureBank
 from easyrec_mm.data.picture_reader import picture_reader
 from easyrec_mm.data.pictures import PictureLoader
 from easyrec_mm.data.stored_vectors import StoredVectors
-from easyrec_mm.files import FileInfo, is_remote, plain
-from easyrec_mm.files.waiting import reading, waiting
+from easyrec_mm.files import FileInfo
+from easyrec_mm.files.waiting import waiting
 from easyrec_mm.formats.data_files import DataFiles
 from easyrec_mm.formats.pieces import divide
 from easyrec_mm.formats.source import Order, Share, iterate
@@ -40,11 +43,6 @@ from easyrec_mm.protos.data_pb2 import DatasetConfig
 from easyrec_mm.schema import Schema
 from easyrec_mm.store.feature_vectors import VectorStores
 from easyrec_mm.tasks import Task
-
-# Bytes at the start, in the middle and at the end of a file that stand for its content.
-_CONTENT_BYTES = 4096
-# Limit of the bytes that are read only to count groups, which takes one or two seconds.
-_MOST_COUNTED_BYTES = 1 << 28
 
 
 class Input:
@@ -60,9 +58,16 @@ class Input:
       labels: label fields to read, by default all; () for prediction.
       kept_fields: further input fields to return in addition to the batch.
       vectors: stores of the vectors that features name by key; by default the current vectors of these stores.
-      worker: number of this worker, and number of all workers; each reads its share of every global batch.
+      worker: number of this worker, and number of all workers; each reads its share of every global batch, or in a
+        training with `data_config.file_shard` files of its own.
+      exchange: gives a text of this worker to all, and returns those of all; needed for files of their own.
       task: reads only this task's part of the files, once; the groups of a batch are of one file then, so that the
         batches of all tasks are, one behind the other, those of a single one.
+
+    Attributes:
+      source: the groups in the files.
+      own_files: what the workers have told each other if each reads files of its own; otherwise None.
+      vectors: as above.
 
       Raises:
         DataError: if a path matches no file, or a file cannot be read.
@@ -81,6 +86,7 @@ class Input:
         kept_fields: tuple[str, ...] = (),
         vectors: VectorStores | None = None,
         worker: tuple[int, int] = (0, 1),
+        exchange: Callable[[str], list[str]] | None = None,
         task: Task | None = None,
     ) -> None:
         self._data, self._schema = data, schema
@@ -89,14 +95,16 @@ class Input:
         self._labels = schema.labels if labels is None else labels
         self._kept_fields = kept_fields
         self._share = Share(*worker, self.batch_size)
-        selection = _selection(data, schema, training, self._labels, kept_fields, self._share.num_workers)
+        selection = _selection(data, schema, training, self._labels, kept_fields, worker)
         self._setting = setting
         with waiting(lambda: f"the files of {setting}"):
             self.source, self._files = open_source(data, schema, path, setting, selection)
         self._pieces = None
         if task is not None:
             sizes = [info.size for info in self._files.infos]
-            self._pieces = divide(sizes, self._count, task, self.batch_size)
+            counted = partial(count_groups, self.source, setting=setting)
+            self._pieces = divide(sizes, counted, task, self.batch_size)
+        self.own_files = self._meet(exchange) if selection.worker else None
         self._tars: dict[str, FileInfo] = {}
         if data.packed_images and schema.uses_image and isinstance(self._files, DataFiles):
             self._tars = find_tars(self._files)
@@ -112,18 +120,20 @@ class Input:
         """Return the number of groups per batch of all workers."""
         return self.batch_size * self._share.num_workers
 
-    def fingerprint(self, with_contents: bool = True) -> int:
+    def fingerprint(self, with_contents: bool = True, with_order: bool = True) -> int:
         """Return a number that changes with the files and with the settings that determine the order of their groups.
 
         Args:
           with_contents: whether other contents of the same size change it; some parts of each file stand for it.
+          with_order: whether these settings change it.
         """
-        with waiting(lambda: f"the contents of {self._setting}"):
-            parts = [
-                f"{info.path}:{info.size}" + (_content(info) if with_contents else "") for info in self._files.infos
-            ]
-        data = self._data
-        parts += [str(v) for v in (data.shuffle, self.source.order.buffer_size, data.seed)]
+        parts = [f"{info.path}:{info.size}" for info in self._files.infos]
+        if with_contents:
+            with waiting(lambda: f"the contents of {self._setting}"):
+                parts = [part + self._contents.get(file, "") for file, part in enumerate(parts)]
+        if with_order:
+            data = self._data
+            parts += [str(v) for v in (data.shuffle, self.source.order.buffer_size, data.seed)]
         return zlib.crc32("\n".join(parts).encode())
 
     def described_files(self) -> list[str]:
@@ -142,7 +152,7 @@ class Input:
 
         Args:
           num_epochs: how often the files are read; 0 means without end.
-          num_skipped: number of groups to leave out at the start of the first epoch.
+          num_skipped: number of groups of all workers to leave out at the start of the first epoch.
           first_step: the step that trains the first batch; a batch without samples is not a step.
           first_epoch: the epoch to begin with; earlier ones are not read.
           bank_of: step -> the picture bank that saves encoding pictures at that step.
@@ -151,12 +161,25 @@ class Input:
           DataError: if a file cannot be read to its end, or more records are bad than allowed.
         """
         arrivals = Arrivals(self._setting, self.source.files)
-        dataset = self.dataset(num_epochs, num_skipped, first_epoch)
-        yield from arrivals.awaited(self._batches(dataset, first_step, bank_of, arrivals))
+        rows = self._rows(num_epochs, num_skipped, first_epoch)
+        yield from arrivals.awaited(self._batches(rows, first_step, bank_of, arrivals))
+
+    def _rows(self, num_epochs: int, num_skipped: int, first_epoch: int) -> Iterator[dict[str, Any]]:
+        """Yield the rows of each batch; arguments as for `batches`."""
+        if self.own_files is None:
+            yield from iterate(self.dataset(num_epochs, num_skipped, first_epoch), self.source)
+            return
+        for epoch in range(first_epoch, num_epochs) if num_epochs else count(first_epoch):
+            place = self.own_files.epoch.place(num_skipped)
+            sizes = self.own_files.epoch.sizes_of_batches(place)
+            dataset = self._chunks.batches_of_epoch(epoch, place, len(sizes)).prefetch(self._data.prefetch_size)
+            for rows, size in zip(iterate(dataset, self.source), sizes, strict=True):
+                yield of_all_workers(rows, size)
+            num_skipped = 0
 
     def _batches(
         self,
-        dataset: tf.data.Dataset,
+        rows_of_batches: Iterator[dict[str, Any]],
         first_step: int,
         bank_of: Callable[[int], PictureBank | None],
         arrivals: Arrivals,
@@ -167,7 +190,7 @@ class Input:
             whole_check = pool.submit(self.source.check_whole, stop, self.files_read())
             try:
                 step = first_step
-                for rows, epochs_done in _with_epochs_done(iterate(dataset, self.source)):
+                for rows, epochs_done in _with_epochs_done(rows_of_batches):
                     pending.append(self._loader.begin(rows, epochs_done, step, bank_of(step), pool))
                     arrivals.begun(rows["origin"])
                     # Other workers may have samples.
@@ -200,43 +223,40 @@ class Input:
         return self._files.is_up_to_date()
 
     def estimate_groups(self) -> tuple[int, bool]:
-        """Return the number of groups in the files, and whether it is exact.
-
-        For large data that must be read to be counted, only some files are counted, and the number is extrapolated from
-        file sizes. These are always the same files, so that every start of a training finds the same number.
-
-        Raises:
-          DataError: if a file cannot be read.
-        """
-        sizes = [info.size for info in self._files.infos]
-        counted = list(range(len(sizes)))
-        if not self.source.counts_at_once and sum(sizes) > _MOST_COUNTED_BYTES:
-            # Files from the whole list, because files are often in the order of time.
-            order = np.random.default_rng(0).permutation(len(sizes))
-            num_files = 1 + int(np.searchsorted(np.cumsum([sizes[i] for i in order]), _MOST_COUNTED_BYTES // 4))
-            counted = sorted(int(i) for i in order[:num_files])
-        num_groups = self._count(counted)
-        if len(counted) == len(sizes):
-            return num_groups, True
-        return round(num_groups * sum(sizes) / max(sum(sizes[i] for i in counted), 1)), False
-
-    def _count(self, files: Sequence[int]) -> int:
-        try:
-            with waiting(lambda: f"the number of groups in {self._setting}"):
-                return self.source.count(files)
-        except tf.errors.OpError as error:
-            raise self.source.failure(error) or error from error
+        """Return the number of groups in the files, and whether it is exact; see estimate_groups."""
+        if self.own_files is not None:
+            return self.own_files.epoch.total, True
+        return estimate_groups(self.source, [info.size for info in self._files.infos], self._setting)
 
     def files_read(self) -> list[int]:
         """Return the indices of the files that are read, in part or whole."""
         if self._pieces is None:
-            return list(range(len(self.source.files)))
+            return self.source.order.files_of(len(self.source.files))
         return [piece.file for piece in self._pieces]
 
     def num_batches(self, num_groups: int) -> int:
-        """Return the number of global batches with that many groups; epochs may share a batch."""
+        """Return the number of global batches with the last so many groups of all epochs, which may share a batch."""
+        if self.own_files is not None:
+            return self.own_files.epoch.num_batches_of(num_groups)
         size = self.global_batch_size
         return num_groups // size if self._drops_remainder else -(-num_groups // size)
+
+    def batches_per_epoch(self, num_groups: int) -> float:
+        """Return the mean number of global batches of an epoch with that many groups."""
+        return self.own_files.epoch.num_batches() if self.own_files else num_groups / self.global_batch_size
+
+    def _meet(self, exchange: Callable[[str], list[str]] | None) -> OwnFiles:
+        """Return what the workers tell each other of their own files."""
+        own = self.files_read()
+        num_groups, contents = count_groups(self.source, own, self._setting), contents_of(self._files.infos, own)
+        return meet(self._share.number, num_groups, contents, self.batch_size, self._drops_remainder, exchange)
+
+    @cached_property
+    def _contents(self) -> Mapping[int, str]:
+        """Return what stands for the content of each file, by its index."""
+        return (
+            self.own_files.contents if self.own_files else contents_of(self._files.infos, range(len(self.source.files)))
+        )
 
     def spec(self) -> Batch:
         """Return the shapes and dtypes of the batches, for tf.function; see BatchLoader.spec."""
@@ -251,16 +271,9 @@ class Input:
     @cached_property
     def _chunks(self) -> ChunkReader:
         return ChunkReader(
-            self.source,
-            self._schema,
-            self._labels,
-            self._kept_fields,
-            self.batch_size,
-            self._drops_remainder,
-            self._num_threads,
-            self._share,
-            self._pieces,
-        )
+            self.source, self._schema, self._labels, self._kept_fields, self.batch_size, self._drops_remainder,
+            self._num_threads, None if self.own_files else self._share, self._pieces,
+        )  # fmt: skip
 
     @cached_property
     def _loader(self) -> BatchLoader:
@@ -284,21 +297,6 @@ class Input:
         return self._chunks.batches(num_epochs, num_skipped, first_epoch).prefetch(self._data.prefetch_size)
 
 
-def _content(info: FileInfo) -> str:
-    """Return a text that other contents change: the version of a remote file, a checksum of parts of a local one."""
-    if is_remote(info.path):
-        return info.version
-    checksum = 0
-    try:
-        with reading(info.path), open(plain(info.path), "rb") as file:
-            for position in (0, info.size // 2, info.size - _CONTENT_BYTES):
-                file.seek(max(0, position))
-                checksum = zlib.crc32(file.read(_CONTENT_BYTES), checksum)
-    except OSError:
-        return ""  # the error is told when the file is read
-    return str(checksum)
-
-
 def _with_epochs_done(batches: Iterable[dict[str, Any]]) -> Iterator[tuple[dict[str, Any], int]]:
     """Yield the rows of each batch and the number of epochs that are over with it, which the next batch tells."""
     previous: dict[str, Any] | None = None
@@ -318,10 +316,12 @@ def _selection(
     training: bool,
     labels: tuple[str, ...],
     kept_fields: tuple[str, ...],
-    num_workers: int,
+    worker: tuple[int, int],
 ) -> Selection:
     used = {*schema.fields_read(), *kept_fields}
     fields = tuple(name for name in schema.layout.sample_fields if name in used)
     read_labels = tuple(name for name in schema.labels if name in labels or name in kept_fields)
     order = Order(training and data.shuffle, data.seed, data.shuffle_buffer_size)
-    return Selection(read_labels, fields, order, data.batch_size * num_workers)
+    if training and data.file_shard and worker[1] > 1:
+        return Selection(read_labels, fields, order, data.batch_size, worker)
+    return Selection(read_labels, fields, order, data.batch_size * worker[1])

@@ -45,7 +45,11 @@ class RecordFiles:
 
     def __post_init__(self) -> None:
         self.files = self.data_files.names
-        self._compressions = _compressions(self.files)
+        self._read_files = self.order.files_of(len(self.files))
+        # Of the files that are read; the others are not opened.
+        self._compressions = [""] * len(self.files)
+        for index, compression in zip(self._read_files, self._find_compressions(), strict=True):
+            self._compressions[index] = compression
         self._is_copied = any(needs_copy(file) for file in self.files)
         self._copies_checked: set[str] = set()
         self._failure: DataError | None = None
@@ -85,6 +89,10 @@ class RecordFiles:
         places = tf.data.Dataset.from_tensor_slices((*self._with_next(file), first, end))
         return places.flat_map(read).map(lambda origin, row, record: (*origin, row, record))
 
+    def nothing(self) -> tuple[tf.Tensor, ...]:
+        """See Source.nothing."""
+        return tuple(tf.zeros([0], spec.dtype) for spec in self.record_specs)
+
     def read(self) -> Iterator[tuple[str, int, bytes]]:
         """Yield (file, row from 1, record) of one epoch without shuffling.
 
@@ -92,8 +100,9 @@ class RecordFiles:
           DataError: if a file cannot be read.
         """
         try:
-            for index, (file, compression) in enumerate(zip(self.files, self._compressions, strict=True)):
-                opened = self.open_file(self._opened_at(index), compression)
+            for index in self._read_files:
+                file = self.files[index]
+                opened = self.open_file(self._opened_at(index), self._compressions[index])
                 for row, record in enumerate(reading_each(file, opened.as_numpy_iterator()), 1):
                     yield file, row, record
         except tf.errors.OpError as error:
@@ -109,10 +118,10 @@ class RecordFiles:
         """See Source.failure; the error names the file and the last row that can be read."""
         if self._failure:
             return self._failure
-        for index, (file, compression) in enumerate(zip(self.files, self._compressions, strict=True)):
-            num_read = 0
+        for index in self._read_files:
+            file, num_read = self.files[index], 0
             try:
-                for _ in self.open_file(self._opened_at(index), compression):
+                for _ in self.open_file(self._opened_at(index), self._compressions[index]):
                     num_read += 1
             except tf.errors.OpError as file_error:
                 problem = tensorflow_reason(file_error.message)
@@ -125,7 +134,7 @@ class RecordFiles:
         _require_whole(first_truncated(packed, stop))
 
     def _epoch(self, epoch: tf.Tensor) -> tf.data.Dataset:
-        order = tf.range(len(self.files), dtype=tf.int64)
+        order = tf.constant(self._read_files, tf.int64)
         if self.order.is_shuffled:
             seed = tf.stack([tf.constant(self.order.seed, tf.int64), epoch])
             order = tf.random.experimental.stateless_shuffle(order, seed)
@@ -136,7 +145,7 @@ class RecordFiles:
         files = tf.data.Dataset.from_tensor_slices(self._with_next(order))
         if not self.order.is_shuffled:
             return files.flat_map(read_file)
-        open_files = min(NUM_OPEN_FILES, len(self.files))
+        open_files = min(NUM_OPEN_FILES, len(self._read_files))
         records = files.interleave(read_file, open_files, num_parallel_calls=open_files, deterministic=True)
         seed = tf.constant(self.order.seed, tf.int64) + epoch
         return records.shuffle(self.order.buffer_size, seed=seed, reshuffle_each_iteration=False)
@@ -178,23 +187,27 @@ class RecordFiles:
             self._copies_checked.add(file)
         return path
 
+    @property
+    def _read_names(self) -> list[str]:
+        """Return the paths of the files that are read."""
+        return [self.files[i] for i in self._read_files]
+
+    def _find_compressions(self) -> list[str]:
+        with ThreadPoolExecutor(16) as pool:
+            return list(pool.map(_compression, self._read_names))
+
 
 def _require_whole(truncated: str | None) -> None:
     if truncated:
         raise DataError(f"{truncated}: cannot be read to its end: the gzip file is truncated; write it again")
 
 
-def _compressions(files: list[str]) -> list[str]:
-    """Return TensorFlow's compression type of each file, according to its first bytes."""
-
-    def compression(file: str) -> str:
-        if needs_copy(file):
-            return "GZIP" if place_of(file).start(file, 2) == _GZIP_MAGIC else ""
-        try:
-            with reading(file), tf.io.gfile.GFile(file, "rb") as stream:
-                return "GZIP" if stream.read(2) == _GZIP_MAGIC else ""
-        except tf.errors.OpError as error:
-            raise DataError(f"{file}: cannot be read: {error.message}") from error
-
-    with ThreadPoolExecutor(16) as pool:
-        return list(pool.map(compression, files))
+def _compression(file: str) -> str:
+    """Return TensorFlow's compression type of a file, according to its first bytes."""
+    if needs_copy(file):
+        return "GZIP" if place_of(file).start(file, 2) == _GZIP_MAGIC else ""
+    try:
+        with reading(file), tf.io.gfile.GFile(file, "rb") as stream:
+            return "GZIP" if stream.read(2) == _GZIP_MAGIC else ""
+    except tf.errors.OpError as error:
+        raise DataError(f"{file}: cannot be read: {error.message}") from error

@@ -103,8 +103,8 @@ class GroupRtpSource(RecordFiles):
         """Return the number of columns that most of the first lines have; every line must have as many."""
         probe = [line for _, _, line in islice(self.read(), NUM_PROBE_LINES)]
         if not probe:
-            raise DataError(f"{', '.join(self.files[:3])}: no line of data; give files that hold groups")
-        return count_columns(self.files[0], probe, layout)
+            raise DataError(f"{', '.join(self._read_names[:3])}: no line of data; give files that hold groups")
+        return count_columns(self._read_names[0], probe, layout)
 
 
 @functools.lru_cache(maxsize=16)

@@ -57,11 +57,22 @@ class Chunk(NamedTuple):
 
 @dataclass(frozen=True)
 class Order:
-    """How an epoch is shuffled: not at all, or files and groups in an order that depends only on the seed and epoch."""
+    """How an epoch is read: as the files are, or files and groups in an order that depends only on the seed and epoch.
+
+    is_shuffled  whether they are shuffled
+    seed         the seed
+    buffer_size  number of groups that are shuffled at a time
+    files        indices of the files that are read; None for all
+    """
 
     is_shuffled: bool
     seed: int
     buffer_size: int
+    files: tuple[int, ...] | None = None
+
+    def files_of(self, num_files: int) -> list[int]:
+        """Return the indices of the files that are read, of `num_files` files."""
+        return list(range(num_files) if self.files is None else self.files)
 
 
 @dataclass(frozen=True)
@@ -107,7 +118,10 @@ class Files(Protocol):
 
 
 class Source(Protocol):
-    """The groups in an input's files, which are read in an order."""
+    """The groups in an input's files, which are read in an order.
+
+    Only the files of `order` are opened, whose indices are those in `files`.
+    """
 
     files: list[str]
     order: Order
@@ -143,6 +157,9 @@ class Source(Protocol):
 
         An element has `size` groups of one piece; the last element of each piece has the remaining ones.
         """
+
+    def nothing(self) -> tuple[Any, ...]:
+        """Return an element of `records` without groups."""
 
     def parse(self, *element: Any) -> Chunk:
         """Parse an element of `records`, and return its checked groups; runs within a graph."""

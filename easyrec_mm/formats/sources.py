@@ -10,6 +10,7 @@ from easyrec_mm.formats.data_files import DataFiles
 from easyrec_mm.formats.group_tensors import GroupTensors
 from easyrec_mm.formats.odps_rtp import OdpsGroupRtpSource
 from easyrec_mm.formats.odps_tables import OdpsTables
+from easyrec_mm.formats.own_files import own_files
 from easyrec_mm.formats.rtp_graph import GroupRtpSource
 from easyrec_mm.formats.source import Files, Order, Source
 from easyrec_mm.formats.table_files import TableSource
@@ -27,12 +28,31 @@ FLAT_BUFFER_BATCHES = 16
 
 @dataclass(frozen=True)
 class Selection:
-    """What to read: label fields, other fields, and in which order; `batch_size` is that of a global batch."""
+    """What to read.
+
+    labels      label fields
+    fields      other fields
+    order       order of the groups
+    batch_size  number of groups in a batch, of all workers unless each reads files of its own
+    worker      number of this worker, and number of all workers, if each reads files of its own
+    """
 
     labels: tuple[str, ...]
     fields: tuple[str, ...]
     order: Order
     batch_size: int = 1
+    worker: tuple[int, int] | None = None
+
+    def among(self, files: Files, setting: str) -> Selection:
+        """Return the same, with the worker's own files in its order.
+
+        Raises:
+          DataError: if there are fewer files than workers that each read files of their own.
+        """
+        if self.worker is None:
+            return self
+        own = own_files([info.size for info in files.infos], *self.worker, setting)
+        return replace(self, order=replace(self.order, files=own))
 
 
 def open_source(
@@ -46,10 +66,11 @@ def open_source(
     if data.input_type == DatasetConfig.OdpsGroupRTPInput:
         columns = [name.strip() for name in data.selected_cols.split(",")]
         tables = OdpsTables(path, setting, columns, schema.layout.column_separator)
+        selection = selection.among(tables, setting)
         source = OdpsGroupRtpSource(tables, schema, selection.labels, selection.fields, selection.order)
         return source, tables
     files = DataFiles(path, setting, local_copies(data.file_cache_dir, data.file_cache_gib))
-    return SOURCES[data.input_type](data, schema, files, selection), files
+    return SOURCES[data.input_type](data, schema, files, selection.among(files, setting)), files
 
 
 def _group_rtp(data: DatasetConfig, schema: Schema, files: DataFiles, selection: Selection) -> Source:

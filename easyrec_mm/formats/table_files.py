@@ -103,8 +103,12 @@ class TableSource:
     _first: tuple[str, pa.Schema] | None = field(default=None, init=False)
 
     def __post_init__(self) -> None:
-        if not any(len(table) for table in self._tables(range(len(self.files)))):
-            raise DataError(f"{', '.join(self.files[:3])}: no row of data; give files that hold groups")
+        self._read_files = self.order.files_of(len(self.files))
+        table = next((table for table in self._tables(self._read_files) if len(table)), None)
+        if table is None:
+            names = ", ".join(self.files[i] for i in self._read_files[:3])
+            raise DataError(f"{names}: no row of data; give files that hold groups")
+        self._no_rows = table.slice(0, 0)
 
     @property
     def chunk_size(self) -> int:
@@ -154,6 +158,14 @@ class TableSource:
         elements = tf.data.Dataset.counter().map(element, num_parallel_calls=2, deterministic=True)
         return elements.take_while(lambda epoch, *_: tf.size(epoch) > 0)
 
+    def nothing(self) -> tuple[Any, ...]:
+        """See Source.nothing."""
+        arrays = tf.nest.flatten(self._read([(0, self._no_rows)], None))
+        specs = tf.nest.flatten(self.record_specs)
+        tensors = [tf.constant(values, spec.dtype) for values, spec in zip(arrays, specs, strict=True)]
+        element: tuple[Any, ...] = tf.nest.pack_sequence_as(self.record_specs, tensors)
+        return element
+
     def parse(self, *element: Any) -> Chunk:
         """See Source.parse."""
         epoch, file, row, arrays = element
@@ -174,7 +186,7 @@ class TableSource:
     def texts(self) -> Iterator[tuple[str, int, TextGroup | Problem]]:
         """See Source.texts; rows that cannot be read come at their places, although readers yield them apart."""
         unreadable: deque[tuple[str, int, TextGroup | Problem]] = deque()
-        for table in self._tables(range(len(self.files))):
+        for table in self._tables(self._read_files):
             texts = self._texts_of(table)
             if PROBLEM in table.column_names and not table[PROBLEM].null_count:
                 unreadable.extend(texts)
@@ -224,10 +236,10 @@ class TableSource:
     def _epoch(self, epoch: int) -> Iterator[pa.Table]:
         """Yield the tables of an epoch, in its order, with columns _FILE and ROW."""
         if not self.order.is_shuffled:
-            yield from _one_ahead(self._tables(range(len(self.files))))
+            yield from _one_ahead(self._tables(self._read_files))
             return
         random = np.random.default_rng([self.order.seed, epoch])
-        waiting = deque(random.permutation(len(self.files)).tolist())
+        waiting = deque(self._read_files[i] for i in random.permutation(len(self._read_files)))
         opened: deque[Iterator[pa.Table]] = deque()
         held: list[pa.Table] = []
         while waiting or opened or held:

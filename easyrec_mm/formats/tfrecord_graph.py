@@ -179,7 +179,7 @@ class GroupTfRecordSource(RecordFiles):
         """Check the first record, and return whether it contains the size of its group."""
         file, row, record = next(self.read(), ("", 0, b""))
         if not row:
-            raise DataError(f"{', '.join(self.files[:3])}: no record of data; give files that hold groups")
+            raise DataError(f"{', '.join(self._read_names[:3])}: no record of data; give files that hold groups")
         try:
             features = tf.train.Example.FromString(record).features.feature
         except Exception as error:  # protobuf's own exception, which has no public name

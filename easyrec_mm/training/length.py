@@ -48,7 +48,7 @@ def training_length(config: EasyRecConfig, inputs: Input, step: int, groups_read
     if not (num_epochs or inputs.source.counts_at_once):
         return Length(limit, 0, None, is_exact=True)
     num_groups, is_exact = inputs.estimate_groups()
-    steps_per_epoch = num_groups / inputs.global_batch_size
+    steps_per_epoch = inputs.batches_per_epoch(num_groups)
     if not num_epochs:
         return Length(limit, 0, steps_per_epoch, is_exact=True)
     # Counted from the current position, because data that have changed are read from their start.

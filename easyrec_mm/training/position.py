@@ -1,17 +1,27 @@
-"""Where a training stands in its data."""
+"""Where a training stands in its data.
+
+If each worker reads files of its own, the groups that all have read determine the place at which each stands in its
+files, because they stand at the same one; see DividedEpoch.
+"""
 
 from __future__ import annotations
+
+from collections.abc import Container
 
 import tensorflow as tf
 
 from easyrec_mm.data.batch import InputBatch
 from easyrec_mm.data.input import Input
+from easyrec_mm.errors import ConfigError
+from easyrec_mm.files.folders import shown
 from easyrec_mm.runs.checkpoint_reader import checkpoint_shapes, restore
 
 # Names within a checkpoint; older checkpoints count batches, or do not know the size of an epoch.
 _GROUPS_READ, _BATCHES_READ = "progress/groups_read", "progress/batches_read"
 _EPOCH_SIZE = "progress/epoch_size"
 _FINGERPRINT = "progress/input_fingerprint"
+# Without the order of the groups, and the number of workers that read files of their own: these are not in older ones.
+_FILES, _NUM_WITH_OWN_FILES = "progress/files_fingerprint", "progress/num_with_own_files"
 
 
 class DataPosition:
@@ -26,6 +36,9 @@ class DataPosition:
         self._groups_read = tf.Variable(0, dtype=tf.int64, trainable=False)
         self._epoch_size = tf.Variable(0, dtype=tf.int64, trainable=False)  # 0 until an epoch is over
         self._fingerprint = tf.Variable(inputs.fingerprint(), dtype=tf.int64, trainable=False)
+        self._files = tf.Variable(inputs.fingerprint(with_order=False), dtype=tf.int64, trainable=False)
+        num_workers = inputs.own_files.num_workers if inputs.own_files else 0
+        self._num_with_own_files = tf.Variable(num_workers, dtype=tf.int64, trainable=False)
 
     @property
     def groups_read(self) -> int:
@@ -47,7 +60,13 @@ class DataPosition:
 
     def variables(self) -> dict[str, tf.Variable]:
         """Return what a checkpoint contains, by name."""
-        return {_GROUPS_READ: self._groups_read, _EPOCH_SIZE: self._epoch_size, _FINGERPRINT: self._fingerprint}
+        return {
+            _GROUPS_READ: self._groups_read,
+            _EPOCH_SIZE: self._epoch_size,
+            _FINGERPRINT: self._fingerprint,
+            _FILES: self._files,
+            _NUM_WITH_OWN_FILES: self._num_with_own_files,
+        }
 
     def restore(self, path: str) -> bool:
         """Go to the position of a checkpoint if the data are those that it was trained on, else to their start.
@@ -57,6 +76,7 @@ class DataPosition:
 
         Raises:
           CheckpointError: if the checkpoint contains no position, or cannot be read.
+          ConfigError: if it is within an epoch that was divided among the workers in another way.
         """
         shapes = checkpoint_shapes(path)
         counts_batches = _BATCHES_READ in shapes
@@ -67,7 +87,33 @@ class DataPosition:
         is_same = int(saved) == self._input.fingerprint(with_contents=not counts_batches)
         if counts_batches:
             self._groups_read.assign(self._groups_read * self._input.batch_size)
+        num_with_own_files = _read(path, shapes, _NUM_WITH_OWN_FILES)
+        if num_with_own_files != int(self._num_with_own_files):
+            # The order of the groups is another one in any case, and the next epoch may begin with it.
+            is_same |= _FILES in shapes and _read(path, shapes, _FILES) == int(self._files)
+            if is_same and self.place[1]:
+                raise ConfigError(self._refusal(path, num_with_own_files))
         if not is_same:
             self._groups_read.assign(0)
             self._epoch_size.assign(0)
         return is_same
+
+    def _refusal(self, path: str, num_with_own_files: int) -> str:
+        def described(num: int) -> str:
+            return f"{num} workers, each with files of its own" if num else "workers without files of their own"
+
+        return (
+            f"data_config.file_shard: {shown(path)} is of {described(num_with_own_files)}, within epoch "
+            f"{self.place[0]}, and this training of {described(int(self._num_with_own_files))}, so that some groups "
+            "would be read twice in this epoch and others not at all; go on as before, until a checkpoint at the end "
+            "of an epoch (train_config.save_checkpoints_epochs: 1), or begin another model_dir with "
+            "train_config.fine_tune_checkpoint"
+        )
+
+
+def _read(path: str, shapes: Container[str], name: str) -> int:
+    """Return an integer of a checkpoint; 0 if it does not contain it."""
+    value = tf.Variable(0, dtype=tf.int64, trainable=False)
+    if name in shapes:
+        restore(path, {name: value})
+    return int(value)

@@ -94,7 +94,7 @@ class Trainer:
         self.input = Input(
             self._config.data_config, self._schema, self._config.train_input_path, "train_input_path",
             self._bad_records, training=True, vectors=self._vectors,
-            worker=(self._replicas.number, self._replicas.num),
+            worker=(self._replicas.number, self._replicas.num), exchange=self._replicas.texts,
         )  # fmt: skip
         require_same_data(self.input, self._replicas)
         if self._schema.uses_image:
@@ -180,6 +180,8 @@ class Trainer:
             if length.is_exact and length.num_steps is not None and phase.first_step >= length.num_steps:
                 step_is_late = f"{phase.first_step} is past the last step ({length.describe()}); lower it"
                 raise ConfigError(f"{PLACE}.unfreeze_at_step: {step_is_late}")
+        if self.input.own_files is not None:
+            print(f"file_shard: {self.input.own_files.describe()}", flush=True)
         print(f"training: {length.describe()}" + (f"; {step:,} steps are done" if step else ""), flush=True)
         if length.num_steps is not None:
             self.steps.end_at(length.num_steps)
