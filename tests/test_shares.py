@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from unittest import mock
+
 import pytest
 from source_helpers import WRITERS, input_of, random_groups, values_of
 
 from easyrec_mm.data.bad_records import BadRecords
+from easyrec_mm.formats.table_readers import ParquetReader
 from easyrec_mm.training.position import DataPosition
 
 NUM_GROUPS = 203
@@ -84,6 +87,26 @@ def test_earlier_epochs_need_not_be_read(folder, kind, settings):
         assert values_of(found) == values_of(expected)
         for name in ("num_groups", "num_of_first_epoch", "epoch", "epochs_before", "epochs_done", "step"):
             assert [getattr(batch, name) for batch in found] == [getattr(batch, name) for batch in expected], name
+
+
+@pytest.mark.parametrize("shuffle", [False, True])
+def test_files_that_are_skipped_are_not_read(folder, shuffle):
+    """If their number of groups is known and their order is that of the groups; the batches are the same."""
+
+    def opened():
+        return input_of(
+            "GroupParquetInput", folder / "GroupParquetInput" / "*", training=True, records=BadRecords(None, 1.0),
+            batch_size=1, shuffle=shuffle, shuffle_buffer_size=50,
+        )  # fmt: skip
+
+    whole = list(opened().batches(num_epochs=2))
+    for num_skipped, num_files in ((0, 6), (89, 6), (90, 5), (91, 4), (95, 4), (NUM_GROUPS, 3), (NUM_GROUPS + 90, 3)):
+        inputs = opened()
+        with mock.patch.object(ParquetReader, "read", autospec=True, side_effect=ParquetReader.read) as read:
+            rest = list(inputs.batches(2, num_skipped))
+        assert values_of(rest) == values_of(whole[num_skipped:])
+        assert [batch.epoch for batch in rest] == [batch.epoch for batch in whole[num_skipped:]]
+        assert read.call_count == (6 if shuffle else num_files)
 
 
 def test_the_size_of_an_epoch_is_known_once_one_is_over(folder):

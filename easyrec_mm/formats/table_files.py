@@ -215,7 +215,25 @@ class TableSource:
     ) -> Iterator[list[tuple[int, pa.Table]]]:
         """Yield chunks of `size` rows each, as parts (epoch, rows) with rows of one epoch."""
         epochs = range(first_epoch, num_epochs) if num_epochs else count(first_epoch)
-        return _in_chunks(((epoch, table) for epoch in epochs for table in self._epoch(epoch)), num_skipped, size)
+        files, num_skipped = self._without_skipped(num_skipped)
+        tables = (
+            (epoch, table)
+            for epoch in epochs
+            for table in self._epoch(epoch, files if epoch == first_epoch else self._read_files)
+        )
+        return _in_chunks(tables, num_skipped, size)
+
+    def _without_skipped(self, num_skipped: int) -> tuple[list[int], int]:
+        """Return the files behind those of which all rows are skipped, and the number of rows that remain to skip."""
+        # Which shuffled rows come first depends on the tables in which they are read, so these are read.
+        if self.order.is_shuffled or not self.reader.counts_at_once:
+            return self._read_files, num_skipped
+        for place, file in enumerate(self._read_files):
+            num_rows = self.count([file])
+            if num_rows > num_skipped:
+                return self._read_files[place:], num_skipped
+            num_skipped -= num_rows
+        return [], num_skipped
 
     def _chunks_of(self, pieces: Sequence[Piece], size: int) -> Iterator[list[tuple[int, pa.Table]]]:
         """Yield chunks like `_chunks`, each of one piece."""
@@ -233,13 +251,13 @@ class TableSource:
         table = table.combine_chunks()
         return epochs, table[_FILE].to_numpy(), table[ROW].to_numpy(), self.groups.arrays(table)
 
-    def _epoch(self, epoch: int) -> Iterator[pa.Table]:
-        """Yield the tables of an epoch, in its order, with columns _FILE and ROW."""
+    def _epoch(self, epoch: int, files: Sequence[int]) -> Iterator[pa.Table]:
+        """Yield the tables of these files in the order of an epoch, with columns _FILE and ROW."""
         if not self.order.is_shuffled:
-            yield from _one_ahead(self._tables(self._read_files))
+            yield from _one_ahead(self._tables(files))
             return
         random = np.random.default_rng([self.order.seed, epoch])
-        waiting = deque(self._read_files[i] for i in random.permutation(len(self._read_files)))
+        waiting = deque(files[i] for i in random.permutation(len(files)))
         opened: deque[Iterator[pa.Table]] = deque()
         held: list[pa.Table] = []
         while waiting or opened or held:
