@@ -226,7 +226,7 @@ class ChunkReader:
 def of_all_workers(rows: dict[str, Any], num_groups: int) -> dict[str, Any]:
     """Return a batch of `ChunkReader.batches_of_epoch` with the number of groups in the batches of all workers."""
     counts = rows["counts"].numpy()
-    counts[[2, 5]] = num_groups
+    counts[[2, 5]] = num_groups  # all of them are of one epoch
     return {**rows, "counts": tf.constant(counts)}
 
 

@@ -7,9 +7,11 @@ each step all workers stand at the same place, or behind their last group.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from bisect import bisect_right
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import accumulate
 
 
 @dataclass(frozen=True)
@@ -44,24 +46,31 @@ class DividedEpoch:
 
     def num_read(self, place: int) -> int:
         """Return how many groups the workers have read when they stand at a place."""
-        return sum(min(number, place) for number in self.num_groups)
+        num_done = bisect_right(self._ascending, place)
+        return self._sums[num_done] + (len(self._ascending) - num_done) * place
 
     def place(self, num_read: int) -> int:
         """Return the place at which the workers stand when they have read so many groups, less than all."""
-        place, before = 0, 0
-        # Up to the size of the smallest worker all read on, from there on one fewer, and so on.
-        for num_left, number in zip(range(len(self.num_groups), 0, -1), sorted(self.num_groups), strict=True):
-            if num_read < before + (number - place) * num_left:
-                return place + (num_read - before) // num_left
-            before += (number - place) * num_left
-            place = number
-        return place
+        # The last worker that has read all its groups is the last one at whose end so many groups were read.
+        num_done = bisect_right(self._ascending, num_read, key=self.num_read)
+        return (num_read - self._sums[num_done]) // (len(self._ascending) - num_done)
 
-    def sizes_of_batches(self, place: int) -> list[int]:
-        """Return the number of groups of all workers in each batch from a place to the end of the epoch.
+    def sizes_of_batches(self, place: int) -> Iterator[int]:
+        """Yield the number of groups of all workers in each batch from a place to the end of the epoch.
 
         The last one counts the groups that are left out, too.
         """
-        places = [place + i * self.batch_size for i in range(self.num_batches(place))]
-        ends = [self.num_read(place) for place in places[1:]] + [self.total]
-        return [end - self.num_read(first) for first, end in zip(places, ends, strict=True)]
+        num_read = self.num_read(place)
+        for number in range(1, self.num_batches(place)):
+            before, num_read = num_read, self.num_read(place + number * self.batch_size)
+            yield num_read - before
+        yield self.total - num_read
+
+    @cached_property
+    def _ascending(self) -> list[int]:
+        return sorted(self.num_groups)
+
+    @cached_property
+    def _sums(self) -> list[int]:
+        """Return the sums of the first 0, 1, ... of `_ascending`."""
+        return list(accumulate(self._ascending, initial=0))

@@ -2,6 +2,7 @@
 
 The order of the data depends only on the config's seed and the epoch. A training that resumes from a checkpoint
 therefore continues reading where it stopped: it skips the batches that it has trained, at the speed of reading lines.
+Of several workers, each reads its share of all batches, or files of its own (own_files.py).
 
 ChunkReader (chunks.py) reads batches of rows; BatchLoader (loading.py) adds pixels and stored vectors to them.
 """
@@ -170,10 +171,11 @@ class Input:
             yield from iterate(self.dataset(num_epochs, num_skipped, first_epoch), self.source)
             return
         for epoch in range(first_epoch, num_epochs) if num_epochs else count(first_epoch):
-            place = self.own_files.epoch.place(num_skipped)
-            sizes = self.own_files.epoch.sizes_of_batches(place)
-            dataset = self._chunks.batches_of_epoch(epoch, place, len(sizes)).prefetch(self._data.prefetch_size)
-            for rows, size in zip(iterate(dataset, self.source), sizes, strict=True):
+            sizes = self.own_files.epoch
+            place = sizes.place(num_skipped)
+            batches = self._chunks.batches_of_epoch(epoch, place, sizes.num_batches(place))
+            rows_of_batches = iterate(batches.prefetch(self._data.prefetch_size), self.source)
+            for rows, size in zip(rows_of_batches, sizes.sizes_of_batches(place), strict=True):
                 yield of_all_workers(rows, size)
             num_skipped = 0
 
@@ -253,10 +255,9 @@ class Input:
 
     @cached_property
     def _contents(self) -> Mapping[int, str]:
-        """Return what stands for the content of each file, by its index."""
-        return (
-            self.own_files.contents if self.own_files else contents_of(self._files.infos, range(len(self.source.files)))
-        )
+        """Return what stands for the content of each file."""
+        infos = self._files.infos
+        return self.own_files.contents if self.own_files else contents_of(infos, range(len(infos)))
 
     def spec(self) -> Batch:
         """Return the shapes and dtypes of the batches, for tf.function; see BatchLoader.spec."""
