@@ -5,8 +5,10 @@ import numpy as np
 import pytest
 import tensorflow as tf
 from layer_helpers import random, randomise
+from thread_replicas import results_of_replicas
 
 from easyrec_mm.network.layers.backbones import BACKBONES
+from easyrec_mm.network.layers.batch_norm import BatchNorm
 from easyrec_mm.network.layers.fast_layers import DepthwiseConv, FusedBatchNorm, GroupedDepthwiseConv, with_fast_layers
 
 MOMENTUM, EPSILON, CHANNELS = 0.8, 1e-3, 5
@@ -83,6 +85,38 @@ def test_batch_norm_gradients():
         loss = tf.reduce_sum(((wide - mean) / tf.sqrt(variance + EPSILON) * gamma + beta) * upstream)
     for actual, expected in zip(gradients, tape.gradient(loss, [wide, gamma, beta]), strict=True):
         np.testing.assert_allclose(actual, expected, rtol=1e-4, atol=1e-5)
+
+
+def test_inputs_without_elements_have_no_gradients_and_keep_the_averages():
+    """As those of a worker that has no samples of the last batch."""
+    layer = BatchNorm(momentum=MOMENTUM, epsilon=EPSILON)
+    layer.build((None, CHANNELS))
+    weights = randomise(layer, seed=1)
+    with tf.GradientTape() as tape:
+        loss = tf.reduce_sum(layer(tf.zeros([0, CHANNELS]), training=True))
+    for gradient in tape.gradient(loss, [layer.gamma.value, layer.beta.value]):
+        np.testing.assert_array_equal(gradient, np.zeros(CHANNELS))
+    for path, value in weights.items():
+        now = next(v for v in layer.variables if v.path == path)
+        np.testing.assert_allclose(now, value, rtol=1e-6, err_msg=path)
+
+
+def test_common_statistics_are_those_of_the_replica_with_elements():
+    x = random(7, CHANNELS)
+
+    def normalise(replicas):
+        layer = BatchNorm(momentum=MOMENTUM, epsilon=EPSILON, name="bn")
+        layer.replicas = replicas if replicas.num > 1 else None
+        with replicas.scope("test"):
+            y = layer(x[: 7 * (replicas.number == 0)], training=True)
+        return y.numpy(), layer.moving_mean.numpy(), layer.moving_variance.numpy()
+
+    ((expected, *averages),) = results_of_replicas(1, normalise)
+    (of_first, *averages_of_first), (of_second, *averages_of_second) = results_of_replicas(2, normalise)
+    np.testing.assert_allclose(of_first, expected, atol=1e-5)
+    assert of_second.shape == (0, CHANNELS)
+    np.testing.assert_allclose(averages_of_first, averages, atol=1e-6)
+    np.testing.assert_array_equal(averages_of_second, averages_of_first)
 
 
 def test_batch_norm_without_scale_and_offset():

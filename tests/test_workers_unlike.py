@@ -48,6 +48,17 @@ def folder(tmp_path):
     return tmp_path
 
 
+def test_a_worker_without_samples(folder):
+    """Each has its own statistics; the first has all samples, and thus those of one process."""
+    text = (folder / "train.csv").read_text().splitlines(keepends=True)
+    (folder / "train.csv").write_text("".join(text[:21]))
+    settings = ["--set", "train_config.sync_batch_norm=false", "--set", "train_config.num_epochs=1"]
+    train(folder, "--model_dir", "one", *size(50), *settings)
+    statuses, outputs = run_two(folder, "--model_dir", "m", *size(25), *settings)
+    assert statuses == [0, 0], outputs
+    assert_same_weights(folder / "one", folder / "m", 1)
+
+
 def test_workers_that_find_other_data_are_refused(folder):
     other = folder / "other"
     other.mkdir()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import signal
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -17,7 +16,7 @@ from easyrec_mm.runs.progress import MetricsLog, Progress
 from easyrec_mm.training.evaluations import TrainingEvaluations
 from easyrec_mm.training.length import Length
 from easyrec_mm.training.save_times import SaveTimes
-from easyrec_mm.training.signals import Caught
+from easyrec_mm.training.signals import STOPPING, Caught
 from easyrec_mm.training.skipped import Skipped
 from easyrec_mm.training.step_log import Losses, StepLog
 from easyrec_mm.training.steps import TrainSteps
@@ -42,7 +41,8 @@ class Loop:
     bad_records  counts what could not be used
     skipped      counts of the steps that were skipped
     put_logs     uploads the logs of a remote model_dir from time to time
-    caught       the signal to stop
+    caught       the signal to stop this worker
+    stopped_by   the signal to stop all workers, on which they have agreed: `caught` changes at any time, on one of them
     """
 
     config: TrainConfig
@@ -62,6 +62,7 @@ class Loop:
     skipped: Skipped
     put_logs: Callable[[], None]
     caught: Caught
+    stopped_by: int | None = None
 
     def run(self, batches: Iterator[InputBatch], saved: str | None, to_evaluate: bool) -> tuple[str | None, str | None]:
         """Train to the end.
@@ -72,7 +73,7 @@ class Loop:
           to_evaluate: whether that was to be evaluated by an earlier start.
 
         Returns:
-          The path of the last checkpoint, and the reason for the end; None after a signal.
+          The path of the last checkpoint, and the reason for the end; None after a signal, which is `stopped_by` then.
         """
         first_step = saved_step = self._step
         reason = self._reason(first_step)  # from an earlier start
@@ -80,8 +81,8 @@ class Loop:
         if saved and self.replicas.first_says(is_missed):
             self._evaluate(saved, first_step)
             reason = self._reason(first_step)
-        is_stopped, _ = self._agreed(False)
-        while reason is None and not is_stopped:
+        self._agreed(False)
+        while reason is None and self.stopped_by is None:
             started_s = time.perf_counter()
             item = next(batches, None)
             if item is None:
@@ -92,28 +93,28 @@ class Loop:
             if losses is None:
                 continue
             self._report(item, losses, waited_s)
-            is_due = self.save_times.is_due(self._step, item.epochs_before, item.epochs_done)
-            is_stopped, is_due = self._agreed(is_due)
+            is_due = self._agreed(self.save_times.is_due(self._step, item.epochs_before, item.epochs_done))
             if is_due:
                 saved, saved_step = self._save_and_evaluate(), self._step
-                is_stopped, _ = self._agreed(False)
+                self._agreed(False)
             reason = self._reason(self._step, is_due)
         self.step_log.write(self._step)
-        return self._end(first_step, saved_step, saved, reason)
+        saved = self._end(first_step, saved_step, saved)
+        return saved, None if self.stopped_by else reason
 
-    def _end(
-        self, first_step: int, saved_step: int, saved: str | None, reason: str | None
-    ) -> tuple[str | None, str | None]:
-        """Save the last step and evaluate it, unless that is done or a signal has arrived; return as `run` does."""
+    def _end(self, first_step: int, saved_step: int, saved: str | None) -> str:
+        """Save the last step and evaluate it, unless that is done or a signal has arrived; return the checkpoint."""
+        self._agreed(False)
         step = self._step
         if step == first_step and saved is not None:
-            return saved, None if self.caught.number else reason
+            return saved
         if step != saved_step or saved is None:
-            saved = self.save(step, [], not self.caught.number)
-        if not self.caught.number:
+            saved = self.save(step, [], self.stopped_by is None)
+        if self.stopped_by is None:
             self.bad_records.check_all()
             self._evaluate(saved, step)
-        return saved, None if self.caught.number else reason
+            self._agreed(False)  # the evaluation may have been broken off
+        return saved
 
     @property
     def _step(self) -> int:
@@ -146,12 +147,13 @@ class Loop:
         self.finish_saving()
         self.forecast.time.evaluated(self.evaluations.run(checkpoint, step, self.log, self.progress, is_stopped))
 
-    def _agreed(self, is_due: bool) -> tuple[bool, bool]:
-        """Return whether a worker was told to stop, and whether the first one saves: all do so after the same step."""
-        stop, save = self.replicas.agree(self.caught.number or 0, is_due and self.replicas.number == 0)
-        if stop and not self.caught.number:
-            self.caught.number = signal.SIGTERM
-        return bool(stop), bool(save)
+    def _agreed(self, is_due: bool) -> bool:
+        """Agree on the signal to stop, and return whether the first worker saves: all do so after the same step."""
+        *counts, save = self.replicas.agree(
+            *(self.caught.number == number for number in STOPPING), is_due and self.replicas.number == 0
+        )
+        self.stopped_by = next((number for number, count in zip(STOPPING, counts, strict=True) if count), self.stopped_by)
+        return bool(save)
 
     def _reason(self, step: int, was_evaluated: bool = True) -> str | None:
         """Return why the training ends after a step: by its evaluations, or because it has done its num_steps."""

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
+from typing import Any
 
 import numpy as np
 import tensorflow as tf
@@ -184,7 +185,7 @@ def _of_cause(cause: Operation, part: WorkerPart) -> list[str]:
     lines = _of_samples(part, bad or [])
     for operand in cause.operands:
         if operand.value.ndim and operand.value.size and not operand.is_weight:
-            sizes = np.abs(operand.value.astype(np.float64).reshape(len(operand.value), -1)).max(axis=1)
+            sizes = np.abs(_by_rows(operand.value.astype(np.float64))).max(axis=1)
             rows = np.flatnonzero(sizes >= sizes.max() / 2)
             largest_samples = _samples_of_rows(rows, operand.value, cause.place, part)
             if largest_samples and len(largest_samples) < part.batch.num_samples:
@@ -196,12 +197,12 @@ def _suspicious(step: Step, part: WorkerPart) -> list[str]:
     """Return the numbers of the batch and of the weights that are far from what is usual, the farthest first."""
     lines = []
     for name, value in _numbers(part):
-        rows = np.abs(value.reshape(len(value), -1)).max(axis=1, initial=0.0)
+        rows = np.abs(_by_rows(value)).max(axis=1, initial=0.0)
         usual = float(np.median(np.abs(value))) if value.size else 0.0
         for row in np.argsort(-rows, kind="stable")[:_MOST_SHOWN]:
             sample = _sample_of(part, name, int(row))
             if is_far(float(rows[row]), usual) and sample is not None:
-                number = value.reshape(len(value), -1)[row]
+                number = _by_rows(value)[row]
                 far = float(number[np.abs(number).argmax()])
                 lines.append((float(rows[row]), f"  {name}: {far:.6g} in {_described(part, sample)}"))
     for name, value in step.weights.items():
@@ -275,7 +276,12 @@ def _bad_rows(values: NDArray[np.float32]) -> NDArray[np.int64]:
     """Return the rows with a number that is not finite."""
     if not values.ndim:
         return np.zeros(0, np.int64)
-    return np.flatnonzero(~np.isfinite(values.reshape(len(values), -1)).all(axis=1))
+    return np.flatnonzero(~np.isfinite(_by_rows(values)).all(axis=1))
+
+
+def _by_rows(values: NDArray[Any]) -> NDArray[Any]:
+    """Return values `[N, ...]` as `[N, M]`, also of the empty batch of a worker."""
+    return values.reshape(len(values), math.prod(values.shape[1:]))
 
 
 def _values(gradient: tf.Tensor | tf.IndexedSlices) -> tf.Tensor:

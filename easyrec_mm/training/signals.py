@@ -8,6 +8,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from types import FrameType
 
+# The signals that end a run.
+STOPPING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+
 
 class Caught:
     """The number of the first SIGINT, SIGTERM or SIGHUP; a second one ends the process as usual."""
@@ -30,9 +33,7 @@ def caught_signals(message: str) -> Iterator[Caught]:
         with suppress(OSError):
             os.write(2, f"\n{message}\n".encode())
 
-    numbers = [signal.SIGINT, signal.SIGTERM]
-    if signal.getsignal(signal.SIGHUP) != signal.SIG_IGN:
-        numbers.append(signal.SIGHUP)
+    numbers = [n for n in STOPPING if n != signal.SIGHUP or signal.getsignal(n) != signal.SIG_IGN]
     previous = {number: signal.signal(number, remember) for number in numbers}
     try:
         yield caught

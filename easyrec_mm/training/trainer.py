@@ -144,7 +144,7 @@ class Trainer:
                 with caught_signals(_STOPPING) as caught, self._saver.finished():
                     loop = self._loop(length, log, progress, caught)
                     saved, reason = loop.run(batches, saved, self._to_evaluate)
-                if caught.number is None:
+                if reason is not None:
                     log.write_line(END, int(self.steps.number), {"reason": reason})
             finally:
                 batches.close()
@@ -155,7 +155,7 @@ class Trainer:
         # together; workers that had ended well would be missed.
         self._replicas.agree(0)
         self._tell_end(first_step, reason)
-        return TrainResult(int(self.steps.number), saved and shown(saved), caught.number)
+        return TrainResult(int(self.steps.number), saved and shown(saved), loop.stopped_by)
 
     def _tell_end(self, first_step: int, reason: str | None) -> None:
         step = int(self.steps.number)

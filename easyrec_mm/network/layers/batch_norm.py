@@ -12,7 +12,10 @@ from easyrec_mm.network.layers.together import stacked
 
 
 class BatchNorm(keras.layers.BatchNormalization):
-    """Keras's BatchNormalization.
+    """Keras's BatchNormalization, but for inputs without elements, which keep the moving averages as they are.
+
+    A worker may have no samples of the last batch of an epoch, and all sequences of a batch may be empty. The mean of
+    nothing is NaN, as would be the gradients of `gamma`.
 
     Attributes:
       replicas: the replicas whose samples have common statistics in training; None for those of the replica alone.
@@ -22,10 +25,15 @@ class BatchNorm(keras.layers.BatchNormalization):
 
     def _moments(self, inputs: tf.Tensor, mask: tf.Tensor | None) -> tuple[tf.Tensor, tf.Tensor]:
         if self.replicas is None:
-            alone: tuple[tf.Tensor, tf.Tensor] = super()._moments(inputs, mask)
-            return alone
-        mean, variance, _ = self.replicas.moments(inputs, self._reduction_axes)
-        return mean, variance
+            mean, variance = super()._moments(inputs, mask)
+            is_empty = tf.equal(tf.size(inputs), 0)
+        else:
+            mean, variance, number = self.replicas.moments(inputs, self._reduction_axes)
+            is_empty = tf.equal(number, 0)
+        return (
+            tf.where(is_empty, tf.cast(self.moving_mean, mean.dtype), mean),
+            tf.where(is_empty, tf.cast(self.moving_variance, variance.dtype), variance),
+        )
 
 
 def normalize_together(layers: Sequence[BatchNorm], x: tf.Tensor, training: bool) -> tf.Tensor:
