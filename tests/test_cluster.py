@@ -46,6 +46,11 @@ def test_clusters_of_workers():
         ({"cluster": {"worker": ["a:1"]}, "task": {"type": "worker", "index": "x"}}, "the task is 'worker x', but"),
         ({"cluster": {"worker": ["a"]}, "task": {"type": "worker"}}, "'a' is not an address; give host:port"),
         ({"cluster": {"worker": ["a:70000"]}, "task": {"type": "worker"}}, "'a:70000' is not an address"),
+        ({"cluster": {"worker": ["a..b:1"]}, "task": {"type": "worker"}}, "'a..b:1' is not an address"),
+        ({"cluster": {"worker": ["grpc://a:1"]}, "task": {"type": "worker"}}, "'grpc://a:1' is not an address"),
+        ({"cluster": {"worker": ["a b:1"]}, "task": {"type": "worker"}}, "'a b:1' is not an address"),
+        ({"cluster": {"worker": ["a:\u0663"]}, "task": {"type": "worker"}}, "'a:\u0663' is not an address"),
+        ({"cluster": {"worker": ["a:1", "b:1"]}, "task": {"type": "worker", "index": True}}, "'worker True', but"),
         ({"cluster": {"worker": ["a:1", "a:1"]}, "task": {"type": "worker"}}, "two workers have the address a:1"),
         (
             {"cluster": {"worker": ["a:1"]}, "task": {"type": "worker", "index": 2}},
@@ -108,6 +113,25 @@ def test_a_first_worker_that_cannot_be_reached():
     workers = tuple(f"127.0.0.1:{free_port()}" for _ in range(2))
     with pytest.raises(UserError, match=rf"worker 0 \({workers[0]}\) cannot be reached within 1 s: .*refused"):
         meet(Cluster(workers, 1), {}, 1.0)
+
+
+def test_a_first_worker_with_the_address_of_this_one_under_another_name():
+    port = free_port()
+    with pytest.raises(UserError, match="worker 0 .* cannot be reached within 1 s: another worker answers there"):
+        meet(Cluster((f"localhost:{port}", f"127.0.0.1:{port}"), 1), {}, 1.0)
+
+
+def test_another_program_at_the_address_of_the_first_worker():
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+
+        def answer():
+            with listener.accept()[0] as connection:
+                connection.sendall(b"HTTP/1.1 400 Bad Request\r\n\r\n")
+
+        threading.Thread(target=answer, daemon=True).start()
+        workers = (f"127.0.0.1:{listener.getsockname()[1]}", f"127.0.0.1:{free_port()}")
+        with pytest.raises(UserError, match="worker 0 .* cannot be reached within 0.4 s: another program answers there"):
+            meet(Cluster(workers, 1), {}, 0.4)
 
 
 @pytest.mark.parametrize("listens", [True, False])

@@ -6,6 +6,7 @@ import difflib
 import itertools
 import json
 import os
+import re
 import socket
 import threading
 import time
@@ -75,7 +76,7 @@ def read_cluster(environment: Mapping[str, str] = os.environ) -> Cluster | None:
     places = [(kind, index) for kind in _KINDS for index in range(len(_addresses(cluster, kind)))]
     index = task.get("index", 0)
     place = (task.get("type"), int(index) if isinstance(index, str) and index.isdecimal() else index)
-    if place not in places:
+    if place not in places or type(place[1]) is not int:
         known = ", ".join(f"{kind} {index}" for kind, index in places) or "none"
         raise ConfigError(f"{VARIABLE}: the task is '{place[0]} {place[1]}', but the cluster has {known}")
     workers = tuple(address for kind in _KINDS for address in _addresses(cluster, kind))
@@ -114,9 +115,18 @@ def _addresses(cluster: dict[str, Any], kind: str) -> list[str]:
 
 def _host_and_port(address: str) -> tuple[str, int]:
     host, _, port = address.rpartition(":")
-    if not host or not port.isdecimal() or not 0 < int(port) < 1 << 16:
+    is_port = port.isascii() and port.isdecimal() and 0 < int(port) < 1 << 16
+    if not is_port or not _is_name(host):
         raise ConfigError(f"{VARIABLE}: '{address}' is not an address; give host:port, such as host0:2222")
     return host.strip("[]"), int(port)
+
+
+def _is_name(host: str) -> bool:
+    """Return whether the network may know a host by this name."""
+    try:
+        return bool(host.encode("idna")) and not re.search(r"[\s/@]", host)
+    except UnicodeError:  # such as an empty part between two dots
+        return False
 
 
 def meet(cluster: Cluster, facts: Mapping[str, str], limit_s: float) -> None:
@@ -211,8 +221,11 @@ def _consent(cluster: Cluster, facts: Mapping[str, str], deadline_s: float, limi
                 _send(connection, {"number": cluster.number, "facts": dict(facts)})
                 # The first worker may call an address until the end of its time.
                 connection.settimeout(max(0.0, deadline_s - time.monotonic()) + _CONNECT_S + _MESSAGE_S)
-                return str(_received(connection)["problem"])
-        except (OSError, ValueError, KeyError) as error:
+                message = _received(connection)
+            if "problem" not in message:
+                raise ValueError("another worker answers there")
+            return str(message["problem"])
+        except (OSError, ValueError) as error:
             if time.monotonic() + _RETRY_S > deadline_s:
                 raise UserError(
                     f"{cluster.name(0)} cannot be reached within {limit_s:g} s: {error}; look at its log, and at the "
@@ -250,10 +263,10 @@ def _unreachable(cluster: Cluster, number: int, deadline_s: float, limit_s: floa
     while True:
         try:
             with socket.create_connection(address, timeout=_CONNECT_S) as connection:
-                if _received(connection)["number"] == number:
+                if _received(connection).get("number") == number:
                     return ""
                 reason = "another worker answers there"
-        except (OSError, ValueError, KeyError) as error:
+        except (OSError, ValueError) as error:
             reason = f"{error}"
         if time.monotonic() + _RETRY_S > deadline_s:
             return (
@@ -306,7 +319,10 @@ def _received(connection: socket.socket) -> dict[str, Any]:
         if not part or len(content) > _MOST_BYTES:
             raise ValueError("the connection has ended")
         content += part
-    message = json.loads(content)
+    try:
+        message = json.loads(content)
+    except ValueError:
+        message = None
     if not isinstance(message, dict):
-        raise ValueError("not a message")
+        raise ValueError("another program answers there")
     return message
