@@ -8,6 +8,7 @@ import signal
 from pathlib import Path
 
 import pytest
+import tensorflow as tf
 from flow_helpers import copy_checkpoint
 from training_helpers import EACH_STEP, evaluated_training
 
@@ -96,15 +97,37 @@ def test_checkpoints_are_awaited_until_the_training_is_over(finished, model_dir,
 
 
 @pytest.mark.slow
-def test_a_training_begun_anew_is_evaluated_anew(model_dir, monkeypatch):
+@pytest.mark.parametrize("time", [0.0, 9e9])
+def test_a_training_begun_anew_is_evaluated_anew(model_dir, data, tmp_path, time):
+    """Whatever the clock of its machine says."""
     said: list[str] = []
     assert watcher(model_dir, said).run(0.0, Caught()) == "the training is over"
+    anew = evaluated_training(data, tmp_path / "anew", "", f"num_steps: 3 {EACH_STEP}")
+    anew.trainer.model.rec.weights[0].assign_add(tf.ones_like(anew.trainer.model.rec.weights[0]))
+    anew.run()
+    for step in (2, 3):
+        copy_checkpoint(anew.model_dir, step, model_dir)
     with (model_dir / "metrics.jsonl").open("a") as file:
         for kind, step in (("start", 1), ("end", 3)):
-            file.write(json.dumps({"kind": kind, "step": step, "time": 9e9}) + "\n")
-    monkeypatch.setattr("time.time", lambda: 9e9 + 1)
-    assert watcher(model_dir, said).run(0.0, Caught()) == "the training is over"
+            file.write(json.dumps({"kind": kind, "step": step, "time": time}) + "\n")
+    for _ in range(2):
+        assert watcher(model_dir, said).run(0.0, Caught()) == "the training is over"
     assert [line["step"] for line in watched(model_dir)] == [1, 2, 3, 2, 3]
+
+
+@pytest.mark.parametrize("time", [0.0, 9e9])
+def test_the_clock_of_the_training_does_not_matter(model_dir, time):
+    lines = [json.loads(line) for line in (model_dir / "metrics.jsonl").open()]
+    (model_dir / "metrics.jsonl").write_text("".join(json.dumps({**line, "time": time}) + "\n" for line in lines))
+    caught = Caught()
+
+    def say(message):
+        if len(watched(model_dir)) == 4:
+            caught.number = signal.SIGTERM  # it would never end
+
+    pipeline = pipeline_of(model_dir)
+    assert Watch(pipeline, pipeline.config.eval_input_path, say).run(0.0, caught) == "the training is over"
+    assert [line["step"] for line in watched(model_dir)] == [1, 2, 3]
 
 
 def test_it_stops_when_nothing_comes(model_dir, monkeypatch):

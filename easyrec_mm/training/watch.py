@@ -11,7 +11,7 @@ from pathlib import Path
 
 from easyrec_mm.config.pipeline import Pipeline
 from easyrec_mm.data.bad_records import BadRecords
-from easyrec_mm.errors import CheckpointError
+from easyrec_mm.errors import CheckpointError, DamagedCheckpointError
 from easyrec_mm.evaluation.evaluator import Evaluator, load_weights, vectors_of
 from easyrec_mm.evaluation.report import table, write_result
 from easyrec_mm.files import StorageError, is_remote
@@ -20,6 +20,7 @@ from easyrec_mm.network.model import MultimodalModel
 from easyrec_mm.network.precision import FLOAT32
 from easyrec_mm.runs.best_checkpoint import step_of
 from easyrec_mm.runs.checkpoint import Checkpoints
+from easyrec_mm.runs.checkpoint_index import read_index
 from easyrec_mm.runs.evaluations import END, EVAL, METRICS, START, read_lines
 from easyrec_mm.runs.model_dir import ModelDir
 from easyrec_mm.runs.progress import MetricsLog
@@ -31,6 +32,9 @@ WATCH_RESULT = "eval_watch_result.json"
 WATCH_BAD_RECORDS = "eval_watch_bad_records.jsonl"
 # Folder of event files, which TensorBoard shows as a separate run.
 WATCH_SUMMARIES = "eval_watch"
+# Key of a line: what tells a checkpoint from another one of the same step, which a training that was begun anew has
+# written. Times would not: the training may have another clock.
+DIGEST = "checkpoint_digest"
 # Seconds between two looks for new checkpoints, in a local folder and in a bucket.
 LOOK_EVERY_S, _LOOK_EVERY_REMOTE_S = 2.0, 20.0
 _SLEPT_AT_A_TIME_S = 0.2
@@ -114,21 +118,24 @@ class Watch:
 
     def _waiting(self) -> list[str]:
         """Return the checkpoints that are not evaluated yet, oldest first."""
-        starts = [line for line in read_lines(self.local / METRICS) if line["kind"] == START]
         done = {
-            int(line["step"])
+            (int(line["step"]), line.get(DIGEST))
             for line in read_lines(self.local / WATCH_METRICS)
             if line.get("eval_input_path") == self._path
-            # A restarted training overwrites checkpoints, and the new ones have not been evaluated.
-            and not any(start["step"] < line["step"] and start["time"] > line["time"] for start in starts)
         }
-        return [path for path in self._checkpoints.all() if path not in self._gone and step_of(path) not in done]
+
+        def is_done(path: str) -> bool:
+            # Lines of earlier versions have no digest.
+            return bool(done & {(step_of(path), None), (step_of(path), _digest(path))})
+
+        return [path for path in self._checkpoints.all() if path not in self._gone and not is_done(path)]
 
     def evaluate(self, checkpoint: str) -> None:
         """Evaluate a checkpoint and write its results, unless it has been deleted meanwhile."""
         name = Path(checkpoint).name
         try:
             self._folder.fetch_checkpoint(checkpoint)
+            digest = _digest(checkpoint)
             vectors = vectors_of(self._schema, checkpoint)
             step = load_weights(self._model, self._config, checkpoint)
         except (CheckpointError, StorageError):
@@ -143,7 +150,8 @@ class Watch:
         finally:
             vectors.close()
         self._say(f"{shown(checkpoint)} (step {step}):\n{table(results)}")
-        self._log.write_line(EVAL, step, {**results, "checkpoint": name, "eval_input_path": self._path})
+        names = {"checkpoint": name, DIGEST: digest, "eval_input_path": self._path}
+        self._log.write_line(EVAL, step, {**results, **names})
         self._log.write_summaries(EVAL, step, results)
         write_result(str(self.local / WATCH_RESULT), results)
         self._folder.forget_checkpoint(checkpoint)
@@ -156,3 +164,11 @@ class Watch:
             bad_records = BadRecords(str(self.local / WATCH_BAD_RECORDS), share)
             self._evaluator = Evaluator(self._model, self._config, self._path, "eval_input_path", bad_records, vectors)
         return self._evaluator
+
+
+def _digest(checkpoint: str) -> str:
+    """Return a hash of a checkpoint; "" if it is damaged, which its evaluation tells."""
+    try:
+        return str(read_index(checkpoint, with_values=False).digest)
+    except DamagedCheckpointError:
+        return ""
