@@ -179,6 +179,26 @@ def test_a_worker_that_does_not_end_after_a_failure_is_killed(monkeypatch):
     assert time.monotonic() - started_s < 20
 
 
+def test_a_worker_that_a_forwarded_signal_ends_late_gets_no_second_one():
+    """The second one would end it while it saves."""
+    action = """
+if number:
+    numbers = []
+    signal.signal(signal.SIGTERM, lambda caught, _: numbers.append(caught))
+    print("ready", flush=True)
+    until = time.monotonic() + 20
+    while not numbers and time.monotonic() < until:
+        time.sleep(0.01)
+    time.sleep(1)
+    print("signals", len(numbers), flush=True)
+    sys.exit(143)
+time.sleep(1)
+os.kill(os.getppid(), signal.SIGTERM)
+time.sleep(20)
+"""
+    assert run(action, 2) == (143, ["[1] ready", "[1] signals 1"], [])
+
+
 def test_handlers_of_signals_are_put_back():
     before = [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)]
     run("", 1)

@@ -94,10 +94,11 @@ def _start(command: Sequence[str], environment: Mapping[str, str]) -> subprocess
 def _wait(processes: Sequence[subprocess.Popen[str]], signals: list[int]) -> list[int]:
     """Wait for all processes, and forward the signals that arrive; return the statuses in the order of their ends."""
     statuses, running = [], list(processes)
-    kill_at_s = None
+    kill_at_s, are_told = None, False
     while running:
         for number in signals[:]:
             signals.remove(number)
+            are_told = True
             for process in running:
                 process.send_signal(number)
         ended = [process for process in running if process.poll() is not None]
@@ -105,7 +106,8 @@ def _wait(processes: Sequence[subprocess.Popen[str]], signals: list[int]) -> lis
         statuses += [process.returncode for process in ended]
         if any(process.returncode for process in ended) and kill_at_s is None:
             kill_at_s = time.monotonic() + END_S
-            for process in running:
+            # A second signal would end at once those that a forwarded one has told to save and end.
+            for process in () if are_told else running:
                 process.terminate()
         if kill_at_s is not None and time.monotonic() > kill_at_s:
             for process in running:
