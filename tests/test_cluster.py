@@ -130,7 +130,9 @@ def test_another_program_at_the_address_of_the_first_worker():
 
         threading.Thread(target=answer, daemon=True).start()
         workers = (f"127.0.0.1:{listener.getsockname()[1]}", f"127.0.0.1:{free_port()}")
-        with pytest.raises(UserError, match="worker 0 .* cannot be reached within 0.4 s: another program answers there"):
+        with pytest.raises(
+            UserError, match="worker 0 .* cannot be reached within 0.4 s: another program answers there"
+        ):
             meet(Cluster(workers, 1), {}, 0.4)
 
 

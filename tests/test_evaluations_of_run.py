@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from easyrec_mm.config.best import Criterion
-from easyrec_mm.runs.evaluations import Evaluation, read_evaluations, standing_of, stop_reason
+from easyrec_mm.runs.evaluations import Evaluation, forget_later_steps, read_evaluations, standing_of, stop_reason
 
 AUC = Criterion("auc_click")
 LOSS = Criterion("log_loss_click", is_bigger=False)
@@ -33,6 +33,23 @@ def line(step: int, value: float | None, kind: str = "eval") -> dict:
 
 def start(step: int) -> dict:
     return {"kind": "start", "step": step, "time": 0.0}
+
+
+DAMAGED = [
+    "\x00\x17", "[]", "{}", '{"kind": "eval", "step": null}', '{"kind": "start", "step": "20"}',
+    '{"kind": "eval", "step": [1]}', '{"kind": "eval", "step": true}', '{"kind": "ev',
+]  # fmt: skip
+
+
+def test_damaged_lines_are_left_out_and_counted(tmp_path):
+    path = write(tmp_path / "metrics.jsonl", start(0), line(10, 0.6))
+    good = path.read_text()
+    path.write_text("\n".join(DAMAGED) + "\n" + good + '{"kind": "eval", "step": 20, "auc_click": "0.7"}\n{"kind": "ev')
+    assert read_evaluations(path, "auc_click") == [Evaluation(10, 0.6)]
+    assert forget_later_steps(path, 10) == len(DAMAGED)  # not the last line, which a kill leaves
+    assert path.read_text() == good
+    assert forget_later_steps(path, 10) == 0
+    assert forget_later_steps(tmp_path / "none", 10) == 0
 
 
 def test_lines_of_an_evaluation_are_read(tmp_path):

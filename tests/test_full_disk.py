@@ -11,6 +11,7 @@ from easyrec_mm.data.bad_records import BadRecord, BadRecords
 from easyrec_mm.evaluation.report import write_result
 from easyrec_mm.evaluation.summary import EvalResults
 from easyrec_mm.files import put_text
+from easyrec_mm.files.lock import locked
 from easyrec_mm.protos.pipeline_pb2 import EasyRecConfig
 from easyrec_mm.runs.evaluations import EVAL
 from easyrec_mm.runs.progress import MetricsLog
@@ -25,6 +26,15 @@ WRITERS = {
     "metrics": lambda path: MetricsLog(path, path.parent).write_line(EVAL, 1, {LONG: 1.0}),
     "bad records": lambda path: BadRecords(str(path), 1.0).add(1, 0, [BadRecord("group", "f", 1, "line", LONG)]),
 }
+
+
+def test_the_lock_of_a_folder_is_named(tmp_path):
+    with (
+        files_limited_to(0),
+        pytest.raises(OSError, match=f"File too large: '{tmp_path}/.lock'"),
+        locked(str(tmp_path), "x"),
+    ):
+        pass
 
 
 @pytest.mark.parametrize("write", WRITERS.values(), ids=WRITERS.keys())

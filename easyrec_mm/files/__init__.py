@@ -8,11 +8,9 @@ obstore (s3, oss, gs) or fsspec (all others). Code that needs files of this mach
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
-from easyrec_mm.files.paths import is_remote, join, place_name, plain, scheme_of
+from easyrec_mm.files.paths import is_remote, join, naming, place_name, plain, scheme_of
 from easyrec_mm.files.place import Place, place_of
 from easyrec_mm.files.storage import Content, Failure, FileInfo, StorageError
 from easyrec_mm.files.work_folder import work_folder
@@ -75,16 +73,6 @@ def put_text(path: str | Path, text: str) -> None:
             put(temporary, str(path))
         finally:
             temporary.unlink(missing_ok=True)
-
-
-@contextmanager
-def naming(path: str | Path) -> Iterator[None]:
-    """Name a file in errors that name none, as those of writing to a full disk, or only its temporary name."""
-    try:
-        yield
-    except OSError as error:
-        error.filename = str(path)
-        raise
 
 
 def written_at(path: str) -> Path:

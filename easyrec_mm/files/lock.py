@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from easyrec_mm.errors import UserError
-from easyrec_mm.files.paths import is_remote, plain
+from easyrec_mm.files.paths import is_remote, naming, plain
 
 LOCK = ".lock"
 # Errors of file systems that have no locks, as some network file systems.
@@ -71,8 +71,9 @@ class FolderLock:
             advice = "wait until it has ended, or choose another folder"
             raise UserError(f"{self._setting} '{self._name}': is in use by {holder}; {advice}")
         holder = f"process {os.getpid()} on {socket.gethostname()}, since {time.strftime('%Y-%m-%d %H:%M:%S')}\n"
-        os.ftruncate(self._descriptor, 0)
-        os.pwrite(self._descriptor, holder.encode(), 0)
+        with naming(self._folder / LOCK):
+            os.ftruncate(self._descriptor, 0)
+            os.pwrite(self._descriptor, holder.encode(), 0)
 
     def release(self) -> None:
         """Give the lock back."""

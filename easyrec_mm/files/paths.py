@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import os
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
 
 _SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*)://")
 # A local path as a URI: file:///folder/file, file://localhost/folder/file, or file:/folder/file, as Hadoop writes it.
@@ -45,3 +48,13 @@ def place_name(path: str) -> str:
 def inside(path: str) -> str:
     """Return the part of a path with a scheme after the bucket or server: folder/file."""
     return path.partition("://")[2].partition("/")[2]
+
+
+@contextmanager
+def naming(path: str | Path) -> Iterator[None]:
+    """Name a file in errors that name none, as those of writing to a full disk, or only its temporary name."""
+    try:
+        yield
+    except OSError as error:
+        error.filename = str(path)
+        raise

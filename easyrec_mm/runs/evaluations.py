@@ -54,17 +54,24 @@ def read_lines(path: Path) -> Iterator[dict[str, Any]]:
             line = json.loads(text)
         except ValueError:
             continue
-        if isinstance(line, dict) and "kind" in line and "step" in line:
+        if isinstance(line, dict) and "kind" in line and type(line.get("step")) is int:
             yield line
 
 
-def forget_later_steps(path: Path, step: int) -> None:
-    """Remove the lines of steps after `step` from a metrics file, except those that tell when trainings began."""
+def forget_later_steps(path: Path, step: int) -> int:
+    """Remove the lines of steps after `step` from a metrics file, except those that tell when trainings began.
+
+    Lines that cannot be read are removed, too. Their number is returned, without that of an incomplete last line, as a
+    kill leaves it.
+    """
+    if not path.exists():
+        return 0
     lines = list(read_lines(path))
     kept = [line for line in lines if line["kind"] == START or int(line["step"]) <= step]
-    text = "".join(json.dumps(line) + "\n" for line in kept)
-    if path.exists() and text != path.read_text(encoding="utf-8", errors="replace"):
+    text, before = "".join(json.dumps(line) + "\n" for line in kept), path.read_text(encoding="utf-8", errors="replace")
+    if text != before:
         put_text(path, text)
+    return max(0, before.count("\n") - len(lines))
 
 
 def read_evaluations(path: Path, metric: str) -> list[Evaluation]:
@@ -74,8 +81,8 @@ def read_evaluations(path: Path, metric: str) -> list[Evaluation]:
         step = int(line["step"])
         if line["kind"] == START:
             values = {earlier: value for earlier, value in values.items() if earlier <= step}
-        elif line["kind"] == EVAL and metric in line:
-            values[step] = line[metric]
+        elif line["kind"] == EVAL and isinstance(value := line.get(metric, ""), int | float | None):
+            values[step] = value
     return [Evaluation(step, values[step]) for step in sorted(values)]
 
 

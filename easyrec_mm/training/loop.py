@@ -152,7 +152,9 @@ class Loop:
         *counts, save = self.replicas.agree(
             *(self.caught.number == number for number in STOPPING), is_due and self.replicas.number == 0
         )
-        self.stopped_by = next((number for number, count in zip(STOPPING, counts, strict=True) if count), self.stopped_by)
+        self.stopped_by = next(
+            (number for number, count in zip(STOPPING, counts, strict=True) if count), self.stopped_by
+        )
         return bool(save)
 
     def _reason(self, step: int, was_evaluated: bool = True) -> str | None:

@@ -131,7 +131,9 @@ class Trainer:
         first_step = int(self.steps.number)
         length = self._length(first_step)
         self._saver.write_config()
-        forget_later_steps(self._model_dir / METRICS, first_step)
+        if damaged := forget_later_steps(self._model_dir / METRICS, first_step):
+            where = self._model_dir / METRICS
+            print(f"warning: {shown(str(where))}: {damaged} lines are damaged and are removed", flush=True)
         log = MetricsLog(self._model_dir / METRICS, self._model_dir)
         log.write_start(first_step)
         self._evaluations.go_on()
