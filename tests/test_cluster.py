@@ -117,7 +117,7 @@ def test_a_first_worker_that_cannot_be_reached():
 
 def test_a_first_worker_with_the_address_of_this_one_under_another_name():
     port = free_port()
-    with pytest.raises(UserError, match="worker 0 .* cannot be reached within 1 s: another worker answers there"):
+    with pytest.raises(UserError, match=r"worker 0 .* cannot be reached within 1 s: another worker answers there"):
         meet(Cluster((f"localhost:{port}", f"127.0.0.1:{port}"), 1), {}, 1.0)
 
 
@@ -131,7 +131,7 @@ def test_another_program_at_the_address_of_the_first_worker():
         threading.Thread(target=answer, daemon=True).start()
         workers = (f"127.0.0.1:{listener.getsockname()[1]}", f"127.0.0.1:{free_port()}")
         with pytest.raises(
-            UserError, match="worker 0 .* cannot be reached within 0.4 s: another program answers there"
+            UserError, match=r"worker 0 .* cannot be reached within 0.4 s: another program answers there"
         ):
             meet(Cluster(workers, 1), {}, 0.4)
 
