@@ -292,6 +292,13 @@ def refusal(capsys, *arguments, train=(BUCKET,)):
     return status, said.err.strip().split("\n")[-1]
 
 
+@pytest.mark.parametrize("path", ["/etc/easyrec-mm", "/etc/easyrec-mm/data"])
+def test_a_claim_where_the_config_is_mounted(folder, capsys, path):
+    status, message = refusal(capsys, "--claim", f"work:{path}")
+    assert status == 1
+    assert message == f"error: --claim: {path}: the config is mounted at /etc/easyrec-mm; choose another folder"
+
+
 @pytest.mark.parametrize("name", ["Ctr", "1ctr", "ctr-", "c_r", "c.r", "", "c" * 62, "a\nb"])
 def test_a_name_that_is_no_label(folder, capsys, name):
     status, message = refusal(capsys, "--name", name)
@@ -313,6 +320,9 @@ def test_the_longest_name(deploy, capsys, kind, workers, longest):
         ("--image", "", "argument --image: '' is not the name of an image"),
         ("--image", "a b", "argument --image: 'a b' is not the name of an image"),
         ("--gpus", "-1", "argument --gpus: '-1' is not a whole number, 0 or more"),
+        ("--gpus", "65", "argument --gpus: '65' is more than 64, the GPUs of a machine"),
+        ("--claim", "a..b:/w", "argument --claim: 'a..b' is not the name of a claim"),
+        ("--secret", "a.-b", "argument --secret: 'a.-b' is not the name of a Secret"),
         ("--cpu", "0", "argument --cpu: '0' is not a number of cores, such as 4 or 500m"),
         ("--cpu", "four", "argument --cpu: 'four' is not a number of cores"),
         ("--memory", "16", "argument --memory: '16' is not a size with its unit, such as 16Gi"),

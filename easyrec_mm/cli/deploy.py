@@ -25,12 +25,15 @@ HELP = "print the manifests with which Kubernetes trains on several workers"
 
 # A label of DNS that Services may have as name, and a name of DNS.
 _LABEL, _LABEL_LENGTH = re.compile(r"[a-z]([a-z0-9-]*[a-z0-9])?"), 63
-_NAME, _NAME_LENGTH = re.compile(r"[a-z0-9]([a-z0-9.-]*[a-z0-9])?"), 253
+_PART = r"[a-z0-9]([a-z0-9-]*[a-z0-9])?"
+_NAME, _NAME_LENGTH = re.compile(rf"{_PART}(\.{_PART})*"), 253
 _CPU = re.compile(r"[1-9]\d*m|\d+(\.\d+)?")
 _MEMORY = re.compile(r"(\d+(\.\d+)?)(Ki|Mi|Gi|Ti|k|M|G|T)")
 # Nodes may have to be started first, and Kubernetes waits up to 10 minutes before it starts a worker again.
 _WAIT = ("--wait_for_workers_s", "1800")
 _MOST_CONFIG_BYTES = 1 << 20
+# Each has a port of the container. No machine has more.
+_MOST_GPUS = 64
 
 _Claim = tuple[str, str]
 
@@ -44,7 +47,7 @@ def add_flags(parser: f.Parser) -> None:
     add("--name", metavar="N", help="name of all that is started (default: made from the name of the config file)")
     kinds = "job: a Job of Kubernetes (default); tfjob: a TFJob of Kubeflow's training operator"
     add("--kind", choices=["job", "tfjob"], default="job", help=kinds)
-    add("--gpus", metavar="N", type=f.not_negative, default=0, help="GPUs of each worker (default 0)")
+    add("--gpus", metavar="N", type=_gpus, default=0, help="GPUs of each worker (default 0)")
     add("--cpu", metavar="C", type=_cpu, help="cores of each worker, such as 4 or 500m")
     add("--memory", metavar="M", type=_memory, help="memory of each worker, such as 16Gi")
     claim = (
@@ -104,6 +107,8 @@ def _training(flags: f.Flags, own: tuple[str, ...]) -> Training:
     path, config = flags.pipeline_config, None
     if not is_remote(path) and not any(_is_below(plain(path), folder) for folder, _ in flags.claim):
         path, config = f"{CONFIG_FOLDER}/{CONFIG_FILE}", read_text(flags.pipeline_config)
+        if taken := [folder for folder, _ in flags.claim if _is_below(folder, CONFIG_FOLDER)]:
+            raise UserError(f"--claim: {taken[0]}: the config is mounted at {CONFIG_FOLDER}; choose another folder")
         if len(config.encode()) > _MOST_CONFIG_BYTES:
             raise UserError(
                 f"{flags.pipeline_config}: has more than 1 MiB, the limit of a ConfigMap; put it into a bucket, or "
@@ -182,6 +187,13 @@ def _image(text: str) -> str:
     if not text or re.search(r"\s", text):
         raise argparse.ArgumentTypeError(f"{text!r} is not the name of an image, such as registry.example.com/train:1")
     return text
+
+
+def _gpus(text: str) -> int:
+    number: int = f.not_negative(text)
+    if number > _MOST_GPUS:
+        raise argparse.ArgumentTypeError(f"{text!r} is more than {_MOST_GPUS}, the GPUs of a machine")
+    return number
 
 
 def _cpu(text: str) -> str:
