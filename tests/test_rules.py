@@ -57,7 +57,8 @@ MAY_IMPORT = {
     "embedding": "errors safe_text schema tasks spark files manifest features store formats runs data",
     "evaluation": "errors schema stable_hash tasks spark files manifest features store distribution config runs data "
     "network protos",
-    "training": "errors safe_text schema files features store distribution config runs data network evaluation protos",
+    "training": "exit_status errors safe_text schema files features store distribution config runs data network "
+    "evaluation protos",
     "export": "errors schema files manifest features store config formats data network evaluation protos",
     "worth": "errors pages files config formats runs data evaluation training protos",
     "stats": "errors safe_text pages schema stable_hash files features store config formats data grouping network "
