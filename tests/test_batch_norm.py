@@ -8,7 +8,7 @@ from layer_helpers import random, randomise
 from thread_replicas import results_of_replicas
 
 from easyrec_mm.network.layers.backbones import BACKBONES
-from easyrec_mm.network.layers.batch_norm import BatchNorm
+from easyrec_mm.network.layers.batch_norm import BatchNorm, normalize_together
 from easyrec_mm.network.layers.fast_layers import DepthwiseConv, FusedBatchNorm, GroupedDepthwiseConv, with_fast_layers
 
 MOMENTUM, EPSILON, CHANNELS = 0.8, 1e-3, 5
@@ -99,6 +99,17 @@ def test_inputs_without_elements_have_no_gradients_and_keep_the_averages():
     for path, value in weights.items():
         now = next(v for v in layer.variables if v.path == path)
         np.testing.assert_allclose(now, value, rtol=1e-6, err_msg=path)
+
+
+def test_layers_that_are_computed_together_keep_their_own_averages_without_elements():
+    layers = [BatchNorm(momentum=MOMENTUM, epsilon=EPSILON) for _ in range(2)]
+    for seed, layer in enumerate(layers):
+        layer.build((None, CHANNELS))
+        randomise(layer, seed=seed)
+    before = [layer.moving_mean.numpy() for layer in layers]
+    normalize_together(layers, tf.zeros([0, 2, CHANNELS]), training=True)
+    for layer, average in zip(layers, before, strict=True):
+        np.testing.assert_allclose(layer.moving_mean, average, rtol=1e-6)
 
 
 def test_common_statistics_are_those_of_the_replica_with_elements():

@@ -44,7 +44,9 @@ def normalize_together(layers: Sequence[BatchNorm], x: tf.Tensor, training: bool
     moving = [stacked(variables, "float32") for variables in of_names]  # [T, F] each
     statistics = moving
     if training and first.trainable:
-        statistics = list(first._moments(x, None))
+        # Those of nothing are the averages of the first layer, not of each.
+        is_empty = tf.equal(tf.size(x), 0) if first.replicas is None else False
+        statistics = [tf.where(is_empty, *pair) for pair in zip(moving, first._moments(x, None), strict=True)]
         for variables, old, new in zip(of_names, moving, statistics, strict=True):
             values = tf.unstack(old * first.momentum + new * (1.0 - first.momentum))
             for variable, value in zip(variables, values, strict=True):
