@@ -13,6 +13,7 @@ from typing import Any, TypeVar
 
 import pyarrow as pa
 from py4j.protocol import Py4JError
+from pyspark import SparkConf
 from pyspark.errors import PySparkException
 from pyspark.sql import SparkSession
 from pyspark.sql.pandas.types import from_arrow_schema
@@ -64,7 +65,7 @@ def _new_session(master: str, command: str) -> SparkSession:
     builder = SparkSession.builder.appName(f"easyrec-mm {command}")
     if master:
         builder = builder.master(master)
-    if master.startswith("local"):
+    if (master or SparkConf().get("spark.master") or "local").startswith("local"):
         # Local workers must run the same Python, with the same packages, as this process.
         os.environ.setdefault("PYSPARK_PYTHON", sys.executable)
         builder = builder.config("spark.executorEnv.PYTHONPATH", os.pathsep.join(filter(None, sys.path)))

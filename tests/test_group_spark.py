@@ -147,3 +147,15 @@ def test_a_cluster_that_cannot_be_reached(tmp_path):
     (line,) = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
     assert line.startswith("error: --engine spark: no session on 'nowhere': ")
     assert "Traceback" not in done.stderr
+
+
+def test_the_workers_of_this_machine_run_this_python(tmp_path):
+    """Without a master, Spark runs on this machine, where `python3` may be another one, without the packages."""
+    write_csv(tmp_path / "log.csv", GOOD)
+    command = [sys.executable, "-m", "easyrec_mm", "group", "--input", tmp_path / "log.csv", "--group_by", "item_id"]
+    command += ["--image_field", "img_path", "--output", tmp_path / "out", "--allow_missing_pictures"]
+    environment = {name: value for name, value in os.environ.items() if name != "PYSPARK_PYTHON"}
+    environment["PATH"] = "/usr/bin:/bin"
+    done = subprocess.run([*command, "--engine", "spark"], env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert list((tmp_path / "out").glob("part-*"))
