@@ -33,9 +33,17 @@ def small_backbone(shape: tuple[int, int, int]) -> keras.Model:
     return keras.Model(inputs, keras.layers.ReLU(name="relu")(x))
 
 
+SMALL = backbones.Entry(small_backbone, backbones.MINUS_ONE_TO_ONE)
+
+
 def use_small_backbone(monkeypatch) -> None:
     """Replace the demo's backbone."""
-    monkeypatch.setitem(backbones.BACKBONES, "ResNet-18", backbones.Entry(small_backbone, backbones.MINUS_ONE_TO_ONE))
+    monkeypatch.setitem(backbones.BACKBONES, "ResNet-18", SMALL)
+
+
+def use_small_backbone_alone() -> None:
+    """Replace the demo's backbone in a process of its own, to its end."""
+    backbones.BACKBONES["ResNet-18"] = SMALL
 
 
 def demo_flags(data: Path, model_dir: Path, **settings: object) -> list[str]:

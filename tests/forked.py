@@ -1,4 +1,8 @@
-"""Commands in processes of their own that start in no time: copies of a process that has imported TensorFlow."""
+"""Processes of their own that start in no time: copies of a process that has imported TensorFlow.
+
+They are for tests of kills, signals, limits and workers. Where importing TensorFlow is itself tested, or what a new
+interpreter does, subprocess is the way; where no process of its own is needed, easyrec_mm.cli.main.main.
+"""
 
 from __future__ import annotations
 
@@ -8,29 +12,39 @@ import os
 import signal
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
+
+import tensorflow as tf
 
 from easyrec_mm.cli.main import main
 
 _CONTEXT = multiprocessing.get_context("forkserver")
-_CONTEXT.set_forkserver_preload(["forked", "easyrec_mm.training.trainer", "easyrec_mm.distribution.joining"])
+_CONTEXT.set_forkserver_preload(
+    ["easyrec_mm.cli.main", "easyrec_mm.training.trainer", "easyrec_mm.distribution.joining"]
+)
 
 
-class Command:
-    """A command of easyrec-mm that runs in a folder; `constants` are values of constants of modules, by their paths."""
+class Process:
+    """A function that runs in a folder, in a process of its own.
+
+    Args:
+      function: what runs, with its arguments: of a module, or a functools.partial of such a function.
+      folder: working folder.
+      output: file of what it prints.
+      environment: variables in addition to those of this process.
+    """
 
     def __init__(
         self,
+        function: Callable[[], object],
         folder: Path,
-        arguments: list[str],
         output: Path,
         environment: Mapping[str, str] | None = None,
-        constants: Mapping[str, object] | None = None,
     ) -> None:
         self._output = output
-        arguments_of_run = folder, arguments, output, dict(environment or {}), dict(constants or {})
-        self._process = _CONTEXT.Process(target=_run, args=arguments_of_run)
+        self._process = _CONTEXT.Process(target=_run, args=(function, folder, output, dict(environment or {})))
         self._process.start()
 
     def poll(self) -> int | None:
@@ -53,22 +67,47 @@ class Command:
             raise TimeoutError(f"still running after {timeout_s} s: {self._output.read_text()}")
         return status, self._output.read_text()
 
-    def wait_for(self, path: Path, timeout_s: float = 60) -> None:
-        """Wait until it has made that file."""
+    def wait_for(self, path: Path, text: str = "", timeout_s: float = 60) -> None:
+        """Wait until it has made that file, with that text in it."""
         until = time.monotonic() + timeout_s
-        while not path.exists():
+        while not path.exists() or (text and text not in path.read_text()):
             assert self.poll() is None, self._output.read_text()
             assert time.monotonic() < until, self._output.read_text()
             time.sleep(0.005)
 
 
-def _run(
-    folder: Path, arguments: list[str], output: Path, environment: dict[str, str], constants: dict[str, object]
-) -> None:
-    os.chdir(folder)
+class Command(Process):
+    """A command of easyrec-mm that runs in a folder, see Process.
+
+    Args:
+      constants: values of constants of modules, by their paths.
+      prepare: is called before the command.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        arguments: Sequence[object],
+        output: Path,
+        environment: Mapping[str, str] | None = None,
+        constants: Mapping[str, object] | None = None,
+        prepare: Callable[[], object] | None = None,
+    ) -> None:
+        words = [str(argument) for argument in arguments]
+        super().__init__(partial(_command, words, dict(constants or {}), prepare), folder, output, environment)
+
+
+def _command(arguments: list[str], constants: dict[str, object], prepare: Callable[[], object] | None) -> int:
     for path, value in constants.items():
         module, _, name = path.rpartition(".")
         setattr(importlib.import_module(module), name, value)
+    if prepare is not None:
+        prepare()
+    return main(arguments)
+
+
+def _run(function: Callable[[], object], folder: Path, output: Path, environment: dict[str, str]) -> None:
+    os.chdir(folder)
     os.environ.update(environment)
     file = os.open(output, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
     sys.stdout.flush()
@@ -76,4 +115,6 @@ def _run(
         os.dup2(file, standard)
     # Python's own streams of this process may be those of the test that started it.
     sys.stdout, sys.stderr = os.fdopen(1, "w", buffering=1), os.fdopen(2, "w", buffering=1)
-    sys.exit(main(arguments))
+    # As in the process of the tests: optimizing graphs takes a large part of the time of short trainings.
+    tf.config.optimizer.set_experimental_options({"disable_meta_optimizer": True})
+    sys.exit(function())

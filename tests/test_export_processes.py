@@ -2,50 +2,47 @@
 
 from __future__ import annotations
 
+import io
+import os
 import re
+import resource
 import shutil
 import signal
-import subprocess
-import sys
+from contextlib import redirect_stderr, redirect_stdout
+from functools import partial
 from pathlib import Path
 
 import pytest
-from flow_helpers import KINDS, ROOT
+from flow_helpers import KINDS, ROOT, use_small_backbone_alone
+from forked import Command, Process
 
+from easyrec_mm.cli.main import main
+from easyrec_mm.export import folders
 from easyrec_mm.files.lock import LOCK
+from easyrec_mm.files.replace_folder import exchange
 from easyrec_mm.manifest import MANIFEST
 
-# With the small backbone, and without TensorFlow's optimization of graphs, which takes time.
-EXPORT = (
-    "import os, resource, signal, sys; sys.path.insert(0, 'tests'); sys.path.insert(0, 'samples')\n"
-    "import pytest, flow_helpers, easyrec_mm.cli.main as cli\n"
-    "import tensorflow as tf; from easyrec_mm.export import export\n"
-    "tf.config.optimizer.set_experimental_options({'disable_meta_optimizer': True})\n"
-    "flow_helpers.use_small_backbone(pytest.MonkeyPatch())\n"
-)
-# In the worst moment, when the first of three models has been put in place.
-KILLED = """
-from easyrec_mm.export import folders; from easyrec_mm.files.replace_folder import exchange
-folders.exchange = lambda new, place: exchange(new, place) and os.kill(os.getpid(), signal.SIGKILL)
-cli.main(sys.argv[1:])
-"""
 # An export without a limit of the size of files, and one for each limit to a folder of its own.
 LIMITS = (3_000, 60_000, 300_000)
-LIMITED = f"""
-signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-for most_bytes in {(-1, *LIMITS)}:
-    resource.setrlimit(resource.RLIMIT_FSIZE, (most_bytes, -1))
-    place = f"{{sys.argv[1]}}/{{most_bytes}}"
-    folders = [f"--{{flag}}_model_export_dir={{place}}/{{kind}}" for kind, flag in flow_helpers.KINDS.items()]
-    print("status", cli.main([*sys.argv[2:], *folders]), file=sys.stderr)
-"""
 
 
-def process(code, *arguments):
-    """Exit status and errors of exports in a new process."""
-    command = [sys.executable, "-c", EXPORT + code, *map(str, arguments)]
-    done = subprocess.run(command, cwd=ROOT, text=True, stderr=subprocess.PIPE, check=False)
-    return done.returncode, done.stderr
+def kill_in_the_worst_moment():
+    """When the first of three models has been put in place."""
+    use_small_backbone_alone()
+    folders.exchange = lambda new, place: exchange(new, place) and os.kill(os.getpid(), signal.SIGKILL)
+
+
+def export_with_limits(arguments, place):
+    use_small_backbone_alone()
+    signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    for most_bytes in (-1, *LIMITS):
+        flags = [f"--{flag}_model_export_dir={place / str(most_bytes) / kind}" for kind, flag in KINDS.items()]
+        resource.setrlimit(resource.RLIMIT_FSIZE, (most_bytes, -1))
+        # What it prints goes to a file, too.
+        with redirect_stdout(io.StringIO()) as printed, redirect_stderr(printed):
+            status = main([*arguments, *flags])
+        resource.setrlimit(resource.RLIMIT_FSIZE, (-1, -1))
+        print(f"{printed.getvalue()}\nstatus {status}")
 
 
 def contents(folder):
@@ -65,11 +62,14 @@ def test_kills_and_full_disks(exported, tmp_path):
     folder = tmp_path / "-1"
     shutil.copytree(exported.folder, folder)
     old = contents(folder)
-    assert process(KILLED, *exported.export_arguments(folder))[0] == -signal.SIGKILL
+    printed = tmp_path / "printed.txt"
+    process = Command(ROOT, exported.export_arguments(folder), printed, prepare=kill_in_the_worst_moment)
+    assert process.end()[0] == -signal.SIGKILL
     killed = contents(folder)
     assert set(old.items()) <= {(place_of(path), content) for path, content in killed.items()}
 
-    status, text = process(LIMITED, tmp_path, *exported.export_arguments(tmp_path))
+    limited = partial(export_with_limits, exported.export_arguments(tmp_path), tmp_path)
+    status, text = Process(limited, ROOT, printed).end()
     assert status == 0
     assert "Traceback" not in text
     _, first, *reports = re.split(r"^status (\d)$", text, flags=re.MULTILINE)

@@ -7,7 +7,6 @@ import io
 import json
 import shutil
 import signal
-import subprocess
 import sys
 from pathlib import Path
 
@@ -15,7 +14,8 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import tensorflow as tf
-from flow_helpers import ROOT, copy_checkpoint, demo_flags, make_data, run, use_small_backbone
+from flow_helpers import ROOT, copy_checkpoint, demo_flags, make_data, run, use_small_backbone, use_small_backbone_alone
+from forked import Command
 from full_disk import files_limited_to
 from reference import HARMLESS_EDITS, reference_config, write_config
 from reference_data import write_reference_data
@@ -333,32 +333,16 @@ def test_check_shows_what_it_understood(data, tmp_path, capsys):
     assert "group size 'images/" in capsys.readouterr().out
 
 
-def command(*arguments) -> list[str]:
-    """The command line as a process of its own, with the small backbone."""
-    code = (
-        "import sys; sys.path[:0] = ['tests', 'samples'];"
-        "import flow_helpers as f; import easyrec_mm.network.layers.backbones as t;"
-        "t.BACKBONES['ResNet-18'] = t.Entry(f.small_backbone, t.MINUS_ONE_TO_ONE);"
-        "from easyrec_mm.cli.main import main; sys.exit(main(sys.argv[1:]))"
-    )
-    return [sys.executable, "-c", code, *map(str, arguments)]
-
-
 @pytest.mark.slow
 def test_a_signal_saves_and_says_how_to_go_on(data, tmp_path):
     """As a process of its own; the test of continued training has SIGINT."""
     flags = demo_flags(data, tmp_path / "m", train_config__num_epochs=10000)
-    process = subprocess.Popen(
-        command("train", *flags), cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
-    )
-    output = ""
-    for line in process.stdout:
-        output += line
-        if "train step 3" in line:
-            break
+    printed = tmp_path / "output.txt"
+    process = Command(ROOT, ["train", *flags], printed, prepare=use_small_backbone_alone)
+    process.wait_for(printed, "train step 3")
     process.send_signal(signal.SIGTERM)
-    output += process.communicate(timeout=60)[0]
-    assert process.returncode == 128 + signal.SIGTERM, output
+    status, output = process.end(60)
+    assert status == 128 + signal.SIGTERM, output
     assert "continue with: easyrec-mm train --pipeline_config" in output
     assert "Traceback" not in output
     saved = list((tmp_path / "m").glob("*.index"))

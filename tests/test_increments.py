@@ -2,15 +2,14 @@
 
 import re
 import shutil
-import subprocess
-import sys
-import textwrap
 import time
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import pytest
 import tensorflow as tf
+from forked import Process
 from increment_helpers import Tables, assert_equal, size_of
 from training_helpers import EACH_STEP, Training, evaluated_training, optimizer, use_backbone_of_three_stages
 
@@ -168,31 +167,24 @@ def test_a_kill_while_an_increment_is_written(tmp_path, monkeypatch, function, i
     assert_equal(tables.restored(again), tables.values())
 
 
-KILLED = """
-    import sys
-    sys.path[:0] = [{tests!r}]
-    from increment_helpers import Tables
-    from easyrec_mm.runs.checkpoint import Checkpoints
-    tables, checkpoints = Tables(num_rows=20000, seed=int(sys.argv[1])), Checkpoints({folder!r}, keep=2)
+def save_without_end(folder, seed):
+    tables, checkpoints = Tables(num_rows=20000, seed=seed), Checkpoints(folder, keep=2)
     for step in range(10**6):
         changed = tables.change(200)
         tables.save(checkpoints, step, changed if step % 3 else None)
         print(step, tables.values()["embedding/user"].sum(), flush=True)
-"""
 
 
 @pytest.mark.slow
 def test_kills_at_any_time(tmp_path):
     """What was saved last before SIGKILL can be restored; what was being written is not listed or whole."""
-    script = textwrap.dedent(KILLED).format(tests=str(Path(__file__).parent), folder=str(tmp_path))
-    rng = np.random.default_rng(0)
+    rng, printed = np.random.default_rng(0), tmp_path / "printed.txt"
     for seed in range(3):
-        process = subprocess.Popen([sys.executable, "-c", script, str(seed)], stdout=subprocess.PIPE, text=True)
-        lines = [process.stdout.readline() for _ in range(rng.integers(4, 12))]
+        process = Process(partial(save_without_end, str(tmp_path), seed), tmp_path, printed)
+        process.wait_for(printed, f"\n{rng.integers(3, 11)} ")
         time.sleep(rng.uniform(0, 0.1))  # a save takes about as long
         process.kill()
-        lines += process.stdout.readlines()
-        process.wait()
+        lines = process.end()[1].splitlines(keepends=True)
         sums = dict(line.split() for line in lines if line.endswith("\n"))
         checkpoints = Checkpoints(str(tmp_path))
         values, path, problems = newest_whole(checkpoints.listed(), Tables(num_rows=20000).restored)

@@ -73,12 +73,12 @@ def test_every_global_batch_is_a_step_of_all_workers(folder):
 @pytest.mark.parametrize("settings", [{"shuffle": True}, {"shuffle": False}])
 def test_earlier_epochs_need_not_be_read(folder, kind, settings):
     """Batches of later epochs are the same whether earlier ones are read and left out, or not read."""
+    inputs = input_of(
+        kind, folder / kind / "*", training=True, records=BadRecords(None, 1.0), batch_size=16, shuffle_buffer_size=50,
+        **settings,
+    )  # fmt: skip
 
     def batches(first_epoch, num_skipped, num_epochs=3):
-        inputs = input_of(
-            kind, folder / kind / "*", training=True, records=BadRecords(None, 1.0), batch_size=16,
-            shuffle_buffer_size=50, **settings,
-        )  # fmt: skip
         return list(inputs.batches(num_epochs, num_skipped, first_epoch=first_epoch))
 
     size = sum(batch.num_groups for batch in batches(0, 0, num_epochs=1))

@@ -1,14 +1,13 @@
 """A run that waits for its input says for what: a picture in a bucket, a data file, a store, a pipe."""
 
 import os
-import subprocess
-import sys
 import threading
 import time
 
 import pytest
 from far_helpers import log_training
-from flow_helpers import ROOT, demo_flags, make_data, run, use_small_backbone
+from flow_helpers import demo_flags, make_data, run, use_small_backbone
+from forked import Command
 
 from easyrec_mm.files import waiting as waiting_module
 from easyrec_mm.files.waiting import reading, reading_each, stalls_told, waiting
@@ -153,18 +152,14 @@ def test_a_training_waits_for_a_pipe(tmp_path, kind):
     config = log_training(tmp_path, kind, "num_steps: 1")
     (tmp_path / "part-1").unlink()
     os.mkfifo(tmp_path / "part-1")
-    code = (
-        "from easyrec_mm.files import waiting; waiting.FIRST_S = 0.5\n"
-        f"from easyrec_mm.cli.main import main; main(['train', '--pipeline_config', '{config}'])"
-    )
-    process = subprocess.Popen([sys.executable, "-c", code], cwd=ROOT, stderr=subprocess.PIPE, text=True)
-    limit = threading.Timer(120, process.kill)
-    limit.start()
+    printed = tmp_path / "output.txt"
+    soon = {"easyrec_mm.files.waiting.FIRST_S": 0.5}
+    process = Command(tmp_path, ["train", "--pipeline_config", config], printed, constants=soon)
     try:
-        waits = (line for line in process.stderr if line.startswith("waiting for "))
-        line = next(line for line in waits if f"not done yet: {tmp_path}/part-1 for" in line)
+        process.wait_for(printed, f"not done yet: {tmp_path}/part-1 for", timeout_s=120)
     finally:
-        limit.cancel()
         process.kill()
-        process.wait()
+        _, output = process.end()
+    (line, *_) = [line for line in output.splitlines() if f"not done yet: {tmp_path}/part-1 for" in line]
+    assert line.startswith("waiting for ")
     assert "train_input_path" in line

@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 import json
-import os
 import resource
 import shutil
-import subprocess
-import sys
 import time
 from functools import partial
 
 import pytest
 from flat_helpers import make_log
+from forked import Command
 from servers import free_port
 from test_workers import CONFIG, TOGETHER, TRAIN, assert_same_weights, size, train
 
@@ -20,26 +18,24 @@ from easyrec_mm.exit_status import LOST_WORKER
 
 pytestmark = pytest.mark.slow
 
-# Only worker 1 has these clocks: a day ahead.
-CLOCKS = """
-import time
-for name, unit in (("time", 1), ("time_ns", 10**9)):
-    setattr(time, name, lambda clock=getattr(time, name), ahead=86400 * unit: clock() + ahead)
-"""
+
+def set_clocks_ahead():
+    """Set the clocks of this process, not those of the other worker, a day ahead."""
+    for name, unit in (("time", 1), ("time_ns", 10**9)):
+        clock = getattr(time, name)
+        setattr(time, name, partial(lambda clock, ahead: clock() + ahead, clock, 86400 * unit))
 
 
 def run_two(folder, *arguments, settings=({}, {})):
-    """Exit statuses and outputs of two workers, each a new process with settings of subprocess.Popen."""
+    """Exit statuses and outputs of two workers, each with its own folder or preparation, as Command takes them."""
     addresses = [f"127.0.0.1:{free_port()}" for _ in range(2)]
-    command = [sys.executable, "-m", "easyrec_mm", *TRAIN, *TOGETHER, *arguments]
     processes = []
     for number, own in enumerate(settings):
         tf_config = {"cluster": {"worker": addresses}, "task": {"type": "worker", "index": number}}
-        environment = {**os.environ, "TF_CONFIG": json.dumps(tf_config), **own.get("env", {})}
-        output = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
-        processes.append(subprocess.Popen(command, **{"cwd": folder, **own, **output, "env": environment}))
-    outputs = [process.communicate(timeout=300)[0] for process in processes]
-    return [process.returncode for process in processes], outputs
+        own = {"folder": folder, "output": folder / f"output_{number}.txt", **own}
+        command = [*TRAIN, *TOGETHER, *arguments]
+        processes.append(Command(arguments=command, environment={"TF_CONFIG": json.dumps(tf_config)}, **own))
+    return map(list, zip(*(process.end() for process in processes), strict=True))
 
 
 @pytest.fixture
@@ -64,7 +60,7 @@ def test_workers_that_find_other_data_are_refused(folder):
     other.mkdir()
     shutil.copy(folder / "x.config", other)
     (other / "train.csv").write_text((folder / "train.csv").read_text() + "1,0.5,u1,a\n")
-    statuses, outputs = run_two(folder, *size(8), settings=[{}, {"cwd": other}])
+    statuses, outputs = run_two(folder, *size(8), settings=[{}, {"folder": other}])
     assert statuses == [1, 1], outputs
     for output in outputs:
         assert "error: train_input_path: the workers have found different files: worker 0 has train.csv of " in output
@@ -81,24 +77,23 @@ def test_a_model_dir_that_cannot_be_written_is_named_by_the_first_worker(folder)
 
 def test_a_disk_that_is_full_ends_all_and_they_go_on(folder):
     """The first checkpoint does not fit; nothing of it is left, and a restart begins anew."""
-    train(folder, "--model_dir", "one", *size(50))
-    limits = (2000, resource.getrlimit(resource.RLIMIT_FSIZE)[1])
-    full = {"preexec_fn": partial(resource.setrlimit, resource.RLIMIT_FSIZE, limits)}
-    statuses, outputs = run_two(folder, "--model_dir", "m", *size(25), settings=[full, {}])
+    large = ["--set", "feature_config.features[1].hash_bucket_size=5000"]  # 80 KB, more than a worker prints
+    train(folder, "--model_dir", "one", *size(50), *large)
+    limits = (40_000, resource.getrlimit(resource.RLIMIT_FSIZE)[1])
+    full = {"prepare": partial(resource.setrlimit, resource.RLIMIT_FSIZE, limits)}
+    statuses, outputs = run_two(folder, "--model_dir", "m", *size(25), *large, settings=[full, {}])
     assert statuses == [1, LOST_WORKER], outputs
     assert "Traceback" not in outputs[0] + outputs[1]
     assert "File too large" in outputs[0]
     assert not list((folder / "m").glob("model.ckpt*.index"))
-    statuses, outputs = run_two(folder, "--model_dir", "m", *size(25))
+    statuses, outputs = run_two(folder, "--model_dir", "m", *size(25), *large)
     assert statuses == [0, 0], outputs
     assert_same_weights(folder / "one", folder / "m", 12)
 
 
-def test_clocks_of_workers_may_differ(folder, tmp_path_factory):
+def test_clocks_of_workers_may_differ(folder):
     """A day between them, also after a restart, when the other one is the first."""
-    ahead = tmp_path_factory.mktemp("ahead")
-    (ahead / "sitecustomize.py").write_text(CLOCKS)
-    late = {"env": {"PYTHONPATH": f"{ahead}:{os.environ.get('PYTHONPATH', '')}"}}
+    late = {"prepare": set_clocks_ahead}
     train(folder, "--model_dir", "one", *size(50), "--set", "train_config.num_epochs=4")
     started = time.time()
     for settings, num_epochs in (([{}, late], 2), ([late, {}], 4)):

@@ -7,6 +7,7 @@ work on a few groups; the chunks are then cut into batches.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import cached_property
 from typing import Any
 
 import tensorflow as tf
@@ -68,6 +69,8 @@ class ChunkReader:
         self._cut = tf.function(
             self._batch_of_chunk, input_signature=(_specs(self._read_packed), first), autograph=False
         )
+        # The last arguments of `batches` and its dataset, which evaluations ask for again and again.
+        self._last: tuple[tuple[int, int, int], tf.data.Dataset] | None = None
 
     def batches(self, num_epochs: int, num_skipped: int, first_epoch: int = 0) -> tf.data.Dataset:
         """Return a dataset of batches in order, see `_batch_of_chunk`.
@@ -77,6 +80,12 @@ class ChunkReader:
           num_skipped: number of groups to leave out at the start of the first epoch, of all workers; none of pieces.
           first_epoch: the epoch to begin with.
         """
+        arguments = (num_epochs, num_skipped, first_epoch)
+        if self._last is None or self._last[0] != arguments or not self._source.is_read_again:
+            self._last = arguments, self._dataset(*arguments)
+        return self._last[1]
+
+    def _dataset(self, num_epochs: int, num_skipped: int, first_epoch: int) -> tf.data.Dataset:
         size = self._chunk_size * self._share.num_workers
         if self._pieces is None:
             share = self._share if self._share.num_workers > 1 else None
@@ -126,8 +135,9 @@ class ChunkReader:
         specs: dict[str, Any] = self._packing.specs
         return specs
 
+    @cached_property
     def row_specs(self) -> dict[str, Any]:
-        """Return the shapes and dtypes of a batch of `batches`."""
+        """Shapes and dtypes of a batch of `batches`."""
         specs: dict[str, Any] = _specs(self._cut)
         return specs
 

@@ -81,7 +81,7 @@ class BatchLoader:
 
     def spec(self) -> Batch:
         """Return the shapes and dtypes of batches; the sizes S, U, E, P and L are unknown."""
-        rows = self._chunks.row_specs()
+        rows = self._chunks.row_specs
         indices, numbers = tf.TensorSpec([None], tf.int32), tf.TensorSpec([None], tf.int64)
         images = Images(
             encoded=indices,

@@ -41,6 +41,7 @@ class RecordFiles:
     open_file: Callable[[tf.Tensor, tf.Tensor], tf.data.Dataset]
     order: Order
     chunk_size = 256
+    is_read_again = True
     counts_at_once = False
 
     def __post_init__(self) -> None:

@@ -131,6 +131,10 @@ class Source(Protocol):
         """Return the least number of groups to parse at once: operations on a small batch cost more than their work."""
 
     @property
+    def is_read_again(self) -> bool:
+        """Return whether a dataset of `records` can be iterated again, and then reads the files again."""
+
+    @property
     def counts_at_once(self) -> bool:
         """Return whether `count` works without reading the files."""
 
@@ -194,6 +198,8 @@ def iterate(dataset: tf.data.Dataset, source: Source) -> Iterator[Any]:
     # The autotuning thread sometimes misses the end of an iterator, and delays it for up to a minute (TensorFlow 2.21).
     # It is not needed anyway, because the numbers of threads and the sizes of buffers are all given.
     options.autotune.enabled = False
+    # What they could rewrite is not in our datasets, and looking for it takes longer than all else that starts a pass.
+    options.experimental_optimization.apply_default_optimizations = False
     try:
         yield from dataset.with_options(options)
     except tf.errors.OpError as error:

@@ -99,6 +99,7 @@ class TableSource:
     groups: TableGroups
     order: Order
     reader: TableReader
+    is_read_again = False
     _failure: DataError | None = field(default=None, init=False)
     _first: tuple[str, pa.Schema] | None = field(default=None, init=False)
 
