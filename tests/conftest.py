@@ -8,6 +8,7 @@ import os
 import shutil
 import time
 
+import kernels  # noqa: F401 - before TensorFlow is imported
 import pyarrow.parquet as pq
 import pytest
 import tensorflow as tf
@@ -36,6 +37,11 @@ FILES_WITH_SLOW_FIXTURES = (
     "test_worth", "test_image_exports", "test_features_flow", "test_group_spark", "test_tasks_spark", "test_watch",
     "test_search",
 )  # fmt: skip
+# Most of them start processes, and one that begins when all others are done would be waited for.
+FILES_WITH_LONG_TESTS = (
+    "test_image", "test_kills", "test_mirrored", "test_shard_tables", "test_workers", "test_workers_unlike",
+    "test_s3_flow", "test_export_processes", "test_predict_tasks", "test_stopped_evaluations",
+)  # fmt: skip
 
 
 def pytest_addoption(parser):
@@ -43,11 +49,13 @@ def pytest_addoption(parser):
 
 
 def pytest_collection_modifyitems(config, items):
-    """Leave out slow tests that are not asked for, and run files with slow fixtures first.
+    """Leave out slow tests that are not asked for, and run files with slow fixtures first, then those with long tests.
 
     Files that are split between workers at the end make their fixtures twice.
     """
-    items.sort(key=lambda item: item.module.__name__ not in FILES_WITH_SLOW_FIXTURES)
+    first = (*FILES_WITH_SLOW_FIXTURES, *FILES_WITH_LONG_TESTS)
+    places = {name: place for place, name in enumerate(first)}
+    items.sort(key=lambda item: places.get(item.module.__name__, len(first)))
     are_named = any("::" in argument for argument in config.args) or config.option.markexpr
     if not (config.option.slow or are_named):
         config.hook.pytest_deselected(items=[item for item in items if item.get_closest_marker("slow")])
