@@ -74,7 +74,7 @@ def test_the_image_is_built_and_trains_as_the_manifest_says(tmp_path, monkeypatc
     run = ["env", "JOB_COMPLETION_INDEX=0", *container["command"], *container["args"]]
     build = ["unshare", "--mount", sys.executable, image_build.__file__, ROOT, tmp_path]
     command = [*build, "sh", "-c", script, container["workingDir"], *run]
-    # Compiling all modules of all packages takes half of the time, and only what the training imports is needed.
+    # Compiling all modules of all packages takes longer than compiling those that the training imports.
     monkeypatch.setenv("PIP_NO_COMPILE", "1")
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout[-5000:] + done.stderr[-5000:]
