@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import random
 import threading
 import time
@@ -32,6 +33,7 @@ class Faults:
     cut_share           of the contents break off in the middle
     bytes_per_s         of a content; 0: as fast as it goes
     answers             whether there is any answer at all
+    answers_left        how many requests more are answered before there is none
     requests            number by method and path
     agents              what programs called themselves, by path
     most_at_once        requests that were being answered at one time
@@ -45,7 +47,7 @@ class Faults:
 
     def reset(self) -> None:
         self.unavailable_share = self.cut_share = self.bytes_per_s = self.latency_s = 0.0
-        self.answers = True
+        self.answers, self.answers_left = True, math.inf
         self.requests: Counter[tuple[str, str]] = Counter()
         self.agents: defaultdict[str, set[str]] = defaultdict(set)
         self.num_unavailable = self.most_at_once = 0
@@ -58,6 +60,9 @@ class Faults:
             self._at_once += 1
             self.most_at_once = max(self.most_at_once, self._at_once)
             number = self._random.random()
+            if not self.answers_left:
+                self.answers = False
+            self.answers_left -= 1
         try:
             if self.latency_s:
                 time.sleep(self.latency_s)

@@ -1,5 +1,6 @@
 """A run that waits for its input says for what: a picture in a bucket, a data file, a store, a pipe."""
 
+import math
 import os
 import threading
 import time
@@ -95,13 +96,13 @@ def hanging(s3):
     stop = threading.Event()
 
     def hang(num_requests):
+        s3.faults.answers_left = num_requests
+
         def watch():
-            first = sum(s3.faults.requests.values())
-            while sum(s3.faults.requests.values()) < first + num_requests and not stop.wait(0.01):
+            while s3.faults.answers and not stop.wait(0.01):
                 pass
-            s3.faults.answers = False
             stop.wait(2.5)
-            s3.faults.answers = True
+            s3.faults.answers, s3.faults.answers_left = True, math.inf
 
         thread = threading.Thread(target=watch)
         thread.start()
@@ -109,7 +110,7 @@ def hanging(s3):
 
     yield hang
     stop.set()
-    s3.faults.answers = True
+    s3.faults.answers, s3.faults.answers_left = True, math.inf
 
 
 @pytest.mark.slow
