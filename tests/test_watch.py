@@ -105,8 +105,8 @@ def test_a_training_begun_anew_is_evaluated_anew(model_dir, data, tmp_path, time
     anew = evaluated_training(data, tmp_path / "anew", "", f"num_steps: 3 {EACH_STEP}")
     anew.trainer.model.rec.weights[0].assign_add(tf.ones_like(anew.trainer.model.rec.weights[0]))
     anew.run()
-    for step in (2, 3):
-        copy_checkpoint(anew.model_dir, step, model_dir)
+    for path in Path(anew.model_dir).glob("model.ckpt-[23].*"):
+        shutil.copy(path, model_dir)
     with (model_dir / "metrics.jsonl").open("a") as file:
         for kind, step in (("start", 1), ("end", 3)):
             file.write(json.dumps({"kind": kind, "step": step, "time": time}) + "\n")
