@@ -42,6 +42,7 @@ def main() -> None:
     flags.add_argument("--gbit", type=float, default=100, help="bandwidth of a GPU's network, 10^9 bits a second")
     flags.add_argument("--cores", type=float, default=12, help="processor cores for each GPU")
     flags.add_argument("--decoded", type=float, default=2100, help="pictures that a core decodes in a second")
+    flags.add_argument("--read", type=float, default=200e3, help="groups a second that a worker reads without parsing")
     flags.add_argument("--disk", type=float, default=1e9, help="bytes a second that a worker writes to model_dir")
     options = flags.parse_args()
     columns = [plan(options, num) for num in options.gpus]
@@ -77,6 +78,7 @@ def plan(options: argparse.Namespace, gpus: int) -> dict[str, float]:
         "MB sent by a worker a step: rows": rows / 1e6,
         "GiB of tables and slots a worker": tables / gpus / GIB,
         "cores a GPU so that decoding is no bound": options.batch_size / options.decoded / (compute + exchange),
+        "hours of reading all groups on each worker": options.samples / options.group_size / options.read / 3600,
         "s of writing a full checkpoint": tables / gpus / options.disk,
         "GiB of tables to export": options.ids * options.embedding_dim * 4 / GIB,
     }
