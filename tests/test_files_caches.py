@@ -259,7 +259,7 @@ def test_a_process_does_not_wait_for_what_it_fetches_ahead(s3, bucket):
     s3.put(f"{bucket}/x", bytes(30_000_000))
     code = (
         "from easyrec_mm.files.local_copies import local_copies; from easyrec_mm.files import place_of\n"
-        f"local_copies().begin(place_of('{bucket}').stat('{bucket}/x'))\n"
+        f"local_copies().begin(place_of('{bucket}').stat('{bucket}/x')); time.sleep(1)\n"
     )
     s3.faults.bytes_per_s = 30_000  # a quarter of an hour for the file
-    subprocess.run([sys.executable, "-c", code], check=True, timeout=120)
+    subprocess.run([sys.executable, "-c", f"import time; {code}"], check=True, timeout=30)

@@ -5,13 +5,14 @@ from __future__ import annotations
 import os
 import threading
 from collections.abc import Iterable, Mapping
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future
 from functools import lru_cache
 
 from easyrec_mm.data.packed_pictures import PackedPictures, is_packed
 from easyrec_mm.errors import DataError
 from easyrec_mm.files import Failure, FileInfo, StorageError, is_remote, join, place_of, plain
 from easyrec_mm.files.content_cache import ContentCache
+from easyrec_mm.files.daemon_pool import DaemonPool
 from easyrec_mm.files.disk_cache import DiskCache
 from easyrec_mm.files.local_copies import local_copies
 from easyrec_mm.files.picture_files import most_bytes, too_large
@@ -185,5 +186,5 @@ def content_cache(folder: str, max_gib: float) -> ContentCache | None:
 
 
 @lru_cache
-def _pool() -> ThreadPoolExecutor:
-    return ThreadPoolExecutor(NUM_READS, thread_name_prefix="remote pictures")
+def _pool() -> DaemonPool:
+    return DaemonPool(NUM_READS, "remote pictures")

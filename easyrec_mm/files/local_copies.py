@@ -9,6 +9,7 @@ from functools import lru_cache, partial
 from pathlib import Path
 
 from easyrec_mm.errors import DataError
+from easyrec_mm.files.daemon_pool import DaemonPool
 from easyrec_mm.files.disk_cache import DiskCache, Held
 from easyrec_mm.files.place import place_of
 from easyrec_mm.files.storage import Failure, FileInfo, StorageError
@@ -37,7 +38,7 @@ class LocalCopies:
         self._lock = threading.Lock()
         self._held: OrderedDict[str, Held] = OrderedDict()
         self._fetching: dict[str, Future[Held]] = {}
-        self._places = threading.Semaphore(_NUM_FETCHED_AT_A_TIME)
+        self._pool = DaemonPool(_NUM_FETCHED_AT_A_TIME, "copies")
 
     def get(self, info: FileInfo) -> str:
         """Return the path of a file's copy, to be opened at once.
@@ -62,17 +63,8 @@ class LocalCopies:
             if key not in self._fetching:
                 if len(self._fetching) >= NUM_HELD:
                     self._forget_one()
-                self._fetching[key] = Future()
-                # Not a thread of a pool, because the process would wait for it at its end.
-                threading.Thread(target=self._run, args=(info, self._fetching[key]), daemon=True).start()
+                self._fetching[key] = self._pool.submit(self._fetch, info)
             return self._fetching[key]
-
-    def _run(self, info: FileInfo, future: Future[Held]) -> None:
-        with self._places:
-            try:
-                future.set_result(self._fetch(info))
-            except BaseException as error:  # raised by `get`
-                future.set_exception(error)
 
     def _forget_one(self) -> None:
         """Give up a copy that was fetched ahead but not requested, as at the end of the data."""

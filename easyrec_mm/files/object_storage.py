@@ -9,14 +9,14 @@ from __future__ import annotations
 import fnmatch
 import os
 import re
-from collections import deque
 from collections.abc import Callable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import FIRST_EXCEPTION, wait
 from contextlib import contextmanager, suppress
 from datetime import datetime, timedelta, timezone
 from pathlib import Path
 from typing import Any, cast
 
+from easyrec_mm.files.daemon_pool import DaemonPool
 from easyrec_mm.files.paths import inside, place_name
 from easyrec_mm.files.storage import Content, Failure, FileInfo, StorageError
 
@@ -121,15 +121,16 @@ class ObjectStorage:
                 data = bytes(obstore.get(self.store, inside(info.path), options=options).bytes())
             os.pwrite(file.fileno(), data, start)
 
-        with local.open("wb") as file, ThreadPoolExecutor(_PARTS_AT_A_TIME) as pool:
-            # Not all parts are submitted at once, because submitted ones keep the process from ending.
-            begun: deque[Future[None]] = deque()
-            for start in range(0, info.size, _PART_BYTES):
-                begun.append(pool.submit(fetch, start))
-                if len(begun) > _PARTS_AT_A_TIME:
-                    begun.popleft().result()
-            while begun:
-                begun.popleft().result()
+        pool = DaemonPool(_PARTS_AT_A_TIME, "parts of a file")
+        with local.open("wb") as file:
+            parts = [pool.submit(fetch, start) for start in range(0, info.size, _PART_BYTES)]
+            pool.close()
+            ended, others = wait(parts, return_when=FIRST_EXCEPTION)
+            for part in others:
+                part.cancel()
+            wait(parts)  # those under way write to the file
+        for part in ended:
+            part.result()
 
     def upload(self, local: Path, path: str) -> None:
         """See Storage.upload."""

@@ -6,10 +6,12 @@ import random
 import threading
 import time
 from collections.abc import Callable
+from concurrent.futures import wait
 from pathlib import Path
 from typing import TypeVar
 
 from easyrec_mm.files import tensorflow_storage
+from easyrec_mm.files.daemon_pool import DaemonPool
 from easyrec_mm.files.fsspec_storage import FsspecStorage
 from easyrec_mm.files.object_storage import STORES, ObjectStorage
 from easyrec_mm.files.paths import place_name, scheme_of
@@ -139,25 +141,13 @@ def open_storage(path: str) -> Storage:
 
 def _in_time(action: Callable[[], T], name: str) -> T:
     """Return or raise what `action` returns or raises; raise a StorageError if it does neither in time."""
-    results: list[T] = []
-    errors: list[BaseException] = []
-
-    def run() -> None:
-        try:
-            results.append(action())
-        except BaseException as error:  # raised below
-            errors.append(error)
-
-    # A daemon thread, because the process would wait at its end for the threads of a pool.
-    thread = threading.Thread(target=run, daemon=True, name=f"first request to {name}")
-    thread.start()
-    thread.join(FIRST_WAIT_S)
-    if errors:
-        raise errors[0]
-    if not results:
+    pool = DaemonPool(1, f"first request to {name}")
+    future = pool.submit(action)
+    pool.close()
+    if not wait([future], FIRST_WAIT_S).done:
         reason = f"no answer within {FIRST_WAIT_S:.0f} s; check the network, the endpoint and the credentials"
         raise StorageError(name, reason, Failure.PLACE)
-    return results[0]
+    return future.result()
 
 
 _places: dict[str, Place] = {}

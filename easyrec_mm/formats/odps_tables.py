@@ -12,7 +12,7 @@ import re
 import threading
 import time
 from collections.abc import Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import lru_cache
@@ -24,6 +24,7 @@ import pyarrow.compute as pc
 
 from easyrec_mm.errors import DataError, did_you_mean
 from easyrec_mm.files import FileInfo
+from easyrec_mm.files.daemon_pool import DaemonPool
 from easyrec_mm.formats.typed_groups import ROW
 
 # Groups per slice, some MiB: enough to be worth the round trip of a request, and a table has many slices to shuffle.
@@ -117,7 +118,7 @@ class OdpsTables:
             for place, partition in self._partitions.items()
             for table_slice in _slices(place, partition.count)
         }
-        self._pool = ThreadPoolExecutor(NUM_WORKERS, thread_name_prefix="odps")
+        self._pool = DaemonPool(NUM_WORKERS, "odps")
         self._fetched: dict[str, Future[pa.Table]] = {}
         self._lock = threading.Lock()
 

@@ -10,7 +10,6 @@ from __future__ import annotations
 import threading
 from collections import deque
 from collections.abc import Collection, Iterable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from itertools import count, islice
 from typing import Any, Protocol
@@ -21,6 +20,7 @@ import pyarrow.compute as pc
 import tensorflow as tf
 
 from easyrec_mm.errors import DataError
+from easyrec_mm.files.daemon_pool import DaemonPool
 from easyrec_mm.files.waiting import reading, reading_each
 from easyrec_mm.formats.checks import Problem
 from easyrec_mm.formats.data_files import NUM_AHEAD
@@ -319,14 +319,14 @@ class TableSource:
 
 def _one_ahead(tables: Iterator[pa.Table]) -> Iterator[pa.Table]:
     """Yield the same tables, each of them read while the previous one is used."""
-    pool = ThreadPoolExecutor(1, thread_name_prefix="tables")
+    pool = DaemonPool(1, "tables")
     try:
         following = pool.submit(next, tables, None)
         while (table := following.result()) is not None:
             following = pool.submit(next, tables, None)
             yield table
     finally:
-        pool.shutdown(wait=False, cancel_futures=True)
+        pool.close()
 
 
 class InOrder:
