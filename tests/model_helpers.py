@@ -2,12 +2,16 @@
 
 import keras
 import numpy as np
+import onnxruntime
 import pytest
 import tensorflow as tf
 
 from easyrec_mm.config.pipeline import Pipeline, load_pipeline
 from easyrec_mm.data.batch import Batch, one_picture_each
+from easyrec_mm.export import parts
+from easyrec_mm.export.onnx_models import write_rec_onnx
 from easyrec_mm.features.tag_feature import TagFeature
+from easyrec_mm.manifest import REC_ONNX
 from easyrec_mm.network.layers.backbones import BACKBONES, IMAGENET, Entry
 from easyrec_mm.network.model import MultimodalModel
 from easyrec_mm.network.precision import FLOAT32
@@ -145,3 +149,14 @@ def random_batch(schema: Schema, sample_image=(0, 0, 0, 1, 1, 1, 2, 2, 2, 3, 3, 
             labels={name: tf.constant(rng.integers(0, n, num_images), tf.float32) for name, n in schema.image_labels},
         ),
     )
+
+
+def onnx_rec_outputs(model, folder, batch, vector):
+    """The outputs by name of a rec model that is written to a folder as ONNX, for a batch and its image vectors."""
+    write_rec_onnx(model, folder)
+    inputs = {parts.IMAGE_VECTOR: vector}
+    for name, value in batch.features.items():
+        inputs[name] = value.to_tensor().numpy() if isinstance(value, tf.RaggedTensor) else value.numpy()
+    session = onnxruntime.InferenceSession(str(folder / REC_ONNX), providers=["CPUExecutionProvider"])
+    names = [output.name for output in session.get_outputs()]
+    return dict(zip(names, session.run(names, inputs), strict=True))

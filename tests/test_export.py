@@ -9,18 +9,16 @@ import sys
 from pathlib import Path
 
 import numpy as np
-import onnxruntime
 import pytest
 import tensorflow as tf
 from flow_helpers import KINDS, use_small_backbone
-from model_helpers import CLICK, make_model, make_pipeline, random_batch, use_tiny_backbone
+from model_helpers import CLICK, make_model, make_pipeline, onnx_rec_outputs, random_batch, use_tiny_backbone
 
 from easyrec_mm.cli.main import main
 from easyrec_mm.config.pipeline import load_pipeline
 from easyrec_mm.errors import CheckpointError, ExportError
 from easyrec_mm.export import export, parts
-from easyrec_mm.export.onnx_models import write_rec_onnx
-from easyrec_mm.manifest import REC_ONNX, read_manifest
+from easyrec_mm.manifest import read_manifest
 from easyrec_mm.network.rec import task_outputs
 from easyrec_mm.runs.best_checkpoint import choose_checkpoint
 
@@ -147,15 +145,9 @@ def test_onnx_rec_model_equals_the_network(tmp_path, monkeypatch, network, combi
     text = Path(pipeline.path).read_text().replace('separator: ","', f'separator: "," combiner: "{combiner}"')
     Path(pipeline.path).write_text(text)
     model = make_model(load_pipeline(pipeline.path))
-    write_rec_onnx(model, tmp_path)
     batch = random_batch(model.schema)
     vector = np.random.default_rng(1).normal(size=(batch.num_samples, model.image_width)).astype(np.float32)
-    inputs = {parts.IMAGE_VECTOR: vector}
-    for name, value in batch.features.items():
-        inputs[name] = value.to_tensor().numpy() if isinstance(value, tf.RaggedTensor) else value.numpy()
-    session = onnxruntime.InferenceSession(str(tmp_path / REC_ONNX), providers=["CPUExecutionProvider"])
-    names = [output.name for output in session.get_outputs()]
-    outputs = dict(zip(names, session.run(names, inputs), strict=True))
+    outputs = onnx_rec_outputs(model, tmp_path, batch, vector)
     logits, _ = model.rec(batch.features, vector)
     expected = {}
     for task in model.schema.tasks:

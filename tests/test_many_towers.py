@@ -6,17 +6,13 @@ from itertools import islice
 from pathlib import Path
 
 import numpy as np
-import onnxruntime
 import pytest
 import tensorflow as tf
-from model_helpers import make_model, make_pipeline, random_batch
+from model_helpers import make_model, make_pipeline, onnx_rec_outputs, random_batch
 from network_reference import MIXED, Reference, arrays, assert_same, numpy, randomise
 from test_wide_configs import write_config
 
 from easyrec_mm.config.pipeline import load_pipeline
-from easyrec_mm.export import parts
-from easyrec_mm.export.onnx_models import write_rec_onnx
-from easyrec_mm.manifest import REC_ONNX
 from easyrec_mm.network.layers import together
 from easyrec_mm.network.precision import FLOAT32, MIXED_BFLOAT16
 from easyrec_mm.network.rec import task_outputs
@@ -216,15 +212,9 @@ def test_a_step_that_is_not_finite_changes_nothing(tmp_path):
 def test_onnx_rec_model_equals_the_network(tmp_path, tiny_backbone):
     pipeline = make_pipeline(tmp_path, network(f"{BOTTOM} {EXPERTS}", DROPOUT))
     model = randomise(make_model(pipeline))
-    write_rec_onnx(model, tmp_path)
     batch = random_batch(pipeline.schema)
     vector = np.random.default_rng(1).normal(size=(batch.num_samples, model.image_width)).astype(np.float32)
-    inputs = {parts.IMAGE_VECTOR: vector}
-    for name, value in batch.features.items():
-        inputs[name] = value.to_tensor().numpy() if isinstance(value, tf.RaggedTensor) else value.numpy()
-    session = onnxruntime.InferenceSession(str(tmp_path / REC_ONNX), providers=["CPUExecutionProvider"])
-    names = [output.name for output in session.get_outputs()]
-    outputs = dict(zip(names, session.run(names, inputs), strict=True))
+    outputs = onnx_rec_outputs(model, tmp_path, batch, vector)
     logits, _ = model.rec(batch.features, vector)  # one by one
     expected = {}
     for task in model.schema.tasks:

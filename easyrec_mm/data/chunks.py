@@ -95,7 +95,7 @@ class ChunkReader:
         return self._batches(records)
 
     def batches_of_epoch(self, epoch: int, first: int, num_batches: int) -> tf.data.Dataset:
-        """Return a dataset like `batches` of so many batches of an epoch, of which the last ones may be empty.
+        """Return a dataset of the next batches of one epoch; those behind its last group are empty.
 
         Args:
           epoch: the epoch.

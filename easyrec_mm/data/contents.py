@@ -1,4 +1,4 @@
-"""What stands for the contents of an input's files."""
+"""Tells by a short text whether the contents of an input's files have changed."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What workers that read files of their own (`data_config.file_shard`) tell each other of them."""
+"""Lets workers that read files of their own (`data_config.file_shard`) tell each other what these contain."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from easyrec_mm.errors import DataError
 
 @dataclass(frozen=True)
 class OwnFiles:
-    """What a worker knows of the files of all.
+    """Facts about the files of all workers.
 
     worker    number of this worker
     epoch     the sizes of an epoch

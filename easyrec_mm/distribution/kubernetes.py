@@ -159,7 +159,7 @@ def _failure_rules() -> list[Document]:
     return [
         # Nothing that a restart changes.
         {"action": "FailJob", "onExitCodes": {**status, "values": [_INVALID_FLAGS, _CANNOT_BE_RUN, _NOT_FOUND]}},
-        # A node was emptied. All workers have written a checkpoint and ended: that is no failure.
+        # A node was emptied, and all workers have written a checkpoint and ended. This does not count as a failure.
         {"action": "Ignore", "onPodConditions": [{"type": "DisruptionTarget", "status": "True"}]},
         # These workers ended because another one was lost, and only the failure of that one counts.
         {"action": "Ignore", "onExitCodes": {**status, "values": [LOST_WORKER, _AFTER_SIGTERM]}},

@@ -82,7 +82,7 @@ class EmbedOptions:
 
 
 class Written(NamedTuple):
-    """What was written for some items, and the first bad picture; "" if all were good."""
+    """The result for some items, and the first bad picture; "" if all were good."""
 
     result: EmbedResult
     first_bad: str

@@ -26,7 +26,7 @@ from easyrec_mm.tasks import Task
 
 
 class TaskReport(NamedTuple):
-    """What a task has written, and its lines for the list of bad pictures."""
+    """The result of a task, and its lines for the list of bad pictures."""
 
     written: Written
     bad_lines: str
@@ -34,7 +34,7 @@ class TaskReport(NamedTuple):
 
 @dataclass(frozen=True)
 class SparkEmbedding:
-    """What a worker needs to embed its items; it can be pickled.
+    """The settings with which a worker embeds its items; they can be pickled.
 
     img_model_dir  folder of the exported image model
     runtime        what computes
