@@ -45,8 +45,9 @@ class DaemonPool:
 
     def close(self) -> None:
         """End the threads when they have run what was given to them; does not wait."""
-        for _ in self._threads:
-            self._given.put(None)
+        with self._lock:
+            for _ in self._threads:
+                self._given.put(None)
 
     def _work(self) -> None:
         while (run := self._given.get()) is not None:

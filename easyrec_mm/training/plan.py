@@ -25,11 +25,11 @@ from easyrec_mm.training.stacked_gradients import StackedGradients
 class Phase(NamedTuple):
     """A part of the training in which the same variables are trained.
 
-      first_step   number of steps that are done before the phase begins
-      trainable    a value of img_model.trainable
-      trained      the trained variables by name
-      bank         vectors of the pictures that the phase need not encode again; None without a bank
-      keeps_bank   whether checkpoints contain the bank; the bank of a frozen tower is computed again instead
+    first_step   number of steps that are done before the phase begins
+    trainable    a value of img_model.trainable
+    trained      the trained variables by name
+    bank         vectors of the pictures that the phase need not encode again; None without a bank
+    keeps_bank   whether checkpoints contain the bank; the bank of a frozen tower is computed again instead
     gradients    stacks the gradients of the trained variables
     """
 
