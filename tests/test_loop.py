@@ -6,7 +6,7 @@ import pytest
 from thread_replicas import results_of_replicas
 
 from easyrec_mm.protos.train_pb2 import TrainConfig
-from easyrec_mm.training.loop import Loop
+from easyrec_mm.training.loop import Loop, NoBatchError
 from easyrec_mm.training.save_times import SaveTimes
 from easyrec_mm.training.signals import STOPPING, Caught
 
@@ -29,11 +29,13 @@ class Log:
             self.caught.number = STOPPING[-1]
 
 
-def run(replicas, place, is_after):
+def run(replicas, place, is_after, hangs=False):
     """What a worker has done, the path of the last checkpoint, why it ended, and the signal on which all agreed."""
     log, steps = Log(replicas, place, is_after), SimpleNamespace(number=0, phase=lambda step: 0)
 
     def run_step(item):
+        if replicas.agree(item is None)[0]:
+            raise NoBatchError
         steps.number += 1
         log.do(f"step {steps.number}")
         with replicas.scope("step"):
@@ -55,6 +57,8 @@ def run(replicas, place, is_after):
     def batches():
         for _ in range(NUM_STEPS):
             yield SimpleNamespace(step=steps.number, epochs_before=0, epochs_done=0)
+            if hangs and log.caught.is_caught():
+                return  # as UntilStopped does
         log.do("no more batches")
 
     config = TrainConfig(save_checkpoints_steps=3, log_step_count_steps=100, save_summary_steps=100)
@@ -94,3 +98,12 @@ def test_a_signal_to_one_worker_at_any_time(place, is_after):
     saved, reason, stopped_by = ends
     assert (reason, stopped_by) == (None, STOPPING[-1])
     assert saved == f"model.ckpt-{sum(name.startswith('step') for name in first)}"
+
+
+@pytest.mark.parametrize("place", [f"step {number}" for number in range(1, NUM_STEPS + 1)])
+def test_the_input_of_a_worker_hangs_after_a_signal(place):
+    results = results_of_replicas(2, lambda replicas: run(replicas, place, True, hangs=replicas.number == 1))
+    done = UNDISTURBED[: UNDISTURBED.index(place) + 1]
+    for of_worker, saved, reason, stopped_by in results:
+        assert [name for name in of_worker if name.startswith("step")] == [n for n in done if n.startswith("step")]
+        assert (saved, reason, stopped_by) == (f"model.ckpt-{place[-1]}", None, STOPPING[-1])

@@ -14,7 +14,6 @@ import threading
 import zlib
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
-from concurrent.futures import ThreadPoolExecutor
 from functools import cached_property, partial
 from itertools import count
 from typing import Any
@@ -35,6 +34,7 @@ from easyrec_mm.data.picture_reader import picture_reader
 from easyrec_mm.data.pictures import PictureLoader
 from easyrec_mm.data.stored_vectors import StoredVectors
 from easyrec_mm.files import FileInfo
+from easyrec_mm.files.daemon_pool import DaemonPool
 from easyrec_mm.files.waiting import waiting
 from easyrec_mm.formats.data_files import DataFiles
 from easyrec_mm.formats.pieces import divide
@@ -188,7 +188,7 @@ class Input:
     ) -> Generator[InputBatch, None, None]:
         pending: deque[Pending] = deque()
         stop = threading.Event()
-        with ThreadPoolExecutor(self._num_threads + 1, thread_name_prefix="pictures") as pool:
+        with DaemonPool(self._num_threads + 1, "pictures") as pool:
             whole_check = pool.submit(self.source.check_whole, stop, self.files_read())
             try:
                 step = first_step
@@ -207,7 +207,7 @@ class Input:
                 self._files.require_unchanged()
             finally:
                 stop.set()
-                pool.shutdown(wait=False, cancel_futures=True)
+                pool.cancel()
                 self._loader.forget()
         self._bad_records.check_all()
 

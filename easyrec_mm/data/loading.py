@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,6 +18,7 @@ from easyrec_mm.data.picture_bank import PictureBank, Plan
 from easyrec_mm.data.pictures import PictureLoader, Pictures
 from easyrec_mm.data.shuffled_pictures import ShuffledPictures
 from easyrec_mm.data.stored_vectors import StoredVectors
+from easyrec_mm.files.daemon_pool import DaemonPool
 from easyrec_mm.formats.source import Source
 from easyrec_mm.protos.data_pb2 import DatasetConfig
 from easyrec_mm.schema import Schema
@@ -99,7 +100,7 @@ class BatchLoader:
         return _batch(samples, self._vectors.specs(), indices, self._pixel_spec, images)
 
     def begin(
-        self, rows: dict[str, Any], epochs_done: int, step: int, bank: PictureBank | None, pool: ThreadPoolExecutor
+        self, rows: dict[str, Any], epochs_done: int, step: int, bank: PictureBank | None, pool: DaemonPool
     ) -> Pending:
         """Begin to load the pixels and stored vectors of a batch.
 

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future
 
 import numpy as np
 import tensorflow as tf
 
 from easyrec_mm.data.bad_records import BadRecords
 from easyrec_mm.features.feature import Feature
+from easyrec_mm.files.daemon_pool import DaemonPool
 from easyrec_mm.store.feature_vectors import Found, VectorStores
 
 # Feature name -> the distinct keys of a batch ("distinct"), and the index of each key among them ("index").
@@ -48,7 +49,7 @@ class StoredVectors:
             for name, feature in self._features.items()
         }
 
-    def begin(self, keys: Keys, pool: ThreadPoolExecutor) -> Future[dict[str, Found]] | None:
+    def begin(self, keys: Keys, pool: DaemonPool) -> Future[dict[str, Found]] | None:
         """Begin to look up the distinct keys of a batch."""
         if not self._features:
             return None

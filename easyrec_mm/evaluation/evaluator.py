@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import io
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
 
 import numpy as np
 import pyarrow as pa
 import tensorflow as tf
 
 from easyrec_mm.data.bad_records import BadRecords
-from easyrec_mm.data.batch import Batch
+from easyrec_mm.data.batch import Batch, InputBatch
 from easyrec_mm.data.input import Input
 from easyrec_mm.data.item_counts import count_items
+from easyrec_mm.data.until_stopped import UntilStopped
 from easyrec_mm.distribution.replicas import Replicas
 from easyrec_mm.evaluation.plan import EvalPlan, ItemCounts
 from easyrec_mm.evaluation.rows import Rows
@@ -191,21 +192,40 @@ def _columns_of_all(
 ) -> Iterator[dict[str, np.ndarray]]:
     """Yield the columns that an evaluation keeps, in the order of the samples; all workers yield those of all."""
     replicas = model.replicas
-    for batch, fields, outputs in batch_outputs(model, inputs, "evaluate", with_empty=replicas.num > 1):
-        own_groups = plan.num_groups(as_arrays(fields)) if batch.num_samples else 0
+    with UntilStopped(prediction_batches(model, inputs), is_stopped) as items:
+        agreed = _agreed(items, plan, replicas, is_stopped)
+        for batch, fields, outputs in outputs_of(model, agreed, inputs.spec(), "evaluate", with_empty=replicas.num > 1):
+            own = plan_columns(plan, batch, fields, outputs) if batch.num_samples else {}
+            if replicas.num == 1:
+                yield own
+                continue
+            for content in replicas.contents(_packed(own) if own else b""):
+                if content:
+                    yield _unpacked(content)
+
+
+def _agreed(
+    items: Iterable[InputBatch], plan: EvalPlan, replicas: Replicas, is_stopped: Callable[[], bool]
+) -> Iterator[InputBatch]:
+    """Yield the batches of this worker, each when all workers have theirs; leave the groups of the others out of `plan`.
+
+    Raises:
+      EvaluationStoppedError: if `is_stopped` says so on any worker.
+    """
+
+    def meet(own_groups: int) -> list[int]:
         is_own = [number == replicas.number for number in range(replicas.num)]
         stopped, *num_groups = replicas.agree(is_stopped(), *(own_groups * is_one for is_one in is_own))
         if stopped:
             raise EvaluationStoppedError
-        plan.skip_groups(int(sum(num_groups[: replicas.number])))
-        own = plan_columns(plan, batch, fields, outputs) if batch.num_samples else {}
-        plan.skip_groups(int(sum(num_groups[replicas.number + 1 :])))
-        if replicas.num == 1:
-            yield own
-            continue
-        for content in replicas.contents(_packed(own) if own else b""):
-            if content:
-                yield _unpacked(content)
+        return [int(number) for number in num_groups]
+
+    for item in items:
+        num_groups = meet(plan.num_groups(as_arrays(item.kept_fields)) if item.batch.num_samples else 0)
+        plan.skip_groups(sum(num_groups[: replicas.number]))
+        yield item
+        plan.skip_groups(sum(num_groups[replicas.number + 1 :]))
+    meet(0)  # another worker, or this one, may have waited for its last batch in vain
 
 
 def _packed(columns: dict[str, np.ndarray]) -> bytes:
@@ -259,15 +279,36 @@ def as_arrays(tensors: dict[str, tf.Tensor]) -> dict[str, np.ndarray]:
 
 
 def batch_outputs(
-    model: MultimodalModel, inputs: Input, name: str, with_empty: bool = False
+    model: MultimodalModel, inputs: Input, name: str
 ) -> Iterator[tuple[Batch, dict[str, tf.Tensor], dict[str, tf.Tensor]]]:
-    """Yield (batch, kept fields, outputs) of every batch with samples; `with_empty`, also of others without outputs."""
+    """Yield (batch, kept fields, outputs) of every batch of an input with samples."""
+    return outputs_of(model, prediction_batches(model, inputs), inputs.spec(), name)
+
+
+def prediction_batches(model: MultimodalModel, inputs: Input) -> Generator[InputBatch, None, None]:
+    """Return the batches of an input, with the pictures that the model's bank does not have."""
     bank = model.prediction_bank()
-    step = model.prediction_function(inputs.spec())
+    return inputs.batches(bank_of=lambda _: bank)
+
+
+def outputs_of(
+    model: MultimodalModel, items: Iterable[InputBatch], spec: Batch, name: str, with_empty: bool = False
+) -> Iterator[tuple[Batch, dict[str, tf.Tensor], dict[str, tf.Tensor]]]:
+    """Yield (batch, kept fields, outputs) of every one of `prediction_batches` with samples, and show the progress.
+
+    Args:
+      model: the model.
+      items: the batches.
+      spec: their shapes and dtypes.
+      name: what is shown.
+      with_empty: whether to yield batches without samples, too; these may have no outputs.
+    """
+    bank = model.prediction_bank()
+    step = model.prediction_function(spec)
     progress = Progress(name, None, unit="batch")
     shown = time.monotonic()
     try:
-        for item in inputs.batches(bank_of=lambda _: bank):
+        for item in items:
             if bank is not None:
                 bank.before_step(item.batch.images.bank_row, item.batch.images.encoded, 0)
             if item.batch.num_samples or model.rec.feature_embedding.is_divided:

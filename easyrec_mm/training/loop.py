@@ -23,6 +23,10 @@ from easyrec_mm.training.steps import TrainSteps
 from easyrec_mm.training.time_left import Forecast
 
 
+class NoBatchError(Exception):
+    """A worker has no batch: the data have ended, or its input hangs after a signal."""
+
+
 @dataclass
 class Loop:
     """One start of a training, from its first step to its end or to a signal.
@@ -31,7 +35,8 @@ class Loop:
     length       how long it is
     replicas     the workers, which do the same after the same step
     steps        what is trained; for the number of steps done
-    run_step     trains on a batch; returns its losses, {} if the step was skipped, None if it is not a step
+    run_step     trains on a batch; returns its losses, {} if the step was skipped, None if it is not a step; raises
+                 NoBatchError on all workers if one of them has none
     save         writes the checkpoint of a step, with the losses not reported yet; whether it is evaluated; -> its path
     finish_saving
                  completes the checkpoint that is being written
@@ -49,7 +54,7 @@ class Loop:
     length: Length
     replicas: Replicas
     steps: TrainSteps
-    run_step: Callable[[InputBatch], dict[str, tf.Tensor] | None]
+    run_step: Callable[[InputBatch | None], dict[str, tf.Tensor] | None]
     save: Callable[[int, list[Losses], bool], str]
     finish_saving: Callable[[], None]
     evaluations: TrainingEvaluations
@@ -68,7 +73,7 @@ class Loop:
         """Train to the end.
 
         Args:
-          batches: the batches to train on.
+          batches: the batches to train on; they end with the data, and after a signal if the next one does not arrive.
           saved: the checkpoint from which the training goes on.
           to_evaluate: whether that was to be evaluated by an earlier start.
 
@@ -85,12 +90,13 @@ class Loop:
         while reason is None and self.stopped_by is None:
             started_s = time.perf_counter()
             item = next(batches, None)
-            if item is None:
-                reason = f"num_epochs {self.length.num_epochs} are done"
-                break
             waited_s = time.perf_counter() - started_s
-            losses = self.run_step(item)
-            if losses is None:
+            try:
+                losses = self.run_step(item)
+            except NoBatchError:
+                reason = f"num_epochs {self.length.num_epochs} are done"  # unless `_end` learns of a signal
+                break
+            if item is None or losses is None:
                 continue
             self._report(item, losses, waited_s)
             is_due = self._agreed(self.save_times.is_due(self._step, item.epochs_before, item.epochs_done))
@@ -141,11 +147,9 @@ class Loop:
         return saved
 
     def _evaluate(self, checkpoint: str, step: int) -> None:
-        def is_stopped() -> bool:
-            return self.caught.number is not None
-
         self.finish_saving()
-        self.forecast.time.evaluated(self.evaluations.run(checkpoint, step, self.log, self.progress, is_stopped))
+        took_s = self.evaluations.run(checkpoint, step, self.log, self.progress, self.caught.is_caught)
+        self.forecast.time.evaluated(took_s)
 
     def _agreed(self, is_due: bool) -> bool:
         """Agree on the signal to stop, and return whether the first worker saves: all do so after the same step."""

@@ -22,6 +22,10 @@ class Caught:
 
     number: int | None = None
 
+    def is_caught(self) -> bool:
+        """Return whether there was one."""
+        return self.number is not None
+
 
 @contextmanager
 def caught_signals(message: str) -> Iterator[Caught]:

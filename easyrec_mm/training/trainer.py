@@ -14,6 +14,7 @@ from easyrec_mm.data.batch import InputBatch
 from easyrec_mm.data.first_pictures import first_pictures, require_pictures
 from easyrec_mm.data.input import Input
 from easyrec_mm.data.shared_bad_records import SharedBadRecords
+from easyrec_mm.data.until_stopped import UntilStopped
 from easyrec_mm.distribution.replicas import Replicas
 from easyrec_mm.errors import ConfigError
 from easyrec_mm.evaluation.evaluator import vectors_of
@@ -32,7 +33,7 @@ from easyrec_mm.training.evaluations import TrainingEvaluations
 from easyrec_mm.training.facts import RunFacts
 from easyrec_mm.training.flops import StepFlops
 from easyrec_mm.training.length import Length, training_length
-from easyrec_mm.training.loop import Loop
+from easyrec_mm.training.loop import Loop, NoBatchError
 from easyrec_mm.training.memory import require_memory
 from easyrec_mm.training.not_finite import NotFinite
 from easyrec_mm.training.peak import peak_flops
@@ -140,19 +141,21 @@ class Trainer:
         saved = self._checkpoints.latest() if first_step else None
         self._saver.begin(self.steps.changed_rows, saved)
         progress = Progress("train", length.num_steps, first=first_step, is_exact=length.is_exact)
-        batches = self.batches(length.num_epochs)
-        with self._folder.logs_put():
+        with self._folder.logs_put(), caught_signals(_STOPPING) as caught:
             try:
-                with caught_signals(_STOPPING) as caught, self._saver.finished():
+                with self._saver.finished():
                     loop = self._loop(length, log, progress, caught)
-                    saved, reason = loop.run(batches, saved, self._to_evaluate)
+                    with UntilStopped(self.batches(length.num_epochs), caught.is_caught) as batches:
+                        saved, reason = loop.run(batches, saved, self._to_evaluate)
+                        if batches.hangs:
+                            print("note: a batch did not arrive; the next start waits for it again", flush=True)
                 if reason is not None:
                     log.write_line(END, int(self.steps.number), {"reason": reason})
             finally:
-                batches.close()
                 progress.close()
                 log.close()
-                self._vectors.close()
+                if not caught.is_caught():  # otherwise an input that hangs may still be reading from them
+                    self._vectors.close()
         # The others wait for what only the first does at the end. If it fails there, all fail and are started again
         # together; workers that had ended well would be missed.
         self._replicas.agree(0)
@@ -241,18 +244,22 @@ class Trainer:
         paths = checkpoints_in(self._saver.shared, self._checkpoints)
         return newest_whole(paths, read)[0] if paths else vectors_of(self._schema, None)
 
-    def run_step(self, item: InputBatch) -> dict[str, tf.Tensor] | None:
+    def run_step(self, item: InputBatch | None) -> dict[str, tf.Tensor] | None:
         """Train on a batch; return its losses, {} if its numbers were not finite, so that the step was skipped.
 
         Without samples of any worker this is not a step, and None is returned.
 
         Raises:
+          NoBatchError: if a worker has no batch; then none trains on its own.
           UserError: if its numbers were not finite, and the training ends.
         """
-        self.state.position.add(item)
-        num_samples, num_waiting = self._replicas.agree(item.batch.num_samples, self._saver.is_waiting)
+        num_own = item.batch.num_samples if item else 0
+        num_samples, num_waiting, num_without = self._replicas.agree(num_own, self._saver.is_waiting, item is None)
         if num_waiting == self._replicas.num:
             self._saver.meet()
+        if item is None or num_without:
+            raise NoBatchError
+        self.state.position.add(item)
         if not num_samples:
             return None
         if self.steps.enter_phase(item.step):
