@@ -11,8 +11,11 @@ flag, and those of the defaults are explained in docs/scaling.md.
 from __future__ import annotations
 
 import argparse
+import math
 
 import workload
+
+from easyrec_mm.runs.snapshot import KEPT_SHARE
 
 RESNET18_WEIGHTS = 11.2e6
 RESNET18_FLOPS = 3 * 2 * 1.82e9  # at 224 x 224 (He et al. 2015: 1.8e9 multiply-adds); backward is twice forward
@@ -37,12 +40,16 @@ def main() -> None:
     flags.add_argument("--dense_weights", type=float, default=RESNET18_WEIGHTS + 0.8e6)
     flags.add_argument("--peak", type=float, default=989e12, help="operations a second of a GPU in bfloat16")
     flags.add_argument("--utilisation", type=float, default=0.25, help="share of the peak that a step reaches")
-    flags.add_argument("--fixed_s", type=float, default=0.005, help="of a step, whatever its batch")
+    flags.add_argument("--fixed_s", type=float, default=0.008, help="of a step, whatever its batch")
     flags.add_argument("--exchange_s", type=float, default=0.002, help="of a step's exchanges, whatever their bytes")
     flags.add_argument("--gbit", type=float, default=100, help="bandwidth of a GPU's network, 10^9 bits a second")
     flags.add_argument("--cores", type=float, default=12, help="processor cores for each GPU")
     flags.add_argument("--decoded", type=float, default=2100, help="pictures that a core decodes in a second")
     flags.add_argument("--read", type=float, default=200e3, help="groups a second that a worker reads without parsing")
+    flags.add_argument("--gpus_per_machine", type=int, default=8)
+    flags.add_argument("--picture_bytes", type=float, default=224 * 224 * 3, help="of the pixels of a picture")
+    flags.add_argument("--prefetched", type=float, default=4, help="batches loaded ahead, data_config.prefetch_size")
+    flags.add_argument("--process_gib", type=float, default=1.5, help="of a worker without pictures and tables")
     flags.add_argument("--disk", type=float, default=1e9, help="bytes a second that a worker writes to model_dir")
     options = flags.parse_args()
     columns = [plan(options, num) for num in options.gpus]
@@ -65,8 +72,12 @@ def plan(options: argparse.Namespace, gpus: int) -> dict[str, float]:
     decoding = options.batch_size / (options.cores * options.decoded)
     step = max(compute + exchange, decoding)
     tables = options.ids * options.embedding_dim * 4 * options.copies
+    machines = math.ceil(gpus / options.gpus_per_machine)
+    # Beside the pixels, what a snapshot keeps of a worker's rows.
+    waiting = (options.prefetched + 1) * options.batch_size * options.picture_bytes + KEPT_SHARE * tables / gpus
     return {
         "GPUs": gpus,
+        "machines": machines,
         "samples a step, all": samples * gpus,
         "steps an epoch": steps,
         "ms a step: compute": 1e3 * compute,
@@ -77,6 +88,7 @@ def plan(options: argparse.Namespace, gpus: int) -> dict[str, float]:
         "MB sent by a worker a step: dense": dense / 1e6,
         "MB sent by a worker a step: rows": rows / 1e6,
         "GiB of tables and slots a worker": tables / gpus / GIB,
+        "GiB of host memory a machine": gpus / machines * (options.process_gib + waiting / GIB),
         "cores a GPU so that decoding is no bound": options.batch_size / options.decoded / (compute + exchange),
         "hours of reading all groups on each worker": options.samples / options.group_size / options.read / 3600,
         "s of writing a full checkpoint": tables / gpus / options.disk,
