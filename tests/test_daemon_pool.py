@@ -9,6 +9,7 @@ import time
 
 import pytest
 
+from easyrec_mm.files import daemon_pool
 from easyrec_mm.files.daemon_pool import DaemonPool
 
 
@@ -49,6 +50,33 @@ def test_threads_end_when_the_pool_is_closed_and_all_has_run():
     while any(thread.name == "threads of a closed pool" for thread in threading.enumerate()):
         assert time.monotonic() < until
         time.sleep(0.01)
+
+
+def test_a_context_waits_for_what_has_begun_and_cancels_the_rest():
+    begun, done = threading.Event(), []
+
+    def work():
+        begun.set()
+        time.sleep(0.2)
+        done.append(1)
+
+    with DaemonPool(1, "test") as pool:
+        pool.submit(work)
+        second = pool.submit(work)
+        begun.wait(10)
+    assert done == [1]
+    assert second.cancelled()
+
+
+def test_a_context_does_not_wait_for_what_hangs(monkeypatch):
+    monkeypatch.setattr(daemon_pool, "LONGEST_END_S", 0.2)
+    goes_on = threading.Event()
+    with DaemonPool(3, "test") as pool:
+        futures = [pool.submit(goes_on.wait, 60) for _ in range(3)]
+        while not all(future.running() for future in futures):
+            time.sleep(0.01)
+    assert not any(future.done() for future in futures)
+    goes_on.set()
 
 
 def test_a_process_ends_while_functions_run():

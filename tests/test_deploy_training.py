@@ -202,6 +202,8 @@ def test_resources_volumes_and_accounts(deploy, kind):
     container, pod = container_of(documents), pod_of(documents)["spec"]
     amounts = {"cpu": "7500m", "memory": "16Gi", "nvidia.com/gpu": "1"}
     assert container["resources"] == {"requests": amounts, "limits": amounts}
+    threads = {each["name"]: each["value"] for each in container["env"]}
+    assert threads == {"TF_NUM_INTRAOP_THREADS": "8", "TF_NUM_INTEROP_THREADS": "8"}
     claims = {volume["name"]: volume.get("persistentVolumeClaim", {}).get("claimName") for volume in pod["volumes"]}
     assert {mount["mountPath"]: claims[mount["name"]] for mount in container["volumeMounts"]} == {
         "/work": "shared.data",
@@ -212,6 +214,14 @@ def test_resources_volumes_and_accounts(deploy, kind):
     assert container["envFrom"] == [{"secretRef": {"name": "bucket"}}]
     assert pod["serviceAccountName"] == "trainer"
     assert "automountServiceAccountToken" not in pod
+
+
+@pytest.mark.parametrize(
+    ("flags", "threads"), [(["--cpu=4"], "4"), (["--cpu=16", "--gpus=8"], "2"), (["--cpu=200m"], "1"), ([], None)]
+)
+def test_tensorflow_uses_the_cores_of_a_worker(deploy, flags, threads):
+    variables = {each["name"]: each["value"] for each in container_of(deploy(*flags)).get("env", [])}
+    assert variables.get("TF_NUM_INTRAOP_THREADS") == variables.get("TF_NUM_INTEROP_THREADS") == threads
 
 
 @pytest.mark.parametrize(("kind", "port"), [("job", "workers"), ("tfjob", "tfjob-port")])

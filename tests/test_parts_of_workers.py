@@ -134,7 +134,7 @@ def test_they_hold_the_values_of_their_steps(tmp_path, monkeypatch, num, increme
         train(worker, 4)
         worker.save()
         worker.saver.finish()
-        assert not worker.rows.is_recording.numpy()
+        assert not worker.rows.is_recording
 
     results_of_replicas(num, run)
     paths = Checkpoints(str(tmp_path)).all()

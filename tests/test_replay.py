@@ -34,7 +34,7 @@ def stopped(training, spoil=None):
     step = training.trainer.run_step
 
     def spoiled(item):
-        if item.step == 1 and spoil is not None:
+        if spoil is not None and item.step == 1:
             spoil({name: v.value for name, v in training.model.named_variables().items()})
         return step(item)
 

@@ -178,7 +178,7 @@ def test_a_training_whose_folder_is_removed_writes_it_whole(data, tmp_path):
     step = training.trainer.run_step
 
     def remove_first(item):
-        if item.step == 2:
+        if item is not None and item.step == 2:
             shutil.rmtree(training.model_dir)
         return step(item)
 
@@ -196,7 +196,7 @@ def test_a_training_whose_folder_another_one_took_ends(data, tmp_path):
         step = trainer.run_step
 
         def lose_folder(item):
-            if item.step == 2:
+            if item is not None and item.step == 2:
                 shutil.rmtree(folder)
                 others.enter_context(locked(folder, "model_dir"))
             return step(item)

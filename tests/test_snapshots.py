@@ -15,10 +15,11 @@ from easyrec_mm.errors import CheckpointError, DataError
 from easyrec_mm.runs import checkpoint_parts, snapshot
 from easyrec_mm.runs.checkpoint import Checkpoints
 from easyrec_mm.runs.checkpoint_index import read_index
-from easyrec_mm.runs.checkpoint_parts import Increment, Piece, pieces_of
+from easyrec_mm.runs.checkpoint_parts import Increment, Piece, Table, pieces_of
 from easyrec_mm.runs.checkpoint_reader import bases_of, restore
 from easyrec_mm.runs.snapshot import Snapshot, Target
 from easyrec_mm.training import changed_rows
+from easyrec_mm.training.changed_rows import ChangedRows
 from easyrec_mm.training.saving import Saver
 from easyrec_mm.training.step_log import StepLog
 
@@ -159,6 +160,29 @@ def test_a_snapshot_that_is_abandoned(tmp_path):
     assert tables.save(Checkpoints(str(tmp_path)), 2)
 
 
+def test_the_old_values_of_a_row_are_recorded_once():
+    variable = tf.Variable(tf.range(10.0)[:, None])
+    table = Table("user", {"embedding/user": variable})
+    rows = ChangedRows([table], False, [table])
+
+    def step(*ids):
+        """Add 1 to these rows; the rows that are recorded, and their values before."""
+        gradient = tf.IndexedSlices(tf.ones([len(ids), 1]), tf.constant(ids, tf.int64))
+        recorded, values = rows.before_update({"user": gradient})["user"]
+        variable.scatter_add(gradient)
+        return recorded.numpy().tolist(), values["embedding/user"][:, 0].numpy().tolist()
+
+    assert step(1, 2) == ([], [])
+    rows.record()
+    assert step(2, 5) == ([2, 5], [3.0, 5.0])
+    assert step(5, 6) == ([6], [6.0])
+    assert step(5, 6) == ([], [])
+    rows.record()
+    assert step(5) == ([5], [8.0])
+    rows.record_no_more()
+    assert step(1) == ([], [])
+
+
 # Trainings
 
 SETTINGS = {
@@ -195,7 +219,7 @@ def test_a_training_whose_checkpoints_are_written_meanwhile(at_once, data, tmp_p
         training = Training(data, tmp_path, train=train, **SETTINGS)
         assert training.trainer.steps.changed_rows.streamed
         training.run()
-        assert not training.trainer.steps.changed_rows.is_recording.numpy()
+        assert not training.trainer.steps.changed_rows.is_recording
     paths = Checkpoints(str(training.model_dir)).all()
     assert [path.rpartition("-")[2] for path in paths] == ["2", "3", "6"]
     for path in paths:

@@ -158,6 +158,8 @@ class Training:
         step = self.trainer.run_step
 
         def spied(item):
+            if item is None:  # the end
+                return step(item)
             self.encoded.append(item.batch.pixels.shape[0])
             self.history = self.history or [self.values()]
             losses = step(item)

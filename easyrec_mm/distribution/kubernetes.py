@@ -7,6 +7,7 @@ here about restarts has this one purpose. docs/scaling.md describes it; the test
 from __future__ import annotations
 
 import json
+import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -22,6 +23,8 @@ PORT = 2222
 CONFIG_FOLDER, CONFIG_FILE = "/etc/easyrec-mm", "pipeline.config"
 # The user of the image, see Dockerfile.
 _USER = 1000
+# TensorFlow counts the cores of the machine, not those that a container may use.
+_NUM_THREADS = ("TF_NUM_INTRAOP_THREADS", "TF_NUM_INTEROP_THREADS")
 # Time to finish a step and to write a checkpoint after SIGTERM.
 _GRACE_S = 300
 _INVALID_FLAGS, _CANNOT_BE_RUN, _NOT_FOUND, _AFTER_SIGTERM = 2, 126, 127, 143
@@ -182,6 +185,11 @@ def _container(training: Training, name: str, command: list[str], ports: list[Do
     }
     if training.claims:
         container["workingDir"] = training.claims[0][0]
+    if training.cpu:
+        threads = [
+            {"name": name, "value": str(_cores_of_process(training.cpu, training.gpus))} for name in _NUM_THREADS
+        ]
+        container["env"] = threads
     if training.secret:
         container["envFrom"] = [{"secretRef": {"name": training.secret}}]
     sizes = {
@@ -195,6 +203,12 @@ def _container(training: Training, name: str, command: list[str], ports: list[Do
     if mounts:
         container["volumeMounts"] = mounts
     return container
+
+
+def _cores_of_process(cpu: str, gpus: int) -> int:
+    """Return the cores of each process of a container, rounded up."""
+    cores = float(cpu[:-1]) / 1000 if cpu.endswith("m") else float(cpu)
+    return math.ceil(cores / max(gpus, 1))
 
 
 def _pod(training: Training, container: Document) -> Document:

@@ -207,7 +207,7 @@ def _columns_of_all(
 def _agreed(
     items: Iterable[InputBatch], plan: EvalPlan, replicas: Replicas, is_stopped: Callable[[], bool]
 ) -> Iterator[InputBatch]:
-    """Yield the batches of this worker, each when all workers have theirs; leave the groups of the others out of `plan`.
+    """Yield the batches of this worker, each when all workers have theirs; let `plan` skip the groups of the others.
 
     Raises:
       EvaluationStoppedError: if `is_stopped` says so on any worker.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Callable
 from concurrent.futures import Future
 from contextlib import suppress
@@ -13,6 +14,10 @@ from typing import Any, NamedTuple, ParamSpec, TypeVar
 
 Arguments = ParamSpec("Arguments")
 Result = TypeVar("Result")
+
+
+# Functions that are running at the end of a context are waited for at most this long.
+LONGEST_END_S = 5.0
 
 
 class _Call(NamedTuple):
@@ -28,7 +33,8 @@ class DaemonPool:
     At the end of the process Python waits until the threads of all ThreadPoolExecutors have run what was given to them,
     such as reading from a server that does not answer. It does not wait for these.
 
-    As a context manager it ends with the context: what has not begun is cancelled, and what has is waited for.
+    As a context manager it ends with the context: what has not begun is cancelled, and what has is waited for some
+    seconds.
 
     Args:
       num_threads: number of threads, which start when they are needed.
@@ -49,8 +55,9 @@ class DaemonPool:
     ) -> None:
         self.cancel()
         self.close()
+        until_s = time.monotonic() + LONGEST_END_S
         for thread in self._threads:
-            thread.join()
+            thread.join(max(until_s - time.monotonic(), 0))
 
     def submit(
         self, function: Callable[Arguments, Result], *args: Arguments.args, **kwargs: Arguments.kwargs

@@ -31,7 +31,7 @@ from easyrec_mm.runs.meetings import AbandonedError, Meetings
 from easyrec_mm.runs.old_rows import OldRows
 
 # Share of the machine that may be used: all processors while slices are copied, and the one that writes.
-SHARE = 0.04
+SHARE = 0.02
 # Of waiting for the disk or for data, not more than this is made up for.
 _MOST_ALLOWANCE_S = 0.1
 # Largest share of the size of the large tables that the old values of changed rows may take; then the rest is written

@@ -30,9 +30,8 @@ class ChangedRows:
 
     Attributes:
       tables: as above.
-      streamed: those of which this worker writes rows; steps return their old rows while `is_recording`.
+      streamed: those of which this worker writes rows; steps return their old rows from `record` to `record_no_more`.
       is_meanwhile: whether a worker copies tables between steps, so that all write while the training goes on.
-      is_recording: whether steps return old rows; for graphs.
     """
 
     def __init__(
@@ -42,13 +41,9 @@ class ChangedRows:
         self._own = [table for table in tables if is_first or table.shard is not None]
         own = {table.name for table in self._own if table.num_rows}
         self.streamed = [table for table in streamed if table.name in own]
-        self.is_recording = tf.Variable(False, trainable=False)
-        # One byte a row, so that noting a row costs next to nothing.
-        self._has_changed = {
-            table.name: tf.Variable(tf.zeros([table.num_rows], tf.bool), trainable=False)
-            for table in self._own
-            if counts_changes
-        }
+        self._is_recording = tf.Variable(False, trainable=False)
+        self._has_changed = {table.name: _flags(table) for table in self._own if counts_changes}
+        self._is_recorded = {table.name: _flags(table) for table in self.streamed}
 
     def before_update(self, gradients: Mapping[str, Gradient]) -> Changed:
         """Note the rows that an update by these gradients changes; part of the graph of a step.
@@ -57,12 +52,13 @@ class ChangedRows:
           gradients: gradients by the names of the variables.
 
         Returns:
-          The rows of streamed tables and what they are before the update, or no rows unless `is_recording`.
+          While old rows are recorded, the rows of streamed tables that have not been returned yet, and what they are
+          before the update; otherwise no rows.
         """
         rows = {table.name: _changed_rows(table, gradients.get(table.name)) for table in self._own}
         for name, has_changed in self._has_changed.items():
             if (ids := rows[name]) is not None:
-                has_changed.scatter_update(tf.IndexedSlices(tf.fill(tf.shape(ids), True), ids))
+                _set(has_changed, ids, True)
         return {table.name: self._old(table, ids) for table in self.streamed if (ids := rows[table.name]) is not None}
 
     def take_changed(self) -> dict[str, NDArray[np.int64]]:
@@ -70,17 +66,47 @@ class ChangedRows:
         rows = {}
         for name, has_changed in self._has_changed.items():
             rows[name] = tf.where(has_changed).numpy()[:, 0]
-            has_changed.scatter_update(tf.IndexedSlices(tf.fill([len(rows[name])], False), rows[name]))
+            _set(has_changed, tf.constant(rows[name]), False)
         return rows
 
+    @property
+    def is_recording(self) -> bool:
+        """Return whether steps return old rows."""
+        return bool(self._is_recording)
+
+    def record(self) -> None:
+        """Let steps return old rows, those of each row once."""
+        for is_recorded in self._is_recorded.values():
+            is_recorded.assign(tf.zeros_like(is_recorded))
+        self._is_recording.assign(True)
+
+    def record_no_more(self) -> None:
+        """Let steps return no old rows."""
+        self._is_recording.assign(False)
+
     def _old(self, table: Table, ids: tf.Tensor) -> tuple[tf.Tensor, dict[str, tf.Tensor]]:
+        is_recorded = self._is_recorded[table.name]
+
         def gathered(ids: tf.Tensor) -> tuple[tf.Tensor, dict[str, tf.Tensor]]:
             return ids, {name: tf.gather(variable, ids) for name, variable in table.variables.items()}
 
-        old: tuple[tf.Tensor, dict[str, tf.Tensor]] = tf.cond(
-            self.is_recording, lambda: gathered(ids), lambda: gathered(ids[:0])
-        )
+        def recorded() -> tuple[tf.Tensor, dict[str, tf.Tensor]]:
+            # Most rows of a batch are frequent ones, which have been returned before.
+            first = tf.boolean_mask(ids, ~tf.gather(is_recorded, ids))
+            _set(is_recorded, first, True)
+            return gathered(first)
+
+        old: tuple[tf.Tensor, dict[str, tf.Tensor]] = tf.cond(self._is_recording, recorded, lambda: gathered(ids[:0]))
         return old
+
+
+def _flags(table: Table) -> tf.Variable:
+    """Return a flag for each row, in one byte, so that setting it costs next to nothing."""
+    return tf.Variable(tf.zeros([table.num_rows], tf.bool), trainable=False)
+
+
+def _set(flags: tf.Variable, rows: tf.Tensor, value: bool) -> None:
+    flags.scatter_update(tf.IndexedSlices(tf.fill(tf.shape(rows), value), rows))
 
 
 def streamed_tables(tables: Sequence[Table], num_workers: int) -> list[Table]:

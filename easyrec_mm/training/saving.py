@@ -100,7 +100,7 @@ class Saver:
         if is_meanwhile:
             snapshot.start()
             self._snapshot = snapshot
-            self._rows.is_recording.assign(True)
+            self._rows.record()
         else:
             snapshot.write()
         return path
@@ -158,7 +158,7 @@ class Saver:
         """
         snapshot, self._snapshot = self._snapshot, None
         if snapshot is not None:
-            self._rows.is_recording.assign(False)
+            self._rows.record_no_more()
             snapshot.finish()
 
     @contextmanager

@@ -3,7 +3,7 @@
 The model has no pictures; its 12 id features share one table. The ids of the data are a hundredth of its rows, which
 is the share of rows that change between two checkpoints.
 
-How much a step is held up while a checkpoint is written beside it: windows of a few steps with a checkpoint under way,
+How much a step is held up while a checkpoint is written beside it: windows of steps with a checkpoint under way,
 which is abandoned at the end of the window, and windows without one, by turns, each pair in the order opposite to the
 one before. Ratios are those of the means of a pair, so that what else the machine does in the meantime disturbs both;
 the median of all pairs is given, with the quartiles. Beside the time that passes stand the processor time of the thread
@@ -12,7 +12,7 @@ of the training, which copies slices, and that of all threads, among them the on
 Then, `--turns` times: a checkpoint that is written at once, an increment, and one that is completed while steps go on.
 The memory is what the resident set grows by meanwhile, over the bytes of the table and its slots.
 
-    python tools/bench/checkpoints.py [--rows 3000000] [--groups 64] [--pairs 60] [--steps 8] [--turns 1]
+    python tools/bench/checkpoints.py [--rows 3000000] [--groups 64] [--pairs 12] [--steps 48] [--turns 1]
 """
 
 from __future__ import annotations
@@ -51,8 +51,8 @@ def main() -> None:
     flags = workload.parser(__doc__)
     flags.add_argument("--rows", type=int, default=3_000_000)
     flags.add_argument("--groups", type=int, default=64, help="groups of a batch")
-    flags.add_argument("--pairs", type=int, default=60, help="pairs of windows with and without a writing under way")
-    flags.add_argument("--steps", type=int, default=8, help="steps of a window")
+    flags.add_argument("--pairs", type=int, default=12, help="pairs of windows with and without a writing under way")
+    flags.add_argument("--steps", type=int, default=48, help="steps of a window, enough for some slices")
     flags.add_argument("--turns", type=int, default=1)
     flags.add_argument("--folder", help="where the checkpoints are written; by default a temporary folder")
     options = flags.parse_args()
@@ -114,7 +114,7 @@ class Bench:
         if snapshot is None:
             raise SystemExit("a checkpoint was completed within a window; give more --rows")
         self.saver._abandon()
-        self.rows.is_recording.assign(False)
+        self.rows.record_no_more()
         return means_of(times), start_s
 
     def held_up(self, num_pairs: int, num_steps: int) -> dict[str, float]:
