@@ -3,18 +3,33 @@
 from __future__ import annotations
 
 import zlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 from easyrec_mm.files import FileInfo, is_remote, plain
-from easyrec_mm.files.waiting import reading
+from easyrec_mm.files.waiting import reading, waiting
 
 # Bytes at the start, in the middle and at the end of a file that stand for its content.
 _CONTENT_BYTES = 4096
 
 
-def contents_of(infos: Sequence[FileInfo], files: Iterable[int]) -> dict[int, str]:
-    """Return, for the files with these indices, a text that other contents of equal size change."""
-    return {file: _content_of(infos[file]) for file in files}
+def contents_of(infos: Sequence[FileInfo], setting: str, files: Iterable[int] | None = None) -> dict[int, str]:
+    """Return index of a file -> a text that other contents of equal size change.
+
+    Args:
+      infos: all files.
+      setting: the setting that names them, for messages.
+      files: indices of the files that are read; by default all.
+    """
+    with waiting(lambda: f"the contents of {setting}"):
+        return {file: _content_of(infos[file]) for file in (range(len(infos)) if files is None else files)}
+
+
+def described(infos: Sequence[FileInfo], contents: Mapping[int, str]) -> list[str]:
+    """Return path, size and what stands for the content of each file, in their order."""
+    return [
+        f"{info.path} of {info.size} bytes, version {contents.get(file) or 'unknown'}"
+        for file, info in enumerate(infos)
+    ]
 
 
 def _content_of(info: FileInfo) -> str:

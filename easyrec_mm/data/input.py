@@ -24,7 +24,7 @@ from easyrec_mm.data.arrivals import Arrivals
 from easyrec_mm.data.bad_records import BadRecords
 from easyrec_mm.data.batch import Batch, InputBatch
 from easyrec_mm.data.chunks import ChunkReader, of_all_workers
-from easyrec_mm.data.contents import contents_of
+from easyrec_mm.data.contents import contents_of, described
 from easyrec_mm.data.group_counts import count_groups, estimate_groups
 from easyrec_mm.data.loading import BatchLoader, Pending
 from easyrec_mm.data.own_files import OwnFiles, meet
@@ -66,6 +66,7 @@ class Input:
         batches of all tasks are, one behind the other, those of a single one.
 
     Attributes:
+      setting: as above.
       source: the groups in the files.
       own_files: what the workers have told each other if each reads files of its own; otherwise None.
       vectors: as above.
@@ -97,7 +98,7 @@ class Input:
         self._kept_fields = kept_fields
         self._share = Share(*worker, self.batch_size)
         selection = _selection(data, schema, training, self._labels, kept_fields, worker)
-        self._setting = setting
+        self.setting = setting
         with waiting(lambda: f"the files of {setting}"):
             self.source, self._files = open_source(data, schema, path, setting, selection)
         self._pieces = None
@@ -130,16 +131,15 @@ class Input:
         """
         parts = [f"{info.path}:{info.size}" for info in self._files.infos]
         if with_contents:
-            with waiting(lambda: f"the contents of {self._setting}"):
-                parts = [part + self._contents.get(file, "") for file, part in enumerate(parts)]
+            parts = [part + self._contents.get(file, "") for file, part in enumerate(parts)]
         if with_order:
             data = self._data
             parts += [str(v) for v in (data.shuffle, self.source.order.buffer_size, data.seed)]
         return zlib.crc32("\n".join(parts).encode())
 
     def described_files(self) -> list[str]:
-        """Return path and size of each file, in the order in which they are read."""
-        return [f"{info.path} of {info.size} bytes" for info in self._files.infos]
+        """Return path, size and what stands for the content of each file, in the order in which they are read."""
+        return described(self._files.infos, self._contents)
 
     def batches(
         self,
@@ -161,7 +161,7 @@ class Input:
         Raises:
           DataError: if a file cannot be read to its end, or more records are bad than allowed.
         """
-        arrivals = Arrivals(self._setting, self.source.files)
+        arrivals = Arrivals(self.setting, self.source.files)
         rows = self._rows(num_epochs, num_skipped, first_epoch)
         yield from arrivals.awaited(self._batches(rows, first_step, bank_of, arrivals))
 
@@ -228,7 +228,7 @@ class Input:
         """Return the number of groups in the files, and whether it is exact; see estimate_groups."""
         if self.own_files is not None:
             return self.own_files.epoch.total, True
-        return estimate_groups(self.source, [info.size for info in self._files.infos], self._setting)
+        return estimate_groups(self.source, [info.size for info in self._files.infos], self.setting)
 
     def files_read(self) -> list[int]:
         """Return the indices of the files that are read, in part or whole."""
@@ -250,14 +250,14 @@ class Input:
     def _meet(self, exchange: Callable[[str], list[str]] | None) -> OwnFiles:
         """Return what the workers tell each other of their own files."""
         own = self.files_read()
-        num_groups, contents = count_groups(self.source, own, self._setting), contents_of(self._files.infos, own)
+        num_groups = count_groups(self.source, own, self.setting)
+        contents = contents_of(self._files.infos, self.setting, own)
         return meet(self._share.number, num_groups, contents, self.batch_size, self._drops_remainder, exchange)
 
     @cached_property
     def _contents(self) -> Mapping[int, str]:
         """Return what stands for the content of each file."""
-        infos = self._files.infos
-        return self.own_files.contents if self.own_files else contents_of(infos, range(len(infos)))
+        return self.own_files.contents if self.own_files else contents_of(self._files.infos, self.setting)
 
     def spec(self) -> Batch:
         """Return the shapes and dtypes of the batches, for tf.function; see BatchLoader.spec."""

@@ -14,6 +14,7 @@ from easyrec_mm.data.bad_records import BadRecords
 from easyrec_mm.data.batch import Batch, InputBatch
 from easyrec_mm.data.input import Input
 from easyrec_mm.data.item_counts import count_items
+from easyrec_mm.data.same_data import require_same_data
 from easyrec_mm.data.until_stopped import UntilStopped
 from easyrec_mm.distribution.replicas import Replicas
 from easyrec_mm.evaluation.plan import EvalPlan, ItemCounts
@@ -132,14 +133,16 @@ class Evaluator:
           is_stopped: is asked before each batch whether to stop.
 
         Raises:
-          DataError: if the files cannot be read or hold too many bad records.
+          DataError: if the files cannot be read, hold too many bad records, or are others on another worker.
           EvaluationStoppedError: if it was stopped, on any worker.
         """
-        plan = eval_plan(self._config, self._model.schema, self._confidence)
-        if self._input is None or not self._input.is_up_to_date():
+        plan, replicas = eval_plan(self._config, self._model.schema, self._confidence), self._model.replicas
+        # All workers look again if one of them sees a change, which the others may see later.
+        if self._input is None or replicas.agree(not self._input.is_up_to_date())[0]:
             self._input = evaluation_input(
                 self._model, self._config, plan, self._path, self._setting, self._bad_records, self._vectors
             )
+            require_same_data(self._input, replicas)
         self._bad_records.start_over()
         summary = summary_of(self._model, self._config, plan, self._input, is_stopped)
         return results_of(summary, plan.weights.num_replicates, plan.bootstrap.level, plan.clusters)

@@ -16,6 +16,7 @@ from easyrec_mm.config.pipeline import Pipeline
 from easyrec_mm.data.bad_records import BadRecords
 from easyrec_mm.data.first_pictures import first_pictures, require_groups, require_pictures
 from easyrec_mm.data.input import Input
+from easyrec_mm.data.same_data import require_same_data
 from easyrec_mm.data.shared_bad_records import SharedBadRecords
 from easyrec_mm.evaluation.evaluator import EvaluationStoppedError, Evaluator
 from easyrec_mm.evaluation.plan import evaluation_fields
@@ -67,7 +68,7 @@ class TrainingEvaluations:
         self._vectors = vectors
         self._average, self._trained = average, trained
         self._folder, self._shared = folder, shared
-        self._is_first = model.replicas.number == 0
+        self._replicas, self._is_first = model.replicas, model.replicas.number == 0
         share = self._config.data_config.max_bad_record_share
         self._evaluator = Evaluator(
             model,
@@ -88,7 +89,7 @@ class TrainingEvaluations:
         Otherwise a training would end with an error that could have been told at its start.
 
         Raises:
-          DataError: if they cannot.
+          DataError: if they cannot be read, or are others on another worker.
         """
         if self.interval_s is None:
             return
@@ -97,6 +98,7 @@ class TrainingEvaluations:
         inputs = Input(
             config.data_config, schema, path, "eval_input_path", records, kept_fields=fields, vectors=self._vectors
         )
+        require_same_data(inputs, self._replicas)
         require_groups(inputs.source, "eval_input_path", config.data_config)
         if schema.uses_image:
             require_pictures(self._path, config.data_config, first_pictures(inputs.source, schema))

@@ -13,6 +13,7 @@ from easyrec_mm.config.pipeline import Pipeline
 from easyrec_mm.data.batch import InputBatch
 from easyrec_mm.data.first_pictures import first_pictures, require_pictures
 from easyrec_mm.data.input import Input
+from easyrec_mm.data.same_data import require_same_data
 from easyrec_mm.data.shared_bad_records import SharedBadRecords
 from easyrec_mm.data.until_stopped import UntilStopped
 from easyrec_mm.distribution.replicas import Replicas
@@ -38,7 +39,6 @@ from easyrec_mm.training.memory import require_memory
 from easyrec_mm.training.not_finite import NotFinite
 from easyrec_mm.training.peak import peak_flops
 from easyrec_mm.training.resume import checkpoints_in, resume, warn_of_remains
-from easyrec_mm.training.same_data import require_same_data
 from easyrec_mm.training.save_times import SaveTimes
 from easyrec_mm.training.saving import Saver
 from easyrec_mm.training.signals import Caught, caught_signals

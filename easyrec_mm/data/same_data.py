@@ -1,4 +1,4 @@
-"""Workers that train together read the same data."""
+"""Workers that train or evaluate together read the same data."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from easyrec_mm.errors import DataError
 
 
 def require_same_data(inputs: Input, replicas: Replicas) -> None:
-    """Check that all workers have found the same files.
+    """Check that all workers have found the same files, with the same contents.
 
     Raises:
       DataError: if a worker has found others than the first one; all workers raise it.
@@ -23,6 +23,6 @@ def require_same_data(inputs: Input, replicas: Replicas) -> None:
         difference = f"worker 0 has {missing[0]}" if missing else f"worker {number} has {more[0]}"
         both = f", worker {number} has {more[0]}" if missing and more else ""
         raise DataError(
-            f"train_input_path: the workers have found different files: {difference}{both}; give all workers the same "
+            f"{inputs.setting}: the workers have found different files: {difference}{both}; give all workers the same "
             "files under the same names"
         )
