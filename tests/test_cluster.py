@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
+import importlib.metadata
 import json
 import socket
 import threading
 import time
+from types import SimpleNamespace
 
 import pytest
+from google.protobuf import text_format
 from servers import free_port
 
+from easyrec_mm.cli.workers import join_workers
+from easyrec_mm.config import changes
 from easyrec_mm.distribution.cluster import Cluster, meet, read_cluster
 from easyrec_mm.errors import ConfigError, UserError
+from easyrec_mm.protos.pipeline_pb2 import EasyRecConfig
 
 
 def read(value):
@@ -99,6 +105,56 @@ def test_a_worker_that_differs_is_named_to_all_with_the_difference():
     assert set(errors) == {errors[0]}
     assert errors[0].startswith(f"worker 2 ({workers[2]}) differs from worker 0 in the config; start all with the same")
     assert "-b: 2\n  +b: 5" in errors[0]
+
+
+SECRET_CONFIG = """
+  data_config {{ seed: {seed} }}
+  feature_config {{
+    features {{ input_names: "user" feature_type: IdFeature vocab_file: "users.txt" embedding_dim: 2 }}
+    features {{ feature_name: "photo" vector_store: "redis://:{password}@host/0" }}
+  }}
+"""
+
+
+@pytest.mark.parametrize(
+    ("differs", "name", "lines"),
+    [
+        ("version", "the versions", ["-keras {keras}", "+keras 0.1"]),
+        ("vocabulary", "the vocabularies", ["-feature 'user': users.txt: values with the checksum "]),
+        ("config", "the config", ["-  seed: 1", "+  seed: 2"]),
+    ],
+)
+def test_workers_with_other_versions_vocabularies_or_configs(monkeypatch, differs, name, lines):
+    """The vocabulary has the same path; passwords are neither compared nor shown."""
+    real = importlib.metadata.version
+
+    def is_other(kind):
+        return differs == kind and threading.current_thread().name == "1"
+
+    def version(package):
+        return "0.1" if package == "keras" and is_other("version") else real(package)
+
+    monkeypatch.setattr(importlib.metadata, "version", version)
+    monkeypatch.setattr(changes, "read_vocabulary", lambda path: ("a", "c" if is_other("vocabulary") else "b"))
+    workers, errors = tuple(f"127.0.0.1:{free_port()}" for _ in range(2)), [None, None]
+
+    def run(number):
+        text = SECRET_CONFIG.format(seed=1 + is_other("config"), password=f"secret{number}")
+        pipeline = SimpleNamespace(config=text_format.Parse(text, EasyRecConfig()))
+        try:
+            join_workers(Cluster(workers, number), pipeline, 10.0)
+        except UserError as error:
+            errors[number] = str(error)
+
+    threads = [threading.Thread(target=run, args=(number,), name=str(number)) for number in range(2)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert errors[0] == errors[1]
+    shown = "\n  ".join([f"{name}; start all with the same (-: worker 0, +: worker 1):", *lines])
+    assert errors[0].startswith(f"worker 1 ({workers[1]}) differs from worker 0 in {shown.format(keras=real('keras'))}")
+    assert "secret" not in errors[0]
 
 
 def test_a_worker_that_does_not_come_is_named_in_time():

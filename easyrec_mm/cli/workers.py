@@ -59,23 +59,28 @@ def join_workers(cluster: Cluster | None, pipeline: Pipeline, limit_s: float) ->
     """
     if cluster is None:
         return None
-    from importlib.metadata import version
-
-    from google.protobuf import text_format
-
-    from easyrec_mm import __version__
     from easyrec_mm.distribution.cluster import meet
 
-    versions = [f"{name} {version(name)}" for name in ("tensorflow", "keras", "numpy")]
-    facts = {
-        "the versions": "\n".join([f"easyrec-mm {__version__}", *versions]),
-        "the config": text_format.MessageToString(pipeline.config),
-    }
     print(f"{cluster.name(cluster.number)} of {len(cluster.workers)}: waiting for the others", flush=True)
-    meet(cluster, facts, limit_s)
+    meet(cluster, facts_of(pipeline), limit_s)
     from easyrec_mm.distribution.joining import join
 
     return join(cluster)
+
+
+def facts_of(pipeline: Pipeline) -> dict[str, str]:
+    """Return what must be equal on all workers, by name: versions, the values of vocabularies, and the config."""
+    from importlib.metadata import version
+
+    from easyrec_mm import __version__
+    from easyrec_mm.config.changes import described_vocabularies, record_of
+
+    versions = [f"{name} {version(name)}" for name in ("tensorflow", "keras", "numpy")]
+    return {
+        "the versions": "\n".join([f"easyrec-mm {__version__}", *versions]),
+        "the vocabularies": "\n".join(described_vocabularies(pipeline.config)),
+        "the config": record_of(pipeline.config),
+    }
 
 
 def workers_to_start(pipeline: Pipeline, cluster: Cluster | None, arguments: Sequence[str]) -> LocalWorkers | None:

@@ -86,6 +86,15 @@ def config_of(record: str, written: EasyRecConfig) -> EasyRecConfig | None:
     return config
 
 
+def described_vocabularies(config: EasyRecConfig) -> list[str]:
+    """Return a line for each vocabulary file: its feature, its path, and the checksum of its values."""
+    return [
+        f"feature '{_name_of(feature)}': {feature.vocab_file}: {_checksum_of(feature.vocab_file)}"
+        for feature in _features_of(config)
+        if feature.vocab_file
+    ]
+
+
 def _features_of(config: EasyRecConfig) -> list[FeatureConfig]:
     return [*config.feature_config.features, *config.feature_configs]
 
