@@ -3,18 +3,23 @@
 from __future__ import annotations
 
 import json
+import os
 import resource
 import shutil
+import socket
 import time
 from functools import partial
 
 import pytest
+import tensorflow as tf
 from flat_helpers import make_log
 from forked import Command
 from servers import free_port
 from test_workers import CONFIG, TOGETHER, TRAIN, assert_same_weights, size, train
 
 from easyrec_mm.exit_status import LOST_WORKER
+from easyrec_mm.files.lock import locked
+from easyrec_mm.runs.checkpoint import Checkpoints
 
 pytestmark = pytest.mark.slow
 
@@ -59,11 +64,37 @@ def test_workers_that_find_other_data_are_refused(folder):
     other = folder / "other"
     other.mkdir()
     shutil.copy(folder / "x.config", other)
-    (other / "train.csv").write_text((folder / "train.csv").read_text() + "1,0.5,u1,a\n")
+    text = (folder / "train.csv").read_text()
+    (other / "train.csv").write_text(text.replace("a|b", "a|c"))
     statuses, outputs = run_two(folder, *size(8), settings=[{}, {"folder": other}])
     assert statuses == [1, 1], outputs
     for output in outputs:
         assert "error: train_input_path: the workers have found different files: worker 0 has train.csv of " in output
+        assert output.count(f"train.csv of {len(text)} bytes, version ") == 2
+
+
+def test_workers_that_begin_with_other_weights_are_refused(folder):
+    """Each starts from a checkpoint of its own machine."""
+    other = folder / "other"
+    other.mkdir()
+    for name in ("x.config", "train.csv", "eval.csv"):
+        shutil.copy(folder / name, other)
+    for number, own in enumerate((folder, other)):
+        Checkpoints(str(own / "before")).save(1, {"embedding/user": tf.fill([50, 4], float(number))})
+    start = ["--set", "train_config.fine_tune_checkpoint=before/model.ckpt-1"]
+    statuses, outputs = run_two(folder, "--model_dir", "m", *size(8), *start, settings=[{}, {"folder": other}])
+    assert statuses == [1, 1], outputs
+    for output in outputs:
+        assert "error: worker 1 begins with other values than worker 0 of embedding/user; give all workers " in output
+
+
+def test_a_second_training_of_several_workers_in_one_model_dir_is_refused(folder):
+    with locked(str(folder / "m"), "model_dir"):
+        statuses, outputs = run_two(folder, "--model_dir", "m", *size(8))
+    assert statuses == [1, LOST_WORKER], outputs
+    held = f"error: model_dir 'm': is in use by process {os.getpid()} on {socket.gethostname()}, since 20"
+    assert held in outputs[0]
+    assert "error: worker 0 (" in outputs[1]
 
 
 def test_a_model_dir_that_cannot_be_written_is_named_by_the_first_worker(folder):

@@ -83,12 +83,14 @@ def load_trained(pipeline: Pipeline, flags: Flags, bad_records_file: str, replic
     from easyrec_mm.distribution.replicas import Replicas
     from easyrec_mm.evaluation.evaluator import load_model, vectors_of
     from easyrec_mm.runs.model_dir import ModelDir
+    from easyrec_mm.runs.same_values import require_same_values
 
     config = pipeline.config
     replicas = replicas or Replicas()
     folder = ModelDir(config.model_dir).open()
     checkpoint = find_checkpoint(pipeline, replicas.texts(flags.checkpoint_path or "")[0], folder)
     model, step = load_model(config, pipeline.schema, checkpoint, dtype_of(flags), replicas)
+    require_same_values(model.weights(), replicas)
     file = str(folder.local / bad_records_file) if replicas.number == 0 else None
     bad_records = SharedBadRecords(file, config.data_config.max_bad_record_share, replicas)
     name = f"{shown(checkpoint)} (step {step})"

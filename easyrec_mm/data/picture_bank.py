@@ -121,7 +121,8 @@ class PictureBank:
         }
 
     def restore(self, path: str) -> None:
-        """Restore the state of a checkpoint; do nothing if the checkpoint has no such state."""
+        """Restore the state of a checkpoint; forget everything if the checkpoint has no such state."""
+        self.forget(everything=True)
         reader = CheckpointReader(path)
         if f"{_STATE}keys" not in reader.shapes:
             return

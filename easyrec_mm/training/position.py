@@ -82,8 +82,7 @@ class DataPosition:
         counts_batches = _BATCHES_READ in shapes
         saved = tf.Variable(0, dtype=tf.int64, trainable=False)
         restore(path, {_BATCHES_READ if counts_batches else _GROUPS_READ: self._groups_read, _FINGERPRINT: saved})
-        if _EPOCH_SIZE in shapes:
-            restore(path, {_EPOCH_SIZE: self._epoch_size})
+        self._epoch_size.assign(_read(path, shapes, _EPOCH_SIZE))
         is_same = int(saved) == self._input.fingerprint(with_contents=not counts_batches)
         if counts_batches:
             self._groups_read.assign(self._groups_read * self._input.batch_size)

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 from easyrec_mm.distribution.replicas import Replicas
-from easyrec_mm.errors import CheckpointError, DamagedCheckpointError
+from easyrec_mm.errors import CheckpointError, DamagedCheckpointError, UserError
 from easyrec_mm.files.folders import shown
 from easyrec_mm.runs.checkpoint import Checkpoints, newest_whole
 from easyrec_mm.runs.checkpoint_list import PREFIX, STATE, is_damaged
@@ -32,11 +34,11 @@ def checkpoints_in(folder: ModelDir, checkpoints: Checkpoints) -> list[str]:
 
 def resume(
     paths: list[str], folder: ModelDir, checkpoints: Checkpoints, state: TrainingState, replicas: Replicas
-) -> Restored:
+) -> tuple[Restored, str]:
     """Restore the state of a training from its last checkpoint that is not damaged; print what is of interest.
 
-    Newer checkpoints, which are damaged, are taken out of the list of checkpoints. Of several workers, the first
-    chooses the checkpoint.
+    Newer checkpoints, which are damaged, are taken out of the list of checkpoints. Of several workers, each reads other
+    parts of divided tables: all try the checkpoints of the first one, and take one that all can read.
 
     Args:
       paths: all checkpoints, oldest first.
@@ -45,33 +47,70 @@ def resume(
       state: what is restored.
       replicas: the workers.
 
+    Returns:
+      What the checkpoint tells, and its path.
+
     Raises:
-      CheckpointError: if all are damaged, they are of another model, or a worker does not see the first one's choice.
+      CheckpointError: if all are damaged, they are of another model, or a worker does not have those of the first one.
     """
     if is_damaged(folder.local):
         names = ", ".join(Path(path).name for path in paths)
         print(f"warning: the list of checkpoints in {folder.local} is missing or damaged; found {names}", flush=True)
 
-    def read(path: str) -> Restored:
-        folder.fetch_checkpoint(path)
-        return state.restore(path)
-
-    try:
-        restored, path, damaged = _same_of_all(paths, read, folder, replicas)
-    except DamagedCheckpointError:
-        raise
-    except CheckpointError as error:
-        raise CheckpointError(f"model_dir '{folder.local}' holds the training of another model. {error}") from error
+    names_of_first = json.loads(replicas.texts(json.dumps([Path(path).name for path in paths]))[0])
+    candidates = [str(folder.local / name) for name in names_of_first]
+    read = partial(_read, paths, folder, state)
+    restored, path, damaged = newest_whole(candidates, lambda path: _read_by_all(path, read, replicas))
     for problem in damaged:
         print(f"warning: {shown(problem)}", flush=True)
-    if damaged:
-        checkpoints.leave_out(paths[paths.index(path) + 1 :])
+    if damaged and not replicas.number:
+        checkpoints.leave_out(candidates[candidates.index(path) + 1 :])
     print(f"continuing from {shown(path)} (step {state.step})", flush=True)
     if restored.changes:
         print("settings that differ from those of the checkpoint:", *restored.changes, sep="\n  ", flush=True)
     if not restored.has_same_data:
         print("the training data or their order have changed since the checkpoint: reading from the start", flush=True)
-    return restored
+    return restored, path
+
+
+def _read(paths: list[str], folder: ModelDir, state: TrainingState, path: str) -> Restored:
+    """Restore the state from one of the checkpoints of the first worker; arguments as for `resume`."""
+    if path not in paths:
+        raise CheckpointError(
+            f"model_dir '{folder.path}' has no {Path(path).name} here, from which worker 0 goes on; give all workers "
+            "the same folder, on a shared file system or in a bucket"
+        )
+    folder.fetch_checkpoint(path)
+    try:
+        return state.restore(path)
+    except DamagedCheckpointError:
+        raise
+    except CheckpointError as error:
+        raise CheckpointError(f"model_dir '{folder.local}' holds the training of another model. {error}") from error
+
+
+def _read_by_all(path: str, read: Callable[[str], Restored], replicas: Replicas) -> Restored:
+    """Return what `read` returns for a checkpoint that all workers read at the same time.
+
+    Raises:
+      DamagedCheckpointError: if it is damaged for some of them; all workers raise it.
+      CheckpointError: if one of them cannot read it for another reason; all workers raise it.
+    """
+    if replicas.num == 1:
+        return read(path)
+    restored, reason = None, None
+    try:
+        restored = read(path)
+    except UserError as error:
+        reason = error
+    report = [shown(str(reason or "")), isinstance(reason, DamagedCheckpointError)]
+    reports = [json.loads(text) for text in replicas.texts(json.dumps(report))]
+    problems = [(is_damage, number, text) for number, (text, is_damage) in enumerate(reports) if text]
+    if restored is not None and not problems:
+        return restored
+    is_damage, number, text = min(problems)  # another reason than a damage comes first
+    kind = DamagedCheckpointError if is_damage else CheckpointError
+    raise kind(f"worker {number}: {text}") from reason
 
 
 def warn_of_remains(folder: ModelDir) -> None:
@@ -83,20 +122,3 @@ def warn_of_remains(folder: ModelDir) -> None:
             " the first one was written; training from the start",
             flush=True,
         )
-
-
-def _same_of_all(
-    paths: list[str], read: Callable[[str], Restored], folder: ModelDir, replicas: Replicas
-) -> tuple[Restored, str, list[str]]:
-    """Return what newest_whole returns to the first worker; the others read the checkpoint that it has chosen."""
-    found = newest_whole(paths, read) if replicas.number == 0 else None
-    name = replicas.texts(Path(found[1]).name if found else "")[0]
-    if found:
-        return found
-    path = str(folder.local / name)
-    if path not in paths:
-        raise CheckpointError(
-            f"model_dir '{folder.local}' has no {name} here, from which worker 0 goes on; give all workers the same "
-            "folder, on a shared file system or in a bucket"
-        )
-    return read(path), path, []

@@ -106,7 +106,7 @@ class TrainingState:
         return {**state, **self._settings, _UNREPORTED: tf.constant(unreported)}
 
     def restore(self, path: str) -> Restored:
-        """Go on from a checkpoint.
+        """Go on from a checkpoint; nothing is left of one that was restored before.
 
         Raises:
           DamagedCheckpointError: if it cannot be read, or its numbers are of no use.
@@ -116,6 +116,7 @@ class TrainingState:
         changes = require_same_weights(path, self._config)
         self._steps.restore_banks(path)
         has_same_data = self.position.restore(path)
+        self._bad_records.start_over()
         unreported = json.loads(read_text_value(path, _UNREPORTED) or "{}")
         if has_same_data and unreported:
             self._bad_records.restore(unreported["bad_records"])

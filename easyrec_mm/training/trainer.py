@@ -28,6 +28,7 @@ from easyrec_mm.runs.checkpoint import newest_whole
 from easyrec_mm.runs.evaluations import END, METRICS, forget_later_steps
 from easyrec_mm.runs.model_dir import BAD_RECORDS
 from easyrec_mm.runs.progress import MetricsLog, Progress
+from easyrec_mm.runs.same_values import require_same_values
 from easyrec_mm.store.feature_vectors import VectorStores
 from easyrec_mm.training.batch_norms import BatchNormWatch
 from easyrec_mm.training.evaluations import TrainingEvaluations
@@ -128,7 +129,7 @@ class Trainer:
 
     def train(self) -> TrainResult:
         """Train until num_steps or num_epochs are done, the metric stops improving, or SIGINT or SIGTERM arrives."""
-        self._start()
+        saved = self._start()
         first_step = int(self.steps.number)
         length = self._length(first_step)
         self._saver.write_config()
@@ -138,7 +139,6 @@ class Trainer:
         log = MetricsLog(self._model_dir / METRICS, self._model_dir)
         log.write_start(first_step)
         self._evaluations.go_on()
-        saved = self._checkpoints.latest() if first_step else None
         self._saver.begin(self.steps.changed_rows, saved)
         progress = Progress("train", length.num_steps, first=first_step, is_exact=length.is_exact)
         with self._folder.logs_put(), caught_signals(_STOPPING) as caught:
@@ -219,20 +219,30 @@ class Trainer:
         epoch, num_skipped = self.state.position.place
         return self.input.batches(num_epochs, num_skipped, int(self.steps.number), epoch, self.steps.bank)
 
-    def _start(self) -> None:
-        """Continue from the last checkpoint, or start from fine_tune_checkpoint or from the initial weights."""
+    def _start(self) -> str | None:
+        """Continue from the last checkpoint, or start from fine_tune_checkpoint or from the initial weights.
+
+        Returns:
+          The path of the checkpoint from which it continues, if it has done steps.
+
+        Raises:
+          UserError: if there is no checkpoint from which all workers can continue, or they start with other weights.
+        """
+        saved = None
         paths = checkpoints_in(self._saver.shared, self._checkpoints)
         if not paths:
             warn_of_remains(self._saver.shared)
         if self._replicas.first_says(bool(paths)):
-            restored = resume(paths, self._saver.shared, self._checkpoints, self.state, self._replicas)
+            restored, saved = resume(paths, self._saver.shared, self._checkpoints, self.state, self._replicas)
             self._unreported, self._to_evaluate = restored.losses, restored.to_evaluate
         elif self._train_config.fine_tune_checkpoint:
             print(shown(start_from_checkpoint(self.model, self._train_config, self.steps.average)), flush=True)
+        require_same_values(self.state.variables(), self._replicas)
         self.steps.draw_apart()
         print(f"model: {self.steps.describe()}; computing in {self._dtype.removeprefix('mixed_')}", flush=True)
         if self._dtype == MIXED_FLOAT16 and not tf.config.list_physical_devices("GPU"):
             print("note: float16 is slow without a GPU; train_config.precision: AUTO chooses what is fast", flush=True)
+        return saved if int(self.steps.number) else None
 
     def _open_vectors(self) -> VectorStores:
         """Open the features' vectors: those of the last checkpoint that can be read, or the current ones."""
