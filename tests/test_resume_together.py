@@ -115,12 +115,12 @@ def test_values_that_all_workers_hold_are_the_same(monkeypatch):
     monkeypatch.setattr(checkpoint_parts, "SLICE_BYTES", 100)
     table = np.random.default_rng(0).normal(size=(60, 4)).astype("f4")
 
-    def require(replicas, changed=None):
-        values = {"embedding/all": tf.Variable(table), "step": tf.Variable(3, dtype=tf.int64)}
+    def require(replicas, changed=None, by=1):
+        values = {"embedding/all": tf.Variable(table), "step": tf.Variable([3], dtype=tf.int64)}
         values |= {"rec/narrow": tf.Variable(table, dtype=tf.bfloat16), "none": tf.Variable(tf.zeros([0, 3]))}
         values["embedding/user"] = part(table, replicas)
         if replicas.number == 1 and changed:
-            values[changed].assign(tf.concat([values[changed][:-1], values[changed][-1:] + 1], 0))
+            values[changed].assign(tf.concat([values[changed][:-1], values[changed][-1:] + by], 0))
         try:
             require_same_values(values, replicas)
         except UserError as error:
@@ -129,6 +129,10 @@ def test_values_that_all_workers_hold_are_the_same(monkeypatch):
 
     assert results_of_replicas(3, require) == [None] * 3
     assert results_of_replicas(3, lambda replicas: require(replicas, "embedding/user")) == [None] * 3
+    rounded = results_of_replicas(3, lambda replicas: require(replicas, "embedding/all", np.float32(1e-7)))
+    assert rounded == [None] * 3
+    counted = results_of_replicas(3, lambda replicas: require(replicas, "step"))
+    assert counted[0].startswith("worker 1 begins with other values than worker 0 of step; ")
     errors = results_of_replicas(3, lambda replicas: require(replicas, "embedding/all"))
     assert set(errors) == {errors[0]}
     assert errors[0].startswith("worker 1 begins with other values than worker 0 of embedding/all; give all workers ")

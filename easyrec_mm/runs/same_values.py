@@ -6,15 +6,22 @@ A training would otherwise go on with several models, each with the mean gradien
 from __future__ import annotations
 
 import json
+import math
 import zlib
 from collections.abc import Mapping
 
+import numpy as np
 import tensorflow as tf
 
 from easyrec_mm.distribution.replicas import Replicas
 from easyrec_mm.distribution.shards import shard_of
 from easyrec_mm.errors import UserError
 from easyrec_mm.runs.checkpoint_parts import pieces_of
+
+# Processors of another kind may round initial values otherwise: by up to this share of a value.
+_ROUNDING = 1e-5
+# Multiples of it fill the interval from 0 to 1 evenly and without order.
+_GOLDEN_RATIO = (math.sqrt(5) - 1) / 2
 
 
 def require_same_values(variables: Mapping[str, tf.Variable], replicas: Replicas) -> None:
@@ -25,10 +32,10 @@ def require_same_values(variables: Mapping[str, tf.Variable], replicas: Replicas
     """
     if replicas.num == 1:
         return
-    own = {name: _checksum(variable) for name, variable in variables.items() if shard_of(variable) is None}
+    own = {name: _summary(variable) for name, variable in variables.items() if shard_of(variable) is None}
     first, *others = (json.loads(text) for text in replicas.texts(json.dumps(own)))
-    for number, checksums in enumerate(others, 1):
-        names = [name for name in {**first, **checksums} if first.get(name) != checksums.get(name)]
+    for number, summaries in enumerate(others, 1):
+        names = [name for name in {**first, **summaries} if not _is_same(first.get(name), summaries.get(name))]
         if names:
             more = f" and {len(names) - 1} more variables" if len(names) > 1 else ""
             raise UserError(
@@ -37,9 +44,28 @@ def require_same_values(variables: Mapping[str, tf.Variable], replicas: Replicas
             )
 
 
-def _checksum(variable: tf.Variable) -> int:
-    """Return a checksum of the values, of which only a slice is copied at a time."""
-    checksum = 0
+def _summary(variable: tf.Variable) -> list[float]:
+    """Return what stands for the values, of which only a slice is copied at a time.
+
+    Of floats, this is a sum with weights from 0 to 1 by their places, and the largest that rounding can change it by;
+    of others a checksum, and 0.
+    """
+    is_float, place = variable.dtype.is_floating, 0
+    total, absolute, checksum = 0.0, 0.0, 0
     for piece in pieces_of({"": variable}):
-        checksum = zlib.crc32(piece.value().numpy().tobytes(), checksum)
-    return checksum
+        values = piece.value().numpy().ravel()
+        if is_float:
+            weights = _GOLDEN_RATIO * np.arange(place, place + len(values)) % 1.0
+            total += float(weights @ values.astype(np.float64))
+            absolute += float(weights @ np.abs(values.astype(np.float64)))
+            place += len(values)
+        else:
+            checksum = zlib.crc32(values.tobytes(), checksum)
+    return [total, _ROUNDING * absolute] if is_float else [checksum, 0.0]
+
+
+def _is_same(first: list[float] | None, other: list[float] | None) -> bool:
+    if first is None or other is None:
+        return first is other
+    (value, rounding), (other_value, _) = first, other
+    return value == other_value or abs(value - other_value) <= rounding or math.isnan(value) and math.isnan(other_value)
