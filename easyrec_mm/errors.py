@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import difflib
+import errno
+import os
 import re
 from collections.abc import Iterable
 
@@ -96,6 +98,15 @@ def out_of_memory(error: Exception) -> str | None:
         return str(error) or "an array cannot be allocated"
     found = re.search(r"OOM when allocating tensor with shape\[[^\]]*\]|[Oo]ut of memory[^.\n\[]*", str(error))
     return found[0] if found and type(error).__name__ == "ResourceExhaustedError" else None
+
+
+def advice_for(error: OSError) -> str:
+    """Return what to do about a file or folder that the system lets nobody, or not this user, write; "" otherwise."""
+    if error.errno == errno.EROFS:
+        return "mount the file system so that it can be written, or choose another place"
+    if error.errno in (errno.EACCES, errno.EPERM):
+        return f"change its owner or rights for this user (number {os.geteuid()}), or choose another place"
+    return "make room there, or choose another place" if error.errno in (errno.ENOSPC, errno.EDQUOT) else ""
 
 
 def first_line(error: Exception) -> str:

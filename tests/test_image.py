@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import subprocess
@@ -50,9 +51,35 @@ def test_the_python_of_the_image_is_supported_and_its_user_is_that_of_the_manife
 def reason_not_to_build(folder):
     if os.geteuid() or subprocess.run(["unshare", "--mount", "true"], check=False).returncode:
         return "building stages needs root and mount namespaces"
+    return no_index(folder)
+
+
+def no_index(folder):
     command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--dest", folder, "six"]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     return f"no index of packages: {done.stderr}" if done.returncode else ""
+
+
+@pytest.mark.slow
+def test_packages_for_gpus_can_be_installed(tmp_path):
+    """As the Dockerfile names them, for its Python: pip resolves them, and downloads only what it needs for that."""
+    if reason := no_index(tmp_path):
+        pytest.skip(reason)
+    text = (ROOT / "Dockerfile").read_text()
+    version = re.search(r"^ARG PYTHON=(.*)$", text, re.MULTILINE)[1]
+    ((words, requirement),) = re.findall(r"/bin/pip (install .*?--requirement) (requirements/\$\{PACKAGES\}\.in)",
+                                         re.sub(r"\\\n\s*", "", text))  # fmt: skip
+    command = [sys.executable, "-m", "pip", *words.split(), requirement.replace("${PACKAGES}", "gpu")]
+    report = tmp_path / "report.json"
+    command += ["--dry-run", "--ignore-installed", "--quiet", "--report", report]
+    command += ["--python-version", version, "--target", tmp_path / "nowhere"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    installed = {
+        f"{entry['metadata']['name'].lower().replace('_', '-')}=={entry['metadata']['version']}"
+        for entry in json.loads(report.read_text())["install"]
+    }
+    assert pinned("gpu.txt") - pinned("lock.txt") <= installed
 
 
 @pytest.mark.slow

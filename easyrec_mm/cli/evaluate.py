@@ -26,7 +26,7 @@ def add_flags(parser: f.Parser) -> None:
     f.add_setting_flags(parser)
     f.add_checkpoint_flag(parser)
     f.add_precision_flag(parser)
-    f.add_workers_flag(parser)
+    f.add_workers_flags(parser)
     add = parser.add_argument
     add("--eval_input_path", metavar="P", help="files in place of the config's eval_input_path")
     add("--compare", metavar="D", default="", help="model_dir or checkpoint of another model to compare with")
@@ -55,10 +55,10 @@ def run(flags: f.Flags) -> int:
     if flags.compare_config and not flags.compare:
         raise UserError("--compare_config: has no effect without --compare; give both or neither")
     pipeline = load_quietly(flags)
-    cluster = cluster_of(pipeline)
+    cluster = cluster_of(pipeline, flags.workers, flags.worker_index)
     if cluster is not None and (flags.compare or flags.watch):
         flag = "--compare" if flags.compare else "--watch"
-        raise UserError(f"{flag}: is done by one process, but TF_CONFIG names several workers; unset it")
+        raise UserError(f"{flag}: is done by one process, but {cluster.source} names several workers; leave it out")
     go_on_with(pipeline)
     path = flags.eval_input_path or pipeline.config.eval_input_path
     setting = "--eval_input_path" if flags.eval_input_path else "eval_input_path"
@@ -99,6 +99,8 @@ def _evaluate(pipeline: Pipeline, path: str, setting: str, flags: f.Flags, repli
             raise UserError(f"{setting} {path}: has no samples to evaluate; give other files")
         if is_first:
             write_result(str(trained.folder.local / EVAL_RESULT), results)
+    if replicas is not None:
+        replicas.agree(0)  # a worker that ends while the first one still writes would be missed
     if not is_first:
         return 0
     print(table(results))

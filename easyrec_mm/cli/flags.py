@@ -69,13 +69,22 @@ def add_store_flag(parser: Parser) -> None:
     )
 
 
-def add_workers_flag(parser: Parser) -> None:
-    """Add the flag of a command that several workers may run together."""
-    parser.add_argument(
+def add_workers_flags(parser: Parser) -> None:
+    """Add the flags of a command that several workers may run together."""
+    add = parser.add_argument
+    add(
+        "--workers",
+        metavar="HOST:PORT,...",
+        type=names,
+        default=(),
+        help="addresses of all workers, in place of TF_CONFIG; equal on all of them",
+    )
+    add("--worker_index", metavar="I", type=not_negative, help="number of this worker among --workers, from 0")
+    add(
         "--wait_for_workers_s",
         type=positive_seconds,
         default=300.0,
-        help="seconds to wait until all workers of TF_CONFIG have started; default: 300",
+        help="seconds to wait until all workers have started; default: 300",
     )
 
 

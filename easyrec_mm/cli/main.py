@@ -35,7 +35,7 @@ from easyrec_mm.cli import (
     worth,
 )  # fmt: skip
 from easyrec_mm.cli.console import guarded_console, show_exception
-from easyrec_mm.errors import UserError, out_of_memory
+from easyrec_mm.errors import UserError, advice_for, out_of_memory
 from easyrec_mm.exit_status import after_signal
 from easyrec_mm.files.folders import shown
 from easyrec_mm.files.waiting import stalls_told
@@ -102,7 +102,8 @@ def _main(arguments: Sequence[str] | None) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
     except OSError as error:
-        print(f"error: {error.filename or 'input or output'}: {error.strerror or error}", file=sys.stderr)
+        advice = f"; {advice_for(error)}" if advice_for(error) else ""
+        print(f"error: {error.filename or 'input or output'}: {error.strerror or error}{advice}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         print("\ninterrupted", file=sys.stderr)

@@ -35,7 +35,7 @@ def add_flags(parser: f.Parser) -> None:
         metavar="JSON",
         help="further changes of the config, as in EasyRec: '{\"train_config.num_steps\": 100}'",
     )
-    f.add_workers_flag(parser)
+    f.add_workers_flags(parser)
     add("--continue_train", action="store_true", help="accepted for EasyRec's commands: training always continues")
     f.add_setting_flags(parser)
 
@@ -65,7 +65,7 @@ def run(flags: f.Flags) -> int:
     """Train until the end or a signal."""
     pipeline = load_quietly(flags, overrides(flags))
     require_path(pipeline.config.train_input_path, pipeline, "train_input_path", "the training data")
-    cluster = cluster_of(pipeline)
+    cluster = cluster_of(pipeline, flags.workers, flags.worker_index)
     if (local := workers_to_start(pipeline, cluster, flags.arguments)) is not None:
         from easyrec_mm.distribution.local_workers import run_workers
 
@@ -76,7 +76,7 @@ def run(flags: f.Flags) -> int:
     from easyrec_mm.training.trainer import Trainer
 
     is_first = cluster is None or cluster.number == 0
-    lock = locked(pipeline.config.model_dir, "model_dir") if is_first else nullcontext()
+    lock = locked(pipeline.config.model_dir, "model_dir", tell=_tell) if is_first else nullcontext()
     with lock as model_dir_lock, lost_workers_named(cluster):
         result = Trainer(pipeline, model_dir_lock, replicas).train()
     print(f"step {result.step}; checkpoint {result.checkpoint}", flush=True)
@@ -84,6 +84,10 @@ def run(flags: f.Flags) -> int:
         return 0
     print(f"stopped; continue with: easyrec-mm {shlex.join(flags.arguments)}", flush=True)
     return after_signal(result.signal)
+
+
+def _tell(message: str) -> None:
+    print(message, flush=True)
 
 
 def overrides(flags: f.Flags) -> list[Override]:

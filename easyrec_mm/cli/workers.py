@@ -1,4 +1,4 @@
-"""Determines which processes train: the workers in TF_CONFIG, and those that `train` starts, one per GPU."""
+"""Determines which processes train: the workers in TF_CONFIG or flags, and those that `train` starts, one per GPU."""
 
 from __future__ import annotations
 
@@ -25,23 +25,30 @@ def strategy_flags(pipeline: Pipeline) -> tuple[str, ...]:
     return ("--set", "train_config.train_distribute=MultiWorkerMirroredStrategy")
 
 
-def cluster_of(pipeline: Pipeline) -> Cluster | None:
-    """Return the workers of TF_CONFIG that train together; None if it names only one, or none.
+def cluster_of(pipeline: Pipeline, workers: Sequence[str] = (), index: int | None = None) -> Cluster | None:
+    """Return the workers of TF_CONFIG, or of flags, that train together; None if they name only one, or none.
+
+    Args:
+      pipeline: what they do.
+      workers: --workers, if it is given.
+      index: --worker_index, if it is given.
 
     Raises:
-      ConfigError: if TF_CONFIG is malformed, or names several workers and train_distribute is that of one machine.
+      ConfigError: if one of them is malformed, they contradict each other, or they name several workers and
+        train_distribute is that of one machine.
     """
-    from easyrec_mm.distribution.cluster import VARIABLE, read_cluster
+    from easyrec_mm.distribution.cluster import agreed_cluster, cluster_of_flags, read_cluster
     from easyrec_mm.protos.train_pb2 import DistributionStrategy, MirroredStrategy, NoStrategy
 
-    cluster = read_cluster()
+    cluster = agreed_cluster(read_cluster(), cluster_of_flags(workers, index))
     if cluster is None or len(cluster.workers) == 1:
         return None
     strategy = pipeline.config.train_config.train_distribute
     if strategy == NoStrategy or (strategy == MirroredStrategy and not cluster.is_expanded):
         raise ConfigError(
-            f"{pipeline.path}: train_config.train_distribute: is {DistributionStrategy.Name(strategy)}, but {VARIABLE} "
-            f"names {len(cluster.workers)} workers; set MultiWorkerMirroredStrategy, or unset {VARIABLE}"
+            f"{pipeline.path}: train_config.train_distribute: is {DistributionStrategy.Name(strategy)}, but "
+            f"{cluster.source} names {len(cluster.workers)} workers; set MultiWorkerMirroredStrategy, or leave out "
+            f"{cluster.source}"
         )
     return cluster
 
@@ -90,7 +97,7 @@ def workers_to_start(pipeline: Pipeline, cluster: Cluster | None, arguments: Seq
 
     Args:
       pipeline: the config of the training.
-      cluster: the machines of TF_CONFIG.
+      cluster: the machines of TF_CONFIG or of flags.
       arguments: those of this command, which the workers run as well.
 
     Raises:
@@ -118,7 +125,7 @@ def workers_to_start(pipeline: Pipeline, cluster: Cluster | None, arguments: Seq
         command = (sys.executable, "-m", "easyrec_mm", *arguments)
         if cluster is None:
             return LocalWorkers(command, free_addresses(len(gpus)), 0, len(gpus), gpus)
-        addresses = expanded(cluster.workers, len(gpus))
+        addresses = expanded(cluster.workers, len(gpus), cluster.source)
         return LocalWorkers(command, addresses, cluster.number * len(gpus), len(gpus), gpus)
     if gpus:
         os.environ[VISIBLE] = gpus[0]

@@ -1,4 +1,4 @@
-"""The workers of a training: who they are, as TF_CONFIG says, and whether all of them train the same."""
+"""The workers of a training: who they are, as TF_CONFIG or flags say, and whether all of them train the same."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ import re
 import socket
 import threading
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, closing, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from easyrec_mm.errors import ConfigError, UserError
 
-VARIABLE = "TF_CONFIG"
+VARIABLE, FLAG, INDEX_FLAG = "TF_CONFIG", "--workers", "--worker_index"
 # Set in TF_CONFIG if its addresses are those of processes, which start no further ones.
 IS_EXPANDED = "is_expanded"
 # Kinds of tasks that train, in the order of their numbers; the first worker of all is the chief.
@@ -39,11 +39,18 @@ class Cluster:
     workers      the addresses of all, host:port, in the order of their numbers
     number       number of this one
     is_expanded  whether each address is certainly that of one process, not of a machine with several
+    source       what names them, for messages
     """
 
     workers: tuple[str, ...]
     number: int
     is_expanded: bool = False
+    source: str = field(default=VARIABLE, compare=False)
+
+    @property
+    def others(self) -> tuple[int, ...]:
+        """Return the numbers of the other workers."""
+        return tuple(number for number in range(len(self.workers)) if number != self.number)
 
     def name(self, number: int) -> str:
         """Return what messages call a worker."""
@@ -80,15 +87,63 @@ def read_cluster(environment: Mapping[str, str] = os.environ) -> Cluster | None:
         known = ", ".join(f"{kind} {index}" for kind, index in places) or "none"
         raise ConfigError(f"{VARIABLE}: the task is '{place[0]} {place[1]}', but the cluster has {known}")
     workers = tuple(address for kind in _KINDS for address in _addresses(cluster, kind))
-    for address in workers:
-        _host_and_port(address)
-        if workers.count(address) > 1:
-            raise ConfigError(f"{VARIABLE}: two workers have the address {address}; give each a port of its own")
+    _require_addresses(workers, VARIABLE)
     return Cluster(workers, places.index(place), value.get(IS_EXPANDED) is True)
 
 
-def expanded(machines: tuple[str, ...], num: int) -> tuple[str, ...]:
+def cluster_of_flags(workers: Sequence[str], index: int | None) -> Cluster | None:
+    """Return the cluster that --workers and --worker_index describe; None without them.
+
+    Raises:
+      ConfigError: if only one of them is given, an address is invalid, or the index is out of range.
+    """
+    if not workers and index is None:
+        return None
+    if not workers:
+        raise ConfigError(f"{INDEX_FLAG} {index}: is without {FLAG}; give the addresses of all workers as well")
+    if index is None:
+        given, last = ",".join(workers), len(workers) - 1
+        raise ConfigError(f"{FLAG} {given}: is without {INDEX_FLAG}; give each worker its own, from 0 to {last}")
+    _require_addresses(workers, FLAG)
+    if index >= len(workers):
+        raise ConfigError(
+            f"{INDEX_FLAG} {index}: is out of range; the numbers of {len(workers)} workers are 0 to {len(workers) - 1}"
+        )
+    return Cluster(tuple(workers), index, source=FLAG)
+
+
+def agreed_cluster(by_variable: Cluster | None, by_flags: Cluster | None) -> Cluster | None:
+    """Return the cluster that TF_CONFIG and flags describe, or one of them; None without both.
+
+    Raises:
+      ConfigError: if they contradict each other.
+    """
+    if by_variable is None or by_flags is None:
+        return by_variable or by_flags
+    if by_variable.is_expanded:
+        # These are processes that a worker of the flags has started, one on each GPU; its own address is the first.
+        is_same = set(by_flags.workers) <= set(by_variable.workers)
+    else:
+        is_same = by_variable == by_flags
+    if not is_same:
+        raise ConfigError(
+            f"{FLAG} names {by_flags.name(by_flags.number)} of {len(by_flags.workers)}, but {VARIABLE} names "
+            f"{by_variable.name(by_variable.number)} of {len(by_variable.workers)}; give only one of them"
+        )
+    return replace(by_variable, source=by_flags.source)
+
+
+def _require_addresses(workers: Sequence[str], source: str) -> None:
+    for address in workers:
+        host_and_port(address, source)
+        if workers.count(address) > 1:
+            raise ConfigError(f"{source}: two workers have the address {address}; give each a port of its own")
+
+
+def expanded(machines: tuple[str, ...], num: int, source: str = VARIABLE) -> tuple[str, ...]:
     """Return the addresses of `num` processes on each machine: its own port and those that follow.
+
+    `source` is what names the machines, for messages.
 
     Raises:
       ConfigError: if two processes would have the same address, or a port would be larger than 65535.
@@ -99,7 +154,7 @@ def expanded(machines: tuple[str, ...], num: int) -> tuple[str, ...]:
         for address in (f"{host}:{int(port) + i}" for i in range(num)):
             if address in addresses or int(port) + num > 1 << 16:
                 raise ConfigError(
-                    f"{VARIABLE}: '{machine}': its {num} processes have the ports {port} to {int(port) + num - 1}, of "
+                    f"{source}: '{machine}': its {num} processes have the ports {port} to {int(port) + num - 1}, of "
                     "which one is taken by another worker or too large; choose another port"
                 )
             addresses.append(address)
@@ -113,11 +168,16 @@ def _addresses(cluster: dict[str, Any], kind: str) -> list[str]:
     return addresses
 
 
-def _host_and_port(address: str) -> tuple[str, int]:
+def host_and_port(address: str, source: str = VARIABLE) -> tuple[str, int]:
+    """Return the parts of an address; `source` is what names it, for the message.
+
+    Raises:
+      ConfigError: if it is invalid.
+    """
     host, _, port = address.rpartition(":")
     is_port = port.isascii() and port.isdecimal() and 0 < int(port) < 1 << 16
     if not is_port or not _is_name(host):
-        raise ConfigError(f"{VARIABLE}: '{address}' is not an address; give host:port, such as host0:2222")
+        raise ConfigError(f"{source}: '{address}' is not an address; give host:port, such as host0:2222")
     return host.strip("[]"), int(port)
 
 
@@ -173,7 +233,7 @@ def meet(cluster: Cluster, facts: Mapping[str, str], limit_s: float) -> None:
 def _wait_for_names(cluster: Cluster, deadline_s: float, limit_s: float) -> None:
     """Wait until the names of all workers have addresses, which a cluster gives them a moment after they start."""
     for number, worker in enumerate(cluster.workers):
-        host, port = _host_and_port(worker)
+        host, port = host_and_port(worker)
         while True:
             try:
                 socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
@@ -183,7 +243,7 @@ def _wait_for_names(cluster: Cluster, deadline_s: float, limit_s: float) -> None
                     reason = error.strerror or error
                     raise UserError(
                         f"{cluster.name(number)}: its name has no address within {limit_s:g} s: {reason}; look whether "
-                        f"it has started, and at the names in {VARIABLE}"
+                        f"it has started, and at the names in {cluster.source}"
                     ) from error
             time.sleep(_RETRY_S)
 
@@ -191,7 +251,7 @@ def _wait_for_names(cluster: Cluster, deadline_s: float, limit_s: float) -> None
 @contextmanager
 def _listening(cluster: Cluster) -> Iterator[socket.socket]:
     """Listen at the address of this worker, so that nobody else has it."""
-    host, port = _host_and_port(cluster.workers[cluster.number])
+    host, port = host_and_port(cluster.workers[cluster.number])
     try:
         family = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0][0]
         with socket.create_server(("", port), family=family) as listener:
@@ -199,7 +259,7 @@ def _listening(cluster: Cluster) -> Iterator[socket.socket]:
     except OSError as error:
         reason = error.strerror or error
         raise UserError(
-            f"{cluster.name(cluster.number)}: its port cannot be opened: {reason}; choose another in {VARIABLE}"
+            f"{cluster.name(cluster.number)}: its port cannot be opened: {reason}; choose another in {cluster.source}"
         ) from error
 
 
@@ -213,7 +273,7 @@ def _report(cluster: Cluster, facts: Mapping[str, str], deadline_s: float, limit
 
 def _consent(cluster: Cluster, facts: Mapping[str, str], deadline_s: float, limit_s: float) -> str:
     """Return what the first worker answers: a problem, or ""."""
-    address = _host_and_port(cluster.workers[0])
+    address = host_and_port(cluster.workers[0])
     while True:
         try:
             left_s = max(0.01, deadline_s - time.monotonic())
@@ -229,7 +289,7 @@ def _consent(cluster: Cluster, facts: Mapping[str, str], deadline_s: float, limi
             if time.monotonic() + _RETRY_S > deadline_s:
                 raise UserError(
                     f"{cluster.name(0)} cannot be reached within {limit_s:g} s: {error}; look at its log, and at the "
-                    f"addresses in {VARIABLE}"
+                    f"addresses in {cluster.source}"
                 ) from error
         time.sleep(_RETRY_S)
 
@@ -259,7 +319,7 @@ def _answering(listener: socket.socket, number: int) -> Iterator[None]:
 
 def _unreachable(cluster: Cluster, number: int, deadline_s: float, limit_s: float) -> str:
     """Return why a worker cannot be reached at its address, though it has called; "" if it can be."""
-    address = _host_and_port(cluster.workers[number])
+    address = host_and_port(cluster.workers[number])
     while True:
         try:
             with socket.create_connection(address, timeout=_CONNECT_S) as connection:
@@ -271,7 +331,7 @@ def _unreachable(cluster: Cluster, number: int, deadline_s: float, limit_s: floa
         if time.monotonic() + _RETRY_S > deadline_s:
             return (
                 f"{cluster.name(number)} has called worker 0, which cannot reach it at this address within {limit_s:g} "
-                f"s: {reason}; look at the addresses in {VARIABLE}, and for a firewall"
+                f"s: {reason}; look at the addresses in {cluster.source}, and for a firewall"
             )
         time.sleep(_RETRY_S)
 

@@ -5,18 +5,27 @@ from __future__ import annotations
 import json
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 
 import tensorflow as tf
+from tensorflow.python.eager import context  # TensorFlow has no public way to set the times below, or to end exchanges
 
 from easyrec_mm.distribution.cluster import VARIABLE, Cluster
 from easyrec_mm.distribution.replicas import Replicas
+from easyrec_mm.distribution.watching import silent, watched
 from easyrec_mm.errors import LostWorkerError, UserError, first_line
 
+# A worker whose server has told nothing for so long is lost, in the eyes of TensorFlow's own service; as long as in
+# those of `watched`. TensorFlow would otherwise end a training after 10 s in which a machine was busy with swapping.
+HEARTBEAT_S = 30
+# Workers that have met load TensorFlow and start their servers within this time.
+_START_S = 300
 # What exchanges raise when another worker has gone.
 _LOST = (tf.errors.UnavailableError, tf.errors.AbortedError, tf.errors.CancelledError, tf.errors.DeadlineExceededError)
 _ABORTED = "Collective ops is aborted"
+# The first worker runs the service that all others report to; the answer to a failed report does not name it.
+_SERVICE = "/tensorflow.CoordinationService/"
 # A strategy keeps its servers running and looks whether those of others do.
 _strategies: list[tf.distribute.Strategy] = []
 
@@ -29,6 +38,15 @@ def join(cluster: Cluster) -> Replicas:
     """
     task = {"type": "worker", "index": cluster.number}
     os.environ[VARIABLE] = json.dumps({"cluster": {"worker": list(cluster.workers)}, "task": task})
+    context.context().configure_coordination_service(
+        service_type="standalone",
+        service_leader=_task(0),
+        coordinated_jobs=[
+            context.coordination_config_pb2.CoordinatedJob(name="worker", num_tasks=len(cluster.workers))
+        ],
+        heartbeat_timeout_in_ms=1000 * HEARTBEAT_S,
+        cluster_register_timeout_in_ms=1000 * _START_S,
+    )
     try:
         _strategies.append(tf.distribute.MultiWorkerMirroredStrategy())
     except (tf.errors.OpError, RuntimeError) as error:
@@ -39,19 +57,36 @@ def join(cluster: Cluster) -> Replicas:
 
 @contextmanager
 def lost_workers_named(cluster: Cluster | None) -> Iterator[None]:
-    """Raise a LostWorkerError that names the worker, if an exchange fails because another worker has gone."""
-    try:
+    """Raise a LostWorkerError that names the worker, if an exchange fails because another worker has gone.
+
+    A worker that does not answer any more has gone, too, whether or not an exchange waits for it; see `watched`.
+    """
+    if cluster is None:
         yield
+        return
+
+    def end_exchanges(number: int) -> None:
+        context.context().abort_collective_ops(tf.errors.UNAVAILABLE, f"{_task(number)} does not answer")
+
+    def lost(numbers: Collection[int]) -> str:
+        names = ", ".join(cluster.name(number) for number in sorted(numbers)) or "another worker"
+        return (
+            f"{names} cannot be reached any more; look at its log. Start all workers again: they go on from the last "
+            "checkpoint"
+        )
+
+    try:
+        with watched(cluster, end_exchanges, lost):
+            yield
     except tf.errors.OpError as error:
         # Whatever the network answers in place of the other worker ends an exchange with this text.
         if not isinstance(error, _LOST) and _ABORTED not in str(error):
             raise
-        tasks = {int(number) for number in re.findall(r"/task:(\d+)", str(error))}
-        if cluster is None:
-            raise
-        lost = sorted(number for number in tasks if number != cluster.number and number < len(cluster.workers))
-        names = ", ".join(map(cluster.name, lost)) or "another worker"
-        raise LostWorkerError(
-            f"{names} cannot be reached any more; look at its log. Start all workers again: they go on from the last "
-            "checkpoint"
-        ) from error
+        named = {int(number) for number in re.findall(r"/task:(\d+)", str(error))}
+        if not named and _SERVICE in str(error):
+            named = {0}
+        raise LostWorkerError(lost(named.intersection(cluster.others) or silent(cluster))) from error
+
+
+def _task(number: int) -> str:
+    return f"/job:worker/replica:0/task:{number}"

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from easyrec_mm.files.paths import place_name, scheme_of
-from easyrec_mm.files.storage import Content, Failure, FileInfo, StorageError
+from easyrec_mm.files.storage import Content, Failure, FileInfo, StorageError, put_by_upload
 
 # Names that file systems use for the version of a file.
 _VERSION_KEYS = (
@@ -107,6 +107,10 @@ class FsspecStorage:
                 if self._files.exists(path):
                     self._files.rm_file(path)
                 self._files.mv(temporary, path)
+
+    def put(self, path: str, data: bytes, version: str) -> bool:
+        """See Storage.put; versions are not compared."""
+        return put_by_upload(self, path, data)
 
     def remove(self, path: str) -> None:
         """See Storage.remove."""

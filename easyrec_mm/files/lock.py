@@ -1,4 +1,8 @@
-"""Locks of folders, so that two runs never write into one."""
+"""Locks of folders, so that two runs never write into one.
+
+The lock is that of the operating system, which ends with its process. Where there is none, in a bucket or on some
+network file systems, it is a lease (lease.py).
+"""
 
 from __future__ import annotations
 
@@ -7,11 +11,12 @@ import fcntl
 import os
 import socket
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from easyrec_mm.errors import UserError
+from easyrec_mm.errors import UserError, advice_for
+from easyrec_mm.files.lease import STALE_S, Lease, LocalFile, RemoteFile, this_holder
 from easyrec_mm.files.paths import is_remote, naming, plain
 
 LOCK = ".lock"
@@ -21,22 +26,28 @@ _NO_LOCKS = (errno.EINVAL, errno.ENOLCK, errno.ENOSYS, errno.ENOTSUP)
 _NUM_TRIES, _PAUSE_S = 10, 0.05
 
 
+def _tell_nobody(message: str) -> None:
+    """Drop a message."""
+
+
 @contextmanager
-def locked(path: str, setting: str, name: str = "") -> Iterator[FolderLock]:
+def locked(path: str, setting: str, name: str = "", tell: Callable[[str], None] = _tell_nobody) -> Iterator[FolderLock]:
     """Hold the lock of a folder, which is created if it does not exist; a run that is killed loses its lock.
 
-    A folder on another machine is not locked. The file `.lock` of the folder names the process that holds the lock. It
-    may be removed with its folder by whoever holds the lock, and stays there otherwise.
+    The file `.lock` of the folder names the process that holds the lock; in a remote folder, and where the file system
+    has no locks, the file `.lease`. `.lock` may be removed with its folder by whoever holds the lock, and stays there
+    otherwise.
 
     Args:
       path: path of the folder.
       setting: name of its setting, for the message.
       name: name of the folder, for the message; by default its path.
+      tell: is called with notes and warnings about the lock of another process.
 
     Raises:
-      UserError: if another process holds the lock; the message names it.
+      UserError: if another process holds the lock; the message names it. Or if the folder cannot be written.
     """
-    lock = FolderLock(path, setting, name)
+    lock = FolderLock(path, setting, name, tell)
     lock.keep()
     try:
         yield lock
@@ -47,36 +58,67 @@ def locked(path: str, setting: str, name: str = "") -> Iterator[FolderLock]:
 class FolderLock:
     """The lock of a folder, as `locked` describes it."""
 
-    def __init__(self, path: str, setting: str, name: str) -> None:
-        self._folder = None if is_remote(path) else Path(plain(path))
-        self._setting, self._name = setting, name or str(self._folder)
+    def __init__(self, path: str, setting: str, name: str, tell: Callable[[str], None]) -> None:
+        self._folder = Path(plain(path))
+        self._setting, self._name, self._tell = setting, name or plain(path), tell
         self._descriptor: int | None = None
+        self._lease = Lease(RemoteFile(path), tell) if is_remote(path) else None
 
     def keep(self) -> None:
         """Take the lock, or take it again if its folder was removed meanwhile, as whoever came next could hold it.
 
         Raises:
-          UserError: if another process holds the lock; the message names it.
+          UserError: if another process holds the lock, which the message names, or the folder cannot be written.
         """
-        if self._folder is None or self._is_held(self._folder / LOCK):
+        try:
+            if self._lease is None:
+                self._keep_lock()
+            if self._lease is not None:
+                self._keep_lease(self._lease)
+        except OSError as error:
+            if advice := advice_for(error):
+                place = f"{error.filename or self._name}: {error.strerror}"
+                raise UserError(f"{self._setting} '{self._name}': cannot be written ({place}); {advice}") from error
+            raise
+
+    def _keep_lock(self) -> None:
+        if self._is_held(self._folder / LOCK):
             return
         self.release()
         try:
             self._descriptor = _take(self._folder)
         except NoLocksError:
-            self._folder = None
+            self._lease = Lease(LocalFile(self._folder), self._tell)
             return
         if self._descriptor is None:
-            holder = (self._folder / LOCK).read_text(encoding="utf-8").strip() or "another process"
-            advice = "wait until it has ended, or choose another folder"
-            raise UserError(f"{self._setting} '{self._name}': is in use by {holder}; {advice}")
-        holder = f"process {os.getpid()} on {socket.gethostname()}, since {time.strftime('%Y-%m-%d %H:%M:%S')}\n"
+            raise UserError(self._in_use(self._folder / LOCK))
         with naming(self._folder / LOCK):
             os.ftruncate(self._descriptor, 0)
-            os.pwrite(self._descriptor, holder.encode(), 0)
+            os.pwrite(self._descriptor, f"{this_holder()}\n".encode(), 0)
+
+    def _in_use(self, file: Path) -> str:
+        """Return the message about the process that holds the lock of a file."""
+        holder = file.read_text(encoding="utf-8").strip() or "another process"
+        problem = (
+            f"{self._setting} '{self._name}': is in use by {holder}; wait until it has ended, or choose another folder"
+        )
+        if f" on {socket.gethostname()}," in holder:
+            return problem
+        # The server of a network file system may keep the lock of a machine that has failed.
+        return f"{problem}; if that machine has failed or the process has certainly ended, remove {file}"
+
+    def _keep_lease(self, lease: Lease) -> None:
+        if holder := lease.take():
+            raise UserError(
+                f"{self._setting} '{self._name}': is in use by {holder}; wait until it has ended, or choose another "
+                f"folder. It renews {lease.path}; a lock that is not renewed for {STALE_S:.0f} s, as after a kill, is "
+                "taken over"
+            )
 
     def release(self) -> None:
         """Give the lock back."""
+        if self._lease is not None:
+            self._lease.release()
         if self._descriptor is not None:
             os.close(self._descriptor)
             self._descriptor = None

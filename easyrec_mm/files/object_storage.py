@@ -29,6 +29,8 @@ _RETRY = {
 # A file is downloaded in parts of this size, and this many parts at a time.
 _PART_BYTES, _PARTS_AT_A_TIME = 8 << 20, 4
 _CHUNK_BYTES = 1 << 20
+# Statuses of a storage that does not know the headers by which a file is written under a condition.
+_NO_CONDITIONS = (400, 405, 501)
 _CREDENTIALS_LAST = timedelta(minutes=5)
 _WRONG_CREDENTIALS = (
     "InvalidAccessKeyId", "SignatureDoesNotMatch", "ExpiredToken", "InvalidToken", "TokenRefreshRequired",
@@ -139,6 +141,27 @@ class ObjectStorage:
         with _translated(path):
             obstore.put(self.store, inside(path), local)
 
+    def put(self, path: str, data: bytes, version: str) -> bool:
+        """See Storage.put."""
+        import obstore
+
+        with _translated(path):
+            mode: Any = "create"
+            try:
+                if version:
+                    meta = obstore.head(self.store, inside(path))
+                    if _version(meta) != version:
+                        return False
+                    mode = {name: meta[name] for name in ("e_tag", "version") if meta[name]}
+                obstore.put(self.store, inside(path), data, mode=mode)
+            except (FileNotFoundError, obstore.exceptions.AlreadyExistsError, obstore.exceptions.PreconditionError):
+                return False
+            except (NotImplementedError, obstore.exceptions.BaseError) as error:
+                if not _has_no_conditions(error):
+                    raise
+                obstore.put(self.store, inside(path), data)
+        return True
+
     def remove(self, path: str) -> None:
         """See Storage.remove."""
         import obstore
@@ -182,6 +205,15 @@ class ObjectStorage:
                 raise
         if next(iter(obstore.list(self.store, key.rstrip("/"), chunk_size=1)), None):
             yield FileInfo(path, 0, "", is_folder=True)
+
+
+def _has_no_conditions(error: Exception) -> bool:
+    """Return whether a storage answers that it cannot compare the version of a file when it writes it."""
+    import obstore
+
+    if isinstance(error, (NotImplementedError, obstore.exceptions.NotSupportedError)):
+        return True
+    return any(f"status code: {status}" in str(error) for status in _NO_CONDITIONS)
 
 
 def _version(meta: Any) -> str:

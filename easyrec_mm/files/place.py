@@ -74,6 +74,10 @@ class Place:
         """See Storage.upload."""
         self._call(path, lambda storage: storage.upload(local, path))
 
+    def put(self, path: str, data: bytes, version: str) -> bool:
+        """See Storage.put; after a failure, the answer may be that to another attempt that was not the first."""
+        return self._call(path, lambda storage: storage.put(path, data, version))
+
     def remove(self, path: str) -> None:
         """See Storage.remove."""
         self._call(path, lambda storage: storage.remove(path))

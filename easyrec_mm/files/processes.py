@@ -18,9 +18,16 @@ def may_run(name: str) -> bool:
     return machine != _machine() or f"{machine}:{process}:{_start_of(int(process))}" == name
 
 
+def runs_here(name: str) -> bool | None:
+    """Return whether the process of a name runs on this machine; None if it belongs to another one, or to none."""
+    machine, _, process = name.rpartition(":")[0].rpartition(":")
+    return may_run(name) if machine == _machine() and process.isdecimal() else None
+
+
 def _machine() -> str:
-    """Return a name of this machine and of its table of processes, of which each container has its own."""
-    return f"{socket.gethostname()}/{os.stat('/proc/self/ns/pid').st_ino}"
+    """Return a name of this machine since its start, and of its table of processes: each container has its own."""
+    started = Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
+    return f"{socket.gethostname()}/{started}/{os.stat('/proc/self/ns/pid').st_ino}"
 
 
 def _start_of(process: int) -> str:

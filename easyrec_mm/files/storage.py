@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tempfile
 from enum import Enum
 from pathlib import Path
 from typing import NamedTuple, Protocol
@@ -93,5 +94,20 @@ class Storage(Protocol):
     def upload(self, local: Path, path: str) -> None:
         """Write the content of a local file; an existing file is replaced in one step, never in parts."""
 
+    def put(self, path: str, data: bytes, version: str) -> bool:
+        """Write a small file if its version is still `version`, "" if it must not exist; return whether it was written.
+
+        A place that cannot compare versions writes it in any case.
+        """
+
     def remove(self, path: str) -> None:
         """Remove a file if it exists."""
+
+
+def put_by_upload(storage: Storage, path: str, data: bytes) -> bool:
+    """Write a small file as Storage.put does where versions cannot be compared."""
+    with tempfile.NamedTemporaryFile() as file:
+        file.write(data)
+        file.flush()
+        storage.upload(Path(file.name), path)
+    return True

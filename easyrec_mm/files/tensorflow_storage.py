@@ -11,7 +11,7 @@ from typing import Any
 
 from easyrec_mm.errors import tensorflow_reason
 from easyrec_mm.files.paths import inside, join
-from easyrec_mm.files.storage import Content, Failure, FileInfo, StorageError
+from easyrec_mm.files.storage import Content, Failure, FileInfo, StorageError, put_by_upload
 from easyrec_mm.tensorflow_import import import_tensorflow
 
 _READ_BYTES = 16 << 20
@@ -75,6 +75,10 @@ class TensorFlowStorage:
             if "/" in inside(path):  # some file systems do not treat a bucket as a folder
                 self._gfile.makedirs(path.rpartition("/")[0])
             self._gfile.copy(str(local), path, overwrite=True)
+
+    def put(self, path: str, data: bytes, version: str) -> bool:
+        """See Storage.put; versions are not compared."""
+        return put_by_upload(self, path, data)
 
     def remove(self, path: str) -> None:
         """See Storage.remove."""

@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from easyrec_mm.files import is_remote
+from easyrec_mm.files.lease import LEASE
 from easyrec_mm.files.lock import LOCK, locked, take_lock
 
 _ENDING = ".easyrec_mm"
@@ -30,7 +31,7 @@ def work_place(output: str) -> Iterator[str]:
     with locked(str(folder), "--output", output):
         try:
             for path in folder.iterdir():
-                if path.name != LOCK:
+                if path.name not in (LOCK, LEASE):
                     shutil.rmtree(path)
             _remove_left(folder.parent)
             yield str(folder)

@@ -8,6 +8,8 @@ not finite, or too large to compute with, is neither written nor read.
 
 from __future__ import annotations
 
+import errno
+import os
 import re
 import shutil
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
@@ -23,6 +25,9 @@ from easyrec_mm.runs.checkpoint_list import PREFIX, read_list, write_list
 from easyrec_mm.runs.checkpoint_parts import Piece, Table, pieces_of
 from easyrec_mm.runs.checkpoint_reader import chain_of
 from easyrec_mm.runs.snapshot import OtherWriters, Snapshot, Target, reason_of
+
+# What the system says of a full disk.
+_FULL = (os.strerror(errno.ENOSPC), os.strerror(errno.EDQUOT))
 
 _Result = TypeVar("_Result")
 
@@ -130,7 +135,9 @@ class Checkpoints:
             others.remove()
         good = self.latest()
         fallback = f"the last good one is {good}" if good else "there is none before it"
-        return CheckpointError(f"{path}: cannot be written: {reason_of(error)}; {fallback}")
+        reason = reason_of(error)
+        advice = "; make room there, and start again" if any(full in reason for full in _FULL) else ""
+        return CheckpointError(f"{path}: cannot be written: {reason}; {fallback}{advice}")
 
     def leave_out(self, paths: Collection[str]) -> None:
         """Take checkpoints out of the list; their files stay."""

@@ -19,6 +19,7 @@ from pathlib import Path
 from easyrec_mm.errors import CheckpointError
 from easyrec_mm.files import is_remote, place_of, plain
 from easyrec_mm.files.folders import Folder
+from easyrec_mm.files.lease import LEASE
 from easyrec_mm.files.storage import StorageError
 from easyrec_mm.runs.checkpoint import resolve_checkpoint
 from easyrec_mm.runs.checkpoint_list import PREFIX, STATE
@@ -64,7 +65,9 @@ class ModelDir:
         if self._folder.is_remote:
             self.local.mkdir(parents=True, exist_ok=True)
             self._folder.look()
-            self._folder.fetch(lambda name: not ("/" in name or _VALUES.search(name) or name.startswith(_EVENTS)))
+            self._folder.fetch(
+                lambda name: not ("/" in name or _VALUES.search(name) or name.startswith((_EVENTS, LEASE)))
+            )
         return self
 
     def checkpoint(self, setting: str, name: str = "") -> str:

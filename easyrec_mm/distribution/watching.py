@@ -1,0 +1,96 @@
+"""Watches whether the other workers still answer, so that a training ends soon after one of them is lost.
+
+A worker that is killed closes its connections, which ends the exchanges of the others. One that freezes, or whose
+machine vanishes, closes nothing, and the others would wait for it. TensorFlow's server of a worker answers from threads
+of its own, in compiled code: a worker that computes, writes, evaluates or waits for its input for long answers all the
+same.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+import sys
+import threading
+import time
+from collections.abc import Callable, Collection, Iterator
+from contextlib import contextmanager
+
+from easyrec_mm.distribution.cluster import Cluster, host_and_port
+from easyrec_mm.exit_status import LOST_WORKER
+
+# The others are asked this often. A worker is lost when it has left so many questions in a row without an answer, for
+# each of which it had so long: 30 s. A process that learns of a loss has END_S to end by itself. Together these are
+# less than a minute.
+ASK_EVERY_S, NUM_QUESTIONS, ANSWER_S, END_S = 5.0, 6, 5.0, 15.0
+# A client of HTTP/2 says this and its settings, here none, and the server its own settings: a frame of type 4.
+_QUESTION = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + b"\x00\x00\x00\x04\x00\x00\x00\x00\x00"
+_HEADER_BYTES, _TYPE, _SETTINGS = 9, 3, 4
+
+
+def has_answered(address: str) -> bool:
+    """Ask the server at an address whether it runs, as a new client of gRPC does; return whether it says so in time."""
+    until_s = time.monotonic() + ANSWER_S
+    header = b""
+    try:
+        with socket.create_connection(host_and_port(address), timeout=ANSWER_S) as connection:
+            connection.sendall(_QUESTION)
+            while len(header) < _HEADER_BYTES:
+                connection.settimeout(max(0.01, until_s - time.monotonic()))
+                part = connection.recv(_HEADER_BYTES - len(header))
+                if not part:
+                    return False
+                header += part
+    except OSError:
+        return False
+    return header[_TYPE] == _SETTINGS
+
+
+def silent(cluster: Cluster) -> list[int]:
+    """Return the numbers of the other workers that do not answer now."""
+    return [number for number in cluster.others if not has_answered(cluster.workers[number])]
+
+
+@contextmanager
+def watched(
+    cluster: Cluster, end_exchanges: Callable[[int], None], message: Callable[[Collection[int]], str]
+) -> Iterator[None]:
+    """Notice when another worker is lost within the context.
+
+    If the process does not leave the context soon after its exchanges have ended, because it is busy with something
+    else, it ends with a message and LOST_WORKER: nothing that it could still do would count, and what it writes may be
+    cut off at any time.
+
+    Args:
+      cluster: the workers.
+      end_exchanges: lets the exchanges of this process fail, because of the loss of the worker with that number.
+      message: tells of lost workers.
+    """
+    ended = threading.Event()
+
+    def watch() -> None:
+        while not ended.wait(ASK_EVERY_S):
+            for number in cluster.others:
+                if _is_lost(cluster.workers[number], ended):
+                    end_exchanges(number)
+                    if not ended.wait(END_S):
+                        sys.stdout.flush()
+                        os.write(2, f"error: {message([number])}\n".encode())
+                        os._exit(LOST_WORKER)
+                    return
+
+    threading.Thread(target=watch, daemon=True, name="other workers").start()
+    try:
+        yield
+    finally:
+        ended.set()
+
+
+def _is_lost(address: str, ended: threading.Event) -> bool:
+    for _ in range(NUM_QUESTIONS):
+        begun_s = time.monotonic()
+        if ended.is_set() or has_answered(address):
+            return False
+        # A connection that is refused at once is tried for as long as one that does not answer.
+        ended.wait(max(0.0, ANSWER_S - (time.monotonic() - begun_s)))
+    return not ended.is_set()
