@@ -47,6 +47,12 @@ class Process:
         self._process = _CONTEXT.Process(target=_run, args=(function, folder, output, dict(environment or {})))
         self._process.start()
 
+    @property
+    def pid(self) -> int:
+        """Number of the process."""
+        assert self._process.pid is not None
+        return self._process.pid
+
     def poll(self) -> int | None:
         """Exit status as of subprocess.Popen; None while it runs."""
         return self._process.exitcode

@@ -199,7 +199,8 @@ def test_of_many_that_come_together_one_has_it(folder, soon):
             lease.release()
 
 
-def test_what_is_no_lease_is_taken_over_when_it_is_stale(folder, soon):
+def test_what_is_no_lease_is_taken_over_when_it_is_stale(folder, soon, monkeypatch):
+    monkeypatch.setattr(lease_module, "STALE_S", 0.1)
     for content in (b"", b"garbage", b"[]", b'{"holder": "x", "process": "a:b:c", "lease": "x"}'):
         file_of(folder).put(content, "")
         with locked(folder, "model_dir"):
