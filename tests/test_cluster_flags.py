@@ -102,6 +102,16 @@ def test_a_command_says_what_is_wrong_with_its_flags(tmp_path, monkeypatch, caps
     )
 
 
+@pytest.mark.parametrize("flags", [["--workers", "a:1"], ["--worker_index", "0"]])
+def test_what_starts_the_workers_names_them(tmp_path, monkeypatch, capsys, flags):
+    make_log(tmp_path, CONFIG, num_rows=20)
+    monkeypatch.chdir(tmp_path)
+    assert main(["deploy", *TRAIN[1:], "--workers", "2", "--image", "i", "--claim", "c:/work", "--", *flags]) == 1
+    assert (
+        "--workers, --worker_index: stand behind --, but the workers are named without them" in capsys.readouterr().err
+    )
+
+
 @pytest.mark.slow
 def test_workers_of_flags_train_and_evaluate_like_one_process(tmp_path):
     make_log(tmp_path, CONFIG, num_rows=300)

@@ -48,7 +48,7 @@ def load(arguments: Sequence[str], path: str | None = None) -> Pipeline:
       path: the config, if it is not one of them.
 
     Raises:
-      UserError: if the config is given twice.
+      UserError: if the config is given twice, or flags name the workers.
       ConfigError: if it is invalid.
     """
     from easyrec_mm.config.pipeline import load_pipeline
@@ -58,6 +58,10 @@ def load(arguments: Sequence[str], path: str | None = None) -> Pipeline:
     own = parser.parse_args([*(["--pipeline_config", path] if path else []), *arguments])
     if path and own.pipeline_config != path:
         raise UserError(f"--pipeline_config {own.pipeline_config}: stands behind --, too; give it once, before --")
+    if own.workers or own.worker_index is not None:
+        raise UserError(
+            "--workers, --worker_index: stand behind --, but the workers are named without them; remove them"
+        )
     return load_pipeline(own.pipeline_config, [*overrides(own), *own.set], own.ignore_unsupported)
 
 
