@@ -168,16 +168,26 @@ def test_it_is_renewed_while_it_is_held(folder, soon):
         assert len(seen) == 3
 
 
-def test_whoever_lost_it_is_told_at_the_next_checkpoint(folder, soon):
-    """As after it was frozen for long: the lease is the other's, and stays so."""
+def test_whoever_lost_it_is_told_at_the_next_checkpoint_and_does_not_take_it_back(folder, soon):
+    """As after it was frozen for long: the other may have trained on, even if it has ended since."""
     with locked(folder, "model_dir") as lock:
         put_lease_of_another_machine(folder)
         time.sleep(0.5)
         assert json.loads(file_of(folder).read().data)["process"] == ELSEWHERE
-        refused = pytest.raises(UserError, match="in use by process 12 on elsewhere")
-        with renewed_by_another_machine(folder), refused:
+        with pytest.raises(UserError, match="in use by process 12 on elsewhere"):
             lock.keep()
     assert json.loads(file_of(folder).read().data)["process"] == ELSEWHERE
+
+
+def test_whoever_stood_still_while_another_may_have_come_and_gone_ends(folder, soon, monkeypatch):
+    monkeypatch.setattr(lease_module, "RENEW_S", 60.0)
+    with locked(folder, "model_dir") as lock:
+        lock.keep()
+        file_of(folder).remove()
+        time.sleep(1.2)
+        with pytest.raises(UserError, match="is in use by another process, which may have come while this one stood"):
+            lock.keep()
+    assert file_of(folder).read() is None
 
 
 def test_a_folder_that_was_removed_is_locked_again(folder, soon):

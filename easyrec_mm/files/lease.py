@@ -38,6 +38,7 @@ _SETTLE_S = 2.0
 _NUM_TRIES = 10
 # The version of a file that exists, where the place does not tell one.
 _WRITTEN = "written"
+_CAME_MEANWHILE = f"another process, which may have come while this one stood still for more than {STALE_S:.0f} s"
 
 
 def this_holder() -> str:
@@ -149,7 +150,7 @@ class Lease:
         self.path = file.path
         self._file, self._tell = file, tell
         self._own = _Holder(this_holder(), this_process(), uuid.uuid4().hex)
-        self._num_written = 0
+        self._num_written, self._written_s = 0, 0.0
         self._writing = threading.Lock()
         self._released: threading.Event | None = None
 
@@ -182,6 +183,8 @@ class Lease:
         for _ in range(_NUM_TRIES):
             content = self._file.read()
             holder = self._own if content is None else _holder_of(content)
+            if self._is_lost(content, holder):
+                return _CAME_MEANWHILE if content is None else holder.name
             if content is not None and holder == self._own:
                 if self._put(content.version):
                     return ""
@@ -199,6 +202,17 @@ class Lease:
                 time.sleep(_SETTLE_S)
         return holder.name
 
+    def _is_lost(self, content: Content | None, holder: _Holder) -> bool:
+        """Return whether another process has, or may have had, the lease since this one took it.
+
+        It is not taken back: that process may have written to the folder, and this one knows nothing of it.
+        """
+        if self._released is None:
+            return False
+        if content is not None:
+            return holder != self._own
+        return time.clock_gettime(time.CLOCK_BOOTTIME) - self._written_s > STALE_S
+
     def _later(self, content: Content, holder: _Holder) -> Content | None:
         """Wait until a lease is renewed or stale, and return its content then; None if it has gone."""
         wait = f"waiting up to {STALE_S:.0f} s to see whether it renews it"
@@ -215,7 +229,11 @@ class Lease:
         self._num_written += 1
         fields = {"holder": self._own.name, "process": self._own.process, "lease": self._own.lease}
         written = {"written": time.strftime("%Y-%m-%d %H:%M:%S"), "num_written": self._num_written}
-        return self._file.put(json.dumps({**fields, **written}).encode() + b"\n", version)
+        begun_s = time.clock_gettime(time.CLOCK_BOOTTIME)  # which goes on while a machine is suspended
+        is_written = self._file.put(json.dumps({**fields, **written}).encode() + b"\n", version)
+        if is_written:
+            self._written_s = begun_s
+        return is_written
 
     def _renew(self, released: threading.Event) -> None:
         """Write the lease again and again, until it is released; if another process has it, `take` tells that."""
