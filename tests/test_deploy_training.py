@@ -52,6 +52,10 @@ def container_of(documents):
     return container
 
 
+def threads_of(container):
+    return {each["name"]: each["value"] for each in container["env"]}
+
+
 def expanded(argument):
     """What Kubernetes makes of an argument, in which no variable of the container is named: $$ is $."""
     assert not re.search(r"(?<!\$)(\$\$)*\$\(", argument), "the value of a variable would stand here"
@@ -202,8 +206,7 @@ def test_resources_volumes_and_accounts(deploy, kind):
     container, pod = container_of(documents), pod_of(documents)["spec"]
     amounts = {"cpu": "7500m", "memory": "16Gi", "nvidia.com/gpu": "1"}
     assert container["resources"] == {"requests": amounts, "limits": amounts}
-    threads = {each["name"]: each["value"] for each in container["env"]}
-    assert threads == {"TF_NUM_INTRAOP_THREADS": "8", "TF_NUM_INTEROP_THREADS": "8"}
+    assert threads_of(container) == {"TF_NUM_INTRAOP_THREADS": "8", "TF_NUM_INTEROP_THREADS": "8"}
     claims = {volume["name"]: volume.get("persistentVolumeClaim", {}).get("claimName") for volume in pod["volumes"]}
     assert {mount["mountPath"]: claims[mount["name"]] for mount in container["volumeMounts"]} == {
         "/work": "shared.data",
@@ -216,19 +219,12 @@ def test_resources_volumes_and_accounts(deploy, kind):
     assert "automountServiceAccountToken" not in pod
 
 
-@pytest.mark.parametrize(
-    ("flags", "threads"), [(["--cpu=4"], "4"), (["--cpu=16", "--gpus=8"], "2"), (["--cpu=200m"], "1"), ([], None)]
-)
-def test_tensorflow_uses_the_cores_of_a_worker(deploy, flags, threads):
-    variables = {each["name"]: each["value"] for each in container_of(deploy(*flags)).get("env", [])}
-    assert variables.get("TF_NUM_INTRAOP_THREADS") == variables.get("TF_NUM_INTEROP_THREADS") == threads
-
-
 @pytest.mark.parametrize(("kind", "port"), [("job", "workers"), ("tfjob", "tfjob-port")])
 def test_a_pod_with_several_gpus_has_a_process_and_a_port_for_each(deploy, folder, kind, port):
-    documents = deploy(f"--kind={kind}", "--gpus=3", "--name=ctr")
+    documents = deploy(f"--kind={kind}", "--gpus=3", "--name=ctr", "--cpu=7")
     container = container_of(documents)
-    assert container["resources"]["limits"] == {"nvidia.com/gpu": "3"}
+    assert container["resources"]["limits"] == {"cpu": "7", "nvidia.com/gpu": "3"}
+    assert set(threads_of(container).values()) == {"3"}
     names = [port, f"{port}-1", f"{port}-2"]
     assert [each["name"] for each in container["ports"]] == names
     tf_config, arguments = run_container(container, folder, 0)

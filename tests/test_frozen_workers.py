@@ -34,7 +34,7 @@ SOON = {
     "easyrec_mm.distribution.joining.HEARTBEAT_S": 4,
 }
 END = "easyrec_mm.distribution.watching.END_S"
-BUSY_S = 8.0
+BUSY_S = 6.0
 
 
 @pytest.fixture
@@ -65,18 +65,18 @@ def test_only_a_server_of_grpc_answers(monkeypatch):
         assert time.monotonic() - begun_s < 5
 
 
-@pytest.mark.parametrize("frozen", [0, 1])
-def test_a_frozen_worker_is_named_within_a_minute_and_a_restart_goes_on(folder, frozen):
+def test_a_frozen_worker_is_named_within_a_minute_and_a_restart_goes_on(folder):
+    """It is the first one, which runs TensorFlow's own service."""
     workers = Workers(folder, 2, *LONG)
-    first, other = workers.processes[frozen], workers.processes[1 - frozen]
-    workers.processes[0].wait_for(folder / "m/checkpoint")  # which lists the first one
+    first, other = workers.processes
+    first.wait_for(folder / "m/checkpoint")  # which lists the first one
     first.send_signal(signal.SIGSTOP)
     try:
         frozen_s = time.monotonic()
         status, output = other.end()
         assert time.monotonic() - frozen_s < LIMIT_S
         assert status == LOST_WORKER, output
-        named = f"error: worker {frozen} ({workers.addresses[frozen]}) cannot be reached any more"
+        named = f"error: worker 0 ({workers.addresses[0]}) cannot be reached any more"
         assert named in output
     finally:
         first.kill()
@@ -145,9 +145,8 @@ def start(folder, number, addresses, arguments, prepare=None, constants=()):
     return Command(folder, command, folder / f"output_{number}.txt", own, {**SOON, **dict(constants)}, prepare)
 
 
-@pytest.mark.parametrize("kind", ["computes", "waits for its input"])
-@pytest.mark.parametrize("number", [0, 1])
-def test_a_worker_that_is_busy_for_longer_than_the_limit_is_not_lost(folder, kind, number):
+@pytest.mark.parametrize(("number", "kind"), [(0, "computes"), (1, "computes"), (0, "waits for its input")])
+def test_a_worker_that_is_busy_for_longer_than_the_limit_is_not_lost(folder, number, kind):
     addresses = [f"127.0.0.1:{free_port()}" for _ in range(2)]
     arguments = ["--model_dir", "m", *size(48), "--set", "train_config.num_epochs=1"]
     prepare = {number: functools.partial(busy, kind)}

@@ -9,41 +9,33 @@ same.
 from __future__ import annotations
 
 import os
-import socket
 import sys
 import threading
 import time
 from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 
-from easyrec_mm.distribution.cluster import Cluster, host_and_port
+import grpc
+
+from easyrec_mm.distribution.cluster import Cluster
 from easyrec_mm.exit_status import LOST_WORKER
 
 # The others are asked this often. A worker is lost when it has left so many questions in a row without an answer, for
 # each of which it had so long: 30 s. A process that learns of a loss has END_S to end by itself. Together these are
 # less than a minute.
 ASK_EVERY_S, NUM_QUESTIONS, ANSWER_S, END_S = 5.0, 6, 5.0, 15.0
-# A client of HTTP/2 says this and its settings, here none, and the server its own settings: a frame of type 4.
-_QUESTION = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + b"\x00\x00\x00\x04\x00\x00\x00\x00\x00"
-_HEADER_BYTES, _TYPE, _SETTINGS = 9, 3, 4
+# A proxy would answer for every server; and a connection that others of this process have would not be a question.
+_OPTIONS = (("grpc.enable_http_proxy", 0), ("grpc.use_local_subchannel_pool", 1))
 
 
 def has_answered(address: str) -> bool:
-    """Ask the server at an address whether it runs, as a new client of gRPC does; return whether it says so in time."""
-    until_s = time.monotonic() + ANSWER_S
-    header = b""
-    try:
-        with socket.create_connection(host_and_port(address), timeout=ANSWER_S) as connection:
-            connection.sendall(_QUESTION)
-            while len(header) < _HEADER_BYTES:
-                connection.settimeout(max(0.01, until_s - time.monotonic()))
-                part = connection.recv(_HEADER_BYTES - len(header))
-                if not part:
-                    return False
-                header += part
-    except OSError:
-        return False
-    return header[_TYPE] == _SETTINGS
+    """Ask TensorFlow's server at an address whether it runs, by a new connection; return whether it answers in time."""
+    with grpc.insecure_channel(address, options=_OPTIONS) as channel:
+        try:
+            grpc.channel_ready_future(channel).result(timeout=ANSWER_S)
+        except grpc.FutureTimeoutError:
+            return False
+    return True
 
 
 def silent(cluster: Cluster) -> list[int]:

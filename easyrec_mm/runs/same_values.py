@@ -68,4 +68,6 @@ def _is_same(first: list[float] | None, other: list[float] | None) -> bool:
     if first is None or other is None:
         return first is other
     (value, rounding), (other_value, _) = first, other
-    return value == other_value or abs(value - other_value) <= rounding or math.isnan(value) and math.isnan(other_value)
+    if math.isnan(value) and math.isnan(other_value):
+        return True
+    return value == other_value or abs(value - other_value) <= rounding
