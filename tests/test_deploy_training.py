@@ -206,7 +206,7 @@ def test_resources_volumes_and_accounts(deploy, kind):
     container, pod = container_of(documents), pod_of(documents)["spec"]
     amounts = {"cpu": "7500m", "memory": "16Gi", "nvidia.com/gpu": "1"}
     assert container["resources"] == {"requests": amounts, "limits": amounts}
-    assert threads_of(container) == {"TF_NUM_INTRAOP_THREADS": "8", "TF_NUM_INTEROP_THREADS": "8"}
+    assert threads_of(container) == dict.fromkeys(("TF_NUM_INTRAOP_THREADS", "TF_NUM_INTEROP_THREADS"), "8")
     claims = {volume["name"]: volume.get("persistentVolumeClaim", {}).get("claimName") for volume in pod["volumes"]}
     assert {mount["mountPath"]: claims[mount["name"]] for mount in container["volumeMounts"]} == {
         "/work": "shared.data",
@@ -225,8 +225,7 @@ def test_a_pod_with_several_gpus_has_a_process_and_a_port_for_each(deploy, folde
     container = container_of(documents)
     assert container["resources"]["limits"] == {"cpu": "7", "nvidia.com/gpu": "3"}
     assert set(threads_of(container).values()) == {"3"}
-    names = [port, f"{port}-1", f"{port}-2"]
-    assert [each["name"] for each in container["ports"]] == names
+    assert [each["name"] for each in container["ports"]] == [port, f"{port}-1", f"{port}-2"]
     tf_config, arguments = run_container(container, folder, 0)
     flags = cli.make_parser().parse_args(arguments)
     assert flags.set[-2:] == [
