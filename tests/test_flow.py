@@ -157,7 +157,7 @@ def test_training_that_a_signal_stops_goes_on_as_if_it_had_not(data, tmp_path, c
     run_step = Trainer.run_step
 
     def interrupted(trainer, item):
-        if item.step == 4:
+        if item and item.step == 4:
             signal.raise_signal(signal.SIGINT)
         return run_step(trainer, item)
 
