@@ -13,6 +13,7 @@ import pyarrow.parquet as pq
 import pytest
 import tensorflow as tf
 from flow_helpers import Exported, embed, use_small_backbone
+from less_work import keep_kernels, trace_without_stacks
 from model_helpers import use_tiny_backbone
 from reference import reference_config, write_config
 from s3_server import s3_server
@@ -32,6 +33,8 @@ SERVERS = {"redis": RedisServer, "postgres": PostgresServer}
 # the time of all tests. What modules hold is never looked through.
 gc.set_threshold(50_000, 20, 20)
 gc.freeze()
+keep_kernels()
+trace_without_stacks()
 
 FILES_WITH_SLOW_FIXTURES = (
     "test_worth", "test_image_exports", "test_features_flow", "test_group_spark", "test_tasks_spark", "test_watch",

@@ -17,6 +17,7 @@ from functools import partial
 from pathlib import Path
 
 import tensorflow as tf
+from less_work import trace_without_stacks
 
 from easyrec_mm.cli.main import main
 
@@ -121,6 +122,7 @@ def _run(function: Callable[[], object], folder: Path, output: Path, environment
         os.dup2(file, standard)
     # Python's own streams of this process may be those of the test that started it.
     sys.stdout, sys.stderr = os.fdopen(1, "w", buffering=1), os.fdopen(2, "w", buffering=1)
-    # As in the process of the tests: optimizing graphs takes a large part of the time of short trainings.
+    # As in the process of the tests: this takes a large part of the time of short trainings.
     tf.config.optimizer.set_experimental_options({"disable_meta_optimizer": True})
+    trace_without_stacks()
     sys.exit(function())

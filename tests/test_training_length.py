@@ -74,7 +74,9 @@ def test_every_optimizer_of_a_list_ends_with_the_training_also_of_what_is_unfroz
     optimizers = [chosen for chosen, _ in training.trainer.steps.optimizers]
     seen = []
     run_step = training.trainer.steps.run
-    training.trainer.steps.run = lambda item: seen.append([float(o.learning_rate) for o in optimizers]) or run_step(item)
+    training.trainer.steps.run = lambda item: (
+        seen.append([float(o.learning_rate) for o in optimizers]) or run_step(item)
+    )
     training.run()
     assert seen == [[pytest.approx(cosine(n, 6, base), rel=1e-5) for base in (0.01, 0.02, 0.04)] for n in range(6)]
 
