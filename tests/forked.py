@@ -17,7 +17,7 @@ from functools import partial
 from pathlib import Path
 
 import tensorflow as tf
-from less_work import trace_without_stacks
+from less_work import collect_seldom, trace_without_stacks
 
 from easyrec_mm.cli.main import main
 
@@ -125,4 +125,5 @@ def _run(function: Callable[[], object], folder: Path, output: Path, environment
     # As in the process of the tests: this takes a large part of the time of short trainings.
     tf.config.optimizer.set_experimental_options({"disable_meta_optimizer": True})
     trace_without_stacks()
+    collect_seldom()
     sys.exit(function())

@@ -343,7 +343,7 @@ def test_the_reference_lists_every_field_and_value_once_and_its_links_lead_somew
 # Names of other libraries for which they have no public one, and of named tuples.
 PRIVATE_OF_OTHERS = {
     "_replace", "_trainable_variables", "_non_trainable_variables", "_flatten_layers", "_keras_history", "_functions",
-    "_jsc", "_utils", "_rebuild_tensor_v2",
+    "_jsc", "_utils", "_rebuild_tensor_v2", "_create_c_op",
 }  # fmt: skip
 
 
