@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from collections import Counter
+from itertools import islice
 from unittest import mock
 
 import pytest
-from source_helpers import WRITERS, input_of, random_groups, values_of
+from source_helpers import WRITERS, input_of, random_groups, users, values_of
 
 from easyrec_mm.data.bad_records import BadRecords
 from easyrec_mm.formats.table_readers import ParquetReader
+from easyrec_mm.runs.checkpoint import Checkpoints
 from easyrec_mm.training.position import DataPosition
 
 NUM_GROUPS = 203
@@ -59,6 +62,33 @@ def test_each_group_is_read_by_one_worker_in_its_global_batch(folder, kind, num_
         for name in ("num_groups", "epoch", "epochs_before", "epochs_done"):
             assert {getattr(share, name) for share in own} == {getattr(batch, name)}
     assert {name: sum(own[name] for _, own in shares) for name in counts} == counts
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("kind", "shuffle"), [("GroupRTPInput", True), ("CSVInput", True), ("ParquetInput", False)])
+def test_other_numbers_of_workers_read_the_rest_of_an_epoch(folder, tmp_path, kind, shuffle):
+    """Each with the same batch size as before, so that the global batches differ; each sample is read once an epoch."""
+
+    def inputs_of(worker, num_workers):
+        return input_of(
+            kind, folder / kind / "*", training=True, records=BadRecords(None, 1.0), worker=(worker, num_workers),
+            batch_size=8, shuffle=shuffle, shuffle_buffer_size=50,
+        )  # fmt: skip
+
+    whole = Counter(users(inputs_of(0, 1).batches()))
+    counts, path = Counter(), None
+    for num_workers, num_batches in ((2, 3), (3, 2), (1, None)):
+        checkpoint, path = path, None
+        for worker in range(num_workers):
+            inputs = inputs_of(worker, num_workers)
+            position = DataPosition(inputs)
+            assert checkpoint is None or position.restore(checkpoint)
+            epoch, num_skipped = position.place
+            for batch in islice(inputs.batches(1 - epoch, num_skipped), num_batches):
+                counts.update(users([batch]))
+                position.add(batch)
+            path = path or Checkpoints(str(tmp_path)).save(num_workers, position.variables())
+        assert (counts == whole) == (num_batches is None)
 
 
 def test_every_global_batch_is_a_step_of_all_workers(folder):

@@ -134,7 +134,7 @@ class Input:
             parts = [part + self._contents.get(file, "") for file, part in enumerate(parts)]
         if with_order:
             data = self._data
-            parts += [str(v) for v in (data.shuffle, self.source.order.buffer_size, data.seed)]
+            parts += [str(v) for v in (data.shuffle, self.source.order.num_shuffled, data.seed)]
         return zlib.crc32("\n".join(parts).encode())
 
     def described_files(self) -> list[str]:

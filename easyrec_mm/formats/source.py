@@ -55,6 +55,10 @@ class Chunk(NamedTuple):
     groups: GroupRows
 
 
+# Least number of batches that are shuffled at a time of flat rows.
+FLAT_BUFFER_BATCHES = 16
+
+
 @dataclass(frozen=True)
 class Order:
     """How an epoch is read: as the files are, or files and groups in an order that depends only on the seed and epoch.
@@ -63,12 +67,20 @@ class Order:
     seed         the seed
     buffer_size  number of groups that are shuffled at a time
     files        indices of the files that are read; None for all
+    flat_batch   of flat rows, the number of rows in a batch, FLAT_BUFFER_BATCHES of which are shuffled at a time at
+                 least, so that several rows of a picture come together; 0 for groups
     """
 
     is_shuffled: bool
     seed: int
     buffer_size: int
     files: tuple[int, ...] | None = None
+    flat_batch: int = 0
+
+    @property
+    def num_shuffled(self) -> int:
+        """Return the number of groups or rows that are shuffled at a time."""
+        return max(self.buffer_size, FLAT_BUFFER_BATCHES * self.flat_batch)
 
     def files_of(self, num_files: int) -> list[int]:
         """Return the indices of the files that are read, of `num_files` files."""

@@ -22,8 +22,6 @@ from easyrec_mm.schema import Schema
 
 # Rows of a file that are read at once: groups, or samples of a flat log.
 READ_GROUPS, READ_SAMPLES = 1 << 10, 1 << 14
-# Least number of batches in the shuffle buffer of flat rows.
-FLAT_BUFFER_BATCHES = 16
 
 
 @dataclass(frozen=True)
@@ -90,20 +88,19 @@ def _group_parquet(data: DatasetConfig, schema: Schema, files: DataFiles, select
 def _parquet(data: DatasetConfig, schema: Schema, files: DataFiles, selection: Selection) -> Source:
     groups = TypedGroups(schema, selection.labels, selection.fields, is_flat=True)
     reader = ParquetReader(files, groups, READ_SAMPLES)
-    return TableSource(files.names, schema, GroupTensors(groups), _wide(selection), reader)
+    return TableSource(files.names, schema, GroupTensors(groups), _of_rows(selection), reader)
 
 
 def _csv(data: DatasetConfig, schema: Schema, files: DataFiles, selection: Selection) -> Source:
     groups = TypedGroups(schema, selection.labels, selection.fields, is_flat=True, has_texts=True)
     names = () if data.with_header else tuple(field.input_name for field in data.input_fields)
     reader = CsvReader(files, groups, data.separator, names)
-    return TableSource(files.names, schema, GroupTensors(groups), _wide(selection), reader)
+    return TableSource(files.names, schema, GroupTensors(groups), _of_rows(selection), reader)
 
 
-def _wide(selection: Selection) -> Order:
-    """Return an order with a buffer for several samples of a picture, because shuffle_buffer_size counts groups."""
-    size = max(selection.order.buffer_size, FLAT_BUFFER_BATCHES * selection.batch_size)
-    return replace(selection.order, buffer_size=size)
+def _of_rows(selection: Selection) -> Order:
+    """Return the order of flat rows, because shuffle_buffer_size counts groups."""
+    return replace(selection.order, flat_batch=selection.batch_size)
 
 
 # Input type -> function that opens its source, for all inputs that consist of files.

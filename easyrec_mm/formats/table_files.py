@@ -274,11 +274,11 @@ class TableSource:
                 held.append(table)
             # Two buffers are shuffled at a time and one is yielded: each row is copied twice, at any buffer size.
             num_held = sum(map(len, held))
-            if num_held < 2 * self.order.buffer_size and (opened or waiting):
+            if num_held < 2 * self.order.num_shuffled and (opened or waiting):
                 continue
             rows = pa.concat_tables(held)
             order = random.permutation(num_held)
-            num_left = self.order.buffer_size if opened or waiting else 0
+            num_left = self.order.num_shuffled if opened or waiting else 0
             held = [rows.take(pa.array(order[:num_left]))] if num_left else []
             yield self._side_by_side(rows.take(pa.array(order[num_left:])), random)
 

@@ -7,6 +7,7 @@ files, because they stand at the same one; see DividedEpoch.
 from __future__ import annotations
 
 from collections.abc import Container
+from dataclasses import replace
 
 import tensorflow as tf
 
@@ -20,6 +21,8 @@ from easyrec_mm.runs.checkpoint_reader import checkpoint_shapes, restore
 _GROUPS_READ, _BATCHES_READ = "progress/groups_read", "progress/batches_read"
 _EPOCH_SIZE = "progress/epoch_size"
 _FINGERPRINT = "progress/input_fingerprint"
+# With this many rows in a batch, the order of flat rows was chosen; not in older ones.
+_FLAT_BATCH = "progress/flat_batch"
 # Without the order of the groups, and the number of workers that read files of their own: these are not in older ones.
 _FILES, _NUM_WITH_OWN_FILES = "progress/files_fingerprint", "progress/num_with_own_files"
 
@@ -36,6 +39,8 @@ class DataPosition:
         self._groups_read = tf.Variable(0, dtype=tf.int64, trainable=False)
         self._epoch_size = tf.Variable(0, dtype=tf.int64, trainable=False)  # 0 until an epoch is over
         self._fingerprint = tf.Variable(inputs.fingerprint(), dtype=tf.int64, trainable=False)
+        self._own_flat_batch = inputs.source.order.flat_batch
+        self._flat_batch = tf.Variable(self._own_flat_batch, dtype=tf.int64, trainable=False)
         self._files = tf.Variable(inputs.fingerprint(with_order=False), dtype=tf.int64, trainable=False)
         num_workers = inputs.own_files.num_workers if inputs.own_files else 0
         self._num_with_own_files = tf.Variable(num_workers, dtype=tf.int64, trainable=False)
@@ -64,12 +69,15 @@ class DataPosition:
             _GROUPS_READ: self._groups_read,
             _EPOCH_SIZE: self._epoch_size,
             _FINGERPRINT: self._fingerprint,
+            _FLAT_BATCH: self._flat_batch,
             _FILES: self._files,
             _NUM_WITH_OWN_FILES: self._num_with_own_files,
         }
 
     def restore(self, path: str) -> bool:
         """Go to the position of a checkpoint if the data are those that it was trained on, else to their start.
+
+        Flat rows keep the order of the checkpoint, although another number of rows in a batch would choose another.
 
         Returns:
           Whether the data are the same.
@@ -83,6 +91,8 @@ class DataPosition:
         saved = tf.Variable(0, dtype=tf.int64, trainable=False)
         restore(path, {_BATCHES_READ if counts_batches else _GROUPS_READ: self._groups_read, _FINGERPRINT: saved})
         self._epoch_size.assign(_read(path, shapes, _EPOCH_SIZE))
+        is_kept = bool(self._own_flat_batch) and _FLAT_BATCH in shapes
+        self._order_for(_read(path, shapes, _FLAT_BATCH) if is_kept else self._own_flat_batch)
         is_same = int(saved) == self._input.fingerprint(with_contents=not counts_batches)
         if counts_batches:
             self._groups_read.assign(self._groups_read * self._input.batch_size)
@@ -93,9 +103,17 @@ class DataPosition:
             if is_same and self.place[1]:
                 raise ConfigError(self._refusal(path, num_with_own_files))
         if not is_same:
+            self._order_for(self._own_flat_batch)
             self._groups_read.assign(0)
             self._epoch_size.assign(0)
         return is_same
+
+    def _order_for(self, flat_batch: int) -> None:
+        """Read flat rows in the order that they have with that many in a batch."""
+        if flat_batch != int(self._flat_batch):
+            self._flat_batch.assign(flat_batch)
+            self._input.source.order = replace(self._input.source.order, flat_batch=flat_batch)
+            self._fingerprint.assign(self._input.fingerprint())
 
     def _refusal(self, path: str, num_with_own_files: int) -> str:
         def described(num: int) -> str:
