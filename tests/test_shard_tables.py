@@ -176,3 +176,20 @@ def test_other_numbers_of_workers_go_on(folder):
     assert not left.exists()
     train(folder, "--model_dir", "m", *size(96))
     assert_same_weights(folder / "one", folder / "m", STEPS)
+
+
+def test_what_is_sent_for_divided_tables_follows_the_batch(tmp_path):
+    """Not the size of the tables: a table with a hundred times as many rows, of which a step reads as many."""
+    make_log(tmp_path, CONFIG, num_rows=300)
+    sent = {}
+    for rows in (5_000, 500_000):
+        few = ["--set", "train_config.num_steps=5", "--set", f"feature_config.features[1].hash_bucket_size={rows}"]
+        together(tmp_path, 2, f"of_{rows}", *few, *EMBEDDING_PARALLEL)
+        lines = (json.loads(line) for line in (tmp_path / f"of_{rows}/metrics.jsonl").open())
+        (sent[rows],) = [line for line in lines if line["kind"] == "train"]
+    one, other = sent.values()
+    for name in ("sent_bytes_swap", "sent_bytes_sparse"):
+        assert one[name] > 0
+        # Rows are divided by their numbers, and what is sent to each worker is rounded up.
+        assert other[name] == pytest.approx(one[name], rel=0.25)
+    assert other["sent_bytes_dense"] == one["sent_bytes_dense"]
