@@ -255,6 +255,14 @@ COMPUTE_CASES = [
             ("edge_grid: 33", ".edge_grid", "33 cells per side are too many for these pictures; give 8 or fewer"),
         )
     ),
+    case(
+        f"{IMAGE}.encode_ratio=0.5",
+        "train_config.sync_batch_norm=true",
+        "train_config.share_pictures=true",
+        "train_config.train_distribute=MultiWorkerMirroredStrategy",
+        place=f"{IMAGE}.encode_ratio",
+        says="0.5 does not go with train_config.share_pictures, because each worker draws which of its own pictures",
+    ),
     *(
         case(
             f"{IMAGE}.image_micro_batch={value}",

@@ -1,5 +1,6 @@
 """easyrec-mm replay: it names the first tensor that is not finite, and the file and row that it comes from."""
 
+import math
 import shutil
 from io import BytesIO
 
@@ -12,11 +13,14 @@ from flow_helpers import run
 from training_helpers import EACH_STEP, Training, optimizer
 
 from easyrec_mm.config.pipeline import load_pipeline
+from easyrec_mm.data.bad_records import BadRecords
+from easyrec_mm.data.input import Input
 from easyrec_mm.errors import UserError
+from easyrec_mm.protos.train_pb2 import MultiWorkerMirroredStrategy
 from easyrec_mm.runs.model_dir import ModelDir
 from easyrec_mm.training import not_finite
 from easyrec_mm.training.replay import open_step, run_part
-from easyrec_mm.training.replay_folder import WEIGHTS, WorkerPart, read_step, weights_of
+from easyrec_mm.training.replay_folder import WEIGHTS, Step, WorkerPart, read_step, weights_of, write_step
 from easyrec_mm.training.trainer import Trainer
 
 pytestmark = pytest.mark.usefixtures("backbone_of_three_stages")
@@ -206,6 +210,27 @@ def test_a_step_with_dropout_and_a_bank_runs_again_exactly(far, tmp_path):
         _, losses, _ = run_part(model, phase, step, step.parts[0])
         assert np.isfinite(step.values["loss_click"])
         np.testing.assert_allclose(float(losses["click"]), step.values["loss_click"], rtol=1e-5)
+
+
+@pytest.mark.slow
+def test_parts_of_workers_that_share_pictures_run_by_themselves(far, tmp_path, capsys):
+    """Each encodes all pictures that it shows; one without groups has none."""
+    training = far_training(far, tmp_path, "num_epochs: 1 sync_batch_norm: true share_pictures: true")
+    config, trainer = training.pipeline.config, training.trainer
+    config.data_config.batch_size, config.train_config.train_distribute = 12, MultiWorkerMirroredStrategy
+    parts = []
+    for number in (1, 0):  # the second of two workers has no groups, and is to run first
+        inputs = Input(
+            config.data_config, training.pipeline.schema, config.train_input_path, "train_input_path",
+            BadRecords(None, 1.0), training=True, worker=(number, 2),
+        )  # fmt: skip
+        parts.append(WorkerPart.of(next(inputs.batches()), inputs.source.files, trainer.model, None))
+    assert [part.batch.num_encoded for part in parts] == [0, 5]
+    step = Step(2, "float32", 1.0, {"loss": math.nan}, parts, *weights_of(trainer.model, parts), "")
+    write_step(training.model_dir / "replay" / "step-2", step, config)
+    text = report(training.model_dir, capsys=capsys)
+    assert f"worker 1 of 2:\n{FIRST}output of rec/features_bn (SquaredDifference, forward pass)" in text
+    assert f"feature 'square': 8.1e+37 in {far}/far.txt:6, sample 2 of 3 (0.png)" in text
 
 
 @pytest.mark.slow

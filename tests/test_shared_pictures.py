@@ -11,7 +11,9 @@ from training_helpers import Training
 
 from easyrec_mm.data.bad_records import BadRecords
 from easyrec_mm.data.input import Input
-from easyrec_mm.distribution.shared_pictures import SharedPictures
+from easyrec_mm.distribution.replicas import Replicas
+from easyrec_mm.distribution.shared_pictures import SharedPictures, encoded
+from easyrec_mm.network.layers.recompute import in_micro_batches, recompute
 from easyrec_mm.network.model import MultimodalModel
 from easyrec_mm.training.exchange import StepExchange
 from easyrec_mm.training.row_gradients import sum_duplicate_rows
@@ -92,3 +94,30 @@ def test_a_step_of_a_model_is_that_of_one_process(data, tmp_path):
         assert values.keys() == alone.keys()
         for name, value in values.items():
             np.testing.assert_allclose(value, alone[name], rtol=0, atol=1e-5, err_msg=name)
+
+
+def test_pictures_are_encoded_a_few_at_a_time():
+    """As a tower without batch norm does, also again for the gradient; compiled, as a step is."""
+    random = np.random.default_rng(0)
+    pixels, kernel = (
+        random.normal(size=(5, 4)).astype(np.float32),
+        tf.Variable(random.normal(size=(4, 2)), dtype=tf.float32),
+    )
+    keys, category = tf.constant([7, 3, 9, 1, 5], tf.int64), tf.zeros([5], tf.int64)
+
+    def slice_of(own):
+        return tf.tanh(own @ kernel)
+
+    @tf.function
+    def step(once):
+        with tf.GradientTape() as tape:
+            encode = lambda own, _: in_micro_batches(lambda part: recompute(slice_of, part), 2, own)  # noqa: E731
+            vectors = encoded(encode, tf.constant(pixels), category, keys, Replicas(), once)
+            loss = tf.reduce_sum(vectors * tf.constant(pixels[:, :2]))
+        return vectors, tape.gradient(loss, kernel)
+
+    expected = np.tanh(pixels @ kernel.numpy())
+    for once in (True, False):
+        vectors, gradient = step(once)
+        np.testing.assert_allclose(vectors, expected, rtol=1e-5, atol=1e-6)
+        np.testing.assert_allclose(gradient, pixels.T @ (pixels[:, :2] * (1 - expected**2)), rtol=1e-4, atol=1e-5)

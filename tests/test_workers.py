@@ -66,16 +66,17 @@ TOGETHER = ["--set", "train_config.train_distribute=MultiWorkerMirroredStrategy"
 class Workers:
     """Processes that train together in a folder."""
 
-    def __init__(self, folder, num, *arguments, of_each=(), environment=(), command="train", constants=()):
+    def __init__(
+        self, folder, num, *arguments, of_each=(), environment=(), command="train", constants=(), prepare=None
+    ):
         self.addresses = [f"127.0.0.1:{free_port()}" for _ in range(num)]
         self.processes = []
         for number in range(num):
             task = {"type": "worker", "index": number}
             own = {"TF_CONFIG": json.dumps({"cluster": {"worker": self.addresses}, "task": task}), **dict(environment)}
             flags = [*TRAIN[1:], *TOGETHER, *arguments, *(of_each[number] if of_each else [])]
-            self.processes.append(
-                Command(folder, [command, *flags], folder / f"output_{number}.txt", own, dict(constants))
-            )
+            output = folder / f"output_{number}.txt"
+            self.processes.append(Command(folder, [command, *flags], output, own, dict(constants), prepare))
 
     def end(self):
         """Exit status and output of each."""
@@ -95,8 +96,8 @@ def assert_same_weights(one, other, step):
         np.testing.assert_allclose(one[name], other[name], rtol=0, atol=1e-5, err_msg=name)
 
 
-def train(folder, *arguments):
-    status, output = Command(folder, [*TRAIN, *arguments], folder / "output.txt").end()
+def train(folder, *arguments, prepare=None):
+    status, output = Command(folder, [*TRAIN, *arguments], folder / "output.txt", prepare=prepare).end()
     assert status == 0, output
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 
 import keras
@@ -100,18 +100,26 @@ def make_training_data(folder: Path) -> Path:
     return folder
 
 
-def use_backbone_of_three_stages(patch: pytest.MonkeyPatch) -> None:
-    """In place of ResNet: three times convolution with stride 2, batch norm, relu."""
-
-    def build(shape: tuple[int, int, int]) -> keras.Model:
-        inputs = x = keras.Input((None, None, shape[2]))
-        for i, filters in enumerate((3, 4, 4)):
-            x = keras.layers.Conv2D(filters, 3, strides=2, padding="same", use_bias=False, name=f"conv{i}")(x)
+def _three_stages(shape: tuple[int, int, int], has_batch_norm: bool) -> keras.Model:
+    """Three times convolution with stride 2, batch norm, relu."""
+    inputs = x = keras.Input((None, None, shape[2]))
+    for i, filters in enumerate((3, 4, 4)):
+        x = keras.layers.Conv2D(filters, 3, strides=2, padding="same", use_bias=False, name=f"conv{i}")(x)
+        if has_batch_norm:
             x = keras.layers.BatchNormalization(momentum=0.9, name=f"bn{i}")(x)
-            x = keras.layers.ReLU(name=f"relu{i}")(x)
-        return keras.Model(inputs, x)
+        x = keras.layers.ReLU(name=f"relu{i}")(x)
+    return keras.Model(inputs, x)
 
-    patch.setitem(backbones.BACKBONES, "ResNet-18", backbones.Entry(build, backbones.MINUS_ONE_TO_ONE))
+
+def use_backbone_of_three_stages(patch: pytest.MonkeyPatch, has_batch_norm: bool = True) -> None:
+    """In place of ResNet."""
+    entry = backbones.Entry(partial(_three_stages, has_batch_norm=has_batch_norm), backbones.MINUS_ONE_TO_ONE)
+    patch.setitem(backbones.BACKBONES, "ResNet-18", entry)
+
+
+def use_backbone_of_three_stages_alone(has_batch_norm: bool = True) -> None:
+    """In place of ResNet in a process of its own, to its end."""
+    use_backbone_of_three_stages(pytest.MonkeyPatch(), has_batch_norm)
 
 
 class Training:

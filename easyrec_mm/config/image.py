@@ -15,6 +15,7 @@ from easyrec_mm.errors import Problems
 from easyrec_mm.protos.image_pb2 import Augmentation, ImageLoss, ImgModel
 from easyrec_mm.protos.model_pb2 import E2E_MM_DBMTL
 from easyrec_mm.protos.pipeline_pb2 import EasyRecConfig
+from easyrec_mm.protos.train_pb2 import NoStrategy
 from easyrec_mm.schema import Schema
 from easyrec_mm.weights.catalog import CATALOG, preset_location
 
@@ -313,6 +314,13 @@ def _check_compute(tower: ImgModel, config: EasyRecConfig, problems: Problems) -
     if tower.HasField("max_staleness_steps") and not tower.encode_ratio < 1:
         problems.add(
             f"{PLACE}.max_staleness_steps", "has no effect without encode_ratio below 1; set it or remove this"
+        )
+    train = config.train_config
+    if tower.encode_ratio < 1 and train.share_pictures and train.train_distribute != NoStrategy:
+        problems.add(
+            f"{PLACE}.encode_ratio",
+            f"{tower.encode_ratio:g} does not go with train_config.share_pictures, because each worker draws which of "
+            "its own pictures are encoded; remove one of the two",
         )
     batch_size = config.data_config.batch_size
     if tower.image_micro_batch >= max(batch_size, 1) and not tower.image_separator:

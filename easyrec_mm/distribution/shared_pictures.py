@@ -54,23 +54,28 @@ class SharedPictures:
         return tf.gather_nd(self._replicas.gather(own), self._place[:, None])
 
 
-def encoded_once(
+def encoded(
     encode: Callable[[tf.Tensor, tf.Tensor], tf.Tensor],
-    pixels: tf.Tensor,
+    inputs: tf.Tensor,
     category: tf.Tensor,
     keys: tf.Tensor,
     replicas: Replicas,
+    once: bool,
 ) -> tf.Tensor:
-    """Return what `encode` makes of the E pictures of this replica, `[E, W]`; each of all replicas is encoded once.
+    """Return what `encode` makes of the E pictures of this replica, `[E, W]`.
 
     Args:
-      encode: pixels `[O, H, W, C]`, categories `[O]` -> `[O, W]`.
-      pixels: `[E, H, W, C]`.
+      encode: inputs and categories `[O]` of pictures -> `[O, W]`.
+      inputs: of each picture its pixels, `[E, H, W, C]`, or what was made of them, `[E, F]`.
       category: `[E]`.
       keys: as for SharedPictures.
       replicas: all replicas.
+      once: whether a picture that several replicas show is encoded by one of them.
     """
+    if not once:
+        with replicas.present(tf.shape(inputs)[0] > 0):
+            return encode(inputs, category)
     shared = SharedPictures(keys, replicas)
     with replicas.present(tf.size(shared.own) > 0):
-        own = encode(tf.gather(pixels, shared.own), tf.gather(category, shared.own))
+        own = encode(tf.gather(inputs, shared.own), tf.gather(category, shared.own))
     return shared.of_all(own)

@@ -14,6 +14,7 @@ from easyrec_mm.distribution.replicas import Replicas
 from easyrec_mm.errors import ConfigError
 from easyrec_mm.network.layers.augmentation import Augmentation
 from easyrec_mm.network.layers.backbones import BackboneError, named_backbone, preset_backbone
+from easyrec_mm.network.layers.batch_norm import BatchNorm
 from easyrec_mm.network.layers.descriptors import Descriptors
 from easyrec_mm.network.layers.dnn import DNN, Highway
 from easyrec_mm.network.layers.embedding import FeatureEmbedding
@@ -27,8 +28,8 @@ from easyrec_mm.schema import Schema
 from easyrec_mm.weights.catalog import preset_location
 
 
-def image_tower(config: EasyRecConfig, schema: Schema, dtype: str) -> ImageTower:
-    """Build the image tower of a config.
+def image_tower(config: EasyRecConfig, schema: Schema, dtype: str, num_replicas: int = 1) -> ImageTower:
+    """Build the image tower of a config, for a number of replicas that train together.
 
     Raises:
       ConfigError: if the backbone cannot be loaded or lacks something that the config requires.
@@ -36,9 +37,22 @@ def image_tower(config: EasyRecConfig, schema: Schema, dtype: str) -> ImageTower
     try:
         tower = _image_tower(config, schema, dtype)
         tower.require_stages(config.model_config.e2e_mm_dbmtl.img_model.last_n_stages)
+        if config.train_config.sync_batch_norm and num_replicas > 1:
+            _require_all_at_once(tower, config.model_config.e2e_mm_dbmtl.img_model.image_micro_batch)
     except BackboneError as error:
         raise ConfigError(f"{PLACE}.{error.setting}: {error}") from error
     return tower
+
+
+def _require_all_at_once(tower: ImageTower, micro_batch: int) -> None:
+    """Check that batch norm of the backbone sees all pictures of a step, so that replicas meet in it as often."""
+    if micro_batch and any(isinstance(layer, BatchNorm) for layer in tower.backbone._flatten_layers()):
+        raise BackboneError(
+            "image_micro_batch",
+            f"{micro_batch} lets batch norm of the backbone see {micro_batch} pictures at a time, and "
+            "train_config.sync_batch_norm those of all workers; remove one of the two, or choose a backbone without "
+            "batch norm, such as ConvNeXt-Tiny",
+        )
 
 
 def _image_tower(config: EasyRecConfig, schema: Schema, dtype: str) -> ImageTower:

@@ -17,12 +17,13 @@ from easyrec_mm.config.training import divided_tables
 from easyrec_mm.data.batch import Batch, Images
 from easyrec_mm.data.picture_bank import PictureBank
 from easyrec_mm.distribution.replicas import Replicas
-from easyrec_mm.distribution.shared_pictures import encoded_once
+from easyrec_mm.distribution.shared_pictures import encoded
 from easyrec_mm.features.categories import Categories
 from easyrec_mm.features.feature import Feature
 from easyrec_mm.features.table_rows import tables_of
 from easyrec_mm.network.image import ImageLosses, image_tower, item_image
-from easyrec_mm.network.layers.batch_norm import synchronize
+from easyrec_mm.network.layers.batch_norm import BatchNorm, synchronize
+from easyrec_mm.network.layers.dnn import RunningNorm
 from easyrec_mm.network.layers.image_tower import ImageTower
 from easyrec_mm.network.layers.item_image import ItemImage
 from easyrec_mm.network.losses import tower_losses
@@ -64,7 +65,7 @@ class MultimodalModel:
         keras.utils.set_random_seed(self._seed or _SEED_FOR_0)
         self.schema = schema
         self.img_model = network.img_model
-        self.image = image_tower(config, schema, dtype) if schema.uses_image else None
+        self.image = image_tower(config, schema, dtype, self.replicas.num) if schema.uses_image else None
         self.image_width = self.image.width if self.image is not None else 0
         divided = divided_tables(config.train_config, schema, self.replicas.num)
         self.rec = RecModel(config.model_config, schema, dtype, self.replicas, divided)
@@ -82,8 +83,9 @@ class MultimodalModel:
         self._image_losses = ImageLosses(
             network.img_model, schema, self.image_width, self.rec.feature_embedding, self.replicas
         )
-        if config.train_config.sync_batch_norm and self.replicas.num > 1:
-            synchronize([self.rec, *([self.image] if self.image is not None else [])], self.replicas)
+        if self.replicas.num > 1:
+            kinds = (RunningNorm, BatchNorm) if config.train_config.sync_batch_norm else (RunningNorm,)
+            synchronize([self.rec, *([self.image] if self.image is not None else [])], self.replicas, kinds)
         # Names of the variables that are trained if nothing is frozen.
         self._trainable = {name for name, variable in self.named_variables().items() if variable.trainable}
         self._trained_part = "ALL"  # of the image tower, see `train_part`
@@ -114,27 +116,23 @@ class MultimodalModel:
         """Return the vectors of the distinct pictures, float32 `[P, D]`."""
         images = batch.images
         category = tf.gather(images.category, images.encoded) if bank else images.category
-        may_be_empty = bank is not None or self.schema.has_no_image_vector or self.replicas.num > 1
+        # The part of a worker in a step that is run again is known to have no pictures.
+        is_empty = batch.pixels.shape[0] == 0
+        may_be_empty = is_empty or bank is not None or self.schema.has_no_image_vector or self.replicas.num > 1
+        each = partial(encoded, replicas=self.replicas, once=training and self._shares_pictures)
+        keys = tf.gather(images.picture_key, images.encoded)
         if bank is not None and self.trains_part("HEAD"):
             encode = partial(tower.features, training=False, may_be_empty=may_be_empty)
-            features = from_bank(self._encoded(encode, batch, category, training), images, bank)  # [P, F]
-            with self.replicas.present(tf.shape(features)[0] > 0):
+            features = from_bank(each(encode, batch.pixels, category, keys), images, bank)  # [P, F]
+
+            def head(features: tf.Tensor, _: tf.Tensor) -> tf.Tensor:
                 return tower.vectors(tf.cast(features, tower.compute_dtype), training, may_be_empty)
+
+            return each(head, features, images.category, images.picture_key)
         is_training = training and not self.trains_part("NONE")
         encode = partial(tower.__call__, training=is_training, may_be_empty=may_be_empty)
-        vectors = self._encoded(encode, batch, category, training)  # [E, D]
+        vectors = each(encode, batch.pixels, category, keys)  # [E, D]
         return vectors if bank is None else from_bank(vectors, images, bank)
-
-    def _encoded(
-        self, encode: Callable[[tf.Tensor, tf.Tensor], tf.Tensor], batch: Batch, category: tf.Tensor, training: bool
-    ) -> tf.Tensor:
-        """Return what `encode` makes of the pixels of a batch and their categories, `[E, W]`."""
-        pixels, replicas = batch.pixels, self.replicas
-        if training and self._shares_pictures:
-            keys = tf.gather(batch.images.picture_key, batch.images.encoded)
-            return encoded_once(encode, pixels, category, keys, replicas)
-        with replicas.present(tf.shape(pixels)[0] > 0):
-            return encode(pixels, category)
 
     def losses(self, batch: Batch, training: bool = True, bank: PictureBank | None = None) -> dict[str, tf.Tensor]:
         """Return scalars of towers, image vectors and regularisation, whose sum over all replicas is the loss."""

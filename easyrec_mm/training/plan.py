@@ -12,6 +12,7 @@ from typing import NamedTuple
 import keras
 import tensorflow as tf
 
+from easyrec_mm.data.batch import Batch
 from easyrec_mm.data.picture_bank import PictureBank
 from easyrec_mm.errors import ConfigError
 from easyrec_mm.network.model import MultimodalModel
@@ -39,6 +40,12 @@ class Phase(NamedTuple):
     bank: PictureBank | None
     keeps_bank: bool
     gradients: StackedGradients
+
+    def num_pictures(self, batch: Batch) -> tf.Tensor:
+        """Return how many pictures of a batch the normalisation in the trained part of the image tower sees."""
+        if self.bank is not None and self.trainable == "HEAD":
+            return tf.size(batch.images.category)  # also those of which the bank has the features
+        return tf.shape(batch.pixels)[0]
 
 
 def build_phases(model: MultimodalModel, config: EasyRecConfig) -> list[Phase]:

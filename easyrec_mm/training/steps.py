@@ -218,7 +218,7 @@ class TrainSteps:
         gradients = phase.gradients.stacked(sum_duplicate_rows(tape.gradient(scaled, variables)))
         gradients, sums = self._exchange.merged(gradients, phase.gradients.variables, [loss, *losses.values()])
         loss, losses = sums[0], dict(zip(losses, sums[1:], strict=True))
-        self._exchange.average_statistics(tf.size(batch.sample_image), tf.shape(batch.pixels)[0])
+        self._exchange.average_statistics(tf.size(batch.sample_image), phase.num_pictures(batch))
         if self.loss_scale is not None:
             gradients = self.loss_scale.unscaled(gradients)
         values = {

@@ -55,9 +55,16 @@ def normalize_together(layers: Sequence[BatchNorm], x: tf.Tensor, training: bool
     return tf.cast(tf.nn.batch_normalization(x, *statistics, offset, scale, first.epsilon), dtype)
 
 
-def synchronize(layers: Sequence[keras.layers.Layer], replicas: Replicas) -> None:
-    """Let all batch normalisation within these layers use the statistics of all replicas."""
+def synchronize(
+    layers: Sequence[keras.layers.Layer], replicas: Replicas, kinds: tuple[type[keras.layers.Layer], ...]
+) -> None:
+    """Let all normalisation of these kinds within the layers use the statistics of all replicas."""
     for layer in layers:
         for inner in layer._flatten_layers():
-            if isinstance(inner, BatchNorm):
+            if isinstance(inner, kinds):
                 inner.replicas = replicas
+
+
+def is_synchronized(layer: keras.layers.Layer) -> bool:
+    """Return whether the layer, or one within it, normalises by the statistics of all replicas, which meet there."""
+    return any(getattr(inner, "replicas", None) is not None for inner in layer._flatten_layers())

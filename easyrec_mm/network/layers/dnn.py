@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import keras
 import tensorflow as tf
 
+from easyrec_mm.distribution.replicas import Replicas
 from easyrec_mm.network.layers.batch_norm import BatchNorm, normalize_together
 from easyrec_mm.network.layers.composite import Composite
 from easyrec_mm.network.layers.together import are_together, dense_together
@@ -94,7 +95,12 @@ class RunningNorm(keras.layers.Layer):
     """Normalisation by running averages of mean and deviation, in training too: `[N, F]` -> `[N, F]`.
 
     Unlike batch norm, it treats an input in training as it does later, however small the batch is.
+
+    Attributes:
+      replicas: the replicas that train together, so that all have the same averages; None for a replica alone.
     """
+
+    replicas: Replicas | None = None
 
     def __init__(self, momentum: float = 0.99, epsilon: float = 1e-3, name: str = "norm") -> None:
         super().__init__(name=name, dtype="float32")
@@ -110,15 +116,24 @@ class RunningNorm(keras.layers.Layer):
 
     def call(self, x: tf.Tensor, training: bool = False) -> tf.Tensor:
         if training:
-            values = tf.stop_gradient(x)
             weight = self._weight * self._momentum + (1.0 - self._momentum)
             share = (1.0 - self._momentum) / weight
+            mean, square, is_empty = self._means(tf.stop_gradient(x))
+            if is_empty is not None:
+                weight, share = tf.where(is_empty, self._weight, weight), tf.where(is_empty, 0.0, share)
             self._weight.assign(weight)
-            self._mean.assign_add(share * (tf.reduce_mean(values, axis=0) - self._mean))
-            self._square.assign_add(share * (tf.reduce_mean(tf.square(values), axis=0) - self._square))
+            self._mean.assign_add(share * (mean - self._mean))
+            self._square.assign_add(share * (square - self._square))
         mean, square = tf.convert_to_tensor(self._mean), tf.convert_to_tensor(self._square)
         variance = tf.maximum(square - tf.square(mean), 0.0)
         return (tf.cast(x, tf.float32) - mean) * tf.math.rsqrt(variance + self._epsilon)
+
+    def _means(self, x: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor | None]:
+        """Return the means of `[N, F]` and of its square, and of several replicas whether none has any rows."""
+        if self.replicas is None:
+            return tf.reduce_mean(x, axis=0), tf.reduce_mean(tf.square(x), axis=0), None
+        mean, variance, number = self.replicas.moments(x, (0,))
+        return mean, variance + tf.square(mean), tf.equal(number, 0)
 
 
 class Highway(Composite):

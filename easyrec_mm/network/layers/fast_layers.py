@@ -31,7 +31,7 @@ class FusedBatchNorm(BatchNorm):
         offset = tf.convert_to_tensor(self.beta) if self.center else tf.zeros([channels])
         if training and self.replicas is not None:
             mean, variance, number = self.replicas.moments(inputs, (0, 1, 2))
-            self._follow(mean, variance * number / tf.maximum(number - 1.0, 1.0))
+            self._follow(mean, variance * number / tf.maximum(number - 1.0, 1.0), is_empty=tf.equal(number, 0))
             x = tf.cast(inputs, tf.float32)
             return tf.cast(tf.nn.batch_normalization(x, mean, variance, offset, scale, self.epsilon), inputs.dtype)
         empty = tf.zeros([0])
@@ -49,9 +49,10 @@ class FusedBatchNorm(BatchNorm):
             self._follow(mean, variance)
         return tf.cast(outputs, inputs.dtype)
 
-    def _follow(self, mean: tf.Tensor, variance: tf.Tensor) -> None:
+    def _follow(self, mean: tf.Tensor, variance: tf.Tensor, is_empty: tf.Tensor | bool = False) -> None:
         for average, value in ((self.moving_mean, mean), (self.moving_variance, variance)):
-            average.assign(average * self.momentum + value * (1.0 - self.momentum))
+            followed = average * self.momentum + value * (1.0 - self.momentum)
+            average.assign(followed if is_empty is False else tf.where(is_empty, average, followed))
 
 
 class DepthwiseConv(keras.layers.DepthwiseConv2D):

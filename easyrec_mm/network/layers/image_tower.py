@@ -21,6 +21,7 @@ from easyrec_mm.network.layers.backbone_parts import (
 )
 from easyrec_mm.network.layers.backbone_stages import variable_names
 from easyrec_mm.network.layers.backbones import Backbone, BackboneError
+from easyrec_mm.network.layers.batch_norm import BatchNorm, is_synchronized
 from easyrec_mm.network.layers.category_attention import CategoryAttention, CategoryEmbeddings
 from easyrec_mm.network.layers.composite import Composite
 from easyrec_mm.network.layers.descriptors import Descriptors
@@ -171,8 +172,7 @@ class ImageTower(Composite):
                 return encode(pixels, *embeddings)
             # The kernels of convolutions and batch norm reject an empty batch.
             if is_trained:
-                averages = [v for v in self.backbone.variables if v.name in ("moving_mean", "moving_variance")]
-                return _or_of_zeros(encode, averages, pixels, *embeddings)
+                return _or_of_zeros(encode, _own_averages(self.backbone), pixels, *embeddings)
             nothing = tf.zeros([0, self.num_features], self.compute_dtype)
             return tf.cond(tf.shape(pixels)[0] > 0, lambda: encode(pixels, *embeddings), lambda: nothing)
         finally:
@@ -191,7 +191,8 @@ class ImageTower(Composite):
                 x = self.head(x, training=training)
             return tf.cast(x, tf.float32)
 
-        if not (training and may_be_empty):
+        # Of several replicas, all compute the layers in which they meet; these leave their averages as they are.
+        if not (training and may_be_empty) or is_synchronized(self):
             return all_vectors()
         # The moments of an empty batch are NaN and would stay in batch norm's averages forever.
         nothing = tf.zeros([0, self.width])
@@ -311,6 +312,14 @@ class ImageTower(Composite):
             raise BackboneError(
                 "pooling", f"{pooling} has no effect: the output of this backbone is already one vector per picture"
             )
+
+
+def _own_averages(backbone: keras.Model) -> list[keras.Variable]:
+    """Return the moving averages of batch norm that follow the pictures of this replica alone."""
+    norms = [layer for layer in backbone._flatten_layers() if isinstance(layer, BatchNorm)]
+    common = {id(v) for layer in norms if layer.replicas is not None for v in layer.variables}
+    averages = [v for v in backbone.variables if v.name in ("moving_mean", "moving_variance")]
+    return [v for v in averages if id(v) not in common]
 
 
 def _or_of_zeros(encode: Callable[..., tf.Tensor], averages: list[keras.Variable], *inputs: tf.Tensor) -> tf.Tensor:
