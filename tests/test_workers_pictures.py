@@ -23,9 +23,8 @@ AGAIN = ["--set", "model_config.e2e_mm_dbmtl.img_model.rematerialize=true"]
 IMG_MODEL = 'normalize_features: true category_feature: "cat"'
 # Batch norm counts a picture once for each worker that shows it, unless they share it: in own.txt, no two show one.
 TRAININGS = {
-    "own": (OWN, AGAIN),
     "own-divided": (OWN, DIVIDED),
-    "shared-divided": (SHARED, [*SHARING, *DIVIDED, *AGAIN]),
+    "shared": (SHARED, [*SHARING, *AGAIN]),
 }
 EVALUATION = """
 eval_config { eval_interval_secs: 100000 metrics_set { auc {} } metrics_set { log_loss {} } }
