@@ -45,7 +45,9 @@ class Process:
         environment: Mapping[str, str] | None = None,
     ) -> None:
         self._output = output
-        self._process = _CONTEXT.Process(target=_run, args=(function, folder, output, dict(environment or {})))
+        # What forks the processes has the environment of its own start.
+        whole = {**os.environ, **(environment or {})}
+        self._process = _CONTEXT.Process(target=_run, args=(function, folder, output, whole))
         self._process.start()
 
     @property

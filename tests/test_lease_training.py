@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import re
 import signal
 import socket
@@ -17,13 +16,12 @@ pytestmark = pytest.mark.slow
 
 def test_two_trainings_in_one_bucket(s3, tmp_path):
     make_log(tmp_path, CONFIG, num_rows=300)
-    environment = {name: value for name, value in os.environ.items() if name.startswith("AWS_")}
     endless = ["--set", "train_config.num_epochs=5000"]
     model_dir = f"{s3.new_bucket()}/m"
 
     def start(name, *arguments):
         command = [*TRAIN, *size(25), "--model_dir", model_dir, "--set", "eval_input_path=", *arguments]
-        return Command(tmp_path, command, tmp_path / f"{name}.txt", environment)
+        return Command(tmp_path, command, tmp_path / f"{name}.txt")
 
     def keys():
         return {key.partition("/")[2] for key in s3.keys(model_dir)}
