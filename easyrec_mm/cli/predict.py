@@ -63,8 +63,8 @@ def run(flags: f.Flags) -> int:
 
 def _run_here(pipeline: Pipeline, flags: f.Flags, task: Task | None, ending: str) -> int:
     """Predict the samples of this task by a checkpoint."""
-    from easyrec_mm.evaluation.parts import written_file
     from easyrec_mm.evaluation.predict import predict, prediction_input
+    from easyrec_mm.files.written_file import written_file
     from easyrec_mm.runs.model_dir import PREDICT_BAD_RECORDS
 
     bad_records = PREDICT_BAD_RECORDS

@@ -14,34 +14,13 @@ from pathlib import Path
 from typing import Any
 
 from easyrec_mm.errors import UserError
-from easyrec_mm.files import is_remote, join, place_of, plain, put, put_text, read, written_at
+from easyrec_mm.files import is_remote, join, place_of, plain, put_text, read, written_at
 from easyrec_mm.files.data_names import is_data
 from easyrec_mm.files.opening import exists
+from easyrec_mm.files.written_file import moved_to
 from easyrec_mm.tasks import Task
 
 TASKS, SUCCESS = "_tasks.json", "_SUCCESS"
-
-
-@contextmanager
-def written_file(output: str) -> Iterator[str]:
-    """Yield a path of this machine at which to write a file, which becomes `output` at the end.
-
-    Raises:
-      UserError: if it cannot be written.
-    """
-    with _written(written_at(output), output) as path:
-        yield path
-
-
-@contextmanager
-def _written(temporary: Path, output: str) -> Iterator[str]:
-    try:
-        yield str(temporary)
-        put(temporary, output)
-    except OSError as error:
-        raise UserError(f"{output}: cannot be written: {error.strerror or error}") from error
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 class PartsFolder:
@@ -77,7 +56,7 @@ class PartsFolder:
         Raises:
           UserError: if it cannot be written, or other tasks have begun another prediction meanwhile.
         """
-        with _written(self._temporary(), self.path) as path:
+        with moved_to(self.path, self._temporary()) as path:
             yield path
             if not self._agrees():
                 raise UserError(f"--output {self._folder}: was removed while it was written; start all tasks again")
