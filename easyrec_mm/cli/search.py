@@ -12,10 +12,9 @@ from easyrec_mm.files import join
 from easyrec_mm.tensorflow_import import import_tensorflow
 
 if TYPE_CHECKING:
-    from numpy.typing import NDArray
-
     from easyrec_mm.embedding.image_model import PictureEmbedder
-    from easyrec_mm.store import Store
+    from easyrec_mm.store import Generation, Store
+    from easyrec_mm.store.search import Index, Neighbour, Query
 
 HELP = "find the items whose pictures are nearest to a picture"
 
@@ -44,6 +43,13 @@ def add_flags(parser: f.Parser) -> None:
     add("--html", metavar="F", help="also show the pictures found on this HTML page")
     f.add_image_root_flag(parser)
     add(
+        "--similarity",
+        choices=["centred", "whitened", "cosine"],
+        default="centred",
+        help="how vectors are compared: centred (default): the cosine of the vectors less the mean of all; whitened: "
+        "also with the same variance in all directions; cosine: as they are stored",
+    )
+    add(
         "--index",
         choices=["auto", "exact", "hnsw", "ivf"],
         default="auto",
@@ -53,35 +59,30 @@ def add_flags(parser: f.Parser) -> None:
 
 def run(flags: f.Flags) -> int:
     """Search, and measure how well the nearest fit."""
-    from easyrec_mm.store import State, open_store
+    from easyrec_mm.store import open_store
     from easyrec_mm.store.generations import require_generation
-    from easyrec_mm.store.search import evaluate, read_index, write_page
+    from easyrec_mm.store.search import evaluate, neighbours, read_index
 
-    query = flags.image or flags.key
-    if not (query or flags.eval):
+    if not (flags.image or flags.key or flags.eval):
         raise UserError("give what to look for: --image with --img_model_dir, or --key, or --eval with labels")
+    found = None
     with closing(open_store(flags.store)) as store:
-        # The picture comes first, so that a wrong path or model is reported before a large store is read.
-        vector = _vector_of_picture(flags, store) if flags.image else None
+        # The query comes first, so that a wrong key, path or model is reported before a large store is read.
+        query = _query_of_picture(flags, store) if flags.image else None
         generation = require_generation(store.meta(), None, store.uri)
-        index = read_index(store, generation, flags.index)
-        if flags.key:
-            vectors = store.get_many([flags.key], generation)
-            if vectors.states[0] != State.PRESENT:
-                reason = "is an invalid picture, without a vector" if vectors.states[0] == State.ABSENT else "is not"
-                raise UserError(f"--key {flags.key}: {reason} in the store {store.uri}; see easyrec-mm store stat")
-            vector = vectors.vectors[0]
+        query = _query_of_key(flags.key, store, generation) if flags.key else query
+        index = read_index(store, generation, flags.index, flags.similarity)
+        if query is not None:
+            found = neighbours(store, generation, index, query, flags.top_k)
     if index.kind != "exact":
         recall = index.recall(flags.top_k)
         print(f"{index.kind} index of {len(index.keys)} vectors; recall@{flags.top_k} {recall:.4f}")
-    if vector is not None:
-        neighbours = index.neighbours(vector, flags.top_k, flags.key)
-        for rank, neighbour in enumerate(neighbours, 1):
-            print(f"{rank:>4}  {neighbour.cosine:.6f}  {neighbour.key}")
+    about = _about(index)
+    print("\n".join(about))
+    if found is not None:
+        _show(found)
         if flags.html:
-            query_path = flags.image or join(flags.image_root, flags.key)
-            write_page(flags.html, query, query_path, neighbours, flags.image_root, _thumbnail)
-            print(f"written: {flags.html}")
+            _write_page(flags, found, about)
     if flags.eval:
         result = evaluate(index, flags.eval, flags.top_k)
         for k, recall in result.recall.items():
@@ -92,6 +93,49 @@ def run(flags: f.Flags) -> int:
             f"{result.num_missing} items of {flags.eval} not in the store"
         )
     return 0
+
+
+def _about(index: Index) -> list[str]:
+    """Say how vectors are compared, and which figures two items that have nothing in common would have."""
+    from easyrec_mm.store.similarity import SIMILARITIES, mean_cosine
+
+    similarity, number = index.similarity, len(index.keys)
+    lines = [
+        f"similarity {similarity.name}: {SIMILARITIES[similarity.name]}; 1 is the same direction, 0 nothing in common. "
+        "distance: of the vectors as they are stored; 0 is the same vector"
+    ]
+    if number == 1:
+        return [*lines, "the store holds one vector alone"]
+    plain = "" if similarity.name == "cosine" else f" (as they are stored {similarity.plain_cosine:.4f})"
+    cosine = f"mean cosine {mean_cosine(iter([index.vectors])):.4f}{plain}"
+    return [*lines, f"all pairs of the {number} vectors: {cosine}, root mean square distance {similarity.distance:.4g}"]
+
+
+def _show(found: list[Neighbour]) -> None:
+    print(f"{'rank':>4}  {'cosine':>9}  {'distance':>9}  key")
+    for rank, neighbour in enumerate(found, 1):
+        duplicate = f"  ({neighbour.duplicate})" if neighbour.duplicate else ""
+        print(f"{rank:>4}  {neighbour.cosine:>9.6f}  {neighbour.distance:>9.4g}  {neighbour.key}{duplicate}")
+
+
+def _write_page(flags: f.Flags, found: list[Neighbour], about: list[str]) -> None:
+    from easyrec_mm.store.search import write_page
+
+    query, query_path = flags.image or flags.key, flags.image or join(flags.image_root, flags.key)
+    write_page(flags.html, query, query_path, found, flags.image_root, about, _thumbnail)
+    print(f"written: {flags.html}")
+
+
+def _query_of_key(key: str, store: Store, generation: Generation) -> Query:
+    from easyrec_mm.store import State
+    from easyrec_mm.store.records import NO_CONTENT
+    from easyrec_mm.store.search import Query
+
+    vectors = store.get_many([key], generation)
+    if vectors.states[0] != State.PRESENT:
+        reason = "is an invalid picture, without a vector" if vectors.states[0] == State.ABSENT else "is not"
+        raise UserError(f"--key {key}: {reason} in the store {store.uri}; see easyrec-mm store stat")
+    return Query(vectors.vectors[0], store.hashes(generation, [key])[0] or NO_CONTENT, key)
 
 
 def _thumbnail(content: bytes) -> bytes | None:
@@ -105,13 +149,15 @@ def _thumbnail(content: bytes) -> bytes | None:
         return None
 
 
-def _vector_of_picture(flags: f.Flags, store: Store) -> NDArray[Any]:
+def _query_of_picture(flags: f.Flags, store: Store) -> Query:
     """Compute the vector of --image with --img_model_dir, which must be the model of the store's vectors."""
     if not flags.img_model_dir:
         raise UserError("--image: give the image model with --img_model_dir")
     import_tensorflow()
     from easyrec_mm.data.picture_reader import PictureReader
+    from easyrec_mm.embedding.embed import hash_of_item
     from easyrec_mm.embedding.image_model import PictureEmbedder
+    from easyrec_mm.store.search import Query
 
     embedder = PictureEmbedder(flags.img_model_dir)
     generation = store.meta().current_generation
@@ -125,11 +171,11 @@ def _vector_of_picture(flags: f.Flags, store: Store) -> NDArray[Any]:
     paths = [os.fsencode(path) for path in embedder.paths(flags.image)]
     contents, problems = PictureReader().read(paths, embedder.schema.image.max_pixels)
     read = [content for row, content in enumerate(contents) if row not in problems]
-    vector: NDArray[Any] | None
     (vector,) = embedder.embed([read], fields)
     if vector is None:
         raise UserError(f"--image {flags.image}: cannot be read as a picture")
-    return vector
+    texts = dict(text.partition("=")[::2] for text in flags.field)
+    return Query(vector, hash_of_item(read, [texts[name] for name in embedder.fields]))
 
 
 def _fields(assignments: list[str], embedder: PictureEmbedder) -> dict[str, list[Any]]:

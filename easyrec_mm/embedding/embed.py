@@ -36,11 +36,10 @@ from easyrec_mm.safe_text import hide_secrets
 from easyrec_mm.schema import Schema
 from easyrec_mm.store import Record, Store
 from easyrec_mm.store.generations import Generation, Tasks, VectorDtype
-from easyrec_mm.store.records import HASH_BYTES, content_hash
+from easyrec_mm.store.records import NO_CONTENT, content_hash
 from easyrec_mm.tasks import Task
 
 Refresh = Literal["new", "changed", "all"]
-NO_CONTENT = bytes(HASH_BYTES)
 _LOOKED_UP_AT_A_TIME = 1000
 _PIXELS_AT_A_TIME = 64 * 224 * 224
 
@@ -318,17 +317,16 @@ class _Loader:
         for i, (row, _) in enumerate(pictures):
             if i not in unreadable:
                 parts[row].append(contents[i])
-        hashes = []
-        for item, item_parts in zip(items, parts, strict=True):
-            if not item_parts:
-                hashes.append(NO_CONTENT)
-            elif len(item_parts) == 1 and not item.fields:
-                hashes.append(content_hash(item_parts[0]))
-            else:
-                hashes.append(
-                    content_hash(b"".join([*map(content_hash, item_parts), *(f.encode() for f in item.fields)]))
-                )
-        return hashes
+        return [hash_of_item(part, item.fields) for item, part in zip(items, parts, strict=True)]
+
+
+def hash_of_item(pictures: Sequence[bytes], fields: Sequence[str]) -> bytes:
+    """Return the hash of an item's content: its readable pictures, and the texts of the model's other inputs."""
+    if not pictures:
+        return NO_CONTENT
+    if len(pictures) == 1 and not fields:
+        return content_hash(pictures[0])
+    return content_hash(b"".join([*map(content_hash, pictures), *(text.encode() for text in fields)]))
 
 
 def _place(item: Item, path: str) -> bytes:

@@ -15,6 +15,8 @@ from easyrec_mm.errors import StoreError
 from easyrec_mm.store.generations import Generation
 
 HASH_BYTES = 16
+# Hash of an item none of whose pictures can be read.
+NO_CONTENT = bytes(HASH_BYTES)
 # Content hash and seconds since 1970; the vector follows, unless the key is marked absent.
 _HEADER = struct.Struct(f"<{HASH_BYTES}sq")
 

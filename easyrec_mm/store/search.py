@@ -1,7 +1,7 @@
-"""Searches nearest items by the cosine of their image vectors, with faiss, so that users can judge the vectors.
+"""Searches nearest items by the similarity of their image vectors, with faiss, so that users can judge the vectors.
 
-It works on the current generation of a store. The cosine is the inner product of vectors of length 1; a vector of
-length 0 has cosine 0 with all others.
+It works on the current generation of a store. Similarities are cosines (similarity.py), inner products of vectors of
+length 1; a vector of length 0 has cosine 0 with all others.
 """
 
 from __future__ import annotations
@@ -21,6 +21,8 @@ from easyrec_mm.errors import StoreError, UserError
 from easyrec_mm.files import StorageError, join, put_text, read
 from easyrec_mm.pages.render import render
 from easyrec_mm.store import Generation, Store
+from easyrec_mm.store.records import NO_CONTENT
+from easyrec_mm.store.similarity import PLAIN, Similarity, SimilarityName, fit
 
 IndexKind = Literal["auto", "exact", "hnsw", "ivf"]
 # Up to this number of vectors, each query is compared with all of them.
@@ -30,13 +32,33 @@ _QUERIES_AT_A_TIME = 1000
 THUMBNAIL = 224
 # Cut-off of the mean precision of the Google Universal Image Embedding challenge.
 _PRECISION_AT = 5
+# Differences of cosines that are differences of rounding.
+_ROUNDING = 1e-6
+
+
+class Query(NamedTuple):
+    """What to look for: the vector `[D]` as the image model computes it, the hash of its content, and its key in the
+    store if it has one.
+    """
+
+    vector: NDArray[Any]
+    content_hash: bytes
+    key: str | None = None
 
 
 class Neighbour(NamedTuple):
-    """A found item and its cosine with the query."""
+    """An item that is near to the query.
+
+    cosine         by the similarity of the index
+    distance       length of the difference of the two vectors as they are stored
+    duplicate      what it is equal to: "same content as the query", "same vector as rank 2"; "" if it is unlike all
+                   that are nearer
+    """
 
     key: str
     cosine: float
+    distance: float
+    duplicate: str
 
 
 @dataclass(frozen=True)
@@ -62,46 +84,52 @@ class Index:
 
     Args:
       keys: N names.
-      vectors: float32 `[N, D]`; the index owns them from now on, and scales them to length 1.
+      vectors: float32 `[N, D]`; the index owns them from now on, and replaces them by those of `similarity.unit`.
       kind: "exact"; "hnsw" and "ivf" are faster but may miss neighbours: `recall` measures the share they find;
         "auto": exact up to a million vectors, ivf above, which is built quickly.
+      similarity: how vectors are compared; by default by the cosine of what is given.
     """
 
-    def __init__(self, keys: Sequence[str], vectors: NDArray[Any], kind: IndexKind = "auto") -> None:
+    def __init__(
+        self, keys: Sequence[str], vectors: NDArray[Any], kind: IndexKind = "auto", similarity: Similarity = PLAIN
+    ) -> None:
         self.keys = keys
+        self.similarity = similarity
         self.vectors = np.ascontiguousarray(vectors, np.float32)
-        faiss.normalize_L2(self.vectors)
+        similarity.apply(self.vectors)
         self.kind = kind if kind != "auto" else "exact" if len(keys) <= _MOST_EXACT else "ivf"
         self._index = _KINDS[self.kind](*self.vectors.shape)
         self._index.train(self.vectors)
         self._index.add(self.vectors)
 
-    def search(self, queries: NDArray[Any], top_k: int) -> tuple[NDArray[Any], NDArray[Any]]:
-        """Return the rows `[Q, k]` of the nearest vectors, nearest first, and cosines; row -1 if fewer were found."""
-        queries = np.array(queries, np.float32)
-        faiss.normalize_L2(queries)
-        cosines, rows = self._index.search(queries, min(top_k, len(self.keys)))
+    def search(self, units: NDArray[Any], top_k: int) -> tuple[NDArray[Any], NDArray[Any]]:
+        """Return the rows `[Q, k]` of the nearest vectors, nearest first, and cosines; row -1 if fewer were found.
+
+        Args:
+          units: float32 `[Q, D]`, of length 1 as `similarity.unit` makes them.
+          top_k: number of rows; fewer if the index has fewer.
+        """
+        cosines, rows = self._index.search(units, min(top_k, len(self.keys)))
         return rows, cosines
 
-    def neighbours(self, query: NDArray[Any], top_k: int, without: str | None = None) -> list[Neighbour]:
-        """Return the items nearest to one vector `[D]`, except the item `without`."""
-        rows, cosines = self.search(query[None], top_k + (without is not None))
-        neighbours = [
-            Neighbour(self.keys[row], float(cosine))
-            for row, cosine in zip(rows[0], cosines[0], strict=True)
-            if row >= 0
-        ]
-        return [neighbour for neighbour in neighbours if neighbour.key != without][:top_k]
+    def nearest(self, vector: NDArray[Any], top_k: int, without: str | None = None) -> list[tuple[str, float]]:
+        """Return keys and cosines of the items nearest to a vector `[D]`, nearest first, except the item `without`."""
+        units = self.similarity.unit(vector[None]).astype(np.float32)
+        rows, cosines = self.search(units, top_k + (without is not None))
+        found = [(self.keys[row], float(cosine)) for row, cosine in zip(rows[0], cosines[0], strict=True) if row >= 0]
+        return [(key, cosine) for key, cosine in found if key != without][:top_k]
 
     def recall(self, top_k: int) -> float:
-        """Return the share of the true `top_k` neighbours that the index finds, for a sample of its own vectors."""
-        queries = np.random.default_rng(0).permutation(len(self.keys))[:_NUM_RECALL_QUERIES]
+        """Return the share of the true `top_k` neighbours that the index finds, for a sample of its own vectors.
+
+        An item that is as near as the last of them counts as one of them.
+        """
+        queries = self.vectors[np.random.default_rng(0).permutation(len(self.keys))[:_NUM_RECALL_QUERIES]]
         exact = _KINDS["exact"](*self.vectors.shape)
         exact.add(self.vectors)
-        _, expected = exact.search(self.vectors[queries], top_k)
-        rows, _ = self.search(self.vectors[queries], top_k)
-        shares = [len(set(a) & set(b)) / len(set(b)) for a, b in zip(rows.tolist(), expected.tolist(), strict=True)]
-        return float(np.mean(shares))
+        expected, _ = exact.search(queries, min(top_k, len(self.keys)))
+        rows, cosines = self.search(queries, top_k)
+        return float(np.mean((rows >= 0) & (cosines >= expected[:, -1:] - _ROUNDING)))
 
 
 def _hnsw(number: int, width: int) -> Any:
@@ -126,8 +154,10 @@ _KINDS: dict[str, Callable[[int, int], Any]] = {
 }
 
 
-def read_index(store: Store, generation: Generation, kind: IndexKind = "auto") -> Index:
-    """Read the vectors of a generation into an index.
+def read_index(
+    store: Store, generation: Generation, kind: IndexKind = "auto", similarity: SimilarityName = "centred"
+) -> Index:
+    """Read the vectors of a generation into an index, and compare them by their own statistics.
 
     Raises:
       StoreError: if it has no vectors, or is removed meanwhile.
@@ -140,11 +170,54 @@ def read_index(store: Store, generation: Generation, kind: IndexKind = "auto") -
             vectors.append(record.vector)
     if not keys:
         raise StoreError(f"{store.uri}: generation {generation.number} holds no vector")
-    return Index(keys, np.stack(vectors), kind)
+    stacked = np.stack(vectors)
+    vectors.clear()  # a copy of all of them
+    return Index(keys, stacked, kind, fit(similarity, stacked))
+
+
+def neighbours(store: Store, generation: Generation, index: Index, query: Query, top_k: int) -> list[Neighbour]:
+    """Return the items nearest to a query, nearest first, except itself.
+
+    Args:
+      store: the store of the index.
+      generation: the generation of the index.
+      index: of all vectors of the generation.
+      query: what to look for.
+      top_k: number of items.
+
+    Raises:
+      StoreError: if the generation is removed meanwhile.
+    """
+    nearest = index.nearest(query.vector, top_k, query.key)
+    keys = [key for key, _ in nearest]
+    vectors = store.get_many(keys, generation).vectors
+    hashes = store.hashes(generation, keys)
+    # Content or vector -> where it came first.
+    contents, seen = {query.content_hash: "the query"}, {_bytes(query.vector): "the query"}
+    found: list[Neighbour] = []
+    for rank, ((key, cosine), vector, content) in enumerate(zip(nearest, vectors, hashes, strict=True), 1):
+        place = f"rank {rank}"
+        same_content = place if content in (None, NO_CONTENT) else contents.setdefault(content, place)
+        same_vector = seen.setdefault(_bytes(vector), place)
+        duplicate = ""
+        if same_content != place:
+            duplicate = f"same content as {same_content}"
+        elif same_vector != place:
+            duplicate = f"same vector as {same_vector}"
+        distance = float(np.linalg.norm(vector.astype(np.float64) - query.vector))
+        found.append(Neighbour(key, cosine, distance, duplicate))
+    return found
+
+
+def _bytes(vector: NDArray[Any]) -> bytes:
+    """Return the bytes of a vector, the same for vectors of equal numbers."""
+    return np.asarray(vector + 0.0, np.float32).tobytes()  # of -0.0, too
 
 
 def evaluate(index: Index, labels_file: str, top_k: int) -> Evaluation:
     """Search for every labelled item among the other labelled items, and measure how often they share its label.
+
+    They are compared by the similarity of the index, thus by the statistics of all its items.
 
     mMP@5: Google Universal Image Embedding challenge (Kaggle, 2022), there called modified mean precision at 5.
 
@@ -173,8 +246,8 @@ def evaluate(index: Index, labels_file: str, top_k: int) -> Evaluation:
     depth = max(top_k, _PRECISION_AT)
     for start in range(0, len(queries), _QUERIES_AT_A_TIME):
         portion = np.array(queries[start : start + _QUERIES_AT_A_TIME])
-        neighbours, _ = gallery.search(gallery.vectors[portion], depth + 1)
-        for query, nearest in zip(portion, neighbours, strict=True):
+        rows_found, _ = gallery.search(gallery.vectors[portion], depth + 1)
+        for query, nearest in zip(portion, rows_found, strict=True):
             candidates = nearest[(nearest != query) & (nearest >= 0)][:depth]
             is_hit = label_of[candidates] == label_of[query]
             for k in hits_at:
@@ -202,6 +275,7 @@ def write_page(
     query_path: str,
     neighbours: Sequence[Neighbour],
     image_root: str,
+    about: Sequence[str],
     thumbnail_of: Callable[[bytes], bytes | None],
 ) -> None:
     """Write a self-contained page of pictures, which embeds them as thumbnails.
@@ -212,15 +286,17 @@ def write_page(
       query_path: path of the query's picture.
       neighbours: the found items, whose keys are paths.
       image_root: folder in which relative paths start.
+      about: what the figures mean, a paragraph each.
       thumbnail_of: a picture file -> a small JPEG; None for a file that is not a good picture.
 
     Raises:
       UserError: if the page cannot be written.
     """
-    pictures = [(query, "query", query_path)]
-    pictures += [(f.key, f"{f.cosine:.4f}", join(image_root, f.key)) for f in neighbours]
-    figures = [{"key": key, "note": note, "picture": _thumbnail(place, thumbnail_of)} for key, note, place in pictures]
-    page = render("search.html", title=f"Nearest to {query}", side=THUMBNAIL, figures=figures)
+    figures = [{"key": query, "rank": 0, "picture": _thumbnail(query_path, thumbnail_of)}]
+    for rank, neighbour in enumerate(neighbours, 1):
+        picture = _thumbnail(join(image_root, neighbour.key), thumbnail_of)
+        figures.append(neighbour._asdict() | {"rank": rank, "picture": picture})
+    page = render("search.html", title=f"Nearest to {query}", side=THUMBNAIL, about=about, figures=figures)
     try:
         put_text(path, page)
     except OSError as error:
