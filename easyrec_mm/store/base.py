@@ -273,6 +273,19 @@ class Store(ABC):
         """Return the hash of each key's picture; None for a missing key, or without `with_absent` for an absent one."""
         return [hash_of(value, with_absent) for value in self._read(generation, keys)]
 
+    def records(self, generation: Generation, keys: Sequence[str]) -> list[Record | None]:
+        """Return the record of each key, with its hash and time; None for a missing key.
+
+        Raises:
+          StoreError: if the generation is gone.
+        """
+        values = self._read(generation, keys)
+        require_generation(self.meta(), generation, self.uri)
+        return [
+            None if value is None else decode(key, value, generation, self.uri)
+            for key, value in zip(keys, values, strict=True)
+        ]
+
     def scan(self, generation: Generation) -> Iterator[Record]:
         """Yield every record of a generation, in no particular order.
 

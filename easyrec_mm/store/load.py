@@ -2,6 +2,8 @@
 
 `origin` names what computed the vectors. It has the role that the fingerprint of an image tower has for the vectors of
 pictures: vectors of another origin make a new generation.
+
+A table that `store dump` has written is read with the states, hashes and times of its records.
 """
 
 from __future__ import annotations
@@ -18,9 +20,10 @@ from numpy.typing import NDArray
 
 from easyrec_mm.errors import DataError, did_you_mean
 from easyrec_mm.files.arrow_csv import csv as pa_csv
+from easyrec_mm.store import dump
 from easyrec_mm.store.base import Store
 from easyrec_mm.store.generations import Generation, VectorDtype
-from easyrec_mm.store.records import Record, content_hash
+from easyrec_mm.store.records import HASH_BYTES, Record, content_hash
 
 _ROWS_AT_A_TIME = 5_000
 
@@ -34,15 +37,23 @@ class Columns(NamedTuple):
 
 
 class Loaded(NamedTuple):
-    """The number of vectors written, their generation, and what it waits for until it becomes current, or ""."""
+    """The number of vectors written, and of keys marked absent; their generation, and what it waits for until it
+    becomes current, or "".
+    """
 
     number: int
+    num_absent: int
     generation: Generation
     waits_for: str
 
 
 def load(
-    store: Store, paths: str, columns: Columns, origin: str, dtype: VectorDtype, share: tuple[int, int] | None = None
+    store: Store,
+    paths: str,
+    columns: Columns,
+    origin: str | None,
+    dtype: VectorDtype | None,
+    share: tuple[int, int] | None = None,
 ) -> Loaded:
     """Write the vectors of files, and make their generation the current one when all are written.
 
@@ -52,42 +63,45 @@ def load(
       store: a store that is open for writing.
       paths: .parquet and .csv files, separated by commas, each may be a glob.
       columns: the columns of keys and vectors.
-      origin: name of what computed the vectors.
-      dtype: number format in the store.
+      origin: name of what computed the vectors; None for the one that a dump in Parquet names.
+      dtype: number format in the store; None for that of such a dump, or else float32.
       share: which of how many shares of the vectors this is, as (2, 3), if several runs write them.
 
     Raises:
-      DataError: if a file cannot be read, or a row has no key or no valid vector of the same length as the others.
+      DataError: if a file cannot be read, or a row has no key or no valid vector of the same length as the others; or
+        if no origin is given and a file names none, or another one than the first.
       StoreError: if the store cannot be written.
     """
-    number, generation = 0, None
-    for path in _files(paths):
+    files = _files(paths)
+    told = _origin(files, origin)
+    number, num_absent, generation = 0, 0, None
+    waiting: list[Record] = []  # marked absent before the first vector, which tells the width
+    for path in files:
         row = 1
         try:
             for table in _tables(path, columns):
-                keys, vectors = _rows(path, row, table, columns)
-                width = vectors.shape[1]
-                if generation is None:
-                    generation = store.begin(origin, width, dtype)
-                if width != generation.width:
+                records = _records(path, row, table, columns)
+                width = next((len(record.vector) for record in records if record.vector is not None), 0)
+                if generation is None and (width or told.width):
+                    generation = store.begin(told.origin, width or told.width, dtype or told.dtype)
+                if generation is not None and width not in (0, generation.width):
                     raise DataError(
                         f"{path}: row {row}: the vector has {width} numbers, but earlier ones have {generation.width}"
                     )
-                now = int(time.time())
-                store.put_many(
-                    generation,
-                    [
-                        Record(key, vector, content_hash(vector.tobytes()), now)
-                        for key, vector in zip(keys, vectors, strict=True)
-                    ],
-                )
-                number += len(keys)
-                row += len(keys)
+                waiting += records
+                if generation is not None:
+                    store.put_many(generation, waiting)
+                    waiting = []
+                absent = sum(record.vector is None for record in records)
+                num_absent += absent
+                number += len(records) - absent
+                row += len(records)
         except (OSError, pa.ArrowException) as error:
             raise DataError(f"{path}: cannot be read: {error}") from error
     if generation is None:
-        raise DataError(f"--input {paths}: holds no rows; give files with keys and vectors")
-    return Loaded(number, generation, store.complete(generation, share))
+        what = "vectors" if waiting else "rows"
+        raise DataError(f"--input {paths}: holds no {what}; give files with keys and vectors")
+    return Loaded(number, num_absent, generation, store.complete(generation, share))
 
 
 def _files(paths: str) -> list[str]:
@@ -103,48 +117,100 @@ def _files(paths: str) -> list[str]:
     return files
 
 
+def _origin(files: list[str], origin: str | None) -> dump.Origin:
+    """Return what computed the vectors of the files, and their width and number format if a dump tells them."""
+    told: dict[str, dump.Origin | None] = {}
+    for path in files:
+        try:
+            told[path] = dump.origin_of(pq.read_schema(path)) if path.endswith(".parquet") else None
+        except (OSError, pa.ArrowException) as error:
+            raise DataError(f"{path}: cannot be read: {error}") from error
+    first = next(filter(None, told.values()), None)
+    for path, its_own in told.items():
+        if origin is None and its_own is None:
+            raise DataError(f"{path}: does not tell what computed the vectors; name it with --origin")
+        if origin is None and first is not None and its_own is not None and its_own.origin != first.origin:
+            raise DataError(
+                f"{path}: holds vectors of '{its_own.origin}', but files before it those of '{first.origin}'; load "
+                "them one after the other"
+            )
+    if first is None:
+        return dump.Origin(origin or "", 0, "float32")
+    return first._replace(origin=origin or first.origin)
+
+
 def _tables(path: str, columns: Columns) -> Iterator[pa.Table]:
-    """Yield the two columns of a file, several rows at a time."""
-    names = [columns.key, columns.vector]
+    """Yield the columns of a file that are read, several rows at a time: two, or all of a dump."""
     if path.endswith(".parquet"):
         with pq.ParquetFile(path) as file:
-            _require_columns(path, file.schema_arrow.names, names)
+            names = _present(path, file.schema_arrow.names, columns)
             for batch in file.iter_batches(_ROWS_AT_A_TIME, columns=names):
                 yield pa.Table.from_batches([batch])
         return
-    with pa_csv.open_csv(path) as reader:
-        _require_columns(path, reader.schema.names, names)
+    parse = pa_csv.ParseOptions(newlines_in_values=True)
+    with pa_csv.open_csv(path, parse_options=parse) as reader:
+        names = _present(path, reader.schema.names, columns)
     # Read as text, so that a key of digits keeps its leading zeros, and "NA" is a key.
     convert = pa_csv.ConvertOptions(include_columns=names, column_types=dict.fromkeys(names, pa.string()))
-    with pa_csv.open_csv(path, convert_options=convert) as reader:
+    with pa_csv.open_csv(path, parse_options=parse, convert_options=convert) as reader:
         for batch in reader:
             yield pa.Table.from_batches([batch])
 
 
-def _require_columns(path: str, names: list[str], required: list[str]) -> None:
-    for name in required:
+def _present(path: str, names: list[str], columns: Columns) -> list[str]:
+    """Return the names of the columns to read."""
+    for name in (columns.key, columns.vector):
         if name not in names:
             flags = "name the columns with --key_column and --vector_column"
             raise DataError(f"{path}: no column '{name}'; {did_you_mean(name, names)} Or {flags}.")
+    is_dump = (columns.key, columns.vector) == dump.COLUMNS[:2] and set(dump.COLUMNS) <= set(names)
+    return list(dump.COLUMNS) if is_dump else [columns.key, columns.vector]
 
 
-def _rows(path: str, first: int, table: pa.Table, columns: Columns) -> tuple[list[str], NDArray[np.float32]]:
-    """Return the keys, and the vectors float32 `[rows, D]`; `first` is the number of the first row."""
+def _records(path: str, first: int, table: pa.Table, columns: Columns) -> list[Record]:
+    """Return the records of a table; `first` is the number of its first row."""
     kind = table[columns.key].type
     if pa.types.is_floating(kind) or pa.types.is_nested(kind):
         raise DataError(f"{path}: column '{columns.key}' is {kind}; keys are text or whole numbers")
-    keys = table[columns.key].cast(pa.string()).to_pylist()
-    for row, key in enumerate(keys, first):
+    is_dump = table.column_names == list(dump.COLUMNS)
+    records = []
+    width = 0
+    now = int(time.time())
+    for row, (key, value, *others) in enumerate(zip(*_values(table, columns), strict=True), first):
+        place = f"{path}: row {row}"
         if not key:
-            raise DataError(f"{path}: row {row}: '{columns.key}' is empty; give every vector a key")
-    values = table[columns.vector].to_pylist()
-    vectors = [_vector(f"{path}: row {row}", value, columns) for row, value in enumerate(values, first)]
-    for row, vector in enumerate(vectors, first):
-        if len(vector) != len(vectors[0]):
-            raise DataError(
-                f"{path}: row {row}: the vector has {len(vector)} numbers, but earlier ones have {len(vectors[0])}"
-            )
-    return keys, np.stack(vectors)
+            raise DataError(f"{place}: '{columns.key}' is empty; give every vector a key")
+        vector = None if is_dump and others[0] == dump.ABSENT else _vector(place, value, columns)
+        if vector is not None and width and len(vector) != width:
+            raise DataError(f"{place}: the vector has {len(vector)} numbers, but earlier ones have {width}")
+        width = width or (0 if vector is None else len(vector))
+        if is_dump:
+            records.append(Record(key, vector, *_dumped(place, *others)))
+        elif vector is not None:
+            records.append(Record(key, vector, content_hash(vector.tobytes()), now))
+    return records
+
+
+def _values(table: pa.Table, columns: Columns) -> list[list[Any]]:
+    """Return the values of each column; keys as texts."""
+    keys = table[columns.key].cast(pa.string()).to_pylist()
+    return [keys, *(table[name].to_pylist() for name in table.column_names[1:])]
+
+
+def _dumped(place: str, state: str, content: str, written_s: str | int) -> tuple[bytes, int]:
+    """Return the content hash and the time of a dumped record."""
+    if state not in (dump.PRESENT, dump.ABSENT):
+        raise DataError(f"{place}: '{dump.STATE}' is {state!r}, not {dump.PRESENT} or {dump.ABSENT}")
+    try:
+        content_bytes = bytes.fromhex(content)
+        if len(content_bytes) != HASH_BYTES:
+            raise ValueError
+        return content_bytes, int(written_s)
+    except (TypeError, ValueError) as error:
+        raise DataError(
+            f"{place}: '{dump.CONTENT_HASH}' is {content!r} and '{dump.WRITTEN_S}' {written_s!r}, not {2 * HASH_BYTES} "
+            "hexadecimal digits and a whole number of seconds, as store dump writes them"
+        ) from error
 
 
 def _vector(place: str, value: Any, columns: Columns) -> NDArray[np.float32]:
