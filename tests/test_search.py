@@ -17,6 +17,8 @@ from easyrec_mm.store import Record, open_store
 from easyrec_mm.store.search import Index, evaluate
 
 WIDTH = 8
+# Of the command's output: cosine and key.
+ROW = r"^ +\d +(-?\d\.\d{6}) +\S+  (\S+)"
 
 
 def vectors(number, seed=0, num_clusters=20):
@@ -39,11 +41,11 @@ def test_exact_neighbours_are_those_of_numpy():
     assert index.kind == "exact"
     for row in (0, 17, 299):
         order = np.argsort(-expected[row], kind="stable")
-        neighbours = index.neighbours(matrix[row] * 3, 10)
-        assert [n.key for n in neighbours] == [keys[i] for i in order[:10]]
-        np.testing.assert_allclose([n.cosine for n in neighbours], expected[row][order[:10]], rtol=1e-5)
-        assert [n.key for n in index.neighbours(matrix[row], 10, keys[row])] == [keys[i] for i in order[1:11]]
-    assert len(index.neighbours(matrix[0], 1000)) == 300
+        found, nearness = zip(*index.nearest(matrix[row] * 3, 10), strict=True)
+        assert list(found) == [keys[i] for i in order[:10]]
+        np.testing.assert_allclose(nearness, expected[row][order[:10]], rtol=1e-5)
+        assert [key for key, _ in index.nearest(matrix[row], 10, keys[row])] == [keys[i] for i in order[1:11]]
+    assert len(index.nearest(matrix[0], 1000)) == 300
 
 
 @pytest.mark.parametrize("kind", ["hnsw", "ivf"])
@@ -51,7 +53,7 @@ def test_the_recall_of_an_index_is_measured(kind, monkeypatch):
     matrix, _ = vectors(5000)
     index = Index([str(i) for i in range(5000)], matrix.copy(), kind)
     expected = np.argsort(-cosines(matrix), axis=1)[:, :10]
-    rows, _ = index.search(matrix, 10)
+    rows, _ = index.search(index.vectors, 10)
     truth = np.mean([len(set(a) & set(b)) / 10 for a, b in zip(rows.tolist(), expected.tolist(), strict=True)])
     assert index.recall(10) == pytest.approx(truth, abs=0.05)
     assert truth > 0.8
@@ -120,7 +122,7 @@ def test_the_command_by_key_and_by_picture(exported, store, tmp_path, capsys):
     page = tmp_path / "found.html"
     flags = ["--store", store, "--top_k", "5", "--image_root", str(exported.data)]
     assert main(["search", *flags, "--key", key, "--html", str(page)]) == 0
-    by_key = re.findall(r"^ +\d  (\S+)  (\S+)$", capsys.readouterr().out, re.MULTILINE)
+    by_key = re.findall(ROW, capsys.readouterr().out, re.MULTILINE)
     assert len(by_key) == 5
     assert key not in [neighbour for _, neighbour in by_key]
     text = page.read_text(encoding="utf-8")
@@ -133,10 +135,15 @@ def test_the_command_by_key_and_by_picture(exported, store, tmp_path, capsys):
     assert all(neighbour in text for _, neighbour in by_key)
     image = ["--image", str(tmp_path / "<new>.jpg"), "--img_model_dir", str(exported.folder / "image")]
     assert main(["search", *flags, *image, "--html", str(page)]) == 0
-    by_image = re.findall(r"^ +\d  (\S+)  (\S+)$", capsys.readouterr().out, re.MULTILINE)
+    out = capsys.readouterr().out
+    assert re.search(rf"^ +1  1\.000000 +\S+  {key}  \(same content as the query\)$", out, re.MULTILINE)
+    by_image = re.findall(ROW, out, re.MULTILINE)
     assert by_image[0] == ("1.000000", key)
     assert {neighbour for _, neighbour in by_image[1:]} == {neighbour for _, neighbour in by_key[:4]}
-    assert "&lt;new&gt;.jpg" in page.read_text(encoding="utf-8")
+    text = page.read_text(encoding="utf-8")
+    assert "&lt;new&gt;.jpg" in text
+    assert text.count("<mark>same content as the query</mark>") == 1
+    assert "similarity centred: cosine of the vectors less their mean" in text
 
 
 def test_the_command_by_labels(exported, store, tmp_path, capsys):
@@ -146,6 +153,7 @@ def test_the_command_by_labels(exported, store, tmp_path, capsys):
     assert main(["search", *flags]) == 0
     out = capsys.readouterr().out
     assert re.search(r"^hnsw index of \d+ vectors; recall@3 [01]\.\d{4}$", out, re.MULTILINE)
+    assert "similarity centred: " in out
     assert re.search(r"^recall@1  [01]\.\d{4}\nrecall@3  [01]\.\d{4}\nmMP@5  [01]\.\d{4}$", out, re.MULTILINE)
 
 

@@ -84,7 +84,7 @@ def test_csv_by_the_command(tmp_path, capsys):
     np.testing.assert_array_equal(store.get_many(KEYS).vectors, VECTORS.astype(np.float16))  # 007 keeps its zeros
     store.close()
     assert main(["store", "load", "--store", uri, "--input", f"{tmp_path}/v.csv"]) == 1
-    assert "store load: give the files with --input, and the name of what computed" in capsys.readouterr().err
+    assert "v.csv: does not tell what computed the vectors; name it with --origin" in capsys.readouterr().err
 
 
 def test_vectors_are_added_and_replaced_until_their_origin_changes(store, tmp_path):

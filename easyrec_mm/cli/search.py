@@ -65,7 +65,7 @@ def run(flags: f.Flags) -> int:
 
     if not (flags.image or flags.key or flags.eval):
         raise UserError("give what to look for: --image with --img_model_dir, or --key, or --eval with labels")
-    found = None
+    nearest = None
     with closing(open_store(flags.store)) as store:
         # The query comes first, so that a wrong key, path or model is reported before a large store is read.
         query = _query_of_picture(flags, store) if flags.image else None
@@ -73,16 +73,16 @@ def run(flags: f.Flags) -> int:
         query = _query_of_key(flags.key, store, generation) if flags.key else query
         index = read_index(store, generation, flags.index, flags.similarity)
         if query is not None:
-            found = neighbours(store, generation, index, query, flags.top_k)
+            nearest = neighbours(store, generation, index, query, flags.top_k)
     if index.kind != "exact":
         recall = index.recall(flags.top_k)
         print(f"{index.kind} index of {len(index.keys)} vectors; recall@{flags.top_k} {recall:.4f}")
     about = _about(index)
     print("\n".join(about))
-    if found is not None:
-        _show(found)
+    if nearest is not None:
+        _show(nearest)
         if flags.html:
-            _write_page(flags, found, about)
+            _write_page(flags, nearest, about)
     if flags.eval:
         result = evaluate(index, flags.eval, flags.top_k)
         for k, recall in result.recall.items():
@@ -111,18 +111,18 @@ def _about(index: Index) -> list[str]:
     return [*lines, f"all pairs of the {number} vectors: {cosine}, root mean square distance {similarity.distance:.4g}"]
 
 
-def _show(found: list[Neighbour]) -> None:
+def _show(nearest: list[Neighbour]) -> None:
     print(f"{'rank':>4}  {'cosine':>9}  {'distance':>9}  key")
-    for rank, neighbour in enumerate(found, 1):
+    for rank, neighbour in enumerate(nearest, 1):
         duplicate = f"  ({neighbour.duplicate})" if neighbour.duplicate else ""
         print(f"{rank:>4}  {neighbour.cosine:>9.6f}  {neighbour.distance:>9.4g}  {neighbour.key}{duplicate}")
 
 
-def _write_page(flags: f.Flags, found: list[Neighbour], about: list[str]) -> None:
+def _write_page(flags: f.Flags, nearest: list[Neighbour], about: list[str]) -> None:
     from easyrec_mm.store.search import write_page
 
     query, query_path = flags.image or flags.key, flags.image or join(flags.image_root, flags.key)
-    write_page(flags.html, query, query_path, found, flags.image_root, about, _thumbnail)
+    write_page(flags.html, query, query_path, nearest, flags.image_root, about, _thumbnail)
     print(f"written: {flags.html}")
 
 

@@ -93,8 +93,8 @@ def _get(store: Store, flags: f.Flags) -> None:
     from easyrec_mm.store.dump import chosen_generation, lines
 
     generation = chosen_generation(store, flags.generation)
-    found, missing = lines(store, generation, flags.key)
-    for line in found:
+    present, missing = lines(store, generation, flags.key)
+    for line in present:
         print(line)
     if missing:
         place = f"generation {generation.number} of {store.uri}"

@@ -273,19 +273,6 @@ class Store(ABC):
         """Return the hash of each key's picture; None for a missing key, or without `with_absent` for an absent one."""
         return [hash_of(value, with_absent) for value in self._read(generation, keys)]
 
-    def records(self, generation: Generation, keys: Sequence[str]) -> list[Record | None]:
-        """Return the record of each key, with its hash and time; None for a missing key.
-
-        Raises:
-          StoreError: if the generation is gone.
-        """
-        values = self._read(generation, keys)
-        require_generation(self.meta(), generation, self.uri)
-        return [
-            None if value is None else decode(key, value, generation, self.uri)
-            for key, value in zip(keys, values, strict=True)
-        ]
-
     def scan(self, generation: Generation) -> Iterator[Record]:
         """Yield every record of a generation, in no particular order.
 
@@ -296,6 +283,20 @@ class Store(ABC):
             yield decode(key, value, generation, self.uri)
         if not self.meta().has(generation):
             raise StoreError(f"{self.uri}: generation {generation.number} was removed while it was read; read again")
+
+
+def records_of(store: Store, generation: Generation, keys: Sequence[str]) -> list[Record | None]:
+    """Return the record of each key, with its hash and time; None for a missing key.
+
+    Raises:
+      StoreError: if the store cannot be read, or the generation is gone.
+    """
+    values = store._read(generation, keys)
+    require_generation(store.meta(), generation, store.uri)
+    return [
+        None if value is None else decode(key, value, generation, store.uri)
+        for key, value in zip(keys, values, strict=True)
+    ]
 
 
 def without_password(uri: str) -> str:

@@ -17,7 +17,7 @@ import pyarrow.parquet as pq
 from easyrec_mm.errors import StoreError, UserError
 from easyrec_mm.files.arrow_csv import csv as pa_csv
 from easyrec_mm.files.written_file import written_file
-from easyrec_mm.store.base import Store
+from easyrec_mm.store.base import Store, records_of
 from easyrec_mm.store.generations import Generation, VectorDtype, require_generation
 from easyrec_mm.store.records import Record
 
@@ -28,7 +28,7 @@ COLUMNS = (KEY, VECTOR, STATE, CONTENT_HASH, WRITTEN_S)
 # Separator of the numbers of a vector in CSV, the default of `store load`.
 SEPARATOR = ","
 # Number of records of a row group, which are in memory together.
-_RECORDS_AT_A_TIME = 5_000
+RECORDS_AT_A_TIME = 5_000
 # Name of a Parquet file's metadata with the generation.
 _METADATA = b"easyrec_mm.generation"
 
@@ -79,7 +79,7 @@ def dump(store: Store, generation: Generation, output: str) -> Dumped:
     left_out: list[str] = []
     records = store.scan(generation)
     with written_file(output) as path, _writer(output, path, generation) as write:
-        while portion := list(islice(records, _RECORDS_AT_A_TIME)):
+        while portion := list(islice(records, RECORDS_AT_A_TIME)):
             store.keep(generation)
             left_out += [record.key for record in portion if not _is_text(record.key)]
             portion = [record for record in portion if _is_text(record.key)]
@@ -96,9 +96,9 @@ def lines(store: Store, generation: Generation, keys: Sequence[str]) -> tuple[li
     Raises:
       StoreError: if the store cannot be read, or the generation was removed meanwhile.
     """
-    records = store.records(generation, keys)
-    found = [_line(record, generation) for record in records if record is not None]
-    return found, [key for key, record in zip(keys, records, strict=True) if record is None]
+    records = records_of(store, generation, keys)
+    present = [_line(record, generation) for record in records if record is not None]
+    return present, [key for key, record in zip(keys, records, strict=True) if record is None]
 
 
 def origin_of(schema: pa.Schema) -> Origin | None:

@@ -19,7 +19,9 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from easyrec_mm.errors import DataError, did_you_mean
+from easyrec_mm.files import is_remote, place_of, plain
 from easyrec_mm.files.arrow_csv import csv as pa_csv
+from easyrec_mm.files.opening import opened_at
 from easyrec_mm.store import dump
 from easyrec_mm.store.base import Store
 from easyrec_mm.store.generations import Generation, VectorDtype
@@ -73,41 +75,48 @@ def load(
       StoreError: if the store cannot be written.
     """
     files = _files(paths)
-    told = _origin(files, origin)
+    dumped = _origin(files, origin)
     number, num_absent, generation = 0, 0, None
     waiting: list[Record] = []  # marked absent before the first vector, which tells the width
+    for place, records in _portions(files, columns):
+        width = next((len(record.vector) for record in records if record.vector is not None), 0)
+        if generation is None and (width or dumped.width):
+            generation = store.begin(dumped.origin, width or dumped.width, dtype or dumped.dtype)
+        if generation is not None and width not in (0, generation.width):
+            raise DataError(f"{place}: the vector has {width} numbers, but earlier ones have {generation.width}")
+        waiting += records
+        if generation is not None:
+            store.put_many(generation, waiting)
+            waiting = []
+        absent = sum(record.vector is None for record in records)
+        num_absent += absent
+        number += len(records) - absent
+    if generation is None:
+        missing = "vectors" if waiting else "rows"
+        raise DataError(f"--input {paths}: holds no {missing}; give files with keys and vectors")
+    return Loaded(number, num_absent, generation, store.complete(generation, share))
+
+
+def _portions(files: list[str], columns: Columns) -> Iterator[tuple[str, list[Record]]]:
+    """Yield the records of files, several at a time, each time with the place of the first."""
     for path in files:
         row = 1
         try:
             for table in _tables(path, columns):
                 records = _records(path, row, table, columns)
-                width = next((len(record.vector) for record in records if record.vector is not None), 0)
-                if generation is None and (width or told.width):
-                    generation = store.begin(told.origin, width or told.width, dtype or told.dtype)
-                if generation is not None and width not in (0, generation.width):
-                    raise DataError(
-                        f"{path}: row {row}: the vector has {width} numbers, but earlier ones have {generation.width}"
-                    )
-                waiting += records
-                if generation is not None:
-                    store.put_many(generation, waiting)
-                    waiting = []
-                absent = sum(record.vector is None for record in records)
-                num_absent += absent
-                number += len(records) - absent
+                yield f"{path}: row {row}", records
                 row += len(records)
         except (OSError, pa.ArrowException) as error:
             raise DataError(f"{path}: cannot be read: {error}") from error
-    if generation is None:
-        what = "vectors" if waiting else "rows"
-        raise DataError(f"--input {paths}: holds no {what}; give files with keys and vectors")
-    return Loaded(number, num_absent, generation, store.complete(generation, share))
 
 
 def _files(paths: str) -> list[str]:
     files: list[str] = []
     for part in filter(None, (part.strip() for part in paths.split(","))):
-        matches = sorted(glob.glob(part, recursive=True))
+        if is_remote(part):
+            matches = sorted(info.path for info in place_of(part).find(part) if not info.is_folder)
+        else:
+            matches = sorted(glob.glob(plain(part), recursive=True))
         if not matches:
             raise DataError(f"--input: '{part}' matches no file; check the path")
         files += matches
@@ -119,14 +128,14 @@ def _files(paths: str) -> list[str]:
 
 def _origin(files: list[str], origin: str | None) -> dump.Origin:
     """Return what computed the vectors of the files, and their width and number format if a dump tells them."""
-    told: dict[str, dump.Origin | None] = {}
+    dumped: dict[str, dump.Origin | None] = {}
     for path in files:
         try:
-            told[path] = dump.origin_of(pq.read_schema(path)) if path.endswith(".parquet") else None
+            dumped[path] = dump.origin_of(pq.read_schema(opened_at(path))) if path.endswith(".parquet") else None
         except (OSError, pa.ArrowException) as error:
             raise DataError(f"{path}: cannot be read: {error}") from error
-    first = next(filter(None, told.values()), None)
-    for path, its_own in told.items():
+    first = next(filter(None, dumped.values()), None)
+    for path, its_own in dumped.items():
         if origin is None and its_own is None:
             raise DataError(f"{path}: does not tell what computed the vectors; name it with --origin")
         if origin is None and first is not None and its_own is not None and its_own.origin != first.origin:
@@ -142,17 +151,17 @@ def _origin(files: list[str], origin: str | None) -> dump.Origin:
 def _tables(path: str, columns: Columns) -> Iterator[pa.Table]:
     """Yield the columns of a file that are read, several rows at a time: two, or all of a dump."""
     if path.endswith(".parquet"):
-        with pq.ParquetFile(path) as file:
+        with pq.ParquetFile(opened_at(path)) as file:
             names = _present(path, file.schema_arrow.names, columns)
             for batch in file.iter_batches(_ROWS_AT_A_TIME, columns=names):
                 yield pa.Table.from_batches([batch])
         return
     parse = pa_csv.ParseOptions(newlines_in_values=True)
-    with pa_csv.open_csv(path, parse_options=parse) as reader:
+    with pa_csv.open_csv(opened_at(path), parse_options=parse) as reader:
         names = _present(path, reader.schema.names, columns)
     # Read as text, so that a key of digits keeps its leading zeros, and "NA" is a key.
     convert = pa_csv.ConvertOptions(include_columns=names, column_types=dict.fromkeys(names, pa.string()))
-    with pa_csv.open_csv(path, parse_options=parse, convert_options=convert) as reader:
+    with pa_csv.open_csv(opened_at(path), parse_options=parse, convert_options=convert) as reader:
         for batch in reader:
             yield pa.Table.from_batches([batch])
 
@@ -178,7 +187,7 @@ def _records(path: str, first: int, table: pa.Table, columns: Columns) -> list[R
     now = int(time.time())
     for row, (key, value, *others) in enumerate(zip(*_values(table, columns), strict=True), first):
         place = f"{path}: row {row}"
-        if not key:
+        if not key and not (is_dump and key == ""):  # which a store may hold
             raise DataError(f"{place}: '{columns.key}' is empty; give every vector a key")
         vector = None if is_dump and others[0] == dump.ABSENT else _vector(place, value, columns)
         if vector is not None and width and len(vector) != width:

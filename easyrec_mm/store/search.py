@@ -103,11 +103,8 @@ class Index:
         self._index.add(self.vectors)
 
     def search(self, units: NDArray[Any], top_k: int) -> tuple[NDArray[Any], NDArray[Any]]:
-        """Return the rows `[Q, k]` of the nearest vectors, nearest first, and cosines; row -1 if fewer were found.
-
-        Args:
-          units: float32 `[Q, D]`, of length 1 as `similarity.unit` makes them.
-          top_k: number of rows; fewer if the index has fewer.
+        """Return the rows `[Q, k]` nearest to `units` `[Q, D]` of `similarity`, nearest first, and cosines; row -1 if
+        fewer were found.
         """
         cosines, rows = self._index.search(units, min(top_k, len(self.keys)))
         return rows, cosines
@@ -116,8 +113,8 @@ class Index:
         """Return keys and cosines of the items nearest to a vector `[D]`, nearest first, except the item `without`."""
         units = self.similarity.unit(vector[None]).astype(np.float32)
         rows, cosines = self.search(units, top_k + (without is not None))
-        found = [(self.keys[row], float(cosine)) for row, cosine in zip(rows[0], cosines[0], strict=True) if row >= 0]
-        return [(key, cosine) for key, cosine in found if key != without][:top_k]
+        pairs = [(self.keys[row], float(cosine)) for row, cosine in zip(rows[0], cosines[0], strict=True) if row >= 0]
+        return [(key, cosine) for key, cosine in pairs if key != without][:top_k]
 
     def recall(self, top_k: int) -> float:
         """Return the share of the true `top_k` neighbours that the index finds, for a sample of its own vectors.
@@ -194,7 +191,7 @@ def neighbours(store: Store, generation: Generation, index: Index, query: Query,
     hashes = store.hashes(generation, keys)
     # Content or vector -> where it came first.
     contents, seen = {query.content_hash: "the query"}, {_bytes(query.vector): "the query"}
-    found: list[Neighbour] = []
+    result: list[Neighbour] = []
     for rank, ((key, cosine), vector, content) in enumerate(zip(nearest, vectors, hashes, strict=True), 1):
         place = f"rank {rank}"
         same_content = place if content in (None, NO_CONTENT) else contents.setdefault(content, place)
@@ -205,8 +202,8 @@ def neighbours(store: Store, generation: Generation, index: Index, query: Query,
         elif same_vector != place:
             duplicate = f"same vector as {same_vector}"
         distance = float(np.linalg.norm(vector.astype(np.float64) - query.vector))
-        found.append(Neighbour(key, cosine, distance, duplicate))
-    return found
+        result.append(Neighbour(key, cosine, distance, duplicate))
+    return result
 
 
 def _bytes(vector: NDArray[Any]) -> bytes:
@@ -246,8 +243,8 @@ def evaluate(index: Index, labels_file: str, top_k: int) -> Evaluation:
     depth = max(top_k, _PRECISION_AT)
     for start in range(0, len(queries), _QUERIES_AT_A_TIME):
         portion = np.array(queries[start : start + _QUERIES_AT_A_TIME])
-        rows_found, _ = gallery.search(gallery.vectors[portion], depth + 1)
-        for query, nearest in zip(portion, rows_found, strict=True):
+        neighbour_rows, _ = gallery.search(gallery.vectors[portion], depth + 1)
+        for query, nearest in zip(portion, neighbour_rows, strict=True):
             candidates = nearest[(nearest != query) & (nearest >= 0)][:depth]
             is_hit = label_of[candidates] == label_of[query]
             for k in hits_at:

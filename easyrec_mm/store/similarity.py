@@ -21,7 +21,7 @@ SIMILARITIES: dict[SimilarityName, str] = {
     "whitened": "cosine of the vectors less their mean, with the same variance in all directions",
     "cosine": "cosine of the vectors as they are stored",
 }
-_ROWS_AT_A_TIME = 1 << 14
+ROWS_AT_A_TIME = 1 << 14
 # Of float32, in which vectors are kept; what differs by less is a difference of rounding.
 _RESOLUTION = float(np.finfo(np.float32).eps)
 
@@ -123,5 +123,5 @@ def _whitening(covariance: NDArray[Any], least: float) -> NDArray[Any]:
 
 def _parts(vectors: NDArray[Any]) -> Iterator[NDArray[Any]]:
     """Yield vectors, several rows at a time, so that their copies in float64 need little memory."""
-    for start in range(0, len(vectors), _ROWS_AT_A_TIME):
-        yield vectors[start : start + _ROWS_AT_A_TIME]
+    for start in range(0, len(vectors), ROWS_AT_A_TIME):
+        yield vectors[start : start + ROWS_AT_A_TIME]
