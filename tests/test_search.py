@@ -136,7 +136,7 @@ def test_the_command_by_key_and_by_picture(exported, store, tmp_path, capsys):
     image = ["--image", str(tmp_path / "<new>.jpg"), "--img_model_dir", str(exported.folder / "image")]
     assert main(["search", *flags, *image, "--html", str(page)]) == 0
     out = capsys.readouterr().out
-    assert re.search(rf"^ +1  1\.000000 +\S+  {key}  \(same content as the query\)$", out, re.MULTILINE)
+    assert re.search(rf"^ +1 +1\.000000 +\S+  {key}  \(same content as the query\)$", out, re.MULTILINE)
     by_image = re.findall(ROW, out, re.MULTILINE)
     assert by_image[0] == ("1.000000", key)
     assert {neighbour for _, neighbour in by_image[1:]} == {neighbour for _, neighbour in by_key[:4]}

@@ -140,6 +140,12 @@ def test_vectors_that_are_the_mean_have_nothing_in_common():
     assert PLAIN.unit(two).tolist() == [[1], [1], [1]]
 
 
+def test_whitening_makes_few_vectors_equally_unlike():
+    """N points that span N - 1 directions have the same cosine with each other: a reason against it as the default."""
+    units = fit("whitened", few := narrow_cone(7, 16)).unit(few)
+    np.testing.assert_allclose(units @ units.T, np.where(np.eye(7, dtype=bool), 1, -1 / 6), atol=1e-3)
+
+
 def test_whitening_leaves_out_what_is_rounding():
     matrix = narrow_cone(200, 3)
     flat = np.concatenate([matrix, matrix[:, :1] + matrix[:, 1:2]], axis=1)  # the fourth number says nothing new
