@@ -1,9 +1,9 @@
 """What the neighbours of the demo's items have in common, by each similarity that `easyrec-mm search` offers.
 
-Needs demo/data and demo/vectors, as scripts/demo makes them. For every picture, the five nearest others: the share of them
-with its category and with its style, which decide together with its appeal what users click (mMP@5), and how much
-their appeal differs from its own, divided by the difference of two items at random. The last figure is the mean cosine
-of all pairs.
+Needs demo/data and demo/vectors, as scripts/demo makes them. For every picture, the five nearest others:
+the share of them with its category and with its style, which decide together with its appeal what users click (mMP@5),
+and how much their appeal differs from its own, divided by the difference of two items at random. The last figure is the
+mean cosine of all pairs.
 
     python tools/bench/similarities.py [--demo demo]
 """
