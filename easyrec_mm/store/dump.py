@@ -78,9 +78,10 @@ def dump(store: Store, generation: Generation, output: str) -> Dumped:
     num_present = num_absent = 0
     left_out: list[str] = []
     records = store.scan(generation)
+    store.keep(generation)
     with written_file(output) as path, _writer(output, path, generation) as write:
         while portion := list(islice(records, RECORDS_AT_A_TIME)):
-            store.keep(generation)
+            store.keep(generation)  # renews it
             left_out += [record.key for record in portion if not _is_text(record.key)]
             portion = [record for record in portion if _is_text(record.key)]
             absent = sum(record.vector is None for record in portion)
