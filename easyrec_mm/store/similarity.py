@@ -1,7 +1,7 @@
 """What is done to vectors before their cosine says how similar they are.
 
-The vectors of a trained image tower lie close to one direction, so that the plain cosine of any two of them is almost 1
-and says nothing. What tells them apart is how they differ from their mean.
+The vectors of a trained image tower have a part in common. Where it is large, the plain cosine of any two of them is
+almost 1 and says nothing: what tells them apart is how they differ from their mean.
 """
 
 from __future__ import annotations

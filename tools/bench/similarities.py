@@ -67,7 +67,7 @@ def labelled(index: Index, labels: dict[str, int], folder: str) -> float:
     """mMP@5 of labels."""
     path = Path(folder) / "labels.csv"
     path.write_text("key,label\n" + "".join(f"{key},{label}\n" for key, label in labels.items()))
-    return round(evaluate(index, str(path), NUM_NEIGHBOURS).mmp, 3)
+    return round(float(evaluate(index, str(path), NUM_NEIGHBOURS).mmp), 3)
 
 
 def nearness(index: Index, values: dict[str, float]) -> float:
