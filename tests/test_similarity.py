@@ -92,9 +92,9 @@ def test_statistics_are_those_of_numpy():
 @pytest.mark.parametrize("kind", ["hnsw", "ivf"])
 @pytest.mark.parametrize("name", ["centred", "whitened"])
 def test_other_indexes_find_what_numpy_does(kind, name):
-    matrix = narrow_cone(3000, 16)
+    matrix = narrow_cone(1500, 16)
     truth = np.argsort(-EXPECTED[name](matrix), axis=1)[:, :10]
-    index = Index([str(i) for i in range(3000)], matrix.copy(), kind, fit(name, matrix))
+    index = Index([str(i) for i in range(1500)], matrix.copy(), kind, fit(name, matrix))
     rows, _ = index.search(index.vectors, 10)
     shares = [len(set(a) & set(b)) / 10 for a, b in zip(rows.tolist(), truth.tolist(), strict=True)]
     assert np.mean(shares) > 0.8
