@@ -41,6 +41,8 @@ data_config {
   input_fields { input_name: "look" input_type: STRING default_val: "1,0,0,0" }
   input_fields { input_name: "item" input_type: INT64 }
   input_fields { input_name: "seen_items" input_type: STRING }
+  input_fields { input_name: "shown_at" input_type: INT64 }
+  input_fields { input_name: "listed_at" input_type: STRING }
   input_fields { input_name: "path" input_type: STRING }
   input_fields { input_name: "size" input_type: INT32 }
 }
@@ -86,6 +88,14 @@ feature_config {
     feature_name: "seen_titles" input_names: "seen_items" feature_type: SequenceFeature sub_feature_type: VectorFeature
     vector_dim: 5 vector_store: "%(titles)s" separator: "," max_seq_len: 3 combiner: "max"
   }
+  features {
+    feature_name: "hour" input_names: "shown_at" feature_type: ExprFeature
+    expression: "hour(from_millis(shown_at), 5.5)" boundaries: [6, 12, 18] embedding_dim: 2
+  }
+  features {
+    feature_name: "is_new_today" input_names: ["shown_at", "listed_at"] feature_type: ExprFeature
+    expression: "from_millis(shown_at) - from_text(listed_at) < 86400"
+  }
   features { input_names: "path" feature_type: ImgFeature img_shape { width: 12 height: 12 } }
   features { input_names: "size" feature_type: SampleNumFeature }
 }
@@ -95,7 +105,7 @@ model_config {
   feature_groups {
     group_name: "all"
     feature_names: ["user", "price", "wanted", "clicks_of_category", "seen", "seen_prices", "seen_looks"]
-    feature_names: ["title", "seen_titles"]
+    feature_names: ["title", "seen_titles", "hour", "is_new_today"]
     sequence_features {
       group_name: "din"
       allow_key_search: true
@@ -139,6 +149,9 @@ def sample(rng: np.random.Generator) -> dict[str, str]:
         "look": ",".join(f"{x:.2f}" for x in rng.normal(size=4)) if rng.random() < 0.8 else "",
         "item": str(rng.integers(NUM_TITLES + 2)),
         "seen_items": ",".join(str(rng.integers(NUM_TITLES + 2)) for _ in range(rng.integers(0, 6))),
+        # Full hours and days, at which a second more or less counts, and one millisecond before.
+        "shown_at": str((1_796_083_200 + 1800 * rng.integers(96)) * 1000 - rng.integers(2)),
+        "listed_at": f"2026-12-01T{rng.integers(24):02}:30:00+05:30" if rng.random() < 0.8 else "",
     }
 
 

@@ -13,6 +13,7 @@ from easyrec_mm.features.feature import Feature
 from easyrec_mm.features.numbers import Numbers, number_attributes
 from easyrec_mm.features.reading import FeatureSettings
 from easyrec_mm.features.text_patterns import number
+from easyrec_mm.features.times import TIME_PATTERN
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,7 +28,8 @@ class ExprFeature(Feature):
         return cls(**number_attributes(settings), expression=_read_expression(settings))
 
     def patterns(self) -> list[tuple[str, str]]:
-        return [(name, number()) for name in self.inputs]
+        times = _parsed(self.expression).text_fields()
+        return [(name, TIME_PATTERN if name in times else number()) for name in self.inputs]
 
     def values(self, fields: Mapping[str, Any], back_end: BackEnd) -> dict[str, Any]:
         result = back_end.evaluate(_parsed(self.expression), {name: fields[name] for name in self.inputs})
@@ -66,3 +68,21 @@ def _check_fields(settings: FeatureSettings, expression: Expression) -> None:
     for name in settings.inputs:
         if name not in read and not unknown:
             settings.add("expression", f"does not read '{name}'; use it, or remove it from input_names")
+    if not unknown:
+        _check_times(settings, expression)
+
+
+def _check_times(settings: FeatureSettings, expression: Expression) -> None:
+    """Check that the fields of times contain texts where they are read as texts, and whole numbers elsewhere."""
+    texts = expression.text_fields()
+    for name in texts:
+        settings.require_string(name, "the text of a time, for from_text")
+        if name in expression.number_fields():
+            settings.add("expression", f"reads '{name}' as the text of a time and as a number; read it in one way")
+    for name in expression.exact_fields():
+        dtype = settings.fields[name].dtype
+        if dtype == "string" and name not in texts:
+            settings.add("expression", f"'{name}' is text, which is a time only in from_text({name})")
+        elif dtype == "float32":
+            problem = f"'{name}' is a FLOAT or DOUBLE, of which 32 bits are kept: too few for the seconds of a time"
+            settings.add("expression", f"{problem}; read it as INT64")

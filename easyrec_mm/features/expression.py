@@ -4,6 +4,9 @@ The operators are < <= == != > >= + - * / & |, the functions are those of FUNCTI
 "tf.math.log1p(x)" is accepted. Numbers are float64; a comparison gives 1 or 0, and & and | join comparisons. An
 operation whose result is not a finite number, such as x / 0, log1p(-2) or sqrt(-1), gives 0. TensorFlow and NumPy
 evaluate the same tree (features/back_end.py), each with its own table of `Functions`.
+
+Functions of times (times.py) take seconds since 1970, and as a second argument the hours of local time ahead of UTC.
+`from_millis` makes seconds of milliseconds, `from_text` of a field with the text of a time.
 """
 
 from __future__ import annotations
@@ -17,19 +20,22 @@ from dataclasses import dataclass
 from typing import Any
 
 from easyrec_mm.errors import did_you_mean
+from easyrec_mm.features.times import TIME_FUNCTIONS
 
 # Function -> least and greatest number of arguments.
 FUNCTIONS: dict[str, tuple[int, int]] = {
     "abs": (1, 1), "sqrt": (1, 1), "exp": (1, 1), "log": (1, 1), "log1p": (1, 1), "floor": (1, 1),
     "min": (2, 9), "max": (2, 9), "clip": (3, 3), "where": (3, 3),
+    **dict.fromkeys(TIME_FUNCTIONS, (1, 2)), "from_millis": (1, 1), "from_text": (1, 1),
 }  # fmt: skip
 # TensorFlow's names of some functions -> names here.
 _ALIASES = {"minimum": "min", "maximum": "max", "clip_by_value": "clip"}
-# Functions that a back end must provide in addition to Python's operators: functions of one, two and three arguments;
-# a constant; truth values as 1 and 0; and a test for finite numbers.
+# Functions that a back end must provide in addition to Python's operators: functions of one, two and three arguments,
+# where a number divided by 0 is 0 or not finite; a constant; truth values and whole numbers as float64; the whole
+# number below a number, int64, at most LARGEST_TIME in magnitude; and a test for finite numbers.
 BACK_END = (
     *("abs", "sqrt", "exp", "log", "log1p", "floor"),
-    *("minimum", "maximum", "where", "constant", "as_number", "is_finite"),
+    *("divide", "minimum", "maximum", "where", "constant", "as_number", "as_whole", "is_finite"),
 )
 Functions = Mapping[str, Callable[..., Any]]
 
@@ -37,12 +43,14 @@ _ARITHMETIC = {ast.Add: "+", ast.Sub: "-", ast.Mult: "*", ast.Div: "/"}
 _LOGIC = {ast.BitAnd: "&", ast.BitOr: "|"}
 _COMPARISONS = {ast.Lt: "<", ast.LtE: "<=", ast.Eq: "==", ast.NotEq: "!=", ast.Gt: ">", ast.GtE: ">="}
 _OPERATORS: dict[str, Callable[[Any, Any], Any]] = {
-    "+": operator.add, "-": operator.sub, "*": operator.mul, "/": operator.truediv,
+    "+": operator.add, "-": operator.sub, "*": operator.mul,
     "<": operator.lt, "<=": operator.le, "==": operator.eq, "!=": operator.ne, ">": operator.gt, ">=": operator.ge,
 }  # fmt: skip
 _OPERATOR_NAMES = " ".join((*_COMPARISONS.values(), *_ARITHMETIC.values(), *_LOGIC.values()))
 _PARENTHESES = "& and | join comparisons; put parentheses around each, as in (a > 1) & (b < 2)"
 _MOST_LEVELS = 100
+# No local time differs more from UTC.
+_MOST_HOURS = 15
 
 
 class ExpressionError(ValueError):
@@ -68,6 +76,30 @@ class Expression:
             return ()
         return tuple(dict.fromkeys(name for operand in self.operands for name in operand.fields()))
 
+    def text_fields(self) -> tuple[str, ...]:
+        """Return the names of the fields that contain texts of times, each once."""
+        if self.operation in ("field", "number"):
+            return ()
+        if self.operation == "from_text":
+            return self.fields()
+        return tuple(dict.fromkeys(name for operand in self.operands for name in operand.text_fields()))
+
+    def exact_fields(self) -> tuple[str, ...]:
+        """Return the names of the fields from which times are computed as numbers, each once."""
+        if self.operation in ("field", "number", "from_text"):
+            return ()
+        if self.operation in (*TIME_FUNCTIONS, "from_millis"):
+            return self.operands[0].number_fields()  # type: ignore[no-any-return]
+        return tuple(dict.fromkeys(name for operand in self.operands for name in operand.exact_fields()))
+
+    def number_fields(self) -> tuple[str, ...]:
+        """Return the names of the fields that are read as numbers, each once."""
+        if self.operation in ("number", "from_text"):
+            return ()
+        if self.operation == "field":
+            return (self.operands[0],)
+        return tuple(dict.fromkeys(name for operand in self.operands for name in operand.number_fields()))
+
     def require_truths(self, bool_fields: frozenset[str] = frozenset()) -> None:
         """Check that the operands of & and |, and the condition of `where`, are true or false.
 
@@ -86,7 +118,10 @@ class Expression:
             operand.require_truths(bool_fields)
 
     def evaluate(self, fields: Mapping[str, Any], functions: Functions) -> Any:
-        """Evaluate the expression on float64 fields `[S]`: float64 `[S]`, all finite."""
+        """Evaluate the expression on float64 fields `[S]`: float64 `[S]`, all finite.
+
+        The values of `text_fields` are their times.
+        """
         if self.operation == "field":
             return fields[self.operands[0]]
         if self.operation == "number":
@@ -103,6 +138,8 @@ class Expression:
             return functions["as_number"](_OPERATORS[name](*values))
         if name in _OPERATORS:
             return _OPERATORS[name](*values)
+        if name == "/":
+            return functions["divide"](*values)
         if name == "negative":
             return -values[0]
         if name in ("min", "max"):
@@ -114,6 +151,14 @@ class Expression:
             return functions["minimum"](functions["maximum"](values[0], values[1]), values[2])
         if name == "where":
             return functions["where"](values[0] > functions["constant"](0.0), values[1], values[2])
+        if name == "from_text":
+            return values[0]
+        if name == "from_millis":
+            return functions["as_number"](functions["as_whole"](values[0]) // 1000)
+        if name in TIME_FUNCTIONS:
+            # Rounded, as 5.1 * 3600 is a little less than a whole number.
+            offset = functions["as_whole"](values[1] * 3600.0 + 0.5) if len(values) > 1 else 0
+            return functions["as_number"](TIME_FUNCTIONS[name](functions["as_whole"](values[0]) + offset))
         return functions[name](*values)
 
     def _is_truth(self, bool_fields: frozenset[str]) -> bool:
@@ -159,7 +204,12 @@ class _Reader:
         if isinstance(node, ast.Constant):
             return Expression("number", (self._number(node),))
         operation, operands = self._operation(node)
-        return Expression(operation, tuple(self.read(operand, level + 1) for operand in operands))
+        if operation == "from_text" and not isinstance(operands[0], ast.Name):
+            raise ExpressionError(f"'{self._part(node)}': from_text takes the name of a field")
+        expression = Expression(operation, tuple(self.read(operand, level + 1) for operand in operands))
+        if operation in TIME_FUNCTIONS and abs(_constant(expression.operands[-1])) > _MOST_HOURS:
+            raise ExpressionError(f"'{self._part(node)}': {operation} takes a time, and hours ahead of UTC: hour(t, 8)")
+        return expression
 
     def _operation(self, node: ast.expr) -> tuple[str, list[ast.expr]]:
         if isinstance(node, ast.BinOp) and type(node.op) in {**_ARITHMETIC, **_LOGIC}:
@@ -206,6 +256,13 @@ class _Reader:
 
     def _part(self, node: ast.expr) -> str:
         return _short(ast.get_source_segment(self._text, node) or self._text)
+
+
+def _constant(expression: Expression) -> float:
+    """Return the value of a number with or without a sign; 0 for another expression."""
+    if expression.operation == "negative":
+        return -_constant(expression.operands[0])
+    return float(expression.operands[0]) if expression.operation == "number" else 0.0
 
 
 def _short(text: str) -> str:

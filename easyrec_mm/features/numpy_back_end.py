@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from easyrec_mm.features.back_end import BackEnd
 from easyrec_mm.features.expression import Expression, Functions
+from easyrec_mm.features.times import LARGEST_TIME, TIME_ZERO, read_parts, seconds_of
 
 # N values of a field: str for text, or an array of int64, bool or float32.
 Values = Sequence[str] | NDArray[Any]
@@ -25,11 +26,13 @@ _FUNCTIONS: Functions = {
     "log": np.log,
     "log1p": np.log1p,
     "floor": np.floor,
+    "divide": np.divide,
     "minimum": np.minimum,
     "maximum": np.maximum,
     "where": np.where,
     "constant": np.float64,
-    "as_number": lambda truth: truth.astype(np.float64),
+    "as_number": lambda value: value.astype(np.float64),
+    "as_whole": lambda number: np.clip(np.floor(number), -LARGEST_TIME, LARGEST_TIME).astype(np.int64),
     "is_finite": np.isfinite,
 }
 
@@ -104,15 +107,23 @@ class NumpyBackEnd(BackEnd):
         return self.floats(values).reshape(-1, dim)
 
     def evaluate(self, expression: Expression, fields: dict[str, Values]) -> NDArray[Any]:
-        # Text is read as float32, as everywhere else.
-        columns = {
-            name: values if isinstance(values, np.ndarray) else self.floats(self.filled(values, "0"))
+        times = expression.text_fields()
+        numbers = {
+            name: self._times(values) if name in times else self._numbers(values).astype(np.float64)
             for name, values in fields.items()
         }
-        numbers = {name: column.astype(np.float64) for name, column in columns.items()}
         with np.errstate(all="ignore"):
             result = np.asarray(expression.evaluate(numbers, self.functions)).astype(np.float32)
         return np.where(np.isfinite(result), result, np.float32(0))
+
+    def _numbers(self, values: Values) -> NDArray[Any]:
+        # Text is read as float32, as everywhere else.
+        return values if isinstance(values, np.ndarray) else self.floats(self.filled(values, "0"))
+
+    def _times(self, values: Values) -> NDArray[np.float64]:
+        parts = np.array([read_parts(text) for text in self.filled(values, TIME_ZERO)], np.int64).reshape(-1, 9)
+        times: NDArray[np.int64] = seconds_of(list(parts.T))
+        return times.astype(np.float64)
 
     def scale(self, numbers: NDArray[Any], least: float, greatest: float) -> NDArray[Any]:
         scaled: NDArray[Any] = (numbers - np.float32(least)) / np.float32(greatest - least)

@@ -9,9 +9,17 @@ import tensorflow as tf
 from easyrec_mm.features.back_end import BackEnd
 from easyrec_mm.features.expression import Expression, Functions
 from easyrec_mm.features.field import Dtype
+from easyrec_mm.features.times import LARGEST_TIME, TIME_PARTS, TIME_ZERO, seconds_of
 
 # Dtype of a field -> dtype of its values as tensors.
 DTYPES: dict[Dtype, tf.DType] = {"int64": tf.int64, "bool": tf.bool, "float32": tf.float32, "string": tf.string}
+
+
+def _divided(numbers: tf.Tensor, divisor: tf.Tensor | float) -> tf.Tensor:
+    """Divide; with `/`, TensorFlow would multiply by the reciprocal of a constant, which changes the last digit."""
+    return tf.math.divide_no_nan(numbers, divisor)
+
+
 _FUNCTIONS: Functions = {
     "abs": tf.abs,
     "sqrt": tf.sqrt,
@@ -19,11 +27,13 @@ _FUNCTIONS: Functions = {
     "log": tf.math.log,
     "log1p": tf.math.log1p,
     "floor": tf.floor,
+    "divide": _divided,
     "minimum": tf.minimum,
     "maximum": tf.maximum,
     "where": tf.where,
     "constant": lambda value: tf.constant(value, tf.float64),
-    "as_number": lambda truth: tf.cast(truth, tf.float64),
+    "as_number": lambda value: tf.cast(value, tf.float64),
+    "as_whole": lambda number: tf.cast(tf.clip_by_value(tf.floor(number), -LARGEST_TIME, LARGEST_TIME), tf.int64),
     "is_finite": tf.math.is_finite,
 }
 
@@ -70,16 +80,27 @@ class TensorFlowBackEnd(BackEnd):
         return tf.reshape(self.floats(values), [-1, dim])
 
     def evaluate(self, expression: Expression, fields: dict[str, tf.Tensor]) -> tf.Tensor:
+        times = expression.text_fields()
         numbers = {
-            # Text is read as float32, as everywhere else.
-            name: tf.cast(self.floats(self.filled(values, "0")) if values.dtype == tf.string else values, tf.float64)
-            for name, values in fields.items()
+            name: self._times(values) if name in times else self._numbers(values) for name, values in fields.items()
         }
         result = tf.cast(expression.evaluate(numbers, self.functions), tf.float32)
         return tf.where(tf.math.is_finite(result), result, 0.0)
 
+    def _numbers(self, values: tf.Tensor) -> tf.Tensor:
+        # Text is read as float32, as everywhere else.
+        return tf.cast(self.floats(self.filled(values, "0")) if values.dtype == tf.string else values, tf.float64)
+
+    def _times(self, values: tf.Tensor) -> tf.Tensor:
+        # A part that is left out is empty, and then 0.
+        parts = tf.strings.regex_replace(self.filled(values, TIME_ZERO), TIME_PARTS, r"\1,\2,\3,0\4,0\5,0\6,\7,0\8,0\9")
+        columns = tf.unstack(tf.reshape(tf.strings.split(parts, ",").flat_values, [-1, 9]), axis=1)
+        sign = tf.where(tf.equal(columns.pop(6), "-"), tf.constant(-1, tf.int64), tf.constant(1, tf.int64))
+        numbers = [self.integers(column) for column in columns]
+        return tf.cast(seconds_of([*numbers[:6], sign, *numbers[6:]]), tf.float64)
+
     def scale(self, numbers: tf.Tensor, least: float, greatest: float) -> tf.Tensor:
-        return (numbers - least) / (greatest - least)
+        return _divided(numbers - least, greatest - least)
 
     def log1p(self, numbers: tf.Tensor) -> tf.Tensor:
         wide = tf.cast(numbers, tf.float64)
