@@ -72,7 +72,7 @@ class Manifest:
 
 def invalid_inputs(schema: Schema) -> list[str]:
     """Return what is wrong with the names of the inputs that exported models would have; none for a valid schema."""
-    fields = list(dict.fromkeys([*schema.model_fields(), *schema.image_fields(), schema.image.field]))
+    fields = list(dict.fromkeys([*schema.input_fields(), *schema.image_fields(), schema.image.field]))
     names = (*fields, *(feature.name for feature in schema.stored_features()))
     # TensorFlow changes other names silently, and refuses Python's keywords.
     odd = [name for name in names if not re.fullmatch("[A-Za-z][A-Za-z0-9_]*", name) or keyword.iskeyword(name)]

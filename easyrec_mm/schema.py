@@ -190,9 +190,17 @@ class Schema:
         return tuple(name for name in self.layout.sample_fields if name in used)
 
     def model_fields(self) -> Iterator[str]:
-        """Return the `feature_fields` without those read only as keys: exported models take the vectors themselves."""
+        """Return the `feature_fields` without those read only as keys of vectors in a store."""
         used = {name for feature in self.features if feature.stored is None for name in feature.inputs}
         return (name for name in self.layout.sample_fields if name in used)
+
+    def input_fields(self) -> Iterator[str]:
+        """Return the `model_fields` without those for which exported models take constants: their inputs."""
+        return (name for name in self.model_fields() if self.field(name).constant is None)
+
+    def request_fields(self) -> Iterator[str]:
+        """Return the `feature_fields` without those for which exported models take constants: requests contain them."""
+        return (name for name in self.feature_fields() if self.field(name).constant is None)
 
     def stored_features(self) -> list[Feature]:
         """Return the features whose vectors are in a store."""

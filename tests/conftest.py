@@ -63,8 +63,8 @@ def pytest_collection_modifyitems(config, items):
 
 # These compare what models compute in several forms, as users run them.
 FILES_WITH_OPTIMIZED_GRAPHS = (
-    "test_export", "test_image_exports", "test_features_flow", "test_lite0_flow", "test_photographs", "test_recompute",
-    "test_recompute_memory", "test_recompute_steps",
+    "test_export", "test_expression_times", "test_image_exports", "test_features_flow", "test_lite0_flow",
+    "test_photographs", "test_recompute", "test_recompute_memory", "test_recompute_steps", "test_serve_constants",
 )  # fmt: skip
 
 

@@ -80,9 +80,10 @@ _PLACES = {
     "optimizer_config": ("train_config {", "}"),
 }
 _NUMBERS = ("price", "budget", "is_new", "clicks", "shows")
+_WHOLE_NUMBERS = ("position", "shown_at")
 _TEXTS = (
     "category", "clicks_by_category", "item", "item_id", "user_id", "device", "clicked_items", "clicked_categories",
-    "clicked_prices", "clicked_paths", "title_embedding",
+    "clicked_prices", "clicked_paths", "title_embedding", "listed_at",
 )  # fmt: skip
 _BASE = """
 train_input_path: "x" model_dir: "m"
@@ -125,17 +126,24 @@ def whole_config(fragment: str) -> str:
     own = {feature.feature_name or feature.input_names[0] for feature in part.feature_config.features}
     features = [_id("base", "user_id")]
     wanted = [name for group in part.model_config.feature_groups for name in group.feature_names]
+    constants = [constant.input_name for constant in part.export_config.serve_constants]
     for group in part.model_config.feature_groups:
         for attention in group.sequence_features:
             wanted += [name for pairs in attention.seq_att_map for name in (*pairs.key, *pairs.hist_seq)]
     losses = part.model_config.e2e_mm_dbmtl.img_model.image_losses
     items = [loss.contrastive.item_feature for loss in losses if loss.WhichOneof("loss") == "contrastive"]
-    for name in dict.fromkeys([*wanted, *items]):
+    for name in dict.fromkeys([*wanted, *items, *constants]):
         if name not in own:
             kind = "SequenceFeature" if name.startswith("clicked") else "IdFeature"
             features.append(_id(name, name, kind, per_group=name in items))
     labels = ["is_click", "is_buy", *(["cate_label"] if "cate_label" in fragment else [])]
-    kinds = {**dict.fromkeys(labels, "INT32"), **dict.fromkeys(_NUMBERS, "FLOAT"), **dict.fromkeys(_TEXTS, "STRING")}
+    whole = dict.fromkeys(_WHOLE_NUMBERS, "INT64")
+    kinds = {
+        **dict.fromkeys(labels, "INT32"),
+        **whole,
+        **dict.fromkeys(_NUMBERS, "FLOAT"),
+        **dict.fromkeys(_TEXTS, "STRING"),
+    }
     fields = " ".join(f'input_fields {{ input_name: "{name}" input_type: {kind} }}' for name, kind in kinds.items())
     base = text_format.Parse(
         _BASE.format(
@@ -143,7 +151,7 @@ def whole_config(fragment: str) -> str:
         ),
         EasyRecConfig(),
     )
-    named = [*own, *items]
+    named = [*own, *items, *constants]
     if named:
         base.model_config.feature_groups.add(group_name="named", feature_names=[n for n in named if n not in wanted])
     if not base.model_config.feature_groups[-1].feature_names:

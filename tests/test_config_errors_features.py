@@ -139,32 +139,7 @@ FEATURE_CASES = [
             ("fans_num > level & level > 1", "", "expression", "compares twice; write (a < b) & (b < c)"),
             ("fans_num + level > 1", "raw_input_dim: 2", "raw_input_dim", "has no effect on ExprFeature 'fans_num'"),
             ("fans_num - level", "boundaries: [2, 1]", "boundaries", "[2.0, 1.0] is not in ascending order"),
-            (
-                "from_text(fans_num) + level",
-                "",
-                "input_names",
-                "'fans_num' must be a STRING field to hold the text of a",
-            ),
         )
-    ),
-    *(
-        case(
-            f"{FEATURE['city']}=feature_name: 'city' input_names: ['city', '{other}'] feature_type: ExprFeature "
-            f"expression: '{expression}'",
-            place=f"{FEATURE['city']}.expression",
-            says=says,
-        )
-        for expression, other, says in (
-            ("hour(city) + fans_num", "fans_num", "'city' is text, which is a time only in from_text(city)"),
-            ("from_text(city) + city * level", "level", "reads 'city' as the text of a time and as a number; read it"),
-        )
-    ),
-    case(
-        f"{FIELD['level']}.input_type=DOUBLE",
-        f"{FEATURE['level']}=feature_name: 'level' input_names: ['level', 'day_h'] feature_type: ExprFeature "
-        "expression: 'hour(level + 60, day_h)'",
-        place=f"{FEATURE['level']}.expression",
-        says="'level' is a FLOAT or DOUBLE, of which 32 bits are kept: too few for the seconds of a time; read it as",
     ),
     # Categories
     case(

@@ -95,7 +95,7 @@ def test_json_is_json(block):
 
 def test_all_fragments_of_features_fit_into_one_config_that_can_be_exported(tmp_path):
     features = [b.text for b in BLOCKS if b.page == "docs/features.md" and b.text.startswith("features ")]
-    assert len(features) == 5
+    assert len(features) == 6
     path = tmp_path / "x.config"
     path.write_text(whole_config("\n".join(features)), encoding="utf-8")
     assert not [note for note in load_pipeline(str(path)).notes if note.startswith("export_config")]

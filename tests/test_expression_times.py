@@ -5,6 +5,7 @@ from datetime import datetime, timedelta, timezone
 import numpy as np
 import pytest
 import tensorflow as tf
+from config_helpers import FEATURE, FIELD, assert_only_problem, case
 from feature_helpers import expr_feature
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -134,3 +135,38 @@ def test_a_mistake_names_the_function(text):
     with pytest.raises(ExpressionError) as caught:
         parse_expression(text)
     assert MISTAKES[text] in str(caught.value)
+
+
+def expression_of(name, other, expression):
+    settings = f"input_names: ['{name}', '{other}'] feature_type: ExprFeature expression: '{expression}'"
+    return f"{FEATURE[name]}=feature_name: '{name}' {settings}"
+
+
+@pytest.mark.parametrize(
+    ("changes", "place", "says"),
+    [
+        case(
+            expression_of("fans_num", "level", "from_text(fans_num) + level"),
+            place=f"{FEATURE['fans_num']}.input_names",
+            says="'fans_num' must be a STRING field to hold the text of a time, for from_text",
+        ),
+        case(
+            expression_of("city", "level", "hour(city) + level"),
+            place=f"{FEATURE['city']}.expression",
+            says="'city' is text, which is a time only in from_text(city)",
+        ),
+        case(
+            expression_of("city", "level", "from_text(city) + city * level"),
+            place=f"{FEATURE['city']}.expression",
+            says="reads 'city' as the text of a time and as a number; read it in one way",
+        ),
+        case(
+            f"{FIELD['level']}.input_type=DOUBLE",
+            expression_of("level", "day_h", "hour(level + 60, day_h)"),
+            place=f"{FEATURE['level']}.expression",
+            says="'level' is a FLOAT or DOUBLE, of which 32 bits are kept: too few for the seconds of a time; read it as",
+        ),
+    ],
+)
+def test_a_field_must_contain_times(problems, changes, place, says):
+    assert_only_problem(problems(changes), place, says)

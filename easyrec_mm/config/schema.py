@@ -24,6 +24,7 @@ from easyrec_mm.config.features import derive_features, features_by_name
 from easyrec_mm.config.image import PLACE, image_losses
 from easyrec_mm.config.row_layout import GROUP_RTP, row_layout
 from easyrec_mm.config.sequences import check_attentions, derive_attentions
+from easyrec_mm.config.serve_constants import with_constants
 from easyrec_mm.config.tasks import image_labels, tasks_of
 from easyrec_mm.errors import Problems
 from easyrec_mm.features.feature import Feature, Table
@@ -80,7 +81,7 @@ def derive_schema(config: EasyRecConfig, problems: Problems) -> Schema:
     )
     problems.raise_if_any()
     _check_defaults(schema, problems)
-    return schema
+    return with_constants(schema, config.export_config, problems)
 
 
 class _NetworkFeatures(NamedTuple):

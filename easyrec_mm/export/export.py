@@ -191,7 +191,7 @@ def _write_saved_model(part: Part, schema: Schema, folder: Path) -> None:
     saved.ParseFromString(path.read_bytes())
     # Defaults for fields that a request may leave out, in the form that TensorFlow Serving reads.
     for signature in saved.meta_graphs[0].signature_def.values():
-        for name in set(signature.inputs) & {*schema.model_fields(), *schema.image_fields()}:
+        for name in set(signature.inputs) & {*schema.input_fields(), *schema.image_fields()}:
             field = schema.field(name)
             if field.optional:
                 value = tf.make_tensor_proto([field.default_value], signature.inputs[name].dtype)

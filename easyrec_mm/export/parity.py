@@ -1,6 +1,7 @@
 """Verifies an export: compares the written models, loaded again, with each other and with the trained network.
 
-On a sample of data, every way from a picture and raw fields to predictions must agree. Limits are for probabilities.
+On a sample of data, every way from a picture and raw fields to predictions must agree. The trained network is given the
+constants of `serve_constants`, too, in place of the data's values. Limits are for probabilities.
 Other outputs have no natural scale: their differences are relative to their size, or to 1 if the size is smaller.
 """
 
@@ -28,6 +29,7 @@ from easyrec_mm.evaluation.rank_metrics import AUC
 from easyrec_mm.export import parts
 from easyrec_mm.features.numpy_back_end import Values
 from easyrec_mm.features.numpy_transform import NumpyTransform
+from easyrec_mm.features.tensorflow_transform import FeatureTransform
 from easyrec_mm.network.model import MultimodalModel
 from easyrec_mm.protos.data_pb2 import DatasetConfig
 from easyrec_mm.schema import Schema
@@ -129,9 +131,14 @@ class _Ways:
         image_onnx = exported.image / manifest.IMAGE_ONNX
         self._image_onnx = _session(image_onnx) if image_onnx.exists() else None
         self._rec_onnx = _session(exported.rec / manifest.REC_ONNX)
-        self._numpy_transform = NumpyTransform(schema.features)
+        self._numpy_transform = NumpyTransform(schema.features, schema.fields)
         self._numpy_category = NumpyTransform([schema.category] if schema.category else [])
+        self._constants = parts.constant_fields(schema)
+        self._of_constants = FeatureTransform(
+            [f for f in schema.features if not self._constants.keys().isdisjoint(f.inputs)]
+        )
         self._feature_fields, self._image_fields = tuple(schema.model_fields()), schema.image_fields()
+        self._inputs = tuple(schema.input_fields())
         self._bool_fields = {field.name for field in schema.fields if field.dtype == "bool"}
         self.fields = tuple(dict.fromkeys((*self._feature_fields, *self._image_fields)))
 
@@ -145,6 +152,7 @@ class _Ways:
           kept_fields: the values of `fields`, `[S]` each.
           picture_path: InputBatch.picture_path.
         """
+        batch = self._with_constants(batch, kept_fields)
         yield GRAPH, _arrays(self._compiled(self._model, batch))
         if self._trained is not None:
             yield TRAINED, _arrays(self._compiled(self._trained, batch))
@@ -161,16 +169,23 @@ class _Ways:
         image = self._image[manifest.DEFAULT](**{self._image_input: shown.pixels}, **side_inputs)
         self._require_exact_text(image)
         text = tf.gather(self._with_no_image(shown, image[manifest.IMAGE_TEXT]), batch.sample_image)
-        rec_inputs = {**features, **vectors}
+        rec_inputs = {**{name: fields[name] for name in self._inputs}, **vectors}
         yield REC, _arrays(self._rec[manifest.DEFAULT](**rec_inputs, **{manifest.IMAGE_TEXT: text}))
         encoded = self._image[manifest.ENCODED](**{self._image_input: self._contents(shown)}, **side_inputs)
         for way, outputs in ((VECTOR, image), (ENCODED, encoded)):
             of_images = self._with_no_image(shown, outputs[manifest.IMAGE_VECTOR])
             vector = tf.gather(of_images, batch.sample_image)
             yield way, _arrays(self._rec[manifest.VECTOR](**rec_inputs, **{manifest.IMAGE_VECTOR: vector}))
-        of_total = {name: fields[name] for name in dict.fromkeys((*self._feature_fields, *self._image_fields))}
+        of_total = {name: fields[name] for name in dict.fromkeys((*self._inputs, *self._image_fields))}
         yield TOTAL, self._run_total(batch, {**of_total, **vectors}, shown)
         yield ONNX, self._run_onnx(batch, features, self._onnx_vectors(image, side_inputs, shown), shown)
+
+    def _with_constants(self, batch: Batch, kept_fields: dict[str, tf.Tensor]) -> Batch:
+        """Return the batch with the features that follow from the constants of fields."""
+        if not self._constants:
+            return batch
+        constants, _ = parts.broadcast_fields(self._schema, self._constants, tf.constant(batch.num_samples))
+        return batch._replace(features=batch.features | self._of_constants({**kept_fields, **constants}))
 
     @staticmethod
     def _compiled(model: MultimodalModel, batch: Batch) -> dict[str, tf.Tensor]:

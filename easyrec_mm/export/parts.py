@@ -5,7 +5,8 @@
     total   raw fields and pictures -> outputs of every task, to verify the other two
 
 Each part is a tf.Module that tracks only its own variables, with its signatures. Shapes: N pictures, S samples, D width
-of the image vector, K items. Fields are named as in `input_fields`; a field with a single value applies to all S.
+of the image vector, K items. Fields are named as in `input_fields`; a field with one value applies to all S. Fields
+with a constant are not inputs.
 
 A feature whose vectors are in a store takes these instead of its key, float32 `[S, numbers]`, under its name and
 "_vector". A sequence of such features takes `[S, L, numbers]`, and under "_length" the number of vectors per sample,
@@ -133,8 +134,17 @@ def total_part(model: MultimodalModel, image_input: str) -> Part:
 
 
 def field_specs(schema: Schema) -> dict[str, tf.TensorSpec]:
-    """Return the fields that the features read: name -> `[S]` of its dtype."""
-    return _specs(schema, schema.model_fields())
+    """Return the fields that the features read and that are not constants: name -> `[S]` of its dtype."""
+    return _specs(schema, schema.input_fields())
+
+
+def constant_fields(schema: Schema) -> dict[str, tf.Tensor]:
+    """Return the constants that exported models take for fields: name -> `[1]` of its dtype."""
+    return {
+        field.name: tf.constant([field.value(field.constant)], DTYPES[field.dtype])
+        for field in schema.fields
+        if field.constant is not None
+    }
 
 
 def vector_specs(schema: Schema) -> dict[str, tf.TensorSpec]:
@@ -215,7 +225,7 @@ def _outputs(
     """Return the outputs for all samples; inputs with a single row apply to all of them."""
     schema = model.schema
     sizes = [tf.shape(vector)[0], *(tf.shape(inputs[name])[0] for name in vector_specs(schema))]
-    field_inputs = {name: inputs[name] for name in schema.model_fields()}
+    field_inputs = {name: inputs[name] for name in schema.input_fields()} | constant_fields(schema)
     fields, num_samples = broadcast_fields(schema, field_inputs, tf.reduce_max(sizes))
     features = {**transform(fields), **_vectors(schema, inputs, num_samples)}
     vector = tf.broadcast_to(vector, [num_samples, model.image_width])

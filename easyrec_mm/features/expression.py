@@ -207,7 +207,9 @@ class _Reader:
         if operation == "from_text" and not isinstance(operands[0], ast.Name):
             raise ExpressionError(f"'{self._part(node)}': from_text takes the name of a field")
         expression = Expression(operation, tuple(self.read(operand, level + 1) for operand in operands))
-        if operation in TIME_FUNCTIONS and abs(_constant(expression.operands[-1])) > _MOST_HOURS:
+        if operation in TIME_FUNCTIONS and any(
+            abs(_constant(ahead)) > _MOST_HOURS for ahead in expression.operands[1:]
+        ):
             raise ExpressionError(f"'{self._part(node)}': {operation} takes a time, and hours ahead of UTC: hour(t, 8)")
         return expression
 

@@ -38,13 +38,15 @@ def dtype_of(kind: Kind) -> Dtype:
 class Field:
     """A value of a sample as the input holds it. `default` is the text that stands for an empty value.
 
-    A field that has a `default_val` in the config is optional in requests to exported models.
+    A field that has a `default_val` in the config is optional in requests to exported models. For a field with a
+    `constant`, they take the value of that text instead of one of the request.
     """
 
     name: str
     dtype: Dtype
     default: str
     optional: bool = False
+    constant: str | None = None
 
     @property
     def default_value(self) -> int | bool | float | str:

@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from easyrec_mm.features.feature import Feature, vocabularies
+from easyrec_mm.features.field import Field
 from easyrec_mm.features.numpy_back_end import Lists, NumpyBackEnd, Values
 
 
@@ -17,11 +18,16 @@ class NumpyTransform:
 
     Lists are padded to `[S, L, ...]`, each with weights `[S, L]`, which are 0 for padding. Features whose vectors are
     in a store are left out.
+
+    Args:
+      features: the features.
+      fields: the fields of an exported model; those with a constant have its value, whatever is given for them.
     """
 
-    def __init__(self, features: Sequence[Feature]) -> None:
+    def __init__(self, features: Sequence[Feature], fields: Sequence[Field] = ()) -> None:
         self._features = [feature for feature in features if feature.stored is None]
         self._back_end = NumpyBackEnd(vocabularies(self._features))
+        self._constants = {field.name: _column(field) for field in fields if field.constant is not None}
 
     def __call__(self, fields: dict[str, Values], num_samples: int) -> dict[str, NDArray[Any]]:
         """Return the inputs by name, given fields by name with S values each, or one for all, and defaults filled in.
@@ -31,10 +37,18 @@ class NumpyTransform:
         """
         inputs: dict[str, NDArray[Any]] = {}
         for feature in self._features:
-            values = feature.values(_aligned(feature, fields, num_samples), self._back_end)
+            values = feature.values(_aligned(feature, {**fields, **self._constants}, num_samples), self._back_end)
             for name, value in (_padded(feature, values) if feature.is_list else values).items():
                 inputs[name] = value if len(value) == num_samples else np.repeat(value, num_samples, axis=0)
         return inputs
+
+
+def _column(field: Field) -> Values:
+    """Return the constant of a field as one value for all samples."""
+    value = field.value(field.constant or "")
+    if isinstance(value, str):
+        return [value]
+    return np.array([value], np.float32 if field.dtype == "float32" else np.int64)
 
 
 def _padded(feature: Feature, values: dict[str, Lists]) -> dict[str, NDArray[Any]]:

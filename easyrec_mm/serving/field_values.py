@@ -158,10 +158,10 @@ class _Pattern:
 
 
 def field_values(schema: Schema) -> dict[str, FieldValues]:
-    """Return what reads the fields that the model's features read, by name."""
+    """Return what reads the fields that requests contain, by name."""
     patterns = schema.text_patterns()
     separators = {name: feature.separators for feature in schema.features for name in feature.inputs}
-    fields = {name: schema.field(name) for name in schema.feature_fields()}
+    fields = {name: schema.field(name) for name in schema.request_fields()}
     return {
         name: FieldValues(
             field,

@@ -97,7 +97,7 @@ class ListCounter:
         texts = {
             feature.name: (feature, columns)
             for feature in self._features
-            if (columns := [fields[name] for name in feature.inputs if _counts(feature, fields[name], number)])
+            if (columns := _counted(feature, fields, number))
         }
         if number * sum(_most_values(feature, columns) for feature, columns in texts.values()) <= VALUES_OF_A_PART:
             return ListSizes(number, {}, {})
@@ -106,9 +106,12 @@ class ListCounter:
         return ListSizes(number, own, {name: int(sizes[0]) for name, sizes in counts.items() if name not in own})
 
 
-def _counts(feature: Feature, column: Values, number: int) -> bool:
-    """Return whether a column can make a request large: lists, and texts that are repeated for each candidate."""
-    return not isinstance(column, np.ndarray) and (feature.is_list or len(column) != number)
+def _counted(feature: Feature, fields: Mapping[str, Values], number: int) -> list[Sequence[str]]:
+    """Return the columns that can make a request large: lists, and texts that are repeated for each candidate."""
+    # A field for which the model takes a constant is not in the request.
+    columns = [fields[name] for name in feature.inputs if name in fields]
+    texts = [column for column in columns if not isinstance(column, np.ndarray)]
+    return [column for column in texts if feature.is_list or len(column) != number]
 
 
 def _most_values(feature: Feature, columns: Sequence[Values]) -> int:

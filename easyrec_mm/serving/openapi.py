@@ -110,7 +110,7 @@ def _properties(manifest: Manifest, reader: RequestReader) -> Json:
     schema = manifest.schema
     patterns = schema.text_patterns()
     properties: Json = {name: {} for name in sorted(reader.known_names)}
-    for name in schema.feature_fields():
+    for name in schema.request_fields():
         field = schema.field(name)
         is_number = field.dtype == "float32"
         choices = [_number(schema.largest_number(name)[0])] if is_number else list(_TYPES[field.dtype])
@@ -136,7 +136,7 @@ def _number(largest: float) -> Json:
 def _candidate(manifest: Manifest, reader: RequestReader) -> Json:
     """Return the schema of a candidate that shares nothing with others."""
     schema = manifest.schema
-    needed = [name for name in schema.feature_fields() if not schema.field(name).optional]
+    needed = [name for name in schema.request_fields() if not schema.field(name).optional]
     candidate: Json = {
         "type": "object",
         "properties": _properties(manifest, reader),

@@ -61,7 +61,7 @@ class OnnxPredictor(Predictor):
         self._taken = {value.name for value in self._session.get_inputs()}
         self._names = [value.name for value in self._session.get_outputs()]
         self._features = {feature.name: feature for feature in manifest.schema.features}
-        self._transform = NumpyTransform(manifest.schema.features)
+        self._transform = NumpyTransform(manifest.schema.features, manifest.schema.fields)
 
     def __call__(
         self, fields: dict[str, Values], vectors: NDArray[Any], of_features: dict[str, FeatureVectors]
