@@ -34,7 +34,12 @@ def _add_log_flags(parser: f.Parser) -> None:
     add("--image_field", metavar="C", required=True, help="column of the path of the item's picture")
     add("--label_fields", metavar="A,B", type=f.names, default=(), help="label columns (default: guessed)")
     add("--user_field", metavar="C", default="", help="column of the user")
-    add("--time_field", metavar="C", default="", help="column of the time, which does not become a feature")
+    add(
+        "--time_field",
+        metavar="C",
+        default="",
+        help="column of the time of the impression: its hour and weekday become features, the time itself does not",
+    )
     add(
         "--group_fields",
         metavar="A,B",

@@ -23,6 +23,7 @@ from easyrec_mm.grouping.plans import FeaturePlan, FieldPlan, Inference, LabelPl
 from easyrec_mm.grouping.row_numbers import has_value_per_row, why_row_number
 from easyrec_mm.grouping.text_features import Texts, read_texts
 from easyrec_mm.grouping.time_columns import TIME, is_time
+from easyrec_mm.grouping.time_features import time_features
 
 _NOT_EXPORTED = "cannot be an input of an exported model: rename it, with letters, digits and _"
 # A constant column describes the item if random values would have differed within items at least this often.
@@ -165,9 +166,21 @@ def _plan_column(
     if not (why_not or is_wanted or has_role):
         why_not = _why_misleading(plan, column, values, texts, leaks, is_id)
     if why_not:
-        result.left_out[name] = why_not
+        features = _of_time(plan, column, values, options, leaks) if why_not == TIME else []
+        parts = ", ".join(feature.name for feature in features)
+        result.left_out[name] = f"{why_not}; features of it: {parts}" if parts else why_not
+        result.features += features
         return
     result.features.append(plan_feature(plan, column, values, texts, is_id))
+
+
+def _of_time(
+    plan: FieldPlan, column: ColumnStats, values: pa.Array, options: GroupOptions, leaks: LeakFinder
+) -> list[FeaturePlan]:
+    """Return the features of a time: those of the impression, unless the time leaks a label."""
+    if plan.name != options.time_field or leaks.reason(plan.name, plan.per_group):
+        return []
+    return time_features(plan.name, column, values)
 
 
 def _why_no_feature(plan: FieldPlan, column: ColumnStats, values: pa.Array, options: GroupOptions, is_id: bool) -> str:

@@ -144,7 +144,8 @@ def _features(options: GroupOptions, inference: Inference) -> list[str]:
     for feature in inference.features:
         lines += _comment("", [feature.why + ("; the same for all rows of an item" if _is_per_group(feature) else "")])
         settings = "".join(f" {name}: {_value(value)}" for name, value in feature.settings.items())
-        text = f"features {{ input_names: {_text(feature.name)} feature_type: {feature.feature_type}{settings} }}"
+        column, kind = _text(feature.column or feature.name), feature.feature_type
+        text = f"features {{ input_names: {column} feature_type: {kind}{settings} }}"
         lines += [text] if len(text) <= 118 else _long_feature(feature)
     width, height = _image_size(options)
     shape = f"img_shape {{ width: {width} height: {height} }}"
@@ -158,7 +159,7 @@ def _is_per_group(feature: FeaturePlan) -> bool:
 
 
 def _long_feature(feature: FeaturePlan) -> list[str]:
-    lines = [f"input_names: {_text(feature.name)}", f"feature_type: {feature.feature_type}"]
+    lines = [f"input_names: {_text(feature.column or feature.name)}", f"feature_type: {feature.feature_type}"]
     for name, value in feature.settings.items():
         lines += _list(name, value) if isinstance(value, list) else [f"{name}: {_value(value)}"]
     return _block("features", lines)

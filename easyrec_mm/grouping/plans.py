@@ -26,6 +26,7 @@ class FeaturePlan:
 
     wide_rows  mean number of rows per value, if this is so small that the feature adds a number to the logits; else 0
     doubt      what a person should look at, as it may be otherwise; "" for nothing
+    column     the column that the feature reads, if that has another name; "" otherwise
     """
 
     name: str
@@ -34,6 +35,7 @@ class FeaturePlan:
     why: str
     wide_rows: float = 0.0
     doubt: str = ""
+    column: str = ""
 
 
 @dataclass

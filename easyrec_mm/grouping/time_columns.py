@@ -22,7 +22,7 @@ _FEW_TEXTS, _NUM_TEXTS = 20, 1000
 _MIN_TIME = 10_000_000
 # Seconds since 1970 for the years 2010 to 2033, above ids that are counted from 1,000,000,000 on; milli-, micro- and
 # nanoseconds are tried, too.
-_EPOCH, _UNITS = (1_262_304_000, 2e9), (1.0, 1e3, 1e6, 1e9)
+EPOCH, _UNITS = (1_262_304_000, 2e9), (1.0, 1e3, 1e6, 1e9)
 # Numbers that stand for a time that is not known.
 _NO_TIMES = (0.0, -1.0)
 # 20260131, followed by nothing, or by the hour, minute and second; the years, and the least number of such dates.
@@ -85,7 +85,7 @@ def _share_of_times(texts: pa.Array) -> float:
 
 
 def _are_seconds(numbers: NDArray[np.float64]) -> bool:
-    low, high = _EPOCH
+    low, high = EPOCH
     return any(np.mean((numbers >= low * unit) & (numbers < high * unit)) >= _SHARE for unit in _UNITS)
 
 

@@ -182,7 +182,7 @@ def measure(log: Path, folder: Path, options: Any) -> dict[str, object]:
 def group(log: Path, output: Path, label_fields: str, *flags: str) -> Path:
     """Group the log by its items; the inferred config."""
     config = output.with_suffix(".config")
-    columns = ["--group_by", "item_id", "--image_field", "img_path", "--user_field", "user_id", "--time_field", "time"]
+    columns = ["--group_by", "item_id", "--image_field", "img_path", "--user_field", "user_id"]
     files = ["--input", log.absolute() / "clicks.parquet", "--output", output, "--pipeline_config_template", config]
     workload.run(*CLI, "group", *files, *columns, "--label_fields", label_fields, "--split_by", "item", *flags)
     return config
