@@ -1,4 +1,7 @@
-"""An exported rec model and image model, run by ONNX Runtime on the batches that predictions read."""
+"""An exported rec model and image model, run by ONNX Runtime on the batches that predictions read.
+
+Predictions take the values of the data also for fields for which the server takes constants.
+"""
 
 from __future__ import annotations
 

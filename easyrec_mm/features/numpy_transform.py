@@ -36,8 +36,9 @@ class NumpyTransform:
           ValueError: if a text does not match the patterns of its feature.
         """
         inputs: dict[str, NDArray[Any]] = {}
+        fields = fields | self._constants
         for feature in self._features:
-            values = feature.values(_aligned(feature, {**fields, **self._constants}, num_samples), self._back_end)
+            values = feature.values(_aligned(feature, fields, num_samples), self._back_end)
             for name, value in (_padded(feature, values) if feature.is_list else values).items():
                 inputs[name] = value if len(value) == num_samples else np.repeat(value, num_samples, axis=0)
         return inputs

@@ -3,7 +3,7 @@
 A time is a number of seconds since 1970-01-01 00:00 UTC, without leap seconds, as in Unix; before 1970 it is negative.
 Dates are those of the Gregorian calendar, also before it was introduced, as in Python's datetime. All functions compute
 with int64, on NumPy's arrays as on TensorFlow's tensors: TensorFlow multiplies floats by the reciprocal of a constant
-instead of dividing by it, so that a full hour could become the hour before.
+instead of dividing by it, which changes the last digit, and may change the whole number below.
 """
 
 from __future__ import annotations
