@@ -20,6 +20,7 @@ from easyrec_mm.config.pipeline import load_pipeline
 from easyrec_mm.data.bad_records import BadRecords
 from easyrec_mm.data.input import Input
 from easyrec_mm.errors import StoreError
+from easyrec_mm.features.numpy_transform import NumpyTransform
 from easyrec_mm.manifest import read_manifest
 from easyrec_mm.serving import feature_lookup, list_sizes, monitoring
 from easyrec_mm.serving.field_values import RequestError
@@ -168,6 +169,16 @@ def test_served_answers_are_the_predictions(trained, rows, runtime):
     for name in ("logits_click", "probs_click"):
         np.testing.assert_allclose(answer.outputs[name], [row[name] for row in rows], rtol=1e-4, atol=1e-5)
     assert np.std(answer.outputs["logits_click"]) > 1e-3
+
+
+def test_a_server_computes_the_features_of_training(trained, rows):
+    pipeline, files = load_pipeline(f"{trained}/x.config"), (f"{trained}/data.txt", "train_input_path")
+    batches = list(Input(pipeline.config.data_config, pipeline.schema, *files, BadRecords(None, 1.0)).batches())
+    reader = Service(ServiceOptions(f"{trained}/rec"), open_store(f"lmdb://{trained}/store")).release.reader
+    fields = reader.read({"instances": [{name: row[name] for name in rows[1]} for row in rows[0]]}).fields
+    served = NumpyTransform(pipeline.schema.features)(fields, len(rows[0]))
+    for name in ("hour", "is_new_today", "wanted", "price"):
+        np.testing.assert_array_equal(served[name], np.concatenate([item.batch.features[name] for item in batches]))
 
 
 @pytest.mark.parametrize("runtime", ["onnx", "tensorflow"])

@@ -71,6 +71,15 @@ def test_parts_that_do_not_recur_or_cannot_be_read(tmp_path, column, parts):
     assert parts_in(config) == parts
 
 
+def test_names_that_are_taken_or_that_no_expression_has(tmp_path):
+    columns = {"shown": TIMES, "shown_hour": TIMES // 7200 % 12, "user": USERS}
+    features, _, config = infer(tmp_path, columns, label_fields="click", time_field="shown")
+    assert parts_in(config) == ["shown_weekday"]
+    assert "shown_hour" in features
+    _, _, config = infer(tmp_path, {"from": TIMES, "user": USERS}, label_fields="click", time_field="from")
+    assert parts_in(config) == []
+
+
 def test_other_times_do_not_become_features(tmp_path):
     columns = {"shown": TIMES, "paid": TIMES + 60}
     _, text, config = infer(tmp_path, columns, label_fields="click", time_field="shown")

@@ -73,6 +73,8 @@ def infer(
             result.notes.append(
                 f"column '{name}' has floats so large that several ids are the same one; write ids as int64 or text"
             )
+    # A column may have the name of a feature of the time.
+    result.features = [f for f in result.features if not (f.column and f.name in stats.columns)]
     result.has_user_ids = bool(options.user_field) and options.user_field not in rounded
     return result
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import keyword
 from typing import Any
 
 import pyarrow as pa
@@ -27,7 +28,7 @@ def time_features(name: str, column: ColumnStats, values: pa.Array) -> list[Feat
       values: its values in a sample of the rows, without missing ones.
     """
     read = _reader(name, column, values)
-    if column.num_missing or not read:
+    if column.num_missing or not read or keyword.iskeyword(name):
         return []
     seconds, zone = read
     span = (_seconds(column.greatest, seconds) - _seconds(column.least, seconds)) / _DAY
