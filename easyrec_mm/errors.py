@@ -8,13 +8,13 @@ import os
 import re
 from collections.abc import Iterable
 
-from easyrec_mm.exit_status import LOST_WORKER
+from easyrec_mm.exit_status import FAILURE, LOST_WORKER
 
 
 class UserError(Exception):
     """A mistake in a config, a file or the data; the message says where, what was given and what to do."""
 
-    exit_status = 1
+    exit_status = FAILURE
 
 
 class ConfigError(UserError):

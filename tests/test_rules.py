@@ -35,6 +35,7 @@ MAY_IMPORT = {
     "exit_status": "",
     "errors": "exit_status",
     "safe_text": "",
+    "console": "safe_text",
     "features": "errors safe_text protos",
     "schema": "features",
     "stable_hash": "",
@@ -47,24 +48,24 @@ MAY_IMPORT = {
     "delta": "errors files manifest features",
     "store": "errors safe_text pages files features",
     "weights": "errors files",
-    "distribution": "exit_status errors safe_text",
+    "distribution": "console exit_status errors safe_text",
     "config": "errors safe_text schema files manifest features weights protos",
     "formats": "errors schema tasks files features protos",
-    "runs": "errors safe_text files features distribution config protos",
+    "runs": "console errors safe_text files features distribution config protos",
     "data": "errors safe_text schema stable_hash tasks files features store formats distribution runs protos",
     "grouping": "errors safe_text schema stable_hash spark files features config formats protos",
     "network": "errors features schema weights distribution config data protos",
     "embedding": "errors safe_text schema tasks spark files manifest features store formats runs data",
     "evaluation": "errors schema stable_hash tasks spark files manifest features store distribution config runs data "
     "network protos",
-    "training": "exit_status errors safe_text schema files features store distribution config runs data network "
-    "evaluation protos",
+    "training": "console exit_status errors safe_text schema files features store distribution config runs data "
+    "network evaluation protos",
     "export": "errors schema files manifest features store config formats data network evaluation protos",
-    "worth": "errors pages files config formats runs data evaluation training protos",
+    "worth": "console errors pages files config formats runs data evaluation training protos",
     "stats": "errors safe_text pages schema stable_hash files features store config formats data grouping network "
     "evaluation training protos",
-    "serving": "errors safe_text schema tensorflow_import files manifest features store embedding",
-    "cli": "exit_status errors safe_text tensorflow_import tasks files worth",
+    "serving": "console errors safe_text schema tensorflow_import files manifest features store embedding",
+    "cli": "console exit_status errors safe_text tensorflow_import tasks files worth",
     "__main__": "cli",
 }
 # Rooms that load in a moment, for neither they nor what they import imports TensorFlow: what a user can get wrong in a
@@ -73,6 +74,7 @@ WITHOUT_TENSORFLOW = {
     "exit_status",
     "errors",
     "safe_text",
+    "console",
     "schema",
     "tasks",
     "pages",
@@ -84,8 +86,8 @@ WITHOUT_TENSORFLOW = {
     "config",
 }
 WITHOUT_TENSORFLOW |= {"grouping", "cli"}
-# Talk to the person at the terminal; all others return what they have to say, or raise it.
-MAY_PRINT = ("cli", "training.trainer", "training.resume", "runs.progress")
+# Print; all others use what `console` offers for the work under way, return what they have to say, or raise it.
+MAY_PRINT = ("cli", "console")
 
 MODULES = {
     ".".join(path.relative_to(PACKAGE).with_suffix("").parts): path

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from easyrec_mm.cli import flags as f
 from easyrec_mm.cli.loading import dtype_of, go_on_with, load_quietly, load_trained, require_path
 from easyrec_mm.cli.workers import cluster_of, join_workers
+from easyrec_mm.console import say, tell_result
 from easyrec_mm.errors import UserError
 from easyrec_mm.exit_status import after_signal
 from easyrec_mm.files import join
@@ -103,7 +104,7 @@ def _evaluate(pipeline: Pipeline, path: str, setting: str, flags: f.Flags, repli
         replicas.agree(0)  # a worker that ends while the first one still writes would be missed
     if not is_first:
         return 0
-    print(table(results))
+    tell_result(table(results))
     if results.comparison:
         print(f"\nthis model minus {results.comparison['other']}:\n{comparison_table(results.comparison)}")
     print(f"{trained.name} on {path}; written to {join(config.model_dir, EVAL_RESULT)}")
@@ -122,7 +123,7 @@ def _watch(pipeline: Pipeline, path: str, flags: f.Flags) -> int:
     from easyrec_mm.training.watch import WATCH_METRICS, Watch
 
     watch = Watch(pipeline, path, lambda message: print(message, flush=True), dtype_of(flags))
-    print(f"evaluating the checkpoints in {pipeline.config.model_dir} on {path}", flush=True)
+    say(f"evaluating the checkpoints in {pipeline.config.model_dir} on {path}")
     with caught_signals("stopping after this evaluation; send the signal again to stop at once") as caught:
         reason = watch.run(flags.watch_timeout_s, caught)
     print(f"{reason}; results are in {join(pipeline.config.model_dir, WATCH_METRICS)}", flush=True)

@@ -33,6 +33,13 @@ def add_config_flag(parser: Parser) -> None:
     )
 
 
+def add_console_flags(parser: Parser) -> None:
+    """Add the flags of all commands for what they print; see console.py."""
+    add = parser.add_argument
+    add("--quiet", action="store_true", help="print only results, warnings and errors")
+    add("--json_logs", action="store_true", help="print each message as a line of JSON: time, level, message, figures")
+
+
 def add_setting_flags(parser: Parser) -> None:
     """Add the flags that change settings of the config."""
     parser.add_argument(

@@ -11,6 +11,7 @@ import os
 import signal
 import sys
 from collections.abc import Sequence
+from itertools import takewhile
 from types import ModuleType
 from typing import NoReturn
 
@@ -34,9 +35,10 @@ from easyrec_mm.cli import (
     weights,
     worth,
 )  # fmt: skip
-from easyrec_mm.cli.console import guarded_console, show_exception
+from easyrec_mm.cli.flags import add_console_flags
+from easyrec_mm.console import Console
 from easyrec_mm.errors import UserError, advice_for, out_of_memory
-from easyrec_mm.exit_status import after_signal
+from easyrec_mm.exit_status import FAILURE, MEANINGS, after_signal
 from easyrec_mm.files.folders import shown
 from easyrec_mm.files.waiting import stalls_told
 
@@ -64,7 +66,7 @@ COMMANDS: dict[str, ModuleType] = {
 
 def run() -> NoReturn:
     """Run the command that this process was started with, and end with its exit status."""
-    status = 1
+    status = FAILURE
 
     def end() -> None:
         # Without taking the interpreter apart: threads that still read a file ahead would fail in the middle of it, and
@@ -77,21 +79,26 @@ def run() -> NoReturn:
         os._exit(status)
 
     atexit.register(end)  # registered first, so that it runs last
-    sys.excepthook = show_exception
-    status = main()
+    console = Console()
+    sys.excepthook = console.show_exception
+    status = main(console=console)
     sys.exit(status)
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
+def main(arguments: Sequence[str] | None = None, console: Console | None = None) -> int:
     """Run a command; return its exit status, see exit_status.py."""
-    with guarded_console():
-        return _main(arguments)
+    console = console or Console()
+    with console.guarded():
+        return _main(list(sys.argv[1:] if arguments is None else arguments), console)
 
 
-def _main(arguments: Sequence[str] | None) -> int:
+def _main(arguments: list[str], console: Console) -> int:
     try:
+        given = list(takewhile(lambda argument: argument != "--", arguments))
+        console.use("--quiet" in given, "--json_logs" in given)  # for what the parser itself prints
         flags = make_parser().parse_args(arguments)
-        flags.arguments = list(sys.argv[1:] if arguments is None else arguments)
+        console.use(flags.quiet, flags.json_logs, flags.command)
+        flags.arguments = arguments
         with stalls_told(lambda message: print(shown(message), file=sys.stderr, flush=True)):
             status: int = COMMANDS[flags.command].run(flags)
         return status
@@ -100,11 +107,11 @@ def _main(arguments: Sequence[str] | None) -> int:
         return error.exit_status
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 1
+        return FAILURE
     except OSError as error:
         advice = f"; {advice_for(error)}" if advice_for(error) else ""
         print(f"error: {error.filename or 'input or output'}: {error.strerror or error}{advice}", file=sys.stderr)
-        return 1
+        return FAILURE
     except KeyboardInterrupt:
         print("\ninterrupted", file=sys.stderr)
         return after_signal(signal.SIGINT)
@@ -113,17 +120,21 @@ def _main(arguments: Sequence[str] | None) -> int:
             raise
         advice = "make the batch (data_config.batch_size), the layers or the tables smaller"
         print(f"error: memory ran out: {reason}; {advice}", file=sys.stderr)
-        return 1
+        return FAILURE
 
 
 def make_parser() -> argparse.ArgumentParser:
     """Return the parser of all commands and their flags."""
     parser = argparse.ArgumentParser(
-        prog="easyrec-mm", description="Train click models on item pictures, end to end, from one config file."
+        prog="easyrec-mm",
+        description="Train click models on item pictures, end to end, from one config file.",
+        epilog="exit status: " + "; ".join(f"{status}: {meaning}" for status, meaning in MEANINGS.items()),
     )
     parser.add_argument("--version", action="version", version=f"easyrec-mm {__version__}")
     commands = parser.add_subparsers(required=True, metavar="command", dest="command")
     for name, module in COMMANDS.items():
         description = module.HELP[0].upper() + module.HELP[1:] + "."
-        module.add_flags(commands.add_parser(name, help=module.HELP, description=description))
+        of_command = commands.add_parser(name, help=module.HELP, description=description)
+        module.add_flags(of_command)
+        add_console_flags(of_command)
     return parser

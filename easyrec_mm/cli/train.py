@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 from easyrec_mm.cli import flags as f
 from easyrec_mm.cli.loading import go_on_with, load_quietly, require_path
 from easyrec_mm.cli.workers import cluster_of, join_workers, workers_to_start
+from easyrec_mm.console import say, tell_result
 from easyrec_mm.errors import UserError
 from easyrec_mm.exit_status import after_signal
 from easyrec_mm.files.lock import locked
@@ -55,6 +56,7 @@ def load(arguments: Sequence[str], path: str | None = None) -> Pipeline:
 
     parser = argparse.ArgumentParser(prog="easyrec-mm train", add_help=False)
     add_flags(parser)
+    f.add_console_flags(parser)
     own = parser.parse_args([*(["--pipeline_config", path] if path else []), *arguments])
     if path and own.pipeline_config != path:
         raise UserError(f"--pipeline_config {own.pipeline_config}: stands behind --, too; give it once, before --")
@@ -80,18 +82,14 @@ def run(flags: f.Flags) -> int:
     from easyrec_mm.training.trainer import Trainer
 
     is_first = cluster is None or cluster.number == 0
-    lock = locked(pipeline.config.model_dir, "model_dir", tell=_tell) if is_first else nullcontext()
+    lock = locked(pipeline.config.model_dir, "model_dir", tell=say) if is_first else nullcontext()
     with lock as model_dir_lock, lost_workers_named(cluster):
         result = Trainer(pipeline, model_dir_lock, replicas).train()
-    print(f"step {result.step}; checkpoint {result.checkpoint}", flush=True)
+    tell_result(f"step {result.step}; checkpoint {result.checkpoint}", step=result.step, checkpoint=result.checkpoint)
     if result.signal is None:
         return 0
-    print(f"stopped; continue with: easyrec-mm {shlex.join(flags.arguments)}", flush=True)
+    say(f"stopped; continue with: easyrec-mm {shlex.join(flags.arguments)}")
     return after_signal(result.signal)
-
-
-def _tell(message: str) -> None:
-    print(message, flush=True)
 
 
 def overrides(flags: f.Flags) -> list[Override]:

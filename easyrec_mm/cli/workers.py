@@ -7,6 +7,7 @@ import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+from easyrec_mm.console import say
 from easyrec_mm.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -68,7 +69,7 @@ def join_workers(cluster: Cluster | None, pipeline: Pipeline, limit_s: float) ->
         return None
     from easyrec_mm.distribution.cluster import meet
 
-    print(f"{cluster.name(cluster.number)} of {len(cluster.workers)}: waiting for the others", flush=True)
+    say(f"{cluster.name(cluster.number)} of {len(cluster.workers)}: waiting for the others")
     meet(cluster, facts_of(pipeline), limit_s)
     from easyrec_mm.distribution.joining import join
 

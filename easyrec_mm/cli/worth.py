@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from functools import partial
-
 from easyrec_mm.cli import flags as f
 from easyrec_mm.cli.loading import load_config
+from easyrec_mm.console import say
 from easyrec_mm.exit_status import after_signal
 from easyrec_mm.worth.names import ARMS
 
@@ -44,8 +43,8 @@ def run(flags: f.Flags) -> int:
     from easyrec_mm.worth.worth import Worth, WorthOptions
 
     try:
-        Worth(pipeline, f.options_of(WorthOptions, flags), partial(print, flush=True)).run()
+        Worth(pipeline, f.options_of(WorthOptions, flags), say).run()
     except Stopped as stopped:
-        print("stopped; continue with the same command", flush=True)
+        say("stopped; continue with the same command")
         return after_signal(stopped.signal)
     return 0

@@ -14,6 +14,7 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import IO
 
+from easyrec_mm.console import pass_on
 from easyrec_mm.distribution.cluster import IS_EXPANDED, VARIABLE
 from easyrec_mm.exit_status import LOST_WORKER, after_signal
 
@@ -68,9 +69,10 @@ def run_workers(local: LocalWorkers, output: IO[str], errors: IO[str]) -> int:
                 with _on_cores(cores):
                     process = _start(local.command, {**os.environ, **local.environment(place)})
                 processes.append(process)
-                prefix = f"[{local.first + place}] "
                 for source, target in ((process.stdout, output), (process.stderr, errors)):
-                    threads.append(threading.Thread(target=_pass_on, args=(prefix, source, target), daemon=True))
+                    threads.append(
+                        threading.Thread(target=_pass_on, args=(local.first + place, source, target), daemon=True)
+                    )
                     threads[-1].start()
             statuses = _wait(processes, signals)
     finally:
@@ -149,10 +151,9 @@ def _on_cores(cores: Sequence[int]) -> Iterator[None]:
         os.sched_setaffinity(0, former)
 
 
-def _pass_on(prefix: str, source: IO[str], target: IO[str]) -> None:
+def _pass_on(worker: int, source: IO[str], target: IO[str]) -> None:
     for line in source:
-        target.write(f"{prefix}{line}")
-        target.flush()
+        pass_on(line, worker, target)
 
 
 def free_addresses(num: int) -> tuple[str, ...]:

@@ -17,6 +17,7 @@ from contextlib import contextmanager
 
 import grpc
 
+from easyrec_mm.console import say_at_once
 from easyrec_mm.distribution.cluster import Cluster
 from easyrec_mm.exit_status import LOST_WORKER
 
@@ -67,7 +68,7 @@ def watched(
                     end_exchanges(number)
                     if not ended.wait(END_S):
                         sys.stdout.flush()
-                        os.write(2, f"error: {message([number])}\n".encode())
+                        say_at_once(f"error: {message([number])}")
                         os._exit(LOST_WORKER)
                     return
 

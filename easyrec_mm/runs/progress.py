@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 import tensorflow as tf
 from tqdm import tqdm
 
+from easyrec_mm.console import say
 from easyrec_mm.files import naming
 from easyrec_mm.runs.evaluations import START
 from easyrec_mm.safe_text import printable
@@ -65,6 +66,7 @@ class Progress:
     def __init__(self, name: str, total: int | None, first: int = 0, unit: str = "step", is_exact: bool = True) -> None:
         self._name = name
         self._total = f"{'' if is_exact else '~'}{total}" if total else ""
+        self._num_total = total
         self._done = first
         self._unit = unit
         self._bar = _bar(total, first, name, unit)
@@ -106,14 +108,15 @@ class Progress:
         else:
             of_total = f"/{self._total}" if self._total else ""
             figures = ", ".join(filter(None, [*shown, *speeds, left]))
-            print(f"{self._name} {self._unit} {self._done}{of_total}: {figures}", flush=True)
+            progress = {"work": self._name, self._unit: self._done, "total": self._num_total}
+            say(f"{self._name} {self._unit} {self._done}{of_total}: {figures}", **progress, values=values, rates=rates)
 
     def say(self, message: str) -> None:
         """Show a message without breaking the bar."""
         if self._bar is not None:
             tqdm.write(printable(message), file=_terminal())
         else:
-            print(message, flush=True)
+            say(message)
 
     def close(self) -> None:
         """Remove the bar."""
@@ -141,7 +144,9 @@ class PictureProgress:
             self._bar.update(num_pictures)
         elif now - self._shown > _LINE_EVERY_S:
             self._shown = now
-            print(f"{self._name} {self._done}/{self._total}: {rate:.0f} images/s, {left:.0f} s left", flush=True)
+            progress = {"work": self._name, "image": self._done, "total": self._total}
+            text = f"{self._name} {self._done}/{self._total}: {rate:.0f} images/s, {left:.0f} s left"
+            say(text, **progress, images_per_second=rate, seconds_left=left)
 
     def close(self) -> None:
         """Remove the bar."""

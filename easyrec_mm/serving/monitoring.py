@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import logging.config
 import os
 import re
-import time
 import warnings
 from pathlib import Path
 from typing import Any
@@ -19,7 +17,7 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 from prometheus_client.exposition import choose_encoder
 from prometheus_client.multiprocess import MultiProcessCollector, mark_process_dead
 
-from easyrec_mm.safe_text import hide_secrets, printable
+from easyrec_mm.console import json_line
 from easyrec_mm.serving import tracing
 from easyrec_mm.serving.release import Release, Source
 from easyrec_mm.serving.service import Answer
@@ -105,18 +103,13 @@ class JsonFormatter(logging.Formatter):
     """
 
     def format(self, record: logging.LogRecord) -> str:
-        values: dict[str, Any] = {
-            "time": time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(record.created)) + f".{int(record.msecs):03d}Z",
-            "level": record.levelname,
-            "logger": record.name,
-            "process": record.process,
-            "message": _short(record.getMessage()),
+        fields: dict[str, Any] = {
             **{name: _short(v) if isinstance(v, str) else v for name, v in getattr(record, "fields", {}).items()},
             **tracing.log_fields(),
         }
         if record.exc_info:
-            values["exception"] = self.formatException(record.exc_info)
-        return printable(hide_secrets(json.dumps(values, ensure_ascii=False, default=str)))
+            fields["exception"] = self.formatException(record.exc_info)
+        return json_line(record.created, record.levelname, record.name, _short(record.getMessage()), fields)
 
 
 def _short(text: str) -> str:
@@ -128,8 +121,8 @@ def _is_no_mistake_of_a_client(record: logging.LogRecord) -> bool:
     return not (record.exc_info and isinstance(record.exc_info[1], InvalidInput | ModelNotFound | NotImplementedError))
 
 
-def configure_logs() -> None:
-    """Log JSON lines to stderr: ours from INFO, those of the libraries from WARNING, and none per request."""
+def configure_logs(is_quiet: bool) -> None:
+    """Log JSON lines to stderr: ours from INFO, or WARNING; those of libraries from WARNING; and none per request."""
     handler = {
         "class": "logging.StreamHandler",
         "stream": "ext://sys.stderr",
@@ -138,7 +131,12 @@ def configure_logs() -> None:
     }
     warnings.filterwarnings("ignore", message="ORJSONResponse is deprecated")  # from KServe's routes
     # What uvicorn warns of is what clients do wrong; the metrics count it.
-    levels = {"easyrec_mm": "INFO", "kserve": "WARNING", "uvicorn": "CRITICAL", "uvicorn.access": "CRITICAL"}
+    levels = {
+        "easyrec_mm": "WARNING" if is_quiet else "INFO",
+        "kserve": "WARNING",
+        "uvicorn": "CRITICAL",
+        "uvicorn.access": "CRITICAL",
+    }
     logging.config.dictConfig(
         {
             "version": 1,

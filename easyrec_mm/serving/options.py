@@ -25,6 +25,7 @@ class ServerOptions:
     tls_cert, tls_key  files of the certificate chain and its private key, PEM; "" serves without TLS
     token_file         file with the tokens of which clients need one, one a line; "" serves everyone
     access_log         whether each request is logged
+    quiet              whether the log has warnings and errors only
     """
 
     service: ServiceOptions
@@ -44,3 +45,4 @@ class ServerOptions:
     tls_key: str = ""
     token_file: str = ""
     access_log: bool = False
+    quiet: bool = False

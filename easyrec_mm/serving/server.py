@@ -44,7 +44,7 @@ def serve(options: ServerOptions) -> Ended:
       ExportError, StoreError, ServingError: if no release can be loaded.
       UserError: if an address, a port, a certificate or a token cannot be used.
     """
-    monitoring.configure_logs()
+    monitoring.configure_logs(options.quiet)
     require_ports(options)
     protection = Protection(options)
     listener = bind("--http_port", options.host, options.http_port)  # so that nobody takes it meanwhile

@@ -93,7 +93,7 @@ class Workers:
 def work(options: ServerOptions, listener: socket.socket, orders: Connection) -> None:
     """Answer REST requests until told to end, or until the first process is gone."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the first process, too
-    monitoring.configure_logs()
+    monitoring.configure_logs(options.quiet)
     state = _State()
     threading.Thread(target=state.listen, args=(orders,), name="orders", daemon=True).start()
     model = RecModel(options)

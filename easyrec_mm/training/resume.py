@@ -7,6 +7,7 @@ from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
+from easyrec_mm.console import say
 from easyrec_mm.distribution.replicas import Replicas
 from easyrec_mm.errors import CheckpointError, DamagedCheckpointError, UserError
 from easyrec_mm.files.folders import shown
@@ -55,21 +56,21 @@ def resume(
     """
     if is_damaged(folder.local):
         names = ", ".join(Path(path).name for path in paths)
-        print(f"warning: the list of checkpoints in {folder.local} is missing or damaged; found {names}", flush=True)
+        say(f"warning: the list of checkpoints in {folder.local} is missing or damaged; found {names}")
 
     names_of_first = json.loads(replicas.texts(json.dumps([Path(path).name for path in paths]))[0])
     candidates = [str(folder.local / name) for name in names_of_first]
     read = partial(_read, paths, folder, state)
     restored, path, damaged = newest_whole(candidates, lambda path: _read_by_all(path, read, replicas))
     for problem in damaged:
-        print(f"warning: {shown(problem)}", flush=True)
+        say(f"warning: {shown(problem)}")
     if damaged and not replicas.number:
         checkpoints.leave_out(candidates[candidates.index(path) + 1 :])
-    print(f"continuing from {shown(path)} (step {state.step})", flush=True)
+    say(f"continuing from {shown(path)} (step {state.step})")
     if restored.changes:
-        print("settings that differ from those of the checkpoint:", *restored.changes, sep="\n  ", flush=True)
+        say("\n  ".join(["settings that differ from those of the checkpoint:", *map(str, restored.changes)]))
     if not restored.has_same_data:
-        print("the training data or their order have changed since the checkpoint: reading from the start", flush=True)
+        say("the training data or their order have changed since the checkpoint: reading from the start")
     return restored, path
 
 
@@ -117,8 +118,7 @@ def warn_of_remains(folder: ModelDir) -> None:
     """Print a warning if a training that starts anew finds files of checkpoints that are not complete."""
     remains = sorted(path.name for path in folder.local.glob(f"{PREFIX}-*"))
     if remains:
-        print(
+        say(
             f"warning: {folder.local} holds no complete checkpoint, but {', '.join(remains[:5])}, as after a kill while"
-            " the first one was written; training from the start",
-            flush=True,
+            " the first one was written; training from the start"
         )

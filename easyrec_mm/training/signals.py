@@ -6,9 +6,10 @@ import os
 import signal
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from types import FrameType
 
+from easyrec_mm.console import say_at_once
 from easyrec_mm.exit_status import after_signal
 
 # The signals that end a run.
@@ -67,8 +68,7 @@ def _watched(message: str) -> Iterator[None]:
             num_caught += 1
             if num_caught == 1:
                 # Not by print, which fails if the signal interrupts another print.
-                with suppress(OSError):
-                    os.write(2, f"\n{message}\n".encode())
+                say_at_once(f"\n{message}")
             elif not ended.wait(_END_S):
                 os._exit(after_signal(number[0]))
 

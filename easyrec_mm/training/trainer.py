@@ -10,6 +10,7 @@ import tensorflow as tf
 from easyrec_mm.config.image import PLACE
 from easyrec_mm.config.learning_rates import schedule_warnings
 from easyrec_mm.config.pipeline import Pipeline
+from easyrec_mm.console import say
 from easyrec_mm.data.batch import InputBatch
 from easyrec_mm.data.first_pictures import first_pictures, require_pictures
 from easyrec_mm.data.input import Input
@@ -135,7 +136,7 @@ class Trainer:
         self._saver.write_config()
         if damaged := forget_later_steps(self._model_dir / METRICS, first_step):
             where = self._model_dir / METRICS
-            print(f"warning: {shown(str(where))}: {damaged} lines are damaged and are removed", flush=True)
+            say(f"warning: {shown(str(where))}: {damaged} lines are damaged and are removed")
         log = MetricsLog(self._model_dir / METRICS, self._model_dir)
         log.write_start(first_step)
         self._evaluations.go_on()
@@ -148,7 +149,7 @@ class Trainer:
                     with UntilStopped(self.batches(length.num_epochs), caught.is_caught) as batches:
                         saved, reason = loop.run(batches, saved, self._to_evaluate)
                         if batches.hangs:
-                            print("note: a batch did not arrive; the next start waits for it again", flush=True)
+                            say("note: a batch did not arrive; the next start waits for it again")
                 if reason is not None:
                     log.write_line(END, int(self.steps.number), {"reason": reason})
             finally:
@@ -166,13 +167,13 @@ class Trainer:
         step = int(self.steps.number)
         if reason is not None and step == first_step and step:
             advice = "raise that to train on, or choose another model_dir"
-            print(f"nothing left to train at step {step}: {reason}; {advice}", flush=True)
+            say(f"nothing left to train at step {step}: {reason}; {advice}")
         elif reason is not None:
-            print(f"the training ends at step {step}: {reason}", flush=True)
+            say(f"the training ends at step {step}: {reason}")
         # A training that was stopped by a signal is not finished, so it has no best checkpoint yet.
         best = "" if reason is None else self._evaluations.describe_best()
         for line in filter(None, [best, self._bad_records.summary(), self._not_finite.summary()]):
-            print(shown(line), flush=True)
+            say(shown(line))
 
     def _length(self, step: int) -> Length:
         """Return the length of the training, print it, and pass it to the schedules.
@@ -186,12 +187,12 @@ class Trainer:
                 step_is_late = f"{phase.first_step} is past the last step ({length.describe()}); lower it"
                 raise ConfigError(f"{PLACE}.unfreeze_at_step: {step_is_late}")
         if self.input.own_files is not None:
-            print(f"file_shard: {self.input.own_files.describe()}", flush=True)
-        print(f"training: {length.describe()}" + (f"; {step:,} steps are done" if step else ""), flush=True)
+            say(f"file_shard: {self.input.own_files.describe()}")
+        say(f"training: {length.describe()}" + (f"; {step:,} steps are done" if step else ""))
         if length.num_steps is not None:
             self.steps.end_at(length.num_steps)
             for warning in schedule_warnings(self._train_config, length.num_steps):
-                print(f"warning: {warning}", flush=True)
+                say(f"warning: {warning}")
         return length
 
     def _loop(self, length: Length, log: MetricsLog, progress: Progress, caught: Caught) -> Loop:
@@ -236,12 +237,12 @@ class Trainer:
             restored, saved = resume(paths, self._saver.shared, self._checkpoints, self.state, self._replicas)
             self._unreported, self._to_evaluate = restored.losses, restored.to_evaluate
         elif self._train_config.fine_tune_checkpoint:
-            print(shown(start_from_checkpoint(self.model, self._train_config, self.steps.average)), flush=True)
+            say(shown(start_from_checkpoint(self.model, self._train_config, self.steps.average)))
         require_same_values(self.state.variables(), self._replicas)
         self.steps.draw_apart()
-        print(f"model: {self.steps.describe()}; computing in {self._dtype.removeprefix('mixed_')}", flush=True)
+        say(f"model: {self.steps.describe()}; computing in {self._dtype.removeprefix('mixed_')}")
         if self._dtype == MIXED_FLOAT16 and not tf.config.list_physical_devices("GPU"):
-            print("note: float16 is slow without a GPU; train_config.precision: AUTO chooses what is fast", flush=True)
+            say("note: float16 is slow without a GPU; train_config.precision: AUTO chooses what is fast")
         return saved if int(self.steps.number) else None
 
     def _open_vectors(self) -> VectorStores:
@@ -273,7 +274,7 @@ class Trainer:
         if not num_samples:
             return None
         if self.steps.enter_phase(item.step):
-            print(f"step {item.step}: all of the image tower is trained from now on", flush=True)
+            say(f"step {item.step}: all of the image tower is trained from now on")
         self._batch_norms.batch = item.batch
         with self._saver.step():
             losses = self.steps.run(item)
@@ -282,7 +283,7 @@ class Trainer:
             self._not_finite.skipped.in_a_row = 0
             return losses
         if warning := self._not_finite.after_step(self.steps, losses, item):
-            print(f"warning: {warning}", flush=True)
+            say(f"warning: {warning}")
         return {}
 
     def _save(self, step: int, unreported: list[Losses], to_evaluate: bool) -> str:
@@ -290,5 +291,5 @@ class Trainer:
         values, best_step = self.state.values(unreported, to_evaluate), self._evaluations.best_step()
         path = self._saver.save(step, values, best_step, at_once=to_evaluate)
         if warning := self._batch_norms.warning(self.model.weights()):
-            print(f"warning: {warning}", flush=True)
+            say(f"warning: {warning}")
         return path

@@ -12,6 +12,7 @@ from typing import Any
 
 from easyrec_mm.config.evaluation import cluster_field
 from easyrec_mm.config.pipeline import Pipeline
+from easyrec_mm.console import tell_result
 from easyrec_mm.errors import UserError
 from easyrec_mm.files import is_remote, put_text
 from easyrec_mm.training.time_left import duration, time_of_day
@@ -44,7 +45,7 @@ class Worth:
     Args:
       pipeline: the config.
       options: how to test.
-      say: shows a message to the user.
+      say: shows a message of the work under way.
 
     Raises:
       UserError: if the config leaves nothing to test, or the output is not a folder of this machine.
@@ -216,7 +217,7 @@ class Worth:
         put_text(self._folder / "worth.json", json.dumps(report.to_json(), indent=2, allow_nan=False) + "\n")
         put_text(self._folder / "worth.html", page(report))
         put_text(self._folder / "worth.txt", report_text + "\n")
-        self._say(f"\n{report_text}\n\nwritten: {self._folder}/worth.txt, worth.json and worth.html")
+        tell_result(f"\n{report_text}\n\nwritten: {self._folder}/worth.txt, worth.json and worth.html")
 
 
 def _other_arms() -> str:
