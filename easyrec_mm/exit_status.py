@@ -10,15 +10,11 @@ _AFTER_SIGNAL = 128
 
 # Exit status -> what it says of the command; `easyrec-mm --help` and docs/troubleshooting.md show it.
 MEANINGS = {
-    str(
-        SUCCESS
-    ): "the command has done what it should; a server has answered what was under way, and ended after a signal",
-    str(
-        FAILURE
-    ): "it failed: a message on stderr says where and what to do, or a stack trace shows a fault of the program",
+    str(SUCCESS): "the command did what it should; a server has answered what was under way when a signal came",
+    str(FAILURE): "it failed: a message on stderr says where and what to do; a stack trace is a fault of the program",
     str(INVALID_FLAGS): "the flags are invalid; nothing was done",
     str(LOST_WORKER): "a worker of a training ended because another one was lost; starting all again goes on",
-    f"{_AFTER_SIGNAL} + N": "signal N ended it, such as 130 after Ctrl-C and 143 after SIGTERM; a training has saved before",
+    f"{_AFTER_SIGNAL} + N": "signal N ended it, such as 130 after Ctrl-C and 143 after SIGTERM; a training saves first",
 }
 
 

@@ -19,6 +19,7 @@ from easyrec_mm import __version__
 from easyrec_mm.cli import (
     apply_delta,
     check,
+    completion,
     convert,
     deploy,
     embed,
@@ -61,6 +62,7 @@ COMMANDS: dict[str, ModuleType] = {
     "search": search,
     "weights": weights,
     "serve": serve,
+    "completion": completion,
 }
 
 
@@ -123,9 +125,9 @@ def _main(arguments: list[str], console: Console) -> int:
         return FAILURE
 
 
-def make_parser() -> argparse.ArgumentParser:
-    """Return the parser of all commands and their flags."""
-    parser = argparse.ArgumentParser(
+def make_parser(kind: type[argparse.ArgumentParser] = argparse.ArgumentParser) -> argparse.ArgumentParser:
+    """Return the parser of all commands and their flags, of a class of parsers."""
+    parser = kind(
         prog="easyrec-mm",
         description="Train click models on item pictures, end to end, from one config file.",
         epilog="exit status: " + "; ".join(f"{status}: {meaning}" for status, meaning in MEANINGS.items()),
