@@ -26,6 +26,7 @@ from easyrec_mm.cli import (
     evaluate,
     export,
     group,
+    init,
     predict,
     replay,
     search,
@@ -45,6 +46,7 @@ from easyrec_mm.files.waiting import stalls_told
 
 # Name -> module with HELP, `add_flags(parser)`, and `run(flags)`, which returns the exit status.
 COMMANDS: dict[str, ModuleType] = {
+    "init": init,
     "group": group,
     "convert": convert,
     "check": check,

@@ -21,16 +21,17 @@ from easyrec_mm.grouping.constancy import ConstantColumns
 from easyrec_mm.grouping.flat_files import Split
 from easyrec_mm.grouping.group_stats import GroupStats
 from easyrec_mm.grouping.image_root import choose_image_root
-from easyrec_mm.grouping.inference import infer, is_binary, is_label_name
+from easyrec_mm.grouping.inference import infer
 from easyrec_mm.grouping.log_plan import LogPlan, plan_log
-from easyrec_mm.grouping.options import GroupOptions
+from easyrec_mm.grouping.options import GROUP_SIZE, GroupOptions
 from easyrec_mm.grouping.output_folder import new_folder, written
 from easyrec_mm.grouping.pictures import PicturePacker
-from easyrec_mm.grouping.pipeline_template import Grouped, template
+from easyrec_mm.grouping.pipeline_template import INPUT_TYPES, Grouped, head_of_group, template
 from easyrec_mm.grouping.plans import Inference
 from easyrec_mm.grouping.rows import LogLayout, RowsReport
 from easyrec_mm.grouping.shards import FORMATS, OutputRule, ShardReport
 from easyrec_mm.grouping.sides import EVAL, SIDES, TRAIN
+from easyrec_mm.grouping.trainable import require_trainable
 
 # Target size of a shard in bytes, minimum of groups per shard, and minimum of shards if there are enough groups.
 SHARD_BYTES, MIN_GROUPS, _MIN_SHARDS = 64 << 20, 64, 4
@@ -81,7 +82,7 @@ def group(options: GroupOptions, engine: Engine, packer: PicturePacker | None, w
     inference = infer(options, rows.stats_of_all(), constant, plan.rounded)
     _require_pictures(options, rows)
     if options.pipeline_config_template:
-        _require_trainable(options, rows.stats[TRAIN], inference)
+        require_trainable(options, rows.stats[TRAIN], inference)
     inference.notes += _notes_on_labels(rows.stats[EVAL], inference)
 
     with new_folder(options.output, options.overwrite, work) as folder:
@@ -122,48 +123,6 @@ def _require_pictures(options: GroupOptions, rows: RowsReport) -> None:
             f"--image_field: column '{options.image_field}' is empty in all {num_rows:,} rows; name the column of the "
             "paths of pictures, or use --allow_missing_pictures to group without pictures"
         )
-
-
-def _require_trainable(options: GroupOptions, stats: LogStats, inference: Inference) -> None:
-    """Check that there are labels, each with several values, and at least one feature."""
-    if not inference.labels:
-        raise DataError(
-            "--label_fields: no column looks like a label of 0 and 1"
-            + _labels_of_one_class(stats)
-            + "; name the columns that are labels"
-            + _columns_of_0_and_1(options, stats)
-        )
-    for label in inference.labels:
-        column = stats.columns[label.name]
-        if column.num_distinct == 1:
-            raise DataError(
-                f"--label_fields: column '{label.name}' is {column.least} in all {stats.num_rows:,} training rows, "
-                "so nothing can be learned; give a log with both values, or leave the label out"
-            )
-    if not inference.features:
-        why = "\n".join(f"  {name}: {why}" for name, why in inference.left_out.items())
-        raise DataError(
-            f"--input {options.input}: no column can become a feature; add columns to the log, or choose one with "
-            f"--columns +NAME:\n{why}"
-        )
-
-
-def _labels_of_one_class(stats: LogStats) -> str:
-    labels = [
-        f"'{name}' is {column.least} in all rows"
-        for name, column in stats.columns.items()
-        if is_label_name(name) and column.num_distinct == 1 and column.least in (0, 1)
-    ]
-    return f" ({', '.join(labels)})" if labels else ""
-
-
-def _columns_of_0_and_1(options: GroupOptions, stats: LogStats) -> str:
-    names = [
-        f"'{name}'"
-        for name, column in stats.columns.items()
-        if is_binary(column) and name not in (options.group_by, options.image_field, options.user_field)
-    ]
-    return f"; {' and '.join(names[:5])} hold{'s' if len(names) == 1 else ''} 0 and 1" if names else ""
 
 
 def _notes_on_labels(of_eval: LogStats, inference: Inference) -> list[str]:
@@ -241,15 +200,19 @@ def _write_template(stats: GroupStats) -> list[str]:
     grouped = Grouped(
         train_path=files(TRAIN),
         eval_path=files(EVAL) if stats.of_side(EVAL) else "",
+        model_dir=options.output.rstrip("/") + "_model",
+        input_type=INPUT_TYPES[options.format],
+        size_field=GROUP_SIZE,
         num_groups=int(stats.groups.sizes[TRAIN].sum()),
         num_rows=of_train.num_rows,
         num_rows_without_picture=stats.groups.num_rows_without_picture,
     )
+    head = head_of_group(options, stats.inference, grouped)
     path = options.pipeline_config_template
     if not is_remote(path):
         os.makedirs(os.path.dirname(os.path.abspath(path)), exist_ok=True)
     with written(path) as here, open(here, "w", encoding="utf-8") as file:
-        file.write(template(options, stats.inference, grouped))
+        file.write(template(head, options, stats.inference, grouped))
     load_pipeline(path)
     labels = ", ".join(label.name for label in stats.inference.labels)
     guessed = " (guessed; choose others with --label_fields)" if stats.inference.are_labels_guessed else ""

@@ -1,22 +1,22 @@
-"""Writes the text of a pipeline config for grouped samples, with comments that explain the inferred settings."""
+"""Writes the text of a pipeline config, with comments that explain its sections and the inferred settings."""
 
 from __future__ import annotations
 
 import math
-import textwrap
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
-from google.protobuf import text_encoding
-
 from easyrec_mm.config.feature_groups import wide_name
 from easyrec_mm.features.field import Kind
 from easyrec_mm.formats.rtp import selected_columns, written_layout
-from easyrec_mm.grouping.options import GROUP_SIZE, GroupOptions
+from easyrec_mm.grouping import sections
+from easyrec_mm.grouping.config_text import block, comment, quoted, setting
+from easyrec_mm.grouping.options import GroupOptions
 from easyrec_mm.grouping.plans import FeaturePlan, FieldPlan, Inference, LabelPlan
 from easyrec_mm.protos.data_pb2 import DatasetConfig
 
+FLAT_INPUT_TYPES = ("CSVInput", "ParquetInput")
 INPUT_TYPES = {"parquet": "GroupParquetInput", "tfrecord": "GroupTFRecordInput", "rtp": "GroupRTPInput"}
 _FIELD_TYPES: dict[Kind, str] = {
     "int64": "INT64",
@@ -52,25 +52,49 @@ _SIDE = 64
 
 @dataclass(frozen=True)
 class Grouped:
-    """The written files for training and evaluation ("" for none), and the numbers of groups and rows that train."""
+    """The files of the samples.
+
+    train_path, eval_path     the files for training and evaluation; "" for none
+    model_dir                 folder for the training
+    input_type                their format, as configs name it
+    size_field                field of the size of a group; "" for none
+    num_groups, num_rows      numbers of groups and rows that train
+    num_rows_without_picture  number of these rows that have no picture
+    """
 
     train_path: str
     eval_path: str
+    model_dir: str
+    input_type: str
+    size_field: str
     num_groups: int
     num_rows: int
-    num_rows_without_picture: int
+    num_rows_without_picture: int = 0
+
+    @property
+    def is_flat(self) -> bool:
+        """Return whether a row of the files is a sample, not a group."""
+        return self.input_type in FLAT_INPUT_TYPES
 
 
-def template(options: GroupOptions, inference: Inference, grouped: Grouped) -> str:
-    """Return the text of the config, which load_pipeline can read."""
+def template(head: list[str], options: GroupOptions, inference: Inference, grouped: Grouped) -> str:
+    """Return the text of the config, which load_pipeline can read.
+
+    Args:
+      head: the comment at its beginning.
+      options: names of columns, and settings of the pictures.
+      inference: the columns.
+      grouped: the files.
+    """
     return "\n".join(
         [
-            *_comment("", _head(options, inference, grouped)),
-            *_paths(options, grouped),
+            *comment([*head, *_remarks(inference)]),
+            "",
+            *_paths(grouped),
             "",
             *_data(options, inference, grouped),
             "",
-            *_features(options, inference),
+            *_features(options, inference, grouped),
             "",
             *_model(options, inference, grouped),
             "",
@@ -80,7 +104,8 @@ def template(options: GroupOptions, inference: Inference, grouped: Grouped) -> s
     )
 
 
-def _head(options: GroupOptions, inference: Inference, grouped: Grouped) -> list[str]:
+def head_of_group(options: GroupOptions, inference: Inference, grouped: Grouped) -> list[str]:
+    """Return the head of a config that `group` writes."""
     labels = ", ".join(label.name for label in inference.labels)
     lines = [
         f"Inferred by easyrec-mm group from {grouped.num_rows:,} training rows of {options.input}.",
@@ -89,69 +114,82 @@ def _head(options: GroupOptions, inference: Inference, grouped: Grouped) -> list
     ]
     if inference.are_labels_guessed:
         lines.append(f"Labels were guessed from names and values: {labels}. Choose others with --label_fields.")
-    lines += [f"Note: {note}." for note in inference.notes]
-    lines += [f"No feature: {name}: {why}." for name, why in inference.left_out.items()]
     if inference.left_out:
-        lines.append("To make a feature of such a column anyway, use --columns +NAME of easyrec-mm group.")
+        lines.append("To make a feature of a column without one, use --columns +NAME of easyrec-mm group.")
     return lines
 
 
-def _paths(options: GroupOptions, grouped: Grouped) -> list[str]:
-    lines = [f"train_input_path: {_text(grouped.train_path)}"]
+def _remarks(inference: Inference) -> list[str]:
+    lines = [f"Note: {note}." for note in inference.notes]
+    return lines + [f"No feature: {name}: {why}." for name, why in inference.left_out.items()]
+
+
+def _paths(grouped: Grouped) -> list[str]:
+    lines = comment([sections.PATHS])
+    lines += [f"train_input_path: {quoted(grouped.train_path)}"]
     if grouped.eval_path:
-        lines.append(f"eval_input_path: {_text(grouped.eval_path)}")
+        lines.append(f"eval_input_path: {quoted(grouped.eval_path)}")
     else:
-        lines += _comment("", ["No eval_input_path: --split_by item, user or time:<column> keeps rows for evaluation."])
-    return [*lines, f"model_dir: {_text(options.output.rstrip('/') + '_model')}"]
+        lines += comment(
+            ["No eval_input_path: group --split_by item, user or time:<column> keeps rows for evaluation."]
+        )
+    return [*lines, f"model_dir: {quoted(grouped.model_dir)}"]
 
 
 def _data(options: GroupOptions, inference: Inference, grouped: Grouped) -> list[str]:
     size = grouped.num_rows / max(grouped.num_groups, 1)
-    lines = [f"input_type: {INPUT_TYPES[options.format]}"]
-    lines += _comment("", [f"Groups; {size:.1f} samples each on average."])
+    lines = [f"input_type: {grouped.input_type}"]
+    if grouped.input_type == "CSVInput":
+        lines.append(f"with_header: true separator: {quoted(options.separator)}")
+    lines += comment(["Rows." if grouped.is_flat else f"Groups; {size:.1f} samples each on average."])
     lines.append(f"batch_size: {_batch_size(grouped)}")
-    if options.format == "rtp":
+    if grouped.input_type == INPUT_TYPES["rtp"]:
         layout = written_layout(len(inference.labels), options.rtp_separator)
-        lines.append(f"rtp_separator: {_text(layout.column_separator)}")
-        lines.append(f"group_sample_separator: {_text(layout.sample_separator)}")
-        lines.append(f"separator: {_text(layout.value_separator)}")
-        lines.append(f"selected_cols: {_text(selected_columns(layout))}")
-    lines += [f"label_fields: {_text(label.name)}" for label in inference.labels]
-    lines += _comment("", ["Groups are already shuffled within and across shards."])
+        lines.append(f"rtp_separator: {quoted(layout.column_separator)}")
+        lines.append(f"group_sample_separator: {quoted(layout.sample_separator)}")
+        lines.append(f"separator: {quoted(layout.value_separator)}")
+        lines.append(f"selected_cols: {quoted(selected_columns(layout))}")
+    lines += [f"label_fields: {quoted(label.name)}" for label in inference.labels]
+    if grouped.is_flat:
+        lines += comment(["Rows with the same picture come together as far as this buffer holds them."])
+    else:
+        lines += comment(["Files of easyrec-mm group are already shuffled; data sorted by item or day need more."])
     lines.append(f"shuffle_buffer_size: {min(_SHUFFLE_GROUPS, max(grouped.num_groups, 1))}")
     is_packed = options.embed_images and "packed_images" in DatasetConfig.DESCRIPTOR.fields_by_name
     if options.image_root and not is_packed:
-        lines.append(f"image_root: {_text(options.image_root)}")
+        lines.append(f"image_root: {quoted(options.image_root)}")
     if is_packed:
-        lines += _comment("", ["Pictures are in tar files beside the shards."])
+        lines += comment(["Pictures are in tar files beside the shards."])
         lines.append("packed_images: true")
     for field in inference.fields:
         lines += _input_field(field)
-    lines.append(f"input_fields {{ input_name: {_text(GROUP_SIZE)} input_type: INT64 }}")
-    return _block("data_config", lines)
+    if grouped.size_field:
+        lines.append(f"input_fields {{ input_name: {quoted(grouped.size_field)} input_type: INT64 }}")
+    return [*comment([sections.DATA]), *block("data_config", lines)]
 
 
 def _input_field(field: FieldPlan) -> list[str]:
     default = ""
     if field.default is not None:
-        text = field.default if isinstance(field.default, str) else _value(field.default)
-        default = f" default_val: {_text(text)}"
-    return [f"input_fields {{ input_name: {_text(field.name)} input_type: {_FIELD_TYPES[field.kind]}{default} }}"]
+        value = field.default if isinstance(field.default, str) else setting(field.default)
+        default = f" default_val: {quoted(value)}"
+    return [f"input_fields {{ input_name: {quoted(field.name)} input_type: {_FIELD_TYPES[field.kind]}{default} }}"]
 
 
-def _features(options: GroupOptions, inference: Inference) -> list[str]:
-    lines = [*_comment("", [_SMALL_START]), "initializer { truncated_normal_initializer { stddev: 0.1 } }"]
+def _features(options: GroupOptions, inference: Inference, grouped: Grouped) -> list[str]:
+    lines = [*comment([_SMALL_START]), "initializer { truncated_normal_initializer { stddev: 0.1 } }"]
     for feature in inference.features:
-        lines += _comment("", [feature.why + ("; the same for all rows of an item" if _is_per_group(feature) else "")])
-        settings = "".join(f" {name}: {_value(value)}" for name, value in feature.settings.items())
-        column, kind = _text(feature.column or feature.name), feature.feature_type
-        text = f"features {{ input_names: {column} feature_type: {kind}{settings} }}"
-        lines += [text] if len(text) <= 118 else _long_feature(feature)
+        lines += comment([feature.why + ("; the same for all rows of an item" if _is_per_group(feature) else "")])
+        settings = "".join(f" {name}: {setting(value)}" for name, value in feature.settings.items())
+        column, kind = quoted(feature.column or feature.name), feature.feature_type
+        line = f"features {{ input_names: {column} feature_type: {kind}{settings} }}"
+        lines += [line] if len(line) <= 118 else _long_feature(feature)
     width, height = _image_size(options)
     shape = f"img_shape {{ width: {width} height: {height} }}"
-    lines.append(f"features {{ input_names: {_text(options.image_field)} feature_type: ImgFeature {shape} }}")
-    lines.append(f"features {{ input_names: {_text(GROUP_SIZE)} feature_type: SampleNumFeature }}")
-    return _block("feature_config", lines)
+    lines.append(f"features {{ input_names: {quoted(options.image_field)} feature_type: ImgFeature {shape} }}")
+    if grouped.size_field:
+        lines.append(f"features {{ input_names: {quoted(grouped.size_field)} feature_type: SampleNumFeature }}")
+    return [*comment([sections.FEATURES]), *block("feature_config", lines)]
 
 
 def _is_per_group(feature: FeaturePlan) -> bool:
@@ -159,17 +197,17 @@ def _is_per_group(feature: FeaturePlan) -> bool:
 
 
 def _long_feature(feature: FeaturePlan) -> list[str]:
-    lines = [f"input_names: {_text(feature.column or feature.name)}", f"feature_type: {feature.feature_type}"]
+    lines = [f"input_names: {quoted(feature.column or feature.name)}", f"feature_type: {feature.feature_type}"]
     for name, value in feature.settings.items():
-        lines += _list(name, value) if isinstance(value, list) else [f"{name}: {_value(value)}"]
-    return _block("features", lines)
+        lines += _list(name, value) if isinstance(value, list) else [f"{name}: {setting(value)}"]
+    return block("features", lines)
 
 
 def _list(name: str, values: list[Any]) -> list[str]:
     """Return the setting of a list in lines of limited width, which are never broken within a value."""
     lines = [f"{name}: ["]
     for number, value in enumerate(values, 1):
-        text = _value(value) + ("]" if number == len(values) else ", ")
+        text = setting(value) + ("]" if number == len(values) else ", ")
         if len(lines[-1]) + len(text) > 111:
             lines[-1] = lines[-1].rstrip()
             lines.append("")
@@ -182,23 +220,25 @@ def _model(options: GroupOptions, inference: Inference, grouped: Grouped) -> lis
     names = [feature.name for feature in inference.features if feature not in wide]
     lines = [
         'model_class: "E2E_MM_DBMTL"',
-        f'feature_groups {{ group_name: "img" feature_names: {_text(options.image_field)} }}',
-        f'feature_groups {{ group_name: "sample_num" feature_names: {_text(GROUP_SIZE)} }}',
-        *_block("feature_groups", ['group_name: "all"', *(f"feature_names: {_text(name)}" for name in names)]),
+        f'feature_groups {{ group_name: "img" feature_names: {quoted(options.image_field)} }}',
     ]
+    if grouped.size_field:
+        lines.append(f'feature_groups {{ group_name: "sample_num" feature_names: {quoted(grouped.size_field)} }}')
+    lines += block("feature_groups", ['group_name: "all"', *(f"feature_names: {quoted(name)}" for name in names)])
     for feature in wide:
         factor = 1 / (_WIDE_DEVIATION**2 * feature.wide_rows)
-        lines += _comment("", [f"The expected size of what a value adds to the logits is {_WIDE_DEVIATION:g}."])
-        lines += _block(
+        lines += comment([f"The expected size of what a value adds to the logits is {_WIDE_DEVIATION:g}."])
+        lines += block(
             "feature_groups",
             [
-                f"group_name: {_text(wide_name(feature.name))}",
-                f"wide_deep: WIDE wide_regularization: {factor:.2g} feature_names: {_text(feature.name)}",
+                f"group_name: {quoted(wide_name(feature.name))}",
+                f"wide_deep: WIDE wide_regularization: {factor:.2g} feature_names: {quoted(feature.name)}",
             ],
         )
     samples = _batch_size(grouped) * grouped.num_rows / max(grouped.num_groups, 1)
     lines.append(f"embedding_regularization: {_EMBEDDING_PENALTY / samples:.1g}")
-    return _block("model_config", lines + _block("e2e_mm_dbmtl", _network(options, inference, grouped)))
+    lines += block("e2e_mm_dbmtl", _network(options, inference, grouped))
+    return [*comment([sections.MODEL]), *block("model_config", lines)]
 
 
 def _wide(inference: Inference) -> list[FeaturePlan]:
@@ -210,9 +250,9 @@ def _wide(inference: Inference) -> list[FeaturePlan]:
 def _network(options: GroupOptions, inference: Inference, grouped: Grouped) -> list[str]:
     units = (256, 128) if grouped.num_rows >= 1_000_000 else (128, 64)
     lines = _image_tower(options, grouped)
-    lines += _comment("", [_NO_BATCH_NORM])
+    lines += comment([_NO_BATCH_NORM])
     lines.append("use_feature_bn: false")
-    lines += _comment("", [_PRODUCTS])
+    lines += comment([_PRODUCTS])
     lines.append("dot_interaction { dim: 32 scale: 4 }")
     lines.append(f"bottom_dnn {{ hidden_units: [{units[0]}, {units[1]}] use_bn: false }}")
     labels = sorted(inference.labels, key=lambda label: not label.is_binary)
@@ -225,36 +265,34 @@ def _image_tower(options: GroupOptions, grouped: Grouped) -> list[str]:
     lines: list[str] = []
     if options.preset:
         width, height = _image_size(options)
-        lines.append(f"preset: {_text(options.preset)}")
+        lines.append(f"preset: {quoted(options.preset)}")
         upscale = _PRESET_SIDE // max(width, height)
         if upscale > 1:
-            lines += _comment(
-                "", [f"Enlarges pictures to about the size that the backbone was trained on, {_PRESET_SIDE} pixels."]
+            lines += comment(
+                [f"Enlarges pictures to about the size that the backbone was trained on, {_PRESET_SIDE} pixels."]
             )
             lines.append(f"upscale: {upscale}")
     else:
-        lines.append(f"model_name: {_text(_RANDOM_BACKBONE)}")
-    lines += _comment("", ["The backbone is frozen, and runs once per distinct picture."])
+        lines.append(f"model_name: {quoted(_RANDOM_BACKBONE)}")
+    lines += comment(["The backbone is frozen, and runs once per distinct picture."])
     lines.append("trainable: HEAD")
-    lines += _comment("", ["img_dnn reads the output of the backbone without a projection, and the colours and edges."])
+    lines += comment(["img_dnn reads the output of the backbone without a projection, and the colours and edges."])
     lines += ["num_classes: 0", "descriptors {}", "normalize_features: true"]
     if grouped.num_rows_without_picture:
-        lines += _comment(
-            "", [f"{grouped.num_rows_without_picture:,} rows have no picture: they get a trained vector."]
-        )
+        lines += comment([f"{grouped.num_rows_without_picture:,} rows have no picture: they get a trained vector."])
         lines.append("no_image_vector: true")
     head = ["hidden_units: [512, 16]", "dropout_ratio: [0.5, 0]", "use_bn: false"]
-    return [*_block("img_model", lines), f"img_dnn {{ {' '.join(head)} }}"]
+    return [*block("img_model", lines), f"img_dnn {{ {' '.join(head)} }}"]
 
 
 def _tower(label: LabelPlan, first: LabelPlan, units: int, options: GroupOptions, has_user_ids: bool) -> list[str]:
-    name = _text(label.name)
+    name = quoted(label.name)
     lines = [f"tower_name: {name}", f"label_name: {name}"]
     if label.is_binary:
         metrics = ["auc {}", "log_loss {}", "calibration {}"]
         if has_user_ids:
-            metrics.insert(1, f"gauc {{ uid_field: {_text(options.user_field)} }}")
-        why = f"{_percent(label.mean)} of the rows are 1."
+            metrics.insert(1, f"gauc {{ uid_field: {quoted(options.user_field)} }}")
+        why = "0 or 1." if label.mean is None else f"{_percent(label.mean)} of the rows are 1."
         lines.append("loss_type: CLASSIFICATION")
     else:
         metrics = ["root_mean_squared_error {}", "mean_absolute_error {}"]
@@ -267,9 +305,9 @@ def _tower(label: LabelPlan, first: LabelPlan, units: int, options: GroupOptions
     lines += [f"metrics_set {{ {metric} }}" for metric in metrics]
     lines.append(f"dnn {{ hidden_units: [{units}, {units // 2}] use_bn: false }}")
     if label is not first:
-        lines.append(f"relation_tower_names: {_text(first.name)}")
+        lines.append(f"relation_tower_names: {quoted(first.name)}")
     lines.append(f"relation_dnn {{ hidden_units: {units // 4} use_bn: false }}")
-    return [*_comment("", [why]), *_block("task_towers", lines)]
+    return [*comment([why]), *block("task_towers", lines)]
 
 
 def _weight(variance: float) -> float:
@@ -288,30 +326,32 @@ def _training(options: GroupOptions, inference: Inference, grouped: Grouped) -> 
     warmup_steps = min(_WARMUP_STEPS, num_steps // 2)
     lines = _optimizer(0.002, 0.1, warmup_steps, 0.0002)
     if _wide(inference):
-        lines += _comment("", ["A higher rate, because few rows train the number of each value."])
+        lines += comment(["A higher rate, because few rows train the number of each value."])
         names = [f"embedding/{wide_name(feature.name)}$" for feature in _wide(inference)]
         lines += _optimizer(0.01, 0.1, warmup_steps, 0.001, names)
-    lines += _comment(
-        "",
+    lines += comment(
         [
             "Strong weight decay, because otherwise single pictures are learned by heart.",
             "The rate rises slowly, so that what other features also show is learned from those.",
         ],
     )
     lines += _optimizer(0.002, 7, int(_IMAGE_WARMUP * num_steps * num_epochs), 0, ["^image/img_dnn/"])
-    lines += _comment("", [f"An epoch has {num_steps:,} steps. The learning rate falls to 0 with the last epoch."])
+    lines += comment([f"An epoch has {num_steps:,} steps. The learning rate falls to 0 with the last epoch."])
     lines += [f"num_epochs: {num_epochs}", "save_checkpoints_epochs: 1"]
     lines.append(f"save_summary_steps: {min(100, max(1, num_steps // 20))}")
-    export = [f"multi_placeholder: true img_input_name: {_text(options.image_field)}"]
+    export = [f"multi_placeholder: true img_input_name: {quoted(options.image_field)}"]
     evaluation = []
     if grouped.eval_path:
-        item = f"item_id_field: {_text(options.group_by)}"
-        evaluation = _comment("", ["Every checkpoint is evaluated; confidence intervals resample whole items."])
-        evaluation += [f"eval_config {{ eval_interval_secs: 0 {item} }}", ""]
+        # The evaluation has no other use for the paths of pictures, by which items are known if they have no column.
+        has_item = options.group_by != options.image_field
+        item = f" item_id_field: {quoted(options.group_by)}" if has_item else ""
+        evaluation = comment([sections.EVALUATION])
+        evaluation += [f"eval_config {{ eval_interval_secs: 0{item} }}", ""]
         binary = [label.name for label in inference.labels if label.is_binary]
         if binary:
-            export.append(f'exporter_type: "best" best_exporter_metric: {_text(f"auc_{binary[0]}")}')
-    return [*_block("train_config", lines), "", *evaluation, *_block("export_config", export)]
+            export.append(f'exporter_type: "best" best_exporter_metric: {quoted(f"auc_{binary[0]}")}')
+    training = [*comment([sections.TRAINING]), *block("train_config", lines)]
+    return [*training, "", *evaluation, *comment([sections.EXPORT]), *block("export_config", export)]
 
 
 def _optimizer(
@@ -323,10 +363,10 @@ def _optimizer(
         f"warmup_learning_rate: {first_rate:g}",
         f"warmup_steps: {warmup_steps}",
     ]
-    decay = _block("learning_rate", _block("cosine_decay_learning_rate", schedule))
-    settings = [f"variables: {_text(pattern)}" for pattern in variables]
-    settings += _block("adamw_optimizer", [f"weight_decay: {weight_decay:g}", *decay])
-    return _block("optimizer_config", settings)
+    decay = block("learning_rate", block("cosine_decay_learning_rate", schedule))
+    settings = [f"variables: {quoted(pattern)}" for pattern in variables]
+    settings += block("adamw_optimizer", [f"weight_decay: {weight_decay:g}", *decay])
+    return block("optimizer_config", settings)
 
 
 def _batch_size(grouped: Grouped) -> int:
@@ -340,32 +380,3 @@ def _batch_size(grouped: Grouped) -> int:
 def _image_size(options: GroupOptions) -> tuple[int, int]:
     """Return the width and height of the pictures in the network's input."""
     return options.image_size or (_SIDE, _SIDE)
-
-
-# --- Text format
-
-
-def _block(name: str, lines: Iterable[str]) -> list[str]:
-    return [f"{name} {{", *(f"  {line}" if line else "" for line in lines), "}"]
-
-
-def _comment(indent: str, lines: Iterable[str]) -> list[str]:
-    def wrap(line: str) -> list[str]:
-        # Paths and commands are not broken into two lines.
-        return textwrap.wrap(line, 112, subsequent_indent="  ", break_long_words=False, break_on_hyphens=False) or [""]
-
-    return [f"{indent}# {part}" for line in lines for part in wrap(line)]
-
-
-def _text(value: str) -> str:
-    return f'"{text_encoding.CEscape(value.encode(), as_utf8=True)}"'
-
-
-def _value(value: Any) -> str:
-    if isinstance(value, list):
-        return f"[{', '.join(_value(entry) for entry in value)}]"
-    if isinstance(value, bool):
-        return "true" if value else "false"
-    if isinstance(value, float):
-        return f"{value:g}" if float(f"{value:g}") == value else repr(value)
-    return _text(value) if isinstance(value, str) else str(value)

@@ -40,12 +40,12 @@ class FeaturePlan:
 
 @dataclass
 class LabelPlan:
-    """A label, whether it is a class (0 or 1) or a number, and the mean and variance of its values."""
+    """A label, whether it is a class (0 or 1) or a number, and the mean and variance of its values, if known."""
 
     name: str
     is_binary: bool
-    mean: float
-    variance: float
+    mean: float | None = None
+    variance: float = 0.0
 
 
 @dataclass
