@@ -108,6 +108,7 @@ def matching_data(folder, config):
     make_pictures(folder, [f"images/{number}.png" for number in range(7)], random)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("input_type", ["GroupParquetInput", "ParquetInput"])
 def test_a_described_config_reads_data_that_match_it_and_trains(input_type, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
@@ -121,8 +122,9 @@ def test_a_described_config_reads_data_that_match_it_and_trains(input_type, tmp_
     assert (shape.width, shape.height) == (32, 16)
     matching_data(tmp_path, config)
     assert main(["check", "--pipeline_config", "new/x.config"]) == 0
-    assert main(["train", "--pipeline_config", "new/x.config", "--quiet", "--set", "train_config.num_steps=2"]) == 0
-    assert "step 2; checkpoint" in capsys.readouterr().out
+    if input_type == "GroupParquetInput":  # the network is the same
+        assert main(["train", "--pipeline_config", "new/x.config", "--quiet", "--set", "train_config.num_steps=2"]) == 0
+        assert "step 2; checkpoint" in capsys.readouterr().out
 
 
 def test_the_defaults_describe_data_and_every_section_says_what_to_change(tmp_path, monkeypatch):

@@ -21,7 +21,7 @@ TRAINING = (
     "Change learning_rate_base and num_epochs first; optimizers with cosine_decay end with the last step."
 )
 EVALUATION = (
-    "Every checkpoint is evaluated, and confidence intervals resample whole items (item_id_field). Change eval_interval_secs to "
-    "evaluate less often; metrics stand in the task_towers."
+    "Every checkpoint is evaluated, and confidence intervals resample whole items (item_id_field). Change "
+    "eval_interval_secs to evaluate less often; metrics stand in the task_towers."
 )
 EXPORT = "What easyrec-mm export writes for serving. Change exporter_type to choose the checkpoint in another way."
