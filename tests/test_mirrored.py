@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -68,12 +69,16 @@ def test_processes_on_the_gpus_of_machines_end_together_and_train_the_weights_of
     machines = [
         start(
             folder, "MultiWorkerMirroredStrategy", 24, gpus, "--set", "train_config.num_gpus_per_worker=2",
+            "--json_logs",
             TF_CONFIG=json.dumps({"cluster": cluster, "task": {"type": "worker", "index": number}}),
         )
         for number, gpus in enumerate(("0,1", "2,3"))
     ]  # fmt: skip
-    outputs = [machine.communicate(timeout=180)[0] for machine in machines]
+    with ThreadPoolExecutor(2) as pool:  # both are read, so that none waits for the other's pipe
+        outputs = list(pool.map(lambda machine: machine.communicate(timeout=180)[0], machines))
     assert [machine.returncode for machine in machines] == [0, 0], outputs
-    assert f"[3] worker 3 (127.0.0.1:{ports[1] + 1}) of 4: waiting for the others" in outputs[1]
-    assert "continuing from" in outputs[0]
+    # Every line of theirs is JSON, whichever worker has printed it.
+    messages = [{(line["worker"], line["message"]) for line in map(json.loads, out.splitlines())} for out in outputs]
+    assert (3, f"worker 3 (127.0.0.1:{ports[1] + 1}) of 4: waiting for the others") in messages[1]
+    assert {number for number, message in messages[0] if message.startswith("continuing from")} == {0, 1}
     assert_same_weights(folder / "one", folder / "m", 42)
