@@ -84,6 +84,12 @@ def test_what_is_inferred_of_groups_is_what_group_infers_of_their_rows(in_data):
     assert ours == theirs
 
 
+def test_files_and_patterns_stay_and_folders_become_patterns(in_data):
+    paths = "g/train, whole/part-*.parquet ,g/eval/part-00000.parquet"
+    assert main(["init", "--input", paths, "--output", str(in_data)]) == 0
+    assert config_of(in_data).train_input_path == "g/train/*.parquet,whole/part-*.parquet,g/eval/part-00000.parquet"
+
+
 def matching_data(folder, config):
     """Write groups, or rows, as the fields of a config say; return nothing."""
     random = np.random.default_rng(1)

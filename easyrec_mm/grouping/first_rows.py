@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Collection
 from dataclasses import dataclass
 from itertools import islice
@@ -14,7 +15,7 @@ import pyarrow.parquet as pq
 
 from easyrec_mm.errors import DataError
 from easyrec_mm.features.field import Kind
-from easyrec_mm.files import join
+from easyrec_mm.files import join, plain
 from easyrec_mm.files.data_names import is_picture
 from easyrec_mm.files.opening import open_binary, opened_at
 from easyrec_mm.formats.columns import kind_of, to_kind
@@ -209,10 +210,14 @@ def _kind(field: pa.Field, file: str) -> Kind:
 
 def _as_setting(paths: str, files: list[str]) -> str:
     """Return paths as a config may name them, in which a folder is a pattern."""
-    if not any(os.path.isdir(path.strip()) for path in paths.split(",")):
-        return paths
-    patterns = [join(os.path.dirname(file), f"*{_ending(file)}") for file in files]
-    return ",".join(dict.fromkeys(patterns))
+    settings: list[str] = []
+    for path in (part.strip() for part in paths.split(",")):
+        if path in files or re.search(r"[*?\[]", path):
+            settings.append(path)
+        else:
+            inside = [file for file in files if file.startswith(plain(path))]
+            settings += [join(os.path.dirname(file), f"*{_ending(file)}") for file in inside]
+    return ",".join(dict.fromkeys(settings))
 
 
 def _ending(file: str) -> str:
