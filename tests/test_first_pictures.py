@@ -58,7 +58,7 @@ def test_the_current_folder_stays_what_no_image_root_means(shop, tmp_path, capsy
     write_log(shop / "log.csv")
     group("log.csv", tmp_path / "out", "--pipeline_config_template", tmp_path / "x.config")
     assert "image_root" not in capsys.readouterr().out
-    assert "image_root" not in (tmp_path / "x.config").read_text()
+    assert "image_root:" not in (tmp_path / "x.config").read_text()
 
 
 def test_a_log_of_a_relative_path(shop, tmp_path, monkeypatch):

@@ -310,5 +310,5 @@ def test_search_takes_the_category_of_the_picture(trained, capsys):
     run(*search, expect=1)
     assert "the image model also takes 'category'; give it with --field category=VALUE" in capsys.readouterr().err
     run(*search, "--field", f"category={row['category']}")
-    first = capsys.readouterr().out.split()
+    (first,) = [words for words in map(str.split, capsys.readouterr().out.splitlines()) if words[0] == "1"]
     assert float(first[1]) == pytest.approx(1.0, abs=1e-5)

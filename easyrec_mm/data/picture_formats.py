@@ -139,11 +139,11 @@ def _look_through_gif(data: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
 def decode_palette_bmp(data: tf.Tensor) -> tf.Tensor:
     """Decode a BMP with 8 bits per pixel, whose palette indices TensorFlow returns as if they were grey values."""
     byte = tf.cast(tf.io.decode_raw(tf.strings.substr(data, 0, 16), tf.uint8), tf.int32)
-    indices = tf.cast(tf.io.decode_bmp(data)[..., 0], tf.int32)  # [h, w]
     palette_start = 14 + byte[14] + byte[15] * 256
     # An error message of substr would contain the data, which Python cannot decode as text.
     within = tf.debugging.Assert(palette_start <= tf.strings.length(data), ["the palette is missing"])
-    with tf.control_dependencies([within]):
+    with tf.control_dependencies([within]):  # before all else, so that a picture has the same reason each time
+        indices = tf.cast(tf.io.decode_bmp(tf.identity(data))[..., 0], tf.int32)  # [h, w]
         padded = tf.strings.join([data, b"\x00" * 1024])
     palette = tf.reshape(tf.io.decode_raw(tf.strings.substr(padded, palette_start, 1024), tf.uint8), [256, 4])
     return tf.gather(palette[:, 2::-1], indices)  # blue, green, red -> red, green, blue
