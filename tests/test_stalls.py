@@ -118,7 +118,10 @@ def test_training_evaluation_and_prediction_wait_for_pictures(demo, hanging, soo
     use_small_backbone(monkeypatch)
     bucket, data, flags = demo
     commands = {
-        "train": (["train", *flags], 66),  # 64 pictures are read first
+        "train": (
+            ["train", *flags],
+            40,
+        ),  # while the first pictures are read: later ones may be of batches that nobody needs
         "eval": (["eval", *flags, "--eval_input_path", f"{data}/test/*"], 2),
         "predict": (
             ["predict", *flags, "--predict_input_path", f"{data}/test/*", "--output", tmp_path / "p.parquet"],
