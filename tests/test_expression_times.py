@@ -164,7 +164,7 @@ def expression_of(name, other, expression):
             f"{FIELD['level']}.input_type=DOUBLE",
             expression_of("level", "day_h", "hour(level + 60, day_h)"),
             place=f"{FEATURE['level']}.expression",
-            says="'level' is a FLOAT or DOUBLE, of which 32 bits are kept: too few for the seconds of a time",
+            says="'level' is a FLOAT or DOUBLE, which is read with 32 bits: too few for the seconds of a time",
         ),
     ],
 )

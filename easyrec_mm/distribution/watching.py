@@ -21,9 +21,9 @@ from easyrec_mm.console import say_at_once
 from easyrec_mm.distribution.cluster import Cluster
 from easyrec_mm.exit_status import LOST_WORKER
 
-# The others are asked this often. A worker is lost when it has left so many questions in a row without an answer, for
-# each of which it had so long: 30 s. A process that learns of a loss has END_S to end by itself. Together these are
-# less than a minute.
+# Each other worker is asked every ASK_EVERY_S seconds. It is lost when it has not answered NUM_QUESTIONS questions in a
+# row within ANSWER_S each, which takes 30 s. A process that notices a loss has END_S seconds to end by itself. Together
+# these are less than a minute.
 ASK_EVERY_S, NUM_QUESTIONS, ANSWER_S, END_S = 5.0, 6, 5.0, 15.0
 # A proxy would answer for every server; and a connection that others of this process have would not be a question.
 _OPTIONS = (("grpc.enable_http_proxy", 0), ("grpc.use_local_subchannel_pool", 1))

@@ -94,7 +94,7 @@ def write_predictions(
     """Write the rows of batches; return their number.
 
     Args:
-      batches: fields and outputs of each batch, by name; the fields that are no columns are left out.
+      batches: fields and outputs of each batch, by name; fields without a column are left out.
       columns: names and types of the columns, which a part without samples has as well.
       path, is_csv, quote_formulas: see predict.
 

@@ -84,5 +84,5 @@ def _check_times(settings: FeatureSettings, expression: Expression) -> None:
         if dtype == "string" and name not in texts:
             settings.add("expression", f"'{name}' is text, which is a time only in from_text({name})")
         elif dtype == "float32":
-            problem = f"'{name}' is a FLOAT or DOUBLE, of which 32 bits are kept: too few for the seconds of a time"
+            problem = f"'{name}' is a FLOAT or DOUBLE, which is read with 32 bits: too few for the seconds of a time"
             settings.add("expression", f"{problem}; read it as INT64")

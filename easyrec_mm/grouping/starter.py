@@ -23,7 +23,6 @@ from easyrec_mm.grouping.pipeline_template import FLAT_INPUT_TYPES, Grouped, tem
 from easyrec_mm.grouping.plans import FeaturePlan, FieldPlan, Inference, LabelPlan
 from easyrec_mm.grouping.trainable import require_trainable
 
-INPUT_TYPES = ("GroupParquetInput", "GroupTFRecordInput", *FLAT_INPUT_TYPES)
 FEATURE_KINDS = ("id", "number", "tags")
 # Usual names of the columns of items and users.
 _ITEM = re.compile(r"(item|goods|product|video|ad|article|sku|photo)_?(id|no|code)?", re.IGNORECASE)
