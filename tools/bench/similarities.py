@@ -36,7 +36,7 @@ def main() -> None:
     flags.add_argument("--demo", type=Path, default=workload.ROOT / "demo")
     options = flags.parse_args()
     category, style, appeal = truth()
-    figures = {}
+    figures: dict[str, dict[str, float]] = {}
     with closing(open_store(f"lmdb://{options.demo}/vectors")) as store, tempfile.TemporaryDirectory() as folder:
         generation = require_generation(store.meta(), None, store.uri)
         for name in SIMILARITIES:
