@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import pwd
+import random
 import shutil
 import signal
 import socket
@@ -11,7 +12,7 @@ import subprocess
 import tempfile
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 
@@ -19,6 +20,19 @@ def free_port() -> int:
     with socket.socket() as listener:
         listener.bind(("127.0.0.1", 0))
         return int(listener.getsockname()[1])
+
+
+def free_ports(num: int) -> list[int]:
+    """Return `num` ports that follow one another, of those that no system hands out by itself (from 32768)."""
+    while True:
+        first = random.SystemRandom().randrange(10000, 32768 - num)
+        with ExitStack() as stack:
+            try:
+                for port in range(first, first + num):
+                    stack.enter_context(socket.socket()).bind(("127.0.0.1", port))
+            except OSError:
+                continue
+            return list(range(first, first + num))
 
 
 class Server:

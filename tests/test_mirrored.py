@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 from flat_helpers import make_log
-from servers import free_port
+from servers import free_ports
 from test_workers import CONFIG, assert_same_weights, size, train
 
 pytestmark = pytest.mark.slow
@@ -64,7 +64,7 @@ def test_processes_on_the_gpus_of_machines_end_together_and_train_the_weights_of
     output = second.communicate(timeout=120)[0]
     assert second.returncode == 137, output
     assert "[0] error: worker 1 (127.0.0.1:" in output
-    ports = [free_port(), free_port()]
+    ports = free_ports(4)[::2]  # each machine has the port that follows, too
     cluster = {"worker": [f"127.0.0.1:{port}" for port in ports]}
     machines = [
         start(
