@@ -13,7 +13,7 @@ import pytest
 from google.protobuf import text_format
 from servers import free_port
 
-from easyrec_mm.cli.workers import join_workers
+from easyrec_mm.api.workers import join_workers
 from easyrec_mm.config import changes
 from easyrec_mm.distribution.cluster import Cluster, meet, read_cluster
 from easyrec_mm.errors import ConfigError, UserError

@@ -11,7 +11,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from easyrec_mm.cli.workers import cluster_of, workers_to_start
+from easyrec_mm.api.workers import cluster_of, workers_to_start
 from easyrec_mm.distribution import local_workers
 from easyrec_mm.distribution.cluster import Cluster, expanded, read_cluster
 from easyrec_mm.distribution.gpus import gpus_in, visible_gpus
