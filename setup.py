@@ -80,6 +80,7 @@ setup(
         "gpu": ["tensorflow[and-cuda]>=2.21,<2.22"],
         "odps": ["pyodps>=0.12"],
         "spark": _requirements("spark"),
+        "tune": _requirements("tune"),
     },
     entry_points={"console_scripts": ["easyrec-mm=easyrec_mm.cli.main:run"]},
     cmdclass={"generate_proto": GenerateProto, "build_py": BuildPy},
