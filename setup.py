@@ -74,7 +74,11 @@ setup(
     python_requires=">=3.10,<3.14",
     # protos/ has no __init__.py before its code is generated.
     packages=sorted({*find_packages(include=["easyrec_mm*"]), "easyrec_mm.protos"}),
-    package_data={"easyrec_mm.pages": ["templates/*"], "easyrec_mm.weights": ["pictures/*"]},
+    package_data={
+        "easyrec_mm": ["py.typed"],
+        "easyrec_mm.pages": ["templates/*"],
+        "easyrec_mm.weights": ["pictures/*"],
+    },
     install_requires=_requirements("base"),
     extras_require={
         "gpu": ["tensorflow[and-cuda]>=2.21,<2.22"],

@@ -171,6 +171,11 @@ def tell_result(message: str, **fields: Any) -> None:
     _put(message, False, fields)
 
 
+def warn(message: str) -> None:
+    """Print a message about a problem to stderr; it begins with its level."""
+    print(message if isinstance(sys.stderr, Stream) else _safe(message), file=sys.stderr)
+
+
 def say_at_once(message: str) -> None:
     """Write a message to stderr without waiting for a thread that is printing."""
     text = sys.stderr.formed(message) if isinstance(sys.stderr, Stream) else f"{message}\n"
@@ -192,7 +197,7 @@ def _put(message: str, is_work: bool, fields: Mapping[str, Any]) -> None:
         sys.stdout.put(message, is_work, fields)
         sys.stdout.flush()
     else:
-        print(message, flush=True)
+        print(_safe(message), flush=True)
 
 
 def _safe(text: str) -> str:

@@ -9,12 +9,17 @@ import re
 from collections.abc import Iterable
 
 from easyrec_mm.exit_status import FAILURE, LOST_WORKER
+from easyrec_mm.safe_text import hide_secrets
 
 
 class UserError(Exception):
     """A mistake in a config, a file or the data; the message says where, what was given and what to do."""
 
     exit_status = FAILURE
+
+    def __str__(self) -> str:
+        """Return the message without the passwords and signatures of addresses, as a stack trace shows it."""
+        return hide_secrets(super().__str__())
 
 
 class ConfigError(UserError):

@@ -33,8 +33,8 @@ PACKAGE = ROOT / "easyrec_mm"
 # above it.
 MAY_IMPORT = {
     "exit_status": "",
-    "errors": "exit_status",
     "safe_text": "",
+    "errors": "exit_status safe_text",
     "console": "safe_text",
     "features": "errors safe_text protos",
     "schema": "features",
@@ -65,7 +65,8 @@ MAY_IMPORT = {
     "stats": "errors safe_text pages schema stable_hash files features store config formats data grouping network "
     "evaluation training protos",
     "serving": "console errors safe_text schema tensorflow_import files manifest features store embedding",
-    "cli": "console exit_status errors safe_text tensorflow_import tasks files worth",
+    "api": "console exit_status errors tensorflow_import tasks files distribution",
+    "cli": "api console exit_status errors safe_text tensorflow_import tasks files worth",
     "__main__": "cli",
 }
 # Rooms that load in a moment, for neither they nor what they import imports TensorFlow: what a user can get wrong in a
@@ -85,7 +86,7 @@ WITHOUT_TENSORFLOW = {
     "weights",
     "config",
 }
-WITHOUT_TENSORFLOW |= {"grouping", "cli"}
+WITHOUT_TENSORFLOW |= {"grouping", "api", "cli"}
 # Print; all others use what `console` offers for the work under way, return what they have to say, or raise it.
 MAY_PRINT = ("cli", "console")
 
@@ -102,17 +103,20 @@ def room(module):
 
 
 def statements(module):
-    """The nodes of a module's code. Of a command only what runs when it is imported: it loads later what it needs."""
+    """The nodes of a module's code. Of the API and the commands only what runs when they are imported."""
     tree = ast.parse(MODULES[module].read_text(encoding="utf-8"))
-    if room(module) != "cli":
+    if room(module) not in ("api", "cli"):
         return list(ast.walk(tree))
-    at_import = [
-        node
-        for node in tree.body
-        if not isinstance(node, ast.FunctionDef)
-        and not (isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING")
-    ]
-    return [inner for node in at_import for inner in ast.walk(node)]
+    return list(at_import(tree))
+
+
+def at_import(node):
+    """The nodes below a node, without the bodies of functions and what only a type checker reads."""
+    for child in ast.iter_child_nodes(node):
+        is_for_types = isinstance(child, ast.If) and ast.unparse(child.test) == "TYPE_CHECKING"
+        if not isinstance(child, ast.FunctionDef) and not is_for_types:
+            yield child
+            yield from at_import(child)
 
 
 def imports(module):

@@ -1,19 +1,16 @@
-"""Loads a checked config, and the model of a checkpoint, for the commands that need them."""
+"""Loads the model of a checkpoint, and what belongs to it."""
 
 from __future__ import annotations
 
-import sys
-from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
 
-from easyrec_mm.cli.flags import Flags
+from easyrec_mm.console import warn
 from easyrec_mm.errors import UserError
 from easyrec_mm.files.folders import shown
-from easyrec_mm.tensorflow_import import import_tensorflow
 
 if TYPE_CHECKING:
-    from easyrec_mm.config.overrides import Override
     from easyrec_mm.config.pipeline import Pipeline
     from easyrec_mm.data.bad_records import BadRecords
     from easyrec_mm.distribution.replicas import Replicas
@@ -21,36 +18,37 @@ if TYPE_CHECKING:
     from easyrec_mm.runs.model_dir import ModelDir
     from easyrec_mm.store.feature_vectors import VectorStores
 
-
-def load_config(flags: Flags, overrides: Sequence[Override] = ()) -> Pipeline:
-    """Load and check the config, changed by `overrides` and then by --set; print notes; import TensorFlow."""
-    pipeline = load_quietly(flags, overrides)
-    go_on_with(pipeline)
-    return pipeline
+FLOAT32 = "FLOAT32"
 
 
-def load_quietly(flags: Flags, overrides: Sequence[Override] = ()) -> Pipeline:
-    """Load and check the config, changed by `overrides` and then by --set, without notes and without TensorFlow."""
-    from easyrec_mm.config.pipeline import load_pipeline
+@dataclass(frozen=True)
+class Chosen:
+    """Which weights a model has, and how it computes.
 
-    return load_pipeline(flags.pipeline_config, [*overrides, *flags.set], flags.ignore_unsupported)
-
-
-def go_on_with(pipeline: Pipeline) -> None:
-    """Print the notes of a config that was loaded quietly, and import TensorFlow."""
-    for note in pipeline.notes:
-        print(f"note: {note}", file=sys.stderr)
-    import_tensorflow()
-
-
-def require_path(path: str, pipeline: Pipeline, setting: str, contents: str) -> None:
-    """Check that a path of the config is set.
-
-    Raises:
-      UserError: if it is not.
+    checkpoint_path  checkpoint, or folder of checkpoints; "": the newest in model_dir, or the best where the config's
+                     exporter_type is best
+    precision        number format, as train_config.precision
     """
-    if not path:
-        raise UserError(f"{pipeline.path}: {setting}: is missing; give the files of {contents}")
+
+    checkpoint_path: str = ""
+    precision: str = FLOAT32
+
+    @property
+    def dtype(self) -> str:
+        """Return the Keras dtype policy of the precision.
+
+        Raises:
+          UserError: if it does not exist.
+        """
+        from easyrec_mm.network.precision import dtype_policy
+        from easyrec_mm.protos.train_pb2 import Precision
+
+        if self.precision not in Precision.keys():  # noqa: SIM118
+            raise UserError(f"--precision {self.precision}: choose one of {', '.join(Precision.keys())}")
+        return dtype_policy(Precision.Value(self.precision))
+
+
+NEWEST = Chosen()
 
 
 @dataclass
@@ -70,12 +68,14 @@ class Trained:
     name: str
 
 
-def load_trained(pipeline: Pipeline, flags: Flags, bad_records_file: str, replicas: Replicas | None = None) -> Trained:
-    """Load the model of a checkpoint, as the flags say; by default `choose_checkpoint` chooses one in model_dir.
+def load_trained(
+    pipeline: Pipeline, chosen: Chosen, bad_records_file: str, replicas: Replicas | None = None
+) -> Trained:
+    """Load the model of a checkpoint.
 
     Args:
-      pipeline: the config.
-      flags: --checkpoint_path and --precision.
+      pipeline: the config of the training.
+      chosen: which checkpoint, and the number format.
       bad_records_file: name of the file in model_dir that lists invalid records.
       replicas: the workers that use the model together; the first one chooses the checkpoint, and writes to model_dir.
     """
@@ -88,8 +88,8 @@ def load_trained(pipeline: Pipeline, flags: Flags, bad_records_file: str, replic
     config = pipeline.config
     replicas = replicas or Replicas()
     folder = ModelDir(config.model_dir).open()
-    checkpoint = find_checkpoint(pipeline, replicas.texts(flags.checkpoint_path or "")[0], folder)
-    model, step = load_model(config, pipeline.schema, checkpoint, dtype_of(flags), replicas)
+    checkpoint = find_checkpoint(pipeline, replicas.texts(chosen.checkpoint_path)[0], folder)
+    model, step = load_model(config, pipeline.schema, checkpoint, chosen.dtype, replicas)
     require_same_values(model.weights(), replicas)
     file = str(folder.local / bad_records_file) if replicas.number == 0 else None
     bad_records = SharedBadRecords(file, config.data_config.max_bad_record_share, replicas)
@@ -97,19 +97,36 @@ def load_trained(pipeline: Pipeline, flags: Flags, bad_records_file: str, replic
     return Trained(model, folder, bad_records, vectors_of(pipeline.schema, checkpoint), name)
 
 
-def dtype_of(flags: Flags) -> str:
-    """Return the Keras dtype policy that --precision names."""
-    from easyrec_mm.network.precision import dtype_policy
-    from easyrec_mm.protos.train_pb2 import Precision
+def reading(pipeline: Pipeline, settings: Mapping[str, Any] | None) -> Pipeline:
+    """Return a pipeline that reads data as these settings say."""
+    if not settings:
+        return pipeline
+    from easyrec_mm.config.overrides import apply_override, edits_of
+    from easyrec_mm.config.pipeline import check_config
 
-    return dtype_policy(Precision.Value(flags.precision))
+    config = type(pipeline.config)()
+    config.CopyFrom(pipeline.config)
+    for change in edits_of(settings, "settings"):
+        apply_override(config, change)
+    schema, notes = check_config(config, pipeline.path)
+    return replace(pipeline, config=config, schema=schema, notes=tuple(notes))
 
 
-def find_checkpoint(pipeline: Pipeline, path: str | None, folder: ModelDir | None = None) -> str:
+def find_checkpoint(pipeline: Pipeline, path: str, folder: ModelDir | None = None) -> str:
     """Return the path found by choose_checkpoint, and print its note on the choice as a warning."""
     from easyrec_mm.runs.best_checkpoint import choose_checkpoint
 
-    choice = choose_checkpoint(pipeline, path, folder)
+    choice = choose_checkpoint(pipeline, path or None, folder)
     if choice.note:
-        print(f"warning: {shown(choice.note)}", file=sys.stderr)
+        warn(f"warning: {shown(choice.note)}")
     return choice.path
+
+
+def require_path(path: str, pipeline: Pipeline, setting: str, contents: str) -> None:
+    """Check that a path of the config is set.
+
+    Raises:
+      UserError: if it is not.
+    """
+    if not path:
+        raise UserError(f"{pipeline.path}: {setting}: is missing; give the files of {contents}")

@@ -6,6 +6,9 @@ import os
 from contextlib import closing
 from typing import TYPE_CHECKING
 
+from easyrec_mm.api.embedding import Pictures
+from easyrec_mm.api.embedding import run as run_embed
+from easyrec_mm.api.options import require_spark
 from easyrec_mm.cli import flags as f
 from easyrec_mm.errors import UserError
 from easyrec_mm.tensorflow_import import import_tensorflow
@@ -71,28 +74,11 @@ def run(flags: f.Flags) -> int:
     task, bad_pictures = f.task_of(flags), flags.bad_pictures
     if task is not None:
         bad_pictures = task.file_name(*os.path.splitext(bad_pictures))
-    from easyrec_mm.manifest import IMAGE_ONNX, read_header
-    from easyrec_mm.store import open_store
-
-    # TensorFlow only decodes, one picture per thread: more threads would take the cores from ONNX Runtime.
-    if flags.runtime != "tensorflow" and IMAGE_ONNX in read_header(flags.img_model_dir, "image").files:
-        os.environ.setdefault("TF_NUM_INTRAOP_THREADS", "1")
-    import_tensorflow()
-    from easyrec_mm.embedding.embed import EmbedOptions, embed
-    from easyrec_mm.embedding.image_model import ImageModel
-    from easyrec_mm.embedding.items import read_items
-
-    model = ImageModel(flags.img_model_dir, flags.runtime)
-    schema = model.manifest.schema
-    items, refused = read_items(flags.input, schema, flags.image_root, flags.key_column, flags.path_column)
-    if task is not None:
-        refused = [refused[i] for i in task.part_of(len(refused))]
-    if refused:
-        print(f"{len(refused)} records are left out (listed in {bad_pictures}). The first: {refused[0]}")
-    options = f.options_of(EmbedOptions, flags, task=task, bad_pictures=bad_pictures)
-    with closing(open_store(flags.store, writable=True)) as store:
-        result = embed(model, items, store, options, refused)
-    _print(result, model.runtime, bad_pictures, store.uri)
+    names = ("refresh", "dtype", "batch_size", "max_bad_share")
+    options = {name: getattr(flags, name) for name in names} | {"task": task, "bad_pictures": bad_pictures}
+    pictures = f.options_of(Pictures, flags)
+    result, runtime = run_embed(pictures, flags.store, options, print)
+    _print(result, runtime, bad_pictures, flags.store)
     return 0
 
 
@@ -100,7 +86,7 @@ def _run_on_spark(flags: f.Flags) -> int:
     """Embed the pictures on the workers of Spark, and report."""
     if flags.task_index is not None:
         raise UserError("--task_index: has no effect with --engine spark, which starts all tasks; remove the flag")
-    f.require_spark()
+    require_spark()
     from easyrec_mm.manifest import IMAGE_ONNX, read_header
     from easyrec_mm.store import open_store
 

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from contextlib import closing
 from typing import TYPE_CHECKING
 
-from easyrec_mm.cli import flags as f
-from easyrec_mm.api.loading import dtype_of, go_on_with, load_quietly, load_trained, require_path
+from easyrec_mm.api.evaluating import Compared, evaluate
+from easyrec_mm.api.loading import require_path
 from easyrec_mm.api.workers import cluster_of, join_workers
+from easyrec_mm.cli import flags as f
+from easyrec_mm.cli.loading import chosen_by, go_on_with, load_quietly
 from easyrec_mm.console import say, tell_result
 from easyrec_mm.errors import UserError
 from easyrec_mm.exit_status import after_signal
@@ -77,39 +78,20 @@ def run(flags: f.Flags) -> int:
 
 def _evaluate(pipeline: Pipeline, path: str, setting: str, flags: f.Flags, replicas: Replicas | None) -> int:
     """Evaluate one checkpoint, or two models."""
-    from easyrec_mm.evaluation.evaluator import Evaluator
-    from easyrec_mm.evaluation.report import comparison_table, table, write_result
-    from easyrec_mm.runs.model_dir import EVAL_BAD_RECORDS, EVAL_RESULT
+    from easyrec_mm.evaluation.report import comparison_table, table
+    from easyrec_mm.runs.model_dir import EVAL_RESULT
 
-    config = pipeline.config
-    trained = load_trained(pipeline, flags, EVAL_BAD_RECORDS, replicas)
-    is_first = replicas is None or replicas.number == 0
-    with trained.folder.logs_put(), closing(trained.vectors):
-        if flags.compare:
-            from easyrec_mm.evaluation.comparison import Contender, evaluate_and_compare, open_contender
-
-            other = open_contender(flags.compare, flags.compare_config, dtype_of(flags), flags.ignore_unsupported)
-            first = Contender(pipeline, trained.model, trained.vectors, trained.name)
-            with closing(other.vectors):
-                results = evaluate_and_compare(first, other, path, setting, trained.bad_records)
-        else:
-            results = Evaluator(
-                trained.model, config, path, setting, trained.bad_records, trained.vectors, confidence=True
-            ).run()
-        if not results["num_samples"]:
-            raise UserError(f"{setting} {path}: has no samples to evaluate; give other files")
-        if is_first:
-            write_result(str(trained.folder.local / EVAL_RESULT), results)
-    if replicas is not None:
-        replicas.agree(0)  # a worker that ends while the first one still writes would be missed
-    if not is_first:
+    other = Compared(flags.compare, flags.compare_config, flags.ignore_unsupported)
+    evaluation = evaluate(pipeline, path, setting, chosen_by(flags), other, replicas)
+    if replicas is not None and replicas.number:
         return 0
+    results = evaluation.results
     tell_result(table(results))
     if results.comparison:
         print(f"\nthis model minus {results.comparison['other']}:\n{comparison_table(results.comparison)}")
-    print(f"{trained.name} on {path}; written to {join(config.model_dir, EVAL_RESULT)}")
-    if trained.bad_records.summary():
-        print(shown(trained.bad_records.summary()))
+    print(f"{evaluation.name} on {path}; written to {join(pipeline.config.model_dir, EVAL_RESULT)}")
+    if evaluation.bad_records:
+        print(shown(evaluation.bad_records))
     return 0
 
 
@@ -122,7 +104,7 @@ def _watch(pipeline: Pipeline, path: str, flags: f.Flags) -> int:
     from easyrec_mm.training.signals import caught_signals
     from easyrec_mm.training.watch import WATCH_METRICS, Watch
 
-    watch = Watch(pipeline, path, lambda message: print(message, flush=True), dtype_of(flags))
+    watch = Watch(pipeline, path, lambda message: print(message, flush=True), chosen_by(flags).dtype)
     say(f"evaluating the checkpoints in {pipeline.config.model_dir} on {path}")
     with caught_signals("stopping after this evaluation; send the signal again to stop at once") as caught:
         reason = watch.run(flags.watch_timeout_s, caught)

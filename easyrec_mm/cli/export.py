@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import sys
 
+from easyrec_mm.api.exporting import export
 from easyrec_mm.cli import flags as f
-from easyrec_mm.api.loading import find_checkpoint, load_config, require_path
+from easyrec_mm.cli.loading import load_config
 from easyrec_mm.errors import UserError
 from easyrec_mm.files import StorageError, join, read
 from easyrec_mm.files.folders import shown
@@ -52,18 +53,14 @@ def run(flags: f.Flags) -> int:
         overrides = [Override("--model_dir", "model_dir", flags.model_dir)]
         flags.pipeline_config = _config_of(flags.model_dir, flags.pipeline_config)
     pipeline = load_config(flags, overrides)
-    from easyrec_mm.export.export import export
-    from easyrec_mm.export.folders import ExportFolders
-
-    path = flags.eval_input_path or pipeline.config.eval_input_path or pipeline.config.train_input_path
-    require_path(path, pipeline, "eval_input_path", "the data on which the models are compared")
-    checkpoint = find_checkpoint(pipeline, flags.checkpoint_path)
-    folders = ExportFolders(flags.img_model_export_dir, flags.rec_model_export_dir, flags.total_model_export_dir)
-    parity = export(pipeline, checkpoint, folders, path, flags.asset_files, flags.parity_groups)
-    places = f"image model in {folders.image}, rec model in {folders.rec}, total model in {folders.total}"
-    print(f"{shown(checkpoint)}: {places}")
-    for name, reason in parity["left_out"].items():
-        print(f"warning: {name} was not written, so embed will use TensorFlow: {reason}", file=sys.stderr)
+    places = {name: getattr(flags, f"{name}_model_export_dir") for name in ("img", "rec", "total")}
+    exported = export(
+        pipeline, flags.checkpoint_path or "", places, flags.eval_input_path or "", flags.asset_files,
+        flags.parity_groups,
+    )  # fmt: skip
+    folders = f"image model in {places['img']}, rec model in {places['rec']}, total model in {places['total']}"
+    print(f"{shown(exported.checkpoint)}: {folders}")
+    parity = exported.parity
     print(f"compared on {parity['num_samples']} samples with {parity['num_pictures']} pictures; largest differences:")
     for ways, differences in parity["max_abs_difference"].items():
         print(f"  {ways}: " + ", ".join(f"{name} {value:.1e}" for name, value in differences.items()))

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from dataclasses import fields
 from typing import TypeVar
 
+from easyrec_mm.api.training import Workers
 from easyrec_mm.errors import UserError
 from easyrec_mm.files import plain
 from easyrec_mm.tasks import Task
@@ -95,6 +96,11 @@ def add_workers_flags(parser: Parser) -> None:
     )
 
 
+def workers_of(flags: Flags) -> Workers:
+    """Return the workers that the flags name."""
+    return Workers(flags.workers, flags.worker_index, flags.wait_for_workers_s)
+
+
 def add_precision_flag(parser: Parser) -> None:
     """Add the flag for the number format of the computation."""
     parser.add_argument(
@@ -129,19 +135,6 @@ def add_engine_flags(parser: Parser) -> None:
     add("--engine", choices=["local", "spark"], default="local", help="this machine (default), or Spark")
     master = "Spark's cluster, such as local[4] (default: as Spark is configured)"
     add("--spark_master", metavar="M", default="", help=master)
-
-
-def require_spark() -> None:
-    """Check that Spark is installed.
-
-    Raises:
-      UserError: if it is not.
-    """
-    try:
-        import pyspark  # noqa: F401
-    except ImportError as error:
-        install = "install it in the clone: .venv/bin/python -m pip install -e '.[spark]'"
-        raise UserError(f"--engine spark: {error}; {install}") from error
 
 
 def task_of(flags: Flags) -> Task | None:

@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import os
-from contextlib import AbstractContextManager, nullcontext
-from typing import Any
-
+from easyrec_mm.api.grouping import Engine
+from easyrec_mm.api.grouping import run as run_group
 from easyrec_mm.cli import flags as f
-from easyrec_mm.files import is_remote, plain
-from easyrec_mm.tensorflow_import import import_tensorflow
+from easyrec_mm.files import plain
 
 HELP = "pack the rows of a click log into grouped samples"
 
@@ -121,11 +118,7 @@ def _add_picture_flags(parser: f.Parser) -> None:
 
 def run(flags: f.Flags) -> int:
     """Group the log on the chosen engine."""
-    from easyrec_mm.grouping.group import group
     from easyrec_mm.grouping.options import GroupOptions, parse_columns, parse_image_size, parse_split_by, parse_types
-    from easyrec_mm.grouping.output_folder import check_output
-    from easyrec_mm.grouping.pictures import PicturePacker
-    from easyrec_mm.grouping.work_place import work_place
 
     columns, only_columns = parse_columns(flags.columns)
     options = f.options_of(
@@ -137,36 +130,6 @@ def run(flags: f.Flags) -> int:
         split_by=parse_split_by(flags.split_by),
         image_size=parse_image_size(flags.image_size),
     )
-    packer = None
-    if options.embed_images:
-        # Processes on other machines may have other current folders.
-        root = options.image_root if is_remote(options.image_root) else os.path.abspath(options.image_root)
-        packer = PicturePacker(root, _resizer(options.image_size))
-    check_output(options.output, options.overwrite)
-    with work_place(options.output) as work, _engine(flags, work) as engine:
-        print(group(options, engine, packer, work))
+    engine = Engine(flags.engine, flags.spark_master, flags.memory_gib, flags.num_workers)
+    print(run_group(options, engine))
     return 0
-
-
-def _engine(flags: f.Flags, work: str) -> AbstractContextManager[Any]:
-    """Return the chosen engine; the local one keeps rows in the folder `work`."""
-    if flags.engine == "spark":
-        f.require_spark()
-        from easyrec_mm.grouping.spark_engine import spark_engine
-
-        return spark_engine(flags.spark_master)
-    from easyrec_mm.grouping.local_engine import LocalEngine
-
-    rows = os.path.join(work, "rows")
-    os.mkdir(rows)
-    num_workers = flags.num_workers or len(os.sched_getaffinity(0))
-    return nullcontext(LocalEngine(rows, int(flags.memory_gib * 2**30), num_workers))
-
-
-def _resizer(size: tuple[int, int] | None) -> Any:
-    if size is None:
-        return None
-    import_tensorflow()
-    from easyrec_mm.data.resized_pictures import Resizer
-
-    return Resizer(*size)

@@ -3,21 +3,20 @@
 from __future__ import annotations
 
 import os
-from contextlib import closing
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
+from easyrec_mm.api.options import require_spark
+from easyrec_mm.api.predicting import Output, in_common, predict, require_fields
 from easyrec_mm.cli import flags as f
-from easyrec_mm.api.loading import Trained, load_config, load_trained
-from easyrec_mm.errors import ConfigError, UserError, did_you_mean
+from easyrec_mm.cli.loading import chosen_by, load_config
+from easyrec_mm.errors import UserError
 from easyrec_mm.files import plain
 from easyrec_mm.files.folders import shown
 from easyrec_mm.tasks import Task
 
 if TYPE_CHECKING:
     from easyrec_mm.config.pipeline import Pipeline
-    from easyrec_mm.data.input import Input
-    from easyrec_mm.evaluation.parts import PartsFolder
 
 HELP = "write the model's outputs for every sample of some files"
 
@@ -45,10 +44,7 @@ def add_flags(parser: f.Parser) -> None:
 def run(flags: f.Flags) -> int:
     """Predict every sample."""
     pipeline = load_config(flags)
-    field_names = [field.name for field in pipeline.schema.fields]
-    for name in flags.reserved_columns:
-        if name not in field_names:
-            raise ConfigError(f"--reserved_columns: no input field '{name}'; {did_you_mean(name, field_names)}")
+    require_fields(flags.reserved_columns, pipeline.schema)
     # With Spark, the number of tasks is given without an index.
     task = None if flags.engine == "spark" else f.task_of(flags)
     ending = _ending(flags)
@@ -58,46 +54,27 @@ def run(flags: f.Flags) -> int:
         return _run_on_spark(pipeline, flags, ending)
     if flags.rec_model_dir or flags.img_model_dir:
         raise UserError("--rec_model_dir, --img_model_dir: have no effect without --engine spark; remove them")
-    return _run_here(pipeline, flags, task, ending)
+    return _run_here(pipeline, flags, _output(flags, ending, task))
 
 
-def _run_here(pipeline: Pipeline, flags: f.Flags, task: Task | None, ending: str) -> int:
+def _run_here(pipeline: Pipeline, flags: f.Flags, output: Output) -> int:
     """Predict the samples of this task by a checkpoint."""
-    from easyrec_mm.evaluation.predict import predict, prediction_input
-    from easyrec_mm.files.written_file import written_file
-    from easyrec_mm.runs.model_dir import PREDICT_BAD_RECORDS
-
-    bad_records = PREDICT_BAD_RECORDS
-    if task is not None:
-        # Files of several processes in one folder, which may be remote.
-        bad_records = task.file_name(*os.path.splitext(PREDICT_BAD_RECORDS))
-    trained = load_trained(pipeline, flags, bad_records)
-    with trained.folder.logs_put(), closing(trained.vectors):
-        inputs = prediction_input(
-            pipeline.config,
-            pipeline.schema,
-            flags.predict_input_path,
-            flags.reserved_columns,
-            trained.bad_records,
-            trained.vectors,
-            task,
-        )
-        folder = None if _is_file(flags.output) else _folder(flags, task, ending, trained, inputs)
-        output = folder.path if folder else flags.output
-        with folder.written_part() if folder else written_file(output) as path:
-            num_rows = predict(trained.model, inputs, path, ending == ".csv", flags.quote_formulas)
-        if folder:
-            folder.finish()
-    print(f"{num_rows} rows by {trained.name} in {output}")
-    if trained.bad_records.summary():
-        print(shown(trained.bad_records.summary()))
+    prediction = predict(pipeline, flags.predict_input_path, output, chosen_by(flags))
+    print(f"{prediction.num_rows} rows by {prediction.name} in {prediction.path}")
+    if prediction.bad_records:
+        print(shown(prediction.bad_records))
     return 0
+
+
+def _output(flags: f.Flags, ending: str, task: Task | None) -> Output:
+    """Return what is written, and where."""
+    return Output(flags.output, ending, not _is_file(flags.output), flags.reserved_columns, flags.quote_formulas, task)
 
 
 def _run_on_spark(pipeline: Pipeline, flags: f.Flags, ending: str) -> int:
     """Predict all samples by exported models, on the workers of Spark."""
     _check_spark_flags(flags, pipeline.schema.uses_image)
-    f.require_spark()
+    require_spark()
     from easyrec_mm.data.bad_records import BadRecords
     from easyrec_mm.evaluation.exported import read_headers
     from easyrec_mm.evaluation.on_spark import SparkPrediction, predict_on_spark
@@ -123,7 +100,7 @@ def _run_on_spark(pipeline: Pipeline, flags: f.Flags, ending: str) -> int:
             ending=ending,
             reserved_columns=flags.reserved_columns,
             quote_formulas=flags.quote_formulas,
-            in_common=_in_common(flags, f"{name}, exported", inputs),
+            in_common=in_common(_output(flags, ending, None), f"{name}, exported", flags.precision, inputs),
             num_tasks=flags.task_num or context.defaultParallelism,
             num_threads=int(context.getConf().get("spark.task.cpus") or 1),
         )
@@ -178,23 +155,3 @@ def _ending(flags: f.Flags) -> str:
 def _is_file(output: str) -> bool:
     """Return whether the output is one file, and no folder of parts."""
     return output.endswith((".parquet", ".csv")) and not os.path.isdir(plain(output))
-
-
-def _folder(flags: f.Flags, task: Task | None, ending: str, trained: Trained, inputs: Input) -> PartsFolder:
-    """Return the folder of the parts."""
-    from easyrec_mm.evaluation.parts import PartsFolder
-
-    in_common = _in_common(flags, trained.name.rpartition("/")[2], inputs)
-    return PartsFolder(flags.output, task or Task(0, 1), ending, in_common)
-
-
-def _in_common(flags: f.Flags, model: str, inputs: Input) -> dict[str, Any]:
-    """Return what all tasks of a prediction have in common."""
-    return {
-        "--predict_input_path": f"{inputs.fingerprint():08x}, {len(inputs.source.files)} files",
-        "checkpoint": model,
-        "--precision": flags.precision,
-        "--reserved_columns": list(flags.reserved_columns),
-        "--quote_formulas": flags.quote_formulas,
-        "batch size": inputs.batch_size,
-    }

@@ -2,19 +2,16 @@
 
 from __future__ import annotations
 
-import os
-from contextlib import closing
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
+from easyrec_mm.api.searching import Sought, find
 from easyrec_mm.cli import flags as f
-from easyrec_mm.errors import UserError, did_you_mean
+from easyrec_mm.errors import UserError
 from easyrec_mm.files import join
 from easyrec_mm.tensorflow_import import import_tensorflow
 
 if TYPE_CHECKING:
-    from easyrec_mm.embedding.image_model import PictureEmbedder
-    from easyrec_mm.store import Generation, Store
-    from easyrec_mm.store.search import Index, Neighbour, Query
+    from easyrec_mm.store.search import Index, Neighbour
 
 HELP = "find the items whose pictures are nearest to a picture"
 
@@ -59,31 +56,23 @@ def add_flags(parser: f.Parser) -> None:
 
 def run(flags: f.Flags) -> int:
     """Search, and measure how well the nearest fit."""
-    from easyrec_mm.store import open_store
-    from easyrec_mm.store.generations import require_generation
-    from easyrec_mm.store.search import evaluate, neighbours, read_index
-
     if not (flags.image or flags.key or flags.eval):
         raise UserError("give what to look for: --image with --img_model_dir, or --key, or --eval with labels")
-    nearest = None
-    with closing(open_store(flags.store)) as store:
-        # The query comes first, so that a wrong key, path or model is reported before a large store is read.
-        query = _query_of_picture(flags, store) if flags.image else None
-        generation = require_generation(store.meta(), None, store.uri)
-        query = _query_of_key(flags.key, store, generation) if flags.key else query
-        index = read_index(store, generation, flags.index, flags.similarity)
-        if query is not None:
-            nearest = neighbours(store, generation, index, query, flags.top_k)
+    fields = dict(text.partition("=")[::2] for text in flags.field)
+    sought = Sought(flags.image or "", flags.key or "", flags.img_model_dir or "", fields)
+    index, nearest = find(flags.store, sought, flags.top_k, flags.similarity, flags.index)
     if index.kind != "exact":
         recall = index.recall(flags.top_k)
         print(f"{index.kind} index of {len(index.keys)} vectors; recall@{flags.top_k} {recall:.4f}")
     about = _about(index)
     print("\n".join(about))
-    if nearest is not None:
+    if flags.image or flags.key:
         _show(nearest)
         if flags.html:
             _write_page(flags, nearest, about)
     if flags.eval:
+        from easyrec_mm.store.search import evaluate
+
         result = evaluate(index, flags.eval, flags.top_k)
         for k, recall in result.recall.items():
             print(f"recall@{k}  {recall:.4f}")
@@ -126,18 +115,6 @@ def _write_page(flags: f.Flags, nearest: list[Neighbour], about: list[str]) -> N
     print(f"written: {flags.html}")
 
 
-def _query_of_key(key: str, store: Store, generation: Generation) -> Query:
-    from easyrec_mm.store import State
-    from easyrec_mm.store.records import NO_CONTENT
-    from easyrec_mm.store.search import Query
-
-    vectors = store.get_many([key], generation)
-    if vectors.states[0] != State.PRESENT:
-        reason = "is an invalid picture, without a vector" if vectors.states[0] == State.ABSENT else "is not"
-        raise UserError(f"--key {key}: {reason} in the store {store.uri}; see easyrec-mm store stat")
-    return Query(vectors.vectors[0], store.hashes(generation, [key])[0] or NO_CONTENT, key)
-
-
 def _thumbnail(content: bytes) -> bytes | None:
     import_tensorflow()
     from easyrec_mm.data.whole_pictures import decode_whole, thumbnail
@@ -147,51 +124,3 @@ def _thumbnail(content: bytes) -> bytes | None:
         return thumbnail(decode_whole(content), THUMBNAIL)
     except ValueError:
         return None
-
-
-def _query_of_picture(flags: f.Flags, store: Store) -> Query:
-    """Compute the vector of --image with --img_model_dir, which must be the model of the store's vectors."""
-    if not flags.img_model_dir:
-        raise UserError("--image: give the image model with --img_model_dir")
-    import_tensorflow()
-    from easyrec_mm.data.picture_reader import PictureReader
-    from easyrec_mm.embedding.embed import hash_of_item
-    from easyrec_mm.embedding.image_model import PictureEmbedder
-    from easyrec_mm.store.search import Query
-
-    embedder = PictureEmbedder(flags.img_model_dir)
-    generation = store.meta().current_generation
-    if generation is not None and generation.fingerprint != embedder.fingerprint:
-        raise UserError(
-            f"--img_model_dir {flags.img_model_dir}: is image tower {embedder.fingerprint[:12]}, but "
-            f"generation {generation.number} of {store.uri} is of {generation.fingerprint[:12]}; give the model that "
-            "computed these vectors"
-        )
-    fields = _fields(flags.field, embedder)
-    paths = [os.fsencode(path) for path in embedder.paths(flags.image)]
-    contents, problems = PictureReader().read(paths, embedder.schema.image.max_pixels)
-    read = [content for row, content in enumerate(contents) if row not in problems]
-    (vector,) = embedder.embed([read], fields)
-    if vector is None:
-        raise UserError(f"--image {flags.image}: cannot be read as a picture")
-    texts = dict(text.partition("=")[::2] for text in flags.field)
-    return Query(vector, hash_of_item(read, [texts[name] for name in embedder.fields]))
-
-
-def _fields(assignments: list[str], embedder: PictureEmbedder) -> dict[str, list[Any]]:
-    """Parse the values of --field for the fields that the image model reads."""
-    texts = dict(text.partition("=")[::2] for text in assignments)
-    for name in texts:
-        if name not in embedder.fields:
-            hint = did_you_mean(name, embedder.fields)
-            raise UserError(f"--field {name}: the image model takes no such field; {hint}")
-    values: dict[str, list[Any]] = {}
-    for name in embedder.fields:
-        if name not in texts:
-            raise UserError(f"--image: the image model also takes '{name}'; give it with --field {name}=VALUE")
-        field = embedder.schema.field(name)
-        try:
-            values[name] = [field.value(texts[name])]
-        except ValueError as error:
-            raise UserError(f"--field {name}={texts[name]}: not a value of type {field.dtype}; correct it") from error
-    return values

@@ -4,18 +4,14 @@ from __future__ import annotations
 
 import argparse
 import shlex
-import sys
 from collections.abc import Sequence
-from contextlib import nullcontext
 from typing import TYPE_CHECKING
 
+from easyrec_mm.api.training import train
 from easyrec_mm.cli import flags as f
-from easyrec_mm.api.loading import go_on_with, load_quietly, require_path
-from easyrec_mm.api.workers import cluster_of, join_workers, workers_to_start
+from easyrec_mm.cli.loading import load_quietly
 from easyrec_mm.console import say, tell_result
 from easyrec_mm.errors import UserError
-from easyrec_mm.exit_status import after_signal
-from easyrec_mm.files.lock import locked
 
 if TYPE_CHECKING:
     from easyrec_mm.config.overrides import Override
@@ -70,26 +66,13 @@ def load(arguments: Sequence[str], path: str | None = None) -> Pipeline:
 def run(flags: f.Flags) -> int:
     """Train until the end or a signal."""
     pipeline = load_quietly(flags, overrides(flags))
-    require_path(pipeline.config.train_input_path, pipeline, "train_input_path", "the training data")
-    cluster = cluster_of(pipeline, flags.workers, flags.worker_index)
-    if (local := workers_to_start(pipeline, cluster, flags.arguments)) is not None:
-        from easyrec_mm.distribution.local_workers import run_workers
-
-        return run_workers(local, sys.stdout, sys.stderr)
-    go_on_with(pipeline)
-    replicas = join_workers(cluster, pipeline, flags.wait_for_workers_s)
-    from easyrec_mm.distribution.joining import lost_workers_named
-    from easyrec_mm.training.trainer import Trainer
-
-    is_first = cluster is None or cluster.number == 0
-    lock = locked(pipeline.config.model_dir, "model_dir", tell=say) if is_first else nullcontext()
-    with lock as model_dir_lock, lost_workers_named(cluster):
-        result = Trainer(pipeline, model_dir_lock, replicas).train()
-    tell_result(f"step {result.step}; checkpoint {result.checkpoint}", step=result.step, checkpoint=result.checkpoint)
-    if result.signal is None:
-        return 0
-    say(f"stopped; continue with: easyrec-mm {shlex.join(flags.arguments)}")
-    return after_signal(result.signal)
+    ended = train(pipeline, flags.arguments, f.workers_of(flags))
+    if ended.step is not None:
+        text = f"step {ended.step}; checkpoint {ended.checkpoint}"
+        tell_result(text, step=ended.step, checkpoint=ended.checkpoint)
+        if ended.status:
+            say(f"stopped; continue with: easyrec-mm {shlex.join(flags.arguments)}")
+    return ended.status
 
 
 def overrides(flags: f.Flags) -> list[Override]:

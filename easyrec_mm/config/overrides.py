@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import json
 import operator
+import os
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, NamedTuple
 
 from google.protobuf import text_encoding, text_format
@@ -71,16 +72,25 @@ def parse_edits(text: str) -> list[Override]:
         raise ConfigError(f'{flag}: is not JSON ({error}); write it as {{"train_config.num_steps": 100}}') from error
     if not isinstance(edits, dict):
         raise ConfigError(f'{flag}: is not an object; write it as {{"train_config.num_steps": 100}}')
-    return list(_edits(edits, "", flag))
+    return edits_of(edits, flag)
 
 
-def _edits(edits: dict[str, Any], prefix: str, flag: str) -> Iterator[Override]:
+def edits_of(edits: Mapping[str, Any], place: str) -> list[Override]:
+    """Return the changes of an object as `parse_edits` takes it; `place` says where it comes from, for messages.
+
+    Raises:
+      ConfigError: if a value is None, or there are more paths than values.
+    """
+    return list(_edits(edits, "", place))
+
+
+def _edits(edits: Mapping[str, Any], prefix: str, flag: str) -> Iterator[Override]:
     for key, value in edits.items():
         place = f"{flag}: {prefix}{key}"
-        if isinstance(value, dict):
+        if isinstance(value, Mapping):
             yield from _edits(value, f"{prefix}{key}.", flag)
         elif ";" in key:
-            paths, values = key.split(";"), _value_text(value).split(";")
+            paths, values = key.split(";"), _value_text(value, place).split(";")
             if len(paths) != len(values):
                 raise ConfigError(f"{place}: {len(paths)} paths and {len(values)} values; give as many of both")
             for path, part in zip(paths, values, strict=True):
@@ -88,11 +98,17 @@ def _edits(edits: dict[str, Any], prefix: str, flag: str) -> Iterator[Override]:
         elif value is None:
             raise ConfigError(f"{place}: null is not a value; leave the path out, or give a value")
         else:
-            yield Override(place, prefix + key, _value_text(value))
+            yield Override(place, prefix + key, _value_text(value, place))
 
 
-def _value_text(value: Any) -> str:
-    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+def _value_text(value: Any, place: str) -> str:
+    if isinstance(value, str | os.PathLike):
+        return os.fspath(value)
+    try:
+        return json.dumps(value, ensure_ascii=False)
+    except TypeError as error:
+        kind = type(value).__name__
+        raise ConfigError(f"{place}: is a {kind}; give a text, a number, a bool, or a list of them") from error
 
 
 def apply_override(config: EasyRecConfig, override: str | Override, ignore_unsupported: bool = False) -> list[str]:

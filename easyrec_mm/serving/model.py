@@ -21,13 +21,11 @@ from easyrec_mm.serving import monitoring, protocols, tensors
 from easyrec_mm.serving.answering import Answering
 from easyrec_mm.serving.field_values import RequestError
 from easyrec_mm.serving.options import ServerOptions
-from easyrec_mm.serving.release import Embedder, MissingVectorError, NoVectorsError, Release, image_model_of
+from easyrec_mm.serving.release import MissingVectorError, NoVectorsError, Release
 from easyrec_mm.serving.request import is_small_size
-from easyrec_mm.serving.service import Answer, Service
+from easyrec_mm.serving.service import Answer, Service, make_service
 from easyrec_mm.serving.statuses import VersionNotFound
 from easyrec_mm.serving.traffic import Traffic
-from easyrec_mm.store import open_store
-from easyrec_mm.tensorflow_import import import_tensorflow
 
 MODEL_NAME = "rec"
 _LOG = logging.getLogger("easyrec_mm.serving")
@@ -76,7 +74,8 @@ class RecModel(kserve.Model):  # type: ignore[misc]
         """
         if self._service is not None:
             return True
-        self._service = _make_service(self._options)
+        options = self._options
+        self._service = make_service(options.service, options.store, options.image_model_dir)
         release = self._service.release
         monitoring.show_release(release)
         _log_release("serving", release)
@@ -209,17 +208,6 @@ class OneModel(DataPlane):  # type: ignore[misc]
         """Return what V2 tells of a model."""
         metadata = await super().model_metadata(model_name)
         return {**metadata, "versions": [self._model.version]}
-
-
-def _make_service(options: ServerOptions) -> Service:
-    def load_embedder(fingerprint: str) -> Embedder:
-        import_tensorflow()
-        from easyrec_mm.embedding.image_model import PictureEmbedder  # imports TensorFlow, needed only here
-
-        return PictureEmbedder(image_model_of(fingerprint, options.image_model_dir))
-
-    store = open_store(options.store)
-    return Service(options.service, store, load_embedder if options.image_model_dir else None)
 
 
 def _log_release(event: str, release: Release) -> None:

@@ -31,10 +31,11 @@ from easyrec_mm.serving.field_values import RequestError
 from easyrec_mm.serving.image_vectors import FoundVectors, ImageVectors
 from easyrec_mm.serving.list_sizes import Ints
 from easyrec_mm.serving.picture_source import PictureSource
-from easyrec_mm.serving.release import Embedder, Release, Releases, ServiceOptions, ServingError
+from easyrec_mm.serving.release import Embedder, Release, Releases, ServiceOptions, ServingError, image_model_of
 from easyrec_mm.serving.request import Candidates, is_small_size
-from easyrec_mm.store import Store
+from easyrec_mm.store import Store, open_store
 from easyrec_mm.store.generations import RENEW_S
+from easyrec_mm.tensorflow_import import import_tensorflow
 
 _LOG = logging.getLogger("easyrec_mm.serving")
 # Seconds until reading a picture is given up, unless requests wait longer.
@@ -64,6 +65,22 @@ class Answer:
     sources: NDArray[Any]
     release: Release
     missing_vectors: Mapping[str, int]
+
+
+def make_service(options: ServiceOptions, store: str, image_model_dir: str) -> Service:
+    """Return the service of a model and a store, with the image model if missing vectors are computed.
+
+    Raises:
+      ExportError, StoreError, ServingError: if no release can be loaded.
+    """
+
+    def load_embedder(fingerprint: str) -> Embedder:
+        import_tensorflow()
+        from easyrec_mm.embedding.image_model import PictureEmbedder  # imports TensorFlow, needed only here
+
+        return PictureEmbedder(image_model_of(fingerprint, image_model_dir))
+
+    return Service(options, open_store(store), load_embedder if image_model_dir else None)
 
 
 class Service:

@@ -32,9 +32,13 @@ class Caught:
 def caught_signals(message: str) -> Iterator[Caught]:
     """Remember the first signal and show a message instead of ending the process.
 
-    A SIGHUP that is ignored, as under nohup, stays ignored.
+    A SIGHUP that is ignored, as under nohup, stays ignored. In a thread other than the main one, which Python lets set
+    no handlers, no signal is caught.
     """
     caught = Caught()
+    if threading.current_thread() is not threading.main_thread():
+        yield caught
+        return
 
     def remember(number: int, frame: FrameType | None) -> None:
         caught.number = number

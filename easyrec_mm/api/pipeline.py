@@ -1,0 +1,181 @@
+"""A config that was loaded: what can be trained."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from easyrec_mm.api.frames import Data, input_settings, is_frame, kept_in, naming, path_of, table_of
+from easyrec_mm.console import warn
+from easyrec_mm.errors import ConfigError, UserError
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+    from easyrec_mm.api.run import Run
+    from easyrec_mm.config.pipeline import Pipeline as CheckedPipeline
+    from easyrec_mm.protos.pipeline_pb2 import EasyRecConfig
+
+
+@dataclass(frozen=True)
+class Pipeline:
+    """A checked config, as `load` returns it.
+
+    path                the pipeline file
+    settings            changes of it: path of a setting -> value
+    ignore_unsupported  whether settings of EasyRec that are not supported are skipped
+    checked             the config with these changes, and what follows from it
+    """
+
+    path: str
+    settings: Mapping[str, Any]
+    ignore_unsupported: bool
+    checked: CheckedPipeline = field(repr=False, compare=False)
+
+    @property
+    def config(self) -> EasyRecConfig:
+        """The config as a message of protos/pipeline.proto; change it by `with_settings`."""
+        return self.checked.config
+
+    @property
+    def model_dir(self) -> str:
+        """The folder of the training."""
+        return self.config.model_dir
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """Remarks on the config that are not errors."""
+        return self.checked.notes
+
+    def with_settings(self, settings: Mapping[str, Any]) -> Pipeline:
+        """Return the pipeline with further changes, such as {"train_config.num_steps": 100}.
+
+        Raises:
+          ConfigError: if a setting does not exist, or the config is invalid with them.
+        """
+        return _load(self.path, {**self.settings, **settings}, self.ignore_unsupported)
+
+    def check(self, num_groups: int = 1000) -> str:
+        """Read some groups as a training would; return the report that `easyrec-mm check` prints.
+
+        Raises:
+          UserError: if the data cannot be used; the message begins with the report.
+        """
+        from easyrec_mm.tensorflow_import import import_tensorflow
+
+        import_tensorflow()
+        from easyrec_mm.stats.check import check
+
+        result = check(self.checked, num_groups)
+        if result.problem:
+            raise UserError(f"{result.report}\n{result.problem}")
+        return result.report
+
+    def train(self, train_data: Data | None = None, eval_data: Data | None = None) -> Run:
+        """Train until the end, as `easyrec-mm train` does; continue from the last checkpoint in model_dir.
+
+        An interrupt saves a checkpoint, and another call continues from there.
+
+        Args:
+          train_data: files, folders or globs, or a DataFrame, in place of the config's train_input_path. A DataFrame
+            has one row per sample, or one per group with lists as in GroupParquetInput, and is kept in model_dir.
+          eval_data: the same for eval_input_path. If one of both is a DataFrame, the other one has to be one, too, or
+            to consist of Parquet files with rows of the same kind.
+
+        Raises:
+          UserError: if the config, the data or the checkpoints do not let it train.
+          KeyboardInterrupt: after the checkpoint was saved.
+        """
+        from easyrec_mm.api.run import Run
+        from easyrec_mm.api.training import train
+
+        pipeline, names = self, {}
+        for setting, data in (("train_input_path", train_data), ("eval_input_path", eval_data)):
+            argument = setting.replace("input_path", "data")
+            if data is None:
+                continue
+            if is_frame(data):
+                pipeline, path = pipeline._with_frame(data, argument, setting)
+                names[path] = f"the DataFrame {argument}"
+            else:
+                pipeline = pipeline.with_settings({setting: path_of(data)})
+        with naming(names):
+            ended = train(pipeline.checked, pipeline._arguments(), tells_notes=False)
+        _raise_for(ended.status, ended.step is not None)
+        return Run(pipeline)
+
+    def trained(self, checkpoint_path: str = "") -> Run:
+        """Return the training in model_dir, as it is.
+
+        Args:
+          checkpoint_path: a checkpoint, or a folder of checkpoints; by default the newest in model_dir, or the best
+            where the config's exporter_type is best.
+
+        Raises:
+          UserError: if the checkpoint does not exist.
+        """
+        from easyrec_mm.api.loading import find_checkpoint
+        from easyrec_mm.api.run import Run
+
+        find_checkpoint(self.checked, checkpoint_path)
+        return Run(self, checkpoint_path)
+
+    def _with_frame(self, frame: pd.DataFrame, argument: str, setting: str) -> tuple[Pipeline, str]:
+        """Return the pipeline that reads a DataFrame, and the path of the file in model_dir that holds it."""
+        fields = [field.name for field in self.checked.schema.fields]
+        table = table_of(frame, argument, fields)
+        path = kept_in(self.model_dir, table, argument)
+        return self.with_settings({**input_settings(self.checked, table), setting: path}), path
+
+    def _arguments(self) -> list[str]:
+        """Return the arguments of the command that trains this."""
+        edits = ["--edit_config_json", json.dumps(dict(self.settings), default=os.fspath)] if self.settings else []
+        skipping = ["--ignore_unsupported"] if self.ignore_unsupported else []
+        return ["train", "--pipeline_config", self.path, *edits, *skipping]
+
+
+def load(
+    path: str | os.PathLike[str], settings: Mapping[str, Any] | None = None, *, ignore_unsupported: bool = False
+) -> Pipeline:
+    """Load and check a pipeline file, and print remarks on it. TensorFlow is not imported.
+
+    Args:
+      path: the pipeline file.
+      settings: changes of it: path of a setting -> value, such as {"train_config.num_steps": 100}.
+      ignore_unsupported: skip settings of EasyRec that are not supported, with a note for each.
+
+    Raises:
+      ConfigError: naming every mistake.
+    """
+    pipeline = _load(os.fspath(path), dict(settings or {}), ignore_unsupported)
+    for note in pipeline.notes:
+        warn(f"note: {note}")
+    return pipeline
+
+
+def _load(path: str, settings: Mapping[str, Any], ignore_unsupported: bool) -> Pipeline:
+    from easyrec_mm.config.overrides import edits_of
+    from easyrec_mm.config.pipeline import load_pipeline
+
+    if wrong := [name for name in settings if not isinstance(name, str)]:
+        raise ConfigError(f"settings: {wrong[0]!r} is not a path; write it as 'train_config.num_steps'")
+    checked = load_pipeline(path, edits_of(settings, "settings"), ignore_unsupported)
+    return Pipeline(path, settings, ignore_unsupported, checked)
+
+
+def _raise_for(status: int, is_own: bool) -> None:
+    """Raise what has ended a training with a status other than 0; `is_own` says whether this process trained."""
+    import signal
+
+    from easyrec_mm.exit_status import after_signal
+
+    if not status:
+        return
+    if status == after_signal(signal.SIGINT):
+        raise KeyboardInterrupt
+    if is_own or status in (after_signal(signal.SIGTERM), after_signal(signal.SIGHUP)):
+        raise SystemExit(status)
+    raise UserError(f"train: a process of the training ended with status {status}; its messages are above")

@@ -1,0 +1,197 @@
+"""A training that has checkpoints: what can be evaluated, used and exported."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+from easyrec_mm.api.frames import Data, Paths, as_file, input_settings, is_frame, path_of, table_of
+from easyrec_mm.api.loading import FLOAT32, Chosen, find_checkpoint, require_path
+from easyrec_mm.console import warn
+from easyrec_mm.errors import DataError
+from easyrec_mm.files import join
+from easyrec_mm.tensorflow_import import import_tensorflow
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+    from easyrec_mm.api.exporting import Exported
+    from easyrec_mm.api.pipeline import Pipeline
+    from easyrec_mm.config.pipeline import Pipeline as CheckedPipeline
+    from easyrec_mm.evaluation.summary import EvalResults
+
+# The number of a row of a DataFrame, which finds its way back to the index.
+ROW = "easyrec_mm_row"
+
+
+@dataclass(frozen=True)
+class Run:
+    """A training, as `Pipeline.train` and `Pipeline.trained` return it.
+
+    pipeline         what was trained
+    checkpoint_path  the checkpoint that is used, or a folder of checkpoints; "": the newest in model_dir, or the best
+                     where the config's exporter_type is best
+    """
+
+    pipeline: Pipeline
+    checkpoint_path: str = ""
+
+    @property
+    def model_dir(self) -> str:
+        """The folder of the training."""
+        return self.pipeline.model_dir
+
+    @property
+    def checkpoint(self) -> str:
+        """The path of the checkpoint that is used.
+
+        Raises:
+          UserError: if there is none.
+        """
+        return find_checkpoint(self.pipeline.checked, self.checkpoint_path)
+
+    def metrics(self) -> pd.DataFrame:
+        """Return what the training has recorded, a row per record of metrics.jsonl; NaN where a record lacks a value.
+
+        Raises:
+          DataError: if the training has recorded nothing.
+        """
+        import pandas as pd
+
+        from easyrec_mm.runs.evaluations import METRICS, read_lines
+        from easyrec_mm.runs.model_dir import ModelDir
+
+        lines = list(read_lines(ModelDir(self.model_dir).open().local / METRICS))
+        if not lines:
+            raise DataError(f"{self.model_dir}: has no {METRICS}; train first")
+        return pd.DataFrame(lines)
+
+    def evaluate(self, data: Data | None = None, *, compare: Run | str = "", precision: str = FLOAT32) -> EvalResults:
+        """Evaluate with intervals, as `easyrec-mm eval` does, and write eval_result into model_dir.
+
+        Args:
+          data: files, folders or globs, or a DataFrame; by default the config's eval_input_path.
+          compare: another training, or its model_dir or checkpoint; the differences are in `comparison` of the result.
+          precision: number format, as train_config.precision.
+
+        Returns:
+          name -> value of each metric, and "num_samples"; attributes hold intervals, slices and calibration curves.
+
+        Raises:
+          UserError: if the data cannot be read or the model cannot be loaded.
+        """
+        import_tensorflow()
+        from easyrec_mm.api.evaluating import Compared, evaluate
+
+        checked, chosen = self.pipeline.checked, Chosen(self.checkpoint_path, precision)
+        other = Compared(compare if isinstance(compare, str) else compare.checkpoint)
+        if is_frame(data):
+            table = table_of(data, "data", [field.name for field in checked.schema.fields])
+            with as_file(table, "the DataFrame data") as path:
+                settings = input_settings(checked, table)
+                evaluation = evaluate(checked, path, "eval_data", chosen, other, data_settings=settings)
+        else:
+            path = checked.config.eval_input_path if data is None else path_of(data)
+            require_path(path, checked, "eval_input_path", "the evaluation data")
+            evaluation = evaluate(checked, path, "eval_input_path", chosen, other)
+        if evaluation.bad_records:
+            warn(f"warning: {evaluation.bad_records}")
+        return evaluation.results
+
+    def predict(self, data: Data, *, reserved_columns: Sequence[str] = (), precision: str = FLOAT32) -> pd.DataFrame:
+        """Return the model's outputs for every sample, in the order of the input, as `easyrec-mm predict` writes them.
+
+        Args:
+          data: files, folders or globs, or a DataFrame with one row per sample, or one per group with lists.
+          reserved_columns: input fields to copy into the result.
+          precision: number format, as train_config.precision.
+
+        Returns:
+          A row per sample. For a DataFrame it has the index of its rows, and NaN for a row that cannot be read, which
+          predict_bad_records.jsonl in model_dir lists; for groups, the index of its group.
+
+        Raises:
+          UserError: if the data cannot be read, or hold too many bad records.
+        """
+        import_tensorflow()
+        from easyrec_mm.api.predicting import require_fields
+
+        checked = self.pipeline.checked
+        require_fields(tuple(reserved_columns), checked.schema)
+        if not is_frame(data):
+            return self._predict(path_of(data), tuple(reserved_columns), precision, checked)
+        import pandas as pd
+        import pyarrow as pa
+
+        table = table_of(data, "data", [field.name for field in checked.schema.fields])
+        settings = input_settings(checked, table)
+        table = table.append_column(ROW, pa.array(range(len(data)), pa.int64()))
+        with as_file(table, "the DataFrame data") as path:
+            columns = (*reserved_columns, ROW)
+            rows = self._predict(path, columns, precision, _with_row_numbers(checked, settings))
+        numbers = rows.pop(ROW)
+        if _is_flat(settings):
+            rows = rows.set_index(pd.Index(numbers)).reindex(range(len(data)))
+            rows.index = data.index
+        else:
+            rows.index = data.index[numbers]
+        return rows
+
+    def _predict(self, path: str, columns: tuple[str, ...], precision: str, data: CheckedPipeline) -> pd.DataFrame:
+        import pandas as pd
+
+        from easyrec_mm.api.predicting import Output, predict
+
+        with tempfile.TemporaryDirectory(prefix="easyrec_mm_") as folder:
+            output = Output(os.path.join(folder, "predictions.parquet"), reserved_columns=columns)
+            chosen = Chosen(self.checkpoint_path, precision)
+            prediction = predict(self.pipeline.checked, path, output, chosen, data)
+            if prediction.bad_records:
+                warn(f"warning: {prediction.bad_records}")
+            return pd.read_parquet(output.path)
+
+    def export(
+        self,
+        output: str | os.PathLike[str],
+        data: Paths | None = None,
+        *,
+        asset_files: Sequence[str] = (),
+        parity_groups: int = 100,
+    ) -> Exported:
+        """Split the network, as `easyrec-mm export` does: into `img`, `rec` and `total` in the folder `output`.
+
+        Args:
+          output: the folder; exports that it contains are replaced.
+          data: files of samples on which the models are compared; by default the config's eval_input_path,
+            or else its train_input_path.
+          asset_files: files to add to the models' assets.
+          parity_groups: number of groups to compare.
+
+        Raises:
+          ExportError: if the models disagree, or a folder contains something else.
+        """
+        import_tensorflow()
+        from easyrec_mm.api.exporting import export
+
+        folder = os.fspath(output)
+        places = {name: join(folder, name) for name in ("img", "rec", "total")}
+        path = "" if data is None else path_of(data)
+        return export(self.pipeline.checked, self.checkpoint_path, places, path, tuple(asset_files), parity_groups)
+
+
+def _is_flat(settings: dict[str, Any]) -> bool:
+    return bool(settings["data_config.input_type"] == "ParquetInput")
+
+
+def _with_row_numbers(pipeline: CheckedPipeline, settings: dict[str, str]) -> CheckedPipeline:
+    """Return a pipeline that reads tables as the settings say, with their column ROW."""
+    from easyrec_mm.api.loading import reading
+    from easyrec_mm.protos.data_pb2 import DatasetConfig
+
+    config = type(pipeline.config)()
+    config.CopyFrom(pipeline.config)
+    config.data_config.input_fields.add(input_name=ROW, input_type=DatasetConfig.INT64)
+    return reading(replace(pipeline, config=config), settings)
