@@ -15,6 +15,7 @@ import sys
 import time
 import urllib.request
 from dataclasses import dataclass, field
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -26,17 +27,17 @@ from easyrec_mm.config.overrides import parse_edits
 from easyrec_mm.config.pipeline import load_pipeline
 
 TUTORIAL = "docs/tutorial.md"
-# Commands that are not run here, by the beginning or a part of their text -> the reason, and what does run them. Those of
-# easyrec-mm are still read by the parser of flags; the files that scripts name must exist.
+# Commands that are not run here, by a part of their text -> the reason, and what does run them. Those of easyrec-mm are
+# still read by the parser of flags; the files that scripts name must exist.
 NOT_RUN = {
-    r"^scripts/(demo|test|setup|setup_tfio|gen_proto|docs)\b": "installs, tests or takes minutes; continuous integration "
-    "runs setup, setup_tfio and test, and the tests gen_proto (tests/test_extending.py) and docs (tests/test_site.py)",
+    r"^scripts/(demo|test|setup|setup_tfio|gen_proto|docs)\b": "installs, tests or takes minutes; "
+    "tests/test_extending.py generates the protos, tests/test_site.py builds the site, and continuous integration "
+    "calls the others, but for the demo",
     r"^scripts/local_cluster": "starts a training of several processes; tests/test_local_cluster.py",
     r"^\.venv/bin/python tools/gen_config_docs.py": "writes into the repository; tests/test_rules.py",
     r"^\.venv/bin/python -m pip": "fetches packages; tests/test_image.py resolves them",
     r"^(AWS_REGION=\S+ )?\.venv-tfio/": "needs another environment; tests/test_tfio.py",
     r"^nvidia-smi": "needs a GPU",
-    r"list_physical_devices": "shows the GPUs of a machine",
     r"^python -c .*keras_hub": "fetches weights",
     r"^easyrec-mm weights fetch": "fetches weights; tests/test_weights.py",
     r"--preset efficientnet_lite0": "needs fetched weights; tests/test_lite0_flow.py",
@@ -163,7 +164,7 @@ class Place:
 
     def _clear(self, words: list[str]) -> None:
         """Remove what a command writes and the tutorial has written before."""
-        for flag, value in zip(words, words[1:], strict=False):
+        for flag, value in pairwise(words):
             name = value.strip("/")
             if flag in WRITES and name in self.before:
                 self.before.remove(name)
@@ -174,6 +175,9 @@ class Place:
                         path.unlink(missing_ok=True)
 
     def _run_script(self, words: list[str]) -> None:
+        if words[0] == "-c":
+            exec(compile(words[1], "-c", "exec"), {"__name__": "__main__"})
+            return
         path = ROOT / words[0]
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(sys, "argv", [str(path), *words[1:]])

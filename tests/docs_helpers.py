@@ -14,7 +14,8 @@ ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
 
 COMMANDS = (
-    "easyrec-mm", "scripts/", "python", ".venv/bin/", ".venv-tfio/", "curl", "tar", "docker", "nvidia-smi", "AWS_REGION=", "TF_",
+    "easyrec-mm", "scripts/", "python", ".venv/bin/", ".venv-tfio/", "curl", "tar", "docker", "nvidia-smi",
+    "AWS_REGION=", "TF_",
 )  # fmt: skip
 
 

@@ -11,8 +11,8 @@ from forked import Command
 from servers import free_port
 from test_workers import CONFIG, TOGETHER, TRAIN, assert_same_weights, size, train
 
-from easyrec_mm.cli.main import main, make_parser
 from easyrec_mm.api.workers import cluster_of
+from easyrec_mm.cli.main import main, make_parser
 from easyrec_mm.distribution.cluster import Cluster, cluster_of_flags, expanded
 from easyrec_mm.distribution.local_workers import LocalWorkers
 from easyrec_mm.errors import ConfigError

@@ -1,4 +1,4 @@
-"""Draw docs/groups.svg, the picture of docs/data_format.md: how rows of a log become groups, and what a batch does with them.
+"""Draw docs/groups.svg, the picture of docs/data_format.md: rows of a log become groups, and a picture is encoded once.
 
 python tools/draw_groups.py
 """

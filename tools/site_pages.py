@@ -1,14 +1,13 @@
 """Pages of the documentation site that do not lie in docs/, for mkdocs (hooks in mkdocs.yml).
 
 README, CONTRIBUTING and CHANGELOG become pages, each command gets a page from the help of its flags, and files of the
-repository that a page links to are put into the site. Links are written as they work in the repository; `on_page_markdown`
-rewrites them for the site.
+repository that a page links to are put into the site. Links are written as they work in the repository;
+`on_page_markdown` rewrites them for the site.
 """
 
 from __future__ import annotations
 
 import argparse
-import os
 import posixpath
 import re
 import sys
