@@ -68,6 +68,11 @@ def reason_not_to_run(command: str) -> str | None:
     return next((key for key in NOT_RUN if re.search(key, command)), None)
 
 
+def same_for_all_pages(command: str) -> str:
+    """Return a command with the config under the name that it has on one of the pages."""
+    return re.sub(SAME_CONFIG, "x.config", command)
+
+
 def check_without_running(command: str) -> None:
     """Check what can be checked of a command that does not run: flags, names of files, fields of a request."""
     words = shlex.split(command)
@@ -116,11 +121,13 @@ class Place:
     folder  the current folder
     before  what was there at the beginning
     done    commands that other pages have run in the same state, which are not run again
+    names   what the Python of a page has defined
     """
 
     folder: Path
     done: set[str]
     before: set[str] = field(default_factory=set)
+    names: dict[str, object] = field(default_factory=lambda: {"__name__": "__main__"})
     _server: subprocess.Popen | None = None
     _port: int = 0
 
@@ -130,7 +137,7 @@ class Place:
     def run_block(self, block: Block) -> None:
         """Run the commands of a shell block, or a block of Python."""
         if block.kind == "python":
-            exec(compile(block.text, f"{block.page}:{block.line}", "exec"), {"__name__": "__main__"})
+            exec(compile(block.text, f"{block.page}:{block.line}", "exec"), self.names)
             return
         for command in block.commands():
             if reason_not_to_run(command) is None:
@@ -138,17 +145,15 @@ class Place:
 
     def run(self, command: str) -> None:
         """Run a command; it must end well."""
-        same = re.sub(SAME_CONFIG, "x.config", command)
-        if same in self.done:
-            return
         words = shlex.split(command)
         words += SHORTER.get(" ".join(words[:2]), [])
         if words[:2] == ["easyrec-mm", "serve"]:
             self._serve(words[1:])
         elif words[0] == "easyrec-mm":
-            self._clear(words)
-            assert main(words[1:]) == 0, command
-            self.done.add(same)
+            if same_for_all_pages(command) not in self.done:
+                self._clear(words)
+                assert main(words[1:]) == 0, command
+                self.done.add(same_for_all_pages(command))
         elif words[0] == "curl":
             self._ask(words)
         elif words[0] == "python":

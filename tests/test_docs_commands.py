@@ -9,6 +9,7 @@ from __future__ import annotations
 import shutil
 
 import pytest
+from conftest import make_once
 from docs_commands import (
     NOT_RUN,
     TUTORIAL,
@@ -16,6 +17,7 @@ from docs_commands import (
     add_other_files,
     check_without_running,
     reason_not_to_run,
+    same_for_all_pages,
 )
 from docs_helpers import PAGES, ROOT, blocks_of
 
@@ -33,18 +35,21 @@ def pages_that_run():
 
 @pytest.fixture(scope="module")
 def done():
-    return set()
+    """Commands that need not run again where the tutorial has been carried out."""
+    return {same_for_all_pages(command) for block in BLOCKS[TUTORIAL] for command in block.commands()}
 
 
 @pytest.fixture(scope="module")
-def tutorial(tmp_path_factory, done):
+def tutorial(tmp_path_factory):
     """The folder in which the tutorial was carried out, with what other pages name; not to be changed."""
-    folder = tmp_path_factory.mktemp("tutorial")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.chdir(folder)
-        run_page(TUTORIAL, folder, done)
-    add_other_files(folder)
-    return folder
+
+    def carry_out(folder):
+        with pytest.MonkeyPatch.context() as patch:
+            patch.chdir(folder)
+            run_page(TUTORIAL, folder, set())
+        add_other_files(folder)
+
+    return make_once(tmp_path_factory, "docs_tutorial", carry_out)
 
 
 def run_page(page, folder, done):
