@@ -21,6 +21,7 @@ from pathlib import Path
 import pytest
 from docs_helpers import ROOT, Block
 from servers import free_port
+from tensorboard.program import TensorBoard
 
 from easyrec_mm.cli.main import main, make_parser
 from easyrec_mm.config.overrides import parse_edits
@@ -87,6 +88,8 @@ def check_without_running(command: str) -> None:
         check_names(words[2])
     elif words[0] == "curl":
         check_request(json.loads((ROOT / words[words.index("-d") + 1][1:]).read_text()))
+    elif words[0] == "tensorboard":
+        TensorBoard().configure(words)  # ends with an error if a flag is unknown
     elif words[0] not in ("nvidia-smi", "docker"):
         files = [word for word in words if "/" in word and not word.startswith((".venv", "requirements/gpu"))]
         assert all((ROOT / file).is_file() for file in files), files

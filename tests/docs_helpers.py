@@ -14,8 +14,8 @@ ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
 
 COMMANDS = (
-    "easyrec-mm", "scripts/", "python", ".venv/bin/", ".venv-tfio/", "curl", "tar", "docker", "nvidia-smi",
-    "AWS_REGION=", "TF_",
+    "easyrec-mm", "scripts/", "python", ".venv/bin/", ".venv-tfio/", "curl", "tar", "tensorboard", "docker",
+    "nvidia-smi", "AWS_REGION=", "TF_",
 )  # fmt: skip
 
 
@@ -30,9 +30,9 @@ class Block:
 
     @property
     def kind(self) -> str:
-        """Return "diff", "python", "shell", "json" or "config"."""
+        """Return "diff", "python", "yaml", "shell", "json" or "config"."""
         first = self.text.lstrip()
-        if self.language in ("diff", "python"):
+        if self.language in ("diff", "python", "yaml"):
             return self.language
         if first.startswith(("$ ", *COMMANDS)):
             return "shell"

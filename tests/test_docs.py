@@ -12,6 +12,7 @@ from __future__ import annotations
 import json
 
 import pytest
+import yaml
 from docs_helpers import PAGES, Block, blocks_of, whole_config
 
 from easyrec_mm.cli.main import main
@@ -48,7 +49,7 @@ def of_kind(kind: str) -> list[object]:
 def test_what_is_not_code_is_still_there_and_every_diff_has_its_test():
     assert {other(block) for block in BLOCKS} - {None} == set(OTHER)
     assert {block.page for block in BLOCKS if block.kind == "diff"} == {"docs/extending.md"}
-    assert {block.kind for block in BLOCKS} <= {"diff", "python", "shell", "json", "config"}
+    assert {block.kind for block in BLOCKS} <= {"diff", "python", "yaml", "shell", "json", "config"}
 
 
 # --- Configs and JSON
@@ -68,6 +69,10 @@ def test_a_fragment_of_a_config_is_valid(block, tmp_path):
 @pytest.mark.parametrize("block", of_kind("json"))
 def test_json_is_json(block):
     assert json.loads(block.text)
+
+
+def test_yaml_is_yaml():
+    assert all(yaml.safe_load(block.text) for block in BLOCKS if block.kind == "yaml")
 
 
 def test_all_fragments_of_features_fit_into_one_config_that_can_be_exported(tmp_path):

@@ -126,6 +126,14 @@ def test_the_page_of_a_command_has_every_flag_of_its_help(command, pages, capsys
     assert {flag for flag in flags if f"<code>{flag}" not in text} == set()
 
 
+def test_the_page_of_each_command_leads_to_one_that_explains_it(monkeypatch):
+    monkeypatch.syspath_prepend(ROOT / "tools")
+    from site_pages import EXPLAINED_IN
+
+    assert set(EXPLAINED_IN) == set(COMMANDS) - {"completion"}
+    assert {page for page in EXPLAINED_IN.values() if not (ROOT / "docs" / page).is_file()} == set()
+
+
 # --- The drawings
 
 
