@@ -13,7 +13,10 @@ from easyrec_mm.protos.pipeline_pb2 import EasyRecConfig
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
 
-COMMANDS = ("easyrec-mm", "scripts/", "python", ".venv/bin/python", "curl", "tar", "AWS_REGION=")
+COMMANDS = (
+    "easyrec-mm", "scripts/", "python", ".venv/bin/", ".venv-tfio/", "curl", "tar", "tensorboard", "docker",
+    "nvidia-smi", "AWS_REGION=", "TF_",
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -27,10 +30,10 @@ class Block:
 
     @property
     def kind(self) -> str:
-        """Return "diff", "shell", "json" or "config"."""
+        """Return "diff", "python", "yaml", "shell", "json" or "config"."""
         first = self.text.lstrip()
-        if self.language == "diff":
-            return "diff"
+        if self.language in ("diff", "python", "yaml"):
+            return self.language
         if first.startswith(("$ ", *COMMANDS)):
             return "shell"
         return "json" if first.startswith('{"') else "config"
@@ -121,7 +124,7 @@ def whole_config(fragment: str) -> str:
     fragment = re.sub(r"(\w+_optimizer) \{ \.\.\. \}", r"\1 { learning_rate { constant_learning_rate {} } }", fragment)
     fragment = fragment.replace("...", "")
     names = re.findall(r"^\s*(\w+)", fragment, re.MULTILINE)
-    before, after = _PLACES.get(names[0], ("", ""))
+    before, after = _PLACES.get(names[0] if names else "", ("", ""))
     part = text_format.Parse(f"{before}\n{fragment}\n{after}", EasyRecConfig())
     own = {feature.feature_name or feature.input_names[0] for feature in part.feature_config.features}
     features = [_id("base", "user_id")]
@@ -132,6 +135,7 @@ def whole_config(fragment: str) -> str:
             wanted += [name for pairs in attention.seq_att_map for name in (*pairs.key, *pairs.hist_seq)]
     losses = part.model_config.e2e_mm_dbmtl.img_model.image_losses
     items = [loss.contrastive.item_feature for loss in losses if loss.WhichOneof("loss") == "contrastive"]
+    items += [name for name in [part.model_config.e2e_mm_dbmtl.img_model.category_feature] if name]
     for name in dict.fromkeys([*wanted, *items, *constants]):
         if name not in own:
             kind = "SequenceFeature" if name.startswith("clicked") else "IdFeature"

@@ -78,3 +78,13 @@ def test_precision_auto_on_a_gpu(monkeypatch, capability, expected):
     details = {"compute_capability": capability}
     monkeypatch.setattr(tf.config.experimental, "get_device_details", lambda device: details)
     assert precision.dtype_policy(Precision.AUTO) == expected
+
+
+@pytest.mark.parametrize(
+    ("gpus", "details", "name"),
+    [([], {}, "the CPU"), (["gpu"], {"device_name": "NVIDIA H200"}, "NVIDIA H200"), (["gpu"], {}, "a GPU")],
+)
+def test_what_computes_is_named(monkeypatch, gpus, details, name):
+    monkeypatch.setattr(tf.config, "list_physical_devices", lambda kind: gpus)
+    monkeypatch.setattr(tf.config.experimental, "get_device_details", lambda device: details)
+    assert precision.device_name() == name

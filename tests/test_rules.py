@@ -336,13 +336,16 @@ def reachable(descriptor, descriptors):
 def test_the_reference_lists_every_field_and_value_once_and_its_links_lead_somewhere():
     text = (ROOT / "docs" / "config.md").read_text(encoding="utf-8")
     sections = {part.split("\n")[0]: part for part in text.split("\n## ")[1:]}
+    index = sections.pop("Index")
     descriptors = reachable(EasyRecConfig.DESCRIPTOR, {})
     assert set(sections) == set(descriptors)
     for name, descriptor in descriptors.items():
         parts = descriptor.fields if hasattr(descriptor, "fields") else descriptor.values
         rows = re.findall(r"^\| `(\w+)` \|.* (\S+) \|$", sections[name], re.MULTILINE)
         assert [row for row, _ in rows] == [part.name for part in parts]
-    anchors = {re.sub(r"[^a-z0-9_-]", "", name.lower()) for name in sections}
+    fields = {field.name for descriptor in descriptors.values() for field in getattr(descriptor, "fields", ())}
+    assert sorted(re.findall(r"`(\w+)`", index)) == sorted(fields)
+    anchors = {"index"} | {re.sub(r"[^a-z0-9_-]", "", name.lower()) for name in sections}
     assert set(re.findall(r"\(#([^)]*)\)", text)) <= anchors
 
 

@@ -43,8 +43,9 @@ INTRODUCTION = f"""\
 # The pipeline file
 
 A pipeline file is protobuf text: one `{ROOT_MESSAGE}`. The sections below stand in the order in which its settings
-meet the data. `-` in the column "default" means that the field is then unset. Names "not supported" belong to
-EasyRec's language: the loader names them as such, and skips fields among them with `--ignore_unsupported`.
+meet the data; the [index](#index) at the end lists all fields by name. `-` in the column "default" means that
+the field is then unset. Names "not supported" belong to EasyRec's language: the loader names them as such, and skips
+fields among them with `--ignore_unsupported`.
 """
 
 Entry: TypeAlias = DescriptorProto | EnumDescriptorProto
@@ -164,7 +165,21 @@ def render(language: Language) -> str:
             if item.type_name:
                 users[_type(item)].append(f"{_link(name)} `{item.name}`")
     sections = ["\n".join(_section(name, users[name], language)) for name in order]
-    return "\n\n".join([INTRODUCTION.rstrip("\n"), *sections]) + "\n"
+    return "\n\n".join([INTRODUCTION.rstrip("\n"), *sections, "\n".join(_index(order, language))]) + "\n"
+
+
+def _index(order: list[str], language: Language) -> Iterator[str]:
+    """Every field by its name, with the sections that describe it."""
+    sections: dict[str, list[str]] = {}
+    for name in order:
+        for item in _fields(language.entries[name]):
+            sections.setdefault(item.name, []).append(_link(name))
+    yield "## Index"
+    initials = sorted({name[0] for name in sections})
+    for initial in initials:
+        names = sorted(name for name in sections if name.startswith(initial))
+        yield ""
+        yield f"**{initial.upper()}**: " + " · ".join(f"`{name}` {', '.join(sections[name])}" for name in names)
 
 
 def _section(name: str, users: list[str], language: Language) -> Iterator[str]:

@@ -25,6 +25,14 @@ def dtype_policy(precision: int) -> str:
     return named.get(precision, FLOAT32)
 
 
+def device_name() -> str:
+    """Return what computes: the GPU that this process sees, by its name, or "the CPU"."""
+    gpus = tf.config.list_physical_devices("GPU")
+    if not gpus:
+        return "the CPU"
+    return str(tf.config.experimental.get_device_details(gpus[0]).get("device_name", "a GPU"))
+
+
 def _has_bfloat16() -> bool:
     gpus = tf.config.list_physical_devices("GPU")
     if gpus:

@@ -24,7 +24,7 @@ from easyrec_mm.files.folders import shown
 from easyrec_mm.files.lock import FolderLock
 from easyrec_mm.files.waiting import waiting
 from easyrec_mm.network.model import MultimodalModel, table_categories
-from easyrec_mm.network.precision import MIXED_FLOAT16, dtype_policy
+from easyrec_mm.network.precision import MIXED_FLOAT16, device_name, dtype_policy
 from easyrec_mm.runs.checkpoint import newest_whole
 from easyrec_mm.runs.evaluations import END, METRICS, forget_later_steps
 from easyrec_mm.runs.model_dir import BAD_RECORDS
@@ -240,7 +240,7 @@ class Trainer:
             say(shown(start_from_checkpoint(self.model, self._train_config, self.steps.average)))
         require_same_values(self.state.variables(), self._replicas)
         self.steps.draw_apart()
-        say(f"model: {self.steps.describe()}; computing in {self._dtype.removeprefix('mixed_')}")
+        say(f"model: {self.steps.describe()}; computing in {self._dtype.removeprefix('mixed_')} on {device_name()}")
         if self._dtype == MIXED_FLOAT16 and not tf.config.list_physical_devices("GPU"):
             say("note: float16 is slow without a GPU; train_config.precision: AUTO chooses what is fast")
         return saved if int(self.steps.number) else None
