@@ -13,7 +13,7 @@ from easyrec_mm.protos.pipeline_pb2 import EasyRecConfig
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
 
-COMMANDS = ("easyrec-mm", "scripts/", "python", ".venv/bin/python", "curl", "tar", "AWS_REGION=")
+COMMANDS = ("easyrec-mm", "scripts/", "python", ".venv/bin/python", "curl", "tar", "tensorboard", "AWS_REGION=")
 
 
 @dataclass(frozen=True)

@@ -27,6 +27,7 @@ import pyarrow.parquet as pq
 import pytest
 from docs_helpers import PAGES, ROOT, Block, blocks_of, whole_config
 from PIL import Image
+from tensorboard.program import TensorBoard
 
 from easyrec_mm.cli.main import main, make_parser
 from easyrec_mm.config.overrides import parse_edits
@@ -171,6 +172,8 @@ def check_command(command: str) -> None:
         body = words[words.index("-d") + 1]
         if not body.endswith("sample_request.json"):  # that of an export; the tests of exports send it
             check_request(json.loads((ROOT / body[1:]).read_text() if body.startswith("@") else body))
+    elif words[0] == "tensorboard":
+        TensorBoard().configure(words)  # ends with an error if a flag is unknown
     elif words[0] == "tar":
         assert subprocess.run(words, check=False).returncode == 0
     else:

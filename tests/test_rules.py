@@ -56,8 +56,8 @@ MAY_IMPORT = {
     "grouping": "errors safe_text schema stable_hash spark files features config formats protos",
     "network": "errors features schema weights distribution config data protos",
     "embedding": "errors safe_text schema tasks spark files manifest features store formats runs data",
-    "evaluation": "errors schema stable_hash tasks spark files manifest features store distribution config runs data "
-    "network protos",
+    "evaluation": "errors safe_text schema stable_hash tasks spark files manifest features store distribution config "
+    "runs data network protos",
     "training": "console exit_status errors safe_text schema files features store distribution config runs data "
     "network evaluation protos",
     "export": "errors schema files manifest features store config formats data network evaluation protos",

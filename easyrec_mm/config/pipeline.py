@@ -72,12 +72,17 @@ def check_config(config: EasyRecConfig, path: str) -> tuple[Schema, list[str]]:
     return schema, problems.notes
 
 
-def write_config(config: EasyRecConfig, path: str) -> None:
-    """Write a config as text that `load_pipeline` reads; the passwords of its URIs are left out."""
+def config_text(config: EasyRecConfig) -> str:
+    """Return a config as text that `load_pipeline` reads; the passwords of its URIs are left out."""
     written = EasyRecConfig()
     written.CopyFrom(config)
     leave_out_secrets(written)
-    put_text(path, text_format.MessageToString(written, as_utf8=True))
+    return str(text_format.MessageToString(written, as_utf8=True))
+
+
+def write_config(config: EasyRecConfig, path: str) -> None:
+    """Write a config as `config_text` to a file."""
+    put_text(path, config_text(config))
 
 
 def _require_fields(config: EasyRecConfig, path: str) -> None:

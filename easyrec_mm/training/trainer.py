@@ -9,7 +9,7 @@ import tensorflow as tf
 
 from easyrec_mm.config.image import PLACE
 from easyrec_mm.config.learning_rates import schedule_warnings
-from easyrec_mm.config.pipeline import Pipeline
+from easyrec_mm.config.pipeline import Pipeline, config_text
 from easyrec_mm.console import say
 from easyrec_mm.data.batch import InputBatch
 from easyrec_mm.data.first_pictures import first_pictures, require_pictures
@@ -30,6 +30,7 @@ from easyrec_mm.runs.evaluations import END, METRICS, forget_later_steps
 from easyrec_mm.runs.model_dir import BAD_RECORDS
 from easyrec_mm.runs.progress import MetricsLog, Progress
 from easyrec_mm.runs.same_values import require_same_values
+from easyrec_mm.runs.shown import code
 from easyrec_mm.store.feature_vectors import VectorStores
 from easyrec_mm.training.batch_norms import BatchNormWatch
 from easyrec_mm.training.evaluations import TrainingEvaluations
@@ -46,6 +47,7 @@ from easyrec_mm.training.saving import Saver
 from easyrec_mm.training.signals import Caught, caught_signals
 from easyrec_mm.training.state import TrainingState
 from easyrec_mm.training.step_log import Losses, StepLog
+from easyrec_mm.training.step_summaries import StepSummaries
 from easyrec_mm.training.steps import TrainSteps
 from easyrec_mm.training.time_left import Forecast
 from easyrec_mm.training.warm_start import start_from_checkpoint
@@ -139,6 +141,7 @@ class Trainer:
             say(f"warning: {shown(str(where))}: {damaged} lines are damaged and are removed")
         log = MetricsLog(self._model_dir / METRICS, self._model_dir)
         log.write_start(first_step)
+        log.write_shown(first_step + 1, [code("pipeline.config", config_text(self._config))])
         self._evaluations.go_on()
         self._saver.begin(self.steps.changed_rows, saved)
         progress = Progress("train", length.num_steps, first=first_step, is_exact=length.is_exact)
@@ -206,7 +209,8 @@ class Trainer:
             config=self._train_config, length=length, replicas=self._replicas, steps=self.steps,
             run_step=self.run_step, save=self._save, finish_saving=self._saver.finish,
             evaluations=self._evaluations, log=log, progress=progress, forecast=forecast, step_log=step_log,
-            save_times=save_times, caught=caught, bad_records=self._bad_records, skipped=skipped,
+            summaries=StepSummaries(self._train_config, self.model, self.steps, skipped, log), save_times=save_times,
+            caught=caught, bad_records=self._bad_records,
             put_logs=lambda: self._folder.put_logs(at_once=False),
         )  # fmt: skip
 
