@@ -62,6 +62,7 @@ MAY_IMPORT = {
     "network evaluation protos",
     "export": "errors schema files manifest features store config formats data network evaluation protos",
     "worth": "console errors pages files config formats runs data evaluation training protos",
+    "tuning": "console errors safe_text pages files config distribution runs training protos",
     "stats": "errors safe_text pages schema stable_hash files features store config formats data grouping network "
     "evaluation training protos",
     "serving": "console errors safe_text schema tensorflow_import files manifest features store embedding",

@@ -53,6 +53,21 @@ def load_pipeline(
     return Pipeline(path, config, schema, (*notes, *remarks))
 
 
+def changed_pipeline(pipeline: Pipeline, overrides: Sequence[Override]) -> Pipeline:
+    """Return a checked pipeline with further changes; the given one stays as it is.
+
+    Raises:
+      ConfigError: naming every problem of the first stage that finds any.
+    """
+    config = EasyRecConfig()
+    config.CopyFrom(pipeline.config)
+    for override in overrides:
+        apply_override(config, override)
+    _require_fields(config, pipeline.path)
+    schema, remarks = check_config(config, pipeline.path)
+    return Pipeline(pipeline.path, config, schema, tuple(remarks))
+
+
 def check_config(config: EasyRecConfig, path: str) -> tuple[Schema, list[str]]:
     """Return the Schema of a config, and remarks that are not errors; `path` is the config's file, for messages.
 
