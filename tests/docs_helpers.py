@@ -27,10 +27,10 @@ class Block:
 
     @property
     def kind(self) -> str:
-        """Return "diff", "shell", "json" or "config"."""
+        """Return "diff", "yaml", "shell", "json" or "config"."""
         first = self.text.lstrip()
-        if self.language == "diff":
-            return "diff"
+        if self.language in ("diff", "yaml"):
+            return self.language
         if first.startswith(("$ ", *COMMANDS)):
             return "shell"
         return "json" if first.startswith('{"') else "config"

@@ -3,6 +3,7 @@
 - diff: tests/test_extending.py applies those of docs/extending.md to a copy of the package, and uses what they add.
 - config: is put into a config that has the fields and features that it takes for granted, and is loaded and checked.
 - json: is parsed.
+- yaml: is a space of `tune`, and is checked against the demo's config.
 - shell: a command of easyrec-mm that takes a moment (RUN) runs in a folder with a small log, its pictures, a config and
   a store, and must end well. Those that train, export, serve or fetch, and those that leave something open (`[--flag]`,
   `...`, a single capital for a path) are read by the real parser of flags, because they take minutes or have no input
@@ -33,6 +34,7 @@ from easyrec_mm.cli.main import main, make_parser
 from easyrec_mm.config.overrides import parse_edits
 from easyrec_mm.config.pipeline import load_pipeline
 from easyrec_mm.errors import ConfigError
+from easyrec_mm.tuning.space import read_space
 
 BLOCKS = [block for page in PAGES for block in blocks_of(page)]
 # (page, beginning of the block) -> why it is not code.
@@ -158,6 +160,16 @@ def test_commands_are_accepted_and_short_ones_run(block, place, tmp_path, monkey
     monkeypatch.chdir(tmp_path / "here")
     for command in block.commands():
         check_command(command)
+
+
+@pytest.mark.parametrize("block", of_kind("yaml"))
+def test_a_space_fits_the_demo(block, tmp_path):
+    """With the optimizer that it names."""
+    rate = "learning_rate { constant_learning_rate { learning_rate: 0.01 } }"
+    optimizer = f"train_config.optimizer_config=[{{ adam_optimizer {{ {rate} }} }}]"
+    (tmp_path / "space.yaml").write_text(block.text)
+    entries = read_space(str(tmp_path / "space.yaml"), load_pipeline(str(ROOT / "configs/demo.config"), [optimizer]))
+    assert len(entries) == block.text.count("{")
 
 
 def check_command(command: str) -> None:

@@ -50,6 +50,7 @@ def demo():
 # --- The search
 
 
+@pytest.mark.slow
 def test_trials_that_fail_have_reasons_and_the_search_goes_on(tmp_path):
     fails = Entry("space.yaml:2: fails", "fails", ("no", "killed", "data", "undefined"))
     study = study_in(tmp_path)
@@ -217,6 +218,7 @@ def test_the_metric_is_that_of_the_config_or_of_the_flag(demo):
         objective_of(load_pipeline(demo.path, ["eval_input_path="]), "")
 
 
+@pytest.mark.slow
 def test_a_signal_ends_the_command_and_it_goes_on(tmp_path, capfd, monkeypatch, demo):
     """With trainings that only write evaluations."""
     monkeypatch.chdir(ROOT)
