@@ -13,7 +13,7 @@ from plotly.offline import get_plotlyjs
 
 from easyrec_mm.pages.render import render
 from easyrec_mm.tuning.objective import Objective
-from easyrec_mm.tuning.space import Entry, as_text
+from easyrec_mm.tuning.space import Entry, as_text, short_names, shown
 from easyrec_mm.tuning.study import REASON, SECONDS, best_trial
 
 _STATES = {
@@ -34,7 +34,7 @@ def page(study: optuna.Study, entries: Sequence[Entry], objective: Objective, pa
       path: the config, for the title.
     """
     best = best_trial(study)
-    names = _short_names([entry.name for entry in entries])
+    names = short_names([entry.name for entry in entries])
     trials = sorted(study.get_trials(deepcopy=False), key=lambda trial: _rank(trial, objective))
     return render(
         "tune.html",
@@ -54,17 +54,17 @@ def page(study: optuna.Study, entries: Sequence[Entry], objective: Objective, pa
 def _plots(study: optuna.Study, names: dict[str, str], objective: Objective) -> list[tuple[str, str, Markup | None]]:
     """Return title, explanation and HTML of each plot; None for one that these trials do not give."""
     complete = study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
-    study, shown, metric = _renamed(study, names), optuna.visualization, objective.metric
+    study, draw, metric = _renamed(study, names), optuna.visualization, objective.metric
     plots: list[tuple[str, str, int, Callable[[], Any]]] = [
         ("History", f"{metric} of each trial, and the best one so far.", 1,
-         lambda: shown.plot_optimization_history(study, target_name=metric)),
+         lambda: draw.plot_optimization_history(study, target_name=metric)),
         ("Importances", f"Share of the differences in {metric} that a setting explains (fANOVA).", _LEAST_OF_MANY,
-         lambda: shown.plot_param_importances(study, target_name=metric)),
+         lambda: draw.plot_param_importances(study, target_name=metric)),
         ("Parallel coordinates", "Each line is a trial: its settings and its result.", 2,
-         lambda: shown.plot_parallel_coordinate(study, target_name=metric)),
-        ("Slices", "The result by each setting alone.", 2, lambda: shown.plot_slice(study, target_name=metric)),
+         lambda: draw.plot_parallel_coordinate(study, target_name=metric)),
+        ("Slices", "The result by each setting alone.", 2, lambda: draw.plot_slice(study, target_name=metric)),
         ("Evaluations", "The evaluations of each trial, from which it is decided which ones end early.", 1,
-         lambda: shown.plot_intermediate_values(study)),
+         lambda: draw.plot_intermediate_values(study)),
     ]  # fmt: skip
     drawn = []
     for title, text, least, plot in plots:
@@ -102,16 +102,6 @@ def _renamed(study: optuna.Study, names: dict[str, str]) -> optuna.Study:
     return copy
 
 
-def _short_names(names: Sequence[str]) -> dict[str, str]:
-    """Return name -> as much of its end as tells it from the others."""
-    short = {}
-    for name in names:
-        parts = name.split(".")
-        ends = (".".join(parts[-num:]) for num in range(1, len(parts) + 1))
-        short[name] = next(end for end in ends if sum(n == end or n.endswith(f".{end}") for n in names) == 1)
-    return short
-
-
 def _rank(trial: FrozenTrial, objective: Objective) -> tuple[bool, float, int]:
     """Return what sorts the complete trials by their values, the best first, and puts the others behind them."""
     is_complete = trial.state == TrialState.COMPLETE
@@ -130,12 +120,6 @@ def _row(trial: FrozenTrial, entries: Sequence[Entry], best: FrozenTrial | None)
         "last": "" if last is None else f"{last:.6g}",
         "num_evaluations": len(values),
         "seconds": f"{trial.user_attrs[SECONDS]:.0f}" if SECONDS in trial.user_attrs else "",
-        "values": [_shown(trial.params.get(entry.name)) for entry in entries],
+        "values": [shown(trial.params[entry.name]) if entry.name in trial.params else "" for entry in entries],
         "reason": trial.user_attrs.get(REASON, ""),
     }
-
-
-def _shown(value: Any) -> str:
-    if value is None:
-        return ""
-    return f"{value:.4g}" if isinstance(value, float) else as_text(value)

@@ -15,7 +15,7 @@ from easyrec_mm.distribution.local_workers import parts_of_cores
 from easyrec_mm.errors import UserError
 from easyrec_mm.tuning.guard import Guard
 from easyrec_mm.tuning.objective import Objective, values_in
-from easyrec_mm.tuning.space import Entry, Value, as_text
+from easyrec_mm.tuning.space import Entry, Value, short_names, shown
 from easyrec_mm.tuning.study import (
     REASON,
     SECONDS,
@@ -72,6 +72,7 @@ class Search:
     ) -> None:
         self._study, self._objective, self._command_of = study, objective, command_of
         self._distributions = distributions_of(entries)
+        self._names = short_names([entry.name for entry in entries])
         self._folder, self._gpus = folder, gpus
         self._running: dict[int, _Running] = {}  # place, from 0 to the number of trials at a time
         self._failures: list[str] = []  # reasons of the trials of this start, until one has trained
@@ -123,7 +124,7 @@ class Search:
     def _start(self, trial: Trial, cores: Sequence[int], place: int, num_jobs: int) -> _Running:
         folder = trial_folder(self._folder, trial.number)
         command = self._command_of(trial.params, folder)
-        values = ", ".join(f"{name}={as_text(value)}" for name, value in trial.params.items())
+        values = ", ".join(f"{self._names[name]}={shown(value)}" for name, value in trial.params.items())
         again = ", which goes on" if folder.exists() else ""
         say(f"trial {trial.number}{again}: {values}", trial=trial.number, params=trial.params)
         environment = {"TF_FORCE_GPU_ALLOW_GROWTH": "true"} if 0 < len(self._gpus) < num_jobs else {}

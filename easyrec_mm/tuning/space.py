@@ -95,6 +95,21 @@ def as_text(value: Value) -> str:
     return value if isinstance(value, str) else json.dumps(value)
 
 
+def short_names(names: Sequence[str]) -> dict[str, str]:
+    """Return name -> as much of its end as tells it from the others."""
+    short = {}
+    for name in names:
+        parts = name.split(".")
+        ends = (".".join(parts[-num:]) for num in range(1, len(parts) + 1))
+        short[name] = next(end for end in ends if sum(n == end or n.endswith(f".{end}") for n in names) == 1)
+    return short
+
+
+def shown(value: Value) -> str:
+    """Return a value for people, numbers with four digits."""
+    return f"{value:.4g}" if isinstance(value, float) else as_text(value)
+
+
 def overrides_of(entries: Sequence[Entry], values: Mapping[str, Value]) -> list[Override]:
     """Return the changes of the config that give the settings of a space their values, by name."""
     return [entry.override(values[entry.name]) for entry in entries]
