@@ -23,7 +23,7 @@ from easyrec_mm.tuning.objective import Objective, objective_of
 from easyrec_mm.tuning.pictures import picture_space
 from easyrec_mm.tuning.search import HopelessError, Search
 from easyrec_mm.tuning.space import Entry, overrides_of, own_values, read_space
-from easyrec_mm.tuning.study import REASON, open_study, pruner_of
+from easyrec_mm.tuning.study import REASON, open_study, pruner_of, storage_used
 from easyrec_mm.tuning.tune import Tune
 
 X = Entry("space.yaml:1: x", "x", low=0.0, high=1.0)
@@ -84,7 +84,7 @@ def test_a_mistake_that_all_trials_share_ends_the_search(tmp_path):
     ],
 )
 def test_storages_that_cannot_be_used(tmp_path, url, message):
-    with pytest.raises(UserError, match=message) as caught:
+    with pytest.raises(UserError, match=message) as caught, storage_used(url):
         study_in(tmp_path, url=url)
     assert "secret" not in str(caught.value)
 
@@ -226,7 +226,7 @@ def test_a_signal_ends_the_command_and_it_goes_on(tmp_path, capfd, monkeypatch, 
     (tmp_path / "space.yaml").write_text(f"{RATE}: {{low: 1e-4, high: 1, log: true}}\n")
     tune = ["tune", "--pipeline_config", "configs/demo.config", "--space", f"{tmp_path}/space.yaml", "--trials", "3",
             "--jobs", "2", "--output_dir", f"{tmp_path}/t"]  # fmt: skip
-    monkeypatch.setattr(Tune, "command", lambda _, values, folder: command_of(0.1)(values, folder))
+    monkeypatch.setattr(Tune, "command", lambda _, values, folder: command_of(1.0)(values, folder))
 
     def stop():
         while not list((tmp_path / "t").glob("trials/*/model/metrics.jsonl")):

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterator, Sequence
+from contextlib import contextmanager
 
 import optuna
 from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
@@ -37,32 +38,44 @@ def open_study(
       is_new: whether the search begins.
 
     Raises:
-      UserError: if the storage cannot be used, or does not have the study.
+      UserError: if the storage is neither SQLite nor PostgreSQL, or does not have the study.
+      sqlalchemy.exc.SQLAlchemyError: if it cannot be used; see storage_used.
     """
-    place = f"--storage {without_secrets(url)}"
+    study: optuna.Study
+    direction = "maximize" if is_bigger else "minimize"
+    # A server may have closed a connection that was not used while a trial was trained.
+    storage = optuna.storages.RDBStorage(storage_url(url), engine_kwargs={"pool_pre_ping": True})
     try:
-        storage = optuna.storages.RDBStorage(storage_url(url))
-        study: optuna.Study
         if is_new:
-            study = optuna.create_study(
-                storage=storage, study_name=name, pruner=pruner, direction="maximize" if is_bigger else "minimize"
-            )
+            study = optuna.create_study(storage=storage, study_name=name, pruner=pruner, direction=direction)
         else:
             study = optuna.load_study(storage=storage, study_name=name, pruner=pruner)
-        number = len(study.get_trials(deepcopy=False))
     except KeyError as error:
         raise UserError(
-            f"{place}: does not have the search of --output_dir ({name}); give the storage with which it was begun, or "
-            "another --output_dir"
+            f"--storage {without_secrets(url)}: does not have the search of --output_dir ({name}); give the storage "
+            "with which it was begun, or another --output_dir"
         ) from error
-    except (SQLAlchemyError, optuna.exceptions.StorageInternalError, ImportError, RuntimeError) as error:
-        reason = hide_secrets(" ".join(str(error.__cause__ or error).split("\n(Background")[0].split()), url)
-        raise UserError(f"{place}: cannot be used: {reason}; check the address, and that the server runs") from error
+    number = len(study.get_trials(deepcopy=False))
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
         # Another seed after each start: otherwise it would draw again what it has drawn before.
         study.sampler = optuna.samplers.TPESampler(seed=seed + number, constant_liar=True)
     return study
+
+
+@contextmanager
+def storage_used(url: str) -> Iterator[None]:
+    """Use a storage in the context.
+
+    Raises:
+      UserError: if it cannot be used, or not any more.
+    """
+    try:
+        yield
+    except (SQLAlchemyError, optuna.exceptions.StorageInternalError) as error:
+        reason = hide_secrets(" ".join(str(error.__cause__ or error).split("\n(Background")[0].split()), url)
+        place, advice = f"--storage {without_secrets(url)}", "check the address, and that the server runs"
+        raise UserError(f"{place}: cannot be used: {reason}; {advice}; the same command goes on") from error
 
 
 def storage_url(url: str) -> str:

@@ -27,7 +27,7 @@ from easyrec_mm.tuning.objective import Objective, objective_of
 from easyrec_mm.tuning.page import page
 from easyrec_mm.tuning.search import TRIALS, HopelessError, Search
 from easyrec_mm.tuning.space import Entry, Value, as_text, overrides_of, own_values
-from easyrec_mm.tuning.study import best_trial, counted_trials, open_study, pruner_of
+from easyrec_mm.tuning.study import best_trial, counted_trials, open_study, pruner_of, storage_used
 from easyrec_mm.tuning.training import MODEL
 
 TUNE, BEST, PAGE, STUDY = "tune.json", "best.config", "tune.html", "study.db"
@@ -75,10 +75,10 @@ class Tune:
           UserError: if the folder is in use or contains another search, the storage cannot be used, or the first trials
             all fail for the same reason.
         """
-        with locked(str(self._folder), "--output_dir"):
+        url = self._options.storage or f"sqlite:///{self._folder.absolute() / STUDY}"
+        with locked(str(self._folder), "--output_dir"), storage_used(url):
             known = self._known()
             name = known.get("study") or f"tune-{secrets.token_hex(4)}"
-            url = self._options.storage or f"sqlite:///{self._folder.absolute() / STUDY}"
             pruner = pruner_of(self._options.pruner)
             study = open_study(url, name, self._objective.is_bigger, pruner, self._options.seed, is_new=not known)
             search = Search(study, self._entries, self._objective, self.command, self._folder, self._gpus)
