@@ -8,6 +8,7 @@ from contextlib import contextmanager
 
 import optuna
 from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
+from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState
 from sqlalchemy.exc import SQLAlchemyError
 
@@ -42,7 +43,7 @@ def open_study(
       sqlalchemy.exc.SQLAlchemyError: if it cannot be used; see storage_used.
     """
     study: optuna.Study
-    direction = "maximize" if is_bigger else "minimize"
+    direction = StudyDirection.MAXIMIZE if is_bigger else StudyDirection.MINIMIZE
     # A server may have closed a connection that was not used while a trial was trained.
     storage = optuna.storages.RDBStorage(storage_url(url), engine_kwargs={"pool_pre_ping": True})
     try:
