@@ -27,7 +27,7 @@ from easyrec_mm.network.model import MultimodalModel, table_categories
 from easyrec_mm.network.precision import MIXED_FLOAT16, dtype_policy
 from easyrec_mm.runs.checkpoint import newest_whole
 from easyrec_mm.runs.evaluations import END, METRICS, forget_later_steps
-from easyrec_mm.runs.model_dir import BAD_RECORDS
+from easyrec_mm.runs.model_dir import BAD_RECORDS, PIPELINE_CONFIG
 from easyrec_mm.runs.progress import MetricsLog, Progress
 from easyrec_mm.runs.same_values import require_same_values
 from easyrec_mm.runs.shown import code
@@ -120,6 +120,7 @@ class Trainer:
         )
         self._unreported: list[Losses] = []  # losses of earlier steps that are not reported yet
         self._to_evaluate = False  # whether the last checkpoint of an earlier start is to be evaluated
+        self._has_new_config = True  # whether it differs from that of the last checkpoint
         self._evaluations = TrainingEvaluations(
             pipeline, self.model, self.steps.average, self.steps.trained, self._vectors, self._folder,
             self._saver.shared,
@@ -141,7 +142,8 @@ class Trainer:
             say(f"warning: {shown(str(where))}: {damaged} lines are damaged and are removed")
         log = MetricsLog(self._model_dir / METRICS, self._model_dir)
         log.write_start(first_step)
-        log.write_shown(first_step + 1, [code("pipeline.config", config_text(self._config))])
+        if self._has_new_config:
+            log.write_shown(first_step + 1, [code(PIPELINE_CONFIG, config_text(self._config))])
         self._evaluations.go_on()
         self._saver.begin(self.steps.changed_rows, saved)
         progress = Progress("train", length.num_steps, first=first_step, is_exact=length.is_exact)
@@ -240,6 +242,7 @@ class Trainer:
         if self._replicas.first_says(bool(paths)):
             restored, saved = resume(paths, self._saver.shared, self._checkpoints, self.state, self._replicas)
             self._unreported, self._to_evaluate = restored.losses, restored.to_evaluate
+            self._has_new_config = bool(restored.changes)
         elif self._train_config.fine_tune_checkpoint:
             say(shown(start_from_checkpoint(self.model, self._train_config, self.steps.average)))
         require_same_values(self.state.variables(), self._replicas)
