@@ -74,7 +74,7 @@ def of_kind(kind: str) -> list[object]:
 def test_what_is_not_code_is_still_there_and_every_diff_has_its_test():
     assert {other(block) for block in BLOCKS} - {None} == set(OTHER)
     assert {block.page for block in BLOCKS if block.kind == "diff"} == {"docs/extending.md"}
-    assert {block.kind for block in BLOCKS} == {"diff", "shell", "json", "config"}
+    assert {block.kind for block in BLOCKS} == {"diff", "yaml", "shell", "json", "config"}
 
 
 # --- Configs and JSON
