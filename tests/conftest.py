@@ -34,12 +34,12 @@ trace_without_stacks()
 
 FILES_WITH_SLOW_FIXTURES = (
     "test_worth", "test_image_exports", "test_features_flow", "test_group_spark", "test_tasks_spark", "test_watch",
-    "test_search", "test_serve_constants", "test_docs_commands",
+    "test_search", "test_serve_constants", "test_docs_commands", "test_tensorboard",
 )  # fmt: skip
 # Most of them start processes, and one that begins when all others are done would be waited for.
 FILES_WITH_LONG_TESTS = (
     "test_image", "test_kills", "test_mirrored", "test_shard_tables", "test_workers", "test_workers_unlike",
-    "test_s3_flow", "test_export_processes", "test_predict_tasks", "test_stopped_evaluations",
+    "test_s3_flow", "test_export_processes", "test_predict_tasks", "test_stopped_evaluations", "test_tune_search",
 )  # fmt: skip
 
 

@@ -256,7 +256,7 @@ export_config {
 
 # What EasyRec's sample configs also set, and what changes nothing here.
 HARMLESS_EDITS = (
-    ("  num_steps: 2000", "  num_steps: 2000 inter_op_parallelism_threads: 16 write_graph: false is_profiling: true"),
+    ("  num_steps: 2000", "  num_steps: 2000 inter_op_parallelism_threads: 16 tensor_fuse: false is_profiling: true"),
     ("  sync_replicas: true", "  sync_replicas: false num_gpus_per_worker: 2 protocol: 'grpc++'"),
     ("  batch_size: 64", "  batch_size: 64 shard: true pai_worker_queue: true auto_expand_input_fields: false"),
     ('input_name: "like"', 'input_name: "like" input_dim: 1'),

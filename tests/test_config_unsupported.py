@@ -15,8 +15,8 @@ HARMLESS = {
     "shard", "selected_col_types", "pai_worker_queue", "pai_worker_slice_num", "chief_redundant",
     "max_partitions", "embedding_on_cpu", "tf_summary", "loss_name", "max_evals", "save_graph", "exports_to_keep",
     "placeholder_named_by_input", "filter_inputs", "sparse_accumulator_type", "startup_delay_steps", "is_profiling",
-    "summary_model_vars", "protocol", "inter_op_parallelism_threads", "separate_save",
-    "intra_op_parallelism_threads", "tensor_fuse", "write_graph", "model_name",
+    "protocol", "inter_op_parallelism_threads", "separate_save",
+    "intra_op_parallelism_threads", "tensor_fuse", "model_name",
 }  # fmt: skip
 
 
@@ -179,7 +179,7 @@ def test_a_metric_that_is_skipped_takes_its_block_away(load):
 
 
 def test_settings_of_the_command_line_are_skipped_and_noted_as_those_of_the_file(load, problem_lines):
-    settings = ["train_config.dead_line=20260101 00:00:00", "train_config.write_graph=false"]
+    settings = ["train_config.dead_line=20260101 00:00:00", "train_config.tensor_fuse=false"]
     first, summary = problem_lines(overrides=settings)
     assert first == "--set train_config.dead_line=20260101 00:00:00: dead_line is not supported"
     assert summary.endswith("or skip the fields with --ignore_unsupported")
@@ -187,7 +187,7 @@ def test_settings_of_the_command_line_are_skipped_and_noted_as_those_of_the_file
     assert pipeline.config == load().config
     assert [note for note in pipeline.notes if "--set" in note] == [
         f"skipped: --set {settings[0]}: dead_line is not supported",
-        f"--set {settings[1]}: write_graph has no effect here",
+        f"--set {settings[1]}: tensor_fuse has no effect here",
     ]
 
 

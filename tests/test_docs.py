@@ -3,6 +3,7 @@
 - diff: tests/test_extending.py applies those of docs/extending.md to a copy of the package, and uses what they add.
 - config: is put into a config that has the fields and features that it takes for granted, and is loaded and checked.
 - json: is parsed.
+- yaml: is a space of `tune`, and is checked against the demo's config.
 - shell and python: tests/test_docs_commands.py runs them.
 - Output and drawings are not code; OTHER lists them with the reason.
 """
@@ -12,12 +13,12 @@ from __future__ import annotations
 import json
 
 import pytest
-import yaml
-from docs_helpers import PAGES, Block, blocks_of, whole_config
+from docs_helpers import PAGES, ROOT, Block, blocks_of, whole_config
 
 from easyrec_mm.cli.main import main
 from easyrec_mm.config.pipeline import load_pipeline
 from easyrec_mm.errors import ConfigError
+from easyrec_mm.tuning.space import read_space
 
 BLOCKS = [block for page in PAGES for block in blocks_of(page)]
 # (page, beginning of the block) -> why it is not code.
@@ -71,8 +72,14 @@ def test_json_is_json(block):
     assert json.loads(block.text)
 
 
-def test_yaml_is_yaml():
-    assert all(yaml.safe_load(block.text) for block in BLOCKS if block.kind == "yaml")
+@pytest.mark.parametrize("block", of_kind("yaml"))
+def test_a_space_fits_the_demo(block, tmp_path):
+    """With the optimizer that it names."""
+    rate = "learning_rate { constant_learning_rate { learning_rate: 0.01 } }"
+    optimizer = f"train_config.optimizer_config=[{{ adam_optimizer {{ {rate} }} }}]"
+    (tmp_path / "space.yaml").write_text(block.text)
+    entries = read_space(str(tmp_path / "space.yaml"), load_pipeline(str(ROOT / "configs/demo.config"), [optimizer]))
+    assert len(entries) == block.text.count("{")
 
 
 def test_all_fragments_of_features_fit_into_one_config_that_can_be_exported(tmp_path):

@@ -63,15 +63,15 @@ def run(replicas, place, is_after, hangs=False):
 
     config = TrainConfig(save_checkpoints_steps=3, log_step_count_steps=100, save_summary_steps=100)
     nothing = SimpleNamespace(
-        flush=lambda: None, add=lambda *_: None, write=lambda _: log.do("report"), unreported=list, num=0,
+        flush=lambda: None, add=lambda *_: None, write=lambda _: log.do("report"), unreported=list,
         check_all=lambda: None, evaluated=lambda _: None,
     )  # fmt: skip
     evaluations = SimpleNamespace(is_due=False, run=evaluate, stop_reason=lambda: None, has_run=lambda _: True)
     loop = Loop(
         config=config, length=SimpleNamespace(num_epochs=1), replicas=replicas, steps=steps, run_step=run_step,
         save=save, finish_saving=lambda: None, evaluations=evaluations, log=nothing, progress=nothing,
-        forecast=SimpleNamespace(time=nothing), step_log=nothing, save_times=SaveTimes(config), bad_records=nothing,
-        skipped=nothing, put_logs=lambda: None, caught=log.caught,
+        forecast=SimpleNamespace(time=nothing), step_log=nothing, summaries=nothing, save_times=SaveTimes(config),
+        bad_records=nothing, put_logs=lambda: None, caught=log.caught,
     )  # fmt: skip
     saved, reason = loop.run(batches(), None, False)
     return log.done, saved, reason, loop.stopped_by

@@ -51,7 +51,7 @@ def watched(model_dir: Path) -> list[dict]:
 
 @pytest.mark.slow
 def test_every_checkpoint_is_evaluated_once_as_the_training_does(finished, model_dir, capsys):
-    before = {path: path.read_bytes() for path in model_dir.iterdir()}
+    before = {path: path.read_bytes() for path in model_dir.rglob("*") if path.is_file()}
     arguments = ["eval", "--pipeline_config", str(model_dir / "pipeline.config"), f"--set=model_dir={model_dir}"]
     assert main([*arguments, "--watch"]) == 0
     assert "the training is over; results are in" in capsys.readouterr().out
@@ -134,7 +134,7 @@ def test_it_stops_when_nothing_comes(model_dir, monkeypatch):
     """All checkpoints are evaluated with one evaluator until then."""
     monkeypatch.setattr(watch, "LOOK_EVERY_S", 0.0)
     built = []
-    monkeypatch.setattr(watch, "Evaluator", lambda *args: built.append(args) or Evaluator(*args))
+    monkeypatch.setattr(watch, "Evaluator", lambda *args, **named: built.append(args) or Evaluator(*args, **named))
     lines = (model_dir / "metrics.jsonl").read_text().splitlines(keepends=True)
     (model_dir / "metrics.jsonl").write_text("".join(line for line in lines if '"end"' not in line))
     assert watcher(model_dir, []).run(0.01, Caught()) == "no new checkpoint in 0.01 seconds"

@@ -39,6 +39,7 @@ EXPLAINED_IN = {
     "check": "troubleshooting.md",
     "stats": "stats.md",
     "train": "training.md",
+    "tune": "tuning.md",
     "replay": "training.md",
     "deploy": "scaling.md",
     "eval": "metrics.md",

@@ -34,6 +34,7 @@ from easyrec_mm.cli import (
     stats,
     store,
     train,
+    tune,
     weights,
     worth,
 )  # fmt: skip
@@ -52,6 +53,7 @@ COMMANDS: dict[str, ModuleType] = {
     "check": check,
     "stats": stats,
     "train": train,
+    "tune": tune,
     "replay": replay,
     "deploy": deploy,
     "eval": evaluate,

@@ -77,6 +77,14 @@ def cluster_field(config: EasyRecConfig, schema: Schema) -> str:
     return str(config.eval_config.bootstrap.cluster_field or item_field(config, schema))
 
 
+def projector_fields(config: EasyRecConfig, schema: Schema) -> tuple[str, ...]:
+    """Return the input fields that TensorBoard's projector shows of each item."""
+    named = tuple(config.train_config.projector_fields)
+    # Those of the default are read anyway: no group can become a bad record because it is shown.
+    of_groups = [name for name in schema.group_fields if name not in schema.labels]
+    return tuple(dict.fromkeys(named or (*schema.image_fields(), *of_groups)))
+
+
 def slice_name(message: EvalSlice) -> str:
     """Return the name of a slice, such as "price" for the field price, or "item_frequency"."""
     kind = message.WhichOneof("by")
@@ -122,6 +130,8 @@ def check_evaluation(config: EasyRecConfig, schema: Schema, problems: Problems) 
     check_metrics(evaluation.metrics_set, "eval_config.metrics_set", None, schema, problems)
     if evaluation.HasField("item_id_field"):
         _check_id(evaluation.item_id_field, "eval_config.item_id_field", schema, problems)
+    for i, name in enumerate(config.train_config.projector_fields):
+        _check_field(name, f"train_config.projector_fields[{i}]", schema, problems)
     _check_bootstrap(evaluation.bootstrap, schema, problems)
     names: set[str] = set()
     for i, part in enumerate(evaluation.slices):

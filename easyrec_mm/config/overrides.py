@@ -136,6 +136,35 @@ def apply_override(config: EasyRecConfig, override: str | Override, ignore_unsup
     return []
 
 
+def setting_at(config: EasyRecConfig, place: str, path: str) -> tuple[FieldDescriptor, list[Any]]:
+    """Return the field that a path names, and its values: one, or one for each message or element that is meant.
+
+    Args:
+      config: the config, which stays as it is.
+      place: what the user wrote, for messages.
+      path: as in `apply_override`.
+
+    Raises:
+      ConfigError: if the path does not exist, or is not supported.
+    """
+    messages: list[Message] = [EasyRecConfig()]
+    messages[0].CopyFrom(config)  # following a path sets the messages on its way
+    *parents, last = _split(path.strip(), ".")
+    name, selector = _name_and_selector(last, place)
+    try:
+        for part in parents:
+            messages = [child for message in messages for child in _children(message, part, place)]
+        field = _field_of(messages[0], name, place)
+    except _UnsupportedError as error:
+        raise ConfigError(f"{place}: {error.name} is not supported") from error
+    values = [getattr(message, name) for message in messages]
+    if selector is not None and not is_repeated(field):
+        raise ConfigError(f"{place}: {name} has no elements; write it without [{selector}]")
+    if selector is not None:
+        values = [value[index] for value in values for index in _indices(value, name, selector, place)]
+    return field, values
+
+
 def _split(text: str, separator: str, most: int = -1) -> list[str]:
     """Split a text at a character outside of brackets, at most `most` times."""
     parts, depth = [""], 0

@@ -53,6 +53,21 @@ def load_pipeline(
     return Pipeline(path, config, schema, (*notes, *remarks))
 
 
+def changed_pipeline(pipeline: Pipeline, overrides: Sequence[Override]) -> Pipeline:
+    """Return a checked pipeline with further changes; the given one stays as it is.
+
+    Raises:
+      ConfigError: naming every problem of the first stage that finds any.
+    """
+    config = EasyRecConfig()
+    config.CopyFrom(pipeline.config)
+    for override in overrides:
+        apply_override(config, override)
+    _require_fields(config, pipeline.path)
+    schema, remarks = check_config(config, pipeline.path)
+    return Pipeline(pipeline.path, config, schema, tuple(remarks))
+
+
 def check_config(config: EasyRecConfig, path: str) -> tuple[Schema, list[str]]:
     """Return the Schema of a config, and remarks that are not errors; `path` is the config's file, for messages.
 
@@ -72,12 +87,17 @@ def check_config(config: EasyRecConfig, path: str) -> tuple[Schema, list[str]]:
     return schema, problems.notes
 
 
-def write_config(config: EasyRecConfig, path: str) -> None:
-    """Write a config as text that `load_pipeline` reads; the passwords of its URIs are left out."""
+def config_text(config: EasyRecConfig) -> str:
+    """Return a config as text that `load_pipeline` reads; the passwords of its URIs are left out."""
     written = EasyRecConfig()
     written.CopyFrom(config)
     leave_out_secrets(written)
-    put_text(path, text_format.MessageToString(written, as_utf8=True))
+    return str(text_format.MessageToString(written, as_utf8=True))
+
+
+def write_config(config: EasyRecConfig, path: str) -> None:
+    """Write a config as `config_text` to a file."""
+    put_text(path, config_text(config))
 
 
 def _require_fields(config: EasyRecConfig, path: str) -> None:

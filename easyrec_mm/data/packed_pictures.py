@@ -46,6 +46,11 @@ def path_in(tar: str, path: bytes) -> bytes:
     return os.fsencode(tar) + _SEPARATOR + path
 
 
+def own_path(path: bytes) -> bytes:
+    """Return the path of a picture without that of the tar which holds it, if one does."""
+    return path.rpartition(_SEPARATOR)[2]
+
+
 def is_packed(path: bytes) -> bool:
     """Return whether a path is a result of `path_in`."""
     return _SEPARATOR in path

@@ -65,8 +65,8 @@ def run_workers(local: LocalWorkers, output: IO[str], errors: IO[str]) -> int:
     threads = []
     try:
         with _caught() as signals:
-            for place, cores in enumerate(_parts_of_cores(local.num)):
-                with _on_cores(cores):
+            for place, cores in enumerate(parts_of_cores(local.num)):
+                with on_cores(cores):
                     process = _start(local.command, {**os.environ, **local.environment(place)})
                 processes.append(process)
                 for source, target in ((process.stdout, output), (process.stderr, errors)):
@@ -134,14 +134,14 @@ def _caught() -> Iterator[list[int]]:
             signal.signal(number, handler)
 
 
-def _parts_of_cores(num: int) -> list[list[int]]:
+def parts_of_cores(num: int) -> list[list[int]]:
     """Return the cores of each process; one core may be that of several if there are fewer cores than processes."""
     cores = sorted(os.sched_getaffinity(0))
     return [cores[place::num] or [cores[place % len(cores)]] for place in range(num)]
 
 
 @contextmanager
-def _on_cores(cores: Sequence[int]) -> Iterator[None]:
+def on_cores(cores: Sequence[int]) -> Iterator[None]:
     """Run this thread on these cores only, so that a process that it starts inherits them."""
     former = os.sched_getaffinity(0)
     os.sched_setaffinity(0, cores)

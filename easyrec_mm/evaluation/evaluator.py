@@ -19,6 +19,7 @@ from easyrec_mm.data.until_stopped import UntilStopped
 from easyrec_mm.distribution.replicas import Replicas
 from easyrec_mm.evaluation.plan import EvalPlan, ItemCounts
 from easyrec_mm.evaluation.rows import Rows
+from easyrec_mm.evaluation.shown_items import ShownItems
 from easyrec_mm.evaluation.summary import EvalResults, Summary, results_of, summarize
 from easyrec_mm.network.model import MultimodalModel
 from easyrec_mm.network.precision import FLOAT32
@@ -107,6 +108,7 @@ class Evaluator:
       bad_records: counts the records that cannot be read, anew in each evaluation.
       vectors: result of `vectors_of`; by default the current vectors.
       confidence: whether to compute intervals as well, as eval_config.bootstrap says.
+      shown: collects what TensorBoard shows of the evaluated items, if that is wanted.
     """
 
     def __init__(
@@ -118,8 +120,9 @@ class Evaluator:
         bad_records: BadRecords,
         vectors: VectorStores | None = None,
         confidence: bool = False,
+        shown: ShownItems | None = None,
     ) -> None:
-        self._model, self._config = model, config
+        self._model, self._config, self._shown = model, config, shown
         self._path, self._setting = path, setting
         self._bad_records, self._vectors = bad_records, vectors
         self._confidence = confidence
@@ -140,11 +143,16 @@ class Evaluator:
         # All workers look again if one of them sees a change, which the others may see later.
         if self._input is None or replicas.agree(not self._input.is_up_to_date())[0]:
             self._input = evaluation_input(
-                self._model, self._config, plan, self._path, self._setting, self._bad_records, self._vectors
-            )
+                self._model, self._config, plan, self._path, self._setting, self._bad_records, self._vectors,
+                self._shown.fields if self._shown is not None else (),
+            )  # fmt: skip
             require_same_data(self._input, replicas)
         self._bad_records.start_over()
-        summary = summary_of(self._model, self._config, plan, self._input, is_stopped)
+        if self._shown is not None:
+            self._shown.begin()
+        summary = summary_of(self._model, self._config, plan, self._input, is_stopped, self._shown)
+        if self._shown is not None:
+            self._shown.finish(self._model)
         return results_of(summary, plan.weights.num_replicates, plan.bootstrap.level, plan.clusters)
 
 
@@ -156,17 +164,19 @@ def evaluation_input(
     setting: str,
     bad_records: BadRecords,
     vectors: VectorStores | None = None,
+    further_fields: tuple[str, ...] = (),
 ) -> Input:
     """Return the input of an evaluation by `plan`; the other arguments are those of Evaluator.
+
+    Batches have `further_fields` in addition to those that the plan needs.
 
     Raises:
       DataError: if the files cannot be read.
     """
     data = config.data_config
     worker = model.replicas.number, model.replicas.num
-    return Input(
-        data, model.schema, path, setting, bad_records, kept_fields=plan.fields, vectors=vectors, worker=worker
-    )
+    fields = tuple(dict.fromkeys((*plan.fields, *further_fields)))
+    return Input(data, model.schema, path, setting, bad_records, kept_fields=fields, vectors=vectors, worker=worker)
 
 
 def summary_of(
@@ -175,15 +185,18 @@ def summary_of(
     plan: EvalPlan,
     inputs: Input,
     is_stopped: Callable[[], bool] = lambda: False,
+    shown: ShownItems | None = None,
 ) -> Summary:
     """Evaluate a model by a plan; return the summary with its replicates, as `compare` takes it.
+
+    The batches of this worker are added to `shown` as well.
 
     Raises:
       DataError: if the files cannot be read or hold too many bad records.
       EvaluationStoppedError: if `is_stopped`, which is asked before each batch, says so on any worker.
     """
     with Rows(memory_of(config)) as rows:
-        for columns in _columns_of_all(model, inputs, plan, is_stopped):
+        for columns in _columns_of_all(model, inputs, plan, is_stopped, shown):
             rows.append(columns)
             if is_enough(config, len(rows)):
                 break
@@ -191,14 +204,21 @@ def summary_of(
 
 
 def _columns_of_all(
-    model: MultimodalModel, inputs: Input, plan: EvalPlan, is_stopped: Callable[[], bool]
+    model: MultimodalModel,
+    inputs: Input,
+    plan: EvalPlan,
+    is_stopped: Callable[[], bool],
+    shown: ShownItems | None,
 ) -> Iterator[dict[str, np.ndarray]]:
     """Yield the columns that an evaluation keeps, in the order of the samples; all workers yield those of all."""
     replicas = model.replicas
     with UntilStopped(prediction_batches(model, inputs), is_stopped) as items:
         agreed = _agreed(items, plan, replicas, is_stopped)
-        for batch, fields, outputs in outputs_of(model, agreed, inputs.spec(), "evaluate", with_empty=replicas.num > 1):
-            own = plan_columns(plan, batch, fields, outputs) if batch.num_samples else {}
+        for item, outputs in outputs_of(model, agreed, inputs.spec(), "evaluate", with_empty=replicas.num > 1):
+            has_samples = item.batch.num_samples > 0
+            own = plan_columns(plan, item.batch, item.kept_fields, outputs) if has_samples else {}
+            if shown is not None and has_samples:
+                shown.add(item, outputs)
             if replicas.num == 1:
                 yield own
                 continue
@@ -285,7 +305,8 @@ def batch_outputs(
     model: MultimodalModel, inputs: Input, name: str
 ) -> Iterator[tuple[Batch, dict[str, tf.Tensor], dict[str, tf.Tensor]]]:
     """Yield (batch, kept fields, outputs) of every batch of an input with samples."""
-    return outputs_of(model, prediction_batches(model, inputs), inputs.spec(), name)
+    for item, outputs in outputs_of(model, prediction_batches(model, inputs), inputs.spec(), name):
+        yield item.batch, item.kept_fields, outputs
 
 
 def prediction_batches(model: MultimodalModel, inputs: Input) -> Generator[InputBatch, None, None]:
@@ -296,8 +317,8 @@ def prediction_batches(model: MultimodalModel, inputs: Input) -> Generator[Input
 
 def outputs_of(
     model: MultimodalModel, items: Iterable[InputBatch], spec: Batch, name: str, with_empty: bool = False
-) -> Iterator[tuple[Batch, dict[str, tf.Tensor], dict[str, tf.Tensor]]]:
-    """Yield (batch, kept fields, outputs) of every one of `prediction_batches` with samples, and show the progress.
+) -> Iterator[tuple[InputBatch, dict[str, tf.Tensor]]]:
+    """Yield every one of `prediction_batches` with samples, and its outputs; show the progress.
 
     Args:
       model: the model.
@@ -315,9 +336,9 @@ def outputs_of(
             if bank is not None:
                 bank.before_step(item.batch.images.bank_row, item.batch.images.encoded, 0)
             if item.batch.num_samples or model.rec.feature_embedding.is_divided:
-                yield item.batch, item.kept_fields, step(item.batch)
+                yield item, step(item.batch)
             elif with_empty:
-                yield item.batch, item.kept_fields, {}
+                yield item, {}
             progress.add(item.batch.num_samples, item.batch.num_images, item.batch.num_encoded, 0.0)
             if time.monotonic() - shown > _SHOW_EVERY_S:
                 progress.show({}, rates_of(progress.take()))

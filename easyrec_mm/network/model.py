@@ -287,6 +287,17 @@ class MultimodalModel:
         self.rec({feature.name: _value_of_a_sample(feature) for feature in self.schema.features}, vector)
 
 
+def predicted_vectors(model: MultimodalModel, rows: tf.Tensor) -> tf.Tensor:
+    """Return the vectors float32 `[N, D]` of pictures of a model's last predictions, by their rows in the bank.
+
+    Raises:
+      ValueError: if the model has no pictures.
+    """
+    tower, _ = model.image_side()
+    kept = tf.gather(model._prediction_banks[model._trained_part].vectors, rows)
+    return tower.vectors(tf.cast(kept, tower.compute_dtype)) if model.trains_part("HEAD") else kept
+
+
 def table_categories(schema: Schema, names: Iterable[str]) -> dict[str, dict[str, Categories]]:
     """Return the variables among the tables `names` whose rows are chosen by categories, with these by feature."""
     by_table = {f"embedding/{table}": categories for table, categories in tables_of(schema.features).items()}

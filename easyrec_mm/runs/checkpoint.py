@@ -21,9 +21,10 @@ from typing import TypeVar
 import tensorflow as tf
 
 from easyrec_mm.errors import CheckpointError, DamagedCheckpointError
-from easyrec_mm.runs.checkpoint_list import PREFIX, read_list, write_list
+from easyrec_mm.runs.checkpoint_list import read_list, write_list
 from easyrec_mm.runs.checkpoint_parts import Piece, Table, pieces_of
 from easyrec_mm.runs.checkpoint_reader import chain_of
+from easyrec_mm.runs.names import PREFIX
 from easyrec_mm.runs.snapshot import OtherWriters, Snapshot, Target, reason_of
 
 # What the system says of a full disk.

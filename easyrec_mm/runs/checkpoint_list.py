@@ -10,10 +10,7 @@ import tensorflow as tf
 
 from easyrec_mm.errors import DamagedCheckpointError
 from easyrec_mm.runs.checkpoint_index import read_index
-
-PREFIX = "model.ckpt"
-# Name of the list.
-STATE = "checkpoint"
+from easyrec_mm.runs.names import PREFIX, STATE
 
 
 def read_list(folder: Path) -> list[str]:

@@ -22,8 +22,8 @@ from easyrec_mm.files.folders import Folder
 from easyrec_mm.files.lease import LEASE
 from easyrec_mm.files.storage import StorageError
 from easyrec_mm.runs.checkpoint import resolve_checkpoint
-from easyrec_mm.runs.checkpoint_list import PREFIX, STATE
 from easyrec_mm.runs.checkpoint_reader import chain_of
+from easyrec_mm.runs.names import PREFIX, STATE
 
 # Files of a training other than its checkpoints.
 EVAL_RESULT = "eval_result.json"

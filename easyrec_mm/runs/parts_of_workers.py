@@ -27,10 +27,10 @@ from easyrec_mm.distribution.replicas import Replicas
 from easyrec_mm.errors import CheckpointError
 from easyrec_mm.files import StorageError
 from easyrec_mm.runs.checkpoint import Checkpoints
-from easyrec_mm.runs.checkpoint_list import PREFIX
 from easyrec_mm.runs.checkpoint_parts import Increment, Piece, Table
 from easyrec_mm.runs.meetings import Meetings
 from easyrec_mm.runs.model_dir import ModelDir
+from easyrec_mm.runs.names import PREFIX
 from easyrec_mm.runs.snapshot import WRITE_ERRORS, Snapshot, Target, UnwritablePartsError, reason_of
 
 # TensorFlow's names of the values of a part, which is one file, and of its index.

@@ -7,10 +7,12 @@ import math
 import os
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import tensorflow as tf
+from tensorboard.compat.proto.summary_pb2 import Summary
 from tqdm import tqdm
 
 from easyrec_mm.console import say
@@ -208,10 +210,25 @@ class MetricsLog:
             value.metadata.plugin_data.plugin_name = "scalars"
             value.tensor.dtype = tf.float32.as_datatype_enum
             value.tensor.float_val.append(number)
-        with self._writer.as_default(step=step):
-            tf.summary.experimental.write_raw_pb(summary.SerializeToString())
+        self._write(step, summary.SerializeToString())
         if at_once:
             self.flush()
+
+    def write_shown(self, step: int, shown: Sequence[Summary]) -> None:
+        """Write what functions of runs/shown.py return, for TensorBoard."""
+        for summary in shown:
+            self._write(step, summary.SerializeToString())
+        self.flush()
+
+    def write_graph(self, graph: tf.Graph) -> None:
+        """Write a graph for TensorBoard."""
+        with self._writer.as_default():
+            tf.summary.graph(graph)
+        self.flush()
+
+    def _write(self, step: int, summary: bytes) -> None:
+        with self._writer.as_default(step=step):
+            tf.summary.experimental.write_raw_pb(summary)
 
     def flush(self) -> None:
         """Write what is left of the scalars."""

@@ -21,7 +21,9 @@ from easyrec_mm.data.shared_bad_records import SharedBadRecords
 from easyrec_mm.evaluation.evaluator import EvaluationStoppedError, Evaluator
 from easyrec_mm.evaluation.plan import evaluation_fields
 from easyrec_mm.evaluation.report import table, write_result
+from easyrec_mm.evaluation.shown_items import ShownItems
 from easyrec_mm.evaluation.summary import EvalResults
+from easyrec_mm.evaluation.tensorboard import show_evaluation
 from easyrec_mm.files import StorageError
 from easyrec_mm.network.model import MultimodalModel
 from easyrec_mm.runs.checkpoint_reader import bases_of, restore
@@ -70,6 +72,7 @@ class TrainingEvaluations:
         self._folder, self._shared = folder, shared
         self._replicas, self._is_first = model.replicas, model.replicas.number == 0
         share = self._config.data_config.max_bad_record_share
+        self._shown = ShownItems(self._config, self._schema)
         self._evaluator = Evaluator(
             model,
             self._config,
@@ -77,6 +80,7 @@ class TrainingEvaluations:
             "eval_input_path",
             SharedBadRecords(str(folder.local / BAD_RECORDS), share, model.replicas),
             vectors,
+            shown=self._shown,
         )
         self._criterion = criterion_of(pipeline.config, evaluation_metrics(pipeline.config, pipeline.schema))
         self._evaluations: list[Evaluation] = []
@@ -94,7 +98,7 @@ class TrainingEvaluations:
         if self.interval_s is None:
             return
         config, schema, path = self._config, self._schema, self._config.eval_input_path
-        fields, records = evaluation_fields(config, schema), BadRecords(None, 1.0)
+        fields, records = evaluation_fields(config, schema) + self._shown.fields, BadRecords(None, 1.0)
         inputs = Input(
             config.data_config, schema, path, "eval_input_path", records, kept_fields=fields, vectors=self._vectors
         )
@@ -149,6 +153,7 @@ class TrainingEvaluations:
         self._count(step, results, progress)
         log.write_line(EVAL, step, results)
         log.write_summaries(EVAL, step, results)
+        show_evaluation(self._shown, self._config.train_config, log, self._folder.local, step)
         write_result(str(self._folder.local / EVAL_RESULT), results)
         with suppress(StorageError):  # after an error the logs are uploaded with the next checkpoint
             self._folder.put_logs()

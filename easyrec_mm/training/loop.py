@@ -17,8 +17,8 @@ from easyrec_mm.training.evaluations import TrainingEvaluations
 from easyrec_mm.training.length import Length
 from easyrec_mm.training.save_times import SaveTimes
 from easyrec_mm.training.signals import STOPPING, Caught
-from easyrec_mm.training.skipped import Skipped
 from easyrec_mm.training.step_log import Losses, StepLog
+from easyrec_mm.training.step_summaries import StepSummaries
 from easyrec_mm.training.steps import TrainSteps
 from easyrec_mm.training.time_left import Forecast
 
@@ -41,10 +41,10 @@ class Loop:
     finish_saving
                  completes the checkpoint that is being written
     evaluations  evaluates checkpoints
-    log, progress, forecast, step_log, save_times
-                 the metrics, the display, the time left, the reports of steps, and when to save
+    log, progress, forecast, step_log, summaries, save_times
+                 the metrics, the display, the time left, the reports of steps, what TensorBoard shows of them, and when
+                 to save
     bad_records  counts what could not be used
-    skipped      counts of the steps that were skipped
     put_logs     uploads the logs of a remote model_dir from time to time
     caught       the signal to stop this worker
     stopped_by   the signal to stop all workers, on which they have agreed: `caught` changes at any time, on one of them
@@ -62,9 +62,9 @@ class Loop:
     progress: Progress
     forecast: Forecast
     step_log: StepLog
+    summaries: StepSummaries
     save_times: SaveTimes
     bad_records: BadRecords
-    skipped: Skipped
     put_logs: Callable[[], None]
     caught: Caught
     stopped_by: int | None = None
@@ -132,9 +132,7 @@ class Loop:
         if step % self.config.log_step_count_steps == 0:
             self.step_log.write(step)
             self.put_logs()
-        if step % self.config.save_summary_steps == 0 or not losses:
-            skipped = {"skipped_steps": self.skipped.num} if self.skipped.num else {}
-            self.log.write_summaries("train", step, {**{name: float(v) for name, v in losses.items()}, **skipped})
+        self.summaries.add(step, losses)
 
     def _save_and_evaluate(self) -> str:
         step = self._step

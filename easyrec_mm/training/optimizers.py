@@ -44,7 +44,7 @@ class RowOptimizer(keras.optimizers.Optimizer):
         first_steps: Mapping[int, int] | None = None,
     ) -> None:
         super().__init__(learning_rate=learning_rate, name=type(self).__name__)
-        self._rate_factors = dict(rate_factors or {})
+        self._schedule, self._rate_factors = learning_rate, dict(rate_factors or {})
         self._first_steps = dict(first_steps or {})
         # First step of the variable that is being updated.
         self._first_step = 0
@@ -70,6 +70,14 @@ class RowOptimizer(keras.optimizers.Optimizer):
             for slot, variables in self._slot_variables.items()
             for name, variable in zip(names, variables, strict=True)
         }
+
+    def last_learning_rate(self) -> float:
+        """Return the learning rate of the last step that has changed weights."""
+        return float(self._schedule(tf.maximum(self.iterations.value - 1, 0)))
+
+    def rate_factors(self, variables: Sequence[keras.Variable]) -> list[float]:
+        """Return the factors by which variables change the learning rate."""
+        return [self._rate_factors.get(id(variable.value), 1.0) for variable in variables]
 
     def apply(self, grads: list[Any], trainable_variables: list[keras.Variable]) -> None:
         """Update the variables by their gradients. The rows of an IndexedSlices must be distinct (row_gradients.py).

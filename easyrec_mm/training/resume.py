@@ -12,8 +12,9 @@ from easyrec_mm.distribution.replicas import Replicas
 from easyrec_mm.errors import CheckpointError, DamagedCheckpointError, UserError
 from easyrec_mm.files.folders import shown
 from easyrec_mm.runs.checkpoint import Checkpoints, newest_whole
-from easyrec_mm.runs.checkpoint_list import PREFIX, STATE, is_damaged
+from easyrec_mm.runs.checkpoint_list import is_damaged
 from easyrec_mm.runs.model_dir import ModelDir
+from easyrec_mm.runs.names import PREFIX, STATE
 from easyrec_mm.training.state import Restored, TrainingState
 
 

@@ -17,10 +17,10 @@ from easyrec_mm.files.work_folder import work_folder
 from easyrec_mm.protos.pipeline_pb2 import EasyRecConfig
 from easyrec_mm.runs.checkpoint import Checkpoints
 from easyrec_mm.runs.checkpoint_index import read_index
-from easyrec_mm.runs.checkpoint_list import PREFIX
 from easyrec_mm.runs.checkpoint_parts import Increment, pieces_of
 from easyrec_mm.runs.checkpoint_reader import bases_of
 from easyrec_mm.runs.model_dir import PIPELINE_CONFIG, ModelDir
+from easyrec_mm.runs.names import PREFIX
 from easyrec_mm.runs.parts_of_workers import PartsOfWorkers
 from easyrec_mm.runs.snapshot import Changed, Snapshot
 from easyrec_mm.training.changed_rows import ChangedRows

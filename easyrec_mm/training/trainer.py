@@ -9,7 +9,7 @@ import tensorflow as tf
 
 from easyrec_mm.config.image import PLACE
 from easyrec_mm.config.learning_rates import schedule_warnings
-from easyrec_mm.config.pipeline import Pipeline
+from easyrec_mm.config.pipeline import Pipeline, config_text
 from easyrec_mm.console import say
 from easyrec_mm.data.batch import InputBatch
 from easyrec_mm.data.first_pictures import first_pictures, require_pictures
@@ -27,9 +27,10 @@ from easyrec_mm.network.model import MultimodalModel, table_categories
 from easyrec_mm.network.precision import MIXED_FLOAT16, device_name, dtype_policy
 from easyrec_mm.runs.checkpoint import newest_whole
 from easyrec_mm.runs.evaluations import END, METRICS, forget_later_steps
-from easyrec_mm.runs.model_dir import BAD_RECORDS
+from easyrec_mm.runs.model_dir import BAD_RECORDS, PIPELINE_CONFIG
 from easyrec_mm.runs.progress import MetricsLog, Progress
 from easyrec_mm.runs.same_values import require_same_values
+from easyrec_mm.runs.shown import code
 from easyrec_mm.store.feature_vectors import VectorStores
 from easyrec_mm.training.batch_norms import BatchNormWatch
 from easyrec_mm.training.evaluations import TrainingEvaluations
@@ -46,6 +47,7 @@ from easyrec_mm.training.saving import Saver
 from easyrec_mm.training.signals import Caught, caught_signals
 from easyrec_mm.training.state import TrainingState
 from easyrec_mm.training.step_log import Losses, StepLog
+from easyrec_mm.training.step_summaries import StepSummaries
 from easyrec_mm.training.steps import TrainSteps
 from easyrec_mm.training.time_left import Forecast
 from easyrec_mm.training.warm_start import start_from_checkpoint
@@ -118,6 +120,7 @@ class Trainer:
         )
         self._unreported: list[Losses] = []  # losses of earlier steps that are not reported yet
         self._to_evaluate = False  # whether the last checkpoint of an earlier start is to be evaluated
+        self._has_new_config = True  # whether it differs from that of the last checkpoint
         self._evaluations = TrainingEvaluations(
             pipeline, self.model, self.steps.average, self.steps.trained, self._vectors, self._folder,
             self._saver.shared,
@@ -139,6 +142,8 @@ class Trainer:
             say(f"warning: {shown(str(where))}: {damaged} lines are damaged and are removed")
         log = MetricsLog(self._model_dir / METRICS, self._model_dir)
         log.write_start(first_step)
+        if self._has_new_config:
+            log.write_shown(first_step + 1, [code(PIPELINE_CONFIG, config_text(self._config))])
         self._evaluations.go_on()
         self._saver.begin(self.steps.changed_rows, saved)
         progress = Progress("train", length.num_steps, first=first_step, is_exact=length.is_exact)
@@ -206,7 +211,8 @@ class Trainer:
             config=self._train_config, length=length, replicas=self._replicas, steps=self.steps,
             run_step=self.run_step, save=self._save, finish_saving=self._saver.finish,
             evaluations=self._evaluations, log=log, progress=progress, forecast=forecast, step_log=step_log,
-            save_times=save_times, caught=caught, bad_records=self._bad_records, skipped=skipped,
+            summaries=StepSummaries(self._train_config, self.model, self.steps, skipped, log), save_times=save_times,
+            caught=caught, bad_records=self._bad_records,
             put_logs=lambda: self._folder.put_logs(at_once=False),
         )  # fmt: skip
 
@@ -236,6 +242,7 @@ class Trainer:
         if self._replicas.first_says(bool(paths)):
             restored, saved = resume(paths, self._saver.shared, self._checkpoints, self.state, self._replicas)
             self._unreported, self._to_evaluate = restored.losses, restored.to_evaluate
+            self._has_new_config = bool(restored.changes)
         elif self._train_config.fine_tune_checkpoint:
             say(shown(start_from_checkpoint(self.model, self._train_config, self.steps.average)))
         require_same_values(self.state.variables(), self._replicas)

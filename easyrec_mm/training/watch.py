@@ -14,6 +14,8 @@ from easyrec_mm.data.bad_records import BadRecords
 from easyrec_mm.errors import CheckpointError, DamagedCheckpointError
 from easyrec_mm.evaluation.evaluator import Evaluator, load_weights, vectors_of
 from easyrec_mm.evaluation.report import table, write_result
+from easyrec_mm.evaluation.shown_items import ShownItems
+from easyrec_mm.evaluation.tensorboard import show_evaluation
 from easyrec_mm.files import StorageError, is_remote
 from easyrec_mm.files.folders import shown
 from easyrec_mm.network.model import MultimodalModel
@@ -61,6 +63,7 @@ class Watch:
         self._model = MultimodalModel(self._config, self._schema, dtype)
         self._look_every_s = _LOOK_EVERY_REMOTE_S if is_remote(self._config.model_dir) else LOOK_EVERY_S
         self._evaluator: Evaluator | None = None
+        self._shown = ShownItems(self._config, self._schema)
         # Checkpoints that were removed before they could be read.
         self._gone: set[str] = set()
 
@@ -153,6 +156,7 @@ class Watch:
         names = {"checkpoint": name, DIGEST: digest, "eval_input_path": self._path}
         self._log.write_line(EVAL, step, {**results, **names})
         self._log.write_summaries(EVAL, step, results)
+        show_evaluation(self._shown, self._config.train_config, self._log, self.local / WATCH_SUMMARIES, step)
         write_result(str(self.local / WATCH_RESULT), results)
         self._folder.forget_checkpoint(checkpoint)
         self._folder.put_logs()
@@ -162,7 +166,9 @@ class Watch:
         if self._evaluator is None or self._schema.stored_features():
             share = self._config.data_config.max_bad_record_share
             bad_records = BadRecords(str(self.local / WATCH_BAD_RECORDS), share)
-            self._evaluator = Evaluator(self._model, self._config, self._path, "eval_input_path", bad_records, vectors)
+            self._evaluator = Evaluator(
+                self._model, self._config, self._path, "eval_input_path", bad_records, vectors, shown=self._shown
+            )
         return self._evaluator
 
 

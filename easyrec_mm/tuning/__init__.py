@@ -1,0 +1,1 @@
+"""The search for settings: trainings with other settings, of which the evaluations decide."""
