@@ -10,9 +10,9 @@ from collections.abc import Callable
 from pathlib import PurePosixPath
 from typing import TYPE_CHECKING
 
+from easyrec_mm.api.workers import strategy_flags
 from easyrec_mm.cli import flags as f
 from easyrec_mm.cli import train
-from easyrec_mm.api.workers import strategy_flags
 from easyrec_mm.errors import UserError
 from easyrec_mm.files import is_remote, plain
 from easyrec_mm.safe_text import hide_secrets

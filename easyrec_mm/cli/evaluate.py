@@ -5,9 +5,9 @@ from __future__ import annotations
 from contextlib import closing
 from typing import TYPE_CHECKING
 
-from easyrec_mm.cli import flags as f
 from easyrec_mm.api.loading import dtype_of, go_on_with, load_quietly, load_trained, require_path
 from easyrec_mm.api.workers import cluster_of, join_workers
+from easyrec_mm.cli import flags as f
 from easyrec_mm.console import say, tell_result
 from easyrec_mm.errors import UserError
 from easyrec_mm.exit_status import after_signal

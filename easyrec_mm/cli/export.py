@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import sys
 
-from easyrec_mm.cli import flags as f
 from easyrec_mm.api.loading import find_checkpoint, load_config, require_path
+from easyrec_mm.cli import flags as f
 from easyrec_mm.errors import UserError
 from easyrec_mm.files import StorageError, join, read
 from easyrec_mm.files.folders import shown

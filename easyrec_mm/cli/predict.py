@@ -7,8 +7,8 @@ from contextlib import closing
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from easyrec_mm.cli import flags as f
 from easyrec_mm.api.loading import Trained, load_config, load_trained
+from easyrec_mm.cli import flags as f
 from easyrec_mm.errors import ConfigError, UserError, did_you_mean
 from easyrec_mm.files import plain
 from easyrec_mm.files.folders import shown

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from easyrec_mm.cli import flags as f
 from easyrec_mm.api.loading import load_config
+from easyrec_mm.cli import flags as f
 from easyrec_mm.errors import UserError
 from easyrec_mm.tensorflow_import import import_tensorflow
 

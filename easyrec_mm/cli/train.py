@@ -9,9 +9,9 @@ from collections.abc import Sequence
 from contextlib import nullcontext
 from typing import TYPE_CHECKING
 
-from easyrec_mm.cli import flags as f
 from easyrec_mm.api.loading import go_on_with, load_quietly, require_path
 from easyrec_mm.api.workers import cluster_of, join_workers, workers_to_start
+from easyrec_mm.cli import flags as f
 from easyrec_mm.console import say, tell_result
 from easyrec_mm.errors import UserError
 from easyrec_mm.exit_status import after_signal

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from easyrec_mm.cli import flags as f
 from easyrec_mm.api.loading import load_config
+from easyrec_mm.cli import flags as f
 from easyrec_mm.console import say
 from easyrec_mm.exit_status import after_signal
 from easyrec_mm.worth.names import ARMS

@@ -156,17 +156,19 @@ def evaluation_input(
     setting: str,
     bad_records: BadRecords,
     vectors: VectorStores | None = None,
+    more_fields: tuple[str, ...] = (),
 ) -> Input:
     """Return the input of an evaluation by `plan`; the other arguments are those of Evaluator.
+
+    Fields beside those of the plan are kept if `more_fields` names them.
 
     Raises:
       DataError: if the files cannot be read.
     """
     data = config.data_config
     worker = model.replicas.number, model.replicas.num
-    return Input(
-        data, model.schema, path, setting, bad_records, kept_fields=plan.fields, vectors=vectors, worker=worker
-    )
+    fields = tuple(dict.fromkeys([*plan.fields, *more_fields]))
+    return Input(data, model.schema, path, setting, bad_records, kept_fields=fields, vectors=vectors, worker=worker)
 
 
 def summary_of(
@@ -297,7 +299,15 @@ def prediction_batches(model: MultimodalModel, inputs: Input) -> Generator[Input
 def outputs_of(
     model: MultimodalModel, items: Iterable[InputBatch], spec: Batch, name: str, with_empty: bool = False
 ) -> Iterator[tuple[Batch, dict[str, tf.Tensor], dict[str, tf.Tensor]]]:
-    """Yield (batch, kept fields, outputs) of every one of `prediction_batches` with samples, and show the progress.
+    """Yield (batch, kept fields, outputs) as `outputs_of_items`, without where the batch comes from."""
+    for item, outputs in outputs_of_items(model, items, spec, name, with_empty):
+        yield item.batch, item.kept_fields, outputs
+
+
+def outputs_of_items(
+    model: MultimodalModel, items: Iterable[InputBatch], spec: Batch, name: str, with_empty: bool = False
+) -> Iterator[tuple[InputBatch, dict[str, tf.Tensor]]]:
+    """Yield (batch with its origin, outputs) of every one of `prediction_batches` with samples, and show the progress.
 
     Args:
       model: the model.
@@ -315,9 +325,9 @@ def outputs_of(
             if bank is not None:
                 bank.before_step(item.batch.images.bank_row, item.batch.images.encoded, 0)
             if item.batch.num_samples or model.rec.feature_embedding.is_divided:
-                yield item.batch, item.kept_fields, step(item.batch)
+                yield item, step(item.batch)
             elif with_empty:
-                yield item.batch, item.kept_fields, {}
+                yield item, {}
             progress.add(item.batch.num_samples, item.batch.num_images, item.batch.num_encoded, 0.0)
             if time.monotonic() - shown > _SHOW_EVERY_S:
                 progress.show({}, rates_of(progress.take()))
